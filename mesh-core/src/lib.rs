@@ -1,1 +1,39 @@
-//! placeholder
+//! The domain of the mesh: who is who (identity, workload, service), who may talk to whom (policy, authorize), and where a connection goes
+//! (resolve, balance, names). It performs no I/O, never awaits and never reads a clock: time and randomness are arguments.
+//!
+//! ```text
+//! Vec<Change> -> Store::apply -> Arc<Snapshot> (immutable, cheap to clone) + Diff (what to recheck)
+//!                                   |-- resolve   destination -> Route | Refusal
+//!                                   |-- authorize connection  -> Allow | Deny
+//!                                   `-- names     DNS question -> addresses
+//! ```
+
+pub mod authorize;
+pub mod balance;
+pub mod change;
+mod cow;
+pub mod fuzz;
+pub mod identity;
+mod intern;
+pub mod name;
+pub mod names;
+pub mod policy;
+pub mod ports;
+pub mod resolve;
+pub mod service;
+pub mod snapshot;
+pub mod store;
+pub mod workload;
+
+pub use arcstr::ArcStr;
+pub use authorize::{AllowReason, Connection, Decision, DenyReason, Verdict, authorize};
+pub use balance::{EndpointLease, EndpointSet, Pick};
+pub use change::{Change, PolicyScopeHint};
+pub use identity::{Identity, IdentityError, TrustDomain};
+pub use name::NamespacedName;
+pub use policy::Policy;
+pub use resolve::{Client, Refusal, Request, Route, Upstream, resolve};
+pub use service::Service;
+pub use snapshot::Snapshot;
+pub use store::{Applied, Diff, Store};
+pub use workload::{GatewayAddress, Locality, Workload};

@@ -1,1 +1,14 @@
-//! placeholder
+//! Wire messages and their conversion to and from mesh-core. Only this crate interprets generated types: the clients and servers of the control plane
+//! hand bytes to [`convert`] and get domain values, or an error that names what is wrong.
+
+pub mod convert;
+pub mod wire;
+
+pub use wire::{authorization, ca, discovery, enrol, workload};
+
+/// Type URL of workloads and services.
+pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
+/// Type URL of authorization policies.
+pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
+/// The largest message that either side of an xDS stream accepts.
+pub const MAX_MESSAGE_BYTES: usize = 64 << 20;

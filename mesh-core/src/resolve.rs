@@ -1,0 +1,248 @@
+//! Where a captured connection goes. The proxy asks once for each attempt, naming the endpoints that already failed, and does what the route
+//! says. Nothing here guesses: what the mesh should know but does not is refused.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use arcstr::ArcStr;
+use rand::Rng;
+
+use crate::{
+    EndpointLease, Identity, Locality, NamespacedName, Service, Snapshot, Workload,
+    balance::{Ask, Pick},
+    ports,
+    service::Mode,
+    workload::TunnelProtocol,
+};
+
+/// The local pod that connects.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Client {
+    /// Its network.
+    pub network: ArcStr,
+    /// Its cluster.
+    pub cluster_id: ArcStr,
+    /// Its node.
+    pub node: ArcStr,
+    /// Where its node is.
+    pub locality: Locality,
+    /// Its namespace.
+    pub namespace: ArcStr,
+    /// Its addresses.
+    pub ips: Vec<IpAddr>,
+}
+
+/// One attempt of one connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// Who connects.
+    pub source: &'a Client,
+    /// What the app asked for.
+    pub destination: SocketAddr,
+    /// Monotonic milliseconds.
+    pub now_ms: u64,
+    /// Uids of endpoints that this connection has tried.
+    pub tried: &'a [ArcStr],
+}
+
+/// How to connect.
+#[derive(Debug)]
+pub enum Route {
+    /// Outside the mesh: as the app asked.
+    Passthrough(SocketAddr),
+    /// A known workload without a tunnel.
+    Plain(Upstream),
+    /// A workload with HBONE.
+    Hbone(Upstream),
+}
+
+/// The chosen workload and how it is addressed.
+#[derive(Debug)]
+pub struct Upstream {
+    /// Who takes the connection.
+    pub workload: Arc<Workload>,
+    /// The app there: its address and port, which is also the CONNECT authority.
+    pub target: SocketAddr,
+    /// Its HBONE listener.
+    pub tunnel: SocketAddr,
+    /// Identities that the peer may prove.
+    pub expected: Vec<Identity>,
+    /// The service that was asked for, if it was one.
+    pub service: Option<Arc<Service>>,
+    /// Changes when the address changes owner; part of every cache key about it.
+    pub generation: u64,
+    /// Counts the connection and takes its outcome; only when an endpoint was chosen.
+    pub lease: Option<EndpointLease>,
+}
+
+/// Why there is no route. Every refusal is closed: the connection is not made.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Refusal {
+    /// Configuration has never been complete.
+    #[error("configuration has not arrived yet")]
+    NotSynced,
+    /// No endpoint of the service is left.
+    #[error("service {service} has no endpoint left for port {port}")]
+    NoEndpoints {
+        /// Which service.
+        service: NamespacedName,
+        /// The service's port.
+        port: u16,
+    },
+    /// The service has no such port.
+    #[error("service {service} has no port {port}")]
+    UnknownPort {
+        /// Which service.
+        service: NamespacedName,
+        /// The port that was asked for.
+        port: u16,
+    },
+    /// Inside the ranges of the mesh, and nobody's.
+    #[error("{0} is inside the mesh but belongs to no known workload or service")]
+    UnknownMeshAddress(IpAddr),
+    /// A port of the mesh itself: a loop or a spoof.
+    #[error("port {0} belongs to the mesh")]
+    MeshPort(u16),
+    /// The destination must be reached through a waypoint, and this agent cannot use one yet.
+    #[error("{destination} must be reached through its waypoint")]
+    WaypointRequired {
+        /// The service's key or the workload's uid.
+        destination: String,
+    },
+    /// The workload is behind a gateway of another network.
+    #[error("workload {uid} is only reachable through the gateway of its network")]
+    RemoteNetwork {
+        /// Which workload.
+        uid: ArcStr,
+    },
+}
+
+impl Refusal {
+    /// A short constant name, for metrics and access logs.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NotSynced => "not_synced",
+            Self::NoEndpoints { .. } => "no_endpoints",
+            Self::UnknownPort { .. } => "unknown_port",
+            Self::UnknownMeshAddress(_) => "unknown_mesh_address",
+            Self::MeshPort(_) => "mesh_port",
+            Self::WaypointRequired { .. } => "waypoint_required",
+            Self::RemoteNetwork { .. } => "remote_network",
+        }
+    }
+}
+
+/// Decides in this order: a workload's address, a service's address, a service's range, a range of the mesh, outside.
+pub fn resolve(snapshot: &Snapshot, request: &Request<'_>, rng: &mut impl Rng) -> Result<Route, Refusal> {
+    if !snapshot.is_synced() {
+        return Err(Refusal::NotSynced);
+    }
+    let (ip, port) = (request.destination.ip().to_canonical(), request.destination.port());
+    let network = &*request.source.network;
+    if let Some(owner) = snapshot.owner(network, &ip) {
+        return to_workload(&owner.workload, owner.generation, SocketAddr::new(ip, port));
+    }
+    if let Some(service) = snapshot.service_by_address(network, &ip) {
+        return to_service(snapshot, service, request, rng);
+    }
+    if request.source.ips.contains(&ip) && ports::is_mesh_port(port) {
+        return Err(Refusal::MeshPort(port));
+    }
+    if snapshot.in_mesh_ranges(ip) {
+        return Err(Refusal::UnknownMeshAddress(ip));
+    }
+    Ok(Route::Passthrough(SocketAddr::new(ip, port)))
+}
+
+/// Chooses an endpoint of a service that is already known, by name rather than by address.
+pub fn to_service(
+    snapshot: &Snapshot,
+    service: &Arc<Service>,
+    request: &Request<'_>,
+    rng: &mut impl Rng,
+) -> Result<Route, Refusal> {
+    let (key, destination) = (service.key(), request.destination);
+    if service.waypoint.is_some() {
+        return Err(Refusal::WaypointRequired { destination: key.to_string() });
+    }
+    if service.load_balancing.mode == Mode::Passthrough {
+        return Ok(Route::Passthrough(SocketAddr::new(destination.ip().to_canonical(), destination.port())));
+    }
+    let port = destination.port();
+    if service.port(port).is_none() {
+        return Err(Refusal::UnknownPort { service: key, port });
+    }
+    let ask =
+        Ask { client: request.source, port, like: destination.ip(), now_ms: request.now_ms, tried: request.tried };
+    let Some(pick) = snapshot.endpoints(&key).and_then(|set| set.pick(&ask, rng)) else {
+        return Err(Refusal::NoEndpoints { service: key, port });
+    };
+    to_endpoint(snapshot, service, pick)
+}
+
+fn to_endpoint(snapshot: &Snapshot, service: &Arc<Service>, pick: Pick) -> Result<Route, Refusal> {
+    let Pick { workload, address, target_port, lease } = pick;
+    let mut expected = service.subject_alt_names.clone();
+    let own = workload.identity();
+    if !expected.contains(&own) {
+        expected.push(own);
+    }
+    // The address may have a newer owner than the member that was picked: then the member is on the host network or about to go, and the
+    // caches about the address must not be shared with the owner's.
+    let owner = snapshot.owner(&workload.network, &address);
+    let generation = owner.filter(|o| o.workload.uid == workload.uid).map_or(0, |o| o.generation);
+    route(Upstream {
+        target: SocketAddr::new(address, target_port),
+        tunnel: SocketAddr::new(address, ports::HBONE),
+        expected,
+        service: Some(Arc::clone(service)),
+        generation,
+        lease: Some(lease),
+        workload,
+    })
+}
+
+fn to_workload(workload: &Arc<Workload>, generation: u64, target: SocketAddr) -> Result<Route, Refusal> {
+    if workload.waypoint.is_some() {
+        return Err(Refusal::WaypointRequired { destination: workload.uid.to_string() });
+    }
+    route(Upstream {
+        workload: Arc::clone(workload),
+        target,
+        tunnel: SocketAddr::new(target.ip(), ports::HBONE),
+        expected: vec![workload.identity()],
+        service: None,
+        generation,
+        lease: None,
+    })
+}
+
+fn route(upstream: Upstream) -> Result<Route, Refusal> {
+    if ports::is_mesh_port(upstream.target.port()) {
+        return Err(Refusal::MeshPort(upstream.target.port()));
+    }
+    if upstream.workload.network_gateway.is_some() {
+        return Err(Refusal::RemoteNetwork { uid: upstream.workload.uid.clone() });
+    }
+    match upstream.workload.protocol {
+        TunnelProtocol::Hbone => Ok(Route::Hbone(upstream)),
+        TunnelProtocol::None => Ok(Route::Plain(upstream)),
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Passthrough(to) => write!(f, "passthrough to {to}"),
+            Self::Plain(up) => write!(f, "plain TCP to {} ({})", up.target, up.workload.uid),
+            Self::Hbone(up) => write!(f, "HBONE to {} ({})", up.target, up.workload.uid),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,19 @@
-//! placeholder
+//! Process plumbing shared by every binary of the mesh: how a process logs, counts, answers its operator, retries, drains and stops.
+//!
+//! Nothing here knows what a mesh is. Each module is one tool; none keeps global state except the log subscriber and the panic counter,
+//! which are global in Rust itself.
+
+pub mod backoff;
+pub mod drain;
+pub mod fds;
+pub mod http;
+pub mod logging;
+pub mod metrics;
+pub mod readiness;
+pub mod signal;
+pub mod task;
+pub mod watchdog;
+
+pub use backoff::Backoff;
+pub use drain::{Drain, DrainToken, Drained};
+pub use readiness::{Readiness, ReadyGuard};

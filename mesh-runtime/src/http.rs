@@ -1,0 +1,246 @@
+//! Small HTTP/1.1 servers for operators: metrics, readiness, admin. Over TCP, or over a Unix socket of one user.
+//!
+//! Everything is limited: connections, header bytes, body bytes, time to read a head, time to take the answer. A slow or hostile client
+//! costs one connection slot for at most [`Limits::connection`]. Handlers get the whole body and give a whole response.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+
+use crate::drain::DrainToken;
+use crate::task;
+
+/// A response with a body in memory.
+pub type Reply = Response<Full<Bytes>>;
+
+/// What one server allows.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at once; further ones wait in the backlog.
+    pub connections: usize,
+    /// Bytes of a request head.
+    pub head: usize,
+    /// Bytes of a request body.
+    pub body: usize,
+    /// Time to send a whole request head.
+    pub head_time: Duration,
+    /// Life of a connection, answer included.
+    pub connection: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            connections: 32,
+            head: 96 * 1024,
+            body: 64 * 1024,
+            head_time: Duration::from_secs(5),
+            connection: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Serves `handler` on a TCP listener until the drain starts.
+pub async fn serve_tcp<H, F>(listener: TcpListener, limits: Limits, drain: DrainToken, handler: H)
+where
+    H: Fn(Request<Bytes>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Reply> + Send + 'static,
+{
+    serve(limits, drain, handler, || async { listener.accept().await.map(|(stream, _)| Some(stream)) }).await;
+}
+
+/// Serves `handler` on a Unix listener until the drain starts; clients whose user is not `uid` are hung up on before a byte is read.
+pub async fn serve_unix<H, F>(listener: UnixListener, uid: u32, limits: Limits, drain: DrainToken, handler: H)
+where
+    H: Fn(Request<Bytes>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Reply> + Send + 'static,
+{
+    let accept = || async {
+        let (stream, _) = listener.accept().await?;
+        match stream.peer_cred() {
+            Ok(peer) if peer.uid() == uid => Ok(Some(stream)),
+            Ok(peer) => {
+                tracing::warn!(uid = peer.uid(), pid = peer.pid(), "refused a client of another user");
+                Ok(None)
+            }
+            Err(_) => Ok(None),
+        }
+    };
+    serve(limits, drain, handler, accept).await;
+}
+
+/// A plain text answer.
+pub fn text(status: StatusCode, body: impl Into<String>) -> Reply {
+    reply(status, "text/plain; charset=utf-8", body.into().into_bytes())
+}
+
+/// A JSON answer.
+pub fn json(body: &serde_json::Value) -> Reply {
+    reply(StatusCode::OK, "application/json", format!("{body:#}\n").into_bytes())
+}
+
+/// An answer of any type.
+pub fn reply(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Reply {
+    let mut reply = Response::new(Full::new(Bytes::from(body)));
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    reply
+}
+
+async fn serve<H, F, S, A, AF>(limits: Limits, drain: DrainToken, handler: H, accept: A)
+where
+    H: Fn(Request<Bytes>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Reply> + Send + 'static,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    A: Fn() -> AF,
+    AF: Future<Output = io::Result<Option<S>>>,
+{
+    let slots = Arc::new(Semaphore::new(limits.connections));
+    loop {
+        let accepted = async {
+            // The semaphore is never closed.
+            let slot = slots.clone().acquire_owned().await;
+            (slot, accept().await)
+        };
+        let (slot, stream) = tokio::select! {
+            () = drain.started() => return,
+            accepted = accepted => accepted,
+        };
+        match stream {
+            Ok(Some(stream)) => {
+                let (handler, drain) = (handler.clone(), drain.clone());
+                task::spawn("http connection", async move {
+                    let _slot = slot;
+                    tokio::select! {
+                        () = drain.forced() => {}
+                        _ = tokio::time::timeout(limits.connection, connection(stream, limits, handler)) => {}
+                    }
+                });
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept an operator's connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn connection<S, H, F>(stream: S, limits: Limits, handler: H)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: Fn(Request<Bytes>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Reply> + Send + 'static,
+{
+    let service = service_fn(move |request| answer(request, limits.body, handler.clone()));
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head_time)
+        .max_buf_size(limits.head)
+        .keep_alive(true)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "an operator's connection ended");
+    }
+}
+
+async fn answer<H, F>(request: Request<Incoming>, body_limit: usize, handler: H) -> Result<Reply, Infallible>
+where
+    H: Fn(Request<Bytes>) -> F,
+    F: Future<Output = Reply>,
+{
+    let (parts, body) = request.into_parts();
+    Ok(match Limited::new(body, body_limit).collect().await {
+        Ok(body) => handler(Request::from_parts(parts, body.to_bytes())).await,
+        Err(_) => text(StatusCode::PAYLOAD_TOO_LARGE, "request body too large or cut\n"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpStream, UnixStream};
+
+    use super::*;
+    use crate::drain::Drain;
+
+    async fn start(limits: Limits) -> (std::net::SocketAddr, Drain) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, drain) = (listener.local_addr().unwrap(), Drain::new());
+        let handler = |request: Request<Bytes>| async move { text(StatusCode::OK, request.uri().path().to_owned()) };
+        tokio::spawn(serve_tcp(listener, limits, drain.token(), handler));
+        (address, drain)
+    }
+
+    async fn exchange(address: std::net::SocketAddr, request: &[u8]) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let _ = stream.write_all(request).await;
+        let mut answer = Vec::new();
+        let _ = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await.unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    #[tokio::test]
+    async fn hardening_b122_oversize_heads_and_bodies_are_refused() {
+        let (address, _drain) = start(Limits::default()).await;
+        let good = exchange(address, b"GET /x HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await;
+        assert!(good.starts_with("HTTP/1.1 200 ") && good.ends_with("/x"), "{good}");
+        let long = format!("GET /{} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n", "a".repeat(80_000));
+        assert!(exchange(address, long.as_bytes()).await.starts_with("HTTP/1.1 414 "));
+        let huge = format!("GET /{} HTTP/1.1\r\nhost: localhost\r\n\r\n", "a".repeat(1 << 20));
+        let refused = exchange(address, huge.as_bytes()).await;
+        assert!(refused.is_empty() || refused.starts_with("HTTP/1.1 4"), "{refused}");
+        let body = format!("POST / HTTP/1.1\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{}", 70_000, "b".repeat(70_000));
+        let refused = exchange(address, body.as_bytes()).await;
+        assert!(refused.is_empty() || refused.starts_with("HTTP/1.1 413 "), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn hardening_b126_slow_clients_lose_their_slot() {
+        let limits = Limits {
+            connections: 1,
+            head_time: Duration::from_millis(100),
+            connection: Duration::from_millis(300),
+            ..Limits::default()
+        };
+        let (address, _drain) = start(limits).await;
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        slow.write_all(b"GET / HT").await.unwrap();
+        // The only slot is taken; it comes back when the slow client's time is up.
+        let answer = exchange(address, b"GET /next HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+        assert!(answer.ends_with("/next"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn hardening_b127_other_users_are_hung_up_on() {
+        let folder = std::env::temp_dir().join(format!("mesh-runtime-http-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("admin.sock");
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).unwrap();
+        let drain = Drain::new();
+        let me = nix::unistd::getuid().as_raw();
+        let handler = |_| async { text(StatusCode::OK, "secret") };
+        tokio::spawn(serve_unix(listener, me + 1, Limits::default(), drain.token(), handler));
+        let mut stream = UnixStream::connect(&path).await.unwrap();
+        let _ = stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        assert!(answer.is_empty());
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}

@@ -1,0 +1,183 @@
+//! What the callers of the kernel module say and hear: configuration, a pod to enrol, errors and repairs.
+
+use std::{io, net::IpAddr, os::fd::BorrowedFd, path::PathBuf, time::Duration};
+
+/// Where and how large. One per agent.
+#[derive(Clone, Debug)]
+pub struct KernelConfig {
+    /// Name of this node on the kernel: several agents may share one (demo, tests).
+    pub instance: String,
+    /// Parent cgroup (v2) of the node's pods; never the root.
+    pub pods_cgroup: PathBuf,
+    /// The agent's own cgroup (v2); the agent must already be in it.
+    pub agent_cgroup: PathBuf,
+    /// Folder of all instances; its parent is mounted as bpffs if it is not.
+    pub bpffs: PathBuf,
+    /// Asks for the programs' own log; only a debug build of the object has one.
+    pub debug_log: bool,
+    /// Sizes of the maps.
+    pub limits: Limits,
+    /// Runs the behavioural self-test at start.
+    pub self_test: bool,
+    /// DNS goes to the original resolver when the last heartbeat is older than this.
+    pub heartbeat_stale: Duration,
+    /// How long a slot without users stays, so that late packets and retries find it.
+    pub slot_hold: Duration,
+}
+
+impl KernelConfig {
+    /// The defaults for an instance.
+    pub fn new(instance: impl Into<String>, pods_cgroup: impl Into<PathBuf>, agent_cgroup: impl Into<PathBuf>) -> Self {
+        Self {
+            instance: instance.into(),
+            pods_cgroup: pods_cgroup.into(),
+            agent_cgroup: agent_cgroup.into(),
+            bpffs: "/sys/fs/bpf/undermesh".into(),
+            debug_log: false,
+            limits: Limits::default(),
+            self_test: true,
+            heartbeat_stale: Duration::from_secs(3),
+            slot_hold: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Sizes of the maps. All are preallocated: memory is paid at start, never during a connect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Enrolled pods.
+    pub pods: u32,
+    /// Destinations of all pods together that are in use or were lately.
+    pub slots: u32,
+    /// The same, for one pod: no pod can starve another.
+    pub slots_per_pod: u32,
+    /// Connections of the agent to apps between SYN and accept.
+    pub clients: u32,
+    /// Ports with a mode of their own, of all pods.
+    pub inbound_ports: u32,
+    /// Bytes of the event ring; a power of two of at least a page.
+    pub event_bytes: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            pods: 1024,
+            slots: 65_536,
+            slots_per_pod: 8_192,
+            clients: 32_768,
+            inbound_ports: 16_384,
+            event_bytes: 256 * 1024,
+        }
+    }
+}
+
+/// A pod to enrol.
+#[derive(Clone, Copy, Debug)]
+pub struct PodSpec<'a> {
+    /// Cookie of its network namespace, see [`super::netns_cookie`].
+    pub cookie: u64,
+    /// Its network namespace.
+    pub netns: BorrowedFd<'a>,
+    /// Its addresses, at most four; the first of each family is the source of captured connections.
+    pub ips: &'a [IpAddr],
+    /// Its nameservers, at most four; none switches DNS capture off.
+    pub nameservers: &'a [IpAddr],
+    /// The agent's sockets inside the namespace.
+    pub listeners: &'a PodListenerFds<'a>,
+    /// What plaintext from the network meets.
+    pub inbound: &'a InboundMode,
+}
+
+/// The agent's sockets in a pod's namespace, bound to 127.0.0.1 and ::1 on any port. A missing one means that what would go to it is
+/// refused. UDP replies leave from the port that the DNS sockets are bound to, so the four DNS sockets must share one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PodListenerFds<'a> {
+    /// Captured TCP connections.
+    pub outbound_v4: Option<BorrowedFd<'a>>,
+    /// Captured TCP connections.
+    pub outbound_v6: Option<BorrowedFd<'a>>,
+    /// Plaintext from the network.
+    pub plaintext_v4: Option<BorrowedFd<'a>>,
+    /// Plaintext from the network.
+    pub plaintext_v6: Option<BorrowedFd<'a>>,
+    /// HBONE from the network.
+    pub hbone_v4: Option<BorrowedFd<'a>>,
+    /// HBONE from the network.
+    pub hbone_v6: Option<BorrowedFd<'a>>,
+    /// DNS queries.
+    pub dns_udp_v4: Option<BorrowedFd<'a>>,
+    /// DNS queries.
+    pub dns_udp_v6: Option<BorrowedFd<'a>>,
+    /// DNS connections.
+    pub dns_tcp_v4: Option<BorrowedFd<'a>>,
+    /// DNS connections.
+    pub dns_tcp_v6: Option<BorrowedFd<'a>>,
+}
+
+/// Whether plaintext TCP from the network is dropped in the kernel.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct InboundMode {
+    /// STRICT for ports that have no entry.
+    pub default_strict: bool,
+    /// Port and whether it is STRICT.
+    pub ports: Vec<(u16, bool)>,
+}
+
+/// Why a call of this module failed.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// Another agent of the same instance runs.
+    #[error("instance {instance} is in use by another agent (lock on {path})", path = path.display())]
+    Locked {
+        /// Instance name.
+        instance: String,
+        /// What is locked.
+        path: PathBuf,
+    },
+    /// A system call failed.
+    #[error("{call} {path}", path = path.display())]
+    Io {
+        /// The call.
+        call: &'static str,
+        /// What it was about.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel refused a program, map or link.
+    #[error("{action} {name}")]
+    Bpf {
+        /// What was tried.
+        action: &'static str,
+        /// Program, map or link.
+        name: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The configuration cannot work.
+    #[error("{0}")]
+    Config(String),
+    /// A pod asks for more than its row can hold, or for something that cannot be enrolled.
+    #[error("pod {cookie:#x}: {reason}")]
+    Pod {
+        /// Its cookie.
+        cookie: u64,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The self-test found that the kernel does not do what the programs need.
+    #[error("self-test: {0}")]
+    SelfTest(String),
+}
+
+/// Something that [`super::Kernel::verify`] found changed behind our back, and put right.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Repair {
+    /// Link or pin.
+    pub name: String,
+    /// What was wrong with it.
+    pub what: &'static str,
+}

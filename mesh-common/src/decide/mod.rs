@@ -1,0 +1,8 @@
+//! The decisions of the hooks, as pure functions: what comes in is a parsed packet or call and the pod's row, what goes out is a verdict.
+//! The hooks in `mesh-ebpf` parse, look up, call one of these, and act.
+
+mod capture;
+mod inbound;
+
+pub use capture::{Attempt, Capture, capture_tcp, capture_udp};
+pub use inbound::{Inbound, Lookup, inbound_tcp, inbound_udp};

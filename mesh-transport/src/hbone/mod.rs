@@ -1,0 +1,15 @@
+//! HBONE: HTTP/2 CONNECT over mutual TLS, between the agents of two pods.
+//!
+//! [`Pool`] opens streams as a client, [`Acceptor`] takes tunnels as a server; both give [`HboneStream`]s.
+
+mod error;
+mod pool;
+mod request;
+mod server;
+mod stream;
+
+pub use error::{HboneError, Stage};
+pub use pool::{Pool, PoolConfig, PoolStats, TunnelKey};
+pub use request::{Authority, AuthorityProblem, Baggage, ConnectRequest, ConnectResponse, Forwarded, TraceParent, WorkloadKind};
+pub use server::{AcceptError, Acceptor, AcceptorConfig, InboundRequest, InboundTunnel, ServeEnd};
+pub use stream::HboneStream;

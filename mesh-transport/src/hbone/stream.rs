@@ -1,0 +1,4 @@
+//! placeholder body
+/// A bidirectional byte stream through a tunnel.
+#[derive(Debug)]
+pub struct HboneStream { _private: () }

@@ -1,0 +1,12 @@
+//! Identities on the wire: certificates, peer verification and the TLS 1.3 record layer of tunnels.
+
+mod certificate;
+mod handshake;
+mod record;
+mod verify;
+
+pub use certificate::{CertificateError, IdentityCertificate, Roots};
+pub use handshake::{HandshakeError, TlsStream};
+pub(crate) use handshake::{accept, connect};
+pub(crate) use record::{CONTENT_ALERT, CONTENT_DATA, CONTENT_HANDSHAKE, Front, Opener, RECORD_CONTENT, RECORD_HEADER, RecordError, Sealer, TRAILER};
+pub use verify::{VerifyError, peer_identity};

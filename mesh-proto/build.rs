@@ -9,6 +9,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(FILES, ["proto"])?;
     tonic_prost_build::configure()
         .bytes(".envoy.service.discovery.v3.Any.value")
+        // A map in a fixed order, so that equal workloads have equal bytes.
+        .btree_map(".istio.workload.Workload.services")
         .emit_rerun_if_changed(false)
         .compile_fds(descriptors)?;
     Ok(())

@@ -1,2 +1,139 @@
-//! Entry points for fuzzers. Each takes arbitrary bytes and panics only on a bug.
+//! Entry points for fuzzers, and the builder of arbitrary policies that property tests share with them. Each entry point takes arbitrary bytes
+//! and panics only on a bug.
 #![doc(hidden)]
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+
+use crate::{
+    Connection, Identity, NamespacedName, Policy,
+    authorize::{Applicable, decide},
+    policy::{
+        Action, Clause, Match, Rule, Scope, ServiceAccountMatch, StringMatch,
+        reference::{Facts, allowed},
+    },
+};
+
+/// Builds policies and a connection from `data` and holds the evaluator against the reference.
+pub fn authorization(data: &[u8]) {
+    let mut bytes = Bytes(data);
+    let facts = bytes.facts();
+    let policies = bytes.policies();
+    assert_eq!(evaluate(&policies, &facts), allowed(&policies, &facts), "{policies:#?} {facts:#?}");
+}
+
+pub(crate) fn evaluate(policies: &[Policy], facts: &Facts) -> bool {
+    let connection = Connection {
+        source_ip: facts.source_ip,
+        source: facts.identity.as_ref(),
+        destination_ip: facts.destination_ip,
+        destination_port: facts.destination_port,
+    };
+    decide(policies.iter().map(Applicable::Policy), &connection).is_allowed()
+}
+
+/// Values from a small world, so that conditions often hold. Ends of data read as zero.
+pub(crate) struct Bytes<'a>(pub(crate) &'a [u8]);
+
+impl Bytes<'_> {
+    fn below(&mut self, limit: u8) -> u8 {
+        match self.0.split_first() {
+            Some((first, rest)) => {
+                self.0 = rest;
+                first % limit
+            }
+            None => 0,
+        }
+    }
+
+    fn list<T>(&mut self, limit: u8, mut item: impl FnMut(&mut Self) -> T) -> Vec<T> {
+        let count = self.below(limit);
+        (0..count).map(|_| item(self)).collect()
+    }
+
+    fn word(&mut self) -> &'static str {
+        ["a", "b", "ab", "ns", "cluster.local/ns/a/sa/a", "cluster.local/ns/a", "/sa/b", "other/ns/b/sa/ab"]
+            [usize::from(self.below(8))]
+    }
+
+    fn segment(&mut self) -> &'static str {
+        ["a", "b", "ab"][usize::from(self.below(3))]
+    }
+
+    fn ip(&mut self) -> IpAddr {
+        let low = self.below(4);
+        match self.below(4) {
+            0 => Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, low.into()).into(),
+            high => Ipv4Addr::new(10, 0, high, low).into(),
+        }
+    }
+
+    fn net(&mut self) -> IpNet {
+        let ip = self.ip();
+        let lengths: [u8; 5] = if ip.is_ipv4() { [32, 24, 8, 0, 31] } else { [128, 64, 8, 0, 127] };
+        let length = lengths[usize::from(self.below(5))];
+        IpNet::new(ip, length).map_or(IpNet::from(ip), |net| net.trunc())
+    }
+
+    fn port(&mut self) -> u16 {
+        [80, 81, 8080, 65535][usize::from(self.below(4))]
+    }
+
+    fn string_match(&mut self) -> StringMatch {
+        let word = self.word().into();
+        match self.below(4) {
+            0 => StringMatch::Exact(word),
+            1 => StringMatch::Prefix(word),
+            2 => StringMatch::Suffix(word),
+            _ => StringMatch::Presence,
+        }
+    }
+
+    fn account(&mut self) -> ServiceAccountMatch {
+        ServiceAccountMatch { namespace: self.segment().into(), service_account: self.segment().into() }
+    }
+
+    /// Mostly few fields, because a match with many rarely holds.
+    fn one_match(&mut self) -> Match {
+        let mut m = Match::default();
+        for _ in 0..self.below(4) {
+            match self.below(12) {
+                0 => m.namespaces = self.list(3, Self::string_match),
+                1 => m.not_namespaces = self.list(3, Self::string_match),
+                2 => m.principals = self.list(3, Self::string_match),
+                3 => m.not_principals = self.list(3, Self::string_match),
+                4 => m.service_accounts = self.list(3, Self::account),
+                5 => m.not_service_accounts = self.list(3, Self::account),
+                6 => m.source_ips = self.list(3, Self::net),
+                7 => m.not_source_ips = self.list(3, Self::net),
+                8 => m.destination_ips = self.list(3, Self::net),
+                9 => m.not_destination_ips = self.list(3, Self::net),
+                10 => m.destination_ports = self.list(3, Self::port),
+                _ => m.not_destination_ports = self.list(3, Self::port),
+            }
+        }
+        m
+    }
+
+    pub(crate) fn policy(&mut self) -> Policy {
+        let action = if self.below(2) == 0 { Action::Allow } else { Action::Deny };
+        let scope = [Scope::Global, Scope::Namespace, Scope::WorkloadSelector][usize::from(self.below(3))];
+        let name = NamespacedName::new(self.segment(), format!("p{}", self.below(6)));
+        let rules = self.list(4, |b| Rule { clauses: b.list(3, |b| Clause { matches: b.list(3, Self::one_match) }) });
+        Policy { name, scope, action, rules, dry_run: self.below(8) == 7 }
+    }
+
+    pub(crate) fn policies(&mut self) -> Vec<Policy> {
+        self.list(5, Self::policy)
+    }
+
+    pub(crate) fn facts(&mut self) -> Facts {
+        let domain = ["cluster.local", "other"][usize::from(self.below(2))];
+        let identity = match self.below(4) {
+            0 => None,
+            _ => domain.parse().ok().and_then(|td| Identity::new(td, self.segment(), self.segment()).ok()),
+        };
+        Facts { identity, source_ip: self.ip(), destination_ip: self.ip(), destination_port: self.port() }
+    }
+}

@@ -8,6 +8,8 @@
 //!                                   `-- names     DNS question -> addresses
 //! ```
 
+#![cfg_attr(test, allow(non_snake_case, reason = "tests carry the ids of the rows they prove"))]
+
 pub mod authorize;
 pub mod balance;
 pub mod change;

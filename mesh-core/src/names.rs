@@ -98,13 +98,16 @@ fn candidates(name: &str, question: &Question<'_>) -> Vec<String> {
     names
 }
 
-fn completed(name: &str, question: &Question<'_>) -> Option<String> {
+fn completed(name: &str, question: &Question<'_>) -> Vec<String> {
     let (namespace, domain) = (question.namespace, question.cluster_domain);
     match name.split('.').collect::<Vec<_>>()[..] {
-        [service] => Some(format!("{service}.{namespace}.svc.{domain}")),
-        [service, namespace] => Some(format!("{service}.{namespace}.svc.{domain}")),
-        [.., namespace, "svc"] if !namespace.is_empty() => Some(format!("{name}.{domain}")),
-        _ => None,
+        [service] => vec![format!("{service}.{namespace}.svc.{domain}")],
+        // `service.namespace`, or `pod.service` of the client's own namespace.
+        [first, second] => {
+            vec![format!("{first}.{second}.svc.{domain}"), format!("{first}.{second}.{namespace}.svc.{domain}")]
+        }
+        [.., namespace, "svc"] if !namespace.is_empty() => vec![format!("{name}.{domain}")],
+        _ => Vec::new(),
     }
 }
 

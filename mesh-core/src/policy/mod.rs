@@ -2,8 +2,7 @@
 
 mod evaluate;
 mod matcher;
-#[cfg(test)]
-mod reference;
+pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
 

@@ -3,6 +3,8 @@
 
 use std::{cmp::Reverse, sync::Arc};
 
+use arcstr::ArcStr;
+
 use super::{Diff, Store};
 use crate::{NamespacedName, Service, service::ServiceAddress, workload::NetworkAddress};
 
@@ -41,10 +43,11 @@ impl Store {
 
     fn index(&mut self, service: &Arc<Service>) {
         let key = service.key();
-        let mut hosts = self.current.hosts.get(&service.hostname).map(|h| h.to_vec()).unwrap_or_default();
+        let host = host_key(service);
+        let mut hosts = self.current.hosts.get(&host).map(|h| h.to_vec()).unwrap_or_default();
         hosts.push(Arc::clone(service));
         hosts.sort_by_key(|s| (Reverse(s.canonical), s.namespace.clone()));
-        self.current.hosts.insert(service.hostname.clone(), hosts.into());
+        self.current.hosts.insert(host, hosts.into());
         for address in &service.addresses {
             self.edit_address(address, |keys| {
                 if !keys.contains(&key) {
@@ -56,12 +59,13 @@ impl Store {
 
     fn unindex(&mut self, service: &Service) {
         let key = service.key();
-        let mut hosts = self.current.hosts.get(&service.hostname).map(|h| h.to_vec()).unwrap_or_default();
-        hosts.retain(|s| s.namespace != service.namespace);
+        let host = host_key(service);
+        let mut hosts = self.current.hosts.get(&host).map(|h| h.to_vec()).unwrap_or_default();
+        hosts.retain(|s| s.key() != key);
         if hosts.is_empty() {
-            self.current.hosts.remove(&service.hostname);
+            self.current.hosts.remove(&host);
         } else {
-            self.current.hosts.insert(service.hostname.clone(), hosts.into());
+            self.current.hosts.insert(host, hosts.into());
         }
         for address in &service.addresses {
             self.edit_address(address, |keys| keys.retain(|k| *k != key));
@@ -95,5 +99,14 @@ impl Store {
 
     fn order(&self, keys: &mut [NamespacedName]) {
         keys.sort_by_key(|key| (Reverse(self.current.services.get(key).is_some_and(|s| s.canonical)), key.clone()));
+    }
+}
+
+/// DNS does not distinguish case.
+fn host_key(service: &Service) -> ArcStr {
+    if service.hostname.bytes().any(|b| b.is_ascii_uppercase()) {
+        service.hostname.to_ascii_lowercase().into()
+    } else {
+        service.hostname.clone()
     }
 }

@@ -8,6 +8,9 @@ pub enum ConvertError {
     /// Not a protobuf message of this type.
     #[error("cannot be decoded: {0}")]
     Decode(String),
+    /// The message has fields that this version does not know and must not ignore.
+    #[error("has fields that are not understood")]
+    UnknownFields,
     /// A field is required.
     #[error("{field} is missing")]
     Missing {
@@ -27,6 +30,10 @@ pub enum ConvertError {
 impl ConvertError {
     pub(super) fn invalid(field: &'static str, problem: impl Into<String>) -> Self {
         Self::Invalid { field, problem: problem.into() }
+    }
+
+    pub(super) fn decode(error: prost::DecodeError) -> Self {
+        Self::Decode(error.to_string())
     }
 }
 

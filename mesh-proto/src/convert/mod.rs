@@ -2,9 +2,68 @@
 //! ever enforced in a weaker form than it was written. Writing is total.
 
 mod error;
-mod read;
-mod write;
+mod field;
+mod policy;
+mod service;
+#[cfg(test)]
+mod tests;
+mod workload;
 
 pub use error::{ConvertError, PolicyError};
-pub use read::{AddressResource, address, policy};
-pub use write::{encode_policy, encode_service, encode_workload};
+use mesh_core::{Policy, Service, Workload};
+use prost::Message;
+
+use crate::wire::{authorization as auth, workload as wds};
+
+/// One `istio.workload.Address`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "moved once, into a Change")]
+pub enum AddressResource {
+    /// A workload.
+    Workload(Workload),
+    /// A service.
+    Service(Service),
+}
+
+/// Reads one `istio.workload.Address`. Fields that this version does not know are ignored, as protobuf means it: new ones describe.
+pub fn address(bytes: &[u8]) -> Result<AddressResource, ConvertError> {
+    use wds::address::Type;
+    let message = wds::Address::decode(bytes).map_err(ConvertError::decode)?;
+    match message.r#type {
+        Some(Type::Workload(workload)) => workload::read(workload).map(AddressResource::Workload),
+        Some(Type::Service(service)) => service::read(service).map(AddressResource::Service),
+        None => Err(ConvertError::Missing { field: "type" }),
+    }
+}
+
+/// Reads one `istio.security.Authorization`. A field that this version does not know refuses the policy: new ones constrain, and leaving a
+/// constraint out would widen access.
+pub fn policy(bytes: &[u8]) -> Result<Policy, PolicyError> {
+    let message =
+        auth::Authorization::decode(bytes).map_err(|e| PolicyError { scope: None, source: ConvertError::decode(e) })?;
+    let understood = message.encoded_len();
+    let scope = policy::read_scope(message.scope);
+    let result = scope
+        .clone()
+        .and_then(|scope| policy::read(message, scope))
+        .and_then(|policy| if understood == bytes.len() { Ok(policy) } else { Err(ConvertError::UnknownFields) });
+    result.map_err(|source| PolicyError { scope: scope.ok(), source })
+}
+
+/// The bytes of an `istio.workload.Address` that holds the workload. The same value always gives the same bytes.
+#[must_use]
+pub fn encode_workload(workload: &Workload) -> Vec<u8> {
+    wds::Address { r#type: Some(wds::address::Type::Workload(workload::write(workload))) }.encode_to_vec()
+}
+
+/// The bytes of an `istio.workload.Address` that holds the service.
+#[must_use]
+pub fn encode_service(service: &Service) -> Vec<u8> {
+    wds::Address { r#type: Some(wds::address::Type::Service(service::write(service))) }.encode_to_vec()
+}
+
+/// The bytes of an `istio.security.Authorization`.
+#[must_use]
+pub fn encode_policy(policy: &Policy) -> Vec<u8> {
+    policy::write(policy).encode_to_vec()
+}

@@ -1,7 +1,10 @@
 //! Wire messages and their conversion to and from mesh-core. Only this crate interprets generated types: the clients and servers of the control plane
 //! hand bytes to [`convert`] and get domain values, or an error that names what is wrong.
 
+#![cfg_attr(test, allow(non_snake_case, reason = "tests carry the ids of the rows they prove"))]
+
 pub mod convert;
+pub mod fuzz;
 pub mod wire;
 
 pub use wire::{authorization, ca, discovery, enrol, workload};

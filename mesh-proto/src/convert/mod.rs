@@ -1,6 +1,7 @@
 //! Between wire messages and domain values. Reading is strict: what cannot be understood exactly is refused with a reason, so that nothing is
 //! ever enforced in a weaker form than it was written. Writing is total.
 
+mod enrol;
 mod error;
 mod field;
 mod policy;
@@ -9,6 +10,9 @@ mod service;
 mod tests;
 mod workload;
 
+pub use enrol::{
+    ENROL_VERSION, EnrolRequest, MAX_ENROL_BYTES, PodDnsRequest, PodRequest, encode_enrol_request, enrol_request,
+};
 pub use error::{ConvertError, PolicyError};
 use mesh_core::{Policy, Service, Workload};
 use prost::Message;

@@ -1,0 +1,78 @@
+//! Entry points for fuzzers. Each takes arbitrary bytes and panics only on a bug.
+#![doc(hidden)]
+
+use mesh_core::{Change, Connection, Store, authorize};
+
+use crate::convert::{self, AddressResource};
+
+/// Resources as they come from a control plane: converted, encoded again, applied to a store, and the snapshot asked.
+///
+/// The data is a sequence of records: kind (even: address, odd: policy), length in two bytes, payload.
+pub fn xds_resources(data: &[u8]) {
+    let mut store = Store::new();
+    let mut rest = data;
+    while let [kind, high, low, tail @ ..] = rest {
+        let length = (usize::from(*high) << 8 | usize::from(*low)).min(tail.len());
+        let (payload, next) = tail.split_at(length);
+        rest = next;
+        let Some(change) = (if kind % 2 == 0 { address(payload) } else { policy(payload) }) else { continue };
+        let first = store.apply(vec![change.clone()]);
+        assert!(store.apply(vec![change]).diff.is_empty(), "the same change twice is one change");
+        check(&first.snapshot);
+    }
+    // Everything can be taken back.
+    let snapshot = store.snapshot();
+    let mut removals: Vec<Change> = snapshot.workloads().map(|w| Change::RemoveAddress(w.uid.clone())).collect();
+    removals.extend(snapshot.services().map(|s| Change::RemoveAddress(s.key().to_string().into())));
+    removals.extend(snapshot.policies().map(|p| Change::RemovePolicy(p.name().clone())));
+    let services: Vec<_> = snapshot.services().map(|s| s.key()).collect();
+    let empty = store.apply(removals).snapshot;
+    assert_eq!(empty.counts(), (0, 0, 0));
+    assert!(services.iter().all(|key| empty.endpoints(key).is_none()));
+}
+
+/// One packet on the enrolment socket.
+pub fn enrol_message(data: &[u8]) {
+    if let Ok(request) = convert::enrol_request(data) {
+        let again = convert::enrol_request(&convert::encode_enrol_request(&request));
+        assert_eq!(again.as_ref(), Ok(&request));
+    }
+}
+
+fn address(payload: &[u8]) -> Option<Change> {
+    match convert::address(payload).ok()? {
+        AddressResource::Workload(workload) => {
+            let again = convert::address(&convert::encode_workload(&workload));
+            assert_eq!(again, Ok(AddressResource::Workload(workload.clone())));
+            Some(Change::Workload(workload))
+        }
+        AddressResource::Service(service) => {
+            let again = convert::address(&convert::encode_service(&service));
+            assert_eq!(again, Ok(AddressResource::Service(service.clone())));
+            Some(Change::Service(service))
+        }
+    }
+}
+
+fn policy(payload: &[u8]) -> Option<Change> {
+    let policy = convert::policy(payload).ok()?;
+    assert_eq!(convert::policy(&convert::encode_policy(&policy)), Ok(policy.clone()));
+    Some(Change::Policy(policy))
+}
+
+fn check(snapshot: &mesh_core::Snapshot) {
+    for workload in snapshot.workloads() {
+        for address in &workload.addresses {
+            if let Some(owner) = snapshot.owner(&workload.network, address) {
+                assert!(owner.workload.addresses.contains(address));
+            }
+            let connection =
+                Connection { source_ip: *address, source: None, destination_ip: *address, destination_port: 80 };
+            let _ = authorize(snapshot, workload, &connection);
+        }
+        for service in workload.services.keys() {
+            let members = snapshot.endpoints(service).map(|set| set.members()).unwrap_or_default();
+            assert!(members.iter().any(|e| e.workload == *workload), "every membership has its endpoint");
+        }
+    }
+}

@@ -19,7 +19,7 @@ mod tests;
 use std::collections::{HashMap, HashSet};
 
 use arcstr::ArcStr;
-use held::{Held, Version};
+use held::Held;
 use mesh_core::Change;
 use mesh_proto::{
     ADDRESS_TYPE, AUTHORIZATION_TYPE,
@@ -179,7 +179,7 @@ impl Subscription {
             let bytes = self.limits.initial_versions_bytes / 4;
             self.limits.initial_versions_bytes = bytes.max(MIN_INITIAL_VERSIONS_BYTES);
         }
-        self.topics().map(Topic::close);
+        self.topics().into_iter().for_each(Topic::close);
     }
 
     /// When `on_timer` is next due.
@@ -191,7 +191,7 @@ impl Subscription {
     /// Does what is due.
     pub fn on_timer(&mut self, now_ms: u64) -> Due {
         let (mut due, limits) = (Due::default(), self.limits);
-        self.topics().map(|topic| topic.tick(&limits, now_ms, &mut due));
+        self.topics().into_iter().for_each(|topic| topic.tick(&limits, now_ms, &mut due));
         due
     }
 

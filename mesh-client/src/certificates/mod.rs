@@ -7,8 +7,6 @@
 mod authority;
 mod request;
 pub mod schedule;
-#[cfg(test)]
-mod tests;
 
 use std::{
     collections::HashMap,

@@ -19,7 +19,7 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use authority::GrpcAuthority;
-pub use authority::{Authority, IssueError};
+pub use authority::{Authority, IssueError, Issued};
 use mesh_core::{Identity, TrustDomain};
 use mesh_runtime::{backoff::Backoff, task};
 use mesh_transport::tls::{CertificateError, IdentityCertificate, Roots};

@@ -56,13 +56,6 @@ pub struct Filter {
     targets: Vec<(String, LevelFilter)>,
 }
 
-impl Default for Filter {
-    /// Everything from `info` up.
-    fn default() -> Self {
-        Filter { default: LevelFilter::INFO, targets: Vec::new() }
-    }
-}
-
 impl FromStr for Filter {
     type Err = LogError;
 
@@ -71,7 +64,7 @@ impl FromStr for Filter {
         if text.len() > MAX_FILTER {
             return Err(wrong());
         }
-        let mut filter = Filter::default();
+        let mut filter = Filter { default: LevelFilter::INFO, targets: Vec::new() };
         for part in text.split(',') {
             match part.trim().split_once('=') {
                 None => filter.default = level(part.trim()).ok_or_else(wrong)?,

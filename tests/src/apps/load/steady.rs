@@ -1,0 +1,145 @@
+//! Steady load: new connections at a fixed rate and long-lived ones beside them - what a user's traffic would notice of a fault.
+use serde_json::json;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// What to do.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// A load server.
+    pub target: SocketAddr,
+    /// How long at most; standard input closing ends it earlier.
+    pub time: Duration,
+    /// New connections per second.
+    pub rate: u32,
+    /// Long-lived connections.
+    pub long: usize,
+    /// What they carry.
+    pub token: String,
+    /// Limit of one attempt.
+    pub limit: Duration,
+}
+
+#[derive(Default)]
+struct Tally {
+    ok: AtomicU64,
+    refused: AtomicU64,
+    reset: AtomicU64,
+    timeout: AtomicU64,
+    other: AtomicU64,
+    cut: AtomicU64,
+    gap: Mutex<Gap>,
+    slowest_us: AtomicU64,
+    errors: Mutex<Vec<String>>,
+}
+
+#[derive(Default)]
+struct Gap {
+    last_ok: Option<Instant>,
+    worst: Duration,
+}
+
+/// Runs the plan and prints one JSON line.
+pub fn run(plan: &Plan) {
+    let tally = Tally::default();
+    let stop = std::sync::Arc::new(AtomicBool::new(false));
+    let asked = stop.clone();
+    std::thread::spawn(move || {
+        let _ = std::io::stdin().read(&mut [0; 1]);
+        asked.store(true, Ordering::Relaxed);
+    });
+    let start = Instant::now();
+    const WORKERS: u32 = 32;
+    let running = || start.elapsed() < plan.time && !stop.load(Ordering::Relaxed);
+    println!("started");
+    std::thread::scope(|scope| {
+        for worker in 0..WORKERS.min(plan.rate) {
+            let (tally, running) = (&tally, &running);
+            scope.spawn(move || {
+                let step = Duration::from_secs_f64(f64::from(WORKERS.min(plan.rate)) / f64::from(plan.rate));
+                let mut at = start + step.mul_f64(f64::from(worker) / f64::from(WORKERS));
+                while running() {
+                    std::thread::sleep(at.saturating_duration_since(Instant::now()));
+                    at += step;
+                    attempt(plan, tally);
+                }
+            });
+        }
+        for _ in 0..plan.long {
+            let (tally, running) = (&tally, &running);
+            scope.spawn(move || long(plan, tally, running));
+        }
+    });
+    let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
+    let gap = tally.gap.lock().map(|g| g.worst.as_millis() as u64).unwrap_or(0);
+    let errors = tally.errors.lock().map(|e| e.clone()).unwrap_or_default();
+    println!(
+        "{}",
+        json!({
+            "ok": load(&tally.ok), "refused": load(&tally.refused), "reset": load(&tally.reset), "timeout": load(&tally.timeout),
+            "other": load(&tally.other), "cut": load(&tally.cut), "long": plan.long, "worst_gap_ms": gap,
+            "slowest_us": load(&tally.slowest_us), "errors": errors,
+        })
+    );
+}
+
+fn attempt(plan: &Plan, tally: &Tally) {
+    let start = Instant::now();
+    match exchange(plan) {
+        Ok(()) => {
+            tally.ok.fetch_add(1, Ordering::Relaxed);
+            tally.slowest_us.fetch_max(start.elapsed().as_micros() as u64, Ordering::Relaxed);
+            if let Ok(mut gap) = tally.gap.lock() {
+                let now = Instant::now();
+                if let Some(last) = gap.last_ok {
+                    gap.worst = gap.worst.max(now.saturating_duration_since(last));
+                }
+                gap.last_ok = Some(now);
+            }
+        }
+        Err(e) => {
+            let counter = match e.kind() {
+                ErrorKind::ConnectionRefused => &tally.refused,
+                ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof => &tally.reset,
+                ErrorKind::WouldBlock | ErrorKind::TimedOut => &tally.timeout,
+                _ => &tally.other,
+            };
+            counter.fetch_add(1, Ordering::Relaxed);
+            if let Ok(mut errors) = tally.errors.lock()
+                && errors.len() < 5
+            {
+                errors.push(format!("{e} after {:?}", start.elapsed()));
+            }
+        }
+    }
+}
+
+fn exchange(plan: &Plan) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&plan.target, plan.limit)?;
+    stream.set_read_timeout(Some(plan.limit))?;
+    stream.write_all(format!("C{}", plan.token).as_bytes())?;
+    let mut answer = vec![0; plan.token.len()];
+    stream.read_exact(&mut answer)?;
+    if answer == plan.token.as_bytes() { Ok(()) } else { Err(ErrorKind::InvalidData.into()) }
+}
+
+fn long(plan: &Plan, tally: &Tally, running: impl Fn() -> bool) {
+    let mut answer = vec![0; plan.token.len()];
+    let mut hold = || -> std::io::Result<()> {
+        let mut stream = TcpStream::connect_timeout(&plan.target, plan.limit)?;
+        stream.set_read_timeout(Some(plan.limit))?;
+        stream.write_all(b"E")?;
+        while running() {
+            stream.write_all(plan.token.as_bytes())?;
+            stream.read_exact(&mut answer)?;
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    };
+    if hold().is_err() {
+        tally.cut.fetch_add(1, Ordering::Relaxed);
+    }
+}

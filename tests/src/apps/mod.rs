@@ -1,0 +1,7 @@
+//! The programs that run inside the lab: the Bookinfo services, servers to talk to, clients and load.
+pub mod bookinfo;
+pub mod client;
+pub mod dns;
+pub mod janitor;
+pub mod load;
+pub mod servers;

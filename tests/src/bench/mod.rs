@@ -1,0 +1,1 @@
+//! The measurements of `cargo xtask bench`. See `bin/bench.rs`.

@@ -1,0 +1,227 @@
+//! `lab <program>`: the helper programs that run inside the lab - servers, clients, load, cluster DNS and the janitor.
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use mesh_tests::apps::{client, dns, janitor, load, servers};
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+#[derive(Parser)]
+struct Args {
+    #[command(subcommand)]
+    program: Program,
+}
+
+#[derive(Subcommand)]
+enum Program {
+    /// Wait for the end of the lab and clean up.
+    Init {
+        #[arg(long)]
+        cgroup: PathBuf,
+        #[arg(long)]
+        dir: PathBuf,
+    },
+    /// Run a command inside the pod of a process: its network, mounts and cgroup.
+    Enter {
+        pid: i32,
+        #[arg(trailing_var_arg = true, required = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
+    /// Serve the cluster's names.
+    Dns {
+        #[arg(long)]
+        listen: SocketAddr,
+        #[arg(long)]
+        records: PathBuf,
+    },
+    /// Answer each line with a greeting.
+    TcpEcho {
+        #[arg(long = "port", default_values_t = [9000, 9001, 9002])]
+        ports: Vec<u16>,
+        #[arg(long, default_value = "hello")]
+        prefix: String,
+    },
+    /// Answer HTTP with what was seen.
+    Http {
+        #[arg(long, default_value_t = 80)]
+        port: u16,
+        #[arg(long, default_value = "http")]
+        name: String,
+    },
+    /// Speak first.
+    Banner {
+        #[arg(long)]
+        port: u16,
+        #[arg(long, default_value = "220 ready")]
+        text: String,
+    },
+    /// Load a URL, with curl's exit codes.
+    Get {
+        url: String,
+        #[arg(short = 'H', long = "header")]
+        headers: Vec<String>,
+        #[arg(long, default_value_t = 1)]
+        count: u32,
+        #[arg(long, default_value_t = 0)]
+        interval_ms: u64,
+        #[arg(long, default_value_t = 5.0)]
+        timeout: f64,
+    },
+    /// Send one line and print the answer.
+    Send {
+        host: String,
+        port: u16,
+        text: String,
+        #[arg(long, default_value_t = 5.0)]
+        timeout: f64,
+    },
+    /// Connect and print the first line that the server sends.
+    Listen {
+        host: String,
+        port: u16,
+        #[arg(long, default_value_t = 5.0)]
+        timeout: f64,
+    },
+    /// Connect and tell both ends.
+    Probe {
+        host: String,
+        port: u16,
+        #[arg(long, default_value_t = 0)]
+        hold_ms: u64,
+        #[arg(long, default_value_t = 5.0)]
+        timeout: f64,
+    },
+    /// Keep one connection busy until standard input closes.
+    Hold {
+        host: String,
+        port: u16,
+        #[arg(long, default_value = "hold")]
+        token: String,
+        #[arg(long, default_value_t = 20)]
+        interval_ms: u64,
+    },
+    /// Resolve a name as an app does.
+    Resolve { name: String },
+    /// Measure; see the parts.
+    #[command(subcommand)]
+    Load(Load),
+}
+
+#[derive(Subcommand)]
+enum Load {
+    /// The server.
+    Serve {
+        #[arg(long, default_value_t = 8080)]
+        port: u16,
+    },
+    /// Round trips.
+    Rtt {
+        target: SocketAddr,
+        #[arg(long, default_value_t = 64)]
+        bytes: usize,
+        #[arg(long, default_value_t = 5.0)]
+        seconds: f64,
+    },
+    /// One-way bulk.
+    Stream {
+        target: SocketAddr,
+        #[arg(long, default_value_t = 1)]
+        connections: usize,
+        #[arg(long, default_value_t = 5.0)]
+        seconds: f64,
+    },
+    /// New connections.
+    Conn {
+        target: SocketAddr,
+        #[arg(long, default_value_t = 1)]
+        clients: usize,
+        #[arg(long, default_value_t = 5.0)]
+        seconds: f64,
+    },
+    /// Idle connections until standard input closes.
+    Idle {
+        target: SocketAddr,
+        #[arg(long, default_value_t = 10_000)]
+        count: usize,
+    },
+    /// The bare cost of connect().
+    ConnectCost {
+        target: SocketAddr,
+        #[arg(long, default_value_t = 3.0)]
+        seconds: f64,
+    },
+    /// New connections at a rate beside long-lived ones.
+    Steady {
+        target: SocketAddr,
+        #[arg(long, default_value_t = 60.0)]
+        seconds: f64,
+        #[arg(long, default_value_t = 100)]
+        rate: u32,
+        #[arg(long, default_value_t = 0)]
+        long: usize,
+        #[arg(long, default_value = "steady")]
+        token: String,
+        #[arg(long, default_value_t = 3.0)]
+        limit: f64,
+    },
+}
+
+fn main() -> Result<()> {
+    let seconds = Duration::from_secs_f64;
+    let code = match Args::parse().program {
+        Program::Init { cgroup, dir } => return janitor::run(&cgroup, &dir),
+        Program::Enter { pid, command } => return enter(pid, &command),
+        Program::Dns { listen, records } => return dns::run(listen, records),
+        Program::TcpEcho { ports, prefix } => return servers::tcp_echo(&ports, &prefix),
+        Program::Http { port, name } => return servers::http(port, &name),
+        Program::Banner { port, text } => return servers::banner(port, &text),
+        Program::Get { url, headers, count, interval_ms, timeout } => {
+            let request = client::Get { url, headers, timeout: seconds(timeout) };
+            client::run_get(&request, count, Duration::from_millis(interval_ms))
+        }
+        Program::Send { host, port, text, timeout } => client::run_send(&host, port, &text, seconds(timeout)),
+        Program::Listen { host, port, timeout } => client::run_listen(&host, port, seconds(timeout)),
+        Program::Probe { host, port, hold_ms, timeout } => {
+            client::run_probe(&host, port, Duration::from_millis(hold_ms), seconds(timeout))
+        }
+        Program::Hold { host, port, token, interval_ms } => {
+            client::run_hold(&host, port, &token, Duration::from_millis(interval_ms))
+        }
+        Program::Resolve { name } => client::run_resolve(&name),
+        Program::Load(load) => return run_load(load),
+    };
+    std::process::exit(code)
+}
+
+fn run_load(program: Load) -> Result<()> {
+    let seconds = Duration::from_secs_f64;
+    match program {
+        Load::Serve { port } => load::server::run(port),
+        Load::Rtt { target, bytes, seconds: s } => load::measure::round_trips(target, bytes, seconds(s)),
+        Load::Stream { target, connections, seconds: s } => load::measure::stream(target, connections, seconds(s)),
+        Load::Conn { target, clients, seconds: s } => load::measure::connections(target, clients, seconds(s)),
+        Load::Idle { target, count } => load::measure::idle(target, count),
+        Load::ConnectCost { target, seconds: s } => load::measure::connect_cost(target, seconds(s)),
+        Load::Steady { target, seconds: s, rate, long, token, limit } => {
+            load::steady::run(&load::steady::Plan { target, time: seconds(s), rate, long, token, limit: seconds(limit) });
+            Ok(())
+        }
+    }
+}
+
+/// Joins the cgroup, network and mount namespace of `pid` and becomes `command`.
+fn enter(pid: i32, command: &[OsString]) -> Result<()> {
+    use nix::sched::{CloneFlags, setns};
+    use std::os::unix::process::CommandExt;
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).context("read the process's cgroup")?;
+    let path = groups.lines().find_map(|l| l.strip_prefix("0::/")).context("the process has no v2 cgroup")?;
+    let procs = mesh_tests::harness::cgroup::root()?.join(path).join("cgroup.procs");
+    let open = |kind: &str| std::fs::File::open(format!("/proc/{pid}/ns/{kind}")).with_context(|| format!("open {kind} namespace"));
+    let (net, mnt) = (open("net")?, open("mnt")?);
+    std::fs::write(&procs, "0").with_context(|| format!("join {}", procs.display()))?;
+    setns(net, CloneFlags::CLONE_NEWNET).context("enter network namespace")?;
+    setns(mnt, CloneFlags::CLONE_NEWNS).context("enter mount namespace")?;
+    let (program, args) = command.split_first().context("no command")?;
+    Err(std::process::Command::new(program).args(args).exec()).with_context(|| format!("run {}", program.display()))
+}

@@ -1,0 +1,1 @@
+//! The tour that `cargo xtask demo` shows. See `bin/demo.rs`.

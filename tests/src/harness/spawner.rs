@@ -8,6 +8,7 @@ use super::process::{Process, Program, SharedChild, lock, reap};
 use anyhow::{Context, Result};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -171,7 +172,9 @@ fn spawn(program: Program, logs: &Path) -> Result<Process> {
         Some(path) => Some(CString::new(path.as_os_str().as_encoded_bytes()).context("path with NUL")?),
         None => None,
     };
-    let open_files = program.open_files;
+    // Not even root may raise the hard limit without CAP_SYS_RESOURCE, so what is wanted is cut to what there is.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("read the limit of open files")?;
+    let open_files = program.open_files.map(|wanted| wanted.min(hard));
     // SAFETY: the closure runs between fork and exec and only makes system calls on descriptors and strings prepared above;
     // it takes no lock and does not allocate.
     unsafe {
@@ -187,7 +190,7 @@ fn spawn(program: Program, logs: &Path) -> Result<Process> {
                 mount(Some(path.as_c_str()), c"/etc/resolv.conf", None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
             }
             if let Some(limit) = open_files {
-                nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, limit, limit)?;
+                setrlimit(Resource::RLIMIT_NOFILE, limit, limit)?;
             }
             Ok(())
         });

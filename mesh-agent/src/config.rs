@@ -1,1 +1,413 @@
-//! Placeholder.
+//! What the agent is told at its start: flags, then environment (`UNDERMESH_<FLAG>`), then defaults. Parsed once into typed fields; every
+//! problem is reported, not only the first.
+//!
+//! Statuses: 64 when the command line is wrong, 78 when the environment or what a path points to is wrong.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use mesh_core::TrustDomain;
+use mesh_runtime::logging::{Filter, LogFormat};
+
+/// Exit status of a wrong command line (EX_USAGE).
+pub const EXIT_USAGE: i32 = 64;
+/// Exit status of a wrong configuration (EX_CONFIG).
+pub const EXIT_CONFIG: i32 = 78;
+/// Most data plane threads that make sense.
+const MAX_WORKERS: usize = 512;
+
+/// The node agent of the Undermesh service mesh.
+#[derive(Debug, Parser)]
+#[command(name = "mesh-agent", version, about, disable_help_subcommand = true)]
+pub struct Cli {
+    /// Without one: run as keeper, which supervises the worker.
+    #[command(subcommand)]
+    pub role: Option<Role>,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+/// What this process is.
+#[derive(Debug, Subcommand)]
+pub enum Role {
+    /// The agent itself; started and watched by the keeper.
+    Worker(Box<Flags>),
+}
+
+macro_rules! flags {
+    ($($(#[$doc:meta])* $field:ident, $flag:literal, $variable:literal;)*) => {
+        /// The flags as given. Each may instead come from the environment variable of the same name, `UNDERMESH_` in front.
+        #[derive(Clone, Debug, Default, Args)]
+        pub struct Flags {
+            $($(#[$doc])* #[arg(long = $flag, value_name = "VALUE")] $field: Option<OsString>,)*
+        }
+
+        impl Flags {
+            fn raw(&self, environment: &dyn Fn(&str) -> Option<OsString>) -> Raw {
+                Raw { values: vec![$(($flag, $variable, Given::of(&self.$field, environment($variable))),)*], problems: Vec::new() }
+            }
+        }
+    };
+}
+
+flags! {
+    /// Name of the Kubernetes node
+    node, "node", "UNDERMESH_NODE";
+    /// Tells apart several agents on one kernel [default: the node's name]
+    instance, "instance", "UNDERMESH_INSTANCE";
+    /// Control plane, as HOST:PORT
+    control, "control", "UNDERMESH_CONTROL";
+    /// Name in the control plane's certificate [default: mesh-control.undermesh-system.svc]
+    control_name, "control-name", "UNDERMESH_CONTROL_NAME";
+    /// File with the control plane's root certificate
+    control_root, "control-root", "UNDERMESH_CONTROL_ROOT";
+    /// File with this node's token
+    token, "token", "UNDERMESH_TOKEN";
+    /// Folder for the sockets enrol.sock and admin.sock
+    run_dir, "run-dir", "UNDERMESH_RUN_DIR";
+    /// The cgroup v2 folder above all pods
+    pods_cgroup, "pods-cgroup", "UNDERMESH_PODS_CGROUP";
+    /// The agent's own cgroup v2 folder, created if missing, not below the pods'
+    agent_cgroup, "agent-cgroup", "UNDERMESH_AGENT_CGROUP";
+    /// Where kernel objects are pinned [default: /sys/fs/bpf/undermesh]
+    bpffs, "bpffs", "UNDERMESH_BPFFS";
+    /// Address of the metrics server [default: 0.0.0.0:15020]
+    metrics, "metrics", "UNDERMESH_METRICS";
+    /// Address of the readiness server [default: 0.0.0.0:15021]
+    readiness, "readiness", "UNDERMESH_READINESS";
+    /// text or json [default: text]
+    log_format, "log-format", "UNDERMESH_LOG_FORMAT";
+    /// LEVEL or TARGET=LEVEL, separated by commas [default: info]
+    log_level, "log-level", "UNDERMESH_LOG_LEVEL";
+    /// How long connections may go on after SIGTERM, as 5s, 500ms or 2m [default: 5s]
+    drain, "drain", "UNDERMESH_DRAIN";
+    /// Data plane threads, 1 to 512 [default: one per CPU]
+    workers, "workers", "UNDERMESH_WORKERS";
+    /// Trust domain of the mesh [default: cluster.local]
+    trust_domain, "trust-domain", "UNDERMESH_TRUST_DOMAIN";
+    /// DNS domain of the cluster [default: cluster.local]
+    cluster_domain, "cluster-domain", "UNDERMESH_CLUSTER_DOMAIN";
+    /// Cluster id sent to the control plane [default: Kubernetes]
+    cluster_id, "cluster-id", "UNDERMESH_CLUSTER_ID";
+    /// Network that this node is in [default: none]
+    network, "network", "UNDERMESH_NETWORK";
+}
+
+/// Everything the agent was told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of the Kubernetes node.
+    pub node: String,
+    /// Tells apart several agents on one kernel.
+    pub instance: String,
+    /// Where the control plane is and how to trust it.
+    pub control: Control,
+    /// Folder for `enrol.sock` and `admin.sock`.
+    pub run_dir: PathBuf,
+    /// The cgroup above all pods.
+    pub pods_cgroup: PathBuf,
+    /// The agent's own cgroup.
+    pub agent_cgroup: PathBuf,
+    /// Where kernel objects are pinned.
+    pub bpffs: PathBuf,
+    /// Address of the metrics server.
+    pub metrics: SocketAddr,
+    /// Address of the readiness server.
+    pub readiness: SocketAddr,
+    /// Layout of log lines.
+    pub log_format: LogFormat,
+    /// What is logged at first.
+    pub log_level: Filter,
+    /// How long connections may go on after SIGTERM.
+    pub drain: Duration,
+    /// Data plane threads.
+    pub workers: usize,
+    /// Trust domain of identities on this node.
+    pub trust_domain: TrustDomain,
+    /// DNS domain of the cluster.
+    pub cluster_domain: String,
+}
+
+/// The control plane.
+#[derive(Clone, Debug)]
+pub struct Control {
+    /// HOST:PORT.
+    pub address: String,
+    /// Name in its certificate.
+    pub server_name: String,
+    /// File with its root certificate.
+    pub root: PathBuf,
+    /// File with this node's token.
+    pub token: PathBuf,
+    /// Cluster id sent to it.
+    pub cluster_id: String,
+    /// Network that this node is in.
+    pub network: String,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, Eq, PartialEq)]
+pub struct Problems {
+    /// One line each.
+    pub lines: Vec<String>,
+    /// The process's exit status.
+    pub status: i32,
+}
+
+impl Cli {
+    /// The configuration, checked against the environment and the file system.
+    pub fn config(&self) -> Result<Config, Problems> {
+        let flags = match &self.role {
+            None => &self.flags,
+            Some(Role::Worker(flags)) => flags,
+        };
+        flags.resolve(&|name| std::env::var_os(name))
+    }
+}
+
+impl Flags {
+    /// Types every value and reports all that is wrong.
+    fn resolve(&self, environment: &dyn Fn(&str) -> Option<OsString>) -> Result<Config, Problems> {
+        let mut raw = self.raw(environment);
+        let node = raw.text("node", None);
+        let instance = raw.text("instance", node.clone());
+        let config = Config {
+            instance: raw.check("instance", instance, is_name, "letters, digits, dots, dashes, at most 63"),
+            node: raw.check("node", node, |text| is_name(text) || text.len() <= 253, "a node name"),
+            control: Control {
+                address: raw.parse("control", None, host_and_port, "HOST:PORT"),
+                server_name: raw.parse("control-name", Some("mesh-control.undermesh-system.svc"), text, "a DNS name"),
+                root: raw.file("control-root"),
+                token: raw.file("token"),
+                cluster_id: raw.parse("cluster-id", Some("Kubernetes"), text, "a name"),
+                network: raw.parse("network", Some(""), text, "a name"),
+            },
+            run_dir: raw.path("run-dir", None),
+            pods_cgroup: raw.path("pods-cgroup", None),
+            agent_cgroup: raw.path("agent-cgroup", None),
+            bpffs: raw.path("bpffs", Some("/sys/fs/bpf/undermesh")),
+            metrics: raw.parse("metrics", Some("0.0.0.0:15020"), |text| text.parse().ok(), "IP:PORT"),
+            readiness: raw.parse("readiness", Some("0.0.0.0:15021"), |text| text.parse().ok(), "IP:PORT"),
+            log_format: raw.parse("log-format", Some("text"), log_format, "text or json"),
+            log_level: raw.parse("log-level", Some("info"), |text| text.parse().ok(), "LEVEL or TARGET=LEVEL, separated by commas"),
+            drain: raw.parse("drain", Some("5s"), duration, "a duration like 5s, 500ms or 2m, at most 1h"),
+            workers: raw.parse("workers", Some(&default_workers()), workers, "a number from 1 to 512"),
+            trust_domain: raw.parse("trust-domain", Some("cluster.local"), |text| text.parse().ok(), "a trust domain"),
+            cluster_domain: raw.parse("cluster-domain", Some("cluster.local"), text, "a DNS domain"),
+        };
+        raw.cgroups(&config);
+        raw.finish(config)
+    }
+}
+
+/// Where a value came from.
+#[derive(Clone, Debug)]
+enum Given {
+    Flag(OsString),
+    Environment(OsString),
+    Nowhere,
+}
+
+impl Given {
+    fn of(flag: &Option<OsString>, environment: Option<OsString>) -> Given {
+        match (flag, environment) {
+            (Some(value), _) => Given::Flag(value.clone()),
+            (None, Some(value)) => Given::Environment(value),
+            (None, None) => Given::Nowhere,
+        }
+    }
+}
+
+struct Problem {
+    usage: bool,
+    line: String,
+}
+
+/// The untyped values and what is wrong with them so far. A wrong value yields a default of its type, which nobody sees because
+/// [`Raw::finish`] then fails.
+struct Raw {
+    values: Vec<(&'static str, &'static str, Given)>,
+    problems: Vec<Problem>,
+}
+
+impl Raw {
+    /// The text of a value; `None` after reporting why there is none.
+    fn text(&mut self, flag: &'static str, default: Option<String>) -> Option<String> {
+        let (_, variable, given) = self.values.iter().find(|(name, ..)| *name == flag)?.clone();
+        let (name, value, usage) = match given {
+            Given::Flag(value) => (format!("--{flag}"), value, true),
+            Given::Environment(value) => (variable.to_owned(), value, false),
+            Given::Nowhere => {
+                if default.is_none() {
+                    self.problems.push(Problem { usage: true, line: format!("--{flag} (or {variable}) is missing") });
+                }
+                return default;
+            }
+        };
+        let line = match value.into_string() {
+            Ok(text) if text.is_empty() && flag != "network" => format!("{name} is empty"),
+            Ok(text) if text.chars().any(char::is_control) => format!("{name} contains control characters"),
+            Ok(text) if text.len() > 4096 => format!("{name} is longer than 4096 bytes"),
+            Ok(text) => return Some(text),
+            Err(_) => format!("{name} is not UTF-8"),
+        };
+        self.problems.push(Problem { usage, line });
+        None
+    }
+
+    fn refuse(&mut self, flag: &'static str, value: &str, expected: &str) {
+        let given = self.values.iter().find(|(name, ..)| *name == flag);
+        let (name, usage) = match given {
+            Some((_, variable, Given::Environment(_))) => ((*variable).to_owned(), false),
+            _ => (format!("--{flag}"), true),
+        };
+        self.problems.push(Problem { usage, line: format!("{name} is {value:?}, expected {expected}") });
+    }
+
+    fn check(&mut self, flag: &'static str, value: Option<String>, good: impl Fn(&str) -> bool, expected: &str) -> String {
+        let value = value.unwrap_or_default();
+        if !value.is_empty() && !good(&value) {
+            self.refuse(flag, &value, expected);
+        }
+        value
+    }
+
+    fn parse<T: Placeholder>(&mut self, flag: &'static str, default: Option<&str>, parse: impl Fn(&str) -> Option<T>, expected: &str) -> T {
+        let Some(text) = self.text(flag, default.map(str::to_owned)) else { return T::placeholder() };
+        parse(&text).unwrap_or_else(|| {
+            self.refuse(flag, &text, expected);
+            T::placeholder()
+        })
+    }
+
+    fn path(&mut self, flag: &'static str, default: Option<&str>) -> PathBuf {
+        self.parse(flag, default, |text| text.starts_with('/').then(|| PathBuf::from(text)), "an absolute path")
+    }
+
+    fn file(&mut self, flag: &'static str) -> PathBuf {
+        let path = self.path(flag, None);
+        if path.is_absolute()
+            && let Err(error) = std::fs::File::open(&path).and_then(|file| file.metadata()).and_then(must_be_file)
+        {
+            self.problems.push(Problem { usage: false, line: format!("--{flag}: cannot read {path:?}: {error}") });
+        }
+        path
+    }
+
+    fn cgroups(&mut self, config: &Config) {
+        if !config.pods_cgroup.is_absolute() || !config.agent_cgroup.is_absolute() {
+            return;
+        }
+        if !config.pods_cgroup.join("cgroup.controllers").exists() {
+            let line = format!("--pods-cgroup: {:?} is not a cgroup v2 folder", config.pods_cgroup);
+            self.problems.push(Problem { usage: false, line });
+        }
+        if normal(&config.agent_cgroup).starts_with(normal(&config.pods_cgroup)) {
+            let line = "--agent-cgroup must not be --pods-cgroup or below it: the agent would capture itself".to_owned();
+            self.problems.push(Problem { usage: false, line });
+        }
+    }
+
+    fn finish(self, config: Config) -> Result<Config, Problems> {
+        if self.problems.is_empty() {
+            return Ok(config);
+        }
+        let status = if self.problems.iter().any(|problem| problem.usage) { EXIT_USAGE } else { EXIT_CONFIG };
+        Err(Problems { lines: self.problems.into_iter().map(|problem| problem.line).collect(), status })
+    }
+}
+
+/// A value that stands in for a wrong one until all problems are known.
+trait Placeholder {
+    fn placeholder() -> Self;
+}
+
+macro_rules! placeholders {
+    ($($type:ty => $value:expr;)*) => { $(impl Placeholder for $type { fn placeholder() -> Self { $value } })* };
+}
+
+placeholders! {
+    String => String::new();
+    PathBuf => PathBuf::new();
+    SocketAddr => SocketAddr::from(([0, 0, 0, 0], 0));
+    LogFormat => LogFormat::Text;
+    Filter => Filter::default();
+    Duration => Duration::ZERO;
+    usize => 1;
+    TrustDomain => TrustDomain::default();
+}
+
+fn text(text: &str) -> Option<String> {
+    Some(text.to_owned())
+}
+
+fn is_name(text: &str) -> bool {
+    text.len() <= 63
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
+        && !text.starts_with('.')
+}
+
+fn host_and_port(text: &str) -> Option<String> {
+    let (host, port) = text.rsplit_once(':')?;
+    let bracketed = host.starts_with('[') && host.ends_with(']');
+    (!host.is_empty() && (bracketed || !host.contains(':')) && port.parse::<u16>().is_ok_and(|port| port > 0)).then(|| text.to_owned())
+}
+
+fn log_format(text: &str) -> Option<LogFormat> {
+    match text {
+        "text" | "plain" => Some(LogFormat::Text),
+        "json" => Some(LogFormat::Json),
+        _ => None,
+    }
+}
+
+fn duration(text: &str) -> Option<Duration> {
+    let split = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(split);
+    let number: u64 = number.parse().ok()?;
+    let duration = match unit {
+        "ms" => Duration::from_millis(number),
+        "s" => Duration::from_secs(number),
+        "m" => Duration::from_secs(number.checked_mul(60)?),
+        _ => return None,
+    };
+    (duration <= Duration::from_secs(3600)).then_some(duration)
+}
+
+fn default_workers() -> String {
+    std::thread::available_parallelism().map_or(2, usize::from).min(MAX_WORKERS).to_string()
+}
+
+fn workers(text: &str) -> Option<usize> {
+    text.parse().ok().filter(|count| (1..=MAX_WORKERS).contains(count))
+}
+
+fn must_be_file(metadata: std::fs::Metadata) -> std::io::Result<()> {
+    if metadata.is_file() { Ok(()) } else { Err(std::io::Error::other("not a file")) }
+}
+
+/// The path without `.` and repeated slashes, links resolved if it exists.
+fn normal(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.components().collect())
+}
+
+impl fmt::Display for Config {
+    /// The effective configuration on one line; files are named, never their contents.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Config { node, instance, control, metrics, readiness, workers, drain, .. } = self;
+        write!(f, "node={node} instance={instance} control={} control_name={}", control.address, control.server_name)?;
+        write!(f, " control_root={:?} token={:?} cluster_id={}", control.root, control.token, control.cluster_id)?;
+        write!(f, " network={:?} trust_domain={} cluster_domain={}", control.network, self.trust_domain, self.cluster_domain)?;
+        write!(f, " run_dir={:?} pods_cgroup={:?}", self.run_dir, self.pods_cgroup)?;
+        write!(f, " agent_cgroup={:?} bpffs={:?}", self.agent_cgroup, self.bpffs)?;
+        write!(f, " metrics={metrics} readiness={readiness} workers={workers} drain={drain:?}")?;
+        write!(f, " log_format={:?} log_level={}", self.log_format, self.log_level)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -56,6 +56,13 @@ pub struct Filter {
     targets: Vec<(String, LevelFilter)>,
 }
 
+impl Default for Filter {
+    /// Everything from `info` up.
+    fn default() -> Self {
+        Filter { default: LevelFilter::INFO, targets: Vec::new() }
+    }
+}
+
 impl FromStr for Filter {
     type Err = LogError;
 
@@ -64,7 +71,7 @@ impl FromStr for Filter {
         if text.len() > MAX_FILTER {
             return Err(wrong());
         }
-        let mut filter = Filter { default: LevelFilter::INFO, targets: Vec::new() };
+        let mut filter = Filter::default();
         for part in text.split(',') {
             match part.trim().split_once('=') {
                 None => filter.default = level(part.trim()).ok_or_else(wrong)?,

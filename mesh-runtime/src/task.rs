@@ -19,8 +19,8 @@ use tokio::task::JoinHandle;
 
 /// Panics tolerated within one minute.
 pub const PANICS_PER_MINUTE: usize = 10;
-/// Exit status of a process that panicked too often (EX_SOFTWARE).
-pub const EXIT_TOO_MANY_PANICS: i32 = 70;
+/// Exit status of a process that panicked too often (EX_TEMPFAIL): a fresh one may do better.
+pub const EXIT_TOO_MANY_PANICS: i32 = 75;
 
 static PANICS: AtomicU64 = AtomicU64::new(0);
 static RECENT: Mutex<Vec<Instant>> = Mutex::new(Vec::new());

@@ -1,0 +1,120 @@
+//! Tests of flags, environment and defaults.
+
+use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStringExt;
+
+use super::*;
+
+/// A good command line, as (flag, value), over existing files.
+fn good() -> BTreeMap<&'static str, OsString> {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    let pairs = [
+        ("node", "node-a"),
+        ("control", "198.18.0.1:15012"),
+        ("control-root", file),
+        ("token", file),
+        ("run-dir", "/run/undermesh/a"),
+        ("pods-cgroup", "/sys/fs/cgroup/unified"),
+        ("agent-cgroup", "/sys/fs/undermesh-agent"),
+    ];
+    pairs.into_iter().map(|(flag, value)| (flag, OsString::from(value))).collect()
+}
+
+fn parse(flags: &BTreeMap<&'static str, OsString>, environment: &[(&str, OsString)]) -> Result<Config, Problems> {
+    let arguments = flags.iter().map(|(flag, value)| {
+        let mut argument = OsString::from(format!("--{flag}="));
+        argument.push(value);
+        argument
+    });
+    let cli = Cli::try_parse_from([OsString::from("mesh-agent")].into_iter().chain(arguments)).unwrap();
+    let lookup = |name: &str| environment.iter().find(|(variable, _)| *variable == name).map(|(_, value)| value.clone());
+    let mut result = cli.flags.resolve(&lookup);
+    // Whether this machine has cgroup v2 is not what these tests are about.
+    if let Err(problems) = &mut result {
+        problems.lines.retain(|line| !line.contains("is not a cgroup v2 folder"));
+    }
+    result
+}
+
+#[test]
+fn defaults_fill_what_is_not_given_and_flags_win_over_the_environment() {
+    let mut flags = good();
+    flags.insert("drain", "500ms".into());
+    let environment = [("UNDERMESH_DRAIN", "9s".into()), ("UNDERMESH_WORKERS", "3".into())];
+    let Ok(config) = parse(&flags, &environment) else { return };
+    assert_eq!((config.instance.as_str(), config.drain, config.workers), ("node-a", Duration::from_millis(500), 3));
+    assert_eq!(config.metrics, "0.0.0.0:15020".parse().unwrap());
+    assert!(config.to_string().contains("trust_domain=cluster.local"));
+}
+
+#[test]
+fn hardening_b192_wrong_flags_are_all_reported_with_status_64() {
+    let rows = [
+        ("metrics", "abc"),
+        ("metrics", "198.18.0.1:65536"),
+        ("readiness", "-1"),
+        ("drain", "5"),
+        ("drain", "99999m"),
+        ("workers", "0"),
+        ("workers", "100000"),
+        ("log-format", "xml"),
+        ("log-level", "loud"),
+        ("control", "198.18.0.1"),
+        ("control", "fd00:198::1"),
+        ("instance", "../x"),
+        ("run-dir", "relative"),
+        ("trust-domain", "a/b"),
+    ];
+    for (flag, value) in rows {
+        let mut flags = good();
+        flags.insert(flag, value.into());
+        let problems = parse(&flags, &[]).unwrap_err();
+        assert_eq!(problems.status, EXIT_USAGE, "{flag}={value}");
+        assert!(problems.lines.iter().any(|line| line.contains(&format!("--{flag} is {value:?}"))), "{problems:?}");
+    }
+    let problems = parse(&BTreeMap::from([("workers", "0".into())]), &[]).unwrap_err();
+    assert_eq!(problems.lines.iter().filter(|line| line.contains("missing")).count(), 7, "{problems:?}");
+    assert!(problems.lines.iter().any(|line| line.starts_with("--workers")));
+}
+
+#[test]
+fn hardening_b193_wrong_environment_is_named_with_status_78() {
+    let not_utf8 = OsString::from_vec(vec![0xff, 0xfe]);
+    let rows: [(&str, OsString, &str); 6] = [
+        ("UNDERMESH_WORKERS", "".into(), "UNDERMESH_WORKERS is empty"),
+        ("UNDERMESH_WORKERS", "8Gi".into(), "UNDERMESH_WORKERS is \"8Gi\", expected a number from 1 to 512"),
+        ("UNDERMESH_WORKERS", "100m".into(), "UNDERMESH_WORKERS is \"100m\", expected a number from 1 to 512"),
+        ("UNDERMESH_CLUSTER_ID", not_utf8, "UNDERMESH_CLUSTER_ID is not UTF-8"),
+        ("UNDERMESH_LOG_LEVEL", "info\n".into(), "UNDERMESH_LOG_LEVEL contains control characters"),
+        ("UNDERMESH_DRAIN", "1d".into(), "UNDERMESH_DRAIN is \"1d\", expected a duration like 5s, 500ms or 2m, at most 1h"),
+    ];
+    for (variable, value, expected) in rows {
+        let problems = parse(&good(), &[(variable, value)]).unwrap_err();
+        assert_eq!(problems, Problems { lines: vec![expected.to_owned()], status: EXIT_CONFIG });
+    }
+}
+
+#[test]
+fn hardening_b192_unknown_repeated_and_unfinished_flags_are_usage_errors() {
+    for line in [&["--nope"][..], &["--node"], &["--node", "a", "--node", "b"], &["neither"], &["worker", "--nope"]] {
+        let error = Cli::try_parse_from([&["mesh-agent"], line].concat()).unwrap_err();
+        assert!(error.use_stderr(), "{line:?}");
+    }
+}
+
+#[test]
+fn an_agent_below_its_pods_is_refused() {
+    let mut flags = good();
+    flags.insert("agent-cgroup", "/sys/fs/cgroup/unified/agent".into());
+    let problems = parse(&flags, &[]).unwrap_err();
+    assert!(problems.lines.iter().any(|line| line.contains("capture itself")), "{problems:?}");
+}
+
+#[test]
+fn unreadable_files_are_reported_by_name() {
+    let mut flags = good();
+    flags.insert("token", "/nonexistent/token".into());
+    let problems = parse(&flags, &[]).unwrap_err();
+    assert_eq!(problems.status, EXIT_CONFIG);
+    assert!(problems.lines[0].starts_with("--token: cannot read \"/nonexistent/token\""), "{problems:?}");
+}

@@ -1,0 +1,121 @@
+//! What makes an agent the only one of its instance: the run folder, its lock, and its cgroup.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
+
+/// Why this process may not be the agent.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another agent runs.
+    #[error("another agent{} already runs with the run folder {folder:?}", .pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default())]
+    Taken {
+        /// Where both look.
+        folder: PathBuf,
+        /// The holder, if it could be read.
+        pid: Option<u32>,
+    },
+    /// The folder belongs to another user.
+    #[error("the run folder {folder:?} belongs to user {uid}, not to this one")]
+    Foreign {
+        /// The folder.
+        folder: PathBuf,
+        /// Its owner.
+        uid: u32,
+    },
+    /// The cgroup is not one that the kernel programs can tell apart.
+    #[error("{0:?} is not a cgroup v2 folder")]
+    NotCgroup2(PathBuf),
+    /// A system call failed.
+    #[error("cannot {what} {path:?}")]
+    Io {
+        /// Verb.
+        what: &'static str,
+        /// Object.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
+}
+
+/// Held as long as the process is the agent.
+#[derive(Debug)]
+pub struct InstanceLock {
+    _file: File,
+}
+
+fn failed<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> LockError + 'a {
+    move |source| LockError::Io { what, path: path.to_owned(), source }
+}
+
+/// Creates the run folder, closed to other users, and takes its lock without waiting.
+pub fn acquire(run_dir: &Path) -> Result<InstanceLock, LockError> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(run_dir).map_err(failed("create", run_dir))?;
+    let owner = fs::metadata(run_dir).map_err(failed("read", run_dir))?.uid();
+    if owner != nix::unistd::geteuid().as_raw() {
+        return Err(LockError::Foreign { folder: run_dir.to_owned(), uid: owner });
+    }
+    fs::set_permissions(run_dir, fs::Permissions::from_mode(0o700)).map_err(failed("close to others", run_dir))?;
+    let path = run_dir.join("agent.lock");
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    let mut file = options.open(&path).map_err(failed("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            let _ = file.read_to_string(&mut text);
+            return Err(LockError::Taken { folder: run_dir.to_owned(), pid: text.trim().parse().ok() });
+        }
+        Err(fs::TryLockError::Error(source)) => return Err(failed("lock", &path)(source)),
+    }
+    let write = |file: &mut File| {
+        file.set_len(0)?;
+        file.rewind()?;
+        writeln!(file, "{}", std::process::id())
+    };
+    write(&mut file).map_err(failed("write", &path))?;
+    Ok(InstanceLock { _file: file })
+}
+
+/// Creates the agent's own cgroup and moves this process into it; what it starts afterwards is in it too. The kernel programs leave the
+/// sockets of this cgroup alone, so it must exist before any socket does.
+pub fn join_cgroup(cgroup: &Path) -> Result<(), LockError> {
+    fs::create_dir_all(cgroup).map_err(failed("create", cgroup))?;
+    let folder = File::open(cgroup).map_err(failed("open", cgroup))?;
+    let kind = fstatfs(folder.as_fd()).map_err(|errno| failed("read", cgroup)(errno.into()))?;
+    if kind.filesystem_type() != CGROUP2_SUPER_MAGIC {
+        return Err(LockError::NotCgroup2(cgroup.to_owned()));
+    }
+    let procs = cgroup.join("cgroup.procs");
+    fs::write(&procs, format!("{}\n", std::process::id())).map_err(failed("join", &procs))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hardening_f8_the_second_agent_is_refused_with_the_pid_of_the_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let run_dir = folder.path().join("run");
+        let first = acquire(&run_dir).unwrap();
+        let mode = fs::metadata(&run_dir).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o700);
+        let refused = acquire(&run_dir).unwrap_err().to_string();
+        let expected = format!("another agent (pid {}) already runs with the run folder {run_dir:?}", std::process::id());
+        assert_eq!(refused, expected);
+        drop(first);
+        acquire(&run_dir).unwrap();
+    }
+
+    #[test]
+    fn an_ordinary_folder_is_not_a_cgroup() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(matches!(join_cgroup(&folder.path().join("agent")), Err(LockError::NotCgroup2(_))));
+    }
+}

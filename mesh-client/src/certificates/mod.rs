@@ -1,0 +1,331 @@
+//! Certificates of local identities: asked for once per identity however many pods wait, renewed at half of their life, kept while they are
+//! valid whatever the authority does, and never used before they have been checked.
+//!
+//! Each identity has one task: ask, check, publish, sleep. All tasks share eight permits, so that a node that starts a thousand pods does not
+//! flood the authority.
+
+mod authority;
+mod request;
+pub mod schedule;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::ArcSwapOption;
+use authority::GrpcAuthority;
+pub use authority::{Authority, IssueError, Issued};
+use mesh_core::{Identity, TrustDomain};
+use mesh_runtime::{backoff::Backoff, task};
+use mesh_transport::tls::{CertificateError, IdentityCertificate, Roots};
+use parking_lot::{Mutex, RwLock};
+use tokio::{
+    sync::{Notify, Semaphore, watch},
+    task::JoinHandle,
+    time::Instant,
+};
+
+use crate::{ClientMetrics, ControlConfig, channel::ChannelError};
+
+/// Requests in flight at once.
+const CONCURRENCY: usize = 8;
+/// An authority that hangs is given up on.
+const DEADLINE: Duration = Duration::from_secs(10);
+const FIRST_DELAY: Duration = Duration::from_millis(500);
+const LAST_DELAY: Duration = Duration::from_secs(150);
+/// Somebody waiting for a certificate shortens a retry delay to this, never below.
+const IMPATIENT: Duration = Duration::from_secs(5);
+
+/// Why an identity has no new certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum RenewError {
+    /// The authority did not give one.
+    #[error(transparent)]
+    Issue(#[from] IssueError),
+    /// The request could not be made.
+    #[error("certificate request: {0}")]
+    Request(String),
+    /// What it gave may not be used.
+    #[error("the authority's answer is refused: {0}")]
+    Refused(#[from] CertificateError),
+    /// It gave no roots.
+    #[error("the authority's answer is refused: it has {0} elements, a leaf and a root are needed")]
+    Incomplete(usize),
+}
+
+/// One identity, for `meshctl` and the admin socket.
+#[derive(Clone, Debug)]
+pub struct CertificateStatus {
+    /// Whose.
+    pub identity: Identity,
+    /// The certificate in use, if there is a valid one.
+    pub certificate: Option<Arc<IdentityCertificate>>,
+    /// What went wrong last, until something went right.
+    pub last_error: Option<String>,
+}
+
+/// Keeps a certificate for each identity that was asked for. Cheap to clone; the last clone stops all tasks.
+#[derive(Clone)]
+pub struct CertificateManager {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    authority: Arc<dyn Authority>,
+    ttl: Duration,
+    aliases: Vec<TrustDomain>,
+    metrics: ClientMetrics,
+    permits: Arc<Semaphore>,
+    generation: AtomicU64,
+    /// Read on the data path, written when pods come and go.
+    identities: RwLock<HashMap<Identity, Keeper>>,
+    /// The last bundle, so that identities share one set of roots. Held for a comparison.
+    roots: Mutex<Option<(String, TrustDomain, Arc<Roots>)>>,
+}
+
+/// The handle on one identity's task.
+struct Keeper {
+    slot: Arc<Slot>,
+    users: usize,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What one identity's task publishes.
+struct Slot {
+    identity: Identity,
+    current: ArcSwapOption<IdentityCertificate>,
+    /// Counts publications, to wake those who wait.
+    published: watch::Sender<u64>,
+    wanted: Notify,
+    last_error: Mutex<Option<String>>,
+}
+
+impl Slot {
+    /// The certificate, unless it has expired. A clock that was set back does not make it unusable.
+    fn valid(&self, now: SystemTime) -> Option<Arc<IdentityCertificate>> {
+        self.current.load_full().filter(|certificate| now < certificate.not_after)
+    }
+}
+
+impl CertificateManager {
+    /// Asks the control plane's authority. Must be called inside a tokio runtime, on which the tasks run.
+    pub fn new(config: Arc<ControlConfig>, metrics: ClientMetrics) -> Result<Self, ChannelError> {
+        let (ttl, aliases) = (config.certificate_ttl, config.trust_domain_aliases.clone());
+        Ok(Self::with_authority(Arc::new(GrpcAuthority::new(config)?), ttl, aliases, metrics))
+    }
+
+    /// Asks another authority.
+    #[must_use]
+    pub fn with_authority(
+        authority: Arc<dyn Authority>,
+        ttl: Duration,
+        aliases: Vec<TrustDomain>,
+        metrics: ClientMetrics,
+    ) -> Self {
+        let inner = Inner {
+            authority,
+            ttl,
+            aliases,
+            metrics,
+            permits: Arc::new(Semaphore::new(CONCURRENCY)),
+            generation: AtomicU64::new(0),
+            identities: RwLock::default(),
+            roots: Mutex::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The certificate in use, if there is a valid one. Never waits.
+    #[must_use]
+    pub fn current(&self, identity: &Identity) -> Option<Arc<IdentityCertificate>> {
+        self.inner.identities.read().get(identity)?.slot.valid(SystemTime::now())
+    }
+
+    /// The certificate in use, or the next one that is. Waits for as long as it takes: the caller has the deadline, and finds the reason in
+    /// [`CertificateManager::last_error`]. An identity that was never asked for is kept from now on.
+    pub async fn certificate(&self, identity: &Identity) -> Arc<IdentityCertificate> {
+        loop {
+            let slot = self.slot(identity, 0);
+            let mut published = slot.published.subscribe();
+            if let Some(certificate) = slot.valid(SystemTime::now()) {
+                return certificate;
+            }
+            slot.wanted.notify_one();
+            drop(slot);
+            if published.changed().await.is_err() {
+                // Forgotten meanwhile: the pod is gone, and its connections are about to be.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// A pod of this identity has come: its certificate will be wanted. Each call is undone by one `forget`.
+    pub fn prefetch(&self, identity: &Identity) {
+        self.slot(identity, 1);
+    }
+
+    /// A pod of this identity is gone. With the last one the key is dropped and renewal ends; connections keep what they hold.
+    pub fn forget(&self, identity: &Identity) {
+        let mut identities = self.inner.identities.write();
+        if let Some(keeper) = identities.get_mut(identity) {
+            keeper.users = keeper.users.saturating_sub(1);
+            if keeper.users == 0 {
+                identities.remove(identity);
+            }
+        }
+        self.inner.metrics.identities.set(identities.len() as i64);
+    }
+
+    /// Why the identity's last request failed, if it did.
+    #[must_use]
+    pub fn last_error(&self, identity: &Identity) -> Option<String> {
+        self.inner.identities.read().get(identity)?.slot.last_error.lock().clone()
+    }
+
+    /// All identities, sorted.
+    #[must_use]
+    pub fn list(&self) -> Vec<CertificateStatus> {
+        let now = SystemTime::now();
+        let identities = self.inner.identities.read();
+        let status = |keeper: &Keeper| CertificateStatus {
+            identity: keeper.slot.identity.clone(),
+            certificate: keeper.slot.valid(now),
+            last_error: keeper.slot.last_error.lock().clone(),
+        };
+        let mut list: Vec<_> = identities.values().map(status).collect();
+        list.sort_by(|a, b| a.identity.cmp(&b.identity));
+        list
+    }
+
+    fn slot(&self, identity: &Identity, users: usize) -> Arc<Slot> {
+        if users == 0
+            && let Some(keeper) = self.inner.identities.read().get(identity)
+        {
+            return Arc::clone(&keeper.slot);
+        }
+        let mut identities = self.inner.identities.write();
+        let keeper = identities.entry(identity.clone()).or_insert_with(|| self.start(identity));
+        keeper.users += users;
+        let slot = Arc::clone(&keeper.slot);
+        self.inner.metrics.identities.set(identities.len() as i64);
+        slot
+    }
+
+    fn start(&self, identity: &Identity) -> Keeper {
+        let slot = Arc::new(Slot {
+            identity: identity.clone(),
+            current: ArcSwapOption::empty(),
+            published: watch::Sender::new(0),
+            wanted: Notify::new(),
+            last_error: Mutex::default(),
+        });
+        // The task must not keep the manager alive, which owns the task.
+        let task = task::spawn("certificate", keep(Arc::downgrade(&self.inner), Arc::downgrade(&slot)));
+        Keeper { slot, users: 0, task }
+    }
+}
+
+/// One identity's life.
+async fn keep(inner: std::sync::Weak<Inner>, slot: std::sync::Weak<Slot>) {
+    let mut backoff = Backoff::new(FIRST_DELAY, LAST_DELAY);
+    loop {
+        let (Some(inner), Some(held)) = (inner.upgrade(), slot.upgrade()) else { return };
+        let asked = Instant::now();
+        let delay = match inner.renew(&held.identity).await {
+            Ok(certificate) => {
+                backoff.reset();
+                let now = SystemTime::now();
+                let delay = schedule::renew_after(certificate.not_before, certificate.not_after, now, &mut rand::rng());
+                tracing::debug!(identity = %held.identity, renew_s = delay.as_secs(), "certificate issued");
+                inner.metrics.certificate("issued");
+                held.current.store(Some(Arc::new(certificate)));
+                *held.last_error.lock() = None;
+                held.published.send_modify(|count| *count += 1);
+                delay
+            }
+            Err(error) => {
+                let delay = schedule::retry_after(&mut backoff, &mut rand::rng());
+                tracing::warn!(identity = %held.identity, retry_ms = delay.as_millis() as u64, %error, "no certificate");
+                inner.metrics.certificate(match error {
+                    RenewError::Refused(_) | RenewError::Incomplete(_) => "refused",
+                    RenewError::Issue(_) | RenewError::Request(_) => "failed",
+                });
+                *held.last_error.lock() = Some(error.to_string());
+                delay
+            }
+        };
+        // While it sleeps the task owns nothing, so that dropping the manager ends it.
+        drop(inner);
+        let weak = Arc::downgrade(&held);
+        drop(held);
+        sleep(weak, asked, delay).await;
+    }
+}
+
+/// Sleeps, but not while somebody waits for a certificate that there is not.
+async fn sleep(slot: std::sync::Weak<Slot>, asked: Instant, delay: Duration) {
+    let wake = Instant::now() + delay;
+    loop {
+        let Some(held) = slot.upgrade() else { return };
+        tokio::select! {
+            () = tokio::time::sleep_until(wake) => return,
+            () = held.wanted.notified() => {
+                if held.valid(SystemTime::now()).is_none() {
+                    return tokio::time::sleep_until(wake.min(asked + IMPATIENT)).await;
+                }
+            }
+        }
+    }
+}
+
+impl Inner {
+    async fn renew(&self, identity: &Identity) -> Result<IdentityCertificate, RenewError> {
+        let permit = self.permits.acquire().await;
+        let request = request::create(identity).map_err(|e| RenewError::Request(e.to_string()))?;
+        let issued = tokio::time::timeout(DEADLINE, self.authority.issue(identity, request.csr, self.ttl)).await;
+        drop(permit);
+        let chain = issued.map_err(|_| IssueError::Deadline)??;
+        let Some((roots, certificates)) = chain.split_last().filter(|(_, rest)| !rest.is_empty()) else {
+            return Err(RenewError::Incomplete(chain.len()));
+        };
+        let roots = self.roots(roots, identity)?;
+        let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
+        let pem = certificates.join("\n");
+        let certificate = IdentityCertificate::from_pem(
+            identity.clone(),
+            pem.as_bytes(),
+            request.key.as_bytes(),
+            roots,
+            generation,
+            SystemTime::now(),
+        )?;
+        Ok(certificate)
+    }
+
+    fn roots(&self, bundle: &str, identity: &Identity) -> Result<Arc<Roots>, CertificateError> {
+        let mut last = self.roots.lock();
+        if let Some((text, domain, roots)) = &*last
+            && text == bundle
+            && *domain == identity.trust_domain
+        {
+            return Ok(Arc::clone(roots));
+        }
+        let domain = identity.trust_domain.clone();
+        let mut domains = vec![domain.clone()];
+        domains.extend(self.aliases.iter().filter(|alias| **alias != domain).cloned());
+        let roots = Arc::new(Roots::from_pem(bundle.as_bytes(), domains)?);
+        *last = Some((bundle.to_owned(), domain, Arc::clone(&roots)));
+        Ok(roots)
+    }
+}

@@ -1,0 +1,233 @@
+//! Carries the subscription out: one delta ADS stream at a time, kept alive by pings, opened again after a jittered delay whatever ended it.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use mesh_core::Change;
+use mesh_proto::{
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, MAX_MESSAGE_BYTES,
+    discovery::{
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node,
+        aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+    },
+};
+use mesh_runtime::backoff::Backoff;
+use prost::Message;
+use prost_types::{Struct, Value, value::Kind};
+use tokio::{sync::mpsc, time::Instant};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Status};
+
+use crate::{
+    ClientMetrics, ControlConfig,
+    channel::{self, ChannelError},
+    metrics::{Reason, Url},
+    subscription::{Alarm, Subscription},
+};
+
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+const LAST_DELAY: Duration = Duration::from_secs(10);
+/// A stream that lived this long after its first message was a good one: the next failure starts from the first delay.
+const GOOD_AFTER: Duration = Duration::from_secs(15);
+/// Two initial requests and one answer for each message in flight; the server reads faster than it writes.
+const REQUESTS: usize = 16;
+
+/// Takes what the control plane says. One call is one batch; the answer goes to the control plane after it returns.
+pub trait Sink: Send {
+    /// Applies the batch as a whole. An error is reported as a NACK; it must mean that nothing less safe than before is in force.
+    fn apply(&mut self, changes: Vec<Change>) -> Result<(), String>;
+}
+
+impl<F: FnMut(Vec<Change>) -> Result<(), String> + Send> Sink for F {
+    fn apply(&mut self, changes: Vec<Change>) -> Result<(), String> {
+        self(changes)
+    }
+}
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    #[error("the control plane ended the stream: {code:?}: {message}", code = .0.code(), message = .0.message())]
+    Status(Status),
+    #[error("the control plane closed the stream")]
+    Closed,
+    #[error("asking again about a large removal")]
+    Recheck,
+}
+
+impl End {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Channel(_) => "ConnectionError",
+            Self::Status(_) => "Error",
+            Self::Closed => "Complete",
+            Self::Recheck => "Reconnect",
+        }
+    }
+
+    /// tonic and grpc-go name a message over their limit differently.
+    fn is_too_large(&self) -> bool {
+        matches!(self, Self::Status(status) if matches!(status.code(), Code::ResourceExhausted | Code::OutOfRange))
+    }
+}
+
+/// Subscribes until the future is dropped. Runs the sink on its own task: give it a runtime where a large batch disturbs nobody.
+pub async fn run(config: Arc<ControlConfig>, mut sink: impl Sink, metrics: ClientMetrics) -> Infallible {
+    let mut subscription = Subscription::new(node(&config), config.limits);
+    let mut backoff = Backoff::new(FIRST_DELAY, LAST_DELAY);
+    let origin = Instant::now();
+    loop {
+        let mut session = Session {
+            subscription: &mut subscription,
+            sink: &mut sink,
+            metrics: &metrics,
+            origin,
+            first_message: None,
+        };
+        let end = match session.run(&config).await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        };
+        if session.first_message.is_some_and(|at| at.elapsed() >= GOOD_AFTER) {
+            backoff.reset();
+        }
+        subscription.on_end(end.is_too_large());
+        metrics.connected.set(0);
+        metrics.set_error(Some(end.to_string()));
+        metrics.terminations.get_or_create(&Reason { reason: end.reason() }).inc();
+        let delay = backoff.next(&mut rand::rng());
+        match end {
+            End::Recheck => tracing::info!(address = %config.address, "{end}"),
+            end => tracing::warn!(address = %config.address, retry_ms = delay.as_millis() as u64, "{end}"),
+        }
+        tokio::time::sleep(delay).await;
+    }
+}
+
+struct Session<'a, S> {
+    subscription: &'a mut Subscription,
+    sink: &'a mut S,
+    metrics: &'a ClientMetrics,
+    origin: Instant,
+    first_message: Option<Instant>,
+}
+
+impl<S: Sink> Session<'_, S> {
+    async fn run(&mut self, config: &Arc<ControlConfig>) -> Result<Infallible, End> {
+        let channel = channel::connect(config).await?;
+        let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let (requests, outgoing) = mpsc::channel(REQUESTS);
+        for request in self.subscription.on_connected(self.now_ms()) {
+            send(&requests, request).await?;
+        }
+        let mut request = Request::new(ReceiverStream::new(outgoing));
+        *request.metadata_mut() = channel::credentials(config)?;
+        let response = client.delta_aggregated_resources(request).await.map_err(End::Status)?;
+        self.metrics.connected.set(1);
+        self.metrics.set_error(None);
+        tracing::info!(address = %config.address, "subscribed to the control plane");
+        let mut incoming = response.into_inner();
+        loop {
+            let timer = self.subscription.next_timer().map(|at| self.origin + Duration::from_millis(at));
+            let due = async {
+                match timer {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                message = incoming.message() => match message.map_err(End::Status)? {
+                    Some(response) => send(&requests, self.receive(response)).await?,
+                    None => return Err(End::Closed),
+                },
+                () = due => self.tick()?,
+            }
+        }
+    }
+
+    fn receive(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+        self.first_message.get_or_insert_with(Instant::now);
+        self.metrics.heard();
+        let known = [ADDRESS_TYPE, AUTHORIZATION_TYPE].into_iter().find(|url| *url == response.type_url);
+        let url = || Url { url: known.unwrap_or("other").to_owned() };
+        self.metrics.messages.get_or_create(&url()).inc();
+        self.metrics.message_bytes.get_or_create(&url()).inc_by(response.encoded_len() as u64);
+        let now_ms = self.now_ms();
+        let received = self.subscription.on_message(response, now_ms);
+        self.report(&received.alarms);
+        let mut reply = received.reply;
+        if let Err(problem) = self.apply(received.changes) {
+            reply.refuse(problem);
+        }
+        reply.into_request()
+    }
+
+    fn tick(&mut self) -> Result<(), End> {
+        let now_ms = self.now_ms();
+        let due = self.subscription.on_timer(now_ms);
+        self.report(&due.alarms);
+        if let Err(problem) = self.apply(due.changes) {
+            tracing::error!(%problem, "a removal could not be applied");
+        }
+        if due.reconnect { Err(End::Recheck) } else { Ok(()) }
+    }
+
+    fn apply(&mut self, changes: Vec<Change>) -> Result<(), String> {
+        for url in [ADDRESS_TYPE, AUTHORIZATION_TYPE] {
+            let held = i64::try_from(self.subscription.held(url)).unwrap_or(i64::MAX);
+            self.metrics.held.get_or_create(&Url { url: url.to_owned() }).set(held);
+        }
+        self.metrics.suspended.set(i64::try_from(self.subscription.suspended()).unwrap_or(i64::MAX));
+        if changes.is_empty() { Ok(()) } else { self.sink.apply(changes) }
+    }
+
+    fn report(&self, alarms: &[Alarm]) {
+        for alarm in alarms {
+            match alarm {
+                Alarm::Rejected { type_url, problems } => {
+                    let url = Url { url: (*type_url).to_owned() };
+                    self.metrics.rejected.get_or_create(&url).inc_by(problems.len() as u64);
+                    tracing::error!(type_url, count = problems.len(), first = problems.first(), "refused resources");
+                }
+                Alarm::RemovalSuspended { names } => {
+                    tracing::error!(
+                        names,
+                        "one push removes more than half of the mesh: held back until it is confirmed"
+                    );
+                }
+                Alarm::RemovalConfirmed { names } => tracing::warn!(names, "a large removal was confirmed"),
+            }
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// The receiver lives in the call; when it is gone the stream has ended, and reading it says why.
+async fn send(requests: &mpsc::Sender<DeltaDiscoveryRequest>, request: DeltaDiscoveryRequest) -> Result<(), End> {
+    requests.send(request).await.map_err(|_| End::Closed)
+}
+
+/// Who asks, in the form that Istio's control plane expects of a node proxy.
+fn node(config: &ControlConfig) -> Node {
+    let ip = config.instance_ip.map_or_else(|| "1.1.1.1".to_owned(), |ip| ip.to_string());
+    let (pod, namespace) = (&config.pod_name, &config.namespace);
+    let text = |value: &str| Value { kind: Some(Kind::StringValue(value.to_owned())) };
+    let fields = [
+        ("NAME", text(pod)),
+        ("NAMESPACE", text(namespace)),
+        ("INSTANCE_IPS", text(&ip)),
+        ("NODE_NAME", text(&config.node)),
+        ("CLUSTER_ID", text(&config.cluster_id)),
+        ("NETWORK", text(&config.network)),
+    ];
+    Node {
+        id: format!("ztunnel~{ip}~{pod}.{namespace}~{namespace}.svc.cluster.local"),
+        cluster: String::new(),
+        metadata: Some(Struct { fields: fields.into_iter().map(|(k, v)| (k.to_owned(), v)).collect() }),
+        build_version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}

@@ -1,0 +1,429 @@
+//! The delta xDS subscription as a value: messages and times go in, requests and changes come out. No socket, no clock.
+//!
+//! ```text
+//! on_connected -> initial requests of both types, with the versions of what is held
+//! on_message   -> changes for the store, and the ACK or NACK to send once they are applied
+//! on_timer     -> changes that waited for certainty, or the wish to connect again
+//! on_end       -> remembers what the next stream must ask
+//! ```
+//!
+//! Two kinds of removal are not believed at once. One push that removes more than half of the workloads is held back until, after a while, a
+//! new stream says the same. And names that did not fit into the reconnect request are removed only after the new stream has sent everything
+//! and been quiet.
+
+mod held;
+mod resources;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, HashSet};
+
+use arcstr::ArcStr;
+use held::Held;
+use mesh_core::Change;
+use mesh_proto::{
+    ADDRESS_TYPE, AUTHORIZATION_TYPE,
+    discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Status},
+};
+use resources::Item;
+
+/// The longest NACK text.
+const MAX_NACK: usize = 8 << 10;
+/// `INVALID_ARGUMENT`
+const INVALID: i32 = 3;
+
+/// Bounds and delays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of names and versions in a reconnect request. It shrinks by itself when a server refuses the size.
+    pub initial_versions_bytes: usize,
+    /// Pushes that remove fewer workloads than this are never held back.
+    pub guarded_removals: usize,
+    /// How long a suspicious removal is held before it is asked for again.
+    pub hold_ms: u64,
+    /// How long a new stream must be quiet before names that it did not mention are gone.
+    pub settle_ms: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { initial_versions_bytes: 16 << 20, guarded_removals: 10, hold_ms: 60_000, settle_ms: 10_000 }
+    }
+}
+
+const MIN_INITIAL_VERSIONS_BYTES: usize = 64 << 10;
+
+/// Something that an operator must see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Alarm {
+    /// Resources were refused.
+    Rejected {
+        /// The type.
+        type_url: &'static str,
+        /// Which and why.
+        problems: Vec<String>,
+    },
+    /// A removal of most of the mesh is held back.
+    RemovalSuspended {
+        /// How many resources.
+        names: usize,
+    },
+    /// A removal of most of the mesh was confirmed and is being applied.
+    RemovalConfirmed {
+        /// How many resources.
+        names: usize,
+    },
+}
+
+/// The answer to one response. It is sent after its changes have been applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    type_url: String,
+    nonce: String,
+    problems: Vec<String>,
+}
+
+impl Reply {
+    /// Adds a reason to refuse, for example that the changes could not be applied.
+    pub fn refuse(&mut self, problem: String) {
+        self.problems.push(problem);
+    }
+
+    /// The request to send: an ACK, or a NACK that names what is wrong.
+    #[must_use]
+    pub fn into_request(self) -> DeltaDiscoveryRequest {
+        let mut message = self.problems.join("; ");
+        if message.len() > MAX_NACK {
+            let end = (0..=MAX_NACK).rev().find(|i| message.is_char_boundary(*i)).unwrap_or(0);
+            message.truncate(end);
+            message.push_str("...");
+        }
+        let error_detail = (!self.problems.is_empty()).then(|| Status { code: INVALID, message, details: Vec::new() });
+        DeltaDiscoveryRequest {
+            type_url: self.type_url,
+            response_nonce: self.nonce,
+            error_detail,
+            ..DeltaDiscoveryRequest::default()
+        }
+    }
+}
+
+/// What came out of one response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// To be applied in order, as one batch.
+    pub changes: Vec<Change>,
+    /// To be sent afterwards.
+    pub reply: Reply,
+    /// To be logged and counted.
+    pub alarms: Vec<Alarm>,
+}
+
+/// What a timer brought.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Due {
+    /// To be applied.
+    pub changes: Vec<Change>,
+    /// End the stream and open a new one.
+    pub reconnect: bool,
+    /// To be logged and counted.
+    pub alarms: Vec<Alarm>,
+}
+
+/// The subscription to both types.
+#[derive(Debug)]
+pub struct Subscription {
+    node: Node,
+    limits: Limits,
+    addresses: Topic,
+    policies: Topic,
+    synced: bool,
+}
+
+impl Subscription {
+    /// Nothing held, not connected.
+    #[must_use]
+    pub fn new(node: Node, limits: Limits) -> Self {
+        let (addresses, policies) = (Topic::new(ADDRESS_TYPE), Topic::new(AUTHORIZATION_TYPE));
+        Self { node, limits, addresses, policies, synced: false }
+    }
+
+    /// A stream is open: the requests that start it.
+    pub fn on_connected(&mut self, now_ms: u64) -> Vec<DeltaDiscoveryRequest> {
+        let (node, limits) = (self.node.clone(), self.limits);
+        self.topics().map(|topic| topic.open(node.clone(), limits, now_ms)).into()
+    }
+
+    /// One response.
+    pub fn on_message(&mut self, response: DeltaDiscoveryResponse, now_ms: u64) -> Received {
+        let mut reply =
+            Reply { type_url: response.type_url.clone(), nonce: response.nonce.clone(), problems: Vec::new() };
+        let limits = self.limits;
+        let Some(topic) = self.topics().into_iter().find(|t| t.type_url == response.type_url) else {
+            reply.refuse("this type was not subscribed to".into());
+            return Received { changes: Vec::new(), reply, alarms: Vec::new() };
+        };
+        let (mut changes, mut alarms) = (Vec::new(), Vec::new());
+        topic.receive(response, &limits, now_ms, &mut changes, &mut reply.problems, &mut alarms);
+        if !self.synced && self.addresses.answered && self.policies.answered {
+            self.synced = true;
+            changes.push(Change::Synced);
+        }
+        Received { changes, reply, alarms }
+    }
+
+    /// The stream ended. `too_large` means that the server refused the size of a request.
+    pub fn on_end(&mut self, too_large: bool) {
+        let unanswered = !(self.addresses.answered_here && self.policies.answered_here);
+        if too_large && unanswered {
+            let bytes = self.limits.initial_versions_bytes / 4;
+            self.limits.initial_versions_bytes = bytes.max(MIN_INITIAL_VERSIONS_BYTES);
+        }
+        self.topics().into_iter().for_each(Topic::close);
+    }
+
+    /// When `on_timer` is next due.
+    #[must_use]
+    pub fn next_timer(&self) -> Option<u64> {
+        [&self.addresses, &self.policies].into_iter().filter_map(|topic| topic.next_timer(&self.limits)).min()
+    }
+
+    /// Does what is due.
+    pub fn on_timer(&mut self, now_ms: u64) -> Due {
+        let (mut due, limits) = (Due::default(), self.limits);
+        self.topics().into_iter().for_each(|topic| topic.tick(&limits, now_ms, &mut due));
+        due
+    }
+
+    /// Whether both types have been answered once.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        self.synced
+    }
+
+    /// How many resources of a type are held.
+    #[must_use]
+    pub fn held(&self, type_url: &str) -> usize {
+        [&self.addresses, &self.policies].into_iter().find(|t| t.type_url == type_url).map_or(0, |t| t.held.len())
+    }
+
+    /// How many removals are held back.
+    #[must_use]
+    pub fn suspended(&self) -> usize {
+        [&self.addresses, &self.policies].into_iter().flat_map(|t| &t.suspended).map(|s| s.names.len()).sum()
+    }
+
+    fn topics(&mut self) -> [&mut Topic; 2] {
+        [&mut self.addresses, &mut self.policies]
+    }
+}
+
+/// A removal that is not believed yet.
+#[derive(Debug)]
+struct Suspended {
+    names: HashSet<ArcStr>,
+    since_ms: u64,
+    /// A stream that began after the hold time is, or will be, the second opinion.
+    asked: bool,
+}
+
+/// One type.
+#[derive(Debug)]
+struct Topic {
+    type_url: &'static str,
+    held: HashMap<ArcStr, Held>,
+    /// How many of `held` count as members of the mesh: workloads, or policies.
+    members: usize,
+    answered: bool,
+    answered_here: bool,
+    connected: bool,
+    /// Held, but neither listed in the reconnect request nor heard of since.
+    unlisted: HashSet<ArcStr>,
+    last_answer_ms: u64,
+    suspended: Option<Suspended>,
+}
+
+impl Topic {
+    fn new(type_url: &'static str) -> Self {
+        Self {
+            type_url,
+            held: HashMap::new(),
+            members: 0,
+            answered: false,
+            answered_here: false,
+            connected: false,
+            unlisted: HashSet::new(),
+            last_answer_ms: 0,
+            suspended: None,
+        }
+    }
+
+    fn open(&mut self, node: Node, limits: Limits, now_ms: u64) -> DeltaDiscoveryRequest {
+        self.connected = true;
+        self.answered_here = false;
+        self.unlisted.clear();
+        let mut initial = HashMap::new();
+        let mut bytes = 0;
+        if let Some(suspended) = &mut self.suspended {
+            suspended.asked |= now_ms >= suspended.since_ms + limits.hold_ms;
+        }
+        // Names whose removal is in doubt come first, because the answer about them is what the stream is for.
+        let doubtful = |name: &ArcStr| self.suspended.as_ref().is_some_and(|s| s.names.contains(name));
+        let (first, then): (Vec<_>, Vec<_>) = self.held.iter().partition(|(name, _)| doubtful(name));
+        for (name, held) in first.into_iter().chain(then) {
+            let version = held.version.to_string();
+            // Tags and lengths of the map entry and its two strings.
+            bytes += name.len() + version.len() + 12;
+            if bytes <= limits.initial_versions_bytes {
+                initial.insert(name.to_string(), version);
+            } else {
+                self.unlisted.insert(name.clone());
+            }
+        }
+        DeltaDiscoveryRequest {
+            node: Some(node),
+            type_url: self.type_url.to_owned(),
+            initial_resource_versions: initial,
+            ..DeltaDiscoveryRequest::default()
+        }
+    }
+
+    fn close(&mut self) {
+        self.connected = false;
+    }
+
+    fn receive(
+        &mut self,
+        response: DeltaDiscoveryResponse,
+        limits: &Limits,
+        now_ms: u64,
+        changes: &mut Vec<Change>,
+        problems: &mut Vec<String>,
+        alarms: &mut Vec<Alarm>,
+    ) {
+        let first = !self.answered_here;
+        (self.answered, self.answered_here, self.last_answer_ms) = (true, true, now_ms);
+        let mut items = Vec::with_capacity(response.resources.len());
+        for resource in response.resources {
+            match resources::read(self.type_url, resource) {
+                Ok(item) => items.push(item),
+                Err(refused) => {
+                    self.unlisted.remove(refused.name.as_str());
+                    problems.push(refused.problem);
+                    items.extend(refused.instead);
+                }
+            }
+        }
+        let present: HashSet<&str> = items.iter().map(|item| item.name.as_str()).collect();
+        let gone = response.removed_resources.iter().filter(|name| !present.contains(name.as_str()));
+        let gone: HashSet<ArcStr> =
+            gone.filter_map(|name| self.held.get_key_value(name.as_str())).map(|(k, _)| k.clone()).collect();
+        if first {
+            self.reconsider(&gone);
+        }
+        // Removals come first: an address may go from a workload that is gone to one that is new.
+        self.remove(gone, limits, now_ms, changes, alarms);
+        items.into_iter().for_each(|item| self.keep(item, changes));
+        if !problems.is_empty() {
+            alarms.push(Alarm::Rejected { type_url: self.type_url, problems: problems.clone() });
+        }
+    }
+
+    /// A new stream knows what exists: what it was told about and does not remove is there.
+    fn reconsider(&mut self, gone: &HashSet<ArcStr>) {
+        let unlisted = &self.unlisted;
+        if let Some(suspended) = &mut self.suspended {
+            suspended.names.retain(|name| gone.contains(name) || unlisted.contains(name));
+        }
+        self.suspended = self.suspended.take().filter(|s| !s.names.is_empty());
+    }
+
+    fn keep(&mut self, item: Item, changes: &mut Vec<Change>) {
+        self.unlisted.remove(&item.name);
+        if let Some(suspended) = &mut self.suspended {
+            suspended.names.remove(&item.name);
+        }
+        self.suspended = self.suspended.take().filter(|s| !s.names.is_empty());
+        self.members += usize::from(item.member);
+        let held = Held { version: item.version, member: item.member };
+        if let Some(former) = self.held.insert(item.name, held) {
+            self.members -= usize::from(former.member);
+        }
+        changes.push(item.change);
+    }
+
+    /// Removes what may be removed and holds back the rest.
+    fn remove(
+        &mut self,
+        gone: HashSet<ArcStr>,
+        limits: &Limits,
+        now_ms: u64,
+        changes: &mut Vec<Change>,
+        alarms: &mut Vec<Alarm>,
+    ) {
+        let suspicious = |names: &HashSet<ArcStr>| {
+            let members = names.iter().filter(|name| self.held.get(*name).is_some_and(|h| h.member)).count();
+            members >= limits.guarded_removals.max(1) && members * 2 > self.members
+        };
+        let mut accepted = gone;
+        if suspicious(&accepted) {
+            let confirmed = match &mut self.suspended {
+                Some(s) if s.asked && now_ms >= s.since_ms + limits.hold_ms => {
+                    accepted.iter().filter(|name| s.names.contains(*name)).cloned().collect()
+                }
+                _ => HashSet::new(),
+            };
+            if !confirmed.is_empty() {
+                alarms.push(Alarm::RemovalConfirmed { names: confirmed.len() });
+            }
+            let fresh: HashSet<ArcStr> = accepted.difference(&confirmed).cloned().collect();
+            if suspicious(&fresh) {
+                alarms.push(Alarm::RemovalSuspended { names: fresh.len() });
+                let suspended = self.suspended.get_or_insert_with(|| Suspended {
+                    names: HashSet::new(),
+                    since_ms: now_ms,
+                    asked: false,
+                });
+                suspended.names.extend(fresh);
+                accepted = confirmed;
+            }
+        }
+        for name in accepted {
+            self.unlisted.remove(&name);
+            if let Some(suspended) = &mut self.suspended {
+                suspended.names.remove(&name);
+            }
+            if let Some(held) = self.held.remove(&name) {
+                self.members -= usize::from(held.member);
+                changes.extend(resources::removal(self.type_url, name));
+            }
+        }
+        self.suspended = self.suspended.take().filter(|s| !s.names.is_empty());
+    }
+
+    fn next_timer(&self, limits: &Limits) -> Option<u64> {
+        let recheck = self.suspended.as_ref().filter(|s| !s.asked).map(|s| s.since_ms + limits.hold_ms);
+        let sweep = self.sweeps().then_some(self.last_answer_ms + limits.settle_ms);
+        recheck.into_iter().chain(sweep).min()
+    }
+
+    fn sweeps(&self) -> bool {
+        let waiting = |name: &ArcStr| !self.suspended.as_ref().is_some_and(|s| s.names.contains(name) && !s.asked);
+        self.connected && self.answered_here && self.unlisted.iter().any(waiting)
+    }
+
+    fn tick(&mut self, limits: &Limits, now_ms: u64, due: &mut Due) {
+        if self.sweeps() && now_ms >= self.last_answer_ms + limits.settle_ms {
+            let gone = self.unlisted.clone();
+            self.remove(gone, limits, now_ms, &mut due.changes, &mut due.alarms);
+            self.unlisted.clear();
+        }
+        if let Some(suspended) = &mut self.suspended
+            && !suspended.asked
+            && now_ms >= suspended.since_ms + limits.hold_ms
+        {
+            suspended.asked = true;
+            due.reconnect |= self.connected;
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! Scripts of messages and times against the state machine.
+
+use mesh_core::{Policy, Service, Workload, policy};
+use mesh_proto::{
+    convert,
+    discovery::{Any, Resource},
+};
+
+use super::*;
+
+fn limits() -> Limits {
+    Limits { initial_versions_bytes: 1 << 20, guarded_removals: 4, hold_ms: 60_000, settle_ms: 10_000 }
+}
+
+fn subscription() -> Subscription {
+    Subscription::new(Node::default(), limits())
+}
+
+fn uid(n: usize) -> String {
+    format!("c//Pod/shop/cart-{n}")
+}
+
+fn workload(n: usize) -> Resource {
+    let bytes = convert::encode_workload(&Workload::new(uid(n), "shop", format!("cart-{n}")));
+    resource(ADDRESS_TYPE, uid(n), bytes)
+}
+
+fn service() -> Resource {
+    let service = Service::new("shop", "cart", "cart.shop.svc.cluster.local");
+    resource(ADDRESS_TYPE, service.key().to_string(), convert::encode_service(&service))
+}
+
+fn policy_resource(name: &str) -> Resource {
+    let policy = Policy::deny_plaintext(name.parse().unwrap(), policy::Scope::Namespace);
+    resource(AUTHORIZATION_TYPE, name.to_owned(), convert::encode_policy(&policy))
+}
+
+fn resource(type_url: &str, name: String, value: Vec<u8>) -> Resource {
+    let version = format!("{:016x}", value.len());
+    Resource {
+        name,
+        version,
+        resource: Some(Any { type_url: type_url.into(), value: value.into() }),
+        ..Resource::default()
+    }
+}
+
+fn response(type_url: &str, resources: Vec<Resource>, removed: Vec<String>) -> DeltaDiscoveryResponse {
+    DeltaDiscoveryResponse {
+        type_url: type_url.into(),
+        nonce: "n".into(),
+        resources,
+        removed_resources: removed,
+        ..DeltaDiscoveryResponse::default()
+    }
+}
+
+fn addresses(resources: Vec<Resource>, removed: Vec<String>) -> DeltaDiscoveryResponse {
+    response(ADDRESS_TYPE, resources, removed)
+}
+
+fn policies(resources: Vec<Resource>) -> DeltaDiscoveryResponse {
+    response(AUTHORIZATION_TYPE, resources, vec![])
+}
+
+fn uids(range: std::ops::Range<usize>) -> Vec<String> {
+    range.map(uid).collect()
+}
+
+/// What changes do, in one word each.
+fn words(changes: &[Change]) -> Vec<String> {
+    let mut words: Vec<String> = changes
+        .iter()
+        .map(|change| match change {
+            Change::Workload(w) => format!("+{}", w.name),
+            Change::Service(s) => format!("+{}", s.hostname),
+            Change::RemoveAddress(name) => format!("-{name}"),
+            Change::Policy(p) => format!("+{}", p.name),
+            Change::RemovePolicy(name) => format!("-{name}"),
+            Change::PolicyUnreadable { name, scope } => format!("?{name} {scope:?}"),
+            Change::Synced => "synced".into(),
+            Change::Ranges(_) => "ranges".into(),
+        })
+        .collect();
+    words.sort();
+    words
+}
+
+/// Connected, with the first `count` workloads and a service held.
+fn with_workloads(count: usize) -> Subscription {
+    let mut subscription = subscription();
+    subscription.on_connected(0);
+    let resources = (0..count).map(workload).chain([service()]).collect();
+    subscription.on_message(addresses(resources, vec![]), 0);
+    subscription.on_message(policies(vec![policy_resource("shop/strict")]), 0);
+    subscription
+}
+
+#[test]
+fn both_types_are_asked_for_at_once_and_answered_ones_make_it_synced() {
+    let mut s = subscription();
+    let requests = s.on_connected(0);
+    assert_eq!(requests.iter().map(|r| r.type_url.as_str()).collect::<Vec<_>>(), [ADDRESS_TYPE, AUTHORIZATION_TYPE]);
+    assert!(requests.iter().all(|r| r.node.is_some() && r.resource_names_subscribe.is_empty()));
+    assert!(requests.iter().all(|r| r.initial_resource_versions.is_empty() && r.response_nonce.is_empty()));
+
+    let first = s.on_message(addresses(vec![workload(1), service()], vec![]), 0);
+    assert_eq!(words(&first.changes), ["+cart-1", "+cart.shop.svc.cluster.local"]);
+    let ack = first.reply.into_request();
+    assert_eq!((ack.type_url.as_str(), ack.response_nonce.as_str(), ack.error_detail), (ADDRESS_TYPE, "n", None));
+    assert!(!s.is_synced());
+    assert_eq!(words(&s.on_message(policies(vec![]), 0).changes), ["synced"]);
+    assert!(s.on_message(policies(vec![]), 0).changes.is_empty());
+}
+
+#[test]
+fn features_reconnect_names_what_is_held() {
+    let mut s = with_workloads(3);
+    s.on_end(false);
+    let requests = s.on_connected(1);
+    let mut names: Vec<_> = requests[0].initial_resource_versions.keys().cloned().collect();
+    names.sort();
+    assert_eq!(names, [uid(0), uid(1), uid(2), "shop/cart.shop.svc.cluster.local".into()]);
+    assert_eq!(requests[0].initial_resource_versions[&uid(0)], workload(0).version);
+    assert_eq!(requests[1].initial_resource_versions.len(), 1);
+    // Nothing new but a removal while it was away.
+    assert_eq!(words(&s.on_message(addresses(vec![], uids(1..2)), 1).changes), ["-c//Pod/shop/cart-1"]);
+}
+
+#[test]
+fn hardening_B91_an_unknown_type_is_refused_and_changes_nothing() {
+    let mut s = with_workloads(1);
+    let received = s.on_message(response("type.googleapis.com/x", vec![workload(2)], uids(0..1)), 0);
+    assert!(received.changes.is_empty());
+    assert!(received.reply.into_request().error_detail.is_some());
+    let mut wrong = workload(2);
+    wrong.resource.as_mut().unwrap().type_url = AUTHORIZATION_TYPE.into();
+    let received = s.on_message(addresses(vec![wrong, Resource::default()], vec![]), 0);
+    assert!(received.changes.is_empty());
+    assert_eq!(received.reply.problems.len(), 2);
+}
+
+#[test]
+fn hardening_F12_good_resources_of_a_bad_push_are_applied_and_bad_ones_named() {
+    let mut s = with_workloads(1);
+    let bad = resource(ADDRESS_TYPE, uid(7), vec![0xff; 9]);
+    let misnamed = Resource { name: uid(8), ..workload(9) };
+    let received = s.on_message(addresses(vec![bad, workload(2), misnamed], vec![]), 0);
+    assert_eq!(words(&received.changes), ["+cart-2"]);
+    let nack = received.reply.into_request().error_detail.unwrap();
+    assert!(nack.message.contains(&uid(7)) && nack.message.contains(&uid(8)), "{}", nack.message);
+    assert!(matches!(&received.alarms[..], [Alarm::Rejected { problems, .. }] if problems.len() == 2));
+    s.on_end(false);
+    let names = s.on_connected(1)[0].initial_resource_versions.clone();
+    assert!(names.contains_key(&uid(2)) && !names.contains_key(&uid(7)) && !names.contains_key(&uid(8)));
+}
+
+#[test]
+fn hardening_F12_an_unreadable_policy_is_reported_to_the_store_and_remembered_as_refused() {
+    let mut s = with_workloads(1);
+    let mut bad = policy_resource("shop/strict");
+    let value = &mut bad.resource.as_mut().unwrap().value;
+    *value = [&value[..], &[0xf8, 0x7f, 0x01]].concat().into();
+    let received = s.on_message(policies(vec![bad]), 0);
+    assert_eq!(words(&received.changes), ["?shop/strict Some(Namespace)"]);
+    let garbage = resource(AUTHORIZATION_TYPE, "shop/new".into(), vec![0xff]);
+    assert_eq!(words(&s.on_message(policies(vec![garbage]), 0).changes), ["?shop/new None"]);
+    let nameless = resource(AUTHORIZATION_TYPE, "new".into(), vec![0xff]);
+    assert!(s.on_message(policies(vec![nameless]), 0).changes.is_empty());
+    s.on_end(false);
+    let versions = s.on_connected(1)[1].initial_resource_versions.clone();
+    assert_eq!((versions["shop/strict"].as_str(), versions["shop/new"].as_str()), ("refused", "refused"));
+    let removed = response(AUTHORIZATION_TYPE, vec![], vec!["shop/new".into()]);
+    assert_eq!(words(&s.on_message(removed, 1).changes), ["-shop/new"]);
+}
+
+#[test]
+fn hardening_B93_removed_and_sent_in_one_push_exists() {
+    let mut s = with_workloads(2);
+    let received = s.on_message(addresses(vec![workload(0)], vec![uid(0), uid(1)]), 0);
+    assert_eq!(words(&received.changes), ["+cart-0", "-c//Pod/shop/cart-1"]);
+    assert!(matches!(received.changes[0], Change::RemoveAddress(_)), "removals come first");
+}
+
+#[test]
+fn a_nack_is_bounded() {
+    let mut s = with_workloads(0);
+    let bad = (0..2000).map(|n| resource(ADDRESS_TYPE, format!("é{n}"), vec![0xff])).collect();
+    let nack = s.on_message(addresses(bad, vec![]), 0).reply.into_request().error_detail.unwrap();
+    assert!(nack.message.len() <= MAX_NACK + 3);
+}
+
+#[test]
+fn a_sinks_refusal_becomes_a_nack() {
+    let mut reply = with_workloads(0).on_message(addresses(vec![], vec![]), 0).reply;
+    reply.refuse("map full".into());
+    assert_eq!(reply.into_request().error_detail.unwrap().message, "map full");
+}
+
+#[test]
+fn hardening_F13_a_push_that_empties_the_mesh_is_held_until_a_later_stream_says_the_same() {
+    let mut s = with_workloads(8);
+    let everything = || [uids(0..8), vec!["shop/cart.shop.svc.cluster.local".into()]].concat();
+    let received = s.on_message(addresses(vec![], everything()), 1_000);
+    assert_eq!(received.changes, []);
+    assert_eq!(received.alarms, [Alarm::RemovalSuspended { names: 9 }]);
+    assert_eq!((s.suspended(), s.next_timer()), (9, Some(61_000)));
+
+    // A control plane that flaps and repeats itself is no second opinion.
+    s.on_end(false);
+    assert_eq!(s.on_connected(2_000)[0].initial_resource_versions.len(), 9);
+    assert!(s.on_message(addresses(vec![], everything()), 2_100).changes.is_empty());
+    assert_eq!(s.on_timer(60_999), Due::default());
+    let due = s.on_timer(61_000);
+    assert!(due.reconnect && due.changes.is_empty());
+    assert!(!s.on_timer(61_001).reconnect);
+
+    s.on_end(false);
+    assert_eq!(s.on_connected(61_100)[0].initial_resource_versions.len(), 9);
+    let received = s.on_message(addresses(vec![], everything()), 61_200);
+    assert_eq!(received.changes.len(), 9);
+    assert_eq!(received.alarms, [Alarm::RemovalConfirmed { names: 9 }]);
+    assert_eq!((s.suspended(), s.held(ADDRESS_TYPE), s.next_timer()), (0, 0, None));
+}
+
+#[test]
+fn hardening_F13_what_comes_back_or_is_not_removed_again_stays() {
+    let mut s = with_workloads(8);
+    s.on_message(addresses(vec![], uids(0..8)), 0);
+    assert!(!s.on_message(addresses(vec![workload(0)], vec![]), 10).changes.is_empty());
+    assert_eq!(s.suspended(), 7);
+    assert!(s.on_timer(60_000).reconnect);
+    s.on_end(false);
+    s.on_connected(60_100);
+    // The new stream removes three: those are gone, the others exist.
+    assert_eq!(s.on_message(addresses(vec![], uids(1..4)), 60_200).changes.len(), 3);
+    assert_eq!((s.suspended(), s.held(ADDRESS_TYPE)), (0, 6));
+}
+
+#[test]
+fn ordinary_removals_are_not_held_and_policies_are_guarded_too() {
+    let mut s = with_workloads(9);
+    assert_eq!(s.on_message(addresses(vec![], uids(0..4)), 0).changes.len(), 4);
+    let mut small = with_workloads(3);
+    assert_eq!(small.on_message(addresses(vec![], uids(0..3)), 0).changes.len(), 3);
+
+    let names: Vec<String> = (0..6).map(|n| format!("shop/p{n}")).collect();
+    s.on_message(policies(names.iter().map(|n| policy_resource(n)).collect()), 0);
+    let removed = s.on_message(response(AUTHORIZATION_TYPE, vec![], names), 0);
+    assert_eq!((removed.changes.len(), s.suspended()), (0, 6));
+}
+
+#[test]
+fn a_long_list_is_cut_and_what_a_new_stream_does_not_mention_is_gone() {
+    let mut s = Subscription::new(Node::default(), Limits { initial_versions_bytes: 250, ..limits() });
+    s.on_connected(0);
+    s.on_message(addresses((0..20).map(workload).collect(), vec![]), 0);
+    s.on_end(false);
+    let listed = s.on_connected(1_000)[0].initial_resource_versions.clone();
+    assert!(listed.len() >= 4 && listed.len() < 8, "{}", listed.len());
+    let unlisted: Vec<usize> = (0..20).filter(|n| !listed.contains_key(&uid(*n))).collect();
+    assert_eq!(s.next_timer(), None);
+    // All but two of the unlisted ones are sent again, one of them in a form that cannot be read.
+    let (gone, rest) = unlisted.split_at(2);
+    let mut sent: Vec<Resource> = rest.iter().map(|n| workload(*n)).collect();
+    sent[0].resource.as_mut().unwrap().value = vec![0xff].into();
+    s.on_message(addresses(sent, vec![]), 2_000);
+    assert_eq!(s.next_timer(), Some(12_000));
+    s.on_message(addresses(vec![], vec![]), 5_000);
+    assert_eq!(s.on_timer(14_999), Due::default());
+    let mut expected: Vec<_> = gone.iter().map(|n| format!("-{}", uid(*n))).collect();
+    expected.sort();
+    assert_eq!(words(&s.on_timer(15_000).changes), expected);
+    assert_eq!((s.next_timer(), s.held(ADDRESS_TYPE)), (None, 18));
+}
+
+#[test]
+fn a_server_that_refuses_the_size_gets_a_shorter_list() {
+    let mut s = Subscription::new(Node::default(), Limits { initial_versions_bytes: 1 << 20, ..limits() });
+    s.on_connected(0);
+    s.on_message(addresses((0..9000).map(workload).collect(), vec![]), 0);
+    let bytes = |s: &mut Subscription| prost::Message::encoded_len(&s.on_connected(1)[0]);
+    s.on_end(true);
+    assert!(bytes(&mut s) < 400_000);
+    s.on_end(true);
+    let first = bytes(&mut s);
+    assert!(first <= 1 << 18, "{first}");
+    s.on_end(true);
+    let second = bytes(&mut s);
+    assert!(second <= 1 << 16, "{second}");
+    s.on_end(false);
+    assert_eq!(bytes(&mut s), second);
+    // Everything is still held, and nothing is swept before the new stream has spoken.
+    assert_eq!((s.held(ADDRESS_TYPE), s.next_timer()), (9000, None));
+}
+
+#[test]
+fn hardening_B95_odd_nonces_and_versions_lose_nothing() {
+    let mut s = with_workloads(2);
+    let mut old = workload(0);
+    old.version = "0".into();
+    for nonce in ["n", "n", "", "older"] {
+        let mut again = addresses(vec![old.clone()], vec!["never/existed".into()]);
+        again.nonce = nonce.into();
+        let received = s.on_message(again, 0);
+        assert_eq!(words(&received.changes), ["+cart-0"]);
+        assert_eq!(received.reply.into_request().response_nonce, nonce);
+    }
+    assert_eq!(s.held(ADDRESS_TYPE), 3);
+}
+
+#[test]
+fn hardening_F11_a_thousand_flaps_send_nothing_twice() {
+    let mut s = with_workloads(20);
+    for now in 0..1000 {
+        s.on_end(false);
+        let requests = s.on_connected(now);
+        assert_eq!(requests[0].initial_resource_versions.len(), 21);
+        assert!(s.on_message(addresses(vec![], vec![]), now).changes.is_empty());
+    }
+    assert_eq!(s.held(ADDRESS_TYPE), 21);
+}
+
+#[test]
+fn names_are_shared_with_what_the_store_keeps() {
+    let mut s = with_workloads(0);
+    let received = s.on_message(addresses(vec![workload(1)], vec![]), 0);
+    let Change::Workload(w) = &received.changes[0] else { panic!("a workload") };
+    let (name, _) = s.addresses.held.get_key_value(uid(1).as_str()).unwrap();
+    assert!(ArcStr::ptr_eq(name, &w.uid));
+}

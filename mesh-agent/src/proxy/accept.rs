@@ -1,0 +1,25 @@
+//! Accept loops of one pod's listeners. Called by `pod_proxy.rs`; every connection's own work runs in its own task.
+
+use std::net::SocketAddr;
+
+use mesh_transport::socket::AcceptLoop;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+/// Accepts until `stop`; hands every connection to `serve`, which must not block. Ends too when the listener is gone, which is said loudly.
+pub async fn run(listener: TcpListener, stop: CancellationToken, mut serve: impl FnMut(TcpStream, SocketAddr)) {
+    let mut listener = AcceptLoop::new(listener);
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => serve(stream, peer),
+                Err(error) => {
+                    tracing::error!(%error, "listener lost");
+                    return;
+                }
+            },
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! One attempt to reach one endpoint for one outbound connection, and what its failure means: whose fault it was, what the metrics say, whether another
+//! endpoint may be tried. Called by `outbound.rs`, which decides about further attempts.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use mesh_core::{ArcStr, EndpointLease, Refusal, Route, Upstream};
+use mesh_transport::copy::Peer as CopyPeer;
+use mesh_transport::hbone::{Authority, ConnectRequest, Forwarded, HboneError, TunnelKey};
+
+use super::connections::{Direction, Endpoints, Registration};
+use super::context::{self, PodContext};
+use super::deliver;
+use super::local;
+use super::outbound::Flow;
+use super::reasons::Reason;
+use crate::telemetry::{ConnectionLabels, Peer, Reporter, ResponseFlags, Security};
+
+/// The far end, open.
+pub struct Connected {
+    /// To copy to.
+    pub peer: CopyPeer,
+    /// What the telemetry says of it.
+    pub labels: ConnectionLabels,
+    /// Counts the connection at its endpoint while it lives.
+    pub lease: Option<EndpointLease>,
+    /// The registration as a destination, when the pod called itself.
+    pub hairpin: Option<Registration>,
+}
+
+/// Why an attempt failed.
+pub struct Failure {
+    /// In a word.
+    pub reason: Reason,
+    /// In the metric's word.
+    pub flags: ResponseFlags,
+    /// In a sentence.
+    pub error: String,
+    /// What the telemetry says of it.
+    pub labels: ConnectionLabels,
+    /// The endpoint that failed, when another one may be tried.
+    pub next: Option<ArcStr>,
+}
+
+impl Failure {
+    /// No attempt was made.
+    pub fn refused(context: &PodContext, flow: &Flow, refusal: &Refusal) -> Failure {
+        Failure { reason: Reason::from(refusal), flags: ResponseFlags::Connect, error: refusal.to_string(), labels: labels(context, flow, flow.destination), next: None }
+    }
+
+    /// The pod or the agent is stopping.
+    pub fn cut(context: &PodContext, flow: &Flow) -> Failure {
+        Failure { reason: Reason::Stopping, flags: ResponseFlags::Connect, error: "cut while connecting".into(), labels: labels(context, flow, flow.destination), next: None }
+    }
+}
+
+/// Connects along `route`. The outcome is reported to the endpoint's lease.
+pub async fn run(context: &Arc<PodContext>, flow: &Flow, route: Route) -> Result<Connected, Failure> {
+    match route {
+        Route::Passthrough(destination) => {
+            let labels = labels(context, flow, destination);
+            match context.dial(destination).await {
+                Ok(stream) => Ok(Connected { peer: CopyPeer::Tcp(stream), labels, lease: None, hairpin: None }),
+                Err(error) => Err(Failure { reason: Reason::Upstream, flags: ResponseFlags::Connect, error: error.to_string(), labels, next: None }),
+            }
+        }
+        Route::Plain(upstream) | Route::Hbone(upstream) if local::is_own(&context.pod, upstream.target.ip()) => hairpin(context, flow, upstream).await,
+        Route::Plain(upstream) => plain(context, flow, upstream).await,
+        Route::Hbone(upstream) => tunnel(context, flow, upstream).await,
+    }
+}
+
+async fn plain(context: &PodContext, flow: &Flow, upstream: Upstream) -> Result<Connected, Failure> {
+    let labels = upstream_labels(context, flow, &upstream, Security::Unknown);
+    match context.dial(upstream.target).await {
+        Ok(stream) => {
+            report(context, &upstream, true);
+            Ok(Connected { peer: CopyPeer::Tcp(stream), labels, lease: upstream.lease, hairpin: None })
+        }
+        Err(error) => {
+            let theirs = is_peers_fault(&error);
+            report(context, &upstream, !theirs);
+            let next = next_endpoint(&upstream, theirs);
+            Err(Failure { reason: Reason::Upstream, flags: ResponseFlags::Connect, error: error.to_string(), labels, next })
+        }
+    }
+}
+
+async fn tunnel(context: &PodContext, flow: &Flow, upstream: Upstream) -> Result<Connected, Failure> {
+    let labels = upstream_labels(context, flow, &upstream, Security::MutualTls);
+    let certificate = match context.certificate().await {
+        Ok(certificate) => certificate,
+        Err(error) => {
+            let labels = ConnectionLabels { security: Security::Unknown, ..labels };
+            return Err(Failure { reason: Reason::NoCertificate, flags: ResponseFlags::IdentityError, error: error.to_string(), labels, next: None });
+        }
+    };
+    let Some(source_ip) = local::source_for(&context.pod, upstream.tunnel.ip()) else {
+        let error = format!("the pod has no address of the family of {}", upstream.tunnel);
+        return Err(Failure { reason: Reason::Upstream, flags: ResponseFlags::Connect, error, labels, next: None });
+    };
+    let key = TunnelKey {
+        source: context.pod.identity.clone(),
+        source_uid: context.pod.uid.clone(),
+        source_ip,
+        destination: upstream.tunnel,
+        destination_uid: upstream.workload.uid.clone(),
+        destination_generation: upstream.generation,
+        expected: upstream.expected.as_slice().into(),
+    };
+    let (pod, destination, limit) = (context.pod.clone(), upstream.tunnel, context.shared.config.connect_timeout);
+    let dial = move || async move { context::dial(&pod, destination, limit).await };
+    match context.shared.pool.connect(&key, certificate, dial, request(context, flow, &upstream)).await {
+        Ok((stream, _)) => {
+            report(context, &upstream, true);
+            Ok(Connected { peer: CopyPeer::Hbone(stream), labels, lease: upstream.lease, hairpin: None })
+        }
+        Err(error) => Err(tunnel_failure(context, &upstream, labels, &error)),
+    }
+}
+
+fn request(context: &PodContext, flow: &Flow, upstream: &Upstream) -> ConnectRequest {
+    ConnectRequest {
+        authority: Authority::Address(upstream.target),
+        baggage: context.view().baggage.clone(),
+        forwarded: Some(Forwarded { client: Some(flow.client), host: upstream.service.as_ref().map(|service| service.hostname.clone()) }),
+        traceparent: None,
+    }
+}
+
+fn tunnel_failure(context: &PodContext, upstream: &Upstream, labels: ConnectionLabels, error: &HboneError) -> Failure {
+    let (reason, theirs) = match error {
+        HboneError::PeerIdentityMismatch { .. } => (Reason::PeerIdentityMismatch, true),
+        HboneError::Refused(http::StatusCode::UNAUTHORIZED | http::StatusCode::FORBIDDEN) => (Reason::DeniedByPeer, false),
+        HboneError::Dial(error) => (Reason::Upstream, is_peers_fault(error)),
+        HboneError::Overloaded => (Reason::Upstream, false),
+        _ => (Reason::Upstream, true),
+    };
+    report(context, upstream, !theirs);
+    // Only a handshake that was finished proves anything; what the labels say must have been checked on this flow.
+    let authenticated = matches!(error, HboneError::Refused(_) | HboneError::Reset(_) | HboneError::RequestTimeout);
+    let labels = if authenticated { labels } else { ConnectionLabels { security: Security::Unknown, source_identity: None, destination_identity: None, ..labels } };
+    let next = next_endpoint(upstream, theirs && error.before_first_byte());
+    Failure { reason, flags: flags_of(error), error: error.to_string(), labels, next }
+}
+
+fn flags_of(error: &HboneError) -> ResponseFlags {
+    match error.response_flag() {
+        "DENY" => ResponseFlags::Deny,
+        "TLS_FAILURE" => ResponseFlags::TlsFailure,
+        "H2_HANDSHAKE_FAILURE" => ResponseFlags::H2HandshakeFailure,
+        _ => ResponseFlags::Connect,
+    }
+}
+
+/// The pod was chosen as the endpoint of its own call. Its own address is not captured, so there is no tunnel to take: its policies are asked here and
+/// the connection is made inside the pod.
+async fn hairpin(context: &Arc<PodContext>, flow: &Flow, upstream: Upstream) -> Result<Connected, Failure> {
+    let labels = upstream_labels(context, flow, &upstream, Security::Unknown);
+    let fail = |reason, error: String| {
+        let flags = if reason == Reason::Denied { ResponseFlags::Deny } else { ResponseFlags::Connect };
+        Failure { reason, flags, error, labels: labels.clone(), next: next_endpoint(&upstream, reason == Reason::AppUnreachable) }
+    };
+    let endpoints = Endpoints { direction: Direction::Inbound, source: flow.client, destination: upstream.target, identity: Some(context.pod.identity.clone()) };
+    let registration = context.connections.register(endpoints).map_err(|full| fail(Reason::ConnectionLimit, full.to_string()))?;
+    let permit = deliver::authorize(context, &context.shared.state.snapshot(), registration.live()).map(|(permit, _)| permit);
+    let permit = permit.map_err(|refused| fail(refused.reason, refused.why))?;
+    match deliver::connect(permit, context, upstream.target, flow.client).await {
+        Ok(stream) => {
+            report(context, &upstream, true);
+            Ok(Connected { peer: CopyPeer::Tcp(stream), labels, lease: upstream.lease, hairpin: Some(registration) })
+        }
+        Err(refused) => {
+            report(context, &upstream, refused.reason != Reason::AppUnreachable);
+            Err(fail(refused.reason, refused.why))
+        }
+    }
+}
+
+fn report(context: &PodContext, upstream: &Upstream, success: bool) {
+    let Some(lease) = &upstream.lease else { return };
+    if success {
+        lease.report_success(context.shared.now_ms());
+    } else if lease.report_failure(context.shared.now_ms()) {
+        tracing::info!(endpoint = %upstream.workload.uid, target = %upstream.target, "endpoint ejected after repeated failures");
+    }
+}
+
+/// Another endpoint exists only behind a service, and helps only if this one was at fault.
+fn next_endpoint(upstream: &Upstream, theirs: bool) -> Option<ArcStr> {
+    (theirs && upstream.service.is_some()).then(|| upstream.workload.uid.clone())
+}
+
+/// Errors that say something about the far end, as opposed to this node's own limits.
+fn is_peers_fault(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable, TimedOut};
+    matches!(error.kind(), ConnectionRefused | ConnectionReset | ConnectionAborted | TimedOut | HostUnreachable | NetworkUnreachable)
+}
+
+fn labels(context: &PodContext, flow: &Flow, destination: SocketAddr) -> ConnectionLabels {
+    ConnectionLabels { source: Peer::Workload(context.view().workload.clone()), ..ConnectionLabels::unknown(Reporter::Source, flow.client, destination) }
+}
+
+fn upstream_labels(context: &PodContext, flow: &Flow, upstream: &Upstream, security: Security) -> ConnectionLabels {
+    let tunnelled = security == Security::MutualTls;
+    ConnectionLabels {
+        source_identity: tunnelled.then(|| context.pod.identity.clone()),
+        destination: Peer::Workload(upstream.workload.clone()),
+        destination_identity: tunnelled.then(|| upstream.workload.identity()),
+        service: upstream.service.clone(),
+        security,
+        hbone_target: tunnelled.then_some(upstream.target),
+        ..labels(context, flow, if tunnelled { upstream.tunnel } else { upstream.target })
+    }
+}

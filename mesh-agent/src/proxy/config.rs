@@ -1,0 +1,50 @@
+//! Limits and deadlines of the proxy. Every wait and every collection has one; tests shorten them.
+
+use std::time::Duration;
+
+use mesh_core::ArcStr;
+
+/// Limits and deadlines.
+#[derive(Debug, Clone)]
+pub struct ProxyConfig {
+    /// The node's name: where the pods are, before their workloads are known.
+    pub node: ArcStr,
+    /// The network that the node's pods are in; empty in a mesh of one network.
+    pub network: ArcStr,
+    /// How long new connections are held before the first configuration has arrived. Then they are refused, never let through.
+    pub hold_unsynced: Duration,
+    /// How long a connection to an unknown address inside the mesh is held for the configuration to catch up.
+    pub hold_unknown: Duration,
+    /// How long a connection waits for the pod's first certificate.
+    pub certificate_wait: Duration,
+    /// Deadline for one TCP connect to another node or to the outside.
+    pub connect_timeout: Duration,
+    /// Deadline for the connect to the local app: it is on this machine, so silence means a full backlog.
+    pub app_connect_timeout: Duration,
+    /// Endpoints tried for one connection, the first included. More would only spread an outage.
+    pub tries: usize,
+    /// Connections of one pod each way. High enough for any honest pod, low enough that one pod cannot take the node's descriptors.
+    pub connections_per_pod: u32,
+    /// Tunnels into one pod, handshakes included.
+    pub tunnels_per_pod: u32,
+    /// Probes of idle app connections, so that a vanished app is noticed.
+    pub keepalive: Option<Duration>,
+}
+
+impl Default for ProxyConfig {
+    fn default() -> ProxyConfig {
+        ProxyConfig {
+            node: ArcStr::new(),
+            network: ArcStr::new(),
+            hold_unsynced: Duration::from_secs(10),
+            hold_unknown: Duration::from_secs(2),
+            certificate_wait: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(5),
+            app_connect_timeout: Duration::from_secs(4),
+            tries: 3,
+            connections_per_pod: 16_384,
+            tunnels_per_pod: 4_096,
+            keepalive: Some(Duration::from_secs(180)),
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! One served pod inside the proxy: the enrolment, what the snapshot says of it, and its live connections. Shared by the pod's tasks, refreshed by
+//! `recheck.rs` whenever the configuration changes.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, Guard};
+use mesh_core::authorize::Applicable;
+use mesh_core::{ArcStr, Client, Snapshot, Workload};
+use mesh_transport::hbone::{Baggage, WorkloadKind};
+use mesh_transport::netns::Family;
+use mesh_transport::tls::IdentityCertificate;
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
+use super::connections::{Connections, CutReason};
+use super::local;
+use super::reasons::Reason;
+use super::shared::ProxyShared;
+use super::strict::inbound_mode;
+use crate::bpf::InboundMode;
+use crate::pod::Pod;
+
+/// The tasks of one pod share this.
+pub struct PodContext {
+    /// The enrolment: authoritative for who the pod is.
+    pub pod: Arc<Pod>,
+    /// What all pods share.
+    pub shared: Arc<ProxyShared>,
+    /// The pod's live connections.
+    pub connections: Arc<Connections>,
+    /// Stops the accept loops.
+    pub stop: CancellationToken,
+    /// Tells the peers of inbound tunnels to open no more streams.
+    pub drain: CancellationToken,
+    /// Ends inbound tunnels at once.
+    pub halt: CancellationToken,
+    view: ArcSwap<View>,
+    tunnels: AtomicU32,
+    /// The mode that the kernel last accepted. A short lock of the recheck task and of start-up, never taken per connection.
+    inbound: Mutex<Option<InboundMode>>,
+}
+
+/// What the current snapshot says of the pod. Replaced as a whole.
+pub struct View {
+    /// The pod's workload; before the control plane knows the pod, one made of the enrolment. For labels and locality only: what authorizes looks the
+    /// workload up in the snapshot that it decides by.
+    pub workload: Arc<Workload>,
+    /// The pod as a client.
+    pub client: Client,
+    /// The labels that travel with its requests and answers.
+    pub baggage: Baggage,
+    known: bool,
+}
+
+/// A tunnel's place among the pod's tunnels.
+pub struct TunnelPlace(Arc<PodContext>);
+
+impl PodContext {
+    /// The context of a pod that is about to be served.
+    pub fn new(pod: Arc<Pod>, shared: Arc<ProxyShared>) -> Arc<PodContext> {
+        let view = View::of(&pod, &shared, Arc::new(enrolled(&pod, &shared)), false);
+        Arc::new(PodContext {
+            connections: Connections::new(shared.config.connections_per_pod),
+            stop: CancellationToken::new(),
+            drain: CancellationToken::new(),
+            halt: CancellationToken::new(),
+            view: ArcSwap::from_pointee(view),
+            tunnels: AtomicU32::new(0),
+            inbound: Mutex::new(None),
+            pod,
+            shared,
+        })
+    }
+
+    /// What the snapshot says of the pod.
+    pub fn view(&self) -> Guard<Arc<View>> {
+        self.view.load()
+    }
+
+    /// The pod's workload in `snapshot`, if it is this pod's.
+    pub fn workload<'a>(&self, snapshot: &'a Snapshot) -> Option<&'a Arc<Workload>> {
+        local::workload_of(&self.pod, &self.shared.config.network, snapshot)
+    }
+
+    /// Counts a refusal and logs it at debug; the access log has the ones that got as far as a destination.
+    pub fn refuse(&self, reason: Reason, what: impl std::fmt::Display) {
+        self.shared.refusals.count(reason);
+        tracing::debug!(pod = %self.pod.name, namespace = %self.pod.namespace, reason = reason.as_str(), "{what}");
+    }
+
+    /// The pod's certificate, waiting a bounded time for the first one.
+    pub async fn certificate(&self) -> io::Result<Arc<IdentityCertificate>> {
+        let certificates = &self.shared.certificates;
+        if let Some(certificate) = certificates.current(&self.pod.identity) {
+            return Ok(certificate);
+        }
+        let fetched = tokio::time::timeout(self.shared.config.certificate_wait, certificates.fetch(&self.pod.identity)).await;
+        fetched.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no certificate in time")))
+    }
+
+    /// A connection from the pod's address inside the pod's network namespace, as if the app had made it.
+    pub async fn dial(&self, destination: SocketAddr) -> io::Result<TcpStream> {
+        dial(&self.pod, destination, self.shared.config.connect_timeout).await
+    }
+
+    /// A place for one more inbound tunnel; `None` when the pod has its limit.
+    pub fn tunnel_place(self: &Arc<Self>) -> Option<TunnelPlace> {
+        let place = (self.tunnels.fetch_add(1, Ordering::AcqRel) < self.shared.config.tunnels_per_pod).then(|| TunnelPlace(self.clone()));
+        if place.is_none() {
+            self.tunnels.fetch_sub(1, Ordering::AcqRel);
+        }
+        place
+    }
+
+    /// Takes over what `snapshot` says. Returns whether live connections have to be authorized again: the pod's workload is another one, or `concerns`
+    /// says so of the version that decided before or of the one that decides now.
+    pub fn refresh(&self, snapshot: &Snapshot, concerns: impl Fn(&Workload) -> bool) -> bool {
+        let old = self.view.load_full();
+        let (workload, known) = View::workload(&self.pod, &self.shared, snapshot, &old);
+        let replaced = old.known != known || !Arc::ptr_eq(&old.workload, &workload);
+        let affected = replaced || concerns(&old.workload) || concerns(&workload);
+        if replaced {
+            self.view.store(Arc::new(View::of(&self.pod, &self.shared, workload, known)));
+        }
+        affected
+    }
+
+    /// Brings the kernel's plaintext refusal in step with the policies. False means that the kernel did not take it; the caller tries again. Until the
+    /// pod's workload is known nothing is refused in the kernel: the connection is held by the agent instead.
+    pub fn sync_inbound(&self, snapshot: &Snapshot) -> bool {
+        let wanted = self.inbound_mode(snapshot);
+        let mut current = self.inbound.lock();
+        if current.as_ref() == Some(&wanted) {
+            return true;
+        }
+        match self.shared.interception.set_inbound(self.pod.netns_cookie, &wanted) {
+            Ok(()) => *current = Some(wanted),
+            Err(error) => {
+                tracing::debug!(pod = %self.pod.name, %error, "inbound mode not set");
+                return false;
+            }
+        }
+        true
+    }
+
+    /// What the kernel should refuse by itself.
+    pub fn inbound_mode(&self, snapshot: &Snapshot) -> InboundMode {
+        let Some(workload) = self.workload(snapshot) else {
+            return InboundMode { default_strict: false, ports: Vec::new() };
+        };
+        let readable: Vec<_> = snapshot
+            .policies_for(workload)
+            .filter_map(|applicable| match applicable {
+                Applicable::Policy(policy) => Some(policy),
+                Applicable::Unknown(_) | Applicable::Unreadable(_) => None,
+            })
+            .collect();
+        inbound_mode(readable.into_iter())
+    }
+
+    /// Ends everything of the pod at once.
+    pub fn cut(&self, reason: CutReason) {
+        self.stop.cancel();
+        self.connections.close(reason);
+        self.halt.cancel();
+    }
+}
+
+impl Drop for TunnelPlace {
+    fn drop(&mut self) {
+        self.0.tunnels.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl View {
+    fn of(pod: &Pod, shared: &ProxyShared, workload: Arc<Workload>, known: bool) -> View {
+        let client = Client {
+            network: shared.config.network.clone(),
+            cluster_id: workload.cluster_id.clone(),
+            node: shared.config.node.clone(),
+            locality: workload.locality.clone(),
+            namespace: pod.namespace.clone(),
+            ips: pod.ips.clone(),
+        };
+        View { client, baggage: baggage_of(&workload), workload, known }
+    }
+
+    /// The pod's workload, and whether the snapshot has it.
+    fn workload(pod: &Pod, shared: &ProxyShared, snapshot: &Snapshot, former: &View) -> (Arc<Workload>, bool) {
+        match local::workload_of(pod, &shared.config.network, snapshot) {
+            Some(workload) => (workload.clone(), true),
+            None if !former.known => (former.workload.clone(), false),
+            None => (Arc::new(enrolled(pod, shared)), false),
+        }
+    }
+}
+
+/// A workload of what the enrolment alone says.
+fn enrolled(pod: &Pod, shared: &ProxyShared) -> Workload {
+    let mut workload = Workload::new(pod.uid.clone(), pod.namespace.clone(), pod.name.clone());
+    workload.addresses = pod.ips.clone();
+    workload.network = shared.config.network.clone();
+    workload.trust_domain = pod.identity.trust_domain.clone();
+    workload.service_account = pod.identity.service_account.clone();
+    workload.node = shared.config.node.clone();
+    workload
+}
+
+/// The labels of a workload as they travel.
+pub fn baggage_of(workload: &Workload) -> Baggage {
+    let some = |text: &ArcStr| (!text.is_empty()).then(|| text.clone());
+    Baggage {
+        cluster: some(&workload.cluster_id),
+        namespace: some(&workload.namespace),
+        workload_kind: match workload.workload_type {
+            mesh_core::workload::WorkloadType::Deployment => WorkloadKind::Deployment,
+            mesh_core::workload::WorkloadType::CronJob => WorkloadKind::CronJob,
+            mesh_core::workload::WorkloadType::Pod => WorkloadKind::Pod,
+            mesh_core::workload::WorkloadType::Job => WorkloadKind::Job,
+        },
+        workload: some(&workload.workload_name),
+        service: some(&workload.canonical_name),
+        version: some(&workload.canonical_revision),
+        region: some(&workload.locality.region),
+        zone: some(&workload.locality.zone),
+    }
+}
+
+/// Connects from `pod`'s address inside its network namespace within `limit`.
+pub async fn dial(pod: &Pod, destination: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+    let source = local::source_for(pod, destination.ip()).ok_or_else(|| io::Error::new(io::ErrorKind::AddrNotAvailable, "the pod has no address of that family"))?;
+    let socket = pod.sockets.tcp_socket(family_of(destination.ip())).await?;
+    socket.bind(SocketAddr::new(source, 0))?;
+    within(limit, socket.connect(destination)).await
+}
+
+/// The result of `work`, or a timeout.
+pub async fn within<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// The family of an address.
+pub fn family_of(ip: IpAddr) -> Family {
+    if ip.is_ipv4() { Family::V4 } else { Family::V6 }
+}

@@ -1,0 +1,197 @@
+//! Tunnels that arrive for the pod, and the connections inside them.
+//!
+//! ```text
+//! accept -> is it the pod's address -> TLS with the pod's certificate -> serve
+//!   per CONNECT: register -> hold until synced -> authorize (401) -> connect to the app as the client (503) -> 200 -> copy
+//! ```
+//!
+//! The client is who the certificate says. Its address is the tunnel's; what the request's headers claim is used for labels and for the port that the app
+//! sees, never for a decision. Called by the accept loop of port 15008.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::StatusCode;
+use mesh_core::{Service, Snapshot, Workload, ports};
+use mesh_transport::copy::Peer as CopyPeer;
+use mesh_transport::hbone::{Authority, InboundRequest, ServeEnd};
+use tokio::net::TcpStream;
+
+use super::connections::{Direction, Endpoints, Live};
+use super::context::PodContext;
+use super::deliver::{self, Refused};
+use super::local;
+use super::reasons::Reason;
+use super::relay::{self, Held};
+use crate::telemetry::{ConnectionLabels, Outcome, Peer, Reporter, ResponseFlags, Security};
+
+/// Serves one tunnel to its end.
+pub async fn serve(context: Arc<PodContext>, tcp: TcpStream, peer: SocketAddr) {
+    let halt = context.halt.clone();
+    tokio::select! {
+        biased;
+        () = halt.cancelled() => {}
+        () = serve_tunnel(context, tcp, local::canonical(peer)) => {}
+    }
+}
+
+async fn serve_tunnel(context: Arc<PodContext>, tcp: TcpStream, peer: SocketAddr) {
+    let tcp = Held::new(tcp);
+    match tcp.local_address() {
+        Ok(local) if local::is_own(&context.pod, local.ip()) => {}
+        _ => return context.refuse(Reason::NotPodAddress, format_args!("tunnel from {peer} to a foreign address")),
+    }
+    let Some(_place) = context.tunnel_place() else {
+        return context.refuse(Reason::ConnectionLimit, format_args!("tunnel from {peer}"));
+    };
+    let certificate = match context.certificate().await {
+        Ok(certificate) => certificate,
+        Err(error) => return context.refuse(Reason::NoCertificate, error),
+    };
+    let tunnel = match context.shared.acceptor.accept(tcp.release(), &certificate).await {
+        Ok(tunnel) => tunnel,
+        Err(error) => {
+            let limit = matches!(error, mesh_transport::hbone::AcceptError::TooManyHalfOpen);
+            return context.refuse(if limit { Reason::HalfOpenLimit } else { Reason::Handshake }, format_args!("tunnel from {peer}: {error}"));
+        }
+    };
+    let requests = context.clone();
+    let ended = tunnel
+        .serve(context.drain.clone(), move |request| {
+            mesh_runtime::task::spawn("inbound", answer(requests.clone(), request));
+        })
+        .await;
+    if let ServeEnd::Protocol(rule) = ended {
+        context.refuse(Reason::BadRequest, format_args!("tunnel from {peer}: {rule}"));
+    }
+}
+
+/// Answers one CONNECT and carries its connection to the end.
+async fn answer(context: Arc<PodContext>, request: InboundRequest) {
+    let target = match target(&context, &request) {
+        Ok(target) => target,
+        Err(refused) => {
+            context.refuse(refused.reason, &refused.why);
+            return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+        }
+    };
+    let endpoints = Endpoints { direction: Direction::Inbound, source: client_address(&request), destination: target, identity: Some(request.peer().clone()) };
+    let registration = match context.connections.register(endpoints) {
+        Ok(registration) => registration,
+        Err(full) => {
+            context.refuse(Reason::ConnectionLimit, full);
+            return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+        }
+    };
+    let live = registration.live();
+    let opened = tokio::select! {
+        biased;
+        () = live.cut().cancelled() => Err(cut_early(live)),
+        () = request.cancelled() => return,
+        opened = open(&context, live) => opened,
+    };
+    let labels = labels(&context, live, &request);
+    match opened {
+        Ok(app) => {
+            // The app sees a reset, not an orderly end, if the client has just given up.
+            let app = Held::new(app);
+            let view = context.view();
+            let accepted = request.accept(&view.baggage);
+            drop(view);
+            let guard = context.shared.telemetry.open(labels);
+            match accepted {
+                Ok(stream) => relay::run(app.release(), CopyPeer::Hbone(stream), live, guard).await,
+                Err(error) => guard.close(Outcome::interrupted(error.to_string())),
+            }
+        }
+        Err(refused) => {
+            context.refuse(refused.reason, &refused.why);
+            let denied = refused.reason == Reason::Denied;
+            let (status, flags) = if denied { (StatusCode::UNAUTHORIZED, ResponseFlags::Deny) } else { (StatusCode::SERVICE_UNAVAILABLE, ResponseFlags::Connect) };
+            request.refuse(status);
+            context.shared.telemetry.open(labels).close(Outcome::failed(flags, refused.why));
+        }
+    }
+}
+
+async fn open(context: &PodContext, live: &Live) -> Result<TcpStream, Refused> {
+    let shared = &context.shared;
+    if !shared.state.synced_within(shared.config.hold_unsynced).await {
+        return Err(Refused { reason: Reason::NotSynced, why: "no configuration yet".into() });
+    }
+    let (permit, _) = deliver::authorize(context, &shared.state.snapshot(), live).map(|(permit, workload)| (permit, Arc::clone(workload)))?;
+    deliver::connect(permit, context, live.endpoints.destination, live.endpoints.source).await
+}
+
+/// A connection that was told to end between its registration and its answer: a policy arrived in between, or the pod is going.
+fn cut_early(live: &Live) -> Refused {
+    use super::connections::CutReason;
+    match live.cut_reason() {
+        Some(CutReason::Denied) => Refused { reason: Reason::Denied, why: "denied by a policy that arrived meanwhile".into() },
+        reason => Refused { reason: Reason::Stopping, why: reason.map_or("cut", CutReason::as_str).into() },
+    }
+}
+
+/// Where the request goes: always this pod; the authority contributes the port, or the service whose port it is.
+fn target(context: &PodContext, request: &InboundRequest) -> Result<SocketAddr, Refused> {
+    let local = request.local_address().ip().to_canonical();
+    let port = match request.authority() {
+        Authority::Address(address) => address.port(),
+        Authority::Host(host, port) => {
+            let snapshot = context.shared.state.snapshot();
+            let workload = context.workload(&snapshot).ok_or_else(|| Refused { reason: Reason::UnknownWorkload, why: "host asked of an unknown pod".into() })?;
+            backed_port(&snapshot, workload, host, *port)
+                .ok_or_else(|| Refused { reason: Reason::UnknownHost, why: format!("{host}:{port} is not served by this pod") })?
+        }
+    };
+    if ports::is_mesh_port(port) {
+        return Err(Refused { reason: Reason::MeshPort, why: format!("port {port} belongs to the mesh") });
+    }
+    Ok(SocketAddr::new(local, port))
+}
+
+/// The pod's port for `port` of a service with that host, if the pod is one of its endpoints.
+fn backed_port(snapshot: &Snapshot, workload: &Workload, host: &str, port: u16) -> Option<u16> {
+    snapshot.service_by_host(host).iter().find_map(|service| {
+        let own = workload.services.contains_key(&service.key()).then(|| workload.target_port(&service.key(), port)).flatten();
+        let member = workload.services.contains_key(&service.key());
+        own.or_else(|| member.then(|| service.port(port).map(|port| port.target_port)).flatten()).filter(|port| *port != 0)
+    })
+}
+
+/// The client's address: the tunnel's, with the port that the client's agent names if it speaks of the same address.
+fn client_address(request: &InboundRequest) -> SocketAddr {
+    let tunnel = local::canonical(request.peer_address());
+    let claimed = request.forwarded().and_then(|forwarded| forwarded.client).map(local::canonical);
+    claimed.filter(|claimed| claimed.ip() == tunnel.ip() && claimed.port() != 0).unwrap_or(tunnel)
+}
+
+fn labels(context: &PodContext, live: &Live, request: &InboundRequest) -> ConnectionLabels {
+    let snapshot = context.shared.state.snapshot();
+    let source = snapshot.workload_by_address(&context.shared.config.network, &live.endpoints.source.ip());
+    // The address only helps to find a name for the authenticated client: a workload of another identity is not it.
+    let source = source.filter(|workload| workload.identity() == *request.peer());
+    let destination = context.view().workload.clone();
+    let service = service_of(&snapshot, &destination, request);
+    ConnectionLabels {
+        reporter: Reporter::Destination,
+        source: Peer::from(source.cloned()),
+        source_identity: Some(request.peer().clone()),
+        destination: Peer::Workload(destination),
+        destination_identity: Some(context.pod.identity.clone()),
+        service,
+        security: Security::MutualTls,
+        source_address: live.endpoints.source,
+        destination_address: SocketAddr::new(live.endpoints.destination.ip(), ports::HBONE),
+        hbone_target: Some(live.endpoints.destination),
+    }
+}
+
+/// The service that the client says it asked for, if this pod is one of its endpoints.
+fn service_of(snapshot: &Snapshot, workload: &Workload, request: &InboundRequest) -> Option<Arc<Service>> {
+    let host = match request.authority() {
+        Authority::Host(host, _) => host,
+        Authority::Address(_) => request.forwarded()?.host.as_ref()?,
+    };
+    snapshot.service_by_host(host).iter().find(|service| workload.services.contains_key(&service.key())).cloned()
+}

@@ -1,0 +1,127 @@
+//! Connections that the pod opens.
+//!
+//! ```text
+//! accept -> is the peer the pod, what did it ask for -> register -> hold until synced
+//!   -> resolve -> tunnel | plain | as asked -> copy
+//!         ^------- failed before the first byte: the next endpoint, a bounded number of times
+//! ```
+//!
+//! The app's connect has already succeeded when the agent accepts, so every failure reaches it as a reset, never as an orderly end.
+//! Called by the accept loop of port 15001.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use mesh_core::{ArcStr, Refusal, Request, Route, resolve};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::attempt::{self, Connected, Failure};
+use super::connections::{Direction, Endpoints};
+use super::context::PodContext;
+use super::local;
+use super::reasons::Reason;
+use super::relay::{self, Held};
+use crate::telemetry::Outcome;
+
+/// One connection of the app.
+pub struct Flow {
+    /// The app's side.
+    pub client: SocketAddr,
+    /// What it asked for.
+    pub destination: SocketAddr,
+}
+
+/// Serves one connection to its end.
+pub async fn serve(context: Arc<PodContext>, app: TcpStream, peer: SocketAddr) {
+    let app = Held::new(app);
+    let Some(flow) = flow(&context, &app, local::canonical(peer)) else { return };
+    let endpoints = Endpoints { direction: Direction::Outbound, source: flow.client, destination: flow.destination, identity: None };
+    let registration = match context.connections.register(endpoints) {
+        Ok(registration) => registration,
+        Err(full) => return context.refuse(Reason::ConnectionLimit, full),
+    };
+    let live = registration.live();
+    // Boxed: setting up needs several times the memory of copying, and a connection copies for most of its life.
+    let connected = tokio::select! {
+        biased;
+        () = live.cut().cancelled() => Err(Failure::cut(&context, &flow)),
+        connected = Box::pin(connect(&context, &flow)) => connected,
+    };
+    match connected {
+        Ok(Connected { peer, labels, lease, hairpin }) => {
+            let guard = context.shared.telemetry.open(labels);
+            // A pod that calls itself is also a destination: its policies may cut the connection later.
+            let live = hairpin.as_ref().map_or(live, |registration| registration.live());
+            relay::run(app.release(), peer, live, guard).await;
+            drop(lease);
+        }
+        Err(failure) => {
+            context.refuse(failure.reason, format_args!("{} to {}: {}", flow.client, flow.destination, failure.error));
+            context.shared.telemetry.open(failure.labels).close(Outcome::failed(failure.flags, failure.error));
+        }
+    }
+}
+
+/// Who asks for what. Only the pod itself may speak to its slots; nobody reaches this port but through one.
+fn flow(context: &PodContext, app: &Held, client: SocketAddr) -> Option<Flow> {
+    if !local::is_own(&context.pod, client.ip()) {
+        context.refuse(Reason::PeerNotPod, format_args!("captured connection from {client}"));
+        return None;
+    }
+    let slot = local::canonical(app.local_address().ok()?);
+    let destination = context.shared.interception.original_destination(context.pod.netns_cookie, slot);
+    if destination.is_none() {
+        context.refuse(Reason::NotCaptured, format_args!("connection from {client} to {slot} without a slot"));
+    }
+    destination.map(|destination| Flow { client, destination: local::canonical(destination) })
+}
+
+/// Tries endpoints until one is connected, the failure is final, or enough have been tried.
+async fn connect(context: &Arc<PodContext>, flow: &Flow) -> Result<Connected, Failure> {
+    let shared = &context.shared;
+    if !shared.state.synced_within(shared.config.hold_unsynced).await {
+        return Err(Failure::refused(context, flow, &Refusal::NotSynced));
+    }
+    let mut tried = Vec::new();
+    let mut last: Option<Failure> = None;
+    loop {
+        let route = match route(context, flow, &tried).await {
+            Ok(route) => route,
+            // What went wrong with the endpoints says more than that none is left.
+            Err(refusal) => return Err(last.unwrap_or_else(|| Failure::refused(context, flow, &refusal))),
+        };
+        match attempt::run(context, flow, route).await {
+            Ok(connected) => return Ok(connected),
+            Err(failure) => match &failure.next {
+                Some(uid) if tried.len() + 1 < shared.config.tries => {
+                    tried.push(uid.clone());
+                    last = Some(failure);
+                }
+                _ => return Err(failure),
+            },
+        }
+    }
+}
+
+/// The next route. An address that should be known is waited for: the configuration may be a moment behind the pod.
+async fn route(context: &PodContext, flow: &Flow, tried: &[ArcStr]) -> Result<Route, Refusal> {
+    let first = resolve_now(context, flow, tried);
+    if !matches!(first, Err(Refusal::UnknownMeshAddress(_))) {
+        return first;
+    }
+    let deadline = Instant::now() + context.shared.config.hold_unknown;
+    let mut updates = context.shared.state.updates();
+    loop {
+        let route = resolve_now(context, flow, tried);
+        if !matches!(route, Err(Refusal::UnknownMeshAddress(_))) || tokio::time::timeout_at(deadline, updates.next()).await.is_err() {
+            return route;
+        }
+    }
+}
+
+fn resolve_now(context: &PodContext, flow: &Flow, tried: &[ArcStr]) -> Result<Route, Refusal> {
+    let view = context.view();
+    let request = Request { source: &view.client, destination: flow.destination, now_ms: context.shared.now_ms(), tried };
+    resolve(&context.shared.state.snapshot(), &request, &mut rand::rng())
+}

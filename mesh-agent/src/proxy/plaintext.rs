@@ -1,0 +1,83 @@
+//! Plaintext that arrives for the pod: a peer without an identity. The policies decide; where they refuse, the client is reset and nothing is opened
+//! towards the app. Bytes are opaque here: whatever they look like, they prove nothing. Called by the accept loop of port 15006.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use mesh_core::{Workload, ports};
+use mesh_transport::copy::Peer as CopyPeer;
+use tokio::net::TcpStream;
+
+use super::connections::{Direction, Endpoints, Live};
+use super::context::PodContext;
+use super::deliver::{self, Refused};
+use super::local;
+use super::reasons::Reason;
+use super::relay::{self, Held};
+use crate::telemetry::{ConnectionLabels, Outcome, Peer, Reporter, ResponseFlags, Security};
+
+/// Serves one connection to its end.
+pub async fn serve(context: Arc<PodContext>, client: TcpStream, peer: SocketAddr) {
+    let client = Held::new(client);
+    let peer = local::canonical(peer);
+    let Some(destination) = destination(&context, &client) else { return };
+    let endpoints = Endpoints { direction: Direction::InboundPlaintext, source: peer, destination, identity: None };
+    let registration = match context.connections.register(endpoints) {
+        Ok(registration) => registration,
+        Err(full) => return context.refuse(Reason::ConnectionLimit, full),
+    };
+    let live = registration.live();
+    let opened = tokio::select! {
+        biased;
+        () = live.cut().cancelled() => Err(Refused { reason: Reason::Stopping, why: "cut before it was opened".into() }),
+        opened = open(&context, live) => opened,
+    };
+    match opened {
+        Ok((app, workload)) => {
+            let guard = context.shared.telemetry.open(labels(&context, live, Some(workload)));
+            relay::run(app, CopyPeer::Tcp(client.release()), live, guard).await;
+        }
+        Err(refused) => {
+            context.refuse(refused.reason, &refused.why);
+            let flags = if refused.reason == Reason::Denied { ResponseFlags::Deny } else { ResponseFlags::Connect };
+            context.shared.telemetry.open(labels(&context, live, None)).close(Outcome::failed(flags, refused.why));
+        }
+    }
+}
+
+/// Where the client was going. A connection straight to the agent's own port was not steered here and has no destination.
+fn destination(context: &PodContext, client: &Held) -> Option<SocketAddr> {
+    let local = local::canonical(client.local_address().ok()?);
+    let destination = context.shared.interception.plaintext_destination(context.pod.netns_cookie, local);
+    if !local::is_own(&context.pod, destination.ip()) || ports::is_mesh_port(destination.port()) {
+        context.refuse(Reason::NotCaptured, format_args!("direct connection to {destination}"));
+        return None;
+    }
+    Some(destination)
+}
+
+async fn open(context: &PodContext, live: &Live) -> Result<(TcpStream, Arc<Workload>), Refused> {
+    let shared = &context.shared;
+    if !shared.state.synced_within(shared.config.hold_unsynced).await {
+        return Err(Refused { reason: Reason::NotSynced, why: "no configuration yet".into() });
+    }
+    let (permit, workload) = {
+        let snapshot = shared.state.snapshot();
+        let (permit, workload) = deliver::authorize(context, &snapshot, live)?;
+        (permit, workload.clone())
+    };
+    let app = deliver::connect(permit, context, live.endpoints.destination, live.endpoints.source).await?;
+    Ok((app, workload))
+}
+
+fn labels(context: &PodContext, live: &Live, workload: Option<Arc<Workload>>) -> ConnectionLabels {
+    let snapshot = context.shared.state.snapshot();
+    // Known by its address only: a label, never an identity.
+    let source = snapshot.workload_by_address(&context.shared.config.network, &live.endpoints.source.ip());
+    ConnectionLabels {
+        source: Peer::from(source.cloned()),
+        destination: Peer::Workload(workload.unwrap_or_else(|| context.view().workload.clone())),
+        security: Security::Unknown,
+        ..ConnectionLabels::unknown(Reporter::Destination, live.endpoints.source, live.endpoints.destination)
+    }
+}

@@ -1,0 +1,130 @@
+//! The proxy of one pod: its accept loops, and how they end. Started and stopped by enrolment.
+//!
+//! ```text
+//! start ── accept loops ──> one task per connection or tunnel
+//! stop(Some(d)): no new connections, GOAWAY to the peers, wait up to d, cut the rest
+//! stop(None):    cut everything now (the pod is gone)
+//! ```
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::task::TaskTracker;
+
+use super::accept;
+use super::connections::{Connections, CutReason};
+use super::context::PodContext;
+use super::shared::ProxyShared;
+use super::{inbound, outbound, plaintext};
+use crate::bpf::InboundMode;
+use crate::pod::Pod;
+
+/// How long tasks that were told to end may take to do so.
+const LET_GO: Duration = Duration::from_secs(1);
+
+/// The pod's TCP listeners, created or adopted by enrolment; one per address family and port.
+#[derive(Debug, Default)]
+pub struct ProxyListeners {
+    /// Captured outbound connections.
+    pub outbound: Vec<std::net::TcpListener>,
+    /// Plaintext that was steered to the agent.
+    pub plaintext: Vec<std::net::TcpListener>,
+    /// Tunnels.
+    pub hbone: Vec<std::net::TcpListener>,
+}
+
+/// A running proxy. Dropping it without [`PodProxy::stop`] cuts everything.
+pub struct PodProxy {
+    context: Arc<PodContext>,
+    tasks: TaskTracker,
+}
+
+impl PodProxy {
+    /// Starts serving `pod`. Fails only if a listener cannot be registered with the runtime; then nothing is served.
+    pub fn start(pod: Arc<Pod>, listeners: ProxyListeners, shared: Arc<ProxyShared>) -> io::Result<PodProxy> {
+        let proxy = PodProxy { context: PodContext::new(pod, shared.clone()), tasks: TaskTracker::new() };
+        let outbound = registered(listeners.outbound)?;
+        let plaintext = registered(listeners.plaintext)?;
+        let hbone = registered(listeners.hbone)?;
+        // Known to the recheck task before the first connection: no change may slip between.
+        shared.add(&proxy.context);
+        proxy.context.refresh(&shared.state.snapshot(), |_| false);
+        outbound.into_iter().for_each(|listener| proxy.accept("outbound", listener, outbound::serve));
+        plaintext.into_iter().for_each(|listener| proxy.accept("plaintext", listener, plaintext::serve));
+        hbone.into_iter().for_each(|listener| proxy.accept("tunnel", listener, inbound::serve));
+        Ok(proxy)
+    }
+
+    /// What the kernel should refuse by itself, for the enrolment of the pod with the kernel.
+    pub fn inbound_mode(&self) -> InboundMode {
+        self.context.inbound_mode(&self.context.shared.state.snapshot())
+    }
+
+    /// To be called once the kernel knows the pod: from then on its inbound mode is kept in step, including what changed since
+    /// [`PodProxy::inbound_mode`] was asked.
+    pub fn kernel_ready(&self) -> bool {
+        self.context.sync_inbound(&self.context.shared.state.snapshot())
+    }
+
+    #[cfg(test)]
+    pub(super) fn context(&self) -> &Arc<PodContext> {
+        &self.context
+    }
+
+    /// The pod's live connections.
+    pub fn connections(&self) -> &Arc<Connections> {
+        &self.context.connections
+    }
+
+    /// Stops. With `drain`, live connections may take that long to end by themselves; without, the pod is gone and they are cut now.
+    pub async fn stop(self, drain: Option<Duration>) {
+        self.context.stop.cancel();
+        if let Some(limit) = drain {
+            self.context.drain.cancel();
+            let _ = tokio::time::timeout(limit, self.context.connections.emptied()).await;
+        }
+        self.context.cut(if drain.is_some() { CutReason::DrainDeadline } else { CutReason::PodRemoved });
+        self.tasks.close();
+        if tokio::time::timeout(LET_GO, self.tasks.wait()).await.is_err() {
+            tracing::warn!(pod = %self.context.pod.name, left = self.tasks.len(), "proxy tasks did not end in time");
+        }
+    }
+
+    fn accept<S, F>(&self, name: &'static str, listener: TcpListener, serve: S)
+    where
+        S: Fn(Arc<PodContext>, TcpStream, SocketAddr) -> F + Send + Sync + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (context, tasks, stop) = (self.context.clone(), self.tasks.clone(), self.context.stop.clone());
+        let keepalive = context.shared.config.keepalive;
+        let loop_ = accept::run(listener, stop, move |stream, peer| {
+            if let Err(error) = mesh_transport::socket::prepare(&stream, keepalive) {
+                tracing::debug!(%error, "socket options not set");
+            }
+            mesh_runtime::task::spawn(name, tasks.track_future(serve(context.clone(), stream, peer)));
+        });
+        mesh_runtime::task::spawn(name, self.tasks.track_future(loop_));
+    }
+}
+
+impl Drop for PodProxy {
+    /// Runs after [`PodProxy::stop`] too, where it finds nothing left.
+    fn drop(&mut self) {
+        self.context.cut(CutReason::PodRemoved);
+        self.context.shared.remove(&self.context);
+        self.context.shared.pool.purge_source(&self.context.pod.uid);
+    }
+}
+
+fn registered(listeners: Vec<std::net::TcpListener>) -> io::Result<Vec<TcpListener>> {
+    listeners
+        .into_iter()
+        .map(|listener| {
+            listener.set_nonblocking(true)?;
+            TcpListener::from_std(listener)
+        })
+        .collect()
+}

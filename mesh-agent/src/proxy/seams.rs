@@ -1,0 +1,67 @@
+//! The two things that the proxy takes from elsewhere in the agent and that a test has to stand in for: what the kernel knows about a socket, and where
+//! a pod's certificate comes from. Production uses [`crate::bpf::Kernel`] and [`mesh_client`]'s certificate manager; nothing else implements these.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use mesh_core::Identity;
+use mesh_transport::tls::IdentityCertificate;
+
+use crate::bpf::{InboundMode, Kernel};
+
+/// What the kernel knows and does for one enrolled pod, named by the cookie of its network namespace.
+pub trait Interception: Send + Sync + 'static {
+    /// The destination that the app asked for, from the slot address that its captured connection was sent to.
+    fn original_destination(&self, cookie: u64, local: SocketAddr) -> Option<SocketAddr>;
+
+    /// The destination of a plaintext connection that was steered to the agent. Steering leaves the address as it was.
+    fn plaintext_destination(&self, _cookie: u64, local: SocketAddr) -> SocketAddr {
+        local
+    }
+
+    /// Makes the app that `socket` is going to connect to see `client` as its peer.
+    fn set_client(&self, socket: BorrowedFd<'_>, client: SocketAddr) -> io::Result<()>;
+
+    /// Sets on which ports plaintext is refused before it reaches the agent.
+    fn set_inbound(&self, cookie: u64, mode: &InboundMode) -> io::Result<()>;
+}
+
+impl Interception for Kernel {
+    fn original_destination(&self, cookie: u64, local: SocketAddr) -> Option<SocketAddr> {
+        Kernel::original_destination(self, cookie, local)
+    }
+
+    fn set_client(&self, socket: BorrowedFd<'_>, client: SocketAddr) -> io::Result<()> {
+        Kernel::set_client(self, socket, client).map_err(io::Error::other)
+    }
+
+    fn set_inbound(&self, cookie: u64, mode: &InboundMode) -> io::Result<()> {
+        Kernel::set_inbound(self, cookie, mode).map_err(io::Error::other)
+    }
+}
+
+/// A certificate that is being fetched.
+pub type FetchedCertificate<'a> = Pin<Box<dyn Future<Output = io::Result<Arc<IdentityCertificate>>> + Send + 'a>>;
+
+/// Where certificates of local identities come from.
+pub trait Certificates: Send + Sync + 'static {
+    /// The certificate in use, if there is a valid one. Never waits.
+    fn current(&self, identity: &Identity) -> Option<Arc<IdentityCertificate>>;
+
+    /// The same, waiting for the certificate authority if there is none yet. The caller bounds the wait.
+    fn fetch<'a>(&'a self, identity: &'a Identity) -> FetchedCertificate<'a>;
+}
+
+impl Certificates for mesh_client::CertificateManager {
+    fn current(&self, identity: &Identity) -> Option<Arc<IdentityCertificate>> {
+        mesh_client::CertificateManager::current(self, identity)
+    }
+
+    fn fetch<'a>(&'a self, identity: &'a Identity) -> FetchedCertificate<'a> {
+        Box::pin(async move { Ok(self.certificate(identity).await) })
+    }
+}

@@ -1,22 +1,26 @@
-//! Shares equal strings and membership maps between workloads: a mesh of 100k pods has few namespaces, nodes and deployments.
+//! Shares equal strings and membership maps between workloads: a mesh of 100k pods has few namespaces, nodes and deployments. Whoever reads
+//! workloads from the wire runs each through it at once, before the next is read.
 
-use std::{collections::HashSet, hash::Hash, sync::Arc};
+use std::{hash::Hash, sync::Arc};
 
 use arcstr::ArcStr;
+use hashbrown::HashSet;
 
 use crate::{NamespacedName, Workload, workload::Memberships};
 
 const FIRST_SWEEP: usize = 4096;
 
+/// What has been seen and is still in use.
 #[derive(Default)]
-pub(crate) struct Interner {
+pub struct Interner {
     strings: Pool<ArcStr>,
     memberships: Pool<Memberships>,
     policies: Pool<Arc<[NamespacedName]>>,
 }
 
 impl Interner {
-    pub(crate) fn workload(&mut self, workload: &mut Workload) {
+    /// Replaces the parts of a workload that others have too.
+    pub fn workload(&mut self, workload: &mut Workload) {
         let strings = &mut self.strings;
         for text in [
             &mut workload.namespace,
@@ -36,6 +40,12 @@ impl Interner {
         }
         self.memberships.share(&mut workload.services);
         self.policies.share(&mut workload.authorization_policies);
+    }
+}
+
+impl std::fmt::Debug for Interner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Interner({} strings)", self.strings.values.len())
     }
 }
 

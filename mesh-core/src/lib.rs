@@ -16,7 +16,7 @@ pub mod change;
 mod cow;
 pub mod fuzz;
 pub mod identity;
-mod intern;
+pub mod intern;
 pub mod name;
 pub mod names;
 pub mod policy;

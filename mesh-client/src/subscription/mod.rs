@@ -20,10 +20,10 @@ use std::collections::{HashMap, HashSet};
 
 use arcstr::ArcStr;
 use held::Held;
-use mesh_core::Change;
+use mesh_core::{Change, intern::Interner};
 use mesh_proto::{
     ADDRESS_TYPE, AUTHORIZATION_TYPE,
-    discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Status},
+    discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, Status},
 };
 use resources::Item;
 
@@ -241,6 +241,7 @@ struct Topic {
     unlisted: HashSet<ArcStr>,
     last_answer_ms: u64,
     suspended: Option<Suspended>,
+    interner: Interner,
 }
 
 impl Topic {
@@ -255,6 +256,7 @@ impl Topic {
             unlisted: HashSet::new(),
             last_answer_ms: 0,
             suspended: None,
+            interner: Interner::default(),
         }
     }
 
@@ -303,30 +305,37 @@ impl Topic {
     ) {
         let first = !self.answered_here;
         (self.answered, self.answered_here, self.last_answer_ms) = (true, true, now_ms);
-        let mut items = Vec::with_capacity(response.resources.len());
-        for resource in response.resources {
-            match resources::read(self.type_url, resource) {
-                Ok(item) => items.push(item),
-                Err(refused) => {
-                    self.unlisted.remove(refused.name.as_str());
-                    problems.push(refused.problem);
-                    items.extend(refused.instead);
-                }
-            }
-        }
-        let present: HashSet<&str> = items.iter().map(|item| item.name.as_str()).collect();
-        let gone = response.removed_resources.iter().filter(|name| !present.contains(name.as_str()));
-        let gone: HashSet<ArcStr> =
-            gone.filter_map(|name| self.held.get_key_value(name.as_str())).map(|(k, _)| k.clone()).collect();
+        let gone = self.gone(response.removed_resources, &response.resources);
         if first {
             self.reconsider(&gone);
         }
         // Removals come first: an address may go from a workload that is gone to one that is new.
         self.remove(gone, limits, now_ms, changes, alarms);
-        items.into_iter().for_each(|item| self.keep(item, changes));
+        changes.reserve_exact(response.resources.len() + 1);
+        // One by one, each freed as soon as it is read: a full state is large.
+        for resource in response.resources {
+            match resources::read(self.type_url, resource, &mut self.interner) {
+                Ok(item) => self.keep(item, changes),
+                Err(refused) => {
+                    self.exists(&refused.name);
+                    problems.push(refused.problem);
+                    refused.instead.into_iter().for_each(|item| self.keep(item, changes));
+                }
+            }
+        }
         if !problems.is_empty() {
             alarms.push(Alarm::Rejected { type_url: self.type_url, problems: problems.clone() });
         }
+    }
+
+    /// Of the names that the server removes, those that are held and not sent again in the same message.
+    fn gone(&self, removed: Vec<String>, resources: &[Resource]) -> HashSet<ArcStr> {
+        if removed.is_empty() {
+            return HashSet::new();
+        }
+        let present: HashSet<&str> = resources.iter().map(|resource| resource.name.as_str()).collect();
+        let removed = removed.iter().filter(|name| !present.contains(name.as_str()));
+        removed.filter_map(|name| self.held.get_key_value(name.as_str())).map(|(name, _)| name.clone()).collect()
     }
 
     /// A new stream knows what exists: what it was told about and does not remove is there.
@@ -338,12 +347,19 @@ impl Topic {
         self.suspended = self.suspended.take().filter(|s| !s.names.is_empty());
     }
 
-    fn keep(&mut self, item: Item, changes: &mut Vec<Change>) {
-        self.unlisted.remove(&item.name);
+    /// The server has sent it, in whatever form.
+    fn exists(&mut self, name: &str) {
+        self.unlisted.remove(name);
         if let Some(suspended) = &mut self.suspended {
-            suspended.names.remove(&item.name);
+            suspended.names.remove(name);
+            if suspended.names.is_empty() {
+                self.suspended = None;
+            }
         }
-        self.suspended = self.suspended.take().filter(|s| !s.names.is_empty());
+    }
+
+    fn keep(&mut self, item: Item, changes: &mut Vec<Change>) {
+        self.exists(&item.name);
         self.members += usize::from(item.member);
         let held = Held { version: item.version, member: item.member };
         if let Some(former) = self.held.insert(item.name, held) {

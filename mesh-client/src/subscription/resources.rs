@@ -1,7 +1,7 @@
 //! One resource of a response: read, named, and turned into a change, or refused with what must happen instead.
 
 use arcstr::ArcStr;
-use mesh_core::{Change, NamespacedName};
+use mesh_core::{Change, NamespacedName, intern::Interner};
 use mesh_proto::{
     ADDRESS_TYPE,
     convert::{self, AddressResource},
@@ -30,7 +30,7 @@ pub(super) struct Refused {
     pub(super) instead: Option<Item>,
 }
 
-pub(super) fn read(type_url: &str, resource: Resource) -> Result<Item, Refused> {
+pub(super) fn read(type_url: &str, resource: Resource, interner: &mut Interner) -> Result<Item, Refused> {
     let Some(body) = resource.resource else {
         return Err(refused(&resource.name, "has no content", None));
     };
@@ -38,15 +38,18 @@ pub(super) fn read(type_url: &str, resource: Resource) -> Result<Item, Refused> 
         return Err(refused(&resource.name, &format!("is of type {:?}", shortened(&body.type_url)), None));
     }
     if type_url == ADDRESS_TYPE {
-        read_address(&resource.name, resource.version, &body.value)
+        read_address(&resource.name, resource.version, &body.value, interner)
     } else {
         read_policy(&resource.name, resource.version, &body.value)
     }
 }
 
-fn read_address(name: &str, version: String, bytes: &[u8]) -> Result<Item, Refused> {
+fn read_address(name: &str, version: String, bytes: &[u8], interner: &mut Interner) -> Result<Item, Refused> {
     let (real, member, change) = match convert::address(bytes) {
-        Ok(AddressResource::Workload(workload)) => (workload.uid.clone(), true, Change::Workload(workload)),
+        Ok(AddressResource::Workload(mut workload)) => {
+            interner.workload(&mut workload);
+            (workload.uid.clone(), true, Change::Workload(workload))
+        }
         Ok(AddressResource::Service(service)) => (service.key().to_string().into(), false, Change::Service(service)),
         Err(error) => return Err(refused(name, &error.to_string(), None)),
     };

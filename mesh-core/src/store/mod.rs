@@ -17,7 +17,7 @@ use arcstr::ArcStr;
 use prefix_trie::joint::JointPrefixSet;
 
 use crate::{
-    Change, EndpointSet, NamespacedName, Snapshot, Workload, balance::OutlierPolicy, intern::Interner, policy::Scope,
+    Change, EndpointSet, NamespacedName, Snapshot, Workload, balance::OutlierPolicy, policy::Scope,
     workload::NetworkAddress,
 };
 
@@ -79,7 +79,6 @@ pub struct Applied {
 #[derive(Default)]
 pub struct Store {
     current: Snapshot,
-    interner: Interner,
     /// Addresses that more than one workload claims, with the uids of all claimants.
     contested: HashMap<NetworkAddress, Vec<ArcStr>>,
     last_generation: u64,
@@ -142,8 +141,7 @@ impl Store {
         Applied { snapshot: self.snapshot(), diff: batch.diff }
     }
 
-    fn put_workload(&mut self, mut workload: Workload, batch: &mut Batch) {
-        self.interner.workload(&mut workload);
+    fn put_workload(&mut self, workload: Workload, batch: &mut Batch) {
         let former = self.current.workloads.get(&workload.uid).cloned();
         if former.as_deref() == Some(&workload) {
             return;

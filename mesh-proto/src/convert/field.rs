@@ -49,7 +49,12 @@ fn bounded(field: &'static str, value: String, limit: usize) -> Result<ArcStr, C
     if value.len() > limit {
         return Err(ConvertError::invalid(field, format!("{} bytes long, the limit is {limit}", value.len())));
     }
-    if value.chars().any(char::is_control) {
+    let control = if value.is_ascii() {
+        value.bytes().any(|byte| byte.is_ascii_control())
+    } else {
+        value.chars().any(char::is_control)
+    };
+    if control {
         return Err(ConvertError::invalid(field, "contains a control character"));
     }
     Ok(value.into())

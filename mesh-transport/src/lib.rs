@@ -11,6 +11,7 @@
 //! A byte is copied by the kernel and by AES only: it is read into the buffer that becomes the TLS record, and written
 //! to the application from the buffer that the record was decrypted in.
 
+mod buffer;
 pub mod copy;
 pub mod hbone;
 pub mod netns;

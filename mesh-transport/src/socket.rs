@@ -1,19 +1,155 @@
-//! Options and errors of TCP sockets.
-use std::io;
+//! Options and errors of TCP sockets, and non-blocking reads and writes that tell the reactor as much as they learn.
+
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::net::{Shutdown, SocketAddr};
 use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
-use std::net::SocketAddr;
+
+/// First pause after an accept that failed for lack of something; it doubles up to [`ACCEPT_PAUSE_MAX`].
+const ACCEPT_PAUSE: Duration = Duration::from_millis(5);
+const ACCEPT_PAUSE_MAX: Duration = Duration::from_millis(100);
+
+/// What an error of `accept` means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AcceptFailure {
+    /// That one connection is gone; the next accept may work at once.
+    Connection,
+    /// Descriptors, memory or buffers are used up; trying again at once would spin.
+    Exhausted,
+    /// The listener itself is unusable.
+    Listener,
+}
+
+/// Classifies an error of `accept` (accept(2) passes on pending network errors of the new connection).
+pub fn accept_failure(error: &io::Error) -> AcceptFailure {
+    match error.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => AcceptFailure::Exhausted,
+        Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP | libc::EFAULT) => AcceptFailure::Listener,
+        _ => AcceptFailure::Connection,
+    }
+}
 
 /// Accepts for ever: errors of one connection are skipped, exhaustion backs off, so that the loop neither ends nor spins.
 #[derive(Debug)]
-pub struct AcceptLoop { listener: TcpListener }
+pub struct AcceptLoop {
+    listener: TcpListener,
+    pause: Duration,
+    failures: u64,
+}
+
 impl AcceptLoop {
     /// Wraps a listener.
-    pub fn new(listener: TcpListener) -> Self { Self { listener } }
-    /// The next connection; an error means that the listener is gone.
-    pub async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> { self.listener.accept().await }
+    pub fn new(listener: TcpListener) -> Self {
+        Self { listener, pause: ACCEPT_PAUSE, failures: 0 }
+    }
+
+    /// How many accepts failed so far.
+    pub fn failures(&self) -> u64 {
+        self.failures
+    }
+
+    /// The listener.
+    pub fn listener(&self) -> &TcpListener {
+        &self.listener
+    }
+
+    /// The next connection; an error means that the listener is gone. Cancel safe.
+    pub async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+        loop {
+            let error = match self.listener.accept().await {
+                Ok(accepted) => {
+                    self.pause = ACCEPT_PAUSE;
+                    return Ok(accepted);
+                }
+                Err(error) => error,
+            };
+            self.failures += 1;
+            match accept_failure(&error) {
+                AcceptFailure::Connection => {}
+                AcceptFailure::Listener => return Err(error),
+                AcceptFailure::Exhausted => {
+                    if self.pause == ACCEPT_PAUSE_MAX || self.failures == 1 {
+                        tracing::warn!(%error, failures = self.failures, "accept is out of resources, backing off");
+                    }
+                    tokio::time::sleep(self.pause).await;
+                    self.pause = (self.pause * 2).min(ACCEPT_PAUSE_MAX);
+                }
+            }
+        }
+    }
 }
-/// Closes with a TCP reset.
-pub fn reset(stream: TcpStream) { drop(stream) }
-/// Sets what every proxied socket has: no delay, keepalive.
-pub fn prepare(stream: &TcpStream, keepalive: Option<Duration>) -> io::Result<()> { let _ = (stream, keepalive); Ok(()) }
+
+/// Closes with a TCP reset: the other end learns that the connection was aborted, not ended.
+pub fn reset(stream: TcpStream) {
+    arm_reset(&stream);
+}
+
+/// Makes the coming close a reset.
+pub(crate) fn arm_reset(stream: &TcpStream) {
+    // Fails only on a socket that is already gone.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// Sends FIN. A socket that the peer has reset cannot, which its next read tells.
+pub(crate) fn finish(stream: &TcpStream) {
+    let _ = SockRef::from(stream).shutdown(Shutdown::Write);
+}
+
+/// Ends both directions, so that whoever waits on the socket learns it.
+pub(crate) fn close(stream: &TcpStream) {
+    let _ = SockRef::from(stream).shutdown(Shutdown::Both);
+}
+
+/// Sets what every proxied socket has: no delay and, if asked for, keepalive (idle time, then nine probes of the same interval).
+pub fn prepare(stream: &TcpStream, keepalive: Option<Duration>) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    if let Some(interval) = keepalive {
+        SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(9))?;
+    }
+    Ok(())
+}
+
+/// Whether an error says that the other end reset the connection.
+pub(crate) fn is_reset(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted)
+}
+
+/// Reads what is there. A read that did not fill `buffer` emptied the socket, and the reactor is told so: the next readiness check waits instead of
+/// costing a system call that fails. `WouldBlock` means nothing was read.
+pub(crate) fn read(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    transfer(stream, Interest::READABLE, buffer.len(), |mut socket| socket.read(buffer))
+}
+
+/// [`read`] into several buffers.
+pub(crate) fn read_vectored(stream: &TcpStream, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+    let room = buffers.iter().map(|buffer| buffer.len()).sum();
+    transfer(stream, Interest::READABLE, room, |mut socket| socket.read_vectored(buffers))
+}
+
+/// Writes what fits. Less than everything means that the send buffer is full, and the reactor is told so.
+pub(crate) fn write_vectored(stream: &TcpStream, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
+    let size = buffers.iter().map(|buffer| buffer.len()).sum();
+    transfer(stream, Interest::WRITABLE, size, |mut socket| match buffers {
+        [one] => socket.write(one),
+        many => socket.write_vectored(many),
+    })
+}
+
+fn transfer(stream: &TcpStream, interest: Interest, wanted: usize, call: impl FnOnce(&socket2::Socket) -> io::Result<usize>) -> io::Result<usize> {
+    let mut short = None;
+    let result = stream.try_io(interest, || {
+        let count = call(&SockRef::from(stream))?;
+        if 0 < count && count < wanted {
+            short = Some(count);
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(count)
+    });
+    match short {
+        Some(count) => Ok(count),
+        None => result,
+    }
+}

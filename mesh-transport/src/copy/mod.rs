@@ -1,17 +1,28 @@
-//! Moves bytes both ways between an application's socket and its peer.
-use std::{io, sync::{Arc, atomic::AtomicU64}};
+//! Moves bytes both ways between an application's socket and its peer. RST stays RST, half-close stays half-close.
+//!
+//! Called by the proxy, one future per connection; an idle connection holds no buffer.
+
+mod hbone;
+mod tcp;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
+
 use crate::hbone::HboneStream;
 
 /// Bytes moved so far; read while the connection lives.
 #[derive(Debug, Default)]
 pub struct ByteCounters {
-    /// From the first socket to the second.
+    /// From the local socket to the peer.
     pub sent: AtomicU64,
-    /// From the second to the first.
+    /// From the peer to the local socket.
     pub received: AtomicU64,
 }
+
 /// The other end of a copy.
 #[derive(Debug)]
 pub enum Peer {
@@ -20,14 +31,16 @@ pub enum Peer {
     /// A stream of a tunnel.
     Hbone(HboneStream),
 }
+
 /// Which end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// The first socket.
+    /// The local socket.
     Local,
     /// The peer.
     Peer,
 }
+
 /// How a connection ended.
 #[derive(Debug)]
 pub enum Outcome {
@@ -35,14 +48,21 @@ pub enum Outcome {
     Closed,
     /// One end reset the connection; the other end was reset too.
     ResetBy(Side),
-    /// We cut it.
+    /// We cut it; both ends were reset.
     Cancelled,
-    /// A socket failed.
+    /// A socket failed; both ends were reset.
     Failed(Side, io::Error),
 }
-/// Copies until both directions ended. RST stays RST, half-close stays half-close, cancellation resets both ends.
+
+/// Copies until both directions ended. Cancellation resets both ends, and so does dropping the future.
 pub async fn bidirectional(local: TcpStream, peer: Peer, counters: Arc<ByteCounters>, cancel: CancellationToken) -> Outcome {
-    let _ = (local, peer, counters);
-    cancel.cancelled().await;
-    Outcome::Cancelled
+    match peer {
+        Peer::Tcp(peer) => tcp::copy(local, peer, counters, cancel).await,
+        Peer::Hbone(stream) => hbone::copy(local, stream, counters, cancel).await,
+    }
+}
+
+/// The outcome of an error on one side.
+fn failed(side: Side, error: io::Error) -> Outcome {
+    if crate::socket::is_reset(&error) { Outcome::ResetBy(side) } else { Outcome::Failed(side, error) }
 }

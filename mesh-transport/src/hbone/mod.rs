@@ -2,14 +2,22 @@
 //!
 //! [`Pool`] opens streams as a client, [`Acceptor`] takes tunnels as a server; both give [`HboneStream`]s.
 
+mod driver;
 mod error;
+mod frame;
+mod headers;
+mod hpack;
+mod huffman;
 mod pool;
+mod queue;
 mod request;
 mod server;
 mod stream;
+mod tunnel;
 
 pub use error::{HboneError, Stage};
 pub use pool::{Pool, PoolConfig, PoolStats, TunnelKey};
 pub use request::{Authority, AuthorityProblem, Baggage, ConnectRequest, ConnectResponse, Forwarded, TraceParent, WorkloadKind};
-pub use server::{AcceptError, Acceptor, AcceptorConfig, InboundRequest, InboundTunnel, ServeEnd};
+pub use server::{AcceptError, Acceptor, AcceptorConfig, InboundRequest, InboundTunnel, Refusals, ServeEnd, refusals};
 pub use stream::HboneStream;
+pub(crate) use stream::{Received, Sent};

@@ -1,10 +1,33 @@
-//! The pool of tunnels that a node dialled.
-use std::{future::Future, io, net::{IpAddr, SocketAddr}, sync::Arc, time::Duration};
+//! The pool of tunnels that a node dialled: which tunnel a new stream uses, when another one is dialled, when one ends.
+//!
+//! A dial runs in its own task and all who wait for it share its result; no lock is held while it runs. Called by the outbound proxy.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, SystemTime};
+
 use arcstr::ArcStr;
 use mesh_core::identity::Identity;
+use parking_lot::Mutex;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+use super::driver::{Driver, Timers};
+use super::frame::code;
+use super::server::InboundRequest;
+use super::tunnel::{Closed, Parts, Role, Tunnel};
 use super::{ConnectRequest, ConnectResponse, HboneError, HboneStream};
-use crate::tls::IdentityCertificate;
+use crate::tls::{self, HandshakeError, IdentityCertificate, TlsStream, VerifyError};
+
+/// A tunnel counts as saturated this long after its socket could not take a batch.
+const CONGESTED: Duration = Duration::from_millis(100);
+/// Attempts to open a stream when tunnels end under our hands.
+const ATTEMPTS: u32 = 4;
 
 /// What makes two connections share a tunnel: nothing of the source or the destination may differ.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -40,8 +63,8 @@ pub struct PoolConfig {
     pub idle_timeout: Duration,
     /// Streams per tunnel, or less if the peer allows less.
     pub max_streams: u32,
-    /// Tunnels per key.
-    pub max_tunnels_per_key: usize,
+    /// Tunnels that one key may have because the first ones are busy; more are dialled only when all streams of these are in use.
+    pub max_busy_tunnels: usize,
     /// Tunnels in all.
     pub max_tunnels: usize,
     /// PING interval.
@@ -59,7 +82,7 @@ impl Default for PoolConfig {
             request_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(300),
             max_streams: 100,
-            max_tunnels_per_key: 8,
+            max_busy_tunnels: 4,
             max_tunnels: 65_536,
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(20),
@@ -80,25 +103,337 @@ pub struct PoolStats {
     pub dialing: usize,
 }
 
+type DialResult = Option<Result<(), HboneError>>;
+
+/// A dial under way and how many wait for it.
+struct Dial {
+    result: watch::Receiver<DialResult>,
+    waiting: u32,
+    id: u64,
+}
+
+#[derive(Default)]
+struct Entry {
+    tunnels: Vec<Arc<Tunnel>>,
+    dials: Vec<Dial>,
+}
+
+#[derive(Default)]
+struct Table {
+    entries: HashMap<TunnelKey, Entry>,
+    /// Tunnels and dials in all entries.
+    total: usize,
+    next_dial: u64,
+}
+
+struct Shared {
+    config: PoolConfig,
+    /// Locked to choose a tunnel or to note a change; never while dialling.
+    table: Mutex<Table>,
+    draining: AtomicBool,
+}
+
 /// The tunnels of this process. Clones share them.
-#[derive(Debug, Clone)]
-pub struct Pool { config: Arc<PoolConfig> }
+#[derive(Clone)]
+pub struct Pool {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.stats().fmt(f)
+    }
+}
+
+/// The TCP connection that a dial is to make.
+type BoxedDial = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>> + Send>;
+
+/// What [`Pool::choose`] decided.
+enum Choice {
+    Use(Arc<Tunnel>),
+    Wait(watch::Receiver<DialResult>, u64),
+    Full,
+}
 
 impl Pool {
     /// An empty pool.
-    pub fn new(config: PoolConfig) -> Self { Self { config: Arc::new(config) } }
-    /// Opens a stream: through a tunnel of `key` with room, or through a new one that `dial` begins.
-    pub async fn connect<D, F>(&self, key: &TunnelKey, cert: Arc<IdentityCertificate>, dial: D, request: ConnectRequest) -> Result<(HboneStream, ConnectResponse), HboneError>
-    where D: FnOnce() -> F + Send + 'static, F: Future<Output = io::Result<TcpStream>> + Send + 'static {
-        let _ = (key, cert, dial, request, &self.config);
-        Err(HboneError::Overloaded)
+    pub fn new(config: PoolConfig) -> Self {
+        Self { shared: Arc::new(Shared { config, table: Mutex::default(), draining: AtomicBool::new(false) }) }
     }
+
+    /// Opens a stream: through a tunnel of `key` with room, or through a new one that `dial` begins. `dial` is called at most once, and only if needed.
+    pub async fn connect<D, F>(&self, key: &TunnelKey, cert: Arc<IdentityCertificate>, dial: D, request: ConnectRequest) -> Result<(HboneStream, ConnectResponse), HboneError>
+    where
+        D: FnOnce() -> F + Send + 'static,
+        F: Future<Output = io::Result<TcpStream>> + Send + 'static,
+    {
+        let mut dial = Some(dial);
+        let mut last = HboneError::Overloaded;
+        for _ in 0..ATTEMPTS {
+            let start = || dial.take().map(|dial| -> BoxedDial { Box::new(move || Box::pin(dial())) });
+            let tunnel = match self.choose(key, &cert, start) {
+                Choice::Use(tunnel) => tunnel,
+                Choice::Full => return Err(last),
+                Choice::Wait(mut result, id) => {
+                    let waiting = Waiting { pool: self, key, id };
+                    let outcome = result.wait_for(Option::is_some).await.map(|outcome| outcome.clone());
+                    drop(waiting);
+                    match outcome {
+                        Ok(Some(Err(error))) => return Err(error),
+                        Ok(_) => {}
+                        Err(_) => return Err(HboneError::Closed("dial was dropped".into())),
+                    }
+                    continue;
+                }
+            };
+            let Some(stream) = tunnel.open(&request) else { continue };
+            let stream = HboneStream::new(tunnel.clone(), stream);
+            match tokio::time::timeout(self.shared.config.request_timeout, stream.answer()).await {
+                Ok(Ok(response)) => return Ok((stream, response)),
+                // The peer has not looked at the request: another tunnel may take it.
+                Ok(Err(HboneError::Reset(code::REFUSED_STREAM))) => {
+                    tunnel.retire();
+                    last = HboneError::Reset(code::REFUSED_STREAM);
+                }
+                Ok(Err(error)) => return Err(error),
+                Err(_) => {
+                    stream.cancel();
+                    return Err(HboneError::RequestTimeout);
+                }
+            }
+        }
+        Err(last)
+    }
+
+    /// The least loaded tunnel with room; else a dial to wait for; else a new dial. A tunnel that is saturated by bytes still serves, but another one is dialled
+    /// beside it for those who come next.
+    fn choose(&self, key: &TunnelKey, cert: &Arc<IdentityCertificate>, start: impl FnOnce() -> Option<BoxedDial>) -> Choice {
+        let config = &self.shared.config;
+        let mut table = self.shared.table.lock();
+        let table = &mut *table;
+        if self.shared.draining.load(Relaxed) {
+            return Choice::Full;
+        }
+        if !table.entries.contains_key(key) {
+            table.entries.insert(key.clone(), Entry::default());
+        }
+        let Some(entry) = table.entries.get_mut(key) else { return Choice::Full };
+        let best = entry.tunnels.iter().filter(|tunnel| tunnel.has_room()).min_by_key(|tunnel| (tunnel.congested(CONGESTED), tunnel.active())).cloned();
+        let busy = best.as_ref().is_none_or(|best| best.congested(CONGESTED) && best.active() > 0);
+        let wanted = match &best {
+            Some(_) => busy && entry.dials.is_empty() && entry.tunnels.len() < config.max_busy_tunnels,
+            None => !entry.dials.iter().any(|dial| dial.waiting < config.max_streams),
+        };
+        if wanted
+            && table.total < config.max_tunnels
+            && let Some(dial) = start()
+        {
+            table.next_dial += 1;
+            table.total += 1;
+            let id = table.next_dial;
+            let result = self.spawn_dial(key.clone(), cert.clone(), dial, id);
+            entry.dials.push(Dial { result, waiting: 0, id });
+        }
+        if let Some(best) = best {
+            return Choice::Use(best);
+        }
+        let Some(dial) = entry.dials.iter_mut().min_by_key(|dial| dial.waiting) else {
+            if entry.tunnels.is_empty() {
+                table.entries.remove(key);
+            }
+            return Choice::Full;
+        };
+        dial.waiting += 1;
+        Choice::Wait(dial.result.clone(), dial.id)
+    }
+
+    fn spawn_dial(&self, key: TunnelKey, cert: Arc<IdentityCertificate>, dial: BoxedDial, id: u64) -> watch::Receiver<DialResult> {
+        let (sender, receiver) = watch::channel(None);
+        let pool = self.clone();
+        tokio::spawn(async move {
+            // Notes the end of the dial even if it panics or is dropped with the runtime.
+            let mut under_way = UnderWay { pool: &pool, key: &key, id, tunnel: None };
+            let made = dial_tunnel(&pool.shared.config, &key, &cert, dial).await;
+            let (tunnel, tls) = match made {
+                Ok(made) => made,
+                Err(error) => {
+                    drop(under_way);
+                    sender.send_replace(Some(Err(error)));
+                    return;
+                }
+            };
+            under_way.tunnel = Some(tunnel.clone());
+            drop(under_way);
+            sender.send_replace(Some(Ok(())));
+            drop(sender);
+            // Those who waited put their requests into the first packet.
+            tokio::task::yield_now().await;
+            let config = &pool.shared.config;
+            let timers = Timers {
+                preface: config.preface_timeout,
+                ping_interval: config.ping_interval,
+                ping_timeout: config.ping_timeout,
+                idle: Some(config.idle_timeout),
+            };
+            let expiry = cert.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+            let driver = Driver::new(tunnel.clone(), tls.opener, &tls.received, tls.opened, 0, timers, |_: InboundRequest| {}).retire_after(expiry);
+            let _entry = InPool { pool: &pool, key: &key, tunnel: &tunnel };
+            driver.run().await;
+        });
+        receiver
+    }
+
     /// Closes every tunnel to this workload, or only those of generations before `generation`. Returns how many.
-    pub fn purge_destination(&self, uid: &str, generation: Option<u64>) -> usize { let _ = (uid, generation); 0 }
+    pub fn purge_destination(&self, uid: &str, generation: Option<u64>) -> usize {
+        self.purge(|key| key.destination_uid == uid && generation.is_none_or(|generation| key.destination_generation < generation))
+    }
+
     /// Closes every tunnel of this source pod, streams included. Returns how many.
-    pub fn purge_source(&self, uid: &str) -> usize { let _ = uid; 0 }
+    pub fn purge_source(&self, uid: &str) -> usize {
+        self.purge(|key| key.source_uid == uid)
+    }
+
+    fn purge(&self, matches: impl Fn(&TunnelKey) -> bool) -> usize {
+        let mut table = self.shared.table.lock();
+        let mut purged = Vec::new();
+        table.entries.retain(|key, entry| {
+            if !matches(key) {
+                return true;
+            }
+            // A dial under way finds its entry gone and ends its tunnel.
+            purged.push((std::mem::take(&mut entry.tunnels), entry.dials.len()));
+            false
+        });
+        let tunnels: Vec<_> = purged.iter().flat_map(|(tunnels, _)| tunnels.clone()).collect();
+        table.total -= tunnels.len() + purged.iter().map(|(_, dials)| dials).sum::<usize>();
+        drop(table);
+        for tunnel in &tunnels {
+            tunnel.close(Closed::Done("purged"));
+        }
+        tunnels.len()
+    }
+
     /// Tells all peers that no more streams come; open streams go on.
-    pub fn drain(&self) {}
+    pub fn drain(&self) {
+        self.shared.draining.store(true, Relaxed);
+        for entry in self.shared.table.lock().entries.values() {
+            entry.tunnels.iter().for_each(|tunnel| tunnel.drain());
+        }
+    }
+
     /// Counts for metrics.
-    pub fn stats(&self) -> PoolStats { PoolStats::default() }
+    pub fn stats(&self) -> PoolStats {
+        let table = self.shared.table.lock();
+        let mut stats = PoolStats { keys: table.entries.len(), ..PoolStats::default() };
+        for entry in table.entries.values() {
+            stats.tunnels += entry.tunnels.len();
+            stats.dialing += entry.dials.len();
+            stats.streams += entry.tunnels.iter().map(|tunnel| tunnel.active() as usize).sum::<usize>();
+        }
+        stats
+    }
+
+    /// Changes an entry and removes it if nothing is left of it.
+    fn change(&self, key: &TunnelKey, change: impl FnOnce(&mut Entry) -> isize) {
+        let mut table = self.shared.table.lock();
+        let Some(entry) = table.entries.get_mut(key) else { return };
+        let difference = change(entry);
+        if entry.tunnels.is_empty() && entry.dials.is_empty() {
+            table.entries.remove(key);
+        }
+        table.total = table.total.saturating_add_signed(difference);
+    }
+}
+
+/// TCP, TLS, and the shared half of the tunnel.
+async fn dial_tunnel(config: &PoolConfig, key: &TunnelKey, cert: &IdentityCertificate, dial: BoxedDial) -> Result<(Arc<Tunnel>, Received), HboneError> {
+    let tcp = tokio::time::timeout(config.dial_timeout, dial())
+        .await
+        .map_err(|_| HboneError::DialTimeout)?
+        .map_err(|error| HboneError::Dial(Arc::new(error)))?;
+    crate::socket::prepare(&tcp, None).map_err(|error| HboneError::Dial(Arc::new(error)))?;
+    let handshake = tls::connect(tcp, cert.client_config(&key.expected));
+    let tls = tokio::time::timeout(config.tls_timeout, handshake).await.map_err(|_| HboneError::TlsTimeout)?.map_err(|error| match error {
+        HandshakeError::Peer(VerifyError::PeerIdentityMismatch { found }) => HboneError::PeerIdentityMismatch { found },
+        error => HboneError::Tls(error),
+    })?;
+    let TlsStream { tcp, peer, sealer, opener, keys, received, opened, unsent } = tls;
+    let tunnel = Tunnel::new(Role::Client, Parts { socket: tcp, peer, sealer, keys, unsent }, config.max_streams).map_err(|error| HboneError::Dial(Arc::new(error)))?;
+    Ok((Arc::new(tunnel), Received { opener, received, opened }))
+}
+
+/// The receiving half of a finished handshake.
+struct Received {
+    opener: tls::Opener,
+    received: Vec<u8>,
+    opened: Vec<u8>,
+}
+
+/// Somebody waits for a dial.
+struct Waiting<'a> {
+    pool: &'a Pool,
+    key: &'a TunnelKey,
+    id: u64,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.pool.change(self.key, |entry| {
+            if let Some(dial) = entry.dials.iter_mut().find(|dial| dial.id == self.id) {
+                dial.waiting -= 1;
+            }
+            0
+        });
+    }
+}
+
+/// A dial under way; when it ends its tunnel, if any, takes its place.
+struct UnderWay<'a> {
+    pool: &'a Pool,
+    key: &'a TunnelKey,
+    id: u64,
+    tunnel: Option<Arc<Tunnel>>,
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let tunnel = self.tunnel.take();
+        let mut placed = false;
+        self.pool.change(self.key, |entry| {
+            let before = entry.dials.len();
+            entry.dials.retain(|dial| dial.id != self.id);
+            // Not there any more: purged meanwhile.
+            if before == entry.dials.len() {
+                return 0;
+            }
+            match &tunnel {
+                Some(tunnel) => {
+                    entry.tunnels.push(tunnel.clone());
+                    placed = true;
+                    0
+                }
+                None => -1,
+            }
+        });
+        if let Some(tunnel) = tunnel.filter(|_| !placed) {
+            tunnel.close(Closed::Done("purged"));
+        }
+    }
+}
+
+/// A tunnel that is in the pool as long as its driver runs.
+struct InPool<'a> {
+    pool: &'a Pool,
+    key: &'a TunnelKey,
+    tunnel: &'a Arc<Tunnel>,
+}
+
+impl Drop for InPool<'_> {
+    fn drop(&mut self) {
+        self.pool.change(self.key, |entry| {
+            let before = entry.tunnels.len();
+            entry.tunnels.retain(|tunnel| !Arc::ptr_eq(tunnel, self.tunnel));
+            if before == entry.tunnels.len() { 0 } else { -1 }
+        });
+    }
 }

@@ -1,16 +1,29 @@
-//! The accepting side of tunnels.
-use std::{net::SocketAddr, time::Duration};
+//! The accepting side of tunnels: the handshake with its caps and deadlines, and the requests that come out of a tunnel.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
 use http::StatusCode;
 use mesh_core::identity::Identity;
+use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
-use super::{Authority, Baggage, Forwarded, HboneStream, TraceParent};
-use crate::tls::IdentityCertificate;
+
+use super::driver::{Driver, Timers};
+use super::headers::{Request, RequestProblem};
+use super::stream::Stream;
+use super::tunnel::{Parts, Role, Tunnel};
+use super::{Authority, AuthorityProblem, Baggage, Forwarded, HboneError, HboneStream, TraceParent};
+use crate::tls::{self, HandshakeError, IdentityCertificate, TlsStream};
 
 /// Limits and deadlines of accepted tunnels.
 #[derive(Debug, Clone)]
 pub struct AcceptorConfig {
-    /// TLS handshake deadline, in total.
+    /// TLS handshake deadline, in total and not per read.
     pub tls_timeout: Duration,
     /// Deadline for the HTTP/2 preface after TLS.
     pub preface_timeout: Duration,
@@ -25,11 +38,21 @@ pub struct AcceptorConfig {
     /// A tunnel is closed when a PING is not answered in this time.
     pub ping_timeout: Duration,
 }
+
 impl Default for AcceptorConfig {
     fn default() -> Self {
-        Self { tls_timeout: Duration::from_secs(5), preface_timeout: Duration::from_secs(5), half_open_per_source: 256, half_open: 4096, max_streams: 200, ping_interval: Duration::from_secs(10), ping_timeout: Duration::from_secs(20) }
+        Self {
+            tls_timeout: Duration::from_secs(5),
+            preface_timeout: Duration::from_secs(5),
+            half_open_per_source: 256,
+            half_open: 4096,
+            max_streams: 200,
+            ping_interval: Duration::from_secs(10),
+            ping_timeout: Duration::from_secs(20),
+        }
     }
 }
+
 /// Why a tunnel was not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum AcceptError {
@@ -41,38 +64,138 @@ pub enum AcceptError {
     Timeout,
     /// The handshake failed.
     #[error("handshake: {0}")]
-    Handshake(#[from] crate::tls::HandshakeError),
+    Handshake(#[from] HandshakeError),
 }
-/// Accepts tunnels; one per process, so that its caps are global. Clones share them.
-#[derive(Debug, Clone)]
-pub struct Acceptor { config: std::sync::Arc<AcceptorConfig> }
-impl Acceptor {
-    /// An acceptor with these limits.
-    pub fn new(config: AcceptorConfig) -> Self { Self { config: std::sync::Arc::new(config) } }
-    /// Shakes hands. Cancel safe: dropping it closes the connection.
-    pub async fn accept(&self, tcp: TcpStream, certificate: &IdentityCertificate) -> Result<InboundTunnel, AcceptError> {
-        let _ = (tcp, certificate, &self.config);
-        Err(AcceptError::Timeout)
+
+impl AcceptError {
+    /// A short stable name for logs and counters.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::TooManyHalfOpen => "too_many_handshakes",
+            Self::Timeout => "handshake_timeout",
+            Self::Handshake(error) => error.reason(),
+        }
     }
 }
+
+/// Handshakes under way.
+#[derive(Debug, Default)]
+struct HalfOpen {
+    total: AtomicUsize,
+    /// Locked to count up or down.
+    by_source: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// One handshake under way.
+struct HalfOpenGuard {
+    half_open: Arc<HalfOpen>,
+    source: IpAddr,
+}
+
+impl HalfOpenGuard {
+    fn enter(half_open: &Arc<HalfOpen>, source: IpAddr, config: &AcceptorConfig) -> Option<Self> {
+        let mut by_source = half_open.by_source.lock();
+        let from_source = by_source.get(&source).copied().unwrap_or_default();
+        if from_source >= config.half_open_per_source || half_open.total.load(Relaxed) >= config.half_open {
+            return None;
+        }
+        by_source.insert(source, from_source + 1);
+        half_open.total.fetch_add(1, Relaxed);
+        Some(Self { half_open: half_open.clone(), source })
+    }
+}
+
+impl Drop for HalfOpenGuard {
+    fn drop(&mut self) {
+        self.half_open.total.fetch_sub(1, Relaxed);
+        let mut by_source = self.half_open.by_source.lock();
+        if let Some(count) = by_source.get_mut(&self.source) {
+            *count -= 1;
+            if *count == 0 {
+                by_source.remove(&self.source);
+            }
+        }
+    }
+}
+
+/// Accepts tunnels; one per process, so that its caps are global. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Acceptor {
+    config: Arc<AcceptorConfig>,
+    half_open: Arc<HalfOpen>,
+}
+
+impl Acceptor {
+    /// An acceptor with these limits.
+    pub fn new(config: AcceptorConfig) -> Self {
+        Self { config: Arc::new(config), half_open: Arc::default() }
+    }
+
+    /// Handshakes under way.
+    pub fn half_open(&self) -> usize {
+        self.half_open.total.load(Relaxed)
+    }
+
+    /// Shakes hands. Dropping the future closes the connection.
+    pub async fn accept(&self, tcp: TcpStream, certificate: &IdentityCertificate) -> Result<InboundTunnel, AcceptError> {
+        let source = tcp.peer_addr().map_err(HandshakeError::from)?.ip().to_canonical();
+        let guard = HalfOpenGuard::enter(&self.half_open, source, &self.config).ok_or(AcceptError::TooManyHalfOpen)?;
+        crate::socket::prepare(&tcp, None).map_err(HandshakeError::from)?;
+        let handshake = tls::accept(tcp, certificate.server_config());
+        let tls = tokio::time::timeout(self.config.tls_timeout, handshake).await.map_err(|_| AcceptError::Timeout)??;
+        drop(guard);
+        let TlsStream { tcp, peer, sealer, opener, keys, received, opened, unsent } = tls;
+        let tunnel = Tunnel::new(Role::Server, Parts { socket: tcp, peer, sealer, keys, unsent }, self.config.max_streams).map_err(HandshakeError::from)?;
+        Ok(InboundTunnel { tunnel: Arc::new(tunnel), opener, received, opened, config: self.config.clone() })
+    }
+}
+
 /// An authenticated tunnel that is not served yet.
-#[derive(Debug)]
-pub struct InboundTunnel { peer: Identity, local: SocketAddr, remote: SocketAddr }
+pub struct InboundTunnel {
+    tunnel: Arc<Tunnel>,
+    opener: tls::Opener,
+    received: Vec<u8>,
+    opened: Vec<u8>,
+    config: Arc<AcceptorConfig>,
+}
+
+impl fmt::Debug for InboundTunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InboundTunnel").field("peer", self.peer()).field("from", &self.peer_address()).finish_non_exhaustive()
+    }
+}
+
 impl InboundTunnel {
     /// Who the client proved to be.
-    pub fn peer(&self) -> &Identity { &self.peer }
+    pub fn peer(&self) -> &Identity {
+        &self.tunnel.peer
+    }
+
     /// The tunnel's own address; its IP is the pod's.
-    pub fn local_address(&self) -> SocketAddr { self.local }
+    pub fn local_address(&self) -> SocketAddr {
+        self.tunnel.local
+    }
+
     /// The client's address.
-    pub fn peer_address(&self) -> SocketAddr { self.remote }
+    pub fn peer_address(&self) -> SocketAddr {
+        self.tunnel.remote
+    }
+
     /// Serves until the tunnel ends. This future is the tunnel's only task: spawn it. `on_request` is called for every well-formed CONNECT and must not block;
     /// it spawns what handles the request. Malformed requests are answered here. When `drain` is cancelled the peer is told to open no more streams
     /// and the tunnel ends with its last one; dropping the future cuts everything.
     pub async fn serve(self, drain: CancellationToken, on_request: impl FnMut(InboundRequest) + Send) -> ServeEnd {
-        let _ = (drain, on_request);
-        ServeEnd::Closed
+        let timers = Timers {
+            preface: self.config.preface_timeout,
+            ping_interval: self.config.ping_interval,
+            ping_timeout: self.config.ping_timeout,
+            idle: None,
+        };
+        let driver = Driver::new(self.tunnel, self.opener, &self.received, self.opened, self.config.max_streams, timers, on_request);
+        driver.drain_on(drain.cancelled_owned()).run().await
     }
 }
+
 /// How a tunnel ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServeEnd {
@@ -83,28 +206,128 @@ pub enum ServeEnd {
     /// The peer broke the protocol; the word names the rule.
     Protocol(&'static str),
 }
+
 /// A well-formed CONNECT that waits for an answer. Dropping it refuses with 503.
-#[derive(Debug)]
-pub struct InboundRequest { authority: Authority, peer: Identity, local: SocketAddr, remote: SocketAddr, baggage: Baggage, forwarded: Option<Forwarded>, traceparent: Option<TraceParent> }
+pub struct InboundRequest {
+    tunnel: Arc<Tunnel>,
+    /// Taken when answered.
+    stream: Option<Arc<Stream>>,
+    request: Request,
+}
+
+impl fmt::Debug for InboundRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InboundRequest").field("authority", &self.request.authority).field("peer", self.peer()).finish_non_exhaustive()
+    }
+}
+
 impl InboundRequest {
+    pub(super) fn new(tunnel: Arc<Tunnel>, stream: Arc<Stream>, request: Request) -> Self {
+        Self { tunnel, stream: Some(stream), request }
+    }
+
     /// Where it wants to go. An address is already known to be the tunnel's own.
-    pub fn authority(&self) -> &Authority { &self.authority }
+    pub fn authority(&self) -> &Authority {
+        &self.request.authority
+    }
+
     /// Who the client proved to be.
-    pub fn peer(&self) -> &Identity { &self.peer }
+    pub fn peer(&self) -> &Identity {
+        &self.tunnel.peer
+    }
+
     /// The tunnel's own address.
-    pub fn local_address(&self) -> SocketAddr { self.local }
+    pub fn local_address(&self) -> SocketAddr {
+        self.tunnel.local
+    }
+
     /// The client's tunnel address: its IP is the source workload's.
-    pub fn peer_address(&self) -> SocketAddr { self.remote }
+    pub fn peer_address(&self) -> SocketAddr {
+        self.tunnel.remote
+    }
+
     /// Labels that the peer claims.
-    pub fn baggage(&self) -> &Baggage { &self.baggage }
+    pub fn baggage(&self) -> &Baggage {
+        &self.request.baggage
+    }
+
     /// What the peer says about its client.
-    pub fn forwarded(&self) -> Option<&Forwarded> { self.forwarded.as_ref() }
+    pub fn forwarded(&self) -> Option<&Forwarded> {
+        self.request.forwarded.as_ref()
+    }
+
+    /// The network that the peer says it is in; to be believed from gateways only.
+    pub fn network(&self) -> Option<&str> {
+        self.request.network.as_deref()
+    }
+
     /// The trace to continue.
-    pub fn traceparent(&self) -> Option<TraceParent> { self.traceparent }
+    pub fn traceparent(&self) -> Option<TraceParent> {
+        self.request.traceparent
+    }
+
     /// Resolves when the client gave up; the application must not be connected any more.
-    pub async fn cancelled(&self) { std::future::pending::<()>().await }
+    pub async fn cancelled(&self) {
+        let Some(stream) = &self.stream else { return };
+        std::future::poll_fn(|cx| stream.poll_given_up(cx)).await;
+    }
+
     /// Answers 200 with the serving workload's labels. Fails if the client gave up.
-    pub fn accept(self, baggage: &Baggage) -> Result<HboneStream, super::HboneError> { let _ = baggage; Err(super::HboneError::Overloaded) }
+    pub fn accept(mut self, baggage: &Baggage) -> Result<HboneStream, HboneError> {
+        let Some(stream) = self.stream.take() else { return Err(HboneError::Closed("answered".into())) };
+        self.tunnel.answer(&stream, StatusCode::OK, baggage)?;
+        Ok(HboneStream::new(self.tunnel.clone(), stream))
+    }
+
     /// Answers with another status.
-    pub fn refuse(self, status: StatusCode) { let _ = status; }
+    pub fn refuse(mut self, status: StatusCode) {
+        self.answer_refusal(status);
+    }
+
+    fn answer_refusal(&mut self, status: StatusCode) {
+        if let Some(stream) = self.stream.take() {
+            // A client that gave up needs no answer.
+            let _ = self.tunnel.answer(&stream, status, &Baggage::default());
+        }
+    }
+}
+
+impl Drop for InboundRequest {
+    fn drop(&mut self) {
+        self.answer_refusal(StatusCode::SERVICE_UNAVAILABLE);
+    }
+}
+
+/// Requests refused before anybody saw them, by reason; `ip_mismatch` and `special_address` are attempts to use a tunnel as a relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusals {
+    /// Header fields that no honest peer sends.
+    pub malformed_headers: u64,
+    /// Another method than CONNECT.
+    pub not_connect: u64,
+    /// An unreadable authority.
+    pub bad_authority: u64,
+    /// The address of another pod.
+    pub ip_mismatch: u64,
+    /// Loopback, link-local, multicast, unspecified.
+    pub special_address: u64,
+}
+
+static REFUSALS: [AtomicU64; 5] = [const { AtomicU64::new(0) }; 5];
+
+pub(super) fn count(problem: RequestProblem) {
+    let index = match problem {
+        RequestProblem::Malformed => 0,
+        RequestProblem::NotConnect => 1,
+        RequestProblem::Authority => 2,
+        RequestProblem::Address(AuthorityProblem::AddressMismatch) => 3,
+        RequestProblem::Address(AuthorityProblem::SpecialAddress) => 4,
+    };
+    REFUSALS[index].fetch_add(1, Relaxed);
+}
+
+/// The process's counts of refused requests.
+pub fn refusals() -> Refusals {
+    let [malformed_headers, not_connect, bad_authority, ip_mismatch, special_address] = REFUSALS.each_ref().map(|count| count.load(Relaxed));
+    Refusals { malformed_headers, not_connect, bad_authority, ip_mismatch, special_address }
 }

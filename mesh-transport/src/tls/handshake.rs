@@ -36,6 +36,9 @@ pub enum HandshakeError {
     /// The peer did not agree to speak HTTP/2.
     #[error("peer did not negotiate h2")]
     Alpn,
+    /// The peer refused us after our side of the handshake was done; the number is the TLS alert.
+    #[error("peer refused us with tls alert {0}")]
+    PeerAlert(u8),
     /// A handshake message too large to be honest.
     #[error("handshake of more than {INCOMING_LIMIT} bytes")]
     TooLarge,
@@ -50,6 +53,7 @@ impl HandshakeError {
             Self::Tls(_) => "tls_failed",
             Self::Peer(VerifyError::PeerIdentityMismatch { .. }) => "peer_identity_mismatch",
             Self::Peer(_) => "peer_refused",
+            Self::PeerAlert(_) => "refused_by_peer",
             Self::Alpn => "no_h2",
             Self::TooLarge => "handshake_too_large",
         }

@@ -1,0 +1,113 @@
+//! The copy between two sockets.
+
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll};
+
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
+use super::{ByteCounters, Outcome, Side, failed};
+use crate::buffer::Buffer;
+use crate::socket;
+
+/// Buffers moved before other tasks get their turn.
+const TURN: u32 = 4;
+
+/// Resets both ends unless the copy came to an orderly end.
+struct Pair {
+    local: TcpStream,
+    peer: TcpStream,
+    orderly: bool,
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        if !self.orderly {
+            socket::arm_reset(&self.local);
+            socket::arm_reset(&self.peer);
+        }
+    }
+}
+
+/// One direction.
+#[derive(Default)]
+struct Direction {
+    /// What was read and not yet written.
+    held: Option<(Buffer, usize, usize)>,
+    done: bool,
+}
+
+pub(super) async fn copy(local: TcpStream, peer: TcpStream, counters: Arc<ByteCounters>, cancel: CancellationToken) -> Outcome {
+    let mut pair = Pair { local, peer, orderly: false };
+    let mut cancelled = pin!(cancel.cancelled());
+    let (mut out, mut back) = (Direction::default(), Direction::default());
+    let outcome = std::future::poll_fn(|cx| {
+        if cancelled.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Outcome::Cancelled);
+        }
+        let (local, peer) = (&pair.local, &pair.peer);
+        if let Err((side, error)) = out.advance(cx, (Side::Local, local), (Side::Peer, peer), &counters.sent) {
+            return Poll::Ready(failed(side, error));
+        }
+        if let Err((side, error)) = back.advance(cx, (Side::Peer, peer), (Side::Local, local), &counters.received) {
+            return Poll::Ready(failed(side, error));
+        }
+        if out.done && back.done { Poll::Ready(Outcome::Closed) } else { Poll::Pending }
+    })
+    .await;
+    pair.orderly = matches!(outcome, Outcome::Closed);
+    outcome
+}
+
+impl Direction {
+    /// Moves what can be moved now.
+    fn advance(&mut self, cx: &mut Context<'_>, from: (Side, &TcpStream), to: (Side, &TcpStream), counter: &AtomicU64) -> Result<(), (Side, io::Error)> {
+        let mut turn = 0;
+        while !self.done {
+            if let Some((buffer, start, end)) = &mut self.held {
+                // Asked for only when a write was refused, which is rare.
+                match socket::write_vectored(to.1, &[IoSlice::new(&buffer[*start..*end])]) {
+                    Ok(count) => {
+                        counter.fetch_add(count as u64, Relaxed);
+                        *start += count;
+                    }
+                    Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => match to.1.poll_write_ready(cx) {
+                        Poll::Pending => return Ok(()),
+                        Poll::Ready(Ok(())) => continue,
+                        Poll::Ready(Err(error)) => return Err((to.0, error)),
+                    },
+                    Err(error) => return Err((to.0, error)),
+                }
+                if start < end {
+                    continue;
+                }
+                self.held = None;
+            }
+            match from.1.poll_read_ready(cx) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Err((from.0, error)),
+            }
+            if turn == TURN {
+                cx.waker().wake_by_ref();
+                return Ok(());
+            }
+            turn += 1;
+            let mut buffer = Buffer::take();
+            match socket::read(from.1, &mut buffer) {
+                Ok(0) => {
+                    socket::finish(to.1);
+                    self.done = true;
+                }
+                Ok(count) => self.held = Some((buffer, 0, count)),
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(error) => return Err((from.0, error)),
+            }
+        }
+        Ok(())
+    }
+}

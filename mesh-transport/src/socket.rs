@@ -107,14 +107,18 @@ pub(crate) fn close(stream: &TcpStream) {
 pub fn prepare(stream: &TcpStream, keepalive: Option<Duration>) -> io::Result<()> {
     stream.set_nodelay(true)?;
     if let Some(interval) = keepalive {
-        SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(9))?;
+        SockRef::from(stream)
+            .set_tcp_keepalive(&TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(9))?;
     }
     Ok(())
 }
 
 /// Whether an error says that the other end reset the connection.
 pub(crate) fn is_reset(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted)
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted
+    )
 }
 
 /// Reads what is there. A read that did not fill `buffer` emptied the socket, and the reactor is told so: the next readiness check waits instead of
@@ -138,7 +142,12 @@ pub(crate) fn write_vectored(stream: &TcpStream, buffers: &[IoSlice<'_>]) -> io:
     })
 }
 
-fn transfer(stream: &TcpStream, interest: Interest, wanted: usize, call: impl FnOnce(&socket2::Socket) -> io::Result<usize>) -> io::Result<usize> {
+fn transfer(
+    stream: &TcpStream,
+    interest: Interest,
+    wanted: usize,
+    call: impl FnOnce(&socket2::Socket) -> io::Result<usize>,
+) -> io::Result<usize> {
     let mut short = None;
     let result = stream.try_io(interest, || {
         let count = call(&SockRef::from(stream))?;

@@ -36,7 +36,12 @@ impl Drop for Pair {
     }
 }
 
-pub(super) async fn copy(local: TcpStream, stream: HboneStream, counters: Arc<ByteCounters>, cancel: CancellationToken) -> Outcome {
+pub(super) async fn copy(
+    local: TcpStream,
+    stream: HboneStream,
+    counters: Arc<ByteCounters>,
+    cancel: CancellationToken,
+) -> Outcome {
     let local = Arc::new(local);
     stream.attach(local.clone(), counters.clone());
     let mut pair = Pair { local, stream, orderly: false };
@@ -51,7 +56,11 @@ pub(super) async fn copy(local: TcpStream, stream: HboneStream, counters: Arc<By
         }
         let outcome = state.poll(cx, &pair, &counters);
         if outcome.is_pending() && state.sending && broken.as_mut().poll(cx).is_ready() {
-            let error = socket2::SockRef::from(&*pair.local).take_error().ok().flatten().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into());
+            let error = socket2::SockRef::from(&*pair.local)
+                .take_error()
+                .ok()
+                .flatten()
+                .unwrap_or_else(|| io::ErrorKind::ConnectionReset.into());
             return Poll::Ready(failed(Side::Local, error));
         }
         outcome

@@ -55,7 +55,12 @@ pub enum Outcome {
 }
 
 /// Copies until both directions ended. Cancellation resets both ends, and so does dropping the future.
-pub async fn bidirectional(local: TcpStream, peer: Peer, counters: Arc<ByteCounters>, cancel: CancellationToken) -> Outcome {
+pub async fn bidirectional(
+    local: TcpStream,
+    peer: Peer,
+    counters: Arc<ByteCounters>,
+    cancel: CancellationToken,
+) -> Outcome {
     match peer {
         Peer::Tcp(peer) => tcp::copy(local, peer, counters, cancel).await,
         Peer::Hbone(stream) => hbone::copy(local, stream, counters, cancel).await,

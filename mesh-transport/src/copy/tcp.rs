@@ -41,7 +41,12 @@ struct Direction {
     done: bool,
 }
 
-pub(super) async fn copy(local: TcpStream, peer: TcpStream, counters: Arc<ByteCounters>, cancel: CancellationToken) -> Outcome {
+pub(super) async fn copy(
+    local: TcpStream,
+    peer: TcpStream,
+    counters: Arc<ByteCounters>,
+    cancel: CancellationToken,
+) -> Outcome {
     let mut pair = Pair { local, peer, orderly: false };
     let mut cancelled = pin!(cancel.cancelled());
     let (mut out, mut back) = (Direction::default(), Direction::default());
@@ -65,7 +70,13 @@ pub(super) async fn copy(local: TcpStream, peer: TcpStream, counters: Arc<ByteCo
 
 impl Direction {
     /// Moves what can be moved now.
-    fn advance(&mut self, cx: &mut Context<'_>, from: (Side, &TcpStream), to: (Side, &TcpStream), counter: &AtomicU64) -> Result<(), (Side, io::Error)> {
+    fn advance(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: (Side, &TcpStream),
+        to: (Side, &TcpStream),
+        counter: &AtomicU64,
+    ) -> Result<(), (Side, io::Error)> {
         let mut turn = 0;
         while !self.done {
             if let Some((buffer, start, end)) = &mut self.held {
@@ -75,11 +86,13 @@ impl Direction {
                         counter.fetch_add(count as u64, Relaxed);
                         *start += count;
                     }
-                    Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => match to.1.poll_write_ready(cx) {
-                        Poll::Pending => return Ok(()),
-                        Poll::Ready(Ok(())) => continue,
-                        Poll::Ready(Err(error)) => return Err((to.0, error)),
-                    },
+                    Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                        match to.1.poll_write_ready(cx) {
+                            Poll::Pending => return Ok(()),
+                            Poll::Ready(Ok(())) => continue,
+                            Poll::Ready(Err(error)) => return Err((to.0, error)),
+                        }
+                    }
                     Err(error) => return Err((to.0, error)),
                 }
                 if start < end {

@@ -17,8 +17,8 @@ use tokio::time::Sleep;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::frame::{self, Head, code, flag, kind, setting};
-use super::hpack::{Decoder, Field, HpackError};
 use super::headers;
+use super::hpack::{Decoder, Field, HpackError};
 use super::server::InboundRequest;
 use super::stream::{Recv, Stream};
 use super::tunnel::{CONNECTION_WINDOW, Closed, Role, STREAM_WINDOW, Tunnel};
@@ -73,7 +73,12 @@ enum Place {
     Preface(usize),
     Head([u8; frame::HEADER], usize),
     /// DATA: bytes left of payload and of padding; the pad length byte is still to come if `None`.
-    Data { stream: Option<Arc<Stream>>, left: usize, padding: Option<usize>, end: bool },
+    Data {
+        stream: Option<Arc<Stream>>,
+        left: usize,
+        padding: Option<usize>,
+        end: bool,
+    },
     /// Any other frame, gathered whole.
     Whole(Head),
     /// A frame that is ignored; so many bytes left.
@@ -135,7 +140,15 @@ enum Goaway {
 
 impl<H: FnMut(InboundRequest)> Driver<H> {
     /// `received` and `opened` are what arrived with the handshake. Writes the preface and SETTINGS.
-    pub(super) fn new(tunnel: Arc<Tunnel>, opener: Opener, received: &[u8], opened: Vec<u8>, max_streams: u32, timers: Timers, on_request: H) -> Self {
+    pub(super) fn new(
+        tunnel: Arc<Tunnel>,
+        opener: Opener,
+        received: &[u8],
+        opened: Vec<u8>,
+        max_streams: u32,
+        timers: Timers,
+        on_request: H,
+    ) -> Self {
         let role = tunnel.role;
         let mut buffer = None;
         if !received.is_empty() {
@@ -289,7 +302,11 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             match socket::read(&self.tunnel.socket, &mut buffer[self.end..]) {
                 Ok(0) => {
                     // Without TLS' goodbye the end may be an attacker's; open streams see a reset either way.
-                    let reason = if self.tunnel.active() == 0 { Closed::Done("peer closed") } else { Closed::Lost("peer closed with open streams".into()) };
+                    let reason = if self.tunnel.active() == 0 {
+                        Closed::Done("peer closed")
+                    } else {
+                        Closed::Lost("peer closed with open streams".into())
+                    };
                     self.tunnel.close(reason);
                 }
                 Ok(count) => {
@@ -349,7 +366,10 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
                 Err(_) => return Err(Violation(code::PROTOCOL_ERROR, "bad_record")),
             };
             let at = self.start;
-            let (content_type, range) = self.opener.open(&mut buffer[at..at + length]).map_err(|_| Violation(code::PROTOCOL_ERROR, "bad_record"))?;
+            let (content_type, range) = self
+                .opener
+                .open(&mut buffer[at..at + length])
+                .map_err(|_| Violation(code::PROTOCOL_ERROR, "bad_record"))?;
             self.start += length;
             let range = at + range.start..at + range.end;
             match content_type {
@@ -403,7 +423,8 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
                     if *count > KEY_UPDATES {
                         return Err(Violation(code::ENHANCE_YOUR_CALM, "key_update_flood"));
                     }
-                    self.opener = self.tunnel.next_opener().map_err(|_| Violation(code::PROTOCOL_ERROR, "bad_key_update"))?;
+                    self.opener =
+                        self.tunnel.next_opener().map_err(|_| Violation(code::PROTOCOL_ERROR, "bad_key_update"))?;
                     if requested == Some(1) {
                         self.tunnel.answer_key_update();
                     }
@@ -522,7 +543,9 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
         if head.length > FRAME_LIMIT {
             return Err(Violation(code::FRAME_SIZE_ERROR, "frame_too_large"));
         }
-        if std::mem::replace(&mut self.first_frame, false) && (head.kind != kind::SETTINGS || head.flags & flag::ACK != 0) {
+        if std::mem::replace(&mut self.first_frame, false)
+            && (head.kind != kind::SETTINGS || head.flags & flag::ACK != 0)
+        {
             return Err(Violation(code::PROTOCOL_ERROR, "no_settings"));
         }
         if let Some(block) = &self.block
@@ -539,7 +562,13 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
                     return Err(Violation(code::ENHANCE_YOUR_CALM, "headers_too_large"));
                 }
             }
-            kind::PRIORITY | kind::RST_STREAM | kind::SETTINGS | kind::PUSH_PROMISE | kind::PING | kind::GOAWAY | kind::WINDOW_UPDATE => {
+            kind::PRIORITY
+            | kind::RST_STREAM
+            | kind::SETTINGS
+            | kind::PUSH_PROMISE
+            | kind::PING
+            | kind::GOAWAY
+            | kind::WINDOW_UPDATE => {
                 if head.length > CONTROL_LIMIT {
                     return Err(Violation(code::FRAME_SIZE_ERROR, "frame_too_large"));
                 }
@@ -609,7 +638,9 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
         let head_place = || Place::Head([0; frame::HEADER], 0);
         match &self.place {
             Place::Data { left: 0, padding: Some(0), .. } => {
-                let Place::Data { stream, end, .. } = std::mem::replace(&mut self.place, head_place()) else { return Ok(()) };
+                let Place::Data { stream, end, .. } = std::mem::replace(&mut self.place, head_place()) else {
+                    return Ok(());
+                };
                 let Some(stream) = stream else { return Ok(()) };
                 if end {
                     self.deliver(base);
@@ -645,7 +676,9 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             kind::SETTINGS => self.on_settings(head, payload),
             kind::PING => self.on_ping(head, payload),
             kind::RST_STREAM => {
-                let &[c0, c1, c2, c3] = payload else { return Err(Violation(code::FRAME_SIZE_ERROR, "bad_rst_stream")) };
+                let &[c0, c1, c2, c3] = payload else {
+                    return Err(Violation(code::FRAME_SIZE_ERROR, "bad_rst_stream"));
+                };
                 if head.stream == 0 || self.is_idle(head.stream) {
                     return Err(Violation(code::PROTOCOL_ERROR, "rst_on_idle_stream"));
                 }
@@ -663,7 +696,9 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
                 Ok(())
             }
             kind::WINDOW_UPDATE => {
-                let &[w0, w1, w2, w3] = payload else { return Err(Violation(code::FRAME_SIZE_ERROR, "bad_window_update")) };
+                let &[w0, w1, w2, w3] = payload else {
+                    return Err(Violation(code::FRAME_SIZE_ERROR, "bad_window_update"));
+                };
                 let increment = i64::from(u32::from_be_bytes([w0, w1, w2, w3]) & 0x7fff_ffff);
                 if head.stream != 0 && self.is_idle(head.stream) {
                     return Err(Violation(code::PROTOCOL_ERROR, "window_on_idle_stream"));
@@ -690,7 +725,9 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
                 Ok(())
             }
             kind::GOAWAY => {
-                let Some(&[l0, l1, l2, l3]) = payload.first_chunk::<4>() else { return Err(Violation(code::FRAME_SIZE_ERROR, "bad_goaway")) };
+                let Some(&[l0, l1, l2, l3]) = payload.first_chunk::<4>() else {
+                    return Err(Violation(code::FRAME_SIZE_ERROR, "bad_goaway"));
+                };
                 if head.stream != 0 {
                     return Err(Violation(code::PROTOCOL_ERROR, "goaway_on_stream"));
                 }
@@ -722,7 +759,12 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             fragment = fragment.get(5..).ok_or(Violation(code::FRAME_SIZE_ERROR, "bad_headers"))?;
         }
         let length = fragment.len().checked_sub(padding).ok_or(Violation(code::PROTOCOL_ERROR, "bad_padding"))?;
-        let block = Block { stream: head.stream, end_stream: head.flags & flag::END_STREAM != 0, bytes: fragment[..length].to_vec(), continuations: 0 };
+        let block = Block {
+            stream: head.stream,
+            end_stream: head.flags & flag::END_STREAM != 0,
+            bytes: fragment[..length].to_vec(),
+            continuations: 0,
+        };
         if head.flags & flag::END_HEADERS == 0 {
             self.block = Some(block);
             return Ok(());
@@ -731,7 +773,9 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
     }
 
     fn on_continuation(&mut self, base: &[u8], head: Head, payload: &[u8]) -> Checked {
-        let Some(mut block) = self.block.take() else { return Err(Violation(code::PROTOCOL_ERROR, "continuation_of_nothing")) };
+        let Some(mut block) = self.block.take() else {
+            return Err(Violation(code::PROTOCOL_ERROR, "continuation_of_nothing"));
+        };
         block.bytes.extend_from_slice(payload);
         block.continuations += 1;
         if block.continuations > CONTINUATIONS {
@@ -755,7 +799,9 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
                 self.last_peer_stream = block.stream;
                 self.on_request(&fields, &block)
             }
-            Role::Client if self.is_idle(block.stream) => Err(Violation(code::PROTOCOL_ERROR, "headers_on_idle_stream")),
+            Role::Client if self.is_idle(block.stream) => {
+                Err(Violation(code::PROTOCOL_ERROR, "headers_on_idle_stream"))
+            }
             _ => {
                 let Some(stream) = self.tunnel.stream(block.stream) else { return self.pay(1.0) };
                 if self.tunnel.role == Role::Client {
@@ -827,7 +873,11 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             return Err(Violation(code::PROTOCOL_ERROR, "settings_on_stream"));
         }
         if head.flags & flag::ACK != 0 {
-            return if payload.is_empty() { self.pay(1.0) } else { Err(Violation(code::FRAME_SIZE_ERROR, "bad_settings")) };
+            return if payload.is_empty() {
+                self.pay(1.0)
+            } else {
+                Err(Violation(code::FRAME_SIZE_ERROR, "bad_settings"))
+            };
         }
         if payload.len() % 6 != 0 {
             return Err(Violation(code::FRAME_SIZE_ERROR, "bad_settings"));
@@ -840,9 +890,13 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             match u16::from_be_bytes([i0, i1]) {
                 setting::ENABLE_PUSH if value > 1 => return Err(Violation(code::PROTOCOL_ERROR, "bad_settings")),
                 setting::MAX_CONCURRENT_STREAMS => streams = Some(value),
-                setting::INITIAL_WINDOW_SIZE if i64::from(value) > frame::MAX_WINDOW => return Err(Violation(code::FLOW_CONTROL_ERROR, "bad_settings")),
+                setting::INITIAL_WINDOW_SIZE if i64::from(value) > frame::MAX_WINDOW => {
+                    return Err(Violation(code::FLOW_CONTROL_ERROR, "bad_settings"));
+                }
                 setting::INITIAL_WINDOW_SIZE => window = Some(i64::from(value)),
-                setting::MAX_FRAME_SIZE if !(16_384..1 << 24).contains(&value) => return Err(Violation(code::PROTOCOL_ERROR, "bad_settings")),
+                setting::MAX_FRAME_SIZE if !(16_384..1 << 24).contains(&value) => {
+                    return Err(Violation(code::PROTOCOL_ERROR, "bad_settings"));
+                }
                 _ => {}
             }
         }
@@ -854,7 +908,9 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
     }
 
     fn on_ping(&mut self, head: Head, payload: &[u8]) -> Checked {
-        let Ok(opaque) = <[u8; 8]>::try_from(payload) else { return Err(Violation(code::FRAME_SIZE_ERROR, "bad_ping")) };
+        let Ok(opaque) = <[u8; 8]>::try_from(payload) else {
+            return Err(Violation(code::FRAME_SIZE_ERROR, "bad_ping"));
+        };
         if head.stream != 0 {
             return Err(Violation(code::PROTOCOL_ERROR, "ping_on_stream"));
         }
@@ -905,7 +961,10 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             });
             self.ping_sent = Some(Instant::now());
         }
-        if self.tunnel.draining() && self.tunnel.active() == 0 && (self.tunnel.role == Role::Client || self.goaway_sent != Goaway::Announced) {
+        if self.tunnel.draining()
+            && self.tunnel.active() == 0
+            && (self.tunnel.role == Role::Client || self.goaway_sent != Goaway::Announced)
+        {
             self.say_goodbye("drained");
         }
     }

@@ -68,7 +68,12 @@ impl Head {
     pub(super) fn parse(bytes: &[u8; HEADER]) -> Self {
         let [l0, l1, l2, kind, flags, s0, s1, s2, s3] = *bytes;
         // The reserved bit is ignored.
-        Self { length: u32::from_be_bytes([0, l0, l1, l2]) as usize, kind, flags, stream: u32::from_be_bytes([s0, s1, s2, s3]) & 0x7fff_ffff }
+        Self {
+            length: u32::from_be_bytes([0, l0, l1, l2]) as usize,
+            kind,
+            flags,
+            stream: u32::from_be_bytes([s0, s1, s2, s3]) & 0x7fff_ffff,
+        }
     }
 
     pub(super) fn bytes(self) -> [u8; HEADER] {
@@ -84,7 +89,8 @@ fn put(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
 }
 
 pub(super) fn settings(out: &mut Vec<u8>, values: &[(u16, u32)]) {
-    let payload: Vec<u8> = values.iter().flat_map(|(id, value)| id.to_be_bytes().into_iter().chain(value.to_be_bytes())).collect();
+    let payload: Vec<u8> =
+        values.iter().flat_map(|(id, value)| id.to_be_bytes().into_iter().chain(value.to_be_bytes())).collect();
     put(out, kind::SETTINGS, 0, 0, &payload);
 }
 

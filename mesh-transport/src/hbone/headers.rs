@@ -33,10 +33,14 @@ pub(super) enum RequestProblem {
 /// Reads a request that arrived at `local`.
 pub(super) fn parse_request(fields: &[Field], local: IpAddr) -> Result<Request, RequestProblem> {
     let (mut method, mut authority) = (None, None);
-    let (mut baggage, mut forwarded, mut forwarded_count, mut traceparent, mut network) = (Baggage::default(), None, 0, None, None);
+    let (mut baggage, mut forwarded, mut forwarded_count, mut traceparent, mut network) =
+        (Baggage::default(), None, 0, None, None);
     let mut regular = false;
     for Field { name, value } in fields {
-        if name.is_empty() || name.iter().any(u8::is_ascii_uppercase) || value.iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n')) {
+        if name.is_empty()
+            || name.iter().any(u8::is_ascii_uppercase)
+            || value.iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n'))
+        {
             return Err(RequestProblem::Malformed);
         }
         if name[0] == b':' {
@@ -60,14 +64,19 @@ pub(super) fn parse_request(fields: &[Field], local: IpAddr) -> Result<Request, 
             }
             b"traceparent" => traceparent = TraceParent::parse(value),
             b"x-forwarded-network" if value.len() <= 253 => network = String::from_utf8(value.clone()).ok(),
-            b"connection" | b"proxy-connection" | b"keep-alive" | b"transfer-encoding" | b"upgrade" => return Err(RequestProblem::Malformed),
+            b"connection" | b"proxy-connection" | b"keep-alive" | b"transfer-encoding" | b"upgrade" => {
+                return Err(RequestProblem::Malformed);
+            }
             _ => {}
         }
     }
     if method != Some(b"CONNECT") {
         return Err(RequestProblem::NotConnect);
     }
-    let authority = authority.and_then(|value| std::str::from_utf8(value).ok()).and_then(Authority::parse).ok_or(RequestProblem::Authority)?;
+    let authority = authority
+        .and_then(|value| std::str::from_utf8(value).ok())
+        .and_then(Authority::parse)
+        .ok_or(RequestProblem::Authority)?;
     authority.check_address(local).map_err(RequestProblem::Address)?;
     // Two claims about who the client is are no claim.
     let forwarded = forwarded.filter(|_| forwarded_count == 1);

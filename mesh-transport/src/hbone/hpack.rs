@@ -215,8 +215,14 @@ mod tests {
     #[test]
     fn reads_the_request_examples_of_the_standard() {
         let mut decoder = Decoder::new(1 << 16);
-        let first = [0x82, 0x86, 0x84, 0x41, 0x8c, 0xf1, 0xe3, 0xc2, 0xe5, 0xf2, 0x3a, 0x6b, 0xa0, 0xab, 0x90, 0xf4, 0xff];
-        let expect = vec![field(":method", "GET"), field(":scheme", "http"), field(":path", "/"), field(":authority", "www.example.com")];
+        let first =
+            [0x82, 0x86, 0x84, 0x41, 0x8c, 0xf1, 0xe3, 0xc2, 0xe5, 0xf2, 0x3a, 0x6b, 0xa0, 0xab, 0x90, 0xf4, 0xff];
+        let expect = vec![
+            field(":method", "GET"),
+            field(":scheme", "http"),
+            field(":path", "/"),
+            field(":authority", "www.example.com"),
+        ];
         assert_eq!(decoder.decode(&first), Ok(expect));
         let second = [0x82, 0x86, 0x84, 0xbe, 0x58, 0x86, 0xa8, 0xeb, 0x10, 0x64, 0x9c, 0xbf];
         let expect = vec![
@@ -237,7 +243,12 @@ mod tests {
         status(&mut block, http::StatusCode::SERVICE_UNAVAILABLE);
         literal(&mut block, ":authority", "10.0.0.1:80");
         literal(&mut block, "baggage", &long);
-        let expect = vec![field(":status", "200"), field(":status", "503"), field(":authority", "10.0.0.1:80"), field("baggage", &long)];
+        let expect = vec![
+            field(":status", "200"),
+            field(":status", "503"),
+            field(":authority", "10.0.0.1:80"),
+            field("baggage", &long),
+        ];
         assert_eq!(Decoder::new(1 << 16).decode(&block), Ok(expect));
     }
 

@@ -28,7 +28,8 @@ struct Code {
 const CODE: Code = build();
 
 const fn build() -> Code {
-    let mut code = Code { first: [0; LONGEST + 1], count: [0; LONGEST + 1], start: [0; LONGEST + 1], symbols: [0; 257] };
+    let mut code =
+        Code { first: [0; LONGEST + 1], count: [0; LONGEST + 1], start: [0; LONGEST + 1], symbols: [0; 257] };
     let mut next = 0u32;
     let mut filled = 0u16;
     let mut length = 1;

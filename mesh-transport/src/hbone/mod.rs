@@ -17,7 +17,9 @@ mod tunnel;
 
 pub use error::{HboneError, Stage};
 pub use pool::{Pool, PoolConfig, PoolStats, TunnelKey};
-pub use request::{Authority, AuthorityProblem, Baggage, ConnectRequest, ConnectResponse, Forwarded, TraceParent, WorkloadKind};
+pub use request::{
+    Authority, AuthorityProblem, Baggage, ConnectRequest, ConnectResponse, Forwarded, TraceParent, WorkloadKind,
+};
 pub use server::{AcceptError, Acceptor, AcceptorConfig, InboundRequest, InboundTunnel, Refusals, ServeEnd, refusals};
 pub use stream::HboneStream;
 pub(crate) use stream::{Received, Sent};

@@ -162,7 +162,13 @@ impl Pool {
     }
 
     /// Opens a stream: through a tunnel of `key` with room, or through a new one that `dial` begins. `dial` is called at most once, and only if needed.
-    pub async fn connect<D, F>(&self, key: &TunnelKey, cert: Arc<IdentityCertificate>, dial: D, request: ConnectRequest) -> Result<(HboneStream, ConnectResponse), HboneError>
+    pub async fn connect<D, F>(
+        &self,
+        key: &TunnelKey,
+        cert: Arc<IdentityCertificate>,
+        dial: D,
+        request: ConnectRequest,
+    ) -> Result<(HboneStream, ConnectResponse), HboneError>
     where
         D: FnOnce() -> F + Send + 'static,
         F: Future<Output = io::Result<TcpStream>> + Send + 'static,
@@ -207,7 +213,12 @@ impl Pool {
 
     /// The least loaded tunnel with room; else a dial to wait for; else a new dial. A tunnel that is saturated by bytes still serves, but another one is dialled
     /// beside it for those who come next.
-    fn choose(&self, key: &TunnelKey, cert: &Arc<IdentityCertificate>, start: impl FnOnce() -> Option<BoxedDial>) -> Choice {
+    fn choose(
+        &self,
+        key: &TunnelKey,
+        cert: &Arc<IdentityCertificate>,
+        start: impl FnOnce() -> Option<BoxedDial>,
+    ) -> Choice {
         let config = &self.shared.config;
         let mut table = self.shared.table.lock();
         let table = &mut *table;
@@ -218,7 +229,12 @@ impl Pool {
             table.entries.insert(key.clone(), Entry::default());
         }
         let Some(entry) = table.entries.get_mut(key) else { return Choice::Full };
-        let best = entry.tunnels.iter().filter(|tunnel| tunnel.has_room()).min_by_key(|tunnel| (tunnel.congested(CONGESTED), tunnel.active())).cloned();
+        let best = entry
+            .tunnels
+            .iter()
+            .filter(|tunnel| tunnel.has_room())
+            .min_by_key(|tunnel| (tunnel.congested(CONGESTED), tunnel.active()))
+            .cloned();
         let busy = best.as_ref().is_none_or(|best| best.congested(CONGESTED) && best.active() > 0);
         let wanted = match &best {
             Some(_) => busy && entry.dials.is_empty() && entry.tunnels.len() < config.max_busy_tunnels,
@@ -247,7 +263,13 @@ impl Pool {
         Choice::Wait(dial.result.clone(), dial.id)
     }
 
-    fn spawn_dial(&self, key: TunnelKey, cert: Arc<IdentityCertificate>, dial: BoxedDial, id: u64) -> watch::Receiver<DialResult> {
+    fn spawn_dial(
+        &self,
+        key: TunnelKey,
+        cert: Arc<IdentityCertificate>,
+        dial: BoxedDial,
+        id: u64,
+    ) -> watch::Receiver<DialResult> {
         let (sender, receiver) = watch::channel(None);
         let pool = self.clone();
         tokio::spawn(async move {
@@ -262,12 +284,6 @@ impl Pool {
                     return;
                 }
             };
-            under_way.tunnel = Some(tunnel.clone());
-            drop(under_way);
-            sender.send_replace(Some(Ok(())));
-            drop(sender);
-            // Those who waited put their requests into the first packet.
-            tokio::task::yield_now().await;
             let config = &pool.shared.config;
             let timers = Timers {
                 preface: config.preface_timeout,
@@ -276,8 +292,17 @@ impl Pool {
                 idle: Some(config.idle_timeout),
             };
             let expiry = cert.not_after.duration_since(SystemTime::now()).unwrap_or_default();
-            let driver = Driver::new(tunnel.clone(), tls.opener, &tls.received, tls.opened, 0, timers, |_: InboundRequest| {}).retire_after(expiry);
+            // Writes the preface, which must precede the first request.
+            let driver =
+                Driver::new(tunnel.clone(), tls.opener, &tls.received, tls.opened, 0, timers, |_: InboundRequest| {})
+                    .retire_after(expiry);
             let _entry = InPool { pool: &pool, key: &key, tunnel: &tunnel };
+            under_way.tunnel = Some(tunnel.clone());
+            drop(under_way);
+            sender.send_replace(Some(Ok(())));
+            drop(sender);
+            // Those who waited put their requests into the first packet.
+            tokio::task::yield_now().await;
             driver.run().await;
         });
         receiver
@@ -285,7 +310,9 @@ impl Pool {
 
     /// Closes every tunnel to this workload, or only those of generations before `generation`. Returns how many.
     pub fn purge_destination(&self, uid: &str, generation: Option<u64>) -> usize {
-        self.purge(|key| key.destination_uid == uid && generation.is_none_or(|generation| key.destination_generation < generation))
+        self.purge(|key| {
+            key.destination_uid == uid && generation.is_none_or(|generation| key.destination_generation < generation)
+        })
     }
 
     /// Closes every tunnel of this source pod, streams included. Returns how many.
@@ -346,19 +373,29 @@ impl Pool {
 }
 
 /// TCP, TLS, and the shared half of the tunnel.
-async fn dial_tunnel(config: &PoolConfig, key: &TunnelKey, cert: &IdentityCertificate, dial: BoxedDial) -> Result<(Arc<Tunnel>, Received), HboneError> {
+async fn dial_tunnel(
+    config: &PoolConfig,
+    key: &TunnelKey,
+    cert: &IdentityCertificate,
+    dial: BoxedDial,
+) -> Result<(Arc<Tunnel>, Received), HboneError> {
     let tcp = tokio::time::timeout(config.dial_timeout, dial())
         .await
         .map_err(|_| HboneError::DialTimeout)?
         .map_err(|error| HboneError::Dial(Arc::new(error)))?;
     crate::socket::prepare(&tcp, None).map_err(|error| HboneError::Dial(Arc::new(error)))?;
     let handshake = tls::connect(tcp, cert.client_config(&key.expected));
-    let tls = tokio::time::timeout(config.tls_timeout, handshake).await.map_err(|_| HboneError::TlsTimeout)?.map_err(|error| match error {
-        HandshakeError::Peer(VerifyError::PeerIdentityMismatch { found }) => HboneError::PeerIdentityMismatch { found },
-        error => HboneError::Tls(error),
-    })?;
+    let tls = tokio::time::timeout(config.tls_timeout, handshake).await.map_err(|_| HboneError::TlsTimeout)?.map_err(
+        |error| match error {
+            HandshakeError::Peer(VerifyError::PeerIdentityMismatch { found }) => {
+                HboneError::PeerIdentityMismatch { found }
+            }
+            error => HboneError::Tls(error),
+        },
+    )?;
     let TlsStream { tcp, peer, sealer, opener, keys, received, opened, unsent } = tls;
-    let tunnel = Tunnel::new(Role::Client, Parts { socket: tcp, peer, sealer, keys, unsent }, config.max_streams).map_err(|error| HboneError::Dial(Arc::new(error)))?;
+    let tunnel = Tunnel::new(Role::Client, Parts { socket: tcp, peer, sealer, keys, unsent }, config.max_streams)
+        .map_err(|error| HboneError::Dial(Arc::new(error)))?;
     Ok((Arc::new(tunnel), Received { opener, received, opened }))
 }
 

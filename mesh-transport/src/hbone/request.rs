@@ -78,7 +78,10 @@ impl Baggage {
             let member = member.split(';').next().unwrap_or_default();
             let Some((key, value)) = member.split_once('=') else { continue };
             let value = value.trim();
-            if value.is_empty() || value.len() > BAGGAGE_VALUE_LIMIT || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
+            if value.is_empty()
+                || value.len() > BAGGAGE_VALUE_LIMIT
+                || !value.bytes().all(|byte| byte.is_ascii_graphic())
+            {
                 continue;
             }
             let mut workload = |kind| {
@@ -250,14 +253,19 @@ impl TraceParent {
         let value = std::str::from_utf8(value).ok()?;
         let mut parts = value.split('-');
         let hex = |text: &str, width: usize| {
-            let lower = text.len() == width && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+            let lower =
+                text.len() == width && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
             lower.then(|| u128::from_str_radix(text, 16).ok()).flatten()
         };
         let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         if version != "00" || parts.next().is_some() {
             return None;
         }
-        let parsed = Self { trace: hex(trace, 32)?, span: u64::try_from(hex(span, 16)?).ok()?, flags: u8::try_from(hex(flags, 2)?).ok()? };
+        let parsed = Self {
+            trace: hex(trace, 32)?,
+            span: u64::try_from(hex(span, 16)?).ok()?,
+            flags: u8::try_from(hex(flags, 2)?).ok()?,
+        };
         (parsed.trace != 0 && parsed.span != 0).then_some(parsed)
     }
 }
@@ -364,7 +372,12 @@ pub struct ConnectRequest {
 impl ConnectRequest {
     /// A request for an address with nothing else.
     pub fn to(target: SocketAddr) -> Self {
-        Self { authority: Authority::Address(canonical(target)), baggage: Baggage::default(), forwarded: None, traceparent: None }
+        Self {
+            authority: Authority::Address(canonical(target)),
+            baggage: Baggage::default(),
+            forwarded: None,
+            traceparent: None,
+        }
     }
 }
 

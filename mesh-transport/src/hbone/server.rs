@@ -137,15 +137,22 @@ impl Acceptor {
     }
 
     /// Shakes hands. Dropping the future closes the connection.
-    pub async fn accept(&self, tcp: TcpStream, certificate: &IdentityCertificate) -> Result<InboundTunnel, AcceptError> {
+    pub async fn accept(
+        &self,
+        tcp: TcpStream,
+        certificate: &IdentityCertificate,
+    ) -> Result<InboundTunnel, AcceptError> {
         let source = tcp.peer_addr().map_err(HandshakeError::from)?.ip().to_canonical();
         let guard = HalfOpenGuard::enter(&self.half_open, source, &self.config).ok_or(AcceptError::TooManyHalfOpen)?;
         crate::socket::prepare(&tcp, None).map_err(HandshakeError::from)?;
         let handshake = tls::accept(tcp, certificate.server_config());
-        let tls = tokio::time::timeout(self.config.tls_timeout, handshake).await.map_err(|_| AcceptError::Timeout)??;
+        let tls =
+            tokio::time::timeout(self.config.tls_timeout, handshake).await.map_err(|_| AcceptError::Timeout)??;
         drop(guard);
         let TlsStream { tcp, peer, sealer, opener, keys, received, opened, unsent } = tls;
-        let tunnel = Tunnel::new(Role::Server, Parts { socket: tcp, peer, sealer, keys, unsent }, self.config.max_streams).map_err(HandshakeError::from)?;
+        let tunnel =
+            Tunnel::new(Role::Server, Parts { socket: tcp, peer, sealer, keys, unsent }, self.config.max_streams)
+                .map_err(HandshakeError::from)?;
         Ok(InboundTunnel { tunnel: Arc::new(tunnel), opener, received, opened, config: self.config.clone() })
     }
 }
@@ -161,7 +168,10 @@ pub struct InboundTunnel {
 
 impl fmt::Debug for InboundTunnel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("InboundTunnel").field("peer", self.peer()).field("from", &self.peer_address()).finish_non_exhaustive()
+        f.debug_struct("InboundTunnel")
+            .field("peer", self.peer())
+            .field("from", &self.peer_address())
+            .finish_non_exhaustive()
     }
 }
 
@@ -191,7 +201,15 @@ impl InboundTunnel {
             ping_timeout: self.config.ping_timeout,
             idle: None,
         };
-        let driver = Driver::new(self.tunnel, self.opener, &self.received, self.opened, self.config.max_streams, timers, on_request);
+        let driver = Driver::new(
+            self.tunnel,
+            self.opener,
+            &self.received,
+            self.opened,
+            self.config.max_streams,
+            timers,
+            on_request,
+        );
         driver.drain_on(drain.cancelled_owned()).run().await
     }
 }
@@ -217,7 +235,10 @@ pub struct InboundRequest {
 
 impl fmt::Debug for InboundRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("InboundRequest").field("authority", &self.request.authority).field("peer", self.peer()).finish_non_exhaustive()
+        f.debug_struct("InboundRequest")
+            .field("authority", &self.request.authority)
+            .field("peer", self.peer())
+            .finish_non_exhaustive()
     }
 }
 
@@ -328,6 +349,7 @@ pub(super) fn count(problem: RequestProblem) {
 
 /// The process's counts of refused requests.
 pub fn refusals() -> Refusals {
-    let [malformed_headers, not_connect, bad_authority, ip_mismatch, special_address] = REFUSALS.each_ref().map(|count| count.load(Relaxed));
+    let [malformed_headers, not_connect, bad_authority, ip_mismatch, special_address] =
+        REFUSALS.each_ref().map(|count| count.load(Relaxed));
     Refusals { malformed_headers, not_connect, bad_authority, ip_mismatch, special_address }
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
@@ -133,7 +133,9 @@ impl Stream {
     /// We end both directions. True if the peer has to be told.
     pub(super) fn abort(&self) -> bool {
         let mut inner = self.inner.lock();
-        let tell = !inner.removed && !matches!(inner.recv, Recv::Reset(_) | Recv::Lost) && !(inner.send_over && inner.recv == Recv::Ended);
+        let tell = !inner.removed
+            && !matches!(inner.recv, Recv::Reset(_) | Recv::Lost)
+            && !(inner.send_over && inner.recv == Recv::Ended);
         inner.send_over = true;
         inner.unanswered = false;
         if inner.recv == Recv::Open {
@@ -164,7 +166,8 @@ impl Stream {
     /// True once: when both directions are over and the request is answered.
     pub(super) fn take_over(&self) -> bool {
         let mut inner = self.inner.lock();
-        let over = !inner.removed && inner.send_over && !inner.unanswered && !matches!(inner.recv, Recv::Open | Recv::Lost);
+        let over =
+            !inner.removed && inner.send_over && !inner.unanswered && !matches!(inner.recv, Recv::Open | Recv::Lost);
         inner.removed |= over;
         over
     }
@@ -535,7 +538,8 @@ impl HboneStream {
             socket::read(tcp, &mut buffer[PAYLOAD_AT..PAYLOAD_AT + granted])
         } else {
             let mut room = granted;
-            let mut slots: [io::IoSliceMut<'_>; super::tunnel::SLOTS] = std::array::from_fn(|_| io::IoSliceMut::new(&mut []));
+            let mut slots: [io::IoSliceMut<'_>; super::tunnel::SLOTS] =
+                std::array::from_fn(|_| io::IoSliceMut::new(&mut []));
             let mut count = 0;
             for (slot, space) in slots.iter_mut().zip(buffer.chunks_mut(STRIDE)) {
                 let length = room.min(PAYLOAD);
@@ -629,9 +633,4 @@ impl AsyncWrite for HboneStream {
         }
         Poll::Ready(Ok(()))
     }
-}
-
-/// Waits for readiness to read, for the copy.
-pub(crate) fn poll_readable(tcp: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-    Poll::Ready(ready!(tcp.poll_read_ready(cx)))
 }

@@ -346,7 +346,12 @@ impl Tunnel {
             left -= length;
             let last = left == 0;
             let record = &mut buffer[used..used + PAYLOAD_AT + length + TRAILER];
-            let head = Head { length, kind: kind::DATA, flags: if last && end { flag::END_STREAM } else { 0 }, stream: stream.id };
+            let head = Head {
+                length,
+                kind: kind::DATA,
+                flags: if last && end { flag::END_STREAM } else { 0 },
+                stream: stream.id,
+            };
             record[RECORD_HEADER..PAYLOAD_AT].copy_from_slice(&head.bytes());
             state.sealer.seal(CONTENT_DATA, record);
             used += record.len();

@@ -90,7 +90,10 @@ impl Roots {
             }
         }
         if anchors.is_empty() {
-            return Err(CertificateError::Pem { what: "root bundle", detail: problem.unwrap_or_else(|| "no certificate".into()) });
+            return Err(CertificateError::Pem {
+                what: "root bundle",
+                detail: problem.unwrap_or_else(|| "no certificate".into()),
+            });
         }
         if let Some(problem) = problem {
             tracing::warn!(%problem, good = anchors.len(), "skipped an unreadable root certificate");
@@ -120,7 +123,10 @@ impl Roots {
 
 impl fmt::Debug for Roots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Roots").field("anchors", &self.anchors.len()).field("trust_domains", &self.trust_domains).finish()
+        f.debug_struct("Roots")
+            .field("anchors", &self.anchors.len())
+            .field("trust_domains", &self.trust_domains)
+            .finish()
     }
 }
 
@@ -146,13 +152,21 @@ pub struct IdentityCertificate {
 
 impl IdentityCertificate {
     /// Checks and adopts a certificate chain (leaf first) and its key, both PEM. `now` decides the validity window.
-    pub fn from_pem(identity: Identity, chain: &[u8], key: &[u8], roots: Arc<Roots>, generation: u64, now: SystemTime) -> Result<Self, CertificateError> {
+    pub fn from_pem(
+        identity: Identity,
+        chain: &[u8],
+        key: &[u8],
+        roots: Arc<Roots>,
+        generation: u64,
+        now: SystemTime,
+    ) -> Result<Self, CertificateError> {
         limit("certificate chain", chain, CHAIN_LIMIT)?;
         limit("private key", key, CHAIN_LIMIT)?;
         let chain = CertificateDer::pem_slice_iter(chain)
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| CertificateError::Pem { what: "certificate chain", detail: error.to_string() })?;
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| CertificateError::Pem { what: "private key", detail: error.to_string() })?;
+        let key = PrivateKeyDer::from_pem_slice(key)
+            .map_err(|error| CertificateError::Pem { what: "private key", detail: error.to_string() })?;
         let Some((leaf, intermediates)) = chain.split_first() else {
             return Err(CertificateError::Pem { what: "certificate chain", detail: "no certificate".into() });
         };
@@ -165,7 +179,8 @@ impl IdentityCertificate {
         verify::verify_chain(&roots, leaf, intermediates, verify::Usage::Client, now)?;
 
         let provider = super::verify::provider();
-        let signer = provider.key_provider.load_private_key(key).map_err(|error| CertificateError::Key(error.to_string()))?;
+        let signer =
+            provider.key_provider.load_private_key(key).map_err(|error| CertificateError::Key(error.to_string()))?;
         let certified = CertifiedKey::new(chain.clone(), signer);
         certified.keys_match().map_err(|error| CertificateError::Key(error.to_string()))?;
         let certified = Arc::new(certified);
@@ -217,7 +232,11 @@ impl IdentityCertificate {
 
 impl fmt::Debug for IdentityCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("IdentityCertificate").field("identity", &self.identity).field("serial", &self.serial).field("generation", &self.generation).finish_non_exhaustive()
+        f.debug_struct("IdentityCertificate")
+            .field("identity", &self.identity)
+            .field("serial", &self.serial)
+            .field("generation", &self.generation)
+            .finish_non_exhaustive()
     }
 }
 
@@ -230,7 +249,11 @@ fn limit(what: &'static str, input: &[u8], limit: usize) -> Result<(), Certifica
 
 fn timestamp(seconds: i64) -> SystemTime {
     let magnitude = Duration::from_secs(seconds.unsigned_abs());
-    let time = if seconds < 0 { SystemTime::UNIX_EPOCH.checked_sub(magnitude) } else { SystemTime::UNIX_EPOCH.checked_add(magnitude) };
+    let time = if seconds < 0 {
+        SystemTime::UNIX_EPOCH.checked_sub(magnitude)
+    } else {
+        SystemTime::UNIX_EPOCH.checked_add(magnitude)
+    };
     time.unwrap_or(SystemTime::UNIX_EPOCH)
 }
 

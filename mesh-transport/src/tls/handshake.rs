@@ -70,7 +70,9 @@ impl From<rustls::Error> for HandshakeError {
     fn from(error: rustls::Error) -> Self {
         match verify::cause(&error) {
             Some(cause) => Self::Peer(cause.clone()),
-            None if matches!(error, rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)) => Self::NotTls,
+            None if matches!(error, rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)) => {
+                Self::NotTls
+            }
             None => Self::Tls(Arc::new(error)),
         }
     }
@@ -229,7 +231,10 @@ async fn shake<S: Side>(tcp: TcpStream, mut side: S, client: bool) -> Result<Tls
     Ok(TlsStream { tcp, peer, sealer, opener, keys, received: incoming, opened, unsent: outgoing })
 }
 
-fn encode(outgoing: &mut Vec<u8>, mut encode: impl FnMut(&mut [u8]) -> Result<usize, EncodeError>) -> Result<(), HandshakeError> {
+fn encode(
+    outgoing: &mut Vec<u8>,
+    mut encode: impl FnMut(&mut [u8]) -> Result<usize, EncodeError>,
+) -> Result<(), HandshakeError> {
     let used = outgoing.len();
     let mut room = 4096;
     loop {

@@ -88,7 +88,11 @@ impl Sealer {
         let (plain, tag) = body.split_at_mut(content + 1);
         plain[content] = content_type;
         let nonce = self.0.next_nonce();
-        let sealed = self.0.key.seal_in_place_separate_tag(nonce, Aad::from(&*header), plain).expect("a record is far shorter than AES-GCM's limit");
+        let sealed = self
+            .0
+            .key
+            .seal_in_place_separate_tag(nonce, Aad::from(&*header), plain)
+            .expect("a record is far shorter than AES-GCM's limit");
         tag.copy_from_slice(sealed.as_ref());
     }
 }

@@ -94,18 +94,28 @@ pub(crate) enum Usage {
 }
 
 /// A path from the leaf to a root, valid at `now`, for `usage`.
-pub(crate) fn verify_chain(roots: &Roots, leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>], usage: Usage, now: SystemTime) -> Result<(), VerifyError> {
+pub(crate) fn verify_chain(
+    roots: &Roots,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    usage: Usage,
+    now: SystemTime,
+) -> Result<(), VerifyError> {
     if intermediates.len() > INTERMEDIATES {
         return Err(VerifyError::ChainTooLong(intermediates.len()));
     }
     let certificate = webpki::EndEntityCert::try_from(leaf).map_err(|error| VerifyError::Chain(error.to_string()))?;
-    let at = |time: SystemTime| UnixTime::since_unix_epoch(time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO));
+    let at = |time: SystemTime| {
+        UnixTime::since_unix_epoch(time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO))
+    };
     let verify = |time| {
         let usage = match usage {
             Usage::Server => webpki::KeyUsage::server_auth(),
             Usage::Client => webpki::KeyUsage::client_auth(),
         };
-        certificate.verify_for_usage(ALGORITHMS.all, roots.anchors(), intermediates, at(time), usage, None, None).map(drop)
+        certificate
+            .verify_for_usage(ALGORITHMS.all, roots.anchors(), intermediates, at(time), usage, None, None)
+            .map(drop)
     };
     match verify(now) {
         // A peer whose clock is a little ahead; an expired certificate gets no such grace.
@@ -115,7 +125,13 @@ pub(crate) fn verify_chain(roots: &Roots, leaf: &CertificateDer<'_>, intermediat
     .map_err(|error| VerifyError::Chain(error.to_string()))
 }
 
-fn verify_peer(roots: &Roots, leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>], usage: Usage, now: UnixTime) -> Result<Identity, VerifyError> {
+fn verify_peer(
+    roots: &Roots,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    usage: Usage,
+    now: UnixTime,
+) -> Result<Identity, VerifyError> {
     verify_chain(roots, leaf, intermediates, usage, SystemTime::UNIX_EPOCH + Duration::from_secs(now.as_secs()))?;
     let identity = peer_identity(std::slice::from_ref(leaf))?;
     if !roots.trust_domains().contains(&identity.trust_domain) {
@@ -128,9 +144,14 @@ static ALGORITHMS: LazyLock<WebPkiSupportedAlgorithms> = LazyLock::new(|| provid
 
 static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
     let mut provider = aws_lc_rs::default_provider();
-    provider.cipher_suites = vec![aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384, aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256];
-    provider.kx_groups =
-        vec![aws_lc_rs::kx_group::X25519MLKEM768, aws_lc_rs::kx_group::X25519, aws_lc_rs::kx_group::SECP256R1, aws_lc_rs::kx_group::SECP384R1];
+    provider.cipher_suites =
+        vec![aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384, aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256];
+    provider.kx_groups = vec![
+        aws_lc_rs::kx_group::X25519MLKEM768,
+        aws_lc_rs::kx_group::X25519,
+        aws_lc_rs::kx_group::SECP256R1,
+        aws_lc_rs::kx_group::SECP384R1,
+    ];
     Arc::new(provider)
 });
 
@@ -166,7 +187,14 @@ impl ServerCertVerifier for ServerVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         // An identity that the caller expects is accepted whatever its trust domain: the caller was told to expect it.
-        verify_chain(&self.roots, leaf, intermediates, Usage::Server, SystemTime::UNIX_EPOCH + Duration::from_secs(now.as_secs())).map_err(refuse)?;
+        verify_chain(
+            &self.roots,
+            leaf,
+            intermediates,
+            Usage::Server,
+            SystemTime::UNIX_EPOCH + Duration::from_secs(now.as_secs()),
+        )
+        .map_err(refuse)?;
         let found = peer_identity(std::slice::from_ref(leaf)).map_err(refuse)?;
         if !self.expected.contains(&found) {
             return Err(refuse(VerifyError::PeerIdentityMismatch { found }));
@@ -174,11 +202,21 @@ impl ServerCertVerifier for ServerVerifier {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, Error> {
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
         Err(Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered))
     }
 
-    fn verify_tls13_signature(&self, message: &[u8], leaf: &CertificateDer<'_>, signature: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, Error> {
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
         rustls::crypto::verify_tls13_signature(message, leaf, signature, &ALGORITHMS)
     }
 
@@ -204,16 +242,31 @@ impl ClientCertVerifier for ClientVerifier {
         &[]
     }
 
-    fn verify_client_cert(&self, leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>], now: UnixTime) -> Result<ClientCertVerified, Error> {
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
         verify_peer(&self.roots, leaf, intermediates, Usage::Client, now).map_err(refuse)?;
         Ok(ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, Error> {
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
         Err(Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered))
     }
 
-    fn verify_tls13_signature(&self, message: &[u8], leaf: &CertificateDer<'_>, signature: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, Error> {
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
         rustls::crypto::verify_tls13_signature(message, leaf, signature, &ALGORITHMS)
     }
 

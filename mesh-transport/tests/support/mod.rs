@@ -1,0 +1,216 @@
+//! A certificate authority, two agents and their applications on loopback, for the tests and the bench of this crate.
+#![allow(dead_code, clippy::unwrap_used, missing_docs)]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use mesh_core::identity::{Identity, TrustDomain};
+use mesh_transport::copy::{self, ByteCounters, Outcome, Peer};
+use mesh_transport::hbone::{
+    Acceptor, AcceptorConfig, Authority, Baggage, ConnectRequest, HboneError, InboundRequest, Pool, PoolConfig,
+    ServeEnd, TunnelKey,
+};
+use mesh_transport::socket;
+use mesh_transport::tls::{IdentityCertificate, Roots};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+pub fn identity(text: &str) -> Identity {
+    text.parse().unwrap()
+}
+
+/// A certificate authority.
+pub struct Ca {
+    pub issuer: CertifiedIssuer<'static, KeyPair>,
+    pub roots: Arc<Roots>,
+}
+
+impl Ca {
+    pub fn new() -> Self {
+        let issuer = ca_issuer("root");
+        let roots = Arc::new(Roots::from_pem(issuer.pem().as_bytes(), vec![TrustDomain::default()]).unwrap());
+        Self { issuer, roots }
+    }
+
+    /// The parameters of an honest workload certificate.
+    pub fn params(uri: &str) -> CertificateParams {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let now = time::OffsetDateTime::now_utc();
+        params.not_before = now - time::Duration::minutes(2);
+        params.not_after = now + time::Duration::hours(24);
+        params
+    }
+
+    pub fn sign(&self, params: CertificateParams) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    pub fn issue(&self, id: &Identity) -> Arc<IdentityCertificate> {
+        let (chain, key) = self.sign(Self::params(&id.to_string()));
+        Arc::new(
+            IdentityCertificate::from_pem(
+                id.clone(),
+                chain.as_bytes(),
+                key.as_bytes(),
+                self.roots.clone(),
+                1,
+                SystemTime::now(),
+            )
+            .unwrap(),
+        )
+    }
+}
+
+pub fn ca_issuer(name: &str) -> CertifiedIssuer<'static, KeyPair> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+}
+
+/// Two agents: the client's pool and the server's tunnel port, which connects every request to the application at the requested address.
+pub struct Lab {
+    pub ca: Ca,
+    pub pool: Pool,
+    pub client: Arc<IdentityCertificate>,
+    pub server: Arc<IdentityCertificate>,
+    pub tunnel_port: SocketAddr,
+    pub app: TcpListener,
+    pub acceptor: Acceptor,
+    pub drain: CancellationToken,
+    pub cancel: CancellationToken,
+    pub ends: mpsc::UnboundedReceiver<ServeEnd>,
+}
+
+impl Lab {
+    pub async fn new() -> Self {
+        Self::with(PoolConfig::default(), AcceptorConfig::default()).await
+    }
+
+    pub async fn with(pool: PoolConfig, acceptor: AcceptorConfig) -> Self {
+        let ca = Ca::new();
+        let client = ca.issue(&identity("spiffe://cluster.local/ns/app/sa/client"));
+        let server = ca.issue(&identity("spiffe://cluster.local/ns/app/sa/server"));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tunnel_port = listener.local_addr().unwrap();
+        let acceptor = Acceptor::new(acceptor);
+        let drain = CancellationToken::new();
+        let cancel = CancellationToken::new();
+        let (ended, ends) = mpsc::unbounded_channel();
+        tokio::spawn(serve(listener, acceptor.clone(), server.clone(), drain.clone(), cancel.clone(), ended));
+        let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self { ca, pool: Pool::new(pool), client, server, tunnel_port, app, acceptor, drain, cancel, ends }
+    }
+
+    pub fn key(&self) -> TunnelKey {
+        TunnelKey {
+            source: self.client.identity.clone(),
+            source_uid: "client-1".into(),
+            source_ip: [127, 0, 0, 1].into(),
+            destination: self.tunnel_port,
+            destination_uid: "server-1".into(),
+            destination_generation: 1,
+            expected: [self.server.identity.clone()].into(),
+        }
+    }
+
+    /// Opens a stream to the application and connects a client to it, as the outbound proxy does.
+    pub async fn connect(
+        &self,
+    ) -> Result<(TcpStream, tokio::task::JoinHandle<Outcome>, Arc<ByteCounters>), HboneError> {
+        let port = self.tunnel_port;
+        let target = self.app.local_addr().unwrap();
+        let (stream, _) = self
+            .pool
+            .connect(&self.key(), self.client.clone(), move || TcpStream::connect(port), ConnectRequest::to(target))
+            .await?;
+        let (near, far) = pair().await;
+        let counters = Arc::new(ByteCounters::default());
+        let copy = tokio::spawn(copy::bidirectional(far, Peer::Hbone(stream), counters.clone(), self.cancel.clone()));
+        Ok((near, copy, counters))
+    }
+
+    /// A client's socket and the application's socket of one connection through the mesh.
+    pub async fn through(&self) -> (TcpStream, TcpStream, tokio::task::JoinHandle<Outcome>) {
+        let both = async { tokio::try_join!(self.connect(), async { Ok(self.app.accept().await.unwrap().0) }) };
+        let ((near, copy, _), far) = soon("connection", both).await.unwrap();
+        (near, far, copy)
+    }
+}
+
+async fn serve(
+    listener: TcpListener,
+    acceptor: Acceptor,
+    certificate: Arc<IdentityCertificate>,
+    drain: CancellationToken,
+    cancel: CancellationToken,
+    ended: mpsc::UnboundedSender<ServeEnd>,
+) {
+    loop {
+        let (tcp, _) = listener.accept().await.unwrap();
+        let (acceptor, certificate, drain, cancel, ended) =
+            (acceptor.clone(), certificate.clone(), drain.clone(), cancel.clone(), ended.clone());
+        tokio::spawn(async move {
+            let Ok(tunnel) = acceptor.accept(tcp, &certificate).await else { return };
+            let cancel = cancel.clone();
+            let end = tunnel.serve(drain, move |request| drop(tokio::spawn(handle(request, cancel.clone())))).await;
+            let _ = ended.send(end);
+        });
+    }
+}
+
+pub async fn handle(request: InboundRequest, cancel: CancellationToken) -> Option<Outcome> {
+    let Authority::Address(target) = *request.authority() else {
+        request.refuse(http::StatusCode::SERVICE_UNAVAILABLE);
+        return None;
+    };
+    let app = tokio::select! {
+        app = TcpStream::connect(target) => app,
+        () = request.cancelled() => return None,
+    };
+    let Ok(app) = app else {
+        request.refuse(http::StatusCode::SERVICE_UNAVAILABLE);
+        return None;
+    };
+    socket::prepare(&app, None).unwrap();
+    let stream = request.accept(&Baggage::default()).ok()?;
+    Some(copy::bidirectional(app, Peer::Hbone(stream), Arc::default(), cancel).await)
+}
+
+/// A connected pair of sockets.
+pub async fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    let (near, far) = (near.unwrap(), far.unwrap().0);
+    near.set_nodelay(true).unwrap();
+    far.set_nodelay(true).unwrap();
+    (near, far)
+}
+
+/// Everything in these tests has to happen soon.
+pub async fn soon<F: Future>(what: &str, future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(20), future).await.unwrap_or_else(|_| panic!("{what}: not within 20 s"))
+}
+
+/// Waits for a condition.
+pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    soon(what, async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+}

@@ -1,9 +1,40 @@
-//! Sockets inside a pod's network namespace.
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    os::fd::OwnedFd,
-};
+//! Sockets inside a pod's network namespace, made by one thread of the process that does nothing else.
+//!
+//! `setns` changes a whole thread, so it never runs on an async worker; and it costs, so it never runs per connection: the thread fills a stock of
+//! unconnected sockets per pod and family. A thread whose `setns` failed is in an unknown place: it ends, and the next job gets a new one.
+//!
+//! ```text
+//!   tcp_socket -> stock --empty--> job queue -> thread: setns, socket x n -> stock
+//!                    `--low------>    (does not wait)
+//! ```
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use nix::sched::CloneFlags;
+use nix::sys::socket::{setsockopt, sockopt};
+use parking_lot::Mutex;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpSocket;
+use tokio::sync::oneshot;
+
+/// Sockets per family that an idle pod keeps ready.
+const STOCK_MIN: usize = 2;
+/// Sockets per family that a busy pod keeps ready.
+const STOCK_MAX: usize = 64;
+/// Jobs that may wait for the thread; more means that something is badly wrong, and is an error.
+const QUEUE: usize = 4096;
+/// How long the thread stays in a pod's namespace without work there.
+const STAY: Duration = Duration::from_millis(100);
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 4096;
+
 /// An address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
@@ -12,30 +43,302 @@ pub enum Family {
     /// IPv6
     V6,
 }
-/// Makes sockets of one pod. Clones share it.
+
+impl Family {
+    /// The family of an address.
+    pub fn of(address: &IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    fn domain(self) -> Domain {
+        match self {
+            Self::V4 => Domain::IPV4,
+            Self::V6 => Domain::IPV6,
+        }
+    }
+}
+
+/// Makes sockets of one pod. Clones share the stock.
 #[derive(Debug, Clone)]
 pub struct NetnsSockets {
-    _private: (),
+    pod: Arc<Pod>,
 }
+
+#[derive(Debug)]
+struct Pod {
+    netns: OwnedFd,
+    ips: Vec<IpAddr>,
+    /// One per family. Locked to push or pop.
+    stock: [Mutex<Stock>; 2],
+}
+
+#[derive(Debug)]
+struct Stock {
+    ready: VecDeque<Socket>,
+    /// How many to keep ready; doubles when the stock was found empty.
+    target: usize,
+    /// A job to refill it is under way.
+    refilling: bool,
+}
+
 impl NetnsSockets {
-    /// Starts the pod's socket thread.
+    /// Sockets of the namespace behind `netns`; `ips` are the pod's addresses and decide which families are prepared.
     pub fn new(netns: OwnedFd, ips: &[IpAddr]) -> io::Result<Self> {
-        let _ = (netns, ips);
-        Ok(Self { _private: () })
+        let stock = || Mutex::new(Stock { ready: VecDeque::new(), target: STOCK_MIN, refilling: false });
+        let sockets = Self { pod: Arc::new(Pod { netns, ips: ips.to_vec(), stock: [stock(), stock()] }) };
+        for family in [Family::V4, Family::V6] {
+            if ips.iter().any(|ip| Family::of(ip) == family) {
+                sockets.refill(family);
+            }
+        }
+        Ok(sockets)
     }
-    /// An unconnected TCP socket from the stock.
-    pub async fn tcp_socket(&self, family: Family) -> io::Result<tokio::net::TcpSocket> {
-        let _ = family;
-        Err(io::ErrorKind::Unsupported.into())
+
+    /// The pod's addresses.
+    pub fn ips(&self) -> &[IpAddr] {
+        &self.pod.ips
     }
-    /// A listener, not yet registered with a runtime.
+
+    /// An unconnected TCP socket: non-blocking, no delay, and free to share source ports among destinations when bound.
+    pub async fn tcp_socket(&self, family: Family) -> io::Result<TcpSocket> {
+        let (socket, low) = {
+            let mut stock = self.pod.stock[family as usize].lock();
+            let socket = stock.ready.pop_front();
+            if socket.is_none() {
+                stock.target = (stock.target * 2).min(STOCK_MAX);
+            }
+            (socket, stock.ready.len() < stock.target / 2 + 1)
+        };
+        if low {
+            self.refill(family);
+        }
+        let socket = match socket {
+            Some(socket) => socket,
+            None => self.run(move || unconnected(family)).await?,
+        };
+        Ok(TcpSocket::from_std_stream(socket.into()))
+    }
+
+    /// A listener, not yet registered with a runtime. IPv6 listeners take IPv6 only.
     pub async fn listen_tcp(&self, address: SocketAddr) -> io::Result<std::net::TcpListener> {
-        let _ = address;
-        Err(io::ErrorKind::Unsupported.into())
+        self.run(move || {
+            let socket =
+                Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+            if address.is_ipv6() {
+                socket.set_only_v6(true)?;
+            }
+            socket.set_reuse_address(true)?;
+            socket.bind(&address.into())?;
+            socket.listen(BACKLOG)?;
+            Ok(socket.into())
+        })
+        .await
     }
+
     /// A bound UDP socket, not yet registered with a runtime.
     pub async fn udp(&self, address: SocketAddr) -> io::Result<std::net::UdpSocket> {
-        let _ = address;
-        Err(io::ErrorKind::Unsupported.into())
+        self.run(move || {
+            let socket =
+                Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+            if address.is_ipv6() {
+                socket.set_only_v6(true)?;
+            }
+            socket.bind(&address.into())?;
+            Ok(socket.into())
+        })
+        .await
+    }
+
+    /// Runs `make` in the pod's namespace, for sockets of other kinds. It must not block.
+    pub async fn run<T: Send + 'static>(&self, make: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+        let (reply, answer) = oneshot::channel();
+        let job = move |entered: io::Result<()>| {
+            // Whoever asked may have gone; the socket is then closed.
+            let _ = reply.send(entered.and_then(|()| make()));
+        };
+        submit(Job { pod: self.pod.clone(), run: Box::new(job) })?;
+        answer.await.map_err(|_| io::Error::other("the socket thread ended"))?
+    }
+
+    fn refill(&self, family: Family) {
+        let pod = self.pod.clone();
+        let stock = &self.pod.stock[family as usize];
+        if std::mem::replace(&mut stock.lock().refilling, true) {
+            return;
+        }
+        let owner = self.pod.clone();
+        let job = move |entered: io::Result<()>| {
+            let stock = &pod.stock[family as usize];
+            let missing = {
+                let stock = stock.lock();
+                stock.target.saturating_sub(stock.ready.len())
+            };
+            let mut made =
+                entered.and_then(|()| (0..missing).map(|_| unconnected(family)).collect::<io::Result<VecDeque<_>>>());
+            let mut stock = stock.lock();
+            stock.refilling = false;
+            match &mut made {
+                Ok(made) => stock.ready.append(made),
+                // The next connection asks for itself and gets the error.
+                Err(error) => tracing::warn!(%error, "could not prepare sockets in a pod"),
+            }
+        };
+        if submit(Job { pod: owner, run: Box::new(job) }).is_err() {
+            stock.lock().refilling = false;
+        }
+    }
+}
+
+fn unconnected(family: Family) -> io::Result<Socket> {
+    let socket = Socket::new(family.domain(), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+    socket.set_tcp_nodelay(true)?;
+    share_source_ports(&socket)?;
+    Ok(socket)
+}
+
+/// With this option `bind` to an address leaves the choice of the port to `connect`, which can then share ports among destinations.
+fn share_source_ports(socket: &Socket) -> io::Result<()> {
+    setsockopt(socket, sockopt::IpBindAddressNoPort, &true).map_err(io::Error::from)
+}
+
+/// Work for the thread. `run` is told whether the namespace was entered.
+struct Job {
+    pod: Arc<Pod>,
+    run: Box<dyn FnOnce(io::Result<()>) + Send>,
+}
+
+/// The way to the current thread; none before the first job and after a failure.
+static THREAD: Mutex<Option<mpsc::SyncSender<Job>>> = Mutex::new(None);
+
+fn submit(mut job: Job) -> io::Result<()> {
+    // Two tries: the first may find a thread that has just ended.
+    for _ in 0..2 {
+        let mut thread = THREAD.lock();
+        let sender = match &*thread {
+            Some(sender) => sender.clone(),
+            None => {
+                let (sender, jobs) = mpsc::sync_channel(QUEUE);
+                std::thread::Builder::new()
+                    .name("netns-sockets".into())
+                    .stack_size(256 * 1024)
+                    .spawn(move || work(&jobs))?;
+                thread.insert(sender).clone()
+            }
+        };
+        drop(thread);
+        match sender.try_send(job) {
+            Ok(()) => return Ok(()),
+            Err(mpsc::TrySendError::Full(_)) => return Err(io::Error::other("too many sockets are asked for at once")),
+            Err(mpsc::TrySendError::Disconnected(returned)) => {
+                job = returned;
+                *THREAD.lock() = None;
+            }
+        }
+    }
+    Err(io::Error::other("the socket thread does not start"))
+}
+
+/// The thread: enters the pod's namespace unless it is there already, and runs the job. It ends after a namespace it could not enter; jobs that still wait are
+/// handed to its successor.
+fn work(jobs: &mpsc::Receiver<Job>) {
+    // Where the process lives: an idle thread must not keep a pod's namespace alive.
+    let Ok(home) = File::open("/proc/thread-self/ns/net") else { return };
+    let mut place: Option<Arc<Pod>> = None;
+    loop {
+        let Job { pod, run } = match jobs.recv_timeout(if place.is_some() { STAY } else { Duration::MAX }) {
+            Ok(job) => job,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                place = None;
+                if nix::sched::setns(home.as_fd(), CloneFlags::CLONE_NEWNET).is_err() {
+                    *THREAD.lock() = None;
+                    return;
+                }
+                continue;
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+        };
+        let there = place.as_ref().is_some_and(|place| Arc::ptr_eq(place, &pod));
+        let entered = if there { Ok(()) } else { enter(&pod) };
+        let failed = entered.is_err();
+        if !failed && !there {
+            place = Some(pod);
+        }
+        run(entered);
+        if failed {
+            *THREAD.lock() = None;
+            while let Ok(job) = jobs.try_recv() {
+                // A job that cannot be handed on is dropped, which its owner sees as an error.
+                let _ = submit(job);
+            }
+            return;
+        }
+    }
+}
+
+fn enter(pod: &Pod) -> io::Result<()> {
+    nix::sched::setns(pod.netns.as_fd(), CloneFlags::CLONE_NEWNET).map_err(io::Error::from)
+}
+
+#[cfg(test)]
+#[allow(non_snake_case)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+
+    fn own_netns() -> OwnedFd {
+        File::open("/proc/self/ns/net").unwrap().into()
+    }
+
+    /// Entering even one's own namespace needs CAP_SYS_ADMIN.
+    fn may_setns() -> bool {
+        std::thread::spawn(|| nix::sched::setns(own_netns(), CloneFlags::CLONE_NEWNET).is_ok()).join().unwrap()
+    }
+
+    #[tokio::test]
+    async fn sockets_come_from_the_pod_namespace() {
+        if !may_setns() {
+            println!("SKIPPED: setns needs CAP_SYS_ADMIN");
+            return;
+        }
+        // A namespace of its own, held open by its descriptor: its loopback is down, so nothing can be reached in it.
+        let netns = std::thread::spawn(|| {
+            nix::sched::unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            OwnedFd::from(File::open("/proc/thread-self/ns/net").unwrap())
+        })
+        .join()
+        .unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let ips = [IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1))];
+        let inside = NetnsSockets::new(netns, &ips).unwrap();
+        let outside = NetnsSockets::new(own_netns(), &ips).unwrap();
+        for _ in 0..2 * STOCK_MAX {
+            let socket = inside.tcp_socket(Family::V4).await.unwrap();
+            assert!(socket.connect(address).await.is_err());
+            let socket = outside.tcp_socket(Family::V4).await.unwrap();
+            socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            socket.connect(address).await.unwrap();
+        }
+        // The port is free in there whatever listens out here.
+        inside.udp(address).await.unwrap();
+        inside.listen_tcp("127.0.0.1:15001".parse().unwrap()).await.unwrap();
+        inside.tcp_socket(Family::V6).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn hardening_F23_a_namespace_that_cannot_be_entered_harms_nobody_else() {
+        if !may_setns() {
+            println!("SKIPPED: setns needs CAP_SYS_ADMIN");
+            return;
+        }
+        let broken = NetnsSockets::new(File::open("/dev/null").unwrap().into(), &[]).unwrap();
+        let good = NetnsSockets::new(own_netns(), &[]).unwrap();
+        let (mut failures, mut successes) = (0, 0);
+        for _ in 0..50 {
+            let (bad, fine) = tokio::join!(broken.tcp_socket(Family::V4), good.tcp_socket(Family::V4));
+            failures += usize::from(bad.is_err());
+            successes += usize::from(fine.is_ok());
+        }
+        assert_eq!((failures, successes), (50, 50));
     }
 }

@@ -205,6 +205,7 @@ const STATIC: [(&str, &str); 61] = [
 ];
 
 #[cfg(test)]
+#[allow(non_snake_case)]
 mod tests {
     use super::*;
 

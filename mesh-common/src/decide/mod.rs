@@ -4,5 +4,5 @@
 mod capture;
 mod inbound;
 
-pub use capture::{Attempt, Capture, capture_tcp, capture_udp};
+pub use capture::{Attempt, Capture, capture_tcp, capture_udp, errno};
 pub use inbound::{Inbound, Lookup, inbound_tcp, inbound_udp};

@@ -1,0 +1,134 @@
+//! connect4 and connect6: TCP of an enrolled pod goes to a slot. Kernel 4.17; without them nothing is captured.
+//!
+//! A v6 socket that connects to a v4-mapped address runs connect6; `Address` holds both forms alike.
+
+use aya_ebpf::{
+    helpers::generated::{bpf_get_netns_cookie, bpf_setsockopt},
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
+use mesh_common::{
+    Address, Reason,
+    decide::{Attempt, Capture, capture_tcp, capture_udp, errno},
+    row::{Pod, SOCKET_CAPTURED, SocketState, SlotKey},
+};
+
+use crate::{
+    act::{ALLOW, agent_alive, count, make_socket_state, refuse},
+    context::{Call, Family, LOOPBACK_INDEX, TCP, UDP},
+    maps::PODS,
+    slots,
+};
+
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(context: SockAddrContext) -> i32 {
+    connect(&Call::new(&context, Family::V4))
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(context: SockAddrContext) -> i32 {
+    connect(&Call::new(&context, Family::V6))
+}
+
+#[inline(always)]
+fn connect(call: &Call) -> i32 {
+    // SAFETY: the context is this call's.
+    let cookie = unsafe { bpf_get_netns_cookie(call.raw.cast()) };
+    // SAFETY: rows are replaced as a whole by the agent; a pod's row is not removed while its tasks run.
+    let Some(pod) = (unsafe { PODS.get(&cookie) }) else {
+        return ALLOW;
+    };
+    let protocol = call.protocol();
+    if protocol != TCP && protocol != UDP {
+        return ALLOW;
+    }
+    let attempt = Attempt {
+        destination: call.address(),
+        port: call.port(),
+        source: call.source(),
+        agent_alive: agent_alive(),
+    };
+    if protocol == UDP {
+        if let Capture::Nameserver(number) = capture_udp(pod, &attempt)
+            && is_free_of_device(call)
+        {
+            call.set_slot(number, attempt.destination.is_v4(), pod.dns_port);
+            count(Reason::DnsCaptured);
+        }
+        return ALLOW;
+    }
+    match capture_tcp(pod, &attempt) {
+        Capture::Pass(reason) => {
+            count(reason);
+            ALLOW
+        }
+        Capture::Refuse(reason, errno) => {
+            refuse(call, cookie, &attempt.destination, attempt.port, pod.outbound_port, reason, errno)
+        }
+        Capture::Nameserver(number) => match unbind_device(call) {
+            Ok(()) => {
+                call.set_slot(number, attempt.destination.is_v4(), pod.dns_port);
+                count(Reason::DnsCaptured);
+                ALLOW
+            }
+            Err(reason) => deny(call, cookie, pod, &attempt, reason),
+        },
+        Capture::Slot => match capture(call, cookie, pod, &attempt.destination, attempt.port) {
+            Ok(()) => {
+                count(Reason::Captured);
+                ALLOW
+            }
+            Err(reason) => deny(call, cookie, pod, &attempt, reason),
+        },
+    }
+}
+
+#[inline(always)]
+fn deny(call: &Call, cookie: u64, pod: &Pod, attempt: &Attempt, reason: Reason) -> i32 {
+    refuse(call, cookie, &attempt.destination, attempt.port, pod.outbound_port, reason, errno::ECONNREFUSED)
+}
+
+#[inline(always)]
+fn capture(call: &Call, cookie: u64, pod: &Pod, to: &Address, port: u16) -> Result<(), Reason> {
+    unbind_device(call)?;
+    let socket = call.socket();
+    if socket.is_null() {
+        return Err(Reason::NoSocketStorage);
+    }
+    let state = make_socket_state(socket).ok_or(Reason::NoSocketStorage)?;
+    let number = slots::acquire(cookie, pod, to, port)?;
+    *state = SocketState {
+        kind: SOCKET_CAPTURED,
+        reserved: 0,
+        key: SlotKey { cookie, slot: number, reserved: 0 },
+        client: Default::default(),
+    };
+    call.set_slot(number, to.is_v4(), pod.outbound_port);
+    Ok(())
+}
+
+/// A socket that is bound to a device would send the slot's address out there; let go of the device, or refuse.
+#[inline(always)]
+fn unbind_device(call: &Call) -> Result<(), Reason> {
+    if is_free_of_device(call) {
+        return Ok(());
+    }
+    const SOL_SOCKET: i32 = 1;
+    const SO_BINDTODEVICE: i32 = 25;
+    let mut none = [0u8; 4];
+    // SAFETY: the context is this call's, the buffer lives on the stack for the call.
+    let result = unsafe {
+        bpf_setsockopt(call.raw.cast(), SOL_SOCKET, SO_BINDTODEVICE, none.as_mut_ptr().cast(), none.len() as i32)
+    };
+    if result != 0 {
+        return Err(Reason::DeviceBound);
+    }
+    count(Reason::DeviceUnbound);
+    Ok(())
+}
+
+#[inline(always)]
+fn is_free_of_device(call: &Call) -> bool {
+    let device = call.device();
+    device == 0 || device == LOOPBACK_INDEX
+}

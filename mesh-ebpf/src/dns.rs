@@ -1,0 +1,85 @@
+//! sendmsg4|6 and recvmsg4|6: DNS datagrams of unconnected sockets. Kernel 4.18 and 5.2; without them such sockets use their resolver.
+//!
+//! The halves are not symmetric: a v6 socket that sends to a v4-mapped address runs sendmsg4, its answers run recvmsg6.
+
+use aya_ebpf::{helpers::generated::bpf_get_netns_cookie, macros::cgroup_sock_addr, programs::SockAddrContext};
+use mesh_common::{
+    Reason,
+    decide::{Attempt, Capture, capture_udp},
+    ports, slot,
+};
+
+use crate::{
+    act::{ALLOW, agent_alive, count},
+    context::{Call, Family, LOOPBACK_INDEX, UDP},
+    maps::PODS,
+};
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(context: SockAddrContext) -> i32 {
+    send(&Call::new(&context, Family::V4))
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(context: SockAddrContext) -> i32 {
+    send(&Call::new(&context, Family::V6))
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+pub fn recvmsg4(context: SockAddrContext) -> i32 {
+    receive(&Call::new(&context, Family::V4))
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+pub fn recvmsg6(context: SockAddrContext) -> i32 {
+    receive(&Call::new(&context, Family::V6))
+}
+
+#[inline(always)]
+fn send(call: &Call) -> i32 {
+    if call.port() != ports::RESOLVER || call.protocol() != UDP {
+        return ALLOW;
+    }
+    // SAFETY: the context is this call's.
+    let cookie = unsafe { bpf_get_netns_cookie(call.raw.cast()) };
+    // SAFETY: rows are replaced as a whole by the agent.
+    let Some(pod) = (unsafe { PODS.get(&cookie) }) else {
+        return ALLOW;
+    };
+    let attempt = Attempt {
+        destination: call.address(),
+        port: call.port(),
+        source: call.source(),
+        agent_alive: agent_alive(),
+    };
+    let device = call.device();
+    match capture_udp(pod, &attempt) {
+        Capture::Nameserver(number) if device == 0 || device == LOOPBACK_INDEX => {
+            call.set_slot(number, attempt.destination.is_v4(), pod.dns_port);
+            count(Reason::DnsCaptured);
+        }
+        Capture::Pass(Reason::DnsAgentAway) => count(Reason::DnsAgentAway),
+        _ => {}
+    }
+    ALLOW
+}
+
+#[inline(always)]
+fn receive(call: &Call) -> i32 {
+    let address = call.address();
+    let Some(index) = slot::nameserver(slot::number(&address)) else {
+        return ALLOW;
+    };
+    // SAFETY: the context is this call's.
+    let cookie = unsafe { bpf_get_netns_cookie(call.raw.cast()) };
+    // SAFETY: rows are replaced as a whole by the agent.
+    let Some(pod) = (unsafe { PODS.get(&cookie) }) else {
+        return ALLOW;
+    };
+    if call.port() == pod.dns_port
+        && let Some(nameserver) = pod.nameservers.get(index as usize)
+    {
+        call.set(nameserver, ports::RESOLVER);
+    }
+    ALLOW
+}

@@ -42,6 +42,9 @@ pub const POD_CLOSED: u32 = 1;
 /// Plaintext from the network is dropped unless a port says otherwise.
 pub const POD_STRICT: u32 = 2;
 
+/// The pod is being enrolled or released: its own connects are left alone, while the network already meets (or still meets) the rules.
+pub const POD_INBOUND_ONLY: u32 = 4;
+
 /// What the hooks know of an enrolled pod.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -63,7 +66,7 @@ pub struct Pod {
     /// Explicit padding.
     pub reserved: u32,
 }
-const _: () = assert!(size_of::<Pod>() == 160);
+const _: () = assert!(size_of::<Pod>() == 160 && NAMESERVERS.is_power_of_two());
 
 impl Pod {
     /// True if the address is one of the pod's.
@@ -83,6 +86,14 @@ impl Pod {
             || has(&self.addresses[1], v4)
             || has(&self.addresses[2], v4)
             || has(&self.addresses[3], v4)
+    }
+
+    /// The nameserver with an index below [`NAMESERVERS`].
+    #[inline(always)]
+    pub fn nameserver(&self, index: u32) -> Address {
+        // SAFETY: reads a local. Volatile, so that the mask, which the compiler can prove needless, stays for the verifier, which cannot.
+        let index = unsafe { core::ptr::read_volatile(&raw const index) } & (slot::NAMESERVERS - 1);
+        self.nameservers[index as usize]
     }
 
     /// The slot that stands for a nameserver of the pod.

@@ -82,9 +82,7 @@ pub fn refuse(call: &Call, cookie: u64, to: &Address, port: u16, own_port: u16, 
 #[inline(always)]
 pub fn socket_state(socket: *mut bpf_sock) -> Option<&'static mut SocketState> {
     // SAFETY: the socket comes from the context and is not null (callers check); the helper returns null or a valid value.
-    unsafe {
-        bpf_sk_storage_get(storage(), socket.cast(), core::ptr::null_mut(), 0).cast::<SocketState>().as_mut()
-    }
+    unsafe { bpf_sk_storage_get(storage(), socket.cast(), core::ptr::null_mut(), 0).cast::<SocketState>().as_mut() }
 }
 
 /// The same, made if there is none; `None` if the kernel has no memory for it.

@@ -10,7 +10,7 @@ use aya_ebpf::{
 use mesh_common::{
     Address, Reason,
     decide::{Attempt, Capture, capture_tcp, capture_udp, errno},
-    row::{Pod, SOCKET_CAPTURED, SocketState, SlotKey},
+    row::{Pod, SOCKET_CAPTURED, SlotKey, SocketState},
 };
 
 use crate::{
@@ -42,12 +42,8 @@ fn connect(call: &Call) -> i32 {
     if protocol != TCP && protocol != UDP {
         return ALLOW;
     }
-    let attempt = Attempt {
-        destination: call.address(),
-        port: call.port(),
-        source: call.source(),
-        agent_alive: agent_alive(),
-    };
+    let attempt =
+        Attempt { destination: call.address(), port: call.port(), source: call.source(), agent_alive: agent_alive() };
     if protocol == UDP {
         if let Capture::Nameserver(number) = capture_udp(pod, &attempt)
             && is_free_of_device(call)

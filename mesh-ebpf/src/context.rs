@@ -33,6 +33,18 @@ macro_rules! write {
     };
 }
 
+macro_rules! words {
+    ($field:expr) => {
+        Address { words: [read!($field[0]), read!($field[1]), read!($field[2]), read!($field[3])] }
+    };
+}
+
+/// Both forms are read before one is chosen: a choice between two places of the context would become a computed pointer into it.
+#[inline(always)]
+fn either(v4: bool, word: u32, words: Address) -> Address {
+    if v4 { Address::from_v4_word(word) } else { words }
+}
+
 /// The context of connect, sendmsg, recvmsg and getpeername.
 #[derive(Clone, Copy)]
 pub struct Call {
@@ -50,14 +62,7 @@ impl Call {
     pub fn address(&self) -> Address {
         match self.family {
             Family::V4 => Address::from_v4_word(read!((*self.raw).user_ip4)),
-            Family::V6 => Address {
-                words: [
-                    read!((*self.raw).user_ip6[0]),
-                    read!((*self.raw).user_ip6[1]),
-                    read!((*self.raw).user_ip6[2]),
-                    read!((*self.raw).user_ip6[3]),
-                ],
-            },
+            Family::V6 => words!((*self.raw).user_ip6),
         }
     }
 
@@ -108,14 +113,7 @@ impl Call {
         }
         match self.family {
             Family::V4 => Address::from_v4_word(read!((*socket).src_ip4)),
-            Family::V6 => Address {
-                words: [
-                    read!((*socket).src_ip6[0]),
-                    read!((*socket).src_ip6[1]),
-                    read!((*socket).src_ip6[2]),
-                    read!((*socket).src_ip6[3]),
-                ],
-            },
+            Family::V6 => words!((*socket).src_ip6),
         }
     }
 
@@ -146,28 +144,8 @@ pub struct Ends {
 #[inline(always)]
 pub fn tcp_ends(ops: *mut bpf_sock_ops) -> Ends {
     let v4 = read!((*ops).family) == AF_INET;
-    let (local, remote) = if v4 {
-        (Address::from_v4_word(read!((*ops).local_ip4)), Address::from_v4_word(read!((*ops).remote_ip4)))
-    } else {
-        (
-            Address {
-                words: [
-                    read!((*ops).local_ip6[0]),
-                    read!((*ops).local_ip6[1]),
-                    read!((*ops).local_ip6[2]),
-                    read!((*ops).local_ip6[3]),
-                ],
-            },
-            Address {
-                words: [
-                    read!((*ops).remote_ip6[0]),
-                    read!((*ops).remote_ip6[1]),
-                    read!((*ops).remote_ip6[2]),
-                    read!((*ops).remote_ip6[3]),
-                ],
-            },
-        )
-    };
+    let local = either(v4, read!((*ops).local_ip4), words!((*ops).local_ip6));
+    let remote = either(v4, read!((*ops).remote_ip4), words!((*ops).remote_ip6));
     Ends {
         local,
         local_port: read!((*ops).local_port) as u16,
@@ -192,28 +170,8 @@ pub struct Packet {
 #[inline(always)]
 pub fn packet(lookup: *mut bpf_sk_lookup) -> Packet {
     let v4 = read!((*lookup).family) == AF_INET;
-    let (local, remote) = if v4 {
-        (Address::from_v4_word(read!((*lookup).local_ip4)), Address::from_v4_word(read!((*lookup).remote_ip4)))
-    } else {
-        (
-            Address {
-                words: [
-                    read!((*lookup).local_ip6[0]),
-                    read!((*lookup).local_ip6[1]),
-                    read!((*lookup).local_ip6[2]),
-                    read!((*lookup).local_ip6[3]),
-                ],
-            },
-            Address {
-                words: [
-                    read!((*lookup).remote_ip6[0]),
-                    read!((*lookup).remote_ip6[1]),
-                    read!((*lookup).remote_ip6[2]),
-                    read!((*lookup).remote_ip6[3]),
-                ],
-            },
-        )
-    };
+    let local = either(v4, read!((*lookup).local_ip4), words!((*lookup).local_ip6));
+    let remote = either(v4, read!((*lookup).remote_ip4), words!((*lookup).remote_ip6));
     Packet {
         protocol: read!((*lookup).protocol),
         ends: Ends {

@@ -46,12 +46,8 @@ fn send(call: &Call) -> i32 {
     let Some(pod) = (unsafe { PODS.get(&cookie) }) else {
         return ALLOW;
     };
-    let attempt = Attempt {
-        destination: call.address(),
-        port: call.port(),
-        source: call.source(),
-        agent_alive: agent_alive(),
-    };
+    let attempt =
+        Attempt { destination: call.address(), port: call.port(), source: call.source(), agent_alive: agent_alive() };
     let device = call.device();
     match capture_udp(pod, &attempt) {
         Capture::Nameserver(number) if device == 0 || device == LOOPBACK_INDEX => {
@@ -76,10 +72,8 @@ fn receive(call: &Call) -> i32 {
     let Some(pod) = (unsafe { PODS.get(&cookie) }) else {
         return ALLOW;
     };
-    if call.port() == pod.dns_port
-        && let Some(nameserver) = pod.nameservers.get(index as usize)
-    {
-        call.set(nameserver, ports::RESOLVER);
+    if call.port() == pod.dns_port {
+        call.set(&pod.nameserver(index), ports::RESOLVER);
     }
     ALLOW
 }

@@ -47,10 +47,8 @@ fn getpeername(call: &Call) -> i32 {
 fn called(call: &Call, cookie: u64, pod: &Pod, number: u32) {
     let port = call.port();
     if let Some(index) = slot::nameserver(number) {
-        if port == pod.dns_port
-            && let Some(nameserver) = pod.nameservers.get(index as usize)
-        {
-            call.set(nameserver, ports::RESOLVER);
+        if port == pod.dns_port {
+            call.set(&pod.nameserver(index), ports::RESOLVER);
         }
         return;
     }

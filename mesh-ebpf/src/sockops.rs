@@ -17,9 +17,7 @@ use aya_ebpf::{
 };
 use mesh_common::{
     Reason,
-    row::{
-        FlowKey, SOCKET_ACCEPTED, SOCKET_AGENT, SOCKET_CAPTURED, SOCKET_COUNTED, SOCKET_EMPTY, SOCKET_PUBLISHED,
-    },
+    row::{FlowKey, SOCKET_ACCEPTED, SOCKET_AGENT, SOCKET_CAPTURED, SOCKET_COUNTED, SOCKET_EMPTY, SOCKET_PUBLISHED},
     slot,
 };
 

@@ -1,109 +1,274 @@
-//! The facade over programs, maps and pins.
+//! The facade over programs, maps and pins: one per agent process.
 
-use std::{io, net::SocketAddr, os::fd::BorrowedFd};
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+};
 
-use mesh_common::{Event, Reason};
+use mesh_common::{
+    Reason,
+    row::{Control, POD_CLOSED, POD_STRICT, Pod, SOCKET_PUBLISHED, SocketState},
+};
+use parking_lot::Mutex;
 
-use super::config::{InboundMode, KernelConfig, KernelError, PodSpec, Repair};
+use super::{
+    collect::Collector,
+    config::{InboundMode, KernelConfig, KernelError, PodSpec, Repair},
+    events::Events,
+    links::Hooks,
+    object::{self, Settings, bpf},
+    pins::{self, Pins},
+    pods::{self, Enrolled},
+    sys,
+    tables::Tables,
+};
 
 /// The loaded programs of one instance. Dropping it leaves everything pinned and working.
 #[derive(Debug)]
 pub struct Kernel {
     config: KernelConfig,
+    pins: Pins,
+    settings: Settings,
+    tables: Tables,
+    hooks: Mutex<Hooks>,
+    /// Enrolment and removal of pods are rare and exclude each other.
+    pods: Mutex<HashMap<u64, Enrolled>>,
+    collector: Mutex<Collector>,
+    degradations: Vec<&'static str>,
+    repairs: Vec<Repair>,
+    _lock: OwnedFd,
 }
-
-/// Reader of the typed events of the programs; there is one per instance.
-#[derive(Debug)]
-pub struct Events;
 
 impl Kernel {
     /// Locks the instance, mounts bpffs if needed, loads the programs or adopts what a dead agent left, tests that they work.
     pub fn start(config: KernelConfig) -> Result<Self, KernelError> {
-        Err(KernelError::Config(format!("instance {}: not built yet", config.instance)))
+        check(&config)?;
+        let pins = Pins::new(&config);
+        pins.prepare(&config)?;
+        let lock = pins::lock(&pins.instance, &config.instance)?;
+        let repairs = object::discard_foreign_maps(&pins, &config.limits)?;
+        let mut degradations = Vec::new();
+        let mut settings = Settings { cookie: 0, have_set_retval: 1 };
+        let mut loaded = object::open(&pins, &config.limits, &settings, None)?;
+        let tables = Tables::open(&pins, config.limits)?;
+        close_unknown_pods(&pins, &tables)?;
+        let hooks = match Hooks::attach(&mut loaded, &pins, &config) {
+            Ok(hooks) => hooks,
+            Err(first) => {
+                settings.have_set_retval = 0;
+                loaded = object::open(&pins, &config.limits, &settings, None)?;
+                let hooks = Hooks::attach(&mut loaded, &pins, &config).map_err(|_| first)?;
+                degradations.push("set_retval: refusals are answered by a reset instead of an errno (Linux 6.1)");
+                hooks
+            }
+        };
+        let kernel = Self {
+            config,
+            pins,
+            settings,
+            tables,
+            hooks: Mutex::new(hooks),
+            pods: Mutex::default(),
+            collector: Mutex::default(),
+            degradations,
+            repairs,
+            _lock: lock,
+        };
+        kernel.heartbeat();
+        kernel.discard_other_versions();
+        if kernel.config.self_test {
+            super::selftest::run(&kernel, &kernel.config)?;
+        }
+        Ok(kernel)
     }
 
     /// Missing kernel features by name; empty on a current kernel.
     pub fn degradations(&self) -> &[&'static str] {
-        &[]
+        &self.degradations
     }
 
-    /// Captures a pod, or updates a captured one. Idempotent.
+    /// What had to be put right at start.
+    pub fn start_repairs(&self) -> &[Repair] {
+        &self.repairs
+    }
+
+    /// Captures a pod, or updates a captured one. Idempotent. Blocks for some milliseconds.
     pub fn enrol(&self, pod: &PodSpec<'_>) -> Result<(), KernelError> {
-        Err(KernelError::Pod { cookie: pod.cookie, reason: self.config.instance.clone() })
+        let mut pods = self.pods.lock();
+        let enrolled = Enrolled::enrol(pod, &self.tables, &self.pins, &self.config.limits, self.settings)?;
+        pods.insert(pod.cookie, enrolled);
+        Ok(())
     }
 
     /// Changes what plaintext from the network meets.
-    pub fn set_inbound(&self, _cookie: u64, _mode: &InboundMode) -> Result<(), KernelError> {
+    pub fn set_inbound(&self, cookie: u64, mode: &InboundMode) -> Result<(), KernelError> {
+        let _pods = self.pods.lock();
+        let failed = |source| bpf("write", mesh_common::row::maps::PODS, source);
+        let row = self.tables.pods.get(&cookie).map_err(failed)?;
+        let Some(mut row) = row else {
+            return Err(KernelError::Pod { cookie, reason: "is not enrolled".to_owned() });
+        };
+        let tighten = mode.default_strict;
+        if !tighten {
+            pods::set_ports(&self.tables, cookie, mode)?;
+        }
+        row.flags = if tighten { row.flags | POD_STRICT } else { row.flags & !POD_STRICT };
+        self.tables.pods.set(&cookie, &row, sys::ANY).map_err(failed)?;
+        if tighten {
+            pods::set_ports(&self.tables, cookie, mode)?;
+        }
         Ok(())
     }
 
     /// Releases a pod: its sockets are no longer captured. Unknown cookies are fine.
-    pub fn remove(&self, _cookie: u64) -> Result<(), KernelError> {
-        Ok(())
+    pub fn remove(&self, cookie: u64) -> Result<(), KernelError> {
+        let mut pods = self.pods.lock();
+        self.collector.lock().forget(cookie);
+        pods::remove(cookie, pods.remove(&cookie), &self.tables, &self.pins)
     }
 
     /// Cookies of all enrolled pods, also of those that a dead agent left.
     pub fn enrolled(&self) -> Vec<u64> {
-        Vec::new()
+        self.tables.pods.keys().unwrap_or_default()
     }
 
     /// What the app asked for, by the local address of the agent's accepted socket or of a received datagram.
-    pub fn original_destination(&self, _cookie: u64, _local: SocketAddr) -> Option<SocketAddr> {
-        None
+    pub fn original_destination(&self, cookie: u64, local: SocketAddr) -> Option<SocketAddr> {
+        self.tables.original_destination(cookie, local)
     }
 
-    /// Makes the app see `client` as its peer. Call it on the agent's socket before it connects to the app.
-    pub fn set_client(&self, _agent_socket: BorrowedFd<'_>, _client: SocketAddr) -> Result<(), KernelError> {
-        Ok(())
+    /// Makes the app see `client` as its peer. Call it on the agent's socket before it connects to the app, from the agent's cgroup.
+    pub fn set_client(&self, agent_socket: BorrowedFd<'_>, client: SocketAddr) -> Result<(), KernelError> {
+        self.tables
+            .sockets
+            .set(&agent_socket.as_raw_fd(), &Tables::client_state(client), sys::ANY)
+            .map_err(|source| bpf("write", mesh_common::row::maps::SOCKETS, source))
     }
 
-    /// True if the app of a connected agent socket sees the client given to [`Self::set_client`]; false if the map was full.
-    pub fn client_shown(&self, _agent_socket: BorrowedFd<'_>) -> bool {
-        false
+    /// True if the app of a connected agent socket sees the client given to [`Self::set_client`]; false if the client map was full,
+    /// or the socket was not made in the agent's cgroup.
+    pub fn client_shown(&self, agent_socket: BorrowedFd<'_>) -> bool {
+        let state: io::Result<Option<SocketState>> = self.tables.sockets.get(&agent_socket.as_raw_fd());
+        matches!(state, Ok(Some(state)) if state.kind == SOCKET_PUBLISHED)
     }
 
     /// A sign of life, to be given every second. DNS goes to the original resolver without it.
-    pub fn heartbeat(&self) {}
+    pub fn heartbeat(&self) {
+        let control = Control { heartbeat: monotonic(), stale_after: self.config.heartbeat_stale.as_nanos() as u64 };
+        if let Err(error) = self.tables.control.set(&0, &control, sys::ANY) {
+            tracing::warn!(%error, "cannot write the heartbeat");
+        }
+    }
 
-    /// Frees slots that nobody has used for a while; to be called every few seconds.
+    /// Frees slots that nobody has used for a while; to be called every few seconds. Returns how many.
     pub fn collect_slots(&self) -> usize {
-        0
+        let freed = self.collector.lock().pass(&self.tables, monotonic(), self.config.slot_hold);
+        freed.unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot read the slots");
+            0
+        })
     }
 
     /// All counters of the programs, summed over the CPUs.
     pub fn counters(&self) -> Vec<(Reason, u64)> {
-        Vec::new()
+        self.tables.counters()
+    }
+
+    /// One counter.
+    pub fn counter(&self, reason: Reason) -> u64 {
+        self.counters().into_iter().find(|(counted, _)| *counted == reason).map_or(0, |(_, count)| count)
     }
 
     /// Name, used and maximum entries of each map.
     pub fn map_usage(&self) -> Vec<(&'static str, u64, u64)> {
-        Vec::new()
+        self.tables.usage()
     }
 
-    /// The reader of events.
+    /// The reader of events; a ring has one reader. Needs a tokio runtime.
     pub fn events(&self) -> Result<Events, KernelError> {
-        Ok(Events)
+        let ring = self.tables.events().map_err(|source| bpf("dup", mesh_common::row::maps::EVENTS, source))?;
+        Events::new(ring)
     }
 
-    /// Checks that every program is attached where it belongs and attaches again what is not.
+    /// Checks that every program is attached where it belongs and pinned, and puts right what is not. To be called every few seconds.
     pub fn verify(&self) -> Result<Vec<Repair>, KernelError> {
-        Ok(Vec::new())
+        self.pins.prepare(&self.config)?;
+        let repinned = self.tables.repin(&self.pins).map_err(|source| bpf("pin", "maps", source))?;
+        let mut repairs: Vec<Repair> = repinned
+            .into_iter()
+            .map(|name| Repair { name: name.to_owned(), what: "was not pinned and is again" })
+            .collect();
+        repairs.extend(self.hooks.lock().verify()?);
+        for pod in self.pods.lock().values_mut() {
+            repairs.extend(pod.verify(&self.pins)?);
+        }
+        Ok(repairs)
     }
 
-    /// Removes every pin and link of an instance.
-    pub fn uninstall(_config: &KernelConfig) -> Result<(), KernelError> {
-        Ok(())
+    /// Removes every pin and link of an instance; what they captured goes its ordinary way again.
+    pub fn uninstall(config: &KernelConfig) -> Result<(), KernelError> {
+        let pins = Pins::new(config);
+        if !pins.instance.exists() {
+            return Ok(());
+        }
+        let _lock = pins::lock(&pins.instance, &config.instance)?;
+        pins::remove_tree(&pins.instance).map_err(|source| pins::failed("remove", &pins.instance, source))
+    }
+
+    fn discard_other_versions(&self) {
+        for version in self.pins.other_versions() {
+            // Links of pods stay until the pod is enrolled again and takes them over.
+            for folder in [version.join("links"), version.join("maps")] {
+                if let Err(error) = pins::remove_tree(&folder) {
+                    tracing::warn!(%error, path = %folder.display(), "cannot remove pins of another version");
+                }
+            }
+            let has_pods = !pins::list(&version.join("pods")).is_empty();
+            if !has_pods && let Err(error) = pins::remove_tree(&version) {
+                tracing::warn!(%error, path = %version.display(), "cannot remove pins of another version");
+            }
+        }
     }
 }
 
-impl Events {
-    /// The next event. Cancel safe.
-    pub async fn next(&mut self) -> io::Result<Event> {
-        std::future::pending().await
+/// A pod that has a folder but no row (its rows were of another version, or garbage) is refused until it is enrolled again.
+fn close_unknown_pods(pins: &Pins, tables: &Tables) -> Result<(), KernelError> {
+    for cookie in pins.pinned_pods() {
+        let closed = Pod { flags: POD_CLOSED | POD_STRICT, ..Pod::default() };
+        match tables.pods.set(&cookie, &closed, sys::NOEXIST) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(bpf("write", mesh_common::row::maps::PODS, error));
+            }
+            _ => {}
+        }
     }
+    Ok(())
 }
 
-/// The cookie of a network namespace: never reused while the machine runs.
-pub fn netns_cookie(_netns: BorrowedFd<'_>) -> io::Result<u64> {
-    Err(io::Error::from(io::ErrorKind::Unsupported))
+fn check(config: &KernelConfig) -> Result<(), KernelError> {
+    let name_is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    if config.instance.is_empty() || config.instance.len() > 63 || !config.instance.bytes().all(name_is_plain) {
+        return Err(KernelError::Config(format!("instance name {:?} is not plain", config.instance)));
+    }
+    let real = |path: &std::path::Path| path.canonicalize().map_err(|source| pins::failed("resolve", path, source));
+    let (pods, agent) = (real(&config.pods_cgroup)?, real(&config.agent_cgroup)?);
+    pins::cgroup_id(&pods)?;
+    pins::cgroup_id(&agent)?;
+    if agent.starts_with(&pods) {
+        return Err(KernelError::Config(format!(
+            "the agent's cgroup {} lies under the pods' {}: its own connections would be captured",
+            agent.display(),
+            pods.display()
+        )));
+    }
+    Ok(())
+}
+
+fn monotonic() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is valid; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }

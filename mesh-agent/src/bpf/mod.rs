@@ -12,8 +12,20 @@
 //! Invariants: the agent's death changes nothing here (pins stay); a pod whose listeners are gone is refused, never passed; no
 //! program attaches to the root cgroup or to a device.
 
+mod collect;
 mod config;
+mod events;
 mod kernel;
+mod links;
+mod netns;
+mod object;
+mod pins;
+mod pods;
+mod selftest;
+mod sys;
+mod tables;
 
 pub use config::{InboundMode, KernelConfig, KernelError, Limits, PodListenerFds, PodSpec, Repair};
-pub use kernel::{Events, Kernel, netns_cookie};
+pub use events::Events;
+pub use kernel::Kernel;
+pub use netns::netns_cookie;

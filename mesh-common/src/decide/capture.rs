@@ -2,7 +2,7 @@
 
 use crate::{
     Address, Reason, ports,
-    row::{POD_CLOSED, Pod},
+    row::{POD_CLOSED, POD_INBOUND_ONLY, Pod},
     slot,
 };
 
@@ -46,7 +46,7 @@ pub enum Capture {
 #[inline(always)]
 pub fn capture_tcp(pod: &Pod, attempt: &Attempt) -> Capture {
     let to = &attempt.destination;
-    if to.is_unspecified() || attempt.port == 0 || to.is_multicast_or_broadcast() {
+    if pod.flags & POD_INBOUND_ONLY != 0 || to.is_unspecified() || attempt.port == 0 || to.is_multicast_or_broadcast() {
         return Capture::Pass(Reason::PassedLocal);
     }
     if to.is_loopback() || slot::is_v6_range(to) {
@@ -77,7 +77,7 @@ pub fn capture_tcp(pod: &Pod, attempt: &Attempt) -> Capture {
 /// Decides a UDP connect or a datagram with an address. Only DNS to the pod's own nameservers is captured.
 #[inline(always)]
 pub fn capture_udp(pod: &Pod, attempt: &Attempt) -> Capture {
-    if pod.flags & POD_CLOSED != 0 || attempt.source.is_loopback() {
+    if pod.flags & (POD_CLOSED | POD_INBOUND_ONLY) != 0 || attempt.source.is_loopback() {
         return Capture::Pass(Reason::PassedLocal);
     }
     match nameserver(pod, attempt) {

@@ -2,7 +2,7 @@
 
 use crate::{
     Address, Reason, ports,
-    row::{Listener, Pod},
+    row::{Listener, POD_CLOSED, Pod},
     slot,
 };
 
@@ -42,6 +42,9 @@ pub fn inbound_tcp(pod: &Pod, lookup: &Lookup) -> Inbound {
     }
     if own {
         return Inbound::Pass;
+    }
+    if pod.flags & POD_CLOSED != 0 {
+        return Inbound::Drop(Reason::PodClosed);
     }
     match lookup.port {
         ports::HBONE => Inbound::Steer(family(v4, Listener::HboneV4, Listener::HboneV6), Reason::SteeredHbone),

@@ -1,0 +1,100 @@
+//! The kept object: which maps it must find, how it is loaded. `cargo xtask ebpf` builds it from `mesh-ebpf`.
+
+use std::{fs, io, os::fd::AsFd, path::Path};
+
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use mesh_common::{
+    Reason,
+    row::{self, maps},
+};
+
+use super::{
+    config::{KernelError, Limits, Repair},
+    pins::Pins,
+    sys::{self, MapInfo},
+};
+
+/// The programs. Kept in the repository, so that building the agent needs no toolchain for them.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/undermesh.o");
+
+/// Map types, as the kernel numbers them.
+const HASH: u32 = 1;
+const ARRAY: u32 = 2;
+const PERCPU_ARRAY: u32 = 6;
+const SK_STORAGE: u32 = 24;
+const RINGBUF: u32 = 27;
+
+/// Name and shape of every map that all programs share.
+pub fn shared_maps(limits: &Limits) -> Vec<(&'static str, MapInfo)> {
+    fn hash<K, V>(max: u32) -> MapInfo {
+        MapInfo { kind: HASH, key: size_of::<K>() as u32, value: size_of::<V>() as u32, max }
+    }
+    vec![
+        (maps::PODS, hash::<u64, row::Pod>(limits.pods)),
+        (maps::INBOUND_PORTS, hash::<row::PortKey, u32>(limits.inbound_ports)),
+        (maps::SLOTS, hash::<row::SlotKey, row::Slot>(limits.slots)),
+        (maps::SLOT_OF, hash::<row::DestinationKey, u32>(limits.slots)),
+        (maps::SLOT_USE, hash::<u64, row::SlotUse>(limits.pods)),
+        (maps::SLOT_FREED, hash::<u64, u64>(limits.pods)),
+        (maps::CLIENTS, hash::<row::FlowKey, row::Client>(limits.clients)),
+        (maps::SOCKETS, MapInfo { kind: SK_STORAGE, key: 4, value: size_of::<row::SocketState>() as u32, max: 0 }),
+        (maps::CONTROL, MapInfo { kind: ARRAY, key: 4, value: size_of::<row::Control>() as u32, max: 1 }),
+        (maps::COUNTERS, MapInfo { kind: PERCPU_ARRAY, key: 4, value: 8, max: Reason::COUNT }),
+        (maps::EVENTS, MapInfo { kind: RINGBUF, key: 0, value: 0, max: limits.event_bytes }),
+    ]
+}
+
+/// Removes pins of maps that have another shape than ours: aya would take them unseen.
+pub fn discard_foreign_maps(pins: &Pins, limits: &Limits) -> Result<Vec<Repair>, KernelError> {
+    let mut repairs = Vec::new();
+    for (name, expected) in shared_maps(limits) {
+        let path = pins.maps().join(name);
+        if !path.exists() {
+            continue;
+        }
+        let found = sys::open_pin(&path).and_then(|map| sys::map_info(map.as_fd()));
+        if found.is_ok_and(|found| found == expected) {
+            continue;
+        }
+        fs::remove_file(&path).map_err(|source| KernelError::Io { call: "unlink", path, source })?;
+        repairs.push(Repair { name: name.to_owned(), what: "pinned map had another shape and was replaced" });
+    }
+    Ok(repairs)
+}
+
+/// Parses the object with its maps at their pins (made where missing). Programs are not loaded yet.
+pub fn open(pins: &Pins, limits: &Limits, settings: &Settings, listeners: Option<&Path>) -> Result<Ebpf, KernelError> {
+    let mut loader = EbpfLoader::new();
+    loader.verifier_log_level(VerifierLogLevel::STATS);
+    loader.override_global("COOKIE", &settings.cookie, true);
+    loader.override_global("HAVE_SET_RETVAL", &settings.have_set_retval, true);
+    for (name, shape) in shared_maps(limits) {
+        loader.map_pin_path(name, pins.maps().join(name));
+        if shape.kind != SK_STORAGE {
+            loader.map_max_entries(name, shape.max);
+        }
+    }
+    if let Some(path) = listeners {
+        loader.map_pin_path(maps::LISTENERS, path);
+    }
+    loader.load(OBJECT).map_err(|source| bpf("parse", "undermesh.o", source))
+}
+
+/// What is patched into the programs.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Cookie of the pod's namespace, for its sk_lookup program.
+    pub cookie: u64,
+    /// The kernel lets sock_addr hooks choose the errno of a refusal.
+    pub have_set_retval: u32,
+}
+
+/// An error of aya about a named thing.
+pub fn bpf(action: &'static str, name: &str, source: impl std::error::Error + Send + Sync + 'static) -> KernelError {
+    KernelError::Bpf { action, name: name.to_owned(), source: Box::new(source) }
+}
+
+/// Something that the object must have is not there.
+pub fn missing(name: &str) -> KernelError {
+    bpf("find", name, io::Error::from(io::ErrorKind::NotFound))
+}

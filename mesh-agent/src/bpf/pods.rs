@@ -1,0 +1,291 @@
+//! Enrols and releases one pod: its row, its routes, its own instance of sk_lookup with its listeners.
+//!
+//! ```text
+//!  enrol    routes - row (inbound only) - listeners - link - row
+//!  remove   row (inbound only) - link - rows, slots, pins - routes
+//! ```
+//!
+//! The order keeps both halves honest: a pod's connects are captured only while its listeners can take them.
+
+use std::{
+    fs::{self, File},
+    io,
+    net::IpAddr,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
+    path::Path,
+};
+
+use aya::programs::SkLookup;
+use mesh_common::{
+    Address,
+    row::{self, Listener, POD_INBOUND_ONLY, POD_STRICT, Pod, PortKey, SlotUse},
+};
+
+use super::{
+    config::{InboundMode, KernelError, Limits, PodSpec, Repair},
+    links, netns,
+    object::{self, Settings, bpf, missing},
+    pins::{Pins, failed, remove_tree},
+    sys::{self, Table},
+    tables::Tables,
+};
+
+const SK_LOOKUP: u32 = 36;
+
+/// An enrolled pod.
+#[derive(Debug)]
+pub struct Enrolled {
+    cookie: u64,
+    netns: OwnedFd,
+    netns_inode: u64,
+    program: OwnedFd,
+    program_id: u32,
+    link: OwnedFd,
+}
+
+impl Enrolled {
+    /// Enrols a pod, or renews what an earlier agent or an earlier call set up.
+    pub fn enrol(
+        pod: &PodSpec<'_>,
+        tables: &Tables,
+        pins: &Pins,
+        limits: &Limits,
+        settings: Settings,
+    ) -> Result<Self, KernelError> {
+        let cookie = pod.cookie;
+        let refuse = |reason: String| KernelError::Pod { cookie, reason };
+        check(pod).map_err(refuse)?;
+        let row = pod_row(pod, limits).map_err(|source| refuse(format!("cannot read its listeners: {source}")))?;
+        netns::inside(pod.netns, || {
+            if netns::current_cookie()? != cookie {
+                return Err(io::Error::other("the namespace has another cookie"));
+            }
+            netns::add_slot_routes(pod.ips)
+        })
+        .map_err(|source| refuse(format!("cannot add the routes of slots: {source}")))?;
+        let netns_inode = inode(pod.netns).map_err(|source| refuse(format!("cannot stat its namespace: {source}")))?;
+
+        let known = tables.pods.get(&cookie).ok().flatten().is_some_and(|row| row.flags & row::POD_CLOSED == 0);
+        set_ports(tables, cookie, pod.inbound)?;
+        let _ = tables.slot_use.set(&cookie, &SlotUse::default(), sys::NOEXIST);
+        let _ = tables.slot_freed.set(&cookie, &0, sys::NOEXIST);
+        if !known {
+            let joining = Pod { flags: row.flags | POD_INBOUND_ONLY, ..row };
+            tables.pods.set(&cookie, &joining, sys::ANY).map_err(|source| bpf("write", row::maps::PODS, source))?;
+        }
+        let folder = pins.pod(cookie);
+        fs::create_dir_all(&folder).map_err(|source| failed("mkdir", &folder, source))?;
+        let attached = attach(pod, pins, limits, settings, netns_inode);
+        let (program, program_id, link) = match attached {
+            Ok(attached) => attached,
+            Err(error) => {
+                if !known {
+                    let _ = tables.forget(cookie);
+                    let _ = remove_tree(&folder);
+                }
+                return Err(error);
+            }
+        };
+        tables.pods.set(&cookie, &row, sys::ANY).map_err(|source| bpf("write", row::maps::PODS, source))?;
+        let netns =
+            pod.netns.try_clone_to_owned().map_err(|source| refuse(format!("cannot dup its namespace: {source}")))?;
+        Ok(Self { cookie, netns, netns_inode, program, program_id, link })
+    }
+
+    /// Attaches again what somebody detached.
+    pub fn verify(&mut self, pins: &Pins) -> Result<Option<Repair>, KernelError> {
+        let name = || format!("pods/{:016x}/link", self.cookie);
+        let pin = pins.pod(self.cookie).join("link");
+        let failed = |source| bpf("attach", "pod_lookup", source);
+        let info = sys::link_info(self.link.as_fd()).map_err(failed)?;
+        if info.target != self.netns_inode {
+            let _ = fs::create_dir_all(pins.pod(self.cookie));
+            self.link = links::create(&pin, self.program.as_fd(), self.netns.as_fd(), SK_LOOKUP).map_err(failed)?;
+            return Ok(Some(Repair { name: name(), what: "was detached and is attached again" }));
+        }
+        if info.program != self.program_id {
+            sys::link_update(self.link.as_fd(), self.program.as_fd()).map_err(failed)?;
+            return Ok(Some(Repair { name: name(), what: "ran another program and was set back" }));
+        }
+        if !links::is_pin_of(&pin, self.program_id) {
+            let _ = fs::create_dir_all(pins.pod(self.cookie));
+            links::replace_pin(&pin, self.link.as_fd()).map_err(failed)?;
+            return Ok(Some(Repair { name: name(), what: "was not pinned and is again" }));
+        }
+        Ok(None)
+    }
+}
+
+/// Releases a pod, enrolled by us or left by another agent.
+pub fn remove(cookie: u64, enrolled: Option<Enrolled>, tables: &Tables, pins: &Pins) -> Result<(), KernelError> {
+    if let Ok(Some(mut row)) = tables.pods.get(&cookie) {
+        row.flags |= POD_INBOUND_ONLY;
+        let _ = tables.pods.set(&cookie, &row, sys::ANY);
+    }
+    let mut folders = vec![pins.pod(cookie)];
+    folders.extend(pins.other_versions().iter().map(|version| version.join("pods").join(format!("{cookie:016x}"))));
+    for folder in folders {
+        remove_tree(&folder).map_err(|source| failed("remove", &folder, source))?;
+    }
+    let netns = enrolled.map(|enrolled| {
+        drop(enrolled.link);
+        enrolled.netns
+    });
+    tables.forget(cookie).map_err(|source| bpf("clear", row::maps::PODS, source))?;
+    if let Some(netns) = netns {
+        // A namespace that is going away takes its routes with it.
+        let _ = netns::inside(netns.as_fd(), netns::remove_slot_routes);
+    }
+    Ok(())
+}
+
+/// Replaces the modes of a pod's ports, the strict ones first.
+pub fn set_ports(tables: &Tables, cookie: u64, mode: &InboundMode) -> Result<(), KernelError> {
+    let failed = |source| bpf("write", row::maps::INBOUND_PORTS, source);
+    let key = |port: u16| PortKey { cookie, port: port.into(), reserved: 0 };
+    for strict in [true, false] {
+        for (port, _) in mode.ports.iter().filter(|(_, mode)| *mode == strict) {
+            tables.inbound_ports.set(&key(*port), &u32::from(strict), sys::ANY).map_err(failed)?;
+        }
+    }
+    let keep = |old: &PortKey| mode.ports.iter().any(|(port, _)| u32::from(*port) == old.port);
+    for old in tables.inbound_ports.keys().map_err(failed)? {
+        if old.cookie == cookie && !keep(&old) {
+            tables.inbound_ports.delete(&old).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+fn check(pod: &PodSpec<'_>) -> Result<(), String> {
+    if pod.ips.is_empty() || pod.ips.len() > row::POD_ADDRESSES {
+        return Err(format!("has {} addresses; 1 to {} are supported", pod.ips.len(), row::POD_ADDRESSES));
+    }
+    if let Some(ip) = pod.ips.iter().find(|ip| ip.is_unspecified() || ip.is_loopback() || ip.is_multicast()) {
+        return Err(format!("{ip} cannot be a pod's address"));
+    }
+    let host = File::open("/proc/1/ns/net").and_then(|host| inode(host.as_fd()));
+    if host.is_ok_and(|host| inode(pod.netns).is_ok_and(|pod| pod == host)) {
+        return Err("its network namespace is the host's".to_owned());
+    }
+    Ok(())
+}
+
+fn pod_row(pod: &PodSpec<'_>, limits: &Limits) -> io::Result<Pod> {
+    let mut row = Pod {
+        flags: if pod.inbound.default_strict { POD_STRICT } else { 0 },
+        slot_quota: limits.slots_per_pod,
+        outbound_port: mesh_common::ports::OUTBOUND,
+        ..Pod::default()
+    };
+    fill(&mut row.addresses, pod.ips);
+    fill(&mut row.nameservers, pod.nameservers);
+    let mut own = Vec::new();
+    for (listener, socket) in listeners(pod) {
+        let port = socket_port(socket)?;
+        if matches!(listener, Listener::DnsUdpV4 | Listener::DnsUdpV6) {
+            row.dns_port = port;
+        }
+        if !own.contains(&port) {
+            own.push(port);
+        }
+    }
+    own.resize(row::OWN_PORTS, 0);
+    row.own_ports.copy_from_slice(&own[..row::OWN_PORTS]);
+    Ok(row)
+}
+
+fn fill(slots: &mut [Address], ips: &[IpAddr]) {
+    for (slot, ip) in slots.iter_mut().zip(ips) {
+        *slot = (*ip).into();
+    }
+}
+
+fn listeners<'a>(pod: &PodSpec<'a>) -> impl Iterator<Item = (Listener, BorrowedFd<'a>)> {
+    let fds = pod.listeners;
+    [
+        (Listener::OutboundV4, fds.outbound_v4),
+        (Listener::OutboundV6, fds.outbound_v6),
+        (Listener::PlaintextV4, fds.plaintext_v4),
+        (Listener::PlaintextV6, fds.plaintext_v6),
+        (Listener::HboneV4, fds.hbone_v4),
+        (Listener::HboneV6, fds.hbone_v6),
+        (Listener::DnsUdpV4, fds.dns_udp_v4),
+        (Listener::DnsUdpV6, fds.dns_udp_v6),
+        (Listener::DnsTcpV4, fds.dns_tcp_v4),
+        (Listener::DnsTcpV6, fds.dns_tcp_v6),
+    ]
+    .into_iter()
+    .filter_map(|(listener, fd)| Some((listener, fd?)))
+}
+
+fn attach(
+    pod: &PodSpec<'_>,
+    pins: &Pins,
+    limits: &Limits,
+    settings: Settings,
+    netns_inode: u64,
+) -> Result<(OwnedFd, u32, OwnedFd), KernelError> {
+    let folder = pins.pod(pod.cookie);
+    let map = folder.join("listeners");
+    discard_foreign_listeners(&map)?;
+    let settings = Settings { cookie: pod.cookie, ..settings };
+    let mut object = object::open(pins, limits, &settings, Some(&map))?;
+    set_listeners(pod, &map).map_err(|source| bpf("write", row::maps::LISTENERS, source))?;
+
+    let failed = |source| bpf("load", "pod_lookup", source);
+    let program: &mut SkLookup =
+        object.program_mut("pod_lookup").ok_or_else(|| missing("pod_lookup"))?.try_into().map_err(failed)?;
+    program.load().map_err(failed)?;
+    let program = program
+        .fd()
+        .map_err(failed)?
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|source| bpf("dup", "pod_lookup", source))?;
+    let program_id = sys::program_id(program.as_fd()).map_err(|source| bpf("ask about", "pod_lookup", source))?;
+    let pin = folder.join("link");
+    let relative = Path::new("pods").join(format!("{:016x}", pod.cookie));
+    let link = links::adopt(pins, &relative, "link", &pin, program.as_fd(), netns_inode)
+        .map_or_else(|| links::create(&pin, program.as_fd(), pod.netns, SK_LOOKUP), Ok)
+        .map_err(|source| bpf("attach", "pod_lookup", source))?;
+    Ok((program, program_id, link))
+}
+
+/// A pinned listener map of an earlier agent is kept, whatever else lies there goes.
+fn discard_foreign_listeners(path: &Path) -> Result<(), KernelError> {
+    const SOCKMAP: u32 = 15;
+    if !path.exists() {
+        return Ok(());
+    }
+    let shape = sys::MapInfo { kind: SOCKMAP, key: 4, value: 4, max: row::LISTENERS };
+    if sys::open_pin(path).and_then(|map| sys::map_info(map.as_fd())).is_ok_and(|found| found == shape) {
+        return Ok(());
+    }
+    fs::remove_file(path).map_err(|source| failed("unlink", path, source))
+}
+
+fn set_listeners(pod: &PodSpec<'_>, map: &Path) -> io::Result<()> {
+    let table: Table<u32, u32> = sys::open_pin(map).and_then(Table::new)?;
+    for (listener, socket) in listeners(pod) {
+        table.set(&(listener as u32), &(socket.as_raw_fd() as u32), sys::ANY)?;
+    }
+    let given: Vec<u32> = listeners(pod).map(|(listener, _)| listener as u32).collect();
+    for index in (0..row::LISTENERS).filter(|index| !given.contains(index)) {
+        // EINVAL says that the index was empty.
+        let _ = table.delete(&index);
+    }
+    Ok(())
+}
+
+fn socket_port(socket: BorrowedFd<'_>) -> io::Result<u16> {
+    let address = socket2::SockRef::from(&socket).local_addr()?;
+    address.as_socket().map(|address| address.port()).ok_or_else(|| io::Error::other("not an internet socket"))
+}
+
+fn inode(file: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(File::from(file.try_clone_to_owned()?).metadata()?.ino())
+}

@@ -1,0 +1,460 @@
+//! Harness of the kernel tests: a node (two cgroups, an instance of the kernel programs) and a pod (a network namespace with a
+//! veth to an outside namespace). Sockets come from small processes that sit in the right cgroup and namespace and pass them over:
+//! a socket keeps the cgroup and the namespace of its making, so tests use them like their own.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::{
+    fs::{self, File},
+    io,
+    mem::MaybeUninit,
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    path::PathBuf,
+    process::{self, Command},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use mesh_agent::bpf::{InboundMode, Kernel, KernelConfig, Limits, PodListenerFds, PodSpec, netns_cookie};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+pub const V2: &str = "/sys/fs/cgroup/unified";
+pub const POD_V4: &str = "198.18.0.2";
+pub const POD_V6: &str = "fd00:198::2";
+pub const OUTSIDE_V4: &str = "198.18.0.1";
+pub const OUTSIDE_V6: &str = "fd00:198::1";
+const WAIT: Duration = Duration::from_secs(3);
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+pub fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+pub fn at(text: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(ip(text), port)
+}
+
+/// True if the test can run; says loudly why not.
+pub fn privileged(test: &str) -> bool {
+    let root = unsafe { libc::geteuid() } == 0;
+    if !root || !PathBuf::from(V2).join("cgroup.procs").exists() {
+        println!("SKIPPED: {test}: needs root and a version 2 cgroup at {V2}");
+        return false;
+    }
+    true
+}
+
+/// A cgroup that goes away with its processes.
+pub struct Cgroup(pub PathBuf);
+
+impl Cgroup {
+    pub fn new(name: &str) -> Self {
+        let path = PathBuf::from(V2).join(name);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let deadline = Instant::now() + WAIT;
+        while fs::remove_dir(&self.0).is_err_and(|error| error.kind() != io::ErrorKind::NotFound)
+            && Instant::now() < deadline
+        {
+            thread::yield_now();
+        }
+    }
+}
+
+/// One node: its cgroups and its programs.
+pub struct Node {
+    pub kernel: Option<Kernel>,
+    pub config: KernelConfig,
+    pub pods: Cgroup,
+    pub agent: Cgroup,
+    _parent: Cgroup,
+}
+
+impl Node {
+    pub fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    pub fn with(change: impl FnOnce(&mut KernelConfig)) -> Self {
+        let name = format!("undermesh-test-{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let parent = Cgroup::new(&name);
+        let pods = Cgroup::new(&format!("{name}/pods"));
+        let agent = Cgroup::new(&format!("{name}/agent"));
+        let mut config = KernelConfig::new(name, pods.0.clone(), agent.0.clone());
+        config.self_test = false;
+        config.limits = Limits {
+            pods: 16,
+            slots: 1024,
+            slots_per_pod: 256,
+            clients: 256,
+            inbound_ports: 256,
+            event_bytes: 64 * 1024,
+        };
+        change(&mut config);
+        let kernel = Kernel::start(config.clone()).unwrap_or_else(|error| panic!("{}", chain(&error)));
+        Self { kernel: Some(kernel), config, pods, agent, _parent: parent }
+    }
+
+    pub fn kernel(&self) -> &Kernel {
+        self.kernel.as_ref().unwrap()
+    }
+
+    /// The agent dies and another one starts: everything pinned stays.
+    pub fn restart(&mut self) -> &Kernel {
+        drop(self.kernel.take());
+        self.kernel = Some(Kernel::start(self.config.clone()).unwrap_or_else(|error| panic!("{}", chain(&error))));
+        self.kernel()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        drop(self.kernel.take());
+        if let Err(error) = Kernel::uninstall(&self.config) {
+            eprintln!("cannot uninstall: {error}");
+        }
+    }
+}
+
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}
+
+/// A process in a cgroup and a namespace that makes sockets on demand.
+pub struct Factory {
+    control: OwnedFd,
+    pid: libc::pid_t,
+}
+
+impl Factory {
+    pub fn new(cgroup: &Cgroup, netns: BorrowedFd<'_>) -> Self {
+        let procs = fs::OpenOptions::new().write(true).open(cgroup.0.join("cgroup.procs")).unwrap();
+        let mut pair = [0; 2];
+        assert_eq!(
+            unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, pair.as_mut_ptr()) },
+            0
+        );
+        let netns = netns.as_raw_fd();
+        let parent = unsafe { libc::getpid() };
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            // Between fork and _exit nothing but system calls.
+            unsafe {
+                if libc::setns(netns, libc::CLONE_NEWNET) != 0
+                    || libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1) != 1
+                {
+                    libc::_exit(1);
+                }
+                make_sockets(pair[1], parent);
+            }
+        }
+        unsafe { libc::close(pair[1]) };
+        Self { control: unsafe { OwnedFd::from_raw_fd(pair[0]) }, pid }
+    }
+
+    pub fn socket(&self, family: i32, kind: i32, protocol: i32) -> Socket {
+        let request = [family, kind, protocol];
+        let sent = unsafe { libc::send(self.control.as_raw_fd(), request.as_ptr().cast(), 12, 0) };
+        assert_eq!(sent, 12, "the factory is gone: {}", io::Error::last_os_error());
+        Socket::from(receive_fd(self.control.as_raw_fd()).unwrap())
+    }
+
+    pub fn tcp(&self, to: IpAddr) -> Socket {
+        let socket = self.socket(family(to), libc::SOCK_STREAM, 0);
+        socket.set_read_timeout(Some(WAIT)).unwrap();
+        socket.set_write_timeout(Some(WAIT)).unwrap();
+        socket
+    }
+
+    pub fn udp(&self, to: IpAddr) -> Socket {
+        let socket = self.socket(family(to), libc::SOCK_DGRAM, 0);
+        socket.set_read_timeout(Some(WAIT)).unwrap();
+        socket
+    }
+
+    pub fn listen(&self, address: SocketAddr) -> Socket {
+        let socket = self.tcp(address.ip());
+        socket.set_reuse_address(true).unwrap();
+        if address.is_ipv6() {
+            socket.set_only_v6(true).unwrap();
+        }
+        socket.bind(&address.into()).unwrap();
+        socket.listen(1024).unwrap();
+        socket
+    }
+}
+
+impl Drop for Factory {
+    fn drop(&mut self) {
+        unsafe {
+            libc::kill(self.pid, libc::SIGKILL);
+            libc::waitpid(self.pid, std::ptr::null_mut(), 0);
+        }
+    }
+}
+
+pub fn family(ip: IpAddr) -> i32 {
+    if ip.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }
+}
+
+unsafe fn make_sockets(control: i32, parent: libc::pid_t) -> ! {
+    unsafe {
+        loop {
+            let mut poll = libc::pollfd { fd: control, events: libc::POLLIN, revents: 0 };
+            if libc::poll(&raw mut poll, 1, 500) == 0 {
+                if libc::getppid() != parent {
+                    libc::_exit(0);
+                }
+                continue;
+            }
+            let mut request = [0i32; 3];
+            if libc::recv(control, request.as_mut_ptr().cast(), 12, 0) != 12 {
+                libc::_exit(0);
+            }
+            let fd = libc::socket(request[0], request[1] | libc::SOCK_CLOEXEC, request[2]);
+            let error = if fd < 0 { *libc::__errno_location() } else { 0 };
+            send_fd(control, fd, error);
+            if fd >= 0 {
+                libc::close(fd);
+            }
+        }
+    }
+}
+
+unsafe fn send_fd(control: i32, fd: i32, error: i32) {
+    unsafe {
+        let mut payload = error;
+        let mut part = libc::iovec { iov_base: (&raw mut payload).cast(), iov_len: 4 };
+        let mut space = [0u64; 4];
+        let mut message: libc::msghdr = MaybeUninit::zeroed().assume_init();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        if fd >= 0 {
+            message.msg_control = space.as_mut_ptr().cast();
+            message.msg_controllen = libc::CMSG_SPACE(4) as _;
+            let header = libc::CMSG_FIRSTHDR(&raw const message);
+            (*header).cmsg_level = libc::SOL_SOCKET;
+            (*header).cmsg_type = libc::SCM_RIGHTS;
+            (*header).cmsg_len = libc::CMSG_LEN(4) as _;
+            libc::CMSG_DATA(header).cast::<i32>().write_unaligned(fd);
+        }
+        libc::sendmsg(control, &raw const message, 0);
+    }
+}
+
+fn receive_fd(control: i32) -> io::Result<OwnedFd> {
+    unsafe {
+        let mut payload = 0i32;
+        let mut part = libc::iovec { iov_base: (&raw mut payload).cast(), iov_len: 4 };
+        let mut space = [0u64; 4];
+        let mut message: libc::msghdr = MaybeUninit::zeroed().assume_init();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = space.as_mut_ptr().cast();
+        message.msg_controllen = size_of_val(&space) as _;
+        if libc::recvmsg(control, &raw mut message, libc::MSG_CMSG_CLOEXEC) != 4 {
+            return Err(io::Error::other("the factory process is gone"));
+        }
+        if payload != 0 {
+            return Err(io::Error::from_raw_os_error(payload));
+        }
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        Ok(OwnedFd::from_raw_fd(libc::CMSG_DATA(header).cast::<i32>().read_unaligned()))
+    }
+}
+
+/// A pod with its agent's listeners, and the network around it.
+pub struct Pod {
+    pub netns: OwnedFd,
+    pub outside_netns: OwnedFd,
+    pub cookie: u64,
+    /// Sockets of the pod's processes.
+    pub app: Factory,
+    /// Sockets of the agent inside the pod.
+    pub agent: Factory,
+    /// Sockets of a host outside; its cgroup is the agent's, so no hook sees them.
+    pub outside: Factory,
+    pub listeners: Listeners,
+}
+
+pub struct Listeners {
+    pub outbound: [Socket; 2],
+    pub plaintext: [Socket; 2],
+    pub hbone: [Socket; 2],
+    pub dns_udp: [Socket; 2],
+    pub dns_tcp: [Socket; 2],
+}
+
+impl Listeners {
+    pub fn new(agent: &Factory) -> Self {
+        let tcp = |port| [agent.listen(at("127.0.0.1", port)), agent.listen(at("::1", port))];
+        let udp = |address: SocketAddr| {
+            let socket = agent.udp(address.ip());
+            socket.bind(&address.into()).unwrap();
+            let (level, option) = if address.is_ipv4() {
+                (libc::IPPROTO_IP, libc::IP_PKTINFO)
+            } else {
+                (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)
+            };
+            let on = 1i32;
+            assert_eq!(unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), 4) }, 0);
+            socket
+        };
+        Self {
+            outbound: tcp(15001),
+            plaintext: tcp(15006),
+            hbone: tcp(15008),
+            dns_tcp: tcp(15053),
+            dns_udp: [udp(at("127.0.0.1", 15053)), udp(at("::1", 15053))],
+        }
+    }
+
+    pub fn fds(&self) -> PodListenerFds<'_> {
+        PodListenerFds {
+            outbound_v4: Some(self.outbound[0].as_fd()),
+            outbound_v6: Some(self.outbound[1].as_fd()),
+            plaintext_v4: Some(self.plaintext[0].as_fd()),
+            plaintext_v6: Some(self.plaintext[1].as_fd()),
+            hbone_v4: Some(self.hbone[0].as_fd()),
+            hbone_v6: Some(self.hbone[1].as_fd()),
+            dns_udp_v4: Some(self.dns_udp[0].as_fd()),
+            dns_udp_v6: Some(self.dns_udp[1].as_fd()),
+            dns_tcp_v4: Some(self.dns_tcp[0].as_fd()),
+            dns_tcp_v6: Some(self.dns_tcp[1].as_fd()),
+        }
+    }
+}
+
+pub fn new_netns() -> OwnedFd {
+    thread::spawn(|| {
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "{}", io::Error::last_os_error());
+        OwnedFd::from(File::open("/proc/thread-self/ns/net").unwrap())
+    })
+    .join()
+    .unwrap()
+}
+
+/// Runs `ip` with arguments inside a namespace.
+pub fn ip_command(netns: BorrowedFd<'_>, arguments: &str) {
+    thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                assert_eq!(unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) }, 0);
+                let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
+                assert!(status.success(), "ip {arguments}");
+            })
+            .join()
+            .unwrap();
+    });
+}
+
+impl Pod {
+    /// A pod with both families, not enrolled yet.
+    pub fn new(node: &Node) -> Self {
+        let netns = new_netns();
+        let outside_netns = new_netns();
+        let outside_path = format!("/proc/{}/fd/{}", process::id(), outside_netns.as_raw_fd());
+        ip_command(netns.as_fd(), "link set lo up");
+        ip_command(outside_netns.as_fd(), "link set lo up");
+        ip_command(netns.as_fd(), &format!("link add eth0 type veth peer name eth0 netns {outside_path}"));
+        for (end, v4, v6) in [(&netns, POD_V4, POD_V6), (&outside_netns, OUTSIDE_V4, OUTSIDE_V6)] {
+            ip_command(end.as_fd(), &format!("addr add {v4}/24 dev eth0"));
+            ip_command(end.as_fd(), &format!("addr add {v6}/64 dev eth0 nodad"));
+            ip_command(end.as_fd(), "link set eth0 up");
+        }
+        ip_command(netns.as_fd(), &format!("route add default via {OUTSIDE_V4}"));
+        ip_command(netns.as_fd(), &format!("-6 route add default via {OUTSIDE_V6}"));
+        let cookie = netns_cookie(netns.as_fd()).unwrap();
+        let app = Factory::new(&node.pods, netns.as_fd());
+        let agent = Factory::new(&node.agent, netns.as_fd());
+        let outside = Factory::new(&node.agent, outside_netns.as_fd());
+        let listeners = Listeners::new(&agent);
+        Self { netns, outside_netns, cookie, app, agent, outside, listeners }
+    }
+
+    /// A pod that is enrolled with PERMISSIVE ports and one nameserver of each family.
+    pub fn enrolled(node: &Node) -> Self {
+        let pod = Self::new(node);
+        pod.enrol(node, &InboundMode::default());
+        pod
+    }
+
+    pub fn enrol(&self, node: &Node, inbound: &InboundMode) {
+        self.try_enrol(node, inbound).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    }
+
+    pub fn try_enrol(&self, node: &Node, inbound: &InboundMode) -> Result<(), mesh_agent::bpf::KernelError> {
+        node.kernel().enrol(&PodSpec {
+            cookie: self.cookie,
+            netns: self.netns.as_fd(),
+            ips: &[ip(POD_V4), ip(POD_V6)],
+            nameservers: &[ip("198.18.53.53"), ip("fd00:198::53")],
+            listeners: &self.listeners.fds(),
+            inbound,
+        })
+    }
+}
+
+/// Accepts with a deadline.
+pub fn accept(listener: &Socket) -> (Socket, SocketAddr) {
+    let mut poll = libc::pollfd { fd: listener.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let ready = unsafe { libc::poll(&raw mut poll, 1, WAIT.as_millis() as i32) };
+    assert_eq!(ready, 1, "nobody connected within {WAIT:?}");
+    let (socket, peer) = listener.accept().unwrap();
+    (socket, peer.as_socket().unwrap())
+}
+
+/// True if somebody waits to be accepted or read, without waiting for it.
+pub fn is_ready(socket: &Socket) -> bool {
+    let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+}
+
+pub fn local(socket: &Socket) -> SocketAddr {
+    socket.local_addr().unwrap().as_socket().unwrap()
+}
+
+pub fn peer(socket: &Socket) -> SocketAddr {
+    socket.peer_addr().unwrap().as_socket().unwrap()
+}
+
+pub fn connect(socket: &Socket, to: SocketAddr) -> io::Result<()> {
+    socket.connect_timeout(&SockAddr::from(to), WAIT)
+}
+
+pub fn errno(result: io::Result<()>) -> i32 {
+    result.err().and_then(|error| error.raw_os_error()).unwrap_or(0)
+}
+
+/// Forgets the peer, as connect with AF_UNSPEC does.
+pub fn disconnect(socket: &Socket) {
+    let nobody: libc::sockaddr = unsafe { MaybeUninit::zeroed().assume_init() };
+    let length = size_of::<libc::sockaddr>() as libc::socklen_t;
+    assert_eq!(unsafe { libc::connect(socket.as_raw_fd(), &raw const nobody, length) }, 0);
+}
+
+/// Sends a byte each way.
+pub fn ping(a: &Socket, b: &Socket) {
+    for (from, to) in [(a, b), (b, a)] {
+        from.send(b"x").unwrap();
+        let mut byte = [MaybeUninit::uninit(); 1];
+        assert_eq!(to.recv(&mut byte).unwrap(), 1);
+    }
+}
+
+#[allow(unused_imports, reason = "tests name socket kinds")]
+pub use socket2::Type as SocketType;
+const _: (Option<Domain>, Option<Protocol>, Option<Type>) = (None, None, None);

@@ -13,7 +13,7 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 
 use super::wire::{NotQuery, Query, class, code, kind};
-use crate::telemetry::{DnsProtocol, DnsRefusal};
+use crate::telemetry::{DnsProtocol, DnsEvent};
 
 /// How long clients may keep an answer of the mesh, in seconds; what cluster DNS usually says.
 pub(crate) const ANSWER_TTL: u32 = 30;
@@ -30,7 +30,7 @@ pub(crate) enum Action<'a> {
     /// Ask the nameserver.
     Forward(Query<'a>),
     /// Say nothing.
-    Drop(DnsRefusal),
+    Drop(DnsEvent),
 }
 
 /// Decides. `names` says what the mesh knows of a host (lower case, no last dot), and is asked at most once.
@@ -43,8 +43,8 @@ pub(crate) fn handle<'a>(
     let query = match Query::parse(message) {
         Ok(query) => query,
         Err(NotQuery::Error(reply)) => return Action::Refuse(reply),
-        Err(NotQuery::Ignore) if message.len() >= 4 => return Action::Drop(DnsRefusal::Reflected),
-        Err(NotQuery::Ignore) => return Action::Drop(DnsRefusal::Malformed),
+        Err(NotQuery::Ignore) if message.len() >= 4 => return Action::Drop(DnsEvent::Reflected),
+        Err(NotQuery::Ignore) => return Action::Drop(DnsEvent::Malformed),
     };
     if query.edns.is_some_and(|edns| edns.version != 0) {
         return Action::Reply(query, query.error(code::BAD_VERSION));

@@ -12,6 +12,7 @@ mod datagram;
 mod environment;
 pub mod fuzz;
 mod handle;
+mod pod;
 mod server;
 #[cfg(test)]
 mod tests;

@@ -22,7 +22,7 @@ use super::environment::Environment;
 use super::handle::{Action, handle};
 use super::upstream;
 use super::wire::{MAX_QUERY, Query, code};
-use crate::telemetry::{Bucket, DnsCounters, DnsProtocol, DnsRefusal, Rate, Telemetry};
+use crate::telemetry::{Bucket, DnsCounters, DnsProtocol, DnsEvent, Rate, Telemetry};
 
 /// Bounds of one pod.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +71,7 @@ impl DnsServer {
             telemetry,
             bucket: Mutex::new(Bucket::new(config.rate)),
             cache: Mutex::default(),
-            in_flight: Semaphore::new(config.in_flight),
+            in_flight: Arc::new(Semaphore::new(config.in_flight)),
             connections: Arc::new(Semaphore::new(config.connections)),
             config,
         });
@@ -114,7 +114,7 @@ struct Pod<E> {
     bucket: Mutex<Bucket>,
     /// Held for a look-up or an insertion.
     cache: Mutex<Cache>,
-    in_flight: Semaphore,
+    in_flight: Arc<Semaphore>,
     connections: Arc<Semaphore>,
     config: DnsConfig,
 }
@@ -127,16 +127,16 @@ enum Next<'a> {
 }
 
 impl<E: Environment> Pod<E> {
-    fn event(&self, event: DnsRefusal) {
+    fn event(&self, event: DnsEvent) {
         self.telemetry.dns().event(event);
     }
 
     /// Whether the pod may ask now.
     fn admits(&self, peer: IpAddr, now: Instant) -> bool {
         let refusal = if !self.environment.owns(peer.to_canonical()) {
-            DnsRefusal::ForeignPeer
+            DnsEvent::ForeignPeer
         } else if !self.bucket.lock().take(now) {
-            DnsRefusal::RateLimited
+            DnsEvent::RateLimited
         } else {
             return true;
         };
@@ -150,7 +150,7 @@ impl<E: Environment> Pod<E> {
             Action::Reply(query, reply) => (query, Some(reply)),
             Action::Forward(query) => (query, None),
             Action::Refuse(reply) => {
-                self.event(DnsRefusal::Malformed);
+                self.event(DnsEvent::Malformed);
                 return Next::Send(reply);
             }
             Action::Drop(refusal) => {
@@ -165,7 +165,7 @@ impl<E: Environment> Pod<E> {
             return Next::Send(reply);
         }
         let Some(nameserver) = self.environment.nameserver(local) else {
-            self.event(DnsRefusal::UnknownServer);
+            self.event(DnsEvent::UnknownServer);
             return Next::Send(query.error(code::SERVER_FAILURE));
         };
         match self.cached(&query, nameserver, now) {
@@ -209,7 +209,7 @@ impl<E: Environment> Pod<E> {
         };
         match self.cached(&query, nameserver, now) {
             Some(cached) => {
-                self.event(DnsRefusal::Stale);
+                self.event(DnsEvent::Stale);
                 query.deliver(&cached.bytes, cached.age, limit)
             }
             None => failure,
@@ -246,30 +246,23 @@ async fn datagrams<E: Environment>(pod: Arc<Pod<E>>, socket: Arc<DatagramSocket>
             Next::Nothing => {}
             Next::Send(reply) => send(&socket, &reply, received).await,
             Next::Ask { query, nameserver, counters } => {
-                let task = ask_datagram(pod.clone(), socket.clone(), received, message.to_vec(), nameserver, counters);
-                if pod.in_flight.available_permits() == 0 {
-                    pod.event(DnsRefusal::Overloaded);
+                let Ok(permit) = pod.in_flight.clone().try_acquire_owned() else {
+                    pod.event(DnsEvent::Overloaded);
                     send(&socket, &query.error(code::SERVER_FAILURE), received).await;
-                } else {
-                    task::spawn("dns-query", stop.clone().run_until_cancelled_owned(task));
-                }
+                    continue;
+                };
+                let (pod, socket, message) = (pod.clone(), socket.clone(), message.to_vec());
+                let ask = async move {
+                    let _permit = permit;
+                    // Parsed a moment ago; a view cannot outlive the receive buffer, so the task has its own.
+                    let Ok(query) = Query::parse(&message) else { return };
+                    let reply = pod.ask(query, nameserver, DnsProtocol::Udp, &counters).await;
+                    send(&socket, &reply, received).await;
+                };
+                task::spawn("dns-query", stop.clone().run_until_cancelled_owned(ask));
             }
         }
     }
-}
-
-async fn ask_datagram<E: Environment>(
-    pod: Arc<Pod<E>>,
-    socket: Arc<DatagramSocket>,
-    received: Received,
-    message: Vec<u8>,
-    nameserver: SocketAddr,
-    counters: Arc<DnsCounters>,
-) {
-    // Parsed a moment ago; a view cannot outlive the receive buffer, so the task has its own.
-    let (Ok(query), Ok(_permit)) = (Query::parse(&message), pod.in_flight.try_acquire()) else { return };
-    let reply = pod.ask(query, nameserver, DnsProtocol::Udp, &counters).await;
-    send(&socket, &reply, received).await;
 }
 
 async fn send(socket: &DatagramSocket, reply: &[u8], to: Received) {
@@ -293,11 +286,11 @@ async fn streams<E: Environment>(pod: Arc<Pod<E>>, listener: TcpListener, stop: 
         };
         pause = Duration::ZERO;
         if !pod.environment.owns(peer.ip().to_canonical()) {
-            pod.event(DnsRefusal::ForeignPeer);
+            pod.event(DnsEvent::ForeignPeer);
             continue;
         }
         let Ok(permit) = pod.connections.clone().try_acquire_owned() else {
-            pod.event(DnsRefusal::Overloaded);
+            pod.event(DnsEvent::Overloaded);
             continue;
         };
         let pod = pod.clone();
@@ -334,7 +327,7 @@ async fn serve_stream<E: Environment>(pod: &Pod<E>, mut stream: TcpStream, peer:
             Next::Ask { query, nameserver, counters } => match pod.in_flight.try_acquire() {
                 Ok(_permit) => pod.ask(query, nameserver, DnsProtocol::Tcp, &counters).await,
                 Err(_) => {
-                    pod.event(DnsRefusal::Overloaded);
+                    pod.event(DnsEvent::Overloaded);
                     query.error(code::SERVER_FAILURE)
                 }
             },

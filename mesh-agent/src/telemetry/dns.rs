@@ -113,7 +113,7 @@ impl DnsCounters {
 
 /// Why a query got no answer of ours, or one that is an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DnsRefusal {
+pub enum DnsEvent {
     /// Above the pod's rate.
     RateLimited,
     /// Too many queries of the pod wait for a nameserver.
@@ -130,7 +130,7 @@ pub enum DnsRefusal {
     Stale,
 }
 
-impl DnsRefusal {
+impl DnsEvent {
     const ALL: [Self; 7] = [
         Self::RateLimited,
         Self::Overloaded,
@@ -158,7 +158,7 @@ impl DnsRefusal {
 #[derive(Default)]
 pub struct DnsMetrics {
     counters: RwLock<HashMap<Labels, Arc<DnsCounters>>>,
-    events: [AtomicU64; DnsRefusal::ALL.len()],
+    events: [AtomicU64; DnsEvent::ALL.len()],
 }
 
 impl fmt::Debug for DnsMetrics {
@@ -186,12 +186,12 @@ impl DnsMetrics {
     }
 
     /// Counts a query that was not served in the usual way.
-    pub fn event(&self, refusal: DnsRefusal) {
+    pub fn event(&self, refusal: DnsEvent) {
         self.events[refusal as usize].fetch_add(1, Relaxed);
     }
 
     /// How often that happened.
-    pub fn events(&self, refusal: DnsRefusal) -> u64 {
+    pub fn events(&self, refusal: DnsEvent) -> u64 {
         self.events[refusal as usize].load(Relaxed)
     }
 
@@ -224,7 +224,7 @@ impl Collector for DnsMetrics {
                 row.duration.encode(family.encode_family(&labels.pairs())?)?;
             }
         }
-        let events = DnsRefusal::ALL.map(|event| (Pairs([("event", event.as_str())]), self.events(event)));
+        let events = DnsEvent::ALL.map(|event| (Pairs([("event", event.as_str())]), self.events(event)));
         let help = "DNS queries that were not served in the usual way";
         family::counters(&mut encoder, "mesh_dns_events", help, events.into_iter().filter(|(_, count)| *count > 0))
     }

@@ -15,13 +15,13 @@ use prometheus_client::registry::Registry;
 
 use super::access_log::AccessLog;
 use super::connection::{ConnectionGuard, ConnectionLabels};
-use super::control::{WorkloadManagerMetrics, XdsMetrics};
 use super::dns::DnsMetrics;
 use super::family;
 use super::health::Health;
 use super::labels::{Pairs, Reporter};
 use super::process::Process;
 use super::series::SeriesTable;
+use super::workload_manager::WorkloadManagerMetrics;
 
 /// Bounds of the telemetry.
 #[derive(Clone, Debug)]
@@ -52,7 +52,6 @@ struct Inner {
     access_log: AccessLog,
     series: Arc<SeriesTable>,
     dns: Arc<DnsMetrics>,
-    xds: Arc<XdsMetrics>,
     workload_manager: Arc<WorkloadManagerMetrics>,
     health: Arc<Health>,
     process: Arc<Process>,
@@ -83,7 +82,6 @@ impl Telemetry {
             access_log,
             series: Arc::new(SeriesTable::new(config.series)),
             dns: Arc::default(),
-            xds: Arc::default(),
             workload_manager: Arc::default(),
             health: Arc::default(),
             process: Arc::default(),
@@ -91,7 +89,6 @@ impl Telemetry {
         });
         registry.register_collector(Box::new(inner.series.clone()));
         registry.register_collector(Box::new(inner.dns.clone()));
-        registry.register_collector(Box::new(inner.xds.clone()));
         registry.register_collector(Box::new(inner.workload_manager.clone()));
         registry.register_collector(Box::new(inner.health.clone()));
         registry.register_collector(Box::new(inner.process.clone()));
@@ -148,11 +145,6 @@ impl Telemetry {
     /// DNS metrics.
     pub fn dns(&self) -> &Arc<DnsMetrics> {
         &self.inner.dns
-    }
-
-    /// Metrics of the configuration stream.
-    pub fn xds(&self) -> &Arc<XdsMetrics> {
-        &self.inner.xds
     }
 
     /// Metrics of enrolment.

@@ -2,14 +2,13 @@
 //!
 //! ```text
 //!  proxy   -> Telemetry::open -> ConnectionGuard -> series (metrics), access_log (lines)
-//!  dns     -> Telemetry::dns          client -> Telemetry::xds          enrol -> Telemetry::workload_manager
+//!  dns     -> Telemetry::dns          enrol -> Telemetry::workload_manager
 //!  kernel, certificates, pool -> Telemetry::health (polled at scrape)
 //! ```
 //! Names and labels of metrics are declared here and nowhere else. Nothing here waits: counters are atomics, lines go to a bounded queue.
 
 mod access_log;
 mod connection;
-mod control;
 mod dns;
 mod family;
 mod handle;
@@ -18,13 +17,14 @@ mod labels;
 mod limit;
 mod process;
 mod series;
+mod workload_manager;
 
 pub use access_log::AccessLog;
 pub use connection::{ConnectionGuard, ConnectionLabels, Outcome};
-pub use control::{WorkloadManagerMetrics, XdsMetrics, XdsTermination};
-pub use dns::{DnsCounters, DnsMetrics, DnsProtocol, DnsRefusal, DnsSource};
+pub use dns::{DnsCounters, DnsMetrics, DnsProtocol, DnsEvent, DnsSource};
 pub use handle::{SocketGuard, Telemetry, TelemetryConfig};
 pub use health::{CertificateExpiry, Health, MapUsage};
 pub use labels::{PeerLabels, Reporter, ResponseFlags, Security, ServiceLabels};
 pub use limit::{Bucket, Rate};
 pub use series::Peer;
+pub use workload_manager::WorkloadManagerMetrics;

@@ -458,3 +458,11 @@ pub fn ping(a: &Socket, b: &Socket) {
 #[allow(unused_imports, reason = "tests name socket kinds")]
 pub use socket2::Type as SocketType;
 const _: (Option<Domain>, Option<Protocol>, Option<Type>) = (None, None, None);
+
+impl Listeners {
+    /// Sockets that listen nowhere: the agent's are closed.
+    pub fn none(agent: &Factory) -> Self {
+        let pair = || [agent.tcp(ip("127.0.0.1")), agent.tcp(ip("::1"))];
+        Self { outbound: pair(), plaintext: pair(), hbone: pair(), dns_udp: pair(), dns_tcp: pair() }
+    }
+}

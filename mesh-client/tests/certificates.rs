@@ -1,4 +1,5 @@
 //! The certificate manager against authorities that are slow, gone, or lie, and against the real protocol over TLS.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 #![allow(non_snake_case, reason = "tests carry the ids of the rows they prove")]
 
 mod common;

@@ -1,4 +1,5 @@
 //! The stream driver against an ADS server over TLS: what goes over the wire, and what happens when either side misbehaves.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 #![allow(non_snake_case, reason = "tests carry the ids of the rows they prove")]
 
 mod common;

@@ -1,5 +1,6 @@
 //! A hundred thousand workloads and five thousand services, from the bytes of one message to the snapshot: how long, and how much memory.
 //! Alone in its process, because it looks at the process's memory.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::{
     net::IpAddr,

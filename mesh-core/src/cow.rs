@@ -10,10 +10,12 @@ use hashbrown::{DefaultHashBuilder, Equivalent, HashTable, hash_table::Entry};
 
 const SHARDS: usize = 256;
 
+type Shard<K, V> = Arc<HashTable<(K, V)>>;
+
 /// Keys hash with a per-map random seed. An element of 100k costs a copy of about 400 entries when its shard is shared.
 pub(crate) struct CowMap<K, V> {
     hasher: DefaultHashBuilder,
-    shards: Box<[Arc<HashTable<(K, V)>>]>,
+    shards: Box<[Shard<K, V>]>,
     len: usize,
 }
 

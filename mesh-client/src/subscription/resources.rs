@@ -30,7 +30,7 @@ pub(super) struct Refused {
     pub(super) instead: Option<Item>,
 }
 
-pub(super) fn read(type_url: &str, resource: Resource, interner: &mut Interner) -> Result<Item, Refused> {
+pub(super) fn read(type_url: &str, resource: Resource, interner: &mut Interner) -> Result<Item, Box<Refused>> {
     let Some(body) = resource.resource else {
         return Err(refused(&resource.name, "has no content", None));
     };
@@ -44,7 +44,7 @@ pub(super) fn read(type_url: &str, resource: Resource, interner: &mut Interner) 
     }
 }
 
-fn read_address(name: &str, version: String, bytes: &[u8], interner: &mut Interner) -> Result<Item, Refused> {
+fn read_address(name: &str, version: String, bytes: &[u8], interner: &mut Interner) -> Result<Item, Box<Refused>> {
     let (real, member, change) = match convert::address(bytes) {
         Ok(AddressResource::Workload(mut workload)) => {
             interner.workload(&mut workload);
@@ -59,7 +59,7 @@ fn read_address(name: &str, version: String, bytes: &[u8], interner: &mut Intern
     Ok(Item { name: real, version: version.into(), member, change })
 }
 
-fn read_policy(name: &str, version: String, bytes: &[u8]) -> Result<Item, Refused> {
+fn read_policy(name: &str, version: String, bytes: &[u8]) -> Result<Item, Box<Refused>> {
     // The resource's name, unlike its content, can be relied on to say which policy is meant.
     let key: Result<NamespacedName, _> = name.parse();
     let instead = |scope| {
@@ -84,8 +84,8 @@ pub(super) fn removal(type_url: &str, name: ArcStr) -> Option<Change> {
     name.parse().ok().map(Change::RemovePolicy)
 }
 
-fn refused(name: &str, problem: &str, instead: Option<Item>) -> Refused {
-    Refused { name: name.to_owned(), problem: format!("{:?}: {problem}", shortened(name)), instead }
+fn refused(name: &str, problem: &str, instead: Option<Item>) -> Box<Refused> {
+    Box::new(Refused { name: name.to_owned(), problem: format!("{:?}: {problem}", shortened(name)), instead })
 }
 
 fn shortened(text: &str) -> String {

@@ -49,8 +49,11 @@ pub struct EndpointSet {
     service: Option<Arc<Service>>,
     members: Arc<[Endpoint]>,
     outliers: Arc<Outliers>,
-    tables: ArcSwap<Vec<((u16, Place), Arc<Table>)>>,
+    tables: ArcSwap<Tables>,
 }
+
+/// One for each port and place that was asked from; few, so searched in order.
+type Tables = Vec<((u16, Place), Arc<Table>)>;
 
 /// What a client wants from a service.
 #[derive(Clone, Copy, Debug)]

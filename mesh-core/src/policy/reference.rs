@@ -111,7 +111,7 @@ fn string_matches(m: &StringMatch, value: &str) -> bool {
         StringMatch::Suffix(text) => {
             value.len() >= text.len() && value.as_bytes()[value.len() - text.len()..] == *text.as_bytes()
         }
-        StringMatch::Presence => value != "",
+        StringMatch::Presence => !value.is_empty(),
     }
 }
 

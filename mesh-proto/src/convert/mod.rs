@@ -21,7 +21,6 @@ use crate::wire::{authorization as auth, workload as wds};
 
 /// One `istio.workload.Address`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "moved once, into a Change")]
 pub enum AddressResource {
     /// A workload.
     Workload(Workload),

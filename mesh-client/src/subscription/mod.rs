@@ -384,7 +384,7 @@ impl Topic {
         let mut accepted = gone;
         if suspicious(&accepted) {
             let confirmed = match &mut self.suspended {
-                Some(s) if s.asked && now_ms >= s.since_ms + limits.hold_ms => {
+                Some(s) if now_ms >= s.since_ms + limits.hold_ms => {
                     accepted.iter().filter(|name| s.names.contains(*name)).cloned().collect()
                 }
                 _ => HashSet::new(),

@@ -98,6 +98,12 @@ fn each_field_against_each_kind_of_peer() {
         ),
         ("namespace", Match { namespaces: exact("bookinfo"), ..any() }, [true, true, false]),
         ("not namespace", Match { not_namespaces: exact("bookinfo"), ..any() }, [false, false, true]),
+        ("no namespace is not an empty one", Match { namespaces: exact(""), ..any() }, [false; 3]),
+        (
+            "an empty prefix is not plaintext's",
+            Match { principals: vec![StringMatch::Prefix("".into())], ..any() },
+            [true, true, false],
+        ),
         (
             "account in any domain",
             Match { service_accounts: vec![account("productpage")], ..any() },

@@ -215,7 +215,7 @@ async fn shake<S: Side>(tcp: TcpStream, mut side: S, client: bool) -> Result<Tls
             Step::Done if !side.handshaking() => break,
             Step::Done | Step::Read => read_more(&tcp, &mut incoming).await?,
             Step::Fail(error) => {
-                send_alert(&tcp, &mut side, &mut outgoing);
+                send_alert(&tcp, &mut side, &mut incoming, &mut outgoing);
                 return Err(error);
             }
         }
@@ -250,10 +250,12 @@ fn encode(
     }
 }
 
-/// After an error rustls holds an alert for the peer. Best effort: the connection is over.
-fn send_alert<S: Side>(tcp: &TcpStream, side: &mut S, outgoing: &mut Vec<u8>) {
+/// After an error rustls holds an alert for the peer. Best effort: the connection is over. The rest of `incoming` must stay with it: rustls remembers
+/// messages by their place in there, and panics when the place is gone.
+fn send_alert<S: Side>(tcp: &TcpStream, side: &mut S, incoming: &mut Vec<u8>, outgoing: &mut Vec<u8>) {
     for _ in 0..4 {
-        match side.process(&mut []).state {
+        let UnbufferedStatus { discard, state, .. } = side.process(incoming);
+        match state {
             Ok(ConnectionState::EncodeTlsData(mut data)) => {
                 if encode(outgoing, |buffer| data.encode(buffer)).is_err() {
                     return;
@@ -262,6 +264,7 @@ fn send_alert<S: Side>(tcp: &TcpStream, side: &mut S, outgoing: &mut Vec<u8>) {
             Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
             _ => break,
         }
+        incoming.drain(..discard);
     }
     if !outgoing.is_empty() {
         let _ = tcp.try_write(outgoing);

@@ -30,6 +30,8 @@ mod relay;
 mod seams;
 mod shared;
 mod strict;
+#[cfg(test)]
+mod tests;
 
 pub use config::ProxyConfig;
 pub use connections::{ConnectionView, Connections, CutReason, Direction};

@@ -1,0 +1,11 @@
+//! Tests of the proxy with real sockets, tunnels and TLS between network namespaces, in one process. `net` makes the namespaces, `mesh` the pods and
+//! agents; the tests are grouped by what they look at.
+
+mod inbound;
+mod mesh;
+mod net;
+mod outbound;
+mod plaintext;
+mod policy;
+mod size;
+mod streams;

@@ -1,0 +1,122 @@
+//! Plaintext that arrives for a pod.
+
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+
+use mesh_core::policy::{Action, Match, Scope, StringMatch};
+use mesh_core::{Change, Policy, ports};
+use tokio::net::TcpStream;
+
+use super::mesh::*;
+use crate::bpf::InboundMode;
+use crate::proxy::Reason;
+
+/// A connection of somebody without a mesh, steered to the server's agent as for `port` of the app.
+async fn plain(pair: &Pair, port: u16) -> TcpStream {
+    *pair.far.kernel.steered.lock() = Some(port);
+    let steered = SocketAddr::new(pair.server.ip(), ports::INBOUND_PLAINTEXT);
+    soon(pair.client.netns.socket(pair.client.ip()).connect(steered)).await.unwrap()
+}
+
+async fn plain_refused(pair: &Pair, port: u16) {
+    *pair.far.kernel.steered.lock() = Some(port);
+    let steered = SocketAddr::new(pair.server.ip(), ports::INBOUND_PLAINTEXT);
+    expect_refused(pair.client.netns.socket(pair.client.ip()), steered).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hardening_B55_B56_permissive_passes_bytes_untouched_and_believes_none() {
+    let pair = Pair::start().await;
+    pair.server.echo(APP, "");
+    let mut app = plain(&pair, APP).await;
+    // The start of a TLS handshake, of HTTP/2 and of PROXY protocol: all just bytes.
+    for bytes in ["\x16\x03\x01\x02\x00\x01", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n"] {
+        exchange(&mut app, bytes).await;
+    }
+    let client = app.local_addr().unwrap();
+    drop(app);
+    eventually("closed", || pair.server.live() == 0).await;
+    assert_eq!(*pair.far.kernel.clients.lock(), [client]);
+    let log = pair.far.log();
+    assert!(log.contains("dst.addr=198.18.0.2:8080") && !log.contains("src.identity"), "{log}");
+    assert!(pair.far.metrics().contains("connection_security_policy=\"unknown\"") && !pair.far.metrics().contains("mutual_tls"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hardening_B54_strict_resets_and_opens_nothing() {
+    let pair = Pair::start().await;
+    let served = pair.server.echo(APP, "");
+    let mut early = plain(&pair, APP).await;
+    exchange(&mut early, "permitted so far").await;
+    pair.apply(vec![Change::Policy(Policy::deny_plaintext(policy_name("strict"), Scope::Namespace))]);
+    // The kernel is told, live plaintext is cut, and the agent refuses by itself what still arrives.
+    eventually("the kernel is in step", || pair.server.mode() == InboundMode { default_strict: true, ports: vec![] }).await;
+    expect_reset(&mut early).await;
+    plain_refused(&pair, APP).await;
+    assert_eq!(served.load(Ordering::SeqCst), 1);
+    assert_eq!(pair.far.refused(Reason::Denied), 1);
+    assert!(pair.far.metrics().contains("response_flags=\"DENY\""));
+    // Tunnels are not plaintext.
+    let mut app = pair.client.connect(pair.service_address()).await;
+    exchange(&mut app, "mutual").await;
+    // And back.
+    pair.apply(vec![Change::RemovePolicy(policy_name("strict"))]);
+    eventually("the kernel is in step again", || pair.server.mode() == InboundMode { default_strict: false, ports: vec![] }).await;
+    let mut app = plain(&pair, APP).await;
+    exchange(&mut app, "plain again").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strict_ports_follow_the_policy() {
+    let pair = Pair::start().await;
+    let mut strict = Policy::deny_plaintext(policy_name("ports"), Scope::WorkloadSelector);
+    strict.rules[0].clauses.push(mesh_core::policy::Clause { matches: vec![Match { destination_ports: vec![9090], ..Match::default() }] });
+    let mut server = serving(pair.server.workload());
+    server.authorization_policies = [policy_name("ports")].into();
+    pair.apply(vec![Change::Policy(strict), Change::Workload(server)]);
+    eventually("the kernel is in step", || pair.server.mode() == InboundMode { default_strict: false, ports: vec![(9090, true)] }).await;
+    pair.server.echo(APP, "");
+    pair.server.echo(9090, "");
+    let mut app = plain(&pair, APP).await;
+    exchange(&mut app, "this port is open").await;
+    plain_refused(&pair, 9090).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hardening_B53_the_agents_own_port_is_no_destination() {
+    let pair = Pair::start().await;
+    plain_refused(&pair, ports::INBOUND_PLAINTEXT).await;
+    assert_eq!(pair.far.refused(Reason::NotCaptured), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hardening_B61_any_principal_means_somebody() {
+    let pair = Pair::start().await;
+    let served = pair.server.echo(APP, "");
+    let anybody = Match { principals: vec![StringMatch::Presence], ..Match::default() };
+    pair.apply(vec![Change::Policy(policy("anybody", Scope::Namespace, Action::Allow, vec![vec![anybody]]))]);
+    plain_refused(&pair, APP).await;
+    assert_eq!(served.load(Ordering::SeqCst), 0);
+    let mut app = pair.client.connect(pair.service_address()).await;
+    exchange(&mut app, "I am somebody").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hardening_B62_a_port_that_nobody_declared_is_judged_by_its_number() {
+    let pair = Pair::start().await;
+    let listener = Match { destination_ports: vec![12_345], ..Match::default() };
+    pair.apply(vec![Change::Policy(policy("port", Scope::Namespace, Action::Allow, vec![vec![listener]]))]);
+    pair.server.echo(12_345, "");
+    let mut app = plain(&pair, 12_345).await;
+    exchange(&mut app, "undeclared").await;
+    plain_refused(&pair, APP).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hardening_F9_plaintext_is_held_until_the_first_configuration() {
+    let pair = Pair::unsynced(|config| config.hold_unsynced = std::time::Duration::from_millis(200)).await;
+    let served = pair.server.echo(APP, "");
+    plain_refused(&pair, APP).await;
+    assert_eq!(pair.far.refused(Reason::NotSynced), 1);
+    assert_eq!(served.load(Ordering::SeqCst), 0);
+}

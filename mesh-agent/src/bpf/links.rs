@@ -73,7 +73,7 @@ impl Hooks {
             let program = program_fd(object, program_name)?;
             let program_id = sys::program_id(program.as_fd()).map_err(|source| bpf("ask about", pin_name, source))?;
             let pin = pins.links().join(pin_name);
-            let link = adopt(pins, Path::new("links"), pin_name, &pin, program.as_fd(), place.id)
+            let link = adopt(pins, Path::new("links"), pin_name, &pin, program.as_fd(), place.id, attach_type)
                 .map_or_else(|| create(&pin, program.as_fd(), place.folder.as_fd(), attach_type), Ok)
                 .map_err(|source| bpf("attach", pin_name, source))?;
             hooks.push(Hook { pin, name: pin_name, attach_type, program, program_id, agents, link });
@@ -112,11 +112,14 @@ pub fn adopt(
     pin: &Path,
     program: BorrowedFd<'_>,
     target: u64,
+    attach_type: u32,
 ) -> Option<OwnedFd> {
     let others = pins.other_versions().into_iter().map(|version| version.join(folder).join(name));
     for path in std::iter::once(pin.to_owned()).chain(others) {
         let Ok(link) = sys::open_pin(&path) else { continue };
-        let in_place = sys::link_info(link.as_fd()).is_ok_and(|info| info.target == target);
+        // The kernel compares neither place nor hook when it updates a link: a pin under a wrong name would end up in the wrong hook.
+        let in_place =
+            sys::link_info(link.as_fd()).is_ok_and(|info| info.target == target && info.attach_type == attach_type);
         if !in_place || sys::link_update(link.as_fd(), program).is_err() {
             continue;
         }

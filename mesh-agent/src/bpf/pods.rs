@@ -249,7 +249,7 @@ fn attach(
     let program_id = sys::program_id(program.as_fd()).map_err(|source| bpf("ask about", "pod_lookup", source))?;
     let pin = folder.join("link");
     let relative = Path::new("pods").join(format!("{:016x}", pod.cookie));
-    let link = links::adopt(pins, &relative, "link", &pin, program.as_fd(), netns_inode)
+    let link = links::adopt(pins, &relative, "link", &pin, program.as_fd(), netns_inode, SK_LOOKUP)
         .map_or_else(|| links::create(&pin, program.as_fd(), pod.netns, SK_LOOKUP), Ok)
         .map_err(|source| bpf("attach", "pod_lookup", source))?;
     Ok((program, program_id, link))
@@ -271,6 +271,10 @@ fn discard_foreign_listeners(path: &Path) -> Result<(), KernelError> {
 fn set_listeners(pod: &PodSpec<'_>, map: &Path) -> io::Result<()> {
     let table: Table<u32, u32> = sys::open_pin(map).and_then(Table::new)?;
     for (listener, socket) in listeners(pod) {
+        if listener == Listener::DnsUdpV6 {
+            // An answer leaves from a slot, which is local by a route but is nobody's address; IPv6 asks for this first.
+            socket2::SockRef::from(&socket).set_freebind_v6(true)?;
+        }
         table.set(&(listener as u32), &(socket.as_raw_fd() as u32), sys::ANY)?;
     }
     let given: Vec<u32> = listeners(pod).map(|(listener, _)| listener as u32).collect();

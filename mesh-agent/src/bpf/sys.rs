@@ -35,6 +35,8 @@ pub struct LinkInfo {
     pub program: u32,
     /// Cgroup id, or inode of the network namespace; 0 once it is detached.
     pub target: u64,
+    /// Number of the hook.
+    pub attach_type: u32,
 }
 
 /// What the kernel says about a map.
@@ -68,12 +70,12 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     const CGROUP: u32 = 3;
     const NETNS: u32 = 5;
     let info: [u32; 32] = object_info(link)?;
-    let target = match info[0] {
-        CGROUP => u64::from(info[4]) | u64::from(info[5]) << 32,
-        NETNS => u64::from(info[4]),
+    let (target, attach_type) = match info[0] {
+        CGROUP => (u64::from(info[4]) | u64::from(info[5]) << 32, info[6]),
+        NETNS => (u64::from(info[4]), info[5]),
         _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "a link of another kind")),
     };
-    Ok(LinkInfo { program: info[2], target })
+    Ok(LinkInfo { program: info[2], target, attach_type })
 }
 
 /// Asks about a map.

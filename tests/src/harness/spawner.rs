@@ -28,7 +28,6 @@ struct Job {
 pub struct Spawner {
     jobs: Mutex<Option<Sender<Job>>>,
     janitor: Janitor,
-    children: Mutex<Vec<SharedChild>>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
@@ -37,6 +36,7 @@ pub struct Spawner {
 struct Janitor {
     pipe: Arc<Mutex<Option<ChildStdin>>>,
     child: Arc<Mutex<Child>>,
+    children: Arc<Mutex<Vec<SharedChild>>>,
 }
 
 static JANITORS: Mutex<Vec<Janitor>> = Mutex::new(Vec::new());
@@ -61,12 +61,11 @@ impl Spawner {
             .context("start spawner thread")?;
         let mut init = started.recv().context("spawner thread ended")??;
         let pipe = Arc::new(Mutex::new(init.stdin.take()));
-        let janitor = Janitor { pipe, child: Arc::new(Mutex::new(init)) };
+        let janitor = Janitor { pipe, child: Arc::new(Mutex::new(init)), children: Arc::default() };
         lock(&JANITORS).push(janitor.clone());
         Ok(Spawner {
             jobs: Mutex::new(Some(jobs)),
             janitor,
-            children: Mutex::new(Vec::new()),
             thread: Mutex::new(Some(thread)),
         })
     }
@@ -78,7 +77,7 @@ impl Spawner {
         let jobs = lock(&self.jobs).clone().context("the lab is shut down")?;
         jobs.send(Job { program, reply }).ok().context("spawner thread ended")?;
         let process = answer.recv().context("spawner thread ended")?.with_context(|| format!("start {name}"))?;
-        let mut children = lock(&self.children);
+        let mut children = lock(&self.janitor.children);
         children.retain(|child| Arc::strong_count(child) > 1);
         children.push(process.child.clone());
         Ok(process)
@@ -89,9 +88,6 @@ impl Spawner {
         drop(lock(&self.jobs).take());
         if let Some(thread) = lock(&self.thread).take() {
             let _ = thread.join();
-        }
-        for child in lock(&self.children).drain(..) {
-            reap(&child);
         }
         self.janitor.finish();
     }
@@ -107,7 +103,11 @@ impl Janitor {
     fn finish(&self) {
         drop(lock(&self.pipe).take());
         let start = Instant::now();
+        // The init of a pid namespace ends only when all its processes are reaped, and these are our children.
         while let Ok(None) = lock(&self.child).try_wait() {
+            for child in lock(&self.children).drain(..) {
+                reap(&child);
+            }
             if start.elapsed() > Duration::from_secs(20) {
                 eprintln!("the lab's janitor did not finish in 20 s");
                 return;
@@ -120,12 +120,7 @@ impl Janitor {
 /// Cleans up every lab of this process; for Ctrl-C, before the process exits.
 pub fn clean_all() {
     let janitors: Vec<Janitor> = lock(&JANITORS).drain(..).collect();
-    for janitor in &janitors {
-        drop(lock(&janitor.pipe).take());
-    }
-    for janitor in janitors {
-        janitor.finish();
-    }
+    janitors.iter().for_each(Janitor::finish);
 }
 
 /// Gives this thread its namespaces and starts the janitor as init of the pid namespace.

@@ -1,0 +1,128 @@
+//! How the demo's facts are checked. Each function returns the lines to show, or why the fact is false.
+use crate::harness::bookinfo::{Load, Stars};
+use crate::harness::metrics::Metrics;
+use crate::harness::{Bookinfo, Capture, Lab, Pod, eventually};
+use anyhow::{Result, bail, ensure};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// One line per reviews version with its share; each must be a third, give or take `slack` percent points.
+pub fn spread(loads: &[Load], slack: f64) -> Result<Vec<String>> {
+    if let Some(bad) = loads.iter().find(|l| l.status != 200 || l.stars == Stars::Broken) {
+        bail!("a load failed: exit {} status {} {:.300}", bad.exit, bad.status, bad.text);
+    }
+    let mut lines = Vec::new();
+    for (name, stars) in [("v1 no stars   ", Stars::None), ("v2 black stars", Stars::Black), ("v3 red stars  ", Stars::Red)] {
+        let count = loads.iter().filter(|l| l.stars == stars).count();
+        let percent = count as f64 * 100.0 / loads.len() as f64;
+        lines.push(format!("reviews {name} {:<20} {percent:4.1} %", "█".repeat((percent / 2.5) as usize)));
+        ensure!((percent - 100.0 / 3.0).abs() <= slack, "{name} got {percent:.1} % of {} loads", loads.len());
+    }
+    let mut times: Vec<f64> = loads.iter().map(|l| l.milliseconds).collect();
+    times.sort_by(f64::total_cmp);
+    lines.push(format!("{} loads, median {:.1} ms, worst {:.1} ms", loads.len(), times[times.len() / 2], times[times.len() - 1]));
+    Ok(lines)
+}
+
+/// One hop as both ends report it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Hop {
+    source: String,
+    destination: String,
+    from: String,
+    to: String,
+    policy: String,
+}
+
+/// Hops that destination agents have counted.
+pub fn hops(scrapes: &[Metrics]) -> BTreeSet<Hop> {
+    let select = [("reporter", "destination")];
+    scrapes
+        .iter()
+        .flat_map(|m| m.select("istio_tcp_connections_opened_total", &select))
+        .map(|sample| {
+            let label = |name: &str| sample.labels.get(name).cloned().unwrap_or_default();
+            Hop {
+                source: label("source_workload"),
+                destination: label("destination_workload"),
+                from: label("source_principal"),
+                to: label("destination_principal"),
+                policy: label("connection_security_policy"),
+            }
+        })
+        .collect()
+}
+
+/// The four kinds of hop of Bookinfo, each between the right identities and each by mutual TLS.
+pub fn identities(scrapes: &[Metrics]) -> Result<Vec<String>> {
+    let hops = hops(scrapes);
+    let mut lines = Vec::new();
+    for (from, to) in [
+        ("sleep", "bookinfo-productpage"),
+        ("bookinfo-productpage", "bookinfo-details"),
+        ("bookinfo-productpage", "bookinfo-reviews"),
+        ("bookinfo-reviews", "bookinfo-ratings"),
+    ] {
+        let id = |account: &str| format!("spiffe://cluster.local/ns/default/sa/{account}");
+        let same: Vec<&Hop> = hops.iter().filter(|h| h.from == id(from) && h.to == id(to)).collect();
+        ensure!(!same.is_empty(), "no agent counted a connection from {} to {}; seen: {hops:?}", id(from), id(to));
+        if let Some(bad) = same.iter().find(|h| h.policy != "mutual_tls") {
+            bail!("{} -> {} was {}", bad.source, bad.destination, bad.policy);
+        }
+        lines.push(format!("{:<54} -> {}", id(from), id(to)));
+    }
+    Ok(lines)
+}
+
+/// No canary crossed the fabric in clear, HBONE did, and the capture lost nothing.
+pub fn sealed(capture: &Capture) -> Result<Vec<String>> {
+    let seen = capture.seen();
+    if let Some(sighting) = seen.sightings.first() {
+        bail!("`{}` in clear on {:?} and {} more", sighting.token, sighting.flow, seen.sightings.len() - 1);
+    }
+    ensure!(seen.lost == 0, "the capture lost {} frames and proves nothing", seen.lost);
+    ensure!(seen.hbone_packets > 0, "nothing crossed on port 15008");
+    Ok(vec![format!(
+        "{} packets read, {} of them ({} KiB) to or from port 15008; the canary and the pages were in none of them",
+        seen.packets,
+        seen.hbone_packets,
+        seen.hbone_bytes / 1024
+    )])
+}
+
+/// A load from `pod` ends as wanted, within a few seconds of a change.
+pub fn becomes(what: &str, limit: Duration, pod: &Pod, url: &str, codes: &[i32]) -> Result<String> {
+    eventually(what, limit, || {
+        let result = pod.get(url)?;
+        ensure!(codes.contains(&result.code), "exit code {}: {}", result.code, result.stderr.trim());
+        Ok(format!("{} -> {url}: {}", pod.name, result.stderr.trim()))
+    })
+}
+
+/// Nothing of the mesh is left in a pod: no listener on the mesh's ports, no extra process.
+pub fn no_residue(pod: &Pod) -> Result<()> {
+    const PORTS: [u16; 4] = [15001, 15006, 15008, 15053];
+    pod.netns.run(|| {
+        for file in ["tcp", "tcp6", "udp", "udp6"] {
+            let table = std::fs::read_to_string(format!("/proc/thread-self/net/{file}"))?;
+            for line in table.lines().skip(1) {
+                let local = line.split_whitespace().nth(1).unwrap_or("");
+                let port = local.rsplit(':').next().and_then(|p| u16::from_str_radix(p, 16).ok()).unwrap_or(0);
+                let listening = line.split_whitespace().nth(3) == Some("0A") || file.starts_with("udp");
+                ensure!(!(listening && PORTS.contains(&port)), "port {port} is still open in {}", pod.name);
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Scrapes of every agent.
+pub fn scrape(lab: &Lab) -> Result<Vec<Metrics>> {
+    lab.nodes.iter().map(|n| n.agent()?.metrics()).collect()
+}
+
+/// The pods of the application as a table.
+pub fn pods(bookinfo: &Bookinfo) -> Vec<String> {
+    let line = |pod: &Pod| format!("{:<16} {:<7} {:<14} {}", pod.name, pod.node.name, pod.address.v4, pod.service_account);
+    bookinfo.pods.iter().chain([&bookinfo.client]).map(|p| line(p)).collect()
+}

@@ -1,0 +1,143 @@
+//! The demo's face: chapters, facts with a mark, progress while something takes its time.
+//!
+//! Colour and redrawn lines only on a terminal, and no colour with NO_COLOR; the mark is never the only thing that says how it went.
+use anyhow::Result;
+use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Collects and shows facts.
+pub struct Report {
+    colour: bool,
+    live: bool,
+    start: Instant,
+    shown: usize,
+    wrong: Vec<String>,
+}
+
+/// What a running fact can say about how far it is.
+#[derive(Clone, Default)]
+pub struct Progress {
+    text: Arc<Mutex<String>>,
+}
+
+impl Progress {
+    /// Replaces the text beside the spinner.
+    pub fn say(&self, text: impl Into<String>) {
+        *self.text.lock().unwrap_or_else(PoisonError::into_inner) = text.into();
+    }
+
+    fn now(&self) -> String {
+        self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Default for Report {
+    fn default() -> Report {
+        Report::new()
+    }
+}
+
+impl Report {
+    /// Looks at the terminal and the environment.
+    pub fn new() -> Report {
+        let live = std::io::stdout().is_terminal();
+        let colour = live && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        Report { colour, live, start: Instant::now(), shown: 0, wrong: Vec::new() }
+    }
+
+    /// A heading with one sentence on what is shown.
+    pub fn chapter(&mut self, title: &str, sentence: &str) {
+        println!("\n{}\n  {}", self.paint("1;36", title), self.paint("2", sentence));
+    }
+
+    /// Checks a fact while showing progress; its lines are shown below it. A false fact is shown and remembered.
+    pub fn fact(&mut self, text: &str, check: impl FnOnce(&Progress) -> Result<Vec<String>>) -> bool {
+        let progress = Progress::default();
+        let started = Instant::now();
+        let result = {
+            let _spinner = self.live.then(|| Spinner::start(text, &progress));
+            check(&progress)
+        };
+        self.shown += 1;
+        let took = started.elapsed();
+        let took = if took > Duration::from_secs(1) { format!(" ({:.1} s)", took.as_secs_f64()) } else { String::new() };
+        match result {
+            Ok(lines) => {
+                println!("  {} {text}{}", self.paint("32", "✓"), self.paint("2", &took));
+                for line in lines {
+                    println!("      {line}");
+                }
+                true
+            }
+            Err(e) => {
+                println!("  {} {text}{}", self.paint("1;31", "× FALSE:"), self.paint("2", &took));
+                for line in format!("{e:#}").lines().take(12) {
+                    println!("      {}", self.paint("31", line));
+                }
+                self.wrong.push(text.to_string());
+                false
+            }
+        }
+    }
+
+    /// The last line; whether everything was true.
+    pub fn finish(self) -> bool {
+        let seconds = self.start.elapsed().as_secs();
+        if self.wrong.is_empty() {
+            println!("\n{}", self.paint("1;32", &format!("{} facts shown, all true, in {seconds} s", self.shown)));
+        } else {
+            let line = format!("{} of {} facts are FALSE:", self.wrong.len(), self.shown);
+            println!("\n{}", self.paint("1;31", &line));
+            for fact in &self.wrong {
+                println!("  × {fact}");
+            }
+        }
+        self.wrong.is_empty()
+    }
+
+    /// A text in a colour, if colours are wanted.
+    pub fn paint(&self, code: &str, text: &str) -> String {
+        if self.colour { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_string() }
+    }
+}
+
+/// Redraws one line until it is dropped.
+struct Spinner {
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Spinner {
+    fn start(text: &str, progress: &Progress) -> Spinner {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (ended, text, progress) = (stop.clone(), text.to_string(), progress.clone());
+        let thread = std::thread::spawn(move || {
+            let start = Instant::now();
+            for frame in ["⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"].iter().cycle() {
+                if ended.load(Ordering::Relaxed) {
+                    break;
+                }
+                if start.elapsed() > Duration::from_millis(150) {
+                    let line = format!("  {frame} {text} {} [{:.0} s]", progress.now(), start.elapsed().as_secs_f64());
+                    print!("\r\u{1b}[2K{}", line.chars().take(110).collect::<String>());
+                    let _ = std::io::stdout().flush();
+                }
+                std::thread::sleep(Duration::from_millis(80));
+            }
+            print!("\r\u{1b}[2K");
+            let _ = std::io::stdout().flush();
+        });
+        Spinner { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

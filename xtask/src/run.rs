@@ -1,0 +1,44 @@
+//! Running cargo and built binaries from a verb.
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The workspace folder.
+pub fn root() -> Result<PathBuf> {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    Ok(own.parent().context("xtask has no parent folder")?.to_path_buf())
+}
+
+/// The cargo that started us, in the workspace folder.
+pub fn cargo() -> Result<Command> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root()?);
+    Ok(command)
+}
+
+/// Runs a command and fails if it fails.
+pub fn check(command: &mut Command) -> Result<()> {
+    let shown = format!("{command:?}").replace('"', "");
+    let status = command.status().with_context(|| format!("start {shown}"))?;
+    if !status.success() {
+        bail!("failed: {shown}");
+    }
+    Ok(())
+}
+
+/// Where binaries of a profile are: beside this one.
+pub fn binary_dir(profile: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe().context("find own binary")?;
+    let target = own.parent().and_then(Path::parent).context("own binary is not in a target folder")?;
+    Ok(target.join(profile))
+}
+
+/// Fails with a hint unless this process is root: namespaces, cgroups and eBPF need it.
+pub fn need_root(verb: &str) -> Result<()> {
+    let status = std::fs::read_to_string("/proc/self/status").context("read own status")?;
+    let uid = status.lines().find_map(|l| l.strip_prefix("Uid:")).unwrap_or("");
+    if uid.split_whitespace().nth(1) != Some("0") {
+        bail!("`cargo xtask {verb}` makes network namespaces and loads eBPF: run it as root, e.g. `sudo -E env PATH=\"$PATH\" cargo xtask {verb}`");
+    }
+    Ok(())
+}

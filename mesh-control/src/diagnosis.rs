@@ -4,7 +4,6 @@
 //! A [`Problem`] names a field; a [`Diagnosis`] is a problem with its object and, when the object came from a file, the place in it.
 
 use std::fmt;
-use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -71,7 +70,7 @@ impl Problem {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Place {
     /// Path of the file relative to the manifests folder.
-    pub file: Arc<str>,
+    pub file: String,
     /// Line, from 1; 0 when the file as a whole is meant.
     pub line: u32,
     /// Column, from 1; 0 when the line as a whole is meant.

@@ -1,6 +1,17 @@
-//! The control plane as a library: the binary and the tests start it from here.
+//! The control plane. Objects come from a source, are joined by the index, and are served to agents over xDS; the certificate authority
+//! signs for the pods of each node.
+//!
+//! ```text
+//! manifest (files -> trees -> objects)      ca (root, tokens, certificates)
+//!      \                                        |  asks the view who runs where
+//!       source -> resource::catalog -> index::View -> serve (sessions, one per agent)
+//! ```
+
+#![cfg_attr(test, allow(non_snake_case, reason = "tests carry the ids of the rows they prove"))]
+
+pub mod ca;
 pub mod diagnosis;
-/// Manifests.
-pub mod manifest {
-    pub mod node;
-}
+pub mod index;
+pub mod manifest;
+pub mod resource;
+pub mod source;

@@ -1,0 +1,208 @@
+//! Policies: AuthorizationPolicies in scope, and what PeerAuthentications become. Names and shapes of converted policies are istiod's, so
+//! that an agent of Istio enforces them too.
+//!
+//! A security object that cannot be read and never could closes what it would have selected: an AuthorizationPolicy denies everything
+//! there, a PeerAuthentication denies plaintext there, which is the most that one can ask for.
+
+use std::collections::BTreeMap;
+
+use mesh_core::policy::{Action, Clause, Match, Policy, Rule, Scope, StringMatch};
+use mesh_core::{ArcStr, NamespacedName};
+
+use super::Settings;
+use crate::resource::peer_authentication::{Mode, PeerAuthentication};
+use crate::resource::{Labels, Objects, Secured, meta};
+
+/// Denies plaintext; workloads in STRICT mode list it.
+pub const STATIC_STRICT: &str = "istio_converted_static_strict";
+/// Prefix of the policy made from a PeerAuthentication with ports.
+pub const CONVERTED: &str = "converted_peer_authentication_";
+
+/// All policies, and how they find their workloads.
+#[derive(Debug, Default)]
+pub struct Policies {
+    /// By `namespace/name`.
+    pub all: BTreeMap<NamespacedName, Policy>,
+    /// Policies with a selector: those of root namespaces select everywhere.
+    selecting: Vec<Selecting>,
+    peers: Peers,
+    static_strict: Option<NamespacedName>,
+}
+
+#[derive(Debug)]
+struct Selecting {
+    everywhere: bool,
+    namespace: ArcStr,
+    selector: Labels,
+    name: NamespacedName,
+}
+
+#[derive(Debug, Default)]
+struct Peers {
+    mesh: Mode,
+    namespaces: BTreeMap<ArcStr, Mode>,
+    /// With a selector, oldest first; the name is that of the converted policy, if it needed one.
+    workloads: BTreeMap<ArcStr, Vec<(Labels, Effect)>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Effect {
+    Permissive,
+    Strict,
+    Converted(NamespacedName),
+}
+
+/// Translates all policies.
+pub fn index(objects: &Objects, settings: &Settings) -> Policies {
+    let mut policies = Policies::default();
+    for (name, secured) in &objects.authorization_policies {
+        authorization(&mut policies, name, secured, settings);
+    }
+    let root = settings.root_namespaces.first().cloned().unwrap_or_default();
+    let strict = NamespacedName::new(root, STATIC_STRICT);
+    // Always served: a workload that comes to list it then never waits for it.
+    policies.all.insert(strict.clone(), Policy::deny_plaintext(strict.clone(), Scope::WorkloadSelector));
+    policies.static_strict = Some(strict);
+    policies.peers = peers(objects, settings, &mut policies.all);
+    policies
+}
+
+fn authorization(
+    policies: &mut Policies,
+    name: &NamespacedName,
+    secured: &Secured<crate::resource::AuthorizationPolicy>,
+    settings: &Settings,
+) {
+    let (selector, action, rules, dry_run) = match secured {
+        Secured::Readable(policy) => match &policy.enforced {
+            Some(enforced) => (policy.selector.clone(), enforced.action, enforced.rules.clone(), enforced.dry_run),
+            None => return,
+        },
+        Secured::Unreadable(known) if known.bound_elsewhere => return,
+        // One rule without conditions denies everybody.
+        Secured::Unreadable(known) => {
+            (known.selector.clone().unwrap_or_default(), Action::Deny, vec![Rule::default()], false)
+        }
+    };
+    let everywhere = settings.is_root(&name.namespace);
+    let scope = match (selector.is_empty(), everywhere) {
+        (false, _) => Scope::WorkloadSelector,
+        (true, true) => Scope::Global,
+        (true, false) => Scope::Namespace,
+    };
+    if scope == Scope::WorkloadSelector {
+        let namespace = name.namespace.clone();
+        policies.selecting.push(Selecting { everywhere, namespace, selector, name: name.clone() });
+    }
+    policies.all.insert(name.clone(), Policy { name: name.clone(), scope, action, rules, dry_run });
+}
+
+/// The objects of each level, the oldest first. Objects in files have no age; then the name decides.
+fn peers(objects: &Objects, settings: &Settings, all: &mut BTreeMap<NamespacedName, Policy>) -> Peers {
+    let mut readable: Vec<PeerAuthentication> = objects
+        .peer_authentications
+        .iter()
+        .map(|(name, secured)| match secured {
+            Secured::Readable(object) => (**object).clone(),
+            Secured::Unreadable(known) => PeerAuthentication {
+                namespace: name.namespace.clone(),
+                name: name.name.clone(),
+                selector: known.selector.clone().unwrap_or_default(),
+                mode: Mode::Strict,
+                ports: BTreeMap::new(),
+                // It must not lose against another one that happens to be older.
+                created: Some(i64::MIN),
+            },
+        })
+        .collect();
+    let rank = |namespace: &str| settings.root_namespaces.iter().position(|r| r == namespace);
+    readable.sort_by_key(|p| (p.created.unwrap_or(i64::MAX), rank(&p.namespace), p.namespace.clone(), p.name.clone()));
+
+    let mut peers = Peers::default();
+    let mut mesh = None;
+    for object in readable.iter().filter(|p| p.selector.is_empty()) {
+        if settings.is_root(&object.namespace) {
+            mesh.get_or_insert(object.mode);
+        } else {
+            peers.namespaces.entry(object.namespace.clone()).or_insert(object.mode);
+        }
+    }
+    peers.mesh = mesh.unwrap_or_default();
+    for object in readable.iter().filter(|p| !p.selector.is_empty()) {
+        // A selector in a root namespace selects workloads of that namespace only, as in Istio.
+        let inherited = peers.inherited(&object.namespace);
+        let effect = effect(object, inherited);
+        if let (Effect::Converted(name), strict) = (&effect, object.mode.or(inherited) == Mode::Strict) {
+            all.insert(name.clone(), converted(name, object, strict));
+        }
+        peers.workloads.entry(object.namespace.clone()).or_default().push((object.selector.clone(), effect));
+    }
+    peers
+}
+
+impl Mode {
+    /// This mode, or the wider one if it says nothing.
+    fn or(self, wider: Mode) -> Mode {
+        if self == Mode::Unset { wider } else { self }
+    }
+}
+
+impl Peers {
+    fn inherited(&self, namespace: &str) -> Mode {
+        self.namespaces.get(namespace).copied().unwrap_or_default().or(self.mesh)
+    }
+}
+
+/// What an object with a selector does to its workloads.
+fn effect(object: &PeerAuthentication, inherited: Mode) -> Effect {
+    let strict = object.mode.or(inherited) == Mode::Strict;
+    let exception = if strict { Mode::Permissive } else { Mode::Strict };
+    if object.ports.values().any(|m| *m == exception) {
+        Effect::Converted(NamespacedName::new(object.namespace.clone(), format!("{CONVERTED}{}", object.name)))
+    } else if strict {
+        Effect::Strict
+    } else {
+        Effect::Permissive
+    }
+}
+
+/// STRICT with permissive ports: deny whoever has no identity, except at those ports. PERMISSIVE with strict ports: one rule for each.
+fn converted(name: &NamespacedName, object: &PeerAuthentication, strict: bool) -> Policy {
+    let no_peer = || Clause { matches: vec![Match { not_principals: vec![StringMatch::Presence], ..Match::default() }] };
+    let clause = |m: Match| Clause { matches: vec![m] };
+    let ports = |wanted: Mode| object.ports.iter().filter(move |(_, m)| **m == wanted).map(|(p, _)| *p);
+    let rules = if strict {
+        let except = ports(Mode::Permissive).map(|p| clause(Match { not_destination_ports: vec![p], ..Match::default() }));
+        vec![Rule { clauses: std::iter::once(no_peer()).chain(except).collect() }]
+    } else {
+        ports(Mode::Strict)
+            .map(|p| Rule { clauses: vec![no_peer(), clause(Match { destination_ports: vec![p], ..Match::default() })] })
+            .collect()
+    };
+    Policy { name: name.clone(), scope: Scope::WorkloadSelector, action: Action::Deny, rules, dry_run: false }
+}
+
+impl Policies {
+    /// The policies that a workload lists: those whose selector matches, and what its PeerAuthentications come to.
+    pub fn of(&self, namespace: &str, labels: &Labels) -> Vec<NamespacedName> {
+        let mut names: Vec<_> = self
+            .selecting
+            .iter()
+            .filter(|s| (s.everywhere || s.namespace == namespace) && meta::selects(&s.selector, labels))
+            .map(|s| s.name.clone())
+            .collect();
+        let own = self.peers.workloads.get(namespace).and_then(|w| w.iter().find(|(s, _)| meta::selects(s, labels)));
+        let effect = match own {
+            Some((_, effect)) => effect.clone(),
+            None if self.peers.inherited(namespace) == Mode::Strict => Effect::Strict,
+            None => Effect::Permissive,
+        };
+        match effect {
+            Effect::Permissive => {}
+            Effect::Strict => names.extend(self.static_strict.clone()),
+            Effect::Converted(name) => names.push(name),
+        }
+        names.sort();
+        names
+    }
+}

@@ -1,0 +1,91 @@
+//! Services: from Kubernetes' form to the mesh's, and which pods stand behind them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use mesh_core::service::{HealthPolicy, LoadBalancing, Mode, Scope, ServiceAddress, ServicePort};
+use mesh_core::workload::PortMapping;
+use mesh_core::{ArcStr, NamespacedName, Service};
+
+use super::Settings;
+use crate::resource::service::{Distribution, Port, Target};
+use crate::resource::{Objects, Pod, meta, service as resource};
+
+/// All services, and those of each namespace that select pods.
+#[derive(Debug, Default)]
+pub struct Services {
+    /// By `namespace/hostname`.
+    pub by_key: BTreeMap<NamespacedName, Arc<Service>>,
+    /// Services with a selector, by namespace.
+    pub selecting: BTreeMap<ArcStr, Vec<(NamespacedName, Arc<resource::Service>)>>,
+}
+
+/// The name under which a service is known.
+pub fn key(namespace: &str, name: &str, settings: &Settings) -> NamespacedName {
+    NamespacedName::new(namespace, format!("{name}.{namespace}.svc.{}", settings.cluster_domain))
+}
+
+/// Translates all services.
+pub fn index(objects: &Objects, settings: &Settings) -> Services {
+    let mut services = Services::default();
+    for object in objects.services.values().filter(|s| !s.is_alias) {
+        let key = key(&object.namespace, &object.name, settings);
+        let namespace = objects.namespaces.get(&object.namespace);
+        let distribution = object.distribution.or_else(|| namespace.and_then(|n| n.distribution));
+        let mut service = Service::new(object.namespace.clone(), object.name.clone(), key.name.clone());
+        let single = |address: &std::net::IpAddr| ServiceAddress { network: ArcStr::new(), cidr: IpNet::from(*address) };
+        service.addresses = object.addresses.iter().map(single).collect();
+        service.ports = object.ports.iter().map(port).collect();
+        service.load_balancing = load_balancing(object, distribution);
+        service.ip_families = object.families;
+        service.canonical = true;
+        services.by_key.insert(key.clone(), Arc::new(service));
+        if object.selector.is_some() {
+            services.selecting.entry(object.namespace.clone()).or_default().push((key, object.clone()));
+        }
+    }
+    services
+}
+
+fn port(port: &Port) -> ServicePort {
+    let target_port = match port.target {
+        Target::Number(number) => number,
+        // Each workload says for itself.
+        Target::Name(_) => 0,
+    };
+    ServicePort { service_port: port.port, target_port, app_protocol: port.protocol }
+}
+
+fn load_balancing(service: &resource::Service, distribution: Option<Distribution>) -> LoadBalancing {
+    let (preferences, mode) = if service.local_only {
+        (vec![Scope::Node], Mode::Strict)
+    } else {
+        match distribution {
+            Some(Distribution::SameZone) => (vec![Scope::Network, Scope::Region, Scope::Zone], Mode::Failover),
+            Some(Distribution::SameNode) => {
+                (vec![Scope::Network, Scope::Region, Scope::Zone, Scope::Subzone, Scope::Node], Mode::Failover)
+            }
+            None => (Vec::new(), Mode::default()),
+        }
+    };
+    let health = if service.publish_not_ready { HealthPolicy::AllowAll } else { HealthPolicy::OnlyHealthy };
+    LoadBalancing { preferences, mode, health }
+}
+
+/// The services that select the pod, with the pod's ports.
+pub fn memberships(pod: &Pod, services: &Services) -> BTreeMap<NamespacedName, Vec<PortMapping>> {
+    let candidates = services.selecting.get(&pod.namespace).map(Vec::as_slice).unwrap_or_default();
+    let selected = candidates.iter().filter(|(_, s)| s.selector.as_ref().is_some_and(|sel| meta::selects(sel, &pod.labels)));
+    selected.map(|(key, service)| (key.clone(), mappings(service, pod))).collect()
+}
+
+/// Where each port of the service leads in the pod. A named port that the pod does not have is not served by it.
+fn mappings(service: &resource::Service, pod: &Pod) -> Vec<PortMapping> {
+    let target = |port: &Port| match &port.target {
+        Target::Number(number) => Some(*number),
+        Target::Name(name) => pod.ports.iter().find(|(n, _)| n == name).map(|(_, number)| *number),
+    };
+    let mapping = |p: &Port| Some(PortMapping { service_port: p.port, target_port: target(p)? });
+    service.ports.iter().filter_map(mapping).collect()
+}

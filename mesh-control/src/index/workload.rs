@@ -1,0 +1,229 @@
+//! Workloads: pods with their identity, owner, locality, services and policies; and endpoints that are no pods.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use mesh_core::workload::{Health, NetworkMode, PortMapping, TunnelProtocol, WorkloadType};
+use mesh_core::{ArcStr, Locality, NamespacedName, Workload};
+
+use super::policy::Policies;
+use super::service::{self, Services};
+use super::view::Placements;
+use super::Settings;
+use crate::diagnosis::{Diagnosis, Problem};
+use crate::manifest::file::diagnosis;
+use crate::resource::pod::State;
+use crate::resource::{Key, Kind, Objects, Pod};
+
+/// Makes all workloads.
+pub fn index(
+    objects: &Objects,
+    settings: &Settings,
+    services: &Services,
+    policies: &Policies,
+    diagnoses: &mut Vec<Diagnosis>,
+) -> Vec<Workload> {
+    let owners = address_owners(objects, diagnoses);
+    let mut workloads = Vec::new();
+    let mut by_pod: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    for pod in alive(objects) {
+        if !pod.node.is_empty() && !objects.nodes.contains_key(&pod.node) {
+            let message = format!("node {} is not known: its agent gets no token", pod.node);
+            diagnoses.push(diagnosis(Some(&pod_key(pod)), Problem::warning("spec.nodeName", message), None));
+        }
+        let own = |a: &&IpAddr| pod.host_network || owners.get(*a).is_some_and(|o| std::ptr::eq(*o, pod));
+        let addresses: Vec<IpAddr> = pod.addresses.iter().filter(own).copied().collect();
+        if addresses.is_empty() {
+            continue;
+        }
+        by_pod.insert((&pod.namespace, &pod.name), workloads.len());
+        workloads.push(workload(pod, addresses, objects, settings, services, policies));
+    }
+    slices(objects, settings, services, &owners, &by_pod, &mut workloads, diagnoses);
+    workloads
+}
+
+fn alive(objects: &Objects) -> impl Iterator<Item = &Pod> {
+    objects.pods.values().map(|p| &**p).filter(|p| p.state != State::Ended)
+}
+
+fn pod_key(pod: &Pod) -> Key {
+    Key { kind: Kind::Pod, namespace: pod.namespace.clone(), name: pod.name.clone() }
+}
+
+/// Which pod an address belongs to. Two may claim it while one is replaced by the other: the one that stays, then the younger one.
+fn address_owners<'a>(objects: &'a Objects, diagnoses: &mut Vec<Diagnosis>) -> BTreeMap<IpAddr, &'a Pod> {
+    let mut owners: BTreeMap<IpAddr, &Pod> = BTreeMap::new();
+    for pod in alive(objects).filter(|p| !p.host_network) {
+        for address in &pod.addresses {
+            let Some(other) = owners.get(address).copied() else {
+                owners.insert(*address, pod);
+                continue;
+            };
+            let rank = |p: &Pod| (!p.terminating, p.created.unwrap_or(i64::MIN));
+            let (owner, loser) = if rank(pod) > rank(other) { (pod, other) } else { (other, pod) };
+            owners.insert(*address, owner);
+            let message = format!("{address} belongs to pod {}/{}, this one does not get it", owner.namespace, owner.name);
+            diagnoses.push(diagnosis(Some(&pod_key(loser)), Problem::error("status.podIPs", message), None));
+        }
+    }
+    owners
+}
+
+fn workload(
+    pod: &Pod,
+    addresses: Vec<IpAddr>,
+    objects: &Objects,
+    settings: &Settings,
+    services: &Services,
+    policies: &Policies,
+) -> Workload {
+    let uid = format!("{}//Pod/{}/{}", settings.cluster_id, pod.namespace, pod.name);
+    let mut workload = Workload::new(uid, pod.namespace.clone(), pod.name.clone());
+    let (name, kind) = owner(pod);
+    let label = |keys: &[&str]| keys.iter().find_map(|k| pod.labels.get(*k)).filter(|v| !v.is_empty()).cloned();
+    let canonical = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
+    let revision = label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
+    workload.addresses = addresses;
+    workload.protocol = if pod.enrolled { TunnelProtocol::Hbone } else { TunnelProtocol::None };
+    workload.trust_domain = settings.trust_domain.clone();
+    workload.service_account = pod.service_account.clone();
+    workload.node = pod.node.clone();
+    workload.canonical_name = canonical.unwrap_or_else(|| name.clone()).into();
+    workload.canonical_revision = revision.unwrap_or_else(|| "latest".into()).into();
+    workload.workload_name = name.into();
+    workload.workload_type = kind;
+    workload.cluster_id = settings.cluster_id.clone();
+    workload.authorization_policies = policies.of(&pod.namespace, &pod.labels).into();
+    workload.health = if pod.state == State::Ready { Health::Healthy } else { Health::Unhealthy };
+    workload.services = Arc::new(service::memberships(pod, services));
+    workload.locality = locality(pod, objects);
+    workload.network_mode = if pod.host_network { NetworkMode::HostNetwork } else { NetworkMode::Standard };
+    workload
+}
+
+/// Name and kind of what made the pod, as telemetry shows it.
+fn owner(pod: &Pod) -> (String, WorkloadType) {
+    let hash = pod.labels.get("pod-template-hash");
+    let (name, kind) = match &pod.owner {
+        Some((kind, name)) if kind == "ReplicaSet" => {
+            let deployment = hash.and_then(|h| name.strip_suffix(h.as_str())).and_then(|n| n.strip_suffix('-'));
+            match deployment {
+                Some(deployment) => (deployment.to_owned(), WorkloadType::Deployment),
+                None => (pod.name.to_string(), WorkloadType::Pod),
+            }
+        }
+        Some((kind, name)) if kind == "Job" => match scheduled(name) {
+            Some(cron) => (cron.to_owned(), WorkloadType::CronJob),
+            None => (name.clone(), WorkloadType::Job),
+        },
+        Some((kind, name)) if kind == "CronJob" => (name.clone(), WorkloadType::CronJob),
+        Some((kind, name)) if kind == "Deployment" => (name.clone(), WorkloadType::Deployment),
+        Some(_) => (pod.name.to_string(), WorkloadType::Pod),
+        // Hand-written pods keep the names that a Deployment gave them.
+        None => match hash.and_then(|h| pod.name.split_once(&format!("-{h}-"))).filter(|(name, _)| !name.is_empty()) {
+            Some((deployment, _)) => (deployment.to_owned(), WorkloadType::Deployment),
+            None => (pod.name.to_string(), WorkloadType::Pod),
+        },
+    };
+    match pod.labels.get("service.istio.io/workload-name").filter(|n| !n.is_empty()) {
+        Some(name) => (name.clone(), kind),
+        None => (name, kind),
+    }
+}
+
+/// The CronJob that a Job called `name-<8 to 10 digits>` belongs to.
+fn scheduled(job: &str) -> Option<&str> {
+    let (cron, time) = job.rsplit_once('-')?;
+    let is_time = (8..=10).contains(&time.len()) && time.bytes().all(|b| b.is_ascii_digit());
+    (is_time && !cron.is_empty()).then_some(cron)
+}
+
+fn locality(pod: &Pod, objects: &Objects) -> Locality {
+    let declared = pod.labels.get("topology.istio.io/locality").or_else(|| pod.labels.get("istio-locality"));
+    match declared {
+        Some(text) => {
+            // Labels cannot hold `/`, so a dot stands for it, unless the value has slashes after all.
+            let separator = if text.contains('/') { '/' } else { '.' };
+            let mut parts = text.splitn(3, separator).map(ArcStr::from);
+            let mut next = || parts.next().unwrap_or_default();
+            Locality { region: next(), zone: next(), subzone: next() }
+        }
+        None => objects.nodes.get(&pod.node).map(|n| n.locality.clone()).unwrap_or_default(),
+    }
+}
+
+/// Endpoints of services that have no selector: pods join the service, other addresses become workloads of their own.
+fn slices(
+    objects: &Objects,
+    settings: &Settings,
+    services: &Services,
+    owners: &BTreeMap<IpAddr, &Pod>,
+    by_pod: &BTreeMap<(&str, &str), usize>,
+    workloads: &mut Vec<Workload>,
+    diagnoses: &mut Vec<Diagnosis>,
+) {
+    let mut made: BTreeMap<(NamespacedName, IpAddr), usize> = BTreeMap::new();
+    for slice in objects.endpoint_slices.values().filter(|s| !s.service.is_empty()) {
+        let name = NamespacedName::new(slice.namespace.clone(), slice.service.clone());
+        let Some(object) = objects.services.get(&name).filter(|s| s.selector.is_none() && !s.is_alias) else { continue };
+        let key = service::key(&slice.namespace, &slice.service, settings);
+        let port = |p: &crate::resource::service::Port| {
+            let target = slice.ports.iter().find(|(n, _)| *n == p.name)?.1;
+            Some(PortMapping { service_port: p.port, target_port: target })
+        };
+        let ports: Vec<PortMapping> = object.ports.iter().filter_map(port).collect();
+        for endpoint in &slice.endpoints {
+            for address in &endpoint.addresses {
+                let behind = match (&endpoint.pod, owners.get(address)) {
+                    (Some(pod), _) => by_pod.get(&(slice.namespace.as_str(), pod.as_str())),
+                    (None, Some(owner)) if owner.namespace != slice.namespace => {
+                        let slice_key = Key { kind: Kind::EndpointSlice, namespace: slice.namespace.clone(), name: slice.name.clone() };
+                        let message = format!("{address} is pod {}/{} of another namespace, it is not used", owner.namespace, owner.name);
+                        diagnoses.push(diagnosis(Some(&slice_key), Problem::error("endpoints", message), None));
+                        continue;
+                    }
+                    (None, Some(owner)) => by_pod.get(&(owner.namespace.as_str(), owner.name.as_str())),
+                    (None, None) => None,
+                };
+                let at = match behind {
+                    Some(at) => *at,
+                    None if endpoint.pod.is_some() => continue,
+                    None => *made.entry((name.clone(), *address)).or_insert_with(|| {
+                        let uid =
+                            format!("{}/discovery.k8s.io/EndpointSlice/{}/{}/{address}", settings.cluster_id, slice.namespace, slice.name);
+                        let mut workload = Workload::new(uid, slice.namespace.clone(), slice.name.clone());
+                        workload.addresses = vec![*address];
+                        workload.trust_domain = settings.trust_domain.clone();
+                        workload.cluster_id = settings.cluster_id.clone();
+                        workload.node = endpoint.node.clone();
+                        workload.workload_type = WorkloadType::Pod;
+                        workload.canonical_name = slice.service.clone();
+                        workload.workload_name = slice.service.clone();
+                        workload.canonical_revision = "latest".into();
+                        workload.health = if endpoint.ready { Health::Healthy } else { Health::Unhealthy };
+                        workload.locality = objects.nodes.get(&endpoint.node).map(|n| n.locality.clone()).unwrap_or_default();
+                        if workload.locality.zone.is_empty() {
+                            workload.locality.zone = endpoint.zone.clone();
+                        }
+                        workloads.push(workload);
+                        workloads.len() - 1
+                    }),
+                };
+                if services.by_key.contains_key(&key) {
+                    Arc::make_mut(&mut workloads[at].services).insert(key.clone(), ports.clone());
+                }
+            }
+        }
+    }
+}
+
+/// Which node runs which identity. Pods in their node's network are not in the mesh and lend their identity to no agent.
+pub fn placements(objects: &Objects) -> Placements {
+    alive(objects)
+        .filter(|p| !p.node.is_empty() && !p.host_network)
+        .map(|p| (p.node.clone(), p.namespace.clone(), p.service_account.clone()))
+        .collect()
+}
+

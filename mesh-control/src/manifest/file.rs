@@ -1,0 +1,189 @@
+//! One file of manifests: its objects and what is wrong with them. Pure: the folder reader gives it bytes.
+
+use std::collections::BTreeMap;
+
+use super::document::{self, Document};
+use super::node::{self, Node, Span, Value};
+use crate::diagnosis::{Diagnosis, Place, Problem, Severity};
+use crate::resource::catalog::Found;
+use crate::resource::meta::{self, Head, head};
+use crate::resource::{self, Key, Kind, Unreadable};
+
+/// Objects in one file, and in one list of objects; more is a mistake or an attack.
+const MAX_OBJECTS: usize = 200_000;
+/// Diagnoses that one file may cause.
+const MAX_DIAGNOSES: usize = 200;
+
+/// What a file holds.
+#[derive(Clone, Debug, Default)]
+pub struct FileRead {
+    /// Its objects with the line they begin at.
+    pub found: Vec<(Found, u32)>,
+    /// What is wrong.
+    pub diagnoses: Vec<Diagnosis>,
+    /// Some part could not even be identified.
+    pub unsettled: bool,
+}
+
+/// Reads a file's bytes; `name` is its path in the folder.
+pub fn read(name: &str, bytes: &[u8]) -> FileRead {
+    let mut reader = Reader { name, text: "", out: FileRead::default(), ignored: BTreeMap::new() };
+    match document::text(bytes) {
+        Ok(text) => {
+            reader.text = text;
+            for document in document::split(text) {
+                reader.document(document);
+            }
+            reader.note_ignored();
+        }
+        Err((message, span)) => {
+            reader.out.unsettled = true;
+            reader.diagnose(None, Problem::error("", message).help("save the file as plain UTF-8 text"), span);
+        }
+    }
+    reader.out
+}
+
+struct Reader<'a> {
+    name: &'a str,
+    text: &'a str,
+    out: FileRead,
+    /// Kinds that are not read: how many, and where the first stands.
+    ignored: BTreeMap<String, (usize, u32)>,
+}
+
+impl Reader<'_> {
+    fn document(&mut self, document: Document<'_>) {
+        match node::parse(document.text) {
+            Ok(tree) => self.tree(&tree, document.offset, 0),
+            Err((message, span)) => self.broken(document, message, span),
+        }
+    }
+
+    /// A document that is not YAML. What it was may still be told from its text; a security object is then known to be unreadable.
+    fn broken(&mut self, document: Document<'_>, message: String, span: Span) {
+        let (kind, namespace, name) = document::sniff(document.text);
+        let kind = kind.and_then(|k| Kind::ALL.into_iter().find(|known| known.name() == k));
+        let key = kind.zip(name).and_then(|(kind, name)| {
+            let namespace = if kind.is_namespaced() { namespace.unwrap_or_else(|| "default".into()) } else { String::new() };
+            let valid = meta::subdomain(&name).is_ok() && (namespace.is_empty() || meta::label(&namespace).is_ok());
+            valid.then(|| Key { kind, namespace: namespace.into(), name: name.into() })
+        });
+        let tab = document::tab(document.text);
+        let problem = match tab {
+            Some(_) => Problem::error("", "a tab in the indentation").help("indent with spaces"),
+            None => Problem::error("", format!("not valid YAML: {message}")),
+        };
+        let span = moved(tab.unwrap_or(span), document.offset);
+        self.diagnose(key.as_ref(), problem, span);
+        match key {
+            Some(key) => self.found(key, Err(Unreadable::default()), document.offset + 1),
+            None => self.out.unsettled = true,
+        }
+    }
+
+    fn tree(&mut self, tree: &Node, offset: u32, depth: usize) {
+        let (head, problems) = head(tree);
+        let key = match &head {
+            Some(Head::Object(key)) => Some(key),
+            _ => None,
+        };
+        let refused = meta::has_error(&problems);
+        for problem in problems {
+            let span = moved(tree.locate(&problem.field), offset);
+            self.diagnose(key, problem, span);
+        }
+        match head {
+            None => self.out.unsettled = true,
+            Some(Head::List) if depth > 0 => self.out.unsettled = true,
+            Some(Head::List) => match tree.get("items").map(|i| &i.value) {
+                Some(Value::List(items)) => items.iter().for_each(|item| self.tree(item, offset, depth + 1)),
+                _ => {}
+            },
+            Some(Head::Other { api_version, kind }) => self.other(tree, offset, api_version, kind),
+            Some(Head::Object(key)) => {
+                let line = moved(tree.span, offset).line;
+                if refused {
+                    return self.found(key, Err(Unreadable::default()), line);
+                }
+                let read = resource::read(&key, tree);
+                for problem in read.problems {
+                    let span = moved(tree.locate(&problem.field), offset);
+                    self.diagnose(Some(&key), problem, span);
+                }
+                self.found(key, read.outcome, line);
+            }
+        }
+    }
+
+    fn other(&mut self, tree: &Node, offset: u32, api_version: String, kind: String) {
+        let restricts = api_version.starts_with("security.istio.io/") || kind == "NetworkPolicy";
+        if restricts {
+            let problem = Problem::warning("kind", format!("{kind} is not supported, it has no effect on the mesh"));
+            return self.diagnose(None, problem, moved(tree.locate("kind"), offset));
+        }
+        let line = moved(tree.locate("kind"), offset).line;
+        self.ignored.entry(kind).or_insert((0, line)).0 += 1;
+    }
+
+    fn note_ignored(&mut self) {
+        for (kind, (count, line)) in std::mem::take(&mut self.ignored) {
+            let many = if count == 1 { String::new() } else { format!(" ({count} objects)") };
+            let span = Span { line, column: 0, width: 0 };
+            self.diagnose(None, Problem::note("", format!("kind {kind} is not read{many}")), span);
+        }
+    }
+
+    fn found(&mut self, key: Key, outcome: Result<resource::Object, Unreadable>, line: u32) {
+        if self.out.found.len() >= MAX_OBJECTS {
+            self.out.unsettled = true;
+            return;
+        }
+        self.out.found.push((Found { key, origin: self.name.to_owned(), outcome }, line));
+    }
+
+    fn diagnose(&mut self, key: Option<&Key>, problem: Problem, span: Span) {
+        if self.out.diagnoses.len() >= MAX_DIAGNOSES {
+            return;
+        }
+        let place = place(self.name, self.text, span);
+        self.out.diagnoses.push(diagnosis(key, problem, Some(place)));
+    }
+}
+
+/// A problem as a diagnosis.
+pub fn diagnosis(key: Option<&Key>, problem: Problem, place: Option<Place>) -> Diagnosis {
+    Diagnosis {
+        severity: problem.severity,
+        object: key.map(Key::to_string).unwrap_or_default(),
+        field: problem.field.trim_end_matches('!').to_owned(),
+        message: problem.message,
+        help: problem.help,
+        place,
+    }
+}
+
+/// A diagnosis about a whole file.
+pub fn of_file(name: &str, severity: Severity, message: impl Into<String>, help: Option<&str>) -> Diagnosis {
+    let place = Place { file: name.to_owned(), line: 0, column: 0, excerpt: String::new(), width: 0 };
+    let problem = Problem { severity, field: String::new(), message: message.into(), help: help.map(str::to_owned) };
+    diagnosis(None, problem, Some(place))
+}
+
+fn moved(span: Span, offset: u32) -> Span {
+    Span { line: if span.line == 0 { 0 } else { span.line.saturating_add(offset) }, ..span }
+}
+
+/// The line of text at a span, at most 120 characters of it around the column.
+fn place(file: &str, text: &str, span: Span) -> Place {
+    const SHOWN: usize = 120;
+    let line = (span.line > 0).then(|| text.lines().nth(span.line as usize - 1)).flatten().unwrap_or_default();
+    let column = (span.column as usize).min(line.chars().count() + 1);
+    let skip = if column > SHOWN { column - SHOWN / 2 } else { 0 };
+    let excerpt: String =
+        line.chars().skip(skip).take(SHOWN).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let excerpt = excerpt.trim_end().to_owned();
+    let column = u32::try_from(column - skip).unwrap_or(0);
+    let room = u32::try_from(excerpt.chars().count()).unwrap_or(0).saturating_sub(column.saturating_sub(1)).max(1);
+    Place { file: file.to_owned(), line: span.line, column, excerpt, width: span.width.clamp(1, room) }
+}

@@ -1,0 +1,207 @@
+//! Reads a whole folder at one moment. Files that did not change since the last scan are not parsed again.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use xxhash_rust::xxh64::xxh64;
+
+use super::document::MAX_FILE_BYTES;
+use super::file::{self, FileRead, of_file};
+use crate::diagnosis::{Diagnosis, Problem, Severity};
+use crate::resource::catalog::{Catalog, Scan};
+use crate::resource::{Key, Objects};
+
+const MAX_DEPTH: usize = 16;
+const MAX_FILES: usize = 100_000;
+
+/// A folder of manifests and what was last seen in it.
+#[derive(Debug)]
+pub struct Folder {
+    root: PathBuf,
+    catalog: Catalog,
+    parsed: HashMap<String, (u64, FileRead)>,
+}
+
+/// What a scan brought.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// What is in force.
+    pub objects: Objects,
+    /// What is wrong, by file and line.
+    pub diagnoses: Vec<Diagnosis>,
+    /// Files read.
+    pub files: usize,
+}
+
+impl Folder {
+    /// A folder that has not been read yet.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into(), catalog: Catalog::default(), parsed: HashMap::new() }
+    }
+
+    /// Reads everything and takes it over as a whole.
+    pub fn scan(&mut self) -> Seen {
+        let mut walk = Walk::default();
+        walk.folder(&self.root, "", 0);
+        let mut diagnoses = walk.diagnoses;
+        let mut scan = Scan { unsettled: walk.unsettled, blind: walk.blind, ..Scan::default() };
+        let mut parsed = HashMap::new();
+        let mut places: BTreeMap<Key, (String, u32)> = BTreeMap::new();
+        for (name, bytes) in &walk.files {
+            let hash = xxh64(bytes, 0);
+            let previous = self.parsed.remove(name);
+            if bytes.is_empty() && previous.as_ref().is_some_and(|(_, read)| !read.found.is_empty()) {
+                // An editor or a copy that is not done yet looks like this.
+                let help = Some("delete the file to remove its objects");
+                diagnoses.push(of_file(name, Severity::Warning, "the file is empty, its objects stay as they were", help));
+                scan.unsettled.insert(name.clone());
+                parsed.extend(previous.map(|p| (name.clone(), p)));
+                continue;
+            }
+            let read = match previous {
+                Some((same, read)) if same == hash && !bytes.is_empty() => read,
+                _ => file::read(name, bytes),
+            };
+            diagnoses.extend(read.diagnoses.iter().cloned());
+            if read.unsettled {
+                scan.unsettled.insert(name.clone());
+            }
+            for (found, line) in &read.found {
+                if let Some((other, at)) = places.get(&found.key) {
+                    let problem = Problem::error("metadata.name", format!("{} is there already, this one is not used", found.key));
+                    let problem = problem.help(format!("the one in use is at {other}:{at}"));
+                    let mut diagnosis = file::diagnosis(Some(&found.key), problem, None);
+                    diagnosis.place = of_file(name, Severity::Error, "", None).place.map(|mut p| {
+                        p.line = *line;
+                        p
+                    });
+                    diagnoses.push(diagnosis);
+                } else {
+                    places.insert(found.key.clone(), (name.clone(), *line));
+                    scan.found.push(found.clone());
+                }
+            }
+            parsed.insert(name.clone(), (hash, read));
+        }
+        // A file that cannot be read now is compared with its last good text when it comes back.
+        self.parsed.retain(|name, _| scan.blind || scan.unsettled.contains(name));
+        self.parsed.extend(parsed);
+        let files = walk.files.len();
+        let (objects, kept) = self.catalog.apply(&scan);
+        if kept.last_good > 0 || kept.closed > 0 {
+            tracing::warn!(last_good = kept.last_good, closed = kept.closed, "some objects are not in force as written");
+        }
+        diagnoses.sort_by(|a, b| order(a).cmp(&order(b)));
+        Seen { objects, diagnoses, files }
+    }
+
+    /// Names, sizes and times of all files: equal as long as nothing changed.
+    pub fn fingerprint(&self) -> u64 {
+        let mut text = String::new();
+        fingerprint(&self.root, 0, &mut text, &mut HashSet::new());
+        xxh64(text.as_bytes(), 0)
+    }
+}
+
+fn order(d: &Diagnosis) -> (&str, u32, u32) {
+    d.place.as_ref().map_or(("", 0, 0), |p| (&p.file, p.line, p.column))
+}
+
+#[derive(Default)]
+struct Walk {
+    files: BTreeMap<String, Vec<u8>>,
+    diagnoses: Vec<Diagnosis>,
+    unsettled: BTreeSet<String>,
+    visited: HashSet<(u64, u64)>,
+    blind: bool,
+}
+
+/// Files that hold manifests. Names that begin with a dot are editors' and Kubernetes' own (`..data`).
+fn is_manifest(name: &str) -> bool {
+    [".yaml", ".yml", ".json"].iter().any(|end| name.ends_with(end))
+}
+
+impl Walk {
+    fn folder(&mut self, path: &Path, prefix: &str, depth: usize) {
+        let shown = if prefix.is_empty() { "." } else { prefix };
+        let identity = fs::metadata(path).map(|m| (m.dev(), m.ino()));
+        if identity.as_ref().is_ok_and(|id| !self.visited.insert(*id)) {
+            return;
+        }
+        if depth > MAX_DEPTH {
+            self.diagnoses.push(of_file(shown, Severity::Error, format!("folders nest deeper than {MAX_DEPTH}"), None));
+            return;
+        }
+        let entries = identity.and_then(|_| fs::read_dir(path)).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let mut entries = match entries {
+            Ok(entries) => entries,
+            Err(error) => {
+                self.diagnoses.push(of_file(shown, Severity::Error, format!("the folder cannot be read: {error}"), None));
+                self.blind = true;
+                return;
+            }
+        };
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with('.') {
+                continue;
+            }
+            let path = entry.path();
+            let shown = if prefix.is_empty() { name.clone() } else { format!("{prefix}/{name}") };
+            match fs::metadata(&path) {
+                Ok(meta) if meta.is_dir() => self.folder(&path, &shown, depth + 1),
+                Ok(meta) if meta.is_file() && is_manifest(&name) => self.file(&path, shown, meta.len()),
+                Ok(_) => {}
+                Err(error) if is_manifest(&name) => self.unreadable(shown, &error.to_string()),
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn file(&mut self, path: &Path, shown: String, size: u64) {
+        if self.files.len() >= MAX_FILES {
+            return self.unreadable(shown, &format!("there are more than {MAX_FILES} files"));
+        }
+        if size > MAX_FILE_BYTES {
+            return self.unreadable(shown, &format!("it is larger than {} MiB", MAX_FILE_BYTES >> 20));
+        }
+        let mut bytes = Vec::new();
+        // The limit holds for a file that grows meanwhile, too.
+        match File::open(path).and_then(|f| f.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)) {
+            Ok(read) if read as u64 > MAX_FILE_BYTES => self.unreadable(shown, "it is growing beyond the limit"),
+            Ok(_) => drop(self.files.insert(shown, bytes)),
+            Err(error) => self.unreadable(shown, &error.to_string()),
+        }
+    }
+
+    fn unreadable(&mut self, shown: String, why: &str) {
+        let message = format!("the file cannot be read: {why}; objects that came from it stay as they were");
+        self.diagnoses.push(of_file(&shown, Severity::Error, message, None));
+        self.unsettled.insert(shown);
+    }
+}
+
+fn fingerprint(path: &Path, depth: usize, text: &mut String, visited: &mut HashSet<(u64, u64)>) {
+    use std::fmt::Write;
+    let Ok(meta) = fs::metadata(path) else {
+        let _ = writeln!(text, "{} gone", path.display());
+        return;
+    };
+    let stamp = (meta.dev(), meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec(), meta.ctime_nsec(), meta.mode());
+    let _ = writeln!(text, "{} {stamp:?}", path.display());
+    if !meta.is_dir() || depth > MAX_DEPTH || !visited.insert((meta.dev(), meta.ino())) {
+        return;
+    }
+    let Ok(entries) = fs::read_dir(path) else { return };
+    let mut paths: Vec<_> = entries.flatten().map(|e| e.path()).collect();
+    paths.sort();
+    for path in paths {
+        if path.file_name().is_some_and(|n| !n.to_string_lossy().starts_with('.')) {
+            fingerprint(&path, depth + 1, text, visited);
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! What is in force: the last good form of every object. A scan of a source replaces it as a whole; objects that cannot be read now keep the
+//! form they had, and a security object that never had one is closed.
+//!
+//! ```text
+//! scan: key -> Ok(object) | Err(unreadable)      catalog: key -> last good object
+//!        \______________________________________/
+//!                      Objects, in force
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_core::NamespacedName;
+
+use super::{Key, Kind, Object, Objects, Secured, Unreadable};
+
+/// One object as a scan found it.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// What it is called.
+    pub key: Key,
+    /// Where it came from: a file, for the folder source.
+    pub origin: String,
+    /// The object, or how much is known of it.
+    pub outcome: Result<Object, Unreadable>,
+}
+
+/// All that a source sees at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Scan {
+    /// The objects, each key once.
+    pub found: Vec<Found>,
+    /// Origins of which some part could not even be identified: what came from them before stays.
+    pub unsettled: BTreeSet<String>,
+    /// The source itself could not be read: everything stays.
+    pub blind: bool,
+}
+
+/// How many objects of a scan are in force in an older form, or closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// In force in their last good form.
+    pub last_good: usize,
+    /// Closed: a security object that never was good.
+    pub closed: usize,
+}
+
+/// The last good form of every object.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    good: BTreeMap<Key, (Object, String)>,
+}
+
+impl Catalog {
+    /// Whether a good form of the object is in force.
+    pub fn has(&self, key: &Key) -> bool {
+        self.good.contains_key(key)
+    }
+
+    /// Takes a scan over and returns what is in force now.
+    pub fn apply(&mut self, scan: &Scan) -> (Objects, Kept) {
+        let mut good = BTreeMap::new();
+        let mut closed = Vec::new();
+        let mut kept = Kept::default();
+        let mut mentioned = BTreeSet::new();
+        for found in &scan.found {
+            mentioned.insert(&found.key);
+            match (&found.outcome, self.good.remove(&found.key)) {
+                (Ok(object), _) => {
+                    good.insert(found.key.clone(), (object.clone(), found.origin.clone()));
+                }
+                (Err(_), Some((object, _))) => {
+                    kept.last_good += 1;
+                    good.insert(found.key.clone(), (object, found.origin.clone()));
+                }
+                (Err(unreadable), None) if found.key.kind.is_security() => {
+                    kept.closed += 1;
+                    closed.push((found.key.clone(), unreadable.clone()));
+                }
+                (Err(_), None) => {}
+            }
+        }
+        for (key, (object, origin)) in std::mem::take(&mut self.good) {
+            if !mentioned.contains(&key) && (scan.blind || scan.unsettled.contains(&origin)) {
+                kept.last_good += 1;
+                good.insert(key, (object, origin));
+            }
+        }
+        self.good = good;
+        (self.objects(closed), kept)
+    }
+
+    fn objects(&self, closed: Vec<(Key, Unreadable)>) -> Objects {
+        let mut objects = Objects::default();
+        for (key, (object, _)) in &self.good {
+            let name = || NamespacedName::new(key.namespace.clone(), key.name.clone());
+            match object {
+                Object::Namespace(o) => drop(objects.namespaces.insert(key.name.clone(), o.clone())),
+                Object::Node(o) => drop(objects.nodes.insert(key.name.clone(), o.clone())),
+                Object::ServiceAccount(o) => drop(objects.service_accounts.insert(name(), o.clone())),
+                Object::Pod(o) => drop(objects.pods.insert(name(), o.clone())),
+                Object::Service(o) => drop(objects.services.insert(name(), o.clone())),
+                Object::EndpointSlice(o) => drop(objects.endpoint_slices.insert(name(), o.clone())),
+                Object::AuthorizationPolicy(o) => {
+                    objects.authorization_policies.insert(name(), Secured::Readable(o.clone()));
+                }
+                Object::PeerAuthentication(o) => {
+                    objects.peer_authentications.insert(name(), Secured::Readable(o.clone()));
+                }
+            }
+        }
+        for (key, unreadable) in closed {
+            let name = NamespacedName::new(key.namespace, key.name);
+            match key.kind {
+                Kind::AuthorizationPolicy => {
+                    objects.authorization_policies.insert(name, Secured::Unreadable(unreadable));
+                }
+                Kind::PeerAuthentication => {
+                    objects.peer_authentications.insert(name, Secured::Unreadable(unreadable));
+                }
+                _ => {}
+            }
+        }
+        objects
+    }
+}

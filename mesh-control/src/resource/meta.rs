@@ -1,0 +1,191 @@
+//! What all objects share: names and their grammar, labels, times.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::{Key, Kind, Labels};
+use crate::diagnosis::{Problem, Severity, closest};
+use crate::manifest::node::{Node as Tree, Value};
+
+/// A document's head: enough to know what it is, even if the rest cannot be read.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Head {
+    /// An object of a kind that is read.
+    Object(Key),
+    /// `kind: List` or `kind: PodList`: objects are under `items`.
+    List,
+    /// Some other kind.
+    Other {
+        /// `apiVersion`
+        api_version: String,
+        /// `kind`
+        kind: String,
+    },
+}
+
+/// Reads the head, with what is wrong with it. Problems of severity error mean that the object must not be used; with `None` it is
+/// not even known which object is meant.
+pub fn head(tree: &Tree) -> (Option<Head>, Vec<Problem>) {
+    if !matches!(tree.value, Value::Map(_)) {
+        let problem = Problem::error("", format!("a manifest is a mapping, this is {}", tree.value.kind()))
+            .help("begin with `apiVersion:` and `kind:`");
+        return (None, vec![problem]);
+    }
+    let Some(kind_name) = tree.get("kind").and_then(Tree::as_str).filter(|k| !k.is_empty()) else {
+        let problem = Problem::error("kind", "the kind is missing").help("add `kind:` and `apiVersion:`");
+        return (None, vec![problem]);
+    };
+    let api_version = tree.get("apiVersion").and_then(Tree::as_str).unwrap_or_default();
+    let is_list = kind_name == "List" || Kind::ALL.iter().any(|k| kind_name.strip_suffix("List") == Some(k.name()));
+    if is_list && tree.get("items").is_some() {
+        return (Some(Head::List), Vec::new());
+    }
+    let Some(kind) = Kind::ALL.into_iter().find(|k| k.name() == kind_name) else {
+        let mut problems = Vec::new();
+        let group = api_version.split('/').next().unwrap_or_default();
+        if group == "security.istio.io" || group == "v1" {
+            let names = Kind::ALL.map(Kind::name);
+            if let Some(meant) = closest(kind_name, &names) {
+                let problem = Problem::error("kind", format!("there is no kind {kind_name}"));
+                problems.push(problem.help(format!("did you mean `{meant}`?")));
+            }
+        }
+        return (Some(Head::Other { api_version: api_version.to_owned(), kind: kind_name.to_owned() }), problems);
+    };
+    let mut problems = Vec::new();
+    if !kind.api_versions().contains(&api_version) {
+        if !kind.is_security() && api_version.contains('/') && kind != Kind::EndpointSlice {
+            // Another group's kind of the same name, such as a Knative Service.
+            return (Some(Head::Other { api_version: api_version.to_owned(), kind: kind_name.to_owned() }), Vec::new());
+        }
+        let said = if api_version.is_empty() { "the apiVersion is missing".into() } else { format!("unknown apiVersion {api_version:?}") };
+        problems.push(Problem::error("apiVersion", said).help(format!("write `apiVersion: {}`", kind.api_versions()[0])));
+    }
+    let Some(name) = tree.get("metadata").and_then(|m| m.get("name")).and_then(Tree::as_str) else {
+        problems.push(Problem::error("metadata.name", "the name is missing").help("add `metadata.name`"));
+        return (None, problems);
+    };
+    let namespace = match tree.get("metadata").and_then(|m| m.get("namespace")) {
+        _ if !kind.is_namespaced() => "",
+        None => "default",
+        Some(node) => match (node.as_str(), &node.value) {
+            (Some(""), _) | (None, Value::Null) => "default",
+            (Some(text), _) => text,
+            (None, value) => {
+                problems.push(Problem::error("metadata.namespace", format!("a namespace is a string, this is {}", value.kind())));
+                return (None, problems);
+            }
+        },
+    };
+    if let Err(why) = subdomain(name) {
+        problems.push(Problem::error("metadata.name", format!("{name:?} is not a valid name: {why}")));
+        return (None, problems);
+    }
+    if !namespace.is_empty()
+        && let Err(why) = label(namespace)
+    {
+        problems.push(Problem::error("metadata.namespace", format!("{namespace:?} is not a valid namespace: {why}")));
+        return (None, problems);
+    }
+    if matches!(kind, Kind::Service | Kind::Namespace)
+        && let Err(why) = label(name)
+    {
+        problems.push(Problem::error("metadata.name", format!("{name:?} is not a valid name: {why}")));
+        return (None, problems);
+    }
+    (Some(Head::Object(Key { kind, namespace: namespace.into(), name: name.into() })), problems)
+}
+
+/// Whether any of the problems makes the object unusable.
+pub fn has_error(problems: &[Problem]) -> bool {
+    problems.iter().any(|p| p.severity == Severity::Error)
+}
+
+/// RFC 1123 label: what namespaces and services are called.
+pub fn label(text: &str) -> Result<(), &'static str> {
+    if text.len() > 63 {
+        return Err("it is longer than 63 characters");
+    }
+    segment(text)
+}
+
+/// RFC 1123 subdomain: what other objects are called.
+pub fn subdomain(text: &str) -> Result<(), &'static str> {
+    if text.len() > 253 {
+        return Err("it is longer than 253 characters");
+    }
+    text.split('.').try_for_each(segment)
+}
+
+fn segment(text: &str) -> Result<(), &'static str> {
+    let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let bytes = text.as_bytes();
+    if !edge(bytes.first()) || !edge(bytes.last()) {
+        return Err("it must begin and end with a lower-case letter or digit");
+    }
+    if !bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-') {
+        return Err("it may hold lower-case letters, digits and `-` only");
+    }
+    Ok(())
+}
+
+/// The labels of an object.
+pub fn labels(meta: &ObjectMeta) -> Labels {
+    meta.labels.clone().unwrap_or_default()
+}
+
+/// One annotation.
+pub fn annotation<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
+    meta.annotations.as_ref()?.get(key).map(String::as_str)
+}
+
+/// When the object was made, in seconds; objects in files mostly do not say.
+pub fn created(meta: &ObjectMeta) -> Option<i64> {
+    meta.creation_timestamp.as_ref().map(|t| t.0.as_second())
+}
+
+/// Whether `labels` satisfy `selector`; the empty selector selects everything.
+pub fn selects(selector: &Labels, labels: &Labels) -> bool {
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::node::parse;
+
+    #[test]
+    fn heads() {
+        let cases = [
+            ("apiVersion: v1\nkind: Pod\nmetadata: {name: web-1}\n", Ok("Pod default/web-1")),
+            ("apiVersion: v1\nkind: Node\nmetadata: {name: n1, namespace: x}\n", Ok("Node n1")),
+            ("apiVersion: v1\nkind: Service\nmetadata: {name: a.b}\n", Err("metadata.name")),
+            ("apiVersion: v1\nkind: Pod\nmetadata: {name: ../etc}\n", Err("metadata.name")),
+            ("apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: A}\n", Err("metadata.namespace")),
+            ("apiVersion: v1\nkind: Pod\n", Err("metadata.name")),
+            ("apiVersion: v1\nkind: Service\nmetadata: {name: 7}\n", Err("metadata.name")),
+            ("- a\n", Err("")),
+            ("apiVersion: v1\n", Err("kind")),
+        ];
+        for (text, expected) in cases {
+            let (head, problems) = head(&parse(text).unwrap());
+            match expected {
+                Ok(key) => {
+                    assert!(matches!(&head, Some(Head::Object(k)) if k.to_string() == key), "{text}: {head:?}");
+                    assert_eq!(problems, []);
+                }
+                Err(field) => {
+                    assert_eq!(head, None, "{text}");
+                    assert_eq!(problems[0].field, field, "{text}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_security_kind_with_a_wrong_version_is_known_and_wrong() {
+        let text = "apiVersion: security.istio.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: a, namespace: b}\n";
+        let (head, problems) = head(&parse(text).unwrap());
+        assert!(matches!(head, Some(Head::Object(_))));
+        assert!(has_error(&problems));
+    }
+}

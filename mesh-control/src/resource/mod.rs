@@ -1,0 +1,240 @@
+//! The objects that the control plane understands, reduced to what it uses, one file per kind. Sources make them (from files, later from an
+//! API server); the index joins them. An object is either wholly understood or reported with [`Problem`]s.
+
+pub mod authorization_policy;
+pub mod catalog;
+pub mod endpoint_slice;
+pub mod fields;
+pub mod meta;
+pub mod namespace;
+pub mod node;
+pub mod peer_authentication;
+pub mod pod;
+pub mod service;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use mesh_core::{ArcStr, NamespacedName};
+
+pub use authorization_policy::AuthorizationPolicy;
+pub use endpoint_slice::EndpointSlice;
+pub use namespace::{Namespace, ServiceAccount};
+pub use node::Node;
+pub use peer_authentication::PeerAuthentication;
+pub use pod::Pod;
+pub use service::Service;
+
+use crate::diagnosis::Problem;
+use crate::manifest::node::Node as Tree;
+
+/// Labels, as written on objects and in selectors.
+pub type Labels = BTreeMap<String, String>;
+
+/// The kinds that are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// core/v1
+    Namespace,
+    /// core/v1
+    Node,
+    /// core/v1
+    ServiceAccount,
+    /// core/v1
+    Pod,
+    /// core/v1
+    Service,
+    /// discovery.k8s.io/v1
+    EndpointSlice,
+    /// security.istio.io
+    AuthorizationPolicy,
+    /// security.istio.io
+    PeerAuthentication,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Kind; 8] = [
+        Kind::Namespace,
+        Kind::Node,
+        Kind::ServiceAccount,
+        Kind::Pod,
+        Kind::Service,
+        Kind::EndpointSlice,
+        Kind::AuthorizationPolicy,
+        Kind::PeerAuthentication,
+    ];
+
+    /// The name in `kind:`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Namespace => "Namespace",
+            Kind::Node => "Node",
+            Kind::ServiceAccount => "ServiceAccount",
+            Kind::Pod => "Pod",
+            Kind::Service => "Service",
+            Kind::EndpointSlice => "EndpointSlice",
+            Kind::AuthorizationPolicy => "AuthorizationPolicy",
+            Kind::PeerAuthentication => "PeerAuthentication",
+        }
+    }
+
+    /// What `apiVersion:` may say.
+    pub fn api_versions(self) -> &'static [&'static str] {
+        match self {
+            Kind::EndpointSlice => &["discovery.k8s.io/v1"],
+            Kind::AuthorizationPolicy | Kind::PeerAuthentication => &["security.istio.io/v1", "security.istio.io/v1beta1"],
+            _ => &["v1"],
+        }
+    }
+
+    /// Whether objects of the kind live in a namespace.
+    pub fn is_namespaced(self) -> bool {
+        !matches!(self, Kind::Namespace | Kind::Node)
+    }
+
+    /// Whether the kind restricts traffic, so that an unreadable object must not be treated as absent.
+    pub fn is_security(self) -> bool {
+        matches!(self, Kind::AuthorizationPolicy | Kind::PeerAuthentication)
+    }
+}
+
+/// What an object is called.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace; empty for kinds without.
+    pub namespace: ArcStr,
+    /// Its name.
+    pub name: ArcStr,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            write!(f, "{} {}", self.kind.name(), self.name)
+        } else {
+            write!(f, "{} {}/{}", self.kind.name(), self.namespace, self.name)
+        }
+    }
+}
+
+/// One understood object.
+#[derive(Clone, Debug)]
+pub enum Object {
+    /// A namespace.
+    Namespace(Arc<Namespace>),
+    /// A node.
+    Node(Arc<Node>),
+    /// A service account.
+    ServiceAccount(Arc<ServiceAccount>),
+    /// A pod.
+    Pod(Arc<Pod>),
+    /// A service.
+    Service(Arc<Service>),
+    /// A part of a service's endpoints.
+    EndpointSlice(Arc<EndpointSlice>),
+    /// An authorization policy.
+    AuthorizationPolicy(Arc<AuthorizationPolicy>),
+    /// A peer authentication.
+    PeerAuthentication(Arc<PeerAuthentication>),
+}
+
+/// An object that is there but cannot be used, and what is known of the workloads that it means.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unreadable {
+    /// The selector, if at least that could be read; empty selects everything in scope.
+    pub selector: Option<Labels>,
+    /// It is bound to something other than workloads, so that workloads need not be closed.
+    pub bound_elsewhere: bool,
+}
+
+/// What came of reading one object.
+#[derive(Debug)]
+pub struct Read {
+    /// The object, or how much of it is known.
+    pub outcome: Result<Object, Unreadable>,
+    /// What is wrong with it. An unreadable object has at least one error.
+    pub problems: Vec<Problem>,
+}
+
+/// A security object in force: understood, or closed because it could not be.
+#[derive(Clone, Debug)]
+pub enum Secured<T> {
+    /// Understood.
+    Readable(Arc<T>),
+    /// There, not understood, and never was.
+    Unreadable(Unreadable),
+}
+
+/// Everything known at one moment: what a source delivers and the index joins.
+#[derive(Clone, Debug, Default)]
+pub struct Objects {
+    /// By name.
+    pub namespaces: BTreeMap<ArcStr, Arc<Namespace>>,
+    /// By name.
+    pub nodes: BTreeMap<ArcStr, Arc<Node>>,
+    /// By namespace and name.
+    pub service_accounts: BTreeMap<NamespacedName, Arc<ServiceAccount>>,
+    /// By namespace and name.
+    pub pods: BTreeMap<NamespacedName, Arc<Pod>>,
+    /// By namespace and name.
+    pub services: BTreeMap<NamespacedName, Arc<Service>>,
+    /// By namespace and name.
+    pub endpoint_slices: BTreeMap<NamespacedName, Arc<EndpointSlice>>,
+    /// By namespace and name.
+    pub authorization_policies: BTreeMap<NamespacedName, Secured<AuthorizationPolicy>>,
+    /// By namespace and name.
+    pub peer_authentications: BTreeMap<NamespacedName, Secured<PeerAuthentication>>,
+}
+
+/// Reads the object called `key` from its tree.
+pub fn read(key: &Key, tree: &Tree) -> Read {
+    match key.kind {
+        Kind::Namespace => core(tree, |o| namespace::read(key, o), Object::Namespace),
+        Kind::Node => core(tree, |o| node::read(key, o), Object::Node),
+        Kind::ServiceAccount => core(tree, |o| namespace::read_service_account(key, o), Object::ServiceAccount),
+        Kind::Pod => core(tree, |o| pod::read(key, o), Object::Pod),
+        Kind::Service => core(tree, |o| service::read(key, o), Object::Service),
+        Kind::EndpointSlice => core(tree, |o| endpoint_slice::read(key, o), Object::EndpointSlice),
+        Kind::AuthorizationPolicy => authorization_policy::read(key, tree),
+        Kind::PeerAuthentication => peer_authentication::read(key, tree),
+    }
+}
+
+/// Reads a core kind through its Kubernetes type, which ignores fields that it does not know, as the API server's clients do.
+fn core<K, T>(tree: &Tree, reduce: impl FnOnce(K) -> (T, Vec<Problem>), wrap: impl FnOnce(Arc<T>) -> Object) -> Read
+where
+    K: for<'de> serde::Deserialize<'de>,
+{
+    match K::deserialize(tree) {
+        Ok(object) => {
+            let (object, problems) = reduce(object);
+            Read { outcome: Ok(wrap(Arc::new(object))), problems }
+        }
+        Err(error) => {
+            let problem = Problem::error(error.field.clone(), error.message.clone());
+            let problem = match type_help(&error.message) {
+                Some(help) => problem.help(help),
+                None => problem,
+            };
+            Read { outcome: Err(Unreadable::default()), problems: vec![problem] }
+        }
+    }
+}
+
+/// The usual reason why a value has the wrong type.
+fn type_help(message: &str) -> Option<&'static str> {
+    let found_plain = ["integer", "floating", "boolean"].iter().any(|t| message.contains(&format!("invalid type: {t}")));
+    if found_plain && message.contains("expected a string") {
+        Some("write the value in quotes")
+    } else if message.contains("invalid type: string") && message.contains("expected i32") {
+        Some("write a number without quotes")
+    } else if message.contains("invalid type: map, expected a sequence") {
+        Some("begin each item with `- `")
+    } else {
+        None
+    }
+}

@@ -1,0 +1,39 @@
+//! Namespaces and service accounts: names, and what a namespace sets for its services.
+
+use k8s_openapi::api::core::v1 as k8s;
+use mesh_core::ArcStr;
+
+use super::Key;
+use super::service::{Distribution, note_waypoint};
+use crate::diagnosis::Problem;
+
+/// A namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    /// Its name.
+    pub name: ArcStr,
+    /// What its services prefer unless they say otherwise.
+    pub distribution: Option<Distribution>,
+}
+
+/// A service account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceAccount {
+    /// Its namespace.
+    pub namespace: ArcStr,
+    /// Its name.
+    pub name: ArcStr,
+}
+
+/// Reduces a namespace.
+pub fn read(key: &Key, object: k8s::Namespace) -> (Namespace, Vec<Problem>) {
+    let mut problems = Vec::new();
+    let distribution = Distribution::of_annotation(&object.metadata, &mut problems);
+    note_waypoint(&object.metadata, &mut problems);
+    (Namespace { name: key.name.clone(), distribution }, problems)
+}
+
+/// Reduces a service account.
+pub fn read_service_account(key: &Key, _: k8s::ServiceAccount) -> (ServiceAccount, Vec<Problem>) {
+    (ServiceAccount { namespace: key.namespace.clone(), name: key.name.clone() }, Vec::new())
+}

@@ -1,0 +1,22 @@
+//! Where objects come from. The folder of manifests is one source; whatever else watches objects delivers the same: complete and
+//! consistent sets, each replacing the one before.
+
+use std::future::Future;
+
+use crate::diagnosis::Diagnosis;
+use crate::resource::Objects;
+
+/// Everything that is in force, and what is wrong with what was read.
+#[derive(Debug, Default)]
+pub struct Update {
+    /// All objects.
+    pub objects: Objects,
+    /// All diagnoses.
+    pub diagnoses: Vec<Diagnosis>,
+}
+
+/// Delivers updates, the first one as soon as everything has been read once.
+pub trait Source: Send + 'static {
+    /// The next state. `None` when the source has ended.
+    fn next(&mut self) -> impl Future<Output = Option<Update>> + Send;
+}

@@ -9,9 +9,15 @@
 
 #![cfg_attr(test, allow(non_snake_case, reason = "tests carry the ids of the rows they prove"))]
 
+pub mod app;
 pub mod ca;
+pub mod config;
 pub mod diagnosis;
 pub mod index;
 pub mod manifest;
+pub mod metrics;
+pub mod publish;
 pub mod resource;
+pub mod serve;
 pub mod source;
+pub mod status;

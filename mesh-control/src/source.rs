@@ -1,10 +1,11 @@
 //! Where objects come from. The folder of manifests is one source; whatever else watches objects delivers the same: complete and
 //! consistent sets, each replacing the one before.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 
 use crate::diagnosis::Diagnosis;
-use crate::resource::Objects;
+use crate::resource::{Key, Objects};
 
 /// Everything that is in force, and what is wrong with what was read.
 #[derive(Debug, Default)]
@@ -13,6 +14,8 @@ pub struct Update {
     pub objects: Objects,
     /// All diagnoses.
     pub diagnoses: Vec<Diagnosis>,
+    /// File and line of each object, for sources that are files.
+    pub places: BTreeMap<Key, (String, u32)>,
 }
 
 /// Delivers updates, the first one as soon as everything has been read once.

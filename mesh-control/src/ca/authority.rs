@@ -59,6 +59,8 @@ pub struct Authority {
     pub(super) not_after: SystemTime,
     bundle: String,
     roots: Vec<CertificateDer<'static>>,
+    /// Of the two files as they were read.
+    files: u64,
 }
 
 impl Authority {
@@ -82,11 +84,28 @@ impl Authority {
         }
     }
 
+    /// Reads the root again; `None` if neither file changed since this one was read. Never makes one.
+    pub fn reload(&self, folder: &Path, now: SystemTime) -> Result<Option<Self>, AuthorityError> {
+        let (roots_path, key_path) = (folder.join(ROOTS_FILE), folder.join(KEY_FILE));
+        match (state::read_secret(&key_path)?, state::read(&roots_path)?) {
+            (Some(key), Some(roots)) if files_hash(&key, &roots) == self.files => Ok(None),
+            (Some(key), Some(roots)) => Self::parse(&key, &roots, now, &key_path, &roots_path).map(Some),
+            (None, _) => Err(AuthorityError::Half { present: roots_path, absent: key_path }),
+            (_, None) => Err(AuthorityError::Half { present: key_path, absent: roots_path }),
+        }
+    }
+
     /// Checks everything that a signer must be: an EC key whose certificate is a CA, valid now, in a bundle of CAs.
-    fn parse(key: &str, bundle: &str, now: SystemTime, key_path: &Path, roots_path: &Path) -> Result<Self, AuthorityError> {
+    fn parse(
+        key_text: &str,
+        bundle: &str,
+        now: SystemTime,
+        key_path: &Path,
+        roots_path: &Path,
+    ) -> Result<Self, AuthorityError> {
         let in_key = |why: String| AuthorityError::Content { path: key_path.to_owned(), why };
         let in_roots = |why: String| AuthorityError::Content { path: roots_path.to_owned(), why };
-        let key = KeyPair::from_pem(key).map_err(|e| in_key(format!("not a private key: {e}")))?;
+        let key = KeyPair::from_pem(key_text).map_err(|e| in_key(format!("not a private key: {e}")))?;
         let roots: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(bundle.as_bytes())
             .collect::<Result<_, _>>()
             .map_err(|e| in_roots(format!("not PEM: {e}")))?;
@@ -96,13 +115,15 @@ impl Authority {
         let mut signer = None;
         for (index, der) in roots.iter().enumerate() {
             let number = index + 1;
-            let (rest, certificate) =
-                X509Certificate::from_der(der).map_err(|e| in_roots(format!("certificate {number} cannot be read: {e}")))?;
+            let (rest, certificate) = X509Certificate::from_der(der)
+                .map_err(|e| in_roots(format!("certificate {number} cannot be read: {e}")))?;
             if !rest.is_empty() {
                 return Err(in_roots(format!("certificate {number} has something behind it")));
             }
             if !certificate.is_ca() {
-                return Err(in_roots(format!("certificate {number} is not a certificate authority (CA:TRUE is missing)")));
+                return Err(in_roots(format!(
+                    "certificate {number} is not a certificate authority (CA:TRUE is missing)"
+                )));
             }
             let may_sign = certificate.key_usage().ok().flatten().is_none_or(|u| u.value.key_cert_sign());
             if certificate.public_key().raw == rcgen::PublicKeyData::subject_public_key_info(&key).as_slice() {
@@ -121,9 +142,10 @@ impl Authority {
             return Err(in_roots("the certificate that signs is not valid now".to_owned()));
         }
         let issuer = Issuer::from_ca_cert_der(&der, key)?;
+        let files = files_hash(key_text, bundle);
         // Nothing but the certificates is handed out, whatever else the file holds.
         let bundle = roots.iter().map(|d| pem("CERTIFICATE", d)).collect();
-        Ok(Self { issuer, not_after, bundle, roots })
+        Ok(Self { issuer, not_after, bundle, roots, files })
     }
 
     /// All trusted roots as PEM.
@@ -140,6 +162,10 @@ impl Authority {
     pub fn not_after(&self) -> SystemTime {
         self.not_after
     }
+}
+
+fn files_hash(key: &str, bundle: &str) -> u64 {
+    xxhash_rust::xxh64::xxh64(bundle.as_bytes(), xxhash_rust::xxh64::xxh64(key.as_bytes(), 0))
 }
 
 /// A new key and its certificate, as PEM.

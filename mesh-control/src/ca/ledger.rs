@@ -1,10 +1,10 @@
 //! What the authority remembers of its requests: how many a node made lately, and which key belongs to which identity.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use mesh_core::{ArcStr, Identity};
-use xxhash_rust::xxh64::xxh64;
 
 /// Requests that a node may make at once: more than it has identities when it starts.
 const BURST: f64 = 500.0;
@@ -13,7 +13,7 @@ const RATE: f64 = 50.0;
 /// Nodes remembered.
 const MAX_NODES: usize = 10_000;
 /// Keys remembered.
-const MAX_KEYS: usize = 200_000;
+const MAX_KEYS: usize = 100_000;
 
 /// A bucket of tokens for each node.
 #[derive(Debug, Default)]
@@ -46,15 +46,14 @@ impl Rates {
 /// Which identity has used a key. A key with two identities would let one pod be the other.
 #[derive(Debug, Default)]
 pub struct Keys {
-    owners: HashMap<[u64; 2], (Identity, SystemTime)>,
-    order: VecDeque<[u64; 2]>,
+    owners: HashMap<Arc<[u8]>, (Identity, SystemTime)>,
+    order: VecDeque<Arc<[u8]>>,
 }
 
 impl Keys {
     /// Claims the key for the identity until `until`; false if it is another's.
     pub fn claim(&mut self, key: &[u8], identity: &Identity, until: SystemTime, now: SystemTime) -> bool {
-        let id = [xxh64(key, 1), xxh64(key, 2)];
-        if let Some((owner, end)) = self.owners.get_mut(&id) {
+        if let Some((owner, end)) = self.owners.get_mut(key) {
             if owner != identity && *end > now {
                 return false;
             }
@@ -67,7 +66,8 @@ impl Keys {
                 self.owners.remove(&oldest);
             }
         }
-        self.owners.insert(id, (identity.clone(), until));
+        let id: Arc<[u8]> = key.into();
+        self.owners.insert(id.clone(), (identity.clone(), until));
         self.order.push_back(id);
         true
     }

@@ -9,6 +9,7 @@
 
 pub mod authority;
 pub mod ledger;
+pub mod server;
 pub mod sign;
 pub mod state;
 pub mod token;

@@ -4,7 +4,10 @@
 use std::time::{Duration, SystemTime};
 
 use mesh_core::Identity;
-use rcgen::{CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType, SubjectPublicKeyInfo};
+use rcgen::{
+    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
+    SubjectPublicKeyInfo,
+};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use x509_parser::certification_request::X509CertificationRequest;
@@ -114,13 +117,13 @@ pub fn sign(
     lifetime: Duration,
     now: SystemTime,
 ) -> Result<Signed, SignError> {
-    let uri = rcgen::string::Ia5String::try_from(identity.to_string()).map_err(|e| SignError::Library(e.to_string()))?;
+    let uri =
+        rcgen::string::Ia5String::try_from(identity.to_string()).map_err(|e| SignError::Library(e.to_string()))?;
     let mut params = leaf(authority, lifetime, now)?;
     params.subject_alt_names = vec![SanType::URI(uri)];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     let public = SubjectPublicKeyInfo::from_der(&key.spki).map_err(|_| SignError::Key("it cannot be used"))?;
-    let certificate =
-        params.signed_by(&public, &authority.issuer).map_err(|e| SignError::Library(e.to_string()))?;
+    let certificate = params.signed_by(&public, &authority.issuer).map_err(|e| SignError::Library(e.to_string()))?;
     let not_after = (now + lifetime).min(authority.not_after);
     Ok(Signed { chain: vec![pem("CERTIFICATE", certificate.der()), authority.bundle().to_owned()], not_after })
 }

@@ -21,7 +21,9 @@ pub enum StateError {
         error: io::Error,
     },
     /// Others have access.
-    #[error("{path} has mode {mode:04o}, wanted {wanted:04o}: run `chmod {wanted:04o} {path}` if nobody else had access")]
+    #[error(
+        "{path} has mode {mode:04o}, wanted {wanted:04o}: run `chmod {wanted:04o} {path}` if nobody else had access"
+    )]
     Mode {
         /// The file or folder.
         path: PathBuf,

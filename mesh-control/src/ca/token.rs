@@ -119,7 +119,13 @@ impl Tokens {
     }
 
     /// A token for a node.
-    pub fn issue(&self, node: &str, uid: Option<&str>, lifetime: Duration, now: SystemTime) -> Result<String, rcgen::Error> {
+    pub fn issue(
+        &self,
+        node: &str,
+        uid: Option<&str>,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<String, rcgen::Error> {
         let claims = Claims {
             aud: AUDIENCE.into(),
             sub: format!("node:{node}"),
@@ -147,7 +153,8 @@ impl Tokens {
         let decoded = URL_SAFE_NO_PAD.decode(signature).ok().filter(|s| s.len() == 64);
         let is_whole = decoded.is_some();
         let signature = decoded.unwrap_or_else(|| vec![0; 64]);
-        let verified = self.algorithm.verify_signature(self.key.public_key_raw(), signed.as_bytes(), &signature).is_ok();
+        let verified =
+            self.algorithm.verify_signature(self.key.public_key_raw(), signed.as_bytes(), &signature).is_ok();
         let claims = signed
             .split_once('.')
             .filter(|(header, _)| *header == URL_SAFE_NO_PAD.encode(HEADER))

@@ -168,15 +168,19 @@ fn effect(object: &PeerAuthentication, inherited: Mode) -> Effect {
 
 /// STRICT with permissive ports: deny whoever has no identity, except at those ports. PERMISSIVE with strict ports: one rule for each.
 fn converted(name: &NamespacedName, object: &PeerAuthentication, strict: bool) -> Policy {
-    let no_peer = || Clause { matches: vec![Match { not_principals: vec![StringMatch::Presence], ..Match::default() }] };
+    let no_peer =
+        || Clause { matches: vec![Match { not_principals: vec![StringMatch::Presence], ..Match::default() }] };
     let clause = |m: Match| Clause { matches: vec![m] };
     let ports = |wanted: Mode| object.ports.iter().filter(move |(_, m)| **m == wanted).map(|(p, _)| *p);
     let rules = if strict {
-        let except = ports(Mode::Permissive).map(|p| clause(Match { not_destination_ports: vec![p], ..Match::default() }));
+        let except =
+            ports(Mode::Permissive).map(|p| clause(Match { not_destination_ports: vec![p], ..Match::default() }));
         vec![Rule { clauses: std::iter::once(no_peer()).chain(except).collect() }]
     } else {
         ports(Mode::Strict)
-            .map(|p| Rule { clauses: vec![no_peer(), clause(Match { destination_ports: vec![p], ..Match::default() })] })
+            .map(|p| Rule {
+                clauses: vec![no_peer(), clause(Match { destination_ports: vec![p], ..Match::default() })],
+            })
             .collect()
     };
     Policy { name: name.clone(), scope: Scope::WorkloadSelector, action: Action::Deny, rules, dry_run: false }

@@ -34,7 +34,8 @@ pub fn index(objects: &Objects, settings: &Settings) -> Services {
         let namespace = objects.namespaces.get(&object.namespace);
         let distribution = object.distribution.or_else(|| namespace.and_then(|n| n.distribution));
         let mut service = Service::new(object.namespace.clone(), object.name.clone(), key.name.clone());
-        let single = |address: &std::net::IpAddr| ServiceAddress { network: ArcStr::new(), cidr: IpNet::from(*address) };
+        let single =
+            |address: &std::net::IpAddr| ServiceAddress { network: ArcStr::new(), cidr: IpNet::from(*address) };
         service.addresses = object.addresses.iter().map(single).collect();
         service.ports = object.ports.iter().map(port).collect();
         service.load_balancing = load_balancing(object, distribution);
@@ -76,7 +77,8 @@ fn load_balancing(service: &resource::Service, distribution: Option<Distribution
 /// The services that select the pod, with the pod's ports.
 pub fn memberships(pod: &Pod, services: &Services) -> BTreeMap<NamespacedName, Vec<PortMapping>> {
     let candidates = services.selecting.get(&pod.namespace).map(Vec::as_slice).unwrap_or_default();
-    let selected = candidates.iter().filter(|(_, s)| s.selector.as_ref().is_some_and(|sel| meta::selects(sel, &pod.labels)));
+    let selected =
+        candidates.iter().filter(|(_, s)| s.selector.as_ref().is_some_and(|sel| meta::selects(sel, &pod.labels)));
     selected.map(|(key, service)| (key.clone(), mappings(service, pod))).collect()
 }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use mesh_core::{ArcStr, NamespacedName, Policy, Service, TrustDomain, Workload};
 
 use super::{policy, service, workload};
-use crate::diagnosis::Diagnosis;
-use crate::resource::Objects;
+use crate::diagnosis::Problem;
+use crate::resource::{Key, Objects};
 
 /// What joins depend on besides the objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,21 +57,21 @@ pub struct View {
     /// Nodes, with their uid if they have one.
     pub nodes: BTreeMap<ArcStr, Option<String>>,
     /// What does not fit together.
-    pub diagnoses: Vec<Diagnosis>,
+    pub problems: Vec<(Key, Problem)>,
 }
 
 /// Joins everything.
 pub fn build(objects: &Objects, settings: &Settings) -> View {
-    let mut diagnoses = Vec::new();
+    let mut problems = Vec::new();
     let policies = policy::index(objects, settings);
     let services = service::index(objects, settings);
-    let workloads = workload::index(objects, settings, &services, &policies, &mut diagnoses);
+    let workloads = workload::index(objects, settings, &services, &policies, &mut problems);
     View {
         workloads: workloads.into_iter().map(|w| (w.uid.clone(), w)).collect(),
         services: services.by_key.into_iter().map(|(k, s)| (k, Arc::unwrap_or_clone(s))).collect(),
         policies: policies.all,
         placements: workload::placements(objects),
         nodes: objects.nodes.values().map(|n| (n.name.clone(), n.uid.clone())).collect(),
-        diagnoses,
+        problems,
     }
 }

@@ -7,12 +7,11 @@ use std::sync::Arc;
 use mesh_core::workload::{Health, NetworkMode, PortMapping, TunnelProtocol, WorkloadType};
 use mesh_core::{ArcStr, Locality, NamespacedName, Workload};
 
+use super::Settings;
 use super::policy::Policies;
 use super::service::{self, Services};
 use super::view::Placements;
-use super::Settings;
-use crate::diagnosis::{Diagnosis, Problem};
-use crate::manifest::file::diagnosis;
+use crate::diagnosis::Problem;
 use crate::resource::pod::State;
 use crate::resource::{Key, Kind, Objects, Pod};
 
@@ -22,15 +21,15 @@ pub fn index(
     settings: &Settings,
     services: &Services,
     policies: &Policies,
-    diagnoses: &mut Vec<Diagnosis>,
+    problems: &mut Vec<(Key, Problem)>,
 ) -> Vec<Workload> {
-    let owners = address_owners(objects, diagnoses);
+    let owners = address_owners(objects, problems);
     let mut workloads = Vec::new();
     let mut by_pod: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     for pod in alive(objects) {
         if !pod.node.is_empty() && !objects.nodes.contains_key(&pod.node) {
             let message = format!("node {} is not known: its agent gets no token", pod.node);
-            diagnoses.push(diagnosis(Some(&pod_key(pod)), Problem::warning("spec.nodeName", message), None));
+            problems.push((pod_key(pod), Problem::warning("spec.nodeName", message)));
         }
         let own = |a: &&IpAddr| pod.host_network || owners.get(*a).is_some_and(|o| std::ptr::eq(*o, pod));
         let addresses: Vec<IpAddr> = pod.addresses.iter().filter(own).copied().collect();
@@ -40,7 +39,7 @@ pub fn index(
         by_pod.insert((&pod.namespace, &pod.name), workloads.len());
         workloads.push(workload(pod, addresses, objects, settings, services, policies));
     }
-    slices(objects, settings, services, &owners, &by_pod, &mut workloads, diagnoses);
+    slices(objects, settings, services, &owners, &by_pod, &mut workloads, problems);
     workloads
 }
 
@@ -53,7 +52,7 @@ fn pod_key(pod: &Pod) -> Key {
 }
 
 /// Which pod an address belongs to. Two may claim it while one is replaced by the other: the one that stays, then the younger one.
-fn address_owners<'a>(objects: &'a Objects, diagnoses: &mut Vec<Diagnosis>) -> BTreeMap<IpAddr, &'a Pod> {
+fn address_owners<'a>(objects: &'a Objects, problems: &mut Vec<(Key, Problem)>) -> BTreeMap<IpAddr, &'a Pod> {
     let mut owners: BTreeMap<IpAddr, &Pod> = BTreeMap::new();
     for pod in alive(objects).filter(|p| !p.host_network) {
         for address in &pod.addresses {
@@ -64,8 +63,9 @@ fn address_owners<'a>(objects: &'a Objects, diagnoses: &mut Vec<Diagnosis>) -> B
             let rank = |p: &Pod| (!p.terminating, p.created.unwrap_or(i64::MIN));
             let (owner, loser) = if rank(pod) > rank(other) { (pod, other) } else { (other, pod) };
             owners.insert(*address, owner);
-            let message = format!("{address} belongs to pod {}/{}, this one does not get it", owner.namespace, owner.name);
-            diagnoses.push(diagnosis(Some(&pod_key(loser)), Problem::error("status.podIPs", message), None));
+            let message =
+                format!("{address} belongs to pod {}/{}, this one does not get it", owner.namespace, owner.name);
+            problems.push((pod_key(loser), Problem::error("status.podIPs", message)));
         }
     }
     owners
@@ -162,12 +162,14 @@ fn slices(
     owners: &BTreeMap<IpAddr, &Pod>,
     by_pod: &BTreeMap<(&str, &str), usize>,
     workloads: &mut Vec<Workload>,
-    diagnoses: &mut Vec<Diagnosis>,
+    problems: &mut Vec<(Key, Problem)>,
 ) {
     let mut made: BTreeMap<(NamespacedName, IpAddr), usize> = BTreeMap::new();
     for slice in objects.endpoint_slices.values().filter(|s| !s.service.is_empty()) {
         let name = NamespacedName::new(slice.namespace.clone(), slice.service.clone());
-        let Some(object) = objects.services.get(&name).filter(|s| s.selector.is_none() && !s.is_alias) else { continue };
+        let Some(object) = objects.services.get(&name).filter(|s| s.selector.is_none() && !s.is_alias) else {
+            continue;
+        };
         let key = service::key(&slice.namespace, &slice.service, settings);
         let port = |p: &crate::resource::service::Port| {
             let target = slice.ports.iter().find(|(n, _)| *n == p.name)?.1;
@@ -179,9 +181,16 @@ fn slices(
                 let behind = match (&endpoint.pod, owners.get(address)) {
                     (Some(pod), _) => by_pod.get(&(slice.namespace.as_str(), pod.as_str())),
                     (None, Some(owner)) if owner.namespace != slice.namespace => {
-                        let slice_key = Key { kind: Kind::EndpointSlice, namespace: slice.namespace.clone(), name: slice.name.clone() };
-                        let message = format!("{address} is pod {}/{} of another namespace, it is not used", owner.namespace, owner.name);
-                        diagnoses.push(diagnosis(Some(&slice_key), Problem::error("endpoints", message), None));
+                        let slice_key = Key {
+                            kind: Kind::EndpointSlice,
+                            namespace: slice.namespace.clone(),
+                            name: slice.name.clone(),
+                        };
+                        let message = format!(
+                            "{address} is pod {}/{} of another namespace, it is not used",
+                            owner.namespace, owner.name
+                        );
+                        problems.push((slice_key, Problem::error("endpoints", message)));
                         continue;
                     }
                     (None, Some(owner)) => by_pod.get(&(owner.namespace.as_str(), owner.name.as_str())),
@@ -191,8 +200,10 @@ fn slices(
                     Some(at) => *at,
                     None if endpoint.pod.is_some() => continue,
                     None => *made.entry((name.clone(), *address)).or_insert_with(|| {
-                        let uid =
-                            format!("{}/discovery.k8s.io/EndpointSlice/{}/{}/{address}", settings.cluster_id, slice.namespace, slice.name);
+                        let uid = format!(
+                            "{}/discovery.k8s.io/EndpointSlice/{}/{}/{address}",
+                            settings.cluster_id, slice.namespace, slice.name
+                        );
                         let mut workload = Workload::new(uid, slice.namespace.clone(), slice.name.clone());
                         workload.addresses = vec![*address];
                         workload.trust_domain = settings.trust_domain.clone();
@@ -203,7 +214,8 @@ fn slices(
                         workload.workload_name = slice.service.clone();
                         workload.canonical_revision = "latest".into();
                         workload.health = if endpoint.ready { Health::Healthy } else { Health::Unhealthy };
-                        workload.locality = objects.nodes.get(&endpoint.node).map(|n| n.locality.clone()).unwrap_or_default();
+                        workload.locality =
+                            objects.nodes.get(&endpoint.node).map(|n| n.locality.clone()).unwrap_or_default();
                         if workload.locality.zone.is_empty() {
                             workload.locality.zone = endpoint.zone.clone();
                         }
@@ -226,4 +238,3 @@ pub fn placements(objects: &Objects) -> Placements {
         .map(|p| (p.node.clone(), p.namespace.clone(), p.service_account.clone()))
         .collect()
 }
-

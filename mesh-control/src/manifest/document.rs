@@ -74,7 +74,11 @@ pub fn tab(text: &str) -> Option<Span> {
     text.lines().zip(1..).find_map(|(line, number)| {
         let indent = &line[..line.len() - line.trim_start().len()];
         let column = indent.find('\t')?;
-        (!line.trim().is_empty()).then(|| Span { line: number, column: u32::try_from(column + 1).unwrap_or(1), width: 1 })
+        (!line.trim().is_empty()).then(|| Span {
+            line: number,
+            column: u32::try_from(column + 1).unwrap_or(1),
+            width: 1,
+        })
     })
 }
 

@@ -64,8 +64,11 @@ impl Reader<'_> {
     fn broken(&mut self, document: Document<'_>, message: String, span: Span) {
         let (kind, namespace, name) = document::sniff(document.text);
         let kind = kind.and_then(|k| Kind::ALL.into_iter().find(|known| known.name() == k));
+        // What is no object of ours, a Secret perhaps, is not quoted.
+        let quoted = kind.is_some();
         let key = kind.zip(name).and_then(|(kind, name)| {
-            let namespace = if kind.is_namespaced() { namespace.unwrap_or_else(|| "default".into()) } else { String::new() };
+            let namespace =
+                if kind.is_namespaced() { namespace.unwrap_or_else(|| "default".into()) } else { String::new() };
             let valid = meta::subdomain(&name).is_ok() && (namespace.is_empty() || meta::label(&namespace).is_ok());
             valid.then(|| Key { kind, namespace: namespace.into(), name: name.into() })
         });
@@ -76,6 +79,9 @@ impl Reader<'_> {
         };
         let span = moved(tab.unwrap_or(span), document.offset);
         self.diagnose(key.as_ref(), problem, span);
+        if let Some(place) = self.out.diagnoses.last_mut().and_then(|d| d.place.as_mut()).filter(|_| !quoted) {
+            place.excerpt.clear();
+        }
         match key {
             Some(key) => self.found(key, Err(Unreadable::default()), document.offset + 1),
             None => self.out.unsettled = true,
@@ -180,8 +186,7 @@ fn place(file: &str, text: &str, span: Span) -> Place {
     let line = (span.line > 0).then(|| text.lines().nth(span.line as usize - 1)).flatten().unwrap_or_default();
     let column = (span.column as usize).min(line.chars().count() + 1);
     let skip = if column > SHOWN { column - SHOWN / 2 } else { 0 };
-    let excerpt: String =
-        line.chars().skip(skip).take(SHOWN).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let excerpt: String = line.chars().skip(skip).take(SHOWN).map(|c| if c.is_control() { ' ' } else { c }).collect();
     let excerpt = excerpt.trim_end().to_owned();
     let column = u32::try_from(column - skip).unwrap_or(0);
     let room = u32::try_from(excerpt.chars().count()).unwrap_or(0).saturating_sub(column.saturating_sub(1)).max(1);

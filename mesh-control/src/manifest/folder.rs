@@ -32,8 +32,8 @@ pub struct Seen {
     pub objects: Objects,
     /// What is wrong, by file and line.
     pub diagnoses: Vec<Diagnosis>,
-    /// Files read.
-    pub files: usize,
+    /// File and line of each object.
+    pub places: BTreeMap<Key, (String, u32)>,
 }
 
 impl Folder {
@@ -56,7 +56,12 @@ impl Folder {
             if bytes.is_empty() && previous.as_ref().is_some_and(|(_, read)| !read.found.is_empty()) {
                 // An editor or a copy that is not done yet looks like this.
                 let help = Some("delete the file to remove its objects");
-                diagnoses.push(of_file(name, Severity::Warning, "the file is empty, its objects stay as they were", help));
+                diagnoses.push(of_file(
+                    name,
+                    Severity::Warning,
+                    "the file is empty, its objects stay as they were",
+                    help,
+                ));
                 scan.unsettled.insert(name.clone());
                 parsed.extend(previous.map(|p| (name.clone(), p)));
                 continue;
@@ -71,7 +76,10 @@ impl Folder {
             }
             for (found, line) in &read.found {
                 if let Some((other, at)) = places.get(&found.key) {
-                    let problem = Problem::error("metadata.name", format!("{} is there already, this one is not used", found.key));
+                    let problem = Problem::error(
+                        "metadata.name",
+                        format!("{} is there already, this one is not used", found.key),
+                    );
                     let problem = problem.help(format!("the one in use is at {other}:{at}"));
                     let mut diagnosis = file::diagnosis(Some(&found.key), problem, None);
                     diagnosis.place = of_file(name, Severity::Error, "", None).place.map(|mut p| {
@@ -89,13 +97,16 @@ impl Folder {
         // A file that cannot be read now is compared with its last good text when it comes back.
         self.parsed.retain(|name, _| scan.blind || scan.unsettled.contains(name));
         self.parsed.extend(parsed);
-        let files = walk.files.len();
         let (objects, kept) = self.catalog.apply(&scan);
         if kept.last_good > 0 || kept.closed > 0 {
-            tracing::warn!(last_good = kept.last_good, closed = kept.closed, "some objects are not in force as written");
+            tracing::warn!(
+                last_good = kept.last_good,
+                closed = kept.closed,
+                "some objects are not in force as written"
+            );
         }
         diagnoses.sort_by(|a, b| order(a).cmp(&order(b)));
-        Seen { objects, diagnoses, files }
+        Seen { objects, diagnoses, places }
     }
 
     /// Names, sizes and times of all files: equal as long as nothing changed.
@@ -139,7 +150,12 @@ impl Walk {
         let mut entries = match entries {
             Ok(entries) => entries,
             Err(error) => {
-                self.diagnoses.push(of_file(shown, Severity::Error, format!("the folder cannot be read: {error}"), None));
+                self.diagnoses.push(of_file(
+                    shown,
+                    Severity::Error,
+                    format!("the folder cannot be read: {error}"),
+                    None,
+                ));
                 self.blind = true;
                 return;
             }

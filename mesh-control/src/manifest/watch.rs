@@ -62,7 +62,10 @@ impl FolderSource {
     }
 
     /// Runs `work` on the folder off the async threads.
-    async fn with_folder<T: Send + 'static>(&mut self, work: impl FnOnce(&mut Folder) -> T + Send + 'static) -> Option<T> {
+    async fn with_folder<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Folder) -> T + Send + 'static,
+    ) -> Option<T> {
         let mut folder = self.folder.take()?;
         let (folder, result) = tokio::task::spawn_blocking(move || {
             let result = work(&mut folder);
@@ -110,6 +113,6 @@ impl Source for FolderSource {
         self.started = true;
         let (fingerprint, seen) = self.with_folder(|f| (f.fingerprint(), f.scan())).await?;
         self.fingerprint = fingerprint;
-        Some(Update { objects: seen.objects, diagnoses: seen.diagnoses })
+        Some(Update { objects: seen.objects, diagnoses: seen.diagnoses, places: seen.places })
     }
 }

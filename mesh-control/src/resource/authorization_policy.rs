@@ -82,7 +82,10 @@ fn policy(key: &Key, tree: &Tree, fields: &mut Fields, known: &mut Unreadable) -
         if spec.get("selector").is_some() {
             fields.error(spec.field(field), "a policy has either a selector or target references, not both");
         }
-        let problem = Problem::warning(spec.field(field), "policies bound to a target are a waypoint's, and there is none: it has no effect");
+        let problem = Problem::warning(
+            spec.field(field),
+            "policies bound to a target are a waypoint's, and there is none: it has no effect",
+        );
         fields.problems.push(problem.help("use `selector` for a policy that the node's agent enforces"));
         return Some(AuthorizationPolicy {
             namespace: key.namespace.clone(),
@@ -107,10 +110,13 @@ fn policy(key: &Key, tree: &Tree, fields: &mut Fields, known: &mut Unreadable) -
     let action = if written == Written::Allow { Action::Allow } else { Action::Deny };
     match written {
         Written::Custom => {
-            let problem = Problem::warning("spec.action", "no external authorizer can be asked: what the rules match is denied");
+            let problem =
+                Problem::warning("spec.action", "no external authorizer can be asked: what the rules match is denied");
             fields.problems.push(problem.help("use ALLOW or DENY"));
         }
-        Written::Audit => fields.problems.push(Problem::warning("spec.action", "AUDIT is not supported, the policy has no effect")),
+        Written::Audit => {
+            fields.problems.push(Problem::warning("spec.action", "AUDIT is not supported, the policy has no effect"))
+        }
         Written::Allow | Written::Deny => {
             if spec.get("provider").is_some() {
                 fields.error("spec.provider", "only a policy with action CUSTOM has a provider");
@@ -134,7 +140,12 @@ fn policy(key: &Key, tree: &Tree, fields: &mut Fields, known: &mut Unreadable) -
     }
     let dry_run = dry_run(tree, fields);
     let enforced = (written != Written::Audit).then_some(Enforced { action, rules, dry_run });
-    Some(AuthorizationPolicy { namespace: key.namespace.clone(), name: key.name.clone(), selector: selector?, enforced })
+    Some(AuthorizationPolicy {
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+        selector: selector?,
+        enforced,
+    })
 }
 
 fn dry_run(tree: &Tree, fields: &mut Fields) -> bool {
@@ -187,8 +198,14 @@ fn rule(key: &Key, tree: &Tree, path: &str, action: Action, fields: &mut Fields)
 
     for field in &beyond {
         let problem = match action {
-            Action::Allow => Problem::warning(field.clone(), "needs a waypoint, which there is none of: this ALLOW rule allows nothing"),
-            Action::Deny => Problem::warning(field.clone(), "needs a waypoint, which there is none of: this rule denies whatever its other conditions match"),
+            Action::Allow => Problem::warning(
+                field.clone(),
+                "needs a waypoint, which there is none of: this ALLOW rule allows nothing",
+            ),
+            Action::Deny => Problem::warning(
+                field.clone(),
+                "needs a waypoint, which there is none of: this rule denies whatever its other conditions match",
+            ),
         };
         fields.problems.push(problem.help("a node's agent sees addresses, ports and identities only"));
     }
@@ -219,8 +236,14 @@ fn operation(tree: &Tree, path: &str, fields: &mut Fields) -> Option<Part> {
 
 /// `from[].source`
 fn source(key: &Key, tree: &Tree, path: &str, fields: &mut Fields) -> Option<Part> {
-    const BEYOND: [&str; 6] =
-        ["requestPrincipals", "notRequestPrincipals", "remoteIpBlocks", "notRemoteIpBlocks", "trustDomains", "notTrustDomains"];
+    const BEYOND: [&str; 6] = [
+        "requestPrincipals",
+        "notRequestPrincipals",
+        "remoteIpBlocks",
+        "notRemoteIpBlocks",
+        "trustDomains",
+        "notTrustDomains",
+    ];
     const KNOWN: [&str; 14] = [
         "principals",
         "notPrincipals",
@@ -399,7 +422,10 @@ fn principals(mapping: &Mapping<'_>, key: &str, fields: &mut Fields) -> Vec<Stri
         if let StringMatch::Exact(text) | StringMatch::Prefix(text) = pattern
             && let Some(rest) = text.strip_prefix("spiffe://").map(ArcStr::from)
         {
-            let problem = Problem::warning(format!("{}[{index}]", mapping.field(key)), "principals are written without `spiffe://`, it is left out");
+            let problem = Problem::warning(
+                format!("{}[{index}]", mapping.field(key)),
+                "principals are written without `spiffe://`, it is left out",
+            );
             fields.problems.push(problem.help(format!("write \"{rest}\"")));
             *text = rest;
         }
@@ -428,14 +454,17 @@ fn blocks(mapping: &Mapping<'_>, key: &str, fields: &mut Fields) -> Vec<IpNet> {
         match parsed {
             Ok(block) => {
                 if block.trunc() != block {
-                    let problem = Problem::warning(path, format!("{text} has bits beyond its prefix, they are ignored"));
+                    let problem =
+                        Problem::warning(path, format!("{text} has bits beyond its prefix, they are ignored"));
                     fields.problems.push(problem.help(format!("write \"{}\"", block.trunc())));
                 }
                 out.push(block.trunc());
             }
             Err(_) => {
                 let problem = Problem::error(path, format!("{text:?} is not an address or a block of addresses"));
-                fields.problems.push(problem.help("write an address or a block such as \"10.0.0.0/8\", without a zone"));
+                fields
+                    .problems
+                    .push(problem.help("write an address or a block such as \"10.0.0.0/8\", without a zone"));
             }
         }
     }

@@ -55,7 +55,8 @@ pub fn read(key: &Key, object: k8s::EndpointSlice) -> (EndpointSlice, Vec<Proble
                 _ if object.address_type == "FQDN" => {}
                 _ => {
                     let field = format!("endpoints[{index}].addresses[{at}]");
-                    problems.push(Problem::error(field, format!("{text:?} is not a usable IP address, it is not used")));
+                    problems
+                        .push(Problem::error(field, format!("{text:?} is not a usable IP address, it is not used")));
                 }
             }
         }

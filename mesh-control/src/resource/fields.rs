@@ -56,7 +56,8 @@ impl Fields {
             if known.contains(&entry.key.as_str()) {
                 continue;
             }
-            let problem = Problem::error(format!("{}!", join(path, &entry.key)), format!("unknown field {:?}", entry.key));
+            let problem =
+                Problem::error(format!("{}!", join(path, &entry.key)), format!("unknown field {:?}", entry.key));
             let help = match closest(&entry.key, known) {
                 Some(meant) => format!("did you mean `{meant}`?"),
                 None => format!("known fields here: {}", known.join(", ")),
@@ -82,8 +83,12 @@ impl Fields {
         let tree = mapping.get(key)?;
         match &tree.value {
             Value::List(items) if items.is_empty() => {
-                let problem = Problem::error(mapping.field(key), "an empty list matches nothing and everything, depending on who reads it");
-                self.problems.push(problem.help("delete the field if it should not restrict anything, else list the values"));
+                let problem = Problem::error(
+                    mapping.field(key),
+                    "an empty list matches nothing and everything, depending on who reads it",
+                );
+                self.problems
+                    .push(problem.help("delete the field if it should not restrict anything, else list the values"));
                 None
             }
             Value::List(items) => Some(items),
@@ -118,7 +123,9 @@ impl Fields {
         match &tree.value {
             Value::String(text) if text.is_empty() => self.error(path, "an empty string"),
             Value::String(text) if text.len() > LONGEST => self.error(path, format!("longer than {LONGEST} bytes")),
-            Value::String(text) if text.chars().any(char::is_control) => self.error(path, "it holds control characters"),
+            Value::String(text) if text.chars().any(char::is_control) => {
+                self.error(path, "it holds control characters")
+            }
             Value::String(text) => return Some(text),
             other => self.wrong(path, "a string", other),
         }
@@ -154,8 +161,12 @@ impl Fields {
         let problem = Problem::error(path, format!("expected {wanted}, found {}", found.kind()));
         let problem = match (wanted, found) {
             (_, Value::Null) => problem.help("delete the field or give it a value"),
-            ("a string", Value::Map(_)) => problem.help("write the value in quotes: YAML reads `a: b` and `a::` as mappings"),
-            ("a string", Value::Bool(_) | Value::Int(_) | Value::Big(_) | Value::Float(_)) => problem.help("write the value in quotes"),
+            ("a string", Value::Map(_)) => {
+                problem.help("write the value in quotes: YAML reads `a: b` and `a::` as mappings")
+            }
+            ("a string", Value::Bool(_) | Value::Int(_) | Value::Big(_) | Value::Float(_)) => {
+                problem.help("write the value in quotes")
+            }
             ("a list", _) => problem.help("begin each item with `- `"),
             _ => problem,
         };

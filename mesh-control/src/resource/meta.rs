@@ -57,8 +57,13 @@ pub fn head(tree: &Tree) -> (Option<Head>, Vec<Problem>) {
             // Another group's kind of the same name, such as a Knative Service.
             return (Some(Head::Other { api_version: api_version.to_owned(), kind: kind_name.to_owned() }), Vec::new());
         }
-        let said = if api_version.is_empty() { "the apiVersion is missing".into() } else { format!("unknown apiVersion {api_version:?}") };
-        problems.push(Problem::error("apiVersion", said).help(format!("write `apiVersion: {}`", kind.api_versions()[0])));
+        let said = if api_version.is_empty() {
+            "the apiVersion is missing".into()
+        } else {
+            format!("unknown apiVersion {api_version:?}")
+        };
+        problems
+            .push(Problem::error("apiVersion", said).help(format!("write `apiVersion: {}`", kind.api_versions()[0])));
     }
     let Some(name) = tree.get("metadata").and_then(|m| m.get("name")).and_then(Tree::as_str) else {
         problems.push(Problem::error("metadata.name", "the name is missing").help("add `metadata.name`"));
@@ -71,7 +76,10 @@ pub fn head(tree: &Tree) -> (Option<Head>, Vec<Problem>) {
             (Some(""), _) | (None, Value::Null) => "default",
             (Some(text), _) => text,
             (None, value) => {
-                problems.push(Problem::error("metadata.namespace", format!("a namespace is a string, this is {}", value.kind())));
+                problems.push(Problem::error(
+                    "metadata.namespace",
+                    format!("a namespace is a string, this is {}", value.kind()),
+                ));
                 return (None, problems);
             }
         },
@@ -183,7 +191,8 @@ mod tests {
 
     #[test]
     fn a_security_kind_with_a_wrong_version_is_known_and_wrong() {
-        let text = "apiVersion: security.istio.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: a, namespace: b}\n";
+        let text =
+            "apiVersion: security.istio.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: a, namespace: b}\n";
         let (head, problems) = head(&parse(text).unwrap());
         assert!(matches!(head, Some(Head::Object(_))));
         assert!(has_error(&problems));

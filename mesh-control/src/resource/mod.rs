@@ -84,7 +84,9 @@ impl Kind {
     pub fn api_versions(self) -> &'static [&'static str] {
         match self {
             Kind::EndpointSlice => &["discovery.k8s.io/v1"],
-            Kind::AuthorizationPolicy | Kind::PeerAuthentication => &["security.istio.io/v1", "security.istio.io/v1beta1"],
+            Kind::AuthorizationPolicy | Kind::PeerAuthentication => {
+                &["security.istio.io/v1", "security.istio.io/v1beta1"]
+            }
             _ => &["v1"],
         }
     }
@@ -227,7 +229,8 @@ where
 
 /// The usual reason why a value has the wrong type.
 fn type_help(message: &str) -> Option<&'static str> {
-    let found_plain = ["integer", "floating", "boolean"].iter().any(|t| message.contains(&format!("invalid type: {t}")));
+    let found_plain =
+        ["integer", "floating", "boolean"].iter().any(|t| message.contains(&format!("invalid type: {t}")));
     if found_plain && message.contains("expected a string") {
         Some("write the value in quotes")
     } else if message.contains("invalid type: string") && message.contains("expected i32") {

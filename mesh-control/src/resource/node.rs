@@ -21,7 +21,8 @@ pub struct Node {
 pub fn read(key: &Key, object: k8s::Node) -> (Node, Vec<Problem>) {
     let labels = object.metadata.labels.unwrap_or_default();
     // The beta labels are what nodes of old clusters still carry.
-    let part = |keys: [&str; 2]| keys.iter().find_map(|k| labels.get(*k)).map(|v| v.as_str().into()).unwrap_or_default();
+    let part =
+        |keys: [&str; 2]| keys.iter().find_map(|k| labels.get(*k)).map(|v| v.as_str().into()).unwrap_or_default();
     let locality = Locality {
         region: part(["topology.kubernetes.io/region", "failure-domain.beta.kubernetes.io/region"]),
         zone: part(["topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone"]),

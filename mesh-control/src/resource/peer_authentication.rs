@@ -50,7 +50,12 @@ pub fn read(key: &Key, tree: &Tree) -> Read {
     Read { outcome, problems: fields.problems }
 }
 
-fn peer_authentication(key: &Key, tree: &Tree, fields: &mut Fields, known: &mut Unreadable) -> Option<PeerAuthentication> {
+fn peer_authentication(
+    key: &Key,
+    tree: &Tree,
+    fields: &mut Fields,
+    known: &mut Unreadable,
+) -> Option<PeerAuthentication> {
     let top = fields.mapping(tree, "", &["apiVersion", "kind", "metadata", "spec", "status"])?;
     let empty = Tree { value: Value::Map(Vec::new()), span: tree.span };
     let spec = fields.mapping(top.get("spec").unwrap_or(&empty), "spec", &["selector", "mtls", "portLevelMtls"])?;
@@ -86,7 +91,14 @@ fn peer_authentication(key: &Key, tree: &Tree, fields: &mut Fields, known: &mut 
         .and_then(Tree::as_str)
         .and_then(|t| t.parse::<jiff::Timestamp>().ok())
         .map(|t| t.as_second());
-    Some(PeerAuthentication { namespace: key.namespace.clone(), name: key.name.clone(), selector, mode, ports, created })
+    Some(PeerAuthentication {
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+        selector,
+        mode,
+        ports,
+        created,
+    })
 }
 
 fn read_mode(fields: &mut Fields, tree: &Tree, path: &str) -> Mode {

@@ -67,7 +67,8 @@ pub fn read(key: &Key, object: k8s::Pod) -> (Pod, Vec<Problem>) {
         None | Some("pending" | "disabled" | "") => false,
         Some(other) => {
             let field = format!("metadata.annotations[\"{REDIRECTION}\"]");
-            let problem = Problem::warning(field, format!("{other:?} is not a known state, the pod is not in the mesh"));
+            let problem =
+                Problem::warning(field, format!("{other:?} is not a known state, the pod is not in the mesh"));
             problems.push(problem.help("the node's agent writes `enabled` here"));
             false
         }
@@ -115,7 +116,8 @@ pub fn read(key: &Key, object: k8s::Pod) -> (Pod, Vec<Problem>) {
 }
 
 fn addresses(status: &k8s::PodStatus, problems: &mut Vec<Problem>) -> Vec<IpAddr> {
-    let listed = status.pod_ips.iter().flatten().enumerate().map(|(i, p)| (format!("status.podIPs[{i}].ip"), p.ip.as_str()));
+    let listed =
+        status.pod_ips.iter().flatten().enumerate().map(|(i, p)| (format!("status.podIPs[{i}].ip"), p.ip.as_str()));
     let single = status.pod_ip.iter().map(|ip| ("status.podIP".to_owned(), ip.as_str()));
     let mut addresses = Vec::new();
     for (field, text) in listed.chain(single) {

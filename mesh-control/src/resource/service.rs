@@ -113,7 +113,8 @@ pub fn read(key: &Key, object: k8s::Service) -> (Service, Vec<Problem>) {
     let is_alias = spec.type_.as_deref() == Some("ExternalName");
     note_waypoint(&object.metadata, &mut problems);
     if spec.session_affinity.as_deref() == Some("ClientIP") {
-        problems.push(Problem::warning("spec.sessionAffinity", "session affinity has no effect for clients in the mesh"));
+        problems
+            .push(Problem::warning("spec.sessionAffinity", "session affinity has no effect for clients in the mesh"));
     }
     let distribution = match spec.traffic_distribution.as_deref() {
         Some(text) => Distribution::parse(text).or_else(|| {
@@ -126,7 +127,8 @@ pub fn read(key: &Key, object: k8s::Service) -> (Service, Vec<Problem>) {
         Some("Local") => true,
         None | Some("Cluster") => false,
         Some(other) => {
-            let problem = Problem::error("spec.internalTrafficPolicy", format!("{other:?} is neither Cluster nor Local"));
+            let problem =
+                Problem::error("spec.internalTrafficPolicy", format!("{other:?} is neither Cluster nor Local"));
             problems.push(problem.help("write `Local` or delete the field"));
             false
         }
@@ -164,7 +166,9 @@ fn addresses(spec: &k8s::ServiceSpec, problems: &mut Vec<Problem>) -> Vec<IpAddr
                     addresses.push(address);
                 }
             }
-            Ok(_) => problems.push(Problem::error(field, format!("{text} cannot be a service's address, it is not used"))),
+            Ok(_) => {
+                problems.push(Problem::error(field, format!("{text} cannot be a service's address, it is not used")))
+            }
             Err(_) => {
                 let problem = Problem::error(field, format!("{text:?} is not an IP address, it is not used"));
                 problems.push(problem.help("write an address, or `None` for a headless service"));
@@ -182,7 +186,10 @@ fn ports(spec: &k8s::ServiceSpec, problems: &mut Vec<Problem>) -> Vec<Port> {
         }
         let field = format!("spec.ports[{index}]");
         let Some(number) = port_number(port.port) else {
-            let problem = Problem::error(format!("{field}.port"), format!("port {} is out of range, it is not served", port.port));
+            let problem = Problem::error(
+                format!("{field}.port"),
+                format!("port {} is out of range, it is not served", port.port),
+            );
             problems.push(problem.help("write a number from 1 to 65535"));
             continue;
         };
@@ -191,7 +198,10 @@ fn ports(spec: &k8s::ServiceSpec, problems: &mut Vec<Problem>) -> Vec<Port> {
             Some(IntOrString::Int(n)) => match port_number(*n) {
                 Some(n) => Target::Number(n),
                 None => {
-                    let problem = Problem::error(format!("{field}.targetPort"), format!("port {n} is out of range, it is not served"));
+                    let problem = Problem::error(
+                        format!("{field}.targetPort"),
+                        format!("port {n} is out of range, it is not served"),
+                    );
                     problems.push(problem.help("write a number from 1 to 65535, or the name of a container port"));
                     continue;
                 }
@@ -199,15 +209,22 @@ fn ports(spec: &k8s::ServiceSpec, problems: &mut Vec<Problem>) -> Vec<Port> {
             Some(IntOrString::String(name)) if name.is_empty() => Target::Number(number),
             Some(IntOrString::String(name)) => match name.parse().ok().and_then(port_number) {
                 Some(n) => {
-                    let message = format!("{name:?} in quotes is the name of a container port, it is read as the number");
-                    problems.push(Problem::warning(format!("{field}.targetPort"), message).help(format!("write `targetPort: {n}`")));
+                    let message =
+                        format!("{name:?} in quotes is the name of a container port, it is read as the number");
+                    problems.push(
+                        Problem::warning(format!("{field}.targetPort"), message)
+                            .help(format!("write `targetPort: {n}`")),
+                    );
                     Target::Number(n)
                 }
                 None => Target::Name(name.clone()),
             },
         };
         if ports.iter().any(|p| p.port == number) {
-            problems.push(Problem::error(format!("{field}.port"), format!("port {number} is there twice, the first one is used")));
+            problems.push(Problem::error(
+                format!("{field}.port"),
+                format!("port {number} is there twice, the first one is used"),
+            ));
             continue;
         }
         let name = port.name.clone().unwrap_or_default();

@@ -1,0 +1,318 @@
+//! Starts everything and ends it: root, tokens, source, listener, status. Tests start the same [`App`] in their own process.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use arc_swap::ArcSwap;
+use mesh_core::ArcStr;
+use mesh_proto::MAX_MESSAGE_BYTES;
+use mesh_proto::ca::istio_certificate_service_server::IstioCertificateServiceServer;
+use mesh_proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
+use mesh_runtime::drain::Drain;
+use mesh_runtime::http::{Limits, serve_tcp};
+use mesh_runtime::readiness::Readiness;
+use mesh_runtime::task;
+use prometheus_client::registry::Registry;
+use rcgen::SanType;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+
+use crate::ca::authority::Authority;
+use crate::ca::server::Issuing;
+use crate::ca::state;
+use crate::ca::token::Tokens;
+use crate::config::Config;
+use crate::index::View;
+use crate::manifest::watch::FolderSource;
+use crate::metrics::Metrics;
+use crate::publish::{self, Outlets};
+use crate::serve::access::Access;
+use crate::serve::server::{Discovery, Streams};
+use crate::serve::tls::{self, ServerCertificate};
+use crate::status::Status;
+
+/// How often the files of the root are looked at.
+const ROOT_LOOK: Duration = Duration::from_secs(2);
+/// The listener's certificate; it is renewed at half of it.
+const SERVER_TTL: Duration = Duration::from_secs(24 * 3600);
+/// No certificate request is larger; the limit of the request itself is lower and says so.
+const MAX_CA_REQUEST: usize = 2 << 20;
+/// How long streams have to end.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// A running control plane.
+#[derive(Debug)]
+pub struct App {
+    /// Where xDS and CA listen.
+    pub listen: SocketAddr,
+    /// Where the status listens.
+    pub metrics: SocketAddr,
+    drain: Drain,
+}
+
+impl App {
+    /// Starts; returns when it serves the first state of the source.
+    pub async fn start(config: Config) -> Result<App> {
+        let now = SystemTime::now();
+        let authority = Authority::open(&config.state_dir, &config.settings.trust_domain, now)?;
+        let tokens = Arc::new(Tokens::open(&config.state_dir, config.settings.cluster_id.clone())?);
+        state::folder(&config.state_dir.join("tokens"))?;
+        let listener =
+            TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
+        let status_listener =
+            TcpListener::bind(config.metrics).await.with_context(|| format!("listen on {}", config.metrics))?;
+        let (listen, metrics_address) = (listener.local_addr()?, status_listener.local_addr()?);
+
+        let drain = Drain::new();
+        let readiness = Readiness::new();
+        let metrics = Arc::new(Metrics::default());
+        metrics.set_root_expiry(authority.not_after());
+        let mut registry = Registry::default();
+        metrics.register(&mut registry);
+        mesh_runtime::metrics::register_process(&mut registry);
+
+        let names = names(listen.ip(), &config.settings.root_namespaces, &config.settings.cluster_domain, &config.san);
+        let certificate = Arc::new(ServerCertificate::new(&authority, names, SERVER_TTL, now)?);
+        let authority = Arc::new(ArcSwap::from_pointee(authority));
+
+        let outlets = Outlets::new(metrics.clone());
+        let (view, world) = (outlets.view.subscribe(), outlets.world.subscribe());
+        let streams = Arc::new(Streams::default());
+        let status = Status {
+            registry: Arc::new(registry),
+            readiness: readiness.clone(),
+            diagnoses: outlets.diagnoses.clone(),
+            streams: streams.clone(),
+            world: world.clone(),
+        };
+        let configured = readiness.task("manifests");
+        let tokens_written = readiness.task("node tokens");
+        task::spawn(
+            "status",
+            serve_tcp(status_listener, Limits::default(), drain.token(), move |r| status.clone().answer(r)),
+        );
+
+        let (first, read) = tokio::sync::oneshot::channel();
+        let source = FolderSource::new(&config.manifests);
+        let publishing = publish::run(source, config.settings.clone(), outlets, move || drop(first.send(())));
+        let token = drain.token();
+        task::spawn("publish", async move {
+            tokio::select! {
+                () = publishing => tracing::error!("the source has ended"),
+                () = token.started() => {}
+            }
+        });
+        // Nothing partial is served: streams and the authority begin with a whole state.
+        read.await.context("read the manifests")?;
+        configured.met();
+
+        let writer = TokenWriter {
+            tokens: tokens.clone(),
+            folder: config.state_dir.join("tokens"),
+            lifetime: config.token_ttl,
+            view: view.clone(),
+            written: BTreeSet::new(),
+        };
+        let writer = writer.start().await?;
+        tokens_written.met();
+        let token = drain.token();
+        task::spawn("tokens", async move {
+            tokio::select! {
+                () = writer.follow() => {}
+                () = token.started() => {}
+            }
+        });
+        let token = drain.token();
+        let roots = follow_root(config.state_dir.clone(), authority.clone(), certificate.clone(), metrics.clone());
+        task::spawn("root", async move {
+            tokio::select! {
+                () = roots => {}
+                () = token.started() => {}
+            }
+        });
+
+        let access = Access::new(tokens, view);
+        let discovery =
+            Discovery { access: access.clone(), world, streams, metrics: metrics.clone(), drain: drain.token() };
+        let issuing = Issuing {
+            access,
+            authority,
+            trust_domain: config.settings.trust_domain.clone(),
+            longest: config.secret_ttl,
+            metrics,
+            ledger: Arc::default(),
+        };
+        let (sender, secured) = mpsc::channel(64);
+        let tls = Arc::new(tls::config(certificate)?);
+        task::spawn("accept", tls::accept(listener, tls, drain.token(), sender));
+        let services = Server::builder()
+            .http2_keepalive_interval(Some(Duration::from_secs(20)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+            .max_concurrent_streams(256)
+            .add_service(
+                AggregatedDiscoveryServiceServer::new(discovery)
+                    .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                    .max_encoding_message_size(MAX_MESSAGE_BYTES),
+            )
+            .add_service(IstioCertificateServiceServer::new(issuing).max_decoding_message_size(MAX_CA_REQUEST));
+        let token = drain.token();
+        task::spawn("grpc", async move {
+            let ended = services
+                .serve_with_incoming_shutdown(ReceiverStream::new(secured), async move { token.started().await })
+                .await;
+            if let Err(error) = ended {
+                tracing::error!(%error, "grpc server");
+            }
+        });
+        tracing::info!(%listen, metrics = %metrics_address, "ready");
+        Ok(App { listen, metrics: metrics_address, drain })
+    }
+
+    /// Ends all streams and tasks.
+    pub async fn stop(self) {
+        let drained = self.drain.drain(DRAIN).await;
+        tracing::info!(?drained, "stopped");
+    }
+}
+
+/// The names under which clients may know this process.
+fn names(listen: IpAddr, root_namespaces: &[ArcStr], cluster_domain: &str, extra: &[String]) -> Vec<SanType> {
+    let mut addresses = BTreeSet::from([IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])]);
+    let mut dns = BTreeSet::from(["localhost".to_owned(), "mesh-control".to_owned()]);
+    if listen.is_unspecified() {
+        for interface in nix::ifaddrs::getifaddrs().into_iter().flatten() {
+            let Some(address) = interface.address else { continue };
+            let v4 = address.as_sockaddr_in().map(|a| IpAddr::from(a.ip()));
+            let v6 = address.as_sockaddr_in6().map(|a| IpAddr::from(a.ip()));
+            addresses.extend(v4.or(v6).filter(|a| !matches!(a, IpAddr::V6(a) if a.is_unicast_link_local())));
+        }
+    } else {
+        addresses.insert(listen);
+    }
+    let root = root_namespaces.first().map_or("undermesh-system", ArcStr::as_str);
+    for (name, namespace) in [("mesh-control", root), ("istiod", "istio-system")] {
+        for end in ["", ".svc", &format!(".svc.{cluster_domain}")] {
+            dns.insert(format!("{name}.{namespace}{end}"));
+        }
+    }
+    for name in extra {
+        match name.parse() {
+            Ok(address) => drop(addresses.insert(address)),
+            Err(_) => drop(dns.insert(name.clone())),
+        }
+    }
+    let dns = dns.iter().filter_map(|n| rcgen::string::Ia5String::try_from(n.as_str()).ok().map(SanType::DnsName));
+    dns.chain(addresses.into_iter().map(SanType::IpAddress)).collect()
+}
+
+/// Keeps one token file for each node.
+struct TokenWriter {
+    tokens: Arc<Tokens>,
+    folder: std::path::PathBuf,
+    lifetime: Duration,
+    view: watch::Receiver<Arc<View>>,
+    written: BTreeSet<(ArcStr, Option<String>)>,
+}
+
+impl TokenWriter {
+    /// Writes the first tokens and removes those of nodes that are gone.
+    async fn start(mut self) -> Result<Self> {
+        let nodes = self.view.borrow_and_update().nodes.clone();
+        for entry in std::fs::read_dir(&self.folder).context("list tokens")? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if !nodes.contains_key(name.as_str()) {
+                state::remove(&path)?;
+            }
+        }
+        self.write(true).map_err(anyhow::Error::msg)?;
+        Ok(self)
+    }
+
+    async fn follow(mut self) {
+        let mut renewal = tokio::time::interval(self.lifetime / 2);
+        renewal.tick().await;
+        loop {
+            let all = tokio::select! {
+                changed = self.view.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    false
+                }
+                _ = renewal.tick() => true,
+            };
+            if let Err(error) = self.write(all) {
+                // Level-triggered: the next change or renewal tries again.
+                tracing::error!(%error, "cannot write tokens");
+            }
+        }
+    }
+
+    fn write(&mut self, all: bool) -> Result<(), String> {
+        let view = self.view.borrow_and_update().clone();
+        let wanted: BTreeSet<(ArcStr, Option<String>)> =
+            view.nodes.iter().map(|(n, u)| (n.clone(), u.clone())).collect();
+        for (node, _) in self.written.iter().filter(|(n, _)| !view.nodes.contains_key(n)) {
+            state::remove(&self.folder.join(node.as_str())).map_err(|e| e.to_string())?;
+        }
+        for (node, uid) in &wanted {
+            if all || !self.written.contains(&(node.clone(), uid.clone())) {
+                let token = self
+                    .tokens
+                    .issue(node, uid.as_deref(), self.lifetime, SystemTime::now())
+                    .map_err(|e| e.to_string())?;
+                state::write(&self.folder.join(node.as_str()), &token, 0o600).map_err(|e| e.to_string())?;
+            }
+        }
+        self.written = wanted;
+        Ok(())
+    }
+}
+
+/// Takes over a new root when its files change, and renews the listener's certificate. A bad root changes nothing.
+async fn follow_root(
+    folder: impl AsRef<Path>,
+    authority: Arc<ArcSwap<Authority>>,
+    certificate: Arc<ServerCertificate>,
+    metrics: Arc<Metrics>,
+) {
+    let mut look = tokio::time::interval(ROOT_LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut complaint = String::new();
+    let mut renew_at = tokio::time::Instant::now() + certificate.half_life();
+    loop {
+        look.tick().await;
+        let now = SystemTime::now();
+        let mut renew = tokio::time::Instant::now() >= renew_at;
+        match authority.load().reload(folder.as_ref(), now) {
+            Ok(None) => complaint.clear(),
+            Ok(Some(new)) => {
+                complaint.clear();
+                tracing::info!(roots = new.roots().len(), "new root taken over");
+                metrics.set_root_expiry(new.not_after());
+                authority.store(Arc::new(new));
+                renew = true;
+            }
+            Err(error) => {
+                let text = error.to_string();
+                if text != complaint {
+                    tracing::error!(error = %text, "the root on disk cannot be used, the one in memory stays");
+                    complaint = text;
+                }
+            }
+        }
+        if renew {
+            match certificate.renew(&authority.load(), now) {
+                Ok(()) => renew_at = tokio::time::Instant::now() + certificate.half_life(),
+                Err(error) => tracing::error!(%error, "cannot renew the listener's certificate"),
+            }
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! The authority's only call, over gRPC: who calls, may the caller have it, sign. Each refusal has a reason in the log; none has a secret.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+use mesh_core::{Identity, TrustDomain};
+use mesh_proto::ca::istio_certificate_service_server::IstioCertificateService;
+use mesh_proto::ca::{IstioCertificateRequest, IstioCertificateResponse};
+use parking_lot::Mutex;
+use prost_types::value::Kind as ValueKind;
+use tonic::{Request, Response, Status};
+
+use super::authority::Authority;
+use super::ledger::{Keys, Rates};
+use super::sign::{self, SignError};
+use super::token::Caller;
+use crate::diagnosis::printable;
+use crate::metrics::Metrics;
+use crate::serve::access::{Access, unauthenticated};
+
+/// The service.
+#[derive(Clone)]
+pub struct Issuing {
+    /// Who may call.
+    pub access: Access,
+    /// Who signs; replaced when the root is.
+    pub authority: Arc<ArcSwap<Authority>>,
+    /// Of all identities.
+    pub trust_domain: TrustDomain,
+    /// The longest lifetime of a certificate.
+    pub longest: Duration,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// What happened before. Short critical sections, never held over an await.
+    pub ledger: Arc<Mutex<(Rates, Keys)>>,
+}
+
+#[tonic::async_trait]
+impl IstioCertificateService for Issuing {
+    async fn create_certificate(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
+        self.metrics.csrs.inc();
+        let now = SystemTime::now();
+        let caller = self.access.caller(request.metadata(), now).map_err(|why| {
+            self.metrics.authentication_failures.inc();
+            tracing::warn!(service = "ca", reason = %why, "authentication failed");
+            unauthenticated()
+        })?;
+        if !self.ledger.lock().0.admit(&caller.node, Instant::now()) {
+            self.metrics.limited.inc();
+            return Err(Status::resource_exhausted("too many certificate requests from this node"));
+        }
+        let result = self.issue(&caller, request.into_inner(), now);
+        match &result {
+            Ok(_) => self.metrics.issued.inc(),
+            Err(_) => self.metrics.refused.inc(),
+        };
+        result.map(|chain| Response::new(IstioCertificateResponse { cert_chain: chain }))
+    }
+}
+
+impl Issuing {
+    fn issue(&self, caller: &Caller, request: IstioCertificateRequest, now: SystemTime) -> Result<Vec<String>, Status> {
+        let refuse = |reason: &str, identity: &str| {
+            tracing::warn!(node = %caller.node, identity = %printable(identity), reason, "certificate refused");
+        };
+        let asked = impersonated(&request).ok_or_else(|| {
+            refuse("no identity asked for", "");
+            Status::invalid_argument("metadata.ImpersonatedIdentity is missing: a node has no identity of its own")
+        })?;
+        let identity: Identity = asked.parse().map_err(|_| {
+            refuse("not a SPIFFE identity of a workload", &asked);
+            Status::invalid_argument("metadata.ImpersonatedIdentity is not a SPIFFE identity of a workload")
+        })?;
+        if identity.trust_domain != self.trust_domain {
+            refuse("other trust domain", &asked);
+            return Err(Status::invalid_argument("the identity is of another trust domain"));
+        }
+        let place = (caller.node.clone(), identity.namespace.clone(), identity.service_account.clone());
+        if !self.access.view().placements.contains(&place) {
+            refuse("no pod of that identity runs on the node", &asked);
+            return Err(Status::permission_denied("no pod of that identity runs on the caller's node"));
+        }
+        let key = sign::check(&request.csr).map_err(|why| {
+            refuse("bad request", &asked);
+            Status::invalid_argument(why.to_string())
+        })?;
+        let lifetime = sign::lifetime(request.validity_duration, self.longest);
+        if !self.ledger.lock().1.claim(key.der(), &identity, now + lifetime, now) {
+            refuse("the key belongs to another identity", &asked);
+            return Err(Status::invalid_argument("the key belongs to another identity"));
+        }
+        let authority = self.authority.load();
+        let signed = sign::sign(&authority, &key, &identity, lifetime, now).map_err(|why| {
+            tracing::error!(node = %caller.node, %identity, error = %why, "cannot sign");
+            match why {
+                SignError::Key(_) => Status::invalid_argument(why.to_string()),
+                _ => Status::unavailable("the authority cannot sign now"),
+            }
+        })?;
+        tracing::info!(node = %caller.node, %identity, seconds = lifetime.as_secs(), "certificate issued");
+        Ok(signed.chain)
+    }
+}
+
+fn impersonated(request: &IstioCertificateRequest) -> Option<String> {
+    match &request.metadata.as_ref()?.fields.get("ImpersonatedIdentity")?.kind {
+        Some(ValueKind::StringValue(text)) if !text.is_empty() => Some(text.clone()),
+        _ => None,
+    }
+}

@@ -1,0 +1,185 @@
+//! The command line. Everything that is wrong with it is reported at once; what the process then runs with is [`Config`], with nothing
+//! left to check.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use mesh_core::TrustDomain;
+use mesh_runtime::logging::{Filter, LogFormat};
+
+use crate::index::Settings;
+use crate::resource::meta;
+
+/// Exit code: the command line cannot be understood.
+pub const EXIT_USAGE: u8 = 64;
+/// Exit code: the configuration cannot be used.
+pub const EXIT_CONFIG: u8 = 78;
+
+const LONGEST_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
+const SHORTEST_TTL: Duration = Duration::from_secs(5);
+
+/// The control plane of Undermesh: reads manifests, serves xDS to agents, and is their certificate authority.
+#[derive(Debug, Parser)]
+#[command(name = "mesh-control", version, disable_help_subcommand = true)]
+pub struct Args {
+    /// Folder of Kubernetes and Istio manifests; edits are followed live
+    #[arg(long, value_name = "DIR")]
+    pub manifests: PathBuf,
+    /// Folder for the root certificate, its key and the nodes' tokens; made with mode 0700
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: PathBuf,
+    /// Address for xDS and the certificate authority, TLS
+    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:15012")]
+    pub listen: SocketAddr,
+    /// Address for metrics, readiness and status, plain HTTP
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:15014")]
+    pub metrics: SocketAddr,
+    /// Trust domain of all identities
+    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
+    pub trust_domain: String,
+    /// Cluster in the uid of every workload, and in every token
+    #[arg(long, value_name = "NAME", default_value = "Kubernetes")]
+    pub cluster_id: String,
+    /// End of the host names of services
+    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// Longest and usual lifetime of certificates: a number with s, m, h or d
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
+    pub secret_ttl: Duration,
+    /// Lifetime of nodes' tokens, renewed at half
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
+    pub token_ttl: Duration,
+    /// Namespace whose policies hold in the whole mesh, beside istio-system
+    #[arg(long, value_name = "NAME", default_value = "undermesh-system")]
+    pub root_namespace: String,
+    /// A further DNS name or address in the listener's certificate; may be repeated
+    #[arg(long, value_name = "NAME")]
+    pub san: Vec<String>,
+    /// How log lines look
+    #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = ["text", "json"])]
+    pub log_format: String,
+    /// What is logged: LEVEL or TARGET=LEVEL, separated by commas
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    pub log_level: String,
+    /// Threads that serve
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub threads: u16,
+}
+
+/// What the process runs with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Folder of manifests.
+    pub manifests: PathBuf,
+    /// Folder of secrets.
+    pub state_dir: PathBuf,
+    /// Address of xDS and CA.
+    pub listen: SocketAddr,
+    /// Address of metrics and status.
+    pub metrics: SocketAddr,
+    /// What joins depend on.
+    pub settings: Settings,
+    /// Longest lifetime of certificates.
+    pub secret_ttl: Duration,
+    /// Lifetime of tokens.
+    pub token_ttl: Duration,
+    /// Further names in the listener's certificate.
+    pub san: Vec<String>,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// What is logged.
+    pub log_filter: Filter,
+    /// Threads that serve.
+    pub threads: usize,
+}
+
+/// A number with a unit. Neither zero nor more than 90 days.
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return Err("write a whole number with s, m, h or d, such as 24h".into()),
+    };
+    let number: u64 = number.parse().map_err(|_| "write a whole number with s, m, h or d, such as 24h".to_owned())?;
+    let duration = number.checked_mul(seconds).map(Duration::from_secs).unwrap_or(Duration::MAX);
+    if !(SHORTEST_TTL..=LONGEST_TTL).contains(&duration) {
+        return Err("write a time from 5s to 90d".into());
+    }
+    Ok(duration)
+}
+
+/// Reads the command line. The error is what clap prints, with the exit code.
+pub fn parse<I, T>(args: I) -> Result<Args, (clap::Error, u8)>
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString> + Clone,
+{
+    Args::try_parse_from(args).map_err(|error| {
+        let code = if error.use_stderr() { EXIT_USAGE } else { 0 };
+        (error, code)
+    })
+}
+
+impl Args {
+    /// Checks what the command line means. All problems at once.
+    pub fn check(self) -> Result<Config, Vec<String>> {
+        let mut problems = Vec::new();
+        let trust_domain =
+            self.trust_domain.parse::<TrustDomain>().map_err(|e| problems.push(format!("--trust-domain: {e}"))).ok();
+        for (flag, text) in [("--cluster-domain", &self.cluster_domain), ("--root-namespace", &self.root_namespace)] {
+            if let Err(why) = meta::subdomain(text) {
+                problems.push(format!("{flag}: {text:?}: {why}"));
+            }
+        }
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if self.cluster_id.is_empty() || self.cluster_id.len() > 253 || !self.cluster_id.chars().all(plain) {
+            problems.push("--cluster-id: letters, digits, `-`, `_` and `.` only, at most 253".into());
+        }
+        let log_filter = self.log_level.parse::<Filter>().map_err(|e| problems.push(format!("--log-level: {e}"))).ok();
+        if let Err(error) = std::fs::read_dir(&self.manifests) {
+            problems.push(format!("--manifests {}: {error}", self.manifests.display()));
+        }
+        if self.state_dir.starts_with(&self.manifests) {
+            problems.push("--state-dir: secrets do not belong into the folder of manifests".into());
+        }
+        for name in &self.san {
+            if name.parse::<std::net::IpAddr>().is_err() && meta::subdomain(name).is_err() {
+                problems.push(format!("--san: {name:?} is neither a DNS name nor an address"));
+            }
+        }
+        if self.listen == self.metrics && self.listen.port() != 0 {
+            problems.push("--metrics: the same address as --listen".into());
+        }
+        let (Some(trust_domain), Some(log_filter), true) = (trust_domain, log_filter, problems.is_empty()) else {
+            return Err(problems);
+        };
+        let mut root_namespaces = vec![self.root_namespace.as_str().into()];
+        if self.root_namespace != "istio-system" {
+            root_namespaces.push("istio-system".into());
+        }
+        Ok(Config {
+            manifests: self.manifests,
+            state_dir: self.state_dir,
+            listen: self.listen,
+            metrics: self.metrics,
+            settings: Settings {
+                trust_domain,
+                cluster_id: self.cluster_id.into(),
+                cluster_domain: self.cluster_domain.into(),
+                root_namespaces,
+            },
+            secret_ttl: self.secret_ttl,
+            token_ttl: self.token_ttl,
+            san: self.san,
+            log_format: if self.log_format == "json" { LogFormat::Json } else { LogFormat::Text },
+            log_filter,
+            threads: usize::from(self.threads),
+        })
+    }
+}

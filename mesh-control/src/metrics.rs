@@ -1,0 +1,121 @@
+//! Counters of the control plane, with the names that dashboards for istiod know.
+
+use std::time::SystemTime;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::serve::world::Kind;
+
+/// `type="address"`
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TypeLabel {
+    r#type: &'static str,
+}
+
+/// `severity="error"`
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SeverityLabel {
+    severity: &'static str,
+}
+
+/// `component="pilot"`
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BuildLabel {
+    component: &'static str,
+    tag: &'static str,
+}
+
+/// Everything that is counted.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// Open xDS streams.
+    pub streams: Gauge,
+    pushes: Family<TypeLabel, Counter>,
+    resources: Family<TypeLabel, Counter>,
+    rejects: Family<TypeLabel, Counter>,
+    /// Calls without a valid token, and clients that claim to be another node.
+    pub authentication_failures: Counter,
+    /// Services known.
+    pub services: Gauge,
+    /// Workloads known.
+    pub workloads: Gauge,
+    /// Policies known.
+    pub policies: Gauge,
+    /// States of the source taken over.
+    pub updates: Counter,
+    /// Diagnoses in force.
+    pub diagnoses: Family<SeverityLabel, Gauge>,
+    /// Certificate requests.
+    pub csrs: Counter,
+    /// Certificates made.
+    pub issued: Counter,
+    /// Certificate requests refused for what they ask.
+    pub refused: Counter,
+    /// Certificate requests refused for how many there are.
+    pub limited: Counter,
+    /// When the root ends.
+    pub root_expiry: Gauge,
+}
+
+impl Metrics {
+    /// Registers everything.
+    pub fn register(&self, registry: &mut Registry) {
+        let build: Family<BuildLabel, Gauge> = Family::default();
+        build.get_or_create(&BuildLabel { component: "pilot", tag: env!("CARGO_PKG_VERSION") }).set(1);
+        registry.register("istio_build", "Version of this component", build);
+        registry.register("pilot_xds", "Open xDS streams", self.streams.clone());
+        registry.register("pilot_xds_pushes", "xDS responses sent", self.pushes.clone());
+        registry.register("mesh_control_xds_resources", "Resources sent or removed", self.resources.clone());
+        registry.register("pilot_total_xds_rejects", "xDS responses refused by clients", self.rejects.clone());
+        registry.register("pilot_services", "Services known", self.services.clone());
+        registry.register("mesh_control_workloads", "Workloads known", self.workloads.clone());
+        registry.register("mesh_control_policies", "Policies known", self.policies.clone());
+        registry.register("pilot_k8s_cfg_events", "States of the source taken over", self.updates.clone());
+        registry.register("mesh_control_diagnoses", "Things wrong with the configuration", self.diagnoses.clone());
+        registry.register("citadel_server_csr_count", "Certificate requests", self.csrs.clone());
+        registry.register("citadel_server_success_cert_issuance_count", "Certificates made", self.issued.clone());
+        registry.register("citadel_server_csr_sign_err_count", "Certificate requests refused", self.refused.clone());
+        registry.register(
+            "mesh_control_csr_limited",
+            "Certificate requests over the rate of a node",
+            self.limited.clone(),
+        );
+        registry.register(
+            "citadel_server_authentication_failure_count",
+            "Calls without a valid token",
+            self.authentication_failures.clone(),
+        );
+        registry.register(
+            "citadel_server_root_cert_expiry_timestamp",
+            "When the root ends, seconds since 1970",
+            self.root_expiry.clone(),
+        );
+    }
+
+    /// A response goes out.
+    pub fn pushed(&self, url: &str, resources: usize, removed: usize) {
+        let label = TypeLabel { r#type: Kind::of_url(url).map_or("other", Kind::short) };
+        self.pushes.get_or_create(&label).inc();
+        self.resources.get_or_create(&label).inc_by((resources + removed) as u64);
+    }
+
+    /// A client refused something.
+    pub fn nacked(&self, kind: Kind) {
+        self.rejects.get_or_create(&TypeLabel { r#type: kind.short() }).inc();
+    }
+
+    /// How many diagnoses there are of a severity.
+    pub fn diagnosed(&self, severity: &'static str, count: usize) {
+        self.diagnoses.get_or_create(&SeverityLabel { severity }).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// When the root ends.
+    pub fn set_root_expiry(&self, not_after: SystemTime) {
+        let seconds = not_after.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        self.root_expiry.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+    }
+}

@@ -1,0 +1,118 @@
+//! From updates of the source to what is served: one task joins each update and publishes the result, first to the authority and the
+//! checks of tokens, then to the streams.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+use crate::diagnosis::{Diagnosis, Severity};
+use crate::index::{self, Settings, View};
+use crate::manifest::file::{diagnosis, of_file};
+use crate::metrics::Metrics;
+use crate::serve::world::{Kind, World};
+use crate::source::{Source, Update};
+
+/// Where the results go.
+#[derive(Clone, Debug)]
+pub struct Outlets {
+    /// For tokens and the authority.
+    pub view: watch::Sender<Arc<View>>,
+    /// For streams.
+    pub world: watch::Sender<Arc<World>>,
+    /// For the status.
+    pub diagnoses: Arc<ArcSwap<Vec<Diagnosis>>>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Outlets {
+    /// Outlets with nothing in them.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self {
+            view: watch::Sender::new(Arc::default()),
+            world: watch::Sender::new(Arc::default()),
+            diagnoses: Arc::default(),
+            metrics,
+        }
+    }
+
+    /// Joins an update and publishes it. Returns what is wrong.
+    pub fn publish(&self, update: Update, settings: &Settings) -> Arc<Vec<Diagnosis>> {
+        let view = index::build(&update.objects, settings);
+        let mut diagnoses = update.diagnoses;
+        for (key, problem) in &view.problems {
+            let place = update.places.get(key).and_then(|(file, line)| {
+                let mut place = of_file(file, Severity::Note, "", None).place?;
+                place.line = *line;
+                Some(place)
+            });
+            diagnoses.push(diagnosis(Some(key), problem.clone(), place));
+        }
+        self.count(&view, &diagnoses);
+        let current = self.world.borrow().clone();
+        let next = current.next(&view);
+        self.view.send_replace(Arc::new(view));
+        let changed =
+            Kind::ALL.iter().any(|k| next.table(*k).changed_since(current.generation).is_none_or(|c| !c.is_empty()));
+        if changed || current.generation == 0 {
+            self.world.send_replace(Arc::new(next));
+        }
+        let diagnoses = Arc::new(diagnoses);
+        self.diagnoses.store(diagnoses.clone());
+        diagnoses
+    }
+
+    fn count(&self, view: &View, diagnoses: &[Diagnosis]) {
+        let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.metrics.updates.inc();
+        self.metrics.workloads.set(number(view.workloads.len()));
+        self.metrics.services.set(number(view.services.len()));
+        self.metrics.policies.set(number(view.policies.len()));
+        for (severity, name) in [(Severity::Note, "note"), (Severity::Warning, "warning"), (Severity::Error, "error")] {
+            self.metrics.diagnosed(name, diagnoses.iter().filter(|d| d.severity == severity).count());
+        }
+    }
+}
+
+/// Publishes whatever the source delivers, until it ends. `first` is called after the first update.
+pub async fn run(mut source: impl Source, settings: Settings, outlets: Outlets, first: impl FnOnce()) {
+    let mut first = Some(first);
+    let mut reported = HashSet::new();
+    while let Some(update) = source.next().await {
+        let (settings, joined) = (settings.clone(), outlets.clone());
+        // Joining a large mesh takes a while; streams go on meanwhile.
+        let Ok(diagnoses) = tokio::task::spawn_blocking(move || joined.publish(update, &settings)).await else {
+            return;
+        };
+        report(&diagnoses, &mut reported);
+        let view = outlets.view.borrow().clone();
+        tracing::info!(
+            workloads = view.workloads.len(),
+            services = view.services.len(),
+            policies = view.policies.len(),
+            diagnoses = diagnoses.len(),
+            generation = outlets.world.borrow().generation,
+            "configuration taken over"
+        );
+        if let Some(first) = first.take() {
+            first();
+        }
+    }
+}
+
+/// Prints what has not been printed yet, on standard error.
+fn report(diagnoses: &[Diagnosis], reported: &mut HashSet<String>) {
+    let now: Vec<String> = diagnoses.iter().map(ToString::to_string).collect();
+    let resolved = reported.iter().filter(|r| !now.contains(r)).count();
+    for text in &now {
+        if !reported.contains(text) {
+            eprintln!("{text}\n");
+        }
+    }
+    if resolved > 0 {
+        eprintln!("{resolved} resolved, {} left\n", now.len());
+    }
+    *reported = now.into_iter().collect();
+}

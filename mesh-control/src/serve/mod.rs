@@ -1,0 +1,7 @@
+//! Serves the view to agents: the world is what there is to send, a session is what one client has and still needs, the server moves bytes.
+
+pub mod access;
+pub mod server;
+pub mod session;
+pub mod tls;
+pub mod world;

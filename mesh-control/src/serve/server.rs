@@ -1,0 +1,215 @@
+//! Aggregated discovery over gRPC: one task per stream moves messages between the client, its session and the current world.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use mesh_proto::discovery as wire;
+use mesh_proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
+use mesh_runtime::drain::DrainToken;
+use mesh_runtime::task;
+use parking_lot::Mutex;
+use prost_types::value::Kind as ValueKind;
+use serde::Serialize;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::access::{Access, unauthenticated};
+use super::session::{Action, Progress, Session};
+use super::world::World;
+use crate::ca::token::Caller;
+use crate::diagnosis::printable;
+use crate::metrics::Metrics;
+
+/// Streams at once; one agent has one, for a moment two.
+const MAX_STREAMS: usize = 10_000;
+/// A client that does not take a response for so long is gone.
+const SEND_DEADLINE: Duration = Duration::from_secs(60);
+
+/// One stream, as the status shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct StreamStatus {
+    /// The node that the token is for.
+    pub node: String,
+    /// What the client calls itself.
+    pub id: String,
+    /// Seconds since 1970.
+    pub since: u64,
+    /// By kind.
+    pub kinds: BTreeMap<&'static str, Progress>,
+}
+
+/// All streams.
+#[derive(Debug, Default)]
+pub struct Streams {
+    next: AtomicU64,
+    open: Mutex<BTreeMap<u64, StreamStatus>>,
+}
+
+impl Streams {
+    /// All streams, oldest first.
+    pub fn list(&self) -> Vec<StreamStatus> {
+        self.open.lock().values().cloned().collect()
+    }
+}
+
+/// The service.
+#[derive(Clone, Debug)]
+pub struct Discovery {
+    /// Who may call.
+    pub access: Access,
+    /// What there is to send.
+    pub world: watch::Receiver<Arc<World>>,
+    /// Who is served.
+    pub streams: Arc<Streams>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Ends the streams.
+    pub drain: DrainToken,
+}
+
+type Responses = Pin<Box<dyn Stream<Item = Result<wire::DeltaDiscoveryResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Discovery {
+    type DeltaAggregatedResourcesStream = Responses;
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<wire::DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Responses>, Status> {
+        let caller = self.access.caller(request.metadata(), SystemTime::now()).map_err(|why| {
+            self.metrics.authentication_failures.inc();
+            tracing::warn!(service = "xds", reason = %why, "authentication failed");
+            unauthenticated()
+        })?;
+        if self.streams.open.lock().len() >= MAX_STREAMS {
+            return Err(Status::resource_exhausted("too many streams"));
+        }
+        // One response is in the socket, one waits: what changes meanwhile is merged in the session.
+        let (sender, receiver) = mpsc::channel(2);
+        let stream = StreamTask { discovery: self.clone(), caller, requests: request.into_inner(), sender };
+        task::spawn("xds-stream", stream.run());
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+struct StreamTask {
+    discovery: Discovery,
+    caller: Caller,
+    requests: Streaming<wire::DeltaDiscoveryRequest>,
+    sender: mpsc::Sender<Result<wire::DeltaDiscoveryResponse, Status>>,
+}
+
+/// Removes the stream from the list, however it ends.
+struct Listed<'a> {
+    streams: &'a Streams,
+    key: u64,
+    metrics: &'a Metrics,
+}
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        self.streams.open.lock().remove(&self.key);
+        self.metrics.streams.dec();
+    }
+}
+
+impl StreamTask {
+    async fn run(mut self) {
+        let discovery = self.discovery.clone();
+        let key = discovery.streams.next.fetch_add(1, Ordering::Relaxed);
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let status =
+            StreamStatus { node: self.caller.node.to_string(), id: String::new(), since, kinds: BTreeMap::new() };
+        discovery.streams.open.lock().insert(key, status);
+        discovery.metrics.streams.inc();
+        let _listed = Listed { streams: &discovery.streams, key, metrics: &discovery.metrics };
+        tracing::info!(node = %self.caller.node, "xds stream opened");
+        let end = self.serve(&discovery, key).await;
+        if let Err(status) = &end {
+            let _ = self.sender.try_send(Err(status.clone()));
+        }
+        let reason = end.err().map_or_else(|| "closed by the client".to_owned(), |s| s.message().to_owned());
+        tracing::info!(node = %self.caller.node, %reason, "xds stream ended");
+    }
+
+    async fn serve(&mut self, discovery: &Discovery, key: u64) -> Result<(), Status> {
+        let mut worlds = discovery.world.clone();
+        let mut session = Session::new(worlds.borrow_and_update().clone());
+        let mut is_first = true;
+        loop {
+            let actions = tokio::select! {
+                request = self.requests.message() => {
+                    let Some(request) = request? else { return Ok(()) };
+                    if is_first {
+                        self.introduce(discovery, key, &request)?;
+                        is_first = false;
+                    }
+                    session.request(request)
+                }
+                changed = worlds.changed() => {
+                    changed.map_err(|_| Status::unavailable("shutting down"))?;
+                    session.world(worlds.borrow_and_update().clone())
+                }
+                () = discovery.drain.started() => return Err(Status::unavailable("shutting down")),
+            };
+            for action in actions {
+                self.act(discovery, action).await?;
+            }
+            if let Some(status) = discovery.streams.open.lock().get_mut(&key) {
+                status.kinds = session.progress();
+            }
+        }
+    }
+
+    async fn act(&self, discovery: &Discovery, action: Action) -> Result<(), Status> {
+        match action {
+            Action::Send(response) => {
+                discovery.metrics.pushed(
+                    &response.type_url,
+                    response.resources.len(),
+                    response.removed_resources.len(),
+                );
+                let sent = tokio::time::timeout(SEND_DEADLINE, self.sender.send(Ok(*response))).await;
+                match sent {
+                    Ok(Ok(())) => Ok(()),
+                    Ok(Err(_)) => Err(Status::cancelled("the client is gone")),
+                    Err(_) => Err(Status::deadline_exceeded("the client does not read")),
+                }
+            }
+            Action::Nack { kind, message } => {
+                discovery.metrics.nacked(kind);
+                let message = printable(&message);
+                tracing::warn!(node = %self.caller.node, kind = kind.short(), %message, "the client refused resources");
+                Ok(())
+            }
+            Action::Close(why) => Err(Status::invalid_argument(why)),
+        }
+    }
+
+    /// The first request says who the client is; that must be whom the token is for.
+    fn introduce(&self, discovery: &Discovery, key: u64, request: &wire::DeltaDiscoveryRequest) -> Result<(), Status> {
+        let node = request
+            .node
+            .as_ref()
+            .ok_or_else(|| Status::invalid_argument("the first request must say which node it is of"))?;
+        let named = node.metadata.as_ref().and_then(|m| m.fields.get("NODE_NAME")).and_then(|v| match &v.kind {
+            Some(ValueKind::StringValue(name)) => Some(name.as_str()),
+            _ => None,
+        });
+        if named.is_some_and(|name| name != self.caller.node.as_str()) {
+            discovery.metrics.authentication_failures.inc();
+            tracing::warn!(node = %self.caller.node, claimed = %printable(named.unwrap_or_default()), "a client claims to be another node");
+            return Err(Status::permission_denied("the token is for another node"));
+        }
+        if let Some(status) = discovery.streams.open.lock().get_mut(&key) {
+            status.id = printable(&node.id);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,204 @@
+//! The listener of both services: TLS 1.3 only, with a certificate of the mesh's own root that is renewed while it serves. A client that does
+//! not finish its handshake in time, or opens too many, holds up nobody else.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use mesh_runtime::drain::DrainToken;
+use mesh_runtime::task;
+use parking_lot::Mutex;
+use rcgen::SanType;
+use rustls::ServerConfig;
+use rustls::crypto::CryptoProvider;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tonic::transport::server::Connected;
+
+use crate::ca::authority::Authority;
+use crate::ca::sign::{self, SignError};
+
+/// For the whole handshake, not for each read.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Connections at once, all clients together.
+const MAX_CONNECTIONS: usize = 16_384;
+/// Connections at once from one address: a node's agents have a few.
+const MAX_CONNECTIONS_EACH: usize = 128;
+
+/// The listener's certificate, replaceable.
+#[derive(Debug)]
+pub struct ServerCertificate {
+    current: ArcSwap<CertifiedKey>,
+    names: Vec<SanType>,
+    lifetime: Duration,
+}
+
+impl ServerCertificate {
+    /// A certificate for `names`, signed by `authority`.
+    pub fn new(
+        authority: &Authority,
+        names: Vec<SanType>,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Self, SignError> {
+        let current = ArcSwap::from_pointee(make(authority, &names, lifetime, now)?);
+        Ok(Self { current, names, lifetime })
+    }
+
+    /// Replaces it: at half of its life, and when the root is another one.
+    pub fn renew(&self, authority: &Authority, now: SystemTime) -> Result<(), SignError> {
+        self.current.store(Arc::new(make(authority, &self.names, self.lifetime, now)?));
+        Ok(())
+    }
+
+    /// When it should be replaced.
+    pub fn half_life(&self) -> Duration {
+        self.lifetime / 2
+    }
+}
+
+fn make(
+    authority: &Authority,
+    names: &[SanType],
+    lifetime: Duration,
+    now: SystemTime,
+) -> Result<CertifiedKey, SignError> {
+    let (certificate, key) = sign::server(authority, names, lifetime, now)?;
+    let provider = provider();
+    let key = provider.key_provider.load_private_key(key).map_err(|e| SignError::Library(e.to_string()))?;
+    Ok(CertifiedKey::new(vec![certificate], key))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+impl ResolvesServerCert for ServerCertificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.current.load_full())
+    }
+}
+
+/// The configuration of the listener.
+pub fn config(certificate: Arc<ServerCertificate>) -> Result<ServerConfig, rustls::Error> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_cert_resolver(certificate);
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    // Nobody reconnects often enough to gain from tickets, and none can outlive its root this way.
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+/// A connection whose handshake is done.
+#[derive(Debug)]
+pub struct Secured(TlsStream<TcpStream>, #[expect(dead_code, reason = "held for the connection's life")] Counted);
+
+impl Connected for Secured {
+    type ConnectInfo = ();
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Secured {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Secured {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+/// Accepts until the drain starts; finished handshakes arrive in the channel.
+pub async fn accept(
+    listener: TcpListener,
+    config: Arc<ServerConfig>,
+    drain: DrainToken,
+    out: mpsc::Sender<std::io::Result<Secured>>,
+) {
+    let acceptor = TlsAcceptor::from(config);
+    let total = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let each: Arc<Mutex<HashMap<IpAddr, usize>>> = Arc::default();
+    loop {
+        let Ok(permit) = total.clone().acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = drain.started() => return,
+            () = out.closed() => return,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "accept");
+                // Out of descriptors, mostly: the backlog waits, the processor does not spin.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let Some(counted) = Counted::new(&each, peer.ip(), permit) else {
+            tracing::debug!(%peer, "too many connections from this address");
+            continue;
+        };
+        let (acceptor, out) = (acceptor.clone(), out.clone());
+        task::spawn("handshake", async move {
+            let _ = stream.set_nodelay(true);
+            let done = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
+            match done {
+                Ok(Ok(stream)) => drop(out.send(Ok(Secured(stream, counted))).await),
+                Ok(Err(error)) => tracing::debug!(%peer, %error, "handshake failed"),
+                Err(_) => tracing::debug!(%peer, "handshake timed out"),
+            }
+        });
+    }
+}
+
+/// One connection of an address.
+#[derive(Debug)]
+struct Counted {
+    each: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    address: IpAddr,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Counted {
+    fn new(each: &Arc<Mutex<HashMap<IpAddr, usize>>>, address: IpAddr, permit: OwnedSemaphorePermit) -> Option<Self> {
+        let mut counts = each.lock();
+        let count = counts.entry(address).or_default();
+        if *count >= MAX_CONNECTIONS_EACH {
+            return None;
+        }
+        *count += 1;
+        drop(counts);
+        Some(Self { each: each.clone(), address, _permit: permit })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut counts = self.each.lock();
+        if let Some(count) = counts.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.address);
+            }
+        }
+    }
+}

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     thread,
     time::{Duration, Instant},
@@ -12,6 +12,8 @@ use std::{
 use mesh_common::slot;
 
 const SO_NETNS_COOKIE: libc::c_int = 71;
+/// Index of the loopback device in every namespace.
+const LOOPBACK: u32 = 1;
 
 /// The cookie of a network namespace: never reused while the machine runs.
 pub fn netns_cookie(netns: BorrowedFd<'_>) -> io::Result<u64> {
@@ -102,25 +104,18 @@ fn slot_route(kind: u16, source: Option<IpAddr>, v4: bool) -> io::Result<()> {
         (libc::AF_INET6, &slot::V6_NETWORK[..], slot::V6_PREFIX)
     };
     let flags = if kind == libc::RTM_NEWROUTE { libc::NLM_F_CREATE | libc::NLM_F_REPLACE } else { 0 };
-    let mut message = Vec::with_capacity(128);
-    message.extend(0u32.to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend(((libc::NLM_F_REQUEST | libc::NLM_F_ACK | flags) as u16).to_ne_bytes());
-    message.extend([0u8; 8]);
     // rtmsg: family, lengths of destination and source, tos, table, protocol, scope, type, flags.
-    message.extend([family as u8, prefix, 0, 0, libc::RT_TABLE_LOCAL, libc::RTPROT_STATIC]);
-    message.extend([if v4 { libc::RT_SCOPE_HOST } else { libc::RT_SCOPE_UNIVERSE }, libc::RTN_LOCAL]);
-    message.extend([0u8; 4]);
-    attribute(&mut message, libc::RTA_DST, network);
-    attribute(&mut message, libc::RTA_OIF, &1u32.to_ne_bytes());
+    let mut body = vec![family as u8, prefix, 0, 0, libc::RT_TABLE_LOCAL, libc::RTPROT_STATIC];
+    body.extend([if v4 { libc::RT_SCOPE_HOST } else { libc::RT_SCOPE_UNIVERSE }, libc::RTN_LOCAL]);
+    body.extend([0u8; 4]);
+    attribute(&mut body, libc::RTA_DST, network);
+    attribute(&mut body, libc::RTA_OIF, &LOOPBACK.to_ne_bytes());
     match source {
-        Some(IpAddr::V4(ip)) => attribute(&mut message, libc::RTA_PREFSRC, &ip.octets()),
-        Some(IpAddr::V6(ip)) => attribute(&mut message, libc::RTA_PREFSRC, &ip.octets()),
+        Some(IpAddr::V4(ip)) => attribute(&mut body, libc::RTA_PREFSRC, &ip.octets()),
+        Some(IpAddr::V6(ip)) => attribute(&mut body, libc::RTA_PREFSRC, &ip.octets()),
         None => {}
     }
-    let length = message.len() as u32;
-    message[..4].copy_from_slice(&length.to_ne_bytes());
-    netlink(&message)
+    request(kind, flags, &body)
 }
 
 fn attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
@@ -130,8 +125,35 @@ fn attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
     message.resize(message.len().next_multiple_of(4), 0);
 }
 
+/// Brings the loopback device of the calling thread's namespace up.
+pub(crate) fn loopback_up() -> io::Result<()> {
+    // ifinfomsg: family, padding, type, index, flags, mask of flags.
+    let mut body = vec![0u8; 4];
+    body.extend(LOOPBACK.to_ne_bytes());
+    body.extend((libc::IFF_UP as u32).to_ne_bytes());
+    body.extend((libc::IFF_UP as u32).to_ne_bytes());
+    request(libc::RTM_NEWLINK, 0, &body)
+}
+
+/// Adds an address to the loopback device of the calling thread's namespace.
+pub(crate) fn add_loopback_address(ip: Ipv4Addr) -> io::Result<()> {
+    // ifaddrmsg: family, prefix length, flags, scope, index.
+    let mut body = vec![libc::AF_INET as u8, 32, 0, 0];
+    body.extend(LOOPBACK.to_ne_bytes());
+    attribute(&mut body, libc::IFA_LOCAL, &ip.octets());
+    attribute(&mut body, libc::IFA_ADDRESS, &ip.octets());
+    request(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, &body)
+}
+
 /// Sends one request and reads its acknowledgement.
-pub(crate) fn netlink(message: &[u8]) -> io::Result<()> {
+fn request(kind: u16, flags: libc::c_int, body: &[u8]) -> io::Result<()> {
+    // nlmsghdr: length, type, flags, sequence, port.
+    let mut message = Vec::with_capacity(16 + body.len());
+    message.extend((16 + body.len() as u32).to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(((libc::NLM_F_REQUEST | libc::NLM_F_ACK | flags) as u16).to_ne_bytes());
+    message.extend([0u8; 8]);
+    message.extend(body);
     let socket = socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE)?;
     // SAFETY: the buffer is valid for its length.
     let sent = unsafe { libc::send(socket.as_raw_fd(), message.as_ptr().cast(), message.len(), 0) };

@@ -115,3 +115,111 @@ fn is_own(pod: &Pod, remote: &Address) -> bool {
 fn family(v4: bool, four: Listener, six: Listener) -> Listener {
     if v4 { four } else { six }
 }
+
+#[cfg(all(test, feature = "user"))]
+mod tests {
+    use core::net::IpAddr;
+
+    use super::*;
+
+    fn ip(text: &str) -> Address {
+        text.parse::<IpAddr>().unwrap().into()
+    }
+
+    fn pod() -> Pod {
+        let mut pod = Pod {
+            outbound_port: 15001,
+            dns_port: 15053,
+            own_ports: [15001, 15006, 15008, 15053, 0, 0, 0, 0],
+            ..Pod::default()
+        };
+        pod.addresses[0] = ip("198.18.0.2");
+        pod.addresses[1] = ip("fd00:198::2");
+        pod
+    }
+
+    fn lookup(remote: &str, local: &str, port: u16) -> Lookup {
+        Lookup { remote: ip(remote), local: ip(local), port }
+    }
+
+    const FOREIGN: Inbound = Inbound::Drop(Reason::ForeignToSlot);
+    const SLOT6: &str = "fd75:6e64:6572:6d65:7368:0:80:100";
+    const DNS6: &str = "fd75:6e64:6572:6d65:7368:0:80:1";
+
+    #[test]
+    fn tcp() {
+        let outbound = |listener| Inbound::Steer(listener, Reason::SteeredOutbound);
+        let dns = |listener| Inbound::Steer(listener, Reason::SteeredDns);
+        let hbone = |listener| Inbound::Steer(listener, Reason::SteeredHbone);
+        let direct = Inbound::Drop(Reason::DirectToAgent);
+        let mesh = Inbound::Drop(Reason::MeshPort);
+        let table = [
+            // Slots: from the pod's own address only.
+            ("198.18.0.2", "127.128.1.0", 15001, outbound(Listener::OutboundV4)),
+            ("fd00:198::2", SLOT6, 15001, outbound(Listener::OutboundV6)),
+            ("127.0.0.1", "127.128.1.0", 15001, FOREIGN),
+            ("198.18.0.3", "127.128.1.0", 15001, FOREIGN),
+            ("fd00:198::3", SLOT6, 15001, FOREIGN),
+            ("::1", SLOT6, 15001, FOREIGN),
+            ("198.18.0.2", "127.128.0.1", 15053, dns(Listener::DnsTcpV4)),
+            ("fd00:198::2", DNS6, 15053, dns(Listener::DnsTcpV6)),
+            ("198.18.0.3", "127.128.0.1", 15053, FOREIGN),
+            // No slot has this number, or this port.
+            ("198.18.0.2", "127.128.0.1", 15001, FOREIGN),
+            ("198.18.0.2", "127.255.255.254", 15001, FOREIGN),
+            ("198.18.0.2", "127.255.255.255", 15001, FOREIGN),
+            ("fd00:198::2", SLOT6, 80, FOREIGN),
+            ("fd00:198::2", "fd75:6e64:6572:6d65:7368::", 15001, FOREIGN),
+            ("127.0.0.1", "127.128.1.0", 80, Inbound::Pass),
+            // Loopback and the pod's own address are the pod's business, the agent's listeners excepted.
+            ("127.0.0.1", "127.0.0.1", 80, Inbound::Pass),
+            ("198.18.0.2", "127.0.0.1", 80, Inbound::Pass),
+            ("::1", "::1", 80, Inbound::Pass),
+            ("198.18.0.2", "198.18.0.2", 80, Inbound::Pass),
+            ("198.18.0.2", "198.18.0.2", 15001, Inbound::Pass),
+            ("fd00:198::2", "fd00:198::2", 15008, Inbound::Pass),
+            ("127.0.0.1", "127.0.0.1", 15001, direct),
+            ("::1", "::1", 15008, direct),
+            ("198.18.0.3", "127.0.0.1", 80, FOREIGN),
+            // The network.
+            ("198.18.0.3", "198.18.0.2", 80, Inbound::Plaintext),
+            ("fd00:198::3", "fd00:198::2", 80, Inbound::Plaintext),
+            ("fe80::3", "fe80::2", 80, Inbound::Plaintext),
+            ("198.18.0.3", "198.18.0.77", 80, Inbound::Plaintext),
+            ("198.18.0.3", "198.18.0.2", 15008, hbone(Listener::HboneV4)),
+            ("fd00:198::3", "fd00:198::2", 15008, hbone(Listener::HboneV6)),
+            ("198.18.0.3", "198.18.0.2", 15001, mesh),
+            ("198.18.0.3", "198.18.0.2", 15006, mesh),
+            ("fd00:198::3", "fd00:198::2", 15053, mesh),
+        ];
+        for (remote, local, port, expected) in table {
+            assert_eq!(inbound_tcp(&pod(), &lookup(remote, local, port)), expected, "{remote} -> {local}:{port}");
+        }
+        let closed = Pod { flags: POD_CLOSED, ..pod() };
+        for port in [80, 15008] {
+            let verdict = inbound_tcp(&closed, &lookup("198.18.0.3", "198.18.0.2", port));
+            assert_eq!(verdict, Inbound::Drop(Reason::PodClosed));
+        }
+        assert_eq!(inbound_tcp(&closed, &lookup("127.0.0.1", "127.0.0.1", 80)), Inbound::Pass);
+    }
+
+    #[test]
+    fn udp() {
+        let dns = |listener| Inbound::Steer(listener, Reason::SteeredDns);
+        let table = [
+            ("198.18.0.2", "127.128.0.1", 15053, dns(Listener::DnsUdpV4)),
+            ("fd00:198::2", DNS6, 15053, dns(Listener::DnsUdpV6)),
+            ("127.0.0.1", "127.128.0.1", 15053, FOREIGN),
+            ("fd00:198::3", DNS6, 15053, FOREIGN),
+            ("fd00:198::2", SLOT6, 15001, FOREIGN),
+            ("127.0.0.1", "127.0.0.1", 15053, Inbound::Drop(Reason::DirectToAgent)),
+            ("127.0.0.1", "127.0.0.1", 53, Inbound::Pass),
+            ("198.18.0.2", "198.18.0.2", 53, Inbound::Pass),
+            ("198.18.0.3", "198.18.0.2", 53, Inbound::PassCounted(Reason::UdpPassed)),
+            ("198.18.0.3", "127.0.0.1", 53, FOREIGN),
+        ];
+        for (remote, local, port, expected) in table {
+            assert_eq!(inbound_udp(&pod(), &lookup(remote, local, port)), expected, "{remote} -> {local}:{port}");
+        }
+    }
+}

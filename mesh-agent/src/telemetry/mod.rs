@@ -17,6 +17,8 @@ mod labels;
 mod limit;
 mod process;
 mod series;
+#[cfg(test)]
+mod tests;
 mod workload_manager;
 
 pub use access_log::AccessLog;

@@ -13,7 +13,7 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 
 use super::wire::{NotQuery, Query, class, code, kind};
-use crate::telemetry::{DnsProtocol, DnsEvent};
+use crate::telemetry::{DnsEvent, DnsProtocol};
 
 /// How long clients may keep an answer of the mesh, in seconds; what cluster DNS usually says.
 pub(crate) const ANSWER_TTL: u32 = 30;

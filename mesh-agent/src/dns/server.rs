@@ -22,7 +22,7 @@ use super::environment::Environment;
 use super::handle::{Action, handle};
 use super::upstream;
 use super::wire::{MAX_QUERY, Query, code};
-use crate::telemetry::{Bucket, DnsCounters, DnsProtocol, DnsEvent, Rate, Telemetry};
+use crate::telemetry::{Bucket, DnsCounters, DnsEvent, DnsProtocol, Rate, Telemetry};
 
 /// Bounds of one pod.
 #[derive(Clone, Copy, Debug)]

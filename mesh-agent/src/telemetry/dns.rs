@@ -111,7 +111,7 @@ impl DnsCounters {
     }
 }
 
-/// Why a query got no answer of ours, or one that is an error.
+/// What may become of a query besides an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DnsEvent {
     /// Above the pod's rate.
@@ -186,13 +186,13 @@ impl DnsMetrics {
     }
 
     /// Counts a query that was not served in the usual way.
-    pub fn event(&self, refusal: DnsEvent) {
-        self.events[refusal as usize].fetch_add(1, Relaxed);
+    pub fn event(&self, event: DnsEvent) {
+        self.events[event as usize].fetch_add(1, Relaxed);
     }
 
     /// How often that happened.
-    pub fn events(&self, refusal: DnsEvent) -> u64 {
-        self.events[refusal as usize].load(Relaxed)
+    pub fn events(&self, event: DnsEvent) -> u64 {
+        self.events[event as usize].load(Relaxed)
     }
 
     /// Forgets sources that asked nothing for `grace`; handles still held keep them.
@@ -207,7 +207,7 @@ impl DnsMetrics {
 impl Collector for DnsMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let rows: Vec<_> = self.counters.read().iter().map(|(labels, row)| (labels.clone(), row.clone())).collect();
-        let families: [(&str, &str, fn(&DnsCounters) -> &AtomicU64); 3] = [
+        let families: [Counted; 3] = [
             ("istio_dns_requests", "DNS queries of pods", |row| &row.requests),
             ("istio_dns_upstream_requests", "DNS queries sent to the pods' nameservers", |row| &row.upstream_requests),
             ("istio_dns_upstream_failures", "DNS queries that no nameserver answered", |row| &row.upstream_failures),
@@ -229,6 +229,9 @@ impl Collector for DnsMetrics {
         family::counters(&mut encoder, "mesh_dns_events", help, events.into_iter().filter(|(_, count)| *count > 0))
     }
 }
+
+/// Name, help and value of a counter family.
+type Counted = (&'static str, &'static str, fn(&DnsCounters) -> &AtomicU64);
 
 /// Names of the query types that clients ask; the rest of the 65536 share one.
 fn kind_name(kind: u16) -> &'static str {

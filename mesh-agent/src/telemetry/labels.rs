@@ -302,7 +302,6 @@ pub fn bounded(value: &ArcStr) -> ArcStr {
 }
 
 /// Ends the text before it grows past the bound: a replacement character is longer than what it replaces.
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature of Iterator::scan")]
 fn fits(length: &mut usize, c: char) -> Option<char> {
     *length += c.len_utf8();
     (*length <= MAX_VALUE).then_some(c)

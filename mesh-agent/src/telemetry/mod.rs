@@ -19,14 +19,16 @@ mod process;
 mod series;
 #[cfg(test)]
 mod tests;
+mod upkeep;
 mod workload_manager;
 
 pub use access_log::AccessLog;
 pub use connection::{ConnectionGuard, ConnectionLabels, Outcome};
-pub use dns::{DnsCounters, DnsMetrics, DnsProtocol, DnsEvent, DnsSource};
+pub use dns::{DnsCounters, DnsEvent, DnsMetrics, DnsProtocol, DnsSource};
 pub use handle::{SocketGuard, Telemetry, TelemetryConfig};
 pub use health::{CertificateExpiry, Health, MapUsage};
 pub use labels::{PeerLabels, Reporter, ResponseFlags, Security, ServiceLabels};
 pub use limit::{Bucket, Rate};
 pub use series::Peer;
+pub use upkeep::{follow_kernel, sweep};
 pub use workload_manager::WorkloadManagerMetrics;

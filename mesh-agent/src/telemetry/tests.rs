@@ -88,11 +88,7 @@ fn workload(namespace: &str, owner: &str, pod: &str) -> Workload {
 }
 
 fn service() -> Service {
-    Service { hostname: "ratings.bookinfo.svc.cluster.local".into(), ..blank_service("bookinfo", "ratings") }
-}
-
-fn blank_service(namespace: &str, name: &str) -> Service {
-    Service::new(namespace, name, format!("{name}.{namespace}.svc.cluster.local"))
+    Service::new("bookinfo", "ratings", "ratings.bookinfo.svc.cluster.local")
 }
 
 fn labels(reporter: Reporter) -> ConnectionLabels {
@@ -169,7 +165,8 @@ fn sent_and_received_mean_the_same_for_both_reporters() {
 #[test]
 fn bytes_advance_while_the_connection_is_open_and_never_go_back() {
     let bench = Bench::text();
-    let (first, second) = (bench.telemetry.open(labels(Reporter::Source)), bench.telemetry.open(labels(Reporter::Source)));
+    let (first, second) =
+        (bench.telemetry.open(labels(Reporter::Source)), bench.telemetry.open(labels(Reporter::Source)));
     first.counters().sent.store(100, Relaxed);
     assert_eq!(bench.values("istio_tcp_received_bytes_total"), [100]);
     second.counters().sent.store(20, Relaxed);
@@ -283,7 +280,8 @@ fn hardening_b126_label_sets_past_the_cap_share_one_series() {
     }
     assert_eq!(bench.telemetry.series_held(), 9);
     let scrape = bench.scrape();
-    let overflow = |line: &&str| line.starts_with("istio_tcp_connections_opened_total") && line.contains("=\"overflow\"");
+    let overflow =
+        |line: &&str| line.starts_with("istio_tcp_connections_opened_total") && line.contains("=\"overflow\"");
     assert!(scrape.lines().find(overflow).is_some_and(|line| line.ends_with(" 992")), "{scrape}");
     assert!(scrape.contains("mesh_telemetry_series_events_total{event=\"overflow\"} 992"));
     assert_eq!(bench.values("istio_tcp_connections_opened_total").iter().sum::<u64>(), 1000, "totals stay true");
@@ -294,7 +292,8 @@ fn series_of_gone_workloads_expire_after_the_grace_time() {
     let bench = Bench::text();
     let grace = TelemetryConfig::default().grace;
     let mut store = Store::new();
-    let (reviews, ratings) = (workload("bookinfo", "reviews", "reviews-abc"), workload("bookinfo", "ratings", "ratings-def"));
+    let (reviews, ratings) =
+        (workload("bookinfo", "reviews", "reviews-abc"), workload("bookinfo", "ratings", "ratings-def"));
     let uid = ratings.uid.clone();
     let changes = vec![Change::Workload(reviews), Change::Workload(ratings), Change::Service(service())];
     let full = store.apply(changes).snapshot;
@@ -338,7 +337,10 @@ fn sockets_are_a_gauge() {
 fn hardening_f50_a_flood_of_denials_is_a_few_lines_and_exact_counts() {
     let bench = Bench::text();
     for _ in 0..10_000 {
-        bench.telemetry.open(labels(Reporter::Destination)).close(Outcome::failed(ResponseFlags::Deny, "denied by ns/p"));
+        bench
+            .telemetry
+            .open(labels(Reporter::Destination))
+            .close(Outcome::failed(ResponseFlags::Deny, "denied by ns/p"));
         let (from, to) = ("198.18.0.1:1".parse().unwrap(), "198.18.0.2:2".parse().unwrap());
         bench.telemetry.refused(Reporter::Destination, from, to, "strict");
     }
@@ -386,9 +388,8 @@ fn health_is_polled_when_scraped() {
     let bench = Bench::text();
     assert!(!bench.scrape().contains("mesh_bpf_map_entries"), "what is not there is not printed");
     let health = bench.telemetry.health();
-    health.watch_kernel_counters(|| {
-        vec![(mesh_common::Reason::StrictPlaintext, 3), (mesh_common::Reason::EventLost, 2)]
-    });
+    health
+        .watch_kernel_counters(|| vec![(mesh_common::Reason::StrictPlaintext, 3), (mesh_common::Reason::EventLost, 2)]);
     health.watch_maps(|| vec![("PODS", 6, 4096)]);
     health.watch_tunnels(|| 4);
     health.watch_certificates(|| {

@@ -173,7 +173,11 @@ async fn hardening_b86_a_flood_meets_its_own_bucket() {
             break;
         }
     }
-    assert_eq!(quiet.ask(&query(NAME, Kind::A)).await.response_code, ResponseCode::NoError, "the others are not touched");
+    assert_eq!(
+        quiet.ask(&query(NAME, Kind::A)).await.response_code,
+        ResponseCode::NoError,
+        "the others are not touched"
+    );
     soon(async {
         while flooding.telemetry.dns().events(DnsEvent::RateLimited) == 0 {
             tokio::task::yield_now().await;

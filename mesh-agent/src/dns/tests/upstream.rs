@@ -87,7 +87,9 @@ async fn hardening_b87_lies_are_ignored_and_the_true_answer_is_waited_for() {
 
 #[tokio::test]
 async fn hardening_b87_ttls_are_clamped() {
-    for (ttl, expected) in [(0, 1), (1, 1), (299, 299), (86400, 300), (1 << 31, 1), (u32::MAX, 1), (i32::MAX as u32, 300)] {
+    for (ttl, expected) in
+        [(0, 1), (1, 1), (299, 299), (86400, 300), (1 << 31, 1), (u32::MAX, 1), (i32::MAX as u32, 300)]
+    {
         let upstream = nameserver(move |_, asked| vec![answer_to(asked, ttl, &[ip(9)])], no_tcp).await;
         let served = serve(FakePod::new(Some(upstream)));
         let reply = served.ask(&query("example.com.", Kind::A)).await;
@@ -146,11 +148,14 @@ async fn hardening_b88_truncated_without_tcp_is_passed_on_as_truncated() {
 
 #[tokio::test]
 async fn hardening_b87_more_than_a_message_over_tcp_is_not_read() {
-    let upstream = nameserver(|_, _| Vec::new(), |asked| {
-        let mut reply = answer_to(asked, 60, &[ip(9)]);
-        reply.resize(1 << 20, 0);
-        Some(reply)
-    })
+    let upstream = nameserver(
+        |_, _| Vec::new(),
+        |asked| {
+            let mut reply = answer_to(asked, 60, &[ip(9)]);
+            reply.resize(1 << 20, 0);
+            Some(reply)
+        },
+    )
     .await;
     let served = serve(FakePod::new(Some(upstream)));
     let reply = served.ask_tcp(&query("example.com.", Kind::A)).await;
@@ -294,4 +299,3 @@ async fn error_replies_without_question_are_told_to_the_client() {
     let served = serve(FakePod::new(Some(nameserver(script, no_tcp).await)));
     assert_eq!(served.ask(&query("example.com.", Kind::A)).await.response_code, ResponseCode::Refused);
 }
-

@@ -79,7 +79,12 @@ async fn hardening_b87_lies_are_ignored_and_the_true_answer_is_waited_for() {
         is_query[2] &= 0x7f;
         let mut cut = answer_to(asked, 60, &[ip(66)]);
         cut.truncate(cut.len() - 1);
-        vec![wrong_id, wrong_question, wrong_type, is_query, cut, vec![], vec![0; 11], good]
+        // The record's name points to itself, and behind itself.
+        let [mut to_itself, mut forward] = [answer_to(asked, 60, &[ip(66)]), answer_to(asked, 60, &[ip(66)])];
+        let at = to_itself.windows(2).rposition(|pair| pair == [0xc0, 12]).unwrap();
+        to_itself[at + 1] = u8::try_from(at).unwrap();
+        forward[at + 1] = u8::try_from(at + 4).unwrap();
+        vec![to_itself, forward, wrong_id, wrong_question, wrong_type, is_query, cut, vec![], vec![0; 11], good]
     };
     let served = serve(FakePod::new(Some(nameserver(script, no_tcp).await)));
     assert_eq!(addresses(&served.ask(&query("www.example.com.", Kind::A)).await), [ip(9)]);

@@ -128,6 +128,7 @@ trait Side: Sized {
     type Data: Send + 'static;
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
     fn handshaking(&self) -> bool;
+    fn wants_write(&self) -> bool;
     fn agreed(&self) -> (Option<&[u8]>, Option<&[CertificateDer<'static>]>);
     fn extract(self) -> Result<(ExtractedSecrets, Box<dyn KeySchedule>), rustls::Error>;
 }
@@ -141,6 +142,9 @@ macro_rules! side {
             }
             fn handshaking(&self) -> bool {
                 self.is_handshaking()
+            }
+            fn wants_write(&self) -> bool {
+                std::ops::Deref::deref(self).wants_write()
             }
             fn agreed(&self) -> (Option<&[u8]>, Option<&[CertificateDer<'static>]>) {
                 (self.alpn_protocol(), self.peer_certificates())
@@ -215,7 +219,7 @@ async fn shake<S: Side>(tcp: TcpStream, mut side: S, client: bool) -> Result<Tls
             Step::Done if !side.handshaking() => break,
             Step::Done | Step::Read => read_more(&tcp, &mut incoming).await?,
             Step::Fail(error) => {
-                send_alert(&tcp, &mut side, &mut incoming, &mut outgoing);
+                send_alert(&tcp, &mut side, &mut outgoing);
                 return Err(error);
             }
         }
@@ -250,21 +254,14 @@ fn encode(
     }
 }
 
-/// After an error rustls holds an alert for the peer. Best effort: the connection is over. The rest of `incoming` must stay with it: rustls remembers
-/// messages by their place in there, and panics when the place is gone.
-fn send_alert<S: Side>(tcp: &TcpStream, side: &mut S, incoming: &mut Vec<u8>, outgoing: &mut Vec<u8>) {
-    for _ in 0..4 {
-        let UnbufferedStatus { discard, state, .. } = side.process(incoming);
-        match state {
-            Ok(ConnectionState::EncodeTlsData(mut data)) => {
-                if encode(outgoing, |buffer| data.encode(buffer)).is_err() {
-                    return;
-                }
-            }
-            Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
-            _ => break,
+/// After an error rustls may hold an alert for the peer. Best effort: the connection is over. Nothing else may be asked of rustls any more: it panics when
+/// it meets what is left of the peer's flight, and as well when that is gone.
+fn send_alert<S: Side>(tcp: &TcpStream, side: &mut S, outgoing: &mut Vec<u8>) {
+    while side.wants_write() {
+        let Ok(ConnectionState::EncodeTlsData(mut data)) = side.process(&mut []).state else { break };
+        if encode(outgoing, |buffer| data.encode(buffer)).is_err() {
+            break;
         }
-        incoming.drain(..discard);
     }
     if !outgoing.is_empty() {
         let _ = tcp.try_write(outgoing);

@@ -49,7 +49,8 @@ fn lab_gives_pods_what_a_cluster_gives() -> Result<()> {
     ensure!(resolved.contains(&server.address.v4.to_string()), "{resolved}");
     ensure!(client.lab(["resolve", "nothing.example"])?.code == 6);
     // Service address in both families, the client's own address is seen.
-    for url in [format!("http://{}/", service.v4), format!("http://[{}]:80/", service.v6), "http://direct:8000/".into()] {
+    for url in [format!("http://{}/", service.v4), format!("http://[{}]:80/", service.v6), "http://direct:8000/".into()]
+    {
         let body = client.get(&url)?.success()?.stdout;
         let seen = [client.address.v4.to_string(), client.address.v6.to_string()];
         ensure!(seen.iter().any(|ip| body.contains(ip)), "{url}: {body}");

@@ -24,7 +24,16 @@ pub fn run(args: &Args) -> Result<()> {
     run::need_root("bench")?;
     eprintln!("building release binaries ...");
     run::check(run::cargo()?.args([
-        "build", "--quiet", "--release", "-p", "mesh-agent", "-p", "mesh-control", "-p", "mesh-tests", "--bins",
+        "build",
+        "--quiet",
+        "--release",
+        "-p",
+        "mesh-agent",
+        "-p",
+        "mesh-control",
+        "-p",
+        "mesh-tests",
+        "--bins",
     ]))?;
     let mut bench = Command::new(run::binary_dir("release")?.join("bench"));
     bench.arg("--seconds").arg(args.seconds.to_string());

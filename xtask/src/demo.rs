@@ -19,7 +19,17 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     run::need_root("demo")?;
     eprintln!("building the agent, the control plane and the lab ...");
-    run::check(run::cargo()?.args(["build", "--quiet", "-p", "mesh-agent", "-p", "mesh-control", "-p", "mesh-tests", "--bins"]))?;
+    run::check(run::cargo()?.args([
+        "build",
+        "--quiet",
+        "-p",
+        "mesh-agent",
+        "-p",
+        "mesh-control",
+        "-p",
+        "mesh-tests",
+        "--bins",
+    ]))?;
     let mut demo = Command::new(run::binary_dir("debug")?.join("demo"));
     for (flag, on) in [("--keep", args.keep), ("--fast", args.fast)] {
         if on {

@@ -38,7 +38,9 @@ pub fn need_root(verb: &str) -> Result<()> {
     let status = std::fs::read_to_string("/proc/self/status").context("read own status")?;
     let uid = status.lines().find_map(|l| l.strip_prefix("Uid:")).unwrap_or("");
     if uid.split_whitespace().nth(1) != Some("0") {
-        bail!("`cargo xtask {verb}` makes network namespaces and loads eBPF: run it as root, e.g. `sudo -E env PATH=\"$PATH\" cargo xtask {verb}`");
+        bail!(
+            "`cargo xtask {verb}` makes network namespaces and loads eBPF: run it as root, e.g. `sudo -E env PATH=\"$PATH\" cargo xtask {verb}`"
+        );
     }
     Ok(())
 }

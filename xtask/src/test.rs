@@ -40,7 +40,8 @@ pub fn run(args: &Args) -> Result<()> {
     let mut tally = out;
     tally.add(err.unwrap_or_default());
     let status = child.wait().context("wait for cargo test")?;
-    let skipped = if tally.skipped.is_empty() { "none skipped".into() } else { format!("{} SKIPPED", tally.skipped.len()) };
+    let skipped =
+        if tally.skipped.is_empty() { "none skipped".into() } else { format!("{} SKIPPED", tally.skipped.len()) };
     println!("\n{} passed, {} failed, {skipped}, in {} s", tally.passed, tally.failed, start.elapsed().as_secs());
     for reason in &tally.skipped {
         println!("  {reason}");
@@ -127,7 +128,12 @@ mod tests {
         let tally = pass(text.as_bytes(), |_| {});
         assert_eq!(
             tally,
-            Tally { passed: 15, failed: 1, skipped: vec!["SKIPPED: d: needs root".into()], broken: vec!["b::c".into()] }
+            Tally {
+                passed: 15,
+                failed: 1,
+                skipped: vec!["SKIPPED: d: needs root".into()],
+                broken: vec!["b::c".into()]
+            }
         );
     }
 }

@@ -148,13 +148,17 @@ pub fn run_get(request: &Get, count: u32, interval: Duration) -> i32 {
     worst
 }
 
-/// `lab send`: one line out, one line back.
-pub fn run_send(host: &str, port: u16, text: &str, limit: Duration) -> i32 {
+/// `lab send`: one line out, one line back; with `reset` the connection is then reset instead of closed.
+pub fn run_send(host: &str, port: u16, text: &str, limit: Duration, reset: bool) -> i32 {
     let attempt = || -> Result<String, Failure> {
         let mut stream = dial(host, port, limit)?;
         stream.write_all(format!("{text}\n").as_bytes()).map_err(|e| io_failure(&e))?;
         let mut line = String::new();
-        match BufReader::new(stream).read_line(&mut line) {
+        let read = BufReader::new(&stream).read_line(&mut line);
+        if reset {
+            socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).map_err(|e| io_failure(&e))?;
+        }
+        match read {
             Ok(0) => Err(failure(EMPTY, "closed without an answer")),
             Ok(_) => Ok(line),
             Err(e) => Err(io_failure(&e)),

@@ -57,14 +57,20 @@ fn echo_lines(stream: &TcpStream, port: u16, prefix: &str) {
     println!("connection port={port} peer={peer}");
     let mut lines = BufReader::new(stream);
     let mut line = String::new();
-    while matches!(lines.read_line(&mut line), Ok(n) if n > 0) {
+    let how = loop {
+        match lines.read_line(&mut line) {
+            Ok(0) => break "eof",
+            Err(_) => break "reset",
+            Ok(_) => {}
+        }
         println!("line port={port} peer={peer} text={}", line.trim_end());
         let mut out = stream;
         if out.write_all(format!("{prefix} {line}").as_bytes()).is_err() {
-            return;
+            break "reset";
         }
         line.clear();
-    }
+    };
+    println!("end port={port} peer={peer} how={how}");
 }
 
 /// Sends a banner as soon as a client connects, then echoes nothing and waits for its end.
@@ -97,7 +103,8 @@ pub fn http(port: u16, name: &str) -> Result<()> {
                     let answer = tell(&name, peer, &request);
                     async move { Ok::<_, Infallible>(answer) }
                 });
-                let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                let _ =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
             });
         }
     })

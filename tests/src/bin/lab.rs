@@ -73,6 +73,9 @@ enum Program {
         host: String,
         port: u16,
         text: String,
+        /// End with a reset.
+        #[arg(long)]
+        reset: bool,
         #[arg(long, default_value_t = 5.0)]
         timeout: f64,
     },
@@ -180,7 +183,9 @@ fn main() -> Result<()> {
             let request = client::Get { url, headers, timeout: seconds(timeout) };
             client::run_get(&request, count, Duration::from_millis(interval_ms))
         }
-        Program::Send { host, port, text, timeout } => client::run_send(&host, port, &text, seconds(timeout)),
+        Program::Send { host, port, text, reset, timeout } => {
+            client::run_send(&host, port, &text, seconds(timeout), reset)
+        }
         Program::Listen { host, port, timeout } => client::run_listen(&host, port, seconds(timeout)),
         Program::Probe { host, port, hold_ms, timeout } => {
             client::run_probe(&host, port, Duration::from_millis(hold_ms), seconds(timeout))
@@ -204,7 +209,14 @@ fn run_load(program: Load) -> Result<()> {
         Load::Idle { target, count } => load::measure::idle(target, count),
         Load::ConnectCost { target, seconds: s } => load::measure::connect_cost(target, seconds(s)),
         Load::Steady { target, seconds: s, rate, long, token, limit } => {
-            load::steady::run(&load::steady::Plan { target, time: seconds(s), rate, long, token, limit: seconds(limit) });
+            load::steady::run(&load::steady::Plan {
+                target,
+                time: seconds(s),
+                rate,
+                long,
+                token,
+                limit: seconds(limit),
+            });
             Ok(())
         }
     }
@@ -217,7 +229,9 @@ fn enter(pid: i32, command: &[OsString]) -> Result<()> {
     let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).context("read the process's cgroup")?;
     let path = groups.lines().find_map(|l| l.strip_prefix("0::/")).context("the process has no v2 cgroup")?;
     let procs = mesh_tests::harness::cgroup::root()?.join(path).join("cgroup.procs");
-    let open = |kind: &str| std::fs::File::open(format!("/proc/{pid}/ns/{kind}")).with_context(|| format!("open {kind} namespace"));
+    let open = |kind: &str| {
+        std::fs::File::open(format!("/proc/{pid}/ns/{kind}")).with_context(|| format!("open {kind} namespace"))
+    };
     let (net, mnt) = (open("net")?, open("mnt")?);
     std::fs::write(&procs, "0").with_context(|| format!("join {}", procs.display()))?;
     setns(net, CloneFlags::CLONE_NEWNET).context("enter network namespace")?;

@@ -12,7 +12,9 @@ pub fn spread(loads: &[Load], slack: f64) -> Result<Vec<String>> {
         bail!("a load failed: exit {} status {} {:.300}", bad.exit, bad.status, bad.text);
     }
     let mut lines = Vec::new();
-    for (name, stars) in [("v1 no stars   ", Stars::None), ("v2 black stars", Stars::Black), ("v3 red stars  ", Stars::Red)] {
+    for (name, stars) in
+        [("v1 no stars   ", Stars::None), ("v2 black stars", Stars::Black), ("v3 red stars  ", Stars::Red)]
+    {
         let count = loads.iter().filter(|l| l.stars == stars).count();
         let percent = count as f64 * 100.0 / loads.len() as f64;
         lines.push(format!("reviews {name} {:<20} {percent:4.1} %", "█".repeat((percent / 2.5) as usize)));
@@ -20,7 +22,12 @@ pub fn spread(loads: &[Load], slack: f64) -> Result<Vec<String>> {
     }
     let mut times: Vec<f64> = loads.iter().map(|l| l.milliseconds).collect();
     times.sort_by(f64::total_cmp);
-    lines.push(format!("{} loads, median {:.1} ms, worst {:.1} ms", loads.len(), times[times.len() / 2], times[times.len() - 1]));
+    lines.push(format!(
+        "{} loads, median {:.1} ms, worst {:.1} ms",
+        loads.len(),
+        times[times.len() / 2],
+        times[times.len() - 1]
+    ));
     Ok(lines)
 }
 
@@ -123,6 +130,7 @@ pub fn scrape(lab: &Lab) -> Result<Vec<Metrics>> {
 
 /// The pods of the application as a table.
 pub fn pods(bookinfo: &Bookinfo) -> Vec<String> {
-    let line = |pod: &Pod| format!("{:<16} {:<7} {:<14} {}", pod.name, pod.node.name, pod.address.v4, pod.service_account);
+    let line =
+        |pod: &Pod| format!("{:<16} {:<7} {:<14} {}", pod.name, pod.node.name, pod.address.v4, pod.service_account);
     bookinfo.pods.iter().chain([&bookinfo.client]).map(|p| line(p)).collect()
 }

@@ -3,5 +3,6 @@ mod facts;
 mod report;
 mod tour;
 
+pub use facts::no_residue;
 pub use report::Report;
 pub use tour::{Options, keep, run};

@@ -62,7 +62,8 @@ impl Report {
         };
         self.shown += 1;
         let took = started.elapsed();
-        let took = if took > Duration::from_secs(1) { format!(" ({:.1} s)", took.as_secs_f64()) } else { String::new() };
+        let took =
+            if took > Duration::from_secs(1) { format!(" ({:.1} s)", took.as_secs_f64()) } else { String::new() };
         match result {
             Ok(lines) => {
                 println!("  {} {text}{}", self.paint("32", "✓"), self.paint("2", &took));

@@ -1,6 +1,7 @@
 //! What the demo shows, chapter by chapter. A chapter that others build on ends the tour if it fails; the rest go on.
 use super::facts;
 use super::report::Report;
+use crate::harness::policy::{Authorization, peer_authentication};
 use crate::harness::{Bookinfo, Capture, Lab, LabConfig, PodSpec, ServiceSpec, eventually, until};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
@@ -33,7 +34,10 @@ pub fn run(report: &mut Report, options: Options) -> Option<(Lab, Bookinfo)> {
 }
 
 fn build(report: &mut Report) -> Option<(Lab, Bookinfo)> {
-    report.chapter("A small cluster", "Two nodes and Bookinfo's six workloads, each a network namespace with a cgroup of its own.");
+    report.chapter(
+        "A small cluster",
+        "Two nodes and Bookinfo's six workloads, each a network namespace with a cgroup of its own.",
+    );
     let mut lab = None;
     report.fact("two nodes on a fabric, with service addresses and cluster DNS", |_| {
         lab = Some(Lab::start(LabConfig::default())?);
@@ -91,7 +95,11 @@ fn enrol(report: &mut Report, lab: &Lab, bookinfo: &Bookinfo, capture: &Capture)
         progress.say("agents learn about each other");
         lab.wait_hbone(&bookinfo.everyone())?;
         let count = bookinfo.everyone().len();
-        Ok(vec![format!("{count} pods enrolled in {} ms, all announced in {} ms", took.as_millis(), start.elapsed().as_millis())])
+        Ok(vec![format!(
+            "{count} pods enrolled in {} ms, all announced in {} ms",
+            took.as_millis(),
+            start.elapsed().as_millis()
+        )])
     });
     report.fact("no process was restarted", |_| {
         let gone: Vec<_> = bookinfo.processes.iter().filter(|p| !p.running()).map(|p| p.name()).collect();
@@ -142,8 +150,8 @@ fn strict(report: &mut Report, lab: &Lab, bookinfo: &Bookinfo) {
     });
     let Some(legacy) = legacy else { return };
     report.fact("PeerAuthentication STRICT: it is refused, the enrolled client is not", |_| {
-        let text = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata:\n  name: default\n  namespace: default\nspec:\n  mtls:\n    mode: STRICT\n";
-        lab.apply("strict", text)?;
+        let text = peer_authentication("default", "STRICT", None, &[]);
+        lab.apply("strict", &text)?;
         let url = "http://productpage.default:9080/productpage";
         let refused = facts::becomes("the refusal", SOON, &legacy, url, &[7, 56, 52])?;
         let allowed = facts::becomes("the page", SOON, &bookinfo.client, PAGE, &[0])?;
@@ -167,15 +175,18 @@ fn policy(report: &mut Report, lab: &Lab, bookinfo: &Bookinfo) {
     });
     let Some((process, server)) = hold else { return };
     report.fact("DENY for its identity cuts it at once and refuses the next", |_| {
-        let text = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata:\n  name: no-sleep\n  namespace: default\nspec:\n  selector:\n    matchLabels:\n      app: echo\n  action: DENY\n  rules:\n  - from:\n    - source:\n        principals: [\"cluster.local/ns/default/sa/sleep\"]\n";
+        let text = Authorization::deny("no-sleep", "echo").from("default", "sleep").yaml();
         let start = Instant::now();
-        lab.apply("no-sleep", text)?;
+        lab.apply("no-sleep", &text)?;
         let line = process.wait_for("cut", SOON)?;
         let took = start.elapsed();
         ensure!(took < Duration::from_secs(2), "it took {took:?}");
         let next = bookinfo.client.lab(["send", "echo", "8080", "Chello"])?;
         ensure!(next.code == 56 || next.code == 52, "the next connection ended with code {}", next.code);
-        Ok(vec![format!("{} ms after the file was written: {line}", took.as_millis()), format!("next: {}", next.stderr.trim())])
+        Ok(vec![
+            format!("{} ms after the file was written: {line}", took.as_millis()),
+            format!("next: {}", next.stderr.trim()),
+        ])
     });
     report.fact("without the policy it is let in again", |_| {
         lab.delete("no-sleep")?;
@@ -189,7 +200,10 @@ fn policy(report: &mut Report, lab: &Lab, bookinfo: &Bookinfo) {
 }
 
 fn restart(report: &mut Report, lab: &Lab, bookinfo: &Bookinfo) {
-    report.chapter("An agent dies", "kill -9 under load: new connections wait in the kernel until its successor takes them.");
+    report.chapter(
+        "An agent dies",
+        "kill -9 under load: new connections wait in the kernel until its successor takes them.",
+    );
     report.fact("no new connection was refused or failed meanwhile", |progress| {
         let target = lab.pods("default").iter().find(|p| p.name == "echo").context("no echo pod")?.address.v4;
         let agent = lab.node(1).agent()?;
@@ -209,7 +223,8 @@ fn restart(report: &mut Report, lab: &Lab, bookinfo: &Bookinfo) {
         })?;
         let output = load.wait(Duration::from_secs(20))?.stdout;
         let line = output.lines().last().unwrap_or("");
-        let result: serde_json::Value = serde_json::from_str(line).with_context(|| format!("result of the load: {line}"))?;
+        let result: serde_json::Value =
+            serde_json::from_str(line).with_context(|| format!("result of the load: {line}"))?;
         let count = |key: &str| result[key].as_u64().unwrap_or(u64::MAX);
         // A connection that the dead agent carried is cut; one that had not been accepted yet must not notice.
         ensure!(count("refused") == 0 && count("timeout") == 0 && count("other") == 0, "{result}");
@@ -269,7 +284,7 @@ pub fn keep(lab: &Lab, bookinfo: &Bookinfo) -> Result<()> {
     println!("  ls {}                       # the manifests: edit them live", lab.manifests.dir().display());
     for node in &lab.nodes {
         let socket = node.run_dir.join("admin.sock");
-        println!("  curl --unix-socket {} http://agent/config_dump   # what {} knows", socket.display(), node.name);
+        println!("  curl --unix-socket {} http://localhost/config_dump   # what {} knows", socket.display(), node.name);
     }
     println!("\nCtrl-C ends it and removes everything.");
     Ok(())

@@ -54,7 +54,10 @@ impl Agent {
     pub fn wait_ready(&self, limit: Duration) -> Result<()> {
         eventually(&format!("readiness of the agent on {}", self.node), limit, || {
             if !self.process.running() {
-                return Ok(Err(anyhow::anyhow!("agent ended: {}", super::process::last_lines(&self.process.log(), 20))));
+                return Ok(Err(anyhow::anyhow!(
+                    "agent ended: {}",
+                    super::process::last_lines(&self.process.log(), 20)
+                )));
             }
             let status = self.ready_status()?;
             if status != 200 {
@@ -146,13 +149,8 @@ pub fn children(parent: i32) -> Vec<i32> {
 /// CPU seconds (user and system) of a process so far.
 pub fn cpu_seconds(pid: i32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields: Vec<u64> = stat
-        .rsplit(')')
-        .next()
-        .unwrap_or("")
-        .split_whitespace()
-        .map(|f| f.parse().unwrap_or(0))
-        .collect();
+    let fields: Vec<u64> =
+        stat.rsplit(')').next().unwrap_or("").split_whitespace().map(|f| f.parse().unwrap_or(0)).collect();
     let ticks = fields.get(11).unwrap_or(&0) + fields.get(12).unwrap_or(&0);
     ticks as f64 / 100.0
 }

@@ -202,7 +202,8 @@ fn parse(bytes: &[u8]) -> Option<(Flow, &[u8])> {
         }
         0x86dd => {
             let ip = bytes.get(14..)?;
-            let address = |at: usize| Some(IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(ip.get(at..at + 16)?).ok()?)));
+            let address =
+                |at: usize| Some(IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(ip.get(at..at + 16)?).ok()?)));
             (*ip.get(6)?, address(8)?, address(24)?, ip.get(40..)?)
         }
         _ => return None,
@@ -212,11 +213,8 @@ fn parse(bytes: &[u8]) -> Option<(Flow, &[u8])> {
         libc::IPPROTO_UDP => 8,
         _ => return None,
     };
-    let flow = Flow {
-        source: (source, be16(transport, 0)?),
-        destination: (destination, be16(transport, 2)?),
-        protocol,
-    };
+    let flow =
+        Flow { source: (source, be16(transport, 0)?), destination: (destination, be16(transport, 2)?), protocol };
     Some((flow, transport.get(header..)?))
 }
 

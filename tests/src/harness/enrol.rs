@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail};
 use mesh_proto::enrol::{Add, Del, Dns, Hello, Request, Response, Snapshot, request};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, sendmsg, setsockopt, socket, sockopt,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, sendmsg, setsockopt, socket,
+    sockopt,
 };
 use nix::sys::time::TimeVal;
 use prost::Message;
@@ -42,7 +43,8 @@ pub struct Connection {
 impl Connection {
     /// Connects to the socket at `path`.
     pub fn open(path: &Path) -> Result<Connection> {
-        let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).context("open socket")?;
+        let socket =
+            socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).context("open socket")?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(15, 0)).context("set timeout")?;
         connect(socket.as_raw_fd(), &UnixAddr::new(path).context("socket path")?)
             .with_context(|| format!("connect to {}", path.display()))?;

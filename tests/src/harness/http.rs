@@ -40,7 +40,9 @@ pub fn send_unix(socket: &Path, method: &str, path: &str) -> Result<Response> {
 }
 
 fn request(method: &str, path: &str) -> String {
-    format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+    format!(
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nundermesh-admin: lab\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+    )
 }
 
 fn exchange(mut stream: impl Read + Write, request: &str) -> Result<Response> {
@@ -85,7 +87,8 @@ mod tests {
     fn responses_are_decoded() {
         let plain = parse(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi").unwrap();
         assert_eq!((plain.status, plain.body.as_str()), (200, "hi"));
-        let chunked = parse(b"HTTP/1.1 503 no\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n").unwrap();
+        let chunked =
+            parse(b"HTTP/1.1 503 no\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n").unwrap();
         assert_eq!((chunked.status, chunked.body.as_str()), (503, "abcde"));
         assert!(parse(b"HTTP/1.1 200 OK").is_err());
     }

@@ -144,8 +144,7 @@ impl Lab {
         })?;
         let manifests = Manifests::open(dir.join("manifests"))?;
         std::fs::write(dir.join("dns.records"), "").context("write DNS records")?;
-        let control =
-            Control::create(&fabric, spawner.clone(), &system, &dir, manifests.dir(), &config.control_args)?;
+        let control = Control::create(&fabric, spawner.clone(), &system, &dir, manifests.dir(), &config.control_args)?;
         let outside = outside(&config, &fabric)?;
         let mut nodes = Vec::new();
         for number in 1..=config.nodes {
@@ -212,6 +211,11 @@ impl Lab {
     pub fn agent_program(&self, node: &Node) -> Result<Program> {
         let instance = format!("{}-{}", self.run, node.name);
         Agent::program(node, &self.control, &instance, &self.config.agent_args)
+    }
+
+    /// Starts an agent with another command line; the caller owns it.
+    pub fn adopt_agent(&self, node: &Node, program: Program) -> Result<Agent> {
+        Agent::start(node, &self.spawner, program)
     }
 
     /// Starts a program with the lab's namespaces around it.
@@ -303,7 +307,8 @@ impl Lab {
 
     /// Starts `lab <args>` on the machine outside the cluster and waits until it is ready.
     pub fn serve_outside(&self, args: &[&str]) -> Result<Process> {
-        let program = Program::ours("outside", "lab")?.args(args).netns(&self.outside).cgroup(self.cgroup.join("system"));
+        let program =
+            Program::ours("outside", "lab")?.args(args).netns(&self.outside).cgroup(self.cgroup.join("system"));
         let process = self.spawner.spawn(program)?;
         process.wait_for("ready", Duration::from_secs(10))?;
         Ok(process)
@@ -434,7 +439,9 @@ impl Lab {
         }
         let file = self.dir.join("dns.records");
         let partial = self.dir.join("dns.records.partial");
-        std::fs::write(&partial, records).and_then(|()| std::fs::rename(&partial, &file)).context("write DNS records")?;
+        std::fs::write(&partial, records)
+            .and_then(|()| std::fs::rename(&partial, &file))
+            .context("write DNS records")?;
         for node in &self.nodes {
             let mut all = translations.clone();
             for transport in [Transport::Udp, Transport::Tcp] {
@@ -468,7 +475,9 @@ fn knows_hbone(value: &serde_json::Value, pod: &Pod) -> bool {
     match value {
         serde_json::Value::Object(object) => {
             let text = |key: &str| object.get(key).and_then(|v| v.as_str()).unwrap_or("");
-            (text("name") == pod.name && text("namespace") == pod.namespace && text("protocol").eq_ignore_ascii_case("hbone"))
+            (text("name") == pod.name
+                && text("namespace") == pod.namespace
+                && text("protocol").eq_ignore_ascii_case("hbone"))
                 || object.values().any(|v| knows_hbone(v, pod))
         }
         serde_json::Value::Array(list) => list.iter().any(|v| knows_hbone(v, pod)),

@@ -79,7 +79,8 @@ mod tests {
 
     #[test]
     fn families_are_summed_by_label() {
-        let text = "# TYPE a counter\na_total{x=\"1\",y=\"q\\\"r\"} 2\na_total{x=\"2\",y=\"z\"} 3 17\nup 1\nbroken{x=\"1\n";
+        let text =
+            "# TYPE a counter\na_total{x=\"1\",y=\"q\\\"r\"} 2\na_total{x=\"2\",y=\"z\"} 3 17\nup 1\nbroken{x=\"1\n";
         let metrics = Metrics::parse(text);
         assert_eq!(metrics.samples.len(), 3);
         assert_eq!(metrics.sum("a_total", &[]), 5.0);

@@ -89,8 +89,8 @@ pub struct Netlink {
 impl Netlink {
     /// Opens a socket of one netlink family.
     pub fn open(family: SockProtocol) -> Result<Netlink> {
-        let socket =
-            socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, family).context("open netlink socket")?;
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, family)
+            .context("open netlink socket")?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0)).context("bind netlink socket")?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(5, 0)).context("set netlink timeout")?;
         Ok(Netlink { socket })
@@ -157,8 +157,9 @@ pub fn add_bridge(name: &str) -> Result<()> {
 /// Creates a veth pair; the far end appears in `peer_namespace`.
 pub fn add_veth(name: &str, peer: &str, peer_namespace: BorrowedFd<'_>) -> Result<()> {
     const VETH_INFO_PEER: u16 = 1;
-    let message =
-        Message::new(libc::RTM_NEWLINK, ACK | CREATE, &[0; 16]).text(libc::IFLA_IFNAME, name).nest(libc::IFLA_LINKINFO, |m| {
+    let message = Message::new(libc::RTM_NEWLINK, ACK | CREATE, &[0; 16]).text(libc::IFLA_IFNAME, name).nest(
+        libc::IFLA_LINKINFO,
+        |m| {
             m.text(libc::IFLA_INFO_KIND, "veth").nest(libc::IFLA_INFO_DATA, |m| {
                 m.nest(VETH_INFO_PEER, |m| {
                     m.raw(&[0; 16])
@@ -166,7 +167,8 @@ pub fn add_veth(name: &str, peer: &str, peer_namespace: BorrowedFd<'_>) -> Resul
                         .attr(libc::IFLA_NET_NS_FD, &(peer_namespace.as_raw_fd() as u32).to_ne_bytes())
                 })
             })
-        });
+        },
+    );
     request(message).with_context(|| format!("create veth {name}"))
 }
 
@@ -264,9 +266,9 @@ fn route_message(kind: u16, flags: u16, ip: IpAddr, prefix: u8, via: Via<'_>) ->
     }
     message = match via {
         Via::Device(device) => message.attr(libc::RTA_OIF, &index(device)?.to_ne_bytes()),
-        Via::Gateway(gateway, device) => message
-            .attr(libc::RTA_GATEWAY, &octets(gateway))
-            .attr(libc::RTA_OIF, &index(device)?.to_ne_bytes()),
+        Via::Gateway(gateway, device) => {
+            message.attr(libc::RTA_GATEWAY, &octets(gateway)).attr(libc::RTA_OIF, &index(device)?.to_ne_bytes())
+        }
         Via::Local => message.attr(libc::RTA_OIF, &index("lo")?.to_ne_bytes()),
         Via::Blackhole => message,
     };

@@ -112,7 +112,8 @@ fn rule(message: Message, translation: &Translation, endpoint: SocketAddr, left:
         Transport::Tcp => libc::IPPROTO_TCP as u8,
         Transport::Udp => libc::IPPROTO_UDP as u8,
     };
-    let (offset, family) = if translation.service.is_ipv4() { (16, libc::NFPROTO_IPV4) } else { (24, libc::NFPROTO_IPV6) };
+    let (offset, family) =
+        if translation.service.is_ipv4() { (16, libc::NFPROTO_IPV4) } else { (24, libc::NFPROTO_IPV6) };
     let address = bytes(translation.service.ip());
     message.text(1, TABLE).text(2, CHAIN).nest(4, |m| {
         let m = expression(m, "meta", |m| be32(be32(m, 1, 1), 2, META_L4PROTO));

@@ -38,3 +38,8 @@ fn missing(need: Need) -> Option<String> {
     };
     binaries.iter().find_map(|name| binary_path(name).err().map(|e| format!("{e:#}")))
 }
+
+/// Whether long faults run in full (`cargo xtask test --soak`).
+pub fn soak() -> bool {
+    std::env::var_os("UNDERMESH_SOAK").is_some()
+}

@@ -63,11 +63,7 @@ impl Spawner {
         let pipe = Arc::new(Mutex::new(init.stdin.take()));
         let janitor = Janitor { pipe, child: Arc::new(Mutex::new(init)), children: Arc::default() };
         lock(&JANITORS).push(janitor.clone());
-        Ok(Spawner {
-            jobs: Mutex::new(Some(jobs)),
-            janitor,
-            thread: Mutex::new(Some(thread)),
-        })
+        Ok(Spawner { jobs: Mutex::new(Some(jobs)), janitor, thread: Mutex::new(Some(thread)) })
     }
 
     /// Starts a program.
@@ -126,7 +122,8 @@ pub fn clean_all() {
 /// Gives this thread its namespaces and starts the janitor as init of the pid namespace.
 fn enter(init: &Path, cgroup: &Path, dir: &Path) -> Result<Child> {
     unshare(CloneFlags::CLONE_NEWNS).context("unshare mount namespace (root is needed)")?;
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).context("make mounts private")?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        .context("make mounts private")?;
     mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), Some("mode=0700")).context("mount a bpffs")?;
     unshare(CloneFlags::CLONE_NEWPID).context("unshare pid namespace")?;
     Command::new(init)

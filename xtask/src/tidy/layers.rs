@@ -30,11 +30,13 @@ pub fn crates(tree: &Tree) -> Vec<Complaint> {
             if line.starts_with('[') {
                 section = line;
             }
-            let key: String = line.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-' || *c == '_').collect();
+            let key: String =
+                line.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-' || *c == '_').collect();
             if !section.contains("dependencies") || key.is_empty() {
                 continue;
             }
-            let mut complain = |problem: String| found.push(Complaint { place: file.path.clone(), problem, soft: false });
+            let mut complain =
+                |problem: String| found.push(Complaint { place: file.path.clone(), problem, soft: false });
             if let Some((_, owners)) = ONLY.iter().find(|(dependency, _)| *dependency == key)
                 && !owners.contains(&name)
             {
@@ -104,8 +106,14 @@ mod tests {
     #[test]
     fn an_upward_dependency_is_found() {
         let tree = Tree::of(&[
-            ("mesh-core/Cargo.toml", "[package]\nname = \"mesh-core\"\n[dependencies]\nmesh-proto.workspace = true\naya = \"1\"\n"),
-            ("mesh-client/Cargo.toml", "[dependencies]\nmesh-core.workspace = true\n[dev-dependencies]\nmesh-control.workspace = true\n"),
+            (
+                "mesh-core/Cargo.toml",
+                "[package]\nname = \"mesh-core\"\n[dependencies]\nmesh-proto.workspace = true\naya = \"1\"\n",
+            ),
+            (
+                "mesh-client/Cargo.toml",
+                "[dependencies]\nmesh-core.workspace = true\n[dev-dependencies]\nmesh-control.workspace = true\n",
+            ),
         ]);
         let problems: Vec<_> = crates(&tree).into_iter().map(|c| c.problem).collect();
         assert_eq!(problems, ["mesh-core may not use mesh-proto", "only mesh-agent and mesh-common may use aya"]);

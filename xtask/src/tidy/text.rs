@@ -37,7 +37,9 @@ fn is_rulebook(file: &File) -> bool {
 /// Every file says what it owns.
 pub fn heads(tree: &Tree) -> Vec<Complaint> {
     tree.rust()
-        .filter(|f| !f.text.lines().find(|l| !l.trim().is_empty()).is_some_and(|l| l.starts_with("//!") && l.len() > 20))
+        .filter(|f| {
+            !f.text.lines().find(|l| !l.trim().is_empty()).is_some_and(|l| l.starts_with("//!") && l.len() > 20)
+        })
         .map(|f| complaint(f, None, "open the file with a `//!` sentence that says what it owns and who calls it"))
         .collect()
 }
@@ -152,7 +154,10 @@ mod tests {
             ("b.rs", "fn b() { unsafe { c() } }\n"),
             ("mesh-common/src/c.rs", "//! Owns the letter c, for tests.\nunsafe fn c() {}\n"),
             ("long.rs", &long),
-            ("README.md", "Run `cargo xtask fly`, then `cargo xtask demo`. See [b](b.rs), [d](d.rs), [e](https://e).\nIn /home/me.\n"),
+            (
+                "README.md",
+                "Run `cargo xtask fly`, then `cargo xtask demo`. See [b](b.rs), [d](d.rs), [e](https://e).\nIn /home/me.\n",
+            ),
         ]);
         assert_eq!(places(heads(&tree)), ["b.rs"]);
         assert_eq!(places(lengths(&tree)), ["long.rs"]);

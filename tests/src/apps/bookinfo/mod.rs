@@ -84,7 +84,8 @@ pub fn run(service: Service, port: u16) -> Result<()> {
             let service = service.clone();
             tokio::spawn(async move {
                 let handler = service_fn(move |request| handle(service.clone(), request));
-                let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), handler).await;
+                let _ =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), handler).await;
             });
         }
     })
@@ -92,7 +93,9 @@ pub fn run(service: Service, port: u16) -> Result<()> {
 
 async fn handle(service: Arc<Service>, request: Request<Incoming>) -> Result<Answer, Infallible> {
     let mut answer = match (service.kind, request.uri().path()) {
-        (_, "/health") => json(StatusCode::OK, &serde_json::json!({"status": format!("{:?} is healthy", service.kind)})),
+        (_, "/health") => {
+            json(StatusCode::OK, &serde_json::json!({"status": format!("{:?} is healthy", service.kind)}))
+        }
         (Kind::Productpage, _) => page::handle(&service, request).await,
         (Kind::Details, path) => backends::details(path),
         (Kind::Reviews, path) => backends::reviews(&service, path, request.headers()).await,
@@ -127,9 +130,15 @@ pub(crate) fn propagate(headers: &HeaderMap) -> HeaderMap {
 }
 
 /// One call to another service on a connection of its own.
-pub(crate) async fn call(host: &str, path: &str, headers: HeaderMap, limit: Duration) -> Result<(StatusCode, serde_json::Value)> {
+pub(crate) async fn call(
+    host: &str,
+    path: &str,
+    headers: HeaderMap,
+    limit: Duration,
+) -> Result<(StatusCode, serde_json::Value)> {
     tokio::time::timeout(limit, async {
-        let stream = tokio::net::TcpStream::connect((host, 9080)).await.with_context(|| format!("connect to {host}"))?;
+        let stream =
+            tokio::net::TcpStream::connect((host, 9080)).await.with_context(|| format!("connect to {host}"))?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.context("start HTTP")?;
         tokio::spawn(connection);

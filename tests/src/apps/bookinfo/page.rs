@@ -24,7 +24,11 @@ pub(super) async fn handle(service: &Service, request: Request<Incoming>) -> Ans
     match (request.method(), path.as_str()) {
         (&Method::POST, "/login") => login(request).await,
         (_, "/logout") => redirect("session=; Max-Age=0; Path=/"),
-        (_, "/") => text(StatusCode::OK, "text/html; charset=utf-8", frame("", "<section><h1>Bookinfo</h1><p><a href=\"/productpage\">The Comedy of Errors</a></p></section>")),
+        (_, "/") => text(
+            StatusCode::OK,
+            "text/html; charset=utf-8",
+            frame("", "<section><h1>Bookinfo</h1><p><a href=\"/productpage\">The Comedy of Errors</a></p></section>"),
+        ),
         (_, "/productpage") => product_page(service, &headers, user.as_deref()).await,
         (_, "/api/v1/products") => json(StatusCode::OK, &json!([product()])),
         (_, "/static/style.css") => text(StatusCode::OK, "text/css", STYLE.into()),
@@ -82,7 +86,9 @@ async fn reviews(headers: &HeaderMap) -> (StatusCode, Value) {
 
 async fn product_page(service: &Service, headers: &HeaderMap, user: Option<&str>) -> Answer {
     let ((details_status, details), (reviews_status, reviews)) = (details(headers).await, reviews(headers).await);
-    let mut body = String::from("<section><h1>The Comedy of Errors</h1><p>Summary: Two pairs of twins, parted at birth, are taken for each other in one day in Ephesus.</p></section><div class=\"cols\">");
+    let mut body = String::from(
+        "<section><h1>The Comedy of Errors</h1><p>Summary: Two pairs of twins, parted at birth, are taken for each other in one day in Ephesus.</p></section><div class=\"cols\">",
+    );
     if details_status.is_success() {
         body.push_str("<section><h2>Book Details</h2><dl>");
         for (label, key) in [
@@ -103,12 +109,22 @@ async fn product_page(service: &Service, headers: &HeaderMap, user: Option<&str>
         let pod = escape(&plain(&reviews["podname"]));
         let _ = write!(body, "<section><h2>Book Reviews</h2><small>Reviews served by: <u>{pod}</u></small>");
         for review in reviews["reviews"].as_array().into_iter().flatten() {
-            let _ = write!(body, "<blockquote><p>{}</p><small>{}</small>", escape(&plain(&review["text"])), escape(&plain(&review["reviewer"])));
+            let _ = write!(
+                body,
+                "<blockquote><p>{}</p><small>{}</small>",
+                escape(&plain(&review["text"])),
+                escape(&plain(&review["reviewer"]))
+            );
             match (&review["rating"]["stars"], &review["rating"]["error"]) {
                 (Value::Number(stars), _) => {
                     let n = stars.as_u64().unwrap_or(0).min(5) as usize;
                     let color = escape(&plain(&review["rating"]["color"]));
-                    let _ = write!(body, "<div class=\"stars {color}\" title=\"{n} stars\">{}{}</div>", "★".repeat(n), "☆".repeat(5 - n));
+                    let _ = write!(
+                        body,
+                        "<div class=\"stars {color}\" title=\"{n} stars\">{}{}</div>",
+                        "★".repeat(n),
+                        "☆".repeat(5 - n)
+                    );
                 }
                 (_, Value::String(message)) => {
                     let _ = write!(body, "<p class=\"error\"><i>{}</i></p>", escape(message));
@@ -126,7 +142,8 @@ async fn product_page(service: &Service, headers: &HeaderMap, user: Option<&str>
 }
 
 fn error(body: &mut String, title: &str, value: &Value) {
-    let _ = write!(body, "<section><h2 class=\"error\">{title}</h2><p>{}</p></section>", escape(&plain(&value["error"])));
+    let _ =
+        write!(body, "<section><h2 class=\"error\">{title}</h2><p>{}</p></section>", escape(&plain(&value["error"])));
 }
 
 fn frame(user: &str, body: &str) -> String {

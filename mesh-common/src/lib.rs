@@ -11,6 +11,7 @@ extern crate std;
 pub mod address;
 pub mod decide;
 pub mod event;
+pub mod fuzz;
 pub mod reason;
 pub mod row;
 pub mod slot;

@@ -53,35 +53,34 @@ fn connect(call: &Call) -> i32 {
         }
         return ALLOW;
     }
-    match capture_tcp(pod, &attempt) {
-        Capture::Pass(reason) => {
+    match direct(call, cookie, pod, &attempt) {
+        Ok(reason) => {
             count(reason);
             ALLOW
         }
-        Capture::Refuse(reason, errno) => {
+        Err((reason, errno)) => {
             refuse(call, cookie, &attempt.destination, attempt.port, pod.outbound_port, reason, errno)
         }
-        Capture::Nameserver(number) => match unbind_device(call) {
-            Ok(()) => {
-                call.set_slot(number, attempt.destination.is_v4(), pod.dns_port);
-                count(Reason::DnsCaptured);
-                ALLOW
-            }
-            Err(reason) => deny(call, cookie, pod, &attempt, reason),
-        },
-        Capture::Slot => match capture(call, cookie, pod, &attempt.destination, attempt.port) {
-            Ok(()) => {
-                count(Reason::Captured);
-                ALLOW
-            }
-            Err(reason) => deny(call, cookie, pod, &attempt, reason),
-        },
     }
 }
 
+/// Acts on the decision about a TCP connect: what to count, or how to refuse it.
 #[inline(always)]
-fn deny(call: &Call, cookie: u64, pod: &Pod, attempt: &Attempt, reason: Reason) -> i32 {
-    refuse(call, cookie, &attempt.destination, attempt.port, pod.outbound_port, reason, errno::ECONNREFUSED)
+fn direct(call: &Call, cookie: u64, pod: &Pod, attempt: &Attempt) -> Result<Reason, (Reason, i32)> {
+    let refused = |reason| (reason, errno::ECONNREFUSED);
+    match capture_tcp(pod, attempt) {
+        Capture::Pass(reason) => Ok(reason),
+        Capture::Refuse(reason, errno) => Err((reason, errno)),
+        Capture::Nameserver(number) => {
+            unbind_device(call).map_err(refused)?;
+            call.set_slot(number, attempt.destination.is_v4(), pod.dns_port);
+            Ok(Reason::DnsCaptured)
+        }
+        Capture::Slot => {
+            capture(call, cookie, pod, &attempt.destination, attempt.port).map_err(refused)?;
+            Ok(Reason::Captured)
+        }
+    }
 }
 
 #[inline(always)]

@@ -6,7 +6,7 @@
 use aya_ebpf::{macros::sk_lookup, programs::SkLookupContext};
 use mesh_common::{
     Reason,
-    decide::{Inbound, Lookup, inbound_tcp, inbound_udp},
+    decide::{Inbound, Lookup, inbound},
     row::{Listener, POD_STRICT, Pod, PortKey},
 };
 
@@ -24,29 +24,42 @@ const ENOENT: i32 = -2;
 pub fn pod_lookup(context: SkLookupContext) -> u32 {
     let cookie = COOKIE.load();
     let packet = packet(context.lookup);
-    // SAFETY: rows are replaced as a whole by the agent.
-    let Some(pod) = (unsafe { PODS.get(&cookie) }) else {
-        return drop(&packet, cookie, Reason::PodMissing);
-    };
-    let lookup = Lookup { remote: packet.ends.remote, local: packet.ends.local, port: packet.ends.local_port };
-    let verdict = match packet.protocol {
-        TCP => inbound_tcp(pod, &lookup),
-        UDP => inbound_udp(pod, &lookup),
-        _ => Inbound::Pass,
-    };
-    match verdict {
-        Inbound::Pass => PASS,
-        Inbound::PassCounted(reason) => {
+    match judge(&context, &packet, cookie) {
+        Ok(None) => PASS,
+        Ok(Some(reason)) => {
             count(reason);
             PASS
         }
-        Inbound::Steer(listener, reason) => steer(&context, &packet, cookie, listener as u32, reason),
-        Inbound::Plaintext if is_strict(cookie, pod, lookup.port) => drop(&packet, cookie, Reason::StrictPlaintext),
-        Inbound::Plaintext => {
-            let listener = if lookup.local.is_v4() { Listener::PlaintextV4 } else { Listener::PlaintextV6 };
-            steer(&context, &packet, cookie, listener as u32, Reason::SteeredPlaintext)
+        Err(reason) => {
+            tell(reason, cookie, packet.protocol, &packet.ends);
+            DROP
         }
-        Inbound::Drop(reason) => drop(&packet, cookie, reason),
+    }
+}
+
+/// What to count of a packet that goes on, or why it does not.
+#[inline(always)]
+fn judge(context: &SkLookupContext, packet: &Packet, cookie: u64) -> Result<Option<Reason>, Reason> {
+    // SAFETY: rows are replaced as a whole by the agent.
+    let pod = unsafe { PODS.get(&cookie) }.ok_or(Reason::PodMissing)?;
+    let lookup = Lookup { remote: packet.ends.remote, local: packet.ends.local, port: packet.ends.local_port };
+    if packet.protocol != TCP && packet.protocol != UDP {
+        return Ok(None);
+    }
+    let verdict = inbound(pod, &lookup, packet.protocol == TCP);
+    let (listener, reason) = match verdict {
+        Inbound::Pass => return Ok(None),
+        Inbound::PassCounted(reason) => return Ok(Some(reason)),
+        Inbound::Drop(reason) => return Err(reason),
+        Inbound::Steer(listener, reason) => (listener, reason),
+        Inbound::Plaintext if is_strict(cookie, pod, lookup.port) => return Err(Reason::StrictPlaintext),
+        Inbound::Plaintext if lookup.local.is_v4() => (Listener::PlaintextV4, Reason::SteeredPlaintext),
+        Inbound::Plaintext => (Listener::PlaintextV6, Reason::SteeredPlaintext),
+    };
+    match LISTENERS.redirect_sk_lookup(context, listener as u32, 0) {
+        Ok(()) => Ok(Some(reason)),
+        Err(ENOENT) => Err(Reason::ListenerMissing),
+        Err(_) => Err(Reason::AssignFailed),
     }
 }
 
@@ -58,22 +71,4 @@ fn is_strict(cookie: u64, pod: &Pod, port: u16) -> bool {
         Some(strict) => *strict != 0,
         None => pod.flags & POD_STRICT != 0,
     }
-}
-
-#[inline(always)]
-fn steer(context: &SkLookupContext, packet: &Packet, cookie: u64, listener: u32, reason: Reason) -> u32 {
-    match LISTENERS.redirect_sk_lookup(context, listener, 0) {
-        Ok(()) => {
-            count(reason);
-            PASS
-        }
-        Err(ENOENT) => drop(packet, cookie, Reason::ListenerMissing),
-        Err(_) => drop(packet, cookie, Reason::AssignFailed),
-    }
-}
-
-#[inline(always)]
-fn drop(packet: &Packet, cookie: u64, reason: Reason) -> u32 {
-    tell(reason, cookie, packet.protocol, &packet.ends);
-    DROP
 }

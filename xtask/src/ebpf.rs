@@ -11,7 +11,9 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+
+use crate::setup::{command, sysroot};
 
 const OBJECT: &str = "mesh-agent/bpf/undermesh.o";
 const SOURCES: &str = "mesh-agent/bpf/undermesh.sources";
@@ -137,18 +139,4 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 fn root() -> Result<PathBuf> {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     Ok(manifest.parent().context("find the workspace")?.to_owned())
-}
-
-/// The folder of the compiler in use.
-pub fn sysroot() -> Result<PathBuf> {
-    Ok(PathBuf::from(command("rustc", &["--print", "sysroot"])?.trim()))
-}
-
-/// Runs a command and returns what it printed.
-pub fn command(program: &str, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(program).args(arguments).output().with_context(|| format!("start {program}"))?;
-    if !output.status.success() {
-        bail!("{program} {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
-    }
-    String::from_utf8(output.stdout).with_context(|| format!("read what {program} printed"))
 }

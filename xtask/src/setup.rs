@@ -9,8 +9,6 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::ebpf::{command, sysroot};
-
 const LINKER_VERSION: &str = "0.10.3";
 /// Debian's package of the pinned compiler's library sources, for machines on which rustup cannot download.
 const PACKAGE: &str = "rust-src_1.95.0+dfsg1-2~bpo13+1_all.deb";
@@ -142,4 +140,18 @@ fn unpack(package: &Path, folder: &Path, sysroot: &Path) -> Result<()> {
     fs::create_dir_all(&target).with_context(|| format!("make {}", target.display()))?;
     command("cp", &["-a", &library.to_string_lossy(), &target.to_string_lossy()])?;
     Ok(())
+}
+
+/// The folder of the compiler in use.
+pub fn sysroot() -> Result<PathBuf> {
+    Ok(PathBuf::from(command("rustc", &["--print", "sysroot"])?.trim()))
+}
+
+/// Runs a command and returns what it printed.
+pub fn command(program: &str, arguments: &[&str]) -> Result<String> {
+    let output = Command::new(program).args(arguments).output().with_context(|| format!("start {program}"))?;
+    if !output.status.success() {
+        bail!("{program} {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("read what {program} printed"))
 }

@@ -18,12 +18,18 @@ use super::{
     config::{InboundMode, KernelConfig, KernelError, PodSpec, Repair},
     events::Events,
     links::Hooks,
-    object::{self, Settings, bpf},
+    object::{self, Loader, Settings, bpf},
     pins::{self, Pins},
     pods::{self, Enrolled},
     sys,
     tables::Tables,
 };
+
+#[derive(Debug)]
+struct Pods {
+    enrolled: HashMap<u64, Enrolled>,
+    loader: Loader,
+}
 
 /// The loaded programs of one instance. Dropping it leaves everything pinned and working.
 #[derive(Debug)]
@@ -34,7 +40,7 @@ pub struct Kernel {
     tables: Tables,
     hooks: Mutex<Hooks>,
     /// Enrolment and removal of pods are rare and exclude each other.
-    pods: Mutex<HashMap<u64, Enrolled>>,
+    pods: Mutex<Pods>,
     collector: Mutex<Collector>,
     degradations: Vec<&'static str>,
     repairs: Vec<Repair>,
@@ -50,15 +56,16 @@ impl Kernel {
         let lock = pins::lock(&pins.instance, &config.instance)?;
         let repairs = object::discard_foreign_maps(&pins, &config.limits)?;
         let mut degradations = Vec::new();
-        let mut settings = Settings { cookie: 0, have_set_retval: 1 };
-        let mut loaded = object::open(&pins, &config.limits, &settings, None)?;
+        let mut settings = Settings { cookie: 0, have_set_retval: true };
+        let mut loader = Loader::new(&pins, &config.limits);
+        let mut loaded = loader.open(&settings, None)?;
         let tables = Tables::open(&pins, config.limits)?;
         close_unknown_pods(&pins, &tables)?;
         let hooks = match Hooks::attach(&mut loaded, &pins, &config) {
             Ok(hooks) => hooks,
             Err(first) => {
-                settings.have_set_retval = 0;
-                loaded = object::open(&pins, &config.limits, &settings, None)?;
+                settings.have_set_retval = false;
+                loaded = loader.open(&settings, None)?;
                 let hooks = Hooks::attach(&mut loaded, &pins, &config).map_err(|_| first)?;
                 degradations.push("set_retval: refusals are answered by a reset instead of an errno (Linux 6.1)");
                 hooks
@@ -70,7 +77,7 @@ impl Kernel {
             settings,
             tables,
             hooks: Mutex::new(hooks),
-            pods: Mutex::default(),
+            pods: Mutex::new(Pods { enrolled: HashMap::new(), loader }),
             collector: Mutex::default(),
             degradations,
             repairs,
@@ -97,8 +104,14 @@ impl Kernel {
     /// Captures a pod, or updates a captured one. Idempotent. Blocks for some milliseconds.
     pub fn enrol(&self, pod: &PodSpec<'_>) -> Result<(), KernelError> {
         let mut pods = self.pods.lock();
-        let enrolled = Enrolled::enrol(pod, &self.tables, &self.pins, &self.config.limits, self.settings)?;
-        pods.insert(pod.cookie, enrolled);
+        let context = pods::Context {
+            tables: &self.tables,
+            pins: &self.pins,
+            limits: &self.config.limits,
+            settings: Settings { cookie: pod.cookie, ..self.settings },
+        };
+        let enrolled = Enrolled::enrol(pod, &context, &mut pods.loader)?;
+        pods.enrolled.insert(pod.cookie, enrolled);
         Ok(())
     }
 
@@ -126,7 +139,7 @@ impl Kernel {
     pub fn remove(&self, cookie: u64) -> Result<(), KernelError> {
         let mut pods = self.pods.lock();
         self.collector.lock().forget(cookie);
-        pods::remove(cookie, pods.remove(&cookie), &self.tables, &self.pins)
+        pods::remove(cookie, pods.enrolled.remove(&cookie), &self.tables, &self.pins)
     }
 
     /// Cookies of all enrolled pods, also of those that a dead agent left.
@@ -201,7 +214,7 @@ impl Kernel {
             .map(|name| Repair { name: name.to_owned(), what: "was not pinned and is again" })
             .collect();
         repairs.extend(self.hooks.lock().verify()?);
-        for pod in self.pods.lock().values_mut() {
+        for pod in self.pods.lock().enrolled.values_mut() {
             repairs.extend(pod.verify(&self.pins)?);
         }
         Ok(repairs)

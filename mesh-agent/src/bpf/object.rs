@@ -1,6 +1,6 @@
 //! The kept object: which maps it must find, how it is loaded. `cargo xtask ebpf` builds it from `mesh-ebpf`.
 
-use std::{fs, io, os::fd::AsFd, path::Path};
+use std::{collections::HashMap, fs, io, os::fd::AsFd, path::Path};
 
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use mesh_common::{
@@ -62,22 +62,46 @@ pub fn discard_foreign_maps(pins: &Pins, limits: &Limits) -> Result<Vec<Repair>,
     Ok(repairs)
 }
 
-/// Parses the object with its maps at their pins (made where missing). Programs are not loaded yet.
-pub fn open(pins: &Pins, limits: &Limits, settings: &Settings, listeners: Option<&Path>) -> Result<Ebpf, KernelError> {
-    let mut loader = EbpfLoader::new();
-    loader.verifier_log_level(VerifierLogLevel::STATS);
-    loader.override_global("COOKIE", &settings.cookie, true);
-    loader.override_global("HAVE_SET_RETVAL", &settings.have_set_retval, true);
-    for (name, shape) in shared_maps(limits) {
-        loader.map_pin_path(name, pins.maps().join(name));
-        if shape.kind != SK_STORAGE {
-            loader.map_max_entries(name, shape.max);
+/// Loads the object, again and again: once for the hooks, then once per pod. Making aya's loader parses the types of the kernel, which
+/// costs more than all the rest, so it is made once.
+pub struct Loader {
+    loader: EbpfLoader<'static>,
+    /// What was patched in before: aya wants a reference as long-lived as itself, so each pod seen costs eight bytes for good.
+    cookies: HashMap<u64, &'static u64>,
+}
+
+impl std::fmt::Debug for Loader {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Loader").finish_non_exhaustive()
+    }
+}
+
+impl Loader {
+    /// A loader that finds or makes the shared maps at their pins.
+    pub fn new(pins: &Pins, limits: &Limits) -> Self {
+        let mut loader = EbpfLoader::new();
+        loader.btf(None);
+        loader.verifier_log_level(VerifierLogLevel::STATS);
+        for (name, shape) in shared_maps(limits) {
+            loader.map_pin_path(name, pins.maps().join(name));
+            if shape.kind != SK_STORAGE {
+                loader.map_max_entries(name, shape.max);
+            }
         }
+        Self { loader, cookies: HashMap::new() }
     }
-    if let Some(path) = listeners {
-        loader.map_pin_path(maps::LISTENERS, path);
+
+    /// Parses the object with its maps. Programs are not loaded into the kernel yet.
+    pub fn open(&mut self, settings: &Settings, listeners: Option<&Path>) -> Result<Ebpf, KernelError> {
+        let cookie = *self.cookies.entry(settings.cookie).or_insert_with(|| Box::leak(Box::new(settings.cookie)));
+        let have_set_retval: &'static u32 = if settings.have_set_retval { &1 } else { &0 };
+        self.loader.override_global("COOKIE", cookie, true);
+        self.loader.override_global("HAVE_SET_RETVAL", have_set_retval, true);
+        if let Some(path) = listeners {
+            self.loader.map_pin_path(maps::LISTENERS, path.to_owned());
+        }
+        self.loader.load(OBJECT).map_err(|source| bpf("parse", "undermesh.o", source))
     }
-    loader.load(OBJECT).map_err(|source| bpf("parse", "undermesh.o", source))
 }
 
 /// What is patched into the programs.
@@ -86,7 +110,7 @@ pub struct Settings {
     /// Cookie of the pod's namespace, for its sk_lookup program.
     pub cookie: u64,
     /// The kernel lets sock_addr hooks choose the errno of a refusal.
-    pub have_set_retval: u32,
+    pub have_set_retval: bool,
 }
 
 /// An error of aya about a named thing.

@@ -27,13 +27,23 @@ use mesh_common::{
 use super::{
     config::{InboundMode, KernelError, Limits, PodSpec, Repair},
     links, netns,
-    object::{self, Settings, bpf, missing},
+    object::{Loader, Settings, bpf, missing},
     pins::{Pins, failed, remove_tree},
     sys::{self, Table},
     tables::Tables,
 };
 
 const SK_LOOKUP: u32 = 36;
+
+/// What enrolment works with.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    pub tables: &'a Tables,
+    pub pins: &'a Pins,
+    pub limits: &'a Limits,
+    /// With the cookie of the pod.
+    pub settings: Settings,
+}
 
 /// An enrolled pod.
 #[derive(Debug)]
@@ -48,13 +58,8 @@ pub struct Enrolled {
 
 impl Enrolled {
     /// Enrols a pod, or renews what an earlier agent or an earlier call set up.
-    pub fn enrol(
-        pod: &PodSpec<'_>,
-        tables: &Tables,
-        pins: &Pins,
-        limits: &Limits,
-        settings: Settings,
-    ) -> Result<Self, KernelError> {
+    pub fn enrol(pod: &PodSpec<'_>, context: &Context<'_>, loader: &mut Loader) -> Result<Self, KernelError> {
+        let Context { tables, pins, limits, .. } = *context;
         let cookie = pod.cookie;
         let refuse = |reason: String| KernelError::Pod { cookie, reason };
         check(pod).map_err(refuse)?;
@@ -78,7 +83,7 @@ impl Enrolled {
         }
         let folder = pins.pod(cookie);
         fs::create_dir_all(&folder).map_err(|source| failed("mkdir", &folder, source))?;
-        let attached = attach(pod, pins, limits, settings, netns_inode);
+        let attached = attach(pod, context, loader, netns_inode);
         let (program, program_id, link) = match attached {
             Ok(attached) => attached,
             Err(error) => {
@@ -224,16 +229,15 @@ fn listeners<'a>(pod: &PodSpec<'a>) -> impl Iterator<Item = (Listener, BorrowedF
 
 fn attach(
     pod: &PodSpec<'_>,
-    pins: &Pins,
-    limits: &Limits,
-    settings: Settings,
+    context: &Context<'_>,
+    loader: &mut Loader,
     netns_inode: u64,
 ) -> Result<(OwnedFd, u32, OwnedFd), KernelError> {
+    let pins = context.pins;
     let folder = pins.pod(pod.cookie);
     let map = folder.join("listeners");
     discard_foreign_listeners(&map)?;
-    let settings = Settings { cookie: pod.cookie, ..settings };
-    let mut object = object::open(pins, limits, &settings, Some(&map))?;
+    let mut object = loader.open(&context.settings, Some(&map))?;
     set_listeners(pod, &map).map_err(|source| bpf("write", row::maps::LISTENERS, source))?;
 
     let failed = |source| bpf("load", "pod_lookup", source);

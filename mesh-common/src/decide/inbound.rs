@@ -35,85 +35,85 @@ pub enum Inbound {
 /// Decides a TCP connection.
 #[inline(always)]
 pub fn inbound_tcp(pod: &Pod, lookup: &Lookup) -> Inbound {
-    let v4 = lookup.local.is_v4();
-    let own = is_own(pod, &lookup.remote);
-    if let Some(verdict) = slots(pod, lookup, own, family(v4, Listener::DnsTcpV4, Listener::DnsTcpV6), true) {
-        return verdict;
-    }
-    if own {
-        return Inbound::Pass;
-    }
-    if pod.flags & POD_CLOSED != 0 {
-        return Inbound::Drop(Reason::PodClosed);
-    }
-    match lookup.port {
-        ports::HBONE => Inbound::Steer(family(v4, Listener::HboneV4, Listener::HboneV6), Reason::SteeredHbone),
-        ports::OUTBOUND | ports::INBOUND_PLAINTEXT | ports::DNS => Inbound::Drop(Reason::MeshPort),
-        _ => Inbound::Plaintext,
-    }
+    inbound(pod, lookup, true)
 }
 
 /// Decides a UDP datagram.
 #[inline(always)]
 pub fn inbound_udp(pod: &Pod, lookup: &Lookup) -> Inbound {
+    inbound(pod, lookup, false)
+}
+
+/// Decides both, in one piece: two would double what the verifier has to follow.
+///
+/// "Own" is judged by address, not by device: a pod's call to its own address arrives with the index of its network device.
+#[inline(always)]
+pub fn inbound(pod: &Pod, lookup: &Lookup, tcp: bool) -> Inbound {
     let v4 = lookup.local.is_v4();
-    let own = is_own(pod, &lookup.remote);
-    if let Some(verdict) = slots(pod, lookup, own, family(v4, Listener::DnsUdpV4, Listener::DnsUdpV6), false) {
-        return verdict;
+    let from_pod = pod.owns(&lookup.remote);
+    let number = slot::number(&lookup.local);
+    if number != 0 || slot::is_v6_range(&lookup.local) {
+        let to_slot = slot_listener(pod, lookup, number, tcp);
+        return match to_slot {
+            Some((listener, reason)) if from_pod => Inbound::Steer(family(v4, listener), reason),
+            Some(_) => Inbound::Drop(Reason::ForeignToSlot),
+            None if !v4 || (tcp && lookup.port == pod.outbound_port) => Inbound::Drop(Reason::ForeignToSlot),
+            None if from_pod || lookup.remote.is_loopback() => Inbound::Pass,
+            None => Inbound::Drop(Reason::ForeignToSlot),
+        };
     }
-    if own { Inbound::Pass } else { Inbound::PassCounted(Reason::UdpPassed) }
+    let own = from_pod || lookup.remote.is_loopback();
+    if lookup.local.is_loopback() {
+        let agents_host = !v4 || lookup.local.low() == 0x7f00_0001;
+        return if !own {
+            Inbound::Drop(Reason::ForeignToSlot)
+        } else if agents_host && pod.is_own_port(lookup.port) {
+            Inbound::Drop(Reason::DirectToAgent)
+        } else {
+            Inbound::Pass
+        };
+    }
+    if own {
+        return Inbound::Pass;
+    }
+    if !tcp {
+        return Inbound::PassCounted(Reason::UdpPassed);
+    }
+    if pod.flags & POD_CLOSED != 0 {
+        return Inbound::Drop(Reason::PodClosed);
+    }
+    match lookup.port {
+        ports::HBONE => Inbound::Steer(family(v4, Listener::HboneV4), Reason::SteeredHbone),
+        ports::OUTBOUND | ports::INBOUND_PLAINTEXT | ports::DNS => Inbound::Drop(Reason::MeshPort),
+        _ => Inbound::Plaintext,
+    }
 }
 
-/// Slots and loopback, before anything else: `None` if the destination is neither.
+/// The listener (of IPv4) that stands behind a slot; `None` if the port is not one of slots.
 #[inline(always)]
-fn slots(pod: &Pod, lookup: &Lookup, own: bool, dns: Listener, tcp: bool) -> Option<Inbound> {
-    let to = &lookup.local;
-    let v4 = to.is_v4();
-    let number = slot::number(to);
-    if number != 0 {
-        let from_pod = pod.owns(&lookup.remote);
-        if tcp && slot::is_flow(number) && lookup.port == pod.outbound_port {
-            return Some(steer(
-                from_pod,
-                family(v4, Listener::OutboundV4, Listener::OutboundV6),
-                Reason::SteeredOutbound,
-            ));
-        }
-        if slot::nameserver(number).is_some() && lookup.port == pod.dns_port && pod.dns_port != 0 {
-            return Some(steer(from_pod, dns, Reason::SteeredDns));
-        }
-        if !v4 || (tcp && lookup.port == pod.outbound_port) {
-            return Some(Inbound::Drop(Reason::ForeignToSlot));
-        }
-    } else if slot::is_v6_range(to) {
-        return Some(Inbound::Drop(Reason::ForeignToSlot));
+fn slot_listener(pod: &Pod, lookup: &Lookup, number: u32, tcp: bool) -> Option<(Listener, Reason)> {
+    if tcp && slot::is_flow(number) && lookup.port == pod.outbound_port {
+        return Some((Listener::OutboundV4, Reason::SteeredOutbound));
     }
-    if !to.is_loopback() {
-        return None;
+    if slot::nameserver(number).is_some() && lookup.port == pod.dns_port && pod.dns_port != 0 {
+        let listener = if tcp { Listener::DnsTcpV4 } else { Listener::DnsUdpV4 };
+        return Some((listener, Reason::SteeredDns));
     }
-    if !own {
-        return Some(Inbound::Drop(Reason::ForeignToSlot));
-    }
-    if pod.is_own_port(lookup.port) && (!v4 || to.low() == 0x7f00_0001) {
-        return Some(Inbound::Drop(Reason::DirectToAgent));
-    }
-    Some(Inbound::Pass)
+    None
 }
 
+/// The same listener for the packet's family.
 #[inline(always)]
-fn steer(from_pod: bool, listener: Listener, reason: Reason) -> Inbound {
-    if from_pod { Inbound::Steer(listener, reason) } else { Inbound::Drop(Reason::ForeignToSlot) }
-}
-
-/// Judged by address, not by device: a pod's call to its own address arrives with the index of its network device.
-#[inline(always)]
-fn is_own(pod: &Pod, remote: &Address) -> bool {
-    remote.is_loopback() || pod.owns(remote)
-}
-
-#[inline(always)]
-fn family(v4: bool, four: Listener, six: Listener) -> Listener {
-    if v4 { four } else { six }
+fn family(v4: bool, listener: Listener) -> Listener {
+    match listener {
+        four if v4 => four,
+        Listener::OutboundV4 => Listener::OutboundV6,
+        Listener::PlaintextV4 => Listener::PlaintextV6,
+        Listener::HboneV4 => Listener::HboneV6,
+        Listener::DnsUdpV4 => Listener::DnsUdpV6,
+        Listener::DnsTcpV4 => Listener::DnsTcpV6,
+        six => six,
+    }
 }
 
 #[cfg(all(test, feature = "user"))]

@@ -5,4 +5,4 @@ mod capture;
 mod inbound;
 
 pub use capture::{Attempt, Capture, capture_tcp, capture_udp, errno};
-pub use inbound::{Inbound, Lookup, inbound_tcp, inbound_udp};
+pub use inbound::{Inbound, Lookup, inbound, inbound_tcp, inbound_udp};

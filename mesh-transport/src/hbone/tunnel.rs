@@ -276,7 +276,10 @@ impl Tunnel {
         }
         self.streams.lock().remove(&stream.id);
         let mut state = self.state.lock();
-        state.active -= 1;
+        // A tunnel that closed between the two locks has already counted its streams out.
+        if state.closed.is_none() {
+            state.active -= 1;
+        }
         if stream.waiting.swap(false, Relaxed) {
             state.waiting.retain(|waiting| waiting.id != stream.id);
             self.wake_next(&mut state);

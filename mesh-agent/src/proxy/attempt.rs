@@ -109,8 +109,8 @@ async fn tunnel(context: &PodContext, flow: &Flow, upstream: Upstream) -> Result
         destination_generation: upstream.generation,
         expected: upstream.expected.as_slice().into(),
     };
-    let (pod, destination, limit) = (context.pod.clone(), upstream.tunnel, context.shared.config.connect_timeout);
-    let dial = move || async move { context::dial(&pod, destination, limit).await };
+    let (pod, destination) = (context.pod.clone(), upstream.tunnel);
+    let dial = move || async move { context::dial(&pod, destination).await };
     match context.shared.pool.connect(&key, certificate, dial, request(context, flow, &upstream)).await {
         Ok((stream, _)) => {
             report(context, &upstream, true);
@@ -146,6 +146,9 @@ fn tunnel_failure(context: &PodContext, upstream: &Upstream, labels: ConnectionL
 }
 
 fn flags_of(error: &HboneError) -> ResponseFlags {
+    if matches!(error, HboneError::DialTimeout) {
+        return ResponseFlags::NetworkPolicy;
+    }
     match error.response_flag() {
         "DENY" => ResponseFlags::Deny,
         "TLS_FAILURE" => ResponseFlags::TlsFailure,

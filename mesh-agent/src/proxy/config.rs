@@ -27,7 +27,7 @@ pub struct ProxyConfig {
     pub connections_per_pod: u32,
     /// Tunnels into one pod, handshakes included.
     pub tunnels_per_pod: u32,
-    /// Probes of idle app connections, so that a vanished app is noticed.
+    /// Interval of probes on idle plaintext connections to other machines. Apps are on this machine and tunnels have their own.
     pub keepalive: Option<Duration>,
 }
 

@@ -103,9 +103,12 @@ impl PodContext {
         fetched.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no certificate in time")))
     }
 
-    /// A connection from the pod's address inside the pod's network namespace, as if the app had made it.
+    /// A plain connection from the pod's address inside the pod's network namespace, as if the app had made it.
     pub async fn dial(&self, destination: SocketAddr) -> io::Result<TcpStream> {
-        dial(&self.pod, destination, self.shared.config.connect_timeout).await
+        let config = &self.shared.config;
+        let stream = within(config.connect_timeout, dial(&self.pod, destination)).await?;
+        mesh_transport::socket::prepare(&stream, config.keepalive)?;
+        Ok(stream)
     }
 
     /// A place for one more inbound tunnel; `None` when the pod has its limit.
@@ -231,12 +234,12 @@ pub fn baggage_of(workload: &Workload) -> Baggage {
     }
 }
 
-/// Connects from `pod`'s address inside its network namespace within `limit`.
-pub async fn dial(pod: &Pod, destination: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+/// Connects from `pod`'s address inside its network namespace. The caller has the deadline.
+pub async fn dial(pod: &Pod, destination: SocketAddr) -> io::Result<TcpStream> {
     let source = local::source_for(pod, destination.ip()).ok_or_else(|| io::Error::new(io::ErrorKind::AddrNotAvailable, "the pod has no address of that family"))?;
     let socket = pod.sockets.tcp_socket(family_of(destination.ip())).await?;
     socket.bind(SocketAddr::new(source, 0))?;
-    within(limit, socket.connect(destination)).await
+    socket.connect(destination).await
 }
 
 /// The result of `work`, or a timeout.

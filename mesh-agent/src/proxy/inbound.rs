@@ -37,6 +37,7 @@ pub async fn serve(context: Arc<PodContext>, tcp: TcpStream, peer: SocketAddr) {
 
 async fn serve_tunnel(context: Arc<PodContext>, tcp: TcpStream, peer: SocketAddr) {
     let tcp = Held::new(tcp);
+    let _open = context.shared.telemetry.socket(Reporter::Destination);
     match tcp.local_address() {
         Ok(local) if local::is_own(&context.pod, local.ip()) => {}
         _ => return context.refuse(Reason::NotPodAddress, format_args!("tunnel from {peer} to a foreign address")),

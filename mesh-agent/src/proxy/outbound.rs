@@ -22,7 +22,7 @@ use super::context::PodContext;
 use super::local;
 use super::reasons::Reason;
 use super::relay::{self, Held};
-use crate::telemetry::Outcome;
+use crate::telemetry::{Outcome, Reporter};
 
 /// One connection of the app.
 pub struct Flow {
@@ -35,6 +35,7 @@ pub struct Flow {
 /// Serves one connection to its end.
 pub async fn serve(context: Arc<PodContext>, app: TcpStream, peer: SocketAddr) {
     let app = Held::new(app);
+    let _open = context.shared.telemetry.socket(Reporter::Source);
     let Some(flow) = flow(&context, &app, local::canonical(peer)) else { return };
     let endpoints = Endpoints { direction: Direction::Outbound, source: flow.client, destination: flow.destination, identity: None };
     let registration = match context.connections.register(endpoints) {

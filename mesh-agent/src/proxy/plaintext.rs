@@ -19,6 +19,7 @@ use crate::telemetry::{ConnectionLabels, Outcome, Peer, Reporter, ResponseFlags,
 /// Serves one connection to its end.
 pub async fn serve(context: Arc<PodContext>, client: TcpStream, peer: SocketAddr) {
     let client = Held::new(client);
+    let _open = context.shared.telemetry.socket(Reporter::Destination);
     let peer = local::canonical(peer);
     let Some(destination) = destination(&context, &client) else { return };
     let endpoints = Endpoints { direction: Direction::InboundPlaintext, source: peer, destination, identity: None };

@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 
@@ -24,6 +25,9 @@ use crate::pod::Pod;
 
 /// How long tasks that were told to end may take to do so.
 const LET_GO: Duration = Duration::from_secs(1);
+
+/// Unanswered keepalive probes after which a peer is dead.
+const PROBES: u32 = 9;
 
 /// The pod's TCP listeners, created or adopted by enrolment; one per address family and port.
 #[derive(Debug, Default)]
@@ -46,9 +50,10 @@ impl PodProxy {
     /// Starts serving `pod`. Fails only if a listener cannot be registered with the runtime; then nothing is served.
     pub fn start(pod: Arc<Pod>, listeners: ProxyListeners, shared: Arc<ProxyShared>) -> io::Result<PodProxy> {
         let proxy = PodProxy { context: PodContext::new(pod, shared.clone()), tasks: TaskTracker::new() };
-        let outbound = registered(listeners.outbound)?;
-        let plaintext = registered(listeners.plaintext)?;
-        let hbone = registered(listeners.hbone)?;
+        let outbound = registered(listeners.outbound, None)?;
+        let plaintext = registered(listeners.plaintext, shared.config.keepalive)?;
+        // Tunnels have their own PING.
+        let hbone = registered(listeners.hbone, None)?;
         // Known to the recheck task before the first connection: no change may slip between.
         shared.add(&proxy.context);
         proxy.context.refresh(&shared.state.snapshot(), |_| false);
@@ -88,7 +93,12 @@ impl PodProxy {
         }
         self.context.cut(if drain.is_some() { CutReason::DrainDeadline } else { CutReason::PodRemoved });
         self.tasks.close();
-        if tokio::time::timeout(LET_GO, self.tasks.wait()).await.is_err() {
+        // Connections inside tunnels have tasks of their own; each has told its telemetry when it has left the registry.
+        let ended = async {
+            self.tasks.wait().await;
+            self.context.connections.emptied().await;
+        };
+        if tokio::time::timeout(LET_GO, ended).await.is_err() {
             tracing::warn!(pod = %self.context.pod.name, left = self.tasks.len(), "proxy tasks did not end in time");
         }
     }
@@ -99,11 +109,7 @@ impl PodProxy {
         F: Future<Output = ()> + Send + 'static,
     {
         let (context, tasks, stop) = (self.context.clone(), self.tasks.clone(), self.context.stop.clone());
-        let keepalive = context.shared.config.keepalive;
         let loop_ = accept::run(listener, stop, move |stream, peer| {
-            if let Err(error) = mesh_transport::socket::prepare(&stream, keepalive) {
-                tracing::debug!(%error, "socket options not set");
-            }
             mesh_runtime::task::spawn(name, tasks.track_future(serve(context.clone(), stream, peer)));
         });
         mesh_runtime::task::spawn(name, self.tasks.track_future(loop_));
@@ -119,11 +125,17 @@ impl Drop for PodProxy {
     }
 }
 
-fn registered(listeners: Vec<std::net::TcpListener>) -> io::Result<Vec<TcpListener>> {
+/// Options are set on the listener once: accepted sockets inherit them, and a connection costs no call for them.
+fn registered(listeners: Vec<std::net::TcpListener>, keepalive: Option<Duration>) -> io::Result<Vec<TcpListener>> {
     listeners
         .into_iter()
         .map(|listener| {
             listener.set_nonblocking(true)?;
+            let socket = SockRef::from(&listener);
+            socket.set_tcp_nodelay(true)?;
+            if let Some(interval) = keepalive {
+                socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(PROBES))?;
+            }
             TcpListener::from_std(listener)
         })
         .collect()

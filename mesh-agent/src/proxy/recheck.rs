@@ -59,10 +59,17 @@ async fn apply(shared: &Arc<ProxyShared>, update: Option<&Update>) -> bool {
 
 /// Closes tunnels to workloads that are gone or whose address has another owner now: a tunnel must never outlive the pairing of address and pod.
 fn purge_tunnels(shared: &ProxyShared, snapshot: &Snapshot, diff: &Diff) {
+    if shared.pool.stats().tunnels == 0 {
+        return;
+    }
     for uid in &diff.workloads {
-        let generation = snapshot.workload_by_uid(uid).and_then(|workload| {
-            let generations = workload.addresses.iter().filter_map(|ip| snapshot.owner(&workload.network, ip)).filter(|owner| owner.workload.uid == *uid);
-            generations.map(|owner| owner.generation).min()
+        let workload = snapshot.workload_by_uid(uid);
+        if workload.is_some_and(|workload| workload.addresses.iter().all(|ip| !diff.addresses.contains(ip))) {
+            continue;
+        }
+        let generation = workload.and_then(|workload| {
+            let owned = workload.addresses.iter().filter_map(|ip| snapshot.owner(&workload.network, ip)).filter(|owner| owner.workload.uid == *uid);
+            owned.map(|owner| owner.generation).min()
         });
         let closed = shared.pool.purge_destination(uid, generation);
         if closed > 0 {

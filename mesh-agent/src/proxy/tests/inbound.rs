@@ -29,7 +29,7 @@ async fn ask_with(pair: &Pair, request: ConnectRequest) -> Result<HboneStream, H
         expected: Arc::new([identity("server")]),
     };
     let pod = pair.client.pod.clone();
-    let dial = move || async move { crate::proxy::context::dial(&pod, tunnel, DEADLINE).await };
+    let dial = move || async move { crate::proxy::context::dial(&pod, tunnel).await };
     let pool = Pool::new(PoolConfig::default());
     soon(pool.connect(&key, pair.authority.issue(&identity("client")), dial, request)).await.map(|(stream, _)| stream)
 }
@@ -161,11 +161,12 @@ async fn hardening_F52_the_certificate_decides_whatever_the_address() {
         expected: Arc::new([identity("server")]),
     };
     let pod = pair.client.pod.clone();
-    let dial = move || async move { crate::proxy::context::dial(&pod, tunnel, DEADLINE).await };
+    let dial = move || async move { crate::proxy::context::dial(&pod, tunnel).await };
     let pool = Pool::new(PoolConfig::default());
     let result = soon(pool.connect(&key, pair.authority.issue(&identity("thief")), dial, ConnectRequest::to(pair.server_address()))).await;
     assert_eq!(status(result.map(|(stream, _)| stream)), 401);
     assert_eq!(served.load(Ordering::SeqCst), 0);
+    eventually("the refusal is logged", || pair.far.log().contains("direction=\"inbound\"")).await;
     let log = pair.far.log();
     assert!(log.contains("src.identity=\"spiffe://cluster.local/ns/bookinfo/sa/thief\""), "{log}");
     assert!(!log.contains("src.workload=\"client\""), "{log}");

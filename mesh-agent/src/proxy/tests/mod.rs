@@ -3,6 +3,7 @@
 
 #![allow(non_snake_case, reason = "tests carry the ids of the rows that they prove")]
 
+mod hostile;
 mod inbound;
 mod mesh;
 mod net;

@@ -25,10 +25,15 @@ use mesh_proto::{
     ADDRESS_TYPE, AUTHORIZATION_TYPE,
     discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, Status},
 };
+use prost::Message;
 use resources::Item;
 
 /// The longest NACK text.
 const MAX_NACK: usize = 8 << 10;
+/// A first answer of this size may be the first of several. Our own control plane cuts at 48 MiB by a generous count.
+const LARGE_MESSAGE: usize = 40 << 20;
+/// The part after a large one comes within this, counted from when the large one was applied.
+const NEXT_PART_MS: u64 = 1_000;
 /// `INVALID_ARGUMENT`
 const INVALID: i32 = 3;
 
@@ -165,10 +170,7 @@ impl Subscription {
         };
         let (mut changes, mut alarms) = (Vec::new(), Vec::new());
         topic.receive(response, &limits, now_ms, &mut changes, &mut reply.problems, &mut alarms);
-        if !self.synced && self.addresses.answered && self.policies.answered {
-            self.synced = true;
-            changes.push(Change::Synced);
-        }
+        self.sync(&mut changes);
         Received { changes, reply, alarms }
     }
 
@@ -192,7 +194,15 @@ impl Subscription {
     pub fn on_timer(&mut self, now_ms: u64) -> Due {
         let (mut due, limits) = (Due::default(), self.limits);
         self.topics().into_iter().for_each(|topic| topic.tick(&limits, now_ms, &mut due));
+        self.sync(&mut due.changes);
         due
+    }
+
+    fn sync(&mut self, changes: &mut Vec<Change>) {
+        if !self.synced && self.addresses.answered && self.policies.answered {
+            self.synced = true;
+            changes.push(Change::Synced);
+        }
     }
 
     /// Whether both types have been answered once.
@@ -240,6 +250,8 @@ struct Topic {
     /// Held, but neither listed in the reconnect request nor heard of since.
     unlisted: HashSet<ArcStr>,
     last_answer_ms: u64,
+    /// The first answer was so large that more may follow; if nothing has by then, it was all.
+    complete_at_ms: Option<u64>,
     suspended: Option<Suspended>,
     interner: Interner,
 }
@@ -255,6 +267,7 @@ impl Topic {
             connected: false,
             unlisted: HashSet::new(),
             last_answer_ms: 0,
+            complete_at_ms: None,
             suspended: None,
             interner: Interner::default(),
         }
@@ -292,6 +305,7 @@ impl Topic {
 
     fn close(&mut self) {
         self.connected = false;
+        self.complete_at_ms = None;
     }
 
     fn receive(
@@ -303,12 +317,13 @@ impl Topic {
         problems: &mut Vec<String>,
         alarms: &mut Vec<Alarm>,
     ) {
-        let first = !self.answered_here;
-        (self.answered, self.answered_here, self.last_answer_ms) = (true, true, now_ms);
-        let gone = self.gone(response.removed_resources, &response.resources);
-        if first {
-            self.reconsider(&gone);
+        (self.answered_here, self.last_answer_ms) = (true, now_ms);
+        // A server cuts a state that is too large for one message; the next part follows at once.
+        if !self.answered {
+            self.complete_at_ms = (response.encoded_len() >= LARGE_MESSAGE).then_some(now_ms + NEXT_PART_MS);
+            self.answered = self.complete_at_ms.is_none();
         }
+        let gone = self.gone(response.removed_resources, &response.resources);
         // Removals come first: an address may go from a workload that is gone to one that is new.
         self.remove(gone, limits, now_ms, changes, alarms);
         changes.reserve_exact(response.resources.len() + 1);
@@ -336,15 +351,6 @@ impl Topic {
         let present: HashSet<&str> = resources.iter().map(|resource| resource.name.as_str()).collect();
         let removed = removed.iter().filter(|name| !present.contains(name.as_str()));
         removed.filter_map(|name| self.held.get_key_value(name.as_str())).map(|(name, _)| name.clone()).collect()
-    }
-
-    /// A new stream knows what exists: what it was told about and does not remove is there.
-    fn reconsider(&mut self, gone: &HashSet<ArcStr>) {
-        let unlisted = &self.unlisted;
-        if let Some(suspended) = &mut self.suspended {
-            suspended.names.retain(|name| gone.contains(name) || unlisted.contains(name));
-        }
-        self.suspended = self.suspended.take().filter(|s| !s.names.is_empty());
     }
 
     /// The server has sent it, in whatever form.
@@ -419,8 +425,13 @@ impl Topic {
 
     fn next_timer(&self, limits: &Limits) -> Option<u64> {
         let recheck = self.suspended.as_ref().filter(|s| !s.asked).map(|s| s.since_ms + limits.hold_ms);
-        let sweep = self.sweeps().then_some(self.last_answer_ms + limits.settle_ms);
-        recheck.into_iter().chain(sweep).min()
+        let settled = (self.sweeps() || self.has_second_opinion()).then_some(self.last_answer_ms + limits.settle_ms);
+        recheck.into_iter().chain(settled).chain(self.complete_at_ms).min()
+    }
+
+    /// The stream that was opened to ask about a suspicious removal has spoken.
+    fn has_second_opinion(&self) -> bool {
+        self.connected && self.answered_here && self.suspended.as_ref().is_some_and(|s| s.asked)
     }
 
     fn sweeps(&self) -> bool {
@@ -429,10 +440,18 @@ impl Topic {
     }
 
     fn tick(&mut self, limits: &Limits, now_ms: u64, due: &mut Due) {
-        if self.sweeps() && now_ms >= self.last_answer_ms + limits.settle_ms {
-            let gone = self.unlisted.clone();
+        if self.complete_at_ms.is_some_and(|at| now_ms >= at) {
+            (self.complete_at_ms, self.answered) = (None, true);
+        }
+        let settled = now_ms >= self.last_answer_ms + limits.settle_ms;
+        let second_opinion = self.has_second_opinion();
+        if settled && self.sweeps() {
+            let gone = std::mem::take(&mut self.unlisted);
             self.remove(gone, limits, now_ms, &mut due.changes, &mut due.alarms);
-            self.unlisted.clear();
+        }
+        if settled && second_opinion {
+            // It was told about these names and does not remove them: they exist.
+            self.suspended = None;
         }
         if let Some(suspended) = &mut self.suspended
             && !suspended.asked
@@ -440,6 +459,8 @@ impl Topic {
         {
             suspended.asked = true;
             due.reconnect |= self.connected;
+            // What this stream said is the first opinion.
+            self.answered_here = false;
         }
     }
 }

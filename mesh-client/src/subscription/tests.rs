@@ -232,9 +232,48 @@ fn hardening_F13_what_comes_back_or_is_not_removed_again_stays() {
     assert!(s.on_timer(60_000).reconnect);
     s.on_end(false);
     s.on_connected(60_100);
-    // The new stream removes three: those are gone, the others exist.
+    // The new stream removes three: those are gone. When it has been quiet the others are known to exist.
+    assert_eq!(s.on_message(addresses(vec![], vec![]), 60_150).changes.len(), 0);
     assert_eq!(s.on_message(addresses(vec![], uids(1..4)), 60_200).changes.len(), 3);
-    assert_eq!((s.suspended(), s.held(ADDRESS_TYPE)), (0, 6));
+    assert_eq!((s.suspended(), s.held(ADDRESS_TYPE), s.next_timer()), (4, 6, Some(70_200)));
+    assert_eq!(s.on_timer(70_200), Due::default());
+    assert_eq!((s.suspended(), s.held(ADDRESS_TYPE), s.next_timer()), (0, 6, None));
+}
+
+#[test]
+fn hardening_F13_a_second_opinion_may_come_after_a_first_empty_answer() {
+    let mut s = with_workloads(8);
+    s.on_message(addresses(vec![], uids(0..8)), 0);
+    assert!(s.on_timer(60_000).reconnect);
+    s.on_end(false);
+    s.on_connected(60_100);
+    assert!(s.on_message(addresses(vec![], vec![]), 60_200).changes.is_empty());
+    assert_eq!(s.on_message(addresses(vec![], uids(0..8)), 60_300).changes.len(), 8);
+    assert_eq!((s.suspended(), s.held(ADDRESS_TYPE)), (0, 1));
+}
+
+#[test]
+fn a_first_state_in_parts_is_complete_with_its_last_part() {
+    let large = || {
+        let mut large = addresses(vec![workload(1)], vec![]);
+        large.system_version_info = "x".repeat(LARGE_MESSAGE);
+        large
+    };
+    let mut s = subscription();
+    s.on_connected(0);
+    s.on_message(policies(vec![]), 0);
+    assert_eq!(words(&s.on_message(large(), 100).changes), ["+cart-1"]);
+    assert!(!s.is_synced());
+    assert_eq!(words(&s.on_message(addresses(vec![workload(2)], vec![]), 200).changes), ["+cart-2", "synced"]);
+
+    let mut alone = subscription();
+    alone.on_connected(0);
+    alone.on_message(policies(vec![]), 0);
+    alone.on_message(large(), 100);
+    assert_eq!(alone.next_timer(), Some(1_100));
+    assert_eq!(alone.on_timer(1_099), Due::default());
+    assert_eq!(words(&alone.on_timer(1_100).changes), ["synced"]);
+    assert_eq!(alone.next_timer(), None);
 }
 
 #[test]

@@ -13,6 +13,7 @@
 
 mod buffer;
 pub mod copy;
+pub mod fuzz;
 pub mod hbone;
 pub mod netns;
 pub mod socket;

@@ -518,3 +518,46 @@ async fn handshakes_of_the_client_have_deadlines() {
     assert_eq!(error.response_flag(), "H2_HANDSHAKE_FAILURE");
     support::until("pool forgets", || lab.pool.stats().keys == 0).await;
 }
+
+/// Whatever a peer sends in the place of an honest handshake, the acceptor answers with an error, never with a panic.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_handshake_is_an_error() {
+    let port =
+        Arc::new(Port::new(AcceptorConfig { tls_timeout: Duration::from_millis(500), ..AcceptorConfig::default() }));
+    let (chain, key) = port.ca.sign(Ca::params(CLIENT));
+    let mut trials = tokio::task::JoinSet::new();
+    for trial in 0..400usize {
+        let (port, config) = (port.clone(), client::config(Some((&chain, &key)), &["h2"], &[&TLS13]));
+        trials.spawn(async move {
+            let ((near, relay_near), (relay_far, far)) = (pair().await, pair().await);
+            tokio::spawn(async move { client::connect(near, config).await?.read_u8().await });
+            tokio::spawn(async move {
+                let (mut from_client, mut to_client) = relay_near.into_split();
+                let (mut from_server, mut to_server) = relay_far.into_split();
+                tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
+                let mut at = 0;
+                let mut buffer = [0; 4096];
+                while let Ok(count @ 1..) = from_client.read(&mut buffer).await {
+                    // One byte somewhere in the client's flights, about 2.5 KiB together.
+                    if let Some(byte) =
+                        (trial * 7 % 2600).checked_sub(at).and_then(|place| buffer[..count].get_mut(place))
+                    {
+                        *byte ^= 1 << (trial % 8);
+                    }
+                    at += count;
+                    if to_server.write_all(&buffer[..count]).await.is_err() {
+                        return;
+                    }
+                }
+            });
+            port.acceptor.accept(far, &port.certificate).await.is_ok()
+        });
+    }
+    let mut accepted = 0;
+    while let Some(trial) = trials.join_next().await {
+        accepted += usize::from(trial.expect("no panic"));
+    }
+    // Only damage behind the handshake goes unnoticed here.
+    assert!(accepted < 200, "{accepted} accepted");
+    assert_eq!(port.acceptor.half_open(), 0);
+}

@@ -96,3 +96,120 @@ pub(super) fn parse_answer(fields: &[Field]) -> Option<(StatusCode, Baggage)> {
     }
     Some((status?, baggage))
 }
+
+/// Reads two header blocks with one decoder, as a tunnel does; the first byte says where the second begins.
+pub(crate) fn fuzz_request(data: &[u8]) {
+    let local = IpAddr::from([10, 0, 0, 1]);
+    let mut decoder = super::hpack::Decoder::new(64 * 1024);
+    let Some((split, blocks)) = data.split_first() else { return };
+    let (first, second) = blocks.split_at(usize::from(*split).min(blocks.len()));
+    for block in [first, second] {
+        let Ok(fields) = decoder.decode(block) else { return };
+        let size: usize = fields.iter().map(|field| field.name.len() + field.value.len()).sum();
+        assert!(size <= 64 * 1024, "the limit holds on the decoded size");
+        let _ = parse_answer(&fields);
+        let Ok(request) = parse_request(&fields, local) else { continue };
+        if let Authority::Address(address) = &request.authority {
+            assert_eq!(address.ip(), local, "a tunnel leads to its own pod");
+        }
+        assert_eq!(Authority::parse(&request.authority.to_string()).as_ref(), Some(&request.authority));
+    }
+}
+
+#[cfg(test)]
+#[allow(non_snake_case)]
+mod tests {
+    use super::*;
+
+    fn request(fields: &[(&str, &str)]) -> Result<Request, RequestProblem> {
+        let fields: Vec<_> =
+            fields.iter().map(|(name, value)| Field { name: (*name).into(), value: (*value).into() }).collect();
+        parse_request(&fields, IpAddr::from([10, 0, 0, 1]))
+    }
+
+    #[test]
+    fn hardening_B29_B30_B31_only_the_pods_own_address() {
+        let to = |authority: &str| {
+            request(&[(":method", "CONNECT"), (":authority", authority)]).map(|request| request.authority.to_string())
+        };
+        for own in ["10.0.0.1:80", "[::ffff:10.0.0.1]:80"] {
+            assert_eq!(to(own), Ok("10.0.0.1:80".into()));
+        }
+        let mismatch = RequestProblem::Address(AuthorityProblem::AddressMismatch);
+        for other in ["10.0.0.2:80", "[::ffff:10.0.0.2]:80", "[fd00::1]:80", "8.8.8.8:53", "[2001:db8::1]:80"] {
+            assert_eq!(to(other), Err(mismatch), "{other}");
+        }
+        let special = RequestProblem::Address(AuthorityProblem::SpecialAddress);
+        for address in [
+            "127.0.0.1:80",
+            "[::1]:80",
+            "0.0.0.0:80",
+            "[::]:80",
+            "169.254.169.254:80",
+            "224.0.0.1:80",
+            "[ff02::1]:80",
+            "255.255.255.255:80",
+            "[fe80::1]:80",
+            "[::ffff:127.0.0.1]:80",
+        ] {
+            assert_eq!(to(address), Err(special), "{address}");
+        }
+        for bad in [
+            "1.2.3.4",
+            "10.0.0.1:0",
+            "10.0.0.1:65536",
+            "10.0.0.1:99999999999",
+            "10.0.0.1:-1",
+            "10.0.0.1: 80",
+            "10.0.0.1:80 ",
+            "10.0.0.1:+80",
+            "10.0.0.1:0x50",
+            "[fe80::1%eth0]:80",
+            "fd00::1:80",
+            "[10.0.0.1]:80",
+            "[::1:80",
+            "10.0.0.1.:80",
+            "010.0.0.1:80",
+            "0x0a000001:80",
+            "167772161:80",
+            "10.1:80",
+            ":80",
+            "",
+            ":",
+            "a..b:80",
+            "-a.b:80",
+            "user@host:80",
+            "host/path:80",
+            "h\u{f6}st:80",
+            "a b:80",
+        ] {
+            assert_eq!(to(bad), Err(RequestProblem::Authority), "{bad}");
+        }
+        let long = format!("{}:80", ["a".repeat(63).as_str(); 5].join("."));
+        assert_eq!(to(&long), Err(RequestProblem::Authority));
+        assert_eq!(to(&format!("{}.svc:80", "a".repeat(64))), Err(RequestProblem::Authority));
+        assert_eq!(to("Reviews.app.svc.cluster.local.:9080"), Ok("reviews.app.svc.cluster.local:9080".into()));
+        assert_eq!(to("xn--hst-sna.example:80"), Ok("xn--hst-sna.example:80".into()));
+    }
+
+    #[test]
+    fn hardening_B34_B35_B36_B37_what_telemetry_reads_never_refuses() {
+        let base = [(":method", "CONNECT"), (":authority", "10.0.0.1:80")];
+        let with = |extra: &[(&str, &str)]| request(&[&base, extra].concat()).unwrap();
+        let clean = with(&[]);
+        let kib64 = "x".repeat(64 * 1024);
+        for extra in [
+            ("forwarded", kib64.as_str()),
+            ("baggage", &kib64),
+            ("traceparent", &kib64),
+            ("forwarded", "for=\""),
+            ("traceparent", "00-0-0-0"),
+        ] {
+            assert_eq!(with(&[extra]), clean, "{}", extra.0);
+        }
+        // Two claims are no claim.
+        let twice = [("forwarded", "for=\"10.0.0.7:1\""), ("forwarded", "for=\"10.0.0.8:1\"")];
+        assert_eq!(with(&twice), clean);
+        assert!(with(&twice[..1]).forwarded.is_some());
+    }
+}

@@ -16,7 +16,9 @@ mod stream;
 mod tunnel;
 
 pub use error::{HboneError, Stage};
+pub(crate) use headers::fuzz_request;
 pub use pool::{Pool, PoolConfig, PoolStats, TunnelKey};
+pub(crate) use request::fuzz_values;
 pub use request::{
     Authority, AuthorityProblem, Baggage, ConnectRequest, ConnectResponse, Forwarded, TraceParent, WorkloadKind,
 };

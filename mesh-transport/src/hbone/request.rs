@@ -313,7 +313,11 @@ impl Authority {
         }
         let host = host.strip_suffix('.').unwrap_or(host);
         // What ends in a number is a misspelt address, never a hostname.
-        let numeric = host.rsplit('.').next().is_some_and(|label| label.bytes().all(|byte| byte.is_ascii_digit()));
+        let numeric = host.rsplit('.').next().is_some_and(|label| {
+            let hex = label.strip_prefix("0x").or_else(|| label.strip_prefix("0X"));
+            label.bytes().all(|byte| byte.is_ascii_digit())
+                || hex.is_some_and(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        });
         let host = parse_host(host).filter(|_| !numeric)?;
         Some(Self::Host(host.to_ascii_lowercase().into(), port))
     }
@@ -386,4 +390,116 @@ impl ConnectRequest {
 pub struct ConnectResponse {
     /// Labels of the workload that serves.
     pub baggage: Baggage,
+}
+
+/// Reads header values; what was read prints to something that reads the same.
+pub(crate) fn fuzz_values(data: &[u8]) {
+    let baggage = Baggage::parse(data);
+    assert_eq!(Baggage::parse(baggage.to_string().as_bytes()), baggage.normal());
+    if let Some(forwarded) = Forwarded::parse(data)
+        && (forwarded.client.is_some() || forwarded.host.is_some())
+    {
+        assert_eq!(Forwarded::parse(forwarded.to_string().as_bytes()).as_ref(), Some(&forwarded));
+    }
+    if let Some(traceparent) = TraceParent::parse(data) {
+        assert_eq!(traceparent.to_string().as_bytes(), data);
+    }
+    if let Some(authority) = std::str::from_utf8(data).ok().and_then(Authority::parse) {
+        assert_eq!(Authority::parse(&authority.to_string()), Some(authority));
+    }
+}
+
+impl Baggage {
+    /// Without a kind where there is no workload to be of that kind.
+    fn normal(mut self) -> Self {
+        if self.workload.is_none() {
+            self.workload_kind = WorkloadKind::default();
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+#[allow(non_snake_case)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hardening_B36_baggage_is_bounded() {
+        let full = "k8s.cluster.name=Kubernetes,k8s.namespace.name=app,k8s.job.name=import,service.name=web,service.version=v1,cloud.region=r,cloud.availability_zone=z";
+        assert_eq!(Baggage::parse(full.as_bytes()).to_string(), full);
+        let empty = Baggage::default();
+        assert_eq!(empty.to_string(), "");
+        for (value, expect) in [
+            ("", &empty),
+            ("k8s.namespace.name", &empty),
+            ("k8s.namespace.name=", &empty),
+            ("other=x,=y,==", &empty),
+            ("k8s.namespace.name=a b", &empty),
+            ("k8s.namespace.name=\u{f6}", &empty),
+            (&format!("k8s.namespace.name={}", "x".repeat(254)), &empty),
+            (&format!("k8s.namespace.name=a{}", " ".repeat(5000)), &empty),
+            (&format!("{}k8s.namespace.name=a", "k=v,".repeat(64)), &empty),
+            (" k8s.namespace.name = app ;prop=1", &Baggage { namespace: Some("app".into()), ..Baggage::default() }),
+            ("service.name=%zz", &Baggage { service: Some("%zz".into()), ..Baggage::default() }),
+        ] {
+            assert_eq!(&Baggage::parse(value.as_bytes()), expect, "{value}");
+        }
+    }
+
+    #[test]
+    fn hardening_B35_forwarded_is_read_strictly() {
+        let read = |value: &str| Forwarded::parse(value.as_bytes()).map(|forwarded| forwarded.to_string());
+        for (value, expect) in [
+            ("for=\"10.0.0.1:80\";host=web.app.svc", "for=\"10.0.0.1:80\";host=web.app.svc"),
+            ("for=10.0.0.1", "for=\"10.0.0.1:0\""),
+            ("FOR=\"[fd00::1]:80\"", "for=\"[fd00::1]:80\""),
+            ("for=\"[::ffff:10.0.0.1]:80\"", "for=\"10.0.0.1:80\""),
+            ("for=\"[fd00::1]\";proto=http;by=x", "for=\"[fd00::1]:0\""),
+        ] {
+            assert_eq!(read(value).as_deref(), Some(expect), "{value}");
+        }
+        for value in [
+            "",
+            "for",
+            "for=",
+            "for=_hidden",
+            "for=unknown",
+            "for=fd00::1",
+            "for=\"10.0.0.1:80",
+            "for=10.0.0.1:99999",
+            "for=\"10.0.0.1\\\"\"",
+            "for=10.0.0.1,for=10.0.0.2",
+            "for=10.0.0.1;for=10.0.0.2",
+            "for=10.0.0.1;secret=1",
+            "for=10.0.0.1;host=a b",
+            "for=10.0.0.1;host=-a",
+            "for=10.0.0.1;",
+            &format!("for=10.0.0.1;host={}", "a".repeat(300)),
+            &format!("for=\"{}\"", "1".repeat(8192)),
+        ] {
+            assert_eq!(read(value), None, "{value}");
+        }
+    }
+
+    #[test]
+    fn hardening_B37_bad_traces_are_no_traces() {
+        let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        assert_eq!(TraceParent::parse(good.as_bytes()).unwrap().to_string(), good);
+        for bad in [
+            "",
+            "00",
+            "0000000000000000000000000000000000000000000000000000000",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+            "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-x",
+            "00-+af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0",
+            "\u{e4}\u{e4}-1-1-1",
+        ] {
+            assert_eq!(TraceParent::parse(bad.as_bytes()), None, "{bad}");
+        }
+    }
 }

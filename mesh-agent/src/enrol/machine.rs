@@ -1,0 +1,412 @@
+//! Which pods there are and what happens to each: a state machine without I/O. [`super::manager`] feeds it and carries its actions out.
+//!
+//! ```text
+//!  one pod:        Add              Started ok            Del, gone from snapshot, replaced
+//!        (absent) ─────> Starting ─────────────> Running ───────────────────────────> Stopping ── Stopped ──> (absent) or Starting the next
+//!                           │ Started failed                                             ^
+//!                           └──> (absent)      Del while Starting: Cancelling ── Started ┘
+//! ```
+//! Every start has a generation of its own, so that an answer about an earlier one is never taken for the present one. `P` is what a start
+//! needs and the machine does not look at (descriptors).
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use mesh_core::ArcStr;
+use mesh_proto::convert::PodRequest;
+
+use super::session::{Code, Failure};
+
+/// Names a connection of a client.
+pub type SessionId = u64;
+/// Names a request that waits for its answer.
+pub type RequestId = u64;
+/// Names one start of a pod.
+pub type Generation = u64;
+
+/// A network namespace.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct NetnsId {
+    /// Never reused while the machine runs.
+    pub cookie: u64,
+    /// As `/proc` shows it.
+    pub inode: u64,
+}
+
+/// A pod that was checked.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Spec {
+    /// Who it is.
+    pub pod: PodRequest,
+    /// Where it is.
+    pub netns: NetnsId,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event<P> {
+    /// The keeper held this pod for us.
+    Adopt { spec: Spec, payload: P },
+    /// A client connected and said hello.
+    Opened { session: SessionId },
+    /// A client's connection ended.
+    Closed { session: SessionId },
+    /// A client wants a pod enrolled.
+    Add { session: SessionId, request: RequestId, spec: Spec, payload: P },
+    /// A client still has this pod.
+    Keep { request: RequestId, uid: ArcStr },
+    /// A client's pod is gone.
+    Del { request: RequestId, uid: ArcStr },
+    /// A client has named all its pods.
+    Snapshot { session: SessionId, request: RequestId },
+    /// The answer to this request reached the client's socket.
+    Delivered { request: RequestId },
+    /// A start ended.
+    Started { generation: Generation, result: Result<(), Failure> },
+    /// A stop ended.
+    Stopped { generation: Generation },
+}
+
+/// What to do.
+#[derive(Debug, Eq, PartialEq)]
+pub enum Action<P> {
+    /// Capture this pod; ends with `Started`.
+    Start { generation: Generation, spec: Arc<Spec>, payload: P },
+    /// The start is not wanted any more; it still ends with `Started`.
+    Cancel { generation: Generation },
+    /// Release this pod; ends with `Stopped`.
+    Stop { generation: Generation },
+    /// Answer a request.
+    Reply { request: RequestId, result: Result<(), Failure> },
+    /// Release what the kernel has captured and is not among these cookies: pods of an agent that left nothing else behind.
+    ReleaseOthers { keep: Vec<u64> },
+}
+
+#[derive(Debug)]
+enum Phase {
+    Starting { waiters: Vec<RequestId> },
+    Cancelling,
+    Running,
+    Stopping,
+}
+
+#[derive(Debug)]
+struct Current {
+    generation: Generation,
+    spec: Arc<Spec>,
+    phase: Phase,
+}
+
+#[derive(Debug)]
+struct Wanted<P> {
+    spec: Spec,
+    payload: P,
+    waiters: Vec<RequestId>,
+}
+
+#[derive(Debug)]
+struct Entry<P> {
+    current: Current,
+    /// What to start when the present one is gone.
+    next: Option<Wanted<P>>,
+    /// Requests that wait for the present one to be gone.
+    leaving: Vec<RequestId>,
+    /// When a client last named it, in [`Machine::sessions`]' count.
+    named_at: u64,
+    /// A client knows that it is enrolled.
+    confirmed: bool,
+    /// Clients that do not know yet.
+    claims: Vec<(SessionId, RequestId)>,
+}
+
+/// The pods of the node.
+#[derive(Debug)]
+pub struct Machine<P> {
+    pods: BTreeMap<ArcStr, Entry<P>>,
+    /// Counts opened sessions; says what was named before and what after.
+    opened: u64,
+    /// The count at which each live session opened.
+    sessions: HashMap<SessionId, u64>,
+    last_generation: Generation,
+    settled: bool,
+}
+
+impl<P> Default for Machine<P> {
+    fn default() -> Self {
+        Machine { pods: BTreeMap::new(), opened: 0, sessions: HashMap::new(), last_generation: 0, settled: false }
+    }
+}
+
+/// How many pods are where.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Counts {
+    /// Captured.
+    pub running: usize,
+    /// On their way in or out.
+    pub pending: usize,
+    /// Adopted and named by no client since.
+    pub unnamed: usize,
+}
+
+impl<P> Machine<P> {
+    /// Takes one event.
+    pub fn apply(&mut self, event: Event<P>) -> Vec<Action<P>> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Adopt { spec, payload } => self.adopt(spec, payload, &mut actions),
+            Event::Opened { session } => {
+                self.opened += 1;
+                self.sessions.insert(session, self.opened);
+            }
+            Event::Closed { session } => self.closed(session, &mut actions),
+            Event::Add { session, request, spec, payload } => {
+                let result = self.add(session, request, spec, payload, &mut actions);
+                reply_if_done(request, result, &mut actions);
+            }
+            Event::Keep { request, uid } => {
+                let result = self.keep(&uid);
+                actions.push(Action::Reply { request, result });
+            }
+            Event::Del { request, uid } => match self.pods.get_mut(&uid) {
+                None => actions.push(Action::Reply { request, result: Ok(()) }),
+                Some(entry) => {
+                    entry.leaving.push(request);
+                    entry.leave(&mut actions);
+                }
+            },
+            Event::Snapshot { session, request } => self.snapshot(session, request, &mut actions),
+            Event::Delivered { request } => self.delivered(request),
+            Event::Started { generation, result } => self.started(generation, result, &mut actions),
+            Event::Stopped { generation } => self.stopped(generation, &mut actions),
+        }
+        actions
+    }
+
+    /// How many pods are where.
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for entry in self.pods.values() {
+            match entry.current.phase {
+                Phase::Running => counts.running += 1,
+                Phase::Starting { .. } | Phase::Cancelling | Phase::Stopping => counts.pending += 1,
+            }
+            counts.unnamed += usize::from(entry.named_at == 0);
+        }
+        counts
+    }
+
+    /// Whether a client has ever sent a snapshot.
+    pub fn is_settled(&self) -> bool {
+        self.settled
+    }
+
+    /// Generations that run, for an orderly stop.
+    pub fn running(&self) -> Vec<Generation> {
+        let running = self.pods.values().filter(|entry| matches!(entry.current.phase, Phase::Running));
+        running.map(|entry| entry.current.generation).collect()
+    }
+
+    fn adopt(&mut self, spec: Spec, payload: P, actions: &mut Vec<Action<P>>) {
+        let uid = spec.pod.uid.clone();
+        if self.pods.contains_key(&uid) {
+            return;
+        }
+        let current = self.start(spec, payload, Vec::new(), actions);
+        self.pods.insert(uid, Entry { current, next: None, leaving: Vec::new(), named_at: 0, confirmed: true, claims: Vec::new() });
+    }
+
+    /// `Ok(true)`: done; `Ok(false)`: the request waits.
+    fn add(&mut self, session: SessionId, request: RequestId, spec: Spec, payload: P, actions: &mut Vec<Action<P>>) -> Result<bool, Failure> {
+        let uid = spec.pod.uid.clone();
+        self.netns_is_free(&uid, spec.netns)?;
+        let named_at = self.opened;
+        let Some(entry) = self.pods.get_mut(&uid) else {
+            let current = self.start(spec, payload, vec![request], actions);
+            let claims = vec![(session, request)];
+            self.pods.insert(uid, Entry { current, next: None, leaving: Vec::new(), named_at, confirmed: false, claims });
+            return Ok(false);
+        };
+        entry.named_at = named_at;
+        let same = *entry.current.spec == spec && entry.next.is_none();
+        match &mut entry.current.phase {
+            Phase::Running if same => return Ok(true),
+            Phase::Starting { waiters } if same => waiters.push(request),
+            _ => {
+                entry.supersede(actions);
+                entry.confirmed = false;
+                entry.next = Some(Wanted { spec, payload, waiters: vec![request] });
+                entry.make_way(actions);
+            }
+        }
+        entry.claims.push((session, request));
+        Ok(false)
+    }
+
+    fn netns_is_free(&self, uid: &ArcStr, netns: NetnsId) -> Result<(), Failure> {
+        for (other, entry) in &self.pods {
+            let present = entry.current.spec.netns.cookie == netns.cookie;
+            let coming = entry.next.as_ref().is_some_and(|next| next.spec.netns.cookie == netns.cookie);
+            if other == uid || !(present || coming) {
+                continue;
+            }
+            let leaving = !coming && matches!(entry.current.phase, Phase::Stopping | Phase::Cancelling);
+            let pod = &entry.current.spec.pod;
+            let message = format!("the network namespace belongs to pod {}/{} ({other})", pod.namespace, pod.name);
+            return Err(Failure { code: Code::Conflict, message, retry: leaving });
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, uid: &ArcStr) -> Result<(), Failure> {
+        let opened = self.opened;
+        let unknown = || Failure::lasting(Code::Unknown, format!("pod {uid} is not enrolled: add it"));
+        let entry = self.pods.get_mut(uid).filter(|entry| entry.stays()).ok_or_else(unknown)?;
+        entry.named_at = opened;
+        Ok(())
+    }
+
+    fn snapshot(&mut self, session: SessionId, request: RequestId, actions: &mut Vec<Action<P>>) {
+        let since = self.sessions.get(&session).copied().unwrap_or(self.opened);
+        for entry in self.pods.values_mut().filter(|entry| entry.named_at < since) {
+            entry.leave(actions);
+        }
+        self.settled = true;
+        let mut keep: Vec<u64> = self.pods.values().map(|entry| entry.current.spec.netns.cookie).collect();
+        keep.extend(self.pods.values().filter_map(|entry| entry.next.as_ref()).map(|next| next.spec.netns.cookie));
+        actions.push(Action::ReleaseOthers { keep });
+        actions.push(Action::Reply { request, result: Ok(()) });
+    }
+
+    fn delivered(&mut self, request: RequestId) {
+        for entry in self.pods.values_mut() {
+            let before = entry.claims.len();
+            entry.claims.retain(|(_, claim)| *claim != request);
+            // A failed add has no claim left, so this answer was a yes.
+            entry.confirmed |= entry.claims.len() < before;
+        }
+    }
+
+    /// What a client asked for and never heard of is rolled back: it will believe that it failed.
+    fn closed(&mut self, session: SessionId, actions: &mut Vec<Action<P>>) {
+        self.sessions.remove(&session);
+        for entry in self.pods.values_mut() {
+            let before = entry.claims.len();
+            entry.claims.retain(|(claimant, _)| *claimant != session);
+            if entry.claims.len() < before && entry.claims.is_empty() && !entry.confirmed {
+                entry.leave(actions);
+            }
+        }
+    }
+
+    fn started(&mut self, generation: Generation, result: Result<(), Failure>, actions: &mut Vec<Action<P>>) {
+        let Some((uid, entry)) = self.by_generation(generation) else { return };
+        let phase = std::mem::replace(&mut entry.current.phase, Phase::Running);
+        match (phase, result) {
+            (Phase::Starting { waiters }, Ok(())) => {
+                actions.extend(waiters.into_iter().map(|request| Action::Reply { request, result: Ok(()) }));
+            }
+            (Phase::Starting { waiters }, Err(failure)) => {
+                entry.claims.retain(|(_, request)| !waiters.contains(request));
+                for request in waiters {
+                    actions.push(Action::Reply { request, result: Err(failure.clone()) });
+                }
+                self.gone(&uid, actions);
+            }
+            (_, Ok(())) => {
+                entry.current.phase = Phase::Stopping;
+                actions.push(Action::Stop { generation });
+            }
+            (_, Err(_)) => self.gone(&uid, actions),
+        }
+    }
+
+    fn stopped(&mut self, generation: Generation, actions: &mut Vec<Action<P>>) {
+        if let Some((uid, _)) = self.by_generation(generation) {
+            self.gone(&uid, actions);
+        }
+    }
+
+    /// The present one is gone: tell who waited for that, and start the next.
+    fn gone(&mut self, uid: &ArcStr, actions: &mut Vec<Action<P>>) {
+        let Some(entry) = self.pods.get_mut(uid) else { return };
+        let leaving = std::mem::take(&mut entry.leaving);
+        actions.extend(leaving.into_iter().map(|request| Action::Reply { request, result: Ok(()) }));
+        match entry.next.take() {
+            None => {
+                self.pods.remove(uid);
+            }
+            Some(next) => {
+                let current = self.start(next.spec, next.payload, next.waiters, actions);
+                if let Some(entry) = self.pods.get_mut(uid) {
+                    entry.current = current;
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, spec: Spec, payload: P, waiters: Vec<RequestId>, actions: &mut Vec<Action<P>>) -> Current {
+        self.last_generation += 1;
+        let (generation, spec) = (self.last_generation, Arc::new(spec));
+        actions.push(Action::Start { generation, spec: spec.clone(), payload });
+        Current { generation, spec, phase: Phase::Starting { waiters } }
+    }
+
+    fn by_generation(&mut self, generation: Generation) -> Option<(ArcStr, &mut Entry<P>)> {
+        let mut entries = self.pods.iter_mut();
+        entries.find(|(_, entry)| entry.current.generation == generation).map(|(uid, entry)| (uid.clone(), entry))
+    }
+}
+
+impl<P> Entry<P> {
+    /// Whether the pod will be there when all that is under way has ended.
+    fn stays(&self) -> bool {
+        self.next.is_some() || matches!(self.current.phase, Phase::Starting { .. } | Phase::Running)
+    }
+
+    /// The pod is not wanted any more, in no form.
+    fn leave(&mut self, actions: &mut Vec<Action<P>>) {
+        self.supersede(actions);
+        self.make_way(actions);
+    }
+
+    /// Drops what was to come next.
+    fn supersede(&mut self, actions: &mut Vec<Action<P>>) {
+        if let Some(next) = self.next.take() {
+            self.refuse(next.waiters, actions);
+        }
+    }
+
+    /// Makes the present one end.
+    fn make_way(&mut self, actions: &mut Vec<Action<P>>) {
+        let generation = self.current.generation;
+        match std::mem::replace(&mut self.current.phase, Phase::Stopping) {
+            Phase::Running => actions.push(Action::Stop { generation }),
+            Phase::Starting { waiters } => {
+                self.current.phase = Phase::Cancelling;
+                self.refuse(waiters, actions);
+                actions.push(Action::Cancel { generation });
+            }
+            Phase::Cancelling => self.current.phase = Phase::Cancelling,
+            Phase::Stopping => {}
+        }
+    }
+
+    fn refuse(&mut self, waiters: Vec<RequestId>, actions: &mut Vec<Action<P>>) {
+        self.claims.retain(|(_, request)| !waiters.contains(request));
+        for request in waiters {
+            let failure = Failure::passing(Code::Conflict, "a later request took the place of this one");
+            actions.push(Action::Reply { request, result: Err(failure) });
+        }
+    }
+}
+
+fn reply_if_done<P>(request: RequestId, result: Result<bool, Failure>, actions: &mut Vec<Action<P>>) {
+    match result {
+        Ok(false) => {}
+        Ok(true) => actions.push(Action::Reply { request, result: Ok(()) }),
+        Err(failure) => actions.push(Action::Reply { request, result: Err(failure) }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,339 @@
+//! The task that owns [`Machine`] and carries its actions out: one loop, one mailbox, and a set of starts and stops under way.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use mesh_core::ArcStr;
+use serde::Serialize;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::machine::{Action, Counts, Event, Generation, Machine, RequestId, SessionId, Spec};
+use super::session::{Code, Failure};
+
+/// Messages that may wait: sessions stop reading from their clients when the manager is behind.
+const MAILBOX: usize = 256;
+/// How often the operator is told that adopted pods are named by no client.
+const ALARM: Duration = Duration::from_secs(60);
+
+/// Starts and stops pods: the kernel, the proxy and DNS behind [`super::node::Node`], a fake in tests.
+pub trait Runner: Send + Sync + 'static {
+    /// What a start needs beside the pod's description.
+    type Payload: Send + 'static;
+    /// A pod that runs.
+    type Running: Send + 'static;
+
+    /// Captures a pod. When it fails nothing of the pod is left; `cancel` says that it is not wanted any more.
+    fn start(
+        self: Arc<Self>,
+        generation: Generation,
+        spec: Arc<Spec>,
+        payload: Self::Payload,
+        cancel: CancellationToken,
+    ) -> impl Future<Output = Result<Self::Running, Failure>> + Send;
+
+    /// Releases a pod.
+    fn stop(self: Arc<Self>, running: Self::Running) -> impl Future<Output = ()> + Send;
+
+    /// Lets a pod's connections end within `limit`; the pod stays captured, for the next agent.
+    fn drain(self: Arc<Self>, running: Self::Running, limit: Duration) -> impl Future<Output = ()> + Send;
+
+    /// Releases what the kernel has captured except these cookies.
+    fn release_others(self: Arc<Self>, keep: Vec<u64>) -> impl Future<Output = ()> + Send;
+
+    /// Is told whenever the counts may have changed.
+    fn counted(&self, counts: Counts);
+}
+
+/// A pod in the admin dump.
+#[derive(Clone, Debug, Serialize)]
+pub struct PodView {
+    /// Kubernetes UID.
+    pub uid: ArcStr,
+    /// Kubernetes namespace.
+    pub namespace: ArcStr,
+    /// Pod name.
+    pub name: ArcStr,
+    /// Service account.
+    pub service_account: ArcStr,
+    /// Addresses.
+    pub ips: Vec<std::net::IpAddr>,
+    /// Which start this is.
+    pub generation: Generation,
+    /// How the kernel names the network namespace.
+    pub netns_cookie: u64,
+    /// How `/proc` names it.
+    pub netns_inode: u64,
+}
+
+enum Message<P> {
+    Event(Event<P>),
+    Ask(RequestId, Event<P>, oneshot::Sender<Result<(), Failure>>),
+    View(oneshot::Sender<Vec<PodView>>),
+    Drain(Duration, oneshot::Sender<()>),
+}
+
+/// Talks to the manager. Cheap to clone.
+pub struct ManagerHandle<P> {
+    mailbox: mpsc::Sender<Message<P>>,
+    next: Arc<AtomicU64>,
+}
+
+impl<P> Clone for ManagerHandle<P> {
+    fn clone(&self) -> Self {
+        ManagerHandle { mailbox: self.mailbox.clone(), next: self.next.clone() }
+    }
+}
+
+/// The answer to a request, when it comes.
+pub type Answer = oneshot::Receiver<Result<(), Failure>>;
+
+impl<P> ManagerHandle<P> {
+    /// A number that no session and no request had before.
+    pub fn fresh_id(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Tells an event that nobody waits for.
+    pub async fn tell(&self, event: Event<P>) {
+        // The manager ends only with the process.
+        let _ = self.mailbox.send(Message::Event(event)).await;
+    }
+
+    /// Makes a request. If the manager is gone the answer never comes and its channel says so.
+    pub async fn ask(&self, request: RequestId, event: Event<P>) -> Answer {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.mailbox.send(Message::Ask(request, event, reply)).await;
+        answer
+    }
+
+    /// The pods that run.
+    pub async fn pods(&self) -> Vec<PodView> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.mailbox.send(Message::View(reply)).await;
+        answer.await.unwrap_or_default()
+    }
+
+    /// Lets all connections end within `limit`. From now on every request is refused.
+    pub async fn drain(&self, limit: Duration) {
+        let (done, answer) = oneshot::channel();
+        let _ = self.mailbox.send(Message::Drain(limit, done)).await;
+        let _ = answer.await;
+    }
+
+    /// The events of a session: `Opened` now, `Closed` when the guard's session says so.
+    pub async fn open_session(&self) -> SessionId {
+        let session = self.fresh_id();
+        self.tell(Event::Opened { session }).await;
+        session
+    }
+}
+
+struct Live<T> {
+    spec: Arc<Spec>,
+    cancel: CancellationToken,
+    /// None while it starts.
+    running: Option<T>,
+}
+
+enum Done<T> {
+    Started(Generation, Result<T, Failure>),
+    Stopped(Generation),
+    Other,
+}
+
+/// The owner of all pods.
+pub struct Manager<R: Runner> {
+    runner: Arc<R>,
+    machine: Machine<R::Payload>,
+    live: HashMap<Generation, Live<R::Running>>,
+    replies: HashMap<RequestId, oneshot::Sender<Result<(), Failure>>>,
+    work: JoinSet<Done<R::Running>>,
+    /// Which start or stop a task is, for tasks that panic.
+    tasks: HashMap<Id, (Generation, bool)>,
+    draining: bool,
+}
+
+impl<R: Runner> Manager<R> {
+    /// Starts the task on the current runtime.
+    pub fn spawn(runner: Arc<R>) -> ManagerHandle<R::Payload> {
+        let (mailbox, messages) = mpsc::channel(MAILBOX);
+        let manager = Manager {
+            runner,
+            machine: Machine::default(),
+            live: HashMap::new(),
+            replies: HashMap::new(),
+            work: JoinSet::new(),
+            tasks: HashMap::new(),
+            draining: false,
+        };
+        mesh_runtime::task::spawn("pod manager", manager.run(messages));
+        ManagerHandle { mailbox, next: Arc::new(AtomicU64::new(1)) }
+    }
+
+    async fn run(mut self, mut messages: mpsc::Receiver<Message<R::Payload>>) {
+        let mut alarm = tokio::time::interval(ALARM);
+        alarm.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                message = messages.recv() => match message {
+                    Some(message) => self.receive(message),
+                    None => return,
+                },
+                Some(done) = self.work.join_next_with_id(), if !self.work.is_empty() => self.finished(done),
+                _ = alarm.tick() => {
+                    let unnamed = self.machine.counts().unnamed;
+                    if unnamed > 0 {
+                        tracing::warn!(pods = unnamed, "adopted pods that no client has named since: is whoever enrols pods away?");
+                    }
+                }
+            }
+            self.runner.counted(self.machine.counts());
+        }
+    }
+
+    fn receive(&mut self, message: Message<R::Payload>) {
+        match message {
+            Message::Event(event) => self.apply(event),
+            Message::Ask(_, _, reply) if self.draining => {
+                let _ = reply.send(Err(Failure::passing(Code::Stopping, "the agent is stopping")));
+            }
+            Message::Ask(request, event, reply) => {
+                self.replies.insert(request, reply);
+                self.apply(event);
+            }
+            Message::View(reply) => {
+                let _ = reply.send(self.view());
+            }
+            Message::Drain(limit, done) => self.drain(limit, done),
+        }
+    }
+
+    fn apply(&mut self, event: Event<R::Payload>) {
+        for action in self.machine.apply(event) {
+            match action {
+                Action::Start { generation, spec, payload } => self.start(generation, spec, payload),
+                Action::Cancel { generation } => {
+                    if let Some(live) = self.live.get(&generation) {
+                        live.cancel.cancel();
+                    }
+                }
+                Action::Stop { generation } => self.stop(generation),
+                Action::Reply { request, result } => {
+                    if let Some(reply) = self.replies.remove(&request) {
+                        let _ = reply.send(result);
+                    }
+                }
+                Action::ReleaseOthers { keep } => {
+                    let runner = self.runner.clone();
+                    self.work.spawn(async move {
+                        runner.release_others(keep).await;
+                        Done::Other
+                    });
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, generation: Generation, spec: Arc<Spec>, payload: R::Payload) {
+        let cancel = CancellationToken::new();
+        let started = self.runner.clone().start(generation, spec.clone(), payload, cancel.clone());
+        let task = self.work.spawn(async move { Done::Started(generation, started.await) });
+        self.tasks.insert(task.id(), (generation, true));
+        self.live.insert(generation, Live { spec, cancel, running: None });
+    }
+
+    fn stop(&mut self, generation: Generation) {
+        let running = self.live.remove(&generation).and_then(|live| live.running);
+        let runner = self.runner.clone();
+        let task = self.work.spawn(async move {
+            if let Some(running) = running {
+                runner.stop(running).await;
+            }
+            Done::Stopped(generation)
+        });
+        self.tasks.insert(task.id(), (generation, false));
+    }
+
+    fn finished(&mut self, done: Result<(Id, Done<R::Running>), JoinError>) {
+        let done = match done {
+            Ok((id, done)) => {
+                self.tasks.remove(&id);
+                done
+            }
+            Err(error) => {
+                tracing::error!(%error, "starting or stopping a pod panicked");
+                match self.tasks.remove(&error.id()) {
+                    Some((generation, true)) => {
+                        Done::Started(generation, Err(Failure::passing(Code::Failed, "starting the pod panicked")))
+                    }
+                    Some((generation, false)) => Done::Stopped(generation),
+                    None => Done::Other,
+                }
+            }
+        };
+        match done {
+            Done::Started(generation, Ok(running)) => {
+                if let Some(live) = self.live.get_mut(&generation) {
+                    live.running = Some(running);
+                }
+                self.apply(Event::Started { generation, result: Ok(()) });
+            }
+            Done::Started(generation, Err(failure)) => {
+                if let Some(live) = self.live.remove(&generation)
+                    && !live.cancel.is_cancelled()
+                {
+                    let pod = &live.spec.pod;
+                    tracing::warn!(namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid, %failure, "pod not enrolled");
+                }
+                self.apply(Event::Started { generation, result: Err(failure) });
+            }
+            Done::Stopped(generation) => self.apply(Event::Stopped { generation }),
+            Done::Other => {}
+        }
+    }
+
+    fn drain(&mut self, limit: Duration, done: oneshot::Sender<()>) {
+        self.draining = true;
+        let mut pods = JoinSet::new();
+        for live in self.live.values_mut() {
+            live.cancel.cancel();
+            if let Some(running) = live.running.take() {
+                pods.spawn(self.runner.clone().drain(running, limit));
+            }
+        }
+        self.work.spawn(async move {
+            pods.join_all().await;
+            let _ = done.send(());
+            Done::Other
+        });
+    }
+
+    fn view(&self) -> Vec<PodView> {
+        let running = self.live.iter().filter(|(_, live)| live.running.is_some());
+        let mut views: Vec<PodView> = running
+            .map(|(generation, live)| {
+                let Spec { pod, netns } = &*live.spec;
+                PodView {
+                    uid: pod.uid.clone(),
+                    namespace: pod.namespace.clone(),
+                    name: pod.name.clone(),
+                    service_account: pod.service_account.clone(),
+                    ips: pod.ips.clone(),
+                    generation: *generation,
+                    netns_cookie: netns.cookie,
+                    netns_inode: netns.inode,
+                }
+            })
+            .collect();
+        views.sort_unstable_by(|a, b| (&a.namespace, &a.name, a.generation).cmp(&(&b.namespace, &b.name, b.generation)));
+        views
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,186 @@
+//! The manager with a fake node: starts, stops, panics, cancellation and drain without kernel or sockets.
+
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use mesh_proto::convert::{PodDnsRequest, PodRequest};
+use parking_lot::Mutex;
+
+use super::super::machine::NetnsId;
+use super::*;
+
+/// What a fake start does, by pod name.
+#[derive(Default)]
+struct FakeNode {
+    live: AtomicUsize,
+    released: Mutex<Vec<Vec<u64>>>,
+    counts: Mutex<Counts>,
+}
+
+struct FakePod(Arc<FakeNode>);
+
+impl Drop for FakePod {
+    fn drop(&mut self) {
+        self.0.live.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Runner for FakeNode {
+    type Payload = ();
+    type Running = FakePod;
+
+    async fn start(
+        self: Arc<Self>,
+        _generation: Generation,
+        spec: Arc<Spec>,
+        _payload: (),
+        cancel: CancellationToken,
+    ) -> Result<FakePod, Failure> {
+        match &*spec.pod.name {
+            "panics" => panic!("on purpose"),
+            "fails" => return Err(Failure::passing(Code::Failed, "on purpose")),
+            "hangs" => {
+                cancel.cancelled().await;
+                return Err(Failure::passing(Code::Conflict, "cancelled"));
+            }
+            _ => tokio::task::yield_now().await,
+        }
+        self.live.fetch_add(1, Ordering::SeqCst);
+        Ok(FakePod(self))
+    }
+
+    async fn stop(self: Arc<Self>, running: FakePod) {
+        tokio::task::yield_now().await;
+        drop(running);
+    }
+
+    async fn drain(self: Arc<Self>, running: FakePod, limit: Duration) {
+        tokio::time::sleep(limit).await;
+        drop(running);
+    }
+
+    async fn release_others(self: Arc<Self>, keep: Vec<u64>) {
+        self.released.lock().push(keep);
+    }
+
+    fn counted(&self, counts: Counts) {
+        *self.counts.lock() = counts;
+    }
+}
+
+fn spec(name: &str, netns: u64) -> Spec {
+    let pod = PodRequest {
+        uid: format!("uid-{name}-{netns}").into(),
+        namespace: "ns".into(),
+        name: name.into(),
+        service_account: "sa".into(),
+        ips: vec!["198.18.0.1".parse().unwrap()],
+        dns: PodDnsRequest::default(),
+        node: "node".into(),
+    };
+    Spec { pod, netns: NetnsId { cookie: netns, inode: netns } }
+}
+
+async fn add(manager: &ManagerHandle<()>, session: SessionId, name: &str, netns: u64) -> Answer {
+    let request = manager.fresh_id();
+    manager.ask(request, Event::Add { session, request, spec: spec(name, netns), payload: () }).await
+}
+
+async fn del(manager: &ManagerHandle<()>, name: &str, netns: u64) -> Result<(), Failure> {
+    let request = manager.fresh_id();
+    let uid = spec(name, netns).pod.uid;
+    manager.ask(request, Event::Del { request, uid }).await.await.unwrap()
+}
+
+#[tokio::test]
+async fn hardening_f6_a_start_that_panics_or_fails_touches_no_other_pod() {
+    let node = Arc::new(FakeNode::default());
+    let manager = Manager::spawn(node.clone());
+    let session = manager.open_session().await;
+    let good = add(&manager, session, "good", 1).await;
+    let panics = add(&manager, session, "panics", 2).await;
+    let fails = add(&manager, session, "fails", 3).await;
+    assert_eq!(good.await.unwrap(), Ok(()));
+    assert_eq!(panics.await.unwrap().unwrap_err().code, Code::Failed);
+    assert_eq!(fails.await.unwrap().unwrap_err().code, Code::Failed);
+    let pods = manager.pods().await;
+    assert_eq!(pods.iter().map(|pod| pod.name.as_str()).collect::<Vec<_>>(), ["good"]);
+    assert_eq!(node.live.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_hanging_start_is_cancelled_by_its_removal() {
+    let node = Arc::new(FakeNode::default());
+    let manager = Manager::spawn(node.clone());
+    let session = manager.open_session().await;
+    let hangs = add(&manager, session, "hangs", 1).await;
+    assert_eq!(del(&manager, "hangs", 1).await, Ok(()));
+    assert_eq!(hangs.await.unwrap().unwrap_err().code, Code::Conflict);
+    assert_eq!(*node.counts.lock(), Counts::default());
+}
+
+#[tokio::test]
+async fn hardening_f20_five_hundred_pods_come_and_go() {
+    let node = Arc::new(FakeNode::default());
+    let manager = Manager::spawn(node.clone());
+    let session = manager.open_session().await;
+    let mut answers = Vec::new();
+    for netns in 0..500 {
+        answers.push(add(&manager, session, "pod", netns).await);
+    }
+    for answer in answers {
+        assert_eq!(answer.await.unwrap(), Ok(()));
+    }
+    assert_eq!(node.live.load(Ordering::SeqCst), 500);
+    for netns in 0..500 {
+        assert_eq!(del(&manager, "pod", netns).await, Ok(()));
+    }
+    assert_eq!(node.live.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn hardening_b136_a_closed_session_takes_its_unheard_pods_along() {
+    let node = Arc::new(FakeNode::default());
+    let manager = Manager::spawn(node.clone());
+    let session = manager.open_session().await;
+    assert_eq!(add(&manager, session, "unheard", 1).await.await.unwrap(), Ok(()));
+    let heard = manager.fresh_id();
+    let event = Event::Add { session, request: heard, spec: spec("heard", 2), payload: () };
+    assert_eq!(manager.ask(heard, event).await.await.unwrap(), Ok(()));
+    manager.tell(Event::Delivered { request: heard }).await;
+    manager.tell(Event::Closed { session }).await;
+    // A removal of an unknown pod is answered at once, and after what was told before.
+    del(&manager, "unheard", 1).await.unwrap();
+    let pods = manager.pods().await;
+    assert_eq!(pods.iter().map(|pod| pod.name.as_str()).collect::<Vec<_>>(), ["heard"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_ends_the_pods_and_refuses_requests() {
+    let node = Arc::new(FakeNode::default());
+    let manager = Manager::spawn(node.clone());
+    let session = manager.open_session().await;
+    assert_eq!(add(&manager, session, "pod", 1).await.await.unwrap(), Ok(()));
+    manager.drain(Duration::from_secs(5)).await;
+    assert_eq!(node.live.load(Ordering::SeqCst), 0);
+    let refused = add(&manager, session, "late", 2).await.await.unwrap().unwrap_err();
+    assert_eq!(refused.code, Code::Stopping);
+}
+
+#[tokio::test]
+async fn a_snapshot_tells_the_node_what_to_keep() {
+    let node = Arc::new(FakeNode::default());
+    let manager = Manager::spawn(node.clone());
+    let session = manager.open_session().await;
+    assert_eq!(add(&manager, session, "pod", 7).await.await.unwrap(), Ok(()));
+    let request = manager.fresh_id();
+    manager.ask(request, Event::Snapshot { session, request }).await.await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(5), async {
+        while node.released.lock().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(*node.released.lock(), [vec![7]]);
+}

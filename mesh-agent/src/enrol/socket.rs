@@ -1,0 +1,88 @@
+//! The enrolment socket: SOCK_SEQPACKET over a path that only root reaches, driven by tokio's readiness.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, UnixCredentials, accept4, bind, getsockopt, listen, socket, sockopt,
+};
+use tokio::io::unix::AsyncFd;
+
+use crate::keeper::packet::{self, Packet};
+
+/// Connections that may wait; clients are one or a few.
+const BACKLOG: i32 = 128;
+
+/// The listening side.
+#[derive(Debug)]
+pub struct SeqListener {
+    fd: AsyncFd<OwnedFd>,
+}
+
+/// One client's connection.
+#[derive(Debug)]
+pub struct SeqConnection {
+    fd: AsyncFd<OwnedFd>,
+    /// Who connected.
+    pub peer: UnixCredentials,
+}
+
+impl SeqListener {
+    /// Listens at `path` in place of what a dead agent left there. The caller holds the instance lock, so nobody else listens.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+        bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+        // Before listen: nobody can have connected with the wider mode. The folder is closed to others anyway.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        listen(&fd, Backlog::new(BACKLOG)?)?;
+        Ok(SeqListener { fd: AsyncFd::new(fd)? })
+    }
+
+    /// The next connection.
+    pub async fn accept(&self) -> io::Result<SeqConnection> {
+        loop {
+            let mut ready = self.fd.readable().await?;
+            let accepted = ready.try_io(|fd| {
+                let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+                Ok(accept4(fd.as_raw_fd(), flags)?)
+            });
+            let Ok(accepted) = accepted else { continue };
+            // SAFETY: accept4 returned a descriptor that nothing else owns.
+            let fd = unsafe { OwnedFd::from_raw_fd(accepted?) };
+            let peer = getsockopt(&fd, sockopt::PeerCredentials)?;
+            return Ok(SeqConnection { fd: AsyncFd::new(fd)?, peer });
+        }
+    }
+}
+
+impl SeqConnection {
+    /// The next packet; `None` when the client has closed. Cancel safe.
+    pub async fn receive(&self) -> io::Result<Option<Packet>> {
+        loop {
+            let mut ready = self.fd.readable().await?;
+            if let Ok(received) = ready.try_io(|fd| packet::receive(fd.get_ref().as_fd())) {
+                return match received {
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
+                    received => received,
+                };
+            }
+        }
+    }
+
+    /// Sends one packet.
+    pub async fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        loop {
+            let mut ready = self.fd.writable().await?;
+            if let Ok(sent) = ready.try_io(|fd| packet::send(fd.get_ref().as_fd(), bytes, &[])) {
+                return sent;
+            }
+        }
+    }
+}

@@ -1,1 +1,208 @@
-//! Placeholder.
+//! What an operator on the node can ask and order over the Unix socket `admin.sock`: the configuration in force, certificates without keys,
+//! pods and connections, the log level, a drain. Only root reaches it, by the socket's mode, its folder, and the peer's credentials.
+//!
+//! ```text
+//! GET  /config_dump  /connections  /healthz          POST /logging?level=FILTER  /drain  /quit
+//! ```
+//! Orders need the header `undermesh-admin`, which no browser sends by itself, and no request with an `Origin` or a foreign `Host` is served.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, header};
+use mesh_client::CertificateManager;
+use mesh_core::snapshot::PolicyEntry;
+use mesh_runtime::http::{Limits, Reply, json, serve_unix, text};
+use mesh_runtime::logging::{Filter, LogControl};
+use mesh_runtime::{DrainToken, Readiness};
+use serde_json::{Value, json};
+use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+
+use crate::enrol::ManagerHandle;
+use crate::enrol::server::PodFds;
+use crate::proxy::ProxyShared;
+use crate::state::StateHandle;
+
+/// File name of the socket in the run folder.
+pub const SOCKET: &str = "admin.sock";
+/// The header that orders need.
+pub const ORDER_HEADER: &str = "undermesh-admin";
+
+/// What an order asks the process to do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Order {
+    /// Let connections end, then stop.
+    Drain,
+    /// Stop now.
+    Quit,
+}
+
+/// What the admin server shows and changes.
+pub struct Admin {
+    /// The effective configuration.
+    pub config: Value,
+    /// The mesh as the agent knows it.
+    pub state: Arc<StateHandle>,
+    /// Certificates held.
+    pub certificates: CertificateManager,
+    /// Connections.
+    pub proxy: Arc<ProxyShared>,
+    /// Pods.
+    pub manager: ManagerHandle<PodFds>,
+    /// The log.
+    pub log: LogControl,
+    /// What the agent waits for.
+    pub readiness: Readiness,
+    /// Where orders go.
+    pub orders: mpsc::Sender<Order>,
+}
+
+/// Listens in the run folder, for root alone.
+pub fn listen(run_dir: &Path) -> io::Result<UnixListener> {
+    let path = run_dir.join(SOCKET);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves until the drain is over.
+pub async fn serve(listener: UnixListener, admin: Arc<Admin>, drain: DrainToken) {
+    let handler = move |request: Request<Bytes>| {
+        let admin = admin.clone();
+        async move { admin.answer(&request).await }
+    };
+    serve_unix(listener, 0, Limits::default(), drain, handler).await;
+}
+
+/// What a request asks for.
+#[derive(Debug, Eq, PartialEq)]
+enum Asked {
+    ConfigDump,
+    Connections,
+    Healthz,
+    Logging(Filter),
+    Order(Order),
+}
+
+impl Admin {
+    async fn answer(&self, request: &Request<Bytes>) -> Reply {
+        match read(request) {
+            Err((status, why)) => text(status, format!("{why}\n")),
+            Ok(Asked::ConfigDump) => json(&self.config_dump().await),
+            Ok(Asked::Connections) => json(&serde_json::to_value(self.proxy.connections()).unwrap_or_default()),
+            Ok(Asked::Healthz) => {
+                let pending = self.readiness.pending();
+                text(StatusCode::OK, if pending.is_empty() { "ready\n".to_owned() } else { format!("pending: {}\n", pending.join(", ")) })
+            }
+            Ok(Asked::Logging(filter)) => match self.log.set_level(filter) {
+                Ok(()) => text(StatusCode::OK, format!("log level is {}\n", self.log.level())),
+                Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+            },
+            Ok(Asked::Order(order)) => {
+                tracing::info!(?order, "ordered over the admin socket");
+                match self.orders.try_send(order) {
+                    Ok(()) => text(StatusCode::ACCEPTED, format!("{order:?} under way\n")),
+                    Err(_) => text(StatusCode::CONFLICT, "an order is under way already\n"),
+                }
+            }
+        }
+    }
+
+    async fn config_dump(&self) -> Value {
+        let pods = self.manager.pods().await;
+        let snapshot = self.state.snapshot_owned();
+        let mut workloads: Vec<_> = snapshot.workloads().cloned().collect();
+        workloads.sort_unstable_by(|a, b| a.uid.cmp(&b.uid));
+        let mut services: Vec<_> = snapshot.services().cloned().collect();
+        services.sort_unstable_by_key(|service| service.key());
+        let mut policies: Vec<&PolicyEntry> = snapshot.policies().collect();
+        policies.sort_unstable_by_key(|entry| entry.name());
+        let policies: Vec<Value> = policies.into_iter().map(policy_view).collect();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "config": self.config,
+            "synced": self.state.is_synced(),
+            "pending": self.readiness.pending(),
+            "logLevel": self.log.level().to_string(),
+            "certificates": self.certificates.list().iter().map(certificate_view).collect::<Vec<_>>(),
+            "workloads": workloads.iter().map(|workload| serde_json::to_value(&**workload).unwrap_or_default()).collect::<Vec<_>>(),
+            "services": services.iter().map(|service| serde_json::to_value(&**service).unwrap_or_default()).collect::<Vec<_>>(),
+            "policies": policies,
+            "pods": pods,
+            "workloadState": self.proxy.connections(),
+        })
+    }
+}
+
+/// Decides what a request asks for, or why it is refused. Paths are compared as sent: nothing is decoded or folded.
+fn read(request: &Request<Bytes>) -> Result<Asked, (StatusCode, String)> {
+    let refuse = |status, why: &str| Err((status, why.to_owned()));
+    let headers = request.headers();
+    let host = headers.get(header::HOST).map(|host| host.as_bytes());
+    if headers.contains_key(header::ORIGIN) || !matches!(host, None | Some(b"" | b"localhost" | b"admin")) {
+        return refuse(StatusCode::FORBIDDEN, "requests of browsers are not served: no Origin, and Host must be localhost");
+    }
+    let order = match request.uri().path() {
+        "/config_dump" | "/connections" | "/healthz" => false,
+        "/logging" | "/drain" | "/quit" => true,
+        _ => return refuse(StatusCode::NOT_FOUND, "there are /config_dump /connections /healthz, and to POST: /logging?level= /drain /quit"),
+    };
+    if request.method() != if order { Method::POST } else { Method::GET } {
+        return refuse(StatusCode::METHOD_NOT_ALLOWED, if order { "POST it" } else { "GET it" });
+    }
+    if order && !headers.contains_key(ORDER_HEADER) {
+        return refuse(StatusCode::FORBIDDEN, &format!("orders need the header {ORDER_HEADER}, with any value"));
+    }
+    match request.uri().path() {
+        "/config_dump" => Ok(Asked::ConfigDump),
+        "/connections" => Ok(Asked::Connections),
+        "/healthz" => Ok(Asked::Healthz),
+        "/drain" => Ok(Asked::Order(Order::Drain)),
+        "/quit" => Ok(Asked::Order(Order::Quit)),
+        _ => match request.uri().query().and_then(|query| query.strip_prefix("level=")).map(str::parse) {
+            Some(Ok(filter)) => Ok(Asked::Logging(filter)),
+            Some(Err(error)) => Err((StatusCode::BAD_REQUEST, mesh_runtime::logging::LogError::to_string(&error))),
+            None => refuse(StatusCode::BAD_REQUEST, "?level=LEVEL or ?level=TARGET=LEVEL, separated by commas"),
+        },
+    }
+}
+
+/// A policy with how it came to be in force.
+fn policy_view(entry: &PolicyEntry) -> Value {
+    json!({ "name": entry.name(), "stale": entry.is_stale(), "policy": entry.policy() })
+}
+
+/// A certificate as `istioctl ztunnel-config` reads it. The key has no form that could be printed.
+fn certificate_view(status: &mesh_client::CertificateStatus) -> Value {
+    let chain: Vec<Value> = status
+        .certificate
+        .iter()
+        .map(|certificate| {
+            json!({
+                "serialNumber": certificate.serial,
+                "validFrom": rfc3339(certificate.not_before),
+                "expirationTime": rfc3339(certificate.not_after),
+                "generation": certificate.generation,
+            })
+        })
+        .collect();
+    json!({
+        "identity": status.identity.to_string(),
+        "state": if chain.is_empty() { "Unavailable" } else { "Available" },
+        "certChain": chain,
+        "lastError": status.last_error,
+    })
+}
+
+fn rfc3339(time: SystemTime) -> String {
+    jiff::Timestamp::try_from(time).map(|time| time.to_string()).unwrap_or_default()
+}

@@ -1,12 +1,67 @@
-//! Puts the agent together: reads the configuration, becomes keeper or worker, and starts the parts in order.
+//! Puts the agent together: reads the configuration, becomes keeper or worker, starts the parts in order and stops them in order.
+//!
+//! ```text
+//!  worker:  log ─ kernel ─ state, control stream, certificates ─ proxy ─ adoption ─ enrolment ─ ready
+//!           └────────── operator's servers (metrics, readiness, admin) from the start ──────────┘
+//! ```
+//! Two runtimes: one thread for control (stream, certificates, enrolment, operator), several for the data plane. Neither can starve the other.
+
+mod house;
+mod worker;
 
 use mesh_runtime::logging;
 
+use crate::bpf::KernelError;
 use crate::config::{Cli, Config, EXIT_CONFIG, Role};
+use crate::enrol::node::chain;
 use crate::keeper::{lock, process};
 
-/// Exit status when another agent holds the instance (EX_UNAVAILABLE).
+/// Exit status when another agent holds the instance, or an address is taken (EX_UNAVAILABLE).
 pub const EXIT_UNAVAILABLE: i32 = 69;
+/// Exit status when the kernel cannot do what the programs need (EX_SOFTWARE).
+pub const EXIT_KERNEL: i32 = 70;
+/// Exit status when a system call failed (EX_OSERR): another try may do better.
+pub const EXIT_SYSTEM: i32 = 71;
+
+/// Why the agent cannot run: one line and an exit status.
+#[derive(Debug)]
+pub struct Refusal {
+    status: i32,
+    line: String,
+}
+
+impl Refusal {
+    fn new(status: i32, what: &str, error: &(dyn std::error::Error + 'static)) -> Self {
+        Refusal { status, line: format!("{what}: {}", chain(error)) }
+    }
+
+    fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> Refusal {
+        move |error| Refusal::new(EXIT_SYSTEM, what, &error)
+    }
+}
+
+impl From<lock::LockError> for Refusal {
+    fn from(error: lock::LockError) -> Self {
+        let status = match &error {
+            lock::LockError::Taken { .. } => EXIT_UNAVAILABLE,
+            lock::LockError::Foreign { .. } | lock::LockError::NotCgroup2(_) => EXIT_CONFIG,
+            lock::LockError::Io { .. } => EXIT_SYSTEM,
+        };
+        Refusal { status, line: chain(&error) }
+    }
+}
+
+impl From<KernelError> for Refusal {
+    fn from(error: KernelError) -> Self {
+        let status = match &error {
+            KernelError::Locked { .. } => EXIT_UNAVAILABLE,
+            KernelError::Config(_) => EXIT_CONFIG,
+            KernelError::SelfTest(_) => EXIT_KERNEL,
+            KernelError::Io { .. } | KernelError::Bpf { .. } | KernelError::Pod { .. } => EXIT_SYSTEM,
+        };
+        Refusal { status, line: format!("kernel: {}", chain(&error)) }
+    }
+}
 
 /// Runs the role that the command line asks for; returns the exit status.
 pub fn main(cli: &Cli) -> i32 {
@@ -19,41 +74,36 @@ pub fn main(cli: &Cli) -> i32 {
             return problems.status;
         }
     };
-    match cli.role {
-        None => keeper(&config),
-        Some(Role::Worker(_)) => worker(config),
-    }
-}
-
-fn keeper(config: &Config) -> i32 {
-    if let Err(error) = logging::init(config.log_format, config.log_level.clone()) {
-        eprintln!("mesh-agent: {error}");
-        return EXIT_CONFIG;
-    }
-    let _lock = match lock::acquire(&config.run_dir) {
-        Ok(lock) => lock,
-        Err(error) => return refuse(&error),
+    let role = match cli.role {
+        None => keeper,
+        Some(Role::Worker(_)) => worker::run,
     };
-    if let Err(error) = lock::join_cgroup(&config.agent_cgroup) {
-        return refuse(&error);
-    }
-    let _ = mesh_runtime::fds::raise_limit();
+    role(config).unwrap_or_else(|refusal| {
+        eprintln!("mesh-agent: {}", refusal.line);
+        refusal.status
+    })
+}
+
+fn keeper(config: Config) -> Result<i32, Refusal> {
+    log(&config)?;
+    let _lock = lock::acquire(&config.run_dir)?;
+    lock::join_cgroup(&config.agent_cgroup)?;
+    raise_fd_limit();
+    // The worker ends by itself at the end of its drain; the rest is for what it does before and after.
     let grace = config.drain + std::time::Duration::from_secs(5);
-    process::run(&process::WorkerCommand::same_program(grace)).unwrap_or_else(|error| refuse(&error))
+    process::run(&process::WorkerCommand::same_program(grace)).map_err(Refusal::system("keeper"))
 }
 
-fn worker(_config: Config) -> i32 {
-    0
+fn log(config: &Config) -> Result<logging::LogControl, Refusal> {
+    logging::init(config.log_format, config.log_level.clone()).map_err(|error| Refusal::new(EXIT_SYSTEM, "log", &error))
 }
 
-/// One line on standard error with the whole chain of causes.
-fn refuse(error: &dyn std::error::Error) -> i32 {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(&format!(": {error}"));
-        cause = error.source();
+fn raise_fd_limit() {
+    match mesh_runtime::fds::raise_limit() {
+        Ok(limit) if limit < 16 * mesh_runtime::fds::RESERVE => {
+            tracing::warn!(limit, "few file descriptors: each connection needs two, each pod about twenty");
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of file descriptors"),
     }
-    eprintln!("mesh-agent: {line}");
-    EXIT_UNAVAILABLE
 }

@@ -61,7 +61,7 @@ flags! {
     instance, "instance", "UNDERMESH_INSTANCE";
     /// Control plane, as HOST:PORT
     control, "control", "UNDERMESH_CONTROL";
-    /// Name in the control plane's certificate [default: mesh-control.undermesh-system.svc]
+    /// Name in the control plane's certificate [default: the host of --control]
     control_name, "control-name", "UNDERMESH_CONTROL_NAME";
     /// File with the control plane's root certificate
     control_root, "control-root", "UNDERMESH_CONTROL_ROOT";
@@ -137,7 +137,7 @@ pub struct Config {
 pub struct Control {
     /// HOST:PORT.
     pub address: String,
-    /// Name in its certificate.
+    /// Name in its certificate; empty for the host of `address`.
     pub server_name: String,
     /// File with its root certificate.
     pub root: PathBuf,
@@ -174,13 +174,14 @@ impl Flags {
     fn resolve(&self, environment: &dyn Fn(&str) -> Option<OsString>) -> Result<Config, Problems> {
         let mut raw = self.raw(environment);
         let node = raw.text("node", None);
-        let instance = raw.text("instance", node.clone());
+        // A missing node is one problem, not two. Node names may have dots, instance names may not.
+        let instance = raw.text("instance", Some(node.as_deref().map(plain).unwrap_or_default()));
         let config = Config {
-            instance: raw.check("instance", instance, is_name, "letters, digits, dots, dashes, at most 63"),
-            node: raw.check("node", node, |text| is_name(text) || text.len() <= 253, "a node name"),
+            instance: raw.check("instance", instance, is_plain, "letters, digits and dashes, at most 63"),
+            node: raw.check("node", node, is_node_name, "a node name"),
             control: Control {
                 address: raw.parse("control", None, host_and_port, "HOST:PORT"),
-                server_name: raw.parse("control-name", Some("mesh-control.undermesh-system.svc"), text, "a DNS name"),
+                server_name: raw.parse("control-name", Some(""), text, "a DNS name or an address"),
                 root: raw.file("control-root"),
                 token: raw.file("token"),
                 cluster_id: raw.parse("cluster-id", Some("Kubernetes"), text, "a name"),
@@ -249,7 +250,7 @@ impl Raw {
             }
         };
         let line = match value.into_string() {
-            Ok(text) if text.is_empty() && flag != "network" => format!("{name} is empty"),
+            Ok(text) if text.is_empty() && !matches!(flag, "network" | "control-name") => format!("{name} is empty"),
             Ok(text) if text.chars().any(char::is_control) => format!("{name} contains control characters"),
             Ok(text) if text.len() > 4096 => format!("{name} is longer than 4096 bytes"),
             Ok(text) => return Some(text),
@@ -345,10 +346,17 @@ fn text(text: &str) -> Option<String> {
     Some(text.to_owned())
 }
 
-fn is_name(text: &str) -> bool {
-    text.len() <= 63
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
-        && !text.starts_with('.')
+/// What the kernel module takes as an instance's name: it becomes a folder.
+fn is_plain(text: &str) -> bool {
+    text.len() <= 63 && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+}
+
+fn plain(node: &str) -> String {
+    node.chars().take(63).map(|c| if is_plain(c.encode_utf8(&mut [0; 4])) { c } else { '-' }).collect()
+}
+
+fn is_node_name(text: &str) -> bool {
+    text.len() <= 253 && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
 }
 
 fn host_and_port(text: &str) -> Option<String> {

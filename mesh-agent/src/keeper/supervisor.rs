@@ -76,12 +76,14 @@ pub struct Supervisor {
     perish_at: Option<Duration>,
     delay: Duration,
     grace: Duration,
+    /// Some worker got as far as serving.
+    proven: bool,
 }
 
 impl Supervisor {
     /// A keeper that has just started; a stopped worker gets `grace` before it is killed.
     pub fn new(now: Duration, grace: Duration) -> Self {
-        Supervisor { phase: Phase::Waiting { due: now }, perish_at: None, delay: Duration::ZERO, grace }
+        Supervisor { phase: Phase::Waiting { due: now }, perish_at: None, delay: Duration::ZERO, grace, proven: false }
     }
 
     /// Takes one event at `now`.
@@ -90,7 +92,10 @@ impl Supervisor {
         match event {
             Event::Spawned => self.phase = Phase::Running { since: now },
             Event::SpawnFailed => self.wait(Duration::ZERO, now),
-            Event::Listed => self.perish_at = None,
+            Event::Listed => {
+                self.perish_at = None;
+                self.proven = true;
+            }
             Event::Exited(status) => self.exited(status, now, &mut actions),
             Event::Signal(signal) => self.signalled(signal, now, &mut actions),
             Event::Tick => {}
@@ -111,7 +116,7 @@ impl Supervisor {
 
     fn exited(&mut self, status: i32, now: Duration, actions: &mut Vec<Action>) {
         match self.phase {
-            Phase::Running { .. } if status == 0 || FINAL_STATUSES.contains(&status) => self.end(status, actions),
+            Phase::Running { .. } if self.is_final(status) => self.end(status, actions),
             Phase::Running { since } => {
                 // A second death within the hold time must not extend it.
                 self.perish_at.get_or_insert(now + HOLD);
@@ -120,6 +125,12 @@ impl Supervisor {
             Phase::Stopping { .. } => self.end(status, actions),
             Phase::Waiting { .. } | Phase::Starting | Phase::Ended => {}
         }
+    }
+
+    /// Whether starting another worker is pointless: an orderly end, a status that says so, or a first start that failed by itself. Whoever
+    /// started the keeper then sees the reason instead of a loop.
+    fn is_final(&self, status: i32) -> bool {
+        status == 0 || FINAL_STATUSES.contains(&status) || (!self.proven && status < 128)
     }
 
     fn signalled(&mut self, signal: i32, now: Duration, actions: &mut Vec<Action>) {
@@ -275,6 +286,13 @@ mod tests {
             machine.apply(Event::Spawned, ms(1));
             assert_eq!(machine.apply(Event::Exited(status), ms(2)), [Action::Exit(status)]);
         }
+    }
+
+    #[test]
+    fn hardening_f24_a_first_start_that_fails_ends_the_keeper_but_a_killed_one_is_tried_again() {
+        check(&[START[0], START[1], (3, Event::Exited(71), &[Action::Exit(71)])]);
+        check(&[START[0], START[1], (3, Event::Exited(137), &[Action::Spawn])]);
+        started(&[(30, Event::Exited(71), &[Action::Spawn])]);
     }
 
     #[test]

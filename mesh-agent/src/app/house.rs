@@ -1,0 +1,157 @@
+//! Housekeeping of the worker: the operator's two TCP servers, and the periodic work that belongs to no connection and no pod.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode};
+use mesh_client::CertificateManager;
+use mesh_runtime::http::{Limits, Reply, reply, serve_tcp, text};
+use mesh_runtime::metrics::{self, Registry};
+use mesh_runtime::{DrainToken, Readiness, task};
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::bpf::Kernel;
+use crate::enrol::node::chain;
+use crate::proxy::ProxyShared;
+use crate::state::StateHandle;
+use crate::telemetry::{CertificateExpiry, Telemetry};
+
+const HEARTBEAT: Duration = Duration::from_secs(1);
+const VERIFY: Duration = Duration::from_secs(5);
+const COLLECT: Duration = Duration::from_secs(5);
+const EXPIRE: Duration = Duration::from_secs(60);
+
+/// `GET /healthz/ready`: 200 when nothing is pending, else 500 with what is.
+pub async fn serve_readiness(listener: TcpListener, readiness: Readiness, drain: DrainToken) {
+    let handler = move |request: Request<Bytes>| {
+        let readiness = readiness.clone();
+        async move { get(&request, &["/healthz/ready"], || ready(&readiness)) }
+    };
+    serve_tcp(listener, Limits { body: 0, ..Limits::default() }, drain, handler).await;
+}
+
+/// `GET /metrics` and `/stats/prometheus`.
+pub async fn serve_metrics(listener: TcpListener, registry: Registry, drain: DrainToken) {
+    let registry = Arc::new(registry);
+    let handler = move |request: Request<Bytes>| {
+        let registry = registry.clone();
+        async move {
+            get(&request, &["/metrics", "/stats/prometheus"], || {
+                reply(StatusCode::OK, metrics::CONTENT_TYPE, metrics::encode(&registry).into_bytes())
+            })
+        }
+    };
+    // A few scrapers at most: each answer is in memory until it is sent.
+    serve_tcp(listener, Limits { connections: 8, body: 0, ..Limits::default() }, drain, handler).await;
+}
+
+fn get(request: &Request<Bytes>, paths: &[&str], answer: impl FnOnce() -> Reply) -> Reply {
+    match (paths.contains(&request.uri().path()), request.method()) {
+        (false, _) => text(StatusCode::NOT_FOUND, format!("there is {}\n", paths.join(" "))),
+        (true, &Method::GET | &Method::HEAD) => answer(),
+        (true, _) => text(StatusCode::METHOD_NOT_ALLOWED, "GET it\n"),
+    }
+}
+
+fn ready(readiness: &Readiness) -> Reply {
+    let pending = readiness.pending();
+    if pending.is_empty() {
+        return text(StatusCode::OK, "ready\n");
+    }
+    text(StatusCode::INTERNAL_SERVER_ERROR, format!("not ready, pending: {}\n", pending.join(", ")))
+}
+
+/// Lets telemetry read its numbers from their owners.
+pub fn watch_health(telemetry: &Telemetry, kernel: &Arc<Kernel>, proxy: &Arc<ProxyShared>, certificates: &CertificateManager) {
+    let health = telemetry.health();
+    let source = kernel.clone();
+    health.watch_kernel_counters(move || source.counters());
+    let source = kernel.clone();
+    health.watch_maps(move || source.map_usage());
+    // Weak: the proxy holds the telemetry.
+    let source = Arc::downgrade(proxy);
+    health.watch_tunnels(move || source.upgrade().map_or(0, |proxy| proxy.pool.stats().tunnels as u64));
+    let source = certificates.clone();
+    health.watch_certificates(move || {
+        let held = source.list().into_iter().filter_map(|status| status.certificate);
+        let expiry = held.map(|certificate| CertificateExpiry {
+            identity: certificate.identity.to_string(),
+            not_after: certificate.not_after.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64),
+        });
+        expiry.collect()
+    });
+}
+
+/// Starts the periodic work. Ticks that were missed while the process was stopped are not made up for.
+pub fn keep(data: &Handle, kernel: &Arc<Kernel>, telemetry: &Telemetry, state: &Arc<StateHandle>) {
+    // On the data plane's runtime: it is the data plane that the kernel must know to be alive.
+    let beating = kernel.clone();
+    task::spawn_on(data, "heartbeat", async move {
+        let mut ticks = ticks(HEARTBEAT);
+        loop {
+            ticks.tick().await;
+            beating.heartbeat();
+        }
+    });
+    let (verified, counted) = (kernel.clone(), telemetry.clone());
+    task::spawn("kernel verification", async move {
+        let mut ticks = ticks(VERIFY);
+        loop {
+            ticks.tick().await;
+            let kernel = verified.clone();
+            match tokio::task::spawn_blocking(move || kernel.verify()).await {
+                Ok(Ok(repairs)) => {
+                    for repair in &repairs {
+                        tracing::error!(name = repair.name, what = repair.what, "kernel state changed behind our back");
+                    }
+                    counted.health().repaired(repairs.len());
+                }
+                Ok(Err(error)) => tracing::error!(error = %chain(&error), "cannot verify the kernel state"),
+                Err(error) => tracing::error!(%error, "verification of the kernel state"),
+            }
+        }
+    });
+    let collected = kernel.clone();
+    task::spawn("slot collection", async move {
+        let mut ticks = ticks(COLLECT);
+        loop {
+            ticks.tick().await;
+            let kernel = collected.clone();
+            let _ = tokio::task::spawn_blocking(move || kernel.collect_slots()).await;
+        }
+    });
+    let (expiring, state) = (telemetry.clone(), state.clone());
+    task::spawn("telemetry expiry", async move {
+        let mut ticks = ticks(EXPIRE);
+        loop {
+            ticks.tick().await;
+            expiring.expire(&state.snapshot_owned(), Instant::now());
+        }
+    });
+    match kernel.events() {
+        Ok(mut events) => {
+            let telemetry = telemetry.clone();
+            task::spawn("kernel events", async move {
+                loop {
+                    match events.next().await {
+                        Ok(event) => telemetry.kernel_event(&event),
+                        Err(error) => {
+                            tracing::error!(%error, "kernel events cannot be read any more");
+                            return;
+                        }
+                    }
+                }
+            });
+        }
+        Err(error) => tracing::error!(error = %chain(&error), "kernel events cannot be read"),
+    }
+}
+
+fn ticks(period: Duration) -> tokio::time::Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}

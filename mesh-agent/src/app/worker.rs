@@ -1,0 +1,227 @@
+//! The worker: builds every part, in the order that their invariants ask for, and stops them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_client::{CertificateManager, ClientMetrics, ControlConfig};
+use mesh_runtime::logging::LogControl;
+use mesh_runtime::metrics::Registry;
+use mesh_runtime::signal::Shutdown;
+use mesh_runtime::{Drain, Readiness, task, watchdog};
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::mpsc;
+
+use super::{EXIT_CONFIG, EXIT_SYSTEM, EXIT_UNAVAILABLE, Refusal, house, log, raise_fd_limit};
+use crate::admin::{self, Admin, Order};
+use crate::bpf::{Kernel, KernelConfig};
+use crate::config::Config;
+use crate::enrol::check::Checker;
+use crate::enrol::machine::Counts;
+use crate::enrol::node::{self, Node};
+use crate::enrol::{EnrolServer, Manager};
+use crate::keeper::{Keeper, lock};
+use crate::proxy::{ProxyConfig, ProxyShared};
+use crate::state::{StateHandle, StateWriter};
+use crate::telemetry::{Telemetry, TelemetryConfig};
+
+/// How often a pending readiness is looked at again by those who log it.
+const SYNC_NOTICE: Duration = Duration::from_secs(10);
+
+/// Runs the agent until it is told to stop.
+pub fn run(config: Config) -> Result<i32, Refusal> {
+    // First of all: no other descriptor may take the number that the keeper gave us.
+    let keeper = Keeper::from_environment().map_err(Refusal::system("keeper's socket"))?;
+    let log = log(&config)?;
+    tracing::info!("effective configuration: {config}");
+    // Without a keeper this process is its own: same lock, same cgroup.
+    let _lock = match keeper.is_present() {
+        true => None,
+        false => {
+            tracing::warn!("no keeper: connections are refused while this process is replaced");
+            let lock = lock::acquire(&config.run_dir)?;
+            lock::join_cgroup(&config.agent_cgroup)?;
+            Some(lock)
+        }
+    };
+    raise_fd_limit();
+    if mesh_runtime::fds::limit() < 2 * mesh_runtime::fds::RESERVE {
+        let line = format!("the limit of file descriptors must be at least {}", 2 * mesh_runtime::fds::RESERVE);
+        return Err(Refusal { status: EXIT_CONFIG, line });
+    }
+    let system = Refusal::system;
+    let data = Builder::new_multi_thread()
+        .worker_threads(config.workers)
+        .thread_name("data")
+        .enable_all()
+        .build()
+        .map_err(system("data plane runtime"))?;
+    let control = Builder::new_current_thread().thread_name("control").enable_all().build().map_err(system("control runtime"))?;
+    watchdog::watch(&[("control", control.handle().clone()), ("data", data.handle().clone())]);
+    let status = control.block_on(serve(config, log, Arc::new(keeper), data.handle().clone()));
+    stop(data);
+    stop(control);
+    status
+}
+
+/// Tasks that are left have been told to end; a blocking call that hangs must not keep the process.
+fn stop(runtime: Runtime) {
+    runtime.shutdown_timeout(Duration::from_millis(200));
+}
+
+async fn serve(config: Config, log: LogControl, keeper: Arc<Keeper>, data: Handle) -> Result<i32, Refusal> {
+    let mut shutdown = Shutdown::install().map_err(Refusal::system("signal handlers"))?;
+    let readiness = Readiness::new();
+    let (booting, synced) = (readiness.task("start"), readiness.task("configuration"));
+    let servers = Drain::new();
+    let readiness_port = bind(config.readiness).await?;
+    let metrics_port = bind(config.metrics).await?;
+    task::spawn("readiness server", house::serve_readiness(readiness_port, readiness.clone(), servers.token()));
+
+    let kernel = start_kernel(&config).await?;
+    let mut registry = Registry::default();
+    mesh_runtime::metrics::register_process(&mut registry);
+    let telemetry_config = TelemetryConfig { log_format: config.log_format, ..TelemetryConfig::default() };
+    let telemetry = Telemetry::new(&mut registry, &telemetry_config).map_err(Refusal::system("telemetry"))?;
+    telemetry.process().watch_runtime("control", Handle::current());
+    telemetry.process().watch_runtime("data", data.clone());
+    let client_metrics = ClientMetrics::new(&mut registry);
+
+    let control = Arc::new(control_config(&config));
+    let (state, writer) = StateHandle::new();
+    let certificates = CertificateManager::new(control.clone(), client_metrics.clone())
+        .map_err(|error| Refusal::new(EXIT_CONFIG, "certificate client", &error))?;
+    subscribe(control, writer, client_metrics);
+    let proxy = {
+        // The tasks that it starts belong to the data plane.
+        let _data = data.enter();
+        let proxy_config =
+            ProxyConfig { node: config.node.as_str().into(), network: config.control.network.as_str().into(), ..ProxyConfig::default() };
+        let certificates = Arc::new(certificates.clone());
+        ProxyShared::new(proxy_config, state.clone(), certificates, kernel.clone(), telemetry.clone(), &mut registry)
+    };
+    house::watch_health(&telemetry, &kernel, &proxy, &certificates);
+    house::keep(&data, &kernel, &telemetry, &state);
+
+    let node = Node {
+        kernel: kernel.clone(),
+        keeper: keeper.clone(),
+        proxy: proxy.clone(),
+        certificates: certificates.clone(),
+        data: data.clone(),
+        trust_domain: config.trust_domain.clone(),
+        counts: count_pods(&mut registry),
+        identities: parking_lot::Mutex::default(),
+    };
+    let manager = Manager::spawn(Arc::new(node));
+    task::spawn("metrics server", house::serve_metrics(metrics_port, registry, servers.token()));
+    let (orders, mut ordered) = mpsc::channel(1);
+    let admin = Admin {
+        config: serde_json::Value::String(config.to_string()),
+        state: state.clone(),
+        certificates,
+        proxy,
+        manager: manager.clone(),
+        log,
+        readiness: readiness.clone(),
+        orders,
+    };
+    let admin_socket = admin::listen(&config.run_dir).map_err(Refusal::system("admin socket"))?;
+    task::spawn("admin server", admin::serve(admin_socket, Arc::new(admin), servers.token()));
+
+    let checker = Checker::new(&config.node, &config.pods_cgroup, &config.agent_cgroup).map_err(Refusal::system("checks of pods"))?;
+    let checker = Arc::new(checker);
+    // Before clients may speak: what they say about pods is compared with what runs.
+    let (listing, looking) = (keeper.clone(), checker.clone());
+    let held = tokio::task::spawn_blocking(move || node::held_pods(&listing, &looking)).await;
+    let held = held.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(Refusal::system("keeper"))?;
+    if !held.is_empty() {
+        tracing::info!(pods = held.len(), "taking over the pods of an earlier worker");
+    }
+    node::adopt(&manager, held).await;
+    let enrolment = Drain::new();
+    let server = EnrolServer::bind(&config.run_dir, checker).map_err(Refusal::system("enrolment socket"))?;
+    task::spawn("enrolment server", server.run(manager.clone(), enrolment.token()));
+    booting.met();
+    task::spawn("readiness of the configuration", async move {
+        while !state.synced_within(SYNC_NOTICE).await {
+            tracing::warn!("no configuration yet: connections of pods are held, then refused");
+        }
+        tracing::info!("configuration is complete");
+        synced.met();
+    });
+    tracing::info!(node = config.node, instance = config.instance, "agent started");
+
+    let limit = tokio::select! {
+        signal = shutdown.requested() => {
+            tracing::info!(signal, "stopping");
+            config.drain
+        }
+        Some(order) = ordered.recv() => match order {
+            Order::Drain => config.drain,
+            Order::Quit => Duration::ZERO,
+        },
+    };
+    let _draining = readiness.task("draining");
+    enrolment.cut();
+    tokio::select! {
+        () = manager.drain(limit) => tracing::info!("all connections ended or were cut"),
+        signal = shutdown.requested() => tracing::warn!(signal, "second signal: stopping now"),
+    }
+    servers.drain(Duration::from_millis(100)).await;
+    Ok(0)
+}
+
+async fn bind(address: std::net::SocketAddr) -> Result<TcpListener, Refusal> {
+    // A worker that was just killed leaves connections in TIME_WAIT; tokio's bind sets SO_REUSEADDR, so they do not matter.
+    TcpListener::bind(address).await.map_err(|error| Refusal::new(EXIT_UNAVAILABLE, &format!("cannot listen on {address}"), &error))
+}
+
+async fn start_kernel(config: &Config) -> Result<Arc<Kernel>, Refusal> {
+    let kernel_config = KernelConfig {
+        bpffs: config.bpffs.clone(),
+        ..KernelConfig::new(config.instance.clone(), config.pods_cgroup.clone(), config.agent_cgroup.clone())
+    };
+    let started = tokio::task::spawn_blocking(move || Kernel::start(kernel_config)).await;
+    let kernel = started.map_err(|error| Refusal::new(EXIT_SYSTEM, "kernel", &error))??;
+    for missing in kernel.degradations() {
+        tracing::warn!(missing, "the kernel lacks a feature");
+    }
+    kernel.heartbeat();
+    Ok(Arc::new(kernel))
+}
+
+fn control_config(config: &Config) -> ControlConfig {
+    let control = &config.control;
+    let defaults = ControlConfig::new(control.address.clone(), control.root.clone(), Some(control.token.clone()), config.node.clone());
+    let server_name = if control.server_name.is_empty() { defaults.server_name.clone() } else { control.server_name.clone() };
+    ControlConfig { server_name, cluster_id: control.cluster_id.clone(), network: control.network.clone(), ..defaults }
+}
+
+fn subscribe(control: Arc<ControlConfig>, mut writer: StateWriter, metrics: ClientMetrics) {
+    let sink = move |changes| {
+        writer.apply(changes);
+        Ok(())
+    };
+    task::spawn("control stream", async move {
+        match mesh_client::run(control, sink, metrics).await {}
+    });
+}
+
+/// Gauges of pods, under the names that ztunnel's users know.
+fn count_pods(registry: &mut Registry) -> Box<dyn Fn(Counts) + Send + Sync> {
+    use prometheus_client::metrics::gauge::Gauge;
+    let gauge = |registry: &mut Registry, name: &str, help: &str| {
+        let gauge = Gauge::<i64>::default();
+        registry.register(name, help, gauge.clone());
+        gauge
+    };
+    let active = gauge(registry, "workload_manager_active_proxy_count", "Pods that are served");
+    let pending = gauge(registry, "workload_manager_pending_proxy_count", "Pods on their way in or out");
+    let unnamed = gauge(registry, "undermesh_pods_unnamed", "Pods taken over from an earlier worker that no client has named since");
+    Box::new(move |counts| {
+        active.set(counts.running as i64);
+        pending.set(counts.pending as i64);
+        unnamed.set(counts.unnamed as i64);
+    })
+}

@@ -124,3 +124,55 @@ impl Updates {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(non_snake_case, reason = "tests carry the ids of the rows that they prove")]
+mod tests {
+    use mesh_core::Workload;
+
+    use super::*;
+
+    fn workload(n: usize) -> Change {
+        Change::Workload(Workload::new(format!("cluster//Pod/a/{n}"), "a", n.to_string()))
+    }
+
+    #[tokio::test]
+    async fn hardening_F9_nothing_is_decided_before_the_first_full_configuration() {
+        let (state, mut writer) = StateHandle::new();
+        writer.apply(vec![workload(1)]);
+        assert!(!state.synced_within(Duration::from_millis(20)).await);
+        let waiting = tokio::spawn({
+            let state = state.clone();
+            async move { state.synced_within(Duration::from_secs(10)).await }
+        });
+        tokio::task::yield_now().await;
+        writer.apply(vec![Change::Synced]);
+        assert!(waiting.await.unwrap());
+        // Losing the writer, and with it the control plane, changes nothing.
+        drop(writer);
+        assert!(state.is_synced());
+        assert!(state.snapshot().workload_by_uid("cluster//Pod/a/1").is_some());
+    }
+
+    #[tokio::test]
+    async fn a_diff_never_precedes_its_snapshot() {
+        let (state, mut writer) = StateHandle::new();
+        let mut updates = state.updates();
+        writer.apply(vec![workload(1)]);
+        let Some(Update::Changed(diff)) = updates.next().await else { panic!("no change") };
+        assert!(diff.workloads.iter().all(|uid| state.snapshot().workload_by_uid(uid).is_some()));
+    }
+
+    #[tokio::test]
+    async fn whoever_falls_behind_is_told_to_look_at_everything() {
+        let (state, mut writer) = StateHandle::new();
+        let mut updates = state.updates();
+        for n in 0..2 * UPDATE_BACKLOG {
+            writer.apply(vec![workload(n)]);
+        }
+        assert!(matches!(updates.next().await, Some(Update::Resync)));
+        assert!(matches!(updates.next().await, Some(Update::Changed(_))));
+        drop((state, writer));
+        while updates.next().await.is_some() {}
+    }
+}

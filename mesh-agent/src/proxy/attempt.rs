@@ -46,12 +46,24 @@ pub struct Failure {
 impl Failure {
     /// No attempt was made.
     pub fn refused(context: &PodContext, flow: &Flow, refusal: &Refusal) -> Failure {
-        Failure { reason: Reason::from(refusal), flags: ResponseFlags::Connect, error: refusal.to_string(), labels: labels(context, flow, flow.destination), next: None }
+        Failure {
+            reason: Reason::from(refusal),
+            flags: ResponseFlags::Connect,
+            error: refusal.to_string(),
+            labels: labels(context, flow, flow.destination),
+            next: None,
+        }
     }
 
     /// The pod or the agent is stopping.
     pub fn cut(context: &PodContext, flow: &Flow) -> Failure {
-        Failure { reason: Reason::Stopping, flags: ResponseFlags::Connect, error: "cut while connecting".into(), labels: labels(context, flow, flow.destination), next: None }
+        Failure {
+            reason: Reason::Stopping,
+            flags: ResponseFlags::Connect,
+            error: "cut while connecting".into(),
+            labels: labels(context, flow, flow.destination),
+            next: None,
+        }
     }
 }
 
@@ -62,10 +74,18 @@ pub async fn run(context: &Arc<PodContext>, flow: &Flow, route: Route) -> Result
             let labels = labels(context, flow, destination);
             match context.dial(destination).await {
                 Ok(stream) => Ok(Connected { peer: CopyPeer::Tcp(stream), labels, lease: None, hairpin: None }),
-                Err(error) => Err(Failure { reason: Reason::Upstream, flags: ResponseFlags::Connect, error: error.to_string(), labels, next: None }),
+                Err(error) => Err(Failure {
+                    reason: Reason::Upstream,
+                    flags: ResponseFlags::Connect,
+                    error: error.to_string(),
+                    labels,
+                    next: None,
+                }),
             }
         }
-        Route::Plain(upstream) | Route::Hbone(upstream) if local::is_own(&context.pod, upstream.target.ip()) => hairpin(context, flow, upstream).await,
+        Route::Plain(upstream) | Route::Hbone(upstream) if local::is_own(&context.pod, upstream.target.ip()) => {
+            hairpin(context, flow, upstream).await
+        }
         Route::Plain(upstream) => plain(context, flow, upstream).await,
         Route::Hbone(upstream) => tunnel(context, flow, upstream).await,
     }
@@ -82,7 +102,13 @@ async fn plain(context: &PodContext, flow: &Flow, upstream: Upstream) -> Result<
             let theirs = is_peers_fault(&error);
             report(context, &upstream, !theirs);
             let next = next_endpoint(&upstream, theirs);
-            Err(Failure { reason: Reason::Upstream, flags: ResponseFlags::Connect, error: error.to_string(), labels, next })
+            Err(Failure {
+                reason: Reason::Upstream,
+                flags: ResponseFlags::Connect,
+                error: error.to_string(),
+                labels,
+                next,
+            })
         }
     }
 }
@@ -93,7 +119,13 @@ async fn tunnel(context: &PodContext, flow: &Flow, upstream: Upstream) -> Result
         Ok(certificate) => certificate,
         Err(error) => {
             let labels = ConnectionLabels { security: Security::Unknown, ..labels };
-            return Err(Failure { reason: Reason::NoCertificate, flags: ResponseFlags::IdentityError, error: error.to_string(), labels, next: None });
+            return Err(Failure {
+                reason: Reason::NoCertificate,
+                flags: ResponseFlags::IdentityError,
+                error: error.to_string(),
+                labels,
+                next: None,
+            });
         }
     };
     let Some(source_ip) = local::source_for(&context.pod, upstream.tunnel.ip()) else {
@@ -124,7 +156,10 @@ fn request(context: &PodContext, flow: &Flow, upstream: &Upstream) -> ConnectReq
     ConnectRequest {
         authority: Authority::Address(upstream.target),
         baggage: context.view().baggage.clone(),
-        forwarded: Some(Forwarded { client: Some(flow.client), host: upstream.service.as_ref().map(|service| service.hostname.clone()) }),
+        forwarded: Some(Forwarded {
+            client: Some(flow.client),
+            host: upstream.service.as_ref().map(|service| service.hostname.clone()),
+        }),
         traceparent: None,
     }
 }
@@ -132,7 +167,9 @@ fn request(context: &PodContext, flow: &Flow, upstream: &Upstream) -> ConnectReq
 fn tunnel_failure(context: &PodContext, upstream: &Upstream, labels: ConnectionLabels, error: &HboneError) -> Failure {
     let (reason, theirs) = match error {
         HboneError::PeerIdentityMismatch { .. } => (Reason::PeerIdentityMismatch, true),
-        HboneError::Refused(http::StatusCode::UNAUTHORIZED | http::StatusCode::FORBIDDEN) => (Reason::DeniedByPeer, false),
+        HboneError::Refused(http::StatusCode::UNAUTHORIZED | http::StatusCode::FORBIDDEN) => {
+            (Reason::DeniedByPeer, false)
+        }
         HboneError::Dial(error) => (Reason::Upstream, is_peers_fault(error)),
         HboneError::Overloaded => (Reason::Upstream, false),
         _ => (Reason::Upstream, true),
@@ -140,7 +177,11 @@ fn tunnel_failure(context: &PodContext, upstream: &Upstream, labels: ConnectionL
     report(context, upstream, !theirs);
     // Only a handshake that was finished proves anything; what the labels say must have been checked on this flow.
     let authenticated = matches!(error, HboneError::Refused(_) | HboneError::Reset(_) | HboneError::RequestTimeout);
-    let labels = if authenticated { labels } else { ConnectionLabels { security: Security::Unknown, source_identity: None, destination_identity: None, ..labels } };
+    let labels = if authenticated {
+        labels
+    } else {
+        ConnectionLabels { security: Security::Unknown, source_identity: None, destination_identity: None, ..labels }
+    };
     let next = next_endpoint(upstream, theirs && error.before_first_byte());
     Failure { reason, flags: flags_of(error), error: error.to_string(), labels, next }
 }
@@ -163,11 +204,24 @@ async fn hairpin(context: &Arc<PodContext>, flow: &Flow, upstream: Upstream) -> 
     let labels = upstream_labels(context, flow, &upstream, Security::Unknown);
     let fail = |reason, error: String| {
         let flags = if reason == Reason::Denied { ResponseFlags::Deny } else { ResponseFlags::Connect };
-        Failure { reason, flags, error, labels: labels.clone(), next: next_endpoint(&upstream, reason == Reason::AppUnreachable) }
+        Failure {
+            reason,
+            flags,
+            error,
+            labels: labels.clone(),
+            next: next_endpoint(&upstream, reason == Reason::AppUnreachable),
+        }
     };
-    let endpoints = Endpoints { direction: Direction::Inbound, source: flow.client, destination: upstream.target, identity: Some(context.pod.identity.clone()) };
-    let registration = context.connections.register(endpoints).map_err(|full| fail(Reason::ConnectionLimit, full.to_string()))?;
-    let permit = deliver::authorize(context, &context.shared.state.snapshot(), registration.live()).map(|(permit, _)| permit);
+    let endpoints = Endpoints {
+        direction: Direction::Inbound,
+        source: flow.client,
+        destination: upstream.target,
+        identity: Some(context.pod.identity.clone()),
+    };
+    let registration =
+        context.connections.register(endpoints).map_err(|full| fail(Reason::ConnectionLimit, full.to_string()))?;
+    let permit =
+        deliver::authorize(context, &context.shared.state.snapshot(), registration.live()).map(|(permit, _)| permit);
     let permit = permit.map_err(|refused| fail(refused.reason, refused.why))?;
     match deliver::connect(permit, context, upstream.target, flow.client).await {
         Ok(stream) => {
@@ -197,12 +251,20 @@ fn next_endpoint(upstream: &Upstream, theirs: bool) -> Option<ArcStr> {
 
 /// Errors that say something about the far end, as opposed to this node's own limits.
 fn is_peers_fault(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable, TimedOut};
-    matches!(error.kind(), ConnectionRefused | ConnectionReset | ConnectionAborted | TimedOut | HostUnreachable | NetworkUnreachable)
+    use io::ErrorKind::{
+        ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable, TimedOut,
+    };
+    matches!(
+        error.kind(),
+        ConnectionRefused | ConnectionReset | ConnectionAborted | TimedOut | HostUnreachable | NetworkUnreachable
+    )
 }
 
 fn labels(context: &PodContext, flow: &Flow, destination: SocketAddr) -> ConnectionLabels {
-    ConnectionLabels { source: Peer::Workload(context.view().workload.clone()), ..ConnectionLabels::unknown(Reporter::Source, flow.client, destination) }
+    ConnectionLabels {
+        source: Peer::Workload(context.view().workload.clone()),
+        ..ConnectionLabels::unknown(Reporter::Source, flow.client, destination)
+    }
 }
 
 fn upstream_labels(context: &PodContext, flow: &Flow, upstream: &Upstream, security: Security) -> ConnectionLabels {

@@ -7,8 +7,8 @@
 //! The registry is sharded so that opening connections on several cores does not contend, and an entry costs one allocation.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use mesh_core::Identity;
@@ -311,5 +311,50 @@ impl Drop for Registration {
         shard.free.push(self.slot);
         drop(shard);
         self.connections.release(self.live.endpoints.direction);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoints(direction: Direction) -> Endpoints {
+        let address = SocketAddr::from(([198, 18, 0, 1], 80));
+        Endpoints { direction, source: address, destination: address, identity: None }
+    }
+
+    #[tokio::test]
+    async fn leaving_frees_the_place_and_the_last_one_wakes_who_waits() {
+        let connections = Connections::new(2);
+        let first = connections.register(endpoints(Direction::Outbound)).unwrap();
+        let second = connections.register(endpoints(Direction::Outbound)).unwrap();
+        assert_eq!(connections.register(endpoints(Direction::Outbound)).err(), Some(Full { limit: 2 }));
+        // The other direction has its own share.
+        let inbound = connections.register(endpoints(Direction::Inbound)).unwrap();
+        assert_eq!(connections.view().len(), 3);
+        drop(first);
+        let third = connections.register(endpoints(Direction::Outbound)).unwrap();
+        let waiting = tokio::spawn({
+            let connections = connections.clone();
+            async move { connections.emptied().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop((second, third, inbound));
+        waiting.await.unwrap();
+        assert!(connections.is_empty() && connections.view().is_empty());
+    }
+
+    #[test]
+    fn whoever_registers_after_the_end_is_told_at_once() {
+        let connections = Connections::new(2);
+        let early = connections.register(endpoints(Direction::Inbound)).unwrap();
+        early.live().end(CutReason::Denied);
+        connections.close(CutReason::PodRemoved);
+        let late = connections.register(endpoints(Direction::Inbound)).unwrap();
+        // The first reason stays.
+        assert_eq!(early.live().cut_reason(), Some(CutReason::Denied));
+        assert_eq!(late.live().cut_reason(), Some(CutReason::PodRemoved));
+        assert!(early.live().cut().is_cancelled() && late.live().cut().is_cancelled());
     }
 }

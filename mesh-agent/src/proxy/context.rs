@@ -99,7 +99,8 @@ impl PodContext {
         if let Some(certificate) = certificates.current(&self.pod.identity) {
             return Ok(certificate);
         }
-        let fetched = tokio::time::timeout(self.shared.config.certificate_wait, certificates.fetch(&self.pod.identity)).await;
+        let fetched =
+            tokio::time::timeout(self.shared.config.certificate_wait, certificates.fetch(&self.pod.identity)).await;
         fetched.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no certificate in time")))
     }
 
@@ -113,7 +114,8 @@ impl PodContext {
 
     /// A place for one more inbound tunnel; `None` when the pod has its limit.
     pub fn tunnel_place(self: &Arc<Self>) -> Option<TunnelPlace> {
-        let place = (self.tunnels.fetch_add(1, Ordering::AcqRel) < self.shared.config.tunnels_per_pod).then(|| TunnelPlace(self.clone()));
+        let place = (self.tunnels.fetch_add(1, Ordering::AcqRel) < self.shared.config.tunnels_per_pod)
+            .then(|| TunnelPlace(self.clone()));
         if place.is_none() {
             self.tunnels.fetch_sub(1, Ordering::AcqRel);
         }
@@ -236,7 +238,8 @@ pub fn baggage_of(workload: &Workload) -> Baggage {
 
 /// Connects from `pod`'s address inside its network namespace. The caller has the deadline.
 pub async fn dial(pod: &Pod, destination: SocketAddr) -> io::Result<TcpStream> {
-    let source = local::source_for(pod, destination.ip()).ok_or_else(|| io::Error::new(io::ErrorKind::AddrNotAvailable, "the pod has no address of that family"))?;
+    let source = local::source_for(pod, destination.ip())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::AddrNotAvailable, "the pod has no address of that family"))?;
     let socket = pod.sockets.tcp_socket(family_of(destination.ip())).await?;
     socket.bind(SocketAddr::new(source, 0))?;
     socket.connect(destination).await

@@ -5,12 +5,12 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use mesh_core::authorize::authorize as evaluate;
 use mesh_core::{Snapshot, Workload};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 
 use super::connections::Live;
 use super::context::{PodContext, family_of, within};
@@ -29,9 +29,16 @@ pub struct Refused {
 }
 
 /// Decides by `snapshot`, which must have been loaded after `live` was registered: a policy published later finds the connection in the registry.
-pub fn authorize<'a>(context: &PodContext, snapshot: &'a Snapshot, live: &Live) -> Result<(Permit, &'a Arc<Workload>), Refused> {
+pub fn authorize<'a>(
+    context: &PodContext,
+    snapshot: &'a Snapshot,
+    live: &Live,
+) -> Result<(Permit, &'a Arc<Workload>), Refused> {
     let Some(workload) = context.workload(snapshot) else {
-        return Err(Refused { reason: Reason::UnknownWorkload, why: "the configuration does not show this pod under its address".into() });
+        return Err(Refused {
+            reason: Reason::UnknownWorkload,
+            why: "the configuration does not show this pod under its address".into(),
+        });
     };
     let verdict = evaluate(snapshot, workload, &as_connection(live));
     if !verdict.dry_run.is_empty() {
@@ -45,14 +52,26 @@ pub fn authorize<'a>(context: &PodContext, snapshot: &'a Snapshot, live: &Live) 
 }
 
 /// Connects to the app at `target` from inside the pod; the app's peer will be `client`.
-pub async fn connect(_permit: Permit, context: &PodContext, target: SocketAddr, client: SocketAddr) -> Result<TcpStream, Refused> {
-    let socket = context.pod.sockets.tcp_socket(family_of(target.ip())).await.map_err(|error| refused(Reason::AppUnreachable, target, &error))?;
-    context.shared.interception.set_client(descriptor(&socket), client).map_err(|error| refused(Reason::ClientAddress, target, &error))?;
-    within(context.shared.config.app_connect_timeout, socket.connect(target)).await.map_err(|error| refused(Reason::AppUnreachable, target, &error))
-}
-
-fn descriptor(socket: &TcpSocket) -> BorrowedFd<'_> {
-    socket.as_fd()
+pub async fn connect(
+    _permit: Permit,
+    context: &PodContext,
+    target: SocketAddr,
+    client: SocketAddr,
+) -> Result<TcpStream, Refused> {
+    let socket = context
+        .pod
+        .sockets
+        .tcp_socket(family_of(target.ip()))
+        .await
+        .map_err(|error| refused(Reason::AppUnreachable, target, &error))?;
+    context
+        .shared
+        .interception
+        .set_client(socket.as_fd(), client)
+        .map_err(|error| refused(Reason::ClientAddress, target, &error))?;
+    within(context.shared.config.app_connect_timeout, socket.connect(target))
+        .await
+        .map_err(|error| refused(Reason::AppUnreachable, target, &error))
 }
 
 fn refused(reason: Reason, target: SocketAddr, error: &io::Error) -> Refused {

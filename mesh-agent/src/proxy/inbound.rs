@@ -17,7 +17,7 @@ use mesh_transport::copy::Peer as CopyPeer;
 use mesh_transport::hbone::{Authority, InboundRequest, ServeEnd};
 use tokio::net::TcpStream;
 
-use super::connections::{Direction, Endpoints, Live};
+use super::connections::{CutReason, Direction, Endpoints, Live};
 use super::context::PodContext;
 use super::deliver::{self, Refused};
 use super::local;
@@ -53,7 +53,10 @@ async fn serve_tunnel(context: Arc<PodContext>, tcp: TcpStream, peer: SocketAddr
         Ok(tunnel) => tunnel,
         Err(error) => {
             let limit = matches!(error, mesh_transport::hbone::AcceptError::TooManyHalfOpen);
-            return context.refuse(if limit { Reason::HalfOpenLimit } else { Reason::Handshake }, format_args!("tunnel from {peer}: {error}"));
+            return context.refuse(
+                if limit { Reason::HalfOpenLimit } else { Reason::Handshake },
+                format_args!("tunnel from {peer}: {error}"),
+            );
         }
     };
     let requests = context.clone();
@@ -76,7 +79,12 @@ async fn answer(context: Arc<PodContext>, request: InboundRequest) {
             return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
         }
     };
-    let endpoints = Endpoints { direction: Direction::Inbound, source: client_address(&request), destination: target, identity: Some(request.peer().clone()) };
+    let endpoints = Endpoints {
+        direction: Direction::Inbound,
+        source: client_address(&request),
+        destination: target,
+        identity: Some(request.peer().clone()),
+    };
     let registration = match context.connections.register(endpoints) {
         Ok(registration) => registration,
         Err(full) => {
@@ -108,7 +116,11 @@ async fn answer(context: Arc<PodContext>, request: InboundRequest) {
         Err(refused) => {
             context.refuse(refused.reason, &refused.why);
             let denied = refused.reason == Reason::Denied;
-            let (status, flags) = if denied { (StatusCode::UNAUTHORIZED, ResponseFlags::Deny) } else { (StatusCode::SERVICE_UNAVAILABLE, ResponseFlags::Connect) };
+            let (status, flags) = if denied {
+                (StatusCode::UNAUTHORIZED, ResponseFlags::Deny)
+            } else {
+                (StatusCode::SERVICE_UNAVAILABLE, ResponseFlags::Connect)
+            };
             request.refuse(status);
             context.shared.telemetry.open(labels).close(Outcome::failed(flags, refused.why));
         }
@@ -120,15 +132,17 @@ async fn open(context: &PodContext, live: &Live) -> Result<TcpStream, Refused> {
     if !shared.state.synced_within(shared.config.hold_unsynced).await {
         return Err(Refused { reason: Reason::NotSynced, why: "no configuration yet".into() });
     }
-    let (permit, _) = deliver::authorize(context, &shared.state.snapshot(), live).map(|(permit, workload)| (permit, Arc::clone(workload)))?;
+    let (permit, _) = deliver::authorize(context, &shared.state.snapshot(), live)
+        .map(|(permit, workload)| (permit, Arc::clone(workload)))?;
     deliver::connect(permit, context, live.endpoints.destination, live.endpoints.source).await
 }
 
 /// A connection that was told to end between its registration and its answer: a policy arrived in between, or the pod is going.
 fn cut_early(live: &Live) -> Refused {
-    use super::connections::CutReason;
     match live.cut_reason() {
-        Some(CutReason::Denied) => Refused { reason: Reason::Denied, why: "denied by a policy that arrived meanwhile".into() },
+        Some(CutReason::Denied) => {
+            Refused { reason: Reason::Denied, why: "denied by a policy that arrived meanwhile".into() }
+        }
         reason => Refused { reason: Reason::Stopping, why: reason.map_or("cut", CutReason::as_str).into() },
     }
 }
@@ -140,9 +154,14 @@ fn target(context: &PodContext, request: &InboundRequest) -> Result<SocketAddr, 
         Authority::Address(address) => address.port(),
         Authority::Host(host, port) => {
             let snapshot = context.shared.state.snapshot();
-            let workload = context.workload(&snapshot).ok_or_else(|| Refused { reason: Reason::UnknownWorkload, why: "host asked of an unknown pod".into() })?;
-            backed_port(&snapshot, workload, host, *port)
-                .ok_or_else(|| Refused { reason: Reason::UnknownHost, why: format!("{host}:{port} is not served by this pod") })?
+            let workload = context.workload(&snapshot).ok_or_else(|| Refused {
+                reason: Reason::UnknownWorkload,
+                why: "host asked of an unknown pod".into(),
+            })?;
+            backed_port(&snapshot, workload, host, *port).ok_or_else(|| Refused {
+                reason: Reason::UnknownHost,
+                why: format!("{host}:{port} is not served by this pod"),
+            })?
         }
     };
     if ports::is_mesh_port(port) {
@@ -154,9 +173,10 @@ fn target(context: &PodContext, request: &InboundRequest) -> Result<SocketAddr, 
 /// The pod's port for `port` of a service with that host, if the pod is one of its endpoints.
 fn backed_port(snapshot: &Snapshot, workload: &Workload, host: &str, port: u16) -> Option<u16> {
     snapshot.service_by_host(host).iter().find_map(|service| {
-        let own = workload.services.contains_key(&service.key()).then(|| workload.target_port(&service.key(), port)).flatten();
-        let member = workload.services.contains_key(&service.key());
-        own.or_else(|| member.then(|| service.port(port).map(|port| port.target_port)).flatten()).filter(|port| *port != 0)
+        let key = service.key();
+        workload.services.get(&key)?;
+        let default = || service.port(port).map(|port| port.target_port);
+        workload.target_port(&key, port).or_else(default).filter(|port| *port != 0)
     })
 }
 

@@ -37,7 +37,12 @@ pub async fn serve(context: Arc<PodContext>, app: TcpStream, peer: SocketAddr) {
     let app = Held::new(app);
     let _open = context.shared.telemetry.socket(Reporter::Source);
     let Some(flow) = flow(&context, &app, local::canonical(peer)) else { return };
-    let endpoints = Endpoints { direction: Direction::Outbound, source: flow.client, destination: flow.destination, identity: None };
+    let endpoints = Endpoints {
+        direction: Direction::Outbound,
+        source: flow.client,
+        destination: flow.destination,
+        identity: None,
+    };
     let registration = match context.connections.register(endpoints) {
         Ok(registration) => registration,
         Err(full) => return context.refuse(Reason::ConnectionLimit, full),
@@ -115,7 +120,9 @@ async fn route(context: &PodContext, flow: &Flow, tried: &[ArcStr]) -> Result<Ro
     let mut updates = context.shared.state.updates();
     loop {
         let route = resolve_now(context, flow, tried);
-        if !matches!(route, Err(Refusal::UnknownMeshAddress(_))) || tokio::time::timeout_at(deadline, updates.next()).await.is_err() {
+        if !matches!(route, Err(Refusal::UnknownMeshAddress(_)))
+            || tokio::time::timeout_at(deadline, updates.next()).await.is_err()
+        {
             return route;
         }
     }
@@ -123,6 +130,7 @@ async fn route(context: &PodContext, flow: &Flow, tried: &[ArcStr]) -> Result<Ro
 
 fn resolve_now(context: &PodContext, flow: &Flow, tried: &[ArcStr]) -> Result<Route, Refusal> {
     let view = context.view();
-    let request = Request { source: &view.client, destination: flow.destination, now_ms: context.shared.now_ms(), tried };
+    let request =
+        Request { source: &view.client, destination: flow.destination, now_ms: context.shared.now_ms(), tried };
     resolve(&context.shared.state.snapshot(), &request, &mut rand::rng())
 }

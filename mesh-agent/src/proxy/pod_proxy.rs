@@ -134,7 +134,9 @@ fn registered(listeners: Vec<std::net::TcpListener>, keepalive: Option<Duration>
             let socket = SockRef::from(&listener);
             socket.set_tcp_nodelay(true)?;
             if let Some(interval) = keepalive {
-                socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(PROBES))?;
+                socket.set_tcp_keepalive(
+                    &TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(PROBES),
+                )?;
             }
             TcpListener::from_std(listener)
         })

@@ -103,8 +103,14 @@ impl RefusalCounters {
     /// Registers the family.
     pub fn new(registry: &mut Registry) -> RefusalCounters {
         let family = Family::<ReasonLabel, Counter>::default();
-        registry.register("undermesh_proxy_refused", "Connections that the proxy refused or cut, by reason", family.clone());
-        RefusalCounters { counters: Reason::ALL.iter().map(|reason| family.get_or_create(&ReasonLabel(*reason)).clone()).collect() }
+        registry.register(
+            "undermesh_proxy_refused",
+            "Connections that the proxy refused or cut, by reason",
+            family.clone(),
+        );
+        RefusalCounters {
+            counters: Reason::ALL.iter().map(|reason| family.get_or_create(&ReasonLabel(*reason)).clone()).collect(),
+        }
     }
 
     /// Counts one.

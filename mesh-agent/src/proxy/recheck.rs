@@ -68,7 +68,11 @@ fn purge_tunnels(shared: &ProxyShared, snapshot: &Snapshot, diff: &Diff) {
             continue;
         }
         let generation = workload.and_then(|workload| {
-            let owned = workload.addresses.iter().filter_map(|ip| snapshot.owner(&workload.network, ip)).filter(|owner| owner.workload.uid == *uid);
+            let owned = workload
+                .addresses
+                .iter()
+                .filter_map(|ip| snapshot.owner(&workload.network, ip))
+                .filter(|owner| owner.workload.uid == *uid);
             owned.map(|owner| owner.generation).min()
         });
         let closed = shared.pool.purge_destination(uid, generation);
@@ -92,7 +96,10 @@ fn cut_denied(context: &Arc<PodContext>, snapshot: &Snapshot) {
         };
         let verdict = authorize(snapshot, workload, &as_connection(live));
         if !verdict.is_allowed() {
-            context.refuse(Reason::DeniedLater, format_args!("connection from {} cut: {}", live.endpoints.source, verdict.decision));
+            context.refuse(
+                Reason::DeniedLater,
+                format_args!("connection from {} cut: {}", live.endpoints.source, verdict.decision),
+            );
             live.end(CutReason::Denied);
         }
     });

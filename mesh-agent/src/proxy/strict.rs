@@ -14,11 +14,16 @@ use crate::bpf::InboundMode;
 pub fn inbound_mode<'a>(policies: impl Iterator<Item = &'a Policy> + Clone) -> InboundMode {
     let denies = policies.filter(|policy| policy.action == Action::Deny && !policy.dry_run);
     let ports: BTreeSet<u16> = denies.clone().flat_map(matches_of).flat_map(ports_of).collect();
-    let strict = |port: Option<u16>| denies.clone().any(|policy| policy.rules.iter().any(|rule| rule_is_certain(rule, port)));
+    let strict =
+        |port: Option<u16>| denies.clone().any(|policy| policy.rules.iter().any(|rule| rule_is_certain(rule, port)));
     let default_strict = strict(None);
     InboundMode {
         default_strict,
-        ports: ports.into_iter().map(|port| (port, strict(Some(port)))).filter(|(_, port_strict)| *port_strict != default_strict).collect(),
+        ports: ports
+            .into_iter()
+            .map(|port| (port, strict(Some(port))))
+            .filter(|(_, port_strict)| *port_strict != default_strict)
+            .collect(),
     }
 }
 
@@ -75,7 +80,10 @@ mod tests {
     }
 
     fn deny(rules: Vec<Vec<Match>>) -> Policy {
-        let rules = rules.into_iter().map(|clauses| Rule { clauses: clauses.into_iter().map(|one| Clause { matches: vec![one] }).collect() }).collect();
+        let rules = rules
+            .into_iter()
+            .map(|clauses| Rule { clauses: clauses.into_iter().map(|one| Clause { matches: vec![one] }).collect() })
+            .collect();
         Policy { name: name(), scope: Scope::Namespace, action: Action::Deny, rules, dry_run: false }
     }
 
@@ -96,9 +104,17 @@ mod tests {
         let cases: [(&str, Vec<Policy>, InboundMode); 10] = [
             ("nothing applies", vec![], mode(false, &[])),
             ("mesh-wide STRICT", vec![strict.clone()], mode(true, &[])),
-            ("STRICT on two ports", vec![deny(vec![vec![no_peer(), on(&[80, 443])]])], mode(false, &[(80, true), (443, true)])),
+            (
+                "STRICT on two ports",
+                vec![deny(vec![vec![no_peer(), on(&[80, 443])]])],
+                mode(false, &[(80, true), (443, true)]),
+            ),
             ("STRICT but for a port", vec![deny(vec![vec![no_peer(), not_on(&[9090])]])], mode(true, &[(9090, false)])),
-            ("STRICT but for a port, and that port by another", vec![deny(vec![vec![no_peer(), not_on(&[9090])]]), deny(vec![vec![on(&[9090])]])], mode(true, &[])),
+            (
+                "STRICT but for a port, and that port by another",
+                vec![deny(vec![vec![no_peer(), not_on(&[9090])]]), deny(vec![vec![on(&[9090])]])],
+                mode(true, &[]),
+            ),
             ("depends on the peer's address", vec![deny(vec![vec![from]])], mode(false, &[])),
             ("dry run", vec![Policy { dry_run: true, ..strict.clone() }], mode(false, &[])),
             ("an ALLOW is no DENY", vec![Policy { action: Action::Allow, ..strict.clone() }], mode(false, &[])),

@@ -51,9 +51,10 @@ async fn hardening_B75_only_200_is_success() {
         let serving = async {
             let mut h2 = h2::server::handshake(evil.tunnel().await).await.unwrap();
             let (_, mut respond) = soon(h2.accept()).await.unwrap().unwrap();
-            let mut body = respond.send_response(http::Response::builder().status(status).body(()).unwrap(), false).unwrap();
+            let mut body =
+                respond.send_response(http::Response::builder().status(status).body(()).unwrap(), false).unwrap();
             let _ = body.send_data(Bytes::from_static(b"not for the app"), false);
-                while h2.accept().await.is_some() {}
+            while h2.accept().await.is_some() {}
             std::future::pending().await
         };
         tokio::select! {
@@ -114,7 +115,8 @@ async fn hardening_B76_data_before_headers_is_a_stream_error() {
 /// A peer that finishes TLS and then says nothing, or talks nonsense.
 #[tokio::test(flavor = "multi_thread")]
 async fn hardening_B42_nonsense_instead_of_http2_ends_the_tunnel() {
-    for nonsense in [&b"HTTP/1.1 200 OK\r\n\r\n"[..], b"\xff\xff\xff\x04\0\0\0\0\0", b"\0\0\x04\x08\0\0\0\0\0\0\0\0\0"] {
+    for nonsense in [&b"HTTP/1.1 200 OK\r\n\r\n"[..], b"\xff\xff\xff\x04\0\0\0\0\0", b"\0\0\x04\x08\0\0\0\0\0\0\0\0\0"]
+    {
         let evil = Evil::start().await;
         tokio::select! {
             () = raw(&evil, nonsense) => {}

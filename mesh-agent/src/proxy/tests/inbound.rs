@@ -105,7 +105,10 @@ async fn hardening_B34_B35_headers_name_a_port_for_the_app_and_nothing_else() {
     use mesh_transport::hbone::Forwarded;
     let pair = Pair::start().await;
     pair.server.echo(APP, "");
-    let claims = |client: SocketAddr| ConnectRequest { forwarded: Some(Forwarded { client: Some(client), host: None }), ..ConnectRequest::to(pair.server_address()) };
+    let claims = |client: SocketAddr| ConnectRequest {
+        forwarded: Some(Forwarded { client: Some(client), host: None }),
+        ..ConnectRequest::to(pair.server_address())
+    };
     let honest = SocketAddr::new(pair.client.ip(), 40_000);
     let forged = SocketAddr::new(v4(77), 40_001);
     let _honest = ask_with(&pair, claims(honest)).await.unwrap();
@@ -136,7 +139,10 @@ async fn hardening_F27_without_a_place_for_the_clients_address_the_flow_is_refus
     let pair = Pair::start().await;
     let served = pair.server.echo(APP, "");
     pair.far.kernel.client_map_full.store(true, Ordering::Relaxed);
-    assert_eq!(status(ask(&pair, Authority::Address(pair.server_address())).await), StatusCode::SERVICE_UNAVAILABLE.as_u16());
+    assert_eq!(
+        status(ask(&pair, Authority::Address(pair.server_address())).await),
+        StatusCode::SERVICE_UNAVAILABLE.as_u16()
+    );
     assert_eq!(pair.far.refused(Reason::ClientAddress), 1);
     assert_eq!(served.load(Ordering::SeqCst), 0);
 }
@@ -148,7 +154,8 @@ async fn hardening_F52_the_certificate_decides_whatever_the_address() {
     use mesh_core::policy::{Action, Match, Scope, StringMatch};
     let pair = Pair::start().await;
     let served = pair.server.echo(APP, "");
-    let only_client = Match { principals: vec![StringMatch::Exact(identity("client").principal().into())], ..Match::default() };
+    let only_client =
+        Match { principals: vec![StringMatch::Exact(identity("client").principal().into())], ..Match::default() };
     pair.apply(vec![Change::Policy(policy("only-client", Scope::Namespace, Action::Allow, vec![vec![only_client]]))]);
     let tunnel = SocketAddr::new(pair.server.ip(), ports::HBONE);
     let key = TunnelKey {
@@ -163,11 +170,33 @@ async fn hardening_F52_the_certificate_decides_whatever_the_address() {
     let pod = pair.client.pod.clone();
     let dial = move || async move { crate::proxy::context::dial(&pod, tunnel).await };
     let pool = Pool::new(PoolConfig::default());
-    let result = soon(pool.connect(&key, pair.authority.issue(&identity("thief")), dial, ConnectRequest::to(pair.server_address()))).await;
+    let result = soon(pool.connect(
+        &key,
+        pair.authority.issue(&identity("thief")),
+        dial,
+        ConnectRequest::to(pair.server_address()),
+    ))
+    .await;
     assert_eq!(status(result.map(|(stream, _)| stream)), 401);
     assert_eq!(served.load(Ordering::SeqCst), 0);
     eventually("the refusal is logged", || pair.far.log().contains("direction=\"inbound\"")).await;
     let log = pair.far.log();
     assert!(log.contains("src.identity=\"spiffe://cluster.local/ns/bookinfo/sa/thief\""), "{log}");
     assert!(!log.contains("src.workload=\"client\""), "{log}");
+}
+
+/// An app whose backlog is full does not answer at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn hardening_B46_an_app_that_does_not_answer_is_given_up() {
+    let pair = Pair::with(|config| config.app_connect_timeout = std::time::Duration::from_millis(200)).await;
+    let listener = pair.server.netns.listen(pair.server_address());
+    socket2::SockRef::from(&listener).listen(0).unwrap();
+    let mut held = Vec::new();
+    while pair.far.refused(Reason::AppUnreachable) == 0 {
+        match ask(&pair, Authority::Address(pair.server_address())).await {
+            Ok(stream) => held.push(stream),
+            refused => assert_eq!(status(refused), 503),
+        }
+        assert!(held.len() < 10, "the backlog never fills");
+    }
 }

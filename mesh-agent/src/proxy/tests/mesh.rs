@@ -22,7 +22,9 @@ use tokio::net::{TcpListener, TcpStream};
 use super::net::{Hub, Netns};
 use crate::bpf::InboundMode;
 use crate::pod::Pod;
-use crate::proxy::{Certificates, FetchedCertificate, Interception, PodProxy, ProxyConfig, ProxyListeners, ProxyShared, Reason};
+use crate::proxy::{
+    Certificates, FetchedCertificate, Interception, PodProxy, ProxyConfig, ProxyListeners, ProxyShared, Reason,
+};
 use crate::state::{StateHandle, StateWriter};
 use crate::telemetry::{AccessLog, Telemetry, TelemetryConfig};
 
@@ -126,7 +128,12 @@ impl Authority {
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let root = params.self_signed(&key).unwrap();
         let roots = Roots::from_pem(root.pem().as_bytes(), vec![TrustDomain::default()]).unwrap();
-        Arc::new(Authority { issuer: rcgen::Issuer::new(params, key), roots: Arc::new(roots), issued: Mutex::default(), withheld: Mutex::default() })
+        Arc::new(Authority {
+            issuer: rcgen::Issuer::new(params, key),
+            roots: Arc::new(roots),
+            issued: Mutex::default(),
+            withheld: Mutex::default(),
+        })
     }
 
     pub fn issue(&self, identity: &Identity) -> Arc<IdentityCertificate> {
@@ -137,11 +144,20 @@ impl Authority {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
         params.subject_alt_names = vec![rcgen::SanType::URI(identity.to_string().try_into().unwrap())];
-        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages =
+            vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
         params.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let (chain, key) = (certificate.pem(), key.serialize_pem());
-        IdentityCertificate::from_pem(identity.clone(), chain.as_bytes(), key.as_bytes(), self.roots.clone(), 1, SystemTime::now()).unwrap()
+        IdentityCertificate::from_pem(
+            identity.clone(),
+            chain.as_bytes(),
+            key.as_bytes(),
+            self.roots.clone(),
+            1,
+            SystemTime::now(),
+        )
+        .unwrap()
     }
 }
 
@@ -187,9 +203,17 @@ impl Node {
         let kernel = Arc::new(FakeKernel::default());
         let mut registry = Registry::default();
         let log = Arc::new(Mutex::new(Vec::new()));
-        let access_log = AccessLog::to_writer(mesh_runtime::logging::LogFormat::Text, Box::new(Shared(log.clone()))).unwrap();
+        let access_log =
+            AccessLog::to_writer(mesh_runtime::logging::LogFormat::Text, Box::new(Shared(log.clone()))).unwrap();
         let telemetry = Telemetry::with_log(&mut registry, &TelemetryConfig::default(), access_log);
-        let shared = ProxyShared::new(config, state.clone(), authority.clone(), kernel.clone(), telemetry.clone(), &mut registry);
+        let shared = ProxyShared::new(
+            config,
+            state.clone(),
+            authority.clone(),
+            kernel.clone(),
+            telemetry.clone(),
+            &mut registry,
+        );
         Node { shared, kernel, writer: Mutex::new(writer), state, log, telemetry, registry }
     }
 
@@ -322,7 +346,8 @@ pub fn workload(name: &str, ips: Vec<IpAddr>) -> Workload {
 pub fn service() -> Service {
     let mut service = Service::new(NAMESPACE, "server", "server.bookinfo.svc.cluster.local");
     service.addresses = vec![ServiceAddress { network: ArcStr::new(), cidr: vip().into() }];
-    service.ports = vec![ServicePort { service_port: PORT, target_port: APP, app_protocol: mesh_core::service::AppProtocol::Tcp }];
+    service.ports =
+        vec![ServicePort { service_port: PORT, target_port: APP, app_protocol: mesh_core::service::AppProtocol::Tcp }];
     service
 }
 
@@ -338,9 +363,17 @@ pub fn policy_name(name: &str) -> NamespacedName {
 }
 
 /// A policy from its rules, each a list of clauses of one match.
-pub fn policy(name: &str, scope: mesh_core::policy::Scope, action: mesh_core::policy::Action, rules: Vec<Vec<mesh_core::policy::Match>>) -> Policy {
+pub fn policy(
+    name: &str,
+    scope: mesh_core::policy::Scope,
+    action: mesh_core::policy::Action,
+    rules: Vec<Vec<mesh_core::policy::Match>>,
+) -> Policy {
     use mesh_core::policy::{Clause, Rule};
-    let rules = rules.into_iter().map(|clauses| Rule { clauses: clauses.into_iter().map(|one| Clause { matches: vec![one] }).collect() }).collect();
+    let rules = rules
+        .into_iter()
+        .map(|clauses| Rule { clauses: clauses.into_iter().map(|one| Clause { matches: vec![one] }).collect() })
+        .collect();
     Policy { name: policy_name(name), scope, action, rules, dry_run: false }
 }
 

@@ -102,7 +102,11 @@ impl Hub {
         });
         pod.enter(|| {
             for address in ips {
-                ip(&format!("addr add {address}/{} dev eth0{}", width(address), if address.is_ipv6() { " nodad" } else { "" }));
+                ip(&format!(
+                    "addr add {address}/{} dev eth0{}",
+                    width(address),
+                    if address.is_ipv6() { " nodad" } else { "" }
+                ));
             }
             ip("link set eth0 up");
             ip(&format!("route add {GATEWAY4}/32 dev eth0 scope link"));

@@ -103,7 +103,12 @@ async fn a_failing_endpoint_is_replaced_before_the_first_byte() {
     let snapshot = pair.near.state.snapshot_owned();
     let set = snapshot.endpoints(&service().key()).unwrap();
     let now = pair.near.shared.now_ms();
-    let ejected: Vec<_> = set.members().iter().filter(|endpoint| endpoint.is_ejected(now)).map(|endpoint| endpoint.workload.name.to_string()).collect();
+    let ejected: Vec<_> = set
+        .members()
+        .iter()
+        .filter(|endpoint| endpoint.is_ejected(now))
+        .map(|endpoint| endpoint.workload.name.to_string())
+        .collect();
     assert_eq!(ejected, ["dead"]);
 }
 
@@ -140,7 +145,9 @@ async fn hardening_B63_services_without_endpoint_or_port_are_reset() {
     let empty_vip = std::net::IpAddr::from([198, 18, 100, 2]);
     empty.addresses[0].cidr = empty_vip.into();
     pair.apply(vec![Change::Service(empty)]);
-    for (destination, reason) in [(SocketAddr::new(empty_vip, PORT), Reason::NoEndpoints), (SocketAddr::new(vip(), 81), Reason::UnknownPort)] {
+    for (destination, reason) in
+        [(SocketAddr::new(empty_vip, PORT), Reason::NoEndpoints), (SocketAddr::new(vip(), 81), Reason::UnknownPort)]
+    {
         pair.client.expect_refused(destination).await;
         assert_eq!(pair.near.refused(reason), 1, "{reason}");
     }
@@ -150,7 +157,10 @@ async fn hardening_B63_services_without_endpoint_or_port_are_reset() {
 async fn hardening_B64_a_pod_that_is_its_own_endpoint_reaches_itself_once() {
     let pair = Pair::start().await;
     let served = pair.client.echo(APP, "");
-    pair.apply(vec![Change::Workload(serving(pair.client.workload())), Change::RemoveAddress(pair.server.workload().uid)]);
+    pair.apply(vec![
+        Change::Workload(serving(pair.client.workload())),
+        Change::RemoveAddress(pair.server.workload().uid),
+    ]);
     let mut app = pair.client.connect(pair.service_address()).await;
     exchange(&mut app, "to myself").await;
     assert_eq!(served.load(std::sync::atomic::Ordering::SeqCst), 1);

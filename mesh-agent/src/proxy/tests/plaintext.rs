@@ -30,7 +30,9 @@ async fn hardening_B55_B56_permissive_passes_bytes_untouched_and_believes_none()
     pair.server.echo(APP, "");
     let mut app = plain(&pair, APP).await;
     // The start of a TLS handshake, of HTTP/2 and of PROXY protocol: all just bytes.
-    for bytes in ["\x16\x03\x01\x02\x00\x01", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n"] {
+    for bytes in
+        ["\x16\x03\x01\x02\x00\x01", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n"]
+    {
         exchange(&mut app, bytes).await;
     }
     let client = app.local_addr().unwrap();
@@ -39,7 +41,10 @@ async fn hardening_B55_B56_permissive_passes_bytes_untouched_and_believes_none()
     assert_eq!(*pair.far.kernel.clients.lock(), [client]);
     let log = pair.far.log();
     assert!(log.contains("dst.addr=198.18.0.2:8080") && !log.contains("src.identity"), "{log}");
-    assert!(pair.far.metrics().contains("connection_security_policy=\"unknown\"") && !pair.far.metrics().contains("mutual_tls"));
+    assert!(
+        pair.far.metrics().contains("connection_security_policy=\"unknown\"")
+            && !pair.far.metrics().contains("mutual_tls")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -50,7 +55,8 @@ async fn hardening_B54_strict_resets_and_opens_nothing() {
     exchange(&mut early, "permitted so far").await;
     pair.apply(vec![Change::Policy(Policy::deny_plaintext(policy_name("strict"), Scope::Namespace))]);
     // The kernel is told, live plaintext is cut, and the agent refuses by itself what still arrives.
-    eventually("the kernel is in step", || pair.server.mode() == InboundMode { default_strict: true, ports: vec![] }).await;
+    eventually("the kernel is in step", || pair.server.mode() == InboundMode { default_strict: true, ports: vec![] })
+        .await;
     expect_reset(&mut early).await;
     plain_refused(&pair, APP).await;
     assert_eq!(served.load(Ordering::SeqCst), 1);
@@ -61,7 +67,10 @@ async fn hardening_B54_strict_resets_and_opens_nothing() {
     exchange(&mut app, "mutual").await;
     // And back.
     pair.apply(vec![Change::RemovePolicy(policy_name("strict"))]);
-    eventually("the kernel is in step again", || pair.server.mode() == InboundMode { default_strict: false, ports: vec![] }).await;
+    eventually("the kernel is in step again", || {
+        pair.server.mode() == InboundMode { default_strict: false, ports: vec![] }
+    })
+    .await;
     let mut app = plain(&pair, APP).await;
     exchange(&mut app, "plain again").await;
 }
@@ -70,11 +79,16 @@ async fn hardening_B54_strict_resets_and_opens_nothing() {
 async fn strict_ports_follow_the_policy() {
     let pair = Pair::start().await;
     let mut strict = Policy::deny_plaintext(policy_name("ports"), Scope::WorkloadSelector);
-    strict.rules[0].clauses.push(mesh_core::policy::Clause { matches: vec![Match { destination_ports: vec![9090], ..Match::default() }] });
+    strict.rules[0]
+        .clauses
+        .push(mesh_core::policy::Clause { matches: vec![Match { destination_ports: vec![9090], ..Match::default() }] });
     let mut server = serving(pair.server.workload());
     server.authorization_policies = [policy_name("ports")].into();
     pair.apply(vec![Change::Policy(strict), Change::Workload(server)]);
-    eventually("the kernel is in step", || pair.server.mode() == InboundMode { default_strict: false, ports: vec![(9090, true)] }).await;
+    eventually("the kernel is in step", || {
+        pair.server.mode() == InboundMode { default_strict: false, ports: vec![(9090, true)] }
+    })
+    .await;
     pair.server.echo(APP, "");
     pair.server.echo(9090, "");
     let mut app = plain(&pair, APP).await;

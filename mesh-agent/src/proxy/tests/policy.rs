@@ -15,7 +15,8 @@ use crate::proxy::{CutReason, Reason};
 const CUT: Duration = Duration::from_millis(100);
 
 fn deny_client() -> Policy {
-    let client = Match { principals: vec![StringMatch::Exact(identity("client").principal().into())], ..Match::default() };
+    let client =
+        Match { principals: vec![StringMatch::Exact(identity("client").principal().into())], ..Match::default() };
     policy("deny-client", Scope::WorkloadSelector, Action::Deny, vec![vec![client]])
 }
 
@@ -80,7 +81,8 @@ async fn connections_that_stay_allowed_are_left_alone() {
     pair.server.echo(APP, "");
     let mut app = pair.client.connect(pair.service_address()).await;
     exchange(&mut app, "before").await;
-    let other = Match { principals: vec![StringMatch::Exact(identity("other").principal().into())], ..Match::default() };
+    let other =
+        Match { principals: vec![StringMatch::Exact(identity("other").principal().into())], ..Match::default() };
     pair.apply(vec![
         Change::Policy(policy("deny-other", Scope::Namespace, Action::Deny, vec![vec![other]])),
         Change::Workload(workload("unrelated", vec![v4(200)])),
@@ -202,7 +204,8 @@ async fn the_admin_view_shows_who_talks_to_whom() {
     let mut app = pair.client.connect(pair.service_address()).await;
     exchange(&mut app, "seen").await;
     let seen = || serde_json::to_value(pair.far.shared.connections()).unwrap()[0]["connections"][0].clone();
-    eventually("both directions are counted", || (&seen()["sent"], &seen()["received"]) == (&4.into(), &4.into())).await;
+    eventually("both directions are counted", || (&seen()["sent"], &seen()["received"]) == (&4.into(), &4.into()))
+        .await;
     let seen = seen();
     assert_eq!(seen["direction"], "inbound");
     assert_eq!(seen["identity"], identity("client").to_string());

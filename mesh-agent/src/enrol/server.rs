@@ -165,7 +165,7 @@ fn ready(result: Result<(), Failure>) -> Pending {
 
 fn response(result: &Result<(), Failure>) -> Response {
     match result {
-        Ok(()) => Response::default(),
-        Err(failure) => Response { error: failure.message.clone(), code: failure.code as u32, retry: failure.retry },
+        Ok(()) => Response { done: true, ..Response::default() },
+        Err(failure) => Response { error: failure.message.clone(), code: failure.code as u32, retry: failure.retry, done: false },
     }
 }

@@ -100,7 +100,10 @@ impl App {
 
         let (first, read) = tokio::sync::oneshot::channel();
         let source = FolderSource::new(&config.manifests);
-        let publishing = publish::run(source, config.settings.clone(), outlets, move || drop(first.send(())));
+        let publishing = publish::run(source, config.settings.clone(), outlets, move || {
+            // The receiver is gone only if the start was given up.
+            let _ = first.send(());
+        });
         let token = drain.token();
         task::spawn("publish", async move {
             tokio::select! {

@@ -97,6 +97,13 @@ pub fn sniff(text: &str) -> (Option<String>, Option<String>, Option<String>) {
         let indent = line.len() - line.trim_start_matches([' ', '\t']).len();
         match inside {
             None if line.trim_end() == "metadata:" => inside = Some(None),
+            None if line.starts_with("metadata: {") => {
+                for part in line["metadata: {".len()..].split(['{', '}', ',']) {
+                    name = name.or_else(|| value(part.trim(), "name"));
+                    namespace = namespace.or_else(|| value(part.trim(), "namespace"));
+                }
+                break;
+            }
             None => {}
             Some(_) if indent == 0 => break,
             Some(first) => {
@@ -144,5 +151,6 @@ mod tests {
         let some = |t: &str| Some(t.to_owned());
         assert_eq!(sniff(text), (some("AuthorizationPolicy"), some("shop"), some("deny")));
         assert_eq!(sniff("spec:\n  kind: Pod\n"), (None, None, None));
+        assert_eq!(sniff("kind: Pod\nmetadata: {name: a, namespace: b}\n\tx"), (some("Pod"), some("b"), some("a")));
     }
 }

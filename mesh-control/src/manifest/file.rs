@@ -25,8 +25,25 @@ pub struct FileRead {
     pub unsettled: bool,
 }
 
+/// The parser recurses; at its limit of nesting it needs more stack than a thread has by default.
+const STACK: usize = 16 << 20;
+
 /// Reads a file's bytes; `name` is its path in the folder.
 pub fn read(name: &str, bytes: &[u8]) -> FileRead {
+    let outcome = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("manifests".into()).stack_size(STACK);
+        thread.spawn_scoped(scope, || read_here(name, bytes)).map(std::thread::ScopedJoinHandle::join)
+    });
+    let why = match outcome {
+        Ok(Ok(read)) => return read,
+        Ok(Err(_)) => "the reader failed on it",
+        Err(_) => "there is no thread to read it",
+    };
+    let diagnoses = vec![of_file(name, Severity::Error, format!("the file cannot be read: {why}"), None)];
+    FileRead { found: Vec::new(), diagnoses, unsettled: true }
+}
+
+fn read_here(name: &str, bytes: &[u8]) -> FileRead {
     let mut reader = Reader { name, text: "", out: FileRead::default(), ignored: BTreeMap::new() };
     match document::text(bytes) {
         Ok(text) => {

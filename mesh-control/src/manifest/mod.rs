@@ -6,3 +6,6 @@ pub mod file;
 pub mod folder;
 pub mod node;
 pub mod watch;
+
+#[cfg(test)]
+mod tests;

@@ -44,7 +44,7 @@ pub struct Entry {
 pub enum Value {
     /// `null`, `~` or nothing.
     Null,
-    /// A boolean, YAML 1.1 spellings included, as Kubernetes reads them.
+    /// `true` or `false`; the other spellings of YAML 1.1 are strings.
     Bool(bool),
     /// An integer.
     Int(i64),
@@ -183,6 +183,13 @@ fn options() -> serde_saphyr::Options {
             max_anchors: 1_000,
             max_documents: 4,
         },
+        alias_limits: serde_saphyr::alias_limits! {
+            max_total_replayed_events: 20_000,
+            max_replay_stack_depth: 16,
+            max_alias_expansions_per_anchor: 500,
+        },
+        // `n` and `on` are names and label values more often than they are booleans.
+        strict_booleans: true,
         with_snippet: false,
         emit_comments: false,
     }
@@ -430,12 +437,12 @@ mod tests {
     }
 
     #[test]
-    fn scalars_are_read_as_kubernetes_reads_them() {
-        let node = parse("a: on\nb: 1_000\nc: '80'\nd: 1.5\ne:\nf: 18446744073709551615\n").unwrap();
+    fn scalars_have_the_type_that_they_look_like() {
+        let node = parse("a: true\nb: on\nc: '80'\nd: 1.5\ne:\nf: 18446744073709551615\ng: n\n").unwrap();
         let kind = |key: &str| node.get(key).unwrap().value.kind();
         assert_eq!(
-            [kind("a"), kind("c"), kind("d"), kind("e"), kind("f")],
-            ["a boolean", "a string", "a number", "nothing", "a number"]
+            ["a", "b", "c", "d", "e", "f", "g"].map(kind),
+            ["a boolean", "a string", "a string", "a number", "nothing", "a number", "a string"]
         );
     }
 

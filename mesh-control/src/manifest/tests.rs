@@ -1,0 +1,544 @@
+//! Manifests in, diagnoses and objects out: tables for each kind, golden text for the form, and the rows of the bad-input catalogue that
+//! concern files.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::document::MAX_FILE_BYTES;
+use super::file::read;
+use super::folder::{Folder, Seen};
+use crate::diagnosis::Severity;
+use crate::resource::Secured;
+
+/// Severity, line, field and message of each diagnosis.
+fn found(text: &str) -> Vec<String> {
+    let read = read("a.yaml", text.as_bytes());
+    let line = |d: &crate::diagnosis::Diagnosis| d.place.as_ref().map_or(0, |p| p.line);
+    read.diagnoses.iter().map(|d| format!("{} {} {}: {}", d.severity, line(d), d.field, d.message)).collect()
+}
+
+fn check(text: &str, expected: &[&str]) {
+    assert_eq!(found(text), expected, "{text}");
+}
+
+fn policy(spec: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: shop}}\nspec:\n{spec}\n"
+    )
+}
+
+#[test]
+fn diagnoses_read_like_a_compiler_s() {
+    let text = "\
+# two policies
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata:
+  name: ratings
+  namespace: bookinfo
+spec:
+  selector:
+    matchLabels: {app: ratings}
+  action: ALLOW
+  rules:
+  - from:
+    - source:
+        principles: [\"cluster.local/ns/bookinfo/sa/bookinfo-reviews\"]
+    to:
+    - operation:
+        ports: [\"9080\", \"90800\"]
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: ratings
+spec:
+  ports:
+  - port: eighty
+---
+kind: Pod
+metadata:
+\tname: x
+";
+    let shown: Vec<String> = read("bookinfo.yaml", text.as_bytes()).diagnoses.iter().map(ToString::to_string).collect();
+    let expected = "\
+error: \"90800\" is not a port
+  --> bookinfo.yaml:17:25
+   |
+17 |         ports: [\"9080\", \"90800\"]
+   |                         ^^^^^^^
+   = field `spec.rules[0].to[0].operation.ports[1]` of AuthorizationPolicy bookinfo/ratings
+   = help: write a number from 1 to 65535, in quotes
+
+error: unknown field \"principles\"
+  --> bookinfo.yaml:14:9
+   |
+14 |         principles: [\"cluster.local/ns/bookinfo/sa/bookinfo-reviews\"]
+   |         ^^^^^^^^^^
+   = field `spec.rules[0].from[0].source.principles` of AuthorizationPolicy bookinfo/ratings
+   = help: did you mean `principals`?
+
+error: invalid type: string \"eighty\", expected i32
+  --> bookinfo.yaml:25:11
+   |
+25 |   - port: eighty
+   |           ^^^^^^
+   = field `spec.ports[0].port` of Service default/ratings
+   = help: write a number without quotes
+
+error: a tab in the indentation
+  --> bookinfo.yaml:29:1
+   |
+29 |  name: x
+   | ^
+   = in Pod default/x
+   = help: indent with spaces";
+    assert_eq!(shown.join("\n\n"), expected);
+}
+
+#[test]
+fn policies_are_read_to_the_last_field() {
+    let cases: &[(&str, &[&str])] = &[
+        ("  rules: [{}]", &[]),
+        ("  {}", &[]),
+        ("  action: DENY\n  rules:\n  - to: [{operation: {ports: ['80']}}]", &[]),
+        ("  action: deny", &["error 5 spec.action: unknown action \"deny\""]),
+        ("  rules:", &["error 5 spec.rules: expected a list, found nothing"]),
+        ("  rules:\n  - from:", &["error 6 spec.rules[0].from: expected a list, found nothing"]),
+        (
+            "  rules:\n  - from: []",
+            &["error 6 spec.rules[0].from: an empty list matches nothing and everything, depending on who reads it"],
+        ),
+        (
+            "  rules:\n  - from: [{source: {}}]",
+            &["error 6 spec.rules[0].from[0].source: it restricts nothing, so it would match everybody"],
+        ),
+        ("  rules:\n  - from: [{}]", &["error 6 spec.rules[0].from[0]: the source is missing"]),
+        (
+            "  rules:\n  - from: [{source: {namespaces: ['']}}]",
+            &["error 6 spec.rules[0].from[0].source.namespaces[0]: an empty string"],
+        ),
+        (
+            "  rules:\n  - from: [{source: {namespaces: [true]}}]",
+            &["error 6 spec.rules[0].from[0].source.namespaces[0]: expected a string, found a boolean"],
+        ),
+        (
+            "  rules:\n  - from: [{source: {ipBlocks: [001:db8::]}}]",
+            &["error 6 spec.rules[0].from[0].source.ipBlocks[0]: expected a string, found a mapping"],
+        ),
+        (
+            "  rules:\n  - from: [{source: {namespaces: [a*b]}}]",
+            &[
+                "error 6 spec.rules[0].from[0].source.namespaces[0]: \"a*b\": `*` is a wildcard at the beginning or the end only",
+            ],
+        ),
+        (
+            "  rules:\n  - from: [{source: {principals: ['spiffe://cluster.local/ns/a/sa/b']}}]",
+            &[
+                "warning 6 spec.rules[0].from[0].source.principals[0]: principals are written without `spiffe://`, it is left out",
+            ],
+        ),
+        (
+            "  rules:\n  - from: [{source: {serviceAccounts: ['a/*']}}]",
+            &["error 6 spec.rules[0].from[0].source.serviceAccounts[0]: \"a/*\" is not a service account"],
+        ),
+        (
+            "  rules:\n  - from: [{source: {serviceAccounts: [a], namespaces: [b]}}]",
+            &["error 6 spec.rules[0].from[0].source: serviceAccounts cannot stand beside principals or namespaces"],
+        ),
+        (
+            "  rules:\n  - when: [{key: source.ip}]",
+            &["error 6 spec.rules[0].when[0]: a condition has values or notValues"],
+        ),
+        (
+            "  rules:\n  - when: [{key: source.port, values: ['1']}]",
+            &["error 6 spec.rules[0].when[0].key: unknown attribute \"source.port\""],
+        ),
+        (
+            "  selector: {matchExpressions: []}",
+            &["error 5 spec.selector.matchExpressions: unknown field \"matchExpressions\""],
+        ),
+        (
+            "  selector: {matchLabels: {app: 'a*'}}",
+            &["error 5 spec.selector.matchLabels.app: a selector compares whole values, `*` is not a wildcard here"],
+        ),
+        (
+            "  rules:\n  - to: [{operation: {methods: [GET]}}]",
+            &[
+                "warning 6 spec.rules[0].to[0].operation.methods: needs a waypoint, which there is none of: this ALLOW rule allows nothing",
+            ],
+        ),
+        (
+            "  action: DENY\n  rules:\n  - to: [{operation: {methods: [GET]}}]",
+            &[
+                "warning 7 spec.rules[0].to[0].operation.methods: needs a waypoint, which there is none of: this rule denies whatever its other conditions match",
+            ],
+        ),
+        (
+            "  action: CUSTOM\n  provider: {name: x}",
+            &["warning 5 spec.action: no external authorizer can be asked: what the rules match is denied"],
+        ),
+        ("  action: AUDIT", &["warning 5 spec.action: AUDIT is not supported, the policy has no effect"]),
+        (
+            "  targetRefs: [{kind: Gateway, group: gateway.networking.k8s.io, name: w}]",
+            &[
+                "warning 5 spec.targetRefs: policies bound to a target are a waypoint's, and there is none: it has no effect",
+            ],
+        ),
+    ];
+    for (spec, expected) in cases {
+        check(&policy(spec), expected);
+    }
+}
+
+#[test]
+fn hardening_B148_blocks_of_addresses() {
+    let block = |text: &str| policy(&format!("  rules:\n  - from: [{{source: {{ipBlocks: [\"{text}\"]}}}}]"));
+    let at = "spec.rules[0].from[0].source.ipBlocks[0]";
+    for good in ["10.0.0.0/8", "0.0.0.0/0", "10.0.0.1", "fd00::/8", "::/0", "fd00::1"] {
+        check(&block(good), &[]);
+    }
+    check(&block("10.0.0.1/8"), &[&format!("warning 6 {at}: 10.0.0.1/8 has bits beyond its prefix, they are ignored")]);
+    for bad in ["10.0.0.0/33", "0/0", "fe80::1%eth0", "10.0.0", "10.0.0.0/-1", "10.0.0.0/8/8", "x", "fd00::/129"] {
+        check(&block(bad), &[&format!("error 6 {at}: {bad:?} is not an address or a block of addresses")]);
+    }
+}
+
+#[test]
+fn hardening_B141_ports_in_range() {
+    for bad in ["0", "65536", "-1", "NaN", "1e3", "+80", " 80", "80-90", "4294967376"] {
+        let text = policy(&format!("  rules:\n  - to: [{{operation: {{ports: [\"{bad}\"]}}}}]"));
+        check(&text, &[&format!("error 6 spec.rules[0].to[0].operation.ports[0]: {bad:?} is not a port")]);
+    }
+    let service = |port: &str| {
+        format!("apiVersion: v1\nkind: Service\nmetadata: {{name: a}}\nspec: {{ports: [{{port: {port}}}]}}\n")
+    };
+    check(&service("65535"), &[]);
+    check(&service("0"), &["error 4 spec.ports[0].port: port 0 is out of range, it is not served"]);
+    check(&service("65536"), &["error 4 spec.ports[0].port: port 65536 is out of range, it is not served"]);
+    check(&service("-1"), &["error 4 spec.ports[0].port: port -1 is out of range, it is not served"]);
+    assert!(found(&service("4294967376"))[0].starts_with("error 4 spec.ports[0].port: invalid value"));
+}
+
+#[test]
+fn hardening_B140_unknown_fields() {
+    // Core kinds come from many versions of Kubernetes: ignored. Istio's kinds restrict: named.
+    check("apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {futureField: 1}\n", &[]);
+    check(&policy("  rulez: []"), &["error 5 spec.rulez: unknown field \"rulez\""]);
+    let pa = |spec: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1beta1\nkind: PeerAuthentication\nmetadata: {{name: p, namespace: n}}\nspec: {spec}\n"
+        )
+    };
+    check(&pa("{mtls: {mode: STRICT}}"), &[]);
+    check(&pa("{mtls: {mod: STRICT}}"), &["error 4 spec.mtls.mod: unknown field \"mod\""]);
+    check(&pa("{mtls: {mode: strict}}"), &["error 4 spec.mtls.mode: unknown mode \"strict\""]);
+    check(
+        &pa("{mtls: {mode: DISABLE}}"),
+        &[
+            "warning 4 spec.mtls.mode: DISABLE means the same as PERMISSIVE here: workloads of the mesh use mutual TLS with each other in any case",
+        ],
+    );
+    check(
+        &pa("{portLevelMtls: {80: {mode: STRICT}}}"),
+        &["error 4 spec.portLevelMtls: ports can be set for selected workloads only"],
+    );
+    check(
+        &pa("{selector: {matchLabels: {a: b}}, portLevelMtls: {http: {mode: STRICT}}}"),
+        &["error 4 spec.portLevelMtls.http: \"http\" is not a port"],
+    );
+    check(&pa("null"), &["error 4 spec: expected a mapping, found nothing"]);
+}
+
+#[test]
+fn hardening_B139_documents_that_no_reader_should_take() {
+    let bomb = "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e]\ng: &g [*f,*f,*f,*f,*f,*f,*f,*f,*f]\nh: &h [*g,*g,*g,*g,*g,*g,*g,*g,*g]\ni: &i [*h,*h,*h,*h,*h,*h,*h,*h,*h]\n";
+    let deep = format!("a: {}1{}\n", "[".repeat(5000), "]".repeat(5000));
+    let deep_blocks: String = (0..2000).map(|n| format!("{}a:\n", " ".repeat(n))).collect();
+    let cases: Vec<(&str, String, u32)> = vec![
+        ("bomb", bomb.to_owned(), 0),
+        ("nesting", deep, 0),
+        ("nested blocks", deep_blocks, 0),
+        ("duplicate key", "kind: Pod\nmetadata: {name: a}\nmetadata: {name: b}\n".into(), 3),
+        ("unfinished", "kind: [Pod\n".into(), 0),
+        ("unknown alias", "kind: *nope\n".into(), 1),
+        ("tab", "kind: Pod\nmetadata:\n\tname: a\n".into(), 3),
+    ];
+    for (name, text, line) in cases {
+        let start = Instant::now();
+        let read = read("a.yaml", text.as_bytes());
+        assert!(start.elapsed() < Duration::from_secs(5), "{name} took {:?}", start.elapsed());
+        assert_eq!(read.diagnoses.len(), 1, "{name}: {:?}", read.diagnoses);
+        assert_eq!(read.diagnoses[0].severity, Severity::Error, "{name}");
+        if line > 0 {
+            assert_eq!(read.diagnoses[0].place.as_ref().map(|p| p.line), Some(line), "{name}: {:?}", read.diagnoses);
+        }
+    }
+}
+
+#[test]
+fn hardening_B151_large_but_fair_objects() {
+    let annotation = "x".repeat(1 << 20);
+    let name = format!("{}.{}", "a".repeat(126), "b".repeat(126));
+    let text = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  labels: {{app: \"w\u{435}b\"}}\n  annotations: {{big: {annotation}}}\nstatus: {{phase: Running, podIP: 198.18.0.1}}\n"
+    );
+    check(&text, &[]);
+    assert_eq!(read("a.yaml", text.as_bytes()).found.len(), 1);
+    check(
+        &format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {}}}\n", "a".repeat(254)),
+        &[&format!(
+            "error 3 metadata.name: \"{}\" is not a valid name: it is longer than 253 characters",
+            "a".repeat(254)
+        )],
+    );
+}
+
+#[test]
+fn a_broken_secret_is_not_quoted() {
+    let text = "kind: Secret\nmetadata: {name: a}\nstringData:\n  password: [hunter2\n";
+    let read = read("a.yaml", text.as_bytes());
+    assert_eq!(read.diagnoses.len(), 1);
+    assert!(!format!("{} {:?}", read.diagnoses[0], read.diagnoses[0]).contains("hunter2"));
+}
+
+#[test]
+fn lists_and_other_kinds() {
+    let text = "\
+apiVersion: v1
+kind: List
+items:
+- {apiVersion: v1, kind: Node, metadata: {name: n1}}
+- {apiVersion: apps/v1, kind: Deployment, metadata: {name: d}}
+- {apiVersion: apps/v1, kind: Deployment, metadata: {name: e}}
+- {apiVersion: v1, kind: Node, metadata: {name: N}}
+---
+{\"apiVersion\": \"v1\", \"kind\": \"Namespace\", \"metadata\": {\"name\": \"shop\"}}
+---
+apiVersion: serving.knative.dev/v1
+kind: Service
+metadata: {name: x}
+---
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: x}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorisationPolicy
+metadata: {name: x}
+";
+    let read = read("a.yaml", text.as_bytes());
+    let keys: Vec<String> = read.found.iter().map(|(f, line)| format!("{}@{line}", f.key)).collect();
+    assert_eq!(keys, ["Node n1@4", "Namespace shop@9"]);
+    check(
+        text,
+        &[
+            "error 7 metadata.name: \"N\" is not a valid name: it must begin and end with a lower-case letter or digit",
+            "warning 16 kind: RequestAuthentication is not supported, it has no effect on the mesh",
+            "error 20 kind: there is no kind AuthorisationPolicy",
+            "warning 20 kind: AuthorisationPolicy is not supported, it has no effect on the mesh",
+            "note 5 : kind Deployment is not read (2 objects)",
+            "note 12 : kind Service is not read",
+        ],
+    );
+}
+
+// From here on: folders.
+
+const NODE: &str = "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n";
+const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 80}]}\n";
+
+fn deny(name: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{action: DENY, rules: [{{}}]}}\n"
+    )
+}
+
+fn summary(seen: &Seen) -> String {
+    let closed = |p: &Secured<_>| matches!(p, Secured::Unreadable(_));
+    let policies = seen.objects.authorization_policies.iter();
+    let policies: Vec<String> =
+        policies.map(|(n, p)| if closed(p) { format!("!{n}") } else { n.to_string() }).collect();
+    let names = |keys: Vec<String>| keys.join(",");
+    format!(
+        "nodes[{}] services[{}] policies[{}]",
+        names(seen.objects.nodes.keys().map(ToString::to_string).collect()),
+        names(seen.objects.services.keys().map(ToString::to_string).collect()),
+        names(policies)
+    )
+}
+
+fn write(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+}
+
+#[test]
+fn one_bad_document_stops_no_other_and_replaces_no_good_one() {
+    let root = tempfile::tempdir().unwrap();
+    let mut folder = Folder::new(root.path());
+    let file = root.path().join("a.yaml");
+    write(&file, &format!("{NODE}---\n{SERVICE}---\n{}", deny("p")));
+    assert_eq!(summary(&folder.scan()), "nodes[n1] services[default/web] policies[shop/p]");
+
+    // The service breaks, the policy breaks, a node comes: what was good stays, what is new is there.
+    let broken = SERVICE.replace("port: 80", "port: eighty");
+    let typo = deny("p").replace("rules", "rulez");
+    write(&file, &format!("{}---\n{broken}---\n{typo}", NODE.replace("n1", "n2")));
+    let seen = folder.scan();
+    assert_eq!(summary(&seen), "nodes[n2] services[default/web] policies[shop/p]");
+    assert_eq!(seen.diagnoses.iter().filter(|d| d.severity == Severity::Error).count(), 2);
+    assert!(
+        matches!(seen.objects.authorization_policies.values().next(), Some(Secured::Readable(p)) if p.enforced.is_some())
+    );
+
+    // Not even YAML, and it cannot be told what it was: all that came from the file stays.
+    write(&file, &format!("{}---\n{{[", NODE.replace("n1", "n3")));
+    assert_eq!(summary(&folder.scan()), "nodes[n2,n3] services[default/web] policies[shop/p]");
+
+    // Deleted is deleted.
+    write(&file, NODE);
+    assert_eq!(summary(&folder.scan()), "nodes[n1] services[] policies[]");
+    fs::remove_file(&file).unwrap();
+    assert_eq!(summary(&folder.scan()), "nodes[] services[] policies[]");
+}
+
+#[test]
+fn a_policy_that_never_was_good_is_closed() {
+    let root = tempfile::tempdir().unwrap();
+    let mut folder = Folder::new(root.path());
+    write(&root.path().join("a.yaml"), &deny("a").replace("DENY", "DANY"));
+    write(&root.path().join("b.yaml"), &deny("b").replace("spec: {", "spec: {{"));
+    write(&root.path().join("c.yaml"), &deny("c").replace("/v1", "/v7"));
+    assert_eq!(summary(&folder.scan()), "nodes[] services[] policies[!shop/a,!shop/b,!shop/c]");
+    write(&root.path().join("a.yaml"), &deny("a"));
+    fs::remove_file(root.path().join("b.yaml")).unwrap();
+    assert_eq!(summary(&folder.scan()), "nodes[] services[] policies[shop/a,!shop/c]");
+}
+
+#[test]
+fn hardening_B152_files_that_are_replaced_truncated_or_locked() {
+    let root = tempfile::tempdir().unwrap();
+    let mut folder = Folder::new(root.path());
+    let file = root.path().join("a.yaml");
+    write(&file, &format!("{NODE}---\n{}", deny("p")));
+    let all = "nodes[n1] services[] policies[shop/p]";
+    assert_eq!(summary(&folder.scan()), all);
+
+    // Truncated: somebody is about to write.
+    write(&file, "");
+    let seen = folder.scan();
+    assert_eq!(summary(&seen), all);
+    assert_eq!(seen.diagnoses[0].message, "the file is empty, its objects stay as they were");
+    assert_eq!(summary(&folder.scan()), all, "it stays as long as it is empty");
+
+    // Cut in the middle of a document.
+    write(&file, &format!("{NODE}---\n{}", &deny("p")[..deny("p").len() - 12]));
+    assert_eq!(summary(&folder.scan()), all);
+
+    // Replaced by rename.
+    write(&root.path().join("a.yaml.tmp"), &NODE.replace("n1", "n2"));
+    fs::rename(root.path().join("a.yaml.tmp"), &file).unwrap();
+    assert_eq!(summary(&folder.scan()), "nodes[n2] services[] policies[]");
+
+    // A link that leads nowhere is a file that cannot be read, not a file that is gone.
+    fs::remove_file(&file).unwrap();
+    symlink(root.path().join("nowhere"), &file).unwrap();
+    let seen = folder.scan();
+    assert_eq!(summary(&seen), "nodes[n2] services[] policies[]");
+    assert!(seen.diagnoses[0].message.starts_with("the file cannot be read"), "{:?}", seen.diagnoses);
+
+    // The folder itself.
+    let away = root.path().with_extension("away");
+    fs::rename(root.path(), &away).unwrap();
+    let seen = folder.scan();
+    assert_eq!(summary(&seen), "nodes[n2] services[] policies[]");
+    assert!(seen.diagnoses[0].message.starts_with("the folder cannot be read"), "{:?}", seen.diagnoses);
+    fs::rename(&away, root.path()).unwrap();
+}
+
+#[test]
+fn hardening_B152_lost_permission() {
+    if nix::unistd::geteuid().is_root() {
+        // Permissions do not bind root; a folder in the place of the file fails in the same way.
+        let root = tempfile::tempdir().unwrap();
+        write(&root.path().join("a.yaml"), NODE);
+        let mut folder = Folder::new(root.path());
+        folder.scan();
+        fs::remove_file(root.path().join("a.yaml")).unwrap();
+        symlink("a.yaml", root.path().join("a.yaml")).unwrap();
+        assert_eq!(summary(&folder.scan()), "nodes[n1] services[] policies[]");
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let file = root.path().join("a.yaml");
+    write(&file, NODE);
+    let mut folder = Folder::new(root.path());
+    folder.scan();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0)).unwrap();
+    assert_eq!(summary(&folder.scan()), "nodes[n1] services[] policies[]");
+}
+
+#[test]
+fn hardening_B152_the_way_kubernetes_mounts_a_config_map() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |p: &str| root.path().join(p);
+    for (version, node) in [("..1", "n1"), ("..2", "n2")] {
+        fs::create_dir(at(version)).unwrap();
+        write(&at(version).join("a.yaml"), &NODE.replace("n1", node));
+    }
+    symlink("..1", at("..data")).unwrap();
+    symlink("..data/a.yaml", at("a.yaml")).unwrap();
+    let mut folder = Folder::new(root.path());
+    assert_eq!(summary(&folder.scan()), "nodes[n1] services[] policies[]");
+    let before = folder.fingerprint();
+    symlink("..2", at("..data_tmp")).unwrap();
+    fs::rename(at("..data_tmp"), at("..data")).unwrap();
+    assert_ne!(folder.fingerprint(), before);
+    assert_eq!(summary(&folder.scan()), "nodes[n2] services[] policies[]");
+}
+
+#[test]
+fn hardening_B139_a_file_that_is_too_large_is_refused_unread() {
+    let root = tempfile::tempdir().unwrap();
+    let file = root.path().join("a.yaml");
+    write(&file, NODE);
+    let mut folder = Folder::new(root.path());
+    folder.scan();
+    fs::File::create(&file).unwrap().set_len(50 << 20).unwrap();
+    let seen = folder.scan();
+    assert_eq!(summary(&seen), "nodes[n1] services[] policies[]");
+    assert!(seen.diagnoses[0].message.contains(&format!("larger than {} MiB", MAX_FILE_BYTES >> 20)));
+}
+
+#[test]
+fn folders_are_walked_and_hidden_files_are_not() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |p: &str| root.path().join(p);
+    fs::create_dir_all(at("b/c")).unwrap();
+    write(&at("b/c/node.yml"), NODE);
+    write(
+        &at("b/service.json"),
+        "{\"apiVersion\":\"v1\",\"kind\":\"Service\",\"metadata\":{\"name\":\"web\"},\"spec\":{\"ports\":[{\"port\":80}]}}",
+    );
+    write(&at(".hidden.yaml"), &deny("hidden"));
+    write(&at("README.md"), "no manifest");
+    write(&at("a.yaml~"), &deny("backup"));
+    symlink("../b", at("b/loop")).unwrap();
+    assert_eq!(summary(&Folder::new(root.path()).scan()), "nodes[n1] services[default/web] policies[]");
+}
+
+#[test]
+fn of_two_objects_with_one_name_the_first_file_s_is_used() {
+    let root = tempfile::tempdir().unwrap();
+    write(&root.path().join("a.yaml"), &deny("p"));
+    write(&root.path().join("b.yaml"), &format!("{NODE}---\n{}", deny("p")));
+    let seen = Folder::new(root.path()).scan();
+    assert_eq!(seen.diagnoses.len(), 1);
+    assert_eq!(
+        seen.diagnoses[0].to_string(),
+        "error: AuthorizationPolicy shop/p is there already, this one is not used\n --> b.yaml:5\n  = field `metadata.name` of AuthorizationPolicy shop/p\n  = help: the one in use is at a.yaml:1"
+            .replace("\n  =", "\n  =")
+    );
+}

@@ -13,3 +13,6 @@ pub mod server;
 pub mod sign;
 pub mod state;
 pub mod token;
+
+#[cfg(test)]
+mod tests;

@@ -7,3 +7,6 @@ pub mod view;
 pub mod workload;
 
 pub use view::{Settings, View, build};
+
+#[cfg(test)]
+mod tests;

@@ -5,3 +5,6 @@ pub mod server;
 pub mod session;
 pub mod tls;
 pub mod world;
+
+#[cfg(test)]
+mod tests;

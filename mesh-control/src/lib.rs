@@ -13,6 +13,7 @@ pub mod app;
 pub mod ca;
 pub mod config;
 pub mod diagnosis;
+pub mod fuzz;
 pub mod index;
 pub mod manifest;
 pub mod metrics;

@@ -82,37 +82,63 @@ fn hardening_B119_a_root_that_cannot_be_right_is_refused() {
         ("no key", |p| fs::remove_file(p.join(KEY_FILE)).unwrap(), "is not: restore it"),
         ("no certificate", |p| fs::remove_file(p.join(ROOTS_FILE)).unwrap(), "is not: restore it"),
         ("empty certificate", |p| fs::write(p.join(ROOTS_FILE), "").unwrap(), "it holds 0 certificates"),
-        ("garbage certificate", |p| fs::write(p.join(ROOTS_FILE), "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap(), "cannot be read"),
-        ("swapped", |p| {
-            let (key, roots) = (fs::read(p.join(KEY_FILE)).unwrap(), fs::read(p.join(ROOTS_FILE)).unwrap());
-            fs::write(p.join(KEY_FILE), roots).unwrap();
-            fs::write(p.join(ROOTS_FILE), key).unwrap();
-        }, "not a private key"),
-        ("other key", |p| {
-            let (key, _) = authority::make(&TrustDomain::default(), now()).unwrap();
-            fs::write(p.join(KEY_FILE), key).unwrap();
-        }, "no certificate in"),
-        ("no CA", |p| {
-            let key = KeyPair::generate().unwrap();
-            let certificate = CertificateParams::default().self_signed(&key).unwrap();
-            fs::write(p.join(KEY_FILE), key.serialize_pem()).unwrap();
-            fs::write(p.join(ROOTS_FILE), certificate.pem()).unwrap();
-        }, "CA:TRUE is missing"),
-        ("expired", |p| {
-            let key = KeyPair::generate().unwrap();
-            let mut params = CertificateParams::default();
-            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            params.not_after = rcgen::date_time_ymd(2020, 1, 1);
-            fs::write(p.join(ROOTS_FILE), params.self_signed(&key).unwrap().pem()).unwrap();
-            fs::write(p.join(KEY_FILE), key.serialize_pem()).unwrap();
-        }, "not valid now"),
+        (
+            "garbage certificate",
+            |p| {
+                fs::write(p.join(ROOTS_FILE), "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap()
+            },
+            "cannot be read",
+        ),
+        (
+            "swapped",
+            |p| {
+                let (key, roots) = (fs::read(p.join(KEY_FILE)).unwrap(), fs::read(p.join(ROOTS_FILE)).unwrap());
+                fs::write(p.join(KEY_FILE), roots).unwrap();
+                fs::write(p.join(ROOTS_FILE), key).unwrap();
+            },
+            "not a private key",
+        ),
+        (
+            "other key",
+            |p| {
+                let (key, _) = authority::make(&TrustDomain::default(), now()).unwrap();
+                fs::write(p.join(KEY_FILE), key).unwrap();
+            },
+            "no certificate in",
+        ),
+        (
+            "no CA",
+            |p| {
+                let key = KeyPair::generate().unwrap();
+                let certificate = CertificateParams::default().self_signed(&key).unwrap();
+                fs::write(p.join(KEY_FILE), key.serialize_pem()).unwrap();
+                fs::write(p.join(ROOTS_FILE), certificate.pem()).unwrap();
+            },
+            "CA:TRUE is missing",
+        ),
+        (
+            "expired",
+            |p| {
+                let key = KeyPair::generate().unwrap();
+                let mut params = CertificateParams::default();
+                params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+                params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+                fs::write(p.join(ROOTS_FILE), params.self_signed(&key).unwrap().pem()).unwrap();
+                fs::write(p.join(KEY_FILE), key.serialize_pem()).unwrap();
+            },
+            "not valid now",
+        ),
         ("key for all", |p| chmod(&p.join(KEY_FILE), 0o644), "has mode 0644"),
         ("key for the group", |p| chmod(&p.join(KEY_FILE), 0o640), "has mode 0640"),
         ("folder for all", |p| chmod(p, 0o755), "has mode 0755"),
-        ("key is a link", |p| {
-            fs::rename(p.join(KEY_FILE), p.join("elsewhere")).unwrap();
-            std::os::unix::fs::symlink("elsewhere", p.join(KEY_FILE)).unwrap();
-        }, "is not a file"),
+        (
+            "key is a link",
+            |p| {
+                fs::rename(p.join(KEY_FILE), p.join("elsewhere")).unwrap();
+                std::os::unix::fs::symlink("elsewhere", p.join(KEY_FILE)).unwrap();
+            },
+            "is not a file",
+        ),
     ];
     for (name, break_it, message) in cases {
         let (_parent, path) = folder();
@@ -161,7 +187,8 @@ fn a_certificate_says_what_the_authority_decides() {
     assert_eq!(signed.chain[1], authority.bundle());
     leaf(&signed.chain, |certificate| {
         assert_eq!(certificate.public_key().raw, rcgen::PublicKeyData::subject_public_key_info(&key).as_slice());
-        let seconds = |t: x509_parser::time::ASN1Time| UNIX_EPOCH + Duration::from_secs(t.timestamp().try_into().unwrap());
+        let seconds =
+            |t: x509_parser::time::ASN1Time| UNIX_EPOCH + Duration::from_secs(t.timestamp().try_into().unwrap());
         assert_eq!(seconds(certificate.validity().not_before), now - Duration::from_secs(120));
         assert_eq!(seconds(certificate.validity().not_after), now + DAY);
         assert!(!certificate.is_ca());
@@ -268,8 +295,16 @@ fn hardening_B115_lifetimes_are_clamped() {
     let late = authority.not_after() - Duration::from_secs(300);
     let signed = sign::sign(&authority, &key, &identity(), DAY, late).unwrap();
     assert_eq!(signed.not_after, authority.not_after());
-    leaf(&signed.chain, |c| assert_eq!(u64::try_from(c.validity().not_after.timestamp()).unwrap(), authority.not_after().duration_since(UNIX_EPOCH).unwrap().as_secs()));
-    assert_eq!(sign::sign(&authority, &key, &identity(), DAY, authority.not_after()).unwrap_err(), SignError::RootExpired);
+    leaf(&signed.chain, |c| {
+        assert_eq!(
+            u64::try_from(c.validity().not_after.timestamp()).unwrap(),
+            authority.not_after().duration_since(UNIX_EPOCH).unwrap().as_secs()
+        )
+    });
+    assert_eq!(
+        sign::sign(&authority, &key, &identity(), DAY, authority.not_after()).unwrap_err(),
+        SignError::RootExpired
+    );
 }
 
 #[test]
@@ -389,7 +424,9 @@ fn hardening_B110_a_token_for_another_audience() {
         format!("{signed}.{}", encode(&signature))
     };
     let verify = |claims: &str| tokens.verify(Some(&sign(claims)), now(), |_, _| true).map(|c| c.node.to_string());
-    let claims = |aud: &str, sub: &str| format!(r#"{{"aud":"{aud}","sub":"{sub}","cluster":"Kubernetes","iat":0,"exp":99999999999}}"#);
+    let claims = |aud: &str, sub: &str| {
+        format!(r#"{{"aud":"{aud}","sub":"{sub}","cluster":"Kubernetes","iat":0,"exp":99999999999}}"#)
+    };
     assert_eq!(verify(&claims("istio-ca", "node:n1")), Ok("n1".into()));
     assert_eq!(verify(&claims("vault", "node:n1")), Err(TokenError::Audience));
     assert_eq!(verify(&claims("istio-ca", "system:serviceaccount:shop:web")), Err(TokenError::Malformed));

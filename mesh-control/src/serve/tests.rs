@@ -17,7 +17,10 @@ fn view(workloads: &[(&str, &str)], services: &[(&str, &str)], policies: &[&str]
     let mut view = View::default();
     for (name, address) in services {
         let mut service = Service::new("shop", *name, format!("{name}.shop.svc.cluster.local"));
-        service.addresses = vec![mesh_core::service::ServiceAddress { network: "".into(), cidr: format!("{address}/32").parse().unwrap() }];
+        service.addresses = vec![mesh_core::service::ServiceAddress {
+            network: "".into(),
+            cidr: format!("{address}/32").parse().unwrap(),
+        }];
         view.services.insert(service.key(), service);
     }
     for (name, address) in workloads {
@@ -30,7 +33,13 @@ fn view(workloads: &[(&str, &str)], services: &[(&str, &str)], policies: &[&str]
     }
     for name in policies {
         let name = NamespacedName::new("shop", *name);
-        let policy = Policy { name: name.clone(), scope: Scope::WorkloadSelector, action: PolicyAction::Deny, rules: vec![], dry_run: false };
+        let policy = Policy {
+            name: name.clone(),
+            scope: Scope::WorkloadSelector,
+            action: PolicyAction::Deny,
+            rules: vec![],
+            dry_run: false,
+        };
         view.policies.insert(name, policy);
     }
     view
@@ -151,12 +160,21 @@ fn a_stream_resumes_where_the_last_one_ended() {
     // Nothing changed: an empty answer.
     let mut script = Script::new(&first);
     assert_eq!(script.ask(|r| r.initial_resource_versions = versions(Kind::Address), Kind::Address), ["address"]);
-    assert_eq!(script.ask(|r| r.initial_resource_versions = versions(Kind::Authorization), Kind::Authorization), ["authorization"]);
+    assert_eq!(
+        script.ask(|r| r.initial_resource_versions = versions(Kind::Authorization), Kind::Authorization),
+        ["authorization"]
+    );
     // Changed, gone, new, and garbage in place of a version.
     let mut script = Script::new(&view(&[("a", "198.18.0.9"), ("c", "198.18.0.3")], &[], &["p"]));
-    assert_eq!(script.ask(|r| r.initial_resource_versions = versions(Kind::Address), Kind::Address), ["address +a +c -b"]);
+    assert_eq!(
+        script.ask(|r| r.initial_resource_versions = versions(Kind::Address), Kind::Address),
+        ["address +a +c -b"]
+    );
     let garbage = HashMap::from([("shop/p".to_owned(), "?".to_owned()), ("shop/gone".to_owned(), String::new())]);
-    assert_eq!(script.ask(|r| r.initial_resource_versions = garbage, Kind::Authorization), ["authorization +shop/p -shop/gone"]);
+    assert_eq!(
+        script.ask(|r| r.initial_resource_versions = garbage, Kind::Authorization),
+        ["authorization +shop/p -shop/gone"]
+    );
 }
 
 #[test]
@@ -254,7 +272,8 @@ fn who_asks_gets_an_answer_even_if_it_has_the_resource() {
 fn hardening_B91_other_types_get_one_empty_answer() {
     let mut script = Script::new(&View::default());
     let mut ask = |url: &str, nonce: &str| {
-        let request = wire::DeltaDiscoveryRequest { type_url: url.into(), response_nonce: nonce.into(), ..Default::default() };
+        let request =
+            wire::DeltaDiscoveryRequest { type_url: url.into(), response_nonce: nonce.into(), ..Default::default() };
         let actions = script.session.request(request);
         script.told(actions)
     };
@@ -271,7 +290,8 @@ fn hardening_B94_names_are_bounded() {
     let mut script = Script::new(&View::default());
     let long = |r: &mut wire::DeltaDiscoveryRequest| r.resource_names_subscribe = vec!["x".repeat(2000)];
     assert_eq!(script.ask(long, Kind::Address), ["close too many or too long resource names"]);
-    let many = |r: &mut wire::DeltaDiscoveryRequest| r.resource_names_subscribe = (0..10_001).map(|n| n.to_string()).collect();
+    let many =
+        |r: &mut wire::DeltaDiscoveryRequest| r.resource_names_subscribe = (0..10_001).map(|n| n.to_string()).collect();
     assert_eq!(script.ask(many, Kind::Address), ["close too many or too long resource names"]);
 }
 

@@ -1,5 +1,11 @@
 //! Capture of TCP connects: what the app sees, what the agent learns, what is refused.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::undocumented_unsafe_blocks,
+    reason = "tests panic, and every unsafe block here is one system call"
+)]
+
 mod kernel;
 
 use kernel::*;

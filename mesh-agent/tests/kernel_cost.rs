@@ -1,5 +1,11 @@
 //! What the hooks cost (R21). Ratios within one run on one machine; the bounds are loose because tests run beside each other.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::undocumented_unsafe_blocks,
+    reason = "tests panic, and every unsafe block here is one system call"
+)]
+
 mod kernel;
 
 use std::time::{Duration, Instant};
@@ -44,7 +50,7 @@ fn loopback_connects_cost_next_to_nothing() {
     node.kernel().remove(pod.cookie).unwrap();
     let remove = start.elapsed();
     drop(node.kernel.take());
-    mesh_agent::bpf::Kernel::uninstall(&node.config).unwrap();
+    uninstall(&node.config);
     let plain = undisturbed(&pod);
     println!(
         "connect on loopback: plain {plain:?}, hooks attached {attached:?}, enrolled {enrolled:?}; enrol {enrol:?}, remove {remove:?}"

@@ -1,5 +1,10 @@
 //! DNS capture: datagrams and connections to the pod's own nameservers, nothing else.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::undocumented_unsafe_blocks,
+    reason = "tests panic, and every unsafe block here is one system call"
+)]
 #![allow(non_snake_case, reason = "tests carry the ids of the fault catalogue")]
 
 mod kernel;
@@ -160,7 +165,12 @@ fn recv_with_destination(socket: &Socket) -> (Vec<u8>, SocketAddr, std::net::IpA
             ),
         }
     };
-    let storage = unsafe { SockAddr::new(std::mem::transmute::<libc::sockaddr_storage, _>(from), message.msg_namelen) };
+    let storage = unsafe {
+        SockAddr::new(
+            std::mem::transmute::<libc::sockaddr_storage, socket2::SockAddrStorage>(from),
+            message.msg_namelen,
+        )
+    };
     (data[..length as usize].to_vec(), storage.as_socket().unwrap(), destination)
 }
 

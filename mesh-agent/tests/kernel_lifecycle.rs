@@ -1,5 +1,10 @@
 //! The life of what is pinned: adoption, repair, foreign pins, release, and what must not be possible from inside a pod.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::undocumented_unsafe_blocks,
+    reason = "tests panic, and every unsafe block here is one system call"
+)]
 #![allow(non_snake_case, reason = "tests carry the ids of the fault catalogue")]
 
 mod kernel;
@@ -167,7 +172,7 @@ fn uninstalling_leaves_no_pins() {
     let mut node = Node::new();
     let pod = Pod::enrolled(&node);
     drop(node.kernel.take());
-    Kernel::uninstall(&node.config).unwrap();
+    uninstall(&node.config);
     assert!(!node.config.bpffs.join(&node.config.instance).exists());
     let server = pod.outside.listen(at(OUTSIDE_V4, 8080));
     connect(&pod.app.tcp(ip(POD_V4)), at(OUTSIDE_V4, 8080)).unwrap();
@@ -273,6 +278,60 @@ async fn denials_are_told_as_events() {
     let end = |address, port| SocketAddr::new(std::net::IpAddr::from(address), port);
     assert_eq!(end(event.source, event.source_port), at(OUTSIDE_V4, 40000));
     assert_eq!(end(event.destination, event.destination_port), at(POD_V4, 9000));
+}
+
+#[test]
+fn hardening_F24_bpffs_is_mounted_at_start_and_again_when_it_goes() {
+    if !privileged("hardening_F24_bpffs_is_mounted_at_start_and_again_when_it_goes") {
+        return;
+    }
+    struct Mount(PathBuf);
+    impl Mount {
+        fn remove(&self) {
+            let path = std::ffi::CString::new(self.0.to_str().unwrap()).unwrap();
+            unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
+        }
+    }
+    impl Drop for Mount {
+        fn drop(&mut self) {
+            self.remove();
+        }
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let mount = Mount(scratch.path().join("bpf"));
+    let node = Node::with(|config| config.bpffs = mount.0.join("undermesh"));
+    let pod = Pod::enrolled(&node);
+    assert_captures(&node, &pod);
+    mount.remove();
+    assert!(!folder(&node).exists());
+    // The descriptors keep everything at work; the next check mounts and pins again.
+    assert_captures(&node, &pod);
+    let repaired = node.kernel().verify().unwrap();
+    assert!(repaired.len() >= 20, "{repaired:?}");
+    assert!(folder(&node).join("links/connect4").exists());
+    assert!(folder(&node).join("pods").join(format!("{:016x}", pod.cookie)).join("link").exists());
+    assert!(node.kernel().verify().unwrap().is_empty());
+    assert_captures(&node, &pod);
+    assert!(
+        matches!(Kernel::start(node.config.clone()), Err(KernelError::Locked { .. })),
+        "the new folder is locked too"
+    );
+    drop(node);
+}
+
+#[cfg(feature = "bpf-log")]
+#[tokio::test]
+async fn a_debug_build_of_the_programs_loads_and_captures() {
+    if !privileged("a_debug_build_of_the_programs_loads_and_captures") {
+        return;
+    }
+    if std::env::var_os("UNDERMESH_LOG_OBJECT").is_none() {
+        println!("SKIPPED: a_debug_build_of_the_programs_loads_and_captures: UNDERMESH_LOG_OBJECT is not set");
+        return;
+    }
+    let node = Node::with(|config| config.debug_log = true);
+    let pod = Pod::enrolled(&node);
+    assert_captures(&node, &pod);
 }
 
 /// Detaches a pinned link by force, as a hostile or careless tool would.

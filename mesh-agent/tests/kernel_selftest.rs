@@ -1,5 +1,11 @@
 //! The self-test at start. A file of its own: the process itself has to sit in the agent's cgroup.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::undocumented_unsafe_blocks,
+    reason = "tests panic, and every unsafe block here is one system call"
+)]
+
 mod kernel;
 
 use kernel::*;

@@ -1,5 +1,10 @@
 //! Capture with every kind of socket: what an app can do with a socket must work as without the mesh.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::undocumented_unsafe_blocks,
+    reason = "tests panic, and every unsafe block here is one system call"
+)]
 #![allow(non_snake_case, reason = "tests carry the ids of the fault catalogue")]
 
 mod kernel;

@@ -22,12 +22,32 @@ use crate::{
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(context: SockAddrContext) -> i32 {
-    connect(&Call::new(&context, Family::V4))
+    let call = Call::new(&context, Family::V4);
+    let verdict = connect(&call);
+    #[cfg(feature = "log")]
+    aya_log_ebpf::debug!(
+        &context,
+        "connect4: protocol {}, now to port {}, verdict {}",
+        call.protocol(),
+        call.port(),
+        verdict
+    );
+    verdict
 }
 
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(context: SockAddrContext) -> i32 {
-    connect(&Call::new(&context, Family::V6))
+    let call = Call::new(&context, Family::V6);
+    let verdict = connect(&call);
+    #[cfg(feature = "log")]
+    aya_log_ebpf::debug!(
+        &context,
+        "connect6: protocol {}, now to port {}, verdict {}",
+        call.protocol(),
+        call.port(),
+        verdict
+    );
+    verdict
 }
 
 #[inline(always)]

@@ -24,7 +24,16 @@ const ENOENT: i32 = -2;
 pub fn pod_lookup(context: SkLookupContext) -> u32 {
     let cookie = COOKIE.load();
     let packet = packet(context.lookup);
-    match judge(&context, &packet, cookie) {
+    let verdict = judge(&context, &packet, cookie);
+    #[cfg(feature = "log")]
+    aya_log_ebpf::debug!(
+        &context,
+        "pod_lookup: protocol {}, port {}, goes on {}",
+        packet.protocol,
+        packet.ends.local_port,
+        u32::from(verdict.is_ok())
+    );
+    match verdict {
         Ok(None) => PASS,
         Ok(Some(reason)) => {
             count(reason);

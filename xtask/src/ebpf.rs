@@ -17,6 +17,8 @@ use crate::setup::{command, sysroot};
 
 const OBJECT: &str = "mesh-agent/bpf/undermesh.o";
 const SOURCES: &str = "mesh-agent/bpf/undermesh.sources";
+/// Set to build the object with the programs' own log beside the kept one, for an agent built with `bpf-log`.
+const LOG: &str = "UNDERMESH_EBPF_LOG";
 const TARGET: &str = "bpfel-unknown-none";
 
 /// Builds and keeps the object, or, with `check`, fails if the kept one differs from a fresh build.
@@ -27,7 +29,7 @@ pub fn run(check: bool) -> Result<()> {
         let kept = fs::read_to_string(root.join(SOURCES)).with_context(|| format!("read {SOURCES}"))?;
         ensure!(kept.trim() == sources, "{OBJECT} is stale: its sources have changed; run `cargo xtask ebpf`");
         crate::setup::check()?;
-        let fresh = build(&root)?;
+        let fresh = build(&root, &[])?;
         let kept = fs::read(root.join(OBJECT)).with_context(|| format!("read {OBJECT}"))?;
         ensure!(
             fresh == kept,
@@ -39,7 +41,14 @@ pub fn run(check: bool) -> Result<()> {
         return Ok(());
     }
     crate::setup::check()?;
-    let fresh = build(&root)?;
+    if env::var_os(LOG).is_some() {
+        let object = target_dir(&root).join("undermesh-log.o");
+        fs::write(&object, build(&root, &["--features", "log"])?)
+            .with_context(|| format!("write {}", object.display()))?;
+        println!("{}: with the programs' log; not kept", object.display());
+        return Ok(());
+    }
+    let fresh = build(&root, &[])?;
     fs::create_dir_all(root.join("mesh-agent/bpf")).context("make the folder of the object")?;
     fs::write(root.join(OBJECT), &fresh).with_context(|| format!("write {OBJECT}"))?;
     fs::write(root.join(SOURCES), format!("{sources}\n")).with_context(|| format!("write {SOURCES}"))?;
@@ -47,11 +56,11 @@ pub fn run(check: bool) -> Result<()> {
     Ok(())
 }
 
-fn build(root: &Path) -> Result<Vec<u8>> {
+fn build(root: &Path, features: &[&str]) -> Result<Vec<u8>> {
     let sysroot = sysroot()?;
     let cargo_home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cargo")));
     let cargo_home = cargo_home.context("find cargo's home")?;
-    let target_dir = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from).join("ebpf");
+    let target_dir = target_dir(root);
     let flags = [
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
@@ -61,6 +70,7 @@ fn build(root: &Path) -> Result<Vec<u8>> {
     ];
     let status = Command::new("cargo")
         .args(["build", "--release", "--locked", "-Z", "build-std=core", "--target", TARGET])
+        .args(features)
         .current_dir(root.join("mesh-ebpf"))
         .env("CARGO_TARGET_DIR", &target_dir)
         // build-std is a nightly option; the pinned stable compiler takes it this way.
@@ -74,6 +84,10 @@ fn build(root: &Path) -> Result<Vec<u8>> {
     let stripped = target_dir.join("undermesh.o");
     strip(&sysroot, &built, &stripped)?;
     fs::read(&stripped).with_context(|| format!("read {}", stripped.display()))
+}
+
+fn target_dir(root: &Path) -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from).join("ebpf")
 }
 
 /// Drops DWARF and the relocations of BTF (the loader needs neither) with the objcopy that comes with rustc.

@@ -44,7 +44,7 @@ pub struct Kernel {
     collector: Mutex<Collector>,
     degradations: Vec<&'static str>,
     repairs: Vec<Repair>,
-    _lock: OwnedFd,
+    lock: Mutex<OwnedFd>,
 }
 
 impl Kernel {
@@ -57,7 +57,7 @@ impl Kernel {
         let repairs = object::discard_foreign_maps(&pins, &config.limits)?;
         let mut degradations = Vec::new();
         let mut settings = Settings { cookie: 0, have_set_retval: true };
-        let mut loader = Loader::new(&pins, &config.limits);
+        let mut loader = Loader::new(&pins, &config.limits, config.debug_log)?;
         let mut loaded = loader.open(&settings, None)?;
         let tables = Tables::open(&pins, config.limits)?;
         close_unknown_pods(&pins, &tables)?;
@@ -81,8 +81,11 @@ impl Kernel {
             collector: Mutex::default(),
             degradations,
             repairs,
-            _lock: lock,
+            lock: Mutex::new(lock),
         };
+        if kernel.config.debug_log {
+            super::log::read(&mut loaded)?;
+        }
         kernel.heartbeat();
         kernel.discard_other_versions();
         if kernel.config.self_test {
@@ -208,6 +211,12 @@ impl Kernel {
     /// Checks that every program is attached where it belongs and pinned, and puts right what is not. To be called every few seconds.
     pub fn verify(&self) -> Result<Vec<Repair>, KernelError> {
         self.pins.prepare(&self.config)?;
+        let mut lock = self.lock.lock();
+        if !pins::is_lock_of(&lock, &self.pins.instance) {
+            // bpffs was mounted anew: what we hold is the folder of the old one.
+            *lock = pins::lock(&self.pins.instance, &self.config.instance)?;
+        }
+        drop(lock);
         let repinned = self.tables.repin(&self.pins).map_err(|source| bpf("pin", "maps", source))?;
         let mut repairs: Vec<Repair> = repinned
             .into_iter()

@@ -17,6 +17,7 @@ mod config;
 mod events;
 mod kernel;
 mod links;
+mod log;
 mod netns;
 mod object;
 mod pins;

@@ -1,6 +1,6 @@
 //! The kept object: which maps it must find, how it is loaded. `cargo xtask ebpf` builds it from `mesh-ebpf`.
 
-use std::{collections::HashMap, fs, io, os::fd::AsFd, path::Path};
+use std::{borrow::Cow, collections::HashMap, fs, io, os::fd::AsFd, path::Path};
 
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use mesh_common::{
@@ -68,6 +68,7 @@ pub struct Loader {
     loader: EbpfLoader<'static>,
     /// What was patched in before: aya wants a reference as long-lived as itself, so each pod seen costs eight bytes for good.
     cookies: HashMap<u64, &'static u64>,
+    object: Cow<'static, [u8]>,
 }
 
 impl std::fmt::Debug for Loader {
@@ -78,7 +79,8 @@ impl std::fmt::Debug for Loader {
 
 impl Loader {
     /// A loader that finds or makes the shared maps at their pins.
-    pub fn new(pins: &Pins, limits: &Limits) -> Self {
+    pub fn new(pins: &Pins, limits: &Limits, debug_log: bool) -> Result<Self, KernelError> {
+        let object = if debug_log { super::log::object()? } else { Cow::Borrowed(OBJECT) };
         let mut loader = EbpfLoader::new();
         loader.btf(None);
         loader.verifier_log_level(VerifierLogLevel::STATS);
@@ -88,7 +90,11 @@ impl Loader {
                 loader.map_max_entries(name, shape.max);
             }
         }
-        Self { loader, cookies: HashMap::new() }
+        if debug_log {
+            // One ring for all instances, so that one reader hears them all.
+            loader.map_pin_path(super::log::RING, pins.maps().join(super::log::RING));
+        }
+        Ok(Self { loader, cookies: HashMap::new(), object })
     }
 
     /// Parses the object with its maps. Programs are not loaded into the kernel yet.
@@ -100,7 +106,7 @@ impl Loader {
         if let Some(path) = listeners {
             self.loader.map_pin_path(maps::LISTENERS, path.to_owned());
         }
-        self.loader.load(OBJECT).map_err(|source| bpf("parse", "undermesh.o", source))
+        self.loader.load(&self.object).map_err(|source| bpf("parse", "undermesh.o", source))
     }
 }
 

@@ -96,6 +96,16 @@ pub fn lock(path: &Path, instance: &str) -> Result<OwnedFd, KernelError> {
     Err(failed("flock", path, source))
 }
 
+/// True if the lock is of the folder that is there now.
+pub fn is_lock_of(lock: &OwnedFd, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let held = lock.try_clone().map(File::from).and_then(|folder| folder.metadata());
+    match (held, fs::metadata(path)) {
+        (Ok(held), Ok(there)) => (held.dev(), held.ino()) == (there.dev(), there.ino()),
+        _ => false,
+    }
+}
+
 /// The id of a cgroup, which is its inode; refused unless it is a child in the version 2 hierarchy.
 pub fn cgroup_id(path: &Path) -> Result<u64, KernelError> {
     use std::os::unix::fs::MetadataExt;
@@ -172,5 +182,5 @@ fn filesystem(path: &Path) -> Result<i64, KernelError> {
         return Err(failed("statfs", path, io::Error::last_os_error()));
     }
     // SAFETY: the call filled it.
-    Ok(unsafe { stat.assume_init() }.f_type as i64)
+    Ok(unsafe { stat.assume_init() }.f_type)
 }

@@ -163,6 +163,8 @@ fn app(procs: i32) -> i32 {
         if libc::write(procs, c"0".as_ptr().cast(), 1) != 1 {
             return 1;
         }
+        // The agent's lock and listeners must not live on in here should the agent die now.
+        libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0);
         let listener = socket();
         let connected = socket();
         let here = address(APP);

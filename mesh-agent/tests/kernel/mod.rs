@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_agent::bpf::{InboundMode, Kernel, KernelConfig, Limits, PodListenerFds, PodSpec, netns_cookie};
+use mesh_agent::bpf::{InboundMode, Kernel, KernelConfig, KernelError, Limits, PodListenerFds, PodSpec, netns_cookie};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 pub const V2: &str = "/sys/fs/cgroup/unified";
@@ -109,7 +109,15 @@ impl Node {
     /// The agent dies and another one starts: everything pinned stays.
     pub fn restart(&mut self) -> &Kernel {
         drop(self.kernel.take());
-        self.kernel = Some(Kernel::start(self.config.clone()).unwrap_or_else(|error| panic!("{}", chain(&error))));
+        let deadline = Instant::now() + WAIT;
+        self.kernel = loop {
+            match Kernel::start(self.config.clone()) {
+                Ok(kernel) => break Some(kernel),
+                // Another test's child may hold our lock between its fork and its first system call.
+                Err(KernelError::Locked { .. }) if Instant::now() < deadline => thread::yield_now(),
+                Err(error) => panic!("{}", chain(&error)),
+            }
+        };
         self.kernel()
     }
 }
@@ -117,9 +125,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         drop(self.kernel.take());
-        if let Err(error) = Kernel::uninstall(&self.config) {
-            eprintln!("cannot uninstall: {error}");
-        }
+        uninstall(&self.config);
     }
 }
 
@@ -131,6 +137,18 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// Removes an instance, see [`Node::restart`] for the wait.
+pub fn uninstall(config: &KernelConfig) {
+    let deadline = Instant::now() + WAIT;
+    while let Err(error) = Kernel::uninstall(config) {
+        if !matches!(error, KernelError::Locked { .. }) || Instant::now() > deadline {
+            eprintln!("cannot uninstall: {}", chain(&error));
+            break;
+        }
+        thread::yield_now();
+    }
 }
 
 /// A process in a cgroup and a namespace that makes sockets on demand.

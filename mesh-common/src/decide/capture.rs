@@ -120,7 +120,7 @@ mod tests {
     use crate::row::POD_STRICT;
 
     fn ip(text: &str) -> Address {
-        text.parse::<IpAddr>().unwrap().into()
+        text.parse::<IpAddr>().expect("an address").into()
     }
 
     fn pod() -> Pod {

@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     fn ip(text: &str) -> Address {
-        text.parse::<IpAddr>().unwrap().into()
+        text.parse::<IpAddr>().expect("an address").into()
     }
 
     fn pod() -> Pod {

@@ -35,15 +35,27 @@ fn main() {
     let time = Duration::from_secs_f64(seconds);
     let (app, mesh) = start();
     for (name, to) in [("direct", app), ("mesh", mesh)] {
+        let before = cpu();
         let rtt = std::thread::scope(|scope| scope.spawn(|| round_trips(to, 64, time)).join().unwrap());
         let big = round_trips(to, 16 * 1024, time);
+        let echoed = cpu();
         let one = stream(to, 1, time);
+        let streamed = cpu();
         let four = stream(to, 4, time);
+        let before_connections = cpu();
         let conns = connections(to, 1, time);
+        let connected = cpu();
         let many = connections(to, 16, time);
         println!(
             "{name:>7}: rtt 64 B p50 {:.0} p99 {:.0} us, 16 KiB p50 {:.0} p99 {:.0} us; stream {one:.1} / {four:.1} Gbit/s; {conns:.0} / {many:.0} conns/s",
             rtt.0, rtt.1, big.0, big.1
+        );
+        let per = |from: [f64; 2], to: [f64; 2], units: f64| [0, 1].map(|node| ((to[node] - from[node]) / units * 100.0).round() / 100.0);
+        println!(
+            "         cpu of [client, server] agent: {:?} s in round trips, {:?} s per GB, {:?} us per connection",
+            per(before, echoed, 1.0),
+            per(echoed, streamed, one / 8.0 * seconds),
+            per(before_connections, connected, conns * seconds / 1e6)
         );
     }
 }
@@ -187,4 +199,19 @@ fn connections(to: SocketAddr, clients: usize, time: Duration) -> f64 {
         done
     });
     done as f64 / start.elapsed().as_secs_f64()
+}
+
+/// CPU seconds of the two agents so far.
+fn cpu() -> [f64; 2] {
+    ["client", "server"].map(|name| {
+        let mut ticks = 0;
+        for task in std::fs::read_dir("/proc/self/task").unwrap() {
+            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+            let (head, tail) = stat.rsplit_once(") ").unwrap();
+            if head.ends_with(&format!("({name}")) {
+                ticks += tail.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum::<u64>();
+            }
+        }
+        ticks as f64 / 100.0
+    })
 }

@@ -4,6 +4,7 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
@@ -125,6 +126,11 @@ pub(crate) fn is_reset(error: &io::Error) -> bool {
 /// costing a system call that fails. `WouldBlock` means nothing was read.
 pub(crate) fn read(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
     transfer(stream, Interest::READABLE, buffer.len(), |mut socket| socket.read(buffer))
+}
+
+/// Whether the reactor has heard of more after a short read: most often the other end's FIN.
+pub(crate) fn may_have_ended(stream: &TcpStream) -> bool {
+    stream.ready(Interest::READABLE).now_or_never().is_some()
 }
 
 /// [`read`] into several buffers.

@@ -103,13 +103,14 @@ impl Copy {
                 Sent::Some(count) => {
                     counters.sent.fetch_add(count as u64, Relaxed);
                 }
+                Sent::Last(count) => {
+                    counters.sent.fetch_add(count as u64, Relaxed);
+                    self.sending = false;
+                }
                 Sent::Empty => {}
                 Sent::Wait => break,
                 Sent::Ended => self.sending = false,
                 // Whether that is an end or a reset, the receiving direction knows.
-                Sent::Closed if self.receiving => {
-                    self.sending = false;
-                }
                 Sent::Closed => self.sending = false,
                 Sent::Socket(error) => return Poll::Ready(failed(Side::Local, error)),
             }

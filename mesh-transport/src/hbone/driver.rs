@@ -21,7 +21,7 @@ use super::headers;
 use super::hpack::{Decoder, Field, HpackError};
 use super::server::InboundRequest;
 use super::stream::{Recv, Stream};
-use super::tunnel::{CONNECTION_WINDOW, Closed, Role, STREAM_WINDOW, Tunnel};
+use super::tunnel::{CONNECTION_WINDOW, Closed, Role, STREAM_WINDOW, Status, Tunnel};
 use super::{Baggage, ServeEnd};
 use crate::buffer::{BUFFER, Buffer};
 use crate::socket;
@@ -253,12 +253,14 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             self.turn(None);
         }
         loop {
-            if self.tunnel.closed().is_some() {
+            let mut status = self.tunnel.status();
+            if status.closed {
                 return Poll::Ready(());
             }
-            self.poll_drain(cx);
-            self.poll_tick(cx);
-            if self.tunnel.has_pending() {
+            if self.poll_drain(cx, status) | self.poll_tick(cx) {
+                status = self.tunnel.status();
+            }
+            if status.pending {
                 match self.tunnel.socket.poll_write_ready(cx) {
                     Poll::Ready(Ok(())) => {
                         if let Err(error) = self.tunnel.flush() {
@@ -277,7 +279,7 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
                     Poll::Pending => {}
                 }
             }
-            if self.tunnel.closed().is_some() {
+            if status.closed {
                 continue;
             }
             if turn == TURN {
@@ -947,7 +949,9 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
 
     // ---- timers and the end
 
-    fn poll_drain(&mut self, cx: &mut Context<'_>) {
+    /// Returns whether it did something.
+    fn poll_drain(&mut self, cx: &mut Context<'_>, mut status: Status) -> bool {
+        let before = self.goaway_sent;
         if self.drain.as_mut().is_some_and(|drain| drain.as_mut().poll(cx).is_ready()) {
             self.drain = None;
             self.tunnel.drain();
@@ -960,13 +964,14 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
                 frame::ping(out, false, *b"goodbye!");
             });
             self.ping_sent = Some(Instant::now());
+            status = self.tunnel.status();
         }
-        if self.tunnel.draining()
-            && self.tunnel.active() == 0
+        if status.finished
             && (self.tunnel.role == Role::Client || self.goaway_sent != Goaway::Announced)
         {
             self.say_goodbye("drained");
         }
+        before != self.goaway_sent
     }
 
     fn say_goodbye(&mut self, why: &'static str) {
@@ -978,25 +983,28 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
         self.tunnel.close(Closed::Done(why));
     }
 
-    fn poll_tick(&mut self, cx: &mut Context<'_>) {
+    /// Returns whether a timer was due.
+    fn poll_tick(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut due = false;
         while self.tick.as_mut().poll(cx).is_ready() {
+            due = true;
             if !self.tunnel.settled() {
                 self.tunnel.close(Closed::Preface);
-                return;
+                return true;
             }
             if self.retire.is_some_and(|at| at <= Instant::now()) {
                 self.tunnel.retire();
             }
             if self.timers.idle.is_some_and(|limit| self.tunnel.idle().is_some_and(|idle| idle >= limit)) {
                 self.say_goodbye("idle");
-                return;
+                return true;
             }
             if self.heard {
                 // Anything received proves that the peer lives.
                 self.heard = false;
             } else if self.ping_sent.is_some_and(|sent| sent.elapsed() >= self.timers.ping_timeout) {
                 self.tunnel.close(Closed::Lost("peer does not answer".into()));
-                return;
+                return true;
             }
             if self.ping_sent.is_none() {
                 self.ping_sent = Some(Instant::now());
@@ -1005,6 +1013,7 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             let next = self.timers.ping_interval.min(self.timers.idle.unwrap_or(self.timers.ping_interval));
             self.tick.as_mut().reset(tokio::time::Instant::now() + next);
         }
+        due
     }
 
     /// After the last frame: sends what is queued, then FIN, and reads on for a moment, so that the peer gets our reason before the socket's close.

@@ -399,6 +399,8 @@ pub(crate) enum Received {
 pub(crate) enum Sent {
     /// Some bytes went out.
     Some(usize),
+    /// The last bytes went out.
+    Last(usize),
     /// The application ended its direction; so did we.
     Ended,
     /// Nothing to read.
@@ -557,10 +559,21 @@ impl HboneStream {
                 self.tunnel.commit(&self.stream, buffer, 0, granted, true);
                 Sent::Ended
             }
-            Ok(length) => {
+            Ok(mut length) => {
                 *wide = length >= PAYLOAD.min(granted);
-                self.tunnel.commit(&self.stream, buffer, length, granted - length, false);
-                Sent::Some(length)
+                let mut ended = false;
+                // A short answer and a close come together: then one record carries both, and the far end needs to wake once only.
+                if length < granted.min(PAYLOAD) && socket::may_have_ended(tcp) {
+                    let room = PAYLOAD_AT + length..PAYLOAD_AT + granted.min(PAYLOAD);
+                    match socket::read(tcp, &mut buffer[room]) {
+                        Ok(0) => ended = true,
+                        Ok(more) => length += more,
+                        // An error will be there for the next read.
+                        Err(_) => {}
+                    }
+                }
+                self.tunnel.commit(&self.stream, buffer, length, granted - length, ended);
+                if ended { Sent::Last(length) } else { Sent::Some(length) }
             }
             Err(error) => {
                 self.tunnel.release(&self.stream, granted);

@@ -584,6 +584,16 @@ impl Tunnel {
         self.driver.wake();
     }
 
+    /// What the driver has to know between two steps, under one lock.
+    pub(super) fn status(&self) -> Status {
+        let state = self.state.lock();
+        Status {
+            closed: state.closed.is_some(),
+            pending: !state.pending.is_empty(),
+            finished: state.draining && state.active == 0,
+        }
+    }
+
     pub(super) fn closed(&self) -> Option<Closed> {
         self.state.lock().closed.clone()
     }
@@ -635,6 +645,16 @@ impl Tunnel {
         let mut state = self.state.lock();
         self.send_record(&mut state, crate::tls::CONTENT_ALERT, &[1, 0]);
     }
+}
+
+/// Between two steps of the driver.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Status {
+    pub(super) closed: bool,
+    /// Sealed bytes wait for the socket.
+    pub(super) pending: bool,
+    /// Draining, and the last stream is over.
+    pub(super) finished: bool,
 }
 
 impl State {

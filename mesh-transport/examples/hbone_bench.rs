@@ -50,7 +50,9 @@ fn main() {
             "{name:>7}: rtt 64 B p50 {:.0} p99 {:.0} us, 16 KiB p50 {:.0} p99 {:.0} us; stream {one:.1} / {four:.1} Gbit/s; {conns:.0} / {many:.0} conns/s",
             rtt.0, rtt.1, big.0, big.1
         );
-        let per = |from: [f64; 2], to: [f64; 2], units: f64| [0, 1].map(|node| ((to[node] - from[node]) / units * 100.0).round() / 100.0);
+        let per = |from: [f64; 2], to: [f64; 2], units: f64| {
+            [0, 1].map(|node| ((to[node] - from[node]) / units * 100.0).round() / 100.0)
+        };
         println!(
             "         cpu of [client, server] agent: {:?} s in round trips, {:?} s per GB, {:?} us per connection",
             per(before, echoed, 1.0),

@@ -423,7 +423,7 @@ fn hardening_F42_lies_of_an_authority_are_never_installed() {
     let good = adopt(&id, &chain, &key).unwrap();
     assert!(good.not_before < SystemTime::now() && good.not_after > SystemTime::now() && !good.serial.is_empty());
     assert!(
-        Arc::ptr_eq(&good.client_config(&[id.clone()]), &good.client_config(&[id.clone()])),
+        Arc::ptr_eq(&good.client_config(std::slice::from_ref(&id)), &good.client_config(std::slice::from_ref(&id))),
         "configurations are made once"
     );
 

@@ -599,7 +599,7 @@ async fn an_h2_client_works_with_our_server() {
             tokio::io::copy(&mut read, &mut write).await.unwrap();
             drop(far);
         });
-        let sent: Vec<u8> = (0..3_000_000u32).map(|number| (number * 7 >> 2) as u8).collect();
+        let sent: Vec<u8> = (0..3_000_000u32).map(|number| ((number * 7) >> 2) as u8).collect();
         let all = Bytes::from(sent.clone());
         let sending = tokio::spawn(async move {
             let mut rest = all;
@@ -680,7 +680,7 @@ async fn our_client_works_with_an_h2_server() {
         Some(mesh_transport::hbone::Forwarded { client: Some("10.0.0.1:99".parse().unwrap()), host: None });
     let (stream, response) = soon("answer", lab.pool.connect(&key, lab.client.clone(), dial, request)).await.unwrap();
     assert_eq!(response.baggage.service.as_deref(), Some("served"));
-    let sent: Vec<u8> = (0..5_000_000u32).map(|number| (number * 13 >> 3) as u8).collect();
+    let sent: Vec<u8> = (0..5_000_000u32).map(|number| ((number * 13) >> 3) as u8).collect();
     let (mut read, mut write) = tokio::io::split(stream);
     let (_, received) = tokio::join!(
         async {

@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn gives_back_what_was_pushed() {
         let mut queue = Queue::default();
-        let input: Vec<u8> = (0..200_000u32).map(|number| (number * 31 >> 3) as u8).collect();
+        let input: Vec<u8> = (0..200_000u32).map(|number| ((number * 31) >> 3) as u8).collect();
         for piece in input.chunks(7001) {
             queue.push(piece);
         }

@@ -17,7 +17,7 @@ const TAG: usize = 16;
 /// Largest encrypted part of a record that a peer may send (RFC 8446 5.2).
 const CIPHERTEXT_LIMIT: usize = RECORD_CONTENT + 256;
 /// Records under one key. AES-GCM's bound is 2^24.5 full records; a key update well before costs nothing.
-const RECORDS_PER_KEY: u64 = 1 << 23;
+const RECORDS_PER_KEY: u64 = if cfg!(test) { 50 } else { 1 << 23 };
 
 pub(crate) const CONTENT_ALERT: u8 = 21;
 pub(crate) const CONTENT_HANDSHAKE: u8 = 22;
@@ -148,5 +148,71 @@ impl Opener {
             return Err(RecordError::Type(content_type));
         }
         Ok((content_type, RECORD_HEADER..RECORD_HEADER + last))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys() -> (Sealer, Opener) {
+        let key = || Key {
+            key: LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[7; 32]).unwrap()),
+            iv: [9; NONCE_LEN],
+            sequence: 0,
+        };
+        (Sealer(key()), Opener(key()))
+    }
+
+    fn record(sealer: &mut Sealer, content: &[u8]) -> Vec<u8> {
+        let mut record = vec![0; RECORD_HEADER + content.len() + TRAILER];
+        record[RECORD_HEADER..RECORD_HEADER + content.len()].copy_from_slice(content);
+        sealer.seal(CONTENT_DATA, &mut record);
+        record
+    }
+
+    #[test]
+    fn opens_what_it_sealed_in_order() {
+        let (mut sealer, mut opener) = keys();
+        for length in [0, 1, 100, RECORD_CONTENT] {
+            let content = vec![5; length];
+            let mut record = record(&mut sealer, &content);
+            assert_eq!(Opener::front(&record), Ok(Front::Record(record.len())));
+            assert_eq!(Opener::front(&record[..record.len() - 1]), Ok(Front::Incomplete(record.len())));
+            let (content_type, range) = opener.open(&mut record).unwrap();
+            assert_eq!((content_type, &record[range]), (CONTENT_DATA, &content[..]));
+        }
+    }
+
+    #[test]
+    fn refuses_what_was_changed_repeated_or_left_out() {
+        let (mut sealer, _) = keys();
+        let (first, second) = (record(&mut sealer, b"first"), record(&mut sealer, b"second"));
+        for place in 0..first.len() {
+            // The version in a header is not checked, but authenticated like all of it.
+            let mut changed = first.clone();
+            changed[place] ^= 1;
+            if let Ok(Front::Record(length)) = Opener::front(&changed) {
+                assert!(keys().1.open(&mut changed[..length]).is_err(), "byte {place}");
+            }
+        }
+        assert_eq!(keys().1.open(&mut second.clone()), Err(RecordError::Forged));
+        let mut opener = keys().1;
+        opener.open(&mut first.clone()).unwrap();
+        assert_eq!(opener.open(&mut first.clone()), Err(RecordError::Forged));
+    }
+
+    #[test]
+    fn refuses_headers_that_are_not_of_a_record() {
+        for (header, expect) in [
+            ([22, 3, 3, 0, 50], RecordError::Type(22)),
+            ([21, 3, 3, 0, 2], RecordError::Type(21)),
+            ([20, 3, 3, 0, 1], RecordError::Type(20)),
+            ([23, 3, 3, 0xff, 0xff], RecordError::Length(0xffff)),
+            ([23, 3, 3, 0, 16], RecordError::Length(16)),
+        ] {
+            assert_eq!(Opener::front(&header), Err(expect));
+        }
+        assert_eq!(Opener::front(&[23, 3, 3]), Ok(Front::Incomplete(RECORD_HEADER)));
     }
 }

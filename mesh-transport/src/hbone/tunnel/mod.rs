@@ -8,6 +8,8 @@
 //!
 //! Lock order: tunnel, then stream. Both are held for bookkeeping, sealing and one non-blocking system call, never across an await.
 
+mod send;
+
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -22,10 +24,10 @@ use mesh_core::identity::Identity;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
-use super::frame::{self, Head, code, flag, kind};
-use super::stream::Stream;
-use super::{Authority, Baggage, ConnectRequest, HboneError, TraceParent, hpack};
 use crate::buffer::{BUFFER, Buffer};
+use crate::hbone::frame::{self, Head, code, flag, kind};
+use crate::hbone::stream::Stream;
+use crate::hbone::{Authority, Baggage, ConnectRequest, HboneError, TraceParent, hpack};
 use crate::socket;
 use crate::tls::{CONTENT_DATA, CONTENT_HANDSHAKE, KeySchedule, RECORD_CONTENT, RECORD_HEADER, Sealer, TRAILER};
 
@@ -46,20 +48,20 @@ const PENDING_FATAL: usize = 4 * 1024 * 1024;
 /// Leftovers up to this size are copied together instead of keeping a whole buffer each.
 const COALESCE: usize = 32 * 1024;
 /// A stream's receive window at first; our SETTINGS announce it.
-pub(super) const STREAM_WINDOW: i64 = 256 * 1024;
+pub(in crate::hbone) const STREAM_WINDOW: i64 = 256 * 1024;
 /// The connection's receive window; it is refilled on arrival, so it never is what stalls a stream.
-pub(super) const CONNECTION_WINDOW: i64 = 16 * 1024 * 1024;
+pub(in crate::hbone) const CONNECTION_WINDOW: i64 = 16 * 1024 * 1024;
 
 /// Which end of the tunnel we are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
+pub(in crate::hbone) enum Role {
     Client,
     Server,
 }
 
 /// Why a tunnel is over.
 #[derive(Debug, Clone)]
-pub(super) enum Closed {
+pub(in crate::hbone) enum Closed {
     /// Drained, idle, purged, or ended by the peer without open streams.
     Done(&'static str),
     /// The transport failed or the peer was silent.
@@ -74,7 +76,7 @@ pub(super) enum Closed {
 
 impl Closed {
     /// What a request that waits for its answer is told.
-    pub(super) fn error(&self, settled: bool) -> HboneError {
+    pub(in crate::hbone) fn error(&self, settled: bool) -> HboneError {
         match self {
             Self::Preface => HboneError::PrefaceTimeout,
             Self::Alert(alert) if !settled => HboneError::Tls(crate::tls::HandshakeError::PeerAlert(*alert)),
@@ -116,14 +118,14 @@ struct State {
 
 /// A tunnel, shared by its driver and its streams.
 pub(crate) struct Tunnel {
-    pub(super) socket: TcpStream,
-    pub(super) role: Role,
-    pub(super) peer: Identity,
-    pub(super) local: SocketAddr,
-    pub(super) remote: SocketAddr,
-    pub(super) driver: AtomicWaker,
+    pub(in crate::hbone) socket: TcpStream,
+    pub(in crate::hbone) role: Role,
+    pub(in crate::hbone) peer: Identity,
+    pub(in crate::hbone) local: SocketAddr,
+    pub(in crate::hbone) remote: SocketAddr,
+    pub(in crate::hbone) driver: AtomicWaker,
     /// Smoothed round trip in nanoseconds.
-    pub(super) round_trip: AtomicU64,
+    pub(in crate::hbone) round_trip: AtomicU64,
     /// Nanoseconds since [`EPOCH`] when the socket last could not take a batch: a sign of a saturated tunnel.
     congested_at: AtomicU64,
     max_streams: u32,
@@ -131,13 +133,13 @@ pub(crate) struct Tunnel {
     state: Mutex<State>,
     /// Locked to look up, insert and remove; never together with anything slow.
     streams: Mutex<HashMap<u32, Arc<Stream>>>,
-    pub(super) drain_requested: AtomicBool,
+    pub(in crate::hbone) drain_requested: AtomicBool,
 }
 
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Answer to a stream that wants to send.
-pub(super) enum Credit {
+pub(in crate::hbone) enum Credit {
     /// This many payload bytes may be committed.
     Granted(usize),
     /// Later; the stream's write waker will be called.
@@ -147,17 +149,17 @@ pub(super) enum Credit {
 }
 
 /// What a new tunnel is made of, from a finished handshake.
-pub(super) struct Parts {
-    pub(super) socket: TcpStream,
-    pub(super) peer: Identity,
-    pub(super) sealer: Sealer,
-    pub(super) keys: Box<dyn KeySchedule>,
+pub(in crate::hbone) struct Parts {
+    pub(in crate::hbone) socket: TcpStream,
+    pub(in crate::hbone) peer: Identity,
+    pub(in crate::hbone) sealer: Sealer,
+    pub(in crate::hbone) keys: Box<dyn KeySchedule>,
     /// Bytes of the handshake that still have to be sent.
-    pub(super) unsent: Vec<u8>,
+    pub(in crate::hbone) unsent: Vec<u8>,
 }
 
 impl Tunnel {
-    pub(super) fn new(role: Role, parts: Parts, max_streams: u32) -> io::Result<Self> {
+    pub(in crate::hbone) fn new(role: Role, parts: Parts, max_streams: u32) -> io::Result<Self> {
         let Parts { socket, peer, sealer, keys, unsent } = parts;
         let (local, remote) = (socket.local_addr()?, socket.peer_addr()?);
         let mut state = State {
@@ -198,10 +200,8 @@ impl Tunnel {
         })
     }
 
-    // ---- opening and ending streams
-
     /// Opens a stream and sends its request. `None`: the tunnel takes no more streams.
-    pub(super) fn open(self: &Arc<Self>, request: &ConnectRequest) -> Option<Arc<Stream>> {
+    pub(in crate::hbone) fn open(self: &Arc<Self>, request: &ConnectRequest) -> Option<Arc<Stream>> {
         let block = request_block(request);
         let mut state = self.state.lock();
         if !state.has_room(self.max_streams) {
@@ -218,7 +218,7 @@ impl Tunnel {
     }
 
     /// Registers a stream that the peer opened. `None`: there are too many.
-    pub(super) fn opened_by_peer(&self, id: u32) -> Option<Arc<Stream>> {
+    pub(in crate::hbone) fn opened_by_peer(&self, id: u32) -> Option<Arc<Stream>> {
         let mut state = self.state.lock();
         if state.active >= self.max_streams {
             return None;
@@ -231,7 +231,12 @@ impl Tunnel {
     }
 
     /// Answers a request. `end` closes the stream at once.
-    pub(super) fn answer(&self, stream: &Stream, status: StatusCode, baggage: &Baggage) -> Result<(), HboneError> {
+    pub(in crate::hbone) fn answer(
+        &self,
+        stream: &Stream,
+        status: StatusCode,
+        baggage: &Baggage,
+    ) -> Result<(), HboneError> {
         let block = answer_block(status, baggage);
         let refused = status != StatusCode::OK;
         let mut state = self.state.lock();
@@ -256,7 +261,7 @@ impl Tunnel {
     }
 
     /// Aborts a stream.
-    pub(super) fn reset(&self, stream: &Stream, code: u32) {
+    pub(in crate::hbone) fn reset(&self, stream: &Stream, code: u32) {
         let mut state = self.state.lock();
         if stream.abort() && state.closed.is_none() {
             self.send(&mut state, |out| frame::rst_stream(out, stream.id, code));
@@ -270,7 +275,7 @@ impl Tunnel {
     }
 
     /// Removes a stream from the table when both of its directions are over.
-    pub(super) fn settle(&self, stream: &Stream) {
+    pub(in crate::hbone) fn settle(&self, stream: &Stream) {
         if !stream.take_over() {
             return;
         }
@@ -292,234 +297,12 @@ impl Tunnel {
         }
     }
 
-    pub(super) fn stream(&self, id: u32) -> Option<Arc<Stream>> {
+    pub(in crate::hbone) fn stream(&self, id: u32) -> Option<Arc<Stream>> {
         self.streams.lock().get(&id).cloned()
     }
 
-    // ---- sending data
-
-    /// Asks for credit to send up to `wanted` bytes, at most [`BATCH`]. What is granted must be committed or released.
-    pub(super) fn reserve(&self, stream: &Arc<Stream>, wanted: usize, waker: &Waker) -> Credit {
-        let mut state = self.state.lock();
-        if state.closed.is_some() || stream.send_over() {
-            return Credit::Closed;
-        }
-        let own = stream.send_window.load(Relaxed);
-        if own <= 0 {
-            stream.wait_to_send(waker);
-            return Credit::Wait;
-        }
-        if state.pending_bytes >= PENDING_LIMIT || state.window <= 0 {
-            stream.wait_to_send(waker);
-            if !stream.waiting.swap(true, Relaxed) {
-                state.waiting.push_back(stream.clone());
-            }
-            return Credit::Wait;
-        }
-        let granted = own.min(state.window).min(wanted.min(BATCH) as i64);
-        stream.send_window.fetch_sub(granted, Relaxed);
-        state.window -= granted;
-        Credit::Granted(granted as usize)
-    }
-
-    /// Gives credit back.
-    pub(super) fn release(&self, stream: &Stream, granted: usize) {
-        let mut state = self.state.lock();
-        self.refund(&mut state, stream, granted);
-        self.wake_next(&mut state);
-    }
-
-    fn refund(&self, state: &mut State, stream: &Stream, granted: usize) {
-        stream.send_window.fetch_add(granted as i64, Relaxed);
-        state.window += granted as i64;
-    }
-
-    /// Seals and sends `payload` bytes that lie in the slots of `buffer`; `unused` credit is given back, `end` ends this direction.
-    pub(super) fn commit(&self, stream: &Stream, mut buffer: Buffer, payload: usize, unused: usize, end: bool) {
-        let mut state = self.state.lock();
-        self.refund(&mut state, stream, unused);
-        if state.closed.is_some() || stream.send_over() {
-            return;
-        }
-        self.refresh_key(&mut state);
-        let mut left = payload;
-        let mut used = 0;
-        loop {
-            let length = left.min(PAYLOAD);
-            left -= length;
-            let last = left == 0;
-            let record = &mut buffer[used..used + PAYLOAD_AT + length + TRAILER];
-            let head = Head {
-                length,
-                kind: kind::DATA,
-                flags: if last && end { flag::END_STREAM } else { 0 },
-                stream: stream.id,
-            };
-            record[RECORD_HEADER..PAYLOAD_AT].copy_from_slice(&head.bytes());
-            state.sealer.seal(CONTENT_DATA, record);
-            used += record.len();
-            if last {
-                break;
-            }
-        }
-        if end {
-            stream.send_ended();
-        }
-        self.enqueue(&mut state, Segment { buffer, start: 0, end: used });
-        self.wake_next(&mut state);
-        drop(state);
-        if end {
-            self.settle(stream);
-        }
-    }
-
-    /// Sends frames that are not DATA.
-    pub(super) fn control(&self, write: impl FnOnce(&mut Vec<u8>)) {
-        let mut state = self.state.lock();
-        if state.closed.is_none() {
-            self.send(&mut state, write);
-        }
-    }
-
-    fn send(&self, state: &mut State, write: impl FnOnce(&mut Vec<u8>)) {
-        let mut plain = Vec::with_capacity(512);
-        write(&mut plain);
-        self.refresh_key(state);
-        for content in plain.chunks(RECORD_CONTENT) {
-            self.send_record(state, CONTENT_DATA, content);
-        }
-    }
-
-    fn send_record(&self, state: &mut State, content_type: u8, content: &[u8]) {
-        let mut buffer = Buffer::take();
-        let end = RECORD_HEADER + content.len() + TRAILER;
-        buffer[RECORD_HEADER..RECORD_HEADER + content.len()].copy_from_slice(content);
-        state.sealer.seal(content_type, &mut buffer[..end]);
-        self.enqueue(state, Segment { buffer, start: 0, end });
-    }
-
-    /// After some eight million records the key is changed, as TLS demands.
-    fn refresh_key(&self, state: &mut State) {
-        if state.sealer.wants_update() {
-            self.update_key(state, false);
-        }
-    }
-
-    /// Sends a KeyUpdate because the peer asked for one.
-    pub(super) fn answer_key_update(&self) {
-        self.update_key(&mut self.state.lock(), false);
-    }
-
-    fn update_key(&self, state: &mut State, request: bool) {
-        self.send_record(state, CONTENT_HANDSHAKE, &[24, 0, 0, 1, u8::from(request)]);
-        match self.keys.lock().next_sealer() {
-            Ok(sealer) => state.sealer = sealer,
-            Err(error) => self.close_locked(state, Closed::Lost(error.to_string().into())),
-        }
-    }
-
-    pub(super) fn next_opener(&self) -> Result<crate::tls::Opener, crate::tls::HandshakeError> {
-        self.keys.lock().next_opener()
-    }
-
-    fn enqueue(&self, state: &mut State, mut segment: Segment) {
-        if state.pending.is_empty() {
-            match socket::write_vectored(&self.socket, &[IoSlice::new(&segment.buffer[segment.start..segment.end])]) {
-                Ok(written) => segment.start += written,
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-                // The driver finds the same error and ends the tunnel with it.
-                Err(_) => {}
-            }
-            if segment.start == segment.end {
-                return;
-            }
-            self.congested_at.store(EPOCH.elapsed().as_nanos() as u64, Relaxed);
-            self.driver.wake();
-        }
-        let size = segment.end - segment.start;
-        state.pending_bytes += size;
-        if state.pending_bytes > PENDING_FATAL {
-            self.close_locked(state, Closed::Protocol("peer does not read"));
-            return;
-        }
-        if size <= COALESCE
-            && let Some(last) = state.pending.back_mut()
-            && BUFFER - last.end >= size
-        {
-            last.buffer[last.end..last.end + size].copy_from_slice(&segment.buffer[segment.start..segment.end]);
-            last.end += size;
-            return;
-        }
-        state.pending.push_back(segment);
-    }
-
-    /// Whether sealed bytes wait for the socket.
-    pub(super) fn has_pending(&self) -> bool {
-        !self.state.lock().pending.is_empty()
-    }
-
-    /// Writes queued bytes until the socket is full.
-    pub(super) fn flush(&self) -> io::Result<()> {
-        let mut state = self.state.lock();
-        while !state.pending.is_empty() {
-            let mut slices = [IoSlice::new(&[]); 16];
-            let mut count = 0;
-            for (slice, segment) in slices.iter_mut().zip(&state.pending) {
-                *slice = IoSlice::new(&segment.buffer[segment.start..segment.end]);
-                count += 1;
-            }
-            let mut written = match socket::write_vectored(&self.socket, &slices[..count]) {
-                Ok(written) => written,
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => break,
-                Err(error) => return Err(error),
-            };
-            state.pending_bytes -= written;
-            while let Some(front) = state.pending.front_mut() {
-                let size = front.end - front.start;
-                if written < size {
-                    front.start += written;
-                    break;
-                }
-                written -= size;
-                state.pending.pop_front();
-            }
-        }
-        self.wake_next(&mut state);
-        Ok(())
-    }
-
-    /// Lets the next waiting stream try. It commits or releases what it gets, and both lead here again, so nobody is forgotten.
-    fn wake_next(&self, state: &mut State) {
-        if state.pending_bytes < PENDING_LIMIT
-            && state.window > 0
-            && let Some(next) = state.waiting.pop_front()
-        {
-            next.waiting.store(false, Relaxed);
-            next.wake_writer();
-        }
-    }
-
-    // ---- what the driver learns
-
-    /// The peer granted credit. False: more than the protocol allows.
-    pub(super) fn granted(&self, id: u32, increment: i64) -> bool {
-        let mut state = self.state.lock();
-        if id == 0 {
-            state.window += increment;
-            let legal = state.window <= frame::MAX_WINDOW;
-            self.wake_next(&mut state);
-            return legal;
-        }
-        let Some(stream) = self.stream(id) else { return true };
-        let before = stream.send_window.fetch_add(increment, Relaxed);
-        if before <= 0 && before + increment > 0 {
-            stream.wake_writer();
-        }
-        before + increment <= frame::MAX_WINDOW
-    }
-
     /// The peer's SETTINGS. False: a window would overflow.
-    pub(super) fn configured(&self, initial_window: Option<i64>, max_streams: Option<u32>) -> bool {
+    pub(in crate::hbone) fn configured(&self, initial_window: Option<i64>, max_streams: Option<u32>) -> bool {
         let mut state = self.state.lock();
         state.settled = true;
         if let Some(limit) = max_streams {
@@ -538,7 +321,7 @@ impl Tunnel {
     }
 
     /// The peer takes no more streams and has not seen those above `last`.
-    pub(super) fn gone_away(&self, last: u32) {
+    pub(in crate::hbone) fn gone_away(&self, last: u32) {
         self.state.lock().draining = true;
         let unseen: Vec<_> = self.streams.lock().values().filter(|stream| stream.id > last).cloned().collect();
         if self.role == Role::Client {
@@ -549,22 +332,20 @@ impl Tunnel {
         }
     }
 
-    // ---- life
-
     /// Takes no more streams; the driver says so to the peer and ends when the last one is over.
-    pub(super) fn drain(&self) {
+    pub(in crate::hbone) fn drain(&self) {
         self.state.lock().draining = true;
         self.drain_requested.store(true, Relaxed);
         self.driver.wake();
     }
 
     /// Stops handing out streams without telling the peer: the certificate is no longer valid, or the pool does not want it.
-    pub(super) fn retire(&self) {
+    pub(in crate::hbone) fn retire(&self) {
         self.state.lock().draining = true;
     }
 
     /// Ends everything. The first reason stays.
-    pub(super) fn close(&self, reason: Closed) {
+    pub(in crate::hbone) fn close(&self, reason: Closed) {
         let mut state = self.state.lock();
         self.close_locked(&mut state, reason);
     }
@@ -585,7 +366,7 @@ impl Tunnel {
     }
 
     /// What the driver has to know between two steps, under one lock.
-    pub(super) fn status(&self) -> Status {
+    pub(in crate::hbone) fn status(&self) -> Status {
         let state = self.state.lock();
         Status {
             closed: state.closed.is_some(),
@@ -594,12 +375,12 @@ impl Tunnel {
         }
     }
 
-    pub(super) fn closed(&self) -> Option<Closed> {
+    pub(in crate::hbone) fn closed(&self) -> Option<Closed> {
         self.state.lock().closed.clone()
     }
 
     /// The error for a request that was open when the tunnel ended.
-    pub(super) fn closed_error(&self) -> HboneError {
+    pub(in crate::hbone) fn closed_error(&self) -> HboneError {
         let state = self.state.lock();
         match &state.closed {
             Some(closed) => closed.error(state.settled),
@@ -607,54 +388,44 @@ impl Tunnel {
         }
     }
 
-    pub(super) fn settled(&self) -> bool {
+    pub(in crate::hbone) fn settled(&self) -> bool {
         self.state.lock().settled
     }
 
     /// Whether we have opened this stream at any time.
-    pub(super) fn was_opened(&self, id: u32) -> bool {
+    pub(in crate::hbone) fn was_opened(&self, id: u32) -> bool {
         id < self.state.lock().next_id
     }
 
-    pub(super) fn active(&self) -> u32 {
+    pub(in crate::hbone) fn active(&self) -> u32 {
         self.state.lock().active
     }
 
-    pub(super) fn draining(&self) -> bool {
-        self.state.lock().draining
-    }
-
     /// Whether a stream can be opened.
-    pub(super) fn has_room(&self) -> bool {
+    pub(in crate::hbone) fn has_room(&self) -> bool {
         self.state.lock().has_room(self.max_streams)
     }
 
     /// How long there has been no stream.
-    pub(super) fn idle(&self) -> Option<Duration> {
+    pub(in crate::hbone) fn idle(&self) -> Option<Duration> {
         self.state.lock().idle_since.map(|since| since.elapsed())
     }
 
     /// Whether the socket could not take a batch within the last `window`.
-    pub(super) fn congested(&self, window: Duration) -> bool {
+    pub(in crate::hbone) fn congested(&self, window: Duration) -> bool {
         let at = self.congested_at.load(Relaxed);
         at != 0 && EPOCH.elapsed().saturating_sub(Duration::from_nanos(at)) < window
-    }
-
-    /// Sends TLS' goodbye.
-    pub(super) fn say_goodbye(&self) {
-        let mut state = self.state.lock();
-        self.send_record(&mut state, crate::tls::CONTENT_ALERT, &[1, 0]);
     }
 }
 
 /// Between two steps of the driver.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Status {
-    pub(super) closed: bool,
+pub(in crate::hbone) struct Status {
+    pub(in crate::hbone) closed: bool,
     /// Sealed bytes wait for the socket.
-    pub(super) pending: bool,
+    pub(in crate::hbone) pending: bool,
     /// Draining, and the last stream is over.
-    pub(super) finished: bool,
+    pub(in crate::hbone) finished: bool,
 }
 
 impl State {
@@ -696,4 +467,4 @@ fn answer_block(status: StatusCode, baggage: &Baggage) -> Vec<u8> {
 }
 
 /// Bytes of receive window that all streams together have grown beyond their first window.
-pub(super) static GROWN: AtomicI64 = AtomicI64::new(0);
+pub(in crate::hbone) static GROWN: AtomicI64 = AtomicI64::new(0);

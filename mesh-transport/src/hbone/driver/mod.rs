@@ -1,0 +1,435 @@
+//! The one task of a tunnel: reads, opens records in place, follows the HTTP/2 frames and delivers DATA straight from the read buffer; flushes what
+//! the socket did not take; keeps the peer alive or declares it dead. The pool spawns it for a client, `InboundTunnel::serve` is it for a server.
+//!
+//! The peer is authenticated but not trusted: every count here has a limit, and what it can make us do for free is paid from [`Driver::patience`].
+
+mod blocks;
+mod control;
+mod frames;
+mod records;
+
+use std::future::Future;
+use std::io;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+use tokio::time::Sleep;
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+use crate::buffer::{BUFFER, Buffer};
+use crate::hbone::frame::{self, Head, code, flag, kind, setting};
+use crate::hbone::headers;
+use crate::hbone::hpack::{Decoder, Field, HpackError};
+use crate::hbone::server::InboundRequest;
+use crate::hbone::stream::{Recv, Stream};
+use crate::hbone::tunnel::{CONNECTION_WINDOW, Closed, Role, STREAM_WINDOW, Status, Tunnel};
+use crate::hbone::{Baggage, ServeEnd};
+use crate::socket;
+use crate::tls::Opener;
+
+/// Largest frame we accept, and announce.
+const FRAME_LIMIT: usize = 1 << 20;
+/// Largest header list, decoded, as a server and as a client.
+const SERVER_HEADER_LIST: usize = 64 * 1024;
+const CLIENT_HEADER_LIST: usize = 16 * 1024;
+/// Largest header block, encoded, over HEADERS and its CONTINUATIONs; and how many of these.
+const BLOCK_LIMIT: usize = 64 * 1024;
+const CONTINUATIONS: u32 = 32;
+/// Largest payload of frames that are neither DATA nor header blocks.
+const CONTROL_LIMIT: usize = 16 * 1024;
+/// Frames that cost us something and the peer nothing: so many at once, and so many each second.
+const PATIENCE: f64 = 4096.0;
+const PATIENCE_PER_SECOND: f64 = 1024.0;
+/// KeyUpdates in ten seconds.
+const KEY_UPDATES: u32 = 32;
+/// Handshake messages after the handshake are tickets and key updates: small.
+const POST_HANDSHAKE_LIMIT: usize = 16 * 1024;
+/// Ranges gathered for one delivery.
+const GATHER: usize = 32;
+/// Reads before other tasks get their turn.
+const TURN: u32 = 8;
+/// Refill the connection window when this much of it is used.
+const CONNECTION_REFILL: i64 = CONNECTION_WINDOW / 4;
+/// How often the round trip is measured while data flows.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Timers of a tunnel.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Timers {
+    pub(super) preface: Duration,
+    pub(super) ping_interval: Duration,
+    pub(super) ping_timeout: Duration,
+    /// Close when there was no stream for this long.
+    pub(super) idle: Option<Duration>,
+}
+
+/// A broken rule: the code for GOAWAY and a word for logs.
+struct Violation(u32, &'static str);
+type Checked<T = ()> = Result<T, Violation>;
+
+/// Where in a frame the next byte is.
+enum Place {
+    /// The client's preface; so many bytes matched.
+    Preface(usize),
+    Head([u8; frame::HEADER], usize),
+    /// DATA: bytes left of payload and of padding; the pad length byte is still to come if `None`.
+    Data {
+        stream: Option<Arc<Stream>>,
+        left: usize,
+        padding: Option<usize>,
+        end: bool,
+    },
+    /// Any other frame, gathered whole.
+    Whole(Head),
+    /// A frame that is ignored; so many bytes left.
+    Skip(usize),
+}
+
+/// A header block in the making.
+struct Block {
+    stream: u32,
+    end_stream: bool,
+    bytes: Vec<u8>,
+    continuations: u32,
+}
+
+pub(super) struct Driver<H> {
+    tunnel: Arc<Tunnel>,
+    opener: Opener,
+    on_request: H,
+    timers: Timers,
+    /// Sealed bytes `start..end` of `buffer` wait to be opened; no buffer is held while there are none.
+    buffer: Option<Buffer>,
+    start: usize,
+    end: usize,
+    /// Content that arrived with the handshake, already opened.
+    opened: Vec<u8>,
+    place: Place,
+    payload: Vec<u8>,
+    block: Option<Block>,
+    decoder: Decoder,
+    /// Ranges of the read buffer for one stream, delivered together.
+    gathered: Vec<Range<usize>>,
+    gathered_for: Option<Arc<Stream>>,
+    /// Frames to send at the end of a turn.
+    out: Vec<u8>,
+    post_handshake: Vec<u8>,
+    key_updates: (Instant, u32),
+    first_frame: bool,
+    connection_window: i64,
+    last_peer_stream: u32,
+    patience: f64,
+    patience_at: Instant,
+    tick: Pin<Box<Sleep>>,
+    drain: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    goaway_sent: Goaway,
+    retire: Option<Instant>,
+    ping_sent: Option<Instant>,
+    measured_at: Option<Instant>,
+    heard: bool,
+    refused: u64,
+}
+
+#[derive(PartialEq, Eq, Clone, Copy)]
+enum Goaway {
+    No,
+    /// The peer may still open streams that it sent before it heard us.
+    Announced,
+    Final,
+}
+
+impl<H: FnMut(InboundRequest)> Driver<H> {
+    /// `received` and `opened` are what arrived with the handshake. Writes the preface and SETTINGS.
+    pub(super) fn new(
+        tunnel: Arc<Tunnel>,
+        opener: Opener,
+        received: &[u8],
+        opened: Vec<u8>,
+        max_streams: u32,
+        timers: Timers,
+        on_request: H,
+    ) -> Self {
+        let role = tunnel.role;
+        let mut buffer = None;
+        if !received.is_empty() {
+            let mut fresh = Buffer::take();
+            fresh[..received.len()].copy_from_slice(received);
+            buffer = Some(fresh);
+        }
+        tunnel.control(|out| match role {
+            Role::Client => {
+                out.extend_from_slice(frame::PREFACE);
+                frame::settings(
+                    out,
+                    &[
+                        (setting::ENABLE_PUSH, 0),
+                        (setting::INITIAL_WINDOW_SIZE, STREAM_WINDOW as u32),
+                        (setting::MAX_FRAME_SIZE, FRAME_LIMIT as u32),
+                        (setting::MAX_HEADER_LIST_SIZE, CLIENT_HEADER_LIST as u32),
+                    ],
+                );
+                frame::window_update(out, 0, (CONNECTION_WINDOW - frame::DEFAULT_WINDOW) as u32);
+            }
+            Role::Server => {
+                frame::settings(
+                    out,
+                    &[
+                        (setting::MAX_CONCURRENT_STREAMS, max_streams),
+                        (setting::INITIAL_WINDOW_SIZE, STREAM_WINDOW as u32),
+                        (setting::MAX_FRAME_SIZE, FRAME_LIMIT as u32),
+                        (setting::MAX_HEADER_LIST_SIZE, SERVER_HEADER_LIST as u32),
+                    ],
+                );
+                frame::window_update(out, 0, (CONNECTION_WINDOW - frame::DEFAULT_WINDOW) as u32);
+            }
+        });
+        let list = if role == Role::Server { SERVER_HEADER_LIST } else { CLIENT_HEADER_LIST };
+        let place = if role == Role::Server { Place::Preface(0) } else { Place::Head([0; frame::HEADER], 0) };
+        let now = Instant::now();
+        Self {
+            tunnel,
+            opener,
+            on_request,
+            timers,
+            buffer,
+            start: 0,
+            end: received.len(),
+            opened,
+            place,
+            payload: Vec::new(),
+            block: None,
+            decoder: Decoder::new(list),
+            gathered: Vec::with_capacity(GATHER),
+            gathered_for: None,
+            out: Vec::new(),
+            post_handshake: Vec::new(),
+            key_updates: (now, 0),
+            first_frame: true,
+            connection_window: CONNECTION_WINDOW,
+            last_peer_stream: 0,
+            patience: PATIENCE,
+            patience_at: now,
+            tick: Box::pin(tokio::time::sleep(timers.preface)),
+            drain: None,
+            goaway_sent: Goaway::No,
+            retire: None,
+            ping_sent: None,
+            measured_at: None,
+            heard: false,
+            refused: 0,
+        }
+    }
+
+    /// Opens no more streams after this time: the certificate ends.
+    pub(super) fn retire_after(mut self, time: Duration) -> Self {
+        // Far-away instants overflow; a day longer than any mesh certificate is as good as never.
+        self.retire = Some(Instant::now() + time.min(Duration::from_secs(400 * 86_400)));
+        self
+    }
+
+    pub(super) fn drain_on(mut self, drain: WaitForCancellationFutureOwned) -> Self {
+        self.drain = Some(Box::pin(drain));
+        self
+    }
+
+    /// Drives until the tunnel is over.
+    pub(super) async fn run(mut self) -> ServeEnd {
+        let guard = CloseOnDrop(self.tunnel.clone());
+        std::future::poll_fn(|cx| self.poll(cx)).await;
+        let end = match self.tunnel.closed() {
+            Some(Closed::Protocol(word)) => ServeEnd::Protocol(word),
+            Some(Closed::Done(_)) | None => ServeEnd::Closed,
+            Some(Closed::Lost(_) | Closed::Alert(_) | Closed::Preface) => ServeEnd::Lost,
+        };
+        self.linger(end).await;
+        drop(guard);
+        end
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.tunnel.driver.register(cx.waker());
+        let mut turn = 0;
+        if self.end > 0 || !self.opened.is_empty() {
+            self.turn(None);
+        }
+        loop {
+            let mut status = self.tunnel.status();
+            if status.closed {
+                return Poll::Ready(());
+            }
+            if self.poll_drain(cx, status) | self.poll_tick(cx) {
+                status = self.tunnel.status();
+            }
+            if status.pending {
+                match self.tunnel.socket.poll_write_ready(cx) {
+                    Poll::Ready(Ok(())) => {
+                        if let Err(error) = self.tunnel.flush() {
+                            self.tunnel.close(Closed::Lost(error.to_string().into()));
+                            continue;
+                        }
+                        // Still pending: ask again, so that the reactor knows we wait.
+                        if self.tunnel.has_pending() && self.tunnel.socket.poll_write_ready(cx).is_ready() {
+                            cx.waker().wake_by_ref();
+                        }
+                    }
+                    Poll::Ready(Err(error)) => {
+                        self.tunnel.close(Closed::Lost(error.to_string().into()));
+                        continue;
+                    }
+                    Poll::Pending => {}
+                }
+            }
+            if status.closed {
+                continue;
+            }
+            if turn == TURN {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            turn += 1;
+            match self.tunnel.socket.poll_read_ready(cx) {
+                Poll::Pending => {
+                    if self.start == self.end {
+                        self.buffer = None;
+                    }
+                    return Poll::Pending;
+                }
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => {
+                    self.tunnel.close(Closed::Lost(error.to_string().into()));
+                    continue;
+                }
+            }
+            let buffer = self.buffer.get_or_insert_with(Buffer::take);
+            match socket::read(&self.tunnel.socket, &mut buffer[self.end..]) {
+                Ok(0) => {
+                    // Without TLS' goodbye the end may be an attacker's; open streams see a reset either way.
+                    let reason = if self.tunnel.active() == 0 {
+                        Closed::Done("peer closed")
+                    } else {
+                        Closed::Lost("peer closed with open streams".into())
+                    };
+                    self.tunnel.close(reason);
+                }
+                Ok(count) => {
+                    self.heard = true;
+                    let end = self.end + count;
+                    self.turn(Some(end));
+                }
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(error) => self.tunnel.close(Closed::Lost(error.to_string().into())),
+            }
+        }
+    }
+
+    // ---- timers and the end
+
+    /// Returns whether it did something.
+    fn poll_drain(&mut self, cx: &mut Context<'_>, mut status: Status) -> bool {
+        let before = self.goaway_sent;
+        if self.drain.as_mut().is_some_and(|drain| drain.as_mut().poll(cx).is_ready()) {
+            self.drain = None;
+            self.tunnel.drain();
+        }
+        if self.goaway_sent == Goaway::No && self.tunnel.drain_requested.load(Relaxed) {
+            // First without a limit, so that requests under way are not lost; the answer to the PING shows that the peer knows (RFC 9113 6.8).
+            self.goaway_sent = Goaway::Announced;
+            self.tunnel.control(|out| {
+                frame::goaway(out, 0x7fff_ffff, code::NO_ERROR, "");
+                frame::ping(out, false, *b"goodbye!");
+            });
+            self.ping_sent = Some(Instant::now());
+            status = self.tunnel.status();
+        }
+        if status.finished && (self.tunnel.role == Role::Client || self.goaway_sent != Goaway::Announced) {
+            self.say_goodbye("drained");
+        }
+        before != self.goaway_sent
+    }
+
+    fn say_goodbye(&mut self, why: &'static str) {
+        if self.goaway_sent != Goaway::Final {
+            self.goaway_sent = Goaway::Final;
+            self.tunnel.control(|out| frame::goaway(out, self.last_peer_stream, code::NO_ERROR, ""));
+        }
+        self.tunnel.say_goodbye();
+        self.tunnel.close(Closed::Done(why));
+    }
+
+    /// Returns whether a timer was due.
+    fn poll_tick(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut due = false;
+        while self.tick.as_mut().poll(cx).is_ready() {
+            due = true;
+            if !self.tunnel.settled() {
+                self.tunnel.close(Closed::Preface);
+                return true;
+            }
+            if self.retire.is_some_and(|at| at <= Instant::now()) {
+                self.tunnel.retire();
+            }
+            if self.timers.idle.is_some_and(|limit| self.tunnel.idle().is_some_and(|idle| idle >= limit)) {
+                self.say_goodbye("idle");
+                return true;
+            }
+            if self.heard {
+                // Anything received proves that the peer lives.
+                self.heard = false;
+            } else if self.ping_sent.is_some_and(|sent| sent.elapsed() >= self.timers.ping_timeout) {
+                self.tunnel.close(Closed::Lost("peer does not answer".into()));
+                return true;
+            }
+            if self.ping_sent.is_none() {
+                self.ping_sent = Some(Instant::now());
+                self.tunnel.control(|out| frame::ping(out, false, *b"undermsh"));
+            }
+            let next = self.timers.ping_interval.min(self.timers.idle.unwrap_or(self.timers.ping_interval));
+            self.tick.as_mut().reset(tokio::time::Instant::now() + next);
+        }
+        due
+    }
+
+    /// After the last frame: sends what is queued, then FIN, and reads on for a moment, so that the peer gets our reason before the socket's close.
+    async fn linger(&mut self, end: ServeEnd) {
+        if end == ServeEnd::Lost {
+            socket::close(&self.tunnel.socket);
+            return;
+        }
+        let goodbye = async {
+            while self.tunnel.has_pending() {
+                self.tunnel.socket.writable().await?;
+                self.tunnel.flush()?;
+            }
+            socket::finish(&self.tunnel.socket);
+            let mut buffer = Buffer::take();
+            let mut read = 0;
+            while read < 64 * BUFFER {
+                self.tunnel.socket.readable().await?;
+                match socket::read(&self.tunnel.socket, &mut buffer) {
+                    Ok(0) => break,
+                    Ok(count) => read += count,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            io::Result::Ok(())
+        };
+        let _ = tokio::time::timeout(Duration::from_millis(500), goodbye).await;
+        socket::close(&self.tunnel.socket);
+    }
+}
+
+/// Whoever drops the driver ends the tunnel.
+struct CloseOnDrop(Arc<Tunnel>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close(Closed::Lost("tunnel was cut".into()));
+        socket::close(&self.0.socket);
+    }
+}

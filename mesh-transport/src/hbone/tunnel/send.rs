@@ -1,0 +1,236 @@
+//! The sending half of a tunnel: credit, sealing, the queue of what the socket did not take, and whose turn it is.
+
+use super::*;
+
+impl Tunnel {
+    /// Asks for credit to send up to `wanted` bytes, at most [`BATCH`]. What is granted must be committed or released.
+    pub(in crate::hbone) fn reserve(&self, stream: &Arc<Stream>, wanted: usize, waker: &Waker) -> Credit {
+        let mut state = self.state.lock();
+        if state.closed.is_some() || stream.send_over() {
+            return Credit::Closed;
+        }
+        let own = stream.send_window.load(Relaxed);
+        if own <= 0 {
+            stream.wait_to_send(waker);
+            return Credit::Wait;
+        }
+        if state.pending_bytes >= PENDING_LIMIT || state.window <= 0 {
+            stream.wait_to_send(waker);
+            if !stream.waiting.swap(true, Relaxed) {
+                state.waiting.push_back(stream.clone());
+            }
+            return Credit::Wait;
+        }
+        let granted = own.min(state.window).min(wanted.min(BATCH) as i64);
+        stream.send_window.fetch_sub(granted, Relaxed);
+        state.window -= granted;
+        Credit::Granted(granted as usize)
+    }
+
+    /// Gives credit back.
+    pub(in crate::hbone) fn release(&self, stream: &Stream, granted: usize) {
+        let mut state = self.state.lock();
+        self.refund(&mut state, stream, granted);
+        self.wake_next(&mut state);
+    }
+
+    pub(super) fn refund(&self, state: &mut State, stream: &Stream, granted: usize) {
+        stream.send_window.fetch_add(granted as i64, Relaxed);
+        state.window += granted as i64;
+    }
+
+    /// Seals and sends `payload` bytes that lie in the slots of `buffer`; `unused` credit is given back, `end` ends this direction.
+    pub(in crate::hbone) fn commit(
+        &self,
+        stream: &Stream,
+        mut buffer: Buffer,
+        payload: usize,
+        unused: usize,
+        end: bool,
+    ) {
+        let mut state = self.state.lock();
+        self.refund(&mut state, stream, unused);
+        if state.closed.is_some() || stream.send_over() {
+            return;
+        }
+        self.refresh_key(&mut state);
+        let mut left = payload;
+        let mut used = 0;
+        loop {
+            let length = left.min(PAYLOAD);
+            left -= length;
+            let last = left == 0;
+            let record = &mut buffer[used..used + PAYLOAD_AT + length + TRAILER];
+            let head = Head {
+                length,
+                kind: kind::DATA,
+                flags: if last && end { flag::END_STREAM } else { 0 },
+                stream: stream.id,
+            };
+            record[RECORD_HEADER..PAYLOAD_AT].copy_from_slice(&head.bytes());
+            state.sealer.seal(CONTENT_DATA, record);
+            used += record.len();
+            if last {
+                break;
+            }
+        }
+        if end {
+            stream.send_ended();
+        }
+        self.enqueue(&mut state, Segment { buffer, start: 0, end: used });
+        self.wake_next(&mut state);
+        drop(state);
+        if end {
+            self.settle(stream);
+        }
+    }
+
+    /// Sends frames that are not DATA.
+    pub(in crate::hbone) fn control(&self, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut state = self.state.lock();
+        if state.closed.is_none() {
+            self.send(&mut state, write);
+        }
+    }
+
+    pub(super) fn send(&self, state: &mut State, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut plain = Vec::with_capacity(512);
+        write(&mut plain);
+        self.refresh_key(state);
+        for content in plain.chunks(RECORD_CONTENT) {
+            self.send_record(state, CONTENT_DATA, content);
+        }
+    }
+
+    pub(super) fn send_record(&self, state: &mut State, content_type: u8, content: &[u8]) {
+        let mut buffer = Buffer::take();
+        let end = RECORD_HEADER + content.len() + TRAILER;
+        buffer[RECORD_HEADER..RECORD_HEADER + content.len()].copy_from_slice(content);
+        state.sealer.seal(content_type, &mut buffer[..end]);
+        self.enqueue(state, Segment { buffer, start: 0, end });
+    }
+
+    /// After some eight million records the key is changed, as TLS demands.
+    pub(super) fn refresh_key(&self, state: &mut State) {
+        if state.sealer.wants_update() {
+            self.update_key(state, false);
+        }
+    }
+
+    /// Sends a KeyUpdate because the peer asked for one.
+    pub(in crate::hbone) fn answer_key_update(&self) {
+        self.update_key(&mut self.state.lock(), false);
+    }
+
+    pub(super) fn update_key(&self, state: &mut State, request: bool) {
+        self.send_record(state, CONTENT_HANDSHAKE, &[24, 0, 0, 1, u8::from(request)]);
+        match self.keys.lock().next_sealer() {
+            Ok(sealer) => state.sealer = sealer,
+            Err(error) => self.close_locked(state, Closed::Lost(error.to_string().into())),
+        }
+    }
+
+    pub(in crate::hbone) fn next_opener(&self) -> Result<crate::tls::Opener, crate::tls::HandshakeError> {
+        self.keys.lock().next_opener()
+    }
+
+    pub(super) fn enqueue(&self, state: &mut State, mut segment: Segment) {
+        if state.pending.is_empty() {
+            match socket::write_vectored(&self.socket, &[IoSlice::new(&segment.buffer[segment.start..segment.end])]) {
+                Ok(written) => segment.start += written,
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                // The driver finds the same error and ends the tunnel with it.
+                Err(_) => {}
+            }
+            if segment.start == segment.end {
+                return;
+            }
+            self.congested_at.store(EPOCH.elapsed().as_nanos() as u64, Relaxed);
+            self.driver.wake();
+        }
+        let size = segment.end - segment.start;
+        state.pending_bytes += size;
+        if state.pending_bytes > PENDING_FATAL {
+            self.close_locked(state, Closed::Protocol("peer does not read"));
+            return;
+        }
+        if size <= COALESCE
+            && let Some(last) = state.pending.back_mut()
+            && BUFFER - last.end >= size
+        {
+            last.buffer[last.end..last.end + size].copy_from_slice(&segment.buffer[segment.start..segment.end]);
+            last.end += size;
+            return;
+        }
+        state.pending.push_back(segment);
+    }
+
+    /// Whether sealed bytes wait for the socket.
+    pub(in crate::hbone) fn has_pending(&self) -> bool {
+        !self.state.lock().pending.is_empty()
+    }
+
+    /// Writes queued bytes until the socket is full.
+    pub(in crate::hbone) fn flush(&self) -> io::Result<()> {
+        let mut state = self.state.lock();
+        while !state.pending.is_empty() {
+            let mut slices = [IoSlice::new(&[]); 16];
+            let mut count = 0;
+            for (slice, segment) in slices.iter_mut().zip(&state.pending) {
+                *slice = IoSlice::new(&segment.buffer[segment.start..segment.end]);
+                count += 1;
+            }
+            let mut written = match socket::write_vectored(&self.socket, &slices[..count]) {
+                Ok(written) => written,
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => break,
+                Err(error) => return Err(error),
+            };
+            state.pending_bytes -= written;
+            while let Some(front) = state.pending.front_mut() {
+                let size = front.end - front.start;
+                if written < size {
+                    front.start += written;
+                    break;
+                }
+                written -= size;
+                state.pending.pop_front();
+            }
+        }
+        self.wake_next(&mut state);
+        Ok(())
+    }
+
+    /// Lets the next waiting stream try. It commits or releases what it gets, and both lead here again, so nobody is forgotten.
+    pub(super) fn wake_next(&self, state: &mut State) {
+        if state.pending_bytes < PENDING_LIMIT
+            && state.window > 0
+            && let Some(next) = state.waiting.pop_front()
+        {
+            next.waiting.store(false, Relaxed);
+            next.wake_writer();
+        }
+    }
+
+    /// The peer granted credit. False: more than the protocol allows.
+    pub(in crate::hbone) fn granted(&self, id: u32, increment: i64) -> bool {
+        let mut state = self.state.lock();
+        if id == 0 {
+            state.window += increment;
+            let legal = state.window <= frame::MAX_WINDOW;
+            self.wake_next(&mut state);
+            return legal;
+        }
+        let Some(stream) = self.stream(id) else { return true };
+        let before = stream.send_window.fetch_add(increment, Relaxed);
+        if before <= 0 && before + increment > 0 {
+            stream.wake_writer();
+        }
+        before + increment <= frame::MAX_WINDOW
+    }
+
+    /// Sends TLS' goodbye.
+    pub(in crate::hbone) fn say_goodbye(&self) {
+        let mut state = self.state.lock();
+        self.send_record(&mut state, crate::tls::CONTENT_ALERT, &[1, 0]);
+    }
+}

@@ -1,7 +1,7 @@
 //! Housekeeping of the worker: the operator's two TCP servers, and the periodic work that belongs to no connection and no pod.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
@@ -17,12 +17,11 @@ use crate::bpf::Kernel;
 use crate::enrol::node::chain;
 use crate::proxy::ProxyShared;
 use crate::state::StateHandle;
-use crate::telemetry::{CertificateExpiry, Telemetry};
+use crate::telemetry::{CertificateExpiry, Telemetry, follow_kernel, sweep};
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
 const VERIFY: Duration = Duration::from_secs(5);
 const COLLECT: Duration = Duration::from_secs(5);
-const EXPIRE: Duration = Duration::from_secs(60);
 
 /// `GET /healthz/ready`: 200 when nothing is pending, else 500 with what is.
 pub async fn serve_readiness(listener: TcpListener, readiness: Readiness, drain: DrainToken) {
@@ -66,11 +65,8 @@ fn ready(readiness: &Readiness) -> Reply {
 
 /// Lets telemetry read its numbers from their owners.
 pub fn watch_health(telemetry: &Telemetry, kernel: &Arc<Kernel>, proxy: &Arc<ProxyShared>, certificates: &CertificateManager) {
+    telemetry.watch_kernel(kernel);
     let health = telemetry.health();
-    let source = kernel.clone();
-    health.watch_kernel_counters(move || source.counters());
-    let source = kernel.clone();
-    health.watch_maps(move || source.map_usage());
     // Weak: the proxy holds the telemetry.
     let source = Arc::downgrade(proxy);
     health.watch_tunnels(move || source.upgrade().map_or(0, |proxy| proxy.pool.stats().tunnels as u64));
@@ -123,29 +119,9 @@ pub fn keep(data: &Handle, kernel: &Arc<Kernel>, telemetry: &Telemetry, state: &
             let _ = tokio::task::spawn_blocking(move || kernel.collect_slots()).await;
         }
     });
-    let (expiring, state) = (telemetry.clone(), state.clone());
-    task::spawn("telemetry expiry", async move {
-        let mut ticks = ticks(EXPIRE);
-        loop {
-            ticks.tick().await;
-            expiring.expire(&state.snapshot_owned(), Instant::now());
-        }
-    });
+    task::spawn("telemetry sweep", sweep(telemetry.clone(), state.clone()));
     match kernel.events() {
-        Ok(mut events) => {
-            let telemetry = telemetry.clone();
-            task::spawn("kernel events", async move {
-                loop {
-                    match events.next().await {
-                        Ok(event) => telemetry.kernel_event(&event),
-                        Err(error) => {
-                            tracing::error!(%error, "kernel events cannot be read any more");
-                            return;
-                        }
-                    }
-                }
-            });
-        }
+        Ok(events) => drop(task::spawn("kernel events", follow_kernel(telemetry.clone(), events))),
         Err(error) => tracing::error!(error = %chain(&error), "kernel events cannot be read"),
     }
 }

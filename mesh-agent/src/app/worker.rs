@@ -110,7 +110,7 @@ async fn serve(config: Config, log: LogControl, keeper: Arc<Keeper>, data: Handl
         certificates: certificates.clone(),
         data: data.clone(),
         trust_domain: config.trust_domain.clone(),
-        counts: count_pods(&mut registry),
+        counts: count_pods(&mut registry, &telemetry),
         identities: parking_lot::Mutex::default(),
     };
     let manager = Manager::spawn(Arc::new(node));
@@ -208,20 +208,14 @@ fn subscribe(control: Arc<ControlConfig>, mut writer: StateWriter, metrics: Clie
     });
 }
 
-/// Gauges of pods, under the names that ztunnel's users know.
-fn count_pods(registry: &mut Registry) -> Box<dyn Fn(Counts) + Send + Sync> {
-    use prometheus_client::metrics::gauge::Gauge;
-    let gauge = |registry: &mut Registry, name: &str, help: &str| {
-        let gauge = Gauge::<i64>::default();
-        registry.register(name, help, gauge.clone());
-        gauge
-    };
-    let active = gauge(registry, "workload_manager_active_proxy_count", "Pods that are served");
-    let pending = gauge(registry, "workload_manager_pending_proxy_count", "Pods on their way in or out");
-    let unnamed = gauge(registry, "undermesh_pods_unnamed", "Pods taken over from an earlier worker that no client has named since");
+/// Pods in the metrics: how many are on their way, and how many nobody has claimed. Those that run are counted where they start and stop.
+fn count_pods(registry: &mut Registry, telemetry: &Telemetry) -> Box<dyn Fn(Counts) + Send + Sync> {
+    let unnamed = prometheus_client::metrics::gauge::Gauge::<i64>::default();
+    let help = "Pods taken over from an earlier worker that no client has named since";
+    registry.register("undermesh_pods_unnamed", help, unnamed.clone());
+    let metrics = telemetry.workload_manager().clone();
     Box::new(move |counts| {
-        active.set(counts.running as i64);
-        pending.set(counts.pending as i64);
+        metrics.pending(counts.pending);
         unnamed.set(counts.unnamed as i64);
     })
 }

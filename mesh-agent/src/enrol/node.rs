@@ -76,15 +76,16 @@ impl Runner for Node {
         payload: PodFds,
         cancel: CancellationToken,
     ) -> Result<RunningPod, Failure> {
-        let fresh = payload.adopted.is_none();
+        let taken_over = payload.taken_over;
         let undo = Undo { node: self.clone(), uid: spec.pod.uid.to_string(), cookie: spec.netns.cookie };
         match self.clone().bring_up(generation, &spec, payload, &cancel).await {
             Ok(running) => {
+                self.proxy.telemetry.workload_manager().started();
                 *self.identities.lock().entry(running.pod.identity.clone()).or_default() += 1;
                 let Spec { pod, netns } = &*spec;
                 tracing::info!(
                     namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid, identity = %running.pod.identity,
-                    netns = netns.inode, adopted = !fresh, "pod enrolled"
+                    netns = netns.inode, taken_over, "pod enrolled"
                 );
                 Ok(running)
             }
@@ -98,6 +99,7 @@ impl Runner for Node {
     async fn stop(self: Arc<Self>, running: RunningPod) {
         let RunningPod { pod, proxy, dns } = running;
         dns.stop();
+        self.proxy.telemetry.workload_manager().stopped();
         self.unuse(&pod.identity);
         let undo = Undo { node: self.clone(), uid: pod.uid.to_string(), cookie: pod.netns_cookie };
         // First no new captures, then no proxy: an app must not find the mesh half gone.
@@ -147,6 +149,7 @@ impl Node {
     ) -> Result<RunningPod, Failure> {
         let wanted = || if cancel.is_cancelled() { Err(Failure::passing(Code::Conflict, "cancelled")) } else { Ok(()) };
         wanted()?;
+        let taken_over = payload.taken_over;
         let (pod, listeners) = self.prepare(generation, spec, payload).await?;
         wanted()?;
         self.certificates.prefetch(&pod.identity);
@@ -168,6 +171,9 @@ impl Node {
         .await
         .map_err(failed("capture the pod"))?;
         proxy.kernel_ready();
+        if taken_over {
+            return Ok(RunningPod { pod, proxy, dns });
+        }
         tokio::select! {
             () = cancel.cancelled() => wanted()?,
             _ = self.certificates.certificate(&pod.identity) => {}
@@ -281,7 +287,7 @@ fn take_over(held: Held, checker: &Checker) -> Result<(Spec, PodFds), String> {
         true => None,
         false => Some(Listeners::adopt(&kinds, held.perishable).map_err(|error| error.to_string())?),
     };
-    Ok((spec, PodFds { netns, adopted }))
+    Ok((spec, PodFds { netns, adopted, taken_over: true }))
 }
 
 /// What must be undone when a start fails and when a pod goes. Each step is harmless if there is nothing to undo.

@@ -35,8 +35,10 @@ pub const SOCKET: &str = "enrol.sock";
 pub struct PodFds {
     /// The pod's network namespace.
     pub netns: OwnedFd,
-    /// Sockets that the keeper held; empty for a new pod.
+    /// Sockets that the keeper held, if they have not perished.
     pub adopted: Option<super::listeners::Listeners>,
+    /// An earlier worker had enrolled it: nobody waits for an answer.
+    pub taken_over: bool,
 }
 
 /// The listening server.
@@ -143,7 +145,7 @@ async fn carry_out(asked: Result<Asked, Failure>, session: SessionId, manager: &
             // In order with the client's other requests: a snapshot must not overtake an add before it.
             let checked = tokio::task::spawn_blocking(move || {
                 let id = checker.check(&pod, netns.as_fd(), cgroup.as_fd())?;
-                Ok((Spec { pod, netns: id }, PodFds { netns, adopted: None }))
+                Ok((Spec { pod, netns: id }, PodFds { netns, adopted: None, taken_over: false }))
             });
             match checked.await {
                 Ok(Ok((spec, payload))) => (Event::Add { session, request, spec, payload }, true),

@@ -1,0 +1,368 @@
+//! Harness of the agent's process tests: the real `mesh-agent`, keeper and worker, in a network namespace and cgroups of its own, without a
+//! control plane; a raw enrolment client; pods that are empty namespaces. Sockets of pods come from the kernel tests' factories.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+#[path = "../kernel/mod.rs"]
+pub mod kernel;
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kernel::{Cgroup, Factory, ip_command, new_netns};
+use mesh_agent::bpf::{Kernel, KernelConfig};
+use mesh_agent::keeper::packet;
+use mesh_proto::enrol::{Add, Del, Dns, Hello, Keep, Request, Response, Snapshot, request::Payload};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
+use nix::sys::time::TimeVal;
+use nix::unistd::Pid;
+use prost::Message;
+
+pub const DEADLINE: Duration = Duration::from_secs(20);
+/// Where nobody listens: a connect that succeeds was captured.
+pub const NOBODY: &str = "198.18.0.1:9999";
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// Waits for `condition` with a deadline.
+pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A node: folders, cgroups and a namespace for an agent.
+pub struct Host {
+    pub folder: tempfile::TempDir,
+    pub netns: OwnedFd,
+    pub instance: String,
+    pub pods: Cgroup,
+    pub agent: Cgroup,
+    _parent: Cgroup,
+}
+
+impl Host {
+    pub fn new() -> Host {
+        let instance = format!("undermesh-test-{}-a{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let parent = Cgroup::new(&instance);
+        let pods = Cgroup::new(&format!("{instance}/pods"));
+        let agent = Cgroup::new(&format!("{instance}/agent"));
+        let folder = tempfile::tempdir().unwrap();
+        let root = rcgen::generate_simple_self_signed(vec!["control".to_owned()]).unwrap();
+        fs::write(folder.path().join("root.pem"), root.cert.pem()).unwrap();
+        fs::write(folder.path().join("token"), "token").unwrap();
+        let netns = new_netns();
+        ip_command(netns.as_fd(), "link set lo up");
+        Host { folder, netns, instance, pods, agent, _parent: parent }
+    }
+
+    pub fn run_dir(&self) -> PathBuf {
+        self.folder.path().join("run")
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    pub fn command(&self) -> Command {
+        let path = |name: &str| self.folder.path().join(name);
+        let log = File::options().create(true).append(true).open(path("log")).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-agent"));
+        command
+            .args(["--node", "node-a", "--instance", &self.instance, "--control", "127.0.0.1:1", "--drain", "500ms"])
+            .arg("--control-root")
+            .arg(path("root.pem"))
+            .arg("--token")
+            .arg(path("token"))
+            .arg("--run-dir")
+            .arg(self.run_dir())
+            .arg("--pods-cgroup")
+            .arg(&self.pods.0)
+            .arg("--agent-cgroup")
+            .arg(&self.agent.0)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        let netns = self.netns.as_raw_fd();
+        // SAFETY: only system calls between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?;
+                match libc::setns(netns, libc::CLONE_NEWNET) {
+                    0 => Ok(()),
+                    _ => Err(io::Error::last_os_error()),
+                }
+            });
+        }
+        command
+    }
+
+    pub fn start(&self) -> Agent<'_> {
+        let agent = Agent { host: self, keeper: self.command().spawn().unwrap() };
+        eventually("the enrolment socket", || self.client().ok());
+        agent
+    }
+
+    pub fn client(&self) -> io::Result<Client> {
+        Client::connect(&self.run_dir().join("enrol.sock"))
+    }
+
+    /// An HTTP exchange over the admin socket.
+    pub fn admin(&self, request: &str) -> String {
+        let mut stream = UnixStream::connect(self.run_dir().join("admin.sock")).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let _ = stream.write_all(request.as_bytes());
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    pub fn get(&self, path: &str) -> String {
+        self.admin(&format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"))
+    }
+
+    /// Names of the pods that run, sorted.
+    pub fn pods(&self) -> Vec<String> {
+        let answer = self.get("/config_dump");
+        let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
+        let dump: serde_json::Value = serde_json::from_str(&body).unwrap_or_default();
+        let pods = dump["pods"].as_array().cloned().unwrap_or_default();
+        pods.iter().filter_map(|pod| pod["name"].as_str().map(str::to_owned)).collect()
+    }
+
+    /// An HTTP GET over TCP from inside the node's namespace.
+    pub fn http(&self, port: u16, path: &str) -> String {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        self.inside(move || {
+            let mut stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
+            stream.write_all(request.as_bytes()).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        })
+    }
+
+    fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let look = || {
+                // SAFETY: changes the namespace of this thread only, which ends here.
+                assert_eq!(unsafe { libc::setns(self.netns.as_raw_fd(), libc::CLONE_NEWNET) }, 0);
+                work()
+            };
+            scope.spawn(look).join().unwrap()
+        })
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("--- log of the agent\n{}", self.log());
+        }
+        let config = KernelConfig::new(self.instance.clone(), self.pods.0.clone(), self.agent.0.clone());
+        if let Err(error) = Kernel::uninstall(&config) {
+            eprintln!("cannot uninstall: {error}");
+        }
+    }
+}
+
+/// A running agent. Dropping it kills it.
+pub struct Agent<'a> {
+    pub host: &'a Host,
+    pub keeper: Child,
+}
+
+impl Agent<'_> {
+    /// The worker's pid, if there is one now.
+    pub fn find_worker(&self) -> Option<i32> {
+        let keeper = self.keeper.id();
+        let children = fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).unwrap_or_default();
+        children.split_whitespace().next().and_then(|pid| pid.parse().ok())
+    }
+
+    pub fn worker(&self) -> i32 {
+        eventually("a worker", || self.find_worker())
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.keeper.id() as i32), signal).unwrap();
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        let keeper = &mut self.keeper;
+        eventually("the end of the keeper", || keeper.try_wait().unwrap())
+    }
+
+    /// Kills the worker and returns the pid of the next.
+    pub fn kill_worker(&self) -> i32 {
+        let old = self.worker();
+        kill(Pid::from_raw(old), Signal::SIGKILL).unwrap();
+        eventually("another worker", || self.find_worker().filter(|pid| *pid != old))
+    }
+}
+
+impl Drop for Agent<'_> {
+    fn drop(&mut self) {
+        let _ = self.keeper.kill();
+        let _ = self.keeper.wait();
+        // The worker dies with its keeper; its cgroup can be removed when it is gone.
+        let procs = self.host.agent.0.join("cgroup.procs");
+        eventually("the end of the worker", || fs::read_to_string(&procs).is_ok_and(|pids| pids.trim().is_empty()).then_some(()));
+    }
+}
+
+/// A pod that is not enrolled yet: a namespace with loopback, a dummy interface and a cgroup.
+pub struct Pod {
+    pub name: String,
+    pub netns: OwnedFd,
+    pub address: IpAddr,
+    pub cgroup: Cgroup,
+    pub app: Factory,
+}
+
+impl Pod {
+    pub fn new(host: &Host, name: &str) -> Pod {
+        let netns = new_netns();
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let address: IpAddr = format!("198.18.{}.{}", 1 + n / 250, 1 + n % 250).parse().unwrap();
+        ip_command(netns.as_fd(), "link set lo up");
+        ip_command(netns.as_fd(), "link add eth0 type veth peer name eth1");
+        ip_command(netns.as_fd(), &format!("addr add {address}/15 dev eth0"));
+        ip_command(netns.as_fd(), "link set eth0 up");
+        ip_command(netns.as_fd(), "link set eth1 up");
+        let cgroup = Cgroup::new(&format!("{}/pods/{name}", host.instance));
+        let app = Factory::new(&cgroup, netns.as_fd());
+        Pod { name: name.to_owned(), netns, address, cgroup, app }
+    }
+
+    pub fn uid(&self) -> String {
+        format!("uid-{}", self.name)
+    }
+
+    pub fn add(&self) -> Add {
+        Add {
+            uid: self.uid(),
+            namespace: "default".into(),
+            name: self.name.clone(),
+            service_account: "app".into(),
+            ips: vec![self.address.to_string()],
+            dns: Some(Dns { nameservers: vec!["198.18.0.53".into()], searches: vec![], ndots: 5 }),
+            node: "node-a".into(),
+        }
+    }
+
+    pub fn inode(&self) -> u64 {
+        nix::sys::stat::fstat(&self.netns).unwrap().st_ino
+    }
+
+    /// Connects to where nobody listens. Only the agent can answer.
+    pub fn connect(&self) -> io::Result<socket2::Socket> {
+        let to: SocketAddr = NOBODY.parse().unwrap();
+        let socket = self.app.tcp(to.ip());
+        kernel::connect(&socket, to)?;
+        Ok(socket)
+    }
+}
+
+/// A raw enrolment client.
+pub struct Client {
+    socket: OwnedFd,
+}
+
+impl Client {
+    pub fn connect(path: &Path) -> io::Result<Client> {
+        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+        setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::new(DEADLINE.as_secs() as i64, 0))?;
+        connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+        Ok(Client { socket: fd })
+    }
+
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// A client that has said hello.
+    pub fn greeted(host: &Host) -> Client {
+        let client = host.client().unwrap();
+        client.ok(Payload::Hello(Hello { version: 1 }), &[]);
+        client
+    }
+
+    pub fn send_bytes(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        packet::send(self.socket.as_fd(), bytes, fds)
+    }
+
+    pub fn send(&self, payload: Payload, fds: &[BorrowedFd<'_>]) {
+        self.send_bytes(&Request { payload: Some(payload) }.encode_to_vec(), fds).unwrap();
+    }
+
+    /// The next answer; none when the agent has hung up.
+    pub fn receive(&self) -> Option<Response> {
+        let packet = packet::receive(self.socket.as_fd()).ok().flatten()?;
+        Some(Response::decode(packet.bytes.as_slice()).unwrap())
+    }
+
+    pub fn ask(&self, payload: Payload, fds: &[BorrowedFd<'_>]) -> Option<Response> {
+        self.send(payload, fds);
+        self.receive()
+    }
+
+    pub fn ok(&self, payload: Payload, fds: &[BorrowedFd<'_>]) {
+        let text = format!("{payload:?}");
+        assert_eq!(self.ask(payload, fds), Some(done()), "{text}");
+    }
+
+    pub fn send_add(&self, pod: &Pod) {
+        let cgroup = File::open(&pod.cgroup.0).unwrap();
+        self.send(Payload::Add(pod.add()), &[pod.netns.as_fd(), cgroup.as_fd()]);
+    }
+
+    pub fn add(&self, pod: &Pod) {
+        self.send_add(pod);
+        assert_eq!(self.receive(), Some(done()), "add of {}", pod.name);
+    }
+
+    pub fn keep(&self, pod: &Pod) {
+        self.ok(Payload::Keep(Keep { uid: pod.uid() }), &[]);
+    }
+
+    pub fn del(&self, pod: &Pod) {
+        self.ok(Payload::Del(Del { uid: pod.uid() }), &[]);
+    }
+
+    pub fn snapshot(&self) {
+        self.ok(Payload::Snapshot(Snapshot {}), &[]);
+    }
+}
+
+fn done() -> Response {
+    Response { done: true, ..Response::default() }
+}
+
+/// Whether a process has a descriptor of, or a thread in, the namespace.
+pub fn refers_to(pid: i32, netns_inode: u64) -> bool {
+    let link = format!("net:[{netns_inode}]");
+    let is = |path: PathBuf| fs::read_link(path).is_ok_and(|target| target.to_string_lossy() == link);
+    let entries = |path: String| fs::read_dir(path).into_iter().flatten().flatten();
+    entries(format!("/proc/{pid}/fd")).any(|entry| is(entry.path()))
+        || entries(format!("/proc/{pid}/task")).any(|entry| is(entry.path().join("ns/net")))
+}
+
+/// Inodes of all sockets that a process has.
+pub fn open_fds(pid: i32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).map(|entries| entries.count()).unwrap_or(0)
+}

@@ -101,7 +101,14 @@ impl Admin {
             Ok(Asked::Connections) => json(&serde_json::to_value(self.proxy.connections()).unwrap_or_default()),
             Ok(Asked::Healthz) => {
                 let pending = self.readiness.pending();
-                text(StatusCode::OK, if pending.is_empty() { "ready\n".to_owned() } else { format!("pending: {}\n", pending.join(", ")) })
+                text(
+                    StatusCode::OK,
+                    if pending.is_empty() {
+                        "ready\n".to_owned()
+                    } else {
+                        format!("pending: {}\n", pending.join(", "))
+                    },
+                )
             }
             Ok(Asked::Logging(filter)) => match self.log.set_level(filter) {
                 Ok(()) => text(StatusCode::OK, format!("log level is {}\n", self.log.level())),
@@ -149,12 +156,20 @@ fn read(request: &Request<Bytes>) -> Result<Asked, (StatusCode, String)> {
     let headers = request.headers();
     let host = headers.get(header::HOST).map(|host| host.as_bytes());
     if headers.contains_key(header::ORIGIN) || !matches!(host, None | Some(b"" | b"localhost" | b"admin")) {
-        return refuse(StatusCode::FORBIDDEN, "requests of browsers are not served: no Origin, and Host must be localhost");
+        return refuse(
+            StatusCode::FORBIDDEN,
+            "requests of browsers are not served: no Origin, and Host must be localhost",
+        );
     }
     let order = match request.uri().path() {
         "/config_dump" | "/connections" | "/healthz" => false,
         "/logging" | "/drain" | "/quit" => true,
-        _ => return refuse(StatusCode::NOT_FOUND, "there are /config_dump /connections /healthz, and to POST: /logging?level= /drain /quit"),
+        _ => {
+            return refuse(
+                StatusCode::NOT_FOUND,
+                "there are /config_dump /connections /healthz, and to POST: /logging?level= /drain /quit",
+            );
+        }
     };
     if request.method() != if order { Method::POST } else { Method::GET } {
         return refuse(StatusCode::METHOD_NOT_ALLOWED, if order { "POST it" } else { "GET it" });

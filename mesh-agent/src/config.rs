@@ -194,7 +194,12 @@ impl Flags {
             metrics: raw.parse("metrics", Some("0.0.0.0:15020"), |text| text.parse().ok(), "IP:PORT"),
             readiness: raw.parse("readiness", Some("0.0.0.0:15021"), |text| text.parse().ok(), "IP:PORT"),
             log_format: raw.parse("log-format", Some("text"), log_format, "text or json"),
-            log_level: raw.parse("log-level", Some("info"), |text| text.parse().ok(), "LEVEL or TARGET=LEVEL, separated by commas"),
+            log_level: raw.parse(
+                "log-level",
+                Some("info"),
+                |text| text.parse().ok(),
+                "LEVEL or TARGET=LEVEL, separated by commas",
+            ),
             drain: raw.parse("drain", Some("5s"), duration, "a duration like 5s, 500ms or 2m, at most 1h"),
             workers: raw.parse("workers", Some(&default_workers()), workers, "a number from 1 to 512"),
             trust_domain: raw.parse("trust-domain", Some("cluster.local"), |text| text.parse().ok(), "a trust domain"),
@@ -269,7 +274,13 @@ impl Raw {
         self.problems.push(Problem { usage, line: format!("{name} is {value:?}, expected {expected}") });
     }
 
-    fn check(&mut self, flag: &'static str, value: Option<String>, good: impl Fn(&str) -> bool, expected: &str) -> String {
+    fn check(
+        &mut self,
+        flag: &'static str,
+        value: Option<String>,
+        good: impl Fn(&str) -> bool,
+        expected: &str,
+    ) -> String {
         let value = value.unwrap_or_default();
         if !value.is_empty() && !good(&value) {
             self.refuse(flag, &value, expected);
@@ -277,7 +288,13 @@ impl Raw {
         value
     }
 
-    fn parse<T: Placeholder>(&mut self, flag: &'static str, default: Option<&str>, parse: impl Fn(&str) -> Option<T>, expected: &str) -> T {
+    fn parse<T: Placeholder>(
+        &mut self,
+        flag: &'static str,
+        default: Option<&str>,
+        parse: impl Fn(&str) -> Option<T>,
+        expected: &str,
+    ) -> T {
         let Some(text) = self.text(flag, default.map(str::to_owned)) else { return T::placeholder() };
         parse(&text).unwrap_or_else(|| {
             self.refuse(flag, &text, expected);
@@ -308,7 +325,8 @@ impl Raw {
             self.problems.push(Problem { usage: false, line });
         }
         if normal(&config.agent_cgroup).starts_with(normal(&config.pods_cgroup)) {
-            let line = "--agent-cgroup must not be --pods-cgroup or below it: the agent would capture itself".to_owned();
+            let line =
+                "--agent-cgroup must not be --pods-cgroup or below it: the agent would capture itself".to_owned();
             self.problems.push(Problem { usage: false, line });
         }
     }
@@ -362,7 +380,8 @@ fn is_node_name(text: &str) -> bool {
 fn host_and_port(text: &str) -> Option<String> {
     let (host, port) = text.rsplit_once(':')?;
     let bracketed = host.starts_with('[') && host.ends_with(']');
-    (!host.is_empty() && (bracketed || !host.contains(':')) && port.parse::<u16>().is_ok_and(|port| port > 0)).then(|| text.to_owned())
+    (!host.is_empty() && (bracketed || !host.contains(':')) && port.parse::<u16>().is_ok_and(|port| port > 0))
+        .then(|| text.to_owned())
 }
 
 fn log_format(text: &str) -> Option<LogFormat> {
@@ -409,7 +428,11 @@ impl fmt::Display for Config {
         let Config { node, instance, control, metrics, readiness, workers, drain, .. } = self;
         write!(f, "node={node} instance={instance} control={} control_name={}", control.address, control.server_name)?;
         write!(f, " control_root={:?} token={:?} cluster_id={}", control.root, control.token, control.cluster_id)?;
-        write!(f, " network={:?} trust_domain={} cluster_domain={}", control.network, self.trust_domain, self.cluster_domain)?;
+        write!(
+            f,
+            " network={:?} trust_domain={} cluster_domain={}",
+            control.network, self.trust_domain, self.cluster_domain
+        )?;
         write!(f, " run_dir={:?} pods_cgroup={:?}", self.run_dir, self.pods_cgroup)?;
         write!(f, " agent_cgroup={:?} bpffs={:?}", self.agent_cgroup, self.bpffs)?;
         write!(f, " metrics={metrics} readiness={readiness} workers={workers} drain={drain:?}")?;

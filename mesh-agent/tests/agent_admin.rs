@@ -153,5 +153,8 @@ fn hardening_B192_B193_a_wrong_command_line_ends_with_every_reason() {
     let (code, text) = run(&|command| {
         command.env("UNDERMESH_WORKERS", "8Gi");
     });
-    assert_eq!((code, text.as_str()), (Some(78), "mesh-agent: UNDERMESH_WORKERS is \"8Gi\", expected a number from 1 to 512\n"));
+    assert_eq!(
+        (code, text.as_str()),
+        (Some(78), "mesh-agent: UNDERMESH_WORKERS is \"8Gi\", expected a number from 1 to 512\n")
+    );
 }

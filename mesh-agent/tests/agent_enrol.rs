@@ -35,7 +35,12 @@ fn hardening_B128_other_users_are_refused() {
     assert_eq!(mode(host.run_dir().join("enrol.sock")), 0o600);
     assert_eq!(mode(host.run_dir().join("admin.sock")), 0o600);
     // A process of another user that got hold of a way to the sockets all the same.
-    for path in [host.folder.path().to_owned(), host.run_dir(), host.run_dir().join("enrol.sock"), host.run_dir().join("admin.sock")] {
+    for path in [
+        host.folder.path().to_owned(),
+        host.run_dir(),
+        host.run_dir().join("enrol.sock"),
+        host.run_dir().join("admin.sock"),
+    ] {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
     }
     for (socket, kind) in [("enrol.sock", libc::SOCK_SEQPACKET), ("admin.sock", libc::SOCK_STREAM)] {
@@ -112,7 +117,12 @@ fn hardening_B129_B133_B134_a_pod_that_is_not_what_it_claims_is_refused_alone() 
         ("swapped", plain.clone(), vec![cgroup.as_fd(), netns()], REFUSED),
         ("the agent's netns", plain.clone(), vec![own.as_fd(), cgroup.as_fd()], REFUSED),
         ("the machine's netns", plain.clone(), vec![first.as_fd(), cgroup.as_fd()], REFUSED),
-        ("another pod's netns", with(&|add| add.ips = vec![good.address.to_string()]), vec![good.netns.as_fd(), cgroup.as_fd()], CONFLICT),
+        (
+            "another pod's netns",
+            with(&|add| add.ips = vec![good.address.to_string()]),
+            vec![good.netns.as_fd(), cgroup.as_fd()],
+            CONFLICT,
+        ),
         ("the agent's cgroup", plain.clone(), vec![netns(), agents.as_fd()], REFUSED),
         ("the cgroup of all pods", plain.clone(), vec![netns(), parents.as_fd()], REFUSED),
         ("a folder for a cgroup", plain.clone(), vec![netns(), ordinary.as_fd()], REFUSED),
@@ -242,7 +252,9 @@ fn hardening_B132_a_snapshot_removes_what_was_not_named_also_after_a_restart() {
     eventually("the others are released", || (host.pods() == ["pod-0", "pod-1"]).then_some(()));
     let (worker, keeper) = (agent.worker(), agent.keeper.id() as i32);
     for gone in &pods[2..] {
-        eventually("no reference", || (!refers_to(worker, gone.inode()) && !refers_to(keeper, gone.inode())).then_some(()));
+        eventually("no reference", || {
+            (!refers_to(worker, gone.inode()) && !refers_to(keeper, gone.inode())).then_some(())
+        });
     }
     pods[0].connect().unwrap();
 }
@@ -314,4 +326,3 @@ fn ports_that_the_app_uses_are_worked_around() {
     pod.connect().unwrap();
     drop(apps);
 }
-

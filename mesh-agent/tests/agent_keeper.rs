@@ -138,10 +138,15 @@ fn hardening_F8_a_second_agent_is_refused_in_one_line() {
     }
     let host = Host::new();
     let agent = host.start();
-    let output = host.command().stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).output().unwrap();
+    let output =
+        host.command().stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).output().unwrap();
     assert_eq!(output.status.code(), Some(69));
     let line = String::from_utf8(output.stderr).unwrap();
-    let expected = format!("mesh-agent: another agent (pid {}) already runs with the run folder {:?}\n", agent.keeper.id(), host.run_dir());
+    let expected = format!(
+        "mesh-agent: another agent (pid {}) already runs with the run folder {:?}\n",
+        agent.keeper.id(),
+        host.run_dir()
+    );
     assert_eq!(line, expected);
     // The first is untouched.
     assert!(host.client().is_ok());
@@ -164,7 +169,9 @@ fn hardening_F22_a_removed_pod_leaves_no_reference_to_its_namespace() {
         assert!(refers_to(worker, pod.inode()) && refers_to(keeper, pod.inode()));
         client.del(&pod);
         // The socket thread may still be in the namespace for a moment; nothing else may.
-        eventually("no reference", || (!refers_to(worker, pod.inode()) && !refers_to(keeper, pod.inode())).then_some(()));
+        eventually("no reference", || {
+            (!refers_to(worker, pod.inode()) && !refers_to(keeper, pod.inode())).then_some(())
+        });
         // Its connections were cut, not forgotten.
         assert!(matches!(live.recv(&mut [std::mem::MaybeUninit::uninit()]), Ok(0) | Err(_)));
     }

@@ -204,7 +204,8 @@ mod tests {
         let huge = format!("GET /{} HTTP/1.1\r\nhost: localhost\r\n\r\n", "a".repeat(1 << 20));
         let refused = exchange(address, huge.as_bytes()).await;
         assert!(refused.is_empty() || refused.starts_with("HTTP/1.1 4"), "{refused}");
-        let body = format!("POST / HTTP/1.1\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{}", 70_000, "b".repeat(70_000));
+        let body =
+            format!("POST / HTTP/1.1\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{}", 70_000, "b".repeat(70_000));
         let refused = exchange(address, body.as_bytes()).await;
         assert!(refused.is_empty() || refused.starts_with("HTTP/1.1 413 "), "{refused}");
     }

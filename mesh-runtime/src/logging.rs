@@ -180,7 +180,9 @@ where
                 write!(out, "{time}\t{level}\t{scope}\t{}", OneLine(&fields.message))?;
                 for (name, value) in &fields.rest {
                     match value {
-                        Value::String(text) if !fields.bare.contains(name) => write!(out, "\t{name}={}", Value::from(text.as_str()))?,
+                        Value::String(text) if !fields.bare.contains(name) => {
+                            write!(out, "\t{name}={}", Value::from(text.as_str()))?
+                        }
                         Value::String(text) => write!(out, "\t{name}={}", OneLine(text))?,
                         other => write!(out, "\t{name}={other}")?,
                     }
@@ -205,7 +207,9 @@ struct OneLine<'a>(&'a str);
 
 impl fmt::Display for OneLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.chars().try_for_each(|c| if c.is_control() { write!(f, "{}", c.escape_default()) } else { f.write_char(c) })
+        self.0
+            .chars()
+            .try_for_each(|c| if c.is_control() { write!(f, "{}", c.escape_default()) } else { f.write_char(c) })
     }
 }
 

@@ -64,7 +64,12 @@ fn ready(readiness: &Readiness) -> Reply {
 }
 
 /// Lets telemetry read its numbers from their owners.
-pub fn watch_health(telemetry: &Telemetry, kernel: &Arc<Kernel>, proxy: &Arc<ProxyShared>, certificates: &CertificateManager) {
+pub fn watch_health(
+    telemetry: &Telemetry,
+    kernel: &Arc<Kernel>,
+    proxy: &Arc<ProxyShared>,
+    certificates: &CertificateManager,
+) {
     telemetry.watch_kernel(kernel);
     let health = telemetry.health();
     // Weak: the proxy holds the telemetry.

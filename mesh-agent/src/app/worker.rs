@@ -56,7 +56,8 @@ pub fn run(config: Config) -> Result<i32, Refusal> {
         .enable_all()
         .build()
         .map_err(system("data plane runtime"))?;
-    let control = Builder::new_current_thread().thread_name("control").enable_all().build().map_err(system("control runtime"))?;
+    let control =
+        Builder::new_current_thread().thread_name("control").enable_all().build().map_err(system("control runtime"))?;
     watchdog::watch(&[("control", control.handle().clone()), ("data", data.handle().clone())]);
     let status = control.block_on(serve(config, log, Arc::new(keeper), data.handle().clone()));
     stop(data);
@@ -95,8 +96,11 @@ async fn serve(config: Config, log: LogControl, keeper: Arc<Keeper>, data: Handl
     let proxy = {
         // The tasks that it starts belong to the data plane.
         let _data = data.enter();
-        let proxy_config =
-            ProxyConfig { node: config.node.as_str().into(), network: config.control.network.as_str().into(), ..ProxyConfig::default() };
+        let proxy_config = ProxyConfig {
+            node: config.node.as_str().into(),
+            network: config.control.network.as_str().into(),
+            ..ProxyConfig::default()
+        };
         let certificates = Arc::new(certificates.clone());
         ProxyShared::new(proxy_config, state.clone(), certificates, kernel.clone(), telemetry.clone(), &mut registry)
     };
@@ -129,7 +133,8 @@ async fn serve(config: Config, log: LogControl, keeper: Arc<Keeper>, data: Handl
     let admin_socket = admin::listen(&config.run_dir).map_err(Refusal::system("admin socket"))?;
     task::spawn("admin server", admin::serve(admin_socket, Arc::new(admin), servers.token()));
 
-    let checker = Checker::new(&config.node, &config.pods_cgroup, &config.agent_cgroup).map_err(Refusal::system("checks of pods"))?;
+    let checker = Checker::new(&config.node, &config.pods_cgroup, &config.agent_cgroup)
+        .map_err(Refusal::system("checks of pods"))?;
     let checker = Arc::new(checker);
     // Before clients may speak: what they say about pods is compared with what runs.
     let (listing, looking) = (keeper.clone(), checker.clone());
@@ -174,7 +179,9 @@ async fn serve(config: Config, log: LogControl, keeper: Arc<Keeper>, data: Handl
 
 async fn bind(address: std::net::SocketAddr) -> Result<TcpListener, Refusal> {
     // A worker that was just killed leaves connections in TIME_WAIT; tokio's bind sets SO_REUSEADDR, so they do not matter.
-    TcpListener::bind(address).await.map_err(|error| Refusal::new(EXIT_UNAVAILABLE, &format!("cannot listen on {address}"), &error))
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| Refusal::new(EXIT_UNAVAILABLE, &format!("cannot listen on {address}"), &error))
 }
 
 async fn start_kernel(config: &Config) -> Result<Arc<Kernel>, Refusal> {
@@ -193,8 +200,14 @@ async fn start_kernel(config: &Config) -> Result<Arc<Kernel>, Refusal> {
 
 fn control_config(config: &Config) -> ControlConfig {
     let control = &config.control;
-    let defaults = ControlConfig::new(control.address.clone(), control.root.clone(), Some(control.token.clone()), config.node.clone());
-    let server_name = if control.server_name.is_empty() { defaults.server_name.clone() } else { control.server_name.clone() };
+    let defaults = ControlConfig::new(
+        control.address.clone(),
+        control.root.clone(),
+        Some(control.token.clone()),
+        config.node.clone(),
+    );
+    let server_name =
+        if control.server_name.is_empty() { defaults.server_name.clone() } else { control.server_name.clone() };
     ControlConfig { server_name, cluster_id: control.cluster_id.clone(), network: control.network.clone(), ..defaults }
 }
 
@@ -203,9 +216,7 @@ fn subscribe(control: Arc<ControlConfig>, mut writer: StateWriter, metrics: Clie
         writer.apply(changes);
         Ok(())
     };
-    task::spawn("control stream", async move {
-        match mesh_client::run(control, sink, metrics).await {}
-    });
+    task::spawn("control stream", async move { match mesh_client::run(control, sink, metrics).await {} });
 }
 
 /// Pods in the metrics: how many are on their way, and how many nobody has claimed. Those that run are counted where they start and stop.

@@ -27,7 +27,8 @@ fn parse(flags: &BTreeMap<&'static str, OsString>, environment: &[(&str, OsStrin
         argument
     });
     let cli = Cli::try_parse_from([OsString::from("mesh-agent")].into_iter().chain(arguments)).unwrap();
-    let lookup = |name: &str| environment.iter().find(|(variable, _)| *variable == name).map(|(_, value)| value.clone());
+    let lookup =
+        |name: &str| environment.iter().find(|(variable, _)| *variable == name).map(|(_, value)| value.clone());
     let mut result = cli.flags.resolve(&lookup);
     // Whether this machine has cgroup v2 is not what these tests are about.
     if let Err(problems) = &mut result {
@@ -86,7 +87,11 @@ fn hardening_b193_wrong_environment_is_named_with_status_78() {
         ("UNDERMESH_WORKERS", "100m".into(), "UNDERMESH_WORKERS is \"100m\", expected a number from 1 to 512"),
         ("UNDERMESH_CLUSTER_ID", not_utf8, "UNDERMESH_CLUSTER_ID is not UTF-8"),
         ("UNDERMESH_LOG_LEVEL", "info\n".into(), "UNDERMESH_LOG_LEVEL contains control characters"),
-        ("UNDERMESH_DRAIN", "1d".into(), "UNDERMESH_DRAIN is \"1d\", expected a duration like 5s, 500ms or 2m, at most 1h"),
+        (
+            "UNDERMESH_DRAIN",
+            "1d".into(),
+            "UNDERMESH_DRAIN is \"1d\", expected a duration like 5s, 500ms or 2m, at most 1h",
+        ),
     ];
     for (variable, value, expected) in rows {
         let problems = parse(&good(), &[(variable, value)]).unwrap_err();

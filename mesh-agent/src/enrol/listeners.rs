@@ -64,7 +64,10 @@ impl Listeners {
     /// Puts together what the keeper held: `kinds` says what each descriptor is.
     pub fn adopt(kinds: &[Kind], fds: Vec<OwnedFd>) -> io::Result<Self> {
         if kinds.len() != fds.len() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{} sockets for {} kinds", fds.len(), kinds.len())));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{} sockets for {} kinds", fds.len(), kinds.len()),
+            ));
         }
         let mut listeners = Listeners::default();
         for (kind, fd) in kinds.iter().zip(fds) {
@@ -81,9 +84,16 @@ impl Listeners {
 
     /// Every socket with its kind, in a fixed order.
     pub fn all(&self) -> Vec<(Kind, BorrowedFd<'_>)> {
-        let tcp = [(Kind::Outbound, &self.outbound), (Kind::Plaintext, &self.plaintext), (Kind::Hbone, &self.hbone), (Kind::DnsTcp, &self.dns_tcp)];
-        let mut all: Vec<_> =
-            tcp.into_iter().flat_map(|(kind, sockets)| sockets.iter().map(move |socket| (kind, socket.as_fd()))).collect();
+        let tcp = [
+            (Kind::Outbound, &self.outbound),
+            (Kind::Plaintext, &self.plaintext),
+            (Kind::Hbone, &self.hbone),
+            (Kind::DnsTcp, &self.dns_tcp),
+        ];
+        let mut all: Vec<_> = tcp
+            .into_iter()
+            .flat_map(|(kind, sockets)| sockets.iter().map(move |socket| (kind, socket.as_fd())))
+            .collect();
         all.extend(self.dns_udp.iter().map(|socket| (Kind::DnsUdp, socket.as_fd())));
         all
     }

@@ -212,18 +212,29 @@ impl<P> Machine<P> {
             return;
         }
         let current = self.start(spec, payload, Vec::new(), actions);
-        self.pods.insert(uid, Entry { current, next: None, leaving: Vec::new(), named_at: 0, confirmed: true, claims: Vec::new() });
+        self.pods.insert(
+            uid,
+            Entry { current, next: None, leaving: Vec::new(), named_at: 0, confirmed: true, claims: Vec::new() },
+        );
     }
 
     /// `Ok(true)`: done; `Ok(false)`: the request waits.
-    fn add(&mut self, session: SessionId, request: RequestId, spec: Spec, payload: P, actions: &mut Vec<Action<P>>) -> Result<bool, Failure> {
+    fn add(
+        &mut self,
+        session: SessionId,
+        request: RequestId,
+        spec: Spec,
+        payload: P,
+        actions: &mut Vec<Action<P>>,
+    ) -> Result<bool, Failure> {
         let uid = spec.pod.uid.clone();
         self.netns_is_free(&uid, spec.netns)?;
         let named_at = self.opened;
         let Some(entry) = self.pods.get_mut(&uid) else {
             let current = self.start(spec, payload, vec![request], actions);
             let claims = vec![(session, request)];
-            self.pods.insert(uid, Entry { current, next: None, leaving: Vec::new(), named_at, confirmed: false, claims });
+            self.pods
+                .insert(uid, Entry { current, next: None, leaving: Vec::new(), named_at, confirmed: false, claims });
             return Ok(false);
         };
         entry.named_at = named_at;

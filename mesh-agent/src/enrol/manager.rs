@@ -330,7 +330,8 @@ impl<R: Runner> Manager<R> {
                 }
             })
             .collect();
-        views.sort_unstable_by(|a, b| (&a.namespace, &a.name, a.generation).cmp(&(&b.namespace, &b.name, b.generation)));
+        views
+            .sort_unstable_by(|a, b| (&a.namespace, &a.name, a.generation).cmp(&(&b.namespace, &b.name, b.generation)));
         views
     }
 }

@@ -185,7 +185,12 @@ impl Node {
     }
 
     /// Opens or takes over the sockets, has them held, and makes the pod.
-    async fn prepare(&self, generation: Generation, spec: &Arc<Spec>, payload: PodFds) -> Result<(Arc<Pod>, Listeners), Failure> {
+    async fn prepare(
+        &self,
+        generation: Generation,
+        spec: &Arc<Spec>,
+        payload: PodFds,
+    ) -> Result<(Arc<Pod>, Listeners), Failure> {
         let request = &spec.pod;
         let identity = Identity::new(self.trust_domain.clone(), &request.namespace, &request.service_account)
             .map_err(|error| Failure::lasting(Code::Refused, error.to_string()))?;
@@ -243,7 +248,14 @@ impl Node {
         let (pod, shared, kernel) = (pod.clone(), self.proxy.clone(), self.kernel.clone());
         let serve = async move {
             let Listeners { outbound, plaintext, hbone, dns_udp, dns_tcp } = listeners;
-            let dns = DnsServer::start(pod.clone(), dns_udp, dns_tcp, shared.state.clone(), kernel, shared.telemetry.clone())?;
+            let dns = DnsServer::start(
+                pod.clone(),
+                dns_udp,
+                dns_tcp,
+                shared.state.clone(),
+                kernel,
+                shared.telemetry.clone(),
+            )?;
             let proxy = PodProxy::start(pod, ProxyListeners { outbound, plaintext, hbone }, shared)?;
             Ok((proxy, dns))
         };

@@ -92,7 +92,11 @@ mod tests {
             name: "n".into(),
             service_account: "sa".into(),
             ips: vec!["198.18.0.1".parse().unwrap(), "fd00:198::1".parse().unwrap()],
-            dns: PodDnsRequest { nameservers: vec!["198.18.0.10".parse().unwrap()], searches: vec!["a.b".into()], ndots: 5 },
+            dns: PodDnsRequest {
+                nameservers: vec!["198.18.0.10".parse().unwrap()],
+                searches: vec!["a.b".into()],
+                ndots: 5,
+            },
             node: "node".into(),
         };
         let spec = Spec { pod, netns: NetnsId { cookie: u64::MAX, inode: 4_026_531_840 } };

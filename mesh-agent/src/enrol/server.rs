@@ -71,7 +71,11 @@ impl EnrolServer {
                 }
             };
             if connection.peer.uid() != 0 {
-                tracing::warn!(uid = connection.peer.uid(), pid = connection.peer.pid(), "refused an enrolment client that is not root");
+                tracing::warn!(
+                    uid = connection.peer.uid(),
+                    pid = connection.peer.pid(),
+                    "refused an enrolment client that is not root"
+                );
                 continue;
             }
             let Ok(slot) = slots.clone().try_acquire_owned() else {
@@ -132,7 +136,12 @@ async fn converse(connection: SeqConnection, manager: ManagerHandle<PodFds>, che
     }
 }
 
-async fn carry_out(asked: Result<Asked, Failure>, session: SessionId, manager: &ManagerHandle<PodFds>, checker: &Arc<Checker>) -> Pending {
+async fn carry_out(
+    asked: Result<Asked, Failure>,
+    session: SessionId,
+    manager: &ManagerHandle<PodFds>,
+    checker: &Arc<Checker>,
+) -> Pending {
     let request = manager.fresh_id();
     let (event, claims) = match asked {
         Err(failure) => return ready(Err(failure)),
@@ -168,6 +177,8 @@ fn ready(result: Result<(), Failure>) -> Pending {
 fn response(result: &Result<(), Failure>) -> Response {
     match result {
         Ok(()) => Response { done: true, ..Response::default() },
-        Err(failure) => Response { error: failure.message.clone(), code: failure.code as u32, retry: failure.retry, done: false },
+        Err(failure) => {
+            Response { error: failure.message.clone(), code: failure.code as u32, retry: failure.retry, done: false }
+        }
     }
 }

@@ -108,10 +108,14 @@ impl Session {
         }
         let request = enrol_request(&packet.bytes).map_err(|error| match &error {
             // A well-formed request about a pod that cannot be: only that request fails.
-            mesh_proto::convert::ConvertError::Invalid { field, .. } if self.phase != Phase::Fresh && *field != "version" && *field != "request" => {
+            mesh_proto::convert::ConvertError::Invalid { field, .. }
+                if self.phase != Phase::Fresh && *field != "version" && *field != "request" =>
+            {
                 Failure::lasting(Code::Refused, error.to_string())
             }
-            mesh_proto::convert::ConvertError::Missing { field } if *field != "payload" && self.phase != Phase::Fresh => {
+            mesh_proto::convert::ConvertError::Missing { field }
+                if *field != "payload" && self.phase != Phase::Fresh =>
+            {
                 Failure::lasting(Code::Refused, error.to_string())
             }
             _ => protocol(&error.to_string()),
@@ -182,7 +186,18 @@ mod tests {
         let keep = || Keep("uid".into());
         let protocol = Some(Code::Protocol);
         let rows = [
-            (vec![(Hello, 0), (add(), 2), (keep(), 0), (Del("uid".into()), 0), (Snapshot, 0), (add(), 2), (Del("uid".into()), 0)], None),
+            (
+                vec![
+                    (Hello, 0),
+                    (add(), 2),
+                    (keep(), 0),
+                    (Del("uid".into()), 0),
+                    (Snapshot, 0),
+                    (add(), 2),
+                    (Del("uid".into()), 0),
+                ],
+                None,
+            ),
             (vec![(add(), 2)], protocol),
             (vec![(Snapshot, 0)], protocol),
             (vec![(Hello, 0), (Hello, 0)], protocol),

@@ -35,7 +35,8 @@ impl Keeper {
     pub fn from_environment() -> io::Result<Self> {
         let Some(number) = std::env::var_os(KEEPER_FD) else { return Ok(Keeper::none()) };
         let wrong = || io::Error::new(io::ErrorKind::InvalidInput, format!("{KEEPER_FD} does not name a socket"));
-        let number: RawFd = number.to_str().and_then(|text| text.parse().ok()).filter(|fd| *fd > 2).ok_or_else(wrong)?;
+        let number: RawFd =
+            number.to_str().and_then(|text| text.parse().ok()).filter(|fd| *fd > 2).ok_or_else(wrong)?;
         // SAFETY: only probes whether the number is open.
         if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
             return Err(wrong());
@@ -59,7 +60,13 @@ impl Keeper {
 
     /// Has descriptors held under `key`, in place of what was held there. `lasting` ones outlive a missing worker, `perishable` ones
     /// only for [`super::supervisor::HOLD`].
-    pub fn put(&self, key: &str, meta: &[u8], lasting: &[BorrowedFd<'_>], perishable: &[BorrowedFd<'_>]) -> io::Result<()> {
+    pub fn put(
+        &self,
+        key: &str,
+        meta: &[u8],
+        lasting: &[BorrowedFd<'_>],
+        perishable: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
         let lasting_count = u8::try_from(lasting.len()).map_err(|_| io::Error::other("too many descriptors"))?;
         let message = Message::Put { key: key.to_owned(), lasting: lasting_count, meta: meta.to_vec() };
         self.request(&message, &[lasting, perishable].concat())
@@ -98,9 +105,13 @@ impl Keeper {
 }
 
 fn answer(socket: BorrowedFd<'_>) -> io::Result<(Message, Vec<OwnedFd>)> {
-    let packet = packet::receive(socket)?.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the keeper is gone"))?;
+    let packet =
+        packet::receive(socket)?.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the keeper is gone"))?;
     if packet.truncated {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the keeper's answer was cut: too few free descriptors"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the keeper's answer was cut: too few free descriptors",
+        ));
     }
     Ok((Message::decode(&packet.bytes)?, packet.fds))
 }

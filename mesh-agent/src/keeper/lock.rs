@@ -107,7 +107,8 @@ mod tests {
         let mode = fs::metadata(&run_dir).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode, 0o700);
         let refused = acquire(&run_dir).unwrap_err().to_string();
-        let expected = format!("another agent (pid {}) already runs with the run folder {run_dir:?}", std::process::id());
+        let expected =
+            format!("another agent (pid {}) already runs with the run folder {run_dir:?}", std::process::id());
         assert_eq!(refused, expected);
         drop(first);
         acquire(&run_dir).unwrap();

@@ -144,7 +144,10 @@ mod tests {
         for count in [0, 1, 2, 11, MAX_FDS] {
             send(a.as_fd(), b"hello", &many[..count]).unwrap();
             let packet = receive(b.as_fd()).unwrap().unwrap();
-            assert_eq!((packet.bytes.as_slice(), packet.fds.len(), packet.truncated), (b"hello".as_slice(), count, false));
+            assert_eq!(
+                (packet.bytes.as_slice(), packet.fds.len(), packet.truncated),
+                (b"hello".as_slice(), count, false)
+            );
             assert!(packet.fds.iter().all(|fd| inode(fd.as_fd()) == inode(file.as_fd())));
         }
         drop(a);

@@ -113,7 +113,10 @@ impl Loop<'_> {
                     Action::Perish => {
                         let closed = self.store.perish();
                         if closed > 0 {
-                            tracing::warn!(sockets = closed, "no worker came back in time: closed the listening sockets");
+                            tracing::warn!(
+                                sockets = closed,
+                                "no worker came back in time: closed the listening sockets"
+                            );
                         }
                     }
                     Action::Exit(status) => return Some(status),
@@ -257,12 +260,8 @@ fn reply(socket: &OwnedFd, message: &Message, fds: &[std::os::fd::BorrowedFd<'_>
 }
 
 fn start_worker(command: &WorkerCommand) -> io::Result<Worker> {
-    let (ours, theirs) = socketpair(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        None,
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-    )?;
+    let (ours, theirs) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
     // The worker's end blocks; its client sets deadlines.
     nix::fcntl::fcntl(&theirs, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty()))?;
     setsockopt(&ours, sockopt::SendTimeout, &TimeVal::new(1, 0))?;

@@ -221,7 +221,9 @@ impl Drop for Agent<'_> {
         let _ = self.keeper.wait();
         // The worker dies with its keeper; its cgroup can be removed when it is gone.
         let procs = self.host.agent.0.join("cgroup.procs");
-        eventually("the end of the worker", || fs::read_to_string(&procs).is_ok_and(|pids| pids.trim().is_empty()).then_some(()));
+        eventually("the end of the worker", || {
+            fs::read_to_string(&procs).is_ok_and(|pids| pids.trim().is_empty()).then_some(())
+        });
     }
 }
 

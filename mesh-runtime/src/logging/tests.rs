@@ -42,7 +42,8 @@ fn sample() {
 fn text_lines_have_tabs_quotes_for_strings_and_no_control_characters() {
     let line = lines(LogFormat::Text, sample);
     let columns: Vec<&str> = line.trim_end().split('\t').collect();
-    let expected = ["info", "access", "connection\\ncomplete", "src.addr=198.18.0.1:1", "src.workload=\"client\"", "bytes=7"];
+    let expected =
+        ["info", "access", "connection\\ncomplete", "src.addr=198.18.0.1:1", "src.workload=\"client\"", "bytes=7"];
     assert_eq!(columns[1..], expected);
     assert_eq!(columns[0].len(), "2026-11-20T10:35:31.040477Z".len());
 }
@@ -62,7 +63,9 @@ fn hardening_b124_filters_are_levels_and_targets_or_refused() {
         assert!(good.parse::<Filter>().is_ok(), "{good}");
     }
     let long = "a=info,".repeat(200_000);
-    for bad in ["", "trace,x=../../", "loud", "info,=debug", "x=", "x=loud", "3", "info,,", "[span]=info", long.as_str()] {
+    for bad in
+        ["", "trace,x=../../", "loud", "info,=debug", "x=", "x=loud", "3", "info,,", "[span]=info", long.as_str()]
+    {
         assert!(bad.parse::<Filter>().is_err(), "{}", &bad[..bad.len().min(40)]);
     }
 }

@@ -208,7 +208,8 @@ fn cpu() -> [f64; 2] {
     ["client", "server"].map(|name| {
         let mut ticks = 0;
         for task in std::fs::read_dir("/proc/self/task").unwrap() {
-            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+            // Threads of the application come and go.
+            let Ok(stat) = std::fs::read_to_string(task.unwrap().path().join("stat")) else { continue };
             let (head, tail) = stat.rsplit_once(") ").unwrap();
             if head.ends_with(&format!("({name}")) {
                 ticks += tail.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum::<u64>();

@@ -25,14 +25,14 @@ use tonic::transport::Server;
 
 use crate::ca::authority::Authority;
 use crate::ca::server::Issuing;
-use crate::ca::state;
-use crate::ca::token::Tokens;
+use crate::state;
+use crate::access::token::Tokens;
 use crate::config::Config;
 use crate::index::View;
 use crate::manifest::watch::FolderSource;
 use crate::metrics::Metrics;
 use crate::publish::{self, Outlets};
-use crate::serve::access::Access;
+use crate::access::check::Access;
 use crate::serve::server::{Discovery, Streams};
 use crate::serve::tls::{self, ServerCertificate};
 use crate::status::Status;

@@ -5,7 +5,7 @@ use mesh_core::Change;
 use crate::index::{self, Settings};
 use crate::manifest::file;
 use crate::resource::catalog::{Catalog, Scan};
-use crate::serve::world::{Kind, World};
+use crate::world::{Kind, World};
 
 /// A file of manifests, from bytes to what is sent. Whatever is read must be readable by a client, and every policy that a workload lists must
 /// be there.

@@ -9,8 +9,10 @@
 
 #![cfg_attr(test, allow(non_snake_case, reason = "tests carry the ids of the rows they prove"))]
 
+pub mod access;
 pub mod app;
 pub mod ca;
+pub mod clock;
 pub mod config;
 pub mod diagnosis;
 pub mod fuzz;
@@ -21,4 +23,7 @@ pub mod publish;
 pub mod resource;
 pub mod serve;
 pub mod source;
+pub mod state;
 pub mod status;
+pub mod world;
+pub mod yaml;

@@ -8,7 +8,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::serve::world::Kind;
+use crate::world::Kind;
 
 /// `type="address"`
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

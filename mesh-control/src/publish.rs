@@ -11,7 +11,7 @@ use crate::diagnosis::{Diagnosis, Severity};
 use crate::index::{self, Settings, View};
 use crate::manifest::file::{diagnosis, of_file};
 use crate::metrics::Metrics;
-use crate::serve::world::{Kind, World};
+use crate::world::{Kind, World};
 use crate::source::{Source, Update};
 
 /// Where the results go.

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use crate::diagnosis::Diagnosis;
 use crate::serve::server::Streams;
-use crate::serve::world::{Kind, World};
+use crate::world::{Kind, World};
 
 /// What is shown.
 #[derive(Clone, Debug)]

@@ -100,8 +100,8 @@ fn hardening_B119_a_bad_root_stops_the_start() {
     let folder = tempfile::tempdir().unwrap();
     let args = good(folder.path());
     let state = folder.path().join("state");
-    mesh_control::ca::state::folder(&state).unwrap();
-    mesh_control::ca::state::write(&state.join("ca-key.pem"), "", 0o600).unwrap();
+    mesh_control::state::folder(&state).unwrap();
+    mesh_control::state::write(&state.join("ca-key.pem"), "", 0o600).unwrap();
     let output = control(&args.iter().map(String::as_str).collect::<Vec<_>>());
     assert_eq!(output.status.code(), Some(78));
     let text = String::from_utf8(output.stderr).unwrap();

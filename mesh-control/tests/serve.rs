@@ -387,8 +387,8 @@ async fn hardening_F43_a_new_root_is_taken_over_while_it_serves() {
     let old = plane.roots();
     let (key, new) =
         mesh_control::ca::authority::make(&"cluster.local".parse().unwrap(), std::time::SystemTime::now()).unwrap();
-    mesh_control::ca::state::write(&plane.state("root-cert.pem"), &format!("{old}{new}"), 0o644).unwrap();
-    mesh_control::ca::state::write(&plane.state("ca-key.pem"), &key, 0o600).unwrap();
+    mesh_control::state::write(&plane.state("root-cert.pem"), &format!("{old}{new}"), 0o644).unwrap();
+    mesh_control::state::write(&plane.state("ca-key.pem"), &key, 0o600).unwrap();
     // Until it is taken over the listener shows a certificate of the old root, then one of the new: both are in the bundle.
     soon("takeover", async {
         while connect(plane.app.listen, &new, "127.0.0.1").await.is_err() {

@@ -11,7 +11,8 @@ use rustls_pki_types::pem::PemObject;
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::state::{self, StateError};
+use crate::clock::unix;
+use crate::state::{self, StateError};
 
 /// Ten years, as istiod's own root.
 const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -193,10 +194,6 @@ pub(super) fn serial() -> SerialNumber {
 
 pub(super) fn offset(time: SystemTime) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp(unix(time)).unwrap_or(OffsetDateTime::UNIX_EPOCH)
-}
-
-pub(super) fn unix(time: SystemTime) -> i64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
 }
 
 /// DER as PEM.

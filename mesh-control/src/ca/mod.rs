@@ -11,8 +11,6 @@ pub mod authority;
 pub mod ledger;
 pub mod server;
 pub mod sign;
-pub mod state;
-pub mod token;
 
 #[cfg(test)]
 mod tests;

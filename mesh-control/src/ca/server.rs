@@ -14,10 +14,10 @@ use tonic::{Request, Response, Status};
 use super::authority::Authority;
 use super::ledger::{Keys, Rates};
 use super::sign::{self, SignError};
-use super::token::Caller;
+use crate::access::token::Caller;
 use crate::diagnosis::printable;
 use crate::metrics::Metrics;
-use crate::serve::access::{Access, unauthenticated};
+use crate::access::check::{Access, unauthenticated};
 
 /// The service.
 #[derive(Clone)]

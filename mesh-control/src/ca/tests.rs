@@ -14,8 +14,8 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use super::authority::{self, Authority, AuthorityError, KEY_FILE, ROOTS_FILE};
 use super::ledger::{Keys, Rates};
 use super::sign::{self, SignError};
-use super::state::{self, StateError};
-use super::token::{TokenError, Tokens};
+use crate::state::{self, StateError};
+use crate::access::token::{TokenError, Tokens};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -405,7 +405,7 @@ fn hardening_B110_tokens() {
     assert!(!format!("{tokens:?}").contains("PRIVATE"));
     // The key stays, and so do tokens over a restart.
     assert!(Tokens::open(&path, "Kubernetes".into()).unwrap().verify(Some(&good), now, known).is_ok());
-    chmod(&path.join(super::token::KEY_FILE), 0o644);
+    chmod(&path.join(crate::access::token::KEY_FILE), 0o644);
     assert!(Tokens::open(&path, "Kubernetes".into()).is_err());
 }
 
@@ -415,7 +415,7 @@ fn hardening_B110_a_token_for_another_audience() {
     let (_parent, path) = folder();
     state::folder(&path).unwrap();
     let tokens = Tokens::open(&path, "Kubernetes".into()).unwrap();
-    let key = KeyPair::from_pem(&fs::read_to_string(path.join(super::token::KEY_FILE)).unwrap()).unwrap();
+    let key = KeyPair::from_pem(&fs::read_to_string(path.join(crate::access::token::KEY_FILE)).unwrap()).unwrap();
     let sign = |claims: &str| {
         use base64::Engine;
         let encode = |b: &[u8]| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(b);

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::document::{self, Document};
-use super::node::{self, Node, Span, Value};
+use crate::yaml::document::{self, Document};
+use crate::yaml::node::{self, Node, Span, Value};
 use crate::diagnosis::{Diagnosis, Place, Problem, Severity};
 use crate::resource::catalog::Found;
 use crate::resource::meta::{self, Head, head};

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh64::xxh64;
 
-use super::document::MAX_FILE_BYTES;
+use crate::yaml::document::MAX_FILE_BYTES;
 use super::file::{self, FileRead, of_file};
 use crate::diagnosis::{Diagnosis, Problem, Severity};
 use crate::resource::catalog::{Catalog, Scan};

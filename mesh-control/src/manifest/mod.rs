@@ -1,10 +1,8 @@
 //! The source that reads a folder of manifests: bytes to documents, documents to trees, trees to objects, with diagnoses that name file,
 //! line, column and field. Nothing here knows what the objects mean together.
 
-pub mod document;
 pub mod file;
 pub mod folder;
-pub mod node;
 pub mod watch;
 
 #[cfg(test)]

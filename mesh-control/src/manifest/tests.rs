@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::document::MAX_FILE_BYTES;
+use crate::yaml::document::MAX_FILE_BYTES;
 use super::file::read;
 use super::folder::{Folder, Seen};
 use crate::diagnosis::Severity;

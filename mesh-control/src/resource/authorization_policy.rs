@@ -19,7 +19,7 @@ use mesh_core::policy::{Action, Clause, Match, Rule, ServiceAccountMatch, String
 use super::fields::{Fields, Mapping};
 use super::{Key, Labels, Object, Read, Unreadable, meta};
 use crate::diagnosis::Problem;
-use crate::manifest::node::{Node as Tree, Value};
+use crate::yaml::node::{Node as Tree, Value};
 
 /// Set to `true`, the policy is evaluated and reported, never enforced.
 pub const DRY_RUN: &str = "istio.io/dry-run";

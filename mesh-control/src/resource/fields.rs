@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::Labels;
 use crate::diagnosis::{Problem, closest};
-use crate::manifest::node::{Entry, Node as Tree, Value, join};
+use crate::yaml::node::{Entry, Node as Tree, Value, join};
 
 /// Collects problems while an object is read.
 #[derive(Debug, Default)]

@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{Key, Kind, Labels};
 use crate::diagnosis::{Problem, Severity, closest};
-use crate::manifest::node::{Node as Tree, Value};
+use crate::yaml::node::{Node as Tree, Value};
 
 /// A document's head: enough to know what it is, even if the rest cannot be read.
 #[derive(Debug, PartialEq, Eq)]
@@ -159,7 +159,7 @@ pub fn selects(selector: &Labels, labels: &Labels) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::node::parse;
+    use crate::yaml::node::parse;
 
     #[test]
     fn heads() {

@@ -27,7 +27,7 @@ pub use pod::Pod;
 pub use service::Service;
 
 use crate::diagnosis::Problem;
-use crate::manifest::node::Node as Tree;
+use crate::yaml::node::Node as Tree;
 
 /// Labels, as written on objects and in selectors.
 pub type Labels = BTreeMap<String, String>;

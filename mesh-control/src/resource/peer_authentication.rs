@@ -7,7 +7,7 @@ use mesh_core::ArcStr;
 use super::fields::Fields;
 use super::{Key, Labels, Object, Read, Unreadable, meta};
 use crate::diagnosis::Problem;
-use crate::manifest::node::{Node as Tree, Value};
+use crate::yaml::node::{Node as Tree, Value};
 
 /// What happens to plaintext.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

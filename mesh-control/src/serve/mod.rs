@@ -1,10 +1,8 @@
 //! Serves the view to agents: the world is what there is to send, a session is what one client has and still needs, the server moves bytes.
 
-pub mod access;
 pub mod server;
 pub mod session;
 pub mod tls;
-pub mod world;
 
 #[cfg(test)]
 mod tests;

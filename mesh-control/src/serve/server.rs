@@ -18,10 +18,10 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::access::{Access, unauthenticated};
+use crate::access::check::{Access, unauthenticated};
 use super::session::{Action, Progress, Session};
-use super::world::World;
-use crate::ca::token::Caller;
+use crate::world::World;
+use crate::access::token::Caller;
 use crate::diagnosis::printable;
 use crate::metrics::Metrics;
 

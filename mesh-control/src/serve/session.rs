@@ -13,7 +13,7 @@ use std::sync::Arc;
 use mesh_core::ArcStr;
 use mesh_proto::discovery as wire;
 
-use super::world::{Kind, World};
+use crate::world::{Kind, World};
 
 /// Names that a client may ask for by itself.
 const MAX_NAMES: usize = 10_000;

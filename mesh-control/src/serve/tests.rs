@@ -9,7 +9,7 @@ use mesh_core::{NamespacedName, Service, Workload};
 use mesh_proto::discovery as wire;
 
 use super::session::{Action, Session};
-use super::world::{Kind, World};
+use crate::world::{Kind, World};
 use crate::index::View;
 
 /// A view with these workloads (name, address), each a member of the services, and these policies.

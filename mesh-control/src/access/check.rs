@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
-use crate::ca::token::{Caller, TokenError, Tokens};
+use crate::access::token::{Caller, TokenError, Tokens};
 use crate::index::View;
 
 /// Checks tokens against the nodes that exist now.

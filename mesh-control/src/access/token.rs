@@ -11,8 +11,8 @@ use rcgen::{KeyPair, SigningKey};
 use rustls_pki_types::{SignatureVerificationAlgorithm, alg_id};
 use serde::{Deserialize, Serialize};
 
-use super::authority::unix;
-use super::state::{self, StateError};
+use crate::clock::unix;
+use crate::state::{self, StateError};
 
 /// For whom the tokens are: the audience that agents of Istio have, too.
 pub const AUDIENCE: &str = "istio-ca";

@@ -1,0 +1,4 @@
+//! YAML as it was written: documents of a file, and trees whose every value knows its place. Manifests are read into these, and objects out of them.
+
+pub mod document;
+pub mod node;

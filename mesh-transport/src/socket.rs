@@ -2,9 +2,11 @@
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use mesh_runtime::fds;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
@@ -34,17 +36,30 @@ pub fn accept_failure(error: &io::Error) -> AcceptFailure {
 }
 
 /// Accepts for ever: errors of one connection are skipped, exhaustion backs off, so that the loop neither ends nor spins.
+///
+/// The last descriptors of the process are not for traffic: a connection that would take one is reset, so that the operator's sockets, the
+/// control plane and the CA always find some. The kernel gives the lowest free number, so a high number means that few are left.
 #[derive(Debug)]
 pub struct AcceptLoop {
     listener: TcpListener,
     pause: Duration,
     failures: u64,
+    highest: u64,
 }
 
 impl AcceptLoop {
     /// Wraps a listener.
     pub fn new(listener: TcpListener) -> Self {
-        Self { listener, pause: ACCEPT_PAUSE, failures: 0 }
+        let highest = match fds::limit() {
+            0 => u64::MAX,
+            limit => limit.saturating_sub(fds::RESERVE),
+        };
+        Self::with_highest(listener, highest)
+    }
+
+    /// Wraps a listener whose connections may have descriptors below `highest` only.
+    fn with_highest(listener: TcpListener, highest: u64) -> Self {
+        Self { listener, pause: ACCEPT_PAUSE, failures: 0, highest }
     }
 
     /// How many accepts failed so far.
@@ -61,6 +76,10 @@ impl AcceptLoop {
     pub async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
         loop {
             let error = match self.listener.accept().await {
+                Ok((stream, _)) if stream.as_raw_fd() as u64 >= self.highest => {
+                    reset(stream);
+                    io::Error::from_raw_os_error(libc::EMFILE)
+                }
                 Ok(accepted) => {
                     self.pause = ACCEPT_PAUSE;
                     return Ok(accepted);
@@ -166,5 +185,30 @@ fn transfer(
     match short {
         Some(count) => Ok(count),
         None => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    #[tokio::test]
+    #[expect(non_snake_case, reason = "tests carry the ids of their rows")]
+    async fn hardening_F30_the_last_descriptors_are_not_for_traffic() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut full = AcceptLoop::with_highest(listener, 0);
+        let mut client = TcpStream::connect(address).await.unwrap();
+
+        let mut byte = [0; 1];
+        let reset = tokio::select! {
+            accepted = full.accept() => panic!("accepted {accepted:?}"),
+            read = client.read(&mut byte) => read.unwrap_err(),
+        };
+
+        assert_eq!(reset.kind(), io::ErrorKind::ConnectionReset);
+        assert_eq!(full.failures(), 1);
     }
 }

@@ -197,13 +197,13 @@ fn features_open_connections_obey_new_policy() -> Result<()> {
     hold.wait_for("open", SOON)?;
 
     // A dry run cuts nobody.
-    lab.apply("policy", &Authorization::deny("no", "tcp-echo").from("default", "client").dry_run().yaml())?;
+    lab.apply("policy", &Authorization::deny("no-client", "tcp-echo").from("default", "client").dry_run().yaml())?;
     lab.apply("other", &Authorization::deny("other", "tcp-echo").ports(&[9002]).yaml())?;
     ports_become(&client, &[(9002, false)])?;
     ensure!(hold.running(), "a dry run cut the connection");
 
     let start = Instant::now();
-    lab.apply("policy", &Authorization::deny("no", "tcp-echo").from("default", "client").yaml())?;
+    lab.apply("policy", &Authorization::deny("no-client", "tcp-echo").from("default", "client").yaml())?;
     let line = hold.wait_for("cut", SOON)?;
     ensure!(line.contains("reset") || line.contains("closed"), "{line}");
     ensure!(start.elapsed() < Duration::from_secs(1), "cut after {:?}", start.elapsed());

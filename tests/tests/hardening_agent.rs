@@ -221,7 +221,7 @@ fn hardening_F10_and_F11_control_plane_away_and_flapping() -> Result<()> {
         ensure!(count(&result, key) == 0, "{key}: {result}");
     }
     // What changed meanwhile arrives.
-    pair.lab.apply("policy", &Authorization::deny("no", "server").from("default", "client").yaml())?;
+    pair.lab.apply("policy", &Authorization::deny("no-client", "server").from("default", "client").yaml())?;
     eventually("the policy", Duration::from_secs(35), || {
         ensure!(pair.send()? != 0);
         Ok(())
@@ -235,7 +235,7 @@ fn hardening_F14_cut_cable_to_the_control_plane() -> Result<()> {
     }
     let pair = Pair::start(LabConfig::default())?;
     pair.lab.control.connect(false)?;
-    pair.lab.apply("policy", &Authorization::deny("no", "server").from("default", "client").yaml())?;
+    pair.lab.apply("policy", &Authorization::deny("no-client", "server").from("default", "client").yaml())?;
     wait_for_loads(Duration::from_secs(if mesh_tests::harness::soak() { 60 } else { 2 }));
     ensure!(pair.send()? == 0, "the last good configuration must go on");
     pair.lab.control.connect(true)?;

@@ -35,6 +35,8 @@ use crate::proxy::{PodProxy, ProxyListeners, ProxyShared};
 
 /// How long an enrolment waits for the pod's first certificate. Without one the pod is enrolled all the same: its connections wait.
 const CERTIFICATE_WAIT: Duration = Duration::from_secs(2);
+/// How long connections of a pod that leaves may take to end by themselves.
+const LEAVE: Duration = Duration::from_secs(1);
 /// The kernel takes at most this many nameservers.
 const MAX_NAMESERVERS: usize = 4;
 
@@ -102,9 +104,10 @@ impl Runner for Node {
         self.proxy.telemetry.workload_manager().stopped();
         self.unuse(&pod.identity);
         let undo = Undo { node: self.clone(), uid: pod.uid.to_string(), cookie: pod.netns_cookie };
-        // First no new captures, then no proxy: an app must not find the mesh half gone.
+        // First no new captures, then no proxy: an app must not find the mesh half gone. A pod that leaves the mesh lives on, and what it has
+        // in flight may end by itself; one that is gone has nothing left to wait for.
         undo.run().await;
-        proxy.stop(None).await;
+        proxy.stop(Some(LEAVE)).await;
         tracing::info!(namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid, "pod released");
     }
 

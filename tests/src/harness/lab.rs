@@ -331,10 +331,8 @@ impl Lab {
     /// Takes the label away and every pod out.
     pub fn unenrol_namespace(&self, namespace: &str) -> Result<()> {
         self.namespace(namespace, &[])?;
-        for pod in self.pods(namespace) {
-            self.unenrol(&pod)?;
-        }
-        Ok(())
+        let pods = self.pods(namespace);
+        self.leave(&pods.iter().map(AsRef::as_ref).collect::<Vec<_>>())
     }
 
     /// Enrols one pod: told to the agent, acknowledged, then annotated.
@@ -344,23 +342,35 @@ impl Lab {
         self.write_pod(pod)
     }
 
-    /// Takes one pod out of the mesh; its annotation goes first, so that peers stop calling it by HBONE.
+    /// Takes one pod out of the mesh.
     pub fn unenrol(&self, pod: &Pod) -> Result<()> {
-        lock(&pod.manifest).annotations.remove(REDIRECTION);
-        self.write_pod(pod)?;
-        pod.node.kubelet.del(&pod.uid)
+        self.leave(&[pod])
     }
 
-    /// Waits until every agent knows `count` workloads by HBONE, so that what follows is the mesh's steady state.
+    /// The annotations go first, and the pods are taken out when the peers have heard: none calls them by HBONE any more.
+    fn leave(&self, pods: &[&Pod]) -> Result<()> {
+        for pod in pods {
+            lock(&pod.manifest).annotations.remove(REDIRECTION);
+            self.write_pod(pod)?;
+        }
+        self.wait_announced(pods, false)?;
+        pods.iter().try_for_each(|pod| pod.node.kubelet.del(&pod.uid))
+    }
+
+    /// Waits until every agent knows these pods by HBONE, so that what follows is the mesh's steady state.
     pub fn wait_hbone(&self, pods: &[&Pod]) -> Result<()> {
+        self.wait_announced(pods, true)
+    }
+
+    fn wait_announced(&self, pods: &[&Pod], hbone: bool) -> Result<()> {
         for node in &self.nodes {
             let agent = node.agent()?;
             wait::eventually(&format!("{} to know the pods", node.name), Duration::from_secs(15), || {
                 let dump = agent.admin("/config_dump")?.body;
                 let value: serde_json::Value = serde_json::from_str(&dump).context("config dump is JSON")?;
                 for pod in pods {
-                    if !knows_hbone(&value, pod) {
-                        anyhow::bail!("{} is not HBONE there yet", pod.name);
+                    if knows_hbone(&value, pod) != hbone {
+                        anyhow::bail!("{} is HBONE there: {}", pod.name, !hbone);
                     }
                 }
                 Ok(())

@@ -13,6 +13,7 @@
 
 mod buffer;
 pub mod copy;
+mod counters;
 pub mod fuzz;
 pub mod hbone;
 pub mod netns;

@@ -7,21 +7,12 @@ mod tcp;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
+pub use crate::counters::ByteCounters;
 use crate::hbone::HboneStream;
-
-/// Bytes moved so far; read while the connection lives.
-#[derive(Debug, Default)]
-pub struct ByteCounters {
-    /// From the local socket to the peer.
-    pub sent: AtomicU64,
-    /// From the peer to the local socket.
-    pub received: AtomicU64,
-}
 
 /// The other end of a copy.
 #[derive(Debug)]

@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::buffer::Buffer;
-use crate::copy::ByteCounters;
+use crate::counters::ByteCounters;
 use crate::hbone::frame::{self, code};
 use crate::hbone::queue::Queue;
 use crate::hbone::tunnel::{Credit, GROWN, PAYLOAD, PAYLOAD_AT, STREAM_WINDOW, STRIDE, Tunnel};

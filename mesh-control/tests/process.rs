@@ -1,5 +1,6 @@
 //! The process as a user meets it: command line, exit codes, log, signals.
 #![allow(non_snake_case, reason = "tests carry the ids of the rows they prove")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};

@@ -1,5 +1,6 @@
 //! The control plane over real sockets: xDS and certificates for the nodes of Bookinfo, live edits, and who is refused.
 #![allow(non_snake_case, reason = "tests carry the ids of the rows they prove")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod support;
 

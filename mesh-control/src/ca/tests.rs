@@ -234,10 +234,8 @@ fn hardening_B113_requests_that_are_none() {
 
 #[test]
 fn hardening_B113_rsa_keys_have_2048_bits() {
-    for (size, ok) in [(rcgen::RsaKeySize::_2048, true)] {
-        let key = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, size).unwrap();
-        assert_eq!(sign::check(&csr(&key)).is_ok(), ok);
-    }
+    let key = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).unwrap();
+    assert!(sign::check(&csr(&key)).is_ok());
     // 1024 bits, made with openssl: no library here makes such a key any more.
     let small = include_str!("testdata/rsa1024.csr");
     assert_eq!(sign::check(small).unwrap_err(), SignError::Key("of RSA only 2048 to 4096 bits"));

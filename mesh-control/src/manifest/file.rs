@@ -119,10 +119,11 @@ impl Reader<'_> {
         match head {
             None => self.out.unsettled = true,
             Some(Head::List) if depth > 0 => self.out.unsettled = true,
-            Some(Head::List) => match tree.get("items").map(|i| &i.value) {
-                Some(Value::List(items)) => items.iter().for_each(|item| self.tree(item, offset, depth + 1)),
-                _ => {}
-            },
+            Some(Head::List) => {
+                if let Some(Value::List(items)) = tree.get("items").map(|i| &i.value) {
+                    items.iter().for_each(|item| self.tree(item, offset, depth + 1));
+                }
+            }
             Some(Head::Other { api_version, kind }) => self.other(tree, offset, api_version, kind),
             Some(Head::Object(key)) => {
                 let line = moved(tree.span, offset).line;

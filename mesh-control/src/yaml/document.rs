@@ -132,7 +132,8 @@ mod tests {
 
     #[test]
     fn hardening_B139_bytes_that_no_manifest_holds() {
-        let cases: [(&[u8], Result<&str, (u32, u32)>); 6] = [
+        type Expected = Result<&'static str, (u32, u32)>;
+        let cases: [(&[u8], Expected); 6] = [
             (b"\xef\xbb\xbfa: 1\n", Ok("a: 1\n")),
             (b"a: 1\nb: \xff\n", Err((2, 4))),
             (b"a: 1\n\nb: \0x\n", Err((3, 4))),

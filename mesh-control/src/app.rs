@@ -23,18 +23,18 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 
+use crate::access::check::Access;
+use crate::access::token::Tokens;
 use crate::ca::authority::Authority;
 use crate::ca::server::Issuing;
-use crate::state;
-use crate::access::token::Tokens;
 use crate::config::Config;
 use crate::index::View;
 use crate::manifest::watch::FolderSource;
 use crate::metrics::Metrics;
 use crate::publish::{self, Outlets};
-use crate::access::check::Access;
 use crate::serve::server::{Discovery, Streams};
 use crate::serve::tls::{self, ServerCertificate};
+use crate::state;
 use crate::status::Status;
 
 /// How often the files of the root are looked at.
@@ -140,7 +140,7 @@ impl App {
             }
         });
 
-        let access = Access::new(tokens, view);
+        let access = Access::new(tokens, view, metrics.clone());
         let discovery =
             Discovery { access: access.clone(), world, streams, metrics: metrics.clone(), drain: drain.token() };
         let issuing = Issuing {

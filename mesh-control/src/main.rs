@@ -1,5 +1,6 @@
 //! The process: command line in, exit code out. Everything else is in the library.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use mesh_control::app::App;
@@ -17,19 +18,22 @@ fn main() -> ExitCode {
     let config = match args.check() {
         Ok(config) => config,
         Err(problems) => {
-            for problem in problems {
-                eprintln!("mesh-control: {problem}");
-            }
+            problems.iter().for_each(complain);
             return ExitCode::from(EXIT_CONFIG);
         }
     };
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("mesh-control: {error:#}");
+            complain(&format_args!("{error:#}"));
             ExitCode::from(EXIT_CONFIG)
         }
     }
+}
+
+/// One line on standard error, if anybody reads it.
+fn complain(problem: &impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "mesh-control: {problem}");
 }
 
 fn run(config: Config) -> anyhow::Result<()> {

@@ -2,6 +2,7 @@
 //! checks of tokens, then to the streams.
 
 use std::collections::HashSet;
+use std::io::Write;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -11,8 +12,8 @@ use crate::diagnosis::{Diagnosis, Severity};
 use crate::index::{self, Settings, View};
 use crate::manifest::file::{diagnosis, of_file};
 use crate::metrics::Metrics;
-use crate::world::{Kind, World};
 use crate::source::{Source, Update};
+use crate::world::{Kind, World};
 
 /// Where the results go.
 #[derive(Clone, Debug)]
@@ -106,13 +107,14 @@ pub async fn run(mut source: impl Source, settings: Settings, outlets: Outlets, 
 fn report(diagnoses: &[Diagnosis], reported: &mut HashSet<String>) {
     let now: Vec<String> = diagnoses.iter().map(ToString::to_string).collect();
     let resolved = reported.iter().filter(|r| !now.contains(r)).count();
-    for text in &now {
-        if !reported.contains(text) {
-            eprintln!("{text}\n");
-        }
+    // A standard error that nobody reads any more must not end the publishing.
+    let mut out = std::io::stderr().lock();
+    for text in now.iter().filter(|text| !reported.contains(*text)) {
+        let _ = writeln!(out, "{text}\n");
     }
     if resolved > 0 {
-        eprintln!("{resolved} resolved, {} left\n", now.len());
+        let _ = writeln!(out, "{resolved} resolved, {} left\n", now.len());
     }
+    drop(out);
     *reported = now.into_iter().collect();
 }

@@ -14,10 +14,10 @@ use tonic::{Request, Response, Status};
 use super::authority::Authority;
 use super::ledger::{Keys, Rates};
 use super::sign::{self, SignError};
+use crate::access::check::Access;
 use crate::access::token::Caller;
 use crate::diagnosis::printable;
 use crate::metrics::Metrics;
-use crate::access::check::{Access, unauthenticated};
 
 /// The service.
 #[derive(Clone)]
@@ -44,11 +44,7 @@ impl IstioCertificateService for Issuing {
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         self.metrics.csrs.inc();
         let now = SystemTime::now();
-        let caller = self.access.caller(request.metadata(), now).map_err(|why| {
-            self.metrics.authentication_failures.inc();
-            tracing::warn!(service = "ca", reason = %why, "authentication failed");
-            unauthenticated()
-        })?;
+        let caller = self.access.caller("ca", request.metadata(), now)?;
         if !self.ledger.lock().0.admit(&caller.node, Instant::now()) {
             self.metrics.limited.inc();
             return Err(Status::resource_exhausted("too many certificate requests from this node"));

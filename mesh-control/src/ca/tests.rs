@@ -14,8 +14,8 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use super::authority::{self, Authority, AuthorityError, KEY_FILE, ROOTS_FILE};
 use super::ledger::{Keys, Rates};
 use super::sign::{self, SignError};
-use crate::state::{self, StateError};
 use crate::access::token::{TokenError, Tokens};
+use crate::state::{self, StateError};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 

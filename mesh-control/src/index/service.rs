@@ -9,8 +9,9 @@ use mesh_core::workload::PortMapping;
 use mesh_core::{ArcStr, NamespacedName, Service};
 
 use super::Settings;
+use crate::diagnosis::Problem;
 use crate::resource::service::{Distribution, Port, Target};
-use crate::resource::{Objects, Pod, meta, service as resource};
+use crate::resource::{Key, Kind, Objects, Pod, meta, service as resource};
 
 /// All services, and those of each namespace that select pods.
 #[derive(Debug, Default)]
@@ -90,4 +91,26 @@ fn mappings(service: &resource::Service, pod: &Pod) -> Vec<PortMapping> {
     };
     let mapping = |p: &Port| Some(PortMapping { service_port: p.port, target_port: target(p)? });
     service.ports.iter().filter_map(mapping).collect()
+}
+
+/// Named ports that a pod behind the service does not have: the service does not reach the pod there.
+pub fn unserved_ports(objects: &Objects, services: &Services, problems: &mut Vec<(Key, Problem)>) {
+    for (namespace, selecting) in &services.selecting {
+        let range = NamespacedName::new(namespace.clone(), "")..;
+        let pods = || objects.pods.range(range.clone()).map(|(_, p)| p).take_while(|p| p.namespace == *namespace);
+        for (_, service) in selecting {
+            let Some(selector) = &service.selector else { continue };
+            for (index, port) in service.ports.iter().enumerate() {
+                let Target::Name(name) = &port.target else { continue };
+                let lacks =
+                    |p: &&Arc<Pod>| meta::selects(selector, &p.labels) && !p.ports.iter().any(|(n, _)| n == name);
+                let Some(pod) = pods().find(lacks) else { continue };
+                let key = Key { kind: Kind::Service, namespace: namespace.clone(), name: service.name.clone() };
+                let message =
+                    format!("pod {} has no TCP port called {name:?}, port {} does not reach it", pod.name, port.port);
+                let problem = Problem::warning(format!("spec.ports[{index}].targetPort"), message);
+                problems.push((key, problem.help("name the port in the pod's container, or write its number")));
+            }
+        }
+    }
 }

@@ -39,6 +39,7 @@ pub fn index(
         by_pod.insert((&pod.namespace, &pod.name), workloads.len());
         workloads.push(workload(pod, addresses, objects, settings, services, policies));
     }
+    service::unserved_ports(objects, services, problems);
     slices(objects, settings, services, &owners, &by_pod, &mut workloads, problems);
     workloads
 }

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::yaml::document::{self, Document};
-use crate::yaml::node::{self, Node, Span, Value};
 use crate::diagnosis::{Diagnosis, Place, Problem, Severity};
 use crate::resource::catalog::Found;
 use crate::resource::meta::{self, Head, head};
 use crate::resource::{self, Key, Kind, Unreadable};
+use crate::yaml::document::{self, Document};
+use crate::yaml::node::{self, Node, Span, Value};
 
 /// Objects in one file, and in one list of objects; more is a mistake or an attack.
 const MAX_OBJECTS: usize = 200_000;

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh64::xxh64;
 
-use crate::yaml::document::MAX_FILE_BYTES;
 use super::file::{self, FileRead, of_file};
 use crate::diagnosis::{Diagnosis, Problem, Severity};
 use crate::resource::catalog::{Catalog, Scan};
 use crate::resource::{Key, Objects};
+use crate::yaml::document::MAX_FILE_BYTES;
 
 const MAX_DEPTH: usize = 16;
 const MAX_FILES: usize = 100_000;

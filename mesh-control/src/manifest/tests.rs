@@ -6,11 +6,11 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::yaml::document::MAX_FILE_BYTES;
 use super::file::read;
 use super::folder::{Folder, Seen};
 use crate::diagnosis::Severity;
 use crate::resource::Secured;
+use crate::yaml::document::MAX_FILE_BYTES;
 
 /// Severity, line, field and message of each diagnosis.
 fn found(text: &str) -> Vec<String> {
@@ -497,6 +497,54 @@ fn hardening_B152_the_way_kubernetes_mounts_a_config_map() {
     fs::rename(at("..data_tmp"), at("..data")).unwrap();
     assert_ne!(folder.fingerprint(), before);
     assert_eq!(summary(&folder.scan()), "nodes[n2] services[] policies[]");
+}
+
+#[tokio::test]
+async fn hardening_B152_changes_are_followed_however_they_are_made() {
+    use crate::source::{Source, Update};
+    async fn until(source: &mut super::watch::FolderSource, node: &str) {
+        let wanted = |u: &Update| u.objects.nodes.keys().map(ToString::to_string).collect::<Vec<_>>() == [node];
+        let found = tokio::time::timeout(Duration::from_secs(20), async {
+            while !wanted(&source.next().await.expect("the source goes on")) {}
+        });
+        found.await.unwrap_or_else(|_| panic!("{node} was never seen"));
+    }
+    let node = |name: &str| NODE.replace("n1", name);
+    let parent = tempfile::tempdir().unwrap();
+    let root = parent.path().join("m");
+    let at = |p: &str| root.join(p);
+    fs::create_dir_all(at("..1")).unwrap();
+    write(&at("..1").join("a.yaml"), &node("first"));
+    symlink("..1", at("..data")).unwrap();
+    symlink("..data/a.yaml", at("a.yaml")).unwrap();
+    let mut source = super::watch::FolderSource::new(&root);
+    until(&mut source, "first").await;
+    // A ConfigMap that is mounted anew.
+    fs::create_dir(at("..2")).unwrap();
+    write(&at("..2").join("a.yaml"), &node("swapped"));
+    symlink("..2", at("..data_tmp")).unwrap();
+    fs::rename(at("..data_tmp"), at("..data")).unwrap();
+    until(&mut source, "swapped").await;
+    // A rename, a write in place, a folder that comes with its files.
+    write(&at(".new"), &node("renamed"));
+    fs::rename(at(".new"), at("a.yaml")).unwrap();
+    until(&mut source, "renamed").await;
+    write(&at("a.yaml"), &node("rewritten"));
+    until(&mut source, "rewritten").await;
+    fs::create_dir(parent.path().join("deep")).unwrap();
+    write(&parent.path().join("deep/b.yaml"), &node("deep"));
+    fs::rename(parent.path().join("deep"), at("deep")).unwrap();
+    fs::remove_file(at("a.yaml")).unwrap();
+    until(&mut source, "deep").await;
+    write(&at("deep/b.yaml"), &node("deeper"));
+    until(&mut source, "deeper").await;
+    // The whole folder is another one.
+    fs::rename(&root, parent.path().join("old")).unwrap();
+    fs::create_dir(&root).unwrap();
+    write(&at("a.yaml"), &node("replaced"));
+    until(&mut source, "replaced").await;
+    write(&at("a.yaml"), &node("watched"));
+    until(&mut source, "watched").await;
 }
 
 #[test]

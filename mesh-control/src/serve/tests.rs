@@ -9,8 +9,8 @@ use mesh_core::{NamespacedName, Service, Workload};
 use mesh_proto::discovery as wire;
 
 use super::session::{Action, Session};
-use crate::world::{Kind, World};
 use crate::index::View;
+use crate::world::{Kind, World};
 
 /// A view with these workloads (name, address), each a member of the services, and these policies.
 fn view(workloads: &[(&str, &str)], services: &[(&str, &str)], policies: &[&str]) -> View {

@@ -1,4 +1,5 @@
 //! A control plane in this process, and clients that speak to it over TLS on the loopback address.
+#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::collections::HashMap;
 use std::fs;

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mesh_client::CertificateManager;
 use mesh_core::{Identity, TrustDomain};
@@ -62,6 +62,8 @@ pub struct Node {
 
 /// A pod that runs.
 pub struct RunningPod {
+    /// How long it took until the pod was captured.
+    captured_after: Duration,
     pod: Arc<Pod>,
     proxy: PodProxy,
     dns: DnsServer,
@@ -87,7 +89,7 @@ impl Runner for Node {
                 let Spec { pod, netns } = &*spec;
                 tracing::info!(
                     namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid, identity = %running.pod.identity,
-                    netns = netns.inode, taken_over, "pod enrolled"
+                    netns = netns.inode, taken_over, captured_after = ?running.captured_after, "pod enrolled"
                 );
                 Ok(running)
             }
@@ -99,7 +101,7 @@ impl Runner for Node {
     }
 
     async fn stop(self: Arc<Self>, running: RunningPod) {
-        let RunningPod { pod, proxy, dns } = running;
+        let RunningPod { pod, proxy, dns, .. } = running;
         dns.stop();
         self.proxy.telemetry.workload_manager().stopped();
         self.unuse(&pod.identity);
@@ -152,6 +154,7 @@ impl Node {
     ) -> Result<RunningPod, Failure> {
         let wanted = || if cancel.is_cancelled() { Err(Failure::passing(Code::Conflict, "cancelled")) } else { Ok(()) };
         wanted()?;
+        let asked = Instant::now();
         let taken_over = payload.taken_over;
         let (pod, listeners) = self.prepare(generation, spec, payload).await?;
         wanted()?;
@@ -174,8 +177,9 @@ impl Node {
         .await
         .map_err(failed("capture the pod"))?;
         proxy.kernel_ready();
+        let captured_after = asked.elapsed();
         if taken_over {
-            return Ok(RunningPod { pod, proxy, dns });
+            return Ok(RunningPod { captured_after, pod, proxy, dns });
         }
         tokio::select! {
             () = cancel.cancelled() => wanted()?,
@@ -184,7 +188,7 @@ impl Node {
                 tracing::warn!(identity = %pod.identity, "no certificate yet: the pod's connections will wait for it");
             }
         }
-        Ok(RunningPod { pod, proxy, dns })
+        Ok(RunningPod { captured_after, pod, proxy, dns })
     }
 
     /// Opens or takes over the sockets, has them held, and makes the pod.

@@ -174,8 +174,14 @@ impl Drop for Host {
             eprintln!("--- log of the agent\n{}", self.log());
         }
         let config = KernelConfig::new(self.instance.clone(), self.pods.0.clone(), self.agent.0.clone());
-        if let Err(error) = Kernel::uninstall(&config) {
-            eprintln!("cannot uninstall: {error}");
+        // The lock goes with the last thread of the worker, a moment after its process.
+        let deadline = Instant::now() + DEADLINE;
+        while let Err(error) = Kernel::uninstall(&config) {
+            if Instant::now() > deadline {
+                eprintln!("cannot uninstall: {error}");
+                break;
+            }
+            thread::sleep(Duration::from_millis(10));
         }
     }
 }
@@ -232,8 +238,9 @@ pub struct Pod {
     pub name: String,
     pub netns: OwnedFd,
     pub address: IpAddr,
-    pub cgroup: Cgroup,
+    /// Before the cgroup: its process must be gone when that is removed.
     pub app: Factory,
+    pub cgroup: Cgroup,
 }
 
 impl Pod {

@@ -148,6 +148,14 @@ fn hardening_F8_a_second_agent_is_refused_in_one_line() {
         host.run_dir()
     );
     assert_eq!(line, expected);
+    // Another folder, the same instance: the kernel objects have a lock of their own, and there is no use in trying again.
+    let other = host.folder.path().join("other-run");
+    let mut command = host.command_in(&other);
+    command.args(["--metrics", "127.0.0.1:0", "--readiness", "127.0.0.1:0"]);
+    let output = command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).output().unwrap();
+    let line = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(69), "{line}");
+    assert!(line.contains("in use by another agent") && line.lines().count() == 1, "{line}");
     // The first is untouched.
     assert!(host.client().is_ok());
 }

@@ -138,12 +138,13 @@ async fn serve(config: Config, log: LogControl, keeper: Arc<Keeper>, data: Handl
     let checker = Arc::new(checker);
     // Before clients may speak: what they say about pods is compared with what runs.
     let (listing, looking) = (keeper.clone(), checker.clone());
+    let captured = kernel.enrolled();
     let held = tokio::task::spawn_blocking(move || node::held_pods(&listing, &looking)).await;
     let held = held.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(Refusal::system("keeper"))?;
     if !held.is_empty() {
         tracing::info!(pods = held.len(), "taking over the pods of an earlier worker");
     }
-    node::adopt(&manager, held).await;
+    node::adopt(&manager, held, captured).await;
     let enrolment = Drain::new();
     let server = EnrolServer::bind(&config.run_dir, checker).map_err(Refusal::system("enrolment socket"))?;
     task::spawn("enrolment server", server.run(manager.clone(), enrolment.token()));

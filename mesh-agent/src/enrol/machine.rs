@@ -9,7 +9,7 @@
 //! Every start has a generation of its own, so that an answer about an earlier one is never taken for the present one. `P` is what a start
 //! needs and the machine does not look at (descriptors).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use mesh_core::ArcStr;
@@ -47,6 +47,10 @@ pub struct Spec {
 pub enum Event<P> {
     /// The keeper held this pod for us.
     Adopt { spec: Spec, payload: P },
+    /// The kernel has these cookies captured, for an earlier agent. Comes once, after the adoptions.
+    Captured { cookies: Vec<u64> },
+    /// A `Release` ended.
+    Released,
     /// A client connected and said hello.
     Opened { session: SessionId },
     /// A client's connection ended.
@@ -78,8 +82,8 @@ pub enum Action<P> {
     Stop { generation: Generation },
     /// Answer a request.
     Reply { request: RequestId, result: Result<(), Failure> },
-    /// Release what the kernel has captured and is not among these cookies: pods of an agent that left nothing else behind.
-    ReleaseOthers { keep: Vec<u64> },
+    /// Release these cookies in the kernel; ends with `Released`.
+    Release { cookies: BTreeSet<u64> },
 }
 
 #[derive(Debug)]
@@ -128,12 +132,22 @@ pub struct Machine<P> {
     /// The count at which each live session opened.
     sessions: HashMap<SessionId, u64>,
     last_generation: Generation,
-    settled: bool,
+    /// Captured pods that nothing else is known of. Refused by the kernel until a client adds them or a snapshot disowns them.
+    orphans: BTreeSet<u64>,
+    /// Orphans on their way out.
+    releasing: BTreeSet<u64>,
 }
 
 impl<P> Default for Machine<P> {
     fn default() -> Self {
-        Machine { pods: BTreeMap::new(), opened: 0, sessions: HashMap::new(), last_generation: 0, settled: false }
+        Machine {
+            pods: BTreeMap::new(),
+            opened: 0,
+            sessions: HashMap::new(),
+            last_generation: 0,
+            orphans: BTreeSet::new(),
+            releasing: BTreeSet::new(),
+        }
     }
 }
 
@@ -154,6 +168,13 @@ impl<P> Machine<P> {
         let mut actions = Vec::new();
         match event {
             Event::Adopt { spec, payload } => self.adopt(spec, payload, &mut actions),
+            Event::Captured { cookies } => {
+                self.orphans = cookies.into_iter().collect();
+                for entry in self.pods.values() {
+                    self.orphans.remove(&entry.current.spec.netns.cookie);
+                }
+            }
+            Event::Released => self.releasing.clear(),
             Event::Opened { session } => {
                 self.opened += 1;
                 self.sessions.insert(session, self.opened);
@@ -195,11 +216,6 @@ impl<P> Machine<P> {
         counts
     }
 
-    /// Whether a client has ever sent a snapshot.
-    pub fn is_settled(&self) -> bool {
-        self.settled
-    }
-
     /// Generations that run, for an orderly stop.
     pub fn running(&self) -> Vec<Generation> {
         let running = self.pods.values().filter(|entry| matches!(entry.current.phase, Phase::Running));
@@ -229,6 +245,7 @@ impl<P> Machine<P> {
     ) -> Result<bool, Failure> {
         let uid = spec.pod.uid.clone();
         self.netns_is_free(&uid, spec.netns)?;
+        self.orphans.remove(&spec.netns.cookie);
         let named_at = self.opened;
         let Some(entry) = self.pods.get_mut(&uid) else {
             let current = self.start(spec, payload, vec![request], actions);
@@ -254,6 +271,9 @@ impl<P> Machine<P> {
     }
 
     fn netns_is_free(&self, uid: &ArcStr, netns: NetnsId) -> Result<(), Failure> {
+        if self.releasing.contains(&netns.cookie) {
+            return Err(Failure::passing(Code::Conflict, "the network namespace is being released"));
+        }
         for (other, entry) in &self.pods {
             let present = entry.current.spec.netns.cookie == netns.cookie;
             let coming = entry.next.as_ref().is_some_and(|next| next.spec.netns.cookie == netns.cookie);
@@ -281,10 +301,11 @@ impl<P> Machine<P> {
         for entry in self.pods.values_mut().filter(|entry| entry.named_at < since) {
             entry.leave(actions);
         }
-        self.settled = true;
-        let mut keep: Vec<u64> = self.pods.values().map(|entry| entry.current.spec.netns.cookie).collect();
-        keep.extend(self.pods.values().filter_map(|entry| entry.next.as_ref()).map(|next| next.spec.netns.cookie));
-        actions.push(Action::ReleaseOthers { keep });
+        if !self.orphans.is_empty() {
+            let cookies = std::mem::take(&mut self.orphans);
+            self.releasing.extend(&cookies);
+            actions.push(Action::Release { cookies });
+        }
         actions.push(Action::Reply { request, result: Ok(()) });
     }
 

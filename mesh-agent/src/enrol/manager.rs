@@ -1,6 +1,6 @@
 //! The task that owns [`Machine`] and carries its actions out: one loop, one mailbox, and a set of starts and stops under way.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,8 +42,8 @@ pub trait Runner: Send + Sync + 'static {
     /// Lets a pod's connections end within `limit`; the pod stays captured, for the next agent.
     fn drain(self: Arc<Self>, running: Self::Running, limit: Duration) -> impl Future<Output = ()> + Send;
 
-    /// Releases what the kernel has captured except these cookies.
-    fn release_others(self: Arc<Self>, keep: Vec<u64>) -> impl Future<Output = ()> + Send;
+    /// Releases what the kernel has captured under these cookies.
+    fn release(self: Arc<Self>, cookies: BTreeSet<u64>) -> impl Future<Output = ()> + Send;
 
     /// Is told whenever the counts may have changed.
     fn counted(&self, counts: Counts);
@@ -143,7 +143,8 @@ struct Live<T> {
 enum Done<T> {
     Started(Generation, Result<T, Failure>),
     Stopped(Generation),
-    Other,
+    Released,
+    Drained,
 }
 
 /// The owner of all pods.
@@ -228,11 +229,11 @@ impl<R: Runner> Manager<R> {
                         let _ = reply.send(result);
                     }
                 }
-                Action::ReleaseOthers { keep } => {
-                    let runner = self.runner.clone();
+                Action::Release { cookies } => {
+                    let release = self.runner.clone().release(cookies);
                     self.work.spawn(async move {
-                        runner.release_others(keep).await;
-                        Done::Other
+                        release.await;
+                        Done::Released
                     });
                 }
             }
@@ -272,7 +273,8 @@ impl<R: Runner> Manager<R> {
                         Done::Started(generation, Err(Failure::passing(Code::Failed, "starting the pod panicked")))
                     }
                     Some((generation, false)) => Done::Stopped(generation),
-                    None => Done::Other,
+                    // What is neither start nor stop of a pod: a release, or the end of a drain, which needs no answer.
+                    None => Done::Released,
                 }
             }
         };
@@ -293,7 +295,8 @@ impl<R: Runner> Manager<R> {
                 self.apply(Event::Started { generation, result: Err(failure) });
             }
             Done::Stopped(generation) => self.apply(Event::Stopped { generation }),
-            Done::Other => {}
+            Done::Released => self.apply(Event::Released),
+            Done::Drained => {}
         }
     }
 
@@ -309,7 +312,7 @@ impl<R: Runner> Manager<R> {
         self.work.spawn(async move {
             pods.join_all().await;
             let _ = done.send(());
-            Done::Other
+            Done::Drained
         });
     }
 

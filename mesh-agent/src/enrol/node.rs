@@ -7,7 +7,7 @@
 //! The proxy accepts before the kernel sends anything to it. A start that fails at any step undoes the steps before it. Kernel and keeper
 //! calls block for milliseconds, so they run on blocking threads; the proxy runs on the data plane's runtime.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -121,19 +121,19 @@ impl Runner for Node {
         running.dns.stop();
     }
 
-    async fn release_others(self: Arc<Self>, keep: Vec<u64>) {
+    async fn release(self: Arc<Self>, cookies: BTreeSet<u64>) {
+        tracing::info!(pods = cookies.len(), "releasing pods that an earlier agent had captured and nobody names");
         let kernel = self.kernel.clone();
         let released = blocking(move || {
-            let others: Vec<u64> = kernel.enrolled().into_iter().filter(|cookie| !keep.contains(cookie)).collect();
-            for cookie in &others {
-                if let Err(error) = kernel.remove(*cookie) {
+            for cookie in cookies {
+                if let Err(error) = kernel.remove(cookie) {
                     tracing::warn!(cookie, error = %chain(&error), "cannot release a pod that is gone");
                 }
             }
-            Ok(others.len())
+            Ok(())
         });
-        if let Ok(count @ 1..) = released.await {
-            tracing::info!(pods = count, "released pods that an earlier agent had captured and nobody names");
+        if let Err(error) = released.await {
+            tracing::error!(%error, "release of pods");
         }
     }
 
@@ -286,11 +286,12 @@ pub fn held_pods(keeper: &Keeper, checker: &Checker) -> io::Result<Vec<(Spec, Po
     Ok(pods)
 }
 
-/// Hands adopted pods to the manager.
-pub async fn adopt(manager: &ManagerHandle<PodFds>, pods: Vec<(Spec, PodFds)>) {
+/// Hands the manager what an earlier worker left: the pods that the keeper held, and what the kernel still has captured besides.
+pub async fn adopt(manager: &ManagerHandle<PodFds>, pods: Vec<(Spec, PodFds)>, captured: Vec<u64>) {
     for (spec, payload) in pods {
         manager.tell(Event::Adopt { spec, payload }).await;
     }
+    manager.tell(Event::Captured { cookies: captured }).await;
 }
 
 fn take_over(held: Held, checker: &Checker) -> Result<(Spec, PodFds), String> {

@@ -170,7 +170,11 @@ impl Loop<'_> {
         // What the worker said last still counts.
         self.serve_store();
         self.worker = None;
-        tracing::warn!(%status, "worker ended");
+        if status.success() {
+            tracing::info!("worker ended");
+        } else {
+            tracing::warn!(%status, "worker ended");
+        }
         Ok(Some(status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1)))
     }
 

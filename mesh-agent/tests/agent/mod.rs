@@ -79,6 +79,13 @@ impl Host {
     }
 
     pub fn command(&self) -> Command {
+        let mut command = self.command_in(&self.run_dir());
+        self.enter_on_start(&mut command);
+        command
+    }
+
+    /// The command line with a run folder and ports of its own.
+    pub fn command_in(&self, run_dir: &Path) -> Command {
         let path = |name: &str| self.folder.path().join(name);
         let log = File::options().create(true).append(true).open(path("log")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-agent"));
@@ -89,7 +96,7 @@ impl Host {
             .arg("--token")
             .arg(path("token"))
             .arg("--run-dir")
-            .arg(self.run_dir())
+            .arg(run_dir)
             .arg("--pods-cgroup")
             .arg(&self.pods.0)
             .arg("--agent-cgroup")
@@ -97,6 +104,11 @@ impl Host {
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
+        command
+    }
+
+    /// Has the command run in the node's namespace.
+    fn enter_on_start(&self, command: &mut Command) {
         let netns = self.netns.as_raw_fd();
         // SAFETY: only system calls between fork and exec.
         unsafe {
@@ -108,7 +120,6 @@ impl Host {
                 }
             });
         }
-        command
     }
 
     pub fn start(&self) -> Agent<'_> {

@@ -13,7 +13,7 @@ use super::*;
 #[derive(Default)]
 struct FakeNode {
     live: AtomicUsize,
-    released: Mutex<Vec<Vec<u64>>>,
+    released: Mutex<Vec<BTreeSet<u64>>>,
     counts: Mutex<Counts>,
 }
 
@@ -59,8 +59,8 @@ impl Runner for FakeNode {
         drop(running);
     }
 
-    async fn release_others(self: Arc<Self>, keep: Vec<u64>) {
-        self.released.lock().push(keep);
+    async fn release(self: Arc<Self>, cookies: BTreeSet<u64>) {
+        self.released.lock().push(cookies);
     }
 
     fn counted(&self, counts: Counts) {
@@ -168,19 +168,15 @@ async fn a_drain_ends_the_pods_and_refuses_requests() {
 }
 
 #[tokio::test]
-async fn a_snapshot_tells_the_node_what_to_keep() {
+async fn what_only_the_kernel_knows_is_released_and_can_then_be_added() {
     let node = Arc::new(FakeNode::default());
     let manager = Manager::spawn(node.clone());
+    manager.tell(Event::Captured { cookies: vec![7, 8] }).await;
     let session = manager.open_session().await;
     assert_eq!(add(&manager, session, "pod", 7).await.await.unwrap(), Ok(()));
     let request = manager.fresh_id();
     manager.ask(request, Event::Snapshot { session, request }).await.await.unwrap().unwrap();
-    tokio::time::timeout(Duration::from_secs(5), async {
-        while node.released.lock().is_empty() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .unwrap();
-    assert_eq!(*node.released.lock(), [vec![7]]);
+    let added = async { while add(&manager, session, "pod", 8).await.await.unwrap().is_err() {} };
+    tokio::time::timeout(Duration::from_secs(5), added).await.unwrap();
+    assert_eq!(*node.released.lock(), [BTreeSet::from([8])]);
 }

@@ -236,6 +236,7 @@ impl Kernel {
             return Ok(());
         }
         let _lock = pins::lock(&pins.instance, &config.instance)?;
+        pins::detach_links(&pins.instance);
         pins::remove_tree(&pins.instance).map_err(|source| pins::failed("remove", &pins.instance, source))
     }
 

@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io,
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::{Path, PathBuf},
@@ -13,6 +13,7 @@ use std::{
 use mesh_common::ABI_VERSION;
 
 use super::config::{KernelConfig, KernelError};
+use super::sys;
 
 const BPF_FS: i64 = 0xcafe_4a11;
 const CGROUP2_FS: i64 = 0x6367_7270;
@@ -134,6 +135,16 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
         remove_tree(&child)?;
     }
     fs::remove_dir(path)
+}
+
+/// Detaches every link that is pinned below a folder, so that the kernel is as before when this returns and not when its workers get to it.
+pub fn detach_links(path: &Path) {
+    if path.is_dir() {
+        list(path).iter().for_each(|child| detach_links(child));
+    } else if let Ok(object) = sys::open_pin(path) {
+        // Maps are pinned here too: the kernel refuses to detach what is no link.
+        let _ = sys::link_detach(object.as_fd());
+    }
 }
 
 /// The entries of a folder; none if it cannot be read.

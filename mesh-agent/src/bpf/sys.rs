@@ -22,6 +22,7 @@ const OBJ_GET: libc::c_long = 7;
 const OBJ_INFO: libc::c_long = 15;
 const LINK_CREATE: libc::c_long = 28;
 const LINK_UPDATE: libc::c_long = 29;
+const LINK_DETACH: libc::c_long = 34;
 
 /// Update whether or not the key exists.
 pub const ANY: u64 = 0;
@@ -62,6 +63,12 @@ pub fn link_create(program: BorrowedFd<'_>, target: BorrowedFd<'_>, attach_type:
 pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = [link.as_raw_fd() as u32, program.as_raw_fd() as u32, 0, 0];
     call(LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Ends a link now. Removing its last pin would end it too, but some time later.
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = [link.as_raw_fd() as u32];
+    call(LINK_DETACH, &mut attr).map(drop)
 }
 
 /// Asks about a link.

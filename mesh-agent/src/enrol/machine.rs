@@ -44,6 +44,7 @@ pub struct Spec {
 
 /// What happened.
 #[derive(Debug)]
+#[expect(missing_docs, reason = "the fields are what their types say")]
 pub enum Event<P> {
     /// The keeper held this pod for us.
     Adopt { spec: Spec, payload: P },
@@ -73,6 +74,7 @@ pub enum Event<P> {
 
 /// What to do.
 #[derive(Debug, Eq, PartialEq)]
+#[expect(missing_docs, reason = "the fields are what their types say")]
 pub enum Action<P> {
     /// Capture this pod; ends with `Started`.
     Start { generation: Generation, spec: Arc<Spec>, payload: P },

@@ -43,7 +43,9 @@ impl SeqListener {
         // Before listen: nobody can have connected with the wider mode. The folder is closed to others anyway.
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         listen(&fd, Backlog::new(BACKLOG)?)?;
-        Ok(SeqListener { fd: AsyncFd::new(fd)? })
+        // SAFETY: an OwnedFd keeps its number open until it is dropped, and nothing takes it out of the AsyncFd.
+        let fd = unsafe { AsyncFd::register(fd) }?;
+        Ok(SeqListener { fd })
     }
 
     /// The next connection.
@@ -58,7 +60,9 @@ impl SeqListener {
             // SAFETY: accept4 returned a descriptor that nothing else owns.
             let fd = unsafe { OwnedFd::from_raw_fd(accepted?) };
             let peer = getsockopt(&fd, sockopt::PeerCredentials)?;
-            return Ok(SeqConnection { fd: AsyncFd::new(fd)?, peer });
+            // SAFETY: an OwnedFd keeps its number open until it is dropped, and nothing takes it out of the AsyncFd.
+            let fd = unsafe { AsyncFd::register(fd) }?;
+            return Ok(SeqConnection { fd, peer });
         }
     }
 }

@@ -8,13 +8,13 @@ pub fn peer_authentication(namespace: &str, mode: &str, selector: Option<&str>, 
         "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata:\n  name: {name}\n  namespace: {namespace}\nspec:\n"
     );
     if let Some(app) = selector {
-        let _ = write!(text, "  selector:\n    matchLabels:\n      app: {app}\n");
+        let _ = writeln!(text, "  selector:\n    matchLabels:\n      app: {app}");
     }
-    let _ = write!(text, "  mtls:\n    mode: {mode}\n");
+    let _ = writeln!(text, "  mtls:\n    mode: {mode}");
     if !ports.is_empty() {
         text.push_str("  portLevelMtls:\n");
         for (port, mode) in ports {
-            let _ = write!(text, "    {port}:\n      mode: {mode}\n");
+            let _ = writeln!(text, "    {port}:\n      mode: {mode}");
         }
     }
     text
@@ -92,26 +92,26 @@ impl Authorization {
         if !self.annotations.is_empty() {
             text.push_str("  annotations:\n");
             for (key, value) in &self.annotations {
-                let _ = write!(text, "    {key}: {value:?}\n");
+                let _ = writeln!(text, "    {key}: {value:?}");
             }
         }
         text.push_str("spec:\n");
         if let Some(app) = &self.app {
-            let _ = write!(text, "  selector:\n    matchLabels:\n      app: {app}\n");
+            let _ = writeln!(text, "  selector:\n    matchLabels:\n      app: {app}");
         }
-        let _ = write!(text, "  action: {}\n  rules:\n", self.action);
+        let _ = writeln!(text, "  action: {}\n  rules:", self.action);
         let mut lead = "  - ";
         if !self.principals.is_empty() {
-            let _ = write!(text, "{lead}from:\n    - source:\n        principals: {:?}\n", self.principals);
+            let _ = writeln!(text, "{lead}from:\n    - source:\n        principals: {:?}", self.principals);
             lead = "    ";
         }
         if !self.ports.is_empty() || !self.methods.is_empty() {
-            let _ = write!(text, "{lead}to:\n    - operation:\n");
+            let _ = writeln!(text, "{lead}to:\n    - operation:");
             if !self.ports.is_empty() {
-                let _ = write!(text, "        ports: {:?}\n", self.ports);
+                let _ = writeln!(text, "        ports: {:?}", self.ports);
             }
             if !self.methods.is_empty() {
-                let _ = write!(text, "        methods: {:?}\n", self.methods);
+                let _ = writeln!(text, "        methods: {:?}", self.methods);
             }
         } else if self.principals.is_empty() {
             text.push_str("  - {}\n");

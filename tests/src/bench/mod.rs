@@ -1,1 +1,7 @@
-//! The measurements of `cargo xtask bench`. See `bin/bench.rs`.
+//! The measurements of `cargo xtask bench`: the same pods, the same load, direct and through the mesh, in one run.
+mod measure;
+mod table;
+mod ztunnel;
+
+pub use measure::{Options, run};
+pub use ztunnel::Peer;

@@ -338,6 +338,11 @@ impl Lab {
     /// Enrols one pod: told to the agent, acknowledged, then annotated.
     pub fn enrol(&self, pod: &Pod) -> Result<()> {
         pod.node.kubelet.add(pod.enrolment())?;
+        self.announce(pod)
+    }
+
+    /// Sets the annotation that says that a pod's node has it in the mesh, whoever does the node's part.
+    pub fn announce(&self, pod: &Pod) -> Result<()> {
         lock(&pod.manifest).annotations.insert(REDIRECTION.into(), "enabled".into());
         self.write_pod(pod)
     }

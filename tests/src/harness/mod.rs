@@ -31,6 +31,7 @@ pub mod process;
 pub mod require;
 pub mod spawner;
 pub mod wait;
+pub mod zds;
 
 pub use agent::Agent;
 pub use bookinfo::{Bookinfo, Stars};

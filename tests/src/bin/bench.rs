@@ -1,0 +1,38 @@
+//! `bench`: what `cargo xtask bench` runs.
+use clap::Parser;
+use mesh_tests::bench::{self, Options, Peer};
+use mesh_tests::harness::spawner;
+use nix::sys::signal::{SigSet, Signal};
+use std::path::PathBuf;
+
+#[derive(Parser)]
+struct Args {
+    /// Seconds per measurement.
+    #[arg(long, default_value_t = 5)]
+    seconds: u32,
+    /// Idle connections to hold.
+    #[arg(long, default_value_t = 10_000)]
+    idle: usize,
+    /// A ztunnel binary to measure beside.
+    #[arg(long, requires = "redirect")]
+    ztunnel: Option<PathBuf>,
+    /// The script that sets up its redirection in a pod.
+    #[arg(long)]
+    redirect: Option<PathBuf>,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGINT);
+    signals.add(Signal::SIGTERM);
+    signals.thread_block()?;
+    std::thread::spawn(move || {
+        let _ = signals.wait();
+        spawner::clean_all();
+        std::process::exit(130);
+    });
+    let absolute = |path: PathBuf| path.canonicalize().unwrap_or(path);
+    let ztunnel = args.ztunnel.zip(args.redirect).map(|(b, r)| Peer { binary: absolute(b), redirect: absolute(r) });
+    bench::run(&Options { seconds: args.seconds, ztunnel, idle: args.idle })
+}

@@ -1,5 +1,9 @@
 //! The operator's servers of a real agent: what they show, what they refuse.
-#![allow(clippy::unwrap_used, clippy::undocumented_unsafe_blocks, reason = "test code: a panic is the report, and its system calls are the harness's")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::undocumented_unsafe_blocks,
+    reason = "test code: a panic is the report, and its system calls are the harness's"
+)]
 #![allow(non_snake_case, reason = "tests carry the ids of the rows they prove")]
 
 mod agent;

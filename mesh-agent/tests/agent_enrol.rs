@@ -1,5 +1,9 @@
 //! The enrolment socket of a real agent, spoken packet by packet: bad input, idempotence, rollback, restarts in the middle.
-#![allow(clippy::unwrap_used, clippy::undocumented_unsafe_blocks, reason = "test code: a panic is the report, and its system calls are the harness's")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::undocumented_unsafe_blocks,
+    reason = "test code: a panic is the report, and its system calls are the harness's"
+)]
 #![allow(non_snake_case, reason = "tests carry the ids of the rows they prove")]
 
 mod agent;

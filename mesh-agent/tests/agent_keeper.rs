@@ -1,5 +1,9 @@
 //! Keeper and worker as real processes: listening sockets survive a killed worker, the two second rule, orderly stops, one agent per node.
-#![allow(clippy::unwrap_used, clippy::undocumented_unsafe_blocks, reason = "test code: a panic is the report, and its system calls are the harness's")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::undocumented_unsafe_blocks,
+    reason = "test code: a panic is the report, and its system calls are the harness's"
+)]
 #![allow(non_snake_case, reason = "tests carry the ids of the rows they prove")]
 
 mod agent;

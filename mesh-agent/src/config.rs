@@ -3,6 +3,8 @@
 //!
 //! Statuses: 64 when the command line is wrong, 78 when the environment or what a path points to is wrong.
 
+mod raw;
+
 use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
@@ -12,6 +14,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use mesh_core::TrustDomain;
 use mesh_runtime::logging::{Filter, LogFormat};
+
+use self::raw::{Given, Raw};
 
 /// Exit status of a wrong command line (EX_USAGE).
 pub const EXIT_USAGE: i32 = 64;
@@ -210,156 +214,6 @@ impl Flags {
     }
 }
 
-/// Where a value came from.
-#[derive(Clone, Debug)]
-enum Given {
-    Flag(OsString),
-    Environment(OsString),
-    Nowhere,
-}
-
-impl Given {
-    fn of(flag: &Option<OsString>, environment: Option<OsString>) -> Given {
-        match (flag, environment) {
-            (Some(value), _) => Given::Flag(value.clone()),
-            (None, Some(value)) => Given::Environment(value),
-            (None, None) => Given::Nowhere,
-        }
-    }
-}
-
-struct Problem {
-    usage: bool,
-    line: String,
-}
-
-/// The untyped values and what is wrong with them so far. A wrong value yields a default of its type, which nobody sees because
-/// [`Raw::finish`] then fails.
-struct Raw {
-    values: Vec<(&'static str, &'static str, Given)>,
-    problems: Vec<Problem>,
-}
-
-impl Raw {
-    /// The text of a value; `None` after reporting why there is none.
-    fn text(&mut self, flag: &'static str, default: Option<String>) -> Option<String> {
-        let (_, variable, given) = self.values.iter().find(|(name, ..)| *name == flag)?.clone();
-        let (name, value, usage) = match given {
-            Given::Flag(value) => (format!("--{flag}"), value, true),
-            Given::Environment(value) => (variable.to_owned(), value, false),
-            Given::Nowhere => {
-                if default.is_none() {
-                    self.problems.push(Problem { usage: true, line: format!("--{flag} (or {variable}) is missing") });
-                }
-                return default;
-            }
-        };
-        let line = match value.into_string() {
-            Ok(text) if text.is_empty() && !matches!(flag, "network" | "control-name") => format!("{name} is empty"),
-            Ok(text) if text.chars().any(char::is_control) => format!("{name} contains control characters"),
-            Ok(text) if text.len() > 4096 => format!("{name} is longer than 4096 bytes"),
-            Ok(text) => return Some(text),
-            Err(_) => format!("{name} is not UTF-8"),
-        };
-        self.problems.push(Problem { usage, line });
-        None
-    }
-
-    fn refuse(&mut self, flag: &'static str, value: &str, expected: &str) {
-        let given = self.values.iter().find(|(name, ..)| *name == flag);
-        let (name, usage) = match given {
-            Some((_, variable, Given::Environment(_))) => ((*variable).to_owned(), false),
-            _ => (format!("--{flag}"), true),
-        };
-        self.problems.push(Problem { usage, line: format!("{name} is {value:?}, expected {expected}") });
-    }
-
-    fn check(
-        &mut self,
-        flag: &'static str,
-        value: Option<String>,
-        good: impl Fn(&str) -> bool,
-        expected: &str,
-    ) -> String {
-        let value = value.unwrap_or_default();
-        if !value.is_empty() && !good(&value) {
-            self.refuse(flag, &value, expected);
-        }
-        value
-    }
-
-    fn parse<T: Placeholder>(
-        &mut self,
-        flag: &'static str,
-        default: Option<&str>,
-        parse: impl Fn(&str) -> Option<T>,
-        expected: &str,
-    ) -> T {
-        let Some(text) = self.text(flag, default.map(str::to_owned)) else { return T::placeholder() };
-        parse(&text).unwrap_or_else(|| {
-            self.refuse(flag, &text, expected);
-            T::placeholder()
-        })
-    }
-
-    fn path(&mut self, flag: &'static str, default: Option<&str>) -> PathBuf {
-        self.parse(flag, default, |text| text.starts_with('/').then(|| PathBuf::from(text)), "an absolute path")
-    }
-
-    fn file(&mut self, flag: &'static str) -> PathBuf {
-        let path = self.path(flag, None);
-        if path.is_absolute()
-            && let Err(error) = std::fs::File::open(&path).and_then(|file| file.metadata()).and_then(must_be_file)
-        {
-            self.problems.push(Problem { usage: false, line: format!("--{flag}: cannot read {path:?}: {error}") });
-        }
-        path
-    }
-
-    fn cgroups(&mut self, config: &Config) {
-        if !config.pods_cgroup.is_absolute() || !config.agent_cgroup.is_absolute() {
-            return;
-        }
-        if !config.pods_cgroup.join("cgroup.controllers").exists() {
-            let line = format!("--pods-cgroup: {:?} is not a cgroup v2 folder", config.pods_cgroup);
-            self.problems.push(Problem { usage: false, line });
-        }
-        if normal(&config.agent_cgroup).starts_with(normal(&config.pods_cgroup)) {
-            let line =
-                "--agent-cgroup must not be --pods-cgroup or below it: the agent would capture itself".to_owned();
-            self.problems.push(Problem { usage: false, line });
-        }
-    }
-
-    fn finish(self, config: Config) -> Result<Config, Problems> {
-        if self.problems.is_empty() {
-            return Ok(config);
-        }
-        let status = if self.problems.iter().any(|problem| problem.usage) { EXIT_USAGE } else { EXIT_CONFIG };
-        Err(Problems { lines: self.problems.into_iter().map(|problem| problem.line).collect(), status })
-    }
-}
-
-/// A value that stands in for a wrong one until all problems are known.
-trait Placeholder {
-    fn placeholder() -> Self;
-}
-
-macro_rules! placeholders {
-    ($($type:ty => $value:expr;)*) => { $(impl Placeholder for $type { fn placeholder() -> Self { $value } })* };
-}
-
-placeholders! {
-    String => String::new();
-    PathBuf => PathBuf::new();
-    SocketAddr => SocketAddr::from(([0, 0, 0, 0], 0));
-    LogFormat => LogFormat::Text;
-    Filter => Filter::default();
-    Duration => Duration::ZERO;
-    usize => 1;
-    TrustDomain => TrustDomain::default();
-}
-
 fn text(text: &str) -> Option<String> {
     Some(text.to_owned())
 }
@@ -413,30 +267,42 @@ fn workers(text: &str) -> Option<usize> {
     text.parse().ok().filter(|count| (1..=MAX_WORKERS).contains(count))
 }
 
-fn must_be_file(metadata: std::fs::Metadata) -> std::io::Result<()> {
-    if metadata.is_file() { Ok(()) } else { Err(std::io::Error::other("not a file")) }
-}
-
-/// The path without `.` and repeated slashes, links resolved if it exists.
-fn normal(path: &Path) -> PathBuf {
-    path.canonicalize().unwrap_or_else(|_| path.components().collect())
+impl Config {
+    /// The effective configuration, for the log and the admin socket; files are named, never their contents.
+    pub fn effective(&self) -> Vec<(&'static str, String)> {
+        let path = |path: &Path| path.display().to_string();
+        vec![
+            ("node", self.node.clone()),
+            ("instance", self.instance.clone()),
+            ("control", self.control.address.clone()),
+            ("control_name", self.control.server_name.clone()),
+            ("control_root", path(&self.control.root)),
+            ("token", path(&self.control.token)),
+            ("cluster_id", self.control.cluster_id.clone()),
+            ("network", self.control.network.clone()),
+            ("trust_domain", self.trust_domain.to_string()),
+            ("cluster_domain", self.cluster_domain.clone()),
+            ("run_dir", path(&self.run_dir)),
+            ("pods_cgroup", path(&self.pods_cgroup)),
+            ("agent_cgroup", path(&self.agent_cgroup)),
+            ("bpffs", path(&self.bpffs)),
+            ("metrics", self.metrics.to_string()),
+            ("readiness", self.readiness.to_string()),
+            ("workers", self.workers.to_string()),
+            ("drain", format!("{:?}", self.drain)),
+            ("log_format", format!("{:?}", self.log_format).to_ascii_lowercase()),
+            ("log_level", self.log_level.to_string()),
+        ]
+    }
 }
 
 impl fmt::Display for Config {
-    /// The effective configuration on one line; files are named, never their contents.
+    /// The effective configuration on one line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Config { node, instance, control, metrics, readiness, workers, drain, .. } = self;
-        write!(f, "node={node} instance={instance} control={} control_name={}", control.address, control.server_name)?;
-        write!(f, " control_root={:?} token={:?} cluster_id={}", control.root, control.token, control.cluster_id)?;
-        write!(
-            f,
-            " network={:?} trust_domain={} cluster_domain={}",
-            control.network, self.trust_domain, self.cluster_domain
-        )?;
-        write!(f, " run_dir={:?} pods_cgroup={:?}", self.run_dir, self.pods_cgroup)?;
-        write!(f, " agent_cgroup={:?} bpffs={:?}", self.agent_cgroup, self.bpffs)?;
-        write!(f, " metrics={metrics} readiness={readiness} workers={workers} drain={drain:?}")?;
-        write!(f, " log_format={:?} log_level={}", self.log_format, self.log_level)
+        for (index, (name, value)) in self.effective().into_iter().enumerate() {
+            write!(f, "{}{name}={value:?}", if index > 0 { " " } else { "" })?;
+        }
+        Ok(())
     }
 }
 

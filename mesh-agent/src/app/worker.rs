@@ -121,7 +121,11 @@ async fn serve(config: Config, log: LogControl, keeper: Arc<Keeper>, data: Handl
     task::spawn("metrics server", house::serve_metrics(metrics_port, registry, servers.token()));
     let (orders, mut ordered) = mpsc::channel(1);
     let admin = Admin {
-        config: serde_json::Value::String(config.to_string()),
+        config: config
+            .effective()
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), serde_json::Value::from(value)))
+            .collect(),
         state: state.clone(),
         certificates,
         proxy,

@@ -45,7 +45,7 @@ fn defaults_fill_what_is_not_given_and_flags_win_over_the_environment() {
     let Ok(config) = parse(&flags, &environment) else { return };
     assert_eq!((config.instance.as_str(), config.drain, config.workers), ("node-a", Duration::from_millis(500), 3));
     assert_eq!(config.metrics, "0.0.0.0:15020".parse().unwrap());
-    assert!(config.to_string().contains("trust_domain=cluster.local"));
+    assert!(config.to_string().contains("trust_domain=\"cluster.local\""));
 }
 
 #[test]

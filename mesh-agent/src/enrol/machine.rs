@@ -9,12 +9,15 @@
 //! Every start has a generation of its own, so that an answer about an earlier one is never taken for the present one. `P` is what a start
 //! needs and the machine does not look at (descriptors).
 
+mod entry;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use mesh_core::ArcStr;
 use mesh_proto::convert::PodRequest;
 
+use self::entry::{Current, Entry, Phase, Wanted};
 use super::session::{Code, Failure};
 
 /// Names a connection of a client.
@@ -44,7 +47,7 @@ pub struct Spec {
 
 /// What happened.
 #[derive(Debug)]
-#[expect(missing_docs, reason = "the fields are what their types say")]
+#[expect(missing_docs, reason = "the fields are the nouns of the variant's sentence")]
 pub enum Event<P> {
     /// The keeper held this pod for us.
     Adopt { spec: Spec, payload: P },
@@ -74,7 +77,7 @@ pub enum Event<P> {
 
 /// What to do.
 #[derive(Debug, Eq, PartialEq)]
-#[expect(missing_docs, reason = "the fields are what their types say")]
+#[expect(missing_docs, reason = "the fields are the nouns of the variant's sentence")]
 pub enum Action<P> {
     /// Capture this pod; ends with `Started`.
     Start { generation: Generation, spec: Arc<Spec>, payload: P },
@@ -86,43 +89,6 @@ pub enum Action<P> {
     Reply { request: RequestId, result: Result<(), Failure> },
     /// Release these cookies in the kernel; ends with `Released`.
     Release { cookies: BTreeSet<u64> },
-}
-
-#[derive(Debug)]
-enum Phase {
-    Starting { waiters: Vec<RequestId> },
-    Cancelling,
-    Running,
-    Stopping,
-}
-
-#[derive(Debug)]
-struct Current {
-    generation: Generation,
-    spec: Arc<Spec>,
-    phase: Phase,
-}
-
-#[derive(Debug)]
-struct Wanted<P> {
-    spec: Spec,
-    payload: P,
-    waiters: Vec<RequestId>,
-}
-
-#[derive(Debug)]
-struct Entry<P> {
-    current: Current,
-    /// What to start when the present one is gone.
-    next: Option<Wanted<P>>,
-    /// Requests that wait for the present one to be gone.
-    leaving: Vec<RequestId>,
-    /// When a client last named it, in [`Machine::sessions`]' count.
-    named_at: u64,
-    /// A client knows that it is enrolled.
-    confirmed: bool,
-    /// Clients that do not know yet.
-    claims: Vec<(SessionId, RequestId)>,
 }
 
 /// The pods of the node.
@@ -388,49 +354,6 @@ impl<P> Machine<P> {
     fn by_generation(&mut self, generation: Generation) -> Option<(ArcStr, &mut Entry<P>)> {
         let mut entries = self.pods.iter_mut();
         entries.find(|(_, entry)| entry.current.generation == generation).map(|(uid, entry)| (uid.clone(), entry))
-    }
-}
-
-impl<P> Entry<P> {
-    /// Whether the pod will be there when all that is under way has ended.
-    fn stays(&self) -> bool {
-        self.next.is_some() || matches!(self.current.phase, Phase::Starting { .. } | Phase::Running)
-    }
-
-    /// The pod is not wanted any more, in no form.
-    fn leave(&mut self, actions: &mut Vec<Action<P>>) {
-        self.supersede(actions);
-        self.make_way(actions);
-    }
-
-    /// Drops what was to come next.
-    fn supersede(&mut self, actions: &mut Vec<Action<P>>) {
-        if let Some(next) = self.next.take() {
-            self.refuse(next.waiters, actions);
-        }
-    }
-
-    /// Makes the present one end.
-    fn make_way(&mut self, actions: &mut Vec<Action<P>>) {
-        let generation = self.current.generation;
-        match std::mem::replace(&mut self.current.phase, Phase::Stopping) {
-            Phase::Running => actions.push(Action::Stop { generation }),
-            Phase::Starting { waiters } => {
-                self.current.phase = Phase::Cancelling;
-                self.refuse(waiters, actions);
-                actions.push(Action::Cancel { generation });
-            }
-            Phase::Cancelling => self.current.phase = Phase::Cancelling,
-            Phase::Stopping => {}
-        }
-    }
-
-    fn refuse(&mut self, waiters: Vec<RequestId>, actions: &mut Vec<Action<P>>) {
-        self.claims.retain(|(_, request)| !waiters.contains(request));
-        for request in waiters {
-            let failure = Failure::passing(Code::Conflict, "a later request took the place of this one");
-            actions.push(Action::Reply { request, result: Err(failure) });
-        }
     }
 }
 

@@ -1,0 +1,170 @@
+//! Values as given, before they have types: where each came from, and every problem with them. Used by [`super`] alone.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mesh_core::TrustDomain;
+use mesh_runtime::logging::{Filter, LogFormat};
+
+use super::{Config, EXIT_CONFIG, EXIT_USAGE, Problems};
+
+/// Where a value came from.
+#[derive(Clone, Debug)]
+pub(super) enum Given {
+    Flag(OsString),
+    Environment(OsString),
+    Nowhere,
+}
+
+impl Given {
+    pub(super) fn of(flag: &Option<OsString>, environment: Option<OsString>) -> Given {
+        match (flag, environment) {
+            (Some(value), _) => Given::Flag(value.clone()),
+            (None, Some(value)) => Given::Environment(value),
+            (None, None) => Given::Nowhere,
+        }
+    }
+}
+
+pub(super) struct Problem {
+    usage: bool,
+    line: String,
+}
+
+/// The untyped values and what is wrong with them so far. A wrong value yields a default of its type, which nobody sees because
+/// [`Raw::finish`] then fails.
+pub(super) struct Raw {
+    pub(super) values: Vec<(&'static str, &'static str, Given)>,
+    pub(super) problems: Vec<Problem>,
+}
+
+impl Raw {
+    /// The text of a value; `None` after reporting why there is none.
+    pub(super) fn text(&mut self, flag: &'static str, default: Option<String>) -> Option<String> {
+        let (_, variable, given) = self.values.iter().find(|(name, ..)| *name == flag)?.clone();
+        let (name, value, usage) = match given {
+            Given::Flag(value) => (format!("--{flag}"), value, true),
+            Given::Environment(value) => (variable.to_owned(), value, false),
+            Given::Nowhere => {
+                if default.is_none() {
+                    self.problems.push(Problem { usage: true, line: format!("--{flag} (or {variable}) is missing") });
+                }
+                return default;
+            }
+        };
+        let line = match value.into_string() {
+            Ok(text) if text.is_empty() && !matches!(flag, "network" | "control-name") => format!("{name} is empty"),
+            Ok(text) if text.chars().any(char::is_control) => format!("{name} contains control characters"),
+            Ok(text) if text.len() > 4096 => format!("{name} is longer than 4096 bytes"),
+            Ok(text) => return Some(text),
+            Err(_) => format!("{name} is not UTF-8"),
+        };
+        self.problems.push(Problem { usage, line });
+        None
+    }
+
+    fn refuse(&mut self, flag: &'static str, value: &str, expected: &str) {
+        let given = self.values.iter().find(|(name, ..)| *name == flag);
+        let (name, usage) = match given {
+            Some((_, variable, Given::Environment(_))) => ((*variable).to_owned(), false),
+            _ => (format!("--{flag}"), true),
+        };
+        self.problems.push(Problem { usage, line: format!("{name} is {value:?}, expected {expected}") });
+    }
+
+    pub(super) fn check(
+        &mut self,
+        flag: &'static str,
+        value: Option<String>,
+        good: impl Fn(&str) -> bool,
+        expected: &str,
+    ) -> String {
+        let value = value.unwrap_or_default();
+        if !value.is_empty() && !good(&value) {
+            self.refuse(flag, &value, expected);
+        }
+        value
+    }
+
+    pub(super) fn parse<T: Placeholder>(
+        &mut self,
+        flag: &'static str,
+        default: Option<&str>,
+        parse: impl Fn(&str) -> Option<T>,
+        expected: &str,
+    ) -> T {
+        let Some(text) = self.text(flag, default.map(str::to_owned)) else { return T::placeholder() };
+        parse(&text).unwrap_or_else(|| {
+            self.refuse(flag, &text, expected);
+            T::placeholder()
+        })
+    }
+
+    pub(super) fn path(&mut self, flag: &'static str, default: Option<&str>) -> PathBuf {
+        self.parse(flag, default, |text| text.starts_with('/').then(|| PathBuf::from(text)), "an absolute path")
+    }
+
+    pub(super) fn file(&mut self, flag: &'static str) -> PathBuf {
+        let path = self.path(flag, None);
+        if path.is_absolute()
+            && let Err(error) = std::fs::File::open(&path).and_then(|file| file.metadata()).and_then(must_be_file)
+        {
+            self.problems.push(Problem { usage: false, line: format!("--{flag}: cannot read {path:?}: {error}") });
+        }
+        path
+    }
+
+    pub(super) fn cgroups(&mut self, config: &Config) {
+        if !config.pods_cgroup.is_absolute() || !config.agent_cgroup.is_absolute() {
+            return;
+        }
+        if !config.pods_cgroup.join("cgroup.controllers").exists() {
+            let line = format!("--pods-cgroup: {:?} is not a cgroup v2 folder", config.pods_cgroup);
+            self.problems.push(Problem { usage: false, line });
+        }
+        if normal(&config.agent_cgroup).starts_with(normal(&config.pods_cgroup)) {
+            let line =
+                "--agent-cgroup must not be --pods-cgroup or below it: the agent would capture itself".to_owned();
+            self.problems.push(Problem { usage: false, line });
+        }
+    }
+
+    pub(super) fn finish(self, config: Config) -> Result<Config, Problems> {
+        if self.problems.is_empty() {
+            return Ok(config);
+        }
+        let status = if self.problems.iter().any(|problem| problem.usage) { EXIT_USAGE } else { EXIT_CONFIG };
+        Err(Problems { lines: self.problems.into_iter().map(|problem| problem.line).collect(), status })
+    }
+}
+
+/// A value that stands in for a wrong one until all problems are known.
+pub(super) trait Placeholder {
+    fn placeholder() -> Self;
+}
+
+macro_rules! placeholders {
+    ($($type:ty => $value:expr;)*) => { $(impl Placeholder for $type { fn placeholder() -> Self { $value } })* };
+}
+
+placeholders! {
+    String => String::new();
+    PathBuf => PathBuf::new();
+    SocketAddr => SocketAddr::from(([0, 0, 0, 0], 0));
+    LogFormat => LogFormat::Text;
+    Filter => Filter::default();
+    Duration => Duration::ZERO;
+    usize => 1;
+    TrustDomain => TrustDomain::default();
+}
+
+fn must_be_file(metadata: std::fs::Metadata) -> std::io::Result<()> {
+    if metadata.is_file() { Ok(()) } else { Err(std::io::Error::other("not a file")) }
+}
+
+/// The path without `.` and repeated slashes, links resolved if it exists.
+fn normal(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.components().collect())
+}

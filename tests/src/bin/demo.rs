@@ -23,8 +23,8 @@ fn main() -> anyhow::Result<()> {
     // Blocked in every thread from here on; one thread waits for them.
     signals.thread_block()?;
     std::thread::spawn(move || {
-        let signal = signals.wait();
-        eprintln!("\ninterrupted ({signal:?}): removing the lab ...");
+        let name = signals.wait().map_or("signal", Signal::as_str);
+        eprintln!("\ninterrupted ({name}): removing the lab ...");
         spawner::clean_all();
         std::process::exit(130);
     });

@@ -32,7 +32,12 @@ pub(super) fn start(peer: &Peer) -> Result<(Pair, Vec<Process>)> {
         let control = format!("https://{}:15012", crate::harness::plan::control());
         let root = lab.control.root_certificate();
         let root = root.to_string_lossy();
-        let mut program = Program::new(format!("ztunnel-{}", node.name), &peer.binary).netns(&node.netns);
+        // It looks itself up in /proc by thread id, so it needs the /proc of the lab's pid namespace, in a mount namespace of its own.
+        let own_proc = "mount -t proc proc /proc && exec \"$0\"";
+        let mut program = Program::new(format!("ztunnel-{}", node.name), "/usr/bin/unshare")
+            .args(["--mount", "/bin/sh", "-c", own_proc])
+            .arg(&peer.binary)
+            .netns(&node.netns);
         for (key, value) in [
             ("XDS_ADDRESS", control.as_str()),
             ("CA_ADDRESS", &control),
@@ -46,7 +51,7 @@ pub(super) fn start(peer: &Peer) -> Result<(Pair, Vec<Process>)> {
             ("ISTIO_META_DNS_CAPTURE", "false"),
             ("ZTUNNEL_WORKER_THREADS", "2"),
             ("RUST_LOG", "error"),
-            ("AUTH_TOKEN_FILE", &lab.control.token(&node.name)?.to_string_lossy()),
+            ("AUTH_TOKEN", &lab.control.token(&node.name)?.to_string_lossy()),
         ] {
             program = program.env(key, value);
         }

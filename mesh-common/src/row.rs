@@ -49,6 +49,8 @@ pub const POD_INBOUND_ONLY: u32 = 4;
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Pod {
+    /// The key of this row, see [`Pod::is_of`].
+    pub cookie: u64,
     /// `POD_*` bits.
     pub flags: u32,
     /// Number of slots the pod may hold.
@@ -66,9 +68,19 @@ pub struct Pod {
     /// Explicit padding.
     pub reserved: u32,
 }
-const _: () = assert!(size_of::<Pod>() == 160 && NAMESERVERS.is_power_of_two());
+const _: () = assert!(size_of::<Pod>() == 168 && NAMESERVERS.is_power_of_two());
 
 impl Pod {
+    /// True if this is the row of that pod. A row that is replaced gives its memory to the next row written, whosever that is, and the
+    /// kernel does not wait for programs that still read it. So a program asks this last, before it lets anything pass; the cookie is
+    /// what is written first.
+    #[inline(always)]
+    pub fn is_of(&self, cookie: u64) -> bool {
+        // SAFETY: reads a field of a valid row. Volatile, so that it is read after the fields that a decision was made of.
+        let current = unsafe { core::ptr::read_volatile(&raw const self.cookie) };
+        current == cookie
+    }
+
     /// True if the address is one of the pod's.
     #[inline(always)]
     pub fn owns(&self, address: &Address) -> bool {

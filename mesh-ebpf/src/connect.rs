@@ -54,7 +54,7 @@ pub fn connect6(context: SockAddrContext) -> i32 {
 fn connect(call: &Call) -> i32 {
     // SAFETY: the context is this call's.
     let cookie = unsafe { bpf_get_netns_cookie(call.raw.cast()) };
-    // SAFETY: rows are replaced as a whole by the agent; a pod's row is not removed while its tasks run.
+    // SAFETY: any bytes are a row; whether they are this pod's is asked last.
     let Some(pod) = (unsafe { PODS.get(&cookie) }) else {
         return ALLOW;
     };
@@ -65,15 +65,21 @@ fn connect(call: &Call) -> i32 {
     let attempt =
         Attempt { destination: call.address(), port: call.port(), source: call.source(), agent_alive: agent_alive() };
     if protocol == UDP {
-        if let Capture::Nameserver(number) = capture_udp(pod, &attempt)
-            && is_free_of_device(call)
-        {
-            call.set_slot(number, attempt.destination.is_v4(), pod.dns_port);
-            count(Reason::DnsCaptured);
+        match capture_udp(pod, &attempt) {
+            Capture::Nameserver(number) if is_free_of_device(call) => {
+                call.set_slot(number, attempt.destination.is_v4(), pod.dns_port);
+                count(Reason::DnsCaptured);
+            }
+            Capture::Pass(Reason::DnsAgentAway) => count(Reason::DnsAgentAway),
+            _ => {}
         }
         return ALLOW;
     }
-    match direct(call, cookie, pod, &attempt) {
+    let directed = match direct(call, cookie, pod, &attempt) {
+        Ok(_) if !pod.is_of(cookie) => Err((Reason::PodClosed, errno::ECONNREFUSED)),
+        directed => directed,
+    };
+    match directed {
         Ok(reason) => {
             count(reason);
             ALLOW

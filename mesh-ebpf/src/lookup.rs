@@ -49,19 +49,23 @@ pub fn pod_lookup(context: SkLookupContext) -> u32 {
 /// What to count of a packet that goes on, or why it does not.
 #[inline(always)]
 fn judge(context: &SkLookupContext, packet: &Packet, cookie: u64) -> Result<Option<Reason>, Reason> {
-    // SAFETY: rows are replaced as a whole by the agent.
+    // SAFETY: any bytes are a row; whether they are this pod's is asked last.
     let pod = unsafe { PODS.get(&cookie) }.ok_or(Reason::PodMissing)?;
     let lookup = Lookup { remote: packet.ends.remote, local: packet.ends.local, port: packet.ends.local_port };
     if packet.protocol != TCP && packet.protocol != UDP {
         return Ok(None);
     }
     let verdict = inbound(pod, &lookup, packet.protocol == TCP);
+    let is_strict = matches!(verdict, Inbound::Plaintext) && is_strict(cookie, pod, lookup.port);
+    if !pod.is_of(cookie) {
+        return Err(Reason::PodMissing);
+    }
     let (listener, reason) = match verdict {
         Inbound::Pass => return Ok(None),
         Inbound::PassCounted(reason) => return Ok(Some(reason)),
         Inbound::Drop(reason) => return Err(reason),
         Inbound::Steer(listener, reason) => (listener, reason),
-        Inbound::Plaintext if is_strict(cookie, pod, lookup.port) => return Err(Reason::StrictPlaintext),
+        Inbound::Plaintext if is_strict => return Err(Reason::StrictPlaintext),
         Inbound::Plaintext if lookup.local.is_v4() => (Listener::PlaintextV4, Reason::SteeredPlaintext),
         Inbound::Plaintext => (Listener::PlaintextV6, Reason::SteeredPlaintext),
     };

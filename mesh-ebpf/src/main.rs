@@ -34,7 +34,7 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// The programs are dual licensed so that the kernel lets them call its GPL helpers.
+/// Of our licences, Apache-2.0 OR GPL-2.0-only, the one that lets the programs call the kernel's GPL helpers; it knows no word for the pair.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+static LICENSE: [u8; 7] = *b"GPL v2\0";

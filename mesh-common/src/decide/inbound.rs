@@ -62,12 +62,16 @@ pub fn inbound(pod: &Pod, lookup: &Lookup, tcp: bool) -> Inbound {
             None => Inbound::Drop(Reason::ForeignToSlot),
         };
     }
-    let own = from_pod || lookup.remote.is_loopback();
+    // Equal ends: the pod calls an address of its own that nobody told us of, like its link-local one.
+    let own = from_pod || lookup.remote.is_loopback() || lookup.remote.same(&lookup.local);
     if lookup.local.is_loopback() {
         let agents_host = !v4 || lookup.local.low() == 0x7f00_0001;
+        // Of its ports the agent uses only the one of DNS for datagrams: on the others they are the app's.
+        let agents_port =
+            if tcp { pod.is_own_port(lookup.port) } else { lookup.port != 0 && lookup.port == pod.dns_port };
         return if !own {
             Inbound::Drop(Reason::ForeignToSlot)
-        } else if agents_host && pod.is_own_port(lookup.port) {
+        } else if agents_host && agents_port {
             Inbound::Drop(Reason::DirectToAgent)
         } else {
             Inbound::Pass
@@ -77,7 +81,9 @@ pub fn inbound(pod: &Pod, lookup: &Lookup, tcp: bool) -> Inbound {
         return Inbound::Pass;
     }
     if !tcp {
-        return Inbound::PassCounted(Reason::UdpPassed);
+        // The agent's own answers over IPv6 come from a slot; over IPv4 a slot is loopback.
+        let answer = slot::is_v6_range(&lookup.remote);
+        return if answer { Inbound::Pass } else { Inbound::PassCounted(Reason::UdpPassed) };
     }
     if pod.flags & POD_CLOSED != 0 {
         return Inbound::Drop(Reason::PodClosed);
@@ -178,6 +184,7 @@ mod tests {
             ("198.18.0.2", "198.18.0.2", 80, Inbound::Pass),
             ("198.18.0.2", "198.18.0.2", 15001, Inbound::Pass),
             ("fd00:198::2", "fd00:198::2", 15008, Inbound::Pass),
+            ("fe80::2", "fe80::2", 80, Inbound::Pass),
             ("127.0.0.1", "127.0.0.1", 15001, direct),
             ("::1", "::1", 15008, direct),
             ("198.18.0.3", "127.0.0.1", 80, FOREIGN),
@@ -213,7 +220,12 @@ mod tests {
             ("fd00:198::3", DNS6, 15053, FOREIGN),
             ("fd00:198::2", SLOT6, 15001, FOREIGN),
             ("127.0.0.1", "127.0.0.1", 15053, Inbound::Drop(Reason::DirectToAgent)),
+            // Other ports of the agent are free for datagrams of the app.
+            ("127.0.0.1", "127.0.0.1", 15001, Inbound::Pass),
+            ("::1", "::1", 15008, Inbound::Pass),
             ("127.0.0.1", "127.0.0.1", 53, Inbound::Pass),
+            // The agent's own answer.
+            (DNS6, "fd00:198::2", 40000, Inbound::Pass),
             ("198.18.0.2", "198.18.0.2", 53, Inbound::Pass),
             ("198.18.0.3", "198.18.0.2", 53, Inbound::PassCounted(Reason::UdpPassed)),
             ("198.18.0.3", "127.0.0.1", 53, FOREIGN),

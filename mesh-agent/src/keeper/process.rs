@@ -3,8 +3,8 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -12,12 +12,16 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use nix::sys::time::TimeVal;
-use nix::unistd::Pid;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork};
 
 use super::client::KEEPER_FD;
 use super::packet;
 use super::store::{Held, Message, Store};
 use super::supervisor::{Action, Event, Supervisor};
+
+/// Status of a child that could not become a worker (EX_OSERR).
+const EXIT_EXEC: i32 = 71;
 
 /// How the keeper starts its worker.
 #[derive(Clone, Debug)]
@@ -59,7 +63,8 @@ pub fn run(command: &WorkerCommand) -> io::Result<i32> {
 }
 
 struct Worker {
-    child: Child,
+    /// Not reaped yet, so the number cannot belong to anyone else.
+    pid: Pid,
     /// None once the worker broke the protocol or hung up.
     socket: Option<OwnedFd>,
 }
@@ -145,7 +150,7 @@ impl Loop<'_> {
     fn spawn(&mut self) -> Event {
         match start_worker(self.command) {
             Ok(worker) => {
-                tracing::info!(pid = worker.child.id(), "worker started");
+                tracing::info!(pid = worker.pid.as_raw(), "worker started");
                 self.worker = Some(worker);
                 Event::Spawned
             }
@@ -159,23 +164,26 @@ impl Loop<'_> {
     fn signal(&self, signal: i32) {
         let signal = Signal::try_from(signal).unwrap_or(Signal::SIGTERM);
         if let Some(worker) = &self.worker {
-            // The child is not reaped yet, so its pid cannot belong to anyone else.
-            let _ = kill(Pid::from_raw(worker.child.id() as i32), signal);
+            let _ = kill(worker.pid, signal);
         }
     }
 
     fn reap(&mut self) -> io::Result<Option<i32>> {
-        let Some(worker) = &mut self.worker else { return Ok(None) };
-        let Some(status) = worker.child.try_wait()? else { return Ok(None) };
+        let Some(worker) = &self.worker else { return Ok(None) };
+        let status = match waitpid(worker.pid, Some(WaitPidFlag::WNOHANG))? {
+            WaitStatus::Exited(_, status) => status,
+            WaitStatus::Signaled(_, signal, _) => 128 + signal as i32,
+            _ => return Ok(None),
+        };
         // What the worker said last still counts.
         self.serve_store();
         self.worker = None;
-        if status.success() {
+        if status == 0 {
             tracing::info!("worker ended");
         } else {
-            tracing::warn!(%status, "worker ended");
+            tracing::warn!(status, "worker ended");
         }
-        Ok(Some(status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1)))
+        Ok(Some(status))
     }
 
     /// Answers what the worker asked; true if it listed (and so adopted) what is held.
@@ -191,7 +199,7 @@ impl Loop<'_> {
                 Err(error) => {
                     // A worker that cannot talk to its keeper cannot be replaced without loss later: replace it now.
                     tracing::error!(%error, "lost the worker's socket: killing the worker");
-                    let _ = worker.child.kill();
+                    let _ = kill(worker.pid, Signal::SIGKILL);
                     worker.socket = None;
                 }
             }
@@ -273,21 +281,35 @@ fn start_worker(command: &WorkerCommand) -> io::Result<Worker> {
     let keeper = std::process::id();
     let mut worker = Command::new(&command.program);
     worker.args(&command.arguments).env(KEEPER_FD, number.to_string());
-    // SAFETY: the closure runs between fork and exec of a single-threaded process and only makes system calls.
-    unsafe {
-        worker.pre_exec(move || prepare_worker(number, keeper));
+    // Not Command::spawn: it waits until the child has executed the program, and a child that is stopped or stuck on a slow disk before
+    // that would hold the keeper up, with all its clients in the backlogs.
+    // SAFETY: the keeper has one thread, so the child may do whatever its parent might.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => Ok(Worker { pid: child, socket: Some(ours) }),
+        ForkResult::Child => {
+            let error = prepare_worker(number, keeper).err().unwrap_or_else(|| worker.exec());
+            eprintln!("mesh-agent: cannot execute the worker: {error}");
+            // SAFETY: ends the child at once, without running what the keeper meant for its own end.
+            unsafe { libc::_exit(EXIT_EXEC) }
+        }
     }
-    let child = worker.spawn()?;
-    Ok(Worker { child, socket: Some(ours) })
 }
 
-/// In the child: die with the keeper, take signals again, keep the socket over exec.
+/// In the child: die with the keeper, take signals again, keep the socket and nothing else of the keeper's.
 fn prepare_worker(socket: RawFd, keeper: u32) -> io::Result<()> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     if nix::unistd::getppid().as_raw() as u32 != keeper {
         return Err(io::Error::other("the keeper died"));
     }
     SigSet::empty().thread_set_mask()?;
+    // Executing the program would close the sockets that the keeper holds too, but it may take long, and as long as this copy is open the
+    // keeper cannot give them up.
+    for (first, last) in [(3, socket as u32 - 1), (socket as u32 + 1, u32::MAX)] {
+        // SAFETY: closes descriptors of this child that nothing in it uses.
+        if first <= last && unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
     // SAFETY: changes a flag of a descriptor that the parent opened for this child.
     if unsafe { libc::fcntl(socket, libc::F_SETFD, 0) } != 0 {
         return Err(io::Error::last_os_error());

@@ -19,7 +19,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kernel::{Cgroup, Factory, ip_command, new_netns};
-use mesh_agent::bpf::{Kernel, KernelConfig};
+use mesh_agent::bpf::KernelConfig;
 use mesh_agent::keeper::packet;
 use mesh_proto::enrol::{Add, Del, Dns, Hello, Keep, Request, Response, Snapshot, request::Payload};
 use nix::sys::signal::{Signal, kill};
@@ -72,6 +72,13 @@ impl Host {
 
     pub fn run_dir(&self) -> PathBuf {
         self.folder.path().join("run")
+    }
+
+    /// Where the kernel objects of a pod are pinned.
+    pub fn pins(&self, pod: &Pod) -> PathBuf {
+        let version = format!("v{}", mesh_common::ABI_VERSION);
+        let cookie = mesh_agent::bpf::netns_cookie(pod.netns.as_fd()).unwrap();
+        Path::new("/sys/fs/bpf/undermesh").join(&self.instance).join(version).join(format!("pods/{cookie:016x}"))
     }
 
     pub fn log(&self) -> String {
@@ -186,14 +193,7 @@ impl Drop for Host {
         }
         let config = KernelConfig::new(self.instance.clone(), self.pods.0.clone(), self.agent.0.clone());
         // The lock goes with the last thread of the worker, a moment after its process.
-        let deadline = Instant::now() + DEADLINE;
-        while let Err(error) = Kernel::uninstall(&config) {
-            if Instant::now() > deadline {
-                eprintln!("cannot uninstall: {error}");
-                break;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
+        kernel::uninstall(&config);
     }
 }
 
@@ -224,11 +224,15 @@ impl Agent<'_> {
         eventually("the end of the keeper", || keeper.try_wait().unwrap())
     }
 
-    /// Kills the worker and returns the pid of the next.
+    /// Kills the worker and returns the pid of the next, once that is a program of its own: before, it still shares the keeper's sockets.
     pub fn kill_worker(&self) -> i32 {
         let old = self.worker();
         kill(Pid::from_raw(old), Signal::SIGKILL).unwrap();
-        eventually("another worker", || self.find_worker().filter(|pid| *pid != old))
+        let is_worker = |pid: &i32| {
+            fs::read_to_string(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| line.split('\0').nth(1) == Some("worker"))
+        };
+        eventually("another worker", || self.find_worker().filter(|pid| *pid != old).filter(is_worker))
     }
 }
 
@@ -238,6 +242,10 @@ impl Drop for Agent<'_> {
         let _ = self.keeper.wait();
         // The worker dies with its keeper; its cgroup can be removed when it is gone.
         let procs = self.host.agent.0.join("cgroup.procs");
+        // Unless it was stopped before it could ask for that.
+        for pid in fs::read_to_string(&procs).unwrap_or_default().lines().filter_map(|pid| pid.parse().ok()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
         eventually("the end of the worker", || {
             fs::read_to_string(&procs).is_ok_and(|pids| pids.trim().is_empty()).then_some(())
         });

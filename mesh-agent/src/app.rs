@@ -56,7 +56,7 @@ impl From<KernelError> for Refusal {
         let status = match &error {
             KernelError::Locked { .. } => EXIT_UNAVAILABLE,
             KernelError::Config(_) => EXIT_CONFIG,
-            KernelError::SelfTest(_) => EXIT_KERNEL,
+            KernelError::SelfTest(_) | KernelError::Missing(_) => EXIT_KERNEL,
             KernelError::Io { .. } | KernelError::Bpf { .. } | KernelError::Pod { .. } => EXIT_SYSTEM,
         };
         Refusal { status, line: format!("kernel: {}", chain(&error)) }

@@ -9,10 +9,15 @@
 
 mod kernel;
 
-use std::{fs, net::SocketAddr, os::fd::AsFd, path::PathBuf};
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
+    path::PathBuf,
+};
 
 use kernel::*;
-use mesh_agent::bpf::{InboundMode, Kernel, KernelError};
+use mesh_agent::bpf::{InboundMode, Kernel, KernelError, PodListenerFds, PodSpec};
 use mesh_common::Reason;
 
 fn folder(node: &Node) -> PathBuf {
@@ -239,26 +244,58 @@ fn bad_configurations_are_refused_with_a_reason() {
     assert!(start(&|config| config.agent_cgroup = config.pods_cgroup.clone()).contains("would be captured"));
     assert!(start(&|config| config.instance = "../x".into()).contains("not plain"));
     assert!(start(&|config| config.instance = String::new()).contains("not plain"));
+}
 
-    let pod = Pod::new(&node);
-    let spec = |cookie, ips: &'static [&'static str]| {
-        let ips: Vec<_> = ips.iter().map(|text| ip(text)).collect();
-        let listeners = pod.listeners.fds();
-        let spec = mesh_agent::bpf::PodSpec {
+#[test]
+fn hardening_B129_bad_pods_are_refused_with_a_reason_and_leave_nothing() {
+    if !privileged("hardening_B129_bad_pods_are_refused_with_a_reason_and_leave_nothing") {
+        return;
+    }
+    let node = Node::new();
+    let (pod, other) = (Pod::new(&node), Pod::new(&node));
+    let (own, theirs, none) = (pod.listeners.fds(), other.listeners.fds(), PodListenerFds::default());
+    let refused = |cookie, ips: &[&str], nameservers: &[IpAddr], listeners| {
+        let ips: Vec<IpAddr> = ips.iter().map(|text| ip(text)).collect();
+        let spec = PodSpec {
             cookie,
             netns: pod.netns.as_fd(),
             ips: &ips,
-            nameservers: &[],
-            listeners: &listeners,
+            nameservers,
+            listeners,
             inbound: &InboundMode::default(),
         };
-        chain(&node.kernel().enrol(&spec).unwrap_err())
+        let reason = chain(&node.kernel().enrol(&spec).unwrap_err());
+        assert_eq!(node.kernel().enrolled(), Vec::<u64>::new(), "{reason}");
+        assert_eq!(fs::read_dir(folder(&node).join("pods")).unwrap().count(), 0, "{reason}");
+        reason
     };
-    assert!(spec(pod.cookie, &[]).contains("addresses"));
-    assert!(spec(pod.cookie, &["127.0.0.1"]).contains("cannot be a pod's address"));
-    assert!(spec(pod.cookie, &["198.18.77.77"]).contains("routes of slots"), "an address that the pod does not have");
-    assert!(spec(pod.cookie + 1, &[POD_V4]).contains("another cookie"));
-    assert!(node.kernel().enrolled().is_empty());
+    let five = ["53", "54", "55", "56", "57"].map(|last| ip(&format!("198.18.53.{last}")));
+    let rows: [(u64, &[&str], &[IpAddr], _, &str); 6] = [
+        (pod.cookie, &[], &[], &own, "addresses"),
+        (pod.cookie, &["127.0.0.1"], &[], &own, "cannot be a pod's address"),
+        (pod.cookie, &["198.18.77.77"], &[], &own, "routes of slots"),
+        (pod.cookie + 1, &[POD_V4], &[], &none, "another cookie"),
+        (pod.cookie, &[POD_V4], &[], &theirs, "of another network namespace"),
+        (pod.cookie, &[POD_V4], &five, &own, "has 5 nameservers"),
+    ];
+    for (cookie, ips, nameservers, listeners, expected) in rows {
+        let reason = refused(cookie, ips, nameservers, listeners);
+        assert!(reason.contains(expected), "{reason}");
+    }
+    // And what fails late: the program cannot be pinned, because something else is there that is no pin.
+    let in_the_way = folder(&node).join("pods").join(format!("{:016x}", pod.cookie)).join("listeners");
+    fs::create_dir_all(in_the_way.join("x")).unwrap();
+    assert!(refused(pod.cookie, &[POD_V4], &[], &own).contains("listeners"));
+    assert!(node.kernel().map_usage().iter().all(|(_, used, _)| *used == 0), "{:?}", node.kernel().map_usage());
+    // Nothing of it is left in the pod either: its connects pass, and the slots' routes are gone.
+    let server = pod.outside.listen(at(OUTSIDE_V4, 8080));
+    connect(&pod.app.tcp(ip(POD_V4)), at(OUTSIDE_V4, 8080)).unwrap();
+    accept(&server);
+    let probe = pod.app.udp(ip(POD_V4));
+    probe.connect(&at("127.128.1.0", 9).into()).unwrap();
+    assert_eq!(local(&probe).ip(), ip("127.0.0.1"), "the source of loopback is as without the mesh");
+    pod.enrol(&node, &InboundMode::default());
+    assert_captures(&node, &pod);
 }
 
 #[tokio::test]
@@ -316,7 +353,6 @@ fn hardening_F24_bpffs_is_mounted_at_start_and_again_when_it_goes() {
         matches!(Kernel::start(node.config.clone()), Err(KernelError::Locked { .. })),
         "the new folder is locked too"
     );
-    drop(node);
 }
 
 #[cfg(feature = "bpf-log")]

@@ -1,8 +1,11 @@
 //! Frees slots that nobody uses. Two steps, so that a connect in flight never loses its slot: first the destination forgets the slot,
 //! so that no new connect finds it; in a later pass, if it still has no users, the slot goes.
+//!
+//! What counts against a pod's quota is counted afresh in each pass: an agent that died between two writes, or a table that was replaced,
+//! must not cost a pod its slots for good.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     time::{Duration, Instant},
 };
@@ -24,8 +27,9 @@ impl Collector {
     /// One pass at monotonic nanoseconds `now`. Returns how many slots were freed.
     pub fn pass(&mut self, tables: &Tables, now: u64, hold: Duration) -> io::Result<usize> {
         let mut freed = 0;
-        let keys = tables.slots.keys()?;
-        for key in &keys {
+        let taken = taken(tables)?;
+        let mut live: HashSet<SlotKey> = tables.slots.keys()?.into_iter().collect();
+        for key in &live.clone() {
             let Some(slot) = tables.slots.get(key)? else { continue };
             let idle = slot.users == 0 && now.saturating_sub(slot.used_at) > hold.as_nanos() as u64;
             match (idle, self.retiring.get(key)) {
@@ -35,11 +39,9 @@ impl Collector {
                 }
                 (true, Some(since)) if since.elapsed() >= GRACE => {
                     self.retiring.remove(key);
-                    if tables.slots.delete(key)? {
-                        let count = tables.slot_freed.get(&key.cookie)?.unwrap_or(0);
-                        tables.slot_freed.set(&key.cookie, &(count + 1), sys::ANY)?;
-                        freed += 1;
-                    }
+                    tables.slots.delete(key)?;
+                    live.remove(key);
+                    freed += 1;
                 }
                 (true, Some(_)) => {}
                 (false, Some(_)) => {
@@ -50,8 +52,8 @@ impl Collector {
                 (false, None) => {}
             }
         }
-        let live: std::collections::HashSet<_> = keys.into_iter().collect();
         self.retiring.retain(|key, _| live.contains(key));
+        settle(tables, taken, &live)?;
         Ok(freed)
     }
 
@@ -59,6 +61,35 @@ impl Collector {
     pub fn forget(&mut self, cookie: u64) {
         self.retiring.retain(|key, _| key.cookie != cookie);
     }
+}
+
+/// How many slots each pod has taken since its enrolment.
+fn taken(tables: &Tables) -> io::Result<HashMap<u64, u64>> {
+    let mut taken = HashMap::new();
+    for cookie in tables.slot_use.keys()? {
+        if let Some(usage) = tables.slot_use.get(&cookie)? {
+            taken.insert(cookie, usage.taken);
+        }
+    }
+    Ok(taken)
+}
+
+/// Writes how many of them are free again, so that what is left are those that live. `taken` was read before the slots were: what came
+/// in between counts twice until the next pass, and never not at all.
+fn settle(tables: &Tables, taken: HashMap<u64, u64>, live: &HashSet<SlotKey>) -> io::Result<()> {
+    let mut held: HashMap<u64, u64> = HashMap::new();
+    for key in live {
+        *held.entry(key.cookie).or_default() += 1;
+    }
+    for (cookie, taken) in taken {
+        let freed = taken.wrapping_sub(held.get(&cookie).copied().unwrap_or(0));
+        match tables.slot_freed.set(&cookie, &freed, sys::EXIST) {
+            // The pod is gone meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            result => result?,
+        }
+    }
+    Ok(())
 }
 
 fn forget(tables: &Tables, key: &SlotKey, slot: &Slot) -> io::Result<()> {

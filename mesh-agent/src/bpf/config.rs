@@ -23,6 +23,8 @@ pub struct KernelConfig {
     pub heartbeat_stale: Duration,
     /// How long a slot without users stays, so that late packets and retries find it.
     pub slot_hold: Duration,
+    /// Uses what newer kernels have. Without, the programs do what they do on the oldest kernel that they run on.
+    pub new_features: bool,
 }
 
 impl KernelConfig {
@@ -38,6 +40,7 @@ impl KernelConfig {
             self_test: true,
             heartbeat_stale: Duration::from_secs(3),
             slot_hold: Duration::from_secs(30),
+            new_features: true,
         }
     }
 }
@@ -168,9 +171,23 @@ pub enum KernelError {
         /// What is wrong.
         reason: String,
     },
+    /// The kernel is too old, or was built without something.
+    #[error("the kernel lacks {0}")]
+    Missing(String),
     /// The self-test found that the kernel does not do what the programs need.
     #[error("self-test: {0}")]
     SelfTest(String),
+}
+
+/// A program of somebody else in a hook that ours use.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize)]
+pub struct Foreign {
+    /// The hook, by the name of our program in it.
+    pub hook: &'static str,
+    /// Its id.
+    pub program: u32,
+    /// Its name.
+    pub name: String,
 }
 
 /// Something that [`super::Kernel::verify`] found changed behind our back, and put right.

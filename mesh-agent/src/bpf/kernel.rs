@@ -9,27 +9,24 @@ use std::{
 
 use mesh_common::{
     Reason,
-    row::{Control, POD_CLOSED, POD_STRICT, Pod, SOCKET_PUBLISHED, SocketState},
+    row::{Control, POD_STRICT, Pod, SOCKET_PUBLISHED, SocketState, maps},
 };
 use parking_lot::Mutex;
 
 use super::{
     collect::Collector,
-    config::{InboundMode, KernelConfig, KernelError, PodSpec, Repair},
+    config::{Foreign, InboundMode, KernelConfig, KernelError, PodSpec, Repair},
     events::Events,
+    foreign,
     links::Hooks,
+    netns,
     object::{self, Loader, Settings, bpf},
     pins::{self, Pins},
     pods::{self, Enrolled},
+    probe::Features,
     sys,
     tables::Tables,
 };
-
-#[derive(Debug)]
-struct Pods {
-    enrolled: HashMap<u64, Enrolled>,
-    loader: Loader,
-}
 
 /// The loaded programs of one instance. Dropping it leaves everything pinned and working.
 #[derive(Debug)]
@@ -39,8 +36,11 @@ pub struct Kernel {
     settings: Settings,
     tables: Tables,
     hooks: Mutex<Hooks>,
-    /// Enrolment and removal of pods are rare and exclude each other.
-    pods: Mutex<Pods>,
+    /// Loading takes milliseconds: not under the lock of the pods.
+    loader: Mutex<Loader>,
+    /// Steps of enrolment, release and changes of rows exclude each other; each is short. One pod is never enrolled and released at once:
+    /// the callers see to that.
+    pods: Mutex<HashMap<u64, Enrolled>>,
     collector: Mutex<Collector>,
     degradations: Vec<&'static str>,
     repairs: Vec<Repair>,
@@ -54,32 +54,27 @@ impl Kernel {
         let pins = Pins::new(&config);
         pins.prepare(&config)?;
         let lock = pins::lock(&pins.instance, &config.instance)?;
+        let features = match config.new_features {
+            true => Features::probe()?,
+            false => Features { set_retval: false },
+        };
         let repairs = object::discard_foreign_maps(&pins, &config.limits)?;
-        let mut degradations = Vec::new();
-        let mut settings = Settings { cookie: 0, have_set_retval: true };
+        let settings = Settings { cookie: 0, have_set_retval: features.set_retval };
         let mut loader = Loader::new(&pins, &config.limits, config.debug_log)?;
         let mut loaded = loader.open(&settings, None)?;
         let tables = Tables::open(&pins, config.limits)?;
         close_unknown_pods(&pins, &tables)?;
-        let hooks = match Hooks::attach(&mut loaded, &pins, &config) {
-            Ok(hooks) => hooks,
-            Err(first) => {
-                settings.have_set_retval = false;
-                loaded = loader.open(&settings, None)?;
-                let hooks = Hooks::attach(&mut loaded, &pins, &config).map_err(|_| first)?;
-                degradations.push("set_retval: refusals are answered by a reset instead of an errno (Linux 6.1)");
-                hooks
-            }
-        };
+        let hooks = Hooks::attach(&mut loaded, &pins, &config)?;
         let kernel = Self {
             config,
             pins,
             settings,
             tables,
             hooks: Mutex::new(hooks),
-            pods: Mutex::new(Pods { enrolled: HashMap::new(), loader }),
+            loader: Mutex::new(loader),
+            pods: Mutex::default(),
             collector: Mutex::default(),
-            degradations,
+            degradations: features.degradations(),
             repairs,
             lock: Mutex::new(lock),
         };
@@ -104,24 +99,35 @@ impl Kernel {
         &self.repairs
     }
 
-    /// Captures a pod, or updates a captured one. Idempotent. Blocks for some milliseconds.
+    /// Captures a pod, or updates a captured one. Idempotent. Blocks for some milliseconds. When it fails, a pod that was captured before
+    /// is as it was, and of any other nothing is left.
     pub fn enrol(&self, pod: &PodSpec<'_>) -> Result<(), KernelError> {
+        let row = pods::row(pod, &self.config.limits)?;
+        let known = self.tables.pods.get(&pod.cookie).map_err(|source| bpf("read", maps::PODS, source))?.is_some();
+        let enrolled = self.capture(pod, &row);
+        if enrolled.is_err() && !known {
+            if let Err(error) = self.remove(pod.cookie) {
+                tracing::warn!(%error, cookie = pod.cookie, "cannot clear what is left of a failed enrolment");
+            }
+            let _ = netns::inside(pod.netns, netns::remove_slot_routes);
+        }
+        enrolled
+    }
+
+    fn capture(&self, pod: &PodSpec<'_>, row: &Pod) -> Result<(), KernelError> {
+        let settings = Settings { cookie: pod.cookie, ..self.settings };
+        let context = pods::Context { tables: &self.tables, pins: &self.pins, settings };
+        pods::add_routes(pod)?;
+        let loaded = pods::load(pod, &context, &mut self.loader.lock())?;
         let mut pods = self.pods.lock();
-        let context = pods::Context {
-            tables: &self.tables,
-            pins: &self.pins,
-            limits: &self.config.limits,
-            settings: Settings { cookie: pod.cookie, ..self.settings },
-        };
-        let enrolled = Enrolled::enrol(pod, &context, &mut pods.loader)?;
-        pods.enrolled.insert(pod.cookie, enrolled);
+        pods.insert(pod.cookie, Enrolled::enrol(pod, row, loaded, &context)?);
         Ok(())
     }
 
     /// Changes what plaintext from the network meets.
     pub fn set_inbound(&self, cookie: u64, mode: &InboundMode) -> Result<(), KernelError> {
         let _pods = self.pods.lock();
-        let failed = |source| bpf("write", mesh_common::row::maps::PODS, source);
+        let failed = |source| bpf("write", maps::PODS, source);
         let row = self.tables.pods.get(&cookie).map_err(failed)?;
         let Some(mut row) = row else {
             return Err(KernelError::Pod { cookie, reason: "is not enrolled".to_owned() });
@@ -140,9 +146,22 @@ impl Kernel {
 
     /// Releases a pod: its sockets are no longer captured. Unknown cookies are fine.
     pub fn remove(&self, cookie: u64) -> Result<(), KernelError> {
-        let mut pods = self.pods.lock();
+        let detached = {
+            let mut pods = self.pods.lock();
+            let enrolled = pods.remove(&cookie);
+            pods::detach(cookie, enrolled, &self.tables, &self.pins)
+        };
         self.collector.lock().forget(cookie);
-        pods::remove(cookie, pods.enrolled.remove(&cookie), &self.tables, &self.pins)
+        let forgotten = self.tables.forget(cookie).map_err(|source| bpf("clear", maps::PODS, source));
+        detached.and(forgotten)
+    }
+
+    /// Has every new connection of a captured pod refused until it is enrolled again or removed: for pods that cannot be served now and
+    /// must not go unserved. Unknown cookies are fine. Keeps no reference to the pod's namespace.
+    pub fn close(&self, cookie: u64) -> Result<(), KernelError> {
+        let mut pods = self.pods.lock();
+        pods.remove(&cookie);
+        pods::close(cookie, &self.tables).map_err(|source| bpf("write", maps::PODS, source))
     }
 
     /// Cookies of all enrolled pods, also of those that a dead agent left.
@@ -160,7 +179,7 @@ impl Kernel {
         self.tables
             .sockets
             .set(&agent_socket.as_raw_fd(), &Tables::client_state(client), sys::ANY)
-            .map_err(|source| bpf("write", mesh_common::row::maps::SOCKETS, source))
+            .map_err(|source| bpf("write", maps::SOCKETS, source))
     }
 
     /// True if the app of a connected agent socket sees the client given to [`Self::set_client`]; false if the client map was full,
@@ -204,7 +223,7 @@ impl Kernel {
 
     /// The reader of events; a ring has one reader. Needs a tokio runtime.
     pub fn events(&self) -> Result<Events, KernelError> {
-        let ring = self.tables.events().map_err(|source| bpf("dup", mesh_common::row::maps::EVENTS, source))?;
+        let ring = self.tables.events().map_err(|source| bpf("dup", maps::EVENTS, source))?;
         Events::new(ring)
     }
 
@@ -223,10 +242,21 @@ impl Kernel {
             .map(|name| Repair { name: name.to_owned(), what: "was not pinned and is again" })
             .collect();
         repairs.extend(self.hooks.lock().verify()?);
-        for pod in self.pods.lock().enrolled.values_mut() {
+        for pod in self.pods.lock().values_mut() {
             repairs.extend(pod.verify(&self.pins)?);
         }
         Ok(repairs)
+    }
+
+    /// Programs of others that run where ours do. They are never touched.
+    pub fn foreign(&self) -> Result<Vec<Foreign>, KernelError> {
+        let failed = |source| bpf("ask for programs of", "others", source);
+        let mut found = self.hooks.lock().foreign().map_err(failed)?;
+        for pod in self.pods.lock().values() {
+            let (netns, own) = pod.place();
+            found.extend(foreign::find("pod_lookup", netns, pods::SK_LOOKUP, &[own]).map_err(failed)?);
+        }
+        Ok(found)
     }
 
     /// Removes every pin and link of an instance; what they captured goes its ordinary way again.
@@ -259,10 +289,9 @@ impl Kernel {
 /// A pod that has a folder but no row (its rows were of another version, or garbage) is refused until it is enrolled again.
 fn close_unknown_pods(pins: &Pins, tables: &Tables) -> Result<(), KernelError> {
     for cookie in pins.pinned_pods() {
-        let closed = Pod { flags: POD_CLOSED | POD_STRICT, ..Pod::default() };
-        match tables.pods.set(&cookie, &closed, sys::NOEXIST) {
+        match tables.pods.set(&cookie, &pods::closed_row(cookie), sys::NOEXIST) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(bpf("write", mesh_common::row::maps::PODS, error));
+                return Err(bpf("write", maps::PODS, error));
             }
             _ => {}
         }

@@ -14,7 +14,8 @@ use aya::{
 };
 
 use super::{
-    config::{KernelConfig, KernelError, Repair},
+    config::{Foreign, KernelConfig, KernelError, Repair},
+    foreign,
     object::{bpf, missing},
     pins::{Pins, failed},
     sys,
@@ -56,15 +57,32 @@ pub struct Hooks {
 
 #[derive(Debug)]
 struct Target {
+    path: PathBuf,
     folder: File,
     id: u64,
+}
+
+impl Target {
+    fn new(path: &Path) -> Result<Self, KernelError> {
+        let id = super::pins::cgroup_id(path)?;
+        let folder = File::open(path).map_err(|source| failed("open", path, source))?;
+        Ok(Self { path: path.to_owned(), folder, id })
+    }
+
+    /// Looks again what is at the path: hooks on a cgroup that was removed and made anew meet nobody.
+    fn renew(&mut self) -> Result<(), KernelError> {
+        if super::pins::cgroup_id(&self.path)? != self.id {
+            *self = Self::new(&self.path)?;
+        }
+        Ok(())
+    }
 }
 
 impl Hooks {
     /// Loads the programs and puts each into its place.
     pub fn attach(object: &mut Ebpf, pins: &Pins, config: &KernelConfig) -> Result<Self, KernelError> {
-        let pods_cgroup = target(&config.pods_cgroup)?;
-        let agent_cgroup = target(&config.agent_cgroup)?;
+        let pods_cgroup = Target::new(&config.pods_cgroup)?;
+        let agent_cgroup = Target::new(&config.agent_cgroup)?;
         load(object)?;
         let mut hooks = Vec::new();
         for (pin_name, program_name, attach_type) in HOOKS {
@@ -83,6 +101,8 @@ impl Hooks {
 
     /// Puts back what somebody detached, replaced or unpinned.
     pub fn verify(&mut self) -> Result<Vec<Repair>, KernelError> {
+        self.pods_cgroup.renew()?;
+        self.agent_cgroup.renew()?;
         let mut repairs = Vec::new();
         for hook in &mut self.hooks {
             let place = if hook.agents { &self.agent_cgroup } else { &self.pods_cgroup };
@@ -101,6 +121,17 @@ impl Hooks {
             }
         }
         Ok(repairs)
+    }
+
+    /// What other programs run where ours do, on these cgroups and above them.
+    pub fn foreign(&self) -> io::Result<Vec<Foreign>> {
+        let mut foreign = Vec::new();
+        for hook in &self.hooks {
+            let place = if hook.agents { &self.agent_cgroup } else { &self.pods_cgroup };
+            let own: Vec<u32> = self.hooks.iter().map(|hook| hook.program_id).collect();
+            foreign.extend(foreign::find(hook.name, place.folder.as_fd(), hook.attach_type, &own)?);
+        }
+        Ok(foreign)
     }
 }
 
@@ -153,12 +184,6 @@ pub fn replace_pin(pin: &Path, object: BorrowedFd<'_>) -> io::Result<()> {
 /// True if the pin is a link that runs the program.
 pub fn is_pin_of(pin: &Path, program: u32) -> bool {
     sys::open_pin(pin).and_then(|link| sys::link_info(link.as_fd())).is_ok_and(|info| info.program == program)
-}
-
-fn target(path: &Path) -> Result<Target, KernelError> {
-    let id = super::pins::cgroup_id(path)?;
-    let folder = File::open(path).map_err(|source| failed("open", path, source))?;
-    Ok(Target { folder, id })
 }
 
 fn load(object: &mut Ebpf) -> Result<(), KernelError> {

@@ -15,6 +15,7 @@
 mod collect;
 mod config;
 mod events;
+mod foreign;
 mod kernel;
 mod links;
 mod log;
@@ -22,11 +23,12 @@ mod netns;
 mod object;
 mod pins;
 mod pods;
+mod probe;
 mod selftest;
 mod sys;
 mod tables;
 
-pub use config::{InboundMode, KernelConfig, KernelError, Limits, PodListenerFds, PodSpec, Repair};
+pub use config::{Foreign, InboundMode, KernelConfig, KernelError, Limits, PodListenerFds, PodSpec, Repair};
 pub use events::Events;
 pub use kernel::Kernel;
 pub use netns::netns_cookie;

@@ -1,6 +1,6 @@
 //! The kept object: which maps it must find, how it is loaded. `cargo xtask ebpf` builds it from `mesh-ebpf`.
 
-use std::{borrow::Cow, collections::HashMap, fs, io, os::fd::AsFd, path::Path};
+use std::{borrow::Cow, fs, io, os::fd::AsFd, path::Path};
 
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use mesh_common::{
@@ -66,8 +66,6 @@ pub fn discard_foreign_maps(pins: &Pins, limits: &Limits) -> Result<Vec<Repair>,
 /// costs more than all the rest, so it is made once.
 pub struct Loader {
     loader: EbpfLoader<'static>,
-    /// What was patched in before: aya wants a reference as long-lived as itself, so each pod seen costs eight bytes for good.
-    cookies: HashMap<u64, &'static u64>,
     object: Cow<'static, [u8]>,
 }
 
@@ -94,19 +92,25 @@ impl Loader {
             // One ring for all instances, so that one reader hears them all.
             loader.map_pin_path(super::log::RING, pins.maps().join(super::log::RING));
         }
-        Ok(Self { loader, cookies: HashMap::new(), object })
+        Ok(Self { loader, object })
     }
 
     /// Parses the object with its maps. Programs are not loaded into the kernel yet.
     pub fn open(&mut self, settings: &Settings, listeners: Option<&Path>) -> Result<Ebpf, KernelError> {
-        let cookie = *self.cookies.entry(settings.cookie).or_insert_with(|| Box::leak(Box::new(settings.cookie)));
         let have_set_retval: &'static u32 = if settings.have_set_retval { &1 } else { &0 };
-        self.loader.override_global("COOKIE", cookie, true);
         self.loader.override_global("HAVE_SET_RETVAL", have_set_retval, true);
         if let Some(path) = listeners {
             self.loader.map_pin_path(maps::LISTENERS, path.to_owned());
         }
-        self.loader.load(&self.object).map_err(|source| bpf("parse", "undermesh.o", source))
+        // The loader wants to keep what it patches in as long as itself, and pods come and go: lend it the cookie for this load only.
+        let cookie = Box::into_raw(Box::new(settings.cookie));
+        // SAFETY: the pointer is valid until it is freed below.
+        self.loader.override_global("COOKIE", unsafe { &*cookie }, true);
+        let loaded = self.loader.load(&self.object);
+        self.loader.override_global("COOKIE", &0u64, true);
+        // SAFETY: the loader was the only one to hold a reference, in the place that was just overwritten; what it loaded has copies.
+        drop(unsafe { Box::from_raw(cookie) });
+        loaded.map_err(|source| bpf("parse", "undermesh.o", source))
     }
 }
 

@@ -5,7 +5,10 @@ use std::{
     io,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
-        unix::ffi::OsStrExt,
+        unix::{
+            ffi::OsStrExt,
+            fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+        },
     },
     path::{Path, PathBuf},
 };
@@ -37,6 +40,10 @@ impl Pins {
     /// Makes the folders, after mounting bpffs if that is missing.
     pub fn prepare(&self, config: &KernelConfig) -> Result<(), KernelError> {
         mount_bpffs(&config.bpffs)?;
+        // bpffs may be mounted for everybody to write to, and whoever can rename a folder of ours can have its pins forgotten.
+        for folder in [&config.bpffs, &self.instance] {
+            close_to_others(folder)?;
+        }
         for folder in [self.maps(), self.links(), self.pods()] {
             fs::create_dir_all(&folder).map_err(|source| failed("mkdir", &folder, source))?;
         }
@@ -99,7 +106,6 @@ pub fn lock(path: &Path, instance: &str) -> Result<OwnedFd, KernelError> {
 
 /// True if the lock is of the folder that is there now.
 pub fn is_lock_of(lock: &OwnedFd, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
     let held = lock.try_clone().map(File::from).and_then(|folder| folder.metadata());
     match (held, fs::metadata(path)) {
         (Ok(held), Ok(there)) => (held.dev(), held.ino()) == (there.dev(), there.ino()),
@@ -109,7 +115,6 @@ pub fn is_lock_of(lock: &OwnedFd, path: &Path) -> bool {
 
 /// The id of a cgroup, which is its inode; refused unless it is a child in the version 2 hierarchy.
 pub fn cgroup_id(path: &Path) -> Result<u64, KernelError> {
-    use std::os::unix::fs::MetadataExt;
     if filesystem(path)? != CGROUP2_FS {
         return Err(KernelError::Config(format!("{} is not a version 2 cgroup", path.display())));
     }
@@ -155,6 +160,23 @@ pub fn list(path: &Path) -> Vec<PathBuf> {
 /// An error of a system call about a path.
 pub fn failed(call: &'static str, path: &Path, source: io::Error) -> KernelError {
     KernelError::Io { call, path: path.to_owned(), source }
+}
+
+/// Makes a folder, if there is none, that only this user can write to, list and enter.
+fn close_to_others(folder: &Path) -> Result<(), KernelError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(|source| failed("mkdir", folder, source))?;
+    let there = fs::symlink_metadata(folder).map_err(|source| failed("stat", folder, source))?;
+    // SAFETY: the call has no preconditions and cannot fail.
+    let own = unsafe { libc::geteuid() };
+    if !there.is_dir() || there.uid() != own {
+        let what = format!("{} must be a folder of user {own} and is one of user {}", folder.display(), there.uid());
+        return Err(KernelError::Config(what));
+    }
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).map_err(|source| failed("chmod", folder, source))
 }
 
 fn mount_bpffs(folder: &Path) -> Result<(), KernelError> {

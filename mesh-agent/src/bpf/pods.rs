@@ -1,11 +1,13 @@
 //! Enrols and releases one pod: its row, its routes, its own instance of sk_lookup with its listeners.
 //!
 //! ```text
-//!  enrol    routes - row (inbound only) - listeners - link - row
-//!  remove   row (inbound only) - link - rows, slots, pins - routes
+//!  enrol    routes - program, listeners - row (inbound only) - link - row
+//!  remove   row (inbound only) - link - routes, pins - row, slots
+//!  close    row (closed); everything else stays
 //! ```
 //!
-//! The order keeps both halves honest: a pod's connects are captured only while its listeners can take them.
+//! The order keeps both halves honest: a pod's connects are captured only while its listeners can take them, and a pod that is captured
+//! already stays so while it is enrolled again.
 
 use std::{
     fs::{self, File},
@@ -21,28 +23,35 @@ use std::{
 use aya::programs::SkLookup;
 use mesh_common::{
     Address,
-    row::{self, Listener, POD_INBOUND_ONLY, POD_STRICT, Pod, PortKey, SlotUse},
+    row::{self, Listener, POD_CLOSED, POD_INBOUND_ONLY, POD_STRICT, Pod, PortKey, SlotUse},
 };
 
 use super::{
     config::{InboundMode, KernelError, Limits, PodSpec, Repair},
     links, netns,
     object::{Loader, Settings, bpf, missing},
-    pins::{Pins, failed, remove_tree},
+    pins::{Pins, detach_links, failed, remove_tree},
     sys::{self, Table},
     tables::Tables,
 };
 
-const SK_LOOKUP: u32 = 36;
+/// The hook in a network namespace, as the kernel numbers it.
+pub const SK_LOOKUP: u32 = 36;
 
 /// What enrolment works with.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
     pub tables: &'a Tables,
     pub pins: &'a Pins,
-    pub limits: &'a Limits,
     /// With the cookie of the pod.
     pub settings: Settings,
+}
+
+/// A pod's own instance of the program, loaded and not attached yet.
+#[derive(Debug)]
+pub struct Loaded {
+    program: OwnedFd,
+    id: u32,
 }
 
 /// An enrolled pod.
@@ -56,48 +65,68 @@ pub struct Enrolled {
     link: OwnedFd,
 }
 
+/// Makes slots local in the pod. May wait for an address that the kernel still checks.
+pub fn add_routes(pod: &PodSpec<'_>) -> Result<(), KernelError> {
+    netns::inside(pod.netns, || {
+        if netns::current_cookie()? != pod.cookie {
+            return Err(io::Error::other("the namespace has another cookie"));
+        }
+        netns::add_slot_routes(pod.ips)
+    })
+    .map_err(|source| refused(pod.cookie, format!("cannot add the routes of slots: {source}")))
+}
+
+/// Loads the pod's program and gives it the pod's listeners.
+pub fn load(pod: &PodSpec<'_>, context: &Context<'_>, loader: &mut Loader) -> Result<Loaded, KernelError> {
+    let folder = context.pins.pod(pod.cookie);
+    fs::create_dir_all(&folder).map_err(|source| failed("mkdir", &folder, source))?;
+    let map = folder.join("listeners");
+    discard_foreign_listeners(&map)?;
+    let mut object = loader.open(&context.settings, Some(&map))?;
+    set_listeners(pod, &map).map_err(|source| bpf("write", row::maps::LISTENERS, source))?;
+
+    let failed = |source| bpf("load", "pod_lookup", source);
+    let program: &mut SkLookup =
+        object.program_mut("pod_lookup").ok_or_else(|| missing("pod_lookup"))?.try_into().map_err(failed)?;
+    program.load().map_err(failed)?;
+    let program = program
+        .fd()
+        .map_err(failed)?
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|source| bpf("dup", "pod_lookup", source))?;
+    let id = sys::program_id(program.as_fd()).map_err(|source| bpf("ask about", "pod_lookup", source))?;
+    Ok(Loaded { program, id })
+}
+
 impl Enrolled {
     /// Enrols a pod, or renews what an earlier agent or an earlier call set up.
-    pub fn enrol(pod: &PodSpec<'_>, context: &Context<'_>, loader: &mut Loader) -> Result<Self, KernelError> {
-        let Context { tables, pins, limits, .. } = *context;
+    pub fn enrol(pod: &PodSpec<'_>, row: &Pod, loaded: Loaded, context: &Context<'_>) -> Result<Self, KernelError> {
+        let Context { tables, pins, .. } = *context;
         let cookie = pod.cookie;
-        let refuse = |reason: String| KernelError::Pod { cookie, reason };
-        check(pod).map_err(refuse)?;
-        let row = pod_row(pod, limits).map_err(|source| refuse(format!("cannot read its listeners: {source}")))?;
-        netns::inside(pod.netns, || {
-            if netns::current_cookie()? != cookie {
-                return Err(io::Error::other("the namespace has another cookie"));
-            }
-            netns::add_slot_routes(pod.ips)
-        })
-        .map_err(|source| refuse(format!("cannot add the routes of slots: {source}")))?;
+        let refuse = |reason: String| refused(cookie, reason);
         let netns_inode = inode(pod.netns).map_err(|source| refuse(format!("cannot stat its namespace: {source}")))?;
-
-        let known = tables.pods.get(&cookie).ok().flatten().is_some_and(|row| row.flags & row::POD_CLOSED == 0);
-        set_ports(tables, cookie, pod.inbound)?;
-        let _ = tables.slot_use.set(&cookie, &SlotUse::default(), sys::NOEXIST);
-        let _ = tables.slot_freed.set(&cookie, &0, sys::NOEXIST);
-        if !known {
-            let joining = Pod { flags: row.flags | POD_INBOUND_ONLY, ..row };
-            tables.pods.set(&cookie, &joining, sys::ANY).map_err(|source| bpf("write", row::maps::PODS, source))?;
-        }
-        let folder = pins.pod(cookie);
-        fs::create_dir_all(&folder).map_err(|source| failed("mkdir", &folder, source))?;
-        let attached = attach(pod, context, loader, netns_inode);
-        let (program, program_id, link) = match attached {
-            Ok(attached) => attached,
-            Err(error) => {
-                if !known {
-                    let _ = tables.forget(cookie);
-                    let _ = remove_tree(&folder);
-                }
-                return Err(error);
-            }
-        };
-        tables.pods.set(&cookie, &row, sys::ANY).map_err(|source| bpf("write", row::maps::PODS, source))?;
         let netns =
             pod.netns.try_clone_to_owned().map_err(|source| refuse(format!("cannot dup its namespace: {source}")))?;
+        set_ports(tables, cookie, pod.inbound)?;
+        add(&tables.slot_use, row::maps::SLOT_USE, cookie, &SlotUse::default())?;
+        add(&tables.slot_freed, row::maps::SLOT_FREED, cookie, &0)?;
+        // What is captured already stays as it is until the last step: a closed pod must not pass anything on its way.
+        add(&tables.pods, row::maps::PODS, cookie, &Pod { flags: row.flags | POD_INBOUND_ONLY, ..*row })?;
+
+        let pin = pins.pod(cookie).join("link");
+        let relative = Path::new("pods").join(format!("{cookie:016x}"));
+        let Loaded { program, id: program_id } = loaded;
+        let link = links::adopt(pins, &relative, "link", &pin, program.as_fd(), netns_inode, SK_LOOKUP)
+            .map_or_else(|| links::create(&pin, program.as_fd(), pod.netns, SK_LOOKUP), Ok)
+            .map_err(|source| bpf("attach", "pod_lookup", source))?;
+        tables.pods.set(&cookie, row, sys::ANY).map_err(|source| bpf("write", row::maps::PODS, source))?;
         Ok(Self { cookie, netns, netns_inode, program, program_id, link })
+    }
+
+    /// The pod's namespace and the id of its program.
+    pub fn place(&self) -> (BorrowedFd<'_>, u32) {
+        (self.netns.as_fd(), self.program_id)
     }
 
     /// Attaches again what somebody detached.
@@ -124,27 +153,38 @@ impl Enrolled {
     }
 }
 
-/// Releases a pod, enrolled by us or left by another agent.
-pub fn remove(cookie: u64, enrolled: Option<Enrolled>, tables: &Tables, pins: &Pins) -> Result<(), KernelError> {
+/// First half of a pod's release, enrolled by us or left by another agent: its connects are left alone, then what comes in.
+pub fn detach(cookie: u64, enrolled: Option<Enrolled>, tables: &Tables, pins: &Pins) -> Result<(), KernelError> {
     if let Ok(Some(mut row)) = tables.pods.get(&cookie) {
         row.flags |= POD_INBOUND_ONLY;
         let _ = tables.pods.set(&cookie, &row, sys::ANY);
     }
+    let mut removed = Ok(());
     let mut folders = vec![pins.pod(cookie)];
     folders.extend(pins.other_versions().iter().map(|version| version.join("pods").join(format!("{cookie:016x}"))));
     for folder in folders {
-        remove_tree(&folder).map_err(|source| failed("remove", &folder, source))?;
+        // The link must have ended, not only be about to, when the row goes: a program without a row drops everything.
+        detach_links(&folder);
+        removed = removed.and(remove_tree(&folder).map_err(|source| failed("remove", &folder, source)));
     }
-    let netns = enrolled.map(|enrolled| {
-        drop(enrolled.link);
-        enrolled.netns
-    });
-    tables.forget(cookie).map_err(|source| bpf("clear", row::maps::PODS, source))?;
-    if let Some(netns) = netns {
+    if let Some(enrolled) = enrolled {
+        let _ = sys::link_detach(enrolled.link.as_fd());
         // A namespace that is going away takes its routes with it.
-        let _ = netns::inside(netns.as_fd(), netns::remove_slot_routes);
+        let _ = netns::inside(enrolled.netns.as_fd(), netns::remove_slot_routes);
     }
-    Ok(())
+    removed
+}
+
+/// Has every new connection of a pod refused, until it is enrolled again or released. Fine if it is not captured.
+pub fn close(cookie: u64, tables: &Tables) -> io::Result<()> {
+    let Some(mut row) = tables.pods.get(&cookie)? else { return Ok(()) };
+    row.flags = (row.flags | POD_CLOSED | POD_STRICT) & !POD_INBOUND_ONLY;
+    tables.pods.set(&cookie, &row, sys::ANY)
+}
+
+/// The row of a pod that has none of this version.
+pub fn closed_row(cookie: u64) -> Pod {
+    Pod { cookie, flags: POD_CLOSED | POD_STRICT, ..Pod::default() }
 }
 
 /// Replaces the modes of a pod's ports, the strict ones first.
@@ -165,9 +205,40 @@ pub fn set_ports(tables: &Tables, cookie: u64, mode: &InboundMode) -> Result<(),
     Ok(())
 }
 
+fn refused(cookie: u64, reason: String) -> KernelError {
+    KernelError::Pod { cookie, reason }
+}
+
+/// Inserts a row unless there is one.
+fn add<V: aya::Pod>(table: &Table<u64, V>, name: &'static str, cookie: u64, value: &V) -> Result<(), KernelError> {
+    match table.set(&cookie, value, sys::NOEXIST) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(bpf("write", name, error)),
+        _ => Ok(()),
+    }
+}
+
+/// The pod's row, if it can have one.
+pub fn row(pod: &PodSpec<'_>, limits: &Limits) -> Result<Pod, KernelError> {
+    check(pod).map_err(|reason| refused(pod.cookie, reason))?;
+    let mut row = Pod {
+        cookie: pod.cookie,
+        flags: if pod.inbound.default_strict { POD_STRICT } else { 0 },
+        slot_quota: limits.slots_per_pod,
+        outbound_port: mesh_common::ports::OUTBOUND,
+        ..Pod::default()
+    };
+    fill(&mut row.addresses, pod.ips);
+    fill(&mut row.nameservers, pod.nameservers);
+    set_own_ports(&mut row, pod).map_err(|reason| refused(pod.cookie, reason))?;
+    Ok(row)
+}
+
 fn check(pod: &PodSpec<'_>) -> Result<(), String> {
     if pod.ips.is_empty() || pod.ips.len() > row::POD_ADDRESSES {
         return Err(format!("has {} addresses; 1 to {} are supported", pod.ips.len(), row::POD_ADDRESSES));
+    }
+    if pod.nameservers.len() > row::NAMESERVERS {
+        return Err(format!("has {} nameservers; at most {} are supported", pod.nameservers.len(), row::NAMESERVERS));
     }
     if let Some(ip) = pod.ips.iter().find(|ip| ip.is_unspecified() || ip.is_loopback() || ip.is_multicast()) {
         return Err(format!("{ip} cannot be a pod's address"));
@@ -179,28 +250,25 @@ fn check(pod: &PodSpec<'_>) -> Result<(), String> {
     Ok(())
 }
 
-fn pod_row(pod: &PodSpec<'_>, limits: &Limits) -> io::Result<Pod> {
-    let mut row = Pod {
-        flags: if pod.inbound.default_strict { POD_STRICT } else { 0 },
-        slot_quota: limits.slots_per_pod,
-        outbound_port: mesh_common::ports::OUTBOUND,
-        ..Pod::default()
-    };
-    fill(&mut row.addresses, pod.ips);
-    fill(&mut row.nameservers, pod.nameservers);
-    let mut own = Vec::new();
+/// The kernel steers to any socket that it is given, also to one of another namespace, where the connection would then be lost.
+fn set_own_ports(row: &mut Pod, pod: &PodSpec<'_>) -> Result<(), String> {
+    let unreadable = |source: io::Error| format!("cannot read its listeners: {source}");
+    let mut own = row.own_ports.iter_mut();
+    let mut seen = Vec::new();
     for (listener, socket) in listeners(pod) {
-        let port = socket_port(socket)?;
+        if netns::socket_cookie(socket).map_err(unreadable)? != pod.cookie {
+            return Err(format!("its listener {listener:?} is of another network namespace"));
+        }
+        let port = socket_port(socket).map_err(unreadable)?;
         if matches!(listener, Listener::DnsUdpV4 | Listener::DnsUdpV6) {
             row.dns_port = port;
         }
-        if !own.contains(&port) {
-            own.push(port);
+        if !seen.contains(&port) {
+            seen.push(port);
+            *own.next().ok_or_else(|| format!("its listeners are on more than {} ports", row::OWN_PORTS))? = port;
         }
     }
-    own.resize(row::OWN_PORTS, 0);
-    row.own_ports.copy_from_slice(&own[..row::OWN_PORTS]);
-    Ok(row)
+    Ok(())
 }
 
 fn fill(slots: &mut [Address], ips: &[IpAddr]) {
@@ -225,38 +293,6 @@ fn listeners<'a>(pod: &PodSpec<'a>) -> impl Iterator<Item = (Listener, BorrowedF
     ]
     .into_iter()
     .filter_map(|(listener, fd)| Some((listener, fd?)))
-}
-
-fn attach(
-    pod: &PodSpec<'_>,
-    context: &Context<'_>,
-    loader: &mut Loader,
-    netns_inode: u64,
-) -> Result<(OwnedFd, u32, OwnedFd), KernelError> {
-    let pins = context.pins;
-    let folder = pins.pod(pod.cookie);
-    let map = folder.join("listeners");
-    discard_foreign_listeners(&map)?;
-    let mut object = loader.open(&context.settings, Some(&map))?;
-    set_listeners(pod, &map).map_err(|source| bpf("write", row::maps::LISTENERS, source))?;
-
-    let failed = |source| bpf("load", "pod_lookup", source);
-    let program: &mut SkLookup =
-        object.program_mut("pod_lookup").ok_or_else(|| missing("pod_lookup"))?.try_into().map_err(failed)?;
-    program.load().map_err(failed)?;
-    let program = program
-        .fd()
-        .map_err(failed)?
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(|source| bpf("dup", "pod_lookup", source))?;
-    let program_id = sys::program_id(program.as_fd()).map_err(|source| bpf("ask about", "pod_lookup", source))?;
-    let pin = folder.join("link");
-    let relative = Path::new("pods").join(format!("{:016x}", pod.cookie));
-    let link = links::adopt(pins, &relative, "link", &pin, program.as_fd(), netns_inode, SK_LOOKUP)
-        .map_or_else(|| links::create(&pin, program.as_fd(), pod.netns, SK_LOOKUP), Ok)
-        .map_err(|source| bpf("attach", "pod_lookup", source))?;
-    Ok((program, program_id, link))
 }
 
 /// A pinned listener map of an earlier agent is kept, whatever else lies there goes.

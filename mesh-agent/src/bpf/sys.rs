@@ -17,9 +17,13 @@ const MAP_LOOKUP: libc::c_long = 1;
 const MAP_UPDATE: libc::c_long = 2;
 const MAP_DELETE: libc::c_long = 3;
 const MAP_NEXT_KEY: libc::c_long = 4;
+const MAP_CREATE: libc::c_long = 0;
+const PROG_LOAD: libc::c_long = 5;
 const OBJ_PIN: libc::c_long = 6;
 const OBJ_GET: libc::c_long = 7;
+const PROG_BY_ID: libc::c_long = 13;
 const OBJ_INFO: libc::c_long = 15;
+const PROG_QUERY: libc::c_long = 16;
 const LINK_CREATE: libc::c_long = 28;
 const LINK_UPDATE: libc::c_long = 29;
 const LINK_DETACH: libc::c_long = 34;
@@ -28,6 +32,8 @@ const LINK_DETACH: libc::c_long = 34;
 pub const ANY: u64 = 0;
 /// Insert only.
 pub const NOEXIST: u64 = 1;
+/// Replace only.
+pub const EXIST: u64 = 2;
 
 /// What the kernel says about a link.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -95,6 +101,66 @@ pub fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
 pub fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
     let info: [u32; 64] = object_info(program)?;
     Ok(info[1])
+}
+
+/// The name of a program.
+pub fn program_name(program: BorrowedFd<'_>) -> io::Result<String> {
+    let info: [u32; 64] = object_info(program)?;
+    let bytes: Vec<u8> =
+        info[16..20].iter().flat_map(|word| word.to_ne_bytes()).take_while(|byte| *byte != 0).collect();
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// A loaded program, by its id.
+pub fn open_program(id: u32) -> io::Result<OwnedFd> {
+    fd(call(PROG_BY_ID, &mut [id, 0])?)
+}
+
+/// Ids of the programs that run in a hook of a cgroup, those of its ancestors included, or of a network namespace.
+pub fn programs_in_effect(place: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
+    const EFFECTIVE: u64 = 1;
+    const SK_LOOKUP: u32 = 36;
+    // Of a cgroup's hook the kernel runs at most 64 per level.
+    let mut ids = [0u32; 256];
+    let flags = if attach_type == SK_LOOKUP { 0 } else { EFFECTIVE };
+    let mut attr = [
+        place.as_raw_fd() as u32 as u64 | u64::from(attach_type) << 32,
+        flags,
+        ids.as_mut_ptr() as u64,
+        ids.len() as u64,
+    ];
+    call(PROG_QUERY, &mut attr)?;
+    Ok(ids[..(attr[3] as u32 as usize).min(ids.len())].to_vec())
+}
+
+/// Loads a program that does nothing, or calls one helper with its context and 0 as arguments, to see whether the kernel takes it.
+pub fn load_probe(kind: u32, hook: u32, helper: Option<i32>) -> io::Result<OwnedFd> {
+    // Instructions: code, registers and offset, immediate.
+    let instruction = |code: u8, immediate: i32| u64::from(code) | u64::from(immediate as u32) << 32;
+    const CALL: u8 = 0x85;
+    const LOAD_RESULT: u8 = 0xb7;
+    const EXIT: u8 = 0x95;
+    /// r1 = immediate, instead of the context.
+    const LOAD_ARGUMENT: u64 = 0x01b7;
+    const SET_RETVAL: i32 = 187;
+    let mut program = Vec::new();
+    if helper == Some(SET_RETVAL) {
+        program.push(LOAD_ARGUMENT);
+    }
+    program.extend(helper.map(|number| instruction(CALL, number)));
+    program.extend([instruction(LOAD_RESULT, 1), instruction(EXIT, 0)]);
+    let mut attr = [0u64; 10];
+    attr[0] = u64::from(kind) | (program.len() as u64) << 32;
+    attr[1] = program.as_ptr() as u64;
+    attr[2] = c"GPL v2".as_ptr() as u64;
+    // Byte 68 of the attribute; no log, no name.
+    attr[8] = u64::from(hook) << 32;
+    fd(call(PROG_LOAD, &mut attr)?)
+}
+
+/// Makes a map that nobody pins.
+pub fn create_map(kind: u32, key: u32, value: u32, max: u32) -> io::Result<OwnedFd> {
+    fd(call(MAP_CREATE, &mut [kind, key, value, max, 0, 0])?)
 }
 
 /// Pins an object at a path of a bpffs.

@@ -139,20 +139,28 @@ impl Tables {
     /// Deletes every row of a pod.
     pub fn forget(&self, cookie: u64) -> io::Result<()> {
         self.pods.delete(&cookie)?;
+        if self.slot_use.get(&cookie)?.is_some_and(|usage| usage.taken > 0) {
+            self.forget_slots(cookie)?;
+        }
         for key in self.inbound_ports.keys()?.iter().filter(|key| key.cookie == cookie) {
             self.inbound_ports.delete(key)?;
-        }
-        for key in self.slot_of.keys()?.iter().filter(|key| key.cookie == cookie) {
-            self.slot_of.delete(key)?;
-        }
-        for key in self.slots.keys()?.iter().filter(|key| key.cookie == cookie) {
-            self.slots.delete(key)?;
         }
         for key in self.clients.keys()?.iter().filter(|key| key.cookie == cookie) {
             self.clients.delete(key)?;
         }
         self.slot_use.delete(&cookie)?;
         self.slot_freed.delete(&cookie)?;
+        Ok(())
+    }
+
+    /// Looks at the slots of all pods, which are many: only for a pod that ever had one.
+    fn forget_slots(&self, cookie: u64) -> io::Result<()> {
+        for key in self.slot_of.keys()?.iter().filter(|key| key.cookie == cookie) {
+            self.slot_of.delete(key)?;
+        }
+        for key in self.slots.keys()?.iter().filter(|key| key.cookie == cookie) {
+            self.slots.delete(key)?;
+        }
         Ok(())
     }
 

@@ -46,7 +46,7 @@ pub fn privileged(test: &str) -> bool {
     true
 }
 
-/// A cgroup that goes away with its processes.
+/// A cgroup that goes away with its processes. One that does not is the fault of the test: processes must be dropped first.
 pub struct Cgroup(pub PathBuf);
 
 impl Cgroup {
@@ -60,11 +60,25 @@ impl Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         let deadline = Instant::now() + WAIT;
-        while fs::remove_dir(&self.0).is_err_and(|error| error.kind() != io::ErrorKind::NotFound)
-            && Instant::now() < deadline
-        {
-            thread::yield_now();
+        while let Err(error) = fs::remove_dir(&self.0) {
+            if error.kind() == io::ErrorKind::NotFound {
+                return;
+            }
+            if Instant::now() > deadline {
+                let inside = fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
+                left_behind(&format!("{}: {error}; processes {:?}", self.0.display(), inside.split_whitespace()));
+                return;
+            }
+            thread::sleep(Duration::from_millis(1));
         }
+    }
+}
+
+/// Fails the test for something of it that outlives it, unless it fails already.
+pub fn left_behind(what: &str) {
+    match thread::panicking() {
+        true => eprintln!("left behind: {what}"),
+        false => panic!("left behind: {what}"),
     }
 }
 
@@ -144,10 +158,14 @@ pub fn uninstall(config: &KernelConfig) {
     let deadline = Instant::now() + WAIT;
     while let Err(error) = Kernel::uninstall(config) {
         if !matches!(error, KernelError::Locked { .. }) || Instant::now() > deadline {
-            eprintln!("cannot uninstall: {}", chain(&error));
-            break;
+            left_behind(&chain(&error));
+            return;
         }
         thread::yield_now();
+    }
+    let instance = config.bpffs.join(&config.instance);
+    if instance.exists() {
+        left_behind(&instance.display().to_string());
     }
 }
 

@@ -11,6 +11,7 @@ mod agent;
 use std::fs::File;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use agent::kernel::privileged;
 use agent::{Client, Host, Pod, eventually, refers_to};
@@ -234,6 +235,67 @@ fn hardening_B131_adds_and_removals_can_be_repeated() {
     assert_eq!(host.pods(), Vec::<String>::new());
     client.add(&pod);
     pod.connect().unwrap();
+}
+
+/// Another description of a pod that runs: whatever is stopped and started for it, no connect of the pod passes by the mesh meanwhile.
+#[test]
+fn hardening_B131_a_pod_described_anew_is_never_let_go_in_between() {
+    if !privileged("described anew") {
+        return;
+    }
+    let host = Host::new();
+    let _agent = host.start();
+    let client = Client::greeted(&host);
+    let pod = Pod::new(&host, "web");
+    client.add(&pod);
+    let cgroup = open(&pod.cgroup.0);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let connects = scope.spawn(|| {
+            let mut refused = 0;
+            while !stop.load(Ordering::Relaxed) {
+                match pod.connect() {
+                    Ok(_) => {}
+                    Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => refused += 1,
+                    // Nobody is there to answer what leaves the pod.
+                    Err(error) => panic!("passed by: {error}"),
+                }
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            refused
+        });
+        for ndots in 1..6 {
+            let mut add = pod.add();
+            add.dns.as_mut().unwrap().ndots = 10 + ndots;
+            let answer = client.ask(Payload::Add(add), &[pod.netns.as_fd(), cgroup.as_fd()]);
+            assert_eq!(answer.map(|answer| answer.error), Some(String::new()));
+        }
+        stop.store(true, Ordering::Relaxed);
+        connects.join().unwrap();
+    });
+    pod.connect().unwrap();
+    client.del(&pod);
+    assert_eq!(host.pods(), Vec::<String>::new());
+}
+
+/// More nameservers than resolvers ask, or than a row can hold: the pod is enrolled, and the log names those that are left alone.
+#[test]
+fn nameservers_beyond_what_a_pod_can_have_are_named() {
+    if !privileged("many nameservers") {
+        return;
+    }
+    let host = Host::new();
+    let _agent = host.start();
+    let client = Client::greeted(&host);
+    for (count, warned) in [(4, false), (6, true)] {
+        let pod = Pod::new(&host, &format!("web-{count}"));
+        let mut add = pod.add();
+        add.dns.as_mut().unwrap().nameservers = (1..=count).map(|n| format!("198.18.53.{n}")).collect();
+        let cgroup = open(&pod.cgroup.0);
+        client.ok(Payload::Add(add), &[pod.netns.as_fd(), cgroup.as_fd()]);
+        assert_eq!(host.log().contains("passed=[198.18.53.5, 198.18.53.6]"), warned, "{}", host.log());
+        client.del(&pod);
+    }
 }
 
 #[test]

@@ -115,7 +115,6 @@ async fn serve(config: Config, log: LogControl, keeper: Arc<Keeper>, data: Handl
         data: data.clone(),
         trust_domain: config.trust_domain.clone(),
         counts: count_pods(&mut registry, &telemetry),
-        identities: parking_lot::Mutex::default(),
     };
     let manager = Manager::spawn(Arc::new(node));
     task::spawn("metrics server", house::serve_metrics(metrics_port, registry, servers.token()));

@@ -8,6 +8,10 @@
 //! ```
 //! Every start has a generation of its own, so that an answer about an earlier one is never taken for the present one. `P` is what a start
 //! needs and the machine does not look at (descriptors).
+//!
+//! What the kernel has captured once never goes its ordinary way again because something of ours failed or takes a while: a start of
+//! such a pod that fails, and a stop that makes room for a new start in the same namespace, leave it captured and closed. Only a pod that
+//! nobody wants any more is let go.
 
 mod entry;
 
@@ -54,7 +58,7 @@ pub enum Event<P> {
     /// The kernel has these cookies captured, for an earlier agent. Comes once, after the adoptions.
     Captured { cookies: Vec<u64> },
     /// A `Release` ended.
-    Released,
+    Released { cookies: BTreeSet<u64> },
     /// A client connected and said hello.
     Opened { session: SessionId },
     /// A client's connection ended.
@@ -79,12 +83,12 @@ pub enum Event<P> {
 #[derive(Debug, Eq, PartialEq)]
 #[expect(missing_docs, reason = "the fields are the nouns of the variant's sentence")]
 pub enum Action<P> {
-    /// Capture this pod; ends with `Started`.
-    Start { generation: Generation, spec: Arc<Spec>, payload: P },
+    /// Capture this pod; ends with `Started`. If it fails, the namespace is left closed if it was captured before, else as it was.
+    Start { generation: Generation, spec: Arc<Spec>, payload: P, captured: bool },
     /// The start is not wanted any more; it still ends with `Started`.
     Cancel { generation: Generation },
-    /// Release this pod; ends with `Stopped`.
-    Stop { generation: Generation },
+    /// Release this pod, or, where the next start is to be in the same namespace, close it; ends with `Stopped`.
+    Stop { generation: Generation, close: bool },
     /// Answer a request.
     Reply { request: RequestId, result: Result<(), Failure> },
     /// Release these cookies in the kernel; ends with `Released`.
@@ -100,7 +104,8 @@ pub struct Machine<P> {
     /// The count at which each live session opened.
     sessions: HashMap<SessionId, u64>,
     last_generation: Generation,
-    /// Captured pods that nothing else is known of. Refused by the kernel until a client adds them or a snapshot disowns them.
+    /// Captured pods that nothing else is known of, or whose start failed. Refused by the kernel until a client adds them or a snapshot
+    /// disowns them.
     orphans: BTreeSet<u64>,
     /// Orphans on their way out.
     releasing: BTreeSet<u64>,
@@ -142,7 +147,7 @@ impl<P> Machine<P> {
                     self.orphans.remove(&entry.current.spec.netns.cookie);
                 }
             }
-            Event::Released => self.releasing.clear(),
+            Event::Released { cookies } => self.releasing.retain(|cookie| !cookies.contains(cookie)),
             Event::Opened { session } => {
                 self.opened += 1;
                 self.sessions.insert(session, self.opened);
@@ -195,7 +200,8 @@ impl<P> Machine<P> {
         if self.pods.contains_key(&uid) {
             return;
         }
-        let current = self.start(spec, payload, Vec::new(), actions);
+        // Whether it is captured we have not asked: it may be.
+        let current = self.start(spec, payload, Vec::new(), true, actions);
         self.pods.insert(
             uid,
             Entry { current, next: None, leaving: Vec::new(), named_at: 0, confirmed: true, claims: Vec::new() },
@@ -213,10 +219,9 @@ impl<P> Machine<P> {
     ) -> Result<bool, Failure> {
         let uid = spec.pod.uid.clone();
         self.netns_is_free(&uid, spec.netns)?;
-        self.orphans.remove(&spec.netns.cookie);
         let named_at = self.opened;
         let Some(entry) = self.pods.get_mut(&uid) else {
-            let current = self.start(spec, payload, vec![request], actions);
+            let current = self.start(spec, payload, vec![request], false, actions);
             let claims = vec![(session, request)];
             self.pods
                 .insert(uid, Entry { current, next: None, leaving: Vec::new(), named_at, confirmed: false, claims });
@@ -269,12 +274,18 @@ impl<P> Machine<P> {
         for entry in self.pods.values_mut().filter(|entry| entry.named_at < since) {
             entry.leave(actions);
         }
-        if !self.orphans.is_empty() {
-            let cookies = std::mem::take(&mut self.orphans);
+        let wanted = |cookie: &u64| self.pods.values().any(|entry| entry.comes_to(*cookie));
+        let (kept, disowned) = std::mem::take(&mut self.orphans).into_iter().partition(wanted);
+        self.orphans = kept;
+        self.release(disowned, actions);
+        actions.push(Action::Reply { request, result: Ok(()) });
+    }
+
+    fn release(&mut self, cookies: BTreeSet<u64>, actions: &mut Vec<Action<P>>) {
+        if !cookies.is_empty() {
             self.releasing.extend(&cookies);
             actions.push(Action::Release { cookies });
         }
-        actions.push(Action::Reply { request, result: Ok(()) });
     }
 
     fn delivered(&mut self, request: RequestId) {
@@ -310,12 +321,15 @@ impl<P> Machine<P> {
                 for request in waiters {
                     actions.push(Action::Reply { request, result: Err(failure.clone()) });
                 }
+                if entry.current.captured {
+                    // Closed. Whoever names it next has it started again, and whoever does not has it released.
+                    entry.current.captured = false;
+                    let cookie = entry.current.spec.netns.cookie;
+                    self.orphans.insert(cookie);
+                }
                 self.gone(&uid, actions);
             }
-            (_, Ok(())) => {
-                entry.current.phase = Phase::Stopping;
-                actions.push(Action::Stop { generation });
-            }
+            (_, Ok(())) => entry.stop(actions),
             (_, Err(_)) => self.gone(&uid, actions),
         }
     }
@@ -326,17 +340,22 @@ impl<P> Machine<P> {
         }
     }
 
-    /// The present one is gone: tell who waited for that, and start the next.
+    /// The present one is gone: let go of its namespace if it was left closed for nobody, tell who waited, and start the next.
     fn gone(&mut self, uid: &ArcStr, actions: &mut Vec<Action<P>>) {
         let Some(entry) = self.pods.get_mut(uid) else { return };
+        let cookie = entry.current.spec.netns.cookie;
+        let inherits = entry.current.captured && entry.comes_to(cookie);
+        let disowned = entry.current.captured && !inherits;
         let leaving = std::mem::take(&mut entry.leaving);
+        let next = entry.next.take();
+        self.release(disowned.then_some(cookie).into_iter().collect(), actions);
         actions.extend(leaving.into_iter().map(|request| Action::Reply { request, result: Ok(()) }));
-        match entry.next.take() {
+        match next {
             None => {
                 self.pods.remove(uid);
             }
             Some(next) => {
-                let current = self.start(next.spec, next.payload, next.waiters, actions);
+                let current = self.start(next.spec, next.payload, next.waiters, inherits, actions);
                 if let Some(entry) = self.pods.get_mut(uid) {
                     entry.current = current;
                 }
@@ -344,11 +363,19 @@ impl<P> Machine<P> {
         }
     }
 
-    fn start(&mut self, spec: Spec, payload: P, waiters: Vec<RequestId>, actions: &mut Vec<Action<P>>) -> Current {
+    fn start(
+        &mut self,
+        spec: Spec,
+        payload: P,
+        waiters: Vec<RequestId>,
+        captured: bool,
+        actions: &mut Vec<Action<P>>,
+    ) -> Current {
         self.last_generation += 1;
         let (generation, spec) = (self.last_generation, Arc::new(spec));
-        actions.push(Action::Start { generation, spec: spec.clone(), payload });
-        Current { generation, spec, phase: Phase::Starting { waiters } }
+        let captured = self.orphans.remove(&spec.netns.cookie) || captured;
+        actions.push(Action::Start { generation, spec: spec.clone(), payload, captured });
+        Current { generation, spec, phase: Phase::Starting { waiters }, captured }
     }
 
     fn by_generation(&mut self, generation: Generation) -> Option<(ArcStr, &mut Entry<P>)> {

@@ -27,17 +27,19 @@ pub trait Runner: Send + Sync + 'static {
     /// A pod that runs.
     type Running: Send + 'static;
 
-    /// Captures a pod. When it fails nothing of the pod is left; `cancel` says that it is not wanted any more.
+    /// Captures a pod. When it fails, nothing of the pod is left; if the kernel had it `captured` before, it stays so, closed. `cancel`
+    /// says that it is not wanted any more.
     fn start(
         self: Arc<Self>,
         generation: Generation,
         spec: Arc<Spec>,
         payload: Self::Payload,
+        captured: bool,
         cancel: CancellationToken,
     ) -> impl Future<Output = Result<Self::Running, Failure>> + Send;
 
-    /// Releases a pod.
-    fn stop(self: Arc<Self>, running: Self::Running) -> impl Future<Output = ()> + Send;
+    /// Releases a pod; with `close` it stays captured, and its new connections are refused.
+    fn stop(self: Arc<Self>, running: Self::Running, close: bool) -> impl Future<Output = ()> + Send;
 
     /// Lets a pod's connections end within `limit`; the pod stays captured, for the next agent.
     fn drain(self: Arc<Self>, running: Self::Running, limit: Duration) -> impl Future<Output = ()> + Send;
@@ -143,8 +145,15 @@ struct Live<T> {
 enum Done<T> {
     Started(Generation, Result<T, Failure>),
     Stopped(Generation),
-    Released,
+    Released(BTreeSet<u64>),
     Drained,
+}
+
+/// What a task does, for tasks that panic.
+enum Task {
+    Start(Generation),
+    Stop(Generation),
+    Release(BTreeSet<u64>),
 }
 
 /// The owner of all pods.
@@ -154,8 +163,7 @@ pub struct Manager<R: Runner> {
     live: HashMap<Generation, Live<R::Running>>,
     replies: HashMap<RequestId, oneshot::Sender<Result<(), Failure>>>,
     work: JoinSet<Done<R::Running>>,
-    /// Which start or stop a task is, for tasks that panic.
-    tasks: HashMap<Id, (Generation, bool)>,
+    tasks: HashMap<Id, Task>,
     draining: bool,
 }
 
@@ -217,47 +225,51 @@ impl<R: Runner> Manager<R> {
     fn apply(&mut self, event: Event<R::Payload>) {
         for action in self.machine.apply(event) {
             match action {
-                Action::Start { generation, spec, payload } => self.start(generation, spec, payload),
+                Action::Start { generation, spec, payload, captured } => {
+                    self.start(generation, spec, payload, captured)
+                }
                 Action::Cancel { generation } => {
                     if let Some(live) = self.live.get(&generation) {
                         live.cancel.cancel();
                     }
                 }
-                Action::Stop { generation } => self.stop(generation),
+                Action::Stop { generation, close } => self.stop(generation, close),
                 Action::Reply { request, result } => {
                     if let Some(reply) = self.replies.remove(&request) {
                         let _ = reply.send(result);
                     }
                 }
                 Action::Release { cookies } => {
-                    let release = self.runner.clone().release(cookies);
-                    self.work.spawn(async move {
+                    let release = self.runner.clone().release(cookies.clone());
+                    let released = cookies.clone();
+                    let task = self.work.spawn(async move {
                         release.await;
-                        Done::Released
+                        Done::Released(released)
                     });
+                    self.tasks.insert(task.id(), Task::Release(cookies));
                 }
             }
         }
     }
 
-    fn start(&mut self, generation: Generation, spec: Arc<Spec>, payload: R::Payload) {
+    fn start(&mut self, generation: Generation, spec: Arc<Spec>, payload: R::Payload, captured: bool) {
         let cancel = CancellationToken::new();
-        let started = self.runner.clone().start(generation, spec.clone(), payload, cancel.clone());
+        let started = self.runner.clone().start(generation, spec.clone(), payload, captured, cancel.clone());
         let task = self.work.spawn(async move { Done::Started(generation, started.await) });
-        self.tasks.insert(task.id(), (generation, true));
+        self.tasks.insert(task.id(), Task::Start(generation));
         self.live.insert(generation, Live { spec, cancel, running: None });
     }
 
-    fn stop(&mut self, generation: Generation) {
+    fn stop(&mut self, generation: Generation, close: bool) {
         let running = self.live.remove(&generation).and_then(|live| live.running);
         let runner = self.runner.clone();
         let task = self.work.spawn(async move {
             if let Some(running) = running {
-                runner.stop(running).await;
+                runner.stop(running, close).await;
             }
             Done::Stopped(generation)
         });
-        self.tasks.insert(task.id(), (generation, false));
+        self.tasks.insert(task.id(), Task::Stop(generation));
     }
 
     fn finished(&mut self, done: Result<(Id, Done<R::Running>), JoinError>) {
@@ -269,12 +281,12 @@ impl<R: Runner> Manager<R> {
             Err(error) => {
                 tracing::error!(%error, "starting or stopping a pod panicked");
                 match self.tasks.remove(&error.id()) {
-                    Some((generation, true)) => {
+                    Some(Task::Start(generation)) => {
                         Done::Started(generation, Err(Failure::passing(Code::Failed, "starting the pod panicked")))
                     }
-                    Some((generation, false)) => Done::Stopped(generation),
-                    // What is neither start nor stop of a pod: a release, or the end of a drain, which needs no answer.
-                    None => Done::Released,
+                    Some(Task::Stop(generation)) => Done::Stopped(generation),
+                    Some(Task::Release(cookies)) => Done::Released(cookies),
+                    None => Done::Drained,
                 }
             }
         };
@@ -295,7 +307,7 @@ impl<R: Runner> Manager<R> {
                 self.apply(Event::Started { generation, result: Err(failure) });
             }
             Done::Stopped(generation) => self.apply(Event::Stopped { generation }),
-            Done::Released => self.apply(Event::Released),
+            Done::Released(cookies) => self.apply(Event::Released { cookies }),
             Done::Drained => {}
         }
     }

@@ -4,19 +4,20 @@
 //!  start   sockets ─> keeper ─> proxy, DNS ─> kernel (captured from here on) ─> certificate, bounded wait
 //!  stop    proxy, DNS ─> kernel ─> keeper ─> close
 //! ```
-//! The proxy accepts before the kernel sends anything to it. A start that fails at any step undoes the steps before it. Kernel and keeper
+//! The proxy accepts before the kernel sends anything to it. A start that fails at any step undoes the steps before it, except that what
+//! was captured before is closed and not let go: the failure is ours, and the pod's traffic must not pass because of it. Kernel and keeper
 //! calls block for milliseconds, so they run on blocking threads; the proxy runs on the data plane's runtime.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_client::CertificateManager;
-use mesh_core::{Identity, TrustDomain};
+use mesh_common::row::NAMESERVERS;
+use mesh_core::{ArcStr, Identity, TrustDomain};
 use mesh_transport::netns::NetnsSockets;
-use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -37,8 +38,8 @@ use crate::proxy::{PodProxy, ProxyListeners, ProxyShared};
 const CERTIFICATE_WAIT: Duration = Duration::from_secs(2);
 /// How long connections of a pod that leaves may take to end by themselves.
 const LEAVE: Duration = Duration::from_secs(1);
-/// The kernel takes at most this many nameservers.
-const MAX_NAMESERVERS: usize = 4;
+/// How long to wait before a pod that cannot be taken over is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What starting pods needs.
 pub struct Node {
@@ -56,8 +57,6 @@ pub struct Node {
     pub trust_domain: TrustDomain,
     /// Told how many pods there are.
     pub counts: Box<dyn Fn(Counts) + Send + Sync>,
-    /// How many running pods have an identity; with none left its certificate is no longer renewed. Locked when a pod comes or goes.
-    pub identities: Mutex<HashMap<Identity, usize>>,
 }
 
 /// A pod that runs.
@@ -67,6 +66,26 @@ pub struct RunningPod {
     pod: Arc<Pod>,
     proxy: PodProxy,
     dns: DnsServer,
+    _certificate: CertificateUse,
+}
+
+/// As long as a pod of the identity is there, its certificate is kept and renewed.
+struct CertificateUse {
+    certificates: CertificateManager,
+    identity: Identity,
+}
+
+impl CertificateUse {
+    fn new(certificates: &CertificateManager, identity: &Identity) -> Self {
+        certificates.prefetch(identity);
+        CertificateUse { certificates: certificates.clone(), identity: identity.clone() }
+    }
+}
+
+impl Drop for CertificateUse {
+    fn drop(&mut self) {
+        self.certificates.forget(&self.identity);
+    }
 }
 
 impl Runner for Node {
@@ -77,46 +96,55 @@ impl Runner for Node {
         self: Arc<Self>,
         generation: Generation,
         spec: Arc<Spec>,
-        payload: PodFds,
+        mut payload: PodFds,
+        captured: bool,
         cancel: CancellationToken,
     ) -> Result<RunningPod, Failure> {
+        let Spec { pod, netns } = &*spec;
         let taken_over = payload.taken_over;
-        let undo = Undo { node: self.clone(), uid: spec.pod.uid.to_string(), cookie: spec.netns.cookie };
-        match self.clone().bring_up(generation, &spec, payload, &cancel).await {
-            Ok(running) => {
-                self.proxy.telemetry.workload_manager().started();
-                *self.identities.lock().entry(running.pod.identity.clone()).or_default() += 1;
-                let Spec { pod, netns } = &*spec;
-                tracing::info!(
-                    namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid, identity = %running.pod.identity,
-                    netns = netns.inode, taken_over, captured_after = ?running.captured_after, "pod enrolled"
-                );
-                Ok(running)
-            }
-            Err(failure) => {
-                undo.run().await;
-                Err(failure)
-            }
+        loop {
+            // Nobody waits for the answer about a pod that is taken over, so nobody would ask again.
+            let again = if taken_over { payload.netns.try_clone().ok() } else { None };
+            let failure = match self.bring_up(generation, &spec, payload, &cancel).await {
+                Ok(running) => {
+                    self.proxy.telemetry.workload_manager().started();
+                    tracing::info!(
+                        namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid, identity = %running.pod.identity,
+                        netns = netns.inode, taken_over, captured_after = ?running.captured_after, "pod enrolled"
+                    );
+                    return Ok(running);
+                }
+                Err(failure) => failure,
+            };
+            self.uncapture(&pod.uid, netns.cookie, captured).await;
+            let Some(netns) = again.filter(|_| failure.retry && !cancel.is_cancelled()) else {
+                self.unkeep(&pod.uid).await;
+                return Err(failure);
+            };
+            tracing::error!(
+                namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid, %failure,
+                "the pod cannot be taken over: its connections are refused until it can"
+            );
+            let _ = tokio::time::timeout(AGAIN, cancel.cancelled()).await;
+            payload = PodFds { netns, adopted: None, taken_over };
         }
     }
 
-    async fn stop(self: Arc<Self>, running: RunningPod) {
-        let RunningPod { pod, proxy, dns, .. } = running;
+    async fn stop(self: Arc<Self>, running: RunningPod, close: bool) {
+        let RunningPod { pod, proxy, dns, _certificate, .. } = running;
         dns.stop();
         self.proxy.telemetry.workload_manager().stopped();
-        self.unuse(&pod.identity);
-        let undo = Undo { node: self.clone(), uid: pod.uid.to_string(), cookie: pod.netns_cookie };
         // First no new captures, then no proxy: an app must not find the mesh half gone. A pod that leaves the mesh lives on, and what it has
         // in flight may end by itself; one that is gone has nothing left to wait for.
-        undo.run().await;
+        self.uncapture(&pod.uid, pod.netns_cookie, close).await;
+        self.unkeep(&pod.uid).await;
         proxy.stop(Some(LEAVE)).await;
-        tracing::info!(namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid, "pod released");
+        tracing::info!(namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid, closed = close, "pod released");
     }
 
     async fn drain(self: Arc<Self>, running: RunningPod, limit: Duration) {
         // Without the keeper's copies the listeners close now: new connections are refused instead of waiting for nobody.
-        let (keeper, uid) = (self.keeper.clone(), running.pod.uid.clone());
-        let _ = blocking(move || keeper.remove(&uid)).await;
+        self.unkeep(&running.pod.uid).await;
         running.proxy.stop(Some(limit)).await;
         running.dns.stop();
     }
@@ -146,7 +174,7 @@ impl Node {
     /// Looks at `cancel` between the steps and never leaves one half done: a blocking step goes on when its future is dropped, and would
     /// then race with the undoing.
     async fn bring_up(
-        self: Arc<Self>,
+        &self,
         generation: Generation,
         spec: &Arc<Spec>,
         payload: PodFds,
@@ -158,7 +186,7 @@ impl Node {
         let taken_over = payload.taken_over;
         let (pod, listeners) = self.prepare(generation, spec, payload).await?;
         wanted()?;
-        self.certificates.prefetch(&pod.identity);
+        let certificate = CertificateUse::new(&self.certificates, &pod.identity);
         let (listeners, for_kernel) = split(listeners).map_err(failed("duplicate the pod's sockets"))?;
         let (proxy, dns) = self.serve(&pod, listeners).await.map_err(failed("serve the pod's sockets"))?;
         let (kernel, captured, inbound) = (self.kernel.clone(), pod.clone(), proxy.inbound_mode());
@@ -168,7 +196,7 @@ impl Node {
                 cookie: captured.netns_cookie,
                 netns: captured.netns.as_fd(),
                 ips: &captured.ips,
-                nameservers: &nameservers[..nameservers.len().min(MAX_NAMESERVERS)],
+                nameservers: &nameservers[..nameservers.len().min(NAMESERVERS)],
                 listeners: &for_kernel.for_kernel(),
                 inbound: &inbound,
             };
@@ -178,17 +206,20 @@ impl Node {
         .map_err(failed("capture the pod"))?;
         proxy.kernel_ready();
         let captured_after = asked.elapsed();
+        warn_of_more_nameservers(&pod);
+        let running = RunningPod { captured_after, pod, proxy, dns, _certificate: certificate };
         if taken_over {
-            return Ok(RunningPod { captured_after, pod, proxy, dns });
+            return Ok(running);
         }
+        let identity = &running.pod.identity;
         tokio::select! {
             () = cancel.cancelled() => wanted()?,
-            _ = self.certificates.certificate(&pod.identity) => {}
+            _ = self.certificates.certificate(identity) => {}
             () = tokio::time::sleep(CERTIFICATE_WAIT) => {
-                tracing::warn!(identity = %pod.identity, "no certificate yet: the pod's connections will wait for it");
+                tracing::warn!(%identity, "no certificate yet: the pod's connections will wait for it");
             }
         }
-        Ok(RunningPod { captured_after, pod, proxy, dns })
+        Ok(running)
     }
 
     /// Opens or takes over the sockets, has them held, and makes the pod.
@@ -240,14 +271,23 @@ impl Node {
         Ok((pod, listeners.await.map_err(failed("hand the pod's sockets to the keeper"))?))
     }
 
-    fn unuse(&self, identity: &Identity) {
-        let mut identities = self.identities.lock();
-        if let Some(count) = identities.get_mut(identity) {
-            *count -= 1;
-            if *count == 0 {
-                identities.remove(identity);
-                self.certificates.forget(identity);
-            }
+    /// Lets go of the pod in the kernel, or has its new connections refused there. Harmless if it is not captured.
+    async fn uncapture(&self, uid: &str, cookie: u64, close: bool) {
+        let kernel = self.kernel.clone();
+        let done = blocking(move || {
+            let done = if close { kernel.close(cookie) } else { kernel.remove(cookie) };
+            done.map_err(|error| io::Error::other(chain(&error)))
+        });
+        if let Err(error) = done.await {
+            tracing::error!(uid, close, %error, "cannot release the pod");
+        }
+    }
+
+    /// Has the keeper close what it holds of the pod.
+    async fn unkeep(&self, uid: &ArcStr) {
+        let (keeper, key) = (self.keeper.clone(), uid.clone());
+        if let Err(error) = blocking(move || keeper.remove(&key)).await {
+            tracing::error!(%uid, %error, "the keeper still holds the pod's sockets");
         }
     }
 
@@ -310,24 +350,13 @@ fn take_over(held: Held, checker: &Checker) -> Result<(Spec, PodFds), String> {
     Ok((spec, PodFds { netns, adopted, taken_over: true }))
 }
 
-/// What must be undone when a start fails and when a pod goes. Each step is harmless if there is nothing to undo.
-struct Undo {
-    node: Arc<Node>,
-    uid: String,
-    cookie: u64,
-}
-
-impl Undo {
-    async fn run(self) {
-        let undone = blocking(move || {
-            if let Err(error) = self.node.kernel.remove(self.cookie) {
-                tracing::error!(uid = self.uid, error = %chain(&error), "cannot release the pod");
-            }
-            self.node.keeper.remove(&self.uid)
-        });
-        if let Err(error) = undone.await {
-            tracing::error!(%error, "the keeper still holds the pod's sockets");
-        }
+/// What resolv.conf honours fits. The rest, which resolvers do not ask either, is not captured; and that must not be a secret.
+fn warn_of_more_nameservers(pod: &Pod) {
+    if let Some(passed @ [_, ..]) = pod.dns.nameservers.get(NAMESERVERS..) {
+        tracing::warn!(
+            namespace = %pod.namespace, pod = %pod.name, ?passed,
+            "more than {NAMESERVERS} nameservers: queries to these pass by the mesh"
+        );
     }
 }
 

@@ -18,6 +18,8 @@ pub(super) struct Current {
     pub(super) generation: Generation,
     pub(super) spec: Arc<Spec>,
     pub(super) phase: Phase,
+    /// When it is gone, the kernel still has its namespace captured.
+    pub(super) captured: bool,
 }
 
 #[derive(Debug)]
@@ -48,6 +50,11 @@ impl<P> Entry<P> {
         self.next.is_some() || matches!(self.current.phase, Phase::Starting { .. } | Phase::Running)
     }
 
+    /// Whether the next start is in this namespace.
+    pub(super) fn comes_to(&self, cookie: u64) -> bool {
+        self.next.as_ref().is_some_and(|next| next.spec.netns.cookie == cookie)
+    }
+
     /// The pod is not wanted any more, in no form.
     pub(super) fn leave(&mut self, actions: &mut Vec<Action<P>>) {
         self.supersede(actions);
@@ -63,17 +70,23 @@ impl<P> Entry<P> {
 
     /// Makes the present one end.
     pub(super) fn make_way(&mut self, actions: &mut Vec<Action<P>>) {
-        let generation = self.current.generation;
         match std::mem::replace(&mut self.current.phase, Phase::Stopping) {
-            Phase::Running => actions.push(Action::Stop { generation }),
+            Phase::Running => self.stop(actions),
             Phase::Starting { waiters } => {
                 self.current.phase = Phase::Cancelling;
                 self.refuse(waiters, actions);
-                actions.push(Action::Cancel { generation });
+                actions.push(Action::Cancel { generation: self.current.generation });
             }
             Phase::Cancelling => self.current.phase = Phase::Cancelling,
             Phase::Stopping => {}
         }
+    }
+
+    /// Stops what runs.
+    pub(super) fn stop(&mut self, actions: &mut Vec<Action<P>>) {
+        self.current.phase = Phase::Stopping;
+        self.current.captured = self.comes_to(self.current.spec.netns.cookie);
+        actions.push(Action::Stop { generation: self.current.generation, close: self.current.captured });
     }
 
     pub(super) fn refuse(&mut self, waiters: Vec<RequestId>, actions: &mut Vec<Action<P>>) {

@@ -34,6 +34,7 @@ impl Runner for FakeNode {
         _generation: Generation,
         spec: Arc<Spec>,
         _payload: (),
+        _captured: bool,
         cancel: CancellationToken,
     ) -> Result<FakePod, Failure> {
         match &*spec.pod.name {
@@ -49,7 +50,7 @@ impl Runner for FakeNode {
         Ok(FakePod(self))
     }
 
-    async fn stop(self: Arc<Self>, running: FakePod) {
+    async fn stop(self: Arc<Self>, running: FakePod, _close: bool) {
         tokio::task::yield_now().await;
         drop(running);
     }

@@ -107,10 +107,15 @@ pub fn reset(stream: TcpStream) {
     arm_reset(&stream);
 }
 
-/// Makes the coming close a reset.
-pub(crate) fn arm_reset(stream: &TcpStream) {
+/// Makes the coming close a reset, whoever closes: this process, or the kernel when it was killed.
+pub fn arm_reset(stream: &TcpStream) {
     // Fails only on a socket that is already gone.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// Makes the coming close an orderly end again.
+pub fn disarm_reset(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_linger(None);
 }
 
 /// Sends FIN. A socket that the peer has reset cannot, which its next read tells.

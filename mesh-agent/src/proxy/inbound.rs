@@ -49,7 +49,7 @@ async fn serve_tunnel(context: Arc<PodContext>, tcp: TcpStream, peer: SocketAddr
         Ok(certificate) => certificate,
         Err(error) => return context.refuse(Reason::NoCertificate, error),
     };
-    let tunnel = match context.shared.acceptor.accept(tcp.release(), &certificate).await {
+    let tunnel = match context.shared.acceptor.accept(tcp.disarmed(), &certificate).await {
         Ok(tunnel) => tunnel,
         Err(error) => {
             let limit = matches!(error, mesh_transport::hbone::AcceptError::TooManyHalfOpen);

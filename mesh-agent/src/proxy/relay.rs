@@ -9,32 +9,31 @@ use tokio::net::TcpStream;
 use super::connections::{CutReason, Live};
 use crate::telemetry::{ConnectionGuard, Outcome, ResponseFlags};
 
-/// A socket that was accepted and not yet connected to anything. Dropping it resets it: whatever ends the set-up (an error, a cut, a panic), the client
-/// must never see an orderly end of a connection that was not made.
-pub struct Held(Option<TcpStream>);
+/// A socket that was accepted and not yet connected to anything. Dropping it resets it: whatever ends the set-up (an error, a cut, a panic, the end of
+/// the process), the client must never see an orderly end of a connection that was not made.
+pub struct Held(TcpStream);
 
 impl Held {
     /// Takes charge of `stream`.
     pub fn new(stream: TcpStream) -> Held {
-        Held(Some(stream))
+        socket::arm_reset(&stream);
+        Held(stream)
     }
 
-    /// Gives the socket up for use.
-    pub fn release(mut self) -> TcpStream {
-        self.0.take().expect("present until released or dropped")
+    /// Gives the socket up to the copy, which decides how it ends.
+    pub fn release(self) -> TcpStream {
+        self.0
+    }
+
+    /// Gives the socket up to somebody who ends it in order.
+    pub fn disarmed(self) -> TcpStream {
+        socket::disarm_reset(&self.0);
+        self.0
     }
 
     /// The address that the client's connection was accepted at.
     pub fn local_address(&self) -> std::io::Result<SocketAddr> {
-        self.0.as_ref().expect("present until released or dropped").local_addr()
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        if let Some(stream) = self.0.take() {
-            socket::reset(stream);
-        }
+        self.0.local_addr()
     }
 }
 

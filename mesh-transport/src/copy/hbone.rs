@@ -19,7 +19,7 @@ use crate::socket;
 /// Batches sent before other tasks get their turn.
 const TURN: u32 = 4;
 
-/// Aborts both ends unless the copy came to an orderly end.
+/// Aborts both ends unless the copy came to an orderly end. The socket is armed all the time: the death of the process is no orderly end either.
 struct Pair {
     local: Arc<TcpStream>,
     stream: HboneStream,
@@ -28,8 +28,9 @@ struct Pair {
 
 impl Drop for Pair {
     fn drop(&mut self) {
-        if !self.orderly {
-            socket::arm_reset(&self.local);
+        if self.orderly {
+            socket::disarm_reset(&self.local);
+        } else {
             self.stream.abort();
         }
         self.stream.detach();
@@ -42,6 +43,7 @@ pub(super) async fn copy(
     counters: Arc<ByteCounters>,
     cancel: CancellationToken,
 ) -> Outcome {
+    socket::arm_reset(&local);
     let local = Arc::new(local);
     stream.attach(local.clone(), counters.clone());
     let mut pair = Pair { local, stream, orderly: false };

@@ -17,7 +17,7 @@ use crate::socket;
 /// Buffers moved before other tasks get their turn.
 const TURN: u32 = 4;
 
-/// Resets both ends unless the copy came to an orderly end.
+/// Resets both ends unless the copy came to an orderly end. Both are armed all the time: the death of the process is no orderly end either.
 struct Pair {
     local: TcpStream,
     peer: TcpStream,
@@ -26,9 +26,9 @@ struct Pair {
 
 impl Drop for Pair {
     fn drop(&mut self) {
-        if !self.orderly {
-            socket::arm_reset(&self.local);
-            socket::arm_reset(&self.peer);
+        if self.orderly {
+            socket::disarm_reset(&self.local);
+            socket::disarm_reset(&self.peer);
         }
     }
 }
@@ -47,6 +47,8 @@ pub(super) async fn copy(
     counters: Arc<ByteCounters>,
     cancel: CancellationToken,
 ) -> Outcome {
+    socket::arm_reset(&local);
+    socket::arm_reset(&peer);
     let mut pair = Pair { local, peer, orderly: false };
     let mut cancelled = pin!(cancel.cancelled());
     let (mut out, mut back) = (Direction::default(), Direction::default());

@@ -1,6 +1,6 @@
 //! The demo as a user runs it: interrupted at any moment it must leave nothing behind and say so by its status.
 use anyhow::{Context, Result, ensure};
-use mesh_tests::harness::{Need, can_run, cgroup, eventually, process::binary_path};
+use mesh_tests::harness::{Need, cgroup, eventually, in_lab, process::binary_path};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::{BufRead, BufReader};
@@ -24,28 +24,27 @@ fn left_behind(pid: u32) -> Result<Vec<PathBuf>> {
 
 #[test]
 fn demo_interrupted_leaves_nothing_behind() -> Result<()> {
-    if !can_run("demo_interrupted_leaves_nothing_behind", Need::Mesh) {
-        return Ok(());
-    }
-    for (signal, line, code) in [
-        (Signal::SIGINT, "Bookinfo runs", Some(130)),
-        (Signal::SIGTERM, "are ready", Some(130)),
-        // Nobody can handle this one: the janitor still cleans up.
-        (Signal::SIGKILL, "are ready", None),
-    ] {
-        let mut demo = Command::new(binary_path("demo")?).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-        let output = demo.stdout.take().context("stdout")?;
-        let seen = BufReader::new(output).lines().map_while(|l| l.ok()).any(|l| l.contains(line));
-        ensure!(seen, "the demo never said `{line}`");
-        ensure!(!left_behind(demo.id())?.is_empty(), "the lab must be found while it runs");
-        kill(Pid::from_raw(demo.id() as i32), signal)?;
-        let status = demo.wait()?;
-        ensure!(status.code() == code, "{signal}: {status}");
-        eventually("an empty machine", Duration::from_secs(15), || {
-            let left = left_behind(demo.id())?;
-            ensure!(left.is_empty(), "{left:?}");
-            Ok(())
-        })?;
-    }
-    Ok(())
+    in_lab(Need::Mesh, || {
+        for (signal, line, code) in [
+            (Signal::SIGINT, "Bookinfo runs", Some(130)),
+            (Signal::SIGTERM, "are ready", Some(130)),
+            // Nobody can handle this one: the janitor still cleans up.
+            (Signal::SIGKILL, "are ready", None),
+        ] {
+            let mut demo = Command::new(binary_path("demo")?).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+            let output = demo.stdout.take().context("stdout")?;
+            let seen = BufReader::new(output).lines().map_while(|l| l.ok()).any(|l| l.contains(line));
+            ensure!(seen, "the demo never said `{line}`");
+            ensure!(!left_behind(demo.id())?.is_empty(), "the lab must be found while it runs");
+            kill(Pid::from_raw(demo.id() as i32), signal)?;
+            let status = demo.wait()?;
+            ensure!(status.code() == code, "{signal}: {status}");
+            eventually("an empty machine", Duration::from_secs(15), || {
+                let left = left_behind(demo.id())?;
+                ensure!(left.is_empty(), "{left:?}");
+                Ok(())
+            })?;
+        }
+        Ok(())
+    })
 }

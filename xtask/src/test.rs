@@ -5,12 +5,15 @@ use std::io::{BufRead, BufReader, IsTerminal, Read};
 use std::process::Stdio;
 use std::time::Instant;
 
+/// What tells the tests how much of their long forms to run.
+const SOAK: &str = "UNDERMESH_SOAK";
+
 /// Options.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Run the long faults in full instead of scaled down.
-    #[arg(long)]
-    soak: bool,
+    /// Run the long forms of the tests (a day in all), or a share of their length, as --soak=0.1.
+    #[arg(long, value_name = "SHARE", num_args = 0..=1, require_equals = true, default_missing_value = "1", value_parser = share)]
+    soak: Option<f64>,
     /// Only tests whose name contains this.
     filter: Option<String>,
 }
@@ -25,8 +28,9 @@ pub fn run(args: &Args) -> Result<()> {
     if std::io::stdout().is_terminal() {
         command.arg("--color=always");
     }
-    if args.soak {
-        command.env("UNDERMESH_SOAK", "1");
+    command.env_remove(SOAK);
+    if let Some(share) = args.soak {
+        command.env(SOAK, share.to_string());
     }
     if let Some(filter) = &args.filter {
         command.arg("--").arg(filter);
@@ -50,6 +54,13 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("tests failed: {}", tally.broken.join(", "));
     }
     Ok(())
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if share > 0.0 && share <= 1.0 => Ok(share),
+        _ => Err("a number above 0 and up to 1 is wanted".into()),
+    }
 }
 
 #[derive(Default, Debug, PartialEq)]

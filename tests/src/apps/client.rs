@@ -167,7 +167,7 @@ pub fn run_send(host: &str, port: u16, text: &str, limit: Duration, reset: bool)
     report(attempt())
 }
 
-/// `lab banner-of`: connects, says nothing, prints the first line and the milliseconds it took.
+/// `lab listen`: connects, says nothing, prints the first line and the milliseconds it took.
 pub fn run_listen(host: &str, port: u16, limit: Duration) -> i32 {
     let start = Instant::now();
     let attempt = || -> Result<String, Failure> {
@@ -223,9 +223,9 @@ pub fn now_ms() -> u128 {
 }
 
 /// `lab hold`: one connection to a load server in echo mode that carries `token` every `interval`, until standard input closes or
-/// the connection is cut. Prints `open` first and `cut <how> at <ms>` or `done <echoes>` last.
-pub fn run_hold(host: &str, port: u16, token: &str, interval: Duration) -> i32 {
-    let mut stream = match dial(host, port, Duration::from_secs(5)) {
+/// the connection is cut or an answer takes longer than `limit`. Prints `open` first and `cut <how> at <ms>` or `done <echoes>` last.
+pub fn run_hold(host: &str, port: u16, token: &str, interval: Duration, limit: Duration) -> i32 {
+    let mut stream = match dial(host, port, limit) {
         Ok(stream) => stream,
         Err(e) => {
             eprintln!("{}", e.message);

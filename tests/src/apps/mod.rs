@@ -2,6 +2,8 @@
 pub mod bookinfo;
 pub mod client;
 pub mod dns;
+pub mod ends;
 pub mod janitor;
 pub mod load;
 pub mod servers;
+pub mod trickle;

@@ -1,7 +1,7 @@
 //! `lab <program>`: the helper programs that run inside the lab - servers, clients, load, cluster DNS and the janitor.
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use mesh_tests::apps::{client, dns, janitor, load, servers};
+use mesh_tests::apps::{client, dns, ends, janitor, load, servers, trickle};
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -103,12 +103,40 @@ enum Program {
         token: String,
         #[arg(long, default_value_t = 20)]
         interval_ms: u64,
+        #[arg(long, default_value_t = 5.0)]
+        timeout: f64,
     },
     /// Resolve a name as an app does.
     Resolve { name: String },
+    /// Begin many TLS handshakes and never finish one.
+    Trickle {
+        target: SocketAddr,
+        #[arg(long, default_value_t = 100)]
+        count: usize,
+        #[arg(long, default_value_t = 200)]
+        interval_ms: u64,
+    },
+    /// Compare how both ends see connections end.
+    #[command(subcommand)]
+    Ends(Ends),
     /// Measure; see the parts.
     #[command(subcommand)]
     Load(Load),
+}
+
+#[derive(Subcommand)]
+enum Ends {
+    /// The server's side.
+    Serve {
+        #[arg(long, default_value_t = 7000)]
+        port: u16,
+    },
+    /// The client's side of every order of FIN and RST.
+    Play {
+        target: SocketAddr,
+        #[arg(long, default_value_t = 1)]
+        rounds: u32,
+    },
 }
 
 #[derive(Subcommand)]
@@ -190,10 +218,15 @@ fn main() -> Result<()> {
         Program::Probe { host, port, hold_ms, timeout } => {
             client::run_probe(&host, port, Duration::from_millis(hold_ms), seconds(timeout))
         }
-        Program::Hold { host, port, token, interval_ms } => {
-            client::run_hold(&host, port, &token, Duration::from_millis(interval_ms))
+        Program::Hold { host, port, token, interval_ms, timeout } => {
+            client::run_hold(&host, port, &token, Duration::from_millis(interval_ms), seconds(timeout))
         }
         Program::Resolve { name } => client::run_resolve(&name),
+        Program::Trickle { target, count, interval_ms } => {
+            return trickle::run(target, count, Duration::from_millis(interval_ms));
+        }
+        Program::Ends(Ends::Serve { port }) => return ends::serve(port),
+        Program::Ends(Ends::Play { target, rounds }) => ends::play(target, rounds)?,
         Program::Load(load) => return run_load(load),
     };
     std::process::exit(code)

@@ -106,19 +106,21 @@ pub fn becomes(what: &str, limit: Duration, pod: &Pod, url: &str, codes: &[i32])
     })
 }
 
-/// Nothing of the mesh is left in a pod: no listener on the mesh's ports, no extra process.
+/// Nothing of the mesh is left in a pod: no listener on the mesh's ports, no route of its slots.
 pub fn no_residue(pod: &Pod) -> Result<()> {
     const PORTS: [u16; 4] = [15001, 15006, 15008, 15053];
     pod.netns.run(|| {
+        let read = |file: &str| std::fs::read_to_string(format!("/proc/thread-self/net/{file}"));
         for file in ["tcp", "tcp6", "udp", "udp6"] {
-            let table = std::fs::read_to_string(format!("/proc/thread-self/net/{file}"))?;
-            for line in table.lines().skip(1) {
+            for line in read(file)?.lines().skip(1) {
                 let local = line.split_whitespace().nth(1).unwrap_or("");
                 let port = local.rsplit(':').next().and_then(|p| u16::from_str_radix(p, 16).ok()).unwrap_or(0);
                 let listening = line.split_whitespace().nth(3) == Some("0A") || file.starts_with("udp");
                 ensure!(!(listening && PORTS.contains(&port)), "port {port} is still open in {}", pod.name);
             }
         }
+        let routes = [read("fib_trie")?.contains("127.128.0.0"), read("ipv6_route")?.contains("fd756e64657")];
+        ensure!(routes == [false; 2], "{} still has routes of the mesh: {routes:?}", pod.name);
         Ok(())
     })
 }

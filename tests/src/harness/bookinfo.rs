@@ -1,7 +1,8 @@
 //! Bookinfo as pods and services: six workloads over the nodes, and a client.
-use super::lab::{Lab, ServiceSpec};
+use super::lab::Lab;
 use super::pod::{Pod, PodSpec};
 use super::process::Process;
+use super::service::ServiceSpec;
 use anyhow::{Context, Result};
 use std::sync::Arc;
 use std::time::Duration;

@@ -4,6 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+/// The annotation by which a pod says that its node's agent has it.
+pub const REDIRECTION: &str = "ambient.istio.io/redirection";
+/// The opt-in label.
+pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
+
 /// Labels, annotations, selectors.
 pub type Map = BTreeMap<String, String>;
 

@@ -1,12 +1,12 @@
 //! A node: a network namespace on the fabric with a pod range, service translation, cluster DNS, a cgroup and an agent.
 use super::agent::Agent;
+use super::cgroup;
 use super::enrol::Kubelet;
 use super::netlink::{self, Via};
 use super::netns::Netns;
 use super::plan;
 use super::process::{Process, Program, lock};
 use super::spawner::Spawner;
-use super::{cgroup, lab::LabConfig};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -31,10 +31,10 @@ pub struct Node {
 }
 
 impl Node {
-    /// Builds node `number` and connects it to the fabric.
+    /// Builds node `number` of `count` and connects it to the fabric.
     pub(super) fn create(
         number: u8,
-        config: &LabConfig,
+        count: u8,
         fabric: &Netns,
         spawner: &Spawner,
         cgroup: &Path,
@@ -55,14 +55,14 @@ impl Node {
             netlink::add_address("eth0", own.v6.into(), 64)?;
             netlink::add_address("lo", gateway.v4.into(), 32)?;
             netlink::add_address("lo", gateway.v6.into(), 128)?;
-            for other in (1..=config.nodes).filter(|n| *n != number) {
+            for other in (1..=count).filter(|n| *n != number) {
                 let (range, via) = (plan::pod(other, 0), plan::node(other));
-                netlink::add_route(network(range.v4.into()), 24, Via::Gateway(via.v4.into(), "eth0"))?;
-                netlink::add_route(network(range.v6.into()), 64, Via::Gateway(via.v6.into(), "eth0"))?;
+                netlink::add_route(plan::network(range.v4.into()), 24, Via::Gateway(via.v4.into(), "eth0"))?;
+                netlink::add_route(plan::network(range.v6.into()), 64, Via::Gateway(via.v6.into(), "eth0"))?;
             }
             let outside = plan::outside();
-            netlink::add_route(network(outside.v4.into()), 24, Via::Device("eth0"))?;
-            netlink::add_route(network(outside.v6.into()), 64, Via::Device("eth0"))
+            netlink::add_route(plan::network(outside.v4.into()), 24, Via::Device("eth0"))?;
+            netlink::add_route(plan::network(outside.v6.into()), 64, Via::Device("eth0"))
         })?;
         let cgroup = cgroup.join(&name);
         for part in ["agent", "pods", "system"] {
@@ -98,19 +98,5 @@ impl Node {
     /// Where pods' cgroups are.
     pub fn pods_cgroup(&self) -> PathBuf {
         self.cgroup.join("pods")
-    }
-}
-
-/// The network of an address: /24 or /64, whatever fits its family in the lab's plan.
-pub(super) fn network(ip: std::net::IpAddr) -> std::net::IpAddr {
-    match ip {
-        std::net::IpAddr::V4(ip) => {
-            let [a, b, c, _] = ip.octets();
-            std::net::Ipv4Addr::new(a, b, c, 0).into()
-        }
-        std::net::IpAddr::V6(ip) => {
-            let s = ip.segments();
-            std::net::Ipv6Addr::new(s[0], s[1], s[2], s[3], 0, 0, 0, 0).into()
-        }
     }
 }

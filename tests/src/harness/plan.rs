@@ -51,3 +51,17 @@ pub const DNS: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 10);
 pub fn outside() -> Dual {
     Dual { v4: Ipv4Addr::new(198, 18, 250, 10), v6: Ipv6Addr::new(0xfd00, 0x198, 250, 0, 0, 0, 0, 10) }
 }
+
+/// The network of an address: /24 or /64, whatever fits its family in the lab's plan.
+pub fn network(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(ip) => {
+            let [a, b, c, _] = ip.octets();
+            Ipv4Addr::new(a, b, c, 0).into()
+        }
+        IpAddr::V6(ip) => {
+            let s = ip.segments();
+            Ipv6Addr::new(s[0], s[1], s[2], s[3], 0, 0, 0, 0).into()
+        }
+    }
+}

@@ -1,5 +1,5 @@
 //! A pod: a network namespace with one veth to its node, a cgroup, a resolver file and the processes of its app.
-use super::manifest::{Map, PodManifest, map};
+use super::manifest::{Map, PodManifest, REDIRECTION, map};
 use super::netlink::{self, Via};
 use super::netns::Netns;
 use super::node::Node;
@@ -239,7 +239,7 @@ impl Pod {
 
     /// Whether the pod carries the redirection annotation.
     pub fn annotated(&self) -> bool {
-        lock(&self.manifest).annotations.contains_key(super::lab::REDIRECTION)
+        lock(&self.manifest).annotations.contains_key(REDIRECTION)
     }
 
     pub(super) fn labels(&self) -> Map {

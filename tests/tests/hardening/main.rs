@@ -1,0 +1,17 @@
+//! Faults against real processes, by their rows in the fault catalogue. One program, so that it is linked once:
+//!
+//! ```text
+//! agent    the agent is killed, stopped, doubled, starved
+//! control  the control plane is away, flaps, forgets, changes its root
+//! pods     pods come, go, and take over each other's addresses
+//! streams  how connections begin and end, and what others on the wire can do to them
+//! ```
+//!
+//! Faults that last are short here, and as long as their row says with `cargo xtask test --soak`.
+#![expect(non_snake_case, reason = "tests carry the ids of their rows")]
+
+mod agent;
+mod control;
+mod pair;
+mod pods;
+mod streams;

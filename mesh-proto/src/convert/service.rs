@@ -1,5 +1,7 @@
 //! Services, both ways.
 
+use std::collections::HashSet;
+
 use mesh_core::{
     ArcStr, Service,
     service::{
@@ -40,15 +42,15 @@ pub(super) fn read(message: wds::Service) -> Result<Service, ConvertError> {
 
 fn addresses(list: Vec<wds::NetworkAddress>) -> Result<Vec<ServiceAddress>, ConvertError> {
     let mut addresses = Vec::with_capacity(list.len());
+    let mut seen = HashSet::with_capacity(list.len());
     for address in list {
         let network = field::text("addresses.network", address.network)?;
         let cidr = match address.length {
             Some(length) => field::net("addresses", &address.address, length)?,
             None => field::host_ip("addresses", &address.address)?.into(),
         };
-        let address = ServiceAddress { network, cidr };
-        if !addresses.contains(&address) {
-            addresses.push(address);
+        if seen.insert((network.clone(), cidr)) {
+            addresses.push(ServiceAddress { network, cidr });
         }
     }
     Ok(addresses)
@@ -56,7 +58,8 @@ fn addresses(list: Vec<wds::NetworkAddress>) -> Result<Vec<ServiceAddress>, Conv
 
 /// One number may be declared for TCP and for UDP: the first is kept.
 fn ports(list: &[wds::Port]) -> Result<Vec<ServicePort>, ConvertError> {
-    let mut ports = Vec::<ServicePort>::with_capacity(list.len());
+    let mut ports = Vec::new();
+    let mut seen = HashSet::new();
     for port in list {
         let service_port = field::port("ports.service_port", port.service_port)?;
         let target_port = field::port_or_zero("ports.target_port", port.target_port)?;
@@ -68,7 +71,7 @@ fn ports(list: &[wds::Port]) -> Result<Vec<ServicePort>, ConvertError> {
             wds::AppProtocol::Tcp => AppProtocol::Tcp,
             wds::AppProtocol::Tls => AppProtocol::Tls,
         };
-        if ports.iter().all(|p| p.service_port != service_port) {
+        if seen.insert(service_port) {
             ports.push(ServicePort { service_port, target_port, app_protocol });
         }
     }

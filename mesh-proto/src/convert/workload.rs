@@ -1,6 +1,9 @@
 //! Workloads, both ways.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+};
 
 use mesh_core::{
     ArcStr, Locality, NamespacedName, TrustDomain, Workload,
@@ -101,11 +104,12 @@ fn services(map: BTreeMap<String, wds::PortList>) -> Result<BTreeMap<NamespacedN
 
 /// One number may be listed for TCP and for UDP: the first is kept.
 fn ports(list: &[wds::Port]) -> Result<Vec<PortMapping>, ConvertError> {
-    let mut ports = Vec::<PortMapping>::with_capacity(list.len());
+    let mut ports = Vec::new();
+    let mut seen = HashSet::new();
     for port in list {
         let service_port = field::port("services.service_port", port.service_port)?;
         let target_port = field::port_or_zero("services.target_port", port.target_port)?;
-        if ports.iter().all(|p| p.service_port != service_port) {
+        if seen.insert(service_port) {
             ports.push(PortMapping { service_port, target_port });
         }
     }

@@ -169,6 +169,22 @@ fn hardening_B98_fields_of_services() {
     assert_eq!(s.subject_alt_names.len(), 1);
 }
 
+/// Comparing each entry with all before it would take hours here.
+#[test]
+fn hardening_B98_long_lists_are_read_in_one_pass() {
+    let ports: Vec<_> =
+        (0..1 << 20).map(|n| wds::Port { service_port: n % 65_535 + 1, target_port: 80, app_protocol: 0 }).collect();
+    let addresses: Vec<_> = (0..1_u32 << 18)
+        .map(|n| wds::NetworkAddress { address: (0x0a00_0000 + n).to_be_bytes().to_vec(), ..Default::default() })
+        .collect();
+    let counts = read_service(|s| (s.ports, s.addresses) = (ports.clone(), addresses)).map(|read| match read {
+        AddressResource::Service(service) => (service.ports.len(), service.addresses.len()),
+        AddressResource::Workload(_) => (0, 0),
+    });
+    assert_eq!(counts, Ok((65_535, 1 << 18)));
+    assert!(read_workload(|w| _ = w.services.insert(CART.into(), wds::PortList { ports })).is_ok());
+}
+
 #[test]
 fn hardening_B99_values_of_policies() {
     let net = |address: &[u8], length| vec![auth::Address { address: address.to_vec(), length }];

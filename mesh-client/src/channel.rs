@@ -144,9 +144,12 @@ pub(crate) fn credentials(config: &ControlConfig) -> Result<MetadataMap, Channel
     Ok(map)
 }
 
-/// These files are a few kilobytes; anything else is a mistake that must not eat memory.
+/// These files are a few kilobytes; anything else is a mistake that must not eat memory, or be waited for as a pipe would.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     use io::Read;
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
     let mut bytes = Vec::new();
     let size = std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
     if size as u64 > MAX_FILE { Err(io::Error::other("larger than 1 MiB")) } else { Ok(bytes) }

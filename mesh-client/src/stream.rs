@@ -72,19 +72,15 @@ impl End {
     }
 }
 
-/// Subscribes until the future is dropped. Runs the sink on its own task: give it a runtime where a large batch disturbs nobody.
-pub async fn run(config: Arc<ControlConfig>, mut sink: impl Sink, metrics: ClientMetrics) -> Infallible {
-    let mut subscription = Subscription::new(node(&config), config.limits);
-    let mut backoff = Backoff::new(FIRST_DELAY, LAST_DELAY);
+/// Subscribes until the future is dropped. The sink runs on a blocking thread, one call at a time: a batch of a hundred thousand resources takes
+/// a second or more, and neither the stream's pings nor whatever else the runtime serves waits for it.
+pub async fn run(config: Arc<ControlConfig>, sink: impl Sink + 'static, metrics: ClientMetrics) -> Infallible {
+    let subscription = Subscription::new(node(&config), config.limits);
     let origin = Instant::now();
+    let mut worker = Worker { work: Some(Work { subscription, sink, metrics: metrics.clone(), origin }) };
+    let mut backoff = Backoff::new(FIRST_DELAY, LAST_DELAY);
     loop {
-        let mut session = Session {
-            subscription: &mut subscription,
-            sink: &mut sink,
-            metrics: &metrics,
-            origin,
-            first_message: None,
-        };
+        let mut session = Session { worker: &mut worker, metrics: &metrics, origin, first_message: None };
         let end = match session.run(&config).await {
             Ok(never) => match never {},
             Err(end) => end,
@@ -92,7 +88,8 @@ pub async fn run(config: Arc<ControlConfig>, mut sink: impl Sink, metrics: Clien
         if session.first_message.is_some_and(|at| at.elapsed() >= GOOD_AFTER) {
             backoff.reset();
         }
-        subscription.on_end(end.is_too_large());
+        let too_large = end.is_too_large();
+        worker.run(move |work| work.subscription.on_end(too_large)).await;
         metrics.connected.set(0);
         metrics.set_error(Some(end.to_string()));
         metrics.terminations.get_or_create(&Reason { reason: end.reason() }).inc();
@@ -106,19 +103,18 @@ pub async fn run(config: Arc<ControlConfig>, mut sink: impl Sink, metrics: Clien
 }
 
 struct Session<'a, S> {
-    subscription: &'a mut Subscription,
-    sink: &'a mut S,
+    worker: &'a mut Worker<S>,
     metrics: &'a ClientMetrics,
     origin: Instant,
     first_message: Option<Instant>,
 }
 
-impl<S: Sink> Session<'_, S> {
+impl<S: Sink + 'static> Session<'_, S> {
     async fn run(&mut self, config: &Arc<ControlConfig>) -> Result<Infallible, End> {
         let channel = channel::connect(config).await?;
         let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let (requests, outgoing) = mpsc::channel(REQUESTS);
-        for request in self.subscription.on_connected(self.now_ms()) {
+        for request in self.worker.run(Work::open).await {
             send(&requests, request).await?;
         }
         let mut request = Request::new(ReceiverStream::new(outgoing));
@@ -129,7 +125,7 @@ impl<S: Sink> Session<'_, S> {
         tracing::info!(address = %config.address, "subscribed to the control plane");
         let mut incoming = response.into_inner();
         loop {
-            let timer = self.subscription.next_timer().map(|at| self.origin + Duration::from_millis(at));
+            let timer = self.worker.next_timer().map(|at| self.origin + Duration::from_millis(at));
             let due = async {
                 match timer {
                     Some(at) => tokio::time::sleep_until(at).await,
@@ -138,16 +134,64 @@ impl<S: Sink> Session<'_, S> {
             };
             tokio::select! {
                 message = incoming.message() => match message.map_err(End::Status)? {
-                    Some(response) => send(&requests, self.receive(response)).await?,
+                    Some(response) => {
+                        self.first_message.get_or_insert_with(Instant::now);
+                        let reply = self.worker.run(|work| work.receive(response)).await;
+                        send(&requests, reply).await?;
+                    }
                     None => return Err(End::Closed),
                 },
-                () = due => self.tick()?,
+                () = due => self.worker.run(Work::tick).await?,
             }
         }
     }
+}
+
+/// Lends the work to blocking threads.
+struct Worker<S> {
+    /// Absent while it is lent.
+    work: Option<Work<S>>,
+}
+
+impl<S: Sink + 'static> Worker<S> {
+    async fn run<T: Send + 'static>(&mut self, job: impl FnOnce(&mut Work<S>) -> T + Send + 'static) -> T {
+        // It is not there only after a job that never came back, and then neither does this one.
+        let Some(mut work) = self.work.take() else { return std::future::pending().await };
+        let done = tokio::task::spawn_blocking(move || {
+            let value = job(&mut work);
+            (work, value)
+        });
+        match done.await {
+            Ok((work, value)) => {
+                self.work = Some(work);
+                value
+            }
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // The runtime is being shut down.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    fn next_timer(&self) -> Option<u64> {
+        self.work.as_ref()?.subscription.next_timer()
+    }
+}
+
+/// What is subscribed to, and who takes it.
+struct Work<S> {
+    subscription: Subscription,
+    sink: S,
+    metrics: ClientMetrics,
+    origin: Instant,
+}
+
+impl<S: Sink> Work<S> {
+    fn open(&mut self) -> Vec<DeltaDiscoveryRequest> {
+        let now_ms = self.now_ms();
+        self.subscription.on_connected(now_ms)
+    }
 
     fn receive(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
-        self.first_message.get_or_insert_with(Instant::now);
         self.metrics.heard();
         let known = [ADDRESS_TYPE, AUTHORIZATION_TYPE].into_iter().find(|url| *url == response.type_url);
         let url = || Url { url: known.unwrap_or("other").to_owned() };

@@ -83,6 +83,13 @@ fn manager(mock: &Arc<Mock>) -> CertificateManager {
     CertificateManager::with_authority(authority, Duration::from_secs(3600), vec![], ClientMetrics::default())
 }
 
+/// A manager on a node with one pod of the account `cart`.
+fn manager_with_cart(mock: &Arc<Mock>) -> (CertificateManager, Identity) {
+    let (manager, cart) = (manager(mock), identity("cart"));
+    manager.prefetch(&cart);
+    (manager, cart)
+}
+
 fn identity(account: &str) -> Identity {
     format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().unwrap()
 }
@@ -94,8 +101,7 @@ fn gone() -> Result<Vec<String>, IssueError> {
 #[tokio::test]
 async fn a_certificate_is_asked_for_checked_and_kept() {
     let (mock, _) = Mock::honest();
-    let manager = manager(&mock);
-    let cart = identity("cart");
+    let (manager, cart) = manager_with_cart(&mock);
     assert!(manager.current(&cart).is_none());
     let certificate = soon("a certificate", manager.certificate(&cart)).await;
     assert_eq!(certificate.identity, cart);
@@ -133,8 +139,7 @@ async fn the_last_forget_drops_the_certificate_and_ends_renewal() {
         let leaf = Leaf { life: Duration::from_secs(2), ..Leaf::default() };
         Ok(vec![ca.sign(csr, leaf), ca.pem.clone()])
     });
-    let (manager, cart) = (manager(&mock), identity("cart"));
-    manager.prefetch(&cart);
+    let (manager, cart) = manager_with_cart(&mock);
     manager.prefetch(&cart);
     soon("a certificate", manager.certificate(&cart)).await;
     manager.forget(&cart);
@@ -154,7 +159,7 @@ async fn hardening_F41_rotation_gives_new_connections_the_new_certificate() {
     let (mock, ca) = Mock::honest();
     let life = Duration::from_secs(3);
     mock.set(move |_, csr| Ok(vec![ca.sign(csr, Leaf { life, ..Leaf::default() }), ca.pem.clone()]));
-    let (manager, cart) = (manager(&mock), identity("cart"));
+    let (manager, cart) = manager_with_cart(&mock);
     let mut last = soon("a certificate", manager.certificate(&cart)).await;
     for _ in 0..3 {
         until("a renewal", || manager.current(&cart).is_some_and(|c| c.generation > last.generation)).await;
@@ -170,7 +175,7 @@ async fn a_valid_certificate_outlives_the_authority_and_an_expired_one_does_not_
     let (mock, ca) = Mock::honest();
     let life = Duration::from_secs(3);
     mock.set(move |_, csr| Ok(vec![ca.sign(csr, Leaf { life, ..Leaf::default() }), ca.pem.clone()]));
-    let (manager, cart) = (manager(&mock), identity("cart"));
+    let (manager, cart) = manager_with_cart(&mock);
     let certificate = soon("a certificate", manager.certificate(&cart)).await;
     mock.set(|_, _| gone());
     until("a failed renewal", || manager.last_error(&cart).is_some()).await;
@@ -238,7 +243,7 @@ async fn hardening_F42_lies_are_never_installed() {
         let ca = Arc::new(Ca::new("mesh"));
         let liar = Arc::clone(&ca);
         let mock = Mock::new(move |_, csr| Ok(lie(&liar, csr)));
-        let (manager, cart) = (manager(&mock), identity("cart"));
+        let (manager, cart) = manager_with_cart(&mock);
         manager.prefetch(&cart);
         until(name, || manager.last_error(&cart).is_some()).await;
         let error = manager.last_error(&cart).unwrap();
@@ -255,11 +260,108 @@ async fn hardening_F42_lies_are_never_installed() {
 async fn hardening_F42_an_authority_that_hangs_is_given_up_and_does_not_block_others() {
     let ca = Arc::new(Ca::new("mesh"));
     let mock = Mock::with_gate(move |_, csr| Ok(ca.answer(csr)), Some(Semaphore::new(0)));
-    let (manager, cart) = (manager(&mock), identity("cart"));
-    manager.prefetch(&cart);
+    let (manager, cart) = manager_with_cart(&mock);
     until("the deadline", || manager.last_error(&cart).is_some_and(|e| e.contains("10 s"))).await;
     mock.gate.as_ref().unwrap().add_permits(10);
     soon("a certificate", manager.certificate(&cart)).await;
+}
+
+#[tokio::test]
+async fn hardening_B97_without_a_pod_nothing_is_asked_for_or_kept() {
+    let (mock, _) = Mock::honest();
+    let (manager, cart) = manager_with_cart(&mock);
+    soon("a certificate", manager.certificate(&cart)).await;
+    manager.forget(&cart);
+    // A connection of the pod that has just gone, and of one that never was.
+    for late in [&cart, &identity("admin")] {
+        let mut waiting = std::pin::pin!(manager.certificate(late));
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+    }
+    assert!(manager.list().is_empty());
+    manager.prefetch(&identity("other"));
+    soon("another's certificate", manager.certificate(&identity("other"))).await;
+    assert_eq!(*mock.calls.lock().unwrap(), [cart, identity("other")]);
+}
+
+/// The wall clock of both the node and its authority, which stand on one machine, or of the node alone.
+#[derive(Clone, Default)]
+struct SetClock(Arc<Mutex<(u64, bool)>>);
+
+impl SetClock {
+    fn set(&self, ahead: i64) {
+        *self.0.lock().unwrap() = (ahead.unsigned_abs(), ahead < 0);
+    }
+
+    fn now(&self) -> SystemTime {
+        let (seconds, behind) = *self.0.lock().unwrap();
+        let (real, by) = (SystemTime::now(), Duration::from_secs(seconds));
+        if behind { real - by } else { real + by }
+    }
+
+    fn manager(&self, mock: &Arc<Mock>) -> CertificateManager {
+        let (authority, clock): (Arc<dyn Authority>, _) = (mock.clone(), self.clone());
+        let day = Duration::from_secs(24 * 3600);
+        CertificateManager::with_clock(authority, day, vec![], ClientMetrics::default(), Arc::new(move || clock.now()))
+    }
+}
+
+const DAY: i64 = 24 * 3600;
+
+#[tokio::test]
+async fn hardening_F44_a_clock_that_jumps_renews_each_identity_once_at_most() {
+    for (jump, renewals) in [(DAY + 60, 20), (-DAY, 0), (10 * 365 * DAY, 20), (3600, 0)] {
+        let (clock, ca) = (SetClock::default(), Arc::new(Ca::new("mesh")));
+        let (seen, signer) = (clock.clone(), Arc::clone(&ca));
+        let mock = Mock::new(move |_, csr| {
+            let leaf = Leaf { now: Some(seen.now()), life: Duration::from_secs(24 * 3600), ..Leaf::default() };
+            Ok(vec![signer.sign(csr, leaf), signer.pem.clone()])
+        });
+        let manager = clock.manager(&mock);
+        let identities: Vec<Identity> = (0..20).map(|n| identity(&format!("sa-{n}"))).collect();
+        for identity in &identities {
+            manager.prefetch(identity);
+            soon("a certificate", manager.certificate(identity)).await;
+        }
+        clock.set(jump);
+        // Every pod has connections that want a certificate, all of them at once, again and again.
+        for _ in 0..5 {
+            let wanted = identities.iter().flat_map(|identity| [identity; 10]);
+            let waiting = wanted.map(|identity| manager.certificate(identity));
+            for certificate in soon("certificates", futures_util::future::join_all(waiting)).await {
+                assert!(clock.now() < certificate.not_after);
+            }
+        }
+        assert_eq!(mock.calls(), 20 + renewals, "a jump of {jump} s");
+        // And back: what was made in the meantime, and what was made before, is kept.
+        clock.set(0);
+        for identity in &identities {
+            soon("a certificate", manager.certificate(identity)).await;
+        }
+        assert_eq!(mock.calls(), 20 + renewals, "a jump of {jump} s, and back");
+    }
+}
+
+#[tokio::test]
+async fn hardening_F44_a_node_whose_clock_is_wrong_says_so_and_does_not_hammer() {
+    for (jump, word) in [(DAY + 60, "Expired"), (-DAY, "NotValidYet")] {
+        let (mock, ca) = Mock::honest();
+        mock.set(move |_, csr| {
+            let leaf = Leaf { life: Duration::from_secs(24 * 3600), ..Leaf::default() };
+            Ok(vec![ca.sign(csr, leaf), ca.pem.clone()])
+        });
+        let clock = SetClock::default();
+        clock.set(jump);
+        let manager = clock.manager(&mock);
+        let cart = identity("cart");
+        manager.prefetch(&cart);
+        until("a refusal", || manager.last_error(&cart).is_some()).await;
+        let error = manager.last_error(&cart).unwrap();
+        assert!(error.contains(word), "{error}");
+        assert!(manager.current(&cart).is_none());
+        // Set right, it recovers by itself.
+        clock.set(0);
+        soon("a certificate", manager.certificate(&cart)).await;
+    }
 }
 
 #[tokio::test]
@@ -276,8 +378,8 @@ async fn failures_back_off_per_identity() {
 #[tokio::test]
 async fn dropping_the_manager_ends_its_tasks() {
     let (mock, _) = Mock::honest();
-    let manager = manager(&mock);
-    soon("a certificate", manager.certificate(&identity("cart"))).await;
+    let (manager, cart) = manager_with_cart(&mock);
+    soon("a certificate", manager.certificate(&cart)).await;
     drop(manager);
     until("the tasks to end", || Arc::strong_count(&mock) == 1).await;
 }
@@ -295,6 +397,7 @@ async fn the_request_is_as_istio_expects_it() {
     let mut config = server.config();
     config.certificate_ttl = Duration::from_secs(1800);
     let manager = CertificateManager::new(Arc::new(config), ClientMetrics::default()).unwrap();
+    manager.prefetch(&identity("cart"));
     let certificate = soon("a certificate", manager.certificate(&identity("cart"))).await;
     assert_eq!(certificate.identity, identity("cart"));
     let (request, metadata) = seen.lock().unwrap().take().unwrap();

@@ -262,6 +262,49 @@ async fn thirty_thousand_workloads_in_one_message() {
     assert_eq!(stream.request().await.initial_resource_versions.len(), 30_000);
 }
 
+/// On a runtime with one thread, which is what an agent's control plane has: while the sink works, everything else goes on. A sink that was
+/// called on that thread would wait for the other task in vain.
+#[tokio::test]
+async fn hardening_B103_a_batch_of_a_hundred_thousand_holds_up_nobody() {
+    const COUNT: usize = 100_000;
+    let mut server = ControlPlane::start(no_authority()).await;
+    let (tick, ticks) = std::sync::mpsc::channel();
+    let longest = Arc::new(Mutex::new(Duration::ZERO));
+    let pauses = Arc::clone(&longest);
+    let others = tokio::spawn(async move {
+        let mut last = Instant::now();
+        while tick.send(()).is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let mut longest = pauses.lock();
+            *longest = longest.max(last.elapsed());
+            last = Instant::now();
+        }
+    });
+    let (mut store, metrics) = (Store::new(), ClientMetrics::default());
+    let (applied, mut seen) = watch::channel(0);
+    let sink = move |changes: Vec<Change>| {
+        let before = Instant::now();
+        let snapshot = store.apply(changes).snapshot;
+        println!("applied {} workloads in {:.0?}", snapshot.counts().0, before.elapsed());
+        ticks.try_iter().for_each(drop);
+        ticks.recv_timeout(common::SOON).map_err(|_| "nobody else had a turn".to_owned())?;
+        applied.send_replace(snapshot.counts().0);
+        Ok(())
+    };
+    let config = Arc::new(server.config());
+    let client = tokio::spawn(async move { match mesh_client::run(config, sink, metrics).await {} });
+    let mut stream = server.stream().await;
+    while stream.request().await.type_url != AUTHORIZATION_TYPE {}
+    stream.respond(addresses("n1", (0..COUNT).map(workload).collect())).await;
+    let ack = tokio::time::timeout(Duration::from_secs(120), stream.request()).await.unwrap();
+    assert_eq!((ack.response_nonce.as_str(), ack.error_detail), ("n1", None));
+    assert_eq!(*seen.borrow_and_update(), COUNT);
+    // For the record: making and taking apart the message are this thread's work, too.
+    println!("the longest turn of the other tasks: {:.0?}", *longest.lock());
+    client.abort();
+    others.abort();
+}
+
 /// Forwards one port to another until frozen, and then keeps all connections open in silence.
 async fn relay(from: std::net::SocketAddr, to: std::net::SocketAddr) -> watch::Sender<bool> {
     let listener = TcpListener::bind(from).await.unwrap();

@@ -58,6 +58,7 @@ async fn hardening_F54_one_call_for_many_who_want_the_same_certificate() {
     let names = ["reviews", "productpage"];
     let wanted: Vec<Identity> =
         names.iter().map(|n| format!("spiffe://cluster.local/ns/bookinfo/sa/bookinfo-{n}").parse().unwrap()).collect();
+    wanted.iter().for_each(|identity| manager.prefetch(identity));
     let mut tasks = tokio::task::JoinSet::new();
     for n in 0..200 {
         let (manager, identity) = (manager.clone(), wanted[n % 2].clone());

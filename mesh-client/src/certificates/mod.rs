@@ -69,7 +69,10 @@ pub struct CertificateStatus {
     pub last_error: Option<String>,
 }
 
-/// Keeps a certificate for each identity that was asked for. Cheap to clone; the last clone stops all tasks.
+/// The wall clock, which says what is valid. Tests bring one that jumps.
+pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
+/// Keeps a certificate for each identity of a pod that is here. Cheap to clone; the last clone stops all tasks.
 #[derive(Clone)]
 pub struct CertificateManager {
     inner: Arc<Inner>,
@@ -77,6 +80,7 @@ pub struct CertificateManager {
 
 struct Inner {
     authority: Arc<dyn Authority>,
+    clock: Clock,
     ttl: Duration,
     aliases: Vec<TrustDomain>,
     metrics: ClientMetrics,
@@ -133,8 +137,21 @@ impl CertificateManager {
         aliases: Vec<TrustDomain>,
         metrics: ClientMetrics,
     ) -> Self {
+        Self::with_clock(authority, ttl, aliases, metrics, Arc::new(SystemTime::now))
+    }
+
+    /// Asks another authority and another clock.
+    #[must_use]
+    pub fn with_clock(
+        authority: Arc<dyn Authority>,
+        ttl: Duration,
+        aliases: Vec<TrustDomain>,
+        metrics: ClientMetrics,
+        clock: Clock,
+    ) -> Self {
         let inner = Inner {
             authority,
+            clock,
             ttl,
             aliases,
             metrics,
@@ -149,16 +166,18 @@ impl CertificateManager {
     /// The certificate in use, if there is a valid one. Never waits.
     #[must_use]
     pub fn current(&self, identity: &Identity) -> Option<Arc<IdentityCertificate>> {
-        self.inner.identities.read().get(identity)?.slot.valid(SystemTime::now())
+        self.inner.identities.read().get(identity)?.slot.valid(self.inner.now())
     }
 
     /// The certificate in use, or the next one that is. Waits for as long as it takes: the caller has the deadline, and finds the reason in
-    /// [`CertificateManager::last_error`]. An identity that was never asked for is kept from now on.
+    /// [`CertificateManager::last_error`]. An identity of which no pod is here is never asked for, so that nothing is kept, or fetched, for one
+    /// that has just gone.
     pub async fn certificate(&self, identity: &Identity) -> Arc<IdentityCertificate> {
         loop {
-            let slot = self.slot(identity, 0);
+            let slot = self.inner.identities.read().get(identity).map(|keeper| Arc::clone(&keeper.slot));
+            let Some(slot) = slot else { return std::future::pending().await };
             let mut published = slot.published.subscribe();
-            if let Some(certificate) = slot.valid(SystemTime::now()) {
+            if let Some(certificate) = slot.valid(self.inner.now()) {
                 return certificate;
             }
             slot.wanted.notify_one();
@@ -172,7 +191,9 @@ impl CertificateManager {
 
     /// A pod of this identity has come: its certificate will be wanted. Each call is undone by one `forget`.
     pub fn prefetch(&self, identity: &Identity) {
-        self.slot(identity, 1);
+        let mut identities = self.inner.identities.write();
+        identities.entry(identity.clone()).or_insert_with(|| self.start(identity)).users += 1;
+        self.inner.metrics.identities.set(identities.len() as i64);
     }
 
     /// A pod of this identity is gone. With the last one the key is dropped and renewal ends; connections keep what they hold.
@@ -196,7 +217,7 @@ impl CertificateManager {
     /// All identities, sorted.
     #[must_use]
     pub fn list(&self) -> Vec<CertificateStatus> {
-        let now = SystemTime::now();
+        let now = self.inner.now();
         let identities = self.inner.identities.read();
         let status = |keeper: &Keeper| CertificateStatus {
             identity: keeper.slot.identity.clone(),
@@ -206,20 +227,6 @@ impl CertificateManager {
         let mut list: Vec<_> = identities.values().map(status).collect();
         list.sort_by(|a, b| a.identity.cmp(&b.identity));
         list
-    }
-
-    fn slot(&self, identity: &Identity, users: usize) -> Arc<Slot> {
-        if users == 0
-            && let Some(keeper) = self.inner.identities.read().get(identity)
-        {
-            return Arc::clone(&keeper.slot);
-        }
-        let mut identities = self.inner.identities.write();
-        let keeper = identities.entry(identity.clone()).or_insert_with(|| self.start(identity));
-        keeper.users += users;
-        let slot = Arc::clone(&keeper.slot);
-        self.inner.metrics.identities.set(identities.len() as i64);
-        slot
     }
 
     fn start(&self, identity: &Identity) -> Keeper {
@@ -241,11 +248,10 @@ async fn keep(inner: std::sync::Weak<Inner>, slot: std::sync::Weak<Slot>) {
     let mut backoff = Backoff::new(FIRST_DELAY, LAST_DELAY);
     loop {
         let (Some(inner), Some(held)) = (inner.upgrade(), slot.upgrade()) else { return };
-        let asked = Instant::now();
         let delay = match inner.renew(&held.identity).await {
             Ok(certificate) => {
                 backoff.reset();
-                let now = SystemTime::now();
+                let now = inner.now();
                 let delay = schedule::renew_after(certificate.not_before, certificate.not_after, now, &mut rand::rng());
                 tracing::debug!(identity = %held.identity, renew_s = delay.as_secs(), "certificate issued");
                 inner.metrics.certificate("issued");
@@ -266,30 +272,36 @@ async fn keep(inner: std::sync::Weak<Inner>, slot: std::sync::Weak<Slot>) {
             }
         };
         // While it sleeps the task owns nothing, so that dropping the manager ends it.
+        let clock = inner.clock.clone();
         drop(inner);
         let weak = Arc::downgrade(&held);
         drop(held);
-        sleep(weak, asked, delay).await;
+        sleep(weak, clock, delay).await;
     }
 }
 
 /// Sleeps, but not while somebody waits for a certificate that there is not.
-async fn sleep(slot: std::sync::Weak<Slot>, asked: Instant, delay: Duration) {
-    let wake = Instant::now() + delay;
+async fn sleep(slot: std::sync::Weak<Slot>, clock: Clock, delay: Duration) {
+    let answered = Instant::now();
+    let wake = answered + delay;
     loop {
         let Some(held) = slot.upgrade() else { return };
+        if held.published.receiver_count() > 0 && held.valid(clock()).is_none() {
+            drop(held);
+            return tokio::time::sleep_until(wake.min(answered + IMPATIENT)).await;
+        }
         tokio::select! {
             () = tokio::time::sleep_until(wake) => return,
-            () = held.wanted.notified() => {
-                if held.valid(SystemTime::now()).is_none() {
-                    return tokio::time::sleep_until(wake.min(asked + IMPATIENT)).await;
-                }
-            }
+            () = held.wanted.notified() => {}
         }
     }
 }
 
 impl Inner {
+    fn now(&self) -> SystemTime {
+        (self.clock)()
+    }
+
     async fn renew(&self, identity: &Identity) -> Result<IdentityCertificate, RenewError> {
         let permit = self.permits.acquire().await;
         let request = request::create(identity).map_err(|e| RenewError::Request(e.to_string()))?;
@@ -308,7 +320,7 @@ impl Inner {
             request.key.as_bytes(),
             roots,
             generation,
-            SystemTime::now(),
+            self.now(),
         )?;
         Ok(certificate)
     }

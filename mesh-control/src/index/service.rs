@@ -1,6 +1,7 @@
 //! Services: from Kubernetes' form to the mesh's, and which pods stand behind them.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -18,6 +19,8 @@ use crate::resource::{Key, Kind, Objects, Pod, meta, service as resource};
 pub struct Services {
     /// By `namespace/hostname`.
     pub by_key: BTreeMap<NamespacedName, Arc<Service>>,
+    /// Which service has a virtual address.
+    pub addresses: BTreeMap<IpAddr, Key>,
     /// Services with a selector, by namespace.
     pub selecting: BTreeMap<ArcStr, Vec<(NamespacedName, Arc<resource::Service>)>>,
 }
@@ -28,16 +31,16 @@ pub fn key(namespace: &str, name: &str, settings: &Settings) -> NamespacedName {
 }
 
 /// Translates all services.
-pub fn index(objects: &Objects, settings: &Settings) -> Services {
+pub fn index(objects: &Objects, settings: &Settings, problems: &mut Vec<(Key, Problem)>) -> Services {
     let mut services = Services::default();
     for object in objects.services.values().filter(|s| !s.is_alias) {
         let key = key(&object.namespace, &object.name, settings);
         let namespace = objects.namespaces.get(&object.namespace);
         let distribution = object.distribution.or_else(|| namespace.and_then(|n| n.distribution));
         let mut service = Service::new(object.namespace.clone(), object.name.clone(), key.name.clone());
-        let single =
-            |address: &std::net::IpAddr| ServiceAddress { network: ArcStr::new(), cidr: IpNet::from(*address) };
-        service.addresses = object.addresses.iter().map(single).collect();
+        let single = |address: &IpAddr| ServiceAddress { network: ArcStr::new(), cidr: IpNet::from(*address) };
+        let own = object.addresses.iter().filter(|address| claim(**address, object, &mut services.addresses, problems));
+        service.addresses = own.map(single).collect();
         service.ports = object.ports.iter().map(port).collect();
         service.load_balancing = load_balancing(object, distribution);
         service.ip_families = object.families;
@@ -48,6 +51,23 @@ pub fn index(objects: &Objects, settings: &Settings) -> Services {
         }
     }
     services
+}
+
+/// Whether the service gets the address. Two with the same one cannot be told apart by whoever connects to it.
+fn claim(
+    address: IpAddr,
+    service: &resource::Service,
+    owners: &mut BTreeMap<IpAddr, Key>,
+    problems: &mut Vec<(Key, Problem)>,
+) -> bool {
+    let key = Key { kind: Kind::Service, namespace: service.namespace.clone(), name: service.name.clone() };
+    if let Some(owner) = owners.get(&address) {
+        let message = format!("{address} belongs to {owner}, this one does not get it");
+        problems.push((key, Problem::error("spec.clusterIPs", message)));
+        return false;
+    }
+    owners.insert(address, key);
+    true
 }
 
 fn port(port: &Port) -> ServicePort {

@@ -64,7 +64,7 @@ pub struct View {
 pub fn build(objects: &Objects, settings: &Settings) -> View {
     let mut problems = Vec::new();
     let policies = policy::index(objects, settings);
-    let services = service::index(objects, settings);
+    let services = service::index(objects, settings, &mut problems);
     let workloads = workload::index(objects, settings, &services, &policies, &mut problems);
     View {
         workloads: workloads.into_iter().map(|w| (w.uid.clone(), w)).collect(),

@@ -24,6 +24,12 @@ pub fn index(
     problems: &mut Vec<(Key, Problem)>,
 ) -> Vec<Workload> {
     let owners = address_owners(objects, problems);
+    for (address, pod) in &owners {
+        if let Some(service) = services.addresses.get(address) {
+            let message = format!("{address} is the address of pod {}/{}, which gets it", pod.namespace, pod.name);
+            problems.push((service.clone(), Problem::error("spec.clusterIPs", message)));
+        }
+    }
     let mut workloads = Vec::new();
     let mut by_pod: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     for pod in alive(objects) {
@@ -179,19 +185,22 @@ fn slices(
         let ports: Vec<PortMapping> = object.ports.iter().filter_map(port).collect();
         for endpoint in &slice.endpoints {
             for address in &endpoint.addresses {
+                let slice_key =
+                    || Key { kind: Kind::EndpointSlice, namespace: slice.namespace.clone(), name: slice.name.clone() };
+                // As a workload it would take the address from the service, and with it everybody's connections.
+                if let Some(other) = services.addresses.get(address) {
+                    let message = format!("{address} is the address of {other}, it is not used");
+                    problems.push((slice_key(), Problem::error("endpoints", message)));
+                    continue;
+                }
                 let behind = match (&endpoint.pod, owners.get(address)) {
                     (Some(pod), _) => by_pod.get(&(slice.namespace.as_str(), pod.as_str())),
                     (None, Some(owner)) if owner.namespace != slice.namespace => {
-                        let slice_key = Key {
-                            kind: Kind::EndpointSlice,
-                            namespace: slice.namespace.clone(),
-                            name: slice.name.clone(),
-                        };
                         let message = format!(
                             "{address} is pod {}/{} of another namespace, it is not used",
                             owner.namespace, owner.name
                         );
-                        problems.push((slice_key, Problem::error("endpoints", message)));
+                        problems.push((slice_key(), Problem::error("endpoints", message)));
                         continue;
                     }
                     (None, Some(owner)) => by_pod.get(&(owner.namespace.as_str(), owner.name.as_str())),

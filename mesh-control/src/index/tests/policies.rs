@@ -115,10 +115,10 @@ fn authorization_policies_decide() {
         ),
         (
             "shop",
-            "  action: DENY\n  rules:\n  - when: [{key: 'request.headers[x]', values: [y]}, {key: destination.port, values: ['80']}]",
+            "  action: DENY\n  rules:\n  - when: [{key: 'request.headers[x]', values: [v]}, {key: destination.port, values: ['80']}]",
             [false, true, false, false],
         ),
-        ("shop", "  rules:\n  - when: [{key: 'request.auth.claims[x]', values: [y]}]", [false; 4]),
+        ("shop", "  rules:\n  - when: [{key: 'request.auth.claims[x]', values: [v]}]", [false; 4]),
         ("shop", "  rules:\n  - from: [{source: {requestPrincipals: ['*'], namespaces: [shop]}}]", [false; 4]),
         ("shop", "  action: DENY\n  rules:\n  - from: [{source: {remoteIpBlocks: [1.2.3.4]}}]", [false; 4]),
         (

@@ -123,3 +123,31 @@ fn endpoint_slices_serve_services_without_selector() {
     );
     assert_eq!(view.problems.len(), 1, "{:?}", view.problems);
 }
+
+#[test]
+fn one_namespace_does_not_steer_the_traffic_of_another() {
+    let slice = "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: ext-1, namespace: shop, labels: {kubernetes.io/service-name: ext}}\naddressType: IPv4\nports: [{port: 5432, name: pg}]\nendpoints: [{addresses: [198.19.0.1]}, {addresses: [198.18.9.1]}]\n";
+    let bank = "---\napiVersion: v1\nkind: Service\nmetadata: {name: vault, namespace: bank}\nspec: {clusterIP: 198.19.0.1, ports: [{port: 443}]}\n";
+    let view = view(&format!(
+        "{NODE}{bank}{slice}{}{}{}{}",
+        pod("web-1", ""),
+        service("ext", "{ports: [{port: 1, name: pg}]}"),
+        service("thief", "{clusterIP: 198.19.0.1, ports: [{port: 443}]}"),
+        service("odd", "{clusterIP: 198.18.0.1, ports: [{port: 443}]}"),
+    ));
+    // As a workload the address would win against the service that has it.
+    assert!(view.workloads.values().all(|w| !w.addresses.contains(&"198.19.0.1".parse().unwrap())));
+    assert!(view.workloads.values().any(|w| w.addresses == ["198.18.9.1".parse::<IpAddr>().unwrap()]));
+    let owners: Vec<_> = view.services.values().filter(|s| !s.addresses.is_empty()).map(|s| s.name.as_str()).collect();
+    assert_eq!(owners, ["vault", "odd"]);
+    let mut problems: Vec<_> = view.problems.iter().map(|(key, p)| format!("{key}: {}", p.message)).collect();
+    problems.sort();
+    assert_eq!(
+        problems,
+        [
+            "EndpointSlice shop/ext-1: 198.19.0.1 is the address of Service bank/vault, it is not used",
+            "Service shop/odd: 198.18.0.1 is the address of pod shop/web-1, which gets it",
+            "Service shop/thief: 198.19.0.1 belongs to Service bank/vault, this one does not get it",
+        ]
+    );
+}

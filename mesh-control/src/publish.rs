@@ -84,10 +84,23 @@ pub async fn run(mut source: impl Source, settings: Settings, outlets: Outlets, 
     while let Some(update) = source.next().await {
         let (settings, joined) = (settings.clone(), outlets.clone());
         // Joining a large mesh takes a while; streams go on meanwhile.
-        let Ok(diagnoses) = tokio::task::spawn_blocking(move || joined.publish(update, &settings)).await else {
-            return;
+        let known = std::mem::take(&mut reported);
+        let publish = move || {
+            let diagnoses = joined.publish(update, &settings);
+            let reported = report(&diagnoses, &known);
+            (diagnoses, reported)
         };
-        report(&diagnoses, &mut reported);
+        let diagnoses = match tokio::task::spawn_blocking(publish).await {
+            Ok((diagnoses, now)) => {
+                reported = now;
+                diagnoses
+            }
+            // What is served stays as it was; the next change may be readable again.
+            Err(error) => {
+                tracing::error!(%error, "the configuration could not be taken over");
+                continue;
+            }
+        };
         let view = outlets.view.borrow().clone();
         tracing::info!(
             workloads = view.workloads.len(),
@@ -103,18 +116,19 @@ pub async fn run(mut source: impl Source, settings: Settings, outlets: Outlets, 
     }
 }
 
-/// Prints what has not been printed yet, on standard error.
-fn report(diagnoses: &[Diagnosis], reported: &mut HashSet<String>) {
-    let now: Vec<String> = diagnoses.iter().map(ToString::to_string).collect();
-    let resolved = reported.iter().filter(|r| !now.contains(r)).count();
+/// Prints what has not been `reported` yet, on standard error. Returns what is reported now.
+fn report(diagnoses: &[Diagnosis], reported: &HashSet<String>) -> HashSet<String> {
+    let texts: Vec<String> = diagnoses.iter().map(ToString::to_string).collect();
     // A standard error that nobody reads any more must not end the publishing.
     let mut out = std::io::stderr().lock();
-    for text in now.iter().filter(|text| !reported.contains(*text)) {
+    for text in texts.iter().filter(|text| !reported.contains(*text)) {
         let _ = writeln!(out, "{text}\n");
     }
+    let left = texts.len();
+    let now: HashSet<String> = texts.into_iter().collect();
+    let resolved = reported.iter().filter(|r| !now.contains(*r)).count();
     if resolved > 0 {
-        let _ = writeln!(out, "{resolved} resolved, {} left\n", now.len());
+        let _ = writeln!(out, "{resolved} resolved, {left} left\n");
     }
-    drop(out);
-    *reported = now.into_iter().collect();
+    now
 }

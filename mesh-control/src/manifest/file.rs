@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use crate::diagnosis::{Diagnosis, Place, Problem, Severity};
 use crate::resource::catalog::Found;
-use crate::resource::meta::{self, Head, head};
+use crate::resource::fields::wrong;
+use crate::resource::meta::{self, Head, TypeMeta, head};
 use crate::resource::{self, Key, Kind, Unreadable};
 use crate::yaml::document::{self, Document};
 use crate::yaml::node::{self, Node, Span, Value};
+use crate::yaml::sniff::{Sniffed, sniff};
 
 /// Objects in one file, and in one list of objects; more is a mistake or an attack.
 const MAX_OBJECTS: usize = 200_000;
@@ -56,6 +58,13 @@ fn read_here(name: &str, bytes: &[u8]) -> FileRead {
         Err((message, span)) => {
             reader.out.unsettled = true;
             reader.diagnose(None, Problem::error("", message).help("save the file as plain UTF-8 text"), span);
+            // What restricts traffic must not be taken for absent.
+            let text = String::from_utf8_lossy(bytes);
+            for document in document::split(&text) {
+                if let Some(key) = sniffed(document.text).1.filter(|key| key.kind.is_security()) {
+                    reader.found(key, Err(Unreadable::default()), document.offset + 1);
+                }
+            }
         }
     }
     reader.out
@@ -72,23 +81,16 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn document(&mut self, document: Document<'_>) {
         match node::parse(document.text) {
-            Ok(tree) => self.tree(&tree, document.offset, 0),
+            Ok(tree) => self.tree(&tree, document.offset, None, 0),
             Err((message, span)) => self.broken(document, message, span),
         }
     }
 
     /// A document that is not YAML. What it was may still be told from its text; a security object is then known to be unreadable.
     fn broken(&mut self, document: Document<'_>, message: String, span: Span) {
-        let (kind, namespace, name) = document::sniff(document.text);
-        let kind = kind.and_then(|k| Kind::ALL.into_iter().find(|known| known.name() == k));
+        let (kind, key) = sniffed(document.text);
         // What is no object of ours, a Secret perhaps, is not quoted.
         let quoted = kind.is_some();
-        let key = kind.zip(name).and_then(|(kind, name)| {
-            let namespace =
-                if kind.is_namespaced() { namespace.unwrap_or_else(|| "default".into()) } else { String::new() };
-            let valid = meta::subdomain(&name).is_ok() && (namespace.is_empty() || meta::label(&namespace).is_ok());
-            valid.then(|| Key { kind, namespace: namespace.into(), name: name.into() })
-        });
         let tab = document::tab(document.text);
         let problem = match tab {
             Some(_) => Problem::error("", "a tab in the indentation").help("indent with spaces"),
@@ -105,8 +107,8 @@ impl Reader<'_> {
         }
     }
 
-    fn tree(&mut self, tree: &Node, offset: u32, depth: usize) {
-        let (head, problems) = head(tree);
+    fn tree(&mut self, tree: &Node, offset: u32, inherited: Option<&TypeMeta>, depth: usize) {
+        let (head, problems) = head(tree, inherited);
         let key = match &head {
             Some(Head::Object(key)) => Some(key),
             _ => None,
@@ -118,13 +120,8 @@ impl Reader<'_> {
         }
         match head {
             None => self.out.unsettled = true,
-            Some(Head::List) if depth > 0 => self.out.unsettled = true,
-            Some(Head::List) => {
-                if let Some(Value::List(items)) = tree.get("items").map(|i| &i.value) {
-                    items.iter().for_each(|item| self.tree(item, offset, depth + 1));
-                }
-            }
-            Some(Head::Other { api_version, kind }) => self.other(tree, offset, api_version, kind),
+            Some(Head::List(of)) => self.list(tree, offset, of.as_ref(), depth),
+            Some(Head::Other(what)) => self.other(tree, offset, what),
             Some(Head::Object(key)) => {
                 let line = moved(tree.span, offset).line;
                 if refused {
@@ -140,7 +137,21 @@ impl Reader<'_> {
         }
     }
 
-    fn other(&mut self, tree: &Node, offset: u32, api_version: String, kind: String) {
+    fn list(&mut self, tree: &Node, offset: u32, of: Option<&TypeMeta>, depth: usize) {
+        let problem = match tree.get("items").map(|items| &items.value) {
+            _ if depth > 0 => Problem::error("kind", "a list within a list is not read").help("move its items up"),
+            None | Some(Value::Null) => return,
+            Some(Value::List(items)) => {
+                return items.iter().for_each(|item| self.tree(item, offset, of, depth + 1));
+            }
+            Some(other) => wrong("items", "a list", other),
+        };
+        self.out.unsettled = true;
+        let span = moved(tree.locate(&problem.field), offset);
+        self.diagnose(None, problem, span);
+    }
+
+    fn other(&mut self, tree: &Node, offset: u32, TypeMeta { api_version, kind }: TypeMeta) {
         let restricts = api_version.starts_with("security.istio.io/") || kind == "NetworkPolicy";
         if restricts {
             let problem = Problem::warning("kind", format!("{kind} is not supported, it has no effect on the mesh"));
@@ -160,6 +171,10 @@ impl Reader<'_> {
 
     fn found(&mut self, key: Key, outcome: Result<resource::Object, Unreadable>, line: u32) {
         if self.out.found.len() >= MAX_OBJECTS {
+            if self.out.found.len() == MAX_OBJECTS && !self.out.unsettled {
+                let message = format!("more than {MAX_OBJECTS} objects in one file, the others are not read");
+                self.diagnose(None, Problem::error("", message), Span { line, column: 0, width: 0 });
+            }
             self.out.unsettled = true;
             return;
         }
@@ -173,6 +188,19 @@ impl Reader<'_> {
         let place = place(self.name, self.text, span);
         self.out.diagnoses.push(diagnosis(key, problem, Some(place)));
     }
+}
+
+/// What a document that cannot be parsed probably was: its kind, if it is one of ours, and which object.
+fn sniffed(text: &str) -> (Option<Kind>, Option<Key>) {
+    let Sniffed { kind, namespace, name } = sniff(text);
+    let kind = kind.and_then(|k| Kind::ALL.into_iter().find(|known| known.name() == k));
+    let key = kind.zip(name).and_then(|(kind, name)| {
+        let namespace =
+            if kind.is_namespaced() { namespace.unwrap_or_else(|| "default".into()) } else { String::new() };
+        let valid = meta::subdomain(&name).is_ok() && (namespace.is_empty() || meta::label(&namespace).is_ok());
+        valid.then(|| Key { kind, namespace: namespace.into(), name: name.into() })
+    });
+    (kind, key)
 }
 
 /// A problem as a diagnosis.

@@ -2,20 +2,24 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
-use std::io::Read;
-use std::os::unix::fs::MetadataExt;
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh64::xxh64;
 
 use super::file::{self, FileRead, of_file};
-use crate::diagnosis::{Diagnosis, Problem, Severity};
-use crate::resource::catalog::{Catalog, Scan};
+use crate::diagnosis::{Diagnosis, Place, Problem, Severity};
+use crate::resource::catalog::{Catalog, Found, Scan};
 use crate::resource::{Key, Objects};
 use crate::yaml::document::MAX_FILE_BYTES;
 
 const MAX_DEPTH: usize = 16;
 const MAX_FILES: usize = 100_000;
+/// Of all files together: more than the largest mesh needs, less than the memory of a node.
+const MAX_TOTAL_BYTES: u64 = 1 << 30;
+
+const NOT_A_FILE: &str = "it is not a regular file";
 
 /// A folder of manifests and what was last seen in it.
 #[derive(Debug)]
@@ -49,7 +53,6 @@ impl Folder {
         let mut diagnoses = walk.diagnoses;
         let mut scan = Scan { unsettled: walk.unsettled, blind: walk.blind, ..Scan::default() };
         let mut parsed = HashMap::new();
-        let mut places: BTreeMap<Key, (String, u32)> = BTreeMap::new();
         for (name, bytes) in &walk.files {
             let hash = xxh64(bytes, 0);
             let previous = self.parsed.remove(name);
@@ -74,26 +77,9 @@ impl Folder {
             if read.unsettled {
                 scan.unsettled.insert(name.clone());
             }
-            for (found, line) in &read.found {
-                if let Some((other, at)) = places.get(&found.key) {
-                    let problem = Problem::error(
-                        "metadata.name",
-                        format!("{} is there already, this one is not used", found.key),
-                    );
-                    let problem = problem.help(format!("the one in use is at {other}:{at}"));
-                    let mut diagnosis = file::diagnosis(Some(&found.key), problem, None);
-                    diagnosis.place = of_file(name, Severity::Error, "", None).place.map(|mut p| {
-                        p.line = *line;
-                        p
-                    });
-                    diagnoses.push(diagnosis);
-                } else {
-                    places.insert(found.key.clone(), (name.clone(), *line));
-                    scan.found.push(found.clone());
-                }
-            }
             parsed.insert(name.clone(), (hash, read));
         }
+        let places = choose(&walk.files, &parsed, &mut scan, &mut diagnoses);
         // A file that cannot be read now is compared with its last good text when it comes back.
         self.parsed.retain(|name, _| scan.blind || scan.unsettled.contains(name));
         self.parsed.extend(parsed);
@@ -117,6 +103,38 @@ impl Folder {
     }
 }
 
+/// Of objects with the same name the first one that can be read is used, else the first one, which is then known to be broken: neither a bad
+/// document nor a later copy takes the place of a good one. Returns where each object stands.
+fn choose(
+    files: &BTreeMap<String, Vec<u8>>,
+    parsed: &HashMap<String, (u64, FileRead)>,
+    scan: &mut Scan,
+    diagnoses: &mut Vec<Diagnosis>,
+) -> BTreeMap<Key, (String, u32)> {
+    let reads = || files.keys().filter_map(|name| Some((name, &parsed.get(name)?.1)));
+    let all = || reads().flat_map(|(name, read)| read.found.iter().map(move |(found, line)| (name, found, *line)));
+    let mut chosen: BTreeMap<&Key, (&String, &Found, u32)> = BTreeMap::new();
+    for one in all() {
+        let used = chosen.entry(&one.1.key).or_insert(one);
+        if one.1.outcome.is_ok() && used.1.outcome.is_err() {
+            *used = one;
+        }
+    }
+    for (name, found, line) in all() {
+        let Some((other, used, at)) = chosen.get(&found.key).copied() else { continue };
+        if std::ptr::eq(found, used) {
+            scan.found.push(found.clone());
+            continue;
+        }
+        let message = format!("{} is there more than once, this one is not used", found.key);
+        let problem = Problem::error("metadata.name", message).help(format!("the one in use is at {other}:{at}"));
+        let mut diagnosis = file::diagnosis(Some(&found.key), problem, None);
+        diagnosis.place = of_file(name, Severity::Error, "", None).place.map(|p| Place { line, ..p });
+        diagnoses.push(diagnosis);
+    }
+    chosen.into_iter().map(|(key, (name, _, line))| (key.clone(), (name.clone(), line))).collect()
+}
+
 fn order(d: &Diagnosis) -> (&str, u32, u32) {
     d.place.as_ref().map_or(("", 0, 0), |p| (&p.file, p.line, p.column))
 }
@@ -127,6 +145,7 @@ struct Walk {
     diagnoses: Vec<Diagnosis>,
     unsettled: BTreeSet<String>,
     visited: HashSet<(u64, u64)>,
+    total: u64,
     blind: bool,
 }
 
@@ -162,18 +181,21 @@ impl Walk {
         };
         entries.sort_by_key(fs::DirEntry::file_name);
         for entry in entries {
-            let name = entry.file_name().to_string_lossy().into_owned();
+            let file_name = entry.file_name();
+            let name = file_name.to_string_lossy();
             if name.starts_with('.') {
                 continue;
             }
             let path = entry.path();
-            let shown = if prefix.is_empty() { name.clone() } else { format!("{prefix}/{name}") };
+            let shown = if prefix.is_empty() { name.to_string() } else { format!("{prefix}/{name}") };
             match fs::metadata(&path) {
+                // Two such names may look the same.
+                _ if file_name.to_str().is_none() => self.unreadable(shown, "its name is not UTF-8"),
                 Ok(meta) if meta.is_dir() => self.folder(&path, &shown, depth + 1),
-                Ok(meta) if meta.is_file() && is_manifest(&name) => self.file(&path, shown, meta.len()),
-                Ok(_) => {}
-                Err(error) if is_manifest(&name) => self.unreadable(shown, &error.to_string()),
-                Err(_) => {}
+                _ if !is_manifest(&name) => {}
+                Ok(meta) if meta.is_file() => self.file(&path, shown, meta.len()),
+                Ok(_) => self.unreadable(shown, NOT_A_FILE),
+                Err(error) => self.unreadable(shown, &error.to_string()),
             }
         }
     }
@@ -185,11 +207,18 @@ impl Walk {
         if size > MAX_FILE_BYTES {
             return self.unreadable(shown, &format!("it is larger than {} MiB", MAX_FILE_BYTES >> 20));
         }
-        let mut bytes = Vec::new();
-        // The limit holds for a file that grows meanwhile, too.
-        match File::open(path).and_then(|f| f.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)) {
-            Ok(read) if read as u64 > MAX_FILE_BYTES => self.unreadable(shown, "it is growing beyond the limit"),
-            Ok(_) => drop(self.files.insert(shown, bytes)),
+        if self.total + size > MAX_TOTAL_BYTES {
+            return self
+                .unreadable(shown, &format!("all files together are larger than {} MiB", MAX_TOTAL_BYTES >> 20));
+        }
+        match read(path) {
+            Ok(bytes) if bytes.len() as u64 > MAX_FILE_BYTES => {
+                self.unreadable(shown, "it is growing beyond the limit")
+            }
+            Ok(bytes) => {
+                self.total += bytes.len() as u64;
+                self.files.insert(shown, bytes);
+            }
             Err(error) => self.unreadable(shown, &error.to_string()),
         }
     }
@@ -199,6 +228,18 @@ impl Walk {
         self.diagnoses.push(of_file(&shown, Severity::Error, message, None));
         self.unsettled.insert(shown);
     }
+}
+
+/// The file's bytes, one more than allowed at most: the limit holds for a file that grows meanwhile, too. What it is may have changed since
+/// it was looked at, and a pipe would be waited for without an end.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other(NOT_A_FILE));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn fingerprint(path: &Path, depth: usize, text: &mut String, visited: &mut HashSet<(u64, u64)>) {

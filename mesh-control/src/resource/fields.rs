@@ -158,18 +158,24 @@ impl Fields {
     }
 
     fn wrong(&mut self, path: &str, wanted: &str, found: &Value) {
-        let problem = Problem::error(path, format!("expected {wanted}, found {}", found.kind()));
-        let problem = match (wanted, found) {
-            (_, Value::Null) => problem.help("delete the field or give it a value"),
-            ("a string", Value::Map(_)) => {
-                problem.help("write the value in quotes: YAML reads `a: b` and `a::` as mappings")
-            }
-            ("a string", Value::Bool(_) | Value::Int(_) | Value::Big(_) | Value::Float(_)) => {
-                problem.help("write the value in quotes")
-            }
-            ("a list", _) => problem.help("begin each item with `- `"),
-            _ => problem,
-        };
-        self.problems.push(problem);
+        self.problems.push(wrong(path, wanted, found));
+    }
+}
+
+/// What to do about a boolean or a number where a string belongs. Kubernetes refuses it as well, and reads YAML 1.1 as we do.
+pub const IN_QUOTES: &str =
+    "write the value in quotes: YAML reads yes, no, on, off, y and n as booleans, and digits as numbers";
+
+/// A value of the wrong type.
+pub fn wrong(path: &str, wanted: &str, found: &Value) -> Problem {
+    let problem = Problem::error(path, format!("expected {wanted}, found {}", found.kind()));
+    match (wanted, found) {
+        (_, Value::Null) => problem.help("delete the field or give it a value"),
+        ("a string", Value::Map(_)) => {
+            problem.help("write the value in quotes: YAML reads `a: b` and `a::` as mappings")
+        }
+        ("a string", Value::Bool(_) | Value::Int(_) | Value::Big(_) | Value::Float(_)) => problem.help(IN_QUOTES),
+        ("a list", _) => problem.help("begin each item with `- `"),
+        _ => problem,
     }
 }

@@ -2,6 +2,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use super::fields::wrong;
 use super::{Key, Kind, Labels};
 use crate::diagnosis::{Problem, Severity, closest};
 use crate::yaml::node::{Node as Tree, Value};
@@ -11,36 +12,54 @@ use crate::yaml::node::{Node as Tree, Value};
 pub enum Head {
     /// An object of a kind that is read.
     Object(Key),
-    /// `kind: List` or `kind: PodList`: objects are under `items`.
-    List,
+    /// `kind: List`, or `kind: PodList`, whose items need not say again what they are: objects are under `items`.
+    List(Option<TypeMeta>),
     /// Some other kind.
-    Other {
-        /// `apiVersion`
-        api_version: String,
-        /// `kind`
-        kind: String,
-    },
+    Other(TypeMeta),
+}
+
+/// What an object is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TypeMeta {
+    /// `apiVersion`
+    pub api_version: String,
+    /// `kind`
+    pub kind: String,
 }
 
 /// Reads the head, with what is wrong with it. Problems of severity error mean that the object must not be used; with `None` it is
-/// not even known which object is meant.
-pub fn head(tree: &Tree) -> (Option<Head>, Vec<Problem>) {
+/// not even known which object is meant. `inherited` is what a list says of its items.
+pub fn head(tree: &Tree, inherited: Option<&TypeMeta>) -> (Option<Head>, Vec<Problem>) {
+    let mut problems = Vec::new();
+    let head = read_head(tree, inherited, &mut problems);
+    let head = head.unwrap_or_else(|problem| {
+        problems.push(problem);
+        None
+    });
+    (head, problems)
+}
+
+fn read_head(tree: &Tree, inherited: Option<&TypeMeta>, problems: &mut Vec<Problem>) -> Result<Option<Head>, Problem> {
     if !matches!(tree.value, Value::Map(_)) {
-        let problem = Problem::error("", format!("a manifest is a mapping, this is {}", tree.value.kind()))
-            .help("begin with `apiVersion:` and `kind:`");
-        return (None, vec![problem]);
+        let message = format!("a manifest is a mapping, this is {}", tree.value.kind());
+        return Err(Problem::error("", message).help("begin with `apiVersion:` and `kind:`"));
     }
-    let Some(kind_name) = tree.get("kind").and_then(Tree::as_str).filter(|k| !k.is_empty()) else {
-        let problem = Problem::error("kind", "the kind is missing").help("add `kind:` and `apiVersion:`");
-        return (None, vec![problem]);
+    let api_version = text(tree.get("apiVersion"), "apiVersion")?;
+    let (api_version, kind_name) = match (text(tree.get("kind"), "kind")?, inherited) {
+        (Some(kind), _) => (api_version.unwrap_or_default(), kind),
+        (None, Some(list)) => (api_version.unwrap_or(&list.api_version), list.kind.as_str()),
+        (None, None) => {
+            return Err(Problem::error("kind", "the kind is missing").help("add `kind:` and `apiVersion:`"));
+        }
     };
-    let api_version = tree.get("apiVersion").and_then(Tree::as_str).unwrap_or_default();
-    let is_list = kind_name == "List" || Kind::ALL.iter().any(|k| kind_name.strip_suffix("List") == Some(k.name()));
-    if is_list && tree.get("items").is_some() {
-        return (Some(Head::List), Vec::new());
+    if let Some(of) = kind_name.strip_suffix("List")
+        && (of.is_empty() || Kind::ALL.iter().any(|k| k.name() == of))
+    {
+        let items = TypeMeta { api_version: api_version.to_owned(), kind: of.to_owned() };
+        return Ok(Some(Head::List((!of.is_empty()).then_some(items))));
     }
+    let other = || Head::Other(TypeMeta { api_version: api_version.to_owned(), kind: kind_name.to_owned() });
     let Some(kind) = Kind::ALL.into_iter().find(|k| k.name() == kind_name) else {
-        let mut problems = Vec::new();
         let group = api_version.split('/').next().unwrap_or_default();
         if group == "security.istio.io" || group == "v1" {
             let names = Kind::ALL.map(Kind::name);
@@ -49,13 +68,12 @@ pub fn head(tree: &Tree) -> (Option<Head>, Vec<Problem>) {
                 problems.push(problem.help(format!("did you mean `{meant}`?")));
             }
         }
-        return (Some(Head::Other { api_version: api_version.to_owned(), kind: kind_name.to_owned() }), problems);
+        return Ok(Some(other()));
     };
-    let mut problems = Vec::new();
     if !kind.api_versions().contains(&api_version) {
         if !kind.is_security() && api_version.contains('/') && kind != Kind::EndpointSlice {
             // Another group's kind of the same name, such as a Knative Service.
-            return (Some(Head::Other { api_version: api_version.to_owned(), kind: kind_name.to_owned() }), Vec::new());
+            return Ok(Some(other()));
         }
         let said = if api_version.is_empty() {
             "the apiVersion is missing".into()
@@ -65,42 +83,38 @@ pub fn head(tree: &Tree) -> (Option<Head>, Vec<Problem>) {
         problems
             .push(Problem::error("apiVersion", said).help(format!("write `apiVersion: {}`", kind.api_versions()[0])));
     }
-    let Some(name) = tree.get("metadata").and_then(|m| m.get("name")).and_then(Tree::as_str) else {
-        problems.push(Problem::error("metadata.name", "the name is missing").help("add `metadata.name`"));
-        return (None, problems);
+    Ok(Some(Head::Object(key(kind, tree)?)))
+}
+
+/// Which object of the kind it is.
+fn key(kind: Kind, tree: &Tree) -> Result<Key, Problem> {
+    let metadata = |key: &str| tree.get("metadata").and_then(|m| m.get(key));
+    let name = text(metadata("name"), "metadata.name")?
+        .ok_or_else(|| Problem::error("metadata.name", "the name is missing").help("add `metadata.name`"))?;
+    let namespace = match kind.is_namespaced() {
+        true => text(metadata("namespace"), "metadata.namespace")?.unwrap_or("default"),
+        false => "",
     };
-    let namespace = match tree.get("metadata").and_then(|m| m.get("namespace")) {
-        _ if !kind.is_namespaced() => "",
-        None => "default",
-        Some(node) => match (node.as_str(), &node.value) {
-            (Some(""), _) | (None, Value::Null) => "default",
-            (Some(text), _) => text,
-            (None, value) => {
-                problems.push(Problem::error(
-                    "metadata.namespace",
-                    format!("a namespace is a string, this is {}", value.kind()),
-                ));
-                return (None, problems);
-            }
-        },
+    let valid = match kind {
+        Kind::Service | Kind::Namespace => label(name),
+        _ => subdomain(name),
     };
-    if let Err(why) = subdomain(name) {
-        problems.push(Problem::error("metadata.name", format!("{name:?} is not a valid name: {why}")));
-        return (None, problems);
+    valid.map_err(|why| Problem::error("metadata.name", format!("{name:?} is not a valid name: {why}")))?;
+    if !namespace.is_empty() {
+        label(namespace).map_err(|why| {
+            Problem::error("metadata.namespace", format!("{namespace:?} is not a valid namespace: {why}"))
+        })?;
     }
-    if !namespace.is_empty()
-        && let Err(why) = label(namespace)
-    {
-        problems.push(Problem::error("metadata.namespace", format!("{namespace:?} is not a valid namespace: {why}")));
-        return (None, problems);
+    Ok(Key { kind, namespace: namespace.into(), name: name.into() })
+}
+
+/// A field of the head; `None` if it is absent or empty.
+fn text<'a>(tree: Option<&'a Tree>, field: &str) -> Result<Option<&'a str>, Problem> {
+    match tree.map(|node| &node.value) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.as_str()).filter(|t| !t.is_empty())),
+        Some(other) => Err(wrong(field, "a string", other)),
     }
-    if matches!(kind, Kind::Service | Kind::Namespace)
-        && let Err(why) = label(name)
-    {
-        problems.push(Problem::error("metadata.name", format!("{name:?} is not a valid name: {why}")));
-        return (None, problems);
-    }
-    (Some(Head::Object(Key { kind, namespace: namespace.into(), name: name.into() })), problems)
 }
 
 /// Whether any of the problems makes the object unusable.
@@ -175,7 +189,7 @@ mod tests {
             ("apiVersion: v1\n", Err("kind")),
         ];
         for (text, expected) in cases {
-            let (head, problems) = head(&parse(text).unwrap());
+            let (head, problems) = head(&parse(text).unwrap(), None);
             match expected {
                 Ok(key) => {
                     assert!(matches!(&head, Some(Head::Object(k)) if k.to_string() == key), "{text}: {head:?}");
@@ -193,7 +207,7 @@ mod tests {
     fn a_security_kind_with_a_wrong_version_is_known_and_wrong() {
         let text =
             "apiVersion: security.istio.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: a, namespace: b}\n";
-        let (head, problems) = head(&parse(text).unwrap());
+        let (head, problems) = head(&parse(text).unwrap(), None);
         assert!(matches!(head, Some(Head::Object(_))));
         assert!(has_error(&problems));
     }

@@ -232,7 +232,7 @@ fn type_help(message: &str) -> Option<&'static str> {
     let found_plain =
         ["integer", "floating", "boolean"].iter().any(|t| message.contains(&format!("invalid type: {t}")));
     if found_plain && message.contains("expected a string") {
-        Some("write the value in quotes")
+        Some(fields::IN_QUOTES)
     } else if message.contains("invalid type: string") && message.contains("expected i32") {
         Some("write a number without quotes")
     } else if message.contains("invalid type: map, expected a sequence") {

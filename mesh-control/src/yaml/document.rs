@@ -1,5 +1,5 @@
 //! From the bytes of a file to YAML documents: what no manifest may hold is refused with its line, and documents are cut apart by text, so
-//! that a broken one does not take its neighbours along.
+//! that a broken one does not take its neighbours along. `manifest::file` calls it.
 
 use super::node::Span;
 
@@ -65,7 +65,8 @@ fn push<'a>(documents: &mut Vec<Document<'a>>, text: &'a str, offset: u32) {
         line.is_empty() || line.starts_with('#') || line == "..." || line.starts_with("%YAML")
     };
     if !text.lines().all(blank) {
-        documents.push(Document { text, offset });
+        // Files that were joined bring the byte order mark of each of them.
+        documents.push(Document { text: text.trim_start_matches('\u{feff}'), offset });
     }
 }
 
@@ -80,43 +81,6 @@ pub fn tab(text: &str) -> Option<Span> {
             width: 1,
         })
     })
-}
-
-/// What a document that is not YAML probably was: kind, namespace and name, from lines that look like it.
-pub fn sniff(text: &str) -> (Option<String>, Option<String>, Option<String>) {
-    let value = |line: &str, key: &str| -> Option<String> {
-        let rest = line.strip_prefix(key)?.strip_prefix(':')?;
-        let word = rest.split('#').next().unwrap_or_default().trim().trim_matches(['"', '\'']);
-        (!word.is_empty() && !word.contains(char::is_whitespace)).then(|| word.to_owned())
-    };
-    let kind = text.lines().find_map(|l| value(l, "kind"));
-    let mut namespace = None;
-    let mut name = None;
-    let mut inside: Option<Option<usize>> = None;
-    for line in text.lines().filter(|l| !l.trim().is_empty() && !l.trim_start().starts_with('#')) {
-        let indent = line.len() - line.trim_start_matches([' ', '\t']).len();
-        match inside {
-            None if line.trim_end() == "metadata:" => inside = Some(None),
-            None if line.starts_with("metadata: {") => {
-                for part in line["metadata: {".len()..].split(['{', '}', ',']) {
-                    name = name.or_else(|| value(part.trim(), "name"));
-                    namespace = namespace.or_else(|| value(part.trim(), "namespace"));
-                }
-                break;
-            }
-            None => {}
-            Some(_) if indent == 0 => break,
-            Some(first) => {
-                let level = first.unwrap_or(indent);
-                inside = Some(Some(level));
-                if indent == level {
-                    name = name.or_else(|| value(line.trim_start(), "name"));
-                    namespace = namespace.or_else(|| value(line.trim_start(), "namespace"));
-                }
-            }
-        }
-    }
-    (kind, namespace, name)
 }
 
 #[cfg(test)]
@@ -144,14 +108,5 @@ mod tests {
         for (bytes, expected) in cases {
             assert_eq!(text(bytes).map_err(|(_, s)| (s.line, s.column)), expected);
         }
-    }
-
-    #[test]
-    fn a_broken_document_still_says_what_it_was() {
-        let text = "kind: AuthorizationPolicy # x\nmetadata:\n  name: \"deny\"\n  namespace: shop\n  labels:\n    name: wrong\nspec: [\n";
-        let some = |t: &str| Some(t.to_owned());
-        assert_eq!(sniff(text), (some("AuthorizationPolicy"), some("shop"), some("deny")));
-        assert_eq!(sniff("spec:\n  kind: Pod\n"), (None, None, None));
-        assert_eq!(sniff("kind: Pod\nmetadata: {name: a, namespace: b}\n\tx"), (some("Pod"), some("b"), some("a")));
     }
 }

@@ -44,7 +44,7 @@ pub struct Entry {
 pub enum Value {
     /// `null`, `~` or nothing.
     Null,
-    /// `true` or `false`; the other spellings of YAML 1.1 are strings.
+    /// `true`, `false`, or one of the other spellings of YAML 1.1, which is what Kubernetes reads.
     Bool(bool),
     /// An integer.
     Int(i64),
@@ -188,8 +188,8 @@ fn options() -> serde_saphyr::Options {
             max_replay_stack_depth: 16,
             max_alias_expansions_per_anchor: 500,
         },
-        // `n` and `on` are names and label values more often than they are booleans.
-        strict_booleans: true,
+        // A name or label called `no` is refused by Kubernetes: it must not mean something here.
+        strict_booleans: false,
         with_snippet: false,
         emit_comments: false,
     }
@@ -442,7 +442,7 @@ mod tests {
         let kind = |key: &str| node.get(key).unwrap().value.kind();
         assert_eq!(
             ["a", "b", "c", "d", "e", "f", "g"].map(kind),
-            ["a boolean", "a string", "a string", "a number", "nothing", "a number", "a string"]
+            ["a boolean", "a boolean", "a string", "a number", "nothing", "a number", "a boolean"]
         );
     }
 

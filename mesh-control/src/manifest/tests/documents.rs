@@ -202,7 +202,7 @@ fn hardening_B140_unknown_fields() {
     check(&policy("  rulez: []"), &["error 5 spec.rulez: unknown field \"rulez\""]);
     let pa = |spec: &str| {
         format!(
-            "apiVersion: security.istio.io/v1beta1\nkind: PeerAuthentication\nmetadata: {{name: p, namespace: n}}\nspec: {spec}\n"
+            "apiVersion: security.istio.io/v1beta1\nkind: PeerAuthentication\nmetadata: {{name: p, namespace: ns}}\nspec: {spec}\n"
         )
     };
     check(&pa("{mtls: {mode: STRICT}}"), &[]);
@@ -286,7 +286,7 @@ items:
 - {apiVersion: v1, kind: Node, metadata: {name: n1}}
 - {apiVersion: apps/v1, kind: Deployment, metadata: {name: d}}
 - {apiVersion: apps/v1, kind: Deployment, metadata: {name: e}}
-- {apiVersion: v1, kind: Node, metadata: {name: N}}
+- {apiVersion: v1, kind: Node, metadata: {name: N1}}
 ---
 {\"apiVersion\": \"v1\", \"kind\": \"Namespace\", \"metadata\": {\"name\": \"shop\"}}
 ---
@@ -308,7 +308,7 @@ metadata: {name: x}
     check(
         text,
         &[
-            "error 7 metadata.name: \"N\" is not a valid name: it must begin and end with a lower-case letter or digit",
+            "error 7 metadata.name: \"N1\" is not a valid name: it must begin and end with a lower-case letter or digit",
             "warning 16 kind: RequestAuthentication is not supported, it has no effect on the mesh",
             "error 20 kind: there is no kind AuthorisationPolicy",
             "warning 20 kind: AuthorisationPolicy is not supported, it has no effect on the mesh",
@@ -316,4 +316,134 @@ metadata: {name: x}
             "note 12 : kind Service is not read",
         ],
     );
+}
+
+/// What Kubernetes refuses, because its YAML is 1.1: a word that reads as a boolean, or a number, where text belongs. In quotes it is text.
+#[test]
+fn names_that_are_no_text_are_refused_with_their_place() {
+    let kinds: [(&str, &str); 8] = [
+        ("v1", "Namespace"),
+        ("v1", "Node"),
+        ("v1", "ServiceAccount"),
+        ("v1", "Pod"),
+        ("v1", "Service"),
+        ("discovery.k8s.io/v1", "EndpointSlice"),
+        ("security.istio.io/v1", "AuthorizationPolicy"),
+        ("security.istio.io/v1", "PeerAuthentication"),
+    ];
+    let words = [
+        ("no", "a boolean"),
+        ("Yes", "a boolean"),
+        ("on", "a boolean"),
+        ("OFF", "a boolean"),
+        ("y", "a boolean"),
+        ("n", "a boolean"),
+        ("true", "a boolean"),
+        ("123", "a number"),
+        ("0x1f", "a number"),
+        ("1e3", "a number"),
+        ("1.5", "a number"),
+    ];
+    for (api_version, kind) in kinds {
+        for (word, found_as) in words {
+            let text = format!("apiVersion: {api_version}\nkind: {kind}\nmetadata:\n  name: {word}\n");
+            let read = read("a.yaml", text.as_bytes());
+            assert!(read.found.is_empty() && read.unsettled, "{text}");
+            let width = word.len();
+            let shown = format!(
+                "error: expected a string, found {found_as}\n --> a.yaml:4:9\n  |\n4 |   name: {word}\n  |         {}\n  = field `metadata.name`\n  = help: write the value in quotes: YAML reads yes, no, on, off, y and n as booleans, and digits as numbers",
+                "^".repeat(width)
+            );
+            assert_eq!(read.diagnoses.iter().map(ToString::to_string).collect::<Vec<_>>(), [shown]);
+        }
+        for (word, name) in
+            [("'no'", "no"), ("\"123\"", "123"), ("!!str no", "no"), ("none", "none"), ("2024-01-01", "2024-01-01")]
+        {
+            // A service's name is a label, a policy needs no more than a name.
+            let text = format!("apiVersion: {api_version}\nkind: {kind}\nmetadata:\n  name: {word}\n");
+            let read = read("a.yaml", text.as_bytes());
+            assert_eq!(read.found.iter().map(|(f, _)| f.key.name.to_string()).collect::<Vec<_>>(), [name], "{text}");
+        }
+    }
+    let pod = |metadata: &str| format!("apiVersion: v1\nkind: Pod\nmetadata: {{{metadata}}}\n");
+    check(&pod("name: a, namespace: no"), &["error 3 metadata.namespace: expected a string, found a boolean"]);
+    check(
+        &pod("name: a, labels: {version: 1}"),
+        &["error 3 metadata.labels.version: invalid type: integer `1`, expected a string"],
+    );
+    check(
+        &pod("name: a, labels: {up: on}"),
+        &["error 3 metadata.labels.up: invalid type: boolean `true`, expected a string"],
+    );
+    check(
+        "apiVersion: 1\nkind: Pod\nmetadata: {name: a}\n",
+        &["error 1 apiVersion: expected a string, found a number"],
+    );
+    check("kind: no\n", &["error 1 kind: expected a string, found a boolean"]);
+    check(&pod("name: ~"), &["error 3 metadata.name: the name is missing"]);
+    check(
+        &policy("  selector: {matchLabels: {version: 1, up: no}}"),
+        &[
+            "error 5 spec.selector.matchLabels.version: expected a string, found a number",
+            "error 5 spec.selector.matchLabels.up: expected a string, found a boolean",
+        ],
+    );
+    // A boolean is still one, however it is spelled.
+    check("apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {hostNetwork: yes, containers: []}\n", &[]);
+}
+
+#[test]
+fn lists_of_every_form() {
+    let keys = |text: &str| {
+        let read = read("a.yaml", text.as_bytes());
+        (read.found.iter().map(|(f, _)| f.key.to_string()).collect::<Vec<_>>(), read.unsettled)
+    };
+    // As the API server answers: what a typed list holds, it says once.
+    let pods = "apiVersion: v1\nkind: PodList\nitems:\n- metadata: {name: a}\n- metadata: {name: b, namespace: c}\n";
+    assert_eq!(keys(pods), (vec!["Pod default/a".into(), "Pod c/b".into()], false));
+    let policies =
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicyList\nitems: [{metadata: {name: a}, spec: {}}]\n";
+    assert_eq!(keys(policies), (vec!["AuthorizationPolicy default/a".into()], false));
+    check("apiVersion: v1\nkind: List\nitems: [{metadata: {name: a}}]\n", &["error 3 kind: the kind is missing"]);
+    for empty in ["items: []", "items:", "metadata: {}"] {
+        assert_eq!(keys(&format!("apiVersion: v1\nkind: List\n{empty}\n")), (vec![], false), "{empty}");
+    }
+    // What cannot be right keeps what the file gave before.
+    let nested = "apiVersion: v1\nkind: List\nitems:\n- {kind: List, items: [{apiVersion: v1, kind: Node, metadata: {name: x}}]}\n";
+    for (text, problem) in [
+        (nested, "error 4 kind: a list within a list is not read"),
+        ("kind: List\nitems: {a: b}\n", "error 2 items: expected a list, found a mapping"),
+    ] {
+        check(text, &[problem]);
+        assert_eq!(keys(text), (vec![], true), "{text}");
+    }
+}
+
+#[test]
+fn documents_are_cut_however_they_are_written() {
+    let names = |text: &str| -> Vec<String> {
+        let read = read("a.yaml", text.as_bytes());
+        assert_eq!(read.diagnoses, [], "{text:?}");
+        read.found.iter().map(|(f, line)| format!("{}@{line}", f.key.name)).collect()
+    };
+    let node = |name: &str| format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\n");
+    let (a, b) = (node("a"), node("b"));
+    for (text, expected) in [
+        (format!("{a}---\n{b}"), ["a@1", "b@5"]),
+        (format!("---\n{a}---   # two\n{b}...\n"), ["a@2", "b@6"]),
+        (format!("{a}---\n{b}").replace('\n', "\r\n"), ["a@1", "b@5"]),
+        (format!("\u{feff}{a}---\n\u{feff}{b}"), ["a@1", "b@5"]),
+        (format!("%YAML 1.2\n---\n{a}...\n---\n\n\n---\n{b}---\n"), ["a@3", "b@11"]),
+        (format!("# comment\n{a}\n---\t\n# comment\n{b}"), ["a@2", "b@8"]),
+        (
+            format!("{{\"apiVersion\": \"v1\", \"kind\": \"Node\", \"metadata\": {{\"name\": \"a\"}}}}\n---\n{b}"),
+            ["a@1", "b@3"],
+        ),
+    ] {
+        assert_eq!(names(&text), expected, "{text:?}");
+    }
+    // Merge keys and aliases are YAML that people write.
+    let merged =
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  labels: &l {app: a}\n  annotations: {<<: *l, x: y1}\n";
+    assert_eq!(names(merged), ["a@1"]);
 }

@@ -233,6 +233,77 @@ fn folders_are_walked_and_hidden_files_are_not() {
 }
 
 #[test]
+fn hardening_B139_what_is_no_regular_file_is_refused_and_not_waited_for() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |p: &str| root.path().join(p);
+    write(&at("a.yaml"), NODE);
+    let mut folder = Folder::new(root.path());
+    assert_eq!(summary(&folder.scan()), "nodes[n1] services[] policies[]");
+    fs::remove_file(at("a.yaml")).unwrap();
+    let mode = nix::sys::stat::Mode::S_IRUSR;
+    nix::unistd::mkfifo(&at("a.yaml"), mode).unwrap();
+    symlink("/dev/zero", at("b.yaml")).unwrap();
+    nix::unistd::mkfifo(&at("no-manifest"), mode).unwrap();
+    let seen = folder.scan();
+    assert_eq!(summary(&seen), "nodes[n1] services[] policies[]");
+    let messages: Vec<_> = seen.diagnoses.iter().map(|d| d.message.as_str()).collect();
+    let message = "the file cannot be read: it is not a regular file; objects that came from it stay as they were";
+    assert_eq!(messages, [message; 2]);
+}
+
+#[test]
+fn names_that_look_alike_are_refused() {
+    use std::os::unix::ffi::OsStrExt;
+    let root = tempfile::tempdir().unwrap();
+    for (byte, node) in [(0xfe, "n1"), (0xff, "n2")] {
+        let name = std::ffi::OsStr::from_bytes(&[b'a', byte, b'.', b'y', b'm', b'l']).to_owned();
+        write(&root.path().join(name), &NODE.replace("n1", node));
+    }
+    let seen = Folder::new(root.path()).scan();
+    assert_eq!(summary(&seen), "nodes[] services[] policies[]");
+    assert_eq!(seen.diagnoses.len(), 2);
+    assert!(seen.diagnoses[0].message.contains("its name is not UTF-8"), "{:?}", seen.diagnoses);
+}
+
+#[test]
+fn a_broken_copy_takes_no_good_object_s_place() {
+    let root = tempfile::tempdir().unwrap();
+    let broken = SERVICE.replace("port: 80", "port: eighty");
+    write(&root.path().join("a.yaml"), &format!("{broken}---\n{}", deny("p").replace("rules", "rulez")));
+    write(&root.path().join("b.yaml"), &format!("{SERVICE}---\n{}", deny("p")));
+    let mut folder = Folder::new(root.path());
+    let seen = folder.scan();
+    assert_eq!(summary(&seen), "nodes[] services[default/web] policies[shop/p]");
+    let copies = seen.diagnoses.iter().filter(|d| d.message.contains("more than once"));
+    assert_eq!(copies.map(|d| d.place.clone().unwrap().file).collect::<Vec<_>>(), ["a.yaml", "a.yaml"]);
+    // The good one's edits are followed, too.
+    write(&root.path().join("b.yaml"), &SERVICE.replace("port: 80", "port: 81"));
+    let seen = folder.scan();
+    assert_eq!(seen.objects.services.values().next().unwrap().ports[0].port, 81);
+    assert_eq!(summary(&seen), "nodes[] services[default/web] policies[shop/p]");
+}
+
+#[test]
+fn hardening_F12_a_policy_in_a_file_that_is_no_text_is_closed() {
+    // As at a start: there is no good form to keep.
+    let broken = |text: &str| {
+        let root = tempfile::tempdir().unwrap();
+        write(&root.path().join("a.yaml"), text);
+        write(&root.path().join("b.yaml"), NODE);
+        summary(&Folder::new(root.path()).scan())
+    };
+    let json = r#"{"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": {"name": "p", "namespace": "shop"}, "spec": {"#;
+    for text in [
+        format!("{SERVICE}---\n{}# \0\n", deny("p")),
+        format!("{}---\nkind: [\n", deny("p").replace("rules", "rulez")),
+        json.to_owned(),
+        deny("p").replace("spec: {", "spec: {{").replace('\n', "\r\n"),
+    ] {
+        assert_eq!(broken(&text), "nodes[n1] services[] policies[!shop/p]", "{text}");
+    }
+}
+
+#[test]
 fn of_two_objects_with_one_name_the_first_file_s_is_used() {
     let root = tempfile::tempdir().unwrap();
     write(&root.path().join("a.yaml"), &deny("p"));
@@ -241,6 +312,6 @@ fn of_two_objects_with_one_name_the_first_file_s_is_used() {
     assert_eq!(seen.diagnoses.len(), 1);
     assert_eq!(
         seen.diagnoses[0].to_string(),
-        "error: AuthorizationPolicy shop/p is there already, this one is not used\n --> b.yaml:5\n  = field `metadata.name` of AuthorizationPolicy shop/p\n  = help: the one in use is at a.yaml:1"
+        "error: AuthorizationPolicy shop/p is there more than once, this one is not used\n --> b.yaml:5\n  = field `metadata.name` of AuthorizationPolicy shop/p\n  = help: the one in use is at a.yaml:1"
     );
 }

@@ -10,7 +10,6 @@ use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use mesh_core::ArcStr;
 use mesh_proto::MAX_MESSAGE_BYTES;
-use mesh_proto::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use mesh_proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use mesh_runtime::drain::Drain;
 use mesh_runtime::http::{Limits, serve_tcp};
@@ -19,30 +18,31 @@ use mesh_runtime::task;
 use prometheus_client::registry::Registry;
 use rcgen::SanType;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 
 use crate::access::check::Access;
 use crate::access::token::Tokens;
+use crate::access::writer::TokenWriter;
 use crate::ca::authority::Authority;
 use crate::ca::server::Issuing;
 use crate::config::Config;
-use crate::index::View;
 use crate::manifest::watch::FolderSource;
 use crate::metrics::Metrics;
 use crate::publish::{self, Outlets};
 use crate::serve::server::{Discovery, Streams};
 use crate::serve::tls::{self, ServerCertificate};
-use crate::state;
 use crate::status::Status;
 
 /// How often the files of the root are looked at.
 const ROOT_LOOK: Duration = Duration::from_secs(2);
 /// The listener's certificate; it is renewed at half of it.
 const SERVER_TTL: Duration = Duration::from_secs(24 * 3600);
-/// No certificate request is larger; the limit of the request itself is lower and says so.
-const MAX_CA_REQUEST: usize = 2 << 20;
+/// For a request to arrive whole and be answered; a stream of discovery is answered when it opens.
+const REQUEST: Duration = Duration::from_secs(30);
+/// The names and versions that a client lists when it comes back: three hundred thousand of them fit.
+const MAX_XDS_REQUEST: usize = 32 << 20;
 /// How long streams have to end.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -62,7 +62,6 @@ impl App {
         let now = SystemTime::now();
         let authority = Authority::open(&config.state_dir, &config.settings.trust_domain, now)?;
         let tokens = Arc::new(Tokens::open(&config.state_dir, config.settings.cluster_id.clone())?);
-        state::folder(&config.state_dir.join("tokens"))?;
         let listener =
             TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
         let status_listener =
@@ -115,14 +114,8 @@ impl App {
         read.await.context("read the manifests")?;
         configured.met();
 
-        let writer = TokenWriter {
-            tokens: tokens.clone(),
-            folder: config.state_dir.join("tokens"),
-            lifetime: config.token_ttl,
-            view: view.clone(),
-            written: BTreeSet::new(),
-        };
-        let writer = writer.start().await?;
+        let folder = config.state_dir.join("tokens");
+        let writer = TokenWriter::start(tokens.clone(), folder, config.token_ttl, view.clone(), SystemTime::now())?;
         tokens_written.met();
         let token = drain.token();
         task::spawn("tokens", async move {
@@ -158,12 +151,13 @@ impl App {
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
             .max_concurrent_streams(256)
+            .timeout(REQUEST)
             .add_service(
                 AggregatedDiscoveryServiceServer::new(discovery)
-                    .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                    .max_decoding_message_size(MAX_XDS_REQUEST)
                     .max_encoding_message_size(MAX_MESSAGE_BYTES),
             )
-            .add_service(IstioCertificateServiceServer::new(issuing).max_decoding_message_size(MAX_CA_REQUEST));
+            .add_service(issuing.service());
         let token = drain.token();
         task::spawn("grpc", async move {
             let ended = services
@@ -214,71 +208,6 @@ fn names(listen: IpAddr, root_namespaces: &[ArcStr], cluster_domain: &str, extra
     dns.chain(addresses.into_iter().map(SanType::IpAddress)).collect()
 }
 
-/// Keeps one token file for each node.
-struct TokenWriter {
-    tokens: Arc<Tokens>,
-    folder: std::path::PathBuf,
-    lifetime: Duration,
-    view: watch::Receiver<Arc<View>>,
-    written: BTreeSet<(ArcStr, Option<String>)>,
-}
-
-impl TokenWriter {
-    /// Writes the first tokens and removes those of nodes that are gone.
-    async fn start(mut self) -> Result<Self> {
-        let nodes = self.view.borrow_and_update().nodes.clone();
-        for entry in std::fs::read_dir(&self.folder).context("list tokens")? {
-            let path = entry?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if !nodes.contains_key(name.as_str()) {
-                state::remove(&path)?;
-            }
-        }
-        self.write(true).map_err(anyhow::Error::msg)?;
-        Ok(self)
-    }
-
-    async fn follow(mut self) {
-        let mut renewal = tokio::time::interval(self.lifetime / 2);
-        renewal.tick().await;
-        loop {
-            let all = tokio::select! {
-                changed = self.view.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                    false
-                }
-                _ = renewal.tick() => true,
-            };
-            if let Err(error) = self.write(all) {
-                // Level-triggered: the next change or renewal tries again.
-                tracing::error!(%error, "cannot write tokens");
-            }
-        }
-    }
-
-    fn write(&mut self, all: bool) -> Result<(), String> {
-        let view = self.view.borrow_and_update().clone();
-        let wanted: BTreeSet<(ArcStr, Option<String>)> =
-            view.nodes.iter().map(|(n, u)| (n.clone(), u.clone())).collect();
-        for (node, _) in self.written.iter().filter(|(n, _)| !view.nodes.contains_key(n)) {
-            state::remove(&self.folder.join(node.as_str())).map_err(|e| e.to_string())?;
-        }
-        for (node, uid) in &wanted {
-            if all || !self.written.contains(&(node.clone(), uid.clone())) {
-                let token = self
-                    .tokens
-                    .issue(node, uid.as_deref(), self.lifetime, SystemTime::now())
-                    .map_err(|e| e.to_string())?;
-                state::write(&self.folder.join(node.as_str()), &token, 0o600).map_err(|e| e.to_string())?;
-            }
-        }
-        self.written = wanted;
-        Ok(())
-    }
-}
-
 /// Takes over a new root when its files change, and renews the listener's certificate. A bad root changes nothing.
 async fn follow_root(
     folder: impl AsRef<Path>,
@@ -289,11 +218,10 @@ async fn follow_root(
     let mut look = tokio::time::interval(ROOT_LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut complaint = String::new();
-    let mut renew_at = tokio::time::Instant::now() + certificate.half_life();
     loop {
         look.tick().await;
         let now = SystemTime::now();
-        let mut renew = tokio::time::Instant::now() >= renew_at;
+        let mut renew = certificate.is_due(now);
         match authority.load().reload(folder.as_ref(), now) {
             Ok(None) => complaint.clear(),
             Ok(Some(new)) => {
@@ -311,11 +239,8 @@ async fn follow_root(
                 }
             }
         }
-        if renew {
-            match certificate.renew(&authority.load(), now) {
-                Ok(()) => renew_at = tokio::time::Instant::now() + certificate.half_life(),
-                Err(error) => tracing::error!(%error, "cannot renew the listener's certificate"),
-            }
+        if renew && let Err(error) = certificate.renew(&authority.load(), now) {
+            tracing::error!(%error, "cannot renew the listener's certificate");
         }
     }
 }

@@ -2,9 +2,12 @@
 //! what they could read is no secret and what they could write is no root.
 
 use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+/// Keys, roots and tokens are a few kilobytes.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// Why the state folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -103,16 +106,28 @@ pub fn read_secret(path: &Path) -> Result<Option<String>, StateError> {
 
 /// Reads a small file; `None` if there is none.
 pub fn read(path: &Path) -> Result<Option<String>, StateError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed("read", path)(error)),
+    // A pipe in the place of the file must not hold up the reader.
+    let file = match OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("open", path)(error)),
+    };
+    if !file.metadata().map_err(failed("stat", path))?.is_file() {
+        return Err(StateError::Type { path: path.to_owned(), wanted: "file" });
     }
+    let mut text = String::new();
+    let size = file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(failed("read", path))?;
+    if size as u64 > MAX_BYTES {
+        return Err(failed("read", path)(io::Error::other("larger than 1 MiB")));
+    }
+    Ok(Some(text))
 }
 
 /// Writes a file as a whole: readers see the old or the new text, and it is on disk when this returns.
 pub fn write(path: &Path, text: &str, mode: u32) -> Result<(), StateError> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
+    // The dot keeps it apart from every file that has a meaning: a node may be called `n1.new`.
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
     name.push(".new");
     let new = path.with_file_name(name);
     // Left over from a crash, possibly with other permissions.

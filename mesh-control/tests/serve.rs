@@ -252,14 +252,95 @@ async fn hardening_B110_without_a_token_nothing() {
 }
 
 #[tokio::test]
+async fn hardening_B110_a_stream_ends_with_the_right_to_it() {
+    let plane = Plane::start(&[("bookinfo.yaml", BOOKINFO)], &["--token-ttl", "5s"]).await;
+    // With its token, which lives for five seconds; the file has a newer one by then.
+    let old = plane.token("node1");
+    let mut agent = plane.agent("node1").await;
+    agent.until("everything", |held| held.len() == 11).await;
+    let status = agent.next().await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::Unauthenticated, "the token expires"));
+    soon("a newer token", async {
+        while plane.token("node1") == old {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    // With its node.
+    let mut agent = plane.agent("node1").await;
+    agent.until("everything", |held| held.len() == 11).await;
+    let left: Vec<&str> = BOOKINFO.split("---\n").filter(|d| !d.contains("name: node1\n")).collect();
+    plane.write("bookinfo.yaml", &left.join("---\n"));
+    let status = loop {
+        if let Err(status) = agent.next().await {
+            break status;
+        }
+    };
+    assert_eq!(status.code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn a_node_with_too_many_streams_loses_its_oldest_and_takes_nobody_s_place() {
+    let plane = bookinfo().await;
+    let mut other = plane.agent("node2").await;
+    other.until("everything", |held| held.len() == 12).await;
+    let mut agents = Vec::new();
+    for _ in 0..9 {
+        let mut agent = plane.agent("node1").await;
+        agent.until("everything", |held| held.len() == 12).await;
+        agents.push(agent);
+    }
+    assert_eq!(agents[0].next().await.unwrap_err().code(), Code::Unavailable);
+    plane.remove("policy.yaml");
+    for agent in agents.iter_mut().skip(1).chain([&mut other]) {
+        agent.until("the change", |held| !held.contains_key("bookinfo/ratings")).await;
+    }
+}
+
+/// A stranger that answers every ping: nothing is wrong with the connection but that nobody on it has a token.
+#[tokio::test]
+async fn hardening_B110_who_never_shows_a_token_is_not_kept() {
+    let plane = bookinfo().await;
+    let mut agent = plane.agent("node1").await;
+    agent.until("everything", |held| held.len() == 12).await;
+    let stream = tokio::net::TcpStream::connect(plane.app.listen).await.unwrap();
+    let tls = support::client_config(&plane.roots(), &[&rustls::version::TLS13]);
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let mut stranger = tokio_rustls::TlsConnector::from(tls).connect(name, stream).await.unwrap();
+    // The preface and empty settings.
+    stranger.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let cut = tokio::time::timeout(Duration::from_secs(90), async {
+        let mut head = [0; 9];
+        while stranger.read_exact(&mut head).await.is_ok() {
+            let mut body = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+            stranger.read_exact(&mut body).await?;
+            let (kind, flags) = (head[3], head[4]);
+            if kind == 6 && flags & 1 == 0 {
+                head[4] = 1;
+                stranger.write_all(&[&head[..], &body].concat()).await?;
+            }
+        }
+        Ok::<_, std::io::Error>(())
+    });
+    let _ = cut.await.expect("cut in time");
+    // The node that has shown its token stays.
+    plane.remove("policy.yaml");
+    agent.until("a change", |held| !held.contains_key("bookinfo/ratings")).await;
+}
+
+#[tokio::test]
 async fn hardening_B113_B116_B117_requests_that_are_refused() {
     let plane = bookinfo().await;
     let token = plane.token("node1");
-    for bad in ["", "x", &"x".repeat(1 << 20)] {
-        assert_eq!(
-            plane.certificate(&token, request(REVIEWS, bad, 600)).await.unwrap_err().code(),
-            Code::InvalidArgument
-        );
+    // What is larger than any request is not read at all; both codes are 400 in HTTP's words.
+    for (bad, code) in [
+        ("", Code::InvalidArgument),
+        ("x", Code::InvalidArgument),
+        (&"x".repeat(20 << 10), Code::InvalidArgument),
+        (&"x".repeat(1 << 20), Code::OutOfRange),
+    ] {
+        let status = plane.certificate(&token, request(REVIEWS, bad, 600)).await.unwrap_err();
+        assert_eq!(status.code(), code, "{} bytes", bad.len());
     }
     let (_, csr) = csr();
     plane.certificate(&token, request(REVIEWS, &csr, 600)).await.unwrap();

@@ -1,12 +1,13 @@
 //! Who calls: the bearer token of a request, checked. Both services use it; without a valid token nothing else happens.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
+use rand::Rng;
 use tokio::sync::watch;
-use tonic::Status;
-use tonic::metadata::MetadataMap;
+use tonic::{Request, Status};
 
 use crate::access::token::{Caller, Tokens};
 use crate::index::View;
@@ -14,6 +15,17 @@ use crate::metrics::Metrics;
 
 /// Lines in the log about failed authentication, a second: who has no token may make no noise either.
 const LINES: u32 = 10;
+
+/// Whether somebody on a connection has ever shown a valid token. The listener gives one to each connection and ends those that stay strangers.
+#[derive(Clone, Debug, Default)]
+pub struct Known(Arc<AtomicBool>);
+
+impl Known {
+    /// Whether a token was shown.
+    pub fn is_known(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 /// Checks tokens against the nodes that exist now.
 #[derive(Clone, Debug)]
@@ -32,14 +44,14 @@ impl Access {
     }
 
     /// The node that calls `service`. What is wrong with its token is counted and logged, and told to nobody.
-    pub fn caller(&self, service: &'static str, metadata: &MetadataMap, now: SystemTime) -> Result<Caller, Status> {
-        let header = metadata.get("authorization").and_then(|v| v.to_str().ok());
+    pub fn caller<T>(&self, service: &'static str, request: &Request<T>, now: SystemTime) -> Result<Caller, Status> {
+        let header = request.metadata().get("authorization").and_then(|v| v.to_str().ok());
         let token = header.and_then(|h| h.strip_prefix("Bearer ").or_else(|| h.strip_prefix("bearer ")));
         let view = self.view();
-        let caller = self.tokens.verify(token, now, |node, uid| match view.nodes.get(node) {
-            Some(known) => known.as_deref() == uid,
-            None => false,
-        });
+        let caller = self.tokens.verify(token, now, |node, uid| is_known(&view, node, uid));
+        if let (Ok(_), Some(connection)) = (&caller, request.extensions().get::<Known>()) {
+            connection.0.store(true, Ordering::Relaxed);
+        }
         caller.map_err(|why| {
             self.metrics.authentication_failures.inc();
             if self.may_log(now) {
@@ -59,8 +71,25 @@ impl Access {
         lines.1 <= LINES
     }
 
+    /// Returns once the caller's token is worth nothing any more: its node is gone, or another one of the same name, or its time is nearly
+    /// over. Nearly, so that the nodes, whose tokens are renewed together, do not come back together.
+    pub async fn end_of(&self, caller: &Caller, now: SystemTime) -> &'static str {
+        let mut view = self.view.clone();
+        let gone = view.wait_for(|view| !is_known(view, &caller.node, caller.uid()));
+        let remaining = caller.remaining(now).mul_f64(rand::rng().random_range(0.9..1.0));
+        tokio::select! {
+            // No view any more: the process ends, and with it the stream.
+            _ = gone => "the node is not known any more",
+            () = tokio::time::sleep(remaining) => "the token expires",
+        }
+    }
+
     /// What is known now.
     pub fn view(&self) -> Arc<View> {
         self.view.borrow().clone()
     }
+}
+
+fn is_known(view: &View, node: &str, uid: Option<&str>) -> bool {
+    view.nodes.get(node).is_some_and(|known| known.as_deref() == uid)
 }

@@ -1,5 +1,6 @@
-//! Who asks: the nodes' tokens, and the check of a request's token against the nodes that exist. Both the xDS service and the certificate
+//! Who asks: the nodes' tokens, their files, and the check of a request's token against the nodes that exist. Both the xDS service and the certificate
 //! authority ask here, so that neither needs the other.
 
 pub mod check;
 pub mod token;
+pub mod writer;

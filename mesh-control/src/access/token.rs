@@ -81,6 +81,19 @@ pub struct Caller {
     /// The node.
     pub node: ArcStr,
     uid: Option<String>,
+    expires: i64,
+}
+
+impl Caller {
+    /// The node's `metadata.uid`, if the token names one.
+    pub fn uid(&self) -> Option<&str> {
+        self.uid.as_deref()
+    }
+
+    /// For how long the token is good.
+    pub fn remaining(&self, now: SystemTime) -> Duration {
+        Duration::from_secs(u64::try_from(self.expires.saturating_sub(unix(now))).unwrap_or(0))
+    }
 }
 
 /// Signs and verifies.
@@ -177,7 +190,7 @@ impl Tokens {
         } else if !node(name, claims.uid.as_deref()) {
             Err(TokenError::Node)
         } else {
-            Ok(Caller { node: name.into(), uid: claims.uid })
+            Ok(Caller { node: name.into(), uid: claims.uid, expires: claims.exp })
         }
     }
 }

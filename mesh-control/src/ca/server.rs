@@ -5,10 +5,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use mesh_core::{Identity, TrustDomain};
-use mesh_proto::ca::istio_certificate_service_server::IstioCertificateService;
+use mesh_proto::ca::istio_certificate_service_server::{IstioCertificateService, IstioCertificateServiceServer};
 use mesh_proto::ca::{IstioCertificateRequest, IstioCertificateResponse};
 use parking_lot::Mutex;
 use prost_types::value::Kind as ValueKind;
+use tonic::service::interceptor::{InterceptedService, Interceptor};
 use tonic::{Request, Response, Status};
 
 use super::authority::Authority;
@@ -18,6 +19,9 @@ use crate::access::check::Access;
 use crate::access::token::Caller;
 use crate::diagnosis::printable;
 use crate::metrics::Metrics;
+
+/// Bytes of a request: the longest CSR and the longest identity, with room.
+const MAX_REQUEST: usize = 64 << 10;
 
 /// The service.
 #[derive(Clone)]
@@ -44,7 +48,8 @@ impl IstioCertificateService for Issuing {
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         self.metrics.csrs.inc();
         let now = SystemTime::now();
-        let caller = self.access.caller("ca", request.metadata(), now)?;
+        let caller = request.extensions().get::<Caller>().cloned();
+        let caller = caller.ok_or_else(|| Status::unauthenticated("authentication failed"))?;
         if !self.ledger.lock().0.admit(&caller.node, Instant::now()) {
             self.metrics.limited.inc();
             return Err(Status::resource_exhausted("too many certificate requests from this node"));
@@ -59,6 +64,18 @@ impl IstioCertificateService for Issuing {
 }
 
 impl Issuing {
+    /// The service behind the check of tokens, which comes first: nothing of a request is read before it is known whose it is.
+    pub fn service(self) -> InterceptedService<IstioCertificateServiceServer<Self>, impl Interceptor + Clone> {
+        let access = self.access.clone();
+        let check = move |mut request: Request<()>| {
+            let caller = access.caller("ca", &request, SystemTime::now())?;
+            request.extensions_mut().insert(caller);
+            Ok(request)
+        };
+        let service = IstioCertificateServiceServer::new(self).max_decoding_message_size(MAX_REQUEST);
+        InterceptedService::new(service, check)
+    }
+
     fn issue(&self, caller: &Caller, request: IstioCertificateRequest, now: SystemTime) -> Result<Vec<String>, Status> {
         let refuse = |reason: &str, identity: &str| {
             tracing::warn!(node = %caller.node, identity = %printable(identity), reason, "certificate refused");

@@ -165,11 +165,24 @@ fn an_empty_folder_is_closed_and_a_file_in_its_place_refused() {
 }
 
 #[test]
+fn hardening_B119_what_is_no_small_file_is_refused_and_not_waited_for() {
+    let (_parent, path) = folder();
+    let running = authority(&path);
+    let roots = path.join(ROOTS_FILE);
+    fs::remove_file(&roots).unwrap();
+    nix::unistd::mkfifo(&roots, nix::sys::stat::Mode::S_IRUSR).unwrap();
+    assert!(matches!(running.reload(&path, now()), Err(AuthorityError::State(StateError::Type { .. }))));
+    fs::remove_file(&roots).unwrap();
+    fs::File::create(&roots).unwrap().set_len(2 << 20).unwrap();
+    assert!(running.reload(&path, now()).unwrap_err().to_string().contains("larger than 1 MiB"));
+}
+
+#[test]
 fn files_are_replaced_whole_and_closed() {
     let (_parent, path) = folder();
     state::folder(&path).unwrap();
     let file = path.join("token");
-    fs::write(path.join("token.new"), "left over").unwrap();
+    fs::write(path.join(".token.new"), "left over").unwrap();
     state::write(&file, "one", 0o600).unwrap();
     state::write(&file, "two", 0o600).unwrap();
     assert_eq!((fs::read_to_string(&file).unwrap().as_str(), mode(&file)), ("two", 0o600));

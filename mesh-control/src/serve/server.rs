@@ -13,7 +13,7 @@ use mesh_runtime::task;
 use parking_lot::Mutex;
 use prost_types::value::Kind as ValueKind;
 use serde::Serialize;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -21,12 +21,15 @@ use tonic::{Request, Response, Status, Streaming};
 use super::session::{Action, Progress, Session};
 use crate::access::check::Access;
 use crate::access::token::Caller;
+use crate::clock::unix;
 use crate::diagnosis::printable;
 use crate::metrics::Metrics;
 use crate::world::World;
 
-/// Streams at once; one agent has one, for a moment two.
+/// Streams at once.
 const MAX_STREAMS: usize = 10_000;
+/// Streams of one node at once: one agent has one, for a moment two. With more, the oldest ends: it is the one that nobody reads.
+const MAX_STREAMS_EACH: usize = 8;
 /// A client that does not take a response for so long is gone.
 const SEND_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -47,13 +50,34 @@ pub struct StreamStatus {
 #[derive(Debug, Default)]
 pub struct Streams {
     next: AtomicU64,
-    open: Mutex<BTreeMap<u64, StreamStatus>>,
+    open: Mutex<BTreeMap<u64, (StreamStatus, oneshot::Sender<()>)>>,
 }
 
 impl Streams {
     /// All streams, oldest first.
     pub fn list(&self) -> Vec<StreamStatus> {
-        self.open.lock().values().cloned().collect()
+        self.open.lock().values().map(|(status, _)| status.clone()).collect()
+    }
+
+    /// Enters a stream; the receiver ends when it has to make room. `None` if there is no room at all.
+    fn enter(&self, status: StreamStatus) -> Option<(u64, oneshot::Receiver<()>)> {
+        let mut open = self.open.lock();
+        let own: Vec<u64> = open.iter().filter(|(_, (s, _))| s.node == status.node).map(|(key, _)| *key).collect();
+        let surplus = (own.len() + 1).saturating_sub(MAX_STREAMS_EACH);
+        own.into_iter().take(surplus).for_each(|oldest| drop(open.remove(&oldest)));
+        if open.len() >= MAX_STREAMS {
+            return None;
+        }
+        let key = self.next.fetch_add(1, Ordering::Relaxed);
+        let (stay, replaced) = oneshot::channel();
+        open.insert(key, (status, stay));
+        Some((key, replaced))
+    }
+
+    fn update(&self, key: u64, change: impl FnOnce(&mut StreamStatus)) {
+        if let Some((status, _)) = self.open.lock().get_mut(&key) {
+            change(status);
+        }
     }
 }
 
@@ -82,14 +106,19 @@ impl AggregatedDiscoveryService for Discovery {
         &self,
         request: Request<Streaming<wire::DeltaDiscoveryRequest>>,
     ) -> Result<Response<Responses>, Status> {
-        let caller = self.access.caller("xds", request.metadata(), SystemTime::now())?;
-        if self.streams.open.lock().len() >= MAX_STREAMS {
-            return Err(Status::resource_exhausted("too many streams"));
-        }
+        let caller = self.access.caller("xds", &request, SystemTime::now())?;
+        let status = StreamStatus {
+            node: caller.node.to_string(),
+            id: String::new(),
+            since: u64::try_from(unix(SystemTime::now())).unwrap_or(0),
+            kinds: BTreeMap::new(),
+        };
+        // Not "resource exhausted": that is what a client hears whose request is too large.
+        let entered = self.streams.enter(status).ok_or_else(|| Status::unavailable("too many streams"))?;
         // One response is in the socket, one waits: what changes meanwhile is merged in the session.
         let (sender, receiver) = mpsc::channel(2);
         let stream = StreamTask { discovery: self.clone(), caller, requests: request.into_inner(), sender };
-        task::spawn("xds-stream", stream.run());
+        task::spawn("xds-stream", stream.run(entered));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 }
@@ -116,17 +145,17 @@ impl Drop for Listed<'_> {
 }
 
 impl StreamTask {
-    async fn run(mut self) {
+    async fn run(mut self, (key, replaced): (u64, oneshot::Receiver<()>)) {
         let discovery = self.discovery.clone();
-        let key = discovery.streams.next.fetch_add(1, Ordering::Relaxed);
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let status =
-            StreamStatus { node: self.caller.node.to_string(), id: String::new(), since, kinds: BTreeMap::new() };
-        discovery.streams.open.lock().insert(key, status);
         discovery.metrics.streams.inc();
         let _listed = Listed { streams: &discovery.streams, key, metrics: &discovery.metrics };
         tracing::info!(node = %self.caller.node, "xds stream opened");
-        let end = self.serve(&discovery, key).await;
+        let caller = self.caller.clone();
+        let end = tokio::select! {
+            end = self.serve(&discovery, key) => end,
+            why = discovery.access.end_of(&caller, SystemTime::now()) => Err(Status::unauthenticated(why)),
+            _ = replaced => Err(Status::unavailable("newer streams of the node have taken its place")),
+        };
         if let Err(status) = &end {
             let _ = self.sender.try_send(Err(status.clone()));
         }
@@ -157,9 +186,7 @@ impl StreamTask {
             for action in actions {
                 self.act(discovery, action).await?;
             }
-            if let Some(status) = discovery.streams.open.lock().get_mut(&key) {
-                status.kinds = session.progress();
-            }
+            discovery.streams.update(key, |status| status.kinds = session.progress());
         }
     }
 
@@ -203,9 +230,7 @@ impl StreamTask {
             tracing::warn!(node = %self.caller.node, claimed = %printable(named.unwrap_or_default()), "a client claims to be another node");
             return Err(Status::permission_denied("the token is for another node"));
         }
-        if let Some(status) = discovery.streams.open.lock().get_mut(&key) {
-            status.id = printable(&node.id);
-        }
+        discovery.streams.update(key, |status| status.id = printable(&node.id));
         Ok(())
     }
 }

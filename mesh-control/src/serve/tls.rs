@@ -20,15 +20,20 @@ use rustls::sign::CertifiedKey;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
+use crate::access::check::Known;
 use crate::ca::authority::Authority;
 use crate::ca::sign::{self, SignError};
+use crate::clock;
 
 /// For the whole handshake, not for each read.
 const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Until somebody has shown a token; who has none may not keep others from connecting.
+const INTRODUCTION: Duration = Duration::from_secs(15);
 /// Connections at once, all clients together.
 const MAX_CONNECTIONS: usize = 16_384;
 /// Connections at once from one address: a node's agents have a few.
@@ -37,7 +42,8 @@ const MAX_CONNECTIONS_EACH: usize = 128;
 /// The listener's certificate, replaceable.
 #[derive(Debug)]
 pub struct ServerCertificate {
-    current: ArcSwap<CertifiedKey>,
+    /// With the time at which it was made.
+    current: ArcSwap<(Arc<CertifiedKey>, SystemTime)>,
     names: Vec<SanType>,
     lifetime: Duration,
 }
@@ -50,19 +56,19 @@ impl ServerCertificate {
         lifetime: Duration,
         now: SystemTime,
     ) -> Result<Self, SignError> {
-        let current = ArcSwap::from_pointee(make(authority, &names, lifetime, now)?);
+        let current = ArcSwap::from_pointee((make(authority, &names, lifetime, now)?, now));
         Ok(Self { current, names, lifetime })
     }
 
     /// Replaces it: at half of its life, and when the root is another one.
     pub fn renew(&self, authority: &Authority, now: SystemTime) -> Result<(), SignError> {
-        self.current.store(Arc::new(make(authority, &self.names, self.lifetime, now)?));
+        self.current.store(Arc::new((make(authority, &self.names, self.lifetime, now)?, now)));
         Ok(())
     }
 
-    /// When it should be replaced.
-    pub fn half_life(&self) -> Duration {
-        self.lifetime / 2
+    /// Whether it should be replaced. Clients judge it by their clocks, which ours agrees with once it has been set right.
+    pub fn is_due(&self, now: SystemTime) -> bool {
+        clock::is_due(self.current.load().1, self.lifetime, now)
     }
 }
 
@@ -71,11 +77,11 @@ fn make(
     names: &[SanType],
     lifetime: Duration,
     now: SystemTime,
-) -> Result<CertifiedKey, SignError> {
+) -> Result<Arc<CertifiedKey>, SignError> {
     let (certificate, key) = sign::server(authority, names, lifetime, now)?;
     let provider = provider();
     let key = provider.key_provider.load_private_key(key).map_err(|e| SignError::Library(e.to_string()))?;
-    Ok(CertifiedKey::new(vec![certificate], key))
+    Ok(Arc::new(CertifiedKey::new(vec![certificate], key)))
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -84,7 +90,7 @@ fn provider() -> Arc<CryptoProvider> {
 
 impl ResolvesServerCert for ServerCertificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.current.load_full())
+        Some(self.current.load().0.clone())
     }
 }
 
@@ -100,30 +106,43 @@ pub fn config(certificate: Arc<ServerCertificate>) -> Result<ServerConfig, rustl
     Ok(config)
 }
 
-/// A connection whose handshake is done.
+/// A connection whose handshake is done. It ends if nobody on it shows a token in time.
 #[derive(Debug)]
-pub struct Secured(TlsStream<TcpStream>, #[expect(dead_code, reason = "held for the connection's life")] Counted);
+pub struct Secured {
+    stream: TlsStream<TcpStream>,
+    known: Known,
+    /// Until it is known.
+    deadline: Option<Pin<Box<Sleep>>>,
+    _counted: Counted,
+}
 
 impl Connected for Secured {
-    type ConnectInfo = ();
-    fn connect_info(&self) {}
+    type ConnectInfo = Known;
+    fn connect_info(&self) -> Known {
+        self.known.clone()
+    }
 }
 
 impl AsyncRead for Secured {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        if self.known.is_known() {
+            self.deadline = None;
+        } else if self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(Err(std::io::ErrorKind::TimedOut.into()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Secured {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        Pin::new(&mut self.stream).poll_write(cx, buf)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -162,7 +181,11 @@ pub async fn accept(
             let _ = stream.set_nodelay(true);
             let done = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
             match done {
-                Ok(Ok(stream)) => drop(out.send(Ok(Secured(stream, counted))).await),
+                Ok(Ok(stream)) => {
+                    let deadline = Some(Box::pin(tokio::time::sleep(INTRODUCTION)));
+                    let secured = Secured { stream, known: Known::default(), deadline, _counted: counted };
+                    drop(out.send(Ok(secured)).await);
+                }
                 Ok(Err(error)) => tracing::debug!(%peer, %error, "handshake failed"),
                 Err(_) => tracing::debug!(%peer, "handshake timed out"),
             }

@@ -1,6 +1,9 @@
 //! A certificate authority, two agents and their applications on loopback, for the tests and the bench of this crate.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
+pub mod port;
+pub mod raw;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

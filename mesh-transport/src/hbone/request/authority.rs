@@ -1,0 +1,110 @@
+//! Where a CONNECT wants to go: the strict reader of `:authority`, and the check that a tunnel leads to its own pod.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
+
+use arcstr::ArcStr;
+
+/// Longest host name in an authority, as in DNS.
+const HOST_LIMIT: usize = 253;
+
+/// Where a CONNECT wants to go.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Authority {
+    /// An address; IPv4 in IPv6 form has become IPv4.
+    Address(SocketAddr),
+    /// A service hostname, in lower case, without trailing dot.
+    Host(ArcStr, u16),
+}
+
+impl Authority {
+    /// The port.
+    pub fn port(&self) -> u16 {
+        match self {
+            Self::Address(address) => address.port(),
+            Self::Host(_, port) => *port,
+        }
+    }
+
+    /// Reads `ip:port`, `[ip6]:port` or `host:port`. The port is 1 to 65535 in plain decimal.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (host, port) = text.rsplit_once(':')?;
+        if port.is_empty() || port.len() > 5 || !port.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        let port: u16 = port.parse().ok().filter(|port| *port != 0)?;
+        if let Some(inner) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+            let ip = Ipv6Addr::from_str(inner).ok()?;
+            return Some(Self::Address(canonical(SocketAddr::new(IpAddr::V6(ip), port))));
+        }
+        if host.contains(':') {
+            return None;
+        }
+        if let Ok(ip) = host.parse() {
+            return Some(Self::Address(SocketAddr::new(IpAddr::V4(ip), port)));
+        }
+        let host = host.strip_suffix('.').unwrap_or(host);
+        // What ends in a number is a misspelt address, never a hostname.
+        let numeric = host.rsplit('.').next().is_some_and(|label| {
+            let hex = label.strip_prefix("0x").or_else(|| label.strip_prefix("0X"));
+            label.bytes().all(|byte| byte.is_ascii_digit())
+                || hex.is_some_and(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        });
+        let host = parse_host(host).filter(|_| !numeric)?;
+        Some(Self::Host(host.to_ascii_lowercase().into(), port))
+    }
+
+    /// Checks an address authority against the address the tunnel arrived at: a pod's tunnel port leads to that pod and nowhere else.
+    pub fn check_address(&self, local: IpAddr) -> Result<(), AuthorityProblem> {
+        let Self::Address(address) = self else { return Ok(()) };
+        let ip = address.ip();
+        if ip == local.to_canonical() {
+            return Ok(());
+        }
+        let special = ip.is_loopback()
+            || ip.is_unspecified()
+            || ip.is_multicast()
+            || match ip {
+                IpAddr::V4(ip) => ip.is_broadcast() || ip.is_link_local(),
+                IpAddr::V6(ip) => ip.is_unicast_link_local(),
+            };
+        Err(if special { AuthorityProblem::SpecialAddress } else { AuthorityProblem::AddressMismatch })
+    }
+}
+
+impl fmt::Display for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Host(host, port) => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+/// Why an address authority is answered 400.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AuthorityProblem {
+    /// Another pod's address: somebody tries to use this tunnel as a relay.
+    #[error("ip_mismatch")]
+    AddressMismatch,
+    /// Loopback, link-local, multicast or unspecified.
+    #[error("special_address")]
+    SpecialAddress,
+}
+
+pub(super) fn parse_host(text: &str) -> Option<&str> {
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    };
+    (text.len() <= HOST_LIMIT && !text.is_empty() && text.split('.').all(label)).then_some(text)
+}
+
+/// An IPv4 address written as IPv6 is the IPv4 address.
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

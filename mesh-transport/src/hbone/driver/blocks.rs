@@ -61,13 +61,20 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
                 Err(Violation(code::PROTOCOL_ERROR, "headers_on_idle_stream"))
             }
             _ => {
-                let Some(stream) = self.tunnel.stream(block.stream) else { return self.pay(1.0) };
+                let pseudo = fields.iter().any(|field| field.name.starts_with(b":"));
+                let Some(stream) = self.tunnel.stream(block.stream) else {
+                    // Trailers may still be under way when we have ended a stream, but a request needs a new number.
+                    if pseudo && self.tunnel.role == Role::Server {
+                        return Err(Violation(code::PROTOCOL_ERROR, "stream_id_not_new"));
+                    }
+                    return self.pay(1.0);
+                };
                 if self.tunnel.role == Role::Client {
                     match headers::parse_answer(&fields) {
                         Some((status, _)) if status.is_informational() && !block.end_stream => return self.pay(1.0),
                         Some((status, baggage)) => {
                             if !stream.set_answer(status, baggage) {
-                                return self.stream_error(&stream);
+                                return self.stream_error(&stream, code::PROTOCOL_ERROR);
                             }
                             if block.end_stream {
                                 stream.end();
@@ -79,10 +86,10 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
                     }
                 }
                 // Trailers: their content means nothing to a tunnel, their END_STREAM does.
-                let pseudo = fields.iter().any(|field| field.name.starts_with(b":"));
                 if pseudo || !block.end_stream {
-                    return self.stream_error(&stream);
+                    return self.stream_error(&stream, code::PROTOCOL_ERROR);
                 }
+                self.pay(1.0)?;
                 self.deliver(base);
                 stream.end();
                 self.tunnel.settle(&stream);
@@ -91,10 +98,11 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
         }
     }
 
-    pub(super) fn stream_error(&mut self, stream: &Stream) -> Checked {
+    /// An error of one stream: counted like a reset by the peer, since the peer caused it.
+    pub(super) fn stream_error(&mut self, stream: &Stream, error: u32) -> Checked {
         self.pay(4.0)?;
-        frame::rst_stream(&mut self.out, stream.id, code::PROTOCOL_ERROR);
-        stream.peer_reset(code::PROTOCOL_ERROR);
+        frame::rst_stream(&mut self.out, stream.id, error);
+        stream.peer_reset(error);
         self.tunnel.settle(stream);
         Ok(())
     }
@@ -103,7 +111,8 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
         if self.goaway_sent == Goaway::Final {
             return Ok(());
         }
-        let Some(stream) = self.tunnel.opened_by_peer(block.stream) else {
+        let stream = if self.peer_gone { None } else { self.tunnel.opened_by_peer(block.stream) };
+        let Some(stream) = stream else {
             self.refused += 1;
             self.pay(1.0)?;
             frame::rst_stream(&mut self.out, block.stream, code::REFUSED_STREAM);

@@ -54,13 +54,17 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             frame::ping(&mut self.out, true, opaque);
             return Ok(());
         }
+        if ![PING_ALIVE, PING_GOODBYE].contains(&opaque) {
+            return Ok(());
+        }
         if let Some(sent) = self.ping_sent.take() {
             let sample = sent.elapsed().as_nanos() as u64;
             let old = self.tunnel.round_trip.load(Relaxed);
             self.tunnel.round_trip.store(if old == 0 { sample } else { (old * 7 + sample) / 8 }, Relaxed);
             self.measured_at = Some(Instant::now());
         }
-        if self.goaway_sent == Goaway::Announced {
+        // An answer to an earlier PING says nothing about what the peer knows.
+        if opaque == PING_GOODBYE && self.goaway_sent == Goaway::Announced {
             self.goaway_sent = Goaway::Final;
             frame::goaway(&mut self.out, self.last_peer_stream, code::NO_ERROR, "");
         }

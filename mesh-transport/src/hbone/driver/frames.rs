@@ -107,7 +107,7 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
 
     pub(super) fn ping(&mut self) {
         self.ping_sent = Some(Instant::now());
-        frame::ping(&mut self.out, false, *b"undermsh");
+        frame::ping(&mut self.out, false, PING_ALIVE);
     }
 
     /// Judges a frame by its header and decides how its payload is read.
@@ -178,17 +178,18 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
         }
         let cached = self.gathered_for.as_ref().filter(|stream| stream.id == head.stream).cloned();
         let stream = match cached.or_else(|| self.tunnel.stream(head.stream)) {
-            Some(stream) => match stream.count_received(length) {
+            Some(stream) => match stream.count_received(length, self.tunnel.role) {
                 Ok(()) => Some(stream),
-                Err(Recv::Open) => return Err(Violation(code::FLOW_CONTROL_ERROR, "stream_window")),
-                Err(Recv::Ended) => {
-                    self.pay(4.0)?;
-                    frame::rst_stream(&mut self.out, head.stream, code::STREAM_CLOSED);
-                    stream.peer_reset(code::STREAM_CLOSED);
-                    self.tunnel.settle(&stream);
+                Err(Unwelcome::Window) => return Err(Violation(code::FLOW_CONTROL_ERROR, "stream_window")),
+                Err(Unwelcome::Ended) => {
+                    self.stream_error(&stream, code::STREAM_CLOSED)?;
                     None
                 }
-                Err(_) => None,
+                Err(Unwelcome::BeforeAnswer) => {
+                    self.stream_error(&stream, code::PROTOCOL_ERROR)?;
+                    None
+                }
+                Err(Unwelcome::Over) => None,
             },
             None if self.is_idle(head.stream) => return Err(Violation(code::PROTOCOL_ERROR, "data_on_idle_stream")),
             // Still under way when we ended the stream.
@@ -218,7 +219,7 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
                     self.deliver(base);
                     stream.end();
                     self.tunnel.settle(&stream);
-                } else if self.gathered_for.is_none() {
+                } else if self.gathered_for.as_ref().is_none_or(|current| !Arc::ptr_eq(current, &stream)) {
                     // Padding alone filled the window.
                     let grant = stream.consume_padding(&self.tunnel);
                     self.grant(&stream, grant);
@@ -285,13 +286,10 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
                     if head.stream == 0 {
                         return Err(Violation(code::FLOW_CONTROL_ERROR, "window_overflow"));
                     }
-                    // An error of that stream: counted like a reset by the peer, since the peer caused it.
-                    self.pay(4.0)?;
-                    if let Some(stream) = self.tunnel.stream(head.stream) {
-                        let error = if increment == 0 { code::PROTOCOL_ERROR } else { code::FLOW_CONTROL_ERROR };
-                        frame::rst_stream(&mut self.out, head.stream, error);
-                        stream.peer_reset(error);
-                        self.tunnel.settle(&stream);
+                    let error = if increment == 0 { code::PROTOCOL_ERROR } else { code::FLOW_CONTROL_ERROR };
+                    match self.tunnel.stream(head.stream) {
+                        Some(stream) => self.stream_error(&stream, error)?,
+                        None => self.pay(4.0)?,
                     }
                 }
                 Ok(())
@@ -304,6 +302,7 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
                     return Err(Violation(code::PROTOCOL_ERROR, "goaway_on_stream"));
                 }
                 self.pay(4.0)?;
+                self.peer_gone = true;
                 self.tunnel.gone_away(u32::from_be_bytes([l0, l1, l2, l3]) & 0x7fff_ffff);
                 Ok(())
             }

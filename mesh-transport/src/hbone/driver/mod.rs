@@ -26,7 +26,7 @@ use crate::hbone::frame::{self, Head, code, flag, kind, setting};
 use crate::hbone::headers;
 use crate::hbone::hpack::{Decoder, Field, HpackError};
 use crate::hbone::server::InboundRequest;
-use crate::hbone::stream::{Recv, Stream};
+use crate::hbone::stream::{Stream, Unwelcome};
 use crate::hbone::tunnel::{CONNECTION_WINDOW, Closed, Role, STREAM_WINDOW, Status, Tunnel};
 use crate::hbone::{Baggage, ServeEnd};
 use crate::socket;
@@ -55,6 +55,9 @@ const GATHER: usize = 32;
 const TURN: u32 = 8;
 /// Refill the connection window when this much of it is used.
 const CONNECTION_REFILL: i64 = CONNECTION_WINDOW / 4;
+/// What our PINGs carry: to hear from the peer, and to learn that it has seen our first GOAWAY.
+const PING_ALIVE: [u8; 8] = *b"undermsh";
+const PING_GOODBYE: [u8; 8] = *b"goodbye!";
 /// How often the round trip is measured while data flows.
 const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -103,10 +106,11 @@ pub(super) struct Driver<H> {
     opener: Opener,
     on_request: H,
     timers: Timers,
-    /// Sealed bytes `start..end` of `buffer` wait to be opened; no buffer is held while there are none.
+    /// Sealed bytes `start..end` of `buffer` wait to be opened; without a buffer they are in `rest`, the beginning of one record.
     buffer: Option<Buffer>,
     start: usize,
     end: usize,
+    rest: Vec<u8>,
     /// Content that arrived with the handshake, already opened.
     opened: Vec<u8>,
     place: Place,
@@ -128,6 +132,8 @@ pub(super) struct Driver<H> {
     tick: Pin<Box<Sleep>>,
     drain: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     goaway_sent: Goaway,
+    /// The peer said GOAWAY.
+    peer_gone: bool,
     retire: Option<Instant>,
     ping_sent: Option<Instant>,
     measured_at: Option<Instant>,
@@ -199,6 +205,7 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             buffer,
             start: 0,
             end: received.len(),
+            rest: Vec::new(),
             opened,
             place,
             payload: Vec::new(),
@@ -217,6 +224,7 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             tick: Box::pin(tokio::time::sleep(timers.preface)),
             drain: None,
             goaway_sent: Goaway::No,
+            peer_gone: false,
             retire: None,
             ping_sent: None,
             measured_at: None,
@@ -254,7 +262,7 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.tunnel.driver.register(cx.waker());
         let mut turn = 0;
-        if self.end > 0 || !self.opened.is_empty() {
+        if self.buffer.is_some() || !self.opened.is_empty() {
             self.turn(None);
         }
         loop {
@@ -294,9 +302,7 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             turn += 1;
             match self.tunnel.socket.poll_read_ready(cx) {
                 Poll::Pending => {
-                    if self.start == self.end {
-                        self.buffer = None;
-                    }
+                    self.give_back();
                     return Poll::Pending;
                 }
                 Poll::Ready(Ok(())) => {}
@@ -305,7 +311,11 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
                     continue;
                 }
             }
-            let buffer = self.buffer.get_or_insert_with(Buffer::take);
+            let buffer = self.buffer.get_or_insert_with(|| {
+                let mut buffer = Buffer::take();
+                buffer[..self.end].copy_from_slice(&std::mem::take(&mut self.rest));
+                buffer
+            });
             match socket::read(&self.tunnel.socket, &mut buffer[self.end..]) {
                 Ok(0) => {
                     // Without TLS' goodbye the end may be an attacker's; open streams see a reset either way.
@@ -327,6 +337,14 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
         }
     }
 
+    /// Nothing to read: the buffer is for others. What is left of it is the beginning of a record, which a peer may leave so for ever.
+    fn give_back(&mut self) {
+        if let Some(buffer) = self.buffer.take() {
+            self.rest = buffer[self.start..self.end].to_vec();
+            (self.start, self.end) = (0, self.rest.len());
+        }
+    }
+
     // ---- timers and the end
 
     /// Returns whether it did something.
@@ -341,7 +359,7 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             self.goaway_sent = Goaway::Announced;
             self.tunnel.control(|out| {
                 frame::goaway(out, 0x7fff_ffff, code::NO_ERROR, "");
-                frame::ping(out, false, *b"goodbye!");
+                frame::ping(out, false, PING_GOODBYE);
             });
             self.ping_sent = Some(Instant::now());
             status = self.tunnel.status();
@@ -373,20 +391,20 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             if self.retire.is_some_and(|at| at <= Instant::now()) {
                 self.tunnel.retire();
             }
-            if self.timers.idle.is_some_and(|limit| self.tunnel.idle().is_some_and(|idle| idle >= limit)) {
+            if self.timers.idle.is_some_and(|limit| self.tunnel.retire_if_idle(limit)) {
                 self.say_goodbye("idle");
                 return true;
             }
-            if self.heard {
-                // Anything received proves that the peer lives.
-                self.heard = false;
-            } else if self.ping_sent.is_some_and(|sent| sent.elapsed() >= self.timers.ping_timeout) {
+            // Anything received proves that the peer lives, except a drip of headers that never end.
+            let lives =
+                std::mem::take(&mut self.heard) && self.block.is_none() && !matches!(self.place, Place::Whole(_));
+            if !lives && self.ping_sent.is_some_and(|sent| sent.elapsed() >= self.timers.ping_timeout) {
                 self.tunnel.close(Closed::Lost("peer does not answer".into()));
                 return true;
             }
             if self.ping_sent.is_none() {
                 self.ping_sent = Some(Instant::now());
-                self.tunnel.control(|out| frame::ping(out, false, *b"undermsh"));
+                self.tunnel.control(|out| frame::ping(out, false, PING_ALIVE));
             }
             let next = self.timers.ping_interval.min(self.timers.idle.unwrap_or(self.timers.ping_interval));
             self.tick.as_mut().reset(tokio::time::Instant::now() + next);

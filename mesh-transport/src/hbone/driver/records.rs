@@ -61,6 +61,10 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
                 .map_err(|_| Violation(code::PROTOCOL_ERROR, "bad_record"))?;
             self.start += length;
             let range = at + range.start..at + range.end;
+            // A handshake message may be cut in pieces, but nothing may stand between them (RFC 8446 5.1).
+            if content_type != CONTENT_HANDSHAKE && !self.post_handshake.is_empty() {
+                return Err(Violation(code::PROTOCOL_ERROR, "interrupted_post_handshake"));
+            }
             match content_type {
                 CONTENT_DATA => {
                     if range.is_empty() {
@@ -68,10 +72,10 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
                     }
                     self.content(buffer, range)?;
                 }
-                CONTENT_HANDSHAKE => self.post_handshake(&buffer[range])?,
-                CONTENT_ALERT => {
-                    let alert = buffer[range].get(1).copied().unwrap_or_default();
-                    let reason = match alert {
+                // Only application data may be empty.
+                CONTENT_HANDSHAKE if !range.is_empty() => self.post_handshake(&buffer[range])?,
+                CONTENT_ALERT if range.len() == 2 => {
+                    let reason = match buffer[range.start + 1] {
                         0 if self.tunnel.active() == 0 => Closed::Done("peer closed"),
                         0 => Closed::Lost("peer closed with open streams".into()),
                         alert => Closed::Alert(alert),
@@ -103,7 +107,7 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             self.post_handshake.drain(..length);
             match (message, self.tunnel.role) {
                 (4, Role::Client) => self.pay(16.0)?,
-                (24, _) if length == 5 && self.post_handshake.is_empty() => {
+                (24, _) if length == 5 && matches!(requested, Some(0 | 1)) && self.post_handshake.is_empty() => {
                     let (since, count) = &mut self.key_updates;
                     if since.elapsed() > Duration::from_secs(10) {
                         (*since, *count) = (Instant::now(), 0);

@@ -25,7 +25,7 @@ use crate::buffer::Buffer;
 use crate::counters::ByteCounters;
 use crate::hbone::frame::{self, code};
 use crate::hbone::queue::Queue;
-use crate::hbone::tunnel::{Credit, GROWN, PAYLOAD, PAYLOAD_AT, STREAM_WINDOW, STRIDE, Tunnel};
+use crate::hbone::tunnel::{Credit, GROWN, PAYLOAD, PAYLOAD_AT, Role, STREAM_WINDOW, STRIDE, Tunnel};
 use crate::hbone::{Baggage, ConnectResponse, HboneError};
 use crate::socket;
 
@@ -45,6 +45,19 @@ pub(in crate::hbone) enum Recv {
     Ended,
     Reset(u32),
     Lost,
+}
+
+/// Why the driver does not take DATA for a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::hbone) enum Unwelcome {
+    /// More than the peer may send.
+    Window,
+    /// DATA in front of the answer to our request.
+    BeforeAnswer,
+    /// The peer has ended its direction.
+    Ended,
+    /// The stream is over; this was under way.
+    Over,
 }
 
 /// The answer to our request.
@@ -236,15 +249,19 @@ impl Stream {
         inner.grant(tunnel)
     }
 
-    /// Counts received bytes against the window. False: the peer sent more than it may.
-    pub(in crate::hbone) fn count_received(&self, length: i64) -> Result<(), Recv> {
+    /// Counts received bytes against the window.
+    pub(in crate::hbone) fn count_received(&self, length: i64, role: Role) -> Result<(), Unwelcome> {
         let mut inner = self.inner.lock();
         match inner.recv {
+            Recv::Open if role == Role::Client && matches!(inner.answer, Answer::Waiting) => {
+                return Err(Unwelcome::BeforeAnswer);
+            }
             Recv::Open => {}
-            other => return Err(other),
+            Recv::Ended => return Err(Unwelcome::Ended),
+            Recv::Reset(_) | Recv::Lost => return Err(Unwelcome::Over),
         }
         inner.window -= length;
-        if inner.window < 0 { Err(Recv::Open) } else { Ok(()) }
+        if inner.window < 0 { Err(Unwelcome::Window) } else { Ok(()) }
     }
 
     /// Padding is taken at once.

@@ -406,9 +406,12 @@ impl Tunnel {
         self.state.lock().has_room(self.max_streams)
     }
 
-    /// How long there has been no stream.
-    pub(in crate::hbone) fn idle(&self) -> Option<Duration> {
-        self.state.lock().idle_since.map(|since| since.elapsed())
+    /// Stops handing out streams if there has been none for `limit`. One step: a stream is either opened before or not at all.
+    pub(in crate::hbone) fn retire_if_idle(&self, limit: Duration) -> bool {
+        let mut state = self.state.lock();
+        let idle = state.idle_since.is_some_and(|since| since.elapsed() >= limit);
+        state.draining |= idle;
+        idle
     }
 
     /// Whether the socket could not take a batch within the last `window`.

@@ -138,6 +138,11 @@ pub fn prepare(stream: &TcpStream, keepalive: Option<Duration>) -> io::Result<()
     Ok(())
 }
 
+/// The error that a broken socket reports; most often the other end reset it.
+pub(crate) fn error(stream: &TcpStream) -> io::Error {
+    SockRef::from(stream).take_error().ok().flatten().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into())
+}
+
 /// Whether an error says that the other end reset the connection.
 pub(crate) fn is_reset(error: &io::Error) -> bool {
     matches!(

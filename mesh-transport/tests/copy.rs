@@ -148,16 +148,42 @@ async fn hardening_F37_a_reset_stays_a_reset() {
 }
 
 #[tokio::test]
-async fn a_reset_is_seen_while_the_other_end_does_not_read() {
+async fn hardening_F37_a_reset_is_seen_while_the_other_end_does_not_read() {
     let lab = Lab::new().await;
-    let (mut near, far, copy) = lab.through().await;
-    // Fill every buffer on the way, then abort.
-    let blob = bytes(1 << 20, 1);
-    while tokio::time::timeout(std::time::Duration::from_millis(300), near.write_all(&blob)).await.is_ok() {}
-    mesh_transport::socket::reset(near);
-    assert!(matches!(soon("end", copy).await.unwrap(), Outcome::ResetBy(Side::Local)));
-    let error = soon("reset", hash_error(far)).await;
-    assert_eq!(error, ErrorKind::ConnectionReset);
+    for lab in [Some(&lab), None] {
+        let (mut near, far, copy) = connection(lab).await;
+        // Fill every buffer on the way, then abort.
+        let blob = bytes(1 << 20, 1);
+        while tokio::time::timeout(std::time::Duration::from_millis(300), near.write_all(&blob)).await.is_ok() {}
+        mesh_transport::socket::reset(near);
+        assert!(matches!(soon("end", copy).await.unwrap(), Outcome::ResetBy(Side::Local)));
+        let error = soon("reset", hash_error(far)).await;
+        assert_eq!(error, ErrorKind::ConnectionReset);
+    }
+}
+
+/// Whoever has ended its own direction may still abort, and nobody would be told by reading or writing.
+#[tokio::test]
+async fn hardening_F37_a_reset_after_an_end_is_a_reset() {
+    let lab = Lab::new().await;
+    for lab in [Some(&lab), None] {
+        for from_client in [true, false] {
+            let (near, far, copy) = connection(lab).await;
+            let (mut gone, mut left) = if from_client { (near, far) } else { (far, near) };
+            gone.write_all(b"all").await.unwrap();
+            gone.shutdown().await.unwrap();
+            let mut all = String::new();
+            soon("end", left.read_to_string(&mut all)).await.unwrap();
+            assert_eq!(all, "all");
+            mesh_transport::socket::reset(gone);
+            let side = if from_client { Side::Local } else { Side::Peer };
+            let outcome = soon("outcome", copy).await.unwrap();
+            assert!(matches!(outcome, Outcome::ResetBy(by) if by == side), "{outcome:?}");
+            let broken = soon("reset", left.ready(tokio::io::Interest::ERROR)).await.unwrap();
+            assert!(broken.is_error());
+        }
+    }
+    until("streams end", || lab.pool.stats().streams == 0).await;
 }
 
 async fn hash_error(mut from: TcpStream) -> ErrorKind {

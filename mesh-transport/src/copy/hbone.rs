@@ -2,7 +2,6 @@
 //! only as long as the socket lags behind.
 
 use std::future::Future;
-use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -48,7 +47,7 @@ pub(super) async fn copy(
     stream.attach(local.clone(), counters.clone());
     let mut pair = Pair { local, stream, orderly: false };
     let mut cancelled = pin!(cancel.cancelled());
-    // While no credit lets us read, only this tells that the application reset its connection.
+    // While no credit lets us read, or when there is nothing more to read, only this tells that the application reset its connection.
     let watched = pair.local.clone();
     let mut broken = pin!(watched.ready(Interest::ERROR));
     let mut state = Copy { wide: false, sending: true, receiving: true };
@@ -57,13 +56,8 @@ pub(super) async fn copy(
             return Poll::Ready(Outcome::Cancelled);
         }
         let outcome = state.poll(cx, &pair, &counters);
-        if outcome.is_pending() && state.sending && broken.as_mut().poll(cx).is_ready() {
-            let error = socket2::SockRef::from(&*pair.local)
-                .take_error()
-                .ok()
-                .flatten()
-                .unwrap_or_else(|| io::ErrorKind::ConnectionReset.into());
-            return Poll::Ready(failed(Side::Local, error));
+        if outcome.is_pending() && broken.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(failed(Side::Local, socket::error(&pair.local)));
         }
         outcome
     })
@@ -89,6 +83,10 @@ impl Copy {
                 Poll::Ready(Received::Socket(error)) => return Poll::Ready(failed(Side::Local, error)),
             }
         }
+        // The peer has ended its direction and may still abort, which receiving would not tell any more.
+        if !self.receiving && pair.stream.poll_reset(cx).is_ready() {
+            return Poll::Ready(Outcome::ResetBy(Side::Peer));
+        }
         let mut turn = 0;
         while self.sending {
             match pair.local.poll_read_ready(cx) {
@@ -112,11 +110,14 @@ impl Copy {
                 Sent::Empty => {}
                 Sent::Wait => break,
                 Sent::Ended => self.sending = false,
-                // Whether that is an end or a reset, the receiving direction knows.
+                // If that is a reset, the receiving direction knows, or it has ended and is asked below.
                 Sent::Closed => self.sending = false,
                 Sent::Socket(error) => return Poll::Ready(failed(Side::Local, error)),
             }
         }
-        if self.sending || self.receiving { Poll::Pending } else { Poll::Ready(Outcome::Closed) }
+        if self.sending || self.receiving {
+            return Poll::Pending;
+        }
+        Poll::Ready(if pair.stream.was_reset() { Outcome::ResetBy(Side::Peer) } else { Outcome::Closed })
     }
 }

@@ -2,11 +2,13 @@
 
 use std::future::Future;
 use std::io::{self, IoSlice};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 
+use futures_util::future::{Either, select};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
@@ -52,25 +54,53 @@ pub(super) async fn copy(
     let mut pair = Pair { local, peer, orderly: false };
     let mut cancelled = pin!(cancel.cancelled());
     let (mut out, mut back) = (Direction::default(), Direction::default());
-    let outcome = std::future::poll_fn(|cx| {
-        if cancelled.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Outcome::Cancelled);
-        }
+    let outcome = {
         let (local, peer) = (&pair.local, &pair.peer);
-        if let Err((side, error)) = out.advance(cx, (Side::Local, local), (Side::Peer, peer), &counters.sent) {
-            return Poll::Ready(failed(side, error));
-        }
-        if let Err((side, error)) = back.advance(cx, (Side::Peer, peer), (Side::Local, local), &counters.received) {
-            return Poll::Ready(failed(side, error));
-        }
-        if out.done && back.done { Poll::Ready(Outcome::Closed) } else { Poll::Pending }
-    })
-    .await;
+        // Most connections never need this.
+        let mut broken: Option<Pin<Box<dyn Future<Output = Side> + Send + '_>>> = None;
+        std::future::poll_fn(|cx| {
+            if cancelled.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Outcome::Cancelled);
+            }
+            if let Err((side, error)) = out.advance(cx, (Side::Local, local), (Side::Peer, peer), &counters.sent) {
+                return Poll::Ready(failed(side, error));
+            }
+            if let Err((side, error)) = back.advance(cx, (Side::Peer, peer), (Side::Local, local), &counters.received) {
+                return Poll::Ready(failed(side, error));
+            }
+            if out.done && back.done {
+                return Poll::Ready(Outcome::Closed);
+            }
+            // An end that we are not reading from tells only so that it reset its connection.
+            if !(out.is_reading() && back.is_reading()) {
+                let broken = broken.get_or_insert_with(|| Box::pin(broken_end(local, peer)));
+                if let Poll::Ready(side) = broken.as_mut().poll(cx) {
+                    let stream = if side == Side::Local { local } else { peer };
+                    return Poll::Ready(failed(side, socket::error(stream)));
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    };
     pair.orderly = matches!(outcome, Outcome::Closed);
     outcome
 }
 
+/// Resolves when one of the ends is in error.
+async fn broken_end(local: &TcpStream, peer: &TcpStream) -> Side {
+    let (local, peer) = (pin!(local.ready(Interest::ERROR)), pin!(peer.ready(Interest::ERROR)));
+    match select(local, peer).await {
+        Either::Left(_) => Side::Local,
+        Either::Right(_) => Side::Peer,
+    }
+}
+
 impl Direction {
+    fn is_reading(&self) -> bool {
+        !self.done && self.held.is_none()
+    }
+
     /// Moves what can be moved now.
     fn advance(
         &mut self,

@@ -139,6 +139,16 @@ impl HboneStream {
         outcome
     }
 
+    /// Resolves when the peer aborts, or the tunnel is gone.
+    pub(crate) fn poll_reset(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.stream.poll_given_up(cx)
+    }
+
+    /// Whether the peer has aborted, or the tunnel is gone before both directions ended.
+    pub(crate) fn was_reset(&self) -> bool {
+        self.stream.is_reset()
+    }
+
     fn send_grant(&self, grant: u32) {
         if grant > 0 {
             self.tunnel.control(|out| frame::window_update(out, self.stream.id, grant));

@@ -337,6 +337,10 @@ impl Stream {
         inner.wait_to_read(cx.waker());
         Poll::Pending
     }
+
+    fn is_reset(&self) -> bool {
+        matches!(self.inner.lock().recv, Recv::Reset(_) | Recv::Lost)
+    }
 }
 
 impl Inner {

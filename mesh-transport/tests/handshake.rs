@@ -10,7 +10,7 @@ use mesh_transport::hbone::AcceptorConfig;
 use rcgen::KeyPair;
 use rustls::version::{TLS12, TLS13};
 use support::port::{CLIENT, Port};
-use support::{Ca, client, pair, soon};
+use support::{Ca, client, pair, pair_from, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 #[tokio::test]
@@ -168,14 +168,9 @@ async fn hardening_F35_half_open_handshakes_are_capped() {
     }
     assert_eq!(port.acceptor.half_open(), 8);
     // Another address is not affected.
-    let listener = tokio::net::TcpListener::bind("127.0.0.2:0").await.unwrap();
-    let socket = tokio::net::TcpSocket::new_v4().unwrap();
-    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
-    let (near, far) = tokio::join!(socket.connect(listener.local_addr().unwrap()), listener.accept());
     let (chain, key) = port.ca.sign(Ca::params(CLIENT));
     let config = client::config(Some((&chain, &key)), &["h2"], &[&TLS13]);
-    tokio::spawn(async move { client::connect(near.unwrap(), config).await.unwrap().read_u8().await });
-    soon("other", port.acceptor.accept(far.unwrap().0, &port.certificate)).await.unwrap();
+    assert_eq!(port.judge_from([127, 0, 0, 2].into(), config).await, Ok(CLIENT.into()));
     drop(silent);
     while accepting.join_next().await.is_some() {}
     assert_eq!(port.acceptor.half_open(), 0);
@@ -221,5 +216,50 @@ async fn a_damaged_handshake_is_an_error() {
     }
     // Only damage behind the handshake goes unnoticed here.
     assert!(accepted < 200, "{accepted} accepted");
+    assert_eq!(port.acceptor.half_open(), 0);
+}
+
+#[tokio::test]
+async fn hardening_F35_trickling_handshakes_do_not_hurt_others() {
+    let port = Arc::new(Port::new(AcceptorConfig::default()));
+    let mut trickling = tokio::task::JoinSet::new();
+    for _ in 0..256 {
+        let (mut near, far) = pair_from([127, 0, 0, 3].into()).await;
+        let port = port.clone();
+        trickling.spawn(async move {
+            let trickle = async {
+                for byte in [22, 3, 1, 0, 200, 1, 0, 0, 196, 3, 3].into_iter().chain(std::iter::repeat(0)) {
+                    if near.write_all(&[byte]).await.is_err() {
+                        return;
+                    }
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            };
+            let _ = tokio::join!(trickle, port.acceptor.accept(far, &port.certificate));
+        });
+    }
+    until("all trickle", || port.acceptor.half_open() == 256).await;
+    let (chain, key) = port.ca.sign(Ca::params(CLIENT));
+    let config = || client::config(Some((&chain, &key)), &["h2"], &[&TLS13]);
+    let refused = port.judge_from([127, 0, 0, 3].into(), config()).await;
+    assert!(refused.as_ref().is_err_and(|error| error.starts_with("too_many_handshakes")), "{refused:?}");
+    for _ in 0..20 {
+        assert_eq!(port.judge(config()).await, Ok(CLIENT.into()));
+    }
+}
+
+#[tokio::test]
+async fn hardening_B23_a_source_that_shakes_hands_all_the_time_is_refused_and_others_are_not() {
+    // Without income, so that the time this test takes does not matter.
+    let config = AcceptorConfig { handshakes_per_second: 0, handshake_burst: 3, ..AcceptorConfig::default() };
+    let port = Port::new(config);
+    let (chain, key) = port.ca.sign(Ca::params(CLIENT));
+    let config = || client::config(Some((&chain, &key)), &["h2"], &[&TLS13]);
+    for _ in 0..3 {
+        assert_eq!(port.judge(config()).await, Ok(CLIENT.into()));
+    }
+    let refused = port.judge(config()).await;
+    assert!(refused.as_ref().is_err_and(|error| error.starts_with("handshake_rate")), "{refused:?}");
+    assert_eq!(port.judge_from([127, 0, 0, 2].into(), config()).await, Ok(CLIENT.into()));
     assert_eq!(port.acceptor.half_open(), 0);
 }

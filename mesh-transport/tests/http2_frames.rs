@@ -48,6 +48,11 @@ async fn hardening_B41_B42_B44_B45_broken_frames_end_the_tunnel() {
         ("RST_STREAM on an idle stream", frame(RST_STREAM, 0, 1, &[0; 4]), PROTOCOL_ERROR),
         ("RST_STREAM of 3 bytes", after(frame(RST_STREAM, 0, 1, &[0; 3])), FRAME_SIZE_ERROR),
         ("GOAWAY of 3 bytes", frame(GOAWAY, 0, 0, &[0; 3]), FRAME_SIZE_ERROR),
+        (
+            "a request on a lower number",
+            [frame(HEADERS, 4, 5, &request), frame(HEADERS, 4, 3, &request)].concat(),
+            PROTOCOL_ERROR,
+        ),
         ("PUSH_PROMISE from a client", after(frame(PUSH_PROMISE, 4, 1, &[0, 0, 0, 2])), PROTOCOL_ERROR),
         ("frame of 16 MiB", vec![0xff, 0xff, 0xff, DATA, 0, 0, 0, 0, 1], FRAME_SIZE_ERROR),
         ("bad HPACK", frame(HEADERS, 4, 1, &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff]), COMPRESSION_ERROR),
@@ -60,6 +65,11 @@ async fn hardening_B41_B42_B44_B45_broken_frames_end_the_tunnel() {
         ("small window flood", after(many(50_000, frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 1]))), ENHANCE_YOUR_CALM),
         ("empty DATA flood", after(many(100_000, frame(DATA, 0, 1, &[]))), ENHANCE_YOUR_CALM),
         ("padded empty DATA flood", after(many(100_000, frame(DATA, 8, 1, &[0]))), ENHANCE_YOUR_CALM),
+        (
+            "flood of trailers",
+            after([frame(DATA, 1, 1, b"x"), many(20_000, frame(HEADERS, 5, 1, &[]))].concat()),
+            ENHANCE_YOUR_CALM,
+        ),
         (
             "CONTINUATION flood",
             [frame(HEADERS, 0, 1, &[]), many(10_000, frame(CONTINUATION, 0, 1, &[]))].concat(),
@@ -204,5 +214,50 @@ async fn the_server_speaks_ztunnels_settings() {
             assert_eq!(ping.payload, b"12345678");
             break;
         }
+    }
+}
+
+/// Padding is consumed on arrival, whatever else arrives with it.
+#[tokio::test]
+async fn padding_does_not_use_a_window_up() {
+    let lab = Lab::new().await;
+    let (mut raw, _far) = connected(&lab).await;
+    raw.request(3, &[(":method", "CONNECT"), (":authority", &authority(&lab))]).await;
+    let (mut far, _) = soon("app", lab.app.accept()).await.unwrap();
+    assert_eq!(raw.status(3).await, 200);
+    // Much more than the window of 256 KiB.
+    let padding = [&[255u8][..], &[0; 255]].concat();
+    let pair = [frame(DATA, 0, 3, b"x"), frame(DATA, 8, 1, &padding)].concat();
+    let (mut read, mut write) = tokio::io::split(raw.tls);
+    let reading = tokio::spawn(async move { tokio::io::copy(&mut read, &mut tokio::io::sink()).await });
+    let all = pair.repeat(4000);
+    soon("written", write.write_all(&all)).await.unwrap();
+    soon("data", far.read_exact(&mut [0; 4000])).await.unwrap();
+    reading.abort();
+}
+
+/// A drip of bytes is a sign of life only if it leads somewhere.
+#[tokio::test]
+async fn hardening_B43_headers_that_never_end_are_given_up() {
+    let timeout = Duration::from_millis(200);
+    let config = AcceptorConfig { ping_interval: timeout / 2, ping_timeout: timeout, ..AcceptorConfig::default() };
+    let config = AcceptorConfig { preface_timeout: timeout / 2, ..config };
+    let mut lab = Lab::with(PoolConfig::default(), config).await;
+    let block = header_block(&[(":method", "CONNECT"), (":authority", &authority(&lab))]);
+    let whole = frame(CONTINUATION, 0, 1, &[0; 16_000]);
+    for start in [frame(HEADERS, 0, 1, &block), vec![0, 0xff, 0xff, HEADERS, 4, 0, 0, 0, 1]] {
+        let mut raw = Raw::connect(&lab).await;
+        raw.write(&start).await;
+        let whole = whole.clone();
+        let drip = tokio::spawn(async move {
+            for byte in whole {
+                if raw.tls.write_all(&[byte]).await.is_err() {
+                    return;
+                }
+                tokio::time::sleep(timeout / 20).await;
+            }
+        });
+        assert_eq!(soon("end", lab.ends.recv()).await, Some(ServeEnd::Lost));
+        drip.abort();
     }
 }

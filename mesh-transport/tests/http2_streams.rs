@@ -211,3 +211,32 @@ async fn small_frames_to_a_stalled_reader_are_no_flood() {
         soon("bytes", far.read_exact(&mut [0; 300])).await.unwrap();
     }
 }
+
+#[tokio::test]
+async fn hardening_B49_a_peer_that_has_said_goaway_opens_no_more() {
+    let lab = Lab::new().await;
+    let (mut raw, mut far) = connected(&lab).await;
+    raw.send(GOAWAY, 0, 0, &[0; 8]).await;
+    raw.request(3, &[(":method", "CONNECT"), (":authority", &authority(&lab))]).await;
+    assert_eq!(raw.wait(RST_STREAM).await.payload, REFUSED_STREAM.to_be_bytes());
+    raw.send(DATA, 1, 1, b"still here").await;
+    let mut text = String::new();
+    soon("end", far.read_to_string(&mut text)).await.unwrap();
+    assert_eq!(text, "still here");
+}
+
+/// Only the answer to the PING behind our GOAWAY shows that the peer knows of it.
+#[tokio::test]
+async fn hardening_B49_an_answer_to_another_ping_does_not_end_the_grace() {
+    let lab = Lab::new().await;
+    let (mut raw, _far) = connected(&lab).await;
+    lab.drain.cancel();
+    raw.wait(GOAWAY).await;
+    raw.send(PING, 1, 0, b"undermsh").await;
+    raw.send(PING, 1, 0, b"whatever").await;
+    raw.request(3, &[(":method", "CONNECT"), (":authority", &authority(&lab))]).await;
+    let (_far, _) = soon("app", lab.app.accept()).await.unwrap();
+    assert_eq!(raw.status(3).await, 200);
+    raw.send(PING, 1, 0, b"goodbye!").await;
+    assert_eq!(raw.wait(GOAWAY).await.payload[..4], 3u32.to_be_bytes());
+}

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use mesh_transport::hbone::{AcceptorConfig, ConnectRequest, HboneError, PoolConfig, PoolStats, Stage, TunnelKey};
-use support::{Lab, identity, soon, until};
+use support::raw::Raw;
+use support::{Ca, Lab, identity, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -358,4 +359,49 @@ async fn hardening_F34_stalled_readers_do_not_stall_their_neighbours() {
     let mut rest = Vec::new();
     soon("rest", far.read_to_end(&mut rest)).await.unwrap();
     assert!(rest.iter().all(|byte| *byte == 7) && rest.len() > 256 * 1024);
+}
+
+#[tokio::test]
+async fn hardening_F41_a_renewed_certificate_is_used_for_what_comes_next() {
+    let mut lab = Lab::new().await;
+    let (mut near, mut far, copy) = lab.through().await;
+    lab.client = lab.ca.issue_with(&lab.client.identity, Ca::params(&lab.client.identity.to_string()), 2);
+    let next = [lab.through().await, lab.through().await];
+    assert_eq!((lab.pool.stats().tunnels, lab.pool.stats().streams), (2, 3), "one more tunnel");
+    near.write_all(b"still").await.unwrap();
+    soon("still", far.read_exact(&mut [0; 5])).await.unwrap();
+    drop((near, far));
+    soon("end", copy).await.unwrap();
+    until("the former tunnel ends", || lab.pool.stats().tunnels == 1).await;
+    drop(next);
+}
+
+/// The identity that a tunnel proved is proven for as long as the certificate says.
+#[tokio::test]
+async fn hardening_F41_no_stream_is_opened_to_a_peer_whose_certificate_has_ended() {
+    let ca = Ca::new();
+    let id = identity("spiffe://cluster.local/ns/app/sa/server");
+    let server = ca.issue_with(&id, Ca::brief_params(&id.to_string()), 1);
+    let lab = Lab::of(ca, server, PoolConfig::default(), AcceptorConfig::default()).await;
+    let (mut near, mut far, _copy) = lab.through().await;
+    let error = soon("the end of validity", async {
+        loop {
+            if let Err(error) = lab.connect().await {
+                return error;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    assert_eq!(error.stage(), Stage::Tls, "{error}");
+    near.write_all(b"still").await.unwrap();
+    soon("still", far.read_exact(&mut [0; 5])).await.unwrap();
+}
+
+#[tokio::test]
+async fn hardening_F41_a_client_whose_certificate_has_ended_is_asked_to_come_again() {
+    let lab = Lab::new().await;
+    let mut raw = Raw::tls_as(&lab, Ca::brief_params("spiffe://cluster.local/ns/app/sa/client")).await;
+    raw.hello().await;
+    assert_eq!(raw.goaway().await, 0);
 }

@@ -52,9 +52,8 @@ async fn serve_tunnel(context: Arc<PodContext>, tcp: TcpStream, peer: SocketAddr
     let tunnel = match context.shared.acceptor.accept(tcp.disarmed(), &certificate).await {
         Ok(tunnel) => tunnel,
         Err(error) => {
-            let limit = matches!(error, mesh_transport::hbone::AcceptError::TooManyHalfOpen);
             return context.refuse(
-                if limit { Reason::HalfOpenLimit } else { Reason::Handshake },
+                if error.is_limit() { Reason::HalfOpenLimit } else { Reason::Handshake },
                 format_args!("tunnel from {peer}: {error}"),
             );
         }

@@ -229,6 +229,8 @@ impl Pool {
             table.entries.insert(key.clone(), Entry::default());
         }
         let Some(entry) = table.entries.get_mut(key) else { return Choice::Full };
+        // What was proven with a former certificate and its roots is not proven to a new connection; streams that are open go on.
+        entry.tunnels.iter().filter(|tunnel| tunnel.generation < cert.generation).for_each(|tunnel| tunnel.retire());
         let best = entry
             .tunnels
             .iter()
@@ -291,11 +293,10 @@ impl Pool {
                 ping_timeout: config.ping_timeout,
                 idle: Some(config.idle_timeout),
             };
-            let expiry = cert.not_after.duration_since(SystemTime::now()).unwrap_or_default();
             // Writes the preface, which must precede the first request.
             let driver =
                 Driver::new(tunnel.clone(), tls.opener, &tls.received, tls.opened, 0, timers, |_: InboundRequest| {})
-                    .retire_after(expiry);
+                    .retire_at(tls.expires.min(cert.not_after));
             let _entry = InPool { pool: &pool, key: &key, tunnel: &tunnel };
             under_way.tunnel = Some(tunnel.clone());
             drop(under_way);
@@ -393,14 +394,17 @@ async fn dial_tunnel(
             error => HboneError::Tls(error),
         },
     )?;
-    let TlsStream { tcp, peer, sealer, opener, keys, received, opened, unsent } = tls;
-    let tunnel = Tunnel::new(Role::Client, Parts { socket: tcp, peer, sealer, keys, unsent }, config.max_streams)
-        .map_err(|error| HboneError::Dial(Arc::new(error)))?;
-    Ok((Arc::new(tunnel), Received { opener, received, opened }))
+    let TlsStream { tcp, peer, chain: _, expires, sealer, opener, keys, received, opened, unsent } = tls;
+    let parts = Parts { socket: tcp, peer, generation: cert.generation, sealer, keys, unsent };
+    let tunnel =
+        Tunnel::new(Role::Client, parts, config.max_streams).map_err(|error| HboneError::Dial(Arc::new(error)))?;
+    Ok((Arc::new(tunnel), Received { expires, opener, received, opened }))
 }
 
 /// The receiving half of a finished handshake.
 struct Received {
+    /// When the peer's certificate ends.
+    expires: SystemTime,
     opener: tls::Opener,
     received: Vec<u8>,
     opened: Vec<u8>,

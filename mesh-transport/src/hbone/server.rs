@@ -1,19 +1,18 @@
 //! The accepting side of tunnels: the handshake with its caps and deadlines, and the requests that come out of a tunnel.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::StatusCode;
 use mesh_core::identity::Identity;
-use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::driver::{Driver, Timers};
+use super::half_open::{HalfOpen, Limited, Limits};
 use super::headers::{Request, RequestProblem};
 use super::stream::Stream;
 use super::tunnel::{Parts, Role, Tunnel};
@@ -31,6 +30,10 @@ pub struct AcceptorConfig {
     pub half_open_per_source: usize,
     /// Handshakes under way at once in all.
     pub half_open: usize,
+    /// Handshakes that one address may begin each second, and at once after a quiet time. A dial of ours serves up to a hundred connections.
+    pub handshakes_per_second: u32,
+    /// See `handshakes_per_second`.
+    pub handshake_burst: u32,
     /// Streams per tunnel.
     pub max_streams: u32,
     /// PING interval.
@@ -46,6 +49,8 @@ impl Default for AcceptorConfig {
             preface_timeout: Duration::from_secs(5),
             half_open_per_source: 256,
             half_open: 4096,
+            handshakes_per_second: 256,
+            handshake_burst: 1024,
             max_streams: 200,
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(20),
@@ -59,6 +64,9 @@ pub enum AcceptError {
     /// Too many handshakes under way from this address, or in all.
     #[error("too many handshakes under way")]
     TooManyHalfOpen,
+    /// This address begins handshakes too often.
+    #[error("too many handshakes from one address")]
+    TooFast,
     /// The handshake did not end in time.
     #[error("handshake timed out")]
     Timeout,
@@ -67,53 +75,28 @@ pub enum AcceptError {
     Handshake(#[from] HandshakeError),
 }
 
+impl From<Limited> for AcceptError {
+    fn from(limited: Limited) -> Self {
+        match limited {
+            Limited::UnderWay => Self::TooManyHalfOpen,
+            Limited::Rate => Self::TooFast,
+        }
+    }
+}
+
 impl AcceptError {
+    /// Whether a limit of ours refused, before anything was read.
+    pub fn is_limit(&self) -> bool {
+        matches!(self, Self::TooManyHalfOpen | Self::TooFast)
+    }
+
     /// A short stable name for logs and counters.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::TooManyHalfOpen => "too_many_handshakes",
+            Self::TooFast => "handshake_rate",
             Self::Timeout => "handshake_timeout",
             Self::Handshake(error) => error.reason(),
-        }
-    }
-}
-
-/// Handshakes under way.
-#[derive(Debug, Default)]
-struct HalfOpen {
-    total: AtomicUsize,
-    /// Locked to count up or down.
-    by_source: Mutex<HashMap<IpAddr, usize>>,
-}
-
-/// One handshake under way.
-struct HalfOpenGuard {
-    half_open: Arc<HalfOpen>,
-    source: IpAddr,
-}
-
-impl HalfOpenGuard {
-    fn enter(half_open: &Arc<HalfOpen>, source: IpAddr, config: &AcceptorConfig) -> Option<Self> {
-        let mut by_source = half_open.by_source.lock();
-        let from_source = by_source.get(&source).copied().unwrap_or_default();
-        if from_source >= config.half_open_per_source || half_open.total.load(Relaxed) >= config.half_open {
-            return None;
-        }
-        by_source.insert(source, from_source + 1);
-        half_open.total.fetch_add(1, Relaxed);
-        Some(Self { half_open: half_open.clone(), source })
-    }
-}
-
-impl Drop for HalfOpenGuard {
-    fn drop(&mut self) {
-        self.half_open.total.fetch_sub(1, Relaxed);
-        let mut by_source = self.half_open.by_source.lock();
-        if let Some(count) = by_source.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                by_source.remove(&self.source);
-            }
         }
     }
 }
@@ -128,12 +111,18 @@ pub struct Acceptor {
 impl Acceptor {
     /// An acceptor with these limits.
     pub fn new(config: AcceptorConfig) -> Self {
-        Self { config: Arc::new(config), half_open: Arc::default() }
+        let limits = Limits {
+            per_source: config.half_open_per_source,
+            total: config.half_open,
+            per_second: config.handshakes_per_second,
+            burst: config.handshake_burst,
+        };
+        Self { config: Arc::new(config), half_open: Arc::new(HalfOpen::new(limits)) }
     }
 
     /// Handshakes under way.
     pub fn half_open(&self) -> usize {
-        self.half_open.total.load(Relaxed)
+        self.half_open.total()
     }
 
     /// Shakes hands. Dropping the future closes the connection.
@@ -143,23 +132,31 @@ impl Acceptor {
         certificate: &IdentityCertificate,
     ) -> Result<InboundTunnel, AcceptError> {
         let source = tcp.peer_addr().map_err(HandshakeError::from)?.ip().to_canonical();
-        let guard = HalfOpenGuard::enter(&self.half_open, source, &self.config).ok_or(AcceptError::TooManyHalfOpen)?;
+        let guard = self.half_open.enter(source, Instant::now())?;
         crate::socket::prepare(&tcp, None).map_err(HandshakeError::from)?;
         let handshake = tls::accept(tcp, certificate.server_config());
         let tls =
             tokio::time::timeout(self.config.tls_timeout, handshake).await.map_err(|_| AcceptError::Timeout)??;
         drop(guard);
-        let TlsStream { tcp, peer, sealer, opener, keys, received, opened, unsent } = tls;
-        let tunnel =
-            Tunnel::new(Role::Server, Parts { socket: tcp, peer, sealer, keys, unsent }, self.config.max_streams)
-                .map_err(HandshakeError::from)?;
-        Ok(InboundTunnel { tunnel: Arc::new(tunnel), opener, received, opened, config: self.config.clone() })
+        let TlsStream { tcp, peer, chain: _, expires, sealer, opener, keys, received, opened, unsent } = tls;
+        let parts = Parts { socket: tcp, peer, generation: certificate.generation, sealer, keys, unsent };
+        let tunnel = Tunnel::new(Role::Server, parts, self.config.max_streams).map_err(HandshakeError::from)?;
+        Ok(InboundTunnel {
+            tunnel: Arc::new(tunnel),
+            expires: expires.min(certificate.not_after),
+            opener,
+            received,
+            opened,
+            config: self.config.clone(),
+        })
     }
 }
 
 /// An authenticated tunnel that is not served yet.
 pub struct InboundTunnel {
     tunnel: Arc<Tunnel>,
+    /// When the first of the two certificates ends.
+    expires: SystemTime,
     opener: tls::Opener,
     received: Vec<u8>,
     opened: Vec<u8>,
@@ -210,7 +207,7 @@ impl InboundTunnel {
             timers,
             on_request,
         );
-        driver.drain_on(drain.cancelled_owned()).run().await
+        driver.retire_at(self.expires).drain_on(drain.cancelled_owned()).run().await
     }
 }
 

@@ -15,7 +15,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::verify::{self, ClientVerifier, ServerVerifier, VerifyError};
+use super::verify::{self, ClientVerifier, ServerVerifier, VerifyError, timestamp};
 
 /// Largest PEM chain accepted from a certificate authority.
 const CHAIN_LIMIT: usize = 16 * 1024;
@@ -245,16 +245,6 @@ fn limit(what: &'static str, input: &[u8], limit: usize) -> Result<(), Certifica
         return Err(CertificateError::TooLarge { what, size: input.len(), limit });
     }
     Ok(())
-}
-
-fn timestamp(seconds: i64) -> SystemTime {
-    let magnitude = Duration::from_secs(seconds.unsigned_abs());
-    let time = if seconds < 0 {
-        SystemTime::UNIX_EPOCH.checked_sub(magnitude)
-    } else {
-        SystemTime::UNIX_EPOCH.checked_add(magnitude)
-    };
-    time.unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 /// TLS 1.3 only, a client certificate required, no tickets: a resumed session would skip the verification of a changed certificate.

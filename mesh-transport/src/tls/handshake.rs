@@ -3,6 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use mesh_core::identity::Identity;
 use rustls::client::UnbufferedClientConnection;
@@ -13,7 +14,7 @@ use rustls::{ClientConfig, ConnectionTrafficSecrets, ExtractedSecrets, ServerCon
 use tokio::net::TcpStream;
 
 use super::record::{Opener, RecordError, Sealer};
-use super::verify::{self, VerifyError, peer_identity};
+use super::verify::{self, VerifyError, identity_and_end};
 
 /// Most handshake bytes held at once. The largest honest flight is a 16 KiB chain; a peer that needs more is not one.
 const INCOMING_LIMIT: usize = 64 * 1024;
@@ -106,6 +107,9 @@ impl<Data: Send> KeySchedule for rustls::kernel::KernelConnection<Data> {
 pub struct TlsStream {
     pub(crate) tcp: TcpStream,
     pub(crate) peer: Identity,
+    /// The peer's certificates, leaf first, and when the leaf's validity ends.
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) expires: SystemTime,
     pub(crate) sealer: Sealer,
     pub(crate) opener: Opener,
     pub(crate) keys: Box<dyn KeySchedule>,
@@ -228,11 +232,12 @@ async fn shake<S: Side>(tcp: TcpStream, mut side: S, client: bool) -> Result<Tls
     if alpn != Some(b"h2") {
         return Err(HandshakeError::Alpn);
     }
-    let peer = peer_identity(certificates.unwrap_or_default()).map_err(HandshakeError::Peer)?;
+    let chain = certificates.unwrap_or_default().to_vec();
+    let (peer, expires) = identity_and_end(&chain).map_err(HandshakeError::Peer)?;
     let (secrets, keys) = side.extract()?;
     let sealer = Sealer::new(secrets.tx.0, &secrets.tx.1)?;
     let opener = Opener::new(secrets.rx.0, &secrets.rx.1)?;
-    Ok(TlsStream { tcp, peer, sealer, opener, keys, received: incoming, opened, unsent: outgoing })
+    Ok(TlsStream { tcp, peer, chain, expires, sealer, opener, keys, received: incoming, opened, unsent: outgoing })
 }
 
 fn encode(

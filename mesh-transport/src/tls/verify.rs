@@ -58,6 +58,11 @@ pub enum VerifyError {
 
 /// The identity that a verified chain names. Fails unless the leaf has exactly one URI name and that is a workload's SPIFFE id.
 pub fn peer_identity(chain: &[CertificateDer<'_>]) -> Result<Identity, VerifyError> {
+    identity_and_end(chain).map(|(identity, _)| identity)
+}
+
+/// [`peer_identity`], and when the leaf's validity ends.
+pub(crate) fn identity_and_end(chain: &[CertificateDer<'_>]) -> Result<(Identity, SystemTime), VerifyError> {
     let leaf = chain.first().ok_or(VerifyError::NoCertificate)?;
     let (rest, certificate) = X509Certificate::from_der(leaf).map_err(|_| VerifyError::Malformed)?;
     if !rest.is_empty() {
@@ -83,7 +88,19 @@ pub fn peer_identity(chain: &[CertificateDer<'_>]) -> Result<Identity, VerifyErr
     if uri.len() > URI_LIMIT {
         return Err(VerifyError::NotAnIdentity(format!("{} bytes long", uri.len())));
     }
-    Identity::from_str(uri).map_err(|error| VerifyError::NotAnIdentity(error.to_string()))
+    let identity = Identity::from_str(uri).map_err(|error| VerifyError::NotAnIdentity(error.to_string()))?;
+    Ok((identity, timestamp(certificate.validity().not_after.timestamp())))
+}
+
+/// A time in a certificate, which may be before 1970.
+pub(super) fn timestamp(seconds: i64) -> SystemTime {
+    let magnitude = Duration::from_secs(seconds.unsigned_abs());
+    let time = if seconds < 0 {
+        SystemTime::UNIX_EPOCH.checked_sub(magnitude)
+    } else {
+        SystemTime::UNIX_EPOCH.checked_add(magnitude)
+    };
+    time.unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 /// What the certificate is used for.

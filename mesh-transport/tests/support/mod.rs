@@ -4,7 +4,7 @@
 pub mod port;
 pub mod raw;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -54,6 +54,13 @@ impl Ca {
         params
     }
 
+    /// Those of one that ends soon.
+    pub fn brief_params(uri: &str) -> CertificateParams {
+        let mut params = Self::params(uri);
+        params.not_after = time::OffsetDateTime::now_utc() + time::Duration::seconds(4);
+        params
+    }
+
     pub fn sign(&self, params: CertificateParams) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
@@ -61,18 +68,13 @@ impl Ca {
     }
 
     pub fn issue(&self, id: &Identity) -> Arc<IdentityCertificate> {
-        let (chain, key) = self.sign(Self::params(&id.to_string()));
-        Arc::new(
-            IdentityCertificate::from_pem(
-                id.clone(),
-                chain.as_bytes(),
-                key.as_bytes(),
-                self.roots.clone(),
-                1,
-                SystemTime::now(),
-            )
-            .unwrap(),
-        )
+        self.issue_with(id, Self::params(&id.to_string()), 1)
+    }
+
+    pub fn issue_with(&self, id: &Identity, params: CertificateParams, generation: u64) -> Arc<IdentityCertificate> {
+        let (chain, key) = self.sign(params);
+        let (chain, key, roots) = (chain.as_bytes(), key.as_bytes(), self.roots.clone());
+        Arc::new(IdentityCertificate::from_pem(id.clone(), chain, key, roots, generation, SystemTime::now()).unwrap())
     }
 }
 
@@ -105,8 +107,12 @@ impl Lab {
 
     pub async fn with(pool: PoolConfig, acceptor: AcceptorConfig) -> Self {
         let ca = Ca::new();
-        let client = ca.issue(&identity("spiffe://cluster.local/ns/app/sa/client"));
         let server = ca.issue(&identity("spiffe://cluster.local/ns/app/sa/server"));
+        Self::of(ca, server, pool, acceptor).await
+    }
+
+    pub async fn of(ca: Ca, server: Arc<IdentityCertificate>, pool: PoolConfig, acceptor: AcceptorConfig) -> Self {
+        let client = ca.issue(&identity("spiffe://cluster.local/ns/app/sa/client"));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let tunnel_port = listener.local_addr().unwrap();
         let acceptor = Acceptor::new(acceptor);
@@ -201,6 +207,15 @@ pub async fn pair() -> (TcpStream, TcpStream) {
     near.set_nodelay(true).unwrap();
     far.set_nodelay(true).unwrap();
     (near, far)
+}
+
+/// A connected pair of sockets whose first end has this address.
+pub async fn pair_from(ip: IpAddr) -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind((ip, 0)).await.unwrap();
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind((ip, 0).into()).unwrap();
+    let (near, far) = tokio::join!(socket.connect(listener.local_addr().unwrap()), listener.accept());
+    (near.unwrap(), far.unwrap().0)
 }
 
 /// Everything in these tests has to happen soon.

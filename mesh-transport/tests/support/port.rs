@@ -1,5 +1,6 @@
 //! An acceptor whose judgement of clients a test asks for.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_transport::hbone::{Acceptor, AcceptorConfig};
@@ -8,7 +9,7 @@ use rcgen::CertificateParams;
 use rustls::version::TLS13;
 use tokio::io::AsyncReadExt;
 
-use super::{Ca, client, identity, pair, soon};
+use super::{Ca, client, identity, pair_from, soon};
 
 pub const CLIENT: &str = "spiffe://cluster.local/ns/app/sa/client";
 
@@ -27,7 +28,11 @@ impl Port {
 
     /// What the acceptor says about a client: its identity, or the reason of the refusal.
     pub async fn judge(&self, config: rustls::ClientConfig) -> Result<String, String> {
-        let (near, far) = pair().await;
+        self.judge_from([127, 0, 0, 1].into(), config).await
+    }
+
+    pub async fn judge_from(&self, ip: IpAddr, config: rustls::ClientConfig) -> Result<String, String> {
+        let (near, far) = pair_from(ip).await;
         let client = tokio::spawn(async move {
             let mut tls = client::connect(near, config).await?;
             // Keeps the connection until the server has decided.

@@ -73,7 +73,12 @@ pub fn header_block(fields: &[(&str, &str)]) -> Vec<u8> {
 impl Raw {
     /// TLS only.
     pub async fn tls(lab: &Lab) -> Self {
-        let (chain, key) = lab.ca.sign(Ca::params("spiffe://cluster.local/ns/app/sa/client"));
+        Self::tls_as(lab, Ca::params("spiffe://cluster.local/ns/app/sa/client")).await
+    }
+
+    /// TLS with a certificate of these parameters.
+    pub async fn tls_as(lab: &Lab, params: rcgen::CertificateParams) -> Self {
+        let (chain, key) = lab.ca.sign(params);
         let tcp = TcpStream::connect(lab.tunnel_port).await.unwrap();
         tcp.set_nodelay(true).unwrap();
         Self { tls: client::connect(tcp, client::config(Some((&chain, &key)), &["h2"], &[&TLS13])).await.unwrap() }
@@ -82,10 +87,15 @@ impl Raw {
     /// TLS, preface and settings.
     pub async fn connect(lab: &Lab) -> Self {
         let mut raw = Self::tls(lab).await;
+        raw.hello().await;
+        raw
+    }
+
+    /// Preface and settings.
+    pub async fn hello(&mut self) {
         let mut hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
         hello.extend(frame(SETTINGS, 0, 0, &[]));
-        raw.write(&hello).await;
-        raw
+        self.write(&hello).await;
     }
 
     pub async fn write(&mut self, bytes: &[u8]) {

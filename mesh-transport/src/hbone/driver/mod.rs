@@ -15,7 +15,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::StatusCode;
 use tokio::time::Sleep;
@@ -233,10 +233,11 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
         }
     }
 
-    /// Opens no more streams after this time: the certificate ends.
-    pub(super) fn retire_after(mut self, time: Duration) -> Self {
+    /// There are no more new streams after this time: one of the two certificates ends.
+    pub(super) fn retire_at(mut self, time: SystemTime) -> Self {
+        let left = time.duration_since(SystemTime::now()).unwrap_or_default();
         // Far-away instants overflow; a day longer than any mesh certificate is as good as never.
-        self.retire = Some(Instant::now() + time.min(Duration::from_secs(400 * 86_400)));
+        self.retire = Some(Instant::now() + left.min(Duration::from_secs(400 * 86_400)));
         self
     }
 
@@ -389,7 +390,11 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
                 return true;
             }
             if self.retire.is_some_and(|at| at <= Instant::now()) {
-                self.tunnel.retire();
+                self.retire = None;
+                match self.tunnel.role {
+                    Role::Client => self.tunnel.retire(),
+                    Role::Server => self.tunnel.drain(),
+                }
             }
             if self.timers.idle.is_some_and(|limit| self.tunnel.retire_if_idle(limit)) {
                 self.say_goodbye("idle");
@@ -406,7 +411,10 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
                 self.ping_sent = Some(Instant::now());
                 self.tunnel.control(|out| frame::ping(out, false, PING_ALIVE));
             }
-            let next = self.timers.ping_interval.min(self.timers.idle.unwrap_or(self.timers.ping_interval));
+            let mut next = self.timers.ping_interval.min(self.timers.idle.unwrap_or(self.timers.ping_interval));
+            if let Some(at) = self.retire {
+                next = next.min(at.saturating_duration_since(Instant::now()));
+            }
             self.tick.as_mut().reset(tokio::time::Instant::now() + next);
         }
         due

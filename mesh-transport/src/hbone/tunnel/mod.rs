@@ -121,6 +121,8 @@ pub(crate) struct Tunnel {
     pub(in crate::hbone) socket: TcpStream,
     pub(in crate::hbone) role: Role,
     pub(in crate::hbone) peer: Identity,
+    /// Of our certificate: which renewal it was.
+    pub(in crate::hbone) generation: u64,
     pub(in crate::hbone) local: SocketAddr,
     pub(in crate::hbone) remote: SocketAddr,
     pub(in crate::hbone) driver: AtomicWaker,
@@ -152,6 +154,7 @@ pub(in crate::hbone) enum Credit {
 pub(in crate::hbone) struct Parts {
     pub(in crate::hbone) socket: TcpStream,
     pub(in crate::hbone) peer: Identity,
+    pub(in crate::hbone) generation: u64,
     pub(in crate::hbone) sealer: Sealer,
     pub(in crate::hbone) keys: Box<dyn KeySchedule>,
     /// Bytes of the handshake that still have to be sent.
@@ -160,7 +163,7 @@ pub(in crate::hbone) struct Parts {
 
 impl Tunnel {
     pub(in crate::hbone) fn new(role: Role, parts: Parts, max_streams: u32) -> io::Result<Self> {
-        let Parts { socket, peer, sealer, keys, unsent } = parts;
+        let Parts { socket, peer, generation, sealer, keys, unsent } = parts;
         let (local, remote) = (socket.local_addr()?, socket.peer_addr()?);
         let mut state = State {
             sealer,
@@ -187,6 +190,7 @@ impl Tunnel {
             socket,
             role,
             peer,
+            generation,
             local: canonical(local),
             remote: canonical(remote),
             driver: AtomicWaker::new(),
@@ -268,8 +272,9 @@ impl Tunnel {
         }
         if stream.waiting.swap(false, Relaxed) {
             state.waiting.retain(|waiting| waiting.id != stream.id);
-            self.wake_next(&mut state);
         }
+        // Even if it is not in the list: it may be the one whose turn it was.
+        self.wake_next(&mut state);
         drop(state);
         self.settle(stream);
     }
@@ -341,7 +346,9 @@ impl Tunnel {
 
     /// Stops handing out streams without telling the peer: the certificate is no longer valid, or the pool does not want it.
     pub(in crate::hbone) fn retire(&self) {
-        self.state.lock().draining = true;
+        if !std::mem::replace(&mut self.state.lock().draining, true) {
+            self.driver.wake();
+        }
     }
 
     /// Ends everything. The first reason stays.

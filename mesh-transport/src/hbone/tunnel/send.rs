@@ -7,11 +7,13 @@ impl Tunnel {
     pub(in crate::hbone) fn reserve(&self, stream: &Arc<Stream>, wanted: usize, waker: &Waker) -> Credit {
         let mut state = self.state.lock();
         if state.closed.is_some() || stream.send_over() {
+            self.wake_next(&mut state);
             return Credit::Closed;
         }
         let own = stream.send_window.load(Relaxed);
         if own <= 0 {
             stream.wait_to_send(waker);
+            self.wake_next(&mut state);
             return Credit::Wait;
         }
         if state.pending_bytes >= PENDING_LIMIT || state.window <= 0 {
@@ -200,7 +202,8 @@ impl Tunnel {
         Ok(())
     }
 
-    /// Lets the next waiting stream try. It commits or releases what it gets, and both lead here again, so nobody is forgotten.
+    /// Lets the next waiting stream try. Whatever it does then, send, give back, find no credit of its own or end, leads here again, so nobody is
+    /// forgotten.
     pub(super) fn wake_next(&self, state: &mut State) {
         if state.pending_bytes < PENDING_LIMIT
             && state.window > 0

@@ -1,0 +1,316 @@
+//! Tunnels seen from inside: peers that seal records of their own, keys that change early, the order of wake-ups.
+#![allow(non_snake_case)]
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::frame::{self, Head, kind};
+use super::tunnel::{Parts, Role, Tunnel};
+use super::{ConnectRequest, HboneError, HboneStream, ServeEnd, TunnelKey};
+use crate::support::{Ca, Lab, client, soon, until};
+use crate::tls::{
+    self, CONTENT_ALERT, CONTENT_DATA, CONTENT_HANDSHAKE, Front, KeySchedule, Opener, RECORD_HEADER, Sealer, TRAILER,
+    TlsStream,
+};
+
+/// One end of a tunnel that writes whatever records it is told to.
+struct Hand {
+    tcp: TcpStream,
+    sealer: Sealer,
+    opener: Opener,
+    keys: Box<dyn KeySchedule>,
+    sealed: Vec<u8>,
+    opened: Vec<u8>,
+}
+
+impl Hand {
+    async fn of(stream: TlsStream) -> Self {
+        let TlsStream { mut tcp, sealer, opener, keys, received, opened, unsent, .. } = stream;
+        tcp.write_all(&unsent).await.unwrap();
+        Self { tcp, sealer, opener, keys, sealed: received, opened }
+    }
+
+    /// A client of the lab's server.
+    async fn client(lab: &Lab) -> Self {
+        let tcp = TcpStream::connect(lab.tunnel_port).await.unwrap();
+        let config = lab.client.client_config(std::slice::from_ref(&lab.server.identity));
+        let mut hand = Self::of(tls::connect(tcp, config).await.unwrap()).await;
+        let mut hello = frame::PREFACE.to_vec();
+        frame::settings(&mut hello, &[]);
+        hand.send(CONTENT_DATA, &hello).await;
+        hand
+    }
+
+    /// A server that grants all the credit there can be.
+    async fn server(lab: &Lab, listener: &TcpListener) -> Self {
+        let (tcp, _) = listener.accept().await.unwrap();
+        let mut hand = Self::of(tls::accept(tcp, lab.server.server_config()).await.unwrap()).await;
+        let mut hello = Vec::new();
+        frame::settings(&mut hello, &[(frame::setting::INITIAL_WINDOW_SIZE, 0x7fff_ffff)]);
+        frame::window_update(&mut hello, 0, 0x4000_0000);
+        hand.send(CONTENT_DATA, &hello).await;
+        hand
+    }
+
+    async fn send(&mut self, content_type: u8, content: &[u8]) {
+        let mut record = vec![0; RECORD_HEADER + content.len() + TRAILER];
+        record[RECORD_HEADER..RECORD_HEADER + content.len()].copy_from_slice(content);
+        self.sealer.seal(content_type, &mut record);
+        // Whoever has been refused already need not take the rest.
+        let _ = self.tcp.write_all(&record).await;
+    }
+
+    /// The header of the next frame and its payload.
+    async fn next(&mut self) -> (Head, Vec<u8>) {
+        loop {
+            let from = if self.opened.starts_with(frame::PREFACE) { frame::PREFACE.len() } else { 0 };
+            if let Some(head) = self.opened[from..].first_chunk() {
+                let head = Head::parse(head);
+                let start = from + frame::HEADER;
+                if self.opened.len() >= start + head.length {
+                    let payload = self.opened[start..start + head.length].to_vec();
+                    self.opened.drain(..start + head.length);
+                    return (head, payload);
+                }
+            }
+            self.read().await;
+        }
+    }
+
+    async fn wait(&mut self, kind: u8) -> Head {
+        loop {
+            let (head, _) = soon("frame", self.next()).await;
+            if head.kind == kind {
+                return head;
+            }
+        }
+    }
+
+    async fn read(&mut self) {
+        loop {
+            if let Ok(Front::Record(length)) = Opener::front(&self.sealed) {
+                let mut record: Vec<u8> = self.sealed.drain(..length).collect();
+                let (content_type, range) = self.opener.open(&mut record).unwrap();
+                match content_type {
+                    CONTENT_DATA => self.opened.extend_from_slice(&record[range]),
+                    CONTENT_HANDSHAKE => self.opener = self.keys.next_opener().unwrap(),
+                    other => panic!("record of type {other}"),
+                }
+                return;
+            }
+            assert!(self.tcp.read_buf(&mut self.sealed).await.unwrap() > 0, "closed");
+        }
+    }
+}
+
+/// Counts its wake-ups.
+#[derive(Default)]
+struct Alarm(AtomicUsize);
+
+impl Wake for Alarm {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Relaxed);
+    }
+}
+
+/// The lab's key for a server at another address.
+fn key_to(lab: &Lab, listener: &TcpListener) -> TunnelKey {
+    TunnelKey { destination: listener.local_addr().unwrap(), ..lab.key() }
+}
+
+async fn connect(lab: &Lab, key: &TunnelKey) -> Result<HboneStream, HboneError> {
+    let port = key.destination;
+    let request = ConnectRequest::to("10.0.0.9:80".parse().unwrap());
+    soon("answer", lab.pool.connect(key, lab.client.clone(), move || TcpStream::connect(port), request))
+        .await
+        .map(|(stream, _)| stream)
+}
+
+#[tokio::test]
+async fn records_that_no_peer_may_send_end_the_tunnel() {
+    let mut lab = Lab::new().await;
+    let update = [24, 0, 0, 1];
+    let cases: [(&str, Vec<(u8, Vec<u8>)>, &str); 11] = [
+        ("empty handshake record", vec![(CONTENT_HANDSHAKE, vec![])], "bad_record"),
+        ("empty alert", vec![(CONTENT_ALERT, vec![])], "bad_record"),
+        ("half an alert", vec![(CONTENT_ALERT, vec![1])], "bad_record"),
+        ("two alerts in one", vec![(CONTENT_ALERT, vec![1, 0, 1, 0])], "bad_record"),
+        ("another type", vec![(20, vec![1])], "bad_record"),
+        ("key update of another kind", vec![(CONTENT_HANDSHAKE, [&update[..], &[2]].concat())], "bad_post_handshake"),
+        ("key update and more", vec![(CONTENT_HANDSHAKE, [&update[..], &[0, 24]].concat())], "bad_post_handshake"),
+        ("ticket from a client", vec![(CONTENT_HANDSHAKE, vec![4, 0, 0, 1, 0])], "bad_post_handshake"),
+        ("request for a certificate", vec![(CONTENT_HANDSHAKE, vec![13, 0, 0, 1, 0])], "bad_post_handshake"),
+        (
+            "data in a handshake message",
+            vec![(CONTENT_HANDSHAKE, update.to_vec()), (CONTENT_DATA, vec![]), (CONTENT_HANDSHAKE, vec![0])],
+            "interrupted_post_handshake",
+        ),
+        ("empty records", vec![(CONTENT_DATA, vec![]); 10_000], "flood"),
+    ];
+    for (name, records, word) in cases {
+        let mut hand = Hand::client(&lab).await;
+        for (content_type, content) in records {
+            hand.send(content_type, &content).await;
+        }
+        assert_eq!(soon(name, lab.ends.recv()).await, Some(ServeEnd::Protocol(word)), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn hardening_B21_a_flood_of_key_updates_ends_the_tunnel() {
+    let mut lab = Lab::new().await;
+    let mut hand = Hand::client(&lab).await;
+    for number in 0..32 {
+        // Every other one asks for an update of the other side's key.
+        hand.send(CONTENT_HANDSHAKE, &[24, 0, 0, 1, number % 2]).await;
+        hand.sealer = hand.keys.next_sealer().unwrap();
+    }
+    let mut ping = Vec::new();
+    frame::ping(&mut ping, false, *b"in step?");
+    hand.send(CONTENT_DATA, &ping).await;
+    assert_eq!(hand.wait(kind::PING).await.flags, frame::flag::ACK, "32 are followed, in both directions");
+    hand.send(CONTENT_HANDSHAKE, &[24, 0, 0, 1, 0]).await;
+    assert_eq!(soon("end", lab.ends.recv()).await, Some(ServeEnd::Protocol("key_update_flood")));
+}
+
+#[tokio::test]
+async fn data_in_front_of_the_answer_is_an_error_of_the_stream() {
+    let lab = Lab::new().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let key = key_to(&lab, &listener);
+    let server = async {
+        let mut hand = Hand::server(&lab, &listener).await;
+        let stream = hand.wait(kind::HEADERS).await.stream;
+        let mut early = Head { length: 5, kind: kind::DATA, flags: 0, stream }.bytes().to_vec();
+        early.extend(b"early");
+        frame::headers(&mut early, stream, false, &[0x88]);
+        hand.send(CONTENT_DATA, &early).await;
+        assert_eq!(hand.wait(kind::RST_STREAM).await.stream, stream);
+    };
+    let (opened, ()) = tokio::join!(connect(&lab, &key), server);
+    assert!(matches!(opened, Err(HboneError::Reset(frame::code::PROTOCOL_ERROR))), "{opened:?}");
+}
+
+/// A stream whose turn it is to send, and which ends instead, must not leave those behind it waiting for ever.
+#[tokio::test]
+async fn a_turn_that_is_not_taken_goes_to_the_next() {
+    let lab = Lab::new().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let key = key_to(&lab, &listener);
+    let server = async {
+        let mut hand = Hand::server(&lab, &listener).await;
+        for _ in 0..2 {
+            let mut answer = Vec::new();
+            frame::headers(&mut answer, hand.wait(kind::HEADERS).await.stream, false, &[0x88]);
+            hand.send(CONTENT_DATA, &answer).await;
+        }
+        hand
+    };
+    let clients = async {
+        let first = connect(&lab, &key).await.unwrap();
+        (first, connect(&lab, &key).await.unwrap())
+    };
+    let ((mut first, mut second), mut hand) = tokio::join!(clients, server);
+    // Nobody reads: the first stream fills the socket and the queue, then both wait.
+    let alarms = [Arc::new(Alarm::default()), Arc::new(Alarm::default())];
+    let wakers = alarms.clone().map(Waker::from);
+    let blob = vec![7; 256 * 1024];
+    let write = |stream: &mut HboneStream, waker| {
+        Pin::new(stream).poll_write(&mut Context::from_waker(waker), &blob).map(Result::unwrap)
+    };
+    soon("full", async {
+        while write(&mut first, &wakers[0]).is_ready() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(write(&mut second, &wakers[1]), Poll::Pending);
+    soon("first turn", async {
+        let mut sink = vec![0; 1 << 20];
+        while alarms[0].0.load(Relaxed) == 0 {
+            assert!(hand.tcp.read(&mut sink).await.unwrap() > 0);
+        }
+    })
+    .await;
+    drop(first);
+    until("second turn", || alarms[1].0.load(Relaxed) > 0).await;
+}
+
+#[tokio::test]
+async fn an_idle_tunnel_either_ends_or_takes_a_stream() {
+    let lab = Lab::new().await;
+    let tunnel = || async {
+        let tcp = TcpStream::connect(lab.tunnel_port).await.unwrap();
+        let config = lab.client.client_config(std::slice::from_ref(&lab.server.identity));
+        let TlsStream { tcp, peer, sealer, keys, unsent, .. } = tls::connect(tcp, config).await.unwrap();
+        let parts = Parts { socket: tcp, peer, generation: 1, sealer, keys, unsent };
+        Arc::new(Tunnel::new(Role::Client, parts, 100).unwrap())
+    };
+    let request = ConnectRequest::to(lab.app.local_addr().unwrap());
+    let used = tunnel().await;
+    assert!(used.open(&request).is_some());
+    assert!(!used.retire_if_idle(Duration::ZERO));
+    let idle = tunnel().await;
+    assert!(!idle.retire_if_idle(Duration::from_secs(3600)));
+    assert!(idle.retire_if_idle(Duration::ZERO));
+    assert!(idle.open(&request).is_none(), "nobody is put into a tunnel that is about to end");
+}
+
+/// In unit tests a key serves fifty records instead of eight million: megabytes go through many key updates.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_change_while_data_flows() {
+    let lab = Lab::new().await;
+    let (near, far, _copy) = lab.through().await;
+    let total = 20_000_000;
+    for (mut from, mut to) in [(near, far)] {
+        for _ in 0..2 {
+            let sending = tokio::spawn(async move {
+                from.write_all(&vec![7; total]).await.unwrap();
+                from
+            });
+            let mut received = vec![0; total];
+            soon("bytes", to.read_exact(&mut received)).await.unwrap();
+            assert!(received.iter().all(|byte| *byte == 7));
+            from = sending.await.unwrap();
+            std::mem::swap(&mut from, &mut to);
+        }
+    }
+}
+
+/// And a peer with rustls' own record layer follows ours, and we follow its.
+#[tokio::test]
+async fn keys_change_with_a_rustls_peer() {
+    let lab = Lab::new().await;
+    let (chain, key) = lab.ca.sign(Ca::params("spiffe://cluster.local/ns/app/sa/client"));
+    let tcp = tokio::net::TcpStream::connect(lab.tunnel_port).await.unwrap();
+    let config = client::config(Some((&chain, &key)), &["h2"], &[&rustls::version::TLS13]);
+    let mut tls = client::connect(tcp, config).await.unwrap();
+    tls.get_mut().1.refresh_traffic_keys().unwrap();
+    let (mut send, connection) = h2::client::handshake(tls).await.unwrap();
+    tokio::spawn(connection);
+    let target = lab.app.local_addr().unwrap().to_string();
+    let request = http::Request::builder().method("CONNECT").uri(target).body(()).unwrap();
+    let (response, mut body) = send.send_request(request, false).unwrap();
+    let (mut far, _) = soon("app", lab.app.accept()).await.unwrap();
+    let mut incoming = soon("answer", response).await.unwrap().into_body();
+    body.send_data(Bytes::from_static(b"hello"), false).unwrap();
+    soon("hello", far.read_exact(&mut [0; 5])).await.unwrap();
+    tokio::spawn(async move {
+        far.write_all(&vec![7; 5_000_000]).await.unwrap();
+        far
+    });
+    let mut received = 0;
+    while received < 5_000_000 {
+        let data = soon("data", incoming.data()).await.unwrap().unwrap();
+        assert!(data.iter().all(|byte| *byte == 7));
+        incoming.flow_control().release_capacity(data.len()).unwrap();
+        received += data.len();
+    }
+}

@@ -226,7 +226,8 @@ async fn follow_root(
             Ok(None) => complaint.clear(),
             Ok(Some(new)) => {
                 complaint.clear();
-                tracing::info!(roots = new.roots().len(), "new root taken over");
+                let roots = new.roots().len();
+                tracing::info!(roots, "new root taken over; every node follows within the lifetime of its certificates");
                 metrics.set_root_expiry(new.not_after());
                 authority.store(Arc::new(new));
                 renew = true;

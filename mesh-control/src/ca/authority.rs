@@ -1,5 +1,10 @@
 //! The root of trust: a key, its certificate, and the bundle that everybody trusts. The bundle may hold more roots than the one that
-//! signs, so that a root can be replaced while both are trusted.
+//! signs, so that a root can be replaced while both are trusted. Agents get the bundle with their certificates, so each step waits until all
+//! have been renewed once:
+//!
+//! ```text
+//! root-cert.pem: old + new   ->   ca-key.pem: new key   ->   root-cert.pem: new
+//! ```
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

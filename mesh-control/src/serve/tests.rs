@@ -140,7 +140,7 @@ fn everything_then_changes_only() {
 }
 
 #[test]
-fn what_changes_while_a_response_is_under_way_is_merged() {
+fn hardening_B104_what_changes_while_a_response_is_under_way_is_merged() {
     let mut script = Script::new(&view(&[("a", "198.18.0.1")], &[], &[]));
     script.open(Kind::Address);
     for last in 2..100 {

@@ -186,6 +186,54 @@ fn hardening_B98_long_lists_are_read_in_one_pass() {
 }
 
 #[test]
+fn hardening_B102_a_waypoint_is_somewhere_else() {
+    let gateway = |address: &[u8]| wds::GatewayAddress {
+        destination: Some(wds::gateway_address::Destination::Address(wds::NetworkAddress {
+            address: address.to_vec(),
+            ..Default::default()
+        })),
+        hbone_mtls_port: 15008,
+    };
+    let mapped = "::ffff:127.0.0.1".parse::<std::net::Ipv6Addr>().unwrap().octets();
+    let loopback = std::net::Ipv6Addr::LOCALHOST.octets();
+    for bad in
+        [&[127, 0, 0, 1][..], &[127, 128, 0, 7], &[0; 4], &[224, 0, 0, 1], &loopback, &mapped, &[0; 16], &[1; 5], &[]]
+    {
+        assert!(read_workload(|w| w.waypoint = Some(gateway(bad))).is_err(), "{bad:?}");
+        assert!(read_workload(|w| w.network_gateway = Some(gateway(bad))).is_err(), "{bad:?}");
+        assert!(read_service(|s| s.waypoint = Some(gateway(bad))).is_err(), "{bad:?}");
+    }
+    assert!(read_workload(|w| w.waypoint = Some(wds::GatewayAddress::default())).is_err());
+    assert!(read_workload(|w| w.waypoint = Some(gateway(&[198, 18, 0, 9]))).is_ok());
+}
+
+#[test]
+fn hardening_B108_text_that_metrics_and_logs_show_is_bounded() {
+    type Field = fn(&mut wds::Workload) -> &mut String;
+    let fields: [Field; 9] = [
+        |w| &mut w.name,
+        |w| &mut w.node,
+        |w| &mut w.cluster_id,
+        |w| &mut w.network,
+        |w| &mut w.hostname,
+        |w| &mut w.canonical_name,
+        |w| &mut w.canonical_revision,
+        |w| &mut w.workload_name,
+        |w| &mut w.uid,
+    ];
+    for (at, field) in fields.into_iter().enumerate() {
+        for bad in ["a\u{1b}[31m", "a\nb", "a\0", "\u{85}", &"x".repeat(1 << 20)] {
+            assert!(
+                read_workload(|w| *field(w) = bad.to_owned()).is_err(),
+                "field {at}: {:?}",
+                &bad[..bad.len().min(9)]
+            );
+        }
+        assert!(read_workload(|w| *field(w) = "\u{1F600}".to_owned()).is_ok(), "field {at}");
+    }
+}
+
+#[test]
 fn hardening_B99_values_of_policies() {
     let net = |address: &[u8], length| vec![auth::Address { address: address.to_vec(), length }];
     let string = |match_type| vec![auth::StringMatch { match_type }];

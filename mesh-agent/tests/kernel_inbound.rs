@@ -107,6 +107,79 @@ fn hardening_F52_mesh_ports_and_slots_are_closed_to_the_network() {
     assert!(node.kernel().counter(Reason::MeshPort) >= 6);
 }
 
+/// SYNs with sources and destinations that no honest host sends, written on the wire: none opens a connection to the app, to the agent,
+/// or half of one.
+#[test]
+fn hardening_F52_addresses_forged_on_the_wire_open_nothing() {
+    if !privileged("hardening_F52_addresses_forged_on_the_wire_open_nothing") {
+        return;
+    }
+    let node = Node::new();
+    let pod = Pod::enrolled(&node);
+    let apps = [pod.app.listen(at(POD_V4, 9000)), pod.app.listen(at(POD_V6, 9000))];
+    // A slot exists in each family, so a forged call to it is not refused for want of one.
+    let mut slots = Vec::new();
+    for (index, to) in [at("198.18.9.9", 80), at("fd00:198:9::9", 80)].into_iter().enumerate() {
+        connect(&pod.app.tcp(to.ip()), to).unwrap();
+        slots.push(local(&accept(&pod.listeners.outbound[index]).0).ip().to_string());
+    }
+    let rows = [
+        (POD_V4, POD_V4, 9000),
+        ("127.0.0.1", POD_V4, 9000),
+        (slots[0].as_str(), POD_V4, 9000),
+        (POD_V4, slots[0].as_str(), 15001),
+        ("198.18.77.77", slots[0].as_str(), 15001),
+        (POD_V4, "127.0.0.1", 15001),
+        (POD_V6, POD_V6, 9000),
+        ("::1", POD_V6, 9000),
+        (slots[1].as_str(), POD_V6, 9000),
+        ("::ffff:198.18.0.2", POD_V6, 9000),
+        (POD_V6, "::ffff:198.18.0.2", 9000),
+        (POD_V6, slots[1].as_str(), 15001),
+        ("fd00:198::77", slots[1].as_str(), 15001),
+        ("::1", "::1", 15001),
+    ];
+    let wire = wire::Wire::new(&pod);
+    for (source, destination, port) in rows {
+        wire.send_syn(ip(source), 40000, at(destination, port));
+    }
+    // An honest one is seen half open, so the forged would be.
+    wire.send_syn(ip("198.18.0.77"), 40001, at(POD_V4, 9000));
+    wire.send_syn(ip("fd00:198::77"), 40001, at(POD_V6, 9000));
+    // What comes after them on the same wire has been met, so they have.
+    for (index, own) in [POD_V4, POD_V6].into_iter().enumerate() {
+        connect(&pod.outside.tcp(ip(own)), at(own, 9000)).unwrap();
+        accept(&pod.listeners.plaintext[index]);
+    }
+    assert!(apps.iter().chain(&pod.listeners.outbound).chain(&pod.listeners.plaintext).all(|socket| !is_ready(socket)));
+    let half_open = |port: u16| {
+        let with_port = format!(":{port:04X} ");
+        pod.connections().into_iter().filter(|line| line.contains(&with_port)).collect::<Vec<_>>()
+    };
+    assert_eq!((half_open(40000), half_open(40001).len()), (Vec::new(), 2));
+}
+
+/// The agent's ports are TCP's, but for DNS: datagrams to them are the app's own affair.
+#[test]
+fn features_R15_datagrams_on_loopback_are_the_apps() {
+    if !privileged("features_R15_datagrams_on_loopback_are_the_apps") {
+        return;
+    }
+    let node = Node::new();
+    let pod = Pod::enrolled(&node);
+    for (host, port) in [("127.0.0.1", 15001), ("127.0.0.1", 15008), ("::1", 15006), ("::1", 53)] {
+        let (server, client) = (pod.app.udp(ip(host)), pod.app.udp(ip(host)));
+        server.bind(&at(host, port).into()).unwrap();
+        client.send_to(b"x", &at(host, port).into()).unwrap();
+        let mut byte = [std::mem::MaybeUninit::uninit(); 1];
+        assert_eq!(server.recv(&mut byte).unwrap(), 1, "{host}:{port}");
+    }
+    let client = pod.app.udp(ip("127.0.0.1"));
+    client.send_to(b"x", &at("127.0.0.1", 15053).into()).unwrap();
+    assert!(!is_ready(&pod.listeners.dns_udp[0]), "the agent's own port is not");
+    assert_eq!(node.kernel().counter(Reason::DirectToAgent), 1);
+}
+
 #[test]
 fn hardening_B65_an_app_cannot_call_the_agent_itself() {
     if !privileged("hardening_B65_an_app_cannot_call_the_agent_itself") {

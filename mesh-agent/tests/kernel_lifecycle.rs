@@ -12,7 +12,7 @@ mod kernel;
 use std::{
     fs,
     net::{IpAddr, SocketAddr},
-    os::fd::AsFd,
+    os::fd::{AsFd, AsRawFd},
     path::PathBuf,
 };
 
@@ -372,13 +372,8 @@ async fn a_debug_build_of_the_programs_loads_and_captures() {
 
 /// Detaches a pinned link by force, as a hostile or careless tool would.
 fn detach(pin: &std::path::Path) {
-    const OBJ_GET: libc::c_long = 7;
     const LINK_DETACH: libc::c_long = 34;
-    let path = std::ffi::CString::new(pin.to_str().unwrap()).unwrap();
-    let mut attr = [path.as_ptr() as u64, 0];
-    let link = unsafe { libc::syscall(libc::SYS_bpf, OBJ_GET, attr.as_mut_ptr(), 16) };
-    assert!(link >= 0, "{}", std::io::Error::last_os_error());
-    let mut attr = [link as u32, 0];
+    let link = open_pin(pin);
+    let mut attr = [link.as_raw_fd() as u32, 0];
     assert_eq!(unsafe { libc::syscall(libc::SYS_bpf, LINK_DETACH, attr.as_mut_ptr(), 4) }, 0);
-    unsafe { libc::close(link as i32) };
 }

@@ -58,6 +58,8 @@ pub struct Limits {
     pub clients: u32,
     /// Ports with a mode of their own, of all pods.
     pub inbound_ports: u32,
+    /// The same, for one pod.
+    pub inbound_ports_per_pod: u32,
     /// Bytes of the event ring; a power of two of at least a page.
     pub event_bytes: u32,
 }
@@ -70,6 +72,7 @@ impl Default for Limits {
             slots_per_pod: 8_192,
             clients: 32_768,
             inbound_ports: 16_384,
+            inbound_ports_per_pod: 256,
             event_bytes: 256 * 1024,
         }
     }
@@ -118,7 +121,8 @@ pub struct PodListenerFds<'a> {
     pub dns_tcp_v6: Option<BorrowedFd<'a>>,
 }
 
-/// Whether plaintext TCP from the network is dropped in the kernel.
+/// Whether plaintext TCP from the network is dropped in the kernel. What is not dropped comes to the agent, which decides by the whole
+/// policy: so a pod with more ports than it may have is left to the agent altogether.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct InboundMode {
     /// STRICT for ports that have no entry.

@@ -1,6 +1,7 @@
 //! The facade over programs, maps and pins: one per agent process.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     io,
     net::SocketAddr,
@@ -102,6 +103,8 @@ impl Kernel {
     /// Captures a pod, or updates a captured one. Idempotent. Blocks for some milliseconds. When it fails, a pod that was captured before
     /// is as it was, and of any other nothing is left.
     pub fn enrol(&self, pod: &PodSpec<'_>) -> Result<(), KernelError> {
+        let inbound = self.within_limits(pod.cookie, pod.inbound);
+        let pod = &PodSpec { inbound: &inbound, ..*pod };
         let row = pods::row(pod, &self.config.limits)?;
         let known = self.tables.pods.get(&pod.cookie).map_err(|source| bpf("read", maps::PODS, source))?.is_some();
         let enrolled = self.capture(pod, &row);
@@ -132,6 +135,7 @@ impl Kernel {
         let Some(mut row) = row else {
             return Err(KernelError::Pod { cookie, reason: "is not enrolled".to_owned() });
         };
+        let mode = &*self.within_limits(cookie, mode);
         let tighten = mode.default_strict;
         if !tighten {
             pods::set_ports(&self.tables, cookie, mode)?;
@@ -142,6 +146,16 @@ impl Kernel {
             pods::set_ports(&self.tables, cookie, mode)?;
         }
         Ok(())
+    }
+
+    /// No pod fills the table of all with the ports that its policies name.
+    fn within_limits<'a>(&self, cookie: u64, mode: &'a InboundMode) -> Cow<'a, InboundMode> {
+        let limit = self.config.limits.inbound_ports_per_pod as usize;
+        if mode.ports.len() <= limit {
+            return Cow::Borrowed(mode);
+        }
+        tracing::debug!(cookie, ports = mode.ports.len(), limit, "plaintext to the pod is left to the agent to judge");
+        Cow::Owned(InboundMode::default())
     }
 
     /// Releases a pod: its sockets are no longer captured. Unknown cookies are fine.

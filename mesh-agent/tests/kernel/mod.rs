@@ -18,7 +18,9 @@ use std::{
 };
 
 use mesh_agent::bpf::{InboundMode, Kernel, KernelConfig, KernelError, Limits, PodListenerFds, PodSpec, netns_cookie};
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{SockAddr, Socket};
+
+pub mod wire;
 
 pub const V2: &str = "/sys/fs/cgroup/unified";
 pub const POD_V4: &str = "198.18.0.2";
@@ -109,6 +111,7 @@ impl Node {
             slots_per_pod: 256,
             clients: 256,
             inbound_ports: 256,
+            inbound_ports_per_pod: 64,
             event_bytes: 64 * 1024,
         };
         change(&mut config);
@@ -118,6 +121,11 @@ impl Node {
 
     pub fn kernel(&self) -> &Kernel {
         self.kernel.as_ref().unwrap()
+    }
+
+    /// Where its maps are pinned.
+    pub fn maps(&self) -> PathBuf {
+        self.config.bpffs.join(&self.config.instance).join(format!("v{}/maps", mesh_common::ABI_VERSION))
     }
 
     /// The agent dies and another one starts: everything pinned stays.
@@ -151,6 +159,35 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// How many keys a pinned map has.
+pub fn entries(pin: &std::path::Path) -> usize {
+    const NEXT_KEY: libc::c_long = 4;
+    let map = open_pin(pin);
+    let mut key: [u8; 64];
+    let mut next = [0u8; 64];
+    let mut previous = std::ptr::null();
+    for count in 0.. {
+        let mut attr = [map.as_raw_fd() as u64, previous as u64, next.as_mut_ptr() as u64, 0];
+        if unsafe { libc::syscall(libc::SYS_bpf, NEXT_KEY, attr.as_mut_ptr(), size_of_val(&attr)) } != 0 {
+            assert_eq!(io::Error::last_os_error().raw_os_error(), Some(libc::ENOENT));
+            return count;
+        }
+        key = next;
+        previous = key.as_ptr();
+    }
+    0
+}
+
+/// Opens a pinned object of the kernel.
+pub fn open_pin(pin: &std::path::Path) -> OwnedFd {
+    const OBJ_GET: libc::c_long = 7;
+    let path = std::ffi::CString::new(pin.to_str().unwrap()).unwrap();
+    let mut attr = [path.as_ptr() as u64, 0];
+    let object = unsafe { libc::syscall(libc::SYS_bpf, OBJ_GET, attr.as_mut_ptr(), size_of_val(&attr)) };
+    assert!(object >= 0, "{}: {}", pin.display(), io::Error::last_os_error());
+    unsafe { OwnedFd::from_raw_fd(object as i32) }
 }
 
 /// Removes an instance, see [`Node::restart`] for the wait.
@@ -389,16 +426,21 @@ pub fn new_netns() -> OwnedFd {
 
 /// Runs `ip` with arguments inside a namespace.
 pub fn ip_command(netns: BorrowedFd<'_>, arguments: &str) {
+    ip_output(&netns, arguments);
+}
+
+/// The same, for what it prints.
+pub fn ip_output(netns: &impl AsFd, arguments: &str) -> String {
+    let netns = netns.as_fd();
     thread::scope(|scope| {
-        scope
-            .spawn(|| {
-                assert_eq!(unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) }, 0);
-                let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
-                assert!(status.success(), "ip {arguments}");
-            })
-            .join()
-            .unwrap();
-    });
+        let run = || {
+            assert_eq!(unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) }, 0);
+            let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
+            assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8(output.stdout).unwrap()
+        };
+        scope.spawn(run).join().unwrap()
+    })
 }
 
 impl Pod {
@@ -444,6 +486,21 @@ impl Pod {
             nameservers: &[ip("198.18.53.53"), ip("fd00:198::53")],
             listeners: &self.listeners.fds(),
             inbound,
+        })
+    }
+}
+
+impl Pod {
+    /// What the kernel says of TCP sockets in the pod's namespace, listeners aside.
+    pub fn connections(&self) -> Vec<String> {
+        thread::scope(|scope| {
+            let look = || {
+                assert_eq!(unsafe { libc::setns(self.netns.as_raw_fd(), libc::CLONE_NEWNET) }, 0);
+                let tables = ["tcp", "tcp6"].map(|table| fs::read_to_string(format!("/proc/thread-self/net/{table}")));
+                let lines: String = tables.into_iter().flatten().collect();
+                lines.lines().filter(|line| !line.contains(" 0A ")).map(str::to_owned).collect()
+            };
+            scope.spawn(look).join().unwrap()
         })
     }
 }
@@ -494,10 +551,6 @@ pub fn ping(a: &Socket, b: &Socket) {
         assert_eq!(to.recv(&mut byte).unwrap(), 1);
     }
 }
-
-#[allow(unused_imports, reason = "tests name socket kinds")]
-pub use socket2::Type as SocketType;
-const _: (Option<Domain>, Option<Protocol>, Option<Type>) = (None, None, None);
 
 impl Listeners {
     /// Sockets that listen nowhere: the agent's are closed.

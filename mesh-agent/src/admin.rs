@@ -23,7 +23,9 @@ use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
+use crate::bpf::Kernel;
 use crate::enrol::ManagerHandle;
+use crate::enrol::manager::PodView;
 use crate::enrol::server::PodFds;
 use crate::proxy::ProxyShared;
 use crate::state::StateHandle;
@@ -52,6 +54,8 @@ pub struct Admin {
     pub certificates: CertificateManager,
     /// Connections.
     pub proxy: Arc<ProxyShared>,
+    /// What the kernel lacks, and who else is in our hooks.
+    pub kernel: Arc<Kernel>,
     /// Pods.
     pub manager: ManagerHandle<PodFds>,
     /// The log.
@@ -94,10 +98,10 @@ enum Asked {
 }
 
 impl Admin {
-    async fn answer(&self, request: &Request<Bytes>) -> Reply {
+    async fn answer(self: Arc<Self>, request: &Request<Bytes>) -> Reply {
         match read(request) {
             Err((status, why)) => text(status, format!("{why}\n")),
-            Ok(Asked::ConfigDump) => json(&self.config_dump().await),
+            Ok(Asked::ConfigDump) => self.config_dump().await,
             Ok(Asked::Connections) => json(&serde_json::to_value(self.proxy.connections()).unwrap_or_default()),
             Ok(Asked::Healthz) => {
                 let pending = self.readiness.pending();
@@ -124,8 +128,14 @@ impl Admin {
         }
     }
 
-    async fn config_dump(&self) -> Value {
+    /// Everything. A large mesh takes seconds to print: not on the thread that everything else of control runs on.
+    async fn config_dump(self: Arc<Self>) -> Reply {
         let pods = self.manager.pods().await;
+        let printed = tokio::task::spawn_blocking(move || json(&self.dump(&pods)));
+        printed.await.unwrap_or_else(|error| text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")))
+    }
+
+    fn dump(&self, pods: &[PodView]) -> Value {
         let snapshot = self.state.snapshot_owned();
         let mut workloads: Vec<_> = snapshot.workloads().cloned().collect();
         workloads.sort_unstable_by(|a, b| a.uid.cmp(&b.uid));
@@ -145,6 +155,10 @@ impl Admin {
             "services": services.iter().map(|service| serde_json::to_value(&**service).unwrap_or_default()).collect::<Vec<_>>(),
             "policies": policies,
             "pods": pods,
+            "kernel": {
+                "degradations": self.kernel.degradations(),
+                "foreignPrograms": self.kernel.foreign().unwrap_or_default(),
+            },
             "workloadState": self.proxy.connections(),
         })
     }

@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::bpf::Kernel;
+use crate::bpf::{Foreign, Kernel, KernelError, Repair};
 use crate::enrol::node::chain;
 use crate::proxy::ProxyShared;
 use crate::state::StateHandle;
@@ -97,24 +97,7 @@ pub fn keep(data: &Handle, kernel: &Arc<Kernel>, telemetry: &Telemetry, state: &
             beating.heartbeat();
         }
     });
-    let (verified, counted) = (kernel.clone(), telemetry.clone());
-    task::spawn("kernel verification", async move {
-        let mut ticks = ticks(VERIFY);
-        loop {
-            ticks.tick().await;
-            let kernel = verified.clone();
-            match tokio::task::spawn_blocking(move || kernel.verify()).await {
-                Ok(Ok(repairs)) => {
-                    for repair in &repairs {
-                        tracing::error!(name = repair.name, what = repair.what, "kernel state changed behind our back");
-                    }
-                    counted.health().repaired(repairs.len());
-                }
-                Ok(Err(error)) => tracing::error!(error = %chain(&error), "cannot verify the kernel state"),
-                Err(error) => tracing::error!(%error, "verification of the kernel state"),
-            }
-        }
-    });
+    task::spawn("kernel verification", verify(kernel.clone(), telemetry.clone()));
     let collected = kernel.clone();
     task::spawn("slot collection", async move {
         let mut ticks = ticks(COLLECT);
@@ -128,6 +111,43 @@ pub fn keep(data: &Handle, kernel: &Arc<Kernel>, telemetry: &Telemetry, state: &
     match kernel.events() {
         Ok(events) => drop(task::spawn("kernel events", follow_kernel(telemetry.clone(), events))),
         Err(error) => tracing::error!(error = %chain(&error), "kernel events cannot be read"),
+    }
+}
+
+/// Puts right what others changed of ours, and tells what else they run beside it, once each time it changes.
+async fn verify(kernel: Arc<Kernel>, telemetry: Telemetry) {
+    let mut ticks = ticks(VERIFY);
+    let mut known = Vec::new();
+    loop {
+        ticks.tick().await;
+        let looking = kernel.clone();
+        let looked = tokio::task::spawn_blocking(move || Ok::<_, KernelError>((looking.verify()?, looking.foreign()?)));
+        match looked.await {
+            Ok(Ok((repairs, foreign))) => {
+                for Repair { name, what } in &repairs {
+                    tracing::error!(name, what, "kernel state changed behind our back");
+                }
+                telemetry.health().repaired(repairs.len());
+                tell_foreign(&known, &foreign);
+                known = foreign;
+            }
+            Ok(Err(error)) => tracing::error!(error = %chain(&error), "cannot verify the kernel state"),
+            Err(error) => tracing::error!(%error, "verification of the kernel state"),
+        }
+    }
+}
+
+fn tell_foreign(known: &[Foreign], found: &[Foreign]) {
+    for Foreign { hook, program, name } in found.iter().filter(|one| !known.contains(one)) {
+        tracing::warn!(
+            hook,
+            program,
+            name,
+            "a program of somebody else runs in the same hook and may change what ours decides"
+        );
+    }
+    for Foreign { hook, program, name } in known.iter().filter(|one| !found.contains(one)) {
+        tracing::info!(hook, program, name, "a program of somebody else is gone");
     }
 }
 

@@ -128,6 +128,7 @@ async fn serve(config: Config, log: LogControl, keeper: Arc<Keeper>, data: Handl
         state: state.clone(),
         certificates,
         proxy,
+        kernel: kernel.clone(),
         manager: manager.clone(),
         log,
         readiness: readiness.clone(),

@@ -76,9 +76,14 @@ impl Host {
 
     /// Where the kernel objects of a pod are pinned.
     pub fn pins(&self, pod: &Pod) -> PathBuf {
-        let version = format!("v{}", mesh_common::ABI_VERSION);
         let cookie = mesh_agent::bpf::netns_cookie(pod.netns.as_fd()).unwrap();
-        Path::new("/sys/fs/bpf/undermesh").join(&self.instance).join(version).join(format!("pods/{cookie:016x}"))
+        self.pinned().join(format!("pods/{cookie:016x}"))
+    }
+
+    /// Where all kernel objects are pinned.
+    pub fn pinned(&self) -> PathBuf {
+        let version = format!("v{}", mesh_common::ABI_VERSION);
+        Path::new("/sys/fs/bpf/undermesh").join(&self.instance).join(version)
     }
 
     pub fn log(&self) -> String {

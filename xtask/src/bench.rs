@@ -21,6 +21,7 @@ pub struct Args {
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
+    run::need(&["cargo", "rustc", "cc"])?;
     run::need_root("bench")?;
     eprintln!("building release binaries ...");
     run::check(run::cargo()?.args([

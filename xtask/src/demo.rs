@@ -17,6 +17,7 @@ pub struct Args {
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
+    run::need(&["cargo", "rustc", "cc"])?;
     run::need_root("demo")?;
     eprintln!("building the agent, the control plane and the lab ...");
     run::check(run::cargo()?.args([

@@ -13,7 +13,10 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::setup::{command, sysroot};
+use crate::{
+    run::cargo,
+    setup::{command, sysroot},
+};
 
 const OBJECT: &str = "mesh-agent/bpf/undermesh.o";
 const SOURCES: &str = "mesh-agent/bpf/undermesh.sources";
@@ -68,7 +71,7 @@ fn build(root: &Path, features: &[&str]) -> Result<Vec<u8>> {
         format!("--remap-path-prefix={}=/cargo", cargo_home.display()),
         format!("--remap-path-prefix={}=/rust", sysroot.display()),
     ];
-    let status = Command::new("cargo")
+    let status = cargo()?
         .args(["build", "--release", "--locked", "-Z", "build-std=core", "--target", TARGET])
         .args(features)
         .current_dir(root.join("mesh-ebpf"))

@@ -1,5 +1,6 @@
 //! Running cargo and built binaries from a verb.
 use anyhow::{Context, Result, bail};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -7,6 +8,34 @@ use std::process::Command;
 pub fn root() -> Result<PathBuf> {
     let own = Path::new(env!("CARGO_MANIFEST_DIR"));
     Ok(own.parent().context("xtask has no parent folder")?.to_path_buf())
+}
+
+/// What brings the programs that verbs start.
+const BRINGS: [(&str, &str); 5] = [
+    ("cargo", "rustup"),
+    ("rustc", "rustup"),
+    ("cc", "package gcc"),
+    ("ip", "package iproute2"),
+    ("git", "package git"),
+];
+
+/// Fails with one line that names every program that is not there, before anything is done.
+pub fn need(programs: &[&str]) -> Result<()> {
+    // Cargo says in the environment where it is.
+    let given = |program: &&&str| std::env::var_os(program.to_uppercase()).is_none();
+    let programs: Vec<&str> = programs.iter().filter(given).copied().collect();
+    let missing = missing(&programs, &std::env::var_os("PATH").unwrap_or_default());
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let brings = |name: &str| BRINGS.iter().find(|(known, _)| *known == name).map_or("?", |(_, brings)| brings);
+    let named: Vec<String> = missing.iter().map(|name| format!("{name} ({})", brings(name))).collect();
+    bail!("missing: {}", named.join(", "))
+}
+
+fn missing<'a>(programs: &[&'a str], path: &OsStr) -> Vec<&'a str> {
+    let is_there = |program: &str| std::env::split_paths(path).any(|folder| folder.join(program).is_file());
+    programs.iter().copied().filter(|program| !is_there(program)).collect()
 }
 
 /// The cargo that started us, in the workspace folder.
@@ -43,4 +72,15 @@ pub fn need_root(verb: &str) -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn programs_are_looked_for_in_every_folder_of_the_path() {
+        let own = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
+        let path = format!("/nonexistent:{own}");
+        assert_eq!(super::missing(&["run.rs", "no-such", "tidy"], path.as_ref()), ["no-such", "tidy"]);
+        assert_eq!(super::missing(&["run.rs"], "".as_ref()), ["run.rs"]);
+    }
 }

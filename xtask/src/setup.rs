@@ -9,6 +9,8 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::run;
+
 const LINKER_VERSION: &str = "0.10.3";
 /// Debian's package of the pinned compiler's library sources, for machines on which rustup cannot download.
 const PACKAGE: &str = "rust-src_1.95.0+dfsg1-2~bpo13+1_all.deb";
@@ -18,6 +20,7 @@ const COMPILER: &str = "1.95.0";
 
 /// Installs what is missing.
 pub fn run() -> Result<()> {
+    run::need(&["cargo", "rustc"])?;
     let mut missing = Vec::new();
     if let Err(error) = library_sources() {
         missing.push(format!("rust-src of {COMPILER} ({error:#})"));
@@ -32,6 +35,7 @@ pub fn run() -> Result<()> {
 
 /// Fails with one line if something is missing, without installing it.
 pub fn check() -> Result<()> {
+    run::need(&["cargo", "rustc"])?;
     let mut missing = Vec::new();
     if !has_library_sources(&sysroot()?) {
         missing.push("rust-src");
@@ -55,7 +59,7 @@ fn linker() -> Result<()> {
     if has_linker() {
         return Ok(());
     }
-    let status = Command::new("cargo")
+    let status = run::cargo()?
         .args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked"])
         .status()
         .context("start cargo")?;
@@ -151,7 +155,8 @@ pub fn sysroot() -> Result<PathBuf> {
 pub fn command(program: &str, arguments: &[&str]) -> Result<String> {
     let output = Command::new(program).args(arguments).output().with_context(|| format!("start {program}"))?;
     if !output.status.success() {
-        bail!("{program} {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("{program} {}: {}", arguments.join(" "), said.trim().lines().next().unwrap_or("failed"));
     }
     String::from_utf8(output.stdout).with_context(|| format!("read what {program} printed"))
 }

@@ -20,6 +20,7 @@ pub struct Args {
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
+    run::need(&["cargo", "rustc", "cc", "ip"])?;
     let start = Instant::now();
     // Cross-process tests start the binaries by path, which `cargo test` alone does not build.
     run::check(run::cargo()?.args(["build", "--workspace", "--bins"]))?;

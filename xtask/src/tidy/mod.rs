@@ -37,6 +37,7 @@ const RULES: [Rule; 9] = [
 
 /// Runs the verb.
 pub fn run(_args: &Args) -> Result<()> {
+    crate::run::need(&["git"])?;
     let tree = Tree::load(&crate::run::root()?)?;
     let mut hard = 0;
     for (name, rule) in RULES {

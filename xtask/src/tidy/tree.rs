@@ -1,5 +1,5 @@
 //! The tracked files of the repository, read once.
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::path::Path;
 use std::process::Command;
 
@@ -29,6 +29,8 @@ impl Tree {
             .current_dir(root)
             .output()
             .context("run git ls-files")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "git ls-files: {}", said.lines().next().unwrap_or("failed"));
         let mut tree = Tree::default();
         for path in String::from_utf8_lossy(&output.stdout).lines() {
             let Ok(bytes) = std::fs::read(root.join(path)) else { continue };

@@ -2,14 +2,13 @@
 //! veth to an outside namespace). Sockets come from small processes that sit in the right cgroup and namespace and pass them over:
 //! a socket keeps the cgroup and the namespace of its making, so tests use them like their own.
 
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
 use std::{
     fs::{self, File},
     io,
-    mem::MaybeUninit,
     net::{IpAddr, SocketAddr},
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::PathBuf,
     process::{self, Command},
     sync::atomic::{AtomicU32, Ordering},
@@ -18,9 +17,16 @@ use std::{
 };
 
 use mesh_agent::bpf::{InboundMode, Kernel, KernelConfig, KernelError, Limits, PodListenerFds, PodSpec, netns_cookie};
-use socket2::{SockAddr, Socket};
+use socket2::Socket;
 
+mod factory;
+mod pins;
+mod sockets;
 pub mod wire;
+
+pub use factory::{Factory, family};
+pub use pins::*;
+pub use sockets::*;
 
 pub const V2: &str = "/sys/fs/cgroup/unified";
 pub const POD_V4: &str = "198.18.0.2";
@@ -161,35 +167,6 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// How many keys a pinned map has.
-pub fn entries(pin: &std::path::Path) -> usize {
-    const NEXT_KEY: libc::c_long = 4;
-    let map = open_pin(pin);
-    let mut key: [u8; 64];
-    let mut next = [0u8; 64];
-    let mut previous = std::ptr::null();
-    for count in 0.. {
-        let mut attr = [map.as_raw_fd() as u64, previous as u64, next.as_mut_ptr() as u64, 0];
-        if unsafe { libc::syscall(libc::SYS_bpf, NEXT_KEY, attr.as_mut_ptr(), size_of_val(&attr)) } != 0 {
-            assert_eq!(io::Error::last_os_error().raw_os_error(), Some(libc::ENOENT));
-            return count;
-        }
-        key = next;
-        previous = key.as_ptr();
-    }
-    0
-}
-
-/// Opens a pinned object of the kernel.
-pub fn open_pin(pin: &std::path::Path) -> OwnedFd {
-    const OBJ_GET: libc::c_long = 7;
-    let path = std::ffi::CString::new(pin.to_str().unwrap()).unwrap();
-    let mut attr = [path.as_ptr() as u64, 0];
-    let object = unsafe { libc::syscall(libc::SYS_bpf, OBJ_GET, attr.as_mut_ptr(), size_of_val(&attr)) };
-    assert!(object >= 0, "{}: {}", pin.display(), io::Error::last_os_error());
-    unsafe { OwnedFd::from_raw_fd(object as i32) }
-}
-
 /// Removes an instance, see [`Node::restart`] for the wait.
 pub fn uninstall(config: &KernelConfig) {
     let deadline = Instant::now() + WAIT;
@@ -203,153 +180,6 @@ pub fn uninstall(config: &KernelConfig) {
     let instance = config.bpffs.join(&config.instance);
     if instance.exists() {
         left_behind(&instance.display().to_string());
-    }
-}
-
-/// A process in a cgroup and a namespace that makes sockets on demand.
-pub struct Factory {
-    control: OwnedFd,
-    pid: libc::pid_t,
-}
-
-impl Factory {
-    pub fn new(cgroup: &Cgroup, netns: BorrowedFd<'_>) -> Self {
-        let procs = fs::OpenOptions::new().write(true).open(cgroup.0.join("cgroup.procs")).unwrap();
-        let mut pair = [0; 2];
-        assert_eq!(
-            unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, pair.as_mut_ptr()) },
-            0
-        );
-        let netns = netns.as_raw_fd();
-        let parent = unsafe { libc::getpid() };
-        let pid = unsafe { libc::fork() };
-        if pid == 0 {
-            // Between fork and _exit nothing but system calls.
-            unsafe {
-                if libc::setns(netns, libc::CLONE_NEWNET) != 0
-                    || libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1) != 1
-                {
-                    libc::_exit(1);
-                }
-                // Keep nothing of the test's descriptors: a lock or a listener would live on in here.
-                if libc::dup2(pair[1], 3) != 3 || libc::syscall(libc::SYS_close_range, 4, u32::MAX, 0) != 0 {
-                    libc::_exit(1);
-                }
-                make_sockets(3, parent);
-            }
-        }
-        unsafe { libc::close(pair[1]) };
-        Self { control: unsafe { OwnedFd::from_raw_fd(pair[0]) }, pid }
-    }
-
-    pub fn socket(&self, family: i32, kind: i32, protocol: i32) -> Socket {
-        let request = [family, kind, protocol];
-        let sent = unsafe { libc::send(self.control.as_raw_fd(), request.as_ptr().cast(), 12, 0) };
-        assert_eq!(sent, 12, "the factory is gone: {}", io::Error::last_os_error());
-        Socket::from(receive_fd(self.control.as_raw_fd()).unwrap())
-    }
-
-    pub fn tcp(&self, to: IpAddr) -> Socket {
-        let socket = self.socket(family(to), libc::SOCK_STREAM, 0);
-        socket.set_read_timeout(Some(WAIT)).unwrap();
-        socket.set_write_timeout(Some(WAIT)).unwrap();
-        socket
-    }
-
-    pub fn udp(&self, to: IpAddr) -> Socket {
-        let socket = self.socket(family(to), libc::SOCK_DGRAM, 0);
-        socket.set_read_timeout(Some(WAIT)).unwrap();
-        socket
-    }
-
-    pub fn listen(&self, address: SocketAddr) -> Socket {
-        let socket = self.tcp(address.ip());
-        socket.set_reuse_address(true).unwrap();
-        if address.is_ipv6() {
-            socket.set_only_v6(true).unwrap();
-        }
-        socket.bind(&address.into()).unwrap();
-        socket.listen(1024).unwrap();
-        socket
-    }
-}
-
-impl Drop for Factory {
-    fn drop(&mut self) {
-        unsafe {
-            libc::kill(self.pid, libc::SIGKILL);
-            libc::waitpid(self.pid, std::ptr::null_mut(), 0);
-        }
-    }
-}
-
-pub fn family(ip: IpAddr) -> i32 {
-    if ip.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }
-}
-
-unsafe fn make_sockets(control: i32, parent: libc::pid_t) -> ! {
-    unsafe {
-        loop {
-            let mut poll = libc::pollfd { fd: control, events: libc::POLLIN, revents: 0 };
-            if libc::poll(&raw mut poll, 1, 500) == 0 {
-                if libc::getppid() != parent {
-                    libc::_exit(0);
-                }
-                continue;
-            }
-            let mut request = [0i32; 3];
-            if libc::recv(control, request.as_mut_ptr().cast(), 12, 0) != 12 {
-                libc::_exit(0);
-            }
-            let fd = libc::socket(request[0], request[1] | libc::SOCK_CLOEXEC, request[2]);
-            let error = if fd < 0 { *libc::__errno_location() } else { 0 };
-            send_fd(control, fd, error);
-            if fd >= 0 {
-                libc::close(fd);
-            }
-        }
-    }
-}
-
-unsafe fn send_fd(control: i32, fd: i32, error: i32) {
-    unsafe {
-        let mut payload = error;
-        let mut part = libc::iovec { iov_base: (&raw mut payload).cast(), iov_len: 4 };
-        let mut space = [0u64; 4];
-        let mut message: libc::msghdr = MaybeUninit::zeroed().assume_init();
-        message.msg_iov = &raw mut part;
-        message.msg_iovlen = 1;
-        if fd >= 0 {
-            message.msg_control = space.as_mut_ptr().cast();
-            message.msg_controllen = libc::CMSG_SPACE(4) as _;
-            let header = libc::CMSG_FIRSTHDR(&raw const message);
-            (*header).cmsg_level = libc::SOL_SOCKET;
-            (*header).cmsg_type = libc::SCM_RIGHTS;
-            (*header).cmsg_len = libc::CMSG_LEN(4) as _;
-            libc::CMSG_DATA(header).cast::<i32>().write_unaligned(fd);
-        }
-        libc::sendmsg(control, &raw const message, 0);
-    }
-}
-
-fn receive_fd(control: i32) -> io::Result<OwnedFd> {
-    unsafe {
-        let mut payload = 0i32;
-        let mut part = libc::iovec { iov_base: (&raw mut payload).cast(), iov_len: 4 };
-        let mut space = [0u64; 4];
-        let mut message: libc::msghdr = MaybeUninit::zeroed().assume_init();
-        message.msg_iov = &raw mut part;
-        message.msg_iovlen = 1;
-        message.msg_control = space.as_mut_ptr().cast();
-        message.msg_controllen = size_of_val(&space) as _;
-        if libc::recvmsg(control, &raw mut message, libc::MSG_CMSG_CLOEXEC) != 4 {
-            return Err(io::Error::other("the factory process is gone"));
-        }
-        if payload != 0 {
-            return Err(io::Error::from_raw_os_error(payload));
-        }
-        let header = libc::CMSG_FIRSTHDR(&raw const message);
-        Ok(OwnedFd::from_raw_fd(libc::CMSG_DATA(header).cast::<i32>().read_unaligned()))
     }
 }
 
@@ -502,53 +332,6 @@ impl Pod {
             };
             scope.spawn(look).join().unwrap()
         })
-    }
-}
-
-/// Accepts with a deadline.
-pub fn accept(listener: &Socket) -> (Socket, SocketAddr) {
-    let mut poll = libc::pollfd { fd: listener.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    let ready = unsafe { libc::poll(&raw mut poll, 1, WAIT.as_millis() as i32) };
-    assert_eq!(ready, 1, "nobody connected within {WAIT:?}");
-    let (socket, peer) = listener.accept().unwrap();
-    (socket, peer.as_socket().unwrap())
-}
-
-/// True if somebody waits to be accepted or read, without waiting for it.
-pub fn is_ready(socket: &Socket) -> bool {
-    let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
-}
-
-pub fn local(socket: &Socket) -> SocketAddr {
-    socket.local_addr().unwrap().as_socket().unwrap()
-}
-
-pub fn peer(socket: &Socket) -> SocketAddr {
-    socket.peer_addr().unwrap().as_socket().unwrap()
-}
-
-pub fn connect(socket: &Socket, to: SocketAddr) -> io::Result<()> {
-    socket.connect_timeout(&SockAddr::from(to), WAIT)
-}
-
-pub fn errno(result: io::Result<()>) -> i32 {
-    result.err().and_then(|error| error.raw_os_error()).unwrap_or(0)
-}
-
-/// Forgets the peer, as connect with AF_UNSPEC does.
-pub fn disconnect(socket: &Socket) {
-    let nobody: libc::sockaddr = unsafe { MaybeUninit::zeroed().assume_init() };
-    let length = size_of::<libc::sockaddr>() as libc::socklen_t;
-    assert_eq!(unsafe { libc::connect(socket.as_raw_fd(), &raw const nobody, length) }, 0);
-}
-
-/// Sends a byte each way.
-pub fn ping(a: &Socket, b: &Socket) {
-    for (from, to) in [(a, b), (b, a)] {
-        from.send(b"x").unwrap();
-        let mut byte = [MaybeUninit::uninit(); 1];
-        assert_eq!(to.recv(&mut byte).unwrap(), 1);
     }
 }
 

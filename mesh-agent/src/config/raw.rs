@@ -124,11 +124,15 @@ impl Raw {
             let line = format!("--pods-cgroup: {:?} is not a cgroup v2 folder", config.pods_cgroup);
             self.problems.push(Problem { usage: false, line });
         }
-        if normal(&config.agent_cgroup).starts_with(normal(&config.pods_cgroup)) {
-            let line =
-                "--agent-cgroup must not be --pods-cgroup or below it: the agent would capture itself".to_owned();
-            self.problems.push(Problem { usage: false, line });
-        }
+        let (agent, pods) = (normal(&config.agent_cgroup), normal(&config.pods_cgroup));
+        let line = if agent.starts_with(&pods) {
+            "--agent-cgroup must not be --pods-cgroup or below it: the agent would capture itself"
+        } else if pods.starts_with(&agent) {
+            "--pods-cgroup must not be below --agent-cgroup: no pod could be told from the agent"
+        } else {
+            return;
+        };
+        self.problems.push(Problem { usage: false, line: line.to_owned() });
     }
 
     pub(super) fn finish(self, config: Config) -> Result<Config, Problems> {

@@ -108,11 +108,17 @@ fn hardening_b192_unknown_repeated_and_unfinished_flags_are_usage_errors() {
 }
 
 #[test]
-fn an_agent_below_its_pods_is_refused() {
-    let mut flags = good();
-    flags.insert("agent-cgroup", "/sys/fs/cgroup/unified/agent".into());
-    let problems = parse(&flags, &[]).unwrap_err();
-    assert!(problems.lines.iter().any(|line| line.contains("capture itself")), "{problems:?}");
+fn an_agent_below_or_above_its_pods_is_refused() {
+    for (agent, expected) in [
+        ("/sys/fs/cgroup/unified/agent", "capture itself"),
+        ("/sys/fs/cgroup/unified", "capture itself"),
+        ("/sys/fs/cgroup", "told from the agent"),
+    ] {
+        let mut flags = good();
+        flags.insert("agent-cgroup", agent.into());
+        let problems = parse(&flags, &[]).unwrap_err();
+        assert!(problems.lines.iter().any(|line| line.contains(expected)), "{agent}: {problems:?}");
+    }
 }
 
 #[test]

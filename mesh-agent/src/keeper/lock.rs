@@ -55,11 +55,15 @@ fn failed<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> L
 /// Creates the run folder, closed to other users, and takes its lock without waiting.
 pub fn acquire(run_dir: &Path) -> Result<InstanceLock, LockError> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(run_dir).map_err(failed("create", run_dir))?;
-    let owner = fs::metadata(run_dir).map_err(failed("read", run_dir))?.uid();
+    // By descriptor, and not through a link: what is looked at and what is closed must be one and the same folder.
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW);
+    let folder = options.open(run_dir).map_err(failed("open", run_dir))?;
+    let owner = folder.metadata().map_err(failed("read", run_dir))?.uid();
     if owner != nix::unistd::geteuid().as_raw() {
         return Err(LockError::Foreign { folder: run_dir.to_owned(), uid: owner });
     }
-    fs::set_permissions(run_dir, fs::Permissions::from_mode(0o700)).map_err(failed("close to others", run_dir))?;
+    folder.set_permissions(fs::Permissions::from_mode(0o700)).map_err(failed("close to others", run_dir))?;
     let path = run_dir.join("agent.lock");
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
@@ -112,6 +116,17 @@ mod tests {
         assert_eq!(refused, expected);
         drop(first);
         acquire(&run_dir).unwrap();
+    }
+
+    #[test]
+    fn a_link_is_no_run_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let (target, link) = (folder.path().join("target"), folder.path().join("run"));
+        fs::create_dir(&target).unwrap();
+        fs::set_permissions(&target, fs::Permissions::from_mode(0o755)).unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        assert!(matches!(acquire(&link), Err(LockError::Io { what: "open", .. })));
+        assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o755);
     }
 
     #[test]

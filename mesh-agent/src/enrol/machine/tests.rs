@@ -409,8 +409,7 @@ fn random_orders_keep_the_promises() {
     for seed in 0..500 {
         println!("seed {seed}");
         let mut random = StdRng::seed_from_u64(seed);
-        let mut world = World::default();
-        world.captured = BTreeSet::from([1, 4]);
+        let mut world = World { captured: BTreeSet::from([1, 4]), ..World::default() };
         world.apply(adopt("a", 1));
         world.apply(Event::Captured { cookies: vec![1, 4] });
         world.apply(Event::Opened { session: 1 });

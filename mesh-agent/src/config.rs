@@ -3,6 +3,7 @@
 //!
 //! Statuses: 64 when the command line is wrong, 78 when the environment or what a path points to is wrong.
 
+mod ranges;
 mod raw;
 
 use std::ffi::OsString;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use ipnet::IpNet;
 use mesh_core::TrustDomain;
 use mesh_runtime::logging::{Filter, LogFormat};
 
@@ -99,6 +101,8 @@ flags! {
     cluster_id, "cluster-id", "UNDERMESH_CLUSTER_ID";
     /// Network that this node is in [default: none]
     network, "network", "UNDERMESH_NETWORK";
+    /// Ranges of the cluster's pods and services, as CIDR,CIDR: an address inside them that nobody owns is refused instead of passed [default: none]
+    mesh_ranges, "mesh-ranges", "UNDERMESH_MESH_RANGES";
 }
 
 /// Everything the agent was told.
@@ -134,6 +138,8 @@ pub struct Config {
     pub trust_domain: TrustDomain,
     /// DNS domain of the cluster.
     pub cluster_domain: String,
+    /// Ranges of the cluster's pods and services: what is inside and unknown is not the outside.
+    pub mesh_ranges: Vec<IpNet>,
 }
 
 /// The control plane.
@@ -208,6 +214,7 @@ impl Flags {
             workers: raw.parse("workers", Some(&default_workers()), workers, "a number from 1 to 512"),
             trust_domain: raw.parse("trust-domain", Some("cluster.local"), |text| text.parse().ok(), "a trust domain"),
             cluster_domain: raw.parse("cluster-domain", Some("cluster.local"), text, "a DNS domain"),
+            mesh_ranges: raw.ranges("mesh-ranges"),
         };
         raw.cgroups(&config);
         raw.finish(config)
@@ -282,6 +289,7 @@ impl Config {
             ("network", self.control.network.clone()),
             ("trust_domain", self.trust_domain.to_string()),
             ("cluster_domain", self.cluster_domain.clone()),
+            ("mesh_ranges", ranges::text(&self.mesh_ranges)),
             ("run_dir", path(&self.run_dir)),
             ("pods_cgroup", path(&self.pods_cgroup)),
             ("agent_cgroup", path(&self.agent_cgroup)),

@@ -11,24 +11,32 @@
 //! The order matters: the snapshot is published *before* its diff is announced, so whoever reacts to a diff sees a snapshot at least that new, and a
 //! connection that registered itself before loading the snapshot is either rechecked or already saw the new one.
 //!
+//! Whoever needs an address that should be known and is not may ask for it ([`StateHandle::want`]); the answer, if there is one, is an update like any
+//! other.
+//!
 //! Losing the control plane changes nothing here: the last good snapshot stays. Before the first complete answer nothing is decided at all
 //! (`StateHandle::synced_within`), because an absent configuration must deny.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use mesh_core::{Change, Diff, Snapshot, Store};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 
 /// Diffs a slow subscriber may fall behind before it is told to resynchronise from the snapshot. A subscriber never blocks the writer.
 const UPDATE_BACKLOG: usize = 256;
+
+/// Addresses that may wait to be asked for. What does not fit is not asked for: the ordinary push is then soon enough, or never was.
+const WANTED_BACKLOG: usize = 64;
 
 /// The reading side, shared by everything that decides about traffic.
 pub struct StateHandle {
     snapshot: ArcSwap<Snapshot>,
     synced: watch::Sender<bool>,
     updates: broadcast::Sender<Arc<Diff>>,
+    wanted: mpsc::Sender<IpAddr>,
 }
 
 /// The only owner of the [`Store`]: whoever holds it may change the world.
@@ -52,16 +60,18 @@ pub struct Updates {
 }
 
 impl StateHandle {
-    /// An empty, unsynced state and the writer that may fill it.
-    pub fn new() -> (Arc<StateHandle>, StateWriter) {
+    /// An empty, unsynced state, the writer that may fill it, and the addresses that connections wait for.
+    pub fn new() -> (Arc<StateHandle>, StateWriter, mpsc::Receiver<IpAddr>) {
         let store = Store::new();
+        let (want, wanted) = mpsc::channel(WANTED_BACKLOG);
         let handle = Arc::new(StateHandle {
             snapshot: ArcSwap::new(store.snapshot()),
             synced: watch::Sender::new(false),
             updates: broadcast::Sender::new(UPDATE_BACKLOG),
+            wanted: want,
         });
         let writer = StateWriter { store, handle: handle.clone() };
-        (handle, writer)
+        (handle, writer, wanted)
     }
 
     /// The current snapshot, borrowed without touching its reference count. Do not hold it over an await.
@@ -86,6 +96,11 @@ impl StateHandle {
         }
         let mut synced = self.synced.subscribe();
         matches!(tokio::time::timeout(limit, synced.wait_for(|synced| *synced)).await, Ok(Ok(_)))
+    }
+
+    /// Asks the control plane for what owns this address. Never waits; subscribe to [`StateHandle::updates`] first.
+    pub fn want(&self, address: IpAddr) {
+        let _ = self.wanted.try_send(address);
     }
 
     /// Subscribes to changes from now on.
@@ -138,7 +153,7 @@ mod tests {
 
     #[tokio::test]
     async fn hardening_F9_nothing_is_decided_before_the_first_full_configuration() {
-        let (state, mut writer) = StateHandle::new();
+        let (state, mut writer, _) = StateHandle::new();
         writer.apply(vec![workload(1)]);
         assert!(!state.synced_within(Duration::from_millis(20)).await);
         let waiting = tokio::spawn({
@@ -156,7 +171,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_diff_never_precedes_its_snapshot() {
-        let (state, mut writer) = StateHandle::new();
+        let (state, mut writer, _) = StateHandle::new();
         let mut updates = state.updates();
         writer.apply(vec![workload(1)]);
         let Some(Update::Changed(diff)) = updates.next().await else { panic!("no change") };
@@ -165,7 +180,7 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_falls_behind_is_told_to_look_at_everything() {
-        let (state, mut writer) = StateHandle::new();
+        let (state, mut writer, _) = StateHandle::new();
         let mut updates = state.updates();
         for n in 0..2 * UPDATE_BACKLOG {
             writer.apply(vec![workload(n)]);

@@ -147,10 +147,12 @@ fn hardening_B192_B193_a_wrong_command_line_ends_with_every_reason() {
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     let (code, text) = run(&|command| {
-        command.args(["--metrics", "abc", "--workers", "0"]);
+        command.args(["--metrics", "abc", "--workers", "0", "--mesh-ranges", "198.18.0.0/15,198.18.0.1/24"]);
     });
     assert_eq!(code, Some(64));
     assert!(text.contains("--metrics is \"abc\"") && text.contains("--workers is \"0\""), "{text}");
+    let range = "--mesh-ranges is \"198.18.0.1/24\", expected a range without bits after its length: 198.18.0.0/24";
+    assert!(text.contains(range), "{text}");
     let (code, text) = run(&|command| {
         command.arg("--nope");
     });

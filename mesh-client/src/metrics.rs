@@ -35,6 +35,7 @@ pub struct ClientMetrics {
     pub(crate) rejected: Family<Url, Counter>,
     pub(crate) held: Family<Url, Gauge>,
     pub(crate) suspended: Gauge,
+    pub(crate) demands: Counter,
     pub(crate) connected: Gauge,
     pub(crate) last_message: Gauge<f64, AtomicU64>,
     pub(crate) certificates: Family<Outcome, Counter>,
@@ -69,6 +70,11 @@ impl ClientMetrics {
             "undermesh_xds_suspended_removals",
             "Removals held back because one push removed more than half of the mesh",
             m.suspended.clone(),
+        );
+        registry.register(
+            "undermesh_xds_on_demand",
+            "Addresses that a connection waited for and the control plane was asked about",
+            m.demands.clone(),
         );
         registry.register(
             "undermesh_xds_connected",

@@ -1,6 +1,6 @@
 //! Carries the subscription out: one delta ADS stream at a time, kept alive by pings, opened again after a jittered delay whatever ended it.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::IpAddr, sync::Arc, time::Duration};
 
 use mesh_core::Change;
 use mesh_proto::{
@@ -74,13 +74,21 @@ impl End {
 
 /// Subscribes until the future is dropped. The sink runs on a blocking thread, one call at a time: a batch of a hundred thousand resources takes
 /// a second or more, and neither the stream's pings nor whatever else the runtime serves waits for it.
-pub async fn run(config: Arc<ControlConfig>, sink: impl Sink + 'static, metrics: ClientMetrics) -> Infallible {
+///
+/// Addresses that come out of `wanted` are asked for at once; who waits for them hears of the answer from the sink.
+pub async fn run(
+    config: Arc<ControlConfig>,
+    sink: impl Sink + 'static,
+    mut wanted: mpsc::Receiver<IpAddr>,
+    metrics: ClientMetrics,
+) -> Infallible {
     let subscription = Subscription::new(node(&config), config.limits);
     let origin = Instant::now();
     let mut worker = Worker { work: Some(Work { subscription, sink, metrics: metrics.clone(), origin }) };
     let mut backoff = Backoff::new(FIRST_DELAY, LAST_DELAY);
     loop {
-        let mut session = Session { worker: &mut worker, metrics: &metrics, origin, first_message: None };
+        let mut session =
+            Session { worker: &mut worker, wanted: &mut wanted, metrics: &metrics, origin, first_message: None };
         let end = match session.run(&config).await {
             Ok(never) => match never {},
             Err(end) => end,
@@ -104,6 +112,7 @@ pub async fn run(config: Arc<ControlConfig>, sink: impl Sink + 'static, metrics:
 
 struct Session<'a, S> {
     worker: &'a mut Worker<S>,
+    wanted: &'a mut mpsc::Receiver<IpAddr>,
     metrics: &'a ClientMetrics,
     origin: Instant,
     first_message: Option<Instant>,
@@ -141,7 +150,16 @@ impl<S: Sink + 'static> Session<'_, S> {
                     }
                     None => return Err(End::Closed),
                 },
-                () = due => self.worker.run(Work::tick).await?,
+                () = due => for request in self.worker.run(Work::tick).await? {
+                    send(&requests, request).await?;
+                },
+                Some(address) = self.wanted.recv() => {
+                    let name = format!("{}/{address}", config.network);
+                    // A look into a small table: not worth a thread.
+                    if let Some(request) = self.worker.work.as_mut().and_then(|work| work.on_demand(name)) {
+                        send(&requests, request).await?;
+                    }
+                }
             }
         }
     }
@@ -207,14 +225,20 @@ impl<S: Sink> Work<S> {
         reply.into_request()
     }
 
-    fn tick(&mut self) -> Result<(), End> {
+    fn on_demand(&mut self, name: String) -> Option<DeltaDiscoveryRequest> {
+        let request = self.subscription.on_demand(name, self.now_ms())?;
+        self.metrics.demands.inc();
+        Some(request)
+    }
+
+    fn tick(&mut self) -> Result<Vec<DeltaDiscoveryRequest>, End> {
         let now_ms = self.now_ms();
         let due = self.subscription.on_timer(now_ms);
         self.report(&due.alarms);
         if let Err(problem) = self.apply(due.changes) {
             tracing::error!(%problem, "a removal could not be applied");
         }
-        if due.reconnect { Err(End::Recheck) } else { Ok(()) }
+        if due.reconnect { Err(End::Recheck) } else { Ok(due.requests) }
     }
 
     fn apply(&mut self, changes: Vec<Change>) -> Result<(), String> {

@@ -29,6 +29,7 @@ use tonic::Status;
 struct Agent {
     snapshot: Arc<Mutex<Arc<Snapshot>>>,
     metrics: ClientMetrics,
+    want: tokio::sync::mpsc::Sender<std::net::IpAddr>,
     task: JoinHandle<()>,
 }
 
@@ -56,8 +57,10 @@ impl Agent {
             Ok(())
         };
         let counted = metrics.clone();
-        let task = tokio::spawn(async move { match mesh_client::run(Arc::new(config), sink, counted).await {} });
-        Self { snapshot, metrics, task }
+        let (want, wanted) = tokio::sync::mpsc::channel(8);
+        let task =
+            tokio::spawn(async move { match mesh_client::run(Arc::new(config), sink, wanted, counted).await {} });
+        Self { snapshot, metrics, want, task }
     }
 
     fn workloads(&self) -> usize {
@@ -357,4 +360,36 @@ async fn hardening_F14_a_silent_control_plane_is_left_within_35_s() {
     });
     again.await.expect("a new stream within 35 s");
     assert!(start.elapsed() > Duration::from_secs(5), "not by accident");
+}
+
+#[tokio::test]
+async fn an_address_that_a_connection_waits_for_is_asked_for_on_the_open_stream() {
+    let mut server = ControlPlane::start(no_authority()).await;
+    let mut config = ControlConfig { network: "east".into(), ..server.config() };
+    config.limits.demand_ms = 50;
+    let agent = Agent::start(config);
+    let mut stream = server.stream().await;
+    stream.respond(addresses("a", vec![workload(1)])).await;
+    stream.respond(no_policies()).await;
+    until("the state", || agent.is_synced()).await;
+    agent.want.send([198, 18, 0, 7].into()).await.unwrap();
+    let asked = loop {
+        let request = stream.request().await;
+        if !request.resource_names_subscribe.is_empty() {
+            break request;
+        }
+    };
+    assert_eq!(
+        (asked.type_url.as_str(), &*asked.resource_names_subscribe),
+        (ADDRESS_TYPE, &["east/198.18.0.7".to_owned()][..])
+    );
+    stream.respond(addresses("b", vec![workload(7)])).await;
+    until("the answer", || agent.workloads() == 2).await;
+    let taken_back = loop {
+        let request = stream.request().await;
+        if !request.resource_names_unsubscribe.is_empty() {
+            break request;
+        }
+    };
+    assert_eq!(taken_back.resource_names_unsubscribe, ["east/198.18.0.7"]);
 }

@@ -1,9 +1,11 @@
 //! The worker: builds every part, in the order that their invariants ask for, and stops them.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_client::{CertificateManager, ClientMetrics, ControlConfig};
+use mesh_core::Change;
 use mesh_runtime::logging::LogControl;
 use mesh_runtime::metrics::Registry;
 use mesh_runtime::signal::Shutdown;
@@ -16,6 +18,7 @@ use super::{EXIT_CONFIG, EXIT_SYSTEM, EXIT_UNAVAILABLE, Refusal, house, log, rai
 use crate::admin::{self, Admin, Order};
 use crate::bpf::{Kernel, KernelConfig};
 use crate::config::Config;
+use crate::dns::DnsZone;
 use crate::enrol::check::Checker;
 use crate::enrol::machine::Counts;
 use crate::enrol::node::{self, Node};
@@ -89,10 +92,16 @@ async fn serve(config: Config, log: LogControl, keeper: Arc<Keeper>, data: Handl
     let client_metrics = ClientMetrics::new(&mut registry);
 
     let control = Arc::new(control_config(&config));
-    let (state, writer) = StateHandle::new();
+    let (state, mut writer, wanted) = StateHandle::new();
+    if config.mesh_ranges.is_empty() {
+        tracing::warn!(
+            "no --mesh-ranges: an unknown address of the cluster is taken for the outside and reached in plaintext"
+        );
+    }
+    writer.apply(vec![Change::Ranges(config.mesh_ranges.clone())]);
     let certificates = CertificateManager::new(control.clone(), client_metrics.clone())
         .map_err(|error| Refusal::new(EXIT_CONFIG, "certificate client", &error))?;
-    subscribe(control, writer, client_metrics);
+    subscribe(control, writer, wanted, client_metrics);
     let proxy = {
         // The tasks that it starts belong to the data plane.
         let _data = data.enter();
@@ -113,6 +122,10 @@ async fn serve(config: Config, log: LogControl, keeper: Arc<Keeper>, data: Handl
         proxy: proxy.clone(),
         certificates: certificates.clone(),
         data: data.clone(),
+        zone: DnsZone {
+            cluster_domain: config.cluster_domain.to_ascii_lowercase().trim_end_matches('.').into(),
+            network: config.control.network.as_str().into(),
+        },
         trust_domain: config.trust_domain.clone(),
         counts: count_pods(&mut registry, &telemetry),
     };
@@ -216,12 +229,17 @@ fn control_config(config: &Config) -> ControlConfig {
     ControlConfig { server_name, cluster_id: control.cluster_id.clone(), network: control.network.clone(), ..defaults }
 }
 
-fn subscribe(control: Arc<ControlConfig>, mut writer: StateWriter, metrics: ClientMetrics) {
+fn subscribe(
+    control: Arc<ControlConfig>,
+    mut writer: StateWriter,
+    wanted: mpsc::Receiver<IpAddr>,
+    metrics: ClientMetrics,
+) {
     let sink = move |changes| {
         writer.apply(changes);
         Ok(())
     };
-    task::spawn("control stream", async move { match mesh_client::run(control, sink, metrics).await {} });
+    task::spawn("control stream", async move { match mesh_client::run(control, sink, wanted, metrics).await {} });
 }
 
 /// Pods in the metrics: how many are on their way, and how many nobody has claimed. Those that run are counted where they start and stop.

@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use mesh_core::TrustDomain;
 use mesh_runtime::logging::{Filter, LogFormat};
 
-use super::{Config, EXIT_CONFIG, EXIT_USAGE, Problems};
+use super::{Config, EXIT_CONFIG, EXIT_USAGE, Problems, ranges};
 
 /// Where a value came from.
 #[derive(Clone, Debug)]
@@ -100,6 +101,16 @@ impl Raw {
             self.refuse(flag, &text, expected);
             T::placeholder()
         })
+    }
+
+    /// Ranges separated by commas; each wrong one is a problem of its own.
+    pub(super) fn ranges(&mut self, flag: &'static str) -> Vec<IpNet> {
+        let Some(list) = self.text(flag, Some(String::new())) else { return Vec::new() };
+        let (good, bad) = ranges::parse(&list);
+        for (text, expected) in bad {
+            self.refuse(flag, &text, &expected);
+        }
+        good
     }
 
     pub(super) fn path(&mut self, flag: &'static str, default: Option<&str>) -> PathBuf {

@@ -15,6 +15,9 @@ pub struct ProxyConfig {
     pub hold_unsynced: Duration,
     /// How long a connection to an unknown address inside the mesh is held for the configuration to catch up.
     pub hold_unknown: Duration,
+    /// Connections of one pod that may wait so at the same time; more are refused at once. Each one looks again at every change, so a pod that walks
+    /// through addresses must not have many.
+    pub waiting_per_pod: u32,
     /// How long a connection waits for the pod's first certificate.
     pub certificate_wait: Duration,
     /// Deadline for one TCP connect to another node or to the outside.
@@ -38,6 +41,7 @@ impl Default for ProxyConfig {
             network: ArcStr::new(),
             hold_unsynced: Duration::from_secs(10),
             hold_unknown: Duration::from_secs(2),
+            waiting_per_pod: 256,
             certificate_wait: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),
             app_connect_timeout: Duration::from_secs(4),

@@ -41,6 +41,7 @@ pub struct PodContext {
     pub halt: CancellationToken,
     view: ArcSwap<View>,
     tunnels: AtomicU32,
+    waiting: AtomicU32,
     /// The mode that the kernel last accepted. A short lock of the recheck task and of start-up, never taken per connection.
     inbound: Mutex<Option<InboundMode>>,
 }
@@ -57,8 +58,8 @@ pub struct View {
     known: bool,
 }
 
-/// A tunnel's place among the pod's tunnels.
-pub struct TunnelPlace(Arc<PodContext>);
+/// One of the places that a pod has for something; free again when dropped.
+pub struct Place<'a>(&'a AtomicU32);
 
 impl PodContext {
     /// The context of a pod that is about to be served.
@@ -71,6 +72,7 @@ impl PodContext {
             halt: CancellationToken::new(),
             view: ArcSwap::from_pointee(view),
             tunnels: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
             inbound: Mutex::new(None),
             pod,
             shared,
@@ -113,13 +115,13 @@ impl PodContext {
     }
 
     /// A place for one more inbound tunnel; `None` when the pod has its limit.
-    pub fn tunnel_place(self: &Arc<Self>) -> Option<TunnelPlace> {
-        let place = (self.tunnels.fetch_add(1, Ordering::AcqRel) < self.shared.config.tunnels_per_pod)
-            .then(|| TunnelPlace(self.clone()));
-        if place.is_none() {
-            self.tunnels.fetch_sub(1, Ordering::AcqRel);
-        }
-        place
+    pub fn tunnel_place(&self) -> Option<Place<'_>> {
+        Place::take(&self.tunnels, self.shared.config.tunnels_per_pod)
+    }
+
+    /// A place for one more connection that waits for the configuration to know its destination.
+    pub fn waiting_place(&self) -> Option<Place<'_>> {
+        Place::take(&self.waiting, self.shared.config.waiting_per_pod)
     }
 
     /// Takes over what `snapshot` says. Returns whether live connections have to be authorized again: the pod's workload is another one, or `concerns`
@@ -176,9 +178,17 @@ impl PodContext {
     }
 }
 
-impl Drop for TunnelPlace {
+impl<'a> Place<'a> {
+    fn take(taken: &'a AtomicU32, limit: u32) -> Option<Self> {
+        // Made before the comparison, so that what does not fit is given back.
+        let (before, place) = (taken.fetch_add(1, Ordering::AcqRel), Place(taken));
+        (before < limit).then_some(place)
+    }
+}
+
+impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.0.tunnels.fetch_sub(1, Ordering::AcqRel);
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

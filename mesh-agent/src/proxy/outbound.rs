@@ -22,7 +22,7 @@ use super::context::PodContext;
 use super::local;
 use super::reasons::Reason;
 use super::relay::{self, Held};
-use crate::telemetry::{Outcome, Reporter};
+use crate::telemetry::{ConnectionGuard, ConnectionLabels, Outcome, Reporter, Security};
 
 /// One connection of the app.
 pub struct Flow {
@@ -56,7 +56,7 @@ pub async fn serve(context: Arc<PodContext>, app: TcpStream, peer: SocketAddr) {
     };
     match connected {
         Ok(Connected { peer, labels, lease, hairpin }) => {
-            let guard = context.shared.telemetry.open(labels);
+            let guard = opened(&context, labels);
             // A pod that calls itself is also a destination: its policies may cut the connection later.
             let live = hairpin.as_ref().map_or(live, |registration| registration.live());
             relay::run(app.release(), peer, live, guard).await;
@@ -64,9 +64,15 @@ pub async fn serve(context: Arc<PodContext>, app: TcpStream, peer: SocketAddr) {
         }
         Err(failure) => {
             context.refuse(failure.reason, format_args!("{} to {}: {}", flow.client, flow.destination, failure.error));
-            context.shared.telemetry.open(failure.labels).close(Outcome::failed(failure.flags, failure.error));
+            opened(&context, failure.labels).close(Outcome::failed(failure.flags, failure.error));
         }
     }
+}
+
+/// The telemetry of a connection; of both its ends if it never leaves the pod, because no other agent will report the far one.
+fn opened(context: &PodContext, labels: ConnectionLabels) -> ConnectionGuard {
+    let telemetry = &context.shared.telemetry;
+    if labels.security == Security::Kernel { telemetry.open_both_ends(labels) } else { telemetry.open(labels) }
 }
 
 /// Who asks for what. Only the pod itself may speak to its slots; nobody reaches this port but through one.
@@ -110,21 +116,20 @@ async fn connect(context: &Arc<PodContext>, flow: &Flow) -> Result<Connected, Fa
     }
 }
 
-/// The next route. An address that should be known is waited for: the configuration may be a moment behind the pod.
+/// The next route. An address that should be known is asked for and waited for: the configuration may be a moment behind the pod.
 async fn route(context: &PodContext, flow: &Flow, tried: &[ArcStr]) -> Result<Route, Refusal> {
     let first = resolve_now(context, flow, tried);
-    if !matches!(first, Err(Refusal::UnknownMeshAddress(_))) {
-        return first;
-    }
+    let Err(Refusal::UnknownMeshAddress(address)) = first else { return first };
+    let Some(_place) = context.waiting_place() else { return first };
     let deadline = Instant::now() + context.shared.config.hold_unknown;
     let mut updates = context.shared.state.updates();
+    context.shared.state.want(address);
     loop {
         let route = resolve_now(context, flow, tried);
-        if !matches!(route, Err(Refusal::UnknownMeshAddress(_)))
-            || tokio::time::timeout_at(deadline, updates.next()).await.is_err()
-        {
+        if !matches!(route, Err(Refusal::UnknownMeshAddress(_))) {
             return route;
         }
+        let Ok(Some(_)) = tokio::time::timeout_at(deadline, updates.next()).await else { return route };
     }
 }
 

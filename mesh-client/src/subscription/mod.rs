@@ -3,7 +3,8 @@
 //! ```text
 //! on_connected -> initial requests of both types, with the versions of what is held
 //! on_message   -> changes for the store, and the ACK or NACK to send once they are applied
-//! on_timer     -> changes that waited for certainty, or the wish to connect again
+//! on_demand    -> a request about one address that a connection waits for
+//! on_timer     -> changes that waited for certainty, questions to take back, or the wish to connect again
 //! on_end       -> remembers what the next stream must ask
 //! ```
 //!
@@ -11,6 +12,7 @@
 //! new stream says the same. And names that did not fit into the reconnect request are removed only after the new stream has sent everything
 //! and been quiet.
 
+mod demand;
 mod held;
 mod resources;
 #[cfg(test)]
@@ -19,6 +21,7 @@ mod tests;
 use std::collections::{HashMap, HashSet};
 
 use arcstr::ArcStr;
+use demand::Demands;
 use held::Held;
 use mesh_core::{Change, intern::Interner};
 use mesh_proto::{
@@ -48,11 +51,19 @@ pub struct Limits {
     pub hold_ms: u64,
     /// How long a new stream must be quiet before names that it did not mention are gone.
     pub settle_ms: u64,
+    /// How long a question about one address stands. Longer than a connection is held for the answer.
+    pub demand_ms: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { initial_versions_bytes: 16 << 20, guarded_removals: 10, hold_ms: 60_000, settle_ms: 10_000 }
+        Self {
+            initial_versions_bytes: 16 << 20,
+            guarded_removals: 10,
+            hold_ms: 60_000,
+            settle_ms: 10_000,
+            demand_ms: 5_000,
+        }
     }
 }
 
@@ -125,10 +136,12 @@ pub struct Received {
 }
 
 /// What a timer brought.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Due {
     /// To be applied.
     pub changes: Vec<Change>,
+    /// To be sent.
+    pub requests: Vec<DeltaDiscoveryRequest>,
     /// End the stream and open a new one.
     pub reconnect: bool,
     /// To be logged and counted.
@@ -142,6 +155,7 @@ pub struct Subscription {
     limits: Limits,
     addresses: Topic,
     policies: Topic,
+    demands: Demands,
     synced: bool,
 }
 
@@ -150,12 +164,14 @@ impl Subscription {
     #[must_use]
     pub fn new(node: Node, limits: Limits) -> Self {
         let (addresses, policies) = (Topic::new(ADDRESS_TYPE), Topic::new(AUTHORIZATION_TYPE));
-        Self { node, limits, addresses, policies, synced: false }
+        Self { node, limits, addresses, policies, demands: Demands::default(), synced: false }
     }
 
     /// A stream is open: the requests that start it.
     pub fn on_connected(&mut self, now_ms: u64) -> Vec<DeltaDiscoveryRequest> {
         let (node, limits) = (self.node.clone(), self.limits);
+        // The new stream's first answer is about everything.
+        self.demands = Demands::default();
         self.topics().map(|topic| topic.open(node.clone(), limits, now_ms)).into()
     }
 
@@ -164,11 +180,15 @@ impl Subscription {
         let mut reply =
             Reply { type_url: response.type_url.clone(), nonce: response.nonce.clone(), problems: Vec::new() };
         let limits = self.limits;
+        let is_news = !self.demands.are_all_of(&response);
         let Some(topic) = self.topics().into_iter().find(|t| t.type_url == response.type_url) else {
             reply.refuse("this type was not subscribed to".into());
             return Received { changes: Vec::new(), reply, alarms: Vec::new() };
         };
         let (mut changes, mut alarms) = (Vec::new(), Vec::new());
+        if is_news {
+            topic.last_answer_ms = now_ms;
+        }
         topic.receive(response, &limits, now_ms, &mut changes, &mut reply.problems, &mut alarms);
         self.sync(&mut changes);
         Received { changes, reply, alarms }
@@ -184,16 +204,25 @@ impl Subscription {
         self.topics().into_iter().for_each(Topic::close);
     }
 
+    /// Somebody waits for what this address (`network/ip`) is: the question to send, if there is one to ask.
+    pub fn on_demand(&mut self, name: String, now_ms: u64) -> Option<DeltaDiscoveryRequest> {
+        // Before the first answer of a stream everything is on its way already.
+        let asked = self.addresses.answered_here && self.demands.ask(&name, now_ms + self.limits.demand_ms);
+        asked.then(|| demand::subscribe(name))
+    }
+
     /// When `on_timer` is next due.
     #[must_use]
     pub fn next_timer(&self) -> Option<u64> {
-        [&self.addresses, &self.policies].into_iter().filter_map(|topic| topic.next_timer(&self.limits)).min()
+        let topics = [&self.addresses, &self.policies].into_iter().filter_map(|topic| topic.next_timer(&self.limits));
+        topics.chain(self.demands.next_timer()).min()
     }
 
     /// Does what is due.
     pub fn on_timer(&mut self, now_ms: u64) -> Due {
         let (mut due, limits) = (Due::default(), self.limits);
         self.topics().into_iter().for_each(|topic| topic.tick(&limits, now_ms, &mut due));
+        due.requests.extend(self.demands.expire(now_ms).map(demand::unsubscribe));
         self.sync(&mut due.changes);
         due
     }
@@ -317,7 +346,7 @@ impl Topic {
         problems: &mut Vec<String>,
         alarms: &mut Vec<Alarm>,
     ) {
-        (self.answered_here, self.last_answer_ms) = (true, now_ms);
+        self.answered_here = true;
         // A server cuts a state that is too large for one message; the next part follows at once.
         if !self.answered {
             self.complete_at_ms = (response.encoded_len() >= LARGE_MESSAGE).then_some(now_ms + NEXT_PART_MS);

@@ -9,7 +9,13 @@ use mesh_proto::{
 use super::*;
 
 fn limits() -> Limits {
-    Limits { initial_versions_bytes: 1 << 20, guarded_removals: 4, hold_ms: 60_000, settle_ms: 10_000 }
+    Limits {
+        initial_versions_bytes: 1 << 20,
+        guarded_removals: 4,
+        hold_ms: 60_000,
+        settle_ms: 10_000,
+        demand_ms: 5_000,
+    }
 }
 
 fn subscription() -> Subscription {
@@ -367,4 +373,59 @@ fn names_are_shared_with_what_the_store_keeps() {
     let Change::Workload(w) = &received.changes[0] else { panic!("a workload") };
     let (name, _) = s.addresses.held.get_key_value(uid(1).as_str()).unwrap();
     assert!(ArcStr::ptr_eq(name, &w.uid));
+}
+
+#[test]
+fn an_address_that_is_waited_for_is_asked_for_once_and_taken_back() {
+    let mut s = with_workloads(2);
+    let request = s.on_demand("/198.18.0.9".into(), 1_000).unwrap();
+    assert_eq!(
+        (request.type_url.as_str(), request.resource_names_subscribe),
+        (ADDRESS_TYPE, vec!["/198.18.0.9".to_owned()])
+    );
+    assert!(request.response_nonce.is_empty() && request.node.is_none(), "neither an answer nor a new stream");
+    assert_eq!(s.on_demand("/198.18.0.9".into(), 2_000), None, "asked already");
+    // The answer is a resource like any other.
+    assert_eq!(words(&s.on_message(addresses(vec![workload(9)], vec![]), 2_000).changes), ["+cart-9"]);
+    assert_eq!(s.next_timer(), Some(6_000));
+    assert!(s.on_timer(5_999).requests.is_empty());
+    let back = s.on_timer(6_000).requests;
+    assert_eq!(back.len(), 1);
+    assert_eq!(back[0].resource_names_unsubscribe, ["/198.18.0.9"]);
+    assert!(s.on_timer(6_000).requests.is_empty() && s.next_timer().is_none());
+    assert!(s.on_demand("/198.18.0.9".into(), 6_000).is_some(), "and may be asked again");
+}
+
+#[test]
+fn questions_are_few_and_end_with_their_stream() {
+    let mut s = with_workloads(2);
+    let asked = (0..1_000).filter(|n| s.on_demand(format!("/198.18.1.{n}"), 0).is_some()).count();
+    assert_eq!(asked, 256);
+    s.on_end(false);
+    s.on_connected(1);
+    assert_eq!(s.on_demand("/198.18.1.1".into(), 1), None, "the first answer is on its way");
+    s.on_message(addresses(vec![], vec![]), 2);
+    assert!(s.on_demand("/198.18.1.1".into(), 2).is_some());
+}
+
+/// A pod that walks through addresses must not keep the stream from ever being quiet.
+#[test]
+fn hardening_F13_answers_that_nobody_is_there_are_no_news() {
+    let mut s = Subscription::new(Node::default(), Limits { initial_versions_bytes: 250, ..limits() });
+    s.on_connected(0);
+    s.on_message(addresses((0..20).map(workload).collect(), vec![]), 0);
+    s.on_message(policies(vec![]), 0);
+    s.on_end(false);
+    // Most names do not fit into the request, so they are settled by silence.
+    s.on_connected(1_000);
+    s.on_message(addresses((0..18).map(workload).collect(), vec![]), 1_000);
+    let settled = s.next_timer().unwrap();
+    s.on_demand("/198.18.1.1".into(), 5_000).unwrap();
+    let answer = s.on_message(addresses(vec![], vec!["/198.18.1.1".into()]), 6_000);
+    assert!(answer.changes.is_empty());
+    s.on_timer(10_000);
+    assert_eq!(s.next_timer(), Some(settled));
+    // What is not only such an answer is news.
+    s.on_message(addresses(vec![workload(0)], vec![]), 10_500);
+    assert_eq!(s.next_timer(), Some(20_500));
 }

@@ -1,14 +1,14 @@
 //! `lab dns`: the cluster's DNS server, over UDP and TCP, from a text file of records (`name address...`), read afresh when it
 //! changes. Knows nothing of the mesh: what it answers is what a cluster answers.
 use anyhow::{Context, Result};
-use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
+use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA};
-use hickory_proto::rr::{RData, Record, RecordType};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Serves forever.
 pub fn run(listen: SocketAddr, records: PathBuf) -> Result<()> {
@@ -29,6 +29,35 @@ pub fn run(listen: SocketAddr, records: PathBuf) -> Result<()> {
             let _ = udp.send_to(&answer, from);
         }
     }
+}
+
+/// Sends `count` queries for `name` to the first nameserver of this pod without waiting for answers, and prints what came of it.
+pub fn flood(name: &str, count: u32) -> Result<()> {
+    let resolvers = std::fs::read_to_string("/etc/resolv.conf").context("read resolv.conf")?;
+    let server = resolvers.lines().find_map(|line| line.strip_prefix("nameserver ")).context("no nameserver")?;
+    let server: IpAddr = server.trim().parse().context("nameserver")?;
+    let socket = UdpSocket::bind("0.0.0.0:0").context("bind")?;
+    socket.connect((server, 53)).context("connect")?;
+    socket.set_nonblocking(true).context("non-blocking")?;
+    let mut query = Message::new(0, MessageType::Query, OpCode::Query);
+    query.metadata.recursion_desired = true;
+    query.add_query(Query::query(Name::from_ascii(name).context("name")?, RecordType::A));
+    let mut query = query.to_vec().context("encode query")?;
+    println!("started");
+    let (start, mut sent, mut answered, mut buffer) = (Instant::now(), 0_u32, 0_u32, [0; 512]);
+    while sent < count {
+        query[..2].copy_from_slice(&(sent as u16).to_be_bytes());
+        match socket.send(&query) {
+            Ok(_) => sent += 1,
+            Err(e) if e.kind() == ErrorKind::WouldBlock => std::thread::yield_now(),
+            Err(e) => return Err(e).context("send query"),
+        }
+        while socket.recv(&mut buffer).is_ok() {
+            answered += 1;
+        }
+    }
+    println!("{}", serde_json::json!({ "sent": sent, "answered": answered, "ms": start.elapsed().as_millis() as u64 }));
+    Ok(())
 }
 
 fn serve_stream(mut stream: std::net::TcpStream, records: &Path) {

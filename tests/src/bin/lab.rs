@@ -119,6 +119,12 @@ enum Program {
     /// Compare how both ends see connections end.
     #[command(subcommand)]
     Ends(Ends),
+    /// Ask the pod's nameserver for a name many times, as fast as it goes.
+    Flood {
+        name: String,
+        #[arg(long, default_value_t = 100_000)]
+        count: u32,
+    },
     /// Measure; see the parts.
     #[command(subcommand)]
     Load(Load),
@@ -227,6 +233,7 @@ fn main() -> Result<()> {
         }
         Program::Ends(Ends::Serve { port }) => return ends::serve(port),
         Program::Ends(Ends::Play { target, rounds }) => ends::play(target, rounds)?,
+        Program::Flood { name, count } => return dns::flood(&name, count),
         Program::Load(load) => return run_load(load),
     };
     std::process::exit(code)

@@ -25,7 +25,7 @@ pub struct Agent {
 
 impl Agent {
     /// The command line for `node`.
-    pub fn program(node: &Node, control: &Control, instance: &str, args: &[String]) -> Result<Program> {
+    pub fn program(node: &Node, control: &Control, instance: &str, ranges: &str, args: &[String]) -> Result<Program> {
         Ok(Program::ours(format!("agent-{}", node.name), "mesh-agent")?
             .args(["--node", &node.name, "--instance", instance, "--control"])
             .arg(format!("{}:15012", plan::control()))
@@ -39,6 +39,7 @@ impl Agent {
             .arg(node.pods_cgroup())
             .arg("--agent-cgroup")
             .arg(node.cgroup.join("agent"))
+            .args(["--mesh-ranges", ranges])
             .args(args)
             .netns(&node.netns)
             .cgroup(node.cgroup.join("system")))

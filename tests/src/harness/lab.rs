@@ -148,7 +148,8 @@ impl Lab {
     /// The command line that `start_agent` uses, for tests that change it.
     pub fn agent_program(&self, node: &Node) -> Result<Program> {
         let instance = format!("{}-{}", self.run, node.name);
-        Agent::program(node, &self.control, &instance, &self.config.agent_args)
+        let ranges = plan::mesh_ranges(self.config.nodes);
+        Agent::program(node, &self.control, &instance, &ranges, &self.config.agent_args)
     }
 
     /// Starts an agent with another command line; the caller owns it.

@@ -44,6 +44,15 @@ pub fn service(k: u16) -> Dual {
     Dual { v4: Ipv4Addr::new(198, 19, high, low), v6: Ipv6Addr::new(0xfd00, 0x198, 0xffff, 0, 0, 0, 0, 20 + k) }
 }
 
+/// The ranges of the pods of nodes 1 to `nodes` and of the services, for `--mesh-ranges`. The nodes' own addresses and the outside are in none.
+pub fn mesh_ranges(nodes: u8) -> String {
+    let mut ranges = vec!["198.19.0.0/16".to_owned(), "fd00:198:ffff::/64".to_owned()];
+    for n in 1..=nodes {
+        ranges.extend([format!("198.18.{n}.0/24"), format!("fd00:198:{n:x}::/64")]);
+    }
+    ranges.join(",")
+}
+
 /// The cluster DNS service.
 pub const DNS: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 10);
 

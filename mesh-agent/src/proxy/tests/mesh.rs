@@ -6,7 +6,7 @@ use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use mesh_core::service::{ServiceAddress, ServicePort};
@@ -75,7 +75,9 @@ pub struct FakeKernel {
     pub modes: Mutex<HashMap<u64, InboundMode>>,
     /// Set: the agent's plaintext port stands for this port of the app.
     pub steered: Mutex<Option<u16>>,
-    pub client_map_full: std::sync::atomic::AtomicBool,
+    pub client_map_full: AtomicBool,
+    /// Set: the app of a connected socket sees the agent's own address.
+    pub client_hidden: AtomicBool,
 }
 
 impl FakeKernel {
@@ -104,6 +106,10 @@ impl Interception for FakeKernel {
         }
         self.clients.lock().push(client);
         Ok(())
+    }
+
+    fn client_shown(&self, _socket: BorrowedFd<'_>) -> bool {
+        !self.client_hidden.load(Ordering::Relaxed)
     }
 
     fn set_inbound(&self, cookie: u64, mode: &InboundMode) -> std::io::Result<()> {
@@ -176,6 +182,8 @@ pub struct Node {
     pub shared: Arc<ProxyShared>,
     pub kernel: Arc<FakeKernel>,
     writer: Mutex<StateWriter>,
+    /// Addresses that the control plane was asked about.
+    pub wanted: Mutex<tokio::sync::mpsc::Receiver<IpAddr>>,
     pub state: Arc<StateHandle>,
     log: Arc<Mutex<Vec<u8>>>,
     telemetry: Telemetry,
@@ -199,7 +207,7 @@ impl Node {
     pub fn start(name: &str, authority: &Arc<Authority>, adjust: impl FnOnce(&mut ProxyConfig)) -> Node {
         let mut config = ProxyConfig { node: name.into(), ..ProxyConfig::default() };
         adjust(&mut config);
-        let (state, writer) = StateHandle::new();
+        let (state, writer, wanted) = StateHandle::new();
         let kernel = Arc::new(FakeKernel::default());
         let mut registry = Registry::default();
         let log = Arc::new(Mutex::new(Vec::new()));
@@ -214,7 +222,7 @@ impl Node {
             telemetry.clone(),
             &mut registry,
         );
-        Node { shared, kernel, writer: Mutex::new(writer), state, log, telemetry, registry }
+        Node { shared, kernel, writer: Mutex::new(writer), wanted: Mutex::new(wanted), state, log, telemetry, registry }
     }
 
     pub fn apply(&self, changes: Vec<Change>) {

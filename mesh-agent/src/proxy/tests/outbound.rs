@@ -164,12 +164,43 @@ async fn hardening_B64_a_pod_that_is_its_own_endpoint_reaches_itself_once() {
     let mut app = pair.client.connect(pair.service_address()).await;
     exchange(&mut app, "to myself").await;
     assert_eq!(served.load(std::sync::atomic::Ordering::SeqCst), 1);
+    drop(app);
+    eventually("closed", || pair.client.live() == 0).await;
+    // Both ends are reported, with what was really checked: the kernel told who calls, no TLS did.
+    let metrics = pair.near.metrics();
+    for reporter in ["source", "destination"] {
+        for (family, value) in
+            [("connections_opened", 1), ("connections_closed", 1), ("received_bytes", 9), ("sent_bytes", 9)]
+        {
+            let line = metrics
+                .lines()
+                .find(|line| line.starts_with(&format!("istio_tcp_{family}_total{{reporter=\"{reporter}\"")))
+                .unwrap_or_else(|| panic!("{family} by the {reporter} in {metrics}"));
+            for part in [
+                "connection_security_policy=\"kernel\"",
+                "source_principal=\"spiffe://cluster.local/ns/bookinfo/sa/client\"",
+                "destination_principal=\"spiffe://cluster.local/ns/bookinfo/sa/client\"",
+                "destination_service=\"server.bookinfo.svc.cluster.local\"",
+            ] {
+                assert!(line.contains(part), "{part} in {line}");
+            }
+            assert!(line.ends_with(&format!("}} {value}")), "{line}");
+        }
+    }
+    let mut app = pair.client.connect(pair.service_address()).await;
+    exchange(&mut app, "again").await;
     // As a destination the pod obeys its policies, also while the connection lives.
     pair.apply(vec![Change::Policy(deny_all())]);
     expect_reset(&mut app).await;
     pair.client.expect_refused(pair.service_address()).await;
     assert_eq!(pair.near.refused(Reason::Denied), 1);
-    assert_eq!(served.load(std::sync::atomic::Ordering::SeqCst), 1);
+    assert_eq!(served.load(std::sync::atomic::Ordering::SeqCst), 2);
+    for reporter in ["source", "destination"] {
+        let failed = format!("istio_tcp_connections_failed_total{{reporter=\"{reporter}\"");
+        let metrics = pair.near.metrics();
+        let line = metrics.lines().find(|line| line.starts_with(&failed)).expect("both ends report the denial");
+        assert!(line.contains("response_flags=\"DENY\""), "{line}");
+    }
 }
 
 fn deny_all() -> mesh_core::Policy {
@@ -231,6 +262,9 @@ async fn an_unknown_address_of_the_mesh_is_held_then_refused() {
     let address = SocketAddr::new(v4(7), APP);
     pair.client.expect_refused(address).await;
     assert_eq!(pair.near.refused(Reason::UnknownMeshAddress), 1);
+    // Meanwhile the control plane was asked, once.
+    assert_eq!(pair.near.wanted.lock().try_recv(), Ok(address.ip()));
+    assert!(pair.near.wanted.lock().try_recv().is_err());
 
     let pair = Pair::start().await;
     let mut app = pair.client.connect(address).await;
@@ -239,6 +273,49 @@ async fn an_unknown_address_of_the_mesh_is_held_then_refused() {
     late.echo(APP, "");
     pair.apply(vec![Change::Workload(late.workload())]);
     exchange(&mut app, "better late").await;
+}
+
+/// A pod that walks through addresses holds no more than its share, and nothing of anybody else's.
+#[tokio::test(flavor = "multi_thread")]
+async fn hardening_9_11_few_connections_wait_for_unknown_addresses() {
+    let pair = Pair::with(|config| {
+        config.waiting_per_pod = 2;
+        config.hold_unknown = DEADLINE;
+    })
+    .await;
+    pair.server.echo(APP, "");
+    let mut held = Vec::new();
+    for last in [100, 101] {
+        held.push(pair.client.connect(SocketAddr::new(v4(last), APP)).await);
+    }
+    eventually("two are held", || pair.client.live() == 2).await;
+    pair.client.expect_refused(SocketAddr::new(v4(102), APP)).await;
+    assert_eq!(pair.near.refused(Reason::UnknownMeshAddress), 1);
+    let mut app = pair.client.connect(pair.service_address()).await;
+    exchange(&mut app, "known").await;
+    // The app that gives up is noticed at the end of the wait at the latest; a pod that goes takes its places along.
+    pair.apply(vec![Change::Ranges(Vec::new())]);
+    eventually("nothing waits", || pair.near.refused(Reason::Upstream) == 2).await;
+}
+
+/// Several accounts may serve one service; what is reported is the one that proved itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reported_identity_is_the_proven_one() {
+    let pair = Pair::start().await;
+    pair.server.echo(APP, "");
+    // The workload's description is a moment behind: its account has changed, the service allows both.
+    let mut behind = serving(pair.server.workload());
+    behind.service_account = "former".into();
+    let allowing = Service { subject_alt_names: vec![identity("server"), identity("third")], ..service() };
+    pair.near.apply(vec![Change::Workload(behind), Change::Service(allowing)]);
+    let mut app = pair.client.connect(pair.service_address()).await;
+    exchange(&mut app, "hello").await;
+    drop(app);
+    eventually("closed", || pair.client.live() == 0).await;
+    let (log, metrics) = (pair.near.log(), pair.near.metrics());
+    assert!(log.contains("dst.identity=\"spiffe://cluster.local/ns/bookinfo/sa/server\""), "{log}");
+    assert!(metrics.contains("destination_principal=\"spiffe://cluster.local/ns/bookinfo/sa/server\""), "{metrics}");
+    assert!(!log.contains("sa/former") && !metrics.contains("sa/former"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -153,8 +153,9 @@ async fn a_tunnel_serves_its_own_key_only() {
     assert_eq!(lab.pool.stats().keys, 8);
     drop(held);
     // Purges take exactly what they name, streams included.
-    assert_eq!(lab.pool.purge_destination("server-1", Some(2)), 6);
-    assert_eq!(lab.pool.purge_destination("server-2", None), 1);
+    let former = |key: &TunnelKey| key.destination_uid == "server-1" && key.destination_generation < 2;
+    assert_eq!(lab.pool.purge(former), 6);
+    assert_eq!(lab.pool.purge(|key| key.destination_uid == "server-2"), 1);
     assert_eq!(lab.pool.stats().keys, 1);
     assert_eq!(lab.pool.purge_source("client-2"), 0);
     assert_eq!(lab.pool.purge_source("client-1"), 1);
@@ -180,7 +181,7 @@ async fn a_purge_cuts_streams_and_a_dial_under_way() {
         pool.connect(&key, certificate, dial, ConnectRequest::to("127.0.0.1:1".parse().unwrap())).await
     });
     until("dial", || lab.pool.stats().dialing == 1).await;
-    lab.pool.purge_destination("server-1", None);
+    lab.pool.purge(|key| key.destination_uid == "server-1");
     go.send(()).unwrap();
     assert!(soon("end", waiter).await.unwrap().is_err());
     assert_eq!(lab.pool.stats(), PoolStats::default());

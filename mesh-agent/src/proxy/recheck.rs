@@ -7,7 +7,8 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use mesh_core::{Connection, Diff, Snapshot, Workload, authorize};
+use mesh_core::{Connection, Snapshot, Workload, authorize};
+use mesh_transport::hbone::TunnelKey;
 
 use super::connections::{CutReason, Direction, Live};
 use super::context::PodContext;
@@ -51,58 +52,60 @@ async fn apply(shared: &Arc<ProxyShared>, update: Option<&Update>) -> bool {
         in_step &= context.sync_inbound(&snapshot);
         tokio::task::yield_now().await;
     }
-    if let Some(Update::Changed(diff)) = update {
-        purge_tunnels(shared, &snapshot, diff);
+    if let Some(update) = update {
+        purge_tunnels(shared, update);
     }
     in_step
 }
 
 /// Closes tunnels to workloads that are gone or whose address has another owner now: a tunnel must never outlive the pairing of address and pod.
-fn purge_tunnels(shared: &ProxyShared, snapshot: &Snapshot, diff: &Diff) {
-    if shared.pool.stats().tunnels == 0 {
-        return;
+fn purge_tunnels(shared: &ProxyShared, update: &Update) {
+    let touched = |key: &TunnelKey| match update {
+        Update::Changed(diff) => {
+            diff.workloads.contains(&key.destination_uid) || diff.addresses.contains(&key.destination.ip())
+        }
+        Update::Resync => true,
+    };
+    // By the newest snapshot, which is at least as new as the one that any tunnel in the pool was made by.
+    let closed = shared.pool.purge(|key| touched(key) && !is_current(&shared.state.snapshot(), key));
+    if closed > 0 {
+        tracing::info!(closed, "tunnels closed: their workloads are gone or their addresses changed owner");
     }
-    for uid in &diff.workloads {
-        let workload = snapshot.workload_by_uid(uid);
-        if workload.is_some_and(|workload| workload.addresses.iter().all(|ip| !diff.addresses.contains(ip))) {
-            continue;
-        }
-        let generation = workload.and_then(|workload| {
-            let owned = workload
-                .addresses
-                .iter()
-                .filter_map(|ip| snapshot.owner(&workload.network, ip))
-                .filter(|owner| owner.workload.uid == *uid);
-            owned.map(|owner| owner.generation).min()
-        });
-        let closed = shared.pool.purge_destination(uid, generation);
-        if closed > 0 {
-            tracing::info!(%uid, closed, "tunnels closed: the workload is gone or its address changed owner");
-        }
+}
+
+/// Whether the workload that the tunnel was made to still has its address, and has had it all the time.
+fn is_current(snapshot: &Snapshot, key: &TunnelKey) -> bool {
+    let Some(workload) = snapshot.workload_by_uid(&key.destination_uid) else { return false };
+    let ip = key.destination.ip();
+    match snapshot.owner(&workload.network, &ip).filter(|owner| owner.workload.uid == key.destination_uid) {
+        Some(owner) => owner.generation == key.destination_generation,
+        // Nobody owns an address of the host network.
+        None => key.destination_generation == 0 && workload.addresses.contains(&ip),
     }
 }
 
 /// Authorizes every inbound connection of the pod again and cuts those that are denied now.
+///
+/// Changes go on meanwhile: a connection may have been opened under a configuration newer than `snapshot`. So what is denied is looked at once more by
+/// the newest, which is at least as new as any that a connection in the registry was allowed by.
 fn cut_denied(context: &Arc<PodContext>, snapshot: &Snapshot) {
-    let workload = context.workload(snapshot);
     context.connections.for_each(|live| {
-        if live.endpoints.direction == Direction::Outbound {
+        if live.endpoints.direction == Direction::Outbound || denial(context, snapshot, live).is_none() {
             return;
         }
-        let Some(workload) = workload else {
-            context.refuse(Reason::UnknownWorkload, format_args!("connection from {} cut", live.endpoints.source));
-            live.end(CutReason::WorkloadGone);
-            return;
-        };
-        let verdict = authorize(snapshot, workload, &as_connection(live));
-        if !verdict.is_allowed() {
-            context.refuse(
-                Reason::DeniedLater,
-                format_args!("connection from {} cut: {}", live.endpoints.source, verdict.decision),
-            );
-            live.end(CutReason::Denied);
-        }
+        let Some((cut, reason, why)) = denial(context, &context.shared.state.snapshot(), live) else { return };
+        context.refuse(reason, format_args!("connection from {} cut: {why}", live.endpoints.source));
+        live.end(cut);
     });
+}
+
+/// Why the connection may not go on.
+fn denial(context: &PodContext, snapshot: &Snapshot, live: &Live) -> Option<(CutReason, Reason, String)> {
+    let Some(workload) = context.workload(snapshot) else {
+        return Some((CutReason::WorkloadGone, Reason::UnknownWorkload, "the pod is not known any more".into()));
+    };
+    let verdict = authorize(snapshot, workload, &as_connection(live));
+    (!verdict.is_allowed()).then(|| (CutReason::Denied, Reason::DeniedLater, verdict.decision.to_string()))
 }
 
 /// A live connection as the authorization sees it.

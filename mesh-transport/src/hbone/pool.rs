@@ -309,19 +309,13 @@ impl Pool {
         receiver
     }
 
-    /// Closes every tunnel to this workload, or only those of generations before `generation`. Returns how many.
-    pub fn purge_destination(&self, uid: &str, generation: Option<u64>) -> usize {
-        self.purge(|key| {
-            key.destination_uid == uid && generation.is_none_or(|generation| key.destination_generation < generation)
-        })
-    }
-
     /// Closes every tunnel of this source pod, streams included. Returns how many.
     pub fn purge_source(&self, uid: &str) -> usize {
         self.purge(|key| key.source_uid == uid)
     }
 
-    fn purge(&self, matches: impl Fn(&TunnelKey) -> bool) -> usize {
+    /// Closes every tunnel whose key `matches`, streams included. Returns how many. No other use of the pool goes on meanwhile.
+    pub fn purge(&self, matches: impl Fn(&TunnelKey) -> bool) -> usize {
         let mut table = self.shared.table.lock();
         let mut purged = Vec::new();
         table.entries.retain(|key, entry| {

@@ -5,10 +5,12 @@
 
 mod hostile;
 mod inbound;
+mod loops;
 mod mesh;
 mod net;
 mod outbound;
 mod plaintext;
 mod policy;
+mod reuse;
 mod size;
 mod streams;

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -28,6 +29,11 @@ impl Netns {
         self.0.try_clone().unwrap()
     }
 
+    /// The same namespace again.
+    pub fn duplicate(&self) -> Netns {
+        Netns(self.descriptor())
+    }
+
     /// Runs `work` inside.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
@@ -47,7 +53,12 @@ impl Netns {
             if address.is_ipv6() {
                 socket.set_only_v6(true).unwrap();
             }
-            socket.bind(&address.into()).unwrap_or_else(|error| panic!("bind {address}: {error}"));
+            // A listener that was just closed lives on for a moment in processes that are being started by other tests.
+            let started = Instant::now();
+            while let Err(error) = socket.bind(&address.into()) {
+                assert!(started.elapsed() < Duration::from_secs(5), "bind {address}: {error}");
+                std::thread::yield_now();
+            }
             socket.listen(128).unwrap();
             socket.into()
         })

@@ -146,6 +146,8 @@ async fn tunnel(context: &PodContext, flow: &Flow, upstream: Upstream) -> Result
     match context.shared.pool.connect(&key, certificate, dial, request(context, flow, &upstream)).await {
         Ok((stream, _)) => {
             report(context, &upstream, true);
+            // Of the identities that may answer, the one that did.
+            let labels = ConnectionLabels { destination_identity: Some(stream.peer().clone()), ..labels };
             Ok(Connected { peer: CopyPeer::Hbone(stream), labels, lease: upstream.lease, hairpin: None })
         }
         Err(error) => Err(tunnel_failure(context, &upstream, labels, &error)),
@@ -201,7 +203,7 @@ fn flags_of(error: &HboneError) -> ResponseFlags {
 /// The pod was chosen as the endpoint of its own call. Its own address is not captured, so there is no tunnel to take: its policies are asked here and
 /// the connection is made inside the pod.
 async fn hairpin(context: &Arc<PodContext>, flow: &Flow, upstream: Upstream) -> Result<Connected, Failure> {
-    let labels = upstream_labels(context, flow, &upstream, Security::Unknown);
+    let labels = upstream_labels(context, flow, &upstream, Security::Kernel);
     let fail = |reason, error: String| {
         let flags = if reason == Reason::Denied { ResponseFlags::Deny } else { ResponseFlags::Connect };
         Failure {
@@ -220,9 +222,8 @@ async fn hairpin(context: &Arc<PodContext>, flow: &Flow, upstream: Upstream) -> 
     };
     let registration =
         context.connections.register(endpoints).map_err(|full| fail(Reason::ConnectionLimit, full.to_string()))?;
-    let permit =
-        deliver::authorize(context, &context.shared.state.snapshot(), registration.live()).map(|(permit, _)| permit);
-    let permit = permit.map_err(|refused| fail(refused.reason, refused.why))?;
+    let (permit, _) =
+        deliver::authorize(context, registration.live()).map_err(|refused| fail(refused.reason, refused.why))?;
     match deliver::connect(permit, context, upstream.target, flow.client).await {
         Ok(stream) => {
             report(context, &upstream, true);
@@ -269,10 +270,13 @@ fn labels(context: &PodContext, flow: &Flow, destination: SocketAddr) -> Connect
 
 fn upstream_labels(context: &PodContext, flow: &Flow, upstream: &Upstream, security: Security) -> ConnectionLabels {
     let tunnelled = security == Security::MutualTls;
+    let identified = security != Security::Unknown;
+    // Who may answer is who answers only if there is one.
+    let certain = identified && (!tunnelled || upstream.expected.len() == 1);
     ConnectionLabels {
-        source_identity: tunnelled.then(|| context.pod.identity.clone()),
+        source_identity: identified.then(|| context.pod.identity.clone()),
         destination: Peer::Workload(upstream.workload.clone()),
-        destination_identity: tunnelled.then(|| upstream.workload.identity()),
+        destination_identity: certain.then(|| upstream.workload.identity()),
         service: upstream.service.clone(),
         security,
         hbone_target: tunnelled.then_some(upstream.target),

@@ -8,11 +8,12 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use mesh_core::Workload;
 use mesh_core::authorize::authorize as evaluate;
-use mesh_core::{Snapshot, Workload};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
-use super::connections::Live;
+use super::connections::{CutReason, Live};
 use super::context::{PodContext, family_of, within};
 use super::reasons::Reason;
 use super::recheck::as_connection;
@@ -28,25 +29,58 @@ pub struct Refused {
     pub why: String,
 }
 
-/// Decides by `snapshot`, which must have been loaded after `live` was registered: a policy published later finds the connection in the registry.
-pub fn authorize<'a>(
-    context: &PodContext,
-    snapshot: &'a Snapshot,
-    live: &Live,
-) -> Result<(Permit, &'a Arc<Workload>), Refused> {
-    let Some(workload) = context.workload(snapshot) else {
+impl Refused {
+    /// A connection that was told to end between its registration and its answer: a policy arrived in between, or the pod is going.
+    pub fn cut_early(live: &Live) -> Refused {
+        match live.cut_reason() {
+            Some(CutReason::Denied) => {
+                Refused { reason: Reason::Denied, why: "denied by a policy that arrived meanwhile".into() }
+            }
+            reason => Refused { reason: Reason::Stopping, why: reason.map_or("cut", CutReason::as_str).into() },
+        }
+    }
+}
+
+/// Decides as soon as it can be decided: the configuration has arrived, and shows this pod. A peer may hear of a new pod a moment before the pod's own
+/// agent does, so that is waited for too, a bounded time.
+pub async fn admit(context: &PodContext, live: &Live) -> Result<(Permit, Arc<Workload>), Refused> {
+    let shared = &context.shared;
+    if !shared.state.synced_within(shared.config.hold_unsynced).await {
+        return Err(Refused { reason: Reason::NotSynced, why: "no configuration yet".into() });
+    }
+    match authorize(context, live) {
+        Err(Refused { reason: Reason::UnknownWorkload, .. }) => Box::pin(admit_when_known(context, live)).await,
+        decided => decided,
+    }
+}
+
+async fn admit_when_known(context: &PodContext, live: &Live) -> Result<(Permit, Arc<Workload>), Refused> {
+    let Some(_place) = context.waiting_place() else { return authorize(context, live) };
+    let deadline = Instant::now() + context.shared.config.hold_unknown;
+    let mut updates = context.shared.state.updates();
+    loop {
+        let decided = authorize(context, live);
+        let Err(Refused { reason: Reason::UnknownWorkload, .. }) = decided else { return decided };
+        let Ok(Some(_)) = tokio::time::timeout_at(deadline, updates.next()).await else { return decided };
+    }
+}
+
+/// Decides by the current snapshot, which is loaded here, after `live` was registered: a policy published later finds the connection in the registry.
+pub fn authorize(context: &PodContext, live: &Live) -> Result<(Permit, Arc<Workload>), Refused> {
+    let snapshot = context.shared.state.snapshot();
+    let Some(workload) = context.workload(&snapshot) else {
         return Err(Refused {
             reason: Reason::UnknownWorkload,
             why: "the configuration does not show this pod under its address".into(),
         });
     };
-    let verdict = evaluate(snapshot, workload, &as_connection(live));
+    let verdict = evaluate(&snapshot, workload, &as_connection(live));
     if !verdict.dry_run.is_empty() {
         let would: Vec<_> = verdict.dry_run.iter().map(ToString::to_string).collect();
         tracing::info!(source = %live.endpoints.source, destination = %live.endpoints.destination, policies = would.join(","), "dry-run policies would deny");
     }
     if verdict.is_allowed() {
-        return Ok((Permit(()), workload));
+        return Ok((Permit(()), workload.clone()));
     }
     Err(Refused { reason: Reason::Denied, why: verdict.decision.to_string() })
 }
@@ -69,9 +103,16 @@ pub async fn connect(
         .interception
         .set_client(socket.as_fd(), client)
         .map_err(|error| refused(Reason::ClientAddress, target, &error))?;
-    within(context.shared.config.app_connect_timeout, socket.connect(target))
+    let stream = within(context.shared.config.app_connect_timeout, socket.connect(target))
         .await
-        .map_err(|error| refused(Reason::AppUnreachable, target, &error))
+        .map_err(|error| refused(Reason::AppUnreachable, target, &error))?;
+    // An app that has already reset the connection has lost its entry too; it sees nobody, so there is nothing to refuse.
+    if !context.shared.interception.client_shown(stream.as_fd()) && stream.peer_addr().is_ok() {
+        mesh_transport::socket::reset(stream);
+        let error = io::Error::other("the kernel has no place for the client's address: the app would see its own");
+        return Err(refused(Reason::ClientAddress, target, &error));
+    }
+    Ok(stream)
 }
 
 fn refused(reason: Reason, target: SocketAddr, error: &io::Error) -> Refused {

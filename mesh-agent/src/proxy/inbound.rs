@@ -17,7 +17,7 @@ use mesh_transport::copy::Peer as CopyPeer;
 use mesh_transport::hbone::{Authority, InboundRequest, ServeEnd};
 use tokio::net::TcpStream;
 
-use super::connections::{CutReason, Direction, Endpoints, Live};
+use super::connections::{Direction, Endpoints, Live};
 use super::context::PodContext;
 use super::deliver::{self, Refused};
 use super::local;
@@ -94,7 +94,7 @@ async fn answer(context: Arc<PodContext>, request: InboundRequest) {
     let live = registration.live();
     let opened = tokio::select! {
         biased;
-        () = live.cut().cancelled() => Err(cut_early(live)),
+        () = live.cut().cancelled() => Err(Refused::cut_early(live)),
         () = request.cancelled() => return,
         opened = open(&context, live) => opened,
     };
@@ -127,23 +127,8 @@ async fn answer(context: Arc<PodContext>, request: InboundRequest) {
 }
 
 async fn open(context: &PodContext, live: &Live) -> Result<TcpStream, Refused> {
-    let shared = &context.shared;
-    if !shared.state.synced_within(shared.config.hold_unsynced).await {
-        return Err(Refused { reason: Reason::NotSynced, why: "no configuration yet".into() });
-    }
-    let (permit, _) = deliver::authorize(context, &shared.state.snapshot(), live)
-        .map(|(permit, workload)| (permit, Arc::clone(workload)))?;
+    let (permit, _) = deliver::admit(context, live).await?;
     deliver::connect(permit, context, live.endpoints.destination, live.endpoints.source).await
-}
-
-/// A connection that was told to end between its registration and its answer: a policy arrived in between, or the pod is going.
-fn cut_early(live: &Live) -> Refused {
-    match live.cut_reason() {
-        Some(CutReason::Denied) => {
-            Refused { reason: Reason::Denied, why: "denied by a policy that arrived meanwhile".into() }
-        }
-        reason => Refused { reason: Reason::Stopping, why: reason.map_or("cut", CutReason::as_str).into() },
-    }
 }
 
 /// Where the request goes: always this pod; the authority contributes the port, or the service whose port it is.

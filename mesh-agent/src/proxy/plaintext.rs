@@ -30,7 +30,7 @@ pub async fn serve(context: Arc<PodContext>, client: TcpStream, peer: SocketAddr
     let live = registration.live();
     let opened = tokio::select! {
         biased;
-        () = live.cut().cancelled() => Err(Refused { reason: Reason::Stopping, why: "cut before it was opened".into() }),
+        () = live.cut().cancelled() => Err(Refused::cut_early(live)),
         opened = open(&context, live) => opened,
     };
     match opened {
@@ -58,15 +58,7 @@ fn destination(context: &PodContext, client: &Held) -> Option<SocketAddr> {
 }
 
 async fn open(context: &PodContext, live: &Live) -> Result<(TcpStream, Arc<Workload>), Refused> {
-    let shared = &context.shared;
-    if !shared.state.synced_within(shared.config.hold_unsynced).await {
-        return Err(Refused { reason: Reason::NotSynced, why: "no configuration yet".into() });
-    }
-    let (permit, workload) = {
-        let snapshot = shared.state.snapshot();
-        let (permit, workload) = deliver::authorize(context, &snapshot, live)?;
-        (permit, workload.clone())
-    };
+    let (permit, workload) = deliver::admit(context, live).await?;
     let app = deliver::connect(permit, context, live.endpoints.destination, live.endpoints.source).await?;
     Ok((app, workload))
 }

@@ -26,6 +26,9 @@ pub trait Interception: Send + Sync + 'static {
     /// Makes the app that `socket` is going to connect to see `client` as its peer.
     fn set_client(&self, socket: BorrowedFd<'_>, client: SocketAddr) -> io::Result<()>;
 
+    /// Whether the app that `socket` is connected to sees the client: not if the kernel had no place left for its address.
+    fn client_shown(&self, socket: BorrowedFd<'_>) -> bool;
+
     /// Sets on which ports plaintext is refused before it reaches the agent.
     fn set_inbound(&self, cookie: u64, mode: &InboundMode) -> io::Result<()>;
 }
@@ -37,6 +40,10 @@ impl Interception for Kernel {
 
     fn set_client(&self, socket: BorrowedFd<'_>, client: SocketAddr) -> io::Result<()> {
         Kernel::set_client(self, socket, client).map_err(io::Error::other)
+    }
+
+    fn client_shown(&self, socket: BorrowedFd<'_>) -> bool {
+        Kernel::client_shown(self, socket)
     }
 
     fn set_inbound(&self, cookie: u64, mode: &InboundMode) -> io::Result<()> {

@@ -124,6 +124,8 @@ pub struct ConnectionGuard {
     counters: Arc<ByteCounters>,
     opened: Instant,
     closed: bool,
+    /// The report of the other end, when no other agent makes it. It follows this one.
+    far_end: Option<Box<ConnectionGuard>>,
 }
 
 impl ConnectionGuard {
@@ -141,7 +143,15 @@ impl ConnectionGuard {
         if telemetry.access_log().enabled(Level::Debug) {
             telemetry.access_log().opened(&labels);
         }
-        Self { telemetry: telemetry.clone(), labels, series, slot, counters, opened, closed: false }
+        Self { telemetry: telemetry.clone(), labels, series, slot, counters, opened, closed: false, far_end: None }
+    }
+
+    /// A connection of which this agent serves both ends: each is reported as if by its own agent.
+    pub(super) fn open_both_ends(telemetry: &Telemetry, labels: ConnectionLabels) -> Self {
+        let far_end = Self::open(telemetry, ConnectionLabels { reporter: Reporter::Destination, ..labels.clone() });
+        let mut guard = Self::open(telemetry, labels);
+        guard.far_end = Some(Box::new(far_end));
+        guard
     }
 
     /// The counters that the copy advances: `sent` by the application of this node, `received` by it.
@@ -162,6 +172,11 @@ impl ConnectionGuard {
     fn finish(&mut self, outcome: &Outcome) {
         if std::mem::replace(&mut self.closed, true) {
             return;
+        }
+        if let Some(far_end) = &mut self.far_end {
+            far_end.counters.sent.store(self.counters.received.load(Relaxed), Relaxed);
+            far_end.counters.received.store(self.counters.sent.load(Relaxed), Relaxed);
+            far_end.finish(outcome);
         }
         let now = Instant::now();
         self.series.leave(self.slot, outcome.flags(), self.telemetry.millis(now));

@@ -101,6 +101,11 @@ impl Telemetry {
         ConnectionGuard::open(self, labels)
     }
 
+    /// The same for a connection that begins and ends in pods of this agent without a tunnel: nobody else reports its destination's end.
+    pub fn open_both_ends(&self, labels: ConnectionLabels) -> ConnectionGuard {
+        ConnectionGuard::open_both_ends(self, labels)
+    }
+
     /// A connection was refused before its ends were known: a rate-limited warning, no series.
     pub fn refused(&self, reporter: Reporter, from: SocketAddr, to: SocketAddr, error: &str) {
         self.inner.access_log.refused(reporter, from, to, error, Instant::now());

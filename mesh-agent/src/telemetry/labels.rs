@@ -50,7 +50,7 @@ impl Reporter {
 pub enum Security {
     /// Both ends proved their identity in the TLS handshake of the tunnel.
     MutualTls,
-    /// The kernel of the node that runs both pods decided by the netns of the caller; nothing was encrypted.
+    /// The kernel of the node that runs both ends told who calls, by its network namespace; nothing was encrypted.
     Kernel,
     /// Plain TCP.
     Unknown,

@@ -6,7 +6,7 @@ use std::fmt;
 use parking_lot::RwLock;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, RuntimeMetrics};
 
 use super::family;
 use super::labels::Pairs;
@@ -90,8 +90,35 @@ impl Process {
         family::gauges(e, "tokio_num_workers", "Worker threads", gauge(|h| h.metrics().num_workers()))?;
         family::gauges(e, "tokio_num_alive_tasks", "Tasks alive", gauge(|h| h.metrics().num_alive_tasks()))?;
         let depth = gauge(|h| h.metrics().global_queue_depth());
-        family::gauges(e, "tokio_global_queue_depth", "Tasks waiting in the global queue", depth)
+        family::gauges(e, "tokio_global_queue_depth", "Tasks waiting in the global queue", depth)?;
+        encode_workers(e, &runtimes)
     }
+}
+
+/// What each worker thread did so far.
+fn encode_workers(e: &mut DescriptorEncoder, runtimes: &[(&'static str, Handle)]) -> fmt::Result {
+    let workers: Vec<_> = runtimes
+        .iter()
+        .flat_map(|(name, handle)| {
+            (0..handle.metrics().num_workers()).map(move |n| (*name, n.to_string(), handle.metrics(), n))
+        })
+        .collect();
+    let labels = |name, worker| Pairs([("runtime", name), ("worker", worker)]);
+    let busy = workers.iter().map(|(name, worker, metrics, n)| {
+        (labels(*name, worker.as_str()), metrics.worker_total_busy_duration(*n).as_secs_f64())
+    });
+    family::counters(e, "tokio_worker_total_busy_duration_seconds", "Time that a worker was busy", busy)?;
+    let counts = |read: fn(&RuntimeMetrics, usize) -> u64| {
+        workers.iter().map(move |(name, worker, metrics, n)| (labels(*name, worker.as_str()), read(metrics, *n)))
+    };
+    family::counters(
+        e,
+        "tokio_worker_park_count",
+        "Times a worker had nothing to do",
+        counts(|m, n| m.worker_park_count(n)),
+    )?;
+    let name = "tokio_worker_park_unpark_count";
+    family::counters(e, name, "Times a worker stopped or went on", counts(|m, n| m.worker_park_unpark_count(n)))
 }
 
 #[cfg(test)]

@@ -121,7 +121,7 @@ async fn hardening_B34_B35_headers_name_a_port_for_the_app_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_the_configuration_does_not_know_serves_nobody() {
-    let pair = Pair::start().await;
+    let pair = Pair::with(|config| config.hold_unknown = std::time::Duration::from_millis(100)).await;
     let served = pair.server.echo(APP, "");
     pair.far.apply(vec![Change::RemoveAddress(pair.server.workload().uid)]);
     assert_eq!(status(ask(&pair, Authority::Address(pair.server_address())).await), 503);
@@ -132,6 +132,19 @@ async fn a_pod_that_the_configuration_does_not_know_serves_nobody() {
     assert_eq!(status(ask(&pair, Authority::Address(pair.server_address())).await), 503);
     assert_eq!(pair.far.refused(Reason::UnknownWorkload), 2);
     assert_eq!(served.load(Ordering::SeqCst), 0);
+}
+
+/// The client's agent has heard of the pod, the pod's own has not yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_waits_a_moment_for_its_own_description() {
+    let pair = Pair::with(|config| config.hold_unknown = DEADLINE).await;
+    pair.server.echo(APP, "");
+    pair.far.apply(vec![Change::RemoveAddress(pair.server.workload().uid)]);
+    let mut app = pair.client.connect(pair.service_address()).await;
+    eventually("held", || pair.server.live() == 1).await;
+    pair.far.apply(vec![Change::Workload(workload("unrelated", vec![v4(200)]))]);
+    pair.far.apply(vec![Change::Workload(serving(pair.server.workload()))]);
+    exchange(&mut app, "in the end").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -145,6 +158,38 @@ async fn hardening_F27_without_a_place_for_the_clients_address_the_flow_is_refus
     );
     assert_eq!(pair.far.refused(Reason::ClientAddress), 1);
     assert_eq!(served.load(Ordering::SeqCst), 0);
+}
+
+/// The map was full when the connection left: the app has it already, and takes the pod's own address for its client.
+#[tokio::test(flavor = "multi_thread")]
+async fn hardening_F27_an_app_that_does_not_see_its_client_is_reset() {
+    use mesh_core::Change;
+    let pair = Pair::start().await;
+    let app = pair.server.listen(APP);
+    pair.far.kernel.client_hidden.store(true, Ordering::Relaxed);
+    let asked = async { status(ask(&pair, Authority::Address(pair.server_address())).await) };
+    let (answer, accepted) = tokio::join!(asked, soon(app.accept()));
+    assert_eq!(answer, 503);
+    expect_reset(&mut accepted.unwrap().0).await;
+    assert_eq!(pair.far.refused(Reason::ClientAddress), 1);
+    // The same for plaintext.
+    *pair.far.kernel.steered.lock() = Some(APP);
+    let steered = SocketAddr::new(pair.server.ip(), ports::INBOUND_PLAINTEXT);
+    let plain = expect_refused(pair.client.netns.socket(pair.client.ip()), steered);
+    let ((), accepted) = tokio::join!(plain, soon(app.accept()));
+    expect_reset(&mut accepted.unwrap().0).await;
+    assert_eq!(pair.far.refused(Reason::ClientAddress), 2);
+    // And for a pod that calls itself.
+    let own = pair.client.listen(APP);
+    pair.apply(vec![
+        Change::Workload(serving(pair.client.workload())),
+        Change::RemoveAddress(pair.server.workload().uid),
+    ]);
+    pair.near.kernel.client_hidden.store(true, Ordering::Relaxed);
+    let ((), accepted) = tokio::join!(pair.client.expect_refused(pair.service_address()), soon(own.accept()));
+    expect_reset(&mut accepted.unwrap().0).await;
+    // An app that resets by itself is no such case: its client hears of the reset, not of a refusal.
+    assert_eq!(pair.near.refused(Reason::ClientAddress), 1);
 }
 
 /// F52: a source address proves nothing, the certificate decides. A pod that presents its own certificate from another pod's address is authorized as

@@ -150,11 +150,15 @@ fn service_answer(snapshot: &Snapshot, service: &Service, question: &Question<'_
     let addresses: Vec<_> = serving.flat_map(|e| e.workload.addresses.iter().copied()).collect();
     // A host that the mesh only knows by name, such as an external one that is passed through, is resolved where it lives.
     let elsewhere =
-        !service.hostname.ends_with(question.cluster_domain) || service.load_balancing.mode == Mode::Passthrough;
+        !is_below(&service.hostname, question.cluster_domain) || service.load_balancing.mode == Mode::Passthrough;
     if addresses.is_empty() && elsewhere {
         return NameAnswer::NotMesh;
     }
     filtered(allowed(addresses, service.ip_families), question)
+}
+
+fn is_below(host: &str, domain: &str) -> bool {
+    host.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'))
 }
 
 fn allowed(mut addresses: Vec<IpAddr>, families: IpFamilies) -> Vec<IpAddr> {

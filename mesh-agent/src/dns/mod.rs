@@ -20,4 +20,5 @@ mod upstream;
 mod wire;
 
 pub use environment::Environment;
+pub use pod::DnsZone;
 pub use server::{DnsConfig, DnsServer};

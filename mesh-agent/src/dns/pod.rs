@@ -16,12 +16,17 @@ use crate::pod::Pod;
 use crate::state::StateHandle;
 use crate::telemetry::{DnsSource, Telemetry};
 
-/// The domain below which Kubernetes names its services.
-const CLUSTER_DOMAIN: &str = "cluster.local";
-/// The network of every workload of a single-network mesh.
-const NETWORK: &str = "";
 /// Where nameservers listen.
 const PORT: u16 = 53;
+
+/// Where the node is: what names mean there.
+#[derive(Clone, Debug)]
+pub struct DnsZone {
+    /// The domain below which the cluster names its services.
+    pub cluster_domain: ArcStr,
+    /// The network that the node's pods are in; empty in a mesh of one network.
+    pub network: ArcStr,
+}
 
 impl DnsServer {
     /// Serves a pod on listeners that stand in its network namespace. Needs a runtime.
@@ -30,6 +35,7 @@ impl DnsServer {
     /// If a listener cannot be registered with the runtime.
     pub fn start(
         pod: Arc<Pod>,
+        zone: DnsZone,
         udp: Vec<StdUdpSocket>,
         tcp: Vec<TcpListener>,
         state: Arc<StateHandle>,
@@ -37,13 +43,14 @@ impl DnsServer {
         telemetry: Telemetry,
     ) -> io::Result<Self> {
         let searches = pod.dns.searches.iter().map(|search| search.trim_matches('.').into()).collect();
-        let environment = Arc::new(PodEnvironment { pod, searches, state, kernel });
+        let environment = Arc::new(PodEnvironment { pod, zone, searches, state, kernel });
         Self::serve(environment, DnsConfig::default(), udp, tcp, telemetry)
     }
 }
 
 struct PodEnvironment {
     pod: Arc<Pod>,
+    zone: DnsZone,
     searches: Vec<ArcStr>,
     state: Arc<StateHandle>,
     kernel: Arc<Kernel>,
@@ -58,13 +65,13 @@ impl Environment for PodEnvironment {
             name: host,
             record: asked,
             namespace: &self.pod.namespace,
-            network: NETWORK,
+            network: &self.zone.network,
             families: Families {
                 v4: self.pod.ips.iter().any(IpAddr::is_ipv4),
                 v6: self.pod.ips.iter().any(IpAddr::is_ipv6),
             },
             searches: &self.searches,
-            cluster_domain: CLUSTER_DOMAIN,
+            cluster_domain: &self.zone.cluster_domain,
         };
         names::answer(&self.state.snapshot(), &question)
     }
@@ -72,7 +79,7 @@ impl Environment for PodEnvironment {
     fn source(&self) -> DnsSource {
         let snapshot = self.state.snapshot();
         // Only labels, yet an address may still belong to an earlier pod in this view.
-        let own = self.pod.ips.iter().find_map(|ip| snapshot.workload_by_address(NETWORK, ip));
+        let own = self.pod.ips.iter().find_map(|ip| snapshot.workload_by_address(&self.zone.network, ip));
         match own.filter(|workload| workload.namespace == self.pod.namespace && workload.name == self.pod.name) {
             Some(workload) => DnsSource::new(&workload.canonical_name, &workload.canonical_revision),
             None => DnsSource::new(&ArcStr::new(), &ArcStr::new()),

@@ -29,7 +29,7 @@ use super::record::Record;
 use super::server::PodFds;
 use super::session::{Code, Failure};
 use crate::bpf::{Kernel, PodSpec};
-use crate::dns::DnsServer;
+use crate::dns::{DnsServer, DnsZone};
 use crate::keeper::{Held, Keeper};
 use crate::pod::{Pod, PodDns};
 use crate::proxy::{PodProxy, ProxyListeners, ProxyShared};
@@ -53,6 +53,8 @@ pub struct Node {
     pub certificates: CertificateManager,
     /// The data plane's runtime.
     pub data: Handle,
+    /// What names mean to the node's pods.
+    pub zone: DnsZone,
     /// Trust domain of the node's pods.
     pub trust_domain: TrustDomain,
     /// Told how many pods there are.
@@ -292,11 +294,12 @@ impl Node {
     }
 
     async fn serve(&self, pod: &Arc<Pod>, listeners: Listeners) -> io::Result<(PodProxy, DnsServer)> {
-        let (pod, shared, kernel) = (pod.clone(), self.proxy.clone(), self.kernel.clone());
+        let (pod, shared, kernel, zone) = (pod.clone(), self.proxy.clone(), self.kernel.clone(), self.zone.clone());
         let serve = async move {
             let Listeners { outbound, plaintext, hbone, dns_udp, dns_tcp } = listeners;
             let dns = DnsServer::start(
                 pod.clone(),
+                zone,
                 dns_udp,
                 dns_tcp,
                 shared.state.clone(),

@@ -45,6 +45,7 @@ fn mesh() -> Arc<Snapshot> {
         Change::Service(service("shop", "idle.shop.svc.cluster.local", &[])),
         Change::Service(service("shop", "api.example.com", &["198.19.0.4"])),
         Change::Service(service("shop", "pass.example.com", &[])),
+        Change::Service(service("shop", "db.othercluster.local", &[])),
         Change::Service(service("shop", "*.wild.example.com", &["198.19.0.5"])),
         Change::Service(service("shop", "*.deep.wild.example.com", &["198.19.0.6"])),
         Change::Service(service("shop", "exact.wild.example.com", &["198.19.0.7"])),
@@ -101,6 +102,8 @@ fn features_B29_names_of_the_mesh() {
         ("idle.shop.svc.cluster.local", "NoData"),
         ("ranged.shop.svc.cluster.local", "NoData"),
         ("pass.example.com", "NotMesh"),
+        // Not of this cluster, although its name ends alike.
+        ("db.othercluster.local", "NotMesh"),
         ("x.wild.example.com", "198.19.0.5"),
         ("y.x.wild.example.com", "198.19.0.5"),
         ("x.deep.wild.example.com", "198.19.0.6"),

@@ -295,7 +295,10 @@ async fn hardening_B103_a_batch_of_a_hundred_thousand_holds_up_nobody() {
         Ok(())
     };
     let config = Arc::new(server.config());
-    let client = tokio::spawn(async move { match mesh_client::run(config, sink, metrics).await {} });
+    let client =
+        tokio::spawn(
+            async move { match mesh_client::run(config, sink, tokio::sync::mpsc::channel(1).1, metrics).await {} },
+        );
     let mut stream = server.stream().await;
     while stream.request().await.type_url != AUTHORIZATION_TYPE {}
     stream.respond(addresses("n1", (0..COUNT).map(workload).collect())).await;

@@ -5,6 +5,7 @@
     clippy::undocumented_unsafe_blocks,
     reason = "tests panic, and every unsafe block here is one system call"
 )]
+#![allow(non_snake_case, reason = "tests carry the ids of the fault catalogue")]
 
 mod kernel;
 

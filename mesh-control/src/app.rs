@@ -32,6 +32,7 @@ use crate::manifest::watch::FolderSource;
 use crate::metrics::Metrics;
 use crate::publish::{self, Outlets};
 use crate::serve::server::{Discovery, Streams};
+use crate::serve::throttle::Throttle;
 use crate::serve::tls::{self, ServerCertificate};
 use crate::status::Status;
 
@@ -134,8 +135,14 @@ impl App {
         });
 
         let access = Access::new(tokens, view, metrics.clone());
-        let discovery =
-            Discovery { access: access.clone(), world, streams, metrics: metrics.clone(), drain: drain.token() };
+        let discovery = Discovery {
+            access: access.clone(),
+            world,
+            streams,
+            throttle: Throttle::default(),
+            metrics: metrics.clone(),
+            drain: drain.token(),
+        };
         let issuing = Issuing {
             access,
             authority,
@@ -227,7 +234,10 @@ async fn follow_root(
             Ok(Some(new)) => {
                 complaint.clear();
                 let roots = new.roots().len();
-                tracing::info!(roots, "new root taken over; every node follows within the lifetime of its certificates");
+                tracing::info!(
+                    roots,
+                    "new root taken over; every node follows within the lifetime of its certificates"
+                );
                 metrics.set_root_expiry(new.not_after());
                 authority.store(Arc::new(new));
                 renew = true;

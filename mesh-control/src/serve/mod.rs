@@ -2,6 +2,7 @@
 
 pub mod server;
 pub mod session;
+pub mod throttle;
 pub mod tls;
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use mesh_proto::discovery::aggregated_discovery_service_server::AggregatedDiscov
 use mesh_runtime::drain::DrainToken;
 use mesh_runtime::task;
 use parking_lot::Mutex;
+use prost::Message;
 use prost_types::value::Kind as ValueKind;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -19,6 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::session::{Action, Progress, Session};
+use super::throttle::{self, Place, Throttle};
 use crate::access::check::Access;
 use crate::access::token::Caller;
 use crate::clock::unix;
@@ -90,6 +92,8 @@ pub struct Discovery {
     pub world: watch::Receiver<Arc<World>>,
     /// Who is served.
     pub streams: Arc<Streams>,
+    /// How much is sent at once.
+    pub throttle: Throttle,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Ends the streams.
@@ -117,7 +121,8 @@ impl AggregatedDiscoveryService for Discovery {
         let entered = self.streams.enter(status).ok_or_else(|| Status::unavailable("too many streams"))?;
         // One response is in the socket, one waits: what changes meanwhile is merged in the session.
         let (sender, receiver) = mpsc::channel(2);
-        let stream = StreamTask { discovery: self.clone(), caller, requests: request.into_inner(), sender };
+        let stream =
+            StreamTask { discovery: self.clone(), caller, requests: request.into_inner(), sender, place: None };
         task::spawn("xds-stream", stream.run(entered));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
@@ -128,6 +133,8 @@ struct StreamTask {
     caller: Caller,
     requests: Streaming<wire::DeltaDiscoveryRequest>,
     sender: mpsc::Sender<Result<wire::DeltaDiscoveryResponse, Status>>,
+    /// Of the large response under way.
+    place: Option<Place>,
 }
 
 /// Removes the stream from the list, however it ends.
@@ -171,6 +178,8 @@ impl StreamTask {
             let actions = tokio::select! {
                 request = self.requests.message() => {
                     let Some(request) = request? else { return Ok(()) };
+                    // It answers, or asks anew: what was sent has been read.
+                    self.place = None;
                     if is_first {
                         self.introduce(discovery, key, &request)?;
                         is_first = false;
@@ -184,13 +193,16 @@ impl StreamTask {
                 () = discovery.drain.started() => return Err(Status::unavailable("shutting down")),
             };
             for action in actions {
-                self.act(discovery, action).await?;
+                tokio::select! {
+                    done = self.act(discovery, action) => done?,
+                    () = discovery.drain.started() => return Err(Status::unavailable("shutting down")),
+                }
             }
             discovery.streams.update(key, |status| status.kinds = session.progress());
         }
     }
 
-    async fn act(&self, discovery: &Discovery, action: Action) -> Result<(), Status> {
+    async fn act(&mut self, discovery: &Discovery, action: Action) -> Result<(), Status> {
         match action {
             Action::Send(response) => {
                 discovery.metrics.pushed(
@@ -198,6 +210,12 @@ impl StreamTask {
                     response.resources.len(),
                     response.removed_resources.len(),
                 );
+                let bytes = response.encoded_len();
+                if throttle::is_large(bytes) {
+                    // Nobody waits for a second place while holding one.
+                    self.place = None;
+                    self.place = discovery.throttle.place().await;
+                }
                 let sent = tokio::time::timeout(SEND_DEADLINE, self.sender.send(Ok(*response))).await;
                 match sent {
                     Ok(Ok(())) => Ok(()),

@@ -1,0 +1,82 @@
+//! How many large responses are on their way at once. Each is one buffer of its own from the moment it is encoded until the client has read it; when
+//! a thousand nodes come back together, their first states must not be in memory all at the same time. Streams ask before they send.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_runtime::task;
+use tokio::sync::{Semaphore, oneshot};
+
+/// Responses that are smaller do not count.
+const LARGE: usize = 1 << 20;
+/// Large responses under way at once.
+const AT_ONCE: usize = 16;
+/// A client that has not answered after this holds up nobody any longer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Whether a response of so many bytes needs a place.
+pub fn is_large(bytes: usize) -> bool {
+    bytes >= LARGE
+}
+
+/// Shared by all streams.
+#[derive(Clone, Debug)]
+pub struct Throttle {
+    places: Arc<Semaphore>,
+    patience: Duration,
+}
+
+/// A place, held until it is dropped or the patience is over.
+#[derive(Debug)]
+pub struct Place(#[expect(dead_code, reason = "its end is what counts")] oneshot::Sender<()>);
+
+impl Default for Throttle {
+    fn default() -> Self {
+        Self::new(AT_ONCE, PATIENCE)
+    }
+}
+
+impl Throttle {
+    fn new(at_once: usize, patience: Duration) -> Self {
+        Self { places: Arc::new(Semaphore::new(at_once)), patience }
+    }
+
+    /// Waits for a place. `None` only if the process ends.
+    pub async fn place(&self) -> Option<Place> {
+        let permit = self.places.clone().acquire_owned().await.ok()?;
+        let (place, left) = oneshot::channel();
+        let patience = self.patience;
+        task::spawn("large response", async move {
+            let _ = tokio::time::timeout(patience, left).await;
+            drop(permit);
+        });
+        Some(Place(place))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn hardening_B103_large_responses_take_turns() {
+        let throttle = Throttle::new(2, Duration::from_secs(3600));
+        let first = throttle.place().await;
+        let _second = throttle.place().await;
+        let other = throttle.clone();
+        let third = tokio::spawn(async move { other.place().await });
+        tokio::task::yield_now().await;
+        assert!(!third.is_finished());
+        drop(first);
+        let third = tokio::time::timeout(Duration::from_secs(20), third).await;
+        assert!(third.unwrap().unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_answer_loses_its_place() {
+        let throttle = Throttle::new(1, Duration::from_millis(10));
+        let silent = throttle.place().await;
+        assert!(tokio::time::timeout(Duration::from_secs(20), throttle.place()).await.unwrap().is_some());
+        drop(silent);
+    }
+}

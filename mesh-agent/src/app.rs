@@ -6,6 +6,7 @@
 //! ```
 //! Two runtimes: one thread for control (stream, certificates, enrolment, operator), several for the data plane. Neither can starve the other.
 
+mod crl;
 mod house;
 mod worker;
 

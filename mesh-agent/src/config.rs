@@ -73,6 +73,8 @@ flags! {
     control_root, "control-root", "UNDERMESH_CONTROL_ROOT";
     /// File with this node's token
     token, "token", "UNDERMESH_TOKEN";
+    /// File with lists of revoked certificates, PEM; read again when it changes [default: none]
+    crl, "crl", "UNDERMESH_CRL";
     /// Folder for the sockets enrol.sock and admin.sock
     run_dir, "run-dir", "UNDERMESH_RUN_DIR";
     /// The cgroup v2 folder above all pods
@@ -114,6 +116,8 @@ pub struct Config {
     pub instance: String,
     /// Where the control plane is and how to trust it.
     pub control: Control,
+    /// File with lists of revoked certificates.
+    pub crl: Option<PathBuf>,
     /// Folder for `enrol.sock` and `admin.sock`.
     pub run_dir: PathBuf,
     /// The cgroup above all pods.
@@ -197,6 +201,7 @@ impl Flags {
                 cluster_id: raw.parse("cluster-id", Some("Kubernetes"), text, "a name"),
                 network: raw.parse("network", Some(""), text, "a name"),
             },
+            crl: raw.optional_file("crl"),
             run_dir: raw.path("run-dir", None),
             pods_cgroup: raw.path("pods-cgroup", None),
             agent_cgroup: raw.path("agent-cgroup", None),
@@ -290,6 +295,7 @@ impl Config {
             ("trust_domain", self.trust_domain.to_string()),
             ("cluster_domain", self.cluster_domain.clone()),
             ("mesh_ranges", ranges::text(&self.mesh_ranges)),
+            ("crl", self.crl.as_deref().map_or_else(|| "none".to_owned(), path)),
             ("run_dir", path(&self.run_dir)),
             ("pods_cgroup", path(&self.pods_cgroup)),
             ("agent_cgroup", path(&self.agent_cgroup)),

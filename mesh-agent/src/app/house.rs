@@ -1,6 +1,7 @@
 //! Housekeeping of the worker: the operator's two TCP servers, and the periodic work that belongs to no connection and no pod.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -13,11 +14,12 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::crl::CrlFile;
 use crate::bpf::{Foreign, Kernel, KernelError, Repair};
 use crate::enrol::node::chain;
 use crate::proxy::ProxyShared;
 use crate::state::StateHandle;
-use crate::telemetry::{CertificateExpiry, Telemetry, follow_kernel, sweep};
+use crate::telemetry::{CertificateExpiry, RevocationHealth, Telemetry, follow_kernel, sweep};
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
 const VERIFY: Duration = Duration::from_secs(5);
@@ -83,6 +85,16 @@ pub fn watch_health(
             not_after: certificate.not_after.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64),
         });
         expiry.collect()
+    });
+}
+
+/// The same for revoked certificates.
+pub fn watch_crl(telemetry: &Telemetry, crl: &CrlFile) {
+    let (revocations, failures) = (crl.revocations().clone(), crl.failures());
+    telemetry.health().watch_revocations(move || {
+        let (refused_servers, refused_clients) = revocations.refused();
+        let failures = failures.load(Relaxed);
+        RevocationHealth { lists: revocations.lists() as u64, refused_servers, refused_clients, failures }
     });
 }
 

@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::mpsc;
 
+use super::crl::CrlFile;
 use super::{EXIT_CONFIG, EXIT_SYSTEM, EXIT_UNAVAILABLE, Refusal, house, log, raise_fd_limit};
 use crate::admin::{self, Admin, Order};
 use crate::bpf::{Kernel, KernelConfig};
@@ -82,6 +83,7 @@ async fn serve(config: Config, log: LogControl, keeper: Arc<Keeper>, data: Handl
     let metrics_port = bind(config.metrics).await?;
     task::spawn("readiness server", house::serve_readiness(readiness_port, readiness.clone(), servers.token()));
 
+    let crl = config.crl.as_deref().map(CrlFile::open).transpose()?;
     let kernel = start_kernel(&config).await?;
     let mut registry = Registry::default();
     mesh_runtime::metrics::register_process(&mut registry);
@@ -108,12 +110,17 @@ async fn serve(config: Config, log: LogControl, keeper: Arc<Keeper>, data: Handl
         let proxy_config = ProxyConfig {
             node: config.node.as_str().into(),
             network: config.control.network.as_str().into(),
+            revocations: crl.as_ref().map(|crl| crl.revocations().clone()),
             ..ProxyConfig::default()
         };
         let certificates = Arc::new(certificates.clone());
         ProxyShared::new(proxy_config, state.clone(), certificates, kernel.clone(), telemetry.clone(), &mut registry)
     };
     house::watch_health(&telemetry, &kernel, &proxy, &certificates);
+    if let Some(crl) = crl {
+        house::watch_crl(&telemetry, &crl);
+        task::spawn("revoked certificates", crl.follow());
+    }
     house::keep(&data, &kernel, &telemetry, &state);
 
     let node = Node {

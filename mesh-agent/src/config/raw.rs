@@ -127,6 +127,11 @@ impl Raw {
         path
     }
 
+    pub(super) fn optional_file(&mut self, flag: &'static str) -> Option<PathBuf> {
+        let given = self.values.iter().any(|(name, _, given)| *name == flag && !matches!(given, Given::Nowhere));
+        given.then(|| self.file(flag))
+    }
+
     pub(super) fn cgroups(&mut self, config: &Config) {
         if !config.pods_cgroup.is_absolute() || !config.agent_cgroup.is_absolute() {
             return;

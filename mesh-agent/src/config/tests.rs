@@ -131,3 +131,19 @@ fn unreadable_files_are_reported_by_name() {
     assert_eq!(problems.status, EXIT_CONFIG);
     assert!(problems.lines[0].starts_with("--token: cannot read \"/nonexistent/token\""), "{problems:?}");
 }
+
+#[test]
+fn a_file_of_revocations_may_be_given_and_must_then_be_there() {
+    let mut flags = good();
+    if let Ok(config) = parse(&flags, &[]) {
+        assert_eq!(config.crl, None);
+    }
+    flags.insert("crl", "/nonexistent/crl.pem".into());
+    let problems = parse(&flags, &[]).unwrap_err();
+    assert_eq!(problems.status, EXIT_CONFIG);
+    assert!(problems.lines[0].starts_with("--crl: cannot read \"/nonexistent/crl.pem\""), "{problems:?}");
+    flags.insert("crl", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml").into());
+    if let Ok(config) = parse(&flags, &[]) {
+        assert!(config.crl.is_some());
+    }
+}

@@ -1,8 +1,10 @@
 //! Limits and deadlines of the proxy. Every wait and every collection has one; tests shorten them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::ArcStr;
+use mesh_transport::tls::Revocations;
 
 /// Limits and deadlines.
 #[derive(Debug, Clone)]
@@ -32,6 +34,8 @@ pub struct ProxyConfig {
     pub tunnels_per_pod: u32,
     /// Interval of probes on idle plaintext connections to other machines. Apps are on this machine and tunnels have their own.
     pub keepalive: Option<Duration>,
+    /// Lists of revoked certificates.
+    pub revocations: Option<Arc<Revocations>>,
 }
 
 impl Default for ProxyConfig {
@@ -49,6 +53,7 @@ impl Default for ProxyConfig {
             connections_per_pod: 16_384,
             tunnels_per_pod: 4_096,
             keepalive: Some(Duration::from_secs(180)),
+            revocations: None,
         }
     }
 }

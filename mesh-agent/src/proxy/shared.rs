@@ -68,8 +68,15 @@ impl ProxyShared {
     ) -> Arc<ProxyShared> {
         let updates = state.updates();
         let shared = Arc::new(ProxyShared {
-            pool: Pool::new(PoolConfig { dial_timeout: config.connect_timeout, ..PoolConfig::default() }),
-            acceptor: Acceptor::new(AcceptorConfig::default()),
+            pool: Pool::new(PoolConfig {
+                dial_timeout: config.connect_timeout,
+                revocations: config.revocations.clone(),
+                ..PoolConfig::default()
+            }),
+            acceptor: Acceptor::new(AcceptorConfig {
+                revocations: config.revocations.clone(),
+                ..AcceptorConfig::default()
+            }),
             refusals: RefusalCounters::new(registry),
             pods: Mutex::new(HashMap::new()),
             started: Instant::now(),

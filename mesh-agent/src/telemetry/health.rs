@@ -27,6 +27,19 @@ pub struct CertificateExpiry {
     pub not_after: i64,
 }
 
+/// Lists of revoked certificates, when there are any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RevocationHealth {
+    /// In use.
+    pub lists: u64,
+    /// Revoked peers that we dialled and did not take, or cut.
+    pub refused_servers: u64,
+    /// Revoked peers that dialled us.
+    pub refused_clients: u64,
+    /// Reads of the file that failed and left the former lists in use.
+    pub failures: u64,
+}
+
 type Poll<T> = RwLock<Option<Box<dyn Fn() -> T + Send + Sync>>>;
 
 /// Where the numbers come from.
@@ -36,6 +49,7 @@ pub struct Health {
     maps: Poll<Vec<MapUsage>>,
     tunnels: Poll<u64>,
     certificates: Poll<Vec<CertificateExpiry>>,
+    revocations: Poll<RevocationHealth>,
     events: AtomicU64,
     repairs: AtomicU64,
 }
@@ -65,6 +79,11 @@ impl Health {
     /// Certificates held.
     pub fn watch_certificates(&self, poll: impl Fn() -> Vec<CertificateExpiry> + Send + Sync + 'static) {
         *self.certificates.write() = Some(Box::new(poll));
+    }
+
+    /// Lists of revoked certificates.
+    pub fn watch_revocations(&self, poll: impl Fn() -> RevocationHealth + Send + Sync + 'static) {
+        *self.revocations.write() = Some(Box::new(poll));
     }
 
     /// An event was read from the kernel's ring buffer.
@@ -107,7 +126,25 @@ impl Collector for Health {
             let name = "mesh_workload_cert_expiry_timestamp_seconds";
             family::gauges(e, name, "End of validity of the certificates held", rows)?;
         }
+        if let Some(revocations) = poll(&self.revocations) {
+            encode_revocations(e, &revocations)?;
+        }
         family::counter(e, "mesh_bpf_ringbuf_events", "Events read from the kernel", self.events.load(Relaxed))?;
         family::counter(e, "mesh_bpf_repairs", "Kernel state put right", self.repairs.load(Relaxed))
     }
+}
+
+/// In ztunnel's names. No connection is untracked here: what could not be tracked would have been refused.
+fn encode_revocations(e: &mut DescriptorEncoder, revocations: &RevocationHealth) -> fmt::Result {
+    let sides = |source, destination| {
+        [("source", source), ("destination", destination)].map(|(side, count)| (Pairs([("reporter", side)]), count))
+    };
+    let rows = sides(revocations.refused_servers, revocations.refused_clients);
+    family::counters(e, "istio_crl_policy_rejections", "Connections refused or cut: the peer is revoked", rows)?;
+    let help = "Connections that a new list would not reach";
+    family::counters(e, "istio_crl_untracked_connections", help, sides(0, 0))?;
+    let lists = family::signed(revocations.lists);
+    family::gauge(e, "mesh_crl_lists", "Lists of revoked certificates in use", lists)?;
+    let help = "Reads of the file of revoked certificates that failed; the former lists stay in use";
+    family::counter(e, "mesh_crl_read_failures", help, revocations.failures)
 }

@@ -26,7 +26,7 @@ pub use access_log::AccessLog;
 pub use connection::{ConnectionGuard, ConnectionLabels, Outcome};
 pub use dns::{DnsCounters, DnsEvent, DnsMetrics, DnsProtocol, DnsSource};
 pub use handle::{SocketGuard, Telemetry, TelemetryConfig};
-pub use health::{CertificateExpiry, Health, MapUsage};
+pub use health::{CertificateExpiry, Health, MapUsage, RevocationHealth};
 pub use labels::{PeerLabels, Reporter, ResponseFlags, Security, ServiceLabels};
 pub use limit::{Bucket, Rate};
 pub use series::Peer;

@@ -395,9 +395,20 @@ fn health_is_polled_when_scraped() {
     health.watch_certificates(|| {
         vec![super::CertificateExpiry { identity: "spiffe://cluster.local/ns/a/sa/b".into(), not_after: 1_800_000_000 }]
     });
+    health.watch_revocations(|| super::RevocationHealth {
+        lists: 2,
+        refused_servers: 3,
+        refused_clients: 4,
+        failures: 5,
+    });
     bench.telemetry.workload_manager().started();
     let scrape = bench.scrape();
     for line in [
+        "istio_crl_policy_rejections_total{reporter=\"source\"} 3",
+        "istio_crl_policy_rejections_total{reporter=\"destination\"} 4",
+        "istio_crl_untracked_connections_total{reporter=\"source\"} 0",
+        "mesh_crl_lists 2",
+        "mesh_crl_read_failures_total 5",
         "mesh_kernel_decisions_total{reason=\"strict_plaintext\"} 3",
         "mesh_bpf_ringbuf_dropped_total 2",
         "mesh_bpf_map_entries{map=\"PODS\"} 6",

@@ -2,6 +2,7 @@
 //!
 //! [`Pool`] opens streams as a client, [`Acceptor`] takes tunnels as a server; both give [`HboneStream`]s.
 
+mod admission;
 mod driver;
 mod error;
 mod frame;

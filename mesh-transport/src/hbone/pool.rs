@@ -17,12 +17,15 @@ use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+use super::admission::admit;
 use super::driver::{Driver, Timers};
 use super::frame::code;
 use super::server::InboundRequest;
 use super::tunnel::{Closed, Parts, Role, Tunnel};
 use super::{ConnectRequest, ConnectResponse, HboneError, HboneStream};
-use crate::tls::{self, HandshakeError, IdentityCertificate, TlsStream, VerifyError};
+use crate::tls::{
+    self, Admission, HandshakeError, IdentityCertificate, Proof, Revocations, TlsStream, Usage, VerifyError,
+};
 
 /// A tunnel counts as saturated this long after its socket could not take a batch.
 const CONGESTED: Duration = Duration::from_millis(100);
@@ -71,6 +74,8 @@ pub struct PoolConfig {
     pub ping_interval: Duration,
     /// A tunnel is closed when a PING is not answered in this time.
     pub ping_timeout: Duration,
+    /// Whom to refuse although the certificate is valid.
+    pub revocations: Option<Arc<Revocations>>,
 }
 
 impl Default for PoolConfig {
@@ -86,6 +91,7 @@ impl Default for PoolConfig {
             max_tunnels: 65_536,
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(20),
+            revocations: None,
         }
     }
 }
@@ -297,6 +303,7 @@ impl Pool {
             let driver =
                 Driver::new(tunnel.clone(), tls.opener, &tls.received, tls.opened, 0, timers, |_: InboundRequest| {})
                     .retire_at(tls.expires.min(cert.not_after));
+            let _admission = tls.admission;
             let _entry = InPool { pool: &pool, key: &key, tunnel: &tunnel };
             under_way.tunnel = Some(tunnel.clone());
             drop(under_way);
@@ -388,15 +395,21 @@ async fn dial_tunnel(
             error => HboneError::Tls(error),
         },
     )?;
-    let TlsStream { tcp, peer, chain: _, expires, sealer, opener, keys, received, opened, unsent } = tls;
+    let TlsStream { tcp, peer, chain, expires, sealer, opener, keys, received, opened, unsent } = tls;
     let parts = Parts { socket: tcp, peer, generation: cert.generation, sealer, keys, unsent };
     let tunnel =
         Tunnel::new(Role::Client, parts, config.max_streams).map_err(|error| HboneError::Dial(Arc::new(error)))?;
-    Ok((Arc::new(tunnel), Received { expires, opener, received, opened }))
+    let tunnel = Arc::new(tunnel);
+    let proof = || Proof { chain, roots: cert.roots().clone(), usage: Usage::Server, at: SystemTime::now() };
+    let admission = admit(config.revocations.as_ref(), &tunnel, proof)
+        .map_err(|error| HboneError::Tls(HandshakeError::Peer(error)))?;
+    Ok((tunnel, Received { admission, expires, opener, received, opened }))
 }
 
 /// The receiving half of a finished handshake.
 struct Received {
+    /// Held while the tunnel lives.
+    admission: Option<Admission>,
     /// When the peer's certificate ends.
     expires: SystemTime,
     opener: tls::Opener,

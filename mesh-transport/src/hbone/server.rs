@@ -11,13 +11,14 @@ use mesh_core::identity::Identity;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
+use super::admission::admit;
 use super::driver::{Driver, Timers};
 use super::half_open::{HalfOpen, Limited, Limits};
 use super::headers::{Request, RequestProblem};
 use super::stream::Stream;
 use super::tunnel::{Parts, Role, Tunnel};
 use super::{Authority, AuthorityProblem, Baggage, Forwarded, HboneError, HboneStream, TraceParent};
-use crate::tls::{self, HandshakeError, IdentityCertificate, TlsStream};
+use crate::tls::{self, Admission, HandshakeError, IdentityCertificate, Proof, Revocations, TlsStream, Usage};
 
 /// Limits and deadlines of accepted tunnels.
 #[derive(Debug, Clone)]
@@ -40,6 +41,8 @@ pub struct AcceptorConfig {
     pub ping_interval: Duration,
     /// A tunnel is closed when a PING is not answered in this time.
     pub ping_timeout: Duration,
+    /// Whom to refuse although the certificate is valid.
+    pub revocations: Option<Arc<Revocations>>,
 }
 
 impl Default for AcceptorConfig {
@@ -54,6 +57,7 @@ impl Default for AcceptorConfig {
             max_streams: 200,
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(20),
+            revocations: None,
         }
     }
 }
@@ -138,11 +142,14 @@ impl Acceptor {
         let tls =
             tokio::time::timeout(self.config.tls_timeout, handshake).await.map_err(|_| AcceptError::Timeout)??;
         drop(guard);
-        let TlsStream { tcp, peer, chain: _, expires, sealer, opener, keys, received, opened, unsent } = tls;
+        let TlsStream { tcp, peer, chain, expires, sealer, opener, keys, received, opened, unsent } = tls;
         let parts = Parts { socket: tcp, peer, generation: certificate.generation, sealer, keys, unsent };
-        let tunnel = Tunnel::new(Role::Server, parts, self.config.max_streams).map_err(HandshakeError::from)?;
+        let tunnel = Arc::new(Tunnel::new(Role::Server, parts, self.config.max_streams).map_err(HandshakeError::from)?);
+        let proof = || Proof { chain, roots: certificate.roots().clone(), usage: Usage::Client, at: SystemTime::now() };
+        let admission = admit(self.config.revocations.as_ref(), &tunnel, proof).map_err(HandshakeError::Peer)?;
         Ok(InboundTunnel {
-            tunnel: Arc::new(tunnel),
+            tunnel,
+            admission,
             expires: expires.min(certificate.not_after),
             opener,
             received,
@@ -155,6 +162,7 @@ impl Acceptor {
 /// An authenticated tunnel that is not served yet.
 pub struct InboundTunnel {
     tunnel: Arc<Tunnel>,
+    admission: Option<Admission>,
     /// When the first of the two certificates ends.
     expires: SystemTime,
     opener: tls::Opener,
@@ -192,6 +200,7 @@ impl InboundTunnel {
     /// it spawns what handles the request. Malformed requests are answered here. When `drain` is cancelled the peer is told to open no more streams
     /// and the tunnel ends with its last one; dropping the future cuts everything.
     pub async fn serve(self, drain: CancellationToken, on_request: impl FnMut(InboundRequest) + Send) -> ServeEnd {
+        let _admission = self.admission;
         let timers = Timers {
             preface: self.config.preface_timeout,
             ping_interval: self.config.ping_interval,

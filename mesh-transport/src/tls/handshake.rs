@@ -53,6 +53,7 @@ impl HandshakeError {
             Self::NotTls => "not_tls",
             Self::Tls(_) => "tls_failed",
             Self::Peer(VerifyError::PeerIdentityMismatch { .. }) => "peer_identity_mismatch",
+            Self::Peer(VerifyError::Revoked) => "peer_revoked",
             Self::Peer(_) => "peer_refused",
             Self::PeerAlert(_) => "refused_by_peer",
             Self::Alpn => "no_h2",

@@ -3,6 +3,7 @@
 mod certificate;
 mod handshake;
 mod record;
+mod revocation;
 mod verify;
 
 pub use certificate::{CertificateError, IdentityCertificate, Roots};
@@ -11,4 +12,7 @@ pub(crate) use handshake::{KeySchedule, accept, connect};
 pub(crate) use record::{
     CONTENT_ALERT, CONTENT_DATA, CONTENT_HANDSHAKE, Front, Opener, RECORD_CONTENT, RECORD_HEADER, Sealer, TRAILER,
 };
+pub(crate) use revocation::{Admission, Proof};
+pub use revocation::{CRL_LIMIT, CrlError, Revocations};
+pub(crate) use verify::Usage;
 pub use verify::{VerifyError, peer_identity};

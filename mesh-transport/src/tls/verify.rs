@@ -51,6 +51,9 @@ pub enum VerifyError {
     /// The certificate may not sign a handshake.
     #[error("certificate key usage does not allow digital signatures")]
     KeyUsage,
+    /// Its authority has revoked the certificate, or one that it depends on.
+    #[error("certificate was revoked")]
+    Revoked,
     /// No valid path to a root: unknown issuer, expired, wrong usage, weak key.
     #[error("certificate chain: {0}")]
     Chain(String),
@@ -121,7 +124,18 @@ pub(crate) fn verify_chain(
     if intermediates.len() > INTERMEDIATES {
         return Err(VerifyError::ChainTooLong(intermediates.len()));
     }
-    let certificate = webpki::EndEntityCert::try_from(leaf).map_err(|error| VerifyError::Chain(error.to_string()))?;
+    verify_path(roots, leaf, intermediates, usage, now, None).map_err(|error| VerifyError::Chain(error.to_string()))
+}
+
+pub(super) fn verify_path(
+    roots: &Roots,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    usage: Usage,
+    now: SystemTime,
+    revocation: Option<webpki::RevocationOptions<'_>>,
+) -> Result<(), webpki::Error> {
+    let certificate = webpki::EndEntityCert::try_from(leaf)?;
     let at = |time: SystemTime| {
         UnixTime::since_unix_epoch(time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO))
     };
@@ -131,7 +145,7 @@ pub(crate) fn verify_chain(
             Usage::Client => webpki::KeyUsage::client_auth(),
         };
         certificate
-            .verify_for_usage(ALGORITHMS.all, roots.anchors(), intermediates, at(time), usage, None, None)
+            .verify_for_usage(ALGORITHMS.all, roots.anchors(), intermediates, at(time), usage, revocation, None)
             .map(drop)
     };
     match verify(now) {
@@ -139,7 +153,6 @@ pub(crate) fn verify_chain(
         Err(webpki::Error::CertNotValidYet { .. }) => verify(now + NOT_BEFORE_TOLERANCE),
         other => other,
     }
-    .map_err(|error| VerifyError::Chain(error.to_string()))
 }
 
 fn verify_peer(

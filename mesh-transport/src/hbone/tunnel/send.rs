@@ -236,4 +236,10 @@ impl Tunnel {
         let mut state = self.state.lock();
         self.send_record(&mut state, crate::tls::CONTENT_ALERT, &[1, 0]);
     }
+
+    /// Sends a fatal alert.
+    pub(in crate::hbone) fn alert(&self, description: u8) {
+        let mut state = self.state.lock();
+        self.send_record(&mut state, crate::tls::CONTENT_ALERT, &[2, description]);
+    }
 }

@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use rustls::version::{TLS12, TLS13};
 use support::port::{CLIENT, Port};
 use support::{Ca, client, pair, pair_from, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 #[tokio::test]
 async fn an_honest_peer_is_accepted() {
@@ -262,4 +264,126 @@ async fn hardening_B23_a_source_that_shakes_hands_all_the_time_is_refused_and_ot
     assert!(refused.as_ref().is_err_and(|error| error.starts_with("handshake_rate")), "{refused:?}");
     assert_eq!(port.judge_from([127, 0, 0, 2].into(), config()).await, Ok(CLIENT.into()));
     assert_eq!(port.acceptor.half_open(), 0);
+}
+
+/// An honest hello, but for the server name in it.
+fn hello_with_name(port: &Port, name: &[u8]) -> Vec<u8> {
+    let (chain, key) = port.ca.sign(Ca::params(CLIENT));
+    let config = client::config(Some((&chain, &key)), &["h2"], &[&TLS13]);
+    let honest = "a".repeat(name.len());
+    let server = rustls::pki_types::ServerName::try_from(honest.clone()).unwrap();
+    let mut connection = rustls::ClientConnection::new(Arc::new(config), server).unwrap();
+    let mut hello = Vec::new();
+    connection.write_tls(&mut hello).unwrap();
+    let at = hello.windows(name.len()).position(|window| window == honest.as_bytes()).unwrap();
+    hello[at..at + name.len()].copy_from_slice(name);
+    hello
+}
+
+#[tokio::test]
+async fn hardening_B19_the_server_name_means_nothing_and_junk_in_it_does_no_harm() {
+    let port = Port::new(AcceptorConfig { tls_timeout: Duration::from_secs(2), ..AcceptorConfig::default() });
+    let (chain, key) = port.ca.sign(Ca::params(CLIENT));
+    // Another pod's name, and none at all: the identity is the certificate's.
+    for name in ["admin.app.svc.cluster.local", "10.0.0.1"] {
+        let config = client::config(Some((&chain, &key)), &["h2"], &[&TLS13]);
+        let (near, far) = pair().await;
+        let client = tokio::spawn(async move { client::connect_to(name, near, config).await?.read_u8().await });
+        let tunnel = soon(name, port.acceptor.accept(far, &port.certificate)).await.unwrap();
+        assert_eq!(tunnel.peer().to_string(), CLIENT);
+        client.abort();
+    }
+    let names: [&[u8]; 6] = [
+        b"10.0.0.1",
+        b"fd00:198::1",
+        "\u{f6}\u{f6}\u{f6}\u{f6}\u{f6}".as_bytes(),
+        b"\0\0\0\0\0\0\0\0",
+        b"\x1b[31mred\r\n",
+        b"..........",
+    ];
+    for name in names {
+        let (mut near, far) = pair().await;
+        near.write_all(&hello_with_name(&port, name)).await.unwrap();
+        near.shutdown().await.unwrap();
+        let refused = soon("end", port.acceptor.accept(far, &port.certificate)).await.unwrap_err();
+        let text = refused.to_string();
+        assert!(text.is_ascii() && !text.chars().any(char::is_control), "not reflected: {text:?}");
+    }
+    // A name of nearly 64 KiB: the whole hello is one message of four records.
+    let name = vec![b'a'; 60_000];
+    let mut list = vec![0, 0, 0];
+    list[1..].copy_from_slice(&(name.len() as u16).to_be_bytes());
+    list.extend(&name);
+    let mut extension = vec![0, 0];
+    extension.extend(((list.len() + 2) as u16).to_be_bytes());
+    extension.extend((list.len() as u16).to_be_bytes());
+    extension.extend(list);
+    let mut body = [&[3, 3][..], &[7; 32], &[0], &[0, 2, 0x13, 1], &[1, 0]].concat();
+    body.extend((extension.len() as u16).to_be_bytes());
+    body.extend(extension);
+    let mut message = vec![1, 0];
+    message.extend((body.len() as u16).to_be_bytes());
+    message.extend(body);
+    let mut large = Vec::new();
+    for piece in message.chunks(16_384) {
+        large.extend([22, 3, 1]);
+        large.extend((piece.len() as u16).to_be_bytes());
+        large.extend(piece);
+    }
+    let (mut near, far) = pair().await;
+    tokio::spawn(async move {
+        let _ = near.write_all(&large).await;
+        let _ = near.read_u8().await;
+    });
+    let refused = soon("end", port.acceptor.accept(far, &port.certificate)).await.unwrap_err();
+    assert_ne!(refused.reason(), "handshake_timeout");
+}
+
+/// Shakes hands, with early data or else to read one byte and the tickets in front of it.
+async fn shake(near: TcpStream, config: &Arc<rustls::ClientConfig>, early: bool) -> rustls::ClientConnection {
+    let (config, mut tcp) = (config.clone(), near.into_std().unwrap());
+    let shaking = tokio::task::spawn_blocking(move || {
+        tcp.set_nonblocking(false).unwrap();
+        let name = rustls::pki_types::ServerName::try_from("pod.test").unwrap();
+        let mut connection = rustls::ClientConnection::new(config, name).unwrap();
+        assert_eq!(connection.early_data().is_some(), early, "a ticket is at hand");
+        if let Some(mut early) = connection.early_data() {
+            early.write_all(b"early").unwrap();
+        }
+        while connection.is_handshaking() {
+            connection.complete_io(&mut tcp).unwrap();
+        }
+        if !early {
+            rustls::Stream::new(&mut connection, &mut tcp).read_exact(&mut [0]).unwrap();
+        }
+        connection
+    });
+    soon("client", shaking).await.unwrap()
+}
+
+#[tokio::test]
+async fn hardening_B20_tickets_are_neither_given_nor_taken_and_early_data_is_refused() {
+    let port = Port::new(AcceptorConfig::default());
+    let (chain, key) = port.ca.sign(Ca::params(CLIENT));
+    let mut config = client::config(Some((&chain, &key)), &["h2"], &[&TLS13]);
+    config.enable_early_data = true;
+    let config = Arc::new(config);
+    // Another server of the same name, careless with tickets, fills the client's store with them.
+    let mut careless = (*port.certificate.server_config()).clone();
+    careless.send_tls13_tickets = 4;
+    careless.session_storage = rustls::server::ServerSessionMemoryCache::new(16);
+    careless.max_early_data_size = 16_384;
+    let careless = tokio_rustls::TlsAcceptor::from(Arc::new(careless));
+    let (near, far) = pair().await;
+    let server = tokio::spawn(async move { careless.accept(far).await.unwrap().write_all(b"x").await });
+    let connection = shake(near, &config, false).await;
+    assert!(connection.tls13_tickets_received() > 0);
+    server.await.unwrap().unwrap();
+
+    let (near, far) = pair().await;
+    let (accepted, connection) = tokio::join!(port.acceptor.accept(far, &port.certificate), shake(near, &config, true));
+    assert_eq!(accepted.unwrap().peer().to_string(), CLIENT, "the certificate was asked for and checked");
+    assert_eq!(connection.handshake_kind(), Some(rustls::HandshakeKind::Full));
+    assert!(!connection.is_early_data_accepted());
+    assert_eq!(connection.tls13_tickets_received(), 0);
 }

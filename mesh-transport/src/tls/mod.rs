@@ -16,3 +16,6 @@ pub(crate) use revocation::{Admission, Proof};
 pub use revocation::{CRL_LIMIT, CrlError, Revocations};
 pub(crate) use verify::Usage;
 pub use verify::{VerifyError, peer_identity};
+
+#[cfg(test)]
+mod weak;

@@ -303,6 +303,15 @@ pub mod client {
     }
 
     pub async fn connect(tcp: TcpStream, config: ClientConfig) -> std::io::Result<TlsStream<TcpStream>> {
-        TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("pod.test").unwrap(), tcp).await
+        connect_to("pod.test", tcp, config).await
+    }
+
+    /// With this server name in the hello.
+    pub async fn connect_to(
+        name: &'static str,
+        tcp: TcpStream,
+        config: ClientConfig,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
+        TlsConnector::from(Arc::new(config)).connect(ServerName::try_from(name).unwrap(), tcp).await
     }
 }

@@ -34,7 +34,7 @@ fn main() -> anyhow::Result<()> {
     if args.keep
         && let Some((lab, bookinfo)) = &lab
     {
-        demo::keep(lab, bookinfo)?;
+        demo::keep(&report, lab, bookinfo)?;
         loop {
             std::thread::park();
         }

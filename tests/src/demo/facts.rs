@@ -1,9 +1,9 @@
 //! How the demo's facts are checked. Each function returns the lines to show, or why the fact is false.
 use crate::harness::bookinfo::{Load, Stars};
+use crate::harness::capture::Flow;
 use crate::harness::metrics::Metrics;
 use crate::harness::{Bookinfo, Capture, Lab, Pod, eventually};
 use anyhow::{Result, bail, ensure};
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// One line per reviews version with its share; each must be a third, give or take `slack` percent points.
@@ -23,7 +23,7 @@ pub fn spread(loads: &[Load], slack: f64) -> Result<Vec<String>> {
     let mut times: Vec<f64> = loads.iter().map(|l| l.milliseconds).collect();
     times.sort_by(f64::total_cmp);
     lines.push(format!(
-        "{} loads, median {:.1} ms, worst {:.1} ms",
+        "{} loads, one after the other: median {:.1} ms, worst {:.1} ms",
         loads.len(),
         times[times.len() / 2],
         times[times.len() - 1]
@@ -31,38 +31,16 @@ pub fn spread(loads: &[Load], slack: f64) -> Result<Vec<String>> {
     Ok(lines)
 }
 
-/// One hop as both ends report it.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Hop {
-    source: String,
-    destination: String,
-    from: String,
-    to: String,
-    policy: String,
-}
-
-/// Hops that destination agents have counted.
-pub fn hops(scrapes: &[Metrics]) -> BTreeSet<Hop> {
-    let select = [("reporter", "destination")];
-    scrapes
-        .iter()
-        .flat_map(|m| m.select("istio_tcp_connections_opened_total", &select))
-        .map(|sample| {
-            let label = |name: &str| sample.labels.get(name).cloned().unwrap_or_default();
-            Hop {
-                source: label("source_workload"),
-                destination: label("destination_workload"),
-                from: label("source_principal"),
-                to: label("destination_principal"),
-                policy: label("connection_security_policy"),
-            }
-        })
-        .collect()
+/// Connections between two service accounts as the agents of the servers count them: all, and those by mutual TLS.
+fn hop(scrapes: &[Metrics], from: &str, to: &str) -> (f64, f64) {
+    let hop = [("reporter", "destination"), ("source_principal", from), ("destination_principal", to)];
+    let mutual = [&hop[..], &[("connection_security_policy", "mutual_tls")]].concat();
+    let sum = |labels| scrapes.iter().map(|m| m.sum("istio_tcp_connections_opened_total", labels)).sum();
+    (sum(&hop), sum(&mutual))
 }
 
 /// The four kinds of hop of Bookinfo, each between the right identities and each by mutual TLS.
 pub fn identities(scrapes: &[Metrics]) -> Result<Vec<String>> {
-    let hops = hops(scrapes);
     let mut lines = Vec::new();
     for (from, to) in [
         ("sleep", "bookinfo-productpage"),
@@ -71,14 +49,35 @@ pub fn identities(scrapes: &[Metrics]) -> Result<Vec<String>> {
         ("bookinfo-reviews", "bookinfo-ratings"),
     ] {
         let id = |account: &str| format!("spiffe://cluster.local/ns/default/sa/{account}");
-        let same: Vec<&Hop> = hops.iter().filter(|h| h.from == id(from) && h.to == id(to)).collect();
-        ensure!(!same.is_empty(), "no agent counted a connection from {} to {}; seen: {hops:?}", id(from), id(to));
-        if let Some(bad) = same.iter().find(|h| h.policy != "mutual_tls") {
-            bail!("{} -> {} was {}", bad.source, bad.destination, bad.policy);
-        }
-        lines.push(format!("{:<54} -> {}", id(from), id(to)));
+        let (all, mutual) = hop(scrapes, &id(from), &id(to));
+        ensure!(all > 0.0, "no agent counted a connection from {} to {}", id(from), id(to));
+        ensure!(all == mutual, "{} of {all} connections from {from} to {to} were not mutual TLS", all - mutual);
+        lines.push(id(from));
+        lines.push(format!("  -> {:<57} {mutual:>5} connections", id(to)));
     }
     Ok(lines)
+}
+
+/// There was at least one connection between two workloads, and each was mutual TLS.
+pub fn only_mutual(scrapes: &[Metrics], from: &str, to: &str) -> Result<()> {
+    let pair = [("reporter", "destination"), ("source_workload", from), ("destination_workload", to)];
+    let mutual = [&pair[..], &[("connection_security_policy", "mutual_tls")]].concat();
+    let sum = |labels| scrapes.iter().map(|m| m.sum("istio_tcp_connections_opened_total", labels)).sum::<f64>();
+    let (all, mutual) = (sum(&pair), sum(&mutual));
+    ensure!(all > 0.0 && all == mutual, "{mutual} of {all} connections from {from} to {to} were mutual TLS");
+    Ok(())
+}
+
+/// Who talks to whom, and something of what is said.
+pub fn wire(flow: &Flow, bytes: &str) -> String {
+    let end = |(ip, port): (std::net::IpAddr, u16)| std::net::SocketAddr::new(ip, port);
+    format!("{} -> {}  {bytes}", end(flow.source), end(flow.destination))
+}
+
+/// Bytes as text, the unprintable ones as dots.
+pub fn printable(bytes: &[u8]) -> String {
+    let show = |b: &u8| if b.is_ascii_graphic() || *b == b' ' { char::from(*b) } else { '.' };
+    bytes.iter().take(48).map(show).collect()
 }
 
 /// No canary crossed the fabric in clear, HBONE did, and the capture lost nothing.
@@ -89,12 +88,17 @@ pub fn sealed(capture: &Capture) -> Result<Vec<String>> {
     }
     ensure!(seen.lost == 0, "the capture lost {} frames and proves nothing", seen.lost);
     ensure!(seen.hbone_packets > 0, "nothing crossed on port 15008");
-    Ok(vec![format!(
-        "{} packets read, {} of them ({} KiB) to or from port 15008; the canary and the pages were in none of them",
+    let mut lines = vec![format!(
+        "{} packets read, {} of them ({} KiB) to or from port 15008; none of the words was in any of them",
         seen.packets,
         seen.hbone_packets,
         seen.hbone_bytes / 1024
-    )])
+    )];
+    if let Some((flow, start)) = &seen.hbone_sample {
+        let bytes: Vec<String> = start.iter().take(14).map(|b| format!("{b:02x}")).collect();
+        lines.push(wire(flow, &format!("{} ...", bytes.join(" "))));
+    }
+    Ok(lines)
 }
 
 /// A load from `pod` ends as wanted, within a few seconds of a change.
@@ -132,7 +136,9 @@ pub fn scrape(lab: &Lab) -> Result<Vec<Metrics>> {
 
 /// The pods of the application as a table.
 pub fn pods(bookinfo: &Bookinfo) -> Vec<String> {
-    let line =
-        |pod: &Pod| format!("{:<16} {:<7} {:<14} {}", pod.name, pod.node.name, pod.address.v4, pod.service_account);
+    let line = |pod: &Pod| {
+        let account = &pod.service_account;
+        format!("{:<15} {:<6} {:<12} {:<15} account {account}", pod.name, pod.node.name, pod.address.v4, pod.address.v6)
+    };
     bookinfo.pods.iter().chain([&bookinfo.client]).map(|p| line(p)).collect()
 }

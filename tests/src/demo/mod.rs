@@ -1,8 +1,20 @@
-//! The tour that `cargo xtask demo` shows: `report` is how it looks, `tour` what it shows, `facts` how each fact is checked.
+//! The tour that `cargo xtask demo` shows.
+//!
+//! ```text
+//! tour     what is shown, in order: the cluster, before, into the mesh, and out of it
+//! traffic  load, identities, STRICT, policy
+//! fault    an agent dies
+//! keep     commands to try afterwards
+//! facts    how each fact is checked        report  how it looks
+//! ```
 mod facts;
+mod fault;
+mod keep;
 mod report;
 mod tour;
+mod traffic;
 
 pub use facts::no_residue;
+pub use keep::keep;
 pub use report::Report;
-pub use tour::{Options, keep, run};
+pub use tour::{Options, run};

@@ -1,4 +1,4 @@
-//! The demo's face: chapters, facts with a mark, progress while something takes its time.
+//! The demo's face: chapters, facts with a mark, manifests as they are written, progress while something takes its time.
 //!
 //! Colour and redrawn lines only on a terminal, and no colour with NO_COLOR; the mark is never the only thing that says how it went.
 use anyhow::Result;
@@ -12,6 +12,7 @@ pub struct Report {
     colour: bool,
     live: bool,
     start: Instant,
+    chapters: usize,
     shown: usize,
     wrong: Vec<String>,
 }
@@ -44,12 +45,31 @@ impl Report {
     pub fn new() -> Report {
         let live = std::io::stdout().is_terminal();
         let colour = live && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-        Report { colour, live, start: Instant::now(), shown: 0, wrong: Vec::new() }
+        Report { colour, live, start: Instant::now(), chapters: 0, shown: 0, wrong: Vec::new() }
     }
 
-    /// A heading with one sentence on what is shown.
+    /// What this is, before anything is shown.
+    pub fn title(&self, title: &str, lines: &[String]) {
+        println!("{}", self.paint("1", title));
+        for line in lines {
+            println!("{}", self.paint("2", line));
+        }
+    }
+
+    /// A heading with a sentence on what is shown.
     pub fn chapter(&mut self, title: &str, sentence: &str) {
-        println!("\n{}\n  {}", self.paint("1;36", title), self.paint("2", sentence));
+        self.chapters += 1;
+        println!("\n{}", self.paint("1;36", &format!("{}  {title}", self.chapters)));
+        for line in wrap(sentence, WIDTH - 3) {
+            println!("   {}", self.paint("2", &line));
+        }
+    }
+
+    /// A text that the user would write: a manifest, a command.
+    pub fn quote(&self, text: &str) {
+        for line in text.lines() {
+            println!("     {} {}", self.paint("2", "│"), self.paint("33", line));
+        }
     }
 
     /// Checks a fact while showing progress; its lines are shown below it. A false fact is shown and remembered.
@@ -66,16 +86,16 @@ impl Report {
             if took > Duration::from_secs(1) { format!(" ({:.1} s)", took.as_secs_f64()) } else { String::new() };
         match result {
             Ok(lines) => {
-                println!("  {} {text}{}", self.paint("32", "✓"), self.paint("2", &took));
+                println!("   {} {text}{}", self.paint("32", "✓"), self.paint("2", &took));
                 for line in lines {
-                    println!("      {line}");
+                    println!("       {line}");
                 }
                 true
             }
             Err(e) => {
-                println!("  {} {text}{}", self.paint("1;31", "× FALSE:"), self.paint("2", &took));
+                println!("   {} {text}{}", self.paint("1;31", "× FALSE:"), self.paint("2", &took));
                 for line in format!("{e:#}").lines().take(12) {
-                    println!("      {}", self.paint("31", line));
+                    println!("       {}", self.paint("31", line));
                 }
                 self.wrong.push(text.to_string());
                 false
@@ -83,11 +103,12 @@ impl Report {
         }
     }
 
-    /// The last line; whether everything was true.
-    pub fn finish(self) -> bool {
+    /// The last words; whether everything was true.
+    pub fn finish(&self) -> bool {
         let seconds = self.start.elapsed().as_secs();
         if self.wrong.is_empty() {
             println!("\n{}", self.paint("1;32", &format!("{} facts shown, all true, in {seconds} s", self.shown)));
+            println!("{}", self.paint("2", "Times are those of an unoptimised build: `cargo xtask bench` measures."));
         } else {
             let line = format!("{} of {} facts are FALSE:", self.wrong.len(), self.shown);
             println!("\n{}", self.paint("1;31", &line));
@@ -102,6 +123,24 @@ impl Report {
     pub fn paint(&self, code: &str, text: &str) -> String {
         if self.colour { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_string() }
     }
+}
+
+/// Columns that fit everywhere.
+const WIDTH: usize = 110;
+
+/// Breaks a text into lines of at most `width` columns, at spaces.
+pub fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(last) if last.chars().count() + 1 + word.chars().count() <= width => {
+                last.push(' ');
+                last.push_str(word);
+            }
+            _ => lines.push(word.to_string()),
+        }
+    }
+    lines
 }
 
 /// Redraws one line until it is dropped.
@@ -121,7 +160,7 @@ impl Spinner {
                     break;
                 }
                 if start.elapsed() > Duration::from_millis(150) {
-                    let line = format!("  {frame} {text} {} [{:.0} s]", progress.now(), start.elapsed().as_secs_f64());
+                    let line = format!("   {frame} {text} {} [{:.0} s]", progress.now(), start.elapsed().as_secs_f64());
                     print!("\r\u{1b}[2K{}", line.chars().take(110).collect::<String>());
                     let _ = std::io::stdout().flush();
                 }
@@ -140,5 +179,17 @@ impl Drop for Spinner {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_break_at_spaces() {
+        assert_eq!(wrap("one two  three", 7), ["one two", "three"]);
+        assert_eq!(wrap("incomprehensibilities", 4), ["incomprehensibilities"]);
+        assert!(wrap("", 4).is_empty());
     }
 }

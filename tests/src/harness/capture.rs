@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 const OUTGOING: u8 = 4;
+/// Bytes of a segment that are kept to be shown.
+const SAMPLE: usize = 64;
 
 /// Direction of one flow on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,6 +39,8 @@ pub struct Sighting {
     pub token: String,
     /// Where.
     pub flow: Flow,
+    /// The start of the segment that ended it.
+    pub start: Vec<u8>,
 }
 
 /// What has been seen so far.
@@ -52,6 +56,8 @@ pub struct Seen {
     pub other_bytes: u64,
     /// Tokens found.
     pub sightings: Vec<Sighting>,
+    /// The flow and the start of the last large segment to or from port 15008.
+    pub hbone_sample: Option<(Flow, Vec<u8>)>,
     /// TLS records of type handshake seen at the start of a segment of an HBONE flow.
     pub tls_handshakes: u64,
     /// Frames that the kernel dropped because we were too slow.
@@ -168,6 +174,8 @@ fn frame(seen: &mut Seen, bytes: &[u8]) {
         seen.hbone_bytes += payload.len() as u64;
         if payload.len() > 5 && payload[0] == 22 && payload[1] == 3 {
             seen.tls_handshakes += 1;
+        } else if payload.len() > 2 * SAMPLE {
+            seen.hbone_sample = Some((flow, payload[..SAMPLE].to_vec()));
         }
     } else if flow.protocol == libc::IPPROTO_TCP as u8 && !ports.contains(&15012) && !ports.contains(&15014) {
         seen.other_bytes += payload.len() as u64;
@@ -179,7 +187,9 @@ fn frame(seen: &mut Seen, bytes: &[u8]) {
     for token in &seen.tokens {
         let ends_in_new = |at: usize| at + token.len() > old;
         if text.windows(token.len()).enumerate().any(|(at, w)| w == token.as_slice() && ends_in_new(at)) {
-            seen.sightings.push(Sighting { token: String::from_utf8_lossy(token).into_owned(), flow });
+            let (token, start) =
+                (String::from_utf8_lossy(token).into_owned(), payload[..payload.len().min(SAMPLE)].to_vec());
+            seen.sightings.push(Sighting { token, flow, start });
         }
     }
     text.drain(..text.len().saturating_sub(keep));

@@ -82,6 +82,11 @@ impl Control {
         lock(&self.process).as_ref().context("control plane is not running")?.signal(signal)
     }
 
+    /// Its pid.
+    pub fn pid(&self) -> Result<i32> {
+        Ok(lock(&self.process).as_ref().context("control plane is not running")?.pid())
+    }
+
     /// Everything it wrote.
     pub fn log(&self) -> String {
         lock(&self.process).as_ref().map(Process::log).unwrap_or_default()

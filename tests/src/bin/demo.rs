@@ -24,7 +24,7 @@ fn main() -> anyhow::Result<()> {
     signals.thread_block()?;
     std::thread::spawn(move || {
         let name = signals.wait().map_or("signal", Signal::as_str);
-        eprintln!("\ninterrupted ({name}): removing the lab ...");
+        demo::interrupt(&format!("interrupted ({name}): removing the lab ..."));
         spawner::clean_all();
         std::process::exit(130);
     });

@@ -38,9 +38,10 @@ impl Stage<'_> {
             let result: serde_json::Value =
                 serde_json::from_str(line).with_context(|| format!("result of the load: {line}"))?;
             let count = |key: &str| result[key].as_u64().unwrap_or(u64::MAX);
-            // What the dead agent had accepted is reset; what it had not accepted yet must not notice.
+            // What the dead agent had accepted is reset, at most one connection of each of the load's threads. What it had not accepted
+            // yet must not notice.
             ensure!(count("refused") == 0 && count("timeout") == 0 && count("other") == 0, "{result}");
-            ensure!(count("reset") <= 2 && count("cut") == OPEN, "{result}");
+            ensure!(count("reset") <= 32 && count("cut") == OPEN, "{result}");
             ensure!(count("ok") > 100, "{result}");
             Ok(vec![
                 format!("agent {old} killed, {new} took over its sockets, kernel programs and maps"),

@@ -1,5 +1,5 @@
 //! `--keep`: everything is enrolled again, and what can be tried is told.
-use super::report::Report;
+use super::report::{Report, say};
 use super::tour::PAGE;
 use crate::harness::policy::Authorization;
 use crate::harness::process::binary_path;
@@ -23,10 +23,10 @@ pub fn keep(report: &Report, lab: &Lab, bookinfo: &Bookinfo) -> Result<()> {
     let (agent, socket) = (node.agent()?.worker()?, node.run_dir.join("admin.sock"));
     let socket = socket.display();
 
-    println!(
+    say(&format!(
         "\n{}",
         report.paint("1;36", "The lab is running, with everything in the mesh. As root, in another terminal:")
-    );
+    ));
     let groups: [(&str, Vec<String>); 5] = [
         ("be the client pod", vec![format!("{client} {own} get {PAGE}"), format!("{client} bash")]),
         (
@@ -53,11 +53,11 @@ pub fn keep(report: &Report, lab: &Lab, bookinfo: &Bookinfo) -> Result<()> {
         ),
     ];
     for (what, commands) in groups {
-        println!("\n   {}", report.paint("2", what));
+        say(&format!("\n   {}", report.paint("2", what)));
         for command in commands {
-            println!("   {command}");
+            say(&format!("   {command}"));
         }
     }
-    println!("\nCtrl-C here ends it and removes everything.");
+    say("\nCtrl-C here ends it and removes everything.");
     Ok(())
 }

@@ -16,5 +16,5 @@ mod traffic;
 
 pub use facts::no_residue;
 pub use keep::keep;
-pub use report::Report;
+pub use report::{Report, interrupt};
 pub use tour::{Options, run};

@@ -1,6 +1,7 @@
 //! The demo's face: chapters, facts with a mark, manifests as they are written, progress while something takes its time.
 //!
 //! Colour and redrawn lines only on a terminal, and no colour with NO_COLOR; the mark is never the only thing that says how it went.
+use crate::harness::spawner;
 use anyhow::Result;
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -50,25 +51,25 @@ impl Report {
 
     /// What this is, before anything is shown.
     pub fn title(&self, title: &str, lines: &[String]) {
-        println!("{}", self.paint("1", title));
+        say(&self.paint("1", title));
         for line in lines {
-            println!("{}", self.paint("2", line));
+            say(&self.paint("2", line));
         }
     }
 
     /// A heading with a sentence on what is shown.
     pub fn chapter(&mut self, title: &str, sentence: &str) {
         self.chapters += 1;
-        println!("\n{}", self.paint("1;36", &format!("{}  {title}", self.chapters)));
+        say(&format!("\n{}", self.paint("1;36", &format!("{}  {title}", self.chapters))));
         for line in wrap(sentence, WIDTH - 3) {
-            println!("   {}", self.paint("2", &line));
+            say(&format!("   {}", self.paint("2", &line)));
         }
     }
 
     /// A text that the user would write: a manifest, a command.
     pub fn quote(&self, text: &str) {
         for line in text.lines() {
-            println!("     {} {}", self.paint("2", "│"), self.paint("33", line));
+            say(&format!("     {} {}", self.paint("2", "│"), self.paint("33", line)));
         }
     }
 
@@ -86,16 +87,16 @@ impl Report {
             if took > Duration::from_secs(1) { format!(" ({:.1} s)", took.as_secs_f64()) } else { String::new() };
         match result {
             Ok(lines) => {
-                println!("   {} {text}{}", self.paint("32", "✓"), self.paint("2", &took));
+                say(&format!("   {} {text}{}", self.paint("32", "✓"), self.paint("2", &took)));
                 for line in lines {
-                    println!("       {line}");
+                    say(&format!("       {line}"));
                 }
                 true
             }
             Err(e) => {
-                println!("   {} {text}{}", self.paint("1;31", "× FALSE:"), self.paint("2", &took));
+                say(&format!("   {} {text}{}", self.paint("1;31", "× FALSE:"), self.paint("2", &took)));
                 for line in format!("{e:#}").lines().take(12) {
-                    println!("       {}", self.paint("31", line));
+                    say(&format!("       {}", self.paint("31", line)));
                 }
                 self.wrong.push(text.to_string());
                 false
@@ -107,13 +108,14 @@ impl Report {
     pub fn finish(&self) -> bool {
         let seconds = self.start.elapsed().as_secs();
         if self.wrong.is_empty() {
-            println!("\n{}", self.paint("1;32", &format!("{} facts shown, all true, in {seconds} s", self.shown)));
-            println!("{}", self.paint("2", "Times are those of an unoptimised build: `cargo xtask bench` measures."));
+            let line = format!("{} facts shown, all true, in {seconds} s", self.shown);
+            say(&format!("\n{}", self.paint("1;32", &line)));
+            say(&self.paint("2", "Times are those of an unoptimised build: `cargo xtask bench` measures."));
         } else {
             let line = format!("{} of {} facts are FALSE:", self.wrong.len(), self.shown);
-            println!("\n{}", self.paint("1;31", &line));
+            say(&format!("\n{}", self.paint("1;31", &line)));
             for fact in &self.wrong {
-                println!("  × {fact}");
+                say(&format!("  × {fact}"));
             }
         }
         self.wrong.is_empty()
@@ -122,6 +124,26 @@ impl Report {
     /// A text in a colour, if colours are wanted.
     pub fn paint(&self, code: &str, text: &str) -> String {
         if self.colour { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_string() }
+    }
+}
+
+/// Set when the tour is interrupted: what fails from then on fails because the lab goes.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// The last words of an interrupted tour; nothing is shown after them.
+pub fn interrupt(line: &str) {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+    eprintln!("\n{line}");
+}
+
+/// Writes a line. When nobody reads any more, the lab is removed and the process ends as a closed pipe ends others.
+pub fn say(line: &str) {
+    while INTERRUPTED.load(Ordering::Relaxed) {
+        std::thread::park();
+    }
+    if writeln!(std::io::stdout(), "{line}").is_err() {
+        spawner::clean_all();
+        std::process::exit(141);
     }
 }
 
@@ -156,7 +178,7 @@ impl Spinner {
         let thread = std::thread::spawn(move || {
             let start = Instant::now();
             for frame in ["⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"].iter().cycle() {
-                if ended.load(Ordering::Relaxed) {
+                if ended.load(Ordering::Relaxed) || INTERRUPTED.load(Ordering::Relaxed) {
                     break;
                 }
                 if start.elapsed() > Duration::from_millis(150) {

@@ -1,7 +1,7 @@
 //! What the demo shows, chapter by chapter. A chapter that others build on ends the tour if it fails; the rest go on.
 use super::facts;
-use super::report::Report;
-use crate::harness::bookinfo::parse;
+use super::report::{Progress, Report, say};
+use crate::harness::bookinfo::{Load, parse};
 use crate::harness::manifest::DATAPLANE_MODE;
 use crate::harness::{Bookinfo, Capture, Lab, LabConfig, agent, plan, until};
 use anyhow::{Context, Result, ensure};
@@ -86,7 +86,7 @@ fn cluster(report: &mut Report) -> Option<Lab> {
         Ok(lines)
     });
     if !ready {
-        println!("{}", lab.report());
+        say(&lab.report());
         return None;
     }
     Some(lab)
@@ -181,11 +181,7 @@ impl Stage<'_> {
 }
 
 /// What a load of `count` pages from the client gave, with progress.
-pub(super) fn load_pages(
-    bookinfo: &Bookinfo,
-    count: u32,
-    progress: &super::report::Progress,
-) -> Result<Vec<crate::harness::bookinfo::Load>> {
+pub(super) fn load_pages(bookinfo: &Bookinfo, count: u32, progress: &Progress) -> Result<Vec<Load>> {
     let process = bookinfo.start_load(&bookinfo.client, count, Duration::ZERO)?;
     while process.running() {
         progress.say(format!("{} of {count}", process.stdout().lines().count()));

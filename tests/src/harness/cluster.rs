@@ -35,7 +35,7 @@ impl Cluster {
         let partial = records.with_extension("partial");
         std::fs::write(&partial, self.records(pods))
             .and_then(|()| std::fs::rename(&partial, records))
-            .context("write DNS records")?;
+            .with_context(|| format!("write {}", records.display()))?;
         let services = self.translations(pods);
         for node in nodes {
             let dns = [Transport::Udp, Transport::Tcp].map(|transport| Translation {

@@ -74,7 +74,12 @@ impl Lab {
         cgroup::create(&cgroup)?;
         let system = cgroup.join("system");
         cgroup::create(&system)?;
-        let spawner = Arc::new(Spawner::start(&cgroup, &dir)?);
+        // From here on the janitor removes both; until then nobody else does.
+        let spawner = Spawner::start(&cgroup, &dir).inspect_err(|_| {
+            let _ = cgroup::remove(&cgroup);
+            let _ = std::fs::remove_dir_all(&dir);
+        })?;
+        let spawner = Arc::new(spawner);
         let fabric = Netns::create("fabric")?;
         fabric.run(|| {
             netlink::add_bridge("br0")?;

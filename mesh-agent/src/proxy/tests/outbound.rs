@@ -53,7 +53,7 @@ async fn a_pod_is_reached_by_its_own_address_in_both_families() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_outside_is_reached_as_asked() {
+async fn hardening_B66_the_outside_is_reached_as_asked() {
     let pair = Pair::start().await;
     let outside = pair.hub.attach(&[std::net::IpAddr::from([192, 0, 2, 7])]);
     let listener = outside.listen(SocketAddr::from(([192, 0, 2, 7], 443)));

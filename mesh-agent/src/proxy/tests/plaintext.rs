@@ -25,7 +25,7 @@ async fn plain_refused(pair: &Pair, port: u16) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hardening_B55_B56_permissive_passes_bytes_untouched_and_believes_none() {
+async fn hardening_B55_B56_B59_permissive_passes_bytes_untouched_and_believes_none() {
     let pair = Pair::start().await;
     pair.server.echo(APP, "");
     let mut app = plain(&pair, APP).await;
@@ -113,6 +113,26 @@ async fn hardening_B61_any_principal_means_somebody() {
     assert_eq!(served.load(Ordering::SeqCst), 0);
     let mut app = pair.client.connect(pair.service_address()).await;
     exchange(&mut app, "I am somebody").await;
+}
+
+/// An address is not an identity, whoever's it is: not a workload's that a policy allows, not the one that kubelet's probes are translated to elsewhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn hardening_B57_B58_no_address_makes_a_principal() {
+    let pair = Pair::start().await;
+    let served = pair.server.echo(APP, "");
+    let client =
+        Match { principals: vec![StringMatch::Exact(identity("client").principal().into())], ..Match::default() };
+    pair.apply(vec![Change::Policy(policy("client", Scope::Namespace, Action::Allow, vec![vec![client]]))]);
+    // From the very address that the configuration says is the client's.
+    plain_refused(&pair, APP).await;
+    let probes = std::net::IpAddr::from([169, 254, 7, 127]);
+    let spoofer = pair.hub.attach(&[probes]);
+    let steered = SocketAddr::new(pair.server.ip(), ports::INBOUND_PLAINTEXT);
+    expect_refused(spoofer.socket(probes), steered).await;
+    assert_eq!((served.load(Ordering::SeqCst), pair.far.refused(Reason::Denied)), (0, 2));
+    assert!(!pair.far.log().contains("src.identity"));
+    let mut app = pair.client.connect(pair.service_address()).await;
+    exchange(&mut app, "with a certificate").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,102 @@
+//! Flows that are not what they should be: floods of SYNs, connections that are given up early, datagrams.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::undocumented_unsafe_blocks,
+    reason = "tests panic, and every unsafe block here is one system call"
+)]
+#![allow(non_snake_case, reason = "tests carry the ids of the fault catalogue")]
+
+mod kernel;
+
+use std::time::{Duration, Instant};
+
+use kernel::*;
+use mesh_agent::bpf::InboundMode;
+use mesh_common::Reason;
+use socket2::SockAddr;
+
+/// B60: SYNs without an end meet cookies, not a full queue: who means it still gets in, and the app behind never sees the others.
+#[test]
+fn hardening_B60_a_flood_of_syns_keeps_nobody_out() {
+    if !privileged("hardening_B60_a_flood_of_syns_keeps_nobody_out") {
+        return;
+    }
+    let node = Node::new();
+    let pod = Pod::enrolled(&node);
+    let app = pod.app.listen(at(POD_V4, 9000));
+    let wire = wire::Wire::new(&pod);
+    for n in 0..20_000_u32 {
+        let source = std::net::IpAddr::from([198, 18, 200, (n % 250) as u8 + 1]);
+        wire.send_syn(source, 1024 + (n % 50_000) as u16, at(POD_V4, if n % 2 == 0 { 9000 } else { 15008 }));
+    }
+    for (port, listener) in [(9000, &pod.listeners.plaintext[0]), (15008, &pod.listeners.hbone[0])] {
+        let client = pod.outside.tcp(ip(POD_V4));
+        connect(&client, at(POD_V4, port)).unwrap();
+        let (agent, from) = accept(listener);
+        assert_eq!(from, local(&client));
+        ping(&client, &agent);
+        assert!(!is_ready(listener), "none of the others is a connection");
+    }
+    assert!(!is_ready(&app));
+}
+
+/// B69: an app that gives up before the agent has accepted leaves nothing in the maps.
+#[test]
+fn hardening_B69_what_is_closed_before_it_is_accepted_leaves_nothing() {
+    if !privileged("hardening_B69_what_is_closed_before_it_is_accepted_leaves_nothing") {
+        return;
+    }
+    let node = Node::with(|config| config.slot_hold = Duration::ZERO);
+    let pod = Pod::enrolled(&node);
+    let used = |map: &str| node.kernel().map_usage().iter().find(|usage| usage.0 == map).unwrap().1;
+    for n in 0..200_u8 {
+        let app = pod.app.tcp(ip(POD_V4));
+        app.set_nonblocking(true).unwrap();
+        let _ = app.connect(&at(&format!("198.18.9.{n}"), 8080).into());
+        if n % 2 == 0 {
+            app.set_linger(Some(Duration::ZERO)).unwrap();
+        }
+    }
+    assert!(used("SLOTS") > 0);
+    // The agent finds them dead or dying, and lets go.
+    while is_ready(&pod.listeners.outbound[0]) {
+        drop(accept(&pod.listeners.outbound[0]));
+    }
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while used("SLOTS") != 0 {
+        node.kernel().collect_slots();
+        assert!(Instant::now() < deadline, "{} slots are never freed", used("SLOTS"));
+        std::thread::yield_now();
+    }
+    let left = |map: &str| entries(&node.maps().join(map));
+    assert_eq!((left("SLOTS"), left("SLOT_OF"), left("CLIENTS")), (0, 0, 0));
+    let (app, to) = (pod.app.tcp(ip(POD_V4)), at("198.18.9.9", 8080));
+    connect(&app, to).unwrap();
+    let (agent, _) = accept(&pod.listeners.outbound[0]);
+    assert_eq!(node.kernel().original_destination(pod.cookie, local(&agent)), Some(to));
+}
+
+/// B73: UDP passes, under STRICT as well, which speaks of TCP; it is counted as what it is.
+#[test]
+fn hardening_B73_udp_passes_and_is_counted() {
+    if !privileged("hardening_B73_udp_passes_and_is_counted") {
+        return;
+    }
+    let node = Node::new();
+    let pod = Pod::new(&node);
+    pod.enrol(&node, &InboundMode { default_strict: true, ports: vec![] });
+    for (index, own) in [POD_V4, POD_V6].into_iter().enumerate() {
+        let (app, client) = (pod.app.udp(ip(own)), pod.outside.udp(ip(own)));
+        app.bind(&at(own, 9000).into()).unwrap();
+        client.send_to(b"datagram", &SockAddr::from(at(own, 9000))).unwrap();
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 16];
+        let (length, from) = app.recv_from(&mut buffer).unwrap();
+        assert_eq!((length, from.as_socket().unwrap().port()), (8, local(&client).port()));
+        assert_eq!(node.kernel().counter(Reason::UdpPassed), index as u64 + 1);
+        // And back, from an unconnected socket as from any server.
+        app.send_to(b"reply", &from).unwrap();
+        assert_eq!(client.recv_from(&mut buffer).unwrap().0, 5);
+    }
+    assert_eq!(errno(connect(&pod.outside.tcp(ip(POD_V4)), at(POD_V4, 9000))), libc::ECONNREFUSED, "TCP does not");
+}

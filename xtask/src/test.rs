@@ -51,10 +51,12 @@ pub fn run(args: &Args) -> Result<()> {
     for reason in &tally.skipped {
         println!("  {reason}");
     }
-    if !status.success() {
-        bail!("tests failed: {}", tally.broken.join(", "));
+    match (&args.filter, status.success()) {
+        (Some(filter), true) if tally.passed == 0 => bail!("no test's name contains `{filter}`"),
+        (_, true) => Ok(()),
+        (_, false) if tally.broken.is_empty() => bail!("cargo could not build or run the tests"),
+        (_, false) => bail!("tests failed: {}", tally.broken.join(", ")),
     }
-    Ok(())
 }
 
 fn share(text: &str) -> Result<f64, String> {

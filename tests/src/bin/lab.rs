@@ -167,6 +167,9 @@ enum Load {
         connections: usize,
         #[arg(long, default_value_t = 5.0)]
         seconds: f64,
+        /// Seconds that a write may take.
+        #[arg(long, default_value_t = 10.0)]
+        patience: f64,
     },
     /// New connections.
     Conn {
@@ -244,7 +247,9 @@ fn run_load(program: Load) -> Result<()> {
     match program {
         Load::Serve { port } => load::server::run(port),
         Load::Rtt { target, bytes, seconds: s } => load::measure::round_trips(target, bytes, seconds(s)),
-        Load::Stream { target, connections, seconds: s } => load::measure::stream(target, connections, seconds(s)),
+        Load::Stream { target, connections, seconds: s, patience } => {
+            load::measure::stream(target, connections, seconds(s), seconds(patience))
+        }
         Load::Conn { target, clients, seconds: s } => load::measure::connections(target, clients, seconds(s)),
         Load::Idle { target, count } => load::measure::idle(target, count),
         Load::ConnectCost { target, seconds: s } => load::measure::connect_cost(target, seconds(s)),

@@ -3,6 +3,7 @@
 //! ```text
 //! agent    the agent is killed, stopped, doubled, starved
 //! control  the control plane is away, flaps, forgets, changes its root
+//! network  names, unknown addresses, ports that app and agent both want
 //! pods     pods come, go, and take over each other's addresses
 //! streams  how connections begin and end, and what others on the wire can do to them
 //! ```
@@ -12,6 +13,7 @@
 
 mod agent;
 mod control;
+mod network;
 mod pair;
 mod pods;
 mod streams;

@@ -1,10 +1,57 @@
-//! How connections begin and end, and what others on the wire can do to them: rows F35-F39, R6.
+//! How connections begin, stall and end, and what others on the wire can do to them: rows F34-F39, R6.
 use crate::pair::{Pair, SOON, let_run};
 use anyhow::{Context, Result, ensure};
 use mesh_tests::harness::{
-    Capture, Lab, LabConfig, Need, PodSpec, ServiceSpec, eventually, in_lab, netlink, rounds, soak, span, until,
+    Capture, Lab, LabConfig, Need, Node, PodSpec, ServiceSpec, agent, eventually, in_lab, netlink, rounds, soak, span,
+    until,
 };
+use nix::sys::signal::Signal;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+#[test]
+fn hardening_F34_readers_that_stop_cost_little_and_hold_up_nobody() -> Result<()> {
+    in_lab(Need::Mesh, || {
+        const STALLED: u64 = 100;
+        let pair = Pair::start(LabConfig::default())?;
+        let stopped = pair.server.serve(["load", "serve", "--port", "8081"])?;
+        let resident = || -> Result<u64> {
+            let of = |node: &Arc<Node>| Ok(agent::resident_kib(node.agent()?.worker()?));
+            pair.lab.nodes.iter().map(of).sum()
+        };
+        let sent = || -> Result<f64> {
+            let to_server = [("reporter", "source"), ("destination_workload", "server")];
+            Ok(pair.lab.node(1).agent()?.metrics()?.sum("istio_tcp_sent_bytes_total", &to_server))
+        };
+        // Both agents have carried as many connections before, so that what grows later is what is buffered.
+        let many = STALLED.to_string();
+        pair.client.lab(["load", "stream", &pair.target, "--connections", &many, "--seconds", "0.5"])?.success()?;
+        let before = resident()?;
+
+        // The kernel goes on accepting for a stopped server, and nobody reads.
+        stopped.signal(Signal::SIGSTOP)?;
+        let target = format!("{}:8081", pair.address());
+        let args = ["load", "stream", &target, "--connections", &many, "--seconds", "600", "--patience", "600"];
+        let _writers = pair.client.start("writers", "lab", args)?;
+        let mut last = sent()?;
+        eventually("every writer to be stuck", Duration::from_secs(60), || {
+            let_run(Duration::from_millis(500));
+            let (now, was) = (sent()?, last);
+            last = now;
+            ensure!(now == was && now > 0.0, "{was} bytes, then {now}");
+            Ok(())
+        })?;
+
+        let grown = resident()?.saturating_sub(before);
+        ensure!(grown < STALLED * 2 * 320, "{STALLED} stalled streams cost {grown} KiB in both agents");
+        let load = pair.steady(50, 10)?;
+        let bulk =
+            pair.client.lab(["load", "stream", &pair.target, "--connections", "4", "--seconds", "1"])?.success()?;
+        let bulk: serde_json::Value = serde_json::from_str(bulk.stdout.trim())?;
+        ensure!(bulk["bytes"].as_u64().is_some_and(|n| n > 1 << 20), "{bulk}");
+        load.ended()?.flawless()
+    })
+}
 
 #[test]
 fn hardening_F35_handshakes_that_never_end_hinder_nobody_else() -> Result<()> {

@@ -55,14 +55,15 @@ pub fn round_trips(target: SocketAddr, bytes: usize, time: Duration) -> Result<(
     Ok(())
 }
 
-/// One-way bulk on `connections`, counted by the server.
-pub fn stream(target: SocketAddr, connections: usize, time: Duration) -> Result<()> {
+/// One-way bulk on `connections`, counted by the server; a write may take as long as `patience`.
+pub fn stream(target: SocketAddr, connections: usize, time: Duration, patience: Duration) -> Result<()> {
     let start = Instant::now();
     let total = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..connections)
             .map(|_| {
                 scope.spawn(move || -> Result<u64> {
                     let mut stream = dial(target)?;
+                    stream.set_write_timeout(Some(patience))?;
                     stream.write_all(b"S")?;
                     let block = vec![0; 128 << 10];
                     while start.elapsed() < time {

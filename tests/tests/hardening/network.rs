@@ -1,8 +1,6 @@
 //! What pods meet on the network that is not the mesh's own traffic: unknown addresses (design 9.11), ports that app and agent both want (R14),
 //! names (B83), floods of queries (B86).
 
-#![expect(non_snake_case, reason = "tests carry the ids of their rows")]
-
 use anyhow::{Context, Result, ensure};
 use mesh_tests::harness::{Capture, Lab, LabConfig, Need, Pod, PodSpec, ServiceSpec, eventually, in_lab};
 use std::collections::BTreeSet;

@@ -1,11 +1,14 @@
 //! Small HTTP/1.1 servers for operators: metrics, readiness, admin. Over TCP, or over a Unix socket of one user.
 //!
-//! Everything is limited: connections, header bytes, body bytes, time to read a head, time to take the answer. A slow or hostile client
-//! costs one connection slot for at most [`Limits::connection`]. Handlers get the whole body and give a whole response.
+//! Everything is limited: connections, those of one address, header bytes, body bytes, time to read a head, time to take the answer. A slow
+//! or hostile client costs one connection slot for at most [`Limits::connection`], and never all of them. Handlers get the whole body and
+//! give a whole response.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +19,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
@@ -31,6 +35,8 @@ pub type Reply = Response<Full<Bytes>>;
 pub struct Limits {
     /// Connections at once; further ones wait in the backlog.
     pub connections: usize,
+    /// Connections at once from one address; further ones are closed.
+    pub per_source: usize,
     /// Bytes of a request head.
     pub head: usize,
     /// Bytes of a request body.
@@ -45,6 +51,7 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             connections: 32,
+            per_source: 8,
             head: 96 * 1024,
             body: 64 * 1024,
             head_time: Duration::from_secs(5),
@@ -59,7 +66,46 @@ where
     H: Fn(Request<Bytes>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Reply> + Send + 'static,
 {
-    serve(limits, drain, handler, || async { listener.accept().await.map(|(stream, _)| Some(stream)) }).await;
+    let sources = Sources::default();
+    let accept = || async {
+        let (stream, peer) = listener.accept().await?;
+        Ok(sources.admit(peer.ip(), limits.per_source).map(|admitted| (stream, Some(admitted))))
+    };
+    serve(limits, drain, handler, accept).await;
+}
+
+/// How many connections each address has. Locked when one comes or goes.
+#[derive(Clone, Debug, Default)]
+struct Sources(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+/// One connection of an address, until it is dropped.
+#[derive(Debug)]
+struct Admitted {
+    sources: Sources,
+    source: IpAddr,
+}
+
+impl Sources {
+    fn admit(&self, source: IpAddr, limit: usize) -> Option<Admitted> {
+        let mut counts = self.0.lock();
+        let count = counts.entry(source).or_default();
+        (*count < limit).then(|| {
+            *count += 1;
+            Admitted { sources: self.clone(), source }
+        })
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let mut counts = self.sources.0.lock();
+        if let Some(count) = counts.get_mut(&self.source) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.source);
+            }
+        }
+    }
 }
 
 /// Serves `handler` on a Unix listener until the drain starts; clients whose user is not `uid` are hung up on before a byte is read.
@@ -71,7 +117,7 @@ where
     let accept = || async {
         let (stream, _) = listener.accept().await?;
         match stream.peer_cred() {
-            Ok(peer) if peer.uid() == uid => Ok(Some(stream)),
+            Ok(peer) if peer.uid() == uid => Ok(Some((stream, None))),
             Ok(peer) => {
                 tracing::warn!(uid = peer.uid(), pid = peer.pid(), "refused a client of another user");
                 Ok(None)
@@ -106,7 +152,7 @@ where
     F: Future<Output = Reply> + Send + 'static,
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     A: Fn() -> AF,
-    AF: Future<Output = io::Result<Option<S>>>,
+    AF: Future<Output = io::Result<Option<(S, Option<Admitted>)>>>,
 {
     let slots = Arc::new(Semaphore::new(limits.connections));
     loop {
@@ -120,10 +166,10 @@ where
             accepted = accepted => accepted,
         };
         match stream {
-            Ok(Some(stream)) => {
+            Ok(Some((stream, admitted))) => {
                 let (handler, drain) = (handler.clone(), drain.clone());
                 task::spawn("http connection", async move {
-                    let _slot = slot;
+                    let _held = (slot, admitted);
                     tokio::select! {
                         () = drain.forced() => {}
                         _ = tokio::time::timeout(limits.connection, connection(stream, limits, handler)) => {}
@@ -224,6 +270,39 @@ mod tests {
         // The only slot is taken; it comes back when the slow client's time is up.
         let answer = exchange(address, b"GET /next HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
         assert!(answer.ends_with("/next"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn hardening_b126_one_address_cannot_take_every_slot() {
+        let limits = Limits { connections: 4, per_source: 3, connection: Duration::from_secs(60), ..Limits::default() };
+        let (address, _drain) = start(Limits { head_time: Duration::from_secs(60), ..limits }).await;
+        let greedy = || async {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind("127.0.0.9:0".parse().unwrap()).unwrap();
+            let mut stream = socket.connect(address).await.unwrap();
+            let _ = stream.write_all(b"GET / HT").await;
+            stream
+        };
+        let held = [greedy().await, greedy().await, greedy().await];
+        for _ in 0..20 {
+            let mut refused = greedy().await;
+            assert!(matches!(refused.read(&mut [0]).await, Ok(0) | Err(_)), "the fourth is closed");
+        }
+        // Others are served, and so is the greedy one when it has let go of something.
+        let request = b"GET /next HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+        assert!(exchange(address, request).await.ends_with("/next"));
+        drop(held);
+        let served = async {
+            loop {
+                let mut stream = greedy().await;
+                let _ = stream.write_all(b"TP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+                let mut answer = String::new();
+                if stream.read_to_string(&mut answer).await.is_ok() && answer.starts_with("HTTP/1.1 200") {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), served).await.unwrap();
     }
 
     #[tokio::test]

@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::crl::CrlFile;
-use crate::bpf::{Foreign, Kernel, KernelError, Repair};
+use crate::bpf::{Foreign, Kernel, Repair};
 use crate::enrol::node::chain;
 use crate::proxy::ProxyShared;
 use crate::state::StateHandle;
@@ -46,7 +46,7 @@ pub async fn serve_metrics(listener: TcpListener, registry: Registry, drain: Dra
         }
     };
     // A few scrapers at most: each answer is in memory until it is sent.
-    serve_tcp(listener, Limits { connections: 8, body: 0, ..Limits::default() }, drain, handler).await;
+    serve_tcp(listener, Limits { connections: 8, per_source: 4, body: 0, ..Limits::default() }, drain, handler).await;
 }
 
 fn get(request: &Request<Bytes>, paths: &[&str], answer: impl FnOnce() -> Reply) -> Reply {
@@ -133,18 +133,23 @@ async fn verify(kernel: Arc<Kernel>, telemetry: Telemetry) {
     loop {
         ticks.tick().await;
         let looking = kernel.clone();
-        let looked = tokio::task::spawn_blocking(move || Ok::<_, KernelError>((looking.verify()?, looking.foreign()?)));
-        match looked.await {
-            Ok(Ok((repairs, foreign))) => {
+        let looked = tokio::task::spawn_blocking(move || (looking.verify(), looking.foreign())).await;
+        let Ok((repairs, foreign)) = looked else { continue };
+        match repairs {
+            Ok(repairs) => {
                 for Repair { name, what } in &repairs {
                     tracing::error!(name, what, "kernel state changed behind our back");
                 }
                 telemetry.health().repaired(repairs.len());
+            }
+            Err(error) => tracing::error!(error = %chain(&error), "cannot verify the kernel state"),
+        }
+        match foreign {
+            Ok(foreign) => {
                 tell_foreign(&known, &foreign);
                 known = foreign;
             }
-            Ok(Err(error)) => tracing::error!(error = %chain(&error), "cannot verify the kernel state"),
-            Err(error) => tracing::error!(%error, "verification of the kernel state"),
+            Err(error) => tracing::warn!(error = %chain(&error), "cannot look for programs of others"),
         }
     }
 }

@@ -22,7 +22,7 @@ use socket2::{Domain, Socket, Type};
 use super::{
     config::{InboundMode, KernelConfig, KernelError, PodListenerFds, PodSpec},
     kernel::Kernel,
-    netns,
+    netns, pins,
 };
 
 const POD: Ipv4Addr = Ipv4Addr::new(198, 18, 255, 254);
@@ -30,6 +30,8 @@ const ASKED: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 18, 255, 1), 7)
 const CLIENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 18, 255, 2), 4242);
 const APP: SocketAddrV4 = SocketAddrV4::new(POD, 8);
 const WAIT_SECONDS: i64 = 2;
+/// Start of the name of the test's cgroup.
+const SCRATCH: &str = "undermesh-selftest-";
 
 /// Runs the test. On success nothing is left of it.
 pub fn run(kernel: &Kernel, config: &KernelConfig) -> Result<(), KernelError> {
@@ -46,7 +48,13 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn new(config: &KernelConfig) -> Result<Self, KernelError> {
-        let path = config.pods_cgroup.join(format!("undermesh-selftest-{}", std::process::id()));
+        // Agents that died in the middle of their test have left theirs; nobody else has this instance now.
+        for left in pins::list(&config.pods_cgroup) {
+            if left.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(SCRATCH.as_bytes())) {
+                let _ = fs::remove_dir(&left);
+            }
+        }
+        let path = config.pods_cgroup.join(format!("{SCRATCH}{}", std::process::id()));
         match fs::create_dir(&path) {
             Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
                 Err(KernelError::Io { call: "mkdir", path, source })

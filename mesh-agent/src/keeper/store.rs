@@ -9,7 +9,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use super::packet::MAX_PACKET;
 
-/// Entries the keeper is willing to hold: as many as the kernel's table of pods.
+/// Entries the keeper is willing to hold: more than the kernel's table has room for pods.
 pub const MAX_ENTRIES: usize = 4096;
 /// Longest key.
 pub const MAX_KEY: usize = 1024;

@@ -105,6 +105,8 @@ flags! {
     network, "network", "UNDERMESH_NETWORK";
     /// Ranges of the cluster's pods and services, as CIDR,CIDR: an address inside them that nobody owns is refused instead of passed [default: none]
     mesh_ranges, "mesh-ranges", "UNDERMESH_MESH_RANGES";
+    /// Datagrams from the network to STRICT ports: pass, or deny all but answers and DNS [default: pass]
+    udp, "udp", "UNDERMESH_UDP";
 }
 
 /// Everything the agent was told.
@@ -144,6 +146,8 @@ pub struct Config {
     pub cluster_domain: String,
     /// Ranges of the cluster's pods and services: what is inside and unknown is not the outside.
     pub mesh_ranges: Vec<IpNet>,
+    /// Refuse datagrams from the network where plaintext TCP is refused.
+    pub deny_udp: bool,
 }
 
 /// The control plane.
@@ -220,6 +224,7 @@ impl Flags {
             trust_domain: raw.parse("trust-domain", Some("cluster.local"), |text| text.parse().ok(), "a trust domain"),
             cluster_domain: raw.parse("cluster-domain", Some("cluster.local"), text, "a DNS domain"),
             mesh_ranges: raw.ranges("mesh-ranges"),
+            deny_udp: raw.parse("udp", Some("pass"), denied, "pass or deny"),
         };
         raw.cgroups(&config);
         raw.finish(config)
@@ -248,6 +253,14 @@ fn host_and_port(text: &str) -> Option<String> {
     let bracketed = host.starts_with('[') && host.ends_with(']');
     (!host.is_empty() && (bracketed || !host.contains(':')) && port.parse::<u16>().is_ok_and(|port| port > 0))
         .then(|| text.to_owned())
+}
+
+fn denied(text: &str) -> Option<bool> {
+    match text {
+        "pass" => Some(false),
+        "deny" => Some(true),
+        _ => None,
+    }
 }
 
 fn log_format(text: &str) -> Option<LogFormat> {
@@ -296,6 +309,7 @@ impl Config {
             ("cluster_domain", self.cluster_domain.clone()),
             ("mesh_ranges", ranges::text(&self.mesh_ranges)),
             ("crl", self.crl.as_deref().map_or_else(|| "none".to_owned(), path)),
+            ("udp", if self.deny_udp { "deny" } else { "pass" }.to_owned()),
             ("run_dir", path(&self.run_dir)),
             ("pods_cgroup", path(&self.pods_cgroup)),
             ("agent_cgroup", path(&self.agent_cgroup)),

@@ -100,3 +100,55 @@ fn hardening_B73_udp_passes_and_is_counted() {
     }
     assert_eq!(errno(connect(&pod.outside.tcp(ip(POD_V4)), at(POD_V4, 9000))), libc::ECONNREFUSED, "TCP does not");
 }
+
+/// Design 9.6: with the setting, a STRICT port takes no datagram that the pod did not ask for; DNS it does take, and other ports are as they were.
+#[test]
+fn features_udp_deny_lets_answers_and_dns_in_and_nothing_else() {
+    if !privileged("features_udp_deny_lets_answers_and_dns_in_and_nothing_else") {
+        return;
+    }
+    let node = Node::with(|config| config.deny_udp = true);
+    let pod = Pod::new(&node);
+    pod.enrol(&node, &InboundMode { default_strict: true, ports: vec![(9001, false)] });
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 16];
+    let bound = |factory: &Factory, own: &str, port| {
+        let socket = factory.udp(ip(own));
+        socket.bind(&at(own, port).into()).unwrap();
+        socket
+    };
+    for (own, outside) in [(POD_V4, OUTSIDE_V4), (POD_V6, OUTSIDE_V6)] {
+        let refused = node.kernel().counter(Reason::UdpRefused);
+        let (strict, open, dns) = (bound(&pod.app, own, 9000), bound(&pod.app, own, 9001), bound(&pod.app, own, 53));
+        let stranger = bound(&pod.outside, outside, 7000);
+        for port in [9000, 9001, 53] {
+            stranger.send_to(b"datagram", &SockAddr::from(at(own, port))).unwrap();
+        }
+        // In order on one wire: when the last has come, the first has not been let in.
+        assert_eq!(open.recv_from(&mut buffer).unwrap().0, 8);
+        assert_eq!(dns.recv_from(&mut buffer).unwrap().0, 8);
+        assert!(!is_ready(&strict), "nobody asked for it");
+        assert_eq!(node.kernel().counter(Reason::UdpRefused), refused + 1);
+        // An answer, to an unconnected socket and to a connected one; from another port it is none.
+        strict.send_to(b"question", &SockAddr::from(at(outside, 7000))).unwrap();
+        let asked = stranger.recv_from(&mut buffer).unwrap().1;
+        let other = bound(&pod.outside, outside, 7001);
+        other.send_to(b"datagram", &asked).unwrap();
+        stranger.send_to(b"answer", &asked).unwrap();
+        assert_eq!(strict.recv_from(&mut buffer).unwrap().0, 6);
+        assert!(!is_ready(&strict));
+        let connected = pod.app.udp(ip(own));
+        connect(&connected, at(outside, 7001)).unwrap();
+        other.send_to(b"answer", &SockAddr::from(local(&connected))).unwrap();
+        assert_eq!(connected.recv_from(&mut buffer).unwrap().0, 6);
+        // Inside the pod nothing is refused.
+        let neighbour = pod.app.udp(ip(own));
+        neighbour.send_to(b"inside", &SockAddr::from(at(own, 9000))).unwrap();
+        assert_eq!(strict.recv_from(&mut buffer).unwrap().0, 6);
+        assert_eq!(node.kernel().counter(Reason::UdpRefused), refused + 2);
+    }
+    // The policy decides, live.
+    node.kernel().set_inbound(pod.cookie, &InboundMode::default()).unwrap();
+    let (app, stranger) = (bound(&pod.app, POD_V4, 9002), bound(&pod.outside, OUTSIDE_V4, 7002));
+    stranger.send_to(b"datagram", &SockAddr::from(at(POD_V4, 9002))).unwrap();
+    assert_eq!(app.recv_from(&mut buffer).unwrap().0, 8);
+}

@@ -79,6 +79,8 @@ reasons! {
     AssignFailed = 27, "assign_failed";
     /// A slot went back to no users.
     SlotIdle = 28, "slot_idle";
+    /// Dropped: a datagram from the network to a STRICT port that the pod did not ask for.
+    UdpRefused = 29, "udp_refused";
 }
 
 impl Reason {

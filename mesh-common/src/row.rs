@@ -33,6 +33,8 @@ pub mod maps {
     pub const COUNTERS: &str = "COUNTERS";
     /// Ring buffer of [`crate::Event`].
     pub const EVENTS: &str = "EVENTS";
+    /// [`super::DestinationKey`] -> monotonic nanoseconds of the last datagram there.
+    pub const UDP_PEERS: &str = "UDP_PEERS";
     /// One per pod: [`super::Listener`] -> socket.
     pub const LISTENERS: &str = "LISTENERS";
 }
@@ -44,6 +46,12 @@ pub const POD_STRICT: u32 = 2;
 
 /// The pod is being enrolled or released: its own connects are left alone, while the network already meets (or still meets) the rules.
 pub const POD_INBOUND_ONLY: u32 = 4;
+
+/// Where plaintext TCP is refused, datagrams are too, but for answers to the pod's own and DNS.
+pub const POD_UDP_DENY: u32 = 8;
+
+/// How long after the pod's last datagram to somebody his datagrams count as answers, in nanoseconds: what connection tracking gives a stream.
+pub const UDP_ANSWER_TIME: u64 = 120_000_000_000;
 
 /// What the hooks know of an enrolled pod.
 #[repr(C)]

@@ -1,18 +1,23 @@
-//! sendmsg4|6 and recvmsg4|6: DNS datagrams of unconnected sockets. Kernel 4.18 and 5.2; without them such sockets use their resolver.
+//! sendmsg4|6 and recvmsg4|6: datagrams of unconnected sockets. Those of DNS go to the agent; whom the others went to is remembered where the mesh
+//! refuses datagrams that answer nothing. Kernel 4.18 and 5.2; without them such sockets use their resolver.
 //!
 //! The halves are not symmetric: a v6 socket that sends to a v4-mapped address runs sendmsg4, its answers run recvmsg6.
 
-use aya_ebpf::{helpers::generated::bpf_get_netns_cookie, macros::cgroup_sock_addr, programs::SockAddrContext};
+use aya_ebpf::{
+    bindings::BPF_ANY, helpers::generated::bpf_get_netns_cookie, macros::cgroup_sock_addr, programs::SockAddrContext,
+};
 use mesh_common::{
     Reason,
     decide::{Attempt, Capture, capture_udp},
-    ports, slot,
+    ports,
+    row::{DestinationKey, POD_UDP_DENY, Pod},
+    slot,
 };
 
 use crate::{
-    act::{ALLOW, agent_alive, count},
+    act::{ALLOW, agent_alive, count, now},
     context::{Call, Family, LOOPBACK_INDEX, UDP},
-    maps::PODS,
+    maps::{PODS, UDP_PEERS},
 };
 
 #[cgroup_sock_addr(sendmsg4)]
@@ -37,7 +42,7 @@ pub fn recvmsg6(context: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn send(call: &Call) -> i32 {
-    if call.port() != ports::RESOLVER || call.protocol() != UDP {
+    if call.protocol() != UDP {
         return ALLOW;
     }
     // SAFETY: the context is this call's.
@@ -46,6 +51,10 @@ fn send(call: &Call) -> i32 {
     let Some(pod) = (unsafe { PODS.get(&cookie) }) else {
         return ALLOW;
     };
+    if call.port() != ports::RESOLVER {
+        remember(call, cookie, pod);
+        return ALLOW;
+    }
     let attempt =
         Attempt { destination: call.address(), port: call.port(), source: call.source(), agent_alive: agent_alive() };
     let device = call.device();
@@ -54,10 +63,23 @@ fn send(call: &Call) -> i32 {
             call.set_slot(number, attempt.destination.is_v4(), pod.dns_port);
             count(Reason::DnsCaptured);
         }
-        Capture::Pass(Reason::DnsAgentAway) => count(Reason::DnsAgentAway),
-        _ => {}
+        Capture::Pass(Reason::DnsAgentAway) => {
+            count(Reason::DnsAgentAway);
+            remember(call, cookie, pod);
+        }
+        _ => remember(call, cookie, pod),
     }
     ALLOW
+}
+
+/// Who gets a datagram of the pod may answer it.
+#[inline(always)]
+fn remember(call: &Call, cookie: u64, pod: &Pod) {
+    if pod.flags & POD_UDP_DENY != 0 {
+        let key = DestinationKey { cookie, address: call.address(), port: u32::from(call.port()), reserved: 0 };
+        // A table without room forgets who was asked longest ago.
+        let _ = UDP_PEERS.insert(key, now(), u64::from(BPF_ANY));
+    }
 }
 
 #[inline(always)]

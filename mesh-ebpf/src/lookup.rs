@@ -7,13 +7,13 @@ use aya_ebpf::{macros::sk_lookup, programs::SkLookupContext};
 use mesh_common::{
     Reason,
     decide::{Inbound, Lookup, inbound},
-    row::{Listener, POD_STRICT, Pod, PortKey},
+    row::{DestinationKey, Listener, POD_STRICT, Pod, PortKey, UDP_ANSWER_TIME},
 };
 
 use crate::{
-    act::{count, tell},
+    act::{count, now, tell},
     context::{Packet, TCP, UDP, packet},
-    maps::{COOKIE, INBOUND_PORTS, LISTENERS, PODS},
+    maps::{COOKIE, INBOUND_PORTS, LISTENERS, PODS, UDP_PEERS},
 };
 
 const PASS: u32 = 1;
@@ -56,7 +56,8 @@ fn judge(context: &SkLookupContext, packet: &Packet, cookie: u64) -> Result<Opti
         return Ok(None);
     }
     let verdict = inbound(pod, &lookup, packet.protocol == TCP);
-    let is_strict = matches!(verdict, Inbound::Plaintext) && is_strict(cookie, pod, lookup.port);
+    let by_port = matches!(verdict, Inbound::Plaintext | Inbound::Datagram);
+    let is_strict = by_port && is_strict(cookie, pod, lookup.port);
     if !pod.is_of(cookie) {
         return Err(Reason::PodMissing);
     }
@@ -65,6 +66,8 @@ fn judge(context: &SkLookupContext, packet: &Packet, cookie: u64) -> Result<Opti
         Inbound::PassCounted(reason) => return Ok(Some(reason)),
         Inbound::Drop(reason) => return Err(reason),
         Inbound::Steer(listener, reason) => (listener, reason),
+        Inbound::Datagram if is_strict && !is_answer(cookie, packet) => return Err(Reason::UdpRefused),
+        Inbound::Datagram => return Ok(Some(Reason::UdpPassed)),
         Inbound::Plaintext if is_strict => return Err(Reason::StrictPlaintext),
         Inbound::Plaintext if lookup.local.is_v4() => (Listener::PlaintextV4, Reason::SteeredPlaintext),
         Inbound::Plaintext => (Listener::PlaintextV6, Reason::SteeredPlaintext),
@@ -73,6 +76,18 @@ fn judge(context: &SkLookupContext, packet: &Packet, cookie: u64) -> Result<Opti
         Ok(()) => Ok(Some(reason)),
         Err(ENOENT) => Err(Reason::ListenerMissing),
         Err(_) => Err(Reason::AssignFailed),
+    }
+}
+
+/// Whether the pod has sent a datagram there lately.
+#[inline(always)]
+fn is_answer(cookie: u64, packet: &Packet) -> bool {
+    let key =
+        DestinationKey { cookie, address: packet.ends.remote, port: u32::from(packet.ends.remote_port), reserved: 0 };
+    // SAFETY: values are one word, written as a whole.
+    match unsafe { UDP_PEERS.get(&key) } {
+        Some(asked) => now().wrapping_sub(*asked) <= UDP_ANSWER_TIME,
+        None => false,
     }
 }
 

@@ -4,7 +4,7 @@ use aya_ebpf::{
     Global,
     btf_maps::SkStorage,
     macros::{btf_map, map},
-    maps::{Array, HashMap, PerCpuArray, RingBuf, SockMap},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SockMap},
 };
 use mesh_common::{
     Reason,
@@ -25,6 +25,8 @@ pub static SLOT_USE: HashMap<u64, SlotUse> = HashMap::with_max_entries(16, 0);
 pub static SLOT_FREED: HashMap<u64, u64> = HashMap::with_max_entries(16, 0);
 #[map]
 pub static CLIENTS: HashMap<FlowKey, Client> = HashMap::with_max_entries(16, 0);
+#[map]
+pub static UDP_PEERS: LruHashMap<DestinationKey, u64> = LruHashMap::with_max_entries(16, 0);
 #[map]
 pub static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
 #[map]

@@ -212,6 +212,7 @@ async fn bind(address: std::net::SocketAddr) -> Result<TcpListener, Refusal> {
 async fn start_kernel(config: &Config) -> Result<Arc<Kernel>, Refusal> {
     let kernel_config = KernelConfig {
         bpffs: config.bpffs.clone(),
+        deny_udp: config.deny_udp,
         ..KernelConfig::new(config.instance.clone(), config.pods_cgroup.clone(), config.agent_cgroup.clone())
     };
     let started = tokio::task::spawn_blocking(move || Kernel::start(kernel_config)).await;

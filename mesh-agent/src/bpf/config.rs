@@ -23,6 +23,8 @@ pub struct KernelConfig {
     pub heartbeat_stale: Duration,
     /// How long a slot without users stays, so that late packets and retries find it.
     pub slot_hold: Duration,
+    /// Refuses datagrams from the network where plaintext TCP is refused, answers and DNS excepted.
+    pub deny_udp: bool,
     /// Uses what newer kernels have. Without, the programs do what they do on the oldest kernel that they run on.
     pub new_features: bool,
 }
@@ -40,6 +42,7 @@ impl KernelConfig {
             self_test: true,
             heartbeat_stale: Duration::from_secs(3),
             slot_hold: Duration::from_secs(30),
+            deny_udp: false,
             new_features: true,
         }
     }
@@ -60,6 +63,8 @@ pub struct Limits {
     pub inbound_ports: u32,
     /// The same, for one pod.
     pub inbound_ports_per_pod: u32,
+    /// Those that pods have sent datagrams to and may be answered by, of all pods.
+    pub udp_peers: u32,
     /// Bytes of the event ring; a power of two of at least a page.
     pub event_bytes: u32,
 }
@@ -73,6 +78,7 @@ impl Default for Limits {
             clients: 32_768,
             inbound_ports: 16_384,
             inbound_ports_per_pod: 256,
+            udp_peers: 16_384,
             event_bytes: 256 * 1024,
         }
     }

@@ -10,7 +10,7 @@ use std::{
 
 use mesh_common::{
     Reason,
-    row::{Control, POD_STRICT, Pod, SOCKET_PUBLISHED, SocketState, maps},
+    row::{Control, POD_STRICT, POD_UDP_DENY, Pod, SOCKET_PUBLISHED, SocketState, maps},
 };
 use parking_lot::Mutex;
 
@@ -105,7 +105,10 @@ impl Kernel {
     pub fn enrol(&self, pod: &PodSpec<'_>) -> Result<(), KernelError> {
         let inbound = self.within_limits(pod.cookie, pod.inbound);
         let pod = &PodSpec { inbound: &inbound, ..*pod };
-        let row = pods::row(pod, &self.config.limits)?;
+        let mut row = pods::row(pod, &self.config.limits)?;
+        if self.config.deny_udp {
+            row.flags |= POD_UDP_DENY;
+        }
         let known = self.tables.pods.get(&pod.cookie).map_err(|source| bpf("read", maps::PODS, source))?.is_some();
         let enrolled = self.capture(pod, &row);
         if enrolled.is_err() && !known {

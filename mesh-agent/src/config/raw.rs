@@ -177,6 +177,7 @@ placeholders! {
     Filter => Filter::default();
     Duration => Duration::ZERO;
     usize => 1;
+    bool => false;
     TrustDomain => TrustDomain::default();
 }
 

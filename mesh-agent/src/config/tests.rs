@@ -65,6 +65,7 @@ fn hardening_b192_wrong_flags_are_all_reported_with_status_64() {
         ("instance", "../x"),
         ("run-dir", "relative"),
         ("trust-domain", "a/b"),
+        ("udp", "refuse"),
         ("mesh-ranges", "0.0.0.0/0"),
         ("mesh-ranges", "198.18.0.1/15"),
     ];

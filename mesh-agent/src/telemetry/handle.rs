@@ -122,6 +122,7 @@ impl Telemetry {
             | Reason::ListenerMissing
             | Reason::ForeignToSlot
             | Reason::MeshPort
+            | Reason::UdpRefused
             | Reason::PodMissing => Reporter::Destination,
             _ => Reporter::Source,
         };

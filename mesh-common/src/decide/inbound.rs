@@ -2,7 +2,7 @@
 
 use crate::{
     Address, Reason, ports,
-    row::{Listener, POD_CLOSED, Pod},
+    row::{Listener, POD_CLOSED, POD_UDP_DENY, Pod},
     slot,
 };
 
@@ -28,6 +28,8 @@ pub enum Inbound {
     Steer(Listener, Reason),
     /// Plaintext from the network: to the agent, or dropped if the port is STRICT.
     Plaintext,
+    /// A datagram from the network where the mesh refuses them: dropped if the port is STRICT and it answers nothing.
+    Datagram,
     /// Nobody gets it.
     Drop(Reason),
 }
@@ -83,7 +85,13 @@ pub fn inbound(pod: &Pod, lookup: &Lookup, tcp: bool) -> Inbound {
     if !tcp {
         // The agent's own answers over IPv6 come from a slot; over IPv4 a slot is loopback.
         let answer = slot::is_v6_range(&lookup.remote);
-        return if answer { Inbound::Pass } else { Inbound::PassCounted(Reason::UdpPassed) };
+        return if answer {
+            Inbound::Pass
+        } else if pod.flags & POD_UDP_DENY != 0 && lookup.port != ports::RESOLVER {
+            Inbound::Datagram
+        } else {
+            Inbound::PassCounted(Reason::UdpPassed)
+        };
     }
     if pod.flags & POD_CLOSED != 0 {
         return Inbound::Drop(Reason::PodClosed);
@@ -230,6 +238,11 @@ mod tests {
             ("198.18.0.3", "198.18.0.2", 53, Inbound::PassCounted(Reason::UdpPassed)),
             ("198.18.0.3", "127.0.0.1", 53, FOREIGN),
         ];
+        let refusing = Pod { flags: POD_UDP_DENY, ..pod() };
+        for (port, expected) in [(53, Inbound::PassCounted(Reason::UdpPassed)), (9000, Inbound::Datagram)] {
+            assert_eq!(inbound_udp(&refusing, &lookup("198.18.0.3", "198.18.0.2", port)), expected, "{port}");
+            assert_eq!(inbound_udp(&refusing, &lookup("198.18.0.2", "198.18.0.2", port)), Inbound::Pass);
+        }
         for (remote, local, port, expected) in table {
             assert_eq!(inbound_udp(&pod(), &lookup(remote, local, port)), expected, "{remote} -> {local}:{port}");
         }

@@ -14,6 +14,7 @@ use support::port::{CLIENT, Port};
 use support::{Ca, client, pair, pair_from, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 #[tokio::test]
 async fn an_honest_peer_is_accepted() {
@@ -248,6 +249,30 @@ async fn hardening_F35_trickling_handshakes_do_not_hurt_others() {
     for _ in 0..20 {
         assert_eq!(port.judge(config()).await, Ok(CLIENT.into()));
     }
+}
+
+#[tokio::test]
+async fn one_source_does_not_get_all_tunnels() {
+    let port = Port::new(AcceptorConfig { tunnels_per_source: 2, ..AcceptorConfig::default() });
+    let (chain, key) = port.ca.sign(Ca::params(CLIENT));
+    let config = || client::config(Some((&chain, &key)), &["h2"], &[&TLS13]);
+    let open = async || {
+        let (near, far) = pair().await;
+        let (client, tunnel) =
+            tokio::join!(client::connect(near, config()), port.acceptor.accept(far, &port.certificate));
+        (client.unwrap(), tunnel.unwrap())
+    };
+    let (first, second) = (open().await, open().await);
+    let refused = port.judge(config()).await;
+    assert!(refused.as_ref().is_err_and(|error| error.starts_with("too_many_tunnels")), "{refused:?}");
+    assert_eq!(port.judge_from([127, 0, 0, 2].into(), config()).await, Ok(CLIENT.into()));
+    // Served to its end, or never served: its place is free again.
+    drop(first);
+    let (client, tunnel) = second;
+    drop(client);
+    tunnel.serve(CancellationToken::new(), |_| {}).await;
+    open().await;
+    assert!(port.judge(config()).await.is_ok());
 }
 
 #[tokio::test]

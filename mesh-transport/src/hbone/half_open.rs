@@ -1,4 +1,5 @@
-//! Who shakes hands with us: how many at once and how often, per source address and in all. Asked by the acceptor before it spends anything on a connection.
+//! Who dials us: handshakes at once and how often, and tunnels, per source address and in all. Asked by the acceptor before it spends anything on a
+//! connection.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -19,6 +20,8 @@ pub(super) struct Limits {
     /// Begun by one address each second, and at once after a quiet time.
     pub(super) per_second: u32,
     pub(super) burst: u32,
+    /// Tunnels of one address, handshakes included.
+    pub(super) tunnels: usize,
 }
 
 /// Which limit refused.
@@ -26,6 +29,7 @@ pub(super) struct Limits {
 pub(super) enum Limited {
     UnderWay,
     Rate,
+    Tunnels,
 }
 
 /// Handshakes under way, and the recent ones.
@@ -47,6 +51,7 @@ struct Table {
 #[derive(Debug)]
 struct Source {
     under_way: usize,
+    tunnels: usize,
     /// Handshakes that it may begin now; it earns more with time.
     credit: f64,
     at: Instant,
@@ -60,11 +65,12 @@ impl Source {
     }
 }
 
-/// One handshake under way.
+/// A handshake under way, then the tunnel that it made.
 #[derive(Debug)]
 pub(super) struct Guard {
     half_open: Arc<HalfOpen>,
     source: IpAddr,
+    is_tunnel: bool,
 }
 
 impl HalfOpen {
@@ -85,10 +91,13 @@ impl HalfOpen {
         if table.sources.len() >= table.sweep_at {
             table.sweep(limits, now);
         }
-        let fresh = || Source { under_way: 0, credit: f64::from(limits.burst), at: now };
+        let fresh = || Source { under_way: 0, tunnels: 0, credit: f64::from(limits.burst), at: now };
         let entry = table.sources.entry(source).or_insert_with(fresh);
         if entry.under_way >= limits.per_source {
             return Err(Limited::UnderWay);
+        }
+        if entry.under_way + entry.tunnels >= limits.tunnels {
+            return Err(Limited::Tunnels);
         }
         entry.earn(limits, now);
         if entry.credit < 1.0 {
@@ -97,7 +106,7 @@ impl HalfOpen {
         entry.credit -= 1.0;
         entry.under_way += 1;
         table.total += 1;
-        Ok(Guard { half_open: self.clone(), source })
+        Ok(Guard { half_open: self.clone(), source, is_tunnel: false })
     }
 }
 
@@ -106,18 +115,36 @@ impl Table {
     fn sweep(&mut self, limits: &Limits, now: Instant) {
         self.sources.retain(|_, source| {
             source.earn(limits, now);
-            source.under_way > 0 || source.credit < f64::from(limits.burst)
+            source.under_way + source.tunnels > 0 || source.credit < f64::from(limits.burst)
         });
         self.sweep_at = (2 * self.sources.len()).max(SWEEP);
+    }
+}
+
+impl Guard {
+    /// The handshake is done.
+    pub(super) fn opened(&mut self) {
+        let mut table = self.half_open.table.lock();
+        self.is_tunnel = true;
+        table.total -= 1;
+        if let Some(source) = table.sources.get_mut(&self.source) {
+            source.under_way -= 1;
+            source.tunnels += 1;
+        }
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
         let mut table = self.half_open.table.lock();
-        table.total -= 1;
+        if !self.is_tunnel {
+            table.total -= 1;
+        }
         if let Some(source) = table.sources.get_mut(&self.source) {
-            source.under_way -= 1;
+            match self.is_tunnel {
+                true => source.tunnels -= 1,
+                false => source.under_way -= 1,
+            }
         }
     }
 }
@@ -130,7 +157,7 @@ mod tests {
     use super::*;
 
     fn half_open() -> Arc<HalfOpen> {
-        Arc::new(HalfOpen::new(Limits { per_source: 3, total: 5, per_second: 2, burst: 4 }))
+        Arc::new(HalfOpen::new(Limits { per_source: 3, total: 5, per_second: 2, burst: 4, tunnels: 6 }))
     }
 
     fn address(number: u32) -> IpAddr {
@@ -162,6 +189,24 @@ mod tests {
         assert_eq!(count(2, start), 4, "others are not affected");
         assert_eq!(count(1, start + Duration::from_secs(1)), 2, "two a second");
         assert_eq!(count(1, start + Duration::from_secs(60)), 4, "and never more than the burst");
+    }
+
+    #[test]
+    fn tunnels_of_one_source_are_capped() {
+        let (half_open, start) = (half_open(), Instant::now());
+        let mut tunnels: Vec<_> = (0..6)
+            .map(|number| {
+                let mut guard = half_open.enter(address(1), start + Duration::from_secs(number)).unwrap();
+                guard.opened();
+                guard
+            })
+            .collect();
+        let later = start + Duration::from_secs(60);
+        assert_eq!(half_open.total(), 0);
+        assert_eq!(half_open.enter(address(1), later).err(), Some(Limited::Tunnels));
+        assert!(half_open.enter(address(2), later).is_ok(), "others are not affected");
+        tunnels.pop();
+        assert!(half_open.enter(address(1), later).is_ok());
     }
 
     #[test]

@@ -14,7 +14,6 @@ pub(super) struct Request {
     pub(super) baggage: Baggage,
     pub(super) forwarded: Option<Forwarded>,
     pub(super) traceparent: Option<TraceParent>,
-    pub(super) network: Option<String>,
 }
 
 /// Why a request is answered 400.
@@ -33,8 +32,7 @@ pub(super) enum RequestProblem {
 /// Reads a request that arrived at `local`.
 pub(super) fn parse_request(fields: &[Field], local: IpAddr) -> Result<Request, RequestProblem> {
     let (mut method, mut authority) = (None, None);
-    let (mut baggage, mut forwarded, mut forwarded_count, mut traceparent, mut network) =
-        (Baggage::default(), None, 0, None, None);
+    let (mut baggage, mut forwarded, mut forwarded_count, mut traceparent) = (Baggage::default(), None, 0, None);
     let mut regular = false;
     for Field { name, value } in fields {
         if name.is_empty()
@@ -63,7 +61,6 @@ pub(super) fn parse_request(fields: &[Field], local: IpAddr) -> Result<Request, 
                 forwarded = Forwarded::parse(value);
             }
             b"traceparent" => traceparent = TraceParent::parse(value),
-            b"x-forwarded-network" if value.len() <= 253 => network = String::from_utf8(value.clone()).ok(),
             b"connection" | b"proxy-connection" | b"keep-alive" | b"transfer-encoding" | b"upgrade" => {
                 return Err(RequestProblem::Malformed);
             }
@@ -80,7 +77,7 @@ pub(super) fn parse_request(fields: &[Field], local: IpAddr) -> Result<Request, 
     authority.check_address(local).map_err(RequestProblem::Address)?;
     // Two claims about who the client is are no claim.
     let forwarded = forwarded.filter(|_| forwarded_count == 1);
-    Ok(Request { authority, baggage, forwarded, traceparent, network })
+    Ok(Request { authority, baggage, forwarded, traceparent })
 }
 
 /// Reads an answer: its status and the serving workload's labels. `None` if there is no status.
@@ -193,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn hardening_B34_B35_B36_B37_what_telemetry_reads_never_refuses() {
+    fn hardening_B34_B35_B36_B37_B38_what_telemetry_reads_never_refuses() {
         let base = [(":method", "CONNECT"), (":authority", "10.0.0.1:80")];
         let with = |extra: &[(&str, &str)]| request(&[&base, extra].concat()).unwrap();
         let clean = with(&[]);
@@ -204,6 +201,7 @@ mod tests {
             ("traceparent", &kib64),
             ("forwarded", "for=\""),
             ("traceparent", "00-0-0-0"),
+            ("x-forwarded-network", "other"),
         ] {
             assert_eq!(with(&[extra]), clean, "{}", extra.0);
         }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::admission::admit;
 use super::driver::{Driver, Timers};
-use super::half_open::{HalfOpen, Limited, Limits};
+use super::half_open::{Guard, HalfOpen, Limited, Limits};
 use super::headers::{Request, RequestProblem};
 use super::stream::Stream;
 use super::tunnel::{Parts, Role, Tunnel};
@@ -35,6 +35,8 @@ pub struct AcceptorConfig {
     pub handshakes_per_second: u32,
     /// See `handshakes_per_second`.
     pub handshake_burst: u32,
+    /// Tunnels of one address: it must not take all those that a pod may have.
+    pub tunnels_per_source: usize,
     /// Streams per tunnel.
     pub max_streams: u32,
     /// PING interval.
@@ -54,6 +56,7 @@ impl Default for AcceptorConfig {
             half_open: 4096,
             handshakes_per_second: 256,
             handshake_burst: 1024,
+            tunnels_per_source: 1024,
             max_streams: 200,
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(20),
@@ -71,6 +74,9 @@ pub enum AcceptError {
     /// This address begins handshakes too often.
     #[error("too many handshakes from one address")]
     TooFast,
+    /// This address has its share of tunnels.
+    #[error("too many tunnels from one address")]
+    TooManyTunnels,
     /// The handshake did not end in time.
     #[error("handshake timed out")]
     Timeout,
@@ -84,6 +90,7 @@ impl From<Limited> for AcceptError {
         match limited {
             Limited::UnderWay => Self::TooManyHalfOpen,
             Limited::Rate => Self::TooFast,
+            Limited::Tunnels => Self::TooManyTunnels,
         }
     }
 }
@@ -91,7 +98,7 @@ impl From<Limited> for AcceptError {
 impl AcceptError {
     /// Whether a limit of ours refused, before anything was read.
     pub fn is_limit(&self) -> bool {
-        matches!(self, Self::TooManyHalfOpen | Self::TooFast)
+        matches!(self, Self::TooManyHalfOpen | Self::TooFast | Self::TooManyTunnels)
     }
 
     /// A short stable name for logs and counters.
@@ -99,6 +106,7 @@ impl AcceptError {
         match self {
             Self::TooManyHalfOpen => "too_many_handshakes",
             Self::TooFast => "handshake_rate",
+            Self::TooManyTunnels => "too_many_tunnels",
             Self::Timeout => "handshake_timeout",
             Self::Handshake(error) => error.reason(),
         }
@@ -120,6 +128,7 @@ impl Acceptor {
             total: config.half_open,
             per_second: config.handshakes_per_second,
             burst: config.handshake_burst,
+            tunnels: config.tunnels_per_source,
         };
         Self { config: Arc::new(config), half_open: Arc::new(HalfOpen::new(limits)) }
     }
@@ -136,12 +145,12 @@ impl Acceptor {
         certificate: &IdentityCertificate,
     ) -> Result<InboundTunnel, AcceptError> {
         let source = tcp.peer_addr().map_err(HandshakeError::from)?.ip().to_canonical();
-        let guard = self.half_open.enter(source, Instant::now())?;
+        let mut place = self.half_open.enter(source, Instant::now())?;
         crate::socket::prepare(&tcp, None).map_err(HandshakeError::from)?;
         let handshake = tls::accept(tcp, certificate.server_config());
         let tls =
             tokio::time::timeout(self.config.tls_timeout, handshake).await.map_err(|_| AcceptError::Timeout)??;
-        drop(guard);
+        place.opened();
         let TlsStream { tcp, peer, chain, expires, sealer, opener, keys, received, opened, unsent } = tls;
         let parts = Parts { socket: tcp, peer, generation: certificate.generation, sealer, keys, unsent };
         let tunnel = Arc::new(Tunnel::new(Role::Server, parts, self.config.max_streams).map_err(HandshakeError::from)?);
@@ -149,6 +158,7 @@ impl Acceptor {
         let admission = admit(self.config.revocations.as_ref(), &tunnel, proof).map_err(HandshakeError::Peer)?;
         Ok(InboundTunnel {
             tunnel,
+            place,
             admission,
             expires: expires.min(certificate.not_after),
             opener,
@@ -162,6 +172,8 @@ impl Acceptor {
 /// An authenticated tunnel that is not served yet.
 pub struct InboundTunnel {
     tunnel: Arc<Tunnel>,
+    /// Among the tunnels of its source.
+    place: Guard,
     admission: Option<Admission>,
     /// When the first of the two certificates ends.
     expires: SystemTime,
@@ -200,7 +212,7 @@ impl InboundTunnel {
     /// it spawns what handles the request. Malformed requests are answered here. When `drain` is cancelled the peer is told to open no more streams
     /// and the tunnel ends with its last one; dropping the future cuts everything.
     pub async fn serve(self, drain: CancellationToken, on_request: impl FnMut(InboundRequest) + Send) -> ServeEnd {
-        let _admission = self.admission;
+        let _held = (self.place, self.admission);
         let timers = Timers {
             preface: self.config.preface_timeout,
             ping_interval: self.config.ping_interval,
@@ -281,11 +293,6 @@ impl InboundRequest {
     /// What the peer says about its client.
     pub fn forwarded(&self) -> Option<&Forwarded> {
         self.request.forwarded.as_ref()
-    }
-
-    /// The network that the peer says it is in; to be believed from gateways only.
-    pub fn network(&self) -> Option<&str> {
-        self.request.network.as_deref()
     }
 
     /// The trace to continue.

@@ -71,7 +71,7 @@ async fn hardening_B29_B30_B31_only_the_pods_own_address_may_be_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hardening_B32_ports_of_the_mesh_are_not_targets() {
+async fn hardening_B32_B51_ports_of_the_mesh_are_not_targets() {
     let pair = Pair::start().await;
     for port in [ports::OUTBOUND, ports::INBOUND_PLAINTEXT, ports::HBONE] {
         let answer = status(ask(&pair, Authority::Address(SocketAddr::new(pair.server.ip(), port))).await);

@@ -101,6 +101,8 @@ impl Hand {
                 match content_type {
                     CONTENT_DATA => self.opened.extend_from_slice(&record[range]),
                     CONTENT_HANDSHAKE => self.opener = self.keys.next_opener().unwrap(),
+                    // The other end has left: whoever waits for more waits for ever.
+                    CONTENT_ALERT => std::future::pending().await,
                     other => panic!("record of type {other}"),
                 }
                 return;
@@ -241,6 +243,46 @@ async fn a_turn_that_is_not_taken_goes_to_the_next() {
     .await;
     drop(first);
     until("second turn", || alarms[1].0.load(Relaxed) > 0).await;
+}
+
+/// The identity that a server proved is proven for as long as its certificate says, also if the server does not care.
+#[tokio::test]
+async fn hardening_F41_a_tunnel_to_an_expired_server_takes_no_more_streams() {
+    let mut lab = Lab::new().await;
+    let id = lab.server.identity.clone();
+    lab.server = lab.ca.issue_with(&id, Ca::brief_params(&id.to_string()), 1);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let key = key_to(&lab, &listener);
+    let dials = Arc::new(AtomicUsize::new(0));
+    let server = async {
+        let mut hand = Hand::server(&lab, &listener).await;
+        loop {
+            let (head, _) = hand.next().await;
+            if head.kind == kind::HEADERS {
+                let mut answer = Vec::new();
+                frame::headers(&mut answer, head.stream, false, &[0x88]);
+                hand.send(CONTENT_DATA, &answer).await;
+            }
+        }
+    };
+    let asking = async {
+        while dials.load(Relaxed) < 2 {
+            let (dials, port) = (dials.clone(), key.destination);
+            let dial = move || {
+                dials.fetch_add(1, Relaxed);
+                TcpStream::connect(port)
+            };
+            let request = ConnectRequest::to("10.0.0.9:80".parse().unwrap());
+            let answer = lab.pool.connect(&key, lab.client.clone(), dial, request);
+            // The second dial is not answered by anybody.
+            let _ = tokio::time::timeout(Duration::from_millis(500), answer).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        () = server => {}
+        () = soon("another tunnel", asking) => {}
+    }
 }
 
 #[tokio::test]

@@ -139,7 +139,8 @@ async fn connect(lab: &Lab, key: &TunnelKey) -> Result<HboneStream, HboneError> 
 async fn records_that_no_peer_may_send_end_the_tunnel() {
     let mut lab = Lab::new().await;
     let update = [24, 0, 0, 1];
-    let cases: [(&str, Vec<(u8, Vec<u8>)>, &str); 11] = [
+    type Records = Vec<(u8, Vec<u8>)>;
+    let cases: [(&str, Records, &str); 11] = [
         ("empty handshake record", vec![(CONTENT_HANDSHAKE, vec![])], "bad_record"),
         ("empty alert", vec![(CONTENT_ALERT, vec![])], "bad_record"),
         ("half an alert", vec![(CONTENT_ALERT, vec![1])], "bad_record"),

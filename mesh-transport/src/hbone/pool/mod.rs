@@ -2,6 +2,8 @@
 //!
 //! A dial runs in its own task and all who wait for it share its result; no lock is held while it runs. Called by the outbound proxy.
 
+mod dial;
+
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
@@ -9,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use arcstr::ArcStr;
 use mesh_core::identity::Identity;
@@ -17,15 +19,13 @@ use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use super::admission::admit;
+use self::dial::{InPool, UnderWay, Waiting, dial_tunnel};
 use super::driver::{Driver, Timers};
 use super::frame::code;
 use super::server::InboundRequest;
-use super::tunnel::{Closed, Parts, Role, Tunnel};
+use super::tunnel::{Closed, Tunnel};
 use super::{ConnectRequest, ConnectResponse, HboneError, HboneStream};
-use crate::tls::{
-    self, Admission, HandshakeError, IdentityCertificate, Proof, Revocations, TlsStream, Usage, VerifyError,
-};
+use crate::tls::{IdentityCertificate, Revocations};
 
 /// A tunnel counts as saturated this long after its socket could not take a batch.
 const CONGESTED: Duration = Duration::from_millis(100);
@@ -371,117 +371,5 @@ impl Pool {
             table.entries.remove(key);
         }
         table.total = table.total.saturating_add_signed(difference);
-    }
-}
-
-/// TCP, TLS, and the shared half of the tunnel.
-async fn dial_tunnel(
-    config: &PoolConfig,
-    key: &TunnelKey,
-    cert: &IdentityCertificate,
-    dial: BoxedDial,
-) -> Result<(Arc<Tunnel>, Received), HboneError> {
-    let tcp = tokio::time::timeout(config.dial_timeout, dial())
-        .await
-        .map_err(|_| HboneError::DialTimeout)?
-        .map_err(|error| HboneError::Dial(Arc::new(error)))?;
-    crate::socket::prepare(&tcp, None).map_err(|error| HboneError::Dial(Arc::new(error)))?;
-    let handshake = tls::connect(tcp, cert.client_config(&key.expected));
-    let tls = tokio::time::timeout(config.tls_timeout, handshake).await.map_err(|_| HboneError::TlsTimeout)?.map_err(
-        |error| match error {
-            HandshakeError::Peer(VerifyError::PeerIdentityMismatch { found }) => {
-                HboneError::PeerIdentityMismatch { found }
-            }
-            error => HboneError::Tls(error),
-        },
-    )?;
-    let TlsStream { tcp, peer, chain, expires, sealer, opener, keys, received, opened, unsent } = tls;
-    let parts = Parts { socket: tcp, peer, generation: cert.generation, sealer, keys, unsent };
-    let tunnel =
-        Tunnel::new(Role::Client, parts, config.max_streams).map_err(|error| HboneError::Dial(Arc::new(error)))?;
-    let tunnel = Arc::new(tunnel);
-    let proof = || Proof { chain, roots: cert.roots().clone(), usage: Usage::Server, at: SystemTime::now() };
-    let admission = admit(config.revocations.as_ref(), &tunnel, proof)
-        .map_err(|error| HboneError::Tls(HandshakeError::Peer(error)))?;
-    Ok((tunnel, Received { admission, expires, opener, received, opened }))
-}
-
-/// The receiving half of a finished handshake.
-struct Received {
-    /// Held while the tunnel lives.
-    admission: Option<Admission>,
-    /// When the peer's certificate ends.
-    expires: SystemTime,
-    opener: tls::Opener,
-    received: Vec<u8>,
-    opened: Vec<u8>,
-}
-
-/// Somebody waits for a dial.
-struct Waiting<'a> {
-    pool: &'a Pool,
-    key: &'a TunnelKey,
-    id: u64,
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.pool.change(self.key, |entry| {
-            if let Some(dial) = entry.dials.iter_mut().find(|dial| dial.id == self.id) {
-                dial.waiting -= 1;
-            }
-            0
-        });
-    }
-}
-
-/// A dial under way; when it ends its tunnel, if any, takes its place.
-struct UnderWay<'a> {
-    pool: &'a Pool,
-    key: &'a TunnelKey,
-    id: u64,
-    tunnel: Option<Arc<Tunnel>>,
-}
-
-impl Drop for UnderWay<'_> {
-    fn drop(&mut self) {
-        let tunnel = self.tunnel.take();
-        let mut placed = false;
-        self.pool.change(self.key, |entry| {
-            let before = entry.dials.len();
-            entry.dials.retain(|dial| dial.id != self.id);
-            // Not there any more: purged meanwhile.
-            if before == entry.dials.len() {
-                return 0;
-            }
-            match &tunnel {
-                Some(tunnel) => {
-                    entry.tunnels.push(tunnel.clone());
-                    placed = true;
-                    0
-                }
-                None => -1,
-            }
-        });
-        if let Some(tunnel) = tunnel.filter(|_| !placed) {
-            tunnel.close(Closed::Done("purged"));
-        }
-    }
-}
-
-/// A tunnel that is in the pool as long as its driver runs.
-struct InPool<'a> {
-    pool: &'a Pool,
-    key: &'a TunnelKey,
-    tunnel: &'a Arc<Tunnel>,
-}
-
-impl Drop for InPool<'_> {
-    fn drop(&mut self) {
-        self.pool.change(self.key, |entry| {
-            let before = entry.tunnels.len();
-            entry.tunnels.retain(|tunnel| !Arc::ptr_eq(tunnel, self.tunnel));
-            if before == entry.tunnels.len() { 0 } else { -1 }
-        });
     }
 }

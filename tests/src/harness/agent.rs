@@ -92,11 +92,6 @@ impl Agent {
         self.run_dir.join("admin.sock")
     }
 
-    /// The enrolment socket's path.
-    pub fn enrol_socket(&self) -> PathBuf {
-        self.run_dir.join("enrol.sock")
-    }
-
     /// Everything both processes wrote.
     pub fn log(&self) -> String {
         self.process.log()

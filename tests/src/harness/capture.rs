@@ -52,8 +52,6 @@ pub struct Seen {
     pub hbone_bytes: u64,
     /// Packets to or from port 15008.
     pub hbone_packets: u64,
-    /// Payload bytes of TCP flows between other ports, without the control plane's.
-    pub other_bytes: u64,
     /// Tokens found.
     pub sightings: Vec<Sighting>,
     /// The flow and the start of the last large segment to or from port 15008.
@@ -92,11 +90,6 @@ impl Capture {
         let (s, e) = (seen.clone(), stop.clone());
         let thread = std::thread::spawn(move || read(&socket, &s, &e));
         Ok(Capture { seen, stop, thread: Some(thread) })
-    }
-
-    /// Looks for one more token from now on.
-    pub fn watch(&self, token: &str) {
-        lock(&self.seen).tokens.push(token.as_bytes().to_vec());
     }
 
     /// A copy of what has been seen.
@@ -177,8 +170,6 @@ fn frame(seen: &mut Seen, bytes: &[u8]) {
         } else if payload.len() > 2 * SAMPLE {
             seen.hbone_sample = Some((flow, payload[..SAMPLE].to_vec()));
         }
-    } else if flow.protocol == libc::IPPROTO_TCP as u8 && !ports.contains(&15012) && !ports.contains(&15014) {
-        seen.other_bytes += payload.len() as u64;
     }
     let keep = seen.tokens.iter().map(Vec::len).max().unwrap_or(1).saturating_sub(1);
     let mut text = seen.tails.remove(&flow).unwrap_or_default();
@@ -261,7 +252,7 @@ mod tests {
         let mut seen = Seen::default();
         frame(&mut seen, &segment(15008, &[22, 3, 1, 0, 5, 1]));
         frame(&mut seen, &segment(80, b"x"));
-        assert_eq!((seen.hbone_packets, seen.hbone_bytes, seen.tls_handshakes, seen.other_bytes), (1, 6, 1, 1));
+        assert_eq!((seen.hbone_packets, seen.hbone_bytes, seen.tls_handshakes, seen.packets), (1, 6, 1, 2));
     }
 
     #[test]

@@ -2,7 +2,6 @@
 //!
 //! Level-triggered: it keeps the wanted set, and whenever the agent's socket comes back it says hello, adds everything again and
 //! closes with a snapshot, as a kubelet or a CNI plugin would after a restart.
-use super::cgroup;
 use super::netns::Netns;
 use super::process::lock;
 use super::wait::eventually;
@@ -197,9 +196,4 @@ pub fn add_message(
         dns: Some(Dns { nameservers: dns.0, searches: dns.1, ndots: 5 }),
         node: node.into(),
     }
-}
-
-/// Pids in a pod's cgroup, for messages.
-pub fn processes(cgroup_path: &Path) -> Vec<i32> {
-    cgroup::members(cgroup_path)
 }

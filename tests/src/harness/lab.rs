@@ -257,6 +257,9 @@ impl Lab {
         entries.sort_by_key(|e: &std::fs::DirEntry| e.file_name());
         for entry in entries {
             let log = std::fs::read_to_string(entry.path()).unwrap_or_default();
+            // Connections that went well would hide what did not.
+            let log: Vec<&str> = log.lines().filter(|line| !line.contains("\tinfo\taccess\t")).collect();
+            let log = log.join("\n");
             if !log.is_empty() {
                 text.push_str(&format!("--- {} ---\n", entry.file_name().to_string_lossy()));
                 for line in last_lines(&log, 20).lines() {

@@ -36,11 +36,6 @@ impl Lab {
         self.write_pod(pod)
     }
 
-    /// Takes one pod out of the mesh.
-    pub fn unenrol(&self, pod: &Pod) -> Result<()> {
-        self.leave(&[pod])
-    }
-
     /// The annotations go first, and the pods are taken out when the peers have heard: none calls them by HBONE any more.
     fn leave(&self, pods: &[&Pod]) -> Result<()> {
         for pod in pods {

@@ -281,12 +281,6 @@ pub fn add_route(ip: IpAddr, prefix: u8, via: Via<'_>) -> Result<()> {
         .with_context(|| format!("add route {ip}/{prefix} {via:?}"))
 }
 
-/// Deletes a route.
-pub fn delete_route(ip: IpAddr, prefix: u8, via: Via<'_>) -> Result<()> {
-    request(route_message(libc::RTM_DELROUTE, 0, ip, prefix, via)?)
-        .with_context(|| format!("delete route {ip}/{prefix} {via:?}"))
-}
-
 /// Writes a network sysctl (`net.` is implied) of the calling thread's namespace.
 pub fn sysctl(name: &str, value: &str) -> Result<()> {
     let path = format!("/proc/sys/net/{}", name.replace('.', "/"));

@@ -5,7 +5,6 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::ffi::OsString;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -162,13 +161,6 @@ impl Process {
     /// Closes its standard input, which ends programs that run until then.
     pub fn close_stdin(&self) {
         drop(lock(&self.child).stdin.take());
-    }
-
-    /// Writes to its standard input.
-    pub fn write_stdin(&self, text: &str) -> Result<()> {
-        let mut child = lock(&self.child);
-        let stdin = child.stdin.as_mut().context("stdin is closed")?;
-        stdin.write_all(text.as_bytes()).and_then(|()| stdin.flush()).with_context(|| format!("write to {}", self.name))
     }
 
     /// Whether it still runs.

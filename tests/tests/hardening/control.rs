@@ -1,4 +1,4 @@
-//! The control plane is away, flaps, forgets and changes its root: rows F9, F10, F11, F13, F14, F41, F43.
+//! The control plane is away, flaps, forgets and changes its root: rows F9-F14, F41, F43.
 use crate::pair::{Pair, SOON, TOKEN, let_run};
 use anyhow::{Context, Result, ensure};
 use mesh_tests::harness::policy::Authorization;
@@ -86,6 +86,53 @@ fn hardening_F10_F11_control_plane_away_and_flapping() -> Result<()> {
         let again = total(&pair.lab, BYTES)? - everything;
         ensure!(again < everything, "{again} bytes after the flaps, {everything} for everything before them");
         changes_arrive(&pair)
+    })
+}
+
+#[test]
+fn hardening_F12_a_policy_that_cannot_be_read_opens_nothing() -> Result<()> {
+    in_lab(Need::Mesh, || {
+        let pair = Pair::start(LabConfig::default())?;
+        let lab = &pair.lab;
+        let errors = |wanted: f64| {
+            until("the diagnosis", SOON, || {
+                lab.control.metrics().is_ok_and(|m| m.sum("mesh_control_diagnoses", &[("severity", "error")]) == wanted)
+            })
+        };
+        let knows = |name: &str| {
+            eventually(&format!("the policy {name}"), SOON, || {
+                let dump = lab.node(2).agent()?.admin("/config_dump")?.body;
+                ensure!(dump.contains(&format!("\"{name}\"")), "not there");
+                Ok(())
+            })
+        };
+        let refused = || {
+            eventually("the refusal", SOON, || {
+                let code = pair.send()?;
+                ensure!(code == 56, "an exchange ended with code {code}");
+                Ok(())
+            })
+        };
+
+        // A typo keeps the last good form in force, and stops no other document.
+        lab.apply("policy", &refuse_client())?;
+        refused()?;
+        lab.apply("policy", &refuse_client().replace("DENY", "DNEY"))?;
+        errors(1.0)?;
+        lab.apply("other", &Authorization::deny("other", "server").ports(&[9002]).yaml())?;
+        knows("default/other")?;
+        ensure!(pair.send()? == 56, "the typo opened the door");
+        lab.delete("policy")?;
+        errors(0.0)?;
+        eventually("service", SOON, || pair.serves())?;
+
+        // Without a good form what it selects is closed, an ALLOW too.
+        lab.apply(
+            "policy",
+            &Authorization::allow("new", "server").from("default", "client").yaml().replace("ALLOW", "ALOW"),
+        )?;
+        errors(1.0)?;
+        refused()
     })
 }
 

@@ -20,9 +20,10 @@ use crate::admin::{self, Admin, Order};
 use crate::bpf::{Kernel, KernelConfig};
 use crate::config::Config;
 use crate::dns::DnsZone;
+use crate::enrol::adopt;
 use crate::enrol::check::Checker;
 use crate::enrol::machine::Counts;
-use crate::enrol::node::{self, Node};
+use crate::enrol::node::Node;
 use crate::enrol::{EnrolServer, Manager};
 use crate::keeper::{Keeper, lock};
 use crate::proxy::{ProxyConfig, ProxyShared};
@@ -163,12 +164,12 @@ async fn serve(config: Config, log: LogControl, keeper: Arc<Keeper>, data: Handl
     // Before clients may speak: what they say about pods is compared with what runs.
     let (listing, looking) = (keeper.clone(), checker.clone());
     let captured = kernel.enrolled();
-    let held = tokio::task::spawn_blocking(move || node::held_pods(&listing, &looking)).await;
+    let held = tokio::task::spawn_blocking(move || adopt::held_pods(&listing, &looking)).await;
     let held = held.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(Refusal::system("keeper"))?;
     if !held.is_empty() {
         tracing::info!(pods = held.len(), "taking over the pods of an earlier worker");
     }
-    node::adopt(&manager, held, captured).await;
+    adopt::adopt(&manager, held, captured).await;
     let enrolment = Drain::new();
     let server = EnrolServer::bind(&config.run_dir, checker).map_err(Refusal::system("enrolment socket"))?;
     task::spawn("enrolment server", server.run(manager.clone(), enrolment.token()));

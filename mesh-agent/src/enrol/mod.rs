@@ -13,6 +13,7 @@
 //! Invariants: a pod is either whole (listeners, keeper entry, kernel row, proxy) or absent; one pod's failure is answered to who asked for it
 //! and touches no other pod; after a removal no descriptor of the pod is left in this process.
 
+pub mod adopt;
 pub mod check;
 pub mod listeners;
 pub mod machine;

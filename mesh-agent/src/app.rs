@@ -8,6 +8,7 @@
 
 mod crl;
 mod house;
+mod privilege;
 mod worker;
 
 use mesh_runtime::logging;
@@ -79,7 +80,8 @@ pub fn main(cli: &Cli) -> i32 {
         None => keeper,
         Some(Role::Worker(_)) => worker::run,
     };
-    role(config).unwrap_or_else(|refusal| {
+    let lacking = privilege::missing().map(|line| Refusal { status: privilege::EXIT_PERMISSION, line });
+    lacking.map_or_else(|| role(config), Err).unwrap_or_else(|refusal| {
         eprintln!("mesh-agent: {}", refusal.line);
         refusal.status
     })
@@ -106,5 +108,20 @@ fn raise_fd_limit() {
         }
         Ok(_) => {}
         Err(error) => tracing::warn!(%error, "cannot raise the limit of file descriptors"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The statuses that tell whoever starts the agent whether another try can do better.
+    #[test]
+    fn hardening_f28_what_the_kernel_lacks_ends_the_agent_with_its_name() {
+        let missing = Refusal::from(KernelError::Missing("sk_lookup programs (Linux 5.9)".to_owned()));
+        let line = "kernel: the kernel lacks sk_lookup programs (Linux 5.9)";
+        assert_eq!((missing.status, missing.line.as_str()), (EXIT_KERNEL, line));
+        assert_eq!(Refusal::from(KernelError::SelfTest("x".to_owned())).status, EXIT_KERNEL);
+        assert_eq!(Refusal::from(KernelError::Config("x".to_owned())).status, EXIT_CONFIG);
     }
 }

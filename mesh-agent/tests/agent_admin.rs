@@ -165,3 +165,32 @@ fn hardening_B192_B193_a_wrong_command_line_ends_with_every_reason() {
         (Some(78), "mesh-agent: UNDERMESH_WORKERS is \"8Gi\", expected a number from 1 to 512\n")
     );
 }
+
+#[test]
+fn hardening_B199_an_agent_without_privileges_says_all_that_is_missing_in_one_line() {
+    if !privileged("privileges") {
+        return;
+    }
+    use std::os::unix::process::CommandExt;
+    let host = Host::new();
+    for role in [None, Some("worker")] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_mesh-agent"));
+        command.args(role).args(host.command().get_args());
+        // SAFETY: one system call between fork and exec; what is taken from the bounding set is gone after exec.
+        unsafe {
+            command.pre_exec(|| {
+                for capability in [12, 21] {
+                    if libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) != 0 {
+                        return Err(std::io::Error::last_os_error());
+                    }
+                }
+                Ok(())
+            });
+        }
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let expected = "mesh-agent: the agent needs CAP_NET_ADMIN, CAP_SYS_ADMIN\n";
+        assert_eq!((output.status.code(), said.as_ref()), (Some(77), expected));
+    }
+    assert!(!host.run_dir().exists(), "and leaves nothing");
+}

@@ -108,6 +108,15 @@ fn features_R8_reconnect_after_unspec_uses_nothing_stale() {
     assert_eq!(peer(&app), at("127.0.0.1", 9000));
     assert_eq!((from, local(&app).ip()), (local(&app), ip("127.0.0.1")));
     disconnect(&app);
+    // Descriptors of one socket share what it is connected to.
+    let twin = app.try_clone().unwrap();
+    drop(captured(&node, &pod, &twin, at("198.18.9.6", 80)));
+    assert_eq!(peer(&app), at("198.18.9.6", 80));
+    // The first call after a connect that did not block only says how that ended.
+    let again = || errno(app.connect(&at("198.18.9.5", 80).into()));
+    assert_eq!((again(), again()), (0, libc::EISCONN));
+    disconnect(&app);
+    drop(twin);
     // A refused connect, then another try with the same socket.
     assert_eq!(errno(connect(&app, at("127.0.0.1", 15001))), libc::ECONNREFUSED);
     drop(captured(&node, &pod, &app, at("198.18.9.7", 80)));

@@ -323,6 +323,17 @@ pub enum Listener {
 /// Entries of the listener map.
 pub const LISTENERS: u32 = 10;
 
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_knows_whose_it_is() {
+        let row = Pod { cookie: 7, ..Pod::default() };
+        assert!(row.is_of(7) && !row.is_of(8) && !Pod::default().is_of(7));
+    }
+}
+
 #[cfg(feature = "user")]
 mod user {
     use super::*;

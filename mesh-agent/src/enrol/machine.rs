@@ -77,6 +77,8 @@ pub enum Event<P> {
     Started { generation: Generation, result: Result<(), Failure> },
     /// A stop ended.
     Stopped { generation: Generation },
+    /// A start or stop broke off, and what the kernel has of it is not known. Its end is told next.
+    BrokeOff { generation: Generation },
 }
 
 /// What to do.
@@ -172,6 +174,11 @@ impl<P> Machine<P> {
             Event::Delivered { request } => self.delivered(request),
             Event::Started { generation, result } => self.started(generation, result, &mut actions),
             Event::Stopped { generation } => self.stopped(generation, &mut actions),
+            Event::BrokeOff { generation } => {
+                if let Some((_, entry)) = self.by_generation(generation) {
+                    entry.current.captured = true;
+                }
+            }
         }
         actions
     }

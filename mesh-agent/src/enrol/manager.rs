@@ -280,7 +280,11 @@ impl<R: Runner> Manager<R> {
             }
             Err(error) => {
                 tracing::error!(%error, "starting or stopping a pod panicked");
-                match self.tasks.remove(&error.id()) {
+                let task = self.tasks.remove(&error.id());
+                if let Some(Task::Start(generation) | Task::Stop(generation)) = task {
+                    self.apply(Event::BrokeOff { generation });
+                }
+                match task {
                     Some(Task::Start(generation)) => {
                         Done::Started(generation, Err(Failure::passing(Code::Failed, "starting the pod panicked")))
                     }

@@ -295,6 +295,27 @@ fn a_captured_pod_whose_start_fails_is_never_let_go_by_that() {
     ]);
 }
 
+/// After a panic nobody knows what the kernel has: a pod that was to come stays closed if it is captured, one that was to go is let go again.
+#[test]
+fn what_broke_off_is_cleared_up_like_what_was_captured() {
+    let broke_off = |generation| (Event::BrokeOff { generation }, "");
+    check(vec![
+        opened(1),
+        (add(1, 10, "a", 1), "start 1 a@1"),
+        broke_off(1),
+        (failed(1), "10 Failed retry"),
+        (add(1, 11, "a", 1), "start 2 a@1 captured"),
+        (started(2), "11 ok"),
+        (del(12, "a"), "stop 2"),
+        broke_off(2),
+        (stopped(2), "release {1}, 12 ok"),
+        (add(1, 13, "b", 2), "start 3 b@2"),
+        broke_off(3),
+        (failed(3), "13 Failed retry"),
+        (Event::Snapshot { session: 1, request: 14 }, "release {2}, 14 ok"),
+    ]);
+}
+
 /// Another description of the same pod: between the old and the new nothing of it passes.
 #[test]
 fn a_pod_that_is_started_anew_in_its_namespace_stays_captured() {

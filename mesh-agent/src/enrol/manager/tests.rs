@@ -107,6 +107,16 @@ async fn hardening_f6_a_start_that_panics_or_fails_touches_no_other_pod() {
     let pods = manager.pods().await;
     assert_eq!(pods.iter().map(|pod| pod.name.as_str()).collect::<Vec<_>>(), ["good"]);
     assert_eq!(node.live.load(Ordering::SeqCst), 1);
+    // What the one that panicked left in the kernel, if anything, goes with the next snapshot that does not name it.
+    let request = manager.fresh_id();
+    manager.ask(request, Event::Snapshot { session, request }).await.await.unwrap().unwrap();
+    let released = async {
+        while node.released.lock().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), released).await.unwrap();
+    assert_eq!(*node.released.lock(), [BTreeSet::from([2])]);
 }
 
 #[tokio::test]

@@ -17,6 +17,12 @@ pub struct Args {
     /// With --ztunnel: the script that sets up redirection inside a pod.
     #[arg(long)]
     redirect: Option<PathBuf>,
+    /// Only these measurements: rtt, stream, conn, idle.
+    #[arg(long)]
+    only: Option<String>,
+    /// Leave direct TCP out.
+    #[arg(long)]
+    skip_direct: bool,
 }
 
 /// Runs the verb.
@@ -40,6 +46,12 @@ pub fn run(args: &Args) -> Result<()> {
     bench.arg("--seconds").arg(args.seconds.to_string());
     if let (Some(ztunnel), Some(redirect)) = (&args.ztunnel, &args.redirect) {
         bench.arg("--ztunnel").arg(ztunnel).arg("--redirect").arg(redirect);
+    }
+    if let Some(only) = &args.only {
+        bench.arg("--only").arg(only);
+    }
+    if args.skip_direct {
+        bench.arg("--skip-direct");
     }
     Err(bench.exec()).context("start the bench")
 }

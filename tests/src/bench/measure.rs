@@ -17,6 +17,32 @@ pub struct Options {
     pub ztunnel: Option<Peer>,
     /// How many idle connections to hold.
     pub idle: usize,
+    /// Only these measurements, by the word that names each; all if empty.
+    pub only: Vec<Line>,
+    /// Leave direct TCP out.
+    pub skip_direct: bool,
+}
+
+/// How long idle connections are watched: long enough that a clock tick of CPU time is little.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// A measurement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Line {
+    /// Round trips.
+    Rtt,
+    /// Throughput.
+    Stream,
+    /// New connections.
+    Conn,
+    /// Idle connections.
+    Idle,
+}
+
+impl Options {
+    fn wants(&self, line: Line) -> bool {
+        self.only.is_empty() || self.only.contains(&line)
+    }
 }
 
 /// A client on node 1 and a load server on node 2.
@@ -58,8 +84,11 @@ pub fn run(options: &Options) -> Result<()> {
     let pair = Pair::start()?;
     // A process outside of every enrolled pod: the test's own, in the client's network namespace but not its cgroup.
     let before = unenrolled_connect(&pair)?;
-    eprintln!("direct ...");
-    let direct = column("direct TCP", &pair, &[], options)?;
+    let mut columns = Vec::new();
+    if !options.skip_direct {
+        eprintln!("direct ...");
+        columns.push(column("direct TCP", &pair, &[], options)?);
+    }
     eprintln!("two nodes through Undermesh ...");
     pair.lab.start_mesh()?;
     pair.lab.enrol_namespace("default")?;
@@ -74,73 +103,120 @@ pub fn run(options: &Options) -> Result<()> {
         "connect() of a process that is not enrolled: {before:.2} us before, {after:.2} us with the programs attached"
     ));
     drop(pair);
-    let mut columns = vec![direct, mesh];
+    columns.push(mesh);
     if let Some(peer) = &options.ztunnel {
         eprintln!("two nodes through two ztunnels ...");
         let (pair, processes) = ztunnel::start(peer)?;
         let pids: Vec<i32> = processes.iter().map(Process::pid).collect();
         columns.push(column("two ztunnels", &pair, &pids, options)?);
     }
-    print(&columns);
+    print(&columns, options.ztunnel.is_some());
     Ok(())
 }
 
 fn column(name: &str, pair: &Pair, processes: &[i32], options: &Options) -> Result<Column> {
-    let seconds = options.seconds;
-    let number = |value: &Value, path: &str| value.pointer(path).and_then(Value::as_f64).unwrap_or(f64::NAN);
-    let cpu = || processes.iter().map(|pid| cpu_seconds(*pid)).sum::<f64>();
-    let memory = || processes.iter().map(|pid| resident_kib(*pid)).sum::<u64>() as f64 / 1024.0;
-    let mut column = Column::new(name);
+    let mut run = Run { pair, processes, options, column: Column::new(name) };
     if !processes.is_empty() {
-        column.set("resident memory of both, idle, MiB", memory());
+        run.column.set("resident memory of both, idle, MiB", run.memory());
     }
-    for bytes in ["64", "16384"] {
-        let value = pair.load(&["rtt", "--bytes", bytes], seconds)?;
-        column.set(&format!("round trip {bytes} B, p50, us"), number(&value, "/p50_us"));
-        column.set(&format!("round trip {bytes} B, p99, us"), number(&value, "/p99_us"));
+    if options.wants(Line::Rtt) {
+        run.round_trips()?;
     }
-    for connections in ["1", "4"] {
-        let start = cpu();
-        let value = pair.load(&["stream", "--connections", connections], seconds)?;
-        column.set(&format!("stream, {connections} connections, Gbit/s"), number(&value, "/gbit_s"));
-        if !processes.is_empty() && connections == "4" {
-            let gigabytes = number(&value, "/bytes") / 1e9;
-            column.set("CPU of both per GB, ms", (cpu() - start) * 1000.0 / gigabytes);
+    if options.wants(Line::Stream) {
+        run.streams()?;
+    }
+    if options.wants(Line::Conn) {
+        run.connections()?;
+    }
+    if options.wants(Line::Idle) && !processes.is_empty() {
+        run.idle()?;
+    }
+    Ok(run.column)
+}
+
+fn number(value: &Value, path: &str) -> f64 {
+    value.pointer(path).and_then(Value::as_f64).unwrap_or(f64::NAN)
+}
+
+/// One column in the making.
+struct Run<'a> {
+    pair: &'a Pair,
+    /// What carries the traffic; empty for direct TCP.
+    processes: &'a [i32],
+    options: &'a Options,
+    column: Column,
+}
+
+impl Run<'_> {
+    fn cpu(&self) -> f64 {
+        self.processes.iter().map(|pid| cpu_seconds(*pid)).sum()
+    }
+
+    fn memory(&self) -> f64 {
+        self.processes.iter().map(|pid| resident_kib(*pid)).sum::<u64>() as f64 / 1024.0
+    }
+
+    fn round_trips(&mut self) -> Result<()> {
+        for bytes in ["64", "16384"] {
+            let value = self.pair.load(&["rtt", "--bytes", bytes], self.options.seconds)?;
+            self.column.set(&format!("round trip {bytes} B, p50, us"), number(&value, "/p50_us"));
+            self.column.set(&format!("round trip {bytes} B, p99, us"), number(&value, "/p99_us"));
         }
+        Ok(())
     }
-    for clients in ["1", "16"] {
-        let start = cpu();
-        let value = pair.load(&["conn", "--clients", clients], seconds)?;
-        column.set(&format!("new connections, {clients} clients, /s"), number(&value, "/per_second"));
-        let errors = number(&value, "/errors");
-        if errors > 0.0 {
-            column.notes.push(format!("{errors} errors with {clients} clients"));
+
+    fn streams(&mut self) -> Result<()> {
+        for connections in ["1", "4"] {
+            let start = self.cpu();
+            let value = self.pair.load(&["stream", "--connections", connections], self.options.seconds)?;
+            self.column.set(&format!("stream, {connections} connections, Gbit/s"), number(&value, "/gbit_s"));
+            if !self.processes.is_empty() && connections == "4" {
+                let gigabytes = number(&value, "/bytes") / 1e9;
+                self.column.set("CPU of both per GB, ms", (self.cpu() - start) * 1000.0 / gigabytes);
+            }
         }
-        if !processes.is_empty() && clients == "16" {
-            let thousands = number(&value, "/per_second") * f64::from(seconds) / 1000.0;
-            column.set("CPU of both per 1000 connections, ms", (cpu() - start) * 1000.0 / thousands);
-        }
+        Ok(())
     }
-    if !processes.is_empty() {
-        column.set("resident memory of both after load, MiB", memory());
+
+    fn connections(&mut self) -> Result<()> {
+        for clients in ["1", "16"] {
+            let start = self.cpu();
+            let value = self.pair.load(&["conn", "--clients", clients], self.options.seconds)?;
+            self.column.set(&format!("new connections, {clients} clients, /s"), number(&value, "/per_second"));
+            let errors = number(&value, "/errors");
+            if errors > 0.0 {
+                self.column.notes.push(format!("{errors} errors with {clients} clients"));
+            }
+            if !self.processes.is_empty() && clients == "16" {
+                let thousands = number(&value, "/per_second") * f64::from(self.options.seconds) / 1000.0;
+                self.column.set("CPU of both per 1000 connections, ms", (self.cpu() - start) * 1000.0 / thousands);
+            }
+        }
+        Ok(())
+    }
+
+    fn idle(&mut self) -> Result<()> {
+        self.column.set("resident memory of both after load, MiB", self.memory());
         // A connection to one address needs a port each: below the 28,000 of the ephemeral range. The file limit may be lower.
         let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?.1 as usize;
-        let count = options.idle.min(limit.saturating_sub(1000) / 2 * 2).min(limit.saturating_sub(1000));
-        let idle = pair.client.start("idle", "lab", ["load", "idle", &pair.target(), "--count", &count.to_string()])?;
+        let count = self.options.idle.min(limit.saturating_sub(1000)).to_string();
+        let args = ["load", "idle", &self.pair.target(), "--count", &count];
+        let idle = self.pair.client.start("idle", "lab", args)?;
         idle.wait_for("open", Duration::from_secs(120))?;
-        let start = cpu();
-        std::thread::sleep(Duration::from_secs(3));
-        column.set(&format!("resident memory of both, {count} idle connections, MiB"), memory());
-        column.set("CPU of both while idle, %", (cpu() - start) / 3.0 * 100.0);
+        let start = self.cpu();
+        std::thread::sleep(IDLE);
+        self.column.set(&format!("resident memory of both, {count} idle connections, MiB"), self.memory());
+        let busy = (self.cpu() - start) / IDLE.as_secs_f64();
+        self.column.set("CPU of both while idle, %", busy * 100.0);
         idle.close_stdin();
         let ended = idle.wait(Duration::from_secs(120))?.stdout;
         let broken = ended.lines().last().and_then(|l| serde_json::from_str::<Value>(l).ok());
         let broken = broken.map_or(f64::NAN, |v| number(&v, "/broken"));
         if broken != 0.0 {
-            column.notes.push(format!("{broken} idle connections broken"));
+            self.column.notes.push(format!("{broken} idle connections broken"));
         }
+        Ok(())
     }
-    Ok(column)
 }
 
 /// Median cost of a refused connect() on loopback by a process in no pod's cgroup.

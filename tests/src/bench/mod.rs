@@ -3,5 +3,5 @@ mod measure;
 mod table;
 mod ztunnel;
 
-pub use measure::{Options, run};
+pub use measure::{Line, Options, run};
 pub use ztunnel::Peer;

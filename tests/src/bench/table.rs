@@ -1,4 +1,4 @@
-//! The bench's table: one line per measurement, one column per path, ratios against the first and the last.
+//! The bench's table: one line per measurement, one column per path, with the ratio of ours to the peer's.
 
 /// Everything measured on one path.
 #[derive(Debug, Default)]
@@ -26,12 +26,12 @@ impl Column {
     }
 }
 
-/// Prints a Markdown table, so that it can go into a document as it is.
-pub fn print(columns: &[Column]) {
-    println!("{}", render(columns));
+/// Prints a Markdown table, so that it can go into a document as it is; `against`: with the ratio of the last two columns.
+pub fn print(columns: &[Column], against: bool) {
+    println!("{}", render(columns, against));
 }
 
-fn render(columns: &[Column]) -> String {
+fn render(columns: &[Column], against: bool) -> String {
     let mut lines: Vec<&str> = Vec::new();
     for (line, _) in columns.iter().flat_map(|c| &c.values) {
         if !lines.contains(&line.as_str()) {
@@ -42,7 +42,6 @@ fn render(columns: &[Column]) -> String {
     for column in columns {
         text.push_str(&format!(" {} |", column.name));
     }
-    let against = columns.len() > 2;
     if against {
         text.push_str(" Undermesh / ztunnels |");
     }
@@ -53,7 +52,7 @@ fn render(columns: &[Column]) -> String {
             text.push_str(&column.get(line).map_or(" |".into(), |v| format!(" {} |", number(v))));
         }
         if against {
-            let ratio = columns[1].get(line).zip(columns[2].get(line)).map(|(ours, theirs)| ours / theirs);
+            let ratio = columns[columns.len() - 2].get(line).zip(columns[columns.len() - 1].get(line)).map(|(ours, theirs)| ours / theirs);
             text.push_str(&ratio.map_or(" |".into(), |r| format!(" {r:.2}x |")));
         }
     }
@@ -84,7 +83,7 @@ mod tests {
             column.set("conns", value);
         }
         columns[1].set("memory", 12.5);
-        let text = render(&columns);
+        let text = render(&columns, true);
         assert!(text.contains("| conns | 10.00 | 2000 | 1000 | 2.00x |"), "{text}");
         assert!(text.contains("| memory | | 12.50 | | |"), "{text}");
     }

@@ -1,6 +1,6 @@
 //! `bench`: what `cargo xtask bench` runs.
 use clap::Parser;
-use mesh_tests::bench::{self, Options, Peer};
+use mesh_tests::bench::{self, Line, Options, Peer};
 use mesh_tests::harness::spawner;
 use nix::sys::signal::{SigSet, Signal};
 use std::path::PathBuf;
@@ -13,6 +13,12 @@ struct Args {
     /// Idle connections to hold.
     #[arg(long, default_value_t = 10_000)]
     idle: usize,
+    /// Only these measurements.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Line>,
+    /// Leave direct TCP out.
+    #[arg(long)]
+    skip_direct: bool,
     /// A ztunnel binary to measure beside.
     #[arg(long, requires = "redirect")]
     ztunnel: Option<PathBuf>,
@@ -34,5 +40,6 @@ fn main() -> anyhow::Result<()> {
     });
     let absolute = |path: PathBuf| path.canonicalize().unwrap_or(path);
     let ztunnel = args.ztunnel.zip(args.redirect).map(|(b, r)| Peer { binary: absolute(b), redirect: absolute(r) });
-    bench::run(&Options { seconds: args.seconds, ztunnel, idle: args.idle })
+    let Args { seconds, idle, only, skip_direct, .. } = args;
+    bench::run(&Options { seconds, ztunnel, idle, only, skip_direct })
 }

@@ -274,15 +274,15 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             if self.poll_drain(cx, status) | self.poll_tick(cx) {
                 status = self.tunnel.status();
             }
-            if status.pending {
+            if status.blocked {
                 match self.tunnel.socket.poll_write_ready(cx) {
                     Poll::Ready(Ok(())) => {
                         if let Err(error) = self.tunnel.flush() {
                             self.tunnel.close(Closed::Lost(error.to_string().into()));
                             continue;
                         }
-                        // Still pending: ask again, so that the reactor knows we wait.
-                        if self.tunnel.has_pending() && self.tunnel.socket.poll_write_ready(cx).is_ready() {
+                        // Still blocked: ask again, so that the reactor knows we wait.
+                        if self.tunnel.is_blocked() && self.tunnel.socket.poll_write_ready(cx).is_ready() {
                             cx.waker().wake_by_ref();
                         }
                     }

@@ -1,12 +1,14 @@
 //! What the driver and the streams of a tunnel share: the sealing half of the connection, the flow-control windows for sending, the stream table.
 //!
 //! ```text
-//!   copy task --reserve--> credit --read app--> slots --commit--> seal, write now or queue     (tunnel lock, no await)
+//!   copy task --reserve--> credit --read app--> slots --commit--> seal and queue               (tunnel lock, no await)
+//!             --transmit--> write the queue, unless another task is at it                      (no lock)
 //!   driver    --read, open (no lock)--> Stream::deliver --> app socket or queue                (stream lock)
 //!             --flush the queue when the socket is writable--> wake the next waiting stream
 //! ```
 //!
-//! Lock order: tunnel, then stream. Both are held for bookkeeping, sealing and one non-blocking system call, never across an await.
+//! Lock order: tunnel, then stream. The tunnel's is held for bookkeeping and sealing, the stream's also for a non-blocking system call; neither across
+//! an await.
 
 mod send;
 
@@ -21,7 +23,7 @@ use std::time::{Duration, Instant};
 use futures_util::task::AtomicWaker;
 use http::StatusCode;
 use mesh_core::identity::Identity;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::net::TcpStream;
 
 use crate::buffer::{BUFFER, Buffer};
@@ -45,7 +47,9 @@ pub(crate) const BATCH: usize = SLOTS * PAYLOAD;
 const PENDING_LIMIT: usize = 64 * 1024;
 /// With this much sealed and unsent, a peer that provokes control frames and does not read is cut.
 const PENDING_FATAL: usize = 4 * 1024 * 1024;
-/// Leftovers up to this size are copied together instead of keeping a whole buffer each.
+/// Times that a task looks for more to write, before it leaves the rest to the driver and goes back to its own work.
+const ROUNDS: u32 = 8;
+/// Batches up to this size are copied together instead of keeping a whole buffer each.
 const COALESCE: usize = 32 * 1024;
 /// A stream's receive window at first; our SETTINGS announce it.
 pub(in crate::hbone) const STREAM_WINDOW: i64 = 256 * 1024;
@@ -95,8 +99,20 @@ struct Segment {
     end: usize,
 }
 
+/// Who writes queued bytes to the socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Writer {
+    /// Nobody, as nothing is queued.
+    Idle,
+    /// A task that is in the system call without the lock. It looks for more afterwards.
+    Busy,
+    /// The driver, as soon as the socket is writable.
+    Driver,
+}
+
 struct State {
     sealer: Sealer,
+    writer: Writer,
     pending: VecDeque<Segment>,
     pending_bytes: usize,
     /// Credit for the whole tunnel.
@@ -167,6 +183,7 @@ impl Tunnel {
         let (local, remote) = (socket.local_addr()?, socket.peer_addr()?);
         let mut state = State {
             sealer,
+            writer: if unsent.is_empty() { Writer::Idle } else { Writer::Driver },
             pending: VecDeque::new(),
             pending_bytes: 0,
             window: frame::DEFAULT_WINDOW,
@@ -218,6 +235,7 @@ impl Tunnel {
         state.active += 1;
         state.idle_since = None;
         self.send(&mut state, |out| frame::headers(out, id, false, &block));
+        self.transmit(state);
         Some(stream)
     }
 
@@ -259,7 +277,7 @@ impl Tunnel {
                 frame::rst_stream(out, stream.id, code::NO_ERROR);
             }
         });
-        drop(state);
+        self.transmit(state);
         self.settle(stream);
         Ok(())
     }
@@ -275,7 +293,7 @@ impl Tunnel {
         }
         // Even if it is not in the list: it may be the one whose turn it was.
         self.wake_next(&mut state);
-        drop(state);
+        self.transmit(state);
         self.settle(stream);
     }
 
@@ -377,7 +395,7 @@ impl Tunnel {
         let state = self.state.lock();
         Status {
             closed: state.closed.is_some(),
-            pending: !state.pending.is_empty(),
+            blocked: state.writer == Writer::Driver,
             finished: state.draining && state.active == 0,
         }
     }
@@ -432,8 +450,8 @@ impl Tunnel {
 #[derive(Debug, Clone, Copy)]
 pub(in crate::hbone) struct Status {
     pub(in crate::hbone) closed: bool,
-    /// Sealed bytes wait for the socket.
-    pub(in crate::hbone) pending: bool,
+    /// Sealed bytes wait for the socket to be writable.
+    pub(in crate::hbone) blocked: bool,
     /// Draining, and the last stream is over.
     pub(in crate::hbone) finished: bool,
 }

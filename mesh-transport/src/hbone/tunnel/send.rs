@@ -81,7 +81,7 @@ impl Tunnel {
         }
         self.enqueue(&mut state, Segment { buffer, start: 0, end: used });
         self.wake_next(&mut state);
-        drop(state);
+        self.transmit(state);
         if end {
             self.settle(stream);
         }
@@ -92,9 +92,11 @@ impl Tunnel {
         let mut state = self.state.lock();
         if state.closed.is_none() {
             self.send(&mut state, write);
+            self.transmit(state);
         }
     }
 
+    /// Queues frames that are not DATA; [`Tunnel::transmit`] must follow.
     pub(super) fn send(&self, state: &mut State, write: impl FnOnce(&mut Vec<u8>)) {
         let mut plain = Vec::with_capacity(512);
         write(&mut plain);
@@ -104,12 +106,19 @@ impl Tunnel {
         }
     }
 
+    /// Queues a record, in the last buffer if it has room.
     pub(super) fn send_record(&self, state: &mut State, content_type: u8, content: &[u8]) {
-        let mut buffer = Buffer::take();
-        let end = RECORD_HEADER + content.len() + TRAILER;
-        buffer[RECORD_HEADER..RECORD_HEADER + content.len()].copy_from_slice(content);
-        state.sealer.seal(content_type, &mut buffer[..end]);
-        self.enqueue(state, Segment { buffer, start: 0, end });
+        let size = RECORD_HEADER + content.len() + TRAILER;
+        if state.pending.back().is_none_or(|last| BUFFER - last.end < size) {
+            state.pending.push_back(Segment { buffer: Buffer::take(), start: 0, end: 0 });
+        }
+        if let Some(Segment { buffer, end, .. }) = state.pending.back_mut() {
+            let record = &mut buffer[*end..*end + size];
+            record[RECORD_HEADER..RECORD_HEADER + content.len()].copy_from_slice(content);
+            state.sealer.seal(content_type, record);
+            *end += size;
+        }
+        self.count_queued(state, size);
     }
 
     /// After some eight million records the key is changed, as TLS demands.
@@ -121,7 +130,9 @@ impl Tunnel {
 
     /// Sends a KeyUpdate because the peer asked for one.
     pub(in crate::hbone) fn answer_key_update(&self) {
-        self.update_key(&mut self.state.lock(), false);
+        let mut state = self.state.lock();
+        self.update_key(&mut state, false);
+        self.transmit(state);
     }
 
     pub(super) fn update_key(&self, state: &mut State, request: bool) {
@@ -136,69 +147,104 @@ impl Tunnel {
         self.keys.lock().next_opener()
     }
 
-    pub(super) fn enqueue(&self, state: &mut State, mut segment: Segment) {
-        if state.pending.is_empty() {
-            match socket::write_vectored(&self.socket, &[IoSlice::new(&segment.buffer[segment.start..segment.end])]) {
-                Ok(written) => segment.start += written,
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-                // The driver finds the same error and ends the tunnel with it.
-                Err(_) => {}
+    /// Queues a batch; [`Tunnel::transmit`] must follow.
+    pub(super) fn enqueue(&self, state: &mut State, segment: Segment) {
+        let size = segment.end;
+        match state.pending.back_mut() {
+            Some(last) if size <= COALESCE && BUFFER - last.end >= size => {
+                last.buffer[last.end..last.end + size].copy_from_slice(&segment.buffer[..size]);
+                last.end += size;
             }
-            if segment.start == segment.end {
-                return;
-            }
-            self.congested_at.store(EPOCH.elapsed().as_nanos() as u64, Relaxed);
-            self.driver.wake();
+            _ => state.pending.push_back(segment),
         }
-        let size = segment.end - segment.start;
+        self.count_queued(state, size);
+    }
+
+    fn count_queued(&self, state: &mut State, size: usize) {
         state.pending_bytes += size;
         if state.pending_bytes > PENDING_FATAL {
             self.close_locked(state, Closed::Protocol("peer does not read"));
-            return;
         }
-        if size <= COALESCE
-            && let Some(last) = state.pending.back_mut()
-            && BUFFER - last.end >= size
-        {
-            last.buffer[last.end..last.end + size].copy_from_slice(&segment.buffer[segment.start..segment.end]);
-            last.end += size;
-            return;
-        }
-        state.pending.push_back(segment);
     }
 
-    /// Whether sealed bytes wait for the socket.
+    /// Writes what is queued, unless somebody is at it: then that one takes it along. The system call is made without the lock, so that nobody
+    /// waits for another's, and what gathers meanwhile goes out in one write.
+    pub(super) fn transmit(&self, mut state: MutexGuard<'_, State>) {
+        if state.writer != Writer::Idle || state.pending.is_empty() {
+            return;
+        }
+        // On an error too: the driver meets the same one and ends the tunnel with it.
+        let _ = self.write_queued(&mut state);
+        if state.writer == Writer::Driver {
+            self.driver.wake();
+        }
+    }
+
+    /// Whether there are bytes that the driver has to write.
+    pub(in crate::hbone) fn is_blocked(&self) -> bool {
+        self.state.lock().writer == Writer::Driver
+    }
+
+    /// Whether sealed bytes are not with the socket yet.
     pub(in crate::hbone) fn has_pending(&self) -> bool {
-        !self.state.lock().pending.is_empty()
+        self.state.lock().writer != Writer::Idle
     }
 
     /// Writes queued bytes until the socket is full.
     pub(in crate::hbone) fn flush(&self) -> io::Result<()> {
         let mut state = self.state.lock();
-        while !state.pending.is_empty() {
+        if state.writer == Writer::Driver { self.write_queued(&mut state) } else { Ok(()) }
+    }
+
+    fn write_queued(&self, state: &mut MutexGuard<'_, State>) -> io::Result<()> {
+        let mut result = Ok(());
+        state.writer = Writer::Busy;
+        for _ in 0..ROUNDS {
+            let mut batch = std::mem::take(&mut state.pending);
+            let mut written = 0;
+            result = MutexGuard::unlocked(state, || self.write_batch(&mut batch, &mut written));
+            state.pending_bytes -= written;
+            let full = !batch.is_empty();
+            // What was queued meanwhile comes after what is left.
+            batch.append(&mut state.pending);
+            state.pending = batch;
+            if full || state.pending.is_empty() {
+                break;
+            }
+        }
+        state.writer = if state.pending.is_empty() { Writer::Idle } else { Writer::Driver };
+        self.wake_next(state);
+        result
+    }
+
+    /// Writes until the socket takes no more; counts in `written` and removes what it took.
+    fn write_batch(&self, batch: &mut VecDeque<Segment>, written: &mut usize) -> io::Result<()> {
+        while !batch.is_empty() {
             let mut slices = [IoSlice::new(&[]); 16];
             let mut count = 0;
-            for (slice, segment) in slices.iter_mut().zip(&state.pending) {
+            for (slice, segment) in slices.iter_mut().zip(&*batch) {
                 *slice = IoSlice::new(&segment.buffer[segment.start..segment.end]);
                 count += 1;
             }
-            let mut written = match socket::write_vectored(&self.socket, &slices[..count]) {
-                Ok(written) => written,
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => break,
+            let mut taken = match socket::write_vectored(&self.socket, &slices[..count]) {
+                Ok(taken) => taken,
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                    self.congested_at.store(EPOCH.elapsed().as_nanos() as u64, Relaxed);
+                    return Ok(());
+                }
                 Err(error) => return Err(error),
             };
-            state.pending_bytes -= written;
-            while let Some(front) = state.pending.front_mut() {
+            *written += taken;
+            while let Some(front) = batch.front_mut() {
                 let size = front.end - front.start;
-                if written < size {
-                    front.start += written;
+                if taken < size {
+                    front.start += taken;
                     break;
                 }
-                written -= size;
-                state.pending.pop_front();
+                taken -= size;
+                batch.pop_front();
             }
         }
-        self.wake_next(&mut state);
         Ok(())
     }
 
@@ -235,6 +281,7 @@ impl Tunnel {
     pub(in crate::hbone) fn say_goodbye(&self) {
         let mut state = self.state.lock();
         self.send_record(&mut state, crate::tls::CONTENT_ALERT, &[1, 0]);
+        self.transmit(state);
     }
 
     /// Sends a fatal alert.

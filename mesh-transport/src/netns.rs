@@ -15,7 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sched::CloneFlags;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -28,6 +28,9 @@ use tokio::sync::oneshot;
 const STOCK_MIN: usize = 2;
 /// Sockets per family that a busy pod keeps ready.
 const STOCK_MAX: usize = 64;
+/// A stock that runs low again within this time is too small; one that lasts [`SLOW`] as long as this is too large.
+const SOON: Duration = Duration::from_secs(1);
+const SLOW: u32 = 30;
 /// Jobs that may wait for the thread; more means that something is badly wrong, and is an error.
 const QUEUE: usize = 4096;
 /// How long the thread stays in a pod's namespace without work there.
@@ -75,8 +78,9 @@ struct Pod {
 #[derive(Debug)]
 struct Stock {
     ready: VecDeque<Socket>,
-    /// How many to keep ready; doubles when the stock was found empty.
+    /// How many to keep ready.
     target: usize,
+    refilled: Instant,
     /// A job to refill it is under way.
     refilling: bool,
 }
@@ -84,7 +88,7 @@ struct Stock {
 impl NetnsSockets {
     /// Sockets of the namespace behind `netns`; `ips` are the pod's addresses and decide which families are prepared.
     pub fn new(netns: OwnedFd, ips: &[IpAddr]) -> io::Result<Self> {
-        let stock = || Mutex::new(Stock { ready: VecDeque::new(), target: STOCK_MIN, refilling: false });
+        let stock = || Mutex::new(Stock { ready: VecDeque::new(), target: STOCK_MIN, refilled: Instant::now(), refilling: false });
         let sockets = Self { pod: Arc::new(Pod { netns, ips: ips.to_vec(), stock: [stock(), stock()] }) };
         for family in [Family::V4, Family::V6] {
             if ips.iter().any(|ip| Family::of(ip) == family) {
@@ -103,11 +107,7 @@ impl NetnsSockets {
     pub async fn tcp_socket(&self, family: Family) -> io::Result<TcpSocket> {
         let (socket, low) = {
             let mut stock = self.pod.stock[family as usize].lock();
-            let socket = stock.ready.pop_front();
-            if socket.is_none() {
-                stock.target = (stock.target * 2).min(STOCK_MAX);
-            }
-            (socket, stock.ready.len() < stock.target / 2 + 1)
+            (stock.ready.pop_front(), stock.ready.len() <= stock.target / 2)
         };
         if low {
             self.refill(family);
@@ -163,7 +163,7 @@ impl NetnsSockets {
     fn refill(&self, family: Family) {
         let pod = self.pod.clone();
         let stock = &self.pod.stock[family as usize];
-        if std::mem::replace(&mut stock.lock().refilling, true) {
+        if !stock.lock().begin_refill(Instant::now()) {
             return;
         }
         let owner = self.pod.clone();
@@ -186,6 +186,22 @@ impl NetnsSockets {
         if submit(Job { pod: owner, run: Box::new(job) }).is_err() {
             stock.lock().refilling = false;
         }
+    }
+}
+
+impl Stock {
+    /// Whether the caller has to refill. The size follows the rate of connections, so that a busy pod wakes the thread once for many.
+    fn begin_refill(&mut self, now: Instant) -> bool {
+        if std::mem::replace(&mut self.refilling, true) {
+            return false;
+        }
+        let lasted = now.saturating_duration_since(std::mem::replace(&mut self.refilled, now));
+        if lasted < SOON {
+            self.target = (self.target * 2).min(STOCK_MAX);
+        } else if lasted > SOON * SLOW {
+            self.target = (self.target / 2).max(STOCK_MIN);
+        }
+        true
     }
 }
 
@@ -323,6 +339,23 @@ mod tests {
         inside.udp(address).await.unwrap();
         inside.listen_tcp("127.0.0.1:15001".parse().unwrap()).await.unwrap();
         inside.tcp_socket(Family::V6).await.unwrap();
+    }
+
+    #[test]
+    fn the_stock_follows_the_rate_of_connections() {
+        let start = Instant::now();
+        let mut stock = Stock { ready: VecDeque::new(), target: STOCK_MIN, refilled: start, refilling: false };
+        assert!(stock.begin_refill(start + SOON / 2) && stock.target == 2 * STOCK_MIN);
+        assert!(!stock.begin_refill(start + SOON / 2), "one at a time");
+        for _ in 0..10 {
+            stock.refilling = false;
+            assert!(stock.begin_refill(start + SOON / 2));
+        }
+        assert_eq!(stock.target, STOCK_MAX);
+        stock.refilling = false;
+        assert!(stock.begin_refill(start + SOON * 2) && stock.target == STOCK_MAX);
+        stock.refilling = false;
+        assert!(stock.begin_refill(start + SOON * 2 * (SLOW + 1)) && stock.target == STOCK_MAX / 2);
     }
 
     #[tokio::test]

@@ -28,6 +28,8 @@ use super::series::Peer;
 const QUEUE: usize = 4096;
 /// Lines written by one call.
 const BATCH: usize = 64 * 1024;
+/// Pause of the writer between two writes. Lines of a burst share a write, and the data path need not wake the writer for each.
+const PAUSE: Duration = Duration::from_millis(10);
 /// Failures of one kind that are logged; a minute of a flood stays under 1 MiB.
 const FAILURES: Rate = Rate { rate: 10.0, burst: 20.0 };
 
@@ -227,6 +229,9 @@ fn write_lines(lines: &Receiver<Entry>, mut writer: Box<dyn Write + Send>) {
         }
         let _ = writer.write_all(batch.as_bytes()).and_then(|()| writer.flush());
         batch.clear();
+        if flushes.is_empty() {
+            std::thread::sleep(PAUSE);
+        }
         for done in flushes {
             let _ = done.send(());
         }

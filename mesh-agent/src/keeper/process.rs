@@ -20,6 +20,11 @@ use super::packet;
 use super::store::{Held, Message, Store};
 use super::supervisor::{Action, Event, Supervisor};
 
+/// jemalloc's settings, read when a process starts.
+const ALLOCATOR: &str = "_RJEM_MALLOC_CONF";
+/// What a burst leaves free (start-up, many connections that end) goes back to the system within a second and by a thread of its own. By
+/// default that takes ten seconds, and it never happens in a process that then idles.
+const ALLOCATOR_SETTINGS: &str = "background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0";
 /// Status of a child that could not become a worker (EX_OSERR).
 const EXIT_EXEC: i32 = 71;
 
@@ -281,6 +286,9 @@ fn start_worker(command: &WorkerCommand) -> io::Result<Worker> {
     let keeper = std::process::id();
     let mut worker = Command::new(&command.program);
     worker.args(&command.arguments).env(KEEPER_FD, number.to_string());
+    if std::env::var_os(ALLOCATOR).is_none() {
+        worker.env(ALLOCATOR, ALLOCATOR_SETTINGS);
+    }
     // Not Command::spawn: it waits until the child has executed the program, and a child that is stopped or stuck on a slow disk before
     // that would hold the keeper up, with all its clients in the backlogs.
     // SAFETY: the keeper has one thread, so the child may do whatever its parent might.

@@ -88,7 +88,9 @@ struct Stock {
 impl NetnsSockets {
     /// Sockets of the namespace behind `netns`; `ips` are the pod's addresses and decide which families are prepared.
     pub fn new(netns: OwnedFd, ips: &[IpAddr]) -> io::Result<Self> {
-        let stock = || Mutex::new(Stock { ready: VecDeque::new(), target: STOCK_MIN, refilled: Instant::now(), refilling: false });
+        let stock = || {
+            Mutex::new(Stock { ready: VecDeque::new(), target: STOCK_MIN, refilled: Instant::now(), refilling: false })
+        };
         let sockets = Self { pod: Arc::new(Pod { netns, ips: ips.to_vec(), stock: [stock(), stock()] }) };
         for family in [Family::V4, Family::V6] {
             if ips.iter().any(|ip| Family::of(ip) == family) {

@@ -23,6 +23,9 @@ pub struct Args {
     /// Leave direct TCP out.
     #[arg(long)]
     skip_direct: bool,
+    /// Also a ztunnel and our agent as peers of each other.
+    #[arg(long, requires = "ztunnel")]
+    interop: bool,
 }
 
 /// Runs the verb.
@@ -52,6 +55,9 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if args.skip_direct {
         bench.arg("--skip-direct");
+    }
+    if args.interop {
+        bench.arg("--interop");
     }
     Err(bench.exec()).context("start the bench")
 }

@@ -21,6 +21,8 @@ pub struct Options {
     pub only: Vec<Line>,
     /// Leave direct TCP out.
     pub skip_direct: bool,
+    /// Also a ztunnel and our agent as peers of each other.
+    pub interop: bool,
 }
 
 /// How long idle connections are watched: long enough that a clock tick of CPU time is little.
@@ -111,6 +113,25 @@ pub fn run(options: &Options) -> Result<()> {
         columns.push(column("two ztunnels", &pair, &pids, options)?);
     }
     print(&columns, options.ztunnel.is_some());
+    if let Some(peer) = options.ztunnel.as_ref().filter(|_| options.interop) {
+        interoperate(peer, options)?;
+    }
+    Ok(())
+}
+
+/// Our agent and a ztunnel as peers, in both directions.
+fn interoperate(peer: &Peer, options: &Options) -> Result<()> {
+    let mut columns = Vec::new();
+    for (name, ours_calls) in [("Undermesh to ztunnel", true), ("ztunnel to Undermesh", false)] {
+        eprintln!("{name} ...");
+        let (pair, process) = ztunnel::start_mixed(peer, ours_calls)?;
+        let ours = if ours_calls { &pair.client.node } else { &pair.server.node };
+        columns.push(column(name, &pair, &[process.pid(), ours.agent()?.worker()?], options)?);
+        let lines = ours.agent()?.access_log(&["connection complete", "identity=\"spiffe://"]);
+        let line = lines.last().context("no connection with a proven identity in our access log")?;
+        eprintln!("{line}");
+    }
+    print(&columns, false);
     Ok(())
 }
 

@@ -52,7 +52,10 @@ fn render(columns: &[Column], against: bool) -> String {
             text.push_str(&column.get(line).map_or(" |".into(), |v| format!(" {} |", number(v))));
         }
         if against {
-            let ratio = columns[columns.len() - 2].get(line).zip(columns[columns.len() - 1].get(line)).map(|(ours, theirs)| ours / theirs);
+            let ratio = columns[columns.len() - 2]
+                .get(line)
+                .zip(columns[columns.len() - 1].get(line))
+                .map(|(ours, theirs)| ours / theirs);
             text.push_str(&ratio.map_or(" |".into(), |r| format!(" {r:.2}x |")));
         }
     }

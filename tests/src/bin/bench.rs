@@ -19,6 +19,9 @@ struct Args {
     /// Leave direct TCP out.
     #[arg(long)]
     skip_direct: bool,
+    /// Also a ztunnel and our agent as peers of each other.
+    #[arg(long, requires = "ztunnel")]
+    interop: bool,
     /// A ztunnel binary to measure beside.
     #[arg(long, requires = "redirect")]
     ztunnel: Option<PathBuf>,
@@ -40,6 +43,6 @@ fn main() -> anyhow::Result<()> {
     });
     let absolute = |path: PathBuf| path.canonicalize().unwrap_or(path);
     let ztunnel = args.ztunnel.zip(args.redirect).map(|(b, r)| Peer { binary: absolute(b), redirect: absolute(r) });
-    let Args { seconds, idle, only, skip_direct, .. } = args;
-    bench::run(&Options { seconds, ztunnel, idle, only, skip_direct })
+    let Args { seconds, idle, only, skip_direct, interop, .. } = args;
+    bench::run(&Options { seconds, ztunnel, idle, only, skip_direct, interop })
 }

@@ -22,7 +22,7 @@ use super::context::PodContext;
 use super::deliver::{self, Refused};
 use super::local;
 use super::reasons::Reason;
-use super::relay::{self, Held};
+use super::relay::{Carried, Held};
 use crate::telemetry::{ConnectionLabels, Outcome, Peer, Reporter, ResponseFlags, Security};
 
 /// Serves one tunnel to its end.
@@ -71,11 +71,20 @@ async fn serve_tunnel(context: Arc<PodContext>, tcp: TcpStream, peer: SocketAddr
 
 /// Answers one CONNECT and carries its connection to the end.
 async fn answer(context: Arc<PodContext>, request: InboundRequest) {
+    // Boxed, as for outbound connections: what is set up needs less memory than setting up.
+    if let Some(carried) = Box::pin(set_up(context, request)).await {
+        carried.run().await;
+    }
+}
+
+/// Connects the client to the app and answers. `None`: it was refused or has given up, and the telemetry knows.
+async fn set_up(context: Arc<PodContext>, request: InboundRequest) -> Option<Box<Carried>> {
     let target = match target(&context, &request) {
         Ok(target) => target,
         Err(refused) => {
             context.refuse(refused.reason, &refused.why);
-            return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+            request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+            return None;
         }
     };
     let endpoints = Endpoints {
@@ -88,14 +97,15 @@ async fn answer(context: Arc<PodContext>, request: InboundRequest) {
         Ok(registration) => registration,
         Err(full) => {
             context.refuse(Reason::ConnectionLimit, full);
-            return request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+            request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+            return None;
         }
     };
     let live = registration.live();
     let opened = tokio::select! {
         biased;
         () = live.cut().cancelled() => Err(Refused::cut_early(live)),
-        () = request.cancelled() => return,
+        () = request.cancelled() => return None,
         opened = open(&context, live) => opened,
     };
     let labels = labels(&context, live, &request);
@@ -108,8 +118,16 @@ async fn answer(context: Arc<PodContext>, request: InboundRequest) {
             drop(view);
             let guard = context.shared.telemetry.open(labels);
             match accepted {
-                Ok(stream) => relay::run(app.release(), CopyPeer::Hbone(stream), live, guard).await,
-                Err(error) => guard.close(Outcome::interrupted(error.to_string())),
+                Ok(stream) => {
+                    let peer = CopyPeer::Hbone(stream);
+                    let app = app.release();
+                    let counted = (None, None);
+                    Some(Box::new(Carried { app, peer, registration, hairpin: None, counted, guard }))
+                }
+                Err(error) => {
+                    guard.close(Outcome::interrupted(error.to_string()));
+                    None
+                }
             }
         }
         Err(refused) => {
@@ -122,6 +140,7 @@ async fn answer(context: Arc<PodContext>, request: InboundRequest) {
             };
             request.refuse(status);
             context.shared.telemetry.open(labels).close(Outcome::failed(flags, refused.why));
+            None
         }
     }
 }

@@ -21,7 +21,7 @@ use super::connections::{Direction, Endpoints};
 use super::context::PodContext;
 use super::local;
 use super::reasons::Reason;
-use super::relay::{self, Held};
+use super::relay::{Carried, Held};
 use crate::telemetry::{ConnectionGuard, ConnectionLabels, Outcome, Reporter, Security};
 
 /// One connection of the app.
@@ -34,9 +34,17 @@ pub struct Flow {
 
 /// Serves one connection to its end.
 pub async fn serve(context: Arc<PodContext>, app: TcpStream, peer: SocketAddr) {
+    // Boxed: setting up needs several times the memory of copying, and a connection copies for most of its life.
+    if let Some(carried) = Box::pin(set_up(context, app, peer)).await {
+        carried.run().await;
+    }
+}
+
+/// Connects the app to what it asked for. `None`: it was refused, and the telemetry knows.
+async fn set_up(context: Arc<PodContext>, app: TcpStream, peer: SocketAddr) -> Option<Box<Carried>> {
     let app = Held::new(app);
-    let _open = context.shared.telemetry.socket(Reporter::Source);
-    let Some(flow) = flow(&context, &app, local::canonical(peer)) else { return };
+    let socket = context.shared.telemetry.socket(Reporter::Source);
+    let flow = flow(&context, &app, local::canonical(peer))?;
     let endpoints = Endpoints {
         direction: Direction::Outbound,
         source: flow.client,
@@ -45,26 +53,26 @@ pub async fn serve(context: Arc<PodContext>, app: TcpStream, peer: SocketAddr) {
     };
     let registration = match context.connections.register(endpoints) {
         Ok(registration) => registration,
-        Err(full) => return context.refuse(Reason::ConnectionLimit, full),
+        Err(full) => {
+            context.refuse(Reason::ConnectionLimit, full);
+            return None;
+        }
     };
-    let live = registration.live();
-    // Boxed: setting up needs several times the memory of copying, and a connection copies for most of its life.
     let connected = tokio::select! {
         biased;
-        () = live.cut().cancelled() => Err(Failure::cut(&context, &flow)),
-        connected = Box::pin(connect(&context, &flow)) => connected,
+        () = registration.live().cut().cancelled() => Err(Failure::cut(&context, &flow)),
+        connected = connect(&context, &flow) => connected,
     };
     match connected {
         Ok(Connected { peer, labels, lease, hairpin }) => {
             let guard = opened(&context, labels);
-            // A pod that calls itself is also a destination: its policies may cut the connection later.
-            let live = hairpin.as_ref().map_or(live, |registration| registration.live());
-            relay::run(app.release(), peer, live, guard).await;
-            drop(lease);
+            let counted = (lease, Some(socket));
+            Some(Box::new(Carried { app: app.release(), peer, registration, hairpin, counted, guard }))
         }
         Err(failure) => {
             context.refuse(failure.reason, format_args!("{} to {}: {}", flow.client, flow.destination, failure.error));
             opened(&context, failure.labels).close(Outcome::failed(failure.flags, failure.error));
+            None
         }
     }
 }

@@ -13,19 +13,30 @@ use super::context::PodContext;
 use super::deliver::{self, Refused};
 use super::local;
 use super::reasons::Reason;
-use super::relay::{self, Held};
+use super::relay::{Carried, Held};
 use crate::telemetry::{ConnectionLabels, Outcome, Peer, Reporter, ResponseFlags, Security};
 
 /// Serves one connection to its end.
 pub async fn serve(context: Arc<PodContext>, client: TcpStream, peer: SocketAddr) {
+    // Boxed, as for outbound connections: what is set up needs less memory than setting up.
+    if let Some(carried) = Box::pin(set_up(context, client, peer)).await {
+        carried.run().await;
+    }
+}
+
+/// Connects the client to the app. `None`: it was refused, and the telemetry knows.
+async fn set_up(context: Arc<PodContext>, client: TcpStream, peer: SocketAddr) -> Option<Box<Carried>> {
     let client = Held::new(client);
-    let _open = context.shared.telemetry.socket(Reporter::Destination);
+    let socket = context.shared.telemetry.socket(Reporter::Destination);
     let peer = local::canonical(peer);
-    let Some(destination) = destination(&context, &client) else { return };
+    let destination = destination(&context, &client)?;
     let endpoints = Endpoints { direction: Direction::InboundPlaintext, source: peer, destination, identity: None };
     let registration = match context.connections.register(endpoints) {
         Ok(registration) => registration,
-        Err(full) => return context.refuse(Reason::ConnectionLimit, full),
+        Err(full) => {
+            context.refuse(Reason::ConnectionLimit, full);
+            return None;
+        }
     };
     let live = registration.live();
     let opened = tokio::select! {
@@ -36,12 +47,15 @@ pub async fn serve(context: Arc<PodContext>, client: TcpStream, peer: SocketAddr
     match opened {
         Ok((app, workload)) => {
             let guard = context.shared.telemetry.open(labels(&context, live, Some(workload)));
-            relay::run(app, CopyPeer::Tcp(client.release()), live, guard).await;
+            let peer = CopyPeer::Tcp(client.release());
+            let counted = (None, Some(socket));
+            Some(Box::new(Carried { app, peer, registration, hairpin: None, counted, guard }))
         }
         Err(refused) => {
             context.refuse(refused.reason, &refused.why);
             let flags = if refused.reason == Reason::Denied { ResponseFlags::Deny } else { ResponseFlags::Connect };
             context.shared.telemetry.open(labels(&context, live, None)).close(Outcome::failed(flags, refused.why));
+            None
         }
     }
 }

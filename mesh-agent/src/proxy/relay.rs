@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 
+use mesh_core::EndpointLease;
 use mesh_transport::copy::{self, Outcome as CopyOutcome, Peer, Side};
 use mesh_transport::socket;
 use tokio::net::TcpStream;
 
-use super::connections::{CutReason, Live};
-use crate::telemetry::{ConnectionGuard, Outcome, ResponseFlags};
+use super::connections::{CutReason, Registration};
+use crate::telemetry::{ConnectionGuard, Outcome, ResponseFlags, SocketGuard};
 
 /// A socket that was accepted and not yet connected to anything. Dropping it resets it: whatever ends the set-up (an error, a cut, a panic, the end of
 /// the process), the client must never see an orderly end of a connection that was not made.
@@ -37,12 +38,34 @@ impl Held {
     }
 }
 
-/// Copies between the local app and its peer until both are done or `live` is cut, then closes the telemetry.
-pub async fn run(app: TcpStream, peer: Peer, live: &Live, guard: ConnectionGuard) {
-    let counters = guard.counters();
-    live.count_with(counters.clone());
-    let ended = copy::bidirectional(app, peer, counters, live.cut().clone()).await;
-    guard.close(outcome(ended, live.cut_reason()));
+/// A connection that is set up: both ends are open, and this is all that its task keeps for the rest of its life.
+pub struct Carried {
+    /// The local app's socket.
+    pub app: TcpStream,
+    /// The other end.
+    pub peer: Peer,
+    /// Its entry, and so what may cut it.
+    pub registration: Registration,
+    /// Its entry as the destination, when the pod called itself: the policies of that side may cut it too.
+    pub hairpin: Option<Registration>,
+    /// Count it, at its endpoint and as an open socket, as long as it lives.
+    pub counted: (Option<EndpointLease>, Option<SocketGuard>),
+    /// Its telemetry.
+    pub guard: ConnectionGuard,
+}
+
+impl Carried {
+    /// Copies until both directions are done or the connection is cut, then closes the telemetry.
+    ///
+    /// Boxed, because a future keeps a copy of what it is given for each function it is handed through.
+    pub async fn run(self: Box<Self>) {
+        let live = self.hairpin.as_ref().unwrap_or(&self.registration).live();
+        let counters = self.guard.counters();
+        live.count_with(counters.clone());
+        let ended = copy::bidirectional(self.app, self.peer, counters, live.cut().clone()).await;
+        self.guard.close(outcome(ended, live.cut_reason()));
+        drop(self.counted);
+    }
 }
 
 /// How the copy ended, in the words of the access log.

@@ -8,6 +8,7 @@ mod tcp;
 use std::io;
 use std::sync::Arc;
 
+use futures_util::future::Either;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
@@ -46,15 +47,17 @@ pub enum Outcome {
 }
 
 /// Copies until both directions ended. Cancellation resets both ends, and so does dropping the future.
-pub async fn bidirectional(
+///
+/// Not an `async fn`: that would keep its arguments beside the future they were given to.
+pub fn bidirectional(
     local: TcpStream,
     peer: Peer,
     counters: Arc<ByteCounters>,
     cancel: CancellationToken,
-) -> Outcome {
+) -> impl Future<Output = Outcome> {
     match peer {
-        Peer::Tcp(peer) => tcp::copy(local, peer, counters, cancel).await,
-        Peer::Hbone(stream) => hbone::copy(local, stream, counters, cancel).await,
+        Peer::Tcp(peer) => Either::Left(tcp::copy(local, peer, counters, cancel)),
+        Peer::Hbone(stream) => Either::Right(hbone::copy(local, stream, counters, cancel)),
     }
 }
 

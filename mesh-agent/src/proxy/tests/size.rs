@@ -22,7 +22,7 @@ async fn tasks_of_connections_stay_small() {
     let (stream, peer) = make().await;
     let tunnel = size_of_val(&inbound::serve(Arc::clone(context), stream, peer));
     println!("outbound {outbound}, plaintext {plaintext}, tunnel {tunnel}");
-    assert!(outbound <= 2_000, "outbound connection: {outbound} bytes");
-    assert!(plaintext <= 2_500, "plaintext connection: {plaintext} bytes");
+    assert!(outbound <= 700, "outbound connection: {outbound} bytes");
+    assert!(plaintext <= 700, "plaintext connection: {plaintext} bytes");
     assert!(tunnel <= 7_000, "inbound tunnel: {tunnel} bytes");
 }

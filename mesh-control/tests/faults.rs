@@ -51,7 +51,9 @@ impl Subscriber {
             sender.send(snapshot).map_err(|e| e.to_string())
         };
         let mut registry = Registry::default();
-        tokio::spawn(mesh_client::run(Arc::new(config), sink, ClientMetrics::new(&mut registry)));
+        // Nobody asks for addresses of its own.
+        let wanted = tokio::sync::mpsc::channel(1).1;
+        tokio::spawn(mesh_client::run(Arc::new(config), sink, wanted, ClientMetrics::new(&mut registry)));
         Self { snapshots, registry, fewest }
     }
 

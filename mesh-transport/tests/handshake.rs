@@ -224,7 +224,9 @@ async fn a_damaged_handshake_is_an_error() {
 
 #[tokio::test]
 async fn hardening_F35_trickling_handshakes_do_not_hurt_others() {
-    let port = Arc::new(Port::new(AcceptorConfig::default()));
+    // Long enough for all of them to trickle at once, on any machine.
+    let config = AcceptorConfig { tls_timeout: Duration::from_secs(120), ..AcceptorConfig::default() };
+    let port = Arc::new(Port::new(config));
     let mut trickling = tokio::task::JoinSet::new();
     for _ in 0..256 {
         let (mut near, far) = pair_from([127, 0, 0, 3].into()).await;
@@ -249,6 +251,39 @@ async fn hardening_F35_trickling_handshakes_do_not_hurt_others() {
     for _ in 0..20 {
         assert_eq!(port.judge(config()).await, Ok(CLIENT.into()));
     }
+}
+
+/// The end of the handshake and what follows it may arrive together; the keys must be followed from the first record on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hardening_B21_a_key_update_right_behind_the_handshake_is_answered() {
+    let port = Port::new(AcceptorConfig::default());
+    let (chain, key) = port.ca.sign(Ca::params(CLIENT));
+    let config = Arc::new(client::config(Some((&chain, &key)), &["h2"], &[&TLS13]));
+    let (near, far) = pair().await;
+    let mut tcp = near.into_std().unwrap();
+    let client = tokio::task::spawn_blocking(move || {
+        tcp.set_nonblocking(false).unwrap();
+        let name = rustls::pki_types::ServerName::try_from("pod.test").unwrap();
+        let mut connection = rustls::ClientConnection::new(config, name).unwrap();
+        connection.write_tls(&mut tcp).unwrap();
+        while connection.is_handshaking() {
+            connection.read_tls(&mut tcp).unwrap();
+            connection.process_new_packets().unwrap();
+        }
+        connection.refresh_traffic_keys().unwrap();
+        connection.writer().write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+        let mut flight = Vec::new();
+        while connection.wants_write() {
+            connection.write_tls(&mut flight).unwrap();
+        }
+        tcp.write_all(&flight).unwrap();
+        // Settings, a window, and the answer to our settings.
+        rustls::Stream::new(&mut connection, &mut tcp).read_exact(&mut [0; 9 + 24 + 13 + 9]).unwrap();
+    });
+    let tunnel = soon("handshake", port.acceptor.accept(far, &port.certificate)).await.unwrap();
+    let serving = tokio::spawn(tunnel.serve(CancellationToken::new(), |_| {}));
+    soon("frames", client).await.unwrap();
+    serving.abort();
 }
 
 #[tokio::test]

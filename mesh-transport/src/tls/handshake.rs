@@ -18,6 +18,8 @@ use super::verify::{self, VerifyError, identity_and_end};
 
 /// Most handshake bytes held at once. The largest honest flight is a 16 KiB chain; a peer that needs more is not one.
 const INCOMING_LIMIT: usize = 64 * 1024;
+/// Longest record that any version of TLS allows.
+const RECORD_LIMIT: usize = (1 << 14) + 2048;
 
 /// Why a handshake failed. Cheap to clone.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -188,8 +190,11 @@ async fn shake<S: Side>(tcp: TcpStream, mut side: S, client: bool) -> Result<Tls
     let mut incoming = Vec::new();
     let mut outgoing = Vec::new();
     let mut opened = Vec::new();
+    // rustls sees one record more at a time, and none behind the last one of the handshake: it would answer a KeyUpdate there with one of its own,
+    // which it sends with its next data, that is never.
+    let mut shown = 0;
     loop {
-        let UnbufferedStatus { mut discard, state, .. } = side.process(&mut incoming);
+        let UnbufferedStatus { mut discard, state, .. } = side.process(&mut incoming[..shown]);
         let step = match state {
             Ok(ConnectionState::EncodeTlsData(mut data)) => {
                 encode(&mut outgoing, |buffer| data.encode(buffer))?;
@@ -213,6 +218,7 @@ async fn shake<S: Side>(tcp: TcpStream, mut side: S, client: bool) -> Result<Tls
             Err(error) => Step::Fail(error.into()),
         };
         incoming.drain(..discard);
+        shown -= discard;
         match step {
             Step::Again => {}
             // The client's last flight waits for the first request: one packet instead of two.
@@ -222,7 +228,14 @@ async fn shake<S: Side>(tcp: TcpStream, mut side: S, client: bool) -> Result<Tls
                 outgoing.clear();
             }
             Step::Done if !side.handshaking() => break,
-            Step::Done | Step::Read => read_more(&tcp, &mut incoming).await?,
+            Step::Done | Step::Read => {
+                shown = loop {
+                    match record_end(&incoming, shown) {
+                        Some(end) => break end,
+                        None => read_more(&tcp, &mut incoming).await?,
+                    }
+                };
+            }
             Step::Fail(error) => {
                 send_alert(&tcp, &mut side, &mut outgoing);
                 return Err(error);
@@ -239,6 +252,17 @@ async fn shake<S: Side>(tcp: TcpStream, mut side: S, client: bool) -> Result<Tls
     let sealer = Sealer::new(secrets.tx.0, &secrets.tx.1)?;
     let opener = Opener::new(secrets.rx.0, &secrets.rx.1)?;
     Ok(TlsStream { tcp, peer, chain, expires, sealer, opener, keys, received: incoming, opened, unsent: outgoing })
+}
+
+/// Where the record that begins at `start` ends, once it is there. What cannot be a record is for rustls to refuse at once.
+fn record_end(incoming: &[u8], start: usize) -> Option<usize> {
+    let &[content_type, _, _, high, low] = incoming[start..].first_chunk()?;
+    let length = usize::from(u16::from_be_bytes([high, low]));
+    if !(20..=23).contains(&content_type) || length > RECORD_LIMIT {
+        return Some(incoming.len());
+    }
+    let end = start + 5 + length;
+    (end <= incoming.len()).then_some(end)
 }
 
 fn encode(

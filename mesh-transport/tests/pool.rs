@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 #[tokio::test]
 async fn a_thousand_waiters_share_one_black_hole() {
-    let config = PoolConfig { dial_timeout: Duration::from_millis(500), ..PoolConfig::default() };
+    let config = PoolConfig { dial_timeout: Duration::from_secs(2), ..PoolConfig::default() };
     let lab = Lab::with(config, AcceptorConfig::default()).await;
     let dials = Arc::new(AtomicUsize::new(0));
     let start = Instant::now();
@@ -38,7 +38,8 @@ async fn a_thousand_waiters_share_one_black_hole() {
         assert!(matches!(error, HboneError::DialTimeout), "{error}");
         assert_eq!((error.stage(), error.before_first_byte(), error.response_flag()), (Stage::Dial, true, "CONNECT"));
     }
-    assert!(start.elapsed() < Duration::from_millis(1000), "one timeout, not a convoy: {:?}", start.elapsed());
+    // Ten timeouts one after the other would be 20 s.
+    assert!(start.elapsed() < Duration::from_secs(10), "one timeout, not a convoy: {:?}", start.elapsed());
     // A hundred streams fit a tunnel: ten dials serve a thousand.
     assert_eq!(dials.load(Relaxed), 10);
     assert_eq!(lab.pool.stats(), PoolStats::default());

@@ -106,9 +106,9 @@ pub struct Machine<P> {
     /// The count at which each live session opened.
     sessions: HashMap<SessionId, u64>,
     last_generation: Generation,
-    /// Captured pods that nothing else is known of, or whose start failed. Refused by the kernel until a client adds them or a snapshot
-    /// disowns them.
-    orphans: BTreeSet<u64>,
+    /// Captured pods that nothing else is known of, or whose start failed, with the uid then. Refused by the kernel until a client adds or
+    /// deletes them or a snapshot disowns them.
+    orphans: BTreeMap<u64, Option<ArcStr>>,
     /// Orphans on their way out.
     releasing: BTreeSet<u64>,
 }
@@ -120,7 +120,7 @@ impl<P> Default for Machine<P> {
             opened: 0,
             sessions: HashMap::new(),
             last_generation: 0,
-            orphans: BTreeSet::new(),
+            orphans: BTreeMap::new(),
             releasing: BTreeSet::new(),
         }
     }
@@ -144,7 +144,7 @@ impl<P> Machine<P> {
         match event {
             Event::Adopt { spec, payload } => self.adopt(spec, payload, &mut actions),
             Event::Captured { cookies } => {
-                self.orphans = cookies.into_iter().collect();
+                self.orphans = cookies.into_iter().map(|cookie| (cookie, None)).collect();
                 for entry in self.pods.values() {
                     self.orphans.remove(&entry.current.spec.netns.cookie);
                 }
@@ -163,13 +163,7 @@ impl<P> Machine<P> {
                 let result = self.keep(&uid);
                 actions.push(Action::Reply { request, result });
             }
-            Event::Del { request, uid } => match self.pods.get_mut(&uid) {
-                None => actions.push(Action::Reply { request, result: Ok(()) }),
-                Some(entry) => {
-                    entry.leaving.push(request);
-                    entry.leave(&mut actions);
-                }
-            },
+            Event::Del { request, uid } => self.del(request, &uid, &mut actions),
             Event::Snapshot { session, request } => self.snapshot(session, request, &mut actions),
             Event::Delivered { request } => self.delivered(request),
             Event::Started { generation, result } => self.started(generation, result, &mut actions),
@@ -237,11 +231,15 @@ impl<P> Machine<P> {
         entry.named_at = named_at;
         let same = *entry.current.spec == spec && entry.next.is_none();
         match &mut entry.current.phase {
-            Phase::Running if same => return Ok(true),
+            Phase::Running if same => {
+                entry.claims.push((session, request));
+                return Ok(true);
+            }
             Phase::Starting { waiters } if same => waiters.push(request),
             _ => {
+                // Another description of a pod that somebody knows to be enrolled is no reason to let it go; a new one after its end is.
+                entry.confirmed &= entry.stays();
                 entry.supersede(actions);
-                entry.confirmed = false;
                 entry.next = Some(Wanted { spec, payload, waiters: vec![request] });
                 entry.make_way(actions);
             }
@@ -273,7 +271,22 @@ impl<P> Machine<P> {
         let unknown = || Failure::lasting(Code::Unknown, format!("pod {uid} is not enrolled: add it"));
         let entry = self.pods.get_mut(uid).filter(|entry| entry.stays()).ok_or_else(unknown)?;
         entry.named_at = opened;
+        // Whoever keeps it knows that it is enrolled.
+        entry.confirmed = true;
         Ok(())
+    }
+
+    fn del(&mut self, request: RequestId, uid: &ArcStr, actions: &mut Vec<Action<P>>) {
+        let running = self.pods.get_mut(uid);
+        let gone = running.is_none();
+        if let Some(entry) = running {
+            entry.leaving.push(request);
+            entry.leave(actions);
+        }
+        self.disown(|orphan| orphan == Some(uid), actions);
+        if gone {
+            actions.push(Action::Reply { request, result: Ok(()) });
+        }
     }
 
     fn snapshot(&mut self, session: SessionId, request: RequestId, actions: &mut Vec<Action<P>>) {
@@ -281,11 +294,16 @@ impl<P> Machine<P> {
         for entry in self.pods.values_mut().filter(|entry| entry.named_at < since) {
             entry.leave(actions);
         }
-        let wanted = |cookie: &u64| self.pods.values().any(|entry| entry.comes_to(*cookie));
-        let (kept, disowned) = std::mem::take(&mut self.orphans).into_iter().partition(wanted);
-        self.orphans = kept;
-        self.release(disowned, actions);
+        self.disown(|_| true, actions);
         actions.push(Action::Reply { request, result: Ok(()) });
+    }
+
+    /// Lets go of the orphans of these pods, but for those that are to be started again.
+    fn disown(&mut self, concerns: impl Fn(Option<&ArcStr>) -> bool, actions: &mut Vec<Action<P>>) {
+        let wanted = |cookie: &u64| self.pods.values().any(|entry| entry.comes_to(*cookie));
+        let disowned = self.orphans.extract_if(.., |cookie, uid| concerns(uid.as_ref()) && !wanted(cookie));
+        let disowned = disowned.map(|(cookie, _)| cookie).collect();
+        self.release(disowned, actions);
     }
 
     fn release(&mut self, cookies: BTreeSet<u64>, actions: &mut Vec<Action<P>>) {
@@ -332,7 +350,7 @@ impl<P> Machine<P> {
                     // Closed. Whoever names it next has it started again, and whoever does not has it released.
                     entry.current.captured = false;
                     let cookie = entry.current.spec.netns.cookie;
-                    self.orphans.insert(cookie);
+                    self.orphans.insert(cookie, Some(uid.clone()));
                 }
                 self.gone(&uid, actions);
             }
@@ -380,7 +398,7 @@ impl<P> Machine<P> {
     ) -> Current {
         self.last_generation += 1;
         let (generation, spec) = (self.last_generation, Arc::new(spec));
-        let captured = self.orphans.remove(&spec.netns.cookie) || captured;
+        let captured = self.orphans.remove(&spec.netns.cookie).is_some() || captured;
         actions.push(Action::Start { generation, spec: spec.clone(), payload, captured });
         Current { generation, spec, phase: Phase::Starting { waiters }, captured }
     }

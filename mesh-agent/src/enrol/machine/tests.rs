@@ -251,6 +251,74 @@ fn hardening_b136_a_second_client_keeps_what_the_first_did_not_hear_of() {
     ]);
 }
 
+/// The first client dies before it hears; who was told since that the pod is enrolled counts on it.
+#[test]
+fn hardening_b136_what_another_client_was_told_is_not_taken_back() {
+    let begun = || vec![opened(1), opened(2), (add(1, 10, "a", 1), "start 1 a@1"), (started(1), "10 ok")];
+    let mut told = begun();
+    told.extend([
+        (add(2, 20, "a", 1), "20 ok"),
+        (Event::Delivered { request: 20 }, ""),
+        (Event::Closed { session: 1 }, ""),
+        (Event::Closed { session: 2 }, ""),
+    ]);
+    check(told);
+    let mut kept = begun();
+    kept.extend([(Event::Keep { request: 20, uid: "a".into() }, "20 ok"), (Event::Closed { session: 1 }, "")]);
+    check(kept);
+    // Nobody heard of it.
+    let mut untold = begun();
+    untold.extend([
+        (add(2, 20, "a", 1), "20 ok"),
+        (Event::Closed { session: 1 }, ""),
+        (Event::Closed { session: 2 }, "stop 1"),
+    ]);
+    check(untold);
+}
+
+/// A client describes a pod anew that it knows to be enrolled, and dies before the answer: the pod stays.
+#[test]
+fn hardening_b136_what_was_enrolled_before_a_new_description_stays() {
+    let changed = |request| {
+        let mut spec = spec("a", 7);
+        spec.pod.dns.ndots = request as u32;
+        Event::Add { session: 1, request, spec, payload: () }
+    };
+    let enrolled = || {
+        vec![
+            opened(1),
+            (add(1, 10, "a", 7), "start 1 a@7"),
+            (started(1), "10 ok"),
+            (Event::Delivered { request: 10 }, ""),
+        ]
+    };
+    let mut once = enrolled();
+    once.extend([
+        (changed(11), "close 1"),
+        (Event::Closed { session: 1 }, ""),
+        (stopped(1), "start 2 a@7 captured"),
+        (started(2), "11 ok"),
+    ]);
+    check(once);
+    let mut twice = enrolled();
+    twice.extend([
+        (changed(11), "close 1"),
+        (changed(12), "11 Conflict retry"),
+        (Event::Closed { session: 1 }, ""),
+        (stopped(1), "start 2 a@7 captured"),
+    ]);
+    check(twice);
+    // Deleted in between: the second enrolment is one that nobody heard of.
+    let mut anew = enrolled();
+    anew.extend([
+        (del(11, "a"), "stop 1"),
+        (add(1, 12, "a", 7), ""),
+        (Event::Closed { session: 1 }, "12 Conflict retry"),
+        (stopped(1), "11 ok"),
+    ]);
+    check(anew);
+}
+
 #[test]
 fn a_failed_start_leaves_nothing_and_touches_nobody() {
     let machine = check(vec![
@@ -292,6 +360,40 @@ fn a_captured_pod_whose_start_fails_is_never_let_go_by_that() {
         (Event::Snapshot { session: 1, request: 12 }, "release {2}, 12 ok"),
         (started(4), "11 ok"),
         (released(&[2]), ""),
+    ]);
+}
+
+/// A delete of a pod that is closed because its start failed lets it go, and nobody else.
+#[test]
+fn what_failed_and_stayed_closed_is_let_go_by_its_del() {
+    check(vec![
+        (adopt("a", 1), "start 1 a@1 captured"),
+        (adopt("b", 2), "start 2 b@2 captured"),
+        (Event::Captured { cookies: vec![1, 2, 3] }, ""),
+        (failed(1), ""),
+        (failed(2), ""),
+        opened(1),
+        (del(10, "unknown"), "10 ok"),
+        (del(11, "a"), "release {1}, 11 ok"),
+        (add(1, 12, "a", 1), "12 Conflict retry"),
+        (released(&[1]), ""),
+        (add(1, 13, "a", 1), "start 3 a@1"),
+        // Elsewhere by now: both its places are let go.
+        (add(1, 14, "b", 4), "start 4 b@4"),
+        (started(4), "14 ok"),
+        (del(15, "b"), "stop 4, release {2}"),
+        (stopped(4), "15 ok"),
+    ]);
+    // Another pod is to be started there.
+    check(vec![
+        (adopt("a", 1), "start 1 a@1 captured"),
+        (adopt("b", 2), "start 2 b@2 captured"),
+        (failed(1), ""),
+        (started(2), ""),
+        opened(1),
+        (add(1, 10, "b", 1), "stop 2"),
+        (del(11, "a"), "11 ok"),
+        (stopped(2), "start 3 b@1 captured"),
     ]);
 }
 

@@ -4,9 +4,10 @@
 mod support;
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use mesh_transport::hbone::{AcceptorConfig, HboneError, PoolConfig, ServeEnd, Stage};
-use mesh_transport::tls::{CRL_LIMIT, CrlError, Revocations};
+use mesh_transport::tls::{CRL_LIMIT, CrlError, IdentityCertificate, Revocations};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa, Issuer,
     KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, SigningKey,
@@ -100,6 +101,54 @@ async fn hardening_B17_live_connections_of_a_revoked_peer_are_cut() {
     }
 }
 
+/// What a peer can make by itself and add to its chain: authorities of the name of the one that issued its certificate, which webpki tries as well.
+fn junk() -> Vec<(&'static str, String)> {
+    let day = time::Duration::days(1);
+    let now = time::OffsetDateTime::now_utc();
+    let authority = |name: &str, from, to| {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        (params.not_before, params.not_after) = (from, to);
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().pem()
+    };
+    let valid = authority("root", now - day, now + day);
+    vec![
+        ("expired", authority("root", now - day * 2, now - day)),
+        ("not valid yet", authority("root", now + day, now + day * 2)),
+        ("of another key", valid.clone()),
+        ("many", valid.repeat(8)),
+        ("of another name", authority("other", now - day * 2, now - day)),
+    ]
+}
+
+#[tokio::test]
+async fn hardening_B17_nothing_that_a_revoked_peer_adds_to_its_chain_helps_it() {
+    for (name, junk) in junk() {
+        for (number, refused) in [(7, (0, 1)), (8, (1, 0))] {
+            let ca = Ca::new();
+            let issue = |uri: &str, number| {
+                let (chain, key) = ca.sign(numbered(uri, number));
+                let (chain, roots) = (format!("{chain}{junk}"), ca.roots.clone());
+                let now = SystemTime::now();
+                let own = IdentityCertificate::from_pem(identity(uri), chain.as_bytes(), key.as_bytes(), roots, 1, now);
+                Arc::new(own.unwrap())
+            };
+            let (client, server) = (issue(CLIENT, 7), issue(SERVER, 8));
+            let revocations = Revocations::from_pem(list(&ca.issuer, &[99]).as_bytes()).unwrap();
+            let pool = PoolConfig { revocations: Some(revocations.clone()), ..PoolConfig::default() };
+            let acceptor = AcceptorConfig { revocations: Some(revocations.clone()), ..AcceptorConfig::default() };
+            let mut lab = Lab::of(ca, server, pool, acceptor).await;
+            lab.client = client;
+            let (mut near, _far, _copy) = lab.through().await;
+            assert_eq!(revocations.replace(list(&lab.ca.issuer, &[number]).as_bytes()), Ok(1), "{name} {number}");
+            assert!(soon("reset", near.read_u8()).await.is_err(), "{name} {number}");
+            assert_eq!(revocations.refused(), refused, "{name} {number}");
+            assert!(soon("refusal", lab.connect()).await.is_err(), "{name} {number}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn hardening_B17_bad_lists_leave_the_last_good_ones_in_use() {
     let (lab, revocations) = lab().await;
@@ -148,18 +197,50 @@ async fn hardening_B17_lists_of_others_do_not_count() {
     assert!(soon("refusal", lab.connect()).await.is_err());
 }
 
+/// Number 50, which may sign certificates and what else `usages` say.
+fn intermediate(ca: &Ca, name: &str, usages: &[KeyUsagePurpose]) -> CertifiedIssuer<'static, KeyPair> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = [&[KeyUsagePurpose::KeyCertSign], usages].concat();
+    params.serial_number = Some(SerialNumber::from(50u64));
+    CertifiedIssuer::signed_by(params, KeyPair::generate().unwrap(), &ca.issuer).unwrap()
+}
+
+/// The chain and the key of a client with number 7 that `intermediate` issued.
+fn below(intermediate: &CertifiedIssuer<'static, KeyPair>) -> (String, String) {
+    let key = KeyPair::generate().unwrap();
+    let leaf = numbered(CLIENT, 7).signed_by(&key, intermediate).unwrap();
+    (format!("{}{}", leaf.pem(), intermediate.pem()), key.serialize_pem())
+}
+
+#[tokio::test]
+async fn hardening_B17_a_list_counts_whatever_the_name_or_the_usages_of_the_key_that_signed_it() {
+    for (name, usages) in [("intermediate", &[][..]), ("root", &[KeyUsagePurpose::CrlSign])] {
+        let mut port = Port::new(AcceptorConfig::default());
+        let intermediate = intermediate(&port.ca, name, usages);
+        let (chain, key) = below(&intermediate);
+        // The same, but willing to sign a list.
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        let signer = Issuer::from_params(&params, intermediate.key());
+        let revocations = Revocations::from_pem(list(&signer, &[99]).as_bytes()).unwrap();
+        let config = AcceptorConfig { revocations: Some(revocations.clone()), ..AcceptorConfig::default() };
+        port.acceptor = mesh_transport::hbone::Acceptor::new(config);
+        let judge = || port.judge(client::config(Some((&chain, &key)), &["h2"], &[&TLS13]));
+        assert_eq!(judge().await, Ok(CLIENT.into()), "{name}: the list does not name it");
+        revocations.replace(list(&signer, &[7]).as_bytes()).unwrap();
+        assert!(judge().await.is_err_and(|error| error.starts_with("peer_revoked")), "{name}");
+        revocations.replace(list(&port.ca.issuer, &[50]).as_bytes()).unwrap();
+        assert!(judge().await.is_err_and(|error| error.starts_with("peer_revoked")), "{name}: the intermediate itself");
+    }
+}
+
 #[tokio::test]
 async fn hardening_B17_a_revoked_intermediate_takes_its_leaves_with_it() {
     let mut port = Port::new(AcceptorConfig::default());
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, "intermediate");
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.serial_number = Some(SerialNumber::from(50u64));
-    let intermediate = CertifiedIssuer::signed_by(params, KeyPair::generate().unwrap(), &port.ca.issuer).unwrap();
-    let key = KeyPair::generate().unwrap();
-    let leaf = numbered(CLIENT, 7).signed_by(&key, &intermediate).unwrap();
-    let (chain, key) = (format!("{}{}", leaf.pem(), intermediate.pem()), key.serialize_pem());
+    let intermediate = intermediate(&port.ca, "intermediate", &[KeyUsagePurpose::CrlSign]);
+    let (chain, key) = below(&intermediate);
     let root = list(&port.ca.issuer, &[]);
     let revocations = Revocations::from_pem(root.as_bytes()).unwrap();
     let config = AcceptorConfig { revocations: Some(revocations.clone()), ..AcceptorConfig::default() };

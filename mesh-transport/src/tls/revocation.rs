@@ -1,7 +1,7 @@
 //! Revoked certificates: the lists in use, and the tunnels to cut when a new list names their peer.
 //!
 //! Shared by the pool and the acceptor, which ask about every peer after its chain was verified; whoever follows the operator's file calls
-//! [`Revocations::replace`]. A list counts if the key that signed the certificate has signed it too. A certificate that no list is about is
+//! [`Revocations::replace`]. A list that names a certificate counts unless another key has signed it. A certificate that no list names is
 //! accepted, and so is one whose list is past its next update: what was revoked stays so, and an authority that is late must not stop the mesh.
 
 use std::collections::HashMap;
@@ -14,7 +14,8 @@ use parking_lot::Mutex;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use webpki::{
-    CertRevocationList, EndEntityCert, OwnedCertRevocationList, RevocationOptionsBuilder, UnknownStatusPolicy,
+    CertRevocationList, EndEntityCert, OwnedCertRevocationList, RevocationCheckDepth, RevocationOptionsBuilder,
+    UnknownStatusPolicy,
 };
 
 use super::certificate::Roots;
@@ -190,17 +191,26 @@ impl Proof {
                 })
             })
         };
-        // Now the signatures: whoever can put a list into the file cannot revoke what another authority issued.
+        // Now the signatures: whoever can put a list into the file cannot revoke what another authority issued. The leaf also by itself: with an
+        // intermediate of its issuer's name, only one of the two can have the key that signed the list.
         lists.iter().filter(|list| names(list)).any(|list| {
-            let list = [list];
-            RevocationOptionsBuilder::new(&list).is_ok_and(|options| {
-                let options = options.with_status_policy(UnknownStatusPolicy::Allow).build();
-                let verified =
-                    verify::verify_path(&self.roots, leaf, intermediates, self.usage, self.at, Some(options));
-                matches!(verified, Err(webpki::Error::CertRevoked))
+            [RevocationCheckDepth::EndEntity, RevocationCheckDepth::Chain].into_iter().any(|depth| {
+                let list = [list];
+                RevocationOptionsBuilder::new(&list).is_ok_and(|options| {
+                    let options = options.with_depth(depth).with_status_policy(UnknownStatusPolicy::Allow).build();
+                    !clears(verify::verify_path(&self.roots, leaf, intermediates, self.usage, self.at, Some(options)))
+                })
             })
         })
     }
+}
+
+/// Whether a peer that a list names is not revoked by it: another path avoids what is, or another key has signed the list. Nothing else will do, for
+/// of all that is wrong with the paths that webpki tries it reports what ranks highest, and the peer can have it try more: an expired certificate of
+/// the issuer's name ranks above a revoked one. These two rank below that. An issuer that may not sign lists or an unknown algorithm proves nothing.
+fn clears(verified: Result<(), webpki::Error>) -> bool {
+    use webpki::Error::{InvalidCrlSignatureForPublicKey, InvalidSignatureForPublicKey};
+    matches!(verified, Ok(()) | Err(InvalidCrlSignatureForPublicKey | InvalidSignatureForPublicKey))
 }
 
 fn read(pem: &[u8]) -> Result<Lists, CrlError> {

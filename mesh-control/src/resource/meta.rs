@@ -59,16 +59,16 @@ fn read_head(tree: &Tree, inherited: Option<&TypeMeta>, problems: &mut Vec<Probl
         return Ok(Some(Head::List((!of.is_empty()).then_some(items))));
     }
     let other = || Head::Other(TypeMeta { api_version: api_version.to_owned(), kind: kind_name.to_owned() });
-    let Some(kind) = Kind::ALL.into_iter().find(|k| k.name() == kind_name) else {
-        let group = api_version.split('/').next().unwrap_or_default();
-        if group == "security.istio.io" || group == "v1" {
-            let names = Kind::ALL.map(Kind::name);
-            if let Some(meant) = closest(kind_name, &names) {
-                let problem = Problem::error("kind", format!("there is no kind {kind_name}"));
-                problems.push(problem.help(format!("did you mean `{meant}`?")));
-            }
+    let named = |name: &str| Kind::ALL.into_iter().find(|k| k.name() == name);
+    let kind = match named(kind_name) {
+        Some(kind) => kind,
+        None => {
+            let Some(meant) = meant(api_version, kind_name).and_then(named) else { return Ok(Some(other())) };
+            // A policy must not be out of force because its kind is misspelt: it is one that cannot be read.
+            let problem = Problem::error("kind", format!("there is no kind {kind_name}"));
+            problems.push(problem.help(format!("did you mean `{}`?", meant.name())));
+            meant
         }
-        return Ok(Some(other()));
     };
     if !kind.api_versions().contains(&api_version) {
         if !kind.is_security() && api_version.contains('/') && kind != Kind::EndpointSlice {
@@ -84,6 +84,13 @@ fn read_head(tree: &Tree, inherited: Option<&TypeMeta>, problems: &mut Vec<Probl
             .push(Problem::error("apiVersion", said).help(format!("write `apiVersion: {}`", kind.api_versions()[0])));
     }
     Ok(Some(Head::Object(key(kind, tree)?)))
+}
+
+/// The kind that was probably meant by one that the groups read here do not have.
+fn meant(api_version: &str, kind: &str) -> Option<&'static str> {
+    let group = api_version.split('/').next().unwrap_or_default();
+    let names = Kind::ALL.map(Kind::name);
+    if group == "security.istio.io" || group == "v1" { closest(kind, &names) } else { None }
 }
 
 /// Which object of the kind it is.

@@ -304,14 +304,13 @@ metadata: {name: x}
 ";
     let read = read("a.yaml", text.as_bytes());
     let keys: Vec<String> = read.found.iter().map(|(f, line)| format!("{}@{line}", f.key)).collect();
-    assert_eq!(keys, ["Node n1@4", "Namespace shop@9"]);
+    assert_eq!(keys, ["Node n1@4", "Namespace shop@9", "AuthorizationPolicy default/x@19"]);
     check(
         text,
         &[
             "error 7 metadata.name: \"N1\" is not a valid name: it must begin and end with a lower-case letter or digit",
             "warning 16 kind: RequestAuthentication is not supported, it has no effect on the mesh",
             "error 20 kind: there is no kind AuthorisationPolicy",
-            "warning 20 kind: AuthorisationPolicy is not supported, it has no effect on the mesh",
             "note 5 : kind Deployment is not read (2 objects)",
             "note 12 : kind Service is not read",
         ],

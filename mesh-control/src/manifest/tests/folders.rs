@@ -73,6 +73,22 @@ fn a_policy_that_never_was_good_is_closed() {
 }
 
 #[test]
+fn a_misspelt_kind_takes_no_policy_out_of_force() {
+    let root = tempfile::tempdir().unwrap();
+    let mut folder = Folder::new(root.path());
+    let file = root.path().join("a.yaml");
+    let misspelt = deny("p").replace("AuthorizationPolicy", "AuthorisationPolicy");
+    write(&file, &deny("p"));
+    assert_eq!(summary(&folder.scan()), "nodes[] services[] policies[shop/p]");
+    write(&file, &misspelt);
+    let seen = folder.scan();
+    assert_eq!(summary(&seen), "nodes[] services[] policies[shop/p]");
+    assert_eq!(seen.diagnoses[0].help.as_deref(), Some("did you mean `AuthorizationPolicy`?"));
+    // It was so from the start: what it would have selected is closed.
+    assert_eq!(summary(&Folder::new(root.path()).scan()), "nodes[] services[] policies[!shop/p]");
+}
+
+#[test]
 fn hardening_B152_files_that_are_replaced_truncated_or_locked() {
     let root = tempfile::tempdir().unwrap();
     let mut folder = Folder::new(root.path());

@@ -10,8 +10,10 @@ use mesh_core::policy::{Action, Clause, Match, Policy, Rule, Scope, StringMatch}
 use mesh_core::{ArcStr, NamespacedName};
 
 use super::Settings;
+use crate::diagnosis::Problem;
 use crate::resource::peer_authentication::{Mode, PeerAuthentication};
-use crate::resource::{Labels, Objects, Secured, meta};
+use crate::resource::pod::State;
+use crate::resource::{Key, Kind, Labels, Objects, Secured, meta};
 
 /// Denies plaintext; workloads in STRICT mode list it.
 pub const STATIC_STRICT: &str = "istio_converted_static_strict";
@@ -41,19 +43,28 @@ struct Selecting {
 struct Peers {
     mesh: Mode,
     namespaces: BTreeMap<ArcStr, Mode>,
-    /// With a selector, oldest first; the name is that of the converted policy, if it needed one.
-    workloads: BTreeMap<ArcStr, Vec<(Labels, Effect)>>,
+    /// With a selector, the one that decides first.
+    workloads: BTreeMap<ArcStr, Vec<Selected>>,
+}
+
+#[derive(Debug)]
+struct Selected {
+    selector: Labels,
+    effect: Effect,
+    /// Of the PeerAuthentication.
+    name: ArcStr,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Effect {
     Permissive,
     Strict,
+    /// The name is that of the converted policy.
     Converted(NamespacedName),
 }
 
 /// Translates all policies.
-pub fn index(objects: &Objects, settings: &Settings) -> Policies {
+pub fn index(objects: &Objects, settings: &Settings, problems: &mut Vec<(Key, Problem)>) -> Policies {
     let mut policies = Policies::default();
     for (name, secured) in &objects.authorization_policies {
         authorization(&mut policies, name, secured, settings);
@@ -63,7 +74,8 @@ pub fn index(objects: &Objects, settings: &Settings) -> Policies {
     // Always served: a workload that comes to list it then never waits for it.
     policies.all.insert(strict.clone(), Policy::deny_plaintext(strict.clone(), Scope::WorkloadSelector));
     policies.static_strict = Some(strict);
-    policies.peers = peers(objects, settings, &mut policies.all);
+    policies.peers = peers(objects, settings, &mut policies.all, problems);
+    overruled(objects, &policies.peers, problems);
     policies
 }
 
@@ -97,8 +109,14 @@ fn authorization(
     policies.all.insert(name.clone(), Policy { name: name.clone(), scope, action, rules, dry_run });
 }
 
-/// The objects of each level, the oldest first. Objects in files have no age; then the name decides.
-fn peers(objects: &Objects, settings: &Settings, all: &mut BTreeMap<NamespacedName, Policy>) -> Peers {
+/// The objects of each level, the oldest first. Objects in files have no age: of those the strictest comes first, so that none turns another
+/// one off by its name.
+fn peers(
+    objects: &Objects,
+    settings: &Settings,
+    all: &mut BTreeMap<NamespacedName, Policy>,
+    problems: &mut Vec<(Key, Problem)>,
+) -> Peers {
     let mut readable: Vec<PeerAuthentication> = objects
         .peer_authentications
         .iter()
@@ -116,18 +134,31 @@ fn peers(objects: &Objects, settings: &Settings, all: &mut BTreeMap<NamespacedNa
         })
         .collect();
     let rank = |namespace: &str| settings.root_namespaces.iter().position(|r| r == namespace);
-    readable.sort_by_key(|p| (p.created.unwrap_or(i64::MAX), rank(&p.namespace), p.namespace.clone(), p.name.clone()));
+    let lax = |p: &PeerAuthentication| p.created.is_none().then(|| laxity(p));
+    readable.sort_by_key(|p| {
+        (p.created.unwrap_or(i64::MAX), lax(p), rank(&p.namespace), p.namespace.clone(), p.name.clone())
+    });
 
-    let mut peers = Peers::default();
-    let mut mesh = None;
+    // The mesh is the level without a namespace.
+    let mut deciding: BTreeMap<Option<&ArcStr>, &PeerAuthentication> = BTreeMap::new();
     for object in readable.iter().filter(|p| p.selector.is_empty()) {
-        if settings.is_root(&object.namespace) {
-            mesh.get_or_insert(object.mode);
-        } else {
-            peers.namespaces.entry(object.namespace.clone()).or_insert(object.mode);
+        let level = (!settings.is_root(&object.namespace)).then_some(&object.namespace);
+        let decides = *deciding.entry(level).or_insert(object);
+        if !std::ptr::eq(decides, object) {
+            let message = format!(
+                "another PeerAuthentication decides here, this one has no effect: {}/{}",
+                decides.namespace, decides.name
+            );
+            problems.push((peer_key(&object.namespace, &object.name), Problem::error("metadata.name", message)));
         }
     }
-    peers.mesh = mesh.unwrap_or_default();
+    let mut peers = Peers::default();
+    for (level, object) in deciding {
+        match level {
+            Some(namespace) => drop(peers.namespaces.insert(namespace.clone(), object.mode)),
+            None => peers.mesh = object.mode,
+        }
+    }
     for object in readable.iter().filter(|p| !p.selector.is_empty()) {
         // A selector in a root namespace selects workloads of that namespace only, as in Istio.
         let inherited = peers.inherited(&object.namespace);
@@ -135,9 +166,47 @@ fn peers(objects: &Objects, settings: &Settings, all: &mut BTreeMap<NamespacedNa
         if let (Effect::Converted(name), strict) = (&effect, object.mode.or(inherited) == Mode::Strict) {
             all.insert(name.clone(), converted(name, object, strict));
         }
-        peers.workloads.entry(object.namespace.clone()).or_default().push((object.selector.clone(), effect));
+        let selected = Selected { selector: object.selector.clone(), effect, name: object.name.clone() };
+        peers.workloads.entry(object.namespace.clone()).or_default().push(selected);
     }
     peers
+}
+
+fn peer_key(namespace: &ArcStr, name: &ArcStr) -> Key {
+    Key { kind: Kind::PeerAuthentication, namespace: namespace.clone(), name: name.clone() }
+}
+
+/// The larger, the more plaintext it lets in. What says nothing may inherit STRICT.
+fn laxity(object: &PeerAuthentication) -> (u8, bool, bool) {
+    let mode = match object.mode {
+        Mode::Strict => 0,
+        Mode::Unset => 1,
+        Mode::Permissive => 2,
+    };
+    let has = |mode: Mode| object.ports.values().any(|m| *m == mode);
+    (mode, has(Mode::Permissive), !has(Mode::Strict))
+}
+
+/// Says of each object with a selector that another one decides for a pod that it selects, too.
+fn overruled(objects: &Objects, peers: &Peers, problems: &mut Vec<(Key, Problem)>) {
+    for (namespace, selected) in peers.workloads.iter().filter(|(_, s)| s.len() > 1) {
+        let range = NamespacedName::new(namespace.clone(), "")..;
+        let pods = objects.pods.range(range).map(|(_, p)| p).take_while(|p| p.namespace == *namespace);
+        let mut told = vec![false; selected.len()];
+        for pod in pods.filter(|p| p.state != State::Ended) {
+            let mut own = selected.iter().enumerate().filter(|(_, s)| meta::selects(&s.selector, &pod.labels));
+            let Some((_, decides)) = own.next() else { continue };
+            for (at, object) in own {
+                if !std::mem::replace(&mut told[at], true) {
+                    let message = format!(
+                        "another PeerAuthentication decides for pod {}, this one has no effect there: {namespace}/{}",
+                        pod.name, decides.name
+                    );
+                    problems.push((peer_key(namespace, &object.name), Problem::error("metadata.name", message)));
+                }
+            }
+        }
+    }
 }
 
 impl Mode {
@@ -195,9 +264,9 @@ impl Policies {
             .filter(|s| (s.everywhere || s.namespace == namespace) && meta::selects(&s.selector, labels))
             .map(|s| s.name.clone())
             .collect();
-        let own = self.peers.workloads.get(namespace).and_then(|w| w.iter().find(|(s, _)| meta::selects(s, labels)));
-        let effect = match own {
-            Some((_, effect)) => effect.clone(),
+        let own = self.peers.workloads.get(namespace).into_iter().flatten();
+        let effect = match own.into_iter().find(|s| meta::selects(&s.selector, labels)) {
+            Some(selected) => selected.effect.clone(),
             None if self.peers.inherited(namespace) == Mode::Strict => Effect::Strict,
             None => Effect::Permissive,
         };

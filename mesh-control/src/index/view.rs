@@ -63,7 +63,7 @@ pub struct View {
 /// Joins everything.
 pub fn build(objects: &Objects, settings: &Settings) -> View {
     let mut problems = Vec::new();
-    let policies = policy::index(objects, settings);
+    let policies = policy::index(objects, settings, &mut problems);
     let services = service::index(objects, settings, &mut problems);
     let workloads = workload::index(objects, settings, &services, &policies, &mut problems);
     View {

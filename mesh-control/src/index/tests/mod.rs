@@ -14,6 +14,7 @@ use mesh_core::{Change, Connection, Decision, Identity, Store, authorize};
 
 use super::{Settings, View, build};
 use crate::manifest::file;
+use crate::resource::Kind;
 use crate::resource::catalog::{Catalog, Scan};
 
 /// The view of some manifests.

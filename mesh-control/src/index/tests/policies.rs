@@ -279,6 +279,48 @@ fn of_two_peer_authentications_the_older_counts_and_an_unreadable_one_closes() {
         peer("shop", "b", "{mtls: {mode: PERMISSIVE}}")
     )));
     assert!(strict(&format!("{}{}", aged("a", old, "PERMISSIVE"), peer("shop", "b", "{mtls: {mode: Strict}}"))));
+    assert!(!strict(&format!("{}{}", peer("shop", "a", "{mtls: {mode: STRICT}}"), aged("b", new, "PERMISSIVE"))));
     assert!(!strict(&peer("other", "a", "{mtls: {mode: Strict}}")));
     assert!(strict(&peer("undermesh-system", "a", "{mtls: {mode: STRICT}}")));
+}
+
+/// Names do not decide whether plaintext is refused, and what has no effect is said so.
+#[test]
+fn of_two_peer_authentications_without_age_the_stricter_counts() {
+    let told = |text: &str, strict: bool| {
+        let view = view(&format!("{}{text}", pod("web-1", "")));
+        assert_eq!(!allowed(&view, None, 80), strict, "{text}");
+        view.problems
+            .iter()
+            .filter(|(k, _)| k.kind == Kind::PeerAuthentication)
+            .map(|(k, p)| format!("{k}: {}", p.message))
+            .collect::<Vec<_>>()
+    };
+    let (strict, permissive) = ("{mtls: {mode: STRICT}}", "{mtls: {mode: PERMISSIVE}}");
+    for (namespace, other) in
+        [("shop", "shop"), ("undermesh-system", "undermesh-system"), ("undermesh-system", "istio-system")]
+    {
+        let text = format!("{}{}", peer(namespace, "allow-legacy", permissive), peer(other, "default", strict));
+        let expected = format!(
+            "PeerAuthentication {namespace}/allow-legacy: another PeerAuthentication decides here, this one has no effect: {other}/default"
+        );
+        assert_eq!(told(&text, true), [expected]);
+    }
+    // What says nothing inherits.
+    let mesh = peer("istio-system", "default", strict);
+    assert_eq!(told(&format!("{mesh}{}{}", peer("shop", "a", permissive), peer("shop", "b", "{}")), true).len(), 1);
+    assert_eq!(told(&format!("{mesh}{}", peer("shop", "a", permissive)), false), [""; 0]);
+
+    let select = |name: &str, label: &str, mode: &str| {
+        peer("shop", name, &format!("{{selector: {{matchLabels: {{{label}}}}}, mtls: {{mode: {mode}}}}}"))
+    };
+    let two = format!("{}{}", select("a", "app: web", "PERMISSIVE"), select("b", "app: web", "STRICT"));
+    assert_eq!(
+        told(&two, true),
+        [
+            "PeerAuthentication shop/a: another PeerAuthentication decides for pod web-1, this one has no effect there: shop/b"
+        ]
+    );
+    let apart = format!("{}{}", select("a", "app: other", "STRICT"), select("b", "app: web", "PERMISSIVE"));
+    assert_eq!(told(&apart, false), [""; 0]);
 }

@@ -85,7 +85,7 @@ fn hardening_B73_udp_passes_and_is_counted() {
     }
     let node = Node::new();
     let pod = Pod::new(&node);
-    pod.enrol(&node, &InboundMode { default_strict: true, ports: vec![] });
+    pod.enrol(&node, &InboundMode { default_strict: true, ports: vec![], undecided: false });
     for (index, own) in [POD_V4, POD_V6].into_iter().enumerate() {
         let (app, client) = (pod.app.udp(ip(own)), pod.outside.udp(ip(own)));
         app.bind(&at(own, 9000).into()).unwrap();
@@ -101,6 +101,53 @@ fn hardening_B73_udp_passes_and_is_counted() {
     assert_eq!(errno(connect(&pod.outside.tcp(ip(POD_V4)), at(POD_V4, 9000))), libc::ECONNREFUSED, "TCP does not");
 }
 
+/// As after a restart of the agent, before it has heard of any policy: the agent judges TCP, and nobody would judge a datagram.
+#[test]
+fn features_udp_deny_holds_while_the_policies_are_not_known() {
+    if !privileged("features_udp_deny_holds_while_the_policies_are_not_known") {
+        return;
+    }
+    let mut node = Node::with(|config| config.deny_udp = true);
+    let pod = Pod::new(&node);
+    pod.enrol(&node, &InboundMode { default_strict: false, ports: vec![(9001, true)], undecided: false });
+    node.restart();
+    pod.enrol(&node, &InboundMode { undecided: true, ..InboundMode::default() });
+    datagrams_are_refused_and_tcp_is_not(&node, &pod, [9000, 9001]);
+    // More ports than a pod may have: the agent has the whole policy, for TCP.
+    let many = (0..=node.config.limits.inbound_ports_per_pod as u16).map(|n| (10_000 + n, true)).collect();
+    node.kernel()
+        .set_inbound(pod.cookie, &InboundMode { default_strict: false, ports: many, undecided: false })
+        .unwrap();
+    datagrams_are_refused_and_tcp_is_not(&node, &pod, [9000, 10_000]);
+}
+
+fn datagrams_are_refused_and_tcp_is_not(node: &Node, pod: &Pod, ports: [u16; 2]) {
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 16];
+    let bound = |port| {
+        let socket = pod.app.udp(ip(POD_V4));
+        socket.bind(&at(POD_V4, port).into()).unwrap();
+        socket
+    };
+    let (apps, dns) = (ports.map(bound), bound(53));
+    let refused = node.kernel().counter(Reason::UdpRefused);
+    let stranger = pod.outside.udp(ip(POD_V4));
+    for port in [ports[0], ports[1], 53] {
+        stranger.send_to(b"datagram", &SockAddr::from(at(POD_V4, port))).unwrap();
+    }
+    // In order on one wire.
+    assert_eq!(dns.recv_from(&mut buffer).unwrap().0, 8);
+    assert!(apps.iter().all(|app| !is_ready(app)));
+    assert_eq!(node.kernel().counter(Reason::UdpRefused), refused + 2);
+    apps[0].send_to(b"question", &SockAddr::from(at(OUTSIDE_V4, local(&stranger).port()))).unwrap();
+    let asked = stranger.recv_from(&mut buffer).unwrap().1;
+    stranger.send_to(b"answer", &asked).unwrap();
+    assert_eq!(apps[0].recv_from(&mut buffer).unwrap().0, 6);
+    for port in ports {
+        connect(&pod.outside.tcp(ip(POD_V4)), at(POD_V4, port)).unwrap();
+        accept(&pod.listeners.plaintext[0]);
+    }
+}
+
 /// Design 9.6: with the setting, a STRICT port takes no datagram that the pod did not ask for; DNS it does take, and other ports are as they were.
 #[test]
 fn features_udp_deny_lets_answers_and_dns_in_and_nothing_else() {
@@ -109,7 +156,7 @@ fn features_udp_deny_lets_answers_and_dns_in_and_nothing_else() {
     }
     let node = Node::with(|config| config.deny_udp = true);
     let pod = Pod::new(&node);
-    pod.enrol(&node, &InboundMode { default_strict: true, ports: vec![(9001, false)] });
+    pod.enrol(&node, &InboundMode { default_strict: true, ports: vec![(9001, false)], undecided: false });
     let mut buffer = [std::mem::MaybeUninit::uninit(); 16];
     let bound = |factory: &Factory, own: &str, port| {
         let socket = factory.udp(ip(own));
@@ -147,6 +194,9 @@ fn features_udp_deny_lets_answers_and_dns_in_and_nothing_else() {
         assert_eq!(node.kernel().counter(Reason::UdpRefused), refused + 2);
     }
     // The policy decides, live.
+    let undecided = InboundMode { default_strict: false, ports: vec![(9003, false)], undecided: true };
+    node.kernel().set_inbound(pod.cookie, &undecided).unwrap();
+    datagrams_are_refused_and_tcp_is_not(&node, &pod, [9002, 9003]);
     node.kernel().set_inbound(pod.cookie, &InboundMode::default()).unwrap();
     let (app, stranger) = (bound(&pod.app, POD_V4, 9002), bound(&pod.outside, OUTSIDE_V4, 7002));
     stranger.send_to(b"datagram", &SockAddr::from(at(POD_V4, 9002))).unwrap();

@@ -63,14 +63,16 @@ fn strict_is_per_port_and_changes_live() {
     }
     let node = Node::new();
     let pod = Pod::new(&node);
-    let strict = InboundMode { default_strict: true, ports: vec![(9001, false)] };
+    let strict = InboundMode { default_strict: true, ports: vec![(9001, false)], undecided: false };
     pod.enrol(&node, &strict);
     let _apps = [pod.app.listen(at(POD_V4, 9000)), pod.app.listen(at(POD_V4, 9001))];
     let reach = |port| errno(connect(&pod.outside.tcp(ip(POD_V4)), at(POD_V4, port)));
     assert_eq!(reach(9000), libc::ECONNREFUSED);
     assert_eq!(reach(9001), 0);
     assert_eq!(reach(15008), 0, "HBONE is open in STRICT");
-    node.kernel().set_inbound(pod.cookie, &InboundMode { default_strict: false, ports: vec![(9001, true)] }).unwrap();
+    node.kernel()
+        .set_inbound(pod.cookie, &InboundMode { default_strict: false, ports: vec![(9001, true)], undecided: false })
+        .unwrap();
     assert_eq!(reach(9000), 0);
     assert_eq!(reach(9001), libc::ECONNREFUSED);
     node.kernel().set_inbound(pod.cookie, &InboundMode::default()).unwrap();

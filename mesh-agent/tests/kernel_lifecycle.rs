@@ -63,7 +63,7 @@ fn features_R3_what_a_dead_agent_left_works_and_is_adopted() {
     assert_eq!(links(&node), pinned);
     let (agent, _) = accept(&pod.listeners.outbound[0]);
     assert_eq!(node.kernel().original_destination(pod.cookie, local(&agent)), Some(to));
-    pod.enrol(&node, &InboundMode { default_strict: true, ports: vec![] });
+    pod.enrol(&node, &InboundMode { default_strict: true, ports: vec![], undecided: false });
     assert_captures(&node, &pod);
     assert_eq!(errno(connect(&pod.outside.tcp(ip(POD_V4)), at(POD_V4, 9000))), libc::ECONNREFUSED);
     assert!(node.kernel().verify().unwrap().is_empty());
@@ -305,7 +305,7 @@ async fn denials_are_told_as_events() {
     }
     let node = Node::new();
     let pod = Pod::new(&node);
-    pod.enrol(&node, &InboundMode { default_strict: true, ports: vec![] });
+    pod.enrol(&node, &InboundMode { default_strict: true, ports: vec![], undecided: false });
     let mut events = node.kernel().events().unwrap();
     let client = pod.outside.tcp(ip(POD_V4));
     client.bind(&at(OUTSIDE_V4, 40000).into()).unwrap();

@@ -71,8 +71,11 @@ fn hardening_R20_a_pod_with_too_many_ports_is_left_to_the_agent_and_starves_nobo
     }
     let node = Node::with(|config| config.limits.inbound_ports = 80);
     let (greedy, modest) = (Pod::new(&node), Pod::new(&node));
-    let mode =
-        |count: u16| InboundMode { default_strict: true, ports: (1..=count).map(|n| (9000 + n, false)).collect() };
+    let mode = |count: u16| InboundMode {
+        default_strict: true,
+        ports: (1..=count).map(|n| (9000 + n, false)).collect(),
+        undecided: false,
+    };
     greedy.enrol(&node, &mode(65));
     modest.enrol(&node, &mode(64));
     let reach = |pod: &Pod, port| errno(connect(&pod.outside.tcp(ip(POD_V4)), at(POD_V4, port)));
@@ -81,7 +84,7 @@ fn hardening_R20_a_pod_with_too_many_ports_is_left_to_the_agent_and_starves_nobo
     assert_eq!((reach(&greedy, 9000), reach(&greedy, 9065)), (0, 0));
     accept(&greedy.listeners.plaintext[0]);
     accept(&greedy.listeners.plaintext[0]);
-    let strict = InboundMode { default_strict: true, ports: vec![] };
+    let strict = InboundMode { default_strict: true, ports: vec![], undecided: false };
     node.kernel().set_inbound(greedy.cookie, &strict).unwrap();
     assert_eq!(reach(&greedy, 9065), libc::ECONNREFUSED);
     node.kernel().set_inbound(greedy.cookie, &mode(65)).unwrap();

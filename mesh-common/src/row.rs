@@ -50,6 +50,9 @@ pub const POD_INBOUND_ONLY: u32 = 4;
 /// Where plaintext TCP is refused, datagrams are too, but for answers to the pod's own and DNS.
 pub const POD_UDP_DENY: u32 = 8;
 
+/// Which ports are STRICT is not known (yet): where datagrams are refused, they are on every port; TCP is the agent's to judge.
+pub const POD_UNDECIDED: u32 = 16;
+
 /// How long after the pod's last datagram to somebody his datagrams count as answers, in nanoseconds: what connection tracking gives a stream.
 pub const UDP_ANSWER_TIME: u64 = 120_000_000_000;
 

@@ -7,7 +7,7 @@ use aya_ebpf::{macros::sk_lookup, programs::SkLookupContext};
 use mesh_common::{
     Reason,
     decide::{Inbound, Lookup, inbound},
-    row::{DestinationKey, Listener, POD_STRICT, Pod, PortKey, UDP_ANSWER_TIME},
+    row::{DestinationKey, Listener, POD_STRICT, POD_UNDECIDED, Pod, PortKey, UDP_ANSWER_TIME},
 };
 
 use crate::{
@@ -58,6 +58,7 @@ fn judge(context: &SkLookupContext, packet: &Packet, cookie: u64) -> Result<Opti
     let verdict = inbound(pod, &lookup, packet.protocol == TCP);
     let by_port = matches!(verdict, Inbound::Plaintext | Inbound::Datagram);
     let is_strict = by_port && is_strict(cookie, pod, lookup.port);
+    let refuses_datagrams = is_strict || pod.flags & POD_UNDECIDED != 0;
     if !pod.is_of(cookie) {
         return Err(Reason::PodMissing);
     }
@@ -66,7 +67,7 @@ fn judge(context: &SkLookupContext, packet: &Packet, cookie: u64) -> Result<Opti
         Inbound::PassCounted(reason) => return Ok(Some(reason)),
         Inbound::Drop(reason) => return Err(reason),
         Inbound::Steer(listener, reason) => (listener, reason),
-        Inbound::Datagram if is_strict && !is_answer(cookie, packet) => return Err(Reason::UdpRefused),
+        Inbound::Datagram if refuses_datagrams && !is_answer(cookie, packet) => return Err(Reason::UdpRefused),
         Inbound::Datagram => return Ok(Some(Reason::UdpPassed)),
         Inbound::Plaintext if is_strict => return Err(Reason::StrictPlaintext),
         Inbound::Plaintext if lookup.local.is_v4() => (Listener::PlaintextV4, Reason::SteeredPlaintext),

@@ -128,13 +128,16 @@ pub struct PodListenerFds<'a> {
 }
 
 /// Whether plaintext TCP from the network is dropped in the kernel. What is not dropped comes to the agent, which decides by the whole
-/// policy: so a pod with more ports than it may have is left to the agent altogether.
+/// policy: so a pod with more ports than it may have is left to the agent altogether. Datagrams never come to the agent: where they are
+/// refused and the mode is undecided, all ports refuse them.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct InboundMode {
     /// STRICT for ports that have no entry.
     pub default_strict: bool,
     /// Port and whether it is STRICT.
     pub ports: Vec<(u16, bool)>,
+    /// More ports may be STRICT than this says.
+    pub undecided: bool,
 }
 
 /// Why a call of this module failed.

@@ -10,7 +10,7 @@ use std::{
 
 use mesh_common::{
     Reason,
-    row::{Control, POD_STRICT, POD_UDP_DENY, Pod, SOCKET_PUBLISHED, SocketState, maps},
+    row::{Control, POD_UDP_DENY, Pod, SOCKET_PUBLISHED, SocketState, maps},
 };
 use parking_lot::Mutex;
 
@@ -64,7 +64,7 @@ impl Kernel {
         let mut loader = Loader::new(&pins, &config.limits, config.debug_log)?;
         let mut loaded = loader.open(&settings, None)?;
         let tables = Tables::open(&pins, config.limits)?;
-        close_unknown_pods(&pins, &tables)?;
+        close_unknown_pods(&pins, &tables, config.deny_udp)?;
         let hooks = Hooks::attach(&mut loaded, &pins, &config)?;
         let kernel = Self {
             config,
@@ -139,11 +139,11 @@ impl Kernel {
             return Err(KernelError::Pod { cookie, reason: "is not enrolled".to_owned() });
         };
         let mode = &*self.within_limits(cookie, mode);
-        let tighten = mode.default_strict;
+        let tighten = mode.default_strict || mode.undecided;
         if !tighten {
             pods::set_ports(&self.tables, cookie, mode)?;
         }
-        row.flags = if tighten { row.flags | POD_STRICT } else { row.flags & !POD_STRICT };
+        row.flags = pods::with_mode(row.flags, mode);
         self.tables.pods.set(&cookie, &row, sys::ANY).map_err(failed)?;
         if tighten {
             pods::set_ports(&self.tables, cookie, mode)?;
@@ -158,7 +158,7 @@ impl Kernel {
             return Cow::Borrowed(mode);
         }
         tracing::debug!(cookie, ports = mode.ports.len(), limit, "plaintext to the pod is left to the agent to judge");
-        Cow::Owned(InboundMode::default())
+        Cow::Owned(InboundMode { undecided: true, ..InboundMode::default() })
     }
 
     /// Releases a pod: its sockets are no longer captured. Unknown cookies are fine.
@@ -304,9 +304,9 @@ impl Kernel {
 }
 
 /// A pod that has a folder but no row (its rows were of another version, or garbage) is refused until it is enrolled again.
-fn close_unknown_pods(pins: &Pins, tables: &Tables) -> Result<(), KernelError> {
+fn close_unknown_pods(pins: &Pins, tables: &Tables, deny_udp: bool) -> Result<(), KernelError> {
     for cookie in pins.pinned_pods() {
-        match tables.pods.set(&cookie, &pods::closed_row(cookie), sys::NOEXIST) {
+        match tables.pods.set(&cookie, &pods::closed_row(cookie, deny_udp), sys::NOEXIST) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(bpf("write", maps::PODS, error));
             }

@@ -23,7 +23,9 @@ use std::{
 use aya::programs::SkLookup;
 use mesh_common::{
     Address,
-    row::{self, Listener, POD_CLOSED, POD_INBOUND_ONLY, POD_STRICT, Pod, PortKey, SlotUse},
+    row::{
+        self, Listener, POD_CLOSED, POD_INBOUND_ONLY, POD_STRICT, POD_UDP_DENY, POD_UNDECIDED, Pod, PortKey, SlotUse,
+    },
 };
 
 use super::{
@@ -108,6 +110,9 @@ impl Enrolled {
         let netns_inode = inode(pod.netns).map_err(|source| refuse(format!("cannot stat its namespace: {source}")))?;
         let netns =
             pod.netns.try_clone_to_owned().map_err(|source| refuse(format!("cannot dup its namespace: {source}")))?;
+        if pod.inbound.undecided {
+            undecide(tables, cookie).map_err(|source| bpf("write", row::maps::PODS, source))?;
+        }
         set_ports(tables, cookie, pod.inbound)?;
         add(&tables.slot_use, row::maps::SLOT_USE, cookie, &SlotUse::default())?;
         add(&tables.slot_freed, row::maps::SLOT_FREED, cookie, &0)?;
@@ -183,8 +188,23 @@ pub fn close(cookie: u64, tables: &Tables) -> io::Result<()> {
 }
 
 /// The row of a pod that has none of this version.
-pub fn closed_row(cookie: u64) -> Pod {
-    Pod { cookie, flags: POD_CLOSED | POD_STRICT, ..Pod::default() }
+pub fn closed_row(cookie: u64, deny_udp: bool) -> Pod {
+    let datagrams = if deny_udp { POD_UDP_DENY } else { 0 };
+    Pod { cookie, flags: POD_CLOSED | POD_STRICT | POD_UNDECIDED | datagrams, ..Pod::default() }
+}
+
+/// The flags of a row with those of this mode.
+pub fn with_mode(flags: u32, mode: &InboundMode) -> u32 {
+    let strict = if mode.default_strict { POD_STRICT } else { 0 };
+    let undecided = if mode.undecided { POD_UNDECIDED } else { 0 };
+    (flags & !(POD_STRICT | POD_UNDECIDED)) | strict | undecided
+}
+
+/// What is captured already refuses datagrams before its ports are taken from it.
+fn undecide(tables: &Tables, cookie: u64) -> io::Result<()> {
+    let Some(mut row) = tables.pods.get(&cookie)? else { return Ok(()) };
+    row.flags |= POD_UNDECIDED;
+    tables.pods.set(&cookie, &row, sys::ANY)
 }
 
 /// Replaces the modes of a pod's ports, the strict ones first.
@@ -222,7 +242,7 @@ pub fn row(pod: &PodSpec<'_>, limits: &Limits) -> Result<Pod, KernelError> {
     check(pod).map_err(|reason| refused(pod.cookie, reason))?;
     let mut row = Pod {
         cookie: pod.cookie,
-        flags: if pod.inbound.default_strict { POD_STRICT } else { 0 },
+        flags: with_mode(0, pod.inbound),
         slot_quota: limits.slots_per_pod,
         outbound_port: mesh_common::ports::OUTBOUND,
         ..Pod::default()
@@ -332,4 +352,24 @@ fn socket_port(socket: BorrowedFd<'_>) -> io::Result<u16> {
 
 fn inode(file: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(File::from(file.try_clone_to_owned()?).metadata()?.ino())
+}
+
+#[cfg(test)]
+#[expect(non_snake_case, reason = "tests carry the ids of their rows")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hardening_F25_a_row_of_which_nothing_is_known_refuses_datagrams_where_they_are_refused() {
+        let closed = POD_CLOSED | POD_STRICT | POD_UNDECIDED;
+        assert_eq!(closed_row(7, false), Pod { cookie: 7, flags: closed, ..Pod::default() });
+        assert_eq!(closed_row(7, true), Pod { cookie: 7, flags: closed | POD_UDP_DENY, ..Pod::default() });
+    }
+
+    #[test]
+    fn a_mode_changes_its_own_flags_only() {
+        let mode = |default_strict, undecided| InboundMode { default_strict, ports: vec![], undecided };
+        assert_eq!(with_mode(POD_CLOSED | POD_STRICT, &mode(false, true)), POD_CLOSED | POD_UNDECIDED);
+        assert_eq!(with_mode(POD_UDP_DENY | POD_UNDECIDED, &mode(true, false)), POD_UDP_DENY | POD_STRICT);
+    }
 }

@@ -138,7 +138,7 @@ impl PodContext {
     }
 
     /// Brings the kernel's plaintext refusal in step with the policies. False means that the kernel did not take it; the caller tries again. Until the
-    /// pod's workload is known nothing is refused in the kernel: the connection is held by the agent instead.
+    /// pod's workload is known no connection is refused in the kernel: it is held by the agent instead.
     pub fn sync_inbound(&self, snapshot: &Snapshot) -> bool {
         let wanted = self.inbound_mode(snapshot);
         let mut current = self.inbound.lock();
@@ -158,16 +158,18 @@ impl PodContext {
     /// What the kernel should refuse by itself.
     pub fn inbound_mode(&self, snapshot: &Snapshot) -> InboundMode {
         let Some(workload) = self.workload(snapshot) else {
-            return InboundMode { default_strict: false, ports: Vec::new() };
+            return InboundMode { undecided: true, ..InboundMode::default() };
         };
-        let readable: Vec<_> = snapshot
-            .policies_for(workload)
-            .filter_map(|applicable| match applicable {
-                Applicable::Policy(policy) => Some(policy),
-                Applicable::Unknown(_) | Applicable::Unreadable(_) => None,
-            })
-            .collect();
-        inbound_mode(readable.into_iter())
+        // Before the first full state a policy may yet come.
+        let mut undecided = !snapshot.is_synced();
+        let mut readable = Vec::new();
+        for applicable in snapshot.policies_for(workload) {
+            match applicable {
+                Applicable::Policy(policy) => readable.push(policy),
+                Applicable::Unknown(_) | Applicable::Unreadable(_) => undecided = true,
+            }
+        }
+        InboundMode { undecided, ..inbound_mode(readable.into_iter()) }
     }
 
     /// Ends everything of the pod at once.

@@ -24,6 +24,7 @@ pub fn inbound_mode<'a>(policies: impl Iterator<Item = &'a Policy> + Clone) -> I
             .map(|port| (port, strict(Some(port))))
             .filter(|(_, port_strict)| *port_strict != default_strict)
             .collect(),
+        undecided: false,
     }
 }
 
@@ -92,7 +93,7 @@ mod tests {
     }
 
     fn mode(default_strict: bool, ports: &[(u16, bool)]) -> InboundMode {
-        InboundMode { default_strict, ports: ports.to_vec() }
+        InboundMode { default_strict, ports: ports.to_vec(), undecided: false }
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub enum Inbound {
     Steer(Listener, Reason),
     /// Plaintext from the network: to the agent, or dropped if the port is STRICT.
     Plaintext,
-    /// A datagram from the network where the mesh refuses them: dropped if the port is STRICT and it answers nothing.
+    /// A datagram from the network where the mesh refuses them: dropped if the port is STRICT, or may be, and it answers nothing.
     Datagram,
     /// Nobody gets it.
     Drop(Reason),

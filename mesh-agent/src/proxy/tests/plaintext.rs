@@ -55,8 +55,10 @@ async fn hardening_B54_strict_resets_and_opens_nothing() {
     exchange(&mut early, "permitted so far").await;
     pair.apply(vec![Change::Policy(Policy::deny_plaintext(policy_name("strict"), Scope::Namespace))]);
     // The kernel is told, live plaintext is cut, and the agent refuses by itself what still arrives.
-    eventually("the kernel is in step", || pair.server.mode() == InboundMode { default_strict: true, ports: vec![] })
-        .await;
+    eventually("the kernel is in step", || {
+        pair.server.mode() == InboundMode { default_strict: true, ports: vec![], undecided: false }
+    })
+    .await;
     expect_reset(&mut early).await;
     plain_refused(&pair, APP).await;
     assert_eq!(served.load(Ordering::SeqCst), 1);
@@ -68,11 +70,38 @@ async fn hardening_B54_strict_resets_and_opens_nothing() {
     // And back.
     pair.apply(vec![Change::RemovePolicy(policy_name("strict"))]);
     eventually("the kernel is in step again", || {
-        pair.server.mode() == InboundMode { default_strict: false, ports: vec![] }
+        pair.server.mode() == InboundMode { default_strict: false, ports: vec![], undecided: false }
     })
     .await;
     let mut app = plain(&pair, APP).await;
     exchange(&mut app, "plain again").await;
+}
+
+/// What the kernel may not take for the whole truth: the agent decides by it all the same, but nobody else would for a datagram.
+#[tokio::test(flavor = "multi_thread")]
+async fn hardening_B54_what_is_not_known_of_the_policies_is_undecided() {
+    let pair = Pair::unsynced(|_| ()).await;
+    let undecided = async |expected: bool| {
+        let open = InboundMode { default_strict: false, ports: vec![], undecided: expected };
+        assert_eq!(pair.server.proxy.as_ref().unwrap().inbound_mode(), open);
+        eventually("the kernel is in step", || pair.server.mode() == open).await;
+    };
+    undecided(true).await;
+    let mut server = serving(pair.server.workload());
+    pair.apply(vec![Change::Workload(server.clone())]);
+    undecided(true).await;
+    pair.apply(vec![Change::Synced]);
+    undecided(false).await;
+    server.authorization_policies = [policy_name("late")].into();
+    pair.apply(vec![Change::Workload(server)]);
+    undecided(true).await;
+    let allow = policy("late", Scope::WorkloadSelector, Action::Allow, vec![]);
+    pair.apply(vec![Change::Policy(allow)]);
+    undecided(false).await;
+    pair.apply(vec![Change::PolicyUnreadable { name: policy_name("garbled"), scope: Some(Scope::Namespace) }]);
+    undecided(true).await;
+    pair.apply(vec![Change::RemovePolicy(policy_name("garbled"))]);
+    undecided(false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,7 +115,7 @@ async fn strict_ports_follow_the_policy() {
     server.authorization_policies = [policy_name("ports")].into();
     pair.apply(vec![Change::Policy(strict), Change::Workload(server)]);
     eventually("the kernel is in step", || {
-        pair.server.mode() == InboundMode { default_strict: false, ports: vec![(9090, true)] }
+        pair.server.mode() == InboundMode { default_strict: false, ports: vec![(9090, true)], undecided: false }
     })
     .await;
     pair.server.echo(APP, "");

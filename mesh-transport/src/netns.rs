@@ -169,6 +169,7 @@ impl NetnsSockets {
             return;
         }
         let owner = self.pod.clone();
+        let refilling = Refilling(self.pod.clone(), family);
         let job = move |entered: io::Result<()>| {
             let stock = &pod.stock[family as usize];
             let missing = {
@@ -177,17 +178,24 @@ impl NetnsSockets {
             };
             let mut made =
                 entered.and_then(|()| (0..missing).map(|_| unconnected(family)).collect::<io::Result<VecDeque<_>>>());
-            let mut stock = stock.lock();
-            stock.refilling = false;
             match &mut made {
-                Ok(made) => stock.ready.append(made),
+                Ok(made) => stock.lock().ready.append(made),
                 // The next connection asks for itself and gets the error.
                 Err(error) => tracing::warn!(%error, "could not prepare sockets in a pod"),
             }
+            drop(refilling);
         };
-        if submit(Job { pod: owner, run: Box::new(job) }).is_err() {
-            stock.lock().refilling = false;
-        }
+        // A job that is not taken is dropped, which ends the refill too.
+        let _ = submit(Job { pod: owner, run: Box::new(job) });
+    }
+}
+
+/// A refill under way; over however its job ends, run or not.
+struct Refilling(Arc<Pod>, Family);
+
+impl Drop for Refilling {
+    fn drop(&mut self) {
+        self.0.stock[self.1 as usize].lock().refilling = false;
     }
 }
 

@@ -255,6 +255,23 @@ async fn a_turn_that_is_not_taken_goes_to_the_next() {
     until("second turn", || alarms[1].0.load(Relaxed) > 0).await;
 }
 
+/// A stream that is reset while its next bytes are being read must not keep their credit: the tunnel has only so much of it.
+#[tokio::test]
+async fn a_reset_between_grant_and_commit_gives_the_credit_back() {
+    let lab = Lab::new().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let key = key_to(&lab, &listener);
+    let server = async {
+        let mut hand = Hand::server(&lab, &listener).await;
+        let mut answer = Vec::new();
+        frame::headers(&mut answer, hand.wait(kind::HEADERS).await.stream, false, &[0x88]);
+        hand.send(CONTENT_DATA, &answer).await;
+        hand
+    };
+    let (stream, _hand) = tokio::join!(connect(&lab, &key), server);
+    stream.unwrap().a_reset_gives_the_credit_back();
+}
+
 /// The identity that a server proved is proven for as long as its certificate says, also if the server does not care.
 #[tokio::test]
 async fn hardening_F41_a_tunnel_to_an_expired_server_takes_no_more_streams() {

@@ -132,6 +132,8 @@ pub(super) struct Driver<H> {
     tick: Pin<Box<Sleep>>,
     drain: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     goaway_sent: Goaway,
+    /// When the first GOAWAY was sent.
+    announced: Option<Instant>,
     /// The peer said GOAWAY.
     peer_gone: bool,
     retire: Option<Instant>,
@@ -140,6 +142,9 @@ pub(super) struct Driver<H> {
     heard: bool,
     refused: u64,
 }
+
+/// How long a peer has to take our last word, and to close.
+const LINGER: Duration = Duration::from_millis(500);
 
 #[derive(PartialEq, Eq, Clone, Copy)]
 enum Goaway {
@@ -224,6 +229,7 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             tick: Box::pin(tokio::time::sleep(timers.preface)),
             drain: None,
             goaway_sent: Goaway::No,
+            announced: None,
             peer_gone: false,
             retire: None,
             ping_sent: None,
@@ -358,6 +364,7 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
         if self.goaway_sent == Goaway::No && self.tunnel.drain_requested.load(Relaxed) {
             // First without a limit, so that requests under way are not lost; the answer to the PING shows that the peer knows (RFC 9113 6.8).
             self.goaway_sent = Goaway::Announced;
+            self.announced = Some(Instant::now());
             self.tunnel.control(|out| {
                 frame::goaway(out, 0x7fff_ffff, code::NO_ERROR, "");
                 frame::ping(out, false, PING_GOODBYE);
@@ -400,6 +407,14 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
                 self.say_goodbye("idle");
                 return true;
             }
+            // A peer that is silent about our first GOAWAY does not keep the tunnel with that.
+            if self.goaway_sent == Goaway::Announced
+                && self.announced.is_some_and(|at| at.elapsed() >= self.timers.ping_timeout)
+            {
+                self.goaway_sent = Goaway::Final;
+                self.tunnel.control(|out| frame::goaway(out, self.last_peer_stream, code::NO_ERROR, ""));
+                cx.waker().wake_by_ref();
+            }
             // Anything received proves that the peer lives, except a drip of headers that never end.
             let lives =
                 std::mem::take(&mut self.heard) && self.block.is_none() && !matches!(self.place, Place::Whole(_));
@@ -426,12 +441,21 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             socket::close(&self.tunnel.socket);
             return;
         }
-        let goodbye = async {
+        let sent = async {
             while self.tunnel.has_pending() {
                 self.tunnel.socket.writable().await?;
                 self.tunnel.flush()?;
+                // Another task may be in the system call, and the socket writable all the while.
+                tokio::task::yield_now().await;
             }
-            socket::finish(&self.tunnel.socket);
+            io::Result::Ok(())
+        };
+        // Streams that ended in order may have bytes in the queue yet; a peer that reads takes them long before the limit.
+        let drained = matches!(self.tunnel.closed(), Some(Closed::Done("drained")));
+        let limit = if drained { self.timers.ping_timeout } else { LINGER };
+        let _ = tokio::time::timeout(limit, sent).await;
+        socket::finish(&self.tunnel.socket);
+        let heard = async {
             let mut buffer = Buffer::take();
             let mut read = 0;
             while read < 64 * BUFFER {
@@ -445,7 +469,7 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             }
             io::Result::Ok(())
         };
-        let _ = tokio::time::timeout(Duration::from_millis(500), goodbye).await;
+        let _ = tokio::time::timeout(LINGER, heard).await;
         socket::close(&self.tunnel.socket);
     }
 }

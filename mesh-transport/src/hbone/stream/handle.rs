@@ -73,6 +73,19 @@ impl HboneStream {
         self.tunnel.reset(&self.stream, code::CONNECT_ERROR);
     }
 
+    /// A grant, a reset, a commit: in this order nothing may be lost.
+    #[cfg(test)]
+    pub(in crate::hbone) fn a_reset_gives_the_credit_back(&self) {
+        let before = self.tunnel.credit();
+        let Credit::Granted(granted) = self.tunnel.reserve(&self.stream, 1000, Waker::noop()) else {
+            panic!("no credit");
+        };
+        assert_eq!(granted, 1000);
+        self.stream.peer_reset(code::CANCEL);
+        self.tunnel.commit(&self.stream, Buffer::take(), 600, 400, false);
+        assert_eq!(self.tunnel.credit(), before);
+    }
+
     /// From now on received bytes go to `tcp` directly; [`HboneStream::poll_received`] must be polled.
     pub(crate) fn attach(&self, tcp: Arc<TcpStream>, counters: Arc<ByteCounters>) {
         self.stream.inner.lock().sink = Some(Sink { tcp, counters });

@@ -115,6 +115,8 @@ struct State {
     writer: Writer,
     pending: VecDeque<Segment>,
     pending_bytes: usize,
+    /// Granted to streams, and neither committed nor released yet: it will be queued all at once if many workers send.
+    granted: usize,
     /// Credit for the whole tunnel.
     window: i64,
     /// Credit that a new stream starts with.
@@ -186,6 +188,7 @@ impl Tunnel {
             writer: if unsent.is_empty() { Writer::Idle } else { Writer::Driver },
             pending: VecDeque::new(),
             pending_bytes: 0,
+            granted: 0,
             window: frame::DEFAULT_WINDOW,
             initial_window: frame::DEFAULT_WINDOW,
             waiting: VecDeque::new(),
@@ -457,6 +460,11 @@ pub(in crate::hbone) struct Status {
 }
 
 impl State {
+    /// Whether a stream may be given credit.
+    fn may_send(&self) -> bool {
+        self.pending_bytes < PENDING_LIMIT && self.granted < PENDING_FATAL / 2 && self.window > 0
+    }
+
     fn has_room(&self, own_limit: u32) -> bool {
         !self.draining && self.active < own_limit.min(self.peer_max_streams) && self.next_id < 0x7fff_0000
     }

@@ -16,7 +16,7 @@ impl Tunnel {
             self.wake_next(&mut state);
             return Credit::Wait;
         }
-        if state.pending_bytes >= PENDING_LIMIT || state.window <= 0 {
+        if !state.may_send() {
             stream.wait_to_send(waker);
             if !stream.waiting.swap(true, Relaxed) {
                 state.waiting.push_back(stream.clone());
@@ -26,12 +26,25 @@ impl Tunnel {
         let granted = own.min(state.window).min(wanted.min(BATCH) as i64);
         stream.send_window.fetch_sub(granted, Relaxed);
         state.window -= granted;
+        state.granted += granted as usize;
+        // It has its turn: being woken for it later would take another's.
+        if stream.waiting.swap(false, Relaxed) {
+            state.waiting.retain(|waiting| waiting.id != stream.id);
+        }
         Credit::Granted(granted as usize)
+    }
+
+    /// The tunnel's credit, and what of it is granted.
+    #[cfg(test)]
+    pub(in crate::hbone) fn credit(&self) -> (i64, usize) {
+        let state = self.state.lock();
+        (state.window, state.granted)
     }
 
     /// Gives credit back.
     pub(in crate::hbone) fn release(&self, stream: &Stream, granted: usize) {
         let mut state = self.state.lock();
+        state.granted -= granted;
         self.refund(&mut state, stream, granted);
         self.wake_next(&mut state);
     }
@@ -51,10 +64,14 @@ impl Tunnel {
         end: bool,
     ) {
         let mut state = self.state.lock();
-        self.refund(&mut state, stream, unused);
+        state.granted -= payload + unused;
         if state.closed.is_some() || stream.send_over() {
+            // Nothing is sent, so the peer will never give this credit back: it returns to the tunnel, and the turn goes to the next.
+            self.refund(&mut state, stream, payload + unused);
+            self.wake_next(&mut state);
             return;
         }
+        self.refund(&mut state, stream, unused);
         self.refresh_key(&mut state);
         let mut left = payload;
         let mut used = 0;
@@ -251,8 +268,7 @@ impl Tunnel {
     /// Lets the next waiting stream try. Whatever it does then, send, give back, find no credit of its own or end, leads here again, so nobody is
     /// forgotten.
     pub(super) fn wake_next(&self, state: &mut State) {
-        if state.pending_bytes < PENDING_LIMIT
-            && state.window > 0
+        if state.may_send()
             && let Some(next) = state.waiting.pop_front()
         {
             next.waiting.store(false, Relaxed);
@@ -288,5 +304,6 @@ impl Tunnel {
     pub(in crate::hbone) fn alert(&self, description: u8) {
         let mut state = self.state.lock();
         self.send_record(&mut state, crate::tls::CONTENT_ALERT, &[2, description]);
+        self.transmit(state);
     }
 }

@@ -103,6 +103,8 @@ pub async fn connect(
         .interception
         .set_client(socket.as_fd(), client)
         .map_err(|error| refused(Reason::ClientAddress, target, &error))?;
+    // Whatever ends the set-up from here on, the app sees a reset: it may have accepted what is given up a moment later.
+    socket.set_zero_linger().map_err(|error| refused(Reason::AppUnreachable, target, &error))?;
     let stream = within(context.shared.config.app_connect_timeout, socket.connect(target))
         .await
         .map_err(|error| refused(Reason::AppUnreachable, target, &error))?;

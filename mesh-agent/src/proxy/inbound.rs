@@ -111,8 +111,6 @@ async fn set_up(context: Arc<PodContext>, request: InboundRequest) -> Option<Box
     let labels = labels(&context, live, &request);
     match opened {
         Ok(app) => {
-            // The app sees a reset, not an orderly end, if the client has just given up.
-            let app = Held::new(app);
             let view = context.view();
             let accepted = request.accept(&view.baggage);
             drop(view);
@@ -120,7 +118,6 @@ async fn set_up(context: Arc<PodContext>, request: InboundRequest) -> Option<Box
             match accepted {
                 Ok(stream) => {
                     let peer = CopyPeer::Hbone(stream);
-                    let app = app.release();
                     let counted = (None, None);
                     Some(Box::new(Carried { app, peer, registration, hairpin: None, counted, guard }))
                 }

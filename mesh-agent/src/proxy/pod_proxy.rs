@@ -89,7 +89,11 @@ impl PodProxy {
         self.context.stop.cancel();
         if let Some(limit) = drain {
             self.context.drain.cancel();
-            let _ = tokio::time::timeout(limit, self.context.connections.emptied()).await;
+            self.tasks.close();
+            // The last bytes and our goodbye are still with the tunnels, which end by themselves now.
+            if tokio::time::timeout(limit, self.context.connections.emptied()).await.is_ok() {
+                let _ = tokio::time::timeout(LET_GO, self.tasks.wait()).await;
+            }
         }
         self.context.cut(if drain.is_some() { CutReason::DrainDeadline } else { CutReason::PodRemoved });
         self.tasks.close();

@@ -227,9 +227,10 @@ fn write_lines(lines: &Receiver<Entry>, mut writer: Box<dyn Write + Send>) {
                 next = lines.try_recv().ok();
             }
         }
+        let full = batch.len() >= BATCH;
         let _ = writer.write_all(batch.as_bytes()).and_then(|()| writer.flush());
         batch.clear();
-        if flushes.is_empty() {
+        if flushes.is_empty() && !full {
             std::thread::sleep(PAUSE);
         }
         for done in flushes {

@@ -28,6 +28,9 @@ pub struct Options {
 /// How long idle connections are watched: long enough that a clock tick of CPU time is little.
 const IDLE: Duration = Duration::from_secs(10);
 
+/// After the start, until allocators have given back what it left free.
+const SETTLE: Duration = Duration::from_secs(5);
+
 /// A measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Line {
@@ -138,6 +141,7 @@ fn interoperate(peer: &Peer, options: &Options) -> Result<()> {
 fn column(name: &str, pair: &Pair, processes: &[i32], options: &Options) -> Result<Column> {
     let mut run = Run { pair, processes, options, column: Column::new(name) };
     if !processes.is_empty() {
+        std::thread::sleep(SETTLE);
         run.column.set("resident memory of both, idle, MiB", run.memory());
     }
     if options.wants(Line::Rtt) {

@@ -123,7 +123,7 @@ impl Tunnel {
         }
     }
 
-    /// Queues a record, in the last buffer if it has room.
+    /// Queues a record, in the last buffer if it has room; [`Tunnel::transmit`] must follow.
     pub(super) fn send_record(&self, state: &mut State, content_type: u8, content: &[u8]) {
         let size = RECORD_HEADER + content.len() + TRAILER;
         if state.pending.back().is_none_or(|last| BUFFER - last.end < size) {

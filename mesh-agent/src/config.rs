@@ -105,7 +105,7 @@ flags! {
     network, "network", "UNDERMESH_NETWORK";
     /// Ranges of the cluster's pods and services, as CIDR,CIDR: an address inside them that nobody owns is refused instead of passed [default: none]
     mesh_ranges, "mesh-ranges", "UNDERMESH_MESH_RANGES";
-    /// Datagrams from the network to STRICT ports: pass, or deny all but answers and DNS [default: pass]
+    /// Datagrams to one address (not broadcast or multicast) from the network to STRICT ports: pass, or deny all but answers and DNS [default: pass]
     udp, "udp", "UNDERMESH_UDP";
 }
 
@@ -146,7 +146,7 @@ pub struct Config {
     pub cluster_domain: String,
     /// Ranges of the cluster's pods and services: what is inside and unknown is not the outside.
     pub mesh_ranges: Vec<IpNet>,
-    /// Refuse datagrams from the network where plaintext TCP is refused.
+    /// Refuse datagrams from the network to one address where plaintext TCP is refused.
     pub deny_udp: bool,
 }
 

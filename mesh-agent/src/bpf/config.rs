@@ -23,7 +23,7 @@ pub struct KernelConfig {
     pub heartbeat_stale: Duration,
     /// How long a slot without users stays, so that late packets and retries find it.
     pub slot_hold: Duration,
-    /// Refuses datagrams from the network where plaintext TCP is refused, answers and DNS excepted.
+    /// Refuses datagrams from the network to one address (not broadcast or multicast) where plaintext TCP is refused, answers and DNS excepted.
     pub deny_udp: bool,
     /// Uses what newer kernels have. Without, the programs do what they do on the oldest kernel that they run on.
     pub new_features: bool,

@@ -28,7 +28,7 @@ use nix::sys::time::TimeVal;
 use nix::unistd::Pid;
 use prost::Message;
 
-pub const DEADLINE: Duration = Duration::from_secs(20);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 /// Where nobody listens: a connect that succeeds was captured.
 pub const NOBODY: &str = "198.18.0.1:9999";
 static NEXT: AtomicU32 = AtomicU32::new(0);

@@ -16,7 +16,7 @@ use super::{
     AccessLog, ConnectionLabels, Outcome, Peer, Reporter, ResponseFlags, Security, Telemetry, TelemetryConfig,
 };
 
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// A sink that tests can read.
 #[derive(Clone, Default)]

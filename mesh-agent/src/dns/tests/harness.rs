@@ -22,7 +22,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use crate::dns::{DnsConfig, DnsServer, Environment};
 use crate::telemetry::{AccessLog, DnsSource, Telemetry, TelemetryConfig};
 
-pub(super) const LIMIT: Duration = Duration::from_secs(10);
+pub(super) const LIMIT: Duration = Duration::from_secs(30);
 
 /// Waits, but not for ever.
 pub(super) async fn soon<T>(what: impl Future<Output = T>) -> T {

@@ -29,7 +29,7 @@ use crate::state::{StateHandle, StateWriter};
 use crate::telemetry::{AccessLog, Telemetry, TelemetryConfig};
 
 /// No single step of a test takes longer.
-pub const DEADLINE: Duration = Duration::from_secs(20);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 pub const NAMESPACE: &str = "bookinfo";
 /// Where the apps of these tests listen.
 pub const APP: u16 = 8080;

@@ -1,5 +1,5 @@
 //! Joins objects into what agents need: workloads, services and policies. Pure functions of [`Objects`]; the same objects always give the
-//! same view, whatever came before.
+//! same view, whatever came before, but for an address that two services claim: it stays with the one that has it.
 
 pub mod policy;
 pub mod service;

@@ -9,7 +9,7 @@ use mesh_core::service::{HealthPolicy, LoadBalancing, Mode, Scope, ServiceAddres
 use mesh_core::workload::PortMapping;
 use mesh_core::{ArcStr, NamespacedName, Service};
 
-use super::Settings;
+use super::{Settings, View};
 use crate::diagnosis::Problem;
 use crate::resource::service::{Distribution, Port, Target};
 use crate::resource::{Key, Kind, Objects, Pod, meta, service as resource};
@@ -31,8 +31,8 @@ pub fn key(namespace: &str, name: &str, settings: &Settings) -> NamespacedName {
 }
 
 /// Translates all services.
-pub fn index(objects: &Objects, settings: &Settings, problems: &mut Vec<(Key, Problem)>) -> Services {
-    let mut services = Services::default();
+pub fn index(objects: &Objects, settings: &Settings, previous: &View, problems: &mut Vec<(Key, Problem)>) -> Services {
+    let mut services = Services { addresses: kept(objects, previous), ..Services::default() };
     for object in objects.services.values().filter(|s| !s.is_alias) {
         let key = key(&object.namespace, &object.name, settings);
         let namespace = objects.namespaces.get(&object.namespace);
@@ -53,6 +53,22 @@ pub fn index(objects: &Objects, settings: &Settings, problems: &mut Vec<(Key, Pr
     services
 }
 
+fn resource_key(service: &resource::Service) -> Key {
+    Key { kind: Kind::Service, namespace: service.namespace.clone(), name: service.name.clone() }
+}
+
+/// Addresses that stay with the service that has them: a copy of it elsewhere does not take them, whatever it is called.
+fn kept(objects: &Objects, previous: &View) -> BTreeMap<IpAddr, Key> {
+    let mut owners = BTreeMap::new();
+    for service in previous.services.values() {
+        let name = NamespacedName::new(service.namespace.clone(), service.name.clone());
+        let Some(object) = objects.services.get(&name).filter(|s| !s.is_alias) else { continue };
+        let had = service.addresses.iter().filter_map(ServiceAddress::single);
+        owners.extend(had.filter(|a| object.addresses.contains(a)).map(|a| (a, resource_key(object))));
+    }
+    owners
+}
+
 /// Whether the service gets the address. Two with the same one cannot be told apart by whoever connects to it.
 fn claim(
     address: IpAddr,
@@ -60,13 +76,13 @@ fn claim(
     owners: &mut BTreeMap<IpAddr, Key>,
     problems: &mut Vec<(Key, Problem)>,
 ) -> bool {
-    let key = Key { kind: Kind::Service, namespace: service.namespace.clone(), name: service.name.clone() };
-    if let Some(owner) = owners.get(&address) {
+    let key = resource_key(service);
+    let owner = owners.entry(address).or_insert_with(|| key.clone());
+    if *owner != key {
         let message = format!("{address} belongs to {owner}, this one does not get it");
         problems.push((key, Problem::error("spec.clusterIPs", message)));
         return false;
     }
-    owners.insert(address, key);
     true
 }
 

@@ -73,14 +73,17 @@ impl Access {
 
     /// Returns once the caller's token is worth nothing any more: its node is gone, or another one of the same name, or its time is nearly
     /// over. Nearly, so that the nodes, whose tokens are renewed together, do not come back together.
-    pub async fn end_of(&self, caller: &Caller, now: SystemTime) -> &'static str {
+    pub async fn end_of(&self, caller: &Caller, now: SystemTime) -> Status {
         let mut view = self.view.clone();
         let gone = view.wait_for(|view| !is_known(view, &caller.node, caller.uid()));
         let remaining = caller.remaining(now).mul_f64(rand::rng().random_range(0.9..1.0));
         tokio::select! {
-            // No view any more: the process ends, and with it the stream.
-            _ = gone => "the node is not known any more",
-            () = tokio::time::sleep(remaining) => "the token expires",
+            gone = gone => match gone {
+                Ok(_) => Status::unauthenticated("the node is not known any more"),
+                // No view any more: the process ends, and with it the stream.
+                Err(_) => Status::unavailable("shutting down"),
+            },
+            () = tokio::time::sleep(remaining) => Status::unauthenticated("the token expires"),
         }
     }
 

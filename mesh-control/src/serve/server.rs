@@ -160,7 +160,7 @@ impl StreamTask {
         let caller = self.caller.clone();
         let end = tokio::select! {
             end = self.serve(&discovery, key) => end,
-            why = discovery.access.end_of(&caller, SystemTime::now()) => Err(Status::unauthenticated(why)),
+            why = discovery.access.end_of(&caller, SystemTime::now()) => Err(why),
             _ = replaced => Err(Status::unavailable("newer streams of the node have taken its place")),
         };
         if let Err(status) = &end {

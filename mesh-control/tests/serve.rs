@@ -497,3 +497,33 @@ async fn the_end_of_the_process_ends_the_streams() {
     assert!(start.elapsed() < Duration::from_secs(4), "took {:?}", start.elapsed());
     tokio::net::TcpStream::connect(listen).await.unwrap_err();
 }
+
+/// The second stream of a node has nothing large made for it until the first one has answered; other nodes do not wait for either.
+#[tokio::test]
+async fn hardening_B103_a_large_response_is_not_built_before_its_turn() {
+    let nodes = "apiVersion: v1\nkind: Node\nmetadata: {name: node1}\n---\napiVersion: v1\nkind: Node\nmetadata: {name: node2}\n";
+    let long = "x".repeat(1000);
+    let names: String = (0..1500).map(|n| format!("cluster.local/ns/shop/sa/{long}{n}, ")).collect();
+    let policy = format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: large, namespace: shop}}\nspec: {{rules: [{{from: [{{source: {{principals: [{names}]}}}}]}}]}}\n"
+    );
+    let plane = Plane::start(&[("nodes.yaml", nodes), ("policy.yaml", &policy)], &[]).await;
+    let mut first = plane.agent("node1").await;
+    let mut sent = Vec::new();
+    for _ in 0..2 {
+        sent.push(soon("the first stream", first.raw()).await);
+    }
+    let mut second = plane.agent("node1").await;
+    // Addresses are asked for first and are small.
+    assert_eq!(soon("the second stream", second.raw()).await.type_url, ADDRESS_TYPE);
+    let mut other = plane.agent("node2").await;
+    other.until("everything", |held| held.contains_key("shop/large")).await;
+    let (_, metrics) = plane.page("/metrics").await;
+    assert!(metrics.contains("pilot_xds_pushes_total{type=\"authorization\"} 2\n"), "{metrics}");
+    for response in sent {
+        let (type_url, response_nonce) = (response.type_url, response.nonce);
+        first.send(wire::DeltaDiscoveryRequest { type_url, response_nonce, ..Default::default() }).await;
+    }
+    let response = soon("its turn", second.raw()).await;
+    assert!(response.resources.iter().any(|r| r.name == "shop/large"));
+}

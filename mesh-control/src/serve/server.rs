@@ -133,7 +133,7 @@ struct StreamTask {
     caller: Caller,
     requests: Streaming<wire::DeltaDiscoveryRequest>,
     sender: mpsc::Sender<Result<wire::DeltaDiscoveryResponse, Status>>,
-    /// Of the large response under way.
+    /// Of the large responses under way.
     place: Option<Place>,
 }
 
@@ -175,11 +175,9 @@ impl StreamTask {
         let mut session = Session::new(worlds.borrow_and_update().clone());
         let mut is_first = true;
         loop {
-            let actions = tokio::select! {
+            let heard = tokio::select! {
                 request = self.requests.message() => {
                     let Some(request) = request? else { return Ok(()) };
-                    // It answers, or asks anew: what was sent has been read.
-                    self.place = None;
                     if is_first {
                         self.introduce(discovery, key, &request)?;
                         is_first = false;
@@ -188,18 +186,57 @@ impl StreamTask {
                 }
                 changed = worlds.changed() => {
                     changed.map_err(|_| Status::unavailable("shutting down"))?;
-                    session.world(worlds.borrow_and_update().clone())
+                    session.world(worlds.borrow_and_update().clone());
+                    Vec::new()
                 }
                 () = discovery.drain.started() => return Err(Status::unavailable("shutting down")),
             };
-            for action in actions {
-                tokio::select! {
-                    done = self.act(discovery, action) => done?,
-                    () = discovery.drain.started() => return Err(Status::unavailable("shutting down")),
-                }
+            if !session.is_waiting() {
+                // It has answered everything: what was sent has been read.
+                self.place = None;
+            }
+            tokio::select! {
+                done = self.answer(discovery, heard, &mut session, &mut worlds) => done?,
+                () = discovery.drain.started() => return Err(Status::unavailable("shutting down")),
             }
             discovery.streams.update(key, |status| status.kinds = session.progress());
         }
+    }
+
+    /// Acts on what was heard, then sends what there is to send. Nothing large is built without a place.
+    async fn answer(
+        &mut self,
+        discovery: &Discovery,
+        heard: Vec<Action>,
+        session: &mut Session,
+        worlds: &mut watch::Receiver<Arc<World>>,
+    ) -> Result<(), Status> {
+        for action in heard {
+            self.act(discovery, action).await?;
+        }
+        let is_large = throttle::is_large(session.unsent());
+        if is_large {
+            // Nobody waits for a second place while holding one.
+            self.place = None;
+            tokio::select! {
+                place = discovery.throttle.place(&self.caller.node) => self.place = place,
+                () = self.sender.closed() => return Err(Status::cancelled("the client is gone")),
+            }
+            // It may have changed meanwhile.
+            session.world(worlds.borrow_and_update().clone());
+        }
+        let actions = session.send();
+        let size = |action: &Action| match action {
+            Action::Send(response) => response.encoded_len(),
+            Action::Nack { .. } | Action::Close(_) => 0,
+        };
+        if is_large && !throttle::is_large(actions.iter().map(size).sum()) {
+            self.place = None;
+        }
+        for action in actions {
+            self.act(discovery, action).await?;
+        }
+        Ok(())
     }
 
     async fn act(&mut self, discovery: &Discovery, action: Action) -> Result<(), Status> {
@@ -210,12 +247,6 @@ impl StreamTask {
                     response.resources.len(),
                     response.removed_resources.len(),
                 );
-                let bytes = response.encoded_len();
-                if throttle::is_large(bytes) {
-                    // Nobody waits for a second place while holding one.
-                    self.place = None;
-                    self.place = discovery.throttle.place().await;
-                }
                 let sent = tokio::time::timeout(SEND_DEADLINE, self.sender.send(Ok(*response))).await;
                 match sent {
                     Ok(Ok(())) => Ok(()),

@@ -1,5 +1,6 @@
 //! One client's stream, as a state machine without I/O: requests and worlds go in, responses come out.
 //!
+//! What a request or a world leads to is built by [`Session::send`] and not before: a stream that waits for its turn holds nothing large.
 //! Of each kind at most one response is under way; whatever changes meanwhile is sent, merged, after its ACK. So a slow client costs no
 //! memory but the names it holds, and always gets the latest state. Policies are sent before the workloads that list them, and removed after:
 //!
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use mesh_core::ArcStr;
 use mesh_proto::discovery as wire;
 
-use crate::world::{Kind, World};
+use crate::world::{Kind, Resource, World};
 
 /// Names that a client may ask for by itself.
 const MAX_NAMES: usize = 10_000;
@@ -93,7 +94,7 @@ impl Session {
         Self { world, ..Self::default() }
     }
 
-    /// A request of the client.
+    /// A request of the client. What it asks for comes with [`Session::send`].
     pub fn request(&mut self, request: wire::DeltaDiscoveryRequest) -> Vec<Action> {
         let Some(kind) = Kind::of_url(&request.type_url) else { return self.unknown(&request.type_url) };
         let names = request.resource_names_subscribe.len() + request.resource_names_unsubscribe.len();
@@ -124,14 +125,25 @@ impl Session {
             return vec![Action::Close("too many resource names")];
         }
         subscription.unsubscribe(&world, kind, &request.resource_names_unsubscribe);
-        actions.extend(self.send());
         actions
     }
 
     /// There is a new world.
-    pub fn world(&mut self, world: Arc<World>) -> Vec<Action> {
+    pub fn world(&mut self, world: Arc<World>) {
         self.world = world;
-        self.send()
+    }
+
+    /// Whether the client has yet to acknowledge something.
+    pub fn is_waiting(&self) -> bool {
+        self.kinds.values().any(|s| s.pending.is_some())
+    }
+
+    /// About how many bytes [`Session::send`] would make now.
+    pub fn unsent(&self) -> usize {
+        let is_free = |kind: &Kind| self.kinds.get(kind).is_some_and(|s| s.pending.is_none());
+        let policies_wait = self.is_behind(Kind::Authorization) && !is_free(&Kind::Authorization);
+        let next = Kind::ALL.iter().filter(|k| is_free(k) && !(**k == Kind::Address && policies_wait));
+        next.filter_map(|k| Some(self.kinds.get(k)?.unsent(&self.world, *k))).sum()
     }
 
     /// How far the client is, by kind.
@@ -166,7 +178,7 @@ impl Session {
     }
 
     /// Sends what can be sent now.
-    fn send(&mut self) -> Vec<Action> {
+    pub fn send(&mut self) -> Vec<Action> {
         let mut actions = Vec::new();
         // Two rounds: removals of policies become possible once the addresses of the same world have gone out.
         for _ in 0..2 {
@@ -252,7 +264,7 @@ impl Subscription {
 
     /// The next response, if there is anything to say.
     fn respond(&mut self, world: &World, kind: Kind, hold_removals: bool) -> Option<wire::DeltaDiscoveryResponse> {
-        if self.generation == world.generation && !self.must_answer && !self.unfinished {
+        if !self.has_news(world) {
             return None;
         }
         let (mut upserts, mut removals) = self.difference(world, kind);
@@ -266,8 +278,7 @@ impl Subscription {
                 complete = false;
                 break;
             }
-            // Names and versions weigh as much as small resources.
-            size += resource.bytes.len() + 2 * name.len() + 64;
+            size += weight(resource);
             self.held.insert(name, resource.version);
             resources.push(wire::Resource {
                 version: resource.version_text(),
@@ -305,6 +316,21 @@ impl Subscription {
         })
     }
 
+    fn has_news(&self, world: &World) -> bool {
+        self.generation != world.generation || self.must_answer || self.unfinished
+    }
+
+    /// How large the next response will be, at most.
+    fn unsent(&self, world: &World, kind: Kind) -> usize {
+        if !self.has_news(world) {
+            return 0;
+        }
+        let (mut upserts, removals) = self.difference(world, kind);
+        upserts.extend(self.asked.iter().cloned());
+        let upserts = upserts.iter().filter_map(|name| world.table(kind).get(name)).map(|r| weight(r));
+        upserts.chain(removals.iter().map(|name| name.len())).sum()
+    }
+
     /// What the client lacks or has in another version, and what it has that is gone.
     fn difference(&self, world: &World, kind: Kind) -> (BTreeSet<ArcStr>, Vec<ArcStr>) {
         let table = world.table(kind);
@@ -327,4 +353,9 @@ impl Subscription {
             }
         }
     }
+}
+
+/// Bytes of a resource in a response: names and versions weigh as much as small resources.
+fn weight(resource: &Resource) -> usize {
+    resource.bytes.len() + 2 * resource.name.len() + 64
 }

@@ -84,7 +84,8 @@ impl Script {
     fn ask(&mut self, change: impl FnOnce(&mut wire::DeltaDiscoveryRequest), kind: Kind) -> Vec<String> {
         let mut request = Self::request(kind);
         change(&mut request);
-        let actions = self.session.request(request);
+        let mut actions = self.session.request(request);
+        actions.extend(self.session.send());
         self.told(actions)
     }
 
@@ -99,7 +100,8 @@ impl Script {
 
     fn update(&mut self, view: &View) -> Vec<String> {
         self.world = Arc::new(self.world.next(view));
-        let actions = self.session.world(self.world.clone());
+        self.session.world(self.world.clone());
+        let actions = self.session.send();
         self.told(actions)
     }
 
@@ -304,9 +306,14 @@ fn what_does_not_fit_in_one_response_comes_in_the_next() {
         big.workloads.insert(workload.uid.clone(), workload);
     }
     let mut script = Script::settled(&view(&[("a", "198.18.0.1")], &[], &[]));
+    script.session.world(Arc::new(script.world.next(&big)));
+    // Whoever is to wait before it is built knows how large it will be.
+    assert!((60 << 20..61 << 20).contains(&script.session.unsent()), "{}", script.session.unsent());
     assert_eq!(script.update(&big), ["address +w0 +w1 +w2 +w3"]);
+    assert!(script.session.is_waiting() && script.session.unsent() == 0);
     assert_eq!(script.ack(Kind::Address), ["address +w4 +w5 -a"], "what is gone goes last");
     assert_eq!(script.ack(Kind::Address), [""; 0]);
+    assert!(!script.session.is_waiting() && script.session.unsent() == 0);
 }
 
 #[test]

@@ -1,15 +1,19 @@
-//! How many large responses are on their way at once. Each is one buffer of its own from the moment it is encoded until the client has read it; when
-//! a thousand nodes come back together, their first states must not be in memory all at the same time. Streams ask before they send.
+//! How many streams have large responses on their way at once. Each is one buffer of its own from the moment it is built until the client has
+//! read it; when a thousand nodes come back together, their first states must not be in memory all at the same time. Streams ask before they
+//! build, and each node has one place: no node keeps the others waiting.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_core::ArcStr;
 use mesh_runtime::task;
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 
 /// Responses that are smaller do not count.
 const LARGE: usize = 1 << 20;
-/// Large responses under way at once.
+/// Streams with large responses under way at once.
 const AT_ONCE: usize = 16;
 /// A client that has not answered after this holds up nobody any longer.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -23,6 +27,8 @@ pub fn is_large(bytes: usize) -> bool {
 #[derive(Clone, Debug)]
 pub struct Throttle {
     places: Arc<Semaphore>,
+    /// One for each node that has a place or wants one. A short critical section.
+    nodes: Arc<Mutex<HashMap<ArcStr, Arc<Semaphore>>>>,
     patience: Duration,
 }
 
@@ -38,12 +44,13 @@ impl Default for Throttle {
 
 impl Throttle {
     fn new(at_once: usize, patience: Duration) -> Self {
-        Self { places: Arc::new(Semaphore::new(at_once)), patience }
+        Self { places: Arc::new(Semaphore::new(at_once)), nodes: Arc::default(), patience }
     }
 
-    /// Waits for a place. `None` only if the process ends.
-    pub async fn place(&self) -> Option<Place> {
-        let permit = self.places.clone().acquire_owned().await.ok()?;
+    /// Waits for the node's turn and then for a place. `None` only if the process ends.
+    pub async fn place(&self, node: &ArcStr) -> Option<Place> {
+        let own = self.turn(node).acquire_owned().await.ok()?;
+        let permit = (own, self.places.clone().acquire_owned().await.ok()?);
         let (place, left) = oneshot::channel();
         let patience = self.patience;
         task::spawn("large response", async move {
@@ -51,6 +58,13 @@ impl Throttle {
             drop(permit);
         });
         Some(Place(place))
+    }
+
+    fn turn(&self, node: &ArcStr) -> Arc<Semaphore> {
+        let mut nodes = self.nodes.lock();
+        // Whoever holds a turn or waits for one holds the semaphore.
+        nodes.retain(|_, turn| Arc::strong_count(turn) > 1);
+        nodes.entry(node.clone()).or_insert_with(|| Arc::new(Semaphore::new(1))).clone()
     }
 }
 
@@ -61,10 +75,10 @@ mod tests {
     #[tokio::test]
     async fn hardening_B103_large_responses_take_turns() {
         let throttle = Throttle::new(2, Duration::from_secs(3600));
-        let first = throttle.place().await;
-        let _second = throttle.place().await;
+        let first = throttle.place(&"a".into()).await;
+        let _second = throttle.place(&"b".into()).await;
         let other = throttle.clone();
-        let third = tokio::spawn(async move { other.place().await });
+        let third = tokio::spawn(async move { other.place(&"c".into()).await });
         tokio::task::yield_now().await;
         assert!(!third.is_finished());
         drop(first);
@@ -75,8 +89,21 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_does_not_answer_loses_its_place() {
         let throttle = Throttle::new(1, Duration::from_millis(10));
-        let silent = throttle.place().await;
-        assert!(tokio::time::timeout(Duration::from_secs(20), throttle.place()).await.unwrap().is_some());
+        let silent = throttle.place(&"a".into()).await;
+        assert!(tokio::time::timeout(Duration::from_secs(20), throttle.place(&"a".into())).await.unwrap().is_some());
         drop(silent);
+    }
+
+    #[tokio::test]
+    async fn hardening_B103_one_node_does_not_hold_every_place() {
+        let throttle = Throttle::new(2, Duration::from_secs(3600));
+        let first = throttle.place(&"a".into()).await;
+        let again = throttle.clone();
+        let again = tokio::spawn(async move { again.place(&"a".into()).await });
+        tokio::task::yield_now().await;
+        let other = tokio::time::timeout(Duration::from_secs(20), throttle.place(&"b".into())).await;
+        assert!(other.unwrap().is_some() && !again.is_finished());
+        drop(first);
+        assert!(tokio::time::timeout(Duration::from_secs(20), again).await.unwrap().unwrap().is_some());
     }
 }

@@ -11,8 +11,9 @@ use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::driver::{Driver, Timers};
 use super::frame::{self, Head, kind};
-use super::tunnel::{Parts, Role, Tunnel};
+use super::tunnel::{Closed, Parts, Role, Tunnel};
 use super::{ConnectRequest, HboneError, HboneStream, ServeEnd, TunnelKey};
 use crate::support::{Ca, Lab, client, soon, until};
 use crate::tls::{
@@ -310,6 +311,40 @@ async fn hardening_F41_a_tunnel_to_an_expired_server_takes_no_more_streams() {
         () = server => {}
         () = soon("another tunnel", asking) => {}
     }
+}
+
+/// Whoever refuses us may be gone before our first frames arrive; then the alert is there to be read, but nothing can be written any more.
+#[tokio::test]
+async fn the_last_words_of_a_peer_are_read_although_nothing_can_be_written() {
+    let lab = Lab::new().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let server = async {
+        let (tcp, _) = listener.accept().await.unwrap();
+        Hand::of(tls::accept(tcp, lab.server.server_config()).await.unwrap()).await
+    };
+    let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let config = lab.client.client_config(std::slice::from_ref(&lab.server.identity));
+    let client = async {
+        let mut stream = tls::connect(tcp, config).await.unwrap();
+        stream.tcp.write_all(&std::mem::take(&mut stream.unsent)).await.unwrap();
+        stream
+    };
+    let (stream, mut hand) = tokio::join!(client, server);
+    let TlsStream { tcp: socket, peer, sealer, opener, keys, received, opened, unsent, .. } = stream;
+    hand.send(CONTENT_ALERT, &[2, 44]).await;
+    drop(hand);
+    let parts = Parts { socket, peer, generation: 1, sealer, keys, unsent };
+    let tunnel = Arc::new(Tunnel::new(Role::Client, parts, 1).unwrap());
+    let minute = Duration::from_secs(60);
+    let timers = Timers { preface: minute, ping_interval: minute, ping_timeout: minute, idle: None };
+    let driver = Driver::new(tunnel.clone(), opener, &received, opened, 1, timers, |_| {});
+    until("nothing can be written", || {
+        tunnel.control(|out| frame::ping(out, false, [0; 8]));
+        tunnel.is_blocked()
+    })
+    .await;
+    soon("end", driver.run()).await;
+    assert!(matches!(tunnel.closed(), Some(Closed::Alert(44))));
 }
 
 #[tokio::test]

@@ -269,6 +269,7 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.tunnel.driver.register(cx.waker());
         let mut turn = 0;
+        let mut broken = None;
         if self.buffer.is_some() || !self.opened.is_empty() {
             self.turn(None);
         }
@@ -280,24 +281,12 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             if self.poll_drain(cx, status) | self.poll_tick(cx) {
                 status = self.tunnel.status();
             }
-            if status.blocked {
-                match self.tunnel.socket.poll_write_ready(cx) {
-                    Poll::Ready(Ok(())) => {
-                        if let Err(error) = self.tunnel.flush() {
-                            self.tunnel.close(Closed::Lost(error.to_string().into()));
-                            continue;
-                        }
-                        // Still blocked: ask again, so that the reactor knows we wait.
-                        if self.tunnel.is_blocked() && self.tunnel.socket.poll_write_ready(cx).is_ready() {
-                            cx.waker().wake_by_ref();
-                        }
-                    }
-                    Poll::Ready(Err(error)) => {
-                        self.tunnel.close(Closed::Lost(error.to_string().into()));
-                        continue;
-                    }
-                    Poll::Pending => {}
-                }
+            if status.blocked
+                && broken.is_none()
+                && let Err(error) = self.poll_flush(cx)
+            {
+                // First read what the peer sent before it went away: it may tell why.
+                broken = Some(Closed::Lost(error.to_string().into()));
             }
             if status.closed {
                 continue;
@@ -309,6 +298,10 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             turn += 1;
             match self.tunnel.socket.poll_read_ready(cx) {
                 Poll::Pending => {
+                    if let Some(reason) = broken.take() {
+                        self.tunnel.close(reason);
+                        continue;
+                    }
                     self.give_back();
                     return Poll::Pending;
                 }
@@ -326,10 +319,10 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             match socket::read(&self.tunnel.socket, &mut buffer[self.end..]) {
                 Ok(0) => {
                     // Without TLS' goodbye the end may be an attacker's; open streams see a reset either way.
-                    let reason = if self.tunnel.active() == 0 {
-                        Closed::Done("peer closed")
-                    } else {
-                        Closed::Lost("peer closed with open streams".into())
+                    let reason = match broken.take() {
+                        Some(reason) => reason,
+                        None if self.tunnel.active() == 0 => Closed::Done("peer closed"),
+                        None => Closed::Lost("peer closed with open streams".into()),
                     };
                     self.tunnel.close(reason);
                 }
@@ -342,6 +335,20 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
                 Err(error) => self.tunnel.close(Closed::Lost(error.to_string().into())),
             }
         }
+    }
+
+    /// Writes what waits, as far as the socket takes it.
+    fn poll_flush(&self, cx: &mut Context<'_>) -> io::Result<()> {
+        match self.tunnel.socket.poll_write_ready(cx) {
+            Poll::Ready(ready) => ready?,
+            Poll::Pending => return Ok(()),
+        }
+        self.tunnel.flush()?;
+        // Still blocked: ask again, so that the reactor knows we wait.
+        if self.tunnel.is_blocked() && self.tunnel.socket.poll_write_ready(cx).is_ready() {
+            cx.waker().wake_by_ref();
+        }
+        Ok(())
     }
 
     /// Nothing to read: the buffer is for others. What is left of it is the beginning of a record, which a peer may leave so for ever.

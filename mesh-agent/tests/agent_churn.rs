@@ -16,6 +16,9 @@ use agent::{Client, Host, eventually, open_fds, refers_to};
 use mesh_proto::enrol::{Add, Del, Response, request::Payload};
 
 const PODS: usize = 100;
+/// Descriptors that the agent itself may have one moment and not the next (a call to the certificate authority, a read of a file). What leaks,
+/// leaks for each pod.
+const OWN: usize = 8;
 
 fn netns() -> OwnedFd {
     let netns = new_netns();
@@ -75,7 +78,7 @@ fn hardening_F20_three_hundred_pods_in_waves_leave_the_agent_as_it_was() {
         }
         let fresh = *fresh.get_or_insert((open_fds(worker), open_fds(keeper)));
         eventually(&format!("as few descriptors as after one pod, {fresh:?}"), || {
-            (open_fds(worker) <= fresh.0 && open_fds(keeper) <= fresh.1).then_some(())
+            (open_fds(worker) <= fresh.0 + OWN && open_fds(keeper) <= fresh.1 + OWN).then_some(())
         });
     }
     let dump = host.get("/config_dump");

@@ -122,6 +122,14 @@ fn features_udp_deny_holds_while_the_policies_are_not_known() {
 }
 
 fn datagrams_are_refused_and_tcp_is_not(node: &Node, pod: &Pod, ports: [u16; 2]) {
+    datagrams_are_refused(node, pod, ports);
+    for port in ports {
+        connect(&pod.outside.tcp(ip(POD_V4)), at(POD_V4, port)).unwrap();
+        accept(&pod.listeners.plaintext[0]);
+    }
+}
+
+fn datagrams_are_refused(node: &Node, pod: &Pod, ports: [u16; 2]) {
     let mut buffer = [std::mem::MaybeUninit::uninit(); 16];
     let bound = |port| {
         let socket = pod.app.udp(ip(POD_V4));
@@ -142,10 +150,54 @@ fn datagrams_are_refused_and_tcp_is_not(node: &Node, pod: &Pod, ports: [u16; 2])
     let asked = stranger.recv_from(&mut buffer).unwrap().1;
     stranger.send_to(b"answer", &asked).unwrap();
     assert_eq!(apps[0].recv_from(&mut buffer).unwrap().0, 6);
-    for port in ports {
-        connect(&pod.outside.tcp(ip(POD_V4)), at(POD_V4, port)).unwrap();
-        accept(&pod.listeners.plaintext[0]);
+}
+
+/// A pod that cannot be served is closed: nobody knows its policies, so where datagrams are refused it takes none, on whatever port, that it did not
+/// ask for. DNS and answers are let in, as they always are.
+#[test]
+fn features_udp_deny_a_closed_pod_takes_answers_and_dns_only() {
+    if !privileged("features_udp_deny_a_closed_pod_takes_answers_and_dns_only") {
+        return;
     }
+    let mut node = Node::with(|config| config.deny_udp = true);
+    let pod = Pod::new(&node);
+    pod.enrol(&node, &InboundMode { default_strict: false, ports: vec![(9001, false)], undecided: false });
+    pass_datagrams(&node, &pod, 9000);
+    node.kernel().close(pod.cookie).unwrap();
+    let refused = node.kernel().counter(Reason::PodClosed);
+    datagrams_are_refused(&node, &pod, [9000, 9001]);
+    // Late news of the policies, from a proxy that is being stopped, opens nothing.
+    node.kernel().set_inbound(pod.cookie, &InboundMode::default()).unwrap();
+    datagrams_are_refused(&node, &pod, [9000, 9001]);
+    assert_eq!(errno(connect(&pod.outside.tcp(ip(POD_V4)), at(POD_V4, 9001))), libc::ECONNREFUSED);
+    assert_eq!(node.kernel().counter(Reason::PodClosed), refused + 1);
+    // The setting of the agent that runs decides, not of the one that captured the pod.
+    for deny in [false, true] {
+        node.config.deny_udp = deny;
+        node.restart();
+        pod.enrol(&node, &InboundMode { default_strict: true, ports: vec![(9001, false)], undecided: false });
+        node.config.deny_udp = !deny;
+        node.restart();
+        match deny {
+            true => pass_datagrams(&node, &pod, 9000),
+            false => datagrams_are_refused(&node, &pod, [9000, 9002]),
+        }
+        node.kernel().close(pod.cookie).unwrap();
+        match deny {
+            true => pass_datagrams(&node, &pod, 9000),
+            false => datagrams_are_refused(&node, &pod, [9000, 9001]),
+        }
+    }
+}
+
+/// A datagram that the pod did not ask for reaches the app.
+fn pass_datagrams(node: &Node, pod: &Pod, port: u16) {
+    let passed = node.kernel().counter(Reason::UdpPassed);
+    let app = pod.app.udp(ip(POD_V4));
+    app.bind(&at(POD_V4, port).into()).unwrap();
+    pod.outside.udp(ip(POD_V4)).send_to(b"datagram", &SockAddr::from(at(POD_V4, port))).unwrap();
+    assert_eq!(app.recv_from(&mut [std::mem::MaybeUninit::uninit(); 16]).unwrap().0, 8);
+    assert_eq!(node.kernel().counter(Reason::UdpPassed), passed + 1);
 }
 
 /// Design 9.6: with the setting, a STRICT port takes no datagram that the pod did not ask for; DNS it does take, and other ports are as they were.

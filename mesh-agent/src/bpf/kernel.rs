@@ -10,7 +10,7 @@ use std::{
 
 use mesh_common::{
     Reason,
-    row::{Control, POD_UDP_DENY, Pod, SOCKET_PUBLISHED, SocketState, maps},
+    row::{Control, POD_CLOSED, Pod, SOCKET_PUBLISHED, SocketState, maps},
 };
 use parking_lot::Mutex;
 
@@ -65,6 +65,7 @@ impl Kernel {
         let mut loaded = loader.open(&settings, None)?;
         let tables = Tables::open(&pins, config.limits)?;
         close_unknown_pods(&pins, &tables, config.deny_udp)?;
+        apply_setting(&tables, config.deny_udp).map_err(|source| bpf("write", maps::PODS, source))?;
         let hooks = Hooks::attach(&mut loaded, &pins, &config)?;
         let kernel = Self {
             config,
@@ -106,9 +107,7 @@ impl Kernel {
         let inbound = self.within_limits(pod.cookie, pod.inbound);
         let pod = &PodSpec { inbound: &inbound, ..*pod };
         let mut row = pods::row(pod, &self.config.limits)?;
-        if self.config.deny_udp {
-            row.flags |= POD_UDP_DENY;
-        }
+        row.flags = pods::with_setting(row.flags, self.config.deny_udp);
         let known = self.tables.pods.get(&pod.cookie).map_err(|source| bpf("read", maps::PODS, source))?.is_some();
         let enrolled = self.capture(pod, &row);
         if enrolled.is_err() && !known {
@@ -130,7 +129,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Changes what plaintext from the network meets.
+    /// Changes what plaintext from the network meets. A closed pod stays as it is.
     pub fn set_inbound(&self, cookie: u64, mode: &InboundMode) -> Result<(), KernelError> {
         let _pods = self.pods.lock();
         let failed = |source| bpf("write", maps::PODS, source);
@@ -138,6 +137,9 @@ impl Kernel {
         let Some(mut row) = row else {
             return Err(KernelError::Pod { cookie, reason: "is not enrolled".to_owned() });
         };
+        if row.flags & POD_CLOSED != 0 {
+            return Ok(());
+        }
         let mode = &*self.within_limits(cookie, mode);
         let tighten = mode.default_strict || mode.undecided;
         if !tighten {
@@ -178,7 +180,7 @@ impl Kernel {
     pub fn close(&self, cookie: u64) -> Result<(), KernelError> {
         let mut pods = self.pods.lock();
         pods.remove(&cookie);
-        pods::close(cookie, &self.tables).map_err(|source| bpf("write", maps::PODS, source))
+        pods::close(cookie, &self.tables, self.config.deny_udp).map_err(|source| bpf("write", maps::PODS, source))
     }
 
     /// Cookies of all enrolled pods, also of those that a dead agent left.
@@ -301,6 +303,18 @@ impl Kernel {
             }
         }
     }
+}
+
+/// What a dead agent left follows the setting of this one from the start.
+fn apply_setting(tables: &Tables, deny_udp: bool) -> io::Result<()> {
+    for cookie in tables.pods.keys()? {
+        let Some(row) = tables.pods.get(&cookie)? else { continue };
+        let flags = pods::with_setting(row.flags, deny_udp);
+        if flags != row.flags {
+            tables.pods.set(&cookie, &Pod { flags, ..row }, sys::EXIST)?;
+        }
+    }
+    Ok(())
 }
 
 /// A pod that has a folder but no row (its rows were of another version, or garbage) is refused until it is enrolled again.

@@ -181,16 +181,19 @@ pub fn detach(cookie: u64, enrolled: Option<Enrolled>, tables: &Tables, pins: &P
 }
 
 /// Has every new connection of a pod refused, until it is enrolled again or released. Fine if it is not captured.
-pub fn close(cookie: u64, tables: &Tables) -> io::Result<()> {
-    let Some(mut row) = tables.pods.get(&cookie)? else { return Ok(()) };
-    row.flags = (row.flags | POD_CLOSED | POD_STRICT) & !POD_INBOUND_ONLY;
-    tables.pods.set(&cookie, &row, sys::ANY)
+pub fn close(cookie: u64, tables: &Tables, deny_udp: bool) -> io::Result<()> {
+    let Some(row) = tables.pods.get(&cookie)? else { return Ok(()) };
+    tables.pods.set(&cookie, &Pod { flags: closed_row(cookie, deny_udp).flags, ..row }, sys::ANY)
 }
 
-/// The row of a pod that has none of this version.
+/// The row of a pod that has none of this version. Of a closed pod no policy is known: where datagrams are refused, it takes none on any port.
 pub fn closed_row(cookie: u64, deny_udp: bool) -> Pod {
-    let datagrams = if deny_udp { POD_UDP_DENY } else { 0 };
-    Pod { cookie, flags: POD_CLOSED | POD_STRICT | POD_UNDECIDED | datagrams, ..Pod::default() }
+    Pod { cookie, flags: with_setting(POD_CLOSED | POD_STRICT | POD_UNDECIDED, deny_udp), ..Pod::default() }
+}
+
+/// The flags of a row with the node's setting about datagrams.
+pub fn with_setting(flags: u32, deny_udp: bool) -> u32 {
+    if deny_udp { flags | POD_UDP_DENY } else { flags & !POD_UDP_DENY }
 }
 
 /// The flags of a row with those of this mode.

@@ -9,7 +9,11 @@
 
 mod kernel;
 
-use std::{fs, os::fd::AsFd};
+use std::{
+    fs,
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
 
 use kernel::*;
 use mesh_agent::bpf::InboundMode;
@@ -89,6 +93,92 @@ fn hardening_R20_a_pod_with_too_many_ports_is_left_to_the_agent_and_starves_nobo
     assert_eq!(reach(&greedy, 9065), libc::ECONNREFUSED);
     node.kernel().set_inbound(greedy.cookie, &mode(65)).unwrap();
     assert_eq!(reach(&greedy, 9000), 0);
+}
+
+/// Pods that open all the connections they can, and more than there are slots for, leave every other pod its share.
+#[test]
+fn hardening_F27_pods_that_take_all_they_can_deny_nobody_his_share() {
+    if !privileged("hardening_F27_pods_that_take_all_they_can_deny_nobody_his_share") {
+        return;
+    }
+    let mut node = Node::with(|config| {
+        (config.limits.slots, config.limits.pods) = (64, 4);
+        config.limits.slots_per_pod = 64;
+        config.slot_hold = Duration::ZERO;
+    });
+    let share = 8;
+    let pods: Vec<Pod> = (0..4).map(|_| Pod::enrolled(&node)).collect();
+    let reach = |pod: &Pod, destinations: std::ops::Range<u8>| -> Vec<Socket> {
+        let reached = |n: u8| {
+            let app = pod.app.tcp(ip(POD_V4));
+            connect(&app, at(&format!("198.18.9.{n}"), 80)).is_ok().then_some(app)
+        };
+        destinations.filter_map(reached).collect()
+    };
+    let greedy: Vec<Vec<Socket>> = pods[..3].iter().map(|pod| reach(pod, 0..80)).collect();
+    let got: Vec<usize> = greedy.iter().map(Vec::len).collect();
+    assert!(got[0] > share + share / 2 && got.iter().all(|got| *got >= share), "{got:?}");
+    let refused = node.kernel().counter(Reason::SlotMapFull);
+    assert!(refused >= 3 * 80 - 64, "{refused}");
+    let modest = reach(&pods[3], 0..share as u8);
+    assert_eq!(modest.len(), share, "{got:?}");
+    // An agent that takes over counts the same.
+    node.restart();
+    assert!(reach(&pods[0], 80..81).is_empty());
+    drop(modest);
+    // What the greedy ones give back is there for all again.
+    drop(greedy);
+    for pod in &pods {
+        while is_ready(&pod.listeners.outbound[0]) {
+            accept(&pod.listeners.outbound[0]).0.set_linger(Some(Duration::ZERO)).unwrap();
+        }
+    }
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while entries(&node.maps().join("SLOTS")) != 0 {
+        node.kernel().collect_slots();
+        assert!(Instant::now() < deadline, "slots are never freed");
+        std::thread::yield_now();
+    }
+    node.kernel().collect_slots();
+    let got = [reach(&pods[3], 0..80).len(), reach(&pods[2], 0..80).len()];
+    assert!(got[0] > share + share / 2 && got[1] > share, "{got:?}");
+}
+
+/// A pod that sends datagrams to thousands has its own answers only to lose: who was asked by its neighbour may answer all the same.
+#[test]
+fn hardening_R20_a_pod_that_asks_everybody_takes_no_answer_from_another() {
+    if !privileged("hardening_R20_a_pod_that_asks_everybody_takes_no_answer_from_another") {
+        return;
+    }
+    let node = Node::with(|config| config.deny_udp = true);
+    let (greedy, modest) = (Pod::new(&node), Pod::new(&node));
+    let strict = InboundMode { default_strict: true, ports: vec![], undecided: false };
+    let bound = |factory: &Factory, address: &str, port| {
+        let socket = factory.udp(ip(address));
+        socket.bind(&at(address, port).into()).unwrap();
+        socket
+    };
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 16];
+    for pod in [&greedy, &modest] {
+        pod.enrol(&node, &strict);
+    }
+    let (app, host) = (bound(&modest.app, POD_V4, 9000), bound(&modest.outside, OUTSIDE_V4, 7000));
+    app.send_to(b"question", &at(OUTSIDE_V4, 7000).into()).unwrap();
+    assert_eq!(host.recv_from(&mut buffer).unwrap().0, 8);
+    // To nobody; into the device all the same.
+    let everybody = bound(&greedy.app, POD_V4, 9000);
+    for n in 0..4000_u16 {
+        everybody.send_to(b"x", &at(&format!("198.18.8.{}", n % 250), 1000 + n).into()).unwrap();
+    }
+    host.send_to(b"answer", &at(POD_V4, 9000).into()).unwrap();
+    assert_eq!(app.recv_from(&mut buffer).unwrap().0, 6);
+    assert_eq!(node.kernel().counter(Reason::UdpRefused), 0);
+    // And the greedy one hears whom it asked last.
+    let host = bound(&greedy.outside, OUTSIDE_V4, 7000);
+    everybody.send_to(b"question", &at(OUTSIDE_V4, 7000).into()).unwrap();
+    assert_eq!(host.recv_from(&mut buffer).unwrap().0, 8);
+    host.send_to(b"answer", &at(POD_V4, 9000).into()).unwrap();
+    assert_eq!(everybody.recv_from(&mut buffer).unwrap().0, 6);
 }
 
 #[test]

@@ -12,6 +12,7 @@ pub mod address;
 pub mod decide;
 pub mod event;
 pub mod fuzz;
+pub mod peers;
 pub mod reason;
 pub mod row;
 pub mod slot;
@@ -21,7 +22,7 @@ pub use event::Event;
 pub use reason::Reason;
 
 /// Version of every row in this crate; part of the pin path.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Ports with a fixed meaning in the mesh.
 pub mod ports {

@@ -33,7 +33,7 @@ reasons! {
     PassedLinkLocal = 4, "passed_link_local";
     /// Refused: the pod's quota of slots is used up.
     SlotQuota = 5, "slot_quota";
-    /// Refused: a slot map is full.
+    /// Refused: the pod has its share of the slots, and of what is left it would have too much.
     SlotMapFull = 6, "slot_map_full";
     /// Refused: no memory for the socket's storage.
     NoSocketStorage = 7, "no_socket_storage";

@@ -33,7 +33,9 @@ pub mod maps {
     pub const COUNTERS: &str = "COUNTERS";
     /// Ring buffer of [`crate::Event`].
     pub const EVENTS: &str = "EVENTS";
-    /// [`super::DestinationKey`] -> monotonic nanoseconds of the last datagram there.
+    /// [`super::POOL_TAKEN`] and [`super::POOL_CREDIT`]: the slots that pods hold beyond their shares.
+    pub const SLOT_POOL: &str = "SLOT_POOL";
+    /// netns cookie -> [`crate::peers::Peers`].
     pub const UDP_PEERS: &str = "UDP_PEERS";
     /// One per pod: [`super::Listener`] -> socket.
     pub const LISTENERS: &str = "LISTENERS";
@@ -52,9 +54,6 @@ pub const POD_UDP_DENY: u32 = 8;
 
 /// Which ports are STRICT is not known (yet): where datagrams are refused, they are on every port; TCP is the agent's to judge.
 pub const POD_UNDECIDED: u32 = 16;
-
-/// How long after the pod's last datagram to somebody his datagrams count as answers, in nanoseconds: what connection tracking gives a stream.
-pub const UDP_ANSWER_TIME: u64 = 120_000_000_000;
 
 /// What the hooks know of an enrolled pod.
 #[repr(C)]
@@ -76,8 +75,8 @@ pub struct Pod {
     pub outbound_port: u16,
     /// Port of slots for DNS, host byte order: the port that the agent's UDP socket is bound to; 0 if DNS is not captured.
     pub dns_port: u16,
-    /// Explicit padding.
-    pub reserved: u32,
+    /// So many of them nobody else can take.
+    pub slot_share: u32,
 }
 const _: () = assert!(size_of::<Pod>() == 168 && NAMESERVERS.is_power_of_two());
 
@@ -215,7 +214,7 @@ pub struct DestinationKey {
 }
 const _: () = assert!(size_of::<DestinationKey>() == 32);
 
-/// How many slots a pod has taken; written by the connect hook only. Taken minus freed is what counts against the quota.
+/// How many slots a pod has taken; written by the connect hook only. Taken minus freed is what counts against its quota and its share.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SlotUse {
@@ -225,6 +224,13 @@ pub struct SlotUse {
     pub taken: u64,
 }
 const _: () = assert!(size_of::<SlotUse>() == 16);
+
+/// Index in the pool of slots: how many were taken beyond their pods' shares, ever; written by the connect hook only.
+pub const POOL_TAKEN: u32 = 0;
+/// Index in the pool of slots: how many may have been taken; written by the agent only. What lies between the two is free.
+pub const POOL_CREDIT: u32 = 1;
+/// Entries of the pool of slots.
+pub const POOL: u32 = 2;
 
 /// Key of a connection inside a namespace, from the side that connects.
 #[repr(C)]
@@ -340,6 +346,7 @@ mod tests {
 #[cfg(feature = "user")]
 mod user {
     use super::*;
+    use crate::peers::Peers;
 
     macro_rules! pods {
         ($($row:ty),*) => {$(
@@ -347,5 +354,5 @@ mod user {
             unsafe impl aya::Pod for $row {}
         )*};
     }
-    pods!(Pod, PortKey, SlotKey, Slot, DestinationKey, SlotUse, FlowKey, Client, SocketState, Control);
+    pods!(Pod, PortKey, SlotKey, Slot, DestinationKey, SlotUse, FlowKey, Client, SocketState, Control, Peers);
 }

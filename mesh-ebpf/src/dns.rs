@@ -3,14 +3,12 @@
 //!
 //! The halves are not symmetric: a v6 socket that sends to a v4-mapped address runs sendmsg4, its answers run recvmsg6.
 
-use aya_ebpf::{
-    bindings::BPF_ANY, helpers::generated::bpf_get_netns_cookie, macros::cgroup_sock_addr, programs::SockAddrContext,
-};
+use aya_ebpf::{helpers::generated::bpf_get_netns_cookie, macros::cgroup_sock_addr, programs::SockAddrContext};
 use mesh_common::{
     Reason,
     decide::{Attempt, Capture, capture_udp},
     ports,
-    row::{DestinationKey, POD_UDP_DENY, Pod},
+    row::{POD_UDP_DENY, Pod},
     slot,
 };
 
@@ -51,10 +49,15 @@ fn send(call: &Call) -> i32 {
     let Some(pod) = (unsafe { PODS.get(&cookie) }) else {
         return ALLOW;
     };
-    if call.port() != ports::RESOLVER {
+    if call.port() != ports::RESOLVER || !ask_agent(call, pod) {
         remember(call, cookie, pod);
-        return ALLOW;
     }
+    ALLOW
+}
+
+/// Sends a query to the agent, if it is to one of the pod's nameservers and the agent is there.
+#[inline(always)]
+fn ask_agent(call: &Call, pod: &Pod) -> bool {
     let attempt =
         Attempt { destination: call.address(), port: call.port(), source: call.source(), agent_alive: agent_alive() };
     let device = call.device();
@@ -62,23 +65,23 @@ fn send(call: &Call) -> i32 {
         Capture::Nameserver(number) if device == 0 || device == LOOPBACK_INDEX => {
             call.set_slot(number, attempt.destination.is_v4(), pod.dns_port);
             count(Reason::DnsCaptured);
+            return true;
         }
-        Capture::Pass(Reason::DnsAgentAway) => {
-            count(Reason::DnsAgentAway);
-            remember(call, cookie, pod);
-        }
-        _ => remember(call, cookie, pod),
+        Capture::Pass(Reason::DnsAgentAway) => count(Reason::DnsAgentAway),
+        _ => {}
     }
-    ALLOW
+    false
 }
 
 /// Who gets a datagram of the pod may answer it.
 #[inline(always)]
 fn remember(call: &Call, cookie: u64, pod: &Pod) {
-    if pod.flags & POD_UDP_DENY != 0 {
-        let key = DestinationKey { cookie, address: call.address(), port: u32::from(call.port()), reserved: 0 };
-        // A table without room forgets who was asked longest ago.
-        let _ = UDP_PEERS.insert(key, now(), u64::from(BPF_ANY));
+    if pod.flags & POD_UDP_DENY != 0
+        && let Some(peers) = UDP_PEERS.get_ptr_mut(&cookie)
+    {
+        // SAFETY: the pointer is a map value that stays mapped while the program runs. What two CPUs write into one place at once is, at
+        // worst, a peer that nobody asked half of.
+        unsafe { &mut *peers }.remember(cookie, &call.address(), call.port(), now());
     }
 }
 

@@ -7,7 +7,7 @@ use aya_ebpf::{macros::sk_lookup, programs::SkLookupContext};
 use mesh_common::{
     Reason,
     decide::{Inbound, Lookup, inbound},
-    row::{DestinationKey, Listener, POD_STRICT, POD_UNDECIDED, Pod, PortKey, UDP_ANSWER_TIME},
+    row::{Listener, POD_STRICT, POD_UNDECIDED, Pod, PortKey},
 };
 
 use crate::{
@@ -83,11 +83,9 @@ fn judge(context: &SkLookupContext, packet: &Packet, cookie: u64) -> Result<Opti
 /// Whether the pod has sent a datagram there lately.
 #[inline(always)]
 fn is_answer(cookie: u64, packet: &Packet) -> bool {
-    let key =
-        DestinationKey { cookie, address: packet.ends.remote, port: u32::from(packet.ends.remote_port), reserved: 0 };
-    // SAFETY: values are one word, written as a whole.
-    match unsafe { UDP_PEERS.get(&key) } {
-        Some(asked) => now().wrapping_sub(*asked) <= UDP_ANSWER_TIME,
+    // SAFETY: any bytes are a row; each place says whose it is.
+    match unsafe { UDP_PEERS.get(&cookie) } {
+        Some(peers) => peers.may_answer(cookie, &packet.ends.remote, packet.ends.remote_port, now()),
         None => false,
     }
 }

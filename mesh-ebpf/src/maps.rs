@@ -2,12 +2,14 @@
 
 use aya_ebpf::{
     Global,
+    bindings::BPF_F_NO_PREALLOC,
     btf_maps::SkStorage,
     macros::{btf_map, map},
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SockMap},
+    maps::{Array, HashMap, PerCpuArray, RingBuf, SockMap},
 };
 use mesh_common::{
     Reason,
+    peers::Peers,
     row::{self, Client, Control, DestinationKey, FlowKey, Pod, PortKey, Slot, SlotKey, SlotUse, SocketState},
 };
 
@@ -24,9 +26,12 @@ pub static SLOT_USE: HashMap<u64, SlotUse> = HashMap::with_max_entries(16, 0);
 #[map]
 pub static SLOT_FREED: HashMap<u64, u64> = HashMap::with_max_entries(16, 0);
 #[map]
-pub static CLIENTS: HashMap<FlowKey, Client> = HashMap::with_max_entries(16, 0);
+pub static SLOT_POOL: Array<u64> = Array::with_max_entries(row::POOL, 0);
 #[map]
-pub static UDP_PEERS: LruHashMap<DestinationKey, u64> = LruHashMap::with_max_entries(16, 0);
+pub static CLIENTS: HashMap<FlowKey, Client> = HashMap::with_max_entries(16, 0);
+/// Rows are kilobytes, and few settings need them: unlike those that hooks insert, they are not allocated before the agent does.
+#[map]
+pub static UDP_PEERS: HashMap<u64, Peers> = HashMap::with_max_entries(16, BPF_F_NO_PREALLOC);
 #[map]
 pub static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
 #[map]

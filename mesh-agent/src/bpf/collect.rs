@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_common::row::{DestinationKey, Slot, SlotKey};
+use mesh_common::row::{self, DestinationKey, Slot, SlotKey};
 
 use super::{sys, tables::Tables};
 
@@ -27,7 +27,7 @@ impl Collector {
     /// One pass at monotonic nanoseconds `now`. Returns how many slots were freed.
     pub fn pass(&mut self, tables: &Tables, now: u64, hold: Duration) -> io::Result<usize> {
         let mut freed = 0;
-        let taken = taken(tables)?;
+        let taken = Taken::read(tables)?;
         let mut live: HashSet<SlotKey> = tables.slots.keys()?.into_iter().collect();
         for key in &live.clone() {
             let Some(slot) = tables.slots.get(key)? else { continue };
@@ -53,7 +53,7 @@ impl Collector {
             }
         }
         self.retiring.retain(|key, _| live.contains(key));
-        settle(tables, taken, &live)?;
+        taken.settle(tables, &live)?;
         Ok(freed)
     }
 
@@ -63,33 +63,48 @@ impl Collector {
     }
 }
 
-/// How many slots each pod has taken since its enrolment.
-fn taken(tables: &Tables) -> io::Result<HashMap<u64, u64>> {
-    let mut taken = HashMap::new();
-    for cookie in tables.slot_use.keys()? {
-        if let Some(usage) = tables.slot_use.get(&cookie)? {
-            taken.insert(cookie, usage.taken);
-        }
-    }
-    Ok(taken)
+/// Counts what is there, see [`Taken`].
+pub fn settle(tables: &Tables) -> io::Result<()> {
+    let taken = Taken::read(tables)?;
+    taken.settle(tables, &tables.slots.keys()?.into_iter().collect())
 }
 
-/// Writes how many of them are free again, so that what is left are those that live. `taken` was read before the slots were: what came
-/// in between counts twice until the next pass, and never not at all.
-fn settle(tables: &Tables, taken: HashMap<u64, u64>, live: &HashSet<SlotKey>) -> io::Result<()> {
-    let mut held: HashMap<u64, u64> = HashMap::new();
-    for key in live {
-        *held.entry(key.cookie).or_default() += 1;
-    }
-    for (cookie, taken) in taken {
-        let freed = taken.wrapping_sub(held.get(&cookie).copied().unwrap_or(0));
-        match tables.slot_freed.set(&cookie, &freed, sys::EXIST) {
-            // The pod is gone meanwhile.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            result => result?,
+/// How many slots each pod has taken since its enrolment, and how many were taken beyond the pods' shares. It is read before the slots are: what
+/// comes in between counts twice until the next pass, and never not at all.
+struct Taken {
+    pods: HashMap<u64, u64>,
+    pool: u64,
+}
+
+impl Taken {
+    fn read(tables: &Tables) -> io::Result<Self> {
+        let mut pods = HashMap::new();
+        for cookie in tables.slot_use.keys()? {
+            if let Some(usage) = tables.slot_use.get(&cookie)? {
+                pods.insert(cookie, usage.taken);
+            }
         }
+        Ok(Self { pods, pool: tables.slot_pool.get(&row::POOL_TAKEN)?.unwrap_or(0) })
     }
-    Ok(())
+
+    /// Writes how many of them are free again, so that what is left are those that live.
+    fn settle(self, tables: &Tables, live: &HashSet<SlotKey>) -> io::Result<()> {
+        let mut held: HashMap<u64, u64> = HashMap::new();
+        for key in live {
+            *held.entry(key.cookie).or_default() += 1;
+        }
+        for (cookie, taken) in self.pods {
+            let freed = taken.wrapping_sub(held.get(&cookie).copied().unwrap_or(0));
+            match tables.slot_freed.set(&cookie, &freed, sys::EXIST) {
+                // The pod is gone meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                result => result?,
+            }
+        }
+        let (share, pool) = tables.shares();
+        let of_pool: u64 = held.values().map(|held| held.saturating_sub(share)).sum();
+        tables.slot_pool.set(&row::POOL_CREDIT, &(self.pool + pool).saturating_sub(of_pool), sys::ANY)
+    }
 }
 
 fn forget(tables: &Tables, key: &SlotKey, slot: &Slot) -> io::Result<()> {

@@ -2,6 +2,8 @@
 
 use std::{io, net::IpAddr, os::fd::BorrowedFd, path::PathBuf, time::Duration};
 
+use mesh_common::decide;
+
 /// Where and how large. One per agent.
 #[derive(Clone, Debug)]
 pub struct KernelConfig {
@@ -48,14 +50,15 @@ impl KernelConfig {
     }
 }
 
-/// Sizes of the maps. All are preallocated: memory is paid at start, never during a connect.
+/// Sizes of the maps. All that hooks insert into are preallocated: memory is paid at start, never during a connect.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// Enrolled pods.
     pub pods: u32,
     /// Destinations of all pods together that are in use or were lately.
     pub slots: u32,
-    /// The same, for one pod: no pod can starve another.
+    /// The same, for one pod at most. Half of the slots are the pods' own, in equal shares; of the rest a pod gets less the less is free. So no
+    /// pod can starve another, see [`mesh_common::decide::place`].
     pub slots_per_pod: u32,
     /// Connections of the agent to apps between SYN and accept.
     pub clients: u32,
@@ -63,10 +66,15 @@ pub struct Limits {
     pub inbound_ports: u32,
     /// The same, for one pod.
     pub inbound_ports_per_pod: u32,
-    /// Those that pods have sent datagrams to and may be answered by, of all pods.
-    pub udp_peers: u32,
     /// Bytes of the event ring; a power of two of at least a page.
     pub event_bytes: u32,
+}
+
+impl Limits {
+    /// How many slots are each pod's own, and how many all pods share.
+    pub fn shares(&self) -> (u32, u32) {
+        decide::divide(self.slots, self.pods)
+    }
 }
 
 impl Default for Limits {
@@ -78,7 +86,6 @@ impl Default for Limits {
             clients: 32_768,
             inbound_ports: 16_384,
             inbound_ports_per_pod: 256,
-            udp_peers: 16_384,
             event_bytes: 256 * 1024,
         }
     }

@@ -15,7 +15,7 @@ use mesh_common::{
 use parking_lot::Mutex;
 
 use super::{
-    collect::Collector,
+    collect::{self, Collector},
     config::{Foreign, InboundMode, KernelConfig, KernelError, PodSpec, Repair},
     events::Events,
     foreign,
@@ -66,6 +66,7 @@ impl Kernel {
         let tables = Tables::open(&pins, config.limits)?;
         close_unknown_pods(&pins, &tables, config.deny_udp)?;
         apply_setting(&tables, config.deny_udp).map_err(|source| bpf("write", maps::PODS, source))?;
+        collect::settle(&tables).map_err(|source| bpf("write", maps::SLOT_POOL, source))?;
         let hooks = Hooks::attach(&mut loaded, &pins, &config)?;
         let kernel = Self {
             config,
@@ -310,6 +311,9 @@ fn apply_setting(tables: &Tables, deny_udp: bool) -> io::Result<()> {
     for cookie in tables.pods.keys()? {
         let Some(row) = tables.pods.get(&cookie)? else { continue };
         let flags = pods::with_setting(row.flags, deny_udp);
+        if deny_udp {
+            pods::add_peers(tables, cookie)?;
+        }
         if flags != row.flags {
             tables.pods.set(&cookie, &Pod { flags, ..row }, sys::EXIST)?;
         }

@@ -5,6 +5,7 @@ use std::{borrow::Cow, fs, io, os::fd::AsFd, path::Path};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use mesh_common::{
     Reason,
+    peers::Peers,
     row::{self, maps},
 };
 
@@ -21,7 +22,6 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/undermesh.o");
 const HASH: u32 = 1;
 const ARRAY: u32 = 2;
 const PERCPU_ARRAY: u32 = 6;
-const LRU_HASH: u32 = 9;
 const SK_STORAGE: u32 = 24;
 const RINGBUF: u32 = 27;
 
@@ -37,8 +37,9 @@ pub fn shared_maps(limits: &Limits) -> Vec<(&'static str, MapInfo)> {
         (maps::SLOT_OF, hash::<row::DestinationKey, u32>(limits.slots)),
         (maps::SLOT_USE, hash::<u64, row::SlotUse>(limits.pods)),
         (maps::SLOT_FREED, hash::<u64, u64>(limits.pods)),
+        (maps::SLOT_POOL, MapInfo { kind: ARRAY, key: 4, value: 8, max: row::POOL }),
         (maps::CLIENTS, hash::<row::FlowKey, row::Client>(limits.clients)),
-        (maps::UDP_PEERS, MapInfo { kind: LRU_HASH, ..hash::<row::DestinationKey, u64>(limits.udp_peers) }),
+        (maps::UDP_PEERS, hash::<u64, Peers>(limits.pods)),
         (maps::SOCKETS, MapInfo { kind: SK_STORAGE, key: 4, value: size_of::<row::SocketState>() as u32, max: 0 }),
         (maps::CONTROL, MapInfo { kind: ARRAY, key: 4, value: size_of::<row::Control>() as u32, max: 1 }),
         (maps::COUNTERS, MapInfo { kind: PERCPU_ARRAY, key: 4, value: 8, max: Reason::COUNT }),

@@ -23,6 +23,7 @@ use std::{
 use aya::programs::SkLookup;
 use mesh_common::{
     Address,
+    peers::Peers,
     row::{
         self, Listener, POD_CLOSED, POD_INBOUND_ONLY, POD_STRICT, POD_UDP_DENY, POD_UNDECIDED, Pod, PortKey, SlotUse,
     },
@@ -116,6 +117,9 @@ impl Enrolled {
         set_ports(tables, cookie, pod.inbound)?;
         add(&tables.slot_use, row::maps::SLOT_USE, cookie, &SlotUse::default())?;
         add(&tables.slot_freed, row::maps::SLOT_FREED, cookie, &0)?;
+        if row.flags & POD_UDP_DENY != 0 {
+            add_peers(tables, cookie).map_err(|source| bpf("write", row::maps::UDP_PEERS, source))?;
+        }
         // What is captured already stays as it is until the last step: a closed pod must not pass anything on its way.
         add(&tables.pods, row::maps::PODS, cookie, &Pod { flags: row.flags | POD_INBOUND_ONLY, ..*row })?;
 
@@ -232,10 +236,19 @@ fn refused(cookie: u64, reason: String) -> KernelError {
     KernelError::Pod { cookie, reason }
 }
 
-/// Inserts a row unless there is one.
+/// The place for those that the pod sends datagrams to.
+pub fn add_peers(tables: &Tables, cookie: u64) -> io::Result<()> {
+    insert(&tables.udp_peers, cookie, &Peers::NONE)
+}
+
 fn add<V: aya::Pod>(table: &Table<u64, V>, name: &'static str, cookie: u64, value: &V) -> Result<(), KernelError> {
+    insert(table, cookie, value).map_err(|source| bpf("write", name, source))
+}
+
+/// Inserts a row unless there is one.
+fn insert<V: aya::Pod>(table: &Table<u64, V>, cookie: u64, value: &V) -> io::Result<()> {
     match table.set(&cookie, value, sys::NOEXIST) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(bpf("write", name, error)),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
     }
 }
@@ -247,6 +260,7 @@ pub fn row(pod: &PodSpec<'_>, limits: &Limits) -> Result<Pod, KernelError> {
         cookie: pod.cookie,
         flags: with_mode(0, pod.inbound),
         slot_quota: limits.slots_per_pod,
+        slot_share: limits.shares().0,
         outbound_port: mesh_common::ports::OUTBOUND,
         ..Pod::default()
     };

@@ -7,7 +7,9 @@ use std::{
 };
 
 use mesh_common::{
-    Address, Reason, ports,
+    Address, Reason,
+    peers::Peers,
+    ports,
     row::{self, Client, Control, DestinationKey, FlowKey, Pod, PortKey, Slot, SlotKey, SlotUse, SocketState, maps},
     slot,
 };
@@ -29,10 +31,11 @@ pub struct Tables {
     pub slot_of: Table<DestinationKey, u32>,
     pub slot_use: Table<u64, SlotUse>,
     pub slot_freed: Table<u64, u64>,
+    pub slot_pool: Table<u32, u64>,
+    pub udp_peers: Table<u64, Peers>,
     pub clients: Table<FlowKey, Client>,
     pub sockets: Table<i32, SocketState>,
     pub control: Table<u32, Control>,
-    udp_peers: OwnedFd,
     counters: OwnedFd,
     events: OwnedFd,
     cpus: usize,
@@ -53,10 +56,11 @@ impl Tables {
             slot_of: table(pins, maps::SLOT_OF)?,
             slot_use: table(pins, maps::SLOT_USE)?,
             slot_freed: table(pins, maps::SLOT_FREED)?,
+            slot_pool: table(pins, maps::SLOT_POOL)?,
+            udp_peers: table(pins, maps::UDP_PEERS)?,
             clients: table(pins, maps::CLIENTS)?,
             sockets: table(pins, maps::SOCKETS)?,
             control: table(pins, maps::CONTROL)?,
-            udp_peers: raw(maps::UDP_PEERS)?,
             counters: raw(maps::COUNTERS)?,
             events: raw(maps::EVENTS)?,
             cpus: aya::util::nr_cpus().map_err(|(_, source)| bpf("count", "cpus", source))?,
@@ -78,6 +82,12 @@ impl Tables {
         }
         let row = self.slots.get(&SlotKey { cookie, slot: number, reserved: 0 }).ok()??;
         Some(SocketAddr::new(IpAddr::from(row.address), row.port))
+    }
+
+    /// How many slots are each pod's own, and how many all pods share.
+    pub fn shares(&self) -> (u64, u64) {
+        let (share, pool) = self.limits.shares();
+        (share.into(), pool.into())
     }
 
     /// All counters.
@@ -115,7 +125,8 @@ impl Tables {
             (maps::SLOT_USE, self.slot_use.fd()),
             (maps::SLOT_FREED, self.slot_freed.fd()),
             (maps::CLIENTS, self.clients.fd()),
-            (maps::UDP_PEERS, self.udp_peers.as_fd()),
+            (maps::SLOT_POOL, self.slot_pool.fd()),
+            (maps::UDP_PEERS, self.udp_peers.fd()),
             (maps::SOCKETS, self.sockets.fd()),
             (maps::CONTROL, self.control.fd()),
             (maps::COUNTERS, self.counters.as_fd()),
@@ -151,6 +162,7 @@ impl Tables {
         for key in self.clients.keys()?.iter().filter(|key| key.cookie == cookie) {
             self.clients.delete(key)?;
         }
+        self.udp_peers.delete(&cookie)?;
         self.slot_use.delete(&cookie)?;
         self.slot_freed.delete(&cookie)?;
         Ok(())

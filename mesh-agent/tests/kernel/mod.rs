@@ -119,7 +119,6 @@ impl Node {
             inbound_ports: 256,
             inbound_ports_per_pod: 64,
             event_bytes: 64 * 1024,
-            udp_peers: 64,
         };
         change(&mut config);
         let kernel = Kernel::start(config.clone()).unwrap_or_else(|error| panic!("{}", chain(&error)));

@@ -3,6 +3,8 @@
 
 mod capture;
 mod inbound;
+mod share;
 
 pub use capture::{Attempt, Capture, capture_tcp, capture_udp, errno};
 pub use inbound::{Inbound, Lookup, inbound, inbound_tcp, inbound_udp};
+pub use share::{Place, divide, is_fair, place};

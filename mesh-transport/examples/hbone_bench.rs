@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use mesh_transport::copy::{self, Peer};
 use mesh_transport::hbone::ConnectRequest;
+use mesh_transport::socket::Armed;
 use support::{Lab, handle};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -93,10 +94,10 @@ fn start() -> (SocketAddr, SocketAddr) {
             let (tcp, _) = listener.accept().await.unwrap();
             let (pool, key, certificate) = (pool.clone(), key.clone(), certificate.clone());
             tokio::spawn(async move {
-                mesh_transport::socket::prepare(&tcp, None).unwrap();
+                tcp.set_nodelay(true).unwrap();
                 let dial = move || TcpStream::connect(tunnel_port);
                 let (stream, _) = pool.connect(&key, certificate, dial, ConnectRequest::to(address)).await.unwrap();
-                copy::bidirectional(tcp, Peer::Hbone(stream), Arc::default(), Default::default()).await
+                copy::bidirectional(Armed::new(tcp), Peer::Hbone(stream), Arc::default(), Default::default()).await
             });
         }
     });

@@ -105,7 +105,7 @@ impl NetnsSockets {
         &self.pod.ips
     }
 
-    /// An unconnected TCP socket: non-blocking, no delay, and free to share source ports among destinations when bound.
+    /// An unconnected TCP socket: non-blocking, no delay.
     pub async fn tcp_socket(&self, family: Family) -> io::Result<TcpSocket> {
         let (socket, low) = {
             let mut stock = self.pod.stock[family as usize].lock();
@@ -119,6 +119,14 @@ impl NetnsSockets {
             None => self.run(move || unconnected(family)).await?,
         };
         Ok(TcpSocket::from_std_stream(socket.into()))
+    }
+
+    /// The same, bound to an address. The choice of the port is left to `connect`, which can then share ports among destinations.
+    pub async fn tcp_socket_from(&self, source: IpAddr) -> io::Result<TcpSocket> {
+        let socket = self.tcp_socket(Family::of(&source)).await?;
+        setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+        socket.bind(SocketAddr::new(source, 0))?;
+        Ok(socket)
     }
 
     /// A listener, not yet registered with a runtime. IPv6 listeners take IPv6 only.
@@ -218,13 +226,7 @@ impl Stock {
 fn unconnected(family: Family) -> io::Result<Socket> {
     let socket = Socket::new(family.domain(), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
-    share_source_ports(&socket)?;
     Ok(socket)
-}
-
-/// With this option `bind` to an address leaves the choice of the port to `connect`, which can then share ports among destinations.
-fn share_source_ports(socket: &Socket) -> io::Result<()> {
-    setsockopt(socket, sockopt::IpBindAddressNoPort, &true).map_err(io::Error::from)
 }
 
 /// Work for the thread. `run` is told whether the namespace was entered.
@@ -341,9 +343,10 @@ mod tests {
         for _ in 0..2 * STOCK_MAX {
             let socket = inside.tcp_socket(Family::V4).await.unwrap();
             assert!(socket.connect(address).await.is_err());
-            let socket = outside.tcp_socket(Family::V4).await.unwrap();
-            socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-            socket.connect(address).await.unwrap();
+            let socket = outside.tcp_socket_from([127, 0, 0, 2].into()).await.unwrap();
+            assert_eq!(socket.local_addr().unwrap().port(), 0, "left to connect");
+            let stream = socket.connect(address).await.unwrap();
+            assert_eq!(stream.local_addr().unwrap().ip(), IpAddr::from([127, 0, 0, 2]));
         }
         // The port is free in there whatever listens out here.
         inside.udp(address).await.unwrap();

@@ -2,14 +2,15 @@
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::ops::Deref;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use mesh_runtime::fds;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::Interest;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 /// First pause after an accept that failed for lack of something; it doubles up to [`ACCEPT_PAUSE_MAX`].
 const ACCEPT_PAUSE: Duration = Duration::from_millis(5);
@@ -37,6 +38,8 @@ pub fn accept_failure(error: &io::Error) -> AcceptFailure {
 
 /// Accepts for ever: errors of one connection are skipped, exhaustion backs off, so that the loop neither ends nor spins.
 ///
+/// Accepted sockets are armed because the listener is: they inherit that in the kernel, before this process knows of them and without a call for each.
+///
 /// The last descriptors of the process are not for traffic: a connection that would take one is reset, so that the operator's sockets, the
 /// control plane and the CA always find some. The kernel gives the lowest free number, so a high number means that few are left.
 #[derive(Debug)]
@@ -48,8 +51,8 @@ pub struct AcceptLoop {
 }
 
 impl AcceptLoop {
-    /// Wraps a listener.
-    pub fn new(listener: TcpListener) -> Self {
+    /// Wraps a listener, and arms what it will accept.
+    pub fn new(listener: TcpListener) -> io::Result<Self> {
         let highest = match fds::limit() {
             0 => u64::MAX,
             limit => limit.saturating_sub(fds::RESERVE),
@@ -58,8 +61,9 @@ impl AcceptLoop {
     }
 
     /// Wraps a listener whose connections may have descriptors below `highest` only.
-    fn with_highest(listener: TcpListener, highest: u64) -> Self {
-        Self { listener, pause: ACCEPT_PAUSE, failures: 0, highest }
+    fn with_highest(listener: TcpListener, highest: u64) -> io::Result<Self> {
+        SockRef::from(&listener).set_linger(Some(Duration::ZERO))?;
+        Ok(Self { listener, pause: ACCEPT_PAUSE, failures: 0, highest })
     }
 
     /// How many accepts failed so far.
@@ -73,16 +77,16 @@ impl AcceptLoop {
     }
 
     /// The next connection; an error means that the listener is gone. Cancel safe.
-    pub async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+    pub async fn accept(&mut self) -> io::Result<(Armed, SocketAddr)> {
         loop {
             let error = match self.listener.accept().await {
+                // Armed as it is, dropping it resets it.
                 Ok((stream, _)) if stream.as_raw_fd() as u64 >= self.highest => {
-                    reset(stream);
                     io::Error::from_raw_os_error(libc::EMFILE)
                 }
-                Ok(accepted) => {
+                Ok((stream, peer)) => {
                     self.pause = ACCEPT_PAUSE;
-                    return Ok(accepted);
+                    return Ok((Armed(stream), peer));
                 }
                 Err(error) => error,
             };
@@ -102,20 +106,47 @@ impl AcceptLoop {
     }
 }
 
-/// Closes with a TCP reset: the other end learns that the connection was aborted, not ended.
+/// A socket whose close is a TCP reset, whoever closes: this process for whatever reason (an error, a cut, a panic), or the kernel when the process was
+/// killed. So the other end never takes a connection that was aborted for one that has ended; only [`Armed::disarm`] makes the close an orderly end.
+#[derive(Debug)]
+pub struct Armed(TcpStream);
+
+impl Armed {
+    /// Arms a socket.
+    pub fn new(stream: TcpStream) -> Self {
+        // Fails only on a socket that is already gone.
+        let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+        Self(stream)
+    }
+
+    /// Connects a socket that is armed before the other end can hear of it.
+    pub async fn connect(socket: TcpSocket, address: SocketAddr) -> io::Result<Self> {
+        socket.set_zero_linger()?;
+        socket.connect(address).await.map(Self)
+    }
+
+    /// Makes the coming close an orderly end.
+    pub fn disarm(&self) {
+        let _ = SockRef::from(&self.0).set_linger(None);
+    }
+
+    /// Gives the socket up to somebody who ends it in order.
+    pub fn disarmed(self) -> TcpStream {
+        self.disarm();
+        self.0
+    }
+}
+
+impl Deref for Armed {
+    type Target = TcpStream;
+    fn deref(&self) -> &TcpStream {
+        &self.0
+    }
+}
+
+/// Closes with a TCP reset.
 pub fn reset(stream: TcpStream) {
-    arm_reset(&stream);
-}
-
-/// Makes the coming close a reset, whoever closes: this process, or the kernel when it was killed.
-pub fn arm_reset(stream: &TcpStream) {
-    // Fails only on a socket that is already gone.
-    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
-}
-
-/// Makes the coming close an orderly end again.
-pub fn disarm_reset(stream: &TcpStream) {
-    let _ = SockRef::from(stream).set_linger(None);
+    drop(Armed::new(stream));
 }
 
 /// Sends FIN. A socket that the peer has reset cannot, which its next read tells.
@@ -128,14 +159,10 @@ pub(crate) fn close(stream: &TcpStream) {
     let _ = SockRef::from(stream).shutdown(Shutdown::Both);
 }
 
-/// Sets what every proxied socket has: no delay and, if asked for, keepalive (idle time, then nine probes of the same interval).
-pub fn prepare(stream: &TcpStream, keepalive: Option<Duration>) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    if let Some(interval) = keepalive {
-        SockRef::from(stream)
-            .set_tcp_keepalive(&TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(9))?;
-    }
-    Ok(())
+/// Probes a silent peer after `interval`; after nine probes without an answer, one in each interval, it is dead. Sockets inherit it from their listener.
+pub fn keep_alive(socket: impl AsFd, interval: Duration) -> io::Result<()> {
+    let options = TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(9);
+    SockRef::from(&socket).set_tcp_keepalive(&options)
 }
 
 /// The error that a broken socket reports; most often the other end reset it.
@@ -206,10 +233,28 @@ mod tests {
 
     #[tokio::test]
     #[expect(non_snake_case, reason = "tests carry the ids of their rows")]
+    async fn hardening_F37_an_accepted_socket_ends_as_a_reset_unless_it_is_disarmed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut listener = AcceptLoop::new(listener).unwrap();
+        for orderly in [false, true] {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            let (accepted, _) = listener.accept().await.unwrap();
+            if orderly {
+                accepted.disarm();
+            }
+            drop(accepted);
+            let read = client.read(&mut [0; 1]).await.map_err(|error| error.kind());
+            assert_eq!(read, if orderly { Ok(0) } else { Err(io::ErrorKind::ConnectionReset) });
+        }
+    }
+
+    #[tokio::test]
+    #[expect(non_snake_case, reason = "tests carry the ids of their rows")]
     async fn hardening_F30_the_last_descriptors_are_not_for_traffic() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let mut full = AcceptLoop::with_highest(listener, 0);
+        let mut full = AcceptLoop::with_highest(listener, 0).unwrap();
         let mut client = TcpStream::connect(address).await.unwrap();
 
         let mut byte = [0; 1];

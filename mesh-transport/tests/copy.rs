@@ -8,6 +8,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 
 use mesh_transport::copy::{self, Outcome, Peer, Side};
+use mesh_transport::socket::Armed;
 use support::{Lab, pair, soon, until};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -53,7 +54,12 @@ async fn connection(lab: Option<&Lab>) -> (TcpStream, TcpStream, JoinHandle<Outc
         Some(lab) => lab.through().await,
         None => {
             let ((near, a), (b, far)) = (pair().await, pair().await);
-            let copy = tokio::spawn(copy::bidirectional(a, Peer::Tcp(b), Arc::default(), CancellationToken::new()));
+            let copy = tokio::spawn(copy::bidirectional(
+                Armed::new(a),
+                Peer::Tcp(Armed::new(b)),
+                Arc::default(),
+                CancellationToken::new(),
+            ));
             (near, far, copy)
         }
     }
@@ -228,7 +234,7 @@ async fn hardening_F38_the_server_may_speak_first() {
 #[test]
 fn one_connection_costs_little_memory() {
     // The whole future of a proxied connection: the copy and what it captures. A change here is a change of the memory of every idle connection.
-    fn size<F: Future>(_: impl FnOnce(TcpStream, Peer, Arc<copy::ByteCounters>, CancellationToken) -> F) -> usize {
+    fn size<F: Future>(_: impl FnOnce(Armed, Peer, Arc<copy::ByteCounters>, CancellationToken) -> F) -> usize {
         size_of::<F>()
     }
     let size = size(copy::bidirectional);

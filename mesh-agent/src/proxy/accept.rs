@@ -2,13 +2,11 @@
 
 use std::net::SocketAddr;
 
-use mesh_transport::socket::AcceptLoop;
-use tokio::net::{TcpListener, TcpStream};
+use mesh_transport::socket::{AcceptLoop, Armed};
 use tokio_util::sync::CancellationToken;
 
 /// Accepts until `stop`; hands every connection to `serve`, which must not block. Ends too when the listener is gone, which is said loudly.
-pub async fn run(listener: TcpListener, stop: CancellationToken, mut serve: impl FnMut(TcpStream, SocketAddr)) {
-    let mut listener = AcceptLoop::new(listener);
+pub async fn run(mut listener: AcceptLoop, stop: CancellationToken, mut serve: impl FnMut(Armed, SocketAddr)) {
     loop {
         tokio::select! {
             biased;

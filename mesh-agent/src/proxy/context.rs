@@ -2,7 +2,7 @@
 //! `recheck.rs` whenever the configuration changes.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use arc_swap::{ArcSwap, Guard};
 use mesh_core::authorize::Applicable;
 use mesh_core::{ArcStr, Client, Snapshot, Workload};
 use mesh_transport::hbone::{Baggage, WorkloadKind};
-use mesh_transport::netns::Family;
+use mesh_transport::socket::{self, Armed};
 use mesh_transport::tls::IdentityCertificate;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
@@ -107,11 +107,13 @@ impl PodContext {
     }
 
     /// A plain connection from the pod's address inside the pod's network namespace, as if the app had made it.
-    pub async fn dial(&self, destination: SocketAddr) -> io::Result<TcpStream> {
+    pub async fn dial(&self, destination: SocketAddr) -> io::Result<Armed> {
         let config = &self.shared.config;
         let stream = within(config.connect_timeout, dial(&self.pod, destination)).await?;
-        mesh_transport::socket::prepare(&stream, config.keepalive)?;
-        Ok(stream)
+        if let Some(interval) = config.keepalive {
+            socket::keep_alive(&stream, interval)?;
+        }
+        Ok(Armed::new(stream))
     }
 
     /// A place for one more inbound tunnel; `None` when the pod has its limit.
@@ -252,17 +254,10 @@ pub fn baggage_of(workload: &Workload) -> Baggage {
 pub async fn dial(pod: &Pod, destination: SocketAddr) -> io::Result<TcpStream> {
     let source = local::source_for(pod, destination.ip())
         .ok_or_else(|| io::Error::new(io::ErrorKind::AddrNotAvailable, "the pod has no address of that family"))?;
-    let socket = pod.sockets.tcp_socket(family_of(destination.ip())).await?;
-    socket.bind(SocketAddr::new(source, 0))?;
-    socket.connect(destination).await
+    pod.sockets.tcp_socket_from(source).await?.connect(destination).await
 }
 
 /// The result of `work`, or a timeout.
 pub async fn within<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-}
-
-/// The family of an address.
-pub fn family_of(ip: IpAddr) -> Family {
-    if ip.is_ipv4() { Family::V4 } else { Family::V6 }
 }

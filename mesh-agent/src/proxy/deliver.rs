@@ -10,11 +10,12 @@ use std::sync::Arc;
 
 use mesh_core::Workload;
 use mesh_core::authorize::authorize as evaluate;
-use tokio::net::TcpStream;
+use mesh_transport::netns::Family;
+use mesh_transport::socket::Armed;
 use tokio::time::Instant;
 
 use super::connections::{CutReason, Live};
-use super::context::{PodContext, family_of, within};
+use super::context::{PodContext, within};
 use super::reasons::Reason;
 use super::recheck::as_connection;
 
@@ -91,11 +92,11 @@ pub async fn connect(
     context: &PodContext,
     target: SocketAddr,
     client: SocketAddr,
-) -> Result<TcpStream, Refused> {
+) -> Result<Armed, Refused> {
     let socket = context
         .pod
         .sockets
-        .tcp_socket(family_of(target.ip()))
+        .tcp_socket(Family::of(&target.ip()))
         .await
         .map_err(|error| refused(Reason::AppUnreachable, target, &error))?;
     context
@@ -104,13 +105,11 @@ pub async fn connect(
         .set_client(socket.as_fd(), client)
         .map_err(|error| refused(Reason::ClientAddress, target, &error))?;
     // Whatever ends the set-up from here on, the app sees a reset: it may have accepted what is given up a moment later.
-    socket.set_zero_linger().map_err(|error| refused(Reason::AppUnreachable, target, &error))?;
-    let stream = within(context.shared.config.app_connect_timeout, socket.connect(target))
+    let stream = within(context.shared.config.app_connect_timeout, Armed::connect(socket, target))
         .await
         .map_err(|error| refused(Reason::AppUnreachable, target, &error))?;
     // An app that has already reset the connection has lost its entry too; it sees nobody, so there is nothing to refuse.
     if !context.shared.interception.client_shown(stream.as_fd()) && stream.peer_addr().is_ok() {
-        mesh_transport::socket::reset(stream);
         let error = io::Error::other("the kernel has no place for the client's address: the app would see its own");
         return Err(refused(Reason::ClientAddress, target, &error));
     }

@@ -15,18 +15,18 @@ use http::StatusCode;
 use mesh_core::{Service, Snapshot, Workload, ports};
 use mesh_transport::copy::Peer as CopyPeer;
 use mesh_transport::hbone::{Authority, InboundRequest, ServeEnd};
-use tokio::net::TcpStream;
+use mesh_transport::socket::Armed;
 
 use super::connections::{Direction, Endpoints, Live};
 use super::context::PodContext;
 use super::deliver::{self, Refused};
 use super::local;
 use super::reasons::Reason;
-use super::relay::{Carried, Held};
+use super::relay::Carried;
 use crate::telemetry::{ConnectionLabels, Outcome, Peer, Reporter, ResponseFlags, Security};
 
 /// Serves one tunnel to its end.
-pub async fn serve(context: Arc<PodContext>, tcp: TcpStream, peer: SocketAddr) {
+pub async fn serve(context: Arc<PodContext>, tcp: Armed, peer: SocketAddr) {
     let halt = context.halt.clone();
     tokio::select! {
         biased;
@@ -35,10 +35,9 @@ pub async fn serve(context: Arc<PodContext>, tcp: TcpStream, peer: SocketAddr) {
     }
 }
 
-async fn serve_tunnel(context: Arc<PodContext>, tcp: TcpStream, peer: SocketAddr) {
-    let tcp = Held::new(tcp);
+async fn serve_tunnel(context: Arc<PodContext>, tcp: Armed, peer: SocketAddr) {
     let _open = context.shared.telemetry.socket(Reporter::Destination);
-    match tcp.local_address() {
+    match tcp.local_addr() {
         Ok(local) if local::is_own(&context.pod, local.ip()) => {}
         _ => return context.refuse(Reason::NotPodAddress, format_args!("tunnel from {peer} to a foreign address")),
     }
@@ -142,7 +141,7 @@ async fn set_up(context: Arc<PodContext>, request: InboundRequest) -> Option<Box
     }
 }
 
-async fn open(context: &PodContext, live: &Live) -> Result<TcpStream, Refused> {
+async fn open(context: &PodContext, live: &Live) -> Result<Armed, Refused> {
     let (permit, _) = deliver::admit(context, live).await?;
     deliver::connect(permit, context, live.endpoints.destination, live.endpoints.source).await
 }

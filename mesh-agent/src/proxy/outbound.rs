@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mesh_core::{ArcStr, Refusal, Request, Route, resolve};
-use tokio::net::TcpStream;
+use mesh_transport::socket::Armed;
 use tokio::time::Instant;
 
 use super::attempt::{self, Connected, Failure};
@@ -21,7 +21,7 @@ use super::connections::{Direction, Endpoints};
 use super::context::PodContext;
 use super::local;
 use super::reasons::Reason;
-use super::relay::{Carried, Held};
+use super::relay::Carried;
 use crate::telemetry::{ConnectionGuard, ConnectionLabels, Outcome, Reporter, Security};
 
 /// One connection of the app.
@@ -33,7 +33,7 @@ pub struct Flow {
 }
 
 /// Serves one connection to its end.
-pub async fn serve(context: Arc<PodContext>, app: TcpStream, peer: SocketAddr) {
+pub async fn serve(context: Arc<PodContext>, app: Armed, peer: SocketAddr) {
     // Boxed: setting up needs several times the memory of copying, and a connection copies for most of its life.
     if let Some(carried) = Box::pin(set_up(context, app, peer)).await {
         carried.run().await;
@@ -41,8 +41,7 @@ pub async fn serve(context: Arc<PodContext>, app: TcpStream, peer: SocketAddr) {
 }
 
 /// Connects the app to what it asked for. `None`: it was refused, and the telemetry knows.
-async fn set_up(context: Arc<PodContext>, app: TcpStream, peer: SocketAddr) -> Option<Box<Carried>> {
-    let app = Held::new(app);
+async fn set_up(context: Arc<PodContext>, app: Armed, peer: SocketAddr) -> Option<Box<Carried>> {
     let socket = context.shared.telemetry.socket(Reporter::Source);
     let flow = flow(&context, &app, local::canonical(peer))?;
     let endpoints = Endpoints {
@@ -67,7 +66,7 @@ async fn set_up(context: Arc<PodContext>, app: TcpStream, peer: SocketAddr) -> O
         Ok(Connected { peer, labels, lease, hairpin }) => {
             let guard = opened(&context, labels);
             let counted = (lease, Some(socket));
-            Some(Box::new(Carried { app: app.release(), peer, registration, hairpin, counted, guard }))
+            Some(Box::new(Carried { app, peer, registration, hairpin, counted, guard }))
         }
         Err(failure) => {
             context.refuse(failure.reason, format_args!("{} to {}: {}", flow.client, flow.destination, failure.error));
@@ -84,12 +83,12 @@ fn opened(context: &PodContext, labels: ConnectionLabels) -> ConnectionGuard {
 }
 
 /// Who asks for what. Only the pod itself may speak to its slots; nobody reaches this port but through one.
-fn flow(context: &PodContext, app: &Held, client: SocketAddr) -> Option<Flow> {
+fn flow(context: &PodContext, app: &Armed, client: SocketAddr) -> Option<Flow> {
     if !local::is_own(&context.pod, client.ip()) {
         context.refuse(Reason::PeerNotPod, format_args!("captured connection from {client}"));
         return None;
     }
-    let slot = local::canonical(app.local_address().ok()?);
+    let slot = local::canonical(app.local_addr().ok()?);
     let destination = context.shared.interception.original_destination(context.pod.netns_cookie, slot);
     if destination.is_none() {
         context.refuse(Reason::NotCaptured, format_args!("connection from {client} to {slot} without a slot"));

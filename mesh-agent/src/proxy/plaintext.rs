@@ -6,18 +6,18 @@ use std::sync::Arc;
 
 use mesh_core::{Workload, ports};
 use mesh_transport::copy::Peer as CopyPeer;
-use tokio::net::TcpStream;
+use mesh_transport::socket::Armed;
 
 use super::connections::{Direction, Endpoints, Live};
 use super::context::PodContext;
 use super::deliver::{self, Refused};
 use super::local;
 use super::reasons::Reason;
-use super::relay::{Carried, Held};
+use super::relay::Carried;
 use crate::telemetry::{ConnectionLabels, Outcome, Peer, Reporter, ResponseFlags, Security};
 
 /// Serves one connection to its end.
-pub async fn serve(context: Arc<PodContext>, client: TcpStream, peer: SocketAddr) {
+pub async fn serve(context: Arc<PodContext>, client: Armed, peer: SocketAddr) {
     // Boxed, as for outbound connections: what is set up needs less memory than setting up.
     if let Some(carried) = Box::pin(set_up(context, client, peer)).await {
         carried.run().await;
@@ -25,8 +25,7 @@ pub async fn serve(context: Arc<PodContext>, client: TcpStream, peer: SocketAddr
 }
 
 /// Connects the client to the app. `None`: it was refused, and the telemetry knows.
-async fn set_up(context: Arc<PodContext>, client: TcpStream, peer: SocketAddr) -> Option<Box<Carried>> {
-    let client = Held::new(client);
+async fn set_up(context: Arc<PodContext>, client: Armed, peer: SocketAddr) -> Option<Box<Carried>> {
     let socket = context.shared.telemetry.socket(Reporter::Destination);
     let peer = local::canonical(peer);
     let destination = destination(&context, &client)?;
@@ -47,7 +46,7 @@ async fn set_up(context: Arc<PodContext>, client: TcpStream, peer: SocketAddr) -
     match opened {
         Ok((app, workload)) => {
             let guard = context.shared.telemetry.open(labels(&context, live, Some(workload)));
-            let peer = CopyPeer::Tcp(client.release());
+            let peer = CopyPeer::Tcp(client);
             let counted = (None, Some(socket));
             Some(Box::new(Carried { app, peer, registration, hairpin: None, counted, guard }))
         }
@@ -61,8 +60,8 @@ async fn set_up(context: Arc<PodContext>, client: TcpStream, peer: SocketAddr) -
 }
 
 /// Where the client was going. A connection straight to the agent's own port was not steered here and has no destination.
-fn destination(context: &PodContext, client: &Held) -> Option<SocketAddr> {
-    let local = local::canonical(client.local_address().ok()?);
+fn destination(context: &PodContext, client: &Armed) -> Option<SocketAddr> {
+    let local = local::canonical(client.local_addr().ok()?);
     let destination = context.shared.interception.plaintext_destination(context.pod.netns_cookie, local);
     if !local::is_own(&context.pod, destination.ip()) || ports::is_mesh_port(destination.port()) {
         context.refuse(Reason::NotCaptured, format_args!("direct connection to {destination}"));
@@ -71,7 +70,7 @@ fn destination(context: &PodContext, client: &Held) -> Option<SocketAddr> {
     Some(destination)
 }
 
-async fn open(context: &PodContext, live: &Live) -> Result<(TcpStream, Arc<Workload>), Refused> {
+async fn open(context: &PodContext, live: &Live) -> Result<(Armed, Arc<Workload>), Refused> {
     let (permit, workload) = deliver::admit(context, live).await?;
     let app = deliver::connect(permit, context, live.endpoints.destination, live.endpoints.source).await?;
     Ok((app, workload))

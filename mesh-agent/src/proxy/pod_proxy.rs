@@ -11,8 +11,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpListener, TcpStream};
+use mesh_transport::socket::{self, AcceptLoop, Armed};
+use socket2::SockRef;
+use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 
 use super::accept;
@@ -25,9 +26,6 @@ use crate::pod::Pod;
 
 /// How long tasks that were told to end may take to do so.
 const LET_GO: Duration = Duration::from_secs(1);
-
-/// Unanswered keepalive probes after which a peer is dead.
-const PROBES: u32 = 9;
 
 /// The pod's TCP listeners, created or adopted by enrolment; one per address family and port.
 #[derive(Debug, Default)]
@@ -107,9 +105,9 @@ impl PodProxy {
         }
     }
 
-    fn accept<S, F>(&self, name: &'static str, listener: TcpListener, serve: S)
+    fn accept<S, F>(&self, name: &'static str, listener: AcceptLoop, serve: S)
     where
-        S: Fn(Arc<PodContext>, TcpStream, SocketAddr) -> F + Send + Sync + 'static,
+        S: Fn(Arc<PodContext>, Armed, SocketAddr) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
         let (context, tasks, stop) = (self.context.clone(), self.tasks.clone(), self.context.stop.clone());
@@ -130,19 +128,16 @@ impl Drop for PodProxy {
 }
 
 /// Options are set on the listener once: accepted sockets inherit them, and a connection costs no call for them.
-fn registered(listeners: Vec<std::net::TcpListener>, keepalive: Option<Duration>) -> io::Result<Vec<TcpListener>> {
+fn registered(listeners: Vec<std::net::TcpListener>, keepalive: Option<Duration>) -> io::Result<Vec<AcceptLoop>> {
     listeners
         .into_iter()
         .map(|listener| {
             listener.set_nonblocking(true)?;
-            let socket = SockRef::from(&listener);
-            socket.set_tcp_nodelay(true)?;
+            SockRef::from(&listener).set_tcp_nodelay(true)?;
             if let Some(interval) = keepalive {
-                socket.set_tcp_keepalive(
-                    &TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(PROBES),
-                )?;
+                socket::keep_alive(&listener, interval)?;
             }
-            TcpListener::from_std(listener)
+            AcceptLoop::new(TcpListener::from_std(listener)?)
         })
         .collect()
 }

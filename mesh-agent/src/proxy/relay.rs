@@ -1,47 +1,16 @@
-//! The part that every connection shares once both ends are open: copy, count, tell how it ended. And the socket of an app that is not answered yet.
-
-use std::net::SocketAddr;
+//! The part that every connection shares once both ends are open: copy, count, tell how it ended.
 
 use mesh_core::EndpointLease;
 use mesh_transport::copy::{self, Outcome as CopyOutcome, Peer, Side};
-use mesh_transport::socket;
-use tokio::net::TcpStream;
+use mesh_transport::socket::Armed;
 
 use super::connections::{CutReason, Registration};
 use crate::telemetry::{ConnectionGuard, Outcome, ResponseFlags, SocketGuard};
 
-/// A socket that was accepted and not yet connected to anything. Dropping it resets it: whatever ends the set-up (an error, a cut, a panic, the end of
-/// the process), the client must never see an orderly end of a connection that was not made.
-pub struct Held(TcpStream);
-
-impl Held {
-    /// Takes charge of `stream`.
-    pub fn new(stream: TcpStream) -> Held {
-        socket::arm_reset(&stream);
-        Held(stream)
-    }
-
-    /// Gives the socket up to the copy, which decides how it ends.
-    pub fn release(self) -> TcpStream {
-        self.0
-    }
-
-    /// Gives the socket up to somebody who ends it in order.
-    pub fn disarmed(self) -> TcpStream {
-        socket::disarm_reset(&self.0);
-        self.0
-    }
-
-    /// The address that the client's connection was accepted at.
-    pub fn local_address(&self) -> std::io::Result<SocketAddr> {
-        self.0.local_addr()
-    }
-}
-
 /// A connection that is set up: both ends are open, and this is all that its task keeps for the rest of its life.
 pub struct Carried {
     /// The local app's socket.
-    pub app: TcpStream,
+    pub app: Armed,
     /// The other end.
     pub peer: Peer,
     /// Its entry, and so what may cut it.

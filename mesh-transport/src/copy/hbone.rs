@@ -8,19 +8,18 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 
 use tokio::io::Interest;
-use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::{ByteCounters, Outcome, Side, failed};
 use crate::hbone::{HboneStream, Received, Sent};
-use crate::socket;
+use crate::socket::{self, Armed};
 
 /// Batches sent before other tasks get their turn.
 const TURN: u32 = 4;
 
-/// Aborts both ends unless the copy came to an orderly end. The socket is armed all the time: the death of the process is no orderly end either.
+/// Aborts both ends unless the copy came to an orderly end.
 struct Pair {
-    local: Arc<TcpStream>,
+    local: Arc<Armed>,
     stream: HboneStream,
     orderly: bool,
 }
@@ -28,7 +27,7 @@ struct Pair {
 impl Drop for Pair {
     fn drop(&mut self) {
         if self.orderly {
-            socket::disarm_reset(&self.local);
+            self.local.disarm();
         } else {
             self.stream.abort();
         }
@@ -37,12 +36,11 @@ impl Drop for Pair {
 }
 
 pub(super) async fn copy(
-    local: TcpStream,
+    local: Armed,
     stream: HboneStream,
     counters: Arc<ByteCounters>,
     cancel: CancellationToken,
 ) -> Outcome {
-    socket::arm_reset(&local);
     let local = Arc::new(local);
     stream.attach(local.clone(), counters.clone());
     let mut pair = Pair { local, stream, orderly: false };

@@ -9,17 +9,17 @@ use std::io;
 use std::sync::Arc;
 
 use futures_util::future::Either;
-use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 pub use crate::counters::ByteCounters;
 use crate::hbone::HboneStream;
+use crate::socket::Armed;
 
 /// The other end of a copy.
 #[derive(Debug)]
 pub enum Peer {
     /// A plain connection.
-    Tcp(TcpStream),
+    Tcp(Armed),
     /// A stream of a tunnel.
     Hbone(HboneStream),
 }
@@ -50,7 +50,7 @@ pub enum Outcome {
 ///
 /// Not an `async fn`: that would keep its arguments beside the future they were given to.
 pub fn bidirectional(
-    local: TcpStream,
+    local: Armed,
     peer: Peer,
     counters: Arc<ByteCounters>,
     cancel: CancellationToken,

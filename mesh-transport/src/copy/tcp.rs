@@ -14,23 +14,23 @@ use tokio_util::sync::CancellationToken;
 
 use super::{ByteCounters, Outcome, Side, failed};
 use crate::buffer::Buffer;
-use crate::socket;
+use crate::socket::{self, Armed};
 
 /// Buffers moved before other tasks get their turn.
 const TURN: u32 = 4;
 
-/// Resets both ends unless the copy came to an orderly end. Both are armed all the time: the death of the process is no orderly end either.
+/// Resets both ends unless the copy came to an orderly end.
 struct Pair {
-    local: TcpStream,
-    peer: TcpStream,
+    local: Armed,
+    peer: Armed,
     orderly: bool,
 }
 
 impl Drop for Pair {
     fn drop(&mut self) {
         if self.orderly {
-            socket::disarm_reset(&self.local);
-            socket::disarm_reset(&self.peer);
+            self.local.disarm();
+            self.peer.disarm();
         }
     }
 }
@@ -43,19 +43,12 @@ struct Direction {
     done: bool,
 }
 
-pub(super) async fn copy(
-    local: TcpStream,
-    peer: TcpStream,
-    counters: Arc<ByteCounters>,
-    cancel: CancellationToken,
-) -> Outcome {
-    socket::arm_reset(&local);
-    socket::arm_reset(&peer);
+pub(super) async fn copy(local: Armed, peer: Armed, counters: Arc<ByteCounters>, cancel: CancellationToken) -> Outcome {
     let mut pair = Pair { local, peer, orderly: false };
     let mut cancelled = pin!(cancel.cancelled());
     let (mut out, mut back) = (Direction::default(), Direction::default());
     let outcome = {
-        let (local, peer) = (&pair.local, &pair.peer);
+        let (local, peer): (&TcpStream, &TcpStream) = (&pair.local, &pair.peer);
         // Most connections never need this.
         let mut broken: Option<Pin<Box<dyn Future<Output = Side> + Send + '_>>> = None;
         std::future::poll_fn(|cx| {

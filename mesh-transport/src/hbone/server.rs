@@ -146,7 +146,7 @@ impl Acceptor {
     ) -> Result<InboundTunnel, AcceptError> {
         let source = tcp.peer_addr().map_err(HandshakeError::from)?.ip().to_canonical();
         let mut place = self.half_open.enter(source, Instant::now())?;
-        crate::socket::prepare(&tcp, None).map_err(HandshakeError::from)?;
+        tcp.set_nodelay(true).map_err(HandshakeError::from)?;
         let handshake = tls::accept(tcp, certificate.server_config());
         let tls =
             tokio::time::timeout(self.config.tls_timeout, handshake).await.map_err(|_| AcceptError::Timeout)??;

@@ -14,7 +14,7 @@ use mesh_transport::hbone::{
     Acceptor, AcceptorConfig, Authority, Baggage, ConnectRequest, HboneError, InboundRequest, Pool, PoolConfig,
     ServeEnd, TunnelKey,
 };
-use mesh_transport::socket;
+use mesh_transport::socket::Armed;
 use mesh_transport::tls::{IdentityCertificate, Roots};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
@@ -148,7 +148,12 @@ impl Lab {
             .await?;
         let (near, far) = pair().await;
         let counters = Arc::new(ByteCounters::default());
-        let copy = tokio::spawn(copy::bidirectional(far, Peer::Hbone(stream), counters.clone(), self.cancel.clone()));
+        let copy = tokio::spawn(copy::bidirectional(
+            Armed::new(far),
+            Peer::Hbone(stream),
+            counters.clone(),
+            self.cancel.clone(),
+        ));
         Ok((near, copy, counters))
     }
 
@@ -194,9 +199,9 @@ pub async fn handle(request: InboundRequest, cancel: CancellationToken) -> Optio
         request.refuse(http::StatusCode::SERVICE_UNAVAILABLE);
         return None;
     };
-    socket::prepare(&app, None).unwrap();
+    app.set_nodelay(true).unwrap();
     let stream = request.accept(&Baggage::default()).ok()?;
-    Some(copy::bidirectional(app, Peer::Hbone(stream), Arc::default(), cancel).await)
+    Some(copy::bidirectional(Armed::new(app), Peer::Hbone(stream), Arc::default(), cancel).await)
 }
 
 /// A connected pair of sockets.

@@ -13,7 +13,7 @@ async fn tasks_of_connections_stay_small() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let peer = stream.local_addr().unwrap();
-        (stream, peer)
+        (mesh_transport::socket::Armed::new(stream), peer)
     };
     let (stream, peer) = make().await;
     let outbound = size_of_val(&outbound::serve(Arc::clone(context), stream, peer));

@@ -21,7 +21,7 @@ pub(super) async fn dial_tunnel(
         .await
         .map_err(|_| HboneError::DialTimeout)?
         .map_err(|error| HboneError::Dial(Arc::new(error)))?;
-    crate::socket::prepare(&tcp, None).map_err(|error| HboneError::Dial(Arc::new(error)))?;
+    tcp.set_nodelay(true).map_err(|error| HboneError::Dial(Arc::new(error)))?;
     let handshake = tls::connect(tcp, cert.client_config(&key.expected));
     let tls = tokio::time::timeout(config.tls_timeout, handshake).await.map_err(|_| HboneError::TlsTimeout)?.map_err(
         |error| match error {

@@ -87,7 +87,7 @@ impl HboneStream {
     }
 
     /// From now on received bytes go to `tcp` directly; [`HboneStream::poll_received`] must be polled.
-    pub(crate) fn attach(&self, tcp: Arc<TcpStream>, counters: Arc<ByteCounters>) {
+    pub(crate) fn attach(&self, tcp: Arc<Armed>, counters: Arc<ByteCounters>) {
         self.stream.inner.lock().sink = Some(Sink { tcp, counters });
     }
 
@@ -169,7 +169,7 @@ impl HboneStream {
     }
 
     /// Reads from the application once and sends what it had. `wide` remembers whether the last read filled a record: then a whole batch is read at once.
-    pub(crate) fn try_send(&self, cx: &mut Context<'_>, tcp: &TcpStream, wide: &mut bool) -> Sent {
+    pub(crate) fn try_send(&self, cx: &mut Context<'_>, tcp: &Armed, wide: &mut bool) -> Sent {
         let wanted = if *wide { usize::MAX } else { PAYLOAD };
         let granted = match self.tunnel.reserve(&self.stream, wanted, cx.waker()) {
             Credit::Granted(granted) => granted,

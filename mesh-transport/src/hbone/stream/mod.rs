@@ -19,7 +19,6 @@ use http::StatusCode;
 use mesh_core::identity::Identity;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use crate::buffer::Buffer;
 use crate::counters::ByteCounters;
@@ -27,7 +26,7 @@ use crate::hbone::frame::{self, code};
 use crate::hbone::queue::Queue;
 use crate::hbone::tunnel::{Credit, GROWN, PAYLOAD, PAYLOAD_AT, Role, STREAM_WINDOW, STRIDE, Tunnel};
 use crate::hbone::{Baggage, ConnectResponse, HboneError};
-use crate::socket;
+use crate::socket::{self, Armed};
 
 /// Largest receive window of a stream.
 const WINDOW_MAX: i64 = 4 * 1024 * 1024;
@@ -69,7 +68,7 @@ enum Answer {
 
 /// Where the driver delivers to.
 struct Sink {
-    tcp: Arc<TcpStream>,
+    tcp: Arc<Armed>,
     counters: Arc<ByteCounters>,
 }
 

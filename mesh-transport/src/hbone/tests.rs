@@ -1,6 +1,8 @@
 //! Tunnels seen from inside: peers that seal records of their own, keys that change early, the order of wake-ups.
 #![allow(non_snake_case)]
 
+mod retry;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -17,8 +19,8 @@ use super::tunnel::{Closed, Parts, Role, Tunnel};
 use super::{ConnectRequest, HboneError, HboneStream, ServeEnd, TunnelKey};
 use crate::support::{Ca, Lab, client, soon, until};
 use crate::tls::{
-    self, CONTENT_ALERT, CONTENT_DATA, CONTENT_HANDSHAKE, Front, KeySchedule, Opener, RECORD_HEADER, Sealer, TRAILER,
-    TlsStream,
+    self, CONTENT_ALERT, CONTENT_DATA, CONTENT_HANDSHAKE, Front, IdentityCertificate, KeySchedule, Opener,
+    RECORD_HEADER, Sealer, TRAILER, TlsStream,
 };
 
 /// One end of a tunnel that writes whatever records it is told to.
@@ -51,8 +53,12 @@ impl Hand {
 
     /// A server that grants all the credit there can be.
     async fn server(lab: &Lab, listener: &TcpListener) -> Self {
+        Self::accept(&lab.server, listener).await
+    }
+
+    async fn accept(certificate: &IdentityCertificate, listener: &TcpListener) -> Self {
         let (tcp, _) = listener.accept().await.unwrap();
-        let mut hand = Self::of(tls::accept(tcp, lab.server.server_config()).await.unwrap()).await;
+        let mut hand = Self::of(tls::accept(tcp, certificate.server_config()).await.unwrap()).await;
         let mut hello = Vec::new();
         frame::settings(&mut hello, &[(frame::setting::INITIAL_WINDOW_SIZE, 0x7fff_ffff)]);
         frame::window_update(&mut hello, 0, 0x4000_0000);

@@ -258,7 +258,7 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
         std::future::poll_fn(|cx| self.poll(cx)).await;
         let end = match self.tunnel.closed() {
             Some(Closed::Protocol(word)) => ServeEnd::Protocol(word),
-            Some(Closed::Done(_)) | None => ServeEnd::Closed,
+            Some(Closed::Done(_) | Closed::Purged) | None => ServeEnd::Closed,
             Some(Closed::Lost(_) | Closed::Alert(_) | Closed::Preface) => ServeEnd::Lost,
         };
         self.linger(end).await;

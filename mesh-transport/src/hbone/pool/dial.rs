@@ -100,7 +100,7 @@ impl Drop for UnderWay<'_> {
             }
         });
         if let Some(tunnel) = tunnel.filter(|_| !placed) {
-            tunnel.close(Closed::Done("purged"));
+            tunnel.close(Closed::Purged);
         }
     }
 }

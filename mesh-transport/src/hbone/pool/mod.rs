@@ -18,6 +18,7 @@ use mesh_core::identity::Identity;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use self::dial::{InPool, UnderWay, Waiting, dial_tunnel};
 use super::driver::{Driver, Timers};
@@ -168,6 +169,10 @@ impl Pool {
     }
 
     /// Opens a stream: through a tunnel of `key` with room, or through a new one that `dial` begins. `dial` is called at most once, and only if needed.
+    ///
+    /// A request that the peer has not looked at goes to another tunnel. One whose tunnel is lost before the answer goes, once, to a tunnel made after the
+    /// loss: whether the peer has acted on it is not known, but no byte of the application is sent before the answer, so all that can have happened is
+    /// a connection without bytes.
     pub async fn connect<D, F>(
         &self,
         key: &TunnelKey,
@@ -181,33 +186,34 @@ impl Pool {
     {
         let mut dial = Some(dial);
         let mut last = HboneError::Overloaded;
+        let (mut deadline, mut lost_at) = (None, None);
         for _ in 0..ATTEMPTS {
             let start = || dial.take().map(|dial| -> BoxedDial { Box::new(move || Box::pin(dial())) });
-            let tunnel = match self.choose(key, &cert, start) {
+            let tunnel = match self.choose(key, &cert, lost_at, start) {
                 Choice::Use(tunnel) => tunnel,
                 Choice::Full => return Err(last),
-                Choice::Wait(mut result, id) => {
-                    let waiting = Waiting { pool: self, key, id };
-                    let outcome = result.wait_for(Option::is_some).await.map(|outcome| outcome.clone());
-                    drop(waiting);
-                    match outcome {
-                        Ok(Some(Err(error))) => return Err(error),
-                        Ok(_) => {}
-                        Err(_) => return Err(HboneError::Closed("dial was dropped".into())),
-                    }
+                Choice::Wait(result, id) => {
+                    self.dialled(key, result, id, deadline).await?;
                     continue;
                 }
             };
             let Some(stream) = tunnel.open(&request) else { continue };
             let stream = HboneStream::new(tunnel.clone(), stream);
-            match tokio::time::timeout(self.shared.config.request_timeout, stream.answer()).await {
+            // All requests share the time of the first.
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.shared.config.request_timeout);
+            match tokio::time::timeout_at(deadline, stream.answer()).await {
                 Ok(Ok(response)) => return Ok((stream, response)),
                 // The peer has not looked at the request: another tunnel may take it.
                 Ok(Err(HboneError::Reset(code::REFUSED_STREAM))) => {
                     tunnel.retire();
                     last = HboneError::Reset(code::REFUSED_STREAM);
                 }
-                Ok(Err(error)) => return Err(error),
+                Ok(Err(error)) => {
+                    if lost_at.is_some() || tunnel.lost_at().is_none() {
+                        return Err(error);
+                    }
+                    (lost_at, last) = (tunnel.lost_at(), error);
+                }
                 Err(_) => {
                     stream.cancel();
                     return Err(HboneError::RequestTimeout);
@@ -217,12 +223,35 @@ impl Pool {
         Err(last)
     }
 
-    /// The least loaded tunnel with room; else a dial to wait for; else a new dial. A tunnel that is saturated by bytes still serves, but another one is dialled
+    /// Waits for the end of a dial.
+    async fn dialled(
+        &self,
+        key: &TunnelKey,
+        mut result: watch::Receiver<DialResult>,
+        id: u64,
+        deadline: Option<Instant>,
+    ) -> Result<(), HboneError> {
+        let _waiting = Waiting { pool: self, key, id };
+        let end = async {
+            match result.wait_for(Option::is_some).await.map(|result| result.clone()) {
+                Ok(Some(Err(error))) => Err(error),
+                Ok(_) => Ok(()),
+                Err(_) => Err(HboneError::Closed("dial was dropped".into())),
+            }
+        };
+        match deadline {
+            Some(deadline) => tokio::time::timeout_at(deadline, end).await.unwrap_or(Err(HboneError::RequestTimeout)),
+            None => end.await,
+        }
+    }
+
+    /// The least loaded tunnel with room, of those made after `since`; else a dial to wait for; else a new dial. A tunnel that is saturated by bytes still serves, but another one is dialled
     /// beside it for those who come next.
     fn choose(
         &self,
         key: &TunnelKey,
         cert: &Arc<IdentityCertificate>,
+        since: Option<std::time::Instant>,
         start: impl FnOnce() -> Option<BoxedDial>,
     ) -> Choice {
         let config = &self.shared.config;
@@ -240,7 +269,7 @@ impl Pool {
         let best = entry
             .tunnels
             .iter()
-            .filter(|tunnel| tunnel.has_room())
+            .filter(|tunnel| since.is_none_or(|since| tunnel.made_at >= since) && tunnel.has_room())
             .min_by_key(|tunnel| (tunnel.congested(CONGESTED), tunnel.active()))
             .cloned();
         let busy = best.as_ref().is_none_or(|best| best.congested(CONGESTED) && best.active() > 0);
@@ -337,7 +366,7 @@ impl Pool {
         table.total -= tunnels.len() + purged.iter().map(|(_, dials)| dials).sum::<usize>();
         drop(table);
         for tunnel in &tunnels {
-            tunnel.close(Closed::Done("purged"));
+            tunnel.close(Closed::Purged);
         }
         tunnels.len()
     }

@@ -66,8 +66,10 @@ pub(in crate::hbone) enum Role {
 /// Why a tunnel is over.
 #[derive(Debug, Clone)]
 pub(in crate::hbone) enum Closed {
-    /// Drained, idle, purged, or ended by the peer without open streams.
+    /// Drained, idle, or ended by the peer without open streams.
     Done(&'static str),
+    /// The pool does not want it any more.
+    Purged,
     /// The transport failed or the peer was silent.
     Lost(Arc<str>),
     /// The peer's TLS refused us.
@@ -86,6 +88,7 @@ impl Closed {
             Self::Alert(alert) if !settled => HboneError::Tls(crate::tls::HandshakeError::PeerAlert(*alert)),
             Self::Alert(alert) => HboneError::Closed(format!("tls alert {alert}").into()),
             Self::Done(why) => HboneError::Closed((*why).into()),
+            Self::Purged => HboneError::Closed("purged".into()),
             Self::Lost(why) => HboneError::Closed(why.clone()),
             Self::Protocol(why) => HboneError::Closed(format!("protocol error: {why}").into()),
         }
@@ -132,6 +135,7 @@ struct State {
     /// No more streams: we said or heard GOAWAY, or the certificate expired.
     draining: bool,
     closed: Option<Closed>,
+    closed_at: Option<Instant>,
 }
 
 /// A tunnel, shared by its driver and its streams.
@@ -143,6 +147,8 @@ pub(crate) struct Tunnel {
     pub(in crate::hbone) generation: u64,
     pub(in crate::hbone) local: SocketAddr,
     pub(in crate::hbone) remote: SocketAddr,
+    /// When the handshake was finished.
+    pub(in crate::hbone) made_at: Instant,
     pub(in crate::hbone) driver: AtomicWaker,
     /// Smoothed round trip in nanoseconds.
     pub(in crate::hbone) round_trip: AtomicU64,
@@ -199,6 +205,7 @@ impl Tunnel {
             settled: false,
             draining: false,
             closed: None,
+            closed_at: None,
         };
         for piece in unsent.chunks(BUFFER) {
             let mut buffer = Buffer::take();
@@ -213,6 +220,7 @@ impl Tunnel {
             generation,
             local: canonical(local),
             remote: canonical(remote),
+            made_at: Instant::now(),
             driver: AtomicWaker::new(),
             round_trip: AtomicU64::new(0),
             congested_at: AtomicU64::new(0),
@@ -383,6 +391,7 @@ impl Tunnel {
             return;
         }
         state.closed = Some(reason);
+        state.closed_at = Some(Instant::now());
         state.draining = true;
         state.waiting.clear();
         let streams: Vec<_> = self.streams.lock().drain().map(|(_, stream)| stream).collect();
@@ -414,6 +423,13 @@ impl Tunnel {
             Some(closed) => closed.error(state.settled),
             None => HboneError::Closed("stream closed".into()),
         }
+    }
+
+    /// When the peer or the network ended a tunnel that had worked; `None` if it is not over, or if we ended it, or a broken rule.
+    pub(in crate::hbone) fn lost_at(&self) -> Option<Instant> {
+        let state = self.state.lock();
+        let lost = state.settled && matches!(state.closed, Some(Closed::Lost(_) | Closed::Done(_)));
+        state.closed_at.filter(|_| lost)
     }
 
     pub(in crate::hbone) fn settled(&self) -> bool {

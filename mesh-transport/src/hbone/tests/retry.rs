@@ -1,0 +1,142 @@
+//! Requests whose tunnel fails them before the answer: which of them are asked again, and where.
+
+use super::*;
+use crate::hbone::{AcceptorConfig, PoolConfig};
+
+/// What a peer does with a request.
+#[derive(Clone, Copy)]
+enum Deed {
+    Answer,
+    /// Nothing.
+    Ignore,
+    Refuse,
+    /// GOAWAY that does not count the request among those it has seen.
+    Leave,
+    /// Closes the connection.
+    Die,
+}
+
+/// A peer whose tunnels do as they are told, one deed for each request, and the agent that asks it.
+struct Scene {
+    lab: Lab,
+    key: TunnelKey,
+    dials: Arc<AtomicUsize>,
+}
+
+impl Scene {
+    async fn new(config: PoolConfig, tunnels: &'static [&'static [Deed]]) -> Self {
+        let lab = Lab::with(config, AcceptorConfig::default()).await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let key = key_to(&lab, &listener);
+        let server = lab.server.clone();
+        tokio::spawn(async move {
+            let mut held = Vec::new();
+            for deeds in tunnels {
+                let hand = Hand::accept(&server, &listener).await;
+                held.push(tokio::spawn(serve(hand, deeds)));
+            }
+            // Whoever dials once more is heard by nobody.
+            std::future::pending::<()>().await;
+        });
+        Self { lab, key, dials: Arc::default() }
+    }
+
+    async fn ask(&self) -> Result<HboneStream, HboneError> {
+        let (dials, port) = (self.dials.clone(), self.key.destination);
+        let dial = move || {
+            dials.fetch_add(1, Relaxed);
+            TcpStream::connect(port)
+        };
+        let request = ConnectRequest::to("10.0.0.9:80".parse().unwrap());
+        let answer = self.lab.pool.connect(&self.key, self.lab.client.clone(), dial, request);
+        soon("answer", answer).await.map(|(stream, _)| stream)
+    }
+
+    fn dials(&self) -> usize {
+        self.dials.load(Relaxed)
+    }
+}
+
+async fn serve(mut hand: Hand, deeds: &[Deed]) {
+    for deed in deeds {
+        let stream = hand.wait(kind::HEADERS).await.stream;
+        let mut out = Vec::new();
+        match deed {
+            Deed::Answer => frame::headers(&mut out, stream, false, &[0x88]),
+            Deed::Ignore => {}
+            Deed::Refuse => frame::rst_stream(&mut out, stream, frame::code::REFUSED_STREAM),
+            Deed::Leave => frame::goaway(&mut out, stream - 2, frame::code::NO_ERROR, ""),
+            Deed::Die => return,
+        }
+        hand.send(CONTENT_DATA, &out).await;
+    }
+    std::future::pending().await
+}
+
+#[tokio::test]
+async fn hardening_F1_a_request_that_its_tunnel_fails_is_asked_again_in_a_fresh_one() {
+    use Deed::{Answer, Die, Leave, Refuse};
+    let cases: [&'static [&'static [Deed]]; 3] =
+        [&[&[Answer, Refuse], &[Answer]], &[&[Answer, Leave], &[Answer]], &[&[Answer, Die], &[Answer]]];
+    for (number, tunnels) in cases.into_iter().enumerate() {
+        let scene = Scene::new(PoolConfig::default(), tunnels).await;
+        let _first = scene.ask().await.unwrap();
+        assert!(scene.ask().await.is_ok(), "case {number}");
+        assert_eq!(scene.dials(), 2, "case {number}");
+    }
+}
+
+/// The second tunnel of a dead peer may not know yet that it is dead too.
+#[tokio::test]
+async fn a_lost_request_does_not_go_to_a_sibling_of_the_tunnel_that_lost_it() {
+    use Deed::{Answer, Die};
+    let config = PoolConfig { max_streams: 1, ..PoolConfig::default() };
+    // Either of the first two tunnels gets the third request.
+    let scene = Scene::new(config, &[&[Answer, Die], &[Answer, Die], &[Answer]]).await;
+    let both = (scene.ask().await.unwrap(), scene.ask().await.unwrap());
+    assert_eq!(scene.lab.pool.stats().tunnels, 2);
+    drop(both);
+    until("both have room", || scene.lab.pool.stats().streams == 0).await;
+    assert!(scene.ask().await.is_ok());
+    assert_eq!(scene.dials(), 3);
+}
+
+#[tokio::test]
+async fn a_request_that_is_lost_again_is_given_up() {
+    use Deed::{Answer, Die};
+    let scene = Scene::new(PoolConfig::default(), &[&[Answer, Die], &[Die], &[Answer]]).await;
+    let _first = scene.ask().await.unwrap();
+    let error = scene.ask().await.unwrap_err();
+    assert!(matches!(error, HboneError::Closed(_)), "{error}");
+    assert_eq!(scene.dials(), 2);
+}
+
+#[tokio::test]
+async fn a_request_whose_tunnel_was_purged_is_given_up() {
+    use Deed::{Answer, Ignore};
+    let scene = Scene::new(PoolConfig::default(), &[&[Answer, Ignore], &[Answer]]).await;
+    let _first = scene.ask().await.unwrap();
+    let purge = async {
+        until("request", || scene.lab.pool.stats().streams == 2).await;
+        scene.lab.pool.purge(|_| true);
+    };
+    let (answer, ()) = tokio::join!(scene.ask(), purge);
+    assert!(matches!(answer, Err(HboneError::Closed(_))), "{answer:?}");
+    assert_eq!(scene.dials(), 1);
+}
+
+#[tokio::test]
+async fn asking_again_takes_no_more_time_than_asking() {
+    use Deed::{Answer, Die};
+    let config = PoolConfig {
+        request_timeout: Duration::from_secs(3),
+        tls_timeout: Duration::from_secs(600),
+        ..PoolConfig::default()
+    };
+    // Nobody shakes hands with the second tunnel.
+    let scene = Scene::new(config, &[&[Answer, Die]]).await;
+    let _first = scene.ask().await.unwrap();
+    let error = scene.ask().await.unwrap_err();
+    assert!(matches!(error, HboneError::RequestTimeout), "{error}");
+    assert_eq!(scene.dials(), 2);
+}

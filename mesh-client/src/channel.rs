@@ -4,6 +4,7 @@
 use std::{io, path::Path, sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
+use mesh_transport::tls::WallClock;
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
@@ -121,7 +122,8 @@ fn tls_config(root_cert: &Path) -> Result<ClientConfig, ChannelError> {
         return Err(file("holds no certificate".into()));
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder =
+        ClientConfig::builder_with_details(provider, Arc::new(WallClock)).with_safe_default_protocol_versions();
     let builder = builder.map_err(|e| file(e.to_string()))?;
     let mut tls = builder.with_root_certificates(roots).with_no_client_auth();
     tls.alpn_protocols = vec![b"h2".to_vec()];

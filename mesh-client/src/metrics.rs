@@ -112,7 +112,7 @@ impl ClientMetrics {
     }
 
     pub(crate) fn heard(&self) {
-        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let since_epoch = mesh_runtime::clock::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
         self.last_message.set(since_epoch.as_secs_f64());
     }
 

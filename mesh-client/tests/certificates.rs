@@ -165,7 +165,7 @@ async fn hardening_F41_rotation_gives_new_connections_the_new_certificate() {
         until("a renewal", || manager.current(&cart).is_some_and(|c| c.generation > last.generation)).await;
         let next = manager.current(&cart).expect("there is always a valid one");
         assert_ne!(next.serial, last.serial);
-        assert!(SystemTime::now() < last.not_after, "renewed before the old one ended");
+        assert!(mesh_runtime::clock::now() < last.not_after, "renewed before the old one ended");
         last = next;
     }
 }
@@ -182,7 +182,7 @@ async fn a_valid_certificate_outlives_the_authority_and_an_expired_one_does_not_
     assert!(manager.last_error(&cart).unwrap().contains("down"));
     assert!(Arc::ptr_eq(&certificate, &manager.current(&cart).unwrap()));
     until("the end of its life", || manager.current(&cart).is_none()).await;
-    assert!(SystemTime::now() >= certificate.not_after);
+    assert!(mesh_runtime::clock::now() >= certificate.not_after);
     let honest = Ca::new("mesh");
     mock.set(move |_, csr| Ok(honest.answer(csr)));
     let next = soon("a new certificate", manager.certificate(&cart)).await;
@@ -294,7 +294,7 @@ impl SetClock {
 
     fn now(&self) -> SystemTime {
         let (seconds, behind) = *self.0.lock().unwrap();
-        let (real, by) = (SystemTime::now(), Duration::from_secs(seconds));
+        let (real, by) = (mesh_runtime::clock::now(), Duration::from_secs(seconds));
         if behind { real - by } else { real + by }
     }
 
@@ -309,7 +309,9 @@ const DAY: i64 = 24 * 3600;
 
 #[tokio::test]
 async fn hardening_F44_a_clock_that_jumps_renews_each_identity_once_at_most() {
-    for (jump, renewals) in [(DAY + 60, 20), (-DAY, 0), (10 * 365 * DAY, 20), (3600, 0)] {
+    // Set back by a day, the clock is before all certificates: nobody accepts them until each is renewed. The new ones end where the first began.
+    let jumps = [(DAY + 60, 20, 0), (-DAY, 20, 20), (10 * 365 * DAY, 20, 0), (3600, 0, 0), (-100, 0, 0)];
+    let one_jump = async |(jump, renewals, back): (i64, usize, usize)| {
         let (clock, ca) = (SetClock::default(), Arc::new(Ca::new("mesh")));
         let (seen, signer) = (clock.clone(), Arc::clone(&ca));
         let mock = Mock::new(move |_, csr| {
@@ -322,7 +324,16 @@ async fn hardening_F44_a_clock_that_jumps_renews_each_identity_once_at_most() {
             manager.prefetch(identity);
             soon("a certificate", manager.certificate(identity)).await;
         }
+        let generations =
+            || identities.iter().filter_map(|id| Some(manager.current(id)?.generation)).collect::<Vec<_>>();
+        let first = generations();
         clock.set(jump);
+        if jump < 0 {
+            until("the renewals", || mock.calls() == 20 + renewals).await;
+            let fresh = || identities.iter().all(|id| manager.current(id).is_some_and(|c| !c.is_early(clock.now())));
+            until("certificates that have begun", fresh).await;
+            assert_eq!(generations(), first, "what was proven with the former ones is still proven");
+        }
         // Every pod has connections that want a certificate, all of them at once, again and again.
         for _ in 0..5 {
             let wanted = identities.iter().flat_map(|identity| [identity; 10]);
@@ -332,13 +343,33 @@ async fn hardening_F44_a_clock_that_jumps_renews_each_identity_once_at_most() {
             }
         }
         assert_eq!(mock.calls(), 20 + renewals, "a jump of {jump} s");
-        // And back: what was made in the meantime, and what was made before, is kept.
+        // And back: what is valid then is kept.
         clock.set(0);
         for identity in &identities {
             soon("a certificate", manager.certificate(identity)).await;
         }
-        assert_eq!(mock.calls(), 20 + renewals, "a jump of {jump} s, and back");
-    }
+        assert_eq!(mock.calls(), 20 + renewals + back, "a jump of {jump} s, and back");
+    };
+    futures_util::future::join_all(jumps.map(one_jump)).await;
+}
+
+#[tokio::test]
+async fn hardening_F44_a_node_that_alone_is_behind_keeps_what_it_has() {
+    let (mock, ca) = Mock::honest();
+    mock.set(move |_, csr| {
+        let leaf = Leaf { life: Duration::from_secs(24 * 3600), ..Leaf::default() };
+        Ok(vec![ca.sign(csr, leaf), ca.pem.clone()])
+    });
+    let (clock, cart) = (SetClock::default(), identity("cart"));
+    let manager = clock.manager(&mock);
+    manager.prefetch(&cart);
+    let first = soon("a certificate", manager.certificate(&cart)).await;
+    clock.set(-DAY);
+    // The authority's new one is as early as the one that there is.
+    until("the alarm", || manager.last_error(&cart).is_some_and(|error| error.contains("NotValidYet"))).await;
+    assert_eq!(manager.current(&cart).unwrap().serial, first.serial, "peers with the right time accept it");
+    clock.set(0);
+    assert_eq!(soon("a certificate", manager.certificate(&cart)).await.serial, first.serial);
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
@@ -60,7 +60,7 @@ pub struct App {
 impl App {
     /// Starts; returns when it serves the first state of the source.
     pub async fn start(config: Config) -> Result<App> {
-        let now = SystemTime::now();
+        let now = mesh_runtime::clock::now();
         let authority = Authority::open(&config.state_dir, &config.settings.trust_domain, now)?;
         let tokens = Arc::new(Tokens::open(&config.state_dir, config.settings.cluster_id.clone())?);
         let listener =
@@ -116,7 +116,8 @@ impl App {
         configured.met();
 
         let folder = config.state_dir.join("tokens");
-        let writer = TokenWriter::start(tokens.clone(), folder, config.token_ttl, view.clone(), SystemTime::now())?;
+        let writer =
+            TokenWriter::start(tokens.clone(), folder, config.token_ttl, view.clone(), mesh_runtime::clock::now())?;
         tokens_written.met();
         let token = drain.token();
         task::spawn("tokens", async move {
@@ -227,7 +228,7 @@ async fn follow_root(
     let mut complaint = String::new();
     loop {
         look.tick().await;
-        let now = SystemTime::now();
+        let now = mesh_runtime::clock::now();
         let mut renew = certificate.is_due(now);
         match authority.load().reload(folder.as_ref(), now) {
             Ok(None) => complaint.clear(),

@@ -7,7 +7,7 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use mesh_client::certificates::Issued;
 use mesh_client::subscription::Limits;
@@ -120,7 +120,7 @@ impl Authority for Old {
         Box::pin(async move {
             let key = sign::check(&csr).unwrap();
             let hour = Duration::from_secs(3600);
-            Ok(sign::sign(&self.0, &key, identity, hour, SystemTime::now()).unwrap().chain)
+            Ok(sign::sign(&self.0, &key, identity, hour, mesh_runtime::clock::now()).unwrap().chain)
         })
     }
 }
@@ -184,7 +184,7 @@ async fn hardening_F43_the_root_is_changed_under_load_and_nobody_notices() {
     // Two agents that renew at their own times, and one that never comes to the new root.
     let peers = [Peer::new("reviews", manager()), Peer::new("productpage", manager())];
     let old = plane.roots();
-    let (new_key, new) = authority::make(&"cluster.local".parse().unwrap(), SystemTime::now()).unwrap();
+    let (new_key, new) = authority::make(&"cluster.local".parse().unwrap(), mesh_runtime::clock::now()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let left_behind = folder.path().join("state");
     state::folder(&left_behind).unwrap();
@@ -194,7 +194,7 @@ async fn hardening_F43_the_root_is_changed_under_load_and_nobody_notices() {
         state::write(&left_behind.join(name), &text, 0o600).unwrap();
     }
     let trust_domain = "cluster.local".parse().unwrap();
-    let late = Old(authority::Authority::open(&left_behind, &trust_domain, SystemTime::now()).unwrap());
+    let late = Old(authority::Authority::open(&left_behind, &trust_domain, mesh_runtime::clock::now()).unwrap());
     let hour = Duration::from_secs(3600);
     let late = CertificateManager::with_authority(Arc::new(late), hour, vec![], ClientMetrics::default());
     let late = Peer::new("reviews", late);

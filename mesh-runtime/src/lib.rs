@@ -4,6 +4,7 @@
 //! which are global in Rust itself.
 
 pub mod backoff;
+pub mod clock;
 pub mod drain;
 pub mod fds;
 pub mod http;

@@ -4,7 +4,7 @@
 mod support;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use mesh_core::identity::TrustDomain;
 use mesh_transport::hbone::{Acceptor, AcceptorConfig};
@@ -23,8 +23,15 @@ async fn hardening_F43_two_roots_overlap_and_a_removed_one_is_refused() {
         let (chain, key) = ca.sign(Ca::params("spiffe://cluster.local/ns/app/sa/server"));
         let id = identity("spiffe://cluster.local/ns/app/sa/server");
         Arc::new(
-            IdentityCertificate::from_pem(id, chain.as_bytes(), key.as_bytes(), roots.clone(), 1, SystemTime::now())
-                .unwrap(),
+            IdentityCertificate::from_pem(
+                id,
+                chain.as_bytes(),
+                key.as_bytes(),
+                roots.clone(),
+                1,
+                mesh_runtime::clock::now(),
+            )
+            .unwrap(),
         )
     };
     let overlap = roots(&both);
@@ -51,12 +58,16 @@ fn hardening_F42_lies_of_an_authority_are_never_installed() {
             key.as_bytes(),
             ca.roots.clone(),
             1,
-            SystemTime::now(),
+            mesh_runtime::clock::now(),
         )
     };
     let (chain, key) = ca.sign(Ca::params(CLIENT));
     let good = adopt(&id, &chain, &key).unwrap();
-    assert!(good.not_before < SystemTime::now() && good.not_after > SystemTime::now() && !good.serial.is_empty());
+    assert!(
+        good.not_before < mesh_runtime::clock::now()
+            && good.not_after > mesh_runtime::clock::now()
+            && !good.serial.is_empty()
+    );
     assert!(
         Arc::ptr_eq(&good.client_config(std::slice::from_ref(&id)), &good.client_config(std::slice::from_ref(&id))),
         "configurations are made once"

@@ -4,7 +4,7 @@
 mod support;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use mesh_core::identity::TrustDomain;
 use mesh_transport::hbone::{AcceptorConfig, ConnectRequest, HboneError, PoolConfig, Stage};
@@ -44,8 +44,14 @@ async fn a_client_that_the_server_refuses_learns_that_tls_was_the_reason() {
     let (chain, key) = other.sign(Ca::params(CLIENT));
     let both = format!("{}{}", lab.ca.issuer.pem(), other.issuer.pem());
     let roots = Arc::new(Roots::from_pem(both.as_bytes(), vec![TrustDomain::default()]).unwrap());
-    let stranger =
-        IdentityCertificate::from_pem(identity(CLIENT), chain.as_bytes(), key.as_bytes(), roots, 1, SystemTime::now());
+    let stranger = IdentityCertificate::from_pem(
+        identity(CLIENT),
+        chain.as_bytes(),
+        key.as_bytes(),
+        roots,
+        1,
+        mesh_runtime::clock::now(),
+    );
     let port = lab.tunnel_port;
     let request = ConnectRequest::to(lab.app.local_addr().unwrap());
     let error = lab

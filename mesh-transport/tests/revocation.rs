@@ -4,7 +4,6 @@
 mod support;
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use mesh_transport::hbone::{AcceptorConfig, HboneError, PoolConfig, ServeEnd, Stage};
 use mesh_transport::tls::{CRL_LIMIT, CrlError, IdentityCertificate, Revocations};
@@ -129,7 +128,7 @@ async fn hardening_B17_nothing_that_a_revoked_peer_adds_to_its_chain_helps_it() 
             let issue = |uri: &str, number| {
                 let (chain, key) = ca.sign(numbered(uri, number));
                 let (chain, roots) = (format!("{chain}{junk}"), ca.roots.clone());
-                let now = SystemTime::now();
+                let now = mesh_runtime::clock::now();
                 let own = IdentityCertificate::from_pem(identity(uri), chain.as_bytes(), key.as_bytes(), roots, 1, now);
                 Arc::new(own.unwrap())
             };

@@ -2,7 +2,7 @@
 //! valid whatever the authority does, and never used before they have been checked.
 //!
 //! Each identity has one task: ask, check, publish, sleep. All tasks share eight permits, so that a node that starts a thousand pods does not
-//! flood the authority.
+//! flood the authority. One more task looks whether the wall clock was set back to before a certificate begins; peers refuse it then.
 
 mod authority;
 mod request;
@@ -11,7 +11,7 @@ pub mod schedule;
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
@@ -24,6 +24,7 @@ use mesh_core::{Identity, TrustDomain};
 use mesh_runtime::{backoff::Backoff, task};
 use mesh_transport::tls::{CertificateError, IdentityCertificate, Roots};
 use parking_lot::{Mutex, RwLock};
+use rand::Rng;
 use tokio::{
     sync::{Notify, Semaphore, watch},
     task::JoinHandle,
@@ -40,6 +41,8 @@ const FIRST_DELAY: Duration = Duration::from_millis(500);
 const LAST_DELAY: Duration = Duration::from_secs(150);
 /// Somebody waiting for a certificate shortens a retry delay to this, never below.
 const IMPATIENT: Duration = Duration::from_secs(5);
+/// How often the wall clock is compared with the certificates. Renewals that it leads to are spread over [`IMPATIENT`].
+const LOOK: Duration = Duration::from_secs(2);
 
 /// Why an identity has no new certificate.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +123,11 @@ impl Slot {
     fn valid(&self, now: SystemTime) -> Option<Arc<IdentityCertificate>> {
         self.current.load_full().filter(|certificate| now < certificate.not_after)
     }
+
+    /// The certificate, if it has yet to begin.
+    fn early(&self, now: SystemTime) -> Option<Arc<IdentityCertificate>> {
+        self.current.load_full().filter(|certificate| certificate.is_early(now))
+    }
 }
 
 impl CertificateManager {
@@ -129,7 +137,7 @@ impl CertificateManager {
         Ok(Self::with_authority(Arc::new(GrpcAuthority::new(config)?), ttl, aliases, metrics))
     }
 
-    /// Asks another authority.
+    /// Asks another authority. Must be called inside a tokio runtime, as all that make a manager.
     #[must_use]
     pub fn with_authority(
         authority: Arc<dyn Authority>,
@@ -137,7 +145,7 @@ impl CertificateManager {
         aliases: Vec<TrustDomain>,
         metrics: ClientMetrics,
     ) -> Self {
-        Self::with_clock(authority, ttl, aliases, metrics, Arc::new(SystemTime::now))
+        Self::with_clock(authority, ttl, aliases, metrics, Arc::new(mesh_runtime::clock::now))
     }
 
     /// Asks another authority and another clock.
@@ -160,7 +168,9 @@ impl CertificateManager {
             identities: RwLock::default(),
             roots: Mutex::default(),
         };
-        Self { inner: Arc::new(inner) }
+        let inner = Arc::new(inner);
+        task::spawn("certificate clock", look(Arc::downgrade(&inner)));
+        Self { inner }
     }
 
     /// The certificate in use, if there is a valid one. Never waits.
@@ -243,12 +253,28 @@ impl CertificateManager {
     }
 }
 
+/// Wakes the tasks whose certificates have yet to begin: a clock was ahead when they were made, and nobody accepts them until it has made up
+/// for it.
+async fn look(inner: Weak<Inner>) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let Some(inner) = inner.upgrade() else { return };
+        let now = inner.now();
+        let identities = inner.identities.read();
+        let early = identities.values().filter(|keeper| keeper.slot.early(now).is_some());
+        early.for_each(|keeper| keeper.slot.wanted.notify_one());
+    }
+}
+
 /// One identity's life.
-async fn keep(inner: std::sync::Weak<Inner>, slot: std::sync::Weak<Slot>) {
+async fn keep(inner: Weak<Inner>, slot: Weak<Slot>) {
     let mut backoff = Backoff::new(FIRST_DELAY, LAST_DELAY);
     loop {
         let (Some(inner), Some(held)) = (inner.upgrade(), slot.upgrade()) else { return };
-        let delay = match inner.renew(&held.identity).await {
+        let early = held.early(inner.now());
+        let outcome = inner.renew(&held.identity, early.as_deref()).await;
+        let renewed = outcome.is_ok();
+        let delay = match outcome {
             Ok(certificate) => {
                 backoff.reset();
                 let now = inner.now();
@@ -276,12 +302,13 @@ async fn keep(inner: std::sync::Weak<Inner>, slot: std::sync::Weak<Slot>) {
         drop(inner);
         let weak = Arc::downgrade(&held);
         drop(held);
-        sleep(weak, clock, delay).await;
+        sleep(weak, clock, delay, renewed).await;
     }
 }
 
-/// Sleeps, but not while somebody waits for a certificate that there is not.
-async fn sleep(slot: std::sync::Weak<Slot>, clock: Clock, delay: Duration) {
+/// Sleeps, but not while somebody waits for a certificate that there is not, nor while the one that there is has yet to begin. If the authority's
+/// clock is another one than ours, asking it for one that has begun is of no use: `renewed` says that the last answer was good.
+async fn sleep(slot: Weak<Slot>, clock: Clock, delay: Duration, renewed: bool) {
     let answered = Instant::now();
     let wake = answered + delay;
     loop {
@@ -289,6 +316,10 @@ async fn sleep(slot: std::sync::Weak<Slot>, clock: Clock, delay: Duration) {
         if held.published.receiver_count() > 0 && held.valid(clock()).is_none() {
             drop(held);
             return tokio::time::sleep_until(wake.min(answered + IMPATIENT)).await;
+        }
+        if renewed && held.early(clock()).is_some() {
+            let spread = IMPATIENT.mul_f64(rand::rng().random());
+            return tokio::time::sleep_until(wake.min(Instant::now() + spread)).await;
         }
         tokio::select! {
             () = tokio::time::sleep_until(wake) => return,
@@ -302,7 +333,13 @@ impl Inner {
         (self.clock)()
     }
 
-    async fn renew(&self, identity: &Identity) -> Result<IdentityCertificate, RenewError> {
+    /// A new certificate. Instead of `early` it is as good as that one for what was made with it: connections go on through tunnels that are
+    /// open, while those to peers that have not noticed the clock yet could not make one.
+    async fn renew(
+        &self,
+        identity: &Identity,
+        early: Option<&IdentityCertificate>,
+    ) -> Result<IdentityCertificate, RenewError> {
         let permit = self.permits.acquire().await;
         let request = request::create(identity).map_err(|e| RenewError::Request(e.to_string()))?;
         let issued = tokio::time::timeout(DEADLINE, self.authority.issue(identity, request.csr, self.ttl)).await;
@@ -312,7 +349,8 @@ impl Inner {
             return Err(RenewError::Incomplete(chain.len()));
         };
         let roots = self.roots(roots, identity)?;
-        let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
+        let same = early.filter(|early| Arc::ptr_eq(early.roots(), &roots)).map(|early| early.generation);
+        let generation = same.unwrap_or_else(|| self.generation.fetch_add(1, Ordering::Relaxed) + 1);
         let pem = certificates.join("\n");
         let certificate = IdentityCertificate::from_pem(
             identity.clone(),

@@ -81,7 +81,7 @@ impl TokenWriter {
             }
             // Each file is on disk before the next is begun, which takes a while with many nodes.
             let step = move || {
-                let outcome = self.step(SystemTime::now());
+                let outcome = self.step(mesh_runtime::clock::now());
                 (self, outcome)
             };
             let Ok((writer, outcome)) = tokio::task::spawn_blocking(step).await else { return };

@@ -47,7 +47,7 @@ impl IstioCertificateService for Issuing {
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         self.metrics.csrs.inc();
-        let now = SystemTime::now();
+        let now = mesh_runtime::clock::now();
         let caller = request.extensions().get::<Caller>().cloned();
         let caller = caller.ok_or_else(|| Status::unauthenticated("authentication failed"))?;
         if !self.ledger.lock().0.admit(&caller.node, Instant::now()) {
@@ -68,7 +68,7 @@ impl Issuing {
     pub fn service(self) -> InterceptedService<IstioCertificateServiceServer<Self>, impl Interceptor + Clone> {
         let access = self.access.clone();
         let check = move |mut request: Request<()>| {
-            let caller = access.caller("ca", &request, SystemTime::now())?;
+            let caller = access.caller("ca", &request, mesh_runtime::clock::now())?;
             request.extensions_mut().insert(caller);
             Ok(request)
         };

@@ -21,7 +21,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 
 fn now() -> SystemTime {
     // Certificates count whole seconds.
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let seconds = mesh_runtime::clock::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     UNIX_EPOCH + Duration::from_secs(seconds)
 }
 

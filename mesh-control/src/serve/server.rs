@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use mesh_proto::discovery as wire;
 use mesh_proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
@@ -110,11 +110,11 @@ impl AggregatedDiscoveryService for Discovery {
         &self,
         request: Request<Streaming<wire::DeltaDiscoveryRequest>>,
     ) -> Result<Response<Responses>, Status> {
-        let caller = self.access.caller("xds", &request, SystemTime::now())?;
+        let caller = self.access.caller("xds", &request, mesh_runtime::clock::now())?;
         let status = StreamStatus {
             node: caller.node.to_string(),
             id: String::new(),
-            since: u64::try_from(unix(SystemTime::now())).unwrap_or(0),
+            since: u64::try_from(unix(mesh_runtime::clock::now())).unwrap_or(0),
             kinds: BTreeMap::new(),
         };
         // Not "resource exhausted": that is what a client hears whose request is too large.
@@ -160,7 +160,7 @@ impl StreamTask {
         let caller = self.caller.clone();
         let end = tokio::select! {
             end = self.serve(&discovery, key) => end,
-            why = discovery.access.end_of(&caller, SystemTime::now()) => Err(why),
+            why = discovery.access.end_of(&caller, mesh_runtime::clock::now()) => Err(why),
             _ = replaced => Err(Status::unavailable("newer streams of the node have taken its place")),
         };
         if let Err(status) = &end {

@@ -154,7 +154,12 @@ impl Acceptor {
         let TlsStream { tcp, peer, chain, expires, sealer, opener, keys, received, opened, unsent } = tls;
         let parts = Parts { socket: tcp, peer, generation: certificate.generation, sealer, keys, unsent };
         let tunnel = Arc::new(Tunnel::new(Role::Server, parts, self.config.max_streams).map_err(HandshakeError::from)?);
-        let proof = || Proof { chain, roots: certificate.roots().clone(), usage: Usage::Client, at: SystemTime::now() };
+        let proof = || Proof {
+            chain,
+            roots: certificate.roots().clone(),
+            usage: Usage::Client,
+            at: mesh_runtime::clock::now(),
+        };
         let admission = admit(self.config.revocations.as_ref(), &tunnel, proof).map_err(HandshakeError::Peer)?;
         Ok(InboundTunnel {
             tunnel,

@@ -15,7 +15,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::verify::{self, ClientVerifier, ServerVerifier, VerifyError, timestamp};
+use super::verify::{self, ClientVerifier, ServerVerifier, VerifyError, WallClock, timestamp};
 
 /// Largest PEM chain accepted from a certificate authority.
 const CHAIN_LIMIT: usize = 16 * 1024;
@@ -140,7 +140,7 @@ pub struct IdentityCertificate {
     pub not_after: SystemTime,
     /// Serial number in lower-case hexadecimal.
     pub serial: String,
-    /// Which renewal of the identity this is; chosen by the caller, higher is newer.
+    /// Chosen by the caller. A tunnel that was made with a lower one takes no new connections.
     pub generation: u64,
     chain: Vec<CertificateDer<'static>>,
     roots: Arc<Roots>,
@@ -211,6 +211,11 @@ impl IdentityCertificate {
         &self.roots
     }
 
+    /// Whether peers whose clocks agree with `now` refuse it because it has not begun. Ours was ahead when it was made, and has been set back since.
+    pub fn is_early(&self, now: SystemTime) -> bool {
+        now + NOT_BEFORE_TOLERANCE < self.not_before
+    }
+
     /// The configuration for accepting tunnels as this identity.
     pub fn server_config(&self) -> Arc<ServerConfig> {
         self.server.clone()
@@ -249,7 +254,7 @@ fn limit(what: &'static str, input: &[u8], limit: usize) -> Result<(), Certifica
 
 /// TLS 1.3 only, a client certificate required, no tickets: a resumed session would skip the verification of a changed certificate.
 fn server_config(roots: &Arc<Roots>, key: &Arc<CertifiedKey>) -> ServerConfig {
-    let mut config = ServerConfig::builder_with_provider(verify::provider())
+    let mut config = ServerConfig::builder_with_details(verify::provider(), Arc::new(WallClock))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("the provider has TLS 1.3 suites")
         .with_client_cert_verifier(Arc::new(ClientVerifier::new(roots.clone())))
@@ -262,7 +267,7 @@ fn server_config(roots: &Arc<Roots>, key: &Arc<CertifiedKey>) -> ServerConfig {
 }
 
 fn client_config(roots: &Arc<Roots>, key: &Arc<CertifiedKey>, expected: &[Identity]) -> ClientConfig {
-    let mut config = ClientConfig::builder_with_provider(verify::provider())
+    let mut config = ClientConfig::builder_with_details(verify::provider(), Arc::new(WallClock))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("the provider has TLS 1.3 suites")
         .dangerous()

@@ -15,7 +15,7 @@ pub(crate) use record::{
 pub(crate) use revocation::{Admission, Proof};
 pub use revocation::{CRL_LIMIT, CrlError, Revocations};
 pub(crate) use verify::Usage;
-pub use verify::{VerifyError, peer_identity};
+pub use verify::{VerifyError, WallClock, peer_identity};
 
 #[cfg(test)]
 mod weak;

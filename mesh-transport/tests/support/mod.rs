@@ -6,7 +6,7 @@ pub mod raw;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use mesh_core::identity::{Identity, TrustDomain};
 use mesh_transport::copy::{self, ByteCounters, Outcome, Peer};
@@ -74,7 +74,10 @@ impl Ca {
     pub fn issue_with(&self, id: &Identity, params: CertificateParams, generation: u64) -> Arc<IdentityCertificate> {
         let (chain, key) = self.sign(params);
         let (chain, key, roots) = (chain.as_bytes(), key.as_bytes(), self.roots.clone());
-        Arc::new(IdentityCertificate::from_pem(id.clone(), chain, key, roots, generation, SystemTime::now()).unwrap())
+        Arc::new(
+            IdentityCertificate::from_pem(id.clone(), chain, key, roots, generation, mesh_runtime::clock::now())
+                .unwrap(),
+        )
     }
 }
 

@@ -41,6 +41,7 @@ impl Agent {
             .arg(node.cgroup.join("agent"))
             .args(["--mesh-ranges", ranges])
             .args(args)
+            .clock(&node.clock)
             .netns(&node.netns)
             .cgroup(node.cgroup.join("system")))
     }

@@ -1,4 +1,5 @@
 //! The control plane of a lab: `mesh-control` as a process in a namespace of its own on the fabric.
+use super::clock::Clock;
 use super::http;
 use super::metrics::Metrics;
 use super::netlink;
@@ -19,6 +20,8 @@ pub struct Control {
     pub netns: Netns,
     /// Where it keeps root certificate, key and tokens.
     pub state_dir: PathBuf,
+    /// What time it is there.
+    pub clock: Clock,
     process: Mutex<Option<Process>>,
     manifests: PathBuf,
     cgroup: PathBuf,
@@ -47,7 +50,8 @@ impl Control {
         })?;
         let state_dir = dir.join("control-state");
         let (manifests, cgroup, args) = (manifests.to_path_buf(), cgroup.to_path_buf(), args.to_vec());
-        Ok(Control { netns, state_dir, process: Mutex::new(None), manifests, cgroup, args, spawner })
+        let clock = Clock::create(dir, "control");
+        Ok(Control { netns, state_dir, clock, process: Mutex::new(None), manifests, cgroup, args, spawner })
     }
 
     /// Starts the process and waits until it serves.
@@ -64,6 +68,7 @@ impl Control {
                 .arg("--metrics")
                 .arg(format!("{address}:15014"))
                 .args(&self.args)
+                .clock(&self.clock)
                 .netns(&self.netns)
                 .cgroup(&self.cgroup),
         )?;

@@ -14,6 +14,7 @@ pub mod agent;
 pub mod bookinfo;
 pub mod capture;
 pub mod cgroup;
+pub mod clock;
 mod cluster;
 pub mod control;
 pub mod enrol;

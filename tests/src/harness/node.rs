@@ -1,6 +1,7 @@
 //! A node: a network namespace on the fabric with a pod range, service translation, cluster DNS, a cgroup and an agent.
 use super::agent::Agent;
 use super::cgroup;
+use super::clock::Clock;
 use super::enrol::Kubelet;
 use super::netlink::{self, Via};
 use super::netns::Netns;
@@ -24,6 +25,8 @@ pub struct Node {
     pub cgroup: PathBuf,
     /// Folder of the agent: sockets.
     pub run_dir: PathBuf,
+    /// What time it is there.
+    pub clock: Clock,
     pub(super) agent: Mutex<Option<Arc<Agent>>>,
     pub(super) kubelet: Kubelet,
     pub(super) next_pod: Mutex<u8>,
@@ -82,7 +85,8 @@ impl Node {
         dns.wait_for("ready", Duration::from_secs(10))?;
         let kubelet = Kubelet::start(run_dir.join("enrol.sock"));
         let (agent, next_pod) = (Mutex::new(None), Mutex::new(0));
-        Ok(Node { number, name, netns, cgroup, run_dir, agent, kubelet, next_pod, _dns: dns })
+        let clock = Clock::create(dir, &name);
+        Ok(Node { number, name, netns, cgroup, run_dir, clock, agent, kubelet, next_pod, _dns: dns })
     }
 
     /// The running agent.

@@ -1,4 +1,5 @@
 //! A process of the lab: started by the `Spawner`, output in files, killed and reaped with its handle.
+use super::clock::Clock;
 use super::netns::Netns;
 use super::wait::eventually;
 use anyhow::{Context, Result, bail};
@@ -59,6 +60,12 @@ impl Program {
     pub fn env(mut self, key: &str, value: impl Into<String>) -> Program {
         self.env.push((key.into(), value.into()));
         self
+    }
+
+    /// Reads the wall clock there.
+    pub fn clock(self, clock: &Clock) -> Program {
+        let (key, value) = clock.variable();
+        self.env(key, value)
     }
 
     /// Runs inside a network namespace.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! agent    the agent is killed, stopped, doubled, starved
+//! clock    what time it is jumps, stands still, is another one on one node
 //! control  the control plane is away, flaps, forgets, changes its root
 //! network  names, unknown addresses, ports that app and agent both want
 //! pods     pods come, go, and take over each other's addresses
@@ -12,6 +13,7 @@
 #![expect(non_snake_case, reason = "tests carry the ids of their rows")]
 
 mod agent;
+mod clock;
 mod control;
 mod network;
 mod pair;

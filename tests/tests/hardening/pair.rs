@@ -38,10 +38,19 @@ impl Pair {
 
     /// Starts new connections at a rate beside long-lived ones, until `ended` asks for the result.
     pub fn steady(&self, rate: u32, long: u32) -> Result<Steady> {
+        self.load(rate, long, "5")
+    }
+
+    /// The same with connections that may take long to begin.
+    pub fn patient(&self, rate: u32, long: u32) -> Result<Steady> {
+        self.load(rate, long, "20")
+    }
+
+    fn load(&self, rate: u32, long: u32, limit: &str) -> Result<Steady> {
         let (rate, long) = (rate.to_string(), long.to_string());
         let day = (24 * 3600).to_string();
         let args = ["load", "steady", &self.target, "--rate", &rate, "--long", &long, "--seconds", &day];
-        let load = self.client.start("steady", "lab", args.into_iter().chain(["--token", TOKEN, "--limit", "5"]))?;
+        let load = self.client.start("steady", "lab", args.into_iter().chain(["--token", TOKEN, "--limit", limit]))?;
         load.wait_for("started", SOON)?;
         Ok(Steady(load))
     }

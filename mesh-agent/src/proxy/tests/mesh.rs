@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use mesh_core::service::{ServiceAddress, ServicePort};
 use mesh_core::workload::{PortMapping, TunnelProtocol};
@@ -161,7 +161,7 @@ impl Authority {
             key.as_bytes(),
             self.roots.clone(),
             1,
-            SystemTime::now(),
+            mesh_runtime::clock::now(),
         )
         .unwrap()
     }

@@ -241,7 +241,7 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
 
     /// There are no more new streams after this time: one of the two certificates ends.
     pub(super) fn retire_at(mut self, time: SystemTime) -> Self {
-        let left = time.duration_since(SystemTime::now()).unwrap_or_default();
+        let left = time.duration_since(mesh_runtime::clock::now()).unwrap_or_default();
         // Far-away instants overflow; a day longer than any mesh certificate is as good as never.
         self.retire = Some(Instant::now() + left.min(Duration::from_secs(400 * 86_400)));
         self

@@ -36,7 +36,7 @@ pub(super) async fn dial_tunnel(
     let tunnel =
         Tunnel::new(Role::Client, parts, config.max_streams).map_err(|error| HboneError::Dial(Arc::new(error)))?;
     let tunnel = Arc::new(tunnel);
-    let proof = || Proof { chain, roots: cert.roots().clone(), usage: Usage::Server, at: SystemTime::now() };
+    let proof = || Proof { chain, roots: cert.roots().clone(), usage: Usage::Server, at: mesh_runtime::clock::now() };
     let admission = admit(config.revocations.as_ref(), &tunnel, proof)
         .map_err(|error| HboneError::Tls(HandshakeError::Peer(error)))?;
     Ok((tunnel, Received { admission, expires, opener, received, opened }))

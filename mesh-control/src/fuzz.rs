@@ -2,7 +2,7 @@
 
 use mesh_core::Change;
 
-use crate::index::{self, Settings, View};
+use crate::index::{self, Settings};
 use crate::manifest::file;
 use crate::resource::catalog::{Catalog, Scan};
 use crate::world::{Kind, World};
@@ -16,7 +16,7 @@ pub fn manifests(data: &[u8]) {
     }
     let scan = Scan { found: read.found.into_iter().map(|(f, _)| f).collect(), ..Scan::default() };
     let (objects, _) = Catalog::default().apply(&scan);
-    let view = index::build(&objects, &Settings::default(), &View::default());
+    let view = index::build(&objects, &Settings::default());
     for workload in view.workloads.values() {
         for policy in workload.authorization_policies.iter() {
             assert!(view.policies.contains_key(policy), "{} lists {policy}, which is not there", workload.uid);

@@ -41,8 +41,7 @@ impl Outlets {
 
     /// Joins an update and publishes it. Returns what is wrong.
     pub fn publish(&self, update: Update, settings: &Settings) -> Arc<Vec<Diagnosis>> {
-        let previous = self.view.borrow().clone();
-        let view = index::build(&update.objects, settings, &previous);
+        let view = index::build(&update.objects, settings);
         let mut diagnoses = update.diagnoses;
         for (key, problem) in &view.problems {
             let place = update.places.get(key).and_then(|(file, line)| {

@@ -9,7 +9,7 @@ use mesh_core::service::{HealthPolicy, LoadBalancing, Mode, Scope, ServiceAddres
 use mesh_core::workload::PortMapping;
 use mesh_core::{ArcStr, NamespacedName, Service};
 
-use super::{Settings, View};
+use super::Settings;
 use crate::diagnosis::Problem;
 use crate::resource::service::{Distribution, Port, Target};
 use crate::resource::{Key, Kind, Objects, Pod, meta, service as resource};
@@ -31,15 +31,15 @@ pub fn key(namespace: &str, name: &str, settings: &Settings) -> NamespacedName {
 }
 
 /// Translates all services.
-pub fn index(objects: &Objects, settings: &Settings, previous: &View, problems: &mut Vec<(Key, Problem)>) -> Services {
-    let mut services = Services { addresses: kept(objects, previous), ..Services::default() };
+pub fn index(objects: &Objects, settings: &Settings, problems: &mut Vec<(Key, Problem)>) -> Services {
+    let mut services = Services { addresses: owners(objects), ..Services::default() };
     for object in objects.services.values().filter(|s| !s.is_alias) {
         let key = key(&object.namespace, &object.name, settings);
         let namespace = objects.namespaces.get(&object.namespace);
         let distribution = object.distribution.or_else(|| namespace.and_then(|n| n.distribution));
         let mut service = Service::new(object.namespace.clone(), object.name.clone(), key.name.clone());
         let single = |address: &IpAddr| ServiceAddress { network: ArcStr::new(), cidr: IpNet::from(*address) };
-        let own = object.addresses.iter().filter(|address| claim(**address, object, &mut services.addresses, problems));
+        let own = object.addresses.iter().filter(|address| gets(**address, object, &services.addresses, problems));
         service.addresses = own.map(single).collect();
         service.ports = object.ports.iter().map(port).collect();
         service.load_balancing = load_balancing(object, distribution);
@@ -57,33 +57,33 @@ fn resource_key(service: &resource::Service) -> Key {
     Key { kind: Kind::Service, namespace: service.namespace.clone(), name: service.name.clone() }
 }
 
-/// Addresses that stay with the service that has them: a copy of it elsewhere does not take them, whatever it is called.
-fn kept(objects: &Objects, previous: &View) -> BTreeMap<IpAddr, Key> {
+/// Which service gets an address that several have: the oldest one, as far as their age is known, then the first by name. What was in force before
+/// does not count, so that a restart changes nothing: a copy that takes an address does so, and is told of, when it is written.
+fn owners(objects: &Objects) -> BTreeMap<IpAddr, Key> {
+    let mut services: Vec<_> = objects.services.values().filter(|s| !s.is_alias).collect();
+    // Stable: those of one age stay in the order of their names.
+    services.sort_by_key(|service| service.created.unwrap_or(i64::MAX));
     let mut owners = BTreeMap::new();
-    for service in previous.services.values() {
-        let name = NamespacedName::new(service.namespace.clone(), service.name.clone());
-        let Some(object) = objects.services.get(&name).filter(|s| !s.is_alias) else { continue };
-        let had = service.addresses.iter().filter_map(ServiceAddress::single);
-        owners.extend(had.filter(|a| object.addresses.contains(a)).map(|a| (a, resource_key(object))));
+    for service in services {
+        for address in &service.addresses {
+            owners.entry(*address).or_insert_with(|| resource_key(service));
+        }
     }
     owners
 }
 
 /// Whether the service gets the address. Two with the same one cannot be told apart by whoever connects to it.
-fn claim(
+fn gets(
     address: IpAddr,
     service: &resource::Service,
-    owners: &mut BTreeMap<IpAddr, Key>,
+    owners: &BTreeMap<IpAddr, Key>,
     problems: &mut Vec<(Key, Problem)>,
 ) -> bool {
     let key = resource_key(service);
-    let owner = owners.entry(address).or_insert_with(|| key.clone());
-    if *owner != key {
-        let message = format!("{address} belongs to {owner}, this one does not get it");
-        problems.push((key, Problem::error("spec.clusterIPs", message)));
-        return false;
-    }
-    true
+    let Some(owner) = owners.get(&address).filter(|owner| **owner != key) else { return true };
+    let message = format!("{address} belongs to {owner}, this one does not get it");
+    problems.push((key, Problem::error("spec.clusterIPs", message)));
+    false
 }
 
 fn port(port: &Port) -> ServicePort {

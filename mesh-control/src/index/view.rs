@@ -60,11 +60,11 @@ pub struct View {
     pub problems: Vec<(Key, Problem)>,
 }
 
-/// Joins everything. `previous` is the view before this one: a service keeps the addresses that it has.
-pub fn build(objects: &Objects, settings: &Settings, previous: &View) -> View {
+/// Joins everything. The result depends on nothing else: a restart brings the same.
+pub fn build(objects: &Objects, settings: &Settings) -> View {
     let mut problems = Vec::new();
     let policies = policy::index(objects, settings, &mut problems);
-    let services = service::index(objects, settings, previous, &mut problems);
+    let services = service::index(objects, settings, &mut problems);
     let workloads = workload::index(objects, settings, &services, &policies, &mut problems);
     View {
         workloads: workloads.into_iter().map(|w| (w.uid.clone(), w)).collect(),

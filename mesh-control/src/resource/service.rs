@@ -68,6 +68,8 @@ pub struct Service {
     pub publish_not_ready: bool,
     /// Address families.
     pub families: IpFamilies,
+    /// When it was made, seconds; of two with the same address, the older one gets it.
+    pub created: Option<i64>,
 }
 
 impl Distribution {
@@ -150,6 +152,7 @@ pub fn read(key: &Key, object: k8s::Service) -> (Service, Vec<Problem>) {
         local_only,
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
         families,
+        created: meta::created(&object.metadata),
     };
     (service, problems)
 }

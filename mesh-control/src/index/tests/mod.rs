@@ -19,14 +19,9 @@ use crate::resource::catalog::{Catalog, Scan};
 
 /// The view of some manifests.
 fn view(text: &str) -> View {
-    view_after(&View::default(), text)
-}
-
-/// The view that follows another one.
-fn view_after(previous: &View, text: &str) -> View {
     let read = file::read("a.yaml", text.as_bytes());
     let scan = Scan { found: read.found.into_iter().map(|(f, _)| f).collect(), ..Scan::default() };
-    build(&Catalog::default().apply(&scan).0, &Settings::default(), previous)
+    build(&Catalog::default().apply(&scan).0, &Settings::default())
 }
 
 fn pod(name: &str, more: &str) -> String {

@@ -153,26 +153,33 @@ fn one_namespace_does_not_steer_the_traffic_of_another() {
 }
 
 #[test]
-fn a_service_keeps_its_address_whatever_a_copy_of_it_is_called() {
-    let web = |namespace: &str, address: &str| {
+fn of_services_with_one_address_the_oldest_gets_it_then_the_first_by_name() {
+    let web = |namespace: &str, created: &str| {
+        let created = if created.is_empty() { String::new() } else { format!(", creationTimestamp: '{created}'") };
         format!(
-            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: {namespace}}}\nspec: {{clusterIP: {address}, ports: [{{port: 80}}]}}\n"
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: {namespace}{created}}}\nspec: {{clusterIP: 198.19.0.1, ports: [{{port: 80}}]}}\n"
         )
     };
-    let owner = |view: &View| {
-        let owners: Vec<_> =
-            view.services.values().filter(|s| !s.addresses.is_empty()).map(|s| s.namespace.to_string()).collect();
-        let problems: Vec<_> = view.problems.iter().map(|(key, p)| format!("{key}: {}", p.message)).collect();
-        (owners.join(","), problems)
-    };
-    let first = view(&web("bbb", "198.19.0.1"));
-    let both = format!("{}{}", web("aaa", "198.19.0.1"), web("bbb", "198.19.0.1"));
-    let second = view_after(&first, &both);
-    let told = "Service aaa/web: 198.19.0.1 belongs to Service bbb/web, this one does not get it".to_owned();
-    assert_eq!(owner(&second), ("bbb".into(), vec![told.clone()]));
-    assert_eq!(owner(&view_after(&second, &both)), ("bbb".into(), vec![told]), "it stays");
-    // It leaves the address, or goes.
-    let moved = format!("{}{}", web("aaa", "198.19.0.1"), web("bbb", "198.19.0.2"));
-    assert_eq!(owner(&view_after(&second, &moved)), ("aaa,bbb".into(), vec![]));
-    assert_eq!(owner(&view_after(&second, &web("aaa", "198.19.0.1"))), ("aaa".into(), vec![]));
+    let (old, young) = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z");
+    for (ages, owner) in [
+        ([("aaa", ""), ("bbb", "")], "aaa"),
+        ([("aaa", ""), ("bbb", young)], "bbb"),
+        ([("aaa", young), ("bbb", old)], "bbb"),
+        ([("aaa", old), ("bbb", young)], "aaa"),
+        ([("aaa", old), ("bbb", old)], "aaa"),
+    ] {
+        let [first, second] = ages.map(|(namespace, created)| web(namespace, created));
+        // Nor does it matter which one is written first.
+        for text in [format!("{first}{second}"), format!("{second}{first}")] {
+            let view = view(&text);
+            let owners: Vec<_> =
+                view.services.values().filter(|s| !s.addresses.is_empty()).map(|s| s.namespace.as_str()).collect();
+            assert_eq!(owners, [owner], "{ages:?}");
+            let problems: Vec<_> = view.problems.iter().map(|(key, p)| format!("{key}: {}", p.message)).collect();
+            let other = if owner == "aaa" { "bbb" } else { "aaa" };
+            let told =
+                format!("Service {other}/web: 198.19.0.1 belongs to Service {owner}/web, this one does not get it");
+            assert_eq!(problems, [told], "{ages:?}");
+        }
+    }
 }

@@ -77,11 +77,19 @@ impl Outlets {
     }
 }
 
-/// Publishes whatever the source delivers, until it ends. `first` is called after the first update.
+/// Publishes whatever the source delivers, until it ends. `first` is called after the first update that could be read as a whole. Until then nothing
+/// is served: what could not be read may be what restricts traffic, and agents that are up hold on to what they know of it.
 pub async fn run(mut source: impl Source, settings: Settings, outlets: Outlets, first: impl FnOnce()) {
     let mut first = Some(first);
     let mut reported = HashSet::new();
     while let Some(update) = source.next().await {
+        if first.is_some() && !update.unread.is_empty() {
+            let unread = update.unread.join(", ");
+            tracing::error!(%unread, "cannot begin before everything can be read");
+            outlets.diagnoses.store(Arc::new(update.diagnoses));
+            reported = report(&outlets.diagnoses.load(), &reported);
+            continue;
+        }
         let (settings, joined) = (settings.clone(), outlets.clone());
         // Joining a large mesh takes a while; streams go on meanwhile.
         let known = std::mem::take(&mut reported);

@@ -144,3 +144,34 @@ fn a_process_serves_until_it_is_told_to_end_and_logs_no_secret() {
         assert!(!log.contains(secret) && !errors.contains(secret));
     }
 }
+
+#[test]
+fn hardening_F12_nothing_is_served_before_every_manifest_has_been_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = good(folder.path());
+    let (missing, link) = (folder.path().join("policy.yaml"), folder.path().join("manifests/policy.yaml"));
+    std::os::unix::fs::symlink(&missing, &link).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_mesh-control"))
+        .args(&args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines: Vec<String> = BufReader::new(child.stdout.take().unwrap())
+        .lines()
+        .map_while(Result::ok)
+        .inspect(|line| {
+            if line.contains("cannot begin") && !missing.exists() {
+                fs::write(&missing, "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n").unwrap();
+            }
+            if line.contains("ready") {
+                kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+            }
+        })
+        .collect();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{lines:?}");
+    let at = |text: &str| lines.iter().position(|line| line.contains(text));
+    let (waiting, ready) = (at("cannot begin before everything can be read\tunread=policy.yaml"), at("ready"));
+    assert!(waiting.is_some() && waiting < ready, "{lines:?}");
+    assert!(folder.path().join("state/tokens/n1").exists());
+}

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use xxhash_rust::xxh64::xxh64;
+
 use crate::diagnosis::{Diagnosis, Place, Problem, Severity};
 use crate::resource::catalog::Found;
 use crate::resource::fields::wrong;
@@ -58,11 +60,15 @@ fn read_here(name: &str, bytes: &[u8]) -> FileRead {
         Err((message, span)) => {
             reader.out.unsettled = true;
             reader.diagnose(None, Problem::error("", message).help("save the file as plain UTF-8 text"), span);
-            // What restricts traffic must not be taken for absent.
-            let text = String::from_utf8_lossy(bytes);
+            // What restricts traffic must not be taken for absent. Without the NULs most of UTF-16 can be read.
+            let text = String::from_utf8_lossy(bytes).replace('\0', "");
             for document in document::split(&text) {
-                if let Some(key) = sniffed(document.text).1.filter(|key| key.kind.is_security()) {
-                    reader.found(key, Err(Unreadable::default()), document.offset + 1);
+                match sniffed(document.text) {
+                    Guess::Object(key) if key.kind.is_security() => {
+                        reader.found(key, Err(Unreadable::default()), document.offset + 1);
+                    }
+                    Guess::Restricts(kind, namespace) => reader.suspect(kind, &namespace, document.offset + 1),
+                    _ => {}
                 }
             }
         }
@@ -88,23 +94,46 @@ impl Reader<'_> {
 
     /// A document that is not YAML. What it was may still be told from its text; a security object is then known to be unreadable.
     fn broken(&mut self, document: Document<'_>, message: String, span: Span) {
-        let (kind, key) = sniffed(document.text);
+        let guess = sniffed(document.text);
+        let key = match &guess {
+            Guess::Object(key) => Some(key),
+            _ => None,
+        };
         // What is no object of ours, a Secret perhaps, is not quoted.
-        let quoted = kind.is_some();
+        let quoted = !matches!(guess, Guess::Nothing);
         let tab = document::tab(document.text);
         let problem = match tab {
             Some(_) => Problem::error("", "a tab in the indentation").help("indent with spaces"),
             None => Problem::error("", format!("not valid YAML: {message}")),
         };
         let span = moved(tab.unwrap_or(span), document.offset);
-        self.diagnose(key.as_ref(), problem, span);
+        self.diagnose(key, problem, span);
         if let Some(place) = self.out.diagnoses.last_mut().and_then(|d| d.place.as_mut()).filter(|_| !quoted) {
             place.excerpt.clear();
         }
-        match key {
-            Some(key) => self.found(key, Err(Unreadable::default()), document.offset + 1),
-            None => self.out.unsettled = true,
+        match guess {
+            Guess::Object(key) => self.found(key, Err(Unreadable::default()), document.offset + 1),
+            Guess::Restricts(kind, namespace) => self.suspect(kind, &namespace, document.offset + 1),
+            Guess::Kind | Guess::Nothing => self.out.unsettled = true,
         }
+    }
+
+    /// Something that restricts traffic is there, and which object it is cannot be told.
+    fn suspect(&mut self, kind: Kind, namespace: &str, line: u32) {
+        self.out.unsettled = true;
+        let name = format!("unreadable-{:08x}", xxh64(format!("{}:{line}", self.name).as_bytes(), 0) as u32);
+        let key = Key { kind, namespace: namespace.into(), name: name.into() };
+        let closed = match kind {
+            Kind::PeerAuthentication => "plaintext is",
+            _ => "all connections are",
+        };
+        let message = format!(
+            "it looks like an object of kind {} in namespace {namespace}, where {closed} refused until it can be read, \
+             unless what the file held before is still in force",
+            kind.name()
+        );
+        self.diagnose(Some(&key), Problem::error("", message), Span { line, column: 0, width: 0 });
+        self.found(key, Err(Unreadable { nameless: true, ..Unreadable::default() }), line);
     }
 
     fn tree(&mut self, tree: &Node, offset: u32, inherited: Option<&TypeMeta>, depth: usize) {
@@ -119,7 +148,7 @@ impl Reader<'_> {
             self.diagnose(key, problem, span);
         }
         match head {
-            None => self.out.unsettled = true,
+            None => self.headless(tree, offset, inherited),
             Some(Head::List(of)) => self.list(tree, offset, of.as_ref(), depth),
             Some(Head::Other(what)) => self.other(tree, offset, what),
             Some(Head::Object(key)) => {
@@ -134,6 +163,21 @@ impl Reader<'_> {
                 }
                 self.found(key, read.outcome, line);
             }
+        }
+    }
+
+    /// An object of which it is not known which one it is.
+    fn headless(&mut self, tree: &Node, offset: u32, inherited: Option<&TypeMeta>) {
+        self.out.unsettled = true;
+        let text = |key: &str| tree.get(key).and_then(Node::as_str);
+        let api_version = text("apiVersion").or(inherited.map(|of| of.api_version.as_str())).unwrap_or_default();
+        let kind = text("kind").or(inherited.map(|of| of.kind.as_str())).unwrap_or_default();
+        let Some(kind) = meta::restricting(group(api_version), kind) else { return };
+        let namespace = tree.get("metadata").and_then(|m| m.get("namespace")).and_then(Node::as_str);
+        let namespace = namespace.unwrap_or("default");
+        // There are no pods in a namespace that cannot be.
+        if meta::label(namespace).is_ok() {
+            self.suspect(kind, namespace, moved(tree.span, offset).line);
         }
     }
 
@@ -190,17 +234,47 @@ impl Reader<'_> {
     }
 }
 
-/// What a document that cannot be parsed probably was: its kind, if it is one of ours, and which object.
-fn sniffed(text: &str) -> (Option<Kind>, Option<Key>) {
-    let Sniffed { kind, namespace, name } = sniff(text);
-    let kind = kind.and_then(|k| Kind::ALL.into_iter().find(|known| known.name() == k));
-    let key = kind.zip(name).and_then(|(kind, name)| {
-        let namespace =
-            if kind.is_namespaced() { namespace.unwrap_or_else(|| "default".into()) } else { String::new() };
-        let valid = meta::subdomain(&name).is_ok() && (namespace.is_empty() || meta::label(&namespace).is_ok());
-        valid.then(|| Key { kind, namespace: namespace.into(), name: name.into() })
-    });
-    (kind, key)
+/// What a document that cannot be parsed probably was.
+enum Guess {
+    /// This object of ours.
+    Object(Key),
+    /// Something that restricts traffic in this namespace.
+    Restricts(Kind, String),
+    /// An object of ours, which cannot be told; nothing has to be closed for it.
+    Kind,
+    /// Nothing of ours.
+    Nothing,
+}
+
+fn sniffed(text: &str) -> Guess {
+    let Sniffed { api_version, kind, namespace, name } = sniff(text);
+    // What is broken may be a quote or a bracket right there.
+    let stray = |c: char| !c.is_ascii_alphanumeric();
+    let namespace = namespace.map_or_else(|| "default".to_owned(), |n| n.trim_matches(stray).to_owned());
+    let exact = Kind::ALL.into_iter().find(|known| kind.as_deref() == Some(known.name()));
+    let group = group(api_version.as_deref().unwrap_or_default());
+    let restricts = match &kind {
+        Some(kind) => meta::restricting(group, kind),
+        // Whatever it says elsewhere is all that there is to go by.
+        None => ["AuthorizationPolicy", "PeerAuthentication", "security.istio.io"]
+            .into_iter()
+            .find(|word| text.contains(word))
+            .and_then(|word| meta::restricting(word, word)),
+    };
+    match (exact.or(restricts), name.filter(|name| meta::subdomain(name).is_ok())) {
+        (Some(kind), _) if kind.is_namespaced() && meta::label(&namespace).is_err() => Guess::Kind,
+        (Some(kind), Some(name)) => {
+            let namespace = if kind.is_namespaced() { namespace } else { String::new() };
+            Guess::Object(Key { kind, namespace: namespace.into(), name: name.into() })
+        }
+        (Some(kind), None) if kind.is_security() => Guess::Restricts(kind, namespace),
+        (Some(_), None) => Guess::Kind,
+        (None, _) => Guess::Nothing,
+    }
+}
+
+fn group(api_version: &str) -> &str {
+    api_version.split('/').next().unwrap_or_default()
 }
 
 /// A problem as a diagnosis.

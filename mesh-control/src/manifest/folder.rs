@@ -38,6 +38,8 @@ pub struct Seen {
     pub diagnoses: Vec<Diagnosis>,
     /// File and line of each object.
     pub places: BTreeMap<Key, (String, u32)>,
+    /// Files and folders of which nothing at all could be read.
+    pub unread: Vec<String>,
 }
 
 impl Folder {
@@ -50,7 +52,7 @@ impl Folder {
     pub fn scan(&mut self) -> Seen {
         let mut walk = Walk::default();
         walk.folder(&self.root, "", 0);
-        let mut diagnoses = walk.diagnoses;
+        let (mut diagnoses, unread) = (walk.diagnoses, walk.unread);
         let mut scan = Scan { unsettled: walk.unsettled, blind: walk.blind, ..Scan::default() };
         let mut parsed = HashMap::new();
         for (name, bytes) in &walk.files {
@@ -92,7 +94,7 @@ impl Folder {
             );
         }
         diagnoses.sort_by(|a, b| order(a).cmp(&order(b)));
-        Seen { objects, diagnoses, places }
+        Seen { objects, diagnoses, places, unread }
     }
 
     /// Names, sizes and times of all files: equal as long as nothing changed.
@@ -144,6 +146,7 @@ struct Walk {
     files: BTreeMap<String, Vec<u8>>,
     diagnoses: Vec<Diagnosis>,
     unsettled: BTreeSet<String>,
+    unread: Vec<String>,
     visited: HashSet<(u64, u64)>,
     total: u64,
     blind: bool,
@@ -162,22 +165,13 @@ impl Walk {
             return;
         }
         if depth > MAX_DEPTH {
-            self.diagnoses.push(of_file(shown, Severity::Error, format!("folders nest deeper than {MAX_DEPTH}"), None));
-            return;
+            let message = format!("folders nest deeper than {MAX_DEPTH}");
+            return self.blind(shown, message);
         }
         let entries = identity.and_then(|_| fs::read_dir(path)).and_then(Iterator::collect::<Result<Vec<_>, _>>);
         let mut entries = match entries {
             Ok(entries) => entries,
-            Err(error) => {
-                self.diagnoses.push(of_file(
-                    shown,
-                    Severity::Error,
-                    format!("the folder cannot be read: {error}"),
-                    None,
-                ));
-                self.blind = true;
-                return;
-            }
+            Err(error) => return self.blind(shown, format!("the folder cannot be read: {error}")),
         };
         entries.sort_by_key(fs::DirEntry::file_name);
         for entry in entries {
@@ -188,11 +182,14 @@ impl Walk {
             }
             let path = entry.path();
             let shown = if prefix.is_empty() { name.to_string() } else { format!("{prefix}/{name}") };
-            match fs::metadata(&path) {
+            let meta = fs::metadata(&path);
+            if !is_manifest(&name) && !meta.as_ref().is_ok_and(fs::Metadata::is_dir) {
+                continue;
+            }
+            match meta {
                 // Two such names may look the same.
                 _ if file_name.to_str().is_none() => self.unreadable(shown, "its name is not UTF-8"),
                 Ok(meta) if meta.is_dir() => self.folder(&path, &shown, depth + 1),
-                _ if !is_manifest(&name) => {}
                 Ok(meta) if meta.is_file() => self.file(&path, shown, meta.len()),
                 Ok(_) => self.unreadable(shown, NOT_A_FILE),
                 Err(error) => self.unreadable(shown, &error.to_string()),
@@ -223,9 +220,17 @@ impl Walk {
         }
     }
 
+    /// What is in a folder is not known: everything stays as it was.
+    fn blind(&mut self, shown: &str, message: String) {
+        self.diagnoses.push(of_file(shown, Severity::Error, message, None));
+        self.unread.push(shown.to_owned());
+        self.blind = true;
+    }
+
     fn unreadable(&mut self, shown: String, why: &str) {
         let message = format!("the file cannot be read: {why}; objects that came from it stay as they were");
         self.diagnoses.push(of_file(&shown, Severity::Error, message, None));
+        self.unread.push(shown.clone());
         self.unsettled.insert(shown);
     }
 }

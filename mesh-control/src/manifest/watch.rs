@@ -9,7 +9,7 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::folder::Folder;
+use super::folder::{Folder, Seen};
 use crate::source::{Source, Update};
 
 /// How long the folder must be quiet.
@@ -26,6 +26,8 @@ pub struct FolderSource {
     folder: Option<Folder>,
     fingerprint: u64,
     started: bool,
+    /// The last scan could not read everything: what was in its way may go without a trace in names and times.
+    again: bool,
     watcher: Option<RecommendedWatcher>,
     events: mpsc::Receiver<()>,
     sender: mpsc::Sender<()>,
@@ -37,8 +39,16 @@ impl FolderSource {
         // One pending event is as good as many.
         let (sender, events) = mpsc::channel(1);
         let folder = Some(Folder::new(root));
-        let mut source =
-            Self { root: root.to_owned(), folder, fingerprint: 0, started: false, watcher: None, events, sender };
+        let mut source = Self {
+            root: root.to_owned(),
+            folder,
+            fingerprint: 0,
+            started: false,
+            again: false,
+            watcher: None,
+            events,
+            sender,
+        };
         source.watch();
         source
     }
@@ -84,6 +94,9 @@ impl FolderSource {
                 Ok(Some(())) => break,
                 Ok(None) => return None,
                 Err(_) => {
+                    if self.again {
+                        break;
+                    }
                     if self.with_folder(|f| f.fingerprint()).await? != self.fingerprint {
                         // Whatever the events missed, they may go on missing: the folder may be another one by now.
                         self.watch();
@@ -113,6 +126,8 @@ impl Source for FolderSource {
         self.started = true;
         let (fingerprint, seen) = self.with_folder(|f| (f.fingerprint(), f.scan())).await?;
         self.fingerprint = fingerprint;
-        Some(Update { objects: seen.objects, diagnoses: seen.diagnoses, places: seen.places })
+        self.again = !seen.unread.is_empty();
+        let Seen { objects, diagnoses, places, unread } = seen;
+        Some(Update { objects, diagnoses, places, unread })
     }
 }

@@ -1,5 +1,6 @@
 //! What is in force: the last good form of every object. A scan of a source replaces it as a whole; objects that cannot be read now keep the
-//! form they had, and a security object that never had one is closed.
+//! form they had, and a security object that never had one is closed. One that cannot even be named is taken for one that its origin had
+//! before, if there is such a one.
 //!
 //! ```text
 //! scan: key -> Ok(object) | Err(unreadable)      catalog: key -> last good object
@@ -73,18 +74,26 @@ impl Catalog {
                     good.insert(found.key.clone(), (object, found.origin.clone()));
                 }
                 (Err(unreadable), None) if found.key.kind.is_security() => {
-                    kept.closed += 1;
                     closed.push((found.key.clone(), unreadable.clone()));
                 }
                 (Err(_), None) => {}
             }
         }
+        let mut missing = BTreeSet::new();
         for (key, (object, origin)) in std::mem::take(&mut self.good) {
             if !mentioned.contains(&key) && (scan.blind || scan.unsettled.contains(&origin)) {
                 kept.last_good += 1;
+                if key.kind.is_security() {
+                    missing.insert(origin.clone());
+                }
                 good.insert(key, (object, origin));
             }
         }
+        let origins: BTreeMap<&Key, &String> = scan.found.iter().map(|found| (&found.key, &found.origin)).collect();
+        closed.retain(|(key, unreadable)| {
+            !(unreadable.nameless && origins.get(key).is_some_and(|origin| missing.contains(*origin)))
+        });
+        kept.closed = closed.len();
         self.good = good;
         (self.objects(closed), kept)
     }

@@ -86,11 +86,19 @@ fn read_head(tree: &Tree, inherited: Option<&TypeMeta>, problems: &mut Vec<Probl
     Ok(Some(Head::Object(key(kind, tree)?)))
 }
 
-/// The kind that was probably meant by one that the groups read here do not have.
+/// The kind that was probably meant by one that there is not.
 fn meant(api_version: &str, kind: &str) -> Option<&'static str> {
     let group = api_version.split('/').next().unwrap_or_default();
-    let names = Kind::ALL.map(Kind::name);
-    if group == "security.istio.io" || group == "v1" { closest(kind, &names) } else { None }
+    if group == "v1" { closest(kind, &Kind::ALL.map(Kind::name)) } else { restricting(group, kind).map(Kind::name) }
+}
+
+/// The security kind that an object of this group and kind, each empty if it is not known, must be taken for. Of the group's own kinds there is
+/// one more, which has no effect here; whatever else is written there restricts traffic, and an AuthorizationPolicy can restrict the most.
+pub fn restricting(group: &str, kind: &str) -> Option<Kind> {
+    let security = || Kind::ALL.into_iter().filter(|k| k.is_security());
+    let near = closest(kind, &security().map(Kind::name).collect::<Vec<_>>());
+    let unknown = group == "security.istio.io" && kind != "RequestAuthentication";
+    security().find(|k| near == Some(k.name())).or(unknown.then_some(Kind::AuthorizationPolicy))
 }
 
 /// Which object of the kind it is.

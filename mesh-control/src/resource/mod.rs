@@ -151,6 +151,8 @@ pub struct Unreadable {
     pub selector: Option<Labels>,
     /// It is bound to something other than workloads, so that workloads need not be closed.
     pub bound_elsewhere: bool,
+    /// It looks like an object of the kind, but which one it is cannot be told: the name is made up.
+    pub nameless: bool,
 }
 
 /// What came of reading one object.

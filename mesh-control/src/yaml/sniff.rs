@@ -1,9 +1,11 @@
-//! What a document that cannot be parsed probably was: kind, namespace and name, from text that looks like them. `manifest::file` asks, so that
+//! What a document that cannot be parsed probably was: version, kind, namespace and name, from text that looks like them. `manifest::file` asks, so that
 //! a broken security object is known to be there.
 
-/// Kind, namespace and name, as far as they can be told.
+/// What could be told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sniffed {
+    /// `apiVersion`
+    pub api_version: Option<String>,
     /// `kind`
     pub kind: Option<String>,
     /// `metadata.namespace`
@@ -16,6 +18,7 @@ impl Sniffed {
     /// Takes a value that stands at `path`; the first one counts.
     fn take(&mut self, path: &[&str], value: &str) {
         let field = match path {
+            ["apiVersion"] => &mut self.api_version,
             ["kind"] => &mut self.kind,
             ["metadata", "namespace"] => &mut self.namespace,
             ["metadata", "name"] => &mut self.name,
@@ -140,7 +143,7 @@ mod tests {
             ("\u{fffd}\nkind: Pod\n", "Pod ? ?"),
         ];
         for (text, expected) in cases {
-            let Sniffed { kind, namespace, name } = sniff(text);
+            let Sniffed { kind, namespace, name, .. } = sniff(text);
             let shown = [kind, namespace, name].map(|f| f.unwrap_or_else(|| "?".into())).join(" ");
             assert_eq!(shown, expected, "{text}");
         }

@@ -347,13 +347,20 @@ fn names_that_are_no_text_are_refused_with_their_place() {
         for (word, found_as) in words {
             let text = format!("apiVersion: {api_version}\nkind: {kind}\nmetadata:\n  name: {word}\n");
             let read = read("a.yaml", text.as_bytes());
-            assert!(read.found.is_empty() && read.unsettled, "{text}");
+            // What restricts traffic is closed, though it is not known what it is called.
+            let closed: Vec<_> = read.found.iter().map(|(found, _)| found.key.kind.name()).collect();
+            assert!(
+                closed == [kind] || (closed.is_empty() && !api_version.starts_with("security")),
+                "{text}: {closed:?}"
+            );
+            assert!(read.unsettled, "{text}");
             let width = word.len();
             let shown = format!(
                 "error: expected a string, found {found_as}\n --> a.yaml:4:9\n  |\n4 |   name: {word}\n  |         {}\n  = field `metadata.name`\n  = help: write the value in quotes: YAML reads yes, no, on, off, y and n as booleans, and digits as numbers",
                 "^".repeat(width)
             );
-            assert_eq!(read.diagnoses.iter().map(ToString::to_string).collect::<Vec<_>>(), [shown]);
+            assert_eq!(read.diagnoses[0].to_string(), shown);
+            assert_eq!(read.diagnoses.len(), 1 + closed.len());
         }
         for (word, name) in
             [("'no'", "no"), ("\"123\"", "123"), ("!!str no", "no"), ("none", "none"), ("2024-01-01", "2024-01-01")]

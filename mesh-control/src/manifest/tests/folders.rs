@@ -320,6 +320,93 @@ fn hardening_F12_a_policy_in_a_file_that_is_no_text_is_closed() {
 }
 
 #[test]
+fn hardening_F12_whatever_looks_like_a_policy_is_closed_from_the_start() {
+    let scan = |text: &[u8]| {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("a.yaml"), text).unwrap();
+        Folder::new(root.path()).scan()
+    };
+    // Which policies and which PeerAuthentications are closed, by namespace alone where there is no name.
+    let closed = |text: &str| {
+        let objects = scan(text.as_bytes()).objects;
+        let policies = objects.authorization_policies.iter();
+        let policies = policies.filter(|(_, p)| matches!(p, Secured::Unreadable(_))).map(|(name, _)| ("", name));
+        let peers = objects.peer_authentications.iter();
+        let peers = peers.filter(|(_, p)| matches!(p, Secured::Unreadable(_))).map(|(name, _)| ("peer ", name));
+        let shown = policies.chain(peers).map(|(what, name)| match name.name.starts_with("unreadable-") {
+            true => format!("{what}{}", name.namespace),
+            false => format!("{what}{name}"),
+        });
+        shown.collect::<Vec<_>>().join(",")
+    };
+    let p = deny("p");
+    let peer = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: p, namespace: shop}\nspec: {mtls: {mode: STRICT}}\n";
+    for (text, expected) in [
+        // No YAML.
+        (p.replace("name: p, ", "").replace("spec: {", "spec: {{"), "shop"),
+        (p.replace("name: p", "name: P").replace("spec: {", "spec: {{"), "shop"),
+        (p.replace("{name: p, namespace: shop}", "\n  name: [\n  namespace: \"shop]"), "shop"),
+        (p.replace("AuthorizationPolicy", "AuthorizationPolcy").replace("spec: {", "spec: {{"), "shop/p"),
+        (p.replace("AuthorizationPolicy", "Polizei").replace("spec: {", "spec: {{"), "shop/p"),
+        (p.replace("kind: ", "kind ").replace("spec: {", "spec: {{"), "shop/p"),
+        ("AuthorizationPolicy\n\tfor: [the shop\n".into(), "default"),
+        (peer.replace("name: p, ", "").replace("spec: {", "spec: {{"), "peer shop"),
+        // YAML, but of no kind or no name that there could be.
+        (p.replace("AuthorizationPolicy", "Polizei"), "shop/p"),
+        (
+            p.replace("security.istio.io", "security.istio.oi").replace("AuthorizationPolicy", "AuthorizatoinPolicy"),
+            "shop/p",
+        ),
+        (p.replace("kind: AuthorizationPolicy\n", ""), "shop"),
+        (p.replace("name: p, ", ""), "shop"),
+        (p.replace("name: p", "name: Deny_All"), "shop"),
+        (p.replace(", namespace: shop", "").replace("name: p", "name: 7"), "default"),
+        (peer.replace("name: p, ", ""), "peer shop"),
+        (
+            "kind: AuthorizationPolicyList\napiVersion: security.istio.io/v1\nitems: [{metadata: {namespace: shop}}]\n"
+                .into(),
+            "shop",
+        ),
+        // Nothing of the kind.
+        (p.replace("AuthorizationPolicy", "RequestAuthentication").replace("name: p, ", ""), ""),
+        (p.replace("AuthorizationPolicy", "RequestAuthentication").replace("spec: {", "spec: {{"), ""),
+        (p.replace("namespace: shop", "namespace: Shop"), ""),
+        (SERVICE.replace("name: web", "name: AuthorizationPolicy"), ""),
+        ("kind: ConfigMap\ndata: {a: 'kind: AuthorizationPolicy\n".into(), ""),
+        ("kind: [\n".into(), ""),
+    ] {
+        assert_eq!(closed(&text), expected, "{text}");
+    }
+    // As some editors of other systems save it.
+    let wide: Vec<u8> = std::iter::once(0xfeff).chain(deny("p").encode_utf16()).flat_map(u16::to_le_bytes).collect();
+    assert_eq!(summary(&scan(&wide)), "nodes[] services[] policies[!shop/p]");
+}
+
+#[test]
+fn a_policy_that_cannot_be_named_any_more_stays_in_its_good_form() {
+    let root = tempfile::tempdir().unwrap();
+    let (file, other) = (root.path().join("a.yaml"), root.path().join("b.yaml"));
+    let nameless = deny("p").replace("name: p, ", "");
+    write(&file, &deny("p"));
+    write(&other, &deny("q"));
+    let mut folder = Folder::new(root.path());
+    folder.scan();
+    write(&file, &nameless);
+    let seen = folder.scan();
+    assert_eq!(summary(&seen), "nodes[] services[] policies[shop/p,shop/q]");
+    assert!(seen.diagnoses.iter().any(|d| d.message.contains("unless what the file held before is still in force")));
+    // In a file that held no policy it is a new one.
+    write(&file, NODE);
+    folder.scan();
+    write(&file, &nameless);
+    let shown = summary(&folder.scan());
+    assert!(shown.starts_with("nodes[n1] services[] policies[shop/q,!shop/unreadable-"), "{shown}");
+    // Mended, nothing of it is left.
+    write(&file, &deny("p"));
+    assert_eq!(summary(&folder.scan()), "nodes[] services[] policies[shop/p,shop/q]");
+}
+
+#[test]
 fn of_two_objects_with_one_name_the_first_file_s_is_used() {
     let root = tempfile::tempdir().unwrap();
     write(&root.path().join("a.yaml"), &deny("p"));

@@ -95,6 +95,38 @@ fn hardening_R20_a_pod_with_too_many_ports_is_left_to_the_agent_and_starves_nobo
     assert_eq!(reach(&greedy, 9000), 0);
 }
 
+/// What policies say of other pods' ports does not keep a pod from being enrolled, nor its own policy from being held to.
+#[test]
+fn hardening_R20_pods_whose_ports_find_no_place_are_left_to_the_agent() {
+    if !privileged("hardening_R20_pods_whose_ports_find_no_place_are_left_to_the_agent") {
+        return;
+    }
+    let node = Node::with(|config| config.limits.inbound_ports = 100);
+    let mode = |count: u16| InboundMode {
+        default_strict: true,
+        ports: (1..=count).map(|n| (9000 + n, false)).collect(),
+        undecided: false,
+    };
+    let (first, second, third) = (Pod::new(&node), Pod::new(&node), Pod::enrolled(&node));
+    let reach = |pod: &Pod, port| errno(connect(&pod.outside.tcp(ip(POD_V4)), at(POD_V4, port)));
+    first.enrol(&node, &mode(64));
+    second.enrol(&node, &mode(64));
+    node.kernel().set_inbound(third.cookie, &mode(64)).unwrap();
+    assert_eq!((reach(&first, 9000), reach(&first, 9001)), (libc::ECONNREFUSED, 0));
+    for pod in [&second, &third] {
+        assert_eq!((reach(pod, 9000), reach(pod, 9001)), (0, 0));
+        accept(&pod.listeners.plaintext[0]);
+        accept(&pod.listeners.plaintext[0]);
+    }
+    // Fewer fit, and so does the same again, and what a pod gives up is there for another.
+    node.kernel().set_inbound(third.cookie, &mode(36)).unwrap();
+    node.kernel().set_inbound(third.cookie, &mode(36)).unwrap();
+    assert_eq!((reach(&third, 9000), reach(&third, 9036)), (libc::ECONNREFUSED, 0));
+    node.kernel().remove(first.cookie).unwrap();
+    second.enrol(&node, &mode(64));
+    assert_eq!((reach(&second, 9000), reach(&second, 9064)), (libc::ECONNREFUSED, 0));
+}
+
 /// Pods that open all the connections they can, and more than there are slots for, leave every other pod its share.
 #[test]
 fn hardening_F27_pods_that_take_all_they_can_deny_nobody_his_share() {

@@ -135,8 +135,8 @@ pub struct PodListenerFds<'a> {
 }
 
 /// Whether plaintext TCP from the network is dropped in the kernel. What is not dropped comes to the agent, which decides by the whole
-/// policy: so a pod with more ports than it may have is left to the agent altogether. Datagrams never come to the agent: where they are
-/// refused and the mode is undecided, all ports refuse them.
+/// policy: so a pod with more ports than it may have, or than there is room for, is left to the agent altogether. Datagrams never come to
+/// the agent: where they are refused and the mode is undecided, all ports refuse them.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct InboundMode {
     /// STRICT for ports that have no entry.

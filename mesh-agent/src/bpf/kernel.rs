@@ -18,7 +18,7 @@ use super::{
     collect::{self, Collector},
     config::{Foreign, InboundMode, KernelConfig, KernelError, PodSpec, Repair},
     events::Events,
-    foreign,
+    foreign, inbound,
     links::Hooks,
     netns,
     object::{self, Loader, Settings, bpf},
@@ -105,10 +105,8 @@ impl Kernel {
     /// Captures a pod, or updates a captured one. Idempotent. Blocks for some milliseconds. When it fails, a pod that was captured before
     /// is as it was, and of any other nothing is left.
     pub fn enrol(&self, pod: &PodSpec<'_>) -> Result<(), KernelError> {
-        let inbound = self.within_limits(pod.cookie, pod.inbound);
-        let pod = &PodSpec { inbound: &inbound, ..*pod };
         let mut row = pods::row(pod, &self.config.limits)?;
-        row.flags = pods::with_setting(row.flags, self.config.deny_udp);
+        row.flags = inbound::with_setting(row.flags, self.config.deny_udp);
         let known = self.tables.pods.get(&pod.cookie).map_err(|source| bpf("read", maps::PODS, source))?.is_some();
         let enrolled = self.capture(pod, &row);
         if enrolled.is_err() && !known {
@@ -126,7 +124,10 @@ impl Kernel {
         pods::add_routes(pod)?;
         let loaded = pods::load(pod, &context, &mut self.loader.lock())?;
         let mut pods = self.pods.lock();
-        pods.insert(pod.cookie, Enrolled::enrol(pod, row, loaded, &context)?);
+        let mode = self.within_limits(pod.cookie, pod.inbound)?;
+        let pod = &PodSpec { inbound: &mode, ..*pod };
+        let row = Pod { flags: inbound::with_mode(row.flags, &mode), ..*row };
+        pods.insert(pod.cookie, Enrolled::enrol(pod, &row, loaded, &context)?);
         Ok(())
     }
 
@@ -141,27 +142,28 @@ impl Kernel {
         if row.flags & POD_CLOSED != 0 {
             return Ok(());
         }
-        let mode = &*self.within_limits(cookie, mode);
+        let mode = &*self.within_limits(cookie, mode)?;
         let tighten = mode.default_strict || mode.undecided;
         if !tighten {
-            pods::set_ports(&self.tables, cookie, mode)?;
+            inbound::set_ports(&self.tables, cookie, mode)?;
         }
-        row.flags = pods::with_mode(row.flags, mode);
+        row.flags = inbound::with_mode(row.flags, mode);
         self.tables.pods.set(&cookie, &row, sys::ANY).map_err(failed)?;
         if tighten {
-            pods::set_ports(&self.tables, cookie, mode)?;
+            inbound::set_ports(&self.tables, cookie, mode)?;
         }
         Ok(())
     }
 
-    /// No pod fills the table of all with the ports that its policies name.
-    fn within_limits<'a>(&self, cookie: u64, mode: &'a InboundMode) -> Cow<'a, InboundMode> {
-        let limit = self.config.limits.inbound_ports_per_pod as usize;
-        if mode.ports.len() <= limit {
-            return Cow::Borrowed(mode);
+    /// A pod whose policies name more ports than it may have, or than there is room for, is left to the agent. Called with `pods` locked: nobody
+    /// else takes the room.
+    fn within_limits<'a>(&self, cookie: u64, mode: &'a InboundMode) -> Result<Cow<'a, InboundMode>, KernelError> {
+        let room = inbound::have_room(&self.tables, cookie, mode, &self.config.limits);
+        if room.map_err(|source| bpf("read", maps::INBOUND_PORTS, source))? {
+            return Ok(Cow::Borrowed(mode));
         }
-        tracing::debug!(cookie, ports = mode.ports.len(), limit, "plaintext to the pod is left to the agent to judge");
-        Cow::Owned(InboundMode { undecided: true, ..InboundMode::default() })
+        tracing::debug!(cookie, ports = mode.ports.len(), "plaintext to the pod is left to the agent to judge");
+        Ok(Cow::Owned(InboundMode { undecided: true, ..InboundMode::default() }))
     }
 
     /// Releases a pod: its sockets are no longer captured. Unknown cookies are fine.
@@ -310,7 +312,7 @@ impl Kernel {
 fn apply_setting(tables: &Tables, deny_udp: bool) -> io::Result<()> {
     for cookie in tables.pods.keys()? {
         let Some(row) = tables.pods.get(&cookie)? else { continue };
-        let flags = pods::with_setting(row.flags, deny_udp);
+        let flags = inbound::with_setting(row.flags, deny_udp);
         if deny_udp {
             pods::add_peers(tables, cookie)?;
         }

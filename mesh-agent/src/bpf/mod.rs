@@ -16,6 +16,7 @@ mod collect;
 mod config;
 mod events;
 mod foreign;
+mod inbound;
 mod kernel;
 mod links;
 mod log;

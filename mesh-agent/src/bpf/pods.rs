@@ -24,13 +24,12 @@ use aya::programs::SkLookup;
 use mesh_common::{
     Address,
     peers::Peers,
-    row::{
-        self, Listener, POD_CLOSED, POD_INBOUND_ONLY, POD_STRICT, POD_UDP_DENY, POD_UNDECIDED, Pod, PortKey, SlotUse,
-    },
+    row::{self, Listener, POD_CLOSED, POD_INBOUND_ONLY, POD_STRICT, POD_UDP_DENY, POD_UNDECIDED, Pod, SlotUse},
 };
 
 use super::{
-    config::{InboundMode, KernelError, Limits, PodSpec, Repair},
+    config::{KernelError, Limits, PodSpec, Repair},
+    inbound::{set_ports, undecide, with_mode, with_setting},
     links, netns,
     object::{Loader, Settings, bpf, missing},
     pins::{Pins, detach_links, failed, remove_tree},
@@ -195,43 +194,6 @@ pub fn closed_row(cookie: u64, deny_udp: bool) -> Pod {
     Pod { cookie, flags: with_setting(POD_CLOSED | POD_STRICT | POD_UNDECIDED, deny_udp), ..Pod::default() }
 }
 
-/// The flags of a row with the node's setting about datagrams.
-pub fn with_setting(flags: u32, deny_udp: bool) -> u32 {
-    if deny_udp { flags | POD_UDP_DENY } else { flags & !POD_UDP_DENY }
-}
-
-/// The flags of a row with those of this mode.
-pub fn with_mode(flags: u32, mode: &InboundMode) -> u32 {
-    let strict = if mode.default_strict { POD_STRICT } else { 0 };
-    let undecided = if mode.undecided { POD_UNDECIDED } else { 0 };
-    (flags & !(POD_STRICT | POD_UNDECIDED)) | strict | undecided
-}
-
-/// What is captured already refuses datagrams before its ports are taken from it.
-fn undecide(tables: &Tables, cookie: u64) -> io::Result<()> {
-    let Some(mut row) = tables.pods.get(&cookie)? else { return Ok(()) };
-    row.flags |= POD_UNDECIDED;
-    tables.pods.set(&cookie, &row, sys::ANY)
-}
-
-/// Replaces the modes of a pod's ports, the strict ones first.
-pub fn set_ports(tables: &Tables, cookie: u64, mode: &InboundMode) -> Result<(), KernelError> {
-    let failed = |source| bpf("write", row::maps::INBOUND_PORTS, source);
-    let key = |port: u16| PortKey { cookie, port: port.into(), reserved: 0 };
-    for strict in [true, false] {
-        for (port, _) in mode.ports.iter().filter(|(_, mode)| *mode == strict) {
-            tables.inbound_ports.set(&key(*port), &u32::from(strict), sys::ANY).map_err(failed)?;
-        }
-    }
-    let keep = |old: &PortKey| mode.ports.iter().any(|(port, _)| u32::from(*port) == old.port);
-    for old in tables.inbound_ports.keys().map_err(failed)? {
-        if old.cookie == cookie && !keep(&old) {
-            tables.inbound_ports.delete(&old).map_err(failed)?;
-        }
-    }
-    Ok(())
-}
-
 fn refused(cookie: u64, reason: String) -> KernelError {
     KernelError::Pod { cookie, reason }
 }
@@ -381,12 +343,5 @@ mod tests {
         let closed = POD_CLOSED | POD_STRICT | POD_UNDECIDED;
         assert_eq!(closed_row(7, false), Pod { cookie: 7, flags: closed, ..Pod::default() });
         assert_eq!(closed_row(7, true), Pod { cookie: 7, flags: closed | POD_UDP_DENY, ..Pod::default() });
-    }
-
-    #[test]
-    fn a_mode_changes_its_own_flags_only() {
-        let mode = |default_strict, undecided| InboundMode { default_strict, ports: vec![], undecided };
-        assert_eq!(with_mode(POD_CLOSED | POD_STRICT, &mode(false, true)), POD_CLOSED | POD_UNDECIDED);
-        assert_eq!(with_mode(POD_UDP_DENY | POD_UNDECIDED, &mode(true, false)), POD_UDP_DENY | POD_STRICT);
     }
 }

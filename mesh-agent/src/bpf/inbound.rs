@@ -1,0 +1,76 @@
+//! What the tables say of a pod's inbound traffic: the flags of its row and the modes of its ports. Called by enrolment and when policies change.
+
+use std::{collections::HashSet, io};
+
+use mesh_common::row::{self, POD_STRICT, POD_UDP_DENY, POD_UNDECIDED, PortKey};
+
+use super::{
+    config::{InboundMode, KernelError, Limits},
+    object::bpf,
+    sys,
+    tables::Tables,
+};
+
+/// The flags of a row with the node's setting about datagrams.
+pub fn with_setting(flags: u32, deny_udp: bool) -> u32 {
+    if deny_udp { flags | POD_UDP_DENY } else { flags & !POD_UDP_DENY }
+}
+
+/// The flags of a row with those of this mode.
+pub fn with_mode(flags: u32, mode: &InboundMode) -> u32 {
+    let strict = if mode.default_strict { POD_STRICT } else { 0 };
+    let undecided = if mode.undecided { POD_UNDECIDED } else { 0 };
+    (flags & !(POD_STRICT | POD_UNDECIDED)) | strict | undecided
+}
+
+/// What is captured already refuses datagrams before its ports are taken from it.
+pub fn undecide(tables: &Tables, cookie: u64) -> io::Result<()> {
+    let Some(mut row) = tables.pods.get(&cookie)? else { return Ok(()) };
+    row.flags |= POD_UNDECIDED;
+    tables.pods.set(&cookie, &row, sys::ANY)
+}
+
+/// Whether the modes of a pod's ports fit beside those of the others, and beside its own that they replace.
+pub fn have_room(tables: &Tables, cookie: u64, mode: &InboundMode, limits: &Limits) -> io::Result<bool> {
+    if mode.ports.is_empty() || mode.ports.len() > limits.inbound_ports_per_pod as usize {
+        return Ok(mode.ports.is_empty());
+    }
+    let there: HashSet<PortKey> = tables.inbound_ports.keys()?.into_iter().collect();
+    let new = mode.ports.iter().filter(|(port, _)| !there.contains(&port_key(cookie, *port))).count();
+    Ok(there.len() + new <= limits.inbound_ports as usize)
+}
+
+fn port_key(cookie: u64, port: u16) -> PortKey {
+    PortKey { cookie, port: port.into(), reserved: 0 }
+}
+
+/// Replaces the modes of a pod's ports, the strict ones first.
+pub fn set_ports(tables: &Tables, cookie: u64, mode: &InboundMode) -> Result<(), KernelError> {
+    let failed = |source| bpf("write", row::maps::INBOUND_PORTS, source);
+    for strict in [true, false] {
+        for (port, _) in mode.ports.iter().filter(|(_, mode)| *mode == strict) {
+            tables.inbound_ports.set(&port_key(cookie, *port), &u32::from(strict), sys::ANY).map_err(failed)?;
+        }
+    }
+    let keep = |old: &PortKey| mode.ports.iter().any(|(port, _)| u32::from(*port) == old.port);
+    for old in tables.inbound_ports.keys().map_err(failed)? {
+        if old.cookie == cookie && !keep(&old) {
+            tables.inbound_ports.delete(&old).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_common::row::POD_CLOSED;
+
+    use super::*;
+
+    #[test]
+    fn a_mode_changes_its_own_flags_only() {
+        let mode = |default_strict, undecided| InboundMode { default_strict, ports: vec![], undecided };
+        assert_eq!(with_mode(POD_CLOSED | POD_STRICT, &mode(false, true)), POD_CLOSED | POD_UNDECIDED);
+        assert_eq!(with_mode(POD_UDP_DENY | POD_UNDECIDED, &mode(true, false)), POD_UDP_DENY | POD_STRICT);
+    }
+}

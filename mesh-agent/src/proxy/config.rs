@@ -6,6 +6,8 @@ use std::time::Duration;
 use mesh_core::ArcStr;
 use mesh_transport::tls::Revocations;
 
+use crate::bpf::Limits;
+
 /// Limits and deadlines.
 #[derive(Debug, Clone)]
 pub struct ProxyConfig {
@@ -26,6 +28,9 @@ pub struct ProxyConfig {
     pub connect_timeout: Duration,
     /// Deadline for the connect to the local app: it is on this machine, so silence means a full backlog.
     pub app_connect_timeout: Duration,
+    /// Connects to the apps of one pod that are under way at the same time; more wait for a turn. Each has a place in the kernel's table of clients until
+    /// the app's backlog takes it: an app that does not accept must not fill the table of all pods.
+    pub app_connects_per_pod: usize,
     /// Endpoints tried for one connection, the first included. More would only spread an outage.
     pub tries: usize,
     /// Connections of one pod each way. High enough for any honest pod, low enough that one pod cannot take the node's descriptors.
@@ -49,6 +54,7 @@ impl Default for ProxyConfig {
             certificate_wait: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),
             app_connect_timeout: Duration::from_secs(4),
+            app_connects_per_pod: Limits::default().clients_per_pod() as usize,
             tries: 3,
             connections_per_pod: 16_384,
             tunnels_per_pod: 4_096,

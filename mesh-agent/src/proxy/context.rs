@@ -15,6 +15,7 @@ use mesh_transport::socket::{self, Armed};
 use mesh_transport::tls::IdentityCertificate;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::connections::{Connections, CutReason};
@@ -42,6 +43,8 @@ pub struct PodContext {
     view: ArcSwap<View>,
     tunnels: AtomicU32,
     waiting: AtomicU32,
+    /// Turns of connects to the pod's apps.
+    pub app_connects: Semaphore,
     /// The mode that the kernel last accepted. A short lock of the recheck task and of start-up, never taken per connection.
     inbound: Mutex<Option<InboundMode>>,
 }
@@ -73,6 +76,7 @@ impl PodContext {
             view: ArcSwap::from_pointee(view),
             tunnels: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
+            app_connects: Semaphore::new(shared.config.app_connects_per_pod),
             inbound: Mutex::new(None),
             pod,
             shared,

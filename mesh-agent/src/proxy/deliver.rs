@@ -93,6 +93,9 @@ pub async fn connect(
     target: SocketAddr,
     client: SocketAddr,
 ) -> Result<Armed, Refused> {
+    let limit = context.shared.config.app_connect_timeout;
+    let turn = async { context.app_connects.acquire().await.map_err(io::Error::other) };
+    let _turn = within(limit, turn).await.map_err(|error| refused(Reason::AppUnreachable, target, &error))?;
     let socket = context
         .pod
         .sockets
@@ -105,7 +108,7 @@ pub async fn connect(
         .set_client(socket.as_fd(), client)
         .map_err(|error| refused(Reason::ClientAddress, target, &error))?;
     // Whatever ends the set-up from here on, the app sees a reset: it may have accepted what is given up a moment later.
-    let stream = within(context.shared.config.app_connect_timeout, Armed::connect(socket, target))
+    let stream = within(limit, Armed::connect(socket, target))
         .await
         .map_err(|error| refused(Reason::AppUnreachable, target, &error))?;
     // An app that has already reset the connection has lost its entry too; it sees nobody, so there is nothing to refuse.

@@ -230,6 +230,37 @@ async fn hardening_F52_the_certificate_decides_whatever_the_address() {
     assert!(!log.contains("src.workload=\"client\""), "{log}");
 }
 
+/// Every connect to an app has a place in a table of the node while it is under way. Those to one that does not answer take turns with the pod's others
+/// and leave the places of other pods alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn hardening_R20_connects_to_an_app_that_does_not_answer_wait_for_their_turn() {
+    let pair = Pair::with(|config| {
+        config.app_connect_timeout = std::time::Duration::from_millis(500);
+        config.app_connects_per_pod = 1;
+    })
+    .await;
+    pair.server.echo(APP + 1, "");
+    let listener = pair.server.netns.listen(pair.server_address());
+    socket2::SockRef::from(&listener).listen(0).unwrap();
+    let mut held = Vec::new();
+    while pair.far.refused(Reason::AppUnreachable) == 0 {
+        held.extend(ask(&pair, Authority::Address(pair.server_address())).await);
+        assert!(held.len() < 10, "the backlog never fills");
+    }
+    let begun = pair.far.kernel.clients.lock().len();
+    let hanging = ask(&pair, Authority::Address(pair.server_address()));
+    let next = async {
+        eventually("the connect is under way", || pair.far.kernel.clients.lock().len() > begun).await;
+        let answered = ask(&pair, Authority::Address(SocketAddr::new(pair.server.ip(), APP + 1))).await;
+        (answered.is_ok(), pair.far.refused(Reason::AppUnreachable))
+    };
+    let (refused, (_, given_up)) = tokio::join!(hanging, next);
+    assert_eq!(status(refused), 503);
+    assert!(given_up >= 2, "it did not wait for its turn");
+    // And everything is as before.
+    assert!(ask(&pair, Authority::Address(SocketAddr::new(pair.server.ip(), APP + 1))).await.is_ok());
+}
+
 /// An app whose backlog is full does not answer at all.
 #[tokio::test(flavor = "multi_thread")]
 async fn hardening_B46_an_app_that_does_not_answer_is_given_up() {

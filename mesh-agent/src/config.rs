@@ -93,7 +93,7 @@ flags! {
     log_level, "log-level", "UNDERMESH_LOG_LEVEL";
     /// How long connections may go on after SIGTERM, as 5s, 500ms or 2m [default: 5s]
     drain, "drain", "UNDERMESH_DRAIN";
-    /// Data plane threads, 1 to 512 [default: one per CPU]
+    /// Data plane threads, each with its own connections, 1 to 512 [default: one per CPU]
     workers, "workers", "UNDERMESH_WORKERS";
     /// Trust domain of the mesh [default: cluster.local]
     trust_domain, "trust-domain", "UNDERMESH_TRUST_DOMAIN";

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod drain;
 pub mod fds;
 pub mod http;
+pub mod lanes;
 pub mod logging;
 pub mod metrics;
 pub mod readiness;

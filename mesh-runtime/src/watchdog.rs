@@ -47,10 +47,11 @@ impl Judge {
 }
 
 /// Watches `runtimes` until the process ends; a stuck one aborts the process with its name.
-pub fn watch(runtimes: &[(&'static str, Handle)]) {
+pub fn watch(runtimes: &[(String, Handle)]) {
     let start = Instant::now();
     let elapsed = move || start.elapsed().as_millis() as u64;
-    let beats: Vec<(&'static str, Arc<AtomicU64>)> = runtimes.iter().map(|(name, _)| (*name, Arc::default())).collect();
+    let beats: Vec<(String, Arc<AtomicU64>)> =
+        runtimes.iter().map(|(name, _)| (name.clone(), Arc::default())).collect();
     for ((_, runtime), (_, beat)) in runtimes.iter().zip(&beats) {
         let beat = beat.clone();
         runtime.spawn(async move {

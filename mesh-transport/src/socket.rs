@@ -130,6 +130,11 @@ impl Armed {
         let _ = SockRef::from(&self.0).set_linger(None);
     }
 
+    /// Registers the socket with the runtime of the caller, on whose thread it is to live.
+    pub fn moved(self) -> io::Result<Self> {
+        TcpStream::from_std(self.0.into_std()?).map(Self)
+    }
+
     /// Gives the socket up to somebody who ends it in order.
     pub fn disarmed(self) -> TcpStream {
         self.disarm();

@@ -129,6 +129,7 @@ async fn a_tunnel_serves_its_own_key_only() {
         TunnelKey { destination_uid: "server-2".into(), ..base.clone() },
         TunnelKey { destination_generation: 2, ..base.clone() },
         TunnelKey { expected: [lab.server.identity.clone(), other].into(), ..base.clone() },
+        TunnelKey { lane: 1, ..base.clone() },
     ];
     // Every key dials once, in whatever order connections come.
     let dials: Vec<_> = keys.iter().map(|_| Arc::new(AtomicUsize::new(0))).collect();

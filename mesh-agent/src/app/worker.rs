@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use mesh_client::{CertificateManager, ClientMetrics, ControlConfig};
 use mesh_core::Change;
+use mesh_runtime::lanes::Lanes;
 use mesh_runtime::logging::LogControl;
 use mesh_runtime::metrics::Registry;
 use mesh_runtime::signal::Shutdown;
 use mesh_runtime::{Drain, Readiness, task, watchdog};
 use tokio::net::TcpListener;
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::{Builder, Handle};
 use tokio::sync::mpsc;
 
 use super::crl::CrlFile;
@@ -55,27 +56,26 @@ pub fn run(config: Config) -> Result<i32, Refusal> {
         return Err(Refusal { status: EXIT_CONFIG, line });
     }
     let system = Refusal::system;
-    let data = Builder::new_multi_thread()
-        .worker_threads(config.workers)
-        .thread_name("data")
-        .enable_all()
-        .build()
-        .map_err(system("data plane runtime"))?;
+    let (lanes, running) = Lanes::start("data", config.workers).map_err(system("threads of the data plane"))?;
     let control =
         Builder::new_current_thread().thread_name("control").enable_all().build().map_err(system("control runtime"))?;
-    watchdog::watch(&[("control", control.handle().clone()), ("data", data.handle().clone())]);
-    let status = control.block_on(serve(config, log, Arc::new(keeper), data.handle().clone()));
-    stop(data);
-    stop(control);
+    let data = lanes.handles().enumerate().map(|(lane, handle)| (format!("data-{lane}"), handle.clone()));
+    let runtimes: Vec<_> = std::iter::once(("control".to_owned(), control.handle().clone())).chain(data).collect();
+    watchdog::watch(&runtimes);
+    let status = control.block_on(serve(config, log, Arc::new(keeper), lanes, runtimes));
+    // Tasks that are left have been told to end; a blocking call that hangs must not keep the process.
+    running.stop();
+    control.shutdown_timeout(Duration::from_millis(200));
     status
 }
 
-/// Tasks that are left have been told to end; a blocking call that hangs must not keep the process.
-fn stop(runtime: Runtime) {
-    runtime.shutdown_timeout(Duration::from_millis(200));
-}
-
-async fn serve(config: Config, log: LogControl, keeper: Arc<Keeper>, data: Handle) -> Result<i32, Refusal> {
+async fn serve(
+    config: Config,
+    log: LogControl,
+    keeper: Arc<Keeper>,
+    lanes: Lanes,
+    runtimes: Vec<(String, Handle)>,
+) -> Result<i32, Refusal> {
     let mut shutdown = Shutdown::install().map_err(Refusal::system("signal handlers"))?;
     let readiness = Readiness::new();
     let (booting, synced) = (readiness.task("start"), readiness.task("configuration"));
@@ -90,8 +90,7 @@ async fn serve(config: Config, log: LogControl, keeper: Arc<Keeper>, data: Handl
     mesh_runtime::metrics::register_process(&mut registry);
     let telemetry_config = TelemetryConfig { log_format: config.log_format, ..TelemetryConfig::default() };
     let telemetry = Telemetry::new(&mut registry, &telemetry_config).map_err(Refusal::system("telemetry"))?;
-    telemetry.process().watch_runtime("control", Handle::current());
-    telemetry.process().watch_runtime("data", data.clone());
+    telemetry.process().watch_runtimes(runtimes);
     let client_metrics = ClientMetrics::new(&mut registry);
 
     let control = Arc::new(control_config(&config));
@@ -106,8 +105,6 @@ async fn serve(config: Config, log: LogControl, keeper: Arc<Keeper>, data: Handl
         .map_err(|error| Refusal::new(EXIT_CONFIG, "certificate client", &error))?;
     subscribe(control, writer, wanted, client_metrics);
     let proxy = {
-        // The tasks that it starts belong to the data plane.
-        let _data = data.enter();
         let proxy_config = ProxyConfig {
             node: config.node.as_str().into(),
             network: config.control.network.as_str().into(),
@@ -115,21 +112,29 @@ async fn serve(config: Config, log: LogControl, keeper: Arc<Keeper>, data: Handl
             ..ProxyConfig::default()
         };
         let certificates = Arc::new(certificates.clone());
-        ProxyShared::new(proxy_config, state.clone(), certificates, kernel.clone(), telemetry.clone(), &mut registry)
+        ProxyShared::new(
+            proxy_config,
+            state.clone(),
+            certificates,
+            kernel.clone(),
+            telemetry.clone(),
+            lanes.clone(),
+            &mut registry,
+        )
     };
     house::watch_health(&telemetry, &kernel, &proxy, &certificates);
     if let Some(crl) = crl {
         house::watch_crl(&telemetry, &crl);
         task::spawn("revoked certificates", crl.follow());
     }
-    house::keep(&data, &kernel, &telemetry, &state);
+    house::keep(lanes.home(), &kernel, &telemetry, &state);
 
     let node = Node {
         kernel: kernel.clone(),
         keeper: keeper.clone(),
         proxy: proxy.clone(),
         certificates: certificates.clone(),
-        data: data.clone(),
+        lanes,
         zone: DnsZone {
             cluster_domain: config.cluster_domain.to_ascii_lowercase().trim_end_matches('.').into(),
             network: config.control.network.as_str().into(),

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use mesh_client::CertificateManager;
 use mesh_common::row::NAMESERVERS;
 use mesh_core::{ArcStr, Identity, TrustDomain};
+use mesh_runtime::lanes::Lanes;
 use mesh_transport::netns::NetnsSockets;
-use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::listeners::{Kind, Listeners};
@@ -50,8 +50,8 @@ pub struct Node {
     pub proxy: Arc<ProxyShared>,
     /// Certificates of the pods' identities.
     pub certificates: CertificateManager,
-    /// The data plane's runtime.
-    pub data: Handle,
+    /// The data plane's threads.
+    pub lanes: Lanes,
     /// What names mean to the node's pods.
     pub zone: DnsZone,
     /// Trust domain of the node's pods.
@@ -308,7 +308,7 @@ impl Node {
             let proxy = PodProxy::start(pod, ProxyListeners { outbound, plaintext, hbone }, shared)?;
             Ok((proxy, dns))
         };
-        self.data.spawn(serve).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+        self.lanes.home().spawn(serve).await.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
 }
 

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mesh_core::{ArcStr, EndpointLease, Refusal, Route, Upstream};
+use mesh_runtime::lanes;
 use mesh_transport::copy::Peer as CopyPeer;
 use mesh_transport::hbone::{Authority, ConnectRequest, Forwarded, HboneError, TunnelKey};
 
@@ -140,6 +141,7 @@ async fn tunnel(context: &PodContext, flow: &Flow, upstream: Upstream) -> Result
         destination_uid: upstream.workload.uid.clone(),
         destination_generation: upstream.generation,
         expected: upstream.expected.as_slice().into(),
+        lane: lanes::current(),
     };
     let (pod, destination) = (context.pod.clone(), upstream.tunnel);
     let dial = move || async move { context::dial(&pod, destination).await };

@@ -111,8 +111,21 @@ impl PodProxy {
         F: Future<Output = ()> + Send + 'static,
     {
         let (context, tasks, stop) = (self.context.clone(), self.tasks.clone(), self.context.stop.clone());
+        let lanes = self.context.shared.lanes.clone();
+        let serve = Arc::new(serve);
         let loop_ = accept::run(listener, stop, move |stream, peer| {
-            mesh_runtime::task::spawn(name, tasks.track_future(serve(context.clone(), stream, peer)));
+            let Some(lane) = lanes.elsewhere() else {
+                mesh_runtime::task::spawn(name, tasks.track_future(serve(context.clone(), stream, peer)));
+                return;
+            };
+            let (serve, context) = (serve.clone(), context.clone());
+            let moved = async move {
+                match stream.moved() {
+                    Ok(stream) => serve(context, stream, peer).await,
+                    Err(error) => tracing::error!(%error, %peer, "cannot move a connection to another thread"),
+                }
+            };
+            mesh_runtime::task::spawn_on(lane, name, tasks.track_future(moved));
         });
         mesh_runtime::task::spawn(name, self.tasks.track_future(loop_));
     }

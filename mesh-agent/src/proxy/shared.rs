@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mesh_core::ArcStr;
+use mesh_runtime::lanes::Lanes;
 use mesh_runtime::metrics::Registry;
 use mesh_transport::hbone::{Acceptor, AcceptorConfig, Pool, PoolConfig};
 use parking_lot::Mutex;
@@ -36,6 +37,8 @@ pub struct ProxyShared {
     pub acceptor: Acceptor,
     /// Metrics and access log.
     pub telemetry: Telemetry,
+    /// The threads that connections live on.
+    pub lanes: Lanes,
     /// Refusals by reason.
     pub refusals: RefusalCounters,
     /// By enrolment uid. Locked when a pod comes or goes and for each configuration change, never per connection.
@@ -64,6 +67,7 @@ impl ProxyShared {
         certificates: Arc<dyn Certificates>,
         interception: Arc<dyn Interception>,
         telemetry: Telemetry,
+        lanes: Lanes,
         registry: &mut Registry,
     ) -> Arc<ProxyShared> {
         let updates = state.updates();
@@ -85,6 +89,7 @@ impl ProxyShared {
             certificates,
             interception,
             telemetry,
+            lanes,
         });
         mesh_runtime::task::spawn("recheck", recheck::run(Arc::downgrade(&shared), updates));
         shared

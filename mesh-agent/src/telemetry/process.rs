@@ -14,13 +14,13 @@ use super::labels::Pairs;
 /// Resources of the process.
 #[derive(Debug, Default)]
 pub struct Process {
-    runtimes: RwLock<Vec<(&'static str, Handle)>>,
+    runtimes: RwLock<Vec<(String, Handle)>>,
 }
 
 impl Process {
-    /// Adds a runtime whose workers are to be shown.
-    pub fn watch_runtime(&self, name: &'static str, runtime: Handle) {
-        self.runtimes.write().push((name, runtime));
+    /// The runtimes to show, by name.
+    pub fn watch_runtimes(&self, runtimes: Vec<(String, Handle)>) {
+        *self.runtimes.write() = runtimes;
     }
 }
 
@@ -83,8 +83,9 @@ impl Process {
     fn encode_runtimes(&self, e: &mut DescriptorEncoder) -> fmt::Result {
         let runtimes = self.runtimes.read().clone();
         let gauge = |read: fn(&Handle) -> usize| {
-            let rows =
-                runtimes.iter().map(move |(name, handle)| (Pairs([("runtime", *name)]), family::signed(read(handle))));
+            let rows = runtimes
+                .iter()
+                .map(move |(name, handle)| (Pairs([("runtime", name.as_str())]), family::signed(read(handle))));
             rows.collect::<Vec<_>>()
         };
         family::gauges(e, "tokio_num_workers", "Worker threads", gauge(|h| h.metrics().num_workers()))?;
@@ -96,11 +97,11 @@ impl Process {
 }
 
 /// What each worker thread did so far.
-fn encode_workers(e: &mut DescriptorEncoder, runtimes: &[(&'static str, Handle)]) -> fmt::Result {
+fn encode_workers(e: &mut DescriptorEncoder, runtimes: &[(String, Handle)]) -> fmt::Result {
     let workers: Vec<_> = runtimes
         .iter()
         .flat_map(|(name, handle)| {
-            (0..handle.metrics().num_workers()).map(move |n| (*name, n.to_string(), handle.metrics(), n))
+            (0..handle.metrics().num_workers()).map(move |n| (name.as_str(), n.to_string(), handle.metrics(), n))
         })
         .collect();
     let labels = |name, worker| Pairs([("runtime", name), ("worker", worker)]);

@@ -136,6 +136,7 @@ impl Lab {
             destination_uid: "server-1".into(),
             destination_generation: 1,
             expected: [self.server.identity.clone()].into(),
+            lane: 0,
         }
     }
 

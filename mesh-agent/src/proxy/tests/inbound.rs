@@ -27,6 +27,7 @@ async fn ask_with(pair: &Pair, request: ConnectRequest) -> Result<HboneStream, H
         destination_uid: "server".into(),
         destination_generation: 0,
         expected: Arc::new([identity("server")]),
+        lane: 0,
     };
     let pod = pair.client.pod.clone();
     let dial = move || async move { crate::proxy::context::dial(&pod, tunnel).await };
@@ -211,6 +212,7 @@ async fn hardening_F52_the_certificate_decides_whatever_the_address() {
         destination_uid: "server".into(),
         destination_generation: 0,
         expected: Arc::new([identity("server")]),
+        lane: 0,
     };
     let pod = pair.client.pod.clone();
     let dial = move || async move { crate::proxy::context::dial(&pod, tunnel).await };

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use mesh_core::service::{ServiceAddress, ServicePort};
 use mesh_core::workload::{PortMapping, TunnelProtocol};
 use mesh_core::{ArcStr, Change, Identity, NamespacedName, Policy, Service, TrustDomain, Workload, ports};
+use mesh_runtime::lanes::Lanes;
 use mesh_runtime::metrics::Registry;
 use mesh_transport::netns::NetnsSockets;
 use mesh_transport::tls::{IdentityCertificate, Roots};
@@ -204,7 +205,7 @@ impl Write for Shared {
 }
 
 impl Node {
-    pub fn start(name: &str, authority: &Arc<Authority>, adjust: impl FnOnce(&mut ProxyConfig)) -> Node {
+    pub fn start(name: &str, authority: &Arc<Authority>, lanes: Lanes, adjust: impl FnOnce(&mut ProxyConfig)) -> Node {
         let mut config = ProxyConfig { node: name.into(), ..ProxyConfig::default() };
         adjust(&mut config);
         let (state, writer, wanted) = StateHandle::new();
@@ -220,6 +221,7 @@ impl Node {
             authority.clone(),
             kernel.clone(),
             telemetry.clone(),
+            lanes,
             &mut registry,
         );
         Node { shared, kernel, writer: Mutex::new(writer), wanted: Mutex::new(wanted), state, log, telemetry, registry }
@@ -402,20 +404,31 @@ impl Pair {
 
     pub async fn with(adjust: impl Fn(&mut ProxyConfig)) -> Pair {
         let pair = Pair::unsynced(adjust).await;
-        pair.apply(vec![
-            Change::Workload(pair.client.workload()),
-            Change::Workload(serving(pair.server.workload())),
+        pair.sync();
+        pair
+    }
+
+    /// Tells both agents of the pods and the service.
+    pub fn sync(&self) {
+        self.apply(vec![
+            Change::Workload(self.client.workload()),
+            Change::Workload(serving(self.server.workload())),
             Change::Service(service()),
             Change::Ranges(vec!["198.18.0.0/15".parse().unwrap(), "fd00:198::/32".parse().unwrap()]),
             Change::Synced,
         ]);
-        pair
     }
 
     pub async fn unsynced(adjust: impl Fn(&mut ProxyConfig)) -> Pair {
+        Pair::on(Lanes::here(), Lanes::here(), adjust)
+    }
+
+    /// The nodes' connections live on these threads; they accept on the test's own.
+    pub fn on(near: Lanes, far: Lanes, adjust: impl Fn(&mut ProxyConfig)) -> Pair {
         let hub = Hub::new();
         let authority = Authority::new();
-        let (near, far) = (Node::start("near", &authority, &adjust), Node::start("far", &authority, &adjust));
+        let (near, far) =
+            (Node::start("near", &authority, near, &adjust), Node::start("far", &authority, far, &adjust));
         let client = TestPod::start(&hub, &near, "client", 1);
         let server = TestPod::start(&hub, &far, "server", 2);
         Pair { hub, authority, near, far, client, server }

@@ -5,6 +5,7 @@
 
 mod hostile;
 mod inbound;
+mod lanes;
 mod loops;
 mod mesh;
 mod net;

@@ -50,6 +50,8 @@ pub struct TunnelKey {
     pub destination_generation: u64,
     /// Who may answer.
     pub expected: Arc<[Identity]>,
+    /// The thread that the connections live on: what is shared by threads costs a wake-up for each of its messages.
+    pub lane: usize,
 }
 
 /// Limits and deadlines of the pool.

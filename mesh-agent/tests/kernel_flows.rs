@@ -77,6 +77,32 @@ fn hardening_B69_what_is_closed_before_it_is_accepted_leaves_nothing() {
     assert_eq!(node.kernel().original_destination(pod.cookie, local(&agent)), Some(to));
 }
 
+/// Datapath 2.7: what was connected before the pod was enrolled goes on as it is, and so does what was connected through the agent when it is released.
+#[test]
+fn features_what_is_connected_survives_enrolment_and_release() {
+    if !privileged("features_what_is_connected_survives_enrolment_and_release") {
+        return;
+    }
+    let node = Node::new();
+    let pod = Pod::new(&node);
+    let server = pod.outside.listen(at(OUTSIDE_V4, 8080));
+    let listener = pod.app.listen(at(POD_V4, 9000));
+    let (app, client) = (pod.app.tcp(ip(POD_V4)), pod.outside.tcp(ip(POD_V4)));
+    connect(&app, at(OUTSIDE_V4, 8080)).unwrap();
+    connect(&client, at(POD_V4, 9000)).unwrap();
+    let (far, near) = (accept(&server).0, accept(&listener).0);
+    pod.enrol(&node, &InboundMode { default_strict: true, ports: vec![], undecided: false });
+    ping(&app, &far);
+    ping(&client, &near);
+    assert_eq!((peer(&app), peer(&near)), (at(OUTSIDE_V4, 8080), local(&client)));
+    let (captured, to) = (pod.app.tcp(ip(POD_V4)), at(OUTSIDE_V4, 8080));
+    connect(&captured, to).unwrap();
+    let agent = accept(&pod.listeners.outbound[0]).0;
+    node.kernel().remove(pod.cookie).unwrap();
+    ping(&captured, &agent);
+    ping(&app, &far);
+}
+
 /// B73: UDP passes, under STRICT as well, which speaks of TCP; it is counted as what it is.
 #[test]
 fn hardening_B73_udp_passes_and_is_counted() {

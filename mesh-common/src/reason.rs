@@ -77,10 +77,8 @@ reasons! {
     EventLost = 26, "event_lost";
     /// bpf_sk_assign refused the listener (family or protocol of another kind).
     AssignFailed = 27, "assign_failed";
-    /// A slot went back to no users.
-    SlotIdle = 28, "slot_idle";
     /// Dropped: a datagram from the network to a STRICT port that the pod did not ask for.
-    UdpRefused = 29, "udp_refused";
+    UdpRefused = 28, "udp_refused";
 }
 
 impl Reason {

@@ -24,6 +24,28 @@ pub fn entries(pin: &std::path::Path) -> usize {
     0
 }
 
+/// The value of a key of a pinned map.
+pub fn value<const N: usize>(pin: &std::path::Path, key: u64) -> [u8; N] {
+    const LOOKUP: libc::c_long = 1;
+    let (map, mut value) = (open_pin(pin), [0; N]);
+    let mut attr = [map.as_raw_fd() as u64, (&raw const key) as u64, value.as_mut_ptr() as u64, 0];
+    let result = unsafe { libc::syscall(libc::SYS_bpf, LOOKUP, attr.as_mut_ptr(), size_of_val(&attr)) };
+    assert_eq!(result, 0, "{}: {}", pin.display(), io::Error::last_os_error());
+    value
+}
+
+/// Writes a key of a pinned map, or, without a value, deletes it.
+pub fn overwrite(pin: &std::path::Path, key: u64, value: Option<&[u8]>) {
+    const UPDATE: libc::c_long = 2;
+    const DELETE: libc::c_long = 3;
+    let map = open_pin(pin);
+    let pointer = value.map_or(0, |value| value.as_ptr() as u64);
+    let mut attr = [map.as_raw_fd() as u64, (&raw const key) as u64, pointer, 0];
+    let command = if value.is_some() { UPDATE } else { DELETE };
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_mut_ptr(), size_of_val(&attr)) };
+    assert_eq!(result, 0, "{}: {}", pin.display(), io::Error::last_os_error());
+}
+
 /// Opens a pinned object of the kernel.
 pub fn open_pin(pin: &std::path::Path) -> OwnedFd {
     const OBJ_GET: libc::c_long = 7;

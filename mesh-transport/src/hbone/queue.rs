@@ -1,10 +1,20 @@
-//! Bytes of one stream that its application has not taken yet. Empty queues own nothing; the flow-control window bounds full ones.
+//! Bytes of one stream that its application has not taken yet. Empty queues own nothing; the flow-control window bounds full ones, and what all of them
+//! hold bounds that window.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Size at which a new chunk is begun.
 const CHUNK: usize = 32 * 1024;
+
+/// Bytes in all queues of the process.
+static QUEUED: AtomicUsize = AtomicUsize::new(0);
+
+/// Bytes that the process holds for applications that do not take them.
+pub(super) fn queued_in_all() -> usize {
+    QUEUED.load(Relaxed)
+}
 
 /// A byte queue in chunks.
 #[derive(Default)]
@@ -26,6 +36,7 @@ impl Queue {
 
     pub(super) fn push(&mut self, mut bytes: &[u8]) {
         self.length += bytes.len();
+        QUEUED.fetch_add(bytes.len(), Relaxed);
         while !bytes.is_empty() {
             if self.chunks.back().is_none_or(|chunk| chunk.len() >= CHUNK) {
                 self.chunks.push_back(Vec::new());
@@ -49,6 +60,7 @@ impl Queue {
 
     pub(super) fn consume(&mut self, mut count: usize) {
         self.length -= count;
+        QUEUED.fetch_sub(count, Relaxed);
         while let Some(chunk) = self.chunks.front() {
             let left = chunk.len() - self.taken;
             if count < left {
@@ -63,6 +75,12 @@ impl Queue {
 
     pub(super) fn clear(&mut self) {
         *self = Self::default();
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        QUEUED.fetch_sub(self.length, Relaxed);
     }
 }
 

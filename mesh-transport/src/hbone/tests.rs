@@ -1,6 +1,7 @@
 //! Tunnels seen from inside: peers that seal records of their own, keys that change early, the order of wake-ups.
 #![allow(non_snake_case)]
 
+mod pressure;
 mod retry;
 
 use std::pin::Pin;
@@ -140,7 +141,7 @@ fn key_to(lab: &Lab, listener: &TcpListener) -> TunnelKey {
 
 async fn connect(lab: &Lab, key: &TunnelKey) -> Result<HboneStream, HboneError> {
     let port = key.destination;
-    let request = ConnectRequest::to("10.0.0.9:80".parse().unwrap());
+    let request = ConnectRequest::to(port);
     soon("answer", lab.pool.connect(key, lab.client.clone(), move || TcpStream::connect(port), request))
         .await
         .map(|(stream, _)| stream)

@@ -8,11 +8,13 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             return Err(Violation(code::PROTOCOL_ERROR, "settings_on_stream"));
         }
         if head.flags & flag::ACK != 0 {
-            return if payload.is_empty() {
-                self.pay(1.0)
-            } else {
-                Err(Violation(code::FRAME_SIZE_ERROR, "bad_settings"))
-            };
+            if !payload.is_empty() {
+                return Err(Violation(code::FRAME_SIZE_ERROR, "bad_settings"));
+            }
+            if std::mem::take(&mut self.unacknowledged) {
+                self.tunnel.acknowledged();
+            }
+            return self.pay(1.0);
         }
         if !payload.len().is_multiple_of(6) {
             return Err(Violation(code::FRAME_SIZE_ERROR, "bad_settings"));
@@ -69,6 +71,19 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             frame::goaway(&mut self.out, self.last_peer_stream, code::NO_ERROR, "");
         }
         Ok(())
+    }
+
+    /// Offers streams less while the process holds much for applications that do not read, and again as before when it does not.
+    pub(super) fn adapt_window(&mut self) {
+        let window = match queued_in_all() {
+            queued if queued > QUEUED_LIMIT => SMALL_WINDOW,
+            queued if queued < QUEUED_LIMIT / 2 => STREAM_WINDOW,
+            _ => return,
+        };
+        if window != self.offered && !self.unacknowledged {
+            self.offered = window;
+            self.unacknowledged = self.tunnel.offer(window);
+        }
     }
 
     /// Charges for a frame that costs the peer nothing.

@@ -246,7 +246,11 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
         match head.kind {
             kind::HEADERS => self.on_headers(base, head, payload),
             kind::CONTINUATION => self.on_continuation(base, head, payload),
-            kind::SETTINGS => self.on_settings(head, payload),
+            kind::SETTINGS => {
+                // An acknowledgement grants what is taken, and bytes that are counted and not delivered look so.
+                self.deliver(base);
+                self.on_settings(head, payload)
+            }
             kind::PING => self.on_ping(head, payload),
             kind::RST_STREAM => {
                 let &[c0, c1, c2, c3] = payload else {

@@ -25,9 +25,12 @@ use crate::buffer::{BUFFER, Buffer};
 use crate::hbone::frame::{self, Head, code, flag, kind, setting};
 use crate::hbone::headers;
 use crate::hbone::hpack::{Decoder, Field, HpackError};
+use crate::hbone::queue::queued_in_all;
 use crate::hbone::server::InboundRequest;
 use crate::hbone::stream::{Stream, Unwelcome};
-use crate::hbone::tunnel::{CONNECTION_WINDOW, Closed, Role, STREAM_WINDOW, Status, Tunnel};
+use crate::hbone::tunnel::{
+    CONNECTION_WINDOW, Closed, QUEUED_LIMIT, Role, SMALL_WINDOW, STREAM_WINDOW, Status, Tunnel,
+};
 use crate::hbone::{Baggage, ServeEnd};
 use crate::socket;
 use crate::tls::Opener;
@@ -129,6 +132,9 @@ pub(super) struct Driver<H> {
     last_peer_stream: u32,
     patience: f64,
     patience_at: Instant,
+    /// The window that our last SETTINGS gave to streams, and whether the peer has yet to acknowledge them.
+    offered: i64,
+    unacknowledged: bool,
     tick: Pin<Box<Sleep>>,
     drain: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     goaway_sent: Goaway,
@@ -226,6 +232,8 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             last_peer_stream: 0,
             patience: PATIENCE,
             patience_at: now,
+            offered: STREAM_WINDOW,
+            unacknowledged: true,
             tick: Box::pin(tokio::time::sleep(timers.preface)),
             drain: None,
             goaway_sent: Goaway::No,

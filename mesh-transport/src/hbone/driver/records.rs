@@ -15,6 +15,7 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             self.end = end;
         }
         let result = self.records();
+        self.adapt_window();
         if !self.out.is_empty() {
             let out = std::mem::take(&mut self.out);
             self.tunnel.control(|frames| frames.extend_from_slice(&out));

@@ -86,6 +86,12 @@ impl HboneStream {
         assert_eq!(self.tunnel.credit(), before);
     }
 
+    /// Credit to send that this stream has.
+    #[cfg(test)]
+    pub(in crate::hbone) fn send_window(&self) -> i64 {
+        self.stream.send_window.load(Relaxed)
+    }
+
     /// From now on received bytes go to `tcp` directly; [`HboneStream::poll_received`] must be polled.
     pub(crate) fn attach(&self, tcp: Arc<Armed>, counters: Arc<ByteCounters>) {
         self.stream.inner.lock().sink = Some(Sink { tcp, counters });

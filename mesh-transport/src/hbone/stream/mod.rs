@@ -24,7 +24,7 @@ use crate::buffer::Buffer;
 use crate::counters::ByteCounters;
 use crate::hbone::frame::{self, code};
 use crate::hbone::queue::Queue;
-use crate::hbone::tunnel::{Credit, GROWN, PAYLOAD, PAYLOAD_AT, Role, STREAM_WINDOW, STRIDE, Tunnel};
+use crate::hbone::tunnel::{Credit, GROWN, PAYLOAD, PAYLOAD_AT, Role, STRIDE, Tunnel};
 use crate::hbone::{Baggage, ConnectResponse, HboneError};
 use crate::socket::{self, Armed};
 
@@ -79,6 +79,8 @@ struct Inner {
     window: i64,
     /// What the window is filled up to.
     target: i64,
+    /// What the window was at first, by the latest of our SETTINGS that counts for this stream.
+    first: i64,
     last_grant: Instant,
     sink: Option<Sink>,
     sink_error: Option<io::Error>,
@@ -104,12 +106,13 @@ pub(in crate::hbone) struct Stream {
 }
 
 impl Stream {
-    pub(in crate::hbone) fn new(id: u32, send_window: i64, unanswered: bool) -> Self {
+    pub(in crate::hbone) fn new(id: u32, send_window: i64, first: i64, unanswered: bool) -> Self {
         let inner = Inner {
             queue: Queue::default(),
             recv: Recv::Open,
-            window: STREAM_WINDOW,
-            target: STREAM_WINDOW,
+            window: first,
+            target: first,
+            first,
             last_grant: Instant::now(),
             sink: None,
             sink_error: None,
@@ -260,7 +263,19 @@ impl Stream {
             Recv::Reset(_) | Recv::Lost => return Err(Unwelcome::Over),
         }
         inner.window -= length;
-        if inner.window < 0 { Err(Unwelcome::Window) } else { Ok(()) }
+        // A window that was taken back may be below zero; then only an end without bytes may come.
+        if length > 0 && inner.window < 0 { Err(Unwelcome::Window) } else { Ok(()) }
+    }
+
+    /// Our SETTINGS changed the window that streams have at first, and with it every window by the difference (RFC 9113 6.9.2). Returns how much to grant:
+    /// a window that is at its end now, with nothing queued that would grant it more when it is taken, would be at its end for ever.
+    pub(in crate::hbone) fn set_first_window(&self, tunnel: &Tunnel, first: i64) -> u32 {
+        let mut inner = self.inner.lock();
+        let change = first - inner.first;
+        inner.first = first;
+        inner.window += change;
+        inner.target += change;
+        inner.grant(tunnel)
     }
 
     /// Padding is taken at once.
@@ -381,7 +396,7 @@ impl Inner {
         self.last_grant = now;
         let round_trip = Duration::from_nanos(tunnel.round_trip.load(Relaxed)).max(ROUND_TRIP_MIN);
         if queued * 4 > self.target {
-            self.resize((self.target / 2).max(STREAM_WINDOW));
+            self.resize((self.target / 2).max(self.first));
         } else if elapsed <= round_trip {
             self.resize((self.target * 2).min(WINDOW_MAX));
         }
@@ -408,6 +423,6 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        GROWN.fetch_sub(self.target - STREAM_WINDOW, Relaxed);
+        GROWN.fetch_sub(self.target - self.first, Relaxed);
     }
 }

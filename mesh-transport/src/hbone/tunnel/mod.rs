@@ -53,6 +53,10 @@ const ROUNDS: u32 = 8;
 const COALESCE: usize = 32 * 1024;
 /// A stream's receive window at first; our SETTINGS announce it.
 pub(in crate::hbone) const STREAM_WINDOW: i64 = 256 * 1024;
+/// The same while the process holds more than [`QUEUED_LIMIT`] for applications that do not read, until it is half of that. Streams whose applications
+/// do read go on with it, and grow it if it holds them up.
+pub(in crate::hbone) const SMALL_WINDOW: i64 = 32 * 1024;
+pub(in crate::hbone) const QUEUED_LIMIT: usize = if cfg!(test) { 4 } else { 64 } * 1024 * 1024;
 /// The connection's receive window; it is refilled on arrival, so it never is what stalls a stream.
 pub(in crate::hbone) const CONNECTION_WINDOW: i64 = 16 * 1024 * 1024;
 
@@ -124,6 +128,9 @@ struct State {
     window: i64,
     /// Credit that a new stream starts with.
     initial_window: i64,
+    /// Receive window that our last SETTINGS gave to streams, and the one that the peer has certainly taken on.
+    offered: i64,
+    taken_on: i64,
     /// Streams that wait for the queue to drain or for tunnel credit. Each is in here at most once.
     waiting: VecDeque<Arc<Stream>>,
     next_id: u32,
@@ -197,6 +204,8 @@ impl Tunnel {
             granted: 0,
             window: frame::DEFAULT_WINDOW,
             initial_window: frame::DEFAULT_WINDOW,
+            offered: STREAM_WINDOW,
+            taken_on: STREAM_WINDOW,
             waiting: VecDeque::new(),
             next_id: 1,
             peer_max_streams: u32::MAX,
@@ -241,7 +250,7 @@ impl Tunnel {
         }
         let id = state.next_id;
         state.next_id += 2;
-        let stream = Arc::new(Stream::new(id, state.initial_window, false));
+        let stream = Arc::new(Stream::new(id, state.initial_window, state.offered, false));
         self.streams.lock().insert(id, stream.clone());
         state.active += 1;
         state.idle_since = None;
@@ -256,7 +265,7 @@ impl Tunnel {
         if state.active >= self.max_streams {
             return None;
         }
-        let stream = Arc::new(Stream::new(id, state.initial_window, true));
+        let stream = Arc::new(Stream::new(id, state.initial_window, state.taken_on, true));
         self.streams.lock().insert(id, stream.clone());
         state.active += 1;
         state.idle_since = None;
@@ -352,6 +361,47 @@ impl Tunnel {
             }
             now <= frame::MAX_WINDOW
         })
+    }
+
+    /// Gives streams another receive window. A larger one counts from now on, as nobody knows when the peer begins to use it, a smaller one when the
+    /// peer has acknowledged it, except for streams that we open, since it hears of them later. Returns whether there is anything to acknowledge.
+    pub(in crate::hbone) fn offer(&self, window: i64) -> bool {
+        let mut state = self.state.lock();
+        if state.closed.is_some() || state.offered == window {
+            return false;
+        }
+        state.offered = window;
+        if window > state.taken_on {
+            self.take_on(&mut state);
+        }
+        self.send(&mut state, |out| frame::settings(out, &[(frame::setting::INITIAL_WINDOW_SIZE, window as u32)]));
+        self.transmit(state);
+        true
+    }
+
+    /// The peer has acknowledged our SETTINGS.
+    pub(in crate::hbone) fn acknowledged(&self) {
+        let mut state = self.state.lock();
+        self.take_on(&mut state);
+        self.transmit(state);
+    }
+
+    /// Queues what is granted with it; [`Tunnel::transmit`] must follow.
+    fn take_on(&self, state: &mut State) {
+        if state.taken_on == state.offered {
+            return;
+        }
+        state.taken_on = state.offered;
+        let mut grants = Vec::new();
+        for stream in self.streams.lock().values() {
+            let grant = stream.set_first_window(self, state.offered);
+            if grant > 0 {
+                frame::window_update(&mut grants, stream.id, grant);
+            }
+        }
+        if !grants.is_empty() {
+            self.send(state, |out| out.extend(grants));
+        }
     }
 
     /// The peer takes no more streams and has not seen those above `last`.

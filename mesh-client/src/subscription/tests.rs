@@ -1,11 +1,14 @@
 //! Scripts of messages and times against the state machine.
 
+use arcstr::ArcStr;
 use mesh_core::{Policy, Service, Workload, policy};
 use mesh_proto::{
     convert,
     discovery::{Any, Resource},
 };
 
+use super::events::MAX_NACK;
+use super::topic::LARGE_MESSAGE;
 use super::*;
 
 fn limits() -> Limits {

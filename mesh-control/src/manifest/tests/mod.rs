@@ -2,6 +2,7 @@
 
 mod documents;
 mod folders;
+mod forms;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

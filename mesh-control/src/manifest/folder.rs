@@ -239,11 +239,21 @@ impl Walk {
 /// it was looked at, and a pipe would be waited for without an end.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let file = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
-    if !file.metadata()?.is_file() {
+    let before = file.metadata()?;
+    if !before.is_file() {
         return Err(io::Error::other(NOT_A_FILE));
     }
+    read_whole(&file, &before)
+}
+
+/// Half of a file may be a policy of half the rules: a file that was written to since `before`, or while it was read, has not been read.
+pub(super) fn read_whole(file: &File, before: &fs::Metadata) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    let stamp = |m: &fs::Metadata| (m.size(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
+    if stamp(before) != stamp(&file.metadata()?) {
+        return Err(io::Error::other("it is being written"));
+    }
     Ok(bytes)
 }
 

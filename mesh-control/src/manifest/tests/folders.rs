@@ -130,6 +130,20 @@ fn hardening_B152_files_that_are_replaced_truncated_or_locked() {
 }
 
 #[test]
+fn hardening_B152_a_file_that_is_written_while_it_is_read_has_not_been_read() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("a.yaml");
+    write(&path, &deny("p"));
+    let file = fs::File::open(&path).unwrap();
+    let before = file.metadata().unwrap();
+    assert_eq!(read_whole(&file, &before).unwrap(), deny("p").as_bytes());
+    // Somebody writes the second half behind what was there when it was looked at.
+    let file = fs::File::open(&path).unwrap();
+    write(&path, &format!("{}---\n{}", deny("p"), deny("q")));
+    assert_eq!(read_whole(&file, &before).unwrap_err().to_string(), "it is being written");
+}
+
+#[test]
 fn hardening_B152_lost_permission() {
     if nix::unistd::geteuid().is_root() {
         // Permissions do not bind root; a folder in the place of the file fails in the same way.

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::file::read;
-use super::folder::{Folder, Seen};
+use super::folder::{Folder, Seen, read_whole};
 use crate::diagnosis::Severity;
 use crate::resource::Secured;
 use crate::yaml::document::MAX_FILE_BYTES;

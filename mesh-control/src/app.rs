@@ -23,6 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 
 use crate::access::check::Access;
+use crate::access::pace::Lines;
 use crate::access::token::Tokens;
 use crate::access::writer::TokenWriter;
 use crate::ca::authority::Authority;
@@ -31,7 +32,7 @@ use crate::config::Config;
 use crate::manifest::watch::FolderSource;
 use crate::metrics::Metrics;
 use crate::publish::{self, Outlets};
-use crate::serve::server::{Discovery, Streams};
+use crate::serve::server::{self, Discovery, Streams};
 use crate::serve::throttle::Throttle;
 use crate::serve::tls::{self, ServerCertificate};
 use crate::status::Status;
@@ -44,6 +45,8 @@ const SERVER_TTL: Duration = Duration::from_secs(24 * 3600);
 const REQUEST: Duration = Duration::from_secs(30);
 /// The names and versions that a client lists when it comes back: three hundred thousand of them fit.
 const MAX_XDS_REQUEST: usize = 32 << 20;
+/// At once on one connection. An agent has eight requests for certificates and its stream; each may hold up a request that is not whole yet.
+const MAX_CALLS: u32 = 32;
 /// How long streams have to end.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -141,6 +144,8 @@ impl App {
             world,
             streams,
             throttle: Throttle::default(),
+            answer: server::ANSWER,
+            lines: Lines::default(),
             metrics: metrics.clone(),
             drain: drain.token(),
         };
@@ -150,6 +155,7 @@ impl App {
             trust_domain: config.settings.trust_domain.clone(),
             longest: config.secret_ttl,
             metrics,
+            lines: Lines::default(),
             ledger: Arc::default(),
         };
         let (sender, secured) = mpsc::channel(64);
@@ -158,7 +164,7 @@ impl App {
         let services = Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-            .max_concurrent_streams(256)
+            .max_concurrent_streams(MAX_CALLS)
             .timeout(REQUEST)
             .add_service(
                 AggregatedDiscoveryServiceServer::new(discovery)

@@ -4,17 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
-use parking_lot::Mutex;
 use rand::Rng;
 use tokio::sync::watch;
 use tonic::{Request, Status};
 
+use crate::access::pace::Lines;
 use crate::access::token::{Caller, Tokens};
 use crate::index::View;
 use crate::metrics::Metrics;
-
-/// Lines in the log about failed authentication, a second: who has no token may make no noise either.
-const LINES: u32 = 10;
 
 /// Whether somebody on a connection has ever shown a valid token. The listener gives one to each connection and ends those that stay strangers.
 #[derive(Clone, Debug, Default)]
@@ -33,14 +30,13 @@ pub struct Access {
     tokens: Arc<Tokens>,
     view: watch::Receiver<Arc<View>>,
     metrics: Arc<Metrics>,
-    /// The second that lines are counted in, and how many it has had. A short critical section.
-    lines: Arc<Mutex<(u64, u32)>>,
+    lines: Lines,
 }
 
 impl Access {
     /// Checks with `tokens`, against the nodes of `view`.
     pub fn new(tokens: Arc<Tokens>, view: watch::Receiver<Arc<View>>, metrics: Arc<Metrics>) -> Self {
-        Self { tokens, view, metrics, lines: Arc::default() }
+        Self { tokens, view, metrics, lines: Lines::default() }
     }
 
     /// The node that calls `service`. What is wrong with its token is counted and logged, and told to nobody.
@@ -54,21 +50,11 @@ impl Access {
         }
         caller.map_err(|why| {
             self.metrics.authentication_failures.inc();
-            if self.may_log(now) {
+            if self.lines.admit() {
                 tracing::warn!(service, reason = %why, "authentication failed");
             }
             Status::unauthenticated("authentication failed")
         })
-    }
-
-    fn may_log(&self, now: SystemTime) -> bool {
-        let second = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let mut lines = self.lines.lock();
-        if lines.0 != second {
-            *lines = (second, 0);
-        }
-        lines.1 = lines.1.saturating_add(1);
-        lines.1 <= LINES
     }
 
     /// Returns once the caller's token is worth nothing any more: its node is gone, or another one of the same name, or its time is nearly

@@ -2,5 +2,6 @@
 //! authority ask here, so that neither needs the other.
 
 pub mod check;
+pub mod pace;
 pub mod token;
 pub mod writer;

@@ -16,6 +16,7 @@ use super::authority::Authority;
 use super::ledger::{Keys, Rates};
 use super::sign::{self, SignError};
 use crate::access::check::Access;
+use crate::access::pace::Lines;
 use crate::access::token::Caller;
 use crate::diagnosis::printable;
 use crate::metrics::Metrics;
@@ -36,6 +37,8 @@ pub struct Issuing {
     pub longest: Duration,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// Refusals in the log.
+    pub lines: Lines,
     /// What happened before. Short critical sections, never held over an await.
     pub ledger: Arc<Mutex<(Rates, Keys)>>,
 }
@@ -78,7 +81,9 @@ impl Issuing {
 
     fn issue(&self, caller: &Caller, request: IstioCertificateRequest, now: SystemTime) -> Result<Vec<String>, Status> {
         let refuse = |reason: &str, identity: &str| {
-            tracing::warn!(node = %caller.node, identity = %printable(identity), reason, "certificate refused");
+            if self.lines.admit() {
+                tracing::warn!(node = %caller.node, identity = %printable(identity), reason, "certificate refused");
+            }
         };
         let asked = impersonated(&request).ok_or_else(|| {
             refuse("no identity asked for", "");

@@ -6,4 +6,6 @@ pub mod throttle;
 pub mod tls;
 
 #[cfg(test)]
+mod slow;
+#[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mesh_proto::discovery as wire;
 use mesh_proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
@@ -22,6 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::session::{Action, Progress, Session};
 use super::throttle::{self, Place, Throttle};
 use crate::access::check::Access;
+use crate::access::pace::{Lines, Pace};
 use crate::access::token::Caller;
 use crate::clock::unix;
 use crate::diagnosis::printable;
@@ -31,9 +32,13 @@ use crate::world::World;
 /// Streams at once.
 const MAX_STREAMS: usize = 10_000;
 /// Streams of one node at once: one agent has one, for a moment two. With more, the oldest ends: it is the one that nobody reads.
-const MAX_STREAMS_EACH: usize = 8;
+const MAX_STREAMS_EACH: usize = 4;
 /// A client that does not take a response for so long is gone.
 const SEND_DEADLINE: Duration = Duration::from_secs(60);
+/// A client that has not acknowledged a response after this is sent none any more, and what it was sent may not stay in memory: it is gone, too.
+pub const ANSWER: Duration = Duration::from_secs(300);
+/// Requests that a stream may make in a second: an agent asks and takes back one for each connection to an address that it does not know.
+const REQUESTS: u32 = 500;
 
 /// One stream, as the status shows it.
 #[derive(Clone, Debug, Serialize)]
@@ -94,6 +99,10 @@ pub struct Discovery {
     pub streams: Arc<Streams>,
     /// How much is sent at once.
     pub throttle: Throttle,
+    /// How long a response may stay without an answer.
+    pub answer: Duration,
+    /// Refusals in the log.
+    pub lines: Lines,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Ends the streams.
@@ -174,10 +183,18 @@ impl StreamTask {
         let mut worlds = discovery.world.clone();
         let mut session = Session::new(worlds.borrow_and_update().clone());
         let mut is_first = true;
+        let mut pace = Pace::new(REQUESTS);
+        // The oldest response without an answer, and since when it has been that.
+        let mut oldest = (None, Instant::now());
         loop {
+            if session.oldest_pending() != oldest.0 {
+                oldest = (session.oldest_pending(), Instant::now());
+            }
+            let overdue = tokio::time::sleep_until((oldest.1 + discovery.answer).into());
             let heard = tokio::select! {
                 request = self.requests.message() => {
                     let Some(request) = request? else { return Ok(()) };
+                    tokio::time::sleep(pace.delay(Instant::now())).await;
                     if is_first {
                         self.introduce(discovery, key, &request)?;
                         is_first = false;
@@ -188,6 +205,9 @@ impl StreamTask {
                     changed.map_err(|_| Status::unavailable("shutting down"))?;
                     session.world(worlds.borrow_and_update().clone());
                     Vec::new()
+                }
+                () = overdue, if oldest.0.is_some() => {
+                    return Err(Status::deadline_exceeded("the client does not answer"));
                 }
                 () = discovery.drain.started() => return Err(Status::unavailable("shutting down")),
             };
@@ -256,6 +276,9 @@ impl StreamTask {
             }
             Action::Nack { kind, message } => {
                 discovery.metrics.nacked(kind);
+                if !discovery.lines.admit() {
+                    return Ok(());
+                }
                 let message = printable(&message);
                 tracing::warn!(node = %self.caller.node, kind = kind.short(), %message, "the client refused resources");
                 Ok(())

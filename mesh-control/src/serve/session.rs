@@ -18,6 +18,10 @@ use crate::world::{Kind, Resource, World};
 
 /// Names that a client may ask for by itself.
 const MAX_NAMES: usize = 10_000;
+/// Resources that a client may say it has. Each costs memory before it is known whether it exists.
+pub const MAX_VERSIONS: usize = 400_000;
+/// How often a client may subscribe to everything: each time all of it is looked at.
+const MAX_WILDCARDS: u32 = 16;
 /// Longer than any name.
 const MAX_NAME_BYTES: usize = 1024;
 /// Bytes of resources in one response. Far below what clients accept, far above the state of most meshes: a client takes the first
@@ -54,6 +58,8 @@ pub struct Session {
 #[derive(Debug, Default)]
 struct Subscription {
     wildcard: bool,
+    /// How often it has become one.
+    wildcards: u32,
     /// Names asked for one by one, as they were asked for.
     names: BTreeSet<String>,
     /// What the client has, by version.
@@ -102,6 +108,9 @@ impl Session {
         if names > MAX_NAMES || request.resource_names_subscribe.iter().any(long) {
             return vec![Action::Close("too many or too long resource names")];
         }
+        if request.initial_resource_versions.len() > MAX_VERSIONS {
+            return vec![Action::Close("too many resource versions")];
+        }
         let mut actions = Vec::new();
         let world = self.world.clone();
         let is_first = !self.kinds.contains_key(&kind);
@@ -136,6 +145,11 @@ impl Session {
     /// Whether the client has yet to acknowledge something.
     pub fn is_waiting(&self) -> bool {
         self.kinds.values().any(|s| s.pending.is_some())
+    }
+
+    /// The oldest response that the client has yet to acknowledge.
+    pub fn oldest_pending(&self) -> Option<u64> {
+        self.kinds.values().filter_map(|s| s.pending.as_ref()?.parse().ok()).min()
     }
 
     /// About how many bytes [`Session::send`] would make now.
@@ -223,9 +237,15 @@ impl Subscription {
     fn subscribe(&mut self, world: &World, kind: Kind, names: &[String]) -> bool {
         for name in names {
             if name == "*" {
-                self.wildcard = true;
-                self.generation = 0;
                 self.must_answer = true;
+                if !self.wildcard {
+                    self.wildcard = true;
+                    self.generation = 0;
+                    self.wildcards += 1;
+                }
+                if self.wildcards > MAX_WILDCARDS {
+                    return false;
+                }
                 continue;
             }
             if self.names.len() >= MAX_NAMES {

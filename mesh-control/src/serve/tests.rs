@@ -8,7 +8,7 @@ use mesh_core::workload::PortMapping;
 use mesh_core::{NamespacedName, Service, Workload};
 use mesh_proto::discovery as wire;
 
-use super::session::{Action, Session};
+use super::session::{Action, MAX_VERSIONS, Session};
 use crate::index::View;
 use crate::world::{Kind, World};
 
@@ -295,6 +295,32 @@ fn hardening_B94_names_are_bounded() {
     let many =
         |r: &mut wire::DeltaDiscoveryRequest| r.resource_names_subscribe = (0..10_001).map(|n| n.to_string()).collect();
     assert_eq!(script.ask(many, Kind::Address), ["close too many or too long resource names"]);
+    let held = |count: usize| {
+        let mut script = Script::new(&View::default());
+        let versions = (0..count).map(|n| (n.to_string(), String::new())).collect();
+        script.ask(|r| r.initial_resource_versions = versions, Kind::Address)
+    };
+    assert_eq!(held(2), ["address -0 -1"]);
+    assert_eq!(held(MAX_VERSIONS + 1), ["close too many resource versions"]);
+}
+
+#[test]
+fn hardening_B94_everything_is_looked_at_only_so_often() {
+    let mut script = Script::settled(&view(&[("a", "198.18.0.1")], &[], &[]));
+    let all = |r: &mut wire::DeltaDiscoveryRequest| r.resource_names_subscribe = vec!["*".into()];
+    let none = |r: &mut wire::DeltaDiscoveryRequest| r.resource_names_unsubscribe = vec!["*".into()];
+    // Who has everything has it, however often it is asked for.
+    for _ in 0..100 {
+        assert_eq!(script.ask(all, Kind::Address), ["address"]);
+        script.ack(Kind::Address);
+    }
+    for _ in 0..16 {
+        script.ask(none, Kind::Address);
+        assert_eq!(script.ask(all, Kind::Address), ["address +a"]);
+        script.ack(Kind::Address);
+    }
+    script.ask(none, Kind::Address);
+    assert_eq!(script.ask(all, Kind::Address)[0], "close too many resource names");
 }
 
 #[test]

@@ -169,7 +169,7 @@ async fn a_node_with_too_many_streams_loses_its_oldest_and_takes_nobody_s_place(
     let mut other = plane.agent("node2").await;
     other.until("everything", |held| held.len() == 12).await;
     let mut agents = Vec::new();
-    for _ in 0..9 {
+    for _ in 0..5 {
         let mut agent = plane.agent("node1").await;
         agent.until("everything", |held| held.len() == 12).await;
         agents.push(agent);

@@ -12,13 +12,10 @@ use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 
 use agent::kernel::{Cgroup, entries, ip_command, new_netns, privileged};
-use agent::{Client, Host, eventually, open_fds, refers_to};
+use agent::{Client, Host, eventually, open_fds, open_files, refers_to, within_deadline};
 use mesh_proto::enrol::{Add, Del, Response, request::Payload};
 
 const PODS: usize = 100;
-/// Descriptors that the agent itself may have one moment and not the next (a call to the certificate authority, a read of a file). What leaks,
-/// leaks for each pod.
-const OWN: usize = 8;
 
 fn netns() -> OwnedFd {
     let netns = new_netns();
@@ -76,10 +73,12 @@ fn hardening_F20_three_hundred_pods_in_waves_leave_the_agent_as_it_was() {
                 (!refers_to(worker, inode) && !refers_to(keeper, inode)).then_some(())
             });
         }
-        let fresh = *fresh.get_or_insert((open_fds(worker), open_fds(keeper)));
-        eventually(&format!("as few descriptors as after one pod, {fresh:?}"), || {
-            (open_fds(worker) <= fresh.0 + OWN && open_fds(keeper) <= fresh.1 + OWN).then_some(())
-        });
+        let fresh = fresh.get_or_insert_with(|| [open_files(worker), open_files(keeper)]);
+        let as_before = || (open_fds(worker) <= fresh[0].len() && open_fds(keeper) <= fresh[1].len()).then_some(());
+        if within_deadline(as_before).is_none() {
+            let now = [open_files(worker), open_files(keeper)];
+            panic!("round {round}: more descriptors than after one pod (worker, keeper): {fresh:#?}\nnow {now:#?}");
+        }
     }
     let dump = host.get("/config_dump");
     assert!(!dump.contains("spiffe://cluster.local/ns/default/sa/pair-"), "certificates of pods that are gone");

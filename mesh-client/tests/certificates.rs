@@ -16,7 +16,7 @@ use common::{Ca, ControlPlane, Leaf, soon, until};
 use mesh_client::{Authority, CertificateManager, ClientMetrics, IssueError, certificates::Issued};
 use mesh_core::Identity;
 use rcgen::{KeyPair, SanType};
-use tokio::sync::Semaphore;
+use tokio::{io::AsyncReadExt, sync::Semaphore};
 use tonic::Status;
 
 type Answer = Box<dyn Fn(&Identity, &str) -> Result<Vec<String>, IssueError> + Send + Sync>;
@@ -460,4 +460,19 @@ async fn a_new_token_is_used_at_once_and_a_refusal_is_told() {
     until("a refusal", || manager.last_error(&cart).is_some_and(|e| e.contains("token expired"))).await;
     std::fs::write(server.path("token"), "secret-2").unwrap();
     soon("a certificate", manager.certificate(&cart)).await;
+}
+
+#[tokio::test]
+async fn hardening_F20_a_connection_for_a_pod_that_has_gone_is_not_kept() {
+    let server = ControlPlane::start(common::no_authority()).await;
+    // Accepts, and never says anything.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = mesh_client::ControlConfig { address: silent.local_addr().unwrap().to_string(), ..server.config() };
+    let manager = CertificateManager::new(Arc::new(config), ClientMetrics::default()).unwrap();
+    manager.prefetch(&identity("cart"));
+    let (mut attempt, _) = soon("a connection", silent.accept()).await.unwrap();
+    manager.forget(&identity("cart"));
+    let mut heard = Vec::new();
+    // At the deadline of connections, though nobody asks for anything any more.
+    let _ = soon("the end of the connection", attempt.read_to_end(&mut heard)).await;
 }

@@ -9,7 +9,7 @@ pub mod kernel;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -34,13 +34,18 @@ pub const NOBODY: &str = "198.18.0.1:9999";
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// Waits for `condition` with a deadline.
-pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub fn eventually<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    within_deadline(condition).unwrap_or_else(|| panic!("not within {DEADLINE:?}: {what}"))
+}
+
+/// The same for tests that say themselves what was wrong.
+pub fn within_deadline<T>(mut condition: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + DEADLINE;
     loop {
-        if let Some(value) = condition() {
+        let value = condition();
+        if value.is_some() || Instant::now() >= deadline {
             return value;
         }
-        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
         thread::sleep(Duration::from_millis(5));
     }
 }
@@ -395,7 +400,45 @@ pub fn refers_to(pid: i32, netns_inode: u64) -> bool {
         || entries(format!("/proc/{pid}/task")).any(|entry| is(entry.path().join("ns/net")))
 }
 
-/// Inodes of all sockets that a process has.
+/// What the descriptors of a process refer to, in order of their numbers; a socket with its kind and its two addresses.
+pub fn open_files(pid: i32) -> Vec<String> {
+    let mut files: Vec<(i32, String)> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let target = fs::read_link(entry.path()).ok()?.to_string_lossy().into_owned();
+            Some((entry.file_name().to_str()?.parse().ok()?, target))
+        })
+        .collect();
+    files.sort_unstable();
+    let told = |(number, target): (i32, String)| match target.starts_with("socket:") {
+        true => format!("{number} {target} {}", look_at_socket(pid, number).unwrap_or_else(|error| error.to_string())),
+        false => format!("{number} {target}"),
+    };
+    files.into_iter().map(told).collect()
+}
+
+/// A socket of another process, by way of a descriptor of our own: the tables in /proc show those of one namespace only.
+fn look_at_socket(pid: i32, number: i32) -> io::Result<String> {
+    let checked = |result: libc::c_long| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) };
+    // SAFETY: system calls without pointers; what they return is a descriptor that nobody else owns.
+    let process = unsafe { OwnedFd::from_raw_fd(checked(libc::syscall(libc::SYS_pidfd_open, pid, 0))?) };
+    // SAFETY: as above.
+    let socket =
+        unsafe { OwnedFd::from_raw_fd(checked(libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0))?) };
+    let socket = socket2::SockRef::from(&socket);
+    let end = |address: io::Result<socket2::SockAddr>| match address {
+        Ok(address) => {
+            address.as_socket().map_or_else(|| format!("{:?}", address.as_pathname()), |address| address.to_string())
+        }
+        Err(error) => error.to_string(),
+    };
+    let (local, peer) = (end(socket.local_addr()), end(socket.peer_addr()));
+    Ok(format!("{:?} {:?} {local} - {peer}", socket.domain()?, socket.r#type()?))
+}
+
+/// How many descriptors a process has.
 pub fn open_fds(pid: i32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).map(|entries| entries.count()).unwrap_or(0)
 }

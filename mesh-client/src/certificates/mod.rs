@@ -340,11 +340,18 @@ impl Inner {
         identity: &Identity,
         early: Option<&IdentityCertificate>,
     ) -> Result<IdentityCertificate, RenewError> {
-        let permit = self.permits.acquire().await;
+        // The semaphore is never closed.
+        let permit = Arc::clone(&self.permits).acquire_owned().await;
         let request = request::create(identity).map_err(|e| RenewError::Request(e.to_string()))?;
-        let issued = tokio::time::timeout(DEADLINE, self.authority.issue(identity, request.csr, self.ttl)).await;
-        drop(permit);
-        let chain = issued.map_err(|_| IssueError::Deadline)??;
+        let (authority, asking, ttl, csr) = (Arc::clone(&self.authority), identity.clone(), self.ttl, request.csr);
+        // A task of its own, so that it ends by itself when the identity is forgotten meanwhile: a channel connects only while somebody
+        // asks through it, and would keep the socket of an attempt left half way, and its outcome for whoever asks next.
+        let issued = task::spawn("certificate request", async move {
+            let _permit = permit;
+            tokio::time::timeout(DEADLINE, authority.issue(&asking, csr, ttl)).await.map_err(|_| IssueError::Deadline)
+        });
+        let broken = |e: tokio::task::JoinError| IssueError::Unavailable { problem: e.to_string() };
+        let chain = issued.await.map_err(broken)???;
         let Some((roots, certificates)) = chain.split_last().filter(|(_, rest)| !rest.is_empty()) else {
             return Err(RenewError::Incomplete(chain.len()));
         };

@@ -210,6 +210,7 @@ impl<S: Sink> Work<S> {
     }
 
     fn receive(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+        mesh_runtime::failpoint::pass("xds");
         self.metrics.heard();
         let known = [ADDRESS_TYPE, AUTHORIZATION_TYPE].into_iter().find(|url| *url == response.type_url);
         let url = || Url { url: known.unwrap_or("other").to_owned() };

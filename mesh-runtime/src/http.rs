@@ -209,6 +209,7 @@ where
     H: Fn(Request<Bytes>) -> F,
     F: Future<Output = Reply>,
 {
+    crate::failpoint::pass("http");
     let (parts, body) = request.into_parts();
     Ok(match Limited::new(body, body_limit).collect().await {
         Ok(body) => handler(Request::from_parts(parts, body.to_bytes())).await,

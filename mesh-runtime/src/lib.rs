@@ -6,6 +6,7 @@
 pub mod backoff;
 pub mod clock;
 pub mod drain;
+pub mod failpoint;
 pub mod fds;
 pub mod http;
 pub mod lanes;

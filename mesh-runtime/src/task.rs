@@ -1,12 +1,14 @@
-//! Named tasks whose panics are counted and logged but do not end the process, unless they become a habit.
+//! Named tasks. A panic in one is logged and counted, and ends that task: one connection, one pod. Tasks that the rest of the process cannot
+//! do without are spawned as vital: their panic ends the process, which whoever supervises it starts afresh.
 //!
-//! A panic ends the task it happened in: one connection, one pod. More than [`PANICS_PER_MINUTE`] of them mean that the process itself
-//! is broken, and then a clean restart is the safer state.
+//! More than [`PANICS_PER_MINUTE`] panics mean that the process itself is broken, and then a clean restart is the safer state too.
 
 use std::any::Any;
 use std::future::Future;
-use std::panic::AssertUnwindSafe;
+use std::io::Write;
+use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
+use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -19,20 +21,20 @@ use tokio::task::JoinHandle;
 
 /// Panics tolerated within one minute.
 pub const PANICS_PER_MINUTE: usize = 10;
-/// Exit status of a process that panicked too often (EX_TEMPFAIL): a fresh one may do better.
-pub const EXIT_TOO_MANY_PANICS: i32 = 75;
+/// Exit status of a process that panicked too often, or where it must not (EX_TEMPFAIL): a fresh one may do better.
+pub const EXIT_PANIC: i32 = 75;
 
 static PANICS: AtomicU64 = AtomicU64::new(0);
 static RECENT: Mutex<Vec<Instant>> = Mutex::new(Vec::new());
 
-/// Starts `future` on the current runtime. A panic inside is logged with the task's name, counted, and ends only this task; the handle
-/// then yields a `JoinError` whose `is_panic` holds.
+/// Starts `future` on the current runtime. A panic inside is logged with the task's name and ends only this task; the handle then yields
+/// a `JoinError` whose `is_panic` holds.
 pub fn spawn<F>(name: &'static str, future: F) -> JoinHandle<F::Output>
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    tokio::spawn(counted(name, future))
+    tokio::spawn(named(name, false, future))
 }
 
 /// The same on a given runtime.
@@ -41,17 +43,59 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    runtime.spawn(counted(name, future))
+    runtime.spawn(named(name, false, future))
 }
 
-/// Panics since the start of the process.
+/// Starts a task without which the process would only seem to work: nobody notices that it is gone, and what it did is not done any more.
+/// A panic inside ends the process.
+pub fn spawn_vital<F>(name: &'static str, future: F) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    tokio::spawn(named(name, true, future))
+}
+
+/// The same on a given runtime.
+pub fn spawn_vital_on<F>(runtime: &Handle, name: &'static str, future: F) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    runtime.spawn(named(name, true, future))
+}
+
+/// Does a piece of a vital task's work that a stranger's input decides about: a panic inside is logged with `name`, and there is no value.
+pub fn contain<T>(name: &str, work: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(work)).inspect_err(|panic| note(name, panic.as_ref())).ok()
+}
+
+/// Panics since they are counted.
 pub fn panics() -> u64 {
     PANICS.load(Ordering::Relaxed)
 }
 
-/// Publishes the counter as `panics_total`.
+/// Publishes the counter as `panics_total`, and counts from now on.
 pub fn register(registry: &mut Registry) {
-    registry.register("panics", "Tasks that ended by a panic", Counter::<u64, PanicCount>::default());
+    count();
+    registry.register("panics", "Panics of tasks and threads", Counter::<u64, PanicCount>::default());
+}
+
+/// Counts the panics of all threads, whoever catches them, and ends the process when they become a habit.
+fn count() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let print = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            print(info);
+            PANICS.fetch_add(1, Ordering::Relaxed);
+            if too_many(&mut RECENT.lock(), Instant::now()) {
+                // Not the log, which whoever panics may hold, and not a macro that panics itself.
+                let _ = writeln!(std::io::stderr(), "more than {PANICS_PER_MINUTE} panics within a minute: giving up");
+                std::process::exit(EXIT_PANIC);
+            }
+        }));
+    });
 }
 
 /// A counter value that reads the process-wide count.
@@ -72,28 +116,27 @@ impl prometheus_client::metrics::counter::Atomic<u64> for PanicCount {
     }
 }
 
-async fn counted<F: Future>(name: &'static str, future: F) -> F::Output {
+async fn named<F: Future>(name: &'static str, vital: bool, future: F) -> F::Output {
     let mut future = pin!(future);
     std::future::poll_fn(move |context| -> Poll<F::Output> {
-        match std::panic::catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
             Ok(poll) => poll,
             Err(panic) => {
-                note(name, panic.as_ref(), Instant::now());
+                note(name, panic.as_ref());
+                if vital {
+                    tracing::error!(task = name, "the process cannot do without it: giving up");
+                    std::process::exit(EXIT_PANIC);
+                }
                 // The hook already ran for this panic; resuming only tells the join handle.
-                std::panic::resume_unwind(panic)
+                panic::resume_unwind(panic)
             }
         }
     })
     .await
 }
 
-fn note(name: &str, panic: &(dyn Any + Send), now: Instant) {
-    PANICS.fetch_add(1, Ordering::Relaxed);
+fn note(name: &str, panic: &(dyn Any + Send)) {
     tracing::error!(task = name, "task panicked: {}", message(panic));
-    if too_many(&mut RECENT.lock(), now) {
-        tracing::error!("more than {PANICS_PER_MINUTE} panics within a minute: giving up");
-        std::process::exit(EXIT_TOO_MANY_PANICS);
-    }
 }
 
 fn too_many(recent: &mut Vec<Instant>, now: Instant) -> bool {
@@ -113,6 +156,8 @@ mod tests {
 
     #[tokio::test]
     async fn hardening_f6_a_panic_ends_one_task_and_is_counted() {
+        let mut registry = Registry::default();
+        register(&mut registry);
         let before = panics();
         let broken = spawn("broken", async { panic!("broken on purpose") });
         let sound = spawn("sound", async {
@@ -121,11 +166,13 @@ mod tests {
         });
         assert!(broken.await.unwrap_err().is_panic());
         assert_eq!(sound.await.unwrap(), 7);
-        assert_eq!(panics(), before + 1);
-        let mut registry = Registry::default();
-        register(&mut registry);
+        assert_eq!(contain("contained", || panic!("broken on purpose")), None::<()>);
+        let blocking = tokio::task::spawn_blocking(|| panic!("broken on purpose"));
+        assert!(blocking.await.unwrap_err().is_panic());
+        assert_eq!(contain("contained", || 7), Some(7));
+        assert_eq!(panics(), before + 3);
         let text = crate::metrics::encode(&registry);
-        assert!(text.contains(&format!("panics_total {}", before + 1)), "{text}");
+        assert!(text.contains(&format!("panics_total {}", before + 3)), "{text}");
     }
 
     #[test]

@@ -102,16 +102,16 @@ pub fn watch_crl(telemetry: &Telemetry, crl: &CrlFile) {
 pub fn keep(data: &Handle, kernel: &Arc<Kernel>, telemetry: &Telemetry, state: &Arc<StateHandle>) {
     // On the data plane's runtime: it is the data plane that the kernel must know to be alive.
     let beating = kernel.clone();
-    task::spawn_on(data, "heartbeat", async move {
+    task::spawn_vital_on(data, "heartbeat", async move {
         let mut ticks = ticks(HEARTBEAT);
         loop {
             ticks.tick().await;
             beating.heartbeat();
         }
     });
-    task::spawn("kernel verification", verify(kernel.clone(), telemetry.clone()));
+    task::spawn_vital("kernel verification", verify(kernel.clone(), telemetry.clone()));
     let collected = kernel.clone();
-    task::spawn("slot collection", async move {
+    task::spawn_vital("slot collection", async move {
         let mut ticks = ticks(COLLECT);
         loop {
             ticks.tick().await;
@@ -119,9 +119,9 @@ pub fn keep(data: &Handle, kernel: &Arc<Kernel>, telemetry: &Telemetry, state: &
             let _ = tokio::task::spawn_blocking(move || kernel.collect_slots()).await;
         }
     });
-    task::spawn("telemetry sweep", sweep(telemetry.clone(), state.clone()));
+    task::spawn_vital("telemetry sweep", sweep(telemetry.clone(), state.clone()));
     match kernel.events() {
-        Ok(events) => drop(task::spawn("kernel events", follow_kernel(telemetry.clone(), events))),
+        Ok(events) => drop(task::spawn_vital("kernel events", follow_kernel(telemetry.clone(), events))),
         Err(error) => tracing::error!(error = %chain(&error), "kernel events cannot be read"),
     }
 }

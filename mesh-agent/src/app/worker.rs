@@ -82,7 +82,7 @@ async fn serve(
     let servers = Drain::new();
     let readiness_port = bind(config.readiness).await?;
     let metrics_port = bind(config.metrics).await?;
-    task::spawn("readiness server", house::serve_readiness(readiness_port, readiness.clone(), servers.token()));
+    task::spawn_vital("readiness server", house::serve_readiness(readiness_port, readiness.clone(), servers.token()));
 
     let crl = config.crl.as_deref().map(CrlFile::open).transpose()?;
     let kernel = start_kernel(&config).await?;
@@ -125,7 +125,7 @@ async fn serve(
     house::watch_health(&telemetry, &kernel, &proxy, &certificates);
     if let Some(crl) = crl {
         house::watch_crl(&telemetry, &crl);
-        task::spawn("revoked certificates", crl.follow());
+        task::spawn_vital("revoked certificates", crl.follow());
     }
     house::keep(lanes.home(), &kernel, &telemetry, &state);
 
@@ -143,7 +143,7 @@ async fn serve(
         counts: count_pods(&mut registry, &telemetry),
     };
     let manager = Manager::spawn(Arc::new(node));
-    task::spawn("metrics server", house::serve_metrics(metrics_port, registry, servers.token()));
+    task::spawn_vital("metrics server", house::serve_metrics(metrics_port, registry, servers.token()));
     let (orders, mut ordered) = mpsc::channel(1);
     let admin = Admin {
         config: config
@@ -161,7 +161,7 @@ async fn serve(
         orders,
     };
     let admin_socket = admin::listen(&config.run_dir).map_err(Refusal::system("admin socket"))?;
-    task::spawn("admin server", admin::serve(admin_socket, Arc::new(admin), servers.token()));
+    task::spawn_vital("admin server", admin::serve(admin_socket, Arc::new(admin), servers.token()));
 
     let checker = Checker::new(&config.node, &config.pods_cgroup, &config.agent_cgroup)
         .map_err(Refusal::system("checks of pods"))?;
@@ -177,7 +177,7 @@ async fn serve(
     adopt::adopt(&manager, held, captured).await;
     let enrolment = Drain::new();
     let server = EnrolServer::bind(&config.run_dir, checker).map_err(Refusal::system("enrolment socket"))?;
-    task::spawn("enrolment server", server.run(manager.clone(), enrolment.token()));
+    task::spawn_vital("enrolment server", server.run(manager.clone(), enrolment.token()));
     booting.met();
     task::spawn("readiness of the configuration", async move {
         while !state.synced_within(SYNC_NOTICE).await {
@@ -253,7 +253,7 @@ fn subscribe(
         writer.apply(changes);
         Ok(())
     };
-    task::spawn("control stream", async move { match mesh_client::run(control, sink, wanted, metrics).await {} });
+    task::spawn_vital("control stream", async move { match mesh_client::run(control, sink, wanted, metrics).await {} });
 }
 
 /// Pods in the metrics: how many are on their way, and how many nobody has claimed. Those that run are counted where they start and stop.

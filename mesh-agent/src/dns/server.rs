@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener as StdTcpListener, UdpSocket as S
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_runtime::task;
+use mesh_runtime::{failpoint, task};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -78,7 +78,7 @@ impl DnsServer {
         let stop = CancellationToken::new();
         for socket in udp {
             let socket = Arc::new(DatagramSocket::new(socket)?);
-            task::spawn(
+            task::spawn_vital(
                 "dns-udp",
                 stop.clone().run_until_cancelled_owned(datagrams(pod.clone(), socket, stop.clone())),
             );
@@ -86,7 +86,7 @@ impl DnsServer {
         for listener in tcp {
             listener.set_nonblocking(true)?;
             let listener = TcpListener::from_std(listener)?;
-            task::spawn(
+            task::spawn_vital(
                 "dns-tcp",
                 stop.clone().run_until_cancelled_owned(streams(pod.clone(), listener, stop.clone())),
             );
@@ -145,6 +145,7 @@ impl<E: Environment> Pod<E> {
     }
 
     fn first<'a>(&self, message: &'a [u8], protocol: DnsProtocol, local: SocketAddr, now: Instant) -> Next<'a> {
+        failpoint::pass("dns");
         let names = |host: &str, asked| self.environment.names(host, asked);
         let (query, reply) = match handle(message, protocol, names, &mut rand::rng()) {
             Action::Reply(query, reply) => (query, Some(reply)),
@@ -242,10 +243,10 @@ async fn datagrams<E: Environment>(pod: Arc<Pod<E>>, socket: Arc<DatagramSocket>
             continue;
         }
         let message = &buffer[..received.length.min(buffer.len())];
-        match pod.first(message, DnsProtocol::Udp, received.local, now) {
-            Next::Nothing => {}
-            Next::Send(reply) => send(&socket, &reply, received).await,
-            Next::Ask { query, nameserver, counters } => {
+        match task::contain("dns-udp", || pod.first(message, DnsProtocol::Udp, received.local, now)) {
+            None | Some(Next::Nothing) => {}
+            Some(Next::Send(reply)) => send(&socket, &reply, received).await,
+            Some(Next::Ask { query, nameserver, counters }) => {
                 let Ok(permit) = pod.in_flight.clone().try_acquire_owned() else {
                     pod.event(DnsEvent::Overloaded);
                     send(&socket, &query.error(code::SERVER_FAILURE), received).await;
@@ -254,6 +255,7 @@ async fn datagrams<E: Environment>(pod: Arc<Pod<E>>, socket: Arc<DatagramSocket>
                 let (pod, socket, message) = (pod.clone(), socket.clone(), message.to_vec());
                 let ask = async move {
                     let _permit = permit;
+                    failpoint::pass("dns-query");
                     // Parsed a moment ago; a view cannot outlive the receive buffer, so the task has its own.
                     let Ok(query) = Query::parse(&message) else { return };
                     let reply = pod.ask(query, nameserver, DnsProtocol::Udp, &counters).await;

@@ -180,7 +180,7 @@ impl<R: Runner> Manager<R> {
             tasks: HashMap::new(),
             draining: false,
         };
-        mesh_runtime::task::spawn("pod manager", manager.run(messages));
+        mesh_runtime::task::spawn_vital("pod manager", manager.run(messages));
         ManagerHandle { mailbox, next: Arc::new(AtomicU64::new(1)) }
     }
 

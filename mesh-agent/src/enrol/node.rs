@@ -101,6 +101,7 @@ impl Runner for Node {
         captured: bool,
         cancel: CancellationToken,
     ) -> Result<RunningPod, Failure> {
+        mesh_runtime::failpoint::pass("start");
         let Spec { pod, netns } = &*spec;
         let taken_over = payload.taken_over;
         loop {

@@ -5,13 +5,15 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::stream::{FuturesOrdered, StreamExt};
 use mesh_proto::enrol::Response;
-use mesh_runtime::{DrainToken, task};
+use mesh_runtime::{DrainToken, failpoint, task};
 use prost::Message;
 use tokio::sync::Semaphore;
 
@@ -82,7 +84,7 @@ impl EnrolServer {
                 tracing::warn!("refused an enrolment client: {SESSIONS} are connected");
                 continue;
             };
-            let conversation = converse(connection, manager.clone(), self.checker.clone());
+            let conversation = follow(connection, manager.clone(), self.checker.clone());
             let drain = drain.clone();
             task::spawn("enrolment client", async move {
                 let _slot = slot;
@@ -98,10 +100,18 @@ impl EnrolServer {
 /// A request's answer on its way: which request, and whether the client must hear of it for it to count.
 type Pending = std::pin::Pin<Box<dyn Future<Output = (Option<RequestId>, Result<(), Failure>)> + Send>>;
 
-async fn converse(connection: SeqConnection, manager: ManagerHandle<PodFds>, checker: Arc<Checker>) {
-    let id = manager.fresh_id();
+/// Has a conversation. However it ends, the manager hears that the client is gone.
+async fn follow(connection: SeqConnection, manager: ManagerHandle<PodFds>, checker: Arc<Checker>) {
+    let session = manager.fresh_id();
+    let ended = AssertUnwindSafe(converse(session, connection, &manager, checker)).catch_unwind().await;
+    manager.tell(Event::Closed { session }).await;
+    if let Err(panic) = ended {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+async fn converse(id: SessionId, connection: SeqConnection, manager: &ManagerHandle<PodFds>, checker: Arc<Checker>) {
     let mut session = Session::default();
-    let mut opened = false;
     let mut pending: FuturesOrdered<Pending> = FuturesOrdered::new();
     let mut open = true;
     while open || !pending.is_empty() {
@@ -121,18 +131,15 @@ async fn converse(connection: SeqConnection, manager: ManagerHandle<PodFds>, che
             packet = connection.receive(), if open && pending.len() < IN_FLIGHT => {
                 let Ok(Some(packet)) = packet else { break };
                 let asked = session.read(packet);
+                failpoint::pass("enrolment");
                 if matches!(asked, Ok(Asked::Hello)) {
-                    opened = true;
                     manager.tell(Event::Opened { session: id }).await;
                 }
                 // Nothing after a protocol error is read: the client and we disagree on what was said.
                 open = !asked.as_ref().is_err_and(|failure| failure.code == Code::Protocol);
-                pending.push_back(carry_out(asked, id, &manager, &checker).await);
+                pending.push_back(carry_out(asked, id, manager, &checker).await);
             }
         }
-    }
-    if opened {
-        manager.tell(Event::Closed { session: id }).await;
     }
 }
 

@@ -12,7 +12,10 @@ pub async fn run(mut listener: AcceptLoop, stop: CancellationToken, mut serve: i
             biased;
             () = stop.cancelled() => return,
             accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => serve(stream, peer),
+                Ok((stream, peer)) => {
+                    mesh_runtime::failpoint::pass("accept");
+                    serve(stream, peer);
+                }
                 Err(error) => {
                     tracing::error!(%error, "listener lost");
                     return;

@@ -108,6 +108,7 @@ pub async fn connect(
         .set_client(socket.as_fd(), client)
         .map_err(|error| refused(Reason::ClientAddress, target, &error))?;
     // Whatever ends the set-up from here on, the app sees a reset: it may have accepted what is given up a moment later.
+    mesh_runtime::failpoint::pass("deliver");
     let stream = within(limit, Armed::connect(socket, target))
         .await
         .map_err(|error| refused(Reason::AppUnreachable, target, &error))?;

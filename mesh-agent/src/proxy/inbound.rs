@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use mesh_core::{Service, Snapshot, Workload, ports};
+use mesh_runtime::failpoint;
 use mesh_transport::copy::Peer as CopyPeer;
 use mesh_transport::hbone::{Authority, InboundRequest, ServeEnd};
 use mesh_transport::socket::Armed;
@@ -36,6 +37,7 @@ pub async fn serve(context: Arc<PodContext>, tcp: Armed, peer: SocketAddr) {
 }
 
 async fn serve_tunnel(context: Arc<PodContext>, tcp: Armed, peer: SocketAddr) {
+    failpoint::pass("handshake");
     let _open = context.shared.telemetry.socket(Reporter::Destination);
     match tcp.local_addr() {
         Ok(local) if local::is_own(&context.pod, local.ip()) => {}
@@ -78,6 +80,7 @@ async fn answer(context: Arc<PodContext>, request: InboundRequest) {
 
 /// Connects the client to the app and answers. `None`: it was refused or has given up, and the telemetry knows.
 async fn set_up(context: Arc<PodContext>, request: InboundRequest) -> Option<Box<Carried>> {
+    failpoint::pass("inbound");
     let target = match target(&context, &request) {
         Ok(target) => target,
         Err(refused) => {

@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mesh_core::{ArcStr, Refusal, Request, Route, resolve};
+use mesh_runtime::failpoint;
 use mesh_transport::socket::Armed;
 use tokio::time::Instant;
 
@@ -42,6 +43,7 @@ pub async fn serve(context: Arc<PodContext>, app: Armed, peer: SocketAddr) {
 
 /// Connects the app to what it asked for. `None`: it was refused, and the telemetry knows.
 async fn set_up(context: Arc<PodContext>, app: Armed, peer: SocketAddr) -> Option<Box<Carried>> {
+    failpoint::pass("outbound");
     let socket = context.shared.telemetry.socket(Reporter::Source);
     let flow = flow(&context, &app, local::canonical(peer))?;
     let endpoints = Endpoints {

@@ -26,6 +26,7 @@ pub async fn serve(context: Arc<PodContext>, client: Armed, peer: SocketAddr) {
 
 /// Connects the client to the app. `None`: it was refused, and the telemetry knows.
 async fn set_up(context: Arc<PodContext>, client: Armed, peer: SocketAddr) -> Option<Box<Carried>> {
+    mesh_runtime::failpoint::pass("plaintext");
     let socket = context.shared.telemetry.socket(Reporter::Destination);
     let peer = local::canonical(peer);
     let destination = destination(&context, &client)?;

@@ -127,7 +127,7 @@ impl PodProxy {
             };
             mesh_runtime::task::spawn_on(lane, name, tasks.track_future(moved));
         });
-        mesh_runtime::task::spawn(name, self.tasks.track_future(loop_));
+        mesh_runtime::task::spawn_vital(name, self.tasks.track_future(loop_));
     }
 }
 

@@ -38,6 +38,7 @@ pub async fn run(shared: Weak<ProxyShared>, mut updates: Updates) {
 
 /// Applies one change to all pods; without a change it only retries what the kernel did not take. False: some mode is still not set.
 async fn apply(shared: &Arc<ProxyShared>, update: Option<&Update>) -> bool {
+    mesh_runtime::failpoint::pass("recheck");
     let snapshot = shared.state.snapshot_owned();
     let mut in_step = true;
     let concerns = |workload: &Workload| match update {

@@ -91,7 +91,7 @@ impl ProxyShared {
             telemetry,
             lanes,
         });
-        mesh_runtime::task::spawn("recheck", recheck::run(Arc::downgrade(&shared), updates));
+        mesh_runtime::task::spawn_vital("recheck", recheck::run(Arc::downgrade(&shared), updates));
         shared
     }
 

@@ -22,6 +22,7 @@ use kernel::{Cgroup, Factory, ip_command, new_netns};
 use mesh_agent::bpf::KernelConfig;
 use mesh_agent::keeper::packet;
 use mesh_proto::enrol::{Add, Del, Dns, Hello, Keep, Request, Response, Snapshot, request::Payload};
+use mesh_runtime::failpoint;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
 use nix::sys::time::TimeVal;
@@ -91,6 +92,16 @@ impl Host {
         Path::new("/sys/fs/bpf/undermesh").join(&self.instance).join(version)
     }
 
+    /// Has the agent panic once at each of these points. Complete when none is left.
+    pub fn fail_at(&self, points: &[&str]) {
+        fs::write(self.folder.path().join("failpoints"), points.join("\n")).unwrap();
+    }
+
+    /// The points that nobody has passed yet.
+    pub fn not_failed(&self) -> String {
+        fs::read_to_string(self.folder.path().join("failpoints")).unwrap()
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
@@ -118,6 +129,7 @@ impl Host {
             .arg(&self.pods.0)
             .arg("--agent-cgroup")
             .arg(&self.agent.0)
+            .env(failpoint::VARIABLE, path("failpoints"))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);

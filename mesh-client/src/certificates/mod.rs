@@ -169,7 +169,7 @@ impl CertificateManager {
             roots: Mutex::default(),
         };
         let inner = Arc::new(inner);
-        task::spawn("certificate clock", look(Arc::downgrade(&inner)));
+        task::spawn_vital("certificate clock", look(Arc::downgrade(&inner)));
         Self { inner }
     }
 
@@ -248,7 +248,7 @@ impl CertificateManager {
             last_error: Mutex::default(),
         });
         // The task must not keep the manager alive, which owns the task.
-        let task = task::spawn("certificate", keep(Arc::downgrade(&self.inner), Arc::downgrade(&slot)));
+        let task = task::spawn_vital("certificate", keep(Arc::downgrade(&self.inner), Arc::downgrade(&slot)));
         Keeper { slot, users: 0, task }
     }
 }

@@ -73,6 +73,7 @@ struct Copy {
 
 impl Copy {
     fn poll(&mut self, cx: &mut Context<'_>, pair: &Pair, counters: &ByteCounters) -> Poll<Outcome> {
+        mesh_runtime::failpoint::pass("copy");
         if self.receiving {
             match pair.stream.poll_received(cx) {
                 Poll::Pending => {}

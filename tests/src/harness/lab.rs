@@ -28,11 +28,13 @@ pub struct LabConfig {
     pub agent_args: Vec<String>,
     /// Zone label per node; `zone<number>` where the list is shorter.
     pub zones: Vec<String>,
+    /// Agents panic where `Node::fail_at` says; a debug build only.
+    pub fail_points: bool,
 }
 
 impl Default for LabConfig {
     fn default() -> LabConfig {
-        LabConfig { nodes: 2, control_args: Vec::new(), agent_args: Vec::new(), zones: Vec::new() }
+        LabConfig { nodes: 2, control_args: Vec::new(), agent_args: Vec::new(), zones: Vec::new(), fail_points: false }
     }
 }
 
@@ -154,7 +156,11 @@ impl Lab {
     pub fn agent_program(&self, node: &Node) -> Result<Program> {
         let instance = format!("{}-{}", self.run, node.name);
         let ranges = plan::mesh_ranges(self.config.nodes);
-        Agent::program(node, &self.control, &instance, &ranges, &self.config.agent_args)
+        let program = Agent::program(node, &self.control, &instance, &ranges, &self.config.agent_args)?;
+        Ok(match self.config.fail_points {
+            true => program.env("UNDERMESH_FAILPOINTS", node.fail_points().to_string_lossy()),
+            false => program,
+        })
     }
 
     /// Starts an agent with another command line; the caller owns it.

@@ -34,6 +34,16 @@ pub struct Node {
 }
 
 impl Node {
+    /// The file with the points at which the node's agent is to panic, if the lab lets it.
+    pub fn fail_points(&self) -> PathBuf {
+        self.run_dir.with_extension("failpoints")
+    }
+
+    /// Has the node's agent panic once at each of these points.
+    pub fn fail_at(&self, points: &[&str]) -> Result<()> {
+        std::fs::write(self.fail_points(), points.join("\n")).context("write fail points")
+    }
+
     /// Builds node `number` of `count` and connects it to the fabric.
     pub(super) fn create(
         number: u8,

@@ -5,6 +5,7 @@
 //! clock    what time it is jumps, stands still, is another one on one node
 //! control  the control plane is away, flaps, forgets, changes its root
 //! network  names, unknown addresses, ports that app and agent both want
+//! panics   the agent panics, at each stage of a connection
 //! pods     pods come, go, and take over each other's addresses
 //! streams  how connections begin and end, and what others on the wire can do to them
 //! ```
@@ -17,5 +18,6 @@ mod clock;
 mod control;
 mod network;
 mod pair;
+mod panics;
 mod pods;
 mod streams;

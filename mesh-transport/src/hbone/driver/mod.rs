@@ -275,6 +275,7 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        mesh_runtime::failpoint::pass("tunnel");
         self.tunnel.driver.register(cx.waker());
         let mut turn = 0;
         let mut broken = None;

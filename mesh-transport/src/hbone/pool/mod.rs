@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use arcstr::ArcStr;
 use mesh_core::identity::Identity;
+use mesh_runtime::{failpoint, task};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -311,9 +312,10 @@ impl Pool {
     ) -> watch::Receiver<DialResult> {
         let (sender, receiver) = watch::channel(None);
         let pool = self.clone();
-        tokio::spawn(async move {
+        task::spawn("tunnel to a peer", async move {
             // Notes the end of the dial even if it panics or is dropped with the runtime.
             let mut under_way = UnderWay { pool: &pool, key: &key, id, tunnel: None };
+            failpoint::pass("dial");
             let made = dial_tunnel(&pool.shared.config, &key, &cert, dial).await;
             let (tunnel, tls) = match made {
                 Ok(made) => made,

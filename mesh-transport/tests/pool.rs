@@ -151,12 +151,12 @@ async fn a_tunnel_serves_its_own_key_only() {
             held.push(stream);
         }
     }
-    assert_eq!(dials.iter().map(|dials| dials.load(Relaxed)).collect::<Vec<_>>(), [1; 8]);
-    assert_eq!(lab.pool.stats().keys, 8);
+    assert_eq!(dials.iter().map(|dials| dials.load(Relaxed)).collect::<Vec<_>>(), [1; 9]);
+    assert_eq!(lab.pool.stats().keys, 9);
     drop(held);
     // Purges take exactly what they name, streams included.
     let former = |key: &TunnelKey| key.destination_uid == "server-1" && key.destination_generation < 2;
-    assert_eq!(lab.pool.purge(former), 6);
+    assert_eq!(lab.pool.purge(former), 7);
     assert_eq!(lab.pool.purge(|key| key.destination_uid == "server-2"), 1);
     assert_eq!(lab.pool.stats().keys, 1);
     assert_eq!(lab.pool.purge_source("client-2"), 0);

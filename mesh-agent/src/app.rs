@@ -11,6 +11,8 @@ mod house;
 mod privilege;
 mod worker;
 
+use std::io::Write;
+
 use mesh_runtime::logging;
 
 use crate::bpf::KernelError;
@@ -71,7 +73,7 @@ pub fn main(cli: &Cli) -> i32 {
         Ok(config) => config,
         Err(problems) => {
             for line in &problems.lines {
-                eprintln!("mesh-agent: {line}");
+                complain(line);
             }
             return problems.status;
         }
@@ -82,9 +84,14 @@ pub fn main(cli: &Cli) -> i32 {
     };
     let lacking = privilege::missing().map(|line| Refusal { status: privilege::EXIT_PERMISSION, line });
     lacking.map_or_else(|| role(config), Err).unwrap_or_else(|refusal| {
-        eprintln!("mesh-agent: {}", refusal.line);
+        complain(&refusal.line);
         refusal.status
     })
+}
+
+/// One line on standard error, if anybody reads it: the status counts, whoever listens.
+fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr(), "mesh-agent: {line}");
 }
 
 fn keeper(config: Config) -> Result<i32, Refusal> {

@@ -194,3 +194,46 @@ fn hardening_B199_an_agent_without_privileges_says_all_that_is_missing_in_one_li
     }
     assert!(!host.run_dir().exists(), "and leaves nothing");
 }
+
+/// The operator's own server is a file, and what listens on the network are metrics and readiness, on the node's addresses only.
+#[test]
+fn hardening_B120_nothing_for_the_operator_listens_where_pods_are() {
+    if !privileged("listeners") {
+        return;
+    }
+    let host = Host::new();
+    let agent = host.start();
+    let (client, pod) = (Client::greeted(&host), Pod::new(&host, "pod"));
+    client.add(&pod);
+    let table = |name: &str| std::fs::read_to_string(format!("/proc/{}/net/{name}", agent.worker())).unwrap();
+    let listening = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        (words.get(3) == Some(&"0A")).then(|| u16::from_str_radix(words[1].rsplit(':').next()?, 16).ok()).flatten()
+    };
+    let mut ports: Vec<u16> =
+        ["tcp", "tcp6"].iter().flat_map(|name| table(name).lines().filter_map(listening).collect::<Vec<_>>()).collect();
+    ports.sort_unstable();
+    assert_eq!(ports, [15020, 15021], "of the node");
+    // A name without a file is for whoever is in the namespace, of any user.
+    assert!(!table("unix").lines().any(|line| line.contains(" @")), "{}", table("unix"));
+    for ip in [std::net::IpAddr::from([127, 0, 0, 1]), pod.address] {
+        for port in [15000, 15020, 15021] {
+            let refused = agent::kernel::connect(&pod.app.tcp(ip), (ip, port).into());
+            assert!(refused.is_err(), "an app reaches {ip}:{port}");
+        }
+    }
+}
+
+#[test]
+fn hardening_B195_a_status_does_not_depend_on_who_reads() {
+    let status = |args: &[&str]| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_mesh-agent"));
+        command.args(args).env_clear().stdin(std::process::Stdio::null());
+        command.stdout(writer.try_clone().unwrap()).stderr(writer).status().unwrap().code()
+    };
+    assert_eq!(status(&["--help"]), Some(0));
+    assert_eq!(status(&["--unknown"]), Some(64), "the parser's reasons");
+    assert_eq!(status(&["--workers", "0"]), Some(64), "our own");
+}

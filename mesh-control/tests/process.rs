@@ -175,3 +175,18 @@ fn hardening_F12_nothing_is_served_before_every_manifest_has_been_read() {
     assert!(waiting.is_some() && waiting < ready, "{lines:?}");
     assert!(folder.path().join("state/tokens/n1").exists());
 }
+
+#[test]
+fn hardening_B195_a_status_does_not_depend_on_who_reads() {
+    let status = |args: &[&str]| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-control"));
+        command.args(args).env_clear().stdin(Stdio::null());
+        command.stdout(writer.try_clone().unwrap()).stderr(writer).status().unwrap().code()
+    };
+    assert_eq!(status(&["--help"]), Some(0));
+    assert_eq!(status(&["--unknown"]), Some(64));
+    let missing = ["--manifests", "/nowhere", "--state-dir", "/nowhere/state", "--listen", "127.0.0.1:0"];
+    assert_eq!(status(&missing), Some(78));
+}

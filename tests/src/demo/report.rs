@@ -96,7 +96,7 @@ impl Report {
             Err(e) => {
                 say(&format!("   {} {text}{}", self.paint("1;31", "× FALSE:"), self.paint("2", &took)));
                 for line in format!("{e:#}").lines().take(12) {
-                    say(&format!("       {}", self.paint("31", line)));
+                    say(&format!("       {}", self.paint("31", &plain(line))));
                 }
                 self.wrong.push(text.to_string());
                 false
@@ -145,6 +145,11 @@ pub fn say(line: &str) {
         spawner::clean_all();
         std::process::exit(141);
     }
+}
+
+/// What programs and manifests say, without what would drive a terminal.
+fn plain(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 /// Columns that fit everywhere.
@@ -213,5 +218,11 @@ mod tests {
         assert_eq!(wrap("one two  three", 7), ["one two", "three"]);
         assert_eq!(wrap("incomprehensibilities", 4), ["incomprehensibilities"]);
         assert!(wrap("", 4).is_empty());
+    }
+
+    #[test]
+    #[expect(non_snake_case, reason = "tests carry the ids of their rows")]
+    fn hardening_B195_what_others_say_drives_no_terminal() {
+        assert_eq!(plain("pod \u{1b}[2Jx\r\u{9b}0m ✓"), "pod \\u{1b}[2Jx\\r\\u{9b}0m ✓");
     }
 }

@@ -159,6 +159,14 @@ pub(crate) fn finish(stream: &TcpStream) {
     let _ = SockRef::from(stream).shutdown(Shutdown::Write);
 }
 
+/// Bytes that the peer's kernel has not acknowledged, our FIN counted; 0 if the socket is past telling.
+pub(crate) fn unacknowledged(stream: &TcpStream) -> usize {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the descriptor is open, and the call writes one int.
+    let result = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result == 0 { usize::try_from(bytes).unwrap_or(0) } else { 0 }
+}
+
 /// Ends both directions, so that whoever waits on the socket learns it.
 pub(crate) fn close(stream: &TcpStream) {
     let _ = SockRef::from(stream).shutdown(Shutdown::Both);

@@ -191,6 +191,41 @@ async fn hardening_B49_a_draining_tunnel_finishes_its_streams_and_takes_no_more(
     assert!(accepted.is_err(), "stream 3 was not taken");
 }
 
+/// What a drained tunnel has given to the kernel may be under way for long on a slow link, and what the peer says meanwhile must not turn it into a reset.
+#[tokio::test]
+async fn a_drained_tunnel_waits_for_a_peer_that_is_slow_to_take_the_last_bytes() {
+    const BYTES: usize = 300_000;
+    let mut lab = Lab::new().await;
+    let (mut raw, mut far) = connected(&lab).await;
+    for stream in [0, 1] {
+        raw.send(WINDOW_UPDATE, 0, stream, &(4 * BYTES as u32).to_be_bytes()).await;
+    }
+    lab.drain.cancel();
+    raw.wait(GOAWAY).await;
+    let ping = raw.wait(PING).await;
+    raw.send(PING, 1, 0, &ping.payload).await;
+    raw.wait(GOAWAY).await;
+    raw.send(DATA, 1, 1, b"that is all").await;
+    soon("end", far.read_to_string(&mut String::new())).await.unwrap();
+    soon("last bytes", far.write_all(&vec![7; BYTES])).await.unwrap();
+    drop(far);
+    // Longer than a tunnel waits for a peer that has everything.
+    let early = tokio::time::timeout(Duration::from_millis(1500), lab.ends.recv()).await;
+    raw.send(WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes()).await;
+    let mut received = 0;
+    loop {
+        let frame = raw.wait(DATA).await;
+        received += frame.payload.len();
+        if frame.flags & 1 != 0 {
+            break;
+        }
+    }
+    assert_eq!(received, BYTES);
+    assert!(early.is_err(), "it ended before the bytes were through");
+    drop(raw);
+    assert_eq!(soon("end", lab.ends.recv()).await, Some(ServeEnd::Closed));
+}
+
 /// ztunnel#2100: many small DATA frames that nobody drains are what databases do, not an attack.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn small_frames_to_a_stalled_reader_are_no_flood() {

@@ -88,10 +88,12 @@ impl PodProxy {
         if let Some(limit) = drain {
             self.context.drain.cancel();
             self.tasks.close();
-            // The last bytes and our goodbye are still with the tunnels, which end by themselves now.
-            if tokio::time::timeout(limit, self.context.connections.emptied()).await.is_ok() {
-                let _ = tokio::time::timeout(LET_GO, self.tasks.wait()).await;
-            }
+            let ended = async {
+                self.context.connections.emptied().await;
+                // The last bytes and our goodbye are still with the tunnels, which end by themselves now, over a slow link not at once.
+                self.tasks.wait().await;
+            };
+            let _ = tokio::time::timeout(limit, ended).await;
         }
         self.context.cut(if drain.is_some() { CutReason::DrainDeadline } else { CutReason::PodRemoved });
         self.tasks.close();

@@ -87,7 +87,9 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
         due
     }
 
-    /// After the last frame: sends what is queued, then FIN, and reads on for a moment, so that the peer gets our reason before the socket's close.
+    /// After the last frame: sends what is queued, then FIN, and reads on for a moment, so that the peer gets our reason before the socket's close. A
+    /// closed socket answers what the peer still says with a reset, and with that the last bytes of streams that ended in order would be lost: they are
+    /// waited for as long as the peer takes some.
     pub(super) async fn linger(&mut self, end: ServeEnd) {
         if end == ServeEnd::Lost {
             socket::close(&self.tunnel.socket);
@@ -121,7 +123,17 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             }
             io::Result::Ok(())
         };
-        let _ = tokio::time::timeout(LINGER, heard).await;
+        let mut heard = std::pin::pin!(heard);
+        let (mut left, mut progress) = (socket::unacknowledged(&self.tunnel.socket), Instant::now());
+        while tokio::time::timeout(LINGER, heard.as_mut()).await.is_err() {
+            let now = socket::unacknowledged(&self.tunnel.socket);
+            if now < left {
+                (left, progress) = (now, Instant::now());
+            }
+            if !drained || now == 0 || progress.elapsed() >= self.timers.ping_timeout {
+                break;
+            }
+        }
         socket::close(&self.tunnel.socket);
     }
 }

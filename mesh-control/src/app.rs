@@ -96,7 +96,7 @@ impl App {
         };
         let configured = readiness.task("manifests");
         let tokens_written = readiness.task("node tokens");
-        task::spawn(
+        task::spawn_vital(
             "status",
             serve_tcp(status_listener, Limits::default(), drain.token(), move |r| status.clone().answer(r)),
         );
@@ -108,7 +108,7 @@ impl App {
             let _ = first.send(());
         });
         let token = drain.token();
-        task::spawn("publish", async move {
+        task::spawn_vital("publish", async move {
             tokio::select! {
                 () = publishing => tracing::error!("the source has ended"),
                 () = token.started() => {}
@@ -123,7 +123,7 @@ impl App {
             TokenWriter::start(tokens.clone(), folder, config.token_ttl, view.clone(), mesh_runtime::clock::now())?;
         tokens_written.met();
         let token = drain.token();
-        task::spawn("tokens", async move {
+        task::spawn_vital("tokens", async move {
             tokio::select! {
                 () = writer.follow() => {}
                 () = token.started() => {}
@@ -131,7 +131,7 @@ impl App {
         });
         let token = drain.token();
         let roots = follow_root(config.state_dir.clone(), authority.clone(), certificate.clone(), metrics.clone());
-        task::spawn("root", async move {
+        task::spawn_vital("root", async move {
             tokio::select! {
                 () = roots => {}
                 () = token.started() => {}
@@ -160,7 +160,7 @@ impl App {
         };
         let (sender, secured) = mpsc::channel(64);
         let tls = Arc::new(tls::config(certificate)?);
-        task::spawn("accept", tls::accept(listener, tls, drain.token(), sender));
+        task::spawn_vital("accept", tls::accept(listener, tls, drain.token(), sender));
         let services = Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
@@ -173,7 +173,7 @@ impl App {
             )
             .add_service(issuing.service());
         let token = drain.token();
-        task::spawn("grpc", async move {
+        task::spawn_vital("grpc", async move {
             let ended = services
                 .serve_with_incoming_shutdown(ReceiverStream::new(secured), async move { token.started().await })
                 .await;

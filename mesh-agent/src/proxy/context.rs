@@ -15,7 +15,6 @@ use mesh_transport::socket::{self, Armed};
 use mesh_transport::tls::IdentityCertificate;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::connections::{Connections, CutReason};
@@ -23,6 +22,7 @@ use super::local;
 use super::reasons::Reason;
 use super::shared::ProxyShared;
 use super::strict::inbound_mode;
+use super::turns::Turns;
 use crate::bpf::InboundMode;
 use crate::pod::Pod;
 
@@ -44,7 +44,7 @@ pub struct PodContext {
     tunnels: AtomicU32,
     waiting: AtomicU32,
     /// Turns of connects to the pod's apps.
-    pub app_connects: Semaphore,
+    pub app_connects: Turns,
     /// The mode that the kernel last accepted. A short lock of the recheck task and of start-up, never taken per connection.
     inbound: Mutex<Option<InboundMode>>,
 }
@@ -76,7 +76,7 @@ impl PodContext {
             view: ArcSwap::from_pointee(view),
             tunnels: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
-            app_connects: Semaphore::new(shared.config.app_connects_per_pod),
+            app_connects: Turns::new(shared.app_connects.clone(), shared.config.app_connects_per_port),
             inbound: Mutex::new(None),
             pod,
             shared,

@@ -76,6 +76,8 @@ struct Inner {
     target: i64,
     /// What the window was at first, by the latest of our SETTINGS that counts for this stream.
     first: i64,
+    /// What is counted in the window that all streams have grown.
+    grown: i64,
     last_grant: Instant,
     sink: Option<Sink>,
     sink_error: Option<io::Error>,
@@ -108,6 +110,7 @@ impl Stream {
             window: first,
             target: first,
             first,
+            grown: 0,
             last_grant: Instant::now(),
             sink: None,
             sink_error: None,

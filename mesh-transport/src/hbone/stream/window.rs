@@ -5,7 +5,9 @@ use super::*;
 /// Largest receive window of a stream.
 const WINDOW_MAX: i64 = 4 * 1024 * 1024;
 /// Receive window that all streams of the process may grow beyond their first, in all.
-const GROWN_MAX: i64 = 256 * 1024 * 1024;
+const GROWN_MAX: i64 = if cfg!(test) { 8 } else { 256 } * 1024 * 1024;
+/// A stream that was granted nothing for this long does not need what its window has grown.
+const QUIET: Duration = Duration::from_secs(1);
 /// Growth assumes at least this round trip: on a fast network half a window per such time is a busy stream.
 const ROUND_TRIP_MIN: Duration = Duration::from_micros(500);
 
@@ -31,13 +33,34 @@ impl Stream {
 
     /// Our SETTINGS changed the window that streams have at first, and with it every window by the difference (RFC 9113 6.9.2). Returns how much to grant:
     /// a window that is at its end now, with nothing queued that would grant it more when it is taken, would be at its end for ever.
+    ///
+    /// A smaller one means that memory is short: streams that do not use what they have grown leave it to others. What was granted stays granted, and
+    /// counted until it is used.
     pub(in crate::hbone) fn set_first_window(&self, tunnel: &Tunnel, first: i64) -> u32 {
         let mut inner = self.inner.lock();
         let change = first - inner.first;
         inner.first = first;
         inner.window += change;
         inner.target += change;
-        inner.grant(tunnel)
+        if change < 0 && (inner.lags() || inner.last_grant.elapsed() >= QUIET) {
+            inner.target = first;
+        }
+        let grant = inner.grant(tunnel);
+        inner.count_grown();
+        grant
+    }
+
+    /// The window, and what it is filled up to.
+    #[cfg(test)]
+    pub(in crate::hbone) fn window(&self) -> (i64, i64) {
+        let inner = self.inner.lock();
+        (inner.window, inner.target)
+    }
+
+    /// As if the last grant had been long ago.
+    #[cfg(test)]
+    pub(in crate::hbone) fn rest(&self) {
+        self.inner.lock().last_grant -= QUIET;
     }
 
     /// Padding is taken at once.
@@ -53,6 +76,11 @@ impl Inner {
         if self.recv != Recv::Open {
             return 0;
         }
+        // Nothing may ever be granted again to a stream whose application stalls: it shrinks already while its window is used up.
+        if self.lags() && self.window < self.target / 2 {
+            self.resize((self.target / 2).max(self.first));
+        }
+        self.count_grown();
         let queued = self.queue.len() as i64;
         if self.target - self.window - queued < self.target / 2 {
             return 0;
@@ -61,7 +89,7 @@ impl Inner {
         let elapsed = now - self.last_grant;
         self.last_grant = now;
         let round_trip = Duration::from_nanos(tunnel.round_trip.load(Relaxed)).max(ROUND_TRIP_MIN);
-        if queued * 4 > self.target {
+        if self.lags() {
             self.resize((self.target / 2).max(self.first));
         } else if elapsed <= round_trip {
             self.resize((self.target * 2).min(WINDOW_MAX));
@@ -71,24 +99,34 @@ impl Inner {
         due as u32
     }
 
+    /// Whether the application leaves much of what arrived.
+    fn lags(&self) -> bool {
+        self.queue.len() as i64 * 4 > self.target
+    }
+
     fn resize(&mut self, target: i64) {
-        let change = target - self.target;
-        if change == 0 {
-            return;
-        }
+        // What is counted already may be more than the target asks for.
+        let change = (target - self.first - self.grown).max(0);
         if change > 0 && GROWN.fetch_add(change, Relaxed) + change > GROWN_MAX {
             GROWN.fetch_sub(change, Relaxed);
             return;
         }
-        if change < 0 {
-            GROWN.fetch_add(change, Relaxed);
-        }
+        self.grown += change;
         self.target = target;
+    }
+
+    /// No more counts for what the peer may neither send now nor be granted again.
+    fn count_grown(&mut self) {
+        let grown = (self.target.max(self.window) - self.first).clamp(0, self.grown);
+        if grown < self.grown {
+            GROWN.fetch_sub(self.grown - grown, Relaxed);
+            self.grown = grown;
+        }
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        GROWN.fetch_sub(self.target - self.first, Relaxed);
+        GROWN.fetch_sub(self.grown, Relaxed);
     }
 }

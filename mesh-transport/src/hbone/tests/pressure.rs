@@ -157,15 +157,20 @@ async fn an_h2_peer_follows_a_window_that_shrinks() {
     drop(held);
 }
 
-/// The window of a stream that is open shrinks when the peer has said that it knows, and not before; a stream that has used it up may still end.
-#[tokio::test]
-async fn a_smaller_window_counts_from_its_acknowledgement_on() {
-    let lab = Lab::new().await;
+/// The sending half of a tunnel, without a driver.
+async fn server_half(lab: &Lab) -> Tunnel {
     let tcp = TcpStream::connect(lab.tunnel_port).await.unwrap();
     let config = lab.client.client_config(std::slice::from_ref(&lab.server.identity));
     let TlsStream { tcp, peer, sealer, keys, unsent, .. } = tls::connect(tcp, config).await.unwrap();
     let parts = Parts { socket: tcp, peer, generation: 1, sealer, keys, unsent };
-    let tunnel = Tunnel::new(Role::Server, parts, 100).unwrap();
+    Tunnel::new(Role::Server, parts, 100).unwrap()
+}
+
+/// The window of a stream that is open shrinks when the peer has said that it knows, and not before; a stream that has used it up may still end.
+#[tokio::test]
+async fn a_smaller_window_counts_from_its_acknowledgement_on() {
+    let lab = Lab::new().await;
+    let tunnel = server_half(&lab).await;
     let blob = vec![7; STREAM_WINDOW as usize];
     // Bytes arrive and are not taken.
     let arrive = |stream: &Stream, length: i64| {
@@ -192,4 +197,61 @@ async fn a_smaller_window_counts_from_its_acknowledgement_on() {
     assert_eq!(arrive(&last, STREAM_WINDOW), Ok(()));
     tunnel.acknowledged();
     assert_eq!(arrive(&last, 1), Err(Unwelcome::Window));
+}
+
+/// Windows that grew and are not used do not keep others from growing: all of them together may only grow so far.
+#[tokio::test]
+async fn hardening_B47_streams_that_stall_or_rest_give_up_what_they_have_grown() {
+    const STEP: i64 = SMALL_WINDOW / 2;
+    let _turn = TURN.lock().await;
+    let lab = Lab::new().await;
+    let blob = vec![7; STEP as usize];
+    let piece = 0..blob.len();
+    for resting in [false, true] {
+        let tunnel = server_half(&lab).await;
+        // Whatever is taken is taken in time.
+        tunnel.round_trip.store(3_600_000_000_000, Relaxed);
+        let mut next_id = 1;
+        let mut open = || {
+            next_id += 2;
+            tunnel.opened_by_peer(next_id).unwrap()
+        };
+        let take = |stream: &Stream| {
+            stream.count_received(STEP, Role::Server).unwrap();
+            i64::from(stream.consume_padding(&tunnel))
+        };
+        // A grant beyond what was used is growth.
+        let grows = |stream: &Stream| {
+            let mut used = 0;
+            loop {
+                used += STEP;
+                match take(stream) {
+                    0 => {}
+                    granted => return granted > used,
+                }
+            }
+        };
+        let grown: Vec<_> = (0..8).map(|_| open()).inspect(|stream| while grows(stream) {}).collect();
+        for stream in &grown {
+            if resting {
+                // Used as far as it goes without another grant.
+                while let (window, target) = stream.window()
+                    && window - STEP > target / 2
+                {
+                    assert_eq!(take(stream), 0);
+                }
+                stream.rest();
+            } else {
+                while stream.count_received(STEP, Role::Server).is_ok() {
+                    assert_eq!(stream.deliver(&tunnel, &blob, std::slice::from_ref(&piece)), 0, "granted");
+                }
+            }
+        }
+        if resting {
+            assert!(tunnel.offer(SMALL_WINDOW));
+            tunnel.acknowledged();
+        }
+        let fresh = open();
+        until("room", || grows(&fresh)).await;
+    }
 }

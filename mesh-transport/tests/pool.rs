@@ -45,6 +45,20 @@ async fn a_thousand_waiters_share_one_black_hole() {
     assert_eq!(lab.pool.stats(), PoolStats::default());
 }
 
+/// Whoever refuses for a limit says so, in front of the hello as well as behind it: it is not taken for broken.
+#[tokio::test]
+async fn hardening_F35_a_dial_that_a_limit_refuses_says_so() {
+    let lab = Lab::with(PoolConfig::default(), AcceptorConfig { tunnels_per_source: 0, ..Default::default() }).await;
+    for _ in 0..20 {
+        let port = lab.tunnel_port;
+        let request = ConnectRequest::to("10.0.0.1:80".parse().unwrap());
+        let dial = move || TcpStream::connect(port);
+        let error = soon("answer", lab.pool.connect(&lab.key(), lab.client.clone(), dial, request)).await.unwrap_err();
+        assert!(matches!(error, HboneError::PeerBusy), "{error}");
+        assert!(error.before_first_byte());
+    }
+}
+
 #[tokio::test]
 async fn waiters_share_one_dial_and_survive_each_other() {
     let lab = Lab::new().await;

@@ -178,7 +178,10 @@ fn tunnel_failure(context: &PodContext, upstream: &Upstream, labels: ConnectionL
         HboneError::Overloaded => (Reason::Upstream, false),
         _ => (Reason::Upstream, true),
     };
-    report(context, upstream, !theirs);
+    // A peer at its limit is not broken, but another endpoint may have room.
+    if !matches!(error, HboneError::PeerBusy) {
+        report(context, upstream, !theirs);
+    }
     // Only a handshake that was finished proves anything; what the labels say must have been checked on this flow.
     let authenticated = matches!(error, HboneError::Refused(_) | HboneError::Reset(_) | HboneError::RequestTimeout);
     let labels = if authenticated {

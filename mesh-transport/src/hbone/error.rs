@@ -38,6 +38,9 @@ pub enum HboneError {
     /// The TLS handshake took too long.
     #[error("tunnel tls timed out")]
     TlsTimeout,
+    /// The peer has too many tunnels, or handshakes under way.
+    #[error("peer takes no more tunnels now")]
+    PeerBusy,
     /// Somebody else than expected answered (peer_identity_mismatch).
     #[error("peer_identity_mismatch: {found} answered")]
     PeerIdentityMismatch {
@@ -69,7 +72,7 @@ impl HboneError {
     pub fn stage(&self) -> Stage {
         match self {
             Self::Dial(_) | Self::DialTimeout | Self::Overloaded => Stage::Dial,
-            Self::Tls(_) | Self::TlsTimeout | Self::PeerIdentityMismatch { .. } => Stage::Tls,
+            Self::Tls(_) | Self::TlsTimeout | Self::PeerBusy | Self::PeerIdentityMismatch { .. } => Stage::Tls,
             Self::PrefaceTimeout => Stage::Handshake,
             Self::Closed(_) | Self::Reset(_) | Self::RequestTimeout => Stage::Request,
             Self::Refused(_) => Stage::Refused,
@@ -101,6 +104,7 @@ impl HboneError {
             Self::DialTimeout => "dial_timeout",
             Self::Tls(_) => "tls_failed",
             Self::TlsTimeout => "tls_timeout",
+            Self::PeerBusy => "peer_busy",
             Self::PeerIdentityMismatch { .. } => "peer_identity_mismatch",
             Self::PrefaceTimeout => "preface_timeout",
             Self::Closed(_) => "tunnel_closed",

@@ -35,8 +35,10 @@ pub struct AcceptorConfig {
     pub handshakes_per_second: u32,
     /// See `handshakes_per_second`.
     pub handshake_burst: u32,
-    /// Tunnels of one address: it must not take all those that a pod may have.
+    /// Tunnels of one address to one of ours: it must not take all those that a pod may have.
     pub tunnels_per_source: usize,
+    /// Tunnels in all; one address has a quarter of them at most.
+    pub tunnels: usize,
     /// Streams per tunnel.
     pub max_streams: u32,
     /// PING interval.
@@ -57,6 +59,7 @@ impl Default for AcceptorConfig {
             handshakes_per_second: 256,
             handshake_burst: 1024,
             tunnels_per_source: 1024,
+            tunnels: 65_536,
             max_streams: 200,
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(20),
@@ -74,8 +77,8 @@ pub enum AcceptError {
     /// This address begins handshakes too often.
     #[error("too many handshakes from one address")]
     TooFast,
-    /// This address has its share of tunnels.
-    #[error("too many tunnels from one address")]
+    /// This address has its share of tunnels, or there are too many in all.
+    #[error("too many tunnels")]
     TooManyTunnels,
     /// The handshake did not end in time.
     #[error("handshake timed out")]
@@ -129,6 +132,7 @@ impl Acceptor {
             per_second: config.handshakes_per_second,
             burst: config.handshake_burst,
             tunnels: config.tunnels_per_source,
+            tunnels_in_all: config.tunnels,
         };
         Self { config: Arc::new(config), half_open: Arc::new(HalfOpen::new(limits)) }
     }
@@ -145,7 +149,8 @@ impl Acceptor {
         certificate: &IdentityCertificate,
     ) -> Result<InboundTunnel, AcceptError> {
         let source = tcp.peer_addr().map_err(HandshakeError::from)?.ip().to_canonical();
-        let mut place = self.half_open.enter(source, Instant::now())?;
+        let local = tcp.local_addr().map_err(HandshakeError::from)?.ip().to_canonical();
+        let mut place = self.half_open.enter(source, local, Instant::now()).inspect_err(|_| tls::say_busy(&tcp))?;
         tcp.set_nodelay(true).map_err(HandshakeError::from)?;
         let handshake = tls::accept(tcp, certificate.server_config());
         let tls =

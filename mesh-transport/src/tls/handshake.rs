@@ -10,7 +10,8 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::{CertificateDer, IpAddr, Ipv4Addr, ServerName};
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus};
-use rustls::{ClientConfig, ConnectionTrafficSecrets, ExtractedSecrets, ServerConfig};
+use rustls::{AlertDescription, ClientConfig, ConnectionTrafficSecrets, ExtractedSecrets, ServerConfig};
+use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::record::{Opener, RecordError, Sealer};
@@ -48,6 +49,11 @@ pub enum HandshakeError {
 }
 
 impl HandshakeError {
+    /// Whether the peer said that it refuses for a limit. Anybody on the way can say so: it must not excuse more than a failed dial.
+    pub(crate) fn is_busy(&self) -> bool {
+        matches!(self, Self::Tls(error) if **error == rustls::Error::AlertReceived(AlertDescription::UserCanceled))
+    }
+
     /// A short stable name for logs and counters.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -296,6 +302,15 @@ fn send_alert<S: Side>(tcp: &TcpStream, side: &mut S, outgoing: &mut Vec<u8>) {
     if !outgoing.is_empty() {
         let _ = tcp.try_write(outgoing);
     }
+}
+
+/// A fatal alert in the clear, which no failure sends: we refuse before we have read anything, as there are too many.
+const BUSY: [u8; 7] = [21, 3, 3, 0, 2, 2, 90];
+
+/// Tells a client that its connection is refused for a limit. Best effort; the connection is over.
+pub(crate) fn say_busy(tcp: &TcpStream) {
+    // Not through the reactor, which has not heard yet that a new socket can be written.
+    let _ = SockRef::from(tcp).send(&BUSY);
 }
 
 async fn write_all(tcp: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {

@@ -8,7 +8,7 @@ mod verify;
 
 pub use certificate::{CertificateError, IdentityCertificate, Roots};
 pub use handshake::{HandshakeError, TlsStream};
-pub(crate) use handshake::{KeySchedule, accept, connect};
+pub(crate) use handshake::{KeySchedule, accept, connect, say_busy};
 pub(crate) use record::{
     CONTENT_ALERT, CONTENT_DATA, CONTENT_HANDSHAKE, Front, Opener, RECORD_CONTENT, RECORD_HEADER, Sealer, TRAILER,
 };

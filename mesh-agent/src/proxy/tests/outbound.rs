@@ -1,10 +1,13 @@
 //! Connections that a pod opens: routes, retries, refusals, loops.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use mesh_core::workload::TunnelProtocol;
 use mesh_core::{Change, Service, ports};
+use tokio::io::AsyncWriteExt;
 
 use super::mesh::*;
 use crate::proxy::Reason;
@@ -100,16 +103,47 @@ async fn a_failing_endpoint_is_replaced_before_the_first_byte() {
         exchange(&mut app, &format!("request {n}")).await;
     }
     // Five failures in a row eject it: then it is not even tried.
+    assert_eq!(ejected(&pair), ["dead"]);
+}
+
+fn ejected(pair: &Pair) -> Vec<String> {
     let snapshot = pair.near.state.snapshot_owned();
     let set = snapshot.endpoints(&service().key()).unwrap();
     let now = pair.near.shared.now_ms();
-    let ejected: Vec<_> = set
-        .members()
-        .iter()
-        .filter(|endpoint| endpoint.is_ejected(now))
-        .map(|endpoint| endpoint.workload.name.to_string())
-        .collect();
-    assert_eq!(ejected, ["dead"]);
+    let members = set.members().iter().filter(|endpoint| endpoint.is_ejected(now));
+    members.map(|endpoint| endpoint.workload.name.to_string()).collect()
+}
+
+/// An endpoint that says that it takes no more tunnels now is replaced, and not taken for broken.
+#[tokio::test(flavor = "multi_thread")]
+async fn hardening_F35_an_endpoint_at_its_limit_is_not_ejected() {
+    let pair = Pair::start().await;
+    pair.server.echo(APP, "");
+    let full = pair.hub.attach(&[v4(3)]);
+    let listener = full.listen(SocketAddr::new(v4(3), ports::HBONE));
+    listener.set_nonblocking(true).unwrap();
+    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+    let dials = Arc::new(AtomicUsize::new(0));
+    let count = dials.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            count.fetch_add(1, Relaxed);
+            let _ = stream.write_all(&[21, 3, 3, 0, 2, 2, 90]).await;
+        }
+    });
+    let mut workload = workload("full", vec![v4(3)]);
+    workload.protocol = TunnelProtocol::Hbone;
+    pair.apply(vec![Change::Workload(serving(workload))]);
+    for n in 0..100 {
+        let mut app = pair.client.connect(pair.service_address()).await;
+        exchange(&mut app, &format!("request {n}")).await;
+        if dials.load(Relaxed) >= 6 {
+            break;
+        }
+    }
+    // Five failures in a row would eject it.
+    assert!(dials.load(Relaxed) >= 6);
+    assert_eq!(ejected(&pair), [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -28,6 +28,7 @@ pub(super) async fn dial_tunnel(
             HandshakeError::Peer(VerifyError::PeerIdentityMismatch { found }) => {
                 HboneError::PeerIdentityMismatch { found }
             }
+            error if error.is_busy() => HboneError::PeerBusy,
             error => HboneError::Tls(error),
         },
     )?;

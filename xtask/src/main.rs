@@ -1,5 +1,6 @@
 //! `cargo xtask <verb>`: the one entry to everything. Each verb is one module; CI runs the same verbs.
 mod bench;
+mod cluster;
 mod demo;
 mod ebpf;
 mod run;
@@ -33,6 +34,8 @@ enum Verb {
     Test(test::Args),
     /// Measure the mesh against direct TCP, and against two ztunnels if they are given. Needs root.
     Bench(bench::Args),
+    /// Run a real Kubernetes cluster on this machine. Needs root.
+    Cluster(cluster::Args),
     /// Check the rules of the tree that no compiler checks.
     Tidy(tidy::Args),
 }
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Verb::Demo(args) => demo::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Cluster(args) => cluster::run(&args),
         Verb::Tidy(args) => tidy::run(&args),
     };
     match result {

@@ -11,13 +11,32 @@ pub fn root() -> Result<PathBuf> {
 }
 
 /// What brings the programs that verbs start.
-const BRINGS: [(&str, &str); 5] = [
+const BRINGS: [(&str, &str); 14] = [
     ("cargo", "rustup"),
     ("rustc", "rustup"),
     ("cc", "package gcc"),
     ("ip", "package iproute2"),
     ("git", "package git"),
+    ("go", "Go 1.24 or later"),
+    ("containerd", "package containerd"),
+    ("runc", "package runc"),
+    (CNI_PLUGINS, "package containernetworking-plugins"),
+    ("nft", "package nftables"),
+    ("conntrack", "package conntrack"),
+    ("busybox", "package busybox-static"),
+    ("openssl", "package openssl"),
+    ("nsenter", "package util-linux"),
 ];
+
+/// Not one program but a folder of them.
+pub const CNI_PLUGINS: &str = "cni-plugins";
+
+/// Debian's packages of those programs that are not there.
+pub fn packages(programs: &[&str]) -> Vec<&'static str> {
+    let missing = missing(programs, &std::env::var_os("PATH").unwrap_or_default());
+    let brings = BRINGS.iter().filter(|(name, _)| missing.contains(name));
+    brings.filter_map(|(_, brings)| brings.strip_prefix("package ")).collect()
+}
 
 /// Fails with one line that names every program that is not there, before anything is done.
 pub fn need(programs: &[&str]) -> Result<()> {
@@ -33,8 +52,22 @@ pub fn need(programs: &[&str]) -> Result<()> {
     bail!("missing: {}", named.join(", "))
 }
 
+/// Where a program is, on the `PATH`.
+pub fn find(program: &str) -> Option<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH")?).map(|folder| folder.join(program)).find(|path| path.is_file())
+}
+
+/// Where the CNI plugins are: where Debian puts them, where their authors do, or on the `PATH`.
+pub fn cni_plugins(path: &OsStr) -> Option<PathBuf> {
+    let usual = ["/usr/lib/cni", "/opt/cni/bin"].map(PathBuf::from);
+    usual.into_iter().chain(std::env::split_paths(path)).find(|folder| folder.join("host-local").is_file())
+}
+
 fn missing<'a>(programs: &[&'a str], path: &OsStr) -> Vec<&'a str> {
-    let is_there = |program: &str| std::env::split_paths(path).any(|folder| folder.join(program).is_file());
+    let is_there = |program: &str| match program {
+        CNI_PLUGINS => cni_plugins(path).is_some(),
+        _ => std::env::split_paths(path).any(|folder| folder.join(program).is_file()),
+    };
     programs.iter().copied().filter(|program| !is_there(program)).collect()
 }
 

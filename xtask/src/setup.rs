@@ -1,5 +1,5 @@
-//! `cargo xtask setup`: brings what building the kernel programs needs, or says in one line what is missing.
-//! Only `cargo xtask ebpf` and CI need it: everything else uses the kept object.
+//! `cargo xtask setup`: brings what building the kernel programs and running a cluster needs, or says in one line what is missing.
+//! Only `cargo xtask ebpf`, `cargo xtask cluster` and CI need it: everything else uses the kept object.
 
 use std::{
     env, fs,
@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::run;
+use crate::{cluster, run};
 
 const LINKER_VERSION: &str = "0.10.3";
 /// Debian's package of the pinned compiler's library sources, for machines on which rustup cannot download.
@@ -30,7 +30,36 @@ pub fn run() -> Result<()> {
     }
     ensure!(missing.is_empty(), "missing: {}", missing.join("; "));
     println!("ready: rust-src and bpf-linker {LINKER_VERSION} for rustc {COMPILER}");
+    match packages(&cluster::NEEDED).and_then(|()| run::need(&cluster::NEEDED)) {
+        Ok(()) => println!("ready: what `cargo xtask cluster` starts"),
+        // Without them all but the cluster and its tests works, and those say that they are skipped.
+        Err(error) => println!("no cluster on this machine: {error:#}"),
+    }
     Ok(())
+}
+
+/// Installs the packages of programs that are missing, where there is Debian's package manager and the right to use it.
+fn packages(programs: &[&str]) -> Result<()> {
+    let packages = run::packages(programs);
+    if packages.is_empty() || run::need_root("setup").is_err() || run::find("apt-get").is_none() {
+        return Ok(());
+    }
+    println!("installing {}", packages.join(", "));
+    let apt = |arguments: &[&str]| {
+        let mut command = Command::new("apt-get");
+        let output =
+            command.env("DEBIAN_FRONTEND", "noninteractive").args(arguments).output().context("start apt-get")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "apt-get {}: {}",
+            arguments[0],
+            said.trim().lines().last().unwrap_or("failed")
+        );
+        Ok(())
+    };
+    apt(&["update", "--quiet"])?;
+    apt(&[&["install", "--yes", "--quiet", "--no-install-recommends"], &packages[..]].concat())
 }
 
 /// Fails with one line if something is missing, without installing it.

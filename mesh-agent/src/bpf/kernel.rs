@@ -131,9 +131,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// Changes what plaintext from the network meets. A closed pod stays as it is. False: there was no room for the modes of the pod's ports, it is left
-    /// to the agent; to be tried again later.
-    pub fn set_inbound(&self, cookie: u64, mode: &InboundMode) -> Result<bool, KernelError> {
+    /// Changes what plaintext from the network meets. A closed pod stays as it is.
+    pub fn set_inbound(&self, cookie: u64, mode: &InboundMode) -> Result<(), KernelError> {
         let _pods = self.pods.lock();
         let failed = |source| bpf("write", maps::PODS, source);
         let row = self.tables.pods.get(&cookie).map_err(failed)?;
@@ -141,10 +140,9 @@ impl Kernel {
             return Err(KernelError::Pod { cookie, reason: "is not enrolled".to_owned() });
         };
         if row.flags & POD_CLOSED != 0 {
-            return Ok(true);
+            return Ok(());
         }
-        let mode = &self.within_limits(cookie, mode)?;
-        let whole = matches!(mode, Cow::Borrowed(_));
+        let mode = &*self.within_limits(cookie, mode)?;
         let tighten = mode.default_strict || mode.undecided;
         if !tighten {
             inbound::set_ports(&self.tables, cookie, mode)?;
@@ -154,7 +152,7 @@ impl Kernel {
         if tighten {
             inbound::set_ports(&self.tables, cookie, mode)?;
         }
-        Ok(whole)
+        Ok(())
     }
 
     /// A pod whose policies name more ports than it may have, or than there is room for, is left to the agent. Called with `pods` locked: nobody

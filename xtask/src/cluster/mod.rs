@@ -1,0 +1,210 @@
+//! `cargo xtask cluster`: a real Kubernetes cluster on one Linux machine, with no container around its nodes and no virtual machine.
+//!
+//! `plan` names everything; `programs` and `image` build what runs; `pki`, `control`, `network`, `config`, `node`, `cgroup` and `init` make
+//! the cluster; `process` starts, finds and ends. Each node has a network, mount, process and name space and cgroups of its own, and in them
+//! the real containerd, runc, kubelet and kube-proxy. All nodes share one kernel, so nothing of one may be attached above its cgroups.
+mod balancer;
+mod cgroup;
+mod config;
+mod control;
+mod fault;
+mod image;
+mod init;
+mod network;
+mod node;
+mod pki;
+mod plan;
+mod process;
+mod programs;
+mod up;
+
+pub use programs::NEEDED;
+
+use crate::run;
+use anyhow::{Context, Result, ensure};
+use control::Part;
+use plan::{CLUSTERS, Family, Host, NODES, Plan};
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+
+/// Options of the verb.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Which cluster of this machine.
+    #[arg(long, global = true, env = "UNDERMESH_CLUSTER", default_value_t = 0, value_parser = clap::value_parser!(u8).range(..i64::from(CLUSTERS)))]
+    cluster: u8,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(clap::Subcommand)]
+enum Verb {
+    /// Build Kubernetes' programs, etcd and CoreDNS from their Go modules into a cache; minutes, once.
+    Build,
+    /// Start a control plane and nodes, and wait until every node is Ready and names are resolved.
+    Up {
+        /// How many nodes.
+        #[arg(default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=i64::from(NODES)))]
+        nodes: u8,
+        /// Make IPv6 the primary family; the cluster has both in any case.
+        #[arg(long)]
+        ipv6: bool,
+    },
+    /// Stop and remove all of the cluster.
+    Down,
+    /// Run kubectl as the cluster's admin.
+    #[command(disable_help_flag = true)]
+    Kubectl {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Run a command in a node: in its network, mounts and processes.
+    Node {
+        node: u8,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, default_value = "bash")]
+        command: Vec<String>,
+    },
+    /// Cut a node's power and start it again: processes, network, /run and bpffs are lost, disks stay.
+    Reboot { node: u8 },
+    /// End a part of the control plane, or cut the power of a node (n1).
+    Stop { what: String },
+    /// Start what was stopped.
+    Start { what: String },
+    /// Give image archives to every node.
+    Load { archives: Vec<PathBuf> },
+    /// Give the API server's clients bad days, until `fault` without options ends them.
+    Fault(fault::Faults),
+    /// Say what runs.
+    Status,
+    #[command(hide = true)]
+    Balancer,
+    #[command(hide = true)]
+    Init { node: u8 },
+}
+
+/// A cluster on this machine.
+struct Cluster {
+    plan: Plan,
+    folder: PathBuf,
+    programs: PathBuf,
+}
+
+impl Cluster {
+    fn new(index: u8) -> Result<Cluster> {
+        let target = run::binary_dir("")?;
+        let folder = target.join(format!("cluster{index}"));
+        let primary = if folder.join("ipv6").exists() { Family::V6 } else { Family::V4 };
+        Ok(Cluster { plan: Plan { index, primary }, folder, programs: programs::folder()? })
+    }
+
+    fn pki(&self) -> PathBuf {
+        self.folder.join("pki")
+    }
+
+    fn kubeconfig(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.kubeconfig"))
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("log/{name}.log"))
+    }
+
+    fn kubectl_command(&self) -> std::process::Command {
+        let mut command = process::within(&self.plan.netns(Host::Control), self.programs.join("kubectl"));
+        command.arg("--kubeconfig").arg(self.kubeconfig("admin"));
+        command
+    }
+
+    /// Runs kubectl to its end and returns what it printed.
+    fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        process::output(self.kubectl_command().args(arguments))
+    }
+
+    /// Fails unless the cluster was started, from this target folder.
+    fn must_exist(&self) -> Result<()> {
+        let index = self.plan.index;
+        ensure!(network::exists(self.plan), "there is no cluster {index}: `cargo xtask cluster up` makes it");
+        ensure!(
+            self.folder.join("log").exists(),
+            "cluster {index} was started from another target folder: use it from there, or `cluster down`"
+        );
+        Ok(())
+    }
+}
+
+/// Runs the verb.
+pub fn run(args: &Args) -> Result<()> {
+    if let Verb::Build = args.verb {
+        return programs::build().map(|folder| println!("{}", folder.display()));
+    }
+    if let Verb::Up { .. } = args.verb {
+        run::need(&NEEDED)?;
+    }
+    run::need_root("cluster")?;
+    let mut cluster = Cluster::new(args.cluster)?;
+    match &args.verb {
+        Verb::Build => return Ok(()),
+        Verb::Up { nodes, ipv6 } => {
+            cluster.plan.primary = if *ipv6 { Family::V6 } else { Family::V4 };
+            return up::up(&cluster, *nodes);
+        }
+        Verb::Down => return up::down(&cluster),
+        Verb::Balancer => return balancer::run(&cluster),
+        Verb::Init { node } => return init::run(&cluster, *node),
+        _ => cluster.must_exist()?,
+    }
+    match &args.verb {
+        Verb::Kubectl { arguments } => Err(cluster.kubectl_command().args(arguments).exec()).context("start kubectl"),
+        Verb::Node { node, command } => {
+            let (program, arguments) = command.split_first().context("no command")?;
+            Err(node::inside(&cluster, *node, program)?.args(arguments).exec()).context("start nsenter")
+        }
+        Verb::Reboot { node } => {
+            thing(&cluster, &format!("n{node}"))?;
+            node::power_off(&cluster, *node)?;
+            node::power_on(&cluster, *node)
+        }
+        Verb::Stop { what } => match thing(&cluster, what)? {
+            Thing::Part(part) => control::stop(&cluster, part),
+            Thing::Node(node) => node::power_off(&cluster, node),
+        },
+        Verb::Start { what } => match thing(&cluster, what)? {
+            Thing::Part(part) => control::start(&cluster, part),
+            Thing::Node(node) => {
+                ensure!(node::first(&cluster, node).is_none(), "node {node} is on already");
+                node::power_on(&cluster, node)
+            }
+        },
+        Verb::Load { archives } => {
+            for archive in archives {
+                let archive = fs::canonicalize(archive).with_context(|| format!("find {}", archive.display()))?;
+                for node in node::all(&cluster) {
+                    node::load(&cluster, node, &archive)?;
+                }
+            }
+            Ok(())
+        }
+        Verb::Fault(faults) => fault::set(&cluster, faults),
+        _ => up::status(&cluster),
+    }
+}
+
+/// What can be stopped and started.
+enum Thing {
+    Part(Part),
+    Node(u8),
+}
+
+fn thing(cluster: &Cluster, name: &str) -> Result<Thing> {
+    if let Some(part) = Part::ALL.into_iter().find(|part| part.name() == name) {
+        return Ok(Thing::Part(part));
+    }
+    let nodes = node::all(cluster);
+    if let Some(node) = nodes.iter().find(|node| format!("n{node}") == name) {
+        return Ok(Thing::Node(*node));
+    }
+    let parts = Part::ALL.map(Part::name).join(", ");
+    let nodes: Vec<String> = nodes.iter().map(|node| format!("n{node}")).collect();
+    anyhow::bail!("there is no `{name}`; there are {parts}, {}", nodes.join(", "))
+}

@@ -1,0 +1,109 @@
+//! Making and removing a whole cluster, and saying what of it runs.
+use super::control::{self, Part};
+use super::plan::{Family, Host, NODES};
+use super::{Cluster, cgroup, config, fault, network, node, pki, process, programs};
+use anyhow::{Context, Result, ensure};
+use std::fs;
+use std::io::Write;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+/// Starts a cluster that is not there yet.
+pub fn up(cluster: &Cluster, nodes: u8) -> Result<()> {
+    programs::build()?;
+    let start = Instant::now();
+    network::claim(cluster.plan)?;
+    make(cluster, nodes).with_context(|| {
+        format!(
+            "`cluster down` removes what was started; until then its logs are in {}",
+            cluster.folder.join("log").display()
+        )
+    })?;
+    eprintln!("cluster {} is up: {nodes} nodes, after {:.1} s", cluster.plan.index, start.elapsed().as_secs_f32());
+    Ok(())
+}
+
+fn make(cluster: &Cluster, nodes: u8) -> Result<()> {
+    // What a crash or another `down` may have left.
+    let _ = fs::remove_dir_all(&cluster.folder);
+    fs::create_dir_all(cluster.folder.join("log")).with_context(|| format!("make {}", cluster.folder.display()))?;
+    if cluster.plan.primary == Family::V6 {
+        fs::write(cluster.folder.join("ipv6"), "")?;
+    }
+    pki::create(cluster)?;
+    network::attach(cluster.plan, Host::Control)?;
+    control::start(cluster, Part::Etcd)?;
+    control::start(cluster, Part::KubeApiserver)?;
+    for index in 1..=nodes {
+        node::create(cluster, index)?;
+        node::power_on(cluster, index)?;
+        for archive in programs::archives(&cluster.programs)? {
+            node::load(cluster, index, &archive)?;
+        }
+    }
+    control::await_ready(cluster)?;
+    for part in [Part::KubeControllerManager, Part::KubeScheduler, Part::Balancer] {
+        control::start(cluster, part)?;
+    }
+    apply(cluster, &config::addons(cluster))?;
+    for index in 1..=nodes {
+        let name = format!("node/n{index}");
+        // It fails at once until the kubelet has registered its node.
+        let ready = || cluster.kubectl(&["wait", "--for=condition=Ready", &name, "--timeout=60s"]).is_ok();
+        process::until(Duration::from_secs(120), ready).with_context(|| {
+            format!("n{index} is not Ready, see {}", cluster.log(&format!("n{index}-kubelet")).display())
+        })?;
+    }
+    cluster.kubectl(&["--namespace=kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s"])?;
+    Ok(())
+}
+
+fn apply(cluster: &Cluster, objects: &str) -> Result<()> {
+    let mut child = cluster
+        .kubectl_command()
+        .args(["apply", "--filename=-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .context("start kubectl")?;
+    child.stdin.take().context("no input")?.write_all(objects.as_bytes()).context("hand over the first objects")?;
+    ensure!(child.wait().context("wait for kubectl")?.success(), "the first objects were refused");
+    Ok(())
+}
+
+/// Ends everything and removes everything, whatever state it is in. What cannot be removed is named, after all else is gone.
+pub fn down(cluster: &Cluster) -> Result<()> {
+    let mut left = Vec::new();
+    let mut note = |result: Result<()>| left.extend(result.err().map(|error| format!("{error:#}")));
+    for name in network::namespaces(cluster.plan) {
+        note(process::end(&process::inside(&name)));
+    }
+    for index in 1..=NODES {
+        note(cgroup::remove(&cluster.plan.cgroup(index)));
+    }
+    note(network::remove(cluster.plan));
+    if cluster.folder.exists() {
+        note(fs::remove_dir_all(&cluster.folder).with_context(|| format!("remove {}", cluster.folder.display())));
+    }
+    ensure!(left.is_empty(), "left behind: {}", left.join("; "));
+    Ok(())
+}
+
+/// Prints what runs, and what the API server says.
+pub fn status(cluster: &Cluster) -> Result<()> {
+    let word = |runs: bool| if runs { "up" } else { "DOWN" };
+    for part in Part::ALL {
+        println!("{:24} {}", part.name(), word(!control::find(cluster, part).is_empty()));
+    }
+    if !fault::find(cluster).is_empty() {
+        println!("{:24} up", "fault");
+    }
+    for index in node::all(cluster) {
+        println!("{:24} {}", Host::Node(index).to_string(), word(node::first(cluster, index).is_some()));
+    }
+    println!(
+        "{}",
+        cluster.kubectl(&["get", "nodes,pods", "--all-namespaces", "--output=wide", "--request-timeout=5s"])?
+    );
+    Ok(())
+}

@@ -13,9 +13,14 @@ use std::{
     fs::{self, File},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
-        unix::fs::{MetadataExt, PermissionsExt, chown},
+        unix::{
+            fs::{MetadataExt, PermissionsExt, chown},
+            process::ExitStatusExt,
+        },
     },
     path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
 };
 
 use kernel::*;
@@ -137,4 +142,31 @@ fn pins_are_roots_alone_even_where_everybody_may_write() {
         assert!(refused.contains("must be a folder of user 0 and is one of user 65534"), "{refused}");
     }
     assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 0);
+}
+
+/// A timeout kills a test, and nothing is dropped: neither cgroups nor programs nor processes of the test may outlive it.
+#[test]
+fn a_test_that_is_killed_leaves_nothing() {
+    const KILLED: &str = "UNDERMESH_TEST_KILLED";
+    if !privileged("a_test_that_is_killed_leaves_nothing") {
+        return;
+    }
+    if std::env::var_os(KILLED).is_some() {
+        let node = Node::new();
+        let _pod = Pod::enrolled(&node);
+        unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+    }
+    let mut killed = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_test_that_is_killed_leaves_nothing"])
+        .env(KILLED, "1")
+        .spawn()
+        .unwrap();
+    let instance = format!("undermesh-test-{}-0", killed.id());
+    assert_eq!(killed.wait().unwrap().signal(), Some(libc::SIGKILL));
+    let places = [Path::new(V2).join(&instance), Path::new("/sys/fs/bpf/undermesh").join(&instance)];
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while let Some(left) = places.iter().find(|place| place.exists()) {
+        assert!(Instant::now() < deadline, "left behind: {}", left.display());
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }

@@ -20,6 +20,7 @@ use mesh_agent::bpf::{InboundMode, Kernel, KernelConfig, KernelError, Limits, Po
 use socket2::Socket;
 
 mod factory;
+mod janitor;
 mod pins;
 mod sockets;
 pub mod wire;
@@ -59,6 +60,7 @@ pub struct Cgroup(pub PathBuf);
 
 impl Cgroup {
     pub fn new(name: &str) -> Self {
+        janitor::start();
         let path = PathBuf::from(V2).join(name);
         fs::create_dir_all(&path).unwrap();
         Self(path)

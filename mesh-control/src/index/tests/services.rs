@@ -153,7 +153,7 @@ fn one_namespace_does_not_steer_the_traffic_of_another() {
 }
 
 #[test]
-fn of_services_with_one_address_the_oldest_gets_it_then_the_first_by_name() {
+fn of_services_with_one_address_one_without_age_gets_it_then_the_oldest_then_the_first_by_name() {
     let web = |namespace: &str, created: &str| {
         let created = if created.is_empty() { String::new() } else { format!(", creationTimestamp: '{created}'") };
         format!(
@@ -163,7 +163,8 @@ fn of_services_with_one_address_the_oldest_gets_it_then_the_first_by_name() {
     let (old, young) = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z");
     for (ages, owner) in [
         ([("aaa", ""), ("bbb", "")], "aaa"),
-        ([("aaa", ""), ("bbb", young)], "bbb"),
+        ([("aaa", ""), ("bbb", young)], "aaa"),
+        ([("aaa", old), ("bbb", "")], "bbb"),
         ([("aaa", young), ("bbb", old)], "bbb"),
         ([("aaa", old), ("bbb", young)], "aaa"),
         ([("aaa", old), ("bbb", old)], "aaa"),

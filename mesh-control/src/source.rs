@@ -16,7 +16,7 @@ pub struct Update {
     pub diagnoses: Vec<Diagnosis>,
     /// File and line of each object, for sources that are files.
     pub places: BTreeMap<Key, (String, u32)>,
-    /// Parts of the source that could not be read at all. What came from them before stays; at a start there is nothing that could.
+    /// Parts of the source with something that could not even be identified. What came from them before stays; at a start there is nothing that could.
     pub unread: Vec<String>,
 }
 

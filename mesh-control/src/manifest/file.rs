@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use xxhash_rust::xxh64::xxh64;
 
+use super::guess::{Guess, What, guess, tree_mentions};
 use crate::diagnosis::{Diagnosis, Place, Problem, Severity};
 use crate::resource::catalog::Found;
 use crate::resource::fields::wrong;
@@ -11,7 +12,6 @@ use crate::resource::meta::{self, Head, TypeMeta, head};
 use crate::resource::{self, Key, Kind, Unreadable};
 use crate::yaml::document::{self, Document};
 use crate::yaml::node::{self, Node, Span, Value};
-use crate::yaml::sniff::{Sniffed, sniff};
 
 /// Objects in one file, and in one list of objects; more is a mistake or an attack.
 const MAX_OBJECTS: usize = 200_000;
@@ -25,8 +25,12 @@ pub struct FileRead {
     pub found: Vec<(Found, u32)>,
     /// What is wrong.
     pub diagnoses: Vec<Diagnosis>,
-    /// Some part could not even be identified.
+    /// Some part could not even be identified: what came from the file before stays.
     pub unsettled: bool,
+    /// Some part that may restrict traffic is not in `found`: at a start, when there is nothing that could stay, the file counts as unread.
+    pub unread: bool,
+    /// The reader failed, not the file: it may be read the next time.
+    pub failed: bool,
 }
 
 /// The parser recurses; at its limit of nesting it needs more stack than a thread has by default.
@@ -34,9 +38,14 @@ const STACK: usize = 16 << 20;
 
 /// Reads a file's bytes; `name` is its path in the folder.
 pub fn read(name: &str, bytes: &[u8]) -> FileRead {
+    apart(name, || read_here(name, bytes))
+}
+
+/// Runs the reader on a stack of its own.
+pub(super) fn apart(name: &str, reader: impl FnOnce() -> FileRead + Send) -> FileRead {
     let outcome = std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("manifests".into()).stack_size(STACK);
-        thread.spawn_scoped(scope, || read_here(name, bytes)).map(std::thread::ScopedJoinHandle::join)
+        thread.spawn_scoped(scope, reader).map(std::thread::ScopedJoinHandle::join)
     });
     let why = match outcome {
         Ok(Ok(read)) => return read,
@@ -44,11 +53,11 @@ pub fn read(name: &str, bytes: &[u8]) -> FileRead {
         Err(_) => "there is no thread to read it",
     };
     let diagnoses = vec![of_file(name, Severity::Error, format!("the file cannot be read: {why}"), None)];
-    FileRead { found: Vec::new(), diagnoses, unsettled: true }
+    FileRead { found: Vec::new(), diagnoses, unsettled: true, unread: true, failed: true }
 }
 
 fn read_here(name: &str, bytes: &[u8]) -> FileRead {
-    let mut reader = Reader { name, text: "", out: FileRead::default(), ignored: BTreeMap::new() };
+    let mut reader = Reader { name, text: "", out: FileRead::default(), over: false, ignored: BTreeMap::new() };
     match document::text(bytes) {
         Ok(text) => {
             reader.text = text;
@@ -63,13 +72,7 @@ fn read_here(name: &str, bytes: &[u8]) -> FileRead {
             // What restricts traffic must not be taken for absent. Without the NULs most of UTF-16 can be read.
             let text = String::from_utf8_lossy(bytes).replace('\0', "");
             for document in document::split(&text) {
-                match sniffed(document.text) {
-                    Guess::Object(key) if key.kind.is_security() => {
-                        reader.found(key, Err(Unreadable::default()), document.offset + 1);
-                    }
-                    Guess::Restricts(kind, namespace) => reader.suspect(kind, &namespace, document.offset + 1),
-                    _ => {}
-                }
+                reader.guessed(guess(document.text), document.offset + 1);
             }
         }
     }
@@ -80,6 +83,8 @@ struct Reader<'a> {
     name: &'a str,
     text: &'a str,
     out: FileRead,
+    /// There are more objects than are read.
+    over: bool,
     /// Kinds that are not read: how many, and where the first stands.
     ignored: BTreeMap<String, (usize, u32)>,
 }
@@ -94,13 +99,12 @@ impl Reader<'_> {
 
     /// A document that is not YAML. What it was may still be told from its text; a security object is then known to be unreadable.
     fn broken(&mut self, document: Document<'_>, message: String, span: Span) {
-        let guess = sniffed(document.text);
-        let key = match &guess {
-            Guess::Object(key) => Some(key),
+        let guess = guess(document.text);
+        let key = match &guess.what {
+            What::Object(key) if guess.ours => Some(key),
             _ => None,
         };
-        // What is no object of ours, a Secret perhaps, is not quoted.
-        let quoted = !matches!(guess, Guess::Nothing);
+        let quoted = guess.ours;
         let tab = document::tab(document.text);
         let problem = match tab {
             Some(_) => Problem::error("", "a tab in the indentation").help("indent with spaces"),
@@ -111,10 +115,17 @@ impl Reader<'_> {
         if let Some(place) = self.out.diagnoses.last_mut().and_then(|d| d.place.as_mut()).filter(|_| !quoted) {
             place.excerpt.clear();
         }
-        match guess {
-            Guess::Object(key) => self.found(key, Err(Unreadable::default()), document.offset + 1),
-            Guess::Restricts(kind, namespace) => self.suspect(kind, &namespace, document.offset + 1),
-            Guess::Kind | Guess::Nothing => self.out.unsettled = true,
+        self.guessed(guess, document.offset + 1);
+    }
+
+    /// Takes a guess over. It never says all: more objects may be in the same text.
+    fn guessed(&mut self, guess: Guess, line: u32) {
+        self.out.unsettled = true;
+        self.out.unread |= guess.vague;
+        match guess.what {
+            What::Object(key) => self.found(key, Err(Unreadable::default()), line),
+            What::Restricts(kind, namespace) => self.suspect(kind, &namespace, line),
+            What::Nothing => {}
         }
     }
 
@@ -172,12 +183,38 @@ impl Reader<'_> {
         let text = |key: &str| tree.get(key).and_then(Node::as_str);
         let api_version = text("apiVersion").or(inherited.map(|of| of.api_version.as_str())).unwrap_or_default();
         let kind = text("kind").or(inherited.map(|of| of.kind.as_str())).unwrap_or_default();
-        let Some(kind) = meta::restricting(group(api_version), kind) else { return };
-        let namespace = tree.get("metadata").and_then(|m| m.get("namespace")).and_then(Node::as_str);
-        let namespace = namespace.unwrap_or("default");
-        // There are no pods in a namespace that cannot be.
-        if meta::label(namespace).is_ok() {
-            self.suspect(kind, namespace, moved(tree.span, offset).line);
+        let kind = meta::restricting(group(api_version), kind);
+        if !matches!(tree.value, Value::Map(_)) {
+            self.out.unread |= kind.is_some() || tree_mentions(tree);
+            return;
+        }
+        let Some(kind) = kind else { return };
+        match self.namespace(tree, offset) {
+            // There are no pods in a namespace that cannot be.
+            Some(namespace) if meta::label(&namespace).is_err() => {}
+            Some(namespace) => self.suspect(kind, &namespace, moved(tree.span, offset).line),
+            None => self.out.unread = true,
+        }
+    }
+
+    /// The namespace that an object says, if it can be told. What YAML reads as a number or a boolean was meant as it is written.
+    fn namespace(&self, tree: &Node, offset: u32) -> Option<String> {
+        let metadata = tree.get("metadata");
+        if !matches!(metadata.map(|m| &m.value), None | Some(Value::Null | Value::Map(_))) {
+            return None;
+        }
+        let Some(node) = metadata.and_then(|m| m.get("namespace")) else { return Some("default".to_owned()) };
+        match &node.value {
+            Value::Null => Some("default".to_owned()),
+            Value::String(text) if text.is_empty() => Some("default".to_owned()),
+            Value::String(text) => Some(text.clone()),
+            Value::List(_) | Value::Map(_) => None,
+            _ => {
+                let Span { line, column, width } = moved(node.span, offset);
+                let line = self.text.lines().nth((line as usize).checked_sub(1)?)?;
+                let written = line.chars().skip((column as usize).checked_sub(1)?).take(width as usize);
+                Some(written.collect()).filter(|text: &String| meta::label(text).is_ok())
+            }
         }
     }
 
@@ -191,6 +228,7 @@ impl Reader<'_> {
             Some(other) => wrong("items", "a list", other),
         };
         self.out.unsettled = true;
+        self.out.unread |= tree_mentions(tree);
         let span = moved(tree.locate(&problem.field), offset);
         self.diagnose(None, problem, span);
     }
@@ -215,11 +253,11 @@ impl Reader<'_> {
 
     fn found(&mut self, key: Key, outcome: Result<resource::Object, Unreadable>, line: u32) {
         if self.out.found.len() >= MAX_OBJECTS {
-            if self.out.found.len() == MAX_OBJECTS && !self.out.unsettled {
+            if !std::mem::replace(&mut self.over, true) {
                 let message = format!("more than {MAX_OBJECTS} objects in one file, the others are not read");
                 self.diagnose(None, Problem::error("", message), Span { line, column: 0, width: 0 });
             }
-            self.out.unsettled = true;
+            (self.out.unsettled, self.out.unread) = (true, true);
             return;
         }
         self.out.found.push((Found { key, origin: self.name.to_owned(), outcome }, line));
@@ -234,46 +272,8 @@ impl Reader<'_> {
     }
 }
 
-/// What a document that cannot be parsed probably was.
-enum Guess {
-    /// This object of ours.
-    Object(Key),
-    /// Something that restricts traffic in this namespace.
-    Restricts(Kind, String),
-    /// An object of ours, which cannot be told; nothing has to be closed for it.
-    Kind,
-    /// Nothing of ours.
-    Nothing,
-}
-
-fn sniffed(text: &str) -> Guess {
-    let Sniffed { api_version, kind, namespace, name } = sniff(text);
-    // What is broken may be a quote or a bracket right there.
-    let stray = |c: char| !c.is_ascii_alphanumeric();
-    let namespace = namespace.map_or_else(|| "default".to_owned(), |n| n.trim_matches(stray).to_owned());
-    let exact = Kind::ALL.into_iter().find(|known| kind.as_deref() == Some(known.name()));
-    let group = group(api_version.as_deref().unwrap_or_default());
-    let restricts = match &kind {
-        Some(kind) => meta::restricting(group, kind),
-        // Whatever it says elsewhere is all that there is to go by.
-        None => ["AuthorizationPolicy", "PeerAuthentication", "security.istio.io"]
-            .into_iter()
-            .find(|word| text.contains(word))
-            .and_then(|word| meta::restricting(word, word)),
-    };
-    match (exact.or(restricts), name.filter(|name| meta::subdomain(name).is_ok())) {
-        (Some(kind), _) if kind.is_namespaced() && meta::label(&namespace).is_err() => Guess::Kind,
-        (Some(kind), Some(name)) => {
-            let namespace = if kind.is_namespaced() { namespace } else { String::new() };
-            Guess::Object(Key { kind, namespace: namespace.into(), name: name.into() })
-        }
-        (Some(kind), None) if kind.is_security() => Guess::Restricts(kind, namespace),
-        (Some(_), None) => Guess::Kind,
-        (None, _) => Guess::Nothing,
-    }
-}
-
-fn group(api_version: &str) -> &str {
+/// The group of an `apiVersion`.
+pub(super) fn group(api_version: &str) -> &str {
     api_version.split('/').next().unwrap_or_default()
 }
 

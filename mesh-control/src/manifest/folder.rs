@@ -27,6 +27,7 @@ pub struct Folder {
     root: PathBuf,
     catalog: Catalog,
     parsed: HashMap<String, (u64, FileRead)>,
+    read: fn(&str, &[u8]) -> FileRead,
 }
 
 /// What a scan brought.
@@ -38,27 +39,35 @@ pub struct Seen {
     pub diagnoses: Vec<Diagnosis>,
     /// File and line of each object.
     pub places: BTreeMap<Key, (String, u32)>,
-    /// Files and folders of which nothing at all could be read.
+    /// Files and folders with something in them, security objects perhaps, that could not even be identified.
     pub unread: Vec<String>,
+    /// The next scan may read more without a trace in names and times.
+    pub again: bool,
 }
 
 impl Folder {
     /// A folder that has not been read yet.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), catalog: Catalog::default(), parsed: HashMap::new() }
+        Self::reading(root, file::read)
+    }
+
+    /// The same, with files read by `read`.
+    pub(super) fn reading(root: impl Into<PathBuf>, read: fn(&str, &[u8]) -> FileRead) -> Self {
+        Self { root: root.into(), catalog: Catalog::default(), parsed: HashMap::new(), read }
     }
 
     /// Reads everything and takes it over as a whole.
     pub fn scan(&mut self) -> Seen {
         let mut walk = Walk::default();
         walk.folder(&self.root, "", 0);
-        let (mut diagnoses, unread) = (walk.diagnoses, walk.unread);
+        let (mut diagnoses, mut unread) = (walk.diagnoses, walk.unread);
+        let mut again = !unread.is_empty();
         let mut scan = Scan { unsettled: walk.unsettled, blind: walk.blind, ..Scan::default() };
         let mut parsed = HashMap::new();
         for (name, bytes) in &walk.files {
             let hash = xxh64(bytes, 0);
-            let previous = self.parsed.remove(name);
-            if bytes.is_empty() && previous.as_ref().is_some_and(|(_, read)| !read.found.is_empty()) {
+            let mut previous = self.parsed.remove(name);
+            if bytes.is_empty() && previous.as_ref().is_some_and(|(_, read)| !read.found.is_empty() || read.unread) {
                 // An editor or a copy that is not done yet looks like this.
                 let help = Some("delete the file to remove its objects");
                 diagnoses.push(of_file(
@@ -68,16 +77,25 @@ impl Folder {
                     help,
                 ));
                 scan.unsettled.insert(name.clone());
+                unread.extend(previous.as_ref().filter(|(_, read)| read.unread).map(|_| name.clone()));
                 parsed.extend(previous.map(|p| (name.clone(), p)));
                 continue;
             }
-            let read = match previous {
-                Some((same, read)) if same == hash && !bytes.is_empty() => read,
-                _ => file::read(name, bytes),
+            let read = match previous.take_if(|(same, _)| *same == hash && !bytes.is_empty()) {
+                Some((_, read)) => read,
+                None => (self.read)(name, bytes),
             };
             diagnoses.extend(read.diagnoses.iter().cloned());
             if read.unsettled {
                 scan.unsettled.insert(name.clone());
+            }
+            if read.unread {
+                unread.push(name.clone());
+            }
+            if read.failed {
+                again = true;
+                parsed.extend(previous.map(|p| (name.clone(), p)));
+                continue;
             }
             parsed.insert(name.clone(), (hash, read));
         }
@@ -94,7 +112,7 @@ impl Folder {
             );
         }
         diagnoses.sort_by(|a, b| order(a).cmp(&order(b)));
-        Seen { objects, diagnoses, places, unread }
+        Seen { objects, diagnoses, places, unread, again }
     }
 
     /// Names, sizes and times of all files: equal as long as nothing changed.

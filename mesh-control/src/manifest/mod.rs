@@ -3,6 +3,7 @@
 
 pub mod file;
 pub mod folder;
+mod guess;
 pub mod watch;
 
 #[cfg(test)]

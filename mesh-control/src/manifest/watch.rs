@@ -26,7 +26,7 @@ pub struct FolderSource {
     folder: Option<Folder>,
     fingerprint: u64,
     started: bool,
-    /// The last scan could not read everything: what was in its way may go without a trace in names and times.
+    /// What was in the way of the last scan may go without a trace in names and times.
     again: bool,
     watcher: Option<RecommendedWatcher>,
     events: mpsc::Receiver<()>,
@@ -126,8 +126,8 @@ impl Source for FolderSource {
         self.started = true;
         let (fingerprint, seen) = self.with_folder(|f| (f.fingerprint(), f.scan())).await?;
         self.fingerprint = fingerprint;
-        self.again = !seen.unread.is_empty();
-        let Seen { objects, diagnoses, places, unread } = seen;
+        let Seen { objects, diagnoses, places, unread, again } = seen;
+        self.again = again;
         Some(Update { objects, diagnoses, places, unread })
     }
 }

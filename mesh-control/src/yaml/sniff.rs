@@ -12,11 +12,16 @@ pub struct Sniffed {
     pub namespace: Option<String>,
     /// `metadata.name`
     pub name: Option<String>,
+    /// `kind` or `apiVersion` is there more than once: it is more than one document.
+    pub several: bool,
 }
 
 impl Sniffed {
     /// Takes a value that stands at `path`; the first one counts.
     fn take(&mut self, path: &[&str], value: &str) {
+        if value.is_empty() {
+            return;
+        }
         let field = match path {
             ["apiVersion"] => &mut self.api_version,
             ["kind"] => &mut self.kind,
@@ -24,8 +29,10 @@ impl Sniffed {
             ["metadata", "name"] => &mut self.name,
             _ => return,
         };
-        if field.is_none() && !value.is_empty() && !value.contains(char::is_whitespace) {
-            *field = Some(value.to_owned());
+        match field {
+            Some(_) => self.several |= path.len() == 1,
+            None if !value.contains(char::is_whitespace) => *field = Some(value.to_owned()),
+            None => {}
         }
     }
 }
@@ -33,7 +40,7 @@ impl Sniffed {
 /// Looks at a document in either style.
 pub fn sniff(text: &str) -> Sniffed {
     let mut out = Sniffed::default();
-    if text.trim_start().starts_with('{') {
+    if text.trim_start().starts_with('{') && !of_template(text) {
         flow(text, &[], &mut out);
     } else {
         block(text, &mut out);
@@ -41,9 +48,15 @@ pub fn sniff(text: &str) -> Sniffed {
     out
 }
 
+/// A line of a template begins like a mapping in braces.
+fn of_template(text: &str) -> bool {
+    ["{{", "{%"].iter().any(|mark| text.trim_start().starts_with(mark))
+}
+
 /// Lines of `key: value`, by their indentation.
 fn block(text: &str, out: &mut Sniffed) {
     let lines = text.lines().filter(|l| !matches!(l.trim_start().as_bytes(), [] | [b'#', ..] | [b'-', b'-', b'-', ..]));
+    let lines = lines.filter(|l| !of_template(l));
     let mut outer = None;
     // Within `metadata`: the indentation of its fields, once one was seen.
     let mut inside: Option<Option<usize>> = None;

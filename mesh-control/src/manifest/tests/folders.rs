@@ -2,16 +2,16 @@
 
 use super::*;
 
-const NODE: &str = "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n";
-const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 80}]}\n";
+pub const NODE: &str = "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n";
+pub const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 80}]}\n";
 
-fn deny(name: &str) -> String {
+pub fn deny(name: &str) -> String {
     format!(
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{action: DENY, rules: [{{}}]}}\n"
     )
 }
 
-fn summary(seen: &Seen) -> String {
+pub fn summary(seen: &Seen) -> String {
     let closed = |p: &Secured<_>| matches!(p, Secured::Unreadable(_));
     let policies = seen.objects.authorization_policies.iter();
     let policies: Vec<String> =
@@ -25,7 +25,7 @@ fn summary(seen: &Seen) -> String {
     )
 }
 
-fn write(path: &Path, text: &str) {
+pub fn write(path: &Path, text: &str) {
     fs::write(path, text).unwrap();
 }
 
@@ -341,8 +341,10 @@ fn hardening_F12_whatever_looks_like_a_policy_is_closed_from_the_start() {
         Folder::new(root.path()).scan()
     };
     // Which policies and which PeerAuthentications are closed, by namespace alone where there is no name.
+    // `?` where a start waits until it is mended.
     let closed = |text: &str| {
-        let objects = scan(text.as_bytes()).objects;
+        let Seen { objects, unread, again, .. } = scan(text.as_bytes());
+        assert!(!again, "{text}");
         let policies = objects.authorization_policies.iter();
         let policies = policies.filter(|(_, p)| matches!(p, Secured::Unreadable(_))).map(|(name, _)| ("", name));
         let peers = objects.peer_authentications.iter();
@@ -351,7 +353,7 @@ fn hardening_F12_whatever_looks_like_a_policy_is_closed_from_the_start() {
             true => format!("{what}{}", name.namespace),
             false => format!("{what}{name}"),
         });
-        shown.collect::<Vec<_>>().join(",")
+        shown.chain(unread.iter().map(|_| "?".to_owned())).collect::<Vec<_>>().join(",")
     };
     let p = deny("p");
     let peer = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: p, namespace: shop}\nspec: {mtls: {mode: STRICT}}\n";
@@ -363,7 +365,7 @@ fn hardening_F12_whatever_looks_like_a_policy_is_closed_from_the_start() {
         (p.replace("AuthorizationPolicy", "AuthorizationPolcy").replace("spec: {", "spec: {{"), "shop/p"),
         (p.replace("AuthorizationPolicy", "Polizei").replace("spec: {", "spec: {{"), "shop/p"),
         (p.replace("kind: ", "kind ").replace("spec: {", "spec: {{"), "shop/p"),
-        ("AuthorizationPolicy\n\tfor: [the shop\n".into(), "default"),
+        ("AuthorizationPolicy\n\tfor: [the shop\n".into(), "?"),
         (peer.replace("name: p, ", "").replace("spec: {", "spec: {{"), "peer shop"),
         // YAML, but of no kind or no name that there could be.
         (p.replace("AuthorizationPolicy", "Polizei"), "shop/p"),

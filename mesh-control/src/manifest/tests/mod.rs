@@ -3,13 +3,14 @@
 mod documents;
 mod folders;
 mod forms;
+mod guesses;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::file::read;
+use super::file::{FileRead, apart, read};
 use super::folder::{Folder, Seen, read_whole};
 use crate::diagnosis::Severity;
 use crate::resource::Secured;

@@ -1,0 +1,89 @@
+//! What a document that is not YAML probably was, and whether that is enough to begin with. `manifest::file` asks: what restricts traffic must not be
+//! taken for absent, and what only mentions it must not close anything.
+
+use super::file::group;
+use crate::resource::{Key, Kind, meta};
+use crate::yaml::node::{Node, Value};
+use crate::yaml::sniff::{Sniffed, sniff};
+
+/// A guess at a document.
+pub struct Guess {
+    /// What it was.
+    pub what: What,
+    /// It may hold something that restricts traffic and is not in `what`, or not with certainty.
+    pub vague: bool,
+    /// It is one document and says a kind of ours. What says none, a Secret perhaps, is not quoted.
+    pub ours: bool,
+}
+
+/// What a document was.
+pub enum What {
+    /// This object of ours.
+    Object(Key),
+    /// Something that restricts traffic in this namespace.
+    Restricts(Kind, String),
+    /// Nothing of ours, or nothing that anything could be closed for.
+    Nothing,
+}
+
+/// Guesses at a document from its text.
+pub fn guess(text: &str) -> Guess {
+    let Sniffed { api_version, kind: said, namespace, name, several } = sniff(text);
+    let (api_version, said, namespace) = (bare(api_version), bare(said), bare(namespace));
+    let is_list = said.as_deref().is_some_and(|kind| kind.ends_with("List"));
+    let exact = Kind::ALL.into_iter().find(|known| said.as_deref() == Some(known.name()));
+    let restricts = || meta::restricting(group(&api_version.unwrap_or_default()), said.as_deref().unwrap_or_default());
+    let kind = exact.or_else(restricts).filter(|_| !is_list);
+    let placed = namespace.as_deref().is_some_and(|n| meta::label(n).is_ok());
+    let restricts = kind.is_some_and(Kind::is_security) && (several || !placed);
+    let mentions = (several || is_list || (kind, &said) == (None, &None)) && mentions(text);
+    let ours = kind.is_some() && said.is_some() && !several;
+    let namespaced = kind.is_some_and(Kind::is_namespaced);
+    let what = match (kind, name.filter(|name| meta::subdomain(name).is_ok())) {
+        (Some(_), _) if namespaced && namespace.is_some() && !placed => What::Nothing,
+        (Some(kind), Some(name)) if placed || !kind.is_security() => {
+            let namespace = namespace.as_deref().filter(|_| namespaced);
+            let namespace = namespace.unwrap_or(if namespaced { "default" } else { "" });
+            What::Object(Key { kind, namespace: namespace.into(), name: name.into() })
+        }
+        (Some(kind), _) if kind.is_security() => {
+            What::Restricts(kind, namespace.unwrap_or_else(|| "default".to_owned()))
+        }
+        _ => What::Nothing,
+    };
+    Guess { what, vague: restricts || mentions, ours }
+}
+
+/// What is broken may be a quote or a bracket right at the word.
+fn bare(word: Option<String>) -> Option<String> {
+    let bare = word?.trim_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned();
+    (!bare.is_empty()).then_some(bare)
+}
+
+/// Whether the text has a word that stands in objects that restrict traffic, outside of comments.
+fn mentions(text: &str) -> bool {
+    text.lines().map(uncommented).any(word)
+}
+
+/// The same for a document that is YAML.
+pub fn tree_mentions(tree: &Node) -> bool {
+    match &tree.value {
+        Value::String(text) => word(text),
+        Value::List(items) => items.iter().any(tree_mentions),
+        Value::Map(entries) => entries.iter().any(|entry| tree_mentions(&entry.node)),
+        _ => false,
+    }
+}
+
+fn word(text: &str) -> bool {
+    ["AuthorizationPolicy", "PeerAuthentication", "security.istio.io"].iter().any(|word| text.contains(word))
+}
+
+/// A line without its comment. Behind a quote a `#` may be text.
+fn uncommented(line: &str) -> &str {
+    match line.find('#') {
+        Some(at) if line[..at].trim_end().is_empty() => "",
+        Some(at) if line[..at].ends_with([' ', '\t']) && !line[..at].contains(['"', '\'']) => &line[..at],
+        _ => line,
+    }
+}

@@ -4,7 +4,7 @@
 //! A security object that cannot be read and never could closes what it would have selected: an AuthorizationPolicy denies everything
 //! there, a PeerAuthentication denies plaintext there, which is the most that one can ask for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_core::policy::{Action, Clause, Match, Policy, Rule, Scope, StringMatch};
 use mesh_core::{ArcStr, NamespacedName};
@@ -109,8 +109,8 @@ fn authorization(
     policies.all.insert(name.clone(), Policy { name: name.clone(), scope, action, rules, dry_run });
 }
 
-/// The objects of each level, the oldest first. Objects in files have no age: of those the strictest comes first, so that none turns another
-/// one off by its name.
+/// The objects of each level, the oldest first. Objects in files need no age: where one has none, the strictest comes first, so that neither a name nor
+/// a timestamp that came along with an exported copy turns another one off.
 fn peers(
     objects: &Objects,
     settings: &Settings,
@@ -134,9 +134,13 @@ fn peers(
         })
         .collect();
     let rank = |namespace: &str| settings.root_namespaces.iter().position(|r| r == namespace);
-    let lax = |p: &PeerAuthentication| p.created.is_none().then(|| laxity(p));
+    let ageless: BTreeSet<ArcStr> =
+        readable.iter().filter(|p| p.created.is_none()).map(|p| p.namespace.clone()).collect();
     readable.sort_by_key(|p| {
-        (p.created.unwrap_or(i64::MAX), lax(p), rank(&p.namespace), p.namespace.clone(), p.name.clone())
+        let unreadable = p.created == Some(i64::MIN);
+        let lax = ageless.contains(&p.namespace).then(|| laxity(p));
+        let age = p.created.filter(|_| lax.is_none());
+        (!unreadable, age, lax, rank(&p.namespace), p.namespace.clone(), p.name.clone())
     });
 
     // The mesh is the level without a namespace.

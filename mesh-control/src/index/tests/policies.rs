@@ -279,7 +279,8 @@ fn of_two_peer_authentications_the_older_counts_and_an_unreadable_one_closes() {
         peer("shop", "b", "{mtls: {mode: PERMISSIVE}}")
     )));
     assert!(strict(&format!("{}{}", aged("a", old, "PERMISSIVE"), peer("shop", "b", "{mtls: {mode: Strict}}"))));
-    assert!(!strict(&format!("{}{}", peer("shop", "a", "{mtls: {mode: STRICT}}"), aged("b", new, "PERMISSIVE"))));
+    assert!(strict(&format!("{}{}", peer("shop", "a", "{mtls: {mode: STRICT}}"), aged("b", old, "PERMISSIVE"))));
+    assert!(strict(&format!("{}{}", peer("shop", "a", "{mtls: {mode: PERMISSIVE}}"), aged("b", new, "STRICT"))));
     assert!(!strict(&peer("other", "a", "{mtls: {mode: Strict}}")));
     assert!(strict(&peer("undermesh-system", "a", "{mtls: {mode: STRICT}}")));
 }

@@ -189,6 +189,14 @@ fn a_cluster_runs_pods_survives_a_reboot_and_leaves_nothing() {
     let name = "exec deploy/web -- nslookup web.default.svc.cluster.local";
     cluster.eventually("a name", || says(name).contains(&ip("{.spec.clusterIP}")));
 
+    // An image of our own, on every node.
+    let archive = std::env::temp_dir().join(format!("undermesh-cluster{index}.tar")).display().to_string();
+    cluster.run(&["image", "test.example/own:1", &archive, "--busybox", "--entrypoint", "echo", "made here"]);
+    cluster.run(&["load", &archive]);
+    fs::remove_file(&archive).expect("removed");
+    says("run own --image=test.example/own:1 --image-pull-policy=IfNotPresent --restart=Never");
+    cluster.eventually("an image of our own", || says("logs own") == "made here\n");
+
     // A reboot loses what is in memory and keeps the disk, and the pod comes back.
     for folder in ["/run", "/var/lib", "/etc/cni/net.d", "/sys/fs/bpf"] {
         cluster.run(&["node", "1", "mkdir", &format!("{folder}/mark")]);

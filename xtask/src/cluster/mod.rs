@@ -71,6 +71,21 @@ enum Verb {
     Stop { what: String },
     /// Start what was stopped.
     Start { what: String },
+    /// Make an image from files of this machine, for `load`; programs get their shared libraries too.
+    Image {
+        /// What pods call it, as registry.example/web:1.
+        name: String,
+        archive: PathBuf,
+        /// A file and where it is in the image, as target/debug/web:/web.
+        #[arg(long, value_name = "FILE:PATH")]
+        file: Vec<String>,
+        /// Add the machine's busybox under all its names.
+        #[arg(long)]
+        busybox: bool,
+        /// What a container of it runs.
+        #[arg(long, num_args = 1.., allow_hyphen_values = true)]
+        entrypoint: Vec<String>,
+    },
     /// Give image archives to every node.
     Load { archives: Vec<PathBuf> },
     /// Give the API server's clients bad days, until `fault` without options ends them.
@@ -138,6 +153,19 @@ pub fn run(args: &Args) -> Result<()> {
     if let Verb::Build = args.verb {
         return programs::build().map(|folder| println!("{}", folder.display()));
     }
+    if let Verb::Image { name, archive, file, busybox, entrypoint } = &args.verb {
+        let words: Vec<&str> = entrypoint.iter().map(String::as_str).collect();
+        let mut image = image::Image::new(name, &words);
+        for file in file {
+            let (source, target) = file.rsplit_once(':').with_context(|| format!("`{file}` is not FILE:PATH"))?;
+            image = image.file(source.into(), target);
+        }
+        if *busybox {
+            run::need(&["busybox"])?;
+            image = image.busybox(&run::find("busybox").context("busybox is gone")?)?;
+        }
+        return image::write(&image, archive);
+    }
     if let Verb::Up { .. } = args.verb {
         run::need(&NEEDED)?;
     }
@@ -167,7 +195,10 @@ pub fn run(args: &Args) -> Result<()> {
         }
         Verb::Stop { what } => match thing(&cluster, what)? {
             Thing::Part(part) => control::stop(&cluster, part),
-            Thing::Node(node) => node::power_off(&cluster, node),
+            Thing::Node(node) => {
+                ensure!(node::first(&cluster, node).is_some(), "node {node} is off already");
+                node::power_off(&cluster, node)
+            }
         },
         Verb::Start { what } => match thing(&cluster, what)? {
             Thing::Part(part) => control::start(&cluster, part),

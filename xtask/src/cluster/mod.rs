@@ -41,7 +41,11 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum Verb {
     /// Build Kubernetes' programs, etcd and CoreDNS from their Go modules into a cache; minutes, once.
-    Build,
+    Build {
+        /// Only say what is missing.
+        #[arg(long)]
+        check: bool,
+    },
     /// Start a control plane and nodes, and wait until every node is Ready and names are resolved.
     Up {
         /// How many nodes.
@@ -150,8 +154,9 @@ impl Cluster {
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
-    if let Verb::Build = args.verb {
-        return programs::build().map(|folder| println!("{}", folder.display()));
+    if let Verb::Build { check } = args.verb {
+        let folder = if check { programs::check() } else { programs::build() };
+        return folder.map(|folder| println!("{}", folder.display()));
     }
     if let Verb::Image { name, archive, file, busybox, entrypoint } = &args.verb {
         let words: Vec<&str> = entrypoint.iter().map(String::as_str).collect();
@@ -172,7 +177,7 @@ pub fn run(args: &Args) -> Result<()> {
     run::need_root("cluster")?;
     let mut cluster = Cluster::new(args.cluster)?;
     match &args.verb {
-        Verb::Build => return Ok(()),
+        Verb::Build { .. } => return Ok(()),
         Verb::Up { nodes, ipv6 } => {
             cluster.plan.primary = if *ipv6 { Family::V6 } else { Family::V4 };
             return up::up(&cluster, *nodes);

@@ -84,6 +84,16 @@ pub fn build() -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// Fails with one line if something is missing, without building it.
+pub fn check() -> Result<PathBuf> {
+    run::need(&NEEDED)?;
+    let folder = folder()?;
+    let missing: Vec<_> =
+        SOURCES.iter().filter(|source| !is_built(source, &folder)).map(|source| source.name).collect();
+    ensure!(missing.is_empty(), "missing: {}; run `cargo xtask cluster build`", missing.join(", "));
+    Ok(folder)
+}
+
 /// Ours change without a version: a copy of what was compiled is kept beside the program.
 fn is_built(source: &Source, folder: &Path) -> bool {
     let kept = fs::read_to_string(folder.join(format!("{}.go", source.name)));

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
+use kube::Client;
 use mesh_core::ArcStr;
 use mesh_proto::MAX_MESSAGE_BYTES;
 use mesh_proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
@@ -22,13 +23,20 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 
-use crate::access::check::Access;
+use crate::access::check::{Access, Verifier};
+use crate::access::layer::Authenticated;
 use crate::access::pace::Lines;
+use crate::access::review::Reviewer;
 use crate::access::token::Tokens;
 use crate::access::writer::TokenWriter;
 use crate::ca::authority::Authority;
 use crate::ca::server::Issuing;
-use crate::config::Config;
+use crate::ca::store::RootStore;
+use crate::cluster::source::ClusterSource;
+use crate::cluster::watch::Tuning;
+use crate::cluster::{bundle, client};
+use crate::config::{Config, Origin};
+use crate::index::Settings;
 use crate::manifest::watch::FolderSource;
 use crate::metrics::Metrics;
 use crate::publish::{self, Outlets};
@@ -37,8 +45,6 @@ use crate::serve::throttle::Throttle;
 use crate::serve::tls::{self, ServerCertificate};
 use crate::status::Status;
 
-/// How often the files of the root are looked at.
-const ROOT_LOOK: Duration = Duration::from_secs(2);
 /// The listener's certificate; it is renewed at half of it.
 const SERVER_TTL: Duration = Duration::from_secs(24 * 3600);
 /// For a request to arrive whole and be answered; a stream of discovery is answered when it opens.
@@ -64,26 +70,20 @@ impl App {
     /// Starts; returns when it serves the first state of the source.
     pub async fn start(config: Config) -> Result<App> {
         let now = mesh_runtime::clock::now();
-        let authority = Authority::open(&config.state_dir, &config.settings.trust_domain, now)?;
-        let tokens = Arc::new(Tokens::open(&config.state_dir, config.settings.cluster_id.clone())?);
+        let settings = &config.settings;
         let listener =
             TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
         let status_listener =
             TcpListener::bind(config.metrics).await.with_context(|| format!("listen on {}", config.metrics))?;
         let (listen, metrics_address) = (listener.local_addr()?, status_listener.local_addr()?);
+        let place = Place::open(config.origin).await?;
 
         let drain = Drain::new();
         let readiness = Readiness::new();
         let metrics = Arc::new(Metrics::default());
-        metrics.set_root_expiry(authority.not_after());
         let mut registry = Registry::default();
         metrics.register(&mut registry);
         mesh_runtime::metrics::register_process(&mut registry);
-
-        let names = names(listen.ip(), &config.settings.root_namespaces, &config.settings.cluster_domain, &config.san);
-        let certificate = Arc::new(ServerCertificate::new(&authority, names, SERVER_TTL, now)?);
-        let authority = Arc::new(ArcSwap::from_pointee(authority));
-
         let outlets = Outlets::new(metrics.clone());
         let (view, world) = (outlets.view.subscribe(), outlets.world.subscribe());
         let streams = Arc::new(Streams::default());
@@ -94,51 +94,61 @@ impl App {
             streams: streams.clone(),
             world: world.clone(),
         };
-        let configured = readiness.task("manifests");
-        let tokens_written = readiness.task("node tokens");
+        let rooted = readiness.task("root certificate");
+        let configured = readiness.task("configuration");
+        let authenticates = readiness.task("node tokens");
         task::spawn_vital(
             "status",
             serve_tcp(status_listener, Limits::default(), drain.token(), move |r| status.clone().answer(r)),
         );
 
+        let store = place.roots(settings);
+        let authority = store.open(&settings.trust_domain, now).await?;
+        metrics.set_root_expiry(authority.not_after());
+        rooted.met();
+        let names = names(listen.ip(), &settings.root_namespaces, &settings.cluster_domain, &config.san);
+        let certificate = Arc::new(ServerCertificate::new(&authority, names, SERVER_TTL, now)?);
+        let authority = Arc::new(ArcSwap::from_pointee(authority));
+        let verifier = place.verifier(settings)?;
+
         let (first, read) = tokio::sync::oneshot::channel();
-        let source = FolderSource::new(&config.manifests);
-        let publishing = publish::run(source, config.settings.clone(), outlets, move || {
+        let first = move || {
             // The receiver is gone only if the start was given up.
             let _ = first.send(());
-        });
-        let token = drain.token();
-        task::spawn_vital("publish", async move {
-            tokio::select! {
-                () = publishing => tracing::error!("the source has ended"),
-                () = token.started() => {}
+        };
+        match &place {
+            Place::Folder { manifests, .. } => {
+                let source = FolderSource::new(manifests);
+                until_drained("publish", &drain, publish::run(source, settings.clone(), outlets, first));
             }
-        });
+            Place::Cluster { client, istio_names, .. } => {
+                let source = ClusterSource::new(client, Tuning::default());
+                let copies = bundle::publish(
+                    client.clone(),
+                    authority.clone(),
+                    source.namespaces(),
+                    *istio_names,
+                    Tuning::default(),
+                );
+                until_drained("root copies", &drain, copies);
+                until_drained("publish", &drain, publish::run(source, settings.clone(), outlets, first));
+            }
+        }
         // Nothing partial is served: streams and the authority begin with a whole state.
-        read.await.context("read the manifests")?;
+        read.await.context("read the configuration")?;
         configured.met();
 
-        let folder = config.state_dir.join("tokens");
-        let writer =
-            TokenWriter::start(tokens.clone(), folder, config.token_ttl, view.clone(), mesh_runtime::clock::now())?;
-        tokens_written.met();
-        let token = drain.token();
-        task::spawn_vital("tokens", async move {
-            tokio::select! {
-                () = writer.follow() => {}
-                () = token.started() => {}
-            }
-        });
-        let token = drain.token();
-        let roots = follow_root(config.state_dir.clone(), authority.clone(), certificate.clone(), metrics.clone());
-        task::spawn_vital("root", async move {
-            tokio::select! {
-                () = roots => {}
-                () = token.started() => {}
-            }
-        });
+        if let (Place::Folder { state_dir, .. }, Verifier::Own(tokens)) = (&place, &verifier) {
+            let folder = state_dir.join("tokens");
+            let now = mesh_runtime::clock::now();
+            let writer = TokenWriter::start(tokens.clone(), folder, config.token_ttl, view.clone(), now)?;
+            until_drained("tokens", &drain, writer.follow());
+        }
+        authenticates.met();
+        let roots = follow_root(store, authority.clone(), certificate.clone(), metrics.clone());
+        until_drained("root", &drain, roots);
 
-        let access = Access::new(tokens, view, metrics.clone());
+        let access = Access::new(verifier, view, metrics.clone());
         let discovery = Discovery {
             access: access.clone(),
             world,
@@ -150,14 +160,17 @@ impl App {
             drain: drain.token(),
         };
         let issuing = Issuing {
-            access,
+            access: access.clone(),
             authority,
-            trust_domain: config.settings.trust_domain.clone(),
+            trust_domain: settings.trust_domain.clone(),
             longest: config.secret_ttl,
             metrics,
             lines: Lines::default(),
             ledger: Arc::default(),
         };
+        let discovery = AggregatedDiscoveryServiceServer::new(discovery)
+            .max_decoding_message_size(MAX_XDS_REQUEST)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let (sender, secured) = mpsc::channel(64);
         let tls = Arc::new(tls::config(certificate)?);
         task::spawn_vital("accept", tls::accept(listener, tls, drain.token(), sender));
@@ -166,11 +179,7 @@ impl App {
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
             .max_concurrent_streams(MAX_CALLS)
             .timeout(REQUEST)
-            .add_service(
-                AggregatedDiscoveryServiceServer::new(discovery)
-                    .max_decoding_message_size(MAX_XDS_REQUEST)
-                    .max_encoding_message_size(MAX_MESSAGE_BYTES),
-            )
+            .add_service(Authenticated::new("xds", access, discovery))
             .add_service(issuing.service());
         let token = drain.token();
         task::spawn_vital("grpc", async move {
@@ -190,6 +199,56 @@ impl App {
         let drained = self.drain.drain(DRAIN).await;
         tracing::info!(?drained, "stopped");
     }
+}
+
+/// Where objects come from, opened.
+enum Place {
+    Folder { manifests: PathBuf, state_dir: PathBuf },
+    Cluster { client: Client, audiences: Vec<String>, agents: Vec<(String, String)>, istio_names: bool },
+}
+
+impl Place {
+    async fn open(origin: Origin) -> Result<Place> {
+        Ok(match origin {
+            Origin::Folder { manifests, state_dir } => Place::Folder { manifests, state_dir },
+            Origin::Cluster { kubeconfig, audiences, agents, istio_names } => {
+                let client = client::connect(kubeconfig.as_deref()).await?;
+                Place::Cluster { client, audiences, agents, istio_names }
+            }
+        })
+    }
+
+    fn roots(&self, settings: &Settings) -> RootStore {
+        match self {
+            Place::Folder { state_dir, .. } => RootStore::Folder(state_dir.clone()),
+            Place::Cluster { client, .. } => {
+                let namespace = settings.root_namespaces.first().map(ArcStr::to_string).unwrap_or_default();
+                RootStore::Secret { client: client.clone(), namespace }
+            }
+        }
+    }
+
+    fn verifier(&self, settings: &Settings) -> Result<Verifier> {
+        Ok(match self {
+            Place::Folder { state_dir, .. } => {
+                Verifier::Own(Arc::new(Tokens::open(state_dir, settings.cluster_id.clone())?))
+            }
+            Place::Cluster { client, audiences, agents, .. } => {
+                Verifier::Cluster(Arc::new(Reviewer::new(client.clone(), audiences.clone(), agents)))
+            }
+        })
+    }
+}
+
+/// Runs a task that never ends by itself, until the process does.
+fn until_drained(name: &'static str, drain: &Drain, work: impl Future<Output = ()> + Send + 'static) {
+    let token = drain.token();
+    task::spawn_vital(name, async move {
+        tokio::select! {
+            () = work => tracing::error!(task = name, "ended"),
+            () = token.started() => {}
+        }
+    });
 }
 
 /// The names under which clients may know this process.
@@ -222,21 +281,22 @@ fn names(listen: IpAddr, root_namespaces: &[ArcStr], cluster_domain: &str, extra
     dns.chain(addresses.into_iter().map(SanType::IpAddress)).collect()
 }
 
-/// Takes over a new root when its files change, and renews the listener's certificate. A bad root changes nothing.
+/// Takes over a new root when what is kept changes, and renews the listener's certificate. A bad root changes nothing.
 async fn follow_root(
-    folder: impl AsRef<Path>,
+    store: RootStore,
     authority: Arc<ArcSwap<Authority>>,
     certificate: Arc<ServerCertificate>,
     metrics: Arc<Metrics>,
 ) {
-    let mut look = tokio::time::interval(ROOT_LOOK);
+    let mut look = tokio::time::interval(store.look());
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut complaint = String::new();
     loop {
         look.tick().await;
         let now = mesh_runtime::clock::now();
         let mut renew = certificate.is_due(now);
-        match authority.load().reload(folder.as_ref(), now) {
+        let current = authority.load_full();
+        match store.reload(&current, now).await {
             Ok(None) => complaint.clear(),
             Ok(Some(new)) => {
                 complaint.clear();
@@ -252,7 +312,7 @@ async fn follow_root(
             Err(error) => {
                 let text = error.to_string();
                 if text != complaint {
-                    tracing::error!(error = %text, "the root on disk cannot be used, the one in memory stays");
+                    tracing::error!(error = %text, "cannot take over the root that is kept, the one in memory stays");
                     complaint = text;
                 }
             }

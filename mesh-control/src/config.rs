@@ -10,6 +10,7 @@ use clap::Parser;
 use mesh_core::TrustDomain;
 use mesh_runtime::logging::{Filter, LogFormat};
 
+use crate::access::token::AUDIENCE;
 use crate::index::Settings;
 use crate::resource::meta;
 
@@ -21,16 +22,31 @@ pub const EXIT_CONFIG: u8 = 78;
 const LONGEST_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
 const SHORTEST_TTL: Duration = Duration::from_secs(5);
 
-/// The control plane of Undermesh: reads manifests, serves xDS to agents, and is their certificate authority.
+/// The control plane of Undermesh: reads a cluster or a folder of manifests, serves xDS to agents, and is their certificate authority.
 #[derive(Debug, Parser)]
 #[command(name = "mesh-control", version, disable_help_subcommand = true)]
 pub struct Args {
     /// Folder of Kubernetes and Istio manifests; edits are followed live
-    #[arg(long, value_name = "DIR")]
-    pub manifests: PathBuf,
-    /// Folder for the root certificate, its key and the nodes' tokens; made with mode 0700
-    #[arg(long, value_name = "DIR")]
-    pub state_dir: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "kube", conflicts_with = "kube")]
+    pub manifests: Option<PathBuf>,
+    /// With --manifests: folder for the root certificate, its key and the nodes' tokens; made with mode 0700
+    #[arg(long, value_name = "DIR", required_unless_present = "kube", conflicts_with = "kube")]
+    pub state_dir: Option<PathBuf>,
+    /// Follow a Kubernetes API server; the root is kept there, in the Secret undermesh-ca of the root namespace
+    #[arg(long)]
+    pub kube: bool,
+    /// With --kube: how to reach the API server, instead of as the pod that this runs in
+    #[arg(long, value_name = "FILE", requires = "kube", conflicts_with = "manifests")]
+    pub kubeconfig: Option<PathBuf>,
+    /// With --kube: for whom tokens of service accounts must be meant; may be repeated [default: undermesh and istio-ca]
+    #[arg(long, value_name = "NAME", requires = "kube", conflicts_with = "manifests")]
+    pub audience: Vec<String>,
+    /// With --kube: service account of the nodes' agents; may be repeated [default: mesh-agent of the root namespace]
+    #[arg(long, value_name = "NAMESPACE/NAME", requires = "kube", conflicts_with = "manifests")]
+    pub agent_account: Vec<String>,
+    /// With --kube: whether the ConfigMap istio-ca-root-cert is written, where no Istio does it
+    #[arg(long, value_name = "auto|off", requires = "kube", conflicts_with = "manifests", value_parser = ["auto", "off"])]
+    pub istio_names: Option<String>,
     /// Address for xDS and the certificate authority, TLS
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:15012")]
     pub listen: SocketAddr,
@@ -49,7 +65,7 @@ pub struct Args {
     /// Longest and usual lifetime of certificates: a number with s, m, h or d
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
     pub secret_ttl: Duration,
-    /// Lifetime of nodes' tokens, renewed at half
+    /// With --manifests: lifetime of nodes' tokens, renewed at half
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
     pub token_ttl: Duration,
     /// Namespace whose policies hold in the whole mesh, beside istio-system
@@ -69,13 +85,34 @@ pub struct Args {
     pub threads: u16,
 }
 
+/// Where objects come from, and where secrets are kept.
+#[derive(Clone, Debug)]
+pub enum Origin {
+    /// A machine without a cluster.
+    Folder {
+        /// Folder of manifests.
+        manifests: PathBuf,
+        /// Folder of secrets.
+        state_dir: PathBuf,
+    },
+    /// A Kubernetes API server.
+    Cluster {
+        /// How to reach it; without, as the pod that this is.
+        kubeconfig: Option<PathBuf>,
+        /// For whom tokens must be meant.
+        audiences: Vec<String>,
+        /// Namespace and name of the service accounts of agents.
+        agents: Vec<(String, String)>,
+        /// Istio's ConfigMap is written, too.
+        istio_names: bool,
+    },
+}
+
 /// What the process runs with.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Folder of manifests.
-    pub manifests: PathBuf,
-    /// Folder of secrets.
-    pub state_dir: PathBuf,
+    /// Where objects come from.
+    pub origin: Origin,
     /// Address of xDS and CA.
     pub listen: SocketAddr,
     /// Address of metrics and status.
@@ -142,12 +179,7 @@ impl Args {
             problems.push("--cluster-id: letters, digits, `-`, `_` and `.` only, at most 253".into());
         }
         let log_filter = self.log_level.parse::<Filter>().map_err(|e| problems.push(format!("--log-level: {e}"))).ok();
-        if let Err(error) = std::fs::read_dir(&self.manifests) {
-            problems.push(format!("--manifests {}: {error}", self.manifests.display()));
-        }
-        if self.state_dir.starts_with(&self.manifests) {
-            problems.push("--state-dir: secrets do not belong into the folder of manifests".into());
-        }
+        let origin = self.origin(&mut problems);
         for name in &self.san {
             if name.parse::<std::net::IpAddr>().is_err() && meta::subdomain(name).is_err() {
                 problems.push(format!("--san: {name:?} is neither a DNS name nor an address"));
@@ -156,7 +188,9 @@ impl Args {
         if self.listen == self.metrics && self.listen.port() != 0 {
             problems.push("--metrics: the same address as --listen".into());
         }
-        let (Some(trust_domain), Some(log_filter), true) = (trust_domain, log_filter, problems.is_empty()) else {
+        let (Some(origin), Some(trust_domain), Some(log_filter), true) =
+            (origin, trust_domain, log_filter, problems.is_empty())
+        else {
             return Err(problems);
         };
         let mut root_namespaces = vec![self.root_namespace.as_str().into()];
@@ -164,8 +198,7 @@ impl Args {
             root_namespaces.push("istio-system".into());
         }
         Ok(Config {
-            manifests: self.manifests,
-            state_dir: self.state_dir,
+            origin,
             listen: self.listen,
             metrics: self.metrics,
             settings: Settings {
@@ -181,5 +214,41 @@ impl Args {
             log_filter,
             threads: usize::from(self.threads),
         })
+    }
+
+    fn origin(&self, problems: &mut Vec<String>) -> Option<Origin> {
+        if let (Some(manifests), Some(state_dir)) = (&self.manifests, &self.state_dir) {
+            if let Err(error) = std::fs::read_dir(manifests) {
+                problems.push(format!("--manifests {}: {error}", manifests.display()));
+            }
+            if state_dir.starts_with(manifests) {
+                problems.push("--state-dir: secrets do not belong into the folder of manifests".into());
+            }
+            return Some(Origin::Folder { manifests: manifests.clone(), state_dir: state_dir.clone() });
+        }
+        if let Some(Err(error)) = self.kubeconfig.as_ref().map(std::fs::File::open) {
+            problems.push(format!("--kubeconfig: {error}"));
+        }
+        if self.audience.iter().any(String::is_empty) {
+            problems.push("--audience: it is empty".into());
+        }
+        let mut agents = Vec::new();
+        for account in &self.agent_account {
+            match account.split_once('/') {
+                Some((namespace, name)) if meta::label(namespace).is_ok() && meta::subdomain(name).is_ok() => {
+                    agents.push((namespace.to_owned(), name.to_owned()));
+                }
+                _ => problems.push(format!("--agent-account: {account:?} is not a namespace and a name, as a/b")),
+            }
+        }
+        if agents.is_empty() {
+            agents.push((self.root_namespace.clone(), "mesh-agent".to_owned()));
+        }
+        let audiences = match self.audience.is_empty() {
+            true => vec!["undermesh".to_owned(), AUDIENCE.to_owned()],
+            false => self.audience.clone(),
+        };
+        let istio_names = self.istio_names.as_deref() != Some("off");
+        Some(Origin::Cluster { kubeconfig: self.kubeconfig.clone(), audiences, agents, istio_names })
     }
 }

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! manifest (files -> trees -> objects)      ca (root, tokens, certificates)
-//!      \                                        |  asks the view who runs where
+//! cluster (API server -> trees -> objects)      |  asks the view who runs where
+//!      \                                        |
 //!       source -> resource::catalog -> index::View -> serve (sessions, one per agent)
 //! ```
 
@@ -13,6 +14,7 @@ pub mod access;
 pub mod app;
 pub mod ca;
 pub mod clock;
+pub mod cluster;
 pub mod config;
 pub mod diagnosis;
 pub mod fuzz;

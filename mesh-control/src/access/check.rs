@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
+use http::header::AUTHORIZATION;
+use http::{Extensions, HeaderMap};
 use rand::Rng;
 use tokio::sync::watch;
-use tonic::{Request, Status};
+use tonic::Status;
 
 use crate::access::pace::Lines;
-use crate::access::token::{Caller, Tokens};
+use crate::access::review::Reviewer;
+use crate::access::token::{Caller, TokenError, Tokens};
 use crate::index::View;
 use crate::metrics::Metrics;
 
@@ -24,28 +27,47 @@ impl Known {
     }
 }
 
+/// Whose tokens are accepted.
+#[derive(Clone, Debug)]
+pub enum Verifier {
+    /// Our own, made for each node.
+    Own(Arc<Tokens>),
+    /// Those of service accounts, which the API server reviews.
+    Cluster(Arc<Reviewer>),
+}
+
 /// Checks tokens against the nodes that exist now.
 #[derive(Clone, Debug)]
 pub struct Access {
-    tokens: Arc<Tokens>,
+    verifier: Verifier,
     view: watch::Receiver<Arc<View>>,
     metrics: Arc<Metrics>,
     lines: Lines,
 }
 
 impl Access {
-    /// Checks with `tokens`, against the nodes of `view`.
-    pub fn new(tokens: Arc<Tokens>, view: watch::Receiver<Arc<View>>, metrics: Arc<Metrics>) -> Self {
-        Self { tokens, view, metrics, lines: Lines::default() }
+    /// Checks with `verifier`, against the nodes of `view`.
+    pub fn new(verifier: Verifier, view: watch::Receiver<Arc<View>>, metrics: Arc<Metrics>) -> Self {
+        Self { verifier, view, metrics, lines: Lines::default() }
     }
 
     /// The node that calls `service`. What is wrong with its token is counted and logged, and told to nobody.
-    pub fn caller<T>(&self, service: &'static str, request: &Request<T>, now: SystemTime) -> Result<Caller, Status> {
-        let header = request.metadata().get("authorization").and_then(|v| v.to_str().ok());
+    pub async fn caller(
+        &self,
+        service: &'static str,
+        headers: &HeaderMap,
+        extensions: &Extensions,
+        now: SystemTime,
+    ) -> Result<Caller, Status> {
+        let header = headers.get(AUTHORIZATION).and_then(|v| v.to_str().ok());
         let token = header.and_then(|h| h.strip_prefix("Bearer ").or_else(|| h.strip_prefix("bearer ")));
         let view = self.view();
-        let caller = self.tokens.verify(token, now, |node, uid| is_known(&view, node, uid));
-        if let (Ok(_), Some(connection)) = (&caller, request.extensions().get::<Known>()) {
+        let known = |node: &str, uid: Option<&str>| is_known(&view, node, uid);
+        let caller = match &self.verifier {
+            Verifier::Own(tokens) => tokens.verify(token, now, known),
+            Verifier::Cluster(reviewer) => reviewer.verify(token, now, known).await,
+        };
+        if let (Ok(_), Some(connection)) = (&caller, extensions.get::<Known>()) {
             connection.0.store(true, Ordering::Relaxed);
         }
         caller.map_err(|why| {
@@ -53,7 +75,11 @@ impl Access {
             if self.lines.admit() {
                 tracing::warn!(service, reason = %why, "authentication failed");
             }
-            Status::unauthenticated("authentication failed")
+            match why {
+                // It may be good: the caller is to try again.
+                TokenError::Unreviewed => Status::unavailable("tokens cannot be checked now"),
+                _ => Status::unauthenticated("authentication failed"),
+            }
         })
     }
 

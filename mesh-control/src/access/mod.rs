@@ -2,6 +2,8 @@
 //! authority ask here, so that neither needs the other.
 
 pub mod check;
+pub mod layer;
 pub mod pace;
+pub mod review;
 pub mod token;
 pub mod writer;

@@ -1,4 +1,4 @@
-//! Bearer tokens of nodes. A token is a JWT (EdDSA) that says which node of which cluster it is for, for whom it is meant, and until when.
+//! Bearer tokens of nodes, for control planes without a cluster. A token is a JWT (EdDSA) that says which node of which cluster it is for, for whom it is meant, and until when.
 //! The key is the control plane's own; nobody else needs to verify.
 
 use std::path::Path;
@@ -61,6 +61,15 @@ pub enum TokenError {
     /// The node is gone, or is another one of the same name.
     #[error("node is not known")]
     Node,
+    /// It is of a service account that may not call.
+    #[error("service account may not call")]
+    Account,
+    /// It was not made for a pod on a node.
+    #[error("not bound to a node")]
+    Unbound,
+    /// The API server is away, and has not seen it before.
+    #[error("the API server cannot be asked")]
+    Unreviewed,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -85,6 +94,11 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// Whoever has shown a valid token.
+    pub(super) fn new(node: ArcStr, uid: Option<String>, expires: i64) -> Self {
+        Self { node, uid, expires }
+    }
+
     /// The node's `metadata.uid`, if the token names one.
     pub fn uid(&self) -> Option<&str> {
         self.uid.as_deref()

@@ -1,4 +1,4 @@
-//! The root of trust: a key, its certificate, and the bundle that everybody trusts. The bundle may hold more roots than the one that
+//! The root of trust (kept by [`super::store`]): a key, its certificate, and the bundle that everybody trusts. The bundle may hold more roots than the one that
 //! signs, so that a root can be replaced while both are trusted. Agents get the bundle with their certificates, so each step waits until all
 //! have been renewed once:
 //!
@@ -94,7 +94,7 @@ impl Authority {
     pub fn reload(&self, folder: &Path, now: SystemTime) -> Result<Option<Self>, AuthorityError> {
         let (roots_path, key_path) = (folder.join(ROOTS_FILE), folder.join(KEY_FILE));
         match (state::read_secret(&key_path)?, state::read(&roots_path)?) {
-            (Some(key), Some(roots)) if files_hash(&key, &roots) == self.files => Ok(None),
+            (Some(key), Some(roots)) if self.is_of(&key, &roots) => Ok(None),
             (Some(key), Some(roots)) => Self::parse(&key, &roots, now, &key_path, &roots_path).map(Some),
             (None, _) => Err(AuthorityError::Half { present: roots_path, absent: key_path }),
             (_, None) => Err(AuthorityError::Half { present: key_path, absent: roots_path }),
@@ -102,7 +102,7 @@ impl Authority {
     }
 
     /// Checks everything that a signer must be: an EC key whose certificate is a CA, valid now, in a bundle of CAs.
-    fn parse(
+    pub(super) fn parse(
         key_text: &str,
         bundle: &str,
         now: SystemTime,
@@ -152,6 +152,11 @@ impl Authority {
         // Nothing but the certificates is handed out, whatever else the file holds.
         let bundle = roots.iter().map(|d| pem("CERTIFICATE", d)).collect();
         Ok(Self { issuer, not_after, bundle, roots, files })
+    }
+
+    /// Whether it was read from just these texts.
+    pub(super) fn is_of(&self, key: &str, roots: &str) -> bool {
+        files_hash(key, roots) == self.files
     }
 
     /// All trusted roots as PEM.

@@ -11,6 +11,7 @@ pub mod authority;
 pub mod ledger;
 pub mod server;
 pub mod sign;
+pub mod store;
 
 #[cfg(test)]
 mod tests;

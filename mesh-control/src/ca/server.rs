@@ -9,13 +9,13 @@ use mesh_proto::ca::istio_certificate_service_server::{IstioCertificateService, 
 use mesh_proto::ca::{IstioCertificateRequest, IstioCertificateResponse};
 use parking_lot::Mutex;
 use prost_types::value::Kind as ValueKind;
-use tonic::service::interceptor::{InterceptedService, Interceptor};
 use tonic::{Request, Response, Status};
 
 use super::authority::Authority;
 use super::ledger::{Keys, Rates};
 use super::sign::{self, SignError};
 use crate::access::check::Access;
+use crate::access::layer::Authenticated;
 use crate::access::pace::Lines;
 use crate::access::token::Caller;
 use crate::diagnosis::printable;
@@ -67,16 +67,11 @@ impl IstioCertificateService for Issuing {
 }
 
 impl Issuing {
-    /// The service behind the check of tokens, which comes first: nothing of a request is read before it is known whose it is.
-    pub fn service(self) -> InterceptedService<IstioCertificateServiceServer<Self>, impl Interceptor + Clone> {
+    /// The service behind the check of tokens.
+    pub fn service(self) -> Authenticated<IstioCertificateServiceServer<Self>> {
         let access = self.access.clone();
-        let check = move |mut request: Request<()>| {
-            let caller = access.caller("ca", &request, mesh_runtime::clock::now())?;
-            request.extensions_mut().insert(caller);
-            Ok(request)
-        };
         let service = IstioCertificateServiceServer::new(self).max_decoding_message_size(MAX_REQUEST);
-        InterceptedService::new(service, check)
+        Authenticated::new("ca", access, service)
     }
 
     fn issue(&self, caller: &Caller, request: IstioCertificateRequest, now: SystemTime) -> Result<Vec<String>, Status> {

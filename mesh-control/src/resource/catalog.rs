@@ -57,6 +57,11 @@ impl Catalog {
         self.good.contains_key(key)
     }
 
+    /// The object is gone; another one that gets its name later has no good form from before.
+    pub fn forget(&mut self, key: &Key) {
+        self.good.remove(key);
+    }
+
     /// Takes a scan over and returns what is in force now.
     pub fn apply(&mut self, scan: &Scan) -> (Objects, Kept) {
         let mut good = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! The objects that the control plane understands, reduced to what it uses, one file per kind. Sources make them (from files, later from an
+//! The objects that the control plane understands, reduced to what it uses, one file per kind. Sources make them (from files, or from an
 //! API server); the index joins them. An object is either wholly understood or reported with [`Problem`]s.
 
 pub mod authorization_policy;
@@ -124,7 +124,7 @@ impl fmt::Display for Key {
 }
 
 /// One understood object.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Object {
     /// A namespace.
     Namespace(Arc<Namespace>),

@@ -14,7 +14,8 @@ use tonic::{Code, Request};
 
 use super::server::{Discovery, Streams};
 use super::throttle::Throttle;
-use crate::access::check::Access;
+use crate::access::check::{Access, Verifier};
+use crate::access::layer::Authenticated;
 use crate::access::pace::Lines;
 use crate::access::token::Tokens;
 use crate::index::View;
@@ -35,8 +36,9 @@ async fn hardening_B103_who_does_not_answer_is_let_go_and_who_does_is_not() {
     let view = watch::Sender::new(Arc::new(View { nodes, ..View::default() }));
     let world = watch::Sender::new(Arc::new(World::default().next(&view.borrow())));
     let (metrics, drain) = (Arc::<Metrics>::default(), Drain::new());
+    let access = Access::new(Verifier::Own(tokens), view.subscribe(), metrics.clone());
     let discovery = Discovery {
-        access: Access::new(tokens, view.subscribe(), metrics.clone()),
+        access: access.clone(),
         world: world.subscribe(),
         streams: Arc::<Streams>::default(),
         throttle: Throttle::default(),
@@ -47,7 +49,8 @@ async fn hardening_B103_who_does_not_answer_is_let_go_and_who_does_is_not() {
     };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
-    let server = tonic::transport::Server::builder().add_service(AggregatedDiscoveryServiceServer::new(discovery));
+    let service = Authenticated::new("xds", access, AggregatedDiscoveryServiceServer::new(discovery));
+    let server = tonic::transport::Server::builder().add_service(service);
     let server = tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
 
     let first = || wire::DeltaDiscoveryRequest {

@@ -1,0 +1,234 @@
+//! Tokens of service accounts, checked by the API server (TokenReview). The agent of a node presents the one that its kubelet gave it: it says for whom it is meant,
+//! which service account it is of, and on which node the pod runs that it was made for. What the API server has said is remembered for a moment; while
+//! the API server is away, for as long as the token lasts, so that certificates are renewed all the same.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, SystemTime};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::Method;
+use kube::Client;
+use parking_lot::Mutex;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use super::pace::Lines;
+use super::token::{Caller, TokenError};
+use crate::clock::unix;
+use crate::cluster::client::{Failure, send};
+
+/// Longer than any token of a service account.
+const MAX_TOKEN_BYTES: usize = 16 << 10;
+/// For the API server to answer.
+const ANSWER: Duration = Duration::from_secs(5);
+/// Reviews under way at once: who has no token may not keep the API server busy.
+const REVIEWS: usize = 16;
+/// How long an answer holds.
+const FRESH: Duration = Duration::from_secs(30);
+/// Answers remembered, some for each node's agent.
+const REMEMBERED: usize = 20_000;
+
+const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
+const NODE_UID: &str = "authentication.kubernetes.io/node-uid";
+
+/// Checks tokens of service accounts.
+pub struct Reviewer {
+    client: Client,
+    /// For whom tokens may be meant.
+    audiences: Vec<String>,
+    /// `system:serviceaccount:NAMESPACE:NAME` of those who may call.
+    accounts: Vec<String>,
+    places: Semaphore,
+    /// How long an answer holds.
+    fresh: Duration,
+    /// In the log, about reviews that there were not.
+    lines: Lines,
+    /// By the hash of the token, which is a secret. A short critical section.
+    known: Mutex<HashMap<[u8; 32], (Answer, Instant)>>,
+}
+
+/// What the API server said.
+type Answer = Result<Caller, TokenError>;
+
+impl std::fmt::Debug for Reviewer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { audiences, accounts, .. } = self;
+        f.debug_struct("Reviewer").field("audiences", audiences).field("accounts", accounts).finish_non_exhaustive()
+    }
+}
+
+/// What is read of a token before it is known to be one. Nothing of it is believed until the API server has said so.
+#[derive(Debug, Deserialize)]
+struct Claims {
+    #[serde(default)]
+    aud: OneOrMany,
+    #[serde(default)]
+    sub: String,
+    exp: i64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Default for OneOrMany {
+    fn default() -> Self {
+        OneOrMany::Many(Vec::new())
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Review {
+    #[serde(default)]
+    status: ReviewStatus,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ReviewStatus {
+    authenticated: bool,
+    audiences: Vec<String>,
+    user: ReviewUser,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ReviewUser {
+    username: String,
+    extra: BTreeMap<String, Vec<String>>,
+}
+
+impl Reviewer {
+    /// Accepts tokens for any of `audiences` of any of `accounts`, each a namespace and a name.
+    pub fn new(client: Client, audiences: Vec<String>, accounts: &[(String, String)]) -> Self {
+        let accounts = accounts.iter().map(|(ns, name)| format!("system:serviceaccount:{ns}:{name}")).collect();
+        Self {
+            client,
+            audiences,
+            accounts,
+            places: Semaphore::new(REVIEWS),
+            fresh: FRESH,
+            lines: Lines::default(),
+            known: Mutex::default(),
+        }
+    }
+
+    /// The same, with answers that hold for another time.
+    #[must_use]
+    pub fn fresh(self, fresh: Duration) -> Self {
+        Self { fresh, ..self }
+    }
+
+    /// Whose token it is. `node` says whether a node of that name and uid exists.
+    pub async fn verify(
+        &self,
+        token: Option<&str>,
+        now: SystemTime,
+        node: impl Fn(&str, Option<&str>) -> bool,
+    ) -> Answer {
+        let token = token.filter(|t| !t.is_empty()).ok_or(TokenError::Missing)?;
+        let claims = self.plausible(token, now)?;
+        let hash = digest(token);
+        let remembered = self.known.lock().get(&hash).cloned();
+        let caller = match remembered {
+            Some((answer, at)) if at.elapsed() < self.fresh => answer,
+            remembered => match self.review(token, &claims).await {
+                Ok(answer) => {
+                    self.remember(hash, answer.clone());
+                    answer
+                }
+                Err(failure) => {
+                    if self.lines.admit() {
+                        tracing::warn!(%failure, "the API server reviews no tokens");
+                    }
+                    // It was good, and its time is not over: that is all that can be known now.
+                    let (answer, _) = remembered.filter(|_| failure.is_away()).ok_or(TokenError::Unreviewed)?;
+                    answer
+                }
+            },
+        }?;
+        if node(&caller.node, caller.uid()) { Ok(caller) } else { Err(TokenError::Node) }
+    }
+
+    /// Refuses what the API server would refuse too, without asking it.
+    fn plausible(&self, token: &str, now: SystemTime) -> Result<Claims, TokenError> {
+        let mut parts = token.split('.');
+        let (Some(_), Some(claims), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+            return Err(TokenError::Malformed);
+        };
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(TokenError::Malformed);
+        }
+        let claims = URL_SAFE_NO_PAD.decode(claims).map_err(|_| TokenError::Malformed)?;
+        let claims: Claims = serde_json::from_slice(&claims).map_err(|_| TokenError::Malformed)?;
+        let audiences = match &claims.aud {
+            OneOrMany::One(one) => std::slice::from_ref(one),
+            OneOrMany::Many(many) => many,
+        };
+        if !audiences.iter().any(|a| self.audiences.contains(a)) {
+            Err(TokenError::Audience)
+        } else if !self.accounts.contains(&claims.sub) {
+            Err(TokenError::Account)
+        } else if unix(now) >= claims.exp {
+            Err(TokenError::Expired)
+        } else {
+            Ok(claims)
+        }
+    }
+
+    async fn review(&self, token: &str, claims: &Claims) -> Result<Answer, Failure> {
+        let place = tokio::time::timeout(ANSWER, self.places.acquire()).await;
+        let _place = place.map_err(|_| Failure::new("too many reviews are under way"))?.map_err(Failure::new)?;
+        let review = json!({
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenReview",
+            "spec": { "token": token, "audiences": self.audiences },
+        });
+        let path = "/apis/authentication.k8s.io/v1/tokenreviews";
+        let review: Review = send(&self.client, Method::POST, path, "application/json", &review, ANSWER).await?;
+        Ok(self.judge(&review.status, claims.exp))
+    }
+
+    fn judge(&self, status: &ReviewStatus, expires: i64) -> Answer {
+        if !status.authenticated {
+            return Err(TokenError::Signature);
+        }
+        // A server that knows nothing of audiences names none.
+        if !status.audiences.iter().any(|a| self.audiences.contains(a)) {
+            return Err(TokenError::Audience);
+        }
+        if !self.accounts.contains(&status.user.username) {
+            return Err(TokenError::Account);
+        }
+        let extra = |key: &str| match status.user.extra.get(key).map(Vec::as_slice) {
+            Some([one]) if !one.is_empty() => Some(one.clone()),
+            _ => None,
+        };
+        // A token that was not made for a pod on a node is good for no node.
+        let node = extra(NODE_NAME).ok_or(TokenError::Unbound)?;
+        Ok(Caller::new(node.into(), extra(NODE_UID), expires))
+    }
+
+    fn remember(&self, hash: [u8; 32], answer: Answer) {
+        let mut known = self.known.lock();
+        if known.len() >= REMEMBERED {
+            known.retain(|_, (answer, at)| answer.is_ok() && at.elapsed() < self.fresh * 10);
+        }
+        if known.len() < REMEMBERED || known.contains_key(&hash) {
+            known.insert(hash, (answer, Instant::now()));
+        }
+    }
+}
+
+fn digest(token: &str) -> [u8; 32] {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, token.as_bytes());
+    let mut out = [0; 32];
+    out.copy_from_slice(digest.as_ref());
+    out
+}

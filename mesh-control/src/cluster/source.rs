@@ -1,0 +1,144 @@
+//! The API server as a [`Source`]: one follower for each kind, and an inventory of what they tell. The first state is delivered when every kind has been
+//! heard of; from then on whatever changes within a moment is one state.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use kube::Client;
+use mesh_core::ArcStr;
+use mesh_runtime::task;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout_at};
+
+use super::decode::{Item, decode};
+use super::inventory::Inventory;
+use super::watch::{Event, Follower, Resource, Tuning};
+use crate::resource::Kind;
+use crate::source::{Source, Update};
+
+/// How long it must be quiet.
+const QUIET: Duration = Duration::from_millis(20);
+/// When what is never quiet is taken over all the same.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// How often it is said what a start waits for.
+const IMPATIENCE: Duration = Duration::from_secs(10);
+/// Events on their way; with more the followers wait, and with them the API server.
+const EVENTS: usize = 1024;
+
+/// How a kind is asked for. Of some nothing but their metadata is read.
+pub fn resource(kind: Kind) -> Resource {
+    let of = |group, plural| Resource {
+        group,
+        versions: &["v1"],
+        plural,
+        fields: None,
+        metadata_only: false,
+        is_custom: false,
+    };
+    let metadata = |plural| Resource { metadata_only: true, ..of("", plural) };
+    let security =
+        |plural| Resource { versions: &["v1", "v1beta1"], is_custom: true, ..of("security.istio.io", plural) };
+    match kind {
+        Kind::Namespace => metadata("namespaces"),
+        Kind::Node => metadata("nodes"),
+        Kind::ServiceAccount => metadata("serviceaccounts"),
+        Kind::Pod => of("", "pods"),
+        Kind::Service => of("", "services"),
+        Kind::EndpointSlice => of("discovery.k8s.io", "endpointslices"),
+        Kind::AuthorizationPolicy => security("authorizationpolicies"),
+        Kind::PeerAuthentication => security("peerauthentications"),
+    }
+}
+
+/// The API server as a source.
+#[derive(Debug)]
+pub struct ClusterSource {
+    events: mpsc::Receiver<(Kind, Event<Item>)>,
+    inventory: Inventory,
+    namespaces: watch::Sender<BTreeSet<ArcStr>>,
+    is_started: bool,
+}
+
+impl ClusterSource {
+    /// Follows every kind until it is dropped.
+    pub fn new(client: &Client, tuning: Tuning) -> Self {
+        let (sender, events) = mpsc::channel(EVENTS);
+        for kind in Kind::ALL {
+            let follower = Follower {
+                client: client.clone(),
+                resource: resource(kind),
+                decode: move |api_version: &str, object| decode(kind, api_version, object),
+                tag: kind,
+                events: sender.clone(),
+                tuning,
+            };
+            task::spawn_vital("follow", follower.run());
+        }
+        Self { events, inventory: Inventory::default(), namespaces: watch::Sender::default(), is_started: false }
+    }
+
+    /// The names of all namespaces, as they come and go.
+    pub fn namespaces(&self) -> watch::Receiver<BTreeSet<ArcStr>> {
+        self.namespaces.subscribe()
+    }
+
+    /// Waits until every kind has been heard of.
+    async fn begin(&mut self) -> Option<()> {
+        let mut told = Instant::now();
+        loop {
+            match timeout_at(told + IMPATIENCE, self.events.recv()).await {
+                Ok(Some((kind, event))) => drop(self.inventory.take(kind, event)),
+                Ok(None) => return None,
+                Err(_) => {
+                    told = Instant::now();
+                    let waiting = self.inventory.waiting(&Kind::ALL).join(", ");
+                    tracing::warn!(%waiting, "cannot begin before the API server has told of everything");
+                }
+            }
+            if self.inventory.waiting(&Kind::ALL).is_empty() {
+                return Some(());
+            }
+        }
+    }
+
+    /// Waits until something has changed, and takes what comes in the same moment.
+    async fn changed(&mut self) -> Option<()> {
+        loop {
+            let (kind, event) = self.events.recv().await?;
+            if self.inventory.take(kind, event) {
+                break;
+            }
+        }
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let quiet = (Instant::now() + QUIET).min(deadline);
+            match timeout_at(quiet, self.events.recv()).await {
+                Ok(Some((kind, event))) if Instant::now() < deadline => drop(self.inventory.take(kind, event)),
+                Ok(Some((kind, event))) => {
+                    self.inventory.take(kind, event);
+                    return Some(());
+                }
+                Ok(None) => return None,
+                Err(_) => return Some(()),
+            }
+        }
+    }
+}
+
+impl Source for ClusterSource {
+    async fn next(&mut self) -> Option<Update> {
+        match self.is_started {
+            true => self.changed().await?,
+            false => self.begin().await?,
+        }
+        self.is_started = true;
+        let update = self.inventory.update();
+        let names: BTreeSet<ArcStr> = update.objects.namespaces.keys().cloned().collect();
+        self.namespaces.send_if_modified(|known| {
+            let is_new = *known != names;
+            *known = names;
+            is_new
+        });
+        Some(update)
+    }
+}

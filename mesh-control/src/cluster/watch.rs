@@ -1,0 +1,364 @@
+//! Follows the objects of one kind for ever: list, watch from there, resume where it was cut, list again when that is not possible. Whoever started it gets
+//! events over a channel, and reads nothing of Kubernetes' protocol. What is listed again arrives as a whole or not at all.
+//!
+//! ```text
+//! list --Listed--> watch --(cut, closed, timed out)--> watch from the last version
+//!   ^                |  410, or three failures in a row
+//!   +----------------+        no such custom resource: Absent, looked for again every few seconds
+//! ```
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::time::Duration;
+
+use http::Request;
+use kube::Client;
+use kube::core::WatchEvent;
+use mesh_runtime::backoff::Backoff;
+use rand::Rng;
+use serde::Deserialize;
+use serde_json::Value as Json;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use tokio_stream::StreamExt;
+
+use super::client::{Failure, get};
+
+/// For an answer, or one page of a list, to arrive whole.
+const ANSWER: Duration = Duration::from_secs(60);
+/// A watch that has lasted so long was worth having: what ends it is no failure in a row with others.
+const WORTH: Duration = Duration::from_secs(2);
+/// Failures in a row after which a list is asked for instead of more of the same.
+const RELIST_AFTER: u32 = 3;
+/// Failures in a row after which they are told of: a cut connection is none of anybody's business.
+const TELL_AFTER: u32 = 2;
+
+/// What is followed.
+#[derive(Clone, Debug)]
+pub struct Resource {
+    /// Its API group; empty for the core.
+    pub group: &'static str,
+    /// Versions that can be read, the best first.
+    pub versions: &'static [&'static str],
+    /// Its name in paths.
+    pub plural: &'static str,
+    /// A field selector.
+    pub fields: Option<&'static str>,
+    /// Only the metadata is wanted.
+    pub metadata_only: bool,
+    /// It is there only if somebody has installed it.
+    pub is_custom: bool,
+}
+
+impl Resource {
+    /// Where it is, with those parts of a query that are not empty.
+    fn path(&self, version: &str, query: &[(&str, &str)]) -> String {
+        let mut text = form_urlencoded::Serializer::new(String::new());
+        let fields = ("fieldSelector", self.fields.unwrap_or_default());
+        text.extend_pairs(query.iter().chain([&fields]).filter(|(_, value)| !value.is_empty()));
+        let (text, plural) = (text.finish(), self.plural);
+        match self.group {
+            "" => format!("/api/{version}/{plural}?{text}"),
+            group => format!("/apis/{group}/{version}/{plural}?{text}"),
+        }
+    }
+
+    fn api_version(&self, version: &str) -> String {
+        match self.group {
+            "" => version.to_owned(),
+            group => format!("{group}/{version}"),
+        }
+    }
+}
+
+/// Something was heard about a kind.
+#[derive(Clone, Debug)]
+pub enum Event<T> {
+    /// All that there is.
+    Listed(Vec<T>),
+    /// One is new or another than before.
+    Applied(T),
+    /// One is gone.
+    Deleted(T),
+    /// There is no such kind in the cluster.
+    Absent,
+    /// Nothing is wrong any more.
+    Heard,
+    /// Nothing can be heard, again and again.
+    Failing(String),
+}
+
+/// Times and sizes; tests have shorter ones.
+#[derive(Clone, Copy, Debug)]
+pub struct Tuning {
+    /// Objects in one answer.
+    pub page: usize,
+    /// The first and the longest delay between attempts.
+    pub backoff: (Duration, Duration),
+    /// Between looks for a kind that is not there.
+    pub absent: Duration,
+    /// A watch that is silent for so long is dead: API servers send a bookmark every minute.
+    pub idle: Duration,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            page: 500,
+            backoff: (Duration::from_millis(200), Duration::from_secs(20)),
+            absent: Duration::from_secs(5),
+            idle: Duration::from_secs(150),
+        }
+    }
+}
+
+/// Follows one kind.
+pub struct Follower<K, T, D> {
+    /// Of the API server.
+    pub client: Client,
+    /// What is followed.
+    pub resource: Resource,
+    /// Makes what is kept of an object that was asked for as an apiVersion.
+    pub decode: D,
+    /// Goes with each event.
+    pub tag: K,
+    /// Where they go; it ends when nobody wants them.
+    pub events: mpsc::Sender<(K, Event<T>)>,
+    /// Times and sizes.
+    pub tuning: Tuning,
+}
+
+/// Nobody wants events any more.
+struct Unwanted;
+
+/// How a watch ended.
+enum Ended {
+    /// In order; it can be resumed.
+    Closed,
+    /// There is nothing to resume.
+    Expired,
+    /// Somehow.
+    Failed(Failure),
+}
+
+/// Whole answers to a list.
+struct Listed<T> {
+    items: Vec<T>,
+    version: &'static str,
+    at: String,
+}
+
+#[derive(Deserialize)]
+struct Page {
+    metadata: PageMeta,
+    // An empty list of Go may be null.
+    items: Option<Vec<Json>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct PageMeta {
+    resource_version: String,
+    r#continue: String,
+}
+
+#[derive(Deserialize)]
+struct Definition {
+    spec: DefinitionSpec,
+}
+
+#[derive(Deserialize)]
+struct DefinitionSpec {
+    versions: Vec<DefinitionVersion>,
+}
+
+#[derive(Deserialize)]
+struct DefinitionVersion {
+    name: String,
+    served: bool,
+}
+
+impl<K: Copy, T, D: Fn(&str, Json) -> Option<T>> Follower<K, T, D> {
+    /// Follows until nobody wants to hear of it.
+    pub async fn run(self) {
+        let mut backoff = Backoff::new(self.tuning.backoff.0, self.tuning.backoff.1);
+        let Err(Unwanted) = self.forever(&mut backoff).await;
+    }
+
+    async fn forever(&self, backoff: &mut Backoff) -> Result<Infallible, Unwanted> {
+        loop {
+            let Listed { items, version, mut at } = match self.list().await {
+                Ok(Some(listed)) => listed,
+                Ok(None) => {
+                    self.send(Event::Absent).await?;
+                    backoff.reset();
+                    let share = rand::rng().random_range(0.8..1.2);
+                    self.pause(self.tuning.absent.mul_f64(share)).await?;
+                    continue;
+                }
+                Err(failure) => {
+                    self.failed(backoff, failure).await?;
+                    continue;
+                }
+            };
+            tracing::debug!(kind = self.resource.plural, version, at, objects = items.len(), "listed");
+            self.send(Event::Listed(items)).await?;
+            loop {
+                let since = Instant::now();
+                let ended = self.watch(version, &mut at, backoff).await?;
+                if since.elapsed() >= WORTH {
+                    backoff.reset();
+                }
+                match ended {
+                    Ended::Closed => {
+                        let delay = backoff.next(&mut rand::rng());
+                        self.pause(delay).await?;
+                    }
+                    Ended::Expired => {
+                        tracing::debug!(kind = self.resource.plural, at, "too old to go on from, listing again");
+                        let delay = backoff.next(&mut rand::rng());
+                        self.pause(delay).await?;
+                        break;
+                    }
+                    Ended::Failed(failure) => {
+                        let is_gone = failure.code == 404;
+                        self.failed(backoff, failure).await?;
+                        if is_gone || backoff.attempts().is_multiple_of(RELIST_AFTER) {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// All objects; `None` if there is no such kind.
+    async fn list(&self) -> Result<Option<Listed<T>>, Failure> {
+        let Some(version) = self.version().await? else { return Ok(None) };
+        let api_version = self.resource.api_version(version);
+        let (mut items, mut limit, mut next) = (Vec::new(), Some(self.tuning.page), String::new());
+        loop {
+            let limit_text = limit.map(|limit| limit.to_string()).unwrap_or_default();
+            let path = self.resource.path(version, &[("limit", &limit_text), ("continue", &next)]);
+            let page: Page = match get(&self.client, &path, self.accept("PartialObjectMetadataList"), ANSWER).await {
+                // The moment that the pages were of is forgotten: once more, in one piece.
+                Err(failure) if failure.code == 410 && !next.is_empty() => {
+                    (limit, next) = (None, String::new());
+                    items.clear();
+                    continue;
+                }
+                page => page?,
+            };
+            let decoded = page.items.into_iter().flatten().filter_map(|item| (self.decode)(&api_version, item));
+            items.extend(decoded);
+            next = page.metadata.r#continue;
+            if next.is_empty() {
+                return Ok(Some(Listed { items, version, at: page.metadata.resource_version }));
+            }
+        }
+    }
+
+    /// The version to ask for. That a custom resource is not there is believed only from its definition: a server that is just starting may not
+    /// know all that it serves.
+    async fn version(&self) -> Result<Option<&'static str>, Failure> {
+        let Resource { group, plural, versions, is_custom, .. } = &self.resource;
+        if !is_custom {
+            return Ok(versions.first().copied());
+        }
+        let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{plural}.{group}");
+        let definition: Definition = match get(&self.client, &path, "application/json", ANSWER).await {
+            Ok(definition) => definition,
+            Err(failure) if failure.code == 404 => return Ok(None),
+            Err(failure) => return Err(failure),
+        };
+        let is_served = |version: &&&str| definition.spec.versions.iter().any(|v| v.served && v.name == **version);
+        match versions.iter().find(is_served) {
+            Some(version) => Ok(Some(*version)),
+            None => Err(Failure::new(format!("{plural}.{group} is served in none of the versions {versions:?}"))),
+        }
+    }
+
+    async fn watch(&self, version: &str, at: &mut String, backoff: &mut Backoff) -> Result<Ended, Unwanted> {
+        let api_version = self.resource.api_version(version);
+        let seconds = rand::rng().random_range(240..300).to_string();
+        let bookmarks = ("allowWatchBookmarks", "true");
+        let query = [("watch", "true"), bookmarks, ("resourceVersion", at.as_str()), ("timeoutSeconds", &seconds)];
+        let path = self.resource.path(version, &query);
+        let accept = self.accept("PartialObjectMetadata");
+        let request = match Request::get(path).header(http::header::ACCEPT, accept).body(Vec::new()) {
+            Ok(request) => request,
+            Err(error) => return Ok(Ended::Failed(Failure::new(error))),
+        };
+        let events = match timeout(ANSWER, self.client.request_events::<Json>(request)).await {
+            Ok(Ok(events)) => events,
+            Ok(Err(error)) => return Ok(ended(error.into())),
+            Err(_) => return Ok(Ended::Failed(Failure::new("the watch is not answered"))),
+        };
+        let mut events = pin!(events);
+        loop {
+            let next = tokio::select! {
+                next = timeout(self.tuning.idle, events.next()) => next,
+                () = self.events.closed() => return Err(Unwanted),
+            };
+            let event = match next {
+                Ok(Some(Ok(event))) => event,
+                Ok(Some(Err(error))) => return Ok(ended(error.into())),
+                Ok(None) => return Ok(Ended::Closed),
+                Err(_) => return Ok(Ended::Failed(Failure::new("nothing was heard for too long"))),
+            };
+            let (object, is_deleted) = match event {
+                WatchEvent::Added(object) | WatchEvent::Modified(object) => (Some(object), false),
+                WatchEvent::Deleted(object) => (Some(object), true),
+                WatchEvent::Bookmark(bookmark) => {
+                    *at = bookmark.metadata.resource_version;
+                    (None, false)
+                }
+                WatchEvent::Error(status) => return Ok(ended(kube::Error::Api(status).into())),
+            };
+            if backoff.attempts() >= TELL_AFTER {
+                self.send(Event::Heard).await?;
+            }
+            backoff.reset();
+            let Some(object) = object else { continue };
+            let seen = object.pointer("/metadata/resourceVersion").and_then(Json::as_str).map(str::to_owned);
+            if let Some(item) = (self.decode)(&api_version, object) {
+                self.send(if is_deleted { Event::Deleted(item) } else { Event::Applied(item) }).await?;
+            }
+            // Not before it has been told: what is not known may be asked for again.
+            seen.into_iter().for_each(|seen| *at = seen);
+        }
+    }
+
+    fn accept(&self, metadata: &'static str) -> &'static str {
+        match (self.resource.metadata_only, metadata) {
+            (false, _) => "application/json",
+            (true, "PartialObjectMetadata") => "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1",
+            (true, _) => "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
+        }
+    }
+
+    async fn failed(&self, backoff: &mut Backoff, failure: Failure) -> Result<(), Unwanted> {
+        let delay = backoff.next(&mut rand::rng());
+        let delay = failure.retry_after.map_or(delay, |least| least + delay);
+        tracing::debug!(kind = self.resource.plural, error = %failure, ?delay, "cannot follow");
+        if backoff.attempts() >= TELL_AFTER {
+            self.send(Event::Failing(failure.to_string())).await?;
+        }
+        self.pause(delay).await
+    }
+
+    async fn pause(&self, delay: Duration) -> Result<(), Unwanted> {
+        tokio::select! {
+            () = tokio::time::sleep(delay) => Ok(()),
+            () = self.events.closed() => Err(Unwanted),
+        }
+    }
+
+    async fn send(&self, event: Event<T>) -> Result<(), Unwanted> {
+        self.events.send((self.tag, event)).await.map_err(|_| Unwanted)
+    }
+}
+
+fn ended(failure: Failure) -> Ended {
+    if failure.code == 410 { Ended::Expired } else { Ended::Failed(failure) }
+}

@@ -1,0 +1,214 @@
+//! Objects of an API server: whole from the beginning, followed through every fault, and understood as those of a folder are.
+
+use mesh_control::index::{self, Settings};
+use mesh_control::manifest::watch::FolderSource;
+
+use super::fake::End;
+use super::*;
+
+#[tokio::test]
+async fn both_sources_make_the_same_of_the_same_objects() {
+    let folder = tempfile::tempdir().unwrap();
+    let api = istio().await;
+    let broken = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: odd, namespace: bookinfo}\nspec: {rulez: []}\n";
+    for (name, text) in [("a.yaml", BOOKINFO), ("b.yaml", POLICY), ("c.yaml", broken)] {
+        std::fs::write(folder.path().join(name), text).unwrap();
+        documents(text).into_iter().for_each(|object| api.put(object));
+    }
+    let there = Following::start(&api).await.update;
+    let here = FolderSource::new(folder.path()).next().await.unwrap();
+    let settings = Settings::default();
+    let (one, two) = (index::build(&here.objects, &settings), index::build(&there.objects, &settings));
+    assert!(one.workloads.len() == 6 && one.services.len() == 4, "{one:?}");
+    assert_eq!(one.workloads, two.workloads);
+    assert_eq!(one.services, two.services);
+    assert_eq!(one.policies, two.policies);
+    assert_eq!(one.placements, two.placements);
+    assert_eq!(one.nodes.keys().collect::<Vec<_>>(), two.nodes.keys().collect::<Vec<_>>());
+    assert_eq!(one.problems, two.problems);
+    // A node of a cluster is one of its kind.
+    assert!(two.nodes.values().all(Option::is_some));
+    let texts = |update: &Update| {
+        let mut all: Vec<_> =
+            update.diagnoses.iter().map(|d| (d.object.clone(), d.field.clone(), d.message.clone())).collect();
+        all.sort();
+        all
+    };
+    assert_eq!(texts(&here), texts(&there));
+}
+
+#[tokio::test]
+async fn nothing_is_delivered_before_everything_has_been_listed() {
+    let api = istio().await;
+    (1..9).for_each(|n| api.put(pod(&format!("p{n}"), &format!("198.18.1.{n}"))));
+    api.hold("pods", true);
+    api.refuse("authorizationpolicies", 403, 3);
+    let mut source = Following::source(&api).await;
+    let next = source.next();
+    tokio::pin!(next);
+    // All kinds but one have been listed; the one is asked for.
+    soon("the list of pods", async {
+        while api.requests("GET", "/api/v1/pods") == 0 || api.is_refusing() {
+            assert!(futures_now(&mut next).await.is_none());
+        }
+    })
+    .await;
+    assert!(futures_now(&mut next).await.is_none());
+    api.hold("pods", false);
+    let update = soon("the first state", next).await.unwrap();
+    assert_eq!(update.objects.pods.len(), 8);
+    assert_eq!(update.diagnoses, []);
+}
+
+/// What a future has to say by now.
+async fn futures_now<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+    tokio::time::timeout(std::time::Duration::from_millis(5), future).await.ok()
+}
+
+#[tokio::test]
+async fn hardening_F45_a_watch_that_is_too_old_loses_nothing() {
+    let api = istio().await;
+    let names = ["p1", "p2", "p3", "p4", "p5", "p6", "p7"];
+    names.iter().enumerate().for_each(|(n, name)| api.put(pod(name, &format!("198.18.1.{}", n + 1))));
+    let mut following = Following::start(&api).await;
+    following.pods(&names).await;
+
+    // What is deleted and made while nobody hears of it is noticed at the next list, and nothing else is.
+    for round in 1..=5 {
+        let (gone, new) = (format!("extra{}", round - 1), format!("extra{round}"));
+        api.end(End::Gone);
+        if round > 1 {
+            api.delete("Pod", "shop", &gone);
+        }
+        api.put(pod(&new, "198.18.1.99"));
+        api.compact();
+        let mut wanted = vec![new.as_str()];
+        wanted.extend(names);
+        following.pods(&wanted).await;
+    }
+    // Once the first of them is there, each round takes one and brings one: 7 for a moment, never fewer.
+    assert!(following.fewest >= 7, "{}", following.fewest);
+    let listed = api.requests("GET", "/api/v1/pods");
+    assert!(listed > 6, "{listed}");
+}
+
+#[tokio::test]
+async fn hardening_F45_cut_closed_and_broken_watches_go_on_where_they_were() {
+    let api = istio().await;
+    api.put(pod("p0", "198.18.1.1"));
+    let mut following = Following::start(&api).await;
+    for (round, how) in [End::Close, End::Cut, End::Garbage, End::Cut, End::Close].into_iter().enumerate() {
+        api.end(how);
+        api.delete("Pod", "shop", &format!("p{round}"));
+        let new = format!("p{}", round + 1);
+        api.put(pod(&new, &format!("198.18.1.{}", round + 1)));
+        following.pods(&[&new]).await;
+    }
+}
+
+#[tokio::test]
+async fn hardening_F45_who_is_told_to_wait_waits_and_what_was_known_stays() {
+    let api = istio().await;
+    api.put(pod("p1", "198.18.1.1"));
+    let mut following = Following::start(&api).await;
+    following.pods(&["p1"]).await;
+    let before = api.requests("GET", "/api/v1/pods");
+    api.refuse("pods", 500, 1_000_000);
+    api.end(End::Cut);
+    api.put(pod("p2", "198.18.1.2"));
+    // It is said that nothing can be heard, by name, and nothing is lost meanwhile.
+    following
+        .until("a diagnosis", |u| u.diagnoses.iter().any(|d| d.message.contains("kind Pod cannot be followed")))
+        .await;
+    assert_eq!(following.update.objects.pods.len(), 1);
+    api.relent();
+    following.pods(&["p1", "p2"]).await;
+    following.until("no diagnosis", |u| u.diagnoses.is_empty()).await;
+    // "Come back in a second" is heeded.
+    api.refuse("pods", 429, 1);
+    let since = std::time::Instant::now();
+    api.end(End::Gone);
+    api.put(pod("p3", "198.18.1.3"));
+    following.pods(&["p1", "p2", "p3"]).await;
+    assert!(since.elapsed() >= std::time::Duration::from_secs(1));
+    assert!(api.requests("GET", "/api/v1/pods") > before);
+}
+
+#[tokio::test]
+async fn kinds_that_nobody_has_installed_are_noticed_when_they_come_and_when_they_go() {
+    let api = FakeApi::start().await;
+    api.put(pod("p1", "198.18.1.1"));
+    let mut following = Following::start(&api).await;
+    assert_eq!(following.policies(), [""; 0]);
+
+    let deny = policy("deny", json!({ "action": "DENY", "rules": [{}] }));
+    api.put(deny.clone());
+    api.put(definition("authorizationpolicies", &[("v1", true)]));
+    following.until("the policy", |u| policies(u) == ["deny"]).await;
+
+    // A server that does not serve what its definition says is not one without policies.
+    api.refuse("authorizationpolicies", 404, 5);
+    api.end(End::Cut);
+    following.until("a diagnosis", |u| !u.diagnoses.is_empty()).await;
+    assert_eq!(following.policies(), ["deny"]);
+    following.until("no diagnosis", |u| u.diagnoses.is_empty()).await;
+    assert_eq!(following.policies(), ["deny"]);
+
+    api.delete("CustomResourceDefinition", "", "authorizationpolicies.security.istio.io");
+    api.refuse("authorizationpolicies", 404, 1);
+    api.end(End::Gone);
+    following.until("no policy", |u| policies(u).is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_policy_keeps_its_last_good_form_but_not_that_of_another_one() {
+    let api = istio().await;
+    let (good, bad) = (json!({ "action": "DENY", "rules": [{}] }), json!({ "rulez": [] }));
+    api.put(policy("a", good.clone()));
+    api.put(policy("b", bad.clone()));
+    let mut following = Following::start(&api).await;
+    assert_eq!(following.policies(), ["a", "!b"]);
+    let errors = |u: &Update| u.diagnoses.iter().map(|d| d.object.clone()).collect::<Vec<_>>();
+    assert_eq!(errors(&following.update), ["AuthorizationPolicy shop/b"]);
+
+    api.put(policy("a", bad.clone()));
+    following.until("two errors", |u| errors(u).len() == 2).await;
+    assert_eq!(following.policies(), ["a", "!b"]);
+    api.put(policy("b", good.clone()));
+    following.until("b", |u| policies(u) == ["a", "b"]).await;
+
+    // Deleted and made again: another object, which never had a good form.
+    api.delete("AuthorizationPolicy", "shop", "a");
+    api.put(policy("a", bad.clone()));
+    following.until("a closed", |u| policies(u) == ["!a", "b"]).await;
+    // The same, while nobody hears of it.
+    api.refuse("authorizationpolicies", 500, 6);
+    api.end(End::Gone);
+    api.delete("AuthorizationPolicy", "shop", "b");
+    api.put(policy("b", bad));
+    api.compact();
+    following.until("b closed", |u| policies(u) == ["!a", "!b"]).await;
+}
+
+#[tokio::test]
+async fn namespaces_are_told_of_and_what_does_not_matter_is_not() {
+    let api = istio().await;
+    let namespace = |name: &str| json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
+    api.put(namespace("a"));
+    let mut following = Following::start(&api).await;
+    let names = following.source.namespaces();
+    assert!(names.borrow().iter().eq(["a"]));
+    // Another status of a node is nothing new.
+    api.put(json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "n1" } }));
+    let key = |u: &Update| u.objects.nodes.contains_key("n1");
+    following.until("the node", key).await;
+    (0..20).for_each(|n| {
+        api.put(
+            json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "n1" }, "status": { "images": [n] } }),
+        );
+    });
+    assert!(futures_now(&mut Box::pin(following.source.next())).await.is_none());
+    api.put(namespace("b"));
+    following.until("the namespace", |u| u.objects.namespaces.len() == 2).await;
+    assert!(names.borrow().iter().eq(["a", "b"]));
+}

@@ -1,0 +1,231 @@
+//! The whole control plane on an API server: the root that replicas share, its copies in all namespaces, and the tokens of service accounts.
+
+use mesh_control::access::review::Reviewer;
+use mesh_control::access::token::TokenError;
+use mesh_control::app::App;
+use mesh_control::config;
+use mesh_proto::ca::IstioCertificateResponse;
+use mesh_proto::ca::istio_certificate_service_client::IstioCertificateServiceClient;
+use tonic::{Code, Request, Status};
+
+use super::*;
+use crate::support::{Agent, connect, csr, request};
+
+const REVIEWS: &str = "spiffe://cluster.local/ns/bookinfo/sa/bookinfo-reviews";
+
+async fn start(api: &FakeApi, more: &[&str]) -> App {
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = api.kubeconfig(folder.path()).display().to_string();
+    let fixed =
+        ["mesh-control", "--kube", "--kubeconfig", &kubeconfig, "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
+    let args = config::parse(fixed.iter().chain(more)).map_err(|(e, _)| e).unwrap();
+    soon("start", App::start(args.check().unwrap())).await.unwrap()
+}
+
+/// Bookinfo on two nodes.
+async fn bookinfo() -> FakeApi {
+    let api = istio().await;
+    documents(BOOKINFO).into_iter().chain(documents(POLICY)).for_each(|object| api.put(object));
+    api
+}
+
+fn roots(api: &FakeApi, namespace: &str, name: &str) -> Option<String> {
+    let map = api.get("ConfigMap", namespace, name)?;
+    Some(map["data"]["root-cert.pem"].as_str().unwrap().to_owned())
+}
+
+async fn eventually(what: &str, done: impl Fn() -> bool) {
+    soon(what, async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+/// What a kubelet gives the agent of a node. Nobody here checks the signature; the API server says what it is worth.
+fn token(audience: &str, account: &str, number: u32) -> String {
+    use base64::Engine;
+    let claims = json!({ "aud": [audience], "sub": account, "exp": 4_000_000_000u64, "jti": number });
+    let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(claims.to_string());
+    format!("eyJhbGciOiJSUzI1NiJ9.{claims}.c2lnbmF0dXJl")
+}
+
+const AGENT: &str = "system:serviceaccount:undermesh-system:mesh-agent";
+
+fn reviewed(api: &FakeApi, node: &str) -> Json {
+    let uid = api.get("Node", "", node).map_or(json!("none"), |n| n["metadata"]["uid"].clone());
+    json!({ "authenticated": true, "audiences": ["undermesh"], "user": { "username": AGENT, "extra": {
+        "authentication.kubernetes.io/node-name": [node], "authentication.kubernetes.io/node-uid": [uid] } } })
+}
+
+async fn certificate(app: &App, roots: &str, token: &str) -> Result<IstioCertificateResponse, Status> {
+    let mut client = IstioCertificateServiceClient::new(connect(app.listen, roots, "127.0.0.1").await.unwrap());
+    let mut request = Request::new(request(REVIEWS, &csr().1, 3600));
+    request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+    soon("certificate", client.create_certificate(request)).await.map(tonic::Response::into_inner)
+}
+
+#[tokio::test]
+async fn replicas_share_a_root_that_every_namespace_has() {
+    let api = bookinfo().await;
+    let (one, two) = tokio::join!(start(&api, &[]), start(&api, &[]));
+    let names = ["undermesh-root-cert", "istio-ca-root-cert"];
+    eventually("copies", || names.iter().all(|n| roots(&api, "bookinfo", n).is_some())).await;
+    let root = roots(&api, "bookinfo", names[0]).unwrap();
+    assert_eq!(roots(&api, "bookinfo", names[1]).unwrap(), root);
+    // Both serve with it, and the key is in the Secret alone.
+    for app in [&one, &two] {
+        connect(app.listen, &root, "127.0.0.1").await.unwrap();
+    }
+    let secret = api.get("Secret", "undermesh-system", "undermesh-ca").unwrap();
+    assert!(secret["data"]["ca-key.pem"].is_string());
+    // A third one makes nothing new, and puts right what somebody has broken.
+    soon("stop", one.stop()).await;
+    soon("stop", two.stop()).await;
+    api.put(json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "late" } }));
+    let mut map = api.get("ConfigMap", "bookinfo", names[0]).unwrap();
+    map["data"]["root-cert.pem"] = json!("broken");
+    api.put(map);
+    let three = start(&api, &[]).await;
+    eventually("copies", || roots(&api, "late", names[0]).is_some()).await;
+    eventually("repair", || roots(&api, "bookinfo", names[0]) == Some(root.clone())).await;
+    assert_eq!(api.get("Secret", "undermesh-system", "undermesh-ca").unwrap(), secret);
+    connect(three.listen, &root, "127.0.0.1").await.unwrap();
+    soon("stop", three.stop()).await;
+}
+
+#[tokio::test]
+async fn what_istio_writes_is_left_to_istio() {
+    let api = bookinfo().await;
+    let theirs = json!({ "apiVersion": "v1", "kind": "ConfigMap", "data": { "root-cert.pem": "theirs" },
+        "metadata": { "name": "istio-ca-root-cert", "namespace": "other", "labels": { "istio.io/config": "true" } } });
+    api.put(theirs);
+    let app = start(&api, &[]).await;
+    eventually("our copy", || roots(&api, "bookinfo", "undermesh-root-cert").is_some()).await;
+    assert_eq!(roots(&api, "bookinfo", "istio-ca-root-cert"), None);
+    assert_eq!(roots(&api, "other", "istio-ca-root-cert").unwrap(), "theirs");
+    soon("stop", app.stop()).await;
+}
+
+#[tokio::test]
+async fn an_agent_is_who_the_api_server_says_and_has_the_identities_of_its_node() {
+    let api = bookinfo().await;
+    api.put(json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node3" } }));
+    let app = start(&api, &[]).await;
+    eventually("a copy", || roots(&api, "bookinfo", "undermesh-root-cert").is_some()).await;
+    let root = roots(&api, "bookinfo", "undermesh-root-cert").unwrap();
+    // Pods of that identity run on the first, nothing runs on the other.
+    let (home, away) = ("node1", "node3");
+    let good = token("undermesh", AGENT, 1);
+    api.token(&good, reviewed(&api, home));
+    certificate(&app, &root, &good).await.unwrap();
+    // Streams are opened with the same right.
+    let mut agent = Agent::open(connect(app.listen, &root, "127.0.0.1").await.unwrap(), &good, home).await.unwrap();
+    agent.until("workloads", |held| held.len() >= 10).await;
+
+    let mut cases = vec![("not signed", token("undermesh", AGENT, 2), None, Code::Unauthenticated)];
+    let mut case = |what, token: String, change: fn(&mut Json), code| {
+        let mut status = reviewed(&api, home);
+        change(&mut status);
+        cases.push((what, token, Some(status), code));
+    };
+    let other = "system:serviceaccount:shop:mesh-agent";
+    case("for somebody else", token("vault", AGENT, 3), |_| {}, Code::Unauthenticated);
+    case("of another account", token("undermesh", other, 4), |_| {}, Code::Unauthenticated);
+    case(
+        "says it is, and is not",
+        token("undermesh", AGENT, 5),
+        |s| s["user"]["username"] = json!("system:serviceaccount:shop:mesh-agent"),
+        Code::Unauthenticated,
+    );
+    case(
+        "reviewed for somebody else",
+        token("undermesh", AGENT, 6),
+        |s| s["audiences"] = json!(["vault"]),
+        Code::Unauthenticated,
+    );
+    case("reviewed for nobody", token("undermesh", AGENT, 7), |s| s["audiences"] = json!([]), Code::Unauthenticated);
+    case("of no node", token("undermesh", AGENT, 8), |s| s["user"]["extra"] = json!({}), Code::Unauthenticated);
+    case(
+        "of a node that was replaced",
+        token("undermesh", AGENT, 9),
+        |s| s["user"]["extra"]["authentication.kubernetes.io/node-uid"] = json!(["old"]),
+        Code::Unauthenticated,
+    );
+    case("of a node without the pod", token("undermesh", AGENT, 10), |_| {}, Code::PermissionDenied);
+    case("no token", "x.y".into(), |_| {}, Code::Unauthenticated);
+    for (what, token, status, code) in cases {
+        if let Some(status) = status {
+            let status = if code == Code::PermissionDenied { reviewed(&api, away) } else { status };
+            api.token(&token, status);
+        }
+        let answer = certificate(&app, &root, &token).await;
+        assert_eq!(answer.map(drop).map_err(|s| s.code()), Err(code), "{what}");
+    }
+    soon("stop", app.stop()).await;
+}
+
+#[tokio::test]
+async fn hardening_F46_certificates_go_on_without_an_api_server() {
+    let api = bookinfo().await;
+    let app = start(&api, &["--audience", "undermesh", "--agent-account", "undermesh-system/mesh-agent"]).await;
+    eventually("a copy", || roots(&api, "bookinfo", "undermesh-root-cert").is_some()).await;
+    let root = roots(&api, "bookinfo", "undermesh-root-cert").unwrap();
+    let nodes = [1, 2].map(|number| token("undermesh", AGENT, number));
+    for (token, node) in nodes.iter().zip(["node1", "node2"]) {
+        api.token(token, reviewed(&api, node));
+    }
+    let mut answers = Vec::new();
+    for token in &nodes {
+        answers.push(certificate(&app, &root, token).await.is_ok());
+    }
+    assert!(answers.contains(&true), "{answers:?}");
+    api.refuse("", 503, 1_000_000);
+    api.end(fake::End::Cut);
+    for (token, before) in nodes.iter().zip(answers) {
+        assert_eq!(certificate(&app, &root, token).await.is_ok(), before);
+    }
+    // Who was never seen is told to come back, not that it is refused.
+    let new = token("undermesh", AGENT, 3);
+    api.token(&new, reviewed(&api, "node1"));
+    assert_eq!(certificate(&app, &root, &new).await.unwrap_err().code(), Code::Unavailable);
+    api.relent();
+    certificate(&app, &root, &new).await.map(drop).unwrap_or_else(|s| assert_eq!(s.code(), Code::PermissionDenied));
+    soon("stop", app.stop()).await;
+}
+
+#[tokio::test]
+async fn hardening_F46_what_was_accepted_is_accepted_while_nobody_can_be_asked() {
+    let api = bookinfo().await;
+    let folder = tempfile::tempdir().unwrap();
+    let client = client::connect(Some(&api.kubeconfig(folder.path()))).await.unwrap();
+    let accounts = [("undermesh-system".to_owned(), "mesh-agent".to_owned())];
+    // Nothing is remembered but for want of anything better.
+    let reviewer = Reviewer::new(client, vec!["undermesh".into()], &accounts).fresh(Duration::ZERO);
+    let now = mesh_runtime::clock::now();
+    let good = token("undermesh", AGENT, 1);
+    let ask = |now| reviewer.verify(Some(&good), now, |_, _| true);
+    assert_eq!(ask(now).await.map(drop), Err(TokenError::Signature));
+    api.token(&good, reviewed(&api, "node1"));
+    assert_eq!(ask(now).await.unwrap().node, "node1");
+    for code in [500, 503, 429] {
+        api.refuse("tokenreviews", code, 1);
+        assert_eq!(ask(now).await.unwrap().node, "node1", "{code}");
+        assert!(!api.is_refusing());
+    }
+    // The API server has an opinion, the token its time, and the node may be gone.
+    api.refuse("tokenreviews", 403, 1);
+    assert_eq!(ask(now).await.map(drop), Err(TokenError::Unreviewed));
+    api.refuse("tokenreviews", 503, 2);
+    let late = std::time::UNIX_EPOCH + Duration::from_secs(4_000_000_000);
+    assert_eq!(ask(late).await.map(drop), Err(TokenError::Expired));
+    let gone = reviewer.verify(Some(&good), now, |_, _| false).await;
+    assert_eq!(gone.map(drop), Err(TokenError::Node));
+    // What it says next counts.
+    api.relent();
+    api.token(&good, json!({ "authenticated": false }));
+    assert_eq!(ask(now).await.map(drop), Err(TokenError::Signature));
+    api.refuse("tokenreviews", 503, 1);
+    assert_eq!(ask(now).await.map(drop), Err(TokenError::Signature));
+}

@@ -167,6 +167,21 @@ fn hardening_B192_B193_a_wrong_command_line_ends_with_every_reason() {
 }
 
 #[test]
+fn hardening_B194_a_limit_of_descriptors_below_the_reserve_stops_the_start() {
+    if !privileged("command line") {
+        return;
+    }
+    let host = Host::new();
+    let command = host.command();
+    let mut limited = std::process::Command::new("sh");
+    limited.args(["-c", "ulimit -n 100 && exec \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
+    let output = limited.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(78), "{text}");
+    assert!(text.contains("the limit of file descriptors must be at least 128"), "{text}");
+}
+
+#[test]
 fn hardening_B199_an_agent_without_privileges_says_all_that_is_missing_in_one_line() {
     if !privileged("privileges") {
         return;

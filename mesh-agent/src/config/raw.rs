@@ -72,7 +72,9 @@ impl Raw {
             Some((_, variable, Given::Environment(_))) => ((*variable).to_owned(), false),
             _ => (format!("--{flag}"), true),
         };
-        self.problems.push(Problem { usage, line: format!("{name} is {value:?}, expected {expected}") });
+        // Whoever gives the secret instead of the file that holds it should not find it in a log as well.
+        let shown = if SECRETS.contains(&flag) { "not shown".to_owned() } else { format!("{value:?}") };
+        self.problems.push(Problem { usage, line: format!("{name} is {shown}, expected {expected}") });
     }
 
     pub(super) fn check(
@@ -159,6 +161,9 @@ impl Raw {
         Err(Problems { lines: self.problems.into_iter().map(|problem| problem.line).collect(), status })
     }
 }
+
+/// Flags that name the file of a secret.
+const SECRETS: [&str; 1] = ["token"];
 
 /// A value that stands in for a wrong one until all problems are known.
 pub(super) trait Placeholder {

@@ -81,6 +81,19 @@ fn hardening_b192_wrong_flags_are_all_reported_with_status_64() {
     assert!(problems.lines.iter().any(|line| line.starts_with("--workers")));
 }
 
+/// A secret on the command line would stand in the list of processes; there is only a file for it.
+#[test]
+fn hardening_b198_a_secret_is_not_taken_as_an_argument_and_not_repeated() {
+    let secret = "eyJhbGciOiJFUzI1NiJ9.c2VjcmV0";
+    let expected = |name: &str| vec![format!("{name} is not shown, expected an absolute path")];
+    let mut flags = good();
+    flags.insert("token", secret.into());
+    assert_eq!(parse(&flags, &[]).unwrap_err().lines, expected("--token"));
+    flags.remove("token");
+    let problems = parse(&flags, &[("UNDERMESH_TOKEN", secret.into())]).unwrap_err();
+    assert_eq!(problems.lines, expected("UNDERMESH_TOKEN"));
+}
+
 #[test]
 fn hardening_b193_wrong_environment_is_named_with_status_78() {
     let not_utf8 = OsString::from_vec(vec![0xff, 0xfe]);

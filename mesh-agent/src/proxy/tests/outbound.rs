@@ -309,6 +309,23 @@ async fn an_unknown_address_of_the_mesh_is_held_then_refused() {
     exchange(&mut app, "better late").await;
 }
 
+/// The control plane answers, but with another workload: that one is not what was asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn hardening_B109_an_answer_about_another_address_serves_nobody() {
+    let pair = Pair::with(|config| config.hold_unknown = Duration::from_secs(3)).await;
+    let asked = SocketAddr::new(v4(7), APP);
+    let mut app = pair.client.connect(asked).await;
+    eventually("asked", || pair.near.wanted.lock().try_recv() == Ok(asked.ip())).await;
+    let other = TestPod::start(&pair.hub, &pair.far, "other", 8);
+    let served = other.echo(APP, "");
+    pair.apply(vec![Change::Workload(other.workload())]);
+    expect_reset(&mut app).await;
+    assert_eq!(pair.near.refused(Reason::UnknownMeshAddress), 1);
+    assert_eq!(served.load(Relaxed), 0, "nothing reached the other one");
+    let mut known = pair.client.connect(SocketAddr::new(v4(8), APP)).await;
+    exchange(&mut known, "under its own address").await;
+}
+
 /// A pod that walks through addresses holds no more than its share, and nothing of anybody else's.
 #[tokio::test(flavor = "multi_thread")]
 async fn hardening_9_11_few_connections_wait_for_unknown_addresses() {

@@ -29,12 +29,13 @@ use crate::access::pace::Lines;
 use crate::access::review::Reviewer;
 use crate::access::token::Tokens;
 use crate::access::writer::TokenWriter;
+use crate::api_server;
 use crate::ca::authority::Authority;
 use crate::ca::server::Issuing;
 use crate::ca::store::RootStore;
+use crate::cluster::bundle;
 use crate::cluster::source::ClusterSource;
 use crate::cluster::watch::Tuning;
-use crate::cluster::{bundle, client};
 use crate::config::{Config, Origin};
 use crate::index::Settings;
 use crate::manifest::watch::FolderSource;
@@ -212,7 +213,7 @@ impl Place {
         Ok(match origin {
             Origin::Folder { manifests, state_dir } => Place::Folder { manifests, state_dir },
             Origin::Cluster { kubeconfig, audiences, agents, istio_names } => {
-                let client = client::connect(kubeconfig.as_deref()).await?;
+                let client = api_server::connect(kubeconfig.as_deref()).await?;
                 Place::Cluster { client, audiences, agents, istio_names }
             }
         })

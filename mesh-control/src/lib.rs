@@ -11,6 +11,7 @@
 #![cfg_attr(test, allow(non_snake_case, reason = "tests carry the ids of the rows they prove"))]
 
 pub mod access;
+pub mod api_server;
 pub mod app;
 pub mod ca;
 pub mod clock;

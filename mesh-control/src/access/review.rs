@@ -17,8 +17,8 @@ use tokio::time::Instant;
 
 use super::pace::Lines;
 use super::token::{Caller, TokenError};
+use crate::api_server::{Failure, send};
 use crate::clock::unix;
-use crate::cluster::client::{Failure, send};
 
 /// Longer than any token of a service account.
 const MAX_TOKEN_BYTES: usize = 16 << 10;

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::authority::{self, Authority, AuthorityError, KEY_FILE, ROOTS_FILE};
-use crate::cluster::client::{Failure, get, send};
+use crate::api_server::{Failure, get, send};
 
 /// Name of the Secret.
 pub const SECRET: &str = "undermesh-ca";

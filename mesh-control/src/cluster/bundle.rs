@@ -14,8 +14,8 @@ use serde_json::{Value as Json, json};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::client::{Failure, send};
 use super::watch::{Event, Follower, Resource, Tuning};
+use crate::api_server::{Failure, send};
 use crate::ca::authority::{Authority, ROOTS_FILE};
 
 /// Ours; Istio's, which its own control plane writes where there is one.

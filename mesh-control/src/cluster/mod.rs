@@ -7,7 +7,6 @@
 //! ```
 
 pub mod bundle;
-pub mod client;
 pub mod decode;
 pub mod inventory;
 pub mod source;

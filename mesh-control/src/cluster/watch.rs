@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_stream::StreamExt;
 
-use super::client::{Failure, get};
+use crate::api_server::{Failure, get};
 
 /// For an answer, or one page of a list, to arrive whole.
 const ANSWER: Duration = Duration::from_secs(60);

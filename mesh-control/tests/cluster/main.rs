@@ -11,7 +11,7 @@ mod support;
 
 use std::time::Duration;
 
-use mesh_control::cluster::client;
+use mesh_control::api_server;
 use mesh_control::cluster::source::ClusterSource;
 use mesh_control::cluster::watch::Tuning;
 use mesh_control::source::{Source, Update};
@@ -74,7 +74,7 @@ struct Following {
 impl Following {
     async fn source(api: &FakeApi) -> ClusterSource {
         let folder = tempfile::tempdir().unwrap();
-        let client = client::connect(Some(&api.kubeconfig(folder.path()))).await.unwrap();
+        let client = api_server::connect(Some(&api.kubeconfig(folder.path()))).await.unwrap();
         ClusterSource::new(&client, TUNING)
     }
 

@@ -199,7 +199,7 @@ async fn hardening_F46_certificates_go_on_without_an_api_server() {
 async fn hardening_F46_what_was_accepted_is_accepted_while_nobody_can_be_asked() {
     let api = bookinfo().await;
     let folder = tempfile::tempdir().unwrap();
-    let client = client::connect(Some(&api.kubeconfig(folder.path()))).await.unwrap();
+    let client = api_server::connect(Some(&api.kubeconfig(folder.path()))).await.unwrap();
     let accounts = [("undermesh-system".to_owned(), "mesh-agent".to_owned())];
     // Nothing is remembered but for want of anything better.
     let reviewer = Reviewer::new(client, vec!["undermesh".into()], &accounts).fresh(Duration::ZERO);

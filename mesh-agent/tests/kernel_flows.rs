@@ -226,6 +226,53 @@ fn pass_datagrams(node: &Node, pod: &Pod, port: u16) {
     assert_eq!(node.kernel().counter(Reason::UdpPassed), passed + 1);
 }
 
+/// A pod that is captured already is refused nothing less on its way from one policy to a stricter one: what the old one says of a port goes when the
+/// new one holds. An enrolment that fails half way stands still in the middle.
+#[test]
+fn hardening_B29_enrolment_under_a_stricter_policy_opens_no_port_on_its_way() {
+    if !privileged("hardening_B29_enrolment_under_a_stricter_policy_opens_no_port_on_its_way") {
+        return;
+    }
+    let node = Node::with(|config| config.deny_udp = true);
+    let pod = Pod::new(&node);
+    pod.enrol(&node, &InboundMode { default_strict: false, ports: vec![(9000, true)], undecided: false });
+    let pin = node.maps().with_file_name("pods").join(format!("{:016x}/link", pod.cookie));
+    std::fs::remove_file(&pin).unwrap();
+    std::fs::create_dir(&pin).unwrap();
+    let stricter = InboundMode { default_strict: true, ports: vec![], undecided: false };
+    pod.try_enrol(&node, &stricter).unwrap_err();
+    datagrams_are_refused(&node, &pod, [9000, 9001]);
+    std::fs::remove_dir(&pin).unwrap();
+    pod.enrol(&node, &stricter);
+    datagrams_are_refused(&node, &pod, [9000, 9001]);
+}
+
+/// Whom a server on an open port answers is for strangers to choose, and they may be many: those that the pod asked itself answer all the same.
+#[test]
+fn features_udp_deny_strangers_that_an_open_port_answers_push_out_nobody() {
+    if !privileged("features_udp_deny_strangers_that_an_open_port_answers_push_out_nobody") {
+        return;
+    }
+    let node = Node::with(|config| config.deny_udp = true);
+    let pod = Pod::new(&node);
+    pod.enrol(&node, &InboundMode { default_strict: true, ports: vec![(9001, false)], undecided: false });
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 16];
+    for (own, outside) in [(POD_V4, OUTSIDE_V4), (POD_V6, OUTSIDE_V6)] {
+        let (asking, serving, asked) = (pod.app.udp(ip(own)), pod.app.udp(ip(own)), pod.outside.udp(ip(own)));
+        serving.bind(&at(own, 9001).into()).unwrap();
+        asked.bind(&at(outside, 7000).into()).unwrap();
+        asking.send_to(b"question", &SockAddr::from(at(outside, 7000))).unwrap();
+        let question = asked.recv_from(&mut buffer).unwrap().1;
+        for port in 20_000..24_000 {
+            serving.send_to(b"reply", &SockAddr::from(at(outside, port))).unwrap();
+        }
+        let refused = node.kernel().counter(Reason::UdpRefused);
+        asked.send_to(b"answer", &question).unwrap();
+        assert_eq!(node.kernel().counter(Reason::UdpRefused), refused);
+        assert_eq!(asking.recv_from(&mut buffer).unwrap().0, 6);
+    }
+}
+
 /// Design 9.6: with the setting, a STRICT port takes no datagram that the pod did not ask for; DNS it does take, and other ports are as they were.
 #[test]
 fn features_udp_deny_lets_answers_and_dns_in_and_nothing_else() {

@@ -111,7 +111,7 @@ fn hardening_R20_pods_whose_ports_find_no_place_are_left_to_the_agent() {
     let reach = |pod: &Pod, port| errno(connect(&pod.outside.tcp(ip(POD_V4)), at(POD_V4, port)));
     first.enrol(&node, &mode(64));
     second.enrol(&node, &mode(64));
-    node.kernel().set_inbound(third.cookie, &mode(64)).unwrap();
+    assert!(!node.kernel().set_inbound(third.cookie, &mode(64)).unwrap());
     assert_eq!((reach(&first, 9000), reach(&first, 9001)), (libc::ECONNREFUSED, 0));
     for pod in [&second, &third] {
         assert_eq!((reach(pod, 9000), reach(pod, 9001)), (0, 0));
@@ -119,8 +119,8 @@ fn hardening_R20_pods_whose_ports_find_no_place_are_left_to_the_agent() {
         accept(&pod.listeners.plaintext[0]);
     }
     // Fewer fit, and so does the same again, and what a pod gives up is there for another.
-    node.kernel().set_inbound(third.cookie, &mode(36)).unwrap();
-    node.kernel().set_inbound(third.cookie, &mode(36)).unwrap();
+    assert!(node.kernel().set_inbound(third.cookie, &mode(36)).unwrap());
+    assert!(node.kernel().set_inbound(third.cookie, &mode(36)).unwrap());
     assert_eq!((reach(&third, 9000), reach(&third, 9036)), (libc::ECONNREFUSED, 0));
     node.kernel().remove(first.cookie).unwrap();
     second.enrol(&node, &mode(64));

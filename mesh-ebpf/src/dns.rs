@@ -8,13 +8,14 @@ use mesh_common::{
     Reason,
     decide::{Attempt, Capture, capture_udp},
     ports,
-    row::{POD_UDP_DENY, Pod},
+    row::{POD_UDP_DENY, POD_UNDECIDED, Pod},
     slot,
 };
 
 use crate::{
     act::{ALLOW, agent_alive, count, now},
     context::{Call, Family, LOOPBACK_INDEX, UDP},
+    lookup::is_strict,
     maps::{PODS, UDP_PEERS},
 };
 
@@ -73,10 +74,12 @@ fn ask_agent(call: &Call, pod: &Pod) -> bool {
     false
 }
 
-/// Who gets a datagram of the pod may answer it.
+/// Who gets a datagram of the pod may answer it. A port that takes datagrams of everybody needs no leave for answers, and whom a server there
+/// answers is for strangers to choose: they must not push out those that the pod has asked.
 #[inline(always)]
 fn remember(call: &Call, cookie: u64, pod: &Pod) {
     if pod.flags & POD_UDP_DENY != 0
+        && (pod.flags & POD_UNDECIDED != 0 || is_strict(cookie, pod, call.source_port()))
         && let Some(peers) = UDP_PEERS.get_ptr_mut(&cookie)
     {
         // SAFETY: the pointer is a map value that stays mapped while the program runs. What two CPUs write into one place at once is, at

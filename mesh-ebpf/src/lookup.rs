@@ -90,8 +90,9 @@ fn is_answer(cookie: u64, packet: &Packet) -> bool {
     }
 }
 
+/// Whether the pod's policies have what comes to the port refused, as far as the kernel knows them.
 #[inline(always)]
-fn is_strict(cookie: u64, pod: &Pod, port: u16) -> bool {
+pub fn is_strict(cookie: u64, pod: &Pod, port: u16) -> bool {
     let key = PortKey { cookie, port: u32::from(port), reserved: 0 };
     // SAFETY: values are one word, written as a whole.
     match unsafe { INBOUND_PORTS.get(&key) } {

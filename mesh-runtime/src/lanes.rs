@@ -17,12 +17,18 @@ use parking_lot::Mutex;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 
+use crate::watchdog::Beat;
+
 /// CPU time is looked at when a connection arrives, at most this often.
 const SAMPLE: Duration = Duration::from_millis(20);
 /// A lane that uses less than this share of its core (in thousandths) keeps what arrives.
 const FULL: u32 = 700;
 /// A connection moves only to a lane that uses so much less, or it would move forth and back.
 const GAP: u32 = 300;
+/// A lane that ran no task for so long hangs, in a system call or a loop. Lanes beat once a second.
+const SILENT: Duration = Duration::from_secs(2);
+/// Stands for what a lane uses that nothing should be given to.
+const NOT_TO_BE_USED: u32 = u32::MAX;
 /// How long lanes may take to let go of their tasks at the end.
 const STOP: Duration = Duration::from_millis(200);
 
@@ -53,13 +59,14 @@ struct Lane {
     handle: Handle,
     /// CPU time of its thread.
     clock: ClockId,
+    beat: Beat,
 }
 
 /// What the threads used in the last interval.
 #[derive(Debug)]
 struct Load {
     taken: Instant,
-    used: Vec<Duration>,
+    used: Vec<Option<Duration>>,
     /// Thousandths of a core, per lane.
     share: Vec<u32>,
 }
@@ -84,12 +91,13 @@ impl Lanes {
 
     /// One lane: the runtime and thread of the caller.
     pub fn here() -> Lanes {
-        Lanes::of(vec![Lane { handle: Handle::current(), clock: own_clock() }])
+        let handle = Handle::current();
+        Lanes::of(vec![Lane { beat: Beat::of(&handle), handle, clock: own_clock() }])
     }
 
     fn of(lanes: Vec<Lane>) -> Lanes {
         let count = lanes.len();
-        let load = Load { taken: Instant::now(), used: vec![Duration::ZERO; count], share: vec![0; count] };
+        let load = Load { taken: Instant::now(), used: vec![Some(Duration::ZERO); count], share: vec![0; count] };
         Lanes { shared: Arc::new(Shared { lanes, next_home: AtomicUsize::new(0), load: Mutex::new(load) }) }
     }
 
@@ -104,6 +112,11 @@ impl Lanes {
         self.shared.lanes.iter().map(|lane| &lane.handle)
     }
 
+    /// Whether every one of them runs its tasks.
+    pub fn are_alive(&self) -> bool {
+        alive(self.shared.lanes.iter().map(|lane| lane.beat.age()))
+    }
+
     /// Where a connection that arrived on this thread should live, if not here.
     pub fn elsewhere(&self) -> Option<&Handle> {
         let lanes = &self.shared.lanes;
@@ -114,7 +127,7 @@ impl Lanes {
         let now = Instant::now();
         let passed = now.saturating_duration_since(load.taken);
         if passed >= SAMPLE {
-            let used: Vec<Duration> = lanes.iter().map(Lane::used).collect();
+            let used: Vec<Option<Duration>> = lanes.iter().map(Lane::used).collect();
             load.share = used.iter().zip(&load.used).map(|(now, before)| share(*now, *before, passed)).collect();
             (load.used, load.taken) = (used, now);
         }
@@ -125,8 +138,10 @@ impl Lanes {
 }
 
 impl Lane {
-    fn used(&self) -> Duration {
-        self.clock.now().map_or(Duration::ZERO, Duration::from)
+    /// Of a lane that hangs and of one whose clock cannot be read nobody knows. Neither must look idle.
+    fn used(&self) -> Option<Duration> {
+        let runs = alive([self.beat.age()]);
+        self.clock.now().ok().filter(|_| runs).map(Duration::from)
     }
 }
 
@@ -150,7 +165,7 @@ fn spawn(name: &str, index: usize, stop: CancellationToken, alive: mpsc::Sender<
         drop(alive);
     })?;
     let clock = told.recv().map_err(io::Error::other)?;
-    Ok(Lane { handle, clock })
+    Ok(Lane { beat: Beat::of(&handle), handle, clock })
 }
 
 /// The clock of the calling thread that other threads can read too: the kernel's encoding of `pthread_getcpuclockid(3)`
@@ -159,7 +174,13 @@ fn own_clock() -> ClockId {
     ClockId::from_raw((!nix::unistd::gettid().as_raw() << 3) | 0b110)
 }
 
-fn share(now: Duration, before: Duration, passed: Duration) -> u32 {
+/// Whether lanes run, by the age of their last beats.
+fn alive(ages: impl IntoIterator<Item = Duration>) -> bool {
+    ages.into_iter().all(|age| age <= SILENT)
+}
+
+fn share(now: Option<Duration>, before: Option<Duration>, passed: Duration) -> u32 {
+    let (Some(now), Some(before)) = (now, before) else { return NOT_TO_BE_USED };
     let used = now.saturating_sub(before).as_micros() * 1000 / passed.as_micros().max(1);
     u32::try_from(used).unwrap_or(u32::MAX)
 }
@@ -169,7 +190,7 @@ fn place(home: usize, share: &[u32]) -> usize {
     let here = share.get(home).copied().unwrap_or(0);
     let least = share.iter().enumerate().min_by_key(|(_, share)| **share);
     match least {
-        Some((lane, share)) if here >= FULL && share + GAP <= here => lane,
+        Some((lane, share)) if here >= FULL && share.checked_add(GAP).is_some_and(|then| then <= here) => lane,
         _ => home,
     }
 }
@@ -191,6 +212,10 @@ mod tests {
             (1, &[100, 900, 50], 2),
             (1, &[900, 100, 50], 1),
             (2, &[900, 900, 900], 2),
+            (0, &[900, NOT_TO_BE_USED, 600], 2),
+            (0, &[1000, NOT_TO_BE_USED], 0),
+            (1, &[NOT_TO_BE_USED, NOT_TO_BE_USED], 1),
+            (1, &[650, NOT_TO_BE_USED], 0),
         ];
         for (home, share, expected) in rows {
             assert_eq!(place(*home, share), *expected, "{home} {share:?}");
@@ -200,9 +225,12 @@ mod tests {
     #[test]
     fn a_thread_is_charged_what_it_used() {
         let ms = Duration::from_millis;
-        assert_eq!(share(ms(30), ms(20), ms(20)), 500);
-        assert_eq!(share(ms(20), ms(30), ms(20)), 0, "a clock that cannot be read any more");
-        assert_eq!(share(ms(30), ms(20), Duration::ZERO), 10_000_000);
+        let used = |n| Some(ms(n));
+        assert_eq!(share(used(30), used(20), ms(20)), 500);
+        assert_eq!(share(used(30), used(20), Duration::ZERO), 10_000_000);
+        // A lane that nothing is known of is not an idle one.
+        assert_eq!(share(None, used(30), ms(20)), NOT_TO_BE_USED);
+        assert_eq!(share(used(30), None, ms(20)), NOT_TO_BE_USED);
     }
 
     /// One lane is kept busy for as long as it takes that its arrivals go elsewhere; the idle one keeps its own.
@@ -227,6 +255,46 @@ mod tests {
         let (tell, told) = mpsc::channel();
         idle.spawn(async move { tell.send(placing.elsewhere().is_none()).unwrap() });
         assert!(told.recv_timeout(Duration::from_secs(30)).unwrap());
+        running.stop();
+    }
+
+    #[test]
+    fn lanes_are_alive_when_each_is() {
+        let s = Duration::from_millis;
+        // (ages of the last beats, expected)
+        let rows: &[(&[Duration], bool)] = &[
+            (&[s(0), s(900)], true),
+            (&[s(2_000), s(0)], true),
+            (&[s(2_001), s(0)], false),
+            (&[s(0), s(2_001)], false),
+        ];
+        for (ages, expected) in rows {
+            assert_eq!(alive(ages.iter().copied()), *expected, "{ages:?}");
+        }
+    }
+
+    /// Whichever lane hangs, the process does not say that all is well, and nothing is given to that lane.
+    #[test]
+    fn a_lane_that_hangs_is_noticed_and_given_nothing() {
+        let (lanes, running) = Lanes::start("test", 2).unwrap();
+        let (free, hangs) = mpsc::channel::<()>();
+        let wait_for = |state: bool| {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while lanes.are_alive() != state {
+                assert!(Instant::now() < deadline, "never {state}");
+                std::thread::yield_now();
+            }
+        };
+        wait_for(true);
+        lanes.handles().nth(1).unwrap().spawn(async move {
+            let _ = hangs.recv();
+        });
+        wait_for(false);
+        assert_eq!(lanes.shared.lanes[1].used(), None);
+        assert!(lanes.shared.lanes[1].clock.now().is_ok());
+        drop(free);
+        wait_for(true);
+        assert!(lanes.shared.lanes[1].used().is_some());
         running.stop();
     }
 

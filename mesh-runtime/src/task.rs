@@ -56,15 +56,6 @@ where
     tokio::spawn(named(name, true, future))
 }
 
-/// The same on a given runtime.
-pub fn spawn_vital_on<F>(runtime: &Handle, name: &'static str, future: F) -> JoinHandle<F::Output>
-where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
-{
-    runtime.spawn(named(name, true, future))
-}
-
 /// Does a piece of a vital task's work that a stranger's input decides about: a panic inside is logged with `name`, and there is no value.
 pub fn contain<T>(name: &str, work: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(work)).inspect_err(|panic| note(name, panic.as_ref())).ok()

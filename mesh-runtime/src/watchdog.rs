@@ -46,27 +46,47 @@ impl Judge {
     }
 }
 
+/// Signs of life of a runtime: of one that runs tasks, the last is never much older than a second.
+#[derive(Clone, Debug)]
+pub struct Beat {
+    start: Instant,
+    /// Milliseconds since `start`.
+    last: Arc<AtomicU64>,
+}
+
+impl Beat {
+    /// Starts them. The start counts as the first.
+    pub fn of(runtime: &Handle) -> Beat {
+        let beat = Beat { start: Instant::now(), last: Arc::default() };
+        let beating = beat.clone();
+        runtime.spawn(async move {
+            loop {
+                beating.last.store(beating.start.elapsed().as_millis() as u64, Ordering::Relaxed);
+                tokio::time::sleep(BEAT).await;
+            }
+        });
+        beat
+    }
+
+    /// How old the last one is.
+    pub fn age(&self) -> Duration {
+        self.start.elapsed().saturating_sub(Duration::from_millis(self.last.load(Ordering::Relaxed)))
+    }
+}
+
 /// Watches `runtimes` until the process ends; a stuck one aborts the process with its name.
 pub fn watch(runtimes: &[(String, Handle)]) {
     let start = Instant::now();
     let elapsed = move || start.elapsed().as_millis() as u64;
-    let beats: Vec<(String, Arc<AtomicU64>)> =
-        runtimes.iter().map(|(name, _)| (name.clone(), Arc::default())).collect();
-    for ((_, runtime), (_, beat)) in runtimes.iter().zip(&beats) {
-        let beat = beat.clone();
-        runtime.spawn(async move {
-            loop {
-                beat.store(elapsed(), Ordering::Relaxed);
-                tokio::time::sleep(BEAT).await;
-            }
-        });
-    }
+    let beats: Vec<(String, Beat)> = runtimes.iter().map(|(name, runtime)| (name.clone(), Beat::of(runtime))).collect();
     let look = move || {
         let mut judge = Judge { looked_at: elapsed(), amnesty_until: 0 };
         loop {
             std::thread::sleep(BEAT);
-            let seen: Vec<u64> = beats.iter().map(|(_, beat)| beat.load(Ordering::Relaxed)).collect();
-            match judge.look(elapsed(), &seen) {
+            let now = elapsed();
+            let at = |beat: &Beat| now.saturating_sub(beat.age().as_millis() as u64);
+            let seen: Vec<u64> = beats.iter().map(|(_, beat)| at(beat)).collect();
+            match judge.look(now, &seen) {
                 Look::Fine => {}
                 Look::Resumed => eprintln!("the process did not run for more than {BEAT:?}: watching afresh"),
                 Look::Stuck(index) => {

@@ -8,10 +8,10 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use mesh_client::CertificateManager;
 use mesh_runtime::http::{Limits, Reply, reply, serve_tcp, text};
+use mesh_runtime::lanes::Lanes;
 use mesh_runtime::metrics::{self, Registry};
 use mesh_runtime::{DrainToken, Readiness, task};
 use tokio::net::TcpListener;
-use tokio::runtime::Handle;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::crl::CrlFile;
@@ -99,14 +99,17 @@ pub fn watch_crl(telemetry: &Telemetry, crl: &CrlFile) {
 }
 
 /// Starts the periodic work. Ticks that were missed while the process was stopped are not made up for.
-pub fn keep(data: &Handle, kernel: &Arc<Kernel>, telemetry: &Telemetry, state: &Arc<StateHandle>) {
-    // On the data plane's runtime: it is the data plane that the kernel must know to be alive.
-    let beating = kernel.clone();
-    task::spawn_vital_on(data, "heartbeat", async move {
+pub fn keep(lanes: &Lanes, kernel: &Arc<Kernel>, telemetry: &Telemetry, state: &Arc<StateHandle>) {
+    // The kernel must know whether the data plane is alive, and there is one heartbeat for all of it: a single lane that hangs has pods whose queries
+    // nobody answers, while the original resolver answers those of all.
+    let (lanes, beating) = (lanes.clone(), kernel.clone());
+    task::spawn_vital("heartbeat", async move {
         let mut ticks = ticks(HEARTBEAT);
         loop {
             ticks.tick().await;
-            beating.heartbeat();
+            if lanes.are_alive() {
+                beating.heartbeat();
+            }
         }
     });
     task::spawn_vital("kernel verification", verify(kernel.clone(), telemetry.clone()));

@@ -127,7 +127,7 @@ async fn serve(
         house::watch_crl(&telemetry, &crl);
         task::spawn_vital("revoked certificates", crl.follow());
     }
-    house::keep(lanes.home(), &kernel, &telemetry, &state);
+    house::keep(&lanes, &kernel, &telemetry, &state);
 
     let node = Node {
         kernel: kernel.clone(),

@@ -69,8 +69,9 @@ pub fn settle(tables: &Tables) -> io::Result<()> {
     taken.settle(tables, &tables.slots.keys()?.into_iter().collect())
 }
 
-/// How many slots each pod has taken since its enrolment, and how many were taken beyond the pods' shares. It is read before the slots are: what
-/// comes in between counts twice until the next pass, and never not at all.
+/// How many slots each pod has taken since its enrolment, and how many were taken beyond the pods' shares. A connect counts before it inserts, and
+/// this is read before the slots are: what does both in between counts twice, and what has counted but not inserted yet when the slots are read does
+/// not count, each until the next pass.
 struct Taken {
     pods: HashMap<u64, u64>,
     pool: u64,

@@ -71,11 +71,6 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// How many connects to its apps a pod may have under way, so that those of all pods fit.
-    pub fn clients_per_pod(&self) -> u32 {
-        self.clients / self.pods.max(1)
-    }
-
     /// How many slots are each pod's own, and how many all pods share.
     pub fn shares(&self) -> (u32, u32) {
         decide::divide(self.slots, self.pods)

@@ -23,10 +23,10 @@ pub fn with_mode(flags: u32, mode: &InboundMode) -> u32 {
     (flags & !(POD_STRICT | POD_UNDECIDED)) | strict | undecided
 }
 
-/// What is captured already refuses datagrams before its ports are taken from it.
-pub fn undecide(tables: &Tables, cookie: u64) -> io::Result<()> {
+/// Sets what the mode refuses in the row of a pod that is captured already, before the modes of its ports are taken from it.
+pub fn tighten(tables: &Tables, cookie: u64, mode: &InboundMode) -> io::Result<()> {
     let Some(mut row) = tables.pods.get(&cookie)? else { return Ok(()) };
-    row.flags |= POD_UNDECIDED;
+    row.flags |= with_mode(0, mode);
     tables.pods.set(&cookie, &row, sys::ANY)
 }
 

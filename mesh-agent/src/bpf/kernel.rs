@@ -131,8 +131,9 @@ impl Kernel {
         Ok(())
     }
 
-    /// Changes what plaintext from the network meets. A closed pod stays as it is.
-    pub fn set_inbound(&self, cookie: u64, mode: &InboundMode) -> Result<(), KernelError> {
+    /// Changes what plaintext from the network meets. A closed pod stays as it is. False: there was no room for the modes of the pod's ports, it is left
+    /// to the agent; to be tried again later.
+    pub fn set_inbound(&self, cookie: u64, mode: &InboundMode) -> Result<bool, KernelError> {
         let _pods = self.pods.lock();
         let failed = |source| bpf("write", maps::PODS, source);
         let row = self.tables.pods.get(&cookie).map_err(failed)?;
@@ -140,9 +141,10 @@ impl Kernel {
             return Err(KernelError::Pod { cookie, reason: "is not enrolled".to_owned() });
         };
         if row.flags & POD_CLOSED != 0 {
-            return Ok(());
+            return Ok(true);
         }
-        let mode = &*self.within_limits(cookie, mode)?;
+        let mode = &self.within_limits(cookie, mode)?;
+        let whole = matches!(mode, Cow::Borrowed(_));
         let tighten = mode.default_strict || mode.undecided;
         if !tighten {
             inbound::set_ports(&self.tables, cookie, mode)?;
@@ -152,7 +154,7 @@ impl Kernel {
         if tighten {
             inbound::set_ports(&self.tables, cookie, mode)?;
         }
-        Ok(())
+        Ok(whole)
     }
 
     /// A pod whose policies name more ports than it may have, or than there is room for, is left to the agent. Called with `pods` locked: nobody

@@ -29,7 +29,7 @@ use mesh_common::{
 
 use super::{
     config::{KernelError, Limits, PodSpec, Repair},
-    inbound::{set_ports, undecide, with_mode, with_setting},
+    inbound::{set_ports, tighten, with_mode, with_setting},
     links, netns,
     object::{Loader, Settings, bpf, missing},
     pins::{Pins, detach_links, failed, remove_tree},
@@ -110,9 +110,7 @@ impl Enrolled {
         let netns_inode = inode(pod.netns).map_err(|source| refuse(format!("cannot stat its namespace: {source}")))?;
         let netns =
             pod.netns.try_clone_to_owned().map_err(|source| refuse(format!("cannot dup its namespace: {source}")))?;
-        if pod.inbound.undecided {
-            undecide(tables, cookie).map_err(|source| bpf("write", row::maps::PODS, source))?;
-        }
+        tighten(tables, cookie, pod.inbound).map_err(|source| bpf("write", row::maps::PODS, source))?;
         set_ports(tables, cookie, pod.inbound)?;
         add(&tables.slot_use, row::maps::SLOT_USE, cookie, &SlotUse::default())?;
         add(&tables.slot_freed, row::maps::SLOT_FREED, cookie, &0)?;

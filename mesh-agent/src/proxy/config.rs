@@ -28,9 +28,13 @@ pub struct ProxyConfig {
     pub connect_timeout: Duration,
     /// Deadline for the connect to the local app: it is on this machine, so silence means a full backlog.
     pub app_connect_timeout: Duration,
-    /// Connects to the apps of one pod that are under way at the same time; more wait for a turn. Each has a place in the kernel's table of clients until
-    /// the app's backlog takes it: an app that does not accept must not fill the table of all pods.
-    pub app_connects_per_pod: usize,
+    /// Connects to apps that may be under way at the same time, of all pods: each has a place in the kernel's table of clients until the app's backlog
+    /// takes it.
+    pub app_connects: u32,
+    /// Pods that share them, see `turns.rs`.
+    pub pods: u32,
+    /// Connects to one port of a pod that are under way at the same time; more wait for a turn of this port.
+    pub app_connects_per_port: usize,
     /// Endpoints tried for one connection, the first included. More would only spread an outage.
     pub tries: usize,
     /// Connections of one pod each way. High enough for any honest pod, low enough that one pod cannot take the node's descriptors.
@@ -54,7 +58,9 @@ impl Default for ProxyConfig {
             certificate_wait: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),
             app_connect_timeout: Duration::from_secs(4),
-            app_connects_per_pod: Limits::default().clients_per_pod() as usize,
+            app_connects: Limits::default().clients,
+            pods: Limits::default().pods,
+            app_connects_per_port: 512,
             tries: 3,
             connections_per_pod: 16_384,
             tunnels_per_pod: 4_096,

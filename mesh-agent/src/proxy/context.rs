@@ -15,7 +15,7 @@ use mesh_transport::socket::{self, Armed};
 use mesh_transport::tls::IdentityCertificate;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::connections::{Connections, CutReason};
@@ -23,6 +23,7 @@ use super::local;
 use super::reasons::Reason;
 use super::shared::ProxyShared;
 use super::strict::inbound_mode;
+use super::turns::Turns;
 use crate::bpf::InboundMode;
 use crate::pod::Pod;
 
@@ -44,9 +45,19 @@ pub struct PodContext {
     tunnels: AtomicU32,
     waiting: AtomicU32,
     /// Turns of connects to the pod's apps.
-    pub app_connects: Semaphore,
+    pub app_connects: Turns,
     /// The mode that the kernel last accepted. A short lock of the recheck task and of start-up, never taken per connection.
-    inbound: Mutex<Option<InboundMode>>,
+    inbound: Mutex<Option<Accepted>>,
+}
+
+/// How soon a mode that the kernel had no room for is tried again: each try reads what all pods have there.
+pub const ROOM_RETRY: Duration = Duration::from_secs(60);
+
+/// A mode that the kernel has taken.
+struct Accepted {
+    mode: InboundMode,
+    /// When to try again: there was no room for it, and the agent judges in the kernel's stead.
+    again_at: Option<Instant>,
 }
 
 /// What the current snapshot says of the pod. Replaced as a whole.
@@ -76,7 +87,7 @@ impl PodContext {
             view: ArcSwap::from_pointee(view),
             tunnels: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
-            app_connects: Semaphore::new(shared.config.app_connects_per_pod),
+            app_connects: Turns::new(shared.app_connects.clone(), shared.config.app_connects_per_port),
             inbound: Mutex::new(None),
             pod,
             shared,
@@ -143,16 +154,21 @@ impl PodContext {
         affected
     }
 
-    /// Brings the kernel's plaintext refusal in step with the policies. False means that the kernel did not take it; the caller tries again. Until the
-    /// pod's workload is known no connection is refused in the kernel: it is held by the agent instead.
+    /// Brings the kernel's plaintext refusal in step with the policies. False means that the kernel did not take it; the caller tries again. Where the
+    /// kernel had no room the agent judges, so that is in step, and is tried again when [`ROOM_RETRY`] is over. Until the pod's workload is known no
+    /// connection is refused in the kernel: it is held by the agent instead.
     pub fn sync_inbound(&self, snapshot: &Snapshot) -> bool {
         let wanted = self.inbound_mode(snapshot);
         let mut current = self.inbound.lock();
-        if current.as_ref() == Some(&wanted) {
+        let is_due = |again_at: Option<Instant>| again_at.is_some_and(|at| Instant::now() >= at);
+        if current.as_ref().is_some_and(|accepted| accepted.mode == wanted && !is_due(accepted.again_at)) {
             return true;
         }
         match self.shared.interception.set_inbound(self.pod.netns_cookie, &wanted) {
-            Ok(()) => *current = Some(wanted),
+            Ok(whole) => {
+                let again_at = (!whole).then(|| Instant::now() + ROOM_RETRY);
+                *current = Some(Accepted { mode: wanted, again_at });
+            }
             Err(error) => {
                 tracing::debug!(pod = %self.pod.name, %error, "inbound mode not set");
                 return false;

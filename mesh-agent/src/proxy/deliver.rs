@@ -94,8 +94,9 @@ pub async fn connect(
     client: SocketAddr,
 ) -> Result<Armed, Refused> {
     let limit = context.shared.config.app_connect_timeout;
-    let turn = async { context.app_connects.acquire().await.map_err(io::Error::other) };
-    let _turn = within(limit, turn).await.map_err(|error| refused(Reason::AppUnreachable, target, &error))?;
+    let _turn = within(limit, context.app_connects.take(target))
+        .await
+        .map_err(|error| refused(Reason::AppUnreachable, target, &error))?;
     let socket = context
         .pod
         .sockets

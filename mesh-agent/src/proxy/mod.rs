@@ -32,6 +32,7 @@ mod shared;
 mod strict;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 pub use config::ProxyConfig;
 pub use connections::{ConnectionView, Connections, CutReason, Direction};

@@ -11,7 +11,7 @@ use mesh_core::{Connection, Snapshot, Workload, authorize};
 use mesh_transport::hbone::TunnelKey;
 
 use super::connections::{CutReason, Direction, Live};
-use super::context::PodContext;
+use super::context::{PodContext, ROOM_RETRY};
 use super::reasons::Reason;
 use super::shared::ProxyShared;
 use crate::state::{Update, Updates};
@@ -23,20 +23,17 @@ const RETRY: Duration = Duration::from_secs(1);
 pub async fn run(shared: Weak<ProxyShared>, mut updates: Updates) {
     let mut behind = false;
     loop {
-        let update = if behind {
-            match tokio::time::timeout(RETRY, updates.next()).await {
-                Ok(update) => update.map(Some),
-                Err(_) => Some(None),
-            }
-        } else {
-            updates.next().await.map(Some)
+        let round = if behind { RETRY } else { ROOM_RETRY };
+        let update = match tokio::time::timeout(round, updates.next()).await {
+            Ok(update) => update.map(Some),
+            Err(_) => Some(None),
         };
         let (Some(update), Some(shared)) = (update, shared.upgrade()) else { return };
         behind = !apply(&shared, update.as_ref()).await;
     }
 }
 
-/// Applies one change to all pods; without a change it only retries what the kernel did not take. False: some mode is still not set.
+/// Applies one change to all pods; without a change it only tries again what the kernel did not take. False: some mode is still not set.
 async fn apply(shared: &Arc<ProxyShared>, update: Option<&Update>) -> bool {
     mesh_runtime::failpoint::pass("recheck");
     let snapshot = shared.state.snapshot_owned();

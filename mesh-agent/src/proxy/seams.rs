@@ -29,8 +29,8 @@ pub trait Interception: Send + Sync + 'static {
     /// Whether the app that `socket` is connected to sees the client: not if the kernel had no place left for its address.
     fn client_shown(&self, socket: BorrowedFd<'_>) -> bool;
 
-    /// Sets on which ports plaintext is refused before it reaches the agent.
-    fn set_inbound(&self, cookie: u64, mode: &InboundMode) -> io::Result<()>;
+    /// Sets on which ports plaintext is refused before it reaches the agent. False: the kernel has no room for them and leaves it all to the agent.
+    fn set_inbound(&self, cookie: u64, mode: &InboundMode) -> io::Result<bool>;
 }
 
 impl Interception for Kernel {
@@ -46,7 +46,7 @@ impl Interception for Kernel {
         Kernel::client_shown(self, socket)
     }
 
-    fn set_inbound(&self, cookie: u64, mode: &InboundMode) -> io::Result<()> {
+    fn set_inbound(&self, cookie: u64, mode: &InboundMode) -> io::Result<bool> {
         Kernel::set_inbound(self, cookie, mode).map_err(io::Error::other)
     }
 }

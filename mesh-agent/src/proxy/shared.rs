@@ -18,6 +18,7 @@ use super::context::PodContext;
 use super::reasons::RefusalCounters;
 use super::recheck;
 use super::seams::{Certificates, Interception};
+use super::turns::Table;
 use crate::state::StateHandle;
 use crate::telemetry::Telemetry;
 
@@ -39,6 +40,8 @@ pub struct ProxyShared {
     pub telemetry: Telemetry,
     /// The threads that connections live on.
     pub lanes: Lanes,
+    /// Places for connects to apps.
+    pub app_connects: Arc<Table>,
     /// Refusals by reason.
     pub refusals: RefusalCounters,
     /// By enrolment uid. Locked when a pod comes or goes and for each configuration change, never per connection.
@@ -84,6 +87,7 @@ impl ProxyShared {
             refusals: RefusalCounters::new(registry),
             pods: Mutex::new(HashMap::new()),
             started: Instant::now(),
+            app_connects: Table::new(config.app_connects, config.pods),
             config,
             state,
             certificates,

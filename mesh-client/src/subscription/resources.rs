@@ -1,7 +1,7 @@
 //! One resource of a response: read, named, and turned into a change, or refused with what must happen instead.
 
 use arcstr::ArcStr;
-use mesh_core::{Change, NamespacedName, intern::Interner};
+use mesh_core::{Change, NamespacedName, intern::Interner, policy::Scope};
 use mesh_proto::{
     ADDRESS_TYPE,
     convert::{self, AddressResource},
@@ -30,7 +30,20 @@ pub(super) struct Refused {
     pub(super) instead: Option<Item>,
 }
 
+/// A panic over a resource makes it one that cannot be read: the others are not its concern, nor is the process, which would meet it again.
 pub(super) fn read(type_url: &str, resource: Resource, interner: &mut Interner) -> Result<Item, Box<Refused>> {
+    let name = resource.name.clone();
+    let read = mesh_runtime::task::contain("xds resource", || {
+        mesh_runtime::failpoint::pass("xds-resource");
+        read_sound(type_url, resource, interner)
+    });
+    read.unwrap_or_else(|| {
+        let policy = if type_url == ADDRESS_TYPE { None } else { unreadable(&name, None) };
+        Err(refused(&name, "cannot be read: the reader panicked", policy))
+    })
+}
+
+fn read_sound(type_url: &str, resource: Resource, interner: &mut Interner) -> Result<Item, Box<Refused>> {
     let Some(body) = resource.resource else {
         return Err(refused(&resource.name, "has no content", None));
     };
@@ -60,20 +73,20 @@ fn read_address(name: &str, version: String, bytes: &[u8], interner: &mut Intern
 }
 
 fn read_policy(name: &str, version: String, bytes: &[u8]) -> Result<Item, Box<Refused>> {
-    // The resource's name, unlike its content, can be relied on to say which policy is meant.
-    let key: Result<NamespacedName, _> = name.parse();
-    let instead = |scope| {
-        let key = key.clone().ok()?;
-        let change = Change::PolicyUnreadable { name: key, scope };
-        Some(Item { name: name.into(), version: Version::Refused, member: true, change })
-    };
+    let key: Option<NamespacedName> = name.parse().ok();
     match convert::policy(bytes) {
-        Ok(policy) if key.as_ref().ok() == Some(&policy.name) => {
+        Ok(policy) if key.as_ref() == Some(&policy.name) => {
             Ok(Item { name: name.into(), version: version.into(), member: true, change: Change::Policy(policy) })
         }
-        Ok(policy) => Err(refused(name, &format!("contains {:?}", policy.name.to_string()), instead(None))),
-        Err(error) => Err(refused(name, &error.to_string(), instead(error.scope))),
+        Ok(policy) => Err(refused(name, &format!("contains {:?}", policy.name.to_string()), unreadable(name, None))),
+        Err(error) => Err(refused(name, &error.to_string(), unreadable(name, error.scope))),
     }
+}
+
+/// What stands for a policy that cannot be read. The resource's name, unlike its content, can be relied on to say which policy is meant.
+fn unreadable(name: &str, scope: Option<Scope>) -> Option<Item> {
+    let change = Change::PolicyUnreadable { name: name.parse().ok()?, scope };
+    Some(Item { name: name.into(), version: Version::Refused, member: true, change })
 }
 
 /// The change that takes a resource away.

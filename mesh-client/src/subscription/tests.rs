@@ -6,6 +6,7 @@ use mesh_proto::{
     convert,
     discovery::{Any, Resource},
 };
+use mesh_runtime::failpoint;
 
 use super::events::MAX_NACK;
 use super::topic::LARGE_MESSAGE;
@@ -162,6 +163,33 @@ fn hardening_F12_good_resources_of_a_bad_push_are_applied_and_bad_ones_named() {
     s.on_end(false);
     let names = s.on_connected(1)[0].initial_resource_versions.clone();
     assert!(names.contains_key(&uid(2)) && !names.contains_key(&uid(7)) && !names.contains_key(&uid(8)));
+}
+
+/// The fail points are for the whole process, so it has one of its own.
+#[test]
+fn hardening_F6_a_resource_whose_reading_panics_is_an_unreadable_one() {
+    let name = "subscription::tests::hardening_F6_a_resource_whose_reading_panics_is_an_unreadable_one";
+    if std::env::var_os(failpoint::VARIABLE).is_none() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = alone.args(["--exact", name]).env(failpoint::VARIABLE, file.path()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+        return;
+    }
+    let fail_next = || std::fs::write(std::env::var_os(failpoint::VARIABLE).unwrap(), "xds-resource").unwrap();
+    let mut s = with_workloads(1);
+    fail_next();
+    let pushed = policies(vec![policy_resource("shop/poison"), policy_resource("shop/sound")]);
+    let received = s.on_message(pushed, 0);
+    assert_eq!(words(&received.changes), ["+shop/sound", "?shop/poison None"]);
+    assert!(received.reply.problems[0].contains("shop/poison"), "{:?}", received.reply.problems);
+    fail_next();
+    // Its last form stays, and so do the others.
+    let received = s.on_message(addresses(vec![workload(0), workload(1)], vec![]), 0);
+    assert_eq!(words(&received.changes), ["+cart-1"]);
+    assert_eq!(received.reply.problems.len(), 1);
+    assert_eq!(s.held(ADDRESS_TYPE), 3);
 }
 
 #[test]

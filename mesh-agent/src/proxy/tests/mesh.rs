@@ -79,6 +79,10 @@ pub struct FakeKernel {
     pub client_map_full: AtomicBool,
     /// Set: the app of a connected socket sees the agent's own address.
     pub client_hidden: AtomicBool,
+    /// Set: there is no room for the modes of ports.
+    pub ports_full: AtomicBool,
+    /// How many modes found none.
+    pub reduced: AtomicU32,
 }
 
 impl FakeKernel {
@@ -113,9 +117,12 @@ impl Interception for FakeKernel {
         !self.client_hidden.load(Ordering::Relaxed)
     }
 
-    fn set_inbound(&self, cookie: u64, mode: &InboundMode) -> std::io::Result<()> {
-        self.modes.lock().insert(cookie, mode.clone());
-        Ok(())
+    fn set_inbound(&self, cookie: u64, mode: &InboundMode) -> std::io::Result<bool> {
+        let whole = mode.ports.is_empty() || !self.ports_full.load(Ordering::Relaxed);
+        let reduced = InboundMode { undecided: true, ..InboundMode::default() };
+        self.modes.lock().insert(cookie, if whole { mode.clone() } else { reduced });
+        self.reduced.fetch_add((!whole).into(), Ordering::Relaxed);
+        Ok(whole)
     }
 }
 

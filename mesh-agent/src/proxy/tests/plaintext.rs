@@ -125,6 +125,30 @@ async fn strict_ports_follow_the_policy() {
     plain_refused(&pair, 9090).await;
 }
 
+/// Room for the modes of ports comes back when other pods go, and no change of the pod's own says so.
+#[tokio::test]
+async fn hardening_R20_a_mode_that_found_no_room_is_tried_again() {
+    let pair = Pair::start().await;
+    pair.far.kernel.ports_full.store(true, Ordering::Relaxed);
+    let mut strict = Policy::deny_plaintext(policy_name("ports"), Scope::WorkloadSelector);
+    strict.rules[0]
+        .clauses
+        .push(mesh_core::policy::Clause { matches: vec![Match { destination_ports: vec![9090], ..Match::default() }] });
+    let mut server = serving(pair.server.workload());
+    server.authorization_policies = [policy_name("ports")].into();
+    pair.apply(vec![Change::Policy(strict), Change::Workload(server)]);
+    eventually("the agent judges", || pair.far.kernel.reduced.load(Ordering::Relaxed) > 0).await;
+    assert!(pair.server.mode().undecided);
+    pair.far.kernel.ports_full.store(false, Ordering::Relaxed);
+    tokio::time::pause();
+    tokio::time::advance(2 * crate::proxy::context::ROOM_RETRY).await;
+    tokio::time::resume();
+    eventually("the kernel is in step", || {
+        pair.server.mode() == InboundMode { default_strict: false, ports: vec![(9090, true)], undecided: false }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn hardening_B53_the_agents_own_port_is_no_destination() {
     let pair = Pair::start().await;

@@ -128,9 +128,7 @@ fn hardening_R2_a_listener_of_another_kind_drops_and_never_passes() {
     let node = Node::new();
     let mut pod = Pod::new(&node);
     let app = pod.app.listen(at(POD_V4, 9000));
-    let wrong = pod.agent.udp(ip("127.0.0.1"));
-    wrong.bind(&at("127.0.0.1", 15006).into()).unwrap();
-    pod.listeners.plaintext[0] = wrong;
+    pod.listeners.plaintext[0] = pod.agent.udp_at(at("127.0.0.1", 15006));
     pod.enrol(&node, &InboundMode::default());
     assert_eq!(errno(connect(&pod.outside.tcp(ip(POD_V4)), at(POD_V4, 9000))), libc::ECONNREFUSED);
     assert_eq!(node.kernel().counter(Reason::AssignFailed), 1);

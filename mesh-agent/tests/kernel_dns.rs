@@ -105,8 +105,7 @@ fn only_port_53_of_the_pods_own_nameservers_is_captured() {
     let pod = Pod::enrolled(&node);
     // The host outside plays a resolver that is not the pod's, and another service of UDP.
     for port in [53, 5353] {
-        let server = pod.outside.udp(ip(OUTSIDE_V4));
-        server.bind(&at(OUTSIDE_V4, port).into()).unwrap();
+        let server = pod.outside.udp_at(at(OUTSIDE_V4, port));
         let app = pod.app.udp(ip(OUTSIDE_V4));
         ask(&app, at(OUTSIDE_V4, port), false);
         let (query, from) = receive(&server);
@@ -125,8 +124,7 @@ fn hardening_R17_without_heartbeat_dns_goes_to_the_original_resolver() {
     let node = Node::with(|config| config.heartbeat_stale = Duration::from_nanos(1));
     let pod = Pod::enrolled(&node);
     ip_command(std::os::fd::AsFd::as_fd(&pod.outside_netns), "addr add 198.18.53.53/32 dev lo");
-    let server = pod.outside.udp(ip(SERVERS[0]));
-    server.bind(&at(SERVERS[0], 53).into()).unwrap();
+    let server = pod.outside.udp_at(at(SERVERS[0], 53));
     for connected in [false, true] {
         let app = pod.app.udp(ip(SERVERS[0]));
         ask(&app, at(SERVERS[0], 53), connected);

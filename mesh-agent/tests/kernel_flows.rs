@@ -113,8 +113,7 @@ fn hardening_B73_udp_passes_and_is_counted() {
     let pod = Pod::new(&node);
     pod.enrol(&node, &InboundMode { default_strict: true, ports: vec![], undecided: false });
     for (index, own) in [POD_V4, POD_V6].into_iter().enumerate() {
-        let (app, client) = (pod.app.udp(ip(own)), pod.outside.udp(ip(own)));
-        app.bind(&at(own, 9000).into()).unwrap();
+        let (app, client) = (pod.app.udp_at(at(own, 9000)), pod.outside.udp(ip(own)));
         client.send_to(b"datagram", &SockAddr::from(at(own, 9000))).unwrap();
         let mut buffer = [std::mem::MaybeUninit::uninit(); 16];
         let (length, from) = app.recv_from(&mut buffer).unwrap();
@@ -157,11 +156,7 @@ fn datagrams_are_refused_and_tcp_is_not(node: &Node, pod: &Pod, ports: [u16; 2])
 
 fn datagrams_are_refused(node: &Node, pod: &Pod, ports: [u16; 2]) {
     let mut buffer = [std::mem::MaybeUninit::uninit(); 16];
-    let bound = |port| {
-        let socket = pod.app.udp(ip(POD_V4));
-        socket.bind(&at(POD_V4, port).into()).unwrap();
-        socket
-    };
+    let bound = |port| pod.app.udp_at(at(POD_V4, port));
     let (apps, dns) = (ports.map(bound), bound(53));
     let refused = node.kernel().counter(Reason::UdpRefused);
     let stranger = pod.outside.udp(ip(POD_V4));
@@ -219,8 +214,7 @@ fn features_udp_deny_a_closed_pod_takes_answers_and_dns_only() {
 /// A datagram that the pod did not ask for reaches the app.
 fn pass_datagrams(node: &Node, pod: &Pod, port: u16) {
     let passed = node.kernel().counter(Reason::UdpPassed);
-    let app = pod.app.udp(ip(POD_V4));
-    app.bind(&at(POD_V4, port).into()).unwrap();
+    let app = pod.app.udp_at(at(POD_V4, port));
     pod.outside.udp(ip(POD_V4)).send_to(b"datagram", &SockAddr::from(at(POD_V4, port))).unwrap();
     assert_eq!(app.recv_from(&mut [std::mem::MaybeUninit::uninit(); 16]).unwrap().0, 8);
     assert_eq!(node.kernel().counter(Reason::UdpPassed), passed + 1);
@@ -258,9 +252,8 @@ fn features_udp_deny_strangers_that_an_open_port_answers_push_out_nobody() {
     pod.enrol(&node, &InboundMode { default_strict: true, ports: vec![(9001, false)], undecided: false });
     let mut buffer = [std::mem::MaybeUninit::uninit(); 16];
     for (own, outside) in [(POD_V4, OUTSIDE_V4), (POD_V6, OUTSIDE_V6)] {
-        let (asking, serving, asked) = (pod.app.udp(ip(own)), pod.app.udp(ip(own)), pod.outside.udp(ip(own)));
-        serving.bind(&at(own, 9001).into()).unwrap();
-        asked.bind(&at(outside, 7000).into()).unwrap();
+        let (asking, serving) = (pod.app.udp(ip(own)), pod.app.udp_at(at(own, 9001)));
+        let asked = pod.outside.udp_at(at(outside, 7000));
         asking.send_to(b"question", &SockAddr::from(at(outside, 7000))).unwrap();
         let question = asked.recv_from(&mut buffer).unwrap().1;
         for port in 20_000..24_000 {
@@ -283,11 +276,7 @@ fn features_udp_deny_lets_answers_and_dns_in_and_nothing_else() {
     let pod = Pod::new(&node);
     pod.enrol(&node, &InboundMode { default_strict: true, ports: vec![(9001, false)], undecided: false });
     let mut buffer = [std::mem::MaybeUninit::uninit(); 16];
-    let bound = |factory: &Factory, own: &str, port| {
-        let socket = factory.udp(ip(own));
-        socket.bind(&at(own, port).into()).unwrap();
-        socket
-    };
+    let bound = |factory: &Factory, own: &str, port| factory.udp_at(at(own, port));
     for (own, outside) in [(POD_V4, OUTSIDE_V4), (POD_V6, OUTSIDE_V6)] {
         let refused = node.kernel().counter(Reason::UdpRefused);
         let (strict, open, dns) = (bound(&pod.app, own, 9000), bound(&pod.app, own, 9001), bound(&pod.app, own, 53));

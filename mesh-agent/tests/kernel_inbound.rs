@@ -170,8 +170,7 @@ fn features_R15_datagrams_on_loopback_are_the_apps() {
     let node = Node::new();
     let pod = Pod::enrolled(&node);
     for (host, port) in [("127.0.0.1", 15001), ("127.0.0.1", 15008), ("::1", 15006), ("::1", 53)] {
-        let (server, client) = (pod.app.udp(ip(host)), pod.app.udp(ip(host)));
-        server.bind(&at(host, port).into()).unwrap();
+        let (server, client) = (pod.app.udp_at(at(host, port)), pod.app.udp(ip(host)));
         client.send_to(b"x", &at(host, port).into()).unwrap();
         let mut byte = [std::mem::MaybeUninit::uninit(); 1];
         assert_eq!(server.recv(&mut byte).unwrap(), 1, "{host}:{port}");

@@ -185,11 +185,7 @@ fn hardening_R20_a_pod_that_asks_everybody_takes_no_answer_from_another() {
     let node = Node::with(|config| config.deny_udp = true);
     let (greedy, modest) = (Pod::new(&node), Pod::new(&node));
     let strict = InboundMode { default_strict: true, ports: vec![], undecided: false };
-    let bound = |factory: &Factory, address: &str, port| {
-        let socket = factory.udp(ip(address));
-        socket.bind(&at(address, port).into()).unwrap();
-        socket
-    };
+    let bound = |factory: &Factory, address: &str, port| factory.udp_at(at(address, port));
     let mut buffer = [std::mem::MaybeUninit::uninit(); 16];
     for pod in [&greedy, &modest] {
         pod.enrol(&node, &strict);

@@ -5,6 +5,8 @@ use std::{
     mem::MaybeUninit,
     net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    thread,
+    time::Instant,
 };
 
 use socket2::Socket;
@@ -73,8 +75,15 @@ impl Factory {
         if address.is_ipv6() {
             socket.set_only_v6(true).unwrap();
         }
-        socket.bind(&address.into()).unwrap();
+        bind_when_free(&socket, address);
         socket.listen(1024).unwrap();
+        socket
+    }
+
+    /// A bound socket for datagrams.
+    pub fn udp_at(&self, address: SocketAddr) -> Socket {
+        let socket = self.udp(address.ip());
+        bind_when_free(&socket, address);
         socket
     }
 }
@@ -85,6 +94,15 @@ impl Drop for Factory {
             libc::kill(self.pid, libc::SIGKILL);
             libc::waitpid(self.pid, std::ptr::null_mut(), 0);
         }
+    }
+}
+
+/// A socket that a test has dropped lives on in what another test forks at that moment, until the new process has closed it.
+fn bind_when_free(socket: &Socket, address: SocketAddr) {
+    let deadline = Instant::now() + WAIT;
+    while let Err(error) = socket.bind(&address.into()) {
+        assert!(error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline, "bind {address}: {error}");
+        thread::yield_now();
     }
 }
 

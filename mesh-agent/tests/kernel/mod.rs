@@ -211,8 +211,7 @@ impl Listeners {
     pub fn new(agent: &Factory) -> Self {
         let tcp = |port| [agent.listen(at("127.0.0.1", port)), agent.listen(at("::1", port))];
         let udp = |address: SocketAddr| {
-            let socket = agent.udp(address.ip());
-            socket.bind(&address.into()).unwrap();
+            let socket = agent.udp_at(address);
             let (level, option) = if address.is_ipv4() {
                 (libc::IPPROTO_IP, libc::IP_PKTINFO)
             } else {

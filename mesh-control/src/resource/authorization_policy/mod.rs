@@ -303,26 +303,11 @@ fn condition(tree: &Tree, path: &str, fields: &mut Fields) -> Option<Part> {
     }
     let mut judged = Match::default();
     match key {
-        "source.ip" => {
-            judged.source_ips = blocks(&when, "values", fields);
-            judged.not_source_ips = blocks(&when, "notValues", fields);
-        }
-        "destination.ip" => {
-            judged.destination_ips = blocks(&when, "values", fields);
-            judged.not_destination_ips = blocks(&when, "notValues", fields);
-        }
-        "destination.port" => {
-            judged.destination_ports = ports(&when, "values", fields);
-            judged.not_destination_ports = ports(&when, "notValues", fields);
-        }
-        "source.namespace" => {
-            judged.namespaces = patterns(&when, "values", fields);
-            judged.not_namespaces = patterns(&when, "notValues", fields);
-        }
-        "source.principal" => {
-            judged.principals = principals(&when, "values", fields);
-            judged.not_principals = principals(&when, "notValues", fields);
-        }
+        "source.ip" => (judged.source_ips, judged.not_source_ips) = both(&when, fields, blocks),
+        "destination.ip" => (judged.destination_ips, judged.not_destination_ips) = both(&when, fields, blocks),
+        "destination.port" => (judged.destination_ports, judged.not_destination_ports) = both(&when, fields, ports),
+        "source.namespace" => (judged.namespaces, judged.not_namespaces) = both(&when, fields, patterns),
+        "source.principal" => (judged.principals, judged.not_principals) = both(&when, fields, principals),
         other => {
             fields.strings(&when, "values");
             fields.strings(&when, "notValues");
@@ -336,6 +321,11 @@ fn condition(tree: &Tree, path: &str, fields: &mut Fields) -> Option<Part> {
         }
     }
     Some(Part { judged: Some(judged), beyond: None })
+}
+
+/// What a condition asks for, and what it rules out.
+fn both<T>(when: &Mapping<'_>, fields: &mut Fields, read: fn(&Mapping<'_>, &str, &mut Fields) -> T) -> (T, T) {
+    (read(when, "values", fields), read(when, "notValues", fields))
 }
 
 /// Attributes of Istio that only a waypoint can judge.

@@ -1,31 +1,28 @@
 //! A small mesh in one process: pods in their own network namespaces, each served by a real `PodProxy`; two agents, so that tunnels are real. Only the
 //! kernel and the certificate authority are stood in for.
 
-use std::collections::HashMap;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use mesh_core::policy::{Action, Clause, Match, Rule, Scope};
 use mesh_core::service::{ServiceAddress, ServicePort};
 use mesh_core::workload::{PortMapping, TunnelProtocol};
 use mesh_core::{ArcStr, Change, Identity, NamespacedName, Policy, Service, TrustDomain, Workload, ports};
 use mesh_runtime::lanes::Lanes;
 use mesh_runtime::metrics::Registry;
 use mesh_transport::netns::NetnsSockets;
-use mesh_transport::tls::{IdentityCertificate, Roots};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::fakes::{Authority, FakeKernel};
 use super::net::{Hub, Netns};
 use crate::bpf::InboundMode;
 use crate::pod::Pod;
-use crate::proxy::{
-    Certificates, FetchedCertificate, Interception, PodProxy, ProxyConfig, ProxyListeners, ProxyShared, Reason,
-};
+use crate::proxy::{PodProxy, ProxyConfig, ProxyListeners, ProxyShared, Reason};
 use crate::state::{StateHandle, StateWriter};
 use crate::telemetry::{AccessLog, Telemetry, TelemetryConfig};
 
@@ -65,124 +62,6 @@ pub fn vip() -> IpAddr {
 
 pub fn identity(account: &str) -> Identity {
     Identity::new(TrustDomain::default(), NAMESPACE, account).unwrap()
-}
-
-/// The kernel's part, written down.
-#[derive(Default)]
-pub struct FakeKernel {
-    slots: Mutex<HashMap<SocketAddr, SocketAddr>>,
-    next: AtomicU32,
-    pub clients: Mutex<Vec<SocketAddr>>,
-    pub modes: Mutex<HashMap<u64, InboundMode>>,
-    /// Set: the agent's plaintext port stands for this port of the app.
-    pub steered: Mutex<Option<u16>>,
-    pub client_map_full: AtomicBool,
-    /// Set: the app of a connected socket sees the agent's own address.
-    pub client_hidden: AtomicBool,
-    /// Set: there is no room for the modes of ports.
-    pub ports_full: AtomicBool,
-    /// How many modes found none.
-    pub reduced: AtomicU32,
-}
-
-impl FakeKernel {
-    /// A slot that stands for `destination`.
-    pub fn slot(&self, destination: SocketAddr) -> SocketAddr {
-        let n = self.next.fetch_add(1, Ordering::Relaxed) + 1;
-        let slot = SocketAddr::from(([127, 1, (n >> 8) as u8, n as u8], ports::OUTBOUND));
-        self.slots.lock().insert(slot, destination);
-        slot
-    }
-}
-
-impl Interception for FakeKernel {
-    fn original_destination(&self, _cookie: u64, local: SocketAddr) -> Option<SocketAddr> {
-        self.slots.lock().get(&local).copied()
-    }
-
-    fn plaintext_destination(&self, _cookie: u64, local: SocketAddr) -> SocketAddr {
-        let port = self.steered.lock().unwrap_or(local.port());
-        SocketAddr::new(local.ip(), port)
-    }
-
-    fn set_client(&self, _socket: BorrowedFd<'_>, client: SocketAddr) -> std::io::Result<()> {
-        if self.client_map_full.load(Ordering::Relaxed) {
-            return Err(std::io::Error::other("map full"));
-        }
-        self.clients.lock().push(client);
-        Ok(())
-    }
-
-    fn client_shown(&self, _socket: BorrowedFd<'_>) -> bool {
-        !self.client_hidden.load(Ordering::Relaxed)
-    }
-
-    fn set_inbound(&self, cookie: u64, mode: &InboundMode) -> std::io::Result<bool> {
-        let whole = mode.ports.is_empty() || !self.ports_full.load(Ordering::Relaxed);
-        let reduced = InboundMode { undecided: true, ..InboundMode::default() };
-        self.modes.lock().insert(cookie, if whole { mode.clone() } else { reduced });
-        self.reduced.fetch_add((!whole).into(), Ordering::Relaxed);
-        Ok(whole)
-    }
-}
-
-/// Certificates of one self-signed root.
-pub struct Authority {
-    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
-    roots: Arc<Roots>,
-    issued: Mutex<HashMap<Identity, Arc<IdentityCertificate>>>,
-    /// Identities that get somebody else's certificate never; those listed here get none at all.
-    pub withheld: Mutex<Vec<Identity>>,
-}
-
-impl Authority {
-    pub fn new() -> Arc<Authority> {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let root = params.self_signed(&key).unwrap();
-        let roots = Roots::from_pem(root.pem().as_bytes(), vec![TrustDomain::default()]).unwrap();
-        Arc::new(Authority {
-            issuer: rcgen::Issuer::new(params, key),
-            roots: Arc::new(roots),
-            issued: Mutex::default(),
-            withheld: Mutex::default(),
-        })
-    }
-
-    pub fn issue(&self, identity: &Identity) -> Arc<IdentityCertificate> {
-        self.issued.lock().entry(identity.clone()).or_insert_with(|| Arc::new(self.mint(identity))).clone()
-    }
-
-    fn mint(&self, identity: &Identity) -> IdentityCertificate {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
-        params.subject_alt_names = vec![rcgen::SanType::URI(identity.to_string().try_into().unwrap())];
-        params.extended_key_usages =
-            vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
-        params.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        let (chain, key) = (certificate.pem(), key.serialize_pem());
-        IdentityCertificate::from_pem(
-            identity.clone(),
-            chain.as_bytes(),
-            key.as_bytes(),
-            self.roots.clone(),
-            1,
-            mesh_runtime::clock::now(),
-        )
-        .unwrap()
-    }
-}
-
-impl Certificates for Authority {
-    fn current(&self, identity: &Identity) -> Option<Arc<IdentityCertificate>> {
-        (!self.withheld.lock().contains(identity)).then(|| self.issue(identity))
-    }
-
-    fn fetch<'a>(&'a self, _identity: &'a Identity) -> FetchedCertificate<'a> {
-        Box::pin(std::future::pending())
-    }
 }
 
 /// One agent.
@@ -379,14 +258,16 @@ pub fn policy_name(name: &str) -> NamespacedName {
     NamespacedName::new(NAMESPACE, name)
 }
 
+/// A policy that asks for mutual TLS on this port.
+pub fn strict_port(name: &str, port: u16) -> Policy {
+    let mut policy = Policy::deny_plaintext(policy_name(name), Scope::WorkloadSelector);
+    let matches = vec![Match { destination_ports: vec![port], ..Match::default() }];
+    policy.rules[0].clauses.push(Clause { matches });
+    policy
+}
+
 /// A policy from its rules, each a list of clauses of one match.
-pub fn policy(
-    name: &str,
-    scope: mesh_core::policy::Scope,
-    action: mesh_core::policy::Action,
-    rules: Vec<Vec<mesh_core::policy::Match>>,
-) -> Policy {
-    use mesh_core::policy::{Clause, Rule};
+pub fn policy(name: &str, scope: Scope, action: Action, rules: Vec<Vec<Match>>) -> Policy {
     let rules = rules
         .into_iter()
         .map(|clauses| Rule { clauses: clauses.into_iter().map(|one| Clause { matches: vec![one] }).collect() })

@@ -1,8 +1,9 @@
 //! Tests of the proxy with real sockets, tunnels and TLS between network namespaces, in one process. `net` makes the namespaces, `mesh` the pods and
-//! agents; the tests are grouped by what they look at.
+//! agents, `fakes` what stands in for the rest; the tests are grouped by what they look at.
 
 #![allow(non_snake_case, reason = "tests carry the ids of the rows that they prove")]
 
+mod fakes;
 mod hostile;
 mod inbound;
 mod lanes;

@@ -107,13 +107,9 @@ async fn hardening_B54_what_is_not_known_of_the_policies_is_undecided() {
 #[tokio::test(flavor = "multi_thread")]
 async fn strict_ports_follow_the_policy() {
     let pair = Pair::start().await;
-    let mut strict = Policy::deny_plaintext(policy_name("ports"), Scope::WorkloadSelector);
-    strict.rules[0]
-        .clauses
-        .push(mesh_core::policy::Clause { matches: vec![Match { destination_ports: vec![9090], ..Match::default() }] });
     let mut server = serving(pair.server.workload());
     server.authorization_policies = [policy_name("ports")].into();
-    pair.apply(vec![Change::Policy(strict), Change::Workload(server)]);
+    pair.apply(vec![Change::Policy(strict_port("ports", 9090)), Change::Workload(server)]);
     eventually("the kernel is in step", || {
         pair.server.mode() == InboundMode { default_strict: false, ports: vec![(9090, true)], undecided: false }
     })
@@ -130,13 +126,9 @@ async fn strict_ports_follow_the_policy() {
 async fn hardening_R20_a_mode_that_found_no_room_is_tried_again() {
     let pair = Pair::start().await;
     pair.far.kernel.ports_full.store(true, Ordering::Relaxed);
-    let mut strict = Policy::deny_plaintext(policy_name("ports"), Scope::WorkloadSelector);
-    strict.rules[0]
-        .clauses
-        .push(mesh_core::policy::Clause { matches: vec![Match { destination_ports: vec![9090], ..Match::default() }] });
     let mut server = serving(pair.server.workload());
     server.authorization_policies = [policy_name("ports")].into();
-    pair.apply(vec![Change::Policy(strict), Change::Workload(server)]);
+    pair.apply(vec![Change::Policy(strict_port("ports", 9090)), Change::Workload(server)]);
     eventually("the agent judges", || pair.far.kernel.reduced.load(Ordering::Relaxed) > 0).await;
     assert!(pair.server.mode().undecided);
     pair.far.kernel.ports_full.store(false, Ordering::Relaxed);

@@ -24,6 +24,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpSocket;
 use tokio::sync::oneshot;
 
+use crate::socket::arm;
+
 /// Sockets per family that an idle pod keeps ready.
 const STOCK_MIN: usize = 2;
 /// Sockets per family that a busy pod keeps ready.
@@ -139,6 +141,7 @@ impl NetnsSockets {
             }
             socket.set_reuse_address(true)?;
             socket.bind(&address.into())?;
+            arm(&socket)?;
             socket.listen(BACKLOG)?;
             Ok(socket.into())
         })
@@ -350,7 +353,12 @@ mod tests {
         }
         // The port is free in there whatever listens out here.
         inside.udp(address).await.unwrap();
-        inside.listen_tcp("127.0.0.1:15001".parse().unwrap()).await.unwrap();
+        let listener = inside.listen_tcp("127.0.0.1:15001".parse().unwrap()).await.unwrap();
+        assert_eq!(
+            socket2::SockRef::from(&listener).linger().unwrap(),
+            Some(Duration::ZERO),
+            "armed before it listened"
+        );
         inside.tcp_socket(Family::V6).await.unwrap();
     }
 

@@ -38,13 +38,16 @@ pub fn accept_failure(error: &io::Error) -> AcceptFailure {
 
 /// Accepts for ever: errors of one connection are skipped, exhaustion backs off, so that the loop neither ends nor spins.
 ///
-/// Accepted sockets are armed because the listener is: they inherit that in the kernel, before this process knows of them and without a call for each.
+/// Accepted sockets are armed because the listener is: they inherit that in the kernel, before this process knows of them and without a call for each. Those
+/// that came before the listener was armed have not inherited it, and cannot be told from others: then each one is armed here.
 ///
 /// The last descriptors of the process are not for traffic: a connection that would take one is reset, so that the operator's sockets, the
 /// control plane and the CA always find some. The kernel gives the lowest free number, so a high number means that few are left.
 #[derive(Debug)]
 pub struct AcceptLoop {
     listener: TcpListener,
+    /// Whether everything in the queue has inherited it.
+    armed: bool,
     pause: Duration,
     failures: u64,
     highest: u64,
@@ -62,8 +65,9 @@ impl AcceptLoop {
 
     /// Wraps a listener whose connections may have descriptors below `highest` only.
     fn with_highest(listener: TcpListener, highest: u64) -> io::Result<Self> {
-        SockRef::from(&listener).set_linger(Some(Duration::ZERO))?;
-        Ok(Self { listener, pause: ACCEPT_PAUSE, failures: 0, highest })
+        let armed = SockRef::from(&listener).linger()? == Some(Duration::ZERO);
+        arm(&listener)?;
+        Ok(Self { listener, armed, pause: ACCEPT_PAUSE, failures: 0, highest })
     }
 
     /// How many accepts failed so far.
@@ -79,14 +83,17 @@ impl AcceptLoop {
     /// The next connection; an error means that the listener is gone. Cancel safe.
     pub async fn accept(&mut self) -> io::Result<(Armed, SocketAddr)> {
         loop {
-            let error = match self.listener.accept().await {
+            let accepted = self.listener.accept().await;
+            let accepted =
+                accepted.map(|(stream, peer)| (if self.armed { Armed(stream) } else { Armed::new(stream) }, peer));
+            let error = match accepted {
                 // Armed as it is, dropping it resets it.
                 Ok((stream, _)) if stream.as_raw_fd() as u64 >= self.highest => {
                     io::Error::from_raw_os_error(libc::EMFILE)
                 }
                 Ok((stream, peer)) => {
                     self.pause = ACCEPT_PAUSE;
-                    return Ok((Armed(stream), peer));
+                    return Ok((stream, peer));
                 }
                 Err(error) => error,
             };
@@ -147,6 +154,11 @@ impl Deref for Armed {
     fn deref(&self) -> &TcpStream {
         &self.0
     }
+}
+
+/// Arms a listener: what it accepts inherits that. Before it listens, so that nothing comes earlier.
+pub(crate) fn arm(listener: impl AsFd) -> io::Result<()> {
+    SockRef::from(&listener).set_linger(Some(Duration::ZERO))
 }
 
 /// Closes with a TCP reset.
@@ -260,6 +272,17 @@ mod tests {
             let read = client.read(&mut [0; 1]).await.map_err(|error| error.kind());
             assert_eq!(read, if orderly { Ok(0) } else { Err(io::ErrorKind::ConnectionReset) });
         }
+    }
+
+    #[tokio::test]
+    #[expect(non_snake_case, reason = "tests carry the ids of their rows")]
+    async fn hardening_F37_what_came_before_the_listener_was_armed_ends_as_a_reset_too() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut listener = AcceptLoop::new(listener).unwrap();
+        drop(listener.accept().await.unwrap());
+        let end = client.read(&mut [0; 1]).await.map_err(|error| error.kind());
+        assert_eq!(end, Err(io::ErrorKind::ConnectionReset));
     }
 
     #[tokio::test]

@@ -239,6 +239,29 @@ async fn padding_does_not_use_a_window_up() {
     reading.abort();
 }
 
+/// Whoever never takes on our windows would be out of the limit that they are for (RFC 9113 6.5.3).
+#[tokio::test]
+async fn hardening_B47_settings_that_are_never_acknowledged_end_the_tunnel() {
+    let timeout = Duration::from_millis(200);
+    let config = AcceptorConfig { ping_interval: timeout / 4, ping_timeout: timeout, ..AcceptorConfig::default() };
+    let mut lab = Lab::with(PoolConfig::default(), AcceptorConfig { preface_timeout: timeout / 4, ..config }).await;
+    let mut raw = Raw::connect(&lab).await;
+    // Alive in every other way.
+    let goaway = soon("goaway", async {
+        loop {
+            let frame = raw.next().await.unwrap();
+            match frame.kind {
+                PING if frame.flags & 1 == 0 => raw.send(PING, 1, 0, &frame.payload).await,
+                GOAWAY => return frame.payload,
+                _ => {}
+            }
+        }
+    })
+    .await;
+    assert_eq!(goaway[4..8], 4_u32.to_be_bytes());
+    assert_eq!(soon("end", lab.ends.recv()).await, Some(ServeEnd::Protocol("settings_not_acknowledged")));
+}
+
 /// A drip of bytes is a sign of life only if it leads somewhere.
 #[tokio::test]
 async fn hardening_B43_headers_that_never_end_are_given_up() {
@@ -250,6 +273,7 @@ async fn hardening_B43_headers_that_never_end_are_given_up() {
     let whole = frame(CONTINUATION, 0, 1, &[0; 16_000]);
     for start in [frame(HEADERS, 0, 1, &block), vec![0, 0xff, 0xff, HEADERS, 4, 0, 0, 0, 1]] {
         let mut raw = Raw::connect(&lab).await;
+        raw.send(SETTINGS, 1, 0, &[]).await;
         raw.write(&start).await;
         let whole = whole.clone();
         let drip = tokio::spawn(async move {

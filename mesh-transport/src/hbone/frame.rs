@@ -31,6 +31,7 @@ pub(super) mod code {
     pub(in crate::hbone) const NO_ERROR: u32 = 0;
     pub(in crate::hbone) const PROTOCOL_ERROR: u32 = 1;
     pub(in crate::hbone) const FLOW_CONTROL_ERROR: u32 = 3;
+    pub(in crate::hbone) const SETTINGS_TIMEOUT: u32 = 4;
     pub(in crate::hbone) const STREAM_CLOSED: u32 = 5;
     pub(in crate::hbone) const FRAME_SIZE_ERROR: u32 = 6;
     pub(in crate::hbone) const REFUSED_STREAM: u32 = 7;

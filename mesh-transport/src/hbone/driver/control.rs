@@ -11,7 +11,7 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             if !payload.is_empty() {
                 return Err(Violation(code::FRAME_SIZE_ERROR, "bad_settings"));
             }
-            if std::mem::take(&mut self.unacknowledged) {
+            if self.unacknowledged.take().is_some() {
                 self.tunnel.acknowledged();
             }
             return self.pay(1.0);
@@ -80,9 +80,9 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             queued if queued < QUEUED_LIMIT / 2 => STREAM_WINDOW,
             _ => return,
         };
-        if window != self.offered && !self.unacknowledged {
+        if window != self.offered && self.unacknowledged.is_none() {
             self.offered = window;
-            self.unacknowledged = self.tunnel.offer(window);
+            self.unacknowledged = self.tunnel.offer(window).then(Instant::now);
         }
     }
 

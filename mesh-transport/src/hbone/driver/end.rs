@@ -74,6 +74,11 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
                 self.tunnel.close(Closed::Lost("peer does not answer".into()));
                 return true;
             }
+            // Whoever never takes on a smaller window would be out of the process's limit (RFC 9113 6.5.3).
+            if self.unacknowledged.is_some_and(|since| since.elapsed() >= self.timers.ping_timeout) {
+                self.violated(code::SETTINGS_TIMEOUT, "settings_not_acknowledged");
+                return true;
+            }
             if self.ping_sent.is_none() {
                 self.ping_sent = Some(Instant::now());
                 self.tunnel.control(|out| frame::ping(out, false, PING_ALIVE));

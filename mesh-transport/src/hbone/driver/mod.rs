@@ -134,9 +134,9 @@ pub(super) struct Driver<H> {
     last_peer_stream: u32,
     patience: f64,
     patience_at: Instant,
-    /// The window that our last SETTINGS gave to streams, and whether the peer has yet to acknowledge them.
+    /// The window that our last SETTINGS gave to streams, and since when the peer has yet to acknowledge them.
     offered: i64,
-    unacknowledged: bool,
+    unacknowledged: Option<Instant>,
     tick: Pin<Box<Sleep>>,
     drain: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     goaway_sent: Goaway,
@@ -232,7 +232,7 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             patience: PATIENCE,
             patience_at: now,
             offered: STREAM_WINDOW,
-            unacknowledged: true,
+            unacknowledged: Some(now),
             tick: Box::pin(tokio::time::sleep(timers.preface)),
             drain: None,
             goaway_sent: Goaway::No,

@@ -23,10 +23,14 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             self.out.clear();
         }
         if let Err(Violation(code, word)) = result {
-            tracing::debug!(peer = %self.tunnel.peer, from = %self.tunnel.remote, word, "tunnel violates the protocol");
-            self.tunnel.control(|out| frame::goaway(out, self.last_peer_stream, code, word));
-            self.tunnel.close(Closed::Protocol(word));
+            self.violated(code, word);
         }
+    }
+
+    pub(super) fn violated(&self, code: u32, word: &'static str) {
+        tracing::debug!(peer = %self.tunnel.peer, from = %self.tunnel.remote, word, "tunnel violates the protocol");
+        self.tunnel.control(|out| frame::goaway(out, self.last_peer_stream, code, word));
+        self.tunnel.close(Closed::Protocol(word));
     }
 
     pub(super) fn records(&mut self) -> Checked {

@@ -211,12 +211,11 @@ impl Pool {
                     tunnel.retire();
                     last = HboneError::Reset(code::REFUSED_STREAM);
                 }
-                Ok(Err(error)) => {
-                    if lost_at.is_some() || tunnel.lost_at().is_none() {
-                        return Err(error);
-                    }
+                // Nothing was heard of the request. An answer or a reset is final, even if the tunnel was lost since.
+                Ok(Err(error @ HboneError::Closed(_))) if lost_at.is_none() && tunnel.lost_at().is_some() => {
                     (lost_at, last) = (tunnel.lost_at(), error);
                 }
+                Ok(Err(error)) => return Err(error),
                 Err(_) => {
                     stream.cancel();
                     return Err(HboneError::RequestTimeout);

@@ -1,7 +1,9 @@
 //! Requests whose tunnel fails them before the answer: which of them are asked again, and where.
 
+use http::StatusCode;
+
 use super::*;
-use crate::hbone::{AcceptorConfig, PoolConfig};
+use crate::hbone::{AcceptorConfig, PoolConfig, hpack};
 
 /// What a peer does with a request.
 #[derive(Clone, Copy)]
@@ -14,6 +16,9 @@ enum Deed {
     Leave,
     /// Closes the connection.
     Die,
+    /// Answers 503, or resets the request, and ends the connection in the same breath.
+    DenyAndEnd,
+    ResetAndEnd,
 }
 
 /// A peer whose tunnels do as they are told, one deed for each request, and the agent that asks it.
@@ -57,6 +62,12 @@ impl Scene {
     }
 }
 
+fn status_block(status: StatusCode) -> Vec<u8> {
+    let mut block = Vec::new();
+    hpack::status(&mut block, status);
+    block
+}
+
 async fn serve(mut hand: Hand, deeds: &[Deed]) {
     for deed in deeds {
         let stream = hand.wait(kind::HEADERS).await.stream;
@@ -67,8 +78,13 @@ async fn serve(mut hand: Hand, deeds: &[Deed]) {
             Deed::Refuse => frame::rst_stream(&mut out, stream, frame::code::REFUSED_STREAM),
             Deed::Leave => frame::goaway(&mut out, stream - 2, frame::code::NO_ERROR, ""),
             Deed::Die => return,
+            Deed::DenyAndEnd => frame::headers(&mut out, stream, true, &status_block(StatusCode::SERVICE_UNAVAILABLE)),
+            Deed::ResetAndEnd => frame::rst_stream(&mut out, stream, frame::code::CONNECT_ERROR),
         }
         hand.send(CONTENT_DATA, &out).await;
+        if matches!(deed, Deed::DenyAndEnd | Deed::ResetAndEnd) {
+            hand.tcp.shutdown().await.unwrap();
+        }
     }
     std::future::pending().await
 }
@@ -99,6 +115,23 @@ async fn a_lost_request_does_not_go_to_a_sibling_of_the_tunnel_that_lost_it() {
     until("both have room", || scene.lab.pool.stats().streams == 0).await;
     assert!(scene.ask().await.is_ok());
     assert_eq!(scene.dials(), 3);
+}
+
+/// Answer and end arrive together: by the time that the asking task runs the tunnel is lost.
+#[tokio::test]
+async fn hardening_F1_a_request_that_was_answered_or_reset_is_not_asked_again() {
+    use Deed::{Answer, DenyAndEnd, ResetAndEnd};
+    let denied = Scene::new(PoolConfig::default(), &[&[Answer, DenyAndEnd], &[Answer]]).await;
+    let _first = denied.ask().await.unwrap();
+    let error = denied.ask().await.unwrap_err();
+    assert!(matches!(error, HboneError::Refused(StatusCode::SERVICE_UNAVAILABLE)), "{error}");
+    assert_eq!(denied.dials(), 1);
+
+    let reset = Scene::new(PoolConfig::default(), &[&[Answer, ResetAndEnd], &[Answer]]).await;
+    let _first = reset.ask().await.unwrap();
+    let error = reset.ask().await.unwrap_err();
+    assert!(matches!(error, HboneError::Reset(frame::code::CONNECT_ERROR)), "{error}");
+    assert_eq!(reset.dials(), 1);
 }
 
 #[tokio::test]

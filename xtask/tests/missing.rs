@@ -19,7 +19,7 @@ fn hardening_b199_a_verb_says_in_one_line_what_is_missing() {
         "nsenter (package util-linux)",
     ];
     // These are looked for in the folders where they are installed too.
-    let plugins = ["/usr/lib/cni", "/opt/cni/bin"].iter().any(|folder| Path::new(folder).exists());
+    let plugins = ["/usr/lib/cni", "/opt/cni/bin"].iter().any(|folder| Path::new(folder).join("host-local").is_file());
     let cluster: Vec<&str> = cluster.into_iter().filter(|line| !(plugins && line.starts_with("cni-plugins"))).collect();
     let rows: [(&[&str], String); 9] = [
         (&["cluster", "up"], cluster.join(", ")),

@@ -33,25 +33,31 @@ fn watch(cluster: &Cluster) -> Result<()> {
     command.arg("--kubeconfig").arg(cluster.kubeconfig("admin"));
     command.args(["get", "services", "-A", "--watch", &template]);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("start kubectl")?;
-    let lines = BufReader::new(child.stdout.take().context("no output")?);
-    for line in lines.lines() {
+    let lines = child.stdout.take().map(|output| BufReader::new(output).lines());
+    let served = serve(cluster, lines.context("no output")?, &mut given);
+    // Whatever ended the service: the next watch starts a kubectl of its own.
+    let _ = child.kill();
+    child.wait().context("wait for kubectl")?;
+    served
+}
+
+fn serve(
+    cluster: &Cluster,
+    lines: impl Iterator<Item = std::io::Result<String>>,
+    given: &mut BTreeSet<String>,
+) -> Result<()> {
+    for line in lines {
         let line = line.context("read from kubectl")?;
         let Some(wish) = Wish::read(&line) else { continue };
-        let ingress: Vec<Value> = wish.addresses(cluster, &mut given)?.iter().map(|ip| json!({ "ip": ip })).collect();
+        let ingress: Vec<Value> = wish.addresses(cluster, given)?.iter().map(|ip| json!({ "ip": ip })).collect();
         let patch = json!({ "status": { "loadBalancer": { "ingress": ingress } } }).to_string();
-        cluster.kubectl(&[
-            "patch",
-            "service",
-            wish.name,
-            "--namespace",
-            wish.namespace,
-            "--subresource=status",
-            "--type=merge",
-            "--patch",
-            &patch,
-        ])?;
+        let line = ["patch", "service", wish.name, "--namespace", wish.namespace, "--subresource=status"];
+        match cluster.kubectl(&[&line[..], &["--type=merge", "--patch", &patch]].concat()) {
+            // kubectl prints what has been deleted, too.
+            Err(error) if format!("{error:#}").contains("(NotFound)") => {}
+            patched => drop(patched?),
+        }
     }
-    child.wait().context("wait for kubectl")?;
     Ok(())
 }
 

@@ -79,12 +79,9 @@ pub fn namespaces(plan: Plan) -> Vec<String> {
     names
 }
 
-/// Removes what is left of the network.
-pub fn remove(plan: Plan) -> Result<()> {
-    for netns in namespaces(plan) {
-        ip(None, &format!("netns del {netns}"))?;
-    }
-    Ok(())
+/// Removes a namespace, and what of the network is in it.
+pub fn remove(netns: &str) -> Result<()> {
+    ip(None, &format!("netns del {netns}"))
 }
 
 fn forward(netns: &str) -> Result<()> {

@@ -60,7 +60,7 @@ pub fn power_on(cluster: &Cluster, node: u8) -> Result<()> {
 /// Cuts a node's power: its processes, network, `/run`, bpffs and cgroups are gone, its disk stays.
 pub fn power_off(cluster: &Cluster, node: u8) -> Result<()> {
     let host = Host::Node(node);
-    process::end(&process::inside(&cluster.plan.netns(host)))?;
+    process::end_all(&cluster.plan.netns(host))?;
     if process::netns_path(&cluster.plan.netns(host)).exists() {
         network::detach(cluster.plan, host)?;
     }

@@ -81,6 +81,18 @@ pub fn end(processes: &[Process]) -> Result<()> {
         .context("killed processes do not end")
 }
 
+/// Ends all processes in a network namespace, those too that another one has started meanwhile.
+pub fn end_all(netns: &str) -> Result<()> {
+    for _ in 0..10 {
+        let processes = inside(netns);
+        if processes.is_empty() {
+            return Ok(());
+        }
+        end(&processes)?;
+    }
+    bail!("processes in {netns} start others as fast as they are ended")
+}
+
 /// A zombie counts as gone: whether somebody reaps it is not ours to say.
 fn is_gone(pid: Pid) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };

@@ -118,6 +118,11 @@ fn compile(source: &Source, folder: &Path) -> Result<()> {
     let unfinished = scratch.join("program");
     go(&["build", "-ldflags", &link_flags(source), "-o", &unfinished.to_string_lossy(), "."])?;
     fs::rename(&unfinished, folder.join(source.name))?;
+    // The image of the former program; most have none.
+    let image = folder.join(format!("{}.tar", source.name));
+    if image.exists() {
+        fs::remove_file(&image).with_context(|| format!("remove {}", image.display()))?;
+    }
     fs::write(folder.join(format!("{}.go", source.name)), source.main)?;
     fs::remove_dir_all(&scratch)?;
     Ok(())

@@ -75,13 +75,16 @@ fn apply(cluster: &Cluster, objects: &str) -> Result<()> {
 pub fn down(cluster: &Cluster) -> Result<()> {
     let mut left = Vec::new();
     let mut note = |result: Result<()>| left.extend(result.err().map(|error| format!("{error:#}")));
-    for name in network::namespaces(cluster.plan) {
-        note(process::end(&process::inside(&name)));
+    let namespaces = network::namespaces(cluster.plan);
+    for name in &namespaces {
+        note(process::end_all(name));
     }
     for index in 1..=NODES {
         note(cgroup::remove(&cluster.plan.cgroup(index)));
     }
-    note(network::remove(cluster.plan));
+    for name in &namespaces {
+        note(network::remove(name));
+    }
     if cluster.folder.exists() {
         note(fs::remove_dir_all(&cluster.folder).with_context(|| format!("remove {}", cluster.folder.display())));
     }

@@ -50,7 +50,7 @@ impl Control {
         })?;
         let state_dir = dir.join("control-state");
         let (manifests, cgroup, args) = (manifests.to_path_buf(), cgroup.to_path_buf(), args.to_vec());
-        let clock = Clock::create(dir, "control");
+        let clock = Clock::create(dir, "control")?;
         Ok(Control { netns, state_dir, clock, process: Mutex::new(None), manifests, cgroup, args, spawner })
     }
 

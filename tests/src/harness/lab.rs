@@ -1,5 +1,6 @@
 //! The lab itself: builds the fabric and the nodes, keeps pods, services and manifests in step, starts the mesh, cleans up.
 use super::agent::Agent;
+use super::clock::Clock;
 use super::cluster::Cluster;
 use super::control::Control;
 use super::manifest::{self, Manifests, map};
@@ -61,6 +62,8 @@ pub struct Lab {
     /// Nodes, first is number 1.
     pub nodes: Vec<Arc<Node>>,
     state: Mutex<State>,
+    /// The wall clock of all.
+    pub clock: Clock,
     config: LabConfig,
     cgroup: PathBuf,
     spawner: Arc<Spawner>,
@@ -106,6 +109,7 @@ impl Lab {
             nodes.push(node);
         }
         let lab = Lab {
+            clock: Clock::of_all(&dir),
             run,
             dir,
             manifests,

@@ -95,7 +95,7 @@ impl Node {
         dns.wait_for("ready", Duration::from_secs(10))?;
         let kubelet = Kubelet::start(run_dir.join("enrol.sock"));
         let (agent, next_pod) = (Mutex::new(None), Mutex::new(0));
-        let clock = Clock::create(dir, &name);
+        let clock = Clock::create(dir, &name)?;
         Ok(Node { number, name, netns, cgroup, run_dir, clock, agent, kubelet, next_pod, _dns: dns })
     }
 

@@ -1,7 +1,6 @@
 //! The wall clock jumps or stands still, everywhere or on one node: row F44. What is valid follows it, and nothing else does.
 use crate::pair::{Pair, SOON, TOKEN, let_run};
 use anyhow::{Context, Result, ensure};
-use mesh_tests::harness::clock::Clock;
 use mesh_tests::harness::{Capture, Lab, LabConfig, Need, Node, PodSpec, eventually, in_lab, span, until};
 use std::time::Duration;
 
@@ -20,19 +19,6 @@ fn with_clocks(test: impl FnOnce() -> Result<()>) -> Result<()> {
         return Ok(());
     }
     in_lab(Need::Mesh, test)
-}
-
-/// All clocks: the control plane's first, as it is the one that others wait for.
-fn clocks(lab: &Lab) -> impl Iterator<Item = &Clock> {
-    std::iter::once(&lab.control.clock).chain(lab.nodes.iter().map(|node| &node.clock))
-}
-
-fn set(lab: &Lab, shows: &str) -> Result<()> {
-    clocks(lab).try_for_each(|clock| clock.set(shows))
-}
-
-fn set_right(lab: &Lab) -> Result<()> {
-    clocks(lab).try_for_each(Clock::set_right)
 }
 
 /// How many certificates have been made.
@@ -82,8 +68,8 @@ fn hardening_F44_the_clock_of_the_mesh_jumps_and_connections_go_on() -> Result<(
             for (shows, name) in [(Some(jump), "during"), (None, "after")] {
                 let (before, old) = (issued(lab)?, serial()?);
                 match shows {
-                    Some(shows) => set(lab, shows)?,
-                    None => set_right(lab)?,
+                    Some(shows) => lab.clock.set(shows)?,
+                    None => lab.clock.set_right()?,
                 }
                 let wanted = all_are_renewed && shows.is_some();
                 if wanted {
@@ -118,7 +104,7 @@ fn hardening_F44_after_the_end_of_the_root_everything_is_closed_and_recovers() -
         let before = issued(lab)?;
         let capture = Capture::start(&lab.fabric, &[TOKEN])?;
 
-        set(lab, TEN_YEARS_LATER)?;
+        lab.clock.set(TEN_YEARS_LATER)?;
         eventually("the reason in the dump", RENEWAL, || {
             let code = pair.send()?;
             ensure!(code != 0, "a connection without a valid certificate was served");
@@ -133,7 +119,7 @@ fn hardening_F44_after_the_end_of_the_root_everything_is_closed_and_recovers() -
         ensure!(issued(lab)? == before, "a root that is over signs nothing");
         // Nobody is there who could make another: what was valid before is valid again.
         lab.control.kill();
-        set_right(lab)?;
+        lab.clock.set_right()?;
         eventually("service", RENEWAL, || pair.serves())?;
         ensure!(long.running(), "a connection that was open has been cut");
         lab.control.start()?;
@@ -194,7 +180,7 @@ fn hardening_F44_a_clock_that_stands_still_stops_no_timer() -> Result<()> {
         let pair = Pair::start(config)?;
         let lab = &pair.lab;
         let load = pair.patient(20, 10)?;
-        set(lab, &format!("@{}", mesh_tests::apps::client::now_ms() / 1000))?;
+        lab.clock.set(&format!("@{}", mesh_tests::apps::client::now_ms() / 1000))?;
         let before = issued(lab)?;
         until("three renewals of both", Duration::from_secs(60), || issued(lab).is_ok_and(|n| n >= before + 6.0))?;
         newcomer_is_served(&pair, "newcomer")?;

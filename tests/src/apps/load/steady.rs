@@ -3,7 +3,7 @@ use serde_json::json;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// What to do.
@@ -42,7 +42,7 @@ struct Gap {
     worst: Duration,
 }
 
-/// Runs the plan and prints one JSON line.
+/// Runs the plan and prints one JSON line; before it `started`, when each of the long-lived connections has been through once or has failed.
 pub fn run(plan: &Plan) {
     let tally = Tally::default();
     let stop = std::sync::Arc::new(AtomicBool::new(false));
@@ -54,7 +54,14 @@ pub fn run(plan: &Plan) {
     let start = Instant::now();
     const WORKERS: u32 = 32;
     let running = || start.elapsed() < plan.time && !stop.load(Ordering::Relaxed);
-    println!("started");
+    // One for ourselves: who brings it down to nothing says it.
+    let left = AtomicUsize::new(plan.long + 1);
+    let begun = || {
+        if left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            println!("started");
+        }
+    };
+    begun();
     std::thread::scope(|scope| {
         for worker in 0..WORKERS.min(plan.rate) {
             let (tally, running) = (&tally, &running);
@@ -69,8 +76,8 @@ pub fn run(plan: &Plan) {
             });
         }
         for _ in 0..plan.long {
-            let (tally, running) = (&tally, &running);
-            scope.spawn(move || long(plan, tally, running));
+            let (tally, running, begun) = (&tally, &running, &begun);
+            scope.spawn(move || long(plan, tally, running, begun));
         }
     });
     let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
@@ -126,20 +133,29 @@ fn exchange(plan: &Plan) -> std::io::Result<()> {
     if answer == plan.token.as_bytes() { Ok(()) } else { Err(ErrorKind::InvalidData.into()) }
 }
 
-fn long(plan: &Plan, tally: &Tally, running: impl Fn() -> bool) {
+fn long(plan: &Plan, tally: &Tally, running: impl Fn() -> bool, begun: impl Fn()) {
     let mut answer = vec![0; plan.token.len()];
-    let mut hold = || -> std::io::Result<()> {
+    let mut echo = |stream: &mut TcpStream| {
+        stream.write_all(plan.token.as_bytes())?;
+        stream.read_exact(&mut answer)
+    };
+    let mut open = || {
         let mut stream = TcpStream::connect_timeout(&plan.target, plan.limit)?;
         stream.set_read_timeout(Some(plan.limit))?;
         stream.write_all(b"E")?;
+        echo(&mut stream)?;
+        Ok::<_, std::io::Error>(stream)
+    };
+    let opened = open();
+    begun();
+    let held = opened.and_then(|mut stream| {
         while running() {
-            stream.write_all(plan.token.as_bytes())?;
-            stream.read_exact(&mut answer)?;
             std::thread::sleep(Duration::from_millis(50));
+            echo(&mut stream)?;
         }
         Ok(())
-    };
-    if hold().is_err() {
+    });
+    if held.is_err() {
         tally.cut.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -160,7 +160,7 @@ impl Stream {
         inner.send_over = true;
         inner.unanswered = false;
         if inner.recv == Recv::Open {
-            inner.recv = Recv::Reset(code::CANCEL);
+            inner.receives_no_more(Recv::Reset(code::CANCEL));
         }
         inner.drop_received();
         tell
@@ -176,7 +176,7 @@ impl Stream {
             Recv::Open | Recv::Ended => {
                 if refused {
                     inner.send_over = true;
-                    inner.recv = Recv::Ended;
+                    inner.receives_no_more(Recv::Ended);
                     inner.drop_received();
                 }
                 None
@@ -197,7 +197,7 @@ impl Stream {
     pub(in crate::hbone) fn lost(&self) {
         let mut inner = self.inner.lock();
         if !(inner.send_over && inner.recv == Recv::Ended) {
-            inner.recv = Recv::Lost;
+            inner.receives_no_more(Recv::Lost);
         }
         inner.send_over = true;
         inner.removed = true;
@@ -255,7 +255,7 @@ impl Stream {
         if inner.recv != Recv::Open {
             return;
         }
-        inner.recv = Recv::Ended;
+        inner.receives_no_more(Recv::Ended);
         if inner.queue.is_empty()
             && let Some(sink) = &inner.sink
         {
@@ -273,7 +273,7 @@ impl Stream {
             Recv::Ended if matches!(error, code::NO_ERROR | code::CANCEL) => {}
             Recv::Lost => {}
             _ => {
-                inner.recv = Recv::Reset(error);
+                inner.receives_no_more(Recv::Reset(error));
                 inner.drop_received();
             }
         }

@@ -115,9 +115,18 @@ impl Inner {
         self.target = target;
     }
 
+    /// The peer sends no more: the rest of its window is for others to grow, however long the other direction takes.
+    pub(super) fn receives_no_more(&mut self, why: Recv) {
+        self.recv = why;
+        self.count_grown();
+    }
+
     /// No more counts for what the peer may neither send now nor be granted again.
     fn count_grown(&mut self) {
-        let grown = (self.target.max(self.window) - self.first).clamp(0, self.grown);
+        let grown = match self.recv {
+            Recv::Open => (self.target.max(self.window) - self.first).clamp(0, self.grown),
+            _ => 0,
+        };
         if grown < self.grown {
             GROWN.fetch_sub(self.grown - grown, Relaxed);
             self.grown = grown;

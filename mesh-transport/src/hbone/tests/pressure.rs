@@ -201,13 +201,20 @@ async fn a_smaller_window_counts_from_its_acknowledgement_on() {
 
 /// Windows that grew and are not used do not keep others from growing: all of them together may only grow so far.
 #[tokio::test]
-async fn hardening_B47_streams_that_stall_or_rest_give_up_what_they_have_grown() {
+async fn hardening_B47_streams_that_stall_rest_or_end_give_up_what_they_have_grown() {
+    #[derive(PartialEq)]
+    enum Then {
+        Stall,
+        Rest,
+        /// The peer's half only: the stream itself stays for as long as the answer takes.
+        End,
+    }
     const STEP: i64 = SMALL_WINDOW / 2;
     let _turn = TURN.lock().await;
     let lab = Lab::new().await;
     let blob = vec![7; STEP as usize];
     let piece = 0..blob.len();
-    for resting in [false, true] {
+    for then in [Then::Stall, Then::Rest, Then::End] {
         let tunnel = server_half(&lab).await;
         // Whatever is taken is taken in time.
         tunnel.round_trip.store(3_600_000_000_000, Relaxed);
@@ -233,21 +240,25 @@ async fn hardening_B47_streams_that_stall_or_rest_give_up_what_they_have_grown()
         };
         let grown: Vec<_> = (0..8).map(|_| open()).inspect(|stream| while grows(stream) {}).collect();
         for stream in &grown {
-            if resting {
-                // Used as far as it goes without another grant.
-                while let (window, target) = stream.window()
-                    && window - STEP > target / 2
-                {
-                    assert_eq!(take(stream), 0);
+            match then {
+                Then::Stall => {
+                    while stream.count_received(STEP, Role::Server).is_ok() {
+                        assert_eq!(stream.deliver(&tunnel, &blob, std::slice::from_ref(&piece)), 0, "granted");
+                    }
                 }
-                stream.rest();
-            } else {
-                while stream.count_received(STEP, Role::Server).is_ok() {
-                    assert_eq!(stream.deliver(&tunnel, &blob, std::slice::from_ref(&piece)), 0, "granted");
+                Then::Rest => {
+                    // Used as far as it goes without another grant.
+                    while let (window, target) = stream.window()
+                        && window - STEP > target / 2
+                    {
+                        assert_eq!(take(stream), 0);
+                    }
+                    stream.rest();
                 }
+                Then::End => stream.end(),
             }
         }
-        if resting {
+        if then == Then::Rest {
             assert!(tunnel.offer(SMALL_WINDOW));
             tunnel.acknowledged();
         }

@@ -209,6 +209,11 @@ pub(crate) fn read(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
     transfer(stream, Interest::READABLE, buffer.len(), |mut socket| socket.read(buffer))
 }
 
+/// Reads what is there, although the reactor may not have heard of it: the last look at a socket that is broken.
+pub(crate) fn read_unasked(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    (&*SockRef::from(stream)).read(buffer)
+}
+
 /// Whether the reactor has heard of more after a short read: most often the other end's FIN.
 pub(crate) fn may_have_ended(stream: &TcpStream) -> bool {
     stream.ready(Interest::READABLE).now_or_never().is_some()

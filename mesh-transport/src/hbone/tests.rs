@@ -268,38 +268,49 @@ async fn hardening_F41_a_tunnel_to_an_expired_server_takes_no_more_streams() {
     }
 }
 
-/// Whoever refuses us may be gone before our first frames arrive; then the alert is there to be read, but nothing can be written any more.
+/// Whoever refuses us may be gone before our first frames arrive; then the alert is there to be read, but nothing can be written any more. And what is
+/// there to be read the reactor may not have told us yet.
 #[tokio::test]
 async fn the_last_words_of_a_peer_are_read_although_nothing_can_be_written() {
-    let lab = Lab::new().await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let server = async {
-        let (tcp, _) = listener.accept().await.unwrap();
-        Hand::of(tls::accept(tcp, lab.server.server_config()).await.unwrap()).await
-    };
-    let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let config = lab.client.client_config(std::slice::from_ref(&lab.server.identity));
-    let client = async {
-        let mut stream = tls::connect(tcp, config).await.unwrap();
-        stream.tcp.write_all(&std::mem::take(&mut stream.unsent)).await.unwrap();
-        stream
-    };
-    let (stream, mut hand) = tokio::join!(client, server);
-    let TlsStream { tcp: socket, peer, sealer, opener, keys, received, opened, unsent, .. } = stream;
-    hand.send(CONTENT_ALERT, &[2, 44]).await;
-    drop(hand);
-    let parts = Parts { socket, peer, generation: 1, sealer, keys, unsent };
-    let tunnel = Arc::new(Tunnel::new(Role::Client, parts, 1).unwrap());
-    let minute = Duration::from_secs(60);
-    let timers = Timers { preface: minute, ping_interval: minute, ping_timeout: minute, idle: None };
-    let driver = Driver::new(tunnel.clone(), opener, &received, opened, 1, timers, |_| {});
-    until("nothing can be written", || {
-        tunnel.control(|out| frame::ping(out, false, [0; 8]));
-        tunnel.is_blocked()
-    })
-    .await;
-    soon("end", driver.run()).await;
-    assert!(matches!(tunnel.closed(), Some(Closed::Alert(44))));
+    for told in [true, false] {
+        let lab = Lab::new().await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = async {
+            let (tcp, _) = listener.accept().await.unwrap();
+            Hand::of(tls::accept(tcp, lab.server.server_config()).await.unwrap()).await
+        };
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let config = lab.client.client_config(std::slice::from_ref(&lab.server.identity));
+        let client = async {
+            let mut stream = tls::connect(tcp, config).await.unwrap();
+            stream.tcp.write_all(&std::mem::take(&mut stream.unsent)).await.unwrap();
+            stream
+        };
+        let (stream, mut hand) = tokio::join!(client, server);
+        let TlsStream { tcp: socket, peer, sealer, opener, keys, received, opened, unsent, .. } = stream;
+        // From here on nothing is awaited, so the reactor tells of nothing more.
+        let empty = socket.try_read(&mut [0]).map_err(|error| error.kind());
+        assert_eq!(empty, Err(std::io::ErrorKind::WouldBlock));
+        let words = hand.seal(CONTENT_ALERT, &[2, 44]);
+        assert_eq!(hand.tcp.try_write(&words).unwrap(), words.len());
+        drop(hand);
+        let parts = Parts { socket, peer, generation: 1, sealer, keys, unsent };
+        let tunnel = Arc::new(Tunnel::new(Role::Client, parts, 1).unwrap());
+        let minute = Duration::from_secs(60);
+        let timers = Timers { preface: minute, ping_interval: minute, ping_timeout: minute, idle: None };
+        let driver = Driver::new(tunnel.clone(), opener, &received, opened, 1, timers, |_| {});
+        let stuck = (0..10_000).any(|_| {
+            std::thread::sleep(Duration::from_millis(1));
+            tunnel.control(|out| frame::ping(out, false, [0; 8]));
+            tunnel.is_blocked()
+        });
+        assert!(stuck, "it can be written");
+        if told {
+            soon("told", tunnel.socket.readable()).await.unwrap();
+        }
+        soon("end", driver.run()).await;
+        assert!(matches!(tunnel.closed(), Some(Closed::Alert(44))), "told: {told}, {:?}", tunnel.closed());
+    }
 }
 
 #[tokio::test]

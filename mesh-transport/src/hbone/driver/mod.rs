@@ -304,19 +304,17 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
                 return Poll::Pending;
             }
             turn += 1;
-            match self.tunnel.socket.poll_read_ready(cx) {
-                Poll::Pending => {
-                    if let Some(reason) = broken.take() {
-                        self.tunnel.close(reason);
+            if broken.is_none() {
+                match self.tunnel.socket.poll_read_ready(cx) {
+                    Poll::Pending => {
+                        self.give_back();
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(error)) => {
+                        self.tunnel.close(Closed::Lost(error.to_string().into()));
                         continue;
                     }
-                    self.give_back();
-                    return Poll::Pending;
-                }
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(error)) => {
-                    self.tunnel.close(Closed::Lost(error.to_string().into()));
-                    continue;
                 }
             }
             let buffer = self.buffer.get_or_insert_with(|| {
@@ -324,7 +322,11 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
                 buffer[..self.end].copy_from_slice(&std::mem::take(&mut self.rest));
                 buffer
             });
-            match socket::read(&self.tunnel.socket, &mut buffer[self.end..]) {
+            let read = match broken {
+                None => socket::read(&self.tunnel.socket, &mut buffer[self.end..]),
+                Some(_) => socket::read_unasked(&self.tunnel.socket, &mut buffer[self.end..]),
+            };
+            match read {
                 Ok(0) => {
                     // Without TLS' goodbye the end may be an attacker's; open streams see a reset either way.
                     let reason = match broken.take() {
@@ -339,7 +341,11 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
                     let end = self.end + count;
                     self.turn(Some(end));
                 }
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                    if let Some(reason) = broken.take() {
+                        self.tunnel.close(reason);
+                    }
+                }
                 Err(error) => self.tunnel.close(Closed::Lost(error.to_string().into())),
             }
         }

@@ -247,7 +247,7 @@ impl InboundTunnel {
 pub enum ServeEnd {
     /// The peer closed it, or it was drained.
     Closed,
-    /// The transport failed or the peer was silent.
+    /// The transport failed, the peer was silent, or the tunnel was cut here.
     Lost,
     /// The peer broke the protocol; the word names the rule.
     Protocol(&'static str),

@@ -75,7 +75,7 @@ pub(in crate::hbone) enum Closed {
     Done(&'static str),
     /// The pool does not want it any more.
     Purged,
-    /// The transport failed or the peer was silent.
+    /// The transport failed, the peer was silent, or the tunnel was cut here.
     Lost(Arc<str>),
     /// The peer's TLS refused us.
     Alert(u8),
@@ -301,7 +301,8 @@ impl Tunnel {
         }
     }
 
-    /// When the peer or the network ended a tunnel that had worked; `None` if it is not over, or if we ended it, or a broken rule.
+    /// When a tunnel that had worked was lost: by the peer, by the network, or cut here for a revocation or with its driver. A fresh one is judged anew, so
+    /// its requests may be asked again there. `None` if it is not over, was not wanted any more, or ended for an alert or a broken rule.
     pub(in crate::hbone) fn lost_at(&self) -> Option<Instant> {
         let state = self.state.lock();
         let lost = state.settled && matches!(state.closed, Some(Closed::Lost(_) | Closed::Done(_)));

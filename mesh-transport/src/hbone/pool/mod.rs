@@ -175,7 +175,7 @@ impl Pool {
     ///
     /// A request that the peer has not looked at goes to another tunnel. One whose tunnel is lost before the answer goes, once, to a tunnel made after the
     /// loss: whether the peer has acted on it is not known, but no byte of the application is sent before the answer, so all that can have happened is
-    /// a connection without bytes.
+    /// a connection without bytes. If this call had dialled the tunnel itself, it has no other dial, and goes only where others have dialled meanwhile.
     pub async fn connect<D, F>(
         &self,
         key: &TunnelKey,

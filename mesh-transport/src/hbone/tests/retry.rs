@@ -144,6 +144,17 @@ async fn a_request_that_is_lost_again_is_given_up() {
     assert_eq!(scene.dials(), 2);
 }
 
+/// Who has dialled the tunnel that is lost does not dial another.
+#[tokio::test]
+async fn a_request_that_is_lost_in_a_tunnel_of_its_own_is_given_up() {
+    use Deed::{Answer, Die};
+    let scene = Scene::new(PoolConfig::default(), &[&[Die], &[Answer]]).await;
+    let error = scene.ask().await.unwrap_err();
+    assert!(matches!(error, HboneError::Closed(_)), "{error}");
+    assert_eq!(scene.dials(), 1);
+    assert!(scene.ask().await.is_ok(), "the next call dials");
+}
+
 #[tokio::test]
 async fn a_request_whose_tunnel_was_purged_is_given_up() {
     use Deed::{Answer, Ignore};

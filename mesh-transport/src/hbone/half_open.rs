@@ -1,5 +1,5 @@
-//! Who dials us: handshakes at once and how often per source address and in all, and tunnels, per source address and pod, and in all. Asked by the acceptor before it spends anything on a
-//! connection.
+//! Who dials us: handshakes at once and how often per source address and in all, and tunnels, per source address and pod, and in all. Asked by the
+//! acceptor before it spends anything on a connection.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

@@ -247,8 +247,8 @@ impl Pool {
         }
     }
 
-    /// The least loaded tunnel with room, of those made after `since`; else a dial to wait for; else a new dial. A tunnel that is saturated by bytes still serves, but another one is dialled
-    /// beside it for those who come next.
+    /// The least loaded tunnel with room, of those made after `since`; else a dial to wait for; else a new dial. A tunnel that is saturated by bytes
+    /// still serves, but another one is dialled beside it for those who come next.
     fn choose(
         &self,
         key: &TunnelKey,

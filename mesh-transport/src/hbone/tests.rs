@@ -4,6 +4,7 @@
 mod pressure;
 mod records;
 mod retry;
+mod slow;
 
 use std::pin::Pin;
 use std::sync::Arc;

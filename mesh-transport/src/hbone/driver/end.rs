@@ -109,10 +109,18 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             }
             io::Result::Ok(())
         };
-        // Streams that ended in order may have bytes in the queue yet; a peer that reads takes them long before the limit.
+        // Only after a drain were there streams that have ended in order.
         let drained = matches!(self.tunnel.closed(), Some(Closed::Done("drained")));
-        let limit = if drained { self.timers.ping_timeout } else { LINGER };
-        let _ = tokio::time::timeout(limit, sent).await;
+        let (mut left, mut progress) = (self.tunnel.untaken(), Instant::now());
+        let mut still_taken = || {
+            let now = self.tunnel.untaken();
+            if now < left {
+                (left, progress) = (now, Instant::now());
+            }
+            drained && now > 0 && progress.elapsed() < self.timers.ping_timeout
+        };
+        let mut sent = std::pin::pin!(sent);
+        while tokio::time::timeout(LINGER, sent.as_mut()).await.is_err() && still_taken() {}
         socket::finish(&self.tunnel.socket);
         let heard = async {
             let mut buffer = Buffer::take();
@@ -129,16 +137,7 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             io::Result::Ok(())
         };
         let mut heard = std::pin::pin!(heard);
-        let (mut left, mut progress) = (socket::unacknowledged(&self.tunnel.socket), Instant::now());
-        while tokio::time::timeout(LINGER, heard.as_mut()).await.is_err() {
-            let now = socket::unacknowledged(&self.tunnel.socket);
-            if now < left {
-                (left, progress) = (now, Instant::now());
-            }
-            if !drained || now == 0 || progress.elapsed() >= self.timers.ping_timeout {
-                break;
-            }
-        }
+        while tokio::time::timeout(LINGER, heard.as_mut()).await.is_err() && still_taken() {}
         socket::close(&self.tunnel.socket);
     }
 }

@@ -207,6 +207,13 @@ impl Tunnel {
         self.state.lock().writer != Writer::Idle
     }
 
+    /// Bytes that the peer's kernel has not taken: queued here, or with our socket.
+    pub(in crate::hbone) fn untaken(&self) -> usize {
+        // In the order in which they go, so that none is missed.
+        let queued = self.state.lock().pending_bytes;
+        queued + socket::unacknowledged(&self.socket)
+    }
+
     /// Writes queued bytes until the socket is full.
     pub(in crate::hbone) fn flush(&self) -> io::Result<()> {
         let mut state = self.state.lock();

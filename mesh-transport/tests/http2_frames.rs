@@ -242,9 +242,10 @@ async fn padding_does_not_use_a_window_up() {
 /// Whoever never takes on our windows would be out of the limit that they are for (RFC 9113 6.5.3).
 #[tokio::test]
 async fn hardening_B47_settings_that_are_never_acknowledged_end_the_tunnel() {
-    let timeout = Duration::from_millis(200);
+    let timeout = Duration::from_millis(400);
     let config = AcceptorConfig { ping_interval: timeout / 4, ping_timeout: timeout, ..AcceptorConfig::default() };
-    let mut lab = Lab::with(PoolConfig::default(), AcceptorConfig { preface_timeout: timeout / 4, ..config }).await;
+    let mut lab = Lab::with(PoolConfig::default(), AcceptorConfig { preface_timeout: timeout, ..config }).await;
+    let start = Instant::now();
     let mut raw = Raw::connect(&lab).await;
     // Alive in every other way.
     let goaway = soon("goaway", async {
@@ -259,6 +260,8 @@ async fn hardening_B47_settings_that_are_never_acknowledged_end_the_tunnel() {
     })
     .await;
     assert_eq!(goaway[4..8], 4_u32.to_be_bytes());
+    // Behind all that is queued at both ends of a slow link it may take longer than a peer may be silent.
+    assert!(start.elapsed() > timeout * 4, "after {:?}", start.elapsed());
     assert_eq!(soon("end", lab.ends.recv()).await, Some(ServeEnd::Protocol("settings_not_acknowledged")));
 }
 

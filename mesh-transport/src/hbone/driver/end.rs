@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Times of a peer's silence that it has to acknowledge our SETTINGS: they come behind all that is queued at this end, and the answer behind all that is
+/// queued at the other. On a link of 1 Mbit/s that is some fifty seconds each way.
+const SETTINGS_PATIENCE: u32 = 6;
 /// How long a peer has to take our last word, and to close.
 const LINGER: Duration = Duration::from_millis(500);
 
@@ -75,7 +78,8 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
                 return true;
             }
             // Whoever never takes on a smaller window would be out of the process's limit (RFC 9113 6.5.3).
-            if self.unacknowledged.is_some_and(|since| since.elapsed() >= self.timers.ping_timeout) {
+            if self.unacknowledged.is_some_and(|since| since.elapsed() >= self.timers.ping_timeout * SETTINGS_PATIENCE)
+            {
                 self.violated(code::SETTINGS_TIMEOUT, "settings_not_acknowledged");
                 return true;
             }

@@ -157,9 +157,10 @@ impl PodContext {
     /// Brings the kernel's plaintext refusal in step with the policies. False means that the kernel did not take it; the caller tries again. Where the
     /// kernel had no room the agent judges, so that is in step, and is tried again when [`ROOM_RETRY`] is over. Until the pod's workload is known no
     /// connection is refused in the kernel: it is held by the agent instead.
-    pub fn sync_inbound(&self, snapshot: &Snapshot) -> bool {
-        let wanted = self.inbound_mode(snapshot);
+    pub fn sync_inbound(&self) -> bool {
         let mut current = self.inbound.lock();
+        // The newest, by whoever comes last: nobody brings back what was before.
+        let wanted = self.inbound_mode(&self.shared.state.snapshot());
         let is_due = |again_at: Option<Instant>| again_at.is_some_and(|at| Instant::now() >= at);
         if current.as_ref().is_some_and(|accepted| accepted.mode == wanted && !is_due(accepted.again_at)) {
             return true;
@@ -175,6 +176,11 @@ impl PodContext {
             }
         }
         true
+    }
+
+    /// Forgets what the kernel has accepted: somebody else may have written since.
+    pub fn forget_inbound(&self) {
+        *self.inbound.lock() = None;
     }
 
     /// What the kernel should refuse by itself.

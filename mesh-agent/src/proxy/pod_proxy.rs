@@ -67,9 +67,10 @@ impl PodProxy {
     }
 
     /// To be called once the kernel knows the pod: from then on its inbound mode is kept in step, including what changed since
-    /// [`PodProxy::inbound_mode`] was asked.
+    /// [`PodProxy::inbound_mode`] was asked. What was written before, enrolment has replaced.
     pub fn kernel_ready(&self) -> bool {
-        self.context.sync_inbound(&self.context.shared.state.snapshot())
+        self.context.forget_inbound();
+        self.context.sync_inbound()
     }
 
     #[cfg(test)]

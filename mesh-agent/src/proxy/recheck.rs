@@ -47,7 +47,7 @@ async fn apply(shared: &Arc<ProxyShared>, update: Option<&Update>) -> bool {
         if update.is_some() && context.refresh(&snapshot, concerns) {
             cut_denied(&context, &snapshot);
         }
-        in_step &= context.sync_inbound(&snapshot);
+        in_step &= context.sync_inbound();
         tokio::task::yield_now().await;
     }
     if let Some(update) = update {

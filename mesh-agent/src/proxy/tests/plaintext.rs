@@ -121,6 +121,20 @@ async fn strict_ports_follow_the_policy() {
     plain_refused(&pair, 9090).await;
 }
 
+/// Enrolment writes the mode that it was given at its beginning, whatever was written since.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changed_while_the_kernel_took_the_pod_is_in_force() {
+    let pair = Pair::start().await;
+    let mut server = serving(pair.server.workload());
+    server.authorization_policies = [policy_name("ports")].into();
+    pair.apply(vec![Change::Policy(strict_port("ports", 9090)), Change::Workload(server)]);
+    let strict = InboundMode { default_strict: false, ports: vec![(9090, true)], undecided: false };
+    eventually("the kernel is in step", || pair.server.mode() == strict).await;
+    pair.far.kernel.modes.lock().insert(pair.server.pod.netns_cookie, InboundMode::default());
+    assert!(pair.server.proxy.as_ref().unwrap().kernel_ready());
+    assert_eq!(pair.server.mode(), strict);
+}
+
 /// Room for the modes of ports comes back when other pods go, and no change of the pod's own says so.
 #[tokio::test]
 async fn hardening_R20_a_mode_that_found_no_room_is_tried_again() {

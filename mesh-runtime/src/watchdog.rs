@@ -3,6 +3,7 @@
 //! Each watched runtime runs one task that beats once a second; a plain thread looks at the beats. A process that was stopped as a
 //! whole (SIGSTOP, a paused machine) is not stuck: the thread sees that it slept too long itself and starts counting afresh.
 
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -88,10 +89,11 @@ pub fn watch(runtimes: &[(String, Handle)]) {
             let seen: Vec<u64> = beats.iter().map(|(_, beat)| at(beat)).collect();
             match judge.look(now, &seen) {
                 Look::Fine => {}
-                Look::Resumed => eprintln!("the process did not run for more than {BEAT:?}: watching afresh"),
+                Look::Resumed => {
+                    tell(format_args!("the process did not run for more than {:?}: watching afresh", 3 * BEAT))
+                }
                 Look::Stuck(index) => {
-                    // The log may be what is stuck: write to standard error directly.
-                    eprintln!("runtime {} ran no task for {PATIENCE:?}: aborting", beats[index].0);
+                    tell(format_args!("runtime {} ran no task for {PATIENCE:?}: aborting", beats[index].0));
                     std::process::abort();
                 }
             }
@@ -100,6 +102,11 @@ pub fn watch(runtimes: &[(String, Handle)]) {
     if let Err(error) = std::thread::Builder::new().name("watchdog".into()).spawn(look) {
         tracing::warn!(%error, "no watchdog thread");
     }
+}
+
+/// The log may be what is stuck: to standard error directly. Nobody may read that any more, which must not end the watching.
+fn tell(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 #[cfg(test)]

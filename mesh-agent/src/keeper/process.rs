@@ -1,7 +1,7 @@
 //! The keeper's loop: one thread that polls its signals, its worker's socket and one timer, and does what [`Supervisor`] decides.
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -297,7 +297,8 @@ fn start_worker(command: &WorkerCommand) -> io::Result<Worker> {
         ForkResult::Parent { child } => Ok(Worker { pid: child, socket: Some(ours) }),
         ForkResult::Child => {
             let error = prepare_worker(number, keeper).err().unwrap_or_else(|| worker.exec());
-            eprintln!("mesh-agent: cannot execute the worker: {error}");
+            // Nobody may read it, and a macro that panics would unwind into the keeper's own work.
+            let _ = writeln!(io::stderr(), "mesh-agent: cannot execute the worker: {error}");
             // SAFETY: ends the child at once, without running what the keeper meant for its own end.
             unsafe { libc::_exit(EXIT_EXEC) }
         }

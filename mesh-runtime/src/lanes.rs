@@ -101,10 +101,16 @@ impl Lanes {
         Lanes { shared: Arc::new(Shared { lanes, next_home: AtomicUsize::new(0), load: Mutex::new(load) }) }
     }
 
-    /// The lane where a new pod is at home: each in turn.
+    /// The lane where a new pod is at home: each in turn, but for those that hang.
     pub fn home(&self) -> &Handle {
+        &self.shared.lanes[self.next_home()].handle
+    }
+
+    fn next_home(&self) -> usize {
+        let lanes = &self.shared.lanes;
         let next = self.shared.next_home.fetch_add(1, Ordering::Relaxed);
-        &self.shared.lanes[next % self.shared.lanes.len()].handle
+        let mut in_turn = (0..lanes.len()).map(|n| next.wrapping_add(n) % lanes.len());
+        in_turn.find(|lane| lanes[*lane].runs()).unwrap_or(next % lanes.len())
     }
 
     /// The runtimes, by lane.
@@ -138,10 +144,13 @@ impl Lanes {
 }
 
 impl Lane {
+    fn runs(&self) -> bool {
+        alive([self.beat.age()])
+    }
+
     /// Of a lane that hangs and of one whose clock cannot be read nobody knows. Neither must look idle.
     fn used(&self) -> Option<Duration> {
-        let runs = alive([self.beat.age()]);
-        self.clock.now().ok().filter(|_| runs).map(Duration::from)
+        self.clock.now().ok().filter(|_| self.runs()).map(Duration::from)
     }
 }
 
@@ -285,16 +294,25 @@ mod tests {
                 std::thread::yield_now();
             }
         };
+        let wait_for_homes = |homes: [usize; 4]| {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while [(); 4].map(|()| lanes.next_home()) != homes {
+                assert!(Instant::now() < deadline, "never {homes:?}");
+                std::thread::yield_now();
+            }
+        };
         wait_for(true);
         lanes.handles().nth(1).unwrap().spawn(async move {
             let _ = hangs.recv();
         });
         wait_for(false);
         assert_eq!(lanes.shared.lanes[1].used(), None);
+        wait_for_homes([0; 4]);
         assert!(lanes.shared.lanes[1].clock.now().is_ok());
         drop(free);
         wait_for(true);
         assert!(lanes.shared.lanes[1].used().is_some());
+        wait_for_homes([0, 1, 0, 1]);
         running.stop();
     }
 

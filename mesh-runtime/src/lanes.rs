@@ -118,6 +118,11 @@ impl Lanes {
         self.shared.lanes.iter().map(|lane| &lane.handle)
     }
 
+    /// Their signs of life, by lane.
+    pub fn beats(&self) -> impl ExactSizeIterator<Item = &Beat> {
+        self.shared.lanes.iter().map(|lane| &lane.beat)
+    }
+
     /// Whether every one of them runs its tasks.
     pub fn are_alive(&self) -> bool {
         alive(self.shared.lanes.iter().map(|lane| lane.beat.age()))

@@ -75,11 +75,10 @@ impl Beat {
     }
 }
 
-/// Watches `runtimes` until the process ends; a stuck one aborts the process with its name.
-pub fn watch(runtimes: &[(String, Handle)]) {
+/// Watches runtimes by their names until the process ends; a stuck one aborts the process.
+pub fn watch(beats: Vec<(String, Beat)>) {
     let start = Instant::now();
     let elapsed = move || start.elapsed().as_millis() as u64;
-    let beats: Vec<(String, Beat)> = runtimes.iter().map(|(name, runtime)| (name.clone(), Beat::of(runtime))).collect();
     let look = move || {
         let mut judge = Judge { looked_at: elapsed(), amnesty_until: 0 };
         loop {

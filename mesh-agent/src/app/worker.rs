@@ -10,7 +10,8 @@ use mesh_runtime::lanes::Lanes;
 use mesh_runtime::logging::LogControl;
 use mesh_runtime::metrics::Registry;
 use mesh_runtime::signal::Shutdown;
-use mesh_runtime::{Drain, Readiness, task, watchdog};
+use mesh_runtime::watchdog::{self, Beat};
+use mesh_runtime::{Drain, Readiness, task};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::mpsc;
@@ -59,9 +60,11 @@ pub fn run(config: Config) -> Result<i32, Refusal> {
     let (lanes, running) = Lanes::start("data", config.workers).map_err(system("threads of the data plane"))?;
     let control =
         Builder::new_current_thread().thread_name("control").enable_all().build().map_err(system("control runtime"))?;
-    let data = lanes.handles().enumerate().map(|(lane, handle)| (format!("data-{lane}"), handle.clone()));
-    let runtimes: Vec<_> = std::iter::once(("control".to_owned(), control.handle().clone())).chain(data).collect();
-    watchdog::watch(&runtimes);
+    let names = || std::iter::once("control".to_owned()).chain((0..).map(|lane| format!("data-{lane}")));
+    let handles = std::iter::once(control.handle()).chain(lanes.handles()).cloned();
+    let beats = std::iter::once(Beat::of(control.handle())).chain(lanes.beats().cloned());
+    watchdog::watch(names().zip(beats).collect());
+    let runtimes: Vec<_> = names().zip(handles).collect();
     let status = control.block_on(serve(config, log, Arc::new(keeper), lanes, runtimes));
     // Tasks that are left have been told to end; a blocking call that hangs must not keep the process.
     running.stop();

@@ -1,9 +1,11 @@
 //! Named tasks. A panic in one is logged and counted, and ends that task: one connection, one pod. Tasks that the rest of the process cannot
 //! do without are spawned as vital: their panic ends the process, which whoever supervises it starts afresh.
 //!
-//! More than [`PANICS_PER_MINUTE`] panics mean that the process itself is broken, and then a clean restart is the safer state too.
+//! More than [`PANICS_PER_MINUTE`] panics mean that the process itself is broken, and then a clean restart is the safer state too. Those over input that a
+//! stranger wrote ([`contain`]) say nothing of the process, and a fresh one would meet the same input: they are counted, and so many a minute are told of.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::future::Future;
 use std::io::Write;
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
@@ -26,6 +28,13 @@ pub const EXIT_PANIC: i32 = 75;
 
 static PANICS: AtomicU64 = AtomicU64::new(0);
 static RECENT: Mutex<Vec<Instant>> = Mutex::new(Vec::new());
+/// The same of those that were contained.
+static TOLD: Mutex<Vec<Instant>> = Mutex::new(Vec::new());
+
+thread_local! {
+    /// What this thread does is contained; true once there was a panic that is not told of.
+    static CONTAINED: Cell<Option<bool>> = const { Cell::new(None) };
+}
 
 /// Starts `future` on the current runtime. A panic inside is logged with the task's name and ends only this task; the handle then yields
 /// a `JoinError` whose `is_panic` holds.
@@ -56,9 +65,19 @@ where
     tokio::spawn(named(name, true, future))
 }
 
-/// Does a piece of a vital task's work that a stranger's input decides about: a panic inside is logged with `name`, and there is no value.
+/// Does a piece of a vital task's work that a stranger's input decides about: a panic inside is counted and, unless there are many, logged with
+/// `name`, and there is no value.
 pub fn contain<T>(name: &str, work: impl FnOnce() -> T) -> Option<T> {
-    catch_unwind(AssertUnwindSafe(work)).inspect_err(|panic| note(name, panic.as_ref())).ok()
+    let outer = CONTAINED.replace(Some(false));
+    let done = catch_unwind(AssertUnwindSafe(work));
+    let is_silent = CONTAINED.replace(outer) == Some(true);
+    match done {
+        Err(panic) if !is_silent => {
+            note(name, panic.as_ref());
+            None
+        }
+        done => done.ok(),
+    }
 }
 
 /// Panics since they are counted.
@@ -78,8 +97,16 @@ fn count() {
     ONCE.call_once(|| {
         let print = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
-            print(info);
             PANICS.fetch_add(1, Ordering::Relaxed);
+            if CONTAINED.get().is_some() {
+                let is_silent = too_many(&mut TOLD.lock(), Instant::now());
+                CONTAINED.set(Some(is_silent));
+                if !is_silent {
+                    print(info);
+                }
+                return;
+            }
+            print(info);
             if too_many(&mut RECENT.lock(), Instant::now()) {
                 // Not the log, which whoever panics may hold, and not a macro that panics itself.
                 let _ = writeln!(std::io::stderr(), "more than {PANICS_PER_MINUTE} panics within a minute: giving up");
@@ -132,8 +159,11 @@ fn note(name: &str, panic: &(dyn Any + Send)) {
 
 fn too_many(recent: &mut Vec<Instant>, now: Instant) -> bool {
     recent.retain(|at| now.saturating_duration_since(*at) < Duration::from_secs(60));
-    recent.push(now);
-    recent.len() > PANICS_PER_MINUTE
+    let full = recent.len() >= PANICS_PER_MINUTE;
+    if !full {
+        recent.push(now);
+    }
+    full
 }
 
 fn message(panic: &(dyn Any + Send)) -> &str {
@@ -164,6 +194,28 @@ mod tests {
         assert_eq!(panics(), before + 3);
         let text = crate::metrics::encode(&registry);
         assert!(text.contains(&format!("panics_total {}", before + 3)), "{text}");
+    }
+
+    /// Too many panics end the process, so it has one of its own.
+    #[test]
+    fn hardening_f6_contained_panics_are_no_habit_and_fill_no_log() {
+        const ALONE: &str = "UNDERMESH_TEST_CONTAINED";
+        let name = "task::tests::hardening_f6_contained_panics_are_no_habit_and_fill_no_log";
+        if std::env::var_os(ALONE).is_none() {
+            let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
+            let output = alone.args(["--exact", name, "--nocapture"]).env(ALONE, "1").output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{}: {said}", output.status);
+            assert_eq!(said.matches("broken on purpose").count(), PANICS_PER_MINUTE, "{said}");
+            return;
+        }
+        register(&mut Registry::default());
+        for _ in 0..3 * PANICS_PER_MINUTE {
+            assert_eq!(contain("outer", || contain("contained", || panic!("broken on purpose"))), Some(None::<()>));
+        }
+        assert_eq!(panics(), 3 * PANICS_PER_MINUTE as u64);
+        // What is not contained is judged as ever, by its own count.
+        assert_eq!((CONTAINED.get(), RECENT.lock().len()), (None, 0));
     }
 
     #[test]

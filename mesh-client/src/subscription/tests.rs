@@ -177,19 +177,29 @@ fn hardening_F6_a_resource_whose_reading_panics_is_an_unreadable_one() {
         assert!(output.status.success() && said.contains("1 passed"), "{said}");
         return;
     }
-    let fail_next = || std::fs::write(std::env::var_os(failpoint::VARIABLE).unwrap(), "xds-resource").unwrap();
+    let fail = |points: &[&str]| {
+        std::fs::write(std::env::var_os(failpoint::VARIABLE).unwrap(), points.join("\n")).unwrap();
+    };
+    // From now on panics end a process that has too many of them.
+    mesh_runtime::task::register(&mut prometheus_client::registry::Registry::default());
     let mut s = with_workloads(1);
-    fail_next();
+    fail(&["xds-resource"]);
     let pushed = policies(vec![policy_resource("shop/poison"), policy_resource("shop/sound")]);
     let received = s.on_message(pushed, 0);
     assert_eq!(words(&received.changes), ["+shop/sound", "?shop/poison None"]);
     assert!(received.reply.problems[0].contains("shop/poison"), "{:?}", received.reply.problems);
-    fail_next();
+    fail(&["xds-resource"]);
     // Its last form stays, and so do the others.
     let received = s.on_message(addresses(vec![workload(0), workload(1)], vec![]), 0);
     assert_eq!(words(&received.changes), ["+cart-1"]);
     assert_eq!(received.reply.problems.len(), 1);
     assert_eq!(s.held(ADDRESS_TYPE), 3);
+    // More than a process may panic in a minute: the next one would meet them again.
+    fail(&["xds-resource"; 11]);
+    let pushed = (0..12).map(|n| policy_resource(&format!("shop/poison-{n}"))).collect();
+    let received = s.on_message(policies(pushed), 0);
+    assert_eq!((received.changes.len(), received.reply.problems.len()), (12, 11));
+    assert_eq!(mesh_runtime::task::panics(), 13);
 }
 
 #[test]

@@ -80,6 +80,7 @@ fn hardening_F6_a_start_that_panics_is_told_and_can_be_asked_for_again() {
     let answer = client.ask(Payload::Add(pod.add()), &[pod.netns.as_fd(), cgroup.as_fd()]).unwrap();
     assert!(!answer.done && answer.retry && answer.error.contains("panicked"), "{answer:?}");
     assert_eq!((host.not_failed().as_str(), host.pods()), ("", vec!["kept".to_owned()]));
+    assert!(!refers_to(agent.keeper.id() as i32, pod.inode()), "nobody else would have the keeper let go");
     client.add(&pod);
     serves(&host, &pod);
     serves(&host, &kept);

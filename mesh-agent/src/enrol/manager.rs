@@ -44,6 +44,9 @@ pub trait Runner: Send + Sync + 'static {
     /// Lets a pod's connections end within `limit`; the pod stays captured, for the next agent.
     fn drain(self: Arc<Self>, running: Self::Running, limit: Duration) -> impl Future<Output = ()> + Send;
 
+    /// Has nobody hold the sockets of a pod whose start or stop panicked.
+    fn let_go(self: Arc<Self>, uid: ArcStr) -> impl Future<Output = ()> + Send + 'static;
+
     /// Releases what the kernel has captured under these cookies.
     fn release(self: Arc<Self>, cookies: BTreeSet<u64>) -> impl Future<Output = ()> + Send;
 
@@ -151,8 +154,8 @@ enum Done<T> {
 
 /// What a task does, for tasks that panic.
 enum Task {
-    Start(Generation),
-    Stop(Generation),
+    Start(Generation, ArcStr),
+    Stop(Generation, ArcStr),
     Release(BTreeSet<u64>),
 }
 
@@ -256,12 +259,14 @@ impl<R: Runner> Manager<R> {
         let cancel = CancellationToken::new();
         let started = self.runner.clone().start(generation, spec.clone(), payload, captured, cancel.clone());
         let task = self.work.spawn(async move { Done::Started(generation, started.await) });
-        self.tasks.insert(task.id(), Task::Start(generation));
+        self.tasks.insert(task.id(), Task::Start(generation, spec.pod.uid.clone()));
         self.live.insert(generation, Live { spec, cancel, running: None });
     }
 
     fn stop(&mut self, generation: Generation, close: bool) {
-        let running = self.live.remove(&generation).and_then(|live| live.running);
+        let live = self.live.remove(&generation);
+        let uid = live.as_ref().map(|live| live.spec.pod.uid.clone()).unwrap_or_default();
+        let running = live.and_then(|live| live.running);
         let runner = self.runner.clone();
         let task = self.work.spawn(async move {
             if let Some(running) = running {
@@ -269,7 +274,7 @@ impl<R: Runner> Manager<R> {
             }
             Done::Stopped(generation)
         });
-        self.tasks.insert(task.id(), Task::Stop(generation));
+        self.tasks.insert(task.id(), Task::Stop(generation, uid));
     }
 
     fn finished(&mut self, done: Result<(Id, Done<R::Running>), JoinError>) {
@@ -280,15 +285,14 @@ impl<R: Runner> Manager<R> {
             }
             Err(error) => {
                 tracing::error!(%error, "starting or stopping a pod panicked");
-                let task = self.tasks.remove(&error.id());
-                if let Some(Task::Start(generation) | Task::Stop(generation)) = task {
-                    self.apply(Event::BrokeOff { generation });
-                }
-                match task {
-                    Some(Task::Start(generation)) => {
-                        Done::Started(generation, Err(Failure::passing(Code::Failed, "starting the pod panicked")))
+                match self.tasks.remove(&error.id()) {
+                    Some(Task::Start(generation, uid)) => {
+                        let failure = Failure::passing(Code::Failed, "starting the pod panicked");
+                        return self.broke_off(generation, uid, Done::Started(generation, Err(failure)));
                     }
-                    Some(Task::Stop(generation)) => Done::Stopped(generation),
+                    Some(Task::Stop(generation, uid)) => {
+                        return self.broke_off(generation, uid, Done::Stopped(generation));
+                    }
                     Some(Task::Release(cookies)) => Done::Released(cookies),
                     None => Done::Drained,
                 }
@@ -314,6 +318,16 @@ impl<R: Runner> Manager<R> {
             Done::Released(cookies) => self.apply(Event::Released { cookies }),
             Done::Drained => {}
         }
+    }
+
+    /// Clears away what a panic left before the start or stop is over: the pod may be started again then.
+    fn broke_off(&mut self, generation: Generation, uid: ArcStr, done: Done<R::Running>) {
+        self.apply(Event::BrokeOff { generation });
+        let let_go = self.runner.clone().let_go(uid);
+        self.work.spawn(async move {
+            let _ = mesh_runtime::task::spawn("sockets of a pod", let_go).await;
+            done
+        });
     }
 
     fn drain(&mut self, limit: Duration, done: oneshot::Sender<()>) {

@@ -101,7 +101,6 @@ impl Runner for Node {
         captured: bool,
         cancel: CancellationToken,
     ) -> Result<RunningPod, Failure> {
-        mesh_runtime::failpoint::pass("start");
         let Spec { pod, netns } = &*spec;
         let taken_over = payload.taken_over;
         loop {
@@ -151,6 +150,10 @@ impl Runner for Node {
         running.dns.stop();
     }
 
+    async fn let_go(self: Arc<Self>, uid: ArcStr) {
+        self.unkeep(&uid).await;
+    }
+
     async fn release(self: Arc<Self>, cookies: BTreeSet<u64>) {
         tracing::info!(pods = cookies.len(), "releasing pods that an earlier agent had captured and nobody names");
         let kernel = self.kernel.clone();
@@ -187,6 +190,7 @@ impl Node {
         let asked = Instant::now();
         let taken_over = payload.taken_over;
         let (pod, listeners) = self.prepare(generation, spec, payload).await?;
+        mesh_runtime::failpoint::pass("start");
         wanted()?;
         let certificate = CertificateUse::new(&self.certificates, &pod.identity);
         let (listeners, for_kernel) = split(listeners).map_err(failed("duplicate the pod's sockets"))?;

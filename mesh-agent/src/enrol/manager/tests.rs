@@ -1,6 +1,6 @@
 //! The manager with a fake node: starts, stops, panics, cancellation and drain without kernel or sockets.
 
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
 use mesh_proto::convert::{PodDnsRequest, PodRequest};
@@ -14,6 +14,8 @@ use super::*;
 struct FakeNode {
     live: AtomicUsize,
     released: Mutex<Vec<BTreeSet<u64>>>,
+    let_go: Mutex<Vec<ArcStr>>,
+    stop_panics: AtomicBool,
     counts: Mutex<Counts>,
 }
 
@@ -52,12 +54,19 @@ impl Runner for FakeNode {
 
     async fn stop(self: Arc<Self>, running: FakePod, _close: bool) {
         tokio::task::yield_now().await;
+        assert!(!self.stop_panics.load(Ordering::SeqCst), "on purpose");
         drop(running);
     }
 
     async fn drain(self: Arc<Self>, running: FakePod, limit: Duration) {
         tokio::time::sleep(limit).await;
         drop(running);
+    }
+
+    async fn let_go(self: Arc<Self>, uid: ArcStr) {
+        tokio::task::yield_now().await;
+        self.let_go.lock().push(uid);
+        panic!("on purpose");
     }
 
     async fn release(self: Arc<Self>, cookies: BTreeSet<u64>) {
@@ -104,6 +113,7 @@ async fn hardening_f6_a_start_that_panics_or_fails_touches_no_other_pod() {
     assert_eq!(good.await.unwrap(), Ok(()));
     assert_eq!(panics.await.unwrap().unwrap_err().code, Code::Failed);
     assert_eq!(fails.await.unwrap().unwrap_err().code, Code::Failed);
+    assert_eq!(*node.let_go.lock(), ["uid-panics-2"]);
     let pods = manager.pods().await;
     assert_eq!(pods.iter().map(|pod| pod.name.as_str()).collect::<Vec<_>>(), ["good"]);
     assert_eq!(node.live.load(Ordering::SeqCst), 1);
@@ -117,6 +127,18 @@ async fn hardening_f6_a_start_that_panics_or_fails_touches_no_other_pod() {
     };
     tokio::time::timeout(Duration::from_secs(5), released).await.unwrap();
     assert_eq!(*node.released.lock(), [BTreeSet::from([2])]);
+}
+
+#[tokio::test]
+async fn hardening_f6_nothing_is_held_of_a_pod_whose_stop_panicked() {
+    let node = Arc::new(FakeNode::default());
+    let manager = Manager::spawn(node.clone());
+    let session = manager.open_session().await;
+    assert_eq!(add(&manager, session, "pod", 1).await.await.unwrap(), Ok(()));
+    node.stop_panics.store(true, Ordering::SeqCst);
+    assert_eq!(del(&manager, "pod", 1).await, Ok(()));
+    assert_eq!(*node.let_go.lock(), ["uid-pod-1"]);
+    assert_eq!(add(&manager, session, "pod", 1).await.await.unwrap(), Ok(()));
 }
 
 #[tokio::test]

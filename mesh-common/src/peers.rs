@@ -71,7 +71,7 @@ impl Peers {
         let mut way = 0;
         while way < WAYS {
             if bucket[way].is(&peer) {
-                return now.wrapping_sub(bucket[way].asked_at) <= ANSWER_TIME;
+                return now.saturating_sub(bucket[way].asked_at) <= ANSWER_TIME;
             }
             way += 1;
         }
@@ -116,6 +116,10 @@ mod tests {
         assert!(!peers.may_answer(7, &asked, 53, start));
         peers.remember(7, &asked, 53, start);
         assert!(peers.may_answer(7, &asked, 53, start + ANSWER_TIME));
+        assert!(
+            peers.may_answer(7, &asked, 53, start - 1),
+            "asked again by another CPU, after this one has looked at the clock"
+        );
         assert!(!peers.may_answer(7, &asked, 53, start + ANSWER_TIME + 1));
         peers.remember(7, &asked, 53, start + ANSWER_TIME);
         assert!(peers.may_answer(7, &asked, 53, start + 2 * ANSWER_TIME));

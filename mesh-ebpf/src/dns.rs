@@ -82,8 +82,8 @@ fn remember(call: &Call, cookie: u64, pod: &Pod) {
         && (pod.flags & POD_UNDECIDED != 0 || is_strict(cookie, pod, call.source_port()))
         && let Some(peers) = UDP_PEERS.get_ptr_mut(&cookie)
     {
-        // SAFETY: the pointer is a map value that stays mapped while the program runs. What two CPUs write into one place at once is, at
-        // worst, a peer that nobody asked half of.
+        // SAFETY: the pointer is a map value that stays mapped while the program runs. Two CPUs may choose the same oldest place at once:
+        // one of their peers is forgotten then, and what stands there is, at worst, a peer that nobody asked half of.
         unsafe { &mut *peers }.remember(cookie, &call.address(), call.port(), now());
     }
 }

@@ -1,4 +1,4 @@
-//! Finding or making the slot of a destination. Called by the connect hook; the agent frees slots (`mesh-agent::bpf::slots`).
+//! Finding or making the slot of a destination. Called by the connect hook; the agent frees slots (`mesh-agent::bpf::collect`).
 //!
 //! Two CPUs may make two slots for one destination at once: the one that [`SLOT_OF`] forgets dies when its users are gone.
 

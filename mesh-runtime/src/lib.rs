@@ -1,7 +1,7 @@
 //! Process plumbing shared by every binary of the mesh: how a process logs, counts, answers its operator, retries, drains and stops.
 //!
-//! Nothing here knows what a mesh is. Each module is one tool; none keeps global state except the log subscriber and the panic counter,
-//! which are global in Rust itself.
+//! Nothing here knows what a mesh is. Each module is one tool. Global state is only what is global in Rust itself (the log subscriber, the panics),
+//! which lane a thread is, and, in debug builds, what tests set: the clock and the fail points.
 
 pub mod backoff;
 pub mod clock;

@@ -15,7 +15,7 @@ use http::StatusCode;
 use mesh_core::{Service, Snapshot, Workload, ports};
 use mesh_runtime::failpoint;
 use mesh_transport::copy::Peer as CopyPeer;
-use mesh_transport::hbone::{Authority, InboundRequest, ServeEnd};
+use mesh_transport::hbone::{self, Authority, InboundRequest, ServeEnd};
 use mesh_transport::socket::Armed;
 
 use super::connections::{Direction, Endpoints, Live};
@@ -44,6 +44,7 @@ async fn serve_tunnel(context: Arc<PodContext>, tcp: Armed, peer: SocketAddr) {
         _ => return context.refuse(Reason::NotPodAddress, format_args!("tunnel from {peer} to a foreign address")),
     }
     let Some(_place) = context.tunnel_place() else {
+        hbone::refuse_busy(tcp.disarmed());
         return context.refuse(Reason::ConnectionLimit, format_args!("tunnel from {peer}"));
     };
     let certificate = match context.certificate().await {

@@ -24,7 +24,9 @@ pub(crate) use request::fuzz_values;
 pub use request::{
     Authority, AuthorityProblem, Baggage, ConnectRequest, ConnectResponse, Forwarded, TraceParent, WorkloadKind,
 };
-pub use server::{AcceptError, Acceptor, AcceptorConfig, InboundRequest, InboundTunnel, Refusals, ServeEnd, refusals};
+pub use server::{
+    AcceptError, Acceptor, AcceptorConfig, InboundRequest, InboundTunnel, Refusals, ServeEnd, refusals, refuse_busy,
+};
 pub use stream::HboneStream;
 pub(crate) use stream::{Received, Sent};
 

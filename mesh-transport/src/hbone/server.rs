@@ -179,6 +179,12 @@ impl Acceptor {
     }
 }
 
+/// Refuses a connection for a limit of the caller's, before anything is read from it: its client tries another endpoint and does not take this one for
+/// broken.
+pub fn refuse_busy(tcp: TcpStream) {
+    tls::say_busy(&tcp);
+}
+
 /// An authenticated tunnel that is not served yet.
 pub struct InboundTunnel {
     tunnel: Arc<Tunnel>,

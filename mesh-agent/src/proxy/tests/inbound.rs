@@ -135,6 +135,15 @@ async fn a_pod_that_the_configuration_does_not_know_serves_nobody() {
     assert_eq!(served.load(Ordering::SeqCst), 0);
 }
 
+/// Somebody else may have filled the places: whom that keeps out must not take the pod for broken.
+#[tokio::test(flavor = "multi_thread")]
+async fn hardening_F35_a_pod_without_a_place_for_a_tunnel_says_so() {
+    let pair = Pair::with(|config| config.tunnels_per_pod = 0).await;
+    let refused = ask(&pair, Authority::Address(pair.server_address())).await;
+    assert!(matches!(refused, Err(HboneError::PeerBusy)), "{:?}", refused.err());
+    assert_eq!(pair.far.refused(Reason::ConnectionLimit), 1);
+}
+
 /// The client's agent has heard of the pod, the pod's own has not yet.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_waits_a_moment_for_its_own_description() {

@@ -17,9 +17,10 @@ use std::time::Duration;
 
 use mesh_common::decide;
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-/// How often those that have the port's turn look again for a place. Only a port that holds more than its part waits so.
+/// How often those that have the port's turn look again for a place, if none of the pod is given back before: what another pod gives back may do, and
+/// who was woken may have been one that may not have it. So wait ports that hold more than their part, and all of them when the pod has no place left.
 const AGAIN: Duration = Duration::from_millis(20);
 
 /// The part of the table that belongs to no pod; one for the node.
@@ -40,6 +41,8 @@ pub struct Turns {
     per_port: usize,
     /// A short lock, twice per connect to an app of the pod, never over an await.
     held: Mutex<Held>,
+    /// A place was given back.
+    freed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -104,7 +107,7 @@ impl Table {
 impl Turns {
     /// Those of a pod, whose every port has `per_port`.
     pub fn new(table: Arc<Table>, per_port: usize) -> Turns {
-        Turns { table, per_port, held: Mutex::default() }
+        Turns { table, per_port, held: Mutex::default(), freed: Notify::new() }
     }
 
     /// Waits until a connect to `target` may begin. Connects to other ports are waited for only when the pod has no place left at all.
@@ -113,7 +116,7 @@ impl Turns {
         let turns = self.enter(target);
         turn._permit = Some(turns.acquire_owned().await.map_err(io::Error::other)?);
         while !self.place(target) {
-            tokio::time::sleep(AGAIN).await;
+            let _ = tokio::time::timeout(AGAIN, self.freed.notified()).await;
         }
         turn.placed = true;
         Ok(turn)
@@ -146,6 +149,7 @@ impl Drop for Turn<'_> {
         let held = &mut *self.turns.held.lock();
         let Some(port) = held.ports.get_mut(&self.target) else { return };
         if self.placed {
+            self.turns.freed.notify_one();
             self.turns.table.give_back(held.places);
             held.places -= 1;
             port.places -= 1;
@@ -226,6 +230,19 @@ mod tests {
         assert!(held.len() <= places as usize, "{}", held.len());
         held.clear();
         assert_eq!(table.taken.load(Ordering::Acquire), 0);
+    }
+
+    /// What waits for a place of the pod, not for the port's turn, goes on when one is given back: no time passes in this test.
+    #[tokio::test(start_paused = true)]
+    async fn a_place_is_handed_on() {
+        let turns = Turns::new(Table::new(32, 1), 512);
+        let mut all = exhaust(&turns, port(1)).await;
+        assert!(all.len() < 32);
+        let mut waits = Box::pin(turns.take(port(1)));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(waits.as_mut().poll(&mut context).is_pending());
+        all.pop();
+        assert!(waits.as_mut().poll(&mut context).is_ready());
     }
 
     /// A port's next in line goes on when a turn is over, and one that gives up waiting leaves nothing behind.

@@ -199,6 +199,7 @@ fn features_udp_deny_a_closed_pod_takes_answers_and_dns_only() {
         pod.enrol(&node, &InboundMode { default_strict: true, ports: vec![(9001, false)], undecided: false });
         node.config.deny_udp = !deny;
         node.restart();
+        assert_eq!(entries(&node.maps().join("UDP_PEERS")), usize::from(!deny));
         match deny {
             true => pass_datagrams(&node, &pod, 9000),
             false => datagrams_are_refused(&node, &pod, [9000, 9002]),

@@ -321,6 +321,9 @@ fn apply_setting(tables: &Tables, deny_udp: bool) -> io::Result<()> {
         if flags != row.flags {
             tables.pods.set(&cookie, &Pod { flags, ..row }, sys::EXIST)?;
         }
+        if !deny_udp {
+            tables.udp_peers.delete(&cookie)?;
+        }
     }
     Ok(())
 }

@@ -8,10 +8,8 @@
 //! ```
 
 use std::convert::Infallible;
-use std::pin::pin;
 use std::time::Duration;
 
-use http::Request;
 use kube::Client;
 use kube::core::WatchEvent;
 use mesh_runtime::backoff::Backoff;
@@ -20,9 +18,8 @@ use serde::Deserialize;
 use serde_json::Value as Json;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
-use tokio_stream::StreamExt;
 
-use crate::api_server::{Failure, get};
+use crate::api_server::{Failure, follow, get, unreadable};
 
 /// For an answer, or one page of a list, to arrive whole.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -285,26 +282,25 @@ impl<K: Copy, T, D: Fn(&str, Json) -> Option<T>> Follower<K, T, D> {
         let query = [("watch", "true"), bookmarks, ("resourceVersion", at.as_str()), ("timeoutSeconds", &seconds)];
         let path = self.resource.path(version, &query);
         let accept = self.accept("PartialObjectMetadata");
-        let request = match Request::get(path).header(http::header::ACCEPT, accept).body(Vec::new()) {
-            Ok(request) => request,
-            Err(error) => return Ok(Ended::Failed(Failure::new(error))),
+        let mut lines = match follow(&self.client, &path, accept, ANSWER).await {
+            Ok(lines) => lines,
+            Err(failure) => return Ok(ended(failure)),
         };
-        let events = match timeout(ANSWER, self.client.request_events::<Json>(request)).await {
-            Ok(Ok(events)) => events,
-            Ok(Err(error)) => return Ok(ended(error.into())),
-            Err(_) => return Ok(Ended::Failed(Failure::new("the watch is not answered"))),
-        };
-        let mut events = pin!(events);
         loop {
             let next = tokio::select! {
-                next = timeout(self.tuning.idle, events.next()) => next,
+                next = timeout(self.tuning.idle, lines.next()) => next,
                 () = self.events.closed() => return Err(Unwanted),
             };
-            let event = match next {
-                Ok(Some(Ok(event))) => event,
-                Ok(Some(Err(error))) => return Ok(ended(error.into())),
-                Ok(None) => return Ok(Ended::Closed),
+            let line = match next {
+                Ok(Ok(Some(line))) => line,
+                Ok(Err(failure)) => return Ok(ended(failure)),
+                // Half a line is not told of.
+                Ok(Ok(None)) => return Ok(Ended::Closed),
                 Err(_) => return Ok(Ended::Failed(Failure::new("nothing was heard for too long"))),
+            };
+            let event = match serde_json::from_slice::<WatchEvent<Json>>(&line) {
+                Ok(event) => event,
+                Err(error) => return Ok(ended(unreadable(&error))),
             };
             let (object, is_deleted) = match event {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => (Some(object), false),
@@ -313,7 +309,7 @@ impl<K: Copy, T, D: Fn(&str, Json) -> Option<T>> Follower<K, T, D> {
                     *at = bookmark.metadata.resource_version;
                     (None, false)
                 }
-                WatchEvent::Error(status) => return Ok(ended(kube::Error::Api(status).into())),
+                WatchEvent::Error(status) => return Ok(ended(Failure::refused(&status))),
             };
             if backoff.attempts() >= TELL_AFTER {
                 self.send(Event::Heard).await?;

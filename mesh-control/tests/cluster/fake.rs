@@ -210,13 +210,13 @@ impl FakeApi {
                 let code = *code;
                 *times -= 1;
                 state.refusals.retain(|(.., times)| *times > 0);
-                return Ok(failure(code, "refused"));
+                return Ok(refused(code));
             }
         }
         Ok(match (method, name) {
             (Method::GET, Some(name)) => match self.get_plural(&plural, &namespace, &name) {
                 Some(object) => reply(StatusCode::OK, &object),
-                None => failure(404, "not found"),
+                None => failure(404, "NotFound", &json!({ "name": name, "kind": plural })),
             },
             (Method::GET, None) if query.contains_key("watch") => self.watch(&plural, &query),
             (Method::GET, None) => self.list(&plural, &query).await,
@@ -231,7 +231,7 @@ impl FakeApi {
                 object["metadata"]["namespace"] = json!(namespace);
                 let (namespace, name) = key(&object);
                 if self.get_plural(&plural, &namespace, &name).is_some() {
-                    return Ok(failure(409, "already exists"));
+                    return Ok(failure(409, "AlreadyExists", &json!({ "name": name, "kind": plural })));
                 }
                 self.put(object.clone());
                 reply(StatusCode::CREATED, &object)
@@ -240,7 +240,7 @@ impl FakeApi {
                 self.put(body.clone());
                 reply(StatusCode::OK, &body)
             }
-            _ => failure(405, "method not allowed"),
+            _ => failure(405, "MethodNotAllowed", &Json::Null),
         })
     }
 
@@ -287,7 +287,8 @@ impl FakeApi {
                     let new =
                         state.log.iter().filter(|(v, p, _, o)| *v > position && *p == plural && is_wanted(o, &query));
                     let events: Vec<_> = new.map(|(v, _, what, o)| (*v, *what, o.clone())).collect();
-                    (if end == Some(End::Gone) { Vec::new() } else { events }, end)
+                    // What has happened since is not heard of by this watch.
+                    (if end.is_some() { Vec::new() } else { events }, end)
                 };
                 for (version, what, object) in events {
                     position = version;
@@ -371,11 +372,25 @@ fn reply(code: StatusCode, body: &Json) -> Response<Body> {
     response
 }
 
-fn failure(code: u16, message: &str) -> Response<Body> {
-    let mut status = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message,
-        "code": code });
-    if code == 429 {
-        status["details"] = json!({ "retryAfterSeconds": 1 });
-    }
+/// What the API server says that understood the question.
+fn failure(code: u16, reason: &str, details: &Json) -> Response<Body> {
+    let status = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": reason,
+        "reason": reason, "details": details, "code": code });
     reply(StatusCode::from_u16(code).unwrap(), &status)
+}
+
+/// What is said before anybody has understood the question: by the API server's own filters, or by whoever stands before it.
+fn refused(code: u16) -> Response<Body> {
+    let text = match code {
+        404 => "404 page not found\n",
+        429 => "Too Many Requests, please try again later.\n",
+        502 => "",
+        code => return failure(code, "refused", &Json::Null),
+    };
+    let mut response = Response::new(BodyExt::boxed(Full::from(text).map_err(|never| match never {})));
+    *response.status_mut() = StatusCode::from_u16(code).unwrap();
+    if code == 429 {
+        response.headers_mut().insert(http::header::RETRY_AFTER, "2".parse().unwrap());
+    }
+    response
 }

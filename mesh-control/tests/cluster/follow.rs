@@ -124,14 +124,28 @@ async fn hardening_F45_who_is_told_to_wait_waits_and_what_was_known_stays() {
     api.relent();
     following.pods(&["p1", "p2"]).await;
     following.until("no diagnosis", |u| u.diagnoses.is_empty()).await;
-    // "Come back in a second" is heeded.
-    api.refuse("pods", 429, 1);
-    let since = std::time::Instant::now();
-    api.end(End::Gone);
-    api.put(pod("p3", "198.18.1.3"));
-    following.pods(&["p1", "p2", "p3"]).await;
-    assert!(since.elapsed() >= std::time::Duration::from_secs(1));
+    // "Come back in two seconds" is heeded, by lists and by watches.
+    let mut names = vec!["p1", "p2"];
+    for (new, how) in [("p3", End::Gone), ("p4", End::Close)] {
+        api.refuse("pods", 429, 1);
+        let since = std::time::Instant::now();
+        api.end(how);
+        api.put(pod(new, "198.18.1.3"));
+        names.push(new);
+        following.pods(&names).await;
+        assert!(since.elapsed() >= std::time::Duration::from_secs(2), "{new}");
+    }
     assert!(api.requests("GET", "/api/v1/pods") > before);
+}
+
+#[tokio::test]
+async fn hardening_F45_a_refusal_without_a_word_is_one() {
+    let api = istio().await;
+    let mut following = Following::start(&api).await;
+    api.refuse("pods", 502, 1_000_000);
+    api.end(End::Close);
+    let told = |u: &Update| u.diagnoses.iter().any(|d| d.message.contains("the API server answers 502"));
+    following.until("a diagnosis", told).await;
 }
 
 #[tokio::test]

@@ -255,17 +255,18 @@ impl<K: Copy, T, D: Fn(&str, Json) -> Option<T>> Follower<K, T, D> {
         }
     }
 
-    /// The version to ask for. That a custom resource is not there is believed only from its definition: a server that is just starting may not
-    /// know all that it serves.
+    /// The version to ask for. That a custom resource is not there is believed only if the API server says of its definition, by name, that there is
+    /// none: a server that is just starting may not know all that it serves, and what stands before it may know nothing.
     async fn version(&self) -> Result<Option<&'static str>, Failure> {
         let Resource { group, plural, versions, is_custom, .. } = &self.resource;
         if !is_custom {
             return Ok(versions.first().copied());
         }
-        let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{plural}.{group}");
+        let missing = ("customresourcedefinitions".to_owned(), format!("{plural}.{group}"));
+        let path = format!("/apis/apiextensions.k8s.io/v1/{}/{}", missing.0, missing.1);
         let definition: Definition = match get(&self.client, &path, "application/json", ANSWER).await {
             Ok(definition) => definition,
-            Err(failure) if failure.code == 404 => return Ok(None),
+            Err(failure) if failure.missing.as_ref() == Some(&missing) => return Ok(None),
             Err(failure) => return Err(failure),
         };
         let is_served = |version: &&&str| definition.spec.versions.iter().any(|v| v.served && v.name == **version);

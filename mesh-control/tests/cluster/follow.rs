@@ -160,14 +160,18 @@ async fn kinds_that_nobody_has_installed_are_noticed_when_they_come_and_when_the
     api.put(definition("authorizationpolicies", &[("v1", true)]));
     following.until("the policy", |u| policies(u) == ["deny"]).await;
 
-    // A server that does not serve what its definition says is not one without policies.
-    api.refuse("authorizationpolicies", 404, 1_000_000);
-    api.end(End::Cut);
-    following.until("a diagnosis", |u| !u.diagnoses.is_empty()).await;
-    assert_eq!(following.policies(), ["deny"]);
-    api.relent();
-    following.until("no diagnosis", |u| u.diagnoses.is_empty()).await;
-    assert_eq!(following.policies(), ["deny"]);
+    // A server that does not serve what its definition says is not one without policies, nor is one that does not serve definitions.
+    for plural in ["authorizationpolicies", "customresourcedefinitions"] {
+        api.refuse(plural, 404, 1_000_000);
+        api.end(End::Gone);
+        let is_told =
+            |u: &Update| u.diagnoses.iter().any(|d| d.message.contains("AuthorizationPolicy cannot be followed"));
+        following.until("a diagnosis", is_told).await;
+        assert_eq!(following.policies(), ["deny"], "{plural}");
+        api.relent();
+        following.until("no diagnosis", |u| u.diagnoses.is_empty()).await;
+        assert_eq!(following.policies(), ["deny"], "{plural}");
+    }
 
     api.delete("CustomResourceDefinition", "", "authorizationpolicies.security.istio.io");
     api.end(End::Gone);

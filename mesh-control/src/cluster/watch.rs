@@ -17,14 +17,12 @@ use rand::Rng;
 use serde::Deserialize;
 use serde_json::Value as Json;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 use crate::api_server::{Failure, follow, get, unreadable};
 
 /// For an answer, or one page of a list, to arrive whole.
 const ANSWER: Duration = Duration::from_secs(60);
-/// A watch that has lasted so long was worth having: what ends it is no failure in a row with others.
-const WORTH: Duration = Duration::from_secs(2);
 /// Failures in a row after which a list is asked for instead of more of the same.
 const RELIST_AFTER: u32 = 3;
 /// Failures in a row after which they are told of: a cut connection is none of anybody's business.
@@ -94,6 +92,8 @@ pub struct Tuning {
     pub backoff: (Duration, Duration),
     /// Between looks for a kind that is not there.
     pub absent: Duration,
+    /// A watch that has lasted so long since it was answered was worth having: what ends it is no failure in a row with others.
+    pub worth: Duration,
     /// A watch that is silent for so long is dead: API servers send a bookmark every minute.
     pub idle: Duration,
 }
@@ -104,6 +104,7 @@ impl Default for Tuning {
             page: 500,
             backoff: (Duration::from_millis(200), Duration::from_secs(20)),
             absent: Duration::from_secs(5),
+            worth: Duration::from_secs(2),
             idle: Duration::from_secs(150),
         }
     }
@@ -136,6 +137,23 @@ enum Ended {
     Expired,
     /// Somehow.
     Failed(Failure),
+}
+
+/// How it has gone lately.
+struct Health {
+    backoff: Backoff,
+    /// In a row.
+    failures: u32,
+    /// That nothing can be heard was told, and not yet that it can.
+    is_told: bool,
+}
+
+impl Health {
+    /// Something was worth having.
+    fn reset(&mut self) {
+        self.backoff.reset();
+        self.failures = 0;
+    }
 }
 
 /// Whole answers to a list.
@@ -178,49 +196,47 @@ struct DefinitionVersion {
 impl<K: Copy, T, D: Fn(&str, Json) -> Option<T>> Follower<K, T, D> {
     /// Follows until nobody wants to hear of it.
     pub async fn run(self) {
-        let mut backoff = Backoff::new(self.tuning.backoff.0, self.tuning.backoff.1);
-        let Err(Unwanted) = self.forever(&mut backoff).await;
+        let (base, max) = self.tuning.backoff;
+        let mut health = Health { backoff: Backoff::new(base, max), failures: 0, is_told: false };
+        let Err(Unwanted) = self.forever(&mut health).await;
     }
 
-    async fn forever(&self, backoff: &mut Backoff) -> Result<Infallible, Unwanted> {
+    async fn forever(&self, health: &mut Health) -> Result<Infallible, Unwanted> {
         loop {
             let Listed { items, version, mut at } = match self.list().await {
                 Ok(Some(listed)) => listed,
                 Ok(None) => {
                     self.send(Event::Absent).await?;
-                    backoff.reset();
+                    health.is_told = false;
+                    health.reset();
                     let share = rand::rng().random_range(0.8..1.2);
                     self.pause(self.tuning.absent.mul_f64(share)).await?;
                     continue;
                 }
                 Err(failure) => {
-                    self.failed(backoff, failure).await?;
+                    self.failed(health, failure).await?;
                     continue;
                 }
             };
             tracing::debug!(kind = self.resource.plural, version, at, objects = items.len(), "listed");
             self.send(Event::Listed(items)).await?;
+            health.is_told = false;
             loop {
-                let since = Instant::now();
-                let ended = self.watch(version, &mut at, backoff).await?;
-                if since.elapsed() >= WORTH {
-                    backoff.reset();
-                }
-                match ended {
+                match self.watch(version, &mut at, health).await? {
                     Ended::Closed => {
-                        let delay = backoff.next(&mut rand::rng());
+                        let delay = health.backoff.next(&mut rand::rng());
                         self.pause(delay).await?;
                     }
                     Ended::Expired => {
                         tracing::debug!(kind = self.resource.plural, at, "too old to go on from, listing again");
-                        let delay = backoff.next(&mut rand::rng());
+                        let delay = health.backoff.next(&mut rand::rng());
                         self.pause(delay).await?;
                         break;
                     }
                     Ended::Failed(failure) => {
                         let is_gone = failure.code == 404;
-                        self.failed(backoff, failure).await?;
-                        if is_gone || backoff.attempts().is_multiple_of(RELIST_AFTER) {
+                        self.failed(health, failure).await?;
+                        if is_gone || health.failures.is_multiple_of(RELIST_AFTER) {
                             break;
                         }
                     }
@@ -276,54 +292,80 @@ impl<K: Copy, T, D: Fn(&str, Json) -> Option<T>> Follower<K, T, D> {
         }
     }
 
-    async fn watch(&self, version: &str, at: &mut String, backoff: &mut Backoff) -> Result<Ended, Unwanted> {
-        let api_version = self.resource.api_version(version);
+    async fn watch(&self, version: &str, at: &mut String, health: &mut Health) -> Result<Ended, Unwanted> {
         let seconds = rand::rng().random_range(240..300).to_string();
         let bookmarks = ("allowWatchBookmarks", "true");
         let query = [("watch", "true"), bookmarks, ("resourceVersion", at.as_str()), ("timeoutSeconds", &seconds)];
         let path = self.resource.path(version, &query);
-        let accept = self.accept("PartialObjectMetadata");
-        let mut lines = match follow(&self.client, &path, accept, ANSWER).await {
+        let mut lines = match follow(&self.client, &path, self.accept("PartialObjectMetadata"), ANSWER).await {
             Ok(lines) => lines,
             Err(failure) => return Ok(ended(failure)),
         };
+        let answered = Instant::now();
+        let mut heard = answered;
         loop {
+            if answered.elapsed() >= self.tuning.worth {
+                self.heard(health).await?;
+            }
+            let until = if health.is_told { answered + self.tuning.worth } else { heard + self.tuning.idle };
             let next = tokio::select! {
-                next = timeout(self.tuning.idle, lines.next()) => next,
+                next = timeout_at(until, lines.next()) => next,
                 () = self.events.closed() => return Err(Unwanted),
             };
-            let line = match next {
-                Ok(Ok(Some(line))) => line,
-                Ok(Err(failure)) => return Ok(ended(failure)),
-                // Half a line is not told of.
-                Ok(Ok(None)) => return Ok(Ended::Closed),
+            let next = match next {
+                Ok(next) => next,
+                Err(_) if health.is_told => continue,
+                // Not worth anything, however long it was: a server that says nothing is one that fails.
                 Err(_) => return Ok(Ended::Failed(Failure::new("nothing was heard for too long"))),
             };
-            let event = match serde_json::from_slice::<WatchEvent<Json>>(&line) {
-                Ok(event) => event,
-                Err(error) => return Ok(ended(unreadable(&error))),
+            heard = Instant::now();
+            let end = match next {
+                Ok(Some(line)) => match self.line(version, &line, at, health).await? {
+                    None => continue,
+                    Some(end) => end,
+                },
+                // Half a line is not told of.
+                Ok(None) => Ended::Closed,
+                Err(failure) => ended(failure),
             };
-            let (object, is_deleted) = match event {
-                WatchEvent::Added(object) | WatchEvent::Modified(object) => (Some(object), false),
-                WatchEvent::Deleted(object) => (Some(object), true),
-                WatchEvent::Bookmark(bookmark) => {
-                    *at = bookmark.metadata.resource_version;
-                    (None, false)
-                }
-                WatchEvent::Error(status) => return Ok(ended(Failure::refused(&status))),
-            };
-            if backoff.attempts() >= TELL_AFTER {
-                self.send(Event::Heard).await?;
+            if answered.elapsed() >= self.tuning.worth {
+                health.reset();
             }
-            backoff.reset();
-            let Some(object) = object else { continue };
-            let seen = object.pointer("/metadata/resourceVersion").and_then(Json::as_str).map(str::to_owned);
-            if let Some(item) = (self.decode)(&api_version, object) {
-                self.send(if is_deleted { Event::Deleted(item) } else { Event::Applied(item) }).await?;
-            }
-            // Not before it has been told: what is not known may be asked for again.
-            seen.into_iter().for_each(|seen| *at = seen);
+            return Ok(end);
         }
+    }
+
+    /// Takes a line of a watch; how it ends the watch, if it does.
+    async fn line(
+        &self,
+        version: &str,
+        line: &[u8],
+        at: &mut String,
+        health: &mut Health,
+    ) -> Result<Option<Ended>, Unwanted> {
+        let event = match serde_json::from_slice::<WatchEvent<Json>>(line) {
+            Ok(event) => event,
+            Err(error) => return Ok(Some(ended(unreadable(&error)))),
+        };
+        let (object, is_deleted) = match event {
+            WatchEvent::Added(object) | WatchEvent::Modified(object) => (Some(object), false),
+            WatchEvent::Deleted(object) => (Some(object), true),
+            WatchEvent::Bookmark(bookmark) => {
+                *at = bookmark.metadata.resource_version;
+                (None, false)
+            }
+            WatchEvent::Error(status) => return Ok(Some(ended(Failure::refused(&status)))),
+        };
+        self.heard(health).await?;
+        health.reset();
+        let Some(object) = object else { return Ok(None) };
+        let seen = object.pointer("/metadata/resourceVersion").and_then(Json::as_str).map(str::to_owned);
+        if let Some(item) = (self.decode)(&self.resource.api_version(version), object) {
+            self.send(if is_deleted { Event::Deleted(item) } else { Event::Applied(item) }).await?;
+        }
+        // Not before it has been told: what is not known may be asked for again.
+        seen.into_iter().for_each(|seen| *at = seen);
+        Ok(None)
     }
 
     fn accept(&self, metadata: &'static str) -> &'static str {
@@ -334,14 +376,23 @@ impl<K: Copy, T, D: Fn(&str, Json) -> Option<T>> Follower<K, T, D> {
         }
     }
 
-    async fn failed(&self, backoff: &mut Backoff, failure: Failure) -> Result<(), Unwanted> {
-        let delay = backoff.next(&mut rand::rng());
+    async fn failed(&self, health: &mut Health, failure: Failure) -> Result<(), Unwanted> {
+        let delay = health.backoff.next(&mut rand::rng());
         let delay = failure.retry_after.map_or(delay, |least| least + delay);
         tracing::debug!(kind = self.resource.plural, error = %failure, ?delay, "cannot follow");
-        if backoff.attempts() >= TELL_AFTER {
+        health.failures = health.failures.saturating_add(1);
+        if health.failures >= TELL_AFTER {
             self.send(Event::Failing(failure.to_string())).await?;
+            health.is_told = true;
         }
         self.pause(delay).await
+    }
+
+    async fn heard(&self, health: &mut Health) -> Result<(), Unwanted> {
+        if std::mem::take(&mut health.is_told) {
+            self.send(Event::Heard).await?;
+        }
+        Ok(())
     }
 
     async fn pause(&self, delay: Duration) -> Result<(), Unwanted> {

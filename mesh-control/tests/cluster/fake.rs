@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -41,11 +42,13 @@ struct State {
     oldest: u64,
     /// Answers instead of the right ones: plural ("" for any), code, how many.
     refusals: Vec<(String, u16, usize)>,
-    /// Plurals whose lists are held up.
+    /// How long a refusal takes.
+    slowness: Duration,
+    /// What is held up: lists of a plural, or `watches of` it.
     held: Vec<String>,
     /// Watches that began before this many were ended have to end, and how.
     ends: Vec<End>,
-    /// Requests by method and path without the query.
+    /// Requests: what was done (a GET that goes on is a WATCH), and the path without the query.
     requests: Vec<(String, String)>,
     /// What TokenReview says of a token.
     tokens: HashMap<String, Json>,
@@ -161,6 +164,11 @@ impl FakeApi {
         self.state.lock().unwrap().refusals.push((plural.into(), code, times));
     }
 
+    /// Refusals take so long.
+    pub fn slow(&self, slowness: Duration) {
+        self.state.lock().unwrap().slowness = slowness;
+    }
+
     /// Makes the next requests for anything right again.
     pub fn relent(&self) {
         self.state.lock().unwrap().refusals.clear();
@@ -171,12 +179,12 @@ impl FakeApi {
         !self.state.lock().unwrap().refusals.is_empty()
     }
 
-    /// Lists of `plural` wait, or go on.
-    pub fn hold(&self, plural: &str, is_held: bool) {
+    /// Lists of a plural wait, or `watches of` it, or they go on.
+    pub fn hold(&self, what: &str, is_held: bool) {
         let mut state = self.state.lock().unwrap();
-        state.held.retain(|held| held != plural);
+        state.held.retain(|held| held != what);
         if is_held {
-            state.held.push(plural.into());
+            state.held.push(what.into());
         }
         drop(state);
         self.tell();
@@ -184,6 +192,11 @@ impl FakeApi {
 
     pub fn token(&self, token: &str, status: Json) {
         self.state.lock().unwrap().tokens.insert(token.into(), status);
+    }
+
+    /// How often a kind of the core was listed, page by page.
+    pub fn lists(&self, plural: &str) -> usize {
+        self.requests("GET", &format!("/api/v1/{plural}"))
     }
 
     /// How often a path was asked for.
@@ -202,23 +215,31 @@ impl FakeApi {
         let query: HashMap<String, String> =
             form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
         let (plural, namespace, name) = parts(uri.path());
-        {
+        let refusal = {
             let mut state = self.state.lock().unwrap();
-            state.requests.push((method.to_string(), uri.path().to_owned()));
+            let what = if query.contains_key("watch") { "WATCH" } else { method.as_str() };
+            state.requests.push((what.to_owned(), uri.path().to_owned()));
             let refusal = state.refusals.iter_mut().find(|(of, ..)| of.is_empty() || *of == plural);
-            if let Some((_, code, times)) = refusal {
-                let code = *code;
+            let code = refusal.map(|(_, code, times)| {
                 *times -= 1;
-                state.refusals.retain(|(.., times)| *times > 0);
-                return Ok(refused(code));
-            }
+                *code
+            });
+            state.refusals.retain(|(.., times)| *times > 0);
+            code.map(|code| (code, state.slowness))
+        };
+        if let Some((code, slowness)) = refusal {
+            tokio::time::sleep(slowness).await;
+            return Ok(refused(code));
         }
         Ok(match (method, name) {
             (Method::GET, Some(name)) => match self.get_plural(&plural, &namespace, &name) {
                 Some(object) => reply(StatusCode::OK, &object),
                 None => failure(404, "NotFound", &json!({ "name": name, "kind": plural })),
             },
-            (Method::GET, None) if query.contains_key("watch") => self.watch(&plural, &query),
+            (Method::GET, None) if query.contains_key("watch") => {
+                self.held(&format!("watches of {plural}")).await;
+                self.watch(&plural, &query)
+            }
             (Method::GET, None) => self.list(&plural, &query).await,
             (Method::POST, None) if plural == "tokenreviews" => {
                 let token = body["spec"]["token"].as_str().unwrap_or_default();
@@ -248,11 +269,15 @@ impl FakeApi {
         self.state.lock().unwrap().objects.get(plural)?.get(&(namespace.into(), name.into())).cloned()
     }
 
-    async fn list(&self, plural: &str, query: &HashMap<String, String>) -> Response<Body> {
+    async fn held(&self, what: &str) {
         let mut changed = self.changed.subscribe();
-        while self.state.lock().unwrap().held.iter().any(|held| held == plural) {
+        while self.state.lock().unwrap().held.iter().any(|held| held == what) {
             changed.changed().await.unwrap();
         }
+    }
+
+    async fn list(&self, plural: &str, query: &HashMap<String, String>) -> Response<Body> {
+        self.held(plural).await;
         let state = self.state.lock().unwrap();
         let all = state.objects.get(plural).into_iter().flatten();
         let all: Vec<Json> = all.map(|(_, o)| bare(o)).filter(|o| is_wanted(o, query)).collect();

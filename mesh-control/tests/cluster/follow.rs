@@ -43,12 +43,12 @@ async fn nothing_is_delivered_before_everything_has_been_listed() {
     (1..9).for_each(|n| api.put(pod(&format!("p{n}"), &format!("198.18.1.{n}"))));
     api.hold("pods", true);
     api.refuse("authorizationpolicies", 403, 3);
-    let mut source = Following::source(&api).await;
+    let mut source = Following::source(&api, TUNING).await;
     let next = source.next();
     tokio::pin!(next);
     // All kinds but one have been listed; the one is asked for.
     soon("the list of pods", async {
-        while api.requests("GET", "/api/v1/pods") == 0 || api.is_refusing() {
+        while api.lists("pods") == 0 || api.is_refusing() {
             assert!(futures_now(&mut next).await.is_none());
         }
     })
@@ -88,7 +88,7 @@ async fn hardening_F45_a_watch_that_is_too_old_loses_nothing() {
     }
     // Once the first of them is there, each round takes one and brings one: 7 for a moment, never fewer.
     assert!(following.fewest >= 7, "{}", following.fewest);
-    let listed = api.requests("GET", "/api/v1/pods");
+    let listed = api.lists("pods");
     assert!(listed > 6, "{listed}");
 }
 
@@ -112,7 +112,7 @@ async fn hardening_F45_who_is_told_to_wait_waits_and_what_was_known_stays() {
     api.put(pod("p1", "198.18.1.1"));
     let mut following = Following::start(&api).await;
     following.pods(&["p1"]).await;
-    let before = api.requests("GET", "/api/v1/pods");
+    let before = api.lists("pods");
     api.refuse("pods", 500, 1_000_000);
     api.end(End::Cut);
     api.put(pod("p2", "198.18.1.2"));
@@ -135,7 +135,7 @@ async fn hardening_F45_who_is_told_to_wait_waits_and_what_was_known_stays() {
         following.pods(&names).await;
         assert!(since.elapsed() >= std::time::Duration::from_secs(2), "{new}");
     }
-    assert!(api.requests("GET", "/api/v1/pods") > before);
+    assert!(api.lists("pods") > before);
 }
 
 #[tokio::test]
@@ -146,6 +146,38 @@ async fn hardening_F45_a_refusal_without_a_word_is_one() {
     api.end(End::Close);
     let told = |u: &Update| u.diagnoses.iter().any(|d| d.message.contains("the API server answers 502"));
     following.until("a diagnosis", told).await;
+}
+
+#[tokio::test]
+async fn hardening_F45_slow_failures_are_told_of_and_their_end_too() {
+    let api = istio().await;
+    let mut following = Following::start(&api).await;
+    // Each of them takes longer than a watch that was worth having.
+    api.slow(TUNING.worth * 2);
+    api.refuse("pods", 500, 2);
+    api.hold("watches of pods", true);
+    api.end(End::Close);
+    following.until("a diagnosis", |u| !u.diagnoses.is_empty()).await;
+    api.hold("watches of pods", false);
+    // From here on nothing changes any more: neither a list nor an object says that the watch is there again.
+    following.until("no diagnosis", |u| u.diagnoses.is_empty()).await;
+    let listed = api.lists("pods");
+    assert_eq!(listed, 1, "two failures are no reason to list again");
+}
+
+#[tokio::test]
+async fn hardening_F45_a_watch_that_is_silent_for_ever_is_a_failure() {
+    let api = istio().await;
+    let tuning = Tuning { idle: TUNING.worth * 2, ..TUNING };
+    let mut following = Following::tuned(&api, tuning).await;
+    let is_told = |u: &Update| u.diagnoses.iter().any(|d| d.message.contains("nothing was heard for too long"));
+    following.until("a diagnosis", is_told).await;
+    soon("another list", async {
+        while api.lists("pods") < 2 {
+            following.update = following.source.next().await.unwrap();
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

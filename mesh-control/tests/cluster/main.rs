@@ -29,6 +29,7 @@ const TUNING: Tuning = Tuning {
     page: 3,
     backoff: (Duration::from_millis(5), Duration::from_millis(50)),
     absent: Duration::from_millis(20),
+    worth: Duration::from_millis(20),
     idle: Duration::from_secs(30),
 };
 
@@ -72,15 +73,19 @@ struct Following {
 }
 
 impl Following {
-    async fn source(api: &FakeApi) -> ClusterSource {
+    async fn source(api: &FakeApi, tuning: Tuning) -> ClusterSource {
         let folder = tempfile::tempdir().unwrap();
         let client = api_server::connect(Some(&api.kubeconfig(folder.path()))).await.unwrap();
-        ClusterSource::new(&client, TUNING)
+        ClusterSource::new(&client, tuning)
     }
 
     /// Follows; returns with the first state.
     async fn start(api: &FakeApi) -> Following {
-        let mut source = Self::source(api).await;
+        Self::tuned(api, TUNING).await
+    }
+
+    async fn tuned(api: &FakeApi, tuning: Tuning) -> Following {
+        let mut source = Self::source(api, tuning).await;
         let update = soon("the first state", source.next()).await.unwrap();
         Following { source, fewest: usize::MAX, update }
     }

@@ -1,8 +1,10 @@
 //! Tokens of service accounts, checked by the API server (TokenReview). The agent of a node presents the one that its kubelet gave it: it says for whom it is meant,
-//! which service account it is of, and on which node the pod runs that it was made for. What the API server has said is remembered for a moment; while
-//! the API server is away, for as long as the token lasts, so that certificates are renewed all the same.
+//! which service account it is of, and on which node the pod runs that it was made for. What the API server has accepted is remembered for a moment; while
+//! the API server is away, for as long as the token lasts, so that certificates are renewed all the same. What it has refused is not remembered at all:
+//! anybody can make such tokens, and they take nothing's place.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use base64::Engine;
@@ -22,17 +24,37 @@ use crate::clock::unix;
 
 /// Longer than any token of a service account.
 const MAX_TOKEN_BYTES: usize = 16 << 10;
-/// For the API server to answer.
-const ANSWER: Duration = Duration::from_secs(5);
 /// Reviews under way at once: who has no token may not keep the API server busy.
 const REVIEWS: usize = 16;
-/// How long an answer holds.
-const FRESH: Duration = Duration::from_secs(30);
-/// Answers remembered, some for each node's agent.
+/// Tokens remembered, some for each node's agent.
 const REMEMBERED: usize = 20_000;
 
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 const NODE_UID: &str = "authentication.kubernetes.io/node-uid";
+
+/// How long things last; tests have other times.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// How long an answer holds.
+    pub fresh: Duration,
+    /// For a review to begin and be answered. An agent waits longer.
+    pub answer: Duration,
+    /// The same, of a token that was good: it is most likely good still.
+    pub again: Duration,
+    /// How long an answer holds for want of a newer one, while other reviews are answered: who keeps the reviews busy keeps no token good.
+    pub busy: Duration,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self {
+            fresh: Duration::from_secs(30),
+            answer: Duration::from_secs(5),
+            again: Duration::from_secs(2),
+            busy: Duration::from_secs(600),
+        }
+    }
+}
 
 /// Checks tokens of service accounts.
 pub struct Reviewer {
@@ -42,12 +64,13 @@ pub struct Reviewer {
     /// `system:serviceaccount:NAMESPACE:NAME` of those who may call.
     accounts: Vec<String>,
     places: Semaphore,
-    /// How long an answer holds.
-    fresh: Duration,
+    times: Times,
+    /// Reviews that were answered.
+    answered: AtomicU64,
     /// In the log, about reviews that there were not.
     lines: Lines,
-    /// By the hash of the token, which is a secret. A short critical section.
-    known: Mutex<HashMap<[u8; 32], (Answer, Instant)>>,
+    /// Whose tokens were accepted, and when: by the hash of the token, which is a secret. A short critical section.
+    known: Mutex<HashMap<[u8; 32], (Caller, Instant)>>,
 }
 
 /// What the API server said.
@@ -113,16 +136,17 @@ impl Reviewer {
             audiences,
             accounts,
             places: Semaphore::new(REVIEWS),
-            fresh: FRESH,
+            times: Times::default(),
+            answered: AtomicU64::new(0),
             lines: Lines::default(),
             known: Mutex::default(),
         }
     }
 
-    /// The same, with answers that hold for another time.
+    /// The same, with other times.
     #[must_use]
-    pub fn fresh(self, fresh: Duration) -> Self {
-        Self { fresh, ..self }
+    pub fn times(self, times: Times) -> Self {
+        Self { times, ..self }
     }
 
     /// Whose token it is. `node` says whether a node of that name and uid exists.
@@ -137,22 +161,28 @@ impl Reviewer {
         let hash = digest(token);
         let remembered = self.known.lock().get(&hash).cloned();
         let caller = match remembered {
-            Some((answer, at)) if at.elapsed() < self.fresh => answer,
-            remembered => match self.review(token, &claims).await {
-                Ok(answer) => {
-                    self.remember(hash, answer.clone());
-                    answer
-                }
-                Err(failure) => {
-                    if self.lines.admit() {
-                        tracing::warn!(%failure, "the API server reviews no tokens");
+            Some((caller, at)) if at.elapsed() < self.times.fresh => caller,
+            remembered => {
+                let patience = if remembered.is_some() { self.times.again } else { self.times.answer };
+                let answered = self.answered.load(Ordering::Relaxed);
+                match self.review(token, &claims, patience).await {
+                    Ok(answer) => {
+                        self.remember(hash, &answer, now);
+                        answer?
                     }
-                    // It was good, and its time is not over: that is all that can be known now.
-                    let (answer, _) = remembered.filter(|_| failure.is_away()).ok_or(TokenError::Unreviewed)?;
-                    answer
+                    Err(failure) => {
+                        if self.lines.admit() {
+                            tracing::warn!(%failure, "the API server reviews no tokens");
+                        }
+                        // It was good, and its time is not over: that is all that can be known now.
+                        let others = self.answered.load(Ordering::Relaxed) != answered;
+                        let is_enough = |at: Instant| !others || at.elapsed() < self.times.busy;
+                        let known = remembered.filter(|(_, at)| failure.is_away() && is_enough(*at));
+                        known.ok_or(TokenError::Unreviewed)?.0
+                    }
                 }
-            },
-        }?;
+            }
+        };
         if node(&caller.node, caller.uid()) { Ok(caller) } else { Err(TokenError::Node) }
     }
 
@@ -182,8 +212,9 @@ impl Reviewer {
         }
     }
 
-    async fn review(&self, token: &str, claims: &Claims) -> Result<Answer, Failure> {
-        let place = tokio::time::timeout(ANSWER, self.places.acquire()).await;
+    async fn review(&self, token: &str, claims: &Claims, patience: Duration) -> Result<Answer, Failure> {
+        let deadline = Instant::now() + patience;
+        let place = tokio::time::timeout_at(deadline, self.places.acquire()).await;
         let _place = place.map_err(|_| Failure::new("too many reviews are under way"))?.map_err(Failure::new)?;
         let review = json!({
             "apiVersion": "authentication.k8s.io/v1",
@@ -191,7 +222,9 @@ impl Reviewer {
             "spec": { "token": token, "audiences": self.audiences },
         });
         let path = "/apis/authentication.k8s.io/v1/tokenreviews";
-        let review: Review = send(&self.client, Method::POST, path, "application/json", &review, ANSWER).await?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let review: Review = send(&self.client, Method::POST, path, "application/json", &review, left).await?;
+        self.answered.fetch_add(1, Ordering::Relaxed);
         Ok(self.judge(&review.status, claims.exp))
     }
 
@@ -215,14 +248,21 @@ impl Reviewer {
         Ok(Caller::new(node.into(), extra(NODE_UID), expires))
     }
 
-    fn remember(&self, hash: [u8; 32], answer: Answer) {
+    fn remember(&self, hash: [u8; 32], answer: &Answer, now: SystemTime) {
         let mut known = self.known.lock();
-        if known.len() >= REMEMBERED {
-            known.retain(|_, (answer, at)| answer.is_ok() && at.elapsed() < self.fresh * 10);
+        let Ok(caller) = answer else {
+            known.remove(&hash);
+            return;
+        };
+        if known.len() >= REMEMBERED && !known.contains_key(&hash) {
+            known.retain(|_, (caller, _)| !caller.remaining(now).is_zero());
         }
-        if known.len() < REMEMBERED || known.contains_key(&hash) {
-            known.insert(hash, (answer, Instant::now()));
+        if known.len() >= REMEMBERED && !known.contains_key(&hash) {
+            // Each of them was accepted: the one that is good for the shortest time is the least loss.
+            let first = known.iter().min_by_key(|(_, (caller, _))| caller.remaining(now)).map(|(hash, _)| *hash);
+            first.map(|first| known.remove(&first));
         }
+        known.insert(hash, (caller.clone(), Instant::now()));
     }
 }
 
@@ -231,4 +271,38 @@ fn digest(token: &str) -> [u8; 32] {
     let mut out = [0; 32];
     out.copy_from_slice(digest.as_ref());
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn hardening_F46_tokens_that_were_accepted_are_remembered_however_many_others_come() {
+        let client = Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
+        let reviewer = Reviewer::new(client, Vec::new(), &[]);
+        let now = mesh_runtime::clock::now();
+        let good = |seconds: i64| Ok(Caller::new("n".into(), None, unix(now) + seconds));
+        let hash = |kind: u8, number: usize| {
+            let mut hash = [kind; 32];
+            hash[..8].copy_from_slice(&number.to_be_bytes());
+            hash
+        };
+        let has = |hash: [u8; 32]| reviewer.known.lock().contains_key(&hash);
+        reviewer.remember(hash(0, 0), &good(3600), now);
+        (0..REMEMBERED + 1).for_each(|n| reviewer.remember(hash(1, n), &Err(TokenError::Signature), now));
+        assert!(has(hash(0, 0)) && reviewer.known.lock().len() == 1);
+        // Of more than there is room for, those go that are over, then the one that is over next.
+        reviewer.remember(hash(2, 0), &good(0), now);
+        reviewer.remember(hash(2, 1), &good(60), now);
+        (3..REMEMBERED).for_each(|n| reviewer.remember(hash(3, n), &good(120), now));
+        assert!(has(hash(2, 0)) && has(hash(2, 1)));
+        reviewer.remember(hash(4, 0), &good(120), now);
+        assert!(!has(hash(2, 0)) && has(hash(2, 1)));
+        reviewer.remember(hash(4, 1), &good(120), now);
+        assert!(has(hash(0, 0)) && has(hash(4, 1)) && !has(hash(2, 1)));
+        // What is refused is good no longer.
+        reviewer.remember(hash(0, 0), &Err(TokenError::Signature), now);
+        assert!(!has(hash(0, 0)));
+    }
 }

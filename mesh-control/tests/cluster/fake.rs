@@ -44,7 +44,7 @@ struct State {
     refusals: Vec<(String, u16, usize)>,
     /// How long a refusal takes.
     slowness: Duration,
-    /// What is held up: lists of a plural, or `watches of` it.
+    /// What is held up: lists of a plural, or `watches of` it, or reviews of a token.
     held: Vec<String>,
     /// Watches that began before this many were ended have to end, and how.
     ends: Vec<End>,
@@ -179,7 +179,7 @@ impl FakeApi {
         !self.state.lock().unwrap().refusals.is_empty()
     }
 
-    /// Lists of a plural wait, or `watches of` it, or they go on.
+    /// Lists of a plural wait, or `watches of` it, or reviews of a token, or they go on.
     pub fn hold(&self, what: &str, is_held: bool) {
         let mut state = self.state.lock().unwrap();
         state.held.retain(|held| held != what);
@@ -243,6 +243,7 @@ impl FakeApi {
             (Method::GET, None) => self.list(&plural, &query).await,
             (Method::POST, None) if plural == "tokenreviews" => {
                 let token = body["spec"]["token"].as_str().unwrap_or_default();
+                self.held(token).await;
                 let known = self.state.lock().unwrap().tokens.get(token).cloned();
                 let status = known.unwrap_or_else(|| json!({ "authenticated": false, "error": "unknown" }));
                 reply(StatusCode::CREATED, &json!({ "kind": "TokenReview", "status": status, "spec": body["spec"] }))

@@ -57,8 +57,9 @@ fn resource_key(service: &resource::Service) -> Key {
     Key { kind: Kind::Service, namespace: service.namespace.clone(), name: service.name.clone() }
 }
 
-/// Which service gets an address that several have: the oldest one, then the first by name. One that does not say its age comes first: those in files
-/// mostly do not, a copy that was exported from elsewhere does. What was in force before does not count, so that a restart changes nothing: a copy that takes an address does so, and is told of, when it is written.
+/// Which service gets an address that several have: one that does not say its age, then the oldest, then the first by name. Those in files mostly do
+/// not say it, a copy that was exported from elsewhere does. What was in force before does not count, so that a restart changes nothing: a copy that
+/// takes an address does so, and is told of, when it is written.
 fn owners(objects: &Objects) -> BTreeMap<IpAddr, Key> {
     let mut services: Vec<_> = objects.services.values().filter(|s| !s.is_alias).collect();
     // Stable: those of one age stay in the order of their names.

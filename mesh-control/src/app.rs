@@ -129,6 +129,7 @@ impl App {
                     authority.clone(),
                     source.namespaces(),
                     *istio_names,
+                    store.look(),
                     Tuning::default(),
                 );
                 until_drained("root copies", &drain, copies);

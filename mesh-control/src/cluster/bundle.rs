@@ -1,5 +1,6 @@
 //! The root certificate in every namespace, as ConfigMaps, for whatever pods there have to trust the mesh. What is there is followed, and only what is wrong is
-//! written, by server-side apply: replicas may do it at once, and it stays as it is.
+//! written, by server-side apply: replicas may do it at once, and it stays as it is. A root that this replica has never had may be one that others know of
+//! already: it is left for a while, in which this one looks at the root again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,6 +11,8 @@ use http::Method;
 use kube::Client;
 use mesh_core::ArcStr;
 use mesh_runtime::task;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use serde_json::{Value as Json, json};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -30,42 +33,77 @@ const ANSWER: Duration = Duration::from_secs(10);
 const APPLY: &str = "application/apply-patch+yaml";
 
 /// One of the ConfigMaps as it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct RootCopy {
     namespace: ArcStr,
+    /// It has our label. Who changes what is in it leaves the label.
     is_ours: bool,
+    /// Somebody else has written what is in it.
+    is_changed: bool,
     text: Option<String>,
+    /// When that text was first seen.
+    since: Instant,
 }
 
 impl RootCopy {
     /// Reads one.
     pub fn read(object: &Json) -> Option<Self> {
         let text = |path: &str| object.pointer(path).and_then(Json::as_str);
-        let manager = object.pointer("/metadata/labels").and_then(|l| l.get(MANAGED_BY)).and_then(Json::as_str);
+        let label = object.pointer("/metadata/labels").and_then(|l| l.get(MANAGED_BY)).and_then(Json::as_str);
+        let managers = object.pointer("/metadata/managedFields").and_then(Json::as_array);
+        let is_other = |entry: &Json| {
+            let field = entry.pointer("/fieldsV1/f:data").and_then(|data| data.get(format!("f:{ROOTS_FILE}")));
+            field.is_some() && entry.get("manager").and_then(Json::as_str) != Some(MANAGER)
+        };
         Some(Self {
             namespace: text("/metadata/namespace")?.into(),
-            is_ours: manager == Some(MANAGER),
+            is_ours: label == Some(MANAGER),
+            is_changed: managers.is_some_and(|managers| managers.iter().any(is_other)),
             text: object.pointer("/data").and_then(|d| d.get(ROOTS_FILE)).and_then(Json::as_str).map(str::to_owned),
+            since: Instant::now(),
         })
+    }
+
+    fn has(&self, bundle: &str) -> bool {
+        self.is_ours && self.text.as_deref() == Some(bundle)
+    }
+
+    /// Whether it may be the root that another replica of ours has taken over, and this one has not yet.
+    fn may_be_newer(&self, roots: &Roots) -> bool {
+        let text = self.text.as_deref().unwrap_or_default();
+        let is_bundle = || CertificateDer::pem_slice_iter(text.as_bytes()).next().is_some_and(|root| root.is_ok());
+        self.is_ours && self.since.elapsed() < roots.settle && roots.last.as_deref() != Some(text) && is_bundle()
     }
 }
 
 /// What is known of one name: by namespace, once it has been listed.
 type Copies = Option<BTreeMap<ArcStr, RootCopy>>;
 
+/// What this replica knows of the root.
+#[derive(Clone, Debug)]
+pub struct Roots {
+    /// The bundle now.
+    pub bundle: String,
+    /// And before that.
+    pub last: Option<String>,
+    /// Until then this replica has seen every root that others may have.
+    pub settle: Duration,
+}
+
 /// The namespaces where `name` has to be written.
 pub fn wrong<'a>(
     name: &str,
     copies: &'a BTreeMap<ArcStr, RootCopy>,
     namespaces: &'a BTreeSet<ArcStr>,
-    bundle: &'a str,
+    roots: &Roots,
 ) -> Vec<&'a ArcStr> {
-    // Whoever has written one writes all of them.
-    if name != NAMES[0] && copies.values().any(|copy| !copy.is_ours) {
+    // Whoever has written one writes all of them, also if ours were there before.
+    let is_theirs = |copy: &RootCopy| !copy.is_ours || copy.is_changed && !copy.has(&roots.bundle);
+    if name != NAMES[0] && copies.values().any(is_theirs) {
         return Vec::new();
     }
-    let is_right = |ns: &&ArcStr| copies.get(*ns).is_some_and(|c| c.is_ours && c.text.as_deref() == Some(bundle));
-    namespaces.iter().filter(|ns| !is_right(ns)).collect()
+    let is_left = |copy: &RootCopy| copy.has(&roots.bundle) || copy.may_be_newer(roots);
+    namespaces.iter().filter(|namespace| !copies.get(*namespace).is_some_and(is_left)).collect()
 }
 
 /// Keeps the ConfigMaps, for ever.
@@ -74,6 +112,7 @@ pub async fn publish(
     authority: Arc<ArcSwap<Authority>>,
     mut namespaces: watch::Receiver<BTreeSet<ArcStr>>,
     istio_too: bool,
+    look_at_root: Duration,
     tuning: Tuning,
 ) {
     let (sender, mut events) = mpsc::channel(256);
@@ -96,6 +135,11 @@ pub async fn publish(
     let mut copies: [Copies; 2] = [None, None];
     // What was written a moment ago has perhaps not been heard of yet.
     let mut tried: BTreeMap<(usize, ArcStr), Instant> = BTreeMap::new();
+    // The API server wants no more before.
+    let mut resting: Option<Instant> = None;
+    // What was last complained of.
+    let mut complaint = String::new();
+    let mut roots = Roots { bundle: authority.load().bundle().to_owned(), last: None, settle: 2 * look_at_root };
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -116,28 +160,68 @@ pub async fn publish(
             _ = look.tick() => {}
         }
         let names = namespaces.borrow_and_update().clone();
-        let bundle = authority.load().bundle().to_owned();
+        if resting.is_some_and(|until| Instant::now() < until) {
+            continue;
+        }
+        let authority = authority.load();
+        if authority.bundle() != roots.bundle {
+            roots.last = Some(std::mem::replace(&mut roots.bundle, authority.bundle().to_owned()));
+        }
+        drop(authority);
         tried.retain(|_, at| at.elapsed() < LOOK);
-        for (index, (name, known)) in NAMES.iter().zip(&copies).enumerate() {
+        let mut first = None;
+        'round: for (index, (name, known)) in NAMES.iter().zip(&copies).enumerate() {
             let Some(known) = known else { continue };
-            for namespace in wrong(name, known, &names, &bundle) {
-                if tried.contains_key(&(index, namespace.clone())) {
+            for namespace in wrong(name, known, &names, &roots) {
+                let key = (index, namespace.clone());
+                if tried.contains_key(&key) {
                     continue;
                 }
-                tried.insert((index, namespace.clone()), Instant::now());
-                if let Err(failure) = write(&client, name, namespace, &bundle).await {
-                    // A namespace that is being deleted says no; one that is not there yet, too. The next look tries again.
-                    tracing::debug!(%namespace, name, %failure, "cannot write the root certificate");
+                let Err(failure) = write(&client, name, namespace, &roots.bundle).await else {
+                    tried.insert(key, Instant::now());
+                    continue;
+                };
+                tracing::debug!(%namespace, name, %failure, "cannot write the root certificate");
+                let (is_away, wait) = (failure.is_away(), failure.retry_after.unwrap_or_default());
+                // A namespace that is being deleted says no; one that is not there, too.
+                if failure.code != 404 && !failure.to_string().contains("because it is being terminated") {
+                    first.get_or_insert((name, namespace, failure));
                 }
+                if is_away {
+                    // The others would fare no better.
+                    let until = Instant::now() + wait.max(LOOK);
+                    look.reset_at(until);
+                    resting = Some(until);
+                    break 'round;
+                }
+                tried.insert(key, Instant::now());
+            }
+        }
+        if let Some((name, namespace, failure)) = first {
+            let text = failure.to_string();
+            if text != complaint {
+                tracing::warn!(%namespace, name, %failure, "cannot write the root certificate, trying again");
+                complaint = text;
             }
         }
     }
 }
 
 fn take(copies: &mut Copies, event: Event<RootCopy>) {
+    let since = |old: Option<&RootCopy>, copy: RootCopy| {
+        let since = old.filter(|old| old.text == copy.text).map_or(copy.since, |old| old.since);
+        (copy.namespace.clone(), RootCopy { since, ..copy })
+    };
     match event {
-        Event::Listed(all) => *copies = Some(all.into_iter().map(|copy| (copy.namespace.clone(), copy)).collect()),
-        Event::Applied(copy) => drop(copies.get_or_insert_default().insert(copy.namespace.clone(), copy)),
+        Event::Listed(all) => {
+            let old = copies.take().unwrap_or_default();
+            *copies = Some(all.into_iter().map(|copy| since(old.get(&copy.namespace), copy)).collect());
+        }
+        Event::Applied(copy) => {
+            let known = copies.get_or_insert_default();
+            let (namespace, copy) = since(known.get(&copy.namespace), copy);
+            known.insert(namespace, copy);
+        }
         Event::Deleted(copy) => drop(copies.get_or_insert_default().remove(&copy.namespace)),
         Event::Failing(why) => tracing::warn!(%why, "cannot follow the ConfigMaps of the root certificate"),
         Event::Absent | Event::Heard => {}

@@ -1,8 +1,11 @@
 //! What is kept of an object, and what a series of events leaves in force.
 
+use std::time::Duration;
+
+use mesh_core::ArcStr;
 use serde_json::{Value as Json, json};
 
-use super::bundle::{RootCopy, wrong};
+use super::bundle::{RootCopy, Roots, wrong};
 use super::decode::{Item, decode, strip};
 use super::inventory::Inventory;
 use super::watch::Event;
@@ -143,27 +146,42 @@ fn it_waits_for_what_has_not_been_heard_of_and_says_why() {
 
 #[test]
 fn copies_of_the_root_are_written_where_they_are_wrong() {
-    let copy = |namespace: &str, owner: Option<&str>, text: &str| {
-        let labels = owner.map_or(json!(null), |o| json!({ "app.kubernetes.io/managed-by": o }));
-        let object =
-            json!({ "metadata": { "namespace": namespace, "labels": labels }, "data": { "root-cert.pem": text } });
-        let copy = RootCopy::read(&object).unwrap();
-        (namespace.into(), copy)
+    let root = |name: &str| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        rcgen::CertificateParams::new([name.to_owned()]).unwrap().self_signed(&key).unwrap().pem()
+    };
+    let (now, before, unknown) = (root("now"), root("before"), root("unknown"));
+    let copy = |namespace: &str, label: Option<&str>, writer: &str, text: &str| {
+        let labels = label.map_or(json!(null), |label| json!({ "app.kubernetes.io/managed-by": label }));
+        let fields = json!([
+            { "manager": "kube-controller-manager", "fieldsV1": { "f:metadata": { "f:annotations": {} } } },
+            { "manager": writer, "fieldsV1": { "f:data": { ".": {}, "f:root-cert.pem": {} } } },
+        ]);
+        let object = json!({ "metadata": { "namespace": namespace, "labels": labels, "managedFields": fields },
+            "data": { "root-cert.pem": text } });
+        (ArcStr::from(namespace), RootCopy::read(&object).unwrap())
     };
     let namespaces = ["a", "b", "c"].map(Into::into).into();
-    let ours = Some("mesh-control");
-    for (name, copies, expected) in [
-        ("undermesh-root-cert", vec![], vec!["a", "b", "c"]),
-        (
-            "undermesh-root-cert",
-            vec![copy("a", ours, "root"), copy("b", ours, "old"), copy("gone", ours, "x")],
-            vec!["b", "c"],
-        ),
-        ("undermesh-root-cert", vec![copy("a", None, "root")], vec!["a", "b", "c"]),
-        ("istio-ca-root-cert", vec![copy("a", ours, "root")], vec!["b", "c"]),
-        ("istio-ca-root-cert", vec![copy("a", ours, "root"), copy("b", None, "theirs")], vec![]),
+    let (us, them) = ("mesh-control", "pilot-discovery");
+    let ours = |namespace: &str, text: &str| copy(namespace, Some(us), us, text);
+    let (own, istio) = ("undermesh-root-cert", "istio-ca-root-cert");
+    let (long, short) = (Duration::from_secs(3600), Duration::ZERO);
+    for (what, name, copies, settle, expected) in [
+        ("none yet", own, vec![], long, vec!["a", "b", "c"]),
+        ("one of a namespace that is gone", own, vec![ours("a", &now), ours("gone", "x")], long, vec!["b", "c"]),
+        ("one that is no root", own, vec![ours("a", &now), ours("b", "broken")], long, vec!["b", "c"]),
+        ("without our label", own, vec![copy("a", None, us, &now)], long, vec!["a", "b", "c"]),
+        ("written by others, and right", own, vec![copy("a", Some(us), them, &now)], long, vec!["b", "c"]),
+        ("of the root before", own, vec![ours("a", &now), ours("b", &before)], long, vec!["b", "c"]),
+        ("of the root after", own, vec![ours("a", &unknown)], long, vec!["b", "c"]),
+        ("of no root at all, as is known by now", own, vec![ours("a", &unknown)], short, vec!["a", "b", "c"]),
+        ("Istio's name", istio, vec![ours("a", &now), ours("b", &before)], long, vec!["b", "c"]),
+        ("Istio was there first", istio, vec![ours("a", &now), copy("b", None, them, &unknown)], long, vec![]),
+        ("Istio came later", istio, vec![ours("a", &now), copy("b", Some(us), them, &unknown)], short, vec![]),
+        ("Istio has the same root", istio, vec![copy("a", Some(us), them, &now)], short, vec!["b", "c"]),
     ] {
         let copies = copies.into_iter().collect();
-        assert_eq!(wrong(name, &copies, &namespaces, "root"), expected, "{name} {copies:?}");
+        let roots = Roots { bundle: now.clone(), last: Some(before.clone()), settle };
+        assert_eq!(wrong(name, &copies, &namespaces, &roots), expected, "{what}");
     }
 }

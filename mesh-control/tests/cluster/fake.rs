@@ -40,7 +40,7 @@ struct State {
     log: Vec<(u64, String, &'static str, Json)>,
     /// Nothing before can be watched.
     oldest: u64,
-    /// Answers instead of the right ones: plural ("" for any), code, how many.
+    /// Answers instead of the right ones: plural ("" for any; `PATCH` and a plural for changes alone), code, how many.
     refusals: Vec<(String, u16, usize)>,
     /// How long a refusal takes.
     slowness: Duration,
@@ -201,7 +201,13 @@ impl FakeApi {
 
     /// How often a path was asked for.
     pub fn requests(&self, method: &str, path: &str) -> usize {
-        self.state.lock().unwrap().requests.iter().filter(|(m, p)| m == method && p == path).count()
+        self.asked(method).iter().filter(|asked| *asked == path).count()
+    }
+
+    /// What was asked for by `method`, in order.
+    pub fn asked(&self, method: &str) -> Vec<String> {
+        let state = self.state.lock().unwrap();
+        state.requests.iter().filter(|(m, _)| m == method).map(|(_, path)| path.clone()).collect()
     }
 
     fn tell(&self) {
@@ -219,7 +225,9 @@ impl FakeApi {
             let mut state = self.state.lock().unwrap();
             let what = if query.contains_key("watch") { "WATCH" } else { method.as_str() };
             state.requests.push((what.to_owned(), uri.path().to_owned()));
-            let refusal = state.refusals.iter_mut().find(|(of, ..)| of.is_empty() || *of == plural);
+            let refusal = state.refusals.iter_mut().find(|(of, ..)| {
+                of.is_empty() || *of == plural || of.strip_prefix("PATCH ") == Some(&plural) && method == Method::PATCH
+            });
             let code = refusal.map(|(_, code, times)| {
                 *times -= 1;
                 *code

@@ -96,6 +96,20 @@ async fn replicas_share_a_root_that_every_namespace_has() {
 }
 
 #[tokio::test]
+async fn hardening_F45_copies_wait_for_a_server_that_has_enough_to_do() {
+    let api = bookinfo().await;
+    let namespace = |name| json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
+    ["a", "b", "c"].into_iter().for_each(|name| api.put(namespace(name)));
+    api.refuse("PATCH configmaps", 429, 1);
+    let app = start(&api, &[]).await;
+    eventually("copies", || roots(&api, "c", "undermesh-root-cert").is_some()).await;
+    // The others did not try their luck meanwhile.
+    let asked = api.asked("PATCH");
+    assert!(asked.len() > 3 && asked[0] == asked[1], "{asked:?}");
+    soon("stop", app.stop()).await;
+}
+
+#[tokio::test]
 async fn what_istio_writes_is_left_to_istio() {
     let api = bookinfo().await;
     let theirs = json!({ "apiVersion": "v1", "kind": "ConfigMap", "data": { "root-cert.pem": "theirs" },

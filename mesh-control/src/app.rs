@@ -70,7 +70,6 @@ pub struct App {
 impl App {
     /// Starts; returns when it serves the first state of the source.
     pub async fn start(config: Config) -> Result<App> {
-        let now = mesh_runtime::clock::now();
         let settings = &config.settings;
         let listener =
             TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
@@ -104,10 +103,11 @@ impl App {
         );
 
         let store = place.roots(settings);
-        let authority = store.open(&settings.trust_domain, now).await?;
+        let authority = store.open(&settings.trust_domain, mesh_runtime::clock::now).await?;
         metrics.set_root_expiry(authority.not_after());
         rooted.met();
         let names = names(listen.ip(), &settings.root_namespaces, &settings.cluster_domain, &config.san);
+        let now = mesh_runtime::clock::now();
         let certificate = Arc::new(ServerCertificate::new(&authority, names, SERVER_TTL, now)?);
         let authority = Arc::new(ArcSwap::from_pointee(authority));
         let verifier = place.verifier(settings)?;

@@ -61,15 +61,19 @@ impl RootStore {
         }
     }
 
-    /// Reads the root, or makes it. Waits for an API server that is away.
-    pub async fn open(&self, trust_domain: &TrustDomain, now: SystemTime) -> Result<Authority, StoreError> {
+    /// Reads the root, or makes it. Waits for an API server that is away, and judges what it says by what time it is then.
+    pub async fn open(
+        &self,
+        trust_domain: &TrustDomain,
+        now: impl Fn() -> SystemTime,
+    ) -> Result<Authority, StoreError> {
         let (client, namespace) = match self {
-            RootStore::Folder(folder) => return Ok(Authority::open(folder, trust_domain, now)?),
+            RootStore::Folder(folder) => return Ok(Authority::open(folder, trust_domain, now())?),
             RootStore::Secret { client, namespace } => (client, namespace),
         };
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
         loop {
-            match open_secret(client, namespace, trust_domain, now).await {
+            match open_secret(client, namespace, trust_domain, &now).await {
                 Err(StoreError::Server(failure)) if failure.is_away() => {
                     let delay = backoff.next(&mut rand::rng());
                     tracing::warn!(%failure, "cannot read the root, trying again");
@@ -101,12 +105,12 @@ async fn open_secret(
     client: &Client,
     namespace: &str,
     trust_domain: &TrustDomain,
-    now: SystemTime,
+    now: &impl Fn() -> SystemTime,
 ) -> Result<Authority, StoreError> {
     if let Some((key, roots)) = read(client, namespace).await? {
-        return parse(namespace, &key, &roots, now);
+        return parse(namespace, &key, &roots, now());
     }
-    let (key, roots) = authority::make(trust_domain, now).map_err(AuthorityError::from)?;
+    let (key, roots) = authority::make(trust_domain, now()).map_err(AuthorityError::from)?;
     let secret = json!({
         "apiVersion": "v1",
         "kind": "Secret",
@@ -126,7 +130,7 @@ async fn open_secret(
         Err(failure) => return Err(StoreError::Server(failure)),
     }
     match read(client, namespace).await? {
-        Some((key, roots)) => parse(namespace, &key, &roots, now),
+        Some((key, roots)) => parse(namespace, &key, &roots, now()),
         None => Err(StoreError::Server(Failure::new(format!("Secret {namespace}/{SECRET} was deleted at once")))),
     }
 }

@@ -216,10 +216,13 @@ impl StreamTask {
                 // It has answered everything: what was sent has been read.
                 self.place = None;
             }
+            let since = Instant::now();
             tokio::select! {
                 done = self.answer(discovery, heard, &mut session, &mut worlds) => done?,
                 () = discovery.drain.started() => return Err(Status::unavailable("shutting down")),
             }
+            // While it waits for a place nobody listens: an answer may have come long ago.
+            oldest.1 += since.elapsed();
             discovery.streams.update(key, |status| status.kinds = session.progress());
         }
     }

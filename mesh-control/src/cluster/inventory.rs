@@ -7,7 +7,7 @@ use super::decode::Item;
 use super::watch::Event;
 use crate::diagnosis::{Diagnosis, Problem};
 use crate::manifest::file::diagnosis;
-use crate::resource::catalog::{Catalog, Found, Scan};
+use crate::resource::catalog::{Catalog, Found, Kept, Scan};
 use crate::resource::{Key, Kind, Objects};
 use crate::source::Update;
 
@@ -28,12 +28,14 @@ struct Table {
 pub struct Inventory {
     tables: BTreeMap<Kind, Table>,
     catalog: Catalog,
+    /// What was said of what is kept.
+    told: Kept,
 }
 
 impl Inventory {
     /// Takes an event over. Returns whether it changed anything.
     pub fn take(&mut self, kind: Kind, event: Event<Item>) -> bool {
-        let Self { tables, catalog } = self;
+        let Self { tables, catalog, .. } = self;
         let table = tables.entry(kind).or_default();
         match event {
             Event::Listed(items) => {
@@ -93,13 +95,7 @@ impl Inventory {
             }
         }
         let (objects, kept): (Objects, _) = self.catalog.apply(&scan);
-        if kept.last_good > 0 || kept.closed > 0 {
-            tracing::warn!(
-                last_good = kept.last_good,
-                closed = kept.closed,
-                "some objects are not in force as written"
-            );
-        }
+        kept.tell(&mut self.told);
         Update { objects, diagnoses, places: BTreeMap::new(), unread: Vec::new() }
     }
 }

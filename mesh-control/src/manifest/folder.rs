@@ -10,7 +10,7 @@ use xxhash_rust::xxh64::xxh64;
 
 use super::file::{self, FileRead, of_file};
 use crate::diagnosis::{Diagnosis, Place, Problem, Severity};
-use crate::resource::catalog::{Catalog, Found, Scan};
+use crate::resource::catalog::{Catalog, Found, Kept, Scan};
 use crate::resource::{Key, Objects};
 use crate::yaml::document::MAX_FILE_BYTES;
 
@@ -26,6 +26,8 @@ const NOT_A_FILE: &str = "it is not a regular file";
 pub struct Folder {
     root: PathBuf,
     catalog: Catalog,
+    /// What was said of what is kept.
+    told: Kept,
     parsed: HashMap<String, (u64, FileRead)>,
     read: fn(&str, &[u8]) -> FileRead,
 }
@@ -53,7 +55,7 @@ impl Folder {
 
     /// The same, with files read by `read`.
     pub(super) fn reading(root: impl Into<PathBuf>, read: fn(&str, &[u8]) -> FileRead) -> Self {
-        Self { root: root.into(), catalog: Catalog::default(), parsed: HashMap::new(), read }
+        Self { root: root.into(), catalog: Catalog::default(), told: Kept::default(), parsed: HashMap::new(), read }
     }
 
     /// Reads everything and takes it over as a whole.
@@ -104,13 +106,7 @@ impl Folder {
         self.parsed.retain(|name, _| scan.blind || scan.unsettled.contains(name));
         self.parsed.extend(parsed);
         let (objects, kept) = self.catalog.apply(&scan);
-        if kept.last_good > 0 || kept.closed > 0 {
-            tracing::warn!(
-                last_good = kept.last_good,
-                closed = kept.closed,
-                "some objects are not in force as written"
-            );
-        }
+        kept.tell(&mut self.told);
         diagnoses.sort_by(|a, b| order(a).cmp(&order(b)));
         Seen { objects, diagnoses, places, unread, again }
     }

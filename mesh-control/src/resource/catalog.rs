@@ -45,6 +45,20 @@ pub struct Kept {
     pub closed: usize,
 }
 
+impl Kept {
+    /// Says how many there are if they are more or fewer than was `told` last; returns whether it did.
+    pub fn tell(self, told: &mut Kept) -> bool {
+        let Kept { last_good, closed } = self;
+        let is_new = std::mem::replace(told, self) != self;
+        match (is_new, self == Kept::default()) {
+            (true, false) => tracing::warn!(last_good, closed, "some objects are not in force as written"),
+            (true, true) => tracing::info!("all objects are in force as written again"),
+            (false, _) => {}
+        }
+        is_new
+    }
+}
+
 /// The last good form of every object.
 #[derive(Debug, Default)]
 pub struct Catalog {
@@ -135,5 +149,18 @@ impl Catalog {
             }
         }
         objects
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_told_of_when_it_changes() {
+        let mut told = Kept::default();
+        for (last_good, closed, is_told) in [(0, 0, false), (1, 0, true), (1, 0, false), (0, 1, true), (0, 0, true)] {
+            assert_eq!(Kept { last_good, closed }.tell(&mut told), is_told, "{last_good} {closed}");
+        }
     }
 }

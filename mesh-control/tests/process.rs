@@ -5,13 +5,68 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 fn control(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_mesh-control")).args(args).env_clear().output().unwrap()
+}
+
+/// Nothing here takes longer, on any machine.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A process whose lines are read with a deadline, and which does not outlive its test.
+struct Running {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Running {
+    fn start(args: &[String]) -> Running {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-control"));
+        let mut child = command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (sender, lines) = mpsc::channel();
+        let stdout: ChildStdout = child.stdout.take().unwrap();
+        std::thread::spawn(move || {
+            BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        Running { child, lines }
+    }
+
+    /// Lines up to the one that says `text`, or to the last one.
+    fn until(&self, text: &str) -> Vec<String> {
+        let (mut lines, end) = (Vec::new(), Instant::now() + DEADLINE);
+        loop {
+            match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(line) => lines.push(line),
+                Err(mpsc::RecvTimeoutError::Disconnected) => return lines,
+                Err(mpsc::RecvTimeoutError::Timeout) => panic!("no {text:?} within {DEADLINE:?}: {lines:?}"),
+            }
+            if lines.last().is_some_and(|line| line.contains(text)) {
+                return lines;
+            }
+        }
+    }
+
+    /// Tells it to end; its last lines, what it wrote to standard error, and its code.
+    fn stop(mut self) -> (Vec<String>, String, Option<i32>) {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+        let lines = self.until("there is no such line");
+        let mut errors = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+        (lines, errors, self.child.wait().unwrap().code())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// Arguments that would start, on free ports.
@@ -118,26 +173,13 @@ fn a_process_serves_until_it_is_told_to_end_and_logs_no_secret() {
         "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n---\nkind: [\n",
     )
     .unwrap();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_mesh-control"))
-        .args(&args)
-        .args(["--log-level", "trace", "--log-format", "json"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut log = String::new();
-    // The test as a whole has a deadline; the process either becomes ready or ends its output.
-    let ready = lines.by_ref().map_while(Result::ok).find(|line| {
-        log.push_str(line);
-        line.contains("\"message\":\"ready\"")
-    });
-    assert!(ready.is_some(), "never ready:\n{log}");
-    kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
-    lines.map_while(Result::ok).for_each(|line| log.push_str(&line));
-    let mut errors = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let more = ["--log-level", "trace", "--log-format", "json"].map(str::to_owned);
+    let running = Running::start(&[args, more.to_vec()].concat());
+    let mut log = running.until("\"message\":\"ready\"").concat();
+    assert!(log.contains("\"message\":\"ready\""), "never ready:\n{log}");
+    let (lines, errors, code) = running.stop();
+    log.extend(lines);
+    assert_eq!(code, Some(0));
     assert!(errors.contains("error: not valid YAML") && errors.contains("--> a.yaml:5"), "{errors}");
     let token = fs::read_to_string(folder.path().join("state/tokens/n1")).unwrap();
     for secret in [token.as_str(), "PRIVATE KEY"] {
@@ -151,28 +193,13 @@ fn hardening_F12_nothing_is_served_before_every_manifest_has_been_read() {
     let args = good(folder.path());
     let (missing, link) = (folder.path().join("policy.yaml"), folder.path().join("manifests/policy.yaml"));
     std::os::unix::fs::symlink(&missing, &link).unwrap();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_mesh-control"))
-        .args(&args)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let lines: Vec<String> = BufReader::new(child.stdout.take().unwrap())
-        .lines()
-        .map_while(Result::ok)
-        .inspect(|line| {
-            if line.contains("cannot begin") && !missing.exists() {
-                fs::write(&missing, "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n").unwrap();
-            }
-            if line.contains("ready") {
-                kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
-            }
-        })
-        .collect();
-    assert_eq!(child.wait().unwrap().code(), Some(0), "{lines:?}");
-    let at = |text: &str| lines.iter().position(|line| line.contains(text));
-    let (waiting, ready) = (at("cannot begin before everything can be read\tunread=policy.yaml"), at("ready"));
-    assert!(waiting.is_some() && waiting < ready, "{lines:?}");
+    let running = Running::start(&args);
+    let waiting = running.until("cannot begin before everything can be read\tunread=policy.yaml");
+    assert!(!waiting.is_empty() && waiting.iter().all(|line| !line.contains("ready")), "{waiting:?}");
+    fs::write(&missing, "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n").unwrap();
+    let lines = running.until("ready");
+    assert!(lines.last().is_some_and(|line| line.contains("ready")), "{lines:?}");
+    assert_eq!(running.stop().2, Some(0));
     assert!(folder.path().join("state/tokens/n1").exists());
 }
 

@@ -1,7 +1,5 @@
 //! Streams of discovery: what a node is sent, edits while it listens, and when its stream ends.
 
-use std::time::{Duration, Instant};
-
 use mesh_core::NamespacedName;
 use mesh_core::workload::{TunnelProtocol, WorkloadType};
 use mesh_proto::convert::{self, AddressResource};
@@ -71,11 +69,9 @@ async fn an_edit_arrives_as_a_delta() {
     agent.until("everything", |held| held.len() == 12).await;
 
     // A pod is no longer enrolled; a policy changes; a service goes.
-    let start = Instant::now();
     plane.write("policy.yaml", &POLICY.replace("sa/bookinfo-reviews", "sa/nobody"));
     let response = agent.next().await.unwrap();
     assert_eq!((response.type_url.as_str(), response.resources.len()), (AUTHORIZATION_TYPE, 1));
-    assert!(start.elapsed() < Duration::from_secs(2), "took {:?}", start.elapsed());
 
     plane.write("bookinfo.yaml", &BOOKINFO.replacen("redirection: enabled", "redirection: disabled", 1));
     let response = agent.next().await.unwrap();
@@ -216,10 +212,10 @@ async fn the_end_of_the_process_ends_the_streams() {
     let mut agent = plane.agent("node1").await;
     agent.until("everything", |held| held.len() == 12).await;
     let listen = plane.app.listen;
-    let start = Instant::now();
     soon("stop", plane.app.stop()).await;
-    assert_eq!(agent.next().await.unwrap_err().code(), Code::Unavailable);
-    assert!(start.elapsed() < Duration::from_secs(4), "took {:?}", start.elapsed());
+    // Told by the server: a connection that is only gone has no such words.
+    let end = agent.next().await.unwrap_err();
+    assert_eq!((end.code(), end.message()), (Code::Unavailable, "shutting down"));
     tokio::net::TcpStream::connect(listen).await.unwrap_err();
 }
 

@@ -1,6 +1,6 @@
-//! The connection to the API server, questions to it, and answers that go on. What it answers is never printed, but for what a refusal says of itself: it
-//! may be a Secret. Requests go by `Client::send` alone; whatever else that client has looks at answers in ways of its own: some log what they cannot
-//! read, some heed no status, all lose `Retry-After`.
+//! The connection to the API server, questions to it, and answers that go on. What it answers is never printed, but for what a refusal says of itself:
+//! it may be a Secret. Requests go by `Client::send` alone; whatever else that client has looks at answers in ways of its own: some log what they
+//! cannot read, some heed no status, all lose `Retry-After`.
 
 use std::fmt;
 use std::path::Path;

@@ -1,7 +1,7 @@
-//! Tokens of service accounts, checked by the API server (TokenReview). The agent of a node presents the one that its kubelet gave it: it says for whom it is meant,
-//! which service account it is of, and on which node the pod runs that it was made for. What the API server has accepted is remembered for a moment; while
-//! the API server is away, for as long as the token lasts, so that certificates are renewed all the same. What it has refused is not remembered at all:
-//! anybody can make such tokens, and they take nothing's place.
+//! Tokens of service accounts, checked by the API server (TokenReview). The agent of a node presents the one that its kubelet gave it: it says for whom
+//! it is meant, which service account it is of, and on which node the pod runs that it was made for. What the API server has accepted is remembered for
+//! a moment; while the API server is away, for as long as the token lasts, so that certificates are renewed all the same. What it has refused is not
+//! remembered at all: anybody can make such tokens, and they take nothing's place.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,6 +1,6 @@
-//! The root certificate in every namespace, as ConfigMaps, for whatever pods there have to trust the mesh. What is there is followed, and only what is wrong is
-//! written, by server-side apply: replicas may do it at once, and it stays as it is. A root that this replica has never had may be one that others know of
-//! already: it is left for a while, in which this one looks at the root again.
+//! The root certificate in every namespace, as ConfigMaps, for whatever pods there have to trust the mesh. What is there is followed, and only what is
+//! wrong is written, by server-side apply: replicas may do it at once, and it stays as it is. A root that this replica has never had may be one that
+//! others know of already: it is left for a while, in which this one looks at the root again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -20,6 +20,8 @@ use serde_json::Value as Json;
 
 /// What is read of a refusal.
 const MAX_REFUSAL: usize = 64 << 10;
+/// What is read of a line: ten times what an object may have.
+const MAX_LINE: usize = 16 << 20;
 
 /// Connects with a kubeconfig, or as the pod that this runs in. Nothing is sent yet.
 pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client> {
@@ -84,6 +86,11 @@ impl Failure {
     pub fn is_away(&self) -> bool {
         matches!(self.code, 0 | 408 | 429 | 500..)
     }
+
+    /// Whether the server says that it has enough to do.
+    pub fn is_busy(&self) -> bool {
+        self.retry_after.is_some() || matches!(self.code, 408 | 429 | 503)
+    }
 }
 
 impl fmt::Display for Failure {
@@ -130,6 +137,9 @@ impl Lines {
                 return Ok(Some(line.freeze()));
             }
             self.searched = self.text.len();
+            if self.searched > MAX_LINE {
+                return Err(Failure::new(format!("a line of the answer is longer than {MAX_LINE} bytes")));
+            }
             match self.body.frame().await {
                 Some(Ok(frame)) => self.text.extend(frame.into_data().ok()),
                 Some(Err(error)) => return Err(Failure::new(chain(&error))),

@@ -24,11 +24,15 @@ use crate::ca::authority::{Authority, ROOTS_FILE};
 /// Ours; Istio's, which its own control plane writes where there is one.
 const NAMES: [&str; 2] = ["undermesh-root-cert", "istio-ca-root-cert"];
 const MANAGER: &str = "mesh-control";
+/// Who writes Istio's, as the API server names it.
+const ISTIO: &str = "pilot-discovery";
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// How often it is looked whether the root is another one, and what failed is tried again.
 const LOOK: Duration = Duration::from_secs(5);
 /// For the API server to answer.
 const ANSWER: Duration = Duration::from_secs(10);
+/// Namespaces in a row that fail as if the API server were away: one alone may have something in front of it that is broken.
+const AWAY: u32 = 3;
 /// A server-side apply.
 const APPLY: &str = "application/apply-patch+yaml";
 
@@ -40,6 +44,8 @@ pub struct RootCopy {
     is_ours: bool,
     /// Somebody else has written what is in it.
     is_changed: bool,
+    /// And that is Istio's control plane.
+    is_istio: bool,
     text: Option<String>,
     /// When that text was first seen.
     since: Instant,
@@ -51,14 +57,17 @@ impl RootCopy {
         let text = |path: &str| object.pointer(path).and_then(Json::as_str);
         let label = object.pointer("/metadata/labels").and_then(|l| l.get(MANAGED_BY)).and_then(Json::as_str);
         let managers = object.pointer("/metadata/managedFields").and_then(Json::as_array);
-        let is_other = |entry: &Json| {
+        let writes = |entry: &&Json| {
             let field = entry.pointer("/fieldsV1/f:data").and_then(|data| data.get(format!("f:{ROOTS_FILE}")));
-            field.is_some() && entry.get("manager").and_then(Json::as_str) != Some(MANAGER)
+            field.is_some()
         };
+        let manager = |entry: &Json| entry.get("manager").and_then(Json::as_str).map(str::to_owned);
+        let writers: Vec<_> = managers.into_iter().flatten().filter(writes).map(manager).collect();
         Some(Self {
             namespace: text("/metadata/namespace")?.into(),
             is_ours: label == Some(MANAGER),
-            is_changed: managers.is_some_and(|managers| managers.iter().any(is_other)),
+            is_changed: writers.iter().any(|writer| writer.as_deref() != Some(MANAGER)),
+            is_istio: writers.iter().any(|writer| writer.as_deref() == Some(ISTIO)),
             text: object.pointer("/data").and_then(|d| d.get(ROOTS_FILE)).and_then(Json::as_str).map(str::to_owned),
             since: Instant::now(),
         })
@@ -72,7 +81,8 @@ impl RootCopy {
     fn may_be_newer(&self, roots: &Roots) -> bool {
         let text = self.text.as_deref().unwrap_or_default();
         let is_bundle = || CertificateDer::pem_slice_iter(text.as_bytes()).next().is_some_and(|root| root.is_ok());
-        self.is_ours && self.since.elapsed() < roots.settle && roots.last.as_deref() != Some(text) && is_bundle()
+        let is_replicas = self.is_ours && !self.is_changed;
+        is_replicas && self.since.elapsed() < roots.settle && roots.last.as_deref() != Some(text) && is_bundle()
     }
 }
 
@@ -97,8 +107,8 @@ pub fn wrong<'a>(
     namespaces: &'a BTreeSet<ArcStr>,
     roots: &Roots,
 ) -> Vec<&'a ArcStr> {
-    // Whoever has written one writes all of them, also if ours were there before.
-    let is_theirs = |copy: &RootCopy| !copy.is_ours || copy.is_changed && !copy.has(&roots.bundle);
+    // Istio writes all of them, also if ours were there before. Anybody else who changes one of ours changes that one.
+    let is_theirs = |copy: &RootCopy| !copy.is_ours || copy.is_istio && !copy.has(&roots.bundle);
     if name != NAMES[0] && copies.values().any(is_theirs) {
         return Vec::new();
     }
@@ -133,12 +143,7 @@ pub async fn publish(
     }
     drop(sender);
     let mut copies: [Copies; 2] = [None, None];
-    // What was written a moment ago has perhaps not been heard of yet.
-    let mut tried: BTreeMap<(usize, ArcStr), Instant> = BTreeMap::new();
-    // The API server wants no more before.
-    let mut resting: Option<Instant> = None;
-    // What was last complained of.
-    let mut complaint = String::new();
+    let mut writer = Writer::new(client);
     let mut roots = Roots { bundle: authority.load().bundle().to_owned(), last: None, settle: 2 * look_at_root };
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -160,7 +165,7 @@ pub async fn publish(
             _ = look.tick() => {}
         }
         let names = namespaces.borrow_and_update().clone();
-        if resting.is_some_and(|until| Instant::now() < until) {
+        if writer.resting.is_some_and(|until| Instant::now() < until) {
             continue;
         }
         let authority = authority.load();
@@ -168,41 +173,83 @@ pub async fn publish(
             roots.last = Some(std::mem::replace(&mut roots.bundle, authority.bundle().to_owned()));
         }
         drop(authority);
-        tried.retain(|_, at| at.elapsed() < LOOK);
-        let mut first = None;
-        'round: for (index, (name, known)) in NAMES.iter().zip(&copies).enumerate() {
-            let Some(known) = known else { continue };
-            for namespace in wrong(name, known, &names, &roots) {
-                let key = (index, namespace.clone());
-                if tried.contains_key(&key) {
-                    continue;
-                }
-                let Err(failure) = write(&client, name, namespace, &roots.bundle).await else {
-                    tried.insert(key, Instant::now());
-                    continue;
-                };
-                tracing::debug!(%namespace, name, %failure, "cannot write the root certificate");
-                let (is_away, wait) = (failure.is_away(), failure.retry_after.unwrap_or_default());
-                // A namespace that is being deleted says no; one that is not there, too.
-                if failure.code != 404 && !failure.to_string().contains("because it is being terminated") {
-                    first.get_or_insert((name, namespace, failure));
-                }
-                if is_away {
-                    // The others would fare no better.
-                    let until = Instant::now() + wait.max(LOOK);
-                    look.reset_at(until);
-                    resting = Some(until);
-                    break 'round;
-                }
-                tried.insert(key, Instant::now());
+        writer.failed.retain(|(_, namespace), _| names.contains(namespace));
+        let due = NAMES.iter().zip(&copies).enumerate().flat_map(|(index, (name, known))| {
+            let wrong = known.as_ref().map(|known| wrong(name, known, &names, &roots)).unwrap_or_default();
+            wrong.into_iter().map(move |namespace| (index, namespace.clone()))
+        });
+        writer.round(due.collect(), &roots.bundle).await;
+        if let Some(until) = writer.resting {
+            look.reset_at(until);
+        }
+    }
+}
+
+/// A name and a namespace.
+type Key = (usize, ArcStr);
+
+/// Writes copies, and remembers how that went.
+struct Writer {
+    client: Client,
+    /// What was written a moment ago has perhaps not been heard of yet.
+    tried: BTreeMap<Key, Instant>,
+    /// When each could last not be written.
+    failed: BTreeMap<Key, Instant>,
+    /// The API server wants no more before.
+    resting: Option<Instant>,
+    /// What was last complained of.
+    complaint: String,
+}
+
+impl Writer {
+    fn new(client: Client) -> Self {
+        Self { client, tried: BTreeMap::new(), failed: BTreeMap::new(), resting: None, complaint: String::new() }
+    }
+
+    /// Writes what is due: what never failed first, then what has failed longest ago, so that no namespace keeps others waiting for ever.
+    async fn round(&mut self, mut due: Vec<Key>, bundle: &str) {
+        self.resting = None;
+        self.tried.retain(|_, at| at.elapsed() < LOOK);
+        due.sort_by_key(|key| self.failed.get(key).copied());
+        let (mut first, mut away, mut all) = (None, 0, true);
+        for key in due {
+            if self.tried.contains_key(&key) {
+                continue;
+            }
+            let (name, namespace) = (NAMES[key.0], key.1.clone());
+            let result = write(&self.client, name, &namespace, bundle).await;
+            self.tried.insert(key.clone(), Instant::now());
+            let Err(failure) = result else {
+                self.failed.remove(&key);
+                away = 0;
+                continue;
+            };
+            tracing::debug!(%namespace, name, %failure, "cannot write the root certificate");
+            self.failed.insert(key, Instant::now());
+            all = false;
+            away = if failure.is_away() { away + 1 } else { 0 };
+            let is_busy = failure.is_busy();
+            let wait = failure.retry_after.unwrap_or_default();
+            // A namespace that is being deleted says no; one that is not there, too.
+            if failure.code != 404 && !failure.to_string().contains("because it is being terminated") {
+                first.get_or_insert((name, namespace, failure));
+            }
+            if is_busy || away >= AWAY {
+                // The others would fare no better.
+                self.resting = Some(Instant::now() + wait.max(LOOK));
+                break;
             }
         }
-        if let Some((name, namespace, failure)) = first {
-            let text = failure.to_string();
-            if text != complaint {
-                tracing::warn!(%namespace, name, %failure, "cannot write the root certificate, trying again");
-                complaint = text;
+        match first {
+            Some((name, namespace, failure)) => {
+                let text = failure.to_string();
+                if text != self.complaint {
+                    tracing::warn!(%namespace, name, %failure, "cannot write the root certificate, trying again");
+                    self.complaint = text;
+                }
             }
+            None if all => self.complaint.clear(),
+            None => {}
         }
     }
 }

@@ -175,6 +175,8 @@ fn copies_of_the_root_are_written_where_they_are_wrong() {
         ("of the root before", own, vec![ours("a", &now), ours("b", &before)], long, vec!["b", "c"]),
         ("of the root after", own, vec![ours("a", &unknown)], long, vec!["b", "c"]),
         ("of no root at all, as is known by now", own, vec![ours("a", &unknown)], short, vec!["a", "b", "c"]),
+        ("changed by somebody", own, vec![copy("a", Some(us), "somebody", &unknown)], long, vec!["a", "b", "c"]),
+        ("Istio's, changed by somebody", istio, vec![copy("a", Some(us), "somebody", "x")], long, vec!["a", "b", "c"]),
         ("Istio's name", istio, vec![ours("a", &now), ours("b", &before)], long, vec!["b", "c"]),
         ("Istio was there first", istio, vec![ours("a", &now), copy("b", None, them, &unknown)], long, vec![]),
         ("Istio came later", istio, vec![ours("a", &now), copy("b", Some(us), them, &unknown)], short, vec![]),

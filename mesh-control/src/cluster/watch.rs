@@ -146,9 +146,16 @@ struct Health {
     failures: u32,
     /// That nothing can be heard was told, and not yet that it can.
     is_told: bool,
+    /// The watch before was answered, and nothing came: not before a line does it is known that anything can be heard.
+    was_silent: bool,
 }
 
 impl Health {
+    /// It was told that nothing can be heard, and a watch that lasts shows that this is over.
+    fn may_recover(&self) -> bool {
+        self.is_told && !self.was_silent
+    }
+
     /// Something was worth having.
     fn reset(&mut self) {
         self.backoff.reset();
@@ -197,7 +204,7 @@ impl<K: Copy, T, D: Fn(&str, Json) -> Option<T>> Follower<K, T, D> {
     /// Follows until nobody wants to hear of it.
     pub async fn run(self) {
         let (base, max) = self.tuning.backoff;
-        let mut health = Health { backoff: Backoff::new(base, max), failures: 0, is_told: false };
+        let mut health = Health { backoff: Backoff::new(base, max), failures: 0, is_told: false, was_silent: false };
         let Err(Unwanted) = self.forever(&mut health).await;
     }
 
@@ -304,19 +311,22 @@ impl<K: Copy, T, D: Fn(&str, Json) -> Option<T>> Follower<K, T, D> {
         let answered = Instant::now();
         let mut heard = answered;
         loop {
-            if answered.elapsed() >= self.tuning.worth {
+            if health.may_recover() && answered.elapsed() >= self.tuning.worth {
                 self.heard(health).await?;
             }
-            let until = if health.is_told { answered + self.tuning.worth } else { heard + self.tuning.idle };
+            let until = if health.may_recover() { answered + self.tuning.worth } else { heard + self.tuning.idle };
             let next = tokio::select! {
                 next = timeout_at(until, lines.next()) => next,
                 () = self.events.closed() => return Err(Unwanted),
             };
             let next = match next {
                 Ok(next) => next,
-                Err(_) if health.is_told => continue,
+                Err(_) if health.may_recover() => continue,
                 // Not worth anything, however long it was: a server that says nothing is one that fails.
-                Err(_) => return Ok(Ended::Failed(Failure::new("nothing was heard for too long"))),
+                Err(_) => {
+                    health.was_silent = true;
+                    return Ok(Ended::Failed(Failure::new("nothing was heard for too long")));
+                }
             };
             heard = Instant::now();
             let end = match next {
@@ -356,6 +366,7 @@ impl<K: Copy, T, D: Fn(&str, Json) -> Option<T>> Follower<K, T, D> {
             }
             WatchEvent::Error(status) => return Ok(Some(ended(Failure::refused(&status)))),
         };
+        health.was_silent = false;
         self.heard(health).await?;
         health.reset();
         let Some(object) = object else { return Ok(None) };

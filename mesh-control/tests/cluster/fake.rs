@@ -226,7 +226,10 @@ impl FakeApi {
             let what = if query.contains_key("watch") { "WATCH" } else { method.as_str() };
             state.requests.push((what.to_owned(), uri.path().to_owned()));
             let refusal = state.refusals.iter_mut().find(|(of, ..)| {
-                of.is_empty() || *of == plural || of.strip_prefix("PATCH ") == Some(&plural) && method == Method::PATCH
+                of.is_empty()
+                    || *of == plural
+                    || *of == uri.path()
+                    || of.strip_prefix("PATCH ") == Some(&plural) && method == Method::PATCH
             });
             let code = refusal.map(|(_, code, times)| {
                 *times -= 1;

@@ -1,5 +1,7 @@
 //! The whole control plane on an API server: the root that replicas share, its copies in all namespaces, and the tokens of service accounts.
 
+use std::time::{Duration, Instant};
+
 use mesh_control::access::review::{Reviewer, Times};
 use mesh_control::access::token::TokenError;
 use mesh_control::app::App;
@@ -13,6 +15,8 @@ use super::*;
 use crate::support::{Agent, connect, csr, request};
 
 const REVIEWS: &str = "spiffe://cluster.local/ns/bookinfo/sa/bookinfo-reviews";
+
+const NAMES: [&str; 2] = ["undermesh-root-cert", "istio-ca-root-cert"];
 
 async fn start(api: &FakeApi, more: &[&str]) -> App {
     let folder = tempfile::tempdir().unwrap();
@@ -118,10 +122,31 @@ async fn hardening_F45_copies_wait_for_a_server_that_has_enough_to_do() {
     ["a", "b", "c"].into_iter().for_each(|name| api.put(namespace(name)));
     api.refuse("PATCH configmaps", 429, 1);
     let app = start(&api, &[]).await;
-    eventually("copies", || roots(&api, "c", "undermesh-root-cert").is_some()).await;
-    // The others did not try their luck meanwhile.
-    let asked = api.asked("PATCH");
-    assert!(asked.len() > 3 && asked[0] == asked[1], "{asked:?}");
+    eventually("a refusal", || !api.asked("PATCH").is_empty()).await;
+    let refused = Instant::now();
+    // The others do not try their luck meanwhile.
+    eventually("copies", || api.asked("PATCH").len() > 1).await;
+    assert!(refused.elapsed() > Duration::from_secs(1), "{:?}", api.asked("PATCH"));
+    eventually("copies", || roots(&api, "a", "undermesh-root-cert").is_some()).await;
+    soon("stop", app.stop()).await;
+}
+
+#[tokio::test]
+async fn hardening_F45_a_namespace_that_nothing_can_be_written_to_keeps_no_other_waiting() {
+    let api = bookinfo().await;
+    let namespace = |name| json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
+    ["a", "b"].into_iter().for_each(|name| api.put(namespace(name)));
+    // What stands in front of it is broken.
+    NAMES.iter().for_each(|name| api.refuse(&format!("/api/v1/namespaces/a/configmaps/{name}"), 500, usize::MAX));
+    let app = start(&api, &[]).await;
+    for name in NAMES {
+        eventually(name, || ["b", "bookinfo"].iter().all(|ns| roots(&api, ns, name).is_some())).await;
+    }
+    assert_eq!(roots(&api, "a", NAMES[0]), None);
+    api.relent();
+    for name in NAMES {
+        eventually(name, || roots(&api, "a", name).is_some()).await;
+    }
     soon("stop", app.stop()).await;
 }
 

@@ -26,6 +26,8 @@ use crate::clock::unix;
 const MAX_TOKEN_BYTES: usize = 16 << 10;
 /// Reviews under way at once: who has no token may not keep the API server busy.
 const REVIEWS: usize = 16;
+/// And of tokens that were good: strangers do not stand before them.
+const REVIEWS_AGAIN: usize = 8;
 /// Tokens remembered, some for each node's agent.
 const REMEMBERED: usize = 20_000;
 
@@ -64,6 +66,7 @@ pub struct Reviewer {
     /// `system:serviceaccount:NAMESPACE:NAME` of those who may call.
     accounts: Vec<String>,
     places: Semaphore,
+    places_again: Semaphore,
     times: Times,
     /// Reviews that were answered.
     answered: AtomicU64,
@@ -136,6 +139,7 @@ impl Reviewer {
             audiences,
             accounts,
             places: Semaphore::new(REVIEWS),
+            places_again: Semaphore::new(REVIEWS_AGAIN),
             times: Times::default(),
             answered: AtomicU64::new(0),
             lines: Lines::default(),
@@ -163,9 +167,12 @@ impl Reviewer {
         let caller = match remembered {
             Some((caller, at)) if at.elapsed() < self.times.fresh => caller,
             remembered => {
-                let patience = if remembered.is_some() { self.times.again } else { self.times.answer };
+                let (places, patience) = match remembered {
+                    Some(_) => (&self.places_again, self.times.again),
+                    None => (&self.places, self.times.answer),
+                };
                 let answered = self.answered.load(Ordering::Relaxed);
-                match self.review(token, &claims, patience).await {
+                match self.review(token, &claims, places, patience).await {
                     Ok(answer) => {
                         self.remember(hash, &answer, now);
                         answer?
@@ -212,9 +219,15 @@ impl Reviewer {
         }
     }
 
-    async fn review(&self, token: &str, claims: &Claims, patience: Duration) -> Result<Answer, Failure> {
+    async fn review(
+        &self,
+        token: &str,
+        claims: &Claims,
+        places: &Semaphore,
+        patience: Duration,
+    ) -> Result<Answer, Failure> {
         let deadline = Instant::now() + patience;
-        let place = tokio::time::timeout_at(deadline, self.places.acquire()).await;
+        let place = tokio::time::timeout_at(deadline, places.acquire()).await;
         let _place = place.map_err(|_| Failure::new("too many reviews are under way"))?.map_err(Failure::new)?;
         let review = json!({
             "apiVersion": "authentication.k8s.io/v1",

@@ -128,7 +128,7 @@ async fn hardening_B103_who_does_not_answer_is_let_go_and_who_does_is_not() {
 #[tokio::test]
 async fn hardening_B103_the_wait_for_a_place_is_not_the_client_s() {
     let nodes: Vec<String> = (0..8).map(|n| format!("n{n}")).collect();
-    let name = NamespacedName::new("shop", "x".repeat(2 << 20));
+    let name = NamespacedName::new("shop", "x".repeat(400 << 10));
     let (scope, action) = (Scope::WorkloadSelector, Action::Deny);
     let policy = Policy { name: name.clone(), scope, action, rules: Vec::new(), dry_run: false };
     let known = nodes.iter().map(|node| (node.as_str().into(), None)).collect();

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::tunnel::{Closed, Tunnel};
+use crate::socket;
 use crate::tls::{Admission, Proof, Revocations, VerifyError};
 
 /// TLS' alert for a revoked certificate.
@@ -20,6 +21,8 @@ pub(super) fn admit(
         if let Some(tunnel) = watched.upgrade() {
             tracing::warn!(peer = %tunnel.peer, address = %tunnel.remote, "tunnel is cut: the peer's certificate was revoked");
             tunnel.close(Closed::Lost("peer certificate was revoked".into()));
+            // Also one that has ended, and is only waiting for its peer to take the rest.
+            socket::close(&tunnel.socket);
         }
     };
     revocations.admit(proof(), cut).map(Some).inspect_err(|_| tunnel.alert(CERTIFICATE_REVOKED))

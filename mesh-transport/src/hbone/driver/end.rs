@@ -7,6 +7,8 @@ use super::*;
 const SETTINGS_PATIENCE: u32 = 6;
 /// How long a peer has to take our last word, and to close.
 const LINGER: Duration = Duration::from_millis(500);
+/// And what is left of streams that ended in order, however slowly it takes it: some MiB.
+const LINGER_AT_MOST: Duration = Duration::from_secs(600);
 
 impl<H: FnMut(InboundRequest)> Driver<H> {
     /// Returns whether it did something.
@@ -115,13 +117,15 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
         };
         // Only after a drain were there streams that have ended in order.
         let drained = matches!(self.tunnel.closed(), Some(Closed::Done("drained")));
-        let (mut left, mut progress) = (self.tunnel.untaken(), Instant::now());
+        let began = Instant::now();
+        let (mut left, mut progress) = (self.tunnel.untaken(), began);
         let mut still_taken = || {
             let now = self.tunnel.untaken();
             if now < left {
                 (left, progress) = (now, Instant::now());
             }
-            drained && now > 0 && progress.elapsed() < self.timers.ping_timeout
+            let in_time = progress.elapsed() < self.timers.ping_timeout && began.elapsed() < LINGER_AT_MOST;
+            drained && now > 0 && in_time
         };
         let mut sent = std::pin::pin!(sent);
         while tokio::time::timeout(LINGER, sent.as_mut()).await.is_err() && still_taken() {}

@@ -19,9 +19,11 @@ use mesh_common::decide;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-/// How often those that have the port's turn look again for a place, if none of the pod is given back before: what another pod gives back may do, and
-/// who was woken may have been one that may not have it. So wait ports that hold more than their part, and all of them when the pod has no place left.
+/// How soon the first in line of a port looks again for a place, if none of the pod is given back before: what another pod gives back may do, and who
+/// was woken may have been one that may not have it. So wait ports that hold more than their part, and all of them when the pod has no place left.
 const AGAIN: Duration = Duration::from_millis(20);
+/// And how soon after many looks in vain.
+const AGAIN_AT_LAST: Duration = Duration::from_millis(160);
 
 /// The part of the table that belongs to no pod; one for the node.
 #[derive(Debug)]
@@ -56,6 +58,8 @@ struct Held {
 #[derive(Debug)]
 struct Port {
     turns: Arc<Semaphore>,
+    /// Who has a turn and no place yet, one at a time, in the order of their coming.
+    door: Arc<Semaphore>,
     places: u32,
     /// Who has a turn or waits for one.
     users: u32,
@@ -113,25 +117,31 @@ impl Turns {
     /// Waits until a connect to `target` may begin. Connects to other ports are waited for only when the pod has no place left at all.
     pub async fn take(&self, target: SocketAddr) -> io::Result<Turn<'_>> {
         let mut turn = Turn { placed: false, _permit: None, turns: self, target };
-        let turns = self.enter(target);
+        let (turns, door) = self.enter(target);
         turn._permit = Some(turns.acquire_owned().await.map_err(io::Error::other)?);
+        // The others of this port would find none either, and look in vain.
+        let _first = door.acquire().await.map_err(io::Error::other)?;
+        let mut again = AGAIN;
         while !self.place(target) {
-            let _ = tokio::time::timeout(AGAIN, self.freed.notified()).await;
+            if tokio::time::timeout(again, self.freed.notified()).await.is_err() {
+                again = (again * 2).min(AGAIN_AT_LAST);
+            }
         }
         turn.placed = true;
         Ok(turn)
     }
 
     /// Counted once for each [`Turn`], which leaves again.
-    fn enter(&self, target: SocketAddr) -> Arc<Semaphore> {
+    fn enter(&self, target: SocketAddr) -> (Arc<Semaphore>, Arc<Semaphore>) {
         let mut held = self.held.lock();
         let port = held.ports.entry(target).or_insert_with(|| Port {
             turns: Arc::new(Semaphore::new(self.per_port)),
+            door: Arc::new(Semaphore::new(1)),
             places: 0,
             users: 0,
         });
         port.users += 1;
-        port.turns.clone()
+        (port.turns.clone(), port.door.clone())
     }
 
     fn place(&self, target: SocketAddr) -> bool {

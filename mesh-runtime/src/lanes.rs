@@ -292,32 +292,25 @@ mod tests {
     fn a_lane_that_hangs_is_noticed_and_given_nothing() {
         let (lanes, running) = Lanes::start("test", 2).unwrap();
         let (free, hangs) = mpsc::channel::<()>();
-        let wait_for = |state: bool| {
+        let eventually = |what: &str, holds: &dyn Fn() -> bool| {
             let deadline = Instant::now() + Duration::from_secs(60);
-            while lanes.are_alive() != state {
-                assert!(Instant::now() < deadline, "never {state}");
-                std::thread::yield_now();
+            while !holds() {
+                assert!(Instant::now() < deadline, "never {what}");
+                std::thread::sleep(Duration::from_millis(5));
             }
         };
-        let wait_for_homes = |homes: [usize; 4]| {
-            let deadline = Instant::now() + Duration::from_secs(60);
-            while [(); 4].map(|()| lanes.next_home()) != homes {
-                assert!(Instant::now() < deadline, "never {homes:?}");
-                std::thread::yield_now();
-            }
-        };
-        wait_for(true);
+        let works = || lanes.shared.lanes[1].used().is_some();
+        let homes = |homes: [usize; 4]| [(); 4].map(|()| lanes.next_home()) == homes;
+        eventually("alive", &|| lanes.are_alive());
         lanes.handles().nth(1).unwrap().spawn(async move {
             let _ = hangs.recv();
         });
-        wait_for(false);
-        assert_eq!(lanes.shared.lanes[1].used(), None);
-        wait_for_homes([0; 4]);
+        eventually("noticed", &|| !works() && !lanes.are_alive());
+        eventually("avoided", &|| homes([0; 4]));
         assert!(lanes.shared.lanes[1].clock.now().is_ok());
         drop(free);
-        wait_for(true);
-        assert!(lanes.shared.lanes[1].used().is_some());
-        wait_for_homes([0, 1, 0, 1]);
+        eventually("alive again", &|| works() && lanes.are_alive());
+        eventually("used again", &|| homes([0, 1, 0, 1]));
         running.stop();
     }
 

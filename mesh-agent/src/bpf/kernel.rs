@@ -103,7 +103,7 @@ impl Kernel {
     }
 
     /// Captures a pod, or updates a captured one. Idempotent. Blocks for some milliseconds. When it fails, a pod that was captured before
-    /// refuses no less than before, and of any other nothing is left.
+    /// refuses no less than before or than the new mode asks, and of any other nothing is left.
     pub fn enrol(&self, pod: &PodSpec<'_>) -> Result<(), KernelError> {
         let mut row = pods::row(pod, &self.config.limits)?;
         row.flags = inbound::with_setting(row.flags, self.config.deny_udp);

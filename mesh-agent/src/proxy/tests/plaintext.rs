@@ -145,7 +145,16 @@ async fn hardening_R20_a_mode_that_found_no_room_is_tried_again() {
     pair.apply(vec![Change::Policy(strict_port("ports", 9090)), Change::Workload(server)]);
     eventually("the agent judges", || pair.far.kernel.reduced.load(Ordering::Relaxed) > 0).await;
     assert!(pair.server.mode().undecided);
+    // Every task that has something to do has done it: nothing but the time makes it try again.
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    let tried = pair.far.kernel.reduced.load(Ordering::Relaxed);
     pair.far.kernel.ports_full.store(false, Ordering::Relaxed);
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    assert!(pair.server.mode().undecided && pair.far.kernel.reduced.load(Ordering::Relaxed) == tried);
     tokio::time::pause();
     tokio::time::advance(2 * crate::proxy::context::ROOM_RETRY).await;
     tokio::time::resume();

@@ -58,6 +58,11 @@ impl Case {
         cases
     }
 
+    /// The orderly ends with `bytes` in each direction.
+    fn much(bytes: usize) -> [Case; 2] {
+        [Side::Client, Side::Server].map(|first| Case { first, ending: Ending::Fin, up: bytes, down: bytes })
+    }
+
     fn line(&self) -> String {
         format!("{:?} {:?} {} {}\n", self.first, self.ending, self.up, self.down)
     }
@@ -103,8 +108,12 @@ impl FromStr for Case {
     }
 }
 
+/// Bytes of which no two chunks of a power of two are alike, so that a lost, repeated or swapped one shows.
 fn pattern(length: usize) -> Vec<u8> {
-    (0..length).map(|i| (i * 31 / 7) as u8).collect()
+    const PERIOD: usize = 7 * 256;
+    let mut bytes = (0..PERIOD).map(|i| (i * 31 / 7) as u8).collect::<Vec<u8>>().repeat(length.div_ceil(PERIOD));
+    bytes.truncate(length);
+    bytes
 }
 
 fn receive(input: &mut impl Read, length: usize) -> Result<()> {
@@ -188,11 +197,13 @@ fn answer(stream: &TcpStream, seen: &Mutex<Seen>) -> Result<()> {
     Ok(())
 }
 
-/// `lab ends play`: every case `rounds` times, then what both ends saw as one JSON line. Returns the exit code.
-pub fn play(target: SocketAddr, rounds: u32) -> Result<i32> {
+/// `lab ends play`: every case `rounds` times, or with `bytes` the orderly ends with so many in each direction; then what both ends saw
+/// as one JSON line. Returns the exit code.
+pub fn play(target: SocketAddr, rounds: u32, bytes: Option<usize>) -> Result<i32> {
+    let cases = || bytes.map_or_else(Case::all, |bytes| Case::much(bytes).to_vec());
     let mut wrong = Vec::new();
     let mut count = 0;
-    for case in (0..rounds).flat_map(|_| Case::all()) {
+    for case in (0..rounds).flat_map(|_| cases()) {
         count += 1;
         let result = TcpStream::connect_timeout(&target, LIMIT).context("connect").and_then(|stream| {
             let input = prepare(&stream)?;
@@ -234,15 +245,17 @@ mod tests {
 
     #[test]
     fn the_kernel_alone_plays_every_case_right() {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).unwrap().port();
-        std::thread::spawn(move || serve(port));
-        let target = SocketAddr::from(([127, 0, 0, 1], port));
-        let start = Instant::now();
-        while TcpStream::connect(target).is_err() {
-            assert!(start.elapsed() < LIMIT, "no server");
-            std::thread::sleep(Duration::from_millis(5));
+        for bytes in [None, Some(3_000_000)] {
+            let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).unwrap().port();
+            std::thread::spawn(move || serve(port));
+            let target = SocketAddr::from(([127, 0, 0, 1], port));
+            let start = Instant::now();
+            while TcpStream::connect(target).is_err() {
+                assert!(start.elapsed() < LIMIT, "no server");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            assert_eq!(play(target, 1, bytes).unwrap(), 0);
         }
-        assert_eq!(play(target, 1).unwrap(), 0);
     }
 
     #[test]

@@ -142,6 +142,9 @@ enum Ends {
         target: SocketAddr,
         #[arg(long, default_value_t = 1)]
         rounds: u32,
+        /// Only the orderly ends, with so many bytes in each direction.
+        #[arg(long)]
+        bytes: Option<usize>,
     },
 }
 
@@ -235,7 +238,7 @@ fn main() -> Result<()> {
             return trickle::run(target, count, Duration::from_millis(interval_ms));
         }
         Program::Ends(Ends::Serve { port }) => return ends::serve(port),
-        Program::Ends(Ends::Play { target, rounds }) => ends::play(target, rounds)?,
+        Program::Ends(Ends::Play { target, rounds, bytes }) => ends::play(target, rounds, bytes)?,
         Program::Flood { name, count } => return dns::flood(&name, count),
         Program::Load(load) => return run_load(load),
     };

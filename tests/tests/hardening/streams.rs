@@ -116,6 +116,21 @@ fn hardening_F36_F37_every_order_of_end_and_reset_is_kept() -> Result<()> {
 }
 
 #[test]
+fn hardening_R10_a_half_close_behind_100_MB_loses_nothing() -> Result<()> {
+    in_lab(Need::Mesh, || {
+        let pair = Pair::start(LabConfig::default())?;
+        let capture = Capture::start(&pair.lab.fabric, &[])?;
+        let ends = pair.server.start("ends", "lab", ["ends", "serve", "--port", "7000"])?;
+        ends.wait_for("ready", SOON)?;
+        let target = format!("{}:7000", pair.address());
+        let process = pair.client.start("ends", "lab", ["ends", "play", &target, "--bytes", "100000000"])?;
+        process.wait(Duration::from_secs(120))?.success()?;
+        ensure!(capture.seen().hbone_packets > 0, "it did not go through the agents");
+        Ok(())
+    })
+}
+
+#[test]
 fn hardening_F38_server_first_protocols_wait_for_nobody() -> Result<()> {
     in_lab(Need::Mesh, || {
         let pair = Pair::start(LabConfig::default())?;

@@ -34,7 +34,7 @@ pub const POD_V4: &str = "198.18.0.2";
 pub const POD_V6: &str = "fd00:198::2";
 pub const OUTSIDE_V4: &str = "198.18.0.1";
 pub const OUTSIDE_V6: &str = "fd00:198::1";
-const WAIT: Duration = Duration::from_secs(15);
+pub const WAIT: Duration = Duration::from_secs(15);
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 pub fn ip(text: &str) -> IpAddr {

@@ -83,7 +83,11 @@ fn features_R23_programs_of_others_are_named_and_left_alone() {
     accept(&pod.listeners.plaintext[0]);
     assert!(!is_ready(&app));
     drop(links);
-    assert_eq!(node.kernel().foreign().unwrap(), []);
+    // What another test forks keeps them for a moment.
+    let deadline = Instant::now() + WAIT;
+    while !node.kernel().foreign().unwrap().is_empty() {
+        assert!(Instant::now() < deadline, "programs that are gone are named");
+    }
 }
 
 #[test]

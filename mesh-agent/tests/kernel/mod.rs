@@ -17,6 +17,7 @@ use std::{
 };
 
 use mesh_agent::bpf::{InboundMode, Kernel, KernelConfig, KernelError, Limits, PodListenerFds, PodSpec, netns_cookie};
+use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 use socket2::Socket;
 
 mod factory;
@@ -99,7 +100,12 @@ pub struct Node {
     pub pods: Cgroup,
     pub agent: Cgroup,
     _parent: Cgroup,
+    _alone: ReentrantMutexGuard<'static, ()>,
 }
+
+/// Held by the test that has nodes. The others of its process wait: what they fork would keep this one's sockets, listeners and links for a moment
+/// after it has dropped them, and much here is about what happens at that moment. Tests of other processes go on.
+static ALONE: ReentrantMutex<()> = ReentrantMutex::new(());
 
 impl Node {
     pub fn new() -> Self {
@@ -107,6 +113,7 @@ impl Node {
     }
 
     pub fn with(change: impl FnOnce(&mut KernelConfig)) -> Self {
+        let alone = ALONE.lock();
         let name = format!("undermesh-test-{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let parent = Cgroup::new(&name);
         let pods = Cgroup::new(&format!("{name}/pods"));
@@ -124,7 +131,7 @@ impl Node {
         };
         change(&mut config);
         let kernel = Kernel::start(config.clone()).unwrap_or_else(|error| panic!("{}", chain(&error)));
-        Self { kernel: Some(kernel), config, pods, agent, _parent: parent }
+        Self { kernel: Some(kernel), config, pods, agent, _parent: parent, _alone: alone }
     }
 
     pub fn kernel(&self) -> &Kernel {

@@ -52,7 +52,12 @@ pub fn dial(host: &str, port: u16, limit: Duration) -> Result<TcpStream, Failure
                 return Ok(stream);
             }
             Err(e) => {
-                let code = if e.kind() == ErrorKind::TimedOut { TIMEOUT } else { CONNECT };
+                let code = match e.kind() {
+                    ErrorKind::TimedOut => TIMEOUT,
+                    // It was open, and was reset before anybody looked.
+                    ErrorKind::ConnectionReset => RESET,
+                    _ => CONNECT,
+                };
                 last = failure(code, format!("connect to {address}: {e}"));
             }
         }

@@ -42,18 +42,30 @@ impl Factory {
                 if libc::dup2(pair[1], 3) != 3 || libc::syscall(libc::SYS_close_range, 4, u32::MAX, 0) != 0 {
                     libc::_exit(1);
                 }
+                say_closed(3);
                 make_sockets(3, parent);
             }
         }
         unsafe { libc::close(pair[1]) };
-        Self { control: unsafe { OwnedFd::from_raw_fd(pair[0]) }, pid }
+        let factory = Self { control: unsafe { OwnedFd::from_raw_fd(pair[0]) }, pid };
+        factory.await_closed();
+        factory
     }
 
     pub fn socket(&self, family: i32, kind: i32, protocol: i32) -> Socket {
         let request = [family, kind, protocol];
         let sent = unsafe { libc::send(self.control.as_raw_fd(), request.as_ptr().cast(), 12, 0) };
         assert_eq!(sent, 12, "the factory is gone: {}", io::Error::last_os_error());
-        Socket::from(receive_fd(self.control.as_raw_fd()).unwrap())
+        let socket = receive_fd(self.control.as_raw_fd());
+        self.await_closed();
+        Socket::from(socket.unwrap())
+    }
+
+    /// Until the process has nothing of the test's open: what it had would live on after the test has dropped it.
+    fn await_closed(&self) {
+        let mut word = [0u8; 1];
+        let heard = unsafe { libc::recv(self.control.as_raw_fd(), word.as_mut_ptr().cast(), 1, 0) };
+        assert_eq!(heard, 1, "the factory is gone");
     }
 
     pub fn tcp(&self, to: IpAddr) -> Socket {
@@ -130,8 +142,13 @@ unsafe fn make_sockets(control: i32, parent: libc::pid_t) -> ! {
             if fd >= 0 {
                 libc::close(fd);
             }
+            say_closed(control);
         }
     }
+}
+
+unsafe fn say_closed(control: i32) {
+    unsafe { libc::send(control, c"0".as_ptr().cast(), 1, libc::MSG_NOSIGNAL) };
 }
 
 unsafe fn send_fd(control: i32, fd: i32, error: i32) {

@@ -9,7 +9,6 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use kube::Client;
-use mesh_core::ArcStr;
 use mesh_proto::MAX_MESSAGE_BYTES;
 use mesh_proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use mesh_runtime::drain::Drain;
@@ -106,7 +105,7 @@ impl App {
         let authority = store.open(&settings.trust_domain, mesh_runtime::clock::now).await?;
         metrics.set_root_expiry(authority.not_after());
         rooted.met();
-        let names = names(listen.ip(), &settings.root_namespaces, &settings.cluster_domain, &config.san);
+        let names = names(listen.ip(), &settings.home, &settings.cluster_domain, &config.san);
         let now = mesh_runtime::clock::now();
         let certificate = Arc::new(ServerCertificate::new(&authority, names, SERVER_TTL, now)?);
         let authority = Arc::new(ArcSwap::from_pointee(authority));
@@ -122,13 +121,12 @@ impl App {
                 let source = FolderSource::new(manifests);
                 until_drained("publish", &drain, publish::run(source, settings.clone(), outlets, first));
             }
-            Place::Cluster { client, istio_names, .. } => {
+            Place::Cluster { client, .. } => {
                 let source = ClusterSource::new(client, Tuning::default());
                 let copies = bundle::publish(
                     client.clone(),
                     authority.clone(),
-                    source.namespaces(),
-                    *istio_names,
+                    view.clone(),
                     store.look(),
                     Tuning::default(),
                 );
@@ -164,7 +162,6 @@ impl App {
         let issuing = Issuing {
             access: access.clone(),
             authority,
-            trust_domain: settings.trust_domain.clone(),
             longest: config.secret_ttl,
             metrics,
             lines: Lines::default(),
@@ -206,16 +203,16 @@ impl App {
 /// Where objects come from, opened.
 enum Place {
     Folder { manifests: PathBuf, state_dir: PathBuf },
-    Cluster { client: Client, audiences: Vec<String>, agents: Vec<(String, String)>, istio_names: bool },
+    Cluster { client: Client, audiences: Vec<String>, agents: Vec<(String, String)> },
 }
 
 impl Place {
     async fn open(origin: Origin) -> Result<Place> {
         Ok(match origin {
             Origin::Folder { manifests, state_dir } => Place::Folder { manifests, state_dir },
-            Origin::Cluster { kubeconfig, audiences, agents, istio_names } => {
+            Origin::Cluster { kubeconfig, audiences, agents } => {
                 let client = api_server::connect(kubeconfig.as_deref()).await?;
-                Place::Cluster { client, audiences, agents, istio_names }
+                Place::Cluster { client, audiences, agents }
             }
         })
     }
@@ -224,8 +221,7 @@ impl Place {
         match self {
             Place::Folder { state_dir, .. } => RootStore::Folder(state_dir.clone()),
             Place::Cluster { client, .. } => {
-                let namespace = settings.root_namespaces.first().map(ArcStr::to_string).unwrap_or_default();
-                RootStore::Secret { client: client.clone(), namespace }
+                RootStore::Secret { client: client.clone(), namespace: settings.home.to_string() }
             }
         }
     }
@@ -254,7 +250,7 @@ fn until_drained(name: &'static str, drain: &Drain, work: impl Future<Output = (
 }
 
 /// The names under which clients may know this process.
-fn names(listen: IpAddr, root_namespaces: &[ArcStr], cluster_domain: &str, extra: &[String]) -> Vec<SanType> {
+fn names(listen: IpAddr, home: &str, cluster_domain: &str, extra: &[String]) -> Vec<SanType> {
     let mut addresses = BTreeSet::from([IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])]);
     let mut dns = BTreeSet::from(["localhost".to_owned(), "mesh-control".to_owned()]);
     if listen.is_unspecified() {
@@ -267,8 +263,7 @@ fn names(listen: IpAddr, root_namespaces: &[ArcStr], cluster_domain: &str, extra
     } else {
         addresses.insert(listen);
     }
-    let root = root_namespaces.first().map_or("undermesh-system", ArcStr::as_str);
-    for (name, namespace) in [("mesh-control", root), ("istiod", "istio-system")] {
+    for (name, namespace) in [("mesh-control", home), ("istiod", "istio-system")] {
         for end in ["", ".svc", &format!(".svc.{cluster_domain}")] {
             dns.insert(format!("{name}.{namespace}{end}"));
         }

@@ -12,6 +12,7 @@ use mesh_runtime::logging::{Filter, LogFormat};
 
 use crate::access::token::AUDIENCE;
 use crate::index::Settings;
+use crate::resource::mesh_config::IstioNames;
 use crate::resource::meta;
 
 /// Exit code: the command line cannot be understood.
@@ -44,16 +45,16 @@ pub struct Args {
     /// With --kube: service account of the nodes' agents; may be repeated [default: mesh-agent of the root namespace]
     #[arg(long, value_name = "NAMESPACE/NAME", requires = "kube", conflicts_with = "manifests")]
     pub agent_account: Vec<String>,
-    /// With --kube: whether the ConfigMap istio-ca-root-cert is written, where no Istio does it
-    #[arg(long, value_name = "auto|off", requires = "kube", conflicts_with = "manifests", value_parser = ["auto", "off"])]
-    pub istio_names: Option<String>,
+    /// Whether names that Istio has given are ours, namespace istio-system and ConfigMap istio-ca-root-cert; auto: unless an Istio uses them
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = IstioNames::TEXTS)]
+    pub istio_names: String,
     /// Address for xDS and the certificate authority, TLS
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:15012")]
     pub listen: SocketAddr,
     /// Address for metrics, readiness and status, plain HTTP
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:15014")]
     pub metrics: SocketAddr,
-    /// Trust domain of all identities
+    /// Trust domain of all identities, unless the mesh settings say another one
     #[arg(long, value_name = "NAME", default_value = "cluster.local")]
     pub trust_domain: String,
     /// Cluster in the uid of every workload, and in every token
@@ -68,7 +69,7 @@ pub struct Args {
     /// With --manifests: lifetime of nodes' tokens, renewed at half
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
     pub token_ttl: Duration,
-    /// Namespace whose policies hold in the whole mesh, beside istio-system
+    /// Namespace of the control plane: its mesh settings are the ConfigMap undermesh, and its policies hold in the whole mesh
     #[arg(long, value_name = "NAME", default_value = "undermesh-system")]
     pub root_namespace: String,
     /// A further DNS name or address in the listener's certificate; may be repeated
@@ -103,8 +104,6 @@ pub enum Origin {
         audiences: Vec<String>,
         /// Namespace and name of the service accounts of agents.
         agents: Vec<(String, String)>,
-        /// Istio's ConfigMap is written, too.
-        istio_names: bool,
     },
 }
 
@@ -117,7 +116,7 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Address of metrics and status.
     pub metrics: SocketAddr,
-    /// What joins depend on.
+    /// What joins depend on; the mesh settings stand over it.
     pub settings: Settings,
     /// Longest lifetime of certificates.
     pub secret_ttl: Duration,
@@ -193,10 +192,6 @@ impl Args {
         else {
             return Err(problems);
         };
-        let mut root_namespaces = vec![self.root_namespace.as_str().into()];
-        if self.root_namespace != "istio-system" {
-            root_namespaces.push("istio-system".into());
-        }
         Ok(Config {
             origin,
             listen: self.listen,
@@ -205,7 +200,8 @@ impl Args {
                 trust_domain,
                 cluster_id: self.cluster_id.into(),
                 cluster_domain: self.cluster_domain.into(),
-                root_namespaces,
+                istio_names: IstioNames::of(&self.istio_names).unwrap_or_default(),
+                ..Settings::at(&self.root_namespace)
             },
             secret_ttl: self.secret_ttl,
             token_ttl: self.token_ttl,
@@ -248,7 +244,6 @@ impl Args {
             true => vec!["undermesh".to_owned(), AUDIENCE.to_owned()],
             false => self.audience.clone(),
         };
-        let istio_names = self.istio_names.as_deref() != Some("off");
-        Some(Origin::Cluster { kubeconfig: self.kubeconfig.clone(), audiences, agents, istio_names })
+        Some(Origin::Cluster { kubeconfig: self.kubeconfig.clone(), audiences, agents })
     }
 }

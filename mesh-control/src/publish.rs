@@ -39,7 +39,7 @@ impl Outlets {
         }
     }
 
-    /// Joins an update and publishes it. Returns what is wrong.
+    /// Joins an update and publishes it. Returns what is wrong. `settings` are those of the command line.
     pub fn publish(&self, update: Update, settings: &Settings) -> Arc<Vec<Diagnosis>> {
         let view = index::build(&update.objects, settings);
         let mut diagnoses = update.diagnoses;
@@ -82,7 +82,8 @@ impl Outlets {
 pub async fn run(mut source: impl Source, settings: Settings, outlets: Outlets, first: impl FnOnce()) {
     let mut first = Some(first);
     let mut reported = HashSet::new();
-    while let Some(update) = source.next().await {
+    while let Some(mut update) = source.next().await {
+        update.unread.extend(settings.unread(&update.objects));
         if first.is_some() && !update.unread.is_empty() {
             let unread = update.unread.join(", ");
             tracing::error!(%unread, "cannot begin before everything can be read");

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use mesh_core::{Identity, TrustDomain};
+use mesh_core::Identity;
 use mesh_proto::ca::istio_certificate_service_server::{IstioCertificateService, IstioCertificateServiceServer};
 use mesh_proto::ca::{IstioCertificateRequest, IstioCertificateResponse};
 use parking_lot::Mutex;
@@ -31,8 +31,6 @@ pub struct Issuing {
     pub access: Access,
     /// Who signs; replaced when the root is.
     pub authority: Arc<ArcSwap<Authority>>,
-    /// Of all identities.
-    pub trust_domain: TrustDomain,
     /// The longest lifetime of a certificate.
     pub longest: Duration,
     /// Counters.
@@ -88,12 +86,13 @@ impl Issuing {
             refuse("not a SPIFFE identity of a workload", &asked);
             Status::invalid_argument("metadata.ImpersonatedIdentity is not a SPIFFE identity of a workload")
         })?;
-        if identity.trust_domain != self.trust_domain {
+        let view = self.access.view();
+        if identity.trust_domain != view.settings.trust_domain {
             refuse("other trust domain", &asked);
             return Err(Status::invalid_argument("the identity is of another trust domain"));
         }
         let place = (caller.node.clone(), identity.namespace.clone(), identity.service_account.clone());
-        if !self.access.view().placements.contains(&place) {
+        if !view.placements.contains(&place) {
             refuse("no pod of that identity runs on the node", &asked);
             return Err(Status::permission_denied("no pod of that identity runs on the caller's node"));
         }

@@ -20,6 +20,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::watch::{Event, Follower, Resource, Tuning};
 use crate::api_server::{Failure, send};
 use crate::ca::authority::{Authority, ROOTS_FILE};
+use crate::index::View;
+use crate::resource::mesh_config::IstioNames;
 
 /// Ours; Istio's, which its own control plane writes where there is one.
 const NAMES: [&str; 2] = ["undermesh-root-cert", "istio-ca-root-cert"];
@@ -98,6 +100,8 @@ pub struct Roots {
     pub last: Option<String>,
     /// Until then this replica has seen every root that others may have.
     pub settle: Duration,
+    /// What is done with Istio's names.
+    pub istio: IstioNames,
 }
 
 /// The namespaces where `name` has to be written.
@@ -109,7 +113,12 @@ pub fn wrong<'a>(
 ) -> Vec<&'a ArcStr> {
     // Istio writes all of them, also if ours were there before. Anybody else who changes one of ours changes that one.
     let is_theirs = |copy: &RootCopy| !copy.is_ours || copy.is_istio && !copy.has(&roots.bundle);
-    if name != NAMES[0] && copies.values().any(is_theirs) {
+    let is_istio_s = match roots.istio {
+        IstioNames::Auto => copies.values().any(is_theirs),
+        IstioNames::Own => false,
+        IstioNames::Off => true,
+    };
+    if name != NAMES[0] && is_istio_s {
         return Vec::new();
     }
     let is_left = |copy: &RootCopy| copy.has(&roots.bundle) || copy.may_be_newer(roots);
@@ -120,14 +129,13 @@ pub fn wrong<'a>(
 pub async fn publish(
     client: Client,
     authority: Arc<ArcSwap<Authority>>,
-    mut namespaces: watch::Receiver<BTreeSet<ArcStr>>,
-    istio_too: bool,
+    mut view: watch::Receiver<Arc<View>>,
     look_at_root: Duration,
     tuning: Tuning,
 ) {
     let (sender, mut events) = mpsc::channel(256);
     let fields = ["metadata.name=undermesh-root-cert", "metadata.name=istio-ca-root-cert"];
-    for (index, fields) in fields.into_iter().take(if istio_too { 2 } else { 1 }).enumerate() {
+    for (index, fields) in fields.into_iter().enumerate() {
         let resource = Resource {
             group: "",
             versions: &["v1"],
@@ -144,7 +152,9 @@ pub async fn publish(
     drop(sender);
     let mut copies: [Copies; 2] = [None, None];
     let mut writer = Writer::new(client);
-    let mut roots = Roots { bundle: authority.load().bundle().to_owned(), last: None, settle: 2 * look_at_root };
+    let mut names = BTreeSet::new();
+    let bundle = authority.load().bundle().to_owned();
+    let mut roots = Roots { bundle, last: None, settle: 2 * look_at_root, istio: IstioNames::Off };
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -157,14 +167,20 @@ pub async fn publish(
                     take(&mut copies[index], event);
                 }
             }
-            changed = namespaces.changed() => {
+            changed = view.changed() => {
                 if changed.is_err() {
                     return;
                 }
+                // Most changes are of something else.
+                let view = view.borrow_and_update();
+                if view.namespaces == names && view.settings.istio_names == roots.istio {
+                    continue;
+                }
+                names.clone_from(&view.namespaces);
+                roots.istio = view.settings.istio_names;
             }
             _ = look.tick() => {}
         }
-        let names = namespaces.borrow_and_update().clone();
         if writer.resting.is_some_and(|until| Instant::now() < until) {
             continue;
         }

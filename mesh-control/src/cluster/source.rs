@@ -1,13 +1,11 @@
 //! The API server as a [`Source`]: one follower for each kind, and an inventory of what they tell. The first state is delivered when every kind has been
 //! heard of; from then on whatever changes within a moment is one state.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kube::Client;
-use mesh_core::ArcStr;
 use mesh_runtime::task;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
 use super::decode::{Item, decode};
@@ -39,6 +37,7 @@ pub fn resource(kind: Kind) -> Resource {
     let security =
         |plural| Resource { versions: &["v1", "v1beta1"], is_custom: true, ..of("security.istio.io", plural) };
     match kind {
+        Kind::ConfigMap => Resource { fields: Some("metadata.name=undermesh"), ..of("", "configmaps") },
         Kind::Namespace => metadata("namespaces"),
         Kind::Node => metadata("nodes"),
         Kind::ServiceAccount => metadata("serviceaccounts"),
@@ -55,7 +54,6 @@ pub fn resource(kind: Kind) -> Resource {
 pub struct ClusterSource {
     events: mpsc::Receiver<(Kind, Event<Item>)>,
     inventory: Inventory,
-    namespaces: watch::Sender<BTreeSet<ArcStr>>,
     is_started: bool,
 }
 
@@ -74,12 +72,7 @@ impl ClusterSource {
             };
             task::spawn_vital("follow", follower.run());
         }
-        Self { events, inventory: Inventory::default(), namespaces: watch::Sender::default(), is_started: false }
-    }
-
-    /// The names of all namespaces, as they come and go.
-    pub fn namespaces(&self) -> watch::Receiver<BTreeSet<ArcStr>> {
-        self.namespaces.subscribe()
+        Self { events, inventory: Inventory::default(), is_started: false }
     }
 
     /// Waits until every kind has been heard of.
@@ -132,13 +125,6 @@ impl Source for ClusterSource {
             false => self.begin().await?,
         }
         self.is_started = true;
-        let update = self.inventory.update();
-        let names: BTreeSet<ArcStr> = update.objects.namespaces.keys().cloned().collect();
-        self.namespaces.send_if_modified(|known| {
-            let is_new = *known != names;
-            *known = names;
-            is_new
-        });
-        Some(update)
+        Some(self.inventory.update())
     }
 }

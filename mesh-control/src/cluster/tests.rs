@@ -9,6 +9,7 @@ use super::bundle::{RootCopy, Roots, wrong};
 use super::decode::{Item, decode, strip};
 use super::inventory::Inventory;
 use super::watch::Event;
+use crate::resource::mesh_config::IstioNames;
 use crate::resource::{Kind, Object, Secured};
 
 fn item(kind: Kind, object: Json) -> Item {
@@ -182,8 +183,20 @@ fn copies_of_the_root_are_written_where_they_are_wrong() {
         ("Istio came later", istio, vec![ours("a", &now), copy("b", Some(us), them, &unknown)], short, vec![]),
         ("Istio has the same root", istio, vec![copy("a", Some(us), them, &now)], short, vec!["b", "c"]),
     ] {
+        let istio = IstioNames::Auto;
         let copies = copies.into_iter().collect();
-        let roots = Roots { bundle: now.clone(), last: Some(before.clone()), settle };
+        let roots = Roots { bundle: now.clone(), last: Some(before.clone()), settle, istio };
         assert_eq!(wrong(name, &copies, &namespaces, &roots), expected, "{what}");
+    }
+    // What the mesh settings say counts.
+    let copies = [ours("a", &now), copy("b", None, them, &unknown)].into_iter().collect();
+    for (names, ours, istio_s) in [
+        (IstioNames::Auto, vec!["b", "c"], vec![]),
+        (IstioNames::Own, vec!["b", "c"], vec!["b", "c"]),
+        (IstioNames::Off, vec!["b", "c"], vec![]),
+    ] {
+        let roots = Roots { bundle: now.clone(), last: None, settle: short, istio: names };
+        assert_eq!(wrong(own, &copies, &namespaces, &roots), ours, "{names:?}");
+        assert_eq!(wrong(istio, &copies, &namespaces, &roots), istio_s, "{names:?}");
     }
 }

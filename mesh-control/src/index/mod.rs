@@ -3,10 +3,12 @@
 
 pub mod policy;
 pub mod service;
+pub mod settings;
 pub mod view;
 pub mod workload;
 
-pub use view::{Settings, View, build};
+pub use settings::Settings;
+pub use view::{View, build};
 
 #[cfg(test)]
 mod tests;

@@ -67,6 +67,10 @@ enum Effect {
 pub fn index(objects: &Objects, settings: &Settings, problems: &mut Vec<(Key, Problem)>) -> Policies {
     let mut policies = Policies::default();
     for (name, secured) in &objects.authorization_policies {
+        if !settings.discovers(objects, &name.namespace) {
+            problems.push((key(Kind::AuthorizationPolicy, &name.namespace, &name.name), undiscovered()));
+            continue;
+        }
         authorization(&mut policies, name, secured, settings);
     }
     let root = settings.root_namespaces.first().cloned().unwrap_or_default();
@@ -117,9 +121,13 @@ fn peers(
     all: &mut BTreeMap<NamespacedName, Policy>,
     problems: &mut Vec<(Key, Problem)>,
 ) -> Peers {
-    let mut readable: Vec<PeerAuthentication> = objects
-        .peer_authentications
-        .iter()
+    let (all_peers, undiscovered_peers): (Vec<_>, Vec<_>) =
+        objects.peer_authentications.iter().partition(|(name, _)| settings.discovers(objects, &name.namespace));
+    for (name, _) in undiscovered_peers {
+        problems.push((peer_key(&name.namespace, &name.name), undiscovered()));
+    }
+    let mut readable: Vec<PeerAuthentication> = all_peers
+        .into_iter()
         .map(|(name, secured)| match secured {
             Secured::Readable(object) => (**object).clone(),
             Secured::Unreadable(known) => PeerAuthentication {
@@ -177,7 +185,16 @@ fn peers(
 }
 
 fn peer_key(namespace: &ArcStr, name: &ArcStr) -> Key {
-    Key { kind: Kind::PeerAuthentication, namespace: namespace.clone(), name: name.clone() }
+    key(Kind::PeerAuthentication, namespace, name)
+}
+
+fn key(kind: Kind, namespace: &ArcStr, name: &ArcStr) -> Key {
+    Key { kind, namespace: namespace.clone(), name: name.clone() }
+}
+
+fn undiscovered() -> Problem {
+    Problem::error("metadata.namespace", "no discoverySelectors select the namespace, it is not in force")
+        .help("the mesh settings say which namespaces are of the mesh")
 }
 
 /// The larger, the more plaintext it lets in. What says nothing may inherit STRICT.
@@ -206,7 +223,7 @@ fn overruled(objects: &Objects, peers: &Peers, problems: &mut Vec<(Key, Problem)
                         "another PeerAuthentication decides for pod {}, this one has no effect there: {namespace}/{}",
                         pod.name, decides.name
                     );
-                    problems.push((peer_key(namespace, &object.name), Problem::error("metadata.name", message)));
+                    problems.push((peer_key(namespace, &object.name), Problem::warning("metadata.name", message)));
                 }
             }
         }

@@ -93,7 +93,9 @@ fn workload(
     let canonical = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
     let revision = label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
     workload.addresses = addresses;
-    workload.protocol = if pod.enrolled { TunnelProtocol::Hbone } else { TunnelProtocol::None };
+    // Of a namespace that is not of the mesh the addresses are known, so that they are reached as everything outside of it is.
+    let is_member = pod.enrolled && settings.discovers(objects, &pod.namespace);
+    workload.protocol = if is_member { TunnelProtocol::Hbone } else { TunnelProtocol::None };
     workload.trust_domain = settings.trust_domain.clone();
     workload.service_account = pod.service_account.clone();
     workload.node = pod.node.clone();
@@ -242,9 +244,9 @@ fn slices(
 }
 
 /// Which node runs which identity. Pods in their node's network are not in the mesh and lend their identity to no agent.
-pub fn placements(objects: &Objects) -> Placements {
+pub fn placements(objects: &Objects, settings: &Settings) -> Placements {
     alive(objects)
-        .filter(|p| !p.node.is_empty() && !p.host_network)
+        .filter(|p| !p.node.is_empty() && !p.host_network && settings.discovers(objects, &p.namespace))
         .map(|p| (p.node.clone(), p.namespace.clone(), p.service_account.clone()))
         .collect()
 }

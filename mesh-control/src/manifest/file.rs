@@ -12,6 +12,7 @@ use crate::resource::meta::{self, Head, TypeMeta, head};
 use crate::resource::{self, Key, Kind, Unreadable};
 use crate::yaml::document::{self, Document};
 use crate::yaml::node::{self, Node, Span, Value};
+use crate::yaml::stack;
 
 /// Objects in one file, and in one list of objects; more is a mistake or an attack.
 const MAX_OBJECTS: usize = 200_000;
@@ -33,24 +34,16 @@ pub struct FileRead {
     pub failed: bool,
 }
 
-/// The parser recurses; at its limit of nesting it needs more stack than a thread has by default.
-const STACK: usize = 16 << 20;
-
 /// Reads a file's bytes; `name` is its path in the folder.
 pub fn read(name: &str, bytes: &[u8]) -> FileRead {
     apart(name, || read_here(name, bytes))
 }
 
-/// Runs the reader on a stack of its own.
+/// Runs the reader on a stack of its own; one that fails takes nothing else down.
 pub(super) fn apart(name: &str, reader: impl FnOnce() -> FileRead + Send) -> FileRead {
-    let outcome = std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("manifests".into()).stack_size(STACK);
-        thread.spawn_scoped(scope, reader).map(std::thread::ScopedJoinHandle::join)
-    });
-    let why = match outcome {
-        Ok(Ok(read)) => return read,
-        Ok(Err(_)) => "the reader failed on it",
-        Err(_) => "there is no thread to read it",
+    let why = match stack::with_room(reader) {
+        Ok(read) => return read,
+        Err(why) => why,
     };
     let diagnoses = vec![of_file(name, Severity::Error, format!("the file cannot be read: {why}"), None)];
     FileRead { found: Vec::new(), diagnoses, unsettled: true, unread: true, failed: true }

@@ -33,7 +33,9 @@ pub fn guess(text: &str) -> Guess {
     let is_list = said.as_deref().is_some_and(|kind| kind.ends_with("List"));
     let exact = Kind::ALL.into_iter().find(|known| said.as_deref() == Some(known.name()));
     let restricts = || meta::restricting(group(&api_version.unwrap_or_default()), said.as_deref().unwrap_or_default());
-    let kind = exact.or_else(restricts).filter(|_| !is_list);
+    // Of the others of a kind nothing is read.
+    let is_read = |kind: &Kind| name.as_deref().map_or(*kind != Kind::ConfigMap, |name| kind.reads(name));
+    let kind = exact.or_else(restricts).filter(|_| !is_list).filter(is_read);
     let placed = namespace.as_deref().is_some_and(|n| meta::label(n).is_ok());
     let restricts = kind.is_some_and(Kind::is_security) && (several || !placed);
     let mentions = (several || is_list || (kind, &said) == (None, &None)) && mentions(text);

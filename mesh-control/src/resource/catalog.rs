@@ -92,7 +92,7 @@ impl Catalog {
                     kept.last_good += 1;
                     good.insert(found.key.clone(), (object, found.origin.clone()));
                 }
-                (Err(unreadable), None) if found.key.kind.is_security() => {
+                (Err(unreadable), None) if found.key.kind.counts_unread() => {
                     closed.push((found.key.clone(), unreadable.clone()));
                 }
                 (Err(_), None) => {}
@@ -112,7 +112,7 @@ impl Catalog {
         closed.retain(|(key, unreadable)| {
             !(unreadable.nameless && origins.get(key).is_some_and(|origin| missing.contains(*origin)))
         });
-        kept.closed = closed.len();
+        kept.closed = closed.iter().filter(|(key, _)| key.kind.is_security()).count();
         self.good = good;
         (self.objects(closed), kept)
     }
@@ -122,6 +122,9 @@ impl Catalog {
         for (key, (object, _)) in &self.good {
             let name = || NamespacedName::new(key.namespace.clone(), key.name.clone());
             match object {
+                Object::MeshConfig(o) => {
+                    objects.mesh_configs.insert(name(), Secured::Readable(o.clone()));
+                }
                 Object::Namespace(o) => drop(objects.namespaces.insert(key.name.clone(), o.clone())),
                 Object::Node(o) => drop(objects.nodes.insert(key.name.clone(), o.clone())),
                 Object::ServiceAccount(o) => drop(objects.service_accounts.insert(name(), o.clone())),
@@ -139,6 +142,9 @@ impl Catalog {
         for (key, unreadable) in closed {
             let name = NamespacedName::new(key.namespace, key.name);
             match key.kind {
+                Kind::ConfigMap => {
+                    objects.mesh_configs.insert(name, Secured::Unreadable(unreadable));
+                }
                 Kind::AuthorizationPolicy => {
                     objects.authorization_policies.insert(name, Secured::Unreadable(unreadable));
                 }

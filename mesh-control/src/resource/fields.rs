@@ -138,23 +138,30 @@ impl Fields {
         let before = self.problems.len();
         let path = spec.field("selector");
         let selector = self.mapping(tree, &path, &["matchLabels"])?;
+        let labels = match selector.get("matchLabels") {
+            Some(tree) => self.labels(tree, &selector.field("matchLabels"))?,
+            None => BTreeMap::new(),
+        };
+        (self.problems.len() == before).then_some(labels)
+    }
+
+    /// Labels that are compared as a whole.
+    pub fn labels(&mut self, tree: &Tree, path: &str) -> Option<Labels> {
+        let matching = self.any_mapping(tree, path)?;
         let mut labels = BTreeMap::new();
-        if let Some(tree) = selector.get("matchLabels") {
-            let matching = self.any_mapping(tree, &selector.field("matchLabels"))?;
-            for entry in matching.entries() {
-                let path = matching.field(&entry.key);
-                match &entry.node.value {
-                    Value::String(value) if value.contains('*') => {
-                        self.error(path, "a selector compares whole values, `*` is not a wildcard here");
-                    }
-                    Value::String(value) => {
-                        labels.insert(entry.key.clone(), value.clone());
-                    }
-                    other => self.wrong(&path, "a string", other),
+        for entry in matching.entries() {
+            let path = matching.field(&entry.key);
+            match &entry.node.value {
+                Value::String(value) if value.contains('*') => {
+                    self.error(path, "a selector compares whole values, `*` is not a wildcard here");
                 }
+                Value::String(value) => {
+                    labels.insert(entry.key.clone(), value.clone());
+                }
+                other => self.wrong(&path, "a string", other),
             }
         }
-        (self.problems.len() == before).then_some(labels)
+        Some(labels)
     }
 
     fn wrong(&mut self, path: &str, wanted: &str, found: &Value) {

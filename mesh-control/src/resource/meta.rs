@@ -70,6 +70,10 @@ fn read_head(tree: &Tree, inherited: Option<&TypeMeta>, problems: &mut Vec<Probl
             meant
         }
     };
+    // What is wrong with the others of a kind is not ours to say.
+    if kind == Kind::ConfigMap && !key(kind, tree).is_ok_and(|key| kind.reads(&key.name)) {
+        return Ok(Some(other()));
+    }
     if !kind.api_versions().contains(&api_version) {
         if !kind.is_security() && api_version.contains('/') && kind != Kind::EndpointSlice {
             // Another group's kind of the same name, such as a Knative Service.

@@ -5,6 +5,8 @@ pub mod authorization_policy;
 pub mod catalog;
 pub mod endpoint_slice;
 pub mod fields;
+pub mod label_selector;
+pub mod mesh_config;
 pub mod meta;
 pub mod namespace;
 pub mod node;
@@ -20,6 +22,7 @@ use mesh_core::{ArcStr, NamespacedName};
 
 pub use authorization_policy::AuthorizationPolicy;
 pub use endpoint_slice::EndpointSlice;
+pub use mesh_config::MeshConfig;
 pub use namespace::{Namespace, ServiceAccount};
 pub use node::Node;
 pub use peer_authentication::PeerAuthentication;
@@ -35,6 +38,8 @@ pub type Labels = BTreeMap<String, String>;
 /// The kinds that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
+    /// core/v1, of which only the mesh settings are read
+    ConfigMap,
     /// core/v1
     Namespace,
     /// core/v1
@@ -55,7 +60,8 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 9] = [
+        Kind::ConfigMap,
         Kind::Namespace,
         Kind::Node,
         Kind::ServiceAccount,
@@ -69,6 +75,7 @@ impl Kind {
     /// The name in `kind:`.
     pub fn name(self) -> &'static str {
         match self {
+            Kind::ConfigMap => "ConfigMap",
             Kind::Namespace => "Namespace",
             Kind::Node => "Node",
             Kind::ServiceAccount => "ServiceAccount",
@@ -100,6 +107,16 @@ impl Kind {
     pub fn is_security(self) -> bool {
         matches!(self, Kind::AuthorizationPolicy | Kind::PeerAuthentication)
     }
+
+    /// Whether an object that cannot be read is still one: there is no doing without what it says.
+    pub fn counts_unread(self) -> bool {
+        self.is_security() || self == Kind::ConfigMap
+    }
+
+    /// Whether an object of the kind with this name is read.
+    pub fn reads(self, name: &str) -> bool {
+        self != Kind::ConfigMap || name == mesh_config::NAME
+    }
 }
 
 /// What an object is called.
@@ -126,6 +143,8 @@ impl fmt::Display for Key {
 /// One understood object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Object {
+    /// The mesh settings.
+    MeshConfig(Arc<MeshConfig>),
     /// A namespace.
     Namespace(Arc<Namespace>),
     /// A node.
@@ -164,7 +183,7 @@ pub struct Read {
     pub problems: Vec<Problem>,
 }
 
-/// A security object in force: understood, or closed because it could not be.
+/// An object without which nothing can be decided: understood, or there and not understood. A policy of the latter kind is closed.
 #[derive(Clone, Debug)]
 pub enum Secured<T> {
     /// Understood.
@@ -176,6 +195,8 @@ pub enum Secured<T> {
 /// Everything known at one moment: what a source delivers and the index joins.
 #[derive(Clone, Debug, Default)]
 pub struct Objects {
+    /// Mesh settings; those of the root namespace count.
+    pub mesh_configs: BTreeMap<NamespacedName, Secured<MeshConfig>>,
     /// By name.
     pub namespaces: BTreeMap<ArcStr, Arc<Namespace>>,
     /// By name.
@@ -197,6 +218,7 @@ pub struct Objects {
 /// Reads the object called `key` from its tree.
 pub fn read(key: &Key, tree: &Tree) -> Read {
     match key.kind {
+        Kind::ConfigMap => mesh_config::read(key, tree),
         Kind::Namespace => core(tree, |o| namespace::read(key, o), Object::Namespace),
         Kind::Node => core(tree, |o| node::read(key, o), Object::Node),
         Kind::ServiceAccount => core(tree, |o| namespace::read_service_account(key, o), Object::ServiceAccount),

@@ -3,15 +3,20 @@
 use k8s_openapi::api::core::v1 as k8s;
 use mesh_core::ArcStr;
 
-use super::Key;
 use super::service::{Distribution, note_waypoint};
+use super::{Key, Labels, meta};
 use crate::diagnosis::Problem;
+
+/// Every namespace has its name as a label.
+pub const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 /// A namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namespace {
     /// Its name.
     pub name: ArcStr,
+    /// Its labels; its name is one of them.
+    pub labels: Labels,
     /// What its services prefer unless they say otherwise.
     pub distribution: Option<Distribution>,
 }
@@ -30,7 +35,10 @@ pub fn read(key: &Key, object: k8s::Namespace) -> (Namespace, Vec<Problem>) {
     let mut problems = Vec::new();
     let distribution = Distribution::of_annotation(&object.metadata, &mut problems);
     note_waypoint(&object.metadata, &mut problems);
-    (Namespace { name: key.name.clone(), distribution }, problems)
+    let mut labels = meta::labels(&object.metadata);
+    // An API server sets it. A file need not.
+    labels.insert(NAME_LABEL.to_owned(), key.name.to_string());
+    (Namespace { name: key.name.clone(), labels, distribution }, problems)
 }
 
 /// Reduces a service account.

@@ -4,3 +4,4 @@ pub mod document;
 pub mod fit;
 pub mod node;
 pub mod sniff;
+pub mod stack;

@@ -245,13 +245,11 @@ async fn a_policy_keeps_its_last_good_form_but_not_that_of_another_one() {
 }
 
 #[tokio::test]
-async fn namespaces_are_told_of_and_what_does_not_matter_is_not() {
+async fn what_matters_is_told_of_and_what_does_not_is_not() {
     let api = istio().await;
     let namespace = |name: &str| json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
     api.put(namespace("a"));
     let mut following = Following::start(&api).await;
-    let names = following.source.namespaces();
-    assert!(names.borrow().iter().eq(["a"]));
     // Another status of a node is nothing new.
     api.put(json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "n1" } }));
     let key = |u: &Update| u.objects.nodes.contains_key("n1");
@@ -264,5 +262,4 @@ async fn namespaces_are_told_of_and_what_does_not_matter_is_not() {
     assert!(within(LONG, &mut Box::pin(following.source.next())).await.is_none());
     api.put(namespace("b"));
     following.until("the namespace", |u| u.objects.namespaces.len() == 2).await;
-    assert!(names.borrow().iter().eq(["a", "b"]));
 }

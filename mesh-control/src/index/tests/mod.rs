@@ -2,6 +2,7 @@
 
 mod policies;
 mod services;
+mod settings;
 mod workloads;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,147 @@
+//! Mesh settings: what they change in what agents get, whose they are, and which namespaces they take in.
+
+use super::*;
+use crate::resource::mesh_config::IstioNames;
+
+fn settings(mesh: &str) -> String {
+    config("undermesh-system", mesh)
+}
+
+fn config(namespace: &str, mesh: &str) -> String {
+    let mesh = mesh.replace('\n', "\n    ");
+    format!(
+        "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: undermesh, namespace: {namespace}}}\ndata:\n  mesh: |\n    {mesh}\n"
+    )
+}
+
+fn strict(namespace: &str) -> String {
+    format!(
+        "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: default, namespace: {namespace}}}\nspec: {{mtls: {{mode: STRICT}}}}\n"
+    )
+}
+
+fn deny(namespace: &str, name: &str) -> String {
+    format!(
+        "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{action: DENY, rules: [{{from: [{{source: {{namespaces: [x]}}}}]}}]}}\n"
+    )
+}
+
+const ISTIOD: &str = "---\napiVersion: v1\nkind: Service\nmetadata: {name: istiod, namespace: istio-system}\nspec: {selector: {app: istiod}, ports: [{port: 15012}]}\n";
+
+/// Whether the only pod refuses plaintext.
+fn is_strict(text: &str) -> bool {
+    let view = view(&format!("{text}{NODE}{}", pod("web-1", "")));
+    let workload = view.workloads.values().next().unwrap();
+    workload.authorization_policies.iter().any(|p| p.name == "istio_converted_static_strict")
+}
+
+#[test]
+fn policies_of_root_namespaces_hold_in_the_whole_mesh() {
+    let stranger = ISTIOD.replace("istio-system", "shop");
+    let ours = ISTIOD.replace("app: istiod", "app: mesh-control");
+    let pod = pod_in("istio-system", "istiod-1", "198.18.0.9", "app: istiod", "");
+    for (what, text, expected) in [
+        ("ours", strict("undermesh-system"), true),
+        ("Istio's, with no Istio", strict("istio-system"), true),
+        ("Istio's, with an Istio", format!("{}{ISTIOD}", strict("istio-system")), false),
+        ("Istio's, with our service under its name", format!("{}{ours}", strict("istio-system")), true),
+        ("Istio's, with an istiod that anybody can make", format!("{}{stranger}", strict("istio-system")), true),
+        (
+            "Istio's, ours by setting",
+            format!("{}{ISTIOD}{}", strict("istio-system"), settings("istioNames: own")),
+            true,
+        ),
+        ("Istio's, nobody's by setting", format!("{}{}", strict("istio-system"), settings("istioNames: off")), false),
+        ("another's", strict("config"), false),
+        ("another's by setting", format!("{}{}", strict("config"), settings("rootNamespace: config")), true),
+        (
+            "ours, with another one by setting",
+            format!("{}{}", strict("undermesh-system"), settings("rootNamespace: config")),
+            false,
+        ),
+        ("by a setting of nobody", format!("{}{}", strict("config"), config("shop", "rootNamespace: config")), false),
+    ] {
+        assert_eq!(is_strict(&text), expected, "{what}");
+    }
+    // The pod of an istiod says it too; ended ones do not.
+    let by_pod = |pod: &str| view(&format!("{}{NODE}{pod}", strict("istio-system"))).settings.root_namespaces.len();
+    assert_eq!(by_pod(&pod), 1);
+    assert_eq!(by_pod(&pod.replace("phase: Running", "phase: Succeeded")), 2);
+}
+
+#[test]
+fn a_trust_domain_is_everybody_s() {
+    let text = format!("{NODE}{}{}", pod("web-1", ""), settings("trustDomain: prod.example"));
+    let view = view(&text);
+    assert_eq!(view.settings.trust_domain.as_str(), "prod.example");
+    assert!(view.workloads.values().all(|w| w.trust_domain.as_str() == "prod.example"));
+    assert_eq!(view.settings.istio_names, IstioNames::Auto);
+    assert_eq!(view.problems, []);
+}
+
+#[test]
+fn settings_elsewhere_are_told_of() {
+    let view = view(&config("shop", "trustDomain: evil.example"));
+    assert_eq!(view.settings.trust_domain.as_str(), "cluster.local");
+    let said: Vec<String> = view.problems.iter().map(|(key, problem)| format!("{key}: {}", problem.message)).collect();
+    assert_eq!(
+        said,
+        ["ConfigMap shop/undermesh: the mesh settings are those of namespace undermesh-system, these have no effect"]
+    );
+}
+
+#[test]
+fn namespaces_that_are_not_selected_have_addresses_and_nothing_else() {
+    let namespace = |name: &str, labels: &str| {
+        format!("---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{{labels}}}}}\n")
+    };
+    let objects = [
+        NODE.to_owned(),
+        namespace("shop", "mesh: in"),
+        namespace("lab", "mesh: out"),
+        namespace("undermesh-system", ""),
+        pod("web-1", ""),
+        pod_in("lab", "probe-1", "198.18.0.2", "app: probe", ""),
+        // No such namespace is known.
+        pod_in("ghost", "probe-2", "198.18.0.3", "app: probe", ""),
+        deny("shop", "in"),
+        deny("lab", "out"),
+        strict("lab"),
+        deny("undermesh-system", "everywhere"),
+    ]
+    .concat();
+    let members = |text: &str| {
+        let view = view(text);
+        let members: Vec<String> = view
+            .workloads
+            .values()
+            .filter(|w| w.protocol == TunnelProtocol::Hbone)
+            .map(|w| w.namespace.to_string())
+            .collect();
+        (view, members)
+    };
+    let (all, everybody) = members(&objects);
+    assert_eq!(everybody, ["ghost", "lab", "shop"]);
+    for (selectors, expected) in [
+        ("- matchLabels: {mesh: in}", vec!["shop"]),
+        ("- matchLabels: {kubernetes.io/metadata.name: lab}", vec!["lab"]),
+        ("- matchLabels: {kubernetes.io/metadata.name: ghost}", vec!["ghost"]),
+        ("- matchExpressions: [{key: mesh, operator: Exists}]", vec!["lab", "shop"]),
+        ("- matchLabels: {mesh: in}\n- matchLabels: {mesh: out}", vec!["lab", "shop"]),
+        ("[]", vec!["ghost", "lab", "shop"]),
+    ] {
+        let text = format!("{objects}{}", settings(&format!("discoverySelectors:\n{selectors}")));
+        let (view, some) = members(&text);
+        assert_eq!(some, expected, "{selectors}");
+        // Everything can be reached as before.
+        assert!(view.workloads.keys().eq(all.workloads.keys()), "{selectors}");
+        assert!(view.placements.iter().map(|(_, namespace, _)| namespace.as_str()).eq(expected.iter().copied()));
+        assert!(view.namespaces.contains("undermesh-system"), "{selectors}");
+    }
+    let (view, _) = members(&format!("{objects}{}", settings("discoverySelectors:\n- matchLabels: {mesh: in}")));
+    let policies: Vec<String> = view.policies.keys().map(ToString::to_string).collect();
+    assert_eq!(policies, ["shop/in", "undermesh-system/everywhere", "undermesh-system/istio_converted_static_strict"]);
+    let refused: Vec<String> = view.problems.iter().map(|(key, _)| key.to_string()).collect();
+    assert_eq!(refused, ["AuthorizationPolicy lab/out", "PeerAuthentication lab/default"]);
+    assert!(view.workloads.values().filter(|w| w.namespace == "lab").all(|w| w.authorization_policies.is_empty()));
+}

@@ -18,7 +18,7 @@ use mesh_runtime::task;
 use prometheus_client::registry::Registry;
 use rcgen::SanType;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 
@@ -33,6 +33,8 @@ use crate::ca::authority::Authority;
 use crate::ca::server::Issuing;
 use crate::ca::store::RootStore;
 use crate::cluster::bundle;
+use crate::cluster::lease::{self, Terms};
+use crate::cluster::report::{self, Pace};
 use crate::cluster::source::ClusterSource;
 use crate::cluster::watch::Tuning;
 use crate::config::{Config, Origin};
@@ -131,6 +133,7 @@ impl App {
                     Tuning::default(),
                 );
                 until_drained("root copies", &drain, copies);
+                elected(client, settings, &outlets, &drain);
                 until_drained("publish", &drain, publish::run(source, settings.clone(), outlets, first));
             }
         }
@@ -236,6 +239,17 @@ impl Place {
             }
         })
     }
+}
+
+/// What one replica does for all of them.
+fn elected(client: &Client, settings: &Settings, outlets: &Outlets, drain: &Drain) {
+    let (leads, leader) = watch::channel(false);
+    let home = settings.home.to_string();
+    let election = lease::run(client.clone(), home, Terms::default(), leads, drain.token());
+    task::spawn_vital("election", election);
+    let (verdicts, view) = (outlets.verdicts.subscribe(), outlets.view.subscribe());
+    let report = report::run(client.clone(), verdicts, view, leader, Pace::default());
+    until_drained("report", drain, report);
 }
 
 /// Runs a task that never ends by itself, until the process does.

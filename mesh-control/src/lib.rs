@@ -28,5 +28,6 @@ pub mod serve;
 pub mod source;
 pub mod state;
 pub mod status;
+pub mod verdict;
 pub mod world;
 pub mod yaml;

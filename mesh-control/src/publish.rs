@@ -13,6 +13,7 @@ use crate::index::{self, Settings, View};
 use crate::manifest::file::{diagnosis, of_file};
 use crate::metrics::Metrics;
 use crate::source::{Source, Update};
+use crate::verdict::{self, Verdicts};
 use crate::world::{Kind, World};
 
 /// Where the results go.
@@ -24,6 +25,8 @@ pub struct Outlets {
     pub world: watch::Sender<Arc<World>>,
     /// For the status.
     pub diagnoses: Arc<ArcSwap<Vec<Diagnosis>>>,
+    /// For whoever tells the objects.
+    pub verdicts: watch::Sender<Arc<Verdicts>>,
     /// Counters.
     pub metrics: Arc<Metrics>,
 }
@@ -35,6 +38,7 @@ impl Outlets {
             view: watch::Sender::new(Arc::default()),
             world: watch::Sender::new(Arc::default()),
             diagnoses: Arc::default(),
+            verdicts: watch::Sender::new(Arc::default()),
             metrics,
         }
     }
@@ -42,6 +46,7 @@ impl Outlets {
     /// Joins an update and publishes it. Returns what is wrong. `settings` are those of the command line.
     pub fn publish(&self, update: Update, settings: &Settings) -> Arc<Vec<Diagnosis>> {
         let view = index::build(&update.objects, settings);
+        let verdicts = verdict::judge(update.marks, &update.objects, &view.problems);
         let mut diagnoses = update.diagnoses;
         for (key, problem) in &view.problems {
             let place = update.places.get(key).and_then(|(file, line)| {
@@ -62,6 +67,7 @@ impl Outlets {
         }
         let diagnoses = Arc::new(diagnoses);
         self.diagnoses.store(diagnoses.clone());
+        self.verdicts.send_replace(Arc::new(verdicts));
         diagnoses
     }
 

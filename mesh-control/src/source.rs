@@ -6,6 +6,7 @@ use std::future::Future;
 
 use crate::diagnosis::Diagnosis;
 use crate::resource::{Key, Objects};
+use crate::verdict::Mark;
 
 /// Everything that is in force, and what is wrong with what was read.
 #[derive(Debug, Default)]
@@ -18,6 +19,8 @@ pub struct Update {
     pub places: BTreeMap<Key, (String, u32)>,
     /// Parts of the source with something that could not even be identified. What came from them before stays; at a start there is nothing that could.
     pub unread: Vec<String>,
+    /// Objects to whose writers it is told what is in force of them, for sources where that can be told.
+    pub marks: BTreeMap<Key, Mark>,
 }
 
 /// Delivers updates, the first one as soon as everything has been read once.

@@ -7,6 +7,7 @@ use crate::diagnosis::{Diagnosis, Problem};
 use crate::manifest::file::diagnosis;
 use crate::resource::meta::{self, Head, TypeMeta, head};
 use crate::resource::{self, Key, Kind, Object, Unreadable};
+use crate::verdict::Mark;
 use crate::yaml::node::{Entry, Node, Span, Value};
 
 /// Written by `kubectl apply`: the whole object once more.
@@ -23,17 +24,35 @@ pub struct Item {
     pub outcome: Result<Object, Unreadable>,
     /// What is wrong with it.
     pub diagnoses: Vec<Diagnosis>,
+    /// For kinds to whose objects it is told what is in force of them.
+    note: Option<Note>,
+}
+
+/// What it takes to tell an object something.
+#[derive(Clone, Debug)]
+struct Note {
+    api_version: String,
+    generation: i64,
+    conditions: Vec<Json>,
 }
 
 impl Item {
-    /// Whether nothing that matters differs.
+    /// What is told to it goes there.
+    pub fn mark(&self) -> Option<Mark> {
+        let Note { api_version, generation, conditions } = self.note.clone()?;
+        let (uid, diagnoses, is_read) = (self.uid.clone(), self.diagnoses.clone(), self.outcome.is_ok());
+        Some(Mark { api_version, uid, generation, conditions, is_read, diagnoses })
+    }
+
+    /// Whether nothing that matters differs. What was told to the object does not.
     pub fn is_like(&self, other: &Item) -> bool {
+        let generation = |item: &Item| item.note.as_ref().map(|note| note.generation);
         let like = match (&self.outcome, &other.outcome) {
             (Ok(one), Ok(two)) => one == two,
             (Err(one), Err(two)) => one == two,
             _ => false,
         };
-        like && self.uid == other.uid && self.diagnoses == other.diagnoses
+        like && self.uid == other.uid && generation(self) == generation(other) && self.diagnoses == other.diagnoses
     }
 }
 
@@ -45,6 +64,11 @@ pub fn decode(kind: Kind, api_version: &str, object: Json) -> Option<Item> {
     };
     strip(&mut object);
     let uid = object.get("metadata").and_then(|m| m.get("uid")).and_then(Json::as_str).unwrap_or_default().to_owned();
+    let note = kind.counts_unread().then(|| Note {
+        api_version: api_version.to_owned(),
+        generation: object.get("metadata").and_then(|m| m.get("generation")).and_then(Json::as_i64).unwrap_or_default(),
+        conditions: conditions(&object),
+    });
     let tree = tree(Json::Object(object));
     // Items of lists do not say what they are, and metadata says that it is metadata.
     let asked = TypeMeta { api_version: api_version.to_owned(), kind: kind.name().to_owned() };
@@ -63,7 +87,13 @@ pub fn decode(kind: Kind, api_version: &str, object: Json) -> Option<Item> {
         }
     };
     let diagnoses = problems.into_iter().map(|problem| diagnosis(Some(&key), problem, None)).collect();
-    Some(Item { key, uid, outcome, diagnoses })
+    Some(Item { key, uid, outcome, diagnoses, note })
+}
+
+/// The conditions of an object's status.
+pub fn conditions(object: &Map<String, Json>) -> Vec<Json> {
+    let conditions = object.get("status").and_then(|status| status.get("conditions")).and_then(Json::as_array);
+    conditions.cloned().unwrap_or_default()
 }
 
 /// Takes away what nobody reads, before anything is made of it.

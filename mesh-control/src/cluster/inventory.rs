@@ -85,10 +85,12 @@ impl Inventory {
     pub fn update(&mut self) -> Update {
         let mut scan = Scan::default();
         let mut diagnoses = Vec::new();
+        let mut marks = BTreeMap::new();
         for (kind, table) in &self.tables {
             diagnoses.extend(table.failing.as_ref().map(|why| unheard(*kind, why)));
             for (key, item) in &table.items {
                 scan.found.push(Found { key: key.clone(), origin: String::new(), outcome: item.outcome.clone() });
+                marks.extend(item.mark().map(|mark| (key.clone(), mark)));
                 if diagnoses.len() < MAX_DIAGNOSES {
                     diagnoses.extend(item.diagnoses.iter().cloned());
                 }
@@ -96,7 +98,7 @@ impl Inventory {
         }
         let (objects, kept): (Objects, _) = self.catalog.apply(&scan);
         kept.tell(&mut self.told);
-        Update { objects, diagnoses, places: BTreeMap::new(), unread: Vec::new() }
+        Update { objects, diagnoses, places: BTreeMap::new(), unread: Vec::new(), marks }
     }
 }
 

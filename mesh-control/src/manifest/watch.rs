@@ -2,6 +2,7 @@
 //! quiet for a moment, so that a half-written file or a half-done copy is mostly not seen at all. A slow look at names and times finds
 //! what events do not tell: targets of symbolic links outside the folder, and a folder that was replaced.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -128,6 +129,6 @@ impl Source for FolderSource {
         self.fingerprint = fingerprint;
         let Seen { objects, diagnoses, places, unread, again } = seen;
         self.again = again;
-        Some(Update { objects, diagnoses, places, unread })
+        Some(Update { objects, diagnoses, places, unread, marks: BTreeMap::new() })
     }
 }

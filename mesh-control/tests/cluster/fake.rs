@@ -145,6 +145,11 @@ impl FakeApi {
         state.objects.get(&plural(kind))?.get(&(namespace.into(), name.into())).cloned()
     }
 
+    /// All objects of a kind.
+    pub fn objects(&self, kind: &str) -> Vec<Json> {
+        self.state.lock().unwrap().objects.get(&plural(kind)).into_iter().flatten().map(|(_, o)| o.clone()).collect()
+    }
+
     /// Ends all watches.
     pub fn end(&self, how: End) {
         self.state.lock().unwrap().ends.push(how);
@@ -216,6 +221,10 @@ impl FakeApi {
 
     async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         let (method, uri) = (request.method().clone(), request.uri().clone());
+        let merges = request
+            .headers()
+            .get(http::header::CONTENT_TYPE)
+            .is_some_and(|c| c.as_bytes().ends_with(b"merge-patch+json"));
         let text = request.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
         let body: Json = serde_json::from_slice(&text).unwrap_or_default();
         let query: HashMap<String, String> =
@@ -262,13 +271,33 @@ impl FakeApi {
             (Method::POST, None) => {
                 let mut object = body;
                 object["metadata"]["namespace"] = json!(namespace);
+                if let Some(prefix) = object["metadata"]["generateName"].as_str() {
+                    object["metadata"]["name"] = json!(format!("{prefix}{}", self.state.lock().unwrap().version));
+                }
                 let (namespace, name) = key(&object);
                 if self.get_plural(&plural, &namespace, &name).is_some() {
                     return Ok(failure(409, "AlreadyExists", &json!({ "name": name, "kind": plural })));
                 }
-                self.put(object.clone());
+                if !query.contains_key("dryRun") {
+                    self.put(object.clone());
+                }
                 reply(StatusCode::CREATED, &object)
             }
+            (Method::PUT, Some(name)) => match self.replaces(&plural, &namespace, &name, &body) {
+                Ok(_) => {
+                    self.put(body.clone());
+                    reply(StatusCode::OK, &body)
+                }
+                Err(refused) => *refused,
+            },
+            (Method::PATCH, Some(name)) if merges => match self.replaces(&plural, &namespace, &name, &body) {
+                Ok(mut object) => {
+                    merge(&mut object, &body);
+                    self.put(object.clone());
+                    reply(StatusCode::OK, &object)
+                }
+                Err(refused) => *refused,
+            },
             (Method::PATCH, Some(_)) => {
                 self.put(body.clone());
                 reply(StatusCode::OK, &body)
@@ -279,6 +308,17 @@ impl FakeApi {
 
     fn get_plural(&self, plural: &str, namespace: &str, name: &str) -> Option<Json> {
         self.state.lock().unwrap().objects.get(plural)?.get(&(namespace.into(), name.into())).cloned()
+    }
+
+    /// The object that a change is of, if it is the one that was read before.
+    fn replaces(&self, plural: &str, namespace: &str, name: &str, change: &Json) -> Result<Json, Box<Response<Body>>> {
+        let old = self.get_plural(plural, namespace, name);
+        let old = old.ok_or_else(|| Box::new(failure(404, "NotFound", &json!({ "name": name, "kind": plural }))))?;
+        let version = &change["metadata"]["resourceVersion"];
+        if !version.is_null() && *version != old["metadata"]["resourceVersion"] {
+            return Err(Box::new(failure(409, "Conflict", &json!({ "name": name, "kind": plural }))));
+        }
+        Ok(old)
     }
 
     async fn held(&self, what: &str) {
@@ -356,6 +396,25 @@ impl FakeApi {
             }
         });
         Response::new(BodyExt::boxed(StreamBody::new(ReceiverStream::new(receiver))))
+    }
+}
+
+/// Lists of things with names are merged by name, as webhooks are.
+fn merge(object: &mut Json, change: &Json) {
+    match (object, change) {
+        (Json::Object(object), Json::Object(change)) => {
+            for (key, change) in change.iter().filter(|(key, _)| *key != "resourceVersion") {
+                merge(object.entry(key).or_insert(Json::Null), change);
+            }
+        }
+        (Json::Array(items), Json::Array(changes)) if changes.iter().all(|c| c["name"].is_string()) => {
+            for change in changes {
+                if let Some(item) = items.iter_mut().find(|item| item["name"] == change["name"]) {
+                    merge(item, change);
+                }
+            }
+        }
+        (object, change) => *object = change.clone(),
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod fake;
 mod follow;
+mod leader;
 mod plane;
 #[path = "../support/mod.rs"]
 mod support;

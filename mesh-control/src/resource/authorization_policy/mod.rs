@@ -36,6 +36,8 @@ pub struct AuthorizationPolicy {
     pub selector: Labels,
     /// What the agents get; `None` if the policy is not theirs.
     pub enforced: Option<Enforced>,
+    /// It is bound to a target: a waypoint's.
+    pub is_bound: bool,
 }
 
 /// The part of a policy that agents enforce.
@@ -93,6 +95,7 @@ fn policy(key: &Key, tree: &Tree, fields: &mut Fields, known: &mut Unreadable) -
             name: key.name.clone(),
             selector: selector?,
             enforced: None,
+            is_bound: true,
         });
     }
 
@@ -146,6 +149,7 @@ fn policy(key: &Key, tree: &Tree, fields: &mut Fields, known: &mut Unreadable) -
         name: key.name.clone(),
         selector: selector?,
         enforced,
+        is_bound: false,
     })
 }
 

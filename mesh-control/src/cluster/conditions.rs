@@ -1,0 +1,184 @@
+//! Verdicts as conditions in an object's status, in the form and with the words that Istio's have, so that whatever waits for those sees these. Pure;
+//! `cluster::report` writes them.
+//!
+//! | standing | type | status | reason |
+//! |---|---|---|---|
+//! | in force | `ZtunnelAccepted` | True | Accepted |
+//! | in part | `ZtunnelAccepted` | True | UnsupportedValue |
+//! | last good form, or closed | `ZtunnelAccepted` | False | Invalid |
+//! | no effect | `ZtunnelAccepted` | False | UnsupportedValue |
+//! | a waypoint's | `WaypointAccepted` | False | AncestorNotBound |
+//!
+//! Where an Istio runs, those two types are its own: then there is one of ours, `undermesh.io/Accepted`.
+
+use jiff::Timestamp;
+use serde_json::{Value as Json, json};
+
+use crate::verdict::{Standing, Verdict};
+
+const ZTUNNEL: &str = "ZtunnelAccepted";
+const WAYPOINT: &str = "WaypointAccepted";
+const OWN: &str = "undermesh.io/Accepted";
+/// Reasons in one message.
+const MOST_REASONS: usize = 5;
+/// Bytes of a message.
+const LONGEST: usize = 2048;
+
+/// What a condition says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// Which condition.
+    pub r#type: &'static str,
+    /// Whether it holds.
+    pub holds: bool,
+    /// In one word.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+/// What there is to say about a verdict. `with_istio`: there is an Istio in the cluster.
+pub fn said(verdict: &Verdict, with_istio: bool) -> Said {
+    let (holds, reason, message) = match verdict.standing {
+        Standing::InForce => (true, "Accepted", "in force at the nodes' agents"),
+        Standing::InPart => (true, "UnsupportedValue", "in force at the nodes' agents, but not just as it is written"),
+        Standing::LastGood => (false, "Invalid", "cannot be read; what it said before stays in force"),
+        Standing::Closed => (false, "Invalid", "cannot be read and never could; what it selects is closed"),
+        Standing::NoEffect => (false, "UnsupportedValue", "not in force"),
+        Standing::Elsewhere => (false, "AncestorNotBound", "not in force"),
+    };
+    let mut message = message.to_owned();
+    for (index, reason) in verdict.reasons.iter().enumerate() {
+        if index == MOST_REASONS {
+            message.push_str(&format!("; and {} more", verdict.reasons.len() - MOST_REASONS));
+            break;
+        }
+        message.push_str(if index == 0 { ": " } else { "; " });
+        message.push_str(reason);
+    }
+    if message.len() > LONGEST {
+        message.truncate(message.floor_char_boundary(LONGEST));
+        message.push('…');
+    }
+    let r#type = match (with_istio, verdict.standing) {
+        (true, _) => OWN,
+        (false, Standing::Elsewhere) => WAYPOINT,
+        (false, _) => ZTUNNEL,
+    };
+    Said { r#type, holds, reason, message }
+}
+
+/// The conditions of an object after it was told; `None` if there is nothing new in it. Those of others stay, and so does the time since when something
+/// holds or does not.
+pub fn told(before: &[Json], said: &Said, generation: i64, now: Timestamp) -> Option<Vec<Json>> {
+    let text =
+        |condition: &Json, field: &str| condition.get(field).and_then(Json::as_str).unwrap_or_default().to_owned();
+    let is = |condition: &Json, r#type: &str| text(condition, "type") == r#type;
+    let status = if said.holds { "True" } else { "False" };
+    let old = before.iter().find(|condition| is(condition, said.r#type));
+    let since = old.filter(|old| text(old, "status") == status).map(|old| text(old, "lastTransitionTime"));
+    let new = json!({
+        "type": said.r#type,
+        "status": status,
+        "reason": said.reason,
+        "message": said.message,
+        "lastTransitionTime": since.filter(|since| !since.is_empty()).unwrap_or_else(|| format!("{now:.0}")),
+        // As protobuf writes numbers of 64 bits.
+        "observedGeneration": generation.to_string(),
+    });
+    // What was ours and is about something else now.
+    let stale = |condition: &Json| {
+        said.r#type != OWN && [ZTUNNEL, WAYPOINT, OWN].iter().any(|t| is(condition, t) && *t != said.r#type)
+    };
+    let mut after: Vec<Json> = before.iter().filter(|condition| !stale(condition)).cloned().collect();
+    match after.iter_mut().find(|condition| is(condition, said.r#type)) {
+        Some(old) => *old = new,
+        None => after.push(new),
+    }
+    (after != before).then_some(after)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verdict::Mark;
+
+    fn verdict(standing: Standing, reasons: &[&str]) -> Verdict {
+        let reasons = reasons.iter().map(|reason| (*reason).to_owned()).collect();
+        Verdict { standing, reasons, mark: Mark::default() }
+    }
+
+    #[test]
+    fn verdicts_are_said_in_istio_s_words() {
+        for (standing, with_istio, expected) in [
+            (Standing::InForce, false, ("ZtunnelAccepted", true, "Accepted")),
+            (Standing::InPart, false, ("ZtunnelAccepted", true, "UnsupportedValue")),
+            (Standing::LastGood, false, ("ZtunnelAccepted", false, "Invalid")),
+            (Standing::Closed, false, ("ZtunnelAccepted", false, "Invalid")),
+            (Standing::NoEffect, false, ("ZtunnelAccepted", false, "UnsupportedValue")),
+            (Standing::Elsewhere, false, ("WaypointAccepted", false, "AncestorNotBound")),
+            (Standing::InForce, true, ("undermesh.io/Accepted", true, "Accepted")),
+            (Standing::Elsewhere, true, ("undermesh.io/Accepted", false, "AncestorNotBound")),
+        ] {
+            let said = said(&verdict(standing, &["a"]), with_istio);
+            assert_eq!((said.r#type, said.holds, said.reason), expected, "{standing:?} {with_istio}");
+            assert!(said.message.ends_with(": a"));
+        }
+        let many = said(&verdict(Standing::Closed, &["1", "2", "3", "4", "5", "6", "7"]), false);
+        assert!(many.message.ends_with(": 1; 2; 3; 4; 5; and 2 more"), "{}", many.message);
+        let long = "é".repeat(5000);
+        let long = said(&verdict(Standing::Closed, &[&long]), false);
+        assert!(long.message.len() < LONGEST + 4 && long.message.ends_with("é…"));
+    }
+
+    #[test]
+    fn conditions_are_written_when_they_say_something_new() {
+        let now: Timestamp = "2026-11-21T10:00:00Z".parse().unwrap();
+        let say = |holds, message: &str| Said { r#type: ZTUNNEL, holds, reason: "r", message: message.into() };
+        let condition = |r#type: &str, status: &str, message: &str, since: &str, generation: &str| {
+            json!({ "type": r#type, "status": status, "reason": "r", "message": message,
+                "lastTransitionTime": since, "observedGeneration": generation })
+        };
+        let (first, today) = ("2026-01-01T00:00:00Z", "2026-11-21T10:00:00Z");
+        let (ours, theirs) = (condition(ZTUNNEL, "True", "m", first, "1"), json!({ "type": "Reconciled", "x": 1 }));
+        for (what, before, said, generation, after) in [
+            ("the first", vec![], say(true, "m"), 1, Some(vec![condition(ZTUNNEL, "True", "m", today, "1")])),
+            ("the same", vec![ours.clone()], say(true, "m"), 1, None),
+            ("beside another's", vec![theirs.clone(), ours.clone()], say(true, "m"), 1, None),
+            (
+                "another generation",
+                vec![ours.clone()],
+                say(true, "m"),
+                2,
+                Some(vec![condition(ZTUNNEL, "True", "m", first, "2")]),
+            ),
+            (
+                "another message",
+                vec![ours.clone(), theirs.clone()],
+                say(true, "n"),
+                1,
+                Some(vec![condition(ZTUNNEL, "True", "n", first, "1"), theirs.clone()]),
+            ),
+            (
+                "the opposite",
+                vec![theirs.clone(), ours.clone()],
+                say(false, "m"),
+                1,
+                Some(vec![theirs.clone(), condition(ZTUNNEL, "False", "m", today, "1")]),
+            ),
+            (
+                "what was for a waypoint",
+                vec![condition(WAYPOINT, "False", "w", first, "1"), theirs.clone()],
+                say(true, "m"),
+                1,
+                Some(vec![theirs.clone(), condition(ZTUNNEL, "True", "m", today, "1")]),
+            ),
+        ] {
+            assert_eq!(told(&before, &said, generation, now), after, "{what}");
+        }
+        // Istio's are not touched where there is one.
+        let own = Said { r#type: OWN, ..say(true, "m") };
+        let after = told(std::slice::from_ref(&ours), &own, 1, now).unwrap();
+        assert_eq!(after, [ours, condition(OWN, "True", "m", today, "1")]);
+    }
+}

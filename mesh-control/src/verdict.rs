@@ -1,0 +1,209 @@
+//! What is in force of an object that restricts traffic, and why not what it says: the part of the result that is told to whoever wrote the object.
+//! The joining makes verdicts; a replica that is the leader writes them as conditions (`cluster::conditions`).
+
+use std::collections::BTreeMap;
+
+use serde_json::Value as Json;
+
+use crate::diagnosis::{Diagnosis, Problem, Severity};
+use crate::resource::{Key, Kind, Objects, Secured};
+use mesh_core::NamespacedName;
+
+/// An object as it stands where it came from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Mark {
+    /// It was read as one of this version.
+    pub api_version: String,
+    /// Another object of the same name has another one.
+    pub uid: String,
+    /// Changes with what it asks for.
+    pub generation: i64,
+    /// The conditions of its status.
+    pub conditions: Vec<Json>,
+    /// It could be read.
+    pub is_read: bool,
+    /// What is wrong with it.
+    pub diagnoses: Vec<Diagnosis>,
+}
+
+/// How far an object has its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// As it is written.
+    InForce,
+    /// It is in force, and does not do all that it says, or does more.
+    InPart,
+    /// It cannot be read; what it said before is in force.
+    LastGood,
+    /// It cannot be read and never could; what it would select is closed.
+    Closed,
+    /// It changes nothing.
+    NoEffect,
+    /// It is for a waypoint, and there is none.
+    Elsewhere,
+}
+
+/// What is to be said of one object.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verdict {
+    /// How far it has its way.
+    pub standing: Standing,
+    /// Why.
+    pub reasons: Vec<String>,
+    /// The object that was judged.
+    pub mark: Mark,
+}
+
+/// By object.
+pub type Verdicts = BTreeMap<Key, Verdict>;
+
+/// Judges every marked object by what is in force and what the joining had to say.
+pub fn judge(marks: BTreeMap<Key, Mark>, objects: &Objects, problems: &[(Key, Problem)]) -> Verdicts {
+    let mut joined: BTreeMap<&Key, Vec<&Problem>> = BTreeMap::new();
+    for (key, problem) in problems {
+        joined.entry(key).or_default().push(problem);
+    }
+    let judged = marks.into_iter().map(|(key, mark)| {
+        let verdict = verdict(&key, mark, objects, joined.get(&key).map_or(&[], Vec::as_slice));
+        (key, verdict)
+    });
+    judged.collect()
+}
+
+/// What the objects have under a key.
+#[derive(Clone, Copy, PartialEq)]
+enum Held {
+    Form,
+    /// A form that asks agents for nothing.
+    Nothing,
+    Unreadable {
+        elsewhere: bool,
+    },
+}
+
+fn held(key: &Key, objects: &Objects) -> Held {
+    let name = NamespacedName::new(key.namespace.clone(), key.name.clone());
+    match key.kind {
+        Kind::AuthorizationPolicy => match objects.authorization_policies.get(&name) {
+            Some(Secured::Readable(policy)) if policy.enforced.is_none() => Held::Nothing,
+            Some(Secured::Unreadable(known)) => Held::Unreadable { elsewhere: known.bound_elsewhere },
+            _ => Held::Form,
+        },
+        Kind::PeerAuthentication => match objects.peer_authentications.get(&name) {
+            Some(Secured::Unreadable(known)) => Held::Unreadable { elsewhere: known.bound_elsewhere },
+            _ => Held::Form,
+        },
+        _ => match objects.mesh_configs.get(&name) {
+            Some(Secured::Unreadable(_)) => Held::Unreadable { elsewhere: true },
+            _ => Held::Form,
+        },
+    }
+}
+
+fn verdict(key: &Key, mark: Mark, objects: &Objects, joined: &[&Problem]) -> Verdict {
+    let held = held(key, objects);
+    let is_bound = objects
+        .authorization_policies
+        .get(&NamespacedName::new(key.namespace.clone(), key.name.clone()))
+        .is_some_and(|p| matches!(p, Secured::Readable(policy) if policy.is_bound));
+    let refused = joined.iter().any(|problem| problem.severity == Severity::Error);
+    let said = mark.diagnoses.iter().map(|d| d.severity).chain(joined.iter().map(|p| p.severity));
+    let warned = said.max() >= Some(Severity::Warning);
+    let standing = match (mark.is_read, held) {
+        (false, Held::Unreadable { elsewhere: true }) => Standing::NoEffect,
+        (false, Held::Unreadable { elsewhere: false }) => Standing::Closed,
+        (false, _) => Standing::LastGood,
+        (true, Held::Nothing) if is_bound && key.kind == Kind::AuthorizationPolicy => Standing::Elsewhere,
+        (true, Held::Nothing) => Standing::NoEffect,
+        (true, _) if refused => Standing::NoEffect,
+        (true, _) if warned => Standing::InPart,
+        (true, _) => Standing::InForce,
+    };
+    let sentence = |field: &str, message: &str, help: Option<&String>| {
+        let field = field.trim_end_matches('!');
+        let place = if field.is_empty() { String::new() } else { format!("{field}: ") };
+        let help = help.map(|help| format!(" ({help})")).unwrap_or_default();
+        format!("{place}{message}{help}")
+    };
+    let own = mark.diagnoses.iter().map(|d| (d.severity, sentence(&d.field, &d.message, d.help.as_ref())));
+    let own = own.chain(joined.iter().map(|p| (p.severity, sentence(&p.field, &p.message, p.help.as_ref()))));
+    let mut reasons: Vec<(Severity, String)> = own.filter(|(severity, _)| *severity >= Severity::Warning).collect();
+    // What refuses it first; the order of the fields otherwise.
+    reasons.sort_by_key(|(severity, _)| std::cmp::Reverse(*severity));
+    Verdict { standing, reasons: reasons.into_iter().map(|(_, reason)| reason).collect(), mark }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::decode::decode;
+    use crate::index::{self, Settings};
+    use crate::resource::catalog::{Catalog, Found, Scan};
+    use serde_json::json;
+
+    /// The verdicts of what comes last, each object by name, after what was there before.
+    fn verdicts(states: &[Vec<(Kind, Json)>]) -> Vec<(String, Standing, Vec<String>)> {
+        let mut catalog = Catalog::default();
+        let mut last = Vec::new();
+        for state in states {
+            let (mut marks, mut scan) = (BTreeMap::new(), Scan::default());
+            for (kind, object) in state {
+                let item = decode(*kind, kind.api_versions()[0], object.clone()).unwrap();
+                marks.extend(item.mark().map(|mark| (item.key.clone(), mark)));
+                scan.found.push(Found { key: item.key, origin: String::new(), outcome: item.outcome });
+            }
+            let (objects, _) = catalog.apply(&scan);
+            let view = index::build(&objects, &Settings::default());
+            let verdicts = judge(marks, &objects, &view.problems);
+            last = verdicts.into_iter().map(|(key, v)| (key.name.to_string(), v.standing, v.reasons)).collect();
+        }
+        last
+    }
+
+    fn policy(name: &str, spec: Json) -> (Kind, Json) {
+        let metadata = json!({ "name": name, "namespace": "shop", "uid": name, "generation": 3 });
+        (Kind::AuthorizationPolicy, json!({ "metadata": metadata, "spec": spec }))
+    }
+
+    fn peer(name: &str, created: &str, spec: Json) -> (Kind, Json) {
+        let metadata = json!({ "name": name, "namespace": "shop", "uid": name, "creationTimestamp": created });
+        (Kind::PeerAuthentication, json!({ "metadata": metadata, "spec": spec }))
+    }
+
+    #[test]
+    fn objects_are_told_what_is_in_force_of_them() {
+        let good = json!({ "action": "DENY", "rules": [{}] });
+        let bad = json!({ "action": "DENY", "rulez": [{}] });
+        let methods = json!({ "rules": [{ "to": [{ "operation": { "methods": ["GET"] } }] }] });
+        let target = json!({ "targetRefs": [{ "kind": "Gateway", "name": "w" }], "rules": [{}] });
+        let (old, young) = ("2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z");
+        let strict = json!({ "mtls": { "mode": "STRICT" } });
+        for (what, states, standing, reasons) in [
+            ("as written", vec![vec![policy("p", good.clone())]], Standing::InForce, 0),
+            ("never good", vec![vec![policy("p", bad.clone())]], Standing::Closed, 1),
+            ("good once", vec![vec![policy("p", good.clone())], vec![policy("p", bad.clone())]], Standing::LastGood, 1),
+            ("needs a waypoint", vec![vec![policy("p", methods)]], Standing::InPart, 1),
+            ("for a waypoint", vec![vec![policy("p", target)]], Standing::Elsewhere, 1),
+            ("audit", vec![vec![policy("p", json!({ "action": "AUDIT", "rules": [{}] }))]], Standing::NoEffect, 1),
+            ("a mode", vec![vec![peer("p", old, strict.clone())]], Standing::InForce, 0),
+            (
+                "the same as another",
+                vec![vec![peer("a", old, strict.clone()), peer("p", young, strict)]],
+                Standing::NoEffect,
+                1,
+            ),
+            (
+                "a mode of sidecars",
+                vec![vec![peer("p", old, json!({ "mtls": { "mode": "DISABLE" } }))]],
+                Standing::InPart,
+                1,
+            ),
+        ] {
+            let verdicts = verdicts(&states);
+            let (_, found, said) = verdicts.iter().find(|(name, ..)| name == "p").unwrap();
+            assert_eq!((*found, said.len()), (standing, reasons), "{what}: {said:?}");
+        }
+        let said = verdicts(&[vec![policy("p", bad)]]).remove(0).2;
+        assert_eq!(said, ["spec.rulez: unknown field \"rulez\" (did you mean `rules`?)"]);
+    }
+}

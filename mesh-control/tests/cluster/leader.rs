@@ -1,0 +1,119 @@
+//! What one replica does for all of them: conditions and events of objects; and mesh settings, which every replica heeds.
+
+use super::plane::{eventually, roots, start};
+use super::*;
+
+const NEVER: &str = "a change that must not come";
+
+fn lease(api: &FakeApi) -> Option<String> {
+    let lease = api.get("Lease", "undermesh-system", "mesh-control")?;
+    Some(lease["spec"]["holderIdentity"].as_str().unwrap().to_owned())
+}
+
+/// Status, reason and generation of a policy's condition.
+fn condition(api: &FakeApi, name: &str) -> Option<(String, String, String)> {
+    let policy = api.get("AuthorizationPolicy", "shop", name)?;
+    let condition = policy["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == "ZtunnelAccepted")?.clone();
+    let text = |field: &str| condition[field].as_str().unwrap().to_owned();
+    Some((text("status"), text("reason"), text("observedGeneration")))
+}
+
+fn is(api: &FakeApi, name: &str, status: &str, reason: &str, generation: &str) -> bool {
+    condition(api, name) == Some((status.into(), reason.into(), generation.into()))
+}
+
+/// Asks for something else; the status stays, as an API server sees to.
+fn edit(api: &FakeApi, name: &str, spec: &Json, generation: u64) {
+    let mut object = api.get("AuthorizationPolicy", "shop", name).unwrap();
+    object["spec"] = spec.clone();
+    api.put(versioned(object, generation));
+}
+
+fn versioned(mut object: Json, generation: u64) -> Json {
+    object["metadata"]["generation"] = json!(generation);
+    object
+}
+
+#[tokio::test]
+async fn the_leader_tells_objects_what_is_in_force_of_them() {
+    let api = istio().await;
+    let (good, bad) = (json!({ "action": "DENY", "rules": [{}] }), json!({ "rulez": [] }));
+    let theirs = json!({ "type": "Theirs", "status": "True" });
+    let mut first = versioned(policy("good", good.clone()), 1);
+    first["status"]["conditions"] = json!([theirs]);
+    api.put(first);
+    api.put(versioned(policy("bad", bad.clone()), 1));
+    let one = start(&api, &[]).await;
+    eventually("conditions", || is(&api, "good", "True", "Accepted", "1") && is(&api, "bad", "False", "Invalid", "1"))
+        .await;
+    let kept = api.get("AuthorizationPolicy", "shop", "good").unwrap();
+    assert_eq!(kept["status"]["conditions"][0], theirs);
+    // An event for what is to be acted on, and none for what is well.
+    let about = |name: &str| api.objects("Event").into_iter().filter(|e| e["involvedObject"]["name"] == name).count();
+    eventually("an event", || about("bad") == 1).await;
+    assert_eq!(about("good"), 0);
+
+    // A second replica says nothing, until the first is gone.
+    let leader = lease(&api).unwrap();
+    let two = start(&api, &[]).await;
+    edit(&api, "good", &bad, 2);
+    eventually("the last good form", || is(&api, "good", "False", "Invalid", "2")).await;
+    assert_eq!(lease(&api).unwrap(), leader);
+    soon("stop", one.stop()).await;
+    eventually("another leader", || lease(&api).is_some_and(|l| !l.is_empty() && l != leader)).await;
+    edit(&api, "good", &good, 3);
+    eventually("good again", || is(&api, "good", "True", "Accepted", "3")).await;
+    eventually("an event of that, too", || about("good") == 2).await;
+
+    // Nothing is written twice: what is written for the next change is all there is.
+    let written =
+        |name: &str| api.asked("PATCH").into_iter().filter(|path| path.ends_with(&format!("{name}/status"))).count();
+    let before = (written("good"), written("bad"));
+    api.put(versioned(policy("more", json!({})), 1));
+    eventually("the next", || is(&api, "more", "True", "Accepted", "1")).await;
+    assert_eq!((written("good"), written("bad")), before, "{NEVER}");
+    soon("stop", two.stop()).await;
+    // The lease is given back.
+    assert_eq!(lease(&api).unwrap(), "");
+}
+
+#[tokio::test]
+async fn hardening_F45_conditions_wait_for_a_server_that_has_enough_to_do_and_are_written_then() {
+    let api = istio().await;
+    (0..3).for_each(|n| api.put(versioned(policy(&format!("p{n}"), json!({})), 1)));
+    api.refuse("PATCH authorizationpolicies", 409, 2);
+    api.refuse("PATCH authorizationpolicies", 429, 1);
+    let app = start(&api, &[]).await;
+    eventually("all", || (0..3).all(|n| is(&api, &format!("p{n}"), "True", "Accepted", "1"))).await;
+    soon("stop", app.stop()).await;
+}
+
+fn settings(mesh: &str) -> Json {
+    json!({ "apiVersion": "v1", "kind": "ConfigMap", "data": { "mesh": mesh },
+        "metadata": { "name": "undermesh", "namespace": "undermesh-system" } })
+}
+
+#[tokio::test]
+async fn mesh_settings_are_heeded_as_they_change_and_a_bad_edit_changes_nothing() {
+    let api = istio().await;
+    let namespace = |name: &str, labels: Json| json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels } });
+    api.put(namespace("in", json!({ "mesh": "in" })));
+    api.put(settings("discoverySelectors: [{matchLabels: {mesh: in}}]\nistioNames: \"off\"\n"));
+    let app = start(&api, &[]).await;
+    let own = |namespace: &str| roots(&api, namespace, "undermesh-root-cert").is_some();
+    eventually("a copy", || own("in")).await;
+    assert_eq!(roots(&api, "in", "istio-ca-root-cert"), None);
+    // A bad edit, and then namespaces: whoever heeds the edit writes into both.
+    api.put(settings("discoverySelectorz: []\n"));
+    let told = || {
+        api.objects("Event").into_iter().any(|e| e["involvedObject"]["kind"] == "ConfigMap" && e["type"] == "Warning")
+    };
+    eventually("an event", told).await;
+    api.put(namespace("out", json!({})));
+    api.put(namespace("later", json!({ "mesh": "in" })));
+    eventually("a copy", || own("later")).await;
+    assert!(!own("out"));
+    api.put(settings("istioNames: auto\n"));
+    eventually("copies everywhere", || own("out") && roots(&api, "in", "istio-ca-root-cert").is_some()).await;
+    soon("stop", app.stop()).await;
+}

@@ -46,6 +46,8 @@ use crate::serve::server::{self, Discovery, Streams};
 use crate::serve::throttle::Throttle;
 use crate::serve::tls::{self, ServerCertificate};
 use crate::status::Status;
+use crate::webhook;
+use crate::webhook::registration::{self, Times};
 
 /// The listener's certificate; it is renewed at half of it.
 const SERVER_TTL: Duration = Duration::from_secs(24 * 3600);
@@ -65,6 +67,8 @@ pub struct App {
     pub listen: SocketAddr,
     /// Where the status listens.
     pub metrics: SocketAddr,
+    /// Where the webhook listens, in a cluster.
+    pub webhook: Option<SocketAddr>,
     drain: Drain,
 }
 
@@ -77,7 +81,7 @@ impl App {
         let status_listener =
             TcpListener::bind(config.metrics).await.with_context(|| format!("listen on {}", config.metrics))?;
         let (listen, metrics_address) = (listener.local_addr()?, status_listener.local_addr()?);
-        let place = Place::open(config.origin).await?;
+        let mut place = Place::open(config.origin).await?;
 
         let drain = Drain::new();
         let readiness = Readiness::new();
@@ -109,7 +113,8 @@ impl App {
         rooted.met();
         let names = names(listen.ip(), &settings.home, &settings.cluster_domain, &config.san);
         let now = mesh_runtime::clock::now();
-        let certificate = Arc::new(ServerCertificate::new(&authority, names, SERVER_TTL, now)?);
+        let certificate = Arc::new(ServerCertificate::new(&authority, names.clone(), SERVER_TTL, now)?);
+        let mut certificates = vec![certificate.clone()];
         let authority = Arc::new(ArcSwap::from_pointee(authority));
         let verifier = place.verifier(settings)?;
 
@@ -118,22 +123,26 @@ impl App {
             // The receiver is gone only if the start was given up.
             let _ = first.send(());
         };
-        match &place {
+        let mut webhook_address = None;
+        match &mut place {
             Place::Folder { manifests, .. } => {
                 let source = FolderSource::new(manifests);
                 until_drained("publish", &drain, publish::run(source, settings.clone(), outlets, first));
             }
-            Place::Cluster { client, .. } => {
+            Place::Cluster { client, webhook, .. } => {
                 let source = ClusterSource::new(client, Tuning::default());
-                let copies = bundle::publish(
-                    client.clone(),
-                    authority.clone(),
-                    view.clone(),
-                    store.look(),
-                    Tuning::default(),
-                );
+                let copies =
+                    bundle::publish(client.clone(), authority.clone(), view.clone(), store.look(), Tuning::default());
                 until_drained("root copies", &drain, copies);
-                elected(client, settings, &outlets, &drain);
+                elected(client, settings, &outlets, &authority, &drain);
+                if let Some(listener) = webhook.take() {
+                    webhook_address = Some(listener.local_addr()?);
+                    let own = Arc::new(ServerCertificate::new(&authority.load(), names, SERVER_TTL, now)?);
+                    certificates.push(own.clone());
+                    // Before the configuration can be read: who repairs it is not to be in need of it.
+                    let served = webhook::server::serve(listener, own, metrics.clone(), drain.token());
+                    until_drained("webhook", &drain, async { drop(served.await) });
+                }
                 until_drained("publish", &drain, publish::run(source, settings.clone(), outlets, first));
             }
         }
@@ -148,7 +157,7 @@ impl App {
             until_drained("tokens", &drain, writer.follow());
         }
         authenticates.met();
-        let roots = follow_root(store, authority.clone(), certificate.clone(), metrics.clone());
+        let roots = follow_root(store, authority.clone(), certificates, metrics.clone());
         until_drained("root", &drain, roots);
 
         let access = Access::new(verifier, view, metrics.clone());
@@ -193,7 +202,7 @@ impl App {
             }
         });
         tracing::info!(%listen, metrics = %metrics_address, "ready");
-        Ok(App { listen, metrics: metrics_address, drain })
+        Ok(App { listen, metrics: metrics_address, webhook: webhook_address, drain })
     }
 
     /// Ends all streams and tasks.
@@ -206,16 +215,18 @@ impl App {
 /// Where objects come from, opened.
 enum Place {
     Folder { manifests: PathBuf, state_dir: PathBuf },
-    Cluster { client: Client, audiences: Vec<String>, agents: Vec<(String, String)> },
+    Cluster { client: Client, audiences: Vec<String>, agents: Vec<(String, String)>, webhook: Option<TcpListener> },
 }
 
 impl Place {
     async fn open(origin: Origin) -> Result<Place> {
         Ok(match origin {
             Origin::Folder { manifests, state_dir } => Place::Folder { manifests, state_dir },
-            Origin::Cluster { kubeconfig, audiences, agents } => {
+            Origin::Cluster { kubeconfig, audiences, agents, webhook } => {
+                let webhook = TcpListener::bind(webhook).await.with_context(|| format!("listen on {webhook}"))?;
+                let webhook = Some(webhook);
                 let client = api_server::connect(kubeconfig.as_deref()).await?;
-                Place::Cluster { client, audiences, agents }
+                Place::Cluster { client, audiences, agents, webhook }
             }
         })
     }
@@ -242,14 +253,22 @@ impl Place {
 }
 
 /// What one replica does for all of them.
-fn elected(client: &Client, settings: &Settings, outlets: &Outlets, drain: &Drain) {
+fn elected(
+    client: &Client,
+    settings: &Settings,
+    outlets: &Outlets,
+    authority: &Arc<ArcSwap<Authority>>,
+    drain: &Drain,
+) {
     let (leads, leader) = watch::channel(false);
     let home = settings.home.to_string();
-    let election = lease::run(client.clone(), home, Terms::default(), leads, drain.token());
+    let election = lease::run(client.clone(), home.clone(), Terms::default(), leads, drain.token());
     task::spawn_vital("election", election);
     let (verdicts, view) = (outlets.verdicts.subscribe(), outlets.view.subscribe());
-    let report = report::run(client.clone(), verdicts, view, leader, Pace::default());
+    let report = report::run(client.clone(), verdicts, view, leader.clone(), Pace::default());
     until_drained("report", drain, report);
+    let registration = registration::run(client.clone(), home, authority.clone(), leader, Times::default());
+    until_drained("webhook registration", drain, registration);
 }
 
 /// Runs a task that never ends by itself, until the process does.
@@ -292,11 +311,11 @@ fn names(listen: IpAddr, home: &str, cluster_domain: &str, extra: &[String]) -> 
     dns.chain(addresses.into_iter().map(SanType::IpAddress)).collect()
 }
 
-/// Takes over a new root when what is kept changes, and renews the listener's certificate. A bad root changes nothing.
+/// Takes over a new root when what is kept changes, and renews the listeners' certificates. A bad root changes nothing.
 async fn follow_root(
     store: RootStore,
     authority: Arc<ArcSwap<Authority>>,
-    certificate: Arc<ServerCertificate>,
+    certificates: Vec<Arc<ServerCertificate>>,
     metrics: Arc<Metrics>,
 ) {
     let mut look = tokio::time::interval(store.look());
@@ -305,7 +324,7 @@ async fn follow_root(
     loop {
         look.tick().await;
         let now = mesh_runtime::clock::now();
-        let mut renew = certificate.is_due(now);
+        let mut renew = false;
         let current = authority.load_full();
         match store.reload(&current, now).await {
             Ok(None) => complaint.clear(),
@@ -328,8 +347,10 @@ async fn follow_root(
                 }
             }
         }
-        if renew && let Err(error) = certificate.renew(&authority.load(), now) {
-            tracing::error!(%error, "cannot renew the listener's certificate");
+        for certificate in certificates.iter().filter(|certificate| renew || certificate.is_due(now)) {
+            if let Err(error) = certificate.renew(&authority.load(), now) {
+                tracing::error!(%error, "cannot renew a listener's certificate");
+            }
         }
     }
 }

@@ -51,6 +51,9 @@ pub struct Args {
     /// Address for xDS and the certificate authority, TLS
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:15012")]
     pub listen: SocketAddr,
+    /// With --kube: address of the webhook that checks objects before they are kept, TLS [default: 0.0.0.0:15017]
+    #[arg(long, value_name = "IP:PORT", requires = "kube", conflicts_with = "manifests")]
+    pub webhook: Option<SocketAddr>,
     /// Address for metrics, readiness and status, plain HTTP
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:15014")]
     pub metrics: SocketAddr,
@@ -104,6 +107,8 @@ pub enum Origin {
         audiences: Vec<String>,
         /// Namespace and name of the service accounts of agents.
         agents: Vec<(String, String)>,
+        /// Address of the webhook.
+        webhook: SocketAddr,
     },
 }
 
@@ -244,6 +249,10 @@ impl Args {
             true => vec!["undermesh".to_owned(), AUDIENCE.to_owned()],
             false => self.audience.clone(),
         };
-        Some(Origin::Cluster { kubeconfig: self.kubeconfig.clone(), audiences, agents })
+        let webhook = self.webhook.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 15017)));
+        if webhook.port() != 0 && [self.listen, self.metrics].contains(&webhook) {
+            problems.push("--webhook: the same address as --listen or --metrics".into());
+        }
+        Some(Origin::Cluster { kubeconfig: self.kubeconfig.clone(), audiences, agents, webhook })
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! manifest (files -> trees -> objects)      ca (root, tokens, certificates)
-//! cluster (API server -> trees -> objects)      |  asks the view who runs where
+//! cluster (API server -> trees -> objects)      |  asks the view who runs where      webhook (objects are checked before they are kept)
 //!      \                                        |
 //!       source -> resource::catalog -> index::View -> serve (sessions, one per agent)
 //! ```
@@ -29,5 +29,6 @@ pub mod source;
 pub mod state;
 pub mod status;
 pub mod verdict;
+pub mod webhook;
 pub mod world;
 pub mod yaml;

@@ -59,6 +59,10 @@ pub struct Metrics {
     pub limited: Counter,
     /// When the root ends.
     pub root_expiry: Gauge,
+    /// Objects that the webhook has let in.
+    pub validated: Counter,
+    /// Objects that it has refused.
+    pub invalidated: Counter,
 }
 
 impl Metrics {
@@ -89,6 +93,8 @@ impl Metrics {
             "Calls without a valid token",
             self.authentication_failures.clone(),
         );
+        registry.register("galley_validation_passed", "Objects that the webhook has let in", self.validated.clone());
+        registry.register("galley_validation_failed", "Objects that the webhook has refused", self.invalidated.clone());
         registry.register(
             "citadel_server_root_cert_expiry_timestamp",
             "When the root ends, seconds since 1970",

@@ -25,6 +25,11 @@ impl Known {
     pub fn is_known(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
+
+    /// It need not show one.
+    pub fn introduce(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Whose tokens are accepted.
@@ -68,7 +73,7 @@ impl Access {
             Verifier::Cluster(reviewer) => reviewer.verify(token, now, known).await,
         };
         if let (Ok(_), Some(connection)) = (&caller, extensions.get::<Known>()) {
-            connection.0.store(true, Ordering::Relaxed);
+            connection.introduce();
         }
         caller.map_err(|why| {
             self.metrics.authentication_failures.inc();

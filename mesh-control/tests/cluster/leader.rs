@@ -1,4 +1,8 @@
-//! What one replica does for all of them: conditions and events of objects; and mesh settings, which every replica heeds.
+//! What one replica does for all of them: conditions and events of objects, and the webhook's configuration; and mesh settings, which every replica heeds.
+
+use mesh_control::app::App;
+use mesh_control::webhook::registration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::plane::{eventually, roots, start};
 use super::*;
@@ -115,5 +119,56 @@ async fn mesh_settings_are_heeded_as_they_change_and_a_bad_edit_changes_nothing(
     assert!(!own("out"));
     api.put(settings("istioNames: auto\n"));
     eventually("copies everywhere", || own("out") && roots(&api, "in", "istio-ca-root-cert").is_some()).await;
+    soon("stop", app.stop()).await;
+}
+
+/// What the API server would send, and what comes back.
+async fn review(app: &App, roots: &str, object: &Json) -> Json {
+    let tls = crate::support::client_config(roots, &[&rustls::version::TLS13]);
+    let mut tls = (*tls).clone();
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let tls = std::sync::Arc::new(tls);
+    let name = rustls_pki_types::ServerName::try_from("mesh-control.undermesh-system.svc").unwrap();
+    let stream = tokio::net::TcpStream::connect(app.webhook.unwrap()).await.unwrap();
+    let mut stream = tokio_rustls::TlsConnector::from(tls).connect(name, stream).await.unwrap();
+    let body = json!({ "request": { "uid": "u", "operation": "CREATE", "object": object,
+        "kind": { "group": "security.istio.io", "version": "v1", "kind": "AuthorizationPolicy" } } })
+    .to_string();
+    let head = format!(
+        "POST /validate?timeout=5s HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(&[head.as_bytes(), body.as_bytes()].concat()).await.unwrap();
+    let mut text = Vec::new();
+    let _ = soon("answer", stream.read_to_end(&mut text)).await;
+    let text = String::from_utf8(text).unwrap();
+    serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap_or_else(|_| panic!("{text}"))
+}
+
+#[tokio::test]
+async fn the_webhook_is_known_by_the_root_and_refuses_what_cannot_be_read() {
+    use base64::Engine;
+    let api = istio().await;
+    api.put(json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "shop" } }));
+    let hook = |name: &str| json!({ "name": name, "clientConfig": { "service": { "name": "mesh-control" } }, "failurePolicy": "Fail" });
+    api.put(json!({ "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+        "metadata": { "name": registration::NAME }, "webhooks": [hook("a"), hook("b")] }));
+    let app = start(&api, &[]).await;
+    eventually("a copy of the root", || roots(&api, "shop", "undermesh-root-cert").is_some()).await;
+    let root = roots(&api, "shop", "undermesh-root-cert").unwrap();
+    let webhooks = || api.get("ValidatingWebhookConfiguration", "", registration::NAME).unwrap()["webhooks"].clone();
+    let bundle = base64::engine::general_purpose::STANDARD.encode(&root);
+    eventually("its bundle", || webhooks().as_array().unwrap().iter().all(|w| w["clientConfig"]["caBundle"] == bundle))
+        .await;
+    // This API server asks no webhooks, so it keeps what only we refuse, and is told not to wait for us.
+    eventually("Ignore", || webhooks().as_array().unwrap().iter().all(|w| w["failurePolicy"] == "Ignore")).await;
+    assert_eq!(webhooks()[0]["clientConfig"]["service"]["name"], "mesh-control");
+
+    let refused = review(&app, &root, &policy("p", json!({ "rulez": [] }))).await;
+    assert_eq!(refused["response"]["allowed"], false);
+    assert_eq!(review(&app, &root, &policy("p", json!({}))).await["response"], json!({ "uid": "u", "allowed": true }));
+    let page = ("galley_validation_failed_total 1", "galley_validation_passed_total 1");
+    let metrics = crate::support::page(app.metrics, "/metrics").await.1;
+    assert!(metrics.contains(page.0) && metrics.contains(page.1), "{metrics}");
     soon("stop", app.stop()).await;
 }

@@ -22,7 +22,7 @@ pub async fn start(api: &FakeApi, more: &[&str]) -> App {
     let folder = tempfile::tempdir().unwrap();
     let kubeconfig = api.kubeconfig(folder.path()).display().to_string();
     let fixed = ["mesh-control", "--kube", "--kubeconfig", &kubeconfig];
-    let places = ["--listen", "--metrics"].into_iter().flat_map(|flag| [flag, "127.0.0.1:0"]);
+    let places = ["--listen", "--metrics", "--webhook"].into_iter().flat_map(|flag| [flag, "127.0.0.1:0"]);
     let args = config::parse(fixed.into_iter().chain(places).chain(more.iter().copied())).map_err(|(e, _)| e).unwrap();
     soon("start", App::start(args.check().unwrap())).await.unwrap()
 }

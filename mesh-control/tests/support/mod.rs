@@ -124,15 +124,20 @@ impl Plane {
 
     /// A page of the status listener: code and body.
     pub async fn page(&self, path: &str) -> (u16, String) {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let mut stream = TcpStream::connect(self.app.metrics).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut text = String::new();
-        soon("page", stream.read_to_string(&mut text)).await.unwrap();
-        let code = text.split(' ').nth(1).unwrap().parse().unwrap();
-        (code, text.split_once("\r\n\r\n").unwrap().1.to_owned())
+        page(self.app.metrics, path).await
     }
+}
+
+/// A page of a status listener: code and body.
+pub async fn page(address: SocketAddr, path: &str) -> (u16, String) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    soon("page", stream.read_to_string(&mut text)).await.unwrap();
+    let code = text.split(' ').nth(1).unwrap().parse().unwrap();
+    (code, text.split_once("\r\n\r\n").unwrap().1.to_owned())
 }
 
 /// TLS to the control plane, trusting `roots`, expecting `name`.
@@ -210,7 +215,12 @@ impl Agent {
 
     /// The next response, applied and acknowledged.
     pub async fn next(&mut self) -> Result<wire::DeltaDiscoveryResponse, Status> {
-        let response = soon("response", self.responses.message()).await?.ok_or_else(|| Status::cancelled("ended"))?;
+        soon("response", self.receive()).await
+    }
+
+    /// The same, however long it takes.
+    pub async fn receive(&mut self) -> Result<wire::DeltaDiscoveryResponse, Status> {
+        let response = self.responses.message().await?.ok_or_else(|| Status::cancelled("ended"))?;
         for name in &response.removed_resources {
             self.held.remove(name);
         }

@@ -1,0 +1,338 @@
+//! One AdmissionReview (`admission.k8s.io/v1`), answered. Pure.
+//!
+//! | object | answer |
+//! |---|---|
+//! | has errors | refused, with all of them |
+//! | has the errors that it had before, and no others | let in, with warnings: whoever repairs something else must be able to |
+//! | is being deleted | let in |
+//! | has warnings | let in, and the client shows them |
+//! | is of a kind that is not read | let in, with a warning if it is of Istio's security group |
+
+use mesh_runtime::task::contain;
+use serde::Deserialize;
+use serde_json::{Value as Json, json};
+
+use crate::cluster::decode;
+use crate::diagnosis::{Problem, Severity, printable};
+use crate::resource;
+use crate::resource::meta::{Head, TypeMeta, head};
+
+/// An object that carries it and is not to be kept asks whether anybody is here.
+pub const PROBE: &str = "undermesh.io/webhook-probe";
+/// API servers cut longer ones.
+const WARNING: usize = 256;
+/// Warnings in one answer; all together are cut at 4 KiB.
+const WARNINGS: usize = 15;
+
+#[derive(Deserialize)]
+struct Review {
+    request: Request,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Request {
+    uid: String,
+    kind: GroupVersionKind,
+    #[serde(default)]
+    operation: String,
+    #[serde(default)]
+    object: Json,
+    #[serde(default)]
+    old_object: Json,
+    #[serde(default)]
+    dry_run: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct GroupVersionKind {
+    #[serde(default)]
+    group: String,
+    version: String,
+    kind: String,
+}
+
+/// An answer.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Answer {
+    uid: String,
+    /// The object is let in.
+    pub allowed: bool,
+    message: String,
+    warnings: Vec<String>,
+}
+
+impl Answer {
+    /// As it goes over the wire.
+    pub fn json(&self) -> Json {
+        let mut response = json!({ "uid": self.uid, "allowed": self.allowed });
+        if !self.warnings.is_empty() {
+            response["warnings"] = json!(self.warnings);
+        }
+        if !self.allowed {
+            response["status"] =
+                json!({ "status": "Failure", "reason": "Invalid", "code": 422, "message": self.message });
+        }
+        json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response })
+    }
+}
+
+/// Answers a review. The error says why it is none.
+pub fn review(body: &[u8]) -> Result<Answer, String> {
+    let Review { request } = serde_json::from_slice(body)
+        .map_err(|error| format!("not an AdmissionReview of admission.k8s.io/v1: {:?}", error.classify()))?;
+    let Request { uid, kind, operation, object, old_object, dry_run } = request;
+    let asked = TypeMeta {
+        api_version: if kind.group.is_empty() { kind.version } else { format!("{}/{}", kind.group, kind.version) },
+        kind: kind.kind,
+    };
+    let mut answer = Answer { uid, allowed: true, message: String::new(), warnings: Vec::new() };
+    let metadata = |object: &Json, field: &str| object.get("metadata").and_then(|m| m.get(field)).cloned();
+    if dry_run == Some(true)
+        && let Some(nonce) = metadata(&object, "annotations").and_then(|a| a.get(PROBE)?.as_str().map(str::to_owned))
+    {
+        answer.allowed = false;
+        answer.message = probed(&printable(&nonce));
+        return Ok(answer);
+    }
+    let is_written = matches!(operation.as_str(), "CREATE" | "UPDATE");
+    if !is_written || metadata(&object, "deletionTimestamp").is_some_and(|at| !at.is_null()) {
+        return Ok(answer);
+    }
+    let problems = problems(&asked, object);
+    let before = if operation == "UPDATE" { self::problems(&asked, old_object) } else { Vec::new() };
+    let errors: Vec<&Problem> = problems.iter().filter(|problem| problem.severity == Severity::Error).collect();
+    answer.allowed = errors.iter().all(|error| before.contains(error));
+    if !answer.allowed {
+        let said: Vec<String> = errors.iter().map(|error| sentence(error)).collect();
+        answer.message = said.join("; ");
+    }
+    let others = problems.iter().filter(|problem| match problem.severity {
+        Severity::Error => answer.allowed,
+        Severity::Warning => true,
+        Severity::Note => false,
+    });
+    answer.warnings = others.map(|problem| shortened(sentence(problem))).take(WARNINGS).collect();
+    Ok(answer)
+}
+
+/// What is said to a probe, and by nobody else.
+pub fn probed(nonce: &str) -> String {
+    format!("undermesh is here: {nonce}")
+}
+
+fn problems(asked: &TypeMeta, mut object: Json) -> Vec<Problem> {
+    if let Some(metadata) = object.get_mut("metadata").and_then(Json::as_object_mut)
+        && !metadata.contains_key("name")
+        && metadata.contains_key("generateName")
+    {
+        // The API server has yet to make the name up, and makes a good one.
+        metadata.insert("name".to_owned(), json!("generated"));
+    }
+    let tree = decode::tree(object);
+    let (head, mut problems) = head(&tree, Some(asked));
+    match head {
+        Some(Head::Object(key)) => match contain("review", || resource::read(&key, &tree)) {
+            Some(read) => problems.extend(read.problems),
+            None => problems.push(Problem::error("", "the reader failed on it")),
+        },
+        Some(Head::Other(what)) if what.api_version.starts_with("security.istio.io/") => {
+            problems.push(Problem::warning(
+                "kind",
+                format!("{} is not supported, it has no effect on the mesh", what.kind),
+            ));
+        }
+        _ => {}
+    }
+    problems
+}
+
+fn sentence(problem: &Problem) -> String {
+    let field = problem.field.trim_end_matches('!');
+    let place = if field.is_empty() { String::new() } else { format!("{field}: ") };
+    let help = problem.help.as_ref().map(|help| format!(" ({help})")).unwrap_or_default();
+    printable(&format!("{place}{}{help}", problem.message))
+}
+
+fn shortened(mut text: String) -> String {
+    if text.len() > WARNING {
+        text.truncate(text.floor_char_boundary(WARNING - 3));
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(kind: (&str, &str, &str), operation: &str, object: Json, old: Json) -> Answer {
+        let (group, version, kind) = kind;
+        let body = json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
+            "uid": "u1", "kind": { "group": group, "version": version, "kind": kind }, "operation": operation,
+            "object": object, "oldObject": old } });
+        review(body.to_string().as_bytes()).unwrap()
+    }
+
+    const POLICY: (&str, &str, &str) = ("security.istio.io", "v1", "AuthorizationPolicy");
+    const PEER: (&str, &str, &str) = ("security.istio.io", "v1beta1", "PeerAuthentication");
+    const MAP: (&str, &str, &str) = ("", "v1", "ConfigMap");
+
+    fn object(spec: Json) -> Json {
+        json!({ "metadata": { "name": "p", "namespace": "shop" }, "spec": spec })
+    }
+
+    #[test]
+    fn objects_are_judged_as_the_sources_judge_them() {
+        let settings = |mesh: &str| json!({ "metadata": { "name": "undermesh", "namespace": "undermesh-system" }, "data": { "mesh": mesh } });
+        let none = Json::Null;
+        let broken = json!({ "rules": [{ "from": [{ "source": { "principles": ["a"] } }] }] });
+        let worse = json!({ "rules": [{ "from": [{ "source": { "principles": ["a"] } }] }], "action": "MAYBE" });
+        let leaving = json!({ "metadata": { "name": "p", "namespace": "shop", "deletionTimestamp": "2026-01-01T00:00:00Z" }, "spec": broken });
+        let unnamed = json!({ "metadata": { "generateName": "p-", "namespace": "shop" }, "spec": {} });
+        for (what, kind, operation, new, old, allowed, message, warnings) in [
+            ("good", POLICY, "CREATE", object(json!({ "rules": [{}] })), none.clone(), true, "", 0),
+            (
+                "a misspelt field",
+                POLICY,
+                "CREATE",
+                object(broken.clone()),
+                none.clone(),
+                false,
+                "spec.rules[0].from[0].source.principles: unknown field \"principles\" (did you mean `principals`?)",
+                0,
+            ),
+            (
+                "two errors",
+                POLICY,
+                "CREATE",
+                object(worse.clone()),
+                none.clone(),
+                false,
+                "spec.action: unknown action \"MAYBE\" (write ALLOW or DENY)",
+                0,
+            ),
+            ("as bad as before", POLICY, "UPDATE", object(broken.clone()), object(broken.clone()), true, "", 1),
+            (
+                "worse than before",
+                POLICY,
+                "UPDATE",
+                object(worse),
+                object(broken.clone()),
+                false,
+                "spec.action: unknown action \"MAYBE\" (write ALLOW or DENY)",
+                0,
+            ),
+            (
+                "worse than good",
+                POLICY,
+                "UPDATE",
+                object(broken.clone()),
+                object(json!({})),
+                false,
+                "spec.rules[0].from[0].source.principles: unknown field \"principles\" (did you mean `principals`?)",
+                0,
+            ),
+            ("on its way out", POLICY, "UPDATE", leaving, object(json!({})), true, "", 0),
+            ("deleted", POLICY, "DELETE", none.clone(), object(broken), true, "", 0),
+            ("no name yet", POLICY, "CREATE", unnamed, none.clone(), true, "", 0),
+            (
+                "for a waypoint",
+                POLICY,
+                "CREATE",
+                object(json!({ "rules": [{ "to": [{ "operation": { "methods": ["GET"] } }] }] })),
+                none.clone(),
+                true,
+                "",
+                1,
+            ),
+            ("a mode", PEER, "CREATE", object(json!({ "mtls": { "mode": "STRICT" } })), none.clone(), true, "", 0),
+            (
+                "no mode",
+                PEER,
+                "CREATE",
+                object(json!({ "mtls": { "mode": "STRICTLY" } })),
+                none.clone(),
+                false,
+                "spec.mtls.mode: unknown mode \"STRICTLY\" (write STRICT or PERMISSIVE)",
+                0,
+            ),
+            (
+                "not read yet",
+                ("security.istio.io", "v1", "RequestAuthentication"),
+                "CREATE",
+                object(json!({})),
+                none.clone(),
+                true,
+                "",
+                1,
+            ),
+            ("settings", MAP, "UPDATE", settings("trustDomain: a"), settings(""), true, "", 0),
+            (
+                "settings that are none",
+                MAP,
+                "UPDATE",
+                settings("trustDomains: a"),
+                settings(""),
+                false,
+                "data.mesh.trustDomains: there is no setting \"trustDomains\" (did you mean `trustDomain`?)",
+                0,
+            ),
+            ("settings that wait", MAP, "UPDATE", settings("udp: deny"), settings(""), true, "", 1),
+            (
+                "another's map",
+                MAP,
+                "CREATE",
+                json!({ "metadata": { "name": "x", "namespace": "a" }, "data": { "mesh": "[" } }),
+                none.clone(),
+                true,
+                "",
+                0,
+            ),
+        ] {
+            let answer = ask(kind, operation, new, old);
+            assert_eq!(
+                (answer.allowed, answer.message.as_str(), answer.warnings.len()),
+                (allowed, message, warnings),
+                "{what}: {:?}",
+                answer.warnings
+            );
+            assert_eq!(answer.json()["response"]["uid"], "u1");
+        }
+    }
+
+    #[test]
+    fn answers_are_reviews() {
+        let refused = ask(POLICY, "CREATE", object(json!({ "rulez": 1 })), Json::Null).json();
+        assert_eq!(
+            refused,
+            json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": { "uid": "u1", "allowed": false,
+                "status": { "status": "Failure", "reason": "Invalid", "code": 422,
+                    "message": "spec.rulez: unknown field \"rulez\" (did you mean `rules`?)" } } })
+        );
+        let long = "é".repeat(1500);
+        let warned = ask(
+            POLICY,
+            "CREATE",
+            object(json!({ "rules": [{ "when": [{ "key": format!("request.headers[{long}]"), "values": ["a"] }] }] })),
+            Json::Null,
+        );
+        assert!(warned.allowed && warned.json()["response"]["warnings"][0].as_str().unwrap().len() <= WARNING);
+        for body in ["", "{}", "[]", "{\"request\":{}}", "{\"request\":{\"uid\":1}}"] {
+            assert!(review(body.as_bytes()).is_err(), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_probe_is_answered_only_if_it_is_not_to_be_kept() {
+        let probe = |dry_run| {
+            let object =
+                json!({ "metadata": { "name": "p", "namespace": "shop", "annotations": { PROBE: "7" } }, "spec": {} });
+            let body = json!({ "request": { "uid": "u", "operation": "CREATE", "object": object, "dryRun": dry_run,
+                "kind": { "group": "security.istio.io", "version": "v1", "kind": "AuthorizationPolicy" } } });
+            review(body.to_string().as_bytes()).unwrap()
+        };
+        assert_eq!((probe(true).allowed, probe(true).message), (false, "undermesh is here: 7".to_owned()));
+        assert!(probe(false).allowed);
+    }
+}

@@ -3,6 +3,7 @@ mod bench;
 mod cluster;
 mod demo;
 mod ebpf;
+mod image;
 mod run;
 mod setup;
 mod test;

@@ -1,6 +1,6 @@
 //! `cargo xtask cluster`: a real Kubernetes cluster on one Linux machine, with no container around its nodes and no virtual machine.
 //!
-//! `plan` names everything; `programs` and `image` build what runs; `pki`, `control`, `network`, `config`, `node`, `cgroup` and `init` make
+//! `plan` names everything; `programs` builds what runs; `pki`, `control`, `network`, `config`, `node`, `cgroup` and `init` make
 //! the cluster; `process` starts, finds and ends. Each node has a network, mount, process and name space and cgroups of its own, and in them
 //! the real containerd, runc, kubelet and kube-proxy. All nodes share one kernel, so nothing of one may be attached above its cgroups.
 mod balancer;
@@ -8,7 +8,6 @@ mod cgroup;
 mod config;
 mod control;
 mod fault;
-mod image;
 mod init;
 mod network;
 mod node;
@@ -20,6 +19,7 @@ mod up;
 
 pub use programs::NEEDED;
 
+use crate::image::{self, Image};
 use crate::run;
 use anyhow::{Context, Result, ensure};
 use control::Part;
@@ -160,7 +160,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if let Verb::Image { name, archive, file, busybox, entrypoint } = &args.verb {
         let words: Vec<&str> = entrypoint.iter().map(String::as_str).collect();
-        let mut image = image::Image::new(name, &words);
+        let mut image = Image::new(name, &words);
         for file in file {
             let (source, target) = file.rsplit_once(':').with_context(|| format!("`{file}` is not FILE:PATH"))?;
             image = image.file(source.into(), target);

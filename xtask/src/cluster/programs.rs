@@ -1,7 +1,7 @@
 //! The programs and images of a cluster, built once from their Go modules into a folder that is kept: `~/.cache/undermesh/cluster-<versions>`.
 //! Called by `build` and `up`.
-use super::image::{self, Image};
 use super::process;
+use crate::image::{self, Image};
 use crate::run;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::{self, File};

@@ -1,7 +1,6 @@
 //! Images of containers from files of this machine, with no daemon: an archive as `docker save` writes it, which `ctr images import` and
-//! every registry tool reads. The same files give the same bytes. Called by `programs` and by the verb `image`.
-use super::process;
-use anyhow::{Context, Result, bail};
+//! every registry tool reads. The same files give the same bytes. Called by [`super`], and by the cluster for what its nodes run.
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -41,7 +40,9 @@ impl Image {
 
     /// Adds busybox under the names of all it can be.
     pub fn busybox(mut self, program: &Path) -> Result<Image> {
-        for name in process::output(Command::new(program).arg("--list"))?.lines() {
+        let output = Command::new(program).arg("--list").output().context("start busybox")?;
+        ensure!(output.status.success(), "busybox does not say what it can be");
+        for name in String::from_utf8_lossy(&output.stdout).lines() {
             self.links.insert(format!("/bin/{name}"), "/bin/busybox".to_owned());
         }
         self.links.remove("/bin/busybox");

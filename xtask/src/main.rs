@@ -35,6 +35,8 @@ enum Verb {
     Test(test::Args),
     /// Measure the mesh against direct TCP, and against two ztunnels if they are given. Needs root.
     Bench(bench::Args),
+    /// Make the images of the product, or of Bookinfo, with no daemon.
+    Image(image::Args),
     /// Run a real Kubernetes cluster on this machine. Needs root.
     Cluster(cluster::Args),
     /// Check the rules of the tree that no compiler checks.
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Verb::Demo(args) => demo::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Image(args) => image::run(&args),
         Verb::Cluster(args) => cluster::run(&args),
         Verb::Tidy(args) => tidy::run(&args),
     };

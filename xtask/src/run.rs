@@ -11,7 +11,7 @@ pub fn root() -> Result<PathBuf> {
 }
 
 /// What brings the programs that verbs start.
-const BRINGS: [(&str, &str); 14] = [
+const BRINGS: [(&str, &str); 16] = [
     ("cargo", "rustup"),
     ("rustc", "rustup"),
     ("cc", "package gcc"),
@@ -26,6 +26,8 @@ const BRINGS: [(&str, &str); 14] = [
     ("busybox", "package busybox-static"),
     ("openssl", "package openssl"),
     ("nsenter", "package util-linux"),
+    ("ldd", "package libc-bin"),
+    ("sha256sum", "package coreutils"),
 ];
 
 /// Not one program but a folder of them.

@@ -169,7 +169,7 @@ pub fn run(args: &Args) -> Result<()> {
             run::need(&["busybox"])?;
             image = image.busybox(&run::find("busybox").context("busybox is gone")?)?;
         }
-        return image::write(&image, archive);
+        return image::write(&image, archive).map(drop);
     }
     if let Verb::Up { .. } = args.verb {
         run::need(&NEEDED)?;

@@ -11,10 +11,13 @@ use std::process::{Command, Stdio};
 use tar::{Builder, EntryType, Header};
 
 /// What an image holds and runs.
+#[derive(Clone, Debug, Default)]
 pub struct Image {
     name: String,
+    user: Option<String>,
     entrypoint: Vec<String>,
     command: Vec<String>,
+    labels: BTreeMap<String, String>,
     files: BTreeMap<String, PathBuf>,
     links: BTreeMap<String, String>,
 }
@@ -23,7 +26,19 @@ impl Image {
     /// An image without files; `name` with registry and tag, as pods name it.
     pub fn new(name: &str, entrypoint: &[&str]) -> Image {
         let entrypoint = entrypoint.iter().map(|word| (*word).to_owned()).collect();
-        Image { name: name.to_owned(), entrypoint, command: Vec::new(), files: BTreeMap::new(), links: BTreeMap::new() }
+        Image { name: name.to_owned(), entrypoint, ..Image::default() }
+    }
+
+    /// As whom it runs unless a pod says otherwise, in numbers: a kubelet cannot tell whether a name is root's.
+    pub fn user(mut self, user: u32, group: u32) -> Image {
+        self.user = Some(format!("{user}:{group}"));
+        self
+    }
+
+    /// Says something about it, under one of the names that the image specification knows.
+    pub fn label(mut self, name: &str, value: &str) -> Image {
+        self.labels.insert(format!("org.opencontainers.image.{name}"), value.to_owned());
+        self
     }
 
     /// What runs, or what the entry point is given, unless a pod says otherwise.
@@ -50,8 +65,8 @@ impl Image {
     }
 }
 
-/// Writes the archive; programs get the shared libraries they need beside them.
-pub fn write(image: &Image, archive: &Path) -> Result<()> {
+/// Writes the archive; programs get the shared libraries they need beside them. Returns the digest by which container runtimes know the image.
+pub fn write(image: &Image, archive: &Path) -> Result<String> {
     let layer = layer(image)?;
     let layer_digest = sha256(&layer)?;
     let config = json!({
@@ -59,16 +74,19 @@ pub fn write(image: &Image, archive: &Path) -> Result<()> {
         "os": "linux",
         "created": "1970-01-01T00:00:00Z",
         "config": {
+            "User": image.user.as_deref().unwrap_or_default(),
             "Entrypoint": (!image.entrypoint.is_empty()).then_some(&image.entrypoint),
             "Cmd": (!image.command.is_empty()).then_some(&image.command),
             "WorkingDir": "/",
             "Env": ["PATH=/usr/local/bin:/usr/bin:/bin"],
+            "Labels": image.labels,
         },
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{layer_digest}")] },
     })
     .to_string()
     .into_bytes();
-    let config_name = format!("{}.json", sha256(&config)?);
+    let digest = sha256(&config)?;
+    let config_name = format!("{digest}.json");
     let layer_name = format!("{layer_digest}/layer.tar");
     let manifest = json!([{ "Config": config_name, "RepoTags": [image.name], "Layers": [layer_name] }]).to_string();
 
@@ -79,7 +97,17 @@ pub fn write(image: &Image, archive: &Path) -> Result<()> {
         append(&mut tar, name, EntryType::Regular, 0o644, data)?;
     }
     tar.into_inner().and_then(|mut file| file.flush()).context("end the archive")?;
-    fs::rename(&unfinished, archive).context("name the archive")
+    fs::rename(&unfinished, archive).context("name the archive")?;
+    Ok(format!("sha256:{digest}"))
+}
+
+/// Writes what a container of the image sees as its files into a new folder, for those who make the image by other means.
+pub fn write_tree(image: &Image, folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    let layer = layer(image)?;
+    let mut archive = tar::Archive::new(&layer[..]);
+    archive.set_preserve_permissions(true);
+    archive.unpack(folder).with_context(|| format!("write {}", folder.display()))
 }
 
 fn layer(image: &Image) -> Result<Vec<u8>> {
@@ -101,7 +129,7 @@ fn layer(image: &Image) -> Result<Vec<u8>> {
         "etc/passwd",
         EntryType::Regular,
         0o644,
-        b"root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+        b"root:x:0:0:root:/:/bin/sh\nnonroot:x:65532:65532:nonroot:/:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n",
     )?;
     for (target, source) in &files {
         let name = inner(&mut tar, &mut folders, target)?;
@@ -189,9 +217,11 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("undermesh-image-{}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder");
         let text = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
-        let image = Image::new("test.example/thing:1", &["/opt/thing/text"]).file(text.into(), "/opt/thing/text");
+        let image = Image::new("test.example/thing:1", &["/opt/thing/text"]).user(65532, 65532).label("title", "thing");
+        let image = image.file(text.into(), "/opt/thing/text");
         let (one, two) = (folder.join("one.tar"), folder.join("two.tar"));
-        write(&image, &one).and_then(|()| write(&image, &two)).expect("written");
+        let digests = [&one, &two].map(|archive| write(&image, archive).expect("written"));
+        assert_eq!(digests[0], digests[1]);
         assert!(fs::read(&one).expect("read") == fs::read(&two).expect("read"));
         let mut contents = BTreeMap::new();
         for entry in tar::Archive::new(File::open(&one).expect("open")).entries().expect("entries") {
@@ -203,7 +233,10 @@ mod tests {
         let manifest: serde_json::Value = serde_json::from_slice(&contents["manifest.json"]).expect("a manifest");
         let config = manifest[0]["Config"].as_str().expect("a config");
         assert_eq!(config, format!("{}.json", sha256(&contents[config]).expect("a sum")));
+        assert_eq!(digests[0], format!("sha256:{}", config.trim_end_matches(".json")));
         let config: serde_json::Value = serde_json::from_slice(&contents[config]).expect("the config");
+        assert_eq!(config["config"]["User"], "65532:65532");
+        assert_eq!(config["config"]["Labels"], json!({ "org.opencontainers.image.title": "thing" }));
         let layer = &contents[manifest[0]["Layers"][0].as_str().expect("a layer")];
         assert_eq!(config["rootfs"]["diff_ids"][0], format!("sha256:{}", sha256(layer).expect("a sum")));
         let names: Vec<String> = tar::Archive::new(&layer[..])

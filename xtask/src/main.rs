@@ -1,5 +1,6 @@
 //! `cargo xtask <verb>`: the one entry to everything. Each verb is one module; CI runs the same verbs.
 mod bench;
+mod chart;
 mod cluster;
 mod demo;
 mod ebpf;
@@ -37,6 +38,8 @@ enum Verb {
     Bench(bench::Args),
     /// Make the images of the product, or of Bookinfo, with no daemon.
     Image(image::Args),
+    /// Lint the chart, and render it into the manifests that are kept.
+    Chart(chart::Args),
     /// Run a real Kubernetes cluster on this machine. Needs root.
     Cluster(cluster::Args),
     /// Check the rules of the tree that no compiler checks.
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Image(args) => image::run(&args),
+        Verb::Chart(args) => chart::run(&args),
         Verb::Cluster(args) => cluster::run(&args),
         Verb::Tidy(args) => tidy::run(&args),
     };

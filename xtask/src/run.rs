@@ -10,8 +10,15 @@ pub fn root() -> Result<PathBuf> {
     Ok(own.parent().context("xtask has no parent folder")?.to_path_buf())
 }
 
+/// Where what takes long to make is kept: `~/.cache/undermesh`.
+pub fn cache() -> Result<PathBuf> {
+    let given = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache = given("XDG_CACHE_HOME").or_else(|| given("HOME").map(|home| home.join(".cache")));
+    Ok(cache.context("neither XDG_CACHE_HOME nor HOME is set")?.join("undermesh"))
+}
+
 /// What brings the programs that verbs start.
-const BRINGS: [(&str, &str); 16] = [
+const BRINGS: [(&str, &str); 17] = [
     ("cargo", "rustup"),
     ("rustc", "rustup"),
     ("cc", "package gcc"),
@@ -26,6 +33,7 @@ const BRINGS: [(&str, &str); 16] = [
     ("busybox", "package busybox-static"),
     ("openssl", "package openssl"),
     ("nsenter", "package util-linux"),
+    ("python3", "packages python3 and python3-pip"),
     ("ldd", "package libc-bin"),
     ("sha256sum", "package coreutils"),
 ];

@@ -1,4 +1,4 @@
-//! `cargo xtask setup`: brings what building the kernel programs and running a cluster needs, or says in one line what is missing.
+//! `cargo xtask setup`: brings what building the kernel programs, running a cluster and rendering the chart needs, or says in one line what is missing.
 //! Only `cargo xtask ebpf`, `cargo xtask cluster` and CI need it: everything else uses the kept object.
 
 use std::{
@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{cluster, run};
+use crate::{chart, cluster, run};
 
 const LINKER_VERSION: &str = "0.10.3";
 /// Debian's package of the pinned compiler's library sources, for machines on which rustup cannot download.
@@ -34,6 +34,11 @@ pub fn run() -> Result<()> {
         Ok(()) => println!("ready: what `cargo xtask cluster` starts"),
         // Without them all but the cluster and its tests works, and those say that they are skipped.
         Err(error) => println!("no cluster on this machine: {error:#}"),
+    }
+    match chart::Engine::install() {
+        Ok(_) => println!("ready: Helm's engine"),
+        // The chart's tests say that they are skipped.
+        Err(error) => println!("no Helm on this machine: {error:#}"),
     }
     Ok(())
 }

@@ -53,10 +53,7 @@ const SOURCES: [Source; 5] = [
 
 /// Where the programs are, built or not.
 pub fn folder() -> Result<PathBuf> {
-    let given = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let cache = given("XDG_CACHE_HOME").or_else(|| given("HOME").map(|home| home.join(".cache")));
-    let cache = cache.context("neither XDG_CACHE_HOME nor HOME is set")?;
-    Ok(cache.join(format!("undermesh/cluster-{KUBERNETES}-{ETCD}-{COREDNS}")))
+    Ok(run::cache()?.join(format!("cluster-{KUBERNETES}-{ETCD}-{COREDNS}")))
 }
 
 /// Builds what is not there yet; minutes the first time, nothing later.

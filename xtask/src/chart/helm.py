@@ -1,0 +1,52 @@
+# Helm's own engine and the schemas of Kubernetes, for `cargo xtask chart` and its tests: JSON comes in, JSON goes out.
+#   lint CHART        {"values": {...}}                        -> ["what it complains about", ...]
+#   render CHART      {"values": {...}, "namespace": "..."}    -> {"files": {"path": "text"}} or {"error": "..."}
+#   parse .           {"text": "YAML"}                         -> [objects]
+#   validate VERSION  {"objects": [...]}                       -> ["what is not valid", ...]
+import json
+import sys
+
+
+def lint(chart, asked):
+    import helm_python
+
+    report = helm_python.lint(chart, asked["values"], strict=True, namespace="undermesh-system")
+    return [f"{m['path']}: {m['error']}" for m in report["messages"] if m["severity"] > 1] + report["errors"]
+
+
+def render(chart, asked):
+    import helm_python
+
+    try:
+        with helm_python.Chart.load(chart) as loaded:
+            loaded.validate_schema(asked["values"])
+            files = loaded.render(asked["values"], name="undermesh", namespace=asked["namespace"], is_install=True)
+    except helm_python.HelmError as error:
+        return {"error": str(error)}
+    files = {name: text for name, text in files.items() if not name.endswith("NOTES.txt")}
+    return {"files": files}
+
+
+def parse(_, asked):
+    import yaml
+
+    return [document for document in yaml.safe_load_all(asked["text"]) if document]
+
+
+def validate(version, asked):
+    import kubernetes_validate
+
+    found = []
+    for document in asked["objects"]:
+        place = f"{document['kind']} {document['metadata']['name']}"
+        try:
+            kubernetes_validate.validate(document, version, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            found.append(f"{place}: {'.'.join(map(str, error.path))}: {error.message}")
+        except kubernetes_validate.SchemaNotFoundError:
+            found.append(f"{place}: Kubernetes {version} has no such kind")
+    return found
+
+
+verb, argument = sys.argv[1:]
+print(json.dumps({"lint": lint, "render": render, "parse": parse, "validate": validate}[verb](argument, json.load(sys.stdin))))

@@ -28,7 +28,8 @@ use super::{
 const POD: Ipv4Addr = Ipv4Addr::new(198, 18, 255, 254);
 const ASKED: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 18, 255, 1), 7);
 const CLIENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 18, 255, 2), 4242);
-const APP: SocketAddrV4 = SocketAddrV4::new(POD, 8);
+/// Not a low port: nothing else that the agent does needs the right to one.
+const APP: SocketAddrV4 = SocketAddrV4::new(POD, 8888);
 const WAIT_SECONDS: i64 = 2;
 /// Start of the name of the test's cgroup.
 const SCRATCH: &str = "undermesh-selftest-";

@@ -74,7 +74,7 @@ fn every_platform_and_every_value_gives_objects_that_kubernetes_takes() {
     for values in sets {
         assert_eq!(engine.lint(&chart, &values).expect("linted"), Vec::<String>::new(), "{values}");
         for object in objects(&engine, values.clone()).expect("rendered") {
-            let cluster_wide = ["Namespace", "ClusterRole", "ClusterRoleBinding"];
+            let cluster_wide = ["Namespace", "ClusterRole", "ClusterRoleBinding", "ValidatingWebhookConfiguration"];
             let namespaced = !cluster_wide.contains(&object["kind"].as_str().unwrap_or(""));
             assert_eq!(object["metadata"]["namespace"] == NAMESPACE, namespaced, "{}", object["metadata"]);
             assert_eq!(object["metadata"]["labels"]["app.kubernetes.io/part-of"], "undermesh");
@@ -101,7 +101,16 @@ fn values_arrive_where_they_belong() {
     let (control, agent) =
         (object(&objects, "Deployment", "mesh-control"), object(&objects, "DaemonSet", "mesh-agent"));
     for (workload, wanted) in [
-        (control, &["--listen=[::]:15012", "--metrics=[::]:15014", "--san=mesh.example", "--istio-names=off"][..]),
+        (
+            control,
+            &[
+                "--listen=[::]:15012",
+                "--metrics=[::]:15014",
+                "--san=mesh.example",
+                "--istio-names=off",
+                "--webhook=[::]:15017",
+            ][..],
+        ),
         (
             agent,
             &[
@@ -193,10 +202,7 @@ fn features_EN14_the_agent_has_the_rights_it_needs_and_the_control_plane_none() 
 
     let context = &agent["containers"][0]["securityContext"];
     assert_eq!((&context["privileged"], &context["seccompProfile"]["type"]), (&json!(false), &json!("RuntimeDefault")));
-    assert_eq!(
-        context["capabilities"]["add"],
-        json!(["BPF", "NET_ADMIN", "NET_RAW", "PERFMON", "SYS_ADMIN", "SYS_PTRACE"])
-    );
+    assert_eq!(context["capabilities"]["add"], json!(["NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE"]));
     let mounts = agent["containers"][0]["volumeMounts"].as_array().expect("mounts");
     let writable = mounts.iter().filter(|mount| mount["readOnly"] != true);
     let writable: Vec<&str> = writable.map(|mount| mount["mountPath"].as_str().expect("a path")).collect();

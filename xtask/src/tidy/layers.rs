@@ -4,7 +4,7 @@ use super::tree::Tree;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What each crate may depend on, of ours.
-const MAY_USE: [(&str, &[&str]); 10] = [
+const MAY_USE: [(&str, &[&str]); 11] = [
     ("mesh-common", &[]),
     ("mesh-ebpf", &["mesh-common"]),
     ("mesh-core", &["mesh-common"]),
@@ -14,6 +14,7 @@ const MAY_USE: [(&str, &[&str]); 10] = [
     ("mesh-client", &["mesh-proto", "mesh-core", "mesh-transport", "mesh-runtime"]),
     ("mesh-agent", &["mesh-common", "mesh-core", "mesh-proto", "mesh-runtime", "mesh-transport", "mesh-client"]),
     ("mesh-control", &["mesh-common", "mesh-core", "mesh-proto", "mesh-runtime", "mesh-transport", "mesh-client"]),
+    ("mesh-cli", &["mesh-common", "mesh-core", "mesh-proto", "mesh-runtime", "mesh-transport", "mesh-client"]),
     ("xtask", &[]),
 ];
 

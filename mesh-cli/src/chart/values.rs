@@ -1,0 +1,173 @@
+//! Values as Helm reads them: `-f` files over the chart's own, `--set` over both. Pure; called by `install` with the texts of the files.
+
+use serde_json::{Map, Value};
+
+/// `over` on top of `under`: maps key by key, everything else as a whole. Nothing (`null`) takes a key away.
+pub fn overlay(under: &mut Value, over: Value) {
+    match (under, over) {
+        (Value::Object(under), Value::Object(over)) => {
+            for (key, value) in over {
+                match (under.get_mut(&key), value) {
+                    (_, Value::Null) => drop(under.remove(&key)),
+                    (Some(old), value @ Value::Object(_)) if old.is_object() => overlay(old, value),
+                    (_, value) => drop(under.insert(key, without_nulls(value))),
+                }
+            }
+        }
+        (under, over) => *under = over,
+    }
+}
+
+fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(map) => Value::Object(
+            map.into_iter().filter(|(_, v)| !v.is_null()).map(|(key, v)| (key, without_nulls(v))).collect(),
+        ),
+        other => other,
+    }
+}
+
+/// Reads a file of values.
+pub fn read(text: &str) -> Result<Value, String> {
+    if text.trim().is_empty() {
+        return Ok(Value::Object(Map::new()));
+    }
+    match serde_saphyr::from_str(text).map_err(|error| error.to_string())? {
+        Value::Null => Ok(Value::Object(Map::new())),
+        value @ Value::Object(_) => Ok(value),
+        _ => Err("a file of values is a map".into()),
+    }
+}
+
+/// How what follows `=` is read.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Typing {
+    /// `--set`: `true`, `null` and `7` are what they look like.
+    Guess,
+    /// `--set-string`.
+    Text,
+}
+
+/// Sets `a.b[0].c=x,d={x,y}` in `values`. A backslash takes the meaning from `.`, `,`, `=` and the rest.
+pub fn set(values: &mut Value, expression: &str, typing: Typing) -> Result<(), String> {
+    for part in split(expression, ',') {
+        let Some((path, text)) = cut(part, '=') else {
+            return Err(format!("{part:?}: write name=value"));
+        };
+        let value = match text.strip_prefix('{').and_then(|text| text.strip_suffix('}')) {
+            Some("") => Value::Array(Vec::new()),
+            Some(items) => split(items, ',').into_iter().map(|item| typed(item, typing)).collect(),
+            None => typed(text, typing),
+        };
+        let steps = steps(path).map_err(|why| format!("{part:?}: {why}"))?;
+        place(values, &steps, value).map_err(|why| format!("{part:?}: {why}"))?;
+    }
+    Ok(())
+}
+
+enum Step {
+    Key(String),
+    Item(usize),
+}
+
+fn steps(path: &str) -> Result<Vec<Step>, String> {
+    let mut steps = Vec::new();
+    for part in split(path, '.') {
+        let (name, items) = match part.find('[') {
+            Some(at) if !part[..at].ends_with('\\') => part.split_at(at),
+            _ => (part, ""),
+        };
+        if name.is_empty() {
+            return Err("a name is missing".into());
+        }
+        steps.push(Step::Key(plain(name)));
+        for item in items.split('[').skip(1) {
+            let number = item.strip_suffix(']').and_then(|n| n.parse().ok()).filter(|n| *n < 1024);
+            steps.push(Step::Item(number.ok_or("write the number of an item as [0]")?));
+        }
+    }
+    Ok(steps)
+}
+
+fn place(at: &mut Value, steps: &[Step], value: Value) -> Result<(), String> {
+    let Some((step, rest)) = steps.split_first() else {
+        *at = value;
+        return Ok(());
+    };
+    match step {
+        Step::Key(key) => {
+            if at.is_null() {
+                *at = Value::Object(Map::new());
+            }
+            let Value::Object(map) = at else { return Err(format!("what {key:?} is to be set in is not a map")) };
+            // Nothing stays as nothing: it has to take a default away when it is laid over it.
+            place(map.entry(key.clone()).or_insert(Value::Null), rest, value)
+        }
+        Step::Item(number) => {
+            if at.is_null() {
+                *at = Value::Array(Vec::new());
+            }
+            let Value::Array(items) = at else { return Err(format!("what [{number}] is to be set in is not a list")) };
+            if items.len() <= *number {
+                items.resize(number + 1, Value::Null);
+            }
+            place(&mut items[*number], rest, value)
+        }
+    }
+}
+
+fn typed(text: &str, typing: Typing) -> Value {
+    let text = plain(text);
+    if typing == Typing::Text {
+        return Value::String(text);
+    }
+    match text.to_ascii_lowercase().as_str() {
+        "true" => Value::Bool(true),
+        "false" => Value::Bool(false),
+        "null" => Value::Null,
+        "0" => Value::from(0),
+        // A number that begins with zero is a name: Helm reads it so.
+        _ if !text.starts_with('0') => text.parse::<i64>().map(Value::from).unwrap_or(Value::String(text)),
+        _ => Value::String(text),
+    }
+}
+
+/// Without the backslashes.
+fn plain(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => out.extend(chars.next()),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Cuts at every `at` that is neither escaped nor inside braces.
+fn split(text: &str, at: char) -> Vec<&str> {
+    let mut parts = Vec::new();
+    let mut rest = text;
+    while let Some((part, tail)) = cut(rest, at) {
+        parts.push(part);
+        rest = tail;
+    }
+    parts.push(rest);
+    parts
+}
+
+fn cut(text: &str, at: char) -> Option<(&str, &str)> {
+    let (mut depth, mut is_escaped) = (0i32, false);
+    for (n, c) in text.char_indices() {
+        match c {
+            _ if is_escaped => is_escaped = false,
+            '\\' => is_escaped = true,
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            c if c == at && depth == 0 => return Some((&text[..n], &text[n + c.len_utf8()..])),
+            _ => {}
+        }
+    }
+    None
+}

@@ -1,0 +1,719 @@
+//! Set-ups that are broken in one way each: the check that finds it, where, why and what to do. A cluster in which nothing is wrong is the
+//! beginning of each; whatever else complains is a false alarm and fails the test.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use super::facts::{Denial, Diagnosis, Snapshot, Words};
+use super::{CHECKS, judge};
+
+/// Of a root that ends in 2126. Made once with openssl; its key was thrown away.
+const ROOT: &str = include_str!("root.pem");
+/// 2026-11-21.
+const NOW: i64 = 1_795_276_800;
+
+/// A cluster of two nodes with a mesh and one namespace in it.
+fn healthy() -> Snapshot {
+    let mut snapshot =
+        Snapshot { namespace: "undermesh-system".into(), version: "0.1.0".into(), now: NOW, ..Snapshot::default() };
+    snapshot.server_time = Some(NOW);
+    snapshot.kubernetes = "v1.34.2".into();
+    snapshot.nodes = list(["n1", "n2"].map(|name| {
+        json!({
+            "metadata": {"name": name, "labels": {"kubernetes.io/os": "linux"}},
+            "status": {
+                "conditions": [{"type": "Ready", "status": "True"}],
+                "nodeInfo": {"kernelVersion": "6.8.0-41-generic", "osImage": "Ubuntu", "operatingSystem": "linux", "architecture": "amd64"},
+            },
+        })
+    }));
+    snapshot.node_leases = list(
+        ["n1", "n2"]
+            .map(|name| json!({"metadata": {"name": name}, "spec": {"renewTime": "2026-11-21T15:59:55.000000Z"}})),
+    );
+    snapshot.cgroups = [("n1".into(), 2), ("n2".into(), 2)].into();
+    snapshot.namespaces = list([
+        json!({"metadata": {"name": "undermesh-system", "labels": {"pod-security.kubernetes.io/enforce": "privileged", "istio.io/dataplane-mode": "none"}}}),
+        json!({"metadata": {"name": "kube-system"}}),
+        json!({"metadata": {"name": "shop", "labels": {"istio.io/dataplane-mode": "ambient"}}}),
+    ]);
+    snapshot.pods = list([
+        pod("undermesh-system", "mesh-control-a", "mesh-control", "n1"),
+        pod("undermesh-system", "mesh-control-b", "mesh-control", "n2"),
+        agent("mesh-agent-1", "n1"),
+        agent("mesh-agent-2", "n2"),
+        web(),
+    ]);
+    snapshot.endpoints = list([json!({"endpoints": [{"addresses": ["10.244.1.2"], "conditions": {"ready": true}}]})]);
+    let template = |app: &str| {
+        json!({"spec": {
+            "containers": [{"name": app, "image": format!("undermesh/{app}:0.1.0")}],
+            "tolerations": [{"operator": "Exists"}], "nodeSelector": {"kubernetes.io/os": "linux"},
+        }})
+    };
+    let workload = |app: &str, status: Value| {
+        json!({
+            "metadata": {"namespace": "undermesh-system", "name": app, "generation": 1},
+            "spec": {"replicas": 2, "selector": {"matchLabels": {"app": app}}, "template": template(app)}, "status": status,
+        })
+    };
+    snapshot.deployments = list([workload(
+        "mesh-control",
+        json!({"observedGeneration": 1, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2}),
+    )]);
+    snapshot.daemon_sets = list([workload(
+        "mesh-agent",
+        json!({"observedGeneration": 1, "desiredNumberScheduled": 2, "updatedNumberScheduled": 2, "numberAvailable": 2}),
+    )]);
+    snapshot.roots = list(["undermesh-system", "shop"].map(root));
+    snapshot.definitions = list([definition("security.istio.io", "authorizationpolicies", "v1")]);
+    snapshot.webhooks = list([webhook(ROOT, "Fail")]);
+    snapshot.diagnoses = Some(Vec::new());
+    snapshot
+}
+
+fn list<T: serde::de::DeserializeOwned, const N: usize>(objects: [Value; N]) -> Vec<T> {
+    objects.into_iter().map(|object| serde_json::from_value(object).unwrap()).collect()
+}
+
+fn pod(namespace: &str, name: &str, app: &str, node: &str) -> Value {
+    json!({
+        "metadata": {"namespace": namespace, "name": name, "uid": name, "labels": {"app": app}, "annotations": {},
+            "creationTimestamp": "2026-11-21T12:00:00Z", "ownerReferences": [{"kind": "ReplicaSet", "name": "r"}]},
+        "spec": {"nodeName": node, "containers": [{"name": app, "image": format!("undermesh/{app}:0.1.0")}]},
+        "status": {"phase": "Running", "podIP": "10.244.1.9", "conditions": [{"type": "Ready", "status": "True"}],
+            "containerStatuses": [{"name": app, "ready": true, "state": {"running": {}}}]},
+    })
+}
+
+fn agent(name: &str, node: &str) -> Value {
+    let mut agent = pod("undermesh-system", name, "mesh-agent", node);
+    agent["spec"]["hostNetwork"] = json!(true);
+    agent
+}
+
+fn web() -> Value {
+    let mut web = pod("shop", "web", "web", "n1");
+    web["metadata"]["annotations"] = json!({"ambient.istio.io/redirection": "enabled"});
+    web
+}
+
+fn root(namespace: &str) -> Value {
+    json!({"metadata": {"namespace": namespace, "name": "undermesh-root-cert"}, "data": {"root-cert.pem": ROOT}})
+}
+
+fn definition(group: &str, plural: &str, version: &str) -> Value {
+    json!({"metadata": {"name": format!("{plural}.{group}")}, "spec": {"group": group, "versions": [{"name": version, "served": true}]}})
+}
+
+fn webhook(bundle: &str, policy: &str) -> Value {
+    use base64::Engine as _;
+    let bundle = base64::engine::general_purpose::STANDARD.encode(bundle);
+    let service = json!({"namespace": "undermesh-system", "name": "mesh-control"});
+    json!({"metadata": {"name": "undermesh"}, "webhooks": [{"name": "validate.undermesh.io", "failurePolicy": policy,
+        "clientConfig": {"caBundle": bundle, "service": service}}]})
+}
+
+/// A pod that is not ready, because of its only container.
+fn broken(mut pod: Value, phase: &str, container: Value) -> Value {
+    pod["status"] = json!({"phase": phase, "podIP": "10.244.1.9", "containerStatuses": [container]});
+    pod
+}
+
+fn waits(reason: &str) -> Value {
+    json!({"name": "c", "state": {"waiting": {"reason": reason, "message": "it is so"}}})
+}
+
+fn crashed(code: i64) -> Value {
+    json!({"name": "c", "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": {"exitCode": code, "reason": "Error"}}})
+}
+
+fn one<T: serde::de::DeserializeOwned>(object: Value) -> T {
+    serde_json::from_value(object).unwrap()
+}
+
+/// The agent of n2 ends with a code and these words.
+fn agent_ends(snapshot: &mut Snapshot, code: i64, log: &str) {
+    snapshot.pods[3] = one(broken(agent("mesh-agent-2", "n2"), "Running", crashed(code)));
+    snapshot.agents.insert("mesh-agent-2".into(), Words { readiness: None, log: log.into() });
+}
+
+fn event(reason: &str, pod: &str, message: &str) -> crate::view::Event {
+    one(json!({"type": "Warning", "reason": reason, "message": message,
+        "involvedObject": {"kind": "Pod", "namespace": "shop", "name": pod, "uid": pod}}))
+}
+
+type Break = fn(&mut Snapshot);
+/// What is broken; the checks that find it; where; a word of the reason; a word of the remedy.
+type Row = (&'static str, Break, &'static [&'static str], &'static str, &'static str, &'static str);
+
+const BROKEN: &[Row] = &[
+    (
+        "Kubernetes is old",
+        |s| s.kubernetes = "v1.26.3".into(),
+        &["kubernetes-version"],
+        "API server",
+        "1.29 is needed",
+        "update the cluster",
+    ),
+    (
+        "a kernel is old",
+        |s| s.nodes[1].status.node_info.kernel_version = "4.19.0-25-amd64".into(),
+        &["kernel-version"],
+        "node n2",
+        "5.15",
+        "update the node's image",
+    ),
+    (
+        "cgroup v1",
+        |s| s.cgroups.extend([("n2".to_owned(), 1)]),
+        &["cgroup-version"],
+        "node n2",
+        "cgroup v1",
+        "unified_cgroup_hierarchy",
+    ),
+    (
+        "a node of another architecture",
+        |s| s.nodes[1].status.node_info.architecture = "s390x".into(),
+        &["node-platform"],
+        "node n2",
+        "s390x",
+        "nodeSelector",
+    ),
+    (
+        "a node is down",
+        |s| s.nodes[1].status.conditions[0].status = "Unknown".into(),
+        &["node-ready"],
+        "node n2",
+        "not ready",
+        "kubectl describe node n2",
+    ),
+    ("our clock is wrong", |s| s.now += 90, &["clocks"], "this machine", "90 s ahead of", "NTP"),
+    (
+        "a node's clock is behind",
+        |s| s.node_leases[1].spec.renew_time = Some("2026-11-21T15:50:00.000000Z".into()),
+        &["clocks"],
+        "node n2",
+        "600 s behind",
+        "NTP",
+    ),
+    (
+        "a node's clock is ahead",
+        |s| s.node_leases[0].spec.renew_time = Some("2026-11-21T16:01:00.000000Z".into()),
+        &["clocks"],
+        "node n1",
+        "60 s ahead",
+        "NTP",
+    ),
+    (
+        "Istio ambient runs",
+        |s| s.daemon_sets.push(one(json!({"metadata": {"namespace": "istio-system", "name": "ztunnel"}}))),
+        &["other-meshes"],
+        "DaemonSet istio-system/ztunnel",
+        "capture the same connections",
+        "migrate",
+    ),
+    (
+        "an istiod runs",
+        |s| {
+            s.deployments.push(one(
+                json!({"metadata": {"namespace": "istio-system", "name": "istiod", "labels": {"app": "istiod"}}}),
+            ))
+        },
+        &["other-meshes"],
+        "Deployment istio-system/istiod",
+        "policies in istio-system",
+        "own namespace",
+    ),
+    (
+        "Cilium translates in connect()",
+        |s| s.daemon_sets.push(one(json!({"metadata": {"namespace": "kube-system", "name": "cilium"}}))),
+        &["other-hooks"],
+        "DaemonSet kube-system/cilium",
+        "before the mesh sees them",
+        "socketLB.hostNamespaceOnly",
+    ),
+    (
+        "a definition of an unknown version",
+        |s| s.definitions = list([definition("security.istio.io", "authorizationpolicies", "v2")]),
+        &["definitions"],
+        "CustomResourceDefinition authorizationpolicies.security.istio.io",
+        "it serves v2",
+        "install the definitions",
+    ),
+    (
+        "Pod Security forbids agents",
+        |s| {
+            drop(s.namespaces[0].metadata.labels.insert("pod-security.kubernetes.io/enforce".into(), "baseline".into()))
+        },
+        &["pod-security"],
+        "namespace undermesh-system",
+        "forbids the agents",
+        "enforce=privileged --overwrite",
+    ),
+    (
+        "no right to install",
+        |s| s.denied.push(Denial { who: "you".into(), what: "create daemonsets.apps".into() }),
+        &["rights"],
+        "you",
+        "may not create daemonsets.apps",
+        "administrator",
+    ),
+    (
+        "a role was taken away",
+        |s| s.denied.push(Denial { who: "mesh-agent".into(), what: "watch pods".into() }),
+        &["rights"],
+        "service account mesh-agent",
+        "may not watch pods",
+        "meshctl install",
+    ),
+    (
+        "something cannot be read",
+        |s| s.unread.push(("events".into(), "the API server answers 403: forbidden".into())),
+        &["readable"],
+        "events",
+        "403",
+        "not made",
+    ),
+    (
+        "a label with a wrong value",
+        |s| drop(s.namespaces[2].metadata.labels.insert("istio.io/dataplane-mode".into(), "enabled".into())),
+        &["labels"],
+        "namespace shop",
+        "means nothing",
+        "kubectl label namespace shop istio.io/dataplane-mode=ambient --overwrite",
+    ),
+    (
+        "a label with a wrong key",
+        |s| drop(s.namespaces[1].metadata.labels.insert("istio.io/dataplane_mode".into(), "ambient".into())),
+        &["labels"],
+        "namespace kube-system",
+        "dataplane_mode means nothing",
+        "istio.io/dataplane-mode=ambient istio.io/dataplane_mode-",
+    ),
+    (
+        "a system namespace is labelled",
+        |s| drop(s.namespaces[1].metadata.labels.insert("istio.io/dataplane-mode".into(), "ambient".into())),
+        &["labels"],
+        "namespace kube-system",
+        "never in the mesh",
+        "istio.io/dataplane-mode-",
+    ),
+    (
+        "sidecars and mesh at once",
+        |s| drop(s.namespaces[2].metadata.labels.insert("istio-injection".into(), "enabled".into())),
+        &["labels"],
+        "namespace shop",
+        "sidecars",
+        "istio-injection-",
+    ),
+    (
+        "there is no control plane",
+        |s| {
+            s.deployments.clear();
+            s.diagnoses = None;
+        },
+        &["control-ready"],
+        "namespace undermesh-system",
+        "no Deployment mesh-control",
+        "meshctl install",
+    ),
+    (
+        "an image cannot be pulled",
+        |s| {
+            s.deployments[0].status.available_replicas = 1;
+            s.pods[0] = one(broken(
+                pod("undermesh-system", "mesh-control-a", "mesh-control", "n1"),
+                "Pending",
+                waits("ImagePullBackOff"),
+            ));
+        },
+        &["control-ready"],
+        "pod undermesh-system/mesh-control-a",
+        "ImagePullBackOff",
+        "image.hub",
+    ),
+    (
+        "the control plane finds no node",
+        |s| {
+            s.deployments[0].status.available_replicas = 1;
+            s.pods[0].spec.node_name.clear();
+            s.pods[0].status = one(
+                json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "message": "0/2 nodes are available"}]}),
+            );
+        },
+        &["control-ready"],
+        "pod undermesh-system/mesh-control-a",
+        "no node takes it: 0/2",
+        "make room",
+    ),
+    (
+        "the service leads nowhere",
+        |s| s.endpoints.clear(),
+        &["control-endpoints"],
+        "Service undermesh-system/mesh-control",
+        "its selector does not fit",
+        "restores the Service",
+    ),
+    (
+        "one replica",
+        |s| s.deployments[0].spec.replicas = Some(1),
+        &["control-replicas"],
+        "Deployment mesh-control",
+        "while it restarts",
+        "control.replicas=2",
+    ),
+    (
+        "the root is missing",
+        |s| drop(s.roots.remove(0)),
+        &["root"],
+        "ConfigMap undermesh-system/undermesh-root-cert",
+        "agents cannot start",
+        "the control plane writes it",
+    ),
+    (
+        "the root is not a certificate",
+        |s| {
+            drop(s.roots[0].data.insert(
+                "root-cert.pem".into(),
+                "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".into(),
+            ))
+        },
+        &["root"],
+        "ConfigMap undermesh-system/undermesh-root-cert",
+        "no certificate",
+        "delete configmap",
+    ),
+    (
+        "the root has ended",
+        |s| {
+            s.now += 200 * 365 * 24 * 3600;
+            s.server_time = None;
+            s.webhooks.clear();
+        },
+        &["root"],
+        "ConfigMap undermesh-system/undermesh-root-cert",
+        "days ago",
+        "new root",
+    ),
+    (
+        "a copy of the root is another",
+        |s| drop(s.roots[1].data.insert("root-cert.pem".into(), "other".into())),
+        &["root"],
+        "ConfigMap shop/undermesh-root-cert",
+        "differs",
+        "kubectl -n shop delete configmap",
+    ),
+    (
+        "the webhook has no CA",
+        |s| s.webhooks = list([webhook("", "Ignore")]),
+        &["webhook"],
+        "ValidatingWebhookConfiguration undermesh",
+        "edits pass unchecked",
+        "control plane",
+    ),
+    (
+        "the webhook's CA is none",
+        |s| s.webhooks = list([webhook("hello", "Fail")]),
+        &["webhook"],
+        "ValidatingWebhookConfiguration undermesh",
+        "every edit of a policy is refused",
+        "kubectl delete",
+    ),
+    (
+        "the webhook's CA is another's",
+        |s| s.webhook_answer = Some("failed calling webhook: x509: certificate signed by unknown authority".into()),
+        &["webhook"],
+        "ValidatingWebhookConfiguration undermesh",
+        "the CA bundle is wrong",
+        "kubectl delete",
+    ),
+    (
+        "nobody answers a webhook that refuses",
+        |s| {
+            for at in 0..2 {
+                s.pods[at].status.conditions.clear();
+            }
+            s.deployments[0].status.available_replicas = 0;
+        },
+        &["control-ready", "webhook"],
+        "ValidatingWebhookConfiguration undermesh",
+        "cannot be edited",
+        "kubectl delete",
+    ),
+    (
+        "agents of another version",
+        |s| {
+            for name in ["undermesh/mesh-agent:0.3.0"; 2] {
+                s.daemon_sets[0].spec.template.spec.containers[0].image = name.into();
+                s.pods[2].spec.containers[0].image = name.into();
+                s.pods[3].spec.containers[0].image = name.into();
+            }
+        },
+        &["versions"],
+        "versions",
+        "the agents are 0.3.0",
+        "--reuse-values",
+    ),
+    (
+        "this program is of another version",
+        |s| s.version = "0.2.0".into(),
+        &["versions"],
+        "meshctl",
+        "this program is 0.2.0",
+        "meshctl of the version",
+    ),
+    (
+        "a taint keeps an agent away",
+        |s| {
+            s.pods.remove(3);
+            s.nodes[1].spec.taints = list([json!({"key": "gpu", "value": "yes", "effect": "NoSchedule"})]);
+            s.daemon_sets[0].spec.template.spec.tolerations.clear();
+        },
+        &["agent-nodes"],
+        "node n2",
+        "the taint gpu=yes:NoSchedule",
+        "agent.tolerations",
+    ),
+    (
+        "a selector keeps an agent away",
+        |s| {
+            s.pods.remove(3);
+            drop(s.daemon_sets[0].spec.template.spec.node_selector.insert("mesh".into(), "yes".into()));
+        },
+        &["agent-nodes"],
+        "node n2",
+        "wants mesh=yes",
+        "kubectl label node n2 mesh=yes",
+    ),
+    (
+        "bpffs is missing",
+        |s| agent_ends(s, 71, "mesh-agent: kernel: mount bpf on /sys/fs/bpf: Operation not permitted"),
+        &["agent-ready"],
+        "node n2",
+        "no bpffs",
+        "mount -t bpf",
+    ),
+    (
+        "the kernel lacks a feature",
+        |s| agent_ends(s, 70, "mesh-agent: kernel: the kernel lacks sk_lookup"),
+        &["agent-ready"],
+        "node n2",
+        "lacks sk_lookup",
+        "update the node's kernel",
+    ),
+    (
+        "the pods' cgroup is elsewhere",
+        |s| agent_ends(s, 78, "mesh-agent: --pods-cgroup: \"/sys/fs/cgroup/kubepods.slice\" is not a cgroup v2 folder"),
+        &["agent-ready"],
+        "node n2",
+        "cgroup",
+        "agent.cgroups.pods",
+    ),
+    (
+        "a capability is missing",
+        |s| agent_ends(s, 77, "mesh-agent: the agent needs CAP_SYS_ADMIN"),
+        &["agent-ready"],
+        "node n2",
+        "lacks rights",
+        "capabilities",
+    ),
+    (
+        "a port is taken",
+        |s| agent_ends(s, 69, "mesh-agent: cannot listen on 0.0.0.0:15020: Address already in use"),
+        &["agent-ready"],
+        "node n2",
+        "a port of the node is taken",
+        "free 15020 and 15021",
+    ),
+    (
+        "the agent's image cannot be pulled",
+        |s| s.pods[3] = one(broken(agent("mesh-agent-2", "n2"), "Pending", waits("ErrImagePull"))),
+        &["agent-ready"],
+        "node n2",
+        "ErrImagePull",
+        "see that undermesh/mesh-agent:0.1.0 exists",
+    ),
+    (
+        "the agent waits for the root",
+        |s| {
+            s.pods[3] = one(broken(agent("mesh-agent-2", "n2"), "Pending", waits("ContainerCreating")));
+            s.events.push(event("FailedMount", "mesh-agent-2", "configmap \"undermesh-root-cert\" not found"));
+        },
+        &["agent-ready"],
+        "node n2",
+        "cannot be mounted",
+        "root certificate above",
+    ),
+    (
+        "the agent does not reach the control plane",
+        |s| {
+            s.pods[3].status.conditions.clear();
+            drop(s.agents.insert(
+                "mesh-agent-2".into(),
+                Words { readiness: Some("not ready, pending: configuration\n".into()), log: String::new() },
+            ));
+        },
+        &["agent-ready"],
+        "node n2",
+        "no configuration yet",
+        "15012",
+    ),
+    (
+        "a labelled pod on the host's network",
+        |s| s.pods[4].spec.host_network = true,
+        &["host-network"],
+        "pod shop/web",
+        "hostNetwork",
+        "istio.io/dataplane-mode=none",
+    ),
+    (
+        "a labelled pod with a sidecar",
+        |s| drop(s.pods[4].metadata.annotations.insert("sidecar.istio.io/status".into(), "{}".into())),
+        &["sidecars"],
+        "pod shop/web",
+        "sidecar was injected",
+        "restart the workload",
+    ),
+    (
+        "a pod was not enrolled",
+        |s| s.pods[4].metadata.annotations.clear(),
+        &["enrolled"],
+        "pod shop/web",
+        "although the agent of node n1 is ready",
+        "logs mesh-agent-1 | grep web",
+    ),
+    (
+        "a pod waits in the CNI plugin",
+        |s| {
+            s.pods[4].status = one(json!({"phase": "Pending"}));
+            s.events.push(event(
+                "FailedCreatePodSandBox",
+                "web",
+                "plugin type=\"undermesh-cni\" failed (add): the agent is not there",
+            ));
+        },
+        &["held"],
+        "pod shop/web",
+        "the agent is not there",
+        "asked again",
+    ),
+    (
+        "a probe fails",
+        |s| {
+            s.pods[4].status.conditions.clear();
+            s.events.push(event(
+                "Unhealthy",
+                "web",
+                "Readiness probe failed: dial tcp 10.244.1.9:80: connect: connection refused",
+            ));
+        },
+        &["probes"],
+        "pod shop/web",
+        "connection refused",
+        "kubectl exec",
+    ),
+    (
+        "a NetworkPolicy shuts tunnels out",
+        |s| {
+            let spec = json!({"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"], "ingress": [{"ports": [{"port": 80, "protocol": "TCP"}]}]});
+            s.network_policies = list([json!({"metadata": {"namespace": "shop", "name": "web"}, "spec": spec})]);
+        },
+        &["network-policies"],
+        "NetworkPolicy shop/web",
+        "port 15008 of 1 pods",
+        "port: 15008",
+    ),
+    (
+        "a policy that cannot be honoured",
+        |s| {
+            s.diagnoses = Some(vec![Diagnosis {
+                severity: "error".into(),
+                object: "AuthorizationPolicy shop/deny".into(),
+                field: "spec.rules[0].to[0].operation.paths".into(),
+                message: "paths need a waypoint".into(),
+                help: Some("bind it to a waypoint".into()),
+            }]);
+        },
+        &["policies"],
+        "AuthorizationPolicy shop/deny",
+        "paths need a waypoint",
+        "bind it",
+    ),
+    (
+        "the control plane cannot be asked",
+        |s| s.diagnoses = None,
+        &["policies"],
+        "mesh-control",
+        "15014",
+        "reach its pods",
+    ),
+];
+
+#[test]
+fn nothing_is_wrong_with_a_cluster_in_which_nothing_is_wrong() {
+    let findings: Vec<_> = judge(&healthy(), false).checks.into_iter().flat_map(|check| check.findings).collect();
+    assert_eq!(findings, []);
+}
+
+#[test]
+fn every_broken_set_up_is_explained_with_its_fix() {
+    for (what, damage, ids, object, why, fix) in BROKEN {
+        let mut snapshot = healthy();
+        damage(&mut snapshot);
+        let report = judge(&snapshot, false);
+        let found: Vec<_> = report.checks.iter().filter(|check| !check.findings.is_empty()).collect();
+        let named: Vec<_> = found.iter().map(|check| check.id).collect();
+        assert_eq!(named, *ids, "{what}: {found:#?}");
+        let fits = found
+            .iter()
+            .flat_map(|check| &check.findings)
+            .any(|finding| finding.object == *object && finding.why.contains(why) && finding.fix.contains(fix));
+        assert!(fits, "{what}: {found:#?}");
+    }
+}
+
+#[test]
+fn every_check_has_its_set_up() {
+    let broken: BTreeSet<&str> = BROKEN.iter().flat_map(|row| row.2.iter().copied()).collect();
+    let all: BTreeSet<&str> = CHECKS.iter().map(|(_, _, id, ..)| *id).collect();
+    assert_eq!(broken, all);
+    assert_eq!(all.len(), CHECKS.len(), "two checks have one name");
+}
+
+#[test]
+fn a_cluster_without_a_mesh_is_only_asked_what_an_installation_needs() {
+    let mut snapshot = healthy();
+    snapshot.deployments.clear();
+    snapshot.daemon_sets.clear();
+    snapshot.pods.clear();
+    snapshot.roots.clear();
+    let report = judge(&snapshot, true);
+    assert!(!report.has_errors());
+    assert!(report.checks.iter().all(|check| check.group == "cluster"));
+}
+
+#[test]
+fn tunnels_get_through_what_admits_them() {
+    let admits = |spec: Value| {
+        let mut snapshot = healthy();
+        snapshot.network_policies = list([json!({"metadata": {"namespace": "shop", "name": "p"}, "spec": spec})]);
+        super::workloads::network_policies(&snapshot).is_empty()
+    };
+    let with = |ingress: Value| json!({"podSelector": {}, "policyTypes": ["Ingress"], "ingress": ingress});
+    for (spec, expected) in [
+        (with(json!([])), false),
+        (with(json!([{}])), true),
+        (with(json!([{"from": [{"podSelector": {}}]}])), true),
+        (with(json!([{"ports": [{"port": 15008}]}])), true),
+        (with(json!([{"ports": [{"port": 15008, "protocol": "UDP"}]}])), false),
+        (with(json!([{"ports": [{"port": 15000, "endPort": 15010}]}])), true),
+        (with(json!([{"ports": [{"port": "http"}]}])), false),
+        (json!({"podSelector": {}, "policyTypes": ["Egress"]}), true),
+        (json!({"podSelector": {"matchLabels": {"app": "db"}}, "policyTypes": ["Ingress"]}), true),
+        (json!({"podSelector": {"matchExpressions": [{"key": "app", "operator": "Exists"}]}}), false),
+    ] {
+        assert_eq!(admits(spec.clone()), expected, "{spec}");
+    }
+}

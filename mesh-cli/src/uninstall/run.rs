@@ -1,0 +1,379 @@
+//! The steps of an uninstallation. Called by `main`. Each can be done again: what is gone already is no error.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::cleanup::{self, State};
+use crate::api::Api;
+use crate::chart::embed;
+use crate::chart::object::Reference;
+use crate::chart::render::{Release, render};
+use crate::check::facts::REDIRECTION;
+use crate::context::Context;
+use crate::install::inventory::{self, Inventory};
+use crate::install::plan::OWNED;
+use crate::output::note;
+use crate::progress::Progress;
+use crate::stop::{FAILED, OK, Stop};
+use crate::view::{Definition, Node, Pod};
+use crate::wait::{Look, confirm, until};
+
+/// Options of the verb.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Uninstall {
+    /// Delete the definitions (CRDs) that an installation has made, too, and with them all objects of these kinds
+    #[arg(long)]
+    purge_crds: bool,
+    /// Do not clean the nodes: programs, pins and CNI configuration stay on them
+    #[arg(long)]
+    skip_nodes: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+    /// How long to wait for each step
+    #[arg(long, value_name = "TIME", default_value = "3m", value_parser = crate::cli::duration)]
+    timeout: Duration,
+    /// Only say what would be done
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Uninstalls.
+pub async fn run(options: &Uninstall, context: &Context) -> Result<u8, Stop> {
+    let api = Api::connect(&context.access).await?;
+    let mut work = Work { api: &api, options, context, namespace: &context.namespace, done: Vec::new() };
+    let inventory = work.inventory().await?;
+    let definitions = work.definitions().await?;
+    let pods: Vec<Pod> = api.view("/api/v1/pods").await?;
+    let enrolled: Vec<&Pod> = pods.iter().filter(|pod| !pod.metadata.annotation(REDIRECTION).is_empty()).collect();
+    work.summary(&inventory, &definitions, &enrolled);
+    if options.dry_run {
+        return work.finish(Vec::new(), true);
+    }
+    confirm(&format!("uninstall Undermesh from {}?", context.namespace), options.yes)?;
+    let agents = work.agents(&inventory).await?;
+    let (webhooks, others): (Vec<_>, Vec<_>) =
+        inventory.objects.iter().cloned().partition(|r| r.kind.ends_with("WebhookConfiguration"));
+    for webhook in webhooks {
+        work.delete(&webhook).await?;
+    }
+    let mut dirty = Vec::new();
+    if let Some(daemon_set) = agents {
+        let nodes = work.nodes_of(&daemon_set, &pods).await?;
+        work.end_agents(&daemon_set).await?;
+        if !options.skip_nodes {
+            dirty = work.clean(&daemon_set, &nodes).await?;
+        }
+    }
+    work.unmark(&enrolled).await?;
+    let mut others = others;
+    others.sort_by_key(|reference| std::cmp::Reverse((reference.rank(), reference.clone())));
+    for object in others.iter().filter(|r| r.kind == "Deployment") {
+        work.delete(object).await?;
+    }
+    work.until_gone("mesh-control").await?;
+    for object in others.iter().filter(|r| r.kind != "Deployment") {
+        work.delete(object).await?;
+    }
+    work.what_the_control_plane_made().await?;
+    if options.purge_crds {
+        for definition in &definitions {
+            work.delete_path(
+                &format!("CustomResourceDefinition {}", definition.metadata.name),
+                &format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{}", definition.metadata.name),
+            )
+            .await?;
+        }
+    }
+    // What is to be done again needs to know where.
+    if dirty.is_empty() {
+        work.delete_path("ConfigMap meshctl-install", &inventory::path(&context.namespace)).await?;
+        if inventory.made_namespace {
+            work.end_namespace().await?;
+        }
+    }
+    work.finish(dirty, false)
+}
+
+struct Work<'a> {
+    api: &'a Api,
+    options: &'a Uninstall,
+    context: &'a Context,
+    namespace: &'a str,
+    done: Vec<String>,
+}
+
+impl Work<'_> {
+    fn say(&mut self, line: String) {
+        if !self.context.is_for_a_program() {
+            note(&line);
+        }
+        self.done.push(line);
+    }
+
+    fn progress(&self) -> Progress {
+        Progress::new(self.context.is_for_a_program(), self.options.timeout)
+    }
+
+    /// What was installed. Without a record of it: what this program would install.
+    async fn inventory(&self) -> Result<Inventory, Stop> {
+        if let Some(found) = inventory::read(self.api, self.namespace).await? {
+            return Ok(found);
+        }
+        let release = Release { name: "undermesh".into(), namespace: self.namespace.to_owned() };
+        let rendered = render(&embed::files(), &release, json!({})).map_err(Stop::failed)?;
+        let objects = rendered.objects.iter().filter_map(|object| Reference::of(object).ok());
+        let mut found =
+            Inventory { objects: objects.filter(|r| r.kind != "Namespace").collect(), ..Inventory::default() };
+        let mut by_helm = None;
+        let mut is_any = false;
+        for reference in &found.objects {
+            let Some(object) = self.api.find(&self.api.path_of(reference).await?).await? else { continue };
+            is_any = true;
+            let annotations = object.pointer("/metadata/annotations");
+            let release = annotations.and_then(|a| a.get("meta.helm.sh/release-name")).and_then(Value::as_str);
+            by_helm = by_helm.or(release.map(str::to_owned));
+        }
+        if let Some(release) = by_helm {
+            note(&format!(
+                "this was installed by Helm: run `helm uninstall {release} -n {}` afterwards, for Helm's own record",
+                self.namespace
+            ));
+        }
+        if !is_any {
+            note(&format!("there is no installation in {}: only what it may have left is looked for", self.namespace));
+            found.objects.clear();
+        }
+        Ok(found)
+    }
+
+    /// Definitions that are ours.
+    async fn definitions(&self) -> Result<Vec<Definition>, Stop> {
+        let selector = "?labelSelector=undermesh.io%2Fowned%3Dtrue";
+        debug_assert_eq!(OWNED, "undermesh.io/owned", "the selector names it");
+        Ok(self.api.view(&format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions{selector}")).await?)
+    }
+
+    fn summary(&mut self, inventory: &Inventory, definitions: &[Definition], enrolled: &[&Pod]) {
+        let mut namespaces: Vec<&str> = enrolled.iter().map(|pod| pod.metadata.namespace.as_str()).collect();
+        namespaces.dedup();
+        let crds = match (definitions.len(), self.options.purge_crds) {
+            (0, _) => "no definitions (CRDs) of ours".to_owned(),
+            (n, true) => format!("{n} definitions (CRDs) with ALL objects of these kinds"),
+            (n, false) => format!("not the {n} definitions (CRDs), nor users' policies (--purge-crds)"),
+        };
+        let namespace =
+            if inventory.made_namespace { format!(", the namespace {}", self.namespace) } else { String::new() };
+        if !self.context.is_for_a_program() {
+            note(&format!("to be removed: {} objects{namespace}; {crds}", inventory.objects.len()));
+            note(&format!(
+                "{} pods in {} namespaces lose encryption and policy; their connections are cut once",
+                enrolled.len(),
+                namespaces.len()
+            ));
+        }
+    }
+
+    /// The DaemonSet: as it is, or as it was made.
+    async fn agents(&self, inventory: &Inventory) -> Result<Option<Value>, Stop> {
+        let Some(reference) = inventory.objects.iter().find(|r| r.kind == "DaemonSet") else { return Ok(None) };
+        if let Some(found) = self.api.find(&self.api.path_of(reference).await?).await? {
+            return Ok(Some(found));
+        }
+        let release = Release { name: "undermesh".into(), namespace: self.namespace.to_owned() };
+        let rendered = render(&embed::files(), &release, inventory.values.clone()).map_err(Stop::data)?;
+        Ok(rendered.objects.into_iter().find(|object| object["kind"] == "DaemonSet"))
+    }
+
+    /// Where agents run; without any left, every node.
+    async fn nodes_of(&self, daemon_set: &Value, pods: &[Pod]) -> Result<Vec<String>, Stop> {
+        let name = daemon_set.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+        let is_agent = |pod: &&Pod| {
+            let owners = &pod.metadata.owner_references;
+            pod.metadata.namespace == self.namespace && owners.iter().any(|o| o.kind == "DaemonSet" && o.name == name)
+        };
+        let mut nodes: Vec<String> = pods
+            .iter()
+            .filter(is_agent)
+            .map(|pod| pod.spec.node_name.clone())
+            .filter(|node| !node.is_empty())
+            .collect();
+        if nodes.is_empty() {
+            let all: Vec<Node> = self.api.view("/api/v1/nodes").await?;
+            let linux = all.into_iter().filter(|node| node.status.node_info.operating_system != "windows");
+            nodes = linux.map(|node| node.metadata.name).collect();
+        }
+        nodes.sort();
+        nodes.dedup();
+        Ok(nodes)
+    }
+
+    async fn end_agents(&mut self, daemon_set: &Value) -> Result<(), Stop> {
+        let reference = Reference::of(daemon_set).map_err(Stop::failed)?;
+        self.delete(&reference).await?;
+        self.until_gone("mesh-agent").await
+    }
+
+    /// Waits until no pod with this label is left.
+    async fn until_gone(&self, app: &str) -> Result<(), Stop> {
+        let path = format!("/api/v1/namespaces/{}/pods?labelSelector=app%3D{app}", self.namespace);
+        until(&format!("end of {app}"), self.progress(), || async {
+            let left: Vec<Pod> = self.api.view(&path).await?;
+            // A pod of a node that is away stays until somebody forces it: it cannot be waited for.
+            let nodes: Vec<Node> = if left.is_empty() { Vec::new() } else { self.api.view("/api/v1/nodes").await? };
+            let is_up = |name: &str| nodes.iter().any(|node| node.metadata.name == name && node.is_ready());
+            let left: Vec<_> = left.iter().filter(|pod| is_up(&pod.spec.node_name)).collect();
+            let lines = left.iter().map(|pod| format!("{}: {} ends", pod.spec.node_name, pod.metadata.name)).collect();
+            Ok(Look { lines, is_done: left.is_empty(), value: () })
+        })
+        .await
+    }
+
+    /// Cleans nodes. Returns those that are not clean, with the reason.
+    async fn clean(&mut self, daemon_set: &Value, nodes: &[String]) -> Result<Vec<(String, String)>, Stop> {
+        let pods = format!("/api/v1/namespaces/{}/pods", self.namespace);
+        for node in nodes {
+            let pod = cleanup::pod(daemon_set, node).map_err(Stop::failed)?;
+            // One of an earlier attempt says nothing about now.
+            let old = format!("{pods}/{}", cleanup::name(node));
+            if self.api.delete(&format!("{old}?gracePeriodSeconds=0")).await? {
+                until("an earlier cleanup", self.progress(), || async {
+                    let is_done = self.api.find(&old).await?.is_none();
+                    Ok(Look { lines: vec![format!("{node}: an earlier cleanup ends")], is_done, value: () })
+                })
+                .await?;
+            }
+            let failed = |failure| Stop::from(failure).during(format!("make the pod that cleans {node}"));
+            self.api.create(&pods, &pod).await.map_err(failed)?;
+        }
+        let look = || async {
+            let found: Vec<Pod> = self.api.view(&format!("{pods}?labelSelector=app%3D{}", cleanup::APP)).await?;
+            let known: Vec<Node> = self.api.view("/api/v1/nodes").await?;
+            let states: BTreeMap<String, State> = nodes
+                .iter()
+                .map(|name| {
+                    let node = known.iter().find(|node| node.metadata.name == *name);
+                    let pod = found.iter().find(|pod| pod.spec.node_name == *name);
+                    (name.clone(), cleanup::state(node, pod))
+                })
+                .collect();
+            let lines = states.iter().map(|(node, state)| match state {
+                State::Clean => format!("{node}: clean"),
+                State::Working(what) => format!("{node}: {what}"),
+                State::Failed(why) => format!("{node}: NOT clean: {why}"),
+            });
+            let is_done = !states.values().any(|state| matches!(state, State::Working(_)));
+            Ok(Look { lines: lines.collect(), is_done, value: states })
+        };
+        let states = match until("cleaning nodes", self.progress(), look).await {
+            Ok(states) => states,
+            Err(stop) if stop.code == FAILED => look().await?.value,
+            Err(stop) => return Err(stop),
+        };
+        let mut dirty = Vec::new();
+        for (node, state) in states {
+            match state {
+                State::Clean => self.say(format!("√ node {node} is clean")),
+                State::Working(why) | State::Failed(why) => dirty.push((node.clone(), why)),
+            }
+            self.api.delete(&format!("{pods}/{}", cleanup::name(&node))).await?;
+        }
+        Ok(dirty)
+    }
+
+    /// Takes from pods what says that they are in the mesh, unless it is another mesh's word.
+    async fn unmark(&mut self, enrolled: &[&Pod]) -> Result<(), Stop> {
+        let others: Vec<crate::view::Workload> = self.api.view("/apis/apps/v1/daemonsets").await?;
+        if others.iter().any(|set| matches!(set.metadata.name.as_str(), "ztunnel" | "istio-cni-node")) {
+            note("pods keep the annotation ambient.istio.io/redirection: an Istio is here, too");
+            return Ok(());
+        }
+        for pod in enrolled {
+            let path = format!("/api/v1/namespaces/{}/pods/{}", pod.metadata.namespace, pod.metadata.name);
+            let change = json!({"metadata": {"uid": pod.metadata.uid, "annotations": {REDIRECTION: null}}});
+            match self.api.merge(&path, &change).await {
+                Ok(()) => {}
+                // It is gone, or another pod has its name.
+                Err(failure) if matches!(failure.code, 404 | 409 | 422) => {}
+                Err(failure) => return Err(Stop::from(failure).during(format!("pod {}", pod.metadata.full_name()))),
+            }
+        }
+        Ok(())
+    }
+
+    async fn delete(&mut self, reference: &Reference) -> Result<(), Stop> {
+        let path = match self.api.path_of(reference).await {
+            Ok(path) => path,
+            Err(failure) if failure.code == 404 => return Ok(()),
+            Err(failure) => return Err(failure.into()),
+        };
+        self.delete_path(&reference.to_string(), &path).await
+    }
+
+    async fn delete_path(&mut self, what: &str, path: &str) -> Result<(), Stop> {
+        let is_gone =
+            self.api.delete(path).await.map_err(|failure| Stop::from(failure).during(format!("delete {what}")))?;
+        if is_gone {
+            self.say(format!("√ {what} deleted"));
+        }
+        Ok(())
+    }
+
+    /// Root certificates in all namespaces, the root's key, leases: what no chart knows of.
+    async fn what_the_control_plane_made(&mut self) -> Result<(), Stop> {
+        let selector = "labelSelector=app.kubernetes.io%2Fmanaged-by%3Dmesh-control";
+        let namespace = self.namespace;
+        let places = [
+            ("ConfigMap", "/api/v1".to_owned(), "configmaps", format!("/api/v1/configmaps?{selector}")),
+            ("Secret", "/api/v1".to_owned(), "secrets", format!("/api/v1/namespaces/{namespace}/secrets?{selector}")),
+            (
+                "Lease",
+                "/apis/coordination.k8s.io/v1".to_owned(),
+                "leases",
+                format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases?{selector}"),
+            ),
+        ];
+        for (kind, base, plural, list) in places {
+            let found = self.api.list(&list).await?;
+            let mut count = 0;
+            for object in &found {
+                let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default();
+                let path = format!("{base}/namespaces/{}/{plural}/{}", text("namespace"), text("name"));
+                count += usize::from(self.api.delete(&path).await?);
+            }
+            if count > 0 {
+                self.say(format!("√ {count} of kind {kind} deleted that the control plane had made"));
+            }
+        }
+        Ok(())
+    }
+
+    async fn end_namespace(&mut self) -> Result<(), Stop> {
+        let path = format!("/api/v1/namespaces/{}", self.namespace);
+        self.delete_path(&format!("Namespace {}", self.namespace), &path).await?;
+        until("end of the namespace", self.progress(), || async {
+            let is_done = self.api.find(&path).await?.is_none();
+            Ok(Look { lines: vec![format!("Namespace {} ends", self.namespace)], is_done, value: () })
+        })
+        .await
+    }
+
+    fn finish(self, dirty: Vec<(String, String)>, is_dry: bool) -> Result<u8, Stop> {
+        if self.context.is_for_a_program() {
+            let nodes: Vec<_> = dirty.iter().map(|(node, why)| json!({"node": node, "why": why})).collect();
+            self.context.print(&json!({"dryRun": is_dry, "done": self.done, "notClean": nodes}))?;
+        }
+        if dirty.is_empty() {
+            if !is_dry && !self.context.is_for_a_program() {
+                note("Undermesh is uninstalled");
+            }
+            return Ok(OK);
+        }
+        let nodes: Vec<_> = dirty.iter().map(|(node, why)| format!("  {node}: {why}")).collect();
+        let what =
+            "programs, pins or the CNI configuration may be left on these nodes; `meshctl uninstall` again cleans them";
+        Err(Stop::failed(format!("{what}\n{}", nodes.join("\n"))))
+    }
+}

@@ -104,9 +104,7 @@ pub fn problem(pod: &Pod) -> Option<String> {
                 return Some(format!("CrashLoopBackOff, {}", exit(ended.exit_code, &ended.reason)));
             }
             (Some(waiting), _) if !["", "ContainerCreating", "PodInitializing"].contains(&waiting.reason.as_str()) => {
-                return Some(
-                    format!("{}: {}", waiting.reason, first_line(&waiting.message)).trim_end_matches([':', ' ']).into(),
-                );
+                return Some(waits(&waiting.reason, first_line(&waiting.message)));
             }
             (None, Some(ended)) if container.state.terminated.is_some() && ended.exit_code != 0 => {
                 return Some(exit(ended.exit_code, &ended.reason));
@@ -116,6 +114,28 @@ pub fn problem(pod: &Pod) -> Option<String> {
     }
     let starting = pod.container_statuses().any(|c| c.state.waiting.is_some());
     Some(if starting || pod.status.container_statuses.is_empty() { "starting" } else { "runs, not ready yet" }.into())
+}
+
+/// A container that does not start. Whether an image is pulled just now or will be in a moment is one and the same to who waits.
+fn waits(reason: &str, message: &str) -> String {
+    let (reason, message) = match reason {
+        "ErrImagePull" | "ImagePullBackOff" => {
+            ("ImagePullBackOff", message.rsplit_once("ErrImagePull: ").map_or(message, |(_, cause)| cause))
+        }
+        _ => (reason, message),
+    };
+    if message.is_empty() { reason.to_owned() } else { format!("{reason}: {}", short(message)) }
+}
+
+/// Beginning and end of a long message: what failed, and the last cause.
+fn short(text: &str) -> String {
+    const EACH: usize = 90;
+    let count = text.chars().count();
+    if count <= 2 * EACH {
+        return text.to_owned();
+    }
+    let (head, tail): (String, String) = (text.chars().take(EACH).collect(), text.chars().skip(count - EACH).collect());
+    format!("{head} ... {tail}")
 }
 
 /// Whether what [`problem`] says is a normal part of a start.
@@ -162,6 +182,17 @@ mod tests {
             (
                 waiting("ImagePullBackOff", "Back-off pulling \"x\"\nmore"),
                 Some("ImagePullBackOff: Back-off pulling \"x\""),
+            ),
+            (
+                waiting("ErrImagePull", "failed to pull \"x\": not found"),
+                Some("ImagePullBackOff: failed to pull \"x\": not found"),
+            ),
+            (
+                waiting(
+                    "ImagePullBackOff",
+                    "Back-off pulling image \"x\": ErrImagePull: failed to pull \"x\": not found",
+                ),
+                Some("ImagePullBackOff: failed to pull \"x\": not found"),
             ),
             (waiting("CreateContainerConfigError", ""), Some("CreateContainerConfigError")),
             (
@@ -233,6 +264,6 @@ mod tests {
         let pods = [pod(json!({"nodeName": "n2"}), broken.clone()), pod(json!({"nodeName": "n1"}), broken)];
         let status = json!({"observedGeneration": 2, "desiredNumberScheduled": 2});
         let line = daemon_set(&workload(json!({}), status), &pods).line();
-        assert_eq!(line, "DaemonSet mesh: 0/2 ready · n1: ErrImagePull (and 1 more)");
+        assert_eq!(line, "DaemonSet mesh: 0/2 ready · n1: ImagePullBackOff (and 1 more)");
     }
 }

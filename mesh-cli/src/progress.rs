@@ -49,25 +49,33 @@ impl Progress {
         match self.mode {
             Mode::Silent => {}
             Mode::Plain => {
-                for line in lines.iter().filter(|line| !self.shown.contains(line)) {
+                // A message in which only a port changes is no news.
+                let shown: Vec<String> = self.shown.iter().map(|line| essence(line)).collect();
+                for line in lines.iter().filter(|line| !shown.contains(&essence(line))) {
                     out.push_str(&format!("{}  ({})\n", printable(line), elapsed(self.elapsed())));
                 }
             }
             Mode::Redrawn { width } => {
                 if !self.shown.is_empty() {
-                    out.push_str(&format!("\x1b[{}A", self.shown.len()));
+                    out.push_str(&format!("\x1b[{}A\x1b[J", self.shown.len()));
                 }
                 for line in lines {
                     let time = format!("  {} of {}", elapsed(self.elapsed()), elapsed(self.timeout));
                     let room = width.saturating_sub(time.len() + 1);
                     let line: String = printable(line).replace('\n', " ").chars().take(room).collect();
-                    out.push_str(&format!("\x1b[2K{line}{time}\n"));
+                    out.push_str(&format!("{line}{time}\n"));
                 }
             }
         }
         let _ = io::stderr().write_all(out.as_bytes());
         self.shown = lines.to_vec();
     }
+}
+
+/// A line without numbers of four digits and more: ports, times and the like.
+fn essence(line: &str) -> String {
+    let parts = line.split_inclusive(|c: char| !c.is_ascii_digit());
+    parts.map(|part| if part.len() > 4 { &part[part.len() - 1..] } else { part }).collect()
 }
 
 /// Of the terminal, as the shell says; lines that wrap could not be redrawn.
@@ -80,4 +88,17 @@ fn width() -> usize {
         String::from_utf8(answer.ok()?.stdout).ok()?.split_whitespace().nth(1)?.parse().ok()
     });
     told.filter(|columns: &usize| *columns >= 20).unwrap_or(80)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::essence;
+
+    #[test]
+    fn a_port_is_no_news_and_a_count_is() {
+        let line =
+            |count: u32, port: u32| format!("DaemonSet mesh-agent: {count}/12 ready · n1: dial 127.0.0.1:{port}: ß");
+        assert_eq!(essence(&line(1, 57741)), essence(&line(1, 33890)));
+        assert_ne!(essence(&line(1, 57741)), essence(&line(2, 57741)));
+    }
 }

@@ -85,9 +85,10 @@ pub fn ready(snapshot: &Snapshot) -> Vec<Finding> {
     .collect()
 }
 
-/// Cgroups are of version 2.
+/// Cgroups are of version 2. Where an agent serves, it has found them.
 pub fn cgroups(snapshot: &Snapshot) -> Vec<Finding> {
-    let old = snapshot.cgroups.iter().filter(|(_, version)| **version == 1);
+    let serves = |node: &str| snapshot.agent_on(node).is_some_and(crate::view::Pod::is_ready);
+    let old = snapshot.cgroups.iter().filter(|(node, version)| **version == 1 && !serves(node));
     old.map(|(node, _)| {
         Finding::warning(
             format!("node {node}"),

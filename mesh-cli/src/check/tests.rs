@@ -167,8 +167,11 @@ const BROKEN: &[Row] = &[
     ),
     (
         "cgroup v1",
-        |s| s.cgroups.extend([("n2".to_owned(), 1)]),
-        &["cgroup-version"],
+        |s| {
+            s.cgroups.extend([("n1".to_owned(), 1), ("n2".to_owned(), 1)]);
+            agent_ends(s, 78, "mesh-agent: --pods-cgroup: \"/sys/fs/cgroup/kubepods.slice\" is not a cgroup v2 folder");
+        },
+        &["cgroup-version", "agent-ready"],
         "node n2",
         "cgroup v1",
         "unified_cgroup_hierarchy",
@@ -532,7 +535,7 @@ const BROKEN: &[Row] = &[
         |s| s.pods[3] = one(broken(agent("mesh-agent-2", "n2"), "Pending", waits("ErrImagePull"))),
         &["agent-ready"],
         "node n2",
-        "ErrImagePull",
+        "ImagePullBackOff",
         "see that undermesh/mesh-agent:0.1.0 exists",
     ),
     (

@@ -13,8 +13,8 @@ use crate::view::{Node, Pod};
 /// Label of the pods.
 pub const APP: &str = "mesh-cleanup";
 
-/// The pod for one node, made of the DaemonSet of the agents.
-pub fn pod(daemon_set: &Value, node: &str) -> Result<Value, String> {
+/// The pod for one node, made of the DaemonSet of the agents, with another image if one is given.
+pub fn pod(daemon_set: &Value, node: &str, image: Option<&str>) -> Result<Value, String> {
     let lacks = |what: &str| format!("the DaemonSet of the agents has no {what}");
     let template = daemon_set.pointer("/spec/template/spec").ok_or_else(|| lacks("template"))?;
     let container = template.pointer("/containers/0").ok_or_else(|| lacks("container"))?;
@@ -28,6 +28,9 @@ pub fn pod(daemon_set: &Value, node: &str) -> Result<Value, String> {
         if let Some(value) = container.get(field) {
             cleaner[field] = value.clone();
         }
+    }
+    if let Some(image) = image {
+        cleaner["image"] = json!(image);
     }
     let namespace = daemon_set.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or_default();
     let mut pod = json!({
@@ -137,7 +140,9 @@ mod tests {
 
     #[test]
     fn a_cleaner_is_the_agent_without_its_credentials() {
-        let pod = pod(&daemon_set(), "n1").unwrap();
+        let pod = |image| super::pod(&daemon_set(), "n1", image).unwrap();
+        assert_eq!(pod(Some("other:1"))["spec"]["containers"][0]["image"], "other:1");
+        let pod = pod(None);
         let expected = json!({
             "nodeName": "n1", "hostNetwork": true, "restartPolicy": "OnFailure", "automountServiceAccountToken": false,
             "terminationGracePeriodSeconds": 5, "tolerations": [{"operator": "Exists"}],
@@ -152,7 +157,7 @@ mod tests {
         });
         assert_eq!(pod["spec"], expected);
         assert_eq!(pod["metadata"]["namespace"], "undermesh-system");
-        assert!(super::pod(&json!({}), "n1").is_err());
+        assert!(super::pod(&json!({}), "n1", None).is_err());
     }
 
     #[test]

@@ -29,6 +29,9 @@ pub struct Uninstall {
     /// Do not clean the nodes: programs, pins and CNI configuration stay on them
     #[arg(long)]
     skip_nodes: bool,
+    /// Image of the pods that clean nodes [default: that of the node's agent]
+    #[arg(long, value_name = "IMAGE", conflicts_with = "skip_nodes")]
+    cleanup_image: Option<String>,
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
@@ -187,26 +190,30 @@ impl Work<'_> {
         Ok(rendered.objects.into_iter().find(|object| object["kind"] == "DaemonSet"))
     }
 
-    /// Where agents run; without any left, every node.
-    async fn nodes_of(&self, daemon_set: &Value, pods: &[Pod]) -> Result<Vec<String>, Stop> {
+    /// Where agents run, with the image that runs there: that of a rollout that hangs may not exist. Without any left, every node.
+    async fn nodes_of(&self, daemon_set: &Value, pods: &[Pod]) -> Result<BTreeMap<String, Option<String>>, Stop> {
         let name = daemon_set.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
         let is_agent = |pod: &&Pod| {
             let owners = &pod.metadata.owner_references;
             pod.metadata.namespace == self.namespace && owners.iter().any(|o| o.kind == "DaemonSet" && o.name == name)
         };
-        let mut nodes: Vec<String> = pods
-            .iter()
-            .filter(is_agent)
-            .map(|pod| pod.spec.node_name.clone())
-            .filter(|node| !node.is_empty())
-            .collect();
+        let mut nodes: BTreeMap<String, Option<String>> = BTreeMap::new();
+        for pod in pods.iter().filter(is_agent).filter(|pod| !pod.spec.node_name.is_empty()) {
+            let image = nodes.entry(pod.spec.node_name.clone()).or_default();
+            if pod.status.container_statuses.iter().any(|c| c.state.waiting.is_none()) {
+                *image = pod.spec.containers.first().map(|container| container.image.clone());
+            }
+        }
         if nodes.is_empty() {
             let all: Vec<Node> = self.api.view("/api/v1/nodes").await?;
             let linux = all.into_iter().filter(|node| node.status.node_info.operating_system != "windows");
-            nodes = linux.map(|node| node.metadata.name).collect();
+            nodes = linux.map(|node| (node.metadata.name, None)).collect();
         }
-        nodes.sort();
-        nodes.dedup();
+        // A node with no image of its own has that of its neighbours.
+        let some = nodes.values().flatten().next().cloned();
+        for image in nodes.values_mut() {
+            *image = self.options.cleanup_image.clone().or(image.take()).or(some.clone());
+        }
         Ok(nodes)
     }
 
@@ -232,10 +239,14 @@ impl Work<'_> {
     }
 
     /// Cleans nodes. Returns those that are not clean, with the reason.
-    async fn clean(&mut self, daemon_set: &Value, nodes: &[String]) -> Result<Vec<(String, String)>, Stop> {
+    async fn clean(
+        &mut self,
+        daemon_set: &Value,
+        nodes: &BTreeMap<String, Option<String>>,
+    ) -> Result<Vec<(String, String)>, Stop> {
         let pods = format!("/api/v1/namespaces/{}/pods", self.namespace);
-        for node in nodes {
-            let pod = cleanup::pod(daemon_set, node).map_err(Stop::failed)?;
+        for (node, image) in nodes {
+            let pod = cleanup::pod(daemon_set, node, image.as_deref()).map_err(Stop::failed)?;
             // One of an earlier attempt says nothing about now.
             let old = format!("{pods}/{}", cleanup::name(node));
             if self.api.delete(&format!("{old}?gracePeriodSeconds=0")).await? {
@@ -252,7 +263,7 @@ impl Work<'_> {
             let found: Vec<Pod> = self.api.view(&format!("{pods}?labelSelector=app%3D{}", cleanup::APP)).await?;
             let known: Vec<Node> = self.api.view("/api/v1/nodes").await?;
             let states: BTreeMap<String, State> = nodes
-                .iter()
+                .keys()
                 .map(|name| {
                     let node = known.iter().find(|node| node.metadata.name == *name);
                     let pod = found.iter().find(|pod| pod.spec.node_name == *name);

@@ -25,6 +25,7 @@ use tokio::sync::mpsc;
 
 use crate::bpf::Kernel;
 use crate::enrol::ManagerHandle;
+use crate::enrol::kube::{KubeHandle, View};
 use crate::enrol::manager::PodView;
 use crate::enrol::server::PodFds;
 use crate::proxy::ProxyShared;
@@ -58,6 +59,8 @@ pub struct Admin {
     pub kernel: Arc<Kernel>,
     /// Pods.
     pub manager: ManagerHandle<PodFds>,
+    /// Which pods the Kubernetes API wants enrolled.
+    pub kube: KubeHandle,
     /// The log.
     pub log: LogControl,
     /// What the agent waits for.
@@ -130,12 +133,12 @@ impl Admin {
 
     /// Everything. A large mesh takes seconds to print: not on the thread that everything else of control runs on.
     async fn config_dump(self: Arc<Self>) -> Reply {
-        let pods = self.manager.pods().await;
-        let printed = tokio::task::spawn_blocking(move || json(&self.dump(&pods)));
+        let (pods, kube) = (self.manager.pods().await, self.kube.view().await);
+        let printed = tokio::task::spawn_blocking(move || json(&self.dump(&pods, kube.as_ref())));
         printed.await.unwrap_or_else(|error| text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")))
     }
 
-    fn dump(&self, pods: &[PodView]) -> Value {
+    fn dump(&self, pods: &[PodView], kube: Option<&View>) -> Value {
         let snapshot = self.state.snapshot_owned();
         let mut workloads: Vec<_> = snapshot.workloads().cloned().collect();
         workloads.sort_unstable_by(|a, b| a.uid.cmp(&b.uid));
@@ -155,6 +158,7 @@ impl Admin {
             "services": services.iter().map(|service| serde_json::to_value(&**service).unwrap_or_default()).collect::<Vec<_>>(),
             "policies": policies,
             "pods": pods,
+            "kubernetes": kube,
             "kernel": {
                 "degradations": self.kernel.degradations(),
                 "foreignPrograms": self.kernel.foreign().unwrap_or_default(),

@@ -107,6 +107,12 @@ flags! {
     mesh_ranges, "mesh-ranges", "UNDERMESH_MESH_RANGES";
     /// Datagrams to one address (not broadcast or multicast) from the network to STRICT ports: pass, or deny all but answers and DNS [default: pass]
     udp, "udp", "UNDERMESH_UDP";
+    /// Enrol the pods that the Kubernetes API wants in the mesh: off, cluster (with the service account of the agent's pod), or the path of a kubeconfig file [default: off]
+    kube, "kube", "UNDERMESH_KUBE";
+    /// With --kube: where the host's processes are seen [default: /proc]
+    proc, "proc", "UNDERMESH_PROC";
+    /// With --kube: where the container runtime holds the pods' network namespaces [default: /run/netns]
+    netns, "netns", "UNDERMESH_NETNS";
 }
 
 /// Everything the agent was told.
@@ -148,6 +154,12 @@ pub struct Config {
     pub mesh_ranges: Vec<IpNet>,
     /// Refuse datagrams from the network to one address where plaintext TCP is refused.
     pub deny_udp: bool,
+    /// Where the Kubernetes API is, if pods are enrolled from it.
+    pub kube: Option<String>,
+    /// Where the host's processes are seen.
+    pub proc: PathBuf,
+    /// Where the container runtime holds network namespaces.
+    pub netns: PathBuf,
 }
 
 /// The control plane.
@@ -225,6 +237,9 @@ impl Flags {
             cluster_domain: raw.parse("cluster-domain", Some("cluster.local"), text, "a DNS domain"),
             mesh_ranges: raw.ranges("mesh-ranges"),
             deny_udp: raw.parse("udp", Some("pass"), denied, "pass or deny"),
+            kube: raw.parse("kube", Some("off"), api, "off, cluster or an absolute path"),
+            proc: raw.path("proc", Some("/proc")),
+            netns: raw.path("netns", Some("/run/netns")),
         };
         raw.cgroups(&config);
         raw.finish(config)
@@ -260,6 +275,13 @@ fn denied(text: &str) -> Option<bool> {
         "pass" => Some(false),
         "deny" => Some(true),
         _ => None,
+    }
+}
+
+fn api(text: &str) -> Option<Option<String>> {
+    match text {
+        "off" => Some(None),
+        source => (source == "cluster" || source.starts_with('/')).then(|| Some(source.to_owned())),
     }
 }
 
@@ -310,6 +332,9 @@ impl Config {
             ("mesh_ranges", ranges::text(&self.mesh_ranges)),
             ("crl", self.crl.as_deref().map_or_else(|| "none".to_owned(), path)),
             ("udp", if self.deny_udp { "deny" } else { "pass" }.to_owned()),
+            ("kube", self.kube.clone().unwrap_or_else(|| "off".to_owned())),
+            ("proc", path(&self.proc)),
+            ("netns", path(&self.netns)),
             ("run_dir", path(&self.run_dir)),
             ("pods_cgroup", path(&self.pods_cgroup)),
             ("agent_cgroup", path(&self.agent_cgroup)),

@@ -24,9 +24,11 @@ use crate::config::Config;
 use crate::dns::DnsZone;
 use crate::enrol::adopt;
 use crate::enrol::check::Checker;
+use crate::enrol::kube::{self, Enroller, Finder};
 use crate::enrol::machine::Counts;
 use crate::enrol::node::Node;
-use crate::enrol::{EnrolServer, Manager};
+use crate::enrol::server::PodFds;
+use crate::enrol::{EnrolServer, Manager, ManagerHandle};
 use crate::keeper::{Keeper, lock};
 use crate::proxy::{ProxyConfig, ProxyShared};
 use crate::state::{StateHandle, StateWriter};
@@ -148,6 +150,7 @@ async fn serve(
     let manager = Manager::spawn(Arc::new(node));
     task::spawn_vital("metrics server", house::serve_metrics(metrics_port, registry, servers.token()));
     let (orders, mut ordered) = mpsc::channel(1);
+    let (kube, kube_asked) = kube::handle();
     let admin = Admin {
         config: config
             .effective()
@@ -159,6 +162,7 @@ async fn serve(
         proxy,
         kernel: kernel.clone(),
         manager: manager.clone(),
+        kube,
         log,
         readiness: readiness.clone(),
         orders,
@@ -179,6 +183,14 @@ async fn serve(
     }
     adopt::adopt(&manager, held, captured).await;
     let enrolment = Drain::new();
+    match &config.kube {
+        Some(source) => {
+            let enroller = enroller(source, &config, checker.clone(), manager.clone()).await?;
+            enroller.spawn(kube_asked, enrolment.token());
+        }
+        // The admin socket is told so.
+        None => drop(kube_asked),
+    }
     let server = EnrolServer::bind(&config.run_dir, checker).map_err(Refusal::system("enrolment socket"))?;
     task::spawn_vital("enrolment server", server.run(manager.clone(), enrolment.token()));
     booting.met();
@@ -216,6 +228,23 @@ async fn bind(address: std::net::SocketAddr) -> Result<TcpListener, Refusal> {
     TcpListener::bind(address)
         .await
         .map_err(|error| Refusal::new(EXIT_UNAVAILABLE, &format!("cannot listen on {address}"), &error))
+}
+
+async fn enroller(
+    source: &str,
+    config: &Config,
+    checker: Arc<Checker>,
+    manager: ManagerHandle<PodFds>,
+) -> Result<Enroller, Refusal> {
+    let failed = |line| Refusal { status: EXIT_CONFIG, line: format!("--kube: {line}") };
+    let client = kube::connect(source).await.map_err(failed)?;
+    let finder = Finder {
+        proc: config.proc.clone(),
+        netns: config.netns.clone(),
+        pods_cgroup: config.pods_cgroup.clone(),
+        node: config.node.clone(),
+    };
+    Ok(Enroller { client, finder, checker, manager })
 }
 
 async fn start_kernel(config: &Config) -> Result<Arc<Kernel>, Refusal> {

@@ -176,6 +176,7 @@ macro_rules! placeholders {
 
 placeholders! {
     String => String::new();
+    Option<String> => None;
     PathBuf => PathBuf::new();
     SocketAddr => SocketAddr::from(([0, 0, 0, 0], 0));
     LogFormat => LogFormat::Text;

@@ -1,8 +1,10 @@
-//! Enrolment: who plays the kubelet tells the agent over a root-only Unix socket which pods are on the node, and the agent captures them.
+//! Enrolment: who plays the kubelet tells the agent over a root-only Unix socket which pods are on the node, or the agent hears of them from the
+//! Kubernetes API itself, and captures them.
 //!
 //! ```text
 //!  client ── SOCK_SEQPACKET ── server ── session (order of requests, pure)
 //!                                │ check (are the descriptors and addresses what they claim to be)
+//!  API server ── watch ── kube ──┤
 //!                                v
 //!                             manager ── machine (events -> actions, pure)
 //!                                │ start, stop
@@ -15,6 +17,7 @@
 
 pub mod adopt;
 pub mod check;
+pub mod kube;
 pub mod listeners;
 pub mod machine;
 pub mod manager;

@@ -196,7 +196,8 @@ impl Host {
         })
     }
 
-    fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    /// Does it on a thread in the node's namespace.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let look = || {
                 // SAFETY: changes the namespace of this thread only, which ends here.

@@ -1,0 +1,340 @@
+//! What the API has said so far and what has been done about it: a state machine without I/O. [`super::driver`] feeds it and carries its
+//! operations out, at most one per pod at a time; whatever changes meanwhile is looked at when that one has ended.
+//!
+//! ```text
+//!  one pod:   Unknown (start) ── kept, enrolled ──> In ── released ──> Out        In: place changed ── enrol again
+//!                  └──────────── failed, released ────────────────────> Out ── wanted ── enrol, with backoff
+//! ```
+//! The snapshot, which lets go of what an earlier agent had captured and nobody names, waits for both lists and for every pod that is wanted:
+//! what is captured and not found yet stays closed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mesh_core::ArcStr;
+use serde::Serialize;
+
+use super::facts::Facts;
+use super::wanted::{Mode, Reason, Verdict, wanted};
+
+/// First and longest wait before a failed operation is tried again; the driver adds no jitter: pods of one node are few.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// What the API said.
+#[derive(Debug)]
+pub enum Heard<T, K> {
+    /// A list begins.
+    Listing,
+    /// Of the list.
+    Listed(T),
+    /// The list is complete: what was not in it is gone.
+    Complete,
+    /// New or changed.
+    Changed(T),
+    /// Gone.
+    Gone(K),
+}
+
+/// What is to be done about a pod.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Op {
+    /// Find and enrol it; if that fails and an earlier agent had it, keep that.
+    Enrol(Arc<Facts>),
+    /// Keep it if an earlier agent had it.
+    Keep(Arc<Facts>),
+    /// Take it out.
+    Release(Arc<Facts>),
+    /// Say in its annotation that it is enrolled, or take the annotation away.
+    Annotate(Arc<Facts>, bool),
+}
+
+impl Op {
+    /// Whose it is.
+    pub fn pod(&self) -> &Arc<Facts> {
+        match self {
+            Op::Enrol(pod) | Op::Keep(pod) | Op::Release(pod) | Op::Annotate(pod, _) => pod,
+        }
+    }
+}
+
+/// How an operation failed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Trouble {
+    /// For people.
+    pub message: String,
+    /// The pod is enrolled all the same, as it was before.
+    pub held: bool,
+    /// The pod is not what the API says, and the same request meets that again.
+    pub lasting: bool,
+}
+
+/// A pod in the admin dump.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct PodState {
+    /// Kubernetes namespace.
+    pub namespace: ArcStr,
+    /// Name.
+    pub name: ArcStr,
+    /// Kubernetes UID.
+    pub uid: ArcStr,
+    /// `enrolled`, `left out` or `waiting`.
+    pub state: &'static str,
+    /// Why, unless it is enrolled and all is well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Stage {
+    /// An earlier agent may have enrolled it.
+    Unknown,
+    In,
+    Out,
+}
+
+#[derive(Debug)]
+struct Entry {
+    facts: Arc<Facts>,
+    /// The list that had it last.
+    listed: u64,
+    gone: bool,
+    stage: Stage,
+    /// What it was enrolled from.
+    enrolled: Option<Arc<Facts>>,
+    busy: bool,
+    /// The annotation could not be removed before the release.
+    unmarked: bool,
+    failures: u32,
+    not_before: Option<Instant>,
+    trouble: Option<Trouble>,
+}
+
+/// The book.
+#[derive(Debug, Default)]
+pub struct Book {
+    namespaces: BTreeMap<String, (Option<Mode>, u64)>,
+    pods: BTreeMap<ArcStr, Entry>,
+    namespace_lists: Lists,
+    pod_lists: Lists,
+    settled: bool,
+}
+
+#[derive(Debug, Default)]
+struct Lists {
+    begun: u64,
+    complete: bool,
+}
+
+impl Book {
+    /// Takes what was said about namespaces.
+    pub fn namespace(&mut self, heard: Heard<(String, Option<Mode>), String>) {
+        let round = self.namespace_lists.begun;
+        match heard {
+            Heard::Listing => self.namespace_lists.begun += 1,
+            Heard::Listed((name, mode)) | Heard::Changed((name, mode)) => {
+                self.namespaces.insert(name, (mode, round));
+            }
+            Heard::Gone(name) => {
+                self.namespaces.remove(&name);
+            }
+            Heard::Complete => {
+                self.namespaces.retain(|_, (_, listed)| *listed == round);
+                self.namespace_lists.complete = true;
+            }
+        }
+    }
+
+    /// Takes what was said about pods of the node.
+    pub fn pod(&mut self, heard: Heard<Facts, String>) {
+        let round = self.pod_lists.begun;
+        match heard {
+            Heard::Listing => self.pod_lists.begun += 1,
+            Heard::Listed(facts) | Heard::Changed(facts) => self.changed(facts, round),
+            Heard::Gone(uid) => {
+                if let Some(entry) = self.pods.get_mut(uid.as_str()) {
+                    entry.leave();
+                }
+            }
+            Heard::Complete => {
+                self.pods.values_mut().filter(|entry| entry.listed != round).for_each(Entry::leave);
+                self.pod_lists.complete = true;
+            }
+        }
+    }
+
+    fn changed(&mut self, facts: Facts, round: u64) {
+        // After the snapshot nothing of an earlier agent is left.
+        let stage = if self.settled { Stage::Out } else { Stage::Unknown };
+        let facts = Arc::new(facts);
+        let entry = self.pods.entry(facts.uid.clone()).or_insert_with(|| Entry {
+            facts: facts.clone(),
+            listed: round,
+            gone: false,
+            stage,
+            enrolled: None,
+            busy: false,
+            unmarked: false,
+            failures: 0,
+            not_before: None,
+            trouble: None,
+        });
+        if *entry.facts != *facts {
+            entry.facts = facts;
+            entry.not_before = None;
+        }
+        entry.listed = round;
+        entry.gone = false;
+    }
+
+    /// What is to be done now. Nothing before both lists are complete.
+    pub fn due(&mut self, now: Instant) -> Vec<Op> {
+        if !(self.namespace_lists.complete && self.pod_lists.complete) {
+            return Vec::new();
+        }
+        self.pods.retain(|_, entry| !(entry.gone && !entry.busy && entry.stage == Stage::Out));
+        let mut ops = Vec::new();
+        for entry in self.pods.values_mut() {
+            let verdict = verdict(&self.namespaces, &entry.facts);
+            if let Some(op) = entry.next(verdict, now) {
+                entry.busy = true;
+                ops.push(op);
+            }
+        }
+        ops
+    }
+
+    /// When there may be something to do though nothing was said.
+    pub fn next_due(&self) -> Option<Instant> {
+        self.pods.values().filter(|entry| !entry.busy).filter_map(|entry| entry.not_before).min()
+    }
+
+    /// An operation has ended.
+    pub fn done(&mut self, op: &Op, result: Result<(), Trouble>, now: Instant) {
+        let Some(entry) = self.pods.get_mut(&op.pod().uid) else { return };
+        entry.busy = false;
+        entry.trouble = result.as_ref().err().cloned();
+        match (op, &result) {
+            (Op::Enrol(facts), Ok(())) => (entry.stage, entry.enrolled) = (Stage::In, Some(facts.clone())),
+            (Op::Keep(_), Ok(())) => entry.stage = Stage::In,
+            (Op::Enrol(_) | Op::Keep(_), Err(trouble)) => {
+                entry.stage = if trouble.held { Stage::In } else { Stage::Out };
+                entry.enrolled = None;
+            }
+            (Op::Release(_), Ok(())) => (entry.stage, entry.enrolled, entry.unmarked) = (Stage::Out, None, false),
+            (Op::Release(_), Err(_)) => {}
+            (Op::Annotate(_, on), Ok(())) => {
+                // Until the API tells it itself.
+                Arc::make_mut(&mut entry.facts).redirection = on.then_some(true);
+            }
+            (Op::Annotate(_, on), Err(_)) => entry.unmarked = !on,
+        }
+        match (&result, op) {
+            (Ok(()), _) => (entry.failures, entry.not_before) = (0, None),
+            // The release does not wait for an annotation.
+            (Err(_), Op::Annotate(_, false)) if entry.stage != Stage::Out => {}
+            (Err(_), _) => {
+                let wait = FIRST_WAIT.saturating_mul(1 << entry.failures.min(16)).min(LONGEST_WAIT);
+                entry.failures = entry.failures.saturating_add(1);
+                // What was said since then may have changed it already.
+                entry.not_before = (*entry.facts == **op.pod()).then(|| now + wait);
+            }
+        }
+    }
+
+    /// Whether the snapshot may be made now: true once.
+    pub fn settle(&mut self) -> bool {
+        if self.settled || !self.namespace_lists.complete || !self.pod_lists.complete {
+            return false;
+        }
+        self.settled = self.pods.values().all(|entry| {
+            let open = || match verdict(&self.namespaces, &entry.facts) {
+                Some(Verdict::Enrol) => {
+                    !entry.facts.ips.is_empty() && !entry.trouble.as_ref().is_some_and(|t| t.lasting)
+                }
+                Some(Verdict::Leave(_)) | None => false,
+            };
+            !entry.busy && (entry.stage == Stage::In || (entry.stage == Stage::Out && (entry.gone || !open())))
+        });
+        self.settled
+    }
+
+    /// Every pod of the node and what became of it, by namespace and name.
+    pub fn view(&self) -> Vec<PodState> {
+        let mut states: Vec<PodState> = self.pods.values().map(|entry| entry.view(&self.namespaces)).collect();
+        states.sort_unstable_by(|a, b| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid)));
+        states
+    }
+}
+
+/// None while the pod's namespace is not known: the two watches are not in step.
+fn verdict(namespaces: &BTreeMap<String, (Option<Mode>, u64)>, pod: &Facts) -> Option<Verdict> {
+    let label = namespaces.get(pod.namespace.as_str()).map(|(mode, _)| *mode);
+    match wanted(label.flatten(), pod) {
+        Verdict::Leave(Reason::NotLabelled) if label.is_none() => None,
+        verdict => Some(verdict),
+    }
+}
+
+impl Entry {
+    fn leave(&mut self) {
+        self.gone = true;
+        self.not_before = None;
+    }
+
+    fn next(&self, verdict: Option<Verdict>, now: Instant) -> Option<Op> {
+        if self.busy || self.not_before.is_some_and(|then| now < then) {
+            return None;
+        }
+        let facts = || self.facts.clone();
+        let marked = self.facts.redirection.is_some();
+        let release = || (self.stage != Stage::Out).then(|| Op::Release(facts()));
+        let keep = || (self.stage == Stage::Unknown).then(|| Op::Keep(facts()));
+        match verdict {
+            _ if self.gone => release(),
+            Some(Verdict::Leave(Reason::Finished)) => release(),
+            // The others are to stop sending through the mesh before the pod stops answering there.
+            Some(Verdict::Leave(_)) if marked && !(self.unmarked && self.stage != Stage::Out) => {
+                Some(Op::Annotate(facts(), false))
+            }
+            Some(Verdict::Leave(_)) => release(),
+            None => keep(),
+            Some(Verdict::Enrol) if self.facts.ips.is_empty() => keep(),
+            Some(Verdict::Enrol) => {
+                let current = self.enrolled.as_ref().is_some_and(|from| from.same_place(&self.facts));
+                match current && self.stage == Stage::In {
+                    false => Some(Op::Enrol(facts())),
+                    true => (self.facts.redirection != Some(true)).then(|| Op::Annotate(facts(), true)),
+                }
+            }
+        }
+    }
+
+    fn view(&self, namespaces: &BTreeMap<String, (Option<Mode>, u64)>) -> PodState {
+        let trouble = || self.trouble.as_ref().map(|trouble| trouble.message.clone());
+        let waits = |default: &str| Some(trouble().unwrap_or_else(|| default.to_owned()));
+        let (state, reason) = match (verdict(namespaces, &self.facts), self.stage) {
+            _ if self.gone => ("waiting", waits("the pod is gone and being released")),
+            (Some(Verdict::Leave(reason)), Stage::Out) => ("left out", Some(reason.to_string())),
+            (Some(Verdict::Leave(reason)), _) => ("waiting", waits(&format!("being released: {reason}"))),
+            (Some(Verdict::Enrol), Stage::In) => ("enrolled", trouble()),
+            (Some(Verdict::Enrol), _) if self.facts.ips.is_empty() => {
+                ("waiting", Some("the pod has no address yet".to_owned()))
+            }
+            (Some(Verdict::Enrol), _) => ("waiting", waits("being enrolled")),
+            (None, Stage::In) => ("enrolled", Some("the pod's namespace is not known yet".to_owned())),
+            (None, _) => ("waiting", Some("the pod's namespace is not known yet".to_owned())),
+        };
+        PodState {
+            namespace: self.facts.namespace.clone(),
+            name: self.facts.name.clone(),
+            uid: self.facts.uid.clone(),
+            state,
+            reason,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,239 @@
+//! The book's operations for what the API says, without API, node or clock.
+
+use super::super::facts::tests::pod;
+use super::*;
+
+/// A book with one namespace, `default`, and pods, both lists complete.
+fn book(namespace: Option<Mode>, pods: &[Facts]) -> Book {
+    let mut book = Book::default();
+    book.namespace(Heard::Listing);
+    book.namespace(Heard::Listed(("default".into(), namespace)));
+    book.namespace(Heard::Complete);
+    list(&mut book, pods);
+    book
+}
+
+fn list(book: &mut Book, pods: &[Facts]) {
+    book.pod(Heard::Listing);
+    pods.iter().for_each(|pod| book.pod(Heard::Listed(pod.clone())));
+    book.pod(Heard::Complete);
+}
+
+fn label(book: &mut Book, mode: Option<Mode>) {
+    book.namespace(Heard::Changed(("default".into(), mode)));
+}
+
+fn named(op: &Op) -> String {
+    let name = &op.pod().name;
+    match op {
+        Op::Enrol(_) => format!("enrol {name}"),
+        Op::Keep(_) => format!("keep {name}"),
+        Op::Release(_) => format!("release {name}"),
+        Op::Annotate(_, on) => format!("annotate {name} {on}"),
+    }
+}
+
+fn trouble(held: bool) -> Result<(), Trouble> {
+    Err(Trouble { message: "trouble".into(), held, lasting: false })
+}
+
+/// Carries out what is due, everything with success, until nothing is.
+fn run(book: &mut Book, now: Instant) -> Vec<String> {
+    let mut done = Vec::new();
+    loop {
+        let due = book.due(now);
+        if due.is_empty() {
+            return done;
+        }
+        for op in due {
+            done.push(named(&op));
+            book.done(&op, Ok(()), now);
+        }
+    }
+}
+
+fn states(book: &Book) -> Vec<(&'static str, Option<String>)> {
+    book.view().into_iter().map(|pod| (pod.state, pod.reason)).collect()
+}
+
+#[test]
+fn features_en4_a_label_on_the_namespace_enrols_and_its_end_releases() {
+    let now = Instant::now();
+    let mut book = book(None, &[pod("a")]);
+    assert_eq!(run(&mut book, now), ["release a"], "an earlier agent may have had it");
+    assert_eq!(states(&book), [("left out", Some(Reason::NotLabelled.to_string()))]);
+    label(&mut book, Some(Mode::InMesh));
+    assert_eq!(run(&mut book, now), ["enrol a", "annotate a true"]);
+    assert_eq!(states(&book), [("enrolled", None)]);
+    label(&mut book, None);
+    assert_eq!(
+        run(&mut book, now),
+        ["annotate a false", "release a"],
+        "first the others stop sending through the mesh"
+    );
+    assert_eq!(states(&book)[0].0, "left out");
+}
+
+#[test]
+fn nothing_happens_before_both_lists_are_complete() {
+    let now = Instant::now();
+    let mut book = Book::default();
+    list(&mut book, &[pod("a")]);
+    assert!(book.due(now).is_empty() && !book.settle());
+    book.namespace(Heard::Listing);
+    book.namespace(Heard::Listed(("default".into(), Some(Mode::InMesh))));
+    assert!(book.due(now).is_empty() && !book.settle());
+    book.namespace(Heard::Complete);
+    assert_eq!(run(&mut book, now), ["enrol a", "annotate a true"]);
+    assert!(book.settle() && !book.settle(), "once");
+}
+
+#[test]
+fn hardening_f13_a_relist_forgets_only_what_is_not_in_it() {
+    let now = Instant::now();
+    let mut book = book(Some(Mode::InMesh), &[pod("a"), pod("b")]);
+    run(&mut book, now);
+    book.namespace(Heard::Listing);
+    book.pod(Heard::Listing);
+    assert!(run(&mut book, now).is_empty(), "a list that has only begun says nothing");
+    let marked = |name| Facts { redirection: Some(true), ..pod(name) };
+    book.pod(Heard::Listed(marked("b")));
+    book.namespace(Heard::Listed(("default".into(), Some(Mode::InMesh))));
+    assert!(run(&mut book, now).is_empty());
+    book.pod(Heard::Complete);
+    book.namespace(Heard::Complete);
+    assert_eq!(run(&mut book, now), ["release a"]);
+    book.due(now);
+    assert_eq!(states(&book).len(), 1);
+}
+
+#[test]
+fn a_pod_whose_namespace_is_not_known_yet_stays_as_it_is() {
+    let now = Instant::now();
+    let elsewhere = Facts { namespace: "new".into(), ..pod("a") };
+    let mut book = book(None, &[elsewhere]);
+    let [keep] = &book.due(now)[..] else { panic!("one operation") };
+    assert_eq!(named(keep), "keep a");
+    book.done(keep, trouble(false), now);
+    assert!(book.settle());
+    assert_eq!(states(&book)[0].0, "waiting");
+    book.namespace(Heard::Changed(("new".into(), Some(Mode::InMesh))));
+    assert_eq!(run(&mut book, now + LONGEST_WAIT), ["enrol a", "annotate a true"]);
+    book.namespace(Heard::Gone("new".into()));
+    assert!(run(&mut book, now + LONGEST_WAIT).is_empty(), "its pods are deleted before it, one by one");
+    assert_eq!(states(&book)[0].0, "enrolled");
+}
+
+#[test]
+fn a_pod_without_address_waits_and_one_with_another_is_enrolled_again() {
+    let now = Instant::now();
+    let young = Facts { ips: Vec::new(), ..pod("a") };
+    let mut book = book(Some(Mode::InMesh), &[]);
+    assert!(book.settle());
+    book.pod(Heard::Changed(young));
+    assert!(run(&mut book, now).is_empty());
+    assert_eq!(states(&book), [("waiting", Some("the pod has no address yet".into()))]);
+    book.pod(Heard::Changed(pod("a")));
+    assert_eq!(run(&mut book, now), ["enrol a", "annotate a true"]);
+    book.pod(Heard::Changed(Facts { redirection: Some(true), ..pod("a") }));
+    assert!(run(&mut book, now).is_empty(), "our own annotation is no news");
+    book.pod(Heard::Changed(Facts { redirection: Some(true), life: 7, ..pod("a") }));
+    assert_eq!(run(&mut book, now), ["enrol a"], "a container was started: the network may be another one");
+    book.pod(Heard::Changed(pod("a")));
+    assert_eq!(run(&mut book, now), ["enrol a", "annotate a true"], "somebody took the annotation away");
+}
+
+#[test]
+fn what_fails_is_tried_again_with_growing_waits_and_at_once_when_there_is_news() {
+    let start = Instant::now();
+    let mut now = start;
+    let mut book = book(Some(Mode::InMesh), &[pod("a")]);
+    let mut waits = Vec::new();
+    for _ in 0..10 {
+        let due = book.due(now);
+        assert_eq!(due.iter().map(named).collect::<Vec<_>>(), ["enrol a"]);
+        assert!(book.due(now).is_empty(), "one operation at a time");
+        book.done(&due[0], trouble(false), now);
+        assert!(book.due(now).is_empty());
+        assert!(!book.settle(), "what is captured and not found yet stays closed");
+        let next = book.next_due().unwrap();
+        waits.push(next - now);
+        now = next;
+    }
+    assert_eq!(waits[..3], [FIRST_WAIT, FIRST_WAIT * 2, FIRST_WAIT * 4]);
+    assert_eq!(waits[9], LONGEST_WAIT);
+    assert_eq!(states(&book), [("waiting", Some("trouble".into()))]);
+    let due = book.due(now);
+    book.done(&due[0], trouble(false), now);
+    book.pod(Heard::Changed(Facts { life: 1, ..pod("a") }));
+    assert_eq!(run(&mut book, now), ["enrol a", "annotate a true"]);
+    assert!(book.settle());
+}
+
+#[test]
+fn a_pod_that_an_earlier_agent_had_is_kept_until_it_is_found() {
+    let now = Instant::now();
+    let mut book = book(Some(Mode::InMesh), &[pod("a")]);
+    let due = book.due(now);
+    book.done(&due[0], trouble(true), now);
+    assert!(book.settle(), "it is held: the snapshot does not touch it");
+    assert_eq!(states(&book), [("enrolled", Some("trouble".into()))]);
+    assert_eq!(run(&mut book, now + LONGEST_WAIT), ["enrol a", "annotate a true"]);
+}
+
+#[test]
+fn an_annotation_that_cannot_be_removed_does_not_hold_the_release() {
+    let now = Instant::now();
+    let mut book = book(Some(Mode::InMesh), &[pod("a")]);
+    run(&mut book, now);
+    label(&mut book, None);
+    let due = book.due(now);
+    assert_eq!(named(&due[0]), "annotate a false");
+    book.done(&due[0], trouble(false), now);
+    let due = book.due(now);
+    assert_eq!(named(&due[0]), "release a");
+    book.done(&due[0], Ok(()), now);
+    assert_eq!(run(&mut book, now), ["annotate a false"], "and then it is tried again");
+}
+
+#[test]
+fn what_changes_while_an_operation_runs_is_looked_at_afterwards() {
+    let now = Instant::now();
+    let mut book = book(Some(Mode::InMesh), &[pod("a"), pod("b")]);
+    let due = book.due(now);
+    assert_eq!(due.iter().map(named).collect::<Vec<_>>(), ["enrol a", "enrol b"]);
+    label(&mut book, None);
+    book.pod(Heard::Gone("uid-b".into()));
+    assert!(book.due(now).is_empty() && !book.settle());
+    book.done(&due[0], Ok(()), now);
+    book.done(&due[1], trouble(false), now);
+    assert_eq!(run(&mut book, now), ["release a"]);
+    assert!(book.settle());
+    assert_eq!(states(&book).len(), 1, "b is gone");
+}
+
+#[test]
+fn features_en3_what_finished_or_was_marked_by_others_is_put_right() {
+    let now = Instant::now();
+    let mut book = book(Some(Mode::InMesh), &[pod("job")]);
+    run(&mut book, now);
+    book.pod(Heard::Changed(Facts { finished: true, redirection: Some(true), ..pod("job") }));
+    assert_eq!(run(&mut book, now), ["release job"]);
+    assert_eq!(states(&book), [("left out", Some(Reason::Finished.to_string()))]);
+    let forged = Facts { host_network: true, redirection: Some(true), ..pod("host") };
+    book.pod(Heard::Changed(forged));
+    assert_eq!(run(&mut book, now), ["annotate host false", "release host"], "nobody says HBONE of it");
+}
+
+#[test]
+fn a_pod_that_comes_back_in_the_list_after_it_was_gone_is_enrolled_again() {
+    let now = Instant::now();
+    let mut book = book(Some(Mode::InMesh), &[pod("a")]);
+    run(&mut book, now);
+    book.pod(Heard::Gone("uid-a".into()));
+    let due = book.due(now);
+    assert_eq!(named(&due[0]), "release a");
+    book.pod(Heard::Changed(pod("a")));
+    book.done(&due[0], Ok(()), now);
+    assert_eq!(run(&mut book, now), ["enrol a", "annotate a true"]);
+}

@@ -1,0 +1,274 @@
+//! Carries out what the [book](super::book) asks for: watches on one side, the pod manager on the other. One task, started by the worker.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use kube::Client;
+use mesh_runtime::{DrainToken, task};
+use serde::Serialize;
+use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
+use tokio::task::{Id, JoinSet};
+
+use super::super::check::Checker;
+use super::super::machine::{Event, SessionId};
+use super::super::manager::ManagerHandle;
+use super::super::server::PodFds;
+use super::super::session::{Code, Failure};
+use super::book::{Book, Op, PodState, Trouble};
+use super::facts::Facts;
+use super::find::{Finder, Seen};
+use super::watch;
+
+/// Annotations under way at once: a node that starts must not flood the API server.
+const ANNOTATIONS: usize = 8;
+
+/// How long the admin socket waits for the enroller to begin.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The admin socket's part.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct View {
+    /// What the last failed contact with the API server said, until it speaks again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+    /// Every pod of the node.
+    pub pods: Vec<PodState>,
+}
+
+/// Asks the enroller.
+#[derive(Clone, Debug)]
+pub struct KubeHandle(mpsc::Sender<oneshot::Sender<View>>);
+
+impl KubeHandle {
+    /// What became of each pod; none while there is no enroller.
+    pub async fn view(&self) -> Option<View> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(reply).await.ok()?;
+        // It begins when the pods of an earlier agent are taken over.
+        tokio::time::timeout(PATIENCE, answer).await.ok()?.ok()
+    }
+}
+
+/// The two ends of the admin socket's questions.
+pub fn handle() -> (KubeHandle, mpsc::Receiver<oneshot::Sender<View>>) {
+    let (asks, asked) = mpsc::channel(4);
+    (KubeHandle(asks), asked)
+}
+
+/// What the operations share.
+struct Means {
+    client: Client,
+    finder: Finder,
+    checker: Arc<Checker>,
+    manager: ManagerHandle<PodFds>,
+    session: SessionId,
+    /// The last look at the node and when it began: one look serves all who asked before it.
+    look: Mutex<Option<(Instant, Arc<Seen>)>>,
+    annotations: Semaphore,
+}
+
+/// Enrols what the API wants.
+pub struct Enroller {
+    /// The API server.
+    pub client: Client,
+    /// Where to look for pods.
+    pub finder: Finder,
+    /// The same checks as for clients of the socket.
+    pub checker: Arc<Checker>,
+    /// The pods.
+    pub manager: ManagerHandle<PodFds>,
+}
+
+impl Enroller {
+    /// Runs until the drain starts.
+    pub async fn run(self, mut asked: mpsc::Receiver<oneshot::Sender<View>>, drain: DrainToken) {
+        let Enroller { client, finder, checker, manager } = self;
+        let (mut namespaces, mut pods) = (watch::namespaces(&client), watch::pods(&client, &finder.node));
+        // Before the first list: what another client enrols from now on is not ours to judge by an older list.
+        let session = manager.open_session().await;
+        let (look, annotations) = (Mutex::new(None), Semaphore::new(ANNOTATIONS));
+        let means = Arc::new(Means { client, finder, checker, manager, session, look, annotations });
+        let mut book = Book::default();
+        let mut work: JoinSet<(Op, Result<(), Trouble>)> = JoinSet::new();
+        let mut under_way: HashMap<Id, Op> = HashMap::new();
+        let (mut namespaces_away, mut pods_away) = (None, None);
+        loop {
+            for op in book.due(Instant::now()) {
+                let (means, what) = (means.clone(), op.clone());
+                let running = work.spawn(async move {
+                    let result = means.carry_out(&what).await;
+                    (what, result)
+                });
+                under_way.insert(running.id(), op);
+            }
+            if book.settle() {
+                means.snapshot().await;
+            }
+            let next = book.next_due();
+            let wake = async {
+                match next {
+                    Some(then) => tokio::time::sleep_until(then.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = drain.started() => return,
+                Some(heard) = namespaces.next() => if let Some(heard) = listen("namespaces", heard, &mut namespaces_away) {
+                    book.namespace(heard);
+                },
+                Some(heard) = pods.next() => if let Some(heard) = listen("pods", heard, &mut pods_away) {
+                    book.pod(heard);
+                },
+                Some(done) = work.join_next_with_id(), if !work.is_empty() => match done {
+                    Ok((id, (op, result))) => {
+                        under_way.remove(&id);
+                        report(&op, &result);
+                        book.done(&op, result, Instant::now());
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "an operation on a pod broke off");
+                        if let Some(op) = under_way.remove(&error.id()) {
+                            let broken = Trouble { message: "the operation broke off".into(), held: false, lasting: false };
+                            book.done(&op, Err(broken), Instant::now());
+                        }
+                    }
+                },
+                Some(reply) = asked.recv() => {
+                    let _ = reply.send(View { trouble: namespaces_away.clone().or(pods_away.clone()), pods: book.view() });
+                }
+                () = wake => {}
+            }
+        }
+    }
+
+    /// Starts the task.
+    pub fn spawn(self, asked: mpsc::Receiver<oneshot::Sender<View>>, drain: DrainToken) {
+        task::spawn("enrolment from Kubernetes", self.run(asked, drain));
+    }
+}
+
+/// Logs the first failure of a series and its end.
+fn listen<T>(what: &str, heard: Result<T, String>, trouble: &mut Option<String>) -> Option<T> {
+    match heard {
+        Ok(heard) => {
+            if trouble.take().is_some() {
+                tracing::info!(what, "the API server answers again");
+            }
+            Some(heard)
+        }
+        Err(error) => {
+            if trouble.is_none() {
+                tracing::warn!(what, error, "watching the API server failed: pods stay as they are until it answers");
+            }
+            *trouble = Some(error);
+            None
+        }
+    }
+}
+
+fn report(op: &Op, result: &Result<(), Trouble>) {
+    let Facts { namespace, name, uid, .. } = &**op.pod();
+    match (op, result) {
+        (_, Ok(())) => tracing::debug!(%namespace, pod = %name, %uid, "{}", describe(op)),
+        // A pod that an earlier agent did not have is nothing to tell.
+        (Op::Keep(_), Err(_)) => {}
+        (_, Err(trouble)) => {
+            tracing::info!(%namespace, pod = %name, %uid, reason = trouble.message, held = trouble.held, "cannot yet {}", describe(op));
+        }
+    }
+}
+
+fn describe(op: &Op) -> &'static str {
+    match op {
+        Op::Enrol(_) => "enrol the pod",
+        Op::Keep(_) => "keep the pod",
+        Op::Release(_) => "release the pod",
+        Op::Annotate(_, true) => "annotate the pod",
+        Op::Annotate(_, false) => "take the annotation from the pod",
+    }
+}
+
+impl Means {
+    async fn carry_out(&self, op: &Op) -> Result<(), Trouble> {
+        match op {
+            Op::Enrol(pod) => match self.enrol(pod).await {
+                Ok(()) => Ok(()),
+                Err(failure) => {
+                    let held = self.keep(pod).await.is_ok();
+                    Err(Trouble { lasting: !failure.retry, message: failure.message, held })
+                }
+            },
+            Op::Keep(pod) => self.keep(pod).await.map_err(trouble),
+            Op::Release(pod) => {
+                let request = self.manager.fresh_id();
+                self.ask(request, Event::Del { request, uid: pod.uid.clone() }).await.map_err(trouble)
+            }
+            Op::Annotate(pod, on) => {
+                let _turn = self.annotations.acquire().await;
+                let failed =
+                    |message| Trouble { message: format!("annotation: {message}"), held: false, lasting: false };
+                watch::annotate(&self.client, pod, *on).await.map_err(failed)
+            }
+        }
+    }
+
+    async fn enrol(&self, pod: &Arc<Facts>) -> Result<(), Failure> {
+        let seen = self.look().await?;
+        let (finder, checker, facts) = (self.finder.clone(), self.checker.clone(), pod.clone());
+        let (spec, payload) = blocking(move || finder.open(&seen, &facts, &checker)).await?;
+        let (session, request) = (self.session, self.manager.fresh_id());
+        self.ask(request, Event::Add { session, request, spec, payload }).await?;
+        self.manager.tell(Event::Delivered { request }).await;
+        Ok(())
+    }
+
+    async fn keep(&self, pod: &Facts) -> Result<(), Failure> {
+        let request = self.manager.fresh_id();
+        self.ask(request, Event::Keep { request, uid: pod.uid.clone() }).await
+    }
+
+    async fn snapshot(&self) {
+        let (session, request) = (self.session, self.manager.fresh_id());
+        match self.ask(request, Event::Snapshot { session, request }).await {
+            Ok(()) => tracing::info!("the pods of this node are as the API server says"),
+            Err(failure) => tracing::warn!(%failure, "snapshot"),
+        }
+    }
+
+    async fn ask(&self, request: u64, event: Event<PodFds>) -> Result<(), Failure> {
+        let gone = || Failure::passing(Code::Stopping, "the agent is stopping");
+        self.manager.ask(request, event).await.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// The node as it was at some moment after the call.
+    async fn look(&self) -> Result<Arc<Seen>, Failure> {
+        let asked = Instant::now();
+        let mut last = self.look.lock().await;
+        if let Some((begun, seen)) = &*last
+            && *begun >= asked
+        {
+            return Ok(seen.clone());
+        }
+        let (begun, finder) = (Instant::now(), self.finder.clone());
+        let look = move || {
+            finder
+                .look()
+                .map_err(|error| Failure::passing(Code::Failed, format!("cannot look at {:?}: {error}", finder.proc)))
+        };
+        let seen = Arc::new(blocking(look).await?);
+        *last = Some((begun, seen.clone()));
+        Ok(seen)
+    }
+}
+
+fn trouble(failure: Failure) -> Trouble {
+    Trouble { lasting: !failure.retry, message: failure.message, held: false }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
+    let broke = |_| Err(Failure::passing(Code::Failed, "looking for the pod panicked"));
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(broke)
+}

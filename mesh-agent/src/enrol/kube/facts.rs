@@ -1,0 +1,146 @@
+//! What the API says about one pod, reduced to what enrolment needs. Made by [`super::watch`].
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::Pod;
+use mesh_core::ArcStr;
+
+use super::wanted::Mode;
+
+/// The annotation that tells the control plane, and people, that a pod is enrolled.
+pub const REDIRECTION: &str = "ambient.istio.io/redirection";
+/// Its value then.
+pub const ENABLED: &str = "enabled";
+/// Is on pods with a sidecar.
+const SIDECAR: &str = "sidecar.istio.io/status";
+/// The UID under which the kubelet runs a pod of its own folder; the API shows it under another.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// One pod.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Facts {
+    /// Kubernetes UID.
+    pub uid: ArcStr,
+    /// The UID in the names of its cgroups.
+    pub cgroup_uid: ArcStr,
+    /// Kubernetes namespace.
+    pub namespace: ArcStr,
+    /// Name.
+    pub name: ArcStr,
+    /// Service account.
+    pub service_account: ArcStr,
+    /// Addresses, as the kubelet reported them.
+    pub ips: Vec<IpAddr>,
+    /// Its own label.
+    pub mode: Option<Mode>,
+    /// It has a sidecar.
+    pub sidecar: bool,
+    /// It uses the node's network.
+    pub host_network: bool,
+    /// Its processes have ended.
+    pub finished: bool,
+    /// Whether the annotation is there, and whether it says that the pod is enrolled.
+    pub redirection: Option<bool>,
+    /// Changes whenever containers of it were started: its network may be another one then.
+    pub life: u64,
+}
+
+impl Facts {
+    /// Reads a pod; none without what every stored pod has.
+    pub fn of(pod: &Pod) -> Option<Facts> {
+        let meta = &pod.metadata;
+        let (uid, spec) = (meta.uid.clone()?, pod.spec.as_ref()?);
+        let annotation = |key: &str| meta.annotations.as_ref().and_then(|all| all.get(key));
+        let status = pod.status.clone().unwrap_or_default();
+        let ips = status.pod_ips.unwrap_or_default().into_iter().filter_map(|ip| ip.ip.parse().ok());
+        let mut life = DefaultHasher::new();
+        let containers = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+        for container in containers {
+            (&container.name, &container.container_id).hash(&mut life);
+        }
+        Some(Facts {
+            cgroup_uid: annotation(MIRROR).unwrap_or(&uid).as_str().into(),
+            uid: uid.into(),
+            namespace: meta.namespace.clone()?.into(),
+            name: meta.name.clone()?.into(),
+            service_account: spec
+                .service_account_name
+                .as_deref()
+                .filter(|name| !name.is_empty())
+                .unwrap_or("default")
+                .into(),
+            ips: ips.collect(),
+            mode: meta.labels.as_ref().and_then(Mode::of),
+            sidecar: annotation(SIDECAR).is_some(),
+            host_network: spec.host_network.unwrap_or_default(),
+            finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
+            redirection: annotation(REDIRECTION).map(|value| value == ENABLED),
+            life: life.finish(),
+        })
+    }
+
+    /// Whether an enrolment from `self` is one from `other` too.
+    pub fn same_place(&self, other: &Facts) -> bool {
+        (&self.ips, &self.service_account, self.life) == (&other.ips, &other.service_account, other.life)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A running pod without labels.
+    pub fn pod(name: &str) -> Facts {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": { "name": name, "namespace": "default", "uid": format!("uid-{name}") },
+            "spec": { "containers": [], "serviceAccountName": "app" },
+            "status": { "phase": "Running", "podIPs": [{ "ip": "198.18.0.1" }, { "ip": "fd00:198::1" }] },
+        }))
+        .unwrap();
+        Facts::of(&pod).unwrap()
+    }
+
+    #[test]
+    fn what_is_read_of_a_pod() {
+        let full: Pod = serde_json::from_value(json!({
+            "metadata": {
+                "name": "p", "namespace": "n", "uid": "u",
+                "labels": { "istio.io/dataplane-mode": "ambient" },
+                "annotations": { "sidecar.istio.io/status": "{}", "ambient.istio.io/redirection": "pending",
+                                 "kubernetes.io/config.mirror": "0123456789abcdef0123456789abcdef" },
+            },
+            "spec": { "containers": [], "hostNetwork": true },
+            "status": { "phase": "Failed" },
+        }))
+        .unwrap();
+        let facts = Facts::of(&full).unwrap();
+        assert_eq!(
+            (facts.mode, facts.sidecar, facts.host_network, facts.finished),
+            (Some(Mode::InMesh), true, true, true)
+        );
+        assert_eq!((facts.redirection, facts.service_account.as_str()), (Some(false), "default"));
+        assert_eq!((facts.uid.as_str(), facts.cgroup_uid.as_str()), ("u", "0123456789abcdef0123456789abcdef"));
+        assert!(facts.ips.is_empty());
+        let plain = pod("a");
+        assert_eq!((plain.mode, plain.sidecar, plain.host_network, plain.finished), (None, false, false, false));
+        assert_eq!((plain.ips.len(), plain.redirection), (2, None));
+    }
+
+    #[test]
+    fn a_container_that_was_started_anew_is_another_life() {
+        let with = |id: &str| {
+            let pod: Pod = serde_json::from_value(json!({
+                "metadata": { "name": "p", "namespace": "n", "uid": "u" },
+                "spec": { "containers": [] },
+                "status": { "containerStatuses": [{ "name": "c", "containerID": id, "image": "", "imageID": "", "ready": true, "restartCount": 0 }] },
+            }))
+            .unwrap();
+            Facts::of(&pod).unwrap()
+        };
+        assert!(with("containerd://1").same_place(&with("containerd://1")));
+        assert!(!with("containerd://1").same_place(&with("containerd://2")));
+    }
+}

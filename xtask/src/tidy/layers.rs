@@ -19,7 +19,8 @@ const MAY_USE: [(&str, &[&str]); 11] = [
 ];
 
 /// Only these may use a third-party crate that would blur a border.
-const ONLY: [(&str, &[&str]); 2] = [("aya", &["mesh-agent", "mesh-common"]), ("kube", &["mesh-control", "mesh-cli", "mesh-agent"])];
+const ONLY: [(&str, &[&str]); 2] =
+    [("aya", &["mesh-agent", "mesh-common"]), ("kube", &["mesh-control", "mesh-cli", "mesh-agent"])];
 
 /// Crates depend downwards only. The lab may use every library.
 pub fn crates(tree: &Tree) -> Vec<Complaint> {

@@ -25,7 +25,7 @@ pub fn parse(text: &str) -> PodDnsRequest {
                 dns.searches = domains.take(MOST).map(Into::into).collect();
             }
             Some("options") => {
-                let dots = words.filter_map(|word| word.strip_prefix("ndots:")?.parse::<u32>().ok()).last();
+                let dots = words.filter_map(|word| word.strip_prefix("ndots:")?.parse::<u32>().ok()).next_back();
                 dns.ndots = dots.map_or(dns.ndots, |dots| dots.min(MOST_DOTS));
             }
             _ => {}

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
-use mesh_core::{ArcStr, Identity};
+use mesh_core::{ArcStr, CaptureRules, Identity};
 use mesh_transport::netns::NetnsSockets;
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +36,8 @@ pub struct Pod {
     pub ips: Vec<IpAddr>,
     /// How the pod resolves names.
     pub dns: PodDns,
+    /// What of its traffic is left alone.
+    pub rules: CaptureRules,
     /// The pod's network namespace. Closing the last copy lets the namespace go.
     pub netns: OwnedFd,
     /// How the kernel programs name the namespace.

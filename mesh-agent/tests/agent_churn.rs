@@ -34,6 +34,7 @@ fn add(uid: &str, n: usize) -> Add {
         ips: vec!["198.18.0.2".into()],
         dns: None,
         node: "node-a".into(),
+        capture: None,
     }
 }
 

@@ -18,6 +18,7 @@ use std::{
 
 use kernel::*;
 use mesh_agent::bpf::{InboundMode, PodListenerFds, PodSpec, netns_cookie};
+use mesh_core::CaptureRules;
 
 const CYCLES: usize = 300;
 
@@ -33,6 +34,7 @@ fn live(node: &Node, netns: &OwnedFd, own: IpAddr) {
         nameservers: &[ip("198.18.53.53")],
         listeners: &PodListenerFds { outbound_v4: Some(outbound.as_fd()), ..PodListenerFds::default() },
         inbound: &InboundMode { default_strict: true, ports: vec![(9000, false)], undecided: false },
+        rules: &CaptureRules::default(),
     };
     node.kernel().enrol(&spec).unwrap_or_else(|error| panic!("{}", chain(&error)));
     let to = at("198.18.9.9", 8080);

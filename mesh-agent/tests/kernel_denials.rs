@@ -18,6 +18,7 @@ use std::{
 use kernel::*;
 use mesh_agent::bpf::{InboundMode, PodListenerFds, PodSpec};
 use mesh_common::Reason;
+use mesh_core::CaptureRules;
 
 /// R9: what cannot leave the pod has the errno that it has without the mesh.
 #[test]
@@ -35,6 +36,7 @@ fn features_R9_a_missing_family_and_a_loopback_source_have_their_errno() {
         nameservers: &[],
         listeners: &listeners,
         inbound: &InboundMode::default(),
+        rules: &CaptureRules::default(),
     };
     node.kernel().enrol(&spec).unwrap_or_else(|error| panic!("{}", chain(&error)));
     let to = at("fd00:198:9::9", 80);

@@ -20,6 +20,7 @@ use std::{
 use kernel::*;
 use mesh_agent::bpf::{InboundMode, Kernel, KernelError, PodListenerFds, PodSpec};
 use mesh_common::Reason;
+use mesh_core::CaptureRules;
 
 fn folder(node: &Node) -> PathBuf {
     node.config.bpffs.join(&node.config.instance).join(format!("v{}", mesh_common::ABI_VERSION))
@@ -268,6 +269,7 @@ fn hardening_B129_bad_pods_are_refused_with_a_reason_and_leave_nothing() {
             nameservers,
             listeners,
             inbound: &InboundMode::default(),
+            rules: &CaptureRules::default(),
         };
         let reason = chain(&node.kernel().enrol(&spec).unwrap_err());
         assert_eq!(node.kernel().enrolled(), Vec::<u64>::new(), "{reason}");

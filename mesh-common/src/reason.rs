@@ -79,6 +79,14 @@ reasons! {
     AssignFailed = 27, "assign_failed";
     /// Dropped: a datagram from the network to a STRICT port that the pod did not ask for.
     UdpRefused = 28, "udp_refused";
+    /// A connect left as it is because the pod's annotations take it out of the mesh.
+    OutboundExcluded = 29, "outbound_excluded";
+    /// From the network, left as it is because the pod's annotations take it out of the mesh.
+    InboundExcluded = 30, "inbound_excluded";
+    /// A probe of the node's kubelet, left as it is.
+    ProbePassed = 31, "probe_passed";
+    /// A connect of the kubelet to a probe's port for which there was no room among the tickets.
+    TicketLost = 32, "ticket_lost";
 }
 
 impl Reason {

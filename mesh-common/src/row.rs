@@ -37,6 +37,14 @@ pub mod maps {
     pub const SLOT_POOL: &str = "SLOT_POOL";
     /// netns cookie -> [`crate::peers::Peers`].
     pub const UDP_PEERS: &str = "UDP_PEERS";
+    /// [`super::PortKey`] -> `PORT_*` bits.
+    pub const PORT_RULES: &str = "PORT_RULES";
+    /// [`super::RangeKey`] -> [`super::RANGE_EXCEPT`] or [`super::RANGE_ONLY`].
+    pub const RANGE_RULES: &str = "RANGE_RULES";
+    /// [`super::ProbeKey`] -> netns cookie.
+    pub const PROBES: &str = "PROBES";
+    /// [`super::FlowKey`] -> monotonic nanoseconds of the connect.
+    pub const TICKETS: &str = "TICKETS";
     /// One per pod: [`super::Listener`] -> socket.
     pub const LISTENERS: &str = "LISTENERS";
 }
@@ -54,6 +62,35 @@ pub const POD_UDP_DENY: u32 = 8;
 
 /// Which ports are STRICT is not known (yet): where datagrams are refused, they are on every port; TCP is the agent's to judge.
 pub const POD_UNDECIDED: u32 = 16;
+
+/// What comes from the network goes past the agent, but for HBONE.
+pub const POD_INBOUND_OPEN: u32 = 32;
+
+/// The pod has rules of its own about what is captured: the other flags of them, and rows by port and range.
+pub const POD_RULES: u32 = 64;
+
+/// Of its connects only those are captured that a rule names.
+pub const POD_OUTBOUND_LISTED: u32 = 128;
+
+/// Of what comes from the network only what a rule names is captured.
+pub const POD_INBOUND_LISTED: u32 = 256;
+
+/// All flags of a pod's rules.
+pub const POD_ALL_RULES: u32 = POD_INBOUND_OPEN | POD_RULES | POD_OUTBOUND_LISTED | POD_INBOUND_LISTED;
+
+/// A port to which the pod's connects are not captured.
+pub const PORT_OUT_EXCEPT: u32 = 1;
+/// A port to which the pod's connects are captured, whatever the address.
+pub const PORT_OUT_ALSO: u32 = 2;
+/// A port of the pod that is not captured.
+pub const PORT_IN_EXCEPT: u32 = 4;
+/// A port of the pod that is captured where only such are.
+pub const PORT_IN_ONLY: u32 = 8;
+
+/// A range to which the pod's connects are not captured.
+pub const RANGE_EXCEPT: u32 = 1;
+/// A range to which the pod's connects are captured where only such are.
+pub const RANGE_ONLY: u32 = 2;
 
 /// What the hooks know of an enrolled pod.
 #[repr(C)]
@@ -168,6 +205,50 @@ pub struct PortKey {
     pub reserved: u32,
 }
 const _: () = assert!(size_of::<PortKey>() == 16);
+
+/// Key of a rule about a range of addresses: a prefix, longest match first. Words of four bytes, because the kernel wants the length in
+/// front and nothing between.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+pub struct RangeKey {
+    /// Bits that count: those of the cookie, and of the address as many as the range has.
+    pub prefix: u32,
+    /// The pod's netns cookie, low and high half.
+    pub cookie: [u32; 2],
+    /// First address of the range; IPv4 as everywhere.
+    pub address: Address,
+}
+const _: () = assert!(size_of::<RangeKey>() == 28 && align_of::<RangeKey>() == 4);
+
+impl RangeKey {
+    /// Bits of the cookie.
+    pub const OF_POD: u32 = 64;
+
+    /// The key of `bits` of an address, counted as for IPv6.
+    #[inline(always)]
+    pub const fn new(cookie: u64, address: Address, bits: u32) -> Self {
+        Self { prefix: Self::OF_POD + bits, cookie: [cookie as u32, (cookie >> 32) as u32], address }
+    }
+
+    /// Whose it is.
+    pub const fn owner(&self) -> u64 {
+        self.cookie[0] as u64 | (self.cookie[1] as u64) << 32
+    }
+}
+
+/// Key of what the kubelet may ask a pod.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+pub struct ProbeKey {
+    /// The pod's address.
+    pub address: Address,
+    /// Host byte order.
+    pub port: u32,
+}
+const _: () = assert!(size_of::<ProbeKey>() == 20);
+
+/// How long after the connect of the kubelet its ticket is good: as long as its first packets may come again.
+pub const TICKET_NANOSECONDS: u64 = 30_000_000_000;
 
 /// Key of a slot.
 #[repr(C)]
@@ -340,6 +421,8 @@ mod tests {
     fn a_row_knows_whose_it_is() {
         let row = Pod { cookie: 7, ..Pod::default() };
         assert!(row.is_of(7) && !row.is_of(8) && !Pod::default().is_of(7));
+        let cookie = 0x1234_5678_9abc_def0;
+        assert_eq!(RangeKey::new(cookie, Address::UNSPECIFIED, 0).owner(), cookie);
     }
 }
 
@@ -354,5 +437,19 @@ mod user {
             unsafe impl aya::Pod for $row {}
         )*};
     }
-    pods!(Pod, PortKey, SlotKey, Slot, DestinationKey, SlotUse, FlowKey, Client, SocketState, Control, Peers);
+    pods!(
+        Pod,
+        PortKey,
+        RangeKey,
+        ProbeKey,
+        SlotKey,
+        Slot,
+        DestinationKey,
+        SlotUse,
+        FlowKey,
+        Client,
+        SocketState,
+        Control,
+        Peers
+    );
 }

@@ -12,6 +12,7 @@
 
 pub mod authorize;
 pub mod balance;
+pub mod capture;
 pub mod change;
 mod cow;
 pub mod fuzz;
@@ -30,6 +31,7 @@ pub mod workload;
 pub use arcstr::ArcStr;
 pub use authorize::{AllowReason, Connection, Decision, DenyReason, Verdict, authorize};
 pub use balance::{EndpointLease, EndpointSet, Pick};
+pub use capture::CaptureRules;
 pub use change::{Change, PolicyScopeHint};
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use name::NamespacedName;

@@ -5,18 +5,20 @@
 use aya_ebpf::{
     helpers::generated::{bpf_get_netns_cookie, bpf_setsockopt},
     macros::cgroup_sock_addr,
+    maps::lpm_trie::Key,
     programs::SockAddrContext,
 };
 use mesh_common::{
     Address, Reason,
-    decide::{Attempt, Capture, capture_tcp, capture_udp, errno},
-    row::{Pod, SOCKET_CAPTURED, SlotKey, SocketState},
+    decide::{Attempt, Capture, capture_tcp, capture_udp, errno, leaves},
+    row::{POD_RULES, Pod, RangeKey, SOCKET_CAPTURED, SlotKey, SocketState},
 };
 
 use crate::{
     act::{ALLOW, agent_alive, count, make_socket_state, refuse},
     context::{Call, Family, LOOPBACK_INDEX, TCP, UDP},
-    maps::PODS,
+    lookup::port_rule,
+    maps::{PODS, RANGE_RULES},
     slots,
 };
 
@@ -97,6 +99,7 @@ fn direct(call: &Call, cookie: u64, pod: &Pod, attempt: &Attempt) -> Result<Reas
     match capture_tcp(pod, attempt) {
         Capture::Pass(reason) => Ok(reason),
         Capture::Refuse(reason, errno) => Err((reason, errno)),
+        _ if pod.flags & POD_RULES != 0 && is_excluded(cookie, pod, attempt) => Ok(Reason::OutboundExcluded),
         Capture::Nameserver(number) => {
             unbind_device(call).map_err(refused)?;
             call.set_slot(number, attempt.destination.is_v4(), pod.dns_port);
@@ -107,6 +110,16 @@ fn direct(call: &Call, cookie: u64, pod: &Pod, attempt: &Attempt) -> Result<Reas
             Ok(Reason::Captured)
         }
     }
+}
+
+/// Whether the pod's annotations take the destination out of the mesh.
+#[inline(always)]
+fn is_excluded(cookie: u64, pod: &Pod, attempt: &Attempt) -> bool {
+    const WHOLE: u32 = 128;
+    let key = RangeKey::new(cookie, attempt.destination, WHOLE);
+    // SAFETY: the two are the same words; packed only says that less is known of where they stand.
+    let range = RANGE_RULES.get(unsafe { &*(&raw const key).cast::<Key<[u32; 6]>>() }).copied().unwrap_or(0);
+    leaves(pod.flags, port_rule(cookie, attempt.port), range)
 }
 
 #[inline(always)]

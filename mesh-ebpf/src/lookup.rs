@@ -6,14 +6,14 @@
 use aya_ebpf::{macros::sk_lookup, programs::SkLookupContext};
 use mesh_common::{
     Reason,
-    decide::{Inbound, Lookup, inbound},
-    row::{Listener, POD_STRICT, POD_UNDECIDED, Pod, PortKey},
+    decide::{Inbound, Lookup, enters, inbound},
+    row::{FlowKey, Listener, POD_RULES, POD_STRICT, POD_UNDECIDED, Pod, PortKey, TICKET_NANOSECONDS},
 };
 
 use crate::{
     act::{count, now, tell},
     context::{Packet, TCP, UDP, packet},
-    maps::{COOKIE, INBOUND_PORTS, LISTENERS, PODS, UDP_PEERS},
+    maps::{COOKIE, INBOUND_PORTS, LISTENERS, PODS, PORT_RULES, TICKETS, UDP_PEERS},
 };
 
 const PASS: u32 = 1;
@@ -59,10 +59,17 @@ fn judge(context: &SkLookupContext, packet: &Packet, cookie: u64) -> Result<Opti
     let by_port = matches!(verdict, Inbound::Plaintext | Inbound::Datagram);
     let is_strict = by_port && is_strict(cookie, pod, lookup.port);
     let refuses_datagrams = is_strict || pod.flags & POD_UNDECIDED != 0;
+    let is_excluded = by_port && pod.flags & POD_RULES != 0 && enters(pod.flags, port_rule(cookie, lookup.port));
     if !pod.is_of(cookie) {
         return Err(Reason::PodMissing);
     }
+    // A kubelet that is refused starts containers anew: a pod that nobody can serve now must not be ended for it.
+    let may_be_probe = matches!(verdict, Inbound::Plaintext | Inbound::Drop(Reason::PodClosed));
+    if may_be_probe && packet.protocol == TCP && has_ticket(cookie, packet) {
+        return Ok(Some(Reason::ProbePassed));
+    }
     let (listener, reason) = match verdict {
+        Inbound::Plaintext | Inbound::Datagram if is_excluded => return Ok(Some(Reason::InboundExcluded)),
         Inbound::Pass => return Ok(None),
         Inbound::PassCounted(reason) => return Ok(Some(reason)),
         Inbound::Drop(reason) => return Err(reason),
@@ -78,6 +85,31 @@ fn judge(context: &SkLookupContext, packet: &Packet, cookie: u64) -> Result<Opti
         Err(ENOENT) => Err(Reason::ListenerMissing),
         Err(_) => Err(Reason::AssignFailed),
     }
+}
+
+/// Whether the node's kubelet makes this connection, to ask what the pod declares as a probe.
+#[inline(always)]
+fn has_ticket(cookie: u64, packet: &Packet) -> bool {
+    let flow = FlowKey {
+        cookie,
+        source: packet.ends.remote,
+        destination: packet.ends.local,
+        source_port: packet.ends.remote_port,
+        destination_port: packet.ends.local_port,
+        reserved: 0,
+    };
+    // SAFETY: values are one word, written as a whole.
+    match unsafe { TICKETS.get(&flow) } {
+        Some(made) => now().wrapping_sub(*made) <= TICKET_NANOSECONDS,
+        None => false,
+    }
+}
+
+/// What the pod's annotations say of a port; 0 if nothing.
+#[inline(always)]
+pub fn port_rule(cookie: u64, port: u16) -> u32 {
+    // SAFETY: values are one word, written as a whole.
+    unsafe { PORT_RULES.get(&PortKey { cookie, port: u32::from(port), reserved: 0 }) }.copied().unwrap_or(0)
 }
 
 /// Whether the pod has sent a datagram there lately.

@@ -7,6 +7,7 @@
 //!  recvmsg4|6     cgroup of the pods                      their answers come from the nameserver again
 //!  getpeername4|6 cgroup of the pods                      apps see whom they called, and who calls them
 //!  tcp_states     cgroup of the pods and of the agent     users of slots; the client's address goes to the accepted socket
+//!  probe_tickets  cgroup of the kubelet                   its connects to ports of probes pass the pods' lookup
 //!  pod_lookup     network namespace of one pod            slots and the network reach the agent's listeners, or nobody
 //! ```
 //!
@@ -25,6 +26,7 @@ mod dns;
 mod lookup;
 mod maps;
 mod peername;
+mod probe;
 mod slots;
 mod sockops;
 

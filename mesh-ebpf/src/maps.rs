@@ -5,12 +5,14 @@ use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     btf_maps::SkStorage,
     macros::{btf_map, map},
-    maps::{Array, HashMap, PerCpuArray, RingBuf, SockMap},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap},
 };
 use mesh_common::{
     Reason,
     peers::Peers,
-    row::{self, Client, Control, DestinationKey, FlowKey, Pod, PortKey, Slot, SlotKey, SlotUse, SocketState},
+    row::{
+        self, Client, Control, DestinationKey, FlowKey, Pod, PortKey, ProbeKey, Slot, SlotKey, SlotUse, SocketState,
+    },
 };
 
 #[map]
@@ -33,6 +35,16 @@ pub static CLIENTS: HashMap<FlowKey, Client> = HashMap::with_max_entries(16, 0);
 #[map]
 pub static UDP_PEERS: HashMap<u64, Peers> = HashMap::with_max_entries(16, BPF_F_NO_PREALLOC);
 #[map]
+pub static PORT_RULES: HashMap<PortKey, u32> = HashMap::with_max_entries(16, BPF_F_NO_PREALLOC);
+/// Its key is a `RangeKey`: the length, then these words.
+#[map]
+pub static RANGE_RULES: LpmTrie<[u32; 6], u32> = LpmTrie::with_max_entries(16, 0);
+#[map]
+pub static PROBES: HashMap<ProbeKey, u64> = HashMap::with_max_entries(16, BPF_F_NO_PREALLOC);
+/// The kubelet closes its sockets and their tickets go; those of one that died in between make room for others.
+#[map]
+pub static TICKETS: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(16, 0);
+#[map]
 pub static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::COUNT, 0);
@@ -43,7 +55,8 @@ pub static LISTENERS: SockMap = SockMap::with_max_entries(row::LISTENERS, 0);
 #[btf_map]
 pub static SOCKETS: SkStorage<SocketState> = SkStorage::new();
 
-/// Cookie of the namespace that this instance of sk_lookup is attached to: the hook has no helper for it.
+/// Cookie of the namespace that this instance of sk_lookup is attached to: the hook has no helper for it. For the other programs that of
+/// the agent, which is the kubelet's too.
 #[unsafe(no_mangle)]
 pub static COOKIE: Global<u64> = Global::new(0);
 

@@ -28,7 +28,7 @@ use crate::{
     slots,
 };
 
-const TCP_CLOSE: u32 = 7;
+pub const TCP_CLOSE: u32 = 7;
 
 #[sock_ops]
 pub fn tcp_states(context: SockOpsContext) -> u32 {
@@ -138,7 +138,7 @@ fn closed(ops: *mut bpf_sock_ops) {
 }
 
 #[inline(always)]
-fn flow(cookie: u64, ends: &Ends) -> FlowKey {
+pub fn flow(cookie: u64, ends: &Ends) -> FlowKey {
     FlowKey {
         cookie,
         source: ends.local,
@@ -151,7 +151,7 @@ fn flow(cookie: u64, ends: &Ends) -> FlowKey {
 
 /// Asks for state changes of this socket; other programs' flags stay.
 #[inline(always)]
-fn watch(ops: *mut bpf_sock_ops) {
+pub fn watch(ops: *mut bpf_sock_ops) {
     // SAFETY: the context is this call's and has a full socket.
     unsafe {
         let flags = core::ptr::read_volatile(&raw const (*ops).bpf_sock_ops_cb_flags);

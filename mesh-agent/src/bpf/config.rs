@@ -3,6 +3,7 @@
 use std::{io, net::IpAddr, os::fd::BorrowedFd, path::PathBuf, time::Duration};
 
 use mesh_common::decide;
+use mesh_core::CaptureRules;
 
 /// Where and how large. One per agent.
 #[derive(Clone, Debug)]
@@ -66,6 +67,12 @@ pub struct Limits {
     pub inbound_ports: u32,
     /// The same, for one pod.
     pub inbound_ports_per_pod: u32,
+    /// Ports and, as many again, ranges that pods' annotations name, of all pods.
+    pub rules: u32,
+    /// Ports that the kubelet may ask, of all addresses of all pods.
+    pub probes: u32,
+    /// Connections of the kubelet to them at once.
+    pub tickets: u32,
     /// Bytes of the event ring; a power of two of at least a page.
     pub event_bytes: u32,
 }
@@ -86,6 +93,9 @@ impl Default for Limits {
             clients: 32_768,
             inbound_ports: 16_384,
             inbound_ports_per_pod: 256,
+            rules: 16_384,
+            probes: 16_384,
+            tickets: 4_096,
             event_bytes: 256 * 1024,
         }
     }
@@ -106,6 +116,8 @@ pub struct PodSpec<'a> {
     pub listeners: &'a PodListenerFds<'a>,
     /// What plaintext from the network meets.
     pub inbound: &'a InboundMode,
+    /// What is left alone.
+    pub rules: &'a CaptureRules,
 }
 
 /// The agent's sockets in a pod's namespace, bound to 127.0.0.1 and ::1 on any port. A missing one means that what would go to it is

@@ -6,6 +6,7 @@ use std::{
     io,
     net::SocketAddr,
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    path::Path,
 };
 
 use mesh_common::{
@@ -19,13 +20,14 @@ use super::{
     config::{Foreign, InboundMode, KernelConfig, KernelError, PodSpec, Repair},
     events::Events,
     foreign, inbound,
+    kubelet::KubeletHook,
     links::Hooks,
     netns,
     object::{self, Loader, Settings, bpf},
     pins::{self, Pins},
     pods::{self, Enrolled},
     probe::Features,
-    sys,
+    rules, sys,
     tables::Tables,
 };
 
@@ -37,6 +39,7 @@ pub struct Kernel {
     settings: Settings,
     tables: Tables,
     hooks: Mutex<Hooks>,
+    kubelet: Mutex<KubeletHook>,
     /// Loading takes milliseconds: not under the lock of the pods.
     loader: Mutex<Loader>,
     /// Steps of enrolment, release and changes of rows exclude each other; each is short. One pod is never enrolled and released at once:
@@ -60,7 +63,8 @@ impl Kernel {
             false => Features { set_retval: false },
         };
         let repairs = object::discard_foreign_maps(&pins, &config.limits)?;
-        let settings = Settings { cookie: 0, have_set_retval: features.set_retval };
+        let cookie = netns::current_cookie().map_err(|source| bpf("ask for the cookie of", "the namespace", source))?;
+        let settings = Settings { cookie, have_set_retval: features.set_retval };
         let mut loader = Loader::new(&pins, &config.limits, config.debug_log)?;
         let mut loaded = loader.open(&settings, None)?;
         let tables = Tables::open(&pins, config.limits)?;
@@ -68,12 +72,14 @@ impl Kernel {
         apply_setting(&tables, config.deny_udp).map_err(|source| bpf("write", maps::PODS, source))?;
         collect::settle(&tables).map_err(|source| bpf("write", maps::SLOT_POOL, source))?;
         let hooks = Hooks::attach(&mut loaded, &pins, &config)?;
+        let kubelet = KubeletHook::new(&mut loaded)?;
         let kernel = Self {
             config,
             pins,
             settings,
             tables,
             hooks: Mutex::new(hooks),
+            kubelet: Mutex::new(kubelet),
             loader: Mutex::new(loader),
             pods: Mutex::default(),
             collector: Mutex::default(),
@@ -126,7 +132,9 @@ impl Kernel {
         let mut pods = self.pods.lock();
         let mode = self.within_limits(pod.cookie, pod.inbound)?;
         let pod = &PodSpec { inbound: &mode, ..*pod };
-        let row = Pod { flags: inbound::with_mode(row.flags, &mode), ..*row };
+        let failed = |source| bpf("write", maps::PORT_RULES, source);
+        let excluded = rules::set(&self.tables, pod.cookie, pod.ips, pod.rules).map_err(failed)?;
+        let row = Pod { flags: inbound::with_mode(row.flags, &mode) | excluded, ..*row };
         pods.insert(pod.cookie, Enrolled::enrol(pod, &row, loaded, &context)?);
         Ok(())
     }
@@ -186,6 +194,12 @@ impl Kernel {
         let mut pods = self.pods.lock();
         pods.remove(&cookie);
         pods::close(cookie, &self.tables, self.config.deny_udp).map_err(|source| bpf("write", maps::PODS, source))
+    }
+
+    /// Gives tickets to what the processes of this cgroup ask the pods' probes. To be called whenever the kubelet's cgroup may be another one: every
+    /// few seconds. True if something changed. It stays as it is when this fails, and after the agent's death.
+    pub fn follow_kubelet(&self, cgroup: &Path) -> Result<bool, KernelError> {
+        self.kubelet.lock().follow(cgroup, &self.pins, &self.config)
     }
 
     /// Cookies of all enrolled pods, also of those that a dead agent left.
@@ -346,7 +360,7 @@ fn check(config: &KernelConfig) -> Result<(), KernelError> {
     if config.instance.is_empty() || config.instance.len() > 63 || !config.instance.bytes().all(name_is_plain) {
         return Err(KernelError::Config(format!("instance name {:?} is not plain", config.instance)));
     }
-    let real = |path: &std::path::Path| path.canonicalize().map_err(|source| pins::failed("resolve", path, source));
+    let real = |path: &Path| path.canonicalize().map_err(|source| pins::failed("resolve", path, source));
     let (pods, agent) = (real(&config.pods_cgroup)?, real(&config.agent_cgroup)?);
     pins::cgroup_id(&pods)?;
     pins::cgroup_id(&agent)?;

@@ -198,7 +198,8 @@ fn load(object: &mut Ebpf) -> Result<(), KernelError> {
     Ok(())
 }
 
-fn program_fd(object: &mut Ebpf, name: &str) -> Result<OwnedFd, KernelError> {
+/// A descriptor of a program that is loaded.
+pub fn program_fd(object: &mut Ebpf, name: &str) -> Result<OwnedFd, KernelError> {
     let program = object.program(name).ok_or_else(|| missing(name))?;
     let fd = program.fd().map_err(|source| bpf("load", name, source))?;
     fd.as_fd().try_clone_to_owned().map_err(|source| bpf("dup", name, source))

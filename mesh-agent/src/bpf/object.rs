@@ -22,6 +22,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/undermesh.o");
 const HASH: u32 = 1;
 const ARRAY: u32 = 2;
 const PERCPU_ARRAY: u32 = 6;
+const LRU_HASH: u32 = 9;
+const LPM_TRIE: u32 = 11;
 const SK_STORAGE: u32 = 24;
 const RINGBUF: u32 = 27;
 
@@ -40,6 +42,10 @@ pub fn shared_maps(limits: &Limits) -> Vec<(&'static str, MapInfo)> {
         (maps::SLOT_POOL, MapInfo { kind: ARRAY, key: 4, value: 8, max: row::POOL }),
         (maps::CLIENTS, hash::<row::FlowKey, row::Client>(limits.clients)),
         (maps::UDP_PEERS, hash::<u64, Peers>(limits.pods)),
+        (maps::PORT_RULES, hash::<row::PortKey, u32>(limits.rules)),
+        (maps::RANGE_RULES, MapInfo { kind: LPM_TRIE, ..hash::<row::RangeKey, u32>(limits.rules) }),
+        (maps::PROBES, hash::<row::ProbeKey, u64>(limits.probes)),
+        (maps::TICKETS, MapInfo { kind: LRU_HASH, ..hash::<row::FlowKey, u64>(limits.tickets) }),
         (maps::SOCKETS, MapInfo { kind: SK_STORAGE, key: 4, value: size_of::<row::SocketState>() as u32, max: 0 }),
         (maps::CONTROL, MapInfo { kind: ARRAY, key: 4, value: size_of::<row::Control>() as u32, max: 1 }),
         (maps::COUNTERS, MapInfo { kind: PERCPU_ARRAY, key: 4, value: 8, max: Reason::COUNT }),
@@ -120,7 +126,7 @@ impl Loader {
 /// What is patched into the programs.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Cookie of the pod's namespace, for its sk_lookup program.
+    /// Cookie of the pod's namespace, for its sk_lookup program; of the agent's for all others.
     pub cookie: u64,
     /// The kernel lets sock_addr hooks choose the errno of a refusal.
     pub have_set_retval: bool,

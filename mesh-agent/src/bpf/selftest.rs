@@ -17,6 +17,7 @@ use std::{
     thread,
 };
 
+use mesh_core::CaptureRules;
 use socket2::{Domain, Socket, Type};
 
 use super::{
@@ -105,6 +106,7 @@ fn in_scratch_namespace(kernel: &Kernel, cgroup: &Scratch) -> Result<(), String>
         nameservers: &[],
         listeners: &PodListenerFds { outbound_v4: Some(listener.as_fd()), ..PodListenerFds::default() },
         inbound: &InboundMode::default(),
+        rules: &CaptureRules::default(),
     };
     kernel.enrol(&pod).map_err(|error| format!("cannot enrol a pod: {error}"))?;
     let _enrolment = Enrolment(kernel, cookie);

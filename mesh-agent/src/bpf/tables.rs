@@ -10,7 +10,10 @@ use mesh_common::{
     Address, Reason,
     peers::Peers,
     ports,
-    row::{self, Client, Control, DestinationKey, FlowKey, Pod, PortKey, Slot, SlotKey, SlotUse, SocketState, maps},
+    row::{
+        self, Client, Control, DestinationKey, FlowKey, Pod, PortKey, ProbeKey, RangeKey, Slot, SlotKey, SlotUse,
+        SocketState, maps,
+    },
     slot,
 };
 
@@ -34,6 +37,10 @@ pub struct Tables {
     pub slot_pool: Table<u32, u64>,
     pub udp_peers: Table<u64, Peers>,
     pub clients: Table<FlowKey, Client>,
+    pub port_rules: Table<PortKey, u32>,
+    pub range_rules: Table<RangeKey, u32>,
+    pub probes: Table<ProbeKey, u64>,
+    pub tickets: Table<FlowKey, u64>,
     pub sockets: Table<i32, SocketState>,
     pub control: Table<u32, Control>,
     counters: OwnedFd,
@@ -59,6 +66,10 @@ impl Tables {
             slot_pool: table(pins, maps::SLOT_POOL)?,
             udp_peers: table(pins, maps::UDP_PEERS)?,
             clients: table(pins, maps::CLIENTS)?,
+            port_rules: table(pins, maps::PORT_RULES)?,
+            range_rules: table(pins, maps::RANGE_RULES)?,
+            probes: table(pins, maps::PROBES)?,
+            tickets: table(pins, maps::TICKETS)?,
             sockets: table(pins, maps::SOCKETS)?,
             control: table(pins, maps::CONTROL)?,
             counters: raw(maps::COUNTERS)?,
@@ -102,11 +113,15 @@ impl Tables {
         let slots = pods.iter().map(|cookie| self.slots_held(*cookie)).sum();
         let clients = self.clients.keys().map_or(0, |keys| keys.len() as u64);
         let inbound = self.inbound_ports.keys().map_or(0, |keys| keys.len() as u64);
+        let tickets = self.tickets.keys().map_or(0, |keys| keys.len() as u64);
+        let probes = self.probes.keys().map_or(0, |keys| keys.len() as u64);
         vec![
             (maps::PODS, pods.len() as u64, self.limits.pods.into()),
             (maps::SLOTS, slots, self.limits.slots.into()),
             (maps::CLIENTS, clients, self.limits.clients.into()),
             (maps::INBOUND_PORTS, inbound, self.limits.inbound_ports.into()),
+            (maps::PROBES, probes, self.limits.probes.into()),
+            (maps::TICKETS, tickets, self.limits.tickets.into()),
         ]
     }
 
@@ -126,6 +141,10 @@ impl Tables {
             (maps::SLOT_FREED, self.slot_freed.fd()),
             (maps::CLIENTS, self.clients.fd()),
             (maps::SLOT_POOL, self.slot_pool.fd()),
+            (maps::PORT_RULES, self.port_rules.fd()),
+            (maps::RANGE_RULES, self.range_rules.fd()),
+            (maps::PROBES, self.probes.fd()),
+            (maps::TICKETS, self.tickets.fd()),
             (maps::UDP_PEERS, self.udp_peers.fd()),
             (maps::SOCKETS, self.sockets.fd()),
             (maps::CONTROL, self.control.fd()),
@@ -162,6 +181,7 @@ impl Tables {
         for key in self.clients.keys()?.iter().filter(|key| key.cookie == cookie) {
             self.clients.delete(key)?;
         }
+        super::rules::forget(self, cookie)?;
         self.udp_peers.delete(&cookie)?;
         self.slot_use.delete(&cookie)?;
         self.slot_freed.delete(&cookie)?;

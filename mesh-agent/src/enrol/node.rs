@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use mesh_client::CertificateManager;
 use mesh_common::row::NAMESERVERS;
-use mesh_core::{ArcStr, Identity, TrustDomain};
+use mesh_core::{ArcStr, CaptureRules, Identity, TrustDomain};
 use mesh_runtime::lanes::Lanes;
 use mesh_transport::netns::NetnsSockets;
 use tokio_util::sync::CancellationToken;
@@ -205,6 +205,7 @@ impl Node {
                 nameservers: &nameservers[..nameservers.len().min(NAMESERVERS)],
                 listeners: &for_kernel.for_kernel(),
                 inbound: &inbound,
+                rules: &captured.rules,
             };
             kernel.enrol(&spec).map_err(|error| io::Error::other(chain(&error)))
         })
@@ -257,6 +258,7 @@ impl Node {
                 searches: request.dns.searches.iter().map(ToString::to_string).collect(),
                 ndots: request.dns.ndots,
             },
+            rules: CaptureRules::clone(&request.rules),
             netns,
             netns_cookie: spec.netns.cookie,
             netns_inode: spec.netns.inode,

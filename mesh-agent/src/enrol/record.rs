@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use mesh_core::CaptureRules;
 use mesh_proto::convert::{PodDnsRequest, PodRequest};
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,9 @@ pub struct Record {
     netns_cookie: u64,
     netns_inode: u64,
     sockets: Vec<Kind>,
+    /// Not in what earlier agents stored.
+    #[serde(default)]
+    rules: CaptureRules,
 }
 
 impl Record {
@@ -47,6 +51,7 @@ impl Record {
             netns_cookie: netns.cookie,
             netns_inode: netns.inode,
             sockets,
+            rules: CaptureRules::clone(&pod.rules),
         }
     }
 
@@ -74,6 +79,7 @@ impl Record {
                 ndots: record.ndots,
             },
             node: record.node.into(),
+            rules: record.rules.into(),
         };
         let netns = NetnsId { cookie: record.netns_cookie, inode: record.netns_inode };
         Ok((Spec { pod, netns }, record.sockets))
@@ -98,6 +104,11 @@ mod tests {
                 ndots: 5,
             },
             node: "node".into(),
+            rules: Box::new(CaptureRules {
+                probe_ports: vec![80],
+                outbound_only: Some(vec!["198.18.0.0/15".parse().unwrap()]),
+                ..CaptureRules::default()
+            }),
         };
         let spec = Spec { pod, netns: NetnsId { cookie: u64::MAX, inode: 4_026_531_840 } };
         let kinds = vec![Kind::Outbound, Kind::DnsUdp];

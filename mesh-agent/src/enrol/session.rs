@@ -166,6 +166,7 @@ mod tests {
             ips: vec!["198.18.0.1".parse().unwrap()],
             dns: mesh_proto::convert::PodDnsRequest::default(),
             node: "node".into(),
+            rules: Box::default(),
         })
     }
 

@@ -313,6 +313,7 @@ impl Pod {
             ips: vec![self.address.to_string()],
             dns: Some(Dns { nameservers: vec!["198.18.0.53".into()], searches: vec![], ndots: 5 }),
             node: "node-a".into(),
+            capture: None,
         }
     }
 

@@ -17,6 +17,7 @@ use std::{
 };
 
 use mesh_agent::bpf::{InboundMode, Kernel, KernelConfig, KernelError, Limits, PodListenerFds, PodSpec, netns_cookie};
+use mesh_core::CaptureRules;
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 use socket2::Socket;
 
@@ -127,6 +128,9 @@ impl Node {
             clients: 256,
             inbound_ports: 256,
             inbound_ports_per_pod: 64,
+            rules: 64,
+            probes: 64,
+            tickets: 64,
             event_bytes: 64 * 1024,
         };
         change(&mut config);
@@ -262,6 +266,17 @@ pub fn new_netns() -> OwnedFd {
     .unwrap()
 }
 
+/// Runs a function inside a namespace.
+pub fn in_netns<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let run = || {
+            assert_eq!(unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) }, 0);
+            work()
+        };
+        scope.spawn(run).join().unwrap()
+    })
+}
+
 /// Runs `ip` with arguments inside a namespace.
 pub fn ip_command(netns: BorrowedFd<'_>, arguments: &str) {
     ip_output(&netns, arguments);
@@ -284,8 +299,12 @@ pub fn ip_output(netns: &impl AsFd, arguments: &str) -> String {
 impl Pod {
     /// A pod with both families, not enrolled yet.
     pub fn new(node: &Node) -> Self {
+        Self::beside(node, new_netns())
+    }
+
+    /// The same, with this namespace as the network around it.
+    pub fn beside(node: &Node, outside_netns: OwnedFd) -> Self {
         let netns = new_netns();
-        let outside_netns = new_netns();
         let outside_path = format!("/proc/{}/fd/{}", process::id(), outside_netns.as_raw_fd());
         ip_command(netns.as_fd(), "link set lo up");
         ip_command(outside_netns.as_fd(), "link set lo up");
@@ -317,6 +336,20 @@ impl Pod {
     }
 
     pub fn try_enrol(&self, node: &Node, inbound: &InboundMode) -> Result<(), mesh_agent::bpf::KernelError> {
+        self.try_enrol_with(node, inbound, &CaptureRules::default())
+    }
+
+    /// With rules about what is left alone.
+    pub fn enrol_with(&self, node: &Node, inbound: &InboundMode, rules: &CaptureRules) {
+        self.try_enrol_with(node, inbound, rules).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    }
+
+    fn try_enrol_with(
+        &self,
+        node: &Node,
+        inbound: &InboundMode,
+        rules: &CaptureRules,
+    ) -> Result<(), mesh_agent::bpf::KernelError> {
         node.kernel().enrol(&PodSpec {
             cookie: self.cookie,
             netns: self.netns.as_fd(),
@@ -324,6 +357,7 @@ impl Pod {
             nameservers: &[ip("198.18.53.53"), ip("fd00:198::53")],
             listeners: &self.listeners.fds(),
             inbound,
+            rules,
         })
     }
 }

@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use mesh_core::ArcStr;
+use mesh_core::{ArcStr, CaptureRules};
 use prost::Message;
 
-use super::{ConvertError, field};
+use super::{ConvertError, capture, field};
 use crate::wire::enrol as wire;
 
 /// The only version of the protocol.
@@ -49,6 +49,8 @@ pub struct PodRequest {
     pub dns: PodDnsRequest,
     /// Its node.
     pub node: ArcStr,
+    /// What the mesh leaves alone.
+    pub rules: Box<CaptureRules>,
 }
 
 /// What the pod's resolv.conf says.
@@ -117,6 +119,7 @@ fn read_add(add: wire::Add) -> Result<PodRequest, ConvertError> {
             ndots: dns.ndots,
         },
         node: field::name("node", add.node)?,
+        rules: capture::read(add.capture.unwrap_or_default())?.into(),
     })
 }
 
@@ -166,5 +169,6 @@ fn write_add(pod: &PodRequest) -> wire::Add {
             ndots: pod.dns.ndots,
         }),
         node: pod.node.to_string(),
+        capture: (*pod.rules != CaptureRules::default()).then(|| capture::write(&pod.rules)),
     }
 }

@@ -1,6 +1,7 @@
 //! Between wire messages and domain values. Reading is strict: what cannot be understood exactly is refused with a reason, so that nothing is
 //! ever enforced in a weaker form than it was written. Writing is total.
 
+mod capture;
 mod enrol;
 mod error;
 mod field;

@@ -195,5 +195,6 @@ pub fn add_message(
         ips,
         dns: Some(Dns { nameservers: dns.0, searches: dns.1, ndots: 5 }),
         node: node.into(),
+        capture: None,
     }
 }

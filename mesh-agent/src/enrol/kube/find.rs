@@ -142,6 +142,7 @@ impl Finder {
             service_account: pod.service_account.clone(),
             ips: pod.ips.clone(),
             dns,
+            rules: Box::default(),
             node: self.node.as_str().into(),
         };
         match enrol_request(&encode_enrol_request(&EnrolRequest::Add(request))) {

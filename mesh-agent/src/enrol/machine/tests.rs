@@ -18,6 +18,7 @@ fn spec(uid: &str, netns: u64) -> Spec {
         ips: vec!["198.18.0.1".parse().unwrap()],
         dns: PodDnsRequest::default(),
         node: "node".into(),
+        rules: Box::default(),
     };
     Spec { pod, netns: NetnsId { cookie: netns, inode: netns } }
 }

@@ -87,6 +87,7 @@ fn spec(name: &str, netns: u64) -> Spec {
         ips: vec!["198.18.0.1".parse().unwrap()],
         dns: PodDnsRequest::default(),
         node: "node".into(),
+        rules: Box::default(),
     };
     Spec { pod, netns: NetnsId { cookie: netns, inode: netns } }
 }

@@ -161,6 +161,7 @@ impl TestPod {
             identity: identity(name),
             ips: ips.clone(),
             dns: crate::pod::PodDns::default(),
+            rules: Default::default(),
             netns: netns.descriptor(),
             netns_cookie: COOKIE.fetch_add(1, Ordering::Relaxed),
             netns_inode: 0,

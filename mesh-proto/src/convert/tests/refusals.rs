@@ -344,6 +344,7 @@ fn wire_add() -> crate::wire::enrol::Request {
             ndots: 5,
         },
         node: "node-1".into(),
+        rules: Box::default(),
     };
     crate::wire::enrol::Request::decode(&encode_enrol_request(&EnrolRequest::Add(pod))[..]).unwrap()
 }

@@ -15,12 +15,14 @@ use std::time::{Duration, Instant};
 use mesh_core::ArcStr;
 use serde::Serialize;
 
-use super::facts::Facts;
+use super::facts::{Facts, Mark};
 use super::wanted::{Mode, Reason, Verdict, wanted};
 
 /// First and longest wait before a failed operation is tried again; the driver adds no jitter: pods of one node are few.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// Enrolments that failed before the pod's annotation says so: 1.5 seconds.
+const SOME_FAILURES: u32 = 4;
 
 /// What the API said.
 #[derive(Debug)]
@@ -46,8 +48,8 @@ pub enum Op {
     Keep(Arc<Facts>),
     /// Take it out.
     Release(Arc<Facts>),
-    /// Say in its annotation that it is enrolled, or take the annotation away.
-    Annotate(Arc<Facts>, bool),
+    /// Say in its annotation how it stands, or take the annotation away.
+    Annotate(Arc<Facts>, Option<Mark>),
 }
 
 impl Op {
@@ -84,6 +86,9 @@ pub struct PodState {
     /// Why, unless it is enrolled and all is well.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What its annotations say and is not in force.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub complaints: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -104,7 +109,7 @@ struct Entry {
     /// What it was enrolled from.
     enrolled: Option<Arc<Facts>>,
     busy: bool,
-    /// The annotation could not be removed before the release.
+    /// The annotation could not be changed before what is to come after it.
     unmarked: bool,
     failures: u32,
     not_before: Option<Instant>,
@@ -214,7 +219,7 @@ impl Book {
     pub fn done(&mut self, op: &Op, result: Result<(), Trouble>, now: Instant) {
         let Some(entry) = self.pods.get_mut(&op.pod().uid) else { return };
         entry.busy = false;
-        entry.trouble = result.as_ref().err().cloned();
+        let before = std::mem::replace(&mut entry.trouble, result.as_ref().err().cloned());
         match (op, &result) {
             (Op::Enrol(facts), Ok(())) => (entry.stage, entry.enrolled) = (Stage::In, Some(facts.clone())),
             (Op::Keep(_), Ok(())) => entry.stage = Stage::In,
@@ -224,16 +229,21 @@ impl Book {
             }
             (Op::Release(_), Ok(())) => (entry.stage, entry.enrolled, entry.unmarked) = (Stage::Out, None, false),
             (Op::Release(_), Err(_)) => {}
-            (Op::Annotate(_, on), Ok(())) => {
+            (Op::Annotate(_, mark), Ok(())) => {
                 // Until the API tells it itself.
-                Arc::make_mut(&mut entry.facts).redirection = on.then_some(true);
+                Arc::make_mut(&mut entry.facts).redirection = *mark;
             }
-            (Op::Annotate(_, on), Err(_)) => entry.unmarked = !on,
+            (Op::Annotate(_, mark), Err(_)) => entry.unmarked = *mark != Some(Mark::Enabled),
+        }
+        if matches!(op, Op::Enrol(_)) {
+            entry.unmarked = false;
         }
         match (&result, op) {
+            // Neither the wait of an enrolment nor its reason is that of what is said about it.
+            (_, Op::Annotate(_, Some(Mark::Pending))) => entry.trouble = before,
             (Ok(()), _) => (entry.failures, entry.not_before) = (0, None),
             // The release does not wait for an annotation.
-            (Err(_), Op::Annotate(_, false)) if entry.stage != Stage::Out => {}
+            (Err(_), Op::Annotate(_, None)) if entry.stage != Stage::Out => {}
             (Err(_), _) => {
                 let wait = FIRST_WAIT.saturating_mul(1 << entry.failures.min(16)).min(LONGEST_WAIT);
                 entry.failures = entry.failures.saturating_add(1);
@@ -284,7 +294,13 @@ impl Entry {
     }
 
     fn next(&self, verdict: Option<Verdict>, now: Instant) -> Option<Op> {
-        if self.busy || self.not_before.is_some_and(|then| now < then) {
+        if self.busy {
+            return None;
+        }
+        if verdict == Some(Verdict::Enrol) && self.owes_pending() {
+            return Some(Op::Annotate(self.facts.clone(), Some(Mark::Pending)));
+        }
+        if self.not_before.is_some_and(|then| now < then) {
             return None;
         }
         let facts = || self.facts.clone();
@@ -296,7 +312,7 @@ impl Entry {
             Some(Verdict::Leave(Reason::Finished)) => release(),
             // The others are to stop sending through the mesh before the pod stops answering there.
             Some(Verdict::Leave(_)) if marked && !(self.unmarked && self.stage != Stage::Out) => {
-                Some(Op::Annotate(facts(), false))
+                Some(Op::Annotate(facts(), None))
             }
             Some(Verdict::Leave(_)) => release(),
             None => keep(),
@@ -305,10 +321,21 @@ impl Entry {
                 let current = self.enrolled.as_ref().is_some_and(|from| from.same_place(&self.facts));
                 match current && self.stage == Stage::In {
                     false => Some(Op::Enrol(facts())),
-                    true => (self.facts.redirection != Some(true)).then(|| Op::Annotate(facts(), true)),
+                    true => (self.facts.redirection != Some(Mark::Enabled))
+                        .then(|| Op::Annotate(facts(), Some(Mark::Enabled))),
                 }
             }
         }
+    }
+
+    /// Whether others are to be told that the pod is not served: nothing is to be sent to it through the mesh. Not for what is over in a moment, as
+    /// most that fails at the start of a pod is, unless it is said to be enrolled.
+    fn owes_pending(&self) -> bool {
+        let fails = self.trouble.as_ref().is_some_and(|trouble| !trouble.held && trouble.lasting)
+            || self.failures >= SOME_FAILURES
+            || (self.failures > 0 && self.facts.redirection == Some(Mark::Enabled));
+        let told = self.facts.redirection == Some(Mark::Pending) || self.unmarked;
+        self.stage == Stage::Out && !self.gone && fails && !told
     }
 
     fn view(&self, namespaces: &BTreeMap<String, (Option<Mode>, u64)>) -> PodState {
@@ -332,6 +359,7 @@ impl Entry {
             uid: self.facts.uid.clone(),
             state,
             reason,
+            complaints: self.facts.said.complaints.clone(),
         }
     }
 }

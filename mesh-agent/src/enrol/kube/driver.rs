@@ -137,7 +137,8 @@ impl Enroller {
                     }
                 },
                 Some(reply) = asked.recv() => {
-                    let _ = reply.send(View { trouble: namespaces_away.clone().or(pods_away.clone()), pods: book.view() });
+                    let trouble = namespaces_away.clone().or(pods_away.clone());
+                    let _ = reply.send(View { trouble, pods: book.view() });
                 }
                 () = wake => {}
             }
@@ -146,7 +147,7 @@ impl Enroller {
 
     /// Starts the task.
     pub fn spawn(self, asked: mpsc::Receiver<oneshot::Sender<View>>, drain: DrainToken) {
-        task::spawn("enrolment from Kubernetes", self.run(asked, drain));
+        task::spawn_vital("enrolment from Kubernetes", self.run(asked, drain));
     }
 }
 
@@ -186,8 +187,8 @@ fn describe(op: &Op) -> &'static str {
         Op::Enrol(_) => "enrol the pod",
         Op::Keep(_) => "keep the pod",
         Op::Release(_) => "release the pod",
-        Op::Annotate(_, true) => "annotate the pod",
-        Op::Annotate(_, false) => "take the annotation from the pod",
+        Op::Annotate(_, Some(_)) => "annotate the pod",
+        Op::Annotate(_, None) => "take the annotation from the pod",
     }
 }
 
@@ -206,11 +207,11 @@ impl Means {
                 let request = self.manager.fresh_id();
                 self.ask(request, Event::Del { request, uid: pod.uid.clone() }).await.map_err(trouble)
             }
-            Op::Annotate(pod, on) => {
+            Op::Annotate(pod, mark) => {
                 let _turn = self.annotations.acquire().await;
                 let failed =
                     |message| Trouble { message: format!("annotation: {message}"), held: false, lasting: false };
-                watch::annotate(&self.client, pod, *on).await.map_err(failed)
+                watch::annotate(&self.client, pod, *mark).await.map_err(failed)
             }
         }
     }

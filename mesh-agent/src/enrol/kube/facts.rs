@@ -6,16 +6,41 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::Pod;
 use mesh_core::ArcStr;
 
+use super::rules::{self, Said};
 use super::wanted::Mode;
 
 /// The annotation that tells the control plane, and people, that a pod is enrolled.
 pub const REDIRECTION: &str = "ambient.istio.io/redirection";
-/// Its value then.
-pub const ENABLED: &str = "enabled";
 /// Is on pods with a sidecar.
 const SIDECAR: &str = "sidecar.istio.io/status";
 /// The UID under which the kubelet runs a pod of its own folder; the API shows it under another.
 const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// What the annotation says.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Mark {
+    /// The pod is enrolled: others may send to it through the mesh.
+    Enabled,
+    /// It is to be and cannot be, yet.
+    Pending,
+    /// Something that nobody defined.
+    Other,
+}
+
+impl Mark {
+    fn of(value: &str) -> Mark {
+        [Mark::Enabled, Mark::Pending].into_iter().find(|mark| mark.value() == value).unwrap_or(Mark::Other)
+    }
+
+    /// As it is written.
+    pub fn value(self) -> &'static str {
+        match self {
+            Mark::Enabled => "enabled",
+            Mark::Pending => "pending",
+            Mark::Other => "",
+        }
+    }
+}
 
 /// One pod.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -40,8 +65,10 @@ pub struct Facts {
     pub host_network: bool,
     /// Its processes have ended.
     pub finished: bool,
-    /// Whether the annotation is there, and whether it says that the pod is enrolled.
-    pub redirection: Option<bool>,
+    /// What the annotation says, if it is there.
+    pub redirection: Option<Mark>,
+    /// What its annotations and probes take out of the mesh.
+    pub said: Said,
     /// Changes whenever containers of it were started: its network may be another one then.
     pub life: u64,
 }
@@ -75,14 +102,16 @@ impl Facts {
             sidecar: annotation(SIDECAR).is_some(),
             host_network: spec.host_network.unwrap_or_default(),
             finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
-            redirection: annotation(REDIRECTION).map(|value| value == ENABLED),
+            redirection: annotation(REDIRECTION).map(|value| Mark::of(value)),
+            said: rules::read(pod),
             life: life.finish(),
         })
     }
 
     /// Whether an enrolment from `self` is one from `other` too.
     pub fn same_place(&self, other: &Facts) -> bool {
-        (&self.ips, &self.service_account, self.life) == (&other.ips, &other.service_account, other.life)
+        (&self.ips, &self.service_account, self.life, &self.said.rules, self.said.own_dns)
+            == (&other.ips, &other.service_account, other.life, &other.said.rules, other.said.own_dns)
     }
 }
 
@@ -121,7 +150,7 @@ pub(super) mod tests {
             (facts.mode, facts.sidecar, facts.host_network, facts.finished),
             (Some(Mode::InMesh), true, true, true)
         );
-        assert_eq!((facts.redirection, facts.service_account.as_str()), (Some(false), "default"));
+        assert_eq!((facts.redirection, facts.service_account.as_str()), (Some(Mark::Pending), "default"));
         assert_eq!((facts.uid.as_str(), facts.cgroup_uid.as_str()), ("u", "0123456789abcdef0123456789abcdef"));
         assert!(facts.ips.is_empty());
         let plain = pod("a");

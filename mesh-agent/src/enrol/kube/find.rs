@@ -141,8 +141,8 @@ impl Finder {
             name: pod.name.clone(),
             service_account: pod.service_account.clone(),
             ips: pod.ips.clone(),
-            dns,
-            rules: Box::default(),
+            dns: if pod.said.own_dns { PodDnsRequest { nameservers: Vec::new(), ..dns } } else { dns },
+            rules: Box::new(pod.said.rules.clone()),
             node: self.node.as_str().into(),
         };
         match enrol_request(&encode_enrol_request(&EnrolRequest::Add(request))) {

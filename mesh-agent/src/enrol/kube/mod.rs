@@ -17,6 +17,7 @@ mod driver;
 mod facts;
 mod find;
 mod resolv;
+mod rules;
 mod wanted;
 mod watch;
 

@@ -18,7 +18,7 @@ use kube::{Client, Config};
 use serde_json::json;
 
 use super::book::Heard;
-use super::facts::{ENABLED, Facts, REDIRECTION};
+use super::facts::{Facts, Mark, REDIRECTION};
 use super::wanted::Mode;
 
 /// How long the server lets a watch run, and, with a few seconds more, after what silence it is taken for dead.
@@ -71,17 +71,17 @@ pub fn pods(client: &Client, node: &str) -> Hearing<Facts> {
     )
 }
 
-/// Says in the pod's annotation that it is enrolled, or takes the annotation away. A pod that is gone has nothing to be said about.
-pub async fn annotate(client: &Client, pod: &Facts, on: bool) -> Result<(), String> {
+/// Sets the pod's annotation, or takes it away. A pod that is gone has nothing to be said about.
+pub async fn annotate(client: &Client, pod: &Facts, mark: Option<Mark>) -> Result<(), String> {
     let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
     // The UID makes the server refuse it for a later pod of the same name.
-    let value = on.then_some(ENABLED);
+    let value = mark.map(Mark::value);
     let patch = json!({ "metadata": { "uid": pod.uid.as_str(), "annotations": { REDIRECTION: value } } });
     let (params, patch) = (PatchParams::default(), Patch::Merge(&patch));
     // Through the status, which needs no right to change what the pod is.
     match tokio::time::timeout(PATCH, api.patch_status(&pod.name, &params, &patch)).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => Ok(()),
+        Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(()),
         Ok(Err(error)) => Err(super::super::node::chain(&error)),
         Err(_) => Err(format!("no answer within {PATCH:?}")),
     }

@@ -29,7 +29,7 @@ fn named(op: &Op) -> String {
         Op::Enrol(_) => format!("enrol {name}"),
         Op::Keep(_) => format!("keep {name}"),
         Op::Release(_) => format!("release {name}"),
-        Op::Annotate(_, on) => format!("annotate {name} {on}"),
+        Op::Annotate(_, mark) => format!("annotate {name} {}", mark.map_or("nothing", Mark::value)),
     }
 }
 
@@ -63,12 +63,12 @@ fn features_en4_a_label_on_the_namespace_enrols_and_its_end_releases() {
     assert_eq!(run(&mut book, now), ["release a"], "an earlier agent may have had it");
     assert_eq!(states(&book), [("left out", Some(Reason::NotLabelled.to_string()))]);
     label(&mut book, Some(Mode::InMesh));
-    assert_eq!(run(&mut book, now), ["enrol a", "annotate a true"]);
+    assert_eq!(run(&mut book, now), ["enrol a", "annotate a enabled"]);
     assert_eq!(states(&book), [("enrolled", None)]);
     label(&mut book, None);
     assert_eq!(
         run(&mut book, now),
-        ["annotate a false", "release a"],
+        ["annotate a nothing", "release a"],
         "first the others stop sending through the mesh"
     );
     assert_eq!(states(&book)[0].0, "left out");
@@ -84,7 +84,7 @@ fn nothing_happens_before_both_lists_are_complete() {
     book.namespace(Heard::Listed(("default".into(), Some(Mode::InMesh))));
     assert!(book.due(now).is_empty() && !book.settle());
     book.namespace(Heard::Complete);
-    assert_eq!(run(&mut book, now), ["enrol a", "annotate a true"]);
+    assert_eq!(run(&mut book, now), ["enrol a", "annotate a enabled"]);
     assert!(book.settle() && !book.settle(), "once");
 }
 
@@ -96,7 +96,7 @@ fn hardening_f13_a_relist_forgets_only_what_is_not_in_it() {
     book.namespace(Heard::Listing);
     book.pod(Heard::Listing);
     assert!(run(&mut book, now).is_empty(), "a list that has only begun says nothing");
-    let marked = |name| Facts { redirection: Some(true), ..pod(name) };
+    let marked = |name| Facts { redirection: Some(Mark::Enabled), ..pod(name) };
     book.pod(Heard::Listed(marked("b")));
     book.namespace(Heard::Listed(("default".into(), Some(Mode::InMesh))));
     assert!(run(&mut book, now).is_empty());
@@ -118,7 +118,7 @@ fn a_pod_whose_namespace_is_not_known_yet_stays_as_it_is() {
     assert!(book.settle());
     assert_eq!(states(&book)[0].0, "waiting");
     book.namespace(Heard::Changed(("new".into(), Some(Mode::InMesh))));
-    assert_eq!(run(&mut book, now + LONGEST_WAIT), ["enrol a", "annotate a true"]);
+    assert_eq!(run(&mut book, now + LONGEST_WAIT), ["enrol a", "annotate a enabled"]);
     book.namespace(Heard::Gone("new".into()));
     assert!(run(&mut book, now + LONGEST_WAIT).is_empty(), "its pods are deleted before it, one by one");
     assert_eq!(states(&book)[0].0, "enrolled");
@@ -134,13 +134,13 @@ fn a_pod_without_address_waits_and_one_with_another_is_enrolled_again() {
     assert!(run(&mut book, now).is_empty());
     assert_eq!(states(&book), [("waiting", Some("the pod has no address yet".into()))]);
     book.pod(Heard::Changed(pod("a")));
-    assert_eq!(run(&mut book, now), ["enrol a", "annotate a true"]);
-    book.pod(Heard::Changed(Facts { redirection: Some(true), ..pod("a") }));
+    assert_eq!(run(&mut book, now), ["enrol a", "annotate a enabled"]);
+    book.pod(Heard::Changed(Facts { redirection: Some(Mark::Enabled), ..pod("a") }));
     assert!(run(&mut book, now).is_empty(), "our own annotation is no news");
-    book.pod(Heard::Changed(Facts { redirection: Some(true), life: 7, ..pod("a") }));
+    book.pod(Heard::Changed(Facts { redirection: Some(Mark::Enabled), life: 7, ..pod("a") }));
     assert_eq!(run(&mut book, now), ["enrol a"], "a container was started: the network may be another one");
     book.pod(Heard::Changed(pod("a")));
-    assert_eq!(run(&mut book, now), ["enrol a", "annotate a true"], "somebody took the annotation away");
+    assert_eq!(run(&mut book, now), ["enrol a", "annotate a enabled"], "somebody took the annotation away");
 }
 
 #[test]
@@ -149,12 +149,13 @@ fn what_fails_is_tried_again_with_growing_waits_and_at_once_when_there_is_news()
     let mut now = start;
     let mut book = book(Some(Mode::InMesh), &[pod("a")]);
     let mut waits = Vec::new();
-    for _ in 0..10 {
+    for round in 1..=10 {
         let due = book.due(now);
         assert_eq!(due.iter().map(named).collect::<Vec<_>>(), ["enrol a"]);
         assert!(book.due(now).is_empty(), "one operation at a time");
         book.done(&due[0], trouble(false), now);
-        assert!(book.due(now).is_empty());
+        let said = run(&mut book, now);
+        assert_eq!(said, ["annotate a pending"][..usize::from(round == SOME_FAILURES)], "failure {round}");
         assert!(!book.settle(), "what is captured and not found yet stays closed");
         let next = book.next_due().unwrap();
         waits.push(next - now);
@@ -165,8 +166,8 @@ fn what_fails_is_tried_again_with_growing_waits_and_at_once_when_there_is_news()
     assert_eq!(states(&book), [("waiting", Some("trouble".into()))]);
     let due = book.due(now);
     book.done(&due[0], trouble(false), now);
-    book.pod(Heard::Changed(Facts { life: 1, ..pod("a") }));
-    assert_eq!(run(&mut book, now), ["enrol a", "annotate a true"]);
+    book.pod(Heard::Changed(Facts { life: 1, redirection: Some(Mark::Pending), ..pod("a") }));
+    assert_eq!(run(&mut book, now), ["enrol a", "annotate a enabled"]);
     assert!(book.settle());
 }
 
@@ -178,7 +179,7 @@ fn a_pod_that_an_earlier_agent_had_is_kept_until_it_is_found() {
     book.done(&due[0], trouble(true), now);
     assert!(book.settle(), "it is held: the snapshot does not touch it");
     assert_eq!(states(&book), [("enrolled", Some("trouble".into()))]);
-    assert_eq!(run(&mut book, now + LONGEST_WAIT), ["enrol a", "annotate a true"]);
+    assert_eq!(run(&mut book, now + LONGEST_WAIT), ["enrol a", "annotate a enabled"]);
 }
 
 #[test]
@@ -188,12 +189,50 @@ fn an_annotation_that_cannot_be_removed_does_not_hold_the_release() {
     run(&mut book, now);
     label(&mut book, None);
     let due = book.due(now);
-    assert_eq!(named(&due[0]), "annotate a false");
+    assert_eq!(named(&due[0]), "annotate a nothing");
     book.done(&due[0], trouble(false), now);
     let due = book.due(now);
     assert_eq!(named(&due[0]), "release a");
     book.done(&due[0], Ok(()), now);
-    assert_eq!(run(&mut book, now), ["annotate a false"], "and then it is tried again");
+    assert_eq!(run(&mut book, now), ["annotate a nothing"], "and then it is tried again");
+}
+
+#[test]
+fn features_en4_a_pod_that_is_said_to_be_enrolled_and_is_not_is_said_to_be_pending() {
+    let now = Instant::now();
+    let marked = Facts { redirection: Some(Mark::Enabled), ..pod("a") };
+    let mut book = book(Some(Mode::InMesh), &[marked]);
+    let due = book.due(now);
+    book.done(&due[0], trouble(false), now);
+    assert_eq!(run(&mut book, now), ["annotate a pending"], "at once");
+    assert_eq!(states(&book), [("waiting", Some("trouble".into()))], "why is not forgotten");
+    assert_eq!(run(&mut book, now + FIRST_WAIT), ["enrol a", "annotate a enabled"]);
+    // What no other try will mend.
+    book.pod(Heard::Changed(Facts { life: 1, redirection: Some(Mark::Other), ..pod("b") }));
+    let due = book.due(now);
+    assert_eq!(due.iter().map(named).collect::<Vec<_>>(), ["enrol b"]);
+    book.done(&due[0], Err(Trouble { message: "no".into(), held: false, lasting: true }), now);
+    let due = book.due(now);
+    assert_eq!(due.iter().map(named).collect::<Vec<_>>(), ["annotate b pending"]);
+    // Nobody hears it: the pod is tried again all the same.
+    book.done(&due[0], trouble(false), now);
+    assert!(book.due(now).is_empty());
+    assert_eq!(run(&mut book, now + FIRST_WAIT), ["enrol b", "annotate b enabled"]);
+}
+
+#[test]
+fn features_en9_en11_a_pod_whose_annotations_change_is_enrolled_anew() {
+    let now = Instant::now();
+    let mut book = book(Some(Mode::InMesh), &[pod("a")]);
+    run(&mut book, now);
+    let mut changed = Facts { redirection: Some(Mark::Enabled), ..pod("a") };
+    changed.said.rules.inbound_open = true;
+    book.pod(Heard::Changed(changed.clone()));
+    assert_eq!(run(&mut book, now), ["enrol a"]);
+    changed.said.complaints.push("odd".into());
+    book.pod(Heard::Changed(changed));
+    assert_eq!(book.view()[0].complaints, ["odd"]);
+    assert!(run(&mut book, now).is_empty(), "what is not in force changes nothing");
 }
 
 #[test]
@@ -217,12 +256,12 @@ fn features_en3_what_finished_or_was_marked_by_others_is_put_right() {
     let now = Instant::now();
     let mut book = book(Some(Mode::InMesh), &[pod("job")]);
     run(&mut book, now);
-    book.pod(Heard::Changed(Facts { finished: true, redirection: Some(true), ..pod("job") }));
+    book.pod(Heard::Changed(Facts { finished: true, redirection: Some(Mark::Enabled), ..pod("job") }));
     assert_eq!(run(&mut book, now), ["release job"]);
     assert_eq!(states(&book), [("left out", Some(Reason::Finished.to_string()))]);
-    let forged = Facts { host_network: true, redirection: Some(true), ..pod("host") };
+    let forged = Facts { host_network: true, redirection: Some(Mark::Enabled), ..pod("host") };
     book.pod(Heard::Changed(forged));
-    assert_eq!(run(&mut book, now), ["annotate host false", "release host"], "nobody says HBONE of it");
+    assert_eq!(run(&mut book, now), ["annotate host nothing", "release host"], "nobody says HBONE of it");
 }
 
 #[test]
@@ -235,5 +274,5 @@ fn a_pod_that_comes_back_in_the_list_after_it_was_gone_is_enrolled_again() {
     assert_eq!(named(&due[0]), "release a");
     book.pod(Heard::Changed(pod("a")));
     book.done(&due[0], Ok(()), now);
-    assert_eq!(run(&mut book, now), ["enrol a", "annotate a true"]);
+    assert_eq!(run(&mut book, now), ["enrol a", "annotate a enabled"]);
 }

@@ -1,0 +1,296 @@
+//! What a pod's annotations and probes say that the mesh is to leave alone. Pure; called by [`super::facts`].
+//!
+//! Istio's names, and where its sidecar would have taken them from. What cannot be read never takes more out of the mesh than what can: an item of a
+//! list of exceptions is passed over, a list of what alone is captured is passed over as a whole. Each of these is told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::{Container, Pod, Probe};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use mesh_core::CaptureRules;
+
+/// What comes from the network is left alone: for gateways of others.
+const BYPASS_INBOUND: &str = "ambient.istio.io/bypass-inbound-capture";
+/// `false`: names are resolved without the mesh.
+const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
+/// Start of the names that a sidecar understands.
+const SIDECAR: &str = "traffic.sidecar.istio.io/";
+/// Of them, those that mean nothing here.
+const NOT_HONOURED: [&str; 2] = ["excludeInterfaces", "kubevirtInterfaces"];
+
+/// What a pod says.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Said {
+    /// The rules.
+    pub rules: CaptureRules,
+    /// Names are not to be resolved through the mesh.
+    pub own_dns: bool,
+    /// What of it is not in force, for people.
+    pub complaints: Vec<String>,
+}
+
+/// Reads a pod.
+pub fn read(pod: &Pod) -> Said {
+    let empty = BTreeMap::new();
+    let mut reader =
+        Reader { annotations: pod.metadata.annotations.as_ref().unwrap_or(&empty), complaints: Vec::new() };
+    let rules = CaptureRules {
+        probe_ports: probe_ports(pod),
+        inbound_open: reader.truth(BYPASS_INBOUND) == Some(true),
+        inbound_only: reader.only("includeInboundPorts", port),
+        inbound_except: reader.items("excludeInboundPorts", port),
+        outbound_only: reader.only("includeOutboundIPRanges", range),
+        outbound_except: reader.items("excludeOutboundIPRanges", range),
+        outbound_also: reader.items("includeOutboundPorts", port),
+        outbound_except_ports: reader.items("excludeOutboundPorts", port),
+    };
+    let own_dns = reader.truth(DNS_CAPTURE) == Some(false);
+    for name in NOT_HONOURED.map(|name| format!("{SIDECAR}{name}")) {
+        if reader.annotations.contains_key(&name) {
+            reader.complaints.push(format!("annotation {name} has no effect"));
+        }
+    }
+    Said { rules, own_dns, complaints: reader.complaints }
+}
+
+struct Reader<'a> {
+    annotations: &'a BTreeMap<String, String>,
+    complaints: Vec<String>,
+}
+
+impl<'a> Reader<'a> {
+    fn value(&self, name: &str) -> Option<&'a str> {
+        self.annotations.get(name).map(|value| value.trim())
+    }
+
+    /// As Go reads it.
+    fn truth(&mut self, name: &str) -> Option<bool> {
+        match self.value(name)? {
+            "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+            "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+            other => {
+                let complaint = format!("annotation {name} is {other:?}, which is neither true nor false");
+                self.complaints.push(complaint);
+                None
+            }
+        }
+    }
+
+    /// A list of what alone is captured; none: everything is, as `*` says too.
+    fn only<T: Ord>(&mut self, name: &str, read: fn(&str) -> Option<T>) -> Option<Vec<T>> {
+        let name = format!("{SIDECAR}{name}");
+        let value = self.value(&name).filter(|value| *value != "*")?;
+        let (items, bad) = list(value, read);
+        if bad.is_empty() && items.len() <= CaptureRules::MOST {
+            return Some(items);
+        }
+        self.complain(&name, &bad, "so everything is captured");
+        None
+    }
+
+    /// A list of exceptions, or of additions.
+    fn items<T: Ord>(&mut self, name: &str, read: fn(&str) -> Option<T>) -> Vec<T> {
+        let name = format!("{SIDECAR}{name}");
+        let Some(value) = self.value(&name) else { return Vec::new() };
+        let (items, bad) = list(value, read);
+        let fits = items.len() <= CaptureRules::MOST;
+        if !bad.is_empty() || !fits {
+            self.complain(&name, &bad, if fits { "which is passed over" } else { "so it has no effect" });
+        }
+        if fits { items } else { Vec::new() }
+    }
+
+    fn complain(&mut self, name: &str, bad: &[&str], consequence: &str) {
+        let what = match bad.first() {
+            Some(item) => format!("cannot be read at {item:?}"),
+            None => format!("has more than {} items", CaptureRules::MOST),
+        };
+        self.complaints.push(format!("annotation {name} {what}, {consequence}"));
+    }
+}
+
+/// The items that can be read, and those that cannot.
+fn list<T: Ord>(value: &str, read: fn(&str) -> Option<T>) -> (Vec<T>, Vec<&str>) {
+    let (mut items, mut bad) = (BTreeSet::new(), Vec::new());
+    for text in value.split(',').map(str::trim).filter(|text| !text.is_empty()) {
+        match read(text) {
+            Some(item) => drop(items.insert(item)),
+            None => bad.push(text),
+        }
+    }
+    (items.into_iter().collect(), bad)
+}
+
+fn port(text: &str) -> Option<u16> {
+    text.parse().ok().filter(|port| *port != 0)
+}
+
+/// A lone address is a range of one.
+fn range(text: &str) -> Option<IpNet> {
+    IpNet::from_str(text).ok().map(|range| range.trunc()).or_else(|| IpAddr::from_str(text).ok().map(IpNet::from))
+}
+
+/// Where the kubelet calls the pod itself: probes, and what it calls when a container starts or is to stop.
+fn probe_ports(pod: &Pod) -> Vec<u16> {
+    let Some(spec) = &pod.spec else { return Vec::new() };
+    let mut ports = BTreeSet::new();
+    for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
+        let probes = [&container.liveness_probe, &container.readiness_probe, &container.startup_probe];
+        probes.into_iter().flatten().for_each(|probe| ports.extend(asked(pod, container, probe)));
+        let hooks = container.lifecycle.iter().flat_map(|life| [&life.post_start, &life.pre_stop]).flatten();
+        for hook in hooks {
+            let http = hook.http_get.as_ref().map(|get| (get.host.as_deref(), &get.port));
+            let tcp = hook.tcp_socket.as_ref().map(|tcp| (tcp.host.as_deref(), &tcp.port));
+            ports.extend(http.or(tcp).and_then(|(host, port)| of_pod(pod, container, host, port)));
+        }
+    }
+    ports.into_iter().take(CaptureRules::MOST).collect()
+}
+
+fn asked(pod: &Pod, container: &Container, probe: &Probe) -> Option<u16> {
+    if let Some(get) = &probe.http_get {
+        return of_pod(pod, container, get.host.as_deref(), &get.port);
+    }
+    if let Some(tcp) = &probe.tcp_socket {
+        return of_pod(pod, container, tcp.host.as_deref(), &tcp.port);
+    }
+    probe.grpc.as_ref().and_then(|grpc| u16::try_from(grpc.port).ok()).filter(|port| *port != 0)
+}
+
+/// The port, unless somebody else is called. A port may be named, by a port of the same container.
+fn of_pod(pod: &Pod, container: &Container, host: Option<&str>, port: &IntOrString) -> Option<u16> {
+    let own = |host: &str| pod.status.iter().flat_map(|status| status.pod_ips.iter().flatten()).any(|ip| ip.ip == host);
+    if host.is_some_and(|host| !host.is_empty() && !own(host)) {
+        return None;
+    }
+    let number = match port {
+        IntOrString::Int(number) => *number,
+        IntOrString::String(name) => {
+            let named = container.ports.iter().flatten().find(|port| port.name.as_ref() == Some(name));
+            named.map(|port| port.container_port).or_else(|| name.parse().ok())?
+        }
+    };
+    u16::try_from(number).ok().filter(|port| *port != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn said(annotations: &[(&str, &str)]) -> Said {
+        let annotations: BTreeMap<&str, &str> = annotations.iter().copied().collect();
+        let pod: Pod = serde_json::from_value(json!({ "metadata": { "annotations": annotations } })).unwrap();
+        read(&pod)
+    }
+
+    fn nets(text: &[&str]) -> Vec<IpNet> {
+        text.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn features_en11_the_annotations_of_sidecars() {
+        let all = said(&[
+            ("traffic.sidecar.istio.io/includeInboundPorts", "80, 443"),
+            ("traffic.sidecar.istio.io/excludeInboundPorts", "9090,9090,15020"),
+            ("traffic.sidecar.istio.io/includeOutboundIPRanges", "198.18.0.0/16,fd00:198::1"),
+            ("traffic.sidecar.istio.io/excludeOutboundIPRanges", "198.18.3.7/24"),
+            ("traffic.sidecar.istio.io/includeOutboundPorts", "5432"),
+            ("traffic.sidecar.istio.io/excludeOutboundPorts", "3306,"),
+        ]);
+        let expected = CaptureRules {
+            inbound_only: Some(vec![80, 443]),
+            inbound_except: vec![9090, 15_020],
+            outbound_only: Some(nets(&["198.18.0.0/16", "fd00:198::1/128"])),
+            outbound_except: nets(&["198.18.3.0/24"]),
+            outbound_also: vec![5432],
+            outbound_except_ports: vec![3306],
+            ..CaptureRules::default()
+        };
+        assert_eq!(all, Said { rules: expected, ..Said::default() });
+        // A star is what holds anyway; nothing at all is nothing captured.
+        let star = said(&[
+            ("traffic.sidecar.istio.io/includeInboundPorts", "*"),
+            ("traffic.sidecar.istio.io/includeOutboundIPRanges", " * "),
+        ]);
+        assert_eq!(star, Said::default());
+        let none = said(&[
+            ("traffic.sidecar.istio.io/includeInboundPorts", ""),
+            ("traffic.sidecar.istio.io/includeOutboundIPRanges", ""),
+        ]);
+        assert_eq!((none.rules.inbound_only, none.rules.outbound_only), (Some(vec![]), Some(vec![])));
+    }
+
+    #[test]
+    fn features_en9_pl1_the_annotations_of_ambient() {
+        for (value, expected) in [("true", true), ("1", true), ("True", true), ("false", false), ("0", false)] {
+            let read = said(&[(BYPASS_INBOUND, value), (DNS_CAPTURE, value)]);
+            let rules = CaptureRules { inbound_open: expected, ..CaptureRules::default() };
+            assert_eq!(read, Said { rules, own_dns: !expected, complaints: vec![] }, "{value}");
+        }
+        for value in ["", "yes", "TrUe"] {
+            let read = said(&[(BYPASS_INBOUND, value), (DNS_CAPTURE, value)]);
+            assert_eq!((read.rules, read.own_dns), (CaptureRules::default(), false), "{value}");
+            assert_eq!(read.complaints.len(), 2, "{value}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_takes_nothing_out_of_the_mesh() {
+        let many = (1..=CaptureRules::MOST + 1).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
+        let none = CaptureRules::default;
+        let except = |list: &[u16]| CaptureRules { outbound_except_ports: list.to_vec(), ..none() };
+        let rows = [
+            ("includeInboundPorts", "80,x", none(), "everything is captured"),
+            ("includeInboundPorts", "80,*", none(), "everything is captured"),
+            ("includeOutboundIPRanges", "198.18.0.0/33", none(), "everything is captured"),
+            ("includeInboundPorts", &many, none(), "everything is captured"),
+            ("excludeOutboundPorts", "0,65536,-1,3306", except(&[3306]), "\"0\", which is passed over"),
+            ("excludeOutboundPorts", &many, none(), "has no effect"),
+            ("excludeOutboundIPRanges", "example.org", none(), "passed over"),
+            ("excludeInterfaces", "eth1", none(), "has no effect"),
+        ];
+        for (name, value, rules, complaint) in rows {
+            let read = said(&[(&format!("{SIDECAR}{name}"), value)]);
+            assert_eq!(read.rules, rules, "{name}: {value}");
+            assert!(matches!(&read.complaints[..], [one] if one.contains(complaint)), "{name}: {:?}", read.complaints);
+        }
+    }
+
+    #[test]
+    fn features_pl5_what_the_kubelet_asks() {
+        let ports = |containers: Value, init: Value| {
+            let pod: Pod = serde_json::from_value(json!({
+                "metadata": {}, "spec": { "containers": containers, "initContainers": init },
+                "status": { "podIPs": [{ "ip": "198.18.0.2" }] },
+            }))
+            .unwrap();
+            read(&pod).rules.probe_ports
+        };
+        let get = |port: Value| json!({ "httpGet": { "port": port } });
+        let named = json!([
+            { "name": "a", "ports": [{ "name": "http", "containerPort": 8080 }, { "containerPort": 7777 }],
+              "livenessProbe": get(json!("http")), "readinessProbe": { "tcpSocket": { "port": 9000 } },
+              "startupProbe": { "grpc": { "port": 9001 } } },
+            { "name": "b", "readinessProbe": get(json!("http")), "livenessProbe": { "exec": { "command": ["true"] } } },
+        ]);
+        // The other container has no port of that name.
+        assert_eq!(ports(named, json!([])), [8080, 9000, 9001]);
+        let sidecar = json!([{ "name": "s", "restartPolicy": "Always", "startupProbe": get(json!(9002)) }]);
+        assert_eq!(ports(json!([]), sidecar), [9002]);
+        let hooks = json!([{ "name": "a", "lifecycle": {
+            "postStart": { "httpGet": { "port": 81 } }, "preStop": { "tcpSocket": { "port": "82" } } } }]);
+        assert_eq!(ports(hooks, json!([])), [81, 82]);
+        // Somebody else is asked, or nobody can be.
+        let strange = json!([
+            { "name": "a", "livenessProbe": { "httpGet": { "port": 80, "host": "198.18.9.9" } },
+              "readinessProbe": { "tcpSocket": { "port": 81, "host": "198.18.0.2" } }, "startupProbe": get(json!(0)) },
+            { "name": "b", "livenessProbe": get(json!(70_000)), "readinessProbe": { "grpc": { "port": -1 } } },
+        ]);
+        assert_eq!(ports(strange, json!([])), [81]);
+    }
+}

@@ -18,6 +18,7 @@ use mesh_core::TrustDomain;
 use mesh_runtime::logging::{Filter, LogFormat};
 
 use self::raw::{Given, Raw};
+use crate::cgroups;
 
 /// Exit status of a wrong command line (EX_USAGE).
 pub const EXIT_USAGE: i32 = 64;
@@ -77,9 +78,9 @@ flags! {
     crl, "crl", "UNDERMESH_CRL";
     /// Folder for the sockets enrol.sock and admin.sock
     run_dir, "run-dir", "UNDERMESH_RUN_DIR";
-    /// The cgroup v2 folder above all pods
+    /// The cgroup v2 folder above all pods [default with --kube: the kubelet's, found by its pods]
     pods_cgroup, "pods-cgroup", "UNDERMESH_PODS_CGROUP";
-    /// The agent's own cgroup v2 folder, created if missing, not below the pods'
+    /// The agent's own cgroup v2 folder, created if missing, not below the pods' [default with --kube: undermesh, beside the pods']
     agent_cgroup, "agent-cgroup", "UNDERMESH_AGENT_CGROUP";
     /// Where kernel objects are pinned [default: /sys/fs/bpf/undermesh]
     bpffs, "bpffs", "UNDERMESH_BPFFS";
@@ -113,6 +114,8 @@ flags! {
     proc, "proc", "UNDERMESH_PROC";
     /// With --kube: where the container runtime holds the pods' network namespaces [default: /run/netns]
     netns, "netns", "UNDERMESH_NETNS";
+    /// With --kube: the port by whose owner the kubelet is found, so that its probes pass [default: 10250]
+    kubelet_port, "kubelet-port", "UNDERMESH_KUBELET_PORT";
 }
 
 /// Everything the agent was told.
@@ -160,6 +163,8 @@ pub struct Config {
     pub proc: PathBuf,
     /// Where the container runtime holds network namespaces.
     pub netns: PathBuf,
+    /// The kubelet's port.
+    pub kubelet_port: u16,
 }
 
 /// The control plane.
@@ -206,6 +211,9 @@ impl Flags {
         let node = raw.text("node", None);
         // A missing node is one problem, not two. Node names may have dots, instance names may not.
         let instance = raw.text("instance", Some(node.as_deref().map(plain).unwrap_or_default()));
+        let kube = raw.parse("kube", Some("off"), api, "off, cluster or an absolute path");
+        let proc = raw.path("proc", Some("/proc"));
+        let pods_cgroup = raw.path_or("pods-cgroup", kube.is_some().then_some(|| cgroups::find_pods(&proc)));
         let config = Config {
             instance: raw.check("instance", instance, is_plain, "letters, digits and dashes, at most 63"),
             node: raw.check("node", node, is_node_name, "a node name"),
@@ -219,8 +227,8 @@ impl Flags {
             },
             crl: raw.optional_file("crl"),
             run_dir: raw.path("run-dir", None),
-            pods_cgroup: raw.path("pods-cgroup", None),
-            agent_cgroup: raw.path("agent-cgroup", None),
+            agent_cgroup: raw.path("agent-cgroup", beside(&pods_cgroup, kube.is_some()).as_deref()),
+            pods_cgroup,
             bpffs: raw.path("bpffs", Some("/sys/fs/bpf/undermesh")),
             metrics: raw.parse("metrics", Some("0.0.0.0:15020"), |text| text.parse().ok(), "IP:PORT"),
             readiness: raw.parse("readiness", Some("0.0.0.0:15021"), |text| text.parse().ok(), "IP:PORT"),
@@ -237,13 +245,24 @@ impl Flags {
             cluster_domain: raw.parse("cluster-domain", Some("cluster.local"), text, "a DNS domain"),
             mesh_ranges: raw.ranges("mesh-ranges"),
             deny_udp: raw.parse("udp", Some("pass"), denied, "pass or deny"),
-            kube: raw.parse("kube", Some("off"), api, "off, cluster or an absolute path"),
-            proc: raw.path("proc", Some("/proc")),
+            kube,
+            proc,
+            kubelet_port: raw.parse("kubelet-port", Some("10250"), port, "a port"),
             netns: raw.path("netns", Some("/run/netns")),
         };
         raw.cgroups(&config);
         raw.finish(config)
     }
+}
+
+/// The agent's cgroup, if nobody says it.
+fn beside(pods: &Path, wanted: bool) -> Option<String> {
+    let parent = pods.parent().filter(|_| wanted)?;
+    parent.join("undermesh").to_str().map(str::to_owned)
+}
+
+fn port(text: &str) -> Option<u16> {
+    text.parse().ok().filter(|port| *port != 0)
 }
 
 fn text(text: &str) -> Option<String> {
@@ -335,6 +354,7 @@ impl Config {
             ("kube", self.kube.clone().unwrap_or_else(|| "off".to_owned())),
             ("proc", path(&self.proc)),
             ("netns", path(&self.netns)),
+            ("kubelet_port", self.kubelet_port.to_string()),
             ("run_dir", path(&self.run_dir)),
             ("pods_cgroup", path(&self.pods_cgroup)),
             ("agent_cgroup", path(&self.agent_cgroup)),

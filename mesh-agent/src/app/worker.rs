@@ -12,6 +12,7 @@ use mesh_runtime::metrics::Registry;
 use mesh_runtime::signal::Shutdown;
 use mesh_runtime::watchdog::{self, Beat};
 use mesh_runtime::{Drain, Readiness, task};
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::mpsc;
@@ -24,7 +25,7 @@ use crate::config::Config;
 use crate::dns::DnsZone;
 use crate::enrol::adopt;
 use crate::enrol::check::Checker;
-use crate::enrol::kube::{self, Enroller, Finder};
+use crate::enrol::kube::{self, Enroller, Finder, Follower, Probes};
 use crate::enrol::machine::Counts;
 use crate::enrol::node::Node;
 use crate::enrol::server::PodFds;
@@ -185,7 +186,9 @@ async fn serve(
     let enrolment = Drain::new();
     match &config.kube {
         Some(source) => {
-            let enroller = enroller(source, &config, checker.clone(), manager.clone()).await?;
+            let follower = Follower { kernel: kernel.clone(), proc: config.proc.clone(), port: config.kubelet_port };
+            let probes = follower.spawn(enrolment.token());
+            let enroller = enroller(source, &config, checker.clone(), manager.clone(), probes).await?;
             enroller.spawn(kube_asked, enrolment.token());
         }
         // The admin socket is told so.
@@ -235,6 +238,7 @@ async fn enroller(
     config: &Config,
     checker: Arc<Checker>,
     manager: ManagerHandle<PodFds>,
+    probes: Arc<Mutex<Probes>>,
 ) -> Result<Enroller, Refusal> {
     let failed = |line| Refusal { status: EXIT_CONFIG, line: format!("--kube: {line}") };
     let client = kube::connect(source).await.map_err(failed)?;
@@ -244,7 +248,7 @@ async fn enroller(
         pods_cgroup: config.pods_cgroup.clone(),
         node: config.node.clone(),
     };
-    Ok(Enroller { client, finder, checker, manager })
+    Ok(Enroller { client, finder, checker, manager, probes })
 }
 
 async fn start_kernel(config: &Config) -> Result<Arc<Kernel>, Refusal> {

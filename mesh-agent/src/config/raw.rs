@@ -119,6 +119,20 @@ impl Raw {
         self.parse(flag, default, |text| text.starts_with('/').then(|| PathBuf::from(text)), "an absolute path")
     }
 
+    /// A path that is looked for if nobody says it.
+    pub(super) fn path_or(
+        &mut self,
+        flag: &'static str,
+        find: Option<impl FnOnce() -> Result<PathBuf, String>>,
+    ) -> PathBuf {
+        let given = self.values.iter().any(|(name, _, given)| *name == flag && !matches!(given, Given::Nowhere));
+        let Some(find) = find.filter(|_| !given) else { return self.path(flag, None) };
+        find().unwrap_or_else(|error| {
+            self.problems.push(Problem { usage: false, line: format!("--{flag}: {error}") });
+            PathBuf::placeholder()
+        })
+    }
+
     pub(super) fn file(&mut self, flag: &'static str) -> PathBuf {
         let path = self.path(flag, None);
         if path.is_absolute()
@@ -183,6 +197,7 @@ placeholders! {
     Filter => Filter::default();
     Duration => Duration::ZERO;
     usize => 1;
+    u16 => 0;
     bool => false;
     TrustDomain => TrustDomain::default();
 }

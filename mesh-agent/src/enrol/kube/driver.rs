@@ -19,6 +19,7 @@ use super::super::session::{Code, Failure};
 use super::book::{Book, Op, PodState, Trouble};
 use super::facts::Facts;
 use super::find::{Finder, Seen};
+use super::kubelet::Probes;
 use super::watch;
 
 /// Annotations under way at once: a node that starts must not flood the API server.
@@ -34,6 +35,8 @@ pub struct View {
     /// What the last failed contact with the API server said, until it speaks again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
+    /// Whose probes pass.
+    pub probes: Probes,
     /// Every pod of the node.
     pub pods: Vec<PodState>,
 }
@@ -80,12 +83,14 @@ pub struct Enroller {
     pub checker: Arc<Checker>,
     /// The pods.
     pub manager: ManagerHandle<PodFds>,
+    /// Whose probes pass, for the admin socket.
+    pub probes: Arc<parking_lot::Mutex<Probes>>,
 }
 
 impl Enroller {
     /// Runs until the drain starts.
     pub async fn run(self, mut asked: mpsc::Receiver<oneshot::Sender<View>>, drain: DrainToken) {
-        let Enroller { client, finder, checker, manager } = self;
+        let Enroller { client, finder, checker, manager, probes } = self;
         let (mut namespaces, mut pods) = (watch::namespaces(&client), watch::pods(&client, &finder.node));
         // Before the first list: what another client enrols from now on is not ours to judge by an older list.
         let session = manager.open_session().await;
@@ -138,7 +143,7 @@ impl Enroller {
                 },
                 Some(reply) = asked.recv() => {
                     let trouble = namespaces_away.clone().or(pods_away.clone());
-                    let _ = reply.send(View { trouble, pods: book.view() });
+                    let _ = reply.send(View { trouble, probes: probes.lock().clone(), pods: book.view() });
                 }
                 () = wake => {}
             }

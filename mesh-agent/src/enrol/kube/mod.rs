@@ -16,6 +16,7 @@ mod cgroup;
 mod driver;
 mod facts;
 mod find;
+mod kubelet;
 mod resolv;
 mod rules;
 mod wanted;
@@ -23,4 +24,5 @@ mod watch;
 
 pub use driver::{Enroller, KubeHandle, View, handle};
 pub use find::Finder;
+pub use kubelet::{Follower, Probes};
 pub use watch::connect;

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::{Bytes, BytesMut};
-use http::header::RETRY_AFTER;
-use http::{Method, Request, Response};
+use http::header::{RETRY_AFTER, USER_AGENT};
+use http::{HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt, Limited};
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -18,6 +18,8 @@ use kube::{Client, Config};
 use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 
+/// How the API server's log and its fairness know us.
+const AGENT: &str = concat!("mesh-control/", env!("CARGO_PKG_VERSION"));
 /// What is read of a refusal.
 const MAX_REFUSAL: usize = 64 << 10;
 /// What is read of a line: ten times what an object may have.
@@ -210,7 +212,8 @@ async fn in_time<T>(deadline: Duration, answer: impl Future<Output = Result<T, F
 }
 
 /// The answer, if it is one.
-async fn open(client: &Client, request: Request<Vec<u8>>) -> Result<Response<Body>, Failure> {
+async fn open(client: &Client, mut request: Request<Vec<u8>>) -> Result<Response<Body>, Failure> {
+    request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(AGENT));
     let response = client.send(request.map(Body::from)).await?;
     if response.status().is_success() {
         return Ok(response);

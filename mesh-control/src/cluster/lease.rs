@@ -126,14 +126,14 @@ pub async fn run(client: Client, namespace: String, terms: Terms, leads: watch::
                 tell(&leads, is_ours);
             }
             Err(failure) => {
-                let text = failure.to_string();
-                // Another replica was faster.
-                if failure.code != 409 && text != complaint {
-                    tracing::warn!(%failure, "cannot take part in the election of who writes statuses, trying again");
-                    complaint = text;
-                }
+                tracing::debug!(%failure, "cannot read or write the lease");
                 if renewed.elapsed() > terms.steps_down {
                     tell(&leads, false);
+                    let text = failure.to_string();
+                    if text != complaint {
+                        tracing::warn!(%failure, "cannot take part in the election of who writes statuses, trying again");
+                        complaint = text;
+                    }
                 }
             }
         }

@@ -28,8 +28,8 @@ const MAX_BODY: usize = 8 << 20;
 const AT_ONCE: usize = 16;
 /// For a request to arrive and be answered; the API server waits no longer than that.
 const REQUEST: Duration = Duration::from_secs(10);
-/// For a request's head.
-const HEAD: Duration = Duration::from_secs(5);
+/// Without a request. API servers keep a connection for 90 seconds: it is theirs to end, or they would send a request into one that is ending.
+const IDLE: Duration = Duration::from_secs(120);
 /// Requests at once on one connection.
 const MAX_CALLS: u32 = 32;
 
@@ -64,7 +64,7 @@ async fn connection(stream: Secured, metrics: Arc<Metrics>, places: Arc<Semaphor
         }
     });
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE);
     let mut h2 = builder.http2();
     h2.timer(TokioTimer::new()).max_concurrent_streams(MAX_CALLS);
     h2.keep_alive_interval(Duration::from_secs(30)).keep_alive_timeout(Duration::from_secs(10));

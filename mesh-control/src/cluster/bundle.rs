@@ -141,6 +141,7 @@ pub async fn publish(
             versions: &["v1"],
             plural: "configmaps",
             fields: Some(fields),
+            labels: None,
             metadata_only: false,
             is_custom: false,
         };

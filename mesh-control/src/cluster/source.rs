@@ -23,6 +23,9 @@ const IMPATIENCE: Duration = Duration::from_secs(10);
 /// Events on their way; with more the followers wait, and with them the API server.
 const EVENTS: usize = 1024;
 
+/// Slices that Kubernetes has not made from the pods that a service selects.
+const NOT_DERIVED: &str = "endpointslice.kubernetes.io/managed-by!=endpointslice-controller.k8s.io";
+
 /// How a kind is asked for. Of some nothing but their metadata is read.
 pub fn resource(kind: Kind) -> Resource {
     let of = |group, plural| Resource {
@@ -30,6 +33,7 @@ pub fn resource(kind: Kind) -> Resource {
         versions: &["v1"],
         plural,
         fields: None,
+        labels: None,
         metadata_only: false,
         is_custom: false,
     };
@@ -43,7 +47,8 @@ pub fn resource(kind: Kind) -> Resource {
         Kind::ServiceAccount => metadata("serviceaccounts"),
         Kind::Pod => of("", "pods"),
         Kind::Service => of("", "services"),
-        Kind::EndpointSlice => of("discovery.k8s.io", "endpointslices"),
+        // Those of services with a selector say again what the pods say, and change with each of them.
+        Kind::EndpointSlice => Resource { labels: Some(NOT_DERIVED), ..of("discovery.k8s.io", "endpointslices") },
         Kind::AuthorizationPolicy => security("authorizationpolicies"),
         Kind::PeerAuthentication => security("peerauthentications"),
     }

@@ -39,6 +39,8 @@ pub struct Resource {
     pub plural: &'static str,
     /// A field selector.
     pub fields: Option<&'static str>,
+    /// A label selector.
+    pub labels: Option<&'static str>,
     /// Only the metadata is wanted.
     pub metadata_only: bool,
     /// It is there only if somebody has installed it.
@@ -50,7 +52,8 @@ impl Resource {
     fn path(&self, version: &str, query: &[(&str, &str)]) -> String {
         let mut text = form_urlencoded::Serializer::new(String::new());
         let fields = ("fieldSelector", self.fields.unwrap_or_default());
-        text.extend_pairs(query.iter().chain([&fields]).filter(|(_, value)| !value.is_empty()));
+        let labels = ("labelSelector", self.labels.unwrap_or_default());
+        text.extend_pairs(query.iter().chain([&fields, &labels]).filter(|(_, value)| !value.is_empty()));
         let (text, plural) = (text.finish(), self.plural);
         match self.group {
             "" => format!("/api/{version}/{plural}?{text}"),

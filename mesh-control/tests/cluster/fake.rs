@@ -430,7 +430,9 @@ fn bare(object: &Json) -> Json {
 
 fn is_wanted(object: &Json, query: &HashMap<String, String>) -> bool {
     let name = query.get("fieldSelector").and_then(|f| f.strip_prefix("metadata.name="));
-    name.is_none_or(|name| object["metadata"]["name"] == name)
+    let label = query.get("labelSelector").and_then(|l| l.split_once("!="));
+    let has_name = name.is_none_or(|name| object["metadata"]["name"] == name);
+    has_name && label.is_none_or(|(label, value)| object["metadata"]["labels"][label] != value)
 }
 
 fn key(object: &Json) -> (String, String) {

@@ -245,6 +245,24 @@ async fn a_policy_keeps_its_last_good_form_but_not_that_of_another_one() {
 }
 
 #[tokio::test]
+async fn endpoints_that_were_made_from_pods_are_not_asked_for() {
+    let api = istio().await;
+    let slice = |name: &str, by: &str| {
+        json!({ "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "endpoints": [],
+            "metadata": { "name": name, "namespace": "shop",
+                "labels": { "kubernetes.io/service-name": "web", "endpointslice.kubernetes.io/managed-by": by } } })
+    };
+    api.put(slice("derived", "endpointslice-controller.k8s.io"));
+    api.put(slice("written", "me"));
+    let mut following = Following::start(&api).await;
+    api.put(slice("derived-too", "endpointslice-controller.k8s.io"));
+    api.put(slice("mirrored", "endpointslicemirroring-controller.k8s.io"));
+    let names = |u: &Update| u.objects.endpoint_slices.keys().map(|n| n.name.to_string()).collect::<Vec<_>>();
+    following.until("both that are needed", |u| names(u).len() == 2).await;
+    assert_eq!(names(&following.update), ["mirrored", "written"]);
+}
+
+#[tokio::test]
 async fn what_matters_is_told_of_and_what_does_not_is_not() {
     let api = istio().await;
     let namespace = |name: &str| json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });

@@ -147,3 +147,58 @@ fn report(diagnoses: &[Diagnosis], reported: &HashSet<String>) -> HashSet<String
     }
     now
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::manifest::file;
+    use crate::resource::catalog::{Catalog, Scan};
+
+    /// Delivers what texts say, one after the other, and remembers whether anything was begun before the last of them.
+    struct Texts {
+        catalog: Catalog,
+        left: Vec<&'static str>,
+        is_begun: Arc<AtomicBool>,
+        begun_early: Arc<AtomicBool>,
+    }
+
+    impl Source for Texts {
+        async fn next(&mut self) -> Option<Update> {
+            let text = self.left.pop()?;
+            self.begun_early.fetch_or(self.is_begun.load(Ordering::Relaxed), Ordering::Relaxed);
+            let read = file::read("mesh.yaml", text.as_bytes());
+            let scan = Scan { found: read.found.into_iter().map(|(f, _)| f).collect(), ..Scan::default() };
+            Some(Update { objects: self.catalog.apply(&scan).0, diagnoses: read.diagnoses, ..Update::default() })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_start_waits_for_mesh_settings_that_can_be_read() {
+        const GOOD: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: undermesh, namespace: undermesh-system}\ndata: {mesh: \"trustDomain: a\"}\n";
+        const BAD: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: undermesh, namespace: undermesh-system}\ndata: {mesh: \"trustDomain: A\"}\n";
+        const ELSEWHERE: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: undermesh, namespace: shop}\ndata: {mesh: \"trustDomain: A\"}\n";
+        for (texts, early, domain) in [
+            (vec![GOOD, BAD], false, "a"),
+            (vec![BAD, GOOD], true, "a"),
+            (vec![GOOD, ELSEWHERE], true, "a"),
+            (vec!["", GOOD], true, "cluster.local"),
+        ] {
+            let (is_begun, begun_early) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+            let source = Texts {
+                catalog: Catalog::default(),
+                left: texts.clone(),
+                is_begun: is_begun.clone(),
+                begun_early: begun_early.clone(),
+            };
+            let outlets = Outlets::new(Arc::default());
+            let view = outlets.view.subscribe();
+            let first = is_begun.clone();
+            run(source, Settings::default(), outlets, move || first.store(true, Ordering::Relaxed)).await;
+            let begun = (is_begun.load(Ordering::Relaxed), begun_early.load(Ordering::Relaxed));
+            assert_eq!(begun, (true, early), "{texts:?}");
+            assert_eq!(view.borrow().settings.trust_domain.as_str(), domain, "{texts:?}");
+        }
+    }
+}

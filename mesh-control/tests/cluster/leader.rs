@@ -62,6 +62,8 @@ async fn the_leader_tells_objects_what_is_in_force_of_them() {
     let two = start(&api, &[]).await;
     edit(&api, "good", &bad, 2);
     eventually("the last good form", || is(&api, "good", "False", "Invalid", "2")).await;
+    // It comes after the condition, and not at all if the replica ends in between.
+    eventually("an event of that", || about("good") == 1).await;
     assert_eq!(lease(&api).unwrap(), leader);
     soon("stop", one.stop()).await;
     eventually("another leader", || lease(&api).is_some_and(|l| !l.is_empty() && l != leader)).await;

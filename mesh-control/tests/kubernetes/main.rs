@@ -98,8 +98,8 @@ impl Scene<'_> {
         let conditions = policy["status"]["conditions"].as_array()?;
         let condition = conditions.iter().find(|c| c["type"] == "ZtunnelAccepted")?;
         let text = |field: &str| condition[field].as_str().unwrap_or_default().to_owned();
-        (text("observedGeneration") == policy["metadata"]["generation"].to_string())
-            .then(|| (text("status"), text("reason")))
+        let generation = policy["metadata"]["generation"].to_string();
+        (text("observedGeneration") == generation).then(|| (text("status"), text("reason")))
     }
 
     async fn condition_becomes(&self, name: &str, status: &str, reason: &str) {
@@ -169,15 +169,24 @@ fn hardening_F16_F17_the_control_plane_on_a_real_cluster() {
 }
 
 async fn play(scene: &Scene<'_>) {
+    let start = Instant::now();
+    let done = |what: &str| println!("{what}: done after {} s", start.elapsed().as_secs());
     let address = scene.cluster.address("n1");
     let one = scene.replica(&format!("{address}:15017")).await;
     pods_and_tokens(scene, &one).await;
+    done("pods and tokens");
     policies(scene, &one).await;
+    done("policies");
     settings(scene).await;
+    done("settings");
     webhook(scene, &address).await;
+    done("webhook");
     let two = replicas(scene, one).await;
+    done("replicas");
     faults(scene, &two).await;
+    done("faults");
     outage(scene, &two).await;
+    done("outage");
     two.stop().await;
 }
 
@@ -336,6 +345,10 @@ async fn faults(scene: &Scene<'_>, app: &App) {
             scene.kubectl(&format!("delete -n shop authorizationpolicy/{name} service/{name}"));
             heard.until(&format!("{faults:?}: no {name}"), |agent| held(agent) == 0).await;
             // What was deleted, and nothing else.
+            println!(
+                "{faults:?}: round {round}, {:.1} s left",
+                end.saturating_duration_since(Instant::now()).as_secs_f32()
+            );
             heard.removed.sort();
             assert_eq!(std::mem::take(&mut heard.removed), expected, "{faults:?}");
         }

@@ -5,6 +5,7 @@
 
 mod certificates;
 mod listener;
+mod settings;
 mod streams;
 #[path = "../support/mod.rs"]
 mod support;

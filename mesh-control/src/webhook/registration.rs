@@ -39,7 +39,7 @@ pub struct Times {
 
 impl Default for Times {
     fn default() -> Self {
-        Self { soon: Duration::from_secs(3), late: Duration::from_secs(30) }
+        Self { soon: Duration::from_secs(3), late: Duration::from_secs(10) }
     }
 }
 

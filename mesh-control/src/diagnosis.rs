@@ -30,7 +30,7 @@ impl fmt::Display for Severity {
 }
 
 /// One thing wrong with one field of an object, wherever the object came from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Problem {
     /// How bad it is.
     pub severity: Severity,

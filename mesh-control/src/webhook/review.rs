@@ -8,6 +8,8 @@
 //! | has warnings | let in, and the client shows them |
 //! | is of a kind that is not read | let in, with a warning if it is of Istio's security group |
 
+use std::collections::HashSet;
+
 use mesh_runtime::task::contain;
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
@@ -21,6 +23,10 @@ use crate::resource::meta::{Head, TypeMeta, head};
 pub const PROBE: &str = "undermesh.io/webhook-probe";
 /// API servers cut longer ones.
 const WARNING: usize = 256;
+/// Values in an object: what is found is some hundred bytes for each of them at worst.
+const VALUES: usize = 100_000;
+/// Of what is said of a refused object.
+const MESSAGE: usize = 4 << 10;
 /// Warnings in one answer; all together are cut at 4 KiB.
 const WARNINGS: usize = 15;
 
@@ -99,13 +105,19 @@ pub fn review(body: &[u8]) -> Result<Answer, String> {
     if !is_written || metadata(&object, "deletionTimestamp").is_some_and(|at| !at.is_null()) {
         return Ok(answer);
     }
+    if has_more_than(&mut { VALUES }, [&object]) {
+        answer.allowed = false;
+        answer.message = format!("it holds more than {VALUES} values: too many to check, make several objects of it");
+        return Ok(answer);
+    }
     let problems = problems(&asked, object);
-    let before = if operation == "UPDATE" { self::problems(&asked, old_object) } else { Vec::new() };
+    let is_comparable = operation == "UPDATE" && !has_more_than(&mut { VALUES }, [&old_object]);
+    let before = if is_comparable { self::problems(&asked, old_object) } else { Vec::new() };
     let errors: Vec<&Problem> = problems.iter().filter(|problem| problem.severity == Severity::Error).collect();
+    let before: HashSet<&Problem> = before.iter().collect();
     answer.allowed = errors.iter().all(|error| before.contains(error));
     if !answer.allowed {
-        let said: Vec<String> = errors.iter().map(|error| sentence(error)).collect();
-        answer.message = said.join("; ");
+        answer.message = listed(&errors);
     }
     let others = problems.iter().filter(|problem| match problem.severity {
         Severity::Error => answer.allowed,
@@ -145,6 +157,35 @@ fn problems(asked: &TypeMeta, mut object: Json) -> Vec<Problem> {
         _ => {}
     }
     problems
+}
+
+/// Whether there are more values than `left`, which is what remains of it afterwards. No deeper than JSON may be (128 levels).
+fn has_more_than<'a>(left: &mut usize, values: impl IntoIterator<Item = &'a Json>) -> bool {
+    values.into_iter().any(|value| {
+        let Some(less) = left.checked_sub(1) else { return true };
+        *left = less;
+        match value {
+            Json::Array(items) => has_more_than(left, items),
+            Json::Object(fields) => has_more_than(left, fields.values()),
+            _ => false,
+        }
+    })
+}
+
+/// As many of the errors as there is room for.
+fn listed(errors: &[&Problem]) -> String {
+    let mut text = String::new();
+    for (number, error) in errors.iter().enumerate() {
+        let next = sentence(error);
+        if text.len() + next.len() > MESSAGE {
+            let rest = errors.len() - number;
+            text += &format!("{}and {rest} more", if text.is_empty() { "" } else { "; " });
+            break;
+        }
+        text += if text.is_empty() { "" } else { "; " };
+        text += &next;
+    }
+    text
 }
 
 fn sentence(problem: &Problem) -> String {
@@ -318,6 +359,13 @@ mod tests {
             Json::Null,
         );
         assert!(warned.allowed && warned.json()["response"]["warnings"][0].as_str().unwrap().len() <= WARNING);
+        let many = ask(POLICY, "CREATE", object(json!({ "rules": vec![0; 50_000] })), Json::Null);
+        assert!(!many.allowed && many.message.len() <= MESSAGE + 32, "{}", many.message.len());
+        assert!(many.message.ends_with(" more"), "{}", many.message);
+        let too_many = || object(json!({ "rules": vec![0; VALUES] }));
+        let answer = ask(POLICY, "UPDATE", too_many(), object(json!({})));
+        assert!(!answer.allowed && answer.message.contains("too many to check"), "{}", answer.message);
+        assert!(ask(POLICY, "UPDATE", object(json!({})), too_many()).allowed, "it may be made smaller");
         for body in ["", "{}", "[]", "{\"request\":{}}", "{\"request\":{\"uid\":1}}"] {
             assert!(review(body.as_bytes()).is_err(), "{body}");
         }

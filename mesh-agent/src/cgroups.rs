@@ -24,7 +24,6 @@ impl Hierarchy {
             root => path.strip_prefix(root).filter(|rest| rest.is_empty() || rest.starts_with('/')),
         };
         let found = self.mounts.iter().filter_map(|(root, point)| Some((root.len(), point, below(root)?)));
-        // The last of several is the one that is seen.
         let (_, point, rest) = found.max_by_key(|(length, ..)| *length)?;
         Some(match rest.trim_start_matches('/') {
             "" => point.clone(),
@@ -40,7 +39,13 @@ impl Hierarchy {
             let (root, point) = (fields.next()?, fields.next()?);
             kind.starts_with("cgroup2 ").then(|| (plain(root), PathBuf::from(plain(point))))
         };
-        Hierarchy { mounts: text.lines().filter_map(mount).collect() }
+        let mut mounts: Vec<(String, PathBuf)> = Vec::new();
+        for (root, point) in text.lines().filter_map(mount) {
+            // Of several at one place the last is seen: a container's own hierarchy lies under the host's.
+            mounts.retain(|(_, other)| *other != point);
+            mounts.push((root, point));
+        }
+        Hierarchy { mounts }
     }
 }
 
@@ -154,6 +159,7 @@ mod tests {
         let part = "40 25 0:30 /docker/id /sys/fs/cg\\040roup rw - cgroup2 cgroup rw\n";
         let legacy = "32 30 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n";
         let both = format!("{part}{pure}");
+        let hidden = format!("39 25 0:30 /kubepods/podx/c /sys/fs/cgroup ro - cgroup2 cgroup ro\n{pure}");
         let rows = [
             (pure, "/kubepods/podx", Some("/sys/fs/cgroup/kubepods/podx")),
             (pure, "/", Some("/sys/fs/cgroup")),
@@ -164,6 +170,7 @@ mod tests {
             (part, "/kubelet", None),
             (&both, "/docker/id/x", Some("/sys/fs/cg roup/x")),
             (&both, "/kubelet", Some("/sys/fs/cgroup/kubelet")),
+            (&hidden, "/kubepods/podx/c/below", Some("/sys/fs/cgroup/kubepods/podx/c/below")),
             // Outside of what this process can see.
             (part, "/../x", None),
             (legacy, "/x", None),

@@ -276,3 +276,20 @@ fn a_pod_that_comes_back_in_the_list_after_it_was_gone_is_enrolled_again() {
     book.done(&due[0], Ok(()), now);
     assert_eq!(run(&mut book, now), ["enrol a", "annotate a enabled"]);
 }
+
+#[test]
+fn hardening_f21_a_later_pod_of_the_same_name_is_another() {
+    let now = Instant::now();
+    let mut book = book(Some(Mode::InMesh), &[pod("a")]);
+    run(&mut book, now);
+    // Of the deletion nobody heard.
+    let later = Facts { uid: "uid-later".into(), cgroup_uid: "uid-later".into(), ..pod("a") };
+    book.pod(Heard::Changed(later.clone()));
+    assert_eq!(run(&mut book, now), ["enrol a", "annotate a enabled"]);
+    list(&mut book, &[Facts { redirection: Some(Mark::Enabled), ..later }]);
+    let due = book.due(now);
+    assert_eq!(
+        due.iter().map(|op| (named(op), op.pod().uid.to_string())).collect::<Vec<_>>(),
+        [("release a".to_owned(), "uid-a".to_owned())]
+    );
+}

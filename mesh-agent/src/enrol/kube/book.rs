@@ -3,10 +3,11 @@
 //!
 //! ```text
 //!  one pod:   Unknown (start) ── kept, enrolled ──> In ── released ──> Out        In: place changed ── enrol again
-//!                  └──────────── failed, released ────────────────────> Out ── wanted ── enrol, with backoff
+//!                  ├──────────── released ────────────────────────────> Out ── wanted ── enrol
+//!                  └── failed ── again, with backoff                           failed: Unknown, it may be captured and closed
 //! ```
-//! The snapshot, which lets go of what an earlier agent had captured and nobody names, waits for both lists and for every pod that is wanted:
-//! what is captured and not found yet stays closed.
+//! The snapshot, which lets go of what an earlier agent had captured and nobody names, waits for both lists and for every pod that is wanted, or of
+//! which that is not known: what is captured and not found stays closed, whatever it is that is wrong with it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -93,7 +94,7 @@ pub struct PodState {
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Stage {
-    /// An earlier agent may have enrolled it.
+    /// An earlier agent may have enrolled it, or this one has failed to and left it closed.
     Unknown,
     In,
     Out,
@@ -224,7 +225,7 @@ impl Book {
             (Op::Enrol(facts), Ok(())) => (entry.stage, entry.enrolled) = (Stage::In, Some(facts.clone())),
             (Op::Keep(_), Ok(())) => entry.stage = Stage::In,
             (Op::Enrol(_) | Op::Keep(_), Err(trouble)) => {
-                entry.stage = if trouble.held { Stage::In } else { Stage::Out };
+                entry.stage = if trouble.held { Stage::In } else { Stage::Unknown };
                 entry.enrolled = None;
             }
             (Op::Release(_), Ok(())) => (entry.stage, entry.enrolled, entry.unmarked) = (Stage::Out, None, false),
@@ -248,7 +249,8 @@ impl Book {
                 let wait = FIRST_WAIT.saturating_mul(1 << entry.failures.min(16)).min(LONGEST_WAIT);
                 entry.failures = entry.failures.saturating_add(1);
                 // What was said since then may have changed it already.
-                entry.not_before = (*entry.facts == **op.pod()).then(|| now + wait);
+                let is_news = *entry.facts != **op.pod() || (entry.gone && !matches!(op, Op::Release(_)));
+                entry.not_before = (!is_news).then(|| now + wait);
             }
         }
     }
@@ -259,13 +261,13 @@ impl Book {
             return false;
         }
         self.settled = self.pods.values().all(|entry| {
-            let open = || match verdict(&self.namespaces, &entry.facts) {
-                Some(Verdict::Enrol) => {
-                    !entry.facts.ips.is_empty() && !entry.trouble.as_ref().is_some_and(|t| t.lasting)
-                }
+            let may_go_on = || match verdict(&self.namespaces, &entry.facts) {
+                _ if entry.gone => false,
+                // Nothing was captured of what has no address.
+                Some(Verdict::Enrol) => entry.facts.ips.is_empty() && entry.trouble.is_some(),
                 Some(Verdict::Leave(_)) | None => false,
             };
-            !entry.busy && (entry.stage == Stage::In || (entry.stage == Stage::Out && (entry.gone || !open())))
+            !entry.busy && (entry.stage != Stage::Unknown || may_go_on())
         });
         self.settled
     }
@@ -335,7 +337,7 @@ impl Entry {
             || self.failures >= SOME_FAILURES
             || (self.failures > 0 && self.facts.redirection == Some(Mark::Enabled));
         let told = self.facts.redirection == Some(Mark::Pending) || self.unmarked;
-        self.stage == Stage::Out && !self.gone && fails && !told
+        self.stage != Stage::In && !self.gone && fails && !told
     }
 
     fn view(&self, namespaces: &BTreeMap<String, (Option<Mode>, u64)>) -> PodState {

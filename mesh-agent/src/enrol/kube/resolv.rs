@@ -4,6 +4,8 @@ use mesh_proto::convert::PodDnsRequest;
 
 /// Entries of a kind that are looked at: more than any resolver asks.
 const MOST: usize = 8;
+/// Of a name (RFC 1035 2.3.4).
+const LONGEST: usize = 253;
 /// As resolvers cap it.
 const MOST_DOTS: u32 = 15;
 
@@ -21,7 +23,7 @@ pub fn parse(text: &str) -> PodDnsRequest {
                 dns.nameservers.extend(outside.filter(|_| dns.nameservers.len() < MOST));
             }
             Some("search" | "domain") => {
-                let domains = words.map(|word| word.trim_end_matches('.')).filter(|word| !word.is_empty());
+                let domains = words.map(|word| word.trim_end_matches('.')).filter(|word| may_be_domain(word));
                 dns.searches = domains.take(MOST).map(Into::into).collect();
             }
             Some("options") => {
@@ -32,6 +34,11 @@ pub fn parse(text: &str) -> PodDnsRequest {
         }
     }
     dns
+}
+
+/// Whether enrolment takes it. What a pod writes here must not be what keeps it out of the mesh.
+fn may_be_domain(word: &str) -> bool {
+    !word.is_empty() && word.len() <= LONGEST && !word.contains('/') && !word.chars().any(char::is_control)
 }
 
 #[cfg(test)]
@@ -58,6 +65,7 @@ mod tests {
         assert_eq!(read(""), (none.clone(), none.clone(), 1));
         assert_eq!(read("search .\n").1, none);
         assert_eq!(read("domain a.\nsearch b c.\n").1, ["b", "c"]);
+        assert_eq!(read(&format!("search a/b {} x\u{1}y \u{85} ok\n", "l".repeat(254))).1, ["ok"]);
         assert_eq!(
             read("# nameserver 198.18.0.1\n;x\nnameserver fd00:198::35 # dns\nnameserver 127.0.0.53\nnameserver x\n").0,
             ["fd00:198::35"]

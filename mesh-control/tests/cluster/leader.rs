@@ -84,6 +84,25 @@ async fn the_leader_tells_objects_what_is_in_force_of_them() {
 }
 
 #[tokio::test]
+async fn a_lease_of_one_that_died_is_taken() {
+    let api = istio().await;
+    api.put(json!({ "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+        "metadata": { "name": "mesh-control", "namespace": "undermesh-system" },
+        "spec": { "holderIdentity": "dead", "leaseDurationSeconds": 1, "leaseTransitions": 4,
+            // Its clock was ahead of ours.
+            "renewTime": "2999-01-01T00:00:00.000000Z" } }));
+    api.put(versioned(policy("p", json!({})), 1));
+    let app = start(&api, &[]).await;
+    eventually("a leader that lives", || is(&api, "p", "True", "Accepted", "1")).await;
+    let lease = api.get("Lease", "undermesh-system", "mesh-control").unwrap();
+    assert_eq!(
+        (lease["spec"]["leaseTransitions"].as_u64(), lease["spec"]["holderIdentity"] == "dead"),
+        (Some(5), false)
+    );
+    soon("stop", app.stop()).await;
+}
+
+#[tokio::test]
 async fn hardening_F45_conditions_wait_for_a_server_that_has_enough_to_do_and_are_written_then() {
     let api = istio().await;
     (0..3).for_each(|n| api.put(versioned(policy(&format!("p{n}"), json!({})), 1)));
@@ -126,6 +145,14 @@ async fn mesh_settings_are_heeded_as_they_change_and_a_bad_edit_changes_nothing(
 
 /// What the API server would send, and what comes back.
 async fn review(app: &App, roots: &str, object: &Json) -> Json {
+    let body = json!({ "request": { "uid": "u", "operation": "CREATE", "object": object,
+        "kind": { "group": "security.istio.io", "version": "v1", "kind": "AuthorizationPolicy" } } })
+    .to_string();
+    let text = ask(app, roots, "POST /validate?timeout=5s", body.as_bytes()).await;
+    serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap_or_else(|_| panic!("{text}"))
+}
+
+async fn ask(app: &App, roots: &str, what: &str, body: &[u8]) -> String {
     let tls = crate::support::client_config(roots, &[&rustls::version::TLS13]);
     let mut tls = (*tls).clone();
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -133,18 +160,11 @@ async fn review(app: &App, roots: &str, object: &Json) -> Json {
     let name = rustls_pki_types::ServerName::try_from("mesh-control.undermesh-system.svc").unwrap();
     let stream = tokio::net::TcpStream::connect(app.webhook.unwrap()).await.unwrap();
     let mut stream = tokio_rustls::TlsConnector::from(tls).connect(name, stream).await.unwrap();
-    let body = json!({ "request": { "uid": "u", "operation": "CREATE", "object": object,
-        "kind": { "group": "security.istio.io", "version": "v1", "kind": "AuthorizationPolicy" } } })
-    .to_string();
-    let head = format!(
-        "POST /validate?timeout=5s HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(&[head.as_bytes(), body.as_bytes()].concat()).await.unwrap();
+    let head = format!("{what} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+    let _ = stream.write_all(&[head.as_bytes(), body].concat()).await;
     let mut text = Vec::new();
     let _ = soon("answer", stream.read_to_end(&mut text)).await;
-    let text = String::from_utf8(text).unwrap();
-    serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap_or_else(|_| panic!("{text}"))
+    String::from_utf8(text).unwrap()
 }
 
 #[tokio::test]
@@ -169,6 +189,21 @@ async fn the_webhook_is_known_by_the_root_and_refuses_what_cannot_be_read() {
     let refused = review(&app, &root, &policy("p", json!({ "rulez": [] }))).await;
     assert_eq!(refused["response"]["allowed"], false);
     assert_eq!(review(&app, &root, &policy("p", json!({}))).await["response"], json!({ "uid": "u", "allowed": true }));
+    // What is no review is none, and nothing else suffers from it.
+    let large = vec![b' '; 9 << 20];
+    for (what, body, status) in [
+        ("GET /validate", &b""[..], "404"),
+        ("POST /", b"{}", "404"),
+        ("POST /validate", b"", "400"),
+        ("POST /validate", b"\xff{", "400"),
+        ("POST /validate", &b"[".repeat(100_000), "400"),
+        ("POST /validate", &large, "413"),
+    ] {
+        let answer = ask(&app, &root, what, body).await;
+        // Of a body that is too large the rest need not be waited for.
+        let is_right = answer.starts_with(&format!("HTTP/1.1 {status}")) || answer.is_empty() && status == "413";
+        assert!(is_right, "{what}: {answer}");
+    }
     let page = ("galley_validation_failed_total 1", "galley_validation_passed_total 1");
     let metrics = crate::support::page(app.metrics, "/metrics").await.1;
     assert!(metrics.contains(page.0) && metrics.contains(page.1), "{metrics}");

@@ -59,9 +59,9 @@ impl Settings {
         self.root_namespaces.iter().any(|r| r == namespace)
     }
 
-    /// Whether a namespace is of the mesh. Its labels say so; what is mesh-wide comes from no namespace that is not.
+    /// Whether a namespace is of the mesh. Its labels say so; those where the mesh itself is kept and set up always are.
     pub fn discovers(&self, objects: &Objects, namespace: &str) -> bool {
-        if self.discovery.is_empty() || self.is_root(namespace) {
+        if self.discovery.is_empty() || self.is_root(namespace) || namespace == self.home {
             return true;
         }
         let selects = |labels: &Labels| self.discovery.iter().any(|selector| selector.selects(labels));
@@ -89,6 +89,16 @@ impl Settings {
         let own = self.config_name();
         if let Some(Secured::Readable(config)) = objects.mesh_configs.get(&own) {
             if let Some(domain) = &config.trust_domain {
+                if *domain != self.trust_domain {
+                    // Agents know it from their command lines, as this process does.
+                    let message = format!(
+                        "{domain} is not the trust domain that processes were started with, {}",
+                        self.trust_domain
+                    );
+                    let problem = Problem::warning("data.mesh.trustDomain", message);
+                    let help = format!("agents without --trust-domain {domain} get no certificates any more");
+                    problems.push((config_key(&own), problem.help(help)));
+                }
                 settings.trust_domain = domain.clone();
             }
             if let Some(namespace) = &config.root_namespace {
@@ -98,9 +108,8 @@ impl Settings {
             settings.istio_names = config.istio_names.unwrap_or(settings.istio_names);
         }
         for name in objects.mesh_configs.keys().filter(|name| **name != own) {
-            let key = Key { kind: Kind::ConfigMap, namespace: name.namespace.clone(), name: name.name.clone() };
             let message = format!("the mesh settings are those of namespace {}, these have no effect", self.home);
-            problems.push((key, Problem::note("metadata.namespace", message)));
+            problems.push((config_key(name), Problem::note("metadata.namespace", message)));
         }
         settings.istio_runs = istio_runs(objects);
         let is_ours = match settings.istio_names {
@@ -113,6 +122,10 @@ impl Settings {
         }
         settings
     }
+}
+
+fn config_key(name: &NamespacedName) -> Key {
+    Key { kind: Kind::ConfigMap, namespace: name.namespace.clone(), name: name.name.clone() }
 }
 
 /// Whether a real Istio uses the objects of its namespace. Its service outlives its pods.

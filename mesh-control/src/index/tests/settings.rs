@@ -76,7 +76,12 @@ fn a_trust_domain_is_everybody_s() {
     assert_eq!(view.settings.trust_domain.as_str(), "prod.example");
     assert!(view.workloads.values().all(|w| w.trust_domain.as_str() == "prod.example"));
     assert_eq!(view.settings.istio_names, IstioNames::Auto);
-    assert_eq!(view.problems, []);
+    // Agents have theirs from their command lines.
+    let said: Vec<String> = view.problems.iter().map(|(key, problem)| format!("{key}: {}", problem.message)).collect();
+    let expected = "prod.example is not the trust domain that processes were started with, cluster.local";
+    assert_eq!(said, [format!("ConfigMap undermesh-system/undermesh: {expected}")]);
+    let same = format!("{NODE}{}{}", pod("web-1", ""), settings("trustDomain: cluster.local"));
+    assert_eq!(super::view(&same).problems, []);
 }
 
 #[test]
@@ -138,6 +143,12 @@ fn namespaces_that_are_not_selected_have_addresses_and_nothing_else() {
         assert!(view.placements.iter().map(|(_, namespace, _)| namespace.as_str()).eq(expected.iter().copied()));
         assert!(view.namespaces.contains("undermesh-system"), "{selectors}");
     }
+    // The mesh's own namespace is of it, also with another root namespace: its agents need the root.
+    let (view, _) = members(&format!(
+        "{objects}{}",
+        settings("rootNamespace: config\ndiscoverySelectors:\n- matchLabels: {mesh: in}")
+    ));
+    assert_eq!(view.namespaces.iter().map(|n| n.as_str()).collect::<Vec<_>>(), ["shop", "undermesh-system"]);
     let (view, _) = members(&format!("{objects}{}", settings("discoverySelectors:\n- matchLabels: {mesh: in}")));
     let policies: Vec<String> = view.policies.keys().map(ToString::to_string).collect();
     assert_eq!(policies, ["shop/in", "undermesh-system/everywhere", "undermesh-system/istio_converted_static_strict"]);

@@ -105,7 +105,8 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             page: 500,
-            backoff: (Duration::from_millis(200), Duration::from_secs(20)),
+            // A few replicas may ask a dead API server a few times a second; agents wait for what they hear when it is back.
+            backoff: (Duration::from_millis(200), Duration::from_secs(5)),
             absent: Duration::from_secs(5),
             worth: Duration::from_secs(2),
             idle: Duration::from_secs(150),

@@ -373,7 +373,9 @@ async fn outage(scene: &Scene<'_>, app: &App) {
     scene.verb(&["start", "kube-apiserver"]);
     scene.cluster.eventually("an API server", || scene.cluster.kubectl("get --raw /readyz").is_ok()).await;
     scene.apply(&policy("shop", "after", DENY));
+    let back = Instant::now();
     heard.until("what came after", |agent| has(agent, "shop/after")).await;
+    println!("heard of {:.1} s after the API server had it", back.elapsed().as_secs_f32());
     scene.condition_becomes("after", "True", "Accepted").await;
     assert_eq!(heard.removed, Vec::<String>::new());
 }

@@ -255,10 +255,10 @@ impl Flags {
     }
 }
 
-/// The agent's cgroup, if nobody says it.
+/// The agent's cgroup, if nobody says it. Pods that are nowhere are one problem, not two.
 fn beside(pods: &Path, wanted: bool) -> Option<String> {
-    let parent = pods.parent().filter(|_| wanted)?;
-    parent.join("undermesh").to_str().map(str::to_owned)
+    let parent = pods.parent().unwrap_or(Path::new("/"));
+    wanted.then(|| parent.join("undermesh")).and_then(|path| path.to_str().map(str::to_owned))
 }
 
 fn port(text: &str) -> Option<u16> {

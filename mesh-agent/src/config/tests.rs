@@ -66,6 +66,8 @@ fn hardening_b192_wrong_flags_are_all_reported_with_status_64() {
         ("run-dir", "relative"),
         ("trust-domain", "a/b"),
         ("udp", "refuse"),
+        ("kubelet-port", "0"),
+        ("kubelet-port", "65536"),
         ("mesh-ranges", "0.0.0.0/0"),
         ("mesh-ranges", "198.18.0.1/15"),
     ];
@@ -160,4 +162,26 @@ fn a_file_of_revocations_may_be_given_and_must_then_be_there() {
     if let Ok(config) = parse(&flags, &[]) {
         assert!(config.crl.is_some());
     }
+}
+
+/// With the processes of a node that has no pod, nobody can tell where the pods will be.
+#[test]
+fn cgroups_are_found_with_kube_only_and_what_cannot_be_found_is_told() {
+    let proc = tempfile::tempdir().unwrap();
+    let mut flags = good();
+    flags.extend([("kube", "cluster".into()), ("proc", proc.path().into())]);
+    assert!(parse(&flags, &[]).map_or_else(|problems| problems.lines.is_empty(), |_| true), "both are given");
+    flags.remove("agent-cgroup");
+    let config = parse(&flags, &[]);
+    assert!(config.map_or_else(
+        |problems| problems.lines.is_empty(),
+        |config| config.agent_cgroup == Path::new("/sys/fs/cgroup/undermesh")
+    ));
+    flags.remove("pods-cgroup");
+    let problems = parse(&flags, &[]).unwrap_err();
+    assert_eq!(problems.status, EXIT_CONFIG);
+    assert!(problems.lines.iter().any(|line| line.starts_with("--pods-cgroup: no process in")), "{problems:?}");
+    flags.insert("kube", "off".into());
+    let problems = parse(&flags, &[]).unwrap_err();
+    assert!(problems.lines.iter().any(|line| line.starts_with("--pods-cgroup (or")), "{problems:?}");
 }

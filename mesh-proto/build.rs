@@ -1,13 +1,17 @@
-//! Compiles the .proto files with protox (no protoc needed) into messages, clients and servers.
+//! Compiles the .proto files with protox (no protoc needed) into messages, and with the feature `grpc` into clients and servers.
 
 use std::error::Error;
 
-const FILES: [&str; 5] = ["workload.proto", "authorization.proto", "ca.proto", "discovery.proto", "enrol.proto"];
+const FILES: [&str; 6] =
+    ["workload.proto", "authorization.proto", "ca.proto", "cni.proto", "discovery.proto", "enrol.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
+    let grpc = std::env::var_os("CARGO_FEATURE_GRPC").is_some();
     let descriptors = protox::compile(FILES, ["proto"])?;
     tonic_prost_build::configure()
+        .build_client(grpc)
+        .build_server(grpc)
         .bytes(".envoy.service.discovery.v3.Any.value")
         // A map in a fixed order, so that equal workloads have equal bytes.
         .btree_map(".istio.workload.Workload.services")

@@ -5,6 +5,7 @@
 
 pub mod convert;
 pub mod fuzz;
+pub mod scope;
 pub mod wire;
 
 pub use wire::{authorization, ca, discovery, enrol, workload};

@@ -3,25 +3,30 @@
 
 /// `istio.workload`: workloads, services and their addresses.
 pub mod workload {
-    tonic::include_proto!("istio.workload");
+    include!(concat!(env!("OUT_DIR"), "/istio.workload.rs"));
 }
 
 /// `istio.security`: authorization policies.
 pub mod authorization {
-    tonic::include_proto!("istio.security");
+    include!(concat!(env!("OUT_DIR"), "/istio.security.rs"));
 }
 
 /// `istio.v1.auth`: the certificate authority, client and server.
 pub mod ca {
-    tonic::include_proto!("istio.v1.auth");
+    include!(concat!(env!("OUT_DIR"), "/istio.v1.auth.rs"));
 }
 
 /// `envoy.service.discovery.v3`: delta aggregated discovery, client and server.
 pub mod discovery {
-    tonic::include_proto!("envoy.service.discovery.v3");
+    include!(concat!(env!("OUT_DIR"), "/envoy.service.discovery.v3.rs"));
+}
+
+/// `undermesh.cni.v1`: the CNI plugin's socket.
+pub mod cni {
+    include!(concat!(env!("OUT_DIR"), "/undermesh.cni.v1.rs"));
 }
 
 /// `undermesh.enrol.v1`: the enrolment socket.
 pub mod enrol {
-    tonic::include_proto!("undermesh.enrol.v1");
+    include!(concat!(env!("OUT_DIR"), "/undermesh.enrol.v1.rs"));
 }

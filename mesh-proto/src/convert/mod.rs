@@ -2,6 +2,7 @@
 //! ever enforced in a weaker form than it was written. Writing is total.
 
 mod capture;
+mod cni;
 mod enrol;
 mod error;
 mod field;
@@ -11,6 +12,10 @@ mod service;
 mod tests;
 mod workload;
 
+pub use cni::{
+    CNI_VERSION, CniAnswer, CniCommand, CniDns, CniRequest, MAX_CNI_BYTES, MAX_CNI_PATIENCE, cni_answer, cni_request,
+    encode_cni_answer, encode_cni_request,
+};
 pub use enrol::{
     ENROL_VERSION, EnrolRequest, MAX_ENROL_BYTES, PodDnsRequest, PodRequest, encode_enrol_request, enrol_request,
 };

@@ -15,6 +15,7 @@ const MAY_USE: [(&str, &[&str]); 11] = [
     ("mesh-agent", &["mesh-common", "mesh-core", "mesh-proto", "mesh-runtime", "mesh-transport", "mesh-client"]),
     ("mesh-control", &["mesh-common", "mesh-core", "mesh-proto", "mesh-runtime", "mesh-transport", "mesh-client"]),
     ("mesh-cli", &["mesh-common", "mesh-core", "mesh-proto", "mesh-runtime", "mesh-transport", "mesh-client"]),
+    ("mesh-cni", &["mesh-common", "mesh-proto"]),
     ("xtask", &[]),
 ];
 

@@ -117,10 +117,49 @@ struct Entry {
     trouble: Option<Trouble>,
 }
 
+/// Namespaces with their label and the list that had them last.
+type Namespaces = BTreeMap<String, (Option<Mode>, u64)>;
+
+/// What the API has said, for others; of both lists, once they are complete.
+#[derive(Clone, Debug, Default)]
+pub struct Knowledge {
+    /// Both lists are complete.
+    pub complete: bool,
+    namespaces: Arc<Namespaces>,
+    /// Pods of the node that are there, and what is to be done with each.
+    pub pods: Vec<(Arc<Facts>, Verdict)>,
+}
+
+impl Knowledge {
+    /// Complete knowledge of these.
+    pub fn new(namespaces: impl Iterator<Item = (String, Option<Mode>)>, pods: Vec<(Arc<Facts>, Verdict)>) -> Self {
+        let namespaces = namespaces.map(|(name, mode)| (name, (mode, 0))).collect();
+        Knowledge { complete: true, namespaces: Arc::new(namespaces), pods }
+    }
+
+    /// All namespaces with their label.
+    pub fn namespaces(&self) -> impl Iterator<Item = (&str, Option<Mode>)> {
+        self.namespaces.iter().map(|(name, (mode, _))| (name.as_str(), *mode))
+    }
+}
+
+/// Why nobody else may enrol a pod now.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum NotBegun {
+    /// The API has not said all that the decision needs.
+    Unheard,
+    /// It is not to be in the mesh.
+    Left(Reason),
+    /// Something is being done about it.
+    Busy,
+}
+
 /// The book.
 #[derive(Debug, Default)]
 pub struct Book {
-    namespaces: BTreeMap<String, (Option<Mode>, u64)>,
+    namespaces: Arc<Namespaces>,
+    /// Counts what was heard.
+    heard: u64,
     pods: BTreeMap<ArcStr, Entry>,
     namespace_lists: Lists,
     pod_lists: Lists,
@@ -137,16 +176,17 @@ impl Book {
     /// Takes what was said about namespaces.
     pub fn namespace(&mut self, heard: Heard<(String, Option<Mode>), String>) {
         let round = self.namespace_lists.begun;
+        self.heard += 1;
         match heard {
             Heard::Listing => self.namespace_lists.begun += 1,
             Heard::Listed((name, mode)) | Heard::Changed((name, mode)) => {
-                self.namespaces.insert(name, (mode, round));
+                Arc::make_mut(&mut self.namespaces).insert(name, (mode, round));
             }
             Heard::Gone(name) => {
-                self.namespaces.remove(&name);
+                Arc::make_mut(&mut self.namespaces).remove(&name);
             }
             Heard::Complete => {
-                self.namespaces.retain(|_, (_, listed)| *listed == round);
+                Arc::make_mut(&mut self.namespaces).retain(|_, (_, listed)| *listed == round);
                 self.namespace_lists.complete = true;
             }
         }
@@ -155,6 +195,7 @@ impl Book {
     /// Takes what was said about pods of the node.
     pub fn pod(&mut self, heard: Heard<Facts, String>) {
         let round = self.pod_lists.begun;
+        self.heard += 1;
         match heard {
             Heard::Listing => self.pod_lists.begun += 1,
             Heard::Listed(facts) | Heard::Changed(facts) => self.changed(facts, round),
@@ -192,6 +233,41 @@ impl Book {
         }
         entry.listed = round;
         entry.gone = false;
+    }
+
+    /// Changes with everything that is heard.
+    pub fn heard(&self) -> u64 {
+        self.heard
+    }
+
+    /// What was heard, once both lists are complete.
+    pub fn knowledge(&self) -> Knowledge {
+        if !(self.namespace_lists.complete && self.pod_lists.complete) {
+            return Knowledge::default();
+        }
+        let there = self.pods.values().filter(|entry| !entry.gone);
+        let pods = there.filter_map(|entry| Some((entry.facts.clone(), verdict(&self.namespaces, &entry.facts)?)));
+        Knowledge { complete: true, namespaces: self.namespaces.clone(), pods: pods.collect() }
+    }
+
+    /// Somebody else enrols a pod, named as in its cgroups, because it knows where the pod is before the API does. It is an operation like
+    /// those that are due, and its end is to be told in the same way.
+    pub fn begin(&mut self, cgroup_uid: &str) -> Result<Op, NotBegun> {
+        let Book { namespaces, namespace_lists, pod_lists, pods, .. } = self;
+        if !(namespace_lists.complete && pod_lists.complete) {
+            return Err(NotBegun::Unheard);
+        }
+        let entry = pods.values_mut().find(|entry| !entry.gone && entry.facts.cgroup_uid == cgroup_uid);
+        let entry = entry.ok_or(NotBegun::Unheard)?;
+        match verdict(namespaces, &entry.facts) {
+            None => Err(NotBegun::Unheard),
+            Some(Verdict::Leave(reason)) => Err(NotBegun::Left(reason)),
+            Some(Verdict::Enrol) if entry.busy => Err(NotBegun::Busy),
+            Some(Verdict::Enrol) => {
+                entry.busy = true;
+                Ok(Op::Enrol(entry.facts.clone()))
+            }
+        }
     }
 
     /// What is to be done now. Nothing before both lists are complete.
@@ -281,7 +357,7 @@ impl Book {
 }
 
 /// None while the pod's namespace is not known: the two watches are not in step.
-fn verdict(namespaces: &BTreeMap<String, (Option<Mode>, u64)>, pod: &Facts) -> Option<Verdict> {
+fn verdict(namespaces: &Namespaces, pod: &Facts) -> Option<Verdict> {
     let label = namespaces.get(pod.namespace.as_str()).map(|(mode, _)| *mode);
     match wanted(label.flatten(), pod) {
         Verdict::Leave(Reason::NotLabelled) if label.is_none() => None,
@@ -340,7 +416,7 @@ impl Entry {
         self.stage != Stage::In && !self.gone && fails && !told
     }
 
-    fn view(&self, namespaces: &BTreeMap<String, (Option<Mode>, u64)>) -> PodState {
+    fn view(&self, namespaces: &Namespaces) -> PodState {
         let trouble = || self.trouble.as_ref().map(|trouble| trouble.message.clone());
         let waits = |default: &str| Some(trouble().unwrap_or_else(|| default.to_owned()));
         let (state, reason) = match (verdict(namespaces, &self.facts), self.stage) {

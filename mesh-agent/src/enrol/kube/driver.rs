@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use kube::Client;
 use mesh_runtime::{DrainToken, task};
 use serde::Serialize;
-use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
+use tokio::sync::{Mutex, Semaphore, mpsc, oneshot, watch as watch_channel};
 use tokio::task::{Id, JoinSet};
 
 use super::super::check::Checker;
@@ -16,7 +16,7 @@ use super::super::machine::{Event, SessionId};
 use super::super::manager::ManagerHandle;
 use super::super::server::PodFds;
 use super::super::session::{Code, Failure};
-use super::book::{Book, Op, PodState, Trouble};
+use super::book::{Book, Knowledge, NotBegun, Op, PodState, Trouble};
 use super::facts::Facts;
 use super::find::{Finder, Seen};
 use super::kubelet::Probes;
@@ -43,22 +43,65 @@ pub struct View {
 
 /// Asks the enroller.
 #[derive(Clone, Debug)]
-pub struct KubeHandle(mpsc::Sender<oneshot::Sender<View>>);
+pub struct KubeHandle {
+    asks: mpsc::Sender<Ask>,
+    knowledge: watch_channel::Receiver<Knowledge>,
+}
+
+/// The other end.
+pub struct KubeAsked {
+    asks: mpsc::Receiver<Ask>,
+    knowledge: watch_channel::Sender<Knowledge>,
+}
+
+enum Ask {
+    View(oneshot::Sender<View>),
+    Begin(String, oneshot::Sender<Result<Begun, NotBegun>>),
+}
+
+/// An enrolment that somebody else carries out; dropping it says that it broke off.
+#[derive(Debug)]
+pub struct Begun {
+    /// The pod, as the API knows it.
+    pub facts: Arc<Facts>,
+    done: oneshot::Sender<Result<(), Trouble>>,
+}
+
+impl Begun {
+    /// It has ended.
+    pub fn end(self, result: Result<(), Trouble>) {
+        let _ = self.done.send(result);
+    }
+}
 
 impl KubeHandle {
     /// What became of each pod; none while there is no enroller.
     pub async fn view(&self) -> Option<View> {
         let (reply, answer) = oneshot::channel();
-        self.0.send(reply).await.ok()?;
+        self.asks.send(Ask::View(reply)).await.ok()?;
         // It begins when the pods of an earlier agent are taken over.
         tokio::time::timeout(PATIENCE, answer).await.ok()?.ok()
     }
+
+    /// Begins to enrol a pod, named as in its cgroups, of which the caller knows where it is.
+    pub async fn begin(&self, cgroup_uid: &str) -> Result<Begun, NotBegun> {
+        let (reply, answer) = oneshot::channel();
+        let asked = self.asks.send(Ask::Begin(cgroup_uid.to_owned(), reply)).await;
+        asked.map_err(|_| NotBegun::Unheard)?;
+        answer.await.unwrap_or(Err(NotBegun::Unheard))
+    }
+
+    /// What the API has said, and every change of it.
+    pub fn knowledge(&self) -> watch_channel::Receiver<Knowledge> {
+        self.knowledge.clone()
+    }
 }
 
-/// The two ends of the admin socket's questions.
-pub fn handle() -> (KubeHandle, mpsc::Receiver<oneshot::Sender<View>>) {
+/// The two ends of questions to the enroller.
+pub fn handle() -> (KubeHandle, KubeAsked) {
     let (asks, asked) = mpsc::channel(4);
-    (KubeHandle(asks), asked)
+    let (tells, knowledge) = watch_channel::channel(Knowledge::default());
+    (KubeHandle { asks, knowledge }, KubeAsked { asks: asked, knowledge: tells })
 }
 
 /// What the operations share.
@@ -89,7 +132,8 @@ pub struct Enroller {
 
 impl Enroller {
     /// Runs until the drain starts.
-    pub async fn run(self, mut asked: mpsc::Receiver<oneshot::Sender<View>>, drain: DrainToken) {
+    pub async fn run(self, asked: KubeAsked, drain: DrainToken) {
+        let KubeAsked { mut asks, knowledge } = asked;
         let Enroller { client, finder, checker, manager, probes } = self;
         let (mut namespaces, mut pods) = (watch::namespaces(&client), watch::pods(&client, &finder.node));
         // Before the first list: what another client enrols from now on is not ours to judge by an older list.
@@ -100,7 +144,12 @@ impl Enroller {
         let mut work: JoinSet<(Op, Result<(), Trouble>)> = JoinSet::new();
         let mut under_way: HashMap<Id, Op> = HashMap::new();
         let (mut namespaces_away, mut pods_away) = (None, None);
+        let mut told = 0;
         loop {
+            if book.heard() != told {
+                told = book.heard();
+                knowledge.send_replace(book.knowledge());
+            }
             for op in book.due(Instant::now()) {
                 let (means, what) = (means.clone(), op.clone());
                 let running = work.spawn(async move {
@@ -136,22 +185,33 @@ impl Enroller {
                     Err(error) => {
                         tracing::error!(%error, "an operation on a pod broke off");
                         if let Some(op) = under_way.remove(&error.id()) {
-                            let broken = Trouble { message: "the operation broke off".into(), held: false, lasting: false };
-                            book.done(&op, Err(broken), Instant::now());
+                            book.done(&op, Err(broke_off()), Instant::now());
                         }
                     }
                 },
-                Some(reply) = asked.recv() => {
-                    let trouble = namespaces_away.clone().or(pods_away.clone());
-                    let _ = reply.send(View { trouble, probes: probes.lock().clone(), pods: book.view() });
-                }
+                Some(ask) = asks.recv() => match ask {
+                    Ask::View(reply) => {
+                        let trouble = namespaces_away.clone().or(pods_away.clone());
+                        let _ = reply.send(View { trouble, probes: probes.lock().clone(), pods: book.view() });
+                    }
+                    Ask::Begin(uid, reply) => {
+                        let begun = book.begin(&uid).map(|op| {
+                            let ((done, end), facts, what) = (oneshot::channel(), op.pod().clone(), op.clone());
+                            let running = work.spawn(async move { (what, end.await.unwrap_or_else(|_| Err(broke_off()))) });
+                            under_way.insert(running.id(), op);
+                            Begun { facts, done }
+                        });
+                        // Nobody there to carry it out ends it.
+                        let _ = reply.send(begun);
+                    }
+                },
                 () = wake => {}
             }
         }
     }
 
     /// Starts the task.
-    pub fn spawn(self, asked: mpsc::Receiver<oneshot::Sender<View>>, drain: DrainToken) {
+    pub fn spawn(self, asked: KubeAsked, drain: DrainToken) {
         task::spawn_vital("enrolment from Kubernetes", self.run(asked, drain));
     }
 }
@@ -268,6 +328,10 @@ impl Means {
         *last = Some((begun, seen.clone()));
         Ok(seen)
     }
+}
+
+fn broke_off() -> Trouble {
+    Trouble { message: "the operation broke off".into(), held: false, lasting: false }
 }
 
 fn trouble(failure: Failure) -> Trouble {

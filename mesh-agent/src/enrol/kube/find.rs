@@ -133,14 +133,23 @@ impl Finder {
         Ok((Spec { pod: request, netns: id }, PodFds { netns, adopted: None, taken_over: false }))
     }
 
-    /// The same checks as those of a request on the enrolment socket.
-    fn request(&self, pod: &Facts, dns: PodDnsRequest) -> Result<PodRequest, Failure> {
+    /// The cgroup of a pod, named as the kubelet runs it.
+    pub fn folder(&self, cgroup_uid: &str) -> Option<PathBuf> {
+        let mut found = HashMap::new();
+        walk(&self.pods_cgroup, DEEPEST, &mut found);
+        found.remove(cgroup_uid)
+    }
+
+    /// The request of a pod, with the same checks as those of one on the enrolment socket. Whoever tells of the addresses, they are in one order.
+    pub fn request(&self, pod: &Facts, dns: PodDnsRequest) -> Result<PodRequest, Failure> {
+        let mut ips = pod.ips.clone();
+        ips.sort_unstable();
         let request = PodRequest {
             uid: pod.uid.clone(),
             namespace: pod.namespace.clone(),
             name: pod.name.clone(),
             service_account: pod.service_account.clone(),
-            ips: pod.ips.clone(),
+            ips,
             dns: if pod.said.own_dns { PodDnsRequest { nameservers: Vec::new(), ..dns } } else { dns },
             rules: Box::new(pod.said.rules.clone()),
             node: self.node.as_str().into(),

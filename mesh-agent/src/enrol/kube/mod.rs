@@ -22,7 +22,11 @@ mod rules;
 mod wanted;
 mod watch;
 
-pub use driver::{Enroller, KubeHandle, View, handle};
+pub use book::{Knowledge, NotBegun, Trouble};
+pub use driver::{Begun, Enroller, KubeHandle, View, handle};
+pub use facts::Facts;
 pub use find::Finder;
 pub use kubelet::{Follower, Probes};
+pub use resolv::parse as resolv_conf;
+pub use wanted::{Mode, Reason, SYSTEM, Verdict, wanted};
 pub use watch::connect;

@@ -8,7 +8,7 @@ use super::facts::Facts;
 /// The label of namespaces and pods.
 pub const MODE_LABEL: &str = "istio.io/dataplane-mode";
 /// Namespaces of the cluster and of control planes: never in the mesh, whatever their labels say.
-const SYSTEM: [&str; 3] = ["undermesh-system", "istio-system", "kube-system"];
+pub const SYSTEM: [&str; 3] = ["undermesh-system", "istio-system", "kube-system"];
 
 /// What the label [`MODE_LABEL`] says.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

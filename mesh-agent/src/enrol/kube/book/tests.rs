@@ -312,3 +312,55 @@ fn hardening_f21_a_later_pod_of_the_same_name_is_another() {
         [("release a".to_owned(), "uid-a".to_owned())]
     );
 }
+
+#[test]
+fn features_en5_who_knows_earlier_where_a_pod_is_enrols_it_in_the_books_turn() {
+    let now = Instant::now();
+    let early = Facts { ips: Vec::new(), cgroup_uid: "hash-a".into(), ..pod("a") };
+    assert_eq!(Book::default().begin("hash-a"), Err(NotBegun::Unheard));
+    let mut book = book(None, std::slice::from_ref(&early));
+    assert_eq!(book.begin("other"), Err(NotBegun::Unheard));
+    assert_eq!(book.begin("uid-a"), Err(NotBegun::Unheard), "the kubelet runs it under another");
+    assert_eq!(book.begin("hash-a"), Err(NotBegun::Left(Reason::NotLabelled)));
+    label(&mut book, Some(Mode::InMesh));
+    let op = book.begin("hash-a").unwrap();
+    assert_eq!((named(&op), book.begin("hash-a")), ("enrol a".to_owned(), Err(NotBegun::Busy)));
+    // Whatever is said meanwhile waits for its end.
+    label(&mut book, None);
+    assert_eq!(run(&mut book, now), Vec::<String>::new());
+    book.done(&op, Ok(()), now);
+    assert_eq!(run(&mut book, now), ["release a"]);
+
+    label(&mut book, Some(Mode::InMesh));
+    let op = book.begin("hash-a").unwrap();
+    book.done(&op, Ok(()), now);
+    assert_eq!(run(&mut book, now), Vec::<String>::new(), "it has no address for the API yet");
+    assert_eq!(states(&book), [("enrolled", None)]);
+    book.pod(Heard::Changed(Facts { cgroup_uid: "hash-a".into(), ..pod("a") }));
+    assert_eq!(run(&mut book, now), ["enrol a", "annotate a true"]);
+
+    let op = book.begin("hash-a").unwrap();
+    book.done(&op, trouble(false), now);
+    assert_eq!(book.next_due().map(|then| then > now), Some(true), "what failed is tried again by the book itself");
+    book.pod(Heard::Gone("uid-a".into()));
+    assert_eq!(book.begin("hash-a"), Err(NotBegun::Unheard));
+}
+
+#[test]
+fn what_others_may_know() {
+    let mut book = Book::default();
+    book.namespace(Heard::Listing);
+    book.namespace(Heard::Listed(("default".into(), Some(Mode::InMesh))));
+    let told = book.heard();
+    assert!(!book.knowledge().complete);
+    book.namespace(Heard::Complete);
+    list(&mut book, &[pod("a"), Facts { host_network: true, ..pod("b") }]);
+    assert_ne!(book.heard(), told);
+    let known = book.knowledge();
+    assert!(known.complete);
+    assert_eq!(known.namespaces().collect::<Vec<_>>(), [("default", Some(Mode::InMesh))]);
+    let verdicts: Vec<_> = known.pods.iter().map(|(pod, verdict)| (pod.name.as_str(), *verdict)).collect();
+    assert_eq!(verdicts, [("a", Verdict::Enrol), ("b", Verdict::Leave(Reason::HostNetwork))]);
+    book.pod(Heard::Gone("uid-a".into()));
+    assert_eq!(book.knowledge().pods.len(), 1);
+}

@@ -2,7 +2,7 @@
 //! pods and connections, the log level, a drain. Only root reaches it, by the socket's mode, its folder, and the peer's credentials.
 //!
 //! ```text
-//! GET  /config_dump  /connections  /healthz          POST /logging?level=FILTER  /drain  /quit
+//! GET  /config_dump  /connections  /healthz          POST /logging?level=FILTER  /drain  /quit  /cni-uninstall
 //! ```
 //! Orders need the header `undermesh-admin`, which no browser sends by itself, and no request with an `Origin` or a foreign `Host` is served.
 
@@ -24,6 +24,7 @@ use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
 use crate::bpf::Kernel;
+use crate::cni::CniHandle;
 use crate::enrol::ManagerHandle;
 use crate::enrol::kube::{KubeHandle, View};
 use crate::enrol::manager::PodView;
@@ -61,6 +62,8 @@ pub struct Admin {
     pub manager: ManagerHandle<PodFds>,
     /// Which pods the Kubernetes API wants enrolled.
     pub kube: KubeHandle,
+    /// The CNI plugin, if it is kept installed.
+    pub cni: Option<CniHandle>,
     /// The log.
     pub log: LogControl,
     /// What the agent waits for.
@@ -97,6 +100,7 @@ enum Asked {
     Connections,
     Healthz,
     Logging(Filter),
+    CniUninstall,
     Order(Order),
 }
 
@@ -121,6 +125,7 @@ impl Admin {
                 Ok(()) => text(StatusCode::OK, format!("log level is {}\n", self.log.level())),
                 Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
             },
+            Ok(Asked::CniUninstall) => self.cni_uninstall().await,
             Ok(Asked::Order(order)) => {
                 tracing::info!(?order, "ordered over the admin socket");
                 match self.orders.try_send(order) {
@@ -128,6 +133,14 @@ impl Admin {
                     Err(_) => text(StatusCode::CONFLICT, "an order is under way already\n"),
                 }
             }
+        }
+    }
+
+    async fn cni_uninstall(&self) -> Reply {
+        let Some(cni) = &self.cni else { return text(StatusCode::NOT_FOUND, "this agent keeps no CNI plugin\n") };
+        match cni.uninstall().await {
+            Ok(()) => text(StatusCode::OK, "the CNI plugin is off this node until the agent starts again\n"),
+            Err(why) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")),
         }
     }
 
@@ -159,6 +172,7 @@ impl Admin {
             "policies": policies,
             "pods": pods,
             "kubernetes": kube,
+            "cni": self.cni.as_ref().map(CniHandle::status),
             "kernel": {
                 "degradations": self.kernel.degradations(),
                 "foreignPrograms": self.kernel.foreign().unwrap_or_default(),
@@ -181,11 +195,11 @@ fn read(request: &Request<Bytes>) -> Result<Asked, (StatusCode, String)> {
     }
     let order = match request.uri().path() {
         "/config_dump" | "/connections" | "/healthz" => false,
-        "/logging" | "/drain" | "/quit" => true,
+        "/logging" | "/drain" | "/quit" | "/cni-uninstall" => true,
         _ => {
             return refuse(
                 StatusCode::NOT_FOUND,
-                "there are /config_dump /connections /healthz, and to POST: /logging?level= /drain /quit",
+                "there are /config_dump /connections /healthz, and to POST: /logging?level= /drain /quit /cni-uninstall",
             );
         }
     };
@@ -201,6 +215,7 @@ fn read(request: &Request<Bytes>) -> Result<Asked, (StatusCode, String)> {
         "/healthz" => Ok(Asked::Healthz),
         "/drain" => Ok(Asked::Order(Order::Drain)),
         "/quit" => Ok(Asked::Order(Order::Quit)),
+        "/cni-uninstall" => Ok(Asked::CniUninstall),
         _ => match request.uri().query().and_then(|query| query.strip_prefix("level=")).map(str::parse) {
             Some(Ok(filter)) => Ok(Asked::Logging(filter)),
             Some(Err(error)) => Err((StatusCode::BAD_REQUEST, mesh_runtime::logging::LogError::to_string(&error))),

@@ -9,6 +9,7 @@
 mod crl;
 mod house;
 mod privilege;
+mod uninstall;
 mod worker;
 
 use std::io::Write;
@@ -16,7 +17,7 @@ use std::io::Write;
 use mesh_runtime::logging;
 
 use crate::bpf::KernelError;
-use crate::config::{Cli, Config, EXIT_CONFIG, Role};
+use crate::config::{Cli, CniFlags, Config, EXIT_CONFIG, Role};
 use crate::enrol::node::chain;
 use crate::keeper::{lock, process};
 
@@ -69,6 +70,9 @@ impl From<KernelError> for Refusal {
 
 /// Runs the role that the command line asks for; returns the exit status.
 pub fn main(cli: &Cli) -> i32 {
+    if let Some(Role::CniUninstall(flags)) = &cli.role {
+        return uninstall(flags);
+    }
     let config = match cli.config() {
         Ok(config) => config,
         Err(problems) => {
@@ -79,7 +83,7 @@ pub fn main(cli: &Cli) -> i32 {
         }
     };
     let role = match cli.role {
-        None => keeper,
+        None | Some(Role::CniUninstall(_)) => keeper,
         Some(Role::Worker(_)) => worker::run,
     };
     let lacking = privilege::missing().map(|line| Refusal { status: privilege::EXIT_PERMISSION, line });
@@ -87,6 +91,20 @@ pub fn main(cli: &Cli) -> i32 {
         complain(&refusal.line);
         refusal.status
     })
+}
+
+fn uninstall(flags: &CniFlags) -> i32 {
+    let CniFlags { run_dir, cni_bin_dir, cni_conf_dir, cni_state_dir } = flags;
+    match uninstall::uninstall(run_dir, cni_bin_dir, cni_conf_dir, cni_state_dir) {
+        Ok(done) => {
+            let _ = writeln!(std::io::stdout(), "{done}");
+            0
+        }
+        Err(line) => {
+            complain(&line);
+            EXIT_SYSTEM
+        }
+    }
 }
 
 /// One line on standard error, if anybody reads it: the status counts, whoever listens.

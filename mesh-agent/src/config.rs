@@ -43,7 +43,30 @@ pub struct Cli {
 pub enum Role {
     /// The agent itself; started and watched by the keeper.
     Worker(Box<Flags>),
+    /// Take the CNI plugin off this node, through the agent if one runs.
+    CniUninstall(CniFlags),
 }
+
+/// Where the CNI plugin is.
+#[derive(Clone, Debug, Args)]
+pub struct CniFlags {
+    /// Folder of the agent's sockets
+    #[arg(long, value_name = "VALUE", env = "UNDERMESH_RUN_DIR")]
+    pub run_dir: PathBuf,
+    /// Folder where container runtimes look for CNI plugins
+    #[arg(long, value_name = "VALUE", env = "UNDERMESH_CNI_BIN_DIR", default_value = CNI_BIN_DIR)]
+    pub cni_bin_dir: PathBuf,
+    /// Folder of the node's CNI configurations
+    #[arg(long, value_name = "VALUE", env = "UNDERMESH_CNI_CONF_DIR", default_value = CNI_CONF_DIR)]
+    pub cni_conf_dir: PathBuf,
+    /// Folder that outlives the node's power
+    #[arg(long, value_name = "VALUE", env = "UNDERMESH_CNI_STATE_DIR", default_value = CNI_STATE_DIR)]
+    pub cni_state_dir: PathBuf,
+}
+
+const CNI_BIN_DIR: &str = "/opt/cni/bin";
+const CNI_CONF_DIR: &str = "/etc/cni/net.d";
+const CNI_STATE_DIR: &str = "/var/lib/undermesh";
 
 macro_rules! flags {
     ($($(#[$doc:meta])* $field:ident, $flag:literal, $variable:literal;)*) => {
@@ -116,6 +139,16 @@ flags! {
     netns, "netns", "UNDERMESH_NETNS";
     /// With --kube: the port by whose owner the kubelet is found, so that its probes pass [default: 10250]
     kubelet_port, "kubelet-port", "UNDERMESH_KUBELET_PORT";
+    /// With --kube: hold new pods of the mesh until they are captured, by a chained CNI plugin that is kept installed: on or off [default: off]
+    cni, "cni", "UNDERMESH_CNI";
+    /// With --cni: the plugin's program [default: mesh-cni beside this program]
+    cni_plugin, "cni-plugin", "UNDERMESH_CNI_PLUGIN";
+    /// With --cni: where container runtimes look for CNI plugins [default: /opt/cni/bin]
+    cni_bin_dir, "cni-bin-dir", "UNDERMESH_CNI_BIN_DIR";
+    /// With --cni: where the node's CNI configurations are [default: /etc/cni/net.d]
+    cni_conf_dir, "cni-conf-dir", "UNDERMESH_CNI_CONF_DIR";
+    /// With --cni: folder that outlives the node's power, for what the plugin is to know while the agent is away; like --run-dir at the same path on the node [default: /var/lib/undermesh]
+    cni_state_dir, "cni-state-dir", "UNDERMESH_CNI_STATE_DIR";
 }
 
 /// Everything the agent was told.
@@ -165,6 +198,16 @@ pub struct Config {
     pub netns: PathBuf,
     /// The kubelet's port.
     pub kubelet_port: u16,
+    /// Keep the CNI plugin installed and serve it.
+    pub cni: bool,
+    /// The plugin's program.
+    pub cni_plugin: PathBuf,
+    /// Where container runtimes look for plugins.
+    pub cni_bin_dir: PathBuf,
+    /// Where the node's network configurations are.
+    pub cni_conf_dir: PathBuf,
+    /// Outlives the node's power.
+    pub cni_state_dir: PathBuf,
 }
 
 /// The control plane.
@@ -197,7 +240,7 @@ impl Cli {
     /// The configuration, checked against the environment and the file system.
     pub fn config(&self) -> Result<Config, Problems> {
         let flags = match &self.role {
-            None => &self.flags,
+            None | Some(Role::CniUninstall(_)) => &self.flags,
             Some(Role::Worker(flags)) => flags,
         };
         flags.resolve(&|name| std::env::var_os(name))
@@ -249,7 +292,13 @@ impl Flags {
             proc,
             kubelet_port: raw.parse("kubelet-port", Some("10250"), port, "a port"),
             netns: raw.path("netns", Some("/run/netns")),
+            cni: raw.parse("cni", Some("off"), on, "on or off"),
+            cni_plugin: raw.path("cni-plugin", Some(&default_plugin())),
+            cni_bin_dir: raw.path("cni-bin-dir", Some(CNI_BIN_DIR)),
+            cni_conf_dir: raw.path("cni-conf-dir", Some(CNI_CONF_DIR)),
+            cni_state_dir: raw.path("cni-state-dir", Some(CNI_STATE_DIR)),
         };
+        raw.cni(&config);
         raw.cgroups(&config);
         raw.finish(config)
     }
@@ -295,6 +344,19 @@ fn denied(text: &str) -> Option<bool> {
         "deny" => Some(true),
         _ => None,
     }
+}
+
+fn on(text: &str) -> Option<bool> {
+    match text {
+        "off" => Some(false),
+        "on" => Some(true),
+        _ => None,
+    }
+}
+
+fn default_plugin() -> String {
+    let own = std::env::current_exe().unwrap_or_default();
+    own.with_file_name("mesh-cni").to_string_lossy().into_owned()
 }
 
 fn api(text: &str) -> Option<Option<String>> {
@@ -355,6 +417,11 @@ impl Config {
             ("proc", path(&self.proc)),
             ("netns", path(&self.netns)),
             ("kubelet_port", self.kubelet_port.to_string()),
+            ("cni", if self.cni { "on" } else { "off" }.to_owned()),
+            ("cni_plugin", path(&self.cni_plugin)),
+            ("cni_bin_dir", path(&self.cni_bin_dir)),
+            ("cni_conf_dir", path(&self.cni_conf_dir)),
+            ("cni_state_dir", path(&self.cni_state_dir)),
             ("run_dir", path(&self.run_dir)),
             ("pods_cgroup", path(&self.pods_cgroup)),
             ("agent_cgroup", path(&self.agent_cgroup)),

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod app;
 pub mod bpf;
 pub mod cgroups;
+pub mod cni;
 pub mod config;
 pub mod dns;
 pub mod enrol;

@@ -148,6 +148,13 @@ impl Raw {
         given.then(|| self.file(flag))
     }
 
+    pub(super) fn cni(&mut self, config: &Config) {
+        if config.cni && config.kube.is_none() {
+            let line = "--cni needs --kube: the Kubernetes API says which pods are held".to_owned();
+            self.problems.push(Problem { usage: true, line });
+        }
+    }
+
     pub(super) fn cgroups(&mut self, config: &Config) {
         if !config.pods_cgroup.is_absolute() || !config.agent_cgroup.is_absolute() {
             return;

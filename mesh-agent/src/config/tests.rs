@@ -68,6 +68,8 @@ fn hardening_b192_wrong_flags_are_all_reported_with_status_64() {
         ("udp", "refuse"),
         ("kubelet-port", "0"),
         ("kubelet-port", "65536"),
+        ("cni", "true"),
+        ("cni-conf-dir", "net.d"),
         ("mesh-ranges", "0.0.0.0/0"),
         ("mesh-ranges", "198.18.0.1/15"),
     ];
@@ -136,6 +138,19 @@ fn an_agent_below_or_above_its_pods_is_refused() {
         flags.insert("agent-cgroup", agent.into());
         let problems = parse(&flags, &[]).unwrap_err();
         assert!(problems.lines.iter().any(|line| line.contains(expected)), "{agent}: {problems:?}");
+    }
+}
+
+#[test]
+fn the_cni_plugin_needs_somebody_who_says_which_pods_are_meant() {
+    let mut flags = good();
+    flags.insert("cni", "on".into());
+    let problems = parse(&flags, &[]).unwrap_err();
+    assert_eq!(problems.status, EXIT_USAGE);
+    assert!(problems.lines.iter().any(|line| line.starts_with("--cni needs --kube")), "{problems:?}");
+    flags.insert("kube", "cluster".into());
+    if let Err(problems) = parse(&flags, &[]) {
+        assert!(problems.lines.is_empty(), "{problems:?}");
     }
 }
 

@@ -1,0 +1,166 @@
+//! Keeps the file by which the plugin decides while the agent is away. What it says is decided by a pure function; the task writes it after each
+//! change of what the API has said. Started by the worker.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mesh_proto::scope::{MAX_SCOPE_BYTES, NamespaceScope, Scope};
+use mesh_runtime::{DrainToken, task};
+use tokio::sync::watch;
+
+use super::install::{CniHandle, replace};
+use crate::enrol::kube::{Knowledge, Mode, Reason, SYSTEM, Verdict};
+
+/// How long changes are gathered before they are written.
+const GATHER: Duration = Duration::from_millis(50);
+/// When a write that failed is tried again.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// What the file is to say. A namespace in which pods had the label themselves stays one while it exists: the next such pod may come to this node
+/// while the agent is away.
+pub fn scope(knowledge: &Knowledge, last: &Scope) -> Scope {
+    let labelled: BTreeSet<&str> = knowledge
+        .pods
+        .iter()
+        .filter(|(pod, _)| pod.mode == Some(Mode::InMesh))
+        .map(|(pod, _)| pod.namespace.as_str())
+        .collect();
+    let namespaces = knowledge.namespaces().map(|(name, mode)| {
+        let scope = match mode {
+            _ if SYSTEM.contains(&name) => NamespaceScope::Out,
+            Some(Mode::InMesh) => NamespaceScope::In,
+            _ if labelled.contains(name) || last.namespaces.get(name) == Some(&NamespaceScope::Some) => {
+                NamespaceScope::Some
+            }
+            Some(Mode::OptedOut) | None => NamespaceScope::Out,
+        };
+        (name.to_owned(), scope)
+    });
+    // Pods with the node's network have no chain, and finished ones get no network any more.
+    let pods = knowledge.pods.iter().filter_map(|(pod, verdict)| match verdict {
+        Verdict::Leave(Reason::HostNetwork | Reason::Finished) => None,
+        verdict => Some((pod.cgroup_uid.to_string(), *verdict == Verdict::Enrol)),
+    });
+    Scope { namespaces: namespaces.collect(), pods: pods.collect(), ..Scope::new() }
+}
+
+/// Starts the task. After an uninstall nothing is written.
+pub fn keep(path: PathBuf, knowledge: watch::Receiver<Knowledge>, installer: CniHandle, drain: DrainToken) {
+    task::spawn_vital("CNI scope file", async move {
+        tokio::select! {
+            () = write(path, knowledge, installer) => {}
+            () = drain.started() => {}
+        }
+    });
+}
+
+async fn write(path: PathBuf, mut knowledge: watch::Receiver<Knowledge>, installer: CniHandle) {
+    let mut last = read(&path);
+    // What is there is only then as it should be when we have written it.
+    let mut written = false;
+    loop {
+        let known = knowledge.borrow_and_update().clone();
+        let mut wait = None;
+        if known.complete && !installer.status().uninstalled {
+            let next = scope(&known, &last);
+            if next != last || !written {
+                let (to, bytes) = (path.clone(), next.bytes());
+                match tokio::task::spawn_blocking(move || put(&to, &bytes)).await {
+                    Ok(Ok(())) => (last, written) = (next, true),
+                    Ok(Err(error)) => {
+                        let path = path.display();
+                        tracing::error!(%path, %error, "cannot write who is in the mesh: it is not known while the agent is away");
+                        wait = Some(AGAIN);
+                    }
+                    Err(error) => tracing::error!(%error, "writing who is in the mesh broke off"),
+                }
+            }
+        }
+        if wait.is_none() && knowledge.changed().await.is_err() {
+            return;
+        }
+        tokio::time::sleep(wait.unwrap_or(GATHER)).await;
+    }
+}
+
+fn put(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+    replace(path, bytes, 0o600)
+}
+
+/// What an earlier agent left; nothing if that cannot be read.
+fn read(path: &Path) -> Scope {
+    let fits = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() <= MAX_SCOPE_BYTES);
+    let bytes = if fits { std::fs::read(path).unwrap_or_default() } else { Vec::new() };
+    Scope::read(&bytes).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::enrol::kube::{Facts, wanted};
+
+    type Change<'a> = &'a dyn Fn(&mut Facts);
+
+    fn knowledge(namespaces: &[(&str, Option<Mode>)], pods: &[(&str, &str, Change<'_>)]) -> Knowledge {
+        let pods = pods.iter().map(|(namespace, name, change)| {
+            let object = json!({
+                "metadata": { "name": name, "namespace": namespace, "uid": format!("uid-{name}") },
+                "spec": { "containers": [] },
+            });
+            let mut facts = Facts::of(&serde_json::from_value(object).unwrap()).unwrap();
+            change(&mut facts);
+            let mode = namespaces.iter().find(|(name, _)| name == namespace).and_then(|(_, mode)| *mode);
+            let verdict = wanted(mode, &facts);
+            (Arc::new(facts), verdict)
+        });
+        Knowledge::new(namespaces.iter().map(|(name, mode)| ((*name).to_owned(), *mode)), pods.collect())
+    }
+
+    #[test]
+    fn what_the_plugin_is_told() {
+        use Mode::{InMesh, OptedOut};
+        use NamespaceScope::{In, Out, Some as Few};
+        let namespaces = [
+            ("shop", Some(InMesh)),
+            ("plain", None),
+            ("tools", None),
+            ("left", Some(OptedOut)),
+            ("kube-system", Some(InMesh)),
+        ];
+        let known = knowledge(
+            &namespaces,
+            &[
+                ("shop", "a", &|_| {}),
+                ("shop", "b", &|pod| pod.mode = Some(OptedOut)),
+                ("shop", "c", &|pod| pod.host_network = true),
+                ("shop", "d", &|pod| pod.finished = true),
+                ("shop", "e", &|pod| pod.cgroup_uid = "hash".into()),
+                ("plain", "f", &|_| {}),
+                ("tools", "g", &|pod| pod.mode = Some(InMesh)),
+                ("kube-system", "h", &|_| {}),
+            ],
+        );
+        let text =
+            |pairs: &[(&str, NamespaceScope)]| pairs.iter().map(|(name, at)| ((*name).to_owned(), *at)).collect();
+        let pods =
+            [("uid-a", true), ("uid-b", false), ("hash", true), ("uid-f", false), ("uid-g", true), ("uid-h", false)];
+        let expected = Scope {
+            namespaces: text(&[("shop", In), ("plain", Out), ("tools", Few), ("left", Out), ("kube-system", Out)]),
+            pods: pods.map(|(uid, is)| (uid.to_owned(), is)).into(),
+            ..Scope::new()
+        };
+        assert_eq!(scope(&known, &Scope::new()), expected);
+
+        // Without its pods: the namespace stays what it was while it exists.
+        let later = scope(&knowledge(&namespaces, &[]), &expected);
+        assert_eq!(later.namespaces, expected.namespaces);
+        let gone = scope(&knowledge(&[("shop", None)], &[]), &expected);
+        assert_eq!(gone.namespaces, text(&[("shop", Out)]));
+    }
+}

@@ -12,6 +12,7 @@ mod api;
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -156,14 +157,14 @@ fn hardening_F46_the_chain_has_our_entry_whatever_others_write_until_it_is_taken
         let output = command.output().unwrap();
         (output.status.success(), String::from_utf8(output.stdout).unwrap())
     };
+    let admin = host.run_dir().join("admin.sock");
+    eventually("the next worker's socket", || UnixStream::connect(&admin).ok());
     eventually("the next worker", || (node.dump()["cni"]["chain"] == "10-pods.conflist").then_some(()));
     assert_eq!(uninstall(), (true, "the agent took the CNI plugin off this node\n".to_owned()));
     assert_eq!((node.chain(), node.program().exists()), (vec!["bridge".to_owned()], false));
     assert_eq!(node.dump()["cni"]["uninstalled"], true);
     drop(agent);
-    eventually("the end of the agent", || {
-        std::os::unix::net::UnixStream::connect(host.run_dir().join("admin.sock")).err()
-    });
+    eventually("the end of the agent", || UnixStream::connect(&admin).err());
     fs::write(node.program(), "again").unwrap();
     assert_eq!(uninstall(), (true, "the CNI plugin is off this node\n".to_owned()));
     assert!(!node.program().exists());

@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn hardening_B137_no_link_is_written_through_and_nothing_endless_is_read() {
+    fn hardening_b137_no_link_is_written_through_and_nothing_endless_is_read() {
         let root = tempfile::tempdir().unwrap();
         let places = places(root.path());
         let elsewhere = root.path().join("elsewhere");
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn hardening_F49_a_write_that_fails_leaves_the_old_file() {
+    fn hardening_f49_a_write_that_fails_leaves_the_old_file() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("a.conflist");
         fs::write(&path, LIST).unwrap();

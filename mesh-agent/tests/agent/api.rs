@@ -1,6 +1,8 @@
 //! A small Kubernetes API server for the agent's tests: namespaces and pods, list, watch and the patch of a pod's status, over HTTP without
 //! TLS in the node's namespace. Its watches can be cut, its history forgotten (410), and it can go away and come back.
 
+#![allow(dead_code, reason = "each test file uses its part")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};

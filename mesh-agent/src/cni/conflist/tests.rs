@@ -136,7 +136,7 @@ fn somebody_who_appends_himself_behind_us_is_not_fought() {
 }
 
 #[test]
-fn hardening_F46_another_writer_takes_us_out_and_we_are_put_back() {
+fn hardening_f46_another_writer_takes_us_out_and_we_are_put_back() {
     let plain = || list("1.0.0", &[json!({ "type": "bridge" })]);
     let mut node = folder(&[("10-a.conflist", plain())]);
     for _ in 0..2 {
@@ -157,7 +157,7 @@ fn hardening_F46_another_writer_takes_us_out_and_we_are_put_back() {
 }
 
 #[test]
-fn hardening_B137_a_chain_that_cannot_be_edited_is_left_as_it_is() {
+fn hardening_b137_a_chain_that_cannot_be_edited_is_left_as_it_is() {
     let unreadable = |why: &str| ConfFile { name: "10-a.conflist".to_owned(), content: Err(why.to_owned()) };
     let text = |name: &str, text: &str| ConfFile { name: name.to_owned(), content: Ok(text.into()) };
     let rows = [

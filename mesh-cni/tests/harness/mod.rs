@@ -104,9 +104,12 @@ pub fn passed((config, output): &(Value, Output)) {
     assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap(), config["prevResult"]);
 }
 
+/// A request and the inodes of the descriptors that came with it.
+pub type Received = (CniRequest, Vec<u64>);
+
 /// An agent that gives these answers, one to each request; none closes the connection.
 pub struct FakeAgent {
-    pub requests: Arc<Mutex<Vec<(CniRequest, Vec<u64>)>>>,
+    pub requests: Arc<Mutex<Vec<Received>>>,
 }
 
 impl FakeAgent {
@@ -131,8 +134,7 @@ impl FakeAgent {
     }
 }
 
-/// A request and the inodes of the descriptors that came with it.
-fn receive(connection: RawFd) -> (CniRequest, Vec<u64>) {
+fn receive(connection: RawFd) -> Received {
     let mut bytes = vec![0; 64 << 10];
     let mut space = nix::cmsg_space!([RawFd; 4]);
     let (length, fds) = {

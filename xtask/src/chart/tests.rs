@@ -66,7 +66,7 @@ fn the_rendered_manifests_are_what_the_chart_makes() {
 #[test]
 fn every_platform_and_every_value_gives_objects_that_kubernetes_takes() {
     let Some(engine) = engine("the chart's objects") else { return };
-    let platforms = ["", "gke", "openshift", "k3s", "k3d", "microk8s", "minikube", "kind", "talos"];
+    let platforms = ["", "gke", "openshift", "k3s", "k3d", "microk8s", "minikube"];
     let mut sets: Vec<Value> = platforms.map(|platform| json!({ "platform": platform })).into();
     sets.push(everything_else());
     let chart = folder().expect("a folder");

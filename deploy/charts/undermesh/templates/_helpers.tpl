@@ -66,19 +66,3 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 /var/run/netns
 {{- end -}}
 {{- end -}}
-
-{{- define "undermesh.podsCgroup" -}}
-{{- if .Values.agent.cgroups.pods -}}
-{{ .Values.agent.cgroups.pods }}
-{{- else if eq .Values.platform "kind" -}}
-/sys/fs/cgroup/kubelet.slice/kubelet-kubepods.slice
-{{- else if or (eq .Values.platform "k3s") (eq .Values.platform "k3d") (eq .Values.platform "microk8s") (eq .Values.platform "talos") -}}
-/sys/fs/cgroup/kubepods
-{{- else -}}
-/sys/fs/cgroup/kubepods.slice
-{{- end -}}
-{{- end -}}
-
-{{- define "undermesh.agentCgroup" -}}
-{{ default "/sys/fs/cgroup/undermesh" .Values.agent.cgroups.own }}
-{{- end -}}

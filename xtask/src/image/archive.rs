@@ -249,6 +249,31 @@ mod tests {
     }
 
     #[test]
+    fn a_tree_holds_a_program_its_libraries_and_nothing_else() {
+        let folder = std::env::temp_dir().join(format!("undermesh-tree-{}", std::process::id()));
+        let program = std::env::current_exe().expect("a program");
+        let image = Image::new("test.example/thing:1", &["/thing"]).file(program, "/thing");
+        write_tree(&image, &folder).expect("written");
+        let mut found = Vec::new();
+        let mut todo = vec![folder.clone()];
+        while let Some(at) = todo.pop() {
+            for entry in fs::read_dir(&at).expect("a folder").flatten() {
+                match entry.path() {
+                    path if path.is_dir() => todo.push(path),
+                    path => found.push(path.strip_prefix(&folder).expect("below").display().to_string()),
+                }
+            }
+        }
+        fs::remove_dir_all(&folder).expect("removed");
+        let is_library = |name: &String| name.starts_with("lib") && name.contains(".so");
+        let (libraries, mut others): (Vec<String>, Vec<String>) = found.into_iter().partition(is_library);
+        others.sort();
+        assert_eq!(others, ["etc/passwd", "thing"]);
+        assert!(libraries.iter().any(|name| name.contains("/ld-")), "a loader: {libraries:?}");
+        assert!(libraries.iter().any(|name| name.ends_with("libc.so.6")), "{libraries:?}");
+    }
+
+    #[test]
     fn libraries_are_read_from_what_ldd_prints() {
         let said = "\tlinux-vdso.so.1 (0x00007ffd)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f01)\n\t/lib64/ld-linux-x86-64.so.2 (0x00007f02)\n\tlibgone.so => not found\n";
         assert_eq!(needed(said), ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"]);

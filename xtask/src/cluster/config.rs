@@ -1,6 +1,6 @@
 //! The files that make containerd, the kubelet, the pod network and the first objects of the cluster what they are. Called by `node` and `up`.
 use super::Cluster;
-use super::plan::Host;
+use super::plan::{Family, Host};
 use super::programs::{COREDNS_IMAGE, PAUSE_IMAGE};
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -31,6 +31,15 @@ pub fn addons(cluster: &Cluster) -> String {
         .replace("@COREDNS@", COREDNS_IMAGE)
         .replace("@OUTSIDE@", &cluster.plan.address(Host::Control).v4)
         .replace("@OUTSIDE6@", &cluster.plan.address(Host::Control).v6)
+}
+
+/// What the product's chart cannot know of this cluster.
+pub fn values(cluster: &Cluster) -> serde_json::Value {
+    let ranges = [cluster.plan.all_pods(), cluster.plan.services()].map(|range| cluster.plan.ordered(&range));
+    json!({
+        "listenAddress": if cluster.plan.primary == Family::V6 { "[::]" } else { "0.0.0.0" },
+        "meshRanges": ranges.concat(),
+    })
 }
 
 fn containerd() -> String {

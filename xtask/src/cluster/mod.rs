@@ -96,6 +96,8 @@ enum Verb {
     Fault(fault::Faults),
     /// Say what runs.
     Status,
+    /// Print what the chart of the product must be told of this cluster.
+    Values,
     #[command(hide = true)]
     Balancer,
     #[command(hide = true)]
@@ -222,6 +224,10 @@ pub fn run(args: &Args) -> Result<()> {
             Ok(())
         }
         Verb::Fault(faults) => fault::set(&cluster, faults),
+        Verb::Values => {
+            println!("{:#}", config::values(&cluster));
+            Ok(())
+        }
         _ => up::status(&cluster),
     }
 }

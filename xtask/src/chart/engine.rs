@@ -22,6 +22,13 @@ pub struct Engine {
     folder: PathBuf,
 }
 
+/// When Helm renders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    Installation,
+    Upgrade,
+}
+
 impl Engine {
     /// Fails with one line if it was not installed.
     pub fn find() -> Result<Engine> {
@@ -54,8 +61,14 @@ impl Engine {
     }
 
     /// What the chart's templates become with these values, by path; an error is Helm's, about values or templates.
-    pub fn render(&self, chart: &Path, namespace: &str, values: &Value) -> Result<Vec<(String, String)>> {
-        let question = json!({ "values": values, "namespace": namespace });
+    pub fn render(
+        &self,
+        chart: &Path,
+        namespace: &str,
+        values: &Value,
+        moment: Moment,
+    ) -> Result<Vec<(String, String)>> {
+        let question = json!({ "values": values, "namespace": namespace, "first": moment == Moment::Installation });
         let answer = self.ask("render", &chart.to_string_lossy(), &question)?;
         if let Some(error) = answer["error"].as_str() {
             anyhow::bail!("{error}");

@@ -1,6 +1,6 @@
 # Helm's own engine and the schemas of Kubernetes, for `cargo xtask chart` and its tests: JSON comes in, JSON goes out.
 #   lint CHART        {"values": {...}}                        -> ["what it complains about", ...]
-#   render CHART      {"values": {...}, "namespace": "..."}    -> {"files": {"path": "text"}} or {"error": "..."}
+#   render CHART      {"values": {...}, "namespace": "...", "first": bool} -> {"files": {"path": "text"}} or {"error": "..."}
 #   parse .           {"text": "YAML"}                         -> [objects]
 #   validate VERSION  {"objects": [...]}                       -> ["what is not valid", ...]
 import json
@@ -20,7 +20,8 @@ def render(chart, asked):
     try:
         with helm_python.Chart.load(chart) as loaded:
             loaded.validate_schema(asked["values"])
-            files = loaded.render(asked["values"], name="undermesh", namespace=asked["namespace"], is_install=True)
+            first = {"is_install": asked["first"], "is_upgrade": not asked["first"]}
+            files = loaded.render(asked["values"], name="undermesh", namespace=asked["namespace"], **first)
     except helm_python.HelmError as error:
         return {"error": str(error)}
     files = {name: text for name, text in files.items() if not name.endswith("NOTES.txt")}

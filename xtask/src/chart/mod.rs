@@ -6,6 +6,7 @@ pub use engine::Engine;
 
 use crate::run;
 use anyhow::{Context, Result, bail, ensure};
+use engine::Moment;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -76,8 +77,9 @@ fn manifests(engine: &Engine) -> Result<[(PathBuf, String); 2]> {
     Ok([(folder.join("crds.yaml"), join(crds)), (folder.join("undermesh.yaml"), rendered)])
 }
 
+/// As for an upgrade: whoever applies a file does so again and again.
 fn render(engine: &Engine, chart: &Path, values: &Value) -> Result<String> {
-    let rendered = engine.render(chart, NAMESPACE, values)?;
+    let rendered = engine.render(chart, NAMESPACE, values, Moment::Upgrade)?;
     Ok(join(in_order(rendered).into_iter().map(|(_, text)| text)))
 }
 

@@ -12,7 +12,8 @@ fn engine(test: &str) -> Option<Engine> {
 }
 
 fn objects(engine: &Engine, values: Value) -> Result<Vec<Value>> {
-    engine.parse(&render(engine, &folder()?, &values)?)
+    let files = engine.render(&folder()?, NAMESPACE, &values, Moment::Installation)?;
+    engine.parse(&join(files.into_iter().map(|(_, text)| text)))
 }
 
 fn object<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
@@ -148,6 +149,20 @@ fn values_arrive_where_they_belong() {
         let labels: Vec<_> = workload["spec"]["selector"]["matchLabels"].as_object().expect("labels").keys().collect();
         assert_eq!(labels, ["app.kubernetes.io/instance", "app.kubernetes.io/name"]);
     }
+}
+
+/// What mesh-control changes later is said once, and never again.
+#[test]
+fn the_webhook_holds_nobody_up_before_it_answers_and_is_left_alone_afterwards() {
+    let Some(engine) = engine("the webhook") else { return };
+    let policies = |moment| -> Vec<Value> {
+        let files = engine.render(&folder().expect("a folder"), NAMESPACE, &json!({}), moment).expect("rendered");
+        let objects = engine.parse(&join(files.into_iter().map(|(_, text)| text))).expect("parsed");
+        let webhooks = &object(&objects, "ValidatingWebhookConfiguration", "undermesh-validation")["webhooks"];
+        webhooks.as_array().expect("webhooks").iter().map(|webhook| webhook["failurePolicy"].clone()).collect()
+    };
+    assert_eq!(policies(Moment::Installation), ["Ignore", "Ignore"]);
+    assert_eq!(policies(Moment::Upgrade), [Value::Null, Value::Null]);
 }
 
 #[test]

@@ -142,8 +142,14 @@ fn the_chart_runs_on_a_cluster_and_bookinfo_in_the_mesh() {
         of_cluster["agent"] = serde_json::json!({ "cni": { "enabled": false } });
     }
     fs::write(&values, of_cluster.to_string()).expect("written");
-    kubectl.does("create namespace undermesh-system");
-    cluster.apply(&xtask(&["chart", "--values", &values.to_string_lossy()]));
+    let helm = |what: &str| cluster.run(&["helm", what, "--values", &values.to_string_lossy()]);
+    if with_agents {
+        // Helm waits until all is ready.
+        helm("install");
+    } else {
+        kubectl.does("create namespace undermesh-system");
+        cluster.apply(&xtask(&["chart", "--values", &values.to_string_lossy()]));
+    }
     cluster.eventually("two control planes", || {
         kubectl.says("-n undermesh-system get deploy mesh-control -o jsonpath={.status.readyReplicas}") == "2"
     });
@@ -177,6 +183,13 @@ fn the_chart_runs_on_a_cluster_and_bookinfo_in_the_mesh() {
         kubectl.does("label namespace default istio.io/dataplane-mode-");
         cluster.eventually("no pod in the mesh", || redirected().is_empty());
         assert!(whole(&page()));
+
+        // What mesh-control changed of its webhook, if it has one, is not in the way.
+        helm("upgrade");
+        helm("uninstall");
+        let left = kubectl.says("get all,serviceaccounts,roles,clusterroles,validatingwebhookconfigurations -A -o name -l app.kubernetes.io/part-of=undermesh");
+        assert_eq!(left, "");
+        assert!(kubectl.says("get crd -o name").contains("authorizationpolicies.security.istio.io"), "policies stay");
     }
     fs::remove_dir_all(&folder).expect("removed");
     cluster.leaves_nothing();

@@ -91,8 +91,21 @@ impl Engine {
         texts(&self.ask("validate", version, &json!({ "objects": objects }))?)
     }
 
+    /// What Helm does to a cluster, with the program that it is run by: it may have to be in a network of its own.
+    pub fn release(&self, command: Command, what: &str, question: &Value) -> Result<()> {
+        let chart = super::folder()?;
+        let answer = self.run(command, what, &chart.to_string_lossy(), question)?;
+        match answer["error"].as_str() {
+            Some(error) => anyhow::bail!("helm {what}: {error}"),
+            None => Ok(()),
+        }
+    }
+
     fn ask(&self, verb: &str, argument: &str, question: &Value) -> Result<Value> {
-        let mut command = Command::new("python3");
+        self.run(Command::new("python3"), verb, argument, question)
+    }
+
+    fn run(&self, mut command: Command, verb: &str, argument: &str, question: &Value) -> Result<Value> {
         command.args(["-c", SCRIPT, verb, argument]).env("PYTHONPATH", &self.folder);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().context("start python3")?;

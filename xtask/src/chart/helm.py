@@ -3,6 +3,7 @@
 #   render CHART      {"values": {...}, "namespace": "...", "first": bool} -> {"files": {"path": "text"}} or {"error": "..."}
 #   parse .           {"text": "YAML"}                         -> [objects]
 #   validate VERSION  {"objects": [...]}                       -> ["what is not valid", ...]
+#   install, upgrade, uninstall CHART {"kubeconfig": "...", "values": {...}, "namespace": "...", "seconds": n} -> {} or {"error": "..."}
 import json
 import sys
 
@@ -49,5 +50,28 @@ def validate(version, asked):
     return found
 
 
+def release(verb):
+    def act(chart, asked):
+        import helm_python
+
+        names = {"chart": chart, "name": "undermesh", "values": asked["values"], "namespace": asked["namespace"]}
+        waits = {"wait": "watcher", "timeout": asked["seconds"]}
+        try:
+            with helm_python.Config(kubeconfig_path=asked["kubeconfig"], namespace=asked["namespace"]) as config:
+                if verb == "install":
+                    config.install(**names, **waits, create_namespace=True)
+                elif verb == "upgrade":
+                    config.upgrade(**names, **waits)
+                else:
+                    config.uninstall("undermesh", **waits)
+        except helm_python.HelmError as error:
+            return {"error": str(error)}
+        return {}
+
+    return act
+
+
 verb, argument = sys.argv[1:]
-print(json.dumps({"lint": lint, "render": render, "parse": parse, "validate": validate}[verb](argument, json.load(sys.stdin))))
+verbs = {"lint": lint, "render": render, "parse": parse, "validate": validate}
+verbs |= {verb: release(verb) for verb in ("install", "upgrade", "uninstall")}
+print(json.dumps(verbs[verb](argument, json.load(sys.stdin))))

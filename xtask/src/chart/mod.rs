@@ -10,6 +10,7 @@ use engine::Moment;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 const NAMESPACE: &str = "undermesh-system";
 /// The oldest and the newest Kubernetes whose schemas must accept what the chart makes, and that of the tests' cluster.
@@ -34,9 +35,7 @@ pub fn run(args: &Args) -> Result<()> {
     let engine = Engine::find()?;
     let chart = folder()?;
     if let Some(file) = &args.values {
-        let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
-        let values = engine.parse(&text)?.into_iter().next().unwrap_or_else(|| json!({}));
-        print!("{}", render(&engine, &chart, &values)?);
+        print!("{}", render(&engine, &chart, &values(file)?)?);
         return Ok(());
     }
     let complaints = engine.lint(&chart, &json!({}))?;
@@ -60,6 +59,18 @@ pub fn run(args: &Args) -> Result<()> {
         println!("{}", path.display());
     }
     Ok(())
+}
+
+/// Does with a cluster what Helm's verb `what` does, and waits until everything is ready.
+pub fn release(command: Command, what: &str, kubeconfig: &Path, values: &Value) -> Result<()> {
+    let question = json!({ "kubeconfig": kubeconfig, "values": values, "namespace": NAMESPACE, "seconds": 300 });
+    Engine::find()?.release(command, what, &question)
+}
+
+/// The values in a file.
+pub fn values(file: &Path) -> Result<Value> {
+    let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+    Ok(Engine::find()?.parse(&text)?.into_iter().next().unwrap_or_else(|| json!({})))
 }
 
 /// Where the chart is.

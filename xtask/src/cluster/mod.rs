@@ -20,7 +20,7 @@ mod up;
 pub use programs::NEEDED;
 
 use crate::image::{self, Image};
-use crate::run;
+use crate::{chart, run};
 use anyhow::{Context, Result, ensure};
 use control::Part;
 use plan::{CLUSTERS, Family, Host, NODES, Plan};
@@ -89,6 +89,14 @@ enum Verb {
         /// What a container of it runs.
         #[arg(long, num_args = 1.., allow_hyphen_values = true)]
         entrypoint: Vec<String>,
+    },
+    /// Install, upgrade or uninstall the product's chart by Helm's own engine, and wait until all is ready.
+    Helm {
+        #[arg(value_parser = ["install", "upgrade", "uninstall"])]
+        what: String,
+        /// Values for the chart, instead of those that `values` prints.
+        #[arg(long, value_name = "FILE")]
+        values: Option<PathBuf>,
     },
     /// Give image archives to every node.
     Load { archives: Vec<PathBuf> },
@@ -222,6 +230,14 @@ pub fn run(args: &Args) -> Result<()> {
                 }
             }
             Ok(())
+        }
+        Verb::Helm { what, values } => {
+            let values = match values {
+                Some(file) => chart::values(file)?,
+                None => config::values(&cluster),
+            };
+            let python = process::within(&cluster.plan.netns(Host::Control), "python3");
+            chart::release(python, what, &cluster.kubeconfig("admin"), &values)
         }
         Verb::Fault(faults) => fault::set(&cluster, faults),
         Verb::Values => {

@@ -82,13 +82,7 @@ pub async fn run(options: &Uninstall, context: &Context) -> Result<u8, Stop> {
     }
     work.what_the_control_plane_made().await?;
     if options.purge_crds {
-        for definition in &definitions {
-            work.delete_path(
-                &format!("CustomResourceDefinition {}", definition.metadata.name),
-                &format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{}", definition.metadata.name),
-            )
-            .await?;
-        }
+        work.end_definitions(&definitions).await?;
     }
     // What is to be done again needs to know where.
     if dirty.is_empty() {
@@ -359,6 +353,21 @@ impl Work<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Deletes definitions and waits for their end: the objects of their kinds go first, and an installation in between would meet half of it.
+    async fn end_definitions(&mut self, definitions: &[Definition]) -> Result<(), Stop> {
+        const PATH: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+        for definition in definitions {
+            let name = &definition.metadata.name;
+            self.delete_path(&format!("CustomResourceDefinition {name}"), &format!("{PATH}/{name}")).await?;
+        }
+        until("end of definitions", self.progress(), || async {
+            let left: Vec<Definition> = self.definitions().await?;
+            let lines = left.iter().map(|definition| format!("{} ends", definition.metadata.name)).collect();
+            Ok(Look { lines, is_done: left.is_empty(), value: () })
+        })
+        .await
     }
 
     async fn end_namespace(&mut self) -> Result<(), Stop> {

@@ -6,6 +6,7 @@
 //! ```
 //! Two runtimes: one thread for control (stream, certificates, enrolment, operator), several for the data plane. Neither can starve the other.
 
+mod cleanup;
 mod crl;
 mod house;
 mod privilege;
@@ -70,8 +71,10 @@ impl From<KernelError> for Refusal {
 
 /// Runs the role that the command line asks for; returns the exit status.
 pub fn main(cli: &Cli) -> i32 {
-    if let Some(Role::CniUninstall(flags)) = &cli.role {
-        return uninstall(flags);
+    match &cli.role {
+        Some(Role::CniUninstall(flags)) => return uninstall(flags),
+        Some(Role::Cleanup(flags)) => return cleanup::main(flags),
+        None | Some(Role::Worker(_)) => {}
     }
     let config = match cli.config() {
         Ok(config) => config,
@@ -83,7 +86,7 @@ pub fn main(cli: &Cli) -> i32 {
         }
     };
     let role = match cli.role {
-        None | Some(Role::CniUninstall(_)) => keeper,
+        None | Some(Role::CniUninstall(_) | Role::Cleanup(_)) => keeper,
         Some(Role::Worker(_)) => worker::run,
     };
     let lacking = privilege::missing().map(|line| Refusal { status: privilege::EXIT_PERMISSION, line });
@@ -94,8 +97,7 @@ pub fn main(cli: &Cli) -> i32 {
 }
 
 fn uninstall(flags: &CniFlags) -> i32 {
-    let CniFlags { run_dir, cni_bin_dir, cni_conf_dir, cni_state_dir } = flags;
-    match uninstall::uninstall(run_dir, cni_bin_dir, cni_conf_dir, cni_state_dir) {
+    match uninstall::uninstall(flags) {
         Ok(done) => {
             let _ = writeln!(std::io::stdout(), "{done}");
             0

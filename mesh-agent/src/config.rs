@@ -45,10 +45,12 @@ pub enum Role {
     Worker(Box<Flags>),
     /// Take the CNI plugin off this node, through the agent if one runs.
     CniUninstall(CniFlags),
+    /// Take from the node what an agent with these flags leaves there, once it has ended: pods go on without the mesh. May be run again.
+    Cleanup(Box<Flags>),
 }
 
 /// Where the CNI plugin is.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Eq, PartialEq, Args)]
 pub struct CniFlags {
     /// Folder of the agent's sockets
     #[arg(long, value_name = "VALUE", env = "UNDERMESH_RUN_DIR")]
@@ -241,13 +243,48 @@ impl Cli {
     pub fn config(&self) -> Result<Config, Problems> {
         let flags = match &self.role {
             None | Some(Role::CniUninstall(_)) => &self.flags,
-            Some(Role::Worker(flags)) => flags,
+            Some(Role::Worker(flags) | Role::Cleanup(flags)) => flags,
         };
         flags.resolve(&|name| std::env::var_os(name))
     }
 }
 
+/// Where an agent leaves something on its node.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Traces {
+    /// Tells apart several agents on one kernel.
+    pub instance: String,
+    /// Where kernel objects are pinned.
+    pub bpffs: PathBuf,
+    /// Folder of its sockets.
+    pub run_dir: PathBuf,
+    /// The agent's own cgroup, if it is told.
+    pub agent_cgroup: Option<PathBuf>,
+    /// Where the CNI plugin is, if one is kept.
+    pub cni: CniFlags,
+}
+
 impl Flags {
+    /// Where an agent with these flags leaves something. What it needs beyond that, its credentials above all, may be gone.
+    pub fn traces(&self, environment: &dyn Fn(&str) -> Option<OsString>) -> Result<Traces, Problems> {
+        let mut raw = self.raw(environment);
+        let node = raw.text("node", None);
+        let instance = raw.text("instance", Some(node.as_deref().map(plain).unwrap_or_default()));
+        let traces = Traces {
+            instance: raw.check("instance", instance, is_plain, "letters, digits and dashes, at most 63"),
+            bpffs: raw.path("bpffs", Some("/sys/fs/bpf/undermesh")),
+            run_dir: raw.path("run-dir", None),
+            agent_cgroup: Some(raw.path("agent-cgroup", Some("/"))).filter(|path| path != Path::new("/")),
+            cni: CniFlags {
+                run_dir: self.run_dir.clone().map(PathBuf::from).unwrap_or_default(),
+                cni_bin_dir: raw.path("cni-bin-dir", Some(CNI_BIN_DIR)),
+                cni_conf_dir: raw.path("cni-conf-dir", Some(CNI_CONF_DIR)),
+                cni_state_dir: raw.path("cni-state-dir", Some(CNI_STATE_DIR)),
+            },
+        };
+        raw.finish(traces)
+    }
+
     /// Types every value and reports all that is wrong.
     fn resolve(&self, environment: &dyn Fn(&str) -> Option<OsString>) -> Result<Config, Problems> {
         let mut raw = self.raw(environment);

@@ -3,17 +3,18 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::Duration;
 
 use crate::admin;
 use crate::cni::{Places, SOCKET, remove, scope_file};
+use crate::config::CniFlags;
 
 /// How long the agent may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Takes the plugin off; says who did it.
-pub fn uninstall(run_dir: &Path, bin_dir: &Path, conf_dir: &Path, state_dir: &Path) -> Result<&'static str, String> {
+pub fn uninstall(flags: &CniFlags) -> Result<&'static str, String> {
+    let CniFlags { run_dir, cni_bin_dir, cni_conf_dir, cni_state_dir } = flags;
     let socket = run_dir.join(admin::SOCKET);
     match order(&socket) {
         Ok(status) if status.contains(" 200 ") => return Ok("the agent took the CNI plugin off this node"),
@@ -25,10 +26,10 @@ pub fn uninstall(run_dir: &Path, bin_dir: &Path, conf_dir: &Path, state_dir: &Pa
     }
     remove(&Places {
         plugin: Default::default(),
-        bin_dir: bin_dir.to_owned(),
-        conf_dir: conf_dir.to_owned(),
+        bin_dir: cni_bin_dir.clone(),
+        conf_dir: cni_conf_dir.clone(),
         socket: run_dir.join(SOCKET),
-        scope: scope_file(state_dir),
+        scope: scope_file(cni_state_dir),
     })?;
     Ok("the CNI plugin is off this node")
 }

@@ -174,7 +174,7 @@ impl Raw {
         self.problems.push(Problem { usage: false, line: line.to_owned() });
     }
 
-    pub(super) fn finish(self, config: Config) -> Result<Config, Problems> {
+    pub(super) fn finish<T>(self, config: T) -> Result<T, Problems> {
         if self.problems.is_empty() {
             return Ok(config);
         }

@@ -200,3 +200,31 @@ fn cgroups_are_found_with_kube_only_and_what_cannot_be_found_is_told() {
     let problems = parse(&flags, &[]).unwrap_err();
     assert!(problems.lines.iter().any(|line| line.starts_with("--pods-cgroup (or")), "{problems:?}");
 }
+
+#[test]
+fn a_cleanup_needs_no_credentials() {
+    let nothing = |_: &str| None;
+    let cleanup = |line: &str| {
+        let arguments = line.split(' ');
+        match Cli::try_parse_from(arguments).unwrap().role {
+            Some(Role::Cleanup(flags)) => flags.traces(&nothing),
+            other => panic!("{other:?}"),
+        }
+    };
+    let line = "mesh-agent cleanup --node=n.1 --control=c:1 --control-root=/gone --token=/gone --run-dir=/run/u --pods-cgroup=/gone/p --agent-cgroup=/gone/a --cni-conf-dir=/gone/net.d";
+    let expected = Traces {
+        instance: "n-1".into(),
+        bpffs: "/sys/fs/bpf/undermesh".into(),
+        run_dir: "/run/u".into(),
+        agent_cgroup: Some("/gone/a".into()),
+        cni: CniFlags {
+            run_dir: "/run/u".into(),
+            cni_bin_dir: "/opt/cni/bin".into(),
+            cni_conf_dir: "/gone/net.d".into(),
+            cni_state_dir: "/var/lib/undermesh".into(),
+        },
+    };
+    assert_eq!(cleanup(line), Ok(expected));
+    let problems = cleanup("mesh-agent cleanup --node=n1 --run-dir=run").unwrap_err();
+    assert_eq!((problems.status, problems.lines.len()), (EXIT_USAGE, 1), "{:?}", problems.lines);
+}

@@ -21,7 +21,7 @@ pub struct Status {
     #[arg(long)]
     wait: bool,
     /// How long to wait
-    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = crate::cli::duration)]
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = crate::wait::duration)]
     wait_duration: Duration,
 }
 

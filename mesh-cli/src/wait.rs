@@ -74,3 +74,20 @@ pub fn confirm(question: &str, is_yes: bool) -> Result<(), Stop> {
         false => Err(Stop::new(INTERRUPTED, "nothing was changed")),
     }
 }
+
+/// How long to wait: a number with a unit, at most a day.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "write a whole number with s, m or h, such as 5m".to_owned();
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let unit = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(wrong()),
+    };
+    let seconds = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(wrong)?;
+    match seconds {
+        1..=86400 => Ok(Duration::from_secs(seconds)),
+        _ => Err("write a time from 1s to 24h".into()),
+    }
+}

@@ -20,8 +20,8 @@ const VALUES: &[&str] = &[
     "platform=k3s,network=blue,meshRanges={10.244.0.0/16,fd00::/64},agent.workers=3",
     "platform=k3d",
     "platform=microk8s",
-    "platform=talos",
-    "platform=kind,agent.udp=deny,log.level=debug,log.format=json",
+    "control.webhook.enabled=false,agent.cni.enabled=false",
+    "agent.udp=deny,log.level=debug,log.format=json",
     "platform=minikube,agent.cgroups.pods=/sys/fs/cgroup/pods,agent.cgroups.own=/sys/fs/cgroup/x",
     "agent.cniBinDir=/a,agent.cniConfDir=/b,agent.netnsDir=/c",
     "control.replicas=1,control.podDisruptionBudget.enabled=false,networkPolicy.enabled=false,metrics.scrapeAnnotations=false",
@@ -69,7 +69,7 @@ fn helm_and_meshctl_make_the_same_objects() {
 fn values(line: &str) -> Value {
     let mut values = json!({});
     if !line.is_empty() {
-        set(&mut values, line, Typing::Guess).unwrap();
+        set(&mut values, line, Typing::Guess).expect("values");
     }
     values
 }
@@ -80,7 +80,7 @@ fn object(document: &str) -> Option<Value> {
 }
 
 fn by_reference(objects: Vec<Value>) -> BTreeMap<Reference, Value> {
-    objects.into_iter().map(|object| (Reference::of(&object).unwrap(), object)).collect()
+    objects.into_iter().map(|object| (Reference::of(&object).expect("a name"), object)).collect()
 }
 
 /// What Helm makes of each file of the chart with each of some values; nothing where Helm's engine is not installed.

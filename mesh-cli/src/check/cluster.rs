@@ -113,7 +113,7 @@ pub fn clocks(snapshot: &Snapshot) -> Vec<Finding> {
         let lease = snapshot.node_leases.iter().find(|lease| lease.metadata.name == node.metadata.name);
         let Some(renewed) = lease.and_then(|lease| seconds(lease.spec.renew_time.as_deref()?)) else { continue };
         let skew = renewed - server;
-        if skew > SKEW || skew < -LEASE {
+        if !(-LEASE..=SKEW).contains(&skew) {
             let why = format!("its clock is about {} s {} the API server's", skew.abs(), side(skew));
             found.push(Finding::error(of_node(node), why, FIX));
         }

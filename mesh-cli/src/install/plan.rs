@@ -42,14 +42,21 @@ pub fn owned(definition: &Value) -> Value {
     definition
 }
 
-/// A webhook that exists belongs in part to the control plane, which enters its certificate and decides when a failure refuses: what it has
-/// decided is repeated. It is not left out: a field that nobody else owns would get its default, and a failure would refuse.
+/// A webhook that exists belongs in part to the control plane, which enters its certificate and decides when a failure refuses. What is its is not
+/// named; what it has not decided yet is repeated, for a field that nobody owns would get its default, and a failure would refuse.
 pub fn with_what_is_the_control_planes(object: &Value, live: &Value) -> Value {
     let mut object = object.clone();
+    let managers = live["metadata"]["managedFields"].as_array();
+    let others = managers.into_iter().flatten().filter(|entry| entry["manager"] != crate::api::MANAGER);
+    let is_decided = others.into_iter().any(|entry| entry["fieldsV1"].to_string().contains("\"f:failurePolicy\""));
     for webhook in object["webhooks"].as_array_mut().into_iter().flatten() {
         let mut there = live["webhooks"].as_array().into_iter().flatten();
         let Some(there) = there.find(|other| other["name"] == webhook["name"]) else { continue };
-        webhook["failurePolicy"] = there["failurePolicy"].clone();
+        match (webhook.as_object_mut(), is_decided) {
+            (Some(webhook), true) => drop(webhook.remove("failurePolicy")),
+            (Some(webhook), false) => drop(webhook.insert("failurePolicy".into(), there["failurePolicy"].clone())),
+            (None, _) => {}
+        }
         if let Some(client) = webhook["clientConfig"].as_object_mut() {
             client.remove("caBundle");
         }
@@ -93,8 +100,14 @@ mod tests {
             webhook
         };
         let wanted = json!({"webhooks": [webhook("w", "Ignore", Some("")), webhook("new", "Ignore", Some("x"))]});
-        let live = json!({"webhooks": [webhook("w", "Fail", Some("CA"))]});
-        let expected = json!({"webhooks": [webhook("w", "Fail", None), webhook("new", "Ignore", Some("x"))]});
-        assert_eq!(with_what_is_the_control_planes(&wanted, &live), expected);
+        let live = |manager: &str| {
+            let fields = json!({"f:webhooks": {"k:{\"name\":\"w\"}": {"f:failurePolicy": {}}}});
+            let managed = json!([{"manager": "meshctl", "fieldsV1": fields}, {"manager": manager, "fieldsV1": fields}]);
+            json!({"metadata": {"managedFields": managed}, "webhooks": [webhook("w", "Fail", Some("CA"))]})
+        };
+        let mut expected = json!({"webhooks": [webhook("w", "Fail", None), webhook("new", "Ignore", Some("x"))]});
+        assert_eq!(with_what_is_the_control_planes(&wanted, &live("meshctl")), expected);
+        expected["webhooks"][0].as_object_mut().unwrap().remove("failurePolicy");
+        assert_eq!(with_what_is_the_control_planes(&wanted, &live("mesh-control")), expected);
     }
 }

@@ -43,7 +43,7 @@ pub struct Install {
     #[arg(long)]
     no_wait: bool,
     /// How long to wait
-    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = crate::cli::duration)]
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = crate::wait::duration)]
     timeout: Duration,
     /// Take over fields that somebody else has set
     #[arg(long)]

@@ -96,7 +96,7 @@ pub enum State {
 pub fn state(node: Option<&Node>, pod: Option<&Pod>) -> State {
     match node {
         None => return State::Failed("there is no such node any more".into()),
-        Some(node) if !node.is_ready() && !pod.is_some_and(|pod| pod.status.phase == "Succeeded") => {
+        Some(node) if !node.is_ready() && pod.is_none_or(|pod| pod.status.phase != "Succeeded") => {
             return State::Failed("the node is not ready; uninstall again when it is back".into());
         }
         Some(_) => {}

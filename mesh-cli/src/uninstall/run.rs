@@ -36,7 +36,7 @@ pub struct Uninstall {
     #[arg(short, long)]
     yes: bool,
     /// How long to wait for each step
-    #[arg(long, value_name = "TIME", default_value = "3m", value_parser = crate::cli::duration)]
+    #[arg(long, value_name = "TIME", default_value = "3m", value_parser = crate::wait::duration)]
     timeout: Duration,
     /// Only say what would be done
     #[arg(long)]

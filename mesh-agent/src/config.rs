@@ -270,13 +270,14 @@ impl Flags {
         let mut raw = self.raw(environment);
         let node = raw.text("node", None);
         let instance = raw.text("instance", Some(node.as_deref().map(plain).unwrap_or_default()));
+        let run_dir = raw.path("run-dir", None);
         let traces = Traces {
             instance: raw.check("instance", instance, is_plain, "letters, digits and dashes, at most 63"),
             bpffs: raw.path("bpffs", Some("/sys/fs/bpf/undermesh")),
-            run_dir: raw.path("run-dir", None),
+            run_dir: run_dir.clone(),
             agent_cgroup: Some(raw.path("agent-cgroup", Some("/"))).filter(|path| path != Path::new("/")),
             cni: CniFlags {
-                run_dir: self.run_dir.clone().map(PathBuf::from).unwrap_or_default(),
+                run_dir,
                 cni_bin_dir: raw.path("cni-bin-dir", Some(CNI_BIN_DIR)),
                 cni_conf_dir: raw.path("cni-conf-dir", Some(CNI_CONF_DIR)),
                 cni_state_dir: raw.path("cni-state-dir", Some(CNI_STATE_DIR)),

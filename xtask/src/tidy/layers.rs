@@ -4,7 +4,7 @@ use super::tree::Tree;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What each crate may depend on, of ours.
-const MAY_USE: [(&str, &[&str]); 11] = [
+const MAY_USE: [(&str, &[&str]); 12] = [
     ("mesh-common", &[]),
     ("mesh-ebpf", &["mesh-common"]),
     ("mesh-core", &["mesh-common"]),

@@ -61,12 +61,12 @@ fn the_entry_goes_to_the_end_of_the_first_chain_and_is_found_there() {
         (
             "only the first of two",
             folder(&[
-                ("10-a.conflist", list("0.3.1", &[bridge.clone()])),
-                ("20-b.conflist", list("0.3.1", &[portmap.clone()])),
+                ("10-a.conflist", list("0.3.1", std::slice::from_ref(&bridge))),
+                ("20-b.conflist", list("0.3.1", std::slice::from_ref(&portmap))),
             ]),
             folder(&[
                 ("10-a.conflist", list("0.3.1", &[bridge.clone(), ours()])),
-                ("20-b.conflist", list("0.3.1", &[portmap.clone()])),
+                ("20-b.conflist", list("0.3.1", std::slice::from_ref(&portmap))),
             ]),
         ),
         (
@@ -104,17 +104,17 @@ fn the_entry_goes_to_the_end_of_the_first_chain_and_is_found_there() {
                 ("00-x.conflist".to_owned(), "{".to_owned()),
                 ("01-x.conflist".to_owned(), r#"{"plugins":[]}"#.to_owned()),
                 ("02-x.conf".to_owned(), "[]".to_owned()),
-                ("03-x.conflist.bak".to_owned(), list("1.0.0", &[portmap.clone()]).to_string()),
-                (".04-x.conflist".to_owned(), list("1.0.0", &[portmap.clone()]).to_string()),
-                ("10-a.conflist".to_owned(), list("1.1.0", &[bridge.clone()]).to_string()),
+                ("03-x.conflist.bak".to_owned(), list("1.0.0", std::slice::from_ref(&portmap)).to_string()),
+                (".04-x.conflist".to_owned(), list("1.0.0", std::slice::from_ref(&portmap)).to_string()),
+                ("10-a.conflist".to_owned(), list("1.1.0", std::slice::from_ref(&bridge)).to_string()),
             ]
             .into(),
             [
                 ("00-x.conflist".to_owned(), "{".to_owned()),
                 ("01-x.conflist".to_owned(), r#"{"plugins":[]}"#.to_owned()),
                 ("02-x.conf".to_owned(), "[]".to_owned()),
-                ("03-x.conflist.bak".to_owned(), list("1.0.0", &[portmap.clone()]).to_string()),
-                (".04-x.conflist".to_owned(), list("1.0.0", &[portmap.clone()]).to_string()),
+                ("03-x.conflist.bak".to_owned(), list("1.0.0", std::slice::from_ref(&portmap)).to_string()),
+                (".04-x.conflist".to_owned(), list("1.0.0", std::slice::from_ref(&portmap)).to_string()),
                 ("10-a.conflist".to_owned(), list("1.1.0", &[bridge.clone(), ours()]).to_string()),
             ]
             .into(),

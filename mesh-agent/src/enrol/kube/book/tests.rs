@@ -337,7 +337,7 @@ fn features_en5_who_knows_earlier_where_a_pod_is_enrols_it_in_the_books_turn() {
     assert_eq!(run(&mut book, now), Vec::<String>::new(), "it has no address for the API yet");
     assert_eq!(states(&book), [("enrolled", None)]);
     book.pod(Heard::Changed(Facts { cgroup_uid: "hash-a".into(), ..pod("a") }));
-    assert_eq!(run(&mut book, now), ["enrol a", "annotate a true"]);
+    assert_eq!(run(&mut book, now), ["enrol a", "annotate a enabled"]);
 
     let op = book.begin("hash-a").unwrap();
     book.done(&op, trouble(false), now);

@@ -67,7 +67,7 @@ enum Effect {
 pub fn index(objects: &Objects, settings: &Settings, problems: &mut Vec<(Key, Problem)>) -> Policies {
     let mut policies = Policies::default();
     for (name, secured) in &objects.authorization_policies {
-        if !settings.discovers(objects, &name.namespace) {
+        if !settings.heeds(objects, &name.namespace) {
             problems.push((key(Kind::AuthorizationPolicy, &name.namespace, &name.name), undiscovered()));
             continue;
         }
@@ -122,7 +122,7 @@ fn peers(
     problems: &mut Vec<(Key, Problem)>,
 ) -> Peers {
     let (all_peers, undiscovered_peers): (Vec<_>, Vec<_>) =
-        objects.peer_authentications.iter().partition(|(name, _)| settings.discovers(objects, &name.namespace));
+        objects.peer_authentications.iter().partition(|(name, _)| settings.heeds(objects, &name.namespace));
     for (name, _) in undiscovered_peers {
         problems.push((peer_key(&name.namespace, &name.name), undiscovered()));
     }

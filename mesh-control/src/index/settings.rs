@@ -59,9 +59,11 @@ impl Settings {
         self.root_namespaces.iter().any(|r| r == namespace)
     }
 
-    /// Whether a namespace is of the mesh. Its labels say so; those where the mesh itself is kept and set up always are.
+    /// Whether a namespace is of the mesh. Its labels say so; those where the mesh itself is kept and set up always are, and so is one whose labels
+    /// cannot be read.
     pub fn discovers(&self, objects: &Objects, namespace: &str) -> bool {
-        if self.discovery.is_empty() || self.is_root(namespace) || namespace == self.home {
+        let is_always = self.discovery.is_empty() || self.is_root(namespace) || namespace == self.home;
+        if is_always || objects.unread_namespaces.contains(namespace) {
             return true;
         }
         let selects = |labels: &Labels| self.discovery.iter().any(|selector| selector.selects(labels));
@@ -69,6 +71,12 @@ impl Settings {
             Some(known) => selects(&known.labels),
             None => selects(&[(NAME_LABEL.to_owned(), namespace.to_owned())].into()),
         }
+    }
+
+    /// Whether policies of a namespace are in force: unless its labels are known, and say that it is not of the mesh. Of one that is not known yet, or
+    /// whose manifest is broken beyond its name, nobody has said that.
+    pub fn heeds(&self, objects: &Objects, namespace: &str) -> bool {
+        !objects.namespaces.contains_key(namespace) || self.discovers(objects, namespace)
     }
 
     /// What is called the mesh settings.

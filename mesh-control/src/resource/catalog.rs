@@ -92,7 +92,8 @@ impl Catalog {
                     kept.last_good += 1;
                     good.insert(found.key.clone(), (object, found.origin.clone()));
                 }
-                (Err(unreadable), None) if found.key.kind.counts_unread() => {
+                // That there is such a namespace matters, too: it may be of the mesh.
+                (Err(unreadable), None) if found.key.kind.counts_unread() || found.key.kind == Kind::Namespace => {
                     closed.push((found.key.clone(), unreadable.clone()));
                 }
                 (Err(_), None) => {}
@@ -150,6 +151,9 @@ impl Catalog {
                 }
                 Kind::PeerAuthentication => {
                     objects.peer_authentications.insert(name, Secured::Unreadable(unreadable));
+                }
+                Kind::Namespace => {
+                    objects.unread_namespaces.insert(name.name);
                 }
                 _ => {}
             }

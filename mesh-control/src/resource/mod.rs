@@ -14,7 +14,7 @@ pub mod peer_authentication;
 pub mod pod;
 pub mod service;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -199,6 +199,8 @@ pub struct Objects {
     pub mesh_configs: BTreeMap<NamespacedName, Secured<MeshConfig>>,
     /// By name.
     pub namespaces: BTreeMap<ArcStr, Arc<Namespace>>,
+    /// Those that are there and cannot be read, and never could.
+    pub unread_namespaces: BTreeSet<ArcStr>,
     /// By name.
     pub nodes: BTreeMap<ArcStr, Arc<Node>>,
     /// By namespace and name.

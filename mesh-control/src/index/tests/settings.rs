@@ -156,3 +156,27 @@ fn namespaces_that_are_not_selected_have_addresses_and_nothing_else() {
     assert_eq!(refused, ["AuthorizationPolicy lab/out", "PeerAuthentication lab/default"]);
     assert!(view.workloads.values().filter(|w| w.namespace == "lab").all(|w| w.authorization_policies.is_empty()));
 }
+
+#[test]
+fn policies_of_a_namespace_are_out_of_force_only_if_its_labels_say_so() {
+    let namespace = |labels: &str| {
+        format!("---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, labels: {{{labels}}}}}\n")
+    };
+    let selectors = settings("discoverySelectors:\n- matchLabels: {mesh: \"true\"}");
+    let objects = format!("{NODE}{}{}{}{selectors}", pod("web-1", ""), deny("shop", "p"), strict("shop"));
+    for (what, namespace, in_force, is_member) in [
+        ("selected", namespace("mesh: \"true\""), true, true),
+        ("not selected", namespace("mesh: \"false\""), false, false),
+        ("a boolean for a label", namespace("mesh: true"), true, true),
+        ("not YAML", namespace("mesh: [true"), true, true),
+        ("not known", String::new(), true, false),
+        ("its name is no name", namespace("").replace("name: shop", "name: [shop]"), true, false),
+    ] {
+        let view = view(&format!("{objects}{namespace}"));
+        let workload = view.workloads.values().next().unwrap();
+        let listed = workload.authorization_policies.iter().any(|p| p.name == "istio_converted_static_strict");
+        let served = view.policies.keys().any(|name| name.name == "p");
+        assert_eq!((listed, served), (in_force, in_force), "{what}");
+        assert_eq!(workload.protocol == TunnelProtocol::Hbone, is_member, "{what}");
+    }
+}

@@ -208,24 +208,27 @@ fn laxity(object: &PeerAuthentication) -> (u8, bool, bool) {
     (mode, has(Mode::Permissive), !has(Mode::Strict))
 }
 
-/// Says of each object with a selector that another one decides for a pod that it selects, too.
+/// Says of each object with a selector that another one decides for pods that it selects, too. What is said changes with the objects, and not with the
+/// names that pods have today.
 fn overruled(objects: &Objects, peers: &Peers, problems: &mut Vec<(Key, Problem)>) {
     for (namespace, selected) in peers.workloads.iter().filter(|(_, s)| s.len() > 1) {
         let range = NamespacedName::new(namespace.clone(), "")..;
         let pods = objects.pods.range(range).map(|(_, p)| p).take_while(|p| p.namespace == *namespace);
-        let mut told = vec![false; selected.len()];
+        let mut first: Vec<Option<usize>> = vec![None; selected.len()];
         for pod in pods.filter(|p| p.state != State::Ended) {
             let mut own = selected.iter().enumerate().filter(|(_, s)| meta::selects(&s.selector, &pod.labels));
-            let Some((_, decides)) = own.next() else { continue };
-            for (at, object) in own {
-                if !std::mem::replace(&mut told[at], true) {
-                    let message = format!(
-                        "another PeerAuthentication decides for pod {}, this one has no effect there: {namespace}/{}",
-                        pod.name, decides.name
-                    );
-                    problems.push((peer_key(namespace, &object.name), Problem::warning("metadata.name", message)));
-                }
+            let Some((decides, _)) = own.next() else { continue };
+            for (at, _) in own {
+                first[at] = Some(first[at].map_or(decides, |other| other.min(decides)));
             }
+        }
+        for (object, decides) in selected.iter().zip(first) {
+            let Some(decides) = decides.and_then(|at| selected.get(at)) else { continue };
+            let message = format!(
+                "another PeerAuthentication decides for pods that both select, this one has no effect there: {namespace}/{}",
+                decides.name
+            );
+            problems.push((peer_key(namespace, &object.name), Problem::warning("metadata.name", message)));
         }
     }
 }

@@ -315,13 +315,18 @@ fn of_two_peer_authentications_without_age_the_stricter_counts() {
     let select = |name: &str, label: &str, mode: &str| {
         peer("shop", name, &format!("{{selector: {{matchLabels: {{{label}}}}}, mtls: {{mode: {mode}}}}}"))
     };
-    let two = format!("{}{}", select("a", "app: web", "PERMISSIVE"), select("b", "app: web", "STRICT"));
-    assert_eq!(
-        told(&two, true),
-        [
-            "PeerAuthentication shop/a: another PeerAuthentication decides for pod web-1, this one has no effect there: shop/b"
-        ]
-    );
     let apart = format!("{}{}", select("a", "app: other", "STRICT"), select("b", "app: web", "PERMISSIVE"));
     assert_eq!(told(&apart, false), [""; 0]);
+    let two = format!("{}{}", select("a", "app: web", "PERMISSIVE"), select("b", "app: web", "STRICT"));
+    let said = "PeerAuthentication shop/a: another PeerAuthentication decides for pods that both select, this one has no effect there: shop/b";
+    assert_eq!(told(&two, true), [said]);
+    // Whatever pods are called after a rollout, and in whatever order they come, the same is said.
+    let three = format!("{two}{}", select("c", "tier: back", "STRICT"));
+    let told = |names: [&str; 2]| {
+        let both = |name: &str, labels: &str| pod_in("shop", name, "198.18.0.1", labels, "");
+        let view = view(&format!("{three}{}{}", both(names[0], "app: web, tier: back"), both(names[1], "app: web")));
+        let of_peers = view.problems.into_iter().filter(|(key, _)| key.kind == Kind::PeerAuthentication);
+        of_peers.map(|(key, problem)| format!("{key}: {}", problem.message)).collect::<Vec<_>>()
+    };
+    assert_eq!(told(["web-1", "web-2"]), told(["web-4", "web-3"]));
 }

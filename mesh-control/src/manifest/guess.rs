@@ -2,7 +2,7 @@
 //! taken for absent, and what only mentions it must not close anything.
 
 use super::file::group;
-use crate::resource::{Key, Kind, meta};
+use crate::resource::{Key, Kind, mesh_config, meta};
 use crate::yaml::node::{Node, Value};
 use crate::yaml::sniff::{Sniffed, sniff};
 
@@ -10,7 +10,7 @@ use crate::yaml::sniff::{Sniffed, sniff};
 pub struct Guess {
     /// What it was.
     pub what: What,
-    /// It may hold something that restricts traffic and is not in `what`, or not with certainty.
+    /// It may hold something that restricts traffic, or the mesh settings, and that is not in `what`, or not with certainty.
     pub vague: bool,
     /// It is one document and says a kind of ours. What says none, a Secret perhaps, is not quoted.
     pub ours: bool,
@@ -39,6 +39,8 @@ pub fn guess(text: &str) -> Guess {
     let placed = namespace.as_deref().is_some_and(|n| meta::label(n).is_ok());
     let restricts = kind.is_some_and(Kind::is_security) && (several || !placed);
     let mentions = (several || is_list || (kind, &said) == (None, &None)) && mentions(text);
+    // The mesh settings are a ConfigMap that says its name; this one has lost it.
+    let unnamed = exact == Some(Kind::ConfigMap) && !name.as_deref().is_some_and(|name| meta::subdomain(name).is_ok());
     let ours = kind.is_some() && said.is_some() && !several;
     let namespaced = kind.is_some_and(Kind::is_namespaced);
     let what = match (kind, name.filter(|name| meta::subdomain(name).is_ok())) {
@@ -53,7 +55,7 @@ pub fn guess(text: &str) -> Guess {
         }
         _ => What::Nothing,
     };
-    Guess { what, vague: restricts || mentions, ours }
+    Guess { what, vague: restricts || mentions || unnamed, ours }
 }
 
 /// What is broken may be a quote or a bracket right at the word.
@@ -62,23 +64,61 @@ fn bare(word: Option<String>) -> Option<String> {
     (!bare.is_empty()).then_some(bare)
 }
 
-/// Whether the text has a word that stands in objects that restrict traffic, outside of comments.
+/// Whether the text has a word that stands in objects that restrict traffic, or may hold the mesh settings, outside of comments.
 fn mentions(text: &str) -> bool {
-    text.lines().map(uncommented).any(word)
+    let mut words = Words::default();
+    text.lines().map(uncommented).for_each(|line| words.take(line));
+    words.matter()
 }
 
 /// The same for a document that is YAML.
 pub fn tree_mentions(tree: &Node) -> bool {
-    match &tree.value {
-        Value::String(text) => word(text),
-        Value::List(items) => items.iter().any(tree_mentions),
-        Value::Map(entries) => entries.iter().any(|entry| tree_mentions(&entry.node)),
-        _ => false,
-    }
+    let mut words = Words::default();
+    words.take_tree(tree);
+    words.matter()
 }
 
-fn word(text: &str) -> bool {
-    ["AuthorizationPolicy", "PeerAuthentication", "security.istio.io"].iter().any(|word| text.contains(word))
+/// Which words were seen.
+#[derive(Default)]
+struct Words {
+    restricts: bool,
+    config_map: bool,
+    /// What the mesh settings are called.
+    settings: bool,
+    /// Something has a name.
+    named: bool,
+}
+
+impl Words {
+    fn take(&mut self, text: &str) {
+        self.restricts |=
+            ["AuthorizationPolicy", "PeerAuthentication", "security.istio.io"].iter().any(|word| text.contains(word));
+        self.config_map |= text.contains(Kind::ConfigMap.name());
+        let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+        for word in text.split(|c| !is_part(c)) {
+            self.settings |= word == mesh_config::NAME;
+            self.named |= word == "name";
+        }
+    }
+
+    fn take_tree(&mut self, tree: &Node) {
+        match &tree.value {
+            Value::String(text) => self.take(text),
+            Value::List(items) => items.iter().for_each(|item| self.take_tree(item)),
+            Value::Map(entries) => {
+                for entry in entries {
+                    self.named |= entry.key == "name";
+                    self.take_tree(&entry.node);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The mesh settings are a ConfigMap that says their name; in what is cut off no name may be left.
+    fn matter(&self) -> bool {
+        self.restricts || self.config_map && (self.settings || !self.named)
+    }
 }
 
 /// A line without its comment. Behind a quote a `#` may be text.

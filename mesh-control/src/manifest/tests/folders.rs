@@ -388,7 +388,7 @@ fn hardening_F12_whatever_looks_like_a_policy_is_closed_from_the_start() {
         (p.replace("AuthorizationPolicy", "RequestAuthentication").replace("spec: {", "spec: {{"), ""),
         (p.replace("namespace: shop", "namespace: Shop"), ""),
         (SERVICE.replace("name: web", "name: AuthorizationPolicy"), ""),
-        ("kind: ConfigMap\ndata: {a: 'kind: AuthorizationPolicy\n".into(), ""),
+        ("kind: ConfigMap\nmetadata: {name: other}\ndata: {a: 'kind: AuthorizationPolicy\n".into(), ""),
         ("kind: [\n".into(), ""),
     ] {
         assert_eq!(closed(&text), expected, "{text}");

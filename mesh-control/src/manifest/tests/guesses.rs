@@ -71,7 +71,9 @@ fn hardening_F12_a_start_waits_for_what_cannot_be_told() {
     // What is broken and nothing of the kind holds nobody up.
     for text in [
         "kind: List\nitems: [{kind: List, items: [{kind: Pod}]}]\n".to_owned(),
-        "apiVersion: v1\nkind: List\nitems: [{kind: ConfigMap\n".into(),
+        "apiVersion: v1\nkind: List\nitems: [{kind: ConfigMap, metadata: {name: other, namespace: undermesh-system}\n"
+            .into(),
+        "kind: ConfigMap\nmetadata:\n  name: other\ndata: [\n".into(),
         format!("{SERVICE}--\n{SERVICE}"),
         "- a\n- b\n".into(),
         "kind: [\n".into(),
@@ -81,6 +83,30 @@ fn hardening_F12_a_start_waits_for_what_cannot_be_told() {
     // What is certain is closed, and the rest begins.
     let certain = a.replace("spec: {", "spec: {{");
     assert_eq!(start(&certain), ("nodes[] services[] policies[!shop/a]".into(), false));
+}
+
+/// No default stands for what the mesh settings say.
+#[test]
+fn hardening_F12_a_start_waits_for_what_may_be_the_mesh_settings() {
+    let head = "apiVersion: v1\nkind: ConfigMap\n";
+    let item = "kind: ConfigMap\n  metadata: {name: undermesh, namespace: undermesh-system}\n  data: {mesh: a";
+    for text in [
+        format!("{head}metadata: [\n"),
+        format!("{head}data: {{mesh: [\n"),
+        format!("{head}metadata:\n  name: under[mesh\ndata: [\n"),
+        format!("{head}metadata:\n  name: {{{{ .Values.name }}}}\ndata: {{\n"),
+        format!("apiVersion: v1\nkind: List\nitems:\n- {item}: [\n"),
+        format!("apiVersion: v1\nkind: ConfigMapList\nitems:\n- {item}: [\n"),
+        format!("items:\n- {item}: [\n"),
+        format!("{SERVICE}--\n{head}metadata: {{name: undermesh}}\n"),
+        "apiVersion: v1\nkind: List\nitems: [{kind: ConfigMap\n".into(),
+        // YAML, and no list of objects.
+        format!("- {item}}}\n"),
+        "kind: List\nitems: {a: {kind: ConfigMap, metadata: {name: undermesh}}}\n".into(),
+    ] {
+        let (shown, waits) = start(&text);
+        assert!(waits, "{text}: {shown}");
+    }
 }
 
 #[test]

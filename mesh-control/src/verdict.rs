@@ -110,6 +110,8 @@ fn verdict(key: &Key, mark: Mark, objects: &Objects, joined: &[&Problem]) -> Ver
     let said = mark.diagnoses.iter().map(|d| d.severity).chain(joined.iter().map(|p| p.severity));
     let warned = said.max() >= Some(Severity::Warning);
     let standing = match (mark.is_read, held) {
+        // Nothing is closed, or kept, by what is not in force in any form.
+        (false, _) if refused => Standing::NoEffect,
         (false, Held::Unreadable { elsewhere: true }) => Standing::NoEffect,
         (false, Held::Unreadable { elsewhere: false }) => Standing::Closed,
         (false, _) => Standing::LastGood,
@@ -126,8 +128,10 @@ fn verdict(key: &Key, mark: Mark, objects: &Objects, joined: &[&Problem]) -> Ver
         format!("{place}{message}{help}")
     };
     let own = mark.diagnoses.iter().map(|d| (d.severity, sentence(&d.field, &d.message, d.help.as_ref())));
-    let own = own.chain(joined.iter().map(|p| (p.severity, sentence(&p.field, &p.message, p.help.as_ref()))));
-    let mut reasons: Vec<(Severity, String)> = own.filter(|(severity, _)| *severity >= Severity::Warning).collect();
+    let joint = joined.iter().map(|p| (p.severity, sentence(&p.field, &p.message, p.help.as_ref())));
+    // What refuses it is why it has no effect, whether or not it can be read.
+    let all: Vec<(Severity, String)> = if refused { joint.chain(own).collect() } else { own.chain(joint).collect() };
+    let mut reasons: Vec<_> = all.into_iter().filter(|(severity, _)| *severity >= Severity::Warning).collect();
     // What refuses it first; the order of the fields otherwise.
     reasons.sort_by_key(|(severity, _)| std::cmp::Reverse(*severity));
     Verdict { standing, reasons: reasons.into_iter().map(|(_, reason)| reason).collect(), mark }
@@ -205,5 +209,26 @@ mod tests {
         }
         let said = verdicts(&[vec![policy("p", bad)]]).remove(0).2;
         assert_eq!(said, ["spec.rulez: unknown field \"rulez\" (did you mean `rules`?)"]);
+    }
+
+    #[test]
+    fn what_is_not_of_the_mesh_closes_nothing_however_broken_it_is() {
+        let shop = (Kind::Namespace, json!({ "metadata": { "name": "shop", "labels": { "mesh": "out" } } }));
+        let mesh = json!({ "data": { "mesh": "discoverySelectors: [{matchLabels: {mesh: in}}]" },
+            "metadata": { "name": "undermesh", "namespace": "undermesh-system" } });
+        let around = || vec![shop.clone(), (Kind::ConfigMap, mesh.clone())];
+        let with = |object: (Kind, Json)| [around(), vec![object]].concat();
+        let good = json!({ "action": "DENY", "rules": [{}] });
+        let bad = json!({ "action": "DENY", "rulez": [{}] });
+        for (what, states) in [
+            ("never good", vec![with(policy("p", bad.clone()))]),
+            ("good once", vec![with(policy("p", good.clone())), with(policy("p", bad))]),
+            ("good", vec![with(policy("p", good))]),
+            ("a mode that is none", vec![with(peer("p", "2026-01-01T00:00:00Z", json!({ "mtls": { "mode": "X" } })))]),
+        ] {
+            let (_, standing, reasons) = verdicts(&states).into_iter().find(|(name, ..)| name == "p").unwrap();
+            assert_eq!(standing, Standing::NoEffect, "{what}: {reasons:?}");
+            assert!(reasons[0].starts_with("metadata.namespace: no discoverySelectors select"), "{what}: {reasons:?}");
+        }
     }
 }

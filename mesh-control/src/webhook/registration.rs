@@ -117,7 +117,7 @@ async fn turn(client: &Client, namespace: &str, bundle: &str) -> Result<bool, Fa
         Step::Patch(body) => patch(&body).await.map(|()| false),
         Step::Rest => Ok(true),
         Step::Probe => {
-            let found = probe(client, namespace).await;
+            let found = probe(client, namespace, &config).await;
             if let Some((body, policy)) = follows(&config, found) {
                 patch(&body).await?;
                 match policy {
@@ -186,7 +186,7 @@ fn follows(config: &Json, probe: Probe) -> Option<(Json, &'static str)> {
 }
 
 /// Asks the API server to keep, as a dry run, what only we refuse.
-async fn probe(client: &Client, namespace: &str) -> Probe {
+async fn probe(client: &Client, namespace: &str, config: &Json) -> Probe {
     let nonce = format!("{:016x}", rand::rng().random::<u64>());
     let object = json!({
         "apiVersion": "security.istio.io/v1",
@@ -198,20 +198,23 @@ async fn probe(client: &Client, namespace: &str) -> Probe {
         "/apis/security.istio.io/v1/namespaces/{namespace}/authorizationpolicies?dryRun=All&fieldManager=mesh-control"
     );
     let kept = send::<Json>(client, Method::POST, &path, "application/json", &object, ANSWER).await.map(drop);
-    let found = judge(&kept, &nonce);
+    let found = judge(&kept, &nonce, config);
     if let (Probe::Unanswered, Err(failure)) = (found, &kept) {
         tracing::debug!(%failure, "the webhook does not answer");
     }
     found
 }
 
-fn judge(kept: &Result<(), Failure>, nonce: &str) -> Probe {
+fn judge(kept: &Result<(), Failure>, nonce: &str, config: &Json) -> Probe {
+    // There may be others that are asked about policies: that one of them fails says nothing of ours.
+    let names = || webhooks(config).iter().filter_map(|webhook| webhook.get("name").and_then(Json::as_str));
+    let is_ours = |text: &str| names().any(|name| text.contains(&format!("failed calling webhook \"{name}\"")));
     match kept {
         // Nobody minded.
         Ok(()) => Probe::Unanswered,
         Err(failure) => match failure.to_string() {
             text if text.contains(&probed(nonce)) => Probe::Answered,
-            text if text.contains("failed calling webhook") => Probe::Unanswered,
+            text if is_ours(&text) => Probe::Unanswered,
             _ => Probe::Unknown,
         },
     }
@@ -279,14 +282,19 @@ mod tests {
     #[test]
     fn a_probe_is_answered_by_us_or_not_at_all() {
         let refused = |why: &str| Err(Failure::new(why));
+        let config = config(&[("a", "", "Fail"), ("b", "", "Fail")], None);
         for (kept, expected) in [
             (Ok(()), Probe::Unanswered),
             (refused("admission webhook \"a\" denied the request: undermesh is here: n1"), Probe::Answered),
             (refused("admission webhook \"a\" denied the request: undermesh is here: n2"), Probe::Unknown),
             (refused("failed calling webhook \"a\": failed to call webhook: x509"), Probe::Unanswered),
+            (refused("failed calling webhook \"b\": context deadline exceeded"), Probe::Unanswered),
+            // Somebody else's.
+            (refused("failed calling webhook \"validate.other.io\": failed to call webhook: x509"), Probe::Unknown),
+            (refused("failed calling webhook \"a.other.io\": context deadline exceeded"), Probe::Unknown),
             (refused("the API server answers 403: forbidden"), Probe::Unknown),
         ] {
-            assert_eq!(judge(&kept, "n1"), expected, "{kept:?}");
+            assert_eq!(judge(&kept, "n1", &config), expected, "{kept:?}");
         }
     }
 }

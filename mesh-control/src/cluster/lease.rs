@@ -13,14 +13,12 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::api_server::{Failure, get, send};
 
 /// What the Lease is called.
 pub const NAME: &str = "mesh-control";
-/// For the API server to answer.
-const ANSWER: Duration = Duration::from_secs(5);
 
 /// Times; tests have shorter ones.
 #[derive(Clone, Copy, Debug)]
@@ -31,11 +29,14 @@ pub struct Terms {
     pub steps_down: Duration,
     /// Between looks at it.
     pub look: Duration,
+    /// For the API server to answer.
+    pub answer: Duration,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { lasts: Duration::from_secs(15), steps_down: Duration::from_secs(10), look: Duration::from_secs(2) }
+        let [lasts, steps_down, look, answer] = [15, 10, 2, 5].map(Duration::from_secs);
+        Self { lasts, steps_down, look, answer }
     }
 }
 
@@ -119,15 +120,24 @@ pub async fn run(client: Client, namespace: String, terms: Terms, leads: watch::
     let mut renewed = Instant::now();
     let mut complaint = String::new();
     loop {
-        match turn(&client, &namespace, &mut observer, terms.lasts).await {
+        // Others count from when they see it renewed, which is not before it was asked for.
+        let asked = Instant::now();
+        let turn = turn(&client, &namespace, &mut observer, terms);
+        // A leader that gets no answer is none any more when its time is up; anybody else may wait.
+        let is_leader = *leads.borrow();
+        let taken = match is_leader {
+            true => timeout_at(renewed + terms.steps_down, turn).await.unwrap_or_else(|_| Err(late(terms))),
+            false => turn.await,
+        };
+        match taken {
             Ok(is_ours) => {
                 complaint.clear();
-                renewed = Instant::now();
+                renewed = asked;
                 tell(&leads, is_ours);
             }
             Err(failure) => {
                 tracing::debug!(%failure, "cannot read or write the lease");
-                if renewed.elapsed() > terms.steps_down {
+                if renewed.elapsed() >= terms.steps_down {
                     tell(&leads, false);
                     let text = failure.to_string();
                     if text != complaint {
@@ -144,8 +154,12 @@ pub async fn run(client: Client, namespace: String, terms: Terms, leads: watch::
         }
     }
     if leads.send_replace(false) {
-        let _ = give_back(&client, &namespace, &observer).await;
+        let _ = give_back(&client, &namespace, &observer, terms.answer).await;
     }
+}
+
+fn late(terms: Terms) -> Failure {
+    Failure::new(format!("the lease could not be renewed within {:?}", terms.steps_down))
 }
 
 fn tell(leads: &watch::Sender<bool>, is_ours: bool) {
@@ -168,8 +182,8 @@ struct Lease {
     spec: Spec,
 }
 
-async fn read(client: &Client, namespace: &str) -> Result<Option<Lease>, Failure> {
-    match get(client, &format!("{}/{NAME}", path(namespace)), "application/json", ANSWER).await {
+async fn read(client: &Client, namespace: &str, answer: Duration) -> Result<Option<Lease>, Failure> {
+    match get(client, &format!("{}/{NAME}", path(namespace)), "application/json", answer).await {
         Ok(lease) => Ok(Some(lease)),
         Err(failure) if failure.missing.is_some() => Ok(None),
         Err(failure) => Err(failure),
@@ -177,19 +191,20 @@ async fn read(client: &Client, namespace: &str) -> Result<Option<Lease>, Failure
 }
 
 /// One look, and what follows from it. Whether the lease is ours now.
-async fn turn(client: &Client, namespace: &str, observer: &mut Observer, lasts: Duration) -> Result<bool, Failure> {
-    let lease = read(client, namespace).await?;
+async fn turn(client: &Client, namespace: &str, observer: &mut Observer, terms: Terms) -> Result<bool, Failure> {
+    let Terms { lasts, answer, .. } = terms;
+    let lease = read(client, namespace, answer).await?;
     let old = lease.as_ref().map(|lease| &lease.spec);
     let step = observer.step(old, Instant::now(), lasts);
     let spec = observer.spec(old, step, lasts, Timestamp::now());
     match (step, lease) {
         (Step::Wait, _) => return Ok(false),
-        (Step::Renew | Step::Take, Some(lease)) => write(client, namespace, &lease.metadata, &spec).await?,
+        (Step::Renew | Step::Take, Some(lease)) => write(client, namespace, &lease.metadata, &spec, answer).await?,
         _ => {
             let labels = json!({ "app.kubernetes.io/part-of": "undermesh", "app.kubernetes.io/managed-by": NAME });
             let metadata = json!({ "name": NAME, "namespace": namespace, "labels": labels });
             let body = body(&metadata, &spec);
-            send::<Json>(client, Method::POST, &path(namespace), "application/json", &body, ANSWER).await?;
+            send::<Json>(client, Method::POST, &path(namespace), "application/json", &body, answer).await?;
         }
     }
     Ok(true)
@@ -200,19 +215,25 @@ fn body(metadata: &Json, spec: &Spec) -> Json {
 }
 
 /// Replaces the lease that was read; if it is another one by now, the API server says no.
-async fn write(client: &Client, namespace: &str, metadata: &Json, spec: &Spec) -> Result<(), Failure> {
+async fn write(
+    client: &Client,
+    namespace: &str,
+    metadata: &Json,
+    spec: &Spec,
+    answer: Duration,
+) -> Result<(), Failure> {
     let path = format!("{}/{NAME}", path(namespace));
-    send::<Json>(client, Method::PUT, &path, "application/json", &body(metadata, spec), ANSWER).await.map(drop)
+    send::<Json>(client, Method::PUT, &path, "application/json", &body(metadata, spec), answer).await.map(drop)
 }
 
-async fn give_back(client: &Client, namespace: &str, observer: &Observer) -> Result<(), Failure> {
-    let Some(mut lease) = read(client, namespace).await? else { return Ok(()) };
+async fn give_back(client: &Client, namespace: &str, observer: &Observer, answer: Duration) -> Result<(), Failure> {
+    let Some(mut lease) = read(client, namespace, answer).await? else { return Ok(()) };
     if lease.spec.holder_identity.as_deref() != Some(&observer.me) {
         return Ok(());
     }
     lease.spec.holder_identity = Some(String::new());
     lease.spec.lease_duration_seconds = Some(1);
-    write(client, namespace, &lease.metadata, &lease.spec).await
+    write(client, namespace, &lease.metadata, &lease.spec, answer).await
 }
 
 #[cfg(test)]

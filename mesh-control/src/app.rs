@@ -124,6 +124,7 @@ impl App {
             let _ = first.send(());
         };
         let mut webhook_address = None;
+        let begun = watch::Sender::new(false);
         match &mut place {
             Place::Folder { manifests, .. } => {
                 let source = FolderSource::new(manifests);
@@ -134,7 +135,7 @@ impl App {
                 let copies =
                     bundle::publish(client.clone(), authority.clone(), view.clone(), store.look(), Tuning::default());
                 until_drained("root copies", &drain, copies);
-                elected(client, settings, &outlets, &authority, &drain);
+                elected(client, settings, &outlets, &authority, &begun, &drain);
                 if let Some(listener) = webhook.take() {
                     webhook_address = Some(listener.local_addr()?);
                     let own = Arc::new(ServerCertificate::new(&authority.load(), names, SERVER_TTL, now)?);
@@ -146,9 +147,13 @@ impl App {
                 until_drained("publish", &drain, publish::run(source, settings.clone(), outlets, first));
             }
         }
+        // A start may wait for long, and the webhook serves meanwhile.
+        let roots = follow_root(store, authority.clone(), certificates, metrics.clone());
+        until_drained("root", &drain, roots);
         // Nothing partial is served: streams and the authority begin with a whole state.
         read.await.context("read the configuration")?;
         configured.met();
+        begun.send_replace(true);
 
         if let (Place::Folder { state_dir, .. }, Verifier::Own(tokens)) = (&place, &verifier) {
             let folder = state_dir.join("tokens");
@@ -157,8 +162,6 @@ impl App {
             until_drained("tokens", &drain, writer.follow());
         }
         authenticates.met();
-        let roots = follow_root(store, authority.clone(), certificates, metrics.clone());
-        until_drained("root", &drain, roots);
 
         let access = Access::new(verifier, view, metrics.clone());
         let discovery = Discovery {
@@ -252,21 +255,28 @@ impl Place {
     }
 }
 
-/// What one replica does for all of them.
+/// What one replica does for all of them. One that has not `begun` knows nothing to tell objects, and looks after the webhook if nobody else does: whoever
+/// repairs what it waits for has to get past that.
 fn elected(
     client: &Client,
     settings: &Settings,
     outlets: &Outlets,
     authority: &Arc<ArcSwap<Authority>>,
+    begun: &watch::Sender<bool>,
     drain: &Drain,
 ) {
     let (leads, leader) = watch::channel(false);
     let home = settings.home.to_string();
-    let election = lease::run(client.clone(), home.clone(), Terms::default(), leads, drain.token());
+    let election = lease::run(client.clone(), home.clone(), Terms::default(), begun.subscribe(), leads, drain.token());
     task::spawn_vital("election", election);
     let (verdicts, view) = (outlets.verdicts.subscribe(), outlets.view.subscribe());
     let report = report::run(client.clone(), verdicts, view, leader.clone(), Pace::default());
-    until_drained("report", drain, report);
+    let mut begun = begun.subscribe();
+    until_drained("report", drain, async move {
+        if begun.wait_for(|begun| *begun).await.is_ok() {
+            report.await;
+        }
+    });
     let registration = registration::run(client.clone(), home, authority.clone(), leader, Times::default());
     until_drained("webhook registration", drain, registration);
 }

@@ -72,7 +72,8 @@ struct Observer {
 }
 
 impl Observer {
-    fn step(&mut self, spec: Option<&Spec>, now: Instant, lasts: Duration) -> Step {
+    /// `patience` is for others to come first.
+    fn step(&mut self, spec: Option<&Spec>, now: Instant, lasts: Duration, patience: Duration) -> Step {
         let Some(spec) = spec else { return Step::Create };
         let holder = spec.holder_identity.as_deref().unwrap_or_default();
         if holder == self.me {
@@ -86,7 +87,9 @@ impl Observer {
             }
         };
         let lasts = spec.lease_duration_seconds.map_or(lasts, Duration::from_secs);
-        if holder.is_empty() || now.duration_since(since) > lasts { Step::Take } else { Step::Wait }
+        let unchanged = now.duration_since(since);
+        let is_free = holder.is_empty() && unchanged >= patience || unchanged > lasts + patience;
+        if is_free { Step::Take } else { Step::Wait }
     }
 
     /// What is written for a step.
@@ -109,8 +112,16 @@ impl Observer {
     }
 }
 
-/// Takes part in the election until the drain starts, and then gives the lease back. `leads` says whether it is ours.
-pub async fn run(client: Client, namespace: String, terms: Terms, leads: watch::Sender<bool>, drain: DrainToken) {
+/// Takes part in the election until the drain starts, and then gives the lease back. `leads` says whether it is ours. Before this replica has `begun` to
+/// serve, it takes only what nobody wants for a while who does.
+pub async fn run(
+    client: Client,
+    namespace: String,
+    terms: Terms,
+    begun: watch::Receiver<bool>,
+    leads: watch::Sender<bool>,
+    drain: DrainToken,
+) {
     // Of a pod it is the pod's name.
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = host.trim();
@@ -122,7 +133,8 @@ pub async fn run(client: Client, namespace: String, terms: Terms, leads: watch::
     loop {
         // Others count from when they see it renewed, which is not before it was asked for.
         let asked = Instant::now();
-        let turn = turn(&client, &namespace, &mut observer, terms);
+        let patience = if *begun.borrow() { Duration::ZERO } else { terms.lasts };
+        let turn = turn(&client, &namespace, &mut observer, terms, patience);
         // A leader that gets no answer is none any more when its time is up; anybody else may wait.
         let is_leader = *leads.borrow();
         let taken = match is_leader {
@@ -191,11 +203,17 @@ async fn read(client: &Client, namespace: &str, answer: Duration) -> Result<Opti
 }
 
 /// One look, and what follows from it. Whether the lease is ours now.
-async fn turn(client: &Client, namespace: &str, observer: &mut Observer, terms: Terms) -> Result<bool, Failure> {
+async fn turn(
+    client: &Client,
+    namespace: &str,
+    observer: &mut Observer,
+    terms: Terms,
+    patience: Duration,
+) -> Result<bool, Failure> {
     let Terms { lasts, answer, .. } = terms;
     let lease = read(client, namespace, answer).await?;
     let old = lease.as_ref().map(|lease| &lease.spec);
-    let step = observer.step(old, Instant::now(), lasts);
+    let step = observer.step(old, Instant::now(), lasts, patience);
     let spec = observer.spec(old, step, lasts, Timestamp::now());
     match (step, lease) {
         (Step::Wait, _) => return Ok(false),
@@ -271,7 +289,26 @@ mod tests {
             (51, Some(Spec { holder_identity: None, ..spec("", "c") }), Step::Take),
         ] {
             let now = start + Duration::from_secs(seconds);
-            assert_eq!(observer.step(lease.as_ref(), now, lasts), expected, "{seconds} {lease:?}");
+            assert_eq!(observer.step(lease.as_ref(), now, lasts, Duration::ZERO), expected, "{seconds} {lease:?}");
+        }
+    }
+
+    #[test]
+    fn who_does_not_serve_yet_lets_others_come_first() {
+        let (start, lasts) = (Instant::now(), Duration::from_secs(60));
+        let mut observer = Observer { me: "me".into(), seen: None };
+        for (seconds, lease, expected) in [
+            (0, None, Step::Create),
+            (0, Some(spec("me", "a")), Step::Renew),
+            (0, Some(spec("", "a")), Step::Wait),
+            (59, Some(spec("", "a")), Step::Wait),
+            (60, Some(spec("", "a")), Step::Take),
+            (61, Some(spec("other", "b")), Step::Wait),
+            (136, Some(spec("other", "b")), Step::Wait),
+            (137, Some(spec("other", "b")), Step::Take),
+        ] {
+            let now = start + Duration::from_secs(seconds);
+            assert_eq!(observer.step(lease.as_ref(), now, lasts, lasts), expected, "{seconds} {lease:?}");
         }
     }
 

@@ -1,8 +1,4 @@
-//! What one replica does for all of them: conditions and events of objects, and the webhook's configuration; and mesh settings, which every replica heeds.
-
-use mesh_control::app::App;
-use mesh_control::webhook::registration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+//! What one replica does for all of them: conditions and events of objects; and mesh settings, which every replica heeds.
 
 use super::plane::{eventually, roots, start};
 use super::*;
@@ -15,14 +11,14 @@ fn lease(api: &FakeApi) -> Option<String> {
 }
 
 /// Status, reason and generation of a policy's condition.
-fn condition(api: &FakeApi, name: &str) -> Option<(String, String, String)> {
+pub fn condition(api: &FakeApi, name: &str) -> Option<(String, String, String)> {
     let policy = api.get("AuthorizationPolicy", "shop", name)?;
     let condition = policy["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == "ZtunnelAccepted")?.clone();
     let text = |field: &str| condition[field].as_str().unwrap().to_owned();
     Some((text("status"), text("reason"), text("observedGeneration")))
 }
 
-fn is(api: &FakeApi, name: &str, status: &str, reason: &str, generation: &str) -> bool {
+pub fn is(api: &FakeApi, name: &str, status: &str, reason: &str, generation: &str) -> bool {
     condition(api, name) == Some((status.into(), reason.into(), generation.into()))
 }
 
@@ -33,7 +29,7 @@ fn edit(api: &FakeApi, name: &str, spec: &Json, generation: u64) {
     api.put(versioned(object, generation));
 }
 
-fn versioned(mut object: Json, generation: u64) -> Json {
+pub fn versioned(mut object: Json, generation: u64) -> Json {
     object["metadata"]["generation"] = json!(generation);
     object
 }
@@ -103,7 +99,7 @@ async fn a_lease_of_one_that_died_is_taken() {
 }
 
 #[tokio::test]
-async fn hardening_F45_conditions_wait_for_a_server_that_has_enough_to_do_and_are_written_then() {
+async fn hardening_F17_conditions_wait_for_a_server_that_has_enough_to_do_and_are_written_then() {
     let api = istio().await;
     (0..3).for_each(|n| api.put(versioned(policy(&format!("p{n}"), json!({})), 1)));
     api.refuse("PATCH authorizationpolicies", 409, 2);
@@ -113,7 +109,7 @@ async fn hardening_F45_conditions_wait_for_a_server_that_has_enough_to_do_and_ar
     soon("stop", app.stop()).await;
 }
 
-fn settings(mesh: &str) -> Json {
+pub fn settings(mesh: &str) -> Json {
     json!({ "apiVersion": "v1", "kind": "ConfigMap", "data": { "mesh": mesh },
         "metadata": { "name": "undermesh", "namespace": "undermesh-system" } })
 }
@@ -135,77 +131,12 @@ async fn mesh_settings_are_heeded_as_they_change_and_a_bad_edit_changes_nothing(
     };
     eventually("an event", told).await;
     api.put(namespace("out", json!({})));
-    api.put(namespace("later", json!({ "mesh": "in" })));
-    eventually("a copy", || own("later")).await;
+    // Copies are written in the order of names: after this one there is none to come.
+    api.put(namespace("young", json!({ "mesh": "in" })));
+    eventually("a copy", || own("young")).await;
     assert!(!own("out"));
+    assert_eq!(roots(&api, "in", "istio-ca-root-cert"), None);
     api.put(settings("istioNames: auto\n"));
     eventually("copies everywhere", || own("out") && roots(&api, "in", "istio-ca-root-cert").is_some()).await;
-    soon("stop", app.stop()).await;
-}
-
-/// What the API server would send, and what comes back.
-async fn review(app: &App, roots: &str, object: &Json) -> Json {
-    let body = json!({ "request": { "uid": "u", "operation": "CREATE", "object": object,
-        "kind": { "group": "security.istio.io", "version": "v1", "kind": "AuthorizationPolicy" } } })
-    .to_string();
-    let text = ask(app, roots, "POST /validate?timeout=5s", body.as_bytes()).await;
-    serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap_or_else(|_| panic!("{text}"))
-}
-
-async fn ask(app: &App, roots: &str, what: &str, body: &[u8]) -> String {
-    let tls = crate::support::client_config(roots, &[&rustls::version::TLS13]);
-    let mut tls = (*tls).clone();
-    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let tls = std::sync::Arc::new(tls);
-    let name = rustls_pki_types::ServerName::try_from("mesh-control.undermesh-system.svc").unwrap();
-    let stream = tokio::net::TcpStream::connect(app.webhook.unwrap()).await.unwrap();
-    let mut stream = tokio_rustls::TlsConnector::from(tls).connect(name, stream).await.unwrap();
-    let head = format!("{what} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
-    let _ = stream.write_all(&[head.as_bytes(), body].concat()).await;
-    let mut text = Vec::new();
-    let _ = soon("answer", stream.read_to_end(&mut text)).await;
-    String::from_utf8(text).unwrap()
-}
-
-#[tokio::test]
-async fn the_webhook_is_known_by_the_root_and_refuses_what_cannot_be_read() {
-    use base64::Engine;
-    let api = istio().await;
-    api.put(json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "shop" } }));
-    let hook = |name: &str| json!({ "name": name, "clientConfig": { "service": { "name": "mesh-control" } }, "failurePolicy": "Fail" });
-    api.put(json!({ "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
-        "metadata": { "name": registration::NAME }, "webhooks": [hook("a"), hook("b")] }));
-    let app = start(&api, &[]).await;
-    eventually("a copy of the root", || roots(&api, "shop", "undermesh-root-cert").is_some()).await;
-    let root = roots(&api, "shop", "undermesh-root-cert").unwrap();
-    let webhooks = || api.get("ValidatingWebhookConfiguration", "", registration::NAME).unwrap()["webhooks"].clone();
-    let bundle = base64::engine::general_purpose::STANDARD.encode(&root);
-    eventually("its bundle", || webhooks().as_array().unwrap().iter().all(|w| w["clientConfig"]["caBundle"] == bundle))
-        .await;
-    // This API server asks no webhooks, so it keeps what only we refuse, and is told not to wait for us.
-    eventually("Ignore", || webhooks().as_array().unwrap().iter().all(|w| w["failurePolicy"] == "Ignore")).await;
-    assert_eq!(webhooks()[0]["clientConfig"]["service"]["name"], "mesh-control");
-
-    let refused = review(&app, &root, &policy("p", json!({ "rulez": [] }))).await;
-    assert_eq!(refused["response"]["allowed"], false);
-    assert_eq!(review(&app, &root, &policy("p", json!({}))).await["response"], json!({ "uid": "u", "allowed": true }));
-    // What is no review is none, and nothing else suffers from it.
-    let large = vec![b' '; 9 << 20];
-    for (what, body, status) in [
-        ("GET /validate", &b""[..], "404"),
-        ("POST /", b"{}", "404"),
-        ("POST /validate", b"", "400"),
-        ("POST /validate", b"\xff{", "400"),
-        ("POST /validate", &b"[".repeat(100_000), "400"),
-        ("POST /validate", &large, "413"),
-    ] {
-        let answer = ask(&app, &root, what, body).await;
-        // Of a body that is too large the rest need not be waited for.
-        let is_right = answer.starts_with(&format!("HTTP/1.1 {status}")) || answer.is_empty() && status == "413";
-        assert!(is_right, "{what}: {answer}");
-    }
-    let page = ("galley_validation_failed_total 1", "galley_validation_passed_total 1");
-    let metrics = crate::support::page(app.metrics, "/metrics").await.1;
-    assert!(metrics.contains(page.0) && metrics.contains(page.1), "{metrics}");
     soon("stop", app.stop()).await;
 }

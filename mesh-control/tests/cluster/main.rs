@@ -9,6 +9,8 @@ mod leader;
 mod plane;
 #[path = "../support/mod.rs"]
 mod support;
+mod telling;
+mod webhook;
 
 use std::time::Duration;
 

@@ -40,7 +40,7 @@ pub fn guess(text: &str) -> Guess {
     let restricts = kind.is_some_and(Kind::is_security) && (several || !placed);
     let mentions = (several || is_list || (kind, &said) == (None, &None)) && mentions(text);
     // The mesh settings are a ConfigMap that says its name; this one has lost it.
-    let unnamed = exact == Some(Kind::ConfigMap) && !name.as_deref().is_some_and(|name| meta::subdomain(name).is_ok());
+    let unnamed = exact == Some(Kind::ConfigMap) && name.as_deref().is_none_or(|name| meta::subdomain(name).is_err());
     let ours = kind.is_some() && said.is_some() && !several;
     let namespaced = kind.is_some_and(Kind::is_namespaced);
     let what = match (kind, name.filter(|name| meta::subdomain(name).is_ok())) {

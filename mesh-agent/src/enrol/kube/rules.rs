@@ -79,15 +79,16 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A list of what alone is captured; none: everything is, as `*` says too.
+    /// A list of what alone is captured; none: everything is, as `*` says too. Nothing is only if nothing at all is written.
     fn only<T: Ord>(&mut self, name: &str, read: fn(&str) -> Option<T>) -> Option<Vec<T>> {
         let name = format!("{SIDECAR}{name}");
         let value = self.value(&name).filter(|value| *value != "*")?;
         let (items, bad) = list(value, read);
-        if bad.is_empty() && items.len() <= CaptureRules::MOST {
+        let says_nothing = items.is_empty() && self.annotations.get(&name).is_some_and(|value| !value.is_empty());
+        if bad.is_empty() && !says_nothing && items.len() <= CaptureRules::MOST {
             return Some(items);
         }
-        self.complain(&name, &bad, "so everything is captured");
+        self.complain(&name, &items, &bad, "so everything is captured");
         None
     }
 
@@ -98,14 +99,15 @@ impl<'a> Reader<'a> {
         let (items, bad) = list(value, read);
         let fits = items.len() <= CaptureRules::MOST;
         if !bad.is_empty() || !fits {
-            self.complain(&name, &bad, if fits { "which is passed over" } else { "so it has no effect" });
+            self.complain(&name, &items, &bad, if fits { "which is passed over" } else { "so it has no effect" });
         }
         if fits { items } else { Vec::new() }
     }
 
-    fn complain(&mut self, name: &str, bad: &[&str], consequence: &str) {
+    fn complain<T>(&mut self, name: &str, items: &[T], bad: &[&str], consequence: &str) {
         let what = match bad.first() {
             Some(item) => format!("cannot be read at {item:?}"),
+            None if items.is_empty() => "has no item and is not empty".to_owned(),
             None => format!("has more than {} items", CaptureRules::MOST),
         };
         self.complaints.push(format!("annotation {name} {what}, {consequence}"));
@@ -249,6 +251,9 @@ mod tests {
             ("includeInboundPorts", "80,*", none(), "everything is captured"),
             ("includeOutboundIPRanges", "198.18.0.0/33", none(), "everything is captured"),
             ("includeInboundPorts", &many, none(), "everything is captured"),
+            ("includeInboundPorts", ",", none(), "has no item and is not empty, so everything is captured"),
+            ("includeOutboundIPRanges", " , ,", none(), "has no item and is not empty, so everything is captured"),
+            ("includeInboundPorts", " ", none(), "has no item and is not empty, so everything is captured"),
             ("excludeOutboundPorts", "0,65536,-1,3306", except(&[3306]), "\"0\", which is passed over"),
             ("excludeOutboundPorts", &many, none(), "has no effect"),
             ("excludeOutboundIPRanges", "example.org", none(), "passed over"),

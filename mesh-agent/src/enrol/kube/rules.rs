@@ -38,7 +38,7 @@ pub fn read(pod: &Pod) -> Said {
     let mut reader =
         Reader { annotations: pod.metadata.annotations.as_ref().unwrap_or(&empty), complaints: Vec::new() };
     let rules = CaptureRules {
-        probe_ports: probe_ports(pod),
+        probe_ports: reader.probe_ports(pod),
         inbound_open: reader.truth(BYPASS_INBOUND) == Some(true),
         inbound_only: reader.only("includeInboundPorts", port),
         inbound_except: reader.items("excludeInboundPorts", port),
@@ -104,6 +104,22 @@ impl<'a> Reader<'a> {
         if fits { items } else { Vec::new() }
     }
 
+    /// As many of the ports that the kubelet calls as there is room for.
+    fn probe_ports(&mut self, pod: &Pod) -> Vec<u16> {
+        let mut ports: Vec<u16> = probe_ports(pod).into_iter().collect();
+        if let Some(dropped) = ports.get(CaptureRules::MOST..).filter(|dropped| !dropped.is_empty()) {
+            let complaint = format!(
+                "probes and hooks of the pod call {} of its ports: only those up to {} pass, the {} above meet the mesh's rules",
+                ports.len(),
+                ports[CaptureRules::MOST - 1],
+                dropped.len(),
+            );
+            self.complaints.push(complaint);
+        }
+        ports.truncate(CaptureRules::MOST);
+        ports
+    }
+
     fn complain<T>(&mut self, name: &str, items: &[T], bad: &[&str], consequence: &str) {
         let what = match bad.first() {
             Some(item) => format!("cannot be read at {item:?}"),
@@ -136,8 +152,8 @@ fn range(text: &str) -> Option<IpNet> {
 }
 
 /// Where the kubelet calls the pod itself: probes, and what it calls when a container starts or is to stop.
-fn probe_ports(pod: &Pod) -> Vec<u16> {
-    let Some(spec) = &pod.spec else { return Vec::new() };
+fn probe_ports(pod: &Pod) -> BTreeSet<u16> {
+    let Some(spec) = &pod.spec else { return BTreeSet::new() };
     let mut ports = BTreeSet::new();
     for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
         let probes = [&container.liveness_probe, &container.readiness_probe, &container.startup_probe];
@@ -149,7 +165,7 @@ fn probe_ports(pod: &Pod) -> Vec<u16> {
             ports.extend(http.or(tcp).and_then(|(host, port)| of_pod(pod, container, host, port)));
         }
     }
-    ports.into_iter().take(CaptureRules::MOST).collect()
+    ports
 }
 
 fn asked(pod: &Pod, container: &Container, probe: &Probe) -> Option<u16> {
@@ -297,5 +313,20 @@ mod tests {
             { "name": "b", "livenessProbe": get(json!(70_000)), "readinessProbe": { "grpc": { "port": -1 } } },
         ]);
         assert_eq!(ports(strange, json!([])), [81]);
+    }
+
+    #[test]
+    fn features_pl5_more_probes_than_there_is_room_for_are_told() {
+        let of = |count: usize| {
+            let get = |port: usize| json!({ "name": port.to_string(), "livenessProbe": { "httpGet": { "port": port } } });
+            let containers: Vec<Value> = (1..=count).map(get).collect();
+            let pod = json!({ "metadata": {}, "spec": { "containers": containers } });
+            read(&serde_json::from_value(pod).unwrap())
+        };
+        let (fits, more) = (of(CaptureRules::MOST), of(CaptureRules::MOST + 6));
+        assert_eq!((fits.rules.probe_ports.len(), fits.complaints.len()), (CaptureRules::MOST, 0));
+        assert_eq!(more.rules, fits.rules);
+        assert!(matches!(&more.complaints[..], [one] if one.contains("call 70 of its ports")), "{:?}", more.complaints);
+        assert!(more.complaints[0].contains("up to 64 pass, the 6 above meet"), "{:?}", more.complaints);
     }
 }

@@ -192,13 +192,13 @@ impl Book {
         }
     }
 
-    /// Takes what was said about pods of the node.
-    pub fn pod(&mut self, heard: Heard<Facts, String>) {
+    /// Takes what was said about pods of the node. Gives back a pod of which it is news that it has the kubelet call others, in the mesh or not.
+    pub fn pod(&mut self, heard: Heard<Facts, String>) -> Option<Arc<Facts>> {
         let round = self.pod_lists.begun;
         self.heard += 1;
         match heard {
             Heard::Listing => self.pod_lists.begun += 1,
-            Heard::Listed(facts) | Heard::Changed(facts) => self.changed(facts, round),
+            Heard::Listed(facts) | Heard::Changed(facts) => return self.changed(facts, round),
             Heard::Gone(uid) => {
                 if let Some(entry) = self.pods.get_mut(uid.as_str()) {
                     entry.leave();
@@ -209,12 +209,15 @@ impl Book {
                 self.pod_lists.complete = true;
             }
         }
+        None
     }
 
-    fn changed(&mut self, facts: Facts, round: u64) {
+    fn changed(&mut self, facts: Facts, round: u64) -> Option<Arc<Facts>> {
         // After the snapshot nothing of an earlier agent is left.
         let stage = if self.settled { Stage::Out } else { Stage::Unknown };
         let facts = Arc::new(facts);
+        let told = self.pods.get(&facts.uid).map(|entry| &entry.facts.said.elsewhere);
+        let is_news = !facts.said.elsewhere.is_empty() && told != Some(&facts.said.elsewhere);
         let entry = self.pods.entry(facts.uid.clone()).or_insert_with(|| Entry {
             facts: facts.clone(),
             listed: round,
@@ -233,6 +236,7 @@ impl Book {
         }
         entry.listed = round;
         entry.gone = false;
+        is_news.then(|| entry.facts.clone())
     }
 
     /// Changes with everything that is heard.

@@ -173,8 +173,10 @@ impl Enroller {
                 Some(heard) = namespaces.next() => if let Some(heard) = listen("namespaces", heard, &mut namespaces_away) {
                     book.namespace(heard);
                 },
-                Some(heard) = pods.next() => if let Some(heard) = listen("pods", heard, &mut pods_away) {
-                    book.pod(heard);
+                Some(heard) = pods.next() => if let Some(heard) = listen("pods", heard, &mut pods_away)
+                    && let Some(pod) = book.pod(heard)
+                {
+                    tell_of_calls(&pod);
                 },
                 Some(done) = work.join_next_with_id(), if !work.is_empty() => match done {
                     Ok((id, (op, result))) => {
@@ -233,6 +235,13 @@ fn listen<T>(what: &str, heard: Result<T, String>, trouble: &mut Option<String>)
             None
         }
     }
+}
+
+/// The kernel cannot tell whose call it is: people must.
+fn tell_of_calls(pod: &Facts) {
+    let Facts { namespace, name, uid, .. } = pod;
+    let hosts = pod.said.elsewhere.join(", ");
+    tracing::warn!(%namespace, pod = %name, %uid, hosts, "probes or hooks of the pod have the kubelet call others, past their policies where they declare the port for a probe");
 }
 
 fn report(op: &Op, result: &Result<(), Trouble>) {

@@ -2,13 +2,17 @@
 //!
 //! Istio's names, and where its sidecar would have taken them from. What cannot be read never takes more out of the mesh than what can: an item of a
 //! list of exceptions is passed over, a list of what alone is captured is passed over as a whole. Each of these is told.
+//!
+//! So is a probe or hook with a `host` that is not the pod's own. The kubelet calls it from the node, and where that leads to a port that another pod of the
+//! node declares for a probe, the kernel cannot tell whose call it is: it passes the other pod's policies, and whoever may make a pod can have it
+//! made. Only admission can refuse the field.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::str::FromStr;
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::{Container, Pod, Probe};
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use mesh_core::CaptureRules;
 
@@ -20,6 +24,9 @@ const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
 const SIDECAR: &str = "traffic.sidecar.istio.io/";
 /// Of them, those that mean nothing here.
 const NOT_HONOURED: [&str; 2] = ["excludeInterfaces", "kubevirtInterfaces"];
+/// Of those that a pod has the kubelet call, how many are told, and how much of each name: the API server limits neither.
+const MOST_HOSTS: usize = 8;
+const LONGEST_HOST: usize = 253;
 
 /// What a pod says.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -28,7 +35,9 @@ pub struct Said {
     pub rules: CaptureRules,
     /// Names are not to be resolved through the mesh.
     pub own_dns: bool,
-    /// What of it is not in force, for people.
+    /// Whom its probes and hooks have the kubelet call besides itself and the node's loopback; of many, some.
+    pub elsewhere: Vec<String>,
+    /// What of it is not in force, or is not as it should be, for people.
     pub complaints: Vec<String>,
 }
 
@@ -37,8 +46,9 @@ pub fn read(pod: &Pod) -> Said {
     let empty = BTreeMap::new();
     let mut reader =
         Reader { annotations: pod.metadata.annotations.as_ref().unwrap_or(&empty), complaints: Vec::new() };
+    let Calls { own, elsewhere } = calls(pod);
     let rules = CaptureRules {
-        probe_ports: reader.probe_ports(pod),
+        probe_ports: reader.probe_ports(own),
         inbound_open: reader.truth(BYPASS_INBOUND) == Some(true),
         inbound_only: reader.only("includeInboundPorts", port),
         inbound_except: reader.items("excludeInboundPorts", port),
@@ -53,7 +63,15 @@ pub fn read(pod: &Pod) -> Said {
             reader.complaints.push(format!("annotation {name} has no effect"));
         }
     }
-    Said { rules, own_dns, complaints: reader.complaints }
+    let elsewhere: Vec<String> = elsewhere.into_iter().take(MOST_HOSTS).collect();
+    if !elsewhere.is_empty() {
+        let hosts = elsewhere.join(", ");
+        let complaint = format!(
+            "probes or hooks have the kubelet call {hosts}: a port that a pod there declares for a probe answers past its policies"
+        );
+        reader.complaints.push(complaint);
+    }
+    Said { rules, own_dns, elsewhere, complaints: reader.complaints }
 }
 
 struct Reader<'a> {
@@ -105,8 +123,8 @@ impl<'a> Reader<'a> {
     }
 
     /// As many of the ports that the kubelet calls as there is room for.
-    fn probe_ports(&mut self, pod: &Pod) -> Vec<u16> {
-        let mut ports: Vec<u16> = probe_ports(pod).into_iter().collect();
+    fn probe_ports(&mut self, ports: BTreeSet<u16>) -> Vec<u16> {
+        let mut ports: Vec<u16> = ports.into_iter().collect();
         if let Some(dropped) = ports.get(CaptureRules::MOST..).filter(|dropped| !dropped.is_empty()) {
             let complaint = format!(
                 "probes and hooks of the pod call {} of its ports: only those up to {} pass, the {} above meet the mesh's rules",
@@ -151,39 +169,59 @@ fn range(text: &str) -> Option<IpNet> {
     IpNet::from_str(text).ok().map(|range| range.trunc()).or_else(|| IpAddr::from_str(text).ok().map(IpNet::from))
 }
 
-/// Where the kubelet calls the pod itself: probes, and what it calls when a container starts or is to stop.
-fn probe_ports(pod: &Pod) -> BTreeSet<u16> {
-    let Some(spec) = &pod.spec else { return BTreeSet::new() };
-    let mut ports = BTreeSet::new();
-    for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
+/// Where a pod has the kubelet call: for probes, and when a container starts or is to stop.
+#[derive(Default)]
+struct Calls {
+    /// Ports of the pod itself.
+    own: BTreeSet<u16>,
+    /// Others, in quotes. The node's loopback is nobody's pod.
+    elsewhere: BTreeSet<String>,
+}
+
+fn calls(pod: &Pod) -> Calls {
+    let mut calls = Calls::default();
+    let containers =
+        pod.spec.iter().flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()));
+    for container in containers {
         let probes = [&container.liveness_probe, &container.readiness_probe, &container.startup_probe];
-        probes.into_iter().flatten().for_each(|probe| ports.extend(asked(pod, container, probe)));
         let hooks = container.lifecycle.iter().flat_map(|life| [&life.post_start, &life.pre_stop]).flatten();
-        for hook in hooks {
-            let http = hook.http_get.as_ref().map(|get| (get.host.as_deref(), &get.port));
-            let tcp = hook.tcp_socket.as_ref().map(|tcp| (tcp.host.as_deref(), &tcp.port));
-            ports.extend(http.or(tcp).and_then(|(host, port)| of_pod(pod, container, host, port)));
+        for (host, port) in probes.into_iter().flatten().filter_map(probed).chain(hooks.filter_map(hooked)) {
+            match host.filter(|host| !host.is_empty() && !is_own(pod, host)) {
+                None => calls.own.extend(number(container, &port)),
+                Some(host) if is_loopback(host) => {}
+                Some(host) => drop(calls.elsewhere.insert(format!("{:?}", shortened(host)))),
+            }
         }
     }
-    ports
+    calls
 }
 
-fn asked(pod: &Pod, container: &Container, probe: &Probe) -> Option<u16> {
-    if let Some(get) = &probe.http_get {
-        return of_pod(pod, container, get.host.as_deref(), &get.port);
-    }
-    if let Some(tcp) = &probe.tcp_socket {
-        return of_pod(pod, container, tcp.host.as_deref(), &tcp.port);
-    }
-    probe.grpc.as_ref().and_then(|grpc| u16::try_from(grpc.port).ok()).filter(|port| *port != 0)
+fn probed(probe: &Probe) -> Option<(Option<&str>, IntOrString)> {
+    let http = probe.http_get.as_ref().map(|get| (get.host.as_deref(), get.port.clone()));
+    let tcp = || probe.tcp_socket.as_ref().map(|tcp| (tcp.host.as_deref(), tcp.port.clone()));
+    let grpc = || probe.grpc.as_ref().map(|grpc| (None, IntOrString::Int(grpc.port)));
+    http.or_else(tcp).or_else(grpc)
 }
 
-/// The port, unless somebody else is called. A port may be named, by a port of the same container.
-fn of_pod(pod: &Pod, container: &Container, host: Option<&str>, port: &IntOrString) -> Option<u16> {
-    let own = |host: &str| pod.status.iter().flat_map(|status| status.pod_ips.iter().flatten()).any(|ip| ip.ip == host);
-    if host.is_some_and(|host| !host.is_empty() && !own(host)) {
-        return None;
-    }
+fn hooked(hook: &LifecycleHandler) -> Option<(Option<&str>, IntOrString)> {
+    let http = hook.http_get.as_ref().map(|get| (get.host.as_deref(), get.port.clone()));
+    http.or_else(|| hook.tcp_socket.as_ref().map(|tcp| (tcp.host.as_deref(), tcp.port.clone())))
+}
+
+fn is_own(pod: &Pod, host: &str) -> bool {
+    pod.status.iter().flat_map(|status| status.pod_ips.iter().flatten()).any(|ip| ip.ip == host)
+}
+
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.to_canonical().is_loopback())
+}
+
+fn shortened(host: &str) -> &str {
+    host.char_indices().nth(LONGEST_HOST).map_or(host, |(end, _)| &host[..end])
+}
+
+/// A port may be named, by a port of the same container.
+fn number(container: &Container, port: &IntOrString) -> Option<u16> {
     let number = match port {
         IntOrString::Int(number) => *number,
         IntOrString::String(name) => {
@@ -248,7 +286,7 @@ mod tests {
         for (value, expected) in [("true", true), ("1", true), ("True", true), ("false", false), ("0", false)] {
             let read = said(&[(BYPASS_INBOUND, value), (DNS_CAPTURE, value)]);
             let rules = CaptureRules { inbound_open: expected, ..CaptureRules::default() };
-            assert_eq!(read, Said { rules, own_dns: !expected, complaints: vec![] }, "{value}");
+            assert_eq!(read, Said { rules, own_dns: !expected, ..Said::default() }, "{value}");
         }
         for value in ["", "yes", "TrUe"] {
             let read = said(&[(BYPASS_INBOUND, value), (DNS_CAPTURE, value)]);
@@ -318,7 +356,8 @@ mod tests {
     #[test]
     fn features_pl5_more_probes_than_there_is_room_for_are_told() {
         let of = |count: usize| {
-            let get = |port: usize| json!({ "name": port.to_string(), "livenessProbe": { "httpGet": { "port": port } } });
+            let get =
+                |port: usize| json!({ "name": port.to_string(), "livenessProbe": { "httpGet": { "port": port } } });
             let containers: Vec<Value> = (1..=count).map(get).collect();
             let pod = json!({ "metadata": {}, "spec": { "containers": containers } });
             read(&serde_json::from_value(pod).unwrap())
@@ -328,5 +367,46 @@ mod tests {
         assert_eq!(more.rules, fits.rules);
         assert!(matches!(&more.complaints[..], [one] if one.contains("call 70 of its ports")), "{:?}", more.complaints);
         assert!(more.complaints[0].contains("up to 64 pass, the 6 above meet"), "{:?}", more.complaints);
+    }
+
+    #[test]
+    fn features_pl5_probes_and_hooks_that_call_others_are_told() {
+        let with = |container: Value| {
+            let pod = json!({
+                "metadata": {}, "spec": { "containers": [], "initContainers": [container] },
+                "status": { "podIPs": [{ "ip": "198.18.0.2" }, { "ip": "fd00:198::2" }] },
+            });
+            read(&serde_json::from_value(pod).unwrap())
+        };
+        let http = |host: &str| json!({ "httpGet": { "port": 80, "host": host } });
+        let tcp = |host: &str| json!({ "tcpSocket": { "port": 80, "host": host } });
+        for own in ["", "198.18.0.2", "fd00:198::2", "localhost", "127.0.0.1", "::1", "::ffff:127.0.0.1"] {
+            let all = json!({ "name": "a", "livenessProbe": http(own), "lifecycle": { "preStop": tcp(own) } });
+            assert_eq!((with(all.clone()).elsewhere, with(all).complaints), (vec![], vec![]), "{own}");
+        }
+        for other in ["198.18.9.9", "fd00:198::9", "web.shop.svc", "localhost.evil", "0.0.0.0"] {
+            for way in ["livenessProbe", "readinessProbe", "startupProbe", "postStart", "preStop"] {
+                for call in [http(other), tcp(other)] {
+                    let said = with(match way {
+                        "postStart" | "preStop" => json!({ "name": "a", "lifecycle": { way: call } }),
+                        _ => json!({ "name": "a", way: call }),
+                    });
+                    assert_eq!(
+                        (&said.elsewhere, said.rules.probe_ports.len()),
+                        (&vec![format!("{other:?}")], 0),
+                        "{way}"
+                    );
+                    let complains = matches!(&said.complaints[..], [one] if one.contains(other));
+                    assert!(complains, "{way}: {:?}", said.complaints);
+                }
+            }
+        }
+        // What is said of them has an end, and is one line.
+        let long = with(json!({ "name": "a", "livenessProbe": http(&format!("a\n{}", "x".repeat(100_000))) }));
+        assert!(long.complaints.concat().len() < 500 && !long.complaints.concat().contains('\n'));
+        let probe = |n: usize| json!({ "name": "a", "livenessProbe": http(&format!("198.18.9.{n}")) });
+        let containers: Vec<Value> = (0..100).map(probe).collect();
+        let many = json!({ "metadata": {}, "spec": { "containers": containers } });
+        assert_eq!(read(&serde_json::from_value(many).unwrap()).elsewhere.len(), MOST_HOSTS);
     }
 }

@@ -15,7 +15,7 @@ fn book(namespace: Option<Mode>, pods: &[Facts]) -> Book {
 
 fn list(book: &mut Book, pods: &[Facts]) {
     book.pod(Heard::Listing);
-    pods.iter().for_each(|pod| book.pod(Heard::Listed(pod.clone())));
+    pods.iter().for_each(|pod| drop(book.pod(Heard::Listed(pod.clone()))));
     book.pod(Heard::Complete);
 }
 
@@ -363,4 +363,23 @@ fn what_others_may_know() {
     assert_eq!(verdicts, [("a", Verdict::Enrol), ("b", Verdict::Leave(Reason::HostNetwork))]);
     book.pod(Heard::Gone("uid-a".into()));
     assert_eq!(book.knowledge().pods.len(), 1);
+}
+
+#[test]
+fn features_pl5_a_pod_that_has_others_called_is_news_once() {
+    let calls = |hosts: &[&str]| {
+        let mut facts = pod("a");
+        facts.said.elsewhere = hosts.iter().map(|host| (*host).to_owned()).collect();
+        facts
+    };
+    // Its own place in the mesh does not matter.
+    let mut book = book(None, &[pod("b")]);
+    let mut news = |heard| book.pod(heard).map(|pod| pod.said.elsewhere.concat());
+    assert_eq!(news(Heard::Changed(calls(&[]))), None);
+    assert_eq!(news(Heard::Changed(calls(&["x"]))), Some("x".into()));
+    assert_eq!(news(Heard::Changed(Facts { life: 7, ..calls(&["x"]) })), None);
+    assert_eq!(news(Heard::Listing), None);
+    assert_eq!(news(Heard::Listed(calls(&["x"]))), None);
+    assert_eq!(news(Heard::Changed(calls(&["x", "y"]))), Some("xy".into()));
+    assert_eq!(news(Heard::Gone("uid-a".into())), None);
 }

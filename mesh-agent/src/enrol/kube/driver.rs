@@ -25,7 +25,7 @@ use super::watch;
 /// Annotations under way at once: a node that starts must not flood the API server.
 const ANNOTATIONS: usize = 8;
 
-/// How long the admin socket waits for the enroller to begin.
+/// How long the admin socket waits for the enroller, which begins when the pods of an earlier agent are taken over.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The admin socket's part.
@@ -78,9 +78,12 @@ impl KubeHandle {
     /// What became of each pod; none while there is no enroller.
     pub async fn view(&self) -> Option<View> {
         let (reply, answer) = oneshot::channel();
-        self.asks.send(Ask::View(reply)).await.ok()?;
-        // It begins when the pods of an earlier agent are taken over.
-        tokio::time::timeout(PATIENCE, answer).await.ok()?.ok()
+        let asked = async {
+            // There may be no room for the question either.
+            self.asks.send(Ask::View(reply)).await.ok()?;
+            answer.await.ok()
+        };
+        tokio::time::timeout(PATIENCE, asked).await.ok()?
     }
 
     /// Begins to enrol a pod, named as in its cgroups, of which the caller knows where it is.
@@ -350,4 +353,18 @@ fn trouble(failure: Failure) -> Trouble {
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
     let broke = |_| Err(Failure::passing(Code::Failed, "looking for the pod panicked"));
     tokio::task::spawn_blocking(work).await.unwrap_or_else(broke)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_an_enroller_that_has_not_begun() {
+        let (asks, _asked) = handle();
+        for question in 0..20 {
+            let answer = tokio::time::timeout(PATIENCE * 2, asks.view()).await;
+            assert!(matches!(answer, Ok(None)), "question {question}");
+        }
+    }
 }

@@ -97,9 +97,12 @@ impl Cluster {
         self.verb(&[&["kubectl"], &line.split(' ').collect::<Vec<_>>()[..]].concat()).output().unwrap()
     }
 
-    /// What kubectl prints; nothing if it fails, which it may for a moment.
+    /// What kubectl prints. It may fail for a moment, and what it then does not print says nothing.
     fn says(&self, line: &str) -> String {
-        String::from_utf8_lossy(&self.kubectl(line).stdout).into_owned()
+        self.eventually(line, || {
+            let output = self.kubectl(line);
+            output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+        })
     }
 
     fn run(&self, line: &str) {
@@ -152,7 +155,7 @@ impl Cluster {
     }
 
     fn logs(&self) -> String {
-        let mut text = self.says("get pods -A -o wide");
+        let mut text = String::from_utf8_lossy(&self.kubectl("get pods -A -o wide").stdout).into_owned();
         for name in ["mesh-control", "mesh-agent"] {
             let log = fs::read_to_string(self.folder.path().join(format!("{name}.log"))).unwrap_or_default();
             let last: Vec<&str> = log.lines().rev().take(15).collect();
@@ -260,10 +263,12 @@ fn features_EN4_EN11_PL5_PA4_running_pods_join_and_leave_live_and_their_probes_s
     for name in ["web", "out", "host"] {
         cluster.eventually(&format!("{name} is ready"), || (ready(name) == "True").then_some(()));
     }
-    let before = cluster.eventually("its life", || Some(life()).filter(|life| !life.is_empty()));
-    let ips = field("web", ".status.podIPs[*].ip");
-    let ips: Vec<&str> = ips.split(' ').collect();
-    assert_eq!(ips.len(), 2, "{ips:?}");
+    let before =
+        cluster.eventually("its life", || Some(life()).filter(|life| life.split(',').all(|part| !part.is_empty())));
+    let ips = cluster.eventually("an address of each family", || {
+        let ips: Vec<String> = field("web", ".status.podIPs[*].ip").split(' ').map(str::to_owned).collect();
+        (ips.len() == 2).then_some(ips)
+    });
     let answers = |port: u16| ips.iter().map(|ip| cluster.get(ip, port, "/").is_some()).collect::<Vec<_>>();
     let until = |what: &str, port: u16, open: bool| {
         cluster.eventually(what, || (answers(port) == [open, open]).then_some(()));

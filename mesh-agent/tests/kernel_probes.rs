@@ -170,6 +170,20 @@ fn features_PL5_what_is_not_the_kubelets_alone_is_not_taken_for_it() {
         let error = chain(&kernel.follow_kubelet(folder).unwrap_err());
         assert!(error.contains(reason), "{folder:?}: {error}");
     }
+    // One that is refused has no tickets given where the former was, and nobody has when nobody says who the kubelet is.
+    for leave in [
+        |probed: &Probed| drop(probed.node.kernel().follow_kubelet(&probed.node.pods.0).unwrap_err()),
+        |probed: &Probed| {
+            assert!(probed.node.kernel().leave_kubelet().unwrap());
+        },
+    ] {
+        probed.follow();
+        probed.passes();
+        leave(&probed);
+        let _apps = [POD_V4, POD_V6].map(|own| probed.pod.app.listen(at(own, PROBE)));
+        assert!(probed.refuses(&probed.kubelet, PROBE));
+        assert!(!kernel.leave_kubelet().unwrap());
+    }
     // A container below the kubelet has another network.
     probed.follow();
     let other = Pod::new(node);

@@ -205,8 +205,12 @@ async fn serve(
             }
             enroller.spawn(kube_asked, enrolment.token());
         }
-        // The admin socket is told so.
-        None => drop(kube_asked),
+        None => {
+            // The admin socket is told so.
+            drop(kube_asked);
+            // Whose probes passed while an earlier agent followed the kubelet, nobody follows now.
+            kernel.leave_kubelet()?;
+        }
     }
     let server = EnrolServer::bind(&config.run_dir, checker).map_err(Refusal::system("enrolment socket"))?;
     task::spawn_vital("enrolment server", server.run(manager.clone(), enrolment.token()));

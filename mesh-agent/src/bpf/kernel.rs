@@ -197,9 +197,14 @@ impl Kernel {
     }
 
     /// Gives tickets to what the processes of this cgroup ask the pods' probes. To be called whenever the kubelet's cgroup may be another one: every
-    /// few seconds. True if something changed. It stays as it is when this fails, and after the agent's death.
+    /// few seconds. True if something changed. It stays as it is after the agent's death; nobody gets tickets when this cgroup is not fit for it.
     pub fn follow_kubelet(&self, cgroup: &Path) -> Result<bool, KernelError> {
         self.kubelet.lock().follow(cgroup, &self.pins, &self.config)
+    }
+
+    /// Nobody gets tickets any more: nobody says who the kubelet is. True if somebody did, of an earlier agent too.
+    pub fn leave_kubelet(&self) -> Result<bool, KernelError> {
+        self.kubelet.lock().leave(&self.pins)
     }
 
     /// Cookies of all enrolled pods, also of those that a dead agent left.

@@ -2,7 +2,8 @@
 //! [`Kernel::follow_kubelet`](super::Kernel::follow_kubelet) whenever it has looked.
 
 use std::{
-    fs::File,
+    fs::{self, File},
+    io,
     os::fd::{AsFd, OwnedFd},
     path::Path,
 };
@@ -37,9 +38,16 @@ impl KubeletHook {
         Ok(Self { program, program_id, link: None })
     }
 
-    /// Attaches it to the kubelet's cgroup, unless it is there already. True if something changed.
+    /// Attaches it to the kubelet's cgroup, unless it is there already. True if something changed. It is nowhere if this one is refused: who is in
+    /// the former is not the kubelet any more.
     pub fn follow(&mut self, cgroup: &Path, pins: &Pins, config: &KernelConfig) -> Result<bool, KernelError> {
-        let id = check(cgroup, config)?;
+        let id = match check(cgroup, config) {
+            Ok(id) => id,
+            Err(refused) => {
+                self.leave(pins)?;
+                return Err(refused);
+            }
+        };
         let pin = pins.links().join(NAME);
         let in_place = self.link.as_ref().is_some_and(|link| {
             let info = sys::link_info(link.as_fd());
@@ -55,6 +63,23 @@ impl KubeletHook {
             .map_err(|source| bpf("attach", NAME, source))?;
         self.link = Some(link);
         Ok(true)
+    }
+
+    /// Detaches it, also where an earlier agent attached it. True if it was anywhere.
+    pub fn leave(&mut self, pins: &Pins) -> Result<bool, KernelError> {
+        let pin = pins.links().join(NAME);
+        let pinned = match sys::open_pin(&pin) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            pinned => Some(pinned.map_err(|source| bpf("open the pin of", NAME, source))?),
+        };
+        let links = [self.link.take(), pinned];
+        for link in links.iter().flatten() {
+            sys::link_detach(link.as_fd()).map_err(|source| bpf("detach", NAME, source))?;
+        }
+        match fs::remove_file(&pin) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(failed("unlink", &pin, source)),
+            _ => Ok(links.iter().any(Option::is_some)),
+        }
     }
 }
 

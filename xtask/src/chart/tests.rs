@@ -49,6 +49,7 @@ fn everything_else() -> Value {
                 [{ "key": "metadata.name", "operator": "In", "values": ["n1"] }] }] } } },
             "podLabels": { "a": "b" }, "podAnnotations": { "c": "d" },
         },
+        "admission": { "probeHosts": { "exceptNamespaces": [] } },
         "resourceQuota": { "enabled": true },
         "networkPolicy": { "metricsFrom": [{ "namespaceSelector": {} }] },
         "metrics": { "serviceMonitor": { "enabled": true, "labels": { "g": "h" } }, "podMonitor": { "enabled": true, "labels": { "g": "h" } } },
@@ -75,8 +76,9 @@ fn every_platform_and_every_value_gives_objects_that_kubernetes_takes() {
     for values in sets {
         assert_eq!(engine.lint(&chart, &values).expect("linted"), Vec::<String>::new(), "{values}");
         for object in objects(&engine, values.clone()).expect("rendered") {
-            let cluster_wide = ["Namespace", "ClusterRole", "ClusterRoleBinding", "ValidatingWebhookConfiguration"];
-            let namespaced = !cluster_wide.contains(&object["kind"].as_str().unwrap_or(""));
+            let cluster_wide = ["Namespace", "ClusterRole", "ClusterRoleBinding"];
+            let kind = object["kind"].as_str().unwrap_or("");
+            let namespaced = !cluster_wide.contains(&kind) && !kind.starts_with("Validating");
             assert_eq!(object["metadata"]["namespace"] == NAMESPACE, namespaced, "{}", object["metadata"]);
             assert_eq!(object["metadata"]["labels"]["app.kubernetes.io/part-of"], "undermesh");
             // The schemas of these are the Prometheus operator's.
@@ -151,6 +153,26 @@ fn values_arrive_where_they_belong() {
     }
 }
 
+#[test]
+#[allow(non_snake_case, reason = "tests carry the ids of the rows they prove")]
+fn features_PL5_pods_that_have_others_called_are_refused_but_in_excepted_namespaces() {
+    let Some(engine) = engine("probes of others") else { return };
+    let name = "probe-hosts.undermesh.io";
+    let selector = |values: Value| {
+        let objects = objects(&engine, values).expect("rendered");
+        let binding = object(&objects, "ValidatingAdmissionPolicyBinding", name);
+        assert_eq!(binding["spec"], json!({ "policyName": name, "validationActions": ["Deny"] }));
+        object(&objects, "ValidatingAdmissionPolicy", name)["spec"]["matchConstraints"]["namespaceSelector"].clone()
+    };
+    let except = |names: &[&str]| json!({ "matchExpressions": [{ "key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": names }] });
+    assert_eq!(selector(json!({})), except(&["kube-system"]));
+    let values = |names: &[&str]| json!({ "admission": { "probeHosts": { "exceptNamespaces": names } } });
+    assert_eq!(selector(values(&["a", "b"])), except(&["a", "b"]));
+    assert_eq!(selector(values(&[])), Value::Null);
+    let off = objects(&engine, json!({ "admission": { "probeHosts": { "enabled": false } } })).expect("rendered");
+    assert!(off.iter().all(|object| object["metadata"]["name"] != name));
+}
+
 /// What mesh-control changes later is said once, and never again.
 #[test]
 fn the_webhook_holds_nobody_up_before_it_answers_and_is_left_alone_afterwards() {
@@ -175,6 +197,7 @@ fn what_is_no_value_is_refused_by_name() {
         (json!({ "control": { "replicas": 0 } }), "replicas"),
         (json!({ "control": { "secretTtl": "24" } }), "secretTtl"),
         (json!({ "agent": { "udp": "maybe" } }), "udp"),
+        (json!({ "admission": { "probeHosts": false } }), "probeHosts"),
         (json!({ "agent": { "cgroups": { "pods": "kubepods" } } }), "pods"),
         (json!({ "meshRanges": "10.0.0.0/8" }), "meshRanges"),
         (json!({ "log": { "format": "xml" } }), "format"),

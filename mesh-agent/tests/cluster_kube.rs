@@ -111,12 +111,16 @@ impl Cluster {
 
     fn apply(&self, objects: &[Value]) {
         let list = json!({ "apiVersion": "v1", "kind": "List", "items": objects }).to_string();
-        self.eventually("objects applied", || {
-            let mut command = self.verb(&["kubectl", "apply", "-f", "-"]);
-            let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-            let is_written = child.stdin.take().unwrap().write_all(list.as_bytes()).is_ok();
-            (child.wait().unwrap().success() && is_written).then_some(())
-        });
+        self.eventually("objects applied", || self.give(&["apply"], &list).status.success().then_some(()));
+    }
+
+    /// Kubectl with text to read.
+    fn give(&self, verb: &[&str], text: &str) -> Output {
+        let mut command = self.verb(&[&["kubectl"], verb, &["-f", "-"]].concat());
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // One that ended early says so itself.
+        let _ = child.stdin.take().unwrap().write_all(text.as_bytes());
+        child.wait_with_output().unwrap()
     }
 
     /// Runs in the node until it is lost.
@@ -298,6 +302,7 @@ fn features_EN4_EN11_PL5_PA4_running_pods_join_and_leave_live_and_their_probes_s
     cluster.run("annotate pod web traffic.sidecar.istio.io/excludeInboundPorts-");
     until("and is not any more", 8081, false);
 
+    refuses_probes_of_others(&cluster);
     cluster.run("label namespace default istio.io/dataplane-mode-");
     cluster.eventually("the annotation is gone", || mark("web").is_empty().then_some(()));
     until("released: anybody is answered", 8080, true);
@@ -309,4 +314,43 @@ fn features_EN4_EN11_PL5_PA4_running_pods_join_and_leave_live_and_their_probes_s
         "{}",
         cluster.logs()
     );
+}
+
+/// To a pod.
+type Change = fn(&mut Value);
+
+/// With the policy of the chart.
+fn refuses_probes_of_others(cluster: &Cluster) {
+    let rendered = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/rendered/undermesh.yaml");
+    let rendered = fs::read_to_string(rendered).unwrap();
+    let policy: Vec<&str> =
+        rendered.split("\n---\n").filter(|object| object.contains("kind: ValidatingAdmissionPolicy")).collect();
+    let applied = cluster.give(&["apply"], &policy.join("\n---\n"));
+    assert!(policy.len() == 2 && applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
+    let made = |change: Change| {
+        let output = cluster.give(&["create", "--dry-run=server"], &pod("probing", 80, change).to_string());
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let others: [(&str, Change); 3] = [
+        ("a probe", |pod| pod["spec"]["containers"][0]["readinessProbe"]["httpGet"]["host"] = json!("198.18.9.9")),
+        ("a hook", |pod| {
+            let hook = json!({ "tcpSocket": { "port": 80, "host": "web.default.svc" } });
+            pod["spec"]["containers"][0]["lifecycle"]["preStop"] = hook;
+        }),
+        ("a probe of a sidecar", |pod| {
+            let mut sidecar = pod["spec"]["containers"][0].clone();
+            (sidecar["name"], sidecar["restartPolicy"]) = (json!("sidecar"), json!("Always"));
+            sidecar["startupProbe"] = json!({ "tcpSocket": { "port": 80, "host": "fd00:198::9" } });
+            pod["spec"]["initContainers"] = json!([sidecar]);
+        }),
+    ];
+    for (what, change) in others {
+        // It takes the API server a moment to know of it.
+        cluster.eventually(what, || made(change).1.contains("probe-hosts.undermesh.io").then_some(()));
+    }
+    let fine: [Change; 2] =
+        [|_| {}, |pod| pod["spec"]["containers"][0]["livenessProbe"]["tcpSocket"]["host"] = json!("127.0.0.1")];
+    for change in fine {
+        cluster.eventually("a pod that is fine", || made(change).0.then_some(()));
+    }
 }

@@ -18,7 +18,7 @@ use std::{
 
 use mesh_agent::bpf::{InboundMode, Kernel, KernelConfig, KernelError, Limits, PodListenerFds, PodSpec, netns_cookie};
 use mesh_core::CaptureRules;
-use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
+use parking_lot::{Condvar, Mutex};
 use socket2::Socket;
 
 mod factory;
@@ -101,12 +101,38 @@ pub struct Node {
     pub pods: Cgroup,
     pub agent: Cgroup,
     _parent: Cgroup,
-    _alone: ReentrantMutexGuard<'static, ()>,
+    _alone: Alone,
 }
 
 /// Held by the test that has nodes. The others of its process wait: what they fork would keep this one's sockets, listeners and links for a moment
 /// after it has dropped them, and much here is about what happens at that moment. Tests of other processes go on.
-static ALONE: ReentrantMutex<()> = ReentrantMutex::new(());
+struct Alone;
+
+/// The test that has nodes, and how many. It is known by the name of its thread, which `in_netns` hands on.
+static ALONE: Mutex<(Option<String>, usize)> = Mutex::new((None, 0));
+static NOBODY: Condvar = Condvar::new();
+
+impl Alone {
+    fn wait() -> Self {
+        let own = thread::current().name().map(str::to_owned);
+        let mut held = ALONE.lock();
+        while held.1 > 0 && held.0 != own {
+            NOBODY.wait(&mut held);
+        }
+        *held = (own, held.1 + 1);
+        Self
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        let mut held = ALONE.lock();
+        held.1 -= 1;
+        if held.1 == 0 {
+            NOBODY.notify_all();
+        }
+    }
+}
 
 impl Node {
     pub fn new() -> Self {
@@ -114,7 +140,7 @@ impl Node {
     }
 
     pub fn with(change: impl FnOnce(&mut KernelConfig)) -> Self {
-        let alone = ALONE.lock();
+        let alone = Alone::wait();
         let name = format!("undermesh-test-{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let parent = Cgroup::new(&name);
         let pods = Cgroup::new(&format!("{name}/pods"));
@@ -266,14 +292,15 @@ pub fn new_netns() -> OwnedFd {
     .unwrap()
 }
 
-/// Runs a function inside a namespace.
+/// Runs a function inside a namespace, on a thread with the name of the caller's.
 pub fn in_netns<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce() -> T + Send) -> T {
+    let name = thread::current().name().unwrap_or_default().to_owned();
     thread::scope(|scope| {
         let run = || {
             assert_eq!(unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) }, 0);
             work()
         };
-        scope.spawn(run).join().unwrap()
+        thread::Builder::new().name(name).spawn_scoped(scope, run).unwrap().join().unwrap()
     })
 }
 

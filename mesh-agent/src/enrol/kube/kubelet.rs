@@ -373,11 +373,14 @@ mod tests {
         Kubelet { pid, started: "1".into(), path: path.into(), folder: Path::new("/sys/fs/cgroup").join(&path[1..]) }
     }
 
+    /// The cgroups of the port's owners, and which of them it is.
+    type Row<'a> = (&'a [&'a str], Result<Option<u32>, &'a str>);
+
     #[test]
     fn features_pl5_who_is_taken_for_the_kubelet() {
         let pod = "/kubepods/burstable/pod2c48913c-b29f-11e7-9350-020968147796/c/kubelet.service";
         let (one, other) = ("/system.slice/kubelet.service", "/system.slice/other.service");
-        let rows: [(&[&str], Result<Option<u32>, &str>); 6] = [
+        let rows: [Row<'_>; 6] = [
             (&[], Ok(None)),
             (&[one], Ok(Some(0))),
             (&[one, one], Ok(Some(0))),

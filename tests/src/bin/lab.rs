@@ -125,6 +125,15 @@ enum Program {
         #[arg(long, default_value_t = 100_000)]
         count: u32,
     },
+    /// Look at every frame of this network until standard input closes, then say in JSON what was in clear.
+    Capture {
+        /// What must not be seen in clear.
+        #[arg(long)]
+        token: Vec<String>,
+        /// TCP to and from this port is counted.
+        #[arg(long, default_value_t = 8080)]
+        port: u16,
+    },
     /// Measure; see the parts.
     #[command(subcommand)]
     Load(Load),
@@ -240,6 +249,7 @@ fn main() -> Result<()> {
         Program::Ends(Ends::Serve { port }) => return ends::serve(port),
         Program::Ends(Ends::Play { target, rounds, bytes }) => ends::play(target, rounds, bytes)?,
         Program::Flood { name, count } => return dns::flood(&name, count),
+        Program::Capture { token, port } => return capture(&token, port),
         Program::Load(load) => return run_load(load),
     };
     std::process::exit(code)
@@ -268,6 +278,21 @@ fn run_load(program: Load) -> Result<()> {
             Ok(())
         }
     }
+}
+
+fn capture(tokens: &[String], port: u16) -> Result<()> {
+    let tokens: Vec<&str> = tokens.iter().map(String::as_str).collect();
+    let capture = mesh_tests::harness::capture::Capture::here(&tokens, port)?;
+    println!("started");
+    let _ = std::io::Read::read(&mut std::io::stdin(), &mut [0; 1]);
+    let seen = capture.seen();
+    let first = seen.sightings.first().map(|one| format!("{:?}", one.flow));
+    let counts = serde_json::json!({
+        "packets": seen.packets, "lost": seen.lost, "tokens": seen.sightings.len(), "first": first,
+        "port_bytes": seen.port_bytes, "hbone_bytes": seen.hbone_bytes,
+    });
+    println!("{counts}");
+    Ok(())
 }
 
 /// Joins the cgroup, network and mount namespace of `pid` and becomes `command`.

@@ -60,6 +60,9 @@ pub struct Seen {
     pub tls_handshakes: u64,
     /// Frames that the kernel dropped because we were too slow.
     pub lost: u64,
+    /// Payload bytes of TCP to or from the port that was named.
+    pub port_bytes: u64,
+    port: Option<u16>,
     tokens: Vec<Vec<u8>>,
     tails: HashMap<Flow, Vec<u8>>,
 }
@@ -81,15 +84,24 @@ pub struct Capture {
 impl Capture {
     /// Starts to read the fabric.
     pub fn start(fabric: &Netns, tokens: &[&str]) -> Result<Capture> {
-        let socket = fabric.run(open)?;
+        Ok(Capture::over(fabric.run(open)?, tokens, None))
+    }
+
+    /// Starts to read what crosses this process's own network, and counts the bytes of TCP to and from a port.
+    pub fn here(tokens: &[&str], port: u16) -> Result<Capture> {
+        Ok(Capture::over(open()?, tokens, Some(port)))
+    }
+
+    fn over(socket: OwnedFd, tokens: &[&str], port: Option<u16>) -> Capture {
         let seen = Arc::new(Mutex::new(Seen {
             tokens: tokens.iter().map(|t| t.as_bytes().to_vec()).collect(),
+            port,
             ..Seen::default()
         }));
         let stop = Arc::new(AtomicBool::new(false));
         let (s, e) = (seen.clone(), stop.clone());
         let thread = std::thread::spawn(move || read(&socket, &s, &e));
-        Ok(Capture { seen, stop, thread: Some(thread) })
+        Capture { seen, stop, thread: Some(thread) }
     }
 
     /// A copy of what has been seen.
@@ -101,7 +113,7 @@ impl Capture {
     pub fn reset(&self) {
         let mut seen = lock(&self.seen);
         let tokens = std::mem::take(&mut seen.tokens);
-        *seen = Seen { tokens, ..Seen::default() };
+        *seen = Seen { tokens, port: seen.port, ..Seen::default() };
     }
 }
 
@@ -170,6 +182,9 @@ fn frame(seen: &mut Seen, bytes: &[u8]) {
         } else if payload.len() > 2 * SAMPLE {
             seen.hbone_sample = Some((flow, payload[..SAMPLE].to_vec()));
         }
+    }
+    if i32::from(flow.protocol) == libc::IPPROTO_TCP && seen.port.is_some_and(|port| ports.contains(&port)) {
+        seen.port_bytes += payload.len() as u64;
     }
     let keep = seen.tokens.iter().map(Vec::len).max().unwrap_or(1).saturating_sub(1);
     let mut text = seen.tails.remove(&flow).unwrap_or_default();
@@ -248,10 +263,11 @@ mod tests {
     }
 
     #[test]
-    fn hbone_is_counted_apart() {
-        let mut seen = Seen::default();
+    fn hbone_is_counted_apart_and_so_is_the_port_that_was_named() {
+        let mut seen = Seen { port: Some(80), ..Seen::default() };
         frame(&mut seen, &segment(15008, &[22, 3, 1, 0, 5, 1]));
         frame(&mut seen, &segment(80, b"x"));
+        assert_eq!(seen.port_bytes, 1);
         assert_eq!((seen.hbone_packets, seen.hbone_bytes, seen.tls_handshakes, seen.packets), (1, 6, 1, 2));
     }
 

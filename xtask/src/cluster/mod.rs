@@ -1,7 +1,7 @@
 //! `cargo xtask cluster`: a real Kubernetes cluster on one Linux machine, with no container around its nodes and no virtual machine.
 //!
 //! `plan` names everything; `programs` builds what runs; `pki`, `control`, `network`, `config`, `node`, `cgroup` and `init` make
-//! the cluster; `process` starts, finds and ends. Each node has a network, mount, process and name space and cgroups of its own, and in them
+//! the cluster; `process` starts, finds and ends; `measure` is a verb that only uses it. Each node has a network, mount, process and name space and cgroups of its own, and in them
 //! the real containerd, runc, kubelet and kube-proxy. All nodes share one kernel, so nothing of one may be attached above its cgroups.
 mod balancer;
 mod cgroup;
@@ -9,6 +9,7 @@ mod config;
 mod control;
 mod fault;
 mod init;
+mod measure;
 mod network;
 mod node;
 mod pki;
@@ -102,6 +103,8 @@ enum Verb {
     Load { archives: Vec<PathBuf> },
     /// Give the API server's clients bad days, until `fault` without options ends them.
     Fault(fault::Faults),
+    /// Put load on pods of the mesh that is installed, do to it what `kill`, `rollout` and the like name, and print what the load noticed.
+    Measure(measure::Options),
     /// Say what runs.
     Status,
     /// Print what the chart of the product must be told of this cluster.
@@ -240,6 +243,7 @@ pub fn run(args: &Args) -> Result<()> {
             chart::release(python, what, &cluster.kubeconfig("admin"), &values)
         }
         Verb::Fault(faults) => fault::set(&cluster, faults),
+        Verb::Measure(options) => measure::run(&cluster, options),
         Verb::Values => {
             println!("{:#}", config::values(&cluster));
             Ok(())

@@ -74,6 +74,17 @@ pub fn bookinfo() -> Vec<Content> {
     services.map(image).into()
 }
 
+/// The programs that tests and measurements put load on a cluster with.
+pub fn lab() -> Content {
+    Content {
+        name: format!("docker.io/undermesh/lab:{VERSION}"),
+        title: "Load for Undermesh's tests",
+        user: NOBODY,
+        programs: vec![Program { package: "mesh-tests", binary: "lab", is_static: false }],
+        arguments: vec!["load", "serve"],
+    }
+}
+
 impl Content {
     /// The image without its files.
     pub fn image(&self) -> Image {

@@ -59,6 +59,18 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
+/// Makes the image of the load programs; returns the archive and what pods call it.
+pub fn lab(release: bool, no_build: bool) -> Result<(PathBuf, String)> {
+    run::need(&["cargo", "rustc", "ldd"])?;
+    let (target, content) = (run::binary_dir("")?, content::lab());
+    let args = Args { out: None, release, bookinfo: false, tree: false, no_build };
+    let out = target.join("images");
+    let image = assemble(&content, &args, &target, &out.join("stripped-lab"))?;
+    let archive = out.join(format!("{}.tar", content.file_name()));
+    write(&image, &archive).with_context(|| format!("make the image {}", content.name))?;
+    Ok((archive, content.name))
+}
+
 /// Builds what an image holds, unless it is to be taken as it is.
 fn assemble(content: &Content, args: &Args, target: &Path, stripped: &Path) -> Result<Image> {
     let mut image = content.image();

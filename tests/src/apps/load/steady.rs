@@ -1,10 +1,16 @@
-//! Steady load: new connections at a fixed rate and long-lived ones beside them - what a user's traffic would notice of a fault.
+//! Steady load: new connections at a fixed rate and long-lived ones beside them - what a user's traffic would notice of a fault, and when.
+use crate::apps::client::now_ms;
 use serde_json::json;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+
+/// Failures with less than this between them are of one burst.
+const APART_MS: u64 = 2000;
+/// Bursts and cuts that are told one by one.
+const TOLD: usize = 1000;
 
 /// What to do.
 #[derive(Debug, Clone)]
@@ -34,6 +40,36 @@ struct Tally {
     gap: Mutex<Gap>,
     slowest_us: AtomicU64,
     errors: Mutex<Vec<String>>,
+    /// When the last attempt that succeeded began, by the clock of the machine.
+    last_ok_ms: AtomicU64,
+    bursts: Mutex<Bursts>,
+    cuts: Mutex<Vec<u64>>,
+}
+
+/// Failed attempts by when they began, by the clock of the machine.
+#[derive(Default)]
+struct Bursts(Vec<Burst>);
+
+#[derive(Debug, Eq, PartialEq)]
+struct Burst {
+    first_ms: u64,
+    last_ms: u64,
+    count: u64,
+}
+
+impl Bursts {
+    /// Attempts are told of when they end, so their beginnings come in any order.
+    fn failed(&mut self, began_ms: u64) {
+        match self.0.iter_mut().rev().find(|one| began_ms + APART_MS > one.first_ms && began_ms < one.last_ms + APART_MS) {
+            Some(burst) => {
+                burst.first_ms = burst.first_ms.min(began_ms);
+                burst.last_ms = burst.last_ms.max(began_ms);
+                burst.count += 1;
+            }
+            None if self.0.len() < TOLD => self.0.push(Burst { first_ms: began_ms, last_ms: began_ms, count: 1 }),
+            None => {}
+        }
+    }
 }
 
 #[derive(Default)]
@@ -83,21 +119,25 @@ pub fn run(plan: &Plan) {
     let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
     let gap = tally.gap.lock().map(|g| g.worst.as_millis() as u64).unwrap_or(0);
     let errors = tally.errors.lock().map(|e| e.clone()).unwrap_or_default();
+    let bursts = tally.bursts.lock().map(|b| b.0.iter().map(|b| [b.first_ms, b.last_ms, b.count]).collect::<Vec<_>>());
+    let cuts = tally.cuts.lock().map(|c| c.clone()).unwrap_or_default();
     println!(
         "{}",
         json!({
             "ok": load(&tally.ok), "refused": load(&tally.refused), "reset": load(&tally.reset), "timeout": load(&tally.timeout),
             "other": load(&tally.other), "cut": load(&tally.cut), "long": plan.long, "worst_gap_ms": gap,
-            "slowest_us": load(&tally.slowest_us), "errors": errors,
+            "slowest_us": load(&tally.slowest_us), "errors": errors, "last_ok_ms": load(&tally.last_ok_ms),
+            "bursts": bursts.unwrap_or_default(), "cuts_ms": cuts,
         })
     );
 }
 
 fn attempt(plan: &Plan, tally: &Tally) {
-    let start = Instant::now();
+    let (start, began_ms) = (Instant::now(), now_ms() as u64);
     match exchange(plan) {
         Ok(()) => {
             tally.ok.fetch_add(1, Ordering::Relaxed);
+            tally.last_ok_ms.fetch_max(began_ms, Ordering::Relaxed);
             tally.slowest_us.fetch_max(start.elapsed().as_micros() as u64, Ordering::Relaxed);
             if let Ok(mut gap) = tally.gap.lock() {
                 let now = Instant::now();
@@ -115,6 +155,9 @@ fn attempt(plan: &Plan, tally: &Tally) {
                 _ => &tally.other,
             };
             counter.fetch_add(1, Ordering::Relaxed);
+            if let Ok(mut bursts) = tally.bursts.lock() {
+                bursts.failed(began_ms);
+            }
             if let Ok(mut errors) = tally.errors.lock()
                 && errors.len() < 5
             {
@@ -157,5 +200,25 @@ fn long(plan: &Plan, tally: &Tally, running: impl Fn() -> bool, begun: impl Fn()
     });
     if held.is_err() {
         tally.cut.fetch_add(1, Ordering::Relaxed);
+        if let Ok(mut cuts) = tally.cuts.lock()
+            && cuts.len() < TOLD
+        {
+            cuts.push(now_ms() as u64);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_close_to_each_other_are_one_burst() {
+        let mut bursts = Bursts::default();
+        for began in [10_000, 10_300, 9_900, 12_250, 20_000, 14_300, 19_000] {
+            bursts.failed(began);
+        }
+        let burst = |first_ms, last_ms, count| Burst { first_ms, last_ms, count };
+        assert_eq!(bursts.0, [burst(9_900, 12_250, 4), burst(19_000, 20_000, 2), burst(14_300, 14_300, 1)]);
     }
 }

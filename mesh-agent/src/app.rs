@@ -8,6 +8,7 @@
 
 mod cleanup;
 mod crl;
+mod handover;
 mod house;
 mod privilege;
 mod uninstall;
@@ -18,9 +19,9 @@ use std::io::Write;
 use mesh_runtime::logging;
 
 use crate::bpf::KernelError;
-use crate::config::{Cli, CniFlags, Config, EXIT_CONFIG, Role};
+use crate::config::{ChargeFlags, Cli, CniFlags, Config, EXIT_CONFIG, Role};
 use crate::enrol::node::chain;
-use crate::keeper::{lock, process};
+use crate::keeper::{lock, process, standby};
 
 /// Exit status when another agent holds the instance, or an address is taken (EX_UNAVAILABLE).
 pub const EXIT_UNAVAILABLE: i32 = 69;
@@ -74,6 +75,7 @@ pub fn main(cli: &Cli) -> i32 {
     match &cli.role {
         Some(Role::CniUninstall(flags)) => return uninstall(flags),
         Some(Role::Cleanup(flags)) => return cleanup::main(flags),
+        Some(Role::InCharge(flags)) => return in_charge(flags),
         None | Some(Role::Worker(_)) => {}
     }
     let config = match cli.config() {
@@ -86,7 +88,7 @@ pub fn main(cli: &Cli) -> i32 {
         }
     };
     let role = match cli.role {
-        None | Some(Role::CniUninstall(_) | Role::Cleanup(_)) => keeper,
+        None | Some(Role::CniUninstall(_) | Role::Cleanup(_) | Role::InCharge(_)) => keeper,
         Some(Role::Worker(_)) => worker::run,
     };
     let lacking = privilege::missing().map(|line| Refusal { status: privilege::EXIT_PERMISSION, line });
@@ -116,12 +118,34 @@ fn complain(line: &str) {
 
 fn keeper(config: Config) -> Result<i32, Refusal> {
     log(&config)?;
-    let _lock = lock::acquire(&config.run_dir)?;
+    // The worker ends by itself at the end of its drain; the rest is for what it does before and after.
+    let grace = |drain| drain + std::time::Duration::from_secs(5);
+    let command = process::WorkerCommand::same_program(grace(config.drain));
+    let Some(pod) = config.standby else {
+        let lock = lock::acquire(&config.run_dir)?;
+        lock::join_cgroup(&config.agent_cgroup)?;
+        raise_fd_limit();
+        return process::run(&command, lock).map_err(Refusal::system("keeper"));
+    };
     lock::join_cgroup(&config.agent_cgroup)?;
     raise_fd_limit();
-    // The worker ends by itself at the end of its drain; the rest is for what it does before and after.
-    let grace = config.drain + std::time::Duration::from_secs(5);
-    process::run(&process::WorkerCommand::same_program(grace)).map_err(Refusal::system("keeper"))
+    let line = process::Line { run_dir: config.run_dir, pod, grace: grace(config.handover) };
+    process::run_in_line(&command, &line).map_err(Refusal::system("keeper"))
+}
+
+/// Whether the agent that leads on this node is of the pod that asks.
+fn in_charge(flags: &ChargeFlags) -> i32 {
+    match standby::who_leads(&flags.run_dir) {
+        Ok(pod) if pod == flags.standby => 0,
+        Ok(pod) => {
+            complain(&format!("the pod {pod} leads on this node"));
+            EXIT_UNAVAILABLE
+        }
+        Err(error) => {
+            complain(&format!("nobody says who leads: {error}"));
+            EXIT_UNAVAILABLE
+        }
+    }
 }
 
 fn log(config: &Config) -> Result<logging::LogControl, Refusal> {

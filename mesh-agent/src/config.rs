@@ -45,8 +45,21 @@ pub enum Role {
     Worker(Box<Flags>),
     /// Take the CNI plugin off this node, through the agent if one runs.
     CniUninstall(CniFlags),
+    /// Say by the exit status whether the agent that leads on this node is one of this pod's; for a probe.
+    InCharge(ChargeFlags),
     /// Take from the node what an agent with these flags leaves there, once it has ended: pods go on without the mesh. May be run again.
     Cleanup(Box<Flags>),
+}
+
+/// Who asks who leads.
+#[derive(Clone, Debug, Eq, PartialEq, Args)]
+pub struct ChargeFlags {
+    /// Folder of the agent's sockets
+    #[arg(long, value_name = "VALUE", env = "UNDERMESH_RUN_DIR")]
+    pub run_dir: PathBuf,
+    /// The pod that asks
+    #[arg(long, value_name = "VALUE", env = "UNDERMESH_STANDBY")]
+    pub standby: String,
 }
 
 /// Where the CNI plugin is.
@@ -119,6 +132,10 @@ flags! {
     log_level, "log-level", "UNDERMESH_LOG_LEVEL";
     /// How long connections may go on after SIGTERM, as 5s, 500ms or 2m [default: 5s]
     drain, "drain", "UNDERMESH_DRAIN";
+    /// One of several agents with this run folder, of this pod: one leads, and another follows when it dies, or when one of a pod that has not led yet is there [default: off]
+    standby, "standby", "UNDERMESH_STANDBY";
+    /// With --standby: how long connections of an agent that another one has followed may go on [default: 30s]
+    handover, "handover", "UNDERMESH_HANDOVER";
     /// Data plane threads, each with its own connections, 1 to 512 [default: one per CPU]
     workers, "workers", "UNDERMESH_WORKERS";
     /// Trust domain of the mesh [default: cluster.local]
@@ -182,6 +199,10 @@ pub struct Config {
     pub log_level: Filter,
     /// How long connections may go on after SIGTERM.
     pub drain: Duration,
+    /// Which pod this agent is of, if there may be others on the node.
+    pub standby: Option<String>,
+    /// How long connections may go on once another agent has followed.
+    pub handover: Duration,
     /// Data plane threads.
     pub workers: usize,
     /// Trust domain of identities on this node.
@@ -242,7 +263,7 @@ impl Cli {
     /// The configuration, checked against the environment and the file system.
     pub fn config(&self) -> Result<Config, Problems> {
         let flags = match &self.role {
-            None | Some(Role::CniUninstall(_)) => &self.flags,
+            None | Some(Role::CniUninstall(_) | Role::InCharge(_)) => &self.flags,
             Some(Role::Worker(flags) | Role::Cleanup(flags)) => flags,
         };
         flags.resolve(&|name| std::env::var_os(name))
@@ -321,6 +342,8 @@ impl Flags {
                 "LEVEL or TARGET=LEVEL, separated by commas",
             ),
             drain: raw.parse("drain", Some("5s"), duration, "a duration like 5s, 500ms or 2m, at most 1h"),
+            standby: raw.parse("standby", Some("off"), standby, "off or the UID of a pod"),
+            handover: raw.parse("handover", Some("30s"), duration, "a duration like 5s, 500ms or 2m, at most 1h"),
             workers: raw.parse("workers", Some(&default_workers()), workers, "a number from 1 to 512"),
             trust_domain: raw.parse("trust-domain", Some("cluster.local"), |text| text.parse().ok(), "a trust domain"),
             cluster_domain: raw.parse("cluster-domain", Some("cluster.local"), text, "a DNS domain"),
@@ -390,6 +413,11 @@ fn on(text: &str) -> Option<bool> {
         "on" => Some(true),
         _ => None,
     }
+}
+
+fn standby(text: &str) -> Option<Option<String>> {
+    let is_name = |text: &str| !text.is_empty() && is_node_name(text);
+    if text == "off" { Some(None) } else { is_name(text).then(|| Some(text.to_owned())) }
 }
 
 fn default_plugin() -> String {
@@ -468,6 +496,8 @@ impl Config {
             ("readiness", self.readiness.to_string()),
             ("workers", self.workers.to_string()),
             ("drain", format!("{:?}", self.drain)),
+            ("standby", self.standby.clone().unwrap_or_else(|| "off".to_owned())),
+            ("handover", format!("{:?}", self.handover)),
             ("log_format", format!("{:?}", self.log_format).to_ascii_lowercase()),
             ("log_level", self.log_level.to_string()),
         ]

@@ -98,8 +98,9 @@ pub fn watch_crl(telemetry: &Telemetry, crl: &CrlFile) {
     });
 }
 
-/// Starts the periodic work. Ticks that were missed while the process was stopped are not made up for.
-pub fn keep(lanes: &Lanes, kernel: &Arc<Kernel>, telemetry: &Telemetry, state: &Arc<StateHandle>) {
+/// Starts the periodic work. Ticks that were missed while the process was stopped are not made up for. At the start of the drain the kernel is another
+/// agent's, which reads its events.
+pub fn keep(lanes: &Lanes, kernel: &Arc<Kernel>, telemetry: &Telemetry, state: &Arc<StateHandle>, drain: DrainToken) {
     // The kernel must know whether the data plane is alive, and there is one heartbeat for all of it: a single lane that hangs has pods whose queries
     // nobody answers, while the original resolver answers those of all.
     let (lanes, beating) = (lanes.clone(), kernel.clone());
@@ -124,7 +125,7 @@ pub fn keep(lanes: &Lanes, kernel: &Arc<Kernel>, telemetry: &Telemetry, state: &
     });
     task::spawn_vital("telemetry sweep", sweep(telemetry.clone(), state.clone()));
     match kernel.events() {
-        Ok(events) => drop(task::spawn_vital("kernel events", follow_kernel(telemetry.clone(), events))),
+        Ok(events) => drop(task::spawn_vital("kernel events", follow_kernel(telemetry.clone(), events, drain))),
         Err(error) => tracing::error!(error = %chain(&error), "kernel events cannot be read"),
     }
 }

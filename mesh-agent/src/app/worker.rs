@@ -18,6 +18,7 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::mpsc;
 
 use super::crl::CrlFile;
+use super::handover::{Parts, Successor, once_free};
 use super::{EXIT_CONFIG, EXIT_SYSTEM, EXIT_UNAVAILABLE, Refusal, house, log, raise_fd_limit};
 use crate::admin::{self, Admin, Order};
 use crate::bpf::{Kernel, KernelConfig};
@@ -84,11 +85,12 @@ async fn serve(
     runtimes: Vec<(String, Handle)>,
 ) -> Result<i32, Refusal> {
     let mut shutdown = Shutdown::install().map_err(Refusal::system("signal handlers"))?;
+    let mut successor = Successor::expect(config.standby.is_some()).map_err(Refusal::system("signal handlers"))?;
     let readiness = Readiness::new();
     let (booting, synced) = (readiness.task("start"), readiness.task("configuration"));
     let servers = Drain::new();
-    let readiness_port = bind(config.readiness).await?;
-    let metrics_port = bind(config.metrics).await?;
+    let readiness_port = bind(config.readiness, &config).await?;
+    let metrics_port = bind(config.metrics, &config).await?;
     task::spawn_vital("readiness server", house::serve_readiness(readiness_port, readiness.clone(), servers.token()));
 
     let crl = config.crl.as_deref().map(CrlFile::open).transpose()?;
@@ -134,7 +136,8 @@ async fn serve(
         house::watch_crl(&telemetry, &crl);
         task::spawn_vital("revoked certificates", crl.follow());
     }
-    house::keep(&lanes, &kernel, &telemetry, &state);
+    let leading = Drain::new();
+    house::keep(&lanes, &kernel, &telemetry, &state, leading.token());
 
     let node = Node {
         kernel: kernel.clone(),
@@ -224,31 +227,44 @@ async fn serve(
     });
     tracing::info!(node = config.node, instance = config.instance, "agent started");
 
-    let limit = tokio::select! {
-        signal = shutdown.requested() => {
-            tracing::info!(signal, "stopping");
-            config.drain
+    let parts = Parts { enrolment, leading, servers, manager, kernel, keeper };
+    let mut limit = config.drain;
+    loop {
+        tokio::select! {
+            signal = shutdown.requested() => {
+                tracing::info!(signal, "stopping");
+                break;
+            }
+            Some(order) = ordered.recv() => {
+                if matches!(order, Order::Quit) {
+                    limit = Duration::ZERO;
+                }
+                break;
+            }
+            () = successor.is_there() => {
+                parts.give_way().await;
+                limit = config.handover;
+            }
         }
-        Some(order) = ordered.recv() => match order {
-            Order::Drain => config.drain,
-            Order::Quit => Duration::ZERO,
-        },
-    };
+    }
     let _draining = readiness.task("draining");
-    enrolment.cut();
+    parts.enrolment.cut();
     tokio::select! {
-        () = manager.drain(limit) => tracing::info!("all connections ended or were cut"),
+        () = parts.manager.drain(limit) => tracing::info!("all connections ended or were cut"),
         signal = shutdown.requested() => tracing::warn!(signal, "second signal: stopping now"),
     }
-    servers.drain(Duration::from_millis(100)).await;
+    parts.servers.drain(Duration::from_millis(100)).await;
     Ok(0)
 }
 
-async fn bind(address: std::net::SocketAddr) -> Result<TcpListener, Refusal> {
+async fn bind(address: std::net::SocketAddr, config: &Config) -> Result<TcpListener, Refusal> {
     // A worker that was just killed leaves connections in TIME_WAIT; tokio's bind sets SO_REUSEADDR, so they do not matter.
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| Refusal::new(EXIT_UNAVAILABLE, &format!("cannot listen on {address}"), &error))
+    let attempt = || async move {
+        TcpListener::bind(address)
+            .await
+            .map_err(|error| Refusal::new(EXIT_UNAVAILABLE, &format!("cannot listen on {address}"), &error))
+    };
+    once_free(config, attempt).await
 }
 
 async fn enroller(
@@ -275,8 +291,12 @@ async fn start_kernel(config: &Config) -> Result<Arc<Kernel>, Refusal> {
         deny_udp: config.deny_udp,
         ..KernelConfig::new(config.instance.clone(), config.pods_cgroup.clone(), config.agent_cgroup.clone())
     };
-    let started = tokio::task::spawn_blocking(move || Kernel::start(kernel_config)).await;
-    let kernel = started.map_err(|error| Refusal::new(EXIT_SYSTEM, "kernel", &error))??;
+    let attempt = || async {
+        let kernel_config = kernel_config.clone();
+        let started = tokio::task::spawn_blocking(move || Kernel::start(kernel_config)).await;
+        Ok(started.map_err(|error| Refusal::new(EXIT_SYSTEM, "kernel", &error))??)
+    };
+    let kernel = once_free(config, attempt).await?;
     for missing in kernel.degradations() {
         tracing::warn!(missing, "the kernel lacks a feature");
     }

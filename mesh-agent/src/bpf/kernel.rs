@@ -7,6 +7,7 @@ use std::{
     net::SocketAddr,
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use mesh_common::{
@@ -48,7 +49,9 @@ pub struct Kernel {
     collector: Mutex<Collector>,
     degradations: Vec<&'static str>,
     repairs: Vec<Repair>,
-    lock: Mutex<OwnedFd>,
+    /// None once another agent has the instance.
+    lock: Mutex<Option<OwnedFd>>,
+    given_way: AtomicBool,
 }
 
 impl Kernel {
@@ -85,7 +88,8 @@ impl Kernel {
             collector: Mutex::default(),
             degradations: features.degradations(),
             repairs,
-            lock: Mutex::new(lock),
+            lock: Mutex::new(Some(lock)),
+            given_way: AtomicBool::new(false),
         };
         if kernel.config.debug_log {
             super::log::read(&mut loaded)?;
@@ -96,6 +100,22 @@ impl Kernel {
             super::selftest::run(&kernel, &kernel.config)?;
         }
         Ok(kernel)
+    }
+
+    /// Leaves the instance to another agent: from now on nothing of it is changed, and what this one has captured is the other's. Connections go on:
+    /// where apps wanted to go, and who their clients are, is still read and written.
+    pub fn give_way(&self) {
+        {
+            // Whatever is under way is whole afterwards.
+            let _pods = self.pods.lock();
+            let _kubelet = self.kubelet.lock();
+            self.given_way.store(true, Ordering::Release);
+        }
+        *self.lock.lock() = None;
+    }
+
+    fn has_given_way(&self) -> bool {
+        self.given_way.load(Ordering::Acquire)
     }
 
     /// Missing kernel features by name; empty on a current kernel.
@@ -111,6 +131,9 @@ impl Kernel {
     /// Captures a pod, or updates a captured one. Idempotent. Blocks for some milliseconds. When it fails, a pod that was captured before
     /// refuses no less than before or than the new mode asks, and of any other nothing is left.
     pub fn enrol(&self, pod: &PodSpec<'_>) -> Result<(), KernelError> {
+        if self.has_given_way() {
+            return Err(KernelError::Pod { cookie: pod.cookie, reason: "is another agent's now".to_owned() });
+        }
         let mut row = pods::row(pod, &self.config.limits)?;
         row.flags = inbound::with_setting(row.flags, self.config.deny_udp);
         let known = self.tables.pods.get(&pod.cookie).map_err(|source| bpf("read", maps::PODS, source))?.is_some();
@@ -130,6 +153,9 @@ impl Kernel {
         pods::add_routes(pod)?;
         let loaded = pods::load(pod, &context, &mut self.loader.lock())?;
         let mut pods = self.pods.lock();
+        if self.has_given_way() {
+            return Err(KernelError::Pod { cookie: pod.cookie, reason: "is another agent's now".to_owned() });
+        }
         let mode = self.within_limits(pod.cookie, pod.inbound)?;
         let pod = &PodSpec { inbound: &mode, ..*pod };
         let failed = |source| bpf("write", maps::PORT_RULES, source);
@@ -143,6 +169,9 @@ impl Kernel {
     /// to the agent; to be tried again later.
     pub fn set_inbound(&self, cookie: u64, mode: &InboundMode) -> Result<bool, KernelError> {
         let _pods = self.pods.lock();
+        if self.has_given_way() {
+            return Ok(true);
+        }
         let failed = |source| bpf("write", maps::PODS, source);
         let row = self.tables.pods.get(&cookie).map_err(failed)?;
         let Some(mut row) = row else {
@@ -180,6 +209,9 @@ impl Kernel {
     pub fn remove(&self, cookie: u64) -> Result<(), KernelError> {
         let detached = {
             let mut pods = self.pods.lock();
+            if self.has_given_way() {
+                return Ok(());
+            }
             let enrolled = pods.remove(&cookie);
             pods::detach(cookie, enrolled, &self.tables, &self.pins)
         };
@@ -192,6 +224,9 @@ impl Kernel {
     /// must not go unserved. Unknown cookies are fine. Keeps no reference to the pod's namespace.
     pub fn close(&self, cookie: u64) -> Result<(), KernelError> {
         let mut pods = self.pods.lock();
+        if self.has_given_way() {
+            return Ok(());
+        }
         pods.remove(&cookie);
         pods::close(cookie, &self.tables, self.config.deny_udp).map_err(|source| bpf("write", maps::PODS, source))
     }
@@ -199,12 +234,14 @@ impl Kernel {
     /// Gives tickets to what the processes of this cgroup ask the pods' probes. To be called whenever the kubelet's cgroup may be another one: every
     /// few seconds. True if something changed. It stays as it is after the agent's death; nobody gets tickets when this cgroup is not fit for it.
     pub fn follow_kubelet(&self, cgroup: &Path) -> Result<bool, KernelError> {
-        self.kubelet.lock().follow(cgroup, &self.pins, &self.config)
+        let mut kubelet = self.kubelet.lock();
+        if self.has_given_way() { Ok(false) } else { kubelet.follow(cgroup, &self.pins, &self.config) }
     }
 
     /// Nobody gets tickets any more: nobody says who the kubelet is. True if somebody did, of an earlier agent too.
     pub fn leave_kubelet(&self) -> Result<bool, KernelError> {
-        self.kubelet.lock().leave(&self.pins)
+        let mut kubelet = self.kubelet.lock();
+        if self.has_given_way() { Ok(false) } else { kubelet.leave(&self.pins) }
     }
 
     /// Cookies of all enrolled pods, also of those that a dead agent left.
@@ -234,6 +271,9 @@ impl Kernel {
 
     /// A sign of life, to be given every second. DNS goes to the original resolver without it.
     pub fn heartbeat(&self) {
+        if self.has_given_way() {
+            return;
+        }
         let control = Control { heartbeat: monotonic(), stale_after: self.config.heartbeat_stale.as_nanos() as u64 };
         if let Err(error) = self.tables.control.set(&0, &control, sys::ANY) {
             tracing::warn!(%error, "cannot write the heartbeat");
@@ -242,6 +282,9 @@ impl Kernel {
 
     /// Frees slots that nobody has used for a while; to be called every few seconds. Returns how many.
     pub fn collect_slots(&self) -> usize {
+        if self.has_given_way() {
+            return 0;
+        }
         let freed = self.collector.lock().pass(&self.tables, monotonic(), self.config.slot_hold);
         freed.unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot read the slots");
@@ -272,13 +315,13 @@ impl Kernel {
 
     /// Checks that every program is attached where it belongs and pinned, and puts right what is not. To be called every few seconds.
     pub fn verify(&self) -> Result<Vec<Repair>, KernelError> {
-        self.pins.prepare(&self.config)?;
         let mut lock = self.lock.lock();
-        if !pins::is_lock_of(&lock, &self.pins.instance) {
+        let Some(held) = &*lock else { return Ok(Vec::new()) };
+        self.pins.prepare(&self.config)?;
+        if !pins::is_lock_of(held, &self.pins.instance) {
             // bpffs was mounted anew: what we hold is the folder of the old one.
-            *lock = pins::lock(&self.pins.instance, &self.config.instance)?;
+            *lock = Some(pins::lock(&self.pins.instance, &self.config.instance)?);
         }
-        drop(lock);
         let repinned = self.tables.repin(&self.pins).map_err(|source| bpf("pin", "maps", source))?;
         let mut repairs: Vec<Repair> = repinned
             .into_iter()

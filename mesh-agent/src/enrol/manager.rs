@@ -80,6 +80,7 @@ enum Message<P> {
     Ask(RequestId, Event<P>, oneshot::Sender<Result<(), Failure>>),
     View(oneshot::Sender<Vec<PodView>>),
     Drain(Duration, oneshot::Sender<()>),
+    Freeze(oneshot::Sender<()>),
 }
 
 /// Talks to the manager. Cheap to clone.
@@ -130,6 +131,13 @@ impl<P> ManagerHandle<P> {
         let _ = answer.await;
     }
 
+    /// Leaves the pods as they are, for good: another agent says what becomes of them. Returns when nothing is under way any more.
+    pub async fn freeze(&self) {
+        let (done, answer) = oneshot::channel();
+        let _ = self.mailbox.send(Message::Freeze(done)).await;
+        let _ = answer.await;
+    }
+
     /// The events of a session: `Opened` now, `Closed` when the guard's session says so.
     pub async fn open_session(&self) -> SessionId {
         let session = self.fresh_id();
@@ -168,6 +176,8 @@ pub struct Manager<R: Runner> {
     work: JoinSet<Done<R::Running>>,
     tasks: HashMap<Id, Task>,
     draining: bool,
+    /// Who waits until nothing is under way; from then on nothing begins.
+    frozen: Option<Option<oneshot::Sender<()>>>,
 }
 
 impl<R: Runner> Manager<R> {
@@ -182,6 +192,7 @@ impl<R: Runner> Manager<R> {
             work: JoinSet::new(),
             tasks: HashMap::new(),
             draining: false,
+            frozen: None,
         };
         mesh_runtime::task::spawn_vital("pod manager", manager.run(messages));
         ManagerHandle { mailbox, next: Arc::new(AtomicU64::new(1)) }
@@ -205,13 +216,19 @@ impl<R: Runner> Manager<R> {
                 }
             }
             self.runner.counted(self.machine.counts());
+            if self.work.is_empty()
+                && let Some(done) = self.frozen.as_mut().and_then(Option::take)
+            {
+                let _ = done.send(());
+            }
         }
     }
 
     fn receive(&mut self, message: Message<R::Payload>) {
         match message {
+            Message::Event(_) if self.frozen.is_some() => {}
             Message::Event(event) => self.apply(event),
-            Message::Ask(_, _, reply) if self.draining => {
+            Message::Ask(_, _, reply) if self.draining || self.frozen.is_some() => {
                 let _ = reply.send(Err(Failure::passing(Code::Stopping, "the agent is stopping")));
             }
             Message::Ask(request, event, reply) => {
@@ -222,6 +239,7 @@ impl<R: Runner> Manager<R> {
                 let _ = reply.send(self.view());
             }
             Message::Drain(limit, done) => self.drain(limit, done),
+            Message::Freeze(done) => self.frozen = Some(Some(done)),
         }
     }
 

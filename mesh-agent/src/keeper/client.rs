@@ -4,6 +4,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -23,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Keeper {
     // A short critical section: one packet out, its answer in.
     socket: Option<Mutex<OwnedFd>>,
+    /// What is held is another worker's affair.
+    yielded: AtomicBool,
 }
 
 impl Keeper {
@@ -50,7 +53,7 @@ impl Keeper {
         let patience = TimeVal::new(PATIENCE.as_secs() as i64, 0);
         setsockopt(&socket, sockopt::ReceiveTimeout, &patience)?;
         setsockopt(&socket, sockopt::SendTimeout, &patience)?;
-        Ok(Keeper { socket: Some(Mutex::new(socket)) })
+        Ok(Keeper { socket: Some(Mutex::new(socket)), yielded: AtomicBool::new(false) })
     }
 
     /// Whether there is a keeper.
@@ -92,8 +95,15 @@ impl Keeper {
         }
     }
 
+    /// Says that this worker has let go of what only one may have. From now on nothing is put or removed.
+    pub fn yielded(&self) -> io::Result<()> {
+        let said = self.request(&Message::Yielded, &[]);
+        self.yielded.store(true, Ordering::Relaxed);
+        said
+    }
+
     fn request(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let Some(socket) = &self.socket else { return Ok(()) };
+        let Some(socket) = self.socket.as_ref().filter(|_| !self.yielded.load(Ordering::Relaxed)) else { return Ok(()) };
         let socket = socket.lock();
         packet::send(socket.as_fd(), &message.encode(), fds)?;
         match answer(socket.as_fd())? {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -42,10 +42,32 @@ pub enum LockError {
     },
 }
 
-/// Held as long as the process is the agent.
+/// Held as long as the process is the agent. Copies of its descriptor are the same lock, in whatever process.
 #[derive(Debug)]
 pub struct InstanceLock {
-    _file: File,
+    file: File,
+}
+
+impl InstanceLock {
+    /// The lock that another agent gave away.
+    pub fn inherited(descriptor: OwnedFd) -> io::Result<Self> {
+        let mut file = File::from(descriptor);
+        name(&mut file)?;
+        Ok(InstanceLock { file })
+    }
+}
+
+impl AsFd for InstanceLock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Says who has the lock.
+fn name(file: &mut File) -> io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    writeln!(file, "{}", std::process::id())
 }
 
 fn failed<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> LockError + 'a {
@@ -77,13 +99,8 @@ pub fn acquire(run_dir: &Path) -> Result<InstanceLock, LockError> {
         }
         Err(fs::TryLockError::Error(source)) => return Err(failed("lock", &path)(source)),
     }
-    let write = |file: &mut File| {
-        file.set_len(0)?;
-        file.rewind()?;
-        writeln!(file, "{}", std::process::id())
-    };
-    write(&mut file).map_err(failed("write", &path))?;
-    Ok(InstanceLock { _file: file })
+    name(&mut file).map_err(failed("write", &path))?;
+    Ok(InstanceLock { file })
 }
 
 /// Creates the agent's own cgroup and moves this process into it; what it starts afterwards is in it too. The kernel programs leave the
@@ -114,7 +131,11 @@ mod tests {
         let expected =
             format!("another agent (pid {}) already runs with the run folder {run_dir:?}", std::process::id());
         assert_eq!(refused, expected);
+        // Given away it is held until both have let go of it.
+        let given = InstanceLock::inherited(first.as_fd().try_clone_to_owned().unwrap()).unwrap();
         drop(first);
+        assert!(matches!(acquire(&run_dir), Err(LockError::Taken { .. })));
+        drop(given);
         acquire(&run_dir).unwrap();
     }
 

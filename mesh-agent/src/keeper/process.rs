@@ -1,14 +1,17 @@
-//! The keeper's loop: one thread that polls its signals, its worker's socket and one timer, and does what [`Supervisor`] decides.
+//! The worker as a process: how keepers start it, how they answer it, and those that were told to end and may still take their time. Used by
+//! [`super::lead`]; here is also where a keeper begins, alone or in a line with others.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{SigHandler, SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use nix::sys::time::TimeVal;
@@ -16,9 +19,11 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
 use super::client::KEEPER_FD;
+use super::lead::{self, End, Inheritance};
+use super::lock::InstanceLock;
 use super::packet;
-use super::store::{Held, Message, Store};
-use super::supervisor::{Action, Event, Supervisor};
+use super::standby::{self, Turn};
+use super::store::{Message, Store};
 
 /// jemalloc's settings, read when a process starts.
 const ALLOCATOR: &str = "_RJEM_MALLOC_CONF";
@@ -28,6 +33,8 @@ const ALLOCATOR: &str = "_RJEM_MALLOC_CONF";
 const ALLOCATOR_SETTINGS: &str = "background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0,tcache_max:1024";
 /// Status of a child that could not become a worker (EX_OSERR).
 const EXIT_EXEC: i32 = 71;
+/// Asks a worker to let go of what only one may have. Ignored until it listens for it.
+pub const YIELD: Signal = Signal::SIGUSR1;
 
 /// How the keeper starts its worker.
 #[derive(Clone, Debug)]
@@ -37,6 +44,17 @@ pub struct WorkerCommand {
     /// Its arguments.
     pub arguments: Vec<OsString>,
     /// How long a stopped worker has before it is killed.
+    pub grace: Duration,
+}
+
+/// Where keepers of one node stand in line.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// The folder with the lock and the socket.
+    pub run_dir: PathBuf,
+    /// Which pod this keeper is of.
+    pub pod: String,
+    /// How long a worker that another one has followed has before it is killed.
     pub grace: Duration,
 }
 
@@ -50,218 +68,142 @@ impl WorkerCommand {
 }
 
 /// Supervises workers until told to stop or until a worker ends for good; returns the status to exit with.
-pub fn run(command: &WorkerCommand) -> io::Result<i32> {
+pub fn run(command: &WorkerCommand, lock: InstanceLock) -> io::Result<i32> {
+    let signals = signals()?;
+    let inheritance = Inheritance { lock, store: Store::default(), past: BTreeSet::new(), offered_by: None, hold: None };
+    match lead::lead(command, None, inheritance, &signals, &mut Leaving::default())? {
+        End::Exit(status) => Ok(status),
+        End::Succeeded { .. } | End::BackedOut => Ok(0),
+    }
+}
+
+/// The same as one of several keepers: waits until it is to lead, and waits again when it has given the lead away.
+pub fn run_in_line(command: &WorkerCommand, line: &Line) -> io::Result<i32> {
+    let signals = signals()?;
+    let mut leaving = Leaving::default();
+    let status = loop {
+        let inheritance = match standby::wait(line, &signals, &mut leaving)? {
+            Turn::Lead(inheritance) => inheritance,
+            Turn::Exit => break 0,
+        };
+        match lead::lead(command, Some(line), inheritance, &signals, &mut leaving)? {
+            End::Exit(status) => break status,
+            End::Succeeded { stopping: true } => break 0,
+            End::Succeeded { stopping: false } | End::BackedOut => {}
+        }
+    };
+    leaving.finish(&signals)?;
+    Ok(status)
+}
+
+fn signals() -> io::Result<SignalFd> {
     let mut mask = SigSet::empty();
     for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
         mask.add(signal);
     }
     mask.thread_block()?;
-    let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-    let start = Instant::now();
-    let mut keeper = Loop {
-        command,
-        start,
-        supervisor: Supervisor::new(Duration::ZERO, command.grace),
-        store: Store::default(),
-        worker: None,
-    };
-    keeper.run(&signals)
+    Ok(SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
 }
 
-struct Worker {
+/// Signals that ask the keeper to stop.
+pub fn asked(signals: &SignalFd) -> io::Result<Vec<i32>> {
+    let mut asked = Vec::new();
+    while let Some(signal) = signals.read_signal()? {
+        match Signal::try_from(signal.ssi_signo as i32) {
+            Ok(Signal::SIGCHLD) | Err(_) => {}
+            Ok(signal) => asked.push(signal as i32),
+        }
+    }
+    Ok(asked)
+}
+
+/// Waits until one of the descriptors can be read, or for `left`.
+pub fn wait_for(fds: &mut [PollFd<'_>], left: Option<Duration>) -> io::Result<()> {
+    // Rounded up, so that a timer is due when the poll returns.
+    let timeout = left.map_or(PollTimeout::NONE, |left| {
+        PollTimeout::try_from(left.as_millis() as i64 + 1).unwrap_or(PollTimeout::MAX)
+    });
+    match poll(fds, timeout) {
+        Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// A worker that runs.
+#[derive(Debug)]
+pub struct Worker {
     /// Not reaped yet, so the number cannot belong to anyone else.
-    pid: Pid,
+    pub pid: Pid,
     /// None once the worker broke the protocol or hung up.
-    socket: Option<OwnedFd>,
+    pub socket: Option<OwnedFd>,
 }
 
-struct Loop<'a> {
-    command: &'a WorkerCommand,
-    start: Instant,
-    supervisor: Supervisor,
-    store: Store,
-    worker: Option<Worker>,
+impl Worker {
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        let _ = kill(self.pid, signal);
+    }
+
+    /// Its status if it has ended; a signal is 128 plus its number.
+    pub fn reap(&self) -> io::Result<Option<i32>> {
+        Ok(match waitpid(self.pid, Some(WaitPidFlag::WNOHANG))? {
+            WaitStatus::Exited(_, status) => Some(status),
+            WaitStatus::Signaled(_, signal, _) => Some(128 + signal as i32),
+            _ => None,
+        })
+    }
 }
 
-impl Loop<'_> {
-    fn run(&mut self, signals: &SignalFd) -> io::Result<i32> {
-        let mut events = vec![Event::Tick];
-        loop {
-            for event in std::mem::take(&mut events) {
-                if let Some(status) = self.apply(event) {
-                    return Ok(status);
-                }
-            }
-            self.wait(signals)?;
-            while let Some(signal) = signals.read_signal()? {
-                events.push(match Signal::try_from(signal.ssi_signo as i32) {
-                    Ok(Signal::SIGCHLD) | Err(_) => continue,
-                    Ok(signal) => Event::Signal(signal as i32),
-                });
-            }
-            if self.serve_store() {
-                events.push(Event::Listed);
-            }
-            if let Some(status) = self.reap()? {
-                events.push(Event::Exited(status));
-            }
-            events.push(Event::Tick);
-        }
+/// Workers that others have followed: they let their connections end.
+#[derive(Debug, Default)]
+pub struct Leaving(Vec<(Worker, Instant)>);
+
+impl Leaving {
+    /// Tells a worker to end within `grace`.
+    pub fn add(&mut self, worker: Worker, grace: Duration) {
+        worker.signal(Signal::SIGTERM);
+        self.0.push((worker, Instant::now() + grace));
     }
 
-    /// Runs an event through the machine and does what it says; a status means the end.
-    fn apply(&mut self, event: Event) -> Option<i32> {
-        let mut events = vec![event];
-        while let Some(event) = events.pop() {
-            for action in self.supervisor.apply(event, self.start.elapsed()) {
-                match action {
-                    Action::Spawn => events.push(self.spawn()),
-                    Action::Forward(signal) => self.signal(signal),
-                    Action::Kill => {
-                        tracing::error!("the worker did not end in time: killing it");
-                        self.signal(libc::SIGKILL);
-                    }
-                    Action::Perish => {
-                        let closed = self.store.perish();
-                        if closed > 0 {
-                            tracing::warn!(
-                                sockets = closed,
-                                "no worker came back in time: closed the listening sockets"
-                            );
-                        }
-                    }
-                    Action::Exit(status) => return Some(status),
+    /// Reaps those that have ended and kills those that took too long.
+    pub fn look(&mut self) {
+        self.0.retain(|(worker, until)| {
+            match worker.reap() {
+                Ok(None) => {}
+                Ok(Some(status)) => {
+                    tracing::info!(status, "a worker that another one followed has ended");
+                    return false;
                 }
+                Err(_) => return false,
             }
-        }
-        None
-    }
-
-    fn wait(&self, signals: &SignalFd) -> io::Result<()> {
-        let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
-        if let Some(socket) = self.worker.as_ref().and_then(|worker| worker.socket.as_ref()) {
-            fds.push(PollFd::new(socket.as_fd(), PollFlags::POLLIN));
-        }
-        let left = self.supervisor.next_due().map(|due| due.saturating_sub(self.start.elapsed()));
-        // Rounded up, so that a timer is due when the poll returns.
-        let timeout = left.map_or(PollTimeout::NONE, |left| {
-            PollTimeout::try_from(left.as_millis() as i64 + 1).unwrap_or(PollTimeout::MAX)
+            if Instant::now() >= *until {
+                worker.signal(Signal::SIGKILL);
+            }
+            true
         });
-        match poll(&mut fds, timeout) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
-            Err(errno) => Err(errno.into()),
-        }
     }
 
-    fn spawn(&mut self) -> Event {
-        match start_worker(self.command) {
-            Ok(worker) => {
-                tracing::info!(pid = worker.pid.as_raw(), "worker started");
-                self.worker = Some(worker);
-                Event::Spawned
-            }
-            Err(error) => {
-                tracing::error!(%error, "cannot start the worker");
-                Event::SpawnFailed
-            }
-        }
+    /// How long until one takes too long. Never less than a moment: one that was killed may need it.
+    pub fn next_due(&self) -> Option<Duration> {
+        let next = self.0.iter().map(|(_, until)| *until).min()?;
+        Some(next.saturating_duration_since(Instant::now()).max(Duration::from_millis(50)))
     }
 
-    fn signal(&self, signal: i32) {
-        let signal = Signal::try_from(signal).unwrap_or(Signal::SIGTERM);
-        if let Some(worker) = &self.worker {
-            let _ = kill(worker.pid, signal);
-        }
-    }
-
-    fn reap(&mut self) -> io::Result<Option<i32>> {
-        let Some(worker) = &self.worker else { return Ok(None) };
-        let status = match waitpid(worker.pid, Some(WaitPidFlag::WNOHANG))? {
-            WaitStatus::Exited(_, status) => status,
-            WaitStatus::Signaled(_, signal, _) => 128 + signal as i32,
-            _ => return Ok(None),
-        };
-        // What the worker said last still counts.
-        self.serve_store();
-        self.worker = None;
-        if status == 0 {
-            tracing::info!("worker ended");
-        } else {
-            tracing::warn!(status, "worker ended");
-        }
-        Ok(Some(status))
-    }
-
-    /// Answers what the worker asked; true if it listed (and so adopted) what is held.
-    fn serve_store(&mut self) -> bool {
-        let Some(worker) = &mut self.worker else { return false };
-        let mut listed = false;
-        while let Some(socket) = &worker.socket {
-            match serve_one(socket, &mut self.store) {
-                Ok(Served::Nothing) => break,
-                Ok(Served::Request) => {}
-                Ok(Served::List) => listed = true,
-                Ok(Served::HungUp) => worker.socket = None,
-                Err(error) => {
-                    // A worker that cannot talk to its keeper cannot be replaced without loss later: replace it now.
-                    tracing::error!(%error, "lost the worker's socket: killing the worker");
-                    let _ = kill(worker.pid, Signal::SIGKILL);
-                    worker.socket = None;
-                }
+    fn finish(&mut self, signals: &SignalFd) -> io::Result<()> {
+        loop {
+            self.look();
+            let Some(left) = self.next_due() else { return Ok(()) };
+            wait_for(&mut [PollFd::new(signals.as_fd(), PollFlags::POLLIN)], Some(left))?;
+            for signal in asked(signals)? {
+                tracing::warn!(signal, "asked again: ending connections now");
+                self.0.iter().for_each(|(worker, _)| worker.signal(Signal::SIGTERM));
             }
         }
-        listed
     }
-}
-
-enum Served {
-    Nothing,
-    HungUp,
-    Request,
-    List,
-}
-
-fn serve_one(socket: &OwnedFd, store: &mut Store) -> io::Result<Served> {
-    let packet = match packet::receive(socket.as_fd()) {
-        Ok(Some(packet)) => packet,
-        Ok(None) => return Ok(Served::HungUp),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Served::Nothing),
-        // The worker died with unread answers.
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(Served::HungUp),
-        Err(error) => return Err(error),
-    };
-    let reply = |message: Message| reply(socket, &message, &[]);
-    if packet.truncated {
-        reply(Message::Refused { why: "the packet was cut: too few free descriptors in the keeper".to_owned() })?;
-        return Ok(Served::Request);
-    }
-    match Message::decode(&packet.bytes)? {
-        Message::Put { key, lasting, meta } => match store.put(key, Held::new(meta, lasting, packet.fds)) {
-            Ok(()) => reply(Message::Done)?,
-            Err(why) => reply(Message::Refused { why: why.to_owned() })?,
-        },
-        Message::Remove { key } => {
-            store.remove(&key);
-            reply(Message::Done)?;
-        }
-        Message::List => {
-            for (key, held) in store.entries() {
-                let lasting = held.lasting.len() as u8;
-                let message = Message::Held { key: key.to_owned(), lasting, meta: held.meta.clone() };
-                self::reply(socket, &message, &held.fds())?;
-            }
-            reply(Message::Done)?;
-            return Ok(Served::List);
-        }
-        Message::Held { .. } | Message::Done | Message::Refused { .. } => {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "an answer where a request belongs"));
-        }
-    }
-    Ok(Served::Request)
 }
 
 /// Sends to a worker that is reading; one that does not read for a second is stuck.
-fn reply(socket: &OwnedFd, message: &Message, fds: &[std::os::fd::BorrowedFd<'_>]) -> io::Result<()> {
+pub fn reply(socket: &OwnedFd, message: &Message, fds: &[std::os::fd::BorrowedFd<'_>]) -> io::Result<()> {
     let bytes = message.encode();
     loop {
         match packet::send(socket.as_fd(), &bytes, fds) {
@@ -277,7 +219,8 @@ fn reply(socket: &OwnedFd, message: &Message, fds: &[std::os::fd::BorrowedFd<'_>
     }
 }
 
-fn start_worker(command: &WorkerCommand) -> io::Result<Worker> {
+/// Starts a worker.
+pub fn start_worker(command: &WorkerCommand) -> io::Result<Worker> {
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
     // The worker's end blocks; its client sets deadlines.
@@ -311,6 +254,9 @@ fn prepare_worker(socket: RawFd, keeper: u32) -> io::Result<()> {
     if nix::unistd::getppid().as_raw() as u32 != keeper {
         return Err(io::Error::other("the keeper died"));
     }
+    // It would end a worker that does not listen for it yet.
+    // SAFETY: ignoring a signal installs no code.
+    unsafe { nix::sys::signal::signal(YIELD, SigHandler::SigIgn) }?;
     SigSet::empty().thread_set_mask()?;
     // Executing the program would close the sockets that the keeper holds too, but it may take long, and as long as this copy is open the
     // keeper cannot give them up.

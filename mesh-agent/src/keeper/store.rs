@@ -1,4 +1,5 @@
-//! What the keeper holds for its worker: per key some bytes and descriptors. Pure bookkeeping; the keeper's loop moves the packets.
+//! What the keeper holds for its worker: per key some bytes and descriptors, and the messages about it. Pure bookkeeping; the keeper's loop moves
+//! the packets.
 //!
 //! An entry's first `lasting` descriptors stay until the worker removes the entry; the rest, listening sockets, are perishable: while
 //! nobody accepts from them clients hang in their backlogs, so they are closed when no worker came back in time.
@@ -68,17 +69,20 @@ impl<F> Store<F> {
     }
 }
 
-/// A packet between worker and keeper.
+/// A packet between worker and keeper, or between the keeper that leads and one that waits.
 ///
 /// ```text
-/// worker                        keeper
-/// Put{key,meta} + fds   ->
-///                       <-      Done | Refused(why)
-/// Remove{key}           ->
-///                       <-      Done
-/// List                  ->
-///                       <-      Held{key,meta} + fds, one packet an entry
-///                       <-      Done
+/// worker                        keeper          heir                   leader
+/// Put{key,meta} + fds   ->                      Hello{pod}     ->
+///                       <-      Done | Refused                 <-      Welcome{pod,past}
+/// Remove{key}           ->                                     <-      Put + fds, one packet an entry
+///                       <-      Done                           <-      Done, then Put, Remove, Perish as it goes
+/// List                  ->                                     <-      Take{past} + lock
+///                       <-      Held + fds, one packet an entry
+///                       <-      Done            Taken          ->
+/// Yielded               ->                                     <-      Back, instead: do not take
+///                       <-      Done            Ask            ->
+///                                                              <-      Welcome{pod,past}
 /// ```
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Message {
@@ -114,18 +118,53 @@ pub enum Message {
         /// Why.
         why: String,
     },
+    /// The worker has let go of what only one may have.
+    Yielded,
+    /// A keeper of this pod waits for its turn.
+    Hello {
+        /// Its pod.
+        pod: String,
+    },
+    /// Who leads, and who has led before.
+    Welcome {
+        /// The leader's pod.
+        pod: String,
+        /// Pods that have led.
+        past: Vec<String>,
+    },
+    /// Lead: the packet has the lock.
+    Take {
+        /// Pods that have led.
+        past: Vec<String>,
+    },
+    /// The heir's worker accepts.
+    Taken,
+    /// Do not take: whoever offered goes on.
+    Back,
+    /// Close the listening sockets: no worker came back in time.
+    Perish,
+    /// Who leads?
+    Ask,
 }
 
 impl Message {
     /// Bytes of the packet: kind, lasting, length of the key, key, rest.
     pub fn encode(&self) -> Vec<u8> {
-        let (kind, lasting, key, rest): (u8, u8, &str, &[u8]) = match self {
-            Message::Put { key, lasting, meta } => (1, *lasting, key, meta),
-            Message::Remove { key } => (2, 0, key, &[]),
-            Message::List => (3, 0, "", &[]),
-            Message::Held { key, lasting, meta } => (4, *lasting, key, meta),
-            Message::Done => (5, 0, "", &[]),
-            Message::Refused { why } => (6, 0, "", why.as_bytes()),
+        let (kind, lasting, key, rest): (u8, u8, &str, Vec<u8>) = match self {
+            Message::Put { key, lasting, meta } => (1, *lasting, key, meta.clone()),
+            Message::Remove { key } => (2, 0, key, Vec::new()),
+            Message::List => (3, 0, "", Vec::new()),
+            Message::Held { key, lasting, meta } => (4, *lasting, key, meta.clone()),
+            Message::Done => (5, 0, "", Vec::new()),
+            Message::Refused { why } => (6, 0, "", why.clone().into_bytes()),
+            Message::Yielded => (7, 0, "", Vec::new()),
+            Message::Hello { pod } => (8, 0, pod, Vec::new()),
+            Message::Welcome { pod, past } => (9, 0, pod, past.join("\n").into_bytes()),
+            Message::Take { past } => (10, 0, "", past.join("\n").into_bytes()),
+            Message::Taken => (11, 0, "", Vec::new()),
+            Message::Back => (12, 0, "", Vec::new()),
+            Message::Perish => (13, 0, "", Vec::new()),
+            Message::Ask => (14, 0, "", Vec::new()),
         };
         let mut bytes = Vec::with_capacity(4 + key.len() + rest.len());
         bytes.extend([kind, lasting]);
@@ -146,6 +185,10 @@ impl Message {
         }
         let key = String::from_utf8(key.to_vec()).map_err(|_| wrong("key is not text"))?;
         let (lasting, meta) = (*lasting, rest.to_vec());
+        let names = || -> Vec<String> {
+            let text = String::from_utf8_lossy(rest);
+            text.split('\n').filter(|name| !name.is_empty()).map(str::to_owned).collect()
+        };
         match kind {
             1 => Ok(Message::Put { key, lasting, meta }),
             2 => Ok(Message::Remove { key }),
@@ -153,6 +196,14 @@ impl Message {
             4 => Ok(Message::Held { key, lasting, meta }),
             5 => Ok(Message::Done),
             6 => Ok(Message::Refused { why: String::from_utf8_lossy(rest).into_owned() }),
+            7 => Ok(Message::Yielded),
+            8 => Ok(Message::Hello { pod: key }),
+            9 => Ok(Message::Welcome { pod: key, past: names() }),
+            10 => Ok(Message::Take { past: names() }),
+            11 => Ok(Message::Taken),
+            12 => Ok(Message::Back),
+            13 => Ok(Message::Perish),
+            14 => Ok(Message::Ask),
             _ => Err(wrong("unknown kind")),
         }
     }
@@ -213,6 +264,14 @@ mod tests {
             Message::Held { key: "uid".into(), lasting: 2, meta: vec![0, 255] },
             Message::Done,
             Message::Refused { why: "full".into() },
+            Message::Yielded,
+            Message::Hello { pod: "a".into() },
+            Message::Welcome { pod: "a".into(), past: vec!["a".into(), "b".into()] },
+            Message::Take { past: vec![] },
+            Message::Taken,
+            Message::Back,
+            Message::Perish,
+            Message::Ask,
         ];
         for message in messages {
             let bytes = message.encode();
@@ -221,7 +280,7 @@ mod tests {
                 assert!(Message::decode(&bytes[..cut]).is_err());
             }
         }
-        for garbage in [&[9, 0, 0, 0][..], &[1, 0, 255, 255, 1], &[2, 0, 1, 0, 0xff]] {
+        for garbage in [&[99, 0, 0, 0][..], &[1, 0, 255, 255, 1], &[2, 0, 1, 0, 0xff]] {
             assert!(Message::decode(garbage).is_err());
         }
     }

@@ -1,5 +1,5 @@
 //! When the keeper starts, replaces and stops its worker, and when it gives the listening sockets up. A state machine without I/O: the
-//! loop in [`super::process`] feeds it events with the time and does what it says.
+//! loop in [`super::lead`] feeds it events with the time and does what it says.
 //!
 //! ```text
 //!            Spawned             Exited: crash              due
@@ -84,6 +84,18 @@ impl Supervisor {
     /// A keeper that has just started; a stopped worker gets `grace` before it is killed.
     pub fn new(now: Duration, grace: Duration) -> Self {
         Supervisor { phase: Phase::Waiting { due: now }, perish_at: None, delay: Duration::ZERO, grace, proven: false }
+    }
+
+    /// The same in place of a keeper before it: its clients may wait as long as `hold` for the first worker.
+    pub fn inheriting(now: Duration, grace: Duration, hold: Option<Duration>) -> Self {
+        Supervisor { perish_at: hold.map(|hold| now + hold), ..Supervisor::new(now, grace) }
+    }
+
+    /// Somebody else has taken the worker: start another one.
+    pub fn renew(&mut self, now: Duration) {
+        if self.phase != Phase::Ended {
+            self.phase = Phase::Waiting { due: now };
+        }
     }
 
     /// Takes one event at `now`.
@@ -221,6 +233,21 @@ mod tests {
             (22_500, Event::Listed, &[]),
             (60_000, Event::Tick, &[]),
         ]);
+    }
+
+    #[test]
+    fn a_keeper_that_follows_another_gives_its_first_worker_as_long() {
+        let mut machine = Supervisor::inheriting(ms(0), ms(8_000), Some(HOLD));
+        assert_eq!(machine.apply(Event::Tick, ms(0)), [Action::Spawn]);
+        machine.apply(Event::Spawned, ms(1));
+        assert_eq!(machine.apply(Event::Tick, ms(2_000)), [Action::Perish]);
+        let mut machine = Supervisor::inheriting(ms(0), ms(8_000), Some(HOLD));
+        machine.apply(Event::Tick, ms(0));
+        machine.apply(Event::Spawned, ms(1));
+        machine.apply(Event::Listed, ms(400));
+        assert_eq!((machine.apply(Event::Tick, ms(9_000)), machine.next_due()), (vec![], None));
+        machine.renew(ms(9_001));
+        assert_eq!(machine.apply(Event::Tick, ms(9_001)), [Action::Spawn]);
     }
 
     #[test]

@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mesh_runtime::DrainToken;
+
 use super::Telemetry;
 use crate::bpf::{Events, Kernel};
 use crate::state::StateHandle;
@@ -24,10 +26,14 @@ pub async fn sweep(telemetry: Telemetry, state: Arc<StateHandle>) {
     }
 }
 
-/// Tells what the kernel programs refused.
-pub async fn follow_kernel(telemetry: Telemetry, mut events: Events) {
+/// Tells what the kernel programs refused, until the drain starts: the ring has one reader.
+pub async fn follow_kernel(telemetry: Telemetry, mut events: Events, end: DrainToken) {
     loop {
-        match events.next().await {
+        let event = tokio::select! {
+            () = end.started() => return,
+            event = events.next() => event,
+        };
+        match event {
             Ok(event) => telemetry.kernel_event(&event),
             Err(error) => {
                 tracing::warn!(%error, "kernel events cannot be read");

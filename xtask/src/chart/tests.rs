@@ -216,8 +216,9 @@ fn features_EN14_the_agent_has_the_rights_it_needs_and_the_control_plane_none() 
     let objects = objects(&engine, json!({})).expect("rendered");
     let pod = |kind: &str, name: &str| object(&objects, kind, name)["spec"]["template"]["spec"].clone();
     let (control, agent) = (pod("Deployment", "mesh-control"), pod("DaemonSet", "mesh-agent"));
-    for pod in [&control, &agent] {
-        assert_eq!(pod["containers"].as_array().map(Vec::len), Some(1));
+    for (pod, names) in [(&control, &["mesh-control"][..]), (&agent, &["mesh-agent", "standby"])] {
+        let all = pod["containers"].as_array().expect("containers");
+        assert_eq!(all.iter().map(|one| one["name"].as_str().expect("a name")).collect::<Vec<_>>(), names);
         let container = &pod["containers"][0];
         let context = &container["securityContext"];
         assert_eq!(
@@ -231,6 +232,12 @@ fn features_EN14_the_agent_has_the_rights_it_needs_and_the_control_plane_none() 
         assert!(container["readinessProbe"].is_object() && pod["priorityClassName"].is_string());
         assert!(pod["hostPID"].is_null() && pod["hostIPC"].is_null());
     }
+    // Whoever waits to do the agent's work can do it, and two agents may be on a node.
+    let [first, standby] = [0, 1].map(|index| &agent["containers"][index]);
+    for field in ["image", "args", "env", "securityContext", "volumeMounts"] {
+        assert!(!first[field].is_null() && first[field] == standby[field], "{field}");
+    }
+    assert!(first["ports"].is_null() && standby["ports"].is_null() && standby["readinessProbe"].is_null());
     // The standard `restricted`.
     let context = &control["containers"][0]["securityContext"];
     assert_eq!(context["allowPrivilegeEscalation"], false);

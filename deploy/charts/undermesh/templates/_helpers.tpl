@@ -66,3 +66,141 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 /var/run/netns
 {{- end -}}
 {{- end -}}
+
+{{/* A container of the agent. Called with (dict "root" . "name" "mesh-agent" "resources" .Values.agent.resources). */}}
+{{- define "undermesh.agentContainer" -}}
+- name: {{ .name }}
+  image: "{{ .root.Values.image.hub }}/mesh-agent:{{ include "undermesh.tag" .root }}"
+  imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+  args:
+    - --kube=cluster
+    - --node=$(NODE_NAME)
+    - --control=mesh-control.{{ .root.Release.Namespace }}.svc:15012
+    - --control-root=/var/run/secrets/undermesh/root-cert.pem
+    - --token=/var/run/secrets/tokens/undermesh
+    - --run-dir=/run/undermesh
+    - --bpffs=/sys/fs/bpf/undermesh
+    - --proc=/host/proc
+    - --netns=/run/netns
+    - --metrics={{ .root.Values.listenAddress }}:15020
+    - --readiness={{ .root.Values.listenAddress }}:15021
+    - --trust-domain={{ .root.Values.trustDomain }}
+    - --cluster-domain={{ .root.Values.clusterDomain }}
+    - --cluster-id={{ .root.Values.clusterId }}
+    - --udp={{ .root.Values.agent.udp }}
+    - --handover={{ .root.Values.agent.drain }}
+    - --drain={{ .root.Values.agent.drainAlone }}
+    - --log-level={{ .root.Values.log.level }}
+    - --log-format={{ .root.Values.log.format }}
+    {{- with .root.Values.agent.cgroups.pods }}
+    - --pods-cgroup={{ . }}
+    {{- end }}
+    {{- with .root.Values.agent.cgroups.own }}
+    - --agent-cgroup={{ . }}
+    {{- end }}
+    {{- if .root.Values.agent.cni.enabled }}
+    - --cni=on
+    {{- end }}
+    {{- with .root.Values.network }}
+    - --network={{ . }}
+    {{- end }}
+    {{- with .root.Values.meshRanges }}
+    - --mesh-ranges={{ range $i, $r := . }}{{ if $i }},{{ end }}{{ $r }}{{ end }}
+    {{- end }}
+    {{- if .root.Values.agent.workers }}
+    - --workers={{ .root.Values.agent.workers }}
+    {{- end }}
+    {{- range .root.Values.agent.extraArgs }}
+    - {{ . | quote }}
+    {{- end }}
+  env:
+    - name: NODE_NAME
+      valueFrom:
+        fieldRef:
+          fieldPath: spec.nodeName
+    # Agents of this node stand in line: one leads.
+    - name: UNDERMESH_STANDBY
+      valueFrom:
+        fieldRef:
+          fieldPath: metadata.uid
+  # There is no liveness probe: the keeper, its first process, starts a worker that ended or hangs anew, and holds its sockets meanwhile.
+  # The ports are not declared: they are the node's, and with them declared two agents could not be on it in a rollout.
+  {{- if eq .name "mesh-agent" }}
+  # Until an agent of this pod leads, the one of the pod before it answers.
+  startupProbe:
+    exec:
+      command: [/mesh-agent, in-charge, --run-dir=/run/undermesh]
+    periodSeconds: 1
+    timeoutSeconds: 5
+    failureThreshold: 600
+  readinessProbe:
+    httpGet:
+      path: /healthz/ready
+      port: 15021
+    periodSeconds: 3
+    timeoutSeconds: 5
+  {{- end }}
+  {{- with .resources }}
+  resources:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  securityContext:
+    privileged: false
+    # SYS_ADMIN implies it.
+    allowPrivilegeEscalation: true
+    readOnlyRootFilesystem: true
+    runAsUser: 0
+    runAsGroup: 0
+    capabilities:
+      drop: [ALL]
+      add:
+        - NET_ADMIN # attach programs, make routes in pods
+        - SYS_ADMIN # load programs, enter the network namespaces of pods; BPF and PERFMON are parts of it
+        - SYS_PTRACE # look at the processes of pods
+        {{- range .root.Values.agent.extraCapabilities }}
+        - {{ . }}
+        {{- end }}
+    {{- with .root.Values.agent.seccompProfile }}
+    seccompProfile:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    {{- with .root.Values.agent.appArmorProfile }}
+    appArmorProfile:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    {{- if .root.Values.agent.seLinuxOptions }}
+    seLinuxOptions:
+      {{- toYaml .root.Values.agent.seLinuxOptions | nindent 6 }}
+    {{- else if eq .root.Values.platform "openshift" }}
+    seLinuxOptions:
+      type: spc_t
+    {{- end }}
+  volumeMounts:
+    - name: root-cert
+      mountPath: /var/run/secrets/undermesh
+      readOnly: true
+    - name: token
+      mountPath: /var/run/secrets/tokens
+      readOnly: true
+    - name: bpffs
+      mountPath: /sys/fs/bpf
+      mountPropagation: HostToContainer
+    - name: cgroup
+      mountPath: /sys/fs/cgroup
+      mountPropagation: HostToContainer
+    - name: netns
+      mountPath: /run/netns
+      mountPropagation: HostToContainer
+      readOnly: true
+    - name: proc
+      mountPath: /host/proc
+      readOnly: true
+    - name: cni-bin
+      mountPath: /opt/cni/bin
+    - name: cni-conf
+      mountPath: /etc/cni/net.d
+    - name: run
+      mountPath: /run/undermesh
+    - name: state
+      mountPath: /var/lib/undermesh
+{{- end -}}

@@ -226,7 +226,7 @@ fn features_EN1_EN2_EN3_EN4_labels_enrol_and_release_running_pods() {
 }
 
 #[test]
-fn hardening_F13_watches_that_are_cut_or_forgotten_release_nobody() {
+fn hardening_F16_F17_watches_that_are_cut_or_forgotten_release_nobody() {
     if !can_run("watches") {
         return;
     }

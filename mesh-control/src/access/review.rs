@@ -291,7 +291,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn hardening_F46_tokens_that_were_accepted_are_remembered_however_many_others_come() {
+    async fn hardening_F17_tokens_that_were_accepted_are_remembered_however_many_others_come() {
         let client = Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
         let reviewer = Reviewer::new(client, Vec::new(), &[]);
         let now = mesh_runtime::clock::now();

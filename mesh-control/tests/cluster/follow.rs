@@ -69,7 +69,7 @@ async fn within<F: Future + Unpin>(time: Duration, future: &mut F) -> Option<F::
 }
 
 #[tokio::test]
-async fn hardening_F45_a_watch_that_is_too_old_loses_nothing() {
+async fn hardening_F16_a_watch_that_is_too_old_loses_nothing() {
     let api = istio().await;
     let names = ["p1", "p2", "p3", "p4", "p5", "p6", "p7"];
     names.iter().enumerate().for_each(|(n, name)| api.put(pod(name, &format!("198.18.1.{}", n + 1))));
@@ -97,7 +97,7 @@ async fn hardening_F45_a_watch_that_is_too_old_loses_nothing() {
 }
 
 #[tokio::test]
-async fn hardening_F45_cut_closed_and_broken_watches_go_on_where_they_were() {
+async fn hardening_F17_cut_closed_and_broken_watches_go_on_where_they_were() {
     let api = istio().await;
     api.put(pod("p0", "198.18.1.1"));
     let mut following = Following::start(&api).await;
@@ -111,7 +111,7 @@ async fn hardening_F45_cut_closed_and_broken_watches_go_on_where_they_were() {
 }
 
 #[tokio::test]
-async fn hardening_F45_who_is_told_to_wait_waits_and_what_was_known_stays() {
+async fn hardening_F17_who_is_told_to_wait_waits_and_what_was_known_stays() {
     let api = istio().await;
     api.put(pod("p1", "198.18.1.1"));
     let mut following = Following::start(&api).await;
@@ -143,7 +143,7 @@ async fn hardening_F45_who_is_told_to_wait_waits_and_what_was_known_stays() {
 }
 
 #[tokio::test]
-async fn hardening_F45_a_refusal_without_a_word_is_one() {
+async fn hardening_F17_a_refusal_without_a_word_is_one() {
     let api = istio().await;
     let mut following = Following::start(&api).await;
     api.refuse("pods", 502, 1_000_000);
@@ -153,7 +153,7 @@ async fn hardening_F45_a_refusal_without_a_word_is_one() {
 }
 
 #[tokio::test]
-async fn hardening_F45_slow_failures_are_told_of_and_their_end_too() {
+async fn hardening_F17_slow_failures_are_told_of_and_their_end_too() {
     let api = istio().await;
     let mut following = Following::start(&api).await;
     // Each of them takes longer than a watch that was worth having.
@@ -170,7 +170,7 @@ async fn hardening_F45_slow_failures_are_told_of_and_their_end_too() {
 }
 
 #[tokio::test]
-async fn hardening_F45_a_watch_that_is_silent_for_ever_is_a_failure() {
+async fn hardening_F17_a_watch_that_is_silent_for_ever_is_a_failure() {
     let api = istio().await;
     let tuning = Tuning { idle: TUNING.worth * 2, ..TUNING };
     let mut following = Following::tuned(&api, tuning).await;

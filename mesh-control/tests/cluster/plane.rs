@@ -116,7 +116,7 @@ async fn hardening_F44_a_root_is_judged_when_it_has_been_read() {
 }
 
 #[tokio::test]
-async fn hardening_F45_copies_wait_for_a_server_that_has_enough_to_do() {
+async fn hardening_F17_copies_wait_for_a_server_that_has_enough_to_do() {
     let api = bookinfo().await;
     let namespace = |name| json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
     ["a", "b", "c"].into_iter().for_each(|name| api.put(namespace(name)));
@@ -133,7 +133,7 @@ async fn hardening_F45_copies_wait_for_a_server_that_has_enough_to_do() {
 }
 
 #[tokio::test]
-async fn hardening_F45_a_namespace_that_nothing_can_be_written_to_keeps_no_other_waiting() {
+async fn hardening_F17_a_namespace_that_nothing_can_be_written_to_keeps_no_other_waiting() {
     let api = bookinfo().await;
     let namespace = |name| json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
     ["a", "b"].into_iter().for_each(|name| api.put(namespace(name)));
@@ -223,7 +223,7 @@ async fn an_agent_is_who_the_api_server_says_and_has_the_identities_of_its_node(
 }
 
 #[tokio::test]
-async fn hardening_F46_a_short_outage_stops_no_certificate() {
+async fn hardening_F17_a_short_outage_stops_no_certificate() {
     let api = bookinfo().await;
     let app = start(&api, &["--audience", "undermesh", "--agent-account", "undermesh-system/mesh-agent"]).await;
     eventually("a copy", || roots(&api, "bookinfo", "undermesh-root-cert").is_some()).await;
@@ -252,7 +252,7 @@ async fn hardening_F46_a_short_outage_stops_no_certificate() {
 }
 
 #[tokio::test]
-async fn hardening_F46_what_was_accepted_is_accepted_while_nobody_can_be_asked() {
+async fn hardening_F17_what_was_accepted_is_accepted_while_nobody_can_be_asked() {
     let api = bookinfo().await;
     let folder = tempfile::tempdir().unwrap();
     let client = api_server::connect(Some(&api.kubeconfig(folder.path()))).await.unwrap();
@@ -288,7 +288,7 @@ async fn hardening_F46_what_was_accepted_is_accepted_while_nobody_can_be_asked()
 }
 
 #[tokio::test]
-async fn hardening_F46_a_review_that_hangs_holds_up_nobody_for_long_and_keeps_nobody_in() {
+async fn hardening_F17_a_review_that_hangs_holds_up_nobody_for_long_and_keeps_nobody_in() {
     let api = bookinfo().await;
     let folder = tempfile::tempdir().unwrap();
     let client = api_server::connect(Some(&api.kubeconfig(folder.path()))).await.unwrap();

@@ -64,6 +64,12 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Run meshctl as the cluster's admin, built as it is in the tree.
+    #[command(disable_help_flag = true)]
+    Meshctl {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Run a command in a node: in its network, mounts and processes.
     Node {
         node: u8,
@@ -202,6 +208,13 @@ pub fn run(args: &Args) -> Result<()> {
     }
     match &args.verb {
         Verb::Kubectl { arguments } => Err(cluster.kubectl_command().args(arguments).exec()).context("start kubectl"),
+        Verb::Meshctl { arguments } => {
+            run::check(run::cargo()?.args(["build", "--quiet", "-p", "mesh-cli"]))?;
+            let program = run::binary_dir("debug")?.join("meshctl");
+            let mut meshctl = process::within(&cluster.plan.netns(Host::Control), program);
+            Err(meshctl.arg("--kubeconfig").arg(cluster.kubeconfig("admin")).args(arguments).exec())
+                .context("start meshctl")
+        }
         Verb::Node { node, command } => {
             let (program, arguments) = command.split_first().context("no command")?;
             Err(node::inside(&cluster, *node, program)?.args(arguments).exec()).context("start nsenter")

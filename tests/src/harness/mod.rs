@@ -19,6 +19,7 @@ mod cluster;
 pub mod control;
 pub mod enrol;
 pub mod http;
+pub mod kubernetes;
 pub mod lab;
 pub mod manifest;
 mod membership;

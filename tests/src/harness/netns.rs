@@ -41,6 +41,13 @@ impl Netns {
         Ok(Netns { fd: Arc::new(fd), name: name.into() })
     }
 
+    /// One that has a name, as `ip netns` gives them.
+    pub fn named(name: &str) -> Result<Netns> {
+        let path = format!("/run/netns/{name}");
+        let file = File::open(&path).with_context(|| format!("open {path}"))?;
+        Ok(Netns { fd: Arc::new(file.into()), name: name.into() })
+    }
+
     /// Runs `work` on a thread of its own inside this namespace.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         std::thread::scope(|scope| {

@@ -1,0 +1,115 @@
+//! Who is in the mesh and who is not (EN-1 to EN-4), and that no process of a new pod runs outside of it (EN-5).
+use super::mesh::{Mesh, Namespace, in_mesh};
+use super::objects::{ambient, container, idle, pod};
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+/// Says with its first connect whether it is captured.
+pub fn first_connect(mesh: &Mesh) -> String {
+    let said = format!("$(nc {} < /dev/null 2>&1)", mesh.nobody());
+    format!("case \"{said}\" in *\"can't connect\"*) echo direct;; *) echo captured;; esac")
+}
+
+/// Whether a process of the pod is captured now.
+fn is_captured(mesh: &Mesh, namespace: &Namespace, pod: &str) -> Result<bool> {
+    Ok(namespace.exec(pod, &["sh", "-c", &first_connect(mesh)])?.trim() == "captured")
+}
+
+#[test]
+fn features_EN1_EN2_EN3_EN4_labels_decide_who_is_in_the_mesh_and_nobody_restarts() -> Result<()> {
+    in_mesh(|mesh| {
+        let namespace = mesh.namespace("shop", json!({}))?;
+        let name = namespace.name;
+        let with = |pod: &str, labels: serde_json::Value| {
+            let mut object = idle(name, pod, 1);
+            object["metadata"]["labels"] = labels;
+            object
+        };
+        let none = json!({ "istio.io/dataplane-mode": "none" });
+        let mut host = with("host", ambient());
+        host["spec"]["hostNetwork"] = json!(true);
+        let mut sidecar = with("sidecar", ambient());
+        sidecar["metadata"]["annotations"] = json!({ "sidecar.istio.io/status": "{}" });
+        let mut done = pod(name, "done", 1, &["true"]);
+        done["spec"]["restartPolicy"] = json!("Never");
+        let system = {
+            let mut object = with("labelled", ambient());
+            object["metadata"]["namespace"] = json!("kube-system");
+            object
+        };
+        mesh.apply_all(&[
+            with("plain", json!({})),
+            with("joins", ambient()),
+            with("out", none.clone()),
+            host,
+            sidecar,
+            done,
+            system,
+        ])?;
+        mesh.eventually("six pods that run and one that is done", || {
+            let pods = namespace.pods()?;
+            let phases: Vec<&str> = pods.iter().filter_map(|pod| pod["status"]["phase"].as_str()).collect();
+            ensure!(phases.iter().filter(|phase| **phase == "Running").count() == 5, "{phases:?}");
+            ensure!(phases.contains(&"Succeeded"), "{phases:?}");
+            Ok(())
+        })?;
+        let life = namespace.life()?;
+
+        namespace.in_mesh_are(&["joins"])?;
+        mesh.kubectl(&format!("label namespace {name} istio.io/dataplane-mode=ambient"))?;
+        namespace.in_mesh_are(&["joins", "plain"])?;
+        for (pod, expected) in [("joins", true), ("plain", true), ("out", false), ("host", false), ("sidecar", false)] {
+            ensure!(is_captured(mesh, &namespace, pod)? == expected, "{pod}");
+        }
+        mesh.kubectl(&format!("label namespace {name} --overwrite istio.io/dataplane-mode=none"))?;
+        namespace.in_mesh_are(&["joins"])?;
+        mesh.kubectl(&format!("label namespace {name} --overwrite istio.io/dataplane-mode=ambient"))?;
+        mesh.kubectl(&format!("label pod -n {name} out istio.io/dataplane-mode-"))?;
+        mesh.kubectl(&format!("label pod -n {name} --overwrite joins istio.io/dataplane-mode=none"))?;
+        namespace.in_mesh_are(&["out", "plain"])?;
+        for (pod, expected) in [("joins", false), ("plain", true), ("out", true)] {
+            ensure!(is_captured(mesh, &namespace, pod)? == expected, "{pod}");
+        }
+        ensure!(namespace.life()? == life, "before {life:#?}, now {:#?}", namespace.life()?);
+        let of_system = mesh.object("pod -n kube-system labelled")?;
+        ensure!(!super::mesh::is_in_mesh(&of_system), "{of_system}");
+        mesh.kubectl("delete pod -n kube-system labelled --wait=false")?;
+        Ok(())
+    })
+}
+
+#[test]
+fn features_EN5_no_process_of_a_new_pod_runs_before_it_is_captured() -> Result<()> {
+    in_mesh(|mesh| {
+        let inside = mesh.namespace("inside", ambient())?;
+        let outside = mesh.namespace("outside", json!({}))?;
+        let script = first_connect(mesh);
+        for namespace in [&inside, &outside] {
+            let pods: Vec<_> = (0..6)
+                .map(|i| {
+                    let node = i % 2 + 1;
+                    let script = format!("{script}; exec sleep 1000000");
+                    let mut pod = pod(namespace.name, &format!("new{i}"), node, &["sh", "-c", &script]);
+                    pod["spec"]["initContainers"] = json!([container("init", &["sh", "-c", &first_connect(mesh)])]);
+                    pod
+                })
+                .collect();
+            mesh.apply_all(&pods)?;
+        }
+        for (namespace, expected) in [(&inside, "captured"), (&outside, "direct")] {
+            namespace.becomes_ready(6)?;
+            for i in 0..6 {
+                for container in ["init", "app"] {
+                    let line = format!("logs -n {} new{i} -c {container}", namespace.name);
+                    let said = mesh.eventually(&line, || {
+                        let said = mesh.kubectl(&line)?;
+                        ensure!(!said.is_empty());
+                        Ok(said)
+                    })?;
+                    ensure!(said.trim() == expected, "{}/new{i} {container}: {said}", namespace.name);
+                }
+            }
+        }
+        Ok(())
+    })
+}

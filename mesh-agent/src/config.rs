@@ -279,7 +279,7 @@ pub struct Traces {
     pub bpffs: PathBuf,
     /// Folder of its sockets.
     pub run_dir: PathBuf,
-    /// The agent's own cgroup, if it is told.
+    /// The agent's own cgroup, if it is told or found.
     pub agent_cgroup: Option<PathBuf>,
     /// Where the CNI plugin is, if one is kept.
     pub cni: CniFlags,
@@ -292,11 +292,16 @@ impl Flags {
         let node = raw.text("node", None);
         let instance = raw.text("instance", Some(node.as_deref().map(plain).unwrap_or_default()));
         let run_dir = raw.path("run-dir", None);
+        let kube = raw.parse("kube", Some("off"), api, "off, cluster or an absolute path");
+        let proc = raw.path("proc", Some("/proc"));
+        // Found as the agent found it; where that is not possible any more there is no such folder either.
+        let own = kube.and_then(|_| cgroups::find_pods(&proc).ok()).and_then(|pods| beside(&pods, true));
         let traces = Traces {
             instance: raw.check("instance", instance, is_plain, "letters, digits and dashes, at most 63"),
             bpffs: raw.path("bpffs", Some("/sys/fs/bpf/undermesh")),
             run_dir: run_dir.clone(),
-            agent_cgroup: Some(raw.path("agent-cgroup", Some("/"))).filter(|path| path != Path::new("/")),
+            agent_cgroup: Some(raw.path("agent-cgroup", Some(own.as_deref().unwrap_or("/"))))
+                .filter(|path| path != Path::new("/")),
             cni: CniFlags {
                 run_dir,
                 cni_bin_dir: raw.path("cni-bin-dir", Some(CNI_BIN_DIR)),

@@ -42,7 +42,13 @@ fn clean(traces: &Traces) -> Result<(), Refusal> {
     Kernel::uninstall(&config)?;
     let failed = |what: String| move |error: io::Error| Refusal::new(EXIT_SYSTEM, &what, &error);
     remove_sockets(&traces.run_dir).map_err(failed(format!("sockets in {}", traces.run_dir.display())))?;
-    drop(lock);
+    // Whoever comes next makes it anew.
+    match lock.map(|_held| fs::remove_file(traces.run_dir.join(lock::FILE))) {
+        Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(failed(format!("the lock in {}", traces.run_dir.display()))(error));
+        }
+        _ => {}
+    }
     // Folders that others use, that are mounted, or in which something is left that is not ours, stay.
     for folder in [&traces.run_dir, &traces.bpffs].into_iter().chain(&traces.agent_cgroup) {
         let _ = fs::remove_dir(folder);

@@ -42,6 +42,9 @@ pub enum LockError {
     },
 }
 
+/// In the run folder.
+pub const FILE: &str = "agent.lock";
+
 /// Held as long as the process is the agent. Copies of its descriptor are the same lock, in whatever process.
 #[derive(Debug)]
 pub struct InstanceLock {
@@ -86,7 +89,7 @@ pub fn acquire(run_dir: &Path) -> Result<InstanceLock, LockError> {
         return Err(LockError::Foreign { folder: run_dir.to_owned(), uid: owner });
     }
     folder.set_permissions(fs::Permissions::from_mode(0o700)).map_err(failed("close to others", run_dir))?;
-    let path = run_dir.join("agent.lock");
+    let path = run_dir.join(FILE);
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
     let mut file = options.open(&path).map_err(failed("open", &path))?;

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use http::header::{ACCEPT, CONTENT_TYPE, DATE};
-use http::{Method, Request};
+use http::header::{ACCEPT, CONTENT_TYPE, DATE, USER_AGENT};
+use http::{HeaderValue, Method, Request};
 use http_body_util::{BodyExt, Limited};
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -83,6 +83,9 @@ pub struct Answer {
     pub body: Vec<u8>,
 }
 
+/// What it calls itself.
+const AGENT: &str = concat!("meshctl/", env!("CARGO_PKG_VERSION"));
+
 impl Api {
     /// Sets up a connection. Nothing is sent yet.
     pub async fn connect(access: &Access) -> Result<Api, Stop> {
@@ -106,6 +109,8 @@ impl Api {
         };
         config.connect_timeout = Some(access.timeout.min(Duration::from_secs(10)));
         config.auth_info.impersonate.clone_from(&access.impersonate);
+        // Who it is stands in the audit log.
+        config.headers.push((USER_AGENT, HeaderValue::from_static(AGENT)));
         let client = Client::try_from(config).map_err(|error| unusable("the client of the API server", &error))?;
         Ok(Api { client, timeout: access.timeout, kinds: Mutex::default() })
     }

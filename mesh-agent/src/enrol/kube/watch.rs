@@ -8,6 +8,8 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures_util::stream::{self, BoxStream, Stream, StreamExt};
+use http::HeaderValue;
+use http::header::USER_AGENT;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{Api, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -26,6 +28,8 @@ const WATCH_SECONDS: u32 = 90;
 /// How long a list may be silent, or an annotation take.
 const ANSWER: Duration = Duration::from_secs(120);
 const PATCH: Duration = Duration::from_secs(10);
+/// What it calls itself.
+const AGENT: &str = concat!("mesh-agent/", env!("CARGO_PKG_VERSION"));
 /// Longest wait before a watch is made anew.
 const ANEW: Duration = Duration::from_secs(1);
 
@@ -45,6 +49,8 @@ pub async fn connect(source: &str) -> Result<Client, String> {
     };
     config.connect_timeout = Some(PATCH);
     config.read_timeout = Some(ANSWER);
+    // Who it is stands in the audit log.
+    config.headers.push((USER_AGENT, HeaderValue::from_static(AGENT)));
     Client::try_from(config).map_err(|error| text(&error))
 }
 

@@ -93,7 +93,7 @@ pub fn cgroups(snapshot: &Snapshot) -> Vec<Finding> {
         Finding::warning(
             format!("node {node}"),
             "its kubelet uses cgroup v1: the agent needs the v2 tree that holds the pods, which such a node has only if it is hybrid",
-            "boot with systemd.unified_cgroup_hierarchy=1; on a hybrid node set agent.cgroups.pods to the pods' folder below /sys/fs/cgroup/unified",
+            "boot with systemd.unified_cgroup_hierarchy=1; nothing is to be done on a hybrid node: its agent finds the v2 tree, and then this is not said any more",
         )
     })
     .collect()

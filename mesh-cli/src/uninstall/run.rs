@@ -29,7 +29,7 @@ pub struct Uninstall {
     /// Do not clean the nodes: programs, pins and CNI configuration stay on them
     #[arg(long)]
     skip_nodes: bool,
-    /// Image of the pods that clean nodes [default: that of the node's agent]
+    /// Image of the pods that clean nodes [default: that of the node's agent]; where agents are gone already, nodes are cleaned only with it
     #[arg(long, value_name = "IMAGE", conflicts_with = "skip_nodes")]
     cleanup_image: Option<String>,
     /// Do not ask
@@ -141,7 +141,17 @@ impl Work<'_> {
         }
         if !is_any {
             note(&format!("there is no installation in {}: only what it may have left is looked for", self.namespace));
-            found.objects.clear();
+            let namespace = format!("/api/v1/namespaces/{}", self.namespace);
+            match &self.options.cleanup_image {
+                // Helm has taken the agents away and left the nodes.
+                Some(_) if self.api.find(&namespace).await?.is_some() => {
+                    found.objects.retain(|reference| reference.kind == "DaemonSet");
+                }
+                _ => {
+                    note("nodes are not looked at; with --cleanup-image IMAGE (that of mesh-agent) they are cleaned");
+                    found.objects.clear();
+                }
+            }
         }
         Ok(found)
     }

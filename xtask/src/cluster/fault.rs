@@ -35,6 +35,9 @@ pub fn set(cluster: &Cluster, faults: &Faults) -> Result<()> {
     let netns = cluster.plan.netns(Host::Control);
     // The proxy first: its connections end while they are still translated.
     process::end(&find(cluster))?;
+    // What it still had to send, its end above all, goes out first: a client that hears nothing of that would wait for minutes. One that is gone
+    // itself is not waited for.
+    let _ = process::until(Duration::from_secs(5), || !ends(&netns));
     let nft = |rules: &str| process::output(process::within(&netns, "nft").arg(rules)).map(drop);
     nft("add table inet fault; delete table inet fault")?;
     let numbers = [("gone", faults.gone), ("busy", faults.busy), ("cut", faults.cut), ("delay", faults.delay)];
@@ -83,7 +86,22 @@ fn rules() -> String {
 }
 
 fn listens(netns: &str) -> bool {
-    let mut ss = Command::new("ip");
-    ss.args(["netns", "exec", netns, "cat", "/proc/net/tcp6", "/proc/net/tcp"]);
-    process::output(&mut ss).is_ok_and(|said| said.contains(&format!(":{PORT:04X} ")))
+    sockets(netns).contains(&format!(":{PORT:04X} "))
+}
+
+/// Whether connections of the proxy wait for their last bytes to be taken: FIN_WAIT1, LAST_ACK, CLOSING.
+fn ends(netns: &str) -> bool {
+    let own = format!(":{PORT:04X}");
+    sockets(netns).lines().any(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        let (local, state) = (words.next().unwrap_or_default(), words.nth(1).unwrap_or_default());
+        local.ends_with(&own) && ["04", "09", "0B"].contains(&state)
+    })
+}
+
+/// All TCP sockets there, as the kernel writes them.
+fn sockets(netns: &str) -> String {
+    let mut cat = Command::new("ip");
+    cat.args(["netns", "exec", netns, "cat", "/proc/net/tcp6", "/proc/net/tcp"]);
+    process::output(&mut cat).unwrap_or_default()
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 /// What the mesh may leave on a node: pins, files, the plugin and its entry, cgroups, processes. Folders that a pod mounts are there as long as the pod.
-const LEFT: &str = "ls -A /sys/fs/bpf; find /run/undermesh /var/lib/undermesh -mindepth 1 2>/dev/null; ls /opt/cni/bin | grep undermesh; \
+const LEFT: &str = "ls -A /sys/fs/bpf | grep -v '[.]debug$'; find /run/undermesh /var/lib/undermesh -mindepth 1 2>/dev/null; ls /opt/cni/bin | grep undermesh; \
     grep -l undermesh /etc/cni/net.d/* 2>/dev/null; ls -A /etc/cni/net.d | grep -v '^10-bridge.conflist$'; \
     find /sys/fs/cgroup -name '*undermesh*' 2>/dev/null | grep \"/um[0-9]-$(cat /proc/sys/kernel/hostname)/\"; ps -eo args | grep '^/mesh-[ac]'; true";
 

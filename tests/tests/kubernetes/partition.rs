@@ -12,12 +12,12 @@ struct Cut<'a>(&'a Mesh);
 impl<'a> Cut<'a> {
     fn new(mesh: &'a Mesh, from_control: bool, from_node: bool) -> Result<Cut<'a>> {
         let control = if from_control { "tcp dport 15012 drop" } else { "" };
-        let node = if from_node { "oifname eth0 tcp dport 15008 drop; oifname eth0 tcp sport 15008 drop" } else { "" };
-        let rules = format!(
-            "table inet partition {{ chain out {{ type filter hook output priority 10; {control}; }}
-                chain through {{ type filter hook forward priority 10; {node}; }} }}"
-        );
-        mesh.run(&["node", "1", "nft", &rules.replace("; ;", ";")])?;
+        let node = if from_node { "oifname eth0 tcp dport 15008 drop\noifname eth0 tcp sport 15008 drop" } else { "" };
+        let chain = |name: &str, hook: &str, rules: &str| {
+            format!("chain {name} {{\ntype filter hook {hook} priority 10;\n{rules}\n}}\n")
+        };
+        let chains = chain("out", "output", control) + &chain("through", "forward", node);
+        mesh.run(&["node", "1", "nft", &format!("table inet partition {{\n{chains}}}\n")])?;
         Ok(Cut(mesh))
     }
 }

@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::enrol::ManagerHandle;
 use crate::enrol::check::Checker;
-use crate::enrol::kube::{Begun, Facts, Finder, KubeHandle, NotBegun, Reason, Trouble, Verdict, resolv_conf};
+use crate::enrol::kube::{Begun, Called, Facts, Finder, KubeHandle, NotBegun, Reason, Trouble, Verdict, resolv_conf};
 use crate::enrol::machine::{Event, RequestId, SessionId, Spec};
 use crate::enrol::server::PodFds;
 use crate::enrol::session::{Code, Failure};
@@ -116,10 +116,10 @@ impl Means {
         let mut knowledge = self.kube.knowledge();
         loop {
             knowledge.borrow_and_update();
-            let late = match self.kube.begin(&request.uid).await {
-                Ok(begun) if named(&begun.facts, request) => return Ok(begun),
-                Ok(begun) => {
-                    let Facts { namespace, name, .. } = &*begun.facts;
+            let late = match self.kube.begin(called(request)).await {
+                Ok(begun) => return Ok(begun),
+                Err(NotBegun::Other(facts)) => {
+                    let Facts { namespace, name, .. } = &*facts;
                     let message = format!("the pod {} is {namespace}/{name} for the API server", request.uid);
                     return Err(CniAnswer::Refused(message));
                 }
@@ -200,8 +200,7 @@ impl Means {
 
     async fn check(&self, request: &CniRequest, netns: &OwnedFd) -> CniAnswer {
         let knowledge = self.kube.knowledge().borrow().clone();
-        let pod = knowledge.pods.iter().find(|(pod, _)| *pod.cgroup_uid == *request.uid);
-        match pod {
+        match knowledge.pod(&called(request)) {
             None => CniAnswer::Unknown("the API server has not told the agent of the pod".to_owned()),
             Some((_, Verdict::Leave(reason))) => CniAnswer::Pass(Reason::to_string(reason)),
             Some((pod, Verdict::Enrol)) => match self.is_in(&pod.uid, netns).await {
@@ -214,7 +213,7 @@ impl Means {
     /// Lets go of the pod's network, and of no later one: its addresses are given to others now.
     async fn del(&self, request: &CniRequest, netns: &OwnedFd) {
         let knowledge = self.kube.knowledge().borrow().clone();
-        let known = knowledge.pods.iter().find(|(pod, _)| *pod.cgroup_uid == *request.uid);
+        let known = knowledge.pod(&called(request));
         // One that the API server has forgotten is only in the mesh's own list, where a pod of the kubelet's folder has another UID.
         let uid = known.map_or_else(|| request.uid.clone(), |(pod, _)| pod.uid.clone());
         if !self.is_in(&uid, netns).await {
@@ -232,6 +231,7 @@ impl Means {
     }
 }
 
-fn named(facts: &Facts, request: &CniRequest) -> bool {
-    (&facts.namespace, &facts.name) == (&request.namespace, &request.name)
+fn called(request: &CniRequest) -> Called {
+    let CniRequest { uid, namespace, name, .. } = request;
+    Called { cgroup_uid: uid.clone(), namespace: namespace.clone(), name: name.clone() }
 }

@@ -1,7 +1,7 @@
 //! Keeps the file by which the plugin decides while the agent is away. What it says is decided by a pure function; the task writes it after each
 //! change of what the API has said. Started by the worker.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -37,12 +37,18 @@ pub fn scope(knowledge: &Knowledge, last: &Scope) -> Scope {
         };
         (name.to_owned(), scope)
     });
-    // Pods with the node's network have no chain, and finished ones get no network any more.
-    let pods = knowledge.pods.iter().filter_map(|(pod, verdict)| match verdict {
-        Verdict::Leave(Reason::HostNetwork | Reason::Finished) => None,
-        verdict => Some((pod.cgroup_uid.to_string(), *verdict == Verdict::Enrol)),
-    });
-    Scope { namespaces: namespaces.collect(), pods: pods.collect(), ..Scope::new() }
+    // Whoever may make pods may have one say that it is run under the UID of another.
+    let given: BTreeSet<&str> = knowledge.pods.iter().map(|(pod, _)| pod.uid.as_str()).collect();
+    let mut pods = BTreeMap::new();
+    for (pod, verdict) in &knowledge.pods {
+        let is_claimed = pod.cgroup_uid != pod.uid && given.contains(pod.cgroup_uid.as_str());
+        // Pods with the node's network have no chain, and finished ones get no network any more.
+        if is_claimed || matches!(verdict, Verdict::Leave(Reason::HostNetwork | Reason::Finished)) {
+            continue;
+        }
+        *pods.entry(pod.cgroup_uid.to_string()).or_default() |= *verdict == Verdict::Enrol;
+    }
+    Scope { namespaces: namespaces.collect(), pods, ..Scope::new() }
 }
 
 /// Starts the task. After an uninstall nothing is written.
@@ -156,6 +162,25 @@ mod tests {
             ..Scope::new()
         };
         assert_eq!(scope(&known, &Scope::new()), expected);
+
+        // Of pods that say they are run under one UID, that whose it is counts, or else one that is to be in the mesh.
+        for (uid, is) in [("uid-a", true), ("uid-f", false), ("hash", true)] {
+            let forged = |pod: &mut Facts| {
+                pod.cgroup_uid = uid.into();
+                pod.mode = Some(if is { OptedOut } else { InMesh });
+            };
+            let known = knowledge(
+                &namespaces,
+                &[
+                    ("plain", "0", &forged),
+                    ("shop", "a", &|_| {}),
+                    ("shop", "e", &|pod| pod.cgroup_uid = "hash".into()),
+                    ("plain", "f", &|_| {}),
+                    ("plain", "z", &forged),
+                ],
+            );
+            assert_eq!(scope(&known, &Scope::new()).pods.get(uid), Some(&is), "{uid}");
+        }
 
         // Without its pods: the namespace stays what it was while it exists.
         let later = scope(&knowledge(&namespaces, &[]), &expected);

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use mesh_core::ArcStr;
 use serde::Serialize;
 
-use super::facts::{Facts, Mark};
+use super::facts::{Called, Facts, Mark};
 use super::wanted::{Mode, Reason, Verdict, wanted};
 
 /// First and longest wait before a failed operation is tried again; the driver adds no jitter: pods of one node are few.
@@ -137,6 +137,11 @@ impl Knowledge {
         Knowledge { complete: true, namespaces: Arc::new(namespaces), pods }
     }
 
+    /// The pod of this name, and what is to be done with it.
+    pub fn pod(&self, called: &Called) -> Option<&(Arc<Facts>, Verdict)> {
+        self.pods.iter().find(|(pod, _)| pod.is(called))
+    }
+
     /// All namespaces with their label.
     pub fn namespaces(&self) -> impl Iterator<Item = (&str, Option<Mode>)> {
         self.namespaces.iter().map(|(name, (mode, _))| (name.as_str(), *mode))
@@ -144,7 +149,7 @@ impl Knowledge {
 }
 
 /// Why nobody else may enrol a pod now.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum NotBegun {
     /// The API has not said all that the decision needs.
     Unheard,
@@ -152,6 +157,8 @@ pub enum NotBegun {
     Left(Reason),
     /// Something is being done about it.
     Busy,
+    /// The API has the UID under another name.
+    Other(Arc<Facts>),
 }
 
 /// The book.
@@ -254,15 +261,18 @@ impl Book {
         Knowledge { complete: true, namespaces: self.namespaces.clone(), pods: pods.collect() }
     }
 
-    /// Somebody else enrols a pod, named as in its cgroups, because it knows where the pod is before the API does. It is an operation like
-    /// those that are due, and its end is to be told in the same way.
-    pub fn begin(&mut self, cgroup_uid: &str) -> Result<Op, NotBegun> {
+    /// Somebody else enrols a pod, because it knows where the pod is before the API does. It is an operation like those that are due, and
+    /// its end is to be told in the same way.
+    pub fn begin(&mut self, called: &Called) -> Result<Op, NotBegun> {
         let Book { namespaces, namespace_lists, pod_lists, pods, .. } = self;
         if !(namespace_lists.complete && pod_lists.complete) {
             return Err(NotBegun::Unheard);
         }
-        let entry = pods.values_mut().find(|entry| !entry.gone && entry.facts.cgroup_uid == cgroup_uid);
-        let entry = entry.ok_or(NotBegun::Unheard)?;
+        // A UID that the API itself has given is nobody else's.
+        let other =
+            pods.get(&called.cgroup_uid).filter(|entry| !entry.gone && entry.facts.cgroup_uid == called.cgroup_uid);
+        let missing = other.map_or(NotBegun::Unheard, |entry| NotBegun::Other(entry.facts.clone()));
+        let entry = pods.values_mut().find(|entry| !entry.gone && entry.facts.is(called)).ok_or(missing)?;
         match verdict(namespaces, &entry.facts) {
             None => Err(NotBegun::Unheard),
             Some(Verdict::Leave(reason)) => Err(NotBegun::Left(reason)),

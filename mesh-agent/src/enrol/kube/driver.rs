@@ -17,7 +17,7 @@ use super::super::manager::ManagerHandle;
 use super::super::server::PodFds;
 use super::super::session::{Code, Failure};
 use super::book::{Book, Knowledge, NotBegun, Op, PodState, Trouble};
-use super::facts::Facts;
+use super::facts::{Called, Facts};
 use super::find::{Finder, Seen};
 use super::kubelet::Probes;
 use super::watch;
@@ -56,7 +56,7 @@ pub struct KubeAsked {
 
 enum Ask {
     View(oneshot::Sender<View>),
-    Begin(String, oneshot::Sender<Result<Begun, NotBegun>>),
+    Begin(Called, oneshot::Sender<Result<Begun, NotBegun>>),
 }
 
 /// An enrolment that somebody else carries out; dropping it says that it broke off.
@@ -86,10 +86,10 @@ impl KubeHandle {
         tokio::time::timeout(PATIENCE, asked).await.ok()?
     }
 
-    /// Begins to enrol a pod, named as in its cgroups, of which the caller knows where it is.
-    pub async fn begin(&self, cgroup_uid: &str) -> Result<Begun, NotBegun> {
+    /// Begins to enrol a pod of which the caller knows where it is.
+    pub async fn begin(&self, called: Called) -> Result<Begun, NotBegun> {
         let (reply, answer) = oneshot::channel();
-        let asked = self.asks.send(Ask::Begin(cgroup_uid.to_owned(), reply)).await;
+        let asked = self.asks.send(Ask::Begin(called, reply)).await;
         asked.map_err(|_| NotBegun::Unheard)?;
         answer.await.unwrap_or(Err(NotBegun::Unheard))
     }
@@ -199,8 +199,8 @@ impl Enroller {
                         let trouble = namespaces_away.clone().or(pods_away.clone());
                         let _ = reply.send(View { trouble, probes: probes.lock().clone(), pods: book.view() });
                     }
-                    Ask::Begin(uid, reply) => {
-                        let begun = book.begin(&uid).map(|op| {
+                    Ask::Begin(called, reply) => {
+                        let begun = book.begin(&called).map(|op| {
                             let ((done, end), facts, what) = (oneshot::channel(), op.pod().clone(), op.clone());
                             let running = work.spawn(async move { (what, end.await.unwrap_or_else(|_| Err(broke_off()))) });
                             under_way.insert(running.id(), op);

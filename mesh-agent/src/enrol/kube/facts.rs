@@ -42,6 +42,17 @@ impl Mark {
     }
 }
 
+/// A pod as the kubelet names it to a container runtime.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Called {
+    /// The UID in the names of its cgroups.
+    pub cgroup_uid: ArcStr,
+    /// Kubernetes namespace.
+    pub namespace: ArcStr,
+    /// Name.
+    pub name: ArcStr,
+}
+
 /// One pod.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Facts {
@@ -106,6 +117,12 @@ impl Facts {
             said: rules::read(pod),
             life: life.finish(),
         })
+    }
+
+    /// Whether this is the pod that is called so. The UID alone does not say it: whoever may make pods may write that of another into
+    /// the annotation of one of his own.
+    pub fn is(&self, called: &Called) -> bool {
+        (&self.cgroup_uid, &self.namespace, &self.name) == (&called.cgroup_uid, &called.namespace, &called.name)
     }
 
     /// Whether an enrolment from `self` is one from `other` too.

@@ -24,7 +24,7 @@ mod watch;
 
 pub use book::{Knowledge, NotBegun, Trouble};
 pub use driver::{Begun, Enroller, KubeHandle, View, handle};
-pub use facts::Facts;
+pub use facts::{Called, Facts};
 pub use find::Finder;
 pub use kubelet::{Follower, Probes};
 pub use resolv::parse as resolv_conf;

@@ -33,6 +33,11 @@ fn named(op: &Op) -> String {
     }
 }
 
+/// Pod `a` as the kubelet names it.
+fn called(cgroup_uid: &str) -> Called {
+    Called { cgroup_uid: cgroup_uid.into(), namespace: "default".into(), name: "a".into() }
+}
+
 fn trouble(held: bool) -> Result<(), Trouble> {
     Err(Trouble { message: "trouble".into(), held, lasting: false })
 }
@@ -317,14 +322,14 @@ fn hardening_f21_a_later_pod_of_the_same_name_is_another() {
 fn features_en5_who_knows_earlier_where_a_pod_is_enrols_it_in_the_books_turn() {
     let now = Instant::now();
     let early = Facts { ips: Vec::new(), cgroup_uid: "hash-a".into(), ..pod("a") };
-    assert_eq!(Book::default().begin("hash-a"), Err(NotBegun::Unheard));
+    assert_eq!(Book::default().begin(&called("hash-a")), Err(NotBegun::Unheard));
     let mut book = book(None, std::slice::from_ref(&early));
-    assert_eq!(book.begin("other"), Err(NotBegun::Unheard));
-    assert_eq!(book.begin("uid-a"), Err(NotBegun::Unheard), "the kubelet runs it under another");
-    assert_eq!(book.begin("hash-a"), Err(NotBegun::Left(Reason::NotLabelled)));
+    assert_eq!(book.begin(&called("other")), Err(NotBegun::Unheard));
+    assert_eq!(book.begin(&called("uid-a")), Err(NotBegun::Unheard), "the kubelet runs it under another");
+    assert_eq!(book.begin(&called("hash-a")), Err(NotBegun::Left(Reason::NotLabelled)));
     label(&mut book, Some(Mode::InMesh));
-    let op = book.begin("hash-a").unwrap();
-    assert_eq!((named(&op), book.begin("hash-a")), ("enrol a".to_owned(), Err(NotBegun::Busy)));
+    let op = book.begin(&called("hash-a")).unwrap();
+    assert_eq!((named(&op), book.begin(&called("hash-a"))), ("enrol a".to_owned(), Err(NotBegun::Busy)));
     // Whatever is said meanwhile waits for its end.
     label(&mut book, None);
     assert_eq!(run(&mut book, now), Vec::<String>::new());
@@ -332,18 +337,37 @@ fn features_en5_who_knows_earlier_where_a_pod_is_enrols_it_in_the_books_turn() {
     assert_eq!(run(&mut book, now), ["release a"]);
 
     label(&mut book, Some(Mode::InMesh));
-    let op = book.begin("hash-a").unwrap();
+    let op = book.begin(&called("hash-a")).unwrap();
     book.done(&op, Ok(()), now);
     assert_eq!(run(&mut book, now), Vec::<String>::new(), "it has no address for the API yet");
     assert_eq!(states(&book), [("enrolled", None)]);
     book.pod(Heard::Changed(Facts { cgroup_uid: "hash-a".into(), ..pod("a") }));
     assert_eq!(run(&mut book, now), ["enrol a", "annotate a enabled"]);
 
-    let op = book.begin("hash-a").unwrap();
+    let op = book.begin(&called("hash-a")).unwrap();
     book.done(&op, trouble(false), now);
     assert_eq!(book.next_due().map(|then| then > now), Some(true), "what failed is tried again by the book itself");
     book.pod(Heard::Gone("uid-a".into()));
-    assert_eq!(book.begin("hash-a"), Err(NotBegun::Unheard));
+    assert_eq!(book.begin(&called("hash-a")), Err(NotBegun::Unheard));
+}
+
+#[test]
+fn features_en5_a_pod_that_claims_the_uid_of_another_does_not_speak_for_it() {
+    // The annotation of mirror pods can be written by whoever may make pods; this one comes first by its UID, and is none of the mesh.
+    let forged = Facts { uid: "uid-0".into(), cgroup_uid: "uid-a".into(), mode: Some(Mode::OptedOut), ..pod("forged") };
+    let mut book = book(Some(Mode::InMesh), &[forged.clone(), pod("a")]);
+    let op = book.begin(&called("uid-a")).unwrap();
+    assert_eq!(named(&op), "enrol a");
+    assert_eq!(
+        book.knowledge().pod(&called("uid-a")).map(|(pod, verdict)| (pod.uid.as_str(), *verdict)),
+        Some(("uid-a", Verdict::Enrol))
+    );
+    // A UID that the API has given under another name is no pod that is yet to be heard of; one that is merely claimed is.
+    let renamed = Called { name: "b".into(), ..called("uid-a") };
+    assert!(matches!(book.begin(&renamed), Err(NotBegun::Other(facts)) if facts.name == "a"));
+    let claimed = Called { name: "static".into(), ..called("hash") };
+    book.pod(Heard::Changed(Facts { cgroup_uid: "hash".into(), ..forged }));
+    assert_eq!(book.begin(&claimed), Err(NotBegun::Unheard));
 }
 
 #[test]

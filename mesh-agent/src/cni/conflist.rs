@@ -61,7 +61,7 @@ pub fn install(files: &[ConfFile], entry: &Value) -> Edit {
     let mut why = "there is no network configuration yet".to_owned();
     for file in in_order(files) {
         match read(file) {
-            Ok(list) => return insert(&file.name, list, entry),
+            Ok(list) => return insert(files, &file.name, list, entry),
             // Runtimes differ in whether they pass over such a file; for a pod there is a network only where they do.
             Err(problem) => why = format!("{}: {problem}", file.name),
         }
@@ -69,9 +69,24 @@ pub fn install(files: &[ConfFile], entry: &Value) -> Edit {
     Edit::Impossible(why)
 }
 
-/// Takes our entries out of all files.
+/// Takes our entries out of all files. A list of nothing else goes: it never made a network.
 pub fn uninstall(files: &[ConfFile]) -> Vec<Change> {
-    in_order(files).filter_map(|file| Some(without(&file.name, read(file).ok()?)).flatten()).collect()
+    let change = |file: &ConfFile| match read(file) {
+        Ok(list) => without(files, &file.name, list),
+        Err(_) if is_ours_alone(file) => Some(Change { write: None, remove: Some(file.name.clone()) }),
+        Err(_) => None,
+    };
+    in_order(files).filter_map(change).collect()
+}
+
+/// A file that names our plugin, or will when whoever writes it has finished.
+pub fn names_us(files: &[ConfFile]) -> Option<&str> {
+    let names = |file: &&ConfFile| match (read(file), &file.content) {
+        (Ok(list), _) => list.plugins.iter().any(is_ours),
+        (Err(_), Ok(bytes)) => bytes.windows(TYPE.len()).any(|window| window == TYPE.as_bytes()),
+        (Err(_), Err(_)) => false,
+    };
+    in_order(files).find(names).map(|file| file.name.as_str())
 }
 
 fn in_order(files: &[ConfFile]) -> impl Iterator<Item = &ConfFile> {
@@ -92,8 +107,8 @@ fn read(file: &ConfFile) -> Result<List, String> {
     let value: Value = serde_json::from_slice(bytes).map_err(|error| format!("not JSON: {error}"))?;
     let Value::Object(mut object) = value else { return Err("not an object".to_owned()) };
     if !file.name.ends_with(".conflist") {
-        if !object.get("type").is_some_and(Value::is_string) {
-            return Err("it names no plugin".to_owned());
+        if !object.get("type").is_some_and(|name| name.is_string() && name != TYPE) {
+            return Err("it names no plugin that makes a network".to_owned());
         }
         let mut list = Map::new();
         for shared in ["cniVersion", "name"] {
@@ -113,7 +128,20 @@ fn is_ours(plugin: &Value) -> bool {
     plugin["type"] == TYPE
 }
 
-fn insert(name: &str, mut list: List, entry: &Value) -> Edit {
+fn is_ours_alone(file: &ConfFile) -> bool {
+    let value = file.content.as_ref().ok().and_then(|bytes| serde_json::from_slice::<Value>(bytes).ok());
+    let Some(value) = value else { return false };
+    match value["plugins"].as_array() {
+        Some(plugins) => !plugins.is_empty() && plugins.iter().all(is_ours),
+        None => is_ours(&value),
+    }
+}
+
+fn made_from(plugins: &[Value]) -> Option<&Value> {
+    plugins.iter().find(|plugin| is_ours(plugin))?.get(MADE_FROM)
+}
+
+fn insert(files: &[ConfFile], name: &str, mut list: List, entry: &Value) -> Edit {
     let version = list.object.get("cniVersion").and_then(Value::as_str).unwrap_or_default().to_owned();
     if !VERSIONS.contains(&version.as_str()) {
         if !matches!(version.as_str(), "" | "0.1.0" | "0.2.0") {
@@ -124,7 +152,7 @@ fn insert(name: &str, mut list: List, entry: &Value) -> Edit {
     let mut entry = entry.clone();
     let made_from = match list.single {
         true => Some(Value::from(name)),
-        false => list.plugins.iter().find(|plugin| is_ours(plugin)).and_then(|ours| ours.get(MADE_FROM)).cloned(),
+        false => made_from(&list.plugins).cloned(),
     };
     if let (Some(made_from), Some(entry)) = (made_from, entry.as_object_mut()) {
         entry.insert(MADE_FROM.to_owned(), made_from);
@@ -140,19 +168,26 @@ fn insert(name: &str, mut list: List, entry: &Value) -> Edit {
     list.plugins.retain(|plugin| !is_ours(plugin));
     list.plugins.push(entry);
     let bytes = print(list.object, list.plugins);
-    Edit::Change(match list.single {
-        true => Change { write: Some((listed(name), bytes)), remove: Some(name.to_owned()) },
-        false => Change { write: Some((name.to_owned(), bytes)), remove: None },
-    })
+    if !list.single {
+        return Edit::Change(Change { write: Some((name.to_owned(), bytes)), remove: None });
+    }
+    match listed(files, name) {
+        Some(list) => Edit::Change(Change { write: Some((list, bytes)), remove: Some(name.to_owned()) }),
+        None => Edit::Impossible(format!("{name}: the lists beside it are of others")),
+    }
 }
 
-fn without(name: &str, list: List) -> Option<Change> {
-    let ours = list.plugins.iter().find(|plugin| is_ours(plugin))?;
+fn without(files: &[ConfFile], name: &str, list: List) -> Option<Change> {
+    list.plugins.iter().find(|plugin| is_ours(plugin))?;
     // A name of the folder, and nothing that leads out of it.
-    let made_from = ours.get(MADE_FROM).and_then(Value::as_str).filter(|from| counts(from) && !from.contains('/'));
-    let made_from = made_from.map(str::to_owned);
+    let is_name = |from: &&str| counts(from) && !from.contains('/') && !from.ends_with(".conflist");
+    let made_from = made_from(&list.plugins).and_then(Value::as_str).filter(is_name).map(str::to_owned);
     let mut plugins: Vec<Value> = list.plugins.into_iter().filter(|plugin| !is_ours(plugin)).collect();
     match (made_from, plugins.as_mut_slice()) {
+        // Somebody has made it anew, and knows better what is to be in it.
+        (Some(from), [Value::Object(_)]) if files.iter().any(|file| file.name == from && read(file).is_ok()) => {
+            Some(Change { write: None, remove: Some(name.to_owned()) })
+        }
         (Some(from), [Value::Object(plugin)]) => {
             let mut single = list.object;
             single.append(plugin);
@@ -173,9 +208,14 @@ fn pretty(value: &Value) -> Vec<u8> {
     format!("{value:#}\n").into_bytes()
 }
 
-fn listed(name: &str) -> String {
+/// The list that a file for one plugin becomes: it stands where that stood, by its name, and is not in the place of a list of others.
+fn listed(files: &[ConfFile], name: &str) -> Option<String> {
     let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
-    format!("{stem}.conflist")
+    let is_free = |list: &String| {
+        let there = files.iter().find(|file| file.name == *list);
+        there.is_none_or(|file| read(file).is_ok_and(|list| made_from(&list.plugins).is_some_and(|from| from == name)))
+    };
+    [stem, name].map(|name| format!("{name}.conflist")).into_iter().find(is_free)
 }
 
 #[cfg(test)]

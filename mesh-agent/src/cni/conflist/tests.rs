@@ -166,7 +166,6 @@ fn hardening_b137_a_chain_that_cannot_be_edited_is_left_as_it_is() {
         (vec![text("10-a.conflist", "\u{0}")], "10-a.conflist: not JSON"),
         (vec![text("10-a.conflist", "[]")], "not an object"),
         (vec![text("10-a.conflist", r#"{"cniVersion":"1.0.0"}"#)], "no plugins"),
-        (vec![text("10-a.conflist", &list("1.0.0", &[ours()]).to_string())], "no plugins"),
         (vec![text("10-a.conf", r#"{"name":"pods"}"#)], "names no plugin"),
         (vec![text("10-a.conflist", &list("2.0.0", &[json!({ "type": "x" })]).to_string())], "newer than the plugin's"),
         (vec![text("README", "{}")], "no network configuration yet"),
@@ -178,6 +177,59 @@ fn hardening_b137_a_chain_that_cannot_be_edited_is_left_as_it_is() {
         }
         let taken_out = uninstall(&files);
         assert!(taken_out.iter().all(|change| change.remove.is_none()), "{taken_out:?}");
+    }
+}
+
+#[test]
+fn a_file_that_is_ours_alone_makes_no_network_and_goes_at_the_end() {
+    for (name, value) in [("10-a.conflist", list("1.0.0", &[ours()])), ("10-a.conf", ours())] {
+        let node = folder(&[(name, value)]);
+        assert!(matches!(install(&files(&node), &ours()), Edit::Impossible(_)), "{name}");
+        assert_eq!(names_us(&files(&node)), Some(name));
+        assert_eq!(uninstall(&files(&node)), [Change { write: None, remove: Some(name.to_owned()) }]);
+    }
+}
+
+#[test]
+fn what_others_put_beside_our_list_is_not_touched() {
+    let conf = |mtu: u32| json!({ "cniVersion": "0.4.0", "name": "pods", "type": "ptp", "mtu": mtu });
+    let theirs = || list("0.4.0", &[json!({ "type": "bridge" })]);
+    // A list of theirs that has the name which ours would get.
+    let before = folder(&[("10-a.conf", conf(1)), ("10-a.conflist", theirs())]);
+    let mut node = before.clone();
+    let Edit::Change(change) = install(&files(&node), &ours()) else { panic!("no change") };
+    carry_out(&mut node, change);
+    assert_eq!(node.keys().collect::<Vec<_>>(), ["10-a.conf.conflist", "10-a.conflist"]);
+    assert_eq!(values(&node)["10-a.conflist"], theirs());
+    assert_eq!(install(&files(&node), &ours()), Edit::Chained("10-a.conf.conflist".to_owned()));
+    uninstall(&files(&node)).into_iter().for_each(|change| carry_out(&mut node, change));
+    assert_eq!(values(&node), values(&before));
+    let both = folder(&[("10-a.conf", conf(1)), ("10-a.conflist", theirs()), ("10-a.conf.conflist", theirs())]);
+    assert!(matches!(install(&files(&both), &ours()), Edit::Impossible(why) if why.contains("of others")));
+
+    // The file that ours was made from, made anew while nobody of us looked.
+    let mut node = folder(&[("10-a.conf", conf(1))]);
+    let Edit::Change(change) = install(&files(&node), &ours()) else { panic!("no change") };
+    carry_out(&mut node, change);
+    node.insert("10-a.conf".to_owned(), conf(2).to_string());
+    uninstall(&files(&node)).into_iter().for_each(|change| carry_out(&mut node, change));
+    assert_eq!(values(&node), values(&folder(&[("10-a.conf", conf(2))])));
+}
+
+#[test]
+fn which_file_names_us() {
+    let cut = |value: Value| value.to_string()[..value.to_string().len() - 2].to_owned();
+    let rows = [
+        ("10-a.conflist", list("1.0.0", &[json!({ "type": "bridge" })]).to_string(), false),
+        ("10-a.conflist", list("1.0.0", &[json!({ "type": "bridge", "remark": TYPE })]).to_string(), false),
+        ("10-a.conflist", list("1.0.0", &[json!({ "type": "bridge" }), ours()]).to_string(), true),
+        ("10-a.conflist", cut(list("1.0.0", &[json!({ "type": "bridge" }), ours()])), true),
+        ("10-a.conflist", cut(list("1.0.0", &[json!({ "type": "bridge" })])), false),
+        ("10-a.conflist.bak", list("1.0.0", &[ours()]).to_string(), false),
+    ];
+    for (name, text, expected) in rows {
+        let node = Folder::from([(name.to_owned(), text.clone())]);
+        assert_eq!(names_us(&files(&node)).is_some(), expected, "{name}: {text}");
     }
 }
 

@@ -1,13 +1,13 @@
 //! Keeps the plugin installed on the node: the program, and its entry in the chain. Follows the folder of the chain and puts right what other
 //! writers do to it. Started by the worker; what is edited how is decided by [`super::conflist`].
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mesh_runtime::{DrainToken, ReadyGuard, task};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
@@ -22,6 +22,8 @@ use crate::enrol::kube::SYSTEM;
 const LOOK: Duration = Duration::from_secs(2);
 /// At least so long between two looks: a writer that fights for the chain must not keep us busy.
 const QUIET: Duration = Duration::from_millis(50);
+/// How long a writer who has our entry in what he writes is waited for when it is to go.
+const SETTLE: Duration = Duration::from_secs(2);
 /// More files than this are not a folder of network configurations.
 const MOST: usize = 256;
 
@@ -193,17 +195,14 @@ pub fn ensure(places: &Places) -> Result<Done, String> {
 }
 
 fn chain(folder: &Path, entry: &Value) -> Result<Done, String> {
+    let _turn = turn(folder);
     let files = read(folder)?;
     match conflist::install(&files, entry) {
         Edit::Chained(chain) => Ok(Done { chain, edited: false }),
         Edit::Impossible(why) => Err(format!("{}: {why}", folder.display())),
         Edit::Change(change) => {
-            // Whoever writes at this moment has the last word; we look again when he has.
-            if read(folder)? != files {
-                return Err(format!("{}: somebody else is writing there", folder.display()));
-            }
             let chain = change.write.as_ref().map(|(name, _)| name.clone()).unwrap_or_default();
-            carry_out(folder, change).map_err(|error| format!("{}: {error}", folder.display()))?;
+            carry_out(folder, change, &files).map_err(|error| format!("{}: {error}", folder.display()))?;
             Ok(Done { chain, edited: true })
         }
     }
@@ -213,9 +212,7 @@ fn chain(folder: &Path, entry: &Value) -> Result<Done, String> {
 pub fn remove(places: &Places) -> Result<(), String> {
     let failed = |path: &Path, error: io::Error| format!("{}: {error}", path.display());
     if places.conf_dir.exists() {
-        for change in conflist::uninstall(&read(&places.conf_dir)?) {
-            carry_out(&places.conf_dir, change).map_err(|error| failed(&places.conf_dir, error))?;
-        }
+        unchain(&places.conf_dir)?;
     }
     for path in [&program(places), &places.scope] {
         match fs::remove_file(path) {
@@ -228,6 +225,41 @@ pub fn remove(places: &Places) -> Result<(), String> {
         let _ = fs::remove_dir(folder);
     }
     Ok(())
+}
+
+/// Takes the entries out. The program may go only when no file names it any more: a runtime that does not find one of a chain gives no pod a network.
+fn unchain(folder: &Path) -> Result<(), String> {
+    let _turn = turn(folder);
+    let began = Instant::now();
+    loop {
+        let files = read(folder)?;
+        let changes = conflist::uninstall(&files);
+        let done = changes.into_iter().try_for_each(|change| carry_out(folder, change, &files));
+        let files = read(folder)?;
+        let why = match (done, conflist::names_us(&files)) {
+            (Ok(()), None) => return Ok(()),
+            (Err(error), _) => format!("{}: {error}", folder.display()),
+            (Ok(()), Some(name)) => {
+                let path = folder.join(name);
+                format!(
+                    "{}: still names {}: if nobody is writing it, mend or remove it",
+                    path.display(),
+                    conflist::TYPE
+                )
+            }
+        };
+        if began.elapsed() > SETTLE {
+            return Err(why);
+        }
+        std::thread::sleep(QUIET);
+    }
+}
+
+/// Held by whoever of us edits the folder: an agent, and a command that cleans up. Where the file system has no locks, it goes without.
+fn turn(folder: &Path) -> Option<File> {
+    let folder = File::open(folder).ok()?;
+    let _ = folder.lock();
+    Some(folder)
 }
 
 fn program(places: &Places) -> PathBuf {
@@ -283,27 +315,51 @@ fn bounded(path: &Path) -> Result<Vec<u8>, String> {
     }
 }
 
-fn carry_out(folder: &Path, change: Change) -> io::Result<()> {
-    if let Some((name, bytes)) = change.write {
+/// Carries a change of what was seen out. Whoever writes at this moment has the last word; we look again when he has.
+fn carry_out(folder: &Path, change: Change, seen: &[ConfFile]) -> io::Result<()> {
+    let as_seen = |name: &str| {
         let path = folder.join(name);
-        let mode = fs::metadata(&path).map_or(0o644, |metadata| metadata.mode() & 0o777);
-        replace(&path, &bytes, mode)?;
+        let now = fs::symlink_metadata(&path).is_ok().then(|| bounded(&path));
+        match now.as_ref() == seen.iter().find(|file| file.name == *name).map(|file| &file.content) {
+            true => Ok(()),
+            false => Err(io::Error::new(io::ErrorKind::ResourceBusy, "somebody else is writing there")),
+        }
+    };
+    if let Some((name, bytes)) = &change.write {
+        // What takes the place of another file is for the same readers: there may be secrets in it.
+        let mode = |name: &String| fs::metadata(folder.join(name)).map(|metadata| metadata.mode() & 0o777).ok();
+        let mode = mode(name).or_else(|| change.remove.as_ref().and_then(mode)).unwrap_or(0o644);
+        let may = || change.remove.iter().chain([name]).try_for_each(|name| as_seen(name));
+        replace_when(&folder.join(name), bytes, mode, may)?;
     }
-    change.remove.map_or(Ok(()), |name| fs::remove_file(folder.join(name)))
+    let Some(name) = &change.remove else { return Ok(()) };
+    as_seen(name)?;
+    fs::remove_file(folder.join(name))
 }
 
 /// Replaces a file as a whole: it is the old one or the new one at every moment, also when the power fails. A link is replaced, and not what it
 /// leads to.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    replace_when(path, bytes, mode, || Ok(()))
+}
+
+/// The same, if it may be, which is asked at the last moment: a disk may take its time for the bytes.
+fn replace_when(path: &Path, bytes: &[u8], mode: u32, may: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     let folder = path.parent().ok_or_else(|| io::Error::other("no folder"))?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     // No runtime looks at a name like this.
     let unfinished = folder.join(format!(".{name}.undermesh"));
+    // One that was broken off, or a link, is not written through.
+    match fs::remove_file(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let written = (|| {
-        let mut file = File::create(&unfinished)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&unfinished)?;
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.write_all(bytes)?;
         file.sync_all()?;
+        may()?;
         fs::rename(&unfinished, path)
     })();
     if written.is_err() {
@@ -327,6 +383,8 @@ mod tests {
 
     fn places(root: &Path) -> Places {
         fs::create_dir_all(root.join("net.d")).unwrap();
+        fs::create_dir_all(root.join("state")).unwrap();
+        fs::write(root.join("state/scope.json"), "{}").unwrap();
         fs::write(root.join("mesh-cni"), b"program").unwrap();
         Places {
             plugin: root.join("mesh-cni"),
@@ -364,8 +422,6 @@ mod tests {
         ensure(&places).unwrap();
         assert_eq!(fs::read(places.bin_dir.join(conflist::TYPE)).unwrap(), b"newer program");
 
-        fs::create_dir(root.path().join("state")).unwrap();
-        fs::write(&places.scope, "{}").unwrap();
         remove(&places).unwrap();
         let left: Value = serde_json::from_slice(&fs::read(&conf).unwrap()).unwrap();
         assert_eq!(left, serde_json::from_str::<Value>(LIST).unwrap());
@@ -387,6 +443,13 @@ mod tests {
         assert_eq!(fs::read_to_string(&elsewhere).unwrap(), LIST);
         assert!(fs::symlink_metadata(places.conf_dir.join("10-a.conflist")).unwrap().is_file());
 
+        // Nor what leads from the name of an unfinished file.
+        fs::write(places.conf_dir.join("10-a.conflist"), LIST).unwrap();
+        symlink(&elsewhere, places.conf_dir.join(".10-a.conflist.undermesh")).unwrap();
+        assert!(ensure(&places).unwrap().edited);
+        assert_eq!(fs::read_to_string(&elsewhere).unwrap(), LIST);
+        assert_eq!(names(&places.conf_dir), ["10-a.conflist"]);
+
         fs::write(places.conf_dir.join("05-long.conflist"), vec![b' '; 10 << 20]).unwrap();
         nix::unistd::mkfifo(&places.conf_dir.join("06-pipe.conflist"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         symlink("/dev/zero", places.conf_dir.join("07-zero.conflist")).unwrap();
@@ -399,6 +462,104 @@ mod tests {
         fs::remove_file(&places.plugin).unwrap();
         assert!(ensure(&places).unwrap_err().contains("mesh-cni"));
         assert_eq!(fs::read_to_string(places.conf_dir.join("10-a.conflist")).unwrap(), LIST);
+    }
+
+    #[test]
+    fn the_program_stays_while_a_file_names_it() {
+        let root = tempfile::tempdir().unwrap();
+        let places = places(root.path());
+        let conf = places.conf_dir.join("10-a.conflist");
+        fs::write(&conf, LIST).unwrap();
+        ensure(&places).unwrap();
+        // Somebody copies the file and is not done.
+        let whole = fs::read(&conf).unwrap();
+        fs::write(&conf, &whole[..whole.len() - 3]).unwrap();
+        assert!(remove(&places).unwrap_err().contains("10-a.conflist: still names"));
+        assert_eq!(names(&places.bin_dir), [conflist::TYPE]);
+        fs::write(&conf, &whole).unwrap();
+        remove(&places).unwrap();
+        assert_eq!(names(&places.bin_dir), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_list_is_for_the_readers_of_the_file_that_it_was_made_from() {
+        let root = tempfile::tempdir().unwrap();
+        let places = places(root.path());
+        let conf = places.conf_dir.join("10-a.conf");
+        fs::write(&conf, r#"{"cniVersion":"1.0.0","name":"pods","type":"bridge","token":"secret"}"#).unwrap();
+        fs::set_permissions(&conf, fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(ensure(&places).unwrap().chain, "10-a.conflist");
+        let mode = |name: &str| fs::metadata(places.conf_dir.join(name)).unwrap().mode() & 0o777;
+        assert_eq!(mode("10-a.conflist"), 0o600);
+        remove(&places).unwrap();
+        assert_eq!((names(&places.conf_dir), mode("10-a.conf")), (vec!["10-a.conf".to_owned()], 0o600));
+    }
+
+    #[test]
+    fn hardening_f46_who_writes_while_we_do_has_the_last_word() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path();
+        let file = |name: &str| folder.join(name);
+        let theirs = || fs::write(file("10-a.conflist"), "theirs");
+        fs::write(file("10-a.conflist"), LIST).unwrap();
+        // Between what was seen and the moment at which the file is replaced.
+        let seen = read(folder).unwrap();
+        theirs().unwrap();
+        let change = |write: Option<&str>, remove: Option<&str>| Change {
+            write: write.map(|name| (name.to_owned(), b"ours".to_vec())),
+            remove: remove.map(str::to_owned),
+        };
+        for change in [
+            change(Some("10-a.conflist"), None),
+            change(None, Some("10-a.conflist")),
+            change(Some("10-b.conflist"), Some("10-a.conflist")),
+        ] {
+            assert_eq!(carry_out(folder, change, &seen).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+        }
+        let busy = replace_when(&file("10-a.conflist"), b"ours", 0o644, || Err(io::ErrorKind::ResourceBusy.into()));
+        assert!(busy.is_err());
+        // A file that was not there.
+        assert!(carry_out(folder, change(Some("10-a.conflist"), None), &[]).is_err());
+        assert_eq!(
+            (names(folder), fs::read(file("10-a.conflist")).unwrap()),
+            (vec!["10-a.conflist".to_owned()], b"theirs".to_vec())
+        );
+        carry_out(folder, change(Some("10-a.conflist"), None), &read(folder).unwrap()).unwrap();
+        assert_eq!(fs::read(file("10-a.conflist")).unwrap(), b"ours");
+    }
+
+    #[test]
+    fn hardening_f46_two_of_us_take_turns() {
+        let root = tempfile::tempdir().unwrap();
+        let places = places(root.path());
+        let conf = places.conf_dir.join("10-a.conf");
+        fs::write(&conf, r#"{"cniVersion":"1.0.0","name":"pods","type":"bridge"}"#).unwrap();
+        let entry = conflist::entry("/run/u/cni.sock", "/var/lib/u/scope.json", &[]);
+        let inode = format!(":{} ", fs::metadata(&places.conf_dir).unwrap().ino());
+        let one_waits = || {
+            let locks = fs::read_to_string("/proc/locks").unwrap();
+            locks.lines().any(|line| line.contains("-> FLOCK") && line.contains(&inode))
+        };
+        let edits: [(&str, &(dyn Fn() -> bool + Sync)); 2] = [
+            ("10-a.conflist", &|| chain(&places.conf_dir, &entry).is_ok()),
+            ("10-a.conf", &|| unchain(&places.conf_dir).is_ok()),
+        ];
+        for (after, edit) in edits {
+            let held = turn(&places.conf_dir);
+            let before = names(&places.conf_dir);
+            std::thread::scope(|scope| {
+                let other = scope.spawn(edit);
+                let deadline = Instant::now() + Duration::from_secs(60);
+                while !one_waits() {
+                    assert!(Instant::now() < deadline, "nobody waits");
+                    std::thread::yield_now();
+                }
+                assert_eq!(names(&places.conf_dir), before);
+                drop(held);
+                assert!(other.join().unwrap());
+            });
+            assert_eq!(names(&places.conf_dir), [after]);
+        }
     }
 
     #[test]

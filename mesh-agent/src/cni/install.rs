@@ -191,12 +191,16 @@ pub fn ensure(places: &Places) -> Result<Done, String> {
     install_program(places)?;
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let entry = conflist::entry(&text(&places.socket), &text(&places.scope), &SYSTEM);
-    chain(&places.conf_dir, &entry)
+    chain(&places.conf_dir, &entry, places.scope.exists())
 }
 
-fn chain(folder: &Path, entry: &Value) -> Result<Done, String> {
+fn chain(folder: &Path, entry: &Value, scope_is_there: bool) -> Result<Done, String> {
     let _turn = turn(folder);
     let files = read(folder)?;
+    // Of a node of which nobody knows yet who is in the mesh, every pod would wait, and for ever if the agent may not ask.
+    if !scope_is_there && conflist::names_us(&files).is_none() {
+        return Err("the API server has not yet told who is in the mesh".to_owned());
+    }
     match conflist::install(&files, entry) {
         Edit::Chained(chain) => Ok(Done { chain, edited: false }),
         Edit::Impossible(why) => Err(format!("{}: {why}", folder.display())),
@@ -465,6 +469,23 @@ mod tests {
     }
 
     #[test]
+    fn no_pod_waits_on_a_node_of_which_nobody_knows_who_is_in_the_mesh() {
+        let root = tempfile::tempdir().unwrap();
+        let places = places(root.path());
+        let conf = places.conf_dir.join("10-a.conflist");
+        fs::write(&conf, LIST).unwrap();
+        fs::remove_file(&places.scope).unwrap();
+        assert!(ensure(&places).unwrap_err().contains("not yet told"));
+        assert_eq!(fs::read_to_string(&conf).unwrap(), LIST);
+        assert_eq!(names(&places.bin_dir), [conflist::TYPE]);
+        fs::write(&places.scope, "{}").unwrap();
+        assert!(ensure(&places).unwrap().edited);
+        // Once it is there it stays, and is kept right, whatever becomes of the file.
+        fs::remove_file(&places.scope).unwrap();
+        assert!(!ensure(&places).unwrap().edited);
+    }
+
+    #[test]
     fn the_program_stays_while_a_file_names_it() {
         let root = tempfile::tempdir().unwrap();
         let places = places(root.path());
@@ -541,7 +562,7 @@ mod tests {
             locks.lines().any(|line| line.contains("-> FLOCK") && line.contains(&inode))
         };
         let edits: [(&str, &(dyn Fn() -> bool + Sync)); 2] = [
-            ("10-a.conflist", &|| chain(&places.conf_dir, &entry).is_ok()),
+            ("10-a.conflist", &|| chain(&places.conf_dir, &entry, true).is_ok()),
             ("10-a.conf", &|| unchain(&places.conf_dir).is_ok()),
         ];
         for (after, edit) in edits {

@@ -18,10 +18,12 @@ pub fn uninstall(flags: &CniFlags) -> Result<&'static str, String> {
     let CniFlags { run_dir, cni_bin_dir, cni_conf_dir, cni_state_dir } = flags;
     let socket = run_dir.join(admin::SOCKET);
     match order(&socket) {
-        Ok(status) if status.contains(" 200 ") => return Ok("the agent took the CNI plugin off this node"),
-        // An agent that does not keep a plugin does not put one back.
-        Ok(status) if status.contains(" 404 ") => {}
-        Ok(status) => return Err(format!("the agent: {}", status.trim())),
+        Ok(answer) => match status(&answer) {
+            "200" => return Ok("the agent took the CNI plugin off this node"),
+            // An agent that does not keep a plugin does not put one back.
+            "404" => {}
+            _ => return Err(format!("the agent: {}", answer.trim())),
+        },
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {}
         Err(error) => return Err(format!("{}: {error}", socket.display())),
     }
@@ -35,10 +37,16 @@ pub fn uninstall(flags: &CniFlags) -> Result<&'static str, String> {
     Ok("the CNI plugin is off this node")
 }
 
-/// The first line of the agent's answer, and what it says.
+/// The status of an answer: what it says further down may have any number in it.
+fn status(answer: &str) -> &str {
+    answer.lines().next().and_then(|line| line.split(' ').nth(1)).unwrap_or_default()
+}
+
+/// The agent's answer.
 fn order(socket: &Path) -> io::Result<String> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
     let header = admin::ORDER_HEADER;
     write!(
         stream,
@@ -47,4 +55,23 @@ fn order(socket: &Path) -> io::Result<String> {
     let mut answer = String::new();
     stream.take(64 << 10).read_to_string(&mut answer)?;
     Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_failed_has_not_taken_the_plugin_off_whatever_it_says() {
+        let rows = [
+            ("HTTP/1.1 200 OK\r\n\r\n", "200"),
+            ("HTTP/1.1 500 Internal Server Error\r\n\r\n/etc/cni/net.d: more than 200 files\n", "500"),
+            ("HTTP/1.1 500 Internal Server Error\r\n\r\n 404 \n", "500"),
+            ("HTTP/1.1", ""),
+            ("", ""),
+        ];
+        for (answer, expected) in rows {
+            assert_eq!(status(answer), expected, "{answer:?}");
+        }
+    }
 }

@@ -122,10 +122,7 @@ impl CniServer {
             task::spawn("CNI request", async move {
                 let _slot = slot;
                 let session = means.manager.open_session().await;
-                tokio::select! {
-                    () = converse(&connection, session, &means, &metrics) => {}
-                    () = drain.started() => {}
-                }
+                converse(&connection, session, &means, &metrics, &drain).await;
                 // Whatever the plugin has not heard of is undone.
                 means.manager.tell(Event::Closed { session }).await;
             });
@@ -133,8 +130,18 @@ impl CniServer {
     }
 }
 
-async fn converse(connection: &SeqConnection, session: SessionId, means: &Means, metrics: &CniMetrics) {
-    let Ok(Ok(Some(packet))) = timeout(ASK, connection.receive()).await else { return };
+async fn converse(
+    connection: &SeqConnection,
+    session: SessionId,
+    means: &Means,
+    metrics: &CniMetrics,
+    drain: &DrainToken,
+) {
+    let asked = tokio::select! {
+        asked = timeout(ASK, connection.receive()) => asked,
+        () = drain.started() => return,
+    };
+    let Ok(Ok(Some(packet))) = asked else { return };
     let (request, netns) = match read(packet) {
         Ok(request) => request,
         Err(why) => {
@@ -153,7 +160,9 @@ async fn converse(connection: &SeqConnection, session: SessionId, means: &Means,
             tracing::info!(pod = %Pod(&request), "the CNI plugin went before it had an answer");
             return;
         }
+        () = drain.started() => return,
     };
+    // From here on to the end, whatever stops: a pod whose plugin was told that it is captured must not be undone for want of a word.
     let heard = send(connection, &answer).await;
     finish(means, admitted, heard).await;
     let (command, word) = (command(&request), word(&answer));

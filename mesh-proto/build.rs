@@ -2,8 +2,8 @@
 
 use std::error::Error;
 
-const FILES: [&str; 6] =
-    ["workload.proto", "authorization.proto", "ca.proto", "cni.proto", "discovery.proto", "enrol.proto"];
+const FILES: [&str; 7] =
+    ["workload.proto", "authorization.proto", "ca.proto", "cni.proto", "discovery.proto", "enrol.proto", "zds.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");

@@ -8,7 +8,7 @@ pub mod fuzz;
 pub mod scope;
 pub mod wire;
 
-pub use wire::{authorization, ca, discovery, enrol, workload};
+pub use wire::{authorization, ca, discovery, enrol, workload, zds};
 
 /// Type URL of workloads and services.
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";

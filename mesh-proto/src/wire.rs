@@ -30,3 +30,8 @@ pub mod cni {
 pub mod enrol {
     include!(concat!(env!("OUT_DIR"), "/undermesh.enrol.v1.rs"));
 }
+
+/// `istio.workload.zds`: the pods that Istio's node agent has redirected.
+pub mod zds {
+    include!(concat!(env!("OUT_DIR"), "/istio.workload.zds.rs"));
+}

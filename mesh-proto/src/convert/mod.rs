@@ -11,6 +11,7 @@ mod service;
 #[cfg(test)]
 mod tests;
 mod workload;
+mod zds;
 
 pub use cni::{
     CNI_VERSION, CniAnswer, CniCommand, CniDns, CniRequest, MAX_CNI_BYTES, MAX_CNI_PATIENCE, cni_answer, cni_request,
@@ -22,6 +23,7 @@ pub use enrol::{
 pub use error::{ConvertError, PolicyError};
 use mesh_core::{Policy, Service, Workload};
 use prost::Message;
+pub use zds::{ZdsPod, ZdsRequest, encode_zds_ack, encode_zds_hello, encode_zds_request, zds_ack, zds_request};
 
 use crate::wire::{authorization as auth, workload as wds};
 

@@ -73,6 +73,8 @@ pub struct NetnsSockets {
 struct Pod {
     netns: OwnedFd,
     ips: Vec<IpAddr>,
+    /// On what is sent.
+    mark: Option<u32>,
     /// One per family. Locked to push or pop.
     stock: [Mutex<Stock>; 2],
 }
@@ -88,12 +90,13 @@ struct Stock {
 }
 
 impl NetnsSockets {
-    /// Sockets of the namespace behind `netns`; `ips` are the pod's addresses and decide which families are prepared.
-    pub fn new(netns: OwnedFd, ips: &[IpAddr]) -> io::Result<Self> {
+    /// Sockets of the namespace behind `netns`; `ips` are the pod's addresses and decide which families are prepared. Those that begin a conversation
+    /// carry the `mark`, by which packet filters in the namespace know them.
+    pub fn new(netns: OwnedFd, ips: &[IpAddr], mark: Option<u32>) -> io::Result<Self> {
         let stock = || {
             Mutex::new(Stock { ready: VecDeque::new(), target: STOCK_MIN, refilled: Instant::now(), refilling: false })
         };
-        let sockets = Self { pod: Arc::new(Pod { netns, ips: ips.to_vec(), stock: [stock(), stock()] }) };
+        let sockets = Self { pod: Arc::new(Pod { netns, ips: ips.to_vec(), mark, stock: [stock(), stock()] }) };
         for family in [Family::V4, Family::V6] {
             if ips.iter().any(|ip| Family::of(ip) == family) {
                 sockets.refill(family);
@@ -118,7 +121,10 @@ impl NetnsSockets {
         }
         let socket = match socket {
             Some(socket) => socket,
-            None => self.run(move || unconnected(family)).await?,
+            None => {
+                let mark = self.pod.mark;
+                self.run(move || unconnected(family, mark)).await?
+            }
         };
         Ok(TcpSocket::from_std_stream(socket.into()))
     }
@@ -150,9 +156,11 @@ impl NetnsSockets {
 
     /// A bound UDP socket, not yet registered with a runtime.
     pub async fn udp(&self, address: SocketAddr) -> io::Result<std::net::UdpSocket> {
+        let mark = self.pod.mark;
         self.run(move || {
             let socket =
                 Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+            set_mark(&socket, mark)?;
             if address.is_ipv6() {
                 socket.set_only_v6(true)?;
             }
@@ -187,8 +195,9 @@ impl NetnsSockets {
                 let stock = stock.lock();
                 stock.target.saturating_sub(stock.ready.len())
             };
-            let mut made =
-                entered.and_then(|()| (0..missing).map(|_| unconnected(family)).collect::<io::Result<VecDeque<_>>>());
+            let mut made = entered.and_then(|()| {
+                (0..missing).map(|_| unconnected(family, pod.mark)).collect::<io::Result<VecDeque<_>>>()
+            });
             match &mut made {
                 Ok(made) => stock.lock().ready.append(made),
                 // The next connection asks for itself and gets the error.
@@ -226,9 +235,14 @@ impl Stock {
     }
 }
 
-fn unconnected(family: Family) -> io::Result<Socket> {
+fn set_mark(socket: &Socket, mark: Option<u32>) -> io::Result<()> {
+    mark.map_or(Ok(()), |mark| socket.set_mark(mark))
+}
+
+fn unconnected(family: Family, mark: Option<u32>) -> io::Result<Socket> {
     let socket = Socket::new(family.domain(), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
+    set_mark(&socket, mark)?;
     Ok(socket)
 }
 
@@ -341,10 +355,11 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let ips = [IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1))];
-        let inside = NetnsSockets::new(netns, &ips).unwrap();
-        let outside = NetnsSockets::new(own_netns(), &ips).unwrap();
+        let inside = NetnsSockets::new(netns, &ips, Some(0x539)).unwrap();
+        let outside = NetnsSockets::new(own_netns(), &ips, None).unwrap();
         for _ in 0..2 * STOCK_MAX {
             let socket = inside.tcp_socket(Family::V4).await.unwrap();
+            assert_eq!(socket2::SockRef::from(&socket).mark().unwrap(), 0x539);
             assert!(socket.connect(address).await.is_err());
             let socket = outside.tcp_socket_from([127, 0, 0, 2].into()).await.unwrap();
             assert_eq!(socket.local_addr().unwrap().port(), 0, "left to connect");
@@ -352,7 +367,8 @@ mod tests {
             assert_eq!(stream.local_addr().unwrap().ip(), IpAddr::from([127, 0, 0, 2]));
         }
         // The port is free in there whatever listens out here.
-        inside.udp(address).await.unwrap();
+        let datagrams = inside.udp(address).await.unwrap();
+        assert_eq!(socket2::SockRef::from(&datagrams).mark().unwrap(), 0x539);
         let listener = inside.listen_tcp("127.0.0.1:15001".parse().unwrap()).await.unwrap();
         assert_eq!(
             socket2::SockRef::from(&listener).linger().unwrap(),
@@ -385,8 +401,8 @@ mod tests {
             println!("SKIPPED: setns needs CAP_SYS_ADMIN");
             return;
         }
-        let broken = NetnsSockets::new(File::open("/dev/null").unwrap().into(), &[]).unwrap();
-        let good = NetnsSockets::new(own_netns(), &[]).unwrap();
+        let broken = NetnsSockets::new(File::open("/dev/null").unwrap().into(), &[], None).unwrap();
+        let good = NetnsSockets::new(own_netns(), &[], None).unwrap();
         let (mut failures, mut successes) = (0, 0);
         for _ in 0..50 {
             let (bad, fine) = tokio::join!(broken.tcp_socket(Family::V4), good.tcp_socket(Family::V4));

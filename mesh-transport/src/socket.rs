@@ -1,13 +1,14 @@
 //! Options and errors of TCP sockets, and non-blocking reads and writes that tell the reactor as much as they learn.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::net::{Shutdown, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use mesh_runtime::fds;
+use nix::sys::socket::{getsockopt, sockopt};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -193,6 +194,21 @@ pub fn keep_alive(socket: impl AsFd, interval: Duration) -> io::Result<()> {
 /// The error that a broken socket reports; most often the other end reset it.
 pub(crate) fn error(stream: &TcpStream) -> io::Error {
     SockRef::from(stream).take_error().ok().flatten().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into())
+}
+
+/// Where a connection was going before a packet filter sent it here; none if none did.
+pub fn before_redirection(stream: &TcpStream) -> Option<SocketAddr> {
+    let local = stream.local_addr().ok()?;
+    let before = match local {
+        SocketAddr::V4(_) => getsockopt(stream, sockopt::OriginalDst).ok().map(|to| {
+            let (ip, port) = (u32::from_be(to.sin_addr.s_addr), u16::from_be(to.sin_port));
+            SocketAddr::from((Ipv4Addr::from(ip), port))
+        }),
+        SocketAddr::V6(_) => getsockopt(stream, sockopt::Ip6tOriginalDst)
+            .ok()
+            .map(|to| SocketAddr::from((Ipv6Addr::from(to.sin6_addr.s6_addr), u16::from_be(to.sin6_port)))),
+    };
+    before.filter(|before| *before != local)
 }
 
 /// Whether an error says that the other end reset the connection.

@@ -53,8 +53,7 @@ impl Subscription {
     /// A stream is open: the requests that start it.
     pub fn on_connected(&mut self, now_ms: u64) -> Vec<DeltaDiscoveryRequest> {
         let (node, limits) = (self.node.clone(), self.limits);
-        // The new stream's first answer is about everything.
-        self.demands = Demands::default();
+        self.demands.renew();
         self.topics().map(|topic| topic.open(node.clone(), limits, now_ms)).into()
     }
 
@@ -64,6 +63,9 @@ impl Subscription {
             Reply { type_url: response.type_url.clone(), nonce: response.nonce.clone(), problems: Vec::new() };
         let limits = self.limits;
         let is_news = !self.demands.are_all_of(&response);
+        if response.type_url == ADDRESS_TYPE {
+            self.demands.learn(&response, self.addresses.held.len());
+        }
         let Some(topic) = self.topics().into_iter().find(|t| t.type_url == response.type_url) else {
             reply.refuse("this type was not subscribed to".into());
             return Received { changes: Vec::new(), reply, alarms: Vec::new() };

@@ -441,13 +441,35 @@ fn an_address_that_is_waited_for_is_asked_for_once_and_taken_back() {
 #[test]
 fn questions_are_few_and_end_with_their_stream() {
     let mut s = with_workloads(2);
-    let asked = (0..1_000).filter(|n| s.on_demand(format!("/198.18.1.{n}"), 0).is_some()).count();
-    assert_eq!(asked, 256);
+    let ask = |s: &mut Subscription| (0..1_000).filter(|n| s.on_demand(format!("/198.18.1.{n}"), 0).is_some()).count();
+    assert_eq!(ask(&mut s), 8, "until it is known how they are answered");
+    s.on_message(addresses(vec![], vec!["/198.18.1.0".into()]), 0);
+    assert_eq!(ask(&mut s), 256 - 8);
     s.on_end(false);
     s.on_connected(1);
     assert_eq!(s.on_demand("/198.18.1.1".into(), 1), None, "the first answer is on its way");
     s.on_message(addresses(vec![], vec![]), 2);
     assert!(s.on_demand("/198.18.1.1".into(), 2).is_some());
+}
+
+/// Istiod answers each question with its whole state, and says that there is no resource of the name that was asked for.
+#[test]
+fn hardening_F13_a_control_plane_that_answers_with_everything_is_asked_no_more() {
+    let everything = || (0..100).map(workload).collect::<Vec<_>>();
+    let mut s = with_workloads(100);
+    // An ordinary push, however large, is no answer.
+    s.on_demand("/198.18.1.1".into(), 0).unwrap();
+    s.on_message(addresses(everything(), vec![]), 0);
+    s.on_demand("/198.18.1.2".into(), 0).unwrap();
+    let answer = s.on_message(addresses(everything(), vec!["/198.18.1.1".into()]), 1);
+    assert_eq!(answer.changes.len(), 100, "it is applied all the same, and removes nothing");
+    assert_eq!(s.on_demand("/198.18.1.3".into(), 2), None);
+    assert!(s.on_timer(60_000).requests.is_empty(), "nothing is taken back: that is answered in the same way");
+    // Nor on the next stream.
+    s.on_end(false);
+    s.on_connected(60_001);
+    s.on_message(addresses(vec![], vec![]), 60_002);
+    assert_eq!(s.on_demand("/198.18.1.3".into(), 60_003), None);
 }
 
 /// A pod that walks through addresses must not keep the stream from ever being quiet.

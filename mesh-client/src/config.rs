@@ -4,7 +4,7 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use mesh_core::TrustDomain;
 
-use crate::subscription::Limits;
+use crate::{bearer::Bearer, subscription::Limits};
 
 /// Settings of both clients.
 #[derive(Clone, Debug)]
@@ -38,7 +38,8 @@ pub struct ControlConfig {
 }
 
 impl ControlConfig {
-    /// Defaults for everything but the place and the node. The certificate's name is the host of `address`.
+    /// Defaults for everything but the place and the node. The certificate's name is the host of `address`; the agent's own names are those in its token,
+    /// if it has any.
     #[must_use]
     pub fn new(
         address: impl Into<String>,
@@ -47,6 +48,7 @@ impl ControlConfig {
         node: impl Into<String>,
     ) -> Self {
         let (address, node) = (address.into(), node.into());
+        let bearer = token.as_deref().map(Bearer::of).unwrap_or_default();
         let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
         Self {
             server_name: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
@@ -55,9 +57,9 @@ impl ControlConfig {
             token,
             cluster_id: "Kubernetes".into(),
             network: String::new(),
-            pod_name: node.clone(),
+            pod_name: bearer.pod.unwrap_or_else(|| node.clone()),
             node,
-            namespace: "undermesh-system".into(),
+            namespace: bearer.namespace.unwrap_or_else(|| "undermesh-system".into()),
             instance_ip: None,
             certificate_ttl: Duration::from_secs(24 * 3600),
             trust_domain_aliases: Vec::new(),

@@ -2,6 +2,7 @@
 //! What to do is decided by values without I/O (`subscription`, `certificates::schedule`); `stream` and `certificates` carry it out over TLS.
 #![cfg_attr(test, allow(non_snake_case, reason = "tests carry the ids of the rows they prove"))]
 
+mod bearer;
 pub mod certificates;
 mod channel;
 mod config;

@@ -75,6 +75,9 @@ pub const POD_OUTBOUND_LISTED: u32 = 128;
 /// Of what comes from the network only what a rule names is captured.
 pub const POD_INBOUND_LISTED: u32 = 256;
 
+/// Istio's node agent redirects the pod's traffic by iptables besides, to the ports that it takes for the agent's.
+pub const POD_REDIRECTED: u32 = 512;
+
 /// All flags of a pod's rules.
 pub const POD_ALL_RULES: u32 = POD_INBOUND_OPEN | POD_RULES | POD_OUTBOUND_LISTED | POD_INBOUND_LISTED;
 

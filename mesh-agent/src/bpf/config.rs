@@ -28,6 +28,8 @@ pub struct KernelConfig {
     pub slot_hold: Duration,
     /// Refuses datagrams from the network to one address (not broadcast or multicast) where plaintext TCP is refused, answers and DNS excepted.
     pub deny_udp: bool,
+    /// Istio's node agent redirects the pods' traffic by iptables as well: what its rules send to the agent's ports is taken.
+    pub redirected: bool,
     /// Uses what newer kernels have. Without, the programs do what they do on the oldest kernel that they run on.
     pub new_features: bool,
 }
@@ -46,9 +48,24 @@ impl KernelConfig {
             heartbeat_stale: Duration::from_secs(3),
             slot_hold: Duration::from_secs(30),
             deny_udp: false,
+            redirected: false,
             new_features: true,
         }
     }
+
+    /// What holds for all pods.
+    pub(super) fn setting(&self) -> Setting {
+        Setting { deny_udp: self.deny_udp, redirected: self.redirected }
+    }
+}
+
+/// What holds for all pods of the node.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Setting {
+    /// See [`KernelConfig::deny_udp`].
+    pub deny_udp: bool,
+    /// See [`KernelConfig::redirected`].
+    pub redirected: bool,
 }
 
 /// Sizes of the maps. All that hooks insert into are preallocated: memory is paid at start, never during a connect.

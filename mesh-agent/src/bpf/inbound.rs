@@ -2,18 +2,21 @@
 
 use std::{collections::HashSet, io};
 
-use mesh_common::row::{self, POD_STRICT, POD_UDP_DENY, POD_UNDECIDED, PortKey};
+use mesh_common::row::{self, POD_REDIRECTED, POD_STRICT, POD_UDP_DENY, POD_UNDECIDED, PortKey};
 
 use super::{
-    config::{InboundMode, KernelError, Limits},
+    config::{InboundMode, KernelError, Limits, Setting},
     object::bpf,
     sys,
     tables::Tables,
 };
 
-/// The flags of a row with the node's setting about datagrams.
-pub fn with_setting(flags: u32, deny_udp: bool) -> u32 {
-    if deny_udp { flags | POD_UDP_DENY } else { flags & !POD_UDP_DENY }
+/// The flags of a row with the node's setting.
+pub fn with_setting(flags: u32, setting: Setting) -> u32 {
+    let of = |holds: bool, flag: u32| if holds { flag } else { 0 };
+    flags & !(POD_UDP_DENY | POD_REDIRECTED)
+        | of(setting.deny_udp, POD_UDP_DENY)
+        | of(setting.redirected, POD_REDIRECTED)
 }
 
 /// The flags of a row with those of this mode.
@@ -72,5 +75,8 @@ mod tests {
         let mode = |default_strict, undecided| InboundMode { default_strict, ports: vec![], undecided };
         assert_eq!(with_mode(POD_CLOSED | POD_STRICT, &mode(false, true)), POD_CLOSED | POD_UNDECIDED);
         assert_eq!(with_mode(POD_UDP_DENY | POD_UNDECIDED, &mode(true, false)), POD_UDP_DENY | POD_STRICT);
+        let setting = |deny_udp, redirected| Setting { deny_udp, redirected };
+        assert_eq!(with_setting(POD_CLOSED | POD_UDP_DENY, setting(false, true)), POD_CLOSED | POD_REDIRECTED);
+        assert_eq!(with_setting(POD_STRICT | POD_REDIRECTED, setting(true, false)), POD_STRICT | POD_UDP_DENY);
     }
 }

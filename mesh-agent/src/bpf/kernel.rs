@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 
 use super::{
     collect::{self, Collector},
-    config::{Foreign, InboundMode, KernelConfig, KernelError, PodSpec, Repair},
+    config::{Foreign, InboundMode, KernelConfig, KernelError, PodSpec, Repair, Setting},
     events::Events,
     foreign, inbound,
     kubelet::KubeletHook,
@@ -71,8 +71,8 @@ impl Kernel {
         let mut loader = Loader::new(&pins, &config.limits, config.debug_log)?;
         let mut loaded = loader.open(&settings, None)?;
         let tables = Tables::open(&pins, config.limits)?;
-        close_unknown_pods(&pins, &tables, config.deny_udp)?;
-        apply_setting(&tables, config.deny_udp).map_err(|source| bpf("write", maps::PODS, source))?;
+        close_unknown_pods(&pins, &tables, config.setting())?;
+        apply_setting(&tables, config.setting()).map_err(|source| bpf("write", maps::PODS, source))?;
         collect::settle(&tables).map_err(|source| bpf("write", maps::SLOT_POOL, source))?;
         let hooks = Hooks::attach(&mut loaded, &pins, &config)?;
         let kubelet = KubeletHook::new(&mut loaded)?;
@@ -135,7 +135,7 @@ impl Kernel {
             return Err(KernelError::Pod { cookie: pod.cookie, reason: "is another agent's now".to_owned() });
         }
         let mut row = pods::row(pod, &self.config.limits)?;
-        row.flags = inbound::with_setting(row.flags, self.config.deny_udp);
+        row.flags = inbound::with_setting(row.flags, self.config.setting());
         let known = self.tables.pods.get(&pod.cookie).map_err(|source| bpf("read", maps::PODS, source))?.is_some();
         let enrolled = self.capture(pod, &row);
         if enrolled.is_err() && !known {
@@ -228,7 +228,7 @@ impl Kernel {
             return Ok(());
         }
         pods.remove(&cookie);
-        pods::close(cookie, &self.tables, self.config.deny_udp).map_err(|source| bpf("write", maps::PODS, source))
+        pods::close(cookie, &self.tables, self.config.setting()).map_err(|source| bpf("write", maps::PODS, source))
     }
 
     /// Gives tickets to what the processes of this cgroup ask the pods' probes. To be called whenever the kubelet's cgroup may be another one: every
@@ -373,17 +373,17 @@ impl Kernel {
 }
 
 /// What a dead agent left follows the setting of this one from the start.
-fn apply_setting(tables: &Tables, deny_udp: bool) -> io::Result<()> {
+fn apply_setting(tables: &Tables, setting: Setting) -> io::Result<()> {
     for cookie in tables.pods.keys()? {
         let Some(row) = tables.pods.get(&cookie)? else { continue };
-        let flags = inbound::with_setting(row.flags, deny_udp);
-        if deny_udp {
+        let flags = inbound::with_setting(row.flags, setting);
+        if setting.deny_udp {
             pods::add_peers(tables, cookie)?;
         }
         if flags != row.flags {
             tables.pods.set(&cookie, &Pod { flags, ..row }, sys::EXIST)?;
         }
-        if !deny_udp {
+        if !setting.deny_udp {
             tables.udp_peers.delete(&cookie)?;
         }
     }
@@ -391,9 +391,9 @@ fn apply_setting(tables: &Tables, deny_udp: bool) -> io::Result<()> {
 }
 
 /// A pod that has a folder but no row (its rows were of another version, or garbage) is refused until it is enrolled again.
-fn close_unknown_pods(pins: &Pins, tables: &Tables, deny_udp: bool) -> Result<(), KernelError> {
+fn close_unknown_pods(pins: &Pins, tables: &Tables, setting: Setting) -> Result<(), KernelError> {
     for cookie in pins.pinned_pods() {
-        match tables.pods.set(&cookie, &pods::closed_row(cookie, deny_udp), sys::NOEXIST) {
+        match tables.pods.set(&cookie, &pods::closed_row(cookie, setting), sys::NOEXIST) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(bpf("write", maps::PODS, error));
             }

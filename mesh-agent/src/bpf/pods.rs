@@ -28,7 +28,7 @@ use mesh_common::{
 };
 
 use super::{
-    config::{KernelError, Limits, PodSpec, Repair},
+    config::{KernelError, Limits, PodSpec, Repair, Setting},
     inbound::{set_ports, tighten, with_mode, with_setting},
     links, netns,
     object::{Loader, Settings, bpf, missing},
@@ -182,14 +182,14 @@ pub fn detach(cookie: u64, enrolled: Option<Enrolled>, tables: &Tables, pins: &P
 }
 
 /// Has every new connection of a pod refused, until it is enrolled again or released. Fine if it is not captured.
-pub fn close(cookie: u64, tables: &Tables, deny_udp: bool) -> io::Result<()> {
+pub fn close(cookie: u64, tables: &Tables, setting: Setting) -> io::Result<()> {
     let Some(row) = tables.pods.get(&cookie)? else { return Ok(()) };
-    tables.pods.set(&cookie, &Pod { flags: closed_row(cookie, deny_udp).flags, ..row }, sys::ANY)
+    tables.pods.set(&cookie, &Pod { flags: closed_row(cookie, setting).flags, ..row }, sys::ANY)
 }
 
 /// The row of a pod that has none of this version. Of a closed pod no policy is known: where datagrams are refused, it takes none on any port.
-pub fn closed_row(cookie: u64, deny_udp: bool) -> Pod {
-    Pod { cookie, flags: with_setting(POD_CLOSED | POD_STRICT | POD_UNDECIDED, deny_udp), ..Pod::default() }
+pub fn closed_row(cookie: u64, setting: Setting) -> Pod {
+    Pod { cookie, flags: with_setting(POD_CLOSED | POD_STRICT | POD_UNDECIDED, setting), ..Pod::default() }
 }
 
 fn refused(cookie: u64, reason: String) -> KernelError {

@@ -2,7 +2,7 @@
 
 use crate::{
     Address, Reason, ports,
-    row::{Listener, POD_CLOSED, POD_UDP_DENY, Pod},
+    row::{Listener, POD_CLOSED, POD_REDIRECTED, POD_UDP_DENY, Pod},
     slot,
 };
 
@@ -71,8 +71,11 @@ pub fn inbound(pod: &Pod, lookup: &Lookup, tcp: bool) -> Inbound {
         // Of its ports the agent uses only the one of DNS for datagrams: on the others they are the app's.
         let agents_port =
             if tcp { pod.is_own_port(lookup.port) } else { lookup.port != 0 && lookup.port == pod.dns_port };
+        let redirected = if agents_host && own { redirected_connect(pod, lookup.port, tcp) } else { None };
         return if !own {
             Inbound::Drop(Reason::ForeignToSlot)
+        } else if let Some((listener, reason)) = redirected {
+            Inbound::Steer(family(v4, listener), reason)
         } else if agents_host && agents_port {
             Inbound::Drop(Reason::DirectToAgent)
         } else {
@@ -93,15 +96,56 @@ pub fn inbound(pod: &Pod, lookup: &Lookup, tcp: bool) -> Inbound {
             Inbound::PassCounted(Reason::UdpPassed)
         };
     }
+    let redirected = pod.flags & POD_REDIRECTED != 0;
+    if redirected && is_host_probe(&lookup.remote) && !is_mesh_port(lookup.port) {
+        return Inbound::PassCounted(Reason::ProbePassed);
+    }
     if pod.flags & POD_CLOSED != 0 {
         return Inbound::Drop(Reason::PodClosed);
     }
     match lookup.port {
+        // Which port it was for only the agent learns, so it is the agent that judges.
+        ports::INBOUND_PLAINTEXT if redirected => {
+            Inbound::Steer(family(v4, Listener::PlaintextV4), Reason::SteeredPlaintext)
+        }
         ports::HBONE => Inbound::Steer(family(v4, Listener::HboneV4), Reason::SteeredHbone),
         ports::OUTBOUND | ports::INBOUND_PLAINTEXT | ports::DNS => Inbound::Drop(Reason::MeshPort),
         _ => Inbound::Plaintext,
     }
 }
+
+/// The listener (of IPv4) to which Istio's rules have sent what the pod asked for and no hook has seen: it was not made in the pod's cgroup, or asks a
+/// nameserver that is not the pod's.
+#[inline(always)]
+fn redirected_connect(pod: &Pod, port: u16, tcp: bool) -> Option<(Listener, Reason)> {
+    if pod.flags & POD_REDIRECTED == 0 {
+        return None;
+    }
+    match port {
+        ports::OUTBOUND if tcp => Some((Listener::OutboundV4, Reason::SteeredOutbound)),
+        ports::DNS if tcp => Some((Listener::DnsTcpV4, Reason::SteeredDns)),
+        ports::DNS => Some((Listener::DnsUdpV4, Reason::SteeredDns)),
+        _ => None,
+    }
+}
+
+/// What Istio's node agent makes of the source of everything that a process of the host sends to a pod. Nobody else has the address, so nobody else hears
+/// an answer.
+#[inline(always)]
+fn is_host_probe(remote: &Address) -> bool {
+    remote.same(&HOST_PROBE_V4) || remote.same(&HOST_PROBE_V6)
+}
+
+#[inline(always)]
+fn is_mesh_port(port: u16) -> bool {
+    matches!(port, ports::HBONE | ports::OUTBOUND | ports::INBOUND_PLAINTEXT | ports::DNS)
+}
+
+/// 169.254.7.127
+const HOST_PROBE_V4: Address = Address::from_v4_word(0xa9fe_077f_u32.to_be());
+/// fd16:9254:7127:1337:ffff:ffff:ffff:ffff
+const HOST_PROBE_V6: Address =
+    Address { words: [0xfd16_9254_u32.to_be(), 0x7127_1337_u32.to_be(), u32::MAX, u32::MAX] };
 
 /// The listener (of IPv4) that stands behind a slot; `None` if the port is not one of slots.
 #[inline(always)]
@@ -216,6 +260,69 @@ mod tests {
             assert_eq!(verdict, Inbound::Drop(Reason::PodClosed));
         }
         assert_eq!(inbound_tcp(&closed, &lookup("127.0.0.1", "127.0.0.1", 80)), Inbound::Pass);
+    }
+
+    #[test]
+    fn what_istio_redirects_comes_to_the_agent() {
+        let redirected = Pod { flags: POD_REDIRECTED, ..pod() };
+        let to = |listener, reason| Inbound::Steer(listener, reason);
+        let mesh = Inbound::Drop(Reason::MeshPort);
+        let probe = Inbound::PassCounted(Reason::ProbePassed);
+        const PROBE6: &str = "fd16:9254:7127:1337:ffff:ffff:ffff:ffff";
+        let table = [
+            ("198.18.0.3", "198.18.0.2", 15006, to(Listener::PlaintextV4, Reason::SteeredPlaintext), mesh),
+            ("fd00:198::3", "fd00:198::2", 15006, to(Listener::PlaintextV6, Reason::SteeredPlaintext), mesh),
+            ("198.18.0.3", "198.18.0.2", 15001, mesh, mesh),
+            ("198.18.0.3", "198.18.0.2", 15053, mesh, mesh),
+            ("198.18.0.3", "198.18.0.2", 80, Inbound::Plaintext, Inbound::Plaintext),
+            ("169.254.7.127", "198.18.0.2", 8080, probe, Inbound::Plaintext),
+            (PROBE6, "fd00:198::2", 8080, probe, Inbound::Plaintext),
+            ("169.254.7.127", "198.18.0.2", 15001, mesh, mesh),
+            ("169.254.7.128", "198.18.0.2", 8080, Inbound::Plaintext, Inbound::Plaintext),
+            ("169.254.7.127", "127.0.0.1", 8080, FOREIGN, FOREIGN),
+            (
+                "198.18.0.2",
+                "127.0.0.1",
+                15001,
+                to(Listener::OutboundV4, Reason::SteeredOutbound),
+                Inbound::Drop(Reason::DirectToAgent),
+            ),
+            (
+                "fd00:198::2",
+                "::1",
+                15001,
+                to(Listener::OutboundV6, Reason::SteeredOutbound),
+                Inbound::Drop(Reason::DirectToAgent),
+            ),
+            (
+                "198.18.0.2",
+                "127.0.0.1",
+                15053,
+                to(Listener::DnsTcpV4, Reason::SteeredDns),
+                Inbound::Drop(Reason::DirectToAgent),
+            ),
+            (
+                "198.18.0.2",
+                "127.0.0.1",
+                15008,
+                Inbound::Drop(Reason::DirectToAgent),
+                Inbound::Drop(Reason::DirectToAgent),
+            ),
+            ("198.18.0.2", "127.0.0.2", 15001, Inbound::Pass, Inbound::Pass),
+            ("198.18.0.3", "127.0.0.1", 15001, FOREIGN, FOREIGN),
+        ];
+        for (remote, local, port, expected, otherwise) in table {
+            let lookup = lookup(remote, local, port);
+            assert_eq!(inbound_tcp(&redirected, &lookup), expected, "{remote} -> {local}:{port}");
+            assert_eq!(inbound_tcp(&pod(), &lookup), otherwise, "{remote} -> {local}:{port}, not redirected");
+        }
+        let asked = lookup("198.18.0.2", "127.0.0.1", 15053);
+        assert_eq!(inbound_udp(&redirected, &asked), to(Listener::DnsUdpV4, Reason::SteeredDns));
+        let closed = Pod { flags: POD_REDIRECTED | POD_CLOSED, ..pod() };
+        let plaintext = lookup("198.18.0.3", "198.18.0.2", 15006);
+        assert_eq!(inbound_tcp(&closed, &plaintext), Inbound::Drop(Reason::PodClosed));
+        // A kubelet that is refused ends containers.
+        assert_eq!(inbound_tcp(&closed, &lookup("169.254.7.127", "198.18.0.2", 8080)), probe);
     }
 
     #[test]

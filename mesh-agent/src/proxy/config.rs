@@ -43,6 +43,8 @@ pub struct ProxyConfig {
     pub tunnels_per_pod: u32,
     /// Interval of probes on idle plaintext connections to other machines. Apps are on this machine and tunnels have their own.
     pub keepalive: Option<Duration>,
+    /// Connections may have been sent here by packet filters in the pod, instead of by our hooks.
+    pub redirected: bool,
     /// Lists of revoked certificates.
     pub revocations: Option<Arc<Revocations>>,
 }
@@ -65,6 +67,7 @@ impl Default for ProxyConfig {
             connections_per_pod: 16_384,
             tunnels_per_pod: 4_096,
             keepalive: Some(Duration::from_secs(180)),
+            redirected: false,
             revocations: None,
         }
     }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use mesh_core::{ArcStr, Refusal, Request, Route, resolve};
 use mesh_runtime::failpoint;
-use mesh_transport::socket::Armed;
+use mesh_transport::socket::{self, Armed};
 use tokio::time::Instant;
 
 use super::attempt::{self, Connected, Failure};
@@ -44,7 +44,7 @@ pub async fn serve(context: Arc<PodContext>, app: Armed, peer: SocketAddr) {
 /// Connects the app to what it asked for. `None`: it was refused, and the telemetry knows.
 async fn set_up(context: Arc<PodContext>, app: Armed, peer: SocketAddr) -> Option<Box<Carried>> {
     failpoint::pass("outbound");
-    let socket = context.shared.telemetry.socket(Reporter::Source);
+    let counted = context.shared.telemetry.socket(Reporter::Source);
     let flow = flow(&context, &app, local::canonical(peer))?;
     let endpoints = Endpoints {
         direction: Direction::Outbound,
@@ -67,7 +67,7 @@ async fn set_up(context: Arc<PodContext>, app: Armed, peer: SocketAddr) -> Optio
     match connected {
         Ok(Connected { peer, labels, lease, hairpin }) => {
             let guard = opened(&context, labels);
-            let counted = (lease, Some(socket));
+            let counted = (lease, Some(counted));
             Some(Box::new(Carried { app, peer, registration, hairpin, counted, guard }))
         }
         Err(failure) => {
@@ -91,7 +91,12 @@ fn flow(context: &PodContext, app: &Armed, client: SocketAddr) -> Option<Flow> {
         return None;
     }
     let slot = local::canonical(app.local_addr().ok()?);
-    let destination = context.shared.interception.original_destination(context.pod.netns_cookie, slot);
+    let destination = context.shared.interception.original_destination(context.pod.netns_cookie, slot).or_else(|| {
+        // Not through a slot, but by a rule in the pod. What is the pod's own, or of this machine, no rule sends here.
+        let before = context.shared.config.redirected.then(|| socket::before_redirection(app)).flatten()?;
+        let ip = before.ip().to_canonical();
+        (!ip.is_loopback() && !ip.is_unspecified() && !local::is_own(&context.pod, ip)).then_some(before)
+    });
     if destination.is_none() {
         context.refuse(Reason::NotCaptured, format_args!("connection from {client} to {slot} without a slot"));
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use mesh_core::{Workload, ports};
 use mesh_transport::copy::Peer as CopyPeer;
-use mesh_transport::socket::Armed;
+use mesh_transport::socket::{self, Armed};
 
 use super::connections::{Direction, Endpoints, Live};
 use super::context::PodContext;
@@ -27,7 +27,7 @@ pub async fn serve(context: Arc<PodContext>, client: Armed, peer: SocketAddr) {
 /// Connects the client to the app. `None`: it was refused, and the telemetry knows.
 async fn set_up(context: Arc<PodContext>, client: Armed, peer: SocketAddr) -> Option<Box<Carried>> {
     mesh_runtime::failpoint::pass("plaintext");
-    let socket = context.shared.telemetry.socket(Reporter::Destination);
+    let counted = context.shared.telemetry.socket(Reporter::Destination);
     let peer = local::canonical(peer);
     let destination = destination(&context, &client)?;
     let endpoints = Endpoints { direction: Direction::InboundPlaintext, source: peer, destination, identity: None };
@@ -48,7 +48,7 @@ async fn set_up(context: Arc<PodContext>, client: Armed, peer: SocketAddr) -> Op
         Ok((app, workload)) => {
             let guard = context.shared.telemetry.open(labels(&context, live, Some(workload)));
             let peer = CopyPeer::Tcp(client);
-            let counted = (None, Some(socket));
+            let counted = (None, Some(counted));
             Some(Box::new(Carried { app, peer, registration, hairpin: None, counted, guard }))
         }
         Err(refused) => {
@@ -63,7 +63,11 @@ async fn set_up(context: Arc<PodContext>, client: Armed, peer: SocketAddr) -> Op
 /// Where the client was going. A connection straight to the agent's own port was not steered here and has no destination.
 fn destination(context: &PodContext, client: &Armed) -> Option<SocketAddr> {
     let local = local::canonical(client.local_addr().ok()?);
-    let destination = context.shared.interception.plaintext_destination(context.pod.netns_cookie, local);
+    let before = if context.shared.config.redirected { socket::before_redirection(client) } else { None };
+    let destination = match before {
+        Some(before) => local::canonical(before),
+        None => context.shared.interception.plaintext_destination(context.pod.netns_cookie, local),
+    };
     if !local::is_own(&context.pod, destination.ip()) || ports::is_mesh_port(destination.port()) {
         context.refuse(Reason::NotCaptured, format_args!("direct connection to {destination}"));
         return None;

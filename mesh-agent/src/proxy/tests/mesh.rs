@@ -152,7 +152,7 @@ impl TestPod {
 
     /// The same in a namespace that is already there.
     pub fn enrol(netns: Netns, node: &Node, uid: &str, name: &str, ips: Vec<IpAddr>) -> TestPod {
-        let sockets = NetnsSockets::new(netns.descriptor(), &ips).unwrap();
+        let sockets = NetnsSockets::new(netns.descriptor(), &ips, None).unwrap();
         let pod = Arc::new(Pod {
             uid: uid.into(),
             namespace: NAMESPACE.into(),

@@ -19,6 +19,7 @@ use mesh_core::snapshot::PolicyEntry;
 use mesh_runtime::http::{Limits, Reply, json, serve_unix, text};
 use mesh_runtime::logging::{Filter, LogControl};
 use mesh_runtime::{DrainToken, Readiness};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
@@ -29,6 +30,7 @@ use crate::enrol::ManagerHandle;
 use crate::enrol::kube::{KubeHandle, View};
 use crate::enrol::manager::PodView;
 use crate::enrol::server::PodFds;
+use crate::enrol::zds;
 use crate::proxy::ProxyShared;
 use crate::state::StateHandle;
 
@@ -62,6 +64,8 @@ pub struct Admin {
     pub manager: ManagerHandle<PodFds>,
     /// Which pods the Kubernetes API wants enrolled.
     pub kube: KubeHandle,
+    /// What istio-cni says, if it is asked.
+    pub zds: Option<Arc<Mutex<zds::View>>>,
     /// The CNI plugin, if it is kept installed.
     pub cni: Option<CniHandle>,
     /// The log.
@@ -172,6 +176,7 @@ impl Admin {
             "policies": policies,
             "pods": pods,
             "kubernetes": kube,
+            "istioCni": self.zds.as_ref().map(|view| view.lock().clone()),
             "cni": self.cni.as_ref().map(CniHandle::status),
             "kernel": {
                 "degradations": self.kernel.degradations(),

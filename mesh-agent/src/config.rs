@@ -116,9 +116,9 @@ flags! {
     crl, "crl", "UNDERMESH_CRL";
     /// Folder for the sockets enrol.sock and admin.sock
     run_dir, "run-dir", "UNDERMESH_RUN_DIR";
-    /// The cgroup v2 folder above all pods [default with --kube: the kubelet's, found by its pods]
+    /// The cgroup v2 folder above all pods [default with --kube or --zds: the kubelet's, found by its pods]
     pods_cgroup, "pods-cgroup", "UNDERMESH_PODS_CGROUP";
-    /// The agent's own cgroup v2 folder, created if missing, not below the pods' [default with --kube: undermesh, beside the pods']
+    /// The agent's own cgroup v2 folder, created if missing, not below the pods' [default with --kube or --zds: undermesh, beside the pods']
     agent_cgroup, "agent-cgroup", "UNDERMESH_AGENT_CGROUP";
     /// Where kernel objects are pinned [default: /sys/fs/bpf/undermesh]
     bpffs, "bpffs", "UNDERMESH_BPFFS";
@@ -152,7 +152,9 @@ flags! {
     udp, "udp", "UNDERMESH_UDP";
     /// Enrol the pods that the Kubernetes API wants in the mesh: off, cluster (with the service account of the agent's pod), or the path of a kubeconfig file [default: off]
     kube, "kube", "UNDERMESH_KUBE";
-    /// With --kube: where the host's processes are seen [default: /proc]
+    /// Enrol the pods that Istio's node agent (istio-cni) names on this socket, as ztunnel does; it also redirects them by iptables: off, or a path [default: off]
+    zds, "zds", "UNDERMESH_ZDS";
+    /// With --kube or --zds: where the host's processes are seen [default: /proc]
     proc, "proc", "UNDERMESH_PROC";
     /// With --kube: where the container runtime holds the pods' network namespaces [default: /run/netns]
     netns, "netns", "UNDERMESH_NETNS";
@@ -215,6 +217,8 @@ pub struct Config {
     pub deny_udp: bool,
     /// Where the Kubernetes API is, if pods are enrolled from it.
     pub kube: Option<String>,
+    /// Where istio-cni says which pods are enrolled, if it does.
+    pub zds: Option<PathBuf>,
     /// Where the host's processes are seen.
     pub proc: PathBuf,
     /// Where the container runtime holds network namespaces.
@@ -319,8 +323,10 @@ impl Flags {
         // A missing node is one problem, not two. Node names may have dots, instance names may not.
         let instance = raw.text("instance", Some(node.as_deref().map(plain).unwrap_or_default()));
         let kube = raw.parse("kube", Some("off"), api, "off, cluster or an absolute path");
+        let zds = raw.parse("zds", Some("off"), socket, "off or an absolute path");
+        let finds = kube.is_some() || zds.is_some();
         let proc = raw.path("proc", Some("/proc"));
-        let pods_cgroup = raw.path_or("pods-cgroup", kube.is_some().then_some(|| cgroups::find_pods(&proc)));
+        let pods_cgroup = raw.path_or("pods-cgroup", finds.then_some(|| cgroups::find_pods(&proc)));
         let config = Config {
             instance: raw.check("instance", instance, is_plain, "letters, digits and dashes, at most 63"),
             node: raw.check("node", node, is_node_name, "a node name"),
@@ -334,7 +340,7 @@ impl Flags {
             },
             crl: raw.optional_file("crl"),
             run_dir: raw.path("run-dir", None),
-            agent_cgroup: raw.path("agent-cgroup", beside(&pods_cgroup, kube.is_some()).as_deref()),
+            agent_cgroup: raw.path("agent-cgroup", beside(&pods_cgroup, finds).as_deref()),
             pods_cgroup,
             bpffs: raw.path("bpffs", Some("/sys/fs/bpf/undermesh")),
             metrics: raw.parse("metrics", Some("0.0.0.0:15020"), |text| text.parse().ok(), "IP:PORT"),
@@ -355,6 +361,7 @@ impl Flags {
             mesh_ranges: raw.ranges("mesh-ranges"),
             deny_udp: raw.parse("udp", Some("pass"), denied, "pass or deny"),
             kube,
+            zds,
             proc,
             kubelet_port: raw.parse("kubelet-port", Some("10250"), port, "a port"),
             netns: raw.path("netns", Some("/run/netns")),
@@ -364,7 +371,7 @@ impl Flags {
             cni_conf_dir: raw.path("cni-conf-dir", Some(CNI_CONF_DIR)),
             cni_state_dir: raw.path("cni-state-dir", Some(CNI_STATE_DIR)),
         };
-        raw.cni(&config);
+        raw.sources(&config);
         raw.cgroups(&config);
         raw.finish(config)
     }
@@ -437,6 +444,13 @@ fn api(text: &str) -> Option<Option<String>> {
     }
 }
 
+fn socket(text: &str) -> Option<Option<PathBuf>> {
+    match text {
+        "off" => Some(None),
+        path => path.starts_with('/').then(|| Some(path.into())),
+    }
+}
+
 fn log_format(text: &str) -> Option<LogFormat> {
     match text {
         "text" | "plain" => Some(LogFormat::Text),
@@ -485,6 +499,7 @@ impl Config {
             ("crl", self.crl.as_deref().map_or_else(|| "none".to_owned(), path)),
             ("udp", if self.deny_udp { "deny" } else { "pass" }.to_owned()),
             ("kube", self.kube.clone().unwrap_or_else(|| "off".to_owned())),
+            ("zds", self.zds.as_deref().map_or_else(|| "off".to_owned(), path)),
             ("proc", path(&self.proc)),
             ("netns", path(&self.netns)),
             ("kubelet_port", self.kubelet_port.to_string()),

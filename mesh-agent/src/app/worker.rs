@@ -31,12 +31,14 @@ use crate::enrol::kube::{self, Enroller, Finder, Follower, Probes};
 use crate::enrol::machine::Counts;
 use crate::enrol::node::Node;
 use crate::enrol::server::PodFds;
-use crate::enrol::{EnrolServer, Manager, ManagerHandle};
+use crate::enrol::{EnrolServer, Manager, ManagerHandle, zds};
 use crate::keeper::{Keeper, lock};
 use crate::proxy::{ProxyConfig, ProxyShared};
 use crate::state::{StateHandle, StateWriter};
 use crate::telemetry::{Telemetry, TelemetryConfig};
 
+/// By this mark the rules that istio-cni makes in pods know the proxy's own packets, which they leave alone.
+const ISTIO_MARK: u32 = 0x539;
 /// How often a pending readiness is looked at again by those who log it.
 const SYNC_NOTICE: Duration = Duration::from_secs(10);
 
@@ -117,6 +119,7 @@ async fn serve(
         let proxy_config = ProxyConfig {
             node: config.node.as_str().into(),
             network: config.control.network.as_str().into(),
+            redirected: config.zds.is_some(),
             revocations: crl.as_ref().map(|crl| crl.revocations().clone()),
             ..ProxyConfig::default()
         };
@@ -150,6 +153,7 @@ async fn serve(
             network: config.control.network.as_str().into(),
         },
         trust_domain: config.trust_domain.clone(),
+        mark: config.zds.is_some().then_some(ISTIO_MARK),
         counts: count_pods(&mut registry, &telemetry),
     };
     let manager = Manager::spawn(Arc::new(node));
@@ -157,6 +161,7 @@ async fn serve(
     task::spawn_vital("metrics server", house::serve_metrics(metrics_port, registry, servers.token()));
     let (orders, mut ordered) = mpsc::channel(1);
     let (kube, kube_asked) = kube::handle();
+    let zds = config.zds.as_ref().map(|_| Arc::new(Mutex::new(zds::View::default())));
     let admin = Admin {
         config: config
             .effective()
@@ -169,6 +174,7 @@ async fn serve(
         kernel: kernel.clone(),
         manager: manager.clone(),
         kube: kube.clone(),
+        zds: zds.clone(),
         cni: cni.as_ref().map(|cni| cni.handle.clone()),
         log,
         readiness: readiness.clone(),
@@ -214,6 +220,16 @@ async fn serve(
             // Whose probes passed while an earlier agent followed the kubelet, nobody follows now.
             kernel.leave_kubelet()?;
         }
+    }
+    if let (Some(socket), Some(view)) = (&config.zds, zds) {
+        let places = zds::Places {
+            finder: finder(&config),
+            checker: checker.clone(),
+            cluster_domain: config.cluster_domain.as_str().into(),
+            resolv_conf: "/etc/resolv.conf".into(),
+        };
+        let unheard = readiness.task("pods from istio-cni");
+        zds::ZdsClient::new(socket.clone(), places, manager.clone(), view, unheard).spawn(enrolment.token());
     }
     let server = EnrolServer::bind(&config.run_dir, checker).map_err(Refusal::system("enrolment socket"))?;
     task::spawn_vital("enrolment server", server.run(manager.clone(), enrolment.token()));
@@ -276,19 +292,23 @@ async fn enroller(
 ) -> Result<Enroller, Refusal> {
     let failed = |line| Refusal { status: EXIT_CONFIG, line: format!("--kube: {line}") };
     let client = kube::connect(source).await.map_err(failed)?;
-    let finder = Finder {
+    Ok(Enroller { client, finder: finder(config), checker, manager, probes })
+}
+
+fn finder(config: &Config) -> Finder {
+    Finder {
         proc: config.proc.clone(),
         netns: config.netns.clone(),
         pods_cgroup: config.pods_cgroup.clone(),
         node: config.node.clone(),
-    };
-    Ok(Enroller { client, finder, checker, manager, probes })
+    }
 }
 
 async fn start_kernel(config: &Config) -> Result<Arc<Kernel>, Refusal> {
     let kernel_config = KernelConfig {
         bpffs: config.bpffs.clone(),
         deny_udp: config.deny_udp,
+        redirected: config.zds.is_some(),
         ..KernelConfig::new(config.instance.clone(), config.pods_cgroup.clone(), config.agent_cgroup.clone())
     };
     let attempt = || async {

@@ -148,7 +148,12 @@ impl Raw {
         given.then(|| self.file(flag))
     }
 
-    pub(super) fn cni(&mut self, config: &Config) {
+    /// Who says which pods are in the mesh.
+    pub(super) fn sources(&mut self, config: &Config) {
+        if config.zds.is_some() && config.kube.is_some() {
+            let line = "--zds and --kube exclude each other: one of them says which pods are in the mesh".to_owned();
+            self.problems.push(Problem { usage: true, line });
+        }
         if config.cni && config.kube.is_none() {
             let line = "--cni needs --kube: the Kubernetes API says which pods are held".to_owned();
             self.problems.push(Problem { usage: true, line });
@@ -198,6 +203,7 @@ macro_rules! placeholders {
 placeholders! {
     String => String::new();
     Option<String> => None;
+    Option<PathBuf> => None;
     PathBuf => PathBuf::new();
     SocketAddr => SocketAddr::from(([0, 0, 0, 0], 0));
     LogFormat => LogFormat::Text;

@@ -66,6 +66,7 @@ fn hardening_b192_wrong_flags_are_all_reported_with_status_64() {
         ("run-dir", "relative"),
         ("trust-domain", "a/b"),
         ("udp", "refuse"),
+        ("zds", "ztunnel.sock"),
         ("kubelet-port", "0"),
         ("kubelet-port", "65536"),
         ("cni", "true"),
@@ -152,6 +153,19 @@ fn the_cni_plugin_needs_somebody_who_says_which_pods_are_meant() {
     if let Err(problems) = parse(&flags, &[]) {
         assert!(problems.lines.is_empty(), "{problems:?}");
     }
+}
+
+#[test]
+fn one_at_most_says_which_pods_are_in_the_mesh() {
+    let mut flags = good();
+    flags.insert("zds", "/run/ztunnel/ztunnel.sock".into());
+    if let Ok(config) = parse(&flags, &[]) {
+        assert_eq!(config.zds.as_deref(), Some(Path::new("/run/ztunnel/ztunnel.sock")));
+    }
+    flags.insert("kube", "cluster".into());
+    let problems = parse(&flags, &[]).unwrap_err();
+    assert_eq!(problems.status, EXIT_USAGE);
+    assert!(problems.lines.iter().any(|line| line.starts_with("--zds and --kube")), "{problems:?}");
 }
 
 #[test]

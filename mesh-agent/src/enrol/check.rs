@@ -3,7 +3,6 @@
 //!
 //! Blocking: looks into the pod's namespace from a thread made for it, which is not used for anything else afterwards.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -72,7 +71,7 @@ impl Checker {
             Failure::passing(Code::Failed, format!("cannot look into the network namespace: {error}"))
         })?;
         for ip in ips {
-            if !seen.addresses.contains(ip) {
+            if !seen.interfaces.iter().any(|interface| interface.address == *ip) {
                 return Err(refused(format!("the network namespace does not have the address {ip}")));
             }
         }
@@ -101,7 +100,21 @@ impl Checker {
 
 struct Inside {
     cookie: u64,
-    addresses: BTreeSet<IpAddr>,
+    interfaces: Vec<Interface>,
+}
+
+/// An address of a network device.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Interface {
+    /// Of the device.
+    pub name: String,
+    /// One of its addresses.
+    pub address: IpAddr,
+}
+
+/// The addresses in a network namespace, in the kernel's order.
+pub fn interfaces(netns: BorrowedFd<'_>) -> io::Result<Vec<Interface>> {
+    look_inside(netns).map(|inside| inside.interfaces)
 }
 
 /// Reads cookie and addresses of a namespace from a thread that enters it and then ends.
@@ -111,12 +124,13 @@ fn look_inside(netns: BorrowedFd<'_>) -> io::Result<Inside> {
             setns(netns, CloneFlags::CLONE_NEWNET)?;
             let cookie = own_cookie()?;
             let interfaces = nix::ifaddrs::getifaddrs()?;
-            let addresses = interfaces.filter_map(|interface| {
+            let interfaces = interfaces.filter_map(|interface| {
                 let address = interface.address?;
                 let v4 = address.as_sockaddr_in().map(|address| IpAddr::from(address.ip()));
-                v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::from(address.ip())))
+                let address = v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::from(address.ip())))?;
+                Some(Interface { name: interface.interface_name, address })
             });
-            Ok(Inside { cookie, addresses: addresses.collect() })
+            Ok(Inside { cookie, interfaces: interfaces.collect() })
         };
         let thread = std::thread::Builder::new().name("netns-check".into()).spawn_scoped(scope, look)?;
         thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))

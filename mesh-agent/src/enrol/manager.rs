@@ -79,6 +79,7 @@ enum Message<P> {
     Event(Event<P>),
     Ask(RequestId, Event<P>, oneshot::Sender<Result<(), Failure>>),
     View(oneshot::Sender<Vec<PodView>>),
+    Spec(ArcStr, oneshot::Sender<Option<Arc<Spec>>>),
     Drain(Duration, oneshot::Sender<()>),
     Freeze(oneshot::Sender<()>),
 }
@@ -122,6 +123,13 @@ impl<P> ManagerHandle<P> {
         let (reply, answer) = oneshot::channel();
         let _ = self.mailbox.send(Message::View(reply)).await;
         answer.await.unwrap_or_default()
+    }
+
+    /// From what a pod runs or is started, if it is.
+    pub async fn spec(&self, uid: &ArcStr) -> Option<Arc<Spec>> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.mailbox.send(Message::Spec(uid.clone(), reply)).await;
+        answer.await.ok().flatten()
     }
 
     /// Lets all connections end within `limit`. From now on every request is refused.
@@ -237,6 +245,12 @@ impl<R: Runner> Manager<R> {
             }
             Message::View(reply) => {
                 let _ = reply.send(self.view());
+            }
+            Message::Spec(uid, reply) => {
+                let wanted =
+                    self.live.iter().filter(|(_, live)| live.spec.pod.uid == uid && !live.cancel.is_cancelled());
+                let last = wanted.max_by_key(|(generation, _)| **generation);
+                let _ = reply.send(last.map(|(_, live)| live.spec.clone()));
             }
             Message::Drain(limit, done) => self.drain(limit, done),
             Message::Freeze(done) => self.frozen = Some(Some(done)),

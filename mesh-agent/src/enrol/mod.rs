@@ -1,10 +1,11 @@
 //! Enrolment: who plays the kubelet tells the agent over a root-only Unix socket which pods are on the node, or the agent hears of them from the
-//! Kubernetes API itself, and captures them.
+//! Kubernetes API itself or from Istio's node agent, and captures them.
 //!
 //! ```text
 //!  client ── SOCK_SEQPACKET ── server ── session (order of requests, pure)
 //!                                │ check (are the descriptors and addresses what they claim to be)
 //!  API server ── watch ── kube ──┤
+//!  istio-cni ── its socket ── zds ┤
 //!                                v
 //!                             manager ── machine (events -> actions, pure)
 //!                                │ start, stop
@@ -26,6 +27,7 @@ pub mod record;
 pub mod server;
 pub mod session;
 pub mod socket;
+pub mod zds;
 
 pub use listeners::Listeners;
 pub use machine::{NetnsId, Spec};

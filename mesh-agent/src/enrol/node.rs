@@ -56,6 +56,8 @@ pub struct Node {
     pub zone: DnsZone,
     /// Trust domain of the node's pods.
     pub trust_domain: TrustDomain,
+    /// On the agent's packets inside of pods, for packet filters there.
+    pub mark: Option<u32>,
     /// Told how many pods there are.
     pub counts: Box<dyn Fn(Counts) + Send + Sync>,
 }
@@ -241,7 +243,8 @@ impl Node {
             .map_err(|error| Failure::lasting(Code::Refused, error.to_string()))?;
         let netns = payload.netns;
         let inside = netns.try_clone().map_err(failed("duplicate the netns"))?;
-        let sockets = NetnsSockets::new(inside, &request.ips).map_err(failed("prepare the pod's sockets"))?;
+        let sockets =
+            NetnsSockets::new(inside, &request.ips, self.mark).map_err(failed("prepare the pod's sockets"))?;
         let (listeners, fresh) = match payload.adopted {
             Some(listeners) => (listeners, false),
             None => (Listeners::open(&sockets).await.map_err(failed("open the pod's sockets"))?, true),

@@ -1,4 +1,4 @@
-//! The enrolment socket: SOCK_SEQPACKET over a path that only root reaches, driven by tokio's readiness.
+//! Sockets of enrolment: SOCK_SEQPACKET over a path, driven by tokio's readiness. Our own is listened on, that of Istio's node agent connected to.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -6,8 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, UnixCredentials, accept4, bind, getsockopt, listen, socket,
-    sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, UnixCredentials, accept4, bind, connect, getsockopt, listen,
+    socket, sockopt,
 };
 use tokio::io::unix::AsyncFd;
 
@@ -22,11 +22,11 @@ pub struct SeqListener {
     fd: AsyncFd<OwnedFd>,
 }
 
-/// One client's connection.
+/// One connection.
 #[derive(Debug)]
 pub struct SeqConnection {
     fd: AsyncFd<OwnedFd>,
-    /// Who connected.
+    /// Who is at the other end.
     pub peer: UnixCredentials,
 }
 
@@ -68,6 +68,17 @@ impl SeqListener {
 }
 
 impl SeqConnection {
+    /// Connects to whoever listens at `path`; fails at once if nobody does, or too many wait there.
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+        connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+        let peer = getsockopt(&fd, sockopt::PeerCredentials)?;
+        // SAFETY: an OwnedFd keeps its number open until it is dropped, and nothing takes it out of the AsyncFd.
+        let fd = unsafe { AsyncFd::register(fd) }?;
+        Ok(SeqConnection { fd, peer })
+    }
+
     /// The next packet; `None` when the client has closed. Cancel safe.
     pub async fn receive(&self) -> io::Result<Option<Packet>> {
         loop {

@@ -8,7 +8,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -133,6 +133,38 @@ impl Finder {
         Ok((Spec { pod: request, netns: id }, PodFds { netns, adopted: None, taken_over: false }))
     }
 
+    /// Where a pod is of which somebody else knows the network namespace: its cgroup and, if that is asked and it has a process already, what
+    /// `resolv.conf` says there.
+    pub fn place(
+        &self,
+        uid: &str,
+        netns: BorrowedFd<'_>,
+        with_dns: bool,
+    ) -> Result<(OwnedFd, Option<PodDnsRequest>), Failure> {
+        let open = |folder: &Path| {
+            File::open(folder).map(OwnedFd::from).map_err(|error| passing(format!("cannot open {folder:?}: {error}")))
+        };
+        // A pod that is being made has no process: the others need not be looked at for it.
+        if let Some(folder) = self.folder(uid).filter(|folder| !(with_dns && is_populated(folder))) {
+            return Ok((open(&folder)?, None));
+        }
+        let seen = self.look().map_err(|error| passing(format!("cannot look at {:?}: {error}", self.proc)))?;
+        let netns = netns.try_clone_to_owned().map(File::from).and_then(|file| file.metadata());
+        let netns = netns.map_err(|error| passing(format!("cannot look at the network namespace: {error}")))?;
+        let space = identity(&netns);
+        // A pod of the kubelet's own folder has another UID in the names of its cgroups: then its processes tell.
+        let mut inside = seen.processes.iter().filter(|(_, all)| all.iter().any(|process| process.netns == space));
+        let uid = match (seen.cgroups.contains_key(uid), inside.next(), inside.next()) {
+            (false, Some((only, _)), None) => only.as_str(),
+            _ => uid,
+        };
+        let none = || passing(format!("there is no cgroup of the pod below {:?} yet", self.pods_cgroup));
+        let cgroup = open(seen.cgroups.get(uid).ok_or_else(none)?)?;
+        let processes = seen.processes.get(uid).map_or(&[][..], Vec::as_slice).iter();
+        let dns = processes.filter(|process| process.netns == space).find_map(|process| self.look_again(process, uid));
+        Ok((cgroup, dns))
+    }
+
     /// The cgroup of a pod, named as the kubelet runs it.
     pub fn folder(&self, cgroup_uid: &str) -> Option<PathBuf> {
         let mut found = HashMap::new();
@@ -154,11 +186,7 @@ impl Finder {
             rules: Box::new(pod.said.rules.clone()),
             node: self.node.as_str().into(),
         };
-        match enrol_request(&encode_enrol_request(&EnrolRequest::Add(request))) {
-            Ok(EnrolRequest::Add(request)) => Ok(request),
-            Ok(_) => Err(Failure::lasting(Code::Refused, "not an enrolment")),
-            Err(error) => Err(Failure::lasting(Code::Refused, error.to_string())),
-        }
+        checked(request)
     }
 
     /// Whether the process is still the pod's and in the namespace, and if so what its `resolv.conf` says.
@@ -184,6 +212,20 @@ impl Finder {
         let mut bytes = Vec::new();
         file.take(LONGEST).read_to_end(&mut bytes).ok()?;
         Some(resolv::parse(&String::from_utf8_lossy(&bytes)))
+    }
+}
+
+/// Whether there is a process in a cgroup or below; perhaps, if it does not say.
+fn is_populated(folder: &Path) -> bool {
+    fs::read_to_string(folder.join("cgroup.events")).map_or(true, |events| !events.contains("populated 0"))
+}
+
+/// A request that was made here, with the same checks as one on the enrolment socket.
+pub fn checked(request: PodRequest) -> Result<PodRequest, Failure> {
+    match enrol_request(&encode_enrol_request(&EnrolRequest::Add(request))) {
+        Ok(EnrolRequest::Add(request)) => Ok(request),
+        Ok(_) => Err(Failure::lasting(Code::Refused, "not an enrolment")),
+        Err(error) => Err(Failure::lasting(Code::Refused, error.to_string())),
     }
 }
 

@@ -25,7 +25,7 @@ mod watch;
 pub use book::{Knowledge, NotBegun, Trouble};
 pub use driver::{Begun, Enroller, KubeHandle, View, handle};
 pub use facts::{Called, Facts};
-pub use find::Finder;
+pub use find::{Finder, checked};
 pub use kubelet::{Follower, Probes};
 pub use resolv::parse as resolv_conf;
 pub use wanted::{Mode, Reason, SYSTEM, Verdict, wanted};

@@ -29,13 +29,22 @@ pub struct LabConfig {
     pub agent_args: Vec<String>,
     /// Zone label per node; `zone<number>` where the list is shorter.
     pub zones: Vec<String>,
+    /// Agents hear of pods from Istio's node agent, at `Node::zds`; whoever starts the lab's mesh plays it.
+    pub istio_cni: bool,
     /// Agents panic where `Node::fail_at` says; a debug build only.
     pub fail_points: bool,
 }
 
 impl Default for LabConfig {
     fn default() -> LabConfig {
-        LabConfig { nodes: 2, control_args: Vec::new(), agent_args: Vec::new(), zones: Vec::new(), fail_points: false }
+        LabConfig {
+            nodes: 2,
+            control_args: Vec::new(),
+            agent_args: Vec::new(),
+            zones: Vec::new(),
+            istio_cni: false,
+            fail_points: false,
+        }
     }
 }
 
@@ -160,7 +169,10 @@ impl Lab {
     pub fn agent_program(&self, node: &Node) -> Result<Program> {
         let instance = format!("{}-{}", self.run, node.name);
         let ranges = plan::mesh_ranges(self.config.nodes);
-        let program = Agent::program(node, &self.control, &instance, &ranges, &self.config.agent_args)?;
+        let mut program = Agent::program(node, &self.control, &instance, &ranges, &self.config.agent_args)?;
+        if self.config.istio_cni {
+            program = program.arg("--zds").arg(node.zds());
+        }
         Ok(match self.config.fail_points {
             true => program.env("UNDERMESH_FAILPOINTS", node.fail_points().to_string_lossy()),
             false => program,

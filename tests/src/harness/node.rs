@@ -39,6 +39,11 @@ impl Node {
         self.run_dir.with_extension("failpoints")
     }
 
+    /// Where Istio's node agent listens.
+    pub fn zds(&self) -> PathBuf {
+        self.run_dir.with_extension("zds")
+    }
+
     /// Has the node's agent panic once at each of these points.
     pub fn fail_at(&self, points: &[&str]) -> Result<()> {
         std::fs::write(self.fail_points(), points.join("\n")).context("write fail points")

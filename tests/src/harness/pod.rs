@@ -127,7 +127,7 @@ impl Pod {
         let netns = Netns::create(&spec.name)?;
         let device = format!("v{:010x}", id & 0xff_ffff_ffff);
         wire(&node, &netns, &device, address, spec.ipv4_only).with_context(|| format!("wire pod {}", spec.name))?;
-        let cgroup = node.pods_cgroup().join(format!("pod-{}", &uid[..13]));
+        let cgroup = node.pods_cgroup().join(format!("pod{uid}"));
         cgroup::create(&cgroup)?;
         let resolv_conf = dir.join(format!("{uid}.resolv.conf"));
         let namespace = &spec.namespace;

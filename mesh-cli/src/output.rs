@@ -33,6 +33,8 @@ pub enum Colour {
 pub enum Mark {
     /// Fine.
     Good,
+    /// Nobody has looked.
+    Unknown,
     /// Worth a look.
     Warning,
     /// Broken.
@@ -43,6 +45,7 @@ impl Mark {
     fn sign(self) -> &'static str {
         match self {
             Mark::Good => "√",
+            Mark::Unknown => "?",
             Mark::Warning => "‼",
             Mark::Bad => "×",
         }
@@ -51,7 +54,7 @@ impl Mark {
     fn code(self) -> &'static str {
         match self {
             Mark::Good => "32",
-            Mark::Warning => "33",
+            Mark::Unknown | Mark::Warning => "33",
             Mark::Bad => "31",
         }
     }
@@ -105,17 +108,22 @@ pub fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{}", printable(text));
 }
 
-/// Text that a terminal takes as text: control characters and marks of direction are escaped; very long text is cut.
+/// Text that a terminal takes as text: control characters and marks of direction are escaped; very long lines are cut.
 pub fn printable(text: &str) -> String {
     const LIMIT: usize = 2000;
-    let mut out = String::with_capacity(text.len().min(LIMIT));
-    for (count, c) in text.chars().enumerate() {
-        if count == LIMIT {
-            out.push('…');
-            break;
+    let mut out = String::with_capacity(text.len());
+    let mut count = 0;
+    for c in text.chars() {
+        count = if c == '\n' { 0 } else { count + 1 };
+        if count > LIMIT {
+            if count == LIMIT + 1 {
+                out.push('…');
+            }
+            continue;
         }
-        let is_safe = c == '\n' || !(c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'));
-        if is_safe {
+        let is_mark =
+            matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if c == '\n' || !(c.is_control() || is_mark) {
             out.push(c);
         } else {
             out.extend(c.escape_unicode());
@@ -167,14 +175,20 @@ mod tests {
     fn hardening_b195_names_do_not_steer_the_terminal() {
         assert_eq!(printable("a\x1b[2Jb\u{202e}c\rd"), "a\\u{1b}[2Jb\\u{202e}c\\u{d}d");
         assert_eq!(printable("two\nlines"), "two\nlines");
+        assert_eq!(printable("a\u{200f}b\u{61c}"), "a\\u{200f}b\\u{61c}");
+        // A line may be too long; the ones after it are read all the same.
+        let cut = printable(&format!("{}\nlast", "x".repeat(3000)));
+        assert_eq!(cut, format!("{}…\nlast", "x".repeat(2000)));
+        let many = "a node that is not clean\n".repeat(300);
+        assert_eq!(printable(&many), many);
         let rows = [vec!["a\nb\x07".into()]];
         assert_eq!(table(&["N"], &rows), "N\na b\\u{7}\n");
     }
 
     #[test]
     fn a_mark_says_what_it_means_without_colour() {
-        let marks = [Mark::Good, Mark::Warning, Mark::Bad].map(|mark| Paint::plain().mark(mark));
-        assert_eq!(marks, ["√", "‼", "×"]);
+        let marks = [Mark::Good, Mark::Unknown, Mark::Warning, Mark::Bad].map(|mark| Paint::plain().mark(mark));
+        assert_eq!(marks, ["√", "?", "‼", "×"]);
         assert_eq!(Paint { is_on: true }.mark(Mark::Bad), "\x1b[31m×\x1b[0m");
     }
 }

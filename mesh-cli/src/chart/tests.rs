@@ -41,6 +41,11 @@ fn set_reads_what_helm_reads() {
         ("a[1].b=x,a[0]=y", Guess, json!({"a": ["y", {"b": "x"}]})),
         (r"a\.b=x\,y\=z", Guess, json!({"a.b": "x,y=z"})),
         ("a=x=y", Guess, json!({"a": "x=y"})),
+        // A brace elsewhere is a letter.
+        ("a=x{1,b=2", Guess, json!({"a": "x{1", "b": 2})),
+        ("a=foo},b=2", Guess, json!({"a": "foo}", "b": 2})),
+        (r"a=\{x\,y\},b={x\,y,z}", Guess, json!({"a": "{x,y}", "b": ["x,y", "z"]})),
+        ("a={,x}", Guess, json!({"a": ["", "x"]})),
         (
             "image.hub=registry.example:5000/undermesh",
             Guess,
@@ -52,7 +57,7 @@ fn set_reads_what_helm_reads() {
         set(&mut values, text, typing).unwrap();
         assert_eq!(values, expected, "{text}");
     }
-    for text in ["a", "=1", "a..b=1", "a[x]=1", "a[9999]=1", "a=1,a.b=2"] {
+    for text in ["a", "=1", "a..b=1", "a[x]=1", "a[9999]=1", "a=1,a.b=2", "a={x", "a={x}y", "a={{x},y}", "a=1,b"] {
         assert!(set(&mut json!({}), text, Guess).is_err(), "{text}");
     }
 }

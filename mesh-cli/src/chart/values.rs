@@ -48,19 +48,31 @@ pub enum Typing {
     Text,
 }
 
-/// Sets `a.b[0].c=x,d={x,y}` in `values`. A backslash takes the meaning from `.`, `,`, `=` and the rest.
+/// Sets `a.b[0].c=x,d={x,y}` in `values`. A backslash takes the meaning from `.`, `,`, `=` and the rest; braces mean a list right behind `=` only.
 pub fn set(values: &mut Value, expression: &str, typing: Typing) -> Result<(), String> {
-    for part in split(expression, ',') {
-        let Some((path, text)) = cut(part, '=') else {
-            return Err(format!("{part:?}: write name=value"));
-        };
-        let value = match text.strip_prefix('{').and_then(|text| text.strip_suffix('}')) {
-            Some("") => Value::Array(Vec::new()),
-            Some(items) => split(items, ',').into_iter().map(|item| typed(item, typing)).collect(),
-            None => typed(text, typing),
+    let mut rest = Some(expression);
+    while let Some(part) = rest {
+        let pair = cut(part, '=').filter(|(path, _)| cut(path, ',').is_none());
+        let (path, text) = pair.ok_or_else(|| format!("{part:?}: write name=value"))?;
+        let (value, next) = match text.strip_prefix('{') {
+            Some(list) => {
+                let (items, next) = cut(list, '}').ok_or_else(|| format!("{part:?}: a list ends with }}"))?;
+                let items = if items.is_empty() { Vec::new() } else { split(items, ',') };
+                let next = match next.strip_prefix(',') {
+                    None if next.is_empty() => None,
+                    None => return Err(format!("{part:?}: a comma or nothing follows a list")),
+                    next => next,
+                };
+                (items.into_iter().map(|item| typed(item, typing)).collect(), next)
+            }
+            None => {
+                let (text, next) = cut(text, ',').map_or((text, None), |(text, next)| (text, Some(next)));
+                (typed(text, typing), next)
+            }
         };
         let steps = steps(path).map_err(|why| format!("{part:?}: {why}"))?;
         place(values, &steps, value).map_err(|why| format!("{part:?}: {why}"))?;
+        rest = next;
     }
     Ok(())
 }
@@ -145,7 +157,7 @@ fn plain(text: &str) -> String {
     out
 }
 
-/// Cuts at every `at` that is neither escaped nor inside braces.
+/// Cuts at every `at` that is not escaped.
 fn split(text: &str, at: char) -> Vec<&str> {
     let mut parts = Vec::new();
     let mut rest = text;
@@ -158,14 +170,12 @@ fn split(text: &str, at: char) -> Vec<&str> {
 }
 
 fn cut(text: &str, at: char) -> Option<(&str, &str)> {
-    let (mut depth, mut is_escaped) = (0i32, false);
+    let mut is_escaped = false;
     for (n, c) in text.char_indices() {
         match c {
             _ if is_escaped => is_escaped = false,
             '\\' => is_escaped = true,
-            '{' => depth += 1,
-            '}' => depth -= 1,
-            c if c == at && depth == 0 => return Some((&text[..n], &text[n + c.len_utf8()..])),
+            c if c == at => return Some((&text[..n], &text[n + c.len_utf8()..])),
             _ => {}
         }
     }

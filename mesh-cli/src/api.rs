@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use http::header::{ACCEPT, CONTENT_TYPE, DATE, USER_AGENT};
+use http::header::{ACCEPT, CONTENT_TYPE, DATE, HeaderName, RETRY_AFTER, USER_AGENT};
 use http::{HeaderValue, Method, Request};
 use http_body_util::{BodyExt, Limited};
 use kube::client::Body;
@@ -25,6 +25,11 @@ pub const MANAGER: &str = "meshctl";
 const PAGE: usize = 500;
 /// The largest answer that is read.
 const MAX_ANSWER: usize = 256 << 20;
+
+/// How often a server is asked that has too much to do.
+const TRIES: u32 = 6;
+/// It may want to be left alone for longer than anybody waits.
+const LONGEST_REST: Duration = Duration::from_secs(5);
 
 /// How to reach a cluster; empty means what kubectl would do.
 #[derive(Clone, Debug, Default)]
@@ -79,6 +84,8 @@ pub struct Answer {
     pub code: u16,
     /// The server's clock, if it told it.
     pub date: Option<String>,
+    /// It wants to be asked again after so many seconds.
+    pub retry_after: Option<u64>,
     /// What it said.
     pub body: Vec<u8>,
 }
@@ -130,8 +137,10 @@ impl Api {
             let response = self.client.send(request).await.map_err(|error| failed(chain(&error)))?;
             let (head, body) = response.into_parts();
             let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|error| failed(error.to_string()))?;
-            let date = head.headers.get(DATE).and_then(|date| Some(date.to_str().ok()?.to_owned()));
-            Ok(Answer { code: head.status.as_u16(), date, body: body.to_bytes().to_vec() })
+            let header =
+                |name: HeaderName| head.headers.get(name).and_then(|value| Some(value.to_str().ok()?.to_owned()));
+            let retry_after = header(RETRY_AFTER).and_then(|seconds| seconds.parse().ok());
+            Ok(Answer { code: head.status.as_u16(), date: header(DATE), retry_after, body: body.to_bytes().to_vec() })
         };
         let late = || failed(format!("no answer within {} s (--request-timeout)", self.timeout.as_secs()));
         tokio::time::timeout(self.timeout, whole).await.map_err(|_| late())?
@@ -139,7 +148,15 @@ impl Api {
 
     /// Sends one request whose answer is an object.
     async fn ask(&self, method: Method, path: &str, kind: &str, body: Vec<u8>) -> Result<(u16, Value), Failure> {
-        let answer = self.send(method.clone(), path, kind, body).await?;
+        let mut tries = 1;
+        let answer = loop {
+            let answer = self.send(method.clone(), path, kind, body.clone()).await?;
+            // With this header the server says that it has done nothing: it has too much to do, or has just begun.
+            let is_busy = answer.code == 429 || answer.code >= 500;
+            let Some(wait) = answer.retry_after.filter(|_| is_busy && tries < TRIES) else { break answer };
+            tokio::time::sleep(Duration::from_secs(wait).min(LONGEST_REST)).await;
+            tries += 1;
+        };
         let value: Option<Value> = serde_json::from_slice(&answer.body).ok();
         if (200..300).contains(&answer.code) {
             let unreadable = || Failure { code: 0, why: format!("{method} {path}: the answer is not JSON") };
@@ -165,7 +182,13 @@ impl Api {
 
     /// All objects of a path, which may have a query.
     pub async fn list(&self, path: &str) -> Result<Vec<Value>, Failure> {
-        let (mut items, mut next) = (Vec::new(), String::new());
+        let mut items = Vec::new();
+        self.pages(path, |part| items.extend(part)).await.map(|()| items)
+    }
+
+    /// Page by page: whole objects of a large cluster do not fit into memory together.
+    async fn pages(&self, path: &str, mut each: impl FnMut(Vec<Value>)) -> Result<(), Failure> {
+        let mut next = String::new();
         loop {
             let query = form_urlencoded::Serializer::new(String::new())
                 .append_pair("limit", &PAGE.to_string())
@@ -174,27 +197,45 @@ impl Api {
             let join = if path.contains('?') { '&' } else { '?' };
             let mut page = self.get(&format!("{path}{join}{query}")).await?;
             if let Some(Value::Array(part)) = page.get_mut("items").map(Value::take) {
-                items.extend(part);
+                each(part);
             }
             match page.pointer("/metadata/continue").and_then(Value::as_str) {
                 Some(token) if !token.is_empty() => token.clone_into(&mut next),
-                _ => return Ok(items),
+                _ => return Ok(()),
             }
         }
     }
 
     /// All objects of a path, as what is known of them here. One that cannot be read is left out.
     pub async fn view<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, Failure> {
-        let items = self.list(path).await?;
-        Ok(items.into_iter().filter_map(|item| serde_json::from_value(item).ok()).collect())
+        self.view_all(path).await.map(|(found, _)| found)
+    }
+
+    /// The same, with how many could not be read.
+    pub async fn view_all<T: DeserializeOwned>(&self, path: &str) -> Result<(Vec<T>, usize), Failure> {
+        let (mut found, mut strange) = (Vec::new(), 0);
+        let each = |part: Vec<Value>| {
+            for item in part {
+                match serde_json::from_value(item) {
+                    Ok(item) => found.push(item),
+                    Err(_) => strange += 1,
+                }
+            }
+        };
+        self.pages(path, each).await?;
+        Ok((found, strange))
     }
 
     /// Server-side apply. Says whether it is new.
     pub async fn apply(&self, path: &str, object: &Value, is_forced: bool) -> Result<bool, Failure> {
+        self.applied(path, object, is_forced).await.map(|(code, _)| code == 201)
+    }
+
+    /// The same, with what it has become.
+    pub async fn applied(&self, path: &str, object: &Value, is_forced: bool) -> Result<(u16, Value), Failure> {
         let path = format!("{path}?fieldManager={MANAGER}&force={is_forced}");
         let body = object.to_string().into_bytes();
-        let (code, _) = self.ask(Method::PATCH, &path, "application/apply-patch+yaml", body).await?;
-        Ok(code == 201)
+        self.ask(Method::PATCH, &path, "application/apply-patch+yaml", body).await
     }
 
     /// Makes an object.
@@ -220,6 +261,14 @@ impl Api {
 
     /// Where an object is. Asks the server once for each kind.
     pub async fn path_of(&self, reference: &Reference) -> Result<String, Failure> {
+        // What an inventory says may have been written by others, and becomes part of a path.
+        let is_plain = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || ".:_-".contains(c));
+        if ![&reference.kind, &reference.namespace, &reference.name].into_iter().all(|text| is_plain(text))
+            || !reference.api_version.split('/').all(|part| is_plain(part) && !part.is_empty())
+            || [".", ".."].contains(&reference.name.as_str())
+        {
+            return Err(Failure { code: 400, why: format!("no object can be called {reference}") });
+        }
         let base = match reference.group() {
             "" => format!("/api/{}", reference.api_version),
             _ => format!("/apis/{}", reference.api_version),

@@ -6,13 +6,16 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::api::Api;
-use crate::check::collect;
 use crate::check::facts::{AGENT, CONTROL, Diagnosis, REDIRECTION, Snapshot, tag};
+use crate::check::{collect, needs};
 use crate::context::Context;
 use crate::health::{self, Progress};
 use crate::install::rollout;
 use crate::output::{Format, Mark, Paint, data, printable, table};
-use crate::stop::{FAILED, OK, Stop};
+use crate::stop::{FAILED, OK, Stop, UNAVAILABLE};
+
+/// Without these a page would say that nothing is there.
+const SHOWN: [&str; 5] = [needs::DEPLOYMENTS, needs::DAEMON_SETS, "pods", "nodes", "namespaces"];
 
 /// Options of the verb.
 #[derive(Clone, Debug, clap::Args)]
@@ -208,6 +211,10 @@ pub async fn run(options: &Status, context: &Context) -> Result<u8, Stop> {
         rollout::wait(&api, &components, options.wait_duration, context.is_for_a_program()).await?;
     }
     let snapshot = collect::snapshot(&api, &context.namespace, false).await?;
+    // Nothing seen is not nothing there.
+    if let Some((what, why)) = snapshot.unread.iter().find(|(what, _)| SHOWN.contains(&what.as_str())) {
+        return Err(Stop::new(UNAVAILABLE, format!("{what} cannot be read: {why}")));
+    }
     let summary = summary(&snapshot);
     match context.format {
         Format::Text => data(&summary.text(&snapshot, context.paint())).map_err(Stop::failed)?,

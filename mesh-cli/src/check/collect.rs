@@ -9,39 +9,15 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::facts::{AGENT, CONTROL, Denial, Diagnosis, ROOT, Snapshot, Words};
-use crate::api::{Api, Failure};
+use super::{needs, rights};
+use crate::api::{Answer, Api, Failure};
 use crate::stop::Stop;
-use crate::view::{Node, Pod};
+use crate::view::Pod;
 
 /// Lines of a log that are read.
 const LOG_LINES: u16 = 40;
 /// Agents and kubelets that are asked at a time.
 const AT_ONCE: usize = 16;
-
-/// What a person needs who installs: verb, group, resource.
-const INSTALLER: [(&str, &str, &str); 8] = [
-    ("create", "", "namespaces"),
-    ("create", "apiextensions.k8s.io", "customresourcedefinitions"),
-    ("create", "rbac.authorization.k8s.io", "clusterroles"),
-    ("create", "rbac.authorization.k8s.io", "clusterrolebindings"),
-    ("create", "apps", "daemonsets"),
-    ("create", "apps", "deployments"),
-    ("patch", "", "configmaps"),
-    ("create", "admissionregistration.k8s.io", "validatingwebhookconfigurations"),
-];
-/// What the control plane needs.
-const CONTROL_RIGHTS: [(&str, &str, &str); 8] = [
-    ("watch", "", "pods"),
-    ("watch", "", "services"),
-    ("watch", "", "namespaces"),
-    ("watch", "discovery.k8s.io", "endpointslices"),
-    ("watch", "security.istio.io", "authorizationpolicies"),
-    ("create", "authentication.k8s.io", "tokenreviews"),
-    ("patch", "", "configmaps"),
-    ("get", "apiextensions.k8s.io", "customresourcedefinitions"),
-];
-/// What agents need.
-const AGENT_RIGHTS: [(&str, &str, &str); 2] = [("watch", "", "pods"), ("watch", "", "namespaces")];
 
 /// Reads and notes what cannot be read.
 struct Reader<'a> {
@@ -59,9 +35,14 @@ impl Reader<'_> {
 
     /// What there is of a kind; nothing if the kind is not there.
     async fn list<T: DeserializeOwned>(&mut self, what: &str, path: &str) -> Vec<T> {
-        match self.api.view(path).await {
+        match self.api.view_all(path).await {
             Err(failure) if failure.code == 404 => Vec::new(),
-            result => self.note(what, result),
+            Ok((found, 0)) => found,
+            Ok((found, strange)) => {
+                self.unread.push((what.to_owned(), format!("{strange} of them have a form that is not known here")));
+                found
+            }
+            Err(failure) => self.note(what, Err(failure)),
         }
     }
 }
@@ -72,20 +53,17 @@ pub async fn snapshot(api: &Api, namespace: &str, is_before: bool) -> Result<Sna
     let server_time = version.date.as_deref().and_then(http_date);
     let since_epoch = mesh_runtime::clock::now().duration_since(std::time::UNIX_EPOCH);
     let now = i64::try_from(since_epoch.map(|d| d.as_secs()).unwrap_or(0)).unwrap_or(i64::MAX);
-    if version.code == 401 {
-        return Err(Stop::new(
-            crate::stop::UNAVAILABLE,
-            "the API server does not know who this is (401): renew the kubeconfig's credentials",
-        ));
-    }
-    let kubernetes: Value = serde_json::from_slice(&version.body).unwrap_or_default();
     let mut reader = Reader { api, unread: Vec::new() };
+    let kubernetes = version_of(&version)?.unwrap_or_else(|| {
+        reader.unread.push((needs::VERSION.to_owned(), "the API server answers 403".to_owned()));
+        String::new()
+    });
     let mut snapshot = Snapshot {
         namespace: namespace.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         now,
         server_time,
-        kubernetes: kubernetes["gitVersion"].as_str().unwrap_or_default().to_owned(),
+        kubernetes,
         nodes: reader.list("nodes", "/api/v1/nodes").await,
         node_leases: reader.list("leases of nodes", "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases").await,
         namespaces: reader.list("namespaces", "/api/v1/namespaces").await,
@@ -108,15 +86,33 @@ pub async fn snapshot(api: &Api, namespace: &str, is_before: bool) -> Result<Sna
         ..Snapshot::default()
     };
     snapshot.events.sort_by_key(|event| event.last_timestamp.clone().or_else(|| event.event_time.clone()));
-    snapshot.cgroups = cgroups(api, &snapshot.nodes).await;
-    snapshot.denied = reader.denied(namespace, is_before || !snapshot.is_installed()).await;
+    // What could not be read counts from here on.
+    snapshot.unread.clone_from(&reader.unread);
+    let unanswered = cgroups(api, &mut snapshot).await;
+    reader.unread.extend(unanswered.map(|why| (needs::CGROUPS.to_owned(), why)));
+    snapshot.denied = reader.denied(namespace, is_before || !snapshot.may_be_installed()).await;
     if !is_before {
         snapshot.agents = agents(api, snapshot.pods_of(AGENT).collect()).await;
         snapshot.diagnoses = diagnoses(api, snapshot.pods_of(CONTROL).collect()).await;
-        snapshot.webhook_answer = webhook(api, &snapshot).await;
+        let answer = webhook(api, &snapshot).await;
+        snapshot.webhook_answer = reader.note(needs::ANSWER, answer);
     }
     snapshot.unread = reader.unread;
     Ok(snapshot)
+}
+
+/// The version of Kubernetes; nothing if we may not know. Without an answer to this there is none to anything.
+fn version_of(answer: &Answer) -> Result<Option<String>, Stop> {
+    let said: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    let found = said["gitVersion"].as_str().unwrap_or_default();
+    let why = match answer.code {
+        200..300 if !found.is_empty() => return Ok(Some(found.to_owned())),
+        403 => return Ok(None),
+        200..300 => "what answers is no API server: see which `server` the kubeconfig names".to_owned(),
+        401 => "the API server does not know who this is (401): renew the kubeconfig's credentials".to_owned(),
+        code => format!("the API server answers {code} when asked for its version: try again when it is well"),
+    };
+    Err(Stop::new(crate::stop::UNAVAILABLE, why))
 }
 
 /// The date of an HTTP answer.
@@ -127,22 +123,14 @@ fn http_date(text: &str) -> Option<i64> {
 impl Reader<'_> {
     /// Who may not do what they need.
     async fn denied(&mut self, namespace: &str, is_before: bool) -> Vec<Denial> {
-        let mut questions = Vec::new();
-        if is_before {
-            questions.extend(INSTALLER.map(|right| ("you".to_owned(), right)));
-        } else {
-            let account = |name: &str| format!("system:serviceaccount:{namespace}:{name}");
-            questions.extend(CONTROL_RIGHTS.map(|right| (account(CONTROL), right)));
-            questions.extend(AGENT_RIGHTS.map(|right| (account(AGENT), right)));
-        }
+        let questions = if is_before { rights::of_installer(namespace) } else { rights::of_accounts(namespace) };
         let api = self.api;
-        let answers = join_all(questions.into_iter().map(|(who, (verb, group, resource))| async move {
-            let attributes = json!({"verb": verb, "group": group, "resource": resource});
-            let (kind, mut spec) = ("SelfSubjectAccessReview", json!({ "resourceAttributes": attributes }));
-            let (kind, plural) = match who.as_str() {
-                "you" => (kind, "selfsubjectaccessreviews"),
-                user => {
-                    spec["user"] = json!(user);
+        let answers = join_all(questions.into_iter().map(|right| async move {
+            let (kind, mut spec) = ("SelfSubjectAccessReview", json!({ "resourceAttributes": right.attributes() }));
+            let (kind, plural) = match right.account {
+                None => (kind, "selfsubjectaccessreviews"),
+                Some(account) => {
+                    spec["user"] = json!(format!("system:serviceaccount:{namespace}:{account}"));
                     // Every account is in these groups, and roles may be bound to them.
                     spec["groups"] = json!([
                         "system:serviceaccounts",
@@ -154,9 +142,7 @@ impl Reader<'_> {
             };
             let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": kind, "spec": spec});
             let answer = api.create(&format!("/apis/authorization.k8s.io/v1/{plural}"), &review).await;
-            let what =
-                format!("{verb} {resource}{}", if group.is_empty() { String::new() } else { format!(".{group}") });
-            (Denial { who: who.rsplit(':').next().unwrap_or(&who).to_owned(), what }, answer)
+            (Denial { who: right.account.unwrap_or("you").to_owned(), what: right.text() }, answer)
         }))
         .await;
         let mut denied = Vec::new();
@@ -165,7 +151,7 @@ impl Reader<'_> {
                 Ok(answer) if answer.pointer("/status/allowed") == Some(&Value::Bool(true)) => {}
                 Ok(_) => denied.push(denial),
                 Err(failure) => {
-                    self.note::<()>("rights of accounts", Err(failure));
+                    self.note::<()>(needs::RIGHTS, Err(failure));
                     break;
                 }
             }
@@ -174,19 +160,32 @@ impl Reader<'_> {
     }
 }
 
-/// What kubelets say of the cgroups that they use. Who does not say it says nothing.
-async fn cgroups(api: &Api, nodes: &[Node]) -> BTreeMap<String, u8> {
-    let mut found = BTreeMap::new();
-    for part in nodes.chunks(AT_ONCE) {
+/// What kubelets say of the cgroups that they use. Who does not say it says nothing. Returns why one could not be asked of whom nothing else is known:
+/// an agent that serves has found them.
+async fn cgroups(api: &Api, snapshot: &mut Snapshot) -> Option<String> {
+    let mut unanswered = None;
+    for part in snapshot.nodes.chunks(AT_ONCE) {
         let answers = join_all(part.iter().map(|node| async move {
             let path = format!("/api/v1/nodes/{}/proxy/metrics", node.metadata.name);
-            let answer = api.send(Method::GET, &path, "", Vec::new()).await.ok()?;
-            let version = cgroup_version(&String::from_utf8_lossy(&answer.body))?;
-            Some((node.metadata.name.clone(), version))
+            (node, api.send(Method::GET, &path, "", Vec::new()).await)
         }));
-        found.extend(answers.await.into_iter().flatten());
+        for (node, answer) in answers.await {
+            let name = &node.metadata.name;
+            let why = match answer {
+                Ok(answer) if answer.code == 200 => {
+                    let version = cgroup_version(&String::from_utf8_lossy(&answer.body));
+                    snapshot.cgroups.extend(version.map(|version| (name.clone(), version)));
+                    continue;
+                }
+                Ok(answer) => format!("the API server answers {}", answer.code),
+                Err(failure) => failure.why,
+            };
+            if node.is_ready() && !snapshot.agent_on(name).is_some_and(Pod::is_ready) {
+                unanswered.get_or_insert(format!("node {name}, its kubelet's metrics: {why}"));
+            }
+        }
     }
-    found
+    unanswered
 }
 
 /// Of a kubelet's metrics.
@@ -237,28 +236,74 @@ pub async fn diagnoses(api: &Api, pods: Vec<&Pod>) -> Option<Vec<Diagnosis>> {
     None
 }
 
-/// Has the API server call the webhook with something harmless that is not kept. It speaks of it only where a failure refuses.
-async fn webhook(api: &Api, snapshot: &Snapshot) -> Option<String> {
+/// Has the API server call the webhook with something harmless that is not kept. It speaks of it only where a failure refuses. The error is that it
+/// was not asked.
+async fn webhook(api: &Api, snapshot: &Snapshot) -> Result<Option<String>, Failure> {
     let has_webhook = snapshot
         .webhooks
         .iter()
         .flat_map(|c| &c.webhooks)
         .any(|w| w.client_config.service.namespace == snapshot.namespace && w.failure_policy == "Fail");
     if !has_webhook {
-        return None;
+        return Ok(None);
     }
     let policy = json!({
         "apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
         "metadata": {"name": "meshctl-check", "namespace": snapshot.namespace}, "spec": {},
     });
     let path = format!("/apis/security.istio.io/v1/namespaces/{}/peerauthentications?dryRun=All", snapshot.namespace);
-    let failure = api.create(&path, &policy).await.err()?;
-    failure.why.contains("failed calling webhook").then_some(failure.why)
+    answer_of(api.create(&path, &policy).await.err())
+}
+
+/// What a failure says of a webhook. One who may make no policy hears nothing of it, and a kind that is not there has none.
+fn answer_of(failure: Option<Failure>) -> Result<Option<String>, Failure> {
+    match failure {
+        Some(failure) if failure.why.contains("failed calling webhook") => Ok(Some(failure.why)),
+        Some(failure) if failure.why.contains("denied the request") || failure.code == 404 => Ok(None),
+        Some(failure) => Err(failure),
+        None => Ok(None),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn failure(code: u16, why: &str) -> Failure {
+        Failure { code, why: why.to_owned() }
+    }
+
+    #[test]
+    fn no_answer_is_not_a_good_one() {
+        let table = [
+            (None, Ok(None)),
+            (
+                Some(failure(500, "failed calling webhook \"x\": refused")),
+                Ok(Some("failed calling webhook \"x\": refused")),
+            ),
+            (Some(failure(403, "admission webhook \"x\" denied the request: no")), Ok(None)),
+            (Some(failure(404, "no such kind")), Ok(None)),
+            (Some(failure(403, "you may not create peerauthentications")), Err(403)),
+            (Some(failure(0, "no answer")), Err(0)),
+        ];
+        for (said, expected) in table {
+            let found = answer_of(said.clone()).map_err(|failure| failure.code);
+            assert_eq!(found, expected.map(|text: Option<&str>| text.map(str::to_owned)), "{said:?}");
+        }
+    }
+
+    #[test]
+    fn an_api_server_that_is_not_well_is_no_cluster_without_a_mesh() {
+        let read = |code: u16, body: &str| {
+            version_of(&Answer { code, date: None, retry_after: None, body: body.as_bytes().to_vec() })
+                .map_err(|stop| stop.code)
+        };
+        assert_eq!(read(200, r#"{"gitVersion": "v1.34.2"}"#), Ok(Some("v1.34.2".to_owned())));
+        assert_eq!(read(403, "{}"), Ok(None));
+        for (code, body) in [(200, "<html>"), (401, "{}"), (404, ""), (429, "{}"), (503, "no healthy upstream")] {
+            assert_eq!(read(code, body), Err(crate::stop::UNAVAILABLE), "{code}");
+        }
+    }
 
     #[test]
     fn what_others_write_is_read() {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::needs;
 use crate::view::{
     ConfigMap, Definition, EndpointSlice, Event, Lease, Namespace, NetworkPolicy, Node, Pod, WebhookConfiguration,
     Workload,
@@ -123,6 +124,16 @@ impl Snapshot {
     /// Whether there is anything of the mesh.
     pub fn is_installed(&self) -> bool {
         self.control().is_some() || self.agent().is_some()
+    }
+
+    /// Whether something of a kind that was asked for could not be read.
+    pub fn is_unread(&self, what: &str) -> bool {
+        self.unread.iter().any(|(name, _)| name == what)
+    }
+
+    /// Whether there is anything of the mesh, or it could not be seen.
+    pub fn may_be_installed(&self) -> bool {
+        self.is_installed() || self.is_unread(needs::DEPLOYMENTS) || self.is_unread(needs::DAEMON_SETS)
     }
 
     /// The control plane's Deployment.

@@ -5,7 +5,9 @@ pub mod cluster;
 pub mod collect;
 pub mod facts;
 pub mod mesh;
+pub mod needs;
 pub mod report;
+pub mod rights;
 pub mod workloads;
 
 #[cfg(test)]
@@ -81,9 +83,14 @@ const CHECKS: [(Phase, &str, &str, &str, Judge); 28] = [
 /// Judges a cluster.
 fn judge(snapshot: &Snapshot, is_before: bool) -> Report {
     let wanted = CHECKS.iter().filter(|(phase, ..)| !is_before || *phase == Phase::Before);
-    Report {
-        checks: wanted.map(|(_, group, id, title, judge)| Outcome::of(id, group, title, judge(snapshot))).collect(),
-    }
+    let outcome =
+        |(_, group, id, title, judge): &(Phase, &'static str, &'static str, &'static str, Judge)| match needs::unread(
+            id, snapshot,
+        ) {
+            unread if unread.is_empty() => Outcome::of(id, group, title, judge(snapshot)),
+            unread => Outcome::skipped(id, group, title, unread),
+        };
+    Report { checks: wanted.map(outcome).collect() }
 }
 
 /// Whether the mesh can be installed.
@@ -95,7 +102,7 @@ pub async fn pre(api: &Api, namespace: &str) -> Result<Report, Stop> {
 pub async fn run(options: &Check, context: &Context) -> Result<u8, Stop> {
     let api = Api::connect(&context.access).await?;
     let snapshot = collect::snapshot(&api, &context.namespace, options.pre).await?;
-    let is_before = options.pre || !snapshot.is_installed();
+    let is_before = options.pre || !snapshot.may_be_installed();
     let report = judge(&snapshot, is_before);
     match context.format {
         Format::Text => {

@@ -38,8 +38,11 @@ pub struct Outcome {
     pub group: &'static str,
     /// What should hold.
     pub title: &'static str,
-    /// `ok`, `warning` or `error`.
+    /// `ok`, `warning`, `error`, or `skipped`: it was not made.
     pub result: &'static str,
+    /// What it needs and could not be read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unread: Vec<String>,
     /// What does not.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<Finding>,
@@ -72,13 +75,19 @@ impl Outcome {
             Some(false) => "warning",
             Some(true) => "error",
         };
-        Outcome { id, group, title, result, findings }
+        Outcome { id, group, title, result, unread: Vec::new(), findings }
+    }
+
+    /// One that could not be made.
+    pub fn skipped(id: &'static str, group: &'static str, title: &'static str, unread: Vec<String>) -> Outcome {
+        Outcome { id, group, title, result: "skipped", unread, findings: Vec::new() }
     }
 
     fn mark(&self) -> Mark {
         match self.result {
             "ok" => Mark::Good,
             "warning" => Mark::Warning,
+            "skipped" => Mark::Unknown,
             _ => Mark::Bad,
         }
     }
@@ -94,13 +103,17 @@ impl Report {
     pub fn text(&self, paint: Paint, shown: Shown) -> String {
         let mut out = String::new();
         let mut group = "";
-        for check in self.checks.iter().filter(|c| shown == Shown::All || !c.findings.is_empty()) {
+        for check in self.checks.iter().filter(|c| shown == Shown::All || c.result != "ok") {
             if check.group != group {
                 let gap = if group.is_empty() { "" } else { "\n" };
                 group = check.group;
                 out.push_str(&format!("{gap}{group}\n{}\n", "-".repeat(group.chars().count())));
             }
-            out.push_str(&format!("{} {}\n", paint.mark(check.mark()), check.title));
+            let unread = match check.unread.as_slice() {
+                [] => String::new(),
+                unread => format!(" (not looked at: {} cannot be read)", unread.join(", ")),
+            };
+            out.push_str(&format!("{} {}{unread}\n", paint.mark(check.mark()), check.title));
             for finding in check.findings.iter().take(MAX_SHOWN) {
                 let text = |text: &str| printable(text).replace('\n', "\n      ");
                 out.push_str(&format!("    {}: {}\n", text(&finding.object), text(&finding.why)));
@@ -113,7 +126,11 @@ impl Report {
         let count = |result: &str| self.checks.iter().filter(|check| check.result == result).count();
         let gap = if out.is_empty() { "" } else { "\n" };
         let (ok, warnings, errors) = (count("ok"), count("warning"), count("error"));
-        out.push_str(&format!("{gap}{ok} checks are fine, {warnings} warn, {errors} fail\n"));
+        let skipped = match count("skipped") {
+            0 => String::new(),
+            skipped => format!(", {skipped} could not be made"),
+        };
+        out.push_str(&format!("{gap}{ok} checks are fine, {warnings} warn, {errors} fail{skipped}\n"));
         out
     }
 }
@@ -137,6 +154,10 @@ mod tests {
         assert!(text.starts_with(expected), "{text}");
         assert!(text.ends_with("    and 2 more (-o json shows all)\n\n1 checks are fine, 1 warn, 1 fail\n"), "{text}");
         assert!(report.has_errors());
+        let blind = Outcome::skipped("d", "pods", "pods are well", vec!["pods".into(), "events".into()]);
+        let text = Report { checks: vec![blind] }.text(Paint::plain(), Shown::Problems);
+        let expected = "? pods are well (not looked at: pods, events cannot be read)\n\n0 checks are fine, 0 warn, 0 fail, 1 could not be made\n";
+        assert!(text.ends_with(expected), "{text}");
         assert!(!report.text(Paint::plain(), Shown::Problems).contains("nodes are ready"));
     }
 }

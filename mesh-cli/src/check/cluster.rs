@@ -4,8 +4,8 @@ use super::facts::{MODE, Snapshot, seconds};
 use super::report::Finding;
 use crate::view::{Node, Workload};
 
-/// What the chart asks for.
-const KUBERNETES: (u32, u32) = (1, 29);
+/// What the chart asks for, in its `kubeVersion`.
+const KUBERNETES: (u32, u32) = (1, 30);
 /// The oldest kernel whose programs are supported.
 const KERNEL: (u32, u32) = (5, 15);
 /// Clocks may differ by so many seconds: less than what certificates allow for.
@@ -134,17 +134,20 @@ pub fn other_meshes(snapshot: &Snapshot) -> Vec<Finding> {
             || set.metadata.label("k8s-app") == "istio-cni-node"
             || name == "kmesh"
     };
-    let mut found: Vec<Finding> = snapshot
-        .daemon_sets
-        .iter()
-        .filter(is_mesh)
-        .map(|set| {
-            let why =
-                format!("another mesh enrols pods by the label {MODE}, too: both would capture the same connections");
-            let fix = "remove it, or migrate: take the label from its namespaces, uninstall it, then label them again";
-            Finding::error(format!("DaemonSet {}", set.metadata.full_name()), why, fix)
-        })
-        .collect();
+    let is_ours = |w: &&Workload| w.metadata.label("app.kubernetes.io/part-of") == "undermesh";
+    let is_elsewhere = |w: &&Workload| is_ours(w) && w.metadata.namespace != snapshot.namespace;
+    let twins = snapshot.daemon_sets.iter().filter(is_elsewhere).map(|set| {
+        let why = "Undermesh is installed in this namespace: two share neither nodes nor roles";
+        let fix = format!("say -n {}, or uninstall that one first", set.metadata.namespace);
+        Finding::error(format!("DaemonSet {}", set.metadata.full_name()), why, fix)
+    });
+    let mut found: Vec<Finding> = twins.collect();
+    let others = snapshot.daemon_sets.iter().filter(is_mesh).map(|set| {
+        let why = format!("another mesh enrols pods by the label {MODE}, too: both would capture the same connections");
+        let fix = "remove it, or migrate: take the label from its namespaces, uninstall it, then label them again";
+        Finding::error(format!("DaemonSet {}", set.metadata.full_name()), why, fix)
+    });
+    found.extend(others);
     let is_istiod = |d: &&Workload| {
         d.metadata.label("app") == "istiod" && d.metadata.label("app.kubernetes.io/part-of") != "undermesh"
     };
@@ -200,6 +203,14 @@ fn list(words: &[&str]) -> String {
 pub fn pod_security(snapshot: &Snapshot) -> Vec<Finding> {
     const LABEL: &str = "pod-security.kubernetes.io/enforce";
     let namespace = snapshot.namespaces.iter().find(|n| n.metadata.name == snapshot.namespace);
+    if namespace.is_some_and(|n| n.metadata.deletion_timestamp.is_some()) {
+        let why = "it is being deleted, and takes nothing new meanwhile";
+        let fix = format!(
+            "wait until it is gone; if it stays: kubectl get namespace {} -o yaml says why",
+            snapshot.namespace
+        );
+        return vec![Finding::error(format!("namespace {}", snapshot.namespace), why, fix)];
+    }
     let level = namespace.map_or("", |n| n.metadata.label(LABEL));
     if level.is_empty() || level == "privileged" {
         return Vec::new();
@@ -214,7 +225,9 @@ pub fn rights(snapshot: &Snapshot) -> Vec<Finding> {
     let denied = snapshot.denied.iter().map(|denial| {
         let fix = match denial.who.as_str() {
             "you" => "ask an administrator of the cluster for it, or use their context (--context)".to_owned(),
-            _ => "`meshctl install` again: it makes the roles; if somebody trims them, add this rule".to_owned(),
+            _ => {
+                "`meshctl install --reuse-values`: it makes the roles; if somebody trims them, add this rule".to_owned()
+            }
         };
         let object = if denial.who == "you" { "you".to_owned() } else { format!("service account {}", denial.who) };
         Finding::error(object, format!("may not {}", denial.what), fix)
@@ -277,4 +290,15 @@ fn is_misspelt(key: &str) -> bool {
     bare == "istioiodataplanemode"
         || (prefix.is_empty() || prefix.contains("istio"))
             && ["dataplanemode", "dataplanmode", "dataplane", "dataplanemodes", "datplanemode"].contains(&name.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_kubernetes_is_that_of_the_chart() {
+        let chart = &crate::chart::embed::files()["Chart.yaml"];
+        assert!(chart.contains(&format!("kubeVersion: \">={}.{}.0-0\"", KUBERNETES.0, KUBERNETES.1)), "{chart}");
+    }
 }

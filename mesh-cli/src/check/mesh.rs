@@ -31,7 +31,11 @@ fn remedy(problem: &str, namespace: &str, pod: &Pod) -> String {
 pub fn control_ready(snapshot: &Snapshot) -> Vec<Finding> {
     let Some(control) = snapshot.control() else {
         let why = "there is no Deployment mesh-control: agents get neither configuration nor certificates";
-        return vec![Finding::error(format!("namespace {}", snapshot.namespace), why, "meshctl install")];
+        return vec![Finding::error(
+            format!("namespace {}", snapshot.namespace),
+            why,
+            "meshctl install --reuse-values",
+        )];
     };
     let progress = health::deployment(control, &snapshot.pods);
     if progress.done {
@@ -74,7 +78,7 @@ pub fn control_endpoints(snapshot: &Snapshot) -> Vec<Finding> {
         ),
         _ => (
             "it has no ready endpoint although pods are ready: its selector does not fit their labels",
-            "meshctl install again: it restores the Service",
+            "meshctl install --reuse-values: it restores the Service",
         ),
     };
     vec![Finding::error(format!("Service {}/mesh-control", snapshot.namespace), why, fix)]
@@ -172,7 +176,7 @@ pub fn webhook(snapshot: &Snapshot) -> Vec<Finding> {
     for configuration in snapshot.webhooks.iter().filter(is_ours) {
         let object = format!("ValidatingWebhookConfiguration {}", configuration.metadata.name);
         let remove = format!(
-            "kubectl delete validatingwebhookconfiguration {}; meshctl install makes it again",
+            "kubectl delete validatingwebhookconfiguration {}; meshctl install --reuse-values makes it again",
             configuration.metadata.name
         );
         for webhook in &configuration.webhooks {
@@ -269,7 +273,11 @@ pub fn agent_nodes(snapshot: &Snapshot) -> Vec<Finding> {
             return Vec::new();
         }
         let why = "there is no DaemonSet mesh-agent: no pod is in the mesh";
-        return vec![Finding::error(format!("namespace {}", snapshot.namespace), why, "meshctl install")];
+        return vec![Finding::error(
+            format!("namespace {}", snapshot.namespace),
+            why,
+            "meshctl install --reuse-values",
+        )];
     };
     let spec = &agents.spec.template.spec;
     let mut found = Vec::new();

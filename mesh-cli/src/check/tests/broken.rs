@@ -15,7 +15,7 @@ pub const BROKEN: &[Row] = &[
         |s| s.kubernetes = "v1.26.3".into(),
         &["kubernetes-version"],
         "API server",
-        "1.29 is needed",
+        "1.30 is needed",
         "update the cluster",
     ),
     (
@@ -139,6 +139,27 @@ pub const BROKEN: &[Row] = &[
         "events",
         "403",
         "not made",
+    ),
+    (
+        "the namespace ends",
+        |s| s.namespaces[0].metadata.deletion_timestamp = Some("2026-11-21T15:59:00Z".into()),
+        &["pod-security"],
+        "namespace undermesh-system",
+        "is being deleted",
+        "wait until",
+    ),
+    (
+        "a second mesh",
+        |s| {
+            let mut other = s.daemon_sets[0].clone();
+            other.metadata.namespace = "mesh2".into();
+            other.metadata.labels.insert("app.kubernetes.io/part-of".into(), "undermesh".into());
+            s.daemon_sets.push(other);
+        },
+        &["other-meshes"],
+        "DaemonSet mesh2/mesh-agent",
+        "Undermesh is installed in this namespace",
+        "-n mesh2",
     ),
     (
         "a label with a wrong value",

@@ -213,3 +213,16 @@ fn tunnels_get_through_what_admits_them() {
         assert_eq!(admits(spec.clone()), expected, "{spec}");
     }
 }
+
+#[test]
+fn no_advice_resets_the_values_of_an_installation() {
+    for (what, break_it, ..) in BROKEN {
+        let mut snapshot = healthy();
+        break_it(&mut snapshot);
+        for finding in judge(&snapshot, false).checks.into_iter().flat_map(|check| check.findings) {
+            let installs = finding.fix.matches("meshctl install").count();
+            let keeps = finding.fix.matches("meshctl install --reuse-values").count();
+            assert_eq!(installs, keeps, "{what}: {}", finding.fix);
+        }
+    }
+}

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use mesh_cli::cli::{self, Verb};
 use mesh_cli::output::printable;
 use mesh_cli::stop::{FAILED, Stop};
-use mesh_cli::{check, install, status, uninstall, version};
+use mesh_cli::{check, install, status, uninstall, version, wait};
 
 fn main() -> ExitCode {
     let cli = match cli::parse(std::env::args_os()) {
@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         Err(error) => return end(Err(Stop::new(FAILED, format!("start: {error}")))),
     };
     let context = cli.context();
-    let result = runtime.block_on(async {
+    let result = runtime.block_on(wait::or_interrupted(async {
         match &cli.verb {
             Verb::Install(options) => install::run(options, &context).await,
             Verb::Uninstall(options) => uninstall::run(options, &context).await,
@@ -29,7 +29,9 @@ fn main() -> ExitCode {
             Verb::Status(options) => status::run(options, &context).await,
             Verb::Version(options) => version::run(*options, &context).await,
         }
-    });
+    }));
+    // A question that nobody has answered is not waited for.
+    runtime.shutdown_background();
     end(result)
 }
 

@@ -57,8 +57,20 @@ fn given_up(code: u8, why: &str, left: &[String]) -> Stop {
     Stop::new(code, format!("{why}; left were\n  {}", left.join("\n  ")))
 }
 
+/// Does it, unless Ctrl-C ends it first. Whoever listens for that signal once takes its effect away for good, so that it has to be listened for all the
+/// time; what waits by [`until`] hears it, too, and has more to say.
+pub async fn or_interrupted<T>(work: impl Future<Output = Result<T, Stop>>) -> Result<T, Stop> {
+    tokio::select! {
+        biased;
+        result = work => result,
+        _ = tokio::signal::ctrl_c() => {
+            Err(Stop::new(INTERRUPTED, "stopped half way: what was done stays; the same command again goes on from there"))
+        }
+    }
+}
+
 /// Asks on a terminal, unless the answer was given before.
-pub fn confirm(question: &str, is_yes: bool) -> Result<(), Stop> {
+pub async fn confirm(question: &str, is_yes: bool) -> Result<(), Stop> {
     use std::io::{BufRead, IsTerminal};
     if is_yes {
         return Ok(());
@@ -67,9 +79,13 @@ pub fn confirm(question: &str, is_yes: bool) -> Result<(), Stop> {
         return Err(Stop::new(crate::stop::USAGE, format!("{question}\nsay --yes where nobody can be asked")));
     }
     note(&format!("{question} [y/N]"));
-    let mut answer = String::new();
-    let read = std::io::stdin().lock().read_line(&mut answer);
-    match read.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes") {
+    // On another thread, so that Ctrl-C is heard meanwhile.
+    let answer = tokio::task::spawn_blocking(|| {
+        let mut answer = String::new();
+        std::io::stdin().lock().read_line(&mut answer).map(|_| answer)
+    });
+    let answer = answer.await.ok().and_then(Result::ok).unwrap_or_default();
+    match matches!(answer.trim(), "y" | "Y" | "yes") {
         true => Ok(()),
         false => Err(Stop::new(INTERRUPTED, "nothing was changed")),
     }

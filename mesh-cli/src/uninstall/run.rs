@@ -55,7 +55,7 @@ pub async fn run(options: &Uninstall, context: &Context) -> Result<u8, Stop> {
     if options.dry_run {
         return work.finish(Vec::new(), true);
     }
-    confirm(&format!("uninstall Undermesh from {}?", context.namespace), options.yes)?;
+    confirm(&format!("uninstall Undermesh from {}?", context.namespace), options.yes).await?;
     let agents = work.agents(&inventory).await?;
     let (webhooks, others): (Vec<_>, Vec<_>) =
         inventory.objects.iter().cloned().partition(|r| r.kind.ends_with("WebhookConfiguration"));

@@ -262,8 +262,31 @@ fn features_EN14_the_agent_has_the_rights_it_needs_and_the_control_plane_none() 
             assert!(!rule.to_string().contains("\"*\""), "{rule}");
             let secrets = rule["resources"].as_array().is_some_and(|names| names.contains(&json!("secrets")));
             assert!(!secrets || object["kind"] == "Role", "Secrets of the root namespace only: {rule}");
+            // Some ConfigMaps say who is an administrator.
+            let maps = rule["resources"].as_array().is_some_and(|names| names.contains(&json!("configmaps")));
+            assert!(!maps || rule["resourceNames"].is_array(), "ConfigMaps by name only: {rule}");
         }
     }
+}
+
+#[test]
+fn an_agent_may_mark_the_pods_of_its_node_and_no_more() {
+    let Some(engine) = engine("the agents' admission policy") else { return };
+    let name = "pod-status.undermesh.io";
+    let all = objects(&engine, json!({})).expect("rendered");
+    let binding = object(&all, "ValidatingAdmissionPolicyBinding", name);
+    assert_eq!(binding["spec"], json!({ "policyName": name, "validationActions": ["Deny"] }));
+    let policy = &object(&all, "ValidatingAdmissionPolicy", name)["spec"];
+    let account = format!("request.userInfo.username == \"system:serviceaccount:{NAMESPACE}:mesh-agent\"");
+    assert_eq!(policy["matchConditions"], json!([{ "name": "agent", "expression": account }]));
+    // What the agents' role allows, nothing else is asked about.
+    let role = &object(&all, "ClusterRole", "undermesh-agent")["rules"];
+    let writes = role.as_array().expect("rules").iter().filter(|rule| rule["verbs"] != json!(["get", "list", "watch"]));
+    let writes: Vec<&Value> = writes.map(|rule| &rule["resources"]).collect();
+    assert_eq!(writes, [&policy["matchConstraints"]["resourceRules"][0]["resources"]]);
+    assert_eq!(policy["validations"].as_array().map(Vec::len), Some(2));
+    let off = objects(&engine, json!({ "admission": { "podStatus": { "enabled": false } } })).expect("rendered");
+    assert!(off.iter().all(|object| object["metadata"]["name"] != name));
 }
 
 #[test]

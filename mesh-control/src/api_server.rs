@@ -169,6 +169,16 @@ pub async fn get<T: DeserializeOwned>(
     ask(client, request.map_err(Failure::new)?, deadline).await
 }
 
+/// Reads `path` as it is, at most `limit` bytes.
+pub async fn fetch(client: &Client, path: &str, limit: usize, deadline: Duration) -> Result<Bytes, Failure> {
+    let request = Request::get(path).header(http::header::ACCEPT, "*/*").body(Vec::new()).map_err(Failure::new)?;
+    let whole = async {
+        let body = Limited::new(open(client, request).await?.into_body(), limit);
+        body.collect().await.map_err(|error| Failure::new(chain(error.as_ref())))
+    };
+    Ok(in_time(deadline, whole).await?.to_bytes())
+}
+
 /// Sends `body` to `path`.
 pub async fn send<T: DeserializeOwned>(
     client: &Client,

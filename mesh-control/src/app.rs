@@ -23,6 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 
 use crate::access::check::{Access, Verifier};
+use crate::access::discovery::Keys;
 use crate::access::layer::Authenticated;
 use crate::access::pace::Lines;
 use crate::access::review::Reviewer;
@@ -116,7 +117,7 @@ impl App {
         let certificate = Arc::new(ServerCertificate::new(&authority, names.clone(), SERVER_TTL, now)?);
         let mut certificates = vec![certificate.clone()];
         let authority = Arc::new(ArcSwap::from_pointee(authority));
-        let verifier = place.verifier(settings)?;
+        let verifier = place.verifier(settings, &metrics, &drain)?;
 
         let (first, read) = tokio::sync::oneshot::channel();
         let first = move || {
@@ -249,7 +250,10 @@ impl Place {
                 Verifier::Own(Arc::new(Tokens::open(state_dir, settings.cluster_id.clone())?))
             }
             Place::Cluster { client, audiences, agents, .. } => {
-                Verifier::Cluster(Arc::new(Reviewer::new(client.clone(), audiences.clone(), agents)))
+                let keys = Keys::default();
+                until_drained("keys of tokens", drain, keys.clone().follow(client.clone(), metrics.clone()));
+                let reviewer = Reviewer::new(client.clone(), audiences.clone(), agents);
+                Verifier::Cluster(Arc::new(reviewer.or_by(keys, metrics.clone())))
             }
         })
     }

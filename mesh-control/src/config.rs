@@ -202,6 +202,12 @@ impl Args {
             listen: self.listen,
             metrics: self.metrics,
             settings: Settings {
+        let agents = match &origin {
+            Origin::Cluster { agents, .. } => {
+                agents.iter().map(|(namespace, name)| (namespace.as_str().into(), name.as_str().into())).collect()
+            }
+            Origin::Folder { .. } => Vec::new(),
+        };
                 trust_domain,
                 cluster_id: self.cluster_id.into(),
                 cluster_domain: self.cluster_domain.into(),
@@ -211,6 +217,7 @@ impl Args {
             secret_ttl: self.secret_ttl,
             token_ttl: self.token_ttl,
             san: self.san,
+                agents,
             log_format: if self.log_format == "json" { LogFormat::Json } else { LogFormat::Text },
             log_filter,
             threads: usize::from(self.threads),

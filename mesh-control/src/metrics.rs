@@ -39,6 +39,10 @@ pub struct Metrics {
     rejects: Family<TypeLabel, Counter>,
     /// Calls without a valid token, and clients that claim to be another node.
     pub authentication_failures: Counter,
+    /// Keys by which tokens can be checked while the API server is away.
+    pub token_keys: Gauge,
+    /// Tokens that were accepted by those keys.
+    pub vouched: Counter,
     /// Services known.
     pub services: Gauge,
     /// Workloads known.
@@ -101,6 +105,16 @@ impl Metrics {
             self.root_expiry.clone(),
         );
     }
+        registry.register(
+            "mesh_control_token_keys",
+            "Keys by which tokens can be checked while the API server is away",
+            self.token_keys.clone(),
+        );
+        registry.register(
+            "mesh_control_tokens_vouched",
+            "Tokens accepted by the API server's keys because it could not be asked",
+            self.vouched.clone(),
+        );
 
     /// A response goes out.
     pub fn pushed(&self, url: &str, resources: usize, removed: usize) {

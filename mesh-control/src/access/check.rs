@@ -67,10 +67,9 @@ impl Access {
         let header = headers.get(AUTHORIZATION).and_then(|v| v.to_str().ok());
         let token = header.and_then(|h| h.strip_prefix("Bearer ").or_else(|| h.strip_prefix("bearer ")));
         let view = self.view();
-        let known = |node: &str, uid: Option<&str>| is_known(&view, node, uid);
         let caller = match &self.verifier {
-            Verifier::Own(tokens) => tokens.verify(token, now, known),
-            Verifier::Cluster(reviewer) => reviewer.verify(token, now, known).await,
+            Verifier::Own(tokens) => tokens.verify(token, now, |node, uid| view.has_node(node, uid)),
+            Verifier::Cluster(reviewer) => reviewer.verify(token, now, &view).await,
         };
         if let (Ok(_), Some(connection)) = (&caller, extensions.get::<Known>()) {
             connection.introduce();
@@ -92,7 +91,7 @@ impl Access {
     /// over. Nearly, so that the nodes, whose tokens are renewed together, do not come back together.
     pub async fn end_of(&self, caller: &Caller, now: SystemTime) -> Status {
         let mut view = self.view.clone();
-        let gone = view.wait_for(|view| !is_known(view, &caller.node, caller.uid()));
+        let gone = view.wait_for(|view| !view.has_node(&caller.node, caller.uid()));
         let remaining = caller.remaining(now).mul_f64(rand::rng().random_range(0.9..1.0));
         tokio::select! {
             gone = gone => match gone {
@@ -108,8 +107,4 @@ impl Access {
     pub fn view(&self) -> Arc<View> {
         self.view.borrow().clone()
     }
-}
-
-fn is_known(view: &View, node: &str, uid: Option<&str>) -> bool {
-    view.nodes.get(node).is_some_and(|known| known.as_deref() == uid)
 }

@@ -2,8 +2,13 @@
 //! authority ask here, so that neither needs the other.
 
 pub mod check;
+pub mod discovery;
+pub mod keys;
 pub mod layer;
 pub mod pace;
 pub mod review;
 pub mod token;
 pub mod writer;
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,11 @@
 //! Tokens of service accounts, checked by the API server (TokenReview). The agent of a node presents the one that its kubelet gave it: it says for whom
 //! it is meant, which service account it is of, and on which node the pod runs that it was made for. What the API server has accepted is remembered for
-//! a moment; while the API server is away, for as long as the token lasts, so that certificates are renewed all the same. What it has refused is not
-//! remembered at all: anybody can make such tokens, and they take nothing's place.
+//! a moment; while the API server is away, for as long as the token lasts, so that certificates are renewed all the same. A token that it has not seen
+//! is checked then by its keys ([`super::keys`]). What it has refused is not remembered at all: anybody can make such tokens, and they take nothing's
+//! place. Whatever was remembered or checked here, the pod that the token was made for must not have gone.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -11,16 +13,20 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::Method;
 use kube::Client;
+use mesh_core::ArcStr;
 use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::discovery::Keys;
 use super::pace::Lines;
 use super::token::{Caller, TokenError};
 use crate::api_server::{Failure, send};
 use crate::clock::unix;
+use crate::index::View;
+use crate::metrics::Metrics;
 
 /// Longer than any token of a service account.
 const MAX_TOKEN_BYTES: usize = 16 << 10;
@@ -33,6 +39,7 @@ const REMEMBERED: usize = 20_000;
 
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 const NODE_UID: &str = "authentication.kubernetes.io/node-uid";
+const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 
 /// How long things last; tests have other times.
 #[derive(Clone, Copy, Debug)]
@@ -73,11 +80,24 @@ pub struct Reviewer {
     /// In the log, about reviews that there were not.
     lines: Lines,
     /// Whose tokens were accepted, and when: by the hash of the token, which is a secret. A short critical section.
-    known: Mutex<HashMap<[u8; 32], (Caller, Instant)>>,
+    known: Mutex<HashMap<[u8; 32], Remembered>>,
+    /// For when it cannot be asked.
+    keys: Keys,
+    metrics: Arc<Metrics>,
 }
 
-/// What the API server said.
-type Answer = Result<Caller, TokenError>;
+/// What the API server said: who it is, and the uid of the pod.
+type Answer = Result<(Caller, Option<ArcStr>), TokenError>;
+
+/// What it has accepted.
+#[derive(Clone, Debug)]
+struct Remembered {
+    caller: Caller,
+    pod: Option<ArcStr>,
+    at: Instant,
+    /// The pod has been known here: if it is not any more, it is gone.
+    seen: bool,
+}
 
 impl std::fmt::Debug for Reviewer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -144,7 +164,15 @@ impl Reviewer {
             answered: AtomicU64::new(0),
             lines: Lines::default(),
             known: Mutex::default(),
+            keys: Keys::default(),
+            metrics: Arc::default(),
         }
+    }
+
+    /// The same, which checks tokens by `keys` if no review can be had, and counts that.
+    #[must_use]
+    pub fn or_by(self, keys: Keys, metrics: Arc<Metrics>) -> Self {
+        Self { keys, metrics, ..self }
     }
 
     /// The same, with other times.
@@ -153,21 +181,15 @@ impl Reviewer {
         Self { times, ..self }
     }
 
-    /// Whose token it is. `node` says whether a node of that name and uid exists.
-    pub async fn verify(
-        &self,
-        token: Option<&str>,
-        now: SystemTime,
-        node: impl Fn(&str, Option<&str>) -> bool,
-    ) -> Answer {
+    /// Whose token it is, in the mesh as `view` knows it.
+    pub async fn verify(&self, token: Option<&str>, now: SystemTime, view: &View) -> Result<Caller, TokenError> {
         let token = token.filter(|t| !t.is_empty()).ok_or(TokenError::Missing)?;
         let claims = self.plausible(token, now)?;
         let hash = digest(token);
-        let remembered = self.known.lock().get(&hash).cloned();
-        let caller = match remembered {
-            Some((caller, at)) if at.elapsed() < self.times.fresh => caller,
-            remembered => {
-                let (places, patience) = match remembered {
+        let caller = match self.recall(&hash, view) {
+            Some(known) if known.at.elapsed() < self.times.fresh => known.caller,
+            known => {
+                let (places, patience) = match known {
                     Some(_) => (&self.places_again, self.times.again),
                     None => (&self.places, self.times.answer),
                 };
@@ -175,22 +197,50 @@ impl Reviewer {
                 match self.review(token, &claims, places, patience).await {
                     Ok(answer) => {
                         self.remember(hash, &answer, now);
-                        answer?
+                        answer?.0
                     }
                     Err(failure) => {
                         if self.lines.admit() {
                             tracing::warn!(%failure, "the API server reviews no tokens");
                         }
-                        // It was good, and its time is not over: that is all that can be known now.
                         let others = self.answered.load(Ordering::Relaxed) != answered;
-                        let is_enough = |at: Instant| !others || at.elapsed() < self.times.busy;
-                        let known = remembered.filter(|(_, at)| failure.is_away() && is_enough(*at));
-                        known.ok_or(TokenError::Unreviewed)?.0
+                        let is_enough = |known: &Remembered| !others || known.at.elapsed() < self.times.busy;
+                        match known.filter(is_enough) {
+                            // It has an opinion, and is not asked for it in the right way.
+                            _ if !failure.is_away() => return Err(TokenError::Unreviewed),
+                            // It was good, and its time is not over: that is all that can be known now.
+                            Some(known) => known.caller,
+                            None => self.vouch(token, now, view)?,
+                        }
                     }
                 }
             }
         };
-        if node(&caller.node, caller.uid()) { Ok(caller) } else { Err(TokenError::Node) }
+        if view.has_node(&caller.node, caller.uid()) { Ok(caller) } else { Err(TokenError::Node) }
+    }
+
+    /// What is remembered of a token, unless its pod has gone since.
+    fn recall(&self, hash: &[u8; 32], view: &View) -> Option<Remembered> {
+        let mut all = self.known.lock();
+        let known = all.get_mut(hash)?;
+        let is_there = known.pod.as_ref().is_some_and(|pod| view.agents.contains_key(pod));
+        if known.seen && !is_there {
+            all.remove(hash);
+            return None;
+        }
+        known.seen = is_there;
+        Some(known.clone())
+    }
+
+    /// Checks a token without the API server.
+    fn vouch(&self, token: &str, now: SystemTime, view: &View) -> Result<Caller, TokenError> {
+        let keys = self.keys.get().ok_or(TokenError::Unreviewed)?;
+        let vouched = keys.0.vouch(token, &self.audiences, now)?;
+        if !vouched.stands(view) {
+            return Err(TokenError::Pod);
+        }
+        self.metrics.vouched.inc();
+        Ok(vouched.caller)
     }
 
     /// Refuses what the API server would refuse too, without asking it.
@@ -258,24 +308,25 @@ impl Reviewer {
         };
         // A token that was not made for a pod on a node is good for no node.
         let node = extra(NODE_NAME).ok_or(TokenError::Unbound)?;
-        Ok(Caller::new(node.into(), extra(NODE_UID), expires))
+        Ok((Caller::new(node.into(), extra(NODE_UID), expires), extra(POD_UID).map(ArcStr::from)))
     }
 
     fn remember(&self, hash: [u8; 32], answer: &Answer, now: SystemTime) {
         let mut known = self.known.lock();
-        let Ok(caller) = answer else {
+        let Ok((caller, pod)) = answer else {
             known.remove(&hash);
             return;
         };
         if known.len() >= REMEMBERED && !known.contains_key(&hash) {
-            known.retain(|_, (caller, _)| !caller.remaining(now).is_zero());
+            known.retain(|_, known| !known.caller.remaining(now).is_zero());
         }
         if known.len() >= REMEMBERED && !known.contains_key(&hash) {
             // Each of them was accepted: the one that is good for the shortest time is the least loss.
-            let first = known.iter().min_by_key(|(_, (caller, _))| caller.remaining(now)).map(|(hash, _)| *hash);
+            let first = known.iter().min_by_key(|(_, known)| known.caller.remaining(now)).map(|(hash, _)| *hash);
             first.map(|first| known.remove(&first));
         }
-        known.insert(hash, (caller.clone(), Instant::now()));
+        let seen = known.get(&hash).is_some_and(|known| known.seen);
+        known.insert(hash, Remembered { caller: caller.clone(), pod: pod.clone(), at: Instant::now(), seen });
     }
 }
 
@@ -295,7 +346,7 @@ mod tests {
         let client = Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
         let reviewer = Reviewer::new(client, Vec::new(), &[]);
         let now = mesh_runtime::clock::now();
-        let good = |seconds: i64| Ok(Caller::new("n".into(), None, unix(now) + seconds));
+        let good = |seconds: i64| Ok((Caller::new("n".into(), None, unix(now) + seconds), None));
         let hash = |kind: u8, number: usize| {
             let mut hash = [kind; 32];
             hash[..8].copy_from_slice(&number.to_be_bytes());

@@ -67,6 +67,15 @@ pub enum TokenError {
     /// It was not made for a pod on a node.
     #[error("not bound to a node")]
     Unbound,
+    /// It is signed by a key that the API server's key set does not hold, or not for that.
+    #[error("signed by a key that is not known")]
+    Key,
+    /// It was issued by somebody else.
+    #[error("other issuer")]
+    Issuer,
+    /// The pod that it was made for is gone, is another one, or is elsewhere.
+    #[error("the pod it was made for is not known")]
+    Pod,
     /// The API server is away, and has not seen it before.
     #[error("the API server cannot be asked")]
     Unreviewed,

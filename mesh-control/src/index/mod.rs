@@ -8,7 +8,7 @@ pub mod view;
 pub mod workload;
 
 pub use settings::Settings;
-pub use view::{View, build};
+pub use view::{AgentPod, View, build};
 
 #[cfg(test)]
 mod tests;

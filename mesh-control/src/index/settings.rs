@@ -31,6 +31,8 @@ pub struct Settings {
     pub istio_names: IstioNames,
     /// An Istio runs in the cluster.
     pub istio_runs: bool,
+    /// Namespace and name of the service accounts whose tokens are good: agents'. Their pods are known by uid.
+    pub agents: Vec<(ArcStr, ArcStr)>,
 }
 
 impl Default for Settings {
@@ -51,6 +53,7 @@ impl Settings {
             discovery: Vec::new(),
             istio_names: IstioNames::default(),
             istio_runs: false,
+            agents: Vec::new(),
         }
     }
 

@@ -10,7 +10,7 @@ use mesh_core::{ArcStr, Locality, NamespacedName, Workload};
 use super::Settings;
 use super::policy::Policies;
 use super::service::{self, Services};
-use super::view::Placements;
+use super::view::{AgentPod, Placements};
 use crate::diagnosis::Problem;
 use crate::resource::pod::State;
 use crate::resource::{Key, Kind, Objects, Pod};
@@ -249,4 +249,19 @@ pub fn placements(objects: &Objects, settings: &Settings) -> Placements {
         .filter(|p| !p.node.is_empty() && !p.host_network && settings.discovers(objects, &p.namespace))
         .map(|p| (p.node.clone(), p.namespace.clone(), p.service_account.clone()))
         .collect()
+}
+
+/// Pods of the service accounts that agents have, wherever they are.
+pub fn agents(objects: &Objects, settings: &Settings) -> BTreeMap<ArcStr, AgentPod> {
+    let is_agent = |p: &&Pod| settings.agents.iter().any(|(ns, name)| *ns == p.namespace && *name == p.service_account);
+    let entry = |p: &Pod| {
+        let pod = AgentPod {
+            namespace: p.namespace.clone(),
+            name: p.name.clone(),
+            account: p.service_account.clone(),
+            node: p.node.clone(),
+        };
+        Some((p.uid.clone()?, pod))
+    };
+    alive(objects).filter(is_agent).filter_map(entry).collect()
 }

@@ -29,6 +29,8 @@ pub struct Pod {
     pub namespace: ArcStr,
     /// Its name.
     pub name: ArcStr,
+    /// Its `metadata.uid`, if it has one; a pod that was made again under the same name has another.
+    pub uid: Option<ArcStr>,
     /// Its labels.
     pub labels: Labels,
     /// The node it is bound to; empty before it is.
@@ -100,6 +102,7 @@ pub fn read(key: &Key, object: k8s::Pod) -> (Pod, Vec<Problem>) {
     let pod = Pod {
         namespace: key.namespace.clone(),
         name: key.name.clone(),
+        uid: object.metadata.uid.as_deref().map(ArcStr::from),
         labels: meta::labels(&object.metadata),
         node: spec.node_name.unwrap_or_default().into(),
         service_account,

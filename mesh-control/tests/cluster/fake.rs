@@ -52,6 +52,8 @@ struct State {
     requests: Vec<(String, String)>,
     /// What TokenReview says of a token.
     tokens: HashMap<String, Json>,
+    /// What is no object, by path.
+    pages: HashMap<String, String>,
     /// How many versions there have been of all, for uids.
     made: u64,
 }
@@ -195,6 +197,11 @@ impl FakeApi {
         self.tell();
     }
 
+    /// Answers with a text of its own.
+    pub fn page(&self, path: &str, text: impl Into<String>) {
+        self.state.lock().unwrap().pages.insert(path.into(), text.into());
+    }
+
     pub fn token(&self, token: &str, status: Json) {
         self.state.lock().unwrap().tokens.insert(token.into(), status);
     }
@@ -250,6 +257,13 @@ impl FakeApi {
         if let Some((code, slowness)) = refusal {
             tokio::time::sleep(slowness).await;
             return Ok(refused(code));
+        }
+        let page = self.state.lock().unwrap().pages.get(uri.path()).cloned();
+        if let Some(page) = page {
+            return Ok(Response::new(BodyExt::boxed(Full::from(page).map_err(|never| match never {}))));
+        }
+        if plural.is_empty() {
+            return Ok(refused(404));
         }
         Ok(match (method, name) {
             (Method::GET, Some(name)) => match self.get_plural(&plural, &namespace, &name) {

@@ -5,6 +5,7 @@
 
 mod fake;
 mod follow;
+mod keys;
 mod leader;
 mod plane;
 #[path = "../support/mod.rs"]

@@ -8,6 +8,7 @@ use mesh_control::app::App;
 use mesh_control::ca::store::RootStore;
 use mesh_control::config;
 use mesh_proto::ca::IstioCertificateResponse;
+use mesh_control::index::View;
 use mesh_proto::ca::istio_certificate_service_client::IstioCertificateServiceClient;
 use tonic::{Code, Request, Status};
 
@@ -28,7 +29,7 @@ pub async fn start(api: &FakeApi, more: &[&str]) -> App {
 }
 
 /// Bookinfo on two nodes.
-async fn bookinfo() -> FakeApi {
+pub async fn bookinfo() -> FakeApi {
     let api = istio().await;
     documents(BOOKINFO).into_iter().chain(documents(POLICY)).for_each(|object| api.put(object));
     api
@@ -56,7 +57,13 @@ fn token(audience: &str, account: &str, number: u32) -> String {
     format!("eyJhbGciOiJSUzI1NiJ9.{claims}.c2lnbmF0dXJl")
 }
 
-const AGENT: &str = "system:serviceaccount:undermesh-system:mesh-agent";
+pub const AGENT: &str = "system:serviceaccount:undermesh-system:mesh-agent";
+
+/// What is known of a mesh with these nodes.
+fn nodes(api: &FakeApi, names: &[&str]) -> View {
+    let uid = |name: &str| api.get("Node", "", name).map(|node| node["metadata"]["uid"].as_str().unwrap().to_owned());
+    View { nodes: names.iter().map(|name| ((*name).into(), uid(name))).collect(), ..View::default() }
+}
 
 fn reviewed(api: &FakeApi, node: &str) -> Json {
     let uid = api.get("Node", "", node).map_or(json!("none"), |n| n["metadata"]["uid"].clone());
@@ -64,7 +71,7 @@ fn reviewed(api: &FakeApi, node: &str) -> Json {
         "authentication.kubernetes.io/node-name": [node], "authentication.kubernetes.io/node-uid": [uid] } } })
 }
 
-async fn certificate(app: &App, roots: &str, token: &str) -> Result<IstioCertificateResponse, Status> {
+pub async fn certificate(app: &App, roots: &str, token: &str) -> Result<IstioCertificateResponse, Status> {
     let mut client = IstioCertificateServiceClient::new(connect(app.listen, roots, "127.0.0.1").await.unwrap());
     let mut request = Request::new(request(REVIEWS, &csr().1, 3600));
     request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
@@ -262,7 +269,8 @@ async fn hardening_F17_what_was_accepted_is_accepted_while_nobody_can_be_asked()
         .times(Times { fresh: Duration::ZERO, ..Times::default() });
     let now = mesh_runtime::clock::now();
     let good = token("undermesh", AGENT, 1);
-    let ask = |now| reviewer.verify(Some(&good), now, |_, _| true);
+    let view = nodes(&api, &["node1"]);
+    let ask = |now| reviewer.verify(Some(&good), now, &view);
     assert_eq!(ask(now).await.map(drop), Err(TokenError::Signature));
     api.token(&good, reviewed(&api, "node1"));
     assert_eq!(ask(now).await.unwrap().node, "node1");
@@ -277,7 +285,7 @@ async fn hardening_F17_what_was_accepted_is_accepted_while_nobody_can_be_asked()
     api.refuse("tokenreviews", 503, 2);
     let late = std::time::UNIX_EPOCH + Duration::from_secs(4_000_000_000);
     assert_eq!(ask(late).await.map(drop), Err(TokenError::Expired));
-    let gone = reviewer.verify(Some(&good), now, |_, _| false).await;
+    let gone = reviewer.verify(Some(&good), now, &View::default()).await;
     assert_eq!(gone.map(drop), Err(TokenError::Node));
     // What it says next counts.
     api.relent();
@@ -303,7 +311,8 @@ async fn hardening_F17_a_review_that_hangs_holds_up_nobody_for_long_and_keeps_no
     api.token(&good, reviewed(&api, "node1"));
     for (busy, refused) in [(Duration::ZERO, true), (long, false)] {
         let reviewer = &reviewer(busy);
-        let ask = async |token: &str| reviewer.verify(Some(token), now, |_, _| true).await.map(drop);
+        let view = nodes(&api, &["node1"]);
+        let ask = async |token: &str| reviewer.verify(Some(token), now, &view).await.map(drop);
         assert_eq!(ask(&good).await, Ok(()));
         api.hold(&good, true);
         // It is not known, and was good.

@@ -367,12 +367,29 @@ async fn outage(scene: &Scene<'_>, app: &App) {
     scene.verb(&["stop", "kube-apiserver"]);
     heard.listen(span()).await;
     let mut client = IstioCertificateServiceClient::new(connect(app.listen, &root, "127.0.0.1").await.unwrap());
+    // Made for the agent's pod, and shown to nobody yet.
+    let unseen = scene.kubectl(
+        "create token mesh-agent -n undermesh-system --audience undermesh --bound-object-kind Pod --bound-object-name mesh-agent",
+    );
+    let unseen = unseen.trim();
+    let (kept, changed) = unseen.split_at(unseen.len() - 20);
+    let forged = format!("{kept}{}{}", if changed.starts_with('A') { 'B' } else { 'A' }, &changed[1..]);
     let mut renewal = Request::new(request("spiffe://cluster.local/ns/shop/sa/web", &csr().1, 3600));
     renewal.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
     client.create_certificate(renewal).await.expect("certificates are renewed");
     scene.verb(&["start", "kube-apiserver"]);
     scene.cluster.eventually("an API server", || scene.cluster.kubectl("get --raw /readyz").is_ok()).await;
     scene.apply(&policy("shop", "after", DENY));
+    for (what, token, account, expected) in [
+        ("a token that nobody has seen", unseen, "web", Code::Ok),
+        ("of the first node", unseen, "far", Code::PermissionDenied),
+        ("not as it was signed", &forged, "web", Code::Unauthenticated),
+    ] {
+        let mut asks = Request::new(request(&format!("spiffe://cluster.local/ns/shop/sa/{account}"), &csr().1, 3600));
+        asks.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        let code = client.create_certificate(asks).await.map_or_else(|status| status.code(), |_| Code::Ok);
+        assert_eq!(code, expected, "{what}");
+    }
     let back = Instant::now();
     heard.until("what came after", |agent| has(agent, "shop/after")).await;
     println!("heard of {:.1} s after the API server had it", back.elapsed().as_secs_f32());

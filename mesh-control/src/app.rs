@@ -31,14 +31,18 @@ use crate::access::token::Tokens;
 use crate::access::writer::TokenWriter;
 use crate::api_server;
 use crate::ca::authority::Authority;
+use crate::ca::keeper::{Keeper, Renewed};
+use crate::ca::plugged::Purpose;
+use crate::ca::rotation::Terms;
 use crate::ca::server::Issuing;
 use crate::ca::store::RootStore;
 use crate::cluster::bundle;
-use crate::cluster::lease::{self, Terms};
+use crate::cluster::lease;
 use crate::cluster::report::{self, Pace};
 use crate::cluster::source::ClusterSource;
 use crate::cluster::watch::Tuning;
 use crate::config::{Config, Origin};
+use crate::diagnosis::Diagnosis;
 use crate::index::Settings;
 use crate::manifest::watch::FolderSource;
 use crate::metrics::Metrics;
@@ -58,6 +62,8 @@ const REQUEST: Duration = Duration::from_secs(30);
 const MAX_XDS_REQUEST: usize = 32 << 20;
 /// At once on one connection. An agent has eight requests for certificates and its stream; each may hold up a request that is not whole yet.
 const MAX_CALLS: u32 = 32;
+/// Until every kubelet has given its pods a ConfigMap that has changed.
+const KUBELETS: Duration = Duration::from_secs(180);
 /// How long streams have to end.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -93,10 +99,12 @@ impl App {
         let outlets = Outlets::new(metrics.clone());
         let (view, world) = (outlets.view.subscribe(), outlets.world.subscribe());
         let streams = Arc::new(Streams::default());
+        let problems: Arc<ArcSwap<Vec<Diagnosis>>> = Arc::default();
         let status = Status {
             registry: Arc::new(registry),
             readiness: readiness.clone(),
             diagnoses: outlets.diagnoses.clone(),
+            authority: problems.clone(),
             streams: streams.clone(),
             world: world.clone(),
         };
@@ -109,13 +117,15 @@ impl App {
         );
 
         let store = place.roots(settings);
-        let authority = store.open(&settings.trust_domain, mesh_runtime::clock::now).await?;
-        metrics.set_root_expiry(authority.not_after());
+        let purpose =
+            Purpose { domain: settings.trust_domain.clone(), host: format!("mesh-control.{}.svc", settings.home) };
+        let authority = store.open(&purpose, mesh_runtime::clock::now).await?;
+        metrics.set_authority(authority.root_ends(), authority.not_after(), authority.roots().len());
         rooted.met();
         let names = names(listen.ip(), &settings.home, &settings.cluster_domain, &config.san);
         let now = mesh_runtime::clock::now();
         let certificate = Arc::new(ServerCertificate::new(&authority, names.clone(), SERVER_TTL, now)?);
-        let mut certificates = vec![certificate.clone()];
+        let mut renewed: Vec<Arc<dyn Renewed>> = vec![certificate.clone()];
         let authority = Arc::new(ArcSwap::from_pointee(authority));
         let verifier = place.verifier(settings, &metrics, &drain)?;
 
@@ -125,6 +135,8 @@ impl App {
             let _ = first.send(());
         };
         let mut webhook_address = None;
+        // Without a cluster there is one process, and who can read the state folder reads it all.
+        let (mut leads, mut spread) = (watch::channel(true).1, None);
         let begun = watch::Sender::new(false);
         match &mut place {
             Place::Folder { manifests, .. } => {
@@ -133,14 +145,17 @@ impl App {
             }
             Place::Cluster { client, webhook, .. } => {
                 let source = ClusterSource::new(client, Tuning::default());
+                let (told, read) = watch::channel(0);
+                spread = Some(read);
+                let look = store.look();
                 let copies =
-                    bundle::publish(client.clone(), authority.clone(), view.clone(), store.look(), Tuning::default());
+                    bundle::publish(client.clone(), authority.clone(), view.clone(), look, told, Tuning::default());
                 until_drained("root copies", &drain, copies);
-                elected(client, settings, &outlets, &authority, &begun, &drain);
+                leads = elected(client, settings, &outlets, &authority, &begun, &drain);
                 if let Some(listener) = webhook.take() {
                     webhook_address = Some(listener.local_addr()?);
                     let own = Arc::new(ServerCertificate::new(&authority.load(), names, SERVER_TTL, now)?);
-                    certificates.push(own.clone());
+                    renewed.push(own.clone());
                     // Before the configuration can be read: who repairs it is not to be in need of it.
                     let served = webhook::server::serve(listener, own, metrics.clone(), drain.token());
                     until_drained("webhook", &drain, async { drop(served.await) });
@@ -149,8 +164,20 @@ impl App {
             }
         }
         // A start may wait for long, and the webhook serves meanwhile.
-        let roots = follow_root(store, authority.clone(), certificates, metrics.clone());
-        until_drained("root", &drain, roots);
+        let terms = terms(config.root_overlap, config.secret_ttl, &store);
+        let (authority_of, metrics_of) = (authority.clone(), metrics.clone());
+        let keeper = Keeper {
+            store,
+            authority: authority_of,
+            renewed,
+            purpose,
+            terms,
+            leads,
+            spread,
+            problems,
+            metrics: metrics_of,
+        };
+        until_drained("root", &drain, keeper.run());
         // Nothing partial is served: streams and the authority begin with a whole state.
         read.await.context("read the configuration")?;
         configured.met();
@@ -244,7 +271,7 @@ impl Place {
         }
     }
 
-    fn verifier(&self, settings: &Settings) -> Result<Verifier> {
+    fn verifier(&self, settings: &Settings, metrics: &Arc<Metrics>, drain: &Drain) -> Result<Verifier> {
         Ok(match self {
             Place::Folder { state_dir, .. } => {
                 Verifier::Own(Arc::new(Tokens::open(state_dir, settings.cluster_id.clone())?))
@@ -268,10 +295,11 @@ fn elected(
     authority: &Arc<ArcSwap<Authority>>,
     begun: &watch::Sender<bool>,
     drain: &Drain,
-) {
+) -> watch::Receiver<bool> {
     let (leads, leader) = watch::channel(false);
     let home = settings.home.to_string();
-    let election = lease::run(client.clone(), home.clone(), Terms::default(), begun.subscribe(), leads, drain.token());
+    let election =
+        lease::run(client.clone(), home.clone(), lease::Terms::default(), begun.subscribe(), leads, drain.token());
     task::spawn_vital("election", election);
     let (verdicts, view) = (outlets.verdicts.subscribe(), outlets.view.subscribe());
     let report = report::run(client.clone(), verdicts, view, leader.clone(), Pace::default());
@@ -281,8 +309,21 @@ fn elected(
             report.await;
         }
     });
-    let registration = registration::run(client.clone(), home, authority.clone(), leader, Times::default());
+    let registration = registration::run(client.clone(), home, authority.clone(), leader.clone(), Times::default());
     until_drained("webhook registration", drain, registration);
+    leader
+}
+
+/// How long the stages of a rotation last, if certificates last for `longest`. Agents get the roots with each certificate, and from a ConfigMap, which a
+/// kubelet looks at every other minute; replicas look at what is kept.
+fn terms(overlap: Option<Duration>, longest: Duration, store: &RootStore) -> Terms {
+    let replicas = 3 * store.look();
+    let (spread, retire) = match (overlap, store) {
+        (Some(overlap), _) => (overlap, overlap),
+        (None, RootStore::Folder(_)) => (longest, longest + longest / 10),
+        (None, RootStore::Secret { .. }) => (longest.max(KUBELETS), longest + longest / 10),
+    };
+    Terms { spread, retire: retire + replicas }
 }
 
 /// Runs a task that never ends by itself, until the process does.
@@ -323,48 +364,4 @@ fn names(listen: IpAddr, home: &str, cluster_domain: &str, extra: &[String]) -> 
     }
     let dns = dns.iter().filter_map(|n| rcgen::string::Ia5String::try_from(n.as_str()).ok().map(SanType::DnsName));
     dns.chain(addresses.into_iter().map(SanType::IpAddress)).collect()
-}
-
-/// Takes over a new root when what is kept changes, and renews the listeners' certificates. A bad root changes nothing.
-async fn follow_root(
-    store: RootStore,
-    authority: Arc<ArcSwap<Authority>>,
-    certificates: Vec<Arc<ServerCertificate>>,
-    metrics: Arc<Metrics>,
-) {
-    let mut look = tokio::time::interval(store.look());
-    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut complaint = String::new();
-    loop {
-        look.tick().await;
-        let now = mesh_runtime::clock::now();
-        let mut renew = false;
-        let current = authority.load_full();
-        match store.reload(&current, now).await {
-            Ok(None) => complaint.clear(),
-            Ok(Some(new)) => {
-                complaint.clear();
-                let roots = new.roots().len();
-                tracing::info!(
-                    roots,
-                    "new root taken over; every node follows within the lifetime of its certificates"
-                );
-                metrics.set_root_expiry(new.not_after());
-                authority.store(Arc::new(new));
-                renew = true;
-            }
-            Err(error) => {
-                let text = error.to_string();
-                if text != complaint {
-                    tracing::error!(error = %text, "cannot take over the root that is kept, the one in memory stays");
-                    complaint = text;
-                }
-            }
-        }
-        for certificate in certificates.iter().filter(|certificate| renew || certificate.is_due(now)) {
-            if let Err(error) = certificate.renew(&authority.load(), now) {
-                tracing::error!(%error, "cannot renew a listener's certificate");
-            }
-        }
-    }
 }

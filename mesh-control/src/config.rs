@@ -69,6 +69,9 @@ pub struct Args {
     /// Longest and usual lifetime of certificates: a number with s, m, h or d
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
     pub secret_ttl: Duration,
+    /// How long a new root is trusted before anything is signed under it, and an old one after that [default: as long as certificates last]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub root_overlap: Option<Duration>,
     /// With --manifests: lifetime of nodes' tokens, renewed at half
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
     pub token_ttl: Duration,
@@ -125,6 +128,8 @@ pub struct Config {
     pub settings: Settings,
     /// Longest lifetime of certificates.
     pub secret_ttl: Duration,
+    /// How long roots overlap, if not as long as certificates last.
+    pub root_overlap: Option<Duration>,
     /// Lifetime of tokens.
     pub token_ttl: Duration,
     /// Further names in the listener's certificate.
@@ -197,27 +202,28 @@ impl Args {
         else {
             return Err(problems);
         };
-        Ok(Config {
-            origin,
-            listen: self.listen,
-            metrics: self.metrics,
-            settings: Settings {
         let agents = match &origin {
             Origin::Cluster { agents, .. } => {
                 agents.iter().map(|(namespace, name)| (namespace.as_str().into(), name.as_str().into())).collect()
             }
             Origin::Folder { .. } => Vec::new(),
         };
+        Ok(Config {
+            origin,
+            listen: self.listen,
+            metrics: self.metrics,
+            settings: Settings {
                 trust_domain,
                 cluster_id: self.cluster_id.into(),
                 cluster_domain: self.cluster_domain.into(),
                 istio_names: IstioNames::of(&self.istio_names).unwrap_or_default(),
+                agents,
                 ..Settings::at(&self.root_namespace)
             },
             secret_ttl: self.secret_ttl,
+            root_overlap: self.root_overlap,
             token_ttl: self.token_ttl,
             san: self.san,
-                agents,
             log_format: if self.log_format == "json" { LogFormat::Json } else { LogFormat::Text },
             log_filter,
             threads: usize::from(self.threads),

@@ -63,6 +63,14 @@ pub struct Metrics {
     pub limited: Counter,
     /// When the root ends.
     pub root_expiry: Gauge,
+    /// When what signs ends.
+    pub chain_expiry: Gauge,
+    /// Roots that are trusted.
+    pub roots: Gauge,
+    /// How far a rotation is.
+    pub rotation: Gauge,
+    /// Things wrong with what signs, or is to sign.
+    pub authority_problems: Gauge,
     /// Objects that the webhook has let in.
     pub validated: Counter,
     /// Objects that it has refused.
@@ -97,14 +105,6 @@ impl Metrics {
             "Calls without a valid token",
             self.authentication_failures.clone(),
         );
-        registry.register("galley_validation_passed", "Objects that the webhook has let in", self.validated.clone());
-        registry.register("galley_validation_failed", "Objects that the webhook has refused", self.invalidated.clone());
-        registry.register(
-            "citadel_server_root_cert_expiry_timestamp",
-            "When the root ends, seconds since 1970",
-            self.root_expiry.clone(),
-        );
-    }
         registry.register(
             "mesh_control_token_keys",
             "Keys by which tokens can be checked while the API server is away",
@@ -115,6 +115,30 @@ impl Metrics {
             "Tokens accepted by the API server's keys because it could not be asked",
             self.vouched.clone(),
         );
+        registry.register("galley_validation_passed", "Objects that the webhook has let in", self.validated.clone());
+        registry.register("galley_validation_failed", "Objects that the webhook has refused", self.invalidated.clone());
+        registry.register(
+            "citadel_server_root_cert_expiry_timestamp",
+            "When the root ends, seconds since 1970",
+            self.root_expiry.clone(),
+        );
+        registry.register(
+            "citadel_server_cert_chain_expiry_timestamp",
+            "When the first of the certificates between a leaf and a root ends, seconds since 1970",
+            self.chain_expiry.clone(),
+        );
+        registry.register("mesh_control_trusted_roots", "Roots that are trusted", self.roots.clone());
+        registry.register(
+            "mesh_control_root_rotation",
+            "How far a rotation of the root is: 0 none, 1 the new root is made known, 2 the old one is on its way out",
+            self.rotation.clone(),
+        );
+        registry.register(
+            "mesh_control_authority_problems",
+            "Things wrong with what signs certificates, or is to sign them",
+            self.authority_problems.clone(),
+        );
+    }
 
     /// A response goes out.
     pub fn pushed(&self, url: &str, resources: usize, removed: usize) {
@@ -133,9 +157,11 @@ impl Metrics {
         self.diagnoses.get_or_create(&SeverityLabel { severity }).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    /// When the root ends.
-    pub fn set_root_expiry(&self, not_after: SystemTime) {
-        let seconds = not_after.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        self.root_expiry.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+    /// When the root and what signs under it end, and how many roots are trusted.
+    pub fn set_authority(&self, root_ends: SystemTime, signer_ends: SystemTime, roots: usize) {
+        let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        self.root_expiry.set(i64::try_from(seconds(root_ends)).unwrap_or(i64::MAX));
+        self.chain_expiry.set(i64::try_from(seconds(signer_ends)).unwrap_or(i64::MAX));
+        self.roots.set(i64::try_from(roots).unwrap_or(i64::MAX));
     }
 }

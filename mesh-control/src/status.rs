@@ -25,6 +25,8 @@ pub struct Status {
     pub readiness: Readiness,
     /// What is wrong with the configuration.
     pub diagnoses: Arc<ArcSwap<Vec<Diagnosis>>>,
+    /// What is wrong with the authority.
+    pub authority: Arc<ArcSwap<Vec<Diagnosis>>>,
     /// Who is served.
     pub streams: Arc<Streams>,
     /// What is served.
@@ -45,7 +47,10 @@ impl Status {
                 pending if pending.is_empty() => text(StatusCode::OK, "ready\n"),
                 pending => text(StatusCode::SERVICE_UNAVAILABLE, format!("waiting for: {}\n", pending.join(", "))),
             },
-            "/debug/diagnoses" => json(&json!(&**self.diagnoses.load())),
+            "/debug/diagnoses" => {
+                let (diagnoses, authority) = (self.diagnoses.load(), self.authority.load());
+                json(&json!(authority.iter().chain(diagnoses.iter()).collect::<Vec<_>>()))
+            }
             "/debug/syncz" => json(&self.sync()),
             "/" => text(StatusCode::OK, "/metrics\n/ready\n/debug/diagnoses\n/debug/syncz\n"),
             _ => text(StatusCode::NOT_FOUND, "no such page\n"),
@@ -58,7 +63,7 @@ impl Status {
         json!({
             "generation": world.generation,
             "resources": { "address": count(Kind::Address), "authorization": count(Kind::Authorization) },
-            "diagnoses": self.diagnoses.load().len(),
+            "diagnoses": self.diagnoses.load().len() + self.authority.load().len(),
             "streams": self.streams.list(),
         })
     }

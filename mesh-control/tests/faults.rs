@@ -174,7 +174,7 @@ impl Peer {
 #[tokio::test]
 async fn hardening_F43_the_root_is_changed_under_load_and_nobody_notices() {
     let bookinfo = include_str!("bookinfo/bookinfo.yaml");
-    let plane = Plane::start(&[("bookinfo.yaml", bookinfo)], &["--secret-ttl", "10s"]).await;
+    let plane = Plane::start(&[("bookinfo.yaml", bookinfo)], &["--secret-ttl", "10s", "--root-overlap", "1h"]).await;
     let mut subscriber = Subscriber::start(config(&plane, Limits::default()));
     subscriber.workloads(6).await;
     let manager = || {
@@ -225,6 +225,121 @@ async fn hardening_F43_the_root_is_changed_under_load_and_nobody_notices() {
     late.connect(&peers[1]).await.unwrap_err();
     peers[0].connect(&late).await.unwrap_err();
     // The stream has lived through it, or came back; either way it follows.
+    let fewer: Vec<&str> = bookinfo.split("---\n").filter(|d| !d.contains("name: ratings-v1")).collect();
+    plane.write("bookinfo.yaml", &fewer.join("---\n"));
+    subscriber.workloads(5).await;
+}
+
+/// A certificate authority that an operator has.
+struct Ca {
+    key: rcgen::KeyPair,
+    params: rcgen::CertificateParams,
+    pem: String,
+}
+
+impl Ca {
+    /// One below `above`, or a root.
+    fn new(name: &str, above: Option<&Ca>) -> Ca {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let certificate = match above {
+            None => params.self_signed(&key).unwrap(),
+            Some(above) => {
+                params.use_authority_key_identifier_extension = true;
+                params.signed_by(&key, &rcgen::Issuer::from_params(&above.params, &above.key)).unwrap()
+            }
+        };
+        Ca { key, params, pem: certificate.pem() }
+    }
+}
+
+/// Puts a signer where the operator puts it. Nobody sees a half of it: the folder is replaced.
+fn plug(plane: &Plane, signer: &Ca, root: &Ca) {
+    let (folder, new) = (plane.state("cacerts"), plane.state("cacerts.new"));
+    state::folder(&new).unwrap();
+    let chain = format!("{}{}", signer.pem, root.pem);
+    for (name, text, mode) in [
+        ("ca-cert.pem", &signer.pem, 0o644),
+        ("ca-key.pem", &signer.key.serialize_pem(), 0o600),
+        ("cert-chain.pem", &chain, 0o644),
+        ("root-cert.pem", &root.pem, 0o644),
+    ] {
+        state::write(&new.join(name), text, mode).unwrap();
+    }
+    if folder.exists() {
+        std::fs::rename(&folder, plane.state("cacerts.old")).unwrap();
+    }
+    std::fs::rename(&new, &folder).unwrap();
+}
+
+/// Who has signed the certificate of a peer: the first certificate above it, or else the root's name.
+async fn issuer(peer: &Peer) -> String {
+    let certificate = soon("a certificate", peer.manager.certificate(&peer.identity)).await;
+    let (_, leaf) = X509Certificate::from_der(&certificate.chain()[0]).unwrap();
+    leaf.issuer().to_string()
+}
+
+#[tokio::test]
+async fn hardening_F43_features_CA_5_roots_and_signers_rotate_by_themselves_and_nobody_notices() {
+    let bookinfo = include_str!("bookinfo/bookinfo.yaml");
+    let plane = Plane::start(&[("bookinfo.yaml", bookinfo)], &["--secret-ttl", "10s"]).await;
+    let mut subscriber = Subscriber::start(config(&plane, Limits::default()));
+    subscriber.workloads(6).await;
+    let manager = || {
+        let config = Arc::new(config(&plane, Limits::default()));
+        CertificateManager::new(config, ClientMetrics::default()).unwrap()
+    };
+    let peers = [Peer::new("reviews", manager()), Peer::new("productpage", manager())];
+    let own = plane.roots();
+    let mut connections = 0;
+    let (root, other) = (Ca::new("plugged root", None), Ca::new("stranger", None));
+    let signers = [Ca::new("first signer", Some(&root)), Ca::new("second signer", Some(&root))];
+    for stage in ["a root of our own", "a signer", "another signer", "a bad signer"] {
+        match stage {
+            "a root of our own" => state::write(&plane.state("rotate-root"), "now", 0o600).unwrap(),
+            "a signer" => plug(&plane, &signers[0], &root),
+            "another signer" => plug(&plane, &signers[1], &root),
+            _ => {
+                std::fs::remove_dir_all(plane.state("cacerts.old")).unwrap();
+                plug(&plane, &signers[0], &other);
+            }
+        }
+        let start = std::time::Instant::now();
+        // Both directions, and to the control plane with the roots that are to be had, all the time.
+        tokio::time::timeout(2 * support::DEADLINE, async {
+            loop {
+                peers[0].connect(&peers[1]).await.unwrap();
+                peers[1].connect(&peers[0]).await.unwrap();
+                plane.channel().await;
+                connections += 2;
+                let issuers = [issuer(&peers[0]).await, issuer(&peers[1]).await];
+                let (settled, roots) = (!plane.state("next-ca-key.pem").exists(), plane.roots());
+                let count = CertificateDer::pem_slice_iter(roots.as_bytes()).count();
+                let signed = |by: &str| issuers.iter().all(|issuer| issuer.contains(by));
+                let is_done = match stage {
+                    "a root of our own" => count == 1 && roots != own && signed("Undermesh root"),
+                    "a signer" => count == 1 && roots == root.pem && signed("first signer"),
+                    "another signer" => count == 1 && signed("second signer"),
+                    _ => plane.page("/metrics").await.1.contains("\nmesh_control_authority_problems 1\n"),
+                };
+                if is_done && settled {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await
+        .unwrap_or_else(|_| panic!("{stage}: not within twice {:?}", support::DEADLINE));
+        println!("{stage}: {:.1} s, {connections} connections so far", start.elapsed().as_secs_f32());
+    }
+    // What is wrong is told, and what was good goes on.
+    let (_, diagnoses) = plane.page("/debug/diagnoses").await;
+    assert!(diagnoses.contains("cacerts") && diagnoses.contains("vouches for"), "{diagnoses}");
+    assert!(issuer(&peers[0]).await.contains("second signer"));
+    assert!(connections > 100, "{connections} connections");
     let fewer: Vec<&str> = bookinfo.split("---\n").filter(|d| !d.contains("name: ratings-v1")).collect();
     plane.write("bookinfo.yaml", &fewer.join("---\n"));
     subscriber.workloads(5).await;

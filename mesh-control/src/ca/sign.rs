@@ -60,7 +60,7 @@ impl CheckedKey {
 /// A certificate with its chain.
 #[derive(Clone, Debug)]
 pub struct Signed {
-    /// PEM: the leaf, and as last element all roots.
+    /// PEM: the leaf, what is between it and a root, and as last element all roots.
     pub chain: Vec<String>,
     /// When the leaf ends.
     pub not_after: SystemTime,
@@ -125,7 +125,10 @@ pub fn sign(
     let public = SubjectPublicKeyInfo::from_der(&key.spki).map_err(|_| SignError::Key("it cannot be used"))?;
     let certificate = params.signed_by(&public, &authority.issuer).map_err(|e| SignError::Library(e.to_string()))?;
     let not_after = (now + lifetime).min(authority.not_after);
-    Ok(Signed { chain: vec![pem("CERTIFICATE", certificate.der()), authority.bundle().to_owned()], not_after })
+    let mut chain = vec![pem("CERTIFICATE", certificate.der())];
+    chain.extend(authority.chain().iter().map(|der| pem("CERTIFICATE", der)));
+    chain.push(authority.bundle().to_owned());
+    Ok(Signed { chain, not_after })
 }
 
 /// A certificate and key for the control plane's own listener.

@@ -20,6 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::watch::{Event, Follower, Resource, Tuning};
 use crate::api_server::{Failure, send};
 use crate::ca::authority::{Authority, ROOTS_FILE};
+use crate::ca::keeper;
 use crate::index::View;
 use crate::resource::mesh_config::IstioNames;
 
@@ -125,12 +126,13 @@ pub fn wrong<'a>(
     namespaces.iter().filter(|namespace| !copies.get(*namespace).is_some_and(is_left)).collect()
 }
 
-/// Keeps the ConfigMaps, for ever.
+/// Keeps the ConfigMaps, for ever. `spread` is told the hash of the bundle that all have, but for namespaces that nothing can be written to.
 pub async fn publish(
     client: Client,
     authority: Arc<ArcSwap<Authority>>,
     mut view: watch::Receiver<Arc<View>>,
     look_at_root: Duration,
+    spread: watch::Sender<u64>,
     tuning: Tuning,
 ) {
     let (sender, mut events) = mpsc::channel(256);
@@ -195,7 +197,14 @@ pub async fn publish(
             let wrong = known.as_ref().map(|known| wrong(name, known, &names, &roots)).unwrap_or_default();
             wrong.into_iter().map(move |namespace| (index, namespace.clone()))
         });
-        writer.round(due.collect(), &roots.bundle).await;
+        let due: Vec<Key> = due.collect();
+        let home = &view.borrow().settings.home.clone();
+        let is_known = copies.iter().all(Option::is_some) && names.contains(home);
+        if is_known && due.iter().all(|key| writer.failed.contains_key(key) && key.1 != *home) {
+            let hash = keeper::hash(&roots.bundle);
+            spread.send_if_modified(|told| std::mem::replace(told, hash) != hash);
+        }
+        writer.round(due, &roots.bundle).await;
         if let Some(until) = writer.resting {
             look.reset_at(until);
         }

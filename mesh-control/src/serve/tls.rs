@@ -27,6 +27,7 @@ use tonic::transport::server::Connected;
 
 use crate::access::check::Known;
 use crate::ca::authority::Authority;
+use crate::ca::keeper::Renewed;
 use crate::ca::sign::{self, SignError};
 use crate::clock;
 
@@ -60,15 +61,21 @@ impl ServerCertificate {
         Ok(Self { current, names, lifetime })
     }
 
-    /// Replaces it: at half of its life, and when the root is another one.
-    pub fn renew(&self, authority: &Authority, now: SystemTime) -> Result<(), SignError> {
-        self.current.store(Arc::new((make(authority, &self.names, self.lifetime, now)?, now)));
-        Ok(())
-    }
-
     /// Whether it should be replaced. Clients judge it by their clocks, which ours agrees with once it has been set right.
     pub fn is_due(&self, now: SystemTime) -> bool {
         clock::is_due(self.current.load().1, self.lifetime, now)
+    }
+}
+
+impl Renewed for ServerCertificate {
+    fn renew(&self, authority: &Authority, is_new: bool, now: SystemTime) {
+        if !is_new && !self.is_due(now) {
+            return;
+        }
+        match make(authority, &self.names, self.lifetime, now) {
+            Ok(made) => self.current.store(Arc::new((made, now))),
+            Err(error) => tracing::error!(%error, "cannot renew a listener's certificate"),
+        }
     }
 }
 
@@ -81,7 +88,8 @@ fn make(
     let (certificate, key) = sign::server(authority, names, lifetime, now)?;
     let provider = provider();
     let key = provider.key_provider.load_private_key(key).map_err(|e| SignError::Library(e.to_string()))?;
-    Ok(Arc::new(CertifiedKey::new(vec![certificate], key)))
+    let chain = [certificate].into_iter().chain(authority.chain().iter().cloned()).collect();
+    Ok(Arc::new(CertifiedKey::new(chain, key)))
 }
 
 fn provider() -> Arc<CryptoProvider> {

@@ -8,6 +8,7 @@ mod follow;
 mod keys;
 mod leader;
 mod plane;
+mod rotation;
 #[path = "../support/mod.rs"]
 mod support;
 mod telling;

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use mesh_control::access::review::{Reviewer, Times};
 use mesh_control::access::token::TokenError;
 use mesh_control::app::App;
+use mesh_control::ca::plugged::Purpose;
 use mesh_control::ca::store::RootStore;
 use mesh_control::config;
-use mesh_proto::ca::IstioCertificateResponse;
 use mesh_control::index::View;
+use mesh_proto::ca::IstioCertificateResponse;
 use mesh_proto::ca::istio_certificate_service_client::IstioCertificateServiceClient;
 use tonic::{Code, Request, Status};
 
@@ -113,12 +114,12 @@ async fn hardening_F44_a_root_is_judged_when_it_has_been_read() {
     let folder = tempfile::tempdir().unwrap();
     let client = api_server::connect(Some(&api.kubeconfig(folder.path()))).await.unwrap();
     let store = RootStore::Secret { client, namespace: "undermesh-system".into() };
-    let domain = "cluster.local".parse().unwrap();
-    soon("a root", store.open(&domain, mesh_runtime::clock::now)).await.unwrap();
+    let purpose = Purpose { domain: "cluster.local".parse().unwrap(), host: "mesh-control".into() };
+    soon("a root", store.open(&purpose, mesh_runtime::clock::now)).await.unwrap();
     // A replica that began a day before there was that root, and waited for the API server since.
     api.refuse("secrets", 503, 1);
     let now = || mesh_runtime::clock::now() - Duration::from_secs(if api.is_refusing() { 86_400 } else { 0 });
-    soon("the root", store.open(&domain, now)).await.unwrap();
+    soon("the root", store.open(&purpose, now)).await.unwrap();
     assert!(!api.is_refusing());
 }
 

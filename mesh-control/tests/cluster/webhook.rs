@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use mesh_control::app::App;
+use mesh_control::ca::plugged::Purpose;
 use mesh_control::ca::store::RootStore;
 use mesh_control::webhook::registration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -108,8 +109,8 @@ async fn a_replica_that_waits_follows_the_root_and_has_the_webhook_known_by_it()
     let folder = tempfile::tempdir().unwrap();
     let client = api_server::connect(Some(&api.kubeconfig(folder.path()))).await.unwrap();
     let store = RootStore::Secret { client, namespace: "undermesh-system".into() };
-    let domain = "cluster.local".parse().unwrap();
-    let new = soon("a root", store.open(&domain, mesh_runtime::clock::now)).await.unwrap();
+    let purpose = Purpose { domain: "cluster.local".parse().unwrap(), host: "mesh-control".into() };
+    let new = soon("a root", store.open(&purpose, mesh_runtime::clock::now)).await.unwrap();
     let new = base64::engine::general_purpose::STANDARD.encode(new.bundle());
     assert_ne!(old.as_ref(), Some(&new));
     eventually("the new root", || bundle().as_ref() == Some(&new)).await;

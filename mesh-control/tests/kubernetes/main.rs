@@ -50,6 +50,7 @@ impl Scene<'_> {
         let path = path.display().to_string();
         let fixed = ["mesh-control", "--kube", "--kubeconfig", &path, "--webhook", webhook];
         let places = ["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--log-level", "debug"];
+        let places = places.into_iter().chain(["--root-overlap", "10s"]);
         let args = config::parse(fixed.into_iter().chain(places)).map_err(|(e, _)| e).unwrap();
         tokio::time::timeout(LONG, App::start(args.check().unwrap())).await.expect("it starts").unwrap()
     }
@@ -187,6 +188,8 @@ async fn play(scene: &Scene<'_>) {
     done("faults");
     outage(scene, &two).await;
     done("outage");
+    rotation(scene, &two).await;
+    done("rotation");
     two.stop().await;
 }
 
@@ -364,9 +367,6 @@ async fn outage(scene: &Scene<'_>, app: &App) {
     let mut heard = Heard { agent: scene.agent(app).await, removed: Vec::new() };
     heard.until("everything", |agent| has(agent, "shop/good") && has(agent, "/Pod/shop/far")).await;
     assert_eq!(scene.certificate(app, &token, "web").await, Code::Ok);
-    scene.verb(&["stop", "kube-apiserver"]);
-    heard.listen(span()).await;
-    let mut client = IstioCertificateServiceClient::new(connect(app.listen, &root, "127.0.0.1").await.unwrap());
     // Made for the agent's pod, and shown to nobody yet.
     let unseen = scene.kubectl(
         "create token mesh-agent -n undermesh-system --audience undermesh --bound-object-kind Pod --bound-object-name mesh-agent",
@@ -374,12 +374,12 @@ async fn outage(scene: &Scene<'_>, app: &App) {
     let unseen = unseen.trim();
     let (kept, changed) = unseen.split_at(unseen.len() - 20);
     let forged = format!("{kept}{}{}", if changed.starts_with('A') { 'B' } else { 'A' }, &changed[1..]);
+    scene.verb(&["stop", "kube-apiserver"]);
+    heard.listen(span()).await;
+    let mut client = IstioCertificateServiceClient::new(connect(app.listen, &root, "127.0.0.1").await.unwrap());
     let mut renewal = Request::new(request("spiffe://cluster.local/ns/shop/sa/web", &csr().1, 3600));
     renewal.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
     client.create_certificate(renewal).await.expect("certificates are renewed");
-    scene.verb(&["start", "kube-apiserver"]);
-    scene.cluster.eventually("an API server", || scene.cluster.kubectl("get --raw /readyz").is_ok()).await;
-    scene.apply(&policy("shop", "after", DENY));
     for (what, token, account, expected) in [
         ("a token that nobody has seen", unseen, "web", Code::Ok),
         ("of the first node", unseen, "far", Code::PermissionDenied),
@@ -390,9 +390,30 @@ async fn outage(scene: &Scene<'_>, app: &App) {
         let code = client.create_certificate(asks).await.map_or_else(|status| status.code(), |_| Code::Ok);
         assert_eq!(code, expected, "{what}");
     }
+    scene.verb(&["start", "kube-apiserver"]);
+    scene.cluster.eventually("an API server", || scene.cluster.kubectl("get --raw /readyz").is_ok()).await;
+    scene.apply(&policy("shop", "after", DENY));
     let back = Instant::now();
     heard.until("what came after", |agent| has(agent, "shop/after")).await;
     println!("heard of {:.1} s after the API server had it", back.elapsed().as_secs_f32());
     scene.condition_becomes("after", "True", "Accepted").await;
     assert_eq!(heard.removed, Vec::<String>::new());
+}
+
+/// The root is replaced because somebody asks for it on the Secret.
+async fn rotation(scene: &Scene<'_>, app: &App) {
+    let copy = |namespace: &str| {
+        let map = scene.object(&format!("configmap -n {namespace} undermesh-root-cert")).unwrap();
+        map["data"]["root-cert.pem"].as_str().unwrap().to_owned()
+    };
+    let count = |bundle: &str| bundle.matches("BEGIN").count();
+    let old = copy("shop");
+    scene.kubectl("annotate secret -n undermesh-system undermesh-ca undermesh.io/rotate-root=please");
+    scene.cluster.eventually("both roots", || ["shop", "kube-system"].iter().all(|ns| count(&copy(ns)) == 2)).await;
+    scene.cluster.eventually("the new root alone", || count(&copy("shop")) == 1).await;
+    let new = copy("shop");
+    assert_ne!(old, new);
+    connect(app.listen, &new, "127.0.0.1").await.unwrap();
+    assert!(connect(app.listen, &old, "127.0.0.1").await.is_err());
+    assert_eq!(scene.certificate(app, &scene.token(), "web").await, Code::Ok);
 }

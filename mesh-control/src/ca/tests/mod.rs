@@ -1,5 +1,8 @@
 //! The authority: its files, its tokens, and what it signs, with the rows of the bad-input catalogue that concern them.
 
+mod plugged;
+mod turns;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -250,7 +253,7 @@ fn hardening_B113_rsa_keys_have_2048_bits() {
     let key = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).unwrap();
     assert!(sign::check(&csr(&key)).is_ok());
     // 1024 bits, made with openssl: no library here makes such a key any more.
-    let small = include_str!("testdata/rsa1024.csr");
+    let small = include_str!("../testdata/rsa1024.csr");
     assert_eq!(sign::check(small).unwrap_err(), SignError::Key("of RSA only 2048 to 4096 bits"));
 }
 

@@ -7,8 +7,8 @@ use super::decode::Item;
 use super::watch::Event;
 use crate::diagnosis::{Diagnosis, Problem};
 use crate::manifest::file::diagnosis;
-use crate::resource::catalog::{Catalog, Found, Kept, Scan};
-use crate::resource::{Key, Kind, Objects};
+use crate::resource::catalog::{Kept, Live};
+use crate::resource::{Key, Kind};
 use crate::source::Update;
 
 /// Diagnoses at once; with more there is no reader for them.
@@ -27,7 +27,7 @@ struct Table {
 #[derive(Debug, Default)]
 pub struct Inventory {
     tables: BTreeMap<Kind, Table>,
-    catalog: Catalog,
+    live: Live,
     /// What was said of what is kept.
     told: Kept,
 }
@@ -35,7 +35,7 @@ pub struct Inventory {
 impl Inventory {
     /// Takes an event over. Returns whether it changed anything.
     pub fn take(&mut self, kind: Kind, event: Event<Item>) -> bool {
-        let Self { tables, catalog, .. } = self;
+        let Self { tables, live, .. } = self;
         let table = tables.entry(kind).or_default();
         match event {
             Event::Listed(items) => {
@@ -43,26 +43,28 @@ impl Inventory {
                 table.items = items.into_iter().map(|item| (item.key.clone(), item)).collect();
                 for (key, item) in &old {
                     if table.items.get(key).is_none_or(|new| new.uid != item.uid) {
-                        catalog.forget(key);
+                        live.remove(key);
                     }
                 }
+                table.items.iter().for_each(|(key, item)| live.put(key, &item.outcome));
                 let same = old.len() == table.items.len() && old.values().zip(table.items.values()).all(is_same);
                 !std::mem::replace(&mut table.is_known, true) | table.failing.take().is_some() | !same
             }
             Event::Applied(item) => {
                 let old = table.items.insert(item.key.clone(), item.clone());
                 if old.as_ref().is_some_and(|old| old.uid != item.uid) {
-                    catalog.forget(&item.key);
+                    live.remove(&item.key);
                 }
+                live.put(&item.key, &item.outcome);
                 table.failing.take().is_some() | !old.is_some_and(|old| old.is_like(&item))
             }
             Event::Deleted(item) => {
                 // What comes next under this name is another object, and has no good form yet.
-                catalog.forget(&item.key);
+                live.remove(&item.key);
                 table.failing.take().is_some() | table.items.remove(&item.key).is_some()
             }
             Event::Absent => {
-                table.items.keys().for_each(|key| catalog.forget(key));
+                table.items.keys().for_each(|key| live.remove(key));
                 let had = !std::mem::take(&mut table.items).is_empty();
                 !std::mem::replace(&mut table.is_known, true) | table.failing.take().is_some() | had
             }
@@ -83,20 +85,18 @@ impl Inventory {
 
     /// What is in force now.
     pub fn update(&mut self) -> Update {
-        let mut scan = Scan::default();
         let mut diagnoses = Vec::new();
         let mut marks = BTreeMap::new();
         for (kind, table) in &self.tables {
             diagnoses.extend(table.failing.as_ref().map(|why| unheard(*kind, why)));
             for (key, item) in &table.items {
-                scan.found.push(Found { key: key.clone(), origin: String::new(), outcome: item.outcome.clone() });
                 marks.extend(item.mark().map(|mark| (key.clone(), mark)));
                 if diagnoses.len() < MAX_DIAGNOSES {
                     diagnoses.extend(item.diagnoses.iter().cloned());
                 }
             }
         }
-        let (objects, kept): (Objects, _) = self.catalog.apply(&scan);
+        let (objects, kept) = self.live.objects();
         kept.tell(&mut self.told);
         Update { objects, diagnoses, places: BTreeMap::new(), unread: Vec::new(), marks }
     }

@@ -10,9 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mesh_core::NamespacedName;
-
-use super::{Key, Kind, Object, Objects, Secured, Unreadable};
+use super::{Key, Kind, Object, Objects, Unreadable};
 
 /// One object as a scan found it.
 #[derive(Clone, Debug)]
@@ -71,11 +69,6 @@ impl Catalog {
         self.good.contains_key(key)
     }
 
-    /// The object is gone; another one that gets its name later has no good form from before.
-    pub fn forget(&mut self, key: &Key) {
-        self.good.remove(key);
-    }
-
     /// Takes a scan over and returns what is in force now.
     pub fn apply(&mut self, scan: &Scan) -> (Objects, Kept) {
         let mut good = BTreeMap::new();
@@ -120,45 +113,56 @@ impl Catalog {
 
     fn objects(&self, closed: Vec<(Key, Unreadable)>) -> Objects {
         let mut objects = Objects::default();
-        for (key, (object, _)) in &self.good {
-            let name = || NamespacedName::new(key.namespace.clone(), key.name.clone());
-            match object {
-                Object::MeshConfig(o) => {
-                    objects.mesh_configs.insert(name(), Secured::Readable(o.clone()));
-                }
-                Object::Namespace(o) => drop(objects.namespaces.insert(key.name.clone(), o.clone())),
-                Object::Node(o) => drop(objects.nodes.insert(key.name.clone(), o.clone())),
-                Object::ServiceAccount(o) => drop(objects.service_accounts.insert(name(), o.clone())),
-                Object::Pod(o) => drop(objects.pods.insert(name(), o.clone())),
-                Object::Service(o) => drop(objects.services.insert(name(), o.clone())),
-                Object::EndpointSlice(o) => drop(objects.endpoint_slices.insert(name(), o.clone())),
-                Object::AuthorizationPolicy(o) => {
-                    objects.authorization_policies.insert(name(), Secured::Readable(o.clone()));
-                }
-                Object::PeerAuthentication(o) => {
-                    objects.peer_authentications.insert(name(), Secured::Readable(o.clone()));
-                }
-            }
-        }
-        for (key, unreadable) in closed {
-            let name = NamespacedName::new(key.namespace, key.name);
-            match key.kind {
-                Kind::ConfigMap => {
-                    objects.mesh_configs.insert(name, Secured::Unreadable(unreadable));
-                }
-                Kind::AuthorizationPolicy => {
-                    objects.authorization_policies.insert(name, Secured::Unreadable(unreadable));
-                }
-                Kind::PeerAuthentication => {
-                    objects.peer_authentications.insert(name, Secured::Unreadable(unreadable));
-                }
-                Kind::Namespace => {
-                    objects.unread_namespaces.insert(name.name);
-                }
-                _ => {}
-            }
-        }
+        self.good.iter().for_each(|(key, (object, _))| objects.set(key, object));
+        closed.iter().for_each(|(key, unreadable)| objects.close(key, unreadable));
         objects
+    }
+}
+
+/// The same for a source that says what has changed, object by object, and always knows which one it is.
+#[derive(Debug, Default)]
+pub struct Live {
+    objects: Objects,
+    /// In force in their last good form.
+    stale: BTreeSet<Key>,
+    closed: BTreeSet<Key>,
+    /// With a good form; those that are not stale have it now.
+    good: BTreeSet<Key>,
+}
+
+impl Live {
+    /// An object is new, or is another than before.
+    pub fn put(&mut self, key: &Key, outcome: &Result<Object, Unreadable>) {
+        let Self { objects, stale, closed, good } = self;
+        stale.remove(key);
+        closed.remove(key);
+        match outcome {
+            Ok(object) => {
+                objects.set(key, object);
+                good.insert(key.clone());
+            }
+            Err(_) if good.contains(key) => drop(stale.insert(key.clone())),
+            // That there is such a namespace matters, too: it may be of the mesh.
+            Err(unreadable) if key.kind.counts_unread() || key.kind == Kind::Namespace => {
+                objects.close(key, unreadable);
+                closed.insert(key.clone());
+            }
+            Err(_) => objects.remove(key),
+        }
+    }
+
+    /// An object is gone; another one that gets its name later has no good form from before.
+    pub fn remove(&mut self, key: &Key) {
+        self.objects.remove(key);
+        for keys in [&mut self.stale, &mut self.closed, &mut self.good] {
+            keys.remove(key);
+        }
+    }
+
+    /// What is in force now.
+    pub fn objects(&self) -> (Objects, Kept) {
+        let closed = self.closed.iter().filter(|key| key.kind.is_security()).count();
+        (self.objects.clone(), Kept { last_good: self.stale.len(), closed })
     }
 }
 

@@ -184,7 +184,7 @@ pub struct Read {
 }
 
 /// An object without which nothing can be decided: understood, or there and not understood. A policy of the latter kind is closed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Secured<T> {
     /// Understood.
     Readable(Arc<T>),
@@ -215,6 +215,68 @@ pub struct Objects {
     pub authorization_policies: BTreeMap<NamespacedName, Secured<AuthorizationPolicy>>,
     /// By namespace and name.
     pub peer_authentications: BTreeMap<NamespacedName, Secured<PeerAuthentication>>,
+}
+
+impl Objects {
+    /// There is this object under the key.
+    pub fn set(&mut self, key: &Key, object: &Object) {
+        let name = || NamespacedName::new(key.namespace.clone(), key.name.clone());
+        match object {
+            Object::MeshConfig(o) => drop(self.mesh_configs.insert(name(), Secured::Readable(o.clone()))),
+            Object::Namespace(o) => {
+                self.unread_namespaces.remove(&key.name);
+                self.namespaces.insert(key.name.clone(), o.clone());
+            }
+            Object::Node(o) => drop(self.nodes.insert(key.name.clone(), o.clone())),
+            Object::ServiceAccount(o) => drop(self.service_accounts.insert(name(), o.clone())),
+            Object::Pod(o) => drop(self.pods.insert(name(), o.clone())),
+            Object::Service(o) => drop(self.services.insert(name(), o.clone())),
+            Object::EndpointSlice(o) => drop(self.endpoint_slices.insert(name(), o.clone())),
+            Object::AuthorizationPolicy(o) => {
+                self.authorization_policies.insert(name(), Secured::Readable(o.clone()));
+            }
+            Object::PeerAuthentication(o) => {
+                self.peer_authentications.insert(name(), Secured::Readable(o.clone()));
+            }
+        }
+    }
+
+    /// There is an object that cannot be read, and never could.
+    pub fn close(&mut self, key: &Key, unreadable: &Unreadable) {
+        self.remove(key);
+        let name = NamespacedName::new(key.namespace.clone(), key.name.clone());
+        let unreadable = unreadable.clone();
+        match key.kind {
+            Kind::ConfigMap => drop(self.mesh_configs.insert(name, Secured::Unreadable(unreadable))),
+            Kind::AuthorizationPolicy => {
+                self.authorization_policies.insert(name, Secured::Unreadable(unreadable));
+            }
+            Kind::PeerAuthentication => {
+                self.peer_authentications.insert(name, Secured::Unreadable(unreadable));
+            }
+            Kind::Namespace => drop(self.unread_namespaces.insert(name.name)),
+            _ => {}
+        }
+    }
+
+    /// There is nothing under the key.
+    pub fn remove(&mut self, key: &Key) {
+        let name = NamespacedName::new(key.namespace.clone(), key.name.clone());
+        match key.kind {
+            Kind::ConfigMap => drop(self.mesh_configs.remove(&name)),
+            Kind::Namespace => {
+                self.unread_namespaces.remove(&key.name);
+                self.namespaces.remove(&key.name);
+            }
+            Kind::Node => drop(self.nodes.remove(&key.name)),
+            Kind::ServiceAccount => drop(self.service_accounts.remove(&name)),
+            Kind::Pod => drop(self.pods.remove(&name)),
+            Kind::Service => drop(self.services.remove(&name)),
+            Kind::EndpointSlice => drop(self.endpoint_slices.remove(&name)),
+            Kind::AuthorizationPolicy => drop(self.authorization_policies.remove(&name)),
+            Kind::PeerAuthentication => drop(self.peer_authentications.remove(&name)),
+        }
+    }
 }
 
 /// Reads the object called `key` from its tree.

@@ -9,8 +9,6 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use kube::Client;
-use mesh_proto::MAX_MESSAGE_BYTES;
-use mesh_proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use mesh_runtime::drain::Drain;
 use mesh_runtime::http::{Limits, serve_tcp};
 use mesh_runtime::readiness::Readiness;
@@ -58,8 +56,8 @@ use crate::webhook::registration::{self, Times};
 const SERVER_TTL: Duration = Duration::from_secs(24 * 3600);
 /// For a request to arrive whole and be answered; a stream of discovery is answered when it opens.
 const REQUEST: Duration = Duration::from_secs(30);
-/// The names and versions that a client lists when it comes back: three hundred thousand of them fit.
-const MAX_XDS_REQUEST: usize = 32 << 20;
+/// What a client may send on a stream before it is read. Those that come back list what they have, all at once.
+const WINDOW: u32 = 64 << 10;
 /// At once on one connection. An agent has eight requests for certificates and its stream; each may hold up a request that is not whole yet.
 const MAX_CALLS: u32 = 32;
 /// Until every kubelet has given its pods a ConfigMap that has changed.
@@ -197,6 +195,7 @@ impl App {
             world,
             streams,
             throttle: Throttle::default(),
+            reading: Throttle::reading(),
             answer: server::ANSWER,
             lines: Lines::default(),
             metrics: metrics.clone(),
@@ -210,9 +209,6 @@ impl App {
             lines: Lines::default(),
             ledger: Arc::default(),
         };
-        let discovery = AggregatedDiscoveryServiceServer::new(discovery)
-            .max_decoding_message_size(MAX_XDS_REQUEST)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let (sender, secured) = mpsc::channel(64);
         let tls = Arc::new(tls::config(certificate)?);
         task::spawn_vital("accept", tls::accept(listener, tls, drain.token(), sender));
@@ -220,6 +216,7 @@ impl App {
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
             .max_concurrent_streams(MAX_CALLS)
+            .initial_stream_window_size(WINDOW)
             .timeout(REQUEST)
             .add_service(Authenticated::new("xds", access, discovery))
             .add_service(issuing.service());

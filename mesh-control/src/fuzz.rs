@@ -1,11 +1,15 @@
 //! Fuzz targets of this crate: bytes in, no panic, and what came out holds together.
 
+use std::sync::Arc;
+
 use mesh_core::Change;
+use mesh_proto::discovery::{DeltaDiscoveryResponse, Resource};
+use prost::Message;
 
 use crate::index::{self, Settings};
 use crate::manifest::file;
 use crate::resource::catalog::{Catalog, Scan};
-use crate::world::{Kind, World};
+use crate::world::{Kind, Table, World};
 
 /// A file of manifests, from bytes to what is sent. Whatever is read must be readable by a client, and every policy that a workload lists must
 /// be there.
@@ -22,22 +26,38 @@ pub fn manifests(data: &[u8]) {
             assert!(view.policies.contains_key(policy), "{} lists {policy}, which is not there", workload.uid);
         }
     }
-    let world = World::default().next(&view);
+    let world = World::default().next(&Arc::new(view));
     let mut changes = Vec::new();
-    for (name, resource) in world.table(Kind::Address).iter() {
-        match mesh_proto::convert::address(&resource.bytes) {
+    for (name, message) in messages(&world, Kind::Address) {
+        match mesh_proto::convert::address(&message) {
             Ok(mesh_proto::convert::AddressResource::Workload(w)) => changes.push(Change::Workload(w)),
             Ok(mesh_proto::convert::AddressResource::Service(s)) => changes.push(Change::Service(s)),
             Err(error) => panic!("{name} cannot be read by a client: {error}"),
         }
     }
-    for (name, resource) in world.table(Kind::Authorization).iter() {
-        match mesh_proto::convert::policy(&resource.bytes) {
+    for (name, message) in messages(&world, Kind::Authorization) {
+        match mesh_proto::convert::policy(&message) {
             Ok(policy) => changes.push(Change::Policy(policy)),
             Err(error) => panic!("{name} cannot be read by a client: {}", error.source),
         }
     }
     mesh_core::Store::new().apply(changes);
+}
+
+/// What a client finds in a response with everything of a kind, by name.
+fn messages(world: &World, kind: Kind) -> Vec<(String, bytes::Bytes)> {
+    let step = world.since(kind, &Table::default(), usize::MAX, true);
+    let bytes: Vec<u8> = step.parts.iter().flatten().copied().collect();
+    let Ok(response) = DeltaDiscoveryResponse::decode(&*bytes) else { panic!("a client cannot read the response") };
+    let message = |r: Resource| (r.name, r.resource.unwrap_or_default().value);
+    response
+        .resources
+        .into_iter()
+        .map(|r| {
+            let (name, value) = message(r);
+            (name, value.into())
+        })
+        .collect()
 }
 
 #[cfg(test)]

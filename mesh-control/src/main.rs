@@ -7,6 +7,10 @@ use mesh_control::app::App;
 use mesh_control::config::{self, Config, EXIT_CONFIG};
 use mesh_runtime::signal::Shutdown;
 
+/// What a large configuration leaves free when it changes is given back to the system.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     let args = match config::parse(std::env::args_os()) {
         Ok(args) => args,

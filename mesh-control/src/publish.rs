@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use crate::diagnosis::{Diagnosis, Severity};
-use crate::index::{self, Settings, View};
+use crate::index::{Join, Settings, View};
 use crate::manifest::file::{diagnosis, of_file};
 use crate::metrics::Metrics;
 use crate::source::{Source, Update};
@@ -44,9 +44,9 @@ impl Outlets {
     }
 
     /// Joins an update and publishes it. Returns what is wrong. `settings` are those of the command line.
-    pub fn publish(&self, update: Update, settings: &Settings) -> Arc<Vec<Diagnosis>> {
-        let view = index::build(&update.objects, settings);
-        let verdicts = verdict::judge(update.marks, &update.objects, &view.problems);
+    pub fn publish(&self, update: Update, join: &mut Join, settings: &Settings) -> Arc<Vec<Diagnosis>> {
+        let view = Arc::new(join.build(update.objects, settings));
+        let verdicts = verdict::judge(update.marks, join.objects(), &view.problems);
         let mut diagnoses = update.diagnoses;
         for (key, problem) in &view.problems {
             let place = update.places.get(key).and_then(|(file, line)| {
@@ -59,9 +59,8 @@ impl Outlets {
         self.count(&view, &diagnoses);
         let current = self.world.borrow().clone();
         let next = current.next(&view);
-        self.view.send_replace(Arc::new(view));
-        let changed =
-            Kind::ALL.iter().any(|k| next.table(*k).changed_since(current.generation).is_none_or(|c| !c.is_empty()));
+        self.view.send_replace(view);
+        let changed = Kind::ALL.iter().any(|k| !next.table(*k).is(current.table(*k)));
         if changed || current.generation == 0 {
             self.world.send_replace(Arc::new(next));
         }
@@ -88,6 +87,7 @@ impl Outlets {
 pub async fn run(mut source: impl Source, settings: Settings, outlets: Outlets, first: impl FnOnce()) {
     let mut first = Some(first);
     let mut reported = HashSet::new();
+    let mut join = Join::default();
     while let Some(mut update) = source.next().await {
         update.unread.extend(settings.unread(&update.objects));
         if first.is_some() && !update.unread.is_empty() {
@@ -99,15 +99,15 @@ pub async fn run(mut source: impl Source, settings: Settings, outlets: Outlets, 
         }
         let (settings, joined) = (settings.clone(), outlets.clone());
         // Joining a large mesh takes a while; streams go on meanwhile.
-        let known = std::mem::take(&mut reported);
+        let (known, mut work) = (std::mem::take(&mut reported), std::mem::take(&mut join));
         let publish = move || {
-            let diagnoses = joined.publish(update, &settings);
+            let diagnoses = joined.publish(update, &mut work, &settings);
             let reported = report(&diagnoses, &known);
-            (diagnoses, reported)
+            (diagnoses, reported, work)
         };
         let diagnoses = match tokio::task::spawn_blocking(publish).await {
-            Ok((diagnoses, now)) => {
-                reported = now;
+            Ok((diagnoses, now, work)) => {
+                (reported, join) = (now, work);
                 diagnoses
             }
             // What is served stays as it was; the next change may be readable again.

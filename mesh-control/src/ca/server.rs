@@ -91,8 +91,7 @@ impl Issuing {
             refuse("other trust domain", &asked);
             return Err(Status::invalid_argument("the identity is of another trust domain"));
         }
-        let place = (caller.node.clone(), identity.namespace.clone(), identity.service_account.clone());
-        if !view.placements.contains(&place) {
+        if !view.placements.contains(&caller.node, &identity.namespace, &identity.service_account) {
             refuse("no pod of that identity runs on the node", &asked);
             return Err(Status::permission_denied("no pod of that identity runs on the caller's node"));
         }

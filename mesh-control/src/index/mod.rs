@@ -1,14 +1,23 @@
 //! Joins objects into what agents need: workloads, services and policies. Pure functions of [`Objects`]; the same objects always give the
 //! same view, whatever came before, but for an address that two services claim: it stays with the one that has it.
 
+pub mod join;
 pub mod policy;
 pub mod service;
 pub mod settings;
 pub mod view;
 pub mod workload;
 
+pub use join::Join;
 pub use settings::Settings;
-pub use view::{AgentPod, View, build};
+pub use view::{AgentPod, View};
+
+use crate::resource::Objects;
+
+/// Joins once.
+pub fn build(objects: &Objects, settings: &Settings) -> View {
+    Join::default().build(objects.clone(), settings)
+}
 
 #[cfg(test)]
 mod tests;

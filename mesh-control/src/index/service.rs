@@ -130,24 +130,19 @@ fn mappings(service: &resource::Service, pod: &Pod) -> Vec<PortMapping> {
     service.ports.iter().filter_map(mapping).collect()
 }
 
-/// Named ports that a pod behind the service does not have: the service does not reach the pod there.
-pub fn unserved_ports(objects: &Objects, services: &Services, problems: &mut Vec<(Key, Problem)>) {
-    for (namespace, selecting) in &services.selecting {
-        let range = NamespacedName::new(namespace.clone(), "")..;
-        let pods = || objects.pods.range(range.clone()).map(|(_, p)| p).take_while(|p| p.namespace == *namespace);
-        for (_, service) in selecting {
-            let Some(selector) = &service.selector else { continue };
-            for (index, port) in service.ports.iter().enumerate() {
-                let Target::Name(name) = &port.target else { continue };
-                let lacks =
-                    |p: &&Arc<Pod>| meta::selects(selector, &p.labels) && !p.ports.iter().any(|(n, _)| n == name);
-                let Some(pod) = pods().find(lacks) else { continue };
-                let key = Key { kind: Kind::Service, namespace: namespace.clone(), name: service.name.clone() };
-                let message =
-                    format!("pod {} has no TCP port called {name:?}, port {} does not reach it", pod.name, port.port);
-                let problem = Problem::warning(format!("spec.ports[{index}].targetPort"), message);
-                problems.push((key, problem.help("name the port in the pod's container, or write its number")));
-            }
+/// Named ports that a pod behind a service of the namespace does not have: the service does not reach the pod there.
+pub fn unserved_ports(namespace: &ArcStr, pods: &[&Arc<Pod>], services: &Services, problems: &mut Vec<(Key, Problem)>) {
+    for (_, service) in services.selecting.get(namespace).into_iter().flatten() {
+        let Some(selector) = &service.selector else { continue };
+        for (index, port) in service.ports.iter().enumerate() {
+            let Target::Name(name) = &port.target else { continue };
+            let lacks = |p: &&&Arc<Pod>| meta::selects(selector, &p.labels) && !p.ports.iter().any(|(n, _)| n == name);
+            let Some(pod) = pods.iter().find(lacks) else { continue };
+            let key = Key { kind: Kind::Service, namespace: namespace.clone(), name: service.name.clone() };
+            let message =
+                format!("pod {} has no TCP port called {name:?}, port {} does not reach it", pod.name, port.port);
+            let problem = Problem::warning(format!("spec.ports[{index}].targetPort"), message);
+            problems.push((key, problem.help("name the port in the pod's container, or write its number")));
         }
     }
 }

@@ -6,12 +6,32 @@ use std::sync::Arc;
 use mesh_core::{ArcStr, NamespacedName, Policy, Service, Workload};
 
 use super::settings::Settings;
-use super::{policy, service, workload};
 use crate::diagnosis::Problem;
-use crate::resource::{Key, Objects};
+use crate::resource::Key;
 
-/// Who may ask for which identity: `(node, namespace, service account)` of pods that are alive.
-pub type Placements = BTreeSet<(ArcStr, ArcStr, ArcStr)>;
+/// Who may ask for which identity: nodes and service accounts of pods that are alive, by namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placements(BTreeMap<ArcStr, Arc<BTreeSet<(ArcStr, ArcStr)>>>);
+
+impl Placements {
+    /// The nodes and service accounts of a namespace.
+    pub fn add(&mut self, namespace: ArcStr, places: Arc<BTreeSet<(ArcStr, ArcStr)>>) {
+        if !places.is_empty() {
+            self.0.insert(namespace, places);
+        }
+    }
+
+    /// Whether a pod of the service account runs on the node.
+    pub fn contains(&self, node: &ArcStr, namespace: &str, service_account: &ArcStr) -> bool {
+        let place = (node.clone(), service_account.clone());
+        self.0.get(namespace).is_some_and(|places| places.contains(&place))
+    }
+
+    /// All of them: node, namespace, service account.
+    pub fn iter(&self) -> impl Iterator<Item = (&ArcStr, &ArcStr, &ArcStr)> {
+        self.0.iter().flat_map(|(ns, places)| places.iter().map(move |(node, account)| (node, ns, account)))
+    }
+}
 
 /// A pod of an agent, as its token names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,11 +54,11 @@ pub struct View {
     /// Namespaces of the mesh.
     pub namespaces: BTreeSet<ArcStr>,
     /// By uid.
-    pub workloads: BTreeMap<ArcStr, Workload>,
+    pub workloads: BTreeMap<ArcStr, Arc<Workload>>,
     /// By `namespace/hostname`.
-    pub services: BTreeMap<NamespacedName, Service>,
+    pub services: BTreeMap<NamespacedName, Arc<Service>>,
     /// By `namespace/name`.
-    pub policies: BTreeMap<NamespacedName, Policy>,
+    pub policies: BTreeMap<NamespacedName, Arc<Policy>>,
     /// Which node runs which identity.
     pub placements: Placements,
     /// Nodes, with their uid if they have one.
@@ -58,25 +78,5 @@ impl View {
     /// Whether just that pod of an agent exists.
     pub fn has_agent(&self, uid: &str, pod: &AgentPod) -> bool {
         self.agents.get(uid) == Some(pod)
-    }
-}
-
-/// Joins everything with `settings`, and what the objects say over them. The result depends on nothing else: a restart brings the same.
-pub fn build(objects: &Objects, settings: &Settings) -> View {
-    let mut problems = Vec::new();
-    let settings = &settings.with(objects, &mut problems);
-    let policies = policy::index(objects, settings, &mut problems);
-    let services = service::index(objects, settings, &mut problems);
-    let workloads = workload::index(objects, settings, &services, &policies, &mut problems);
-    View {
-        workloads: workloads.into_iter().map(|w| (w.uid.clone(), w)).collect(),
-        services: services.by_key.into_iter().map(|(k, s)| (k, Arc::unwrap_or_clone(s))).collect(),
-        policies: policies.all,
-        placements: workload::placements(objects, settings),
-        nodes: objects.nodes.values().map(|n| (n.name.clone(), n.uid.clone())).collect(),
-        agents: workload::agents(objects, settings),
-        namespaces: objects.namespaces.keys().filter(|name| settings.discovers(objects, name)).cloned().collect(),
-        settings: settings.clone(),
-        problems,
     }
 }

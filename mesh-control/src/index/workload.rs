@@ -10,75 +10,13 @@ use mesh_core::{ArcStr, Locality, NamespacedName, Workload};
 use super::Settings;
 use super::policy::Policies;
 use super::service::{self, Services};
-use super::view::{AgentPod, Placements};
+use super::view::AgentPod;
 use crate::diagnosis::Problem;
 use crate::resource::pod::State;
 use crate::resource::{Key, Kind, Objects, Pod};
 
-/// Makes all workloads.
-pub fn index(
-    objects: &Objects,
-    settings: &Settings,
-    services: &Services,
-    policies: &Policies,
-    problems: &mut Vec<(Key, Problem)>,
-) -> Vec<Workload> {
-    let owners = address_owners(objects, problems);
-    for (address, pod) in &owners {
-        if let Some(service) = services.addresses.get(address) {
-            let message = format!("{address} is the address of pod {}/{}, which gets it", pod.namespace, pod.name);
-            problems.push((service.clone(), Problem::error("spec.clusterIPs", message)));
-        }
-    }
-    let mut workloads = Vec::new();
-    let mut by_pod: BTreeMap<(&str, &str), usize> = BTreeMap::new();
-    for pod in alive(objects) {
-        if !pod.node.is_empty() && !objects.nodes.contains_key(&pod.node) {
-            let message = format!("node {} is not known: its agent gets no token", pod.node);
-            problems.push((pod_key(pod), Problem::warning("spec.nodeName", message)));
-        }
-        let own = |a: &&IpAddr| pod.host_network || owners.get(*a).is_some_and(|o| std::ptr::eq(*o, pod));
-        let addresses: Vec<IpAddr> = pod.addresses.iter().filter(own).copied().collect();
-        if addresses.is_empty() {
-            continue;
-        }
-        by_pod.insert((&pod.namespace, &pod.name), workloads.len());
-        workloads.push(workload(pod, addresses, objects, settings, services, policies));
-    }
-    service::unserved_ports(objects, services, problems);
-    slices(objects, settings, services, &owners, &by_pod, &mut workloads, problems);
-    workloads
-}
-
-fn alive(objects: &Objects) -> impl Iterator<Item = &Pod> {
-    objects.pods.values().map(|p| &**p).filter(|p| p.state != State::Ended)
-}
-
-fn pod_key(pod: &Pod) -> Key {
-    Key { kind: Kind::Pod, namespace: pod.namespace.clone(), name: pod.name.clone() }
-}
-
-/// Which pod an address belongs to. Two may claim it while one is replaced by the other: the one that stays, then the younger one.
-fn address_owners<'a>(objects: &'a Objects, problems: &mut Vec<(Key, Problem)>) -> BTreeMap<IpAddr, &'a Pod> {
-    let mut owners: BTreeMap<IpAddr, &Pod> = BTreeMap::new();
-    for pod in alive(objects).filter(|p| !p.host_network) {
-        for address in &pod.addresses {
-            let Some(other) = owners.get(address).copied() else {
-                owners.insert(*address, pod);
-                continue;
-            };
-            let rank = |p: &Pod| (!p.terminating, p.created.unwrap_or(i64::MIN));
-            let (owner, loser) = if rank(pod) > rank(other) { (pod, other) } else { (other, pod) };
-            owners.insert(*address, owner);
-            let message =
-                format!("{address} belongs to pod {}/{}, this one does not get it", owner.namespace, owner.name);
-            problems.push((pod_key(loser), Problem::error("status.podIPs", message)));
-        }
-    }
-    owners
-}
-
-fn workload(
+/// The workload of a pod that has these addresses.
+pub fn workload(
     pod: &Pod,
     addresses: Vec<IpAddr>,
     objects: &Objects,
@@ -163,16 +101,17 @@ fn locality(pod: &Pod, objects: &Objects) -> Locality {
     }
 }
 
-/// Endpoints of services that have no selector: pods join the service, other addresses become workloads of their own.
-fn slices(
+/// Endpoints of services that have no selector: pods join the service, other addresses become workloads of their own. `workloads` are those of pods, in the
+/// order of their namespaces and names.
+pub fn slices<'a>(
     objects: &Objects,
     settings: &Settings,
     services: &Services,
-    owners: &BTreeMap<IpAddr, &Pod>,
-    by_pod: &BTreeMap<(&str, &str), usize>,
-    workloads: &mut Vec<Workload>,
+    owner: impl Fn(&IpAddr) -> Option<&'a Arc<Pod>>,
+    workloads: &mut Vec<Arc<Workload>>,
     problems: &mut Vec<(Key, Problem)>,
 ) {
+    let pods = workloads.len();
     let mut made: BTreeMap<(NamespacedName, IpAddr), usize> = BTreeMap::new();
     for slice in objects.endpoint_slices.values().filter(|s| !s.service.is_empty()) {
         let name = NamespacedName::new(slice.namespace.clone(), slice.service.clone());
@@ -195,8 +134,12 @@ fn slices(
                     problems.push((slice_key(), Problem::error("endpoints", message)));
                     continue;
                 }
-                let behind = match (&endpoint.pod, owners.get(address)) {
-                    (Some(pod), _) => by_pod.get(&(slice.namespace.as_str(), pod.as_str())),
+                let of_pod = |namespace: &str, name: &str| {
+                    let order = |w: &Arc<Workload>| (w.namespace.as_str(), w.name.as_str()).cmp(&(namespace, name));
+                    workloads.get(..pods).and_then(|pods| pods.binary_search_by(order).ok())
+                };
+                let behind = match (&endpoint.pod, owner(address)) {
+                    (Some(pod), _) => of_pod(&slice.namespace, pod),
                     (None, Some(owner)) if owner.namespace != slice.namespace => {
                         let message = format!(
                             "{address} is pod {}/{} of another namespace, it is not used",
@@ -205,11 +148,11 @@ fn slices(
                         problems.push((slice_key(), Problem::error("endpoints", message)));
                         continue;
                     }
-                    (None, Some(owner)) => by_pod.get(&(owner.namespace.as_str(), owner.name.as_str())),
+                    (None, Some(owner)) => of_pod(&owner.namespace, &owner.name),
                     (None, None) => None,
                 };
                 let at = match behind {
-                    Some(at) => *at,
+                    Some(at) => at,
                     None if endpoint.pod.is_some() => continue,
                     None => *made.entry((name.clone(), *address)).or_insert_with(|| {
                         let uid = format!(
@@ -231,30 +174,26 @@ fn slices(
                         if workload.locality.zone.is_empty() {
                             workload.locality.zone = endpoint.zone.clone();
                         }
-                        workloads.push(workload);
+                        workloads.push(Arc::new(workload));
                         workloads.len() - 1
                     }),
                 };
                 if services.by_key.contains_key(&key) {
-                    Arc::make_mut(&mut workloads[at].services).insert(key.clone(), ports.clone());
+                    let workload = Arc::make_mut(&mut workloads[at]);
+                    Arc::make_mut(&mut workload.services).insert(key.clone(), ports.clone());
                 }
             }
         }
     }
 }
 
-/// Which node runs which identity. Pods in their node's network are not in the mesh and lend their identity to no agent.
-pub fn placements(objects: &Objects, settings: &Settings) -> Placements {
-    alive(objects)
-        .filter(|p| !p.node.is_empty() && !p.host_network && settings.discovers(objects, &p.namespace))
-        .map(|p| (p.node.clone(), p.namespace.clone(), p.service_account.clone()))
-        .collect()
-}
-
 /// Pods of the service accounts that agents have, wherever they are.
 pub fn agents(objects: &Objects, settings: &Settings) -> BTreeMap<ArcStr, AgentPod> {
-    let is_agent = |p: &&Pod| settings.agents.iter().any(|(ns, name)| *ns == p.namespace && *name == p.service_account);
-    let entry = |p: &Pod| {
+    let is_agent = |p: &&Arc<Pod>| {
+        let has = |(ns, name): &(_, _)| *ns == p.namespace && *name == p.service_account;
+        p.state != State::Ended && settings.agents.iter().any(has)
+    };
+    let entry = |p: &Arc<Pod>| {
         let pod = AgentPod {
             namespace: p.namespace.clone(),
             name: p.name.clone(),
@@ -263,5 +202,5 @@ pub fn agents(objects: &Objects, settings: &Settings) -> BTreeMap<ArcStr, AgentP
         };
         Some((p.uid.clone()?, pod))
     };
-    alive(objects).filter(is_agent).filter_map(entry).collect()
+    objects.pods.values().filter(is_agent).filter_map(entry).collect()
 }

@@ -1,24 +1,30 @@
-//! Aggregated discovery over gRPC: one task per stream moves messages between the client, its session and the current world.
+//! Aggregated discovery over gRPC: one task per stream moves messages between the client, its session and the current world. The method is served
+//! without the generated code, which would make a copy of every response for every stream.
 
 use std::collections::BTreeMap;
-use std::pin::Pin;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use http::HeaderValue;
+use http::header::CONTENT_TYPE;
 use mesh_proto::discovery as wire;
-use mesh_proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
 use mesh_runtime::drain::DrainToken;
 use mesh_runtime::task;
 use parking_lot::Mutex;
-use prost::Message;
 use prost_types::value::Kind as ValueKind;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::body::Body;
+use tonic::codec::Codec;
+use tonic::codegen::{BoxFuture, Service};
+use tonic::server::NamedService;
+use tonic::{Status, Streaming};
+use tonic_prost::ProstCodec;
 
+use super::response::{Response, Responses};
 use super::session::{Action, Progress, Session};
 use super::throttle::{self, Place, Throttle};
 use crate::access::check::Access;
@@ -29,6 +35,9 @@ use crate::diagnosis::printable;
 use crate::metrics::Metrics;
 use crate::world::World;
 
+const METHOD: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+/// The names and versions that a client lists when it comes back: three hundred thousand of them fit.
+const MAX_REQUEST: usize = 32 << 20;
 /// Streams at once.
 const MAX_STREAMS: usize = 10_000;
 /// Streams of one node at once: one agent has one, for a moment two. With more, the oldest ends: it is the one that nobody reads.
@@ -99,6 +108,8 @@ pub struct Discovery {
     pub streams: Arc<Streams>,
     /// How much is sent at once.
     pub throttle: Throttle,
+    /// How much is read at once of what clients have.
+    pub reading: Throttle,
     /// How long a response may stay without an answer.
     pub answer: Duration,
     /// Refusals in the log.
@@ -109,18 +120,45 @@ pub struct Discovery {
     pub drain: DrainToken,
 }
 
-type Responses = Pin<Box<dyn Stream<Item = Result<wire::DeltaDiscoveryResponse, Status>> + Send>>;
+impl NamedService for Discovery {
+    const NAME: &'static str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
+}
 
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for Discovery {
-    type DeltaAggregatedResourcesStream = Responses;
+impl<B> Service<http::Request<B>> for Discovery
+where
+    B: hyper::body::Body + Send + 'static,
+    B::Error: Into<tonic::codegen::StdError> + Send + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Infallible>;
 
-    async fn delta_aggregated_resources(
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let (head, body) = request.into_parts();
+        let answer = match (head.uri.path() == METHOD, head.extensions.get::<Caller>()) {
+            (false, _) => Err(Status::unimplemented("no such method")),
+            (true, None) => Err(Status::unauthenticated("authentication failed")),
+            (true, Some(caller)) => {
+                let decoder =
+                    ProstCodec::<wire::DeltaDiscoveryRequest, wire::DeltaDiscoveryRequest>::default().decoder();
+                self.stream(caller.clone(), Streaming::new_request(decoder, body, None, Some(MAX_REQUEST)))
+            }
+        };
+        Box::pin(std::future::ready(Ok(answer.unwrap_or_else(|status| status.into_http()))))
+    }
+}
+
+impl Discovery {
+    /// Begins a stream.
+    fn stream(
         &self,
-        request: Request<Streaming<wire::DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Responses>, Status> {
-        let caller = request.extensions().get::<Caller>().cloned();
-        let caller = caller.ok_or_else(|| Status::unauthenticated("authentication failed"))?;
+        caller: Caller,
+        requests: Streaming<wire::DeltaDiscoveryRequest>,
+    ) -> Result<http::Response<Body>, Status> {
         let status = StreamStatus {
             node: caller.node.to_string(),
             id: String::new(),
@@ -131,10 +169,11 @@ impl AggregatedDiscoveryService for Discovery {
         let entered = self.streams.enter(status).ok_or_else(|| Status::unavailable("too many streams"))?;
         // One response is in the socket, one waits: what changes meanwhile is merged in the session.
         let (sender, receiver) = mpsc::channel(2);
-        let stream =
-            StreamTask { discovery: self.clone(), caller, requests: request.into_inner(), sender, place: None };
+        let stream = StreamTask { discovery: self.clone(), caller, requests, sender, place: None };
         task::spawn("xds-stream", stream.run(entered));
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        let mut response = http::Response::new(Body::new(Responses::new(receiver)));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        Ok(response)
     }
 }
 
@@ -142,7 +181,7 @@ struct StreamTask {
     discovery: Discovery,
     caller: Caller,
     requests: Streaming<wire::DeltaDiscoveryRequest>,
-    sender: mpsc::Sender<Result<wire::DeltaDiscoveryResponse, Status>>,
+    sender: mpsc::Sender<Result<Response, Status>>,
     /// Of the large responses under way.
     place: Option<Place>,
 }
@@ -187,6 +226,10 @@ impl StreamTask {
         let mut pace = Pace::new(REQUESTS);
         // The oldest response without an answer, and since when it has been that.
         let mut oldest = (None, Instant::now());
+        let mut reading = tokio::select! {
+            place = discovery.reading.place(&self.caller.node) => place,
+            () = discovery.drain.started() => return Err(Status::unavailable("shutting down")),
+        };
         loop {
             if session.oldest_pending() != oldest.0 {
                 oldest = (session.oldest_pending(), Instant::now());
@@ -200,7 +243,11 @@ impl StreamTask {
                         self.introduce(discovery, key, &request)?;
                         is_first = false;
                     }
-                    session.request(request)
+                    let heard = session.request(request);
+                    if session.knows_all() {
+                        drop(reading.take());
+                    }
+                    heard
                 }
                 changed = worlds.changed() => {
                     changed.map_err(|_| Status::unavailable("shutting down"))?;
@@ -251,7 +298,7 @@ impl StreamTask {
         }
         let actions = session.send();
         let size = |action: &Action| match action {
-            Action::Send(response) => response.encoded_len(),
+            Action::Send(response) => response.len(),
             Action::Nack { .. } | Action::Close(_) => 0,
         };
         if is_large && !throttle::is_large(actions.iter().map(size).sum()) {
@@ -266,11 +313,8 @@ impl StreamTask {
     async fn act(&mut self, discovery: &Discovery, action: Action) -> Result<(), Status> {
         match action {
             Action::Send(response) => {
-                discovery.metrics.pushed(
-                    &response.type_url,
-                    response.resources.len(),
-                    response.removed_resources.len(),
-                );
+                let removed = response.head.removed_resources.len();
+                discovery.metrics.pushed(&response.head.type_url, response.count, removed);
                 let sent = tokio::time::timeout(SEND_DEADLINE, self.sender.send(Ok(*response))).await;
                 match sent {
                     Ok(Ok(())) => Ok(()),

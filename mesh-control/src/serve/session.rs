@@ -1,8 +1,8 @@
 //! One client's stream, as a state machine without I/O: requests and worlds go in, responses come out.
 //!
 //! What a request or a world leads to is built by [`Session::send`] and not before: a stream that waits for its turn holds nothing large.
-//! Of each kind at most one response is under way; whatever changes meanwhile is sent, merged, after its ACK. So a slow client costs no
-//! memory but the names it holds, and always gets the latest state. Policies are sent before the workloads that list them, and removed after:
+//! Of each kind at most one response is under way; whatever changes meanwhile is sent, merged, after its ACK. What a client holds of everything is a table,
+//! mostly one that a world has anyway: so neither many clients nor slow ones cost memory, and each always gets the latest state. Policies are sent before the workloads that list them, and removed after:
 //!
 //! ```text
 //! new world:  policies added or changed  ->  addresses  ->  policies removed
@@ -14,7 +14,8 @@ use std::sync::Arc;
 use mesh_core::ArcStr;
 use mesh_proto::discovery as wire;
 
-use crate::world::{Kind, Resource, World};
+use super::response::Response;
+use crate::world::{Kind, Table, World};
 
 /// Names that a client may ask for by itself.
 const MAX_NAMES: usize = 10_000;
@@ -34,7 +35,7 @@ const MAX_UNKNOWN_TYPES: usize = 16;
 #[derive(Debug)]
 pub enum Action {
     /// Send this.
-    Send(Box<wire::DeltaDiscoveryResponse>),
+    Send(Box<Response>),
     /// The client refused something.
     Nack {
         /// Of which kind.
@@ -55,15 +56,28 @@ pub struct Session {
     nonces: u64,
 }
 
+/// What a client has.
+#[derive(Debug)]
+enum Held {
+    /// Of what it has asked for one by one, by version.
+    Some(BTreeMap<ArcStr, u64>),
+    /// Of everything.
+    All(Table),
+}
+
+impl Default for Held {
+    fn default() -> Self {
+        Held::Some(BTreeMap::new())
+    }
+}
+
 #[derive(Debug, Default)]
 struct Subscription {
-    wildcard: bool,
     /// How often it has become one.
     wildcards: u32,
     /// Names asked for one by one, as they were asked for.
     names: BTreeSet<String>,
-    /// What the client has, by version.
-    held: BTreeMap<ArcStr, u64>,
+    held: Held,
     /// The nonce of the response under way.
     pending: Option<String>,
     /// Up to which world the client has been served.
@@ -117,9 +131,9 @@ impl Session {
         let subscription = self.kinds.entry(kind).or_default();
         if is_first {
             let unsubscribes_all = request.resource_names_unsubscribe.iter().any(|n| n == "*");
-            subscription.wildcard = request.resource_names_subscribe.is_empty() && !unsubscribes_all;
+            let wildcard = request.resource_names_subscribe.is_empty() && !unsubscribes_all;
             subscription.must_answer = true;
-            subscription.resume(&world, kind, &request.initial_resource_versions);
+            subscription.resume(&world, kind, wildcard, &request.initial_resource_versions);
         } else if !request.response_nonce.is_empty() {
             // Any other nonce is of a response that has been replaced: it says nothing any more.
             if subscription.pending.as_deref() == Some(request.response_nonce.as_str()) {
@@ -140,6 +154,11 @@ impl Session {
     /// There is a new world.
     pub fn world(&mut self, world: Arc<World>) {
         self.world = world;
+    }
+
+    /// Whether the client has subscribed to every kind.
+    pub fn knows_all(&self) -> bool {
+        self.kinds.len() == Kind::ALL.len()
     }
 
     /// Whether the client has yet to acknowledge something.
@@ -163,7 +182,7 @@ impl Session {
     /// How far the client is, by kind.
     pub fn progress(&self) -> BTreeMap<&'static str, Progress> {
         let progress = |s: &Subscription| Progress {
-            held: s.held.len(),
+            held: s.held(),
             sent: s.sent,
             nacks: s.nacks,
             waiting: s.pending.is_some(),
@@ -182,13 +201,9 @@ impl Session {
         }
         self.unknown.insert(url.to_owned());
         self.nonces += 1;
-        vec![Action::Send(Box::new(wire::DeltaDiscoveryResponse {
-            type_url: url.to_owned(),
-            nonce: format!("{}", self.nonces),
-            system_version_info: String::new(),
-            resources: Vec::new(),
-            removed_resources: Vec::new(),
-        }))]
+        let (type_url, nonce) = (url.to_owned(), self.nonces.to_string());
+        let head = wire::DeltaDiscoveryResponse { type_url, nonce, ..Default::default() };
+        vec![Action::Send(Box::new(Response { head, ..Response::default() }))]
     }
 
     /// Sends what can be sent now.
@@ -207,8 +222,8 @@ impl Session {
                 let hold_removals = kind == Kind::Authorization && addresses_behind;
                 if let Some(mut response) = subscription.respond(&world, kind, hold_removals) {
                     self.nonces += 1;
-                    response.nonce = format!("{}", self.nonces);
-                    subscription.pending = Some(response.nonce.clone());
+                    response.head.nonce = self.nonces.to_string();
+                    subscription.pending = Some(response.head.nonce.clone());
                     actions.push(Action::Send(Box::new(response)));
                 }
             }
@@ -224,22 +239,40 @@ impl Session {
 
 impl Subscription {
     /// Takes over what the client still has from an earlier stream.
-    fn resume(&mut self, world: &World, kind: Kind, versions: &std::collections::HashMap<String, String>) {
+    fn resume(
+        &mut self,
+        world: &World,
+        kind: Kind,
+        wildcard: bool,
+        versions: &std::collections::HashMap<String, String>,
+    ) {
         let table = world.table(kind);
-        for (name, version) in versions {
-            let held = u64::from_str_radix(version, 16).ok();
-            let known = table.get(name).map(|r| r.name.clone());
+        let held = versions.iter().map(|(name, version)| {
+            let known = table.get(name).map(|entry| entry.name.clone());
             // What does not exist any more is held in some version, so that its removal is sent.
-            self.held.insert(known.unwrap_or_else(|| name.as_str().into()), held.unwrap_or(0));
+            (known.unwrap_or_else(|| name.as_str().into()), u64::from_str_radix(version, 16).unwrap_or(0))
+        });
+        self.held = if wildcard { Held::All(table.claimed(held)) } else { Held::Some(held.collect()) };
+    }
+
+    /// How many resources the client has.
+    fn held(&self) -> usize {
+        match &self.held {
+            Held::Some(held) => held.len(),
+            Held::All(table) => table.len(),
         }
+    }
+
+    fn is_wildcard(&self) -> bool {
+        matches!(self.held, Held::All(_))
     }
 
     fn subscribe(&mut self, world: &World, kind: Kind, names: &[String]) -> bool {
         for name in names {
             if name == "*" {
                 self.must_answer = true;
-                if !self.wildcard {
-                    self.wildcard = true;
+                if let Held::Some(held) = &mut self.held {
+                    self.held = Held::All(world.table(kind).claimed(std::mem::take(held)));
                     self.generation = 0;
                     self.wildcards += 1;
                 }
@@ -263,17 +296,25 @@ impl Subscription {
     }
 
     fn unsubscribe(&mut self, world: &World, kind: Kind, names: &[String]) {
+        let mut is_some = false;
         for name in names {
             if name == "*" {
-                self.wildcard = false;
+                is_some = true;
             } else {
                 self.names.remove(name);
                 self.absent.remove(name);
             }
         }
-        if !names.is_empty() && !self.wildcard {
-            let wanted = self.wanted(world, kind);
-            self.held.retain(|name, _| wanted.contains(name));
+        if names.is_empty() || (self.is_wildcard() && !is_some) {
+            return;
+        }
+        let wanted = self.wanted(world, kind);
+        match &mut self.held {
+            Held::Some(held) => held.retain(|name, _| wanted.contains(name)),
+            Held::All(table) => {
+                let held = wanted.into_iter().filter_map(|name| table.get(&name).map(|e| e.version).map(|v| (name, v)));
+                self.held = Held::Some(held.collect());
+            }
         }
     }
 
@@ -283,57 +324,67 @@ impl Subscription {
     }
 
     /// The next response, if there is anything to say.
-    fn respond(&mut self, world: &World, kind: Kind, hold_removals: bool) -> Option<wire::DeltaDiscoveryResponse> {
+    fn respond(&mut self, world: &World, kind: Kind, hold_removals: bool) -> Option<Response> {
         if !self.has_news(world) {
             return None;
         }
-        let (mut upserts, mut removals) = self.difference(world, kind);
-        upserts.extend(std::mem::take(&mut self.asked));
-        let mut resources = Vec::new();
-        let mut size = 0;
-        let mut complete = true;
-        for name in upserts {
-            let Some(resource) = world.table(kind).get(&name) else { continue };
-            if size > 0 && size + resource.bytes.len() > MAX_RESPONSE_BYTES {
-                complete = false;
-                break;
-            }
-            size += weight(resource);
-            self.held.insert(name, resource.version);
-            resources.push(wire::Resource {
-                version: resource.version_text(),
-                resource: Some(wire::Any { type_url: kind.url().to_owned(), value: resource.bytes.clone() }),
-                name: resource.name.to_string(),
-                aliases: resource.aliases.clone(),
-                ttl: None,
-                cache_control: None,
-            });
-        }
-        let held_back = !removals.is_empty() && (hold_removals || !complete);
-        if held_back {
-            removals.clear();
-        }
-        for name in &removals {
-            self.held.remove(name);
-        }
-        let mut removed: Vec<String> = removals.iter().map(ToString::to_string).collect();
-        if complete {
+        let mut response = Response::default();
+        let asked = std::mem::take(&mut self.asked);
+        let (gone, is_complete, is_whole) = match &mut self.held {
+            Held::All(held) => everything(world, kind, held, asked, hold_removals, &mut response),
+            Held::Some(_) => self.wanted_only(world, kind, asked, hold_removals, &mut response),
+        };
+        let mut removed: Vec<String> = gone.iter().map(ToString::to_string).collect();
+        if is_complete {
             removed.extend(std::mem::take(&mut self.absent));
             self.generation = world.generation;
         }
-        self.unfinished = held_back || !complete;
-        if resources.is_empty() && removed.is_empty() && !self.must_answer {
+        self.unfinished = !is_whole;
+        if response.count == 0 && removed.is_empty() && !self.must_answer {
             return None;
         }
         self.must_answer = false;
         self.sent += 1;
-        Some(wire::DeltaDiscoveryResponse {
-            system_version_info: world.generation.to_string(),
-            resources,
-            type_url: kind.url().to_owned(),
-            nonce: String::new(),
-            removed_resources: removed,
-        })
+        response.head.system_version_info = world.generation.to_string();
+        response.head.type_url = kind.url().to_owned();
+        response.head.removed_resources = removed;
+        Some(response)
+    }
+
+    /// Of those names that a client has asked for. What is gone; whether all that is lacking is in the response, and whether that is all.
+    fn wanted_only(
+        &mut self,
+        world: &World,
+        kind: Kind,
+        asked: BTreeSet<ArcStr>,
+        hold_removals: bool,
+        response: &mut Response,
+    ) -> (Vec<ArcStr>, bool, bool) {
+        let wanted = self.wanted(world, kind);
+        let table = world.table(kind);
+        let Held::Some(held) = &mut self.held else { return (Vec::new(), true, true) };
+        let (mut size, mut is_complete) = (0, true);
+        for name in wanted.union(&asked) {
+            let Some(entry) = table.get(name) else { continue };
+            if held.get(name) == Some(&entry.version) && !asked.contains(name) {
+                continue;
+            }
+            let Some(part) = table.part(name) else { continue };
+            if size > 0 && size + part.len() > MAX_RESPONSE_BYTES {
+                is_complete = false;
+                break;
+            }
+            size += part.len();
+            held.insert(name.clone(), entry.version);
+            response.parts.push(part);
+            response.count += 1;
+        }
+        let gone: Vec<ArcStr> = held.keys().filter(|name| !wanted.contains(*name)).cloned().collect();
+        if !gone.is_empty() && (hold_removals || !is_complete) {
+            return (Vec::new(), is_complete, false);
+        }
+        gone.iter().for_each(|name| drop(held.remove(name)));
+        (gone, is_complete, is_complete)
     }
 
     fn has_news(&self, world: &World) -> bool {
@@ -345,37 +396,38 @@ impl Subscription {
         if !self.has_news(world) {
             return 0;
         }
-        let (mut upserts, removals) = self.difference(world, kind);
-        upserts.extend(self.asked.iter().cloned());
-        let upserts = upserts.iter().filter_map(|name| world.table(kind).get(name)).map(|r| weight(r));
-        upserts.chain(removals.iter().map(|name| name.len())).sum()
-    }
-
-    /// What the client lacks or has in another version, and what it has that is gone.
-    fn difference(&self, world: &World, kind: Kind) -> (BTreeSet<ArcStr>, Vec<ArcStr>) {
-        let table = world.table(kind);
-        let differs = |name: &ArcStr| table.get(name).is_some_and(|r| self.held.get(name) != Some(&r.version));
-        let gone = |name: &ArcStr| table.get(name).is_none() && self.held.contains_key(name);
-        if !self.wildcard {
-            let wanted = self.wanted(world, kind);
-            let removals = self.held.keys().filter(|n| !wanted.contains(*n)).cloned().collect();
-            return (wanted.into_iter().filter(differs).collect(), removals);
-        }
-        let recent = (self.generation > 0 && !self.unfinished).then(|| table.changed_since(self.generation)).flatten();
-        match recent {
-            Some(changed) => {
-                let removals = changed.iter().filter(|n| gone(n)).cloned().collect();
-                (changed.into_iter().filter(differs).collect(), removals)
+        let size = |name: &ArcStr| world.table(kind).part(name).map_or(0, |part| part.len());
+        let asked = self.asked.iter().map(size).sum::<usize>();
+        asked
+            + match &self.held {
+                // Found out once for everybody who has the same, and most likely what is sent then.
+                Held::All(held) => world.since(kind, held, MAX_RESPONSE_BYTES, true).size,
+                Held::Some(_) => self.wanted(world, kind).iter().map(size).sum(),
             }
-            None => {
-                let removals = self.held.keys().filter(|n| gone(n)).cloned().collect();
-                (table.iter().map(|(n, _)| n).filter(|n| differs(n)).cloned().collect(), removals)
-            }
-        }
     }
 }
 
-/// Bytes of a resource in a response: names and versions weigh as much as small resources.
-fn weight(resource: &Resource) -> usize {
-    resource.bytes.len() + 2 * resource.name.len() + 64
+/// Of everything. What is gone; whether all that is lacking is in the response, and whether that is all.
+fn everything(
+    world: &World,
+    kind: Kind,
+    held: &mut Table,
+    asked: BTreeSet<ArcStr>,
+    hold_removals: bool,
+    response: &mut Response,
+) -> (Vec<ArcStr>, bool, bool) {
+    let table = world.table(kind);
+    let step = world.since(kind, held, MAX_RESPONSE_BYTES, !hold_removals);
+    response.parts.clone_from(&step.parts);
+    response.count = step.count;
+    let version = |table: &Table, name: &ArcStr| table.get(name).map(|entry| entry.version);
+    // What was asked for is sent also to whoever has it.
+    for name in asked.iter().filter(|name| version(table, name) == version(held, name)) {
+        if let Some(part) = table.part(name) {
+            response.parts.push(part);
+            response.count += 1;
+        }
+    }
+    *held = step.next.clone();
+    (step.gone.clone(), step.is_complete, step.is_whole)
 }

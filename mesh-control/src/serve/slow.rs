@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use mesh_core::NamespacedName;
 use mesh_core::policy::{Action, Policy, Scope};
 use mesh_proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use mesh_proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use mesh_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, discovery as wire};
 use mesh_runtime::drain::Drain;
 use tokio::sync::{mpsc, watch};
@@ -55,6 +54,7 @@ impl Server {
             world: world.subscribe(),
             streams: Arc::<Streams>::default(),
             throttle: throttle.clone(),
+            reading: Throttle::reading(),
             answer: ANSWER,
             lines: Lines::default(),
             metrics,
@@ -62,7 +62,7 @@ impl Server {
         };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
-        let service = Authenticated::new("xds", access, AggregatedDiscoveryServiceServer::new(discovery));
+        let service = Authenticated::new("xds", access, discovery);
         let server = tonic::transport::Server::builder().add_service(service);
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         Server { address, tokens, throttle, _folder: folder, _view: view, _world: world, _drain: drain }
@@ -128,11 +128,12 @@ async fn hardening_B103_who_does_not_answer_is_let_go_and_who_does_is_not() {
 #[tokio::test]
 async fn hardening_B103_the_wait_for_a_place_is_not_the_client_s() {
     let nodes: Vec<String> = (0..8).map(|n| format!("n{n}")).collect();
-    let name = NamespacedName::new("shop", "x".repeat(400 << 10));
+    let name = NamespacedName::new("shop", "x".repeat(600 << 10));
     let (scope, action) = (Scope::WorkloadSelector, Action::Deny);
     let policy = Policy { name: name.clone(), scope, action, rules: Vec::new(), dry_run: false };
     let known = nodes.iter().map(|node| (node.as_str().into(), None)).collect();
-    let server = Server::start(View { nodes: known, policies: [(name, policy)].into(), ..View::default() }).await;
+    let server =
+        Server::start(View { nodes: known, policies: [(name, Arc::new(policy))].into(), ..View::default() }).await;
     let (mut places, mut streams) = (Vec::new(), Vec::new());
     for node in &nodes {
         places.push(server.throttle.place(&node.as_str().into()).await);

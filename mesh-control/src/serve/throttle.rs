@@ -1,6 +1,6 @@
-//! How many streams have large responses on their way at once. Each is one buffer of its own from the moment it is built until the client has
-//! read it; when a thousand nodes come back together, their first states must not be in memory all at the same time. Streams ask before they
-//! build, and each node has one place: no node keeps the others waiting.
+//! How many streams do at once what takes much. When a thousand nodes come back together, each of them lists what it has, which is many times larger in
+//! memory than a stream is otherwise, and is then sent what it lacks: one after the other they are done sooner, and not all of it is there at the same
+//! time. Streams ask before they read, and before they send; each node has one place: no node keeps the others waiting.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,6 +17,10 @@ const LARGE: usize = 1 << 20;
 const AT_ONCE: usize = 16;
 /// A client that has not answered after this holds up nobody any longer.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Streams whose first requests are read at once.
+const READ_AT_ONCE: usize = 8;
+/// For them to arrive, as far as others wait for it.
+const READ_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Whether a response of so many bytes needs a place.
 pub fn is_large(bytes: usize) -> bool {
@@ -43,6 +47,11 @@ impl Default for Throttle {
 }
 
 impl Throttle {
+    /// For first requests.
+    pub fn reading() -> Self {
+        Self::new(READ_AT_ONCE, READ_PATIENCE)
+    }
+
     fn new(at_once: usize, patience: Duration) -> Self {
         Self { places: Arc::new(Semaphore::new(at_once)), nodes: Arc::default(), patience }
     }

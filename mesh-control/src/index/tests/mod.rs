@@ -1,5 +1,6 @@
 //! Manifests in, what agents get out: the manifests that the tests are made of.
 
+mod joins;
 mod policies;
 mod services;
 mod settings;
@@ -7,6 +8,7 @@ mod workloads;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use mesh_core::policy::{Action, Policy, Scope, StringMatch};
 use mesh_core::service::{HealthPolicy, Mode, Scope as Locality};

@@ -5,8 +5,8 @@ use super::*;
 /// Who may connect to a pod of `shop` with label `app: web`, at which port.
 fn allowed(view: &View, from: Option<&str>, port: u16) -> bool {
     let mut store = Store::new();
-    let changes = view.workloads.values().cloned().map(Change::Workload);
-    let applied = store.apply(changes.chain(view.policies.values().cloned().map(Change::Policy)).collect());
+    let changes = view.workloads.values().map(|w| Change::Workload((**w).clone()));
+    let applied = store.apply(changes.chain(view.policies.values().map(|p| Change::Policy((**p).clone()))).collect());
     let workload = applied.snapshot.workload_by_uid("Kubernetes//Pod/shop/web-1").unwrap().clone();
     let source: Option<Identity> = from.map(|f| f.parse().unwrap());
     let connection = Connection {
@@ -229,7 +229,8 @@ fn converted_policies_have_istiod_s_names_and_shapes() {
         let view = view(&format!("{}{}", pod("web-1", ""), peer("shop", "w", spec)));
         let listed: Vec<String> =
             view.workloads.values().next().unwrap().authorization_policies.iter().map(ToString::to_string).collect();
-        let policies: BTreeMap<String, Policy> = view.policies.into_iter().map(|(n, p)| (n.to_string(), p)).collect();
+        let policies: BTreeMap<String, Arc<Policy>> =
+            view.policies.into_iter().map(|(n, p)| (n.to_string(), p)).collect();
         (listed, policies)
     };
     let select = "selector: {matchLabels: {app: web}}";

@@ -137,7 +137,7 @@ fn placements_are_pods_that_live_on_a_node() {
     let places = |from: &str, to: &str| {
         view(&pod("web-1", "").replace(from, to))
             .placements
-            .into_iter()
+            .iter()
             .map(|(n, s, a)| format!("{n} {s} {a}"))
             .collect::<Vec<_>>()
     };

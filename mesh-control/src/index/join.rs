@@ -1,0 +1,253 @@
+//! The joining, namespace by namespace: what neither itself nor what it depends on has changed is taken from the last time. The result is always the same
+//! as if everything had been joined anew.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use mesh_core::intern::Interner;
+use mesh_core::{ArcStr, Workload};
+
+use super::policy::{self, Policies};
+use super::service::{self, Services};
+use super::settings::Settings;
+use super::view::{Placements, View};
+use super::workload;
+use crate::diagnosis::Problem;
+use crate::resource::pod::State;
+use crate::resource::{Key, Kind, Objects, Pod};
+
+type Problems = Vec<(Key, Problem)>;
+
+/// Joins objects; remembers what came of it.
+#[derive(Debug, Default)]
+pub struct Join {
+    last: Last,
+    interner: Interner,
+}
+
+/// What was joined last, and to what.
+#[derive(Debug, Default)]
+struct Last {
+    objects: Objects,
+    settings: Option<Settings>,
+    contested: BTreeSet<ArcStr>,
+    parts: BTreeMap<ArcStr, Arc<Part>>,
+}
+
+/// What came of one namespace.
+#[derive(Debug, Default)]
+struct Part {
+    /// Pods that are alive, in order, with their workloads.
+    pods: Vec<(Arc<Pod>, Option<Arc<Workload>>)>,
+    /// Nodes and service accounts.
+    placements: Arc<BTreeSet<(ArcStr, ArcStr)>>,
+    problems: Problems,
+}
+
+/// Whom each address belongs to.
+struct Owners<'a> {
+    pods: HashMap<IpAddr, &'a Arc<Pod>>,
+    /// Namespaces with pods of which several claim an address.
+    contested: BTreeSet<ArcStr>,
+}
+
+/// What a namespace's part is made of, besides its pods.
+struct Around<'a> {
+    objects: &'a Objects,
+    settings: &'a Settings,
+    services: &'a Services,
+    policies: &'a Policies,
+    owners: &'a Owners<'a>,
+}
+
+impl Join {
+    /// Joins everything with `settings`, and what the objects say over them. The result depends on nothing else: a restart brings the same.
+    pub fn build(&mut self, objects: Objects, settings: &Settings) -> View {
+        let mut problems = Vec::new();
+        let settings = settings.with(&objects, &mut problems);
+        let policies = policy::index(&objects, &settings, &mut problems);
+        let services = service::index(&objects, &settings, &mut problems);
+        let owners = owners(&objects, &mut problems);
+        for (address, service) in &services.addresses {
+            if let Some(pod) = owners.pods.get(address) {
+                let message = format!("{address} is the address of pod {}/{}, which gets it", pod.namespace, pod.name);
+                problems.push((service.clone(), Problem::error("spec.clusterIPs", message)));
+            }
+        }
+        let around = Around {
+            objects: &objects,
+            settings: &settings,
+            services: &services,
+            policies: &policies,
+            owners: &owners,
+        };
+        let parts = self.parts(&around);
+        let mut workloads = Vec::with_capacity(objects.pods.len());
+        let mut placements = Placements::default();
+        for (namespace, part) in &parts {
+            workloads.extend(part.pods.iter().filter_map(|(_, workload)| workload.clone()));
+            problems.extend(part.problems.iter().cloned());
+            placements.add(namespace.clone(), part.placements.clone());
+        }
+        let is_owner = |address: &IpAddr| owners.pods.get(address).copied();
+        workload::slices(&objects, &settings, &services, is_owner, &mut workloads, &mut problems);
+        let view = View {
+            workloads: workloads.into_iter().map(|w| (w.uid.clone(), w)).collect(),
+            services: services.by_key,
+            policies: policies.all.into_iter().map(|(name, policy)| (name, Arc::new(policy))).collect(),
+            placements,
+            agents: workload::agents(&objects, &settings),
+            nodes: objects.nodes.values().map(|n| (n.name.clone(), n.uid.clone())).collect(),
+            namespaces: objects.namespaces.keys().filter(|name| settings.discovers(&objects, name)).cloned().collect(),
+            settings: settings.clone(),
+            problems,
+        };
+        let contested = owners.contested;
+        self.last = Last { objects, settings: Some(settings), contested, parts };
+        view
+    }
+
+    /// What was joined last.
+    pub fn objects(&self) -> &Objects {
+        &self.last.objects
+    }
+
+    fn parts(&mut self, around: &Around<'_>) -> BTreeMap<ArcStr, Arc<Part>> {
+        let stale = stale(&self.last, around);
+        let moved = namespaces(differing(&self.last.objects.pods, &around.objects.pods, |one, two| {
+            Arc::ptr_eq(one, two) || one == two
+        }));
+        let mut parts = BTreeMap::new();
+        let mut pods = around.objects.pods.values().peekable();
+        while let Some(first) = pods.next() {
+            let namespace = &first.namespace;
+            let mut own = vec![first];
+            while let Some(next) = pods.next_if(|pod| pod.namespace == *namespace) {
+                own.push(next);
+            }
+            let last =
+                self.last.parts.get(namespace).filter(|_| stale.as_ref().is_some_and(|s| !s.contains(namespace)));
+            let part = match last {
+                Some(last) if !moved.contains(namespace) => last.clone(),
+                last => Arc::new(around.part(&own, last.map(|last| &**last), &mut self.interner)),
+            };
+            parts.insert(namespace.clone(), part);
+        }
+        parts
+    }
+}
+
+impl Around<'_> {
+    /// What comes of a namespace. `last` is what came of it last if nothing but its pods is different now.
+    fn part(&self, pods: &[&Arc<Pod>], last: Option<&Part>, interner: &mut Interner) -> Part {
+        let known: HashMap<*const Pod, &Option<Arc<Workload>>> =
+            last.into_iter().flat_map(|part| &part.pods).map(|(pod, workload)| (Arc::as_ptr(pod), workload)).collect();
+        let mut part = Part::default();
+        let mut placements = BTreeSet::new();
+        let is_of_mesh = pods.first().is_some_and(|pod| self.settings.discovers(self.objects, &pod.namespace));
+        for pod in pods.iter().filter(|pod| pod.state != State::Ended) {
+            if !pod.node.is_empty() && !self.objects.nodes.contains_key(&pod.node) {
+                let message = format!("node {} is not known: its agent gets no token", pod.node);
+                part.problems.push((pod_key(pod), Problem::warning("spec.nodeName", message)));
+            }
+            if is_of_mesh && !pod.node.is_empty() && !pod.host_network {
+                placements.insert((pod.node.clone(), pod.service_account.clone()));
+            }
+            let workload = match known.get(&Arc::as_ptr(pod)) {
+                Some(known) => (*known).clone(),
+                None => self.workload(pod, interner),
+            };
+            part.pods.push(((*pod).clone(), workload));
+        }
+        part.placements = Arc::new(placements);
+        if let Some(pod) = pods.first() {
+            service::unserved_ports(&pod.namespace, pods, self.services, &mut part.problems);
+        }
+        part
+    }
+
+    fn workload(&self, pod: &Arc<Pod>, interner: &mut Interner) -> Option<Arc<Workload>> {
+        let own = |a: &&IpAddr| pod.host_network || self.owners.pods.get(*a).is_some_and(|o| Arc::ptr_eq(o, pod));
+        let addresses: Vec<IpAddr> = pod.addresses.iter().filter(own).copied().collect();
+        if addresses.is_empty() {
+            return None;
+        }
+        let Around { objects, settings, services, policies, .. } = self;
+        let mut workload = workload::workload(pod, addresses, objects, settings, services, policies);
+        interner.workload(&mut workload);
+        Some(Arc::new(workload))
+    }
+}
+
+fn pod_key(pod: &Pod) -> Key {
+    Key { kind: Kind::Pod, namespace: pod.namespace.clone(), name: pod.name.clone() }
+}
+
+/// Which pod an address belongs to. Two may claim it while one is replaced by the other: the one that stays, then the younger one.
+fn owners<'a>(objects: &'a Objects, problems: &mut Problems) -> Owners<'a> {
+    let mut owners = Owners { pods: HashMap::with_capacity(objects.pods.len()), contested: BTreeSet::new() };
+    for pod in objects.pods.values().filter(|p| p.state != State::Ended && !p.host_network) {
+        for address in &pod.addresses {
+            let Some(other) = owners.pods.insert(*address, pod) else { continue };
+            let rank = |p: &Pod| (!p.terminating, p.created.unwrap_or(i64::MIN));
+            let (owner, loser) = if rank(pod) > rank(other) { (pod, other) } else { (other, pod) };
+            owners.pods.insert(*address, owner);
+            owners.contested.extend([owner.namespace.clone(), loser.namespace.clone()]);
+            let message =
+                format!("{address} belongs to pod {}/{}, this one does not get it", owner.namespace, owner.name);
+            problems.push((pod_key(loser), Problem::error("status.podIPs", message)));
+        }
+    }
+    owners
+}
+
+/// Namespaces of which something else than pods is different now; `None`: all of them.
+fn stale(last: &Last, around: &Around<'_>) -> Option<BTreeSet<ArcStr>> {
+    let (old, new) = (&last.objects, around.objects);
+    if last.settings.as_ref() != Some(around.settings) {
+        return None;
+    }
+    let equal = |one: &Arc<_>, two: &Arc<_>| one == two;
+    let mut stale = namespaces(differing(&old.services, &new.services, equal));
+    let policies =
+        namespaces(differing(&old.authorization_policies, &new.authorization_policies, |one, two| one == two));
+    let peers = namespaces(differing(&old.peer_authentications, &new.peer_authentications, |one, two| one == two));
+    if policies.iter().chain(&peers).any(|namespace| around.settings.is_root(namespace)) {
+        return None;
+    }
+    stale.extend(policies.into_iter().chain(peers));
+    stale.extend(differing(&old.namespaces, &new.namespaces, |one, two| one == two).cloned());
+    stale.extend(old.unread_namespaces.symmetric_difference(&new.unread_namespaces).cloned());
+    let nodes: BTreeSet<&ArcStr> = differing(&old.nodes, &new.nodes, |one, two| one == two).collect();
+    if !nodes.is_empty() {
+        let there = new.pods.values().filter(|pod| nodes.contains(&pod.node));
+        stale.extend(there.map(|pod| pod.namespace.clone()));
+    }
+    stale.extend(last.contested.union(&around.owners.contested).cloned());
+    Some(stale)
+}
+
+fn namespaces<'a>(names: impl Iterator<Item = &'a mesh_core::NamespacedName>) -> BTreeSet<ArcStr> {
+    names.map(|name| name.namespace.clone()).collect()
+}
+
+/// Keys of what is not the same in both.
+fn differing<'a, K: Ord, V>(
+    old: &'a BTreeMap<K, V>,
+    new: &'a BTreeMap<K, V>,
+    is_same: impl Fn(&V, &V) -> bool,
+) -> impl Iterator<Item = &'a K> {
+    let mut keys = Vec::new();
+    let mut left = old.iter().peekable();
+    for (key, value) in new {
+        while let Some((gone, _)) = left.next_if(|(k, _)| *k < key) {
+            keys.push(gone);
+        }
+        if left.next_if(|(k, _)| *k == key).is_none_or(|(_, before)| !is_same(before, value)) {
+            keys.push(key);
+        }
+    }
+    keys.extend(left.map(|(gone, _)| gone));
+    keys.into_iter()
+}

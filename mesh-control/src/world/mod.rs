@@ -1,0 +1,204 @@
+//! The world: all resources as they go over the wire, with names, aliases and versions. Each world is immutable; it shares with its predecessor what they
+//! have in common, and what a client lacks of it is found once for all clients that have the same.
+//!
+//! ```text
+//! view (what changed since the last one) -> table (bytes, in shards), lookup (keys to names)
+//!                                            \ step: what brings a client from one table to another; sessions with the same table share it
+//! ```
+
+mod lookup;
+mod table;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use mesh_core::{ArcStr, Service, Workload};
+use mesh_proto::convert::{encode_policy, encode_service, encode_workload};
+use mesh_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+use parking_lot::Mutex;
+
+use crate::index::View;
+use lookup::Lookup;
+pub use table::{Entry, Resource, Step, Table, version_text};
+
+/// Clients are at so many different worlds at once, mostly at the last one or two; for those that are at others it is found out again.
+const STEPS: usize = 32;
+
+/// What is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Policies. They come first: a workload must not list a policy that the agent does not have.
+    Authorization,
+    /// Workloads and services.
+    Address,
+}
+
+impl Kind {
+    /// In the order in which they are sent.
+    pub const ALL: [Kind; 2] = [Kind::Authorization, Kind::Address];
+
+    /// The kind with this type URL.
+    pub fn of_url(url: &str) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|k| k.url() == url)
+    }
+
+    /// Its type URL.
+    pub fn url(self) -> &'static str {
+        match self {
+            Kind::Authorization => AUTHORIZATION_TYPE,
+            Kind::Address => ADDRESS_TYPE,
+        }
+    }
+
+    /// A short name for logs and metrics.
+    pub fn short(self) -> &'static str {
+        match self {
+            Kind::Authorization => "authorization",
+            Kind::Address => "address",
+        }
+    }
+}
+
+/// What brings clients that hold a table to this world.
+#[derive(Debug)]
+struct Known {
+    kind: Kind,
+    held: Table,
+    with_gone: bool,
+    step: Arc<Step>,
+}
+
+/// Everything there is to send, at one moment.
+#[derive(Debug, Default)]
+pub struct World {
+    /// Counts worlds, from 1.
+    pub generation: u64,
+    authorizations: Table,
+    addresses: Table,
+    /// From `network/address`.
+    aliases: Lookup,
+    /// From services to their workloads.
+    members: Lookup,
+    /// What it was made of.
+    view: Arc<View>,
+    /// A short critical section: what is not known is found out in it, so that it is done once.
+    steps: Mutex<Vec<Known>>,
+}
+
+impl World {
+    /// The world that follows this one.
+    #[must_use]
+    pub fn next(&self, view: &Arc<View>) -> World {
+        let (mut aliases, mut members) = (self.aliases.clone(), self.members.clone());
+        let mut addresses = Vec::new();
+        for (uid, old, new) in changes(&self.view.workloads, &view.workloads) {
+            if let Some(workload) = old {
+                workload_aliases(workload).iter().for_each(|alias| aliases.remove(alias, uid));
+                workload.services.keys().for_each(|service| members.remove(&service.to_string(), uid));
+            }
+            if let Some(workload) = new {
+                workload_aliases(workload).iter().for_each(|alias| aliases.add(alias, uid));
+                workload.services.keys().for_each(|service| members.add(&service.to_string(), uid));
+            }
+            let resource = new.map(|workload| {
+                Resource::new(ADDRESS_TYPE, uid.clone(), workload_aliases(workload), encode_workload(workload))
+            });
+            addresses.push((uid.clone(), resource));
+        }
+        for (key, old, new) in changes(&self.view.services, &view.services) {
+            let name: ArcStr = key.to_string().into();
+            old.into_iter().flat_map(service_aliases).for_each(|alias| aliases.remove(&alias, &name));
+            new.into_iter().flat_map(service_aliases).for_each(|alias| aliases.add(&alias, &name));
+            let resource =
+                new.map(|s| Resource::new(ADDRESS_TYPE, name.clone(), service_aliases(s), encode_service(s)));
+            addresses.push((name, resource));
+        }
+        let policies = changes(&self.view.policies, &view.policies);
+        let policies = policies.into_iter().map(|(key, _, new)| {
+            let name: ArcStr = key.to_string().into();
+            let of = |policy| Resource::new(AUTHORIZATION_TYPE, name.clone(), Vec::new(), encode_policy(policy));
+            (name.clone(), new.map(of))
+        });
+        World {
+            generation: self.generation + 1,
+            authorizations: self.authorizations.replaced(policies),
+            addresses: self.addresses.replaced(addresses),
+            aliases,
+            members,
+            view: view.clone(),
+            steps: Mutex::default(),
+        }
+    }
+
+    /// The resources of a kind.
+    pub fn table(&self, kind: Kind) -> &Table {
+        match kind {
+            Kind::Authorization => &self.authorizations,
+            Kind::Address => &self.addresses,
+        }
+    }
+
+    /// What somebody who holds `held` lacks of a kind, as [`Table::since`] has it.
+    pub fn since(&self, kind: Kind, held: &Table, limit: usize, with_gone: bool) -> Arc<Step> {
+        let mut steps = self.steps.lock();
+        let is = |known: &&Known| known.kind == kind && known.with_gone == with_gone && known.held.is(held);
+        if let Some(known) = steps.iter().find(is) {
+            return known.step.clone();
+        }
+        let step = Arc::new(self.table(kind).since(held, limit, with_gone));
+        if steps.len() >= STEPS {
+            steps.remove(0);
+        }
+        steps.push(Known { kind, held: held.clone(), with_gone, step: step.clone() });
+        step
+    }
+
+    /// What somebody means who asks for `key`: a resource by name, whatever has that address, and with a service its workloads.
+    pub fn lookup(&self, kind: Kind, key: &str) -> Vec<ArcStr> {
+        let own = self.table(kind).get(key).map(|entry| entry.name.clone());
+        if kind == Kind::Authorization {
+            return own.into_iter().collect();
+        }
+        let mut names: Vec<ArcStr> = match own {
+            Some(name) => vec![name],
+            None => self.aliases.get(key).to_vec(),
+        };
+        for service in names.clone() {
+            names.extend(self.members.get(&service).iter().cloned());
+        }
+        names.dedup();
+        names
+    }
+}
+
+/// One thing that is another than before, is new or is gone: its key, the old and the new.
+type Changed<'a, K, V> = (&'a K, Option<&'a V>, Option<&'a V>);
+
+/// What differs. What is kept from the old one is known by its address, so that most of it need not be looked at.
+fn changes<'a, K: Ord, V: PartialEq>(
+    old: &'a BTreeMap<K, Arc<V>>,
+    new: &'a BTreeMap<K, Arc<V>>,
+) -> Vec<Changed<'a, K, V>> {
+    let mut changes = Vec::new();
+    let mut left = old.iter().peekable();
+    for (key, value) in new {
+        while let Some((gone, before)) = left.next_if(|(k, _)| *k < key) {
+            changes.push((gone, Some(&**before), None));
+        }
+        match left.next_if(|(k, _)| *k == key) {
+            Some((_, before)) if Arc::ptr_eq(before, value) || before == value => {}
+            before => changes.push((key, before.map(|(_, before)| &**before), Some(&**value))),
+        }
+    }
+    changes.extend(left.map(|(gone, before)| (gone, Some(&**before), None)));
+    changes
+}
+
+fn workload_aliases(workload: &Workload) -> Vec<String> {
+    let own_address = workload.network_mode == mesh_core::workload::NetworkMode::Standard;
+    workload.addresses.iter().filter(|_| own_address).map(|a| format!("{}/{a}", workload.network)).collect()
+}
+
+fn service_aliases(service: &Service) -> Vec<String> {
+    service.addresses.iter().filter_map(|a| a.single().map(|ip| format!("{}/{ip}", a.network))).collect()
+}

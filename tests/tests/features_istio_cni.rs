@@ -1,8 +1,6 @@
 //! Under Istio's node agent: it names the pods and redirects them by iptables, for a proxy that it takes for ztunnel. Its rules are in force here beside
 //! our hooks, and both must mean the same.
 
-#![expect(non_snake_case, reason = "tests carry the ids of their rows")]
-
 use anyhow::{Context, Result, ensure};
 use mesh_tests::harness::istio_cni::HOST_PROBE;
 use mesh_tests::harness::policy::peer_authentication;

@@ -65,7 +65,8 @@ fn hardening_F2_agents_are_killed_rolled_out_and_rebooted_under_load() {
             assert!(number(row, "new") > number(row, "failed"), "{row}");
         }
     }
-    let stranger = of("reboot").into_iter().find(|row| row["path"].as_str().is_some_and(|path| path.contains("without")));
+    let stranger =
+        of("reboot").into_iter().find(|row| row["path"].as_str().is_some_and(|path| path.contains("without")));
     let note = stranger.and_then(|row| row["note"].as_str()).expect("what the wire showed");
     assert!(note.starts_with("0 let through; on the wire: 0 plaintext bytes of the port, 0 tokens,"), "{note}");
     fs::remove_dir_all(&folder).expect("removed");

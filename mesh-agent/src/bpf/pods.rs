@@ -339,7 +339,8 @@ mod tests {
     #[test]
     fn hardening_F25_a_row_of_which_nothing_is_known_refuses_datagrams_where_they_are_refused() {
         let closed = POD_CLOSED | POD_STRICT | POD_UNDECIDED;
-        assert_eq!(closed_row(7, false), Pod { cookie: 7, flags: closed, ..Pod::default() });
-        assert_eq!(closed_row(7, true), Pod { cookie: 7, flags: closed | POD_UDP_DENY, ..Pod::default() });
+        let deny_udp = Setting { deny_udp: true, ..Setting::default() };
+        assert_eq!(closed_row(7, Setting::default()), Pod { cookie: 7, flags: closed, ..Pod::default() });
+        assert_eq!(closed_row(7, deny_udp), Pod { cookie: 7, flags: closed | POD_UDP_DENY, ..Pod::default() });
     }
 }

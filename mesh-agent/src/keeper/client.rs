@@ -103,7 +103,9 @@ impl Keeper {
     }
 
     fn request(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let Some(socket) = self.socket.as_ref().filter(|_| !self.yielded.load(Ordering::Relaxed)) else { return Ok(()) };
+        let Some(socket) = self.socket.as_ref().filter(|_| !self.yielded.load(Ordering::Relaxed)) else {
+            return Ok(());
+        };
         let socket = socket.lock();
         packet::send(socket.as_fd(), &message.encode(), fds)?;
         match answer(socket.as_fd())? {

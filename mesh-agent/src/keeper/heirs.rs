@@ -109,7 +109,9 @@ impl Heirs {
     /// Tells all of them, with copies of the descriptors.
     pub fn mirror(&mut self, message: &Message, fds: &[BorrowedFd<'_>]) -> Vec<Event> {
         let ids: Vec<HeirId> = self.links.iter().filter(|(_, link)| link.follows).map(|(id, _)| *id).collect();
-        ids.into_iter().filter_map(|id| self.tell(id, message, fds).err().and_then(|error| self.lose(id, &error))).collect()
+        ids.into_iter()
+            .filter_map(|id| self.tell(id, message, fds).err().and_then(|error| self.lose(id, &error)))
+            .collect()
     }
 
     /// Tells one of them.

@@ -70,7 +70,8 @@ impl WorkerCommand {
 /// Supervises workers until told to stop or until a worker ends for good; returns the status to exit with.
 pub fn run(command: &WorkerCommand, lock: InstanceLock) -> io::Result<i32> {
     let signals = signals()?;
-    let inheritance = Inheritance { lock, store: Store::default(), past: BTreeSet::new(), offered_by: None, hold: None };
+    let inheritance =
+        Inheritance { lock, store: Store::default(), past: BTreeSet::new(), offered_by: None, hold: None };
     match lead::lead(command, None, inheritance, &signals, &mut Leaving::default())? {
         End::Exit(status) => Ok(status),
         End::Succeeded { .. } | End::BackedOut => Ok(0),

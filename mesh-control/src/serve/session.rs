@@ -383,7 +383,9 @@ impl Subscription {
         if !gone.is_empty() && (hold_removals || !is_complete) {
             return (Vec::new(), is_complete, false);
         }
-        gone.iter().for_each(|name| drop(held.remove(name)));
+        for name in &gone {
+            held.remove(name);
+        }
         (gone, is_complete, is_complete)
     }
 

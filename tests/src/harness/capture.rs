@@ -112,8 +112,8 @@ impl Capture {
     /// Forgets counts and sightings, keeps the tokens.
     pub fn reset(&self) {
         let mut seen = lock(&self.seen);
-        let tokens = std::mem::take(&mut seen.tokens);
-        *seen = Seen { tokens, port: seen.port, ..Seen::default() };
+        let (tokens, port) = (std::mem::take(&mut seen.tokens), seen.port);
+        *seen = Seen { tokens, port, ..Seen::default() };
     }
 }
 

@@ -58,6 +58,7 @@ impl Cluster {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    #[allow(dead_code, reason = "each test file uses its part")]
     pub fn apply(&self, objects: &str) {
         let mut command = Command::new(XTASK);
         command.args(["cluster", "--cluster", &self.index, "kubectl", "apply", "-f", "-"]);
@@ -66,6 +67,7 @@ impl Cluster {
         assert!(child.wait().expect("kubectl ends").success());
     }
 
+    #[allow(dead_code, reason = "each test file uses its part")]
     pub fn eventually(&self, what: &str, mut is_so: impl FnMut() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(240);
         while !is_so() {

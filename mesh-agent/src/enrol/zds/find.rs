@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hardening_B133_which_addresses_are_the_pods() {
+    fn hardening_b133_which_addresses_are_the_pods() {
         let some = |list: &[(&str, &str)]| {
             let one = |(name, ip): &(&str, &str)| Interface { name: (*name).to_owned(), address: ip.parse().unwrap() };
             list.iter().map(one).collect::<Vec<_>>()

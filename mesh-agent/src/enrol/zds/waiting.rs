@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn hardening_B132_the_snapshot_waits_for_every_pod_that_was_named() {
+    fn hardening_b132_the_snapshot_waits_for_every_pod_that_was_named() {
         let (mut waiting, now) = (Waiting::default(), Instant::now());
         waiting.opened();
         assert!(!waiting.settle());
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn hardening_B131_what_the_next_connection_does_not_name_is_forgotten() {
+    fn hardening_b131_what_the_next_connection_does_not_name_is_forgotten() {
         let (mut waiting, now) = (Waiting::default(), Instant::now());
         waiting.opened();
         waiting.failed(pod("a"), 0, "not yet".into(), now);
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn hardening_B131_the_end_of_an_attempt_says_nothing_of_a_pod_that_was_named_again() {
+    fn hardening_b131_the_end_of_an_attempt_says_nothing_of_a_pod_that_was_named_again() {
         let (mut waiting, now) = (Waiting::default(), Instant::now());
         waiting.opened();
         waiting.failed(pod("a"), 0, "not yet".into(), now);
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn hardening_B131_more_pods_than_a_node_has_do_not_fill_the_memory() {
+    fn hardening_b131_more_pods_than_a_node_has_do_not_fill_the_memory() {
         let (mut waiting, now) = (Waiting::default(), Instant::now());
         for n in 0..MOST + 10 {
             waiting.failed(pod(&n.to_string()), 0, "no".into(), now);

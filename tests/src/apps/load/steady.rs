@@ -60,13 +60,15 @@ struct Burst {
 impl Bursts {
     /// Attempts are told of when they end, so their beginnings come in any order.
     fn failed(&mut self, began_ms: u64) {
-        match self.0.iter_mut().rev().find(|one| began_ms + APART_MS > one.first_ms && began_ms < one.last_ms + APART_MS) {
+        let has_room = self.0.len() < TOLD;
+        let is_close = |one: &&mut Burst| began_ms + APART_MS > one.first_ms && began_ms < one.last_ms + APART_MS;
+        match self.0.iter_mut().rev().find(is_close) {
             Some(burst) => {
                 burst.first_ms = burst.first_ms.min(began_ms);
                 burst.last_ms = burst.last_ms.max(began_ms);
                 burst.count += 1;
             }
-            None if self.0.len() < TOLD => self.0.push(Burst { first_ms: began_ms, last_ms: began_ms, count: 1 }),
+            None if has_room => self.0.push(Burst { first_ms: began_ms, last_ms: began_ms, count: 1 }),
             None => {}
         }
     }

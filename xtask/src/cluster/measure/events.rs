@@ -94,12 +94,7 @@ fn deny(bed: &Bed<'_>, options: &Options) -> Result<Vec<Row>> {
     Ok(told.collect())
 }
 
-fn kills(
-    bed: &Bed<'_>,
-    options: &Options,
-    event: &str,
-    whom: fn(&Cluster) -> Result<Pid>,
-) -> Result<Vec<Row>> {
+fn kills(bed: &Bed<'_>, options: &Options, event: &str, whom: fn(&Cluster) -> Result<Pid>) -> Result<Vec<Row>> {
     let loads = bed.both(options)?;
     sleep(options.before());
     for round in 1..=options.kills {
@@ -155,7 +150,11 @@ fn rollout(bed: &Bed<'_>, options: &Options) -> Result<Vec<Row>> {
     sleep(options.after());
     let rows = rows(loads, "rollout")?;
     let told = rows.into_iter().map(|row| {
-        let first = row.cuts_ms.iter().min().map(|first| format!(", first one cut after {}", seconds(first.saturating_sub(asked))));
+        let first = row
+            .cuts_ms
+            .iter()
+            .min()
+            .map(|first| format!(", first one cut after {}", seconds(first.saturating_sub(asked))));
         let note = format!("took {}{}", seconds(over - asked), first.unwrap_or_default());
         row.note(note)
     });
@@ -166,7 +165,12 @@ fn rollout(bed: &Bed<'_>, options: &Options) -> Result<Vec<Row>> {
 fn reboot(bed: &Bed<'_>, options: &Options) -> Result<Vec<Row>> {
     let cluster = bed.cluster;
     let target = bed.address(2).to_string();
-    bed.pod(MESH, "busy-1", 1, &["load", "steady", &target, "--seconds", "86400", "--rate", "50", "--long", "10", "--token", TOKEN])?;
+    bed.pod(
+        MESH,
+        "busy-1",
+        1,
+        &["load", "steady", &target, "--seconds", "86400", "--rate", "50", "--long", "10", "--token", TOKEN],
+    )?;
     bed.enrolled(true)?;
     let wire = bed.wire(options.release)?;
     let [friend, stranger] = [(MESH, "caller-2"), (OUTSIDE, "outsider-2")];

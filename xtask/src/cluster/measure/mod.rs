@@ -29,8 +29,7 @@ pub enum Event {
     Reboot,
 }
 
-const ALL: [Event; 6] =
-    [Event::Label, Event::Deny, Event::KillWorker, Event::Kill, Event::Rollout, Event::Reboot];
+const ALL: [Event; 6] = [Event::Label, Event::Deny, Event::KillWorker, Event::Kill, Event::Rollout, Event::Reboot];
 
 /// Options of the verb.
 #[derive(clap::Args)]
@@ -99,7 +98,10 @@ pub fn run(cluster: &Cluster, options: &Options) -> Result<()> {
 }
 
 /// The machine's clock, which the pods have too.
-#[expect(clippy::disallowed_methods, reason = "compared with what programs in pods write down; nothing of the mesh depends on it")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "compared with what programs in pods write down; nothing of the mesh depends on it"
+)]
 fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

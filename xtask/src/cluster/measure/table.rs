@@ -23,6 +23,8 @@ pub struct Row {
     pub cuts_ms: Vec<u64>,
     /// When the last attempt that succeeded began.
     pub last_ok_ms: u64,
+    /// What was the matter with some that failed.
+    pub errors: Vec<String>,
     /// What is told besides.
     pub note: String,
 }
@@ -31,7 +33,8 @@ impl Row {
     /// From what the load program printed last.
     pub fn read(event: &str, path: &str, said: &Value) -> Row {
         let number = |name: &str| said[name].as_u64().unwrap_or_default();
-        let numbers = |list: &Value| list.as_array().into_iter().flatten().filter_map(Value::as_u64).collect::<Vec<_>>();
+        let numbers =
+            |list: &Value| list.as_array().into_iter().flatten().filter_map(Value::as_u64).collect::<Vec<_>>();
         let bursts = said["bursts"].as_array().into_iter().flatten().map(numbers);
         let failing = bursts.filter_map(|burst| Some(burst.get(1)?.saturating_sub(*burst.first()?))).max();
         let mut row = Row {
@@ -48,6 +51,12 @@ impl Row {
             cut: number("cut"),
             cuts_ms: numbers(&said["cuts_ms"]),
             last_ok_ms: number("last_ok_ms"),
+            errors: said["errors"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|one| Some(one.as_str()?.to_owned()))
+                .collect(),
             ..Row::default()
         };
         row.new = number("ok") + row.failed();
@@ -68,7 +77,7 @@ impl Row {
         json!({
             "event": self.event, "path": self.path, "new": self.new, "failed": self.failed(), "refused": self.refused, "reset": self.reset,
             "timeout": self.timeout, "other": self.other, "worst_gap_ms": self.worst_gap_ms, "slowest_ms": self.slowest_ms,
-            "failing_ms": self.failing_ms, "long": self.long, "cut": self.cut, "note": self.note,
+            "failing_ms": self.failing_ms, "long": self.long, "cut": self.cut, "note": self.note, "errors": self.errors,
         })
     }
 
@@ -101,6 +110,9 @@ pub fn print(rows: &[Row], json: bool) {
     }
     println!("{HEAD}");
     rows.iter().for_each(|row| println!("{}", row.line()));
+    for row in rows.iter().filter(|row| !row.errors.is_empty()) {
+        eprintln!("{}, {}: {}", row.event, row.path, row.errors.join("; "));
+    }
 }
 
 #[cfg(test)]

@@ -26,25 +26,34 @@ pub struct Args {
     /// Also a ztunnel and our agent as peers of each other.
     #[arg(long, requires = "ztunnel")]
     interop: bool,
+    /// Instead of all that: a cluster that is simulated, with its API server and its agents, against the real control plane. Needs no root.
+    #[arg(long, conflicts_with_all = ["ztunnel", "only", "skip_direct"])]
+    scale: bool,
+    /// With --scale: nodes, each with an agent.
+    #[arg(long, default_value_t = 1000, requires = "scale")]
+    agents: u32,
+    /// With --scale: services.
+    #[arg(long, default_value_t = 5000, requires = "scale")]
+    services: u32,
+    /// With --scale: pods.
+    #[arg(long, default_value_t = 100_000, requires = "scale")]
+    pods: u32,
+    /// With --scale: changes in a second while there is churn.
+    #[arg(long, default_value_t = 100, requires = "scale")]
+    churn: u32,
+    /// With --scale: seconds of churn.
+    #[arg(long, default_value_t = 60, requires = "scale")]
+    churn_seconds: u32,
 }
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
+    if args.scale {
+        return scale(args);
+    }
     run::need(&["cargo", "rustc", "cc"])?;
     run::need_root("bench")?;
-    eprintln!("building release binaries ...");
-    run::check(run::cargo()?.args([
-        "build",
-        "--quiet",
-        "--release",
-        "-p",
-        "mesh-agent",
-        "-p",
-        "mesh-control",
-        "-p",
-        "mesh-tests",
-        "--bins",
-    ]))?;
+    build(&["mesh-agent", "mesh-control", "mesh-tests"])?;
     let mut bench = Command::new(run::binary_dir("release")?.join("bench"));
     bench.arg("--seconds").arg(args.seconds.to_string());
     if let (Some(ztunnel), Some(redirect)) = (&args.ztunnel, &args.redirect) {
@@ -60,4 +69,27 @@ pub fn run(args: &Args) -> Result<()> {
         bench.arg("--interop");
     }
     Err(bench.exec()).context("start the bench")
+}
+
+fn build(packages: &[&str]) -> Result<()> {
+    eprintln!("building release binaries ...");
+    let packages = packages.iter().flat_map(|package| ["-p", package]);
+    run::check(run::cargo()?.args(["build", "--quiet", "--release", "--bins"]).args(packages))
+}
+
+fn scale(args: &Args) -> Result<()> {
+    run::need(&["cargo", "rustc", "cc"])?;
+    build(&["mesh-control", "mesh-tests"])?;
+    let mut scale = Command::new(run::binary_dir("release")?.join("scale"));
+    let sizes = [
+        ("--agents", args.agents),
+        ("--services", args.services),
+        ("--pods", args.pods),
+        ("--churn", args.churn),
+        ("--seconds", args.churn_seconds),
+    ];
+    for (name, value) in sizes {
+        scale.arg(name).arg(value.to_string());
+    }
+    Err(scale.exec()).context("start the simulation")
 }

@@ -4,4 +4,5 @@ mod table;
 mod ztunnel;
 
 pub use measure::{Line, Options, run};
+pub use table::{Column, print};
 pub use ztunnel::Peer;

@@ -118,6 +118,8 @@ impl Api {
         config.auth_info.impersonate.clone_from(&access.impersonate);
         // Who it is stands in the audit log.
         config.headers.push((USER_AGENT, HeaderValue::from_static(AGENT)));
+        // The library asks again for minutes, until what is said is that there is no answer. See `send`.
+        config.default_retry = false;
         let client = Client::try_from(config).map_err(|error| unusable("the client of the API server", &error))?;
         Ok(Api { client, timeout: access.timeout, kinds: Mutex::default() })
     }
@@ -127,8 +129,20 @@ impl Api {
         Api { client, timeout: Duration::from_secs(30), kinds: Mutex::default() }
     }
 
-    /// Sends one request and reads the whole answer, whatever its code.
+    /// Sends a request and reads the whole answer, whatever its code. A server that says when it wants to be asked again has done nothing yet: it has too
+    /// much to do, or has just begun.
     pub async fn send(&self, method: Method, path: &str, kind: &str, body: Vec<u8>) -> Result<Answer, Failure> {
+        let mut tries = 1;
+        loop {
+            let answer = self.send_once(method.clone(), path, kind, body.clone()).await?;
+            let is_busy = answer.code == 429 || answer.code >= 500;
+            let Some(wait) = answer.retry_after.filter(|_| is_busy && tries < TRIES) else { return Ok(answer) };
+            tokio::time::sleep(Duration::from_secs(wait).min(LONGEST_REST)).await;
+            tries += 1;
+        }
+    }
+
+    async fn send_once(&self, method: Method, path: &str, kind: &str, body: Vec<u8>) -> Result<Answer, Failure> {
         let failed = |why: String| Failure { code: 0, why: format!("the API server: {why}") };
         let request = Request::builder().method(method).uri(path).header(ACCEPT, "application/json, */*");
         let request = if kind.is_empty() { request } else { request.header(CONTENT_TYPE, kind) };
@@ -148,15 +162,7 @@ impl Api {
 
     /// Sends one request whose answer is an object.
     async fn ask(&self, method: Method, path: &str, kind: &str, body: Vec<u8>) -> Result<(u16, Value), Failure> {
-        let mut tries = 1;
-        let answer = loop {
-            let answer = self.send(method.clone(), path, kind, body.clone()).await?;
-            // With this header the server says that it has done nothing: it has too much to do, or has just begun.
-            let is_busy = answer.code == 429 || answer.code >= 500;
-            let Some(wait) = answer.retry_after.filter(|_| is_busy && tries < TRIES) else { break answer };
-            tokio::time::sleep(Duration::from_secs(wait).min(LONGEST_REST)).await;
-            tries += 1;
-        };
+        let answer = self.send(method.clone(), path, kind, body).await?;
         let value: Option<Value> = serde_json::from_slice(&answer.body).ok();
         if (200..300).contains(&answer.code) {
             let unreadable = || Failure { code: 0, why: format!("{method} {path}: the answer is not JSON") };

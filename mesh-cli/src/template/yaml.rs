@@ -137,4 +137,5 @@ fn is_plain(text: &str) -> bool {
         && !text.contains(": ")
         && !text.contains(" #")
         && !text.starts_with("---")
+        && !text.starts_with("...")
 }

@@ -74,9 +74,72 @@ pub async fn read(api: &Api, namespace: &str) -> Result<Option<Inventory>, Stop>
     Inventory::of(&object).map(Some).ok_or_else(unreadable)
 }
 
-/// Remembers.
-pub async fn write(api: &Api, namespace: &str, inventory: &Inventory) -> Result<(), Failure> {
-    api.apply(&path(namespace), &inventory.object(namespace), true).await.map(drop)
+/// Remembers, and returns the version of the record. With that of an earlier one it is refused if somebody else has written meanwhile.
+pub async fn write(api: &Api, namespace: &str, inventory: &Inventory, after: Option<&str>) -> Result<String, Stop> {
+    let mut object = inventory.object(namespace);
+    if let Some(version) = after {
+        object["metadata"]["resourceVersion"] = json!(version);
+    }
+    let written = api.applied(&path(namespace), &object, true).await;
+    let (_, written) = written.map_err(|failure| {
+        let hint = match failure.code {
+            409 if after.is_some() => {
+                "; somebody else has installed or uninstalled meanwhile: see `meshctl status`, and install again"
+            }
+            _ => "",
+        };
+        let stop = Stop::from(failure).during(format!("remember the installation in ConfigMap {namespace}/{NAME}"));
+        Stop { message: format!("{}{hint}", stop.message), ..stop }
+    })?;
+    Ok(written["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned())
+}
+
+/// What became of an object that was to be deleted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Deletion {
+    /// It is.
+    Done,
+    /// There was none.
+    Absent,
+    /// It stays: it does not say that it is ours.
+    NotOurs,
+}
+
+/// Deletes an object that an inventory names, if it has the label that the chart gives to all of its objects: whoever may write the inventory must not be
+/// able to have anything else deleted.
+pub async fn delete(api: &Api, reference: &Reference) -> Result<Deletion, Failure> {
+    let path = match api.path_of(reference).await {
+        Ok(path) => path,
+        // Nor is its kind.
+        Err(failure) if failure.code == 404 => return Ok(Deletion::Absent),
+        Err(failure) => return Err(failure),
+    };
+    let Some(object) = api.find(&path).await? else { return Ok(Deletion::Absent) };
+    if !is_ours(&object) {
+        return Ok(Deletion::NotOurs);
+    }
+    Ok(if api.delete(&path).await? { Deletion::Done } else { Deletion::Absent })
+}
+
+/// Whether an object has the label of the chart.
+pub fn is_ours(object: &Value) -> bool {
+    let labels = object.pointer("/metadata/labels");
+    labels.and_then(|labels| labels.get("app.kubernetes.io/part-of")).is_some_and(|part| part == "undermesh")
+}
+
+/// Other namespaces with an installation. What has no namespace is shared by all of them, so that there may be one only.
+pub async fn elsewhere(api: &Api, namespace: &str) -> Result<Vec<String>, Failure> {
+    let mut found = std::collections::BTreeSet::new();
+    for path in [
+        "/apis/apps/v1/daemonsets?labelSelector=app.kubernetes.io%2Fpart-of%3Dundermesh".to_owned(),
+        "/apis/apps/v1/deployments?labelSelector=app.kubernetes.io%2Fpart-of%3Dundermesh".to_owned(),
+        format!("/api/v1/configmaps?fieldSelector=metadata.name%3D{NAME}"),
+    ] {
+        let named = api.list(&path).await?;
+        found.extend(named.iter().filter_map(|object| Some(object["metadata"]["namespace"].as_str()?.to_owned())));
+    }
+    found.remove(namespace);
+    Ok(found.into_iter().collect())
 }
 
 #[cfg(test)]

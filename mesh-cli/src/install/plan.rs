@@ -32,6 +32,15 @@ pub fn definition(wanted: &Value, live: Option<&Value>) -> Definition {
     if served(wanted).iter().any(|version| live.contains(version)) { Definition::Keep } else { Definition::Unusable }
 }
 
+/// Whether what is there was installed by a later version of this program. What is no version is not.
+pub fn is_newer(there: &str, ours: &str) -> bool {
+    let numbers = |version: &str| -> Option<Vec<u64>> {
+        let plain = version.split(['-', '+']).next().unwrap_or_default();
+        plain.trim_start_matches('v').split('.').map(|part| part.parse().ok()).collect()
+    };
+    matches!((numbers(there), numbers(ours)), (Some(there), Some(ours)) if there > ours)
+}
+
 /// The definition with the label that says that it is ours.
 pub fn owned(definition: &Value) -> Value {
     let mut definition = definition.clone();
@@ -87,6 +96,20 @@ mod tests {
             owned(&json!({"metadata": {"name": "x"}})),
             json!({"metadata": {"name": "x", "labels": {OWNED: "true"}}})
         );
+    }
+
+    #[test]
+    fn an_older_program_is_told() {
+        for (there, ours, expected) in [
+            ("0.1.0", "0.1.0", false),
+            ("0.2.0", "0.1.9", true),
+            ("0.10.0", "0.9.0", true),
+            ("0.9.0", "0.10.0", false),
+            ("1.0.0-rc.1", "0.9.0", true),
+            ("", "0.1.0", false),
+        ] {
+            assert_eq!(is_newer(there, ours), expected, "{there} {ours}");
+        }
     }
 
     #[test]

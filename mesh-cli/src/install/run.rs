@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::inventory::{self, Inventory};
+use super::inventory::{self, Deletion, Inventory};
 use super::{plan, rollout};
 use crate::api::Api;
 use crate::chart::embed;
@@ -90,8 +90,7 @@ fn merge(under: &mut Value, over: Value) {
 
 /// Installs.
 pub async fn run(options: &Install, context: &Context) -> Result<u8, Stop> {
-    let namespace = context.namespace.as_str();
-    let release = Release { name: "undermesh".into(), namespace: namespace.to_owned() };
+    let release = Release { name: "undermesh".into(), namespace: context.namespace.clone() };
     let files = embed::files();
     if options.dry_run {
         let rendered = render(&files, &release, options.given(json!({}))?).map_err(Stop::data)?;
@@ -99,18 +98,48 @@ pub async fn run(options: &Install, context: &Context) -> Result<u8, Stop> {
         return Ok(crate::stop::OK);
     }
     let api = Api::connect(&context.access).await?;
-    let before = inventory::read(&api, namespace).await?;
+    install(&api, options, context, &files, &release).await
+}
+
+async fn install(
+    api: &Api,
+    options: &Install,
+    context: &Context,
+    files: &embed::Files,
+    release: &Release,
+) -> Result<u8, Stop> {
+    let namespace = context.namespace.as_str();
+    let before = inventory::read(api, namespace).await?;
+    if options.reuse_values && before.is_none() {
+        let why = format!("there is no record of values in {namespace}: `meshctl install` has not installed this");
+        return Err(Stop::data(format!("{why}. Give all values by -f and --set, and leave --reuse-values out")));
+    }
+    let elsewhere = inventory::elsewhere(api, namespace).await?;
+    if !elsewhere.is_empty() {
+        let why = format!("Undermesh is installed in {} already, and there can be one only", elsewhere.join(", "));
+        return Err(Stop::failed(format!("{why}: say -n, or uninstall that one first")));
+    }
+    let ours = env!("CARGO_PKG_VERSION");
+    if let Some(newer) = before.as_ref().filter(|b| plan::is_newer(&b.version, ours) && !options.skip_checks) {
+        let why = format!("version {} is installed, and this is meshctl {ours}", newer.version);
+        return Err(Stop::new(FINDINGS, format!("{why}: use that one; --skip-checks installs the older version")));
+    }
     let old_values = before.as_ref().filter(|_| options.reuse_values).map_or_else(|| json!({}), |b| b.values.clone());
     let given = options.given(old_values)?;
-    let rendered = render(&files, &release, given.clone()).map_err(Stop::data)?;
+    let rendered = render(files, release, given.clone()).map_err(Stop::data)?;
     if !options.skip_checks {
-        let report = check::pre(&api, namespace).await?;
+        let report = check::pre(api, namespace).await?;
         if report.has_errors() {
             note(&report.text(crate::output::Paint::plain(), check::Shown::Problems));
             return Err(Stop::new(FINDINGS, "nothing was installed; --skip-checks installs in spite of this"));
         }
     }
-    let mut steps = Steps { api: &api, is_forced: options.force_conflicts, context, applied: Vec::new() };
+    let mut steps = Steps { api, is_forced: options.force_conflicts, context, applied: Vec::new() };
+    // A kind that is not there is better known before anything is made.
+    for reference in rendered.objects.iter().filter_map(|object| Reference::of(object).ok()) {
+        let missing = |failure| Stop::from(failure).during(format!("{reference}"));
+        api.path_of(&reference).await.map_err(missing)?;
+    }
     let had_namespace = api.find(&format!("/api/v1/namespaces/{namespace}")).await?.is_some();
     let (namespaces, objects): (Vec<_>, Vec<_>) = rendered.objects.iter().partition(|o| o["kind"] == "Namespace");
     for object in namespaces {
@@ -119,29 +148,31 @@ pub async fn run(options: &Install, context: &Context) -> Result<u8, Stop> {
     let references: Vec<Reference> = objects.iter().filter_map(|object| Reference::of(object).ok()).collect();
     let old = before.clone().unwrap_or_default();
     let mut inventory = Inventory {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: ours.to_owned(),
         values: given,
         objects: old.obsolete(&references).into_iter().chain(references.iter().cloned()).collect(),
         made_namespace: before.as_ref().map_or(!had_namespace, |b| b.made_namespace),
     };
-    inventory::write(&api, namespace, &inventory).await?;
+    let record = inventory::write(api, namespace, &inventory, None).await?;
     let definitions = steps.definitions(&rendered.definitions, options.timeout).await?;
     for object in objects {
         steps.apply(object).await?;
     }
     for gone in old.obsolete(&references) {
-        let path = api.path_of(&gone).await?;
-        if api.delete(&path).await? {
-            steps.say(&format!("- {gone} deleted, it is not wanted any more"));
+        let failed = |failure| Stop::from(failure).during(format!("delete {gone}"));
+        match inventory::delete(api, &gone).await.map_err(failed)? {
+            Deletion::Done => steps.say(&format!("- {gone} deleted, it is not wanted any more")),
+            Deletion::NotOurs => steps.say(&format!("‼ {gone} stays: it has not the label of Undermesh's objects")),
+            Deletion::Absent => {}
         }
     }
     inventory.objects = references;
-    inventory::write(&api, namespace, &inventory).await?;
+    inventory::write(api, namespace, &inventory, Some(&record)).await?;
     let applied = steps.applied;
     let components = rollout::components(&rendered.objects);
     let progress = match options.no_wait {
         true => Vec::new(),
-        false => rollout::wait(&api, &components, options.timeout, context.is_for_a_program()).await?,
+        false => rollout::wait(api, &components, options.timeout, context.is_for_a_program()).await?,
     };
     if context.is_for_a_program() {
         let report = json!({

@@ -8,6 +8,7 @@
 
 use serde_json::{Value, json};
 
+use crate::install::inventory::is_ours;
 use crate::view::{Node, Pod};
 
 /// Label of the pods.
@@ -79,6 +80,23 @@ pub fn name(node: &str) -> String {
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     let head = name.get(..46).unwrap_or(&name).trim_end_matches(['.', '-']);
     format!("{head}-{hash:016x}")
+}
+
+/// Whether an object in the namespace of the mesh is neither of an installation nor of Kubernetes itself. What ends, or belongs to something else, does not count.
+pub fn is_somebodys(plural: &str, object: &Value) -> bool {
+    let metadata = &object["metadata"];
+    let is_owned = metadata["ownerReferences"].as_array().is_some_and(|owners| !owners.is_empty());
+    if is_ours(object) || is_owned || !metadata["deletionTimestamp"].is_null() {
+        return false;
+    }
+    match plural {
+        "configmaps" => {
+            !["kube-root-ca.crt", "openshift-service-ca.crt"].contains(&metadata["name"].as_str().unwrap_or_default())
+        }
+        "secrets" => !["kubernetes.io/service-account-token", "kubernetes.io/dockercfg"]
+            .contains(&object["type"].as_str().unwrap_or_default()),
+        _ => true,
+    }
 }
 
 /// How far a node is.
@@ -158,6 +176,30 @@ mod tests {
         assert_eq!(pod["spec"], expected);
         assert_eq!(pod["metadata"]["namespace"], "undermesh-system");
         assert!(super::pod(&json!({}), "n1", None).is_err());
+    }
+
+    #[test]
+    fn what_somebody_has_put_into_the_namespace_is_told_from_what_is_always_there() {
+        let object = |name: &str, more: Value| {
+            let mut object = json!({"metadata": {"name": name}});
+            object["metadata"].as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            object
+        };
+        let labels = json!({"labels": {"app.kubernetes.io/part-of": "undermesh"}});
+        for (plural, object, expected) in [
+            ("configmaps", object("kube-root-ca.crt", json!({})), false),
+            ("configmaps", object("meshctl-install", labels.clone()), false),
+            ("configmaps", object("notes", json!({})), true),
+            ("secrets", object("undermesh-ca", labels), false),
+            ("secrets", object("cacerts", json!({})), true),
+            ("pods", object("p", json!({"ownerReferences": [{"kind": "ReplicaSet"}]})), false),
+            ("pods", object("p", json!({"deletionTimestamp": "2026-11-21T16:00:00Z"})), false),
+            ("authorizationpolicies", object("deny", json!({"labels": {"app": "x"}})), true),
+        ] {
+            assert_eq!(is_somebodys(plural, &object), expected, "{plural} {object}");
+        }
+        let token = json!({"metadata": {"name": "t"}, "type": "kubernetes.io/service-account-token"});
+        assert!(!is_somebodys("secrets", &token));
     }
 
     #[test]

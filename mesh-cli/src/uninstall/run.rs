@@ -12,7 +12,7 @@ use crate::chart::object::Reference;
 use crate::chart::render::{Release, render};
 use crate::check::facts::REDIRECTION;
 use crate::context::Context;
-use crate::install::inventory::{self, Inventory};
+use crate::install::inventory::{self, Deletion, Inventory};
 use crate::install::plan::OWNED;
 use crate::output::note;
 use crate::progress::Progress;
@@ -45,14 +45,21 @@ pub struct Uninstall {
 
 /// Uninstalls.
 pub async fn run(options: &Uninstall, context: &Context) -> Result<u8, Stop> {
-    let api = Api::connect(&context.access).await?;
-    let mut work = Work { api: &api, options, context, namespace: &context.namespace, done: Vec::new() };
+    uninstall(&Api::connect(&context.access).await?, options, context).await
+}
+
+/// Does it by a connection that is there.
+pub(super) async fn uninstall(api: &Api, options: &Uninstall, context: &Context) -> Result<u8, Stop> {
+    let mut work = Work { api, options, context, namespace: &context.namespace, done: Vec::new() };
     let inventory = work.inventory().await?;
     let definitions = work.definitions().await?;
     let pods: Vec<Pod> = api.view("/api/v1/pods").await?;
     let enrolled: Vec<&Pod> = pods.iter().filter(|pod| !pod.metadata.annotation(REDIRECTION).is_empty()).collect();
     work.summary(&inventory, &definitions, &enrolled);
     if options.dry_run {
+        for object in &inventory.objects {
+            work.say(format!("- {object}"));
+        }
         return work.finish(Vec::new(), true);
     }
     confirm(&format!("uninstall Undermesh from {}?", context.namespace), options.yes).await?;
@@ -89,6 +96,8 @@ pub async fn run(options: &Uninstall, context: &Context) -> Result<u8, Stop> {
         work.delete_path("ConfigMap meshctl-install", &inventory::path(&context.namespace)).await?;
         if inventory.made_namespace {
             work.end_namespace().await?;
+        } else {
+            work.unlabel_namespace().await?;
         }
     }
     work.finish(dirty, false)
@@ -122,16 +131,27 @@ impl Work<'_> {
         let release = Release { name: "undermesh".into(), namespace: self.namespace.to_owned() };
         let rendered = render(&embed::files(), &release, json!({})).map_err(Stop::failed)?;
         let objects = rendered.objects.iter().filter_map(|object| Reference::of(object).ok());
-        let mut found =
-            Inventory { objects: objects.filter(|r| r.kind != "Namespace").collect(), ..Inventory::default() };
+        let objects = objects.filter(|r| r.kind != "Namespace").collect();
+        let mut found = Inventory { objects, values: json!({}), ..Inventory::default() };
         let mut by_helm = None;
-        let mut is_any = false;
+        let (mut is_any, mut is_here) = (false, false);
         for reference in &found.objects {
-            let Some(object) = self.api.find(&self.api.path_of(reference).await?).await? else { continue };
+            let path = match self.api.path_of(reference).await {
+                Err(failure) if failure.code == 404 => continue,
+                path => path?,
+            };
+            let Some(object) = self.api.find(&path).await? else { continue };
             is_any = true;
+            is_here |= reference.namespace == self.namespace;
             let annotations = object.pointer("/metadata/annotations");
             let release = annotations.and_then(|a| a.get("meta.helm.sh/release-name")).and_then(Value::as_str);
             by_helm = by_helm.or(release.map(str::to_owned));
+        }
+        // What has no namespace is that of whoever is somewhere, as are its nodes and its pods.
+        let elsewhere = if is_here { Vec::new() } else { inventory::elsewhere(self.api, self.namespace).await? };
+        if !elsewhere.is_empty() {
+            let why = format!("Undermesh is not installed in {}, but in {}", self.namespace, elsewhere.join(", "));
+            return Err(Stop::failed(format!("{why}: say -n {}", elsewhere[0])));
         }
         if let Some(release) = by_helm {
             note(&format!(
@@ -319,12 +339,13 @@ impl Work<'_> {
     }
 
     async fn delete(&mut self, reference: &Reference) -> Result<(), Stop> {
-        let path = match self.api.path_of(reference).await {
-            Ok(path) => path,
-            Err(failure) if failure.code == 404 => return Ok(()),
-            Err(failure) => return Err(failure.into()),
-        };
-        self.delete_path(&reference.to_string(), &path).await
+        let failed = |failure| Stop::from(failure).during(format!("delete {reference}"));
+        match inventory::delete(self.api, reference).await.map_err(failed)? {
+            Deletion::Done => self.say(format!("√ {reference} deleted")),
+            Deletion::NotOurs => self.say(format!("‼ {reference} stays: it has not the label of Undermesh's objects")),
+            Deletion::Absent => {}
+        }
+        Ok(())
     }
 
     async fn delete_path(&mut self, what: &str, path: &str) -> Result<(), Stop> {
@@ -340,8 +361,14 @@ impl Work<'_> {
     async fn what_the_control_plane_made(&mut self) -> Result<(), Stop> {
         let selector = "labelSelector=app.kubernetes.io%2Fmanaged-by%3Dmesh-control";
         let namespace = self.namespace;
+        // By name, too: a label is soon copied.
+        let maps = |name: &str| {
+            let list = format!("/api/v1/configmaps?{selector}&fieldSelector=metadata.name%3D{name}");
+            ("ConfigMap", "/api/v1".to_owned(), "configmaps", list)
+        };
         let places = [
-            ("ConfigMap", "/api/v1".to_owned(), "configmaps", format!("/api/v1/configmaps?{selector}")),
+            maps("undermesh-root-cert"),
+            maps("istio-ca-root-cert"),
             ("Secret", "/api/v1".to_owned(), "secrets", format!("/api/v1/namespaces/{namespace}/secrets?{selector}")),
             (
                 "Lease",
@@ -380,14 +407,83 @@ impl Work<'_> {
         .await
     }
 
+    /// Not with what somebody has put there: mesh-wide policies, say, or the key of a CA.
     async fn end_namespace(&mut self) -> Result<(), Stop> {
         let path = format!("/api/v1/namespaces/{}", self.namespace);
+        let left = self.left_in_the_namespace().await?;
+        if !left.is_empty() {
+            let shown: Vec<&str> = left.iter().take(10).map(String::as_str).collect();
+            let more = if left.len() > shown.len() {
+                format!(" and {} more", left.len() - shown.len())
+            } else {
+                String::new()
+            };
+            self.say(format!(
+                "‼ Namespace {0} stays, for it holds {1}{more}; once nobody needs that: kubectl delete namespace {0}",
+                self.namespace,
+                shown.join(", ")
+            ));
+            return self.unlabel_namespace().await;
+        }
         self.delete_path(&format!("Namespace {}", self.namespace), &path).await?;
         until("end of the namespace", self.progress(), || async {
             let is_done = self.api.find(&path).await?.is_none();
             Ok(Look { lines: vec![format!("Namespace {} ends", self.namespace)], is_done, value: () })
         })
         .await
+    }
+
+    /// What is in the namespace that neither an installation nor Kubernetes itself has put there.
+    async fn left_in_the_namespace(&self) -> Result<Vec<String>, Stop> {
+        let mut places: Vec<(String, String)> = [
+            ("/api/v1", "secrets"),
+            ("/api/v1", "configmaps"),
+            ("/api/v1", "services"),
+            ("/api/v1", "persistentvolumeclaims"),
+            ("/api/v1", "pods"),
+            ("/apis/apps/v1", "deployments"),
+            ("/apis/apps/v1", "daemonsets"),
+            ("/apis/apps/v1", "statefulsets"),
+        ]
+        .map(|(base, plural)| (base.to_owned(), plural.to_owned()))
+        .into();
+        let definitions: Vec<Definition> =
+            self.api.view("/apis/apiextensions.k8s.io/v1/customresourcedefinitions").await?;
+        for definition in definitions.iter().filter(|d| d.spec.group.ends_with(".istio.io")) {
+            let Some(version) = definition.spec.versions.iter().find(|version| version.served) else { continue };
+            places.push((
+                format!("/apis/{}/{}", definition.spec.group, version.name),
+                definition.spec.names.plural.clone(),
+            ));
+        }
+        let mut left = Vec::new();
+        for (base, plural) in places {
+            let path = format!("{base}/namespaces/{}/{plural}", self.namespace);
+            let found = match self.api.list(&path).await {
+                Err(failure) if failure.code == 404 => continue,
+                found => found.map_err(|failure| Stop::from(failure).during(format!("look for {plural} of others")))?,
+            };
+            let others = found.iter().filter(|object| cleanup::is_somebodys(&plural, object));
+            left.extend(
+                others.map(|object| format!("{plural}/{}", object["metadata"]["name"].as_str().unwrap_or_default())),
+            );
+        }
+        Ok(left)
+    }
+
+    /// Takes the labels from the namespace that an installation has given it: by an apply that names none.
+    async fn unlabel_namespace(&mut self) -> Result<(), Stop> {
+        let path = format!("/api/v1/namespaces/{}", self.namespace);
+        let Some(live) = self.api.find(&path).await? else { return Ok(()) };
+        let mut managers = live["metadata"]["managedFields"].as_array().into_iter().flatten();
+        if !managers.any(|entry| entry["manager"] == crate::api::MANAGER && entry["operation"] == "Apply") {
+            return Ok(());
+        }
+        let bare = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}});
+        let failed = |failure| Stop::from(failure).during(format!("take our labels from namespace {}", self.namespace));
+        self.api.apply(&path, &bare, false).await.map_err(failed)?;
+        self.say(format!("√ Namespace {} has lost the labels that it was given", self.namespace));
+        Ok(())
     }
 
     fn finish(self, dirty: Vec<(String, String)>, is_dry: bool) -> Result<u8, Stop> {

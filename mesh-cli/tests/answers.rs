@@ -1,0 +1,283 @@
+//! The process before API servers that say what a test wants: what it then changes, and what it must not. A server is a thread with a closure.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// Answers a request, of which it gets method and path; nothing leaves it waiting.
+type Answers = dyn Fn(&str, &str) -> Option<(u16, Value)> + Send + Sync;
+
+struct Server {
+    folder: tempfile::TempDir,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Server {
+    fn new(answers: impl Fn(&str, &str) -> Option<(u16, Value)> + Send + Sync + 'static) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let folder = tempfile::tempdir().expect("a folder");
+        let text = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}], "users": [{"name": "u", "user": {}}],
+            "clusters": [{"name": "c", "cluster": {"server": format!("http://127.0.0.1:{port}")}}],
+        });
+        std::fs::write(folder.path().join("kubeconfig"), text.to_string()).expect("written");
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (answers, kept): (Arc<Answers>, _) = (Arc::new(answers), Arc::clone(&log));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (answers, log) = (Arc::clone(&answers), Arc::clone(&kept));
+                std::thread::spawn(move || serve(stream, &*answers, &log));
+            }
+        });
+        Server { folder, log }
+    }
+
+    fn meshctl(&self, line: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_meshctl"));
+        command.arg("--kubeconfig").arg(self.folder.path().join("kubeconfig")).args(line.split(' '));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn run(&self, line: &str) -> (Option<i32>, String) {
+        let Output { status, stdout, stderr } = self.meshctl(line).output().expect("meshctl starts");
+        (status.code(), String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned())
+    }
+
+    fn log(&self) -> Vec<String> {
+        self.log.lock().expect("a log").clone()
+    }
+
+    /// What it was asked to change.
+    fn changes(&self) -> Vec<String> {
+        self.log().into_iter().filter(|line| !line.starts_with("GET") && !line.contains("accessreviews")).collect()
+    }
+}
+
+fn serve(stream: TcpStream, answers: &Answers, log: &Mutex<Vec<String>>) {
+    let mut reader = BufReader::new(stream);
+    loop {
+        let (mut first, mut length) = (String::new(), 0);
+        if reader.read_line(&mut first).is_err() || first.is_empty() {
+            return;
+        }
+        loop {
+            let mut line = String::new();
+            if reader.read_line(&mut line).is_err() || line.trim().is_empty() {
+                break;
+            }
+            if let Some(number) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = number.trim().parse().unwrap_or(0);
+            }
+        }
+        let mut body = vec![0; length];
+        let mut words = first.split_whitespace();
+        let (Some(method), Some(path), Ok(())) = (words.next(), words.next(), reader.read_exact(&mut body)) else {
+            return;
+        };
+        log.lock().expect("a log").push(format!("{method} {path}"));
+        let Some((code, answer)) = answers(method, path) else {
+            // Until the other side has enough.
+            let _ = reader.read_line(&mut String::new());
+            return;
+        };
+        let (text, wait) = (answer.to_string(), if code == 429 { "Retry-After: 0\r\n" } else { "" });
+        let head = format!(
+            "HTTP/1.1 {code} X\r\nContent-Type: application/json\r\n{wait}Content-Length: {}\r\n\r\n",
+            text.len()
+        );
+        if reader.get_mut().write_all((head + &text).as_bytes()).is_err() {
+            return;
+        }
+    }
+}
+
+/// Where kinds are, and lists that are empty: a cluster with nothing in it.
+fn empty(method: &str, path: &str) -> (u16, Value) {
+    let kinds = |kinds: &[(&str, &str, bool)]| {
+        let all =
+            kinds.iter().map(|(kind, name, is_inside)| json!({"kind": kind, "name": name, "namespaced": is_inside}));
+        (200, json!({"resources": all.collect::<Vec<_>>()}))
+    };
+    match (method, path) {
+        ("GET", "/version") => (200, json!({"gitVersion": "v1.34.2"})),
+        ("GET", "/api/v1") => kinds(&[
+            ("Namespace", "namespaces", false),
+            ("ServiceAccount", "serviceaccounts", true),
+            ("ConfigMap", "configmaps", true),
+            ("Service", "services", true),
+        ]),
+        ("GET", "/apis/apps/v1") => kinds(&[("Deployment", "deployments", true), ("DaemonSet", "daemonsets", true)]),
+        ("GET", "/apis/rbac.authorization.k8s.io/v1") => kinds(&[
+            ("ClusterRole", "clusterroles", false),
+            ("ClusterRoleBinding", "clusterrolebindings", false),
+            ("Role", "roles", true),
+            ("RoleBinding", "rolebindings", true),
+        ]),
+        ("GET", path) if path.contains('?') => (200, json!({"items": []})),
+        ("POST", path) if path.contains("accessreviews") => (201, json!({"status": {"allowed": true}})),
+        _ => (404, json!({"message": format!("no {path}")})),
+    }
+}
+
+fn ours(namespace: &str, name: &str) -> Value {
+    json!({"metadata": {"name": name, "namespace": namespace, "labels": {"app.kubernetes.io/part-of": "undermesh"}}})
+}
+
+#[test]
+fn an_api_server_that_answers_nothing_is_no_cluster_without_a_mesh() {
+    let server = Server::new(|_, _| Some((503, json!({"message": "no healthy upstream"}))));
+    for line in ["check", "check --pre", "status"] {
+        let (code, said) = server.run(line);
+        assert_eq!(code, Some(69), "{line}: {said}");
+        assert!(said.contains("503") && !said.contains("not installed"), "{line}: {said}");
+    }
+    // It lives, and lets us see nothing.
+    let server = Server::new(|method, path| {
+        Some(if path.contains('?') { (403, json!({"message": "forbidden"})) } else { empty(method, path) })
+    });
+    let (code, said) = server.run("status");
+    assert_eq!(code, Some(69), "{said}");
+    let (_, said) = server.run("check");
+    assert!(said.contains("? labelled pods are in the mesh") && !said.contains("not installed"), "{said}");
+}
+
+/// A mesh in undermesh-system, seen from another namespace: what has no namespace is there under the same names.
+#[test]
+fn a_mesh_in_another_namespace_is_not_touched() {
+    let server = Server::new(|method, path| {
+        Some(match (method, path.split('?').next().unwrap_or_default()) {
+            ("GET", "/apis/apps/v1/daemonsets") => (200, json!({"items": [ours("undermesh-system", "mesh-agent")]})),
+            ("GET", "/apis/rbac.authorization.k8s.io/v1/clusterroles/undermesh-control") => {
+                (200, ours("", "undermesh-control"))
+            }
+            _ => empty(method, path),
+        })
+    });
+    for line in ["-n typo uninstall --yes", "-n typo install", "-n typo install --skip-checks"] {
+        let (code, said) = server.run(line);
+        assert_eq!(code, Some(1), "{line}: {said}");
+        assert!(said.contains("undermesh-system"), "{line}: {said}");
+    }
+    assert_eq!(server.changes(), [""; 0]);
+    let (code, said) = server.run("install --reuse-values");
+    assert_eq!(code, Some(65), "{said}");
+    assert!(said.contains("no record of values"), "{said}");
+}
+
+/// An installation whose record names things that are not ours, one of a kind that is gone, in a namespace that it made and others use, too.
+fn shared(method: &str, path: &str) -> (u16, Value) {
+    let object = |api: &str, kind: &str, namespace: &str, name: &str| json!({"apiVersion": api, "kind": kind, "namespace": namespace, "name": name});
+    let rbac = "rbac.authorization.k8s.io/v1";
+    let record = json!({
+        "version": "0.1.0", "values": {}, "madeNamespace": true,
+        "objects": [
+            object(rbac, "ClusterRole", "", "cluster-admin"), object(rbac, "ClusterRole", "", "undermesh-control"),
+            object("monitoring.coreos.com/v1", "ServiceMonitor", "u", "mesh-control"),
+            object("v1", "ConfigMap", "u", "../../kube-system/configmaps/x"),
+        ],
+    });
+    let path = path.split_once("?limit").map_or(path, |(path, _)| path);
+    match (method, path) {
+        ("GET", "/api/v1/namespaces/u/configmaps/meshctl-install") => {
+            (200, json!({"data": {"inventory": record.to_string()}}))
+        }
+        ("GET", "/apis/rbac.authorization.k8s.io/v1/clusterroles/cluster-admin") => {
+            (200, json!({"metadata": {"name": "cluster-admin"}}))
+        }
+        ("GET", "/apis/rbac.authorization.k8s.io/v1/clusterroles/undermesh-control") => {
+            (200, ours("", "undermesh-control"))
+        }
+        ("GET", "/api/v1/namespaces/u") => (200, json!({"metadata": {"name": "u"}})),
+        ("GET", "/api/v1/namespaces/u/secrets") => (200, json!({"items": [{"metadata": {"name": "cacerts"}}]})),
+        ("GET", path) if path.starts_with("/api/v1/namespaces/u/") && !path.contains('?') => {
+            (200, json!({"items": []}))
+        }
+        ("GET", path) if path.starts_with("/apis/apps/v1/") => (200, json!({"items": []})),
+        ("GET", "/api/v1/pods" | "/apis/apiextensions.k8s.io/v1/customresourcedefinitions") => {
+            (200, json!({"items": []}))
+        }
+        ("DELETE", _) => (200, json!({})),
+        _ => empty(method, path),
+    }
+}
+
+/// The same without the name that is none.
+fn plain(method: &str, path: &str) -> (u16, Value) {
+    let (code, mut answer) = shared(method, path);
+    if let Some(text) = answer.pointer("/data/inventory").and_then(Value::as_str) {
+        let mut record: Value = serde_json::from_str(text).expect("a record");
+        record["objects"].as_array_mut().expect("objects").pop();
+        answer["data"]["inventory"] = json!(record.to_string());
+    }
+    (code, answer)
+}
+
+#[test]
+fn what_is_not_ours_stays_when_the_mesh_goes() {
+    let server = Server::new(|method, path| Some(plain(method, path)));
+    let (code, said) = server.run("-n u uninstall --yes --skip-nodes");
+    assert_eq!(code, Some(0), "{said}");
+    let changes = server.changes();
+    let expected = [
+        "DELETE /apis/rbac.authorization.k8s.io/v1/clusterroles/undermesh-control",
+        "DELETE /api/v1/namespaces/u/configmaps/meshctl-install",
+    ];
+    assert_eq!(changes, expected, "{said}");
+    assert!(said.contains("ClusterRole cluster-admin stays"), "{said}");
+    assert!(said.contains("Namespace u stays, for it holds secrets/cacerts"), "{said}");
+    // What cannot be a name is no part of a path.
+    let server = Server::new(|method, path| Some(shared(method, path)));
+    let (code, said) = server.run("-n u uninstall --yes --skip-nodes");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(!server.changes().iter().any(|line| line.contains("kube-system")), "{:?}", server.changes());
+}
+
+#[test]
+fn an_api_server_that_is_busy_is_asked_again() {
+    let asked = Mutex::new(0);
+    let server = Server::new(move |method, path| {
+        let mut asked = asked.lock().expect("a count");
+        *asked += 1;
+        Some(if *asked % 3 != 0 { (429, json!({"message": "too many"})) } else { shared(method, path) })
+    });
+    let (code, said) = server.run("-n u uninstall --dry-run");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("- ClusterRole undermesh-control"), "what would be done is listed: {said}");
+    assert_eq!(server.changes(), [""; 0]);
+}
+
+/// It has waited once, by which it listens for the signal, and now hangs in the middle.
+#[test]
+fn ctrl_c_ends_it_between_two_waits() {
+    let server = Server::new(|method, path| match path {
+        "/apis/rbac.authorization.k8s.io/v1/clusterroles/undermesh-control" => None,
+        path => Some(plain(method, path)),
+    });
+    let mut child =
+        server.meshctl("-n u uninstall --yes --skip-nodes --request-timeout 5m").spawn().expect("meshctl starts");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !server.log().iter().any(|line| line.ends_with("clusterroles/undermesh-control")) {
+        assert!(Instant::now() < deadline, "{:?}", server.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill starts");
+    assert!(sent.success());
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("a child") {
+            break status;
+        }
+        if Instant::now() > deadline {
+            child.kill().expect("killed");
+            panic!("Ctrl-C is not heard");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(status.code(), Some(130));
+}

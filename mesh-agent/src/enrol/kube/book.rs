@@ -22,6 +22,8 @@ use super::wanted::{Mode, Reason, Verdict, wanted};
 /// First and longest wait before a failed operation is tried again; the driver adds no jitter: pods of one node are few.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// How long a pod that leaves goes on to answer in the mesh: until every other agent has surely heard that it leaves.
+const LINGER: Duration = Duration::from_secs(2);
 /// Enrolments that failed before the pod's annotation says so: 1.5 seconds.
 const SOME_FAILURES: u32 = 4;
 
@@ -114,6 +116,8 @@ struct Entry {
     unmarked: bool,
     failures: u32,
     not_before: Option<Instant>,
+    /// Others are told that it leaves: until then it goes on to answer them.
+    lingers: Option<Instant>,
     trouble: Option<Trouble>,
 }
 
@@ -235,6 +239,7 @@ impl Book {
             unmarked: false,
             failures: 0,
             not_before: None,
+            lingers: None,
             trouble: None,
         });
         if *entry.facts != *facts {
@@ -292,6 +297,7 @@ impl Book {
         self.pods.retain(|_, entry| !(entry.gone && !entry.busy && entry.stage == Stage::Out));
         let mut ops = Vec::new();
         for entry in self.pods.values_mut() {
+            entry.lingers = entry.lingers.filter(|until| now < *until);
             let verdict = verdict(&self.namespaces, &entry.facts);
             if let Some(op) = entry.next(verdict, now) {
                 entry.busy = true;
@@ -303,7 +309,8 @@ impl Book {
 
     /// When there may be something to do though nothing was said.
     pub fn next_due(&self) -> Option<Instant> {
-        self.pods.values().filter(|entry| !entry.busy).filter_map(|entry| entry.not_before).min()
+        let idle = self.pods.values().filter(|entry| !entry.busy);
+        idle.flat_map(|entry| [entry.not_before, entry.lingers]).flatten().min()
     }
 
     /// An operation has ended.
@@ -323,6 +330,7 @@ impl Book {
             (Op::Annotate(_, mark), Ok(())) => {
                 // Until the API tells it itself.
                 Arc::make_mut(&mut entry.facts).redirection = *mark;
+                entry.lingers = (mark.is_none() && entry.stage == Stage::In).then(|| now + LINGER);
             }
             (Op::Annotate(_, mark), Err(_)) => entry.unmarked = *mark != Some(Mark::Enabled),
         }
@@ -406,6 +414,7 @@ impl Entry {
             Some(Verdict::Leave(_)) if marked && !(self.unmarked && self.stage != Stage::Out) => {
                 Some(Op::Annotate(facts(), None))
             }
+            Some(Verdict::Leave(_)) if self.lingers.is_some() => None,
             Some(Verdict::Leave(_)) => release(),
             None => keep(),
             Some(Verdict::Enrol) if self.facts.ips.is_empty() => keep(),

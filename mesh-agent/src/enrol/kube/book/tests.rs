@@ -42,13 +42,16 @@ fn trouble(held: bool) -> Result<(), Trouble> {
     Err(Trouble { message: "trouble".into(), held, lasting: false })
 }
 
-/// Carries out what is due, everything with success, until nothing is.
-fn run(book: &mut Book, now: Instant) -> Vec<String> {
+/// Carries out what is due, everything with success, until nothing is and nobody lingers.
+fn run(book: &mut Book, mut now: Instant) -> Vec<String> {
     let mut done = Vec::new();
     loop {
         let due = book.due(now);
         if due.is_empty() {
-            return done;
+            match book.pods.values().find_map(|entry| entry.lingers) {
+                Some(until) => now = until,
+                None => return done,
+            }
         }
         for op in due {
             done.push(named(&op));
@@ -77,6 +80,33 @@ fn features_en4_a_label_on_the_namespace_enrols_and_its_end_releases() {
         "first the others stop sending through the mesh"
     );
     assert_eq!(states(&book)[0].0, "left out");
+}
+
+#[test]
+fn features_b35_a_pod_that_leaves_answers_until_the_others_know() {
+    let now = Instant::now();
+    let mut book = book(Some(Mode::InMesh), &[pod("a"), pod("b")]);
+    assert_eq!(run(&mut book, now).len(), 4);
+    let leave = |book: &mut Book| {
+        label(book, None);
+        let due = book.due(now);
+        assert_eq!(due.iter().map(named).collect::<Vec<_>>(), ["annotate a nothing", "annotate b nothing"]);
+        due.iter().for_each(|op| book.done(op, Ok(()), now));
+    };
+    leave(&mut book);
+    let until = now + LINGER;
+    assert_eq!((book.due(until - Duration::from_millis(1)), book.next_due()), (Vec::new(), Some(until)));
+    // Whoever changes his mind goes on as if nothing had been.
+    label(&mut book, Some(Mode::InMesh));
+    let back = book.due(now);
+    assert_eq!(back.iter().map(named).collect::<Vec<_>>(), ["annotate a enabled", "annotate b enabled"]);
+    back.iter().for_each(|op| book.done(op, Ok(()), now));
+    assert_eq!(book.next_due(), None);
+    leave(&mut book);
+    // What is gone has nobody to wait for.
+    book.pod(Heard::Gone("uid-b".into()));
+    assert_eq!(book.due(now).iter().map(named).collect::<Vec<_>>(), ["release b"]);
+    assert_eq!(book.due(until).iter().map(named).collect::<Vec<_>>(), ["release a"]);
 }
 
 #[test]

@@ -160,6 +160,11 @@ impl Kubernetes {
         format!("198.18.{}.11 9", 32 * u16::from(self.index))
     }
 
+    /// What the names of cgroups and networks of its hosts begin with.
+    pub fn prefix(&self) -> String {
+        format!("um{}-", self.index)
+    }
+
     /// Where the cluster's files are.
     pub fn folder(&self) -> Result<PathBuf> {
         let target = self.xtask.parent().and_then(Path::parent).context("xtask is in no target folder")?;

@@ -8,12 +8,14 @@ use serde_json::{Value, json};
 /// What the mesh may leave on a node: pins, files, the plugin and its entry, cgroups, processes. Folders that a pod mounts are there as long as the pod.
 const LEFT: &str = "ls -A /sys/fs/bpf | grep -v '[.]debug$'; find /run/undermesh /var/lib/undermesh -mindepth 1 2>/dev/null; ls /opt/cni/bin | grep undermesh; \
     grep -l undermesh /etc/cni/net.d/* 2>/dev/null; ls -A /etc/cni/net.d | grep -v '^10-bridge.conflist$'; \
-    find /sys/fs/cgroup -name '*undermesh*' 2>/dev/null | grep \"/um[0-9]-$(cat /proc/sys/kernel/hostname)/\"; ps -eo args | grep '^/mesh-[ac]'; true";
+    find /sys/fs/cgroup -name '*undermesh*' 2>/dev/null | grep \"/PREFIX$(cat /proc/sys/kernel/hostname)/\"; ps -eo args | grep '^/mesh-[ac]'; true";
 
 fn left(mesh: &Mesh) -> Result<Vec<String>> {
     let mut found = residue(mesh)?;
     for node in NODES {
-        found.extend(mesh.on_node(node, LEFT)?.lines().map(|line| format!("n{node}: {line}")));
+        found.extend(
+            mesh.on_node(node, &LEFT.replace("PREFIX", &mesh.prefix()))?.lines().map(|line| format!("n{node}: {line}")),
+        );
     }
     Ok(found)
 }

@@ -155,7 +155,7 @@ impl App {
                     let own = Arc::new(ServerCertificate::new(&authority.load(), names, SERVER_TTL, now)?);
                     renewed.push(own.clone());
                     // Before the configuration can be read: who repairs it is not to be in need of it.
-                    let served = webhook::server::serve(listener, own, metrics.clone(), drain.token());
+                    let served = webhook::server::serve(listener, own, view.clone(), metrics.clone(), drain.token());
                     until_drained("webhook", &drain, async { drop(served.await) });
                 }
                 until_drained("publish", &drain, publish::run(source, settings.clone(), outlets, first));

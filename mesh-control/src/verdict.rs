@@ -111,7 +111,8 @@ fn verdict(key: &Key, mark: Mark, objects: &Objects, joined: &[&Problem]) -> Ver
     let warned = said.max() >= Some(Severity::Warning);
     let standing = match (mark.is_read, held) {
         // Nothing is closed, or kept, by what is not in force in any form.
-        (false, _) if refused => Standing::NoEffect,
+        (false, _) if refused || key.kind.is_routing() => Standing::NoEffect,
+        (true, _) if key.kind.is_routing() => Standing::Elsewhere,
         (false, Held::Unreadable { elsewhere: true }) => Standing::NoEffect,
         (false, Held::Unreadable { elsewhere: false }) => Standing::Closed,
         (false, _) => Standing::LastGood,
@@ -206,6 +207,25 @@ mod tests {
             let verdicts = verdicts(&states);
             let (_, found, said) = verdicts.iter().find(|(name, ..)| name == "p").unwrap();
             assert_eq!((*found, said.len()), (standing, reasons), "{what}: {said:?}");
+        }
+        let route = |spec: Json| {
+            let metadata = json!({ "name": "p", "namespace": "shop", "uid": "p", "generation": 1 });
+            vec![(Kind::VirtualService, json!({ "metadata": metadata, "spec": spec }))]
+        };
+        let http = json!([{ "redirect": { "uri": "/" } }]);
+        let (good, worse) =
+            (route(json!({ "hosts": ["a"], "http": http })), route(json!({ "host": ["a"], "http": http })));
+        for (what, states, standing, reason) in [
+            (
+                "nothing acts on it",
+                vec![good.clone()],
+                Standing::Elsewhere,
+                "known, not in force: there is no waypoint",
+            ),
+            ("it cannot be read", vec![good, worse], Standing::NoEffect, "spec.host: unknown field"),
+        ] {
+            let (_, found, said) = verdicts(&states).remove(0);
+            assert!(found == standing && said[0].starts_with(reason), "{what}: {found:?} {said:?}");
         }
         let said = verdicts(&[vec![policy("p", bad)]]).remove(0).2;
         assert_eq!(said, ["spec.rulez: unknown field \"rulez\" (did you mean `rules`?)"]);

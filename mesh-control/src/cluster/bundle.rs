@@ -146,6 +146,7 @@ pub async fn publish(
             labels: None,
             metadata_only: false,
             is_custom: false,
+            absent: 1,
         };
         let decode = |_: &str, object: Json| RootCopy::read(&object);
         let follower =

@@ -9,11 +9,13 @@
 //! | no effect | `ZtunnelAccepted` | False | UnsupportedValue |
 //! | a waypoint's | `WaypointAccepted` | False | AncestorNotBound |
 //!
-//! Where an Istio runs, those two types are its own: then there is one of ours, `undermesh.io/Accepted`.
+//! Where an Istio runs, those two types are its own: then there is one of ours, `undermesh.io/Accepted`. So there is for what says where requests go; but where
+//! an Istio runs it acts on those objects, and nothing is said.
 
 use jiff::Timestamp;
 use serde_json::{Value as Json, json};
 
+use crate::resource::Kind;
 use crate::verdict::{Standing, Verdict};
 
 const ZTUNNEL: &str = "ZtunnelAccepted";
@@ -38,13 +40,14 @@ pub struct Said {
 }
 
 /// What there is to say about a verdict. `with_istio`: there is an Istio in the cluster.
-pub fn said(verdict: &Verdict, with_istio: bool) -> Said {
+pub fn said(kind: Kind, verdict: &Verdict, with_istio: bool) -> Said {
     let (holds, reason, message) = match verdict.standing {
         Standing::InForce => (true, "Accepted", "in force at the nodes' agents"),
         Standing::InPart => (true, "UnsupportedValue", "in force at the nodes' agents, but not just as it is written"),
         Standing::LastGood => (false, "Invalid", "cannot be read; what it said before stays in force"),
         Standing::Closed => (false, "Invalid", "cannot be read and never could; what it selects is closed"),
         Standing::NoEffect => (false, "UnsupportedValue", "not in force"),
+        Standing::Elsewhere if kind.is_routing() => (false, "AncestorNotBound", "read and kept"),
         Standing::Elsewhere => (false, "AncestorNotBound", "not in force"),
     };
     let mut message = message.to_owned();
@@ -61,6 +64,8 @@ pub fn said(verdict: &Verdict, with_istio: bool) -> Said {
         message.push('…');
     }
     let r#type = match (with_istio, verdict.standing) {
+        // The other two are conditions of policies.
+        _ if kind.is_routing() => OWN,
         (true, _) => OWN,
         (false, Standing::Elsewhere) => WAYPOINT,
         (false, _) => ZTUNNEL,
@@ -120,14 +125,17 @@ mod tests {
             (Standing::InForce, true, ("undermesh.io/Accepted", true, "Accepted")),
             (Standing::Elsewhere, true, ("undermesh.io/Accepted", false, "AncestorNotBound")),
         ] {
-            let said = said(&verdict(standing, &["a"]), with_istio);
+            let said = said(Kind::AuthorizationPolicy, &verdict(standing, &["a"]), with_istio);
             assert_eq!((said.r#type, said.holds, said.reason), expected, "{standing:?} {with_istio}");
             assert!(said.message.ends_with(": a"));
         }
-        let many = said(&verdict(Standing::Closed, &["1", "2", "3", "4", "5", "6", "7"]), false);
+        let of_a_route = said(Kind::VirtualService, &verdict(Standing::Elsewhere, &["a"]), false);
+        assert_eq!((of_a_route.r#type, of_a_route.holds), ("undermesh.io/Accepted", false));
+        let many =
+            said(Kind::AuthorizationPolicy, &verdict(Standing::Closed, &["1", "2", "3", "4", "5", "6", "7"]), false);
         assert!(many.message.ends_with(": 1; 2; 3; 4; 5; and 2 more"), "{}", many.message);
         let long = "é".repeat(5000);
-        let long = said(&verdict(Standing::Closed, &[&long]), false);
+        let long = said(Kind::AuthorizationPolicy, &verdict(Standing::Closed, &[&long]), false);
         assert!(long.message.len() < LONGEST + 4 && long.message.ends_with("é…"));
     }
 

@@ -64,7 +64,7 @@ pub fn decode(kind: Kind, api_version: &str, object: Json) -> Option<Item> {
     };
     strip(&mut object);
     let uid = object.get("metadata").and_then(|m| m.get("uid")).and_then(Json::as_str).unwrap_or_default().to_owned();
-    let note = kind.counts_unread().then(|| Note {
+    let note = kind.is_told().then(|| Note {
         api_version: api_version.to_owned(),
         generation: object.get("metadata").and_then(|m| m.get("generation")).and_then(Json::as_i64).unwrap_or_default(),
         conditions: conditions(&object),

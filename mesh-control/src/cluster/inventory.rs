@@ -78,7 +78,9 @@ impl Inventory {
         let of = |kind: &Kind| {
             let table = self.tables.get(kind);
             let why = table.and_then(|t| t.failing.as_deref()).map(|why| format!(" ({why})")).unwrap_or_default();
-            table.is_none_or(|t| !t.is_known).then(|| format!("{}{why}", kind.name()))
+            // What only says where requests go holds nothing up that cannot be had.
+            let is_due = table.is_none_or(|t| !t.is_known && !(kind.is_routing() && t.failing.is_some()));
+            is_due.then(|| format!("{}{why}", kind.title()))
         };
         kinds.iter().filter_map(of).collect()
     }
@@ -107,6 +109,6 @@ fn is_same((old, new): (&Item, &Item)) -> bool {
 }
 
 fn unheard(kind: Kind, why: &str) -> Diagnosis {
-    let message = format!("objects of kind {} cannot be followed, they stay as they were: {why}", kind.name());
+    let message = format!("objects of kind {} cannot be followed, they stay as they were: {why}", kind.title());
     diagnosis(None, Problem::error("", message).help("the control plane goes on trying"), None)
 }

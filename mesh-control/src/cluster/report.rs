@@ -97,7 +97,9 @@ pub async fn run(
             let at = Instant::now();
             known.retain(|key, last| now.get(key).is_some_and(|verdict| !is_seen(key, verdict, with_istio, last)));
             complaints.retain(|key, _| now.contains_key(key));
-            let new = now.iter().filter(|(key, verdict)| is_new(key, verdict, with_istio, known.get(*key), at));
+            // An Istio acts on what says where requests go.
+            let new = now.iter().filter(|(key, _)| !(with_istio && key.kind.is_routing()));
+            let new = new.filter(|(key, verdict)| is_new(key, verdict, with_istio, known.get(*key), at));
             queue = new.map(|(key, _)| key.clone()).collect();
             // Not each by itself: what is due a moment later is said in the same go.
             due =
@@ -125,7 +127,7 @@ pub async fn run(
                 _ = each.tick(), if !queue.is_empty() && Instant::now() >= resting => {
                     let Some(key) = queue.pop_front() else { continue };
                     let Some(verdict) = now.get(&key) else { continue };
-                    let said = said(verdict, with_istio);
+                    let said = said(key.kind, verdict, with_istio);
                     let before = known.get(&key).filter(|last| last.is_of(verdict, &said)).and_then(|last| last.pause);
                     let told = tell(&client, &key, verdict, &said).await;
                     let pause = match &told {
@@ -182,7 +184,7 @@ pub async fn run(
 
 /// Whether the object itself shows what was said last of it, so that nothing else need be remembered.
 fn is_seen(key: &Key, verdict: &Verdict, with_istio: bool, last: &Last) -> bool {
-    let said = said(verdict, with_istio);
+    let said = said(key.kind, verdict, with_istio);
     key.kind != Kind::ConfigMap && last.is_of(verdict, &said) && shows(&verdict.mark, &said)
 }
 
@@ -192,7 +194,7 @@ fn shows(mark: &Mark, said: &Said) -> bool {
 
 /// Whether there is something to say that the object does not say already, as far as is known.
 fn is_new(key: &Key, verdict: &Verdict, with_istio: bool, last: Option<&Last>, now: Instant) -> bool {
-    let said = said(verdict, with_istio);
+    let said = said(key.kind, verdict, with_istio);
     match (key.kind, last) {
         (_, Some(last)) if last.is_of(verdict, &said) => last.again().is_some_and(|again| again <= now),
         // Settings have no status: only what is wrong with them is told.
@@ -294,10 +296,13 @@ mod tests {
         };
         let start = Instant::now();
         let last = |standing, generation, pause| {
-            let said = said(&verdict(standing, &[]), false);
+            let said = said(Kind::AuthorizationPolicy, &verdict(standing, &[]), false);
             Some(Last { uid: "u".into(), generation, said, at: start, pause })
         };
-        let shown = |standing| told(&[], &said(&verdict(standing, &[]), false), 3, Timestamp::UNIX_EPOCH).unwrap();
+        let shown = |standing| {
+            told(&[], &said(Kind::AuthorizationPolicy, &verdict(standing, &[]), false), 3, Timestamp::UNIX_EPOCH)
+                .unwrap()
+        };
         let (good, bad) = (Standing::InForce, Standing::Closed);
         let (is_good, is_bad) = (shown(good), shown(bad));
         for (what, key, verdict, last, seconds, new, seen) in [

@@ -28,29 +28,25 @@ const NOT_DERIVED: &str = "endpointslice.kubernetes.io/managed-by!=endpointslice
 
 /// How a kind is asked for. Of some nothing but their metadata is read.
 pub fn resource(kind: Kind) -> Resource {
-    let of = |group, plural| Resource {
-        group,
-        versions: &["v1"],
-        plural,
+    let of = Resource {
+        group: kind.group(),
+        versions: kind.api_versions(),
+        plural: kind.plural(),
         fields: None,
         labels: None,
         metadata_only: false,
-        is_custom: false,
+        is_custom: kind.is_security() || kind.is_routing(),
+        // Nobody's traffic waits for what says where requests go, and there are many kinds of it.
+        absent: if kind.is_routing() { 4 } else { 1 },
     };
-    let metadata = |plural| Resource { metadata_only: true, ..of("", plural) };
-    let security =
-        |plural| Resource { versions: &["v1", "v1beta1"], is_custom: true, ..of("security.istio.io", plural) };
     match kind {
-        Kind::ConfigMap => Resource { fields: Some("metadata.name=undermesh"), ..of("", "configmaps") },
-        Kind::Namespace => metadata("namespaces"),
-        Kind::Node => metadata("nodes"),
-        Kind::ServiceAccount => metadata("serviceaccounts"),
-        Kind::Pod => of("", "pods"),
-        Kind::Service => of("", "services"),
+        Kind::ConfigMap => Resource { fields: Some("metadata.name=undermesh"), ..of },
+        Kind::Namespace | Kind::Node | Kind::ServiceAccount => Resource { metadata_only: true, ..of },
+        // That it is there is all that matters.
+        _ if kind.is_refused() => Resource { metadata_only: true, ..of },
         // Those of services with a selector say again what the pods say, and change with each of them.
-        Kind::EndpointSlice => Resource { labels: Some(NOT_DERIVED), ..of("discovery.k8s.io", "endpointslices") },
-        Kind::AuthorizationPolicy => security("authorizationpolicies"),
-        Kind::PeerAuthentication => security("peerauthentications"),
+        Kind::EndpointSlice => Resource { labels: Some(NOT_DERIVED), ..of },
+        _ => of,
     }
 }
 

@@ -33,7 +33,7 @@ const TELL_AFTER: u32 = 2;
 pub struct Resource {
     /// Its API group; empty for the core.
     pub group: &'static str,
-    /// Versions that can be read, the best first.
+    /// What can be read, as `apiVersion`, the best first.
     pub versions: &'static [&'static str],
     /// Its name in paths.
     pub plural: &'static str,
@@ -45,6 +45,8 @@ pub struct Resource {
     pub metadata_only: bool,
     /// It is there only if somebody has installed it.
     pub is_custom: bool,
+    /// While it is not, it is looked for so many times less often than others.
+    pub absent: u32,
 }
 
 impl Resource {
@@ -57,14 +59,7 @@ impl Resource {
         let (text, plural) = (text.finish(), self.plural);
         match self.group {
             "" => format!("/api/{version}/{plural}?{text}"),
-            group => format!("/apis/{group}/{version}/{plural}?{text}"),
-        }
-    }
-
-    fn api_version(&self, version: &str) -> String {
-        match self.group {
-            "" => version.to_owned(),
-            group => format!("{group}/{version}"),
+            _ => format!("/apis/{version}/{plural}?{text}"),
         }
     }
 }
@@ -221,7 +216,7 @@ impl<K: Copy, T, D: Fn(&str, Json) -> Option<T>> Follower<K, T, D> {
                     health.is_told = false;
                     health.reset();
                     let share = rand::rng().random_range(0.8..1.2);
-                    self.pause(self.tuning.absent.mul_f64(share)).await?;
+                    self.pause(self.tuning.absent.mul_f64(share) * self.resource.absent).await?;
                     continue;
                 }
                 Err(failure) => {
@@ -259,7 +254,6 @@ impl<K: Copy, T, D: Fn(&str, Json) -> Option<T>> Follower<K, T, D> {
     /// All objects; `None` if there is no such kind.
     async fn list(&self) -> Result<Option<Listed<T>>, Failure> {
         let Some(version) = self.version().await? else { return Ok(None) };
-        let api_version = self.resource.api_version(version);
         let (mut items, mut limit, mut next) = (Vec::new(), Some(self.tuning.page), String::new());
         loop {
             let limit_text = limit.map(|limit| limit.to_string()).unwrap_or_default();
@@ -273,7 +267,7 @@ impl<K: Copy, T, D: Fn(&str, Json) -> Option<T>> Follower<K, T, D> {
                 }
                 page => page?,
             };
-            let decoded = page.items.into_iter().flatten().filter_map(|item| (self.decode)(&api_version, item));
+            let decoded = page.items.into_iter().flatten().filter_map(|item| (self.decode)(version, item));
             items.extend(decoded);
             next = page.metadata.r#continue;
             if next.is_empty() {
@@ -296,7 +290,10 @@ impl<K: Copy, T, D: Fn(&str, Json) -> Option<T>> Follower<K, T, D> {
             Err(failure) if failure.missing.as_ref() == Some(&missing) => return Ok(None),
             Err(failure) => return Err(failure),
         };
-        let is_served = |version: &&&str| definition.spec.versions.iter().any(|v| v.served && v.name == **version);
+        let is_served = |version: &&&str| {
+            let name = version.rsplit('/').next();
+            definition.spec.versions.iter().any(|v| v.served && Some(v.name.as_str()) == name)
+        };
         match versions.iter().find(is_served) {
             Some(version) => Ok(Some(*version)),
             None => Err(Failure::new(format!("{plural}.{group} is served in none of the versions {versions:?}"))),
@@ -375,7 +372,7 @@ impl<K: Copy, T, D: Fn(&str, Json) -> Option<T>> Follower<K, T, D> {
         health.reset();
         let Some(object) = object else { return Ok(None) };
         let seen = object.pointer("/metadata/resourceVersion").and_then(Json::as_str).map(str::to_owned);
-        if let Some(item) = (self.decode)(&self.resource.api_version(version), object) {
+        if let Some(item) = (self.decode)(version, object) {
             self.send(if is_deleted { Event::Deleted(item) } else { Event::Applied(item) }).await?;
         }
         // Not before it has been told: what is not known may be asked for again.

@@ -9,6 +9,7 @@ use mesh_core::intern::Interner;
 use mesh_core::{ArcStr, Workload};
 
 use super::policy::{self, Policies};
+use super::routing;
 use super::service::{self, Services};
 use super::settings::Settings;
 use super::view::{Placements, View};
@@ -67,6 +68,7 @@ impl Join {
         let mut problems = Vec::new();
         let settings = settings.with(&objects, &mut problems);
         let policies = policy::index(&objects, &settings, &mut problems);
+        let routes = routing::index(&objects, &settings, &mut problems);
         let services = service::index(&objects, &settings, &mut problems);
         let owners = owners(&objects, &mut problems);
         for (address, service) in &services.addresses {
@@ -96,6 +98,7 @@ impl Join {
             workloads: workloads.into_iter().map(|w| (w.uid.clone(), w)).collect(),
             services: services.by_key,
             policies: policies.all.into_iter().map(|(name, policy)| (name, Arc::new(policy))).collect(),
+            routes,
             placements,
             agents: workload::agents(&objects, &settings),
             nodes: objects.nodes.values().map(|n| (n.name.clone(), n.uid.clone())).collect(),

@@ -3,6 +3,7 @@
 
 pub mod join;
 pub mod policy;
+pub mod routing;
 pub mod service;
 pub mod settings;
 pub mod view;

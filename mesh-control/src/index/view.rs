@@ -7,7 +7,7 @@ use mesh_core::{ArcStr, NamespacedName, Policy, Service, Workload};
 
 use super::settings::Settings;
 use crate::diagnosis::Problem;
-use crate::resource::Key;
+use crate::resource::{Key, Routes};
 
 /// Who may ask for which identity: nodes and service accounts of pods that are alive, by namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,6 +59,8 @@ pub struct View {
     pub services: BTreeMap<NamespacedName, Arc<Service>>,
     /// By `namespace/name`.
     pub policies: BTreeMap<NamespacedName, Arc<Policy>>,
+    /// Where requests go, of the namespaces of the mesh, each in its last good form.
+    pub routes: Routes,
     /// Which node runs which identity.
     pub placements: Placements,
     /// Nodes, with their uid if they have one.

@@ -31,8 +31,9 @@ pub fn guess(text: &str) -> Guess {
     let Sniffed { api_version, kind: said, namespace, name, several } = sniff(text);
     let (api_version, said, namespace) = (bare(api_version), bare(said), bare(namespace));
     let is_list = said.as_deref().is_some_and(|kind| kind.ends_with("List"));
-    let exact = Kind::ALL.into_iter().find(|known| said.as_deref() == Some(known.name()));
-    let restricts = || meta::restricting(group(&api_version.unwrap_or_default()), said.as_deref().unwrap_or_default());
+    let api_version = api_version.unwrap_or_default();
+    let exact = said.as_deref().and_then(|said| Kind::named(&api_version, said));
+    let restricts = || meta::restricting(group(&api_version), said.as_deref().unwrap_or_default());
     // Of the others of a kind nothing is read.
     let is_read = |kind: &Kind| name.as_deref().map_or(*kind != Kind::ConfigMap, |name| kind.reads(name));
     let kind = exact.or_else(restricts).filter(|_| !is_list).filter(is_read);

@@ -59,11 +59,10 @@ fn read_head(tree: &Tree, inherited: Option<&TypeMeta>, problems: &mut Vec<Probl
         return Ok(Some(Head::List((!of.is_empty()).then_some(items))));
     }
     let other = || Head::Other(TypeMeta { api_version: api_version.to_owned(), kind: kind_name.to_owned() });
-    let named = |name: &str| Kind::ALL.into_iter().find(|k| k.name() == name);
-    let kind = match named(kind_name) {
+    let kind = match Kind::named(api_version, kind_name) {
         Some(kind) => kind,
         None => {
-            let Some(meant) = meant(api_version, kind_name).and_then(named) else { return Ok(Some(other())) };
+            let Some(meant) = meant(api_version, kind_name) else { return Ok(Some(other())) };
             // A policy must not be out of force because its kind is misspelt: it is one that cannot be read.
             let problem = Problem::error("kind", format!("there is no kind {kind_name}"));
             problems.push(problem.help(format!("did you mean `{}`?", meant.name())));
@@ -75,7 +74,8 @@ fn read_head(tree: &Tree, inherited: Option<&TypeMeta>, problems: &mut Vec<Probl
         return Ok(Some(other()));
     }
     if !kind.api_versions().contains(&api_version) {
-        if !kind.is_security() && api_version.contains('/') && kind != Kind::EndpointSlice {
+        let is_ours = kind.is_routing() || kind.is_security() || kind == Kind::EndpointSlice;
+        if !is_ours && api_version.contains('/') {
             // Another group's kind of the same name, such as a Knative Service.
             return Ok(Some(other()));
         }
@@ -91,13 +91,23 @@ fn read_head(tree: &Tree, inherited: Option<&TypeMeta>, problems: &mut Vec<Probl
 }
 
 /// The kind that was probably meant by one that there is not.
-fn meant(api_version: &str, kind: &str) -> Option<&'static str> {
-    let group = api_version.split('/').next().unwrap_or_default();
-    if group == "v1" { closest(kind, &Kind::ALL.map(Kind::name)) } else { restricting(group, kind).map(Kind::name) }
+fn meant(api_version: &str, kind: &str) -> Option<Kind> {
+    let group = super::kind::group(api_version);
+    let of_the_group = || Kind::ALL.into_iter().filter(|k| k.group() == group && !k.is_security());
+    let near = |names: Vec<&str>| closest(kind, &names).and_then(|name| Kind::named(api_version, name));
+    match group {
+        // Of a core kind, or of one that lost its group.
+        "" if api_version == "v1" => near(Kind::ALL.into_iter().filter(|k| !k.is_routing()).map(Kind::name).collect()),
+        // What is nearly a policy restricts traffic, whatever else it may be near to.
+        _ if group != "security.istio.io" && of_the_group().next().is_some_and(Kind::is_routing) => {
+            near(of_the_group().map(Kind::name).collect())
+        }
+        _ => restricting(api_version.split('/').next().unwrap_or_default(), kind),
+    }
 }
 
 /// The security kind that an object of this group and kind, each empty if it is not known, must be taken for. Of the group's own kinds there is
-/// one more, which has no effect here; whatever else is written there restricts traffic, and an AuthorizationPolicy can restrict the most.
+/// one more, which restricts nothing by itself; whatever else is written there restricts traffic, and an AuthorizationPolicy can restrict the most.
 pub fn restricting(group: &str, kind: &str) -> Option<Kind> {
     let security = || Kind::ALL.into_iter().filter(|k| k.is_security());
     let near = closest(kind, &security().map(Kind::name).collect::<Vec<_>>());

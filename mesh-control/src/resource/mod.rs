@@ -5,6 +5,7 @@ pub mod authorization_policy;
 pub mod catalog;
 pub mod endpoint_slice;
 pub mod fields;
+pub mod kind;
 pub mod label_selector;
 pub mod mesh_config;
 pub mod meta;
@@ -12,7 +13,9 @@ pub mod namespace;
 pub mod node;
 pub mod peer_authentication;
 pub mod pod;
+pub mod routing;
 pub mod service;
+pub mod strict;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -22,11 +25,13 @@ use mesh_core::{ArcStr, NamespacedName};
 
 pub use authorization_policy::AuthorizationPolicy;
 pub use endpoint_slice::EndpointSlice;
+pub use kind::Kind;
 pub use mesh_config::MeshConfig;
 pub use namespace::{Namespace, ServiceAccount};
 pub use node::Node;
 pub use peer_authentication::PeerAuthentication;
 pub use pod::Pod;
+pub use routing::{Routes, Routing};
 pub use service::Service;
 
 use crate::diagnosis::Problem;
@@ -34,90 +39,6 @@ use crate::yaml::node::Node as Tree;
 
 /// Labels, as written on objects and in selectors.
 pub type Labels = BTreeMap<String, String>;
-
-/// The kinds that are read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    /// core/v1, of which only the mesh settings are read
-    ConfigMap,
-    /// core/v1
-    Namespace,
-    /// core/v1
-    Node,
-    /// core/v1
-    ServiceAccount,
-    /// core/v1
-    Pod,
-    /// core/v1
-    Service,
-    /// discovery.k8s.io/v1
-    EndpointSlice,
-    /// security.istio.io
-    AuthorizationPolicy,
-    /// security.istio.io
-    PeerAuthentication,
-}
-
-impl Kind {
-    /// All of them.
-    pub const ALL: [Kind; 9] = [
-        Kind::ConfigMap,
-        Kind::Namespace,
-        Kind::Node,
-        Kind::ServiceAccount,
-        Kind::Pod,
-        Kind::Service,
-        Kind::EndpointSlice,
-        Kind::AuthorizationPolicy,
-        Kind::PeerAuthentication,
-    ];
-
-    /// The name in `kind:`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::ConfigMap => "ConfigMap",
-            Kind::Namespace => "Namespace",
-            Kind::Node => "Node",
-            Kind::ServiceAccount => "ServiceAccount",
-            Kind::Pod => "Pod",
-            Kind::Service => "Service",
-            Kind::EndpointSlice => "EndpointSlice",
-            Kind::AuthorizationPolicy => "AuthorizationPolicy",
-            Kind::PeerAuthentication => "PeerAuthentication",
-        }
-    }
-
-    /// What `apiVersion:` may say.
-    pub fn api_versions(self) -> &'static [&'static str] {
-        match self {
-            Kind::EndpointSlice => &["discovery.k8s.io/v1"],
-            Kind::AuthorizationPolicy | Kind::PeerAuthentication => {
-                &["security.istio.io/v1", "security.istio.io/v1beta1"]
-            }
-            _ => &["v1"],
-        }
-    }
-
-    /// Whether objects of the kind live in a namespace.
-    pub fn is_namespaced(self) -> bool {
-        !matches!(self, Kind::Namespace | Kind::Node)
-    }
-
-    /// Whether the kind restricts traffic, so that an unreadable object must not be treated as absent.
-    pub fn is_security(self) -> bool {
-        matches!(self, Kind::AuthorizationPolicy | Kind::PeerAuthentication)
-    }
-
-    /// Whether an object that cannot be read is still one: there is no doing without what it says.
-    pub fn counts_unread(self) -> bool {
-        self.is_security() || self == Kind::ConfigMap
-    }
-
-    /// Whether an object of the kind with this name is read.
-    pub fn reads(self, name: &str) -> bool {
-        self != Kind::ConfigMap || name == mesh_config::NAME
-    }
-}
 
 /// What an object is called.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -133,9 +54,9 @@ pub struct Key {
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.namespace.is_empty() {
-            write!(f, "{} {}", self.kind.name(), self.name)
+            write!(f, "{} {}", self.kind.title(), self.name)
         } else {
-            write!(f, "{} {}/{}", self.kind.name(), self.namespace, self.name)
+            write!(f, "{} {}/{}", self.kind.title(), self.namespace, self.name)
         }
     }
 }
@@ -161,6 +82,8 @@ pub enum Object {
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
     /// A peer authentication.
     PeerAuthentication(Arc<PeerAuthentication>),
+    /// One of those that say where requests go.
+    Routing(Routing),
 }
 
 /// An object that is there but cannot be used, and what is known of the workloads that it means.
@@ -215,6 +138,8 @@ pub struct Objects {
     pub authorization_policies: BTreeMap<NamespacedName, Secured<AuthorizationPolicy>>,
     /// By namespace and name.
     pub peer_authentications: BTreeMap<NamespacedName, Secured<PeerAuthentication>>,
+    /// Those that say where requests go.
+    pub routes: Routes,
 }
 
 impl Objects {
@@ -238,6 +163,7 @@ impl Objects {
             Object::PeerAuthentication(o) => {
                 self.peer_authentications.insert(name(), Secured::Readable(o.clone()));
             }
+            Object::Routing(o) => self.routes.insert(name(), o),
         }
     }
 
@@ -275,6 +201,7 @@ impl Objects {
             Kind::EndpointSlice => drop(self.endpoint_slices.remove(&name)),
             Kind::AuthorizationPolicy => drop(self.authorization_policies.remove(&name)),
             Kind::PeerAuthentication => drop(self.peer_authentications.remove(&name)),
+            kind => self.routes.remove(kind, &name),
         }
     }
 }
@@ -291,6 +218,7 @@ pub fn read(key: &Key, tree: &Tree) -> Read {
         Kind::EndpointSlice => core(tree, |o| endpoint_slice::read(key, o), Object::EndpointSlice),
         Kind::AuthorizationPolicy => authorization_policy::read(key, tree),
         Kind::PeerAuthentication => peer_authentication::read(key, tree),
+        _ => routing::read(key, tree),
     }
 }
 

@@ -6,6 +6,7 @@
 //! | has the errors that it had before, and no others | let in, with warnings: whoever repairs something else must be able to |
 //! | is being deleted | let in |
 //! | has warnings | let in, and the client shows them |
+//! | says where requests go | as above, and let in with a warning that nothing acts on it; where an Istio runs, errors are warnings |
 //! | is of a kind that is not read | let in, with a warning if it is of Istio's security group |
 
 use std::collections::HashSet;
@@ -16,8 +17,8 @@ use serde_json::{Value as Json, json};
 
 use crate::cluster::decode;
 use crate::diagnosis::{Problem, Severity, printable};
-use crate::resource;
 use crate::resource::meta::{Head, TypeMeta, head};
+use crate::resource::{self, Object, routing};
 
 /// An object that carries it and is not to be kept asks whether anybody is here.
 pub const PROBE: &str = "undermesh.io/webhook-probe";
@@ -83,8 +84,8 @@ impl Answer {
     }
 }
 
-/// Answers a review. The error says why it is none.
-pub fn review(body: &[u8]) -> Result<Answer, String> {
+/// Answers a review. The error says why it is none. `with_istio`: an Istio runs in the cluster, and what says where requests go is its business.
+pub fn review(body: &[u8], with_istio: bool) -> Result<Answer, String> {
     let Review { request } = serde_json::from_slice(body)
         .map_err(|error| format!("not an AdmissionReview of admission.k8s.io/v1: {:?}", error.classify()))?;
     let Request { uid, kind, operation, object, old_object, dry_run } = request;
@@ -110,9 +111,9 @@ pub fn review(body: &[u8]) -> Result<Answer, String> {
         answer.message = format!("it holds more than {VALUES} values: too many to check, make several objects of it");
         return Ok(answer);
     }
-    let problems = problems(&asked, object);
+    let problems = problems(&asked, object, with_istio);
     let is_comparable = operation == "UPDATE" && !has_more_than(&mut { VALUES }, [&old_object]);
-    let before = if is_comparable { self::problems(&asked, old_object) } else { Vec::new() };
+    let before = if is_comparable { self::problems(&asked, old_object, with_istio) } else { Vec::new() };
     let errors: Vec<&Problem> = problems.iter().filter(|problem| problem.severity == Severity::Error).collect();
     let before: HashSet<&Problem> = before.iter().collect();
     answer.allowed = errors.iter().all(|error| before.contains(error));
@@ -133,7 +134,7 @@ pub fn probed(nonce: &str) -> String {
     format!("undermesh is here: {nonce}")
 }
 
-fn problems(asked: &TypeMeta, mut object: Json) -> Vec<Problem> {
+fn problems(asked: &TypeMeta, mut object: Json, with_istio: bool) -> Vec<Problem> {
     if let Some(metadata) = object.get_mut("metadata").and_then(Json::as_object_mut)
         && !metadata.contains_key("name")
         && metadata.contains_key("generateName")
@@ -145,7 +146,19 @@ fn problems(asked: &TypeMeta, mut object: Json) -> Vec<Problem> {
     let (head, mut problems) = head(&tree, Some(asked));
     match head {
         Some(Head::Object(key)) => match contain("review", || resource::read(&key, &tree)) {
-            Some(read) => problems.extend(read.problems),
+            Some(read) => {
+                // It is let in, and whoever makes it should know what will come of it.
+                let is_for_us =
+                    |object: &Object| matches!(object, Object::Routing(of) if routing::is_ours(of, with_istio));
+                let inaction = routing::inaction(key.kind).filter(|_| read.outcome.as_ref().is_ok_and(is_for_us));
+                // What Istio makes of its objects is not ours to refuse.
+                let is_istio_s = with_istio && key.kind.is_routing() && !key.kind.is_shared();
+                problems.extend(read.problems.into_iter().map(|problem| match problem.severity {
+                    Severity::Error if is_istio_s => Problem { severity: Severity::Warning, ..problem },
+                    _ => problem,
+                }));
+                problems.extend(inaction.map(|why| Problem::warning("", why)));
+            }
             None => problems.push(Problem::error("", "the reader failed on it")),
         },
         Some(Head::Other(what)) if what.api_version.starts_with("security.istio.io/") => {
@@ -212,7 +225,7 @@ mod tests {
         let body = json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
             "uid": "u1", "kind": { "group": group, "version": version, "kind": kind }, "operation": operation,
             "object": object, "oldObject": old } });
-        review(body.to_string().as_bytes()).unwrap()
+        review(body.to_string().as_bytes(), false).unwrap()
     }
 
     const POLICY: (&str, &str, &str) = ("security.istio.io", "v1", "AuthorizationPolicy");
@@ -299,7 +312,7 @@ mod tests {
                 0,
             ),
             (
-                "not read yet",
+                "nothing acts on it",
                 ("security.istio.io", "v1", "RequestAuthentication"),
                 "CREATE",
                 object(json!({})),
@@ -343,6 +356,25 @@ mod tests {
     }
 
     #[test]
+    fn where_an_istio_runs_its_kinds_are_its_own() {
+        let gateway = json!({ "metadata": { "name": "g", "namespace": "shop" }, "spec": { "gatewayClassName": "x" } });
+        for (kind, group, version, object, alone, beside) in [
+            ("VirtualService", "networking.istio.io", "v1", object(json!({ "host": ["a"] })), (false, 0), (true, 1)),
+            ("EnvoyFilter", "networking.istio.io", "v1alpha3", object(json!({})), (false, 0), (true, 1)),
+            ("Gateway", "gateway.networking.k8s.io", "v1", gateway, (false, 0), (false, 0)),
+            ("AuthorizationPolicy", "security.istio.io", "v1", object(json!({ "rulez": 1 })), (false, 0), (false, 0)),
+        ] {
+            let body = json!({ "request": { "uid": "u1", "operation": "CREATE", "object": object,
+                "kind": { "group": group, "version": version, "kind": kind } } });
+            let answer = |with_istio| {
+                let answer = review(body.to_string().as_bytes(), with_istio).unwrap();
+                (answer.allowed, answer.warnings.len())
+            };
+            assert_eq!((answer(false), answer(true)), (alone, beside), "{kind}");
+        }
+    }
+
+    #[test]
     fn answers_are_reviews() {
         let refused = ask(POLICY, "CREATE", object(json!({ "rulez": 1 })), Json::Null).json();
         assert_eq!(
@@ -367,7 +399,7 @@ mod tests {
         assert!(!answer.allowed && answer.message.contains("too many to check"), "{}", answer.message);
         assert!(ask(POLICY, "UPDATE", object(json!({})), too_many()).allowed, "it may be made smaller");
         for body in ["", "{}", "[]", "{\"request\":{}}", "{\"request\":{\"uid\":1}}"] {
-            assert!(review(body.as_bytes()).is_err(), "{body}");
+            assert!(review(body.as_bytes(), false).is_err(), "{body}");
         }
     }
 
@@ -378,7 +410,7 @@ mod tests {
                 json!({ "metadata": { "name": "p", "namespace": "shop", "annotations": { PROBE: "7" } }, "spec": {} });
             let body = json!({ "request": { "uid": "u", "operation": "CREATE", "object": object, "dryRun": dry_run,
                 "kind": { "group": "security.istio.io", "version": "v1", "kind": "AuthorizationPolicy" } } });
-            review(body.to_string().as_bytes()).unwrap()
+            review(body.to_string().as_bytes(), false).unwrap()
         };
         assert_eq!((probe(true).allowed, probe(true).message), (false, "undermesh is here: 7".to_owned()));
         assert!(probe(false).allowed);

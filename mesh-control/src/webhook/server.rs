@@ -15,10 +15,11 @@ use mesh_runtime::drain::DrainToken;
 use mesh_runtime::http::{Reply, reply, text};
 use mesh_runtime::task;
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tonic::transport::server::Connected;
 
 use super::review::review;
+use crate::index::View;
 use crate::metrics::Metrics;
 use crate::serve::tls::{self, Secured, ServerCertificate};
 
@@ -43,6 +44,7 @@ const MAX_CALLS: u32 = 32;
 pub async fn serve(
     listener: TcpListener,
     certificate: Arc<ServerCertificate>,
+    view: watch::Receiver<Arc<View>>,
     metrics: Arc<Metrics>,
     drain: DrainToken,
 ) -> Result<(), rustls::Error> {
@@ -53,8 +55,8 @@ pub async fn serve(
     let places = Places::new();
     while let Some(stream) = secured.recv().await {
         let Ok(stream) = stream else { continue };
-        let (metrics, places, drain) = (metrics.clone(), places.of_a_connection(), drain.clone());
-        task::spawn("webhook connection", connection(stream, metrics, places, drain));
+        let (view, metrics, places) = (view.clone(), metrics.clone(), places.of_a_connection());
+        task::spawn("webhook connection", connection(stream, view, metrics, places, drain.clone()));
     }
     Ok(())
 }
@@ -81,14 +83,21 @@ impl Places {
     }
 }
 
-async fn connection(stream: Secured, metrics: Arc<Metrics>, places: Places, drain: DrainToken) {
+async fn connection(
+    stream: Secured,
+    view: watch::Receiver<Arc<View>>,
+    metrics: Arc<Metrics>,
+    places: Places,
+    drain: DrainToken,
+) {
     let known = stream.connect_info();
     let service = service_fn(move |request| {
         // Nobody shows tokens here; but who asks for nothing has a deadline.
         known.introduce();
         let (metrics, places) = (metrics.clone(), places.clone());
+        let with_istio = view.borrow().settings.istio_runs;
         async move {
-            let answer = tokio::time::timeout(REQUEST, answer(request, &metrics, &places)).await;
+            let answer = tokio::time::timeout(REQUEST, answer(request, with_istio, &metrics, &places)).await;
             Ok::<_, Infallible>(answer.unwrap_or_else(|_| text(StatusCode::REQUEST_TIMEOUT, "too slow\n")))
         }
     });
@@ -114,7 +123,7 @@ async fn connection(stream: Secured, metrics: Arc<Metrics>, places: Places, drai
     }
 }
 
-async fn answer(request: Request<Incoming>, metrics: &Metrics, places: &Places) -> Reply {
+async fn answer(request: Request<Incoming>, with_istio: bool, metrics: &Metrics, places: &Places) -> Reply {
     if request.uri().path() != "/validate" || request.method() != Method::POST {
         return text(StatusCode::NOT_FOUND, "POST /validate\n");
     }
@@ -128,7 +137,7 @@ async fn answer(request: Request<Incoming>, metrics: &Metrics, places: &Places) 
     let Ok(place) = places.reviews.clone().acquire_owned().await else { return stopping() };
     // A large object takes a while to read, also when nobody waits for the answer any more: until then it has its place.
     let read = move || {
-        let answer = review(&body);
+        let answer = review(&body, with_istio);
         drop((place, held));
         answer
     };

@@ -9,6 +9,7 @@ mod keys;
 mod leader;
 mod plane;
 mod rotation;
+mod routes;
 #[path = "../support/mod.rs"]
 mod support;
 mod telling;

@@ -19,8 +19,8 @@ apiVersion: serving.knative.dev/v1
 kind: Service
 metadata: {name: x}
 ---
-apiVersion: security.istio.io/v1
-kind: RequestAuthentication
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
 metadata: {name: x}
 ---
 apiVersion: security.istio.io/v1
@@ -34,7 +34,7 @@ metadata: {name: x}
         text,
         &[
             "error 7 metadata.name: \"N1\" is not a valid name: it must begin and end with a lower-case letter or digit",
-            "warning 16 kind: RequestAuthentication is not supported, it has no effect on the mesh",
+            "warning 16 kind: NetworkPolicy is not supported, it has no effect on the mesh",
             "error 20 kind: there is no kind AuthorisationPolicy",
             "note 5 : kind Deployment is not read (2 objects)",
             "note 12 : kind Service is not read",

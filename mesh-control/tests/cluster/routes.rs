@@ -1,0 +1,57 @@
+//! What says where requests go: followed once its kind is installed, kept in its last good form, and nothing that a start waits for.
+
+use super::*;
+
+fn kind(plural: &str, group: &str, versions: &[&str]) -> Json {
+    let versions: Vec<Json> = versions.iter().map(|name| json!({ "name": name, "served": true })).collect();
+    json!({ "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": { "name": format!("{plural}.{group}") }, "spec": { "versions": versions } })
+}
+
+fn service(spec: Json) -> Json {
+    json!({ "apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
+        "metadata": { "name": "reviews", "namespace": "shop" }, "spec": spec })
+}
+
+fn hosts(update: &Update) -> Vec<String> {
+    update.objects.routes.virtual_services.values().flat_map(|one| one.spec.hosts.clone()).collect()
+}
+
+#[tokio::test]
+async fn routes_are_followed_once_their_kind_is_installed_and_keep_their_last_good_form() {
+    let api = istio().await;
+    let mut following = Following::start(&api).await;
+    assert_eq!(following.update.diagnoses, []);
+    let http = json!([{ "route": [{ "destination": { "host": "reviews" } }] }]);
+    api.put(kind("virtualservices", "networking.istio.io", &["v1alpha3"]));
+    api.put(service(json!({ "hosts": ["a"], "http": http })));
+    following.until("a route", |update| hosts(update) == ["a"]).await;
+    api.put(service(json!({ "hosts": ["b"], "htp": http })));
+    following.until("a mistake", |update| !update.diagnoses.is_empty()).await;
+    assert_eq!(hosts(&following.update), ["a"]);
+    let said = &following.update.diagnoses[0];
+    assert_eq!((said.object.as_str(), said.field.as_str()), ("VirtualService shop/reviews", "spec.htp"));
+    assert_eq!(said.help.as_deref(), Some("did you mean `http`?"));
+    api.put(service(json!({ "hosts": ["c"], "http": http })));
+    following.until("another route", |update| hosts(update) == ["c"] && update.diagnoses.is_empty()).await;
+    api.delete("VirtualService", "shop", "reviews");
+    following.until("none", |update| hosts(update).is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_start_does_not_wait_for_routes_that_cannot_be_had() {
+    let api = istio().await;
+    api.put(pod("p1", "198.18.1.1"));
+    api.put(kind("virtualservices", "networking.istio.io", &["v1"]));
+    api.put(kind("httproutes", "gateway.networking.k8s.io", &["v9"]));
+    api.put(service(json!({ "hosts": ["a"], "http": [{ "redirect": { "uri": "/" } }] })));
+    api.refuse("virtualservices", 403, 20);
+    let mut following = Following::start(&api).await;
+    assert_eq!(following.update.objects.pods.len(), 1);
+    let refused = |update: &Update, kind: &str| {
+        let text = format!("objects of kind {kind} cannot be followed");
+        update.diagnoses.iter().any(|d| d.message.starts_with(&text))
+    };
+    assert!(refused(&following.update, "HTTPRoute"), "{:?}", following.update.diagnoses);
+    following.until("a route", |update| hosts(update) == ["a"] && !refused(update, "VirtualService")).await;
+}

@@ -88,9 +88,9 @@ fn manifests(engine: &Engine) -> Result<[(PathBuf, String); 2]> {
     Ok([(folder.join("crds.yaml"), join(crds)), (folder.join("undermesh.yaml"), rendered)])
 }
 
-/// As for an upgrade: whoever applies a file does so again and again.
+/// As for an installation: whoever applies a file for the first time must be able to edit policies before anybody answers the webhook.
 fn render(engine: &Engine, chart: &Path, values: &Value) -> Result<String> {
-    let rendered = engine.render(chart, NAMESPACE, values, Moment::Upgrade)?;
+    let rendered = engine.render(chart, NAMESPACE, values, Moment::Installation)?;
     Ok(join(in_order(rendered).into_iter().map(|(_, text)| text)))
 }
 

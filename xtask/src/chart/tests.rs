@@ -183,8 +183,8 @@ fn the_webhook_holds_nobody_up_before_it_answers_and_is_left_alone_afterwards() 
         let webhooks = &object(&objects, "ValidatingWebhookConfiguration", "undermesh-validation")["webhooks"];
         webhooks.as_array().expect("webhooks").iter().map(|webhook| webhook["failurePolicy"].clone()).collect()
     };
-    assert_eq!(policies(Moment::Installation), ["Ignore", "Ignore"]);
-    assert_eq!(policies(Moment::Upgrade), [Value::Null, Value::Null]);
+    assert_eq!(policies(Moment::Installation), ["Ignore"; 3]);
+    assert_eq!(policies(Moment::Upgrade), [Value::Null, Value::Null, Value::Null]);
 }
 
 #[test]

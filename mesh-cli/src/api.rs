@@ -255,6 +255,13 @@ impl Api {
         self.ask(Method::PATCH, path, "application/merge-patch+json", body).await.map(drop)
     }
 
+    /// Changes a part of an object, with items of lists found by their names.
+    pub async fn merge_lists(&self, path: &str, change: &Value) -> Result<(), Failure> {
+        let path = format!("{path}?fieldManager={MANAGER}");
+        let body = change.to_string().into_bytes();
+        self.ask(Method::PATCH, &path, "application/strategic-merge-patch+json", body).await.map(drop)
+    }
+
     /// Deletes an object and what it owns. Says whether there was one.
     pub async fn delete(&self, path: &str) -> Result<bool, Failure> {
         let options = br#"{"apiVersion":"v1","kind":"DeleteOptions","propagationPolicy":"Background"}"#.to_vec();

@@ -16,6 +16,7 @@ use crate::stop::{OK, USAGE};
 use crate::uninstall::Uninstall;
 use crate::version::Version;
 use crate::wait::duration;
+use crate::webhook::Webhook;
 
 /// Installs, checks and shows Undermesh in a Kubernetes cluster.
 #[derive(Debug, Parser)]
@@ -58,6 +59,8 @@ pub enum Verb {
     Check(Check),
     /// Show what is installed and how it fares
     Status(Status),
+    /// Let edits of policies pass unchecked while nobody can answer for them
+    Webhook(Webhook),
     /// Show versions
     Version(Version),
 }
@@ -125,6 +128,8 @@ mod tests {
             "meshctl -n A status",
             "meshctl -n a -n b status",
             "meshctl install --dry-run --reuse-values",
+            "meshctl webhook",
+            "meshctl webhook puase",
         ] {
             assert_eq!(read(line).err(), Some(USAGE), "{line}");
         }
@@ -142,6 +147,7 @@ mod tests {
         assert_eq!(context.access.context.as_deref(), Some("c"));
         assert_eq!(context.access.impersonate.as_deref(), Some("u"));
         assert_eq!(context.access.timeout, Duration::from_secs(5));
+        assert!(matches!(read("kubectl-mesh webhook pause -o json").unwrap().verb, Verb::Webhook(_)));
         assert_eq!(read("meshctl -n x check").unwrap().context().namespace, "x");
     }
 

@@ -19,3 +19,4 @@ pub mod uninstall;
 pub mod version;
 pub mod view;
 pub mod wait;
+pub mod webhook;

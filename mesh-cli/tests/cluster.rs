@@ -189,6 +189,22 @@ fn a_mesh_comes_and_goes() {
     let report = cluster.json("check", 79);
     assert_eq!(errors(&report), ["root", "labels", "policies"], "{report:#}");
 
+    // With nobody there to answer, edits are let through, and held again later.
+    let policies = "get validatingwebhookconfiguration undermesh-validation -o jsonpath={.webhooks[*].failurePolicy}";
+    let fail = r#"[{"op":"replace","path":"/webhooks/0/failurePolicy","value":"Fail"}]"#;
+    cluster.kubectl(&format!("patch validatingwebhookconfiguration undermesh-validation --type=json -p={fail}"));
+    assert_eq!(cluster.kubectl(policies), "Fail Ignore Ignore");
+    assert_eq!(cluster.json("webhook pause", 0)["changed"], true);
+    assert_eq!(cluster.kubectl(policies), "Ignore Ignore Ignore");
+    assert_eq!(cluster.json("webhook pause", 0)["changed"], false);
+    let paused = cluster.json("check", 79);
+    let is_told = |one: &Value| one["fix"] == "meshctl webhook resume";
+    let mut findings = paused["checks"].as_array().expect("checks").iter().filter_map(|one| one["findings"].as_array());
+    assert!(findings.any(|found| found.iter().any(is_told)), "{paused:#}");
+    assert_eq!(cluster.json("webhook resume", 0)["changed"], true);
+    let mark = r"get validatingwebhookconfiguration undermesh-validation -o jsonpath={.metadata.annotations.undermesh\.io/paused}";
+    assert_eq!(cluster.kubectl(mark), "");
+
     // An image that is not there is named while it is waited for, and at the end.
     let late = cluster.meshctl("install --reuse-values --set image.tag=0.0.0 --timeout 20s");
     let said = String::from_utf8_lossy(&late.stderr).into_owned();

@@ -191,8 +191,28 @@ pub fn definitions(snapshot: &Snapshot) -> Vec<Finding> {
             let fix = "install the definitions of a release that serves one of these, or update Undermesh";
             found.push(Finding::error(format!("CustomResourceDefinition {}", definition.metadata.name), why, fix));
         }
+        let bundle = definition.metadata.annotation(BUNDLE);
+        if release(bundle).is_some_and(|release| release < OLDEST_BUNDLE) {
+            let (major, minor) = OLDEST_BUNDLE;
+            let why = format!(
+                "it is of the Gateway API {bundle}, and what is read here is that of v{major}.{minor} and later"
+            );
+            let fix = "install the definitions of a later release of the Gateway API; they are the cluster's, meshctl does not";
+            found.push(Finding::warning(format!("CustomResourceDefinition {}", definition.metadata.name), why, fix));
+        }
     }
     found
+}
+
+/// Of which release a definition of the Gateway API is.
+const BUNDLE: &str = "gateway.networking.k8s.io/bundle-version";
+/// The oldest that is read.
+const OLDEST_BUNDLE: (u32, u32) = (1, 1);
+
+/// As `v1.2.0`.
+fn release(text: &str) -> Option<(u32, u32)> {
+    let mut parts = text.strip_prefix('v')?.split('.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
 fn list(words: &[&str]) -> String {

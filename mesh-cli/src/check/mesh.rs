@@ -7,6 +7,7 @@ use super::facts::{AGENT, CONTROL, ROOT, Snapshot, tag};
 use super::report::Finding;
 use crate::health;
 use crate::view::{Node, Pod, WebhookConfiguration};
+use crate::webhook::PAUSED;
 
 /// A root that ends within so many days is worth a word.
 const ROOT_DAYS: i64 = 30;
@@ -179,6 +180,12 @@ pub fn webhook(snapshot: &Snapshot) -> Vec<Finding> {
             "kubectl delete validatingwebhookconfiguration {}; meshctl install --reuse-values makes it again",
             configuration.metadata.name
         );
+        let is_paused = configuration.metadata.annotation(PAUSED) == "true";
+        if is_paused {
+            let why =
+                "it is paused: edits of policies pass unchecked when nobody answers, and nobody waits for an answer";
+            found.push(Finding::warning(object.clone(), why, "meshctl webhook resume"));
+        }
         for webhook in &configuration.webhooks {
             let refuses = webhook.failure_policy == "Fail";
             let mut complain = |why: String, fix: &str| {
@@ -202,7 +209,7 @@ pub fn webhook(snapshot: &Snapshot) -> Vec<Finding> {
             if refuses && !snapshot.pods_of(CONTROL).any(Pod::is_ready) {
                 complain(
                     "nobody answers it, and it refuses what nobody answers: policies cannot be edited".into(),
-                    &remove,
+                    "meshctl webhook pause lets edits pass; make the control plane ready (above), then meshctl webhook resume",
                 );
             }
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::facts::{MODE, Membership, REDIRECTION, Snapshot, seconds};
+use super::facts::{Diagnosis, MODE, Membership, REDIRECTION, Snapshot, seconds};
 use super::report::Finding;
 use crate::view::{Event, NetworkPolicy, Pod};
 
@@ -204,15 +204,23 @@ pub fn policies(snapshot: &Snapshot) -> Vec<Finding> {
         return vec![Finding::warning("mesh-control", why, fix)];
     };
     let worth = diagnoses.iter().filter(|diagnosis| diagnosis.severity != "note");
-    worth
-        .map(|diagnosis| {
+    // What is said of every object of a kind is said once.
+    let mut same: BTreeMap<(&str, &str, &str, &str), (&Diagnosis, usize)> = BTreeMap::new();
+    for diagnosis in worth {
+        let kind = diagnosis.object.split(' ').next().unwrap_or_default();
+        let key = (diagnosis.severity.as_str(), kind, diagnosis.field.as_str(), diagnosis.message.as_str());
+        same.entry(key).or_insert((diagnosis, 0)).1 += 1;
+    }
+    same.into_values()
+        .map(|(diagnosis, count)| {
             let field = if diagnosis.field.is_empty() { String::new() } else { format!("{}: ", diagnosis.field) };
             let fix = diagnosis.help.clone().unwrap_or_else(|| {
                 "mend the object; until then its last good form is in force, or what it selects is closed".into()
             });
             let object = if diagnosis.object.is_empty() { "configuration" } else { diagnosis.object.as_str() };
+            let others = if count > 1 { format!(" (and of {} others of the kind)", count - 1) } else { String::new() };
             let make = if diagnosis.severity == "error" { Finding::error } else { Finding::warning };
-            make(object.to_owned(), format!("{field}{}", diagnosis.message), fix)
+            make(object.to_owned(), format!("{field}{}{others}", diagnosis.message), fix)
         })
         .collect()
 }

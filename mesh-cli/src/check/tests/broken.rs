@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::super::facts::{Denial, Diagnosis, Snapshot, Words};
-use super::{agent, agent_ends, broken, definition, event, list, one, pod, waits, webhook};
+use super::{ROOT, agent, agent_ends, broken, definition, event, list, one, pod, waits, webhook};
 
 type Break = fn(&mut Snapshot);
 /// What is broken; the checks that find it; where; a word of the reason; a word of the remedy.
@@ -105,6 +105,18 @@ pub const BROKEN: &[Row] = &[
         "CustomResourceDefinition authorizationpolicies.security.istio.io",
         "it serves v2",
         "install the definitions",
+    ),
+    (
+        "an old Gateway API",
+        |s| {
+            s.definitions = list([definition("gateway.networking.k8s.io", "httproutes", "v1beta1")]);
+            let annotations = &mut s.definitions[0].metadata.annotations;
+            annotations.insert("gateway.networking.k8s.io/bundle-version".into(), "v0.8.1".into());
+        },
+        &["definitions"],
+        "CustomResourceDefinition httproutes.gateway.networking.k8s.io",
+        "Gateway API v0.8.1",
+        "later release",
     ),
     (
         "Pod Security forbids agents",
@@ -325,7 +337,18 @@ pub const BROKEN: &[Row] = &[
         &["control-ready", "webhook"],
         "ValidatingWebhookConfiguration undermesh",
         "cannot be edited",
-        "kubectl delete",
+        "meshctl webhook pause",
+    ),
+    (
+        "the webhook was paused and forgotten",
+        |s| {
+            s.webhooks = list([webhook(ROOT, "Ignore")]);
+            s.webhooks[0].metadata.annotations.insert("undermesh.io/paused".into(), "true".into());
+        },
+        &["webhook"],
+        "ValidatingWebhookConfiguration undermesh",
+        "it is paused",
+        "meshctl webhook resume",
     ),
     (
         "agents of another version",
@@ -525,6 +548,23 @@ pub const BROKEN: &[Row] = &[
         "AuthorizationPolicy shop/deny",
         "paths need a waypoint",
         "bind it",
+    ),
+    (
+        "routes that nothing acts on",
+        |s| {
+            let of = |name: &str| Diagnosis {
+                severity: "warning".into(),
+                object: format!("VirtualService shop/{name}"),
+                message: "known, not in force: there is no waypoint that acts on it".into(),
+                help: Some("use services".into()),
+                ..Diagnosis::default()
+            };
+            s.diagnoses = Some(["a", "b", "c"].map(of).into());
+        },
+        &["policies"],
+        "VirtualService shop/a",
+        "no waypoint that acts on it (and of 2 others of the kind)",
+        "use services",
     ),
     (
         "the control plane cannot be asked",

@@ -154,6 +154,17 @@ fn nothing_is_wrong_with_a_cluster_in_which_nothing_is_wrong() {
 }
 
 #[test]
+fn at_least_20_broken_set_ups_are_explained() {
+    let set_ups: BTreeSet<&str> = BROKEN.iter().map(|row| row.0).collect();
+    assert_eq!(set_ups.len(), BROKEN.len(), "two rows have one name");
+    assert!(set_ups.len() >= 20, "{} set-ups", set_ups.len());
+    // That each is found, by these checks alone, with its reason and its remedy, is what the next test shows.
+    for (what, _, ids, object, why, fix) in BROKEN {
+        assert!(!ids.is_empty() && [object, why, fix].iter().all(|words| !words.is_empty()), "{what}");
+    }
+}
+
+#[test]
 fn every_broken_set_up_is_explained_with_its_fix() {
     for (what, damage, ids, object, why, fix) in BROKEN {
         let mut snapshot = healthy();

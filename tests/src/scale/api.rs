@@ -96,7 +96,7 @@ impl Api {
         let mut state = self.lock();
         state.version += 1;
         let version = state.version;
-        let old = state.kind(plural).objects.get(&name).is_some();
+        let old = state.kind(plural).objects.contains_key(&name);
         let metadata = &mut object["metadata"];
         metadata["resourceVersion"] = json!(version.to_string());
         if metadata["uid"].is_null() {

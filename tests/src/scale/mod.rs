@@ -153,7 +153,7 @@ impl Simulation {
         let (addresses, cpu) = (self.world.addresses(), self.plane.cpu());
         let begun = Instant::now();
         self.fleet.start();
-        let mut waiting: Vec<_> = self.fleet.agents.iter().cloned().collect();
+        let mut waiting: Vec<_> = self.fleet.agents.to_vec();
         let mut times = Vec::new();
         until("all agents have everything", || {
             let now = begun.elapsed().as_secs_f64();

@@ -26,6 +26,7 @@ pub struct Engine {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
     Installation,
+    #[cfg(test)]
     Upgrade,
 }
 

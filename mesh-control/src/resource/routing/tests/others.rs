@@ -1,4 +1,4 @@
-//! The other kinds.
+//! Tests of the readers of the kinds that have no file of their own: good and bad objects of each.
 
 use super::*;
 

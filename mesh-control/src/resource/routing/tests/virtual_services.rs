@@ -1,4 +1,4 @@
-//! VirtualServices.
+//! Tests of the reader of VirtualServices: good and bad ones.
 
 use super::*;
 

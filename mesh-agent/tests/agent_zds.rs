@@ -207,7 +207,7 @@ fn features_en_istio_cni_names_pods_and_the_agent_captures_them() {
     // Another worker takes the pods over before it hears of them.
     agent.kill_worker();
     let connection = cni.accept();
-    assert!(a.is_captured());
+    eventually("the pod in the hands of another worker", || a.is_captured().then_some(()));
     connection.add(&a);
     connection.ok(&ZdsRequest::Snapshot, &[]);
     assert!(a.is_captured());

@@ -127,13 +127,14 @@ pub struct Difference {
 #[derive(Clone, Debug)]
 pub struct Table {
     shards: Arc<[Arc<Shard>]>,
+    len: usize,
 }
 
 impl Default for Table {
     fn default() -> Self {
         static EMPTY: LazyLock<Table> = LazyLock::new(|| {
             let shard = Arc::<Shard>::default();
-            Table { shards: (0..SHARDS).map(|_| shard.clone()).collect() }
+            Table { shards: (0..SHARDS).map(|_| shard.clone()).collect(), len: 0 }
         });
         EMPTY.clone()
     }
@@ -144,6 +145,11 @@ fn shard_of(name: &str) -> usize {
 }
 
 impl Table {
+    fn of(shards: Vec<Arc<Shard>>) -> Table {
+        let len = shards.iter().map(|shard| shard.entries.len()).sum();
+        Table { shards: shards.into(), len }
+    }
+
     /// The resource called `name`.
     pub fn get(&self, name: &str) -> Option<&Entry> {
         self.shards[shard_of(name)].get(name)
@@ -162,12 +168,12 @@ impl Table {
 
     /// How many.
     pub fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.entries.len()).sum()
+        self.len
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.shards.iter().all(|shard| shard.entries.is_empty())
+        self.len == 0
     }
 
     /// Whether it is the very same table, not one that is equal to it.
@@ -200,7 +206,7 @@ impl Table {
         for (index, changes) in by_shard {
             shards[index] = Arc::new(shards[index].replaced(changes));
         }
-        Table { shards: shards.into() }
+        Table::of(shards)
     }
 
     /// What a client holds that says so of itself. As far as it holds what this table has, that is shared.
@@ -220,7 +226,7 @@ impl Table {
             shards[index] = if own.is_like(&entries) { own.clone() } else { Arc::new(Shard::held(entries)) };
         }
         let is_whole = shards.iter().zip(self.shards.iter()).all(|(one, other)| Arc::ptr_eq(one, other));
-        if is_whole { self.clone() } else { Table { shards: shards.into() } }
+        if is_whole { self.clone() } else { Table::of(shards) }
     }
 
     /// What somebody who holds `held` lacks of this table, at most `limit` bytes of it if that is more than one shard, and what it holds then. What is
@@ -252,17 +258,8 @@ impl Table {
             return step;
         }
         step.is_whole = false;
-        step.next = Table { shards: next.into() };
+        step.next = Table::of(next);
         step
-    }
-
-    /// What it comes to, about.
-    pub fn size_since(&self, held: &Table) -> usize {
-        let differing = held.shards.iter().zip(self.shards.iter()).filter(|(old, new)| !Arc::ptr_eq(old, new));
-        differing
-            .map(|(old, new)| difference(old, new))
-            .map(|d| d.size + d.gone.iter().map(|n| n.len()).sum::<usize>())
-            .sum()
     }
 }
 

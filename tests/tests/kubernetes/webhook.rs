@@ -33,7 +33,7 @@ fn good(namespace: &Namespace, name: &str) -> Value {
 /// It works: what is wrong is refused, with the reason.
 fn refuses_what_is_wrong(mesh: &Mesh, namespace: &Namespace) -> Result<()> {
     let wrong = policy(namespace.name, "wrong", json!({ "action": "DENY", "rulez": [] }));
-    mesh.eventually("a wrong policy is refused", || match mesh.apply_all(&[wrong.clone()]) {
+    mesh.eventually("a wrong policy is refused", || match mesh.apply(&wrong.to_string()) {
         Err(error) if format!("{error:#}").contains("did you mean `rules`?") => Ok(()),
         Err(error) => Err(error),
         Ok(_) => {

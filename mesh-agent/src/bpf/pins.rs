@@ -188,6 +188,11 @@ fn mount_bpffs(folder: &Path) -> Result<(), KernelError> {
         return Ok(());
     }
     let point = folder.parent().unwrap_or(folder);
+    // It would hide everything from whoever enters this mount namespace afterwards.
+    if point == Path::new("/") {
+        let what = format!("{}: bpffs is not mounted over /: name a folder below another", folder.display());
+        return Err(KernelError::Config(what));
+    }
     fs::create_dir_all(point).map_err(|source| failed("mkdir", point, source))?;
     let target = std::ffi::CString::new(point.as_os_str().as_bytes())
         .map_err(|_| KernelError::Config(format!("{} holds a zero byte", point.display())))?;

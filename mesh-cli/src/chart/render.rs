@@ -109,13 +109,20 @@ fn document(files: &Files, path: &str) -> Result<Value, String> {
 fn documents(path: &str, text: &str) -> Result<Vec<Value>, String> {
     let mut found = Vec::new();
     for part in split(text) {
-        let value: Value = serde_saphyr::from_str(part).map_err(|error| format!("{path}: {error}"))?;
+        let value = object(part).map_err(|why| format!("{path}: {why}"))?;
         let is_hook = value.pointer("/metadata/annotations/helm.sh~1hook").is_some();
         if !value.is_null() && !is_hook {
             found.push(value);
         }
     }
     Ok(found)
+}
+
+/// What a template makes is read as Helm reads it: of two equal keys the last counts, which is how a value like `agent.podAnnotations` takes the place of an
+/// annotation that the chart sets.
+pub fn object(text: &str) -> Result<Value, String> {
+    let options = serde_saphyr::options! { duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins };
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())
 }
 
 /// Cuts at lines of three dashes.

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::embed::{self, Files};
 use super::object::Reference;
-use super::render::{Release, Rendered, render};
+use super::render::{Release, Rendered, object, render};
 use super::schema::problems;
 use super::values::{Typing, overlay, read, set};
 
@@ -133,6 +133,9 @@ fn what_is_wrong_with_a_chart_or_its_values_is_said() {
     assert_eq!(with("kind: X\nmetadata: {name: n}"), "the chart: an object has no apiVersion");
     assert!(read("- a").is_err() && read("a: [").is_err());
     assert_eq!(read("# nothing\n"), Ok(json!({})));
+    // In a file of values it is a slip of the pen; in what a template makes, a value that takes the place of another.
+    assert!(read("a: 1\na: 2").is_err());
+    assert_eq!(object("a: 1\na: 2"), Ok(json!({"a": 2})));
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //! pods              the annotation ambient.istio.io/redirection
 //! everything else   the last made first; then what the control plane made: root certificates, the root's Secret, leases
 //! definitions       with --purge-crds, and only ours: users' objects go with them
-//! namespace         if an installation has made it
+//! namespace         if an installation has made it and nothing of others is in it; else the labels that it was given
 //! ```
 
 pub mod cleanup;

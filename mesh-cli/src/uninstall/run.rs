@@ -49,7 +49,7 @@ pub async fn run(options: &Uninstall, context: &Context) -> Result<u8, Stop> {
 }
 
 /// Does it by a connection that is there.
-pub(super) async fn uninstall(api: &Api, options: &Uninstall, context: &Context) -> Result<u8, Stop> {
+async fn uninstall(api: &Api, options: &Uninstall, context: &Context) -> Result<u8, Stop> {
     let mut work = Work { api, options, context, namespace: &context.namespace, done: Vec::new() };
     let inventory = work.inventory().await?;
     let definitions = work.definitions().await?;

@@ -50,14 +50,7 @@ fn messages(world: &World, kind: Kind) -> Vec<(String, bytes::Bytes)> {
     let bytes: Vec<u8> = step.parts.iter().flatten().copied().collect();
     let Ok(response) = DeltaDiscoveryResponse::decode(&*bytes) else { panic!("a client cannot read the response") };
     let message = |r: Resource| (r.name, r.resource.unwrap_or_default().value);
-    response
-        .resources
-        .into_iter()
-        .map(|r| {
-            let (name, value) = message(r);
-            (name, value.into())
-        })
-        .collect()
+    response.resources.into_iter().map(message).collect()
 }
 
 #[cfg(test)]

@@ -79,7 +79,7 @@ impl Inventory {
             let table = self.tables.get(kind);
             let why = table.and_then(|t| t.failing.as_deref()).map(|why| format!(" ({why})")).unwrap_or_default();
             // What only says where requests go holds nothing up that cannot be had.
-            let is_due = table.is_none_or(|t| !t.is_known && !(kind.is_routing() && t.failing.is_some()));
+            let is_due = table.is_none_or(|t| !(t.is_known || kind.is_routing() && t.failing.is_some()));
             is_due.then(|| format!("{}{why}", kind.title()))
         };
         kinds.iter().filter_map(of).collect()

@@ -29,7 +29,7 @@ pub struct Response {
 
 impl Response {
     /// Bytes of the message.
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.head.encoded_len() + self.parts.iter().map(Bytes::len).sum::<usize>()
     }
 
@@ -39,7 +39,7 @@ impl Response {
         let mut current = BytesMut::with_capacity(PIECE + 5);
         // Not compressed. A message longer than the field can say is far longer than any that is made.
         current.put_u8(0);
-        current.put_u32(u32::try_from(self.len()).unwrap_or(u32::MAX));
+        current.put_u32(u32::try_from(self.size()).unwrap_or(u32::MAX));
         current.put_slice(&self.head.encode_to_vec());
         for part in self.parts {
             if current.len() + part.len() <= PIECE {
@@ -67,7 +67,7 @@ impl Response {
         let mut message = self.head.clone();
         let bytes: Vec<u8> = self.parts.iter().flatten().copied().collect();
         message.merge(&*bytes).expect("whole fields");
-        assert_eq!((message.encoded_len(), message.resources.len()), (self.len(), self.count));
+        assert_eq!((message.encoded_len(), message.resources.len()), (self.size(), self.count));
         message
     }
 }
@@ -129,7 +129,7 @@ mod tests {
             let large: Vec<*const u8> = parts.iter().filter(|p| p.len() >= PIECE).map(|p| p.as_ptr()).collect();
             let head = wire::DeltaDiscoveryResponse { nonce: "n".into(), ..Default::default() };
             let response = Response { head: head.clone(), parts: parts.clone(), count: 0 };
-            let length = response.len();
+            let length = response.size();
             sender.send(Ok(response)).await.unwrap();
             sender.send(Err(Status::unavailable("later"))).await.unwrap();
             drop(sender);

@@ -298,7 +298,7 @@ impl StreamTask {
         }
         let actions = session.send();
         let size = |action: &Action| match action {
-            Action::Send(response) => response.len(),
+            Action::Send(response) => response.size(),
             Action::Nack { .. } | Action::Close(_) => 0,
         };
         if is_large && !throttle::is_large(actions.iter().map(size).sum()) {

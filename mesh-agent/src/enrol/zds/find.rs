@@ -123,6 +123,9 @@ fn is_own(ip: IpAddr) -> bool {
 mod tests {
     use super::*;
 
+    /// Addresses with their interfaces, and which of them are the pod's.
+    type Row<'a> = (&'a [(&'a str, &'a str)], Option<&'a [&'a str]>);
+
     #[test]
     fn hardening_b133_which_addresses_are_the_pods() {
         let some = |list: &[(&str, &str)]| {
@@ -130,7 +133,7 @@ mod tests {
             list.iter().map(one).collect::<Vec<_>>()
         };
         let local = [("lo", "127.0.0.1"), ("lo", "::1"), ("eth0", "fe80::1")];
-        let rows: [(&[(&str, &str)], Option<&[&str]>); 9] = [
+        let rows: [Row<'_>; 9] = [
             (&[], None),
             (&[("eth0", "198.18.0.2")], Some(&["198.18.0.2"])),
             (&[("eth0", "fd00:198::2"), ("eth0", "198.18.0.2")], Some(&["198.18.0.2", "fd00:198::2"])),

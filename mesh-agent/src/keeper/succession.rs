@@ -92,7 +92,7 @@ impl Succession {
 
     /// Whether the worker is on its way out: then its end is no crash.
     pub fn is_handing_over(&self) -> bool {
-        self.phase != Phase::Serving
+        matches!(self.phase, Phase::Yielding { .. } | Phase::Offered { .. })
     }
 
     /// Whether this keeper is to end.
@@ -318,6 +318,17 @@ mod tests {
                 (3, Event::Taken(1), &[Action::Succeed]),
             ],
         );
+    }
+
+    #[test]
+    fn the_end_of_a_worker_is_the_supervisors_affair_unless_the_lead_is_given_away() {
+        let mut machine = Succession::new("old", BTreeSet::new());
+        assert!(!machine.is_handing_over());
+        machine.apply(joined(1, "new"), ms(0));
+        assert!(machine.is_handing_over());
+        let mut machine = Succession::new("old", BTreeSet::new());
+        assert_eq!(machine.apply(Event::Stop, ms(0)), [Action::StopAlone]);
+        assert!(!machine.is_handing_over(), "nobody would hear that the worker has ended");
     }
 
     #[test]

@@ -71,6 +71,12 @@ impl Heirs {
         Ok(Heirs { listener, links: BTreeMap::new(), next: 1 })
     }
 
+    /// The same for a leader that goes on after another one listened.
+    pub fn listen_again(&mut self, run_dir: &Path) -> io::Result<()> {
+        self.listener = Heirs::listen(run_dir)?.listener;
+        Ok(())
+    }
+
     /// What to poll.
     pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         std::iter::once(self.listener.as_fd()).chain(self.links.values().map(|link| link.socket.as_fd()))

@@ -323,8 +323,9 @@ type Change = fn(&mut Value);
 fn refuses_probes_of_others(cluster: &Cluster) {
     let rendered = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/rendered/undermesh.yaml");
     let rendered = fs::read_to_string(rendered).unwrap();
-    let policy: Vec<&str> =
-        rendered.split("\n---\n").filter(|object| object.contains("kind: ValidatingAdmissionPolicy")).collect();
+    let of_policy =
+        |object: &&str| object.contains("kind: ValidatingAdmissionPolicy") && object.contains("probe-hosts");
+    let policy: Vec<&str> = rendered.split("\n---\n").filter(of_policy).collect();
     let applied = cluster.give(&["apply"], &policy.join("\n---\n"));
     assert!(policy.len() == 2 && applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
     let made = |change: Change| {

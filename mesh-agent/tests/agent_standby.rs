@@ -91,3 +91,62 @@ fn hardening_F1_another_keeper_follows_one_that_was_killed_and_nobody_is_refused
         keepers.push(standby);
     }
 }
+
+#[test]
+fn hardening_F2_a_new_pods_agent_follows_in_order_and_old_connections_go_on() {
+    if !privileged("rollout") {
+        return;
+    }
+    let host = Host::new();
+    let mut old = keeper(&host, "old");
+    eventually("the enrolment socket", || host.client().ok());
+    let pod = Pod::new(&host, "web");
+    Client::greeted(&host).add(&pod);
+    let mut old_standby = keeper(&host, "old");
+    follows(&host, &old_standby, &pod);
+    let old_worker = old.worker();
+    let live = pod.connect().unwrap();
+    let mut new = None;
+    connecting(&host, &pod, || {
+        let started = keeper(&host, "new");
+        eventually("the new pod leads", || leads(&host, "new"));
+        eventually("the new worker serves", || (host.client().is_ok() && host.pods() == ["web"]).then_some(()));
+        new = Some(started);
+    });
+    let mut new = new.unwrap();
+    assert_ne!(new.worker(), old_worker);
+    // The old one lets its connections end, and waits in line; it is not given the lead again by itself.
+    assert!(old.find_worker().is_none_or(|worker| worker == old_worker), "{}", host.log());
+    assert!(leads(&host, "old").is_none());
+    drop(live);
+    old.signal(Signal::SIGTERM);
+    old_standby.signal(Signal::SIGTERM);
+    assert_eq!((old.wait().code(), old_standby.wait().code()), (Some(0), Some(0)));
+    eventually("the pod is reached", || pod.connect().ok());
+    assert_eq!(host.pods(), ["web"]);
+    new.signal(Signal::SIGTERM);
+    assert_eq!(new.wait().code(), Some(0));
+    assert_eq!(pod.connect().unwrap_err().raw_os_error(), Some(libc::ECONNREFUSED));
+}
+
+#[test]
+fn hardening_F2_a_new_agent_that_fails_is_taken_back_from() {
+    if !privileged("failed rollout") {
+        return;
+    }
+    let host = Host::new();
+    let old = keeper(&host, "old");
+    eventually("the enrolment socket", || host.client().ok());
+    let pod = Pod::new(&host, "web");
+    Client::greeted(&host).add(&pod);
+    let mut new = None;
+    connecting(&host, &pod, || {
+        // Its worker has no such address.
+        let child = command(&host, "new").args(["--readiness", "198.18.255.1:15021"]).spawn().unwrap();
+        new = Some(Agent { host: &host, keeper: child });
+        eventually("the lead is taken back", || host.log().contains("did not follow: going on").then_some(()));
+        eventually("the old one leads", || leads(&host, "old"));
+        eventually("the old pod's agent serves", || (host.client().is_ok() && host.pods() == ["web"]).then_some(()));
+    });
+    assert_ne!(old.find_worker(), None);
+}

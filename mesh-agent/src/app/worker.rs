@@ -39,6 +39,8 @@ use crate::telemetry::{Telemetry, TelemetryConfig};
 
 /// By this mark the rules that istio-cni makes in pods know the proxy's own packets, which they leave alone.
 const ISTIO_MARK: u32 = 0x539;
+/// How long the worker before this one may go on serving while this one has no configuration.
+const FOLLOW: Duration = Duration::from_secs(5);
 /// How often a pending readiness is looked at again by those who log it.
 const SYNC_NOTICE: Duration = Duration::from_secs(10);
 
@@ -186,6 +188,10 @@ async fn serve(
     let checker = Checker::new(&config.node, &config.pods_cgroup, &config.agent_cgroup)
         .map_err(Refusal::system("checks of pods"))?;
     let checker = Arc::new(checker);
+    // The one before serves until the pods are adopted, and its keeper waits for that (`keeper::succession`).
+    if keeper.follows() && !state.synced_within(FOLLOW).await {
+        tracing::warn!("no configuration yet: connections wait for it here rather than where they are served");
+    }
     // Before clients may speak: what they say about pods is compared with what runs.
     let (listing, looking) = (keeper.clone(), checker.clone());
     let captured = kernel.enrolled();

@@ -16,6 +16,8 @@ use super::store::{Held, Message};
 
 /// The environment variable that names the worker's end of the socketpair.
 pub const KEEPER_FD: &str = "UNDERMESH_KEEPER_FD";
+/// The environment variable that says that another worker goes on accepting until this one lists what is held.
+pub const FOLLOWS: &str = "UNDERMESH_FOLLOWS";
 /// A keeper answers in microseconds; one that needs longer than this is gone or stopped.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -26,6 +28,7 @@ pub struct Keeper {
     socket: Option<Mutex<OwnedFd>>,
     /// What is held is another worker's affair.
     yielded: AtomicBool,
+    follows: bool,
 }
 
 impl Keeper {
@@ -45,7 +48,8 @@ impl Keeper {
             return Err(wrong());
         }
         // SAFETY: the keeper opened this number for us before exec and nothing else in this process knows of it.
-        Keeper::over(unsafe { OwnedFd::from_raw_fd(number) })
+        let keeper = Keeper::over(unsafe { OwnedFd::from_raw_fd(number) })?;
+        Ok(Keeper { follows: std::env::var_os(FOLLOWS).is_some(), ..keeper })
     }
 
     /// A keeper at the other end of `socket`.
@@ -53,12 +57,17 @@ impl Keeper {
         let patience = TimeVal::new(PATIENCE.as_secs() as i64, 0);
         setsockopt(&socket, sockopt::ReceiveTimeout, &patience)?;
         setsockopt(&socket, sockopt::SendTimeout, &patience)?;
-        Ok(Keeper { socket: Some(Mutex::new(socket)), yielded: AtomicBool::new(false) })
+        Ok(Keeper { socket: Some(Mutex::new(socket)), ..Keeper::default() })
     }
 
     /// Whether there is a keeper.
     pub fn is_present(&self) -> bool {
         self.socket.is_some()
+    }
+
+    /// Whether another worker serves the pods until this one lists what is held.
+    pub fn follows(&self) -> bool {
+        self.follows
     }
 
     /// Has descriptors held under `key`, in place of what was held there. `lasting` ones outlive a missing worker, `perishable` ones

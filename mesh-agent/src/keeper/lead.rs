@@ -223,6 +223,9 @@ impl Loop<'_> {
                 let _ = line.heirs.tell(id, &Message::Back, &[]);
                 line.heirs.drop_heir(id);
             }
+            if let Err(error) = line.heirs.listen_again(&line.line.run_dir) {
+                tracing::error!(%error, "no agent can follow this one: cannot listen for any");
+            }
             if let Some(worker) = self.worker.take() {
                 // One that has not let go would be in the way of the next.
                 if !self.yielded {
@@ -296,7 +299,8 @@ impl Loop<'_> {
     }
 
     fn spawn(&mut self) -> Event {
-        match start_worker(self.command) {
+        let follows = self.line.as_ref().is_some_and(|line| line.offered_by.is_some());
+        match start_worker(self.command, follows) {
             Ok(worker) => {
                 tracing::info!(pid = worker.pid.as_raw(), "worker started");
                 (self.worker, self.yielded) = (Some(worker), false);

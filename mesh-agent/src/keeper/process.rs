@@ -18,7 +18,7 @@ use nix::sys::time::TimeVal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
-use super::client::KEEPER_FD;
+use super::client::{FOLLOWS, KEEPER_FD};
 use super::lead::{self, End, Inheritance};
 use super::lock::InstanceLock;
 use super::packet;
@@ -221,7 +221,7 @@ pub fn reply(socket: &OwnedFd, message: &Message, fds: &[std::os::fd::BorrowedFd
 }
 
 /// Starts a worker.
-pub fn start_worker(command: &WorkerCommand) -> io::Result<Worker> {
+pub fn start_worker(command: &WorkerCommand, follows: bool) -> io::Result<Worker> {
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
     // The worker's end blocks; its client sets deadlines.
@@ -231,6 +231,9 @@ pub fn start_worker(command: &WorkerCommand) -> io::Result<Worker> {
     let keeper = std::process::id();
     let mut worker = Command::new(&command.program);
     worker.args(&command.arguments).env(KEEPER_FD, number.to_string());
+    if follows {
+        worker.env(FOLLOWS, "1");
+    }
     if std::env::var_os(ALLOCATOR).is_none() {
         worker.env(ALLOCATOR, ALLOCATOR_SETTINGS);
     }

@@ -135,13 +135,13 @@ impl Runner for Node {
 
     async fn stop(self: Arc<Self>, running: RunningPod, close: bool) {
         let RunningPod { pod, proxy, dns, _certificate, .. } = running;
-        dns.stop();
         self.proxy.telemetry.workload_manager().stopped();
-        // First no new captures, then no proxy: an app must not find the mesh half gone. A pod that leaves the mesh lives on, and what it has
-        // in flight may end by itself; one that is gone has nothing left to wait for.
+        // First no new captures, then neither proxy nor resolver: an app must not find the mesh half gone. A pod that leaves the mesh lives on, and what
+        // it has in flight may end by itself; one that is gone has nothing left to wait for.
         self.uncapture(&pod.uid, pod.netns_cookie, close).await;
         self.unkeep(&pod.uid).await;
         proxy.stop(Some(LEAVE)).await;
+        dns.stop();
         tracing::info!(namespace = %pod.namespace, pod = %pod.name, uid = %pod.uid, closed = close, "pod released");
     }
 

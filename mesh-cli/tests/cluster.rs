@@ -9,13 +9,18 @@ use serde_json::Value;
 
 const MESHCTL: &str = env!("CARGO_BIN_EXE_meshctl");
 
-/// Stands in for both programs: serves what probes ask for, and cleans by leaving a file.
+/// Stands in for both programs: serves what probes ask for, when no other on its node does, and cleans by leaving a file.
 const STAND_IN: &str = r#"#!/bin/sh
 if [ "$1" = cleanup ]; then
   echo cleaned > /run/undermesh/cleaned
   exit 0
 fi
-exec httpd -f -p PORT -h /www
+[ "$1" = in-charge ] && exit 0
+trap 'kill $!; exit 0' TERM
+while :; do
+  httpd -f -p PORT -h /www 2>/dev/null & wait $!
+  sleep 1 & wait $!
+done
 "#;
 /// The pages that it serves.
 const PAGES: [(&str, &str); 3] = [

@@ -307,7 +307,7 @@ fn hardening_F41_F43_certificates_and_roots_change_under_load() -> Result<()> {
         };
         let taken_over = |times: usize| {
             until("the control plane takes it over", SOON, || {
-                lab.control.log().matches("new root taken over").count() >= times
+                lab.control.log().matches("new authority taken over").count() >= times
             })
         };
         for round in 0..rounds(1, 100) {

@@ -68,7 +68,11 @@ fn features_EN1_EN2_EN3_EN4_labels_decide_who_is_in_the_mesh_and_nobody_restarts
         mesh.kubectl(&format!("label pod -n {name} --overwrite joins istio.io/dataplane-mode=none"))?;
         namespace.in_mesh_are(&["out", "plain"])?;
         for (pod, expected) in [("joins", false), ("plain", true), ("out", true)] {
-            ensure!(is_captured(mesh, &namespace, pod)? == expected, "{pod}");
+            // One that leaves is served until the other agents have heard of it.
+            mesh.eventually("what the labels say", || {
+                ensure!(is_captured(mesh, &namespace, pod)? == expected, "{pod}");
+                Ok(())
+            })?;
         }
         ensure!(namespace.life()? == life, "before {life:#?}, now {:#?}", namespace.life()?);
         let of_system = mesh.object("pod -n kube-system labelled")?;

@@ -17,13 +17,12 @@ use parking_lot::Mutex;
 use prost_types::value::Kind as ValueKind;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
+use tonic::Status;
 use tonic::body::Body;
-use tonic::codec::Codec;
 use tonic::codegen::{BoxFuture, Service};
 use tonic::server::NamedService;
-use tonic::{Status, Streaming};
-use tonic_prost::ProstCodec;
 
+use super::request::Requests;
 use super::response::{Response, Responses};
 use super::session::{Action, Progress, Session};
 use super::throttle::{self, Place, Throttle};
@@ -36,8 +35,6 @@ use crate::metrics::Metrics;
 use crate::world::World;
 
 const METHOD: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
-/// The names and versions that a client lists when it comes back: three hundred thousand of them fit.
-const MAX_REQUEST: usize = 32 << 20;
 /// Streams at once.
 const MAX_STREAMS: usize = 10_000;
 /// Streams of one node at once: one agent has one, for a moment two. With more, the oldest ends: it is the one that nobody reads.
@@ -127,7 +124,7 @@ impl NamedService for Discovery {
 impl<B> Service<http::Request<B>> for Discovery
 where
     B: hyper::body::Body + Send + 'static,
-    B::Error: Into<tonic::codegen::StdError> + Send + 'static,
+    B::Error: std::fmt::Display,
 {
     type Response = http::Response<Body>;
     type Error = Infallible;
@@ -142,11 +139,7 @@ where
         let answer = match (head.uri.path() == METHOD, head.extensions.get::<Caller>()) {
             (false, _) => Err(Status::unimplemented("no such method")),
             (true, None) => Err(Status::unauthenticated("authentication failed")),
-            (true, Some(caller)) => {
-                let decoder =
-                    ProstCodec::<wire::DeltaDiscoveryRequest, wire::DeltaDiscoveryRequest>::default().decoder();
-                self.stream(caller.clone(), Streaming::new_request(decoder, body, None, Some(MAX_REQUEST)))
-            }
+            (true, Some(caller)) => self.stream(caller.clone(), Requests::new(body)),
         };
         Box::pin(std::future::ready(Ok(answer.unwrap_or_else(|status| status.into_http()))))
     }
@@ -154,11 +147,7 @@ where
 
 impl Discovery {
     /// Begins a stream.
-    fn stream(
-        &self,
-        caller: Caller,
-        requests: Streaming<wire::DeltaDiscoveryRequest>,
-    ) -> Result<http::Response<Body>, Status> {
+    fn stream(&self, caller: Caller, requests: Requests) -> Result<http::Response<Body>, Status> {
         let status = StreamStatus {
             node: caller.node.to_string(),
             id: String::new(),
@@ -180,7 +169,7 @@ impl Discovery {
 struct StreamTask {
     discovery: Discovery,
     caller: Caller,
-    requests: Streaming<wire::DeltaDiscoveryRequest>,
+    requests: Requests,
     sender: mpsc::Sender<Result<Response, Status>>,
     /// Of the large responses under way.
     place: Option<Place>,
@@ -236,7 +225,7 @@ impl StreamTask {
             }
             let overdue = tokio::time::sleep_until((oldest.1 + discovery.answer).into());
             let heard = tokio::select! {
-                request = self.requests.message() => {
+                request = self.requests.next() => {
                     let Some(request) = request? else { return Ok(()) };
                     tokio::time::sleep(pace.delay(Instant::now())).await;
                     if is_first {

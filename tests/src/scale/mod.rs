@@ -66,10 +66,11 @@ pub fn run(options: Options) -> Result<Column> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let mut simulation = Simulation::start(options).await?;
-        simulation
-            .run()
-            .await
-            .map_err(|error| error.context(format!("{}\n{}", simulation.plane.log_text(), simulation.ends())))?;
+        let ended = simulation.run().await;
+        if ended.is_err() {
+            crate::bench::print(std::slice::from_ref(&simulation.column), false);
+        }
+        ended.map_err(|error| error.context(format!("{}\n{}", simulation.plane.log_text(), simulation.ends())))?;
         Ok(simulation.column)
     })
 }

@@ -24,6 +24,8 @@ fn deploy<'a>(mesh: &'a Mesh, name: &'static str) -> Result<Namespace<'a>> {
     mesh.kubectl(&format!("apply -n {name} -f {manifests}"))?;
     mesh.apply_all(&[objects::idle(name, "client", 1)])?;
     namespace.becomes_ready(7)?;
+    // They have no readiness probes. One load alone is printed as a page.
+    mesh.eventually("a page before the mesh", || loads(&namespace, 2).map(drop))?;
     Ok(namespace)
 }
 

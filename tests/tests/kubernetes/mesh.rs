@@ -31,7 +31,7 @@ pub fn in_mesh(test: impl FnOnce(&Mesh) -> Result<()>) -> Result<()> {
     let mesh = mesh.as_ref().map_err(|why| anyhow!("there is no mesh: {why}"))?;
     let mesh = mesh.lock().unwrap_or_else(PoisonError::into_inner);
     let turn = Instant::now();
-    let result = test(&mesh);
+    let result = mesh.is_whole().and_then(|()| test(&mesh));
     println!("{name}: waited {:.1} s, took {:.1} s", (turn - start).as_secs_f32(), turn.elapsed().as_secs_f32());
     match result {
         Ok(()) => Ok(()),
@@ -83,6 +83,28 @@ impl Mesh {
         mesh.meshctl_json(&format!("install -f {}", mesh.values), 0)?;
         println!("installed after {:.1} s", start.elapsed().as_secs_f32());
         Ok(mesh)
+    }
+
+    /// Waits until nodes, names and the mesh are as a test expects them. After a time without an API server, or without a node, the cluster takes pods for not ready
+    /// for some seconds, the DNS server among them.
+    fn is_whole(&self) -> Result<()> {
+        self.eventually("a whole cluster", || {
+            let nodes = self.object("nodes")?;
+            let nodes = nodes["items"].as_array().context("no nodes")?;
+            let waiting: Vec<&str> = nodes.iter().filter(|node| !is_ready(node)).map(name).collect();
+            ensure!(waiting.is_empty(), "nodes that are not ready: {waiting:?}");
+            for namespace in ["kube-system", SYSTEM] {
+                let slices = self.object(&format!("endpointslices -n {namespace}"))?;
+                let slices = slices["items"].as_array().context("no slices")?;
+                ensure!(!slices.is_empty(), "{namespace} has no endpoints");
+                for slice in slices {
+                    let endpoints = slice["endpoints"].as_array().map(Vec::as_slice).unwrap_or_default();
+                    let ready = endpoints.iter().filter(|endpoint| endpoint["conditions"]["ready"] == true).count();
+                    ensure!(ready > 0, "{}: {ready} of {} are ready", name(slice), endpoints.len());
+                }
+            }
+            Ok(())
+        })
     }
 
     /// Takes away what a test that failed has left.

@@ -151,7 +151,8 @@ pub fn other_meshes(snapshot: &Snapshot) -> Vec<Finding> {
     let is_istiod = |d: &&Workload| {
         d.metadata.label("app") == "istiod" && d.metadata.label("app.kubernetes.io/part-of") != "undermesh"
     };
-    found.extend(snapshot.deployments.iter().filter(is_istiod).map(|deployment| {
+    let istiods = snapshot.deployments.iter().filter(is_istiod);
+    found.extend(istiods.filter(|_| snapshot.foreign_control().is_none()).map(|deployment| {
         let why =
             "a control plane of Istio runs: policies in istio-system are its own, and it writes istio-ca-root-cert";
         let fix = "put mesh-wide policies into the mesh's own namespace, or uninstall Istio once its sidecars are gone";

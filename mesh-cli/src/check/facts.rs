@@ -18,6 +18,8 @@ pub const REDIRECTION: &str = "ambient.istio.io/redirection";
 pub const ROOT: (&str, &str) = ("undermesh-root-cert", "root-cert.pem");
 /// The label `app` of the pods of the control plane, and its other names.
 pub const CONTROL: &str = "mesh-control";
+/// Annotation of the agents' DaemonSet: who gives them configuration and certificates, if it is not [`CONTROL`].
+pub const CONTROL_PLANE: &str = "undermesh.io/control-plane";
 /// The label `app` of the agents, and their other names.
 pub const AGENT: &str = "mesh-agent";
 
@@ -139,6 +141,11 @@ impl Snapshot {
     /// The control plane's Deployment.
     pub fn control(&self) -> Option<&Workload> {
         self.deployments.iter().find(|d| d.metadata.namespace == self.namespace && d.metadata.name == CONTROL)
+    }
+
+    /// Address of the control plane that the agents use, where it is none of ours, as an istiod.
+    pub fn foreign_control(&self) -> Option<&str> {
+        Some(self.agent()?.metadata.annotation(CONTROL_PLANE)).filter(|address| !address.is_empty())
     }
 
     /// The agents' DaemonSet.

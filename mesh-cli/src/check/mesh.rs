@@ -31,6 +31,9 @@ fn remedy(problem: &str, namespace: &str, pod: &Pod) -> String {
 /// The control plane serves.
 pub fn control_ready(snapshot: &Snapshot) -> Vec<Finding> {
     let Some(control) = snapshot.control() else {
+        if snapshot.foreign_control().is_some() {
+            return Vec::new();
+        }
         let why = "there is no Deployment mesh-control: agents get neither configuration nor certificates";
         return vec![Finding::error(
             format!("namespace {}", snapshot.namespace),
@@ -108,7 +111,7 @@ pub fn control_replicas(snapshot: &Snapshot) -> Vec<Finding> {
 
 /// The root is where agents look for it, and is good for a while.
 pub fn root(snapshot: &Snapshot) -> Vec<Finding> {
-    if !snapshot.is_installed() {
+    if !snapshot.is_installed() || snapshot.foreign_control().is_some() {
         return Vec::new();
     }
     let object = format!("ConfigMap {}/{}", snapshot.namespace, ROOT.0);

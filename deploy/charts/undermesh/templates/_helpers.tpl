@@ -75,7 +75,7 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
   args:
     - --kube=cluster
     - --node=$(NODE_NAME)
-    - --control=mesh-control.{{ .root.Release.Namespace }}.svc:15012
+    - --control={{ default (printf "mesh-control.%s.svc:15012" .root.Release.Namespace) .root.Values.agent.controlPlane.address }}
     - --control-root=/var/run/secrets/undermesh/root-cert.pem
     - --token=/var/run/secrets/tokens/undermesh
     - --run-dir=/run/undermesh

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use self::broken::BROKEN;
-use super::facts::{Snapshot, Words};
+use super::facts::{CONTROL, CONTROL_PLANE, Snapshot, Words};
 use super::{CHECKS, judge};
 
 /// Of a root that ends in 2126. Made once with openssl; its key was thrown away.
@@ -151,6 +151,23 @@ fn event(reason: &str, pod: &str, message: &str) -> crate::view::Event {
 fn nothing_is_wrong_with_a_cluster_in_which_nothing_is_wrong() {
     let findings: Vec<_> = judge(&healthy(), false).checks.into_iter().flat_map(|check| check.findings).collect();
     assert_eq!(findings, []);
+}
+
+#[test]
+fn agents_of_an_istiod_need_no_control_plane_of_ours() {
+    let mut snapshot = healthy();
+    let istiod =
+        one(json!({"metadata": {"namespace": "istio-system", "name": "istiod", "labels": {"app": "istiod"}}}));
+    snapshot.deployments = vec![istiod];
+    (snapshot.roots, snapshot.endpoints, snapshot.webhooks, snapshot.diagnoses) = Default::default();
+    snapshot.pods.retain(|pod| pod.metadata.label("app") != CONTROL);
+    let found = |snapshot: &Snapshot| -> Vec<String> {
+        judge(snapshot, false).checks.into_iter().flat_map(|check| check.findings).map(|f| f.object).collect()
+    };
+    assert!(found(&snapshot).iter().any(|object| object == "namespace undermesh-system"), "{:?}", found(&snapshot));
+    let annotations = &mut snapshot.daemon_sets[0].metadata.annotations;
+    annotations.insert(CONTROL_PLANE.into(), "istiod.istio-system.svc:15012".into());
+    assert_eq!(found(&snapshot), Vec::<String>::new());
 }
 
 #[test]

@@ -98,6 +98,7 @@ fn nasty() -> Vec<(String, Value)> {
         json!({"agent": {"podAnnotations": map(TEXTS)}, "control": {"serviceAnnotations": map(TEXTS)}}),
         json!({"agent": {"extraArgs": TEXTS}, "control": {"extraArgs": TEXTS}}),
         json!({"agent": {"affinity": {"a": {"b": TEXTS}}, "resources": {"limits": {"cpu": 0.5, "memory": "1Gi"}}, "tolerations": [{"key": "a", "value": "yes"}]}}),
+        json!({"control": {"enabled": false}, "agent": {"controlPlane": {"address": "istiod.istio-system.svc:15012"}, "istioCni": {"enabled": true}}}),
         // What the chart sets itself.
         json!({"agent": {"podAnnotations": {"prometheus.io/port": "1"}}}),
         json!({"agent": {"podLabels": {"istio.io/dataplane-mode": "x"}}}),

@@ -71,6 +71,7 @@ fn every_platform_and_every_value_gives_objects_that_kubernetes_takes() {
     let platforms = ["", "gke", "openshift", "k3s", "k3d", "microk8s", "minikube"];
     let mut sets: Vec<Value> = platforms.map(|platform| json!({ "platform": platform })).into();
     sets.push(everything_else());
+    sets.push(in_an_istio());
     let chart = folder().expect("a folder");
     let mut all = Vec::new();
     for values in sets {
@@ -153,6 +154,39 @@ fn values_arrive_where_they_belong() {
     }
 }
 
+/// Agents in ztunnel's place.
+fn in_an_istio() -> Value {
+    let control = json!({ "address": "istiod.istio-system.svc:15012", "rootConfigMap": "istio-ca-root-cert", "audience": "istio-ca" });
+    json!({ "control": { "enabled": false }, "agent": { "controlPlane": control, "istioCni": { "enabled": true } } })
+}
+
+#[test]
+fn agents_alone_ask_who_they_are_told_and_nothing_of_a_control_plane_is_made() {
+    let Some(engine) = engine("agents alone") else { return };
+    let objects = objects(&engine, in_an_istio()).expect("rendered");
+    assert!(!json!(objects).to_string().contains("mesh-control"), "{objects:#?}");
+    let agent = object(&objects, "DaemonSet", "mesh-agent");
+    assert_eq!(agent["metadata"]["annotations"]["undermesh.io/control-plane"], "istiod.istio-system.svc:15012");
+    let spec = &agent["spec"]["template"]["spec"];
+    for container in spec["containers"].as_array().expect("containers") {
+        let arguments = container["args"].as_array().expect("arguments");
+        for wanted in ["--control=istiod.istio-system.svc:15012", "--zds=/var/run/ztunnel/ztunnel.sock"] {
+            assert!(arguments.contains(&json!(wanted)), "{wanted}: {arguments:?}");
+        }
+        for not in ["--kube=cluster", "--cni=on"] {
+            assert!(!arguments.contains(&json!(not)), "{not}: {arguments:?}");
+        }
+        let mounts = container["volumeMounts"].as_array().expect("mounts");
+        assert!(mounts.contains(&json!({ "name": "istio-cni", "mountPath": "/var/run/ztunnel" })), "{mounts:?}");
+    }
+    let volume = |name: &str| {
+        let volumes = spec["volumes"].as_array().expect("volumes");
+        volumes.iter().find(|volume| volume["name"] == name).cloned().unwrap_or_default()
+    };
+    assert_eq!(volume("root-cert")["configMap"]["name"], "istio-ca-root-cert");
+    assert_eq!(volume("token")["projected"]["sources"][0]["serviceAccountToken"]["audience"], "istio-ca");
+}
+
 #[test]
 #[allow(non_snake_case, reason = "tests carry the ids of the rows they prove")]
 fn features_PL5_pods_that_have_others_called_are_refused_but_in_excepted_namespaces() {
@@ -195,6 +229,8 @@ fn what_is_no_value_is_refused_by_name() {
         (json!({ "agent": { "cniBinDirectory": "/a" } }), "cniBinDirectory"),
         (json!({ "platform": "windows" }), "platform"),
         (json!({ "control": { "replicas": 0 } }), "replicas"),
+        (json!({ "control": { "enabled": false } }), "agent.controlPlane.address"),
+        (json!({ "agent": { "controlPlane": { "address": "istiod" } } }), "address"),
         (json!({ "control": { "secretTtl": "24" } }), "secretTtl"),
         (json!({ "agent": { "udp": "maybe" } }), "udp"),
         (json!({ "admission": { "probeHosts": false } }), "probeHosts"),

@@ -73,9 +73,17 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
   image: "{{ .root.Values.image.hub }}/mesh-agent:{{ include "undermesh.tag" .root }}"
   imagePullPolicy: {{ .root.Values.image.pullPolicy }}
   args:
+    {{- if .root.Values.agent.istioCni.enabled }}
+    - --zds=/var/run/ztunnel/ztunnel.sock
+    {{- else }}
     - --kube=cluster
+    {{- end }}
     - --node=$(NODE_NAME)
-    - --control={{ default (printf "mesh-control.%s.svc:15012" .root.Release.Namespace) .root.Values.agent.controlPlane.address }}
+    {{- if and .root.Values.control.enabled (not .root.Values.agent.controlPlane.address) }}
+    - --control=mesh-control.{{ .root.Release.Namespace }}.svc:15012
+    {{- else }}
+    - --control={{ required "agent.controlPlane.address must say who the agents ask where control.enabled is false" .root.Values.agent.controlPlane.address }}
+    {{- end }}
     - --control-root=/var/run/secrets/undermesh/root-cert.pem
     - --token=/var/run/secrets/tokens/undermesh
     - --run-dir=/run/undermesh
@@ -98,7 +106,7 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
     {{- with .root.Values.agent.cgroups.own }}
     - --agent-cgroup={{ . }}
     {{- end }}
-    {{- if .root.Values.agent.cni.enabled }}
+    {{- if and .root.Values.agent.cni.enabled (not .root.Values.agent.istioCni.enabled) }}
     - --cni=on
     {{- end }}
     {{- with .root.Values.network }}
@@ -182,6 +190,10 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
     - name: token
       mountPath: /var/run/secrets/tokens
       readOnly: true
+    {{- if .root.Values.agent.istioCni.enabled }}
+    - name: istio-cni
+      mountPath: /var/run/ztunnel
+    {{- end }}
     - name: bpffs
       mountPath: /sys/fs/bpf
       mountPropagation: HostToContainer

@@ -133,6 +133,9 @@ enum Program {
         /// TCP to and from this port is counted.
         #[arg(long, default_value_t = 8080)]
         port: u16,
+        /// Who is not in the mesh: what it sends counts apart.
+        #[arg(long)]
+        stranger: Vec<std::net::IpAddr>,
     },
     /// Measure; see the parts.
     #[command(subcommand)]
@@ -249,7 +252,7 @@ fn main() -> Result<()> {
         Program::Ends(Ends::Serve { port }) => return ends::serve(port),
         Program::Ends(Ends::Play { target, rounds, bytes }) => ends::play(target, rounds, bytes)?,
         Program::Flood { name, count } => return dns::flood(&name, count),
-        Program::Capture { token, port } => return capture(&token, port),
+        Program::Capture { token, port, stranger } => return capture(&token, port, &stranger),
         Program::Load(load) => return run_load(load),
     };
     std::process::exit(code)
@@ -280,16 +283,16 @@ fn run_load(program: Load) -> Result<()> {
     }
 }
 
-fn capture(tokens: &[String], port: u16) -> Result<()> {
+fn capture(tokens: &[String], port: u16, strangers: &[std::net::IpAddr]) -> Result<()> {
     let tokens: Vec<&str> = tokens.iter().map(String::as_str).collect();
-    let capture = mesh_tests::harness::capture::Capture::here(&tokens, port)?;
+    let capture = mesh_tests::harness::capture::Capture::here(&tokens, port, strangers)?;
     println!("started");
     let _ = std::io::Read::read(&mut std::io::stdin(), &mut [0; 1]);
     let seen = capture.seen();
     let first = seen.sightings.first().map(|one| format!("{:?}", one.flow));
     let counts = serde_json::json!({
         "packets": seen.packets, "lost": seen.lost, "tokens": seen.sightings.len(), "first": first,
-        "port_bytes": seen.port_bytes, "hbone_bytes": seen.hbone_bytes,
+        "port_bytes": seen.port_bytes, "strangers_bytes": seen.strangers_bytes, "hbone_bytes": seen.hbone_bytes,
     });
     println!("{counts}");
     Ok(())

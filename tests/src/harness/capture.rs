@@ -62,7 +62,10 @@ pub struct Seen {
     pub lost: u64,
     /// Payload bytes of TCP to or from the port that was named.
     pub port_bytes: u64,
+    /// Those that were sent by strangers: they speak in clear whoever listens, and are looked into no further.
+    pub strangers_bytes: u64,
     port: Option<u16>,
+    strangers: Vec<IpAddr>,
     tokens: Vec<Vec<u8>>,
     tails: HashMap<Flow, Vec<u8>>,
 }
@@ -84,18 +87,19 @@ pub struct Capture {
 impl Capture {
     /// Starts to read the fabric.
     pub fn start(fabric: &Netns, tokens: &[&str]) -> Result<Capture> {
-        Ok(Capture::over(fabric.run(open)?, tokens, None))
+        Ok(Capture::over(fabric.run(open)?, tokens, None, &[]))
     }
 
-    /// Starts to read what crosses this process's own network, and counts the bytes of TCP to and from a port.
-    pub fn here(tokens: &[&str], port: u16) -> Result<Capture> {
-        Ok(Capture::over(open()?, tokens, Some(port)))
+    /// Starts to read what crosses this process's own network, and counts the bytes of TCP to and from a port. What `strangers` send counts apart.
+    pub fn here(tokens: &[&str], port: u16, strangers: &[IpAddr]) -> Result<Capture> {
+        Ok(Capture::over(open()?, tokens, Some(port), strangers))
     }
 
-    fn over(socket: OwnedFd, tokens: &[&str], port: Option<u16>) -> Capture {
+    fn over(socket: OwnedFd, tokens: &[&str], port: Option<u16>, strangers: &[IpAddr]) -> Capture {
         let seen = Arc::new(Mutex::new(Seen {
             tokens: tokens.iter().map(|t| t.as_bytes().to_vec()).collect(),
             port,
+            strangers: strangers.to_vec(),
             ..Seen::default()
         }));
         let stop = Arc::new(AtomicBool::new(false));
@@ -112,8 +116,8 @@ impl Capture {
     /// Forgets counts and sightings, keeps the tokens.
     pub fn reset(&self) {
         let mut seen = lock(&self.seen);
-        let (tokens, port) = (std::mem::take(&mut seen.tokens), seen.port);
-        *seen = Seen { tokens, port, ..Seen::default() };
+        let (tokens, strangers) = (std::mem::take(&mut seen.tokens), std::mem::take(&mut seen.strangers));
+        *seen = Seen { tokens, strangers, port: seen.port, ..Seen::default() };
     }
 }
 
@@ -182,6 +186,10 @@ fn frame(seen: &mut Seen, bytes: &[u8]) {
         } else if payload.len() > 2 * SAMPLE {
             seen.hbone_sample = Some((flow, payload[..SAMPLE].to_vec()));
         }
+    }
+    if seen.strangers.contains(&flow.source.0) {
+        seen.strangers_bytes += payload.len() as u64;
+        return;
     }
     if i32::from(flow.protocol) == libc::IPPROTO_TCP && seen.port.is_some_and(|port| ports.contains(&port)) {
         seen.port_bytes += payload.len() as u64;
@@ -269,6 +277,17 @@ mod tests {
         frame(&mut seen, &segment(80, b"x"));
         assert_eq!(seen.port_bytes, 1);
         assert_eq!((seen.hbone_packets, seen.hbone_bytes, seen.tls_handshakes, seen.packets), (1, 6, 1, 2));
+    }
+
+    #[test]
+    fn what_strangers_say_counts_apart_and_what_they_are_told_does_not() {
+        let mut seen = Seen { port: Some(80), tokens: vec![b"CANARY".to_vec()], ..Seen::default() };
+        seen.strangers = vec![IpAddr::from([198, 18, 1, 10])];
+        frame(&mut seen, &segment(80, b"CANARY"));
+        assert_eq!((seen.strangers_bytes, seen.port_bytes, seen.sightings.len()), (6, 0, 0));
+        seen.strangers = vec![IpAddr::from([198, 18, 2, 10])];
+        frame(&mut seen, &segment(80, b"CANARY"));
+        assert_eq!((seen.strangers_bytes, seen.port_bytes, seen.sightings.len()), (6, 6, 1));
     }
 
     #[test]

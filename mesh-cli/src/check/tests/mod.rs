@@ -156,8 +156,7 @@ fn nothing_is_wrong_with_a_cluster_in_which_nothing_is_wrong() {
 #[test]
 fn agents_of_an_istiod_need_no_control_plane_of_ours() {
     let mut snapshot = healthy();
-    let istiod =
-        one(json!({"metadata": {"namespace": "istio-system", "name": "istiod", "labels": {"app": "istiod"}}}));
+    let istiod = one(json!({"metadata": {"namespace": "istio-system", "name": "istiod", "labels": {"app": "istiod"}}}));
     snapshot.deployments = vec![istiod];
     (snapshot.roots, snapshot.endpoints, snapshot.webhooks, snapshot.diagnoses) = Default::default();
     snapshot.pods.retain(|pod| pod.metadata.label("app") != CONTROL);

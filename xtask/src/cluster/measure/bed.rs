@@ -147,11 +147,15 @@ impl<'a> Bed<'a> {
         Ok([load(1)?, load(2)?])
     }
 
-    /// Looks at all frames between the nodes.
+    /// Looks at all frames between the nodes. What the pods outside of the mesh send counts apart: they speak in clear to whoever accepts a connection, and
+    /// an agent that must know a client before it can refuse it accepts.
     pub fn wire(&self, release: bool) -> Result<Load> {
         let lab = crate::run::binary_dir(if release { "release" } else { "debug" })?.join("lab");
         let mut command = process::within(&self.cluster.plan.switch(), lab);
         command.args(["capture", "--token", TOKEN, "--port", &PORT.to_string()]);
+        let path = "jsonpath={.items[*].status.podIPs[*].ip}";
+        let strangers = self.cluster.kubectl(&["-n", OUTSIDE, "get", "pods", "-o", path])?;
+        command.args(strangers.split_whitespace().flat_map(|address| ["--stranger", address]));
         Load::start(command).context("look at the wire")
     }
 }

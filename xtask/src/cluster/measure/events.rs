@@ -201,12 +201,13 @@ fn reboot(bed: &Bed<'_>, options: &Options) -> Result<Vec<Row>> {
     let stranger = stranger.row("reboot", "without identity, n2 to n1")?;
     let seen = wire.finish()?;
     let note = format!(
-        "{} let through; on the wire: {} plaintext bytes of the port, {} tokens, {} bytes of HBONE, {} frames missed{}",
+        "{} let through; on the wire: {} plaintext bytes of the port, {} tokens, {} bytes of HBONE, {} frames missed, {} bytes that it sent itself{}",
         stranger.new - stranger.failed(),
         seen["port_bytes"],
         seen["tokens"],
         seen["hbone_bytes"],
         seen["lost"],
+        seen["strangers_bytes"],
         seen["first"].as_str().map(|flow| format!("; first in {flow}")).unwrap_or_default()
     );
     Ok(vec![friend, stranger.note(note)])

@@ -68,7 +68,7 @@ impl Join {
         let mut problems = Vec::new();
         let settings = settings.with(&objects, &mut problems);
         let policies = policy::index(&objects, &settings, &mut problems);
-        let routes = routing::index(&objects, &settings, &mut problems);
+        let (routes, resolved) = routing::index(&objects, &settings, &mut problems);
         let services = service::index(&objects, &settings, &mut problems);
         let owners = owners(&objects, &mut problems);
         for (address, service) in &services.addresses {
@@ -99,6 +99,7 @@ impl Join {
             services: services.by_key,
             policies: policies.all.into_iter().map(|(name, policy)| (name, Arc::new(policy))).collect(),
             routes,
+            resolved,
             placements,
             agents: workload::agents(&objects, &settings),
             nodes: objects.nodes.values().map(|n| (n.name.clone(), n.uid.clone())).collect(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use mesh_core::{ArcStr, NamespacedName, Policy, Service, Workload};
 
+use super::routing::Resolved;
 use super::settings::Settings;
 use crate::diagnosis::Problem;
 use crate::resource::{Key, Routes};
@@ -61,6 +62,8 @@ pub struct View {
     pub policies: BTreeMap<NamespacedName, Arc<Policy>>,
     /// Where requests go, of the namespaces of the mesh, each in its last good form.
     pub routes: Routes,
+    /// What they mean together.
+    pub resolved: Resolved,
     /// Which node runs which identity.
     pub placements: Placements,
     /// Nodes, with their uid if they have one.

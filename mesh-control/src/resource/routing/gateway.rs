@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::reference::{LocalReference, ObjectReference, hostname, name, namespace};
 use super::{Check, Spec};
 use crate::diagnosis::closest;
-use crate::resource::Labels;
+use crate::resource::{Labels, meta};
 
 const MOST_LISTENERS: usize = 64;
 
@@ -144,6 +144,22 @@ pub enum Operator {
     NotIn,
     Exists,
     DoesNotExist,
+}
+
+impl Selector {
+    /// Whether `labels` satisfy it.
+    pub fn selects(&self, labels: &Labels) -> bool {
+        meta::selects(&self.match_labels, labels)
+            && self.match_expressions.iter().all(|expression| {
+                let value = labels.get(&expression.key);
+                match expression.operator {
+                    Operator::In => value.is_some_and(|value| expression.values.contains(value)),
+                    Operator::NotIn => value.is_none_or(|value| !expression.values.contains(value)),
+                    Operator::Exists => value.is_some(),
+                    Operator::DoesNotExist => value.is_none(),
+                }
+            })
+    }
 }
 
 /// A kind of routes.

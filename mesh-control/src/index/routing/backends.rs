@@ -1,0 +1,206 @@
+//! Where the references of routes of the Gateway API lead. A broken one breaks its own share of a rule, and nothing else.
+
+use std::fmt;
+
+use mesh_core::NamespacedName;
+
+use super::hosts::{Host, Hosts};
+use crate::resource::routing::http_route::{Backend, Filter};
+use crate::resource::routing::reference::BackendReference;
+use crate::resource::routing::{Routes, Routing};
+use crate::resource::{Key, Kind};
+
+/// Where in a route a reference stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Spot {
+    /// Of which rule.
+    pub rule: usize,
+    /// Where in it.
+    pub part: Part,
+}
+
+/// Where in a rule a reference stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// `backendRefs[…]`.
+    Backend(usize),
+    /// `filters[…]`.
+    Filter(usize),
+    /// `backendRefs[…].filters[…]`.
+    BackendFilter(usize, usize),
+}
+
+impl fmt::Display for Spot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "spec.rules[{}]", self.rule)?;
+        match self.part {
+            Part::Backend(index) => write!(f, ".backendRefs[{index}]"),
+            Part::Filter(index) => write!(f, ".filters[{index}]"),
+            Part::BackendFilter(backend, index) => write!(f, ".backendRefs[{backend}].filters[{index}]"),
+        }
+    }
+}
+
+/// Where a reference leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// To a service, by the name that it has in tables of services.
+    Service(NamespacedName, Option<u16>),
+    /// To a host.
+    Host(String, Option<u16>),
+}
+
+/// Why a reference leads nowhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Broken {
+    /// In one word.
+    pub reason: Reason,
+    /// For people.
+    pub why: String,
+    /// What to do.
+    pub help: String,
+}
+
+/// The Gateway API's words for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "they are called as in conditions")]
+pub enum Reason {
+    InvalidKind,
+    RefNotPermitted,
+    BackendNotFound,
+}
+
+impl Reason {
+    /// As in conditions.
+    pub fn name(self) -> &'static str {
+        match self {
+            Reason::InvalidKind => "InvalidKind",
+            Reason::RefNotPermitted => "RefNotPermitted",
+            Reason::BackendNotFound => "BackendNotFound",
+        }
+    }
+}
+
+/// All references of a route.
+pub fn of(route: &Routing) -> Vec<(Spot, BackendReference)> {
+    let mut all = Vec::new();
+    match route {
+        Routing::HttpRoute(route) => {
+            for (rule, one) in route.spec.rules.iter().enumerate() {
+                of_rule(rule, &one.filters, &one.backend_refs, &mut all);
+            }
+        }
+        Routing::GrpcRoute(route) => {
+            for (rule, one) in route.spec.rules.iter().enumerate() {
+                of_rule(rule, &one.filters, &one.backend_refs, &mut all);
+            }
+        }
+        _ => {
+            let rules = match route {
+                Routing::TlsRoute(route) => &route.spec.rules,
+                Routing::TcpRoute(route) => &route.spec.rules,
+                Routing::UdpRoute(route) => &route.spec.0.rules,
+                _ => return all,
+            };
+            for (rule, one) in rules.iter().enumerate() {
+                let spot = |(index, reference): (usize, &BackendReference)| {
+                    (Spot { rule, part: Part::Backend(index) }, reference.clone())
+                };
+                all.extend(one.backend_refs.iter().enumerate().map(spot));
+            }
+        }
+    }
+    all
+}
+
+fn of_rule(rule: usize, filters: &[Filter], backends: &[Backend], all: &mut Vec<(Spot, BackendReference)>) {
+    let asked = |filter: &Filter| {
+        let mirror = filter.request_mirror.as_ref().map(|mirror| mirror.backend_ref.clone());
+        mirror.or_else(|| filter.external_auth.as_ref().map(|auth| auth.backend_ref.clone()))
+    };
+    for (index, filter) in filters.iter().enumerate() {
+        all.extend(asked(filter).map(|reference| (Spot { rule, part: Part::Filter(index) }, reference)));
+    }
+    for (index, backend) in backends.iter().enumerate() {
+        all.push((Spot { rule, part: Part::Backend(index) }, backend.reference()));
+        for (at, filter) in backend.filters.iter().enumerate() {
+            let part = Part::BackendFilter(index, at);
+            all.extend(asked(filter).map(|reference| (Spot { rule, part }, reference)));
+        }
+    }
+}
+
+/// Where a reference of the route `key` leads.
+pub fn resolve(reference: &BackendReference, key: &Key, routes: &Routes, hosts: &Hosts<'_>) -> Result<Place, Broken> {
+    let broken = |reason, why: String, help: &str| Err(Broken { reason, why, help: help.to_owned() });
+    let group = reference.group.as_deref().unwrap_or_default();
+    let kind = reference.kind.as_deref().unwrap_or("Service");
+    let no_port = |host: Host<'_>, port: u16| {
+        let why = format!("{} has no port {port}", reference.name);
+        broken(Reason::BackendNotFound, why, &format!("it has {}", host.ports().join(", ")))
+    };
+    match (group, kind) {
+        ("", "Service") => {
+            let namespace = reference.namespace.as_deref().unwrap_or(&key.namespace);
+            let target = ("", "Service", namespace, reference.name.as_str());
+            // Before anything is said of what is there.
+            if namespace != &*key.namespace && !is_granted(routes, key, target) {
+                let why = format!(
+                    "no ReferenceGrant of {namespace} lets a {} of {} name Service {}",
+                    key.kind.name(),
+                    key.namespace,
+                    reference.name
+                );
+                return broken(Reason::RefNotPermitted, why, "make one in that namespace");
+            }
+            let Some(service) = hosts.service(namespace, &reference.name) else {
+                let why = format!("there is no Service {namespace}/{}", reference.name);
+                let help = hosts.meant(&hosts.full(&reference.name, namespace), namespace);
+                return broken(
+                    Reason::BackendNotFound,
+                    why,
+                    &help.unwrap_or_else(|| "its requests are answered with 500".into()),
+                );
+            };
+            let host = Host::Service(service);
+            match reference.port {
+                // Of UDP ports nothing is known.
+                Some(port) if key.kind != Kind::UdpRoute && !host.has_port(port) => no_port(host, port),
+                port => Ok(Place::Service(hosts.key(service), port)),
+            }
+        }
+        ("networking.istio.io", "Hostname") => match hosts.find(&reference.name, &key.namespace) {
+            Some(host) => match reference.port {
+                Some(port) if !host.has_port(port) => no_port(host, port),
+                port => Ok(Place::Host(reference.name.clone(), port)),
+            },
+            None => broken(
+                Reason::BackendNotFound,
+                format!("there is no host {}", reference.name),
+                "make a ServiceEntry with this host",
+            ),
+        },
+        _ => {
+            let named = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
+            let help = "name a Service, or a Hostname of networking.istio.io";
+            broken(Reason::InvalidKind, format!("requests cannot go to a {named}"), help)
+        }
+    }
+}
+
+/// Whether an object may name one of another namespace: its group, kind, namespace and name.
+pub fn is_granted(routes: &Routes, key: &Key, (group, kind, namespace, name): (&str, &str, &str, &str)) -> bool {
+    let first = NamespacedName::new(namespace, "");
+    let mut grants = routes.reference_grants.range(first..).take_while(|(known, _)| known.namespace == namespace);
+    grants.any(|(_, grant)| {
+        let from = grant.spec.from.iter().any(|from| {
+            from.group == key.kind.group() && from.kind == key.kind.name() && from.namespace == *key.namespace
+        });
+        let names = |to: &str| to == name;
+        from && grant
+            .spec
+            .to
+            .iter()
+            .any(|to| to.group == group && to.kind == kind && to.name.as_deref().is_none_or(names))
+    })
+}

@@ -1,0 +1,92 @@
+//! DestinationRules beside the other objects: of which host they are, and which subsets a route can name.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::Problems;
+use super::hosts::{Hosts, see_both, sees};
+use super::order::age;
+use crate::diagnosis::Problem;
+use crate::resource::routing::{DestinationRule, Routed, Routes};
+use crate::resource::{Key, Kind};
+
+type Rule = Arc<Routed<DestinationRule>>;
+
+/// Those of a host that count for clients of `namespace`, the first before the others: the client's own, then those of where the host lives, then those of
+/// everybody; a name before a wildcard, the longest wildcard first.
+pub fn of_host<'a>(full: &str, namespace: &str, home: &str, routes: &'a Routes, hosts: &Hosts<'_>) -> Vec<&'a Rule> {
+    let rank = |rule: &Rule| match &*rule.namespace {
+        own if own == namespace => Some(0),
+        own if own == home => Some(1),
+        own if hosts.is_root(own) => Some(2),
+        _ => None,
+    };
+    let fits = |rule: &&'a Rule| {
+        let host = hosts.full(&rule.spec.host, &rule.namespace);
+        let fits = host == full || host.strip_prefix('*').is_some_and(|suffix| full.ends_with(suffix));
+        fits && rank(rule).is_some() && sees(&rule.spec.export_to, &rule.namespace, namespace)
+    };
+    let mut all: Vec<&Rule> = routes.destination_rules.values().filter(fits).collect();
+    all.sort_by_key(|rule| {
+        let host = hosts.full(&rule.spec.host, &rule.namespace);
+        (host.starts_with('*'), std::cmp::Reverse(host.len()), rank(rule), age(rule))
+    });
+    all
+}
+
+/// The subsets of a host that a route of `namespace` can name.
+pub fn subsets<'a>(full: &str, namespace: &str, home: &str, routes: &'a Routes, hosts: &Hosts<'_>) -> Vec<&'a str> {
+    // Their own reading says that those of wildcards cannot be named.
+    let rules =
+        of_host(full, namespace, home, routes, hosts).into_iter().filter(|rule| !rule.spec.host.starts_with('*'));
+    rules.flat_map(|rule| &rule.spec.subsets).map(|subset| subset.name.as_str()).collect()
+}
+
+/// Tells them what does not fit together.
+pub fn check(routes: &Routes, hosts: &Hosts<'_>, problems: &mut Problems) {
+    let mut by_host: BTreeMap<String, Vec<&Rule>> = BTreeMap::new();
+    for rule in routes.destination_rules.values() {
+        let full = hosts.full(&rule.spec.host, &rule.namespace);
+        if !hosts.has_any(&full, &rule.namespace) {
+            let problem =
+                Problem::warning("spec.host", format!("there is no service and no ServiceEntry with the host {full}"));
+            let help = hosts.meant(&full, &rule.namespace);
+            let help = help.unwrap_or_else(|| "it changes nothing before there is one".into());
+            problems.push((key(rule), problem.help(help)));
+        }
+        by_host.entry(full).or_default().push(rule);
+    }
+    for (full, mut rules) in by_host {
+        rules.sort_by_key(|rule| age(rule));
+        for (index, rule) in rules.iter().enumerate() {
+            // Of one namespace they are taken together; between namespaces the client's decides.
+            let before = rules[..index].iter().filter(|other| other.namespace == rule.namespace).filter(|other| {
+                let of = |rule: &'_ Rule| (rule.spec.export_to.clone(), rule.namespace.clone());
+                let ((one, own), (two, other)) = (of(rule), of(other));
+                see_both((&one, &own), (&two, &other))
+            });
+            for other in before {
+                for (at, subset) in rule.spec.subsets.iter().enumerate() {
+                    if other.spec.subsets.iter().any(|known| known.name == subset.name) {
+                        let message = format!(
+                            "DestinationRule {}/{} has a subset {:?} of {full}, too",
+                            other.namespace, other.name, subset.name
+                        );
+                        let problem = Problem::warning(format!("spec.subsets[{at}].name"), message);
+                        problems.push((key(rule), problem.help("the oldest counts, then the first by name")));
+                    }
+                }
+                if rule.spec.traffic_policy.is_some() && other.spec.traffic_policy.is_some() {
+                    let message =
+                        format!("that of DestinationRule {}/{} counts for {full}", other.namespace, other.name);
+                    let problem = Problem::warning("spec.trafficPolicy", message);
+                    problems.push((key(rule), problem.help("the oldest counts, then the first by name")));
+                }
+            }
+        }
+    }
+}
+
+fn key(rule: &Rule) -> Key {
+    Key { kind: Kind::DestinationRule, namespace: rule.namespace.clone(), name: rule.name.clone() }
+}

@@ -1,0 +1,52 @@
+//! Gateways of the Gateway API beside the other objects: whose they are, and whether they may show the certificates that they name. Secrets are not read
+//! here, so whether one is there is not known.
+
+use mesh_core::NamespacedName;
+
+use super::backends::is_granted;
+use super::{Problems, parents};
+use crate::diagnosis::{Problem, closest};
+use crate::index::Settings;
+use crate::resource::routing::Routes;
+use crate::resource::routing::reference::is_our_class;
+use crate::resource::{Key, Kind};
+
+/// Tells them what does not fit together.
+pub fn check(routes: &Routes, settings: &Settings, problems: &mut Problems) {
+    for (name, gateway) in &routes.gateways {
+        let key = Key { kind: Kind::Gateway, namespace: name.namespace.clone(), name: name.name.clone() };
+        let class = gateway.spec.gateway_class_name.as_str();
+        let is_known = routes.gateway_classes.contains_key(&NamespacedName::new("", class));
+        if !is_known && !is_our_class(class, settings.istio_runs) {
+            let known: Vec<&str> = routes.gateway_classes.keys().map(|class| &*class.name).collect();
+            let ours = ["undermesh", "undermesh-waypoint"];
+            let help =
+                closest(class, &[known.as_slice(), &ours].concat()).map(|meant| format!("did you mean `{meant}`?"));
+            let problem = Problem::warning("spec.gatewayClassName", format!("there is no GatewayClass {class:?}"));
+            problems.push((key.clone(), problem.help(help.unwrap_or_else(|| "nobody makes this gateway".into()))));
+        }
+        if !parents::is_ours(gateway, routes) {
+            continue;
+        }
+        for (at, listener) in gateway.spec.listeners.iter().enumerate() {
+            let references = listener.tls.iter().flat_map(|tls| tls.certificate_refs.iter().enumerate());
+            for (index, reference) in references {
+                let field = format!("spec.listeners[{at}].tls.certificateRefs[{index}]");
+                let group = reference.group.as_deref().unwrap_or_default();
+                let kind = reference.kind.as_deref().unwrap_or("Secret");
+                let namespace = reference.namespace.as_deref().unwrap_or(&name.namespace);
+                let target = (group, kind, namespace, reference.name.as_str());
+                if (group, kind) != ("", "Secret") {
+                    let problem = Problem::error(field, format!("a {kind} is no certificate"));
+                    problems.push((key.clone(), problem.help("name a Secret of type kubernetes.io/tls")));
+                } else if namespace != &*name.namespace && !is_granted(routes, &key, target) {
+                    let message = format!(
+                        "no ReferenceGrant of {namespace} lets a Gateway of {} name Secret {}",
+                        name.namespace, reference.name
+                    );
+                    problems.push((key.clone(), Problem::error(field, message).help("make one in that namespace")));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! What the names of hosts in routes are: services of Kubernetes, and hosts of ServiceEntries.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use mesh_core::NamespacedName;
+
+use crate::diagnosis::closest;
+use crate::index::{Settings, service};
+use crate::resource::routing::{Routed, Routes, ServiceEntry};
+use crate::resource::service::Service;
+use crate::resource::{Labels, Objects, namespace};
+
+/// Everything that a name of a host can be.
+#[derive(Debug)]
+pub struct Hosts<'a> {
+    objects: &'a Objects,
+    settings: &'a Settings,
+    entries: BTreeMap<&'a str, Vec<&'a Arc<Routed<ServiceEntry>>>>,
+}
+
+/// What a name is.
+#[derive(Clone, Copy, Debug)]
+pub enum Host<'a> {
+    /// A service of Kubernetes.
+    Service(&'a Arc<Service>),
+    /// A host of a ServiceEntry.
+    Entry(&'a Arc<Routed<ServiceEntry>>),
+}
+
+impl<'a> Hosts<'a> {
+    /// Those that there are.
+    pub fn new(routes: &'a Routes, objects: &'a Objects, settings: &'a Settings) -> Self {
+        let mut entries: BTreeMap<&str, Vec<_>> = BTreeMap::new();
+        for entry in routes.service_entries.values() {
+            entry.spec.hosts.iter().for_each(|host| entries.entry(host).or_default().push(entry));
+        }
+        Self { objects, settings, entries }
+    }
+
+    /// A name in full: one without a dot is a service of the object's namespace.
+    pub fn full(&self, host: &str, namespace: &str) -> String {
+        if host.contains('.') || host == "*" {
+            host.to_ascii_lowercase()
+        } else {
+            service::key(namespace, host, self.settings).name.to_string()
+        }
+    }
+
+    /// What a full name is to somebody in `namespace`.
+    pub fn find(&self, full: &str, namespace: &str) -> Option<Host<'a>> {
+        if let Some(service) = self.split(full).and_then(|(name, namespace)| self.service(namespace, name)) {
+            return Some(Host::Service(service));
+        }
+        let seen = |entry: &&&'a Arc<Routed<ServiceEntry>>| sees(&entry.spec.export_to, &entry.namespace, namespace);
+        let of = |host: &str| self.entries.get(host).and_then(|all| all.iter().find(seen)).copied();
+        // The longest wildcard is the nearest.
+        let mut above = full.match_indices('.').filter_map(|(at, _)| of(&format!("*{}", &full[at..])));
+        of(full).or_else(|| above.next()).map(Host::Entry)
+    }
+
+    /// A service of Kubernetes.
+    pub fn service(&self, namespace: &str, name: &str) -> Option<&'a Arc<Service>> {
+        self.objects.services.get(&NamespacedName::new(namespace, name))
+    }
+
+    /// How a service is called in tables of services.
+    pub fn key(&self, service: &Service) -> NamespacedName {
+        service::key(&service.namespace, &service.name, self.settings)
+    }
+
+    /// Whether anything fits a name that may begin with `*`.
+    pub fn has_any(&self, pattern: &str, namespace: &str) -> bool {
+        let Some(suffix) = pattern.strip_prefix('*') else { return self.find(pattern, namespace).is_some() };
+        let fits = |service: &Arc<Service>| self.key(service).name.ends_with(suffix);
+        self.entries.keys().any(|host| host.ends_with(suffix)) || self.objects.services.values().any(fits)
+    }
+
+    /// What was probably meant by a name that is nothing.
+    pub fn meant(&self, full: &str, namespace: &str) -> Option<String> {
+        let short = |name: &str, namespace: &str| self.service(namespace, name).map(|service| self.key(service).name);
+        // As resolvers of pods complete it.
+        let parts: Vec<&str> = full.splitn(3, '.').collect();
+        let completed = match parts.as_slice() {
+            [name, namespace] | [name, namespace, "svc"] => short(name, namespace),
+            _ => None,
+        };
+        let near = || {
+            let (name, of) = self.split(full).unwrap_or((full, namespace));
+            let first = NamespacedName::new(of, "");
+            let services = self.objects.services.range(first..).take_while(|(key, _)| key.namespace == of);
+            let names: Vec<&str> = services.map(|(key, _)| &*key.name).collect();
+            closest(name, &names).and_then(|name| short(name, of))
+        };
+        completed.or_else(near).map(|name| format!("did you mean `{name}`?"))
+    }
+
+    /// Labels of a namespace, as far as they are known.
+    pub fn labels(&self, name: &str) -> Labels {
+        let known = self.objects.namespaces.get(name).map(|known| known.labels.clone());
+        known.unwrap_or_else(|| [(namespace::NAME_LABEL.to_owned(), name.to_owned())].into())
+    }
+
+    /// Namespaces whose objects count everywhere.
+    pub fn is_root(&self, namespace: &str) -> bool {
+        self.settings.is_root(namespace)
+    }
+
+    /// Name and namespace of a service, of its full name.
+    fn split<'b>(&self, full: &'b str) -> Option<(&'b str, &'b str)> {
+        let name = full.strip_suffix(&*self.settings.cluster_domain)?.strip_suffix(".svc.")?;
+        name.split_once('.').filter(|(_, namespace)| !namespace.contains('.'))
+    }
+}
+
+impl Host<'_> {
+    /// Whether clients can ask for a port. What is only an alias says nothing of ports.
+    pub fn has_port(&self, port: u16) -> bool {
+        match self {
+            Host::Service(service) => service.is_alias || service.ports.iter().any(|known| known.port == port),
+            Host::Entry(entry) => {
+                entry.spec.ports.is_empty() || entry.spec.ports.iter().any(|known| known.number == port)
+            }
+        }
+    }
+
+    /// The ports that there are.
+    pub fn ports(&self) -> Vec<String> {
+        match self {
+            Host::Service(service) => service.ports.iter().map(|port| port.port.to_string()).collect(),
+            Host::Entry(entry) => entry.spec.ports.iter().map(|port| port.number.to_string()).collect(),
+        }
+    }
+
+    /// Where it lives.
+    pub fn namespace(&self) -> &str {
+        match self {
+            Host::Service(service) => &service.namespace,
+            Host::Entry(entry) => &entry.namespace,
+        }
+    }
+}
+
+/// Whether an object of the namespace `own` with such an `exportTo` is seen in `namespace`.
+pub fn sees(export_to: &[String], own: &str, namespace: &str) -> bool {
+    export_to.is_empty()
+        || export_to.iter().any(|to| match to.as_str() {
+            "*" => true,
+            "." => own == namespace,
+            name => name == namespace,
+        })
+}
+
+/// Whether there is a namespace that sees both of two objects.
+pub fn see_both(one: (&[String], &str), two: (&[String], &str)) -> bool {
+    let names = |(export_to, own): (&[String], &str)| -> Option<Vec<String>> {
+        let is_all = export_to.is_empty() || export_to.iter().any(|to| to == "*");
+        let name = |to: &String| if to == "." { own.to_owned() } else { to.clone() };
+        (!is_all).then(|| export_to.iter().filter(|to| *to != "~").map(name).collect())
+    };
+    match (names(one), names(two)) {
+        (None, None) => true,
+        (Some(some), None) | (None, Some(some)) => !some.is_empty(),
+        (Some(some), Some(others)) => some.iter().any(|name| others.contains(name)),
+    }
+}

@@ -1,0 +1,118 @@
+//! What says where requests go, of the namespaces that are of the mesh, and what its objects mean together: which services and subsets the names in
+//! them are ([`hosts`]), where references of the Gateway API lead ([`backends`]) and what its routes belong to ([`parents`]), and which of several objects
+//! about one host counts ([`order`], [`virtual_services`]). Pure; whoever makes tables of routes makes them from [`Resolved`], so what an object is told
+//! and what is done with it cannot differ. Nothing acts on them yet: whoever wrote an object that is for a mesh as ours is told so.
+
+pub mod backends;
+pub mod destination_rules;
+pub mod gateways;
+pub mod hosts;
+pub mod order;
+pub mod parents;
+#[cfg(test)]
+mod tests;
+pub mod virtual_services;
+
+use std::collections::BTreeMap;
+
+use mesh_core::NamespacedName;
+
+use super::Settings;
+use crate::diagnosis::Problem;
+use crate::resource::routing::{self, Routes, Routing, reference::ParentReference};
+use crate::resource::{Key, Objects};
+use backends::{Broken, Place, Spot};
+use hosts::Hosts;
+use parents::{Attached, Refusal};
+
+type Problems = Vec<(Key, Problem)>;
+
+/// What the objects mean together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resolved {
+    /// Routes of the Gateway API that have a parent of ours.
+    pub routes: BTreeMap<Key, Route>,
+    /// Routes of each service, those that count first at the front.
+    pub by_service: BTreeMap<NamespacedName, Vec<Key>>,
+    /// VirtualServices by gateway (`mesh`, or `namespace/name`) and host. Of the mesh's the first that a client sees counts; a gateway tries all, in this order.
+    pub by_host: BTreeMap<(String, String), Vec<NamespacedName>>,
+}
+
+/// A route of the Gateway API.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Route {
+    /// Its parents that are ours, in their order.
+    pub parents: Vec<(ParentReference, Result<Attached, Refusal>)>,
+    /// Where its references lead. A request that comes to a broken one is answered with 500; the others are not affected.
+    pub backends: BTreeMap<Spot, Result<Place, Broken>>,
+}
+
+/// The objects, what they mean together, and what is to be said of each.
+pub fn index(objects: &Objects, settings: &Settings, problems: &mut Problems) -> (Routes, Resolved) {
+    let mut routes = objects.routes.clone();
+    routes.retain(|name| name.namespace.is_empty() || settings.heeds(objects, &name.namespace));
+    for (key, object) in routes.iter() {
+        if let Some(why) = routing::inaction(key.kind).filter(|_| routing::is_ours(&object, settings.istio_runs)) {
+            problems.push((key, Problem::warning("", why)));
+        }
+    }
+    let hosts = Hosts::new(&routes, objects, settings);
+    let mut resolved = Resolved::default();
+    for (key, object) in routes.iter() {
+        let Some(parents) = parents::of(&object) else { continue };
+        if let Some(route) = route(&key, &object, parents, &routes, &hosts, problems) {
+            resolved.routes.insert(key, route);
+        }
+    }
+    resolved.by_service = order::by_service(&routes, &resolved.routes);
+    order::same_matches(&routes, &resolved, problems);
+    gateways::check(&routes, settings, problems);
+    // Istio's own kinds are Istio's where it runs.
+    if !settings.istio_runs {
+        resolved.by_host = virtual_services::by_host(&routes, &hosts);
+        virtual_services::check(&routes, &hosts, &resolved, problems);
+        destination_rules::check(&routes, &hosts, problems);
+    }
+    (routes, resolved)
+}
+
+/// One route, if any of its parents is ours.
+fn route(
+    key: &Key,
+    object: &Routing,
+    parents: &[ParentReference],
+    routes: &Routes,
+    hosts: &Hosts<'_>,
+    problems: &mut Problems,
+) -> Option<Route> {
+    let mut route = Route::default();
+    for (index, reference) in parents.iter().enumerate() {
+        let field = format!("spec.parentRefs[{index}]");
+        match parents::resolve(reference, key, object, routes, hosts) {
+            parents::Found::Missing => {
+                let namespace = reference.namespace.as_deref().unwrap_or(&key.namespace);
+                let message = format!("there is no Gateway {namespace}/{}", reference.name);
+                problems.push((key.clone(), Problem::warning(field, message)));
+            }
+            parents::Found::Foreign => {}
+            parents::Found::Ours(outcome) => {
+                if let Err(refusal) = &outcome {
+                    problems.push((key.clone(), Problem::warning(field, refusal.why.clone())));
+                }
+                route.parents.push((reference.clone(), outcome));
+            }
+        }
+    }
+    if route.parents.is_empty() {
+        return None;
+    }
+    for (spot, reference) in backends::of(object) {
+        let outcome = backends::resolve(&reference, key, routes, hosts);
+        if let Err(broken) = &outcome {
+            let problem = Problem::error(spot.to_string(), broken.why.clone()).help(broken.help.clone());
+            problems.push((key.clone(), problem));
+        }
+        route.backends.insert(spot, outcome);
+    }
+    Some(route)
+}

@@ -1,0 +1,230 @@
+//! What routes of the Gateway API belong to: services of the mesh, and listeners of our gateways.
+
+use mesh_core::NamespacedName;
+
+use super::hosts::{Host, Hosts};
+use crate::resource::Key;
+use crate::resource::routing::gateway::{Gateway, Listener, Mode, Origin};
+use crate::resource::routing::reference::{CONTROLLER, ParentReference, is_our_class};
+use crate::resource::routing::{Routed, Routes, Routing};
+
+/// What a route was attached to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Attached {
+    /// Requests to a service, on one port of it or on all.
+    Service(NamespacedName, Option<u16>),
+    /// Requests to a host of a ServiceEntry.
+    Entry(NamespacedName, Option<u16>),
+    /// Requests to some listeners of a gateway.
+    Listeners(NamespacedName, Vec<String>),
+}
+
+/// Why a route was not attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// In one word.
+    pub reason: Reason,
+    /// For people.
+    pub why: String,
+}
+
+/// The Gateway API's words for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "they are called as in conditions")]
+pub enum Reason {
+    NoMatchingParent,
+    NotAllowedByListeners,
+    NoMatchingListenerHostname,
+}
+
+impl Reason {
+    /// As in conditions.
+    pub fn name(self) -> &'static str {
+        match self {
+            Reason::NoMatchingParent => "NoMatchingParent",
+            Reason::NotAllowedByListeners => "NotAllowedByListeners",
+            Reason::NoMatchingListenerHostname => "NoMatchingListenerHostname",
+        }
+    }
+}
+
+/// What came of looking for a parent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// There is no such gateway, so nobody knows whose it would be.
+    Missing,
+    /// It is another controller's.
+    Foreign,
+    /// It is ours.
+    Ours(Result<Attached, Refusal>),
+}
+
+/// The parents of a route; `None` of what is no route.
+pub fn of(object: &Routing) -> Option<&[ParentReference]> {
+    Some(match object {
+        Routing::HttpRoute(route) => &route.spec.parent_refs,
+        Routing::GrpcRoute(route) => &route.spec.parent_refs,
+        Routing::TlsRoute(route) => &route.spec.parent_refs,
+        Routing::TcpRoute(route) => &route.spec.parent_refs,
+        Routing::UdpRoute(route) => &route.spec.0.parent_refs,
+        _ => return None,
+    })
+}
+
+fn hostnames(object: &Routing) -> &[String] {
+    match object {
+        Routing::HttpRoute(route) => &route.spec.hostnames,
+        Routing::GrpcRoute(route) => &route.spec.hostnames,
+        Routing::TlsRoute(route) => &route.spec.hostnames,
+        _ => &[],
+    }
+}
+
+/// Looks for a parent of the route `key`.
+pub fn resolve(parent: &ParentReference, key: &Key, object: &Routing, routes: &Routes, hosts: &Hosts<'_>) -> Found {
+    let namespace = parent.namespace.as_deref().unwrap_or(&key.namespace);
+    let group = parent.group.as_deref().unwrap_or("gateway.networking.k8s.io");
+    let name = NamespacedName::new(namespace, parent.name.as_str());
+    match (group, parent.kind.as_deref().unwrap_or("Gateway")) {
+        ("", "Service") => Found::Ours(match hosts.service(namespace, &parent.name) {
+            None => refused(Reason::NoMatchingParent, format!("there is no Service {name}")),
+            Some(service) => port(parent, Host::Service(service), |section| {
+                service.ports.iter().find(|port| port.name == section).map(|port| port.port)
+            })
+            .map(|port| Attached::Service(hosts.key(service), port)),
+        }),
+        ("networking.istio.io", "ServiceEntry") => Found::Ours(match routes.service_entries.get(&name) {
+            None => refused(Reason::NoMatchingParent, format!("there is no ServiceEntry {name}")),
+            Some(entry) => port(parent, Host::Entry(entry), |section| {
+                entry.spec.ports.iter().find(|port| port.name == section).map(|port| port.number)
+            })
+            .map(|port| Attached::Entry(name, port)),
+        }),
+        ("gateway.networking.k8s.io", "Gateway") => match routes.gateways.get(&name) {
+            None => Found::Missing,
+            Some(gateway) if !is_ours(gateway, routes) => Found::Foreign,
+            Some(gateway) => Found::Ours(listeners(parent, gateway, key, object, hosts)),
+        },
+        _ => Found::Foreign,
+    }
+}
+
+/// Whether a gateway is of a class of ours: of one whose object says so, or of one that is ours by its name.
+pub fn is_ours(gateway: &Routed<Gateway>, routes: &Routes) -> bool {
+    let name = &gateway.spec.gateway_class_name;
+    match routes.gateway_classes.get(&NamespacedName::new("", name.as_str())) {
+        Some(class) => class.spec.controller_name == CONTROLLER,
+        // The names of Istio's classes are Istio's before somebody says otherwise.
+        None => is_our_class(name, true),
+    }
+}
+
+fn refused<T>(reason: Reason, why: String) -> Result<T, Refusal> {
+    Err(Refusal { reason, why })
+}
+
+/// The port of a service that is meant; `None` is all.
+fn port(parent: &ParentReference, host: Host<'_>, named: impl Fn(&str) -> Option<u16>) -> Result<Option<u16>, Refusal> {
+    let section = match parent.section_name.as_deref().map(|section| (section, named(section))) {
+        Some((section, None)) => {
+            return refused(Reason::NoMatchingParent, format!("{} has no port called {section:?}", parent.name));
+        }
+        Some((_, port)) => port,
+        None => None,
+    };
+    match (parent.port, section) {
+        (Some(port), _) if !host.has_port(port) => {
+            refused(Reason::NoMatchingParent, format!("{} has no port {port}", parent.name))
+        }
+        (Some(port), Some(other)) if port != other => refused(
+            Reason::NoMatchingParent,
+            format!("{:?} is port {other} and not {port}", parent.section_name.as_deref().unwrap_or_default()),
+        ),
+        (port, section) => Ok(port.or(section)),
+    }
+}
+
+fn listeners(
+    parent: &ParentReference,
+    gateway: &Routed<Gateway>,
+    key: &Key,
+    object: &Routing,
+    hosts: &Hosts<'_>,
+) -> Result<Attached, Refusal> {
+    let name = format!("{}/{}", gateway.namespace, gateway.name);
+    let meant: Vec<&Listener> = gateway
+        .spec
+        .listeners
+        .iter()
+        .filter(|listener| parent.section_name.as_ref().is_none_or(|section| *section == listener.name))
+        .filter(|listener| parent.port.is_none_or(|port| port == listener.port))
+        .collect();
+    if meant.is_empty() {
+        let section = parent.section_name.as_ref().map(|section| format!(" called {section:?}")).unwrap_or_default();
+        let port = parent.port.map(|port| format!(" on port {port}")).unwrap_or_default();
+        return refused(Reason::NoMatchingParent, format!("Gateway {name} has no listener{section}{port}"));
+    }
+    let allowed: Vec<&Listener> =
+        meant.into_iter().filter(|listener| allows(listener, &gateway.namespace, key, hosts)).collect();
+    if allowed.is_empty() {
+        let why = format!(
+            "no listener of Gateway {name} that is meant takes a {} of {}: see `allowedRoutes` and `protocol`",
+            key.kind.name(),
+            key.namespace
+        );
+        return refused(Reason::NotAllowedByListeners, why);
+    }
+    let own = hostnames(object);
+    let fits = |listener: &&Listener| match &listener.hostname {
+        Some(host) if !own.is_empty() => own.iter().any(|name| intersect(host, name)),
+        _ => true,
+    };
+    let fitting: Vec<String> = allowed.into_iter().filter(fits).map(|listener| listener.name.clone()).collect();
+    if fitting.is_empty() {
+        let why = format!("no listener of Gateway {name} has any of {}", own.join(", "));
+        return refused(Reason::NoMatchingListenerHostname, why);
+    }
+    Ok(Attached::Listeners(NamespacedName::new(gateway.namespace.clone(), gateway.name.clone()), fitting))
+}
+
+/// Whether a listener takes a route: by its kind, and by where it lives.
+fn allows(listener: &Listener, own: &str, key: &Key, hosts: &Hosts<'_>) -> bool {
+    let ends = listener.tls.as_ref().is_none_or(|tls| tls.mode != Some(Mode::Passthrough));
+    let spoken: &[&str] = match listener.protocol.as_str() {
+        "HTTP" | "HTTPS" => &["HTTPRoute", "GRPCRoute"],
+        "TLS" if ends => &["TLSRoute", "TCPRoute"],
+        "TLS" => &["TLSRoute"],
+        "TCP" => &["TCPRoute"],
+        "UDP" => &["UDPRoute"],
+        "HBONE" => &["HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute"],
+        _ => &[],
+    };
+    let kind = key.kind.name();
+    let allowed = listener.allowed_routes.as_ref();
+    let kinds = allowed.map(|allowed| allowed.kinds.as_slice()).unwrap_or_default();
+    let is_listed = kinds.is_empty()
+        || kinds.iter().any(|one| {
+            one.kind == kind && one.group.as_deref().is_none_or(|group| group == "gateway.networking.k8s.io")
+        });
+    let namespaces = allowed.and_then(|allowed| allowed.namespaces.as_ref());
+    let is_from = match namespaces.and_then(|namespaces| namespaces.from).unwrap_or(Origin::Same) {
+        Origin::All => true,
+        Origin::Same => own == &*key.namespace,
+        Origin::None => false,
+        Origin::Selector => namespaces
+            .and_then(|namespaces| namespaces.selector.as_ref())
+            .is_some_and(|selector| selector.selects(&hosts.labels(&key.namespace))),
+    };
+    spoken.contains(&kind) && is_listed && is_from
+}
+
+/// Whether any host fits both names; each may begin with `*.`, which is one or more labels.
+pub fn intersect(one: &str, two: &str) -> bool {
+    let (one, two) = (one.to_ascii_lowercase(), two.to_ascii_lowercase());
+    match (one.strip_prefix('*'), two.strip_prefix('*')) {
+        (None, None) => one == two,
+        (Some(suffix), None) => two.ends_with(suffix),
+        (None, Some(suffix)) => one.ends_with(suffix),
+        (Some(one), Some(two)) => one.ends_with(two) || two.ends_with(one),
+    }
+}

@@ -1,0 +1,194 @@
+//! VirtualServices beside the other objects: where their destinations lead, and which of several for one host counts.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use mesh_core::NamespacedName;
+
+use super::hosts::{Host, Hosts, see_both};
+use super::{Problems, Resolved, destination_rules, order};
+use crate::diagnosis::{Problem, closest};
+use crate::resource::routing::virtual_service::{Delegate, Destination, MESH, VirtualService};
+use crate::resource::routing::{Routed, Routes};
+use crate::resource::{Key, Kind};
+
+/// By gateway and host, those that count first at the front.
+pub fn by_host(routes: &Routes, hosts: &Hosts<'_>) -> BTreeMap<(String, String), Vec<NamespacedName>> {
+    let mut by_host: BTreeMap<(String, String), Vec<_>> = BTreeMap::new();
+    for (name, object) in &routes.virtual_services {
+        for gateway in gateways(object) {
+            for host in &object.spec.hosts {
+                let place = (gateway.clone(), hosts.full(host, &object.namespace));
+                let of_it = by_host.entry(place).or_default();
+                if !of_it.contains(name) {
+                    of_it.push(name.clone());
+                }
+            }
+        }
+    }
+    for names in by_host.values_mut() {
+        names.sort_by_key(|name| order::age(&routes.virtual_services[name]));
+    }
+    by_host
+}
+
+/// Where it counts.
+fn gateways(object: &Routed<VirtualService>) -> Vec<String> {
+    if object.spec.gateways.is_empty() {
+        return vec![MESH.to_owned()];
+    }
+    let full = |gateway: &String| match gateway.as_str() {
+        MESH => MESH.to_owned(),
+        named if named.contains('/') => named.to_owned(),
+        short => format!("{}/{short}", object.namespace),
+    };
+    object.spec.gateways.iter().map(full).collect()
+}
+
+/// Tells them what does not fit together.
+pub fn check(routes: &Routes, hosts: &Hosts<'_>, resolved: &Resolved, problems: &mut Problems) {
+    for (name, object) in &routes.virtual_services {
+        let key = Key { kind: Kind::VirtualService, namespace: name.namespace.clone(), name: name.name.clone() };
+        let mut told = Vec::new();
+        for (field, destination) in destinations(&object.spec) {
+            told.extend(destination_problem(&field, destination, object, routes, hosts));
+        }
+        for (index, gateway) in gateways(object).iter().enumerate().filter(|(_, gateway)| *gateway != MESH) {
+            told.extend(gateway_problem(index, gateway, routes));
+        }
+        for (index, rule) in object.spec.http.iter().enumerate() {
+            let delegate = rule.delegate.as_ref();
+            told.extend(delegate.and_then(|to| delegate_problem(index, to, name, routes)));
+        }
+        told.extend(contested(name, object, routes, hosts, resolved));
+        problems.extend(told.into_iter().map(|problem| (key.clone(), problem)));
+    }
+}
+
+/// Everywhere that requests or copies of them go, with the field.
+pub fn destinations(spec: &VirtualService) -> Vec<(String, &Destination)> {
+    let mut all = Vec::new();
+    for (index, rule) in spec.http.iter().enumerate() {
+        let field = format!("spec.http[{index}]");
+        let targets = rule.route.iter().enumerate();
+        all.extend(targets.map(|(i, target)| (format!("{field}.route[{i}].destination"), &target.destination)));
+        all.extend(rule.mirror.iter().map(|mirror| (format!("{field}.mirror"), mirror)));
+        let mirrors = rule.mirrors.iter().enumerate();
+        all.extend(mirrors.map(|(i, mirror)| (format!("{field}.mirrors[{i}].destination"), &mirror.destination)));
+    }
+    let tls = spec.tls.iter().map(|rule| &rule.route).enumerate().map(|(index, route)| ("tls", index, route));
+    let tcp = spec.tcp.iter().map(|rule| &rule.route).enumerate().map(|(index, route)| ("tcp", index, route));
+    for (what, index, route) in tls.chain(tcp) {
+        let field = |i: usize| format!("spec.{what}[{index}].route[{i}].destination");
+        all.extend(route.iter().enumerate().map(|(i, target)| (field(i), &target.destination)));
+    }
+    all
+}
+
+fn destination_problem(
+    field: &str,
+    destination: &Destination,
+    object: &Arc<Routed<VirtualService>>,
+    routes: &Routes,
+    hosts: &Hosts<'_>,
+) -> Option<Problem> {
+    let full = hosts.full(&destination.host, &object.namespace);
+    let Some(host) = hosts.find(&full, &object.namespace) else {
+        let message = format!("there is no service and no ServiceEntry with the host {full}");
+        let help = hosts.meant(&full, &object.namespace);
+        return Some(
+            Problem::error(format!("{field}.host"), message)
+                .help(help.unwrap_or_else(|| "requests that come here are answered with 503".into())),
+        );
+    };
+    if let Some(port) = destination.port.map(|port| port.number).filter(|port| !host.has_port(*port)) {
+        let problem = Problem::error(format!("{field}.port.number"), format!("{full} has no port {port}"));
+        return Some(problem.help(format!("it has {}", host.ports().join(", "))));
+    }
+    let subset = destination.subset.as_deref()?;
+    let known = destination_rules::subsets(&full, &object.namespace, host.namespace(), routes, hosts);
+    if known.contains(&subset) {
+        return None;
+    }
+    let message = format!("no DestinationRule of {full} has a subset {subset:?}");
+    let help = match (closest(subset, &known), known.is_empty()) {
+        (Some(meant), _) => format!("did you mean `{meant}`?"),
+        (None, true) => "requests that come here are answered with 503".to_owned(),
+        (None, false) => format!("there are {}", known.join(", ")),
+    };
+    Some(Problem::error(format!("{field}.subset"), message).help(help))
+}
+
+fn gateway_problem(index: usize, gateway: &str, routes: &Routes) -> Option<Problem> {
+    let (namespace, name) = gateway.split_once('/')?;
+    if routes.istio_gateways.contains_key(&NamespacedName::new(namespace, name)) {
+        return None;
+    }
+    let problem = Problem::warning(format!("spec.gateways[{index}]"), format!("there is no Gateway {gateway}"));
+    let elsewhere = routes.istio_gateways.keys().find(|known| &*known.name == name);
+    Some(match elsewhere {
+        Some(meant) => problem.help(format!("did you mean `{meant}`?")),
+        None => problem,
+    })
+}
+
+fn delegate_problem(index: usize, to: &Delegate, own: &NamespacedName, routes: &Routes) -> Option<Problem> {
+    let namespace = to.namespace.as_deref().unwrap_or(&own.namespace);
+    let name = NamespacedName::new(namespace, to.name.as_str());
+    let field = format!("spec.http[{index}].delegate");
+    match routes.virtual_services.get(&name) {
+        _ if name == *own => Some(Problem::error(field, "it delegates to itself")),
+        None => Some(Problem::error(field, format!("there is no VirtualService {name}"))),
+        Some(other) if !other.spec.hosts.is_empty() => Some(
+            Problem::error(field, format!("VirtualService {name} has hosts of its own"))
+                .help("only one without `hosts` can be delegated to"),
+        ),
+        Some(other) if other.spec.http.iter().any(|rule| rule.delegate.is_some()) => {
+            Some(Problem::error(field, format!("VirtualService {name} delegates further")))
+        }
+        Some(_) => None,
+    }
+}
+
+/// Hosts that others have, who count before it.
+fn contested(
+    name: &NamespacedName,
+    object: &Routed<VirtualService>,
+    routes: &Routes,
+    hosts: &Hosts<'_>,
+    resolved: &Resolved,
+) -> Vec<Problem> {
+    let mut told = Vec::new();
+    let visible = |one: &NamespacedName| {
+        let other = &routes.virtual_services[one];
+        see_both((&other.spec.export_to, &other.namespace), (&object.spec.export_to, &object.namespace))
+    };
+    for gateway in gateways(object) {
+        for (index, host) in object.spec.hosts.iter().enumerate() {
+            let (field, full) = (format!("spec.hosts[{index}]"), hosts.full(host, &object.namespace));
+            let all = resolved.by_host.get(&(gateway.clone(), full.clone())).map(Vec::as_slice).unwrap_or_default();
+            let before = all.iter().take_while(|other| *other != name).find(|other| visible(other));
+            if let Some(first) = before {
+                told.push(match gateway.as_str() {
+                    MESH => Problem::warning(field.clone(), format!("VirtualService {first} has {full} in the mesh"))
+                        .help("the oldest counts, then the first by name: make one of the two"),
+                    _ => Problem::note(
+                        field.clone(),
+                        format!(
+                            "rules of VirtualService {first} for {full} at Gateway {gateway} are tried before these"
+                        ),
+                    ),
+                });
+            }
+            let Some(Host::Service(service)) = hosts.find(&full, &object.namespace).filter(|_| gateway == MESH) else {
+                continue;
+            };
+            let routed = resolved.by_service.get(&hosts.key(service)).into_iter().flatten();
+            if let Some(route) = routed.clone().find(|route| matches!(route.kind, Kind::HttpRoute | Kind::GrpcRoute)) {
+                let message = format!("{route} is for {full}, too, and comes before any VirtualService");
+                told.push(Problem::warning(field, message));
+            }
+        }
+    }
+    told
+}

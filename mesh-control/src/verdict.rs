@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use serde_json::Value as Json;
 
 use crate::diagnosis::{Diagnosis, Problem, Severity};
+use crate::index::View;
+use crate::index::routing::Route;
 use crate::resource::{Key, Kind, Objects, Secured};
 use mesh_core::NamespacedName;
 
@@ -18,7 +20,7 @@ pub struct Mark {
     pub uid: String,
     /// Changes with what it asks for.
     pub generation: i64,
-    /// The conditions of its status.
+    /// The conditions of its status; of a route of the Gateway API, what it says of each parent.
     pub conditions: Vec<Json>,
     /// It could be read.
     pub is_read: bool,
@@ -50,6 +52,8 @@ pub struct Verdict {
     pub standing: Standing,
     /// Why.
     pub reasons: Vec<String>,
+    /// What a route of the Gateway API belongs to that is ours, and where it leads.
+    pub route: Option<Route>,
     /// The object that was judged.
     pub mark: Mark,
 }
@@ -58,13 +62,14 @@ pub struct Verdict {
 pub type Verdicts = BTreeMap<Key, Verdict>;
 
 /// Judges every marked object by what is in force and what the joining had to say.
-pub fn judge(marks: BTreeMap<Key, Mark>, objects: &Objects, problems: &[(Key, Problem)]) -> Verdicts {
+pub fn judge(marks: BTreeMap<Key, Mark>, objects: &Objects, view: &View) -> Verdicts {
     let mut joined: BTreeMap<&Key, Vec<&Problem>> = BTreeMap::new();
-    for (key, problem) in problems {
+    for (key, problem) in &view.problems {
         joined.entry(key).or_default().push(problem);
     }
     let judged = marks.into_iter().map(|(key, mark)| {
-        let verdict = verdict(&key, mark, objects, joined.get(&key).map_or(&[], Vec::as_slice));
+        let mut verdict = verdict(&key, mark, objects, joined.get(&key).map_or(&[], Vec::as_slice));
+        verdict.route = view.resolved.routes.get(&key).cloned();
         (key, verdict)
     });
     judged.collect()
@@ -135,7 +140,7 @@ fn verdict(key: &Key, mark: Mark, objects: &Objects, joined: &[&Problem]) -> Ver
     let mut reasons: Vec<_> = all.into_iter().filter(|(severity, _)| *severity >= Severity::Warning).collect();
     // What refuses it first; the order of the fields otherwise.
     reasons.sort_by_key(|(severity, _)| std::cmp::Reverse(*severity));
-    Verdict { standing, reasons: reasons.into_iter().map(|(_, reason)| reason).collect(), mark }
+    Verdict { standing, reasons: reasons.into_iter().map(|(_, reason)| reason).collect(), route: None, mark }
 }
 
 #[cfg(test)]
@@ -159,7 +164,7 @@ mod tests {
             }
             let (objects, _) = catalog.apply(&scan);
             let view = index::build(&objects, &Settings::default());
-            let verdicts = judge(marks, &objects, &view.problems);
+            let verdicts = judge(marks, &objects, &view);
             last = verdicts.into_iter().map(|(key, v)| (key.name.to_string(), v.standing, v.reasons)).collect();
         }
         last

@@ -10,11 +10,12 @@
 //! | a waypoint's | `WaypointAccepted` | False | AncestorNotBound |
 //!
 //! Where an Istio runs, those two types are its own: then there is one of ours, `undermesh.io/Accepted`. So there is for what says where requests go; but where
-//! an Istio runs it acts on those objects, and nothing is said.
+//! an Istio runs it acts on those objects, and nothing is said. Routes of the Gateway API are told of each parent instead (`cluster::parents`).
 
 use jiff::Timestamp;
 use serde_json::{Value as Json, json};
 
+use super::parents::{self, ParentSaid};
 use crate::resource::Kind;
 use crate::verdict::{Standing, Verdict};
 
@@ -37,6 +38,43 @@ pub struct Said {
     pub reason: &'static str,
     /// For people.
     pub message: String,
+}
+
+/// What the status of an object is to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Saying {
+    /// One condition.
+    Condition(Said),
+    /// Some for each parent of a route, and what is said of it elsewhere.
+    Parents(Vec<ParentSaid>, Said),
+}
+
+impl Saying {
+    /// What there is to say about a verdict. `with_istio`: there is an Istio in the cluster.
+    pub fn of(kind: Kind, verdict: &Verdict, with_istio: bool) -> Self {
+        let said = said(kind, verdict, with_istio);
+        if !kind.is_route() {
+            return Saying::Condition(said);
+        }
+        let parents = parents::said(kind, verdict);
+        let worst = parents::worst(&parents).cloned().unwrap_or(said);
+        Saying::Parents(parents, worst)
+    }
+
+    /// In one sentence.
+    pub fn said(&self) -> &Said {
+        match self {
+            Saying::Condition(said) | Saying::Parents(_, said) => said,
+        }
+    }
+
+    /// The part of the status that is ours to write, after it was told; `None` if there is nothing new in it.
+    pub fn told(&self, before: &[Json], generation: i64, now: Timestamp) -> Option<Vec<Json>> {
+        match self {
+            Saying::Condition(said) => told(before, said, generation, now),
+            Saying::Parents(parents, _) => parents::told(before, parents, generation, now),
+        }
+    }
 }
 
 /// What there is to say about a verdict. `with_istio`: there is an Istio in the cluster.
@@ -110,7 +148,7 @@ mod tests {
 
     fn verdict(standing: Standing, reasons: &[&str]) -> Verdict {
         let reasons = reasons.iter().map(|reason| (*reason).to_owned()).collect();
-        Verdict { standing, reasons, mark: Mark::default() }
+        Verdict { standing, reasons, route: None, mark: Mark::default() }
     }
 
     #[test]

@@ -67,7 +67,7 @@ pub fn decode(kind: Kind, api_version: &str, object: Json) -> Option<Item> {
     let note = kind.is_told().then(|| Note {
         api_version: api_version.to_owned(),
         generation: object.get("metadata").and_then(|m| m.get("generation")).and_then(Json::as_i64).unwrap_or_default(),
-        conditions: conditions(&object),
+        conditions: conditions(kind, &object),
     });
     let tree = tree(Json::Object(object));
     // Items of lists do not say what they are, and metadata says that it is metadata.
@@ -90,9 +90,14 @@ pub fn decode(kind: Kind, api_version: &str, object: Json) -> Option<Item> {
     Some(Item { key, uid, outcome, diagnoses, note })
 }
 
-/// The conditions of an object's status.
-pub fn conditions(object: &Map<String, Json>) -> Vec<Json> {
-    let conditions = object.get("status").and_then(|status| status.get("conditions")).and_then(Json::as_array);
+/// What an object is told stands here in its status.
+pub fn told_in(kind: Kind) -> &'static str {
+    if kind.is_route() { "parents" } else { "conditions" }
+}
+
+/// The conditions of an object's status; of a route of the Gateway API, what it says of each parent.
+pub fn conditions(kind: Kind, object: &Map<String, Json>) -> Vec<Json> {
+    let conditions = object.get("status").and_then(|status| status.get(told_in(kind))).and_then(Json::as_array);
     conditions.cloned().unwrap_or_default()
 }
 

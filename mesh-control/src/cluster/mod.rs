@@ -12,6 +12,7 @@ pub mod conditions;
 pub mod decode;
 pub mod inventory;
 pub mod lease;
+pub mod parents;
 pub mod report;
 pub mod source;
 pub mod watch;

@@ -12,8 +12,8 @@ use serde_json::{Map, Value as Json, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::conditions::{Said, said, told};
-use super::decode::conditions;
+use super::conditions::{Said, Saying};
+use super::decode::{conditions, told_in};
 use super::source::resource;
 use crate::api_server::{Failure, get, send};
 use crate::index::View;
@@ -53,14 +53,14 @@ struct Last {
     uid: String,
     /// And which form of it.
     generation: i64,
-    said: Said,
+    said: Saying,
     at: Instant,
     /// Until it is said again. It may have been refused, or undone by somebody else before it was seen; an event that was made never is.
     pause: Option<Duration>,
 }
 
 impl Last {
-    fn is_of(&self, verdict: &Verdict, said: &Said) -> bool {
+    fn is_of(&self, verdict: &Verdict, said: &Saying) -> bool {
         self.uid == verdict.mark.uid && self.generation == verdict.mark.generation && self.said == *said
     }
 
@@ -127,7 +127,7 @@ pub async fn run(
                 _ = each.tick(), if !queue.is_empty() && Instant::now() >= resting => {
                     let Some(key) = queue.pop_front() else { continue };
                     let Some(verdict) = now.get(&key) else { continue };
-                    let said = said(key.kind, verdict, with_istio);
+                    let said = Saying::of(key.kind, verdict, with_istio);
                     let before = known.get(&key).filter(|last| last.is_of(verdict, &said)).and_then(|last| last.pause);
                     let told = tell(&client, &key, verdict, &said).await;
                     let pause = match &told {
@@ -184,17 +184,17 @@ pub async fn run(
 
 /// Whether the object itself shows what was said last of it, so that nothing else need be remembered.
 fn is_seen(key: &Key, verdict: &Verdict, with_istio: bool, last: &Last) -> bool {
-    let said = said(key.kind, verdict, with_istio);
+    let said = Saying::of(key.kind, verdict, with_istio);
     key.kind != Kind::ConfigMap && last.is_of(verdict, &said) && shows(&verdict.mark, &said)
 }
 
-fn shows(mark: &Mark, said: &Said) -> bool {
-    told(&mark.conditions, said, mark.generation, Timestamp::UNIX_EPOCH).is_none()
+fn shows(mark: &Mark, said: &Saying) -> bool {
+    said.told(&mark.conditions, mark.generation, Timestamp::UNIX_EPOCH).is_none()
 }
 
 /// Whether there is something to say that the object does not say already, as far as is known.
 fn is_new(key: &Key, verdict: &Verdict, with_istio: bool, last: Option<&Last>, now: Instant) -> bool {
-    let said = said(key.kind, verdict, with_istio);
+    let said = Saying::of(key.kind, verdict, with_istio);
     match (key.kind, last) {
         (_, Some(last)) if last.is_of(verdict, &said) => last.again().is_some_and(|again| again <= now),
         // Settings have no status: only what is wrong with them is told.
@@ -219,8 +219,8 @@ enum Told {
     Nothing,
 }
 
-async fn tell(client: &Client, key: &Key, verdict: &Verdict, said: &Said) -> Result<Told, Failure> {
-    let mark = &verdict.mark;
+async fn tell(client: &Client, key: &Key, verdict: &Verdict, saying: &Saying) -> Result<Told, Failure> {
+    let (mark, said) = (&verdict.mark, saying.said());
     if key.kind == Kind::ConfigMap {
         return event(client, key, mark, said).await.map(|()| Told::Written);
     }
@@ -237,10 +237,10 @@ async fn tell(client: &Client, key: &Key, verdict: &Verdict, said: &Said) -> Res
         // Another form of it is on its way to be judged.
         return Ok(Told::Nothing);
     }
-    let before = conditions(&object);
-    let Some(after) = told(&before, said, generation, Timestamp::now()) else { return Ok(Told::Nothing) };
-    let body =
-        json!({ "metadata": { "resourceVersion": metadata("resourceVersion") }, "status": { "conditions": after } });
+    let before = conditions(key.kind, &object);
+    let Some(after) = saying.told(&before, generation, Timestamp::now()) else { return Ok(Told::Nothing) };
+    let status = Map::from_iter([(told_in(key.kind).to_owned(), Json::Array(after))]);
+    let body = json!({ "metadata": { "resourceVersion": metadata("resourceVersion") }, "status": status });
     send::<Json>(client, Method::PATCH, &format!("{path}/status"), MERGE, &body, ANSWER).await?;
     tracing::debug!(object = %key, condition = said.r#type, holds = said.holds, reason = said.reason, "condition written");
     // That all is well is news only for something that was not.
@@ -292,16 +292,16 @@ mod tests {
         let (policy, settings) = (key(Kind::AuthorizationPolicy), key(Kind::ConfigMap));
         let verdict = |standing, conditions: &[Json]| {
             let mark = Mark { uid: "u".into(), generation: 3, conditions: conditions.to_vec(), ..Mark::default() };
-            Verdict { standing, reasons: Vec::new(), mark }
+            Verdict { standing, reasons: Vec::new(), route: None, mark }
         };
         let start = Instant::now();
         let last = |standing, generation, pause| {
-            let said = said(Kind::AuthorizationPolicy, &verdict(standing, &[]), false);
+            let said = Saying::of(Kind::AuthorizationPolicy, &verdict(standing, &[]), false);
             Some(Last { uid: "u".into(), generation, said, at: start, pause })
         };
         let shown = |standing| {
-            told(&[], &said(Kind::AuthorizationPolicy, &verdict(standing, &[]), false), 3, Timestamp::UNIX_EPOCH)
-                .unwrap()
+            let said = Saying::of(Kind::AuthorizationPolicy, &verdict(standing, &[]), false);
+            said.told(&[], 3, Timestamp::UNIX_EPOCH).unwrap()
         };
         let (good, bad) = (Standing::InForce, Standing::Closed);
         let (is_good, is_bad) = (shown(good), shown(bad));

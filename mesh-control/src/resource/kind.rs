@@ -208,7 +208,12 @@ impl Kind {
 
     /// Whether it is told to its objects what is in force of them.
     pub fn is_told(self) -> bool {
-        self.counts_unread() || self.is_routing() && !self.is_shared() && !self.is_refused()
+        self.counts_unread() || self.is_route() || self.is_routing() && !self.is_shared() && !self.is_refused()
+    }
+
+    /// Whether it is a route of the Gateway API, whose status has a part for each of its parents.
+    pub fn is_route(self) -> bool {
+        matches!(self, Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute | Kind::UdpRoute)
     }
 
     /// Whether an object that cannot be read is still one: there is no doing without what it says.

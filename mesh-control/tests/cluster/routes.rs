@@ -55,3 +55,37 @@ async fn a_start_does_not_wait_for_routes_that_cannot_be_had() {
     assert!(refused(&following.update, "HTTPRoute"), "{:?}", following.update.diagnoses);
     following.until("a route", |update| hosts(update) == ["a"] && !refused(update, "VirtualService")).await;
 }
+
+#[tokio::test]
+async fn hardening_B144_a_route_is_told_in_its_status_where_it_leads() {
+    let api = istio().await;
+    api.put(kind("httproutes", "gateway.networking.k8s.io", &["v1"]));
+    let service = |name: &str| {
+        json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": name, "namespace": "shop" },
+            "spec": { "ports": [{ "port": 80 }], "selector": { "app": name } } })
+    };
+    api.put(service("reviews"));
+    let theirs = json!({ "parentRef": { "name": "gate" }, "controllerName": "example.com/c", "conditions": [] });
+    let parents = json!([{ "group": "", "kind": "Service", "name": "reviews" }, { "name": "gate" }]);
+    let rules = json!([{ "backendRefs": [{ "name": "reviews", "port": 80 }, { "name": "ratings", "port": 80 }] }]);
+    api.put(json!({ "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+        "metadata": { "name": "r", "namespace": "shop", "generation": 1 },
+        "spec": { "parentRefs": parents, "rules": rules }, "status": { "parents": [theirs] } }));
+    let plane = super::plane::start(&api, &[]).await;
+    let reasons = || {
+        let route = api.get("HTTPRoute", "shop", "r").unwrap();
+        let parents = route["status"]["parents"].as_array().unwrap().clone();
+        assert!(parents.contains(&theirs), "what others say stays");
+        let ours = parents.iter().filter(|one| one["controllerName"] == "undermesh.io/gateway-controller");
+        let ours: Vec<&Json> = ours.collect();
+        assert!(ours.iter().all(|one| one["parentRef"]["name"] == "reviews"), "of our parents only");
+        let conditions = ours.iter().flat_map(|one| one["conditions"].as_array().unwrap());
+        conditions.map(|c| c["reason"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    super::plane::eventually("a missing backend", || reasons() == ["Pending", "BackendNotFound"]).await;
+    api.put(service("ratings"));
+    super::plane::eventually("it is there", || reasons() == ["Pending", "ResolvedRefs"]).await;
+    api.delete("Service", "shop", "reviews");
+    super::plane::eventually("no parent", || reasons() == ["NoMatchingParent", "BackendNotFound"]).await;
+    soon("stop", plane.stop()).await;
+}

@@ -156,7 +156,7 @@ fn where_virtual_services_lead() {
             vec!["w gateways[0]: there is no Gateway shop/front (did you mean `far/front`?)".to_owned()],
         ),
         (
-            "{hosts: [a.com], gateways: [far/front], http: [{delegate: {name: o}}, {delegate: {name: none}}, {delegate: {name: v}}]}".to_owned(),
+            "{hosts: [a.com], gateways: [far/front], http: [{match: [{uri: {prefix: /a}}], delegate: {name: o}}, {match: [{uri: {prefix: /b}}], delegate: {name: none}}, {delegate: {name: v}}]}".to_owned(),
             vec![
                 object(Kind::IstioGateway, "far", "front", "{selector: {a: b}, servers: [{port: {number: 80, name: h, protocol: HTTP}, hosts: ['*']}]}"),
                 object(Kind::VirtualService, "shop", "v", "{hosts: [b.com], http: [{route: [{destination: {host: reviews}}]}]}"),

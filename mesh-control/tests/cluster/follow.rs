@@ -185,7 +185,7 @@ async fn hardening_F17_a_watch_that_is_silent_for_ever_is_a_failure() {
 }
 
 #[tokio::test]
-async fn kinds_that_nobody_has_installed_are_noticed_when_they_come_and_when_they_go() {
+async fn hardening_B150_kinds_that_nobody_has_installed_are_noticed_when_they_come_and_when_they_go() {
     let api = FakeApi::start().await;
     api.put(pod("p1", "198.18.1.1"));
     let mut following = Following::start(&api).await;

@@ -151,6 +151,11 @@ fn where_virtual_services_lead() {
             vec![],
         ),
         (
+            "{hosts: [a.com], gateways: [./front], http: [{route: [{destination: {host: reviews}}]}]}".to_owned(),
+            vec![object(Kind::IstioGateway, "shop", "front", "{selector: {a: b}, servers: [{port: {number: 80, name: h, protocol: HTTP}, hosts: ['*']}]}")],
+            vec![],
+        ),
+        (
             "{hosts: [reviews], gateways: [front], http: [{route: [{destination: {host: reviews}}]}]}".to_owned(),
             vec![object(Kind::IstioGateway, "far", "front", "{selector: {a: b}, servers: [{port: {number: 80, name: h, protocol: HTTP}, hosts: ['*']}]}")],
             vec!["w gateways[0]: there is no Gateway shop/front (did you mean `far/front`?)".to_owned()],

@@ -39,6 +39,7 @@ fn gateways(object: &Routed<VirtualService>) -> Vec<String> {
     }
     let full = |gateway: &String| match gateway.as_str() {
         MESH => MESH.to_owned(),
+        named if named.starts_with("./") => format!("{}{}", object.namespace, &named[1..]),
         named if named.contains('/') => named.to_owned(),
         short => format!("{}/{short}", object.namespace),
     };

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::reference::{BackendReference, LocalReference, Parents};
 use super::there;
+use super::values::{Limit, Span};
 
 /// What an HTTPRoute asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -320,6 +321,14 @@ pub struct Timeouts {
     pub request: Option<String>,
     /// Each of them.
     pub backend_request: Option<String>,
+}
+
+impl Timeouts {
+    /// For all attempts together, and for each of them.
+    pub fn limits(&self) -> (Limit, Limit) {
+        let limit = |text: &Option<String>| text.as_deref().and_then(Span::parse).into();
+        (limit(&self.request), limit(&self.backend_request))
+    }
 }
 
 /// What is tried again.

@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::http_route::{Backend, Filter, FilterKind, NamedMatch, SessionPersistence, ValueKind};
 use super::reference::{BackendReference, Parents, check_backend, check_parents, hostname};
-use super::values::{Pattern, header};
+use super::values::{Pattern, matchable};
 use super::{Check, Spec};
 
 /// What a GRPCRoute asks for.
@@ -116,7 +116,7 @@ impl GrpcMatch {
         }
         for (index, one) in self.headers.iter().enumerate() {
             let field = format!("{field}.headers[{index}]");
-            check.must(format!("{field}.name"), header(&one.name));
+            check.must(format!("{field}.name"), matchable(&one.name));
             if one.kind == Some(ValueKind::RegularExpression) {
                 check.must(format!("{field}.value"), Pattern::try_from(one.value.clone()).map(drop));
             }

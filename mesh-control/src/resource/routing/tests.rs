@@ -1,6 +1,7 @@
 //! Good and bad objects of each kind. Every one of them is read from a manifest and from an API server, and asked of the webhook: all three must say the same.
 
 mod gateways;
+mod limits;
 mod others;
 mod services;
 mod virtual_services;

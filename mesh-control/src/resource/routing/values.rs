@@ -10,6 +10,8 @@ use serde::{Deserialize, de};
 
 /// Longest text of one pattern.
 const LONGEST_PATTERN: usize = 4096;
+/// Most attempts after the first.
+const MOST_ATTEMPTS: u32 = 100;
 /// What a pattern may become.
 const PATTERN_SIZE: usize = 1 << 20;
 
@@ -201,6 +203,52 @@ pub fn header(text: &str) -> Result<(), String> {
     match http::HeaderName::from_bytes(text.as_bytes()) {
         Ok(_) => Ok(()),
         Err(_) => Err(format!("{text:?} is not the name of a header")),
+    }
+}
+
+/// The name of a header that a request can be told by. Those that are about one connection are gone, or another's, before anybody compares them, and the host
+/// is what was asked for, however it was written.
+pub fn matchable(text: &str) -> Result<(), String> {
+    header(text)?;
+    let lower = text.to_ascii_lowercase();
+    match lower.as_str() {
+        "host" => Err(format!("{text:?} is the host that is asked for, and has a match of its own")),
+        "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" => {
+            Err(format!("{text:?} is about one connection, and not a request"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// How often a request is tried again.
+pub fn attempts(field: &str, attempts: Option<u32>, check: &mut super::Check<'_>) {
+    if let Some(attempts) = attempts.filter(|attempts| *attempts > MOST_ATTEMPTS) {
+        check.error(
+            field,
+            format!("{attempts} attempts"),
+            &format!("write at most {MOST_ATTEMPTS}: a request that fails as often only adds to what fails"),
+        );
+    }
+}
+
+/// How long something may take, as it is written: what is left out is not the same as what is 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// It is not said: what stands above it counts, or the default.
+    Unset,
+    /// It is 0: for ever, whatever the default is.
+    None,
+    /// So long.
+    After(Duration),
+}
+
+impl From<Option<Span>> for Limit {
+    fn from(written: Option<Span>) -> Self {
+        match written {
+            None => Limit::Unset,
+            Some(Span(Duration::ZERO)) => Limit::None,
+            Some(Span(time)) => Limit::After(time),
+        }
     }
 }
 

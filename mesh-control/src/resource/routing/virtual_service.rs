@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::values::{Pattern, Span, StringMatch};
+use super::values::{Limit, Pattern, Span, StringMatch};
 use crate::resource::Labels;
 
 /// The mesh itself, among names of gateways.
@@ -49,7 +49,7 @@ pub struct HttpRule {
     pub delegate: Option<Delegate>,
     /// Changes of path and authority.
     pub rewrite: Option<Rewrite>,
-    /// For the whole request; none is no limit.
+    /// For the whole request; 0 is no limit, and so is none unless the mesh has one.
     pub timeout: Option<Span>,
     /// What is tried again; none is the mesh's default.
     pub retries: Option<Retries>,
@@ -426,6 +426,13 @@ pub struct Target {
     /// Its share.
     #[serde(default)]
     pub weight: u32,
+}
+
+impl HttpRule {
+    /// How long a request may take.
+    pub fn limit(&self) -> Limit {
+        self.timeout.into()
+    }
 }
 
 impl VirtualService {

@@ -5,7 +5,7 @@ use super::{
     ValueKind,
 };
 use crate::resource::routing::reference::{check_backend, check_parents, duration, hostname};
-use crate::resource::routing::values::{Pattern, Span, header, host};
+use crate::resource::routing::values::{Pattern, Span, attempts, header, host, matchable};
 use crate::resource::routing::{Check, Spec};
 
 impl Spec for HttpRoute {
@@ -61,6 +61,7 @@ impl Rule {
             }
         }
         if let Some(retry) = &self.retry {
+            attempts(&format!("{field}.retry.attempts"), retry.attempts, check);
             duration(&format!("{field}.retry.backoff"), retry.backoff.as_deref(), check);
             for (index, code) in retry.codes.iter().enumerate().filter(|(_, code)| !(400..=599).contains(*code)) {
                 check.error(
@@ -87,7 +88,7 @@ impl Match {
             for (index, one) in matches.iter().enumerate() {
                 let field = format!("{field}.{name}[{index}]");
                 if name == "headers" {
-                    check.must(format!("{field}.name"), header(&one.name));
+                    check.must(format!("{field}.name"), matchable(&one.name));
                 } else if one.name.is_empty() {
                     check.error(format!("{field}.name"), "an empty name", "");
                 }

@@ -7,7 +7,7 @@ use super::{
     TlsRule, VirtualService,
 };
 use crate::resource::meta;
-use crate::resource::routing::values::{StringMatch, block, covers, header, host, host_pattern, visibility};
+use crate::resource::routing::values::{StringMatch, block, covers, header, host, host_pattern, matchable, visibility};
 use crate::resource::routing::{Check, Spec};
 
 /// Bytes of a body that is written into a rule.
@@ -119,7 +119,7 @@ impl HttpRule {
             rewrite.check(&format!("{field}.rewrite"), check);
         }
         if let Some(retries) = &self.retries {
-            retries.check(&format!("{field}.retries"), check);
+            retries.check(&format!("{field}.retries"), self.timeout, check);
         }
         if let Some(fault) = &self.fault {
             fault.check(&format!("{field}.fault"), check);
@@ -188,7 +188,7 @@ impl HttpMatch {
                 if key.starts_with("@request.auth.claims") {
                     continue;
                 }
-                check.must(&field, header(key));
+                check.must(&field, matchable(key));
                 if key.chars().any(|c| c.is_ascii_uppercase()) {
                     let help = format!("write `{}`", key.to_ascii_lowercase());
                     check.warning(&field, "names of headers are in lower case here", &help);

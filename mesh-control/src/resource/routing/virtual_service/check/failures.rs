@@ -2,6 +2,7 @@
 
 use crate::diagnosis::closest;
 use crate::resource::routing::Check;
+use crate::resource::routing::values::{Span, attempts};
 use crate::resource::routing::virtual_service::{Fault, Percent, Retries};
 
 /// What requests are tried again for.
@@ -31,7 +32,19 @@ const RETRY_ON: [&str; 22] = [
 ];
 
 impl Retries {
-    pub(super) fn check(&self, field: &str, check: &mut Check<'_>) {
+    /// `timeout` is that of the rule.
+    pub(super) fn check(&self, field: &str, timeout: Option<Span>, check: &mut Check<'_>) {
+        attempts(&format!("{field}.attempts"), self.attempts, check);
+        if let (Some(each), Some(all)) = (self.per_try_timeout, timeout)
+            && each > all
+            && all > Span::default()
+        {
+            check.warning(
+                format!("{field}.perTryTimeout"),
+                "longer than `timeout`, which ends all attempts together",
+                "write a shorter one, or delete it",
+            );
+        }
         if self.attempts == Some(0) && (self.per_try_timeout.is_some() || self.retry_on.is_some()) {
             check.error(
                 format!("{field}.attempts"),

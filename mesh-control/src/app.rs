@@ -41,6 +41,7 @@ use crate::cluster::source::ClusterSource;
 use crate::cluster::watch::Tuning;
 use crate::config::{Config, Origin};
 use crate::diagnosis::Diagnosis;
+use crate::grace::{GRACE, Grace};
 use crate::index::Settings;
 use crate::manifest::watch::FolderSource;
 use crate::metrics::Metrics;
@@ -138,11 +139,11 @@ impl App {
         let begun = watch::Sender::new(false);
         match &mut place {
             Place::Folder { manifests, .. } => {
-                let source = FolderSource::new(manifests);
+                let source = Grace::new(FolderSource::new(manifests), settings.home.clone(), GRACE);
                 until_drained("publish", &drain, publish::run(source, settings.clone(), outlets, first));
             }
             Place::Cluster { client, webhook, .. } => {
-                let source = ClusterSource::new(client, Tuning::default());
+                let source = Grace::new(ClusterSource::new(client, Tuning::default()), settings.home.clone(), GRACE);
                 let (told, read) = watch::channel(0);
                 spread = Some(read);
                 let look = store.look();

@@ -19,6 +19,7 @@ pub mod cluster;
 pub mod config;
 pub mod diagnosis;
 pub mod fuzz;
+pub mod grace;
 pub mod index;
 pub mod manifest;
 pub mod metrics;

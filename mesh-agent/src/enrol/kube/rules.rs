@@ -24,6 +24,9 @@ const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
 const SIDECAR: &str = "traffic.sidecar.istio.io/";
 /// Of them, those that mean nothing here.
 const NOT_HONOURED: [&str; 2] = ["excludeInterfaces", "kubevirtInterfaces"];
+/// Interfaces of virtual machines or nested containers, whose packets would be taken for the pod's own. Hooks take sockets and not packets: what a guest
+/// sends is forwarded, and no socket of the pod has it.
+const REROUTE: &str = "istio.io/reroute-virtual-interfaces";
 /// Of those that a pod has the kubelet call, how many are told, and how much of each name: the API server limits neither.
 const MOST_HOSTS: usize = 8;
 const LONGEST_HOST: usize = 253;
@@ -60,8 +63,15 @@ pub fn read(pod: &Pod) -> Said {
     let own_dns = reader.truth(DNS_CAPTURE) == Some(false);
     for name in NOT_HONOURED.map(|name| format!("{SIDECAR}{name}")) {
         if reader.annotations.contains_key(&name) {
-            reader.complaints.push(format!("annotation {name} has no effect"));
+            reader.complaints.push(format!(
+                "annotation {name} has no effect: connections are captured, whatever interface they leave by"
+            ));
         }
+    }
+    if reader.annotations.contains_key(REROUTE) {
+        reader.complaints.push(format!(
+            "annotation {REROUTE} has no effect: what guests of the pod send by interfaces of theirs is not in the mesh, and where STRICT holds it is refused"
+        ));
     }
     let elsewhere: Vec<String> = elsewhere.into_iter().take(MOST_HOSTS).collect();
     if !elsewhere.is_empty() {
@@ -316,6 +326,22 @@ mod tests {
         for (name, value, rules, complaint) in rows {
             let read = said(&[(&format!("{SIDECAR}{name}"), value)]);
             assert_eq!(read.rules, rules, "{name}: {value}");
+            assert!(matches!(&read.complaints[..], [one] if one.contains(complaint)), "{name}: {:?}", read.complaints);
+        }
+    }
+
+    #[test]
+    fn features_en10_en11_interfaces_are_told_to_have_no_effect() {
+        for (name, complaint) in [
+            ("traffic.sidecar.istio.io/excludeInterfaces", "whatever interface they leave by"),
+            ("traffic.sidecar.istio.io/kubevirtInterfaces", "whatever interface they leave by"),
+            (
+                "istio.io/reroute-virtual-interfaces",
+                "what guests of the pod send by interfaces of theirs is not in the mesh",
+            ),
+        ] {
+            let read = said(&[(name, "eth1")]);
+            assert_eq!(read.rules, CaptureRules::default(), "{name}: it takes nothing out of the mesh");
             assert!(matches!(&read.complaints[..], [one] if one.contains(complaint)), "{name}: {:?}", read.complaints);
         }
     }

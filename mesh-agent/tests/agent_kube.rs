@@ -221,7 +221,54 @@ fn features_EN1_EN2_EN3_EN4_labels_enrol_and_release_running_pods() {
     assert_eq!(api.redirection("a"), None);
     api.namespace("default", Some("ambient"));
     kubelet.until_enrolled(&["a"]);
+    drop(a);
     api.delete_pod("a");
+    kubelet.until_enrolled(&[]);
+}
+
+#[test]
+fn hardening_F9_a_pod_that_is_deleted_by_force_stays_captured_until_its_processes_are_gone() {
+    if !can_run("deleted by force") {
+        return;
+    }
+    let host = Host::new();
+    let kubelet = Kubelet::new(&host);
+    let api = Api::new(&host);
+    let (a, b, failed) = (kubelet.pod("a"), kubelet.pod("b"), kubelet.pod("failed"));
+    api.namespace("default", Some("ambient"));
+    for pod in [&a, &b, &failed] {
+        api.pod(&pod.name, pod.object());
+    }
+    let agent = kubelet.agent(&api);
+    kubelet.until_enrolled(&["a", "b", "failed"]);
+    // The objects are gone, and nobody has ended the processes.
+    api.delete_pod("a");
+    let mut object = failed.object();
+    object["status"]["phase"] = json!("Failed");
+    api.pod("failed", object);
+    let waits = |name: &str| {
+        eventually("a pod that waits for the end of its processes", || {
+            let (state, why) = kubelet.state(name);
+            (state == "waiting" && why.contains("its processes still run")).then_some(())
+        });
+    };
+    waits("a");
+    waits("failed");
+    assert!(a.is_captured() && failed.is_captured());
+    // Nor does an agent that never heard of them let go.
+    api.away(true);
+    api.delete_pod("b");
+    agent.kill_worker();
+    let admin = host.run_dir().join("admin.sock");
+    eventually("the next worker's socket", || std::os::unix::net::UnixStream::connect(&admin).ok());
+    api.away(false);
+    ["a", "b", "failed"].into_iter().for_each(waits);
+    assert!(a.is_captured() && b.is_captured() && failed.is_captured());
+    // With their processes they go.
+    drop((a, failed));
+    kubelet.until_enrolled(&["b"]);
+    assert!(b.is_captured());
+    drop(b);
     kubelet.until_enrolled(&[]);
 }
 
@@ -233,7 +280,7 @@ fn hardening_F16_F17_watches_that_are_cut_or_forgotten_release_nobody() {
     let host = Host::new();
     let kubelet = Kubelet::new(&host);
     let api = Api::new(&host);
-    let (a, b) = (kubelet.pod("a"), kubelet.pod("b"));
+    let a = kubelet.pod("a");
     api.namespace("default", Some("ambient"));
     api.pod("a", a.object());
     let _agent = kubelet.agent(&api);
@@ -247,9 +294,11 @@ fn hardening_F16_F17_watches_that_are_cut_or_forgotten_release_nobody() {
     for (what, disturb) in rounds {
         // What happens while nobody watches is heard afterwards.
         disturb();
+        let b = kubelet.pod("b");
         api.pod("b", b.object());
         kubelet.until_enrolled(&["a", "b"]);
         disturb();
+        drop(b);
         api.delete_pod("b");
         kubelet.until_enrolled(&["a"]);
         assert_eq!(kubelet.enrolled(), before, "{what}: a stays as it was");
@@ -280,6 +329,7 @@ fn hardening_F9_without_the_api_server_pods_stay_over_a_restart_and_are_put_righ
     eventually("the next worker's socket", || std::os::unix::net::UnixStream::connect(&admin).ok());
     eventually("the next worker", || (kubelet.names() == ["a", "b"]).then_some(()));
     assert!(a.is_captured() && b.is_captured());
+    drop(b);
     let heard = eventually("the view", || kubelet.dump()["kubernetes"]["pods"].as_array().map(Vec::len));
     assert_eq!(heard, 0, "it has not heard of any pod");
 

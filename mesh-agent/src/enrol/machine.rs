@@ -290,12 +290,22 @@ impl<P> Machine<P> {
     }
 
     fn snapshot(&mut self, session: SessionId, request: RequestId, actions: &mut Vec<Action<P>>) {
-        let since = self.sessions.get(&session).copied().unwrap_or(self.opened);
+        let since = self.since(session);
         for entry in self.pods.values_mut().filter(|entry| entry.named_at < since) {
             entry.leave(actions);
         }
         self.disown(|_| true, actions);
         actions.push(Action::Reply { request, result: Ok(()) });
+    }
+
+    /// The pods that a snapshot of this session would let go now.
+    pub fn unnamed(&self, session: SessionId) -> Vec<Arc<Spec>> {
+        let since = self.since(session);
+        self.pods.values().filter(|entry| entry.named_at < since).map(|entry| entry.current.spec.clone()).collect()
+    }
+
+    fn since(&self, session: SessionId) -> u64 {
+        self.sessions.get(&session).copied().unwrap_or(self.opened)
     }
 
     /// Lets go of the orphans of these pods, but for those that are to be started again.

@@ -80,6 +80,7 @@ enum Message<P> {
     Ask(RequestId, Event<P>, oneshot::Sender<Result<(), Failure>>),
     View(oneshot::Sender<Vec<PodView>>),
     Spec(ArcStr, oneshot::Sender<Option<Arc<Spec>>>),
+    Unnamed(SessionId, oneshot::Sender<Vec<Arc<Spec>>>),
     Drain(Duration, oneshot::Sender<()>),
     Freeze(oneshot::Sender<()>),
 }
@@ -130,6 +131,13 @@ impl<P> ManagerHandle<P> {
         let (reply, answer) = oneshot::channel();
         let _ = self.mailbox.send(Message::Spec(uid.clone(), reply)).await;
         answer.await.ok().flatten()
+    }
+
+    /// The pods that a snapshot of this session would let go, if nobody names them before.
+    pub async fn unnamed(&self, session: SessionId) -> Vec<Arc<Spec>> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.mailbox.send(Message::Unnamed(session, reply)).await;
+        answer.await.unwrap_or_default()
     }
 
     /// Lets all connections end within `limit`. From now on every request is refused.
@@ -251,6 +259,9 @@ impl<R: Runner> Manager<R> {
                     self.live.iter().filter(|(_, live)| live.spec.pod.uid == uid && !live.cancel.is_cancelled());
                 let last = wanted.max_by_key(|(generation, _)| **generation);
                 let _ = reply.send(last.map(|(_, live)| live.spec.clone()));
+            }
+            Message::Unnamed(session, reply) => {
+                let _ = reply.send(self.machine.unnamed(session));
             }
             Message::Drain(limit, done) => self.drain(limit, done),
             Message::Freeze(done) => self.frozen = Some(Some(done)),

@@ -6,10 +6,13 @@
 //!                  ├──────────── released ────────────────────────────> Out ── wanted ── enrol
 //!                  └── failed ── again, with backoff                           failed: Unknown, it may be captured and closed
 //! ```
+//! What the API says has ended is released when none of its processes is left: an object is gone at once when somebody deletes it by force, and its
+//! processes run on until the kubelet has ended them. What is kept so is no more than pods that have processes on the node.
+//!
 //! The snapshot, which lets go of what an earlier agent had captured and nobody names, waits for both lists and for every pod that is wanted, or of
 //! which that is not known: what is captured and not found stays closed, whatever it is that is wrong with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +25,8 @@ use super::wanted::{Mode, Reason, Verdict, wanted};
 /// First and longest wait before a failed operation is tried again; the driver adds no jitter: pods of one node are few.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// Longest wait before it is looked again whether a pod that has ended has processes left: until then its addresses are not free.
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
 /// How long a pod that leaves goes on to answer in the mesh: until every other agent has surely heard that it leaves.
 const LINGER: Duration = Duration::from_secs(2);
 /// Enrolments that failed before the pod's annotation says so: 1.5 seconds.
@@ -51,6 +56,8 @@ pub enum Op {
     Keep(Arc<Facts>),
     /// Take it out.
     Release(Arc<Facts>),
+    /// Take it out if none of its processes is left.
+    Bury(Arc<Facts>),
     /// Say in its annotation how it stands, or take the annotation away.
     Annotate(Arc<Facts>, Option<Mark>),
 }
@@ -59,7 +66,7 @@ impl Op {
     /// Whose it is.
     pub fn pod(&self) -> &Arc<Facts> {
         match self {
-            Op::Enrol(pod) | Op::Keep(pod) | Op::Release(pod) | Op::Annotate(pod, _) => pod,
+            Op::Enrol(pod) | Op::Keep(pod) | Op::Release(pod) | Op::Bury(pod) | Op::Annotate(pod, _) => pod,
         }
     }
 }
@@ -223,25 +230,28 @@ impl Book {
         None
     }
 
+    /// An earlier agent had these, and nobody has named them since: those of which the API says nothing have ended.
+    pub fn inherit(&mut self, pods: Vec<Facts>) {
+        for facts in pods {
+            if let btree_map::Entry::Vacant(vacant) = self.pods.entry(facts.uid.clone()) {
+                let entry = vacant.insert(Entry::new(Arc::new(facts), self.pod_lists.begun, Stage::Unknown));
+                entry.leave();
+            }
+        }
+    }
+
+    /// Whether both lists are complete, so that it is known who is not named any more.
+    pub fn is_complete(&self) -> bool {
+        self.namespace_lists.complete && self.pod_lists.complete
+    }
+
     fn changed(&mut self, facts: Facts, round: u64) -> Option<Arc<Facts>> {
         // After the snapshot nothing of an earlier agent is left.
         let stage = if self.settled { Stage::Out } else { Stage::Unknown };
         let facts = Arc::new(facts);
         let told = self.pods.get(&facts.uid).map(|entry| &entry.facts.said.elsewhere);
         let is_news = !facts.said.elsewhere.is_empty() && told != Some(&facts.said.elsewhere);
-        let entry = self.pods.entry(facts.uid.clone()).or_insert_with(|| Entry {
-            facts: facts.clone(),
-            listed: round,
-            gone: false,
-            stage,
-            enrolled: None,
-            busy: false,
-            unmarked: false,
-            failures: 0,
-            not_before: None,
-            lingers: None,
-            trouble: None,
-        });
+        let entry = self.pods.entry(facts.uid.clone()).or_insert_with(|| Entry::new(facts.clone(), round, stage));
         if *entry.facts != *facts {
             entry.facts = facts;
             entry.not_before = None;
@@ -258,7 +268,7 @@ impl Book {
 
     /// What was heard, once both lists are complete.
     pub fn knowledge(&self) -> Knowledge {
-        if !(self.namespace_lists.complete && self.pod_lists.complete) {
+        if !self.is_complete() {
             return Knowledge::default();
         }
         let there = self.pods.values().filter(|entry| !entry.gone);
@@ -291,15 +301,24 @@ impl Book {
 
     /// What is to be done now. Nothing before both lists are complete.
     pub fn due(&mut self, now: Instant) -> Vec<Op> {
-        if !(self.namespace_lists.complete && self.pod_lists.complete) {
+        if !self.is_complete() {
             return Vec::new();
         }
         self.pods.retain(|_, entry| !(entry.gone && !entry.busy && entry.stage == Stage::Out));
         let mut ops = Vec::new();
+        // Pods of the kubelet's own folder, of which only the object was made anew: the processes are those of the new one.
+        let mirrored: Vec<Called> = self
+            .pods
+            .values()
+            .filter(|entry| !entry.gone && entry.facts.is_mirror())
+            .map(|e| e.facts.called())
+            .collect();
         for entry in self.pods.values_mut() {
             entry.lingers = entry.lingers.filter(|until| now < *until);
             let verdict = verdict(&self.namespaces, &entry.facts);
-            if let Some(op) = entry.next(verdict, now) {
+            let replaced =
+                entry.gone && entry.facts.is_mirror() && mirrored.iter().any(|called| entry.facts.is(called));
+            if let Some(op) = entry.next(verdict, replaced, now) {
                 entry.busy = true;
                 ops.push(op);
             }
@@ -325,8 +344,11 @@ impl Book {
                 entry.stage = if trouble.held { Stage::In } else { Stage::Unknown };
                 entry.enrolled = None;
             }
-            (Op::Release(_), Ok(())) => (entry.stage, entry.enrolled, entry.unmarked) = (Stage::Out, None, false),
-            (Op::Release(_), Err(_)) => {}
+            (Op::Release(_) | Op::Bury(_), Ok(())) => {
+                (entry.stage, entry.enrolled, entry.unmarked) = (Stage::Out, None, false);
+            }
+            (Op::Bury(_), Err(trouble)) if trouble.held => entry.stage = Stage::In,
+            (Op::Release(_) | Op::Bury(_), Err(_)) => {}
             (Op::Annotate(_, mark), Ok(())) => {
                 // Until the API tells it itself.
                 Arc::make_mut(&mut entry.facts).redirection = *mark;
@@ -344,10 +366,11 @@ impl Book {
             // The release does not wait for an annotation.
             (Err(_), Op::Annotate(_, None)) if entry.stage != Stage::Out => {}
             (Err(_), _) => {
-                let wait = FIRST_WAIT.saturating_mul(1 << entry.failures.min(16)).min(LONGEST_WAIT);
+                let longest = if matches!(op, Op::Bury(_)) { LONGEST_LOOK } else { LONGEST_WAIT };
+                let wait = FIRST_WAIT.saturating_mul(1 << entry.failures.min(16)).min(longest);
                 entry.failures = entry.failures.saturating_add(1);
                 // What was said since then may have changed it already.
-                let is_news = *entry.facts != **op.pod() || (entry.gone && !matches!(op, Op::Release(_)));
+                let is_news = *entry.facts != **op.pod() || (entry.gone && !matches!(op, Op::Release(_) | Op::Bury(_)));
                 entry.not_before = (!is_news).then(|| now + wait);
             }
         }
@@ -388,12 +411,30 @@ fn verdict(namespaces: &Namespaces, pod: &Facts) -> Option<Verdict> {
 }
 
 impl Entry {
-    fn leave(&mut self) {
-        self.gone = true;
-        self.not_before = None;
+    fn new(facts: Arc<Facts>, listed: u64, stage: Stage) -> Entry {
+        Entry {
+            facts,
+            listed,
+            gone: false,
+            stage,
+            enrolled: None,
+            busy: false,
+            unmarked: false,
+            failures: 0,
+            not_before: None,
+            lingers: None,
+            trouble: None,
+        }
     }
 
-    fn next(&self, verdict: Option<Verdict>, now: Instant) -> Option<Op> {
+    fn leave(&mut self) {
+        if !self.gone {
+            (self.gone, self.not_before, self.failures) = (true, None, 0);
+        }
+    }
+
+    /// `replaced`: its processes are another entry's.
+    fn next(&self, verdict: Option<Verdict>, replaced: bool, now: Instant) -> Option<Op> {
         if self.busy {
             return None;
         }
@@ -406,10 +447,12 @@ impl Entry {
         let facts = || self.facts.clone();
         let marked = self.facts.redirection.is_some();
         let release = || (self.stage != Stage::Out).then(|| Op::Release(facts()));
+        let bury = || (self.stage != Stage::Out).then(|| Op::Bury(facts()));
         let keep = || (self.stage == Stage::Unknown).then(|| Op::Keep(facts()));
         match verdict {
-            _ if self.gone => release(),
-            Some(Verdict::Leave(Reason::Finished)) => release(),
+            _ if replaced => release(),
+            _ if self.gone => bury(),
+            Some(Verdict::Leave(Reason::Finished)) => bury(),
             // The others are to stop sending through the mesh before the pod stops answering there.
             Some(Verdict::Leave(_)) if marked && !(self.unmarked && self.stage != Stage::Out) => {
                 Some(Op::Annotate(facts(), None))

@@ -147,8 +147,13 @@ impl Enroller {
         let mut work: JoinSet<(Op, Result<(), Trouble>)> = JoinSet::new();
         let mut under_way: HashMap<Id, Op> = HashMap::new();
         let (mut namespaces_away, mut pods_away) = (None, None);
-        let mut told = 0;
+        let (mut told, mut inherited) = (0, false);
         loop {
+            if !inherited && book.is_complete() {
+                inherited = true;
+                let unnamed = means.manager.unnamed(session).await;
+                book.inherit(unnamed.iter().map(|spec| Facts::of_the_past(&spec.pod)).collect());
+            }
             if book.heard() != told {
                 told = book.heard();
                 knowledge.send_replace(book.knowledge());
@@ -253,6 +258,10 @@ fn report(op: &Op, result: &Result<(), Trouble>) {
         (_, Ok(())) => tracing::debug!(%namespace, pod = %name, %uid, "{}", describe(op)),
         // A pod that an earlier agent did not have is nothing to tell.
         (Op::Keep(_), Err(_)) => {}
+        // Looked at again and again; the admin dump has it.
+        (Op::Bury(_), Err(trouble)) => {
+            tracing::debug!(%namespace, pod = %name, %uid, reason = trouble.message, held = trouble.held, "not yet released");
+        }
         (_, Err(trouble)) => {
             tracing::info!(%namespace, pod = %name, %uid, reason = trouble.message, held = trouble.held, "cannot yet {}", describe(op));
         }
@@ -263,7 +272,7 @@ fn describe(op: &Op) -> &'static str {
     match op {
         Op::Enrol(_) => "enrol the pod",
         Op::Keep(_) => "keep the pod",
-        Op::Release(_) => "release the pod",
+        Op::Release(_) | Op::Bury(_) => "release the pod",
         Op::Annotate(_, Some(_)) => "annotate the pod",
         Op::Annotate(_, None) => "take the annotation from the pod",
     }
@@ -280,9 +289,18 @@ impl Means {
                 }
             },
             Op::Keep(pod) => self.keep(pod).await.map_err(trouble),
-            Op::Release(pod) => {
-                let request = self.manager.fresh_id();
-                self.ask(request, Event::Del { request, uid: pod.uid.clone() }).await.map_err(trouble)
+            Op::Release(pod) => self.release(pod).await,
+            Op::Bury(pod) => {
+                let (finder, uid) = (self.finder.clone(), pod.cgroup_uid.clone());
+                match blocking(move || Ok(finder.has_processes(&uid))).await {
+                    Ok(false) => self.release(pod).await,
+                    runs => {
+                        let why = "the pod has ended, and its processes still run".to_owned();
+                        let message = runs.err().map_or(why, |failure| failure.message);
+                        let held = self.keep(pod).await.is_ok();
+                        Err(Trouble { message, held, lasting: false })
+                    }
+                }
             }
             Op::Annotate(pod, mark) => {
                 let _turn = self.annotations.acquire().await;
@@ -301,6 +319,11 @@ impl Means {
         self.ask(request, Event::Add { session, request, spec, payload }).await?;
         self.manager.tell(Event::Delivered { request }).await;
         Ok(())
+    }
+
+    async fn release(&self, pod: &Facts) -> Result<(), Trouble> {
+        let request = self.manager.fresh_id();
+        self.ask(request, Event::Del { request, uid: pod.uid.clone() }).await.map_err(trouble)
     }
 
     async fn keep(&self, pod: &Facts) -> Result<(), Failure> {

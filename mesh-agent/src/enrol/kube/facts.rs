@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Pod;
 use mesh_core::ArcStr;
+use mesh_proto::convert::PodRequest;
 
 use super::rules::{self, Said};
 use super::wanted::Mode;
@@ -123,6 +124,35 @@ impl Facts {
     /// the annotation of one of his own.
     pub fn is(&self, called: &Called) -> bool {
         (&self.cgroup_uid, &self.namespace, &self.name) == (&called.cgroup_uid, &called.namespace, &called.name)
+    }
+
+    /// How the kubelet names it.
+    pub fn called(&self) -> Called {
+        Called { cgroup_uid: self.cgroup_uid.clone(), namespace: self.namespace.clone(), name: self.name.clone() }
+    }
+
+    /// Whether it is the API's image of a pod of the kubelet's own folder.
+    pub fn is_mirror(&self) -> bool {
+        self.uid != self.cgroup_uid
+    }
+
+    /// What is left of a pod of which the API says nothing any more.
+    pub fn of_the_past(pod: &PodRequest) -> Facts {
+        Facts {
+            uid: pod.uid.clone(),
+            cgroup_uid: pod.uid.clone(),
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            service_account: pod.service_account.clone(),
+            ips: pod.ips.clone(),
+            mode: None,
+            sidecar: false,
+            host_network: false,
+            finished: false,
+            redirection: None,
+            said: Said::default(),
+            life: 0,
+        }
     }
 
     /// Whether an enrolment from `self` is one from `other` too.

@@ -172,6 +172,14 @@ impl Finder {
         found.remove(cgroup_uid)
     }
 
+    /// Whether a pod has a process, by its cgroup. One that cannot be looked at may have.
+    pub fn has_processes(&self, cgroup_uid: &str) -> bool {
+        match fs::read_dir(&self.pods_cgroup) {
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+            Ok(_) => self.folder(cgroup_uid).is_some_and(|folder| is_populated(&folder)),
+        }
+    }
+
     /// The request of a pod, with the same checks as those of one on the enrolment socket. Whoever tells of the addresses, they are in one order.
     pub fn request(&self, pod: &Facts, dns: PodDnsRequest) -> Result<PodRequest, Failure> {
         let mut ips = pod.ips.clone();
@@ -217,7 +225,11 @@ impl Finder {
 
 /// Whether there is a process in a cgroup or below; perhaps, if it does not say.
 fn is_populated(folder: &Path) -> bool {
-    fs::read_to_string(folder.join("cgroup.events")).map_or(true, |events| !events.contains("populated 0"))
+    match fs::read_to_string(folder.join("cgroup.events")) {
+        Ok(events) => !events.contains("populated 0"),
+        // It may have gone since it was found; the file of one that goes while it is read is no device any more.
+        Err(_) => folder.exists(),
+    }
 }
 
 /// A request that was made here, with the same checks as one on the enrolment socket.

@@ -29,6 +29,7 @@ fn named(op: &Op) -> String {
         Op::Enrol(_) => format!("enrol {name}"),
         Op::Keep(_) => format!("keep {name}"),
         Op::Release(_) => format!("release {name}"),
+        Op::Bury(_) => format!("bury {name}"),
         Op::Annotate(_, mark) => format!("annotate {name} {}", mark.map_or("nothing", Mark::value)),
     }
 }
@@ -105,7 +106,7 @@ fn features_b35_a_pod_that_leaves_answers_until_the_others_know() {
     leave(&mut book);
     // What is gone has nobody to wait for.
     book.pod(Heard::Gone("uid-b".into()));
-    assert_eq!(book.due(now).iter().map(named).collect::<Vec<_>>(), ["release b"]);
+    assert_eq!(book.due(now).iter().map(named).collect::<Vec<_>>(), ["bury b"]);
     assert_eq!(book.due(until).iter().map(named).collect::<Vec<_>>(), ["release a"]);
 }
 
@@ -137,7 +138,7 @@ fn hardening_f13_a_relist_forgets_only_what_is_not_in_it() {
     assert!(run(&mut book, now).is_empty());
     book.pod(Heard::Complete);
     book.namespace(Heard::Complete);
-    assert_eq!(run(&mut book, now), ["release a"]);
+    assert_eq!(run(&mut book, now), ["bury a"]);
     book.due(now);
     assert_eq!(states(&book).len(), 1);
 }
@@ -300,7 +301,7 @@ fn what_changes_while_an_operation_runs_is_looked_at_afterwards() {
     assert!(book.due(now).is_empty() && !book.settle());
     book.done(&due[0], Ok(()), now);
     book.done(&due[1], trouble(false), now);
-    assert_eq!(run(&mut book, now), ["release a", "release b"], "what failed may have left it closed");
+    assert_eq!(run(&mut book, now), ["release a", "bury b"], "what failed may have left it closed");
     assert!(book.settle());
     assert_eq!(states(&book).len(), 1, "b is gone");
 }
@@ -311,7 +312,7 @@ fn features_en3_what_finished_or_was_marked_by_others_is_put_right() {
     let mut book = book(Some(Mode::InMesh), &[pod("job")]);
     run(&mut book, now);
     book.pod(Heard::Changed(Facts { finished: true, redirection: Some(Mark::Enabled), ..pod("job") }));
-    assert_eq!(run(&mut book, now), ["release job"]);
+    assert_eq!(run(&mut book, now), ["bury job"]);
     assert_eq!(states(&book), [("left out", Some(Reason::Finished.to_string()))]);
     let forged = Facts { host_network: true, redirection: Some(Mark::Enabled), ..pod("host") };
     book.pod(Heard::Changed(forged));
@@ -325,7 +326,7 @@ fn a_pod_that_comes_back_in_the_list_after_it_was_gone_is_enrolled_again() {
     run(&mut book, now);
     book.pod(Heard::Gone("uid-a".into()));
     let due = book.due(now);
-    assert_eq!(named(&due[0]), "release a");
+    assert_eq!(named(&due[0]), "bury a");
     book.pod(Heard::Changed(pod("a")));
     book.done(&due[0], Ok(()), now);
     assert_eq!(run(&mut book, now), ["enrol a", "annotate a enabled"]);
@@ -344,7 +345,7 @@ fn hardening_f21_a_later_pod_of_the_same_name_is_another() {
     let due = book.due(now);
     assert_eq!(
         due.iter().map(|op| (named(op), op.pod().uid.to_string())).collect::<Vec<_>>(),
-        [("release a".to_owned(), "uid-a".to_owned())]
+        [("bury a".to_owned(), "uid-a".to_owned())]
     );
 }
 
@@ -436,4 +437,75 @@ fn features_pl5_a_pod_that_has_others_called_is_news_once() {
     assert_eq!(news(Heard::Listed(calls(&["x"]))), None);
     assert_eq!(news(Heard::Changed(calls(&["x", "y"]))), Some("xy".into()));
     assert_eq!(news(Heard::Gone("uid-a".into())), None);
+}
+
+#[test]
+fn what_has_ended_stays_captured_until_its_processes_are_gone() {
+    let now = Instant::now();
+    let mut book = book(Some(Mode::InMesh), &[pod("a"), pod("b")]);
+    run(&mut book, now);
+    assert!(book.settle());
+    // Deleted by force: the object is gone at once. And one that somebody says has failed.
+    book.pod(Heard::Gone("uid-a".into()));
+    book.pod(Heard::Changed(Facts { finished: true, ..pod("b") }));
+    let mut then = now;
+    for _ in 0..10 {
+        let due = book.due(then);
+        assert_eq!(due.iter().map(named).collect::<Vec<_>>(), ["bury a", "bury b"]);
+        due.iter().for_each(|op| book.done(op, trouble(true), then));
+        assert_eq!(book.due(then), [], "not at once again");
+        let next = book.next_due().unwrap();
+        assert!(next <= then + LONGEST_LOOK);
+        then = next;
+        let waiting = ("waiting", Some("trouble".to_owned()));
+        assert_eq!(states(&book), [waiting.clone(), waiting]);
+    }
+    // What is said meanwhile changes nothing.
+    list(&mut book, &[Facts { finished: true, ..pod("b") }]);
+    label(&mut book, None);
+    assert_eq!(run(&mut book, then), ["bury a", "bury b"]);
+    assert_eq!(states(&book), [("left out", Some(Reason::Finished.to_string()))]);
+}
+
+#[test]
+fn a_pod_that_ended_while_no_agent_was_there_is_looked_at_before_it_is_let_go() {
+    let now = Instant::now();
+    let mut book = book(Some(Mode::InMesh), &[pod("a")]);
+    book.inherit(vec![pod("a"), pod("gone")]);
+    assert!(!book.settle());
+    let due = book.due(now);
+    assert_eq!(due.iter().map(named).collect::<Vec<_>>(), ["enrol a", "bury gone"]);
+    book.done(&due[0], Ok(()), now);
+    // Its processes run: it is kept, so that the snapshot does not let it go.
+    book.done(&due[1], trouble(true), now);
+    assert!(book.settle());
+    assert_eq!(run(&mut book, now + LONGEST_LOOK), ["annotate a enabled", "bury gone"]);
+    assert_eq!(states(&book).len(), 1);
+    // Nor does one that is captured and that nobody has hinder others, if none of its processes is left.
+    let mut book = super::tests::book(None, &[]);
+    book.inherit(vec![pod("gone")]);
+    assert_eq!((run(&mut book, now), book.settle()), (vec!["bury gone".to_owned()], true));
+}
+
+#[test]
+fn of_a_pod_of_the_kubelets_folder_only_the_object_may_be_new() {
+    let now = Instant::now();
+    let mirror = |uid: &str| Facts { uid: uid.into(), cgroup_uid: "hash".into(), ..pod("a") };
+    let mut book = book(Some(Mode::InMesh), &[mirror("uid-1")]);
+    run(&mut book, now);
+    book.pod(Heard::Gone("uid-1".into()));
+    let due = book.due(now);
+    assert_eq!(named(&due[0]), "bury a", "the kubelet makes it anew");
+    book.done(&due[0], trouble(true), now);
+    // One that has its name and says to be run as it does not end the wait for an ordinary pod.
+    book.pod(Heard::Changed(pod("b")));
+    run(&mut book, now);
+    book.pod(Heard::Gone("uid-b".into()));
+    book.pod(Heard::Changed(Facts { uid: "uid-forger".into(), cgroup_uid: "uid-b".into(), ..pod("b") }));
+    book.pod(Heard::Changed(mirror("uid-2")));
+    let due: Vec<_> = book.due(now + LONGEST_LOOK).iter().map(|op| (named(op), op.pod().uid.to_string())).collect();
+    let row = |op: &str, uid: &str| (op.to_owned(), uid.to_owned());
+    let expected =
+        [row("release a", "uid-1"), row("enrol a", "uid-2"), row("bury b", "uid-b"), row("enrol b", "uid-forger")];
+    assert_eq!(due, expected);
 }

@@ -77,10 +77,14 @@ pub struct CniFlags {
     /// Folder that outlives the node's power
     #[arg(long, value_name = "VALUE", env = "UNDERMESH_CNI_STATE_DIR", default_value = CNI_STATE_DIR)]
     pub cni_state_dir: PathBuf,
+    /// Folder where the CNI library keeps with which chain a pod's network was made
+    #[arg(long, value_name = "VALUE", env = "UNDERMESH_CNI_CACHE_DIR", default_value = CNI_CACHE_DIR)]
+    pub cni_cache_dir: PathBuf,
 }
 
 const CNI_BIN_DIR: &str = "/opt/cni/bin";
 const CNI_CONF_DIR: &str = "/etc/cni/net.d";
+const CNI_CACHE_DIR: &str = "/var/lib/cni/results";
 const CNI_STATE_DIR: &str = "/var/lib/undermesh";
 
 macro_rules! flags {
@@ -170,6 +174,10 @@ flags! {
     cni_conf_dir, "cni-conf-dir", "UNDERMESH_CNI_CONF_DIR";
     /// With --cni: folder that outlives the node's power, for what the plugin is to know while the agent is away; like --run-dir at the same path on the node [default: /var/lib/undermesh]
     cni_state_dir, "cni-state-dir", "UNDERMESH_CNI_STATE_DIR";
+    /// With --cni: where the CNI library keeps with which chain a pod's network was made [default: /var/lib/cni/results]
+    cni_cache_dir, "cni-cache-dir", "UNDERMESH_CNI_CACHE_DIR";
+    /// With --cni: have the entry in a file of our own, too, a copy of the first one that runtimes take before the others: on or off [default: on]
+    cni_own_file, "cni-own-file", "UNDERMESH_CNI_OWN_FILE";
 }
 
 /// Everything the agent was told.
@@ -235,6 +243,10 @@ pub struct Config {
     pub cni_conf_dir: PathBuf,
     /// Outlives the node's power.
     pub cni_state_dir: PathBuf,
+    /// Where the CNI library keeps with which chain a pod's network was made.
+    pub cni_cache_dir: PathBuf,
+    /// Whether the plugin's entry is in a file of our own, too.
+    pub cni_own_file: bool,
 }
 
 /// The control plane.
@@ -311,6 +323,7 @@ impl Flags {
                 cni_bin_dir: raw.path("cni-bin-dir", Some(CNI_BIN_DIR)),
                 cni_conf_dir: raw.path("cni-conf-dir", Some(CNI_CONF_DIR)),
                 cni_state_dir: raw.path("cni-state-dir", Some(CNI_STATE_DIR)),
+                cni_cache_dir: raw.path("cni-cache-dir", Some(CNI_CACHE_DIR)),
             },
         };
         raw.finish(traces)
@@ -370,6 +383,8 @@ impl Flags {
             cni_bin_dir: raw.path("cni-bin-dir", Some(CNI_BIN_DIR)),
             cni_conf_dir: raw.path("cni-conf-dir", Some(CNI_CONF_DIR)),
             cni_state_dir: raw.path("cni-state-dir", Some(CNI_STATE_DIR)),
+            cni_cache_dir: raw.path("cni-cache-dir", Some(CNI_CACHE_DIR)),
+            cni_own_file: raw.parse("cni-own-file", Some("on"), on, "on or off"),
         };
         raw.sources(&config);
         raw.cgroups(&config);
@@ -508,6 +523,8 @@ impl Config {
             ("cni_bin_dir", path(&self.cni_bin_dir)),
             ("cni_conf_dir", path(&self.cni_conf_dir)),
             ("cni_state_dir", path(&self.cni_state_dir)),
+            ("cni_cache_dir", path(&self.cni_cache_dir)),
+            ("cni_own_file", if self.cni_own_file { "on" } else { "off" }.to_owned()),
             ("run_dir", path(&self.run_dir)),
             ("pods_cgroup", path(&self.pods_cgroup)),
             ("agent_cgroup", path(&self.agent_cgroup)),

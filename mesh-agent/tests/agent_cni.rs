@@ -51,6 +51,7 @@ impl<'a> Node<'a> {
         command.arg("--kube").arg(&self.api.kubeconfig).args(["--cni", "on"]);
         command.arg("--cni-plugin").arg(path("mesh-cni")).arg("--cni-bin-dir").arg(path("bin"));
         command.arg("--cni-conf-dir").arg(path("net.d")).arg("--cni-state-dir").arg(path("state"));
+        command.arg("--cni-cache-dir").arg(path("results"));
         let agent = Agent { host: self.host, keeper: command.spawn().unwrap() };
         eventually("the enrolment socket", || self.host.client().ok());
         agent
@@ -144,7 +145,7 @@ fn hardening_F46_the_chain_has_our_entry_whatever_others_write_until_it_is_taken
     eventually("the trouble", || node.dump()["cni"]["trouble"].is_string().then_some(()));
     fs::write(&node.conf, LIST).unwrap();
     node.until_chained();
-    assert_eq!(fs::read_dir(node.conf.parent().unwrap()).unwrap().count(), 1, "nothing half done is left");
+    assert_eq!(fs::read_dir(node.conf.parent().unwrap()).unwrap().count(), 2, "theirs, ours, and nothing half done");
 
     // An upgrade leaves it there; the command does not, and the agent does not put it back.
     agent.kill_worker();
@@ -154,14 +155,16 @@ fn hardening_F46_the_chain_has_our_entry_whatever_others_write_until_it_is_taken
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_mesh-agent"));
         command.arg("cni-uninstall").arg("--run-dir").arg(host.run_dir()).arg("--cni-bin-dir").arg(path("bin"));
         command.arg("--cni-conf-dir").arg(path("net.d")).arg("--cni-state-dir").arg(path("state"));
+        command.arg("--cni-cache-dir").arg(path("results"));
         let output = command.output().unwrap();
         (output.status.success(), String::from_utf8(output.stdout).unwrap())
     };
     let admin = host.run_dir().join("admin.sock");
     eventually("the next worker's socket", || UnixStream::connect(&admin).ok());
-    eventually("the next worker", || (node.dump()["cni"]["chain"] == "10-pods.conflist").then_some(()));
+    eventually("the next worker", || (node.dump()["cni"]["chain"] == "00-undermesh.conflist").then_some(()));
     assert_eq!(uninstall(), (true, "the agent took the CNI plugin off this node\n".to_owned()));
     assert_eq!((node.chain(), node.program().exists()), (vec!["bridge".to_owned()], false));
+    assert_eq!(fs::read_dir(node.conf.parent().unwrap()).unwrap().count(), 1);
     assert_eq!(node.dump()["cni"]["uninstalled"], true);
     drop(agent);
     eventually("the end of the agent", || UnixStream::connect(&admin).err());

@@ -21,6 +21,7 @@ const VALUES: &[&str] = &[
     "platform=k3d",
     "platform=microk8s",
     "control.webhook.enabled=false,agent.cni.enabled=false",
+    "agent.cni.ownFile=false",
     "agent.udp=deny,log.level=debug,log.format=json",
     "platform=minikube,agent.cgroups.pods=/sys/fs/cgroup/pods,agent.cgroups.own=/sys/fs/cgroup/x",
     "agent.cniBinDir=/a,agent.cniConfDir=/b,agent.netnsDir=/c",

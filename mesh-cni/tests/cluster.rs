@@ -291,8 +291,27 @@ fn features_EN5_EN6_hardening_F45_F46_no_pod_of_the_mesh_starts_uncaptured() {
     let copy = format!("cp {} /etc/cni/net.d/10-bridge.conflist", cluster.folder().join("original.conflist").display());
     cluster.on_node(&copy).unwrap();
 
-    // The agent is away.
+    // The same again and again, while pods start. Each file is half there for a moment.
+    cluster.until_chained();
+    let mut plain: Value = serde_json::from_str(&original).unwrap();
+    plain["plugins"].as_array_mut().unwrap().retain(|plugin| plugin["type"] != "undermesh-cni");
+    let (file, stop) = (cluster.folder().join("plain.conflist"), cluster.folder().join("stop"));
+    fs::write(&file, plain.to_string()).unwrap();
+    let once = format!("cat {} > /etc/cni/net.d/10-bridge.conflist", file.display());
+    let script = format!("until test -e {}; do {once}; sleep 0.02; done", stop.display());
+    let mut writer = cluster.command(&["node", "1", "sh", "-c", &script]).spawn().unwrap();
+    let names: Vec<String> = (0..6).map(|n| format!("written{n}")).collect();
+    cluster.apply(&names.iter().map(|name| cluster.pod("shop", name)).collect::<Vec<_>>());
+    names.iter().for_each(|name| cluster.says("shop", name, 0, "captured"));
+    fs::write(&stop, "").unwrap();
+    writer.wait().unwrap();
+    cluster.until_chained();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    cluster.kubectl(&[&["delete", "pod", "-n", "shop", "--wait=false"], &names[..]].concat()).unwrap();
+
+    // The agent is away, and there is nobody to put right what others write.
     cluster.stop_agent();
+    cluster.on_node(&once).unwrap();
     cluster.apply(&[cluster.pod("shop", "second"), cluster.pod("plain", "late")]);
     cluster.says("plain", "late", 0, "direct");
     cluster.is_held("shop", "second");

@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Takes the plugin off; says who did it.
 pub fn uninstall(flags: &CniFlags) -> Result<&'static str, String> {
-    let CniFlags { run_dir, cni_bin_dir, cni_conf_dir, cni_state_dir } = flags;
+    let CniFlags { run_dir, cni_bin_dir, cni_conf_dir, cni_state_dir, cni_cache_dir } = flags;
     let socket = run_dir.join(admin::SOCKET);
     match order(&socket) {
         Ok(answer) => match status(&answer) {
@@ -33,6 +33,8 @@ pub fn uninstall(flags: &CniFlags) -> Result<&'static str, String> {
         conf_dir: cni_conf_dir.clone(),
         socket: run_dir.join(SOCKET),
         scope: scope_file(cni_state_dir),
+        own_file: false,
+        cache: cni_cache_dir.clone(),
     })?;
     Ok("the CNI plugin is off this node")
 }

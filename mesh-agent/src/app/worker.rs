@@ -372,6 +372,8 @@ impl Cni {
             conf_dir: config.cni_conf_dir.clone(),
             socket: config.run_dir.join(cni::SOCKET),
             scope: cni::scope_file(&config.cni_state_dir),
+            own_file: config.cni_own_file,
+            cache: config.cni_cache_dir.clone(),
         });
         let metrics = CniMetrics::new(registry, &handle);
         Cni { installer, handle, chained: readiness.task("CNI chain"), metrics }

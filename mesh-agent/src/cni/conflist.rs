@@ -2,8 +2,16 @@
 //!
 //! A runtime takes the first file of the folder, by name. Our entry stands in that one, behind the plugins that are there; its place among
 //! others that also append themselves is not fought over. A file for one plugin (`.conf`) becomes a list (`.conflist`), and again what it was.
+//! Before it stands a file of our own ([`own`]), a copy with our entry: who writes his file anew takes us out of that one, and of the other not.
+//!
+//! A file that cannot be read and comes before the one with our entry is told of: CRI-O passes it over, and so do we; containerd gives no pod a
+//! network while it is there.
+
+mod own;
 
 use serde_json::{Map, Value, json};
+
+pub use own::Own;
 
 /// The name by which a runtime finds the program.
 pub const TYPE: &str = "undermesh-cni";
@@ -26,12 +34,14 @@ pub struct ConfFile {
 }
 
 /// What to do to the folder. A file is written before the other is removed: there is always one.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Change {
     /// The file to be replaced as a whole.
     pub write: Option<(String, Vec<u8>)>,
     /// The file to be removed then.
     pub remove: Option<String>,
+    /// What is written is for the readers of this file: there may be secrets in it.
+    pub like: Option<String>,
 }
 
 /// What is the case, or is to be done.
@@ -56,13 +66,61 @@ pub fn counts(name: &str) -> bool {
     !name.starts_with('.') && [".conf", ".conflist", ".json"].iter().any(|end| name.ends_with(end))
 }
 
+/// What is to be done to have the entry in what runtimes take.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Plan {
+    /// In this order; each may fail by itself.
+    pub changes: Vec<Change>,
+    /// The file that runtimes take then, which has the entry; or why there is none.
+    pub chain: Result<String, String>,
+    /// What people should know, though there is one.
+    pub remark: Option<String>,
+    /// Our own file is a copy of what is not there any more.
+    pub orphaned: bool,
+}
+
+/// Decides about the whole folder: the entry in the file of the others, and our own file before it, unless that is not wanted.
+pub fn plan(files: &[ConfFile], entry: &Value, own: Own) -> Plan {
+    let others: Vec<ConfFile> = files.iter().filter(|file| file.name != own::NAME).cloned().collect();
+    let there = files.iter().find(|file| file.name == own::NAME);
+    let copy = own::decide(&others, there, entry, own);
+    let (appended, change, remark) = match install(&others, entry) {
+        Edit::Chained(chain) => (Ok(chain), None, None),
+        Edit::Change(change) => {
+            (Ok(change.write.as_ref().map(|(name, _)| name.clone()).unwrap_or_default()), Some(change), None)
+        }
+        Edit::Impossible(why) => (Err(why.clone()), None, Some(why)),
+    };
+    let unread = |chain: &String| {
+        let before = in_order(&others).take_while(|file| file.name < *chain);
+        let mut problems = before.filter_map(|file| read(file).err().map(|why| format!("{}: {why}", file.name)));
+        problems
+            .next()
+            .map(|what| format!("{what}: containerd gives no pod a network while it is there, CRI-O passes it over"))
+    };
+    let is_first = in_order(&others).next().is_none_or(|file| *file.name > *own::NAME);
+    let (chain, remark) = match copy.stays && is_first {
+        true => (Ok(own::NAME.to_owned()), copy.remark.or(remark)),
+        false => (appended.clone(), appended.as_ref().ok().and_then(unread).or(copy.remark)),
+    };
+    let write = copy.write.map(|(bytes, source)| Change {
+        write: Some((own::NAME.to_owned(), bytes)),
+        remove: None,
+        like: Some(source),
+    });
+    let remove =
+        (there.is_some() && !copy.stays).then(|| Change { remove: Some(own::NAME.to_owned()), ..Change::default() });
+    // The entry is in one of them at every moment.
+    let changes = write.into_iter().chain(change).chain(remove).collect();
+    Plan { changes, chain, remark, orphaned: copy.orphaned }
+}
+
 /// Puts the entry into the chain.
 pub fn install(files: &[ConfFile], entry: &Value) -> Edit {
     let mut why = "there is no network configuration yet".to_owned();
     for file in in_order(files) {
         match read(file) {
             Ok(list) => return insert(files, &file.name, list, entry),
-            // Runtimes differ in whether they pass over such a file; for a pod there is a network only where they do.
             Err(problem) => why = format!("{}: {problem}", file.name),
         }
     }
@@ -72,8 +130,9 @@ pub fn install(files: &[ConfFile], entry: &Value) -> Edit {
 /// Takes our entries out of all files. A list of nothing else goes: it never made a network.
 pub fn uninstall(files: &[ConfFile]) -> Vec<Change> {
     let change = |file: &ConfFile| match read(file) {
+        _ if file.name == own::NAME => Some(Change { remove: Some(file.name.clone()), ..Change::default() }),
         Ok(list) => without(files, &file.name, list),
-        Err(_) if is_ours_alone(file) => Some(Change { write: None, remove: Some(file.name.clone()) }),
+        Err(_) if is_ours_alone(file) => Some(Change { remove: Some(file.name.clone()), ..Change::default() }),
         Err(_) => None,
     };
     in_order(files).filter_map(change).collect()
@@ -100,6 +159,21 @@ struct List {
     object: Map<String, Value>,
     plugins: Vec<Value>,
     single: bool,
+}
+
+impl List {
+    /// What is older than chains becomes the oldest that has them.
+    fn lift(&mut self) -> Result<(), String> {
+        let version = self.object.get("cniVersion").and_then(Value::as_str).unwrap_or_default();
+        if VERSIONS.contains(&version) {
+            return Ok(());
+        }
+        if !matches!(version, "" | "0.1.0" | "0.2.0") {
+            return Err(format!("cniVersion {version:?} is newer than the plugin's"));
+        }
+        self.object.insert("cniVersion".to_owned(), OLDEST_CHAIN.into());
+        Ok(())
+    }
 }
 
 fn read(file: &ConfFile) -> Result<List, String> {
@@ -142,12 +216,8 @@ fn made_from(plugins: &[Value]) -> Option<&Value> {
 }
 
 fn insert(files: &[ConfFile], name: &str, mut list: List, entry: &Value) -> Edit {
-    let version = list.object.get("cniVersion").and_then(Value::as_str).unwrap_or_default().to_owned();
-    if !VERSIONS.contains(&version.as_str()) {
-        if !matches!(version.as_str(), "" | "0.1.0" | "0.2.0") {
-            return Edit::Impossible(format!("{name}: cniVersion {version:?} is newer than the plugin's"));
-        }
-        list.object.insert("cniVersion".to_owned(), OLDEST_CHAIN.into());
+    if let Err(why) = list.lift() {
+        return Edit::Impossible(format!("{name}: {why}"));
     }
     let mut entry = entry.clone();
     let made_from = match list.single {
@@ -169,10 +239,10 @@ fn insert(files: &[ConfFile], name: &str, mut list: List, entry: &Value) -> Edit
     list.plugins.push(entry);
     let bytes = print(list.object, list.plugins);
     if !list.single {
-        return Edit::Change(Change { write: Some((name.to_owned(), bytes)), remove: None });
+        return Edit::Change(Change { write: Some((name.to_owned(), bytes)), ..Change::default() });
     }
     match listed(files, name) {
-        Some(list) => Edit::Change(Change { write: Some((list, bytes)), remove: Some(name.to_owned()) }),
+        Some(list) => Edit::Change(replacing(list, bytes, name)),
         None => Edit::Impossible(format!("{name}: the lists beside it are of others")),
     }
 }
@@ -186,16 +256,20 @@ fn without(files: &[ConfFile], name: &str, list: List) -> Option<Change> {
     match (made_from, plugins.as_mut_slice()) {
         // Somebody has made it anew, and knows better what is to be in it.
         (Some(from), [Value::Object(_)]) if files.iter().any(|file| file.name == from && read(file).is_ok()) => {
-            Some(Change { write: None, remove: Some(name.to_owned()) })
+            Some(Change { remove: Some(name.to_owned()), ..Change::default() })
         }
         (Some(from), [Value::Object(plugin)]) => {
             let mut single = list.object;
             single.append(plugin);
-            let bytes = pretty(&Value::Object(single));
-            Some(Change { write: Some((from, bytes)), remove: Some(name.to_owned()) })
+            Some(replacing(from, pretty(&Value::Object(single)), name))
         }
-        _ => Some(Change { write: Some((name.to_owned(), print(list.object, plugins))), remove: None }),
+        _ => Some(Change { write: Some((name.to_owned(), print(list.object, plugins))), ..Change::default() }),
     }
+}
+
+fn replacing(name: String, bytes: Vec<u8>, former: &str) -> Change {
+    let former = Some(former.to_owned());
+    Change { write: Some((name, bytes)), remove: former.clone(), like: former }
 }
 
 fn print(mut object: Map<String, Value>, plugins: Vec<Value>) -> Vec<u8> {

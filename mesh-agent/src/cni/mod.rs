@@ -4,21 +4,25 @@
 //!  runtime ── chain ── mesh-cni ── cni.sock ── server ── admit ── begin, end ──> enrol::kube (is it wanted?)
 //!     ^                    └── scope.json <── scope (pure, written after each change)     │
 //!     │ conflist                                  admit ── the same requests ──> enrol::manager
-//!     └── install (follows the folder) ── conflist (pure edits)
+//!     └── place <── install (follows the folders) ── conflist (pure edits, folder carries them out)
 //! ```
 //! Invariants: a pod that is to be in the mesh goes on only after capture and certificate; what is not to be does at once; nothing that is missing
 //! of ours leaves a node without the chain of others, and no file of others is ever half written.
 
 pub mod admit;
+mod cache;
 pub mod conflist;
+mod folder;
 pub mod install;
+pub mod place;
 pub mod scope;
 pub mod server;
 
 use std::path::{Path, PathBuf};
 
 pub use admit::Means;
-pub use install::{CniHandle, Installer, Places, Status, remove};
+pub use install::{CniHandle, Installer, Status};
+pub use place::{Places, remove};
 pub use server::{CniMetrics, CniServer, SOCKET};
 
 /// The file of the scope in the folder that outlives the node's power.

@@ -9,7 +9,8 @@ use mesh_proto::scope::{MAX_SCOPE_BYTES, NamespaceScope, Scope};
 use mesh_runtime::{DrainToken, task};
 use tokio::sync::watch;
 
-use super::install::{CniHandle, replace};
+use super::folder::replace;
+use super::install::CniHandle;
 use crate::enrol::kube::{Knowledge, Mode, Reason, SYSTEM, Verdict};
 
 /// How long changes are gathered before they are written.

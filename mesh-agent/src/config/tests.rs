@@ -71,6 +71,7 @@ fn hardening_b192_wrong_flags_are_all_reported_with_status_64() {
         ("kubelet-port", "65536"),
         ("cni", "true"),
         ("cni-conf-dir", "net.d"),
+        ("cni-own-file", "true"),
         ("mesh-ranges", "0.0.0.0/0"),
         ("mesh-ranges", "198.18.0.1/15"),
     ];
@@ -236,6 +237,7 @@ fn a_cleanup_needs_no_credentials() {
             cni_bin_dir: "/opt/cni/bin".into(),
             cni_conf_dir: "/gone/net.d".into(),
             cni_state_dir: "/var/lib/undermesh".into(),
+            cni_cache_dir: "/var/lib/cni/results".into(),
         },
     };
     assert_eq!(cleanup(line), Ok(expected));

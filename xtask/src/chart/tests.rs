@@ -287,8 +287,15 @@ fn features_EN14_the_agent_has_the_rights_it_needs_and_the_control_plane_none() 
     let mounts = agent["containers"][0]["volumeMounts"].as_array().expect("mounts");
     let writable = mounts.iter().filter(|mount| mount["readOnly"] != true);
     let writable: Vec<&str> = writable.map(|mount| mount["mountPath"].as_str().expect("a path")).collect();
-    let expected =
-        ["/sys/fs/bpf", "/sys/fs/cgroup", "/opt/cni/bin", "/etc/cni/net.d", "/run/undermesh", "/var/lib/undermesh"];
+    let expected = [
+        "/sys/fs/bpf",
+        "/sys/fs/cgroup",
+        "/opt/cni/bin",
+        "/etc/cni/net.d",
+        "/var/lib/cni/results",
+        "/run/undermesh",
+        "/var/lib/undermesh",
+    ];
     assert_eq!(writable, expected);
 
     for object in

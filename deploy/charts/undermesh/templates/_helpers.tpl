@@ -108,6 +108,9 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
     {{- end }}
     {{- if and .root.Values.agent.cni.enabled (not .root.Values.agent.istioCni.enabled) }}
     - --cni=on
+    {{- if not .root.Values.agent.cni.ownFile }}
+    - --cni-own-file=off
+    {{- end }}
     {{- end }}
     {{- with .root.Values.network }}
     - --network={{ . }}
@@ -211,6 +214,9 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
       mountPath: /opt/cni/bin
     - name: cni-conf
       mountPath: /etc/cni/net.d
+    # When the plugin is taken off the node, it is taken out of what runtimes keep of the pods' networks, too.
+    - name: cni-cache
+      mountPath: /var/lib/cni/results
     - name: run
       mountPath: /run/undermesh
     - name: state

@@ -186,7 +186,7 @@ fn a_file_that_is_ours_alone_makes_no_network_and_goes_at_the_end() {
         let node = folder(&[(name, value)]);
         assert!(matches!(install(&files(&node), &ours()), Edit::Impossible(_)), "{name}");
         assert_eq!(names_us(&files(&node)), Some(name));
-        assert_eq!(uninstall(&files(&node)), [Change { write: None, remove: Some(name.to_owned()) }]);
+        assert_eq!(uninstall(&files(&node)), [Change { remove: Some(name.to_owned()), ..Change::default() }]);
     }
 }
 
@@ -258,5 +258,139 @@ fn what_was_installed_is_taken_out_again() {
     entry[MADE_FROM] = "../../etc/shadow.conf".into();
     let node = folder(&[("10-a.conflist", list("1.0.0", &[json!({ "type": "bridge" }), entry]))]);
     let changes = uninstall(&files(&node));
-    assert!(matches!(&changes[..], [Change { write: Some((name, _)), remove: None }] if name == "10-a.conflist"));
+    assert!(matches!(&changes[..], [Change { write: Some((name, _)), remove: None, .. }] if name == "10-a.conflist"));
+}
+
+const OWN: &str = "00-undermesh.conflist";
+
+/// Carries out all that is planned with our own file, and tells what there is then.
+fn follow(node: &mut Folder, bereft: bool) -> (Plan, bool) {
+    let first = plan(&files(node), &ours(), Own::On { bereft });
+    let changed = !first.changes.is_empty();
+    for change in first.changes.clone() {
+        if let Some((name, bytes)) = change.write {
+            node.insert(name, String::from_utf8(bytes).unwrap());
+        }
+        change.remove.into_iter().for_each(|name| drop(node.remove(&name)));
+    }
+    (first, changed)
+}
+
+fn plugins(node: &Folder, name: &str) -> Vec<String> {
+    let list: Value = serde_json::from_str(&node[name]).unwrap();
+    let plugins = list["plugins"].as_array().unwrap().iter();
+    plugins.map(|plugin| plugin["type"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn hardening_f45_our_own_file_is_a_copy_of_the_first_of_the_others() {
+    let bridge = || json!({ "type": "bridge", "mtu": 1500 });
+    let appended = || list("1.0.0", &[bridge(), ours()]);
+    let first = |names: &[(&str, Value)]| {
+        let mut node = folder(names);
+        let (first, _) = follow(&mut node, false);
+        // A file for one plugin becomes a list, of which the next look makes the copy.
+        follow(&mut node, false);
+        assert!(!follow(&mut node, false).1, "it is done once: {node:?}");
+        (node, first.chain)
+    };
+    let (node, chain) = first(&[("10-a.conflist", list("1.0.0", &[bridge()]))]);
+    assert_eq!(chain.as_deref(), Ok(OWN));
+    let mut entry = ours();
+    entry["copyOf"] = "10-a.conflist".into();
+    let expected = folder(&[("10-a.conflist", appended()), (OWN, list("1.0.0", &[bridge(), entry]))]);
+    assert_eq!(values(&node), values(&expected), "name and all: addresses are kept under it");
+
+    // From the form of earlier agents; from a file for one plugin; of several.
+    assert_eq!(plugins(&first(&[("10-a.conflist", appended())]).0, OWN), ["bridge", TYPE]);
+    let single = json!({ "cniVersion": "0.4.0", "name": "pods", "type": "ptp" });
+    assert_eq!(plugins(&first(&[("10-a.conf", single)]).0, OWN), ["ptp", TYPE]);
+    let (node, _) =
+        first(&[("10-a.conflist", appended()), ("20-b.conflist", list("1.0.0", &[json!({ "type": "ptp" })]))]);
+    assert_eq!(
+        (plugins(&node, OWN), plugins(&node, "20-b.conflist")),
+        (vec!["bridge".into(), TYPE.into()], vec!["ptp".into()])
+    );
+
+    // Of no use behind an earlier one, and never of one that hands on.
+    for name in ["00-multus.conflist", "00-aaa.conflist"] {
+        let (node, chain) = first(&[("10-a.conflist", appended()), (name, list("1.0.0", &[bridge()]))]);
+        assert_eq!((chain.as_deref(), node.contains_key(OWN)), (Ok(name), false));
+    }
+    let (node, chain) = first(&[("10-m.conflist", list("1.0.0", &[json!({ "type": "multus-shim" })]))]);
+    assert_eq!((chain.as_deref(), node.contains_key(OWN)), (Ok("10-m.conflist"), false));
+}
+
+#[test]
+fn hardening_f46_whoever_writes_what_our_own_file_is_followed_and_nobody_is_uncaptured_meanwhile() {
+    let write = |node: &mut Folder, text: &str| drop(node.insert("10-a.conflist".to_owned(), text.to_owned()));
+    let plain = |name: &str| list("1.0.0", &[json!({ "type": name })]).to_string();
+    let mut node: Folder = [("10-a.conflist".to_owned(), plain("bridge"))].into();
+    follow(&mut node, false);
+    // Anew, without us.
+    write(&mut node, &plain("ptp"));
+    assert_eq!(plugins(&node, OWN), ["bridge", TYPE]);
+    assert_eq!((follow(&mut node, false).1, plugins(&node, OWN)), (true, vec!["ptp".to_owned(), TYPE.to_owned()]));
+    // Half written, endless, of a future version, for nobody, and gone: what there was stays, and people hear of it.
+    for text in ["{\"cniVersion\":", "", &plain("x").replace("1.0.0", "9.0.0"), &list("1.0.0", &[ours()]).to_string()] {
+        write(&mut node, text);
+        let before = node[OWN].clone();
+        let (plan, _) = follow(&mut node, true);
+        assert_eq!((plan.chain.as_deref(), &node[OWN]), (Ok(OWN), &before), "{text}");
+        assert!(plan.remark.unwrap().contains("10-a.conflist"), "{text}");
+    }
+    node.remove("10-a.conflist");
+    let (plan, changed) = follow(&mut node, false);
+    assert_eq!((plan.chain.as_deref(), plan.orphaned, changed), (Ok(OWN), true, false));
+    // Back again; and for good.
+    write(&mut node, &plain("bridge"));
+    assert!(!follow(&mut node, true).0.orphaned && plugins(&node, OWN) == ["bridge", TYPE]);
+    node.remove("10-a.conflist");
+    let (plan, _) = follow(&mut node, true);
+    assert!(plan.chain.is_err() && node.is_empty(), "{node:?}");
+}
+
+#[test]
+fn hardening_f46_another_that_appends_himself_to_our_own_file_stays_there() {
+    let other = json!({ "type": "istio-cni" });
+    let mut node = folder(&[("10-a.conflist", list("1.0.0", &[json!({ "type": "bridge" })]))]);
+    follow(&mut node, false);
+    let mut own: Value = serde_json::from_str(&node[OWN]).unwrap();
+    own["plugins"].as_array_mut().unwrap().push(other.clone());
+    node.insert(OWN.to_owned(), own.to_string());
+    assert!(!follow(&mut node, false).1, "not fought over");
+    node.insert("10-a.conflist".to_owned(), list("1.0.0", &[json!({ "type": "ptp" })]).to_string());
+    follow(&mut node, false);
+    assert_eq!(plugins(&node, OWN), ["ptp", TYPE, "istio-cni"]);
+    // One that has come into what ours is a copy of is not there twice.
+    node.insert("10-a.conflist".to_owned(), list("1.0.0", &[json!({ "type": "ptp" }), other]).to_string());
+    follow(&mut node, false);
+    assert_eq!(plugins(&node, OWN), ["ptp", "istio-cni", TYPE]);
+    assert!(!follow(&mut node, false).1);
+    // At the end only ours goes.
+    uninstall(&files(&node)).into_iter().for_each(|change| carry_out(&mut node, change));
+    assert_eq!((node.len(), plugins(&node, "10-a.conflist")), (1, vec!["ptp".to_owned(), "istio-cni".to_owned()]));
+}
+
+#[test]
+fn hardening_b137_a_file_that_cannot_be_read_and_comes_first_is_told_of() {
+    let good = list("1.0.0", &[json!({ "type": "bridge" })]);
+    let mut node = folder(&[("10-a.conflist", good.clone())]);
+    node.insert("05-x.conflist".to_owned(), "{".to_owned());
+    for own in [Own::Off, Own::On { bereft: false }] {
+        let plan = plan(&files(&node), &ours(), own);
+        assert_eq!(plan.chain.as_deref(), Ok("10-a.conflist"));
+        let remark = plan.remark.unwrap();
+        assert!(
+            remark.contains("05-x.conflist: not JSON") && remark.contains("containerd gives no pod a network"),
+            "{remark}"
+        );
+        // What makes no network there as it is, is not made to by us.
+        assert!(plan.changes.iter().all(|change| change.write.as_ref().is_none_or(|(name, _)| name != OWN)));
+    }
+    // Behind ours nobody reads it.
+    let mut node = folder(&[("10-a.conflist", good)]);
+    follow(&mut node, false);
+    node.insert("20-x.conflist".to_owned(), "{".to_owned());
+    assert_eq!(follow(&mut node, false).0.remark, None);
 }

@@ -1,0 +1,167 @@
+//! Puts program and entry where they belong on the node, and takes them away again. Blocking; called by [`super::install`] and by the commands that
+//! clean up. What is edited how is decided by [`super::conflist`].
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::cache;
+use super::conflist::{self, Own, Plan};
+use super::folder::{carry_out, read, replace};
+use crate::enrol::kube::SYSTEM;
+
+/// Between two attempts to take the entries out.
+const QUIET: Duration = Duration::from_millis(50);
+/// How long a writer who has our entry in what he writes is waited for when it is to go.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// Where everything is.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// The program to be installed.
+    pub plugin: PathBuf,
+    /// The folder where runtimes look for plugins.
+    pub bin_dir: PathBuf,
+    /// The folder of network configurations.
+    pub conf_dir: PathBuf,
+    /// The agent's socket for the plugin, as the node sees it.
+    pub socket: PathBuf,
+    /// The file of the scope, as the node sees it.
+    pub scope: PathBuf,
+    /// Whether the entry is to be in a file of our own, too.
+    pub own_file: bool,
+    /// Where runtimes keep with which chain they have made a pod's network.
+    pub cache: PathBuf,
+}
+
+/// What [`ensure`] found or did.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Done {
+    /// The file of the chain.
+    pub chain: String,
+    /// The folder was edited just now.
+    pub edited: bool,
+    /// What is not well all the same.
+    pub remark: Option<String>,
+    /// Our own file is a copy of what is not there any more.
+    pub orphaned: bool,
+}
+
+/// Puts program and entry where they belong, if they are not there. `bereft`: what our own file is a copy of has been gone for long.
+pub fn ensure(places: &Places, bereft: bool) -> Result<Done, String> {
+    // The program first: an entry without one would keep every pod of the node from starting.
+    install_program(places)?;
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let entry = conflist::entry(&text(&places.socket), &text(&places.scope), &SYSTEM);
+    let own = if places.own_file { Own::On { bereft } } else { Own::Off };
+    chain(&places.conf_dir, &entry, places.scope.exists(), own)
+}
+
+fn chain(folder: &Path, entry: &Value, scope_is_there: bool, own: Own) -> Result<Done, String> {
+    let _turn = turn(folder);
+    let files = read(folder)?;
+    // Of a node of which nobody knows yet who is in the mesh, every pod would wait, and for ever if the agent may not ask.
+    if !scope_is_there && conflist::names_us(&files).is_none() {
+        return Err("the API server has not yet told who is in the mesh".to_owned());
+    }
+    let text = |why: String| format!("{}: {why}", folder.display());
+    let Plan { changes, chain, remark, orphaned } = conflist::plan(&files, entry, own);
+    let edited = !changes.is_empty();
+    // One that fails, for somebody is writing there, does not keep back the next.
+    let failed = changes.into_iter().filter_map(|change| carry_out(folder, change, &files).err());
+    match (failed.last(), chain) {
+        (Some(error), _) => Err(text(error.to_string())),
+        (None, Err(why)) => Err(text(why)),
+        (None, Ok(chain)) => Ok(Done { chain, edited, remark: remark.map(text), orphaned }),
+    }
+}
+
+/// Takes entries and program off the node; harmless if they are not there.
+pub fn remove(places: &Places) -> Result<(), String> {
+    let failed = |path: &Path, error: io::Error| format!("{}: {error}", path.display());
+    if places.conf_dir.exists() {
+        unchain(&places.conf_dir)?;
+    }
+    // Before the program: what names it could not be ended without it. And after it: what was under way has ended then.
+    cache::forget(&places.cache)?;
+    for path in [&program(places), &places.scope] {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(path, error)),
+            _ => {}
+        }
+    }
+    cache::forget(&places.cache)?;
+    // Ours if nothing else is in it.
+    if let Some(folder) = places.scope.parent() {
+        let _ = fs::remove_dir(folder);
+    }
+    Ok(())
+}
+
+/// Takes the entries out. The program may go only when no file names it any more: a runtime that does not find one of a chain gives no pod a network.
+fn unchain(folder: &Path) -> Result<(), String> {
+    let _turn = turn(folder);
+    let began = Instant::now();
+    loop {
+        let files = read(folder)?;
+        let changes = conflist::uninstall(&files);
+        let done = changes.into_iter().try_for_each(|change| carry_out(folder, change, &files));
+        let files = read(folder)?;
+        let why = match (done, conflist::names_us(&files)) {
+            (Ok(()), None) => return Ok(()),
+            (Err(error), _) => format!("{}: {error}", folder.display()),
+            (Ok(()), Some(name)) => {
+                let path = folder.join(name);
+                format!(
+                    "{}: still names {}: if nobody is writing it, mend or remove it",
+                    path.display(),
+                    conflist::TYPE
+                )
+            }
+        };
+        if began.elapsed() > SETTLE {
+            return Err(why);
+        }
+        std::thread::sleep(QUIET);
+    }
+}
+
+/// Held by whoever of us edits the folder: an agent, and a command that cleans up. Where the file system has no locks, it goes without.
+fn turn(folder: &Path) -> Option<File> {
+    let folder = File::open(folder).ok()?;
+    let _ = folder.lock();
+    Some(folder)
+}
+
+fn program(places: &Places) -> PathBuf {
+    places.bin_dir.join(conflist::TYPE)
+}
+
+fn install_program(places: &Places) -> Result<(), String> {
+    let failed = |path: &Path, error: io::Error| format!("{}: {error}", path.display());
+    let ours = fs::read(&places.plugin).map_err(|error| failed(&places.plugin, error))?;
+    let target = program(places);
+    let there = fs::symlink_metadata(&target);
+    let fits = |metadata: &fs::Metadata| {
+        metadata.is_file() && metadata.len() == ours.len() as u64 && metadata.mode() & 0o111 == 0o111
+    };
+    if there.is_ok_and(|metadata| fits(&metadata)) && fs::read(&target).is_ok_and(|there| there == ours) {
+        return Ok(());
+    }
+    fs::create_dir_all(&places.bin_dir).map_err(|error| failed(&places.bin_dir, error))?;
+    replace(&target, &ours, 0o755).map_err(|error| match fs::metadata(&places.bin_dir).map(|folder| folder.nlink()) {
+        // What is mounted into a container is the old one for ever.
+        Ok(0) => format!(
+            "{}: the folder was removed on the node: this pod must be made anew to see what took its place",
+            places.bin_dir.display()
+        ),
+        _ => failed(&target, error),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -92,18 +92,33 @@ pub fn acquire(run_dir: &Path) -> Result<InstanceLock, LockError> {
     let path = run_dir.join(FILE);
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-    let mut file = options.open(&path).map_err(failed("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(fs::TryLockError::WouldBlock) => {
-            let mut text = String::new();
-            let _ = file.read_to_string(&mut text);
-            return Err(LockError::Taken { folder: run_dir.to_owned(), pid: text.trim().parse().ok() });
+    loop {
+        let mut file = options.open(&path).map_err(failed("open", &path))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => {
+                let mut text = String::new();
+                let _ = file.read_to_string(&mut text);
+                return Err(LockError::Taken { folder: run_dir.to_owned(), pid: text.trim().parse().ok() });
+            }
+            Err(fs::TryLockError::Error(source)) => return Err(failed("lock", &path)(source)),
         }
-        Err(fs::TryLockError::Error(source)) => return Err(failed("lock", &path)(source)),
+        // Whoever cleans up removes the file while it holds the lock: one that was opened before is nobody's lock any more.
+        if is_there(&file, &path).map_err(failed("read", &path))? {
+            name(&mut file).map_err(failed("write", &path))?;
+            return Ok(InstanceLock { file });
+        }
     }
-    name(&mut file).map_err(failed("write", &path))?;
-    Ok(InstanceLock { file })
+}
+
+/// Whether a file that is open is the one of this name.
+fn is_there(file: &File, path: &Path) -> io::Result<bool> {
+    let held = file.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(there) => Ok((held.dev(), held.ino()) == (there.dev(), there.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Creates the agent's own cgroup and moves this process into it; what it starts afterwards is in it too. The kernel programs leave the
@@ -121,6 +136,8 @@ pub fn join_cgroup(cgroup: &Path) -> Result<(), LockError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
     use super::*;
 
     #[test]
@@ -140,6 +157,31 @@ mod tests {
         assert!(matches!(acquire(&run_dir), Err(LockError::Taken { .. })));
         drop(given);
         acquire(&run_dir).unwrap();
+    }
+
+    #[test]
+    fn hardening_f8_a_cleanup_that_removes_the_lock_leaves_no_two_agents() {
+        let folder = tempfile::tempdir().unwrap();
+        let (run_dir, path) = (folder.path().join("run"), folder.path().join("run").join(FILE));
+        let holders = AtomicU32::new(0);
+        // Each round as `mesh-agent cleanup` does: the file is removed under the lock.
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    let mut held = 0;
+                    while held < 1_000 {
+                        let Ok(lock) = acquire(&run_dir) else { continue };
+                        assert_eq!(holders.fetch_add(1, SeqCst), 0, "another one holds the lock");
+                        std::thread::yield_now();
+                        holders.fetch_sub(1, SeqCst);
+                        // The last that is done: from here on the next may begin.
+                        fs::remove_file(&path).unwrap();
+                        drop(lock);
+                        held += 1;
+                    }
+                });
+            }
+        });
     }
 
     #[test]

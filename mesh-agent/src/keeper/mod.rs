@@ -1,5 +1,5 @@
 //! The keeper: `mesh-agent` without a subcommand. A small process without async runtime that is parent and supervisor of the worker (the
-//! same binary as `mesh-agent worker`) and holds the pods' listening sockets, so that clients wait in the backlogs, at most two seconds,
+//! same binary as `mesh-agent worker`) and holds the pods' listening sockets, so that clients wait in the backlogs, at most two seconds (ten, if one starts),
 //! while a dead worker is replaced.
 //!
 //! ```text

@@ -8,13 +8,16 @@
 //!                          v                        v
 //!                       Stopping ── Exited ──> Exit(status)
 //!
-//!  sockets:  worker dies ──> close them 2 s later, unless a worker has listed them before
+//!  sockets:  worker dies ──> close them 2 s later, unless a worker has listed them before; 10 s later while one is starting, which ends
+//!            the wait of the clients unless it dies, too
 //! ```
 
 use std::time::Duration;
 
-/// How long clients may wait in the backlogs of a dead worker.
+/// How long clients may wait in the backlogs of a dead worker while there is no other.
 pub const HOLD: Duration = Duration::from_secs(2);
+/// How much longer while another one starts: on a machine that is short of CPU time it takes its time, and all would be refused a moment before it accepts.
+const STARTING: Duration = Duration::from_secs(8);
 /// A worker that lived this long did not die in a crash loop.
 const HEALTHY: Duration = Duration::from_secs(10);
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -72,7 +75,7 @@ enum Phase {
 #[derive(Debug)]
 pub struct Supervisor {
     phase: Phase,
-    /// Close the listening sockets at this time.
+    /// Close the listening sockets at this time, if there is no worker then.
     perish_at: Option<Duration>,
     delay: Duration,
     grace: Duration,
@@ -123,7 +126,13 @@ impl Supervisor {
             Phase::Stopping { kill_at } => Some(kill_at),
             Phase::Starting | Phase::Running { .. } | Phase::Ended => None,
         };
-        phase.into_iter().chain(self.perish_at).min()
+        phase.into_iter().chain(self.deadline()).min()
+    }
+
+    /// When clients have waited for long enough.
+    fn deadline(&self) -> Option<Duration> {
+        let starts = matches!(self.phase, Phase::Starting | Phase::Running { .. });
+        self.perish_at.map(|at| if starts { at + STARTING } else { at })
     }
 
     fn exited(&mut self, status: i32, now: Duration, actions: &mut Vec<Action>) {
@@ -159,7 +168,7 @@ impl Supervisor {
     }
 
     fn timers(&mut self, now: Duration, actions: &mut Vec<Action>) {
-        if self.perish_at.is_some_and(|at| now >= at) && self.phase != Phase::Ended {
+        if self.deadline().is_some_and(|at| now >= at) && self.phase != Phase::Ended {
             self.perish_at = None;
             actions.push(Action::Perish);
         }
@@ -228,11 +237,41 @@ mod tests {
         started(&[
             (20_000, Event::Exited(137), &[Action::Spawn]),
             (20_001, Event::Spawned, &[]),
+            (20_200, Event::Exited(137), &[]),
+            (20_300, Event::Tick, &[Action::Spawn]),
+            (20_301, Event::SpawnFailed, &[]),
+            (20_501, Event::Tick, &[Action::Spawn]),
+            (20_502, Event::SpawnFailed, &[]),
+            (20_902, Event::Tick, &[Action::Spawn]),
+            (20_903, Event::SpawnFailed, &[]),
+            (21_703, Event::Tick, &[Action::Spawn]),
+            (21_704, Event::SpawnFailed, &[]),
             (21_999, Event::Tick, &[]),
             (22_000, Event::Tick, &[Action::Perish]),
-            (22_500, Event::Listed, &[]),
-            (60_000, Event::Tick, &[]),
         ]);
+    }
+
+    #[test]
+    fn hardening_f1_a_worker_that_takes_its_time_to_start_finds_the_sockets_and_one_that_hangs_does_not() {
+        let died: [(u64, Event, &[Action]); 2] =
+            [(20_000, Event::Exited(137), &[Action::Spawn]), (20_001, Event::Spawned, &[])];
+        started(
+            &[&died[..], &[(25_000, Event::Tick, &[]), (29_999, Event::Listed, &[]), (90_000, Event::Tick, &[])]]
+                .concat(),
+        );
+        started(
+            &[
+                &died[..],
+                &[(29_999, Event::Tick, &[]), (30_000, Event::Tick, &[Action::Perish]), (31_000, Event::Listed, &[])],
+            ]
+            .concat(),
+        );
+        // With it ends the wait for it.
+        started(&[&died[..], &[(25_000, Event::Exited(139), &[Action::Perish])]].concat());
+        let mut machine = Supervisor::inheriting(ms(0), ms(8_000), Some(HOLD));
+        machine.apply(Event::Tick, ms(0));
+        machine.apply(Event::Spawned, ms(1));
+        assert_eq!(machine.next_due(), Some(ms(10_000)));
     }
 
     #[test]
@@ -240,7 +279,7 @@ mod tests {
         let mut machine = Supervisor::inheriting(ms(0), ms(8_000), Some(HOLD));
         assert_eq!(machine.apply(Event::Tick, ms(0)), [Action::Spawn]);
         machine.apply(Event::Spawned, ms(1));
-        assert_eq!(machine.apply(Event::Tick, ms(2_000)), [Action::Perish]);
+        assert_eq!(machine.apply(Event::Tick, ms(10_000)), [Action::Perish]);
         let mut machine = Supervisor::inheriting(ms(0), ms(8_000), Some(HOLD));
         machine.apply(Event::Tick, ms(0));
         machine.apply(Event::Spawned, ms(1));
@@ -262,8 +301,8 @@ mod tests {
             (20_300, Event::Exited(139), &[]),
             (20_500, Event::Tick, &[Action::Spawn]),
             (20_501, Event::Spawned, &[]),
-            (22_000, Event::Tick, &[Action::Perish]),
-            (22_100, Event::Exited(139), &[]),
+            (22_000, Event::Tick, &[]),
+            (22_100, Event::Exited(139), &[Action::Perish]),
             (22_499, Event::Tick, &[]),
             (22_500, Event::Tick, &[Action::Spawn]),
             (22_501, Event::SpawnFailed, &[]),
@@ -340,6 +379,8 @@ mod tests {
         machine.apply(Event::Spawned, ms(0));
         assert_eq!(machine.next_due(), None);
         machine.apply(Event::Exited(137), ms(20_000));
-        assert_eq!(machine.next_due(), Some(ms(22_000)));
+        assert_eq!(machine.next_due(), Some(ms(30_000)), "another one starts at once");
+        machine.apply(Event::SpawnFailed, ms(20_000));
+        assert_eq!(machine.next_due(), Some(ms(20_100)), "and if it cannot, the next");
     }
 }

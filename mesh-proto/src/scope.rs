@@ -29,9 +29,10 @@ pub struct Scope {
 pub enum NamespaceScope {
     /// The namespace has the label: its pods are in the mesh unless they opt out, which a new pod's name does not tell.
     In,
-    /// It does not have it, but pods of it have it themselves: of a new one it is not known.
+    /// It does not have it, but pods of it have it themselves, here or on other nodes: of a new one it is not known.
     Some,
-    /// It does not have it, and no pod is known that does.
+    /// It does not have it, and no pod of the mesh is known that does: a new one goes on. Its own label the plugin is not told; for one that is the first
+    /// of its namespace to have it, all pods of the cluster would have to wait for an agent that is away.
     Out,
 }
 

@@ -216,7 +216,7 @@ async fn serve(
                     certificates,
                     trust_domain: config.trust_domain.clone(),
                 };
-                cni.start(&config, means, enrolment.token())?;
+                cni.start(&config, means, state.clone(), enrolment.token())?;
             }
             enroller.spawn(kube_asked, enrolment.token());
         }
@@ -380,10 +380,16 @@ impl Cni {
     }
 
     /// The socket first: a plugin that is in the chain finds who answers.
-    fn start(self, config: &Config, means: cni::Means, drain: DrainToken) -> Result<(), Refusal> {
+    fn start(
+        self,
+        config: &Config,
+        means: cni::Means,
+        state: Arc<StateHandle>,
+        drain: DrainToken,
+    ) -> Result<(), Refusal> {
         let server = CniServer::bind(&config.run_dir).map_err(Refusal::system("socket of the CNI plugin"))?;
         let scope = cni::scope_file(&config.cni_state_dir);
-        cni::scope::keep(scope, means.kube.knowledge(), self.handle, drain.clone());
+        cni::scope::keep(scope, means.kube.knowledge(), state, self.handle, drain.clone());
         task::spawn_vital("CNI server", server.run(Arc::new(means), self.metrics, drain.clone()));
         self.installer.spawn(self.chained, drain);
         Ok(())

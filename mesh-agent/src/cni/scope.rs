@@ -3,24 +3,31 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_core::ArcStr;
+use mesh_core::workload::TunnelProtocol;
 use mesh_proto::scope::{MAX_SCOPE_BYTES, NamespaceScope, Scope};
 use mesh_runtime::{DrainToken, task};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::folder::replace;
 use super::install::CniHandle;
 use crate::enrol::kube::{Knowledge, Mode, Reason, SYSTEM, Verdict};
+use crate::state::StateHandle;
 
 /// How long changes are gathered before they are written.
 const GATHER: Duration = Duration::from_millis(50);
+/// How often it is looked where pods of other nodes are in the mesh: of a hundred thousand, which takes some milliseconds.
+const AROUND: Duration = Duration::from_secs(10);
 /// When a write that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// What the file is to say. A namespace in which pods had the label themselves stays one while it exists: the next such pod may come to this node
-/// while the agent is away.
-pub fn scope(knowledge: &Knowledge, last: &Scope) -> Scope {
+/// while the agent is away. So may one of a namespace that is not in the mesh and has pods `abroad`, on other nodes, that are.
+pub fn scope(knowledge: &Knowledge, abroad: &BTreeSet<ArcStr>, last: &Scope) -> Scope {
     let labelled: BTreeSet<&str> = knowledge
         .pods
         .iter()
@@ -31,7 +38,10 @@ pub fn scope(knowledge: &Knowledge, last: &Scope) -> Scope {
         let scope = match mode {
             _ if SYSTEM.contains(&name) => NamespaceScope::Out,
             Some(Mode::InMesh) => NamespaceScope::In,
-            _ if labelled.contains(name) || last.namespaces.get(name) == Some(&NamespaceScope::Some) => {
+            _ if labelled.contains(name)
+                || abroad.contains(name)
+                || last.namespaces.get(name) == Some(&NamespaceScope::Some) =>
+            {
                 NamespaceScope::Some
             }
             Some(Mode::OptedOut) | None => NamespaceScope::Out,
@@ -52,25 +62,48 @@ pub fn scope(knowledge: &Knowledge, last: &Scope) -> Scope {
     Scope { namespaces: namespaces.collect(), pods, ..Scope::new() }
 }
 
+/// Namespaces with pods in the mesh, wherever they are.
+fn abroad(state: &StateHandle) -> BTreeSet<ArcStr> {
+    let snapshot = state.snapshot_owned();
+    let inside = snapshot.workloads().filter(|workload| workload.protocol == TunnelProtocol::Hbone);
+    inside.map(|workload| workload.namespace.clone()).collect()
+}
+
 /// Starts the task. After an uninstall nothing is written.
-pub fn keep(path: PathBuf, knowledge: watch::Receiver<Knowledge>, installer: CniHandle, drain: DrainToken) {
+pub fn keep(
+    path: PathBuf,
+    knowledge: watch::Receiver<Knowledge>,
+    state: Arc<StateHandle>,
+    installer: CniHandle,
+    drain: DrainToken,
+) {
     task::spawn_vital("CNI scope file", async move {
         tokio::select! {
-            () = write(path, knowledge, installer) => {}
+            () = write(path, knowledge, state, installer) => {}
             () = drain.started() => {}
         }
     });
 }
 
-async fn write(path: PathBuf, mut knowledge: watch::Receiver<Knowledge>, installer: CniHandle) {
+async fn write(
+    path: PathBuf,
+    mut knowledge: watch::Receiver<Knowledge>,
+    state: Arc<StateHandle>,
+    installer: CniHandle,
+) {
     let mut last = read(&path);
+    // What pods of this node have shown stays. What is abroad may be on its way out, as all is when a namespace loses its label.
+    let mut own = last.clone();
     // What is there is only then as it should be when we have written it.
     let mut written = false;
     loop {
         let known = knowledge.borrow_and_update().clone();
         let mut wait = None;
         if known.complete && !installer.status().uninstalled {
-            let next = scope(&known, &last);
+            own = scope(&known, &BTreeSet::new(), &own);
+            let looking = state.clone();
+            let abroad = tokio::task::spawn_blocking(move || abroad(&looking)).await.unwrap_or_default();
+            let next = scope(&known, &abroad, &own);
             if next != last || !written {
                 let (to, bytes) = (path.clone(), next.bytes());
                 match tokio::task::spawn_blocking(move || put(&to, &bytes)).await {
@@ -84,7 +117,7 @@ async fn write(path: PathBuf, mut knowledge: watch::Receiver<Knowledge>, install
                 }
             }
         }
-        if wait.is_none() && knowledge.changed().await.is_err() {
+        if wait.is_none() && matches!(timeout(AROUND, knowledge.changed()).await, Ok(Err(_))) {
             return;
         }
         tokio::time::sleep(wait.unwrap_or(GATHER)).await;
@@ -105,8 +138,6 @@ fn read(path: &Path) -> Scope {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use serde_json::json;
 
     use super::*;
@@ -162,7 +193,12 @@ mod tests {
             pods: pods.map(|(uid, is)| (uid.to_owned(), is)).into(),
             ..Scope::new()
         };
-        assert_eq!(scope(&known, &Scope::new()), expected);
+        assert_eq!(scope(&known, &BTreeSet::new(), &Scope::new()), expected);
+
+        // Of pods of other nodes only that they are in the mesh is known: of a namespace that is out of it they have the label themselves.
+        let elsewhere = ["shop", "plain", "left", "kube-system", "gone"].map(ArcStr::from).into();
+        let wider = text(&[("shop", In), ("plain", Few), ("tools", Few), ("left", Few), ("kube-system", Out)]);
+        assert_eq!(scope(&known, &elsewhere, &Scope::new()).namespaces, wider);
 
         // Of pods that say they are run under one UID, that whose it is counts, or else one that is to be in the mesh.
         for (uid, is) in [("uid-a", true), ("uid-f", false), ("hash", true)] {
@@ -180,13 +216,13 @@ mod tests {
                     ("plain", "z", &forged),
                 ],
             );
-            assert_eq!(scope(&known, &Scope::new()).pods.get(uid), Some(&is), "{uid}");
+            assert_eq!(scope(&known, &BTreeSet::new(), &Scope::new()).pods.get(uid), Some(&is), "{uid}");
         }
 
         // Without its pods: the namespace stays what it was while it exists.
-        let later = scope(&knowledge(&namespaces, &[]), &expected);
+        let later = scope(&knowledge(&namespaces, &[]), &BTreeSet::new(), &expected);
         assert_eq!(later.namespaces, expected.namespaces);
-        let gone = scope(&knowledge(&[("shop", None)], &[]), &expected);
+        let gone = scope(&knowledge(&[("shop", None)], &[]), &BTreeSet::new(), &expected);
         assert_eq!(gone.namespaces, text(&[("shop", Out)]));
     }
 }

@@ -100,7 +100,16 @@ pub fn held(snapshot: &Snapshot) -> Vec<Finding> {
         let key = (pod.metadata.namespace.as_str(), pod.metadata.name.as_str());
         let Some(event) = latest.get(&key) else { continue };
         let agent = snapshot.agent_on(&pod.spec.node_name).is_some_and(Pod::is_ready);
+        let is_missing = event.message.contains("failed to find plugin");
         let fix = match agent {
+            _ if is_missing => {
+                let agent = if agent { "" } else { "; it is not ready: see the checks of agents above" };
+                format!(
+                    "the folder of CNI plugins of node {} was emptied: its agent puts the mesh's back within seconds{agent}. If it stays, the folder itself \
+                     was made anew: delete the agent's pod there, so that it sees the new one. The programs of others their own installation puts back",
+                    pod.spec.node_name
+                )
+            }
             false => format!(
                 "make the agent of node {} ready: a labelled pod waits for it, so that it never runs without the mesh",
                 pod.spec.node_name

@@ -508,6 +508,21 @@ pub const BROKEN: &[Row] = &[
         "asked again",
     ),
     (
+        "the folder of CNI plugins was emptied",
+        |s| {
+            s.pods[4].status = one(json!({"phase": "Pending"}));
+            s.events.push(event(
+                "FailedCreatePodSandBox",
+                "web",
+                "plugin type=\"undermesh-cni\" failed (add): failed to find plugin \"undermesh-cni\" in path [/opt/cni/bin]",
+            ));
+        },
+        &["held"],
+        "pod shop/web",
+        "failed to find plugin",
+        "puts the mesh's back within seconds",
+    ),
+    (
         "a probe fails",
         |s| {
             s.pods[4].status.conditions.clear();

@@ -297,6 +297,8 @@ pub struct Traces {
     pub run_dir: PathBuf,
     /// The agent's own cgroup, if it is told or found.
     pub agent_cgroup: Option<PathBuf>,
+    /// Where the container runtime holds the pods' network namespaces.
+    pub netns: PathBuf,
     /// Where the CNI plugin is, if one is kept.
     pub cni: CniFlags,
 }
@@ -316,6 +318,7 @@ impl Flags {
             instance: raw.check("instance", instance, is_plain, "letters, digits and dashes, at most 63"),
             bpffs: raw.path("bpffs", Some("/sys/fs/bpf/undermesh")),
             run_dir: run_dir.clone(),
+            netns: raw.path("netns", Some("/run/netns")),
             agent_cgroup: Some(raw.path("agent-cgroup", Some(own.as_deref().unwrap_or("/"))))
                 .filter(|path| path != Path::new("/")),
             cni: CniFlags {

@@ -78,7 +78,7 @@ fn an_instance_is_locked() {
     }
     let node = Node::new();
     assert!(matches!(Kernel::start(node.config.clone()), Err(KernelError::Locked { .. })));
-    assert!(matches!(Kernel::uninstall(&node.config), Err(KernelError::Locked { .. })));
+    assert!(matches!(Kernel::uninstall(&node.config, None), Err(KernelError::Locked { .. })));
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn uninstalling_leaves_no_pins() {
         assert!(Instant::now() < deadline, "connects are still captured");
     }
     accept(&server);
-    Kernel::uninstall(&node.config).unwrap();
+    Kernel::uninstall(&node.config, None).unwrap();
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn clean(traces: &Traces) -> Result<(), Refusal> {
     // An agent of the same instance keeps this lock, or the kernel's.
     let lock = traces.run_dir.exists().then(|| lock::acquire(&traces.run_dir)).transpose()?;
     let config = KernelConfig { bpffs: traces.bpffs.clone(), ..KernelConfig::new(traces.instance.clone(), "", "") };
-    Kernel::uninstall(&config)?;
+    Kernel::uninstall(&config, Some(&traces.netns))?;
     let failed = |what: String| move |error: io::Error| Refusal::new(EXIT_SYSTEM, &what, &error);
     remove_sockets(&traces.run_dir).map_err(failed(format!("sockets in {}", traces.run_dir.display())))?;
     // Whoever comes next makes it anew.

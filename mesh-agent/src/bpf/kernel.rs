@@ -348,13 +348,19 @@ impl Kernel {
         Ok(found)
     }
 
-    /// Removes every pin and link of an instance; what they captured goes its ordinary way again.
-    pub fn uninstall(config: &KernelConfig) -> Result<(), KernelError> {
+    /// Removes every pin and link of an instance; what they captured goes its ordinary way again. From the pods' network namespaces in the folder `held`
+    /// the routes of slots go, too.
+    pub fn uninstall(config: &KernelConfig, held: Option<&Path>) -> Result<(), KernelError> {
         let pins = Pins::new(config);
         if !pins.instance.exists() {
             return Ok(());
         }
         let _lock = pins::lock(&pins.instance, &config.instance)?;
+        // First: the pins say whose namespaces they are, also to whoever has to begin again. Connects of these pods are refused until the end.
+        if let Some(held) = held {
+            netns::remove_all_slot_routes(held, &pins.pinned_pods())
+                .map_err(|source| pins::failed("clear", held, source))?;
+        }
         pins::detach_links(&pins.instance);
         pins::remove_tree(&pins.instance).map_err(|source| pins::failed("remove", &pins.instance, source))
     }

@@ -2,9 +2,11 @@
 //! that dies afterwards, so no other thread ever changes namespace, whatever fails.
 
 use std::{
+    fs::{self, File},
     io,
     net::{IpAddr, Ipv4Addr},
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -37,7 +39,7 @@ pub(crate) fn inside<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce() -> io::
 /// The cookie of the calling thread's namespace.
 pub(crate) fn current_cookie() -> io::Result<u64> {
     let socket = socket(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
-    socket_cookie(std::os::fd::AsFd::as_fd(&socket))
+    socket_cookie(socket.as_fd())
 }
 
 /// The cookie of the namespace that a socket belongs to.
@@ -86,6 +88,29 @@ pub(crate) fn remove_slot_routes() -> io::Result<()> {
                 return Err(error);
             }
             _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The same in those namespaces of a folder that have one of the cookies. What is no namespace, or goes meanwhile, is passed over.
+pub(crate) fn remove_all_slot_routes(folder: &Path, cookies: &[u64]) -> io::Result<()> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let path = entry?.path();
+        // A namespace looks like a file; what is a pipe, say, is not waited for.
+        if !fs::metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
+            continue;
+        }
+        let Ok(netns) = File::open(&path) else { continue };
+        let work = || if cookies.contains(&current_cookie()?) { remove_slot_routes() } else { Ok(()) };
+        match inside(netns.as_fd(), work) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
         }
     }
     Ok(())

@@ -231,6 +231,7 @@ fn a_cleanup_needs_no_credentials() {
         instance: "n-1".into(),
         bpffs: "/sys/fs/bpf/undermesh".into(),
         run_dir: "/run/u".into(),
+        netns: "/run/netns".into(),
         agent_cgroup: Some("/gone/a".into()),
         cni: CniFlags {
             run_dir: "/run/u".into(),

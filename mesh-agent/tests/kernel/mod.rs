@@ -209,7 +209,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 /// Removes an instance, see [`Node::restart`] for the wait.
 pub fn uninstall(config: &KernelConfig) {
     let deadline = Instant::now() + WAIT;
-    while let Err(error) = Kernel::uninstall(config) {
+    while let Err(error) = Kernel::uninstall(config, None) {
         if !matches!(error, KernelError::Locked { .. }) || Instant::now() > deadline {
             left_behind(&chain(&error));
             return;

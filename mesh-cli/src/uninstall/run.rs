@@ -1,6 +1,7 @@
 //! The steps of an uninstallation. Called by `main`. Each can be done again: what is gone already is no error.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -10,6 +11,7 @@ use crate::api::Api;
 use crate::chart::embed;
 use crate::chart::object::Reference;
 use crate::chart::render::{Release, render};
+use crate::chart::values;
 use crate::check::facts::REDIRECTION;
 use crate::context::Context;
 use crate::install::inventory::{self, Deletion, Inventory};
@@ -32,6 +34,9 @@ pub struct Uninstall {
     /// Image of the pods that clean nodes [default: that of the node's agent]; where agents are gone already, nodes are cleaned only with it
     #[arg(long, value_name = "IMAGE", conflicts_with = "skip_nodes")]
     cleanup_image: Option<String>,
+    /// File of the values that it was installed with, where nothing on the cluster remembers them; may be repeated, later ones count more
+    #[arg(short = 'f', long = "values", value_name = "FILE")]
+    files: Vec<PathBuf>,
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
@@ -41,6 +46,18 @@ pub struct Uninstall {
     /// Only say what would be done
     #[arg(long)]
     dry_run: bool,
+}
+
+impl Uninstall {
+    fn values(&self) -> Result<Value, Stop> {
+        let mut values = json!({});
+        for file in &self.files {
+            let failed = |why: String| Stop::data(format!("{}: {why}", file.display()));
+            let text = std::fs::read_to_string(file).map_err(|error| failed(error.to_string()))?;
+            values::overlay(&mut values, values::read(&text).map_err(failed)?);
+        }
+        Ok(values)
+    }
 }
 
 /// Uninstalls.
@@ -129,10 +146,11 @@ impl Work<'_> {
             return Ok(found);
         }
         let release = Release { name: "undermesh".into(), namespace: self.namespace.to_owned() };
-        let rendered = render(&embed::files(), &release, json!({})).map_err(Stop::failed)?;
+        let values = self.options.values()?;
+        let rendered = render(&embed::files(), &release, values.clone()).map_err(Stop::failed)?;
         let objects = rendered.objects.iter().filter_map(|object| Reference::of(object).ok());
         let objects = objects.filter(|r| r.kind != "Namespace").collect();
-        let mut found = Inventory { objects, values: json!({}), ..Inventory::default() };
+        let mut found = Inventory { objects, values, ..Inventory::default() };
         let mut by_helm = None;
         let (mut is_any, mut is_here) = (false, false);
         for reference in &found.objects {

@@ -8,12 +8,11 @@ use serde_json::{Value, json};
 /// What the mesh may leave on a node: pins, files, the plugin and its entry, cgroups, processes. Folders that a pod mounts are there as long as the pod.
 const LEFT: &str = "ls -A /sys/fs/bpf | grep -v '[.]debug$'; find /run/undermesh /var/lib/undermesh -mindepth 1 2>/dev/null; ls /opt/cni/bin | grep undermesh; \
     grep -l undermesh /etc/cni/net.d/* 2>/dev/null; ls -A /etc/cni/net.d | grep -v '^10-bridge.conflist$'; \
+    for f in $(ls -d /var/lib/cni/results/* 2>/dev/null); do sed -nE 's/.*\"config\": *\"([^\"]*)\".*/\\1/p' $f | base64 -d | grep -q undermesh && echo $f; done; \
     find /sys/fs/cgroup -name '*undermesh*' 2>/dev/null | grep \"/PREFIX$(cat /proc/sys/kernel/hostname)/\"; ps -eo args | grep '^/mesh-[ac]'; true";
 
 fn left(mesh: &Mesh) -> Result<Vec<String>> {
     let mut found = residue(mesh)?;
-    // Known: routes to the slots stay in the networks of pods that were in the mesh, until these end. Nothing is sent there any more.
-    found.retain(|line| !line.contains(" dev lo table local proto static "));
     for node in NODES {
         found.extend(
             mesh.on_node(node, &LEFT.replace("PREFIX", &mesh.prefix()))?.lines().map(|line| format!("n{node}: {line}")),
@@ -88,12 +87,40 @@ fn meshctl_finds_its_installation_well_and_leaves_nothing_of_it() -> Result<()> 
         ensure!(client.trim() == "direct", "{client}");
         mesh.apply_all(&[idle(namespace.name, "late", 2)])?;
         namespace.becomes_ready(4)?;
+        // One that was in the mesh ends without the plugin.
+        mesh.kubectl(&format!("delete pod -n {} client --timeout=60s", namespace.name))?;
+        mesh.apply_all(&[idle(namespace.name, "client", 1)])?;
+        namespace.becomes_ready(4)?;
 
         mesh.meshctl_json(&format!("install -f {}", mesh.values), 0)?;
         mesh.eventually("four pods in the mesh again", || {
             let pods = namespace.pods()?;
             ensure!(pods.iter().filter(|pod| super::mesh::is_in_mesh(pod)).count() == 4);
             Ok(())
-        })
+        })?;
+
+        // `helm uninstall` takes the objects away and knows nothing of the nodes.
+        let label = "-l app.kubernetes.io/part-of=undermesh --timeout=120s";
+        mesh.kubectl(&format!("delete validatingwebhookconfigurations,clusterroles,clusterrolebindings {label}"))?;
+        mesh.kubectl(&format!(
+            "delete daemonsets,deployments,services,roles,rolebindings,configmaps,serviceaccounts -n {SYSTEM} {label}"
+        ))?;
+        mesh.eventually("the end of the agents", || {
+            let pods = mesh.kubectl(&format!("get pods -n {SYSTEM} -l app=mesh-agent -o name"))?;
+            ensure!(pods.is_empty(), "{pods}");
+            Ok(())
+        })?;
+        ensure!(left(mesh)?.iter().any(|line| line.contains("undermesh-cni")), "{:#?}", left(mesh)?);
+        let image = format!("undermesh/mesh-agent:{own}");
+        let gone = mesh.meshctl_json(&format!("uninstall --yes --cleanup-image {image} -f {}", mesh.values), 0)?;
+        ensure!(gone["notClean"] == json!([]), "{gone:#}");
+        mesh.eventually("nothing is left on the nodes", || {
+            let found = left(mesh)?;
+            ensure!(found.is_empty(), "{found:#?}");
+            Ok(())
+        })?;
+        mesh.kubectl(&format!("delete namespace {SYSTEM} --timeout=120s"))?;
+        mesh.meshctl_json(&format!("install -f {}", mesh.values), 0)?;
+        Ok(())
     })
 }

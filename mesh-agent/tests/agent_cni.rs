@@ -141,6 +141,11 @@ fn hardening_F46_the_chain_has_our_entry_whatever_others_write_until_it_is_taken
     }
     fs::remove_file(node.program()).unwrap();
     eventually("the program", || node.program().exists().then_some(()));
+    // The whole folder, and then what took its place.
+    for _ in 0..2 {
+        fs::remove_dir_all(node.program().parent().unwrap()).unwrap();
+        eventually("the program in a new folder", || node.program().exists().then_some(()));
+    }
     fs::remove_file(&node.conf).unwrap();
     eventually("the trouble", || node.dump()["cni"]["trouble"].is_string().then_some(()));
     fs::write(&node.conf, LIST).unwrap();

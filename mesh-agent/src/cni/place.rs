@@ -72,8 +72,11 @@ fn chain(folder: &Path, entry: &Value, scope_is_there: bool, own: Own) -> Result
     let Plan { changes, chain, remark, orphaned } = conflist::plan(&files, entry, own);
     let edited = !changes.is_empty();
     // One that fails, for somebody is writing there, does not keep back the next.
-    let failed = changes.into_iter().filter_map(|change| carry_out(folder, change, &files).err());
-    match (failed.last(), chain) {
+    let mut failed = None;
+    for change in changes {
+        failed = carry_out(folder, change, &files).err().or(failed);
+    }
+    match (failed, chain) {
         (Some(error), _) => Err(text(error.to_string())),
         (None, Err(why)) => Err(text(why)),
         (None, Ok(chain)) => Ok(Done { chain, edited, remark: remark.map(text), orphaned }),

@@ -117,3 +117,58 @@ fn features_EN5_no_process_of_a_new_pod_runs_before_it_is_captured() -> Result<(
         Ok(())
     })
 }
+
+#[test]
+fn hardening_F9_a_pod_that_is_deleted_by_force_has_its_policies_until_its_processes_are_gone() -> Result<()> {
+    in_mesh(|mesh| {
+        let inside = mesh.namespace("forced", ambient())?;
+        let outside = mesh.namespace("callers", json!({}))?;
+        // It does not heed SIGTERM.
+        let script = "trap '' TERM; while :; do echo words | nc -l -p 18081; done";
+        let mut server = pod(inside.name, "server", 1, &["sh", "-c", script]);
+        server["spec"]["terminationGracePeriodSeconds"] = json!(12);
+        let strict = json!({
+            "apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
+            "metadata": { "name": "strict", "namespace": inside.name }, "spec": { "mtls": { "mode": "STRICT" } },
+        });
+        mesh.apply_all(&[server, idle(outside.name, "caller", 2)])?;
+        inside.becomes_ready(1)?;
+        outside.becomes_ready(1)?;
+        inside.in_mesh_are(&["server"])?;
+        let server = mesh.object(&format!("pod -n {} server", inside.name))?;
+        let address = server["status"]["podIP"].as_str().unwrap_or_default().to_owned();
+        let call = format!("nc -w 1 {address} 18081 < /dev/null 2>&1 | grep -q words && echo reached || echo refused");
+        let call = || Ok::<_, anyhow::Error>(outside.exec("caller", &["sh", "-c", &call])?.trim() == "reached");
+        mesh.eventually("words without STRICT", || {
+            ensure!(call()?);
+            Ok(())
+        })?;
+        mesh.apply_all(&[strict])?;
+        mesh.eventually("STRICT", || {
+            ensure!(!call()?);
+            Ok(())
+        })?;
+        let runs =
+            || Ok::<_, anyhow::Error>(!mesh.on_node(1, "ps -eo args | grep '[n]c -l -p 18081'; true")?.is_empty());
+        ensure!(runs()?);
+        // The kubelet, which ends the processes, is late.
+        let kubelet = |signal: &str| mesh.on_node(1, &format!("kill -{signal} $(pgrep -x kubelet)"));
+        kubelet("STOP")?;
+        let held = (|| {
+            mesh.kubectl(&format!("delete pod -n {} server --force --grace-period=0", inside.name))?;
+            for round in 0..5 {
+                ensure!(!call()?, "reached in round {round}");
+                ensure!(runs()?, "it ended in round {round}");
+            }
+            Ok(())
+        })();
+        kubelet("CONT")?;
+        held?;
+        mesh.eventually("the end of the processes", || {
+            ensure!(!runs()?);
+            Ok(())
+        })?;
+        mesh.settled()?;
+        Ok(())
+    })
+}

@@ -12,6 +12,8 @@
 //! The snapshot, which lets go of what an earlier agent had captured and nobody names, waits for both lists and for every pod that is wanted, or of
 //! which that is not known: what is captured and not found stays closed, whatever it is that is wrong with it.
 
+mod entry;
+
 use std::collections::{BTreeMap, btree_map};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +21,7 @@ use std::time::{Duration, Instant};
 use mesh_core::ArcStr;
 use serde::Serialize;
 
+use self::entry::{Entry, Stage};
 use super::facts::{Called, Facts, Mark};
 use super::wanted::{Mode, Reason, Verdict, wanted};
 
@@ -99,33 +102,6 @@ pub struct PodState {
     /// What its annotations say and is not in force.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub complaints: Vec<String>,
-}
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Stage {
-    /// An earlier agent may have enrolled it, or this one has failed to and left it closed.
-    Unknown,
-    In,
-    Out,
-}
-
-#[derive(Debug)]
-struct Entry {
-    facts: Arc<Facts>,
-    /// The list that had it last.
-    listed: u64,
-    gone: bool,
-    stage: Stage,
-    /// What it was enrolled from.
-    enrolled: Option<Arc<Facts>>,
-    busy: bool,
-    /// The annotation could not be changed before what is to come after it.
-    unmarked: bool,
-    failures: u32,
-    not_before: Option<Instant>,
-    /// Others are told that it leaves: until then it goes on to answer them.
-    lingers: Option<Instant>,
-    trouble: Option<Trouble>,
 }
 
 /// Namespaces with their label and the list that had them last.
@@ -407,104 +383,6 @@ fn verdict(namespaces: &Namespaces, pod: &Facts) -> Option<Verdict> {
     match wanted(label.flatten(), pod) {
         Verdict::Leave(Reason::NotLabelled) if label.is_none() => None,
         verdict => Some(verdict),
-    }
-}
-
-impl Entry {
-    fn new(facts: Arc<Facts>, listed: u64, stage: Stage) -> Entry {
-        Entry {
-            facts,
-            listed,
-            gone: false,
-            stage,
-            enrolled: None,
-            busy: false,
-            unmarked: false,
-            failures: 0,
-            not_before: None,
-            lingers: None,
-            trouble: None,
-        }
-    }
-
-    fn leave(&mut self) {
-        if !self.gone {
-            (self.gone, self.not_before, self.failures) = (true, None, 0);
-        }
-    }
-
-    /// `replaced`: its processes are another entry's.
-    fn next(&self, verdict: Option<Verdict>, replaced: bool, now: Instant) -> Option<Op> {
-        if self.busy {
-            return None;
-        }
-        if verdict == Some(Verdict::Enrol) && self.owes_pending() {
-            return Some(Op::Annotate(self.facts.clone(), Some(Mark::Pending)));
-        }
-        if self.not_before.is_some_and(|then| now < then) {
-            return None;
-        }
-        let facts = || self.facts.clone();
-        let marked = self.facts.redirection.is_some();
-        let release = || (self.stage != Stage::Out).then(|| Op::Release(facts()));
-        let bury = || (self.stage != Stage::Out).then(|| Op::Bury(facts()));
-        let keep = || (self.stage == Stage::Unknown).then(|| Op::Keep(facts()));
-        match verdict {
-            _ if replaced => release(),
-            _ if self.gone => bury(),
-            Some(Verdict::Leave(Reason::Finished)) => bury(),
-            // The others are to stop sending through the mesh before the pod stops answering there.
-            Some(Verdict::Leave(_)) if marked && !(self.unmarked && self.stage != Stage::Out) => {
-                Some(Op::Annotate(facts(), None))
-            }
-            Some(Verdict::Leave(_)) if self.lingers.is_some() => None,
-            Some(Verdict::Leave(_)) => release(),
-            None => keep(),
-            Some(Verdict::Enrol) if self.facts.ips.is_empty() => keep(),
-            Some(Verdict::Enrol) => {
-                let current = self.enrolled.as_ref().is_some_and(|from| from.same_place(&self.facts));
-                match current && self.stage == Stage::In {
-                    false => Some(Op::Enrol(facts())),
-                    true => (self.facts.redirection != Some(Mark::Enabled))
-                        .then(|| Op::Annotate(facts(), Some(Mark::Enabled))),
-                }
-            }
-        }
-    }
-
-    /// Whether others are to be told that the pod is not served: nothing is to be sent to it through the mesh. Not for what is over in a moment, as
-    /// most that fails at the start of a pod is, unless it is said to be enrolled.
-    fn owes_pending(&self) -> bool {
-        let fails = self.trouble.as_ref().is_some_and(|trouble| !trouble.held && trouble.lasting)
-            || self.failures >= SOME_FAILURES
-            || (self.failures > 0 && self.facts.redirection == Some(Mark::Enabled));
-        let told = self.facts.redirection == Some(Mark::Pending) || self.unmarked;
-        self.stage != Stage::In && !self.gone && fails && !told
-    }
-
-    fn view(&self, namespaces: &Namespaces) -> PodState {
-        let trouble = || self.trouble.as_ref().map(|trouble| trouble.message.clone());
-        let waits = |default: &str| Some(trouble().unwrap_or_else(|| default.to_owned()));
-        let (state, reason) = match (verdict(namespaces, &self.facts), self.stage) {
-            _ if self.gone => ("waiting", waits("the pod is gone and being released")),
-            (Some(Verdict::Leave(reason)), Stage::Out) => ("left out", Some(reason.to_string())),
-            (Some(Verdict::Leave(reason)), _) => ("waiting", waits(&format!("being released: {reason}"))),
-            (Some(Verdict::Enrol), Stage::In) => ("enrolled", trouble()),
-            (Some(Verdict::Enrol), _) if self.facts.ips.is_empty() => {
-                ("waiting", Some("the pod has no address yet".to_owned()))
-            }
-            (Some(Verdict::Enrol), _) => ("waiting", waits("being enrolled")),
-            (None, Stage::In) => ("enrolled", Some("the pod's namespace is not known yet".to_owned())),
-            (None, _) => ("waiting", Some("the pod's namespace is not known yet".to_owned())),
-        };
-        PodState {
-            namespace: self.facts.namespace.clone(),
-            name: self.facts.name.clone(),
-            uid: self.facts.uid.clone(),
-            state,
-            reason,
-            complaints: self.facts.said.complaints.clone(),
-        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::process::Command;
 use mesh_cli::chart::embed;
 use mesh_cli::chart::object::Reference;
 use mesh_cli::chart::render::{self, Release, render};
-use mesh_cli::chart::values::{Typing, read, set};
+use mesh_cli::chart::values::{Typing, overlay, read, set};
 use serde_json::{Value, json};
 
 /// Values with which both render. Together they take every branch of the chart.
@@ -31,8 +31,94 @@ const VALUES: &[&str] = &[
     "control.audiences={a,b},control.san={mesh.example,10.0.0.1},resourceQuota.enabled=true",
     "networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.name=monitoring,control.tolerations[0].operator=Exists",
     "meshConfig.trustDomain=example.org,meshConfig.defaultConfig.on=yes,meshConfig.list={a,b}",
+    "image.tag=1.2.3,image.digests.control=sha256:1111111111111111111111111111111111111111111111111111111111111111",
+    "image.digests.agent=sha256:2222222222222222222222222222222222222222222222222222222222222222",
     "agent.seLinuxOptions.type=spc_t,agent.extraCapabilities={SYS_RESOURCE},control.nodeSelector.zone=a",
 ];
+
+/// What is read of values: expressions of `--set`, and files. Not the same are names that YAML 1.1 takes for booleans, which Helm calls `true` and `false`
+/// and no chart has, and two entries with one name, which are refused here.
+const EXPRESSIONS: &[&str] = &[
+    "a={}",
+    "a={,}",
+    "a={x,}",
+    "a={null,1,true}",
+    "a={}b=c",
+    "a={x},b=y",
+    "a={",
+    "a={x}y",
+    "a=[]",
+    "a={[]}",
+    "a=null,b.c=null",
+    "a=",
+    "a=yes,b=on,c=off",
+    "a=1.5,b=1e3,c=010,d=0x1F,e=-5,f=+5,g=~,h=TRUE,i=Null",
+    "a[0]=x,a[1]=y",
+    "a[1]=z",
+    "a,b=c",
+    "a=1,a=2",
+    "a.b=1,a.c=2",
+    r"a\.b=x\,y",
+];
+const FILES: &[&str] = &[
+    "a: yes",
+    "a: [y, n, on, off, Yes, NO, TRUE]",
+    "a: 'yes'",
+    "a: \"no\"",
+    "a: 010",
+    "a: 0x1F",
+    "a: 1e3",
+    "a: 1.0",
+    "a: 0.1",
+    "a: +5",
+    "a: -0",
+    "a: ~\nb: null\nc:",
+    "a: {b: null}",
+    "a: 2020-01-01",
+    "a: 12:30:45",
+    "a: !!str yes",
+    "1: 2",
+    "a: &x {b: 1}\nc: {<<: *x, e: 2}",
+    "a: |\n  x\n  y\n",
+    "a: >-\n  x\n  y\n",
+    "",
+    "# nothing",
+    "a: [",
+    "- a",
+    "a: {b: [null, {c: null}]}",
+];
+/// Laid over what the chart has.
+const OVER: &[&str] = &[
+    r#"{"agent": {"x": null}}"#,
+    r#"{"agent": null}"#,
+    r#"{"agent": {"nodeSelector": null}}"#,
+    r#"{"agent": {"resources": {"requests": {"cpu": null, "q": null}}}}"#,
+    r#"{"agent": {"resources": {"limits": {"cpu": null}}}}"#,
+    r#"{"agent": {"tolerations": [null, {"a": null}]}}"#,
+    r#"{"meshConfig": {"a": {"b": null}, "c": null}}"#,
+    r#"{"zz": null, "log": {"level": null}}"#,
+    r#"{"meshRanges": []}"#,
+    r#"{"meshRanges": [""]}"#,
+];
+
+const READER: &str = r#"
+import json, sys
+import helm_python
+request = json.load(sys.stdin)
+def read(read, text):
+    try:
+        return {"is": read(text)}
+    except Exception as why:
+        return {"fails": str(why)}
+answer = {
+    "set": [read(helm_python.parse_set_string, text) for text in request["set"]],
+    "string": [read(helm_python.parse_set_string_values, text) for text in request["set"]],
+    "files": [read(helm_python.values_from_yaml, text) for text in request["files"]],
+}
+with helm_python.Chart.load(request["chart"]) as chart:
+    answer["over"] = [read(chart.merge_values, json.loads(text)) for text in request["over"]]
+json.dump(answer, sys.stdout)
+"#;
 
 const SCRIPT: &str = r#"
 import json, sys
@@ -121,10 +207,54 @@ fn texts_and_numbers_come_through_as_they_are() {
     same(nasty());
 }
 
+#[test]
+fn values_are_read_as_helm_reads_them() {
+    let request = json!({"chart": chart(), "set": EXPRESSIONS, "files": FILES, "over": OVER});
+    let Some(answer) = python(READER, &request) else { return };
+    let defaults = read(embed::files().get("values.yaml").expect("values")).expect("values");
+    let mut wrong = Vec::new();
+    let mut compare = |how: &str, text: &str, ours: Result<Value, String>, theirs: &Value| {
+        let theirs = theirs.get("is").cloned().map(numbers);
+        let ours = ours.map(numbers);
+        if ours.clone().ok() != theirs {
+            wrong.push(format!("{how} {text:?}: {ours:?}, and Helm {theirs:?}"));
+        }
+    };
+    for (how, typing) in [("set", Typing::Guess), ("string", Typing::Text)] {
+        for (text, theirs) in EXPRESSIONS.iter().zip(answer[how].as_array().expect("a list")) {
+            let mut values = json!({});
+            let outcome = set(&mut values, text, typing).map(|()| values);
+            compare(how, text, outcome, theirs);
+        }
+    }
+    for (text, theirs) in FILES.iter().zip(answer["files"].as_array().expect("a list")) {
+        compare("file", text, read(text), theirs);
+    }
+    for (text, theirs) in OVER.iter().zip(answer["over"].as_array().expect("a list")) {
+        let mut values = defaults.clone();
+        overlay(&mut values, serde_json::from_str(text).expect("JSON"));
+        compare("over", text, Ok(values), theirs);
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Numbers as they are on the way through JSON: 1.0 is 1.
+fn numbers(value: Value) -> Value {
+    match value {
+        Value::Number(number) => json!(number.as_f64()),
+        Value::Array(items) => items.into_iter().map(numbers).collect(),
+        Value::Object(map) => map.into_iter().map(|(key, value)| (key, numbers(value))).collect(),
+        other => other,
+    }
+}
+
+fn chart() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/charts/undermesh")
+}
+
 fn same(sets: Vec<(String, Value)>) {
-    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/charts/undermesh");
     let values: Vec<Value> = sets.iter().map(|(_, values)| values.clone()).collect();
-    let Some(manifests) = helm(&chart, &values) else { return };
+    let Some(manifests) = helm(&values) else { return };
     let release = Release { name: "undermesh".into(), namespace: "mesh".into() };
     for ((line, values), files) in sets.into_iter().zip(manifests) {
         let rendered = render(&embed::files(), &release, values).unwrap_or_else(|why| panic!("{line}: {why}"));
@@ -167,7 +297,13 @@ fn by_reference(objects: Vec<Value>) -> BTreeMap<Reference, Value> {
 }
 
 /// What Helm makes of each file of the chart with each of some values; nothing where Helm's engine is not installed.
-fn helm(chart: &Path, values: &[Value]) -> Option<Vec<BTreeMap<String, String>>> {
+fn helm(values: &[Value]) -> Option<Vec<BTreeMap<String, String>>> {
+    let answer = python(SCRIPT, &json!({"chart": chart(), "values": values}))?;
+    Some(serde_json::from_value(answer).expect("files"))
+}
+
+/// What a program with Helm's engine answers; nothing where that is not installed.
+fn python(script: &str, request: &Value) -> Option<Value> {
     use std::io::Write;
     use std::process::Stdio;
     let python = || {
@@ -183,9 +319,8 @@ fn helm(chart: &Path, values: &[Value]) -> Option<Vec<BTreeMap<String, String>>>
         return None;
     }
     let mut child =
-        python().args(["-c", SCRIPT]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python starts");
-    let request = json!({"chart": chart, "values": values}).to_string();
-    child.stdin.take().expect("piped").write_all(request.as_bytes()).expect("python reads");
+        python().args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python starts");
+    child.stdin.take().expect("piped").write_all(request.to_string().as_bytes()).expect("python reads");
     let output = child.wait_with_output().expect("python ends");
     assert!(output.status.success(), "Helm refuses what is said above");
     Some(serde_json::from_slice(&output.stdout).expect("JSON"))

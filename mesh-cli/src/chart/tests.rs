@@ -20,7 +20,8 @@ fn values_are_laid_over_each_other() {
         (json!({"a": {"b": 1, "c": 2}}), json!({"a": {"b": 3}}), json!({"a": {"b": 3, "c": 2}})),
         (json!({"a": [1, 2]}), json!({"a": [3]}), json!({"a": [3]})),
         (json!({"a": {"b": 1}, "d": 1}), json!({"a": null}), json!({"d": 1})),
-        (json!({"a": 1}), json!({"a": {"b": {"c": null, "d": 1}}}), json!({"a": {"b": {"d": 1}}})),
+        (json!({"a": 1}), json!({"a": {"b": {"c": null, "d": 1}}}), json!({"a": {"b": {"c": null, "d": 1}}})),
+        (json!({"a": {"b": 1}}), json!({"a": {"b": null, "c": null}, "d": null}), json!({"a": {"c": null}, "d": null})),
         (json!({"a": {"b": 1}}), json!({"a": 2}), json!({"a": 2})),
     ];
     for (mut under, over, expected) in table {
@@ -37,7 +38,8 @@ fn set_reads_what_helm_reads() {
         ("a=1", Text, json!({"a": "1"})),
         ("a.b=true,c=null", Guess, json!({"a": {"b": true}, "c": null})),
         ("a=0,b=007,c=1.5,d=", Guess, json!({"a": 0, "b": "007", "c": "1.5", "d": ""})),
-        ("a={x,2},b={}", Guess, json!({"a": ["x", 2], "b": []})),
+        ("a={x,2},b={}", Guess, json!({"a": ["x", 2], "b": [""]})),
+        ("a={}b=c", Guess, json!({"a": [""], "b": "c"})),
         ("a[1].b=x,a[0]=y", Guess, json!({"a": ["y", {"b": "x"}]})),
         (r"a\.b=x\,y\=z", Guess, json!({"a.b": "x,y=z"})),
         ("a=x=y", Guess, json!({"a": "x=y"})),

@@ -2,28 +2,19 @@
 
 use serde_json::{Map, Value};
 
-/// `over` on top of `under`: maps key by key, everything else as a whole. Nothing (`null`) takes a key away.
+/// `over` on top of `under`: maps key by key, everything else as a whole. Nothing (`null`) takes a key away that is there, and is a value where none is.
 pub fn overlay(under: &mut Value, over: Value) {
     match (under, over) {
         (Value::Object(under), Value::Object(over)) => {
             for (key, value) in over {
                 match (under.get_mut(&key), value) {
-                    (_, Value::Null) => drop(under.remove(&key)),
+                    (Some(_), Value::Null) => drop(under.remove(&key)),
                     (Some(old), value @ Value::Object(_)) if old.is_object() => overlay(old, value),
-                    (_, value) => drop(under.insert(key, without_nulls(value))),
+                    (_, value) => drop(under.insert(key, value)),
                 }
             }
         }
         (under, over) => *under = over,
-    }
-}
-
-fn without_nulls(value: Value) -> Value {
-    match value {
-        Value::Object(map) => Value::Object(
-            map.into_iter().filter(|(_, v)| !v.is_null()).map(|(key, v)| (key, without_nulls(v))).collect(),
-        ),
-        other => other,
     }
 }
 
@@ -32,7 +23,9 @@ pub fn read(text: &str) -> Result<Value, String> {
     if text.trim().is_empty() {
         return Ok(Value::Object(Map::new()));
     }
-    match serde_saphyr::from_str(text).map_err(|error| error.to_string())? {
+    // As in YAML 1.1: `yes` and `off` are booleans, and what begins with 0 is octal. Two entries with one key, of which Helm takes the last, are a mistake.
+    let options = serde_saphyr::options! { legacy_octal_numbers: true };
+    match serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())? {
         Value::Null => Ok(Value::Object(Map::new())),
         value @ Value::Object(_) => Ok(value),
         _ => Err("a file of values is a map".into()),
@@ -57,12 +50,9 @@ pub fn set(values: &mut Value, expression: &str, typing: Typing) -> Result<(), S
         let (value, next) = match text.strip_prefix('{') {
             Some(list) => {
                 let (items, next) = cut(list, '}').ok_or_else(|| format!("{part:?}: a list ends with }}"))?;
-                let items = if items.is_empty() { Vec::new() } else { split(items, ',') };
-                let next = match next.strip_prefix(',') {
-                    None if next.is_empty() => None,
-                    None => return Err(format!("{part:?}: a comma or nothing follows a list")),
-                    next => next,
-                };
+                // One item at least: braces with nothing in them are a list of an empty text. The comma behind may be left out.
+                let items = split(items, ',');
+                let next = Some(next.strip_prefix(',').unwrap_or(next)).filter(|next| !next.is_empty());
                 (items.into_iter().map(|item| typed(item, typing)).collect(), next)
             }
             None => {

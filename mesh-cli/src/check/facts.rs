@@ -199,9 +199,32 @@ pub fn seconds(time: &str) -> Option<i64> {
     time.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_second)
 }
 
-/// The tag of an image, which is the version of what is in it.
+/// The tag of an image, which is the version of what is in it; without one as much of its digest as people compare.
 pub fn tag(image: &str) -> &str {
-    let name = image.split('@').next().unwrap_or(image);
+    let (name, digest) = image.split_once('@').map_or((image, None), |(name, digest)| (name, Some(digest)));
     let last = name.rsplit('/').next().unwrap_or(name);
-    last.split_once(':').map_or("latest", |(_, tag)| tag)
+    match (last.split_once(':'), digest) {
+        (Some((_, tag)), _) => tag,
+        (None, Some(digest)) => digest.get(.."sha256:0123456789ab".len()).unwrap_or(digest),
+        (None, None) => "latest",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tag;
+
+    #[test]
+    fn images_are_named_by_tags_and_digests() {
+        let digest = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
+        for (image, expected) in [
+            ("docker.io/undermesh/mesh-agent:0.1.0", "0.1.0"),
+            ("registry.example:5000/mesh-agent", "latest"),
+            (&*format!("registry.example:5000/mesh-agent:0.1.0@{digest}"), "0.1.0"),
+            (&*format!("registry.example:5000/mesh-agent@{digest}"), "sha256:111111111111"),
+            ("mesh-agent@sha256:1", "sha256:1"),
+        ] {
+            assert_eq!(tag(image), expected, "{image}");
+        }
+    }
 }

@@ -5,6 +5,11 @@ variables, and the functions default, quote, toYaml, indent, nindent, eq, ne, an
 {{ default .Chart.AppVersion .Values.image.tag }}
 {{- end -}}
 
+{{/* An image. With a digest it is always the same; the tag then says no more than which version that is. */}}
+{{- define "undermesh.image" -}}
+{{ .root.Values.image.hub }}/{{ .name }}:{{ include "undermesh.tag" .root }}{{ if .digest }}@{{ .digest }}{{ end }}
+{{- end -}}
+
 {{/* Labels of one component's objects. Called with (dict "root" . "component" "mesh-agent"). */}}
 {{- define "undermesh.labels" -}}
 app: {{ .component }}
@@ -70,7 +75,7 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 {{/* A container of the agent. Called with (dict "root" . "name" "mesh-agent" "resources" .Values.agent.resources). */}}
 {{- define "undermesh.agentContainer" -}}
 - name: {{ .name }}
-  image: "{{ .root.Values.image.hub }}/mesh-agent:{{ include "undermesh.tag" .root }}"
+  image: "{{ include "undermesh.image" (dict "root" .root "name" "mesh-agent" "digest" .root.Values.image.digests.agent) }}"
   imagePullPolicy: {{ .root.Values.image.pullPolicy }}
   args:
     {{- if .root.Values.agent.istioCni.enabled }}

@@ -11,6 +11,8 @@
 //! ```
 
 pub mod cleanup;
+mod namespace;
+mod nodes;
 mod run;
 
 pub use run::{Uninstall, run};

@@ -1,12 +1,10 @@
 //! The steps of an uninstallation. Called by `main`. Each can be done again: what is gone already is no error.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::cleanup::{self, State};
 use crate::api::Api;
 use crate::chart::embed;
 use crate::chart::object::Reference;
@@ -18,7 +16,7 @@ use crate::install::inventory::{self, Deletion, Inventory};
 use crate::install::plan::OWNED;
 use crate::output::note;
 use crate::progress::Progress;
-use crate::stop::{FAILED, OK, Stop};
+use crate::stop::{OK, Stop};
 use crate::view::{Definition, Node, Pod};
 use crate::wait::{Look, confirm, until};
 
@@ -33,7 +31,7 @@ pub struct Uninstall {
     skip_nodes: bool,
     /// Image of the pods that clean nodes [default: that of the node's agent]; where agents are gone already, nodes are cleaned only with it
     #[arg(long, value_name = "IMAGE", conflicts_with = "skip_nodes")]
-    cleanup_image: Option<String>,
+    pub(super) cleanup_image: Option<String>,
     /// File of the values that it was installed with, where nothing on the cluster remembers them; may be repeated, later ones count more
     #[arg(short = 'f', long = "values", value_name = "FILE")]
     files: Vec<PathBuf>,
@@ -120,23 +118,23 @@ async fn uninstall(api: &Api, options: &Uninstall, context: &Context) -> Result<
     work.finish(dirty, false)
 }
 
-struct Work<'a> {
-    api: &'a Api,
-    options: &'a Uninstall,
+pub(super) struct Work<'a> {
+    pub(super) api: &'a Api,
+    pub(super) options: &'a Uninstall,
     context: &'a Context,
-    namespace: &'a str,
+    pub(super) namespace: &'a str,
     done: Vec<String>,
 }
 
 impl Work<'_> {
-    fn say(&mut self, line: String) {
+    pub(super) fn say(&mut self, line: String) {
         if !self.context.is_for_a_program() {
             note(&line);
         }
         self.done.push(line);
     }
 
-    fn progress(&self) -> Progress {
+    pub(super) fn progress(&self) -> Progress {
         Progress::new(self.context.is_for_a_program(), self.options.timeout)
     }
 
@@ -232,33 +230,6 @@ impl Work<'_> {
         Ok(rendered.objects.into_iter().find(|object| object["kind"] == "DaemonSet"))
     }
 
-    /// Where agents run, with the image that runs there: that of a rollout that hangs may not exist. Without any left, every node.
-    async fn nodes_of(&self, daemon_set: &Value, pods: &[Pod]) -> Result<BTreeMap<String, Option<String>>, Stop> {
-        let name = daemon_set.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
-        let is_agent = |pod: &&Pod| {
-            let owners = &pod.metadata.owner_references;
-            pod.metadata.namespace == self.namespace && owners.iter().any(|o| o.kind == "DaemonSet" && o.name == name)
-        };
-        let mut nodes: BTreeMap<String, Option<String>> = BTreeMap::new();
-        for pod in pods.iter().filter(is_agent).filter(|pod| !pod.spec.node_name.is_empty()) {
-            let image = nodes.entry(pod.spec.node_name.clone()).or_default();
-            if pod.status.container_statuses.iter().any(|c| c.state.waiting.is_none()) {
-                *image = pod.spec.containers.first().map(|container| container.image.clone());
-            }
-        }
-        if nodes.is_empty() {
-            let all: Vec<Node> = self.api.view("/api/v1/nodes").await?;
-            let linux = all.into_iter().filter(|node| node.status.node_info.operating_system != "windows");
-            nodes = linux.map(|node| (node.metadata.name, None)).collect();
-        }
-        // A node with no image of its own has that of its neighbours.
-        let some = nodes.values().flatten().next().cloned();
-        for image in nodes.values_mut() {
-            *image = self.options.cleanup_image.clone().or(image.take()).or(some.clone());
-        }
-        Ok(nodes)
-    }
-
     async fn end_agents(&mut self, daemon_set: &Value) -> Result<(), Stop> {
         let reference = Reference::of(daemon_set).map_err(Stop::failed)?;
         self.delete(&reference).await?;
@@ -278,62 +249,6 @@ impl Work<'_> {
             Ok(Look { lines, is_done: left.is_empty(), value: () })
         })
         .await
-    }
-
-    /// Cleans nodes. Returns those that are not clean, with the reason.
-    async fn clean(
-        &mut self,
-        daemon_set: &Value,
-        nodes: &BTreeMap<String, Option<String>>,
-    ) -> Result<Vec<(String, String)>, Stop> {
-        let pods = format!("/api/v1/namespaces/{}/pods", self.namespace);
-        for (node, image) in nodes {
-            let pod = cleanup::pod(daemon_set, node, image.as_deref()).map_err(Stop::failed)?;
-            // One of an earlier attempt says nothing about now.
-            let old = format!("{pods}/{}", cleanup::name(node));
-            if self.api.delete(&format!("{old}?gracePeriodSeconds=0")).await? {
-                until("an earlier cleanup", self.progress(), || async {
-                    let is_done = self.api.find(&old).await?.is_none();
-                    Ok(Look { lines: vec![format!("{node}: an earlier cleanup ends")], is_done, value: () })
-                })
-                .await?;
-            }
-            let failed = |failure| Stop::from(failure).during(format!("make the pod that cleans {node}"));
-            self.api.create(&pods, &pod).await.map_err(failed)?;
-        }
-        let look = || async {
-            let found: Vec<Pod> = self.api.view(&format!("{pods}?labelSelector=app%3D{}", cleanup::APP)).await?;
-            let known: Vec<Node> = self.api.view("/api/v1/nodes").await?;
-            let states: BTreeMap<String, State> = nodes
-                .keys()
-                .map(|name| {
-                    let node = known.iter().find(|node| node.metadata.name == *name);
-                    let pod = found.iter().find(|pod| pod.spec.node_name == *name);
-                    (name.clone(), cleanup::state(node, pod))
-                })
-                .collect();
-            let lines = states.iter().map(|(node, state)| match state {
-                State::Clean => format!("{node}: clean"),
-                State::Working(what) => format!("{node}: {what}"),
-                State::Failed(why) => format!("{node}: NOT clean: {why}"),
-            });
-            let is_done = !states.values().any(|state| matches!(state, State::Working(_)));
-            Ok(Look { lines: lines.collect(), is_done, value: states })
-        };
-        let states = match until("cleaning nodes", self.progress(), look).await {
-            Ok(states) => states,
-            Err(stop) if stop.code == FAILED => look().await?.value,
-            Err(stop) => return Err(stop),
-        };
-        let mut dirty = Vec::new();
-        for (node, state) in states {
-            match state {
-                State::Clean => self.say(format!("√ node {node} is clean")),
-                State::Working(why) | State::Failed(why) => dirty.push((node.clone(), why)),
-            }
-            self.api.delete(&format!("{pods}/{}", cleanup::name(&node))).await?;
-        }
-        Ok(dirty)
     }
 
     /// Takes from pods what says that they are in the mesh, unless it is another mesh's word.
@@ -366,7 +281,7 @@ impl Work<'_> {
         Ok(())
     }
 
-    async fn delete_path(&mut self, what: &str, path: &str) -> Result<(), Stop> {
+    pub(super) async fn delete_path(&mut self, what: &str, path: &str) -> Result<(), Stop> {
         let is_gone =
             self.api.delete(path).await.map_err(|failure| Stop::from(failure).during(format!("delete {what}")))?;
         if is_gone {
@@ -423,85 +338,6 @@ impl Work<'_> {
             Ok(Look { lines, is_done: left.is_empty(), value: () })
         })
         .await
-    }
-
-    /// Not with what somebody has put there: mesh-wide policies, say, or the key of a CA.
-    async fn end_namespace(&mut self) -> Result<(), Stop> {
-        let path = format!("/api/v1/namespaces/{}", self.namespace);
-        let left = self.left_in_the_namespace().await?;
-        if !left.is_empty() {
-            let shown: Vec<&str> = left.iter().take(10).map(String::as_str).collect();
-            let more = if left.len() > shown.len() {
-                format!(" and {} more", left.len() - shown.len())
-            } else {
-                String::new()
-            };
-            self.say(format!(
-                "‼ Namespace {0} stays, for it holds {1}{more}; once nobody needs that: kubectl delete namespace {0}",
-                self.namespace,
-                shown.join(", ")
-            ));
-            return self.unlabel_namespace().await;
-        }
-        self.delete_path(&format!("Namespace {}", self.namespace), &path).await?;
-        until("end of the namespace", self.progress(), || async {
-            let is_done = self.api.find(&path).await?.is_none();
-            Ok(Look { lines: vec![format!("Namespace {} ends", self.namespace)], is_done, value: () })
-        })
-        .await
-    }
-
-    /// What is in the namespace that neither an installation nor Kubernetes itself has put there.
-    async fn left_in_the_namespace(&self) -> Result<Vec<String>, Stop> {
-        let mut places: Vec<(String, String)> = [
-            ("/api/v1", "secrets"),
-            ("/api/v1", "configmaps"),
-            ("/api/v1", "services"),
-            ("/api/v1", "persistentvolumeclaims"),
-            ("/api/v1", "pods"),
-            ("/apis/apps/v1", "deployments"),
-            ("/apis/apps/v1", "daemonsets"),
-            ("/apis/apps/v1", "statefulsets"),
-        ]
-        .map(|(base, plural)| (base.to_owned(), plural.to_owned()))
-        .into();
-        let definitions: Vec<Definition> =
-            self.api.view("/apis/apiextensions.k8s.io/v1/customresourcedefinitions").await?;
-        for definition in definitions.iter().filter(|d| d.spec.group.ends_with(".istio.io")) {
-            let Some(version) = definition.spec.versions.iter().find(|version| version.served) else { continue };
-            places.push((
-                format!("/apis/{}/{}", definition.spec.group, version.name),
-                definition.spec.names.plural.clone(),
-            ));
-        }
-        let mut left = Vec::new();
-        for (base, plural) in places {
-            let path = format!("{base}/namespaces/{}/{plural}", self.namespace);
-            let found = match self.api.list(&path).await {
-                Err(failure) if failure.code == 404 => continue,
-                found => found.map_err(|failure| Stop::from(failure).during(format!("look for {plural} of others")))?,
-            };
-            let others = found.iter().filter(|object| cleanup::is_somebodys(&plural, object));
-            left.extend(
-                others.map(|object| format!("{plural}/{}", object["metadata"]["name"].as_str().unwrap_or_default())),
-            );
-        }
-        Ok(left)
-    }
-
-    /// Takes the labels from the namespace that an installation has given it: by an apply that names none.
-    async fn unlabel_namespace(&mut self) -> Result<(), Stop> {
-        let path = format!("/api/v1/namespaces/{}", self.namespace);
-        let Some(live) = self.api.find(&path).await? else { return Ok(()) };
-        let mut managers = live["metadata"]["managedFields"].as_array().into_iter().flatten();
-        if !managers.any(|entry| entry["manager"] == crate::api::MANAGER && entry["operation"] == "Apply") {
-            return Ok(());
-        }
-        let bare = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}});
-        let failed = |failure| Stop::from(failure).during(format!("take our labels from namespace {}", self.namespace));
-        self.api.apply(&path, &bare, false).await.map_err(failed)?;
-        self.say(format!("√ Namespace {} has lost the labels that it was given", self.namespace));
-        Ok(())
     }
 
     fn finish(self, dirty: Vec<(String, String)>, is_dry: bool) -> Result<u8, Stop> {

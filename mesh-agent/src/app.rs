@@ -63,7 +63,7 @@ impl From<KernelError> for Refusal {
         let status = match &error {
             KernelError::Locked { .. } => EXIT_UNAVAILABLE,
             KernelError::Config(_) => EXIT_CONFIG,
-            KernelError::SelfTest(_) | KernelError::Missing(_) => EXIT_KERNEL,
+            KernelError::SelfTest(_) | KernelError::Missing(_) | KernelError::Forbidden(_) => EXIT_KERNEL,
             KernelError::Io { .. } | KernelError::Bpf { .. } | KernelError::Pod { .. } => EXIT_SYSTEM,
         };
         Refusal { status, line: format!("kernel: {}", chain(&error)) }
@@ -173,6 +173,7 @@ mod tests {
         let line = "kernel: the kernel lacks sk_lookup programs (Linux 5.9)";
         assert_eq!((missing.status, missing.line.as_str()), (EXIT_KERNEL, line));
         assert_eq!(Refusal::from(KernelError::SelfTest("x".to_owned())).status, EXIT_KERNEL);
+        assert_eq!(Refusal::from(KernelError::Forbidden("x".to_owned())).status, EXIT_KERNEL);
         assert_eq!(Refusal::from(KernelError::Config("x".to_owned())).status, EXIT_CONFIG);
     }
 }

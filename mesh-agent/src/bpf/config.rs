@@ -220,6 +220,9 @@ pub enum KernelError {
         /// What is wrong.
         reason: String,
     },
+    /// The kernel does not let this process load programs.
+    #[error("the kernel lets this process load no programs: {0}")]
+    Forbidden(String),
     /// The kernel is too old, or was built without something.
     #[error("the kernel lacks {0}")]
     Missing(String),

@@ -15,6 +15,7 @@
 mod collect;
 mod config;
 mod events;
+mod forbidden;
 mod foreign;
 mod inbound;
 mod kernel;

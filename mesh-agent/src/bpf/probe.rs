@@ -5,7 +5,7 @@
 
 use std::io;
 
-use super::{config::KernelError, sys};
+use super::{config::KernelError, forbidden::Places, sys};
 
 const SOCK_OPS: u32 = 13;
 const CGROUP_SOCK_ADDR: u32 = 18;
@@ -58,7 +58,12 @@ impl Features {
     }
 
     fn from(ask: impl Fn(Probe) -> io::Result<bool>) -> Result<Self, KernelError> {
-        let answer = |name: &str, probe| ask(probe).map_err(|source| super::object::bpf("ask for", name, source));
+        let answer = |name: &str, probe| {
+            ask(probe).map_err(|source| match source.raw_os_error() {
+                Some(libc::EPERM) => KernelError::Forbidden(Places::default().why()),
+                _ => super::object::bpf("ask for", name, source),
+            })
+        };
         let mut missing = Vec::new();
         for (name, probe) in REQUIRED {
             if !answer(name, probe)? {
@@ -107,6 +112,8 @@ mod tests {
         let nothing = Features::from(|_| Ok(false)).unwrap_err().to_string();
         assert!(REQUIRED.iter().all(|(name, _)| nothing.contains(name)), "{nothing}");
         let forbidden = Features::from(|_| Err(io::Error::from_raw_os_error(libc::EPERM)));
-        assert!(matches!(forbidden, Err(KernelError::Bpf { action: "ask for", .. })));
+        assert!(matches!(forbidden, Err(KernelError::Forbidden(_))));
+        let out_of_memory = Features::from(|_| Err(io::Error::from_raw_os_error(libc::ENOMEM)));
+        assert!(matches!(out_of_memory, Err(KernelError::Bpf { action: "ask for", .. })));
     }
 }

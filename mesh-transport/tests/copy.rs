@@ -5,13 +5,16 @@ mod support;
 
 use std::hash::{DefaultHasher, Hasher};
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mesh_transport::copy::{self, Outcome, Peer, Side};
+use mesh_transport::hbone::{ConnectRequest, ServeEnd};
 use mesh_transport::socket::Armed;
 use support::{Lab, pair, soon, until};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -151,6 +154,70 @@ async fn hardening_F37_a_reset_stays_a_reset() {
         }
     }
     until("streams end", || lab.pool.stats().streams == 0).await;
+}
+
+/// Passes bytes on, and changes one bit of them so far from the beginning.
+async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, damage: Option<usize>) {
+    let (mut passed, mut buffer) = (0, vec![0; 65_536]);
+    while let Ok(count @ 1..) = from.read(&mut buffer).await {
+        let place = damage.and_then(|at| at.checked_sub(passed));
+        if let Some(byte) = place.and_then(|place| buffer[..count].get_mut(place)) {
+            *byte ^= 1 << (passed % 8);
+        }
+        passed += count;
+        if to.write_all(&buffer[..count]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A connection to a port over a cable that changes one bit of what goes up, or down.
+async fn damaged(port: SocketAddr, at: usize, up: bool) -> std::io::Result<TcpStream> {
+    let ((near, relay), far) = (pair().await, TcpStream::connect(port).await?);
+    let ((from_near, to_near), (from_far, to_far)) = (relay.into_split(), far.into_split());
+    tokio::spawn(pass(from_near, to_far, up.then_some(at)));
+    tokio::spawn(pass(from_far, to_near, (!up).then_some(at)));
+    Ok(near)
+}
+
+/// A bit that changes on the way ends the tunnel. What was delivered until then is what was sent, and its end is a reset: nobody takes half of it for all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hardening_F19_what_is_damaged_on_the_way_is_never_delivered() {
+    let mut lab = Lab::new().await;
+    let sent = bytes(1 << 20, 7);
+    for trial in 0..24 {
+        // Behind the handshake; bodies and headers of records.
+        let (up, at, port) = (trial % 2 == 0, 8192 + trial * 7919, lab.tunnel_port);
+        let target = lab.app.local_addr().unwrap();
+        let dial = move || damaged(port, at, up);
+        let key = lab.key();
+        let connect = lab.pool.connect(&key, lab.client.clone(), dial, ConnectRequest::to(target));
+        let both = async { tokio::join!(connect, lab.app.accept()) };
+        let (stream, app) = soon("connection", both).await;
+        let (near, far) = pair().await;
+        let peer = Peer::Hbone(stream.unwrap().0);
+        let copy = tokio::spawn(copy::bidirectional(Armed::new(far), peer, Arc::default(), lab.cancel.clone()));
+        let app = app.unwrap().0;
+        let (mut writer, mut reader) = if up { (near, app) } else { (app, near) };
+        let text = sent.clone();
+        let writing = tokio::spawn(async move {
+            let written = writer.write_all(&text).await;
+            (writer, written)
+        });
+        let mut received = Vec::new();
+        let end = soon("an end", reader.read_to_end(&mut received)).await;
+        assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset, "{at}: no orderly end");
+        assert!(received.len() < sent.len() && sent.starts_with(&received), "{at}: {} bytes", received.len());
+        assert!(!matches!(soon("outcome", copy).await.unwrap(), Outcome::Closed), "{at}");
+        drop(soon("writer", writing).await);
+        let end = soon("the end of the tunnel", lab.ends.recv()).await.unwrap();
+        // Counted as what it is by whoever sees it; the other one is told by an alert.
+        let expected = if up { ServeEnd::Protocol("bad_record") } else { ServeEnd::Lost };
+        assert_eq!(end, expected, "{at}");
+        until("no tunnel", || lab.pool.stats().tunnels == 0).await;
+    }
+    // Over a good cable all goes on.
+    both_ways(Some(&lab), 300_000, 300_000).await;
 }
 
 #[tokio::test]

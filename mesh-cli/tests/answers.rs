@@ -231,7 +231,25 @@ fn what_is_not_ours_stays_when_the_mesh_goes() {
     ];
     assert_eq!(changes, expected, "{said}");
     assert!(said.contains("ClusterRole cluster-admin stays"), "{said}");
-    assert!(said.contains("Namespace u stays, for it holds secrets/cacerts"), "{said}");
+    assert!(said.contains("Namespace u stays: it holds secrets/cacerts"), "{said}");
+    // A program hears the same, and not in sentences.
+    let server = Server::new(|method, path| Some(plain(method, path)));
+    let output = server.meshctl("-n u uninstall --yes --skip-nodes -o json").output().expect("meshctl starts");
+    let told: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let names = |list: &str| -> Vec<String> {
+        let all = told[list].as_array().expect("a list").iter();
+        all.map(|one| format!("{} {}", one["kind"].as_str().unwrap_or("-"), one["name"].as_str().unwrap_or("-")))
+            .collect()
+    };
+    assert_eq!(names("removed"), ["ClusterRole undermesh-control", "ConfigMap meshctl-install"], "{told:#}");
+    assert_eq!(names("kept"), ["ClusterRole cluster-admin", "Namespace u"], "{told:#}");
+    assert!(told["kept"][1]["why"].as_str().is_some_and(|why| why.contains("secrets/cacerts")), "{told:#}");
+    assert_eq!(
+        (&told["nodes"], &told["problems"], &told["dryRun"]),
+        (&json!([]), &json!([]), &json!(false)),
+        "{told:#}"
+    );
+    assert!(told["steps"].as_array().is_some_and(|steps| steps.iter().all(|step| step["state"] == "done")), "{told:#}");
     // What cannot be a name is no part of a path.
     let server = Server::new(|method, path| Some(shared(method, path)));
     let (code, said) = server.run("-n u uninstall --yes --skip-nodes");

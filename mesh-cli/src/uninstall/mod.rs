@@ -13,6 +13,7 @@
 pub mod cleanup;
 mod namespace;
 mod nodes;
+mod report;
 mod run;
 
 pub use run::{Uninstall, run};

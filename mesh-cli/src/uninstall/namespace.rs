@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::cleanup;
+use super::report::Entry;
 use super::run::Work;
 use crate::stop::Stop;
 use crate::view::Definition;
@@ -20,14 +21,15 @@ impl Work<'_> {
             } else {
                 String::new()
             };
-            self.say(format!(
-                "‼ Namespace {0} stays, for it holds {1}{more}; once nobody needs that: kubectl delete namespace {0}",
-                self.namespace,
-                shown.join(", ")
-            ));
+            let holds = format!(
+                "it holds {}{more}; once nobody needs that: kubectl delete namespace {}",
+                shown.join(", "),
+                self.namespace
+            );
+            self.tell(Entry::Kept(self.reference("v1", "Namespace", "", self.namespace), holds));
             return self.unlabel_namespace().await;
         }
-        self.delete_path(&format!("Namespace {}", self.namespace), &path).await?;
+        self.delete_path(self.reference("v1", "Namespace", "", self.namespace), &path).await?;
         until("end of the namespace", self.progress(), || async {
             let is_done = self.api.find(&path).await?.is_none();
             Ok(Look { lines: vec![format!("Namespace {} ends", self.namespace)], is_done, value: () })
@@ -84,7 +86,8 @@ impl Work<'_> {
         let bare = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}});
         let failed = |failure| Stop::from(failure).during(format!("take our labels from namespace {}", self.namespace));
         self.api.apply(&path, &bare, false).await.map_err(failed)?;
-        self.say(format!("√ Namespace {} has lost the labels that it was given", self.namespace));
+        let namespace = self.reference("v1", "Namespace", "", self.namespace);
+        self.tell(Entry::Changed(namespace, "has lost the labels that it was given".into()));
         Ok(())
     }
 }

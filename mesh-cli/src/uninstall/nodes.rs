@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::cleanup::{self, State};
+use super::report::Entry;
 use super::run::Work;
 use crate::stop::{FAILED, Stop};
 use crate::view::{Node, Pod};
@@ -90,8 +91,11 @@ impl Work<'_> {
         let mut dirty = Vec::new();
         for (node, state) in states {
             match state {
-                State::Clean => self.say(format!("√ node {node} is clean")),
-                State::Working(why) | State::Failed(why) => dirty.push((node.clone(), why)),
+                State::Clean => self.tell(Entry::Node(node.clone(), None)),
+                State::Working(why) | State::Failed(why) => {
+                    self.tell(Entry::Node(node.clone(), Some(why.clone())));
+                    dirty.push((node.clone(), why));
+                }
             }
             self.api.delete(&format!("{pods}/{}", cleanup::name(&node))).await?;
         }

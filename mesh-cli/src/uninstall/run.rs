@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::report::{Entry, Report};
 use crate::api::Api;
 use crate::chart::embed;
 use crate::chart::object::Reference;
@@ -65,7 +66,22 @@ pub async fn run(options: &Uninstall, context: &Context) -> Result<u8, Stop> {
 
 /// Does it by a connection that is there.
 async fn uninstall(api: &Api, options: &Uninstall, context: &Context) -> Result<u8, Stop> {
-    let mut work = Work { api, options, context, namespace: &context.namespace, done: Vec::new() };
+    let mut work = Work { api, options, context, namespace: &context.namespace, report: Report::default() };
+    match steps(&mut work).await {
+        Ok(dirty) => work.finish(dirty),
+        Err(stop) => {
+            if context.is_for_a_program() && work.report.has_begun() {
+                work.report.fail(stop.message.clone());
+                context.print(&work.report.json(false))?;
+            }
+            Err(stop)
+        }
+    }
+}
+
+/// All of it, in order. Returns the nodes that are not clean, with the reason.
+async fn steps(work: &mut Work<'_>) -> Result<Vec<(String, String)>, Stop> {
+    let Work { api, options, context, .. } = *work;
     let inventory = work.inventory().await?;
     let definitions = work.definitions().await?;
     let pods: Vec<Pod> = api.view("/api/v1/pods").await?;
@@ -73,26 +89,31 @@ async fn uninstall(api: &Api, options: &Uninstall, context: &Context) -> Result<
     work.summary(&inventory, &definitions, &enrolled);
     if options.dry_run {
         for object in &inventory.objects {
-            work.say(format!("- {object}"));
+            work.tell(Entry::Planned(object.clone()));
         }
-        return work.finish(Vec::new(), true);
+        return Ok(Vec::new());
     }
     confirm(&format!("uninstall Undermesh from {}?", context.namespace), options.yes).await?;
     let agents = work.agents(&inventory).await?;
     let (webhooks, others): (Vec<_>, Vec<_>) =
         inventory.objects.iter().cloned().partition(|r| r.kind.ends_with("WebhookConfiguration"));
+    work.report.step("webhooks");
     for webhook in webhooks {
         work.delete(&webhook).await?;
     }
     let mut dirty = Vec::new();
     if let Some(daemon_set) = agents {
+        work.report.step("agents");
         let nodes = work.nodes_of(&daemon_set, &pods).await?;
         work.end_agents(&daemon_set).await?;
         if !options.skip_nodes {
+            work.report.step("nodes");
             dirty = work.clean(&daemon_set, &nodes).await?;
         }
     }
+    work.report.step("pods");
     work.unmark(&enrolled).await?;
+    work.report.step("objects");
     let mut others = others;
     others.sort_by_key(|reference| std::cmp::Reverse((reference.rank(), reference.clone())));
     for object in others.iter().filter(|r| r.kind == "Deployment") {
@@ -104,18 +125,21 @@ async fn uninstall(api: &Api, options: &Uninstall, context: &Context) -> Result<
     }
     work.what_the_control_plane_made().await?;
     if options.purge_crds {
+        work.report.step("definitions");
         work.end_definitions(&definitions).await?;
     }
     // What is to be done again needs to know where.
     if dirty.is_empty() {
-        work.delete_path("ConfigMap meshctl-install", &inventory::path(&context.namespace)).await?;
+        work.report.step("namespace");
+        let record = work.reference("v1", "ConfigMap", work.namespace, "meshctl-install");
+        work.delete_path(record, &inventory::path(&context.namespace)).await?;
         if inventory.made_namespace {
             work.end_namespace().await?;
         } else {
             work.unlabel_namespace().await?;
         }
     }
-    work.finish(dirty, false)
+    Ok(dirty)
 }
 
 pub(super) struct Work<'a> {
@@ -123,15 +147,22 @@ pub(super) struct Work<'a> {
     pub(super) options: &'a Uninstall,
     context: &'a Context,
     pub(super) namespace: &'a str,
-    done: Vec<String>,
+    pub(super) report: Report,
 }
 
 impl Work<'_> {
-    pub(super) fn say(&mut self, line: String) {
-        if !self.context.is_for_a_program() {
+    /// Tells of something when it is done.
+    pub(super) fn tell(&mut self, entry: Entry) {
+        if let Some(line) = entry.line().filter(|_| !self.context.is_for_a_program()) {
             note(&line);
         }
-        self.done.push(line);
+        self.report.add(entry);
+    }
+
+    /// An object by its name.
+    pub(super) fn reference(&self, version: &str, kind: &str, namespace: &str, name: &str) -> Reference {
+        let (api_version, kind) = (version.to_owned(), kind.to_owned());
+        Reference { api_version, kind, namespace: namespace.to_owned(), name: name.to_owned() }
     }
 
     pub(super) fn progress(&self) -> Progress {
@@ -262,7 +293,7 @@ impl Work<'_> {
             let path = format!("/api/v1/namespaces/{}/pods/{}", pod.metadata.namespace, pod.metadata.name);
             let change = json!({"metadata": {"uid": pod.metadata.uid, "annotations": {REDIRECTION: null}}});
             match self.api.merge(&path, &change).await {
-                Ok(()) => {}
+                Ok(()) => self.report.add(Entry::Unmarked(1)),
                 // It is gone, or another pod has its name.
                 Err(failure) if matches!(failure.code, 404 | 409 | 422) => {}
                 Err(failure) => return Err(Stop::from(failure).during(format!("pod {}", pod.metadata.full_name()))),
@@ -274,18 +305,20 @@ impl Work<'_> {
     async fn delete(&mut self, reference: &Reference) -> Result<(), Stop> {
         let failed = |failure| Stop::from(failure).during(format!("delete {reference}"));
         match inventory::delete(self.api, reference).await.map_err(failed)? {
-            Deletion::Done => self.say(format!("√ {reference} deleted")),
-            Deletion::NotOurs => self.say(format!("‼ {reference} stays: it has not the label of Undermesh's objects")),
+            Deletion::Done => self.tell(Entry::Removed(reference.clone())),
+            Deletion::NotOurs => {
+                self.tell(Entry::Kept(reference.clone(), "it has not the label of Undermesh's objects".into()));
+            }
             Deletion::Absent => {}
         }
         Ok(())
     }
 
-    pub(super) async fn delete_path(&mut self, what: &str, path: &str) -> Result<(), Stop> {
+    pub(super) async fn delete_path(&mut self, what: Reference, path: &str) -> Result<(), Stop> {
         let is_gone =
             self.api.delete(path).await.map_err(|failure| Stop::from(failure).during(format!("delete {what}")))?;
         if is_gone {
-            self.say(format!("√ {what} deleted"));
+            self.tell(Entry::Removed(what));
         }
         Ok(())
     }
@@ -316,10 +349,16 @@ impl Work<'_> {
             for object in &found {
                 let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default();
                 let path = format!("{base}/namespaces/{}/{plural}/{}", text("namespace"), text("name"));
-                count += usize::from(self.api.delete(&path).await?);
+                if self.api.delete(&path).await? {
+                    count += 1;
+                    let version = base.trim_start_matches("/apis/").trim_start_matches("/api/");
+                    let removed = self.reference(version, kind, text("namespace"), text("name"));
+                    self.report.add(Entry::Removed(removed));
+                }
             }
-            if count > 0 {
-                self.say(format!("√ {count} of kind {kind} deleted that the control plane had made"));
+            // For people one line: there is one in every namespace.
+            if count > 0 && !self.context.is_for_a_program() {
+                note(&format!("√ {count} of kind {kind} deleted that the control plane had made"));
             }
         }
         Ok(())
@@ -330,7 +369,8 @@ impl Work<'_> {
         const PATH: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
         for definition in definitions {
             let name = &definition.metadata.name;
-            self.delete_path(&format!("CustomResourceDefinition {name}"), &format!("{PATH}/{name}")).await?;
+            let definition = self.reference("apiextensions.k8s.io/v1", "CustomResourceDefinition", "", name);
+            self.delete_path(definition, &format!("{PATH}/{name}")).await?;
         }
         until("end of definitions", self.progress(), || async {
             let left: Vec<Definition> = self.definitions().await?;
@@ -340,10 +380,10 @@ impl Work<'_> {
         .await
     }
 
-    fn finish(self, dirty: Vec<(String, String)>, is_dry: bool) -> Result<u8, Stop> {
+    fn finish(self, dirty: Vec<(String, String)>) -> Result<u8, Stop> {
+        let is_dry = self.options.dry_run;
         if self.context.is_for_a_program() {
-            let nodes: Vec<_> = dirty.iter().map(|(node, why)| json!({"node": node, "why": why})).collect();
-            self.context.print(&json!({"dryRun": is_dry, "done": self.done, "notClean": nodes}))?;
+            self.context.print(&self.report.json(is_dry))?;
         }
         if dirty.is_empty() {
             if !is_dry && !self.context.is_for_a_program() {

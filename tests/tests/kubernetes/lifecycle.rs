@@ -3,7 +3,7 @@ use super::bookinfo::residue;
 use super::mesh::{Mesh, NODES, SYSTEM, in_mesh};
 use super::objects::{ambient, idle, load_servers};
 use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// What the mesh may leave on a node: pins, files, the plugin and its entry, cgroups, processes. Folders that a pod mounts are there as long as the pod.
 const LEFT: &str = "ls -A /sys/fs/bpf | grep -v '[.]debug$'; find /run/undermesh /var/lib/undermesh -mindepth 1 2>/dev/null; ls /opt/cni/bin | grep undermesh; \
@@ -72,7 +72,8 @@ fn meshctl_finds_its_installation_well_and_leaves_nothing_of_it() -> Result<()> 
         let dry = mesh.meshctl_json("uninstall --dry-run", 0)?;
         ensure!(dry["dryRun"] == true && !objects(mesh)?.is_empty(), "{dry:#}");
         let gone = mesh.meshctl_json("uninstall --yes --purge-crds", 0)?;
-        ensure!(gone["notClean"] == json!([]), "{gone:#}");
+        let nodes = gone["nodes"].as_array().context("nodes")?;
+        ensure!(nodes.len() == 2 && nodes.iter().all(|node| node["clean"] == true), "{gone:#}");
         mesh.eventually("nothing is left on the nodes", || {
             let found = left(mesh)?;
             ensure!(found.is_empty(), "{found:#?}");

@@ -6,6 +6,7 @@ pub mod server;
 pub mod session;
 pub mod throttle;
 pub mod tls;
+pub mod versions;
 
 #[cfg(test)]
 mod slow;

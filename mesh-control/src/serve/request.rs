@@ -6,12 +6,12 @@ use std::pin::Pin;
 use bytes::{Buf, Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Body;
-use mesh_proto::discovery::DeltaDiscoveryRequest;
-use prost::Message;
 use tonic::Status;
 
+use super::versions::Request;
+
 /// The names and versions that a client lists when it comes back: three hundred thousand of them fit.
-const MAX_REQUEST: usize = 32 << 20;
+pub(super) const MAX_REQUEST: usize = 32 << 20;
 /// Before each message: whether it is compressed, and how long it is.
 const HEAD: usize = 5;
 
@@ -35,11 +35,11 @@ impl Requests {
     }
 
     /// The next one; `None` when the client has said everything. Whoever stops waiting loses nothing.
-    pub async fn next(&mut self) -> Result<Option<DeltaDiscoveryRequest>, Status> {
+    pub async fn next(&mut self) -> Result<Option<Request>, Status> {
         loop {
             if let Some(message) = self.whole()? {
-                let request = DeltaDiscoveryRequest::decode(message);
-                return request.map(Some).map_err(|_| Status::internal("the request cannot be read"));
+                let request = Request::read(message.freeze());
+                return request.map(Some).ok_or_else(|| Status::internal("the request cannot be read"));
             }
             match self.body.frame().await {
                 Some(frame) => self.buffer.extend(frame?.into_data().ok()),
@@ -74,6 +74,8 @@ mod tests {
     use super::*;
     use http_body_util::StreamBody;
     use hyper::body::Frame;
+    use mesh_proto::discovery::DeltaDiscoveryRequest;
+    use prost::Message;
 
     fn requests(chunks: Vec<Vec<u8>>) -> Requests {
         let frames = chunks.into_iter().map(|chunk| Ok::<_, Status>(Frame::data(Bytes::from(chunk))));
@@ -91,7 +93,7 @@ mod tests {
         for size in [1, 3, 5, 1000, all.len()] {
             let mut requests = requests(all.chunks(size).map(<[u8]>::to_vec).collect());
             for wanted in [1, 100_000, 0] {
-                assert_eq!(requests.next().await.unwrap().unwrap().type_url.len(), wanted, "{size}");
+                assert_eq!(requests.next().await.unwrap().unwrap().message.type_url.len(), wanted, "{size}");
             }
             assert_eq!(requests.next().await.unwrap(), None);
             assert!(requests.buffer.capacity() < 1000, "{size}: {}", requests.buffer.capacity());

@@ -229,7 +229,7 @@ impl StreamTask {
                     let Some(request) = request? else { return Ok(()) };
                     tokio::time::sleep(pace.delay(Instant::now())).await;
                     if is_first {
-                        self.introduce(discovery, key, &request)?;
+                        self.introduce(discovery, key, &request.message)?;
                         is_first = false;
                     }
                     let heard = session.request(request);

@@ -15,6 +15,7 @@ use mesh_core::ArcStr;
 use mesh_proto::discovery as wire;
 
 use super::response::Response;
+use super::versions::{Request, Versions};
 use crate::world::{Kind, Table, World};
 
 /// Names that a client may ask for by itself.
@@ -115,14 +116,15 @@ impl Session {
     }
 
     /// A request of the client. What it asks for comes with [`Session::send`].
-    pub fn request(&mut self, request: wire::DeltaDiscoveryRequest) -> Vec<Action> {
+    pub fn request(&mut self, request: Request) -> Vec<Action> {
+        let Request { message: request, versions } = request;
         let Some(kind) = Kind::of_url(&request.type_url) else { return self.unknown(&request.type_url) };
         let names = request.resource_names_subscribe.len() + request.resource_names_unsubscribe.len();
         let long = |n: &String| n.len() > MAX_NAME_BYTES;
         if names > MAX_NAMES || request.resource_names_subscribe.iter().any(long) {
             return vec![Action::Close("too many or too long resource names")];
         }
-        if request.initial_resource_versions.len() > MAX_VERSIONS {
+        if versions.len() > MAX_VERSIONS {
             return vec![Action::Close("too many resource versions")];
         }
         let mut actions = Vec::new();
@@ -133,7 +135,7 @@ impl Session {
             let unsubscribes_all = request.resource_names_unsubscribe.iter().any(|n| n == "*");
             let wildcard = request.resource_names_subscribe.is_empty() && !unsubscribes_all;
             subscription.must_answer = true;
-            subscription.resume(&world, kind, wildcard, &request.initial_resource_versions);
+            subscription.resume(&world, kind, wildcard, &versions);
         } else if !request.response_nonce.is_empty() {
             // Any other nonce is of a response that has been replaced: it says nothing any more.
             if subscription.pending.as_deref() == Some(request.response_nonce.as_str()) {
@@ -238,21 +240,14 @@ impl Session {
 }
 
 impl Subscription {
-    /// Takes over what the client still has from an earlier stream.
-    fn resume(
-        &mut self,
-        world: &World,
-        kind: Kind,
-        wildcard: bool,
-        versions: &std::collections::HashMap<String, String>,
-    ) {
+    /// Takes over what the client still has from an earlier stream. What does not exist any more is held, too, so that its removal is sent.
+    fn resume(&mut self, world: &World, kind: Kind, wildcard: bool, versions: &Versions) {
         let table = world.table(kind);
-        let held = versions.iter().map(|(name, version)| {
-            let known = table.get(name).map(|entry| entry.name.clone());
-            // What does not exist any more is held in some version, so that its removal is sent.
-            (known.unwrap_or_else(|| name.as_str().into()), u64::from_str_radix(version, 16).unwrap_or(0))
-        });
-        self.held = if wildcard { Held::All(table.claimed(held)) } else { Held::Some(held.collect()) };
+        let name = |name: &str| table.get(name).map_or_else(|| name.into(), |entry| entry.name.clone());
+        self.held = match wildcard {
+            true => Held::All(table.claimed(versions.iter())),
+            false => Held::Some(versions.iter().map(|(n, version)| (name(n), version)).collect()),
+        };
     }
 
     /// How many resources the client has.
@@ -271,8 +266,9 @@ impl Subscription {
         for name in names {
             if name == "*" {
                 self.must_answer = true;
-                if let Held::Some(held) = &mut self.held {
-                    self.held = Held::All(world.table(kind).claimed(std::mem::take(held)));
+                if let Held::Some(held) = &self.held {
+                    let held = held.iter().map(|(name, version)| (name.as_str(), *version));
+                    self.held = Held::All(world.table(kind).claimed(held));
                     self.generation = 0;
                     self.wildcards += 1;
                 }

@@ -87,7 +87,7 @@ impl Script {
     fn ask(&mut self, change: impl FnOnce(&mut wire::DeltaDiscoveryRequest), kind: Kind) -> Vec<String> {
         let mut request = Self::request(kind);
         change(&mut request);
-        let mut actions = self.session.request(request);
+        let mut actions = self.session.request(request.into());
         actions.extend(self.session.send());
         self.told(actions)
     }
@@ -279,7 +279,7 @@ fn hardening_B91_other_types_get_one_empty_answer() {
     let mut ask = |url: &str, nonce: &str| {
         let request =
             wire::DeltaDiscoveryRequest { type_url: url.into(), response_nonce: nonce.into(), ..Default::default() };
-        let actions = script.session.request(request);
+        let actions = script.session.request(request.into());
         script.told(actions)
     };
     assert_eq!(ask("type.googleapis.com/istio.extensions.Telemetry", ""), ["telemetry"]);

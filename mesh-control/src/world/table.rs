@@ -2,6 +2,7 @@
 //! changed, what differs between two tables is found by comparing shards, and every stream sends the same bytes.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
@@ -68,6 +69,28 @@ pub struct Entry {
 pub struct Shard {
     entries: Box<[Entry]>,
     bytes: Bytes,
+    sum: Sum,
+}
+
+/// Of names and versions in any order. Whoever chooses names cannot tell which have the same sum: its key is of this process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sum {
+    count: usize,
+    hashes: u64,
+}
+
+impl Sum {
+    fn add(&mut self, name: &str, version: u64) {
+        static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        self.count += 1;
+        self.hashes = self.hashes.wrapping_add(KEY.hash_one((name, version)));
+    }
+
+    fn of(entries: &[Entry]) -> Self {
+        let mut sum = Sum::default();
+        entries.iter().for_each(|entry| sum.add(&entry.name, entry.version));
+        sum
+    }
 }
 
 impl Shard {
@@ -93,20 +116,18 @@ impl Shard {
             bytes.extend_from_slice(&part);
             Entry { name, version, at: (start, bytes.len() as u32) }
         };
-        let entries = all.into_iter().map(place).collect();
-        Self { entries, bytes: bytes.into() }
+        let entries: Box<[Entry]> = all.into_iter().map(place).collect();
+        Self { sum: Sum::of(&entries), entries, bytes: bytes.into() }
     }
 
-    /// Names and versions alone.
-    fn held(mut entries: Vec<(ArcStr, u64)>) -> Self {
-        entries.sort();
-        let entries = entries.into_iter().map(|(name, version)| Entry { name, version, at: (0, 0) }).collect();
-        Self { entries, bytes: Bytes::new() }
-    }
-
-    fn is_like(&self, entries: &[(ArcStr, u64)]) -> bool {
-        let same = |(own, (name, version)): (&Entry, &(ArcStr, u64))| own.version == *version && own.name == *name;
-        self.entries.len() == entries.len() && self.entries.iter().zip(entries).all(same)
+    /// Names and versions alone; of a name that is there twice the last one counts.
+    fn held(mut held: Vec<(ArcStr, u64)>) -> Self {
+        held.reverse();
+        held.sort_by(|(a, _), (b, _)| a.cmp(b));
+        held.dedup_by(|next, one| next.0 == one.0);
+        let entries: Box<[Entry]> =
+            held.into_iter().map(|(name, version)| Entry { name, version, at: (0, 0) }).collect();
+        Self { sum: Sum::of(&entries), entries, bytes: Bytes::new() }
     }
 }
 
@@ -209,24 +230,35 @@ impl Table {
         Table::of(shards)
     }
 
-    /// What a client holds that says so of itself. As far as it holds what this table has, that is shared.
+    /// What a client holds that says so of itself. As far as it holds what this table has, that is shared, and found by sums alone: a client that comes
+    /// back mostly has almost everything.
     #[must_use]
-    pub fn claimed(&self, held: impl IntoIterator<Item = (ArcStr, u64)>) -> Table {
-        let mut by_shard: HashMap<usize, Vec<(ArcStr, u64)>> = HashMap::new();
-        for (name, version) in held {
-            by_shard.entry(shard_of(&name)).or_default().push((name, version));
+    pub fn claimed<'a>(&self, held: impl Iterator<Item = (&'a str, u64)> + Clone) -> Table {
+        let mut sums = vec![Sum::default(); SHARDS];
+        for (name, version) in held.clone() {
+            sums[shard_of(name)].add(name, version);
         }
-        if by_shard.is_empty() {
+        if sums.iter().all(|sum| sum.count == 0) {
             return Table::default();
         }
-        let mut shards: Vec<_> = Table::default().shards.to_vec();
-        for (index, mut entries) in by_shard {
-            entries.sort();
-            let own = &self.shards[index];
-            shards[index] = if own.is_like(&entries) { own.clone() } else { Arc::new(Shard::held(entries)) };
+        let is_own: Vec<bool> = sums.iter().zip(self.shards.iter()).map(|(sum, own)| *sum == own.sum).collect();
+        if is_own.iter().all(|is| *is) {
+            return self.clone();
         }
-        let is_whole = shards.iter().zip(self.shards.iter()).all(|(one, other)| Arc::ptr_eq(one, other));
-        if is_whole { self.clone() } else { Table::of(shards) }
+        let mut others: HashMap<usize, Vec<(ArcStr, u64)>> = HashMap::new();
+        for (name, version) in held {
+            let index = shard_of(name);
+            if !is_own[index] {
+                let name = self.shards[index].get(name).map_or_else(|| name.into(), |entry| entry.name.clone());
+                others.entry(index).or_default().push((name, version));
+            }
+        }
+        let shards = self.shards.iter().enumerate().map(|(index, own)| match others.remove(&index) {
+            Some(held) => Arc::new(Shard::held(held)),
+            None if is_own[index] => own.clone(),
+            None => Arc::default(),
+        });
+        Table::of(shards.collect())
     }
 
     /// What somebody who holds `held` lacks of this table, at most `limit` bytes of it if that is more than one shard, and what it holds then. What is
@@ -371,14 +403,44 @@ mod tests {
         assert!(held.is(&two));
     }
 
+    fn claimed(table: &Table, held: &[(&str, u64)]) -> Table {
+        table.claimed(held.iter().copied())
+    }
+
     #[test]
     fn who_says_what_it_holds_is_believed_and_shares_what_it_has() {
         let own = table(&[("a", "1"), ("b", "2")]);
         let version = |name: &str| own.get(name).unwrap().version;
-        let all = own.claimed([("b".into(), version("b")), ("a".into(), version("a"))]);
+        let all = claimed(&own, &[("b", version("b")), ("a", version("a"))]);
         assert!(all.is(&own));
-        let some = own.claimed([("a".into(), version("a")), ("b".into(), 7), ("c".into(), 1)]);
+        let some = claimed(&own, &[("a", version("a")), ("b", 7), ("c", 1)]);
         assert_eq!(told(&own.since(&some, usize::MAX, true)), ["+b=2", "-c"]);
-        assert!(own.claimed([]).is(&Table::default()));
+        let twice = claimed(&own, &[("b", version("b")), ("a", version("a")), ("b", 7)]);
+        assert_eq!(told(&own.since(&twice, usize::MAX, true)), ["+b=2"], "the last one counts");
+        let twice = claimed(&own, &[("b", 7), ("a", version("a")), ("b", version("b"))]);
+        assert_eq!(told(&own.since(&twice, usize::MAX, true)), [""; 0]);
+        assert!(claimed(&own, &[]).is(&Table::default()));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whoever_comes_back_after_any_changes_is_told_all_of_them(
+            before in proptest::collection::btree_map(0..3000_u32, 0..3_u8, 0..300),
+            after in proptest::collection::btree_map(0..3000_u32, 0..3_u8, 0..300),
+            kept in proptest::collection::vec(0..3000_u32, 0..3000),
+        ) {
+            // Much is the same before and after.
+            let kept: std::collections::BTreeSet<u32> = kept.into_iter().collect();
+            let with_kept = |some: &std::collections::BTreeMap<u32, u8>| {
+                let all = some.iter().map(|(n, text)| (*n, *text)).chain(kept.iter().map(|n| (*n, 9)));
+                let all: std::collections::BTreeMap<_, _> = all.collect();
+                Table::default().replaced(all.iter().map(|(n, text)| change(&format!("n{n}"), &text.to_string())))
+            };
+            let (before, after) = (with_kept(&before), with_kept(&after));
+            let said: Vec<_> = before.iter().map(|entry| (entry.name.clone(), entry.version)).collect();
+            let held = after.claimed(said.iter().rev().map(|(name, version)| (name.as_str(), *version)));
+            proptest::prop_assert_eq!(held.len(), before.len());
+            proptest::prop_assert_eq!(told(&after.since(&held, usize::MAX, true)), told(&after.since(&before, usize::MAX, true)));
+        }
     }
 }

@@ -9,6 +9,8 @@ pub mod tls;
 pub mod versions;
 
 #[cfg(test)]
+mod large;
+#[cfg(test)]
 mod slow;
 #[cfg(test)]
 mod tests;

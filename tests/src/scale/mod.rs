@@ -7,6 +7,7 @@
 //!
 //! Whatever is measured is also checked: in the end everybody has exactly what there is.
 mod api;
+pub mod flaps;
 mod fleet;
 mod message;
 mod objects;
@@ -24,6 +25,7 @@ use objects::World;
 use plane::{DEADLINE, Plane, Probe, until};
 use rand::Rng;
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -116,8 +118,12 @@ impl Simulation {
     }
 
     async fn probe(&self) -> Result<(Probe, f64)> {
+        self.probe_of(self.plane.address).await
+    }
+
+    async fn probe_of(&self, control: SocketAddr) -> Result<(Probe, f64)> {
         let node = objects::node(self.options.size.agents - 1);
-        Probe::start(&self.options.program, self.folder.path(), &self.root, self.plane.address, &node).await
+        Probe::start(&self.options.program, self.folder.path(), &self.root, control, &node).await
     }
 
     fn ends(&self) -> String {
@@ -294,13 +300,15 @@ impl Simulation {
 
     /// Until all streams have been answered again, and what was sent for it.
     async fn resumed(&mut self, what: &str, begun: Instant, changed: usize) -> Result<()> {
-        let fleet = self.fleet.clone();
+        let (fleet, cpu) = (self.fleet.clone(), self.plane.cpu());
         let is_answered = || {
             let is = |a: &Arc<fleet::Agent>| a.answered.load(std::sync::atomic::Ordering::Relaxed) == 2;
             fleet.agents.iter().all(is)
         };
         until("all agents are served again", is_answered).await?;
         self.column.set(&format!("{what}: until all agents were served, s"), begun.elapsed().as_secs_f64());
+        self.column.set(&format!("{what}: CPU of the control plane for that, s"), self.plane.cpu() - cpu);
+        self.memory(&format!("control plane: {what}"));
         self.settle().await?;
         let (sent, bytes) = self.fleet.heard();
         self.column
@@ -322,7 +330,6 @@ impl Simulation {
         self.plane = Plane::start(&self.api, self.folder.path(), "second", Some(self.plane.address)).await?;
         self.column.set("restart: the new one is ready, s", begun.elapsed().as_secs_f64());
         self.resumed("restart", begun, 0).await?;
-        self.memory("control plane: after the restart");
         Ok(())
     }
 

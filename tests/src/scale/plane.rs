@@ -165,6 +165,11 @@ impl Probe {
         Ok((probe, synced))
     }
 
+    /// Its process.
+    pub fn pid(&self) -> i32 {
+        self.child.id().and_then(|id| id.try_into().ok()).unwrap_or(0)
+    }
+
     async fn line(&mut self) -> Result<Json> {
         let line =
             tokio::time::timeout(DEADLINE, self.output.next_line()).await.context("the probe says nothing")??;

@@ -124,7 +124,7 @@ impl Session {
         if names > MAX_NAMES || request.resource_names_subscribe.iter().any(long) {
             return vec![Action::Close("too many or too long resource names")];
         }
-        if versions.len() > MAX_VERSIONS {
+        if versions.count() > MAX_VERSIONS {
             return vec![Action::Close("too many resource versions")];
         }
         let mut actions = Vec::new();

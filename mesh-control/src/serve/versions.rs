@@ -46,7 +46,7 @@ impl Request {
 
 impl Versions {
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.count
     }
 
@@ -132,7 +132,7 @@ mod tests {
         fn the_list_is_what_the_library_reads(versions: HashMap<String, u64>) {
             let texts = versions.iter().map(|(name, version)| (name.clone(), format!("{version:016x}")));
             let request = Request::from(message(texts.collect()));
-            prop_assert_eq!(request.versions.len(), versions.len());
+            prop_assert_eq!(request.versions.count(), versions.len());
             let read = request.versions.iter().map(|(name, version)| (name.to_owned(), version));
             prop_assert_eq!(read.collect::<HashMap<_, _>>(), versions);
             prop_assert_eq!(request.message, message(HashMap::new()));

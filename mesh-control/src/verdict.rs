@@ -6,8 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::Value as Json;
 
 use crate::diagnosis::{Diagnosis, Problem, Severity};
-use crate::index::View;
-use crate::index::routing::Route;
+use crate::resource::routing::reference::ParentReference;
 use crate::resource::{Key, Kind, Objects, Secured};
 use mesh_core::NamespacedName;
 
@@ -52,24 +51,38 @@ pub struct Verdict {
     pub standing: Standing,
     /// Why.
     pub reasons: Vec<String>,
-    /// What a route of the Gateway API belongs to that is ours, and where it leads.
-    pub route: Option<Route>,
+    /// What there is to say of a route of the Gateway API that has a parent of ours.
+    pub route: Option<Belonging>,
     /// The object that was judged.
     pub mark: Mark,
+}
+
+/// What a route of the Gateway API belongs to that is ours, and what of it leads nowhere.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Belonging {
+    /// Its parents that are ours; why they do not take it, in a word and for people.
+    pub parents: Vec<(ParentReference, Option<(&'static str, String)>)>,
+    /// References that lead nowhere: where they stand, why in a word, and why for people.
+    pub broken: Vec<(String, &'static str, String)>,
 }
 
 /// By object.
 pub type Verdicts = BTreeMap<Key, Verdict>;
 
 /// Judges every marked object by what is in force and what the joining had to say.
-pub fn judge(marks: BTreeMap<Key, Mark>, objects: &Objects, view: &View) -> Verdicts {
+pub fn judge(
+    marks: BTreeMap<Key, Mark>,
+    objects: &Objects,
+    problems: &[(Key, Problem)],
+    route: impl Fn(&Key) -> Option<Belonging>,
+) -> Verdicts {
     let mut joined: BTreeMap<&Key, Vec<&Problem>> = BTreeMap::new();
-    for (key, problem) in &view.problems {
+    for (key, problem) in problems {
         joined.entry(key).or_default().push(problem);
     }
     let judged = marks.into_iter().map(|(key, mark)| {
         let mut verdict = verdict(&key, mark, objects, joined.get(&key).map_or(&[], Vec::as_slice));
-        verdict.route = view.resolved.routes.get(&key).cloned();
+        verdict.route = route(&key);
         (key, verdict)
     });
     judged.collect()
@@ -164,7 +177,7 @@ mod tests {
             }
             let (objects, _) = catalog.apply(&scan);
             let view = index::build(&objects, &Settings::default());
-            let verdicts = judge(marks, &objects, &view);
+            let verdicts = judge(marks, &objects, &view.problems, |_| None);
             last = verdicts.into_iter().map(|(key, v)| (key.name.to_string(), v.standing, v.reasons)).collect();
         }
         last

@@ -24,25 +24,22 @@ pub struct ParentSaid {
 /// What there is to say of each parent that is ours.
 pub fn said(kind: Kind, verdict: &Verdict) -> Vec<ParentSaid> {
     let Some(route) = &verdict.route else { return Vec::new() };
-    let broken: Vec<_> =
-        route.backends.iter().filter_map(|(spot, place)| Some((spot, place.as_ref().err()?))).collect();
-    let references = match broken.first() {
+    let references = match route.broken.first() {
         None => condition("ResolvedRefs", true, "ResolvedRefs", "all references lead somewhere".to_owned()),
-        Some((_, first)) => {
-            let all: Vec<String> =
-                broken.iter().take(5).map(|(spot, broken)| format!("{spot}: {}", broken.why)).collect();
-            condition("ResolvedRefs", false, first.reason.name(), all.join("; "))
+        Some((_, reason, _)) => {
+            let all: Vec<String> = route.broken.iter().take(5).map(|(spot, _, why)| format!("{spot}: {why}")).collect();
+            condition("ResolvedRefs", false, reason, all.join("; "))
         }
     };
-    let of = |(reference, outcome): &(ParentReference, Result<_, crate::index::routing::parents::Refusal>)| {
-        let accepted = match (outcome, inaction(kind)) {
+    let of = |(reference, refused): &(ParentReference, Option<(&'static str, String)>)| {
+        let accepted = match (refused, inaction(kind)) {
             _ if !verdict.mark.is_read => {
                 let why = verdict.reasons.first().map(String::as_str).unwrap_or_default();
                 condition("Accepted", false, "UnsupportedValue", format!("cannot be read: {why}"))
             }
-            (Err(refusal), _) => condition("Accepted", false, refusal.reason.name(), refusal.why.clone()),
-            (Ok(_), Some(why)) => condition("Accepted", false, "Pending", format!("read and kept: {why}")),
-            (Ok(_), None) => condition("Accepted", true, "Accepted", "in force".to_owned()),
+            (Some((reason, why)), _) => condition("Accepted", false, reason, why.clone()),
+            (None, Some(why)) => condition("Accepted", false, "Pending", format!("read and kept: {why}")),
+            (None, None) => condition("Accepted", true, "Accepted", "in force".to_owned()),
         };
         ParentSaid { parent: named(reference), conditions: [accepted, references.clone()] }
     };
@@ -114,11 +111,7 @@ fn since(old: Option<&Json>, said: &Said, generation: i64, now: Timestamp) -> Js
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::index::routing::Route;
-    use crate::index::routing::backends::{self, Broken, Part, Place, Spot};
-    use crate::index::routing::parents::{self, Attached, Refusal};
-    use crate::verdict::{Mark, Standing};
-    use mesh_core::NamespacedName;
+    use crate::verdict::{Belonging, Mark, Standing};
 
     fn reference(name: &str) -> ParentReference {
         let (group, kind) = (Some(String::new()), Some("Service".to_owned()));
@@ -126,15 +119,10 @@ mod tests {
     }
 
     fn verdict(is_read: bool, is_attached: bool, is_broken: bool) -> Verdict {
-        let name = NamespacedName::new("shop", "a");
-        let refusal =
-            Refusal { reason: parents::Reason::NoMatchingParent, why: "there is no Service shop/a".to_owned() };
-        let outcome = if is_attached { Ok(Attached::Service(name.clone(), Some(80))) } else { Err(refusal) };
-        let spot = |index| Spot { rule: 0, part: Part::Backend(index) };
-        let broken = Broken { reason: backends::Reason::BackendNotFound, why: "none".to_owned(), help: String::new() };
-        let second = if is_broken { Err(broken) } else { Ok(Place::Service(name.clone(), Some(81))) };
-        let backends = [(spot(0), Ok(Place::Service(name, Some(80)))), (spot(1), second)].into();
-        let route = Some(Route { parents: vec![(reference("a"), outcome)], backends });
+        let refused = (!is_attached).then(|| ("NoMatchingParent", "there is no Service shop/a".to_owned()));
+        let broken =
+            is_broken.then(|| ("spec.rules[0].backendRefs[1]".to_owned(), "BackendNotFound", "none".to_owned()));
+        let route = Some(Belonging { parents: vec![(reference("a"), refused)], broken: broken.into_iter().collect() });
         let mark = Mark { is_read, ..Mark::default() };
         Verdict { standing: Standing::Elsewhere, reasons: vec!["spec.x: bad".to_owned()], route, mark }
     }

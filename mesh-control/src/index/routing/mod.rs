@@ -21,6 +21,7 @@ use super::Settings;
 use crate::diagnosis::Problem;
 use crate::resource::routing::{self, Routes, Routing, reference::ParentReference};
 use crate::resource::{Key, Objects};
+use crate::verdict::Belonging;
 use backends::{Broken, Place, Spot};
 use hosts::Hosts;
 use parents::{Attached, Refusal};
@@ -45,6 +46,22 @@ pub struct Route {
     pub parents: Vec<(ParentReference, Result<Attached, Refusal>)>,
     /// Where its references lead. A request that comes to a broken one is answered with 500; the others are not affected.
     pub backends: BTreeMap<Spot, Result<Place, Broken>>,
+}
+
+impl Resolved {
+    /// What a route is to be told.
+    pub fn belonging(&self, key: &Key) -> Option<Belonging> {
+        let route = self.routes.get(key)?;
+        let refused = |outcome: &Result<Attached, Refusal>| {
+            outcome.as_ref().err().map(|refusal| (refusal.reason.name(), refusal.why.clone()))
+        };
+        let parents = route.parents.iter().map(|(parent, outcome)| (parent.clone(), refused(outcome)));
+        let broken = route.backends.iter().filter_map(|(spot, place)| {
+            let broken = place.as_ref().err()?;
+            Some((spot.to_string(), broken.reason.name(), broken.why.clone()))
+        });
+        Some(Belonging { parents: parents.collect(), broken: broken.collect() })
+    }
 }
 
 /// The objects, what they mean together, and what is to be said of each.

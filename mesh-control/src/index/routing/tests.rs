@@ -577,6 +577,6 @@ fn nothing_is_said_of_istio_s_own_kinds_where_an_istio_runs() {
     let istiod = object(Kind::Service, "istio-system", "istiod", "{ports: [{port: 15012}], selector: {app: istiod}}");
     let service =
         object(Kind::VirtualService, "shop", "o", "{hosts: [x], http: [{route: [{destination: {host: none}}]}]}");
-    assert_eq!(said(&with(&[service.clone()])).len(), 1);
+    assert_eq!(said(&with(std::slice::from_ref(&service))).len(), 1);
     assert_eq!(said(&with(&[service, istiod])), [""; 0]);
 }

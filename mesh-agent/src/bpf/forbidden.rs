@@ -42,7 +42,7 @@ impl Places {
         let has = |number: u32| effective.is_none_or(|mask| mask >> number & 1 == 1);
         let missing: Vec<&str> = NEEDED
             .iter()
-            .filter(|(name, number)| !has(*number) && !(*name == "CAP_BPF" && has(SYS_ADMIN)))
+            .filter(|(name, number)| !(has(*number) || *name == "CAP_BPF" && has(SYS_ADMIN)))
             .map(|(name, _)| *name)
             .collect();
         let mut reasons = Vec::new();

@@ -3,7 +3,7 @@ use super::bookinfo::residue;
 use super::mesh::{Mesh, NODES, SYSTEM, in_mesh};
 use super::objects::{ambient, idle, load_servers};
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// What the mesh may leave on a node: pins, files, the plugin and its entry, cgroups, processes. Folders that a pod mounts are there as long as the pod.
 const LEFT: &str = "ls -A /sys/fs/bpf | grep -v '[.]debug$'; find /run/undermesh /var/lib/undermesh -mindepth 1 2>/dev/null; ls /opt/cni/bin | grep undermesh; \

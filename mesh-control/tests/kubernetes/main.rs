@@ -276,7 +276,12 @@ async fn settings(scene: &Scene<'_>) {
     scene.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: probe2, labels: {mesh: in}}");
     scene.cluster.eventually("a copy", || copy("probe2")).await;
     assert!(!copy("out"));
+    // Gone is not empty: they stay for a while.
     scene.kubectl("delete configmap -n undermesh-system undermesh");
+    scene.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: probe3, labels: {mesh: in}}");
+    scene.cluster.eventually("a copy", || copy("probe3")).await;
+    assert!(!copy("out"));
+    scene.apply(&config_map(""));
     scene.cluster.eventually("copies everywhere", || copy("out")).await;
 }
 

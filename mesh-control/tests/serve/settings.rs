@@ -42,7 +42,12 @@ async fn a_trust_domain_is_changed_without_a_restart_and_a_bad_edit_changes_noth
     let (_, diagnoses) = plane.page("/debug/diagnoses").await;
     assert!(diagnoses.contains("ConfigMap undermesh-system/undermesh"), "{diagnoses}");
 
+    // Gone is not empty: they stay for a while, also when something else is heard.
     plane.remove("mesh.yaml");
+    plane.remove("late.yaml");
+    agent.until("no service", |held| !held.contains_key("bookinfo/late.bookinfo.svc.cluster.local")).await;
+    assert_eq!((code(&plane, REVIEWS).await, code(&plane, &other).await), (Code::InvalidArgument, Code::Ok));
+    plane.write("mesh.yaml", &settings(""));
     agent.until("the old trust domain", |held| domains(held, "prod.example") == 0).await;
     assert_eq!(code(&plane, REVIEWS).await, Code::Ok);
 }

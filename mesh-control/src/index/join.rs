@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_core::intern::Interner;
-use mesh_core::{ArcStr, Workload};
+use mesh_core::workload::Health;
+use mesh_core::{ArcStr, NamespacedName, Workload};
 
 use super::policy::{self, Policies};
 use super::routing;
@@ -158,12 +159,15 @@ impl Around<'_> {
             if is_of_mesh && !pod.node.is_empty() && !pod.host_network {
                 placements.insert((pod.node.clone(), pod.service_account.clone()));
             }
-            let workload = match known.get(&Arc::as_ptr(pod)) {
+            // What becomes of those depends on others.
+            let known = known.get(&Arc::as_ptr(pod)).filter(|_| pod.state != State::Unheard);
+            let workload = match known {
                 Some(known) => (*known).clone(),
                 None => self.workload(pod, interner),
             };
             part.pods.push(((*pod).clone(), workload));
         }
+        last_resort(&mut part.pods);
         part.placements = Arc::new(placements);
         if let Some(pod) = pods.first() {
             service::unserved_ports(&pod.namespace, pods, self.services, &mut part.problems);
@@ -181,6 +185,25 @@ impl Around<'_> {
         let mut workload = workload::workload(pod, addresses, objects, settings, services, policies);
         interner.workload(&mut workload);
         Some(Arc::new(workload))
+    }
+}
+
+/// Pods of nodes that are not heard of serve where no other pod of any of their services does. When an API server comes back after a time, no node has been heard of for that long, and
+/// the cluster takes all pods for not ready until each kubelet has spoken: services would have no endpoints, although nothing is wrong with any of them.
+fn last_resort(pods: &mut [(Arc<Pod>, Option<Arc<Workload>>)]) {
+    if pods.iter().all(|(pod, _)| pod.state != State::Unheard) {
+        return;
+    }
+    let ready = pods.iter().filter(|(pod, _)| pod.state == State::Ready).filter_map(|(_, workload)| workload.as_ref());
+    let served: BTreeSet<NamespacedName> = ready.flat_map(|workload| workload.services.keys().cloned()).collect();
+    for (_, workload) in pods.iter_mut().filter(|(pod, _)| pod.state == State::Unheard) {
+        // Whoever is in one that is served, too, would take its share there: a node that is lost for good answers nobody.
+        if let Some(workload) = workload
+            && !workload.services.is_empty()
+            && workload.services.keys().all(|service| !served.contains(service))
+        {
+            Arc::make_mut(workload).health = Health::Healthy;
+        }
     }
 }
 

@@ -16,6 +16,8 @@ pub const REDIRECTION: &str = "ambient.istio.io/redirection";
 pub enum State {
     /// Serves.
     Ready,
+    /// Its containers and its readiness gates say that it serves, and the cluster does not: its node has not been heard of. It is the last resort.
+    Unheard,
     /// Alive, but not to be sent traffic.
     NotReady,
     /// Ended: its address may belong to another pod by now.
@@ -63,6 +65,7 @@ pub fn read(key: &Key, object: k8s::Pod) -> (Pod, Vec<Problem>) {
     let addresses = addresses(&status, &mut problems);
     super::service::note_waypoint(&object.metadata, &mut problems);
     let terminating = object.metadata.deletion_timestamp.is_some();
+    let gates: Vec<String> = spec.readiness_gates.iter().flatten().map(|gate| gate.condition_type.clone()).collect();
     let host_network = spec.host_network.unwrap_or(false);
     let enrolled = match meta::annotation(&object.metadata, REDIRECTION) {
         Some("enabled") => true,
@@ -109,7 +112,10 @@ pub fn read(key: &Key, object: k8s::Pod) -> (Pod, Vec<Problem>) {
         addresses,
         host_network,
         enrolled: enrolled && !host_network,
-        state: if terminating && state(&status) == State::Ready { State::NotReady } else { state(&status) },
+        state: match state(&status, &gates) {
+            State::Ready | State::Unheard if terminating => State::NotReady,
+            state => state,
+        },
         terminating,
         owner,
         ports,
@@ -144,14 +150,18 @@ pub fn usable(address: IpAddr) -> bool {
         && address != IpAddr::from([255, 255, 255, 255])
 }
 
-fn state(status: &k8s::PodStatus) -> State {
+fn state(status: &k8s::PodStatus, gates: &[String]) -> State {
     let phase = status.phase.as_deref().unwrap_or_default();
     if matches!(phase, "Succeeded" | "Failed") {
         return State::Ended;
     }
     let conditions = status.conditions.as_deref().unwrap_or_default();
-    match conditions.iter().find(|c| c.type_ == "Ready") {
-        Some(ready) if ready.status == "True" => State::Ready,
+    let condition = |name: &str| conditions.iter().find(|c| c.type_ == name);
+    let is_true = |name: &str| condition(name).is_some_and(|c| c.status == "True");
+    match condition("Ready") {
+        Some(_) if is_true("Ready") => State::Ready,
+        // The node controller changes `Ready` alone.
+        Some(_) if is_true("ContainersReady") && gates.iter().all(|gate| is_true(gate)) => State::Unheard,
         Some(_) => State::NotReady,
         // A hand-written status often says no more than the phase.
         None if conditions.is_empty() && phase == "Running" => State::Ready,

@@ -45,6 +45,10 @@ fn whatever_changes_the_result_is_that_of_a_fresh_join() {
     // The same address in another namespace: who has it depends on both.
     let thief = pod_in("thief", "t", "198.18.0.1", "app: web", "");
     let base = format!("{one}{other}");
+    // Of whose node nobody has heard, alone and beside one that is ready.
+    let second = pod_in("shop", "web-2", "198.18.0.4", "app: web", "");
+    let unheard =
+        |pod: &str| pod.replace("status: \"True\"", "status: \"False\"}, {type: ContainersReady, status: \"True\"");
     let steps = [
         base.clone(),
         format!("{base}{web}"),
@@ -61,6 +65,10 @@ fn whatever_changes_the_result_is_that_of_a_fresh_join() {
         format!("{base}{web}{}{settings}", namespace("shop", "mesh: out")),
         format!("{base}{slice}{ext}{web}"),
         format!("{base}{slice}"),
+        format!("{web}{second}{one}"),
+        format!("{web}{second}{}", unheard(&one)),
+        format!("{web}{}{}", unheard(&second), unheard(&one)),
+        format!("{web}{}{one}", unheard(&second)),
         other.clone(),
         String::new(),
         base,

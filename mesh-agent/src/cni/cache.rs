@@ -35,7 +35,7 @@ pub fn forget(folder: &Path) -> Result<(), String> {
 fn without_us(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut kept: Value = serde_json::from_slice(bytes).ok()?;
     let mut chain: Value = serde_json::from_slice(&STANDARD.decode(kept["config"].as_str()?).ok()?).ok()?;
-    let plugins = chain["plugins"].as_array_mut()?;
+    let plugins = chain.get_mut("plugins")?.as_array_mut()?;
     let before = plugins.len();
     plugins.retain(|plugin| plugin["type"] != TYPE);
     if plugins.is_empty() || plugins.len() == before {

@@ -136,7 +136,7 @@ impl<'a> Bed<'a> {
     pub fn load(&self, namespace: &str, caller: &str, server: u8, rate: u32, long: u32) -> Result<Load> {
         let mut command = self.cluster.kubectl_command();
         command.args(["exec", "-i", "-n", namespace, caller, "--", "/lab", "load", "steady"]);
-        command.arg(self.address(server).to_string()).args(["--seconds", "86400", "--limit", "5", "--token", TOKEN]);
+        command.arg(self.address(server).to_string()).args(["--seconds", "86400", "--limit", "15", "--token", TOKEN]);
         command.args(["--rate", &rate.to_string(), "--long", &long.to_string()]);
         Load::start(command).with_context(|| format!("load from {caller} to web-{server}"))
     }

@@ -1,5 +1,5 @@
 //! The mesh on a cluster while something happens to its agents, by `cargo xtask cluster measure` in a short form: what it says must not depend on how
-//! fast the machine is. Needs what a cluster needs, Helm's engine, and the binaries built.
+//! fast the machine is. A reboot is left to the tests of `tests/kubernetes`. Needs what a cluster needs, Helm's engine, and the binaries built.
 
 #[path = "support/cluster.rs"]
 mod support;
@@ -18,7 +18,7 @@ fn xtask(arguments: &[&str]) -> String {
 
 #[test]
 #[allow(non_snake_case, reason = "tests carry the ids of the rows they prove")]
-fn hardening_F2_agents_are_killed_rolled_out_and_rebooted_under_load() {
+fn hardening_F2_agents_are_killed_and_rolled_out_under_load() {
     let test = "measure";
     if !can_run(test) {
         return;
@@ -40,8 +40,8 @@ fn hardening_F2_agents_are_killed_rolled_out_and_rebooted_under_load() {
     fs::write(&values, of_cluster.to_string()).expect("written");
     cluster.run(&["helm", "install", "--values", &values.to_string_lossy()]);
 
-    let options = "--no-build --json --rate 20 --long 5 --before 1 --after 6 --kills 2 --every 6 --late 5";
-    let events = "label deny kill-worker kill rollout reboot";
+    let options = "--no-build --json --rate 20 --long 5 --before 1 --after 6 --kills 2 --every 6";
+    let events = "label deny kill-worker kill rollout";
     let line = format!("measure {events} {options}");
     let said = cluster.run(&line.split(' ').collect::<Vec<_>>());
     let rows: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
@@ -65,10 +65,6 @@ fn hardening_F2_agents_are_killed_rolled_out_and_rebooted_under_load() {
             assert!(number(row, "new") > number(row, "failed"), "{row}");
         }
     }
-    let stranger =
-        of("reboot").into_iter().find(|row| row["path"].as_str().is_some_and(|path| path.contains("without")));
-    let note = stranger.and_then(|row| row["note"].as_str()).expect("what the wire showed");
-    assert!(note.starts_with("0 let through; on the wire: 0 plaintext bytes of the port, 0 tokens,"), "{note}");
     fs::remove_dir_all(&folder).expect("removed");
     cluster.leaves_nothing();
 }

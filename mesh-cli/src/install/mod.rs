@@ -6,4 +6,4 @@ pub mod plan;
 pub mod rollout;
 mod run;
 
-pub use run::{Install, run};
+pub use run::{Install, lay_files, run};

@@ -59,11 +59,7 @@ impl Install {
         // The rendered namespace has the labels that the agents need.
         let mut given = json!({ "namespace": { "create": true } });
         merge(&mut given, before);
-        for file in &self.files {
-            let failed = |why: String| Stop::data(format!("{}: {why}", file.display()));
-            let text = std::fs::read_to_string(file).map_err(|error| failed(error.to_string()))?;
-            merge(&mut given, values::read(&text).map_err(failed)?);
-        }
+        lay_files(&mut given, &self.files)?;
         for (expressions, typing, flag) in
             [(&self.set, Typing::Guess, "--set"), (&self.set_string, Typing::Text, "--set-string")]
         {
@@ -74,6 +70,16 @@ impl Install {
         }
         Ok(given)
     }
+}
+
+/// Lays files of values over what is there, later ones over earlier ones, as Helm's `-f` does.
+pub fn lay_files(under: &mut Value, files: &[PathBuf]) -> Result<(), Stop> {
+    for file in files {
+        let failed = |why: String| Stop::data(format!("{}: {why}", file.display()));
+        let text = std::fs::read_to_string(file).map_err(|error| failed(error.to_string()))?;
+        merge(under, values::read(&text).map_err(failed)?);
+    }
+    Ok(())
 }
 
 /// As [`values::overlay`], but nothing stays as nothing: it takes a default of the chart away.
@@ -274,5 +280,30 @@ impl Steps<'_> {
         })
         .await?;
         Ok(done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_values_lie_over_each_other_as_with_helm() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let files = [
+            file("a", "agent: {cni: {enabled: true}, x: 1}\nlist: [1]\n"),
+            file("b", "agent: {cni: null}\nlist: [2]\n"),
+        ];
+        let mut values = json!({ "agent": { "y": 2 } });
+        lay_files(&mut values, &files).unwrap();
+        // Nothing takes a default of the chart away, so it has to stay.
+        assert_eq!(values, json!({ "agent": { "cni": null, "x": 1, "y": 2 }, "list": [2] }));
+        let wrong = lay_files(&mut values, &[file("c", "- 1\n")]).unwrap_err();
+        assert!(wrong.to_string().contains("a file of values is a map"), "{wrong}");
     }
 }

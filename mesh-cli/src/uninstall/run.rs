@@ -10,7 +10,6 @@ use crate::api::Api;
 use crate::chart::embed;
 use crate::chart::object::Reference;
 use crate::chart::render::{Release, render};
-use crate::chart::values;
 use crate::check::facts::REDIRECTION;
 use crate::context::Context;
 use crate::install::inventory::{self, Deletion, Inventory};
@@ -50,11 +49,7 @@ pub struct Uninstall {
 impl Uninstall {
     fn values(&self) -> Result<Value, Stop> {
         let mut values = json!({});
-        for file in &self.files {
-            let failed = |why: String| Stop::data(format!("{}: {why}", file.display()));
-            let text = std::fs::read_to_string(file).map_err(|error| failed(error.to_string()))?;
-            values::overlay(&mut values, values::read(&text).map_err(failed)?);
-        }
+        crate::install::lay_files(&mut values, &self.files)?;
         Ok(values)
     }
 }

@@ -102,6 +102,7 @@ impl Report {
         };
         let (mut planned, mut removed, mut kept, mut changed, mut nodes) = (vec![], vec![], vec![], vec![], vec![]);
         let mut unmarked = 0;
+        let mut problems = self.problems.clone();
         for entry in &self.entries {
             match entry {
                 Entry::Planned(reference) => planned.push(object(reference, None)),
@@ -109,7 +110,10 @@ impl Report {
                 Entry::Kept(reference, why) => kept.push(object(reference, Some(("why", why)))),
                 Entry::Changed(reference, how) => changed.push(object(reference, Some(("how", how)))),
                 Entry::Node(node, None) => nodes.push(json!({ "node": node, "clean": true })),
-                Entry::Node(node, Some(why)) => nodes.push(json!({ "node": node, "clean": false, "why": why })),
+                Entry::Node(node, Some(why)) => {
+                    nodes.push(json!({ "node": node, "clean": false, "why": why }));
+                    problems.push(format!("node {node}: {why}"));
+                }
                 Entry::Unmarked(count) => unmarked += count,
             }
         }
@@ -122,7 +126,7 @@ impl Report {
             "changed": changed,
             "nodes": nodes,
             "podsReleased": unmarked,
-            "problems": self.problems,
+            "problems": problems,
         })
     }
 }
@@ -158,7 +162,7 @@ mod tests {
             "changed": [{ "apiVersion": "v1", "kind": "Namespace", "name": "u", "how": "has lost its labels" }],
             "nodes": [{ "node": "n1", "clean": true }, { "node": "n2", "clean": false, "why": "it is away" }],
             "podsReleased": 2,
-            "problems": ["no answer"],
+            "problems": ["no answer", "node n2: it is away"],
         });
         assert_eq!(report.json(false), expected);
         let mut dry = Report::default();

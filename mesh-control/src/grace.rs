@@ -28,6 +28,11 @@ struct Keep {
 }
 
 impl Keep {
+    /// Whether an update lacks settings that there were.
+    fn misses(&self, update: &Update) -> bool {
+        self.last.is_some() && !update.objects.mesh_configs.contains_key(&self.name)
+    }
+
     /// Puts settings that are gone back into an update. Returns when they are to be gone for good.
     fn take(&mut self, update: &mut Update, now: Instant) -> Option<Instant> {
         if let Some(config) = update.objects.mesh_configs.get(&self.name) {
@@ -105,7 +110,8 @@ impl<S: Source> Source for Grace<S> {
                 self.held.take()?.1
             }
         };
-        let plain = self.keep.last.is_some().then(|| copy(&update));
+        // A copy is only needed where settings are put back.
+        let plain = self.keep.misses(&update).then(|| copy(&update));
         let until = self.keep.take(&mut update, Instant::now());
         self.held = until.zip(plain);
         Some(update)

@@ -11,11 +11,15 @@ const LEFT: &str = "ls -A /sys/fs/bpf | grep -v '[.]debug$'; find /run/undermesh
     for f in $(ls -d /var/lib/cni/results/* 2>/dev/null); do sed -nE 's/.*\"config\": *\"([^\"]*)\".*/\\1/p' $f | base64 -d | grep -q undermesh && echo $f; done; \
     find /sys/fs/cgroup -name '*undermesh*' 2>/dev/null | grep \"/PREFIX$(cat /proc/sys/kernel/hostname)/\"; ps -eo args | grep '^/mesh-[ac]'; true";
 
-/// By what an uninstallation says.
-fn both_are_clean(gone: &Value) -> Result<()> {
+/// By what an uninstallation says, and by what is found there.
+fn both_are_clean(mesh: &Mesh, gone: &Value) -> Result<()> {
     let nodes = gone["nodes"].as_array().context("nodes")?;
     ensure!(nodes.len() == 2 && nodes.iter().all(|node| node["clean"] == true), "{gone:#}");
-    Ok(())
+    mesh.eventually("nothing is left on the nodes", || {
+        let found = left(mesh)?;
+        ensure!(found.is_empty(), "{found:#?}");
+        Ok(())
+    })
 }
 
 fn left(mesh: &Mesh) -> Result<Vec<String>> {
@@ -79,12 +83,7 @@ fn meshctl_finds_its_installation_well_and_leaves_nothing_of_it() -> Result<()> 
         let dry = mesh.meshctl_json("uninstall --dry-run", 0)?;
         ensure!(dry["dryRun"] == true && !objects(mesh)?.is_empty(), "{dry:#}");
         let gone = mesh.meshctl_json("uninstall --yes --purge-crds", 0)?;
-        both_are_clean(&gone)?;
-        mesh.eventually("nothing is left on the nodes", || {
-            let found = left(mesh)?;
-            ensure!(found.is_empty(), "{found:#?}");
-            Ok(())
-        })?;
+        both_are_clean(mesh, &gone)?;
         ensure!(objects(mesh)?.is_empty(), "{:#?}", objects(mesh)?);
         ensure!(mesh.kubectl("get crd -o name")?.is_empty());
         // The pods go on, and new ones come, as if there never had been a mesh.
@@ -120,12 +119,7 @@ fn meshctl_finds_its_installation_well_and_leaves_nothing_of_it() -> Result<()> 
         ensure!(left(mesh)?.iter().any(|line| line.contains("undermesh-cni")), "{:#?}", left(mesh)?);
         let image = format!("undermesh/mesh-agent:{own}");
         let gone = mesh.meshctl_json(&format!("uninstall --yes --cleanup-image {image} -f {}", mesh.values), 0)?;
-        both_are_clean(&gone)?;
-        mesh.eventually("nothing is left on the nodes", || {
-            let found = left(mesh)?;
-            ensure!(found.is_empty(), "{found:#?}");
-            Ok(())
-        })?;
+        both_are_clean(mesh, &gone)?;
         mesh.kubectl(&format!("delete namespace {SYSTEM} --timeout=120s"))?;
         mesh.meshctl_json(&format!("install -f {}", mesh.values), 0)?;
         Ok(())

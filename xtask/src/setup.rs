@@ -30,8 +30,9 @@ pub fn run() -> Result<()> {
     }
     ensure!(missing.is_empty(), "missing: {}", missing.join("; "));
     println!("ready: rust-src and bpf-linker {LINKER_VERSION} for rustc {COMPILER}");
-    match packages(&cluster::NEEDED).and_then(|()| run::need(&cluster::NEEDED)) {
-        Ok(()) => println!("ready: what `cargo xtask cluster` starts"),
+    // Built here and not by the first test that wants them, which would take minutes of both CPUs beside other tests.
+    match packages(&cluster::NEEDED).and_then(|()| cluster::build()) {
+        Ok(_) => println!("ready: what `cargo xtask cluster` starts"),
         // Without them all but the cluster and its tests works, and those say that they are skipped.
         Err(error) => println!("no cluster on this machine: {error:#}"),
     }

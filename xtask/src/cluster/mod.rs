@@ -18,7 +18,7 @@ mod process;
 mod programs;
 mod up;
 
-pub use programs::NEEDED;
+pub use programs::{NEEDED, build};
 
 use crate::image::{self, Image};
 use crate::{chart, run};

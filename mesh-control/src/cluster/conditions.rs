@@ -68,6 +68,20 @@ impl Saying {
         }
     }
 
+    /// What is worth an event when it is written into a status that was `before`: what is to be acted on, and that all is well where it was not. Whoever
+    /// has no parent of ours hears nothing from us.
+    pub fn news(&self, before: &[Json]) -> Option<&Said> {
+        let (said, was_refused) = match self {
+            Saying::Parents(parents, _) if parents.is_empty() => return None,
+            Saying::Parents(_, said) => (said, parents::were_refused(before)),
+            Saying::Condition(said) => {
+                let is_refusal = |one: &Json| one["type"] == said.r#type && one["status"] == "False";
+                (said, before.iter().any(is_refusal))
+            }
+        };
+        (!said.holds || was_refused).then_some(said)
+    }
+
     /// The part of the status that is ours to write, after it was told; `None` if there is nothing new in it.
     pub fn told(&self, before: &[Json], generation: i64, now: Timestamp) -> Option<Vec<Json>> {
         match self {
@@ -175,6 +189,52 @@ mod tests {
         let long = "é".repeat(5000);
         let long = said(Kind::AuthorizationPolicy, &verdict(Standing::Closed, &[&long]), false);
         assert!(long.message.len() < LONGEST + 4 && long.message.ends_with("é…"));
+    }
+
+    #[test]
+    fn what_is_to_be_acted_on_is_news_and_that_all_is_well_only_where_it_was_not() {
+        use crate::resource::routing::reference::{CONTROLLER, ParentReference};
+        use crate::verdict::Belonging;
+
+        let policy = |standing| Saying::of(Kind::AuthorizationPolicy, &verdict(standing, &[]), false);
+        let is = |r#type: &str, status: &str| json!({ "type": r#type, "status": status });
+        let parent = |by: &str, status: &str| json!({ "controllerName": by, "conditions": [is("Accepted", status)] });
+        let reference = ParentReference {
+            group: Some(String::new()),
+            kind: Some("Service".to_owned()),
+            namespace: None,
+            name: "a".to_owned(),
+            section_name: None,
+            port: None,
+        };
+        let route = |parents: &[ParentReference]| {
+            let parents = parents.iter().map(|parent| (parent.clone(), None)).collect();
+            let route = Some(Belonging { parents, broken: Vec::new() });
+            Saying::of(Kind::HttpRoute, &Verdict { route, ..verdict(Standing::Elsewhere, &[]) }, false)
+        };
+        let nobodys = route(&[]);
+        // As soon as something acts on routes.
+        let good = match route(std::slice::from_ref(&reference)) {
+            Saying::Parents(parents, said) => Saying::Parents(parents, Said { holds: true, ..said }),
+            other => other,
+        };
+        let other = "example.com/c";
+        for (what, saying, before, is_news) in [
+            ("refused", policy(Standing::Closed), vec![], true),
+            ("well from the beginning", policy(Standing::InForce), vec![], false),
+            ("well as before", policy(Standing::InForce), vec![is(ZTUNNEL, "True")], false),
+            ("well again", policy(Standing::InForce), vec![is(ZTUNNEL, "False")], true),
+            ("another's was refused", policy(Standing::InForce), vec![is("Theirs", "False")], false),
+            ("a route that waits", route(&[reference]), vec![], true),
+            ("a route, well from the beginning", good.clone(), vec![], false),
+            ("a route, well as before", good.clone(), vec![parent(CONTROLLER, "True")], false),
+            ("a route, well again", good.clone(), vec![parent(other, "True"), parent(CONTROLLER, "False")], true),
+            ("another controller refused it", good, vec![parent(other, "False")], false),
+            ("it has a parent of ours no more", nobodys.clone(), vec![parent(CONTROLLER, "False")], false),
+            ("it never had one", nobodys, vec![], false),
+        ] {
+            assert_eq!(saying.news(&before).is_some(), is_news, "{what}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! ```text
 //! watch (list, then follow; one task a kind)  ->  inventory (what is there, pure)  ->  source (resource::catalog, as for a folder)
 //!          \  decode: JSON -> tree -> resource::read, nothing else is kept
-//! lease (who writes)  ->  report (conditions and events, from verdicts)          bundle (copies of the root certificate; every replica)
+//! lease (who writes)  ->  report (conditions and events, from verdicts; telling: what was said)          bundle (copies of the root certificate; every replica)
 //! ```
 
 pub mod bundle;
@@ -15,6 +15,7 @@ pub mod lease;
 pub mod parents;
 pub mod report;
 pub mod source;
+pub mod telling;
 pub mod watch;
 
 #[cfg(test)]

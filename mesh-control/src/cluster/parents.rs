@@ -77,6 +77,12 @@ pub fn worst(parents: &[ParentSaid]) -> Option<&Said> {
     all().find(|said| !said.holds && said.reason != "Pending").or_else(|| all().next())
 }
 
+/// Whether anything that is said of our parents does not hold.
+pub fn were_refused(before: &[Json]) -> bool {
+    let ours = before.iter().filter(|one| one["controllerName"] == CONTROLLER);
+    ours.filter_map(|one| one["conditions"].as_array()).flatten().any(|condition| condition["status"] == "False")
+}
+
 /// The list of parents after it was told; `None` if there is nothing new in it.
 pub fn told(before: &[Json], parents: &[ParentSaid], generation: i64, now: Timestamp) -> Option<Vec<Json>> {
     let (ours, theirs): (Vec<&Json>, Vec<&Json>) = before.iter().partition(|one| one["controllerName"] == CONTROLLER);

@@ -23,7 +23,7 @@ struct Telling {
 impl Telling {
     async fn start(again: Duration) -> Telling {
         let api = istio().await;
-        ["p", "q"].into_iter().for_each(|name| api.put(versioned(policy(name, json!({ "rulez": [] })), 1)));
+        ["p", "q", "r", "s"].into_iter().for_each(|name| api.put(versioned(policy(name, json!({ "rulez": [] })), 1)));
         let folder = tempfile::tempdir().unwrap();
         let client = api_server::connect(Some(&api.kubeconfig(folder.path()))).await.unwrap();
         let telling = Telling {
@@ -95,6 +95,30 @@ async fn a_condition_that_somebody_takes_away_is_written_again() {
     telling.told("p", "the first").await;
     telling.undo();
     telling.told("p", "what was undone unseen").await;
+}
+
+#[tokio::test]
+async fn a_condition_that_is_taken_away_again_and_again_is_not_written_each_time() {
+    let telling = Telling::start(Duration::from_secs(3600)).await;
+    telling.judge(&[("p", Vec::new())]);
+    telling.told("p", "the first").await;
+    telling.judge(&[("p", telling.conditions()), ("q", Vec::new())]);
+    telling.told("q", "that this was taken in").await;
+    telling.undo();
+    telling.judge(&[("p", Vec::new())]);
+    telling.told("p", "what was undone once").await;
+    // Whoever it is does so again: now it is not only we who must wait for the other.
+    telling.judge(&[("p", telling.conditions()), ("r", Vec::new())]);
+    telling.told("r", "that this was taken in").await;
+    telling.undo();
+    telling.judge(&[("p", Vec::new()), ("s", Vec::new())]);
+    // Things are said in the order of names.
+    telling.told("s", "that this was taken in").await;
+    let about_p = |path: &String| path.ends_with("/p/status");
+    assert_eq!(telling.api.asked("PATCH").iter().filter(|path| about_p(path)).count(), 2);
+    // That it is said again is no news.
+    let events = telling.api.objects("Event");
+    assert_eq!(events.iter().filter(|event| event["involvedObject"]["name"] == "p").count(), 1);
 }
 
 #[tokio::test]

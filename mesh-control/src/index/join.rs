@@ -35,6 +35,7 @@ struct Last {
     settings: Option<Settings>,
     contested: BTreeSet<ArcStr>,
     parts: BTreeMap<ArcStr, Arc<Part>>,
+    routing: Arc<routing::Indexed>,
 }
 
 /// What came of one namespace.
@@ -69,7 +70,8 @@ impl Join {
         let mut problems = Vec::new();
         let settings = settings.with(&objects, &mut problems);
         let policies = policy::index(&objects, &settings, &mut problems);
-        let (routes, resolved) = routing::index(&objects, &settings, &mut problems);
+        let routing = self.routing(&objects, &settings);
+        problems.extend(routing.problems.iter().cloned());
         let services = service::index(&objects, &settings, &mut problems);
         let owners = owners(&objects, &mut problems);
         for (address, service) in &services.addresses {
@@ -99,8 +101,8 @@ impl Join {
             workloads: workloads.into_iter().map(|w| (w.uid.clone(), w)).collect(),
             services: services.by_key,
             policies: policies.all.into_iter().map(|(name, policy)| (name, Arc::new(policy))).collect(),
-            routes,
-            resolved,
+            routes: routing.routes.clone(),
+            resolved: routing.resolved.clone(),
             placements,
             agents: workload::agents(&objects, &settings),
             nodes: objects.nodes.values().map(|n| (n.name.clone(), n.uid.clone())).collect(),
@@ -109,13 +111,20 @@ impl Join {
             problems,
         };
         let contested = owners.contested;
-        self.last = Last { objects, settings: Some(settings), contested, parts };
+        self.last = Last { objects, settings: Some(settings), contested, parts, routing };
         view
     }
 
     /// What was joined last.
     pub fn objects(&self) -> &Objects {
         &self.last.objects
+    }
+
+    /// Where requests go: it takes all routes together, and few changes of a cluster have to do with them.
+    fn routing(&self, objects: &Objects, settings: &Settings) -> Arc<routing::Indexed> {
+        let is_same =
+            self.last.settings.as_ref() == Some(settings) && routing::reads_the_same(&self.last.objects, objects);
+        if is_same { self.last.routing.clone() } else { Arc::new(routing::index(objects, settings)) }
     }
 
     fn parts(&mut self, around: &Around<'_>) -> BTreeMap<ArcStr, Arc<Part>> {

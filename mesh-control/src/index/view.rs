@@ -61,9 +61,9 @@ pub struct View {
     /// By `namespace/name`.
     pub policies: BTreeMap<NamespacedName, Arc<Policy>>,
     /// Where requests go, of the namespaces of the mesh, each in its last good form.
-    pub routes: Routes,
+    pub routes: Arc<Routes>,
     /// What they mean together.
-    pub resolved: Resolved,
+    pub resolved: Arc<Resolved>,
     /// Which node runs which identity.
     pub placements: Placements,
     /// Nodes, with their uid if they have one.

@@ -12,39 +12,53 @@ use crate::resource::{Key, Kind};
 
 type Rule = Arc<Routed<DestinationRule>>;
 
-/// Those of a host that count for clients of `namespace`, the first before the others: the client's own, then those of where the host lives, then those of
-/// everybody; a name before a wildcard, the longest wildcard first.
-pub fn of_host<'a>(full: &str, namespace: &str, home: &str, routes: &'a Routes, hosts: &Hosts<'_>) -> Vec<&'a Rule> {
-    let rank = |rule: &Rule| match &*rule.namespace {
-        own if own == namespace => Some(0),
-        own if own == home => Some(1),
-        own if hosts.is_root(own) => Some(2),
-        _ => None,
-    };
-    let fits = |rule: &&'a Rule| {
-        let host = hosts.full(&rule.spec.host, &rule.namespace);
-        let fits = host == full || host.strip_prefix('*').is_some_and(|suffix| full.ends_with(suffix));
-        fits && rank(rule).is_some() && sees(&rule.spec.export_to, &rule.namespace, namespace)
-    };
-    let mut all: Vec<&Rule> = routes.destination_rules.values().filter(fits).collect();
-    all.sort_by_key(|rule| {
-        let host = hosts.full(&rule.spec.host, &rule.namespace);
-        (host.starts_with('*'), std::cmp::Reverse(host.len()), rank(rule), age(rule))
-    });
-    all
-}
+/// All of them, by the full name of their host: what a route names is found without a look at all the others.
+#[derive(Debug)]
+pub struct Rules<'a>(BTreeMap<String, Vec<&'a Rule>>);
 
-/// The subsets of a host that a route of `namespace` can name.
-pub fn subsets<'a>(full: &str, namespace: &str, home: &str, routes: &'a Routes, hosts: &Hosts<'_>) -> Vec<&'a str> {
-    // Their own reading says that those of wildcards cannot be named.
-    let rules =
-        of_host(full, namespace, home, routes, hosts).into_iter().filter(|rule| !rule.spec.host.starts_with('*'));
-    rules.flat_map(|rule| &rule.spec.subsets).map(|subset| subset.name.as_str()).collect()
+impl<'a> Rules<'a> {
+    /// Those that there are.
+    pub fn new(routes: &'a Routes, hosts: &Hosts<'_>) -> Self {
+        let mut by_host: BTreeMap<String, Vec<&Rule>> = BTreeMap::new();
+        for rule in routes.destination_rules.values() {
+            by_host.entry(hosts.full(&rule.spec.host, &rule.namespace)).or_default().push(rule);
+        }
+        Self(by_host)
+    }
+
+    /// Those of a host that count for clients of `namespace`, the first before the others: the client's own, then those of where the host lives, then those
+    /// of everybody; a name before a wildcard, the longest wildcard first.
+    pub fn of_host(&self, full: &str, namespace: &str, home: &str, hosts: &Hosts<'_>) -> Vec<&'a Rule> {
+        let rank = |rule: &Rule| match &*rule.namespace {
+            own if own == namespace => Some(0),
+            own if own == home => Some(1),
+            own if hosts.is_root(own) => Some(2),
+            _ => None,
+        };
+        let seen = |rule: &&&'a Rule| rank(rule).is_some() && sees(&rule.spec.export_to, &rule.namespace, namespace);
+        // A wildcard is the whole first label, or all there is.
+        let wildcards = full.match_indices('.').map(|(at, _)| format!("*{}", &full[at..])).chain(["*".to_owned()]);
+        let names = std::iter::once(full.to_owned()).chain(wildcards.filter(|name| name != full));
+        let mut all = Vec::new();
+        for name in names {
+            let mut of_it: Vec<&Rule> = self.0.get(&name).into_iter().flatten().filter(seen).copied().collect();
+            of_it.sort_by_key(|rule| (rank(rule), age(rule)));
+            all.extend(of_it);
+        }
+        all
+    }
+
+    /// The subsets of a host that a route of `namespace` can name.
+    pub fn subsets(&self, full: &str, namespace: &str, home: &str, hosts: &Hosts<'_>) -> Vec<&'a str> {
+        // Their own reading says that those of wildcards cannot be named.
+        let rules =
+            self.of_host(full, namespace, home, hosts).into_iter().filter(|rule| !rule.spec.host.starts_with('*'));
+        rules.flat_map(|rule| &rule.spec.subsets).map(|subset| subset.name.as_str()).collect()
+    }
 }
 
 /// Tells them what does not fit together.
-pub fn check(routes: &Routes, hosts: &Hosts<'_>, problems: &mut Problems) {
-    let mut by_host: BTreeMap<String, Vec<&Rule>> = BTreeMap::new();
+pub fn check(routes: &Routes, rules: &Rules<'_>, hosts: &Hosts<'_>, problems: &mut Problems) {
     for rule in routes.destination_rules.values() {
         let full = hosts.full(&rule.spec.host, &rule.namespace);
         if !hosts.has_any(&full, &rule.namespace) {
@@ -54,9 +68,9 @@ pub fn check(routes: &Routes, hosts: &Hosts<'_>, problems: &mut Problems) {
             let help = help.unwrap_or_else(|| "it changes nothing before there is one".into());
             problems.push((key(rule), problem.help(help)));
         }
-        by_host.entry(full).or_default().push(rule);
     }
-    for (full, mut rules) in by_host {
+    for (full, rules) in &rules.0 {
+        let mut rules = rules.clone();
         rules.sort_by_key(|rule| age(rule));
         for (index, rule) in rules.iter().enumerate() {
             // Of one namespace they are taken together; between namespaces the client's decides.

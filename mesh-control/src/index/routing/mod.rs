@@ -14,6 +14,7 @@ mod tests;
 pub mod virtual_services;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use mesh_core::NamespacedName;
 
@@ -23,6 +24,7 @@ use crate::resource::routing::{self, Routes, Routing, reference::ParentReference
 use crate::resource::{Key, Objects};
 use crate::verdict::Belonging;
 use backends::{Broken, Place, Spot};
+use destination_rules::Rules;
 use hosts::Hosts;
 use parents::{Attached, Refusal};
 
@@ -64,8 +66,31 @@ impl Resolved {
     }
 }
 
-/// The objects, what they mean together, and what is to be said of each.
-pub fn index(objects: &Objects, settings: &Settings, problems: &mut Problems) -> (Routes, Resolved) {
+/// The objects, what they mean together, and what is to be said of each. Nothing in it changes: it is the same for every join to which
+/// [`reads_the_same`] applies.
+#[derive(Clone, Debug, Default)]
+pub struct Indexed {
+    /// Those of the namespaces of the mesh.
+    pub routes: Arc<Routes>,
+    /// What they mean together.
+    pub resolved: Arc<Resolved>,
+    /// What is to be said.
+    pub problems: Problems,
+}
+
+/// Whether [`index`] comes to the same with the same settings. It reads nothing of pods, nodes and policies, which are what changes all the time.
+pub fn reads_the_same(old: &Objects, new: &Objects) -> bool {
+    // Objects that have not changed are the same ones: they are not looked into.
+    old.routes == new.routes
+        && old.services == new.services
+        && old.namespaces == new.namespaces
+        && old.unread_namespaces == new.unread_namespaces
+}
+
+/// Makes of the objects what they mean together.
+pub fn index(objects: &Objects, settings: &Settings) -> Indexed {
+    let mut all = Vec::new();
+    let problems = &mut all;
     let mut routes = objects.routes.clone();
     routes.retain(|name| name.namespace.is_empty() || settings.heeds(objects, &name.namespace));
     for (key, object) in routes.iter() {
@@ -87,10 +112,11 @@ pub fn index(objects: &Objects, settings: &Settings, problems: &mut Problems) ->
     // Istio's own kinds are Istio's where it runs.
     if !settings.istio_runs {
         resolved.by_host = virtual_services::by_host(&routes, &hosts);
-        virtual_services::check(&routes, &hosts, &resolved, problems);
-        destination_rules::check(&routes, &hosts, problems);
+        let rules = Rules::new(&routes, &hosts);
+        virtual_services::check(&routes, &rules, &hosts, &resolved, problems);
+        destination_rules::check(&routes, &rules, &hosts, problems);
     }
-    (routes, resolved)
+    Indexed { routes: Arc::new(routes), resolved: Arc::new(resolved), problems: all }
 }
 
 /// One route, if any of its parents is ours.

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use mesh_core::NamespacedName;
 
+use super::destination_rules::Rules;
 use super::hosts::{Host, Hosts, see_both};
-use super::{Problems, Resolved, destination_rules, order};
+use super::{Problems, Resolved, order};
 use crate::diagnosis::{Problem, closest};
 use crate::resource::routing::virtual_service::{Delegate, Destination, MESH, VirtualService};
 use crate::resource::routing::{Routed, Routes};
@@ -47,12 +48,12 @@ fn gateways(object: &Routed<VirtualService>) -> Vec<String> {
 }
 
 /// Tells them what does not fit together.
-pub fn check(routes: &Routes, hosts: &Hosts<'_>, resolved: &Resolved, problems: &mut Problems) {
+pub fn check(routes: &Routes, rules: &Rules<'_>, hosts: &Hosts<'_>, resolved: &Resolved, problems: &mut Problems) {
     for (name, object) in &routes.virtual_services {
         let key = Key { kind: Kind::VirtualService, namespace: name.namespace.clone(), name: name.name.clone() };
         let mut told = Vec::new();
         for (field, destination) in destinations(&object.spec) {
-            told.extend(destination_problem(&field, destination, object, routes, hosts));
+            told.extend(destination_problem(&field, destination, object, rules, hosts));
         }
         for (index, gateway) in gateways(object).iter().enumerate().filter(|(_, gateway)| *gateway != MESH) {
             told.extend(gateway_problem(index, gateway, routes));
@@ -90,7 +91,7 @@ fn destination_problem(
     field: &str,
     destination: &Destination,
     object: &Arc<Routed<VirtualService>>,
-    routes: &Routes,
+    rules: &Rules<'_>,
     hosts: &Hosts<'_>,
 ) -> Option<Problem> {
     let full = hosts.full(&destination.host, &object.namespace);
@@ -107,7 +108,7 @@ fn destination_problem(
         return Some(problem.help(format!("it has {}", host.ports().join(", "))));
     }
     let subset = destination.subset.as_deref()?;
-    let known = destination_rules::subsets(&full, &object.namespace, host.namespace(), routes, hosts);
+    let known = rules.subsets(&full, &object.namespace, host.namespace(), hosts);
     if known.contains(&subset) {
         return None;
     }

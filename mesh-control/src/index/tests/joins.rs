@@ -75,8 +75,13 @@ fn whatever_changes_the_result_is_that_of_a_fresh_join() {
     ];
     // Also the other way around, and each with itself.
     let there_and_back = steps.iter().chain(steps.iter().rev()).flat_map(|step| [step, step]);
+    assert_same(there_and_back);
+}
+
+/// Joins one after the other, and each also by itself.
+fn assert_same<'a>(texts: impl Iterator<Item = &'a String>) {
     let (mut join, mut last) = (Join::default(), Objects::default());
-    for text in there_and_back {
+    for text in texts {
         let now = kept(objects(text), &last);
         let fresh = build(&now, &Settings::default());
         last = now.clone();
@@ -85,6 +90,123 @@ fn whatever_changes_the_result_is_that_of_a_fresh_join() {
         assert_eq!((&view.services, &view.policies), (&fresh.services, &fresh.policies), "{text}");
         assert_eq!((&view.placements, &view.nodes), (&fresh.placements, &fresh.nodes), "{text}");
         assert_eq!((&view.problems, &view.namespaces), (&fresh.problems, &fresh.namespaces), "{text}");
+        assert_eq!((&view.routes, &view.resolved), (&fresh.routes, &fresh.resolved), "{text}");
+    }
+}
+
+/// An object that says where requests go.
+fn route(group: &str, kind: &str, namespace: &str, name: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: {group}/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"
+    )
+}
+
+/// A VirtualService with a subset, its DestinationRule, and a route of the Gateway API with a gateway of another namespace.
+fn routes() -> [String; 4] {
+    let istio = |kind: &str, spec: &str| route("networking.istio.io", kind, "shop", "web", spec);
+    let gateway =
+        |kind: &str, namespace: &str, spec: &str| route("gateway.networking.k8s.io", kind, namespace, "front", spec);
+    let listener = "{name: http, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: Selector, selector: {matchLabels: {team: a}}}}}";
+    [
+        istio(
+            "VirtualService",
+            "{hosts: [web], http: [{route: [{destination: {host: web, subset: v1, port: {number: 80}}}]}]}",
+        ),
+        istio("DestinationRule", "{host: web, subsets: [{name: v1}]}"),
+        gateway(
+            "HTTPRoute",
+            "shop",
+            "{parentRefs: [{name: front, namespace: far}, {group: '', kind: Service, name: web}], rules: [{backendRefs: [{name: web, port: 80}]}]}",
+        ),
+        gateway("Gateway", "far", &format!("{{gatewayClassName: undermesh, listeners: [{listener}]}}")),
+    ]
+}
+
+#[test]
+fn whatever_changes_routes_mean_what_they_mean_in_a_fresh_join() {
+    let web = |port: u16| service("web", &format!("{{selector: {{app: web}}, ports: [{{port: {port}}}]}}"));
+    let namespace = |labels: &str| {
+        format!("---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, labels: {{{labels}}}}}\n")
+    };
+    // Its name is good, and nothing else.
+    let unread = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: [1]}\n";
+    let settings = |mesh: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: undermesh, namespace: undermesh-system}}\ndata: {{mesh: \"{mesh}\"}}\n"
+        )
+    };
+    let selects = settings("discoverySelectors: [{matchLabels: {mesh: in}}]");
+    let istiod = service("istiod", "{selector: {app: istiod}, ports: [{port: 1}]}").replace("shop", "istio-system");
+    let [one, two, three, four] = routes();
+    let all = [one.clone(), two.clone(), three.clone(), four.clone()].concat();
+    let steps = [
+        all.clone(),
+        format!("{all}{}", web(80)),
+        format!("{all}{}", web(81)),
+        format!("{one}{three}{four}{}", web(80)),
+        format!("{one}{two}{three}{}", web(80)),
+        format!("{all}{}{}", web(80), namespace("team: a")),
+        format!("{all}{}{}", web(80), namespace("team: b")),
+        format!("{all}{}{}{selects}", web(80), namespace("team: a")),
+        format!("{all}{}{}{selects}", web(80), namespace("team: a, mesh: in")),
+        format!("{all}{}{unread}{selects}", web(80)),
+        format!("{all}{}{selects}", web(80)),
+        format!("{all}{}{}", web(80), settings("rootNamespace: shop")),
+        format!("{all}{}{istiod}", web(80)),
+        String::new(),
+    ];
+    assert_same(steps.iter().chain(steps.iter().rev()).flat_map(|step| [step, step]));
+}
+
+#[test]
+fn routes_are_not_resolved_anew_when_a_pod_changes() {
+    let web = |port: u16| service("web", &format!("{{selector: {{app: web}}, ports: [{{port: {port}}}]}}"));
+    let text = |labels: &str, port: u16| {
+        format!("{}{}{}", pod_in("shop", "web-1", "198.18.0.1", labels, ""), web(port), routes().concat())
+    };
+    let mut join = Join::default();
+    let mut build = |text: &str| join.build(objects(text), &Settings::default());
+    let (one, two, three) = (build(&text("app: a", 80)), build(&text("app: b", 80)), build(&text("app: b", 81)));
+    assert_ne!(one.workloads, two.workloads);
+    assert!(Arc::ptr_eq(&one.resolved, &two.resolved) && Arc::ptr_eq(&one.routes, &two.routes));
+    assert!(!one.problems.is_empty() && one.problems == two.problems);
+    assert!(one.resolved != three.resolved && three.problems.len() > two.problems.len());
+}
+
+#[test]
+fn rules_of_a_host_are_found_by_its_name_and_by_every_wildcard_that_it_fits() {
+    use crate::index::routing::destination_rules::Rules;
+    use crate::index::routing::hosts::Hosts;
+
+    let rule = |namespace: &str, name: &str, host: &str| {
+        route("networking.istio.io", "DestinationRule", namespace, name, &format!("{{host: \"{host}\"}}"))
+    };
+    let objects = objects(
+        &[
+            rule("shop", "short", "web"),
+            rule("shop", "every", "*"),
+            rule("shop", "far", "*.local"),
+            rule("shop", "near", "*.shop.svc.cluster.local"),
+            rule("shop", "other", "*.far.svc.cluster.local"),
+            rule("far", "full", "web.shop.svc.cluster.local"),
+            rule("client", "own", "web.shop.svc.cluster.local"),
+            rule("client", "wild", "*.shop.svc.cluster.local"),
+            rule("undermesh-system", "root", "WEB.shop.svc.cluster.local"),
+        ]
+        .concat(),
+    );
+    let settings = Settings::default();
+    let hosts = Hosts::new(&objects.routes, &objects, &settings);
+    let rules = Rules::new(&objects.routes, &hosts);
+    for (host, client, expected) in [
+        ("web.shop.svc.cluster.local", "client", &["own", "short", "root", "wild", "near", "far", "every"][..]),
+        ("web.shop.svc.cluster.local", "shop", &["short", "root", "near", "far", "every"]),
+        ("*.shop.svc.cluster.local", "shop", &["near", "far", "every"]),
+        ("*", "shop", &["every"]),
+        ("local", "shop", &["every"]),
+    ] {
+        let found = rules.of_host(host, client, "shop", &hosts);
+        assert_eq!(found.iter().map(|rule| &*rule.name).collect::<Vec<_>>(), expected, "{host} {client}");
     }
 }
 

@@ -46,7 +46,9 @@ impl Outlets {
     /// Joins an update and publishes it. Returns what is wrong. `settings` are those of the command line.
     pub fn publish(&self, update: Update, join: &mut Join, settings: &Settings) -> Arc<Vec<Diagnosis>> {
         let view = Arc::new(join.build(update.objects, settings));
-        let verdicts = verdict::judge(update.marks, join.objects(), &view.problems, |key| view.resolved.belonging(key));
+        let (resolved, problems) = (&view.resolved, &view.problems);
+        let belonging = |key: &_| resolved.belonging(key);
+        let verdicts = verdict::judge(update.marks, join.objects(), problems, &resolved.unknown, belonging);
         let mut diagnoses = update.diagnoses;
         for (key, problem) in &view.problems {
             let place = update.places.get(key).and_then(|(file, line)| {

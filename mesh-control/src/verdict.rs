@@ -1,7 +1,7 @@
 //! What is in force of an object that restricts traffic, and why not what it says: the part of the result that is told to whoever wrote the object.
 //! The joining makes verdicts; a replica that is the leader writes them as conditions (`cluster::conditions`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value as Json;
 
@@ -69,18 +69,22 @@ pub struct Belonging {
 /// By object.
 pub type Verdicts = BTreeMap<Key, Verdict>;
 
-/// Judges every marked object by what is in force and what the joining had to say.
+/// Judges every marked object by what is in force and what the joining had to say. Of those that are `unknown` there is no verdict, and they stay as they
+/// are: what they refer to has never been heard of, which is no reason to tell them that it is missing.
 pub fn judge(
     marks: BTreeMap<Key, Mark>,
     objects: &Objects,
     problems: &[(Key, Problem)],
+    unknown: &BTreeSet<Key>,
     route: impl Fn(&Key) -> Option<Belonging>,
 ) -> Verdicts {
     let mut joined: BTreeMap<&Key, Vec<&Problem>> = BTreeMap::new();
     for (key, problem) in problems {
         joined.entry(key).or_default().push(problem);
     }
-    let judged = marks.into_iter().map(|(key, mark)| {
+    // That it cannot be read is known of itself; but not whose a route is.
+    let known = marks.into_iter().filter(|(key, mark)| !unknown.contains(key) || !mark.is_read && !key.kind.is_route());
+    let judged = known.map(|(key, mark)| {
         let mut verdict = verdict(&key, mark, objects, joined.get(&key).map_or(&[], Vec::as_slice));
         verdict.route = route(&key);
         (key, verdict)
@@ -177,7 +181,7 @@ mod tests {
             }
             let (objects, _) = catalog.apply(&scan);
             let view = index::build(&objects, &Settings::default());
-            let verdicts = judge(marks, &objects, &view.problems, |_| None);
+            let verdicts = judge(marks, &objects, &view.problems, &view.resolved.unknown, |_| None);
             last = verdicts.into_iter().map(|(key, v)| (key.name.to_string(), v.standing, v.reasons)).collect();
         }
         last

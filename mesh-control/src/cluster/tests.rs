@@ -143,6 +143,14 @@ fn it_waits_for_what_has_not_been_heard_of_and_says_why() {
     inventory.take(Kind::Service, Event::Absent);
     assert_eq!(inventory.waiting(&kinds), [""; 0]);
     assert_eq!(inventory.update().diagnoses, []);
+    // What it does not wait for is not taken for heard of.
+    inventory.take(Kind::Gateway, Event::Failing("403: forbidden".into()));
+    assert_eq!(inventory.waiting(&[Kind::Gateway]), [""; 0]);
+    let mut is_unheard = |kind| inventory.update().objects.unheard.contains(&kind);
+    assert_eq!([Kind::Gateway, Kind::Pod, Kind::Service].map(&mut is_unheard), [true, false, false]);
+    inventory.take(Kind::Gateway, Event::Listed(vec![]));
+    inventory.take(Kind::Gateway, Event::Failing("403: forbidden".into()));
+    assert!(!inventory.update().objects.unheard.contains(&Kind::Gateway), "it was");
 }
 
 #[test]

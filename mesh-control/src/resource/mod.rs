@@ -140,6 +140,8 @@ pub struct Objects {
     pub peer_authentications: BTreeMap<NamespacedName, Secured<PeerAuthentication>>,
     /// Those that say where requests go.
     pub routes: Routes,
+    /// Kinds that have never been heard of: nobody knows whether there are objects of them. Only what says where requests go is not waited for.
+    pub unheard: BTreeSet<Kind>,
 }
 
 impl Objects {

@@ -89,3 +89,35 @@ async fn hardening_B144_a_route_is_told_in_its_status_where_it_leads() {
     super::plane::eventually("no parent", || reasons() == ["NoMatchingParent", "BackendNotFound"]).await;
     soon("stop", plane.stop()).await;
 }
+
+#[tokio::test]
+async fn what_depends_on_a_kind_that_was_never_heard_of_is_told_when_it_is() {
+    let api = istio().await;
+    for plural in ["httproutes", "referencegrants"] {
+        api.put(kind(plural, "gateway.networking.k8s.io", &["v1"]));
+    }
+    for (namespace, name) in [("shop", "reviews"), ("far", "stock")] {
+        api.put(json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": name, "namespace": namespace },
+            "spec": { "ports": [{ "port": 80 }], "selector": { "app": name } } }));
+    }
+    let route = |name: &str, backend: Json| {
+        json!({ "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+            "metadata": { "name": name, "namespace": "shop", "generation": 1 },
+            "spec": { "parentRefs": [{ "group": "", "kind": "Service", "name": "reviews" }],
+                "rules": [{ "backendRefs": [backend] }] } })
+    };
+    // Things are said in the order of names.
+    api.put(route("far", json!({ "name": "stock", "namespace": "far", "port": 80 })));
+    api.put(route("near", json!({ "name": "reviews", "port": 80 })));
+    let reason = |name: &str| {
+        let route = api.get("HTTPRoute", "shop", name).unwrap();
+        route["status"]["parents"][0]["conditions"][1]["reason"].as_str().map(str::to_owned)
+    };
+    api.refuse("referencegrants", 403, usize::MAX);
+    let plane = super::plane::start(&api, &[]).await;
+    super::plane::eventually("what is known", || reason("near").as_deref() == Some("ResolvedRefs")).await;
+    assert_eq!(reason("far"), None, "nobody knows whether there is a grant");
+    api.relent();
+    super::plane::eventually("that there is none", || reason("far").as_deref() == Some("RefNotPermitted")).await;
+    soon("stop", plane.stop()).await;
+}

@@ -130,8 +130,13 @@ fn of_rule(rule: usize, filters: &[Filter], backends: &[Backend], all: &mut Vec<
     }
 }
 
-/// Where a reference of the route `key` leads.
-pub fn resolve(reference: &BackendReference, key: &Key, routes: &Routes, hosts: &Hosts<'_>) -> Result<Place, Broken> {
+/// Where a reference of the route `key` leads. `None` if that depends on a kind that has never been heard of.
+pub fn resolve(
+    reference: &BackendReference,
+    key: &Key,
+    routes: &Routes,
+    hosts: &Hosts<'_>,
+) -> Option<Result<Place, Broken>> {
     let broken = |reason, why: String, help: &str| Err(Broken { reason, why, help: help.to_owned() });
     let group = reference.group.as_deref().unwrap_or_default();
     let kind = reference.kind.as_deref().unwrap_or("Service");
@@ -139,28 +144,28 @@ pub fn resolve(reference: &BackendReference, key: &Key, routes: &Routes, hosts: 
         let why = format!("{} has no port {port}", reference.name);
         broken(Reason::BackendNotFound, why, &format!("it has {}", host.ports().join(", ")))
     };
-    match (group, kind) {
+    Some(match (group, kind) {
         ("", "Service") => {
             let namespace = reference.namespace.as_deref().unwrap_or(&key.namespace);
             let target = ("", "Service", namespace, reference.name.as_str());
             // Before anything is said of what is there.
             if namespace != &*key.namespace && !is_granted(routes, key, target) {
+                if hosts.is_unheard(Kind::ReferenceGrant) {
+                    return None;
+                }
                 let why = format!(
                     "no ReferenceGrant of {namespace} lets a {} of {} name Service {}",
                     key.kind.name(),
                     key.namespace,
                     reference.name
                 );
-                return broken(Reason::RefNotPermitted, why, "make one in that namespace");
+                return Some(broken(Reason::RefNotPermitted, why, "make one in that namespace"));
             }
             let Some(service) = hosts.service(namespace, &reference.name) else {
                 let why = format!("there is no Service {namespace}/{}", reference.name);
                 let help = hosts.meant(&hosts.full(&reference.name, namespace), namespace);
-                return broken(
-                    Reason::BackendNotFound,
-                    why,
-                    &help.unwrap_or_else(|| "its requests are answered with 500".into()),
-                );
+                let help = help.unwrap_or_else(|| "its requests are answered with 500".into());
+                return Some(broken(Reason::BackendNotFound, why, &help));
             };
             let host = Host::Service(service);
             match reference.port {
@@ -174,6 +179,7 @@ pub fn resolve(reference: &BackendReference, key: &Key, routes: &Routes, hosts: 
                 Some(port) if !host.has_port(port) => no_port(host, port),
                 port => Ok(Place::Host(reference.name.clone(), port)),
             },
+            None if hosts.is_unheard(Kind::ServiceEntry) => return None,
             None => broken(
                 Reason::BackendNotFound,
                 format!("there is no host {}", reference.name),
@@ -185,7 +191,7 @@ pub fn resolve(reference: &BackendReference, key: &Key, routes: &Routes, hosts: 
             let help = "name a Service, or a Hostname of networking.istio.io";
             broken(Reason::InvalidKind, format!("requests cannot go to a {named}"), help)
         }
-    }
+    })
 }
 
 /// Whether an object may name one of another namespace: its group, kind, namespace and name.

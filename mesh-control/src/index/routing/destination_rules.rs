@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::Problems;
+use super::findings::{Findings, Flaw};
 use super::hosts::{Hosts, see_both, sees};
 use super::order::age;
 use crate::diagnosis::Problem;
@@ -58,15 +58,20 @@ impl<'a> Rules<'a> {
 }
 
 /// Tells them what does not fit together.
-pub fn check(routes: &Routes, rules: &Rules<'_>, hosts: &Hosts<'_>, problems: &mut Problems) {
+pub fn check(routes: &Routes, rules: &Rules<'_>, hosts: &Hosts<'_>, findings: &mut Findings) {
     for rule in routes.destination_rules.values() {
         let full = hosts.full(&rule.spec.host, &rule.namespace);
-        if !hosts.has_any(&full, &rule.namespace) {
+        if hosts.has_any(&full, &rule.namespace) {
+            continue;
+        }
+        if hosts.is_unheard(Kind::ServiceEntry) {
+            findings.add(&key(rule), Flaw::Unknown);
+        } else {
             let problem =
                 Problem::warning("spec.host", format!("there is no service and no ServiceEntry with the host {full}"));
             let help = hosts.meant(&full, &rule.namespace);
             let help = help.unwrap_or_else(|| "it changes nothing before there is one".into());
-            problems.push((key(rule), problem.help(help)));
+            findings.add(&key(rule), problem.help(help));
         }
     }
     for (full, rules) in &rules.0 {
@@ -87,14 +92,14 @@ pub fn check(routes: &Routes, rules: &Rules<'_>, hosts: &Hosts<'_>, problems: &m
                             other.namespace, other.name, subset.name
                         );
                         let problem = Problem::warning(format!("spec.subsets[{at}].name"), message);
-                        problems.push((key(rule), problem.help("the oldest counts, then the first by name")));
+                        findings.add(&key(rule), problem.help("the oldest counts, then the first by name"));
                     }
                 }
                 if rule.spec.traffic_policy.is_some() && other.spec.traffic_policy.is_some() {
                     let message =
                         format!("that of DestinationRule {}/{} counts for {full}", other.namespace, other.name);
                     let problem = Problem::warning("spec.trafficPolicy", message);
-                    problems.push((key(rule), problem.help("the oldest counts, then the first by name")));
+                    findings.add(&key(rule), problem.help("the oldest counts, then the first by name"));
                 }
             }
         }

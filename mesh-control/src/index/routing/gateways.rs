@@ -4,7 +4,9 @@
 use mesh_core::NamespacedName;
 
 use super::backends::is_granted;
-use super::{Problems, parents};
+use super::findings::{Findings, Flaw};
+use super::hosts::Hosts;
+use super::parents;
 use crate::diagnosis::{Problem, closest};
 use crate::index::Settings;
 use crate::resource::routing::Routes;
@@ -12,18 +14,22 @@ use crate::resource::routing::reference::is_our_class;
 use crate::resource::{Key, Kind};
 
 /// Tells them what does not fit together.
-pub fn check(routes: &Routes, settings: &Settings, problems: &mut Problems) {
+pub fn check(routes: &Routes, hosts: &Hosts<'_>, settings: &Settings, findings: &mut Findings) {
     for (name, gateway) in &routes.gateways {
         let key = Key { kind: Kind::Gateway, namespace: name.namespace.clone(), name: name.name.clone() };
         let class = gateway.spec.gateway_class_name.as_str();
         let is_known = routes.gateway_classes.contains_key(&NamespacedName::new("", class));
+        if hosts.is_unheard(Kind::GatewayClass) {
+            findings.add(&key, Flaw::Unknown);
+            continue;
+        }
         if !is_known && !is_our_class(class, settings.istio_runs) {
             let known: Vec<&str> = routes.gateway_classes.keys().map(|class| &*class.name).collect();
             let ours = ["undermesh", "undermesh-waypoint"];
             let help =
                 closest(class, &[known.as_slice(), &ours].concat()).map(|meant| format!("did you mean `{meant}`?"));
             let problem = Problem::warning("spec.gatewayClassName", format!("there is no GatewayClass {class:?}"));
-            problems.push((key.clone(), problem.help(help.unwrap_or_else(|| "nobody makes this gateway".into()))));
+            findings.add(&key, problem.help(help.unwrap_or_else(|| "nobody makes this gateway".into())));
         }
         if !parents::is_ours(gateway, routes) {
             continue;
@@ -38,13 +44,17 @@ pub fn check(routes: &Routes, settings: &Settings, problems: &mut Problems) {
                 let target = (group, kind, namespace, reference.name.as_str());
                 if (group, kind) != ("", "Secret") {
                     let problem = Problem::error(field, format!("a {kind} is no certificate"));
-                    problems.push((key.clone(), problem.help("name a Secret of type kubernetes.io/tls")));
+                    findings.add(&key, problem.help("name a Secret of type kubernetes.io/tls"));
                 } else if namespace != &*name.namespace && !is_granted(routes, &key, target) {
+                    if hosts.is_unheard(Kind::ReferenceGrant) {
+                        findings.add(&key, Flaw::Unknown);
+                        continue;
+                    }
                     let message = format!(
                         "no ReferenceGrant of {namespace} lets a Gateway of {} name Secret {}",
                         name.namespace, reference.name
                     );
-                    problems.push((key.clone(), Problem::error(field, message).help("make one in that namespace")));
+                    findings.add(&key, Problem::error(field, message).help("make one in that namespace"));
                 }
             }
         }

@@ -9,7 +9,7 @@ use crate::diagnosis::closest;
 use crate::index::{Settings, service};
 use crate::resource::routing::{Routed, Routes, ServiceEntry};
 use crate::resource::service::Service;
-use crate::resource::{Labels, Objects, namespace};
+use crate::resource::{Kind, Labels, Objects, namespace};
 
 /// Everything that a name of a host can be.
 #[derive(Debug)]
@@ -99,6 +99,11 @@ impl<'a> Hosts<'a> {
     pub fn labels(&self, name: &str) -> Labels {
         let known = self.objects.namespaces.get(name).map(|known| known.labels.clone());
         known.unwrap_or_else(|| [(namespace::NAME_LABEL.to_owned(), name.to_owned())].into())
+    }
+
+    /// Whether nobody knows what there is of a kind.
+    pub fn is_unheard(&self, kind: Kind) -> bool {
+        self.objects.unheard.contains(&kind)
     }
 
     /// Namespaces whose objects count everywhere.

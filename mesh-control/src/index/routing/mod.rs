@@ -5,6 +5,7 @@
 
 pub mod backends;
 pub mod destination_rules;
+pub mod findings;
 pub mod gateways;
 pub mod hosts;
 pub mod order;
@@ -13,7 +14,7 @@ pub mod parents;
 mod tests;
 pub mod virtual_services;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use mesh_core::NamespacedName;
@@ -25,6 +26,7 @@ use crate::resource::{Key, Objects};
 use crate::verdict::Belonging;
 use backends::{Broken, Place, Spot};
 use destination_rules::Rules;
+use findings::{Findings, Flaw};
 use hosts::Hosts;
 use parents::{Attached, Refusal};
 
@@ -39,6 +41,8 @@ pub struct Resolved {
     pub by_service: BTreeMap<NamespacedName, Vec<Key>>,
     /// VirtualServices by gateway (`mesh`, or `namespace/name`) and host. Of the mesh's the first that a client sees counts; a gateway tries all, in this order.
     pub by_host: BTreeMap<(String, String), Vec<NamespacedName>>,
+    /// Objects of which it is not known yet what they mean, because a kind that they name has never been heard of. They are told nothing.
+    pub unknown: BTreeSet<Key>,
 }
 
 /// A route of the Gateway API.
@@ -46,7 +50,8 @@ pub struct Resolved {
 pub struct Route {
     /// Its parents that are ours, in their order.
     pub parents: Vec<(ParentReference, Result<Attached, Refusal>)>,
-    /// Where its references lead. A request that comes to a broken one is answered with 500; the others are not affected.
+    /// Where its references lead; those are left out of which that is not known yet. A request that comes to a broken one is answered with 500; the others
+    /// are not affected.
     pub backends: BTreeMap<Spot, Result<Place, Broken>>,
 }
 
@@ -85,38 +90,39 @@ pub fn reads_the_same(old: &Objects, new: &Objects) -> bool {
         && old.services == new.services
         && old.namespaces == new.namespaces
         && old.unread_namespaces == new.unread_namespaces
+        && old.unheard == new.unheard
 }
 
 /// Makes of the objects what they mean together.
 pub fn index(objects: &Objects, settings: &Settings) -> Indexed {
-    let mut all = Vec::new();
-    let problems = &mut all;
+    let mut findings = Findings::default();
     let mut routes = objects.routes.clone();
     routes.retain(|name| name.namespace.is_empty() || settings.heeds(objects, &name.namespace));
     for (key, object) in routes.iter() {
         if let Some(why) = routing::inaction(key.kind).filter(|_| routing::is_ours(&object, settings.istio_runs)) {
-            problems.push((key, Problem::warning("", why)));
+            findings.add(&key, Problem::warning("", why));
         }
     }
     let hosts = Hosts::new(&routes, objects, settings);
     let mut resolved = Resolved::default();
     for (key, object) in routes.iter() {
         let Some(parents) = parents::of(&object) else { continue };
-        if let Some(route) = route(&key, &object, parents, &routes, &hosts, problems) {
+        if let Some(route) = route(&key, &object, parents, &routes, &hosts, &mut findings) {
             resolved.routes.insert(key, route);
         }
     }
     resolved.by_service = order::by_service(&routes, &resolved.routes);
-    order::same_matches(&routes, &resolved, problems);
-    gateways::check(&routes, settings, problems);
+    order::same_matches(&routes, &resolved, &mut findings.problems);
+    gateways::check(&routes, &hosts, settings, &mut findings);
     // Istio's own kinds are Istio's where it runs.
     if !settings.istio_runs {
         resolved.by_host = virtual_services::by_host(&routes, &hosts);
         let rules = Rules::new(&routes, &hosts);
-        virtual_services::check(&routes, &rules, &hosts, &resolved, problems);
-        destination_rules::check(&routes, &rules, &hosts, problems);
+        virtual_services::check(&routes, &rules, &hosts, &resolved, &mut findings);
+        destination_rules::check(&routes, &rules, &hosts, &mut findings);
     }
-    Indexed { routes: Arc::new(routes), resolved: Arc::new(resolved), problems: all }
+    resolved.unknown = findings.unknown;
+    Indexed { routes: Arc::new(routes), resolved: Arc::new(resolved), problems: findings.problems }
 }
 
 /// One route, if any of its parents is ours.
@@ -126,7 +132,7 @@ fn route(
     parents: &[ParentReference],
     routes: &Routes,
     hosts: &Hosts<'_>,
-    problems: &mut Problems,
+    findings: &mut Findings,
 ) -> Option<Route> {
     let mut route = Route::default();
     for (index, reference) in parents.iter().enumerate() {
@@ -135,12 +141,13 @@ fn route(
             parents::Found::Missing => {
                 let namespace = reference.namespace.as_deref().unwrap_or(&key.namespace);
                 let message = format!("there is no Gateway {namespace}/{}", reference.name);
-                problems.push((key.clone(), Problem::warning(field, message)));
+                findings.add(key, Problem::warning(field, message));
             }
+            parents::Found::Unknown => findings.add(key, Flaw::Unknown),
             parents::Found::Foreign => {}
             parents::Found::Ours(outcome) => {
                 if let Err(refusal) = &outcome {
-                    problems.push((key.clone(), Problem::warning(field, refusal.why.clone())));
+                    findings.add(key, Problem::warning(field, refusal.why.clone()));
                 }
                 route.parents.push((reference.clone(), outcome));
             }
@@ -150,10 +157,13 @@ fn route(
         return None;
     }
     for (spot, reference) in backends::of(object) {
-        let outcome = backends::resolve(&reference, key, routes, hosts);
+        let Some(outcome) = backends::resolve(&reference, key, routes, hosts) else {
+            findings.add(key, Flaw::Unknown);
+            continue;
+        };
         if let Err(broken) = &outcome {
             let problem = Problem::error(spot.to_string(), broken.why.clone()).help(broken.help.clone());
-            problems.push((key.clone(), problem));
+            findings.add(key, problem);
         }
         route.backends.insert(spot, outcome);
     }

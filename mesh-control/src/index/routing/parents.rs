@@ -3,10 +3,10 @@
 use mesh_core::NamespacedName;
 
 use super::hosts::{Host, Hosts};
-use crate::resource::Key;
 use crate::resource::routing::gateway::{Gateway, Listener, Mode, Origin};
 use crate::resource::routing::reference::{CONTROLLER, ParentReference, is_our_class};
 use crate::resource::routing::{Routed, Routes, Routing};
+use crate::resource::{Key, Kind};
 
 /// What a route was attached to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +53,8 @@ impl Reason {
 pub enum Found {
     /// There is no such gateway, so nobody knows whose it would be.
     Missing,
+    /// It may be there: its kind, or that of its class, has never been heard of.
+    Unknown,
     /// It is another controller's.
     Foreign,
     /// It is ours.
@@ -94,6 +96,7 @@ pub fn resolve(parent: &ParentReference, key: &Key, object: &Routing, routes: &R
             .map(|port| Attached::Service(hosts.key(service), port)),
         }),
         ("networking.istio.io", "ServiceEntry") => Found::Ours(match routes.service_entries.get(&name) {
+            None if hosts.is_unheard(Kind::ServiceEntry) => return Found::Unknown,
             None => refused(Reason::NoMatchingParent, format!("there is no ServiceEntry {name}")),
             Some(entry) => port(parent, Host::Entry(entry), |section| {
                 entry.spec.ports.iter().find(|port| port.name == section).map(|port| port.number)
@@ -101,7 +104,9 @@ pub fn resolve(parent: &ParentReference, key: &Key, object: &Routing, routes: &R
             .map(|port| Attached::Entry(name, port)),
         }),
         ("gateway.networking.k8s.io", "Gateway") => match routes.gateways.get(&name) {
+            None if hosts.is_unheard(Kind::Gateway) => Found::Unknown,
             None => Found::Missing,
+            Some(_) if hosts.is_unheard(Kind::GatewayClass) => Found::Unknown,
             Some(gateway) if !is_ours(gateway, routes) => Found::Foreign,
             Some(gateway) => Found::Ours(listeners(parent, gateway, key, object, hosts)),
         },

@@ -580,3 +580,73 @@ fn nothing_is_said_of_istio_s_own_kinds_where_an_istio_runs() {
     assert_eq!(said(&with(std::slice::from_ref(&service))).len(), 1);
     assert_eq!(said(&with(&[service, istiod])), [""; 0]);
 }
+
+#[test]
+fn nothing_is_missing_of_a_kind_that_has_never_been_heard_of() {
+    let to =
+        |destination: &str| format!("{{hosts: [reviews], http: [{{route: [{{destination: {{{destination}}}}}]}}]}}");
+    let route = |parent: &str, backend: &str| {
+        format!("{{parentRefs: [{{{parent}}}], rules: [{{backendRefs: [{{{backend}}}]}}]}}")
+    };
+    let (service, reviews) = ("group: '', kind: Service, name: reviews", "name: reviews, port: 80");
+    let front = || {
+        let spec = "{gatewayClassName: undermesh, listeners: [{name: http, port: 80, protocol: TCP}]}";
+        object(Kind::Gateway, "far", "front", spec)
+    };
+    for (kind, spec, more, unheard) in [
+        (Kind::VirtualService, to("host: a.example.com"), vec![], Kind::ServiceEntry),
+        (Kind::VirtualService, to("host: reviews, subset: v1"), vec![], Kind::DestinationRule),
+        (
+            Kind::VirtualService,
+            "{hosts: [a.com], gateways: [front], http: [{route: [{destination: {host: reviews}}]}]}".to_owned(),
+            vec![],
+            Kind::IstioGateway,
+        ),
+        (Kind::DestinationRule, "{host: a.example.com}".to_owned(), vec![], Kind::ServiceEntry),
+        (Kind::HttpRoute, route("name: front, namespace: far", reviews), vec![], Kind::Gateway),
+        // A class that nobody knows yet may be another controller's.
+        (Kind::HttpRoute, route("name: front, namespace: far", reviews), vec![front()], Kind::GatewayClass),
+        (
+            Kind::HttpRoute,
+            route("group: networking.istio.io, kind: ServiceEntry, name: x", reviews),
+            vec![],
+            Kind::ServiceEntry,
+        ),
+        (Kind::HttpRoute, route(service, "name: stock, namespace: far, port: 80"), vec![], Kind::ReferenceGrant),
+        (
+            Kind::HttpRoute,
+            route(service, "group: networking.istio.io, kind: Hostname, name: a.com, port: 443"),
+            vec![],
+            Kind::ServiceEntry,
+        ),
+        (
+            Kind::Gateway,
+            "{gatewayClassName: theirs, listeners: [{name: h, port: 80, protocol: HTTP}]}".to_owned(),
+            vec![],
+            Kind::GatewayClass,
+        ),
+        (
+            Kind::Gateway,
+            "{gatewayClassName: undermesh, listeners: [{name: s, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: c, namespace: far}]}}]}".to_owned(),
+            vec![],
+            Kind::ReferenceGrant,
+        ),
+    ] {
+        let own = object(kind, "shop", "o", &spec);
+        let mut scan = Scan::default();
+        for object in [shop(), more, vec![own]].concat() {
+            let version = object["apiVersion"].as_str().unwrap();
+            let kind = Kind::named(version, object["kind"].as_str().unwrap()).unwrap();
+            let item = decode(kind, version, object.clone()).unwrap();
+            scan.found.push(Found { key: item.key, origin: String::new(), outcome: item.outcome });
+        }
+        let (mut objects, _) = Catalog::default().apply(&scan);
+        let heard = build(&objects, &Settings::default());
+        assert_eq!((said(&heard).len(), heard.resolved.unknown.len()), (1, 0), "{spec}");
+        objects.unheard.insert(unheard);
+        let view = build(&objects, &Settings::default());
+        assert_eq!(said(&view), [""; 0], "{spec}");
+        let unknown: Vec<&str> = view.resolved.unknown.iter().map(|key| &*key.name).filter(|n| *n == "o").collect();
+        assert_eq!(unknown, ["o"], "{spec}");
+    }
+}

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use mesh_core::NamespacedName;
 
 use super::destination_rules::Rules;
+use super::findings::{Findings, Flaw};
 use super::hosts::{Host, Hosts, see_both};
-use super::{Problems, Resolved, order};
+use super::{Resolved, order};
 use crate::diagnosis::{Problem, closest};
 use crate::resource::routing::virtual_service::{Delegate, Destination, MESH, VirtualService};
 use crate::resource::routing::{Routed, Routes};
@@ -48,22 +49,22 @@ fn gateways(object: &Routed<VirtualService>) -> Vec<String> {
 }
 
 /// Tells them what does not fit together.
-pub fn check(routes: &Routes, rules: &Rules<'_>, hosts: &Hosts<'_>, resolved: &Resolved, problems: &mut Problems) {
+pub fn check(routes: &Routes, rules: &Rules<'_>, hosts: &Hosts<'_>, resolved: &Resolved, findings: &mut Findings) {
     for (name, object) in &routes.virtual_services {
         let key = Key { kind: Kind::VirtualService, namespace: name.namespace.clone(), name: name.name.clone() };
-        let mut told = Vec::new();
+        let mut told: Vec<Flaw> = Vec::new();
         for (field, destination) in destinations(&object.spec) {
             told.extend(destination_problem(&field, destination, object, rules, hosts));
         }
         for (index, gateway) in gateways(object).iter().enumerate().filter(|(_, gateway)| *gateway != MESH) {
-            told.extend(gateway_problem(index, gateway, routes));
+            told.extend(gateway_problem(index, gateway, routes, hosts));
         }
         for (index, rule) in object.spec.http.iter().enumerate() {
             let delegate = rule.delegate.as_ref();
-            told.extend(delegate.and_then(|to| delegate_problem(index, to, name, routes)));
+            told.extend(delegate.and_then(|to| delegate_problem(index, to, name, routes)).map(Flaw::from));
         }
-        told.extend(contested(name, object, routes, hosts, resolved));
-        problems.extend(told.into_iter().map(|problem| (key.clone(), problem)));
+        told.extend(contested(name, object, routes, hosts, resolved).into_iter().map(Flaw::from));
+        told.into_iter().for_each(|flaw| findings.add(&key, flaw));
     }
 }
 
@@ -93,24 +94,28 @@ fn destination_problem(
     object: &Arc<Routed<VirtualService>>,
     rules: &Rules<'_>,
     hosts: &Hosts<'_>,
-) -> Option<Problem> {
+) -> Option<Flaw> {
     let full = hosts.full(&destination.host, &object.namespace);
     let Some(host) = hosts.find(&full, &object.namespace) else {
+        if hosts.is_unheard(Kind::ServiceEntry) {
+            return Some(Flaw::Unknown);
+        }
         let message = format!("there is no service and no ServiceEntry with the host {full}");
         let help = hosts.meant(&full, &object.namespace);
-        return Some(
-            Problem::error(format!("{field}.host"), message)
-                .help(help.unwrap_or_else(|| "requests that come here are answered with 503".into())),
-        );
+        let help = help.unwrap_or_else(|| "requests that come here are answered with 503".into());
+        return Some(Problem::error(format!("{field}.host"), message).help(help).into());
     };
     if let Some(port) = destination.port.map(|port| port.number).filter(|port| !host.has_port(*port)) {
         let problem = Problem::error(format!("{field}.port.number"), format!("{full} has no port {port}"));
-        return Some(problem.help(format!("it has {}", host.ports().join(", "))));
+        return Some(problem.help(format!("it has {}", host.ports().join(", "))).into());
     }
     let subset = destination.subset.as_deref()?;
     let known = rules.subsets(&full, &object.namespace, host.namespace(), hosts);
     if known.contains(&subset) {
         return None;
+    }
+    if hosts.is_unheard(Kind::DestinationRule) {
+        return Some(Flaw::Unknown);
     }
     let message = format!("no DestinationRule of {full} has a subset {subset:?}");
     let help = match (closest(subset, &known), known.is_empty()) {
@@ -118,19 +123,22 @@ fn destination_problem(
         (None, true) => "requests that come here are answered with 503".to_owned(),
         (None, false) => format!("there are {}", known.join(", ")),
     };
-    Some(Problem::error(format!("{field}.subset"), message).help(help))
+    Some(Problem::error(format!("{field}.subset"), message).help(help).into())
 }
 
-fn gateway_problem(index: usize, gateway: &str, routes: &Routes) -> Option<Problem> {
+fn gateway_problem(index: usize, gateway: &str, routes: &Routes, hosts: &Hosts<'_>) -> Option<Flaw> {
     let (namespace, name) = gateway.split_once('/')?;
     if routes.istio_gateways.contains_key(&NamespacedName::new(namespace, name)) {
         return None;
     }
+    if hosts.is_unheard(Kind::IstioGateway) {
+        return Some(Flaw::Unknown);
+    }
     let problem = Problem::warning(format!("spec.gateways[{index}]"), format!("there is no Gateway {gateway}"));
     let elsewhere = routes.istio_gateways.keys().find(|known| &*known.name == name);
     Some(match elsewhere {
-        Some(meant) => problem.help(format!("did you mean `{meant}`?")),
-        None => problem,
+        Some(meant) => problem.help(format!("did you mean `{meant}`?")).into(),
+        None => problem.into(),
     })
 }
 

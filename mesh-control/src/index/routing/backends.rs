@@ -4,7 +4,7 @@ use std::fmt;
 
 use mesh_core::NamespacedName;
 
-use super::hosts::{Host, Hosts};
+use super::hosts::{Host, Hosts, UNSELECTED};
 use crate::resource::routing::http_route::{Backend, Filter};
 use crate::resource::routing::reference::BackendReference;
 use crate::resource::routing::{Routes, Routing};
@@ -153,13 +153,8 @@ pub fn resolve(
                 if hosts.is_unheard(Kind::ReferenceGrant) {
                     return None;
                 }
-                let why = format!(
-                    "no ReferenceGrant of {namespace} lets a {} of {} name Service {}",
-                    key.kind.name(),
-                    key.namespace,
-                    reference.name
-                );
-                return Some(broken(Reason::RefNotPermitted, why, "make one in that namespace"));
+                let (why, help) = not_granted(key, target, hosts);
+                return Some(broken(Reason::RefNotPermitted, why, help));
             }
             let Some(service) = hosts.service(namespace, &reference.name) else {
                 let why = format!("there is no Service {namespace}/{}", reference.name);
@@ -182,7 +177,9 @@ pub fn resolve(
             None if hosts.is_unheard(Kind::ServiceEntry) => return None,
             None => broken(
                 Reason::BackendNotFound,
-                format!("there is no host {}", reference.name),
+                hosts
+                    .ignored(&reference.name, &key.namespace)
+                    .unwrap_or_else(|| format!("there is no host {}", reference.name)),
                 "make a ServiceEntry with this host",
             ),
         },
@@ -194,8 +191,24 @@ pub fn resolve(
     })
 }
 
-/// Whether an object may name one of another namespace: its group, kind, namespace and name.
-pub fn is_granted(routes: &Routes, key: &Key, (group, kind, namespace, name): (&str, &str, &str, &str)) -> bool {
+/// What is named: its group, kind, namespace and name.
+type Target<'a> = (&'a str, &'a str, &'a str, &'a str);
+
+/// Why an object may not name one of another namespace, and what to do.
+pub fn not_granted(key: &Key, target: Target<'_>, hosts: &Hosts<'_>) -> (String, &'static str) {
+    let (_, kind, namespace, name) = target;
+    let (own, of) = (key.kind.name(), &key.namespace);
+    if is_granted(hosts.all(), key, target) {
+        let why =
+            format!("the ReferenceGrant of {namespace} that lets a {own} of {of} name {kind} {name} {UNSELECTED}");
+        return (why, "have discoverySelectors select that namespace");
+    }
+    let why = format!("no ReferenceGrant of {namespace} lets a {own} of {of} name {kind} {name}");
+    (why, "make one in that namespace")
+}
+
+/// Whether an object may name one of another namespace.
+pub fn is_granted(routes: &Routes, key: &Key, (group, kind, namespace, name): Target<'_>) -> bool {
     let first = NamespacedName::new(namespace, "");
     let mut grants = routes.reference_grants.range(first..).take_while(|(known, _)| known.namespace == namespace);
     grants.any(|(_, grant)| {

@@ -67,8 +67,8 @@ pub fn check(routes: &Routes, rules: &Rules<'_>, hosts: &Hosts<'_>, findings: &m
         if hosts.is_unheard(Kind::ServiceEntry) {
             findings.add(&key(rule), Flaw::Unknown);
         } else {
-            let problem =
-                Problem::warning("spec.host", format!("there is no service and no ServiceEntry with the host {full}"));
+            let message = hosts.ignored(&full, &rule.namespace);
+            let problem = Problem::warning("spec.host", message.unwrap_or_else(|| hosts.nothing(&full)));
             let help = hosts.meant(&full, &rule.namespace);
             let help = help.unwrap_or_else(|| "it changes nothing before there is one".into());
             findings.add(&key(rule), problem.help(help));

@@ -3,7 +3,7 @@
 
 use mesh_core::NamespacedName;
 
-use super::backends::is_granted;
+use super::backends::{is_granted, not_granted};
 use super::findings::{Findings, Flaw};
 use super::hosts::Hosts;
 use super::parents;
@@ -50,11 +50,8 @@ pub fn check(routes: &Routes, hosts: &Hosts<'_>, settings: &Settings, findings: 
                         findings.add(&key, Flaw::Unknown);
                         continue;
                     }
-                    let message = format!(
-                        "no ReferenceGrant of {namespace} lets a Gateway of {} name Secret {}",
-                        name.namespace, reference.name
-                    );
-                    findings.add(&key, Problem::error(field, message).help("make one in that namespace"));
+                    let (message, help) = not_granted(&key, target, hosts);
+                    findings.add(&key, Problem::error(field, message).help(help));
                 }
             }
         }

@@ -1,4 +1,8 @@
 //! What the names of hosts in routes are: services of Kubernetes, and hosts of ServiceEntries.
+//!
+//! What says where requests go counts only in namespaces that discoverySelectors select, as in Istio, which does not follow the others at all: a Gateway, a
+//! ReferenceGrant or a ServiceEntry there is none. But it is followed here, so whoever names it is told why, and not that it is missing. Services
+//! count everywhere: their addresses are known of all namespaces.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,8 +20,16 @@ use crate::resource::{Kind, Labels, Objects, namespace};
 pub struct Hosts<'a> {
     objects: &'a Objects,
     settings: &'a Settings,
-    entries: BTreeMap<&'a str, Vec<&'a Arc<Routed<ServiceEntry>>>>,
+    entries: Entries<'a>,
+    /// Those of namespaces that do not count.
+    ignored: Entries<'a>,
 }
+
+/// By host.
+type Entries<'a> = BTreeMap<&'a str, Vec<&'a Arc<Routed<ServiceEntry>>>>;
+
+/// Why something that is there is none here.
+pub const UNSELECTED: &str = "does not count: no discoverySelectors select its namespace";
 
 /// What a name is.
 #[derive(Clone, Copy, Debug)]
@@ -29,13 +41,16 @@ pub enum Host<'a> {
 }
 
 impl<'a> Hosts<'a> {
-    /// Those that there are.
-    pub fn new(routes: &'a Routes, objects: &'a Objects, settings: &'a Settings) -> Self {
-        let mut entries: BTreeMap<&str, Vec<_>> = BTreeMap::new();
-        for entry in routes.service_entries.values() {
-            entry.spec.hosts.iter().for_each(|host| entries.entry(host).or_default().push(entry));
-        }
-        Self { objects, settings, entries }
+    /// Those that there are. `routes` are those of the objects that count.
+    pub fn new(routes: &Routes, objects: &'a Objects, settings: &'a Settings) -> Self {
+        let (mut entries, mut ignored) = (Entries::new(), Entries::new());
+        let mut add = |name: &NamespacedName, entry: &'a Arc<Routed<ServiceEntry>>| {
+            let counts = routes.service_entries.contains_key(name);
+            let of_it = if counts { &mut entries } else { &mut ignored };
+            entry.spec.hosts.iter().for_each(|host| of_it.entry(host).or_default().push(entry));
+        };
+        objects.routes.service_entries.iter().for_each(|(name, entry)| add(name, entry));
+        Self { objects, settings, entries, ignored }
     }
 
     /// A name in full: one without a dot is a service of the object's namespace.
@@ -52,11 +67,23 @@ impl<'a> Hosts<'a> {
         if let Some(service) = self.split(full).and_then(|(name, namespace)| self.service(namespace, name)) {
             return Some(Host::Service(service));
         }
-        let seen = |entry: &&&'a Arc<Routed<ServiceEntry>>| sees(&entry.spec.export_to, &entry.namespace, namespace);
-        let of = |host: &str| self.entries.get(host).and_then(|all| all.iter().find(seen)).copied();
-        // The longest wildcard is the nearest.
-        let mut above = full.match_indices('.').filter_map(|(at, _)| of(&format!("*{}", &full[at..])));
-        of(full).or_else(|| above.next()).map(Host::Entry)
+        entry(&self.entries, full, namespace).map(Host::Entry)
+    }
+
+    /// Everything that says where requests go, also what does not count.
+    pub fn all(&self) -> &'a Routes {
+        &self.objects.routes
+    }
+
+    /// Why there is no such object among those that count. `is_there`: it is among [`Hosts::all`].
+    pub fn missing(&self, kind: &str, name: &NamespacedName, is_there: bool) -> String {
+        if is_there { format!("{kind} {name} {UNSELECTED}") } else { format!("there is no {kind} {name}") }
+    }
+
+    /// Why what a full name is does not count, if that is why it is nothing to somebody in `namespace`.
+    pub fn ignored(&self, full: &str, namespace: &str) -> Option<String> {
+        let entry = entry(&self.ignored, full, namespace)?;
+        Some(format!("ServiceEntry {}/{} of {full} {UNSELECTED}", entry.namespace, entry.name))
     }
 
     /// A service of Kubernetes.
@@ -74,6 +101,11 @@ impl<'a> Hosts<'a> {
         let Some(suffix) = pattern.strip_prefix('*') else { return self.find(pattern, namespace).is_some() };
         let fits = |service: &Arc<Service>| self.key(service).name.ends_with(suffix);
         self.entries.keys().any(|host| host.ends_with(suffix)) || self.objects.services.values().any(fits)
+    }
+
+    /// That a full name is nothing.
+    pub fn nothing(&self, full: &str) -> String {
+        format!("there is no service and no ServiceEntry with the host {full}")
     }
 
     /// What was probably meant by a name that is nothing.
@@ -99,6 +131,11 @@ impl<'a> Hosts<'a> {
     pub fn labels(&self, name: &str) -> Labels {
         let known = self.objects.namespaces.get(name).map(|known| known.labels.clone());
         known.unwrap_or_else(|| [(namespace::NAME_LABEL.to_owned(), name.to_owned())].into())
+    }
+
+    /// Whether what says where requests go does not count in a namespace.
+    pub fn is_ignored(&self, namespace: &str) -> bool {
+        !self.settings.heeds(self.objects, namespace)
     }
 
     /// Whether nobody knows what there is of a kind.
@@ -144,6 +181,15 @@ impl Host<'_> {
             Host::Entry(entry) => &entry.namespace,
         }
     }
+}
+
+/// The entry of a full name, as somebody in `namespace` sees it.
+fn entry<'a>(entries: &Entries<'a>, full: &str, namespace: &str) -> Option<&'a Arc<Routed<ServiceEntry>>> {
+    let seen = |entry: &&&'a Arc<Routed<ServiceEntry>>| sees(&entry.spec.export_to, &entry.namespace, namespace);
+    let of = |host: &str| entries.get(host).and_then(|all| all.iter().find(seen)).copied();
+    // The longest wildcard is the nearest.
+    let mut above = full.match_indices('.').filter_map(|(at, _)| of(&format!("*{}", &full[at..])));
+    of(full).or_else(|| above.next())
 }
 
 /// Whether an object of the namespace `own` with such an `exportTo` is seen in `namespace`.

@@ -138,11 +138,7 @@ fn route(
     for (index, reference) in parents.iter().enumerate() {
         let field = format!("spec.parentRefs[{index}]");
         match parents::resolve(reference, key, object, routes, hosts) {
-            parents::Found::Missing => {
-                let namespace = reference.namespace.as_deref().unwrap_or(&key.namespace);
-                let message = format!("there is no Gateway {namespace}/{}", reference.name);
-                findings.add(key, Problem::warning(field, message));
-            }
+            parents::Found::Missing(why) => findings.add(key, Problem::warning(field, why)),
             parents::Found::Unknown => findings.add(key, Flaw::Unknown),
             parents::Found::Foreign => {}
             parents::Found::Ours(outcome) => {

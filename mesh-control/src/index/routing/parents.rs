@@ -51,8 +51,8 @@ impl Reason {
 /// What came of looking for a parent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// There is no such gateway, so nobody knows whose it would be.
-    Missing,
+    /// There is no such gateway, or none that counts, so nobody knows whose it would be; why.
+    Missing(String),
     /// It may be there: its kind, or that of its class, has never been heard of.
     Unknown,
     /// It is another controller's.
@@ -97,7 +97,10 @@ pub fn resolve(parent: &ParentReference, key: &Key, object: &Routing, routes: &R
         }),
         ("networking.istio.io", "ServiceEntry") => Found::Ours(match routes.service_entries.get(&name) {
             None if hosts.is_unheard(Kind::ServiceEntry) => return Found::Unknown,
-            None => refused(Reason::NoMatchingParent, format!("there is no ServiceEntry {name}")),
+            None => {
+                let is_there = hosts.all().service_entries.contains_key(&name);
+                refused(Reason::NoMatchingParent, hosts.missing("ServiceEntry", &name, is_there))
+            }
             Some(entry) => port(parent, Host::Entry(entry), |section| {
                 entry.spec.ports.iter().find(|port| port.name == section).map(|port| port.number)
             })
@@ -105,7 +108,10 @@ pub fn resolve(parent: &ParentReference, key: &Key, object: &Routing, routes: &R
         }),
         ("gateway.networking.k8s.io", "Gateway") => match routes.gateways.get(&name) {
             None if hosts.is_unheard(Kind::Gateway) => Found::Unknown,
-            None => Found::Missing,
+            None => {
+                let is_there = hosts.all().gateways.contains_key(&name);
+                Found::Missing(hosts.missing("Gateway", &name, is_there))
+            }
             Some(_) if hosts.is_unheard(Kind::GatewayClass) => Found::Unknown,
             Some(gateway) if !is_ours(gateway, routes) => Found::Foreign,
             Some(gateway) => Found::Ours(listeners(parent, gateway, key, object, hosts)),

@@ -650,3 +650,119 @@ fn nothing_is_missing_of_a_kind_that_has_never_been_heard_of() {
         assert_eq!(unknown, ["o"], "{spec}");
     }
 }
+
+#[test]
+fn what_is_in_a_namespace_that_is_not_selected_does_not_count_and_is_not_said_to_be_missing() {
+    let settings = json!({ "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": { "name": "undermesh", "namespace": "undermesh-system" },
+        "data": { "mesh": "discoverySelectors: [{matchLabels: {mesh: in}}]" } });
+    let space = |name: &str, mesh: &str| json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": { "mesh": mesh } } });
+    let service = |spec: &str| {
+        let spec = format!("{{hosts: [a.com], http: [{spec}]}}");
+        object(Kind::VirtualService, "shop", "o", &spec)
+    };
+    let to = |destination: &str| service(&format!("{{route: [{{destination: {{{destination}}}}}]}}"));
+    let route = |parent: &str, backend: &str| {
+        let spec = format!("{{parentRefs: [{{{parent}}}], rules: [{{backendRefs: [{{{backend}}}]}}]}}");
+        object(Kind::HttpRoute, "shop", "o", &spec)
+    };
+    let (reviews, ratings) = ("group: '', kind: Service, name: reviews", "name: ratings, port: 9080");
+    let unselected = "does not count: no discoverySelectors select its namespace";
+    let entry = || {
+        object(
+            Kind::ServiceEntry,
+            "far",
+            "e",
+            "{hosts: [b.com], ports: [{number: 80, name: h, protocol: HTTP}], resolution: DNS}",
+        )
+    };
+    let gateway = |kind, spec: &str| object(kind, "far", "front", spec);
+    let grant = |of: &str, what: &str| {
+        let spec = format!(
+            "{{from: [{{group: gateway.networking.k8s.io, kind: {of}, namespace: shop}}], to: [{{group: '', kind: {what}}}]}}"
+        );
+        object(Kind::ReferenceGrant, "far", "g", &spec)
+    };
+    let tls = "{gatewayClassName: undermesh, listeners: [{name: s, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: c, namespace: far}]}}]}";
+    let select = "(have discoverySelectors select that namespace)";
+    for (own, other, expected) in [
+        (
+            route("name: front, namespace: far", ratings),
+            gateway(
+                Kind::Gateway,
+                "{gatewayClassName: undermesh, listeners: [{name: h, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: All}}}]}",
+            ),
+            format!("w parentRefs[0]: Gateway far/front {unselected}"),
+        ),
+        (
+            route("group: networking.istio.io, kind: ServiceEntry, name: e, namespace: far", ratings),
+            entry(),
+            format!("w parentRefs[0]: ServiceEntry far/e {unselected}"),
+        ),
+        (
+            route(reviews, "name: stock, namespace: far, port: 80"),
+            grant("HTTPRoute", "Service"),
+            format!(
+                "e rules[0].backendRefs[0]: the ReferenceGrant of far that lets a HTTPRoute of shop name Service stock {unselected} {select}"
+            ),
+        ),
+        (
+            route(reviews, "group: networking.istio.io, kind: Hostname, name: b.com, port: 80"),
+            entry(),
+            format!(
+                "e rules[0].backendRefs[0]: ServiceEntry far/e of b.com {unselected} (make a ServiceEntry with this host)"
+            ),
+        ),
+        (
+            object(Kind::Gateway, "shop", "o", tls),
+            grant("Gateway", "Secret"),
+            format!(
+                "e listeners[0].tls.certificateRefs[0]: the ReferenceGrant of far that lets a Gateway of shop name Secret c {unselected} {select}"
+            ),
+        ),
+        (
+            to("host: b.com"),
+            entry(),
+            format!(
+                "e http[0].route[0].destination.host: ServiceEntry far/e of b.com {unselected} (requests that come here are answered with 503)"
+            ),
+        ),
+        (
+            to("host: stock.far.svc.cluster.local, subset: v1"),
+            object(Kind::DestinationRule, "far", "d", "{host: stock, subsets: [{name: v1}]}"),
+            format!(
+                "e http[0].route[0].destination.subset: DestinationRule far/d, whose subset \"v1\" is, {unselected} (requests that come here are answered with 503)"
+            ),
+        ),
+        (
+            service("{match: [{uri: {prefix: /a}}], delegate: {name: v, namespace: far}}"),
+            object(Kind::VirtualService, "far", "v", "{http: [{route: [{destination: {host: stock}}]}]}"),
+            format!("e http[0].delegate: VirtualService far/v {unselected}"),
+        ),
+        (
+            object(
+                Kind::VirtualService,
+                "shop",
+                "o",
+                "{hosts: [a.com], gateways: [far/front], http: [{route: [{destination: {host: reviews}}]}]}",
+            ),
+            gateway(
+                Kind::IstioGateway,
+                "{selector: {a: b}, servers: [{port: {number: 80, name: h, protocol: HTTP}, hosts: ['*']}]}",
+            ),
+            format!("w gateways[0]: Gateway far/front {unselected}"),
+        ),
+        (
+            object(Kind::DestinationRule, "shop", "o", "{host: b.com}"),
+            entry(),
+            format!("w host: ServiceEntry far/e of b.com {unselected} (it changes nothing before there is one)"),
+        ),
+    ] {
+        let around =
+            |far: &str| vec![settings.clone(), space("shop", "in"), space("far", far), own.clone(), other.clone()];
+        assert_eq!(said(&with(&around("in"))), [""; 0], "{expected}");
+        let view = with(&around("out"));
+        assert_eq!(said(&view), [expected]);
+        assert_eq!(view.routes.iter().filter(|(key, _)| &*key.namespace == "far").count(), 0);
+    }
+}

@@ -7,11 +7,11 @@ use mesh_core::NamespacedName;
 
 use super::destination_rules::Rules;
 use super::findings::{Findings, Flaw};
-use super::hosts::{Host, Hosts, see_both};
+use super::hosts::{Host, Hosts, UNSELECTED, see_both};
 use super::{Resolved, order};
 use crate::diagnosis::{Problem, closest};
 use crate::resource::routing::virtual_service::{Delegate, Destination, MESH, VirtualService};
-use crate::resource::routing::{Routed, Routes};
+use crate::resource::routing::{DestinationRule, Routed, Routes};
 use crate::resource::{Key, Kind};
 
 /// By gateway and host, those that count first at the front.
@@ -61,7 +61,7 @@ pub fn check(routes: &Routes, rules: &Rules<'_>, hosts: &Hosts<'_>, resolved: &R
         }
         for (index, rule) in object.spec.http.iter().enumerate() {
             let delegate = rule.delegate.as_ref();
-            told.extend(delegate.and_then(|to| delegate_problem(index, to, name, routes)).map(Flaw::from));
+            told.extend(delegate.and_then(|to| delegate_problem(index, to, name, routes, hosts)).map(Flaw::from));
         }
         told.extend(contested(name, object, routes, hosts, resolved).into_iter().map(Flaw::from));
         told.into_iter().for_each(|flaw| findings.add(&key, flaw));
@@ -100,7 +100,7 @@ fn destination_problem(
         if hosts.is_unheard(Kind::ServiceEntry) {
             return Some(Flaw::Unknown);
         }
-        let message = format!("there is no service and no ServiceEntry with the host {full}");
+        let message = hosts.ignored(&full, &object.namespace).unwrap_or_else(|| hosts.nothing(&full));
         let help = hosts.meant(&full, &object.namespace);
         let help = help.unwrap_or_else(|| "requests that come here are answered with 503".into());
         return Some(Problem::error(format!("{field}.host"), message).help(help).into());
@@ -117,7 +117,10 @@ fn destination_problem(
     if hosts.is_unheard(Kind::DestinationRule) {
         return Some(Flaw::Unknown);
     }
-    let message = format!("no DestinationRule of {full} has a subset {subset:?}");
+    let message = match ignored_rule(&full, subset, host.namespace(), hosts) {
+        Some(rule) => format!("DestinationRule {rule}, whose subset {subset:?} is, {UNSELECTED}"),
+        None => format!("no DestinationRule of {full} has a subset {subset:?}"),
+    };
     let help = match (closest(subset, &known), known.is_empty()) {
         (Some(meant), _) => format!("did you mean `{meant}`?"),
         (None, true) => "requests that come here are answered with 503".to_owned(),
@@ -126,15 +129,26 @@ fn destination_problem(
     Some(Problem::error(format!("{field}.subset"), message).help(help).into())
 }
 
+/// The rule with a subset that would count, if the namespace of the host did. That of the client does, and so do those that are everybody's.
+fn ignored_rule<'a>(full: &str, subset: &str, home: &str, hosts: &Hosts<'a>) -> Option<&'a NamespacedName> {
+    let first = NamespacedName::new(home, "");
+    let mut rules = hosts.all().destination_rules.range(first..).take_while(|(name, _)| name.namespace == home);
+    let has = |rule: &DestinationRule| rule.subsets.iter().any(|known| known.name == subset);
+    let (name, _) = rules.find(|(_, rule)| hosts.full(&rule.spec.host, home) == full && has(&rule.spec))?;
+    hosts.is_ignored(home).then_some(name)
+}
+
 fn gateway_problem(index: usize, gateway: &str, routes: &Routes, hosts: &Hosts<'_>) -> Option<Flaw> {
     let (namespace, name) = gateway.split_once('/')?;
-    if routes.istio_gateways.contains_key(&NamespacedName::new(namespace, name)) {
+    let full = NamespacedName::new(namespace, name);
+    if routes.istio_gateways.contains_key(&full) {
         return None;
     }
     if hosts.is_unheard(Kind::IstioGateway) {
         return Some(Flaw::Unknown);
     }
-    let problem = Problem::warning(format!("spec.gateways[{index}]"), format!("there is no Gateway {gateway}"));
+    let is_there = hosts.all().istio_gateways.contains_key(&full);
+    let problem = Problem::warning(format!("spec.gateways[{index}]"), hosts.missing("Gateway", &full, is_there));
     let elsewhere = routes.istio_gateways.keys().find(|known| &*known.name == name);
     Some(match elsewhere {
         Some(meant) => problem.help(format!("did you mean `{meant}`?")).into(),
@@ -142,13 +156,22 @@ fn gateway_problem(index: usize, gateway: &str, routes: &Routes, hosts: &Hosts<'
     })
 }
 
-fn delegate_problem(index: usize, to: &Delegate, own: &NamespacedName, routes: &Routes) -> Option<Problem> {
+fn delegate_problem(
+    index: usize,
+    to: &Delegate,
+    own: &NamespacedName,
+    routes: &Routes,
+    hosts: &Hosts<'_>,
+) -> Option<Problem> {
     let namespace = to.namespace.as_deref().unwrap_or(&own.namespace);
     let name = NamespacedName::new(namespace, to.name.as_str());
     let field = format!("spec.http[{index}].delegate");
     match routes.virtual_services.get(&name) {
         _ if name == *own => Some(Problem::error(field, "it delegates to itself")),
-        None => Some(Problem::error(field, format!("there is no VirtualService {name}"))),
+        None => {
+            let is_there = hosts.all().virtual_services.contains_key(&name);
+            Some(Problem::error(field, hosts.missing("VirtualService", &name, is_there)))
+        }
         Some(other) if !other.spec.hosts.is_empty() => Some(
             Problem::error(field, format!("VirtualService {name} has hosts of its own"))
                 .help("only one without `hosts` can be delegated to"),

@@ -18,19 +18,20 @@ const MOST: usize = 32;
 pub struct ParentSaid {
     /// Which, as the route names it.
     parent: Json,
-    conditions: [Said; 2],
+    conditions: Vec<Said>,
 }
 
 /// What there is to say of each parent that is ours.
 pub fn said(kind: Kind, verdict: &Verdict) -> Vec<ParentSaid> {
     let Some(route) = &verdict.route else { return Vec::new() };
-    let references = match route.broken.first() {
+    // Of references that could never be read it is not known whether they lead anywhere.
+    let references = route.broken.as_ref().map(|broken| match broken.first() {
         None => condition("ResolvedRefs", true, "ResolvedRefs", "all references lead somewhere".to_owned()),
         Some((_, reason, _)) => {
-            let all: Vec<String> = route.broken.iter().take(5).map(|(spot, _, why)| format!("{spot}: {why}")).collect();
+            let all: Vec<String> = broken.iter().take(5).map(|(spot, _, why)| format!("{spot}: {why}")).collect();
             condition("ResolvedRefs", false, reason, all.join("; "))
         }
-    };
+    });
     let of = |(reference, refused): &(ParentReference, Option<(&'static str, String)>)| {
         let accepted = match (refused, inaction(kind)) {
             _ if !verdict.mark.is_read => {
@@ -41,7 +42,10 @@ pub fn said(kind: Kind, verdict: &Verdict) -> Vec<ParentSaid> {
             (None, Some(why)) => condition("Accepted", false, "Pending", format!("read and kept: {why}")),
             (None, None) => condition("Accepted", true, "Accepted", "in force".to_owned()),
         };
-        ParentSaid { parent: named(reference), conditions: [accepted, references.clone()] }
+        ParentSaid {
+            parent: named(reference),
+            conditions: std::iter::once(accepted).chain(references.clone()).collect(),
+        }
     };
     route.parents.iter().map(of).collect()
 }
@@ -128,7 +132,8 @@ mod tests {
         let refused = (!is_attached).then(|| ("NoMatchingParent", "there is no Service shop/a".to_owned()));
         let broken =
             is_broken.then(|| ("spec.rules[0].backendRefs[1]".to_owned(), "BackendNotFound", "none".to_owned()));
-        let route = Some(Belonging { parents: vec![(reference("a"), refused)], broken: broken.into_iter().collect() });
+        let route =
+            Some(Belonging { parents: vec![(reference("a"), refused)], broken: Some(broken.into_iter().collect()) });
         let mark = Mark { is_read, ..Mark::default() };
         Verdict { standing: Standing::Elsewhere, reasons: vec!["spec.x: bad".to_owned()], route, mark }
     }
@@ -158,10 +163,16 @@ mod tests {
         ] {
             let said = said(Kind::HttpRoute, &verdict);
             assert_eq!(said[0].parent, json!({ "group": "", "kind": "Service", "name": "a", "port": 80 }), "{what}");
-            let found = said[0].conditions.each_ref().map(|c| (c.r#type, c.holds, c.reason, c.message.as_str()));
+            let found: Vec<_> =
+                said[0].conditions.iter().map(|c| (c.r#type, c.holds, c.reason, c.message.as_str())).collect();
             assert_eq!(found, [("Accepted", accepted.0, accepted.1, accepted.2), references], "{what}");
             assert_eq!(worst(&said).unwrap().reason, worst_is, "{what}");
         }
+        // Never read: of its references nothing is known.
+        let mut never = verdict(false, true, false);
+        never.route.as_mut().unwrap().broken = None;
+        let of_it = said(Kind::HttpRoute, &never);
+        assert_eq!(of_it[0].conditions.iter().map(|c| c.r#type).collect::<Vec<_>>(), ["Accepted"]);
         let nobody = Verdict { route: None, ..verdict(true, true, true) };
         assert_eq!(said(Kind::HttpRoute, &nobody), []);
     }

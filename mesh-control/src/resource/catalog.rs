@@ -57,6 +57,12 @@ impl Kept {
     }
 }
 
+/// Whether it matters that there is an object that cannot be read and never could: it may restrict traffic, be a namespace of the mesh, or be a route whose
+/// parents it is told to.
+fn matters_unread(kind: Kind) -> bool {
+    kind.counts_unread() || kind == Kind::Namespace || kind.is_route()
+}
+
 /// The last good form of every object.
 #[derive(Debug, Default)]
 pub struct Catalog {
@@ -85,8 +91,7 @@ impl Catalog {
                     kept.last_good += 1;
                     good.insert(found.key.clone(), (object, found.origin.clone()));
                 }
-                // That there is such a namespace matters, too: it may be of the mesh.
-                (Err(unreadable), None) if found.key.kind.counts_unread() || found.key.kind == Kind::Namespace => {
+                (Err(unreadable), None) if matters_unread(found.key.kind) => {
                     closed.push((found.key.clone(), unreadable.clone()));
                 }
                 (Err(_), None) => {}
@@ -142,8 +147,7 @@ impl Live {
                 good.insert(key.clone());
             }
             Err(_) if good.contains(key) => drop(stale.insert(key.clone())),
-            // That there is such a namespace matters, too: it may be of the mesh.
-            Err(unreadable) if key.kind.counts_unread() || key.kind == Kind::Namespace => {
+            Err(unreadable) if matters_unread(key.kind) => {
                 objects.close(key, unreadable);
                 closed.insert(key.clone());
             }

@@ -31,6 +31,7 @@ pub use namespace::{Namespace, ServiceAccount};
 pub use node::Node;
 pub use peer_authentication::PeerAuthentication;
 pub use pod::Pod;
+use routing::reference::ParentReference;
 pub use routing::{Routes, Routing};
 pub use service::Service;
 
@@ -93,6 +94,8 @@ pub struct Unreadable {
     pub selector: Option<Labels>,
     /// It is bound to something other than workloads, so that workloads need not be closed.
     pub bound_elsewhere: bool,
+    /// What a route of the Gateway API belongs to, as far as that can be read: there it is told that it cannot be.
+    pub parents: Vec<ParentReference>,
     /// It looks like an object of the kind, but which one it is cannot be told: the name is made up.
     pub nameless: bool,
 }
@@ -140,6 +143,8 @@ pub struct Objects {
     pub peer_authentications: BTreeMap<NamespacedName, Secured<PeerAuthentication>>,
     /// Those that say where requests go.
     pub routes: Routes,
+    /// Routes of the Gateway API that are there and cannot be read, and never could, with what they belong to as far as that can be read. They count nowhere.
+    pub unread_routes: BTreeMap<Key, Vec<ParentReference>>,
     /// Kinds that have never been heard of: nobody knows whether there are objects of them. Only what says where requests go is not waited for.
     pub unheard: BTreeSet<Kind>,
 }
@@ -165,7 +170,10 @@ impl Objects {
             Object::PeerAuthentication(o) => {
                 self.peer_authentications.insert(name(), Secured::Readable(o.clone()));
             }
-            Object::Routing(o) => self.routes.insert(name(), o),
+            Object::Routing(o) => {
+                self.unread_routes.remove(key);
+                self.routes.insert(name(), o);
+            }
         }
     }
 
@@ -183,6 +191,7 @@ impl Objects {
                 self.peer_authentications.insert(name, Secured::Unreadable(unreadable));
             }
             Kind::Namespace => drop(self.unread_namespaces.insert(name.name)),
+            kind if kind.is_route() => drop(self.unread_routes.insert(key.clone(), unreadable.parents)),
             _ => {}
         }
     }
@@ -203,7 +212,10 @@ impl Objects {
             Kind::EndpointSlice => drop(self.endpoint_slices.remove(&name)),
             Kind::AuthorizationPolicy => drop(self.authorization_policies.remove(&name)),
             Kind::PeerAuthentication => drop(self.peer_authentications.remove(&name)),
-            kind => self.routes.remove(kind, &name),
+            kind => {
+                self.unread_routes.remove(key);
+                self.routes.remove(kind, &name);
+            }
         }
     }
 }

@@ -121,3 +121,42 @@ async fn what_depends_on_a_kind_that_was_never_heard_of_is_told_when_it_is() {
     super::plane::eventually("that there is none", || reason("far").as_deref() == Some("RefNotPermitted")).await;
     soon("stop", plane.stop()).await;
 }
+
+#[tokio::test]
+async fn what_cannot_be_read_is_told_so_also_by_a_replica_that_never_knew_a_good_form() {
+    let api = istio().await;
+    api.put(kind("httproutes", "gateway.networking.k8s.io", &["v1"]));
+    api.put(kind("virtualservices", "networking.istio.io", &["v1"]));
+    api.put(json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": "reviews", "namespace": "shop" },
+        "spec": { "ports": [{ "port": 80 }], "selector": { "app": "reviews" } } }));
+    // As it was told when it could be read.
+    let parent = json!({ "group": "", "kind": "Service", "name": "reviews" });
+    let is = |r#type: &str| json!({ "type": r#type, "status": "True", "reason": r#type, "message": "", "observedGeneration": 1 });
+    let before = json!([{ "parentRef": parent, "controllerName": "undermesh.io/gateway-controller",
+        "conditions": [is("Accepted"), is("ResolvedRefs")] }]);
+    api.put(json!({ "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+        "metadata": { "name": "r", "namespace": "shop", "generation": 2 },
+        "spec": { "parentRefs": [parent], "rules": [{ "backendRefs": [{ "name": "reviews" }] }] },
+        "status": { "parents": before } }));
+    let mut wrong = service(json!({ "hosts": ["a"], "htp": [] }));
+    wrong["metadata"]["generation"] = json!(1);
+    api.put(wrong);
+    let plane = super::plane::start(&api, &[]).await;
+    let conditions = |kind: &str, name: &str, path: &str| {
+        let object = api.get(kind, "shop", name).unwrap();
+        let all = object.pointer(path).and_then(Json::as_array).cloned().unwrap_or_default();
+        let text = |one: &Json, field: &str| one[field].as_str().unwrap_or_default().to_owned();
+        all.iter().map(|one| (text(one, "type"), text(one, "status"), text(one, "message"))).collect::<Vec<_>>()
+    };
+    let tells = |all: Vec<(String, String, String)>, r#type: &str, why: &str| matches!(all.as_slice(), [(one, status, message)] if one == r#type && status == "False" && message.contains(why));
+    let route = || conditions("HTTPRoute", "r", "/status/parents/0/conditions");
+    super::plane::eventually("a route", || tells(route(), "Accepted", "a Service needs a port")).await;
+    let istio_s = || conditions("VirtualService", "reviews", "/status/conditions");
+    super::plane::eventually("an object of Istio's", || {
+        tells(istio_s(), "undermesh.io/Accepted", "did you mean `http`?")
+    })
+    .await;
+    let has_event = |kind: &str| api.objects("Event").iter().any(|event| event["involvedObject"]["kind"] == kind);
+    super::plane::eventually("events", || has_event("HTTPRoute") && has_event("VirtualService")).await;
+    soon("stop", plane.stop()).await;
+}

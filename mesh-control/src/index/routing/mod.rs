@@ -37,6 +37,8 @@ type Problems = Vec<(Key, Problem)>;
 pub struct Resolved {
     /// Routes of the Gateway API that have a parent of ours.
     pub routes: BTreeMap<Key, Route>,
+    /// Such routes that cannot be read and never could, with those parents. They count nowhere.
+    pub unread: BTreeMap<Key, Vec<ParentReference>>,
     /// Routes of each service, those that count first at the front.
     pub by_service: BTreeMap<NamespacedName, Vec<Key>>,
     /// VirtualServices by gateway (`mesh`, or `namespace/name`) and host. Of the mesh's the first that a client sees counts; a gateway tries all, in this order.
@@ -58,6 +60,10 @@ pub struct Route {
 impl Resolved {
     /// What a route is to be told.
     pub fn belonging(&self, key: &Key) -> Option<Belonging> {
+        if let Some(parents) = self.unread.get(key) {
+            let parents = parents.iter().map(|parent| (parent.clone(), None)).collect();
+            return Some(Belonging { parents, broken: None });
+        }
         let route = self.routes.get(key)?;
         let refused = |outcome: &Result<Attached, Refusal>| {
             outcome.as_ref().err().map(|refusal| (refusal.reason.name(), refusal.why.clone()))
@@ -67,7 +73,7 @@ impl Resolved {
             let broken = place.as_ref().err()?;
             Some((spot.to_string(), broken.reason.name(), broken.why.clone()))
         });
-        Some(Belonging { parents: parents.collect(), broken: broken.collect() })
+        Some(Belonging { parents: parents.collect(), broken: Some(broken.collect()) })
     }
 }
 
@@ -90,6 +96,7 @@ pub fn reads_the_same(old: &Objects, new: &Objects) -> bool {
         && old.services == new.services
         && old.namespaces == new.namespaces
         && old.unread_namespaces == new.unread_namespaces
+        && old.unread_routes == new.unread_routes
         && old.unheard == new.unheard
 }
 
@@ -111,6 +118,12 @@ pub fn index(objects: &Objects, settings: &Settings) -> Indexed {
             resolved.routes.insert(key, route);
         }
     }
+    for (key, parents) in objects.unread_routes.iter().filter(|(key, _)| settings.heeds(objects, &key.namespace)) {
+        let ours = unread(key, parents, &routes, &hosts, &mut findings);
+        if !ours.is_empty() {
+            resolved.unread.insert(key.clone(), ours);
+        }
+    }
     resolved.by_service = order::by_service(&routes, &resolved.routes);
     order::same_matches(&routes, &resolved, &mut findings.problems);
     gateways::check(&routes, &hosts, settings, &mut findings);
@@ -125,6 +138,25 @@ pub fn index(objects: &Objects, settings: &Settings) -> Indexed {
     Indexed { routes: Arc::new(routes), resolved: Arc::new(resolved), problems: findings.problems }
 }
 
+/// The parents that are ours, of a route that cannot be read. Whether they take it does not matter: what is wrong with it is that.
+fn unread(
+    key: &Key,
+    parents: &[ParentReference],
+    routes: &Routes,
+    hosts: &Hosts<'_>,
+    findings: &mut Findings,
+) -> Vec<ParentReference> {
+    let mut ours = Vec::new();
+    for reference in parents {
+        match parents::resolve(reference, key, &[], routes, hosts) {
+            parents::Found::Ours(_) => ours.push(reference.clone()),
+            parents::Found::Unknown => findings.add(key, Flaw::Unknown),
+            parents::Found::Missing(_) | parents::Found::Foreign => {}
+        }
+    }
+    ours
+}
+
 /// One route, if any of its parents is ours.
 fn route(
     key: &Key,
@@ -137,7 +169,7 @@ fn route(
     let mut route = Route::default();
     for (index, reference) in parents.iter().enumerate() {
         let field = format!("spec.parentRefs[{index}]");
-        match parents::resolve(reference, key, object, routes, hosts) {
+        match parents::resolve(reference, key, parents::hostnames(object), routes, hosts) {
             parents::Found::Missing(why) => findings.add(key, Problem::warning(field, why)),
             parents::Found::Unknown => findings.add(key, Flaw::Unknown),
             parents::Found::Foreign => {}

@@ -73,7 +73,8 @@ pub fn of(object: &Routing) -> Option<&[ParentReference]> {
     })
 }
 
-fn hostnames(object: &Routing) -> &[String] {
+/// The hosts that a route is for; all if there are none.
+pub fn hostnames(object: &Routing) -> &[String] {
     match object {
         Routing::HttpRoute(route) => &route.spec.hostnames,
         Routing::GrpcRoute(route) => &route.spec.hostnames,
@@ -82,8 +83,8 @@ fn hostnames(object: &Routing) -> &[String] {
     }
 }
 
-/// Looks for a parent of the route `key`.
-pub fn resolve(parent: &ParentReference, key: &Key, object: &Routing, routes: &Routes, hosts: &Hosts<'_>) -> Found {
+/// Looks for a parent of the route `key`, which is for hosts that are called `own`.
+pub fn resolve(parent: &ParentReference, key: &Key, own: &[String], routes: &Routes, hosts: &Hosts<'_>) -> Found {
     let namespace = parent.namespace.as_deref().unwrap_or(&key.namespace);
     let group = parent.group.as_deref().unwrap_or("gateway.networking.k8s.io");
     let name = NamespacedName::new(namespace, parent.name.as_str());
@@ -114,7 +115,7 @@ pub fn resolve(parent: &ParentReference, key: &Key, object: &Routing, routes: &R
             }
             Some(_) if hosts.is_unheard(Kind::GatewayClass) => Found::Unknown,
             Some(gateway) if !is_ours(gateway, routes) => Found::Foreign,
-            Some(gateway) => Found::Ours(listeners(parent, gateway, key, object, hosts)),
+            Some(gateway) => Found::Ours(listeners(parent, gateway, key, own, hosts)),
         },
         _ => Found::Foreign,
     }
@@ -159,7 +160,7 @@ fn listeners(
     parent: &ParentReference,
     gateway: &Routed<Gateway>,
     key: &Key,
-    object: &Routing,
+    own: &[String],
     hosts: &Hosts<'_>,
 ) -> Result<Attached, Refusal> {
     let name = format!("{}/{}", gateway.namespace, gateway.name);
@@ -185,7 +186,6 @@ fn listeners(
         );
         return refused(Reason::NotAllowedByListeners, why);
     }
-    let own = hostnames(object);
     let fits = |listener: &&Listener| match &listener.hostname {
         Some(host) if !own.is_empty() => own.iter().any(|name| intersect(host, name)),
         _ => true,

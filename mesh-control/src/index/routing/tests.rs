@@ -766,3 +766,51 @@ fn what_is_in_a_namespace_that_is_not_selected_does_not_count_and_is_not_said_to
         assert_eq!(view.routes.iter().filter(|(key, _)| &*key.namespace == "far").count(), 0);
     }
 }
+
+#[test]
+fn a_route_that_could_never_be_read_belongs_to_its_parents_and_counts_nowhere() {
+    let route = |parents: &str| {
+        let spec = format!("{{parentRefs: {parents}, rules: [{{backendRefs: [{{name: reviews}}]}}]}}");
+        object(Kind::HttpRoute, "shop", "o", &spec)
+    };
+    let (ours, theirs) = ("{group: '', kind: Service, name: reviews}", "{group: example.com, kind: Mesh, name: x}");
+    for (parents, expected) in [
+        (format!("[{ours}]"), 1),
+        (format!("[{theirs}, {ours}]"), 1),
+        (format!("[{theirs}]"), 0),
+        // It is told where it can be read what it belongs to.
+        (format!("[7, {{kind: Service}}, {ours}, {ours}]"), 1),
+        ("x".to_owned(), 0),
+        (format!("[{}]", vec![theirs; 40].join(", ")), 0),
+        (format!("[{}, {ours}]", vec![theirs; 40].join(", ")), 0),
+    ] {
+        let version = Kind::HttpRoute.api_versions()[0];
+        let item = decode(Kind::HttpRoute, version, route(&parents)).unwrap();
+        assert!(item.outcome.is_err());
+        let mut scan = Scan::default();
+        for object in shop() {
+            let item = decode(Kind::Service, "v1", object).unwrap();
+            scan.found.push(Found { key: item.key, origin: String::new(), outcome: item.outcome });
+        }
+        let key = item.key.clone();
+        let mut live = crate::resource::catalog::Live::default();
+        let all = [scan.found.clone(), vec![Found { key: item.key, origin: String::new(), outcome: item.outcome }]];
+        all.concat().iter().for_each(|found| live.put(&found.key, &found.outcome));
+        scan.found = all.concat();
+        for objects in [live.objects().0, Catalog::default().apply(&scan).0] {
+            let view = build(&objects, &Settings::default());
+            let belonging = view.resolved.belonging(&key);
+            assert_eq!(belonging.as_ref().map_or(0, |all| all.parents.len()), expected, "{parents}");
+            assert!(belonging.is_none_or(|all| all.broken.is_none()));
+            assert!(view.resolved.by_service.is_empty() && view.resolved.routes.is_empty());
+        }
+        // It can be read later, and is gone in the end.
+        let good = object(Kind::HttpRoute, "shop", "o", &format!("{{parentRefs: [{ours}]}}"));
+        live.put(&key, &decode(Kind::HttpRoute, version, good).unwrap().outcome);
+        assert!(build(&live.objects().0, &Settings::default()).resolved.unread.is_empty());
+        live.remove(&key);
+        live.put(&key, &decode(Kind::HttpRoute, version, route(&parents)).unwrap().outcome);
+        live.remove(&key);
+        assert!(live.objects().0.unread_routes.is_empty());
+    }
+}

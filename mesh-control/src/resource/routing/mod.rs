@@ -217,6 +217,9 @@ fn spec<S: Spec>(key: &Key, tree: &Tree, wrap: impl FnOnce(Routed<S>) -> Routing
             marks: marks(tree),
             spec,
         }))),
+        _ if key.kind.is_route() => {
+            Err(Unreadable { parents: reference::readable_parents(written), ..Unreadable::default() })
+        }
         _ => Err(Unreadable::default()),
     };
     Read { outcome, problems }

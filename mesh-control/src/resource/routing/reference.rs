@@ -5,10 +5,13 @@ use serde::Deserialize;
 use super::values::host;
 use super::{Check, values};
 use crate::resource::meta;
+use crate::yaml::node::{Node as Tree, Value};
 
 /// The classes of gateways that are ours, and Istio's names for the same, which are ours where no Istio runs.
 const CLASSES: [(&str, bool); 4] =
     [("undermesh", false), ("undermesh-waypoint", false), ("istio", true), ("istio-waypoint", true)];
+/// The definition of routes lets no more stand there.
+const MOST_PARENTS: usize = 32;
 /// Who acts on gateways of our classes.
 pub const CONTROLLER: &str = "undermesh.io/gateway-controller";
 
@@ -81,6 +84,22 @@ impl ParentReference {
         let kind = self.kind.as_deref().unwrap_or("Gateway");
         (group.is_empty() && kind == "Service") || (group == "networking.istio.io" && kind == "ServiceEntry")
     }
+}
+
+/// What a route that cannot be read belongs to, of its `spec`: each that can be read by itself.
+pub(super) fn readable_parents(spec: &Tree) -> Vec<ParentReference> {
+    let items = match spec.get("parentRefs").map(|node| &node.value) {
+        Some(Value::List(items)) => items.as_slice(),
+        _ => &[],
+    };
+    let mut parents = Vec::new();
+    for parent in items.iter().take(MOST_PARENTS).filter_map(|item| ParentReference::deserialize(item).ok()) {
+        // Statuses have each once.
+        if !parents.contains(&parent) {
+            parents.push(parent);
+        }
+    }
+    parents
 }
 
 /// Whether any of what a route belongs to is a service.

@@ -6,6 +6,7 @@
 //!                                   |-- resolve   destination -> Route | Refusal
 //!                                   |-- authorize connection  -> Allow | Deny
 //!                                   `-- names     DNS question -> addresses
+//! l7::Table -> l7::pick  request, client -> Decision (which rule, where to, what is changed)
 //! ```
 
 #![cfg_attr(test, allow(non_snake_case, reason = "tests carry the ids of the rows they prove"))]
@@ -18,6 +19,7 @@ mod cow;
 pub mod fuzz;
 pub mod identity;
 pub mod intern;
+pub mod l7;
 pub mod name;
 pub mod names;
 pub mod policy;

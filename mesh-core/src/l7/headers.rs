@@ -1,0 +1,57 @@
+//! Changes of headers, on the way there or back.
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// What is changed: first what is taken away, then what is replaced, then what is appended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct HeaderChanges {
+    /// Replaced, or made.
+    pub set: Vec<(HeaderName, HeaderValue)>,
+    /// Appended as a line of their own.
+    pub add: Vec<(HeaderName, HeaderValue)>,
+    /// Taken away, all lines.
+    pub remove: Vec<HeaderName>,
+}
+
+impl HeaderChanges {
+    /// Nothing is changed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.set.is_empty() && self.add.is_empty() && self.remove.is_empty()
+    }
+
+    /// Changes `headers`. A header that there is no room for (32,768 of them) is left out.
+    pub fn apply(&self, headers: &mut HeaderMap) {
+        for name in &self.remove {
+            headers.remove(name);
+        }
+        for (name, value) in &self.set {
+            _ = headers.try_insert(name.clone(), value.clone());
+        }
+        for (name, value) in &self.add {
+            _ = headers.try_append(name.clone(), value.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn removed_then_set_then_added() {
+        let pair = |name: &'static str, value| (HeaderName::from_static(name), HeaderValue::from_static(value));
+        let changes = HeaderChanges {
+            set: vec![pair("a", "1"), pair("b", "1")],
+            add: vec![pair("b", "2"), pair("c", "2")],
+            remove: vec![HeaderName::from_static("a"), HeaderName::from_static("d")],
+        };
+        let mut headers: HeaderMap =
+            [pair("a", "0"), pair("b", "0"), pair("c", "0"), pair("d", "0")].into_iter().collect();
+        headers.append("b", HeaderValue::from_static("00"));
+        changes.apply(&mut headers);
+        let all = |name: &str| headers.get_all(name).iter().map(|v| v.to_str().unwrap()).collect::<Vec<_>>().join(" ");
+        assert_eq!([all("a"), all("b"), all("c"), all("d")], ["1", "1 2", "0 2", ""]);
+        assert!(HeaderChanges::default().is_empty() && !changes.is_empty());
+    }
+}

@@ -1,0 +1,187 @@
+//! Regular expressions of users: RE2's language, held against the whole text, in time linear in it and with a limit on what they may become.
+//! Compiled once, when a table is made.
+
+use std::{fmt, hash};
+
+use arcstr::ArcStr;
+use regex::bytes::{Regex, RegexBuilder};
+
+/// Longest text of one pattern, in bytes.
+pub const LONGEST: usize = 4096;
+/// What a pattern may become, in bytes.
+const COMPILED: usize = 1 << 20;
+/// What its automaton may grow to while it is used, in bytes and for each thread.
+const AUTOMATON: usize = 1 << 18;
+/// Groups in groups.
+const NESTED: u32 = 100;
+
+/// Why a text is not a pattern.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PatternError {
+    /// Nothing is written.
+    #[error("an empty regular expression")]
+    Empty,
+    /// Longer than [`LONGEST`].
+    #[error("a regular expression of {0} bytes, the limit is {LONGEST}")]
+    TooLong(usize),
+    /// Its automaton would be too large.
+    #[error("the regular expression is too large: write smaller repetitions")]
+    TooLarge,
+    /// Not of the language.
+    #[error("not a regular expression: {0}")]
+    Syntax(String),
+}
+
+/// A compiled pattern. Two are equal if their texts are.
+#[derive(Clone)]
+pub struct Pattern {
+    text: ArcStr,
+    whole: Regex,
+    part: Regex,
+}
+
+impl Pattern {
+    /// Compiles it.
+    pub fn new(text: impl Into<ArcStr>) -> Result<Self, PatternError> {
+        let text = text.into();
+        match text.len() {
+            0 => return Err(PatternError::Empty),
+            length if length > LONGEST => return Err(PatternError::TooLong(length)),
+            _ => {}
+        }
+        // Alone first: `a)|(?:b` is no pattern, and would be one inside the parentheses.
+        let part = compile(&text)?;
+        let whole = compile(&format!(r"\A(?:{text})\z"))?;
+        Ok(Self { text, whole, part })
+    }
+
+    /// As it was written.
+    #[must_use]
+    pub fn text(&self) -> &ArcStr {
+        &self.text
+    }
+
+    /// Whether all of `value` matches.
+    #[must_use]
+    pub fn matches(&self, value: &[u8]) -> bool {
+        self.whole.is_match(value)
+    }
+
+    /// Every part of `value` that matches replaced by `substitution`, in which `\0` to `\9` are groups.
+    #[must_use]
+    pub fn replace_all(&self, value: &str, substitution: &str) -> String {
+        let mut out = Vec::with_capacity(value.len() + substitution.len());
+        let mut rest = 0;
+        for found in self.part.captures_iter(value.as_bytes()) {
+            let Some(all) = found.get(0) else { continue };
+            out.extend_from_slice(&value.as_bytes()[rest..all.start()]);
+            let mut chars = substitution.bytes();
+            while let Some(byte) = chars.next() {
+                match (byte, byte == b'\\') {
+                    (_, true) => match chars.next() {
+                        Some(digit @ b'0'..=b'9') => {
+                            let group = found.get(usize::from(digit - b'0'));
+                            out.extend_from_slice(group.map_or(b"", |group| group.as_bytes()));
+                        }
+                        Some(other) => out.push(other),
+                        None => out.push(b'\\'),
+                    },
+                    (byte, false) => out.push(byte),
+                }
+            }
+            rest = all.end();
+        }
+        out.extend_from_slice(&value.as_bytes()[rest..]);
+        String::from_utf8(out).unwrap_or_else(|bytes| String::from_utf8_lossy(bytes.as_bytes()).into_owned())
+    }
+}
+
+fn compile(text: &str) -> Result<Regex, PatternError> {
+    // As in RE2 classes such as \d are of ASCII. Its classes of Unicode, \pL, exist only in the other mode.
+    let unicode = text.contains("\\p") || text.contains("\\P");
+    let mut builder = RegexBuilder::new(text);
+    builder.unicode(unicode).size_limit(COMPILED).dfa_size_limit(AUTOMATON).nest_limit(NESTED);
+    builder.build().map_err(|error| match error {
+        regex::Error::CompiledTooBig(_) => PatternError::TooLarge,
+        error => {
+            let text = error.to_string();
+            let last = text.lines().last().unwrap_or_default();
+            PatternError::Syntax(last.strip_prefix("error: ").unwrap_or(last).to_owned())
+        }
+    })
+}
+
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for Pattern {}
+
+impl hash::Hash for Pattern {
+    fn hash<H: hash::Hasher>(&self, state: &mut H) {
+        self.text.hash(state);
+    }
+}
+
+impl fmt::Debug for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "/{}/", self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hardening_B146_what_is_too_large_or_no_pattern_is_refused() {
+        for (text, expected) in [
+            ("", "an empty regular expression"),
+            ("(a{1000}){1000}", "the regular expression is too large: write smaller repetitions"),
+            ("a)|(?:b", "not a regular expression: unopened group"),
+            ("[a", "not a regular expression: unclosed character class"),
+            (
+                r"a(?=b)",
+                "not a regular expression: look-around, including look-ahead and look-behind, is not supported",
+            ),
+            (r"(a)\1", "not a regular expression: backreferences are not supported"),
+        ] {
+            assert_eq!(Pattern::new(text).unwrap_err().to_string(), expected, "{text}");
+        }
+        let long = "a".repeat(1 << 16);
+        assert_eq!(Pattern::new(long).unwrap_err(), PatternError::TooLong(1 << 16));
+        let slow = Pattern::new(".*.*.*x").unwrap();
+        assert!(!slow.matches(&[b'a'; 100_000]));
+    }
+
+    #[test]
+    fn the_whole_text_is_compared() {
+        for (text, value, expected) in [
+            ("/v[0-9]+/.*", "/v2/a", true),
+            ("/v[0-9]+", "/v2/a", false),
+            ("a|ab", "ab", true),
+            ("b", "ab", false),
+            ("(?i)abc", "aBC", true),
+            (r"\d+", "٣", false),
+            (r"\pL+", "é", true),
+            (".*", "a\nb", false),
+        ] {
+            assert_eq!(Pattern::new(text).unwrap().matches(value.as_bytes()), expected, "{text} {value}");
+        }
+    }
+
+    #[test]
+    fn a_replacement_names_groups_by_their_numbers() {
+        for (text, value, substitution, expected) in [
+            ("/service/([^/]+)(/.*)$", "/service/foo/v1/api", r"\2/instance/\1", "/v1/api/instance/foo"),
+            ("one", "/xxx/one/yyy/one/zzz", "two", "/xxx/two/yyy/two/zzz"),
+            ("(?i)/xxx/", "/aaa/XxX/bbb", "/yyy/", "/aaa/yyy/bbb"),
+            ("a", "/b", "c", "/b"),
+            ("(a)", "/a", r"\\\1\7\", r"/\a\"),
+        ] {
+            assert_eq!(Pattern::new(text).unwrap().replace_all(value, substitution), expected, "{text} {value}");
+        }
+    }
+}

@@ -2,6 +2,24 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+/// Whether a header may be changed by a rule. Not those that say where a message ends or what is true of one connection: a changed one would let a
+/// message be read as two. The host is changed by a rewrite.
+#[must_use]
+pub fn is_changeable(name: &HeaderName) -> bool {
+    use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
+    let fixed = [CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
+    !fixed.contains(name) && !["keep-alive", "proxy-connection"].contains(&name.as_str())
+}
+
+/// Whether a request can be told by a header. Those of one connection are another's, or gone, before anybody compares them, and the host has a condition
+/// of its own.
+#[must_use]
+pub fn is_matchable(name: &HeaderName) -> bool {
+    use http::header::{CONNECTION, HOST, TRANSFER_ENCODING};
+    ![CONNECTION, HOST, TRANSFER_ENCODING].contains(name)
+        && !["keep-alive", "proxy-connection"].contains(&name.as_str())
+}
+
 /// What is changed: first what is taken away, then what is replaced, then what is appended.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct HeaderChanges {

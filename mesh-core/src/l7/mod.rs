@@ -36,7 +36,7 @@ pub use cors::Cors;
 pub use headers::HeaderChanges;
 pub use host::{Authority, BadAuthority, HostIndex, HostPattern};
 pub use path::PathRefused;
-pub use pattern::{Pattern, PatternError};
+pub use pattern::{Pattern, PatternError, Replacement};
 pub use pick::{Decision, Mirrors, Miss, Outcome, pick};
 pub use redirect::{Redirect, RedirectPort};
 pub use retry::{Retries, RetryOn};

@@ -30,6 +30,9 @@ pub enum PatternError {
     /// Not of the language.
     #[error("not a regular expression: {0}")]
     Syntax(String),
+    /// Its groups are not those of the pattern.
+    #[error("{0:?} names a group that the regular expression does not have: write \\\\ for a backslash")]
+    Substitution(String),
 }
 
 /// A compiled pattern. Two are equal if their texts are.
@@ -37,22 +40,17 @@ pub enum PatternError {
 pub struct Pattern {
     text: ArcStr,
     whole: Regex,
-    part: Regex,
 }
 
 impl Pattern {
     /// Compiles it.
     pub fn new(text: impl Into<ArcStr>) -> Result<Self, PatternError> {
         let text = text.into();
-        match text.len() {
-            0 => return Err(PatternError::Empty),
-            length if length > LONGEST => return Err(PatternError::TooLong(length)),
-            _ => {}
-        }
+        check_length(&text)?;
         // Alone first: `a)|(?:b` is no pattern, and would be one inside the parentheses.
-        let part = compile(&text)?;
+        compile(&text)?;
         let whole = compile(&format!(r"\A(?:{text})\z"))?;
-        Ok(Self { text, whole, part })
+        Ok(Self { text, whole })
     }
 
     /// As it was written.
@@ -66,33 +64,89 @@ impl Pattern {
     pub fn matches(&self, value: &[u8]) -> bool {
         self.whole.is_match(value)
     }
+}
 
-    /// Every part of `value` that matches replaced by `substitution`, in which `\0` to `\9` are groups.
+/// What stands for each part of a text that a pattern finds.
+#[derive(Clone)]
+pub struct Replacement {
+    pattern: ArcStr,
+    part: Regex,
+    substitution: ArcStr,
+}
+
+impl Replacement {
+    /// Compiles it. In `substitution` `\0` to `\9` are groups, and `\\` is a backslash.
+    pub fn new(pattern: impl Into<ArcStr>, substitution: impl Into<ArcStr>) -> Result<Self, PatternError> {
+        let (pattern, substitution) = (pattern.into(), substitution.into());
+        check_length(&pattern)?;
+        let part = compile(&pattern)?;
+        let mut bytes = substitution.bytes();
+        while let Some(byte) = bytes.next() {
+            match (byte == b'\\').then(|| bytes.next()) {
+                None | Some(Some(b'\\')) => {}
+                Some(Some(digit @ b'0'..=b'9')) if usize::from(digit - b'0') < part.captures_len() => {}
+                Some(_) => return Err(PatternError::Substitution(substitution.chars().take(200).collect())),
+            }
+        }
+        Ok(Self { pattern, part, substitution })
+    }
+
+    /// What is replaced, as it was written.
     #[must_use]
-    pub fn replace_all(&self, value: &str, substitution: &str) -> String {
-        let mut out = Vec::with_capacity(value.len() + substitution.len());
-        let mut rest = 0;
+    pub fn pattern(&self) -> &ArcStr {
+        &self.pattern
+    }
+
+    /// With what, as it was written.
+    #[must_use]
+    pub fn substitution(&self) -> &ArcStr {
+        &self.substitution
+    }
+
+    /// Every part of `value` that matches replaced.
+    #[must_use]
+    pub fn apply(&self, value: &str) -> String {
+        let (mut out, mut rest) = (Vec::with_capacity(value.len() + self.substitution.len()), 0);
         for found in self.part.captures_iter(value.as_bytes()) {
             let Some(all) = found.get(0) else { continue };
             out.extend_from_slice(&value.as_bytes()[rest..all.start()]);
-            let mut chars = substitution.bytes();
-            while let Some(byte) = chars.next() {
-                match (byte, byte == b'\\') {
-                    (_, true) => match chars.next() {
-                        Some(digit @ b'0'..=b'9') => {
-                            let group = found.get(usize::from(digit - b'0'));
-                            out.extend_from_slice(group.map_or(b"", |group| group.as_bytes()));
-                        }
-                        Some(other) => out.push(other),
-                        None => out.push(b'\\'),
-                    },
-                    (byte, false) => out.push(byte),
+            let mut bytes = self.substitution.bytes();
+            while let Some(byte) = bytes.next() {
+                match if byte == b'\\' { bytes.next() } else { None } {
+                    Some(digit @ b'0'..=b'9') => {
+                        let group = found.get(usize::from(digit - b'0'));
+                        out.extend_from_slice(group.map_or(b"", |group| group.as_bytes()));
+                    }
+                    escaped => out.push(escaped.unwrap_or(byte)),
                 }
             }
             rest = all.end();
         }
         out.extend_from_slice(&value.as_bytes()[rest..]);
+        // Bytes of one character may have been parted.
         String::from_utf8(out).unwrap_or_else(|bytes| String::from_utf8_lossy(bytes.as_bytes()).into_owned())
+    }
+}
+
+impl PartialEq for Replacement {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.pattern, &self.substitution) == (&other.pattern, &other.substitution)
+    }
+}
+
+impl Eq for Replacement {}
+
+impl fmt::Debug for Replacement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "/{}/{}/", self.pattern, self.substitution)
+    }
+}
+
+fn check_length(text: &str) -> Result<(), PatternError> {
+    match text.len() {
+        0 => Err(PatternError::Empty),
+        length if length > LONGEST => Err(PatternError::TooLong(length)),
+        _ => Ok(()),
     }
 }
 
@@ -179,9 +233,13 @@ mod tests {
             ("one", "/xxx/one/yyy/one/zzz", "two", "/xxx/two/yyy/two/zzz"),
             ("(?i)/xxx/", "/aaa/XxX/bbb", "/yyy/", "/aaa/yyy/bbb"),
             ("a", "/b", "c", "/b"),
-            ("(a)", "/a", r"\\\1\7\", r"/\a\"),
+            ("(a)", "/a", r"\\\1\0", r"/\aa"),
+            ("(a)|b", "/b", r"\1c", "/c"),
         ] {
-            assert_eq!(Pattern::new(text).unwrap().replace_all(value, substitution), expected, "{text} {value}");
+            assert_eq!(Replacement::new(text, substitution).unwrap().apply(value), expected, "{text} {value}");
+        }
+        for bad in [r"\1", r"\", r"\a", r"a\\\"] {
+            assert!(matches!(Replacement::new("a", bad), Err(PatternError::Substitution(_))), "{bad}");
         }
     }
 }

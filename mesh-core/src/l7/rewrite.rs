@@ -2,7 +2,7 @@
 
 use arcstr::ArcStr;
 
-use super::{Condition, PathKind, Pattern};
+use super::{Condition, PathKind, Replacement};
 
 /// What of a request is changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,12 +21,7 @@ pub enum PathChange {
     /// This instead of the prefix that the rule means. A rule that means whole paths, or patterns, has its whole path replaced.
     Prefix(ArcStr),
     /// Replacements of what a pattern finds.
-    Regex {
-        /// What is replaced.
-        pattern: Pattern,
-        /// With what; `\1` is a group.
-        substitution: ArcStr,
-    },
+    Regex(Replacement),
 }
 
 impl PathChange {
@@ -35,7 +30,7 @@ impl PathChange {
     pub fn apply(&self, path: &str, condition: Option<&Condition>) -> String {
         let changed = match self {
             Self::Full(text) => text.to_string(),
-            Self::Regex { pattern, substitution } => pattern.replace_all(path, substitution),
+            Self::Regex(replacement) => replacement.apply(path),
             Self::Prefix(text) => {
                 let matched = condition.and_then(|condition| condition.path.as_ref()).map(|path| &path.kind);
                 match matched {
@@ -76,6 +71,7 @@ pub(super) fn with_query(mut path: String, query: Option<&str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::l7::Pattern;
 
     fn meant(kind: Option<PathKind>) -> Condition {
         Condition { path: kind.map(Into::into), ..Condition::default() }
@@ -113,7 +109,7 @@ mod tests {
             assert_eq!(changed, expected, "{kind:?} {path} -> {text}");
         }
         assert_eq!(PathChange::Full("/one".into()).apply("/a/b", None), "/one");
-        let change = PathChange::Regex { pattern: Pattern::new("/a/(.*)").unwrap(), substitution: r"\1".into() };
+        let change = PathChange::Regex(Replacement::new("/a/(.*)", r"\1").unwrap());
         assert_eq!(change.apply("/a/b", None), "/b");
     }
 }

@@ -2,8 +2,16 @@
 
 use std::error::Error;
 
-const FILES: [&str; 7] =
-    ["workload.proto", "authorization.proto", "ca.proto", "cni.proto", "discovery.proto", "enrol.proto", "zds.proto"];
+const FILES: [&str; 8] = [
+    "workload.proto",
+    "authorization.proto",
+    "ca.proto",
+    "cni.proto",
+    "discovery.proto",
+    "enrol.proto",
+    "l7.proto",
+    "zds.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
@@ -13,8 +21,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         .build_client(grpc)
         .build_server(grpc)
         .bytes(".envoy.service.discovery.v3.Any.value")
-        // A map in a fixed order, so that equal workloads have equal bytes.
+        // Maps in a fixed order, so that equal values have equal bytes.
         .btree_map(".istio.workload.Workload.services")
+        .btree_map(".undermesh.l7.v1.Condition.source_labels")
         .emit_rerun_if_changed(false)
         .compile_fds(descriptors)?;
     Ok(())

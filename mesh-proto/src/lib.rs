@@ -8,11 +8,13 @@ pub mod fuzz;
 pub mod scope;
 pub mod wire;
 
-pub use wire::{authorization, ca, discovery, enrol, workload, zds};
+pub use wire::{authorization, ca, discovery, enrol, l7, workload, zds};
 
 /// Type URL of workloads and services.
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 /// Type URL of authorization policies.
 pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
+/// Type URL of tables of HTTP routes.
+pub const ROUTE_TABLE_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.RouteTable";
 /// The largest message that either side of an xDS stream accepts.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;

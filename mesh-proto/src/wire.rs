@@ -31,6 +31,11 @@ pub mod enrol {
     include!(concat!(env!("OUT_DIR"), "/undermesh.enrol.v1.rs"));
 }
 
+/// `undermesh.l7.v1`: where HTTP requests go.
+pub mod l7 {
+    include!(concat!(env!("OUT_DIR"), "/undermesh.l7.v1.rs"));
+}
+
 /// `istio.workload.zds`: the pods that Istio's node agent has redirected.
 pub mod zds {
     include!(concat!(env!("OUT_DIR"), "/istio.workload.zds.rs"));

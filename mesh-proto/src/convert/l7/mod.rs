@@ -1,0 +1,191 @@
+//! Tables of HTTP routes, both ways. A rule that cannot be read in all of its parts is in the table all the same, and answers 500: what it could still be
+//! told of its conditions says to which requests. Left out, a later rule would take them. A host that cannot be read refuses the table, because its
+//! requests would go to a less specific one.
+
+mod action;
+mod condition;
+mod policy;
+#[cfg(test)]
+mod tests;
+
+use std::{fmt, sync::Arc};
+
+use mesh_core::l7::{Action, Condition, Handling, HostPattern, Rule, Table, VirtualHost};
+use prost::Message;
+
+use super::{ConvertError, field};
+use crate::wire::l7 as wire;
+
+/// Patterns of one table: each may take a megabyte.
+const MOST_PATTERNS: usize = 4096;
+/// Hosts of a table, rules of a host and conditions of a rule.
+const MOST_HOSTS: usize = 100_000;
+const MOST_RULES: usize = 10_000;
+const MOST_CONDITIONS: usize = 1_000;
+
+/// A table, and what of it is closed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteTable {
+    /// The table.
+    pub table: Table,
+    /// Rules that answer 500 because they could not be read. To be reported: a control plane of another version may have written them.
+    pub closed: Vec<ClosedRule>,
+}
+
+/// A rule that could not be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClosedRule {
+    /// The name of its virtual host.
+    pub host: mesh_core::ArcStr,
+    /// Which of its rules.
+    pub index: usize,
+    /// Its name and the object it is written in, as far as they could be read.
+    pub name: String,
+    /// What is wrong with it.
+    pub problem: ConvertError,
+}
+
+impl fmt::Display for ClosedRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, index, name, problem } = self;
+        write!(f, "host {host}, rule {index} ({name}): {problem}; its requests are answered with 500")
+    }
+}
+
+/// Reads one `undermesh.l7.v1.RouteTable`. Fields of tables and hosts that this version does not know refuse it, those of rules close the rule.
+pub fn route_table(bytes: &[u8]) -> Result<RouteTable, ConvertError> {
+    let message = wire::RouteTable::decode(bytes).map_err(ConvertError::decode)?;
+    if message.encoded_len() != bytes.len() {
+        return Err(ConvertError::UnknownFields);
+    }
+    few("hosts", message.hosts.len(), MOST_HOSTS)?;
+    let mut reader = Reader::default();
+    let name = field::text("name", message.name)?;
+    let hosts = message.hosts.into_iter().map(|host| reader.host(host).map(Arc::new));
+    let hosts = hosts.collect::<Result<Vec<_>, _>>()?;
+    Ok(RouteTable { table: Table::new(name, hosts), closed: reader.closed })
+}
+
+/// The bytes of an `undermesh.l7.v1.RouteTable`. The same table always gives the same bytes.
+#[must_use]
+pub fn encode_route_table(table: &Table) -> Vec<u8> {
+    let hosts = table.hosts().iter().map(|host| write_host(host)).collect();
+    wire::RouteTable { name: table.name().to_string(), hosts }.encode_to_vec()
+}
+
+/// What is counted and collected while a table is read.
+#[derive(Default)]
+struct Reader {
+    patterns: usize,
+    closed: Vec<ClosedRule>,
+}
+
+impl Reader {
+    fn host(&mut self, message: wire::VirtualHost) -> Result<VirtualHost, ConvertError> {
+        few("hosts.rules", message.rules.len(), MOST_RULES)?;
+        let pattern = |text: String| {
+            let problem =
+                || ConvertError::invalid("hosts.hosts", format!("{text:?} is neither a host nor `*.` with one"));
+            HostPattern::parse(&text).ok_or_else(problem)
+        };
+        let namespace = |name: String| field::name("hosts.clients", name);
+        let mut host = VirtualHost {
+            name: field::text("hosts.name", message.name)?,
+            service: match message.service.as_str() {
+                "" => None,
+                key => Some(field::key("hosts.service", key)?),
+            },
+            hosts: message.hosts.into_iter().map(pattern).collect::<Result<_, _>>()?,
+            ports: message.ports.iter().map(|p| field::port("hosts.ports", *p)).collect::<Result<_, _>>()?,
+            clients: match message.clients {
+                None => None,
+                Some(clients) => Some(clients.namespaces.into_iter().map(namespace).collect::<Result<_, _>>()?),
+            },
+            falls_through: message.falls_through,
+            rules: Vec::with_capacity(message.rules.len()),
+        };
+        for (index, bytes) in message.rules.iter().enumerate() {
+            let (rule, problem) = self.rule(bytes);
+            if let Some(problem) = problem {
+                let name = format!("{} of {}", rule.handling.name, rule.handling.origin);
+                self.closed.push(ClosedRule { host: host.name.clone(), index, name, problem });
+            }
+            host.rules.push(rule);
+        }
+        Ok(host)
+    }
+
+    /// A rule, closed if there is a problem. What of a condition cannot be read is taken to hold, so that it means more requests rather than fewer.
+    fn rule(&mut self, bytes: &[u8]) -> (Rule, Option<ConvertError>) {
+        let message = match wire::Rule::decode(bytes) {
+            Ok(message) => message,
+            Err(error) => {
+                let problem = ConvertError::decode(error);
+                return (Rule { conditions: Vec::new(), handling: closed(None, &problem) }, Some(problem));
+            }
+        };
+        let mut leaves = condition::Leaves { patterns: &mut self.patterns, problem: None };
+        if message.encoded_len() != bytes.len() {
+            leaves.problem = Some(ConvertError::UnknownFields);
+        }
+        let conditions: Vec<Condition> = match few("conditions", message.conditions.len(), MOST_CONDITIONS) {
+            Ok(()) => message.conditions.into_iter().map(|one| leaves.condition(one)).collect(),
+            Err(problem) => {
+                leaves.note(problem);
+                Vec::new()
+            }
+        };
+        let problem = leaves.problem;
+        let (head, handling) = match message.handling {
+            None => (None, Err(ConvertError::Missing { field: "handling" })),
+            Some(handling) => {
+                let head = (handling.name.clone(), handling.origin.clone());
+                (Some(head), action::handling(handling, &mut self.patterns))
+            }
+        };
+        match (problem, handling) {
+            (None, Ok(handling)) => (Rule { conditions, handling: Arc::new(handling) }, None),
+            (Some(problem), _) | (None, Err(problem)) => {
+                (Rule { conditions, handling: closed(head, &problem) }, Some(problem))
+            }
+        }
+    }
+}
+
+fn closed(head: Option<(String, String)>, problem: &ConvertError) -> Arc<Handling> {
+    let (name, origin) = head.unwrap_or_default();
+    let text = |text: String| field::text("name", text).unwrap_or_default();
+    let action = Action::Closed(format!("the rule cannot be read: {problem}").into());
+    Arc::new(Handling { name: text(name), origin: text(origin), ..Handling::new(action) })
+}
+
+fn few(field: &'static str, count: usize, limit: usize) -> Result<(), ConvertError> {
+    if count > limit {
+        return Err(ConvertError::invalid(field, format!("{count} of them, the limit is {limit}")));
+    }
+    Ok(())
+}
+
+/// Counts a pattern before it is compiled.
+fn one_more(field: &'static str, patterns: &mut usize) -> Result<(), ConvertError> {
+    *patterns += 1;
+    few(field, *patterns, MOST_PATTERNS)
+}
+
+fn write_host(host: &VirtualHost) -> wire::VirtualHost {
+    let rule = |rule: &Rule| {
+        let conditions = rule.conditions.iter().map(condition::write).collect();
+        wire::Rule { conditions, handling: Some(action::write(&rule.handling)) }.encode_to_vec()
+    };
+    let clients =
+        |names: &Vec<mesh_core::ArcStr>| wire::Clients { namespaces: names.iter().map(ToString::to_string).collect() };
+    wire::VirtualHost {
+        name: host.name.to_string(),
+        service: host.service.as_ref().map(ToString::to_string).unwrap_or_default(),
+        hosts: host.hosts.iter().map(ToString::to_string).collect(),
+        ports: host.ports.iter().map(|port| u32::from(*port)).collect(),
+        clients: host.clients.as_ref().map(clients),
+        falls_through: host.falls_through,
+        rules: host.rules.iter().map(rule).collect(),
+    }
+}

@@ -1,6 +1,8 @@
 //! Where a captured connection goes. The proxy asks once for each attempt, naming the endpoints that already failed, and does what the route
 //! says. Nothing here guesses: what the mesh should know but does not is refused.
 
+mod waypoint;
+
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
@@ -15,6 +17,7 @@ use crate::{
     balance::{Ask, Pick},
     ports,
     service::Mode,
+    snapshot::AddressOwner,
     workload::TunnelProtocol,
 };
 
@@ -33,6 +36,8 @@ pub struct Client {
     pub namespace: ArcStr,
     /// Its addresses.
     pub ips: Vec<IpAddr>,
+    /// As its certificate says it; `None` if that is not known.
+    pub identity: Option<Identity>,
 }
 
 /// One attempt of one connection.
@@ -59,14 +64,14 @@ pub enum Route {
     Hbone(Upstream),
 }
 
-/// The chosen workload and how it is addressed.
+/// The chosen workload and how it is addressed. With a waypoint on the way it is the waypoint's, and the target is what the app asked for.
 #[derive(Debug)]
 pub struct Upstream {
     /// Who takes the connection.
     pub workload: Arc<Workload>,
-    /// The app there: its address and port, which is also the CONNECT authority.
+    /// The CONNECT authority: the app's address and port there, or for a waypoint the service's or workload's that was asked for.
     pub target: SocketAddr,
-    /// Its HBONE listener.
+    /// The HBONE listener of the workload.
     pub tunnel: SocketAddr,
     /// Identities that the peer may prove.
     pub expected: Vec<Identity>,
@@ -74,8 +79,10 @@ pub struct Upstream {
     pub service: Option<Arc<Service>>,
     /// Changes when the address changes owner; part of every cache key about it.
     pub generation: u64,
-    /// Counts the connection and takes its outcome; only when an endpoint was chosen.
+    /// Counts the connection and takes its outcome; only when an endpoint was chosen, so that there may be another one.
     pub lease: Option<EndpointLease>,
+    /// It is a waypoint: who it is for, and may be asked for nothing else.
+    pub waypoint: bool,
 }
 
 /// Why there is no route. Every refusal is closed: the connection is not made.
@@ -106,11 +113,15 @@ pub enum Refusal {
     /// A port of the mesh itself: a loop or a spoof.
     #[error("port {0} belongs to the mesh")]
     MeshPort(u16),
-    /// The destination must be reached through a waypoint, and this agent cannot use one yet.
-    #[error("{destination} must be reached through its waypoint")]
-    WaypointRequired {
+    /// The destination must be reached through a waypoint, and that cannot be reached. Nothing goes around it.
+    #[error("{destination} must be reached through its waypoint {waypoint}, which {problem}")]
+    NoWaypoint {
         /// The service's key or the workload's uid.
         destination: String,
+        /// The waypoint's service, or its address.
+        waypoint: String,
+        /// What is the matter with it.
+        problem: WaypointProblem,
     },
     /// The workload is behind a gateway of another network.
     #[error("workload {uid} is only reachable through the gateway of its network")]
@@ -118,6 +129,20 @@ pub enum Refusal {
         /// Which workload.
         uid: ArcStr,
     },
+}
+
+/// Why a waypoint cannot be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum WaypointProblem {
+    /// No service and no workload is known by its name or address.
+    #[error("is not known")]
+    Unknown,
+    /// Its service has no such port.
+    #[error("has no port {0}")]
+    NoPort(u16),
+    /// No endpoint is left that could be tried.
+    #[error("has no endpoint left")]
+    NoEndpoints,
 }
 
 impl Refusal {
@@ -130,7 +155,7 @@ impl Refusal {
             Self::UnknownPort { .. } => "unknown_port",
             Self::UnknownMeshAddress(_) => "unknown_mesh_address",
             Self::MeshPort(_) => "mesh_port",
-            Self::WaypointRequired { .. } => "waypoint_required",
+            Self::NoWaypoint { .. } => "no_waypoint",
             Self::RemoteNetwork { .. } => "remote_network",
         }
     }
@@ -144,7 +169,7 @@ pub fn resolve(snapshot: &Snapshot, request: &Request<'_>, rng: &mut impl Rng) -
     let (ip, port) = (request.destination.ip().to_canonical(), request.destination.port());
     let network = &*request.source.network;
     if let Some(owner) = snapshot.owner(network, &ip) {
-        return to_workload(&owner.workload, owner.generation, SocketAddr::new(ip, port));
+        return to_workload(snapshot, owner, request, rng);
     }
     if let Some(service) = snapshot.service_by_address(network, &ip) {
         return to_service(snapshot, service, request, rng);
@@ -166,11 +191,11 @@ pub fn to_service(
     rng: &mut impl Rng,
 ) -> Result<Route, Refusal> {
     let (key, destination) = (service.key(), request.destination);
-    if service.waypoint.is_some() {
-        return Err(Refusal::WaypointRequired { destination: key.to_string() });
+    if let Some(gateway) = waypoint::needed(snapshot, service.waypoint.as_ref(), request.source) {
+        return waypoint::to(snapshot, gateway, Asked::Service(service), request, rng);
     }
     if service.load_balancing.mode == Mode::Passthrough {
-        return Ok(Route::Passthrough(SocketAddr::new(destination.ip().to_canonical(), destination.port())));
+        return Ok(Route::Passthrough(canonical(destination)));
     }
     let port = destination.port();
     if service.port(port).is_none() {
@@ -186,44 +211,76 @@ pub fn to_service(
 
 fn to_endpoint(snapshot: &Snapshot, service: &Arc<Service>, pick: Pick) -> Result<Route, Refusal> {
     let Pick { workload, address, target_port, lease } = pick;
+    route(Upstream {
+        target: SocketAddr::new(address, target_port),
+        tunnel: SocketAddr::new(address, ports::HBONE),
+        expected: may_answer(service, &workload),
+        service: Some(Arc::clone(service)),
+        generation: generation(snapshot, &workload, &address),
+        lease: Some(lease),
+        workload,
+        waypoint: false,
+    })
+}
+
+/// Identities that an endpoint of a service may prove.
+fn may_answer(service: &Service, workload: &Workload) -> Vec<Identity> {
     let mut expected = service.subject_alt_names.clone();
     let own = workload.identity();
     if !expected.contains(&own) {
         expected.push(own);
     }
-    // The address may have a newer owner than the member that was picked: then the member is on the host network or about to go, and the
-    // caches about the address must not be shared with the owner's.
-    let owner = snapshot.owner(&workload.network, &address);
-    let generation = owner.filter(|o| o.workload.uid == workload.uid).map_or(0, |o| o.generation);
-    route(Upstream {
-        target: SocketAddr::new(address, target_port),
-        tunnel: SocketAddr::new(address, ports::HBONE),
-        expected,
-        service: Some(Arc::clone(service)),
-        generation,
-        lease: Some(lease),
-        workload,
-    })
+    expected
 }
 
-fn to_workload(workload: &Arc<Workload>, generation: u64, target: SocketAddr) -> Result<Route, Refusal> {
-    if workload.waypoint.is_some() {
-        return Err(Refusal::WaypointRequired { destination: workload.uid.to_string() });
+/// The address may have a newer owner than the member that was picked: then the member is on the host network or about to go, and the caches about the
+/// address must not be shared with the owner's.
+fn generation(snapshot: &Snapshot, workload: &Workload, address: &IpAddr) -> u64 {
+    let owner = snapshot.owner(&workload.network, address);
+    owner.filter(|o| o.workload.uid == workload.uid).map_or(0, |o| o.generation)
+}
+
+fn to_workload(
+    snapshot: &Snapshot,
+    owner: &AddressOwner,
+    request: &Request<'_>,
+    rng: &mut impl Rng,
+) -> Result<Route, Refusal> {
+    let workload = &owner.workload;
+    if let Some(gateway) = waypoint::needed(snapshot, workload.waypoint.as_ref(), request.source) {
+        return waypoint::to(snapshot, gateway, Asked::Workload(workload), request, rng);
     }
+    let target = canonical(request.destination);
     route(Upstream {
         workload: Arc::clone(workload),
         target,
         tunnel: SocketAddr::new(target.ip(), ports::HBONE),
         expected: vec![workload.identity()],
         service: None,
-        generation,
+        generation: owner.generation,
         lease: None,
+        waypoint: false,
     })
+}
+
+/// What the app asked for.
+#[derive(Clone, Copy)]
+enum Asked<'a> {
+    Service(&'a Arc<Service>),
+    Workload(&'a Workload),
+}
+
+fn canonical(destination: SocketAddr) -> SocketAddr {
+    SocketAddr::new(destination.ip().to_canonical(), destination.port())
 }
 
 fn route(upstream: Upstream) -> Result<Route, Refusal> {
     if ports::is_mesh_port(upstream.target.port()) {
         return Err(Refusal::MeshPort(upstream.target.port()));
+    }
+    if upstream.waypoint {
+        // Whatever is said of its tunnel: without one it would be asked for the app's own bytes, unproved.
+        return Ok(Route::Hbone(upstream));
     }
     if upstream.workload.network_gateway.is_some() {
         return Err(Refusal::RemoteNetwork { uid: upstream.workload.uid.clone() });
@@ -239,6 +296,9 @@ impl fmt::Display for Route {
         match self {
             Self::Passthrough(to) => write!(f, "passthrough to {to}"),
             Self::Plain(up) => write!(f, "plain TCP to {} ({})", up.target, up.workload.uid),
+            Self::Hbone(up) if up.waypoint => {
+                write!(f, "HBONE to {} by the waypoint {} ({})", up.target, up.tunnel, up.workload.uid)
+            }
             Self::Hbone(up) => write!(f, "HBONE to {} ({})", up.target, up.workload.uid),
         }
     }

@@ -84,7 +84,9 @@ pub async fn run(context: &Arc<PodContext>, flow: &Flow, route: Route) -> Result
                 }),
             }
         }
-        Route::Plain(upstream) | Route::Hbone(upstream) if local::is_own(&context.pod, upstream.target.ip()) => {
+        Route::Plain(upstream) | Route::Hbone(upstream)
+            if !upstream.waypoint && local::is_own(&context.pod, upstream.target.ip()) =>
+        {
             hairpin(context, flow, upstream).await
         }
         Route::Plain(upstream) => plain(context, flow, upstream).await,
@@ -250,9 +252,9 @@ fn report(context: &PodContext, upstream: &Upstream, success: bool) {
     }
 }
 
-/// Another endpoint exists only behind a service, and helps only if this one was at fault.
+/// Another endpoint exists only where one was chosen, and helps only if this one was at fault.
 fn next_endpoint(upstream: &Upstream, theirs: bool) -> Option<ArcStr> {
-    (theirs && upstream.service.is_some()).then(|| upstream.workload.uid.clone())
+    (theirs && upstream.lease.is_some()).then(|| upstream.workload.uid.clone())
 }
 
 /// Errors that say something about the far end, as opposed to this node's own limits.

@@ -231,6 +231,7 @@ impl View {
             locality: workload.locality.clone(),
             namespace: pod.namespace.clone(),
             ips: pod.ips.clone(),
+            identity: Some(pod.identity.clone()),
         };
         View { client, baggage: baggage_of(&workload), workload, known }
     }

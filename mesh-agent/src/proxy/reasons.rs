@@ -44,7 +44,9 @@ reasons! {
     UnknownMeshAddress = "unknown_mesh_address",
     /// A port of the mesh itself: a loop or a spoof.
     MeshPort = "mesh_port",
-    /// A destination that only a waypoint or a gateway leads to.
+    /// A destination that has a waypoint, which cannot be reached.
+    NoWaypoint = "no_waypoint",
+    /// A destination that only a gateway leads to.
     Destination = "destination_refused",
     /// A tunnel arrived for an address that is not the pod's.
     NotPodAddress = "not_pod_address",
@@ -88,7 +90,8 @@ impl From<&Refusal> for Reason {
             Refusal::UnknownPort { .. } => Reason::UnknownPort,
             Refusal::UnknownMeshAddress(_) => Reason::UnknownMeshAddress,
             Refusal::MeshPort(_) => Reason::MeshPort,
-            Refusal::WaypointRequired { .. } | Refusal::RemoteNetwork { .. } => Reason::Destination,
+            Refusal::NoWaypoint { .. } => Reason::NoWaypoint,
+            Refusal::RemoteNetwork { .. } => Reason::Destination,
         }
     }
 }

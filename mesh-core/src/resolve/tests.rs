@@ -8,7 +8,7 @@ use super::*;
 use crate::{
     Change, GatewayAddress, Store,
     service::{LoadBalancing, ServiceAddress, ServicePort},
-    workload::{GatewayDestination, NetworkMode, PortMapping, TunnelProtocol},
+    workload::{GatewayDestination, NetworkAddress, NetworkMode, PortMapping, TunnelProtocol},
 };
 
 fn ip(text: &str) -> IpAddr {
@@ -96,8 +96,6 @@ fn each_destination_has_one_route() {
         ("198.19.0.1:81", "service shop/cart.shop.svc.cluster.local has no port 81"),
         ("198.19.0.3:80", "service shop/empty.shop.svc.cluster.local has no endpoint left for port 80"),
         ("198.19.8.77:80", "service shop/ranged.shop.svc.cluster.local has no endpoint left for port 80"),
-        ("198.19.0.4:80", "shop/l7.shop.svc.cluster.local must be reached through its waypoint"),
-        ("198.18.0.4:80", "c//Pod/shop/wp-1 must be reached through its waypoint"),
         ("198.18.0.8:80", "workload c//Pod/shop/remote-1 is only reachable through the gateway of its network"),
         ("198.18.3.1:80", "198.18.3.1 is inside the mesh but belongs to no known workload or service"),
         ("198.18.7.7:80", "198.18.7.7 is inside the mesh but belongs to no known workload or service"),
@@ -161,4 +159,149 @@ fn an_endpoint_on_a_mesh_port_is_refused() {
     evil.services = Arc::new([(key("empty"), ports)].into());
     let snapshot = store.apply(vec![Change::Workload(evil)]).snapshot;
     assert_eq!(ask(&snapshot, "198.19.0.3:80", &[]).unwrap_err(), Refusal::MeshPort(15001));
+}
+
+/// A waypoint with two endpoints, its own port in its pods, and who is bound to it.
+fn with_waypoints() -> Store {
+    use TunnelProtocol::{Hbone, None as Plain};
+    let mut store = mesh();
+    let port = |service_port, target_port| ServicePort { service_port, target_port, app_protocol: Default::default() };
+    let of_waypoint = |name: &str, service: &str, address: &str, protocol| {
+        let mut pod = workload(name, address, protocol, None);
+        pod.services = Arc::new([(key(service), vec![PortMapping { service_port: 15008, target_port: 15108 }])].into());
+        pod
+    };
+    let at = |address: &str, hbone_port| {
+        let address = NetworkAddress { network: "".into(), address: ip(address) };
+        Some(GatewayAddress { destination: GatewayDestination::Address(address), hbone_port })
+    };
+    let named = |name: &str, hbone_port| {
+        Some(GatewayAddress { destination: GatewayDestination::Service(key(name)), hbone_port })
+    };
+    let san = "spiffe://cluster.local/ns/shop/sa/waypoint-too".parse().unwrap();
+    let bound = |name: &str, vip: &str, waypoint| Change::Service(Service { waypoint, ..service(name, &[vip]) });
+    let waypoint = |name: &str, vip: &str| Service { ports: vec![port(15008, 0)], ..service(name, &[vip]) };
+    store.apply(vec![
+        Change::Service(Service { subject_alt_names: vec![san], ..waypoint("waypoint", "198.19.1.1") }),
+        Change::Workload(of_waypoint("waypoint-1", "waypoint", "198.18.1.1", Hbone)),
+        Change::Service(waypoint("deserted", "198.19.1.2")),
+        Change::Service(Service { waypoint: waypoint_of("waypoint"), ..waypoint("plain-wp", "198.19.1.3") }),
+        Change::Workload(of_waypoint("plainwp-1", "plain-wp", "198.18.1.3", Plain)),
+        bound("by-vip", "198.19.2.1", at("198.19.1.1", 15008)),
+        bound("by-pod", "198.19.2.2", at("198.18.1.1", 15008)),
+        bound("to-deserted", "198.19.2.3", named("deserted", 15008)),
+        bound("to-nothing", "198.19.2.4", named("nothing", 15008)),
+        bound("to-nowhere", "198.19.2.5", at("198.18.9.9", 15008)),
+        bound("to-port", "198.19.2.6", named("waypoint", 9)),
+        bound("to-plain", "198.19.2.7", named("plain-wp", 15008)),
+        Change::Service(Service {
+            load_balancing: LoadBalancing { mode: Mode::Passthrough, ..Default::default() },
+            ..Service { waypoint: named("waypoint", 15008), ..service("egress", &["198.19.2.8"]) }
+        }),
+    ]);
+    store
+}
+
+fn waypoint_of(name: &str) -> Option<GatewayAddress> {
+    Some(GatewayAddress { destination: GatewayDestination::Service(key(name)), hbone_port: 15008 })
+}
+
+#[test]
+fn who_has_a_waypoint_is_reached_through_it_or_not_at_all() {
+    let snapshot = with_waypoints().snapshot();
+    let through = |target: &str| format!("HBONE to {target} by the waypoint 198.18.1.1:15108 (c//Pod/shop/waypoint-1)");
+    let closed = |service: &str, waypoint: &str, why: &str| {
+        format!("shop/{service}.shop.svc.cluster.local must be reached through its waypoint {waypoint}, which {why}")
+    };
+    let named = |name: &str| format!("shop/{name}.shop.svc.cluster.local");
+    for (destination, expected) in [
+        ("198.19.0.4:80", through("198.19.0.4:80")),
+        ("[::ffff:198.19.0.4]:80", through("198.19.0.4:80")),
+        ("198.18.0.4:9000", through("198.18.0.4:9000")),
+        ("198.19.2.1:80", through("198.19.2.1:80")),
+        ("198.19.2.2:80", through("198.19.2.2:80").replace("15108", "15008")),
+        ("198.19.2.8:443", through("198.19.2.8:443")),
+        ("198.19.2.3:80", closed("to-deserted", &named("deserted"), "has no endpoint left")),
+        ("198.19.2.4:80", closed("to-nothing", "shop/nothing.shop.svc.cluster.local", "is not known")),
+        ("198.19.2.5:80", closed("to-nowhere", "198.18.9.9", "is not known")),
+        ("198.19.2.6:80", closed("to-port", &named("waypoint"), "has no port 9")),
+        // One without a tunnel of its own is asked by tunnel all the same, and so is one that has a waypoint.
+        ("198.19.2.7:80", "HBONE to 198.19.2.7:80 by the waypoint 198.18.1.3:15108 (c//Pod/shop/plainwp-1)".to_owned()),
+        // Addressed by the service, the waypoint of the pod behind it does not matter.
+        ("198.19.0.1:80", "HBONE to 198.18.0.1:8080 (c//Pod/shop/cart-1)".to_owned()),
+        ("198.19.0.4:15008", "port 15008 belongs to the mesh".to_owned()),
+        ("198.18.0.4:15006", "port 15006 belongs to the mesh".to_owned()),
+    ] {
+        let answer = ask(&snapshot, destination, &[]).map_or_else(|e| e.to_string(), |route| route.to_string());
+        assert_eq!(answer, expected, "{destination}");
+    }
+}
+
+#[test]
+fn a_waypoint_is_asked_for_what_the_app_asked_for() {
+    let snapshot = with_waypoints().snapshot();
+    let own: Identity = "spiffe://cluster.local/ns/shop/sa/waypoint".parse().unwrap();
+    let too: Identity = "spiffe://cluster.local/ns/shop/sa/waypoint-too".parse().unwrap();
+    for (destination, service, expected, leased) in [
+        ("198.19.0.4:80", Some("l7"), vec![too.clone(), own.clone()], true),
+        ("198.18.0.4:80", None, vec![too, own.clone()], true),
+        ("198.19.2.2:80", Some("by-pod"), vec![own], false),
+    ] {
+        let Ok(Route::Hbone(upstream)) = ask(&snapshot, destination, &[]) else { panic!("no tunnel") };
+        assert_eq!(upstream.target, destination.parse().unwrap());
+        assert_eq!(upstream.service.map(|service| service.name.to_string()).as_deref(), service);
+        assert_eq!((upstream.expected, upstream.lease.is_some(), upstream.waypoint), (expected, leased, true));
+        assert_eq!(upstream.generation, snapshot.owner("", &ip("198.18.1.1")).unwrap().generation);
+    }
+}
+
+#[test]
+fn the_next_endpoint_of_a_waypoint_until_none_is_left() {
+    let mut store = with_waypoints();
+    let first = store.snapshot().workload_by_uid("c//Pod/shop/waypoint-1").unwrap().as_ref().clone();
+    let uid = "c//Pod/shop/waypoint-2".into();
+    let second = Workload { uid, addresses: vec![ip("198.18.1.2")], ..first };
+    let snapshot = store.apply(vec![Change::Workload(second)]).snapshot;
+    let mut tried = Vec::new();
+    for _ in 0..2 {
+        let Ok(Route::Hbone(upstream)) = ask(&snapshot, "198.19.0.4:80", &tried) else { panic!("no tunnel") };
+        assert!(upstream.waypoint && !tried.contains(&upstream.workload.uid));
+        tried.push(upstream.workload.uid.clone());
+    }
+    for destination in ["198.19.0.4:80", "198.19.2.2:80"] {
+        assert_eq!(ask(&snapshot, destination, &tried).unwrap_err().reason(), "no_waypoint");
+    }
+}
+
+#[test]
+fn a_waypoint_does_not_go_through_itself() {
+    let snapshot = with_waypoints().snapshot();
+    let go = |address: &str, account: Option<&str>, destination: &str| {
+        let identity = account.map(|name| format!("spiffe://cluster.local/ns/shop/sa/{name}").parse().unwrap());
+        let source = Client { ips: vec![ip(address)], identity, ..Client::default() };
+        let request = Request { source: &source, destination: destination.parse().unwrap(), now_ms: 0, tried: &[] };
+        resolve(&snapshot, &request, &mut StdRng::seed_from_u64(1)).map(|route| route.to_string())
+    };
+    let (l7, pod) = ("HBONE to 198.18.0.3:8080 (c//Pod/shop/l7-1)", "HBONE to 198.18.0.4:80 (c//Pod/shop/wp-1)");
+    let through = "HBONE to 198.19.0.4:80 by the waypoint 198.18.1.1:15108 (c//Pod/shop/waypoint-1)";
+    let of_other = "HBONE to 198.19.2.7:80 by the waypoint 198.18.1.3:15108 (c//Pod/shop/plainwp-1)";
+    for (address, account, destination, expected) in [
+        ("198.18.1.1", Some("waypoint"), "198.19.0.4:80", l7),
+        ("198.18.1.1", Some("waypoint"), "198.18.0.4:80", pod),
+        (
+            "198.18.1.1",
+            Some("waypoint"),
+            "198.19.2.2:80",
+            "service shop/by-pod.shop.svc.cluster.local has no endpoint left for port 80",
+        ),
+        ("198.18.1.1", Some("waypoint"), "198.19.2.7:80", of_other),
+        // Neither the address alone nor the identity alone makes a waypoint of somebody.
+        ("198.18.1.1", Some("other"), "198.19.0.4:80", through),
+        ("198.18.1.1", None, "198.19.0.4:80", through),
+        ("198.18.0.99", Some("waypoint"), "198.19.0.4:80", through),
+        ("198.18.1.3", Some("plainwp"), "198.19.0.4:80", through),
+    ] {
+        let route = go(address, account, destination).unwrap_or_else(|refusal| refusal.to_string());
+        assert_eq!(route, expected, "{address} {account:?} {destination}");
+    }
 }

@@ -3,6 +3,8 @@
 //! about one host counts ([`order`], [`virtual_services`]). Pure; whoever makes tables of routes makes them from [`Resolved`], so what an object is told
 //! and what is done with it cannot differ. Nothing acts on them yet: whoever wrote an object that is for a mesh as ours is told so.
 
+#[cfg(test)]
+mod absent_tests;
 pub mod backends;
 pub mod destination_rules;
 pub mod findings;

@@ -283,7 +283,9 @@ mod tests {
             }
         }
         assert!(!HostPattern::parse("*.example.com").unwrap().matches("example.com"));
-        assert!(!HostPattern::parse("*.example.com").unwrap().matches("xexample.com"));
+        for other in ["xexample.com", "xxexample.com", ".example.com"] {
+            assert!(!HostPattern::parse("*.example.com").unwrap().matches(other), "{other}");
+        }
         for bad in ["*a.com", "a.*", "**", "*.", "", "a b", "*.*"] {
             assert_eq!(HostPattern::parse(bad), None, "{bad}");
         }

@@ -1,0 +1,4 @@
+//! Every table survives the wire, and what cannot be read of a rule closes that rule and no other.
+
+mod refusals;
+mod round_trip;

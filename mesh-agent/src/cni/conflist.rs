@@ -8,10 +8,12 @@
 //! network while it is there.
 
 mod own;
+mod removal;
 
 use serde_json::{Map, Value, json};
 
 pub use own::Own;
+pub use removal::{names_us, uninstall};
 
 /// The name by which a runtime finds the program.
 pub const TYPE: &str = "undermesh-cni";
@@ -127,27 +129,6 @@ pub fn install(files: &[ConfFile], entry: &Value) -> Edit {
     Edit::Impossible(why)
 }
 
-/// Takes our entries out of all files. A list of nothing else goes: it never made a network.
-pub fn uninstall(files: &[ConfFile]) -> Vec<Change> {
-    let change = |file: &ConfFile| match read(file) {
-        _ if file.name == own::NAME => Some(Change { remove: Some(file.name.clone()), ..Change::default() }),
-        Ok(list) => without(files, &file.name, list),
-        Err(_) if is_ours_alone(file) => Some(Change { remove: Some(file.name.clone()), ..Change::default() }),
-        Err(_) => None,
-    };
-    in_order(files).filter_map(change).collect()
-}
-
-/// A file that names our plugin, or will when whoever writes it has finished.
-pub fn names_us(files: &[ConfFile]) -> Option<&str> {
-    let names = |file: &&ConfFile| match (read(file), &file.content) {
-        (Ok(list), _) => list.plugins.iter().any(is_ours),
-        (Err(_), Ok(bytes)) => bytes.windows(TYPE.len()).any(|window| window == TYPE.as_bytes()),
-        (Err(_), Err(_)) => false,
-    };
-    in_order(files).find(names).map(|file| file.name.as_str())
-}
-
 fn in_order(files: &[ConfFile]) -> impl Iterator<Item = &ConfFile> {
     let mut files: Vec<&ConfFile> = files.iter().filter(|file| counts(&file.name)).collect();
     files.sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -202,15 +183,6 @@ fn is_ours(plugin: &Value) -> bool {
     plugin["type"] == TYPE
 }
 
-fn is_ours_alone(file: &ConfFile) -> bool {
-    let value = file.content.as_ref().ok().and_then(|bytes| serde_json::from_slice::<Value>(bytes).ok());
-    let Some(value) = value else { return false };
-    match value["plugins"].as_array() {
-        Some(plugins) => !plugins.is_empty() && plugins.iter().all(is_ours),
-        None => is_ours(&value),
-    }
-}
-
 fn made_from(plugins: &[Value]) -> Option<&Value> {
     plugins.iter().find(|plugin| is_ours(plugin))?.get(MADE_FROM)
 }
@@ -244,26 +216,6 @@ fn insert(files: &[ConfFile], name: &str, mut list: List, entry: &Value) -> Edit
     match listed(files, name) {
         Some(list) => Edit::Change(replacing(list, bytes, name)),
         None => Edit::Impossible(format!("{name}: the lists beside it are of others")),
-    }
-}
-
-fn without(files: &[ConfFile], name: &str, list: List) -> Option<Change> {
-    list.plugins.iter().find(|plugin| is_ours(plugin))?;
-    // A name of the folder, and nothing that leads out of it.
-    let is_name = |from: &&str| counts(from) && !from.contains('/') && !from.ends_with(".conflist");
-    let made_from = made_from(&list.plugins).and_then(Value::as_str).filter(is_name).map(str::to_owned);
-    let mut plugins: Vec<Value> = list.plugins.into_iter().filter(|plugin| !is_ours(plugin)).collect();
-    match (made_from, plugins.as_mut_slice()) {
-        // Somebody has made it anew, and knows better what is to be in it.
-        (Some(from), [Value::Object(_)]) if files.iter().any(|file| file.name == from && read(file).is_ok()) => {
-            Some(Change { remove: Some(name.to_owned()), ..Change::default() })
-        }
-        (Some(from), [Value::Object(plugin)]) => {
-            let mut single = list.object;
-            single.append(plugin);
-            Some(replacing(from, pretty(&Value::Object(single)), name))
-        }
-        _ => Some(Change { write: Some((name.to_owned(), print(list.object, plugins))), ..Change::default() }),
     }
 }
 

@@ -13,7 +13,7 @@ mod removal;
 use serde_json::{Map, Value, json};
 
 pub use own::Own;
-pub use removal::{names_us, uninstall};
+pub use removal::{Removal, names_us, uninstall};
 
 /// The name by which a runtime finds the program.
 pub const TYPE: &str = "undermesh-cni";

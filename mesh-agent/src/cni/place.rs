@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::cache;
-use super::conflist::{self, Own, Plan};
+use super::conflist::{self, Own, Plan, Removal};
 use super::folder::{carry_out, read, replace};
 use crate::enrol::kube::SYSTEM;
 
@@ -110,14 +110,16 @@ fn unchain(folder: &Path) -> Result<(), String> {
     let _turn = turn(folder);
     let began = Instant::now();
     loop {
+        let is_last = began.elapsed() > SETTLE;
         let files = read(folder)?;
-        let changes = conflist::uninstall(&files);
+        let Removal { changes, stays } = conflist::uninstall(&files, is_last);
         let done = changes.into_iter().try_for_each(|change| carry_out(folder, change, &files));
         let files = read(folder)?;
-        let why = match (done, conflist::names_us(&files)) {
-            (Ok(()), None) => return Ok(()),
-            (Err(error), _) => format!("{}: {error}", folder.display()),
-            (Ok(()), Some(name)) => {
+        let why = match (done, stays, conflist::names_us(&files)) {
+            (Ok(()), None, None) => return Ok(()),
+            (Err(error), ..) => format!("{}: {error}", folder.display()),
+            (_, Some(stays), _) => format!("{}: {stays}: if nobody is writing it, mend or remove it", folder.display()),
+            (.., Some(name)) => {
                 let path = folder.join(name);
                 format!(
                     "{}: still names {}: if nobody is writing it, mend or remove it",
@@ -126,7 +128,7 @@ fn unchain(folder: &Path) -> Result<(), String> {
                 )
             }
         };
-        if began.elapsed() > SETTLE {
+        if is_last {
             return Err(why);
         }
         std::thread::sleep(QUIET);

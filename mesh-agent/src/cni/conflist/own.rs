@@ -69,10 +69,7 @@ fn copy(mut list: List, source: &str, entry: &Value, there: Option<&ConfFile>) -
         return Err(format!("{DELEGATES} hands on to other files, which a copy may be one of"));
     }
     // Who appends himself to the first file has done so to ours; what it is a copy of does not know of him.
-    let behind = there.and_then(|file| read(file).ok()).map_or_else(Vec::new, |own| {
-        let ours = own.plugins.iter().position(is_ours);
-        ours.map_or_else(Vec::new, |at| own.plugins.into_iter().skip(at + 1).collect())
-    });
+    let behind = there.map_or_else(Vec::new, behind);
     let known =
         |plugin: &Value| plugin["type"] == TYPE || list.plugins.iter().any(|other| other["type"] == plugin["type"]);
     let behind: Vec<Value> = behind.into_iter().filter(|plugin| !known(plugin)).collect();
@@ -81,4 +78,18 @@ fn copy(mut list: List, source: &str, entry: &Value, there: Option<&ConfFile>) -
     list.plugins.push(entry);
     list.plugins.extend(behind);
     Ok(print(list.object, list.plugins))
+}
+
+/// The plugins that others have appended to it.
+pub(super) fn behind(own: &ConfFile) -> Vec<Value> {
+    let Ok(list) = read(own) else { return Vec::new() };
+    let ours = list.plugins.iter().position(is_ours);
+    ours.map_or_else(Vec::new, |at| list.plugins.into_iter().skip(at + 1).filter(|plugin| !is_ours(plugin)).collect())
+}
+
+/// The file that it is a copy of, as it says itself.
+pub(super) fn source(own: &ConfFile) -> Option<String> {
+    let list = read(own).ok()?;
+    let entry = list.plugins.iter().find(|plugin| is_ours(plugin))?;
+    entry[COPY_OF].as_str().map(str::to_owned)
 }

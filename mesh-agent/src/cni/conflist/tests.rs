@@ -1,5 +1,7 @@
 //! Edits as tables: the folder before and after.
 
+mod removal;
+
 use std::collections::BTreeMap;
 
 use super::*;
@@ -175,7 +177,7 @@ fn hardening_b137_a_chain_that_cannot_be_edited_is_left_as_it_is() {
             Edit::Impossible(why) => assert!(why.contains(expected), "{files:?}: {why}"),
             other => panic!("{files:?}: {other:?}"),
         }
-        let taken_out = uninstall(&files);
+        let taken_out = uninstall(&files, true).changes;
         assert!(taken_out.iter().all(|change| change.remove.is_none()), "{taken_out:?}");
     }
 }
@@ -186,7 +188,10 @@ fn a_file_that_is_ours_alone_makes_no_network_and_goes_at_the_end() {
         let node = folder(&[(name, value)]);
         assert!(matches!(install(&files(&node), &ours()), Edit::Impossible(_)), "{name}");
         assert_eq!(names_us(&files(&node)), Some(name));
-        assert_eq!(uninstall(&files(&node)), [Change { remove: Some(name.to_owned()), ..Change::default() }]);
+        assert_eq!(
+            uninstall(&files(&node), false).changes,
+            [Change { remove: Some(name.to_owned()), ..Change::default() }]
+        );
     }
 }
 
@@ -202,7 +207,7 @@ fn what_others_put_beside_our_list_is_not_touched() {
     assert_eq!(node.keys().collect::<Vec<_>>(), ["10-a.conf.conflist", "10-a.conflist"]);
     assert_eq!(values(&node)["10-a.conflist"], theirs());
     assert_eq!(install(&files(&node), &ours()), Edit::Chained("10-a.conf.conflist".to_owned()));
-    uninstall(&files(&node)).into_iter().for_each(|change| carry_out(&mut node, change));
+    uninstall(&files(&node), false).changes.into_iter().for_each(|change| carry_out(&mut node, change));
     assert_eq!(values(&node), values(&before));
     let both = folder(&[("10-a.conf", conf(1)), ("10-a.conflist", theirs()), ("10-a.conf.conflist", theirs())]);
     assert!(matches!(install(&files(&both), &ours()), Edit::Impossible(why) if why.contains("of others")));
@@ -212,7 +217,7 @@ fn what_others_put_beside_our_list_is_not_touched() {
     let Edit::Change(change) = install(&files(&node), &ours()) else { panic!("no change") };
     carry_out(&mut node, change);
     node.insert("10-a.conf".to_owned(), conf(2).to_string());
-    uninstall(&files(&node)).into_iter().for_each(|change| carry_out(&mut node, change));
+    uninstall(&files(&node), false).changes.into_iter().for_each(|change| carry_out(&mut node, change));
     assert_eq!(values(&node), values(&folder(&[("10-a.conf", conf(2))])));
 }
 
@@ -247,17 +252,17 @@ fn what_was_installed_is_taken_out_again() {
         let Edit::Change(change) = install(&files(&node), &ours()) else { panic!("no change") };
         carry_out(&mut node, change);
         assert_ne!(values(&node), values(&before));
-        for change in uninstall(&files(&node)) {
+        for change in uninstall(&files(&node), false).changes {
             carry_out(&mut node, change);
         }
         assert_eq!(values(&node), values(&before));
-        assert_eq!(uninstall(&files(&node)), []);
+        assert_eq!(uninstall(&files(&node), false), Removal::default());
     }
     // An entry that says it came from elsewhere leads nowhere.
     let mut entry = ours();
     entry[MADE_FROM] = "../../etc/shadow.conf".into();
     let node = folder(&[("10-a.conflist", list("1.0.0", &[json!({ "type": "bridge" }), entry]))]);
-    let changes = uninstall(&files(&node));
+    let changes = uninstall(&files(&node), false).changes;
     assert!(matches!(&changes[..], [Change { write: Some((name, _)), remove: None, .. }] if name == "10-a.conflist"));
 }
 
@@ -368,7 +373,7 @@ fn hardening_f46_another_that_appends_himself_to_our_own_file_stays_there() {
     assert_eq!(plugins(&node, OWN), ["ptp", "istio-cni", TYPE]);
     assert!(!follow(&mut node, false).1);
     // At the end only ours goes.
-    uninstall(&files(&node)).into_iter().for_each(|change| carry_out(&mut node, change));
+    uninstall(&files(&node), false).changes.into_iter().for_each(|change| carry_out(&mut node, change));
     assert_eq!((node.len(), plugins(&node, "10-a.conflist")), (1, vec!["ptp".to_owned(), "istio-cni".to_owned()]));
 }
 

@@ -10,6 +10,7 @@ mod cleanup;
 mod crl;
 mod handover;
 mod house;
+mod plugin;
 mod privilege;
 mod uninstall;
 mod worker;

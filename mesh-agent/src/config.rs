@@ -3,6 +3,7 @@
 //!
 //! Statuses: 64 when the command line is wrong, 78 when the environment or what a path points to is wrong.
 
+mod chain;
 mod ranges;
 mod raw;
 
@@ -17,6 +18,7 @@ use ipnet::IpNet;
 use mesh_core::TrustDomain;
 use mesh_runtime::logging::{Filter, LogFormat};
 
+pub use self::chain::Chain;
 use self::raw::{Given, Raw};
 use crate::cgroups;
 
@@ -164,7 +166,7 @@ flags! {
     netns, "netns", "UNDERMESH_NETNS";
     /// With --kube: the port by whose owner the kubelet is found, so that its probes pass [default: 10250]
     kubelet_port, "kubelet-port", "UNDERMESH_KUBELET_PORT";
-    /// With --kube: hold new pods of the mesh until they are captured, by a chained CNI plugin that is kept installed: on or off [default: off]
+    /// With --kube: hold new pods of the mesh until they are captured, by a chained CNI plugin that is kept installed: on; off: the node's CNI is not looked at; remove: what an earlier agent has left there is taken away [default: off]
     cni, "cni", "UNDERMESH_CNI";
     /// With --cni: the plugin's program [default: mesh-cni beside this program]
     cni_plugin, "cni-plugin", "UNDERMESH_CNI_PLUGIN";
@@ -233,8 +235,8 @@ pub struct Config {
     pub netns: PathBuf,
     /// The kubelet's port.
     pub kubelet_port: u16,
-    /// Keep the CNI plugin installed and serve it.
-    pub cni: bool,
+    /// What becomes of the CNI plugin.
+    pub cni: Chain,
     /// The plugin's program.
     pub cni_plugin: PathBuf,
     /// Where container runtimes look for plugins.
@@ -381,7 +383,7 @@ impl Flags {
             proc,
             kubelet_port: raw.parse("kubelet-port", Some("10250"), port, "a port"),
             netns: raw.path("netns", Some("/run/netns")),
-            cni: raw.parse("cni", Some("off"), on, "on or off"),
+            cni: raw.parse("cni", Some("off"), Chain::read, "on, off or remove"),
             cni_plugin: raw.path("cni-plugin", Some(&default_plugin())),
             cni_bin_dir: raw.path("cni-bin-dir", Some(CNI_BIN_DIR)),
             cni_conf_dir: raw.path("cni-conf-dir", Some(CNI_CONF_DIR)),
@@ -521,7 +523,7 @@ impl Config {
             ("proc", path(&self.proc)),
             ("netns", path(&self.netns)),
             ("kubelet_port", self.kubelet_port.to_string()),
-            ("cni", if self.cni { "on" } else { "off" }.to_owned()),
+            ("cni", self.cni.word().to_owned()),
             ("cni_plugin", path(&self.cni_plugin)),
             ("cni_bin_dir", path(&self.cni_bin_dir)),
             ("cni_conf_dir", path(&self.cni_conf_dir)),

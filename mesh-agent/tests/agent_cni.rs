@@ -10,6 +10,7 @@ mod agent;
 #[path = "agent/api.rs"]
 mod api;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -46,9 +47,13 @@ impl<'a> Node<'a> {
     }
 
     fn agent(&self) -> Agent<'_> {
+        self.agent_with("on", self.api.kubeconfig.as_os_str())
+    }
+
+    fn agent_with(&self, cni: &str, kube: &OsStr) -> Agent<'_> {
         let path = |name: &str| self.host.folder.path().join(name);
         let mut command = self.host.command();
-        command.arg("--kube").arg(&self.api.kubeconfig).args(["--cni", "on"]);
+        command.arg("--kube").arg(kube).args(["--cni", cni]);
         command.arg("--cni-plugin").arg(path("mesh-cni")).arg("--cni-bin-dir").arg(path("bin"));
         command.arg("--cni-conf-dir").arg(path("net.d")).arg("--cni-state-dir").arg(path("state"));
         command.arg("--cni-cache-dir").arg(path("results"));
@@ -176,6 +181,50 @@ fn hardening_F46_the_chain_has_our_entry_whatever_others_write_until_it_is_taken
     fs::write(node.program(), "again").unwrap();
     assert_eq!(uninstall(), (true, "the CNI plugin is off this node\n".to_owned()));
     assert!(!node.program().exists());
+}
+
+#[test]
+fn features_EN5_an_agent_that_is_to_keep_no_plugin_takes_away_what_an_earlier_one_has_left() {
+    if !privileged("no plugin any more") {
+        return;
+    }
+    let host = Host::new();
+    let node = Node::new(&host);
+    let agent = node.agent();
+    node.until_chained();
+    let own = node.conf.with_file_name("00-undermesh.conflist");
+    eventually("our own file", || own.exists().then_some(()));
+    drop(agent);
+    // Under istio-cni, which has appended itself to the first file.
+    let mut list: Value = serde_json::from_slice(&fs::read(&own).unwrap()).unwrap();
+    list["plugins"].as_array_mut().unwrap().push(json!({ "type": "istio-cni" }));
+    fs::write(&own, list.to_string()).unwrap();
+
+    // Who is not told to leaves it: it may be another agent's.
+    let agent = node.agent_with("off", OsStr::new("off"));
+    eventually("the agent", || (node.dump()["cni"] == Value::Null).then_some(()));
+    assert_eq!((node.chain(), own.exists()), (vec!["bridge".to_owned(), "undermesh-cni".to_owned()], true));
+    drop(agent);
+
+    let agent = node.agent_with("remove", OsStr::new("off"));
+    eventually("all of ours is gone", || (node.dump()["cni"]["uninstalled"] == true).then_some(()));
+    assert_eq!(node.chain(), ["bridge", "istio-cni"]);
+    assert_eq!(fs::read_dir(node.conf.parent().unwrap()).unwrap().count(), 1);
+    assert!(!node.program().exists() && node.scope().is_none());
+    // A look of the worker before may just have been putting it back; an order finds the same as the second look of this one.
+    fs::write(&own, list.to_string()).unwrap();
+    assert!(host.admin("POST /cni-uninstall HTTP/1.1\r\nhost: localhost\r\nundermesh-admin: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").contains("200 OK"));
+    assert!(!own.exists());
+    // What cannot be taken away is told, and tried again.
+    drop(agent);
+    fs::write(&own, list.to_string()).unwrap();
+    fs::write(&node.conf, "{").unwrap();
+    let _agent = node.agent_with("remove", OsStr::new("off"));
+    let told = eventually("the trouble", || node.dump()["cni"]["trouble"].as_str().map(str::to_owned));
+    assert!(told.contains("10-pods.conflist") && own.exists(), "{told}");
+    fs::write(&node.conf, LIST).unwrap();
+    eventually("the next attempt", || (!own.exists()).then_some(()));
+    assert_eq!(node.chain(), ["bridge", "istio-cni"]);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use mesh_runtime::logging::LogControl;
 use mesh_runtime::metrics::Registry;
 use mesh_runtime::signal::Shutdown;
 use mesh_runtime::watchdog::{self, Beat};
-use mesh_runtime::{Drain, DrainToken, Readiness, ReadyGuard, task};
+use mesh_runtime::{Drain, Readiness, task};
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
@@ -19,10 +19,11 @@ use tokio::sync::mpsc;
 
 use super::crl::CrlFile;
 use super::handover::{Parts, Successor, once_free};
+use super::plugin::Plugin;
 use super::{EXIT_CONFIG, EXIT_SYSTEM, EXIT_UNAVAILABLE, Refusal, house, log, raise_fd_limit};
 use crate::admin::{self, Admin, Order};
 use crate::bpf::{Kernel, KernelConfig};
-use crate::cni::{self, CniHandle, CniMetrics, CniServer, Installer, Places};
+use crate::cni;
 use crate::config::Config;
 use crate::dns::DnsZone;
 use crate::enrol::adopt;
@@ -159,7 +160,7 @@ async fn serve(
         counts: count_pods(&mut registry, &telemetry),
     };
     let manager = Manager::spawn(Arc::new(node));
-    let cni = config.cni.then(|| Cni::new(&config, &readiness, &mut registry));
+    let plugin = Plugin::of(&config, &readiness, &mut registry);
     task::spawn_vital("metrics server", house::serve_metrics(metrics_port, registry, servers.token()));
     let (orders, mut ordered) = mpsc::channel(1);
     let (kube, kube_asked) = kube::handle();
@@ -177,7 +178,7 @@ async fn serve(
         manager: manager.clone(),
         kube: kube.clone(),
         zds: zds.clone(),
-        cni: cni.as_ref().map(|cni| cni.handle.clone()),
+        cni: plugin.as_ref().map(Plugin::handle),
         log,
         readiness: readiness.clone(),
         orders,
@@ -202,12 +203,13 @@ async fn serve(
     }
     adopt::adopt(&manager, held, captured).await;
     let enrolment = Drain::new();
+    let kept = plugin.and_then(|plugin| plugin.kept(enrolment.token()));
     match &config.kube {
         Some(source) => {
             let follower = Follower { kernel: kernel.clone(), proc: config.proc.clone(), port: config.kubelet_port };
             let probes = follower.spawn(enrolment.token());
             let enroller = enroller(source, &config, checker.clone(), manager.clone(), probes).await?;
-            if let Some(cni) = cni {
+            if let Some(kept) = kept {
                 let means = cni::Means {
                     kube,
                     finder: enroller.finder.clone(),
@@ -216,7 +218,7 @@ async fn serve(
                     certificates,
                     trust_domain: config.trust_domain.clone(),
                 };
-                cni.start(&config, means, state.clone(), enrolment.token())?;
+                kept.start(&config, means, state.clone(), enrolment.token())?;
             }
             enroller.spawn(kube_asked, enrolment.token());
         }
@@ -354,46 +356,6 @@ fn subscribe(
         Ok(())
     };
     task::spawn_vital("control stream", async move { match mesh_client::run(control, sink, wanted, metrics).await {} });
-}
-
-/// The agent's side of the CNI plugin, until it starts.
-struct Cni {
-    installer: Installer,
-    handle: CniHandle,
-    chained: ReadyGuard,
-    metrics: CniMetrics,
-}
-
-impl Cni {
-    fn new(config: &Config, readiness: &Readiness, registry: &mut Registry) -> Cni {
-        let (installer, handle) = Installer::new(Places {
-            plugin: config.cni_plugin.clone(),
-            bin_dir: config.cni_bin_dir.clone(),
-            conf_dir: config.cni_conf_dir.clone(),
-            socket: config.run_dir.join(cni::SOCKET),
-            scope: cni::scope_file(&config.cni_state_dir),
-            own_file: config.cni_own_file,
-            cache: config.cni_cache_dir.clone(),
-        });
-        let metrics = CniMetrics::new(registry, &handle);
-        Cni { installer, handle, chained: readiness.task("CNI chain"), metrics }
-    }
-
-    /// The socket first: a plugin that is in the chain finds who answers.
-    fn start(
-        self,
-        config: &Config,
-        means: cni::Means,
-        state: Arc<StateHandle>,
-        drain: DrainToken,
-    ) -> Result<(), Refusal> {
-        let server = CniServer::bind(&config.run_dir).map_err(Refusal::system("socket of the CNI plugin"))?;
-        let scope = cni::scope_file(&config.cni_state_dir);
-        cni::scope::keep(scope, means.kube.knowledge(), state, self.handle, drain.clone());
-        task::spawn_vital("CNI server", server.run(Arc::new(means), self.metrics, drain.clone()));
-        self.installer.spawn(self.chained, drain);
-        Ok(())
-    }
 }
 
 /// Pods in the metrics: how many are on their way, and how many nobody has claimed. Those that run are counted where they start and stop.

@@ -21,6 +21,11 @@ const QUIET: Duration = Duration::from_millis(50);
 /// How long our own file outlives what it is a copy of: who removes a file to write it anew has done so by then.
 const BEREFT: Duration = Duration::from_secs(5);
 
+/// When a removal that failed is tried again: doubling, at most the second.
+const AGAIN: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(300)];
+/// When what was taken off is looked at again: the worker before this one may just have been putting it back.
+const AFTER: Duration = Duration::from_secs(10);
+
 /// How it is, for the admin socket.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -31,7 +36,7 @@ pub struct Status {
     /// Why there is none; or what is wrong though there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
-    /// It was taken off the node by an order.
+    /// It is off the node, by an order or because it is not wanted.
     pub uninstalled: bool,
 }
 
@@ -85,6 +90,53 @@ impl Installer {
         task::spawn_vital("CNI chain", self.run(chained, drain));
     }
 
+    /// Takes off the node what an earlier worker has left, instead: as soon as that is possible, and once.
+    pub fn spawn_removal(self, drain: DrainToken) {
+        task::spawn_vital("CNI removal", self.clear(drain));
+    }
+
+    async fn clear(mut self, drain: DrainToken) {
+        let mut asked: Option<oneshot::Sender<Result<(), String>>> = None;
+        let (mut again, mut last) = (AGAIN[0], false);
+        loop {
+            let removed = self.take_off().await;
+            let pause = match &removed {
+                Ok(()) if last => None,
+                Ok(()) => Some(AFTER),
+                Err(_) => Some(again),
+            };
+            (again, last) = if removed.is_ok() { (AGAIN[0], true) } else { (AGAIN[1].min(again * 2), false) };
+            if let Some(reply) = asked.take() {
+                let _ = reply.send(removed);
+            }
+            tokio::select! {
+                () = drain.started() => return,
+                () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
+                Some(reply) = self.orders.recv() => asked = Some(reply),
+            }
+        }
+    }
+
+    async fn take_off(&self) -> Result<(), String> {
+        let places = self.places.clone();
+        let removed = blocking(move || remove(&places)).await;
+        match &removed {
+            Ok(was_there) => {
+                if *was_there {
+                    tracing::info!("the CNI plugin is taken off this node");
+                }
+                self.status.send_replace(Status { uninstalled: true, ..Status::default() });
+            }
+            Err(trouble) => {
+                let status = Status { trouble: Some(trouble.clone()), ..Status::default() };
+                if self.status.send_replace(status.clone()) != status {
+                    tracing::warn!(trouble, "the CNI plugin cannot be taken off this node");
+                }
+            }
+        }
+        removed.map(|_| ())
+    }
+
     async fn run(mut self, chained: ReadyGuard, drain: DrainToken) {
         let mut chained = Some(chained);
         // One pending event is as good as many.
@@ -108,13 +160,7 @@ impl Installer {
                 _ = events.recv() => tokio::time::sleep(QUIET).await,
                 () = tokio::time::sleep(LOOK) => {}
                 Some(reply) = self.orders.recv() => {
-                    let places = self.places.clone();
-                    let removed = blocking(move || remove(&places)).await;
-                    if removed.is_ok() {
-                        tracing::info!("the CNI plugin is taken off this node");
-                        self.status.send_replace(Status { uninstalled: true, ..Status::default() });
-                    }
-                    let _ = reply.send(removed);
+                    let _ = reply.send(self.take_off().await);
                 }
             }
         }

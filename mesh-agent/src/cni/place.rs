@@ -83,18 +83,16 @@ fn chain(folder: &Path, entry: &Value, scope_is_there: bool, own: Own) -> Result
     }
 }
 
-/// Takes entries and program off the node; harmless if they are not there.
-pub fn remove(places: &Places) -> Result<(), String> {
+/// Takes entries and program off the node; harmless if they are not there. Says whether they were.
+pub fn remove(places: &Places) -> Result<bool, String> {
     let failed = |path: &Path, error: io::Error| format!("{}: {error}", path.display());
-    if places.conf_dir.exists() {
-        unchain(&places.conf_dir)?;
-    }
+    let mut was_there = places.conf_dir.exists() && unchain(&places.conf_dir)?;
     // Before the program: what names it could not be ended without it. And after it: what was under way has ended then.
     cache::forget(&places.cache)?;
     for path in [&program(places), &places.scope] {
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(path, error)),
-            _ => {}
+            removed => was_there |= removed.is_ok(),
         }
     }
     cache::forget(&places.cache)?;
@@ -102,21 +100,24 @@ pub fn remove(places: &Places) -> Result<(), String> {
     if let Some(folder) = places.scope.parent() {
         let _ = fs::remove_dir(folder);
     }
-    Ok(())
+    Ok(was_there)
 }
 
 /// Takes the entries out. The program may go only when no file names it any more: a runtime that does not find one of a chain gives no pod a network.
-fn unchain(folder: &Path) -> Result<(), String> {
+/// Says whether there were any.
+fn unchain(folder: &Path) -> Result<bool, String> {
     let _turn = turn(folder);
     let began = Instant::now();
+    let mut was_there = false;
     loop {
         let is_last = began.elapsed() > SETTLE;
         let files = read(folder)?;
         let Removal { changes, stays } = conflist::uninstall(&files, is_last);
+        was_there |= !changes.is_empty();
         let done = changes.into_iter().try_for_each(|change| carry_out(folder, change, &files));
         let files = read(folder)?;
         let why = match (done, stays, conflist::names_us(&files)) {
-            (Ok(()), None, None) => return Ok(()),
+            (Ok(()), None, None) => return Ok(was_there),
             (Err(error), ..) => format!("{}: {error}", folder.display()),
             (_, Some(stays), _) => format!("{}: {stays}: if nobody is writing it, mend or remove it", folder.display()),
             (.., Some(name)) => {

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use mesh_core::TrustDomain;
 use mesh_runtime::logging::{Filter, LogFormat};
 
-use super::{Config, EXIT_CONFIG, EXIT_USAGE, Problems, ranges};
+use super::{Chain, Config, EXIT_CONFIG, EXIT_USAGE, Problems, ranges};
 
 /// Where a value came from.
 #[derive(Clone, Debug)]
@@ -154,8 +154,8 @@ impl Raw {
             let line = "--zds and --kube exclude each other: one of them says which pods are in the mesh".to_owned();
             self.problems.push(Problem { usage: true, line });
         }
-        if config.cni && config.kube.is_none() {
-            let line = "--cni needs --kube: the Kubernetes API says which pods are held".to_owned();
+        if config.cni == Chain::Kept && config.kube.is_none() {
+            let line = "--cni on needs --kube: the Kubernetes API says which pods are held".to_owned();
             self.problems.push(Problem { usage: true, line });
         }
     }
@@ -201,6 +201,7 @@ macro_rules! placeholders {
 }
 
 placeholders! {
+    Chain => Chain::Alone;
     String => String::new();
     Option<String> => None;
     Option<PathBuf> => None;

@@ -149,7 +149,12 @@ fn the_cni_plugin_needs_somebody_who_says_which_pods_are_meant() {
     flags.insert("cni", "on".into());
     let problems = parse(&flags, &[]).unwrap_err();
     assert_eq!(problems.status, EXIT_USAGE);
-    assert!(problems.lines.iter().any(|line| line.starts_with("--cni needs --kube")), "{problems:?}");
+    assert!(problems.lines.iter().any(|line| line.starts_with("--cni on needs --kube")), "{problems:?}");
+    // Taking it away needs nobody.
+    flags.insert("cni", "remove".into());
+    let lines = parse(&flags, &[]).map_or_else(|problems| problems.lines, |_| Vec::new());
+    assert!(!lines.iter().any(|line| line.contains("cni")), "{lines:?}");
+    flags.insert("cni", "on".into());
     flags.insert("kube", "cluster".into());
     if let Err(problems) = parse(&flags, &[]) {
         assert!(problems.lines.is_empty(), "{problems:?}");

@@ -170,7 +170,8 @@ fn agents_alone_ask_who_they_are_told_and_nothing_of_a_control_plane_is_made() {
     let spec = &agent["spec"]["template"]["spec"];
     for container in spec["containers"].as_array().expect("containers") {
         let arguments = container["args"].as_array().expect("arguments");
-        for wanted in ["--control=istiod.istio-system.svc:15012", "--zds=/var/run/ztunnel/ztunnel.sock"] {
+        for wanted in ["--control=istiod.istio-system.svc:15012", "--zds=/var/run/ztunnel/ztunnel.sock", "--cni=remove"]
+        {
             assert!(arguments.contains(&json!(wanted)), "{wanted}: {arguments:?}");
         }
         for not in ["--kube=cluster", "--cni=on"] {

@@ -116,6 +116,9 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
     {{- if not .root.Values.agent.cni.ownFile }}
     - --cni-own-file=off
     {{- end }}
+    {{- else }}
+    # What agents have left in the folders of the node's CNI when they had the plugin goes.
+    - --cni=remove
     {{- end }}
     {{- with .root.Values.network }}
     - --network={{ . }}

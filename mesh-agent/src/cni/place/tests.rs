@@ -49,12 +49,12 @@ fn program_and_entry_are_put_there_once_and_taken_away_without_a_trace() {
     ensure(&places, false).unwrap();
     assert_eq!(fs::read(places.bin_dir.join(conflist::TYPE)).unwrap(), b"newer program");
 
-    remove(&places).unwrap();
+    assert_eq!(remove(&places), Ok(true));
     let left: Value = serde_json::from_slice(&fs::read(&conf).unwrap()).unwrap();
     assert_eq!(left, serde_json::from_str::<Value>(LIST).unwrap());
     assert_eq!(names(&places.bin_dir), Vec::<String>::new());
     assert!(!root.path().join("state").exists());
-    remove(&places).unwrap();
+    assert_eq!(remove(&places), Ok(false));
 }
 
 #[test]

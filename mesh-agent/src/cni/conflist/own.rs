@@ -65,7 +65,7 @@ pub(super) fn decide(others: &[ConfFile], there: Option<&ConfFile>, entry: &Valu
 fn copy(mut list: List, source: &str, entry: &Value, there: Option<&ConfFile>) -> Result<Vec<u8>, String> {
     list.lift()?;
     list.plugins.retain(|plugin| !is_ours(plugin));
-    if list.plugins.iter().any(|plugin| plugin["type"].as_str().is_some_and(|name| name.starts_with(DELEGATES))) {
+    if hands_on(&list) {
         return Err(format!("{DELEGATES} hands on to other files, which a copy may be one of"));
     }
     // Who appends himself to the first file has done so to ours; what it is a copy of does not know of him.
@@ -78,6 +78,11 @@ fn copy(mut list: List, source: &str, entry: &Value, there: Option<&ConfFile>) -
     list.plugins.push(entry);
     list.plugins.extend(behind);
     Ok(print(list.object, list.plugins))
+}
+
+/// Whether a list hands on to those of other files.
+pub(super) fn hands_on(list: &List) -> bool {
+    list.plugins.iter().any(|plugin| plugin["type"].as_str().is_some_and(|name| name.starts_with(DELEGATES)))
 }
 
 /// The plugins that others have appended to it.

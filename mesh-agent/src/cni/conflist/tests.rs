@@ -222,23 +222,6 @@ fn what_others_put_beside_our_list_is_not_touched() {
 }
 
 #[test]
-fn which_file_names_us() {
-    let cut = |value: Value| value.to_string()[..value.to_string().len() - 2].to_owned();
-    let rows = [
-        ("10-a.conflist", list("1.0.0", &[json!({ "type": "bridge" })]).to_string(), false),
-        ("10-a.conflist", list("1.0.0", &[json!({ "type": "bridge", "remark": TYPE })]).to_string(), false),
-        ("10-a.conflist", list("1.0.0", &[json!({ "type": "bridge" }), ours()]).to_string(), true),
-        ("10-a.conflist", cut(list("1.0.0", &[json!({ "type": "bridge" }), ours()])), true),
-        ("10-a.conflist", cut(list("1.0.0", &[json!({ "type": "bridge" })])), false),
-        ("10-a.conflist.bak", list("1.0.0", &[ours()]).to_string(), false),
-    ];
-    for (name, text, expected) in rows {
-        let node = Folder::from([(name.to_owned(), text.clone())]);
-        assert_eq!(names_us(&files(&node)).is_some(), expected, "{name}: {text}");
-    }
-}
-
-#[test]
 fn what_was_installed_is_taken_out_again() {
     let rows = [
         folder(&[

@@ -75,3 +75,105 @@ fn our_own_file_stays_while_it_is_all_that_gives_pods_a_network() {
     let change = Change { remove: Some(OWN.to_owned()), ..Change::default() };
     assert_eq!(gone, Removal { changes: vec![change], stays: None });
 }
+
+fn multus(key: &str, value: Value) -> String {
+    json!({ "cniVersion": "0.3.1", "name": "multus", "type": "multus", key: value }).to_string()
+}
+
+/// Lists within lists.
+fn nested(levels: usize, innermost: Value) -> Value {
+    (0..levels).fold(innermost, |within, _| json!([within]))
+}
+
+#[test]
+fn which_file_names_us() {
+    let cut = |value: Value| value.to_string()[..value.to_string().len() - 2].to_owned();
+    let rows = [
+        ("10-a.conflist", list("1.0.0", &[json!({ "type": "bridge" })]).to_string(), false),
+        ("10-a.conflist", list("1.0.0", &[json!({ "type": "bridge", "remark": TYPE })]).to_string(), false),
+        ("10-a.conflist", list("1.0.0", &[json!({ "type": "bridge" }), ours()]).to_string(), true),
+        ("10-a.conflist", cut(list("1.0.0", &[json!({ "type": "bridge" }), ours()])), true),
+        ("10-a.conflist", cut(list("1.0.0", &[json!({ "type": "bridge" })])), false),
+        ("10-a.conflist.bak", list("1.0.0", &[ours()]).to_string(), false),
+        // What Multus hands on to: plugins, lists of them, and files.
+        ("00-m.conf", multus("delegates", json!([{ "type": "bridge" }])), false),
+        ("00-m.conf", multus("delegates", json!([{ "type": "bridge" }, ours()])), true),
+        ("00-m.conf", multus("delegates", json!([list("1.0.0", &[json!({ "type": "bridge" }), ours()])])), true),
+        ("00-m.conf", multus("clusterNetwork", json!("/host/etc/cni/net.d/00-undermesh.conflist")), true),
+        ("00-m.conf", multus("clusterNetwork", json!("/host/etc/cni/net.d/10-a.conflist")), false),
+        ("00-m.conf", multus("defaultNetworks", json!(["a", "00-undermesh.conflist"])), true),
+        ("00-m.conf", multus("readinessindicatorfile", json!("/etc/cni/net.d/00-undermesh.conflist")), true),
+        ("00-m.conf", multus("kubeconfig", json!("/etc/00-undermesh.conflist")), false),
+        ("00-m.conf", multus("delegates", nested(7, ours())), true),
+        ("00-m.conf", multus("delegates", nested(100, ours())), true),
+        ("00-m.conf", multus("delegates", nested(100, json!({ "type": "bridge" }))), false),
+    ];
+    for (name, text, expected) in rows {
+        let node = Folder::from([(name.to_owned(), text.clone())]);
+        assert_eq!(names_us(&files(&node)).is_some(), expected, "{name}: {text}");
+    }
+}
+
+#[test]
+fn who_hands_on_to_us_or_to_our_own_file_does_so_to_what_is_left() {
+    let bridge = || json!({ "type": "bridge" });
+    let theirs = || list("1.0.0", &[bridge()]);
+    let rows = [
+        (
+            "delegates",
+            json!([list("1.0.0", &[bridge(), ours()]), { "type": "ptp" }, ours()]),
+            json!([theirs(), { "type": "ptp" }]),
+        ),
+        (
+            "delegates",
+            json!([{ "type": "x", "delegate": list("1.0.0", &[bridge(), ours()]) }]),
+            json!([{ "type": "x", "delegate": theirs() }]),
+        ),
+        (
+            "clusterNetwork",
+            json!("/host/etc/cni/net.d/00-undermesh.conflist"),
+            json!("/host/etc/cni/net.d/10-a.conflist"),
+        ),
+        ("readinessindicatorfile", json!("00-undermesh.conflist"), json!("10-a.conflist")),
+        ("defaultNetworks", json!(["pods", "/n/00-undermesh.conflist"]), json!(["pods", "/n/10-a.conflist"])),
+    ];
+    for (key, before, after) in rows {
+        let value = |text: String| serde_json::from_str::<Value>(&text).unwrap();
+        // As a file for one plugin that stays one, as one that we have made a list of, and as a list.
+        let listed = |value: &Value| json!({ "cniVersion": "0.3.1", "name": "multus", "plugins": [{ "type": "multus", key: value }] });
+        let mut made = listed(&before);
+        made["plugins"].as_array_mut().unwrap().push(ours_from("00-m.conf"));
+        let single = |of: &Value| ("00-m.conf", value(multus(key, of.clone())));
+        for (multus, left) in [
+            (single(&before), single(&after)),
+            (("00-m.conflist", made), single(&after)),
+            (("00-m.conflist", listed(&before)), ("00-m.conflist", listed(&after))),
+        ] {
+            let own = (OWN, list("1.0.0", &[bridge(), copy_of("10-a.conflist")]));
+            let mut node = folder(&[multus, own, ("10-a.conflist", list("1.0.0", &[bridge(), ours()]))]);
+            assert!(names_us(&files(&node)).is_some());
+            assert_eq!(remove(&mut node, false), None);
+            assert_eq!(values(&node), values(&folder(&[left, ("10-a.conflist", theirs())])), "{key}");
+            assert_eq!((names_us(&files(&node)), uninstall(&files(&node), false)), (None, Removal::default()));
+        }
+    }
+    // What cannot be read nobody is led to.
+    let mut node = folder(&[
+        ("00-m.conf", serde_json::from_str(&multus("clusterNetwork", json!("/n/00-undermesh.conflist"))).unwrap()),
+        (OWN, list("1.0.0", &[bridge(), copy_of("10-a.conflist")])),
+        ("10-a.conflist", json!([])),
+    ]);
+    let before = node.clone();
+    assert!(remove(&mut node, true).is_some() && node == before, "{node:?}");
+    // Who hands on is no network himself, and what would be empty is for people to mend.
+    for name in ["00-m.conf", "10-m.conf"] {
+        let mut node = folder(&[
+            (name, serde_json::from_str(&multus("clusterNetwork", json!("/n/00-undermesh.conflist"))).unwrap()),
+            (OWN, list("1.0.0", &[bridge(), copy_of("10-a.conflist")])),
+        ]);
+        assert!(remove(&mut node, false).is_some());
+        assert_eq!((remove(&mut node, true), names_us(&files(&node))), (None, Some(name)));
+    }
+    let alone = folder(&[("00-m.conf", serde_json::from_str(&multus("delegates", json!([ours()]))).unwrap())]);
+    assert_eq!((uninstall(&files(&alone), true), names_us(&files(&alone))), (Removal::default(), Some("00-m.conf")));
+}

@@ -3,7 +3,8 @@
 //!
 //! Another plugin that is installed or updated writes its file anew, without our entry; runtimes go on to take ours. What it is a copy of is
 //! followed: the copy is made anew when that changes. While that cannot be read (somebody is writing it, or it is broken) the copy stays
-//! as it is; and when it is gone for good, so is the copy: without a network of its own a node is not to look as if it had one.
+//! as it is; and when it is gone for good, so is the copy, whatever else there is that no copy can be made of: without a network of its own a node
+//! is not to look as if it had one.
 
 use serde_json::Value;
 
@@ -45,17 +46,24 @@ pub(super) struct Copy {
 pub(super) fn decide(others: &[ConfFile], there: Option<&ConfFile>, entry: &Value, own: Own) -> Copy {
     let Own::On { bereft } = own else { return Copy::default() };
     let as_it_is = |remark: String| Copy { stays: there.is_some(), remark: there.map(|_| remark), ..Copy::default() };
-    let Some(source) = in_order(others).find(|file| *file.name > *NAME) else {
-        let gone = as_it_is(format!("{NAME}: what it is a copy of is gone"));
-        return Copy { stays: gone.stays && !bereft, orphaned: gone.stays, ..gone };
+    let orphaned = |why: &str| {
+        let gone = as_it_is(format!("{NAME}: what it is a copy of is gone{why}"));
+        Copy { stays: gone.stays && !bereft, orphaned: gone.stays, ..gone }
     };
+    let Some(source) = in_order(others).find(|file| *file.name > *NAME) else { return orphaned("") };
     // Runtimes take an earlier one: there is no use for ours, but somebody may hand on to one that is there already.
     if there.is_none() && in_order(others).any(|file| *file.name < *NAME) {
         return Copy::default();
     }
     let wanted = match read(source).and_then(|list| copy(list, &source.name, entry, there)) {
         Ok(wanted) => wanted,
-        Err(why) => return as_it_is(format!("{NAME} stays as it was: {}: {why}", source.name)),
+        Err(why) => {
+            let of = there.and_then(self::source);
+            return match others.iter().any(|file| Some(&file.name) == of.as_ref()) {
+                true => as_it_is(format!("{NAME} stays as it was: {}: {why}", source.name)),
+                false => orphaned(&format!(", and of what there is, there cannot be one: {}: {why}", source.name)),
+            };
+        }
     };
     let same = there.and_then(|file| serde_json::from_slice::<Value>(file.content.as_ref().ok()?).ok());
     let differs = same != serde_json::from_slice(&wanted).ok();

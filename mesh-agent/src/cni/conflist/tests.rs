@@ -339,6 +339,27 @@ fn hardening_f46_whoever_writes_what_our_own_file_is_followed_and_nobody_is_unca
 }
 
 #[test]
+fn hardening_f46_our_own_file_goes_with_its_original_whatever_else_no_copy_can_be_made_of() {
+    let original = list("1.0.0", &[json!({ "type": "bridge" })]);
+    for other in [
+        "{".to_owned(),
+        list("1.0.0", &[json!({ "type": "multus-shim" })]).to_string(),
+        list("9.0.0", &[json!({ "type": "ptp" })]).to_string(),
+    ] {
+        for name in ["05-b.conflist", "20-b.conflist"] {
+            let mut node = folder(&[("10-a.conflist", original.clone())]);
+            follow(&mut node, false);
+            node.insert(name.to_owned(), other.clone());
+            let is_orphaned = |node: &mut Folder, bereft: bool| follow(node, bereft).0.orphaned;
+            assert!(!is_orphaned(&mut node, true) && node.contains_key(OWN), "{name}: {other}");
+            node.remove("10-a.conflist");
+            assert!(is_orphaned(&mut node, false) && node.contains_key(OWN), "{name}: {other}");
+            assert!(follow(&mut node, true).0.changes.len() == 1 && !node.contains_key(OWN), "{name}: {other}");
+        }
+    }
+}
+
+#[test]
 fn hardening_f46_another_that_appends_himself_to_our_own_file_stays_there() {
     let other = json!({ "type": "istio-cni" });
     let mut node = folder(&[("10-a.conflist", list("1.0.0", &[json!({ "type": "bridge" })]))]);

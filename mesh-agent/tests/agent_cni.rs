@@ -228,6 +228,31 @@ fn features_EN5_an_agent_that_is_to_keep_no_plugin_takes_away_what_an_earlier_on
 }
 
 #[test]
+fn hardening_F46_who_takes_our_own_file_away_again_and_again_is_told_of_and_does_not_keep_us_busy() {
+    if !privileged("a fight") {
+        return;
+    }
+    let host = Host::new();
+    let node = Node::new(&host);
+    let _agent = node.agent();
+    node.until_chained();
+    let own = node.conf.with_file_name("00-undermesh.conflist");
+    // As Cilium does, unless it is told not to.
+    let mut times = 0;
+    let told = eventually("the fight is told of", || {
+        times += u32::from(fs::rename(&own, own.with_extension("conflist.cilium_bak")).is_ok());
+        node.dump()["cni"]["contested"].as_str().map(str::to_owned)
+    });
+    assert!(told.contains("cni.exclusive=false") && told.contains("ownFile=false"), "{told}");
+    assert!((5..20).contains(&times), "{times} times");
+    node.until_chained();
+    assert!(host.http(15020, "/metrics").contains("undermesh_cni_contested 1"));
+    assert_eq!(host.log().matches("is fought over").count(), 1);
+    // What is left there is an end of it, and until then nobody is without the entry.
+    eventually("it is put back", || (node.dump()["cni"]["chain"] == "00-undermesh.conflist").then_some(()));
+}
+
+#[test]
 fn features_EN5_a_pod_that_is_out_of_the_mesh_goes_on_at_once_and_the_file_says_who_is_what() {
     if !privileged("who is what") {
         return;

@@ -12,7 +12,7 @@ mod removal;
 
 use serde_json::{Map, Value, json};
 
-pub use own::Own;
+pub use own::{NAME as OWN, Own};
 pub use removal::{Removal, names_us, uninstall};
 
 /// The name by which a runtime finds the program.

@@ -12,12 +12,18 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::conflist::OWN;
+use super::contest::Contest;
 use super::place::{Done, Places, ensure, remove};
 
 /// How often the folder is looked at though nothing was heard of it: a folder that was replaced tells nothing.
 const LOOK: Duration = Duration::from_secs(2);
-/// At least so long between two looks: a writer that fights for the chain must not keep us busy.
+/// At least so long between two looks.
 const QUIET: Duration = Duration::from_millis(50);
+/// A writer that fights for the chain must not keep us busy: at most so long between two looks then. Meanwhile pods may start uncaptured.
+const REST: Duration = LOOK;
+/// At most so long our own file is not put back. The entry stands in the file of others meanwhile, if they leave it there.
+const REST_OWN: Duration = Duration::from_secs(300);
 /// How long our own file outlives what it is a copy of: who removes a file to write it anew has done so by then.
 const BEREFT: Duration = Duration::from_secs(5);
 
@@ -36,6 +42,9 @@ pub struct Status {
     /// Why there is none; or what is wrong though there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
+    /// Who puts what there is fought by somebody else, and how that ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contested: Option<String>,
     /// It is off the node, by an order or because it is not wanted.
     pub uninstalled: bool,
 }
@@ -73,6 +82,8 @@ pub struct Installer {
     edits: Arc<AtomicU64>,
     /// Since when our own file is a copy of nothing.
     orphaned: Option<Instant>,
+    /// Over anything at all, and over our own file.
+    contests: (Contest, Contest),
 }
 
 impl Installer {
@@ -82,7 +93,8 @@ impl Installer {
         let (tells, status) = watch::channel(Status::default());
         let edits = Arc::new(AtomicU64::new(0));
         let handle = CniHandle { orders, status, edits: edits.clone() };
-        (Installer { places, orders: ordered, status: tells, edits, orphaned: None }, handle)
+        let contests = (Contest::new(REST), Contest::new(REST_OWN));
+        (Installer { places, orders: ordered, status: tells, edits, orphaned: None, contests }, handle)
     }
 
     /// Starts it; `chained` is met when the chain has our entry for the first time.
@@ -155,10 +167,10 @@ impl Installer {
                     chained.met();
                 }
             }
+            let (quiet, look) = self.pauses(Instant::now());
             tokio::select! {
                 () = drain.started() => return,
-                _ = events.recv() => tokio::time::sleep(QUIET).await,
-                () = tokio::time::sleep(LOOK) => {}
+                () = due(&mut events, quiet, look) => {}
                 Some(reply) = self.orders.recv() => {
                     let _ = reply.send(self.take_off().await);
                 }
@@ -166,28 +178,63 @@ impl Installer {
         }
     }
 
+    /// Between an event and the look at it, and until the next look without one.
+    fn pauses(&self, now: Instant) -> (Duration, Duration) {
+        let (any, own) = (self.contests.0.rest(now), self.contests.1.rest(now));
+        (any.max(QUIET), if own.is_zero() { LOOK } else { own.clamp(QUIET, LOOK) })
+    }
+
+    /// What people should know of who fights with us.
+    fn contested(&self, now: Instant) -> Option<String> {
+        let (any, own) = &self.contests;
+        if own.is_open(now) {
+            return Some(format!(
+                "somebody takes {OWN} away again and again, as Cilium does unless it is told cni.exclusive=false: tell it, or have no such file (agent.cni.ownFile=false, --cni-own-file off); it is put back ever more seldom"
+            ));
+        }
+        any.is_open(now).then(|| {
+            format!(
+                "somebody takes our entry or our program away again and again: {}, {}: only one program may keep the node's CNI",
+                self.places.conf_dir.display(),
+                self.places.bin_dir.display()
+            )
+        })
+    }
+
     async fn look(&mut self) {
         let places = self.places.clone();
         let bereft = self.orphaned.is_some_and(|since| since.elapsed() >= BEREFT);
-        let looked = blocking(move || ensure(&places, bereft)).await;
+        let rests = !self.contests.1.rest(Instant::now()).is_zero();
+        let looked = blocking(move || ensure(&places, bereft, rests)).await;
+        let now = Instant::now();
+        if looked.as_ref().is_ok_and(|done| done.edited) {
+            self.contests.0.put(now);
+        }
+        if looked.as_ref().is_ok_and(|done| done.own_put) {
+            self.contests.1.put(now);
+        }
+        let contested = self.contested(now);
         let is_orphaned = looked.as_ref().is_ok_and(|done| done.orphaned);
         self.orphaned = is_orphaned.then(|| self.orphaned.unwrap_or_else(Instant::now));
         let status = match looked {
             Ok(Done { chain, edited, remark, .. }) => {
                 if edited {
                     self.edits.fetch_add(1, Relaxed);
-                    tracing::info!(chain, "the CNI chain has our entry");
+                    match contested {
+                        None => tracing::info!(chain, "the CNI chain has our entry"),
+                        Some(_) => tracing::debug!(chain, "the CNI chain has our entry again"),
+                    }
                 }
-                Status { chain: Some(chain), trouble: remark, uninstalled: false }
+                Status { chain: Some(chain), trouble: remark, contested, uninstalled: false }
             }
-            Err(trouble) => Status { trouble: Some(trouble), ..Status::default() },
+            Err(trouble) => Status { trouble: Some(trouble), contested, ..Status::default() },
         };
-        let changed = self.status.send_if_modified(|last| {
-            let changed = *last != status;
-            *last = status;
-            changed
-        });
-        let status = self.status.borrow();
+        let last = self.status.send_replace(status.clone());
+        // Once, and not whenever the one or the other has just won.
+        if let (None, Some(why)) = (&last.contested, &status.contested) {
+            tracing::warn!(why, "the CNI chain is fought over");
+        }
+        let changed = (last.trouble, last.chain.is_some()) != (status.trouble.clone(), status.chain.is_some());
         match (&status.trouble, &status.chain) {
             _ if !changed => {}
             (None, _) => {}
@@ -197,6 +244,13 @@ impl Installer {
                 "the CNI chain has no entry of ours: new pods are captured a moment after they start"
             ),
         }
+    }
+}
+
+/// Waits for an event, and then a moment for what comes with it; or for the next look.
+async fn due(events: &mut mpsc::Receiver<()>, quiet: Duration, look: Duration) {
+    if tokio::time::timeout(look, events.recv()).await.is_ok() {
+        tokio::time::sleep(quiet).await;
     }
 }
 

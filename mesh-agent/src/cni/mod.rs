@@ -12,6 +12,7 @@
 pub mod admit;
 mod cache;
 pub mod conflist;
+mod contest;
 mod folder;
 pub mod install;
 pub mod place;

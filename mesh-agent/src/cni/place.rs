@@ -43,22 +43,26 @@ pub struct Places {
 pub struct Done {
     /// The file of the chain.
     pub chain: String,
-    /// The folder was edited just now.
+    /// The folders were edited just now.
     pub edited: bool,
     /// What is not well all the same.
     pub remark: Option<String>,
     /// Our own file is a copy of what is not there any more.
     pub orphaned: bool,
+    /// Our own file was not there, and was put there.
+    pub own_put: bool,
 }
 
-/// Puts program and entry where they belong, if they are not there. `bereft`: what our own file is a copy of has been gone for long.
-pub fn ensure(places: &Places, bereft: bool) -> Result<Done, String> {
+/// Puts program and entry where they belong, if they are not there. `bereft`: what our own file is a copy of has been gone for long; `rests`: if our own
+/// file is not there, it is not put back yet.
+pub fn ensure(places: &Places, bereft: bool, rests: bool) -> Result<Done, String> {
     // The program first: an entry without one would keep every pod of the node from starting.
-    install_program(places)?;
+    let installed = install_program(places)?;
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let entry = conflist::entry(&text(&places.socket), &text(&places.scope), &SYSTEM);
-    let own = if places.own_file { Own::On { bereft } } else { Own::Off };
-    chain(&places.conf_dir, &entry, places.scope.exists(), own)
+    let own = if places.own_file { Own::On { bereft, rests } } else { Own::Off };
+    let done = chain(&places.conf_dir, &entry, places.scope.exists(), own)?;
+    Ok(Done { edited: done.edited || installed, ..done })
 }
 
 fn chain(folder: &Path, entry: &Value, scope_is_there: bool, own: Own) -> Result<Done, String> {
@@ -71,6 +75,8 @@ fn chain(folder: &Path, entry: &Value, scope_is_there: bool, own: Own) -> Result
     let text = |why: String| format!("{}: {why}", folder.display());
     let Plan { changes, chain, remark, orphaned } = conflist::plan(&files, entry, own);
     let edited = !changes.is_empty();
+    let writes_own = changes.iter().any(|change| change.write.as_ref().is_some_and(|(name, _)| name == conflist::OWN));
+    let own_put = writes_own && files.iter().all(|file| file.name != conflist::OWN);
     // One that fails, for somebody is writing there, does not keep back the next.
     let mut failed = None;
     for change in changes {
@@ -79,7 +85,7 @@ fn chain(folder: &Path, entry: &Value, scope_is_there: bool, own: Own) -> Result
     match (failed, chain) {
         (Some(error), _) => Err(text(error.to_string())),
         (None, Err(why)) => Err(text(why)),
-        (None, Ok(chain)) => Ok(Done { chain, edited, remark: remark.map(text), orphaned }),
+        (None, Ok(chain)) => Ok(Done { chain, edited, remark: remark.map(text), orphaned, own_put }),
     }
 }
 
@@ -147,7 +153,8 @@ fn program(places: &Places) -> PathBuf {
     places.bin_dir.join(conflist::TYPE)
 }
 
-fn install_program(places: &Places) -> Result<(), String> {
+/// Says whether it was not there as it is to be.
+fn install_program(places: &Places) -> Result<bool, String> {
     let failed = |path: &Path, error: io::Error| format!("{}: {error}", path.display());
     let ours = fs::read(&places.plugin).map_err(|error| failed(&places.plugin, error))?;
     let target = program(places);
@@ -156,17 +163,20 @@ fn install_program(places: &Places) -> Result<(), String> {
         metadata.is_file() && metadata.len() == ours.len() as u64 && metadata.mode() & 0o111 == 0o111
     };
     if there.is_ok_and(|metadata| fits(&metadata)) && fs::read(&target).is_ok_and(|there| there == ours) {
-        return Ok(());
+        return Ok(false);
     }
     fs::create_dir_all(&places.bin_dir).map_err(|error| failed(&places.bin_dir, error))?;
-    replace(&target, &ours, 0o755).map_err(|error| match fs::metadata(&places.bin_dir).map(|folder| folder.nlink()) {
-        // What is mounted into a container is the old one for ever.
-        Ok(0) => format!(
-            "{}: the folder was removed on the node: this pod must be made anew to see what took its place",
-            places.bin_dir.display()
-        ),
-        _ => failed(&target, error),
-    })
+    replace(&target, &ours, 0o755).map_err(|error| {
+        match fs::metadata(&places.bin_dir).map(|folder| folder.nlink()) {
+            // What is mounted into a container is the old one for ever.
+            Ok(0) => format!(
+                "{}: the folder was removed on the node: this pod must be made anew to see what took its place",
+                places.bin_dir.display()
+            ),
+            _ => failed(&target, error),
+        }
+    })?;
+    Ok(true)
 }
 
 #[cfg(test)]

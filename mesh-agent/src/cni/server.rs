@@ -71,6 +71,9 @@ impl Collector for Chain {
         let chained = ConstGauge::new(i64::from(self.0.status().chain.is_some()));
         let help = "Whether the chain of CNI plugins has our entry";
         chained.encode(encoder.encode_descriptor("undermesh_cni_chained", help, None, MetricType::Gauge)?)?;
+        let contested = ConstGauge::new(i64::from(self.0.status().contested.is_some()));
+        let help = "Whether somebody takes what is ours in the chain of CNI plugins away again and again";
+        contested.encode(encoder.encode_descriptor("undermesh_cni_contested", help, None, MetricType::Gauge)?)?;
         let edits = ConstCounter::new(self.0.edits.load(Relaxed));
         let help = "How often the chain of CNI plugins was edited: once, and whenever somebody took our entry out";
         edits.encode(encoder.encode_descriptor("undermesh_cni_chain_edits", help, None, MetricType::Counter)?)

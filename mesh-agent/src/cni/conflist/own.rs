@@ -22,10 +22,12 @@ const DELEGATES: &str = "multus";
 pub enum Own {
     /// None.
     Off,
-    /// One; `bereft`: what it is a copy of has been gone for so long that it goes, too.
+    /// One.
     On {
-        /// See above.
+        /// What it is a copy of has been gone for so long that it goes, too.
         bereft: bool,
+        /// Somebody takes it away time and again: if it is not there, it is not put back yet.
+        rests: bool,
     },
 }
 
@@ -44,7 +46,7 @@ pub(super) struct Copy {
 
 /// Decides. `others` are all files but it, `there` is it.
 pub(super) fn decide(others: &[ConfFile], there: Option<&ConfFile>, entry: &Value, own: Own) -> Copy {
-    let Own::On { bereft } = own else { return Copy::default() };
+    let Own::On { bereft, rests } = own else { return Copy::default() };
     let as_it_is = |remark: String| Copy { stays: there.is_some(), remark: there.map(|_| remark), ..Copy::default() };
     let orphaned = |why: &str| {
         let gone = as_it_is(format!("{NAME}: what it is a copy of is gone{why}"));
@@ -52,7 +54,7 @@ pub(super) fn decide(others: &[ConfFile], there: Option<&ConfFile>, entry: &Valu
     };
     let Some(source) = in_order(others).find(|file| *file.name > *NAME) else { return orphaned("") };
     // Runtimes take an earlier one: there is no use for ours, but somebody may hand on to one that is there already.
-    if there.is_none() && in_order(others).any(|file| *file.name < *NAME) {
+    if there.is_none() && (rests || in_order(others).any(|file| *file.name < *NAME)) {
         return Copy::default();
     }
     let wanted = match read(source).and_then(|list| copy(list, &source.name, entry, there)) {

@@ -253,7 +253,7 @@ const OWN: &str = "00-undermesh.conflist";
 
 /// Carries out all that is planned with our own file, and tells what there is then.
 fn follow(node: &mut Folder, bereft: bool) -> (Plan, bool) {
-    let first = plan(&files(node), &ours(), Own::On { bereft });
+    let first = plan(&files(node), &ours(), Own::On { bereft, rests: false });
     let changed = !first.changes.is_empty();
     for change in first.changes.clone() {
         if let Some((name, bytes)) = change.write {
@@ -386,7 +386,7 @@ fn hardening_b137_a_file_that_cannot_be_read_and_comes_first_is_told_of() {
     let good = list("1.0.0", &[json!({ "type": "bridge" })]);
     let mut node = folder(&[("10-a.conflist", good.clone())]);
     node.insert("05-x.conflist".to_owned(), "{".to_owned());
-    for own in [Own::Off, Own::On { bereft: false }] {
+    for own in [Own::Off, Own::On { bereft: false, rests: false }] {
         let plan = plan(&files(&node), &ours(), own);
         assert_eq!(plan.chain.as_deref(), Ok("10-a.conflist"));
         let remark = plan.remark.unwrap();

@@ -176,6 +176,31 @@ pub fn other_hooks(snapshot: &Snapshot) -> Vec<Finding> {
         .collect()
 }
 
+/// Nothing takes away the file that the CNI plugin has of its own. Agents that have none, or no plugin, lose nothing.
+pub fn cni_exclusive(snapshot: &Snapshot) -> Vec<Finding> {
+    let says = |agent: &Workload, flag: &str| {
+        agent
+            .spec
+            .template
+            .spec
+            .containers
+            .iter()
+            .flat_map(|container| &container.args)
+            .any(|argument| argument == flag)
+    };
+    let has_file = snapshot.agent().is_none_or(|agent| says(agent, "--cni=on") && !says(agent, "--cni-own-file=off"));
+    let exclusive =
+        snapshot.cilium.iter().filter(|map| map.data.get("cni-exclusive").is_some_and(|value| value == "true"));
+    exclusive
+        .filter(|_| has_file)
+        .map(|map| {
+            let why = "Cilium renames the CNI configurations of others (cni-exclusive: \"true\"), and with them 00-undermesh.conflist: new pods may start uncaptured until the agent has put its entry back";
+            let fix = "set cni.exclusive=false in Cilium's values; or agent.cni.ownFile=false in the mesh's, which only ends the quarrel";
+            Finding::warning(format!("ConfigMap {}", map.metadata.full_name()), why, fix)
+        })
+        .collect()
+}
+
 /// Definitions that somebody else has installed can be read.
 pub fn definitions(snapshot: &Snapshot) -> Vec<Finding> {
     const READABLE: [(&str, &[&str]); 3] = [

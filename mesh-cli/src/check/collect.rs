@@ -78,6 +78,12 @@ pub async fn snapshot(api: &Api, namespace: &str, is_before: bool) -> Result<Sna
         deployments: reader.list("deployments", "/apis/apps/v1/deployments").await,
         daemon_sets: reader.list("daemonsets", "/apis/apps/v1/daemonsets").await,
         roots: reader.list("root certificates", &format!("/api/v1/configmaps?fieldSelector=metadata.name%3D{}", ROOT.0)).await,
+        cilium: reader
+            .list(
+                "configuration of Cilium",
+                "/api/v1/namespaces/kube-system/configmaps?fieldSelector=metadata.name%3Dcilium-config",
+            )
+            .await,
         definitions: reader.list("definitions (CRDs)", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions").await,
         webhooks: reader
             .list("webhooks", "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations")

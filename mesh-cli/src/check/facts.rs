@@ -56,6 +56,8 @@ pub struct Snapshot {
     pub daemon_sets: Vec<Workload>,
     /// The ConfigMaps called [`ROOT`].
     pub roots: Vec<ConfigMap>,
+    /// The ConfigMap with which Cilium runs, if it does.
+    pub cilium: Vec<ConfigMap>,
     /// Definitions.
     pub definitions: Vec<Definition>,
     /// Validating webhooks.

@@ -49,7 +49,7 @@ enum Phase {
 type Judge = fn(&Snapshot) -> Vec<Finding>;
 
 /// All checks, in the order in which they are shown: what others depend on comes first.
-const CHECKS: [(Phase, &str, &str, &str, Judge); 28] = [
+const CHECKS: [(Phase, &str, &str, &str, Judge); 29] = [
     (Phase::Before, "cluster", "readable", "everything can be looked at", cluster::readable),
     (Phase::Before, "cluster", "kubernetes-version", "Kubernetes is new enough", cluster::kubernetes),
     (Phase::Before, "cluster", "rights", "everybody may do what they have to", cluster::rights),
@@ -60,6 +60,7 @@ const CHECKS: [(Phase, &str, &str, &str, Judge); 28] = [
     (Phase::Before, "cluster", "clocks", "clocks agree", cluster::clocks),
     (Phase::Before, "cluster", "other-meshes", "no other mesh takes the same pods", cluster::other_meshes),
     (Phase::Before, "cluster", "other-hooks", "nothing else rewrites connections", cluster::other_hooks),
+    (Phase::Before, "cluster", "cni-exclusive", "nothing takes the CNI plugin's file away", cluster::cni_exclusive),
     (Phase::Before, "cluster", "definitions", "definitions (CRDs) can be read", cluster::definitions),
     (Phase::Before, "cluster", "pod-security", "the namespace allows what agents need", cluster::pod_security),
     (Phase::After, "control plane", "control-ready", "the control plane is ready", mesh::control_ready),

@@ -22,7 +22,7 @@ const NAMESPACES: &str = "namespaces";
 const EVENTS: &str = "events";
 
 /// By the id of the check.
-const NEEDS: [(&str, &[&str]); 27] = [
+const NEEDS: [(&str, &[&str]); 28] = [
     ("kubernetes-version", &[VERSION]),
     ("rights", &[RIGHTS]),
     ("node-ready", &[NODES]),
@@ -32,6 +32,7 @@ const NEEDS: [(&str, &[&str]); 27] = [
     ("clocks", &[NODES, "leases of nodes"]),
     ("other-meshes", &[DAEMON_SETS, DEPLOYMENTS]),
     ("other-hooks", &[DAEMON_SETS]),
+    ("cni-exclusive", &[DAEMON_SETS, "configuration of Cilium"]),
     ("definitions", &["definitions (CRDs)"]),
     ("pod-security", &[NAMESPACES]),
     ("control-ready", &[DEPLOYMENTS, PODS]),

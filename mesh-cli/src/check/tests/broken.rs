@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::super::facts::{Denial, Diagnosis, Snapshot, Words};
-use super::{ROOT, agent, agent_ends, broken, definition, event, list, one, pod, waits, webhook};
+use super::{ROOT, agent, agent_ends, broken, cilium, definition, event, list, one, pod, waits, webhook};
 
 type Break = fn(&mut Snapshot);
 /// What is broken; the checks that find it; where; a word of the reason; a word of the remedy.
@@ -97,6 +97,17 @@ pub const BROKEN: &[Row] = &[
         "DaemonSet kube-system/cilium",
         "before the mesh sees them",
         "socketLB.hostNamespaceOnly",
+    ),
+    (
+        "Cilium wants no other CNI configuration",
+        |s| {
+            s.cilium = list([cilium("true")]);
+            s.daemon_sets[0].spec.template.spec.containers[0].args = vec!["--cni=on".into()];
+        },
+        &["cni-exclusive"],
+        "ConfigMap kube-system/cilium-config",
+        "renames the CNI configurations",
+        "cni.exclusive=false",
     ),
     (
         "a definition of an unknown version",

@@ -106,6 +106,11 @@ fn root(namespace: &str) -> Value {
     json!({"metadata": {"namespace": namespace, "name": "undermesh-root-cert"}, "data": {"root-cert.pem": ROOT}})
 }
 
+/// The ConfigMap of a Cilium that is this exclusive.
+fn cilium(exclusive: &str) -> Value {
+    json!({"metadata": {"namespace": "kube-system", "name": "cilium-config"}, "data": {"cni-exclusive": exclusive}})
+}
+
 fn definition(group: &str, plural: &str, version: &str) -> Value {
     json!({"metadata": {"name": format!("{plural}.{group}")}, "spec": {"group": group, "versions": [{"name": version, "served": true}]}})
 }
@@ -215,6 +220,35 @@ fn a_cluster_without_a_mesh_is_only_asked_what_an_installation_needs() {
     let report = judge(&snapshot, true);
     assert!(!report.has_errors());
     assert!(report.checks.iter().all(|check| check.group == "cluster"));
+}
+
+#[test]
+fn cilium_takes_away_only_what_there_is() {
+    let found = |exclusive: &str, arguments: Option<&[&str]>| {
+        let mut snapshot = healthy();
+        snapshot.cilium = list([cilium(exclusive)]);
+        match arguments {
+            None => snapshot.daemon_sets.clear(),
+            Some(arguments) => {
+                let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+                snapshot.daemon_sets[0].spec.template.spec.containers[0].args = arguments;
+            }
+        }
+        super::cluster::cni_exclusive(&snapshot).len()
+    };
+    for (exclusive, arguments, expected) in [
+        ("true", Some(&["--kube=cluster", "--cni=on"][..]), 1),
+        ("false", Some(&["--cni=on"]), 0),
+        ("", Some(&["--cni=on"]), 0),
+        ("true", Some(&["--cni=on", "--cni-own-file=off"]), 0),
+        ("true", Some(&["--cni=remove"]), 0),
+        ("true", Some(&[]), 0),
+        // Before an installation: as the chart has it.
+        ("true", None, 1),
+        ("false", None, 0),
+    ] {
+        assert_eq!(found(exclusive, arguments), expected, "{exclusive} {arguments:?}");
+    }
 }
 
 #[test]

@@ -69,6 +69,15 @@ fn abroad(state: &StateHandle) -> BTreeSet<ArcStr> {
     inside.map(|workload| workload.namespace.clone()).collect()
 }
 
+/// Where pods of other nodes may be in the mesh: as what was `left` by an earlier agent has it, until the control plane has said where they are. What it
+/// says then replaces that: a namespace does not stay in the file because it was once in it.
+fn around(said: Option<BTreeSet<ArcStr>>, left: &Scope) -> BTreeSet<ArcStr> {
+    said.unwrap_or_else(|| {
+        let some = left.namespaces.iter().filter(|(_, scope)| **scope == NamespaceScope::Some);
+        some.map(|(name, _)| name.as_str().into()).collect()
+    })
+}
+
 /// Starts the task. After an uninstall nothing is written.
 pub fn keep(
     path: PathBuf,
@@ -91,19 +100,22 @@ async fn write(
     state: Arc<StateHandle>,
     installer: CniHandle,
 ) {
-    let mut last = read(&path);
-    // What pods of this node have shown stays. What is abroad may be on its way out, as all is when a namespace loses its label.
-    let mut own = last.clone();
+    let left = read(&path);
+    let mut last = left.clone();
+    // What pods of this node have shown stays while we run. What is abroad may be on its way out, as all is when a namespace loses its label.
+    let mut own = Scope::new();
     // What is there is only then as it should be when we have written it.
     let mut written = false;
+    let mut is_synced = false;
     loop {
         let known = knowledge.borrow_and_update().clone();
         let mut wait = None;
         if known.complete && !installer.status().uninstalled {
             own = scope(&known, &BTreeSet::new(), &own);
+            is_synced = state.is_synced();
             let looking = state.clone();
-            let abroad = tokio::task::spawn_blocking(move || abroad(&looking)).await.unwrap_or_default();
-            let next = scope(&known, &abroad, &own);
+            let said = tokio::task::spawn_blocking(move || is_synced.then(|| abroad(&looking))).await.ok().flatten();
+            let next = scope(&known, &around(said, &left), &own);
             if next != last || !written {
                 let (to, bytes) = (path.clone(), next.bytes());
                 match tokio::task::spawn_blocking(move || put(&to, &bytes)).await {
@@ -117,8 +129,11 @@ async fn write(
                 }
             }
         }
-        if wait.is_none() && matches!(timeout(AROUND, knowledge.changed()).await, Ok(Err(_))) {
-            return;
+        if wait.is_none() {
+            tokio::select! {
+                changed = timeout(AROUND, knowledge.changed()) => if matches!(changed, Ok(Err(_))) { return },
+                true = state.synced_within(AROUND), if !is_synced => {}
+            }
         }
         tokio::time::sleep(wait.unwrap_or(GATHER)).await;
     }
@@ -138,14 +153,16 @@ fn read(path: &Path) -> Scope {
 
 #[cfg(test)]
 mod tests {
+    use mesh_core::{Change, Workload};
     use serde_json::json;
 
     use super::*;
+    use crate::cni::{Installer, Places, scope_file};
     use crate::enrol::kube::{Facts, wanted};
 
-    type Change<'a> = &'a dyn Fn(&mut Facts);
+    type Edit<'a> = &'a dyn Fn(&mut Facts);
 
-    fn knowledge(namespaces: &[(&str, Option<Mode>)], pods: &[(&str, &str, Change<'_>)]) -> Knowledge {
+    fn knowledge(namespaces: &[(&str, Option<Mode>)], pods: &[(&str, &str, Edit<'_>)]) -> Knowledge {
         let pods = pods.iter().map(|(namespace, name, change)| {
             let object = json!({
                 "metadata": { "name": name, "namespace": namespace, "uid": format!("uid-{name}") },
@@ -158,6 +175,46 @@ mod tests {
             (Arc::new(facts), verdict)
         });
         Knowledge::new(namespaces.iter().map(|(name, mode)| ((*name).to_owned(), *mode)), pods.collect())
+    }
+
+    #[tokio::test]
+    async fn what_an_earlier_agent_left_of_other_nodes_counts_until_the_control_plane_has_spoken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = scope_file(folder.path());
+        let some = |name: &str| (name.to_owned(), NamespaceScope::Some);
+        let left = Scope { namespaces: ["gone", "stays"].map(some).into(), ..Scope::new() };
+        std::fs::write(&path, left.bytes()).unwrap();
+        let (_tells, knowledge) = watch::channel(knowledge(&[("gone", None), ("stays", None), ("new", None)], &[]));
+        let (state, mut writer, _wanted) = StateHandle::new();
+        let (_installer, handle) = Installer::new(Places {
+            plugin: PathBuf::new(),
+            bin_dir: PathBuf::new(),
+            conf_dir: PathBuf::new(),
+            socket: PathBuf::new(),
+            scope: path.clone(),
+            own_file: false,
+            cache: PathBuf::new(),
+        });
+        let task = tokio::spawn(write(path.clone(), knowledge, state, handle));
+        let until = async |expected: [NamespaceScope; 3]| {
+            let names = ["gone", "stays", "new"].map(str::to_owned);
+            let expected: BTreeMap<String, NamespaceScope> = names.into_iter().zip(expected).collect();
+            let written = async {
+                while read(&path).namespaces != expected {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            timeout(Duration::from_secs(60), written).await.unwrap_or_else(|_| panic!("{:?}", read(&path).namespaces));
+        };
+        use NamespaceScope::{Out, Some as Few};
+        until([Few, Few, Out]).await;
+        let workload = |n: u8, namespace: &str| {
+            let workload = Workload::new(format!("cluster//Pod/{namespace}/{n}"), namespace, n.to_string());
+            Change::Workload(Workload { protocol: TunnelProtocol::Hbone, ..workload })
+        };
+        writer.apply(vec![workload(1, "stays"), workload(2, "new"), Change::Synced]);
+        until([Out, Few, Few]).await;
+        task.abort();
     }
 
     #[test]

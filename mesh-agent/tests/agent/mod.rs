@@ -102,6 +102,21 @@ impl Host {
         fs::read_to_string(self.folder.path().join("failpoints")).unwrap()
     }
 
+    /// Has workers that start from now on wait where they read their configuration: a pipe that nobody writes to is in the place of a file of it. That of
+    /// a worker that runs is of no use to it any more.
+    pub fn hold_workers(&self) {
+        let pipe = self.folder.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        fs::rename(pipe, self.folder.path().join("token")).unwrap();
+    }
+
+    /// Those that start from now on do not; who waits does so until it is killed.
+    pub fn release_workers(&self) {
+        let file = self.folder.path().join("file");
+        fs::write(&file, "token").unwrap();
+        fs::rename(file, self.folder.path().join("token")).unwrap();
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }

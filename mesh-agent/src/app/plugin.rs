@@ -65,9 +65,9 @@ impl Plugin {
     }
 
     /// What keeps it, to be started; one that is not wanted begins to go.
-    pub fn kept(self, drain: DrainToken) -> Option<Box<Kept>> {
+    pub fn kept(self, drain: DrainToken) -> Option<Kept> {
         match self {
-            Plugin::Kept(kept) => Some(kept),
+            Plugin::Kept(kept) => Some(*kept),
             Plugin::Unwanted(installer, _) => {
                 installer.spawn_removal(drain);
                 None

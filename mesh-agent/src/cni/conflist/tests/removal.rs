@@ -23,7 +23,11 @@ fn who_has_appended_himself_to_our_own_file_is_in_the_chain_that_is_left() {
     let rows = [
         // What ours is a copy of, with our entry in it or without.
         ("10-a.conflist", list("1.0.0", &[bridge.clone(), ours()]), list("1.0.0", &[bridge.clone(), istio.clone()])),
-        ("10-a.conflist", list("1.0.0", &[bridge.clone()]), list("1.0.0", &[bridge.clone(), istio.clone()])),
+        (
+            "10-a.conflist",
+            list("1.0.0", std::slice::from_ref(&bridge)),
+            list("1.0.0", &[bridge.clone(), istio.clone()]),
+        ),
         // He stands there already.
         (
             "10-a.conflist",
@@ -37,7 +41,11 @@ fn who_has_appended_himself_to_our_own_file_is_in_the_chain_that_is_left() {
             list("1.0.0", &[bridge.clone(), istio.clone()]),
         ),
         // Under another name than ours says, which is what runtimes take then.
-        ("10-b.conflist", list("1.0.0", &[bridge.clone()]), list("1.0.0", &[bridge.clone(), istio.clone()])),
+        (
+            "10-b.conflist",
+            list("1.0.0", std::slice::from_ref(&bridge)),
+            list("1.0.0", &[bridge.clone(), istio.clone()]),
+        ),
     ];
     for (name, theirs, after) in rows {
         let entries = [bridge.clone(), copy_of("10-a.conflist"), istio.clone()];

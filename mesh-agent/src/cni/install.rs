@@ -189,7 +189,8 @@ impl Installer {
         let (any, own) = &self.contests;
         if own.is_open(now) {
             return Some(format!(
-                "somebody takes {OWN} away again and again, as Cilium does unless it is told cni.exclusive=false: tell it, or have no such file (agent.cni.ownFile=false, --cni-own-file off); it is put back ever more seldom"
+                "somebody takes {OWN} away again and again, as Cilium does unless it is told cni.exclusive=false: tell it, or have no such file \
+                 (agent.cni.ownFile=false, --cni-own-file off); it is put back ever more seldom"
             ));
         }
         any.is_open(now).then(|| {

@@ -194,7 +194,8 @@ pub fn cni_exclusive(snapshot: &Snapshot) -> Vec<Finding> {
     exclusive
         .filter(|_| has_file)
         .map(|map| {
-            let why = "Cilium renames the CNI configurations of others (cni-exclusive: \"true\"), and with them 00-undermesh.conflist: new pods may start uncaptured until the agent has put its entry back";
+            let why = "Cilium renames the CNI configurations of others (cni-exclusive: \"true\"), and with them 00-undermesh.conflist: \
+                       new pods may start uncaptured until the agent has put its entry back";
             let fix = "set cni.exclusive=false in Cilium's values; or agent.cni.ownFile=false in the mesh's, which only ends the quarrel";
             Finding::warning(format!("ConfigMap {}", map.metadata.full_name()), why, fix)
         })

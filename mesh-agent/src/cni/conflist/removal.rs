@@ -20,41 +20,53 @@ pub struct Removal {
 
 /// Takes our entries out of all files. A list of nothing else goes: it never made a network. Our own file goes last, and what others have appended to it
 /// goes to what it is a copy of: they would see that they are not there any more, and until then pods would start without them. Who hands on to it
-/// hands on to that one then.
+/// hands on to that one then, under the name that it has when we are out of it, and not before it has that.
 ///
 /// It stays while it is all that gives pods a network: what it is a copy of cannot be read, or is gone, and that not for long (`bereft`).
 pub fn uninstall(files: &[ConfFile], bereft: bool) -> Removal {
     let own = files.iter().find(|file| file.name == own::NAME);
     let others = || in_order(files).filter(|file| file.name != own::NAME);
     let source = own.and_then(own::source);
+    // What is nothing but us goes, and nobody inherits.
+    let is_source = |file: &&ConfFile| Some(&file.name) == source.as_ref() && !is_ours_alone(file);
     let is_network = |file: &&ConfFile| *file.name > *own::NAME && read(file).is_ok_and(|list| !own::hands_on(&list));
-    let heir = others().find(|file| Some(&file.name) == source.as_ref()).or_else(|| others().find(is_network));
-    let behind = own.map_or_else(Vec::new, own::behind);
+    let heir = others().find(is_source).or_else(|| others().find(is_network));
     let stays = match heir.map(|heir| (heir, read(heir))) {
         _ if own.is_none() => None,
-        Some((heir, Err(why))) if !is_ours_alone(heir) => {
+        Some((heir, Err(why))) => {
             Some(format!("{} stays: what it is a copy of cannot be read: {}: {why}", own::NAME, heir.name))
         }
         Some((_, Ok(_))) => None,
-        _ if bereft => None,
-        _ => Some(format!("{} stays for a moment: what it is a copy of is gone", own::NAME)),
+        None if bereft => None,
+        None => Some(format!("{} stays for a moment: what it is a copy of is gone", own::NAME)),
     };
-    let change = |file: &ConfFile| match read(file) {
-        Ok(list) => {
-            let is_heir = heir.is_some_and(|heir| heir.name == file.name);
-            let instead = heir.filter(|_| !is_heir && stays.is_none()).map(|heir| heir.name.as_str());
-            without(files, &file.name, list, if is_heir { &behind } else { &[] }, instead)
-        }
+    let change = |file: &ConfFile, behind: &[Value], instead: Option<&str>| match read(file) {
+        Ok(list) => without(files, &file.name, list, behind, instead),
         Err(_) if is_ours_alone(file) => Some(Change { remove: Some(file.name.clone()), ..Change::default() }),
         Err(_) => None,
     };
-    let mut changes: Vec<Change> = others().filter_map(change).collect();
+    let behind = own.map_or_else(Vec::new, own::behind);
+    let inherits = heir.and_then(|heir| change(heir, &behind, None));
+    let instead = heir.filter(|_| stays.is_none()).and_then(|heir| name_after(files, heir, inherits.as_ref()));
+    let is_heir = |file: &&ConfFile| heir.is_some_and(|heir| heir.name == file.name);
+    let rest = others().filter(|file| !is_heir(file)).filter_map(|file| change(file, &[], instead.as_deref()));
+    let mut changes: Vec<Change> = inherits.into_iter().chain(rest).collect();
     if let Some(own) = own
         && stays.is_none()
     {
         changes.push(Change { remove: Some(own.name.clone()), ..Change::default() });
     }
     Removal { changes, stays }
+}
+
+/// The file in which a network stands once it is `changed`.
+fn name_after(files: &[ConfFile], file: &ConfFile, changed: Option<&Change>) -> Option<String> {
+    match changed {
+        None => Some(file.name.clone()),
+        Some(Change { write: Some((name, _)), .. }) => Some(name.clone()),
+        // It only goes: what it was made from stands beside it.
+        Some(_) => read(file).ok().and_then(|list| original(&list)).filter(|from| is_read(files, from)),
+    }
 }
 
 /// A file that names our plugin, also in what it hands on to, or will when whoever writes it has finished; or that hands on to our own file.
@@ -139,9 +151,7 @@ fn is_ours_alone(file: &ConfFile) -> bool {
 fn without(files: &[ConfFile], name: &str, list: List, behind: &[Value], instead: Option<&str>) -> Option<Change> {
     let is_there = |plugin: &&Value| list.plugins.iter().any(|other| other["type"] == plugin["type"]);
     let behind: Vec<Value> = behind.iter().filter(|plugin| !is_there(plugin)).cloned().collect();
-    // A name of the folder, and nothing that leads out of it.
-    let is_name = |from: &&str| counts(from) && !from.contains('/') && !from.ends_with(".conflist");
-    let made_from = made_from(&list.plugins).and_then(Value::as_str).filter(is_name).map(str::to_owned);
+    let made_from = original(&list);
     let mut plugins: Vec<Value> = list.plugins.iter().filter(|plugin| !is_ours(plugin)).cloned().collect();
     plugins.iter_mut().for_each(|plugin| take_out(plugin, instead, DEEPEST));
     plugins.extend(behind);
@@ -150,7 +160,7 @@ fn without(files: &[ConfFile], name: &str, list: List, behind: &[Value], instead
     }
     match (made_from, plugins.as_mut_slice()) {
         // Somebody has made it anew, and knows better what is to be in it.
-        (Some(from), [Value::Object(_)]) if files.iter().any(|file| file.name == from && read(file).is_ok()) => {
+        (Some(from), [Value::Object(_)]) if is_read(files, &from) => {
             Some(Change { remove: Some(name.to_owned()), ..Change::default() })
         }
         (Some(from), [Value::Object(plugin)]) => Some(replacing(from, one(list.object, plugin), name)),
@@ -159,6 +169,16 @@ fn without(files: &[ConfFile], name: &str, list: List, behind: &[Value], instead
         }
         _ => Some(Change { write: Some((name.to_owned(), print(list.object, plugins))), ..Change::default() }),
     }
+}
+
+/// The file for one plugin that a list was made from, by a name of the folder: nothing that leads out of it.
+fn original(list: &List) -> Option<String> {
+    let is_name = |from: &&str| counts(from) && !from.contains('/') && !from.ends_with(".conflist");
+    made_from(&list.plugins).and_then(Value::as_str).filter(is_name).map(str::to_owned)
+}
+
+fn is_read(files: &[ConfFile], name: &str) -> bool {
+    files.iter().any(|file| file.name == name && read(file).is_ok())
 }
 
 /// A file for one plugin.

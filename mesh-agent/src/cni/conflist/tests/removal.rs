@@ -88,6 +88,9 @@ fn multus(key: &str, value: Value) -> String {
     json!({ "cniVersion": "0.3.1", "name": "multus", "type": "multus", key: value }).to_string()
 }
 
+/// Its file.
+const MULTUS: &str = "00-m.conf";
+
 /// Lists within lists.
 fn nested(levels: usize, innermost: Value) -> Value {
     (0..levels).fold(innermost, |within, _| json!([within]))
@@ -184,4 +187,48 @@ fn who_hands_on_to_us_or_to_our_own_file_does_so_to_what_is_left() {
     }
     let alone = folder(&[("00-m.conf", serde_json::from_str(&multus("delegates", json!([ours()]))).unwrap())]);
     assert_eq!((uninstall(&files(&alone), true), names_us(&files(&alone))), (Removal::default(), Some("00-m.conf")));
+}
+
+#[test]
+fn who_hands_on_to_our_own_file_is_led_to_what_is_there_in_the_end() {
+    let (bridge, ptp) = (json!({ "type": "bridge" }), json!({ "type": "ptp" }));
+    let single = |plugin: &str| json!({ "cniVersion": "1.0.0", "name": "pods", "type": plugin });
+    let to = |file: &str| {
+        let path = json!(format!("/host/etc/cni/net.d/{file}"));
+        (MULTUS, serde_json::from_str::<Value>(&multus("clusterNetwork", path)).unwrap())
+    };
+    let own = |behind: &[Value]| (OWN, list("1.0.0", &[&[bridge.clone(), copy_of("10-a.conflist")], behind].concat()));
+    let plugins = |plugins: &[Value]| json!({ "cniVersion": "1.0.0", "name": "pods", "plugins": plugins });
+    let made = ("10-a.conflist", plugins(&[bridge.clone(), ours_from("10-a.conf")]));
+    let istio = json!({ "type": "istio-cni" });
+    let later = ("20-b.conflist", list("1.0.0", std::slice::from_ref(&ptp)));
+    let rows = [
+        // A list that becomes the file again that it was made from.
+        (vec![own(&[]), made.clone()], vec![to("10-a.conf"), ("10-a.conf", single("bridge"))]),
+        // That has been made anew meanwhile, and the list goes.
+        (
+            vec![own(&[]), made.clone(), ("10-a.conf", single("ptp"))],
+            vec![to("10-a.conf"), ("10-a.conf", single("ptp"))],
+        ),
+        // It stays a list, for there is somebody else in it.
+        (
+            vec![own(std::slice::from_ref(&istio)), made],
+            vec![to("10-a.conflist"), ("10-a.conflist", plugins(&[bridge.clone(), istio]))],
+        ),
+        // What is nothing but us goes: there is another network, or none.
+        (vec![own(&[]), ("10-a.conflist", list("1.0.0", &[ours()])), later.clone()], vec![to("20-b.conflist"), later]),
+        (vec![own(&[]), ("10-a.conflist", list("1.0.0", &[ours()]))], vec![to(OWN)]),
+    ];
+    for (before, after) in rows {
+        let mut node = folder(&[vec![to(OWN)], before].concat());
+        for change in uninstall(&files(&node), true).changes {
+            carry_out(&mut node, change);
+            // At every moment: unless it is nowhere in the end either.
+            let named =
+                values(&node)[MULTUS]["clusterNetwork"].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
+            assert!(named == OWN && after.len() == 1 || node.contains_key(&named), "{named}: {node:?}");
+        }
+        assert_eq!(values(&node), values(&folder(&after)));
+        assert_eq!(names_us(&files(&node)), (after.len() == 1).then_some(MULTUS));
+    }
 }

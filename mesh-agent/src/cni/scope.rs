@@ -106,13 +106,13 @@ async fn write(
     let mut own = Scope::new();
     // What is there is only then as it should be when we have written it.
     let mut written = false;
-    let mut is_synced = false;
     loop {
         let known = knowledge.borrow_and_update().clone();
+        // Whether or not anything is written now: what has happened already is not waited for.
+        let is_synced = state.is_synced();
         let mut wait = None;
         if known.complete && !installer.status().uninstalled {
             own = scope(&known, &BTreeSet::new(), &own);
-            is_synced = state.is_synced();
             let looking = state.clone();
             let said = tokio::task::spawn_blocking(move || is_synced.then(|| abroad(&looking))).await.ok().flatten();
             let next = scope(&known, &around(said, &left), &own);
@@ -153,7 +153,10 @@ fn read(path: &Path) -> Scope {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use mesh_core::{Change, Workload};
+    use mesh_runtime::Drain;
     use serde_json::json;
 
     use super::*;
@@ -177,6 +180,20 @@ mod tests {
         Knowledge::new(namespaces.iter().map(|(name, mode)| ((*name).to_owned(), *mode)), pods.collect())
     }
 
+    /// With nothing in them but the file.
+    fn places(folder: &Path) -> Places {
+        let within = |name: &str| folder.join(name);
+        Places {
+            plugin: within("mesh-cni"),
+            bin_dir: within("bin"),
+            conf_dir: within("net.d"),
+            socket: within("cni.sock"),
+            scope: scope_file(folder),
+            own_file: false,
+            cache: within("results"),
+        }
+    }
+
     #[tokio::test]
     async fn what_an_earlier_agent_left_of_other_nodes_counts_until_the_control_plane_has_spoken() {
         let folder = tempfile::tempdir().unwrap();
@@ -186,15 +203,7 @@ mod tests {
         std::fs::write(&path, left.bytes()).unwrap();
         let (_tells, knowledge) = watch::channel(knowledge(&[("gone", None), ("stays", None), ("new", None)], &[]));
         let (state, mut writer, _wanted) = StateHandle::new();
-        let (_installer, handle) = Installer::new(Places {
-            plugin: PathBuf::new(),
-            bin_dir: PathBuf::new(),
-            conf_dir: PathBuf::new(),
-            socket: PathBuf::new(),
-            scope: path.clone(),
-            own_file: false,
-            cache: PathBuf::new(),
-        });
+        let (_installer, handle) = Installer::new(places(folder.path()));
         let task = tokio::spawn(write(path.clone(), knowledge, state, handle));
         let until = async |expected: [NamespaceScope; 3]| {
             let names = ["gone", "stays", "new"].map(str::to_owned);
@@ -215,6 +224,39 @@ mod tests {
         writer.apply(vec![workload(1, "stays"), workload(2, "new"), Change::Synced]);
         until([Out, Few, Few]).await;
         task.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_control_plane_that_has_spoken_keeps_nobody_busy_who_has_nothing_to_write() {
+        let folder = tempfile::tempdir().unwrap();
+        for uninstalled in [false, true] {
+            let (state, mut writer, _wanted) = StateHandle::new();
+            let (installer, handle) = Installer::new(places(folder.path()));
+            let drain = Drain::new();
+            let mut known = Knowledge::default();
+            if uninstalled {
+                known = knowledge(&[("shop", None)], &[]);
+                installer.spawn_removal(drain.token());
+                let taken_off = async {
+                    while !handle.status().uninstalled {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                };
+                timeout(Duration::from_secs(60), taken_off).await.unwrap();
+            }
+            assert_eq!(known.complete, uninstalled);
+            drain.start();
+            let (_tells, knowledge) = watch::channel(known);
+            writer.apply(vec![Change::Synced]);
+            let mut wakes = 0;
+            let mut writing = pin!(write(scope_file(folder.path()), knowledge, state, handle));
+            let counted = std::future::poll_fn(|context| {
+                wakes += 1;
+                writing.as_mut().poll(context)
+            });
+            assert!(timeout(AROUND * 10, counted).await.is_err());
+            assert!(wakes < 100, "{wakes} with uninstalled: {uninstalled}");
+        }
     }
 
     #[test]

@@ -171,18 +171,9 @@ fn request(context: &PodContext, flow: &Flow, upstream: &Upstream) -> ConnectReq
 }
 
 fn tunnel_failure(context: &PodContext, upstream: &Upstream, labels: ConnectionLabels, error: &HboneError) -> Failure {
-    let (reason, theirs) = match error {
-        HboneError::PeerIdentityMismatch { .. } => (Reason::PeerIdentityMismatch, true),
-        HboneError::Refused(http::StatusCode::UNAUTHORIZED | http::StatusCode::FORBIDDEN) => {
-            (Reason::DeniedByPeer, false)
-        }
-        HboneError::Dial(error) => (Reason::Upstream, is_peers_fault(error)),
-        HboneError::Overloaded => (Reason::Upstream, false),
-        _ => (Reason::Upstream, true),
-    };
-    // A peer at its limit is not broken, but another endpoint may have room.
-    if !matches!(error, HboneError::PeerBusy) {
-        report(context, upstream, !theirs);
+    let Fault { reason, theirs, report: tell } = fault(error, upstream.waypoint);
+    if let Some(success) = tell {
+        report(context, upstream, success);
     }
     // Only a handshake that was finished proves anything; what the labels say must have been checked on this flow.
     let authenticated = matches!(error, HboneError::Refused(_) | HboneError::Reset(_) | HboneError::RequestTimeout);
@@ -193,6 +184,37 @@ fn tunnel_failure(context: &PodContext, upstream: &Upstream, labels: ConnectionL
     };
     let next = next_endpoint(upstream, theirs && error.before_first_byte());
     Failure { reason, flags: flags_of(error), error: error.to_string(), labels, next }
+}
+
+/// Whose fault it is that there is no tunnel.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Fault {
+    reason: Reason,
+    /// Another endpoint may do better.
+    theirs: bool,
+    /// What the endpoint's lease is told: success, failure, or nothing.
+    report: Option<bool>,
+}
+
+fn fault(error: &HboneError, waypoint: bool) -> Fault {
+    let (reason, theirs) = match error {
+        HboneError::PeerIdentityMismatch { .. } => (Reason::PeerIdentityMismatch, true),
+        HboneError::Refused(http::StatusCode::UNAUTHORIZED | http::StatusCode::FORBIDDEN) => {
+            (Reason::DeniedByPeer, false)
+        }
+        HboneError::Dial(error) => (Reason::Upstream, is_peers_fault(error)),
+        HboneError::Overloaded => (Reason::Upstream, false),
+        _ => (Reason::Upstream, true),
+    };
+    let report = match error {
+        // A peer at its limit is not broken, but another endpoint may have room.
+        HboneError::PeerBusy => None,
+        // What a waypoint makes of a request, and how long that takes it, is about the service that was asked for: one whose endpoints are all gone must
+        // not take the waypoint from the others that it is for. One that is silent altogether fails the PINGs of its tunnel.
+        HboneError::Refused(_) | HboneError::Reset(_) | HboneError::RequestTimeout if waypoint && theirs => None,
+        _ => Some(!theirs),
+    };
+    Fault { reason, theirs, report }
 }
 
 fn flags_of(error: &HboneError) -> ResponseFlags {
@@ -288,5 +310,50 @@ fn upstream_labels(context: &PodContext, flow: &Flow, upstream: &Upstream, secur
         security,
         hbone_target: tunnelled.then_some(upstream.target),
         ..labels(context, flow, if tunnelled { upstream.tunnel } else { upstream.target })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+
+    use super::*;
+
+    #[test]
+    fn whose_fault_a_failed_tunnel_is_and_what_counts_for_ejection() {
+        let dial = |kind: io::ErrorKind| HboneError::Dial(Arc::new(kind.into()));
+        let refused = HboneError::Refused;
+        let (success, failure, nothing) = (Some(true), Some(false), None);
+        // Whether another endpoint may do better, and what the lease is told: of a workload, and of a waypoint.
+        let rows = [
+            (dial(io::ErrorKind::ConnectionRefused), true, failure, failure),
+            (dial(io::ErrorKind::AddrInUse), false, success, success),
+            (HboneError::DialTimeout, true, failure, failure),
+            (HboneError::TlsTimeout, true, failure, failure),
+            (
+                HboneError::PeerIdentityMismatch { found: "spiffe://a/ns/b/sa/c".parse().unwrap() },
+                true,
+                failure,
+                failure,
+            ),
+            (HboneError::PrefaceTimeout, true, failure, failure),
+            (HboneError::Closed("gone".into()), true, failure, failure),
+            (HboneError::PeerBusy, true, nothing, nothing),
+            (HboneError::Overloaded, false, success, success),
+            (refused(StatusCode::UNAUTHORIZED), false, success, success),
+            (refused(StatusCode::FORBIDDEN), false, success, success),
+            // By what is behind it.
+            (refused(StatusCode::NOT_FOUND), true, failure, nothing),
+            (refused(StatusCode::SERVICE_UNAVAILABLE), true, failure, nothing),
+            (refused(StatusCode::GATEWAY_TIMEOUT), true, failure, nothing),
+            (HboneError::Reset(8), true, failure, nothing),
+            (HboneError::RequestTimeout, true, failure, nothing),
+        ];
+        for (error, theirs, of_workload, of_waypoint) in rows {
+            for (waypoint, report) in [(false, of_workload), (true, of_waypoint)] {
+                let fault = fault(&error, waypoint);
+                assert_eq!((fault.theirs, fault.report), (theirs, report), "{error}, waypoint: {waypoint}");
+            }
+        }
     }
 }

@@ -16,3 +16,4 @@ mod policy;
 mod reuse;
 mod size;
 mod streams;
+mod waypoint;

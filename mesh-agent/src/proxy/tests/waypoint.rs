@@ -1,0 +1,181 @@
+//! Connections to what has a waypoint: it is asked for what the app asked for, and nothing goes around it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use mesh_core::service::{AppProtocol, ServicePort};
+use mesh_core::workload::{GatewayAddress, GatewayDestination, PortMapping, TunnelProtocol};
+use mesh_core::{Change, Service, Workload};
+use parking_lot::Mutex;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+
+use super::mesh::*;
+use super::net::Netns;
+use crate::proxy::Reason;
+
+/// Where waypoints listen in their pods.
+const TUNNEL: u16 = 15108;
+/// What others know as that.
+const HBONE: u16 = 15008;
+
+/// The service of the waypoints.
+fn waypoints() -> Service {
+    let ports = vec![ServicePort { service_port: HBONE, target_port: TUNNEL, app_protocol: AppProtocol::Tcp }];
+    Service { ports, ..Service::new(NAMESPACE, "waypoint", "waypoint.bookinfo.svc.cluster.local") }
+}
+
+fn through() -> Option<GatewayAddress> {
+    Some(GatewayAddress { destination: GatewayDestination::Service(waypoints().key()), hbone_port: HBONE })
+}
+
+/// An endpoint of the waypoints' service.
+fn endpoint(name: &str, last: u8) -> Workload {
+    let mut workload = workload(name, vec![v4(last)]);
+    workload.protocol = TunnelProtocol::Hbone;
+    let mapping = vec![PortMapping { service_port: HBONE, target_port: TUNNEL }];
+    workload.services = Arc::new([(waypoints().key(), mapping)].into());
+    workload
+}
+
+/// A waypoint that the test itself serves: it echoes, or refuses with `status`.
+struct Waypoint {
+    _netns: Netns,
+    /// What it was asked for.
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Waypoint {
+    fn start(pair: &Pair, name: &str, last: u8, status: StatusCode) -> Waypoint {
+        let netns = pair.hub.attach(&[v4(last)]);
+        let listener = netns.listen(SocketAddr::new(v4(last), TUNNEL));
+        listener.set_nonblocking(true).unwrap();
+        let listener = TcpListener::from_std(listener).unwrap();
+        let tls = TlsAcceptor::from(pair.authority.issue(&identity(name)).server_config());
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let heard = asked.clone();
+        tokio::spawn(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                tokio::spawn(tunnel(tls.clone(), tcp, status, heard.clone()));
+            }
+        });
+        Waypoint { _netns: netns, asked }
+    }
+}
+
+async fn tunnel(tls: TlsAcceptor, tcp: TcpStream, status: StatusCode, heard: Arc<Mutex<Vec<String>>>) {
+    let Ok(tls) = tls.accept(tcp).await else { return };
+    let Ok(mut h2) = h2::server::handshake(tls).await else { return };
+    while let Some(Ok((request, mut respond))) = h2.accept().await {
+        heard.lock().push(request.uri().authority().unwrap().to_string());
+        let response = Response::builder().status(status).body(()).unwrap();
+        let Ok(answer) = respond.send_response(response, status != StatusCode::OK) else { continue };
+        if status == StatusCode::OK {
+            tokio::spawn(echo_back(request, answer));
+        }
+    }
+}
+
+async fn echo_back(request: Request<h2::RecvStream>, mut answer: h2::SendStream<Bytes>) {
+    let mut body = request.into_body();
+    while let Some(Ok(bytes)) = body.data().await {
+        let _ = body.flow_control().release_capacity(bytes.len());
+        let _ = answer.send_data(bytes, false);
+    }
+    let _ = answer.send_data(Bytes::new(), true);
+}
+
+fn ejected(pair: &Pair) -> Vec<String> {
+    let snapshot = pair.near.state.snapshot_owned();
+    let set = snapshot.endpoints(&waypoints().key()).unwrap();
+    let now = pair.near.shared.now_ms();
+    let members = set.members().iter().filter(|endpoint| endpoint.is_ejected(now));
+    members.map(|endpoint| endpoint.workload.name.to_string()).collect()
+}
+
+/// What the app asked for is asked of the waypoint, also when that is the pod itself: it decides what becomes of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waypoint_is_asked_for_what_the_app_asked_for() {
+    let pair = Pair::start().await;
+    let around = [pair.server.echo(APP, "around "), pair.client.echo(APP, "around ")];
+    let waypoint = Waypoint::start(&pair, "waypoint", 66, StatusCode::OK);
+    let itself = Workload { waypoint: through(), ..pair.client.workload() };
+    pair.apply(vec![
+        Change::Service(waypoints()),
+        Change::Workload(endpoint("waypoint", 66)),
+        Change::Service(Service { waypoint: through(), ..service() }),
+        Change::Workload(itself),
+    ]);
+    let own = SocketAddr::new(pair.client.ip(), APP);
+    for destination in [pair.service_address(), own] {
+        let mut app = pair.client.connect(destination).await;
+        exchange(&mut app, "through the waypoint").await;
+    }
+    assert_eq!(*waypoint.asked.lock(), [pair.service_address().to_string(), own.to_string()]);
+    assert_eq!(around.map(|apps| apps.load(SeqCst)), [0, 0]);
+    eventually("closed", || pair.client.live() == 0).await;
+    let log = pair.near.log();
+    for part in [
+        "dst.workload=\"waypoint\"",
+        "dst.service=\"server.bookinfo.svc.cluster.local\"",
+        "dst.identity=\"spiffe://cluster.local/ns/bookinfo/sa/waypoint\"",
+        "dst.hbone_addr=198.18.100.1:80",
+    ] {
+        assert!(log.contains(part), "{part} in {log}");
+    }
+}
+
+/// One that cannot be reached is replaced, and ejected in the end; one that says what became of the service that was asked for is replaced, too, but it
+/// is there for the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_endpoint_of_the_waypoint_is_tried_and_only_one_that_is_not_there_is_ejected() {
+    let pair = Pair::start().await;
+    let around = pair.server.echo(APP, "around ");
+    let _good = Waypoint::start(&pair, "good", 66, StatusCode::OK);
+    let refusing = Waypoint::start(&pair, "refusing", 67, StatusCode::SERVICE_UNAVAILABLE);
+    // An address of a namespace that nothing listens in.
+    let _dead = pair.hub.attach(&[v4(68)]);
+    let endpoints = [("good", 66), ("refusing", 67), ("dead", 68)];
+    pair.apply(vec![Change::Service(waypoints()), Change::Service(Service { waypoint: through(), ..service() })]);
+    pair.apply(endpoints.map(|(name, last)| Change::Workload(endpoint(name, last))).into());
+    // Five failures in a row eject.
+    for n in 0..200 {
+        let mut app = pair.client.connect(pair.service_address()).await;
+        exchange(&mut app, &format!("request {n}")).await;
+        if refusing.asked.lock().len() > 6 && !ejected(&pair).is_empty() {
+            break;
+        }
+    }
+    assert_eq!(ejected(&pair), ["dead"]);
+    assert_eq!(around.load(SeqCst), 0);
+}
+
+/// Nothing goes around a waypoint that is not there.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_a_waypoint_that_is_gone_is_refused_and_nothing_is_dialled() {
+    let pair = Pair::start().await;
+    let around = pair.server.echo(APP, "around ");
+    let waypoint = Waypoint::start(&pair, "waypoint", 66, StatusCode::OK);
+    let there = endpoint("waypoint", 66);
+    let uid = there.uid.clone();
+    pair.apply(vec![
+        Change::Service(Service { waypoint: through(), ..service() }),
+        Change::Workload(Workload { waypoint: through(), ..serving(pair.server.workload()) }),
+        Change::Workload(there),
+    ]);
+    let refused = async |times: u64| {
+        for destination in [pair.service_address(), pair.server_address()] {
+            pair.client.expect_refused(destination).await;
+        }
+        assert_eq!(pair.near.refused(Reason::NoWaypoint), times, "{:?}", pair.near.log());
+    };
+    // Its service is not known; then no endpoint of it is left.
+    refused(2).await;
+    pair.apply(vec![Change::Service(waypoints()), Change::RemoveAddress(uid)]);
+    refused(4).await;
+    assert_eq!((pair.near.shared.pool.stats().tunnels, around.load(SeqCst)), (0, 0));
+    assert!(waypoint.asked.lock().is_empty() && !pair.far.log().contains("connection"));
+}

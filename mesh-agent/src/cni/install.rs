@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use mesh_runtime::{DrainToken, ReadyGuard, task};
+use mesh_runtime::{Backoff, DrainToken, ReadyGuard, task};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -22,12 +22,15 @@ const LOOK: Duration = Duration::from_secs(2);
 const QUIET: Duration = Duration::from_millis(50);
 /// A writer that fights for the chain must not keep us busy: at most so long between two looks then. Meanwhile pods may start uncaptured.
 const REST: Duration = LOOK;
+/// An edit that failed is tried again after at most this at first, and [`REST`] in the end: what we leave of it in the folder, and take away, is heard of
+/// as a change like any other.
+const FAILED: Duration = Duration::from_millis(100);
 /// At most so long our own file is not put back. The entry stands in the file of others meanwhile, if they leave it there.
 const REST_OWN: Duration = Duration::from_secs(300);
 /// How long our own file outlives what it is a copy of: who removes a file to write it anew has done so by then.
 const BEREFT: Duration = Duration::from_secs(5);
 
-/// When a removal that failed is tried again: doubling, at most the second.
+/// When a removal that failed is tried again: within the first, and in the end within the second.
 const AGAIN: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(300)];
 /// When what was taken off is looked at again: the worker before this one may just have been putting it back.
 const AFTER: Duration = Duration::from_secs(10);
@@ -84,6 +87,10 @@ pub struct Installer {
     orphaned: Option<Instant>,
     /// Over anything at all, and over our own file.
     contests: (Contest, Contest),
+    /// Edits that failed, in a row.
+    failing: Backoff,
+    /// So long nothing is tried again after the last one.
+    paused: Duration,
 }
 
 impl Installer {
@@ -94,7 +101,17 @@ impl Installer {
         let edits = Arc::new(AtomicU64::new(0));
         let handle = CniHandle { orders, status, edits: edits.clone() };
         let contests = (Contest::new(REST), Contest::new(REST_OWN));
-        (Installer { places, orders: ordered, status: tells, edits, orphaned: None, contests }, handle)
+        let installer = Installer {
+            places,
+            orders: ordered,
+            status: tells,
+            edits,
+            orphaned: None,
+            contests,
+            failing: Backoff::new(FAILED, REST),
+            paused: Duration::ZERO,
+        };
+        (installer, handle)
     }
 
     /// Starts it; `chained` is met when the chain has our entry for the first time.
@@ -109,15 +126,19 @@ impl Installer {
 
     async fn clear(mut self, drain: DrainToken) {
         let mut asked: Option<oneshot::Sender<Result<(), String>>> = None;
-        let (mut again, mut last) = (AGAIN[0], false);
+        // All nodes are told to remove it at the same time.
+        let (mut again, mut last) = (Backoff::new(AGAIN[0], AGAIN[1]), false);
         loop {
             let removed = self.take_off().await;
             let pause = match &removed {
                 Ok(()) if last => None,
                 Ok(()) => Some(AFTER),
-                Err(_) => Some(again),
+                Err(_) => Some(again.next(&mut rand::rng())),
             };
-            (again, last) = if removed.is_ok() { (AGAIN[0], true) } else { (AGAIN[1].min(again * 2), false) };
+            last = removed.is_ok();
+            if last {
+                again.reset();
+            }
             if let Some(reply) = asked.take() {
                 let _ = reply.send(removed);
             }
@@ -181,7 +202,7 @@ impl Installer {
     /// Between an event and the look at it, and until the next look without one.
     fn pauses(&self, now: Instant) -> (Duration, Duration) {
         let (any, own) = (self.contests.0.rest(now), self.contests.1.rest(now));
-        (any.max(QUIET), if own.is_zero() { LOOK } else { own.clamp(QUIET, LOOK) })
+        (any.max(QUIET).max(self.paused), if own.is_zero() { LOOK } else { own.clamp(QUIET, LOOK) })
     }
 
     /// What people should know of who fights with us.
@@ -214,6 +235,12 @@ impl Installer {
         if looked.as_ref().is_ok_and(|done| done.own_put) {
             self.contests.1.put(now);
         }
+        if looked.as_ref().is_err_and(|trouble| trouble.edit) {
+            self.paused = self.failing.next(&mut rand::rng());
+        } else {
+            self.failing.reset();
+            self.paused = Duration::ZERO;
+        }
         let contested = self.contested(now);
         let is_orphaned = looked.as_ref().is_ok_and(|done| done.orphaned);
         self.orphaned = is_orphaned.then(|| self.orphaned.unwrap_or_else(Instant::now));
@@ -228,7 +255,7 @@ impl Installer {
                 }
                 Status { chain: Some(chain), trouble: remark, contested, uninstalled: false }
             }
-            Err(trouble) => Status { trouble: Some(trouble), contested, ..Status::default() },
+            Err(trouble) => Status { trouble: Some(trouble.why), contested, ..Status::default() },
         };
         let last = self.status.send_replace(status.clone());
         // Once, and not whenever the one or the other has just won.
@@ -274,6 +301,13 @@ fn follow(places: &Places, sender: &mpsc::Sender<()>) -> Option<RecommendedWatch
     watched.into_iter().all(|result| result.is_ok()).then_some(watcher)
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string()))
+async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, E>
+where
+    T: Send + 'static,
+    E: From<String> + Send + 'static,
+{
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string().into()))
 }
+
+#[cfg(test)]
+mod tests;

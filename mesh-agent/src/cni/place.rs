@@ -53,9 +53,24 @@ pub struct Done {
     pub own_put: bool,
 }
 
+/// Why [`ensure`] could not do it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Trouble {
+    /// In a sentence, with the path.
+    pub why: String,
+    /// Something was to be edited, and that failed: the attempt itself may be heard of as a change of the folder.
+    pub edit: bool,
+}
+
+impl From<String> for Trouble {
+    fn from(why: String) -> Trouble {
+        Trouble { why, edit: false }
+    }
+}
+
 /// Puts program and entry where they belong, if they are not there. `bereft`: what our own file is a copy of has been gone for long; `rests`: if our own
 /// file is not there, it is not put back yet.
-pub fn ensure(places: &Places, bereft: bool, rests: bool) -> Result<Done, String> {
+pub fn ensure(places: &Places, bereft: bool, rests: bool) -> Result<Done, Trouble> {
     // The program first: an entry without one would keep every pod of the node from starting.
     let installed = install_program(places)?;
     let text = |path: &Path| path.to_string_lossy().into_owned();
@@ -65,12 +80,12 @@ pub fn ensure(places: &Places, bereft: bool, rests: bool) -> Result<Done, String
     Ok(Done { edited: done.edited || installed, ..done })
 }
 
-fn chain(folder: &Path, entry: &Value, scope_is_there: bool, own: Own) -> Result<Done, String> {
+fn chain(folder: &Path, entry: &Value, scope_is_there: bool, own: Own) -> Result<Done, Trouble> {
     let _turn = turn(folder);
     let files = read(folder)?;
     // Of a node of which nobody knows yet who is in the mesh, every pod would wait, and for ever if the agent may not ask.
     if !scope_is_there && conflist::names_us(&files).is_none() {
-        return Err("the API server has not yet told who is in the mesh".to_owned());
+        return Err("the API server has not yet told who is in the mesh".to_owned().into());
     }
     let text = |why: String| format!("{}: {why}", folder.display());
     let Plan { changes, chain, remark, orphaned } = conflist::plan(&files, entry, own);
@@ -83,8 +98,8 @@ fn chain(folder: &Path, entry: &Value, scope_is_there: bool, own: Own) -> Result
         failed = carry_out(folder, change, &files).err().or(failed);
     }
     match (failed, chain) {
-        (Some(error), _) => Err(text(error.to_string())),
-        (None, Err(why)) => Err(text(why)),
+        (Some(error), _) => Err(Trouble { why: text(error.to_string()), edit: true }),
+        (None, Err(why)) => Err(text(why).into()),
         (None, Ok(chain)) => Ok(Done { chain, edited, remark: remark.map(text), orphaned, own_put }),
     }
 }
@@ -154,8 +169,9 @@ fn program(places: &Places) -> PathBuf {
 }
 
 /// Says whether it was not there as it is to be.
-fn install_program(places: &Places) -> Result<bool, String> {
+fn install_program(places: &Places) -> Result<bool, Trouble> {
     let failed = |path: &Path, error: io::Error| format!("{}: {error}", path.display());
+    let unedited = |why: String| Trouble { why, edit: true };
     let ours = fs::read(&places.plugin).map_err(|error| failed(&places.plugin, error))?;
     let target = program(places);
     let there = fs::symlink_metadata(&target);
@@ -165,16 +181,17 @@ fn install_program(places: &Places) -> Result<bool, String> {
     if there.is_ok_and(|metadata| fits(&metadata)) && fs::read(&target).is_ok_and(|there| there == ours) {
         return Ok(false);
     }
-    fs::create_dir_all(&places.bin_dir).map_err(|error| failed(&places.bin_dir, error))?;
+    fs::create_dir_all(&places.bin_dir).map_err(|error| unedited(failed(&places.bin_dir, error)))?;
     replace(&target, &ours, 0o755).map_err(|error| {
-        match fs::metadata(&places.bin_dir).map(|folder| folder.nlink()) {
+        let why = match fs::metadata(&places.bin_dir).map(|folder| folder.nlink()) {
             // What is mounted into a container is the old one for ever.
             Ok(0) => format!(
                 "{}: the folder was removed on the node: this pod must be made anew to see what took its place",
                 places.bin_dir.display()
             ),
             _ => failed(&target, error),
-        }
+        };
+        unedited(why)
     })?;
     Ok(true)
 }

@@ -33,7 +33,7 @@ fn names(folder: &Path) -> Vec<String> {
 fn program_and_entry_are_put_there_once_and_taken_away_without_a_trace() {
     let root = tempfile::tempdir().unwrap();
     let places = places(root.path());
-    assert!(ensure(&places, false, false).unwrap_err().contains("no network configuration yet"));
+    assert!(ensure(&places, false, false).unwrap_err().why.contains("no network configuration yet"));
     assert_eq!(names(&places.bin_dir), [conflist::TYPE]);
     let conf = places.conf_dir.join("10-a.conflist");
     fs::write(&conf, LIST).unwrap();
@@ -89,7 +89,7 @@ fn hardening_b137_no_link_is_written_through_and_nothing_endless_is_read() {
     // No program to install: the chain is not touched.
     fs::write(places.conf_dir.join("10-a.conflist"), LIST).unwrap();
     fs::remove_file(&places.plugin).unwrap();
-    assert!(ensure(&places, false, false).unwrap_err().contains("mesh-cni"));
+    assert!(ensure(&places, false, false).unwrap_err().why.contains("mesh-cni"));
     assert_eq!(fs::read_to_string(places.conf_dir.join("10-a.conflist")).unwrap(), LIST);
 }
 
@@ -100,7 +100,7 @@ fn no_pod_waits_on_a_node_of_which_nobody_knows_who_is_in_the_mesh() {
     let conf = places.conf_dir.join("10-a.conflist");
     fs::write(&conf, LIST).unwrap();
     fs::remove_file(&places.scope).unwrap();
-    assert!(ensure(&places, false, false).unwrap_err().contains("not yet told"));
+    assert!(ensure(&places, false, false).unwrap_err().why.contains("not yet told"));
     assert_eq!(fs::read_to_string(&conf).unwrap(), LIST);
     assert_eq!(names(&places.bin_dir), [conflist::TYPE]);
     fs::write(&places.scope, "{}").unwrap();
@@ -210,7 +210,7 @@ fn hardening_f46_our_own_file_stands_before_what_others_write_anew() {
     // Gone for a moment, and for good.
     fs::remove_file(&conf).unwrap();
     assert!(ensure(&places, false, false).unwrap().orphaned && own.exists());
-    assert!(ensure(&places, true, false).unwrap_err().contains("no network configuration yet"));
+    assert!(ensure(&places, true, false).unwrap_err().why.contains("no network configuration yet"));
     assert_eq!(names(&places.conf_dir), Vec::<String>::new());
 
     // Not wanted any more; and taken off the node.

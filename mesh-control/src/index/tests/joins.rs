@@ -139,9 +139,18 @@ fn whatever_changes_routes_mean_what_they_mean_in_a_fresh_join() {
     let istiod = service("istiod", "{selector: {app: istiod}, ports: [{port: 1}]}").replace("shop", "istio-system");
     let [one, two, three, four] = routes();
     let all = [one.clone(), two.clone(), three.clone(), four.clone()].concat();
+    // It cannot be read, for want of a port; what it belongs to can.
+    let broken = route(
+        "gateway.networking.k8s.io",
+        "HTTPRoute",
+        "shop",
+        "broken",
+        "{parentRefs: [{group: '', kind: Service, name: web}], rules: [{backendRefs: [{name: web}]}]}",
+    );
     let steps = [
         all.clone(),
         format!("{all}{}", web(80)),
+        format!("{all}{}{broken}", web(80)),
         format!("{all}{}", web(81)),
         format!("{one}{three}{four}{}", web(80)),
         format!("{one}{two}{three}{}", web(80)),

@@ -138,17 +138,25 @@ async fn another_endpoint_of_the_waypoint_is_tried_and_only_one_that_is_not_ther
     let refusing = Waypoint::start(&pair, "refusing", 67, StatusCode::SERVICE_UNAVAILABLE);
     // An address of a namespace that nothing listens in.
     let _dead = pair.hub.attach(&[v4(68)]);
-    let endpoints = [("good", 66), ("refusing", 67), ("dead", 68)];
-    pair.apply(vec![Change::Service(waypoints()), Change::Service(Service { waypoint: through(), ..service() })]);
-    pair.apply(endpoints.map(|(name, last)| Change::Workload(endpoint(name, last))).into());
-    // Five failures in a row eject.
-    for n in 0..200 {
-        let mut app = pair.client.connect(pair.service_address()).await;
-        exchange(&mut app, &format!("request {n}")).await;
-        if refusing.asked.lock().len() > 6 && !ejected(&pair).is_empty() {
-            break;
+    let service = Service { waypoint: through(), ..service() };
+    pair.apply(vec![Change::Service(waypoints()), Change::Service(service)]);
+    let there = |name: &str, last| pair.apply(vec![Change::Workload(endpoint(name, last))]);
+    // Five failures in a row would eject.
+    let ask_until = async |enough: &dyn Fn() -> bool| {
+        for n in 0..200 {
+            if enough() {
+                return;
+            }
+            let mut app = pair.client.connect(pair.service_address()).await;
+            exchange(&mut app, &format!("request {n}")).await;
         }
-    }
+    };
+    there("good", 66);
+    there("refusing", 67);
+    ask_until(&|| refusing.asked.lock().len() > 6).await;
+    assert_eq!((refusing.asked.lock().len() > 6, ejected(&pair)), (true, vec![]));
+    there("dead", 68);
+    ask_until(&|| !ejected(&pair).is_empty()).await;
     assert_eq!(ejected(&pair), ["dead"]);
     assert_eq!(around.load(SeqCst), 0);
 }

@@ -32,7 +32,7 @@ pub enum PathRefused {
     /// An escaped control character, among them NUL.
     #[error("the path has an escaped control character")]
     Control,
-    /// A character of ASCII in an encoding that is too long for it, such as `%C0%AF`.
+    /// A character in an encoding that is too long for it, such as `%C0%AF` or `%E0%80%AF`.
     #[error("the path has an overlong encoding")]
     Overlong,
     /// `..` that only whoever resolves escaped slashes, or cuts off parameters, would see, such as `..%2F` and `..;`.
@@ -85,17 +85,17 @@ fn decoded(path: &[u8], spelling: Spelling) -> Result<String, PathRefused> {
     let escaped = |byte: u8| ['%', char::from(HEX[usize::from(byte >> 4)]), char::from(HEX[usize::from(byte & 15)])];
     let digit = |byte: Option<&u8>| byte.and_then(|b| char::from(*b).to_digit(16)).ok_or(PathRefused::Escape);
     let slashes = spelling == Spelling::DecodeAndMergeSlashes;
-    let (mut out, mut rest, mut lead) = (String::with_capacity(path.len()), path, false);
+    let (mut out, mut rest, mut lead) = (String::with_capacity(path.len()), path, 0);
     while let [first, tail @ ..] = rest {
         let (byte, is_escape) = match first {
             b'%' => ((digit(tail.first())? * 16 + digit(tail.get(1))?) as u8, true),
             byte => (*byte, false),
         };
         rest = if is_escape { &tail[2..] } else { tail };
-        if lead && (0x80..0xC0).contains(&byte) {
+        if is_overlong(lead, byte) {
             return Err(PathRefused::Overlong);
         }
-        lead = byte == 0xC0 || byte == 0xC1;
+        lead = byte;
         match byte {
             b'/' | b'\\' if !is_escape || slashes => out.push('/'),
             _ if is_escape && byte.is_ascii_control() => return Err(PathRefused::Control),
@@ -106,6 +106,11 @@ fn decoded(path: &[u8], spelling: Spelling) -> Result<String, PathRefused> {
         }
     }
     Ok(out)
+}
+
+/// Whether two bytes begin what UTF-8 writes with fewer: in two, three or four bytes.
+fn is_overlong(lead: u8, next: u8) -> bool {
+    matches!((lead, next), (0xC0 | 0xC1, 0x80..=0xBF) | (0xE0, 0x80..=0x9F) | (0xF0, 0x80..=0x8F))
 }
 
 /// Without `.` and `..` segments, and if asked for without empty ones.
@@ -196,6 +201,12 @@ mod tests {
             ("/admin%7F", Err(Control), Err(Control), Err(Control)),
             ("/%c0%afadmin", Err(Overlong), Err(Overlong), Err(Overlong)),
             ("/%C1%9cadmin", Err(Overlong), Err(Overlong), Err(Overlong)),
+            ("/%E0%80%AFadmin", Err(Overlong), Err(Overlong), Err(Overlong)),
+            ("/%e0%9f%bfadmin", Err(Overlong), Err(Overlong), Err(Overlong)),
+            ("/%F0%80%80%AFadmin", Err(Overlong), Err(Overlong), Err(Overlong)),
+            ("/%f0%8f%bf%bfadmin", Err(Overlong), Err(Overlong), Err(Overlong)),
+            ("/%E0%A0%80", Ok("/%E0%A0%80"), Ok("/%E0%A0%80"), Ok("/%E0%A0%80")),
+            ("/%F0%90%80%80", Ok("/%F0%90%80%80"), Ok("/%F0%90%80%80"), Ok("/%F0%90%80%80")),
             ("/%C3%a4/ä", Ok("/%C3%A4/%C3%A4"), Ok("/%C3%A4/%C3%A4"), Ok("/%C3%A4/%C3%A4")),
             ("/%u002fadmin", Err(Escape), Err(Escape), Err(Escape)),
             ("/admin%", Err(Escape), Err(Escape), Err(Escape)),

@@ -5,14 +5,14 @@ use std::fmt::Write;
 use arcstr::ArcStr;
 use http::{StatusCode, uri::Scheme};
 
-use super::{Condition, PathChange, Request, rewrite::with_query};
+use super::{Authority, Condition, PathChange, Request, rewrite::with_query};
 
 /// Where a client is sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Redirect {
     /// The scheme; the request's if it is not said.
     pub scheme: Option<Scheme>,
-    /// The host; the request's if it is not said.
+    /// The host; the request's if it is not said. A port that is written with it counts only where [`port`](Self::port) leaves it as it is written.
     pub host: Option<ArcStr>,
     /// The port.
     pub port: RedirectPort,
@@ -41,7 +41,16 @@ impl Redirect {
     #[must_use]
     pub fn location(&self, request: &Request<'_>, condition: Option<&Condition>) -> String {
         let scheme = self.scheme.as_ref().map_or(request.scheme, Scheme::as_str);
-        let host = self.host.as_deref().unwrap_or_else(|| request.authority.host());
+        let written;
+        let host = match &self.host {
+            None => request.authority.host(),
+            Some(host) if self.port == RedirectPort::AsWritten => host,
+            // One port, and which is said apart from the host.
+            Some(host) => {
+                written = Authority::parse(host);
+                written.as_ref().map_or(host.as_str(), Authority::host)
+            }
+        };
         let usual = |scheme: &str| if scheme == "https" { 443 } else { 80 };
         let port = match self.port {
             RedirectPort::Number(port) => Some(port),
@@ -67,7 +76,7 @@ mod tests {
     use http::{HeaderMap, Method};
 
     use super::*;
-    use crate::l7::{Authority, PathKind};
+    use crate::l7::PathKind;
 
     #[test]
     fn features_VS_10_where_a_client_is_sent() {
@@ -79,6 +88,12 @@ mod tests {
             (https.clone(), None, AsWritten, None, "https://a.com:8080/p/q?x=1"),
             (https.clone(), None, OfScheme, None, "https://a.com/p/q?x=1"),
             (https.clone(), None, OfListener, None, "https://a.com:81/p/q?x=1"),
+            (None, Some("b.com:8443"), AsWritten, None, "http://b.com:8443/p/q?x=1"),
+            (https.clone(), Some("b.com:8443"), Number(9), None, "https://b.com:9/p/q?x=1"),
+            (https.clone(), Some("b.com:8443"), Number(443), None, "https://b.com/p/q?x=1"),
+            (https.clone(), Some("b.com:8443"), OfListener, None, "https://b.com:81/p/q?x=1"),
+            (https.clone(), Some("b.com:8443"), OfScheme, None, "https://b.com/p/q?x=1"),
+            (https.clone(), Some("[fd00::1]:8443"), Number(9), None, "https://[fd00::1]:9/p/q?x=1"),
             (https, Some("b.com"), Number(443), None, "https://b.com/p/q?x=1"),
             (None, None, Number(80), None, "http://a.com/p/q?x=1"),
             (None, None, Number(8443), Some(PathChange::Prefix("/r".into())), "http://a.com:8443/r/q?x=1"),

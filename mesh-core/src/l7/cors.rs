@@ -5,7 +5,7 @@ use std::{fmt::Write, time::Duration};
 use arcstr::ArcStr;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
-use super::Text;
+use super::{HeaderChanges, Text};
 
 /// One policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,8 +33,8 @@ pub enum CorsVerdict {
     Pass,
     /// A browser asks what it may do: 200 with these headers, and nothing goes on.
     Answer(HeaderMap),
-    /// It goes on, and its answer gets these headers instead of its own of these names.
-    Add(HeaderMap),
+    /// It goes on, and its answer is changed: headers of browsers' questions are instead of its own of these names, `Vary` is one more beside its own.
+    Change(HeaderChanges),
 }
 
 const ANY: HeaderValue = HeaderValue::from_static("*");
@@ -57,15 +57,19 @@ impl Cors {
         let mut answer = HeaderMap::new();
         // `*` is not believed of an answer to a request with cookies.
         let named = if all && !self.credentials { ANY } else { origin.clone() };
+        // What is for every origin does not vary with it.
+        let vary = (named != ANY).then(|| (header::VARY, HeaderValue::from_static("origin")));
         answer.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, named);
-        answer.insert(header::VARY, HeaderValue::from_static("origin"));
         if self.credentials {
             answer.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
         }
         let Some(asked) = asked else {
             list(&mut answer, header::ACCESS_CONTROL_EXPOSE_HEADERS, &self.expose, None);
-            return CorsVerdict::Add(answer);
+            let set = answer.into_iter().filter_map(|(name, value)| Some((name?, value))).collect();
+            let add = vary.into_iter().collect();
+            return CorsVerdict::Change(HeaderChanges { set, add, remove: Vec::new() });
         };
+        answer.extend(vary);
         let asked_headers = headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS);
         let instead = |value| self.credentials.then_some(value).flatten();
         list(&mut answer, header::ACCESS_CONTROL_ALLOW_METHODS, &self.methods, instead(Some(asked)));
@@ -111,14 +115,20 @@ mod tests {
     fn judge(cors: &Cors, method: Method, headers: &[(&'static str, &str)]) -> String {
         let pair = |(name, value): &(&'static str, &str)| (HeaderName::from_static(name), value.parse().unwrap());
         let verdict = cors.judge(&method, &headers.iter().map(pair).collect());
-        let write = |headers: HeaderMap| {
-            let short = |name: &HeaderName| name.as_str().replace("access-control-", "");
-            headers.iter().map(|(n, v)| format!(" {}={}", short(n), v.to_str().unwrap())).collect::<String>()
+        let one = |mark: &str, (name, value): (&HeaderName, &HeaderValue)| {
+            format!(" {mark}{}={}", name.as_str().replace("access-control-", ""), value.to_str().unwrap())
+        };
+        let changes = |HeaderChanges { set, add, remove }: &HeaderChanges| {
+            assert!(remove.is_empty());
+            let set = set.iter().map(|(n, v)| one("", (n, v)));
+            set.chain(add.iter().map(|(n, v)| one("+", (n, v)))).collect::<String>()
         };
         match verdict {
             CorsVerdict::Pass => "pass".to_owned(),
-            CorsVerdict::Answer(headers) => format!("answer{}", write(headers)),
-            CorsVerdict::Add(headers) => format!("add{}", write(headers)),
+            CorsVerdict::Answer(headers) => {
+                format!("answer{}", headers.iter().map(|pair| one("", pair)).collect::<String>())
+            }
+            CorsVerdict::Change(all) => format!("change{}", changes(&all)),
         }
     }
 
@@ -139,8 +149,18 @@ mod tests {
         let known = "answer allow-origin=https://a.com vary=origin allow-methods=GET, PUT allow-headers=x-a max-age=60";
         for (cors, method, headers, expected) in [
             (cors(), Method::OPTIONS, vec![a, asks], known),
-            (cors(), Method::OPTIONS, vec![a], "add allow-origin=https://a.com vary=origin expose-headers=x-b, x-c"),
-            (cors(), Method::GET, vec![a, asks], "add allow-origin=https://a.com vary=origin expose-headers=x-b, x-c"),
+            (
+                cors(),
+                Method::OPTIONS,
+                vec![a],
+                "change allow-origin=https://a.com expose-headers=x-b, x-c +vary=origin",
+            ),
+            (
+                cors(),
+                Method::GET,
+                vec![a, asks],
+                "change allow-origin=https://a.com expose-headers=x-b, x-c +vary=origin",
+            ),
             (cors(), Method::GET, vec![], "pass"),
             (cors(), Method::GET, vec![("origin", "https://c.com")], "pass"),
             (cors(), Method::OPTIONS, vec![("origin", "https://c.com"), asks], "pass"),
@@ -150,17 +170,32 @@ mod tests {
                 all.clone(),
                 Method::OPTIONS,
                 vec![a, asks, names],
-                "answer allow-origin=* vary=origin allow-methods=* allow-headers=*",
+                "answer allow-origin=* allow-methods=* allow-headers=*",
             ),
-            (all, Method::GET, vec![a], "add allow-origin=* vary=origin expose-headers=*"),
+            (all, Method::GET, vec![a], "change allow-origin=* expose-headers=*"),
             (
                 cookies,
                 Method::OPTIONS,
                 vec![a, asks, names],
-                "answer allow-origin=https://a.com vary=origin allow-credentials=true allow-methods=PUT allow-headers=x-z",
+                "answer allow-origin=https://a.com allow-credentials=true vary=origin allow-methods=PUT allow-headers=x-z",
             ),
         ] {
             assert_eq!(judge(&cors, method.clone(), &headers), expected, "{method} {headers:?}");
         }
+    }
+
+    #[test]
+    fn what_an_answer_of_the_application_varies_with_stays() {
+        let asked: HeaderMap = [(header::ORIGIN, HeaderValue::from_static("https://a.com"))].into_iter().collect();
+        let CorsVerdict::Change(changes) = cors().judge(&Method::GET, &asked) else { panic!("not of a page") };
+        let own = [
+            (header::VARY, HeaderValue::from_static("accept-encoding")),
+            (header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("https://evil.com")),
+        ];
+        let mut answer: HeaderMap = own.into_iter().collect();
+        changes.apply(&mut answer);
+        let lines = |name| answer.get_all(name).iter().map(|v| v.to_str().unwrap()).collect::<Vec<_>>();
+        assert_eq!(lines(header::VARY), ["accept-encoding", "origin"]);
+        assert_eq!(lines(header::ACCESS_CONTROL_ALLOW_ORIGIN), ["https://a.com"]);
     }
 }

@@ -1,15 +1,19 @@
 //! Regular expressions of users: RE2's language, held against the whole text, in time linear in it and with a limit on what they may become.
 //! Compiled once, when a table is made.
 
-use std::{fmt, hash};
+use std::{fmt, hash, sync::Arc};
 
 use arcstr::ArcStr;
-use regex::bytes::{Regex, RegexBuilder};
+use regex_automata::{
+    meta::{BuildError, Config, Regex},
+    nfa::thompson::WhichCaptures,
+    util::syntax,
+};
 
 /// Longest text of one pattern, in bytes.
 pub const LONGEST: usize = 4096;
-/// What a pattern may become, in bytes.
-const COMPILED: usize = 1 << 20;
+/// What a pattern may become, in bytes, in either direction. Classes of Unicode are the largest of what is reasonable.
+const COMPILED: usize = 1 << 16;
 /// What its automaton may grow to while it is used, in bytes and for each thread.
 const AUTOMATON: usize = 1 << 18;
 /// Groups in groups.
@@ -35,11 +39,11 @@ pub enum PatternError {
     Substitution(String),
 }
 
-/// A compiled pattern. Two are equal if their texts are.
+/// A compiled pattern. Two are equal if their texts are. A clone shares what was compiled.
 #[derive(Clone)]
 pub struct Pattern {
     text: ArcStr,
-    whole: Regex,
+    whole: Arc<Regex>,
 }
 
 impl Pattern {
@@ -48,15 +52,21 @@ impl Pattern {
         let text = text.into();
         check_length(&text)?;
         // Alone first: `a)|(?:b` is no pattern, and would be one inside the parentheses.
-        compile(&text)?;
-        let whole = compile(&format!(r"\A(?:{text})\z"))?;
-        Ok(Self { text, whole })
+        compile(&text, WhichCaptures::Implicit)?;
+        let whole = compile(&format!(r"\A(?:{text})\z"), WhichCaptures::Implicit)?;
+        Ok(Self { text, whole: Arc::new(whole) })
     }
 
     /// As it was written.
     #[must_use]
     pub fn text(&self) -> &ArcStr {
         &self.text
+    }
+
+    /// What it takes, in bytes: its text and what it has become. What its use takes for a while is not in it.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        size_of::<Regex>() + self.whole.memory_usage() + self.text.len()
     }
 
     /// Whether all of `value` matches.
@@ -66,11 +76,11 @@ impl Pattern {
     }
 }
 
-/// What stands for each part of a text that a pattern finds.
+/// What stands for each part of a text that a pattern finds. A clone shares what was compiled.
 #[derive(Clone)]
 pub struct Replacement {
     pattern: ArcStr,
-    part: Regex,
+    part: Arc<Regex>,
     substitution: ArcStr,
 }
 
@@ -79,7 +89,7 @@ impl Replacement {
     pub fn new(pattern: impl Into<ArcStr>, substitution: impl Into<ArcStr>) -> Result<Self, PatternError> {
         let (pattern, substitution) = (pattern.into(), substitution.into());
         check_length(&pattern)?;
-        let part = compile(&pattern)?;
+        let part = Arc::new(compile(&pattern, WhichCaptures::All)?);
         let mut bytes = substitution.bytes();
         while let Some(byte) = bytes.next() {
             match (byte == b'\\').then(|| bytes.next()) {
@@ -103,19 +113,25 @@ impl Replacement {
         &self.substitution
     }
 
+    /// What it takes, in bytes, as [`Pattern::size`] says it.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        size_of::<Regex>() + self.part.memory_usage() + self.pattern.len() + self.substitution.len()
+    }
+
     /// Every part of `value` that matches replaced.
     #[must_use]
     pub fn apply(&self, value: &str) -> String {
         let (mut out, mut rest) = (Vec::with_capacity(value.len() + self.substitution.len()), 0);
         for found in self.part.captures_iter(value.as_bytes()) {
-            let Some(all) = found.get(0) else { continue };
+            let Some(all) = found.get_match() else { continue };
             out.extend_from_slice(&value.as_bytes()[rest..all.start()]);
             let mut bytes = self.substitution.bytes();
             while let Some(byte) = bytes.next() {
                 match if byte == b'\\' { bytes.next() } else { None } {
                     Some(digit @ b'0'..=b'9') => {
-                        let group = found.get(usize::from(digit - b'0'));
-                        out.extend_from_slice(group.map_or(b"", |group| group.as_bytes()));
+                        let group = found.get_group(usize::from(digit - b'0'));
+                        out.extend_from_slice(group.map_or(b"", |group| &value.as_bytes()[group.range()]));
                     }
                     escaped => out.push(escaped.unwrap_or(byte)),
                 }
@@ -150,19 +166,23 @@ fn check_length(text: &str) -> Result<(), PatternError> {
     }
 }
 
-fn compile(text: &str) -> Result<Regex, PatternError> {
+fn compile(text: &str, groups: WhichCaptures) -> Result<Regex, PatternError> {
     // As in RE2 classes such as \d are of ASCII. Its classes of Unicode, \pL, exist only in the other mode.
     let unicode = text.contains("\\p") || text.contains("\\P");
-    let mut builder = RegexBuilder::new(text);
-    builder.unicode(unicode).size_limit(COMPILED).dfa_size_limit(AUTOMATON).nest_limit(NESTED);
-    builder.build().map_err(|error| match error {
-        regex::Error::CompiledTooBig(_) => PatternError::TooLarge,
-        error => {
-            let text = error.to_string();
-            let last = text.lines().last().unwrap_or_default();
-            PatternError::Syntax(last.strip_prefix("error: ").unwrap_or(last).to_owned())
-        }
-    })
+    let language = syntax::Config::new().unicode(unicode).utf8(false).nest_limit(NESTED);
+    // Automata that are built ahead may be many times what they are built of.
+    let config = Config::new().utf8_empty(false).which_captures(groups).onepass(false).dfa(false);
+    let config = config.nfa_size_limit(Some(COMPILED)).hybrid_cache_capacity(AUTOMATON);
+    Regex::builder().syntax(language).configure(config).build(text).map_err(refused)
+}
+
+fn refused(error: BuildError) -> PatternError {
+    if error.size_limit().is_some() {
+        return PatternError::TooLarge;
+    }
+    let text = error.syntax_error().map_or_else(|| error.to_string(), ToString::to_string);
+    let last = text.lines().last().unwrap_or_default();
+    PatternError::Syntax(last.strip_prefix("error: ").unwrap_or(last).to_owned())
 }
 
 impl PartialEq for Pattern {
@@ -194,6 +214,7 @@ mod tests {
         for (text, expected) in [
             ("", "an empty regular expression"),
             ("(a{1000}){1000}", "the regular expression is too large: write smaller repetitions"),
+            ("(a{200}){100}", "the regular expression is too large: write smaller repetitions"),
             ("a)|(?:b", "not a regular expression: unopened group"),
             ("[a", "not a regular expression: unclosed character class"),
             (
@@ -208,6 +229,22 @@ mod tests {
         assert_eq!(Pattern::new(long).unwrap_err(), PatternError::TooLong(1 << 16));
         let slow = Pattern::new(".*.*.*x").unwrap();
         assert!(!slow.matches(&[b'a'; 100_000]));
+    }
+
+    #[test]
+    fn a_few_bytes_of_text_become_no_more_than_the_limit_says() {
+        // What is usual is far from the limit; classes of Unicode and long repetitions are not.
+        for (text, most) in [
+            ("/api/v[0-9]+/(products|reviews)/.*", 4 << 10),
+            ("(?i)(chrome|firefox|safari)/[0-9.]+", 4 << 10),
+            (r"\pL+", 64 << 10),
+            ("([a-z]{30}){20}", 64 << 10),
+        ] {
+            let size = Pattern::new(text).unwrap().size();
+            assert!(size <= most, "{size} {text}");
+        }
+        let one = Pattern::new("a.*").unwrap();
+        assert!(Arc::ptr_eq(&one.whole, &one.clone().whole));
     }
 
     #[test]

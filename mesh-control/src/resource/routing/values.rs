@@ -13,7 +13,7 @@ const LONGEST_PATTERN: usize = 4096;
 /// Most attempts after the first.
 const MOST_ATTEMPTS: u32 = 100;
 /// What a pattern may become.
-const PATTERN_SIZE: usize = 1 << 20;
+const PATTERN_SIZE: usize = 1 << 16;
 
 /// How long something lasts, written as `1h30m`, `10s` or `500ms`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

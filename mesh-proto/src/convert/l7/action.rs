@@ -4,10 +4,10 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, uri::Scheme};
 use mesh_core::l7::{
     Action, Backend, ClusterKey, DirectResponse, Forward, Handling, HeaderChanges, Mirror, PathChange, Redirect,
-    RedirectPort, Replacement, Retries, Rewrite, Share, Target, headers::is_changeable,
+    RedirectPort, Retries, Rewrite, Share, Target, headers::is_changeable,
 };
 
-use super::{few, one_more, policy};
+use super::{budget::Budget, few, policy};
 use crate::{
     convert::{ConvertError, field},
     wire::l7 as wire,
@@ -20,11 +20,11 @@ const LONGEST: usize = 8192;
 /// Places of a rule, and changes of headers of each kind.
 const MOST: usize = 1000;
 
-pub(super) fn handling(message: wire::Handling, patterns: &mut usize) -> Result<Handling, ConvertError> {
+pub(super) fn handling(message: wire::Handling, budget: &mut Budget) -> Result<Handling, ConvertError> {
     use wire::handling::Action as Kind;
     let action = match message.action {
-        Some(Kind::Forward(forward)) => Action::Forward(read_forward(forward, patterns)?),
-        Some(Kind::Redirect(one)) => Action::Redirect(redirect(one, patterns)?),
+        Some(Kind::Forward(forward)) => Action::Forward(read_forward(forward, budget)?),
+        Some(Kind::Redirect(one)) => Action::Redirect(redirect(one, budget)?),
         Some(Kind::Respond(response)) => Action::Respond(respond(response)?),
         Some(Kind::Closed(why)) => Action::Closed(reason("closed", why)?),
         None => return Err(ConvertError::Missing { field: "handling.action" }),
@@ -36,35 +36,35 @@ pub(super) fn handling(message: wire::Handling, patterns: &mut usize) -> Result<
         action,
         request: changes("request", message.request)?,
         response: changes("response", message.response)?,
-        rewrite: rewrite(message.rewrite, patterns)?,
+        rewrite: rewrite(message.rewrite, budget)?,
         mirrors: message.mirrors.into_iter().map(mirror).collect::<Result<_, _>>()?,
         fault: message.fault.map(policy::fault).transpose()?,
-        cors: message.cors.map(|cors| policy::cors(cors, patterns)).transpose()?,
+        cors: message.cors.map(|cors| policy::cors(cors, budget)).transpose()?,
         timeout: message.timeout.map(|time| policy::time("timeout", time)).transpose()?,
         retries: message.retries.map_or_else(|| Ok(Retries::none()), policy::retries)?,
     })
 }
 
-fn read_forward(message: wire::Forward, patterns: &mut usize) -> Result<Forward, ConvertError> {
+fn read_forward(message: wire::Forward, budget: &mut Budget) -> Result<Forward, ConvertError> {
     few("forward.backends", message.backends.len(), MOST)?;
-    let backends = message.backends.into_iter().map(|one| backend(one, patterns)).collect::<Result<_, _>>()?;
+    let backends = message.backends.into_iter().map(|one| backend(one, budget)).collect::<Result<_, _>>()?;
     Forward::new(backends).map_err(|error| ConvertError::invalid("forward.backends.weight", error.to_string()))
 }
 
-fn backend(message: wire::Backend, patterns: &mut usize) -> Result<Backend, ConvertError> {
+fn backend(message: wire::Backend, budget: &mut Budget) -> Result<Backend, ConvertError> {
     few("backends.mirrors", message.mirrors.len(), Handling::MOST_MIRRORS)?;
     Ok(Backend {
         target: target(message.target)?,
         weight: message.weight,
         request: changes("backends.request", message.request)?,
         response: changes("backends.response", message.response)?,
-        rewrite: rewrite(message.rewrite, patterns)?,
-        redirect: message.redirect.map(|one| redirect(one, patterns)).transpose()?,
+        rewrite: rewrite(message.rewrite, budget)?,
+        redirect: message.redirect.map(|one| redirect(one, budget)).transpose()?,
         mirrors: message.mirrors.into_iter().map(mirror).collect::<Result<_, _>>()?,
     })
 }
 
-fn reason(field: &'static str, mut why: String) -> Result<mesh_core::ArcStr, ConvertError> {
+pub(super) fn reason(field: &'static str, mut why: String) -> Result<mesh_core::ArcStr, ConvertError> {
     if why.is_empty() {
         return Err(ConvertError::Missing { field });
     }
@@ -119,9 +119,9 @@ fn changes(field: &'static str, message: Option<wire::HeaderChanges>) -> Result<
     })
 }
 
-fn rewrite(message: Option<wire::Rewrite>, patterns: &mut usize) -> Result<Rewrite, ConvertError> {
+fn rewrite(message: Option<wire::Rewrite>, budget: &mut Budget) -> Result<Rewrite, ConvertError> {
     let Some(message) = message else { return Ok(Rewrite::default()) };
-    let path = message.path.map(|path| path_change("rewrite.path", path, patterns)).transpose()?;
+    let path = message.path.map(|path| path_change("rewrite.path", path, budget)).transpose()?;
     let authority = Some(message.authority).filter(|text| !text.is_empty());
     Ok(Rewrite { path, authority: authority.map(|text| host("rewrite.authority", text)).transpose()? })
 }
@@ -136,7 +136,7 @@ fn host(field: &'static str, text: String) -> Result<mesh_core::ArcStr, ConvertE
 fn path_change(
     field: &'static str,
     message: wire::PathChange,
-    patterns: &mut usize,
+    budget: &mut Budget,
 ) -> Result<PathChange, ConvertError> {
     use wire::path_change::Kind;
     let text = |text: String| {
@@ -150,16 +150,14 @@ fn path_change(
         Some(Kind::Full(path)) => text(path).map(PathChange::Full),
         Some(Kind::Prefix(path)) => text(path).map(PathChange::Prefix),
         Some(Kind::Regex(wire::Replacement { pattern, substitution })) => {
-            one_more(field, patterns)?;
-            let replacement = Replacement::new(pattern, text(substitution)?);
-            let replacement = replacement.map_err(|error| ConvertError::invalid(field, error.to_string()))?;
-            Ok(PathChange::Regex(replacement))
+            text(substitution.clone())?;
+            budget.replacement(field, pattern, substitution).map(PathChange::Regex)
         }
         None => Err(ConvertError::invalid(field, "says neither full, prefix nor regex")),
     }
 }
 
-fn redirect(message: wire::Redirect, patterns: &mut usize) -> Result<Redirect, ConvertError> {
+fn redirect(message: wire::Redirect, budget: &mut Budget) -> Result<Redirect, ConvertError> {
     let from = field::known("redirect.port_from", message.port_from)?;
     if from != wire::RedirectPort::Number && message.port != 0 {
         return Err(ConvertError::invalid("redirect.port", "a number that is not asked for"));
@@ -183,7 +181,7 @@ fn redirect(message: wire::Redirect, patterns: &mut usize) -> Result<Redirect, C
             wire::RedirectPort::OfScheme => RedirectPort::OfScheme,
             wire::RedirectPort::Number => RedirectPort::Number(field::port("redirect.port", message.port)?),
         },
-        path: message.path.map(|path| path_change("redirect.path", path, patterns)).transpose()?,
+        path: message.path.map(|path| path_change("redirect.path", path, budget)).transpose()?,
         status: status("redirect.status", message.status, 300..400)?,
     })
 }

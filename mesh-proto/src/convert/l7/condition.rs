@@ -3,10 +3,10 @@
 use http::HeaderName;
 use mesh_core::{
     ArcStr,
-    l7::{Condition, HeaderMatch, Labels, PathKind, PathMatch, Pattern, QueryMatch, Text, headers::is_matchable},
+    l7::{Condition, HeaderMatch, Labels, PathKind, PathMatch, QueryMatch, Text, headers::is_matchable},
 };
 
-use super::{few, one_more};
+use super::{budget::Budget, few};
 use crate::{
     convert::{ConvertError, field},
     wire::l7 as wire,
@@ -19,7 +19,7 @@ const MOST: usize = 100;
 
 /// Reads conditions leaf by leaf: one that cannot be read is left out and noted, and whoever asked closes the rule.
 pub(super) struct Leaves<'a> {
-    pub(super) patterns: &'a mut usize,
+    pub(super) budget: &'a mut Budget,
     /// The first problem.
     pub(super) problem: Option<ConvertError>,
 }
@@ -42,13 +42,12 @@ impl Leaves<'_> {
         ] {
             self.good(few(field, count, MOST));
         }
-        let path = message.path.map(|path| read_path(path, self.patterns));
-        let scheme = message.scheme.map(|text| read_text("conditions.scheme", text, self.patterns));
-        let method = message.method.map(|text| read_text("conditions.method", text, self.patterns));
-        let authority = message.authority.map(|text| read_text("conditions.authority", text, self.patterns));
-        let headers: Vec<_> =
-            message.headers.into_iter().take(MOST).map(|one| read_header(one, self.patterns)).collect();
-        let query: Vec<_> = message.query.into_iter().take(MOST).map(|one| read_query(one, self.patterns)).collect();
+        let path = message.path.map(|path| read_path(path, self.budget));
+        let scheme = message.scheme.map(|text| read_text("conditions.scheme", text, self.budget));
+        let method = message.method.map(|text| read_text("conditions.method", text, self.budget));
+        let authority = message.authority.map(|text| read_text("conditions.authority", text, self.budget));
+        let headers: Vec<_> = message.headers.into_iter().take(MOST).map(|one| read_header(one, self.budget)).collect();
+        let query: Vec<_> = message.query.into_iter().take(MOST).map(|one| read_query(one, self.budget)).collect();
         // A gateway left out would mean fewer requests, or all: then it is all.
         let gateways: Result<Vec<_>, _> = message.gateways.into_iter().map(gateway).collect();
         let labels = message.source_labels.into_iter().take(MOST).map(label);
@@ -92,36 +91,31 @@ fn label((key, value): (String, String)) -> Result<(ArcStr, ArcStr), ConvertErro
     Ok((field::text(field, key)?, field::text(field, value)?))
 }
 
-fn pattern(field: &'static str, text: String, patterns: &mut usize) -> Result<Pattern, ConvertError> {
-    one_more(field, patterns)?;
-    Pattern::new(text).map_err(|error| ConvertError::invalid(field, error.to_string()))
-}
-
-pub(super) fn read_text(field: &'static str, message: wire::Text, patterns: &mut usize) -> Result<Text, ConvertError> {
+pub(super) fn read_text(field: &'static str, message: wire::Text, budget: &mut Budget) -> Result<Text, ConvertError> {
     use wire::text::Kind;
     match message.kind {
         Some(Kind::Exact(text)) => long(field, text).map(Text::Exact),
         Some(Kind::Prefix(text)) => long(field, text).map(Text::Prefix),
-        Some(Kind::Regex(text)) => pattern(field, text, patterns).map(Text::Regex),
+        Some(Kind::Regex(text)) => budget.pattern(field, text).map(Text::Regex),
         Some(Kind::Present(())) => Ok(Text::Present),
         None => Err(ConvertError::invalid(field, "says neither exact, prefix, regex nor present")),
     }
 }
 
-fn read_path(message: wire::PathMatch, patterns: &mut usize) -> Result<PathMatch, ConvertError> {
+fn read_path(message: wire::PathMatch, budget: &mut Budget) -> Result<PathMatch, ConvertError> {
     use wire::path_match::Kind;
     let field = "conditions.path";
     let kind = match message.kind {
         Some(Kind::Exact(text)) => PathKind::Exact(long(field, text)?),
         Some(Kind::Prefix(text)) => PathKind::Prefix(long(field, text)?),
         Some(Kind::Segments(text)) => PathKind::Segments(long(field, text)?),
-        Some(Kind::Regex(text)) => PathKind::Regex(pattern(field, text, patterns)?),
+        Some(Kind::Regex(text)) => PathKind::Regex(budget.pattern(field, text)?),
         None => return Err(ConvertError::invalid(field, "says neither exact, prefix, segments nor regex")),
     };
     Ok(PathMatch { kind, ignore_case: message.ignore_case })
 }
 
-fn read_header(message: wire::HeaderMatch, patterns: &mut usize) -> Result<HeaderMatch, ConvertError> {
+fn read_header(message: wire::HeaderMatch, budget: &mut Budget) -> Result<HeaderMatch, ConvertError> {
     let field = "conditions.headers";
     let name = HeaderName::try_from(&message.name);
     let name = name.map_err(|_| ConvertError::invalid(field, format!("{:?} is no header", message.name)))?;
@@ -132,13 +126,13 @@ fn read_header(message: wire::HeaderMatch, patterns: &mut usize) -> Result<Heade
         ));
     }
     let value = message.value.ok_or(ConvertError::Missing { field: "conditions.headers.value" })?;
-    Ok(HeaderMatch { name, value: read_text(field, value, patterns)?, invert: message.invert })
+    Ok(HeaderMatch { name, value: read_text(field, value, budget)?, invert: message.invert })
 }
 
-fn read_query(message: wire::QueryMatch, patterns: &mut usize) -> Result<QueryMatch, ConvertError> {
+fn read_query(message: wire::QueryMatch, budget: &mut Budget) -> Result<QueryMatch, ConvertError> {
     let field = "conditions.query";
     let value = message.value.ok_or(ConvertError::Missing { field: "conditions.query.value" })?;
-    Ok(QueryMatch { name: long(field, message.name)?, value: read_text(field, value, patterns)? })
+    Ok(QueryMatch { name: long(field, message.name)?, value: read_text(field, value, budget)? })
 }
 
 pub(super) fn write_text(text: &Text) -> wire::Text {

@@ -3,6 +3,7 @@
 //! requests would go to a less specific one.
 
 mod action;
+mod budget;
 mod condition;
 mod policy;
 #[cfg(test)]
@@ -13,23 +14,28 @@ use std::{fmt, sync::Arc};
 use mesh_core::l7::{Action, Condition, Handling, HostPattern, Rule, Table, VirtualHost};
 use prost::Message;
 
+use self::budget::Budget;
 use super::{ConvertError, field};
 use crate::wire::l7 as wire;
 
-/// Patterns of one table: each may take a megabyte.
-const MOST_PATTERNS: usize = 4096;
-/// Hosts of a table, rules of a host and conditions of a rule.
+/// Hosts of a table, rules of a host, rules of all its hosts, and conditions of a rule.
 const MOST_HOSTS: usize = 100_000;
 const MOST_RULES: usize = 10_000;
+const MOST_RULES_OF_ALL: usize = 50_000;
 const MOST_CONDITIONS: usize = 1_000;
+/// Closed rules of a table that are told of one by one.
+const MOST_TOLD: usize = 100;
 
 /// A table, and what of it is closed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteTable {
     /// The table.
     pub table: Table,
-    /// Rules that answer 500 because they could not be read. To be reported: a control plane of another version may have written them.
+    /// Rules that answer 500 because they could not be read, the first 100 of them. To be reported: a control plane of another version may have
+    /// written them.
     pub closed: Vec<ClosedRule>,
+    /// How many more there are.
+    pub more_closed: usize,
 }
 
 /// A rule that could not be read.
@@ -59,11 +65,12 @@ pub fn route_table(bytes: &[u8]) -> Result<RouteTable, ConvertError> {
         return Err(ConvertError::UnknownFields);
     }
     few("hosts", message.hosts.len(), MOST_HOSTS)?;
+    few("rules of all hosts", message.hosts.iter().map(|host| host.rules.len()).sum(), MOST_RULES_OF_ALL)?;
     let mut reader = Reader::default();
     let name = field::text("name", message.name)?;
     let hosts = message.hosts.into_iter().map(|host| reader.host(host).map(Arc::new));
     let hosts = hosts.collect::<Result<Vec<_>, _>>()?;
-    Ok(RouteTable { table: Table::new(name, hosts), closed: reader.closed })
+    Ok(RouteTable { table: Table::new(name, hosts), closed: reader.closed, more_closed: reader.more_closed })
 }
 
 /// The bytes of an `undermesh.l7.v1.RouteTable`. The same table always gives the same bytes.
@@ -76,8 +83,9 @@ pub fn encode_route_table(table: &Table) -> Vec<u8> {
 /// What is counted and collected while a table is read.
 #[derive(Default)]
 struct Reader {
-    patterns: usize,
+    budget: Budget,
     closed: Vec<ClosedRule>,
+    more_closed: usize,
 }
 
 impl Reader {
@@ -107,12 +115,20 @@ impl Reader {
         for (index, bytes) in message.rules.iter().enumerate() {
             let (rule, problem) = self.rule(bytes);
             if let Some(problem) = problem {
-                let name = format!("{} of {}", rule.handling.name, rule.handling.origin);
-                self.closed.push(ClosedRule { host: host.name.clone(), index, name, problem });
+                self.note(&host, index, &rule, problem);
             }
             host.rules.push(rule);
         }
         Ok(host)
+    }
+
+    fn note(&mut self, host: &VirtualHost, index: usize, rule: &Rule, problem: ConvertError) {
+        if self.closed.len() == MOST_TOLD {
+            self.more_closed += 1;
+            return;
+        }
+        let name = format!("{} of {}", rule.handling.name, rule.handling.origin);
+        self.closed.push(ClosedRule { host: host.name.clone(), index, name, problem });
     }
 
     /// A rule, closed if there is a problem. What of a condition cannot be read is taken to hold, so that it means more requests rather than fewer.
@@ -124,11 +140,13 @@ impl Reader {
                 return (Rule { conditions: Vec::new(), handling: closed(None, &problem) }, Some(problem));
             }
         };
-        let mut leaves = condition::Leaves { patterns: &mut self.patterns, problem: None };
+        let mut leaves = condition::Leaves { budget: &mut self.budget, problem: None };
         if message.encoded_len() != bytes.len() {
             leaves.problem = Some(ConvertError::UnknownFields);
         }
-        let conditions: Vec<Condition> = match few("conditions", message.conditions.len(), MOST_CONDITIONS) {
+        let count = message.conditions.len();
+        let allowed = few("conditions", count, MOST_CONDITIONS).and_then(|()| leaves.budget.conditions(count));
+        let conditions: Vec<Condition> = match allowed {
             Ok(()) => message.conditions.into_iter().map(|one| leaves.condition(one)).collect(),
             Err(problem) => {
                 leaves.note(problem);
@@ -140,7 +158,7 @@ impl Reader {
             None => (None, Err(ConvertError::Missing { field: "handling" })),
             Some(handling) => {
                 let head = (handling.name.clone(), handling.origin.clone());
-                (Some(head), action::handling(handling, &mut self.patterns))
+                (Some(head), action::handling(handling, &mut self.budget))
             }
         };
         match (problem, handling) {
@@ -155,7 +173,8 @@ impl Reader {
 fn closed(head: Option<(String, String)>, problem: &ConvertError) -> Arc<Handling> {
     let (name, origin) = head.unwrap_or_default();
     let text = |text: String| field::text("name", text).unwrap_or_default();
-    let action = Action::Closed(format!("the rule cannot be read: {problem}").into());
+    let why = action::reason("closed", format!("the rule cannot be read: {problem}"));
+    let action = Action::Closed(why.unwrap_or_default());
     Arc::new(Handling { name: text(name), origin: text(origin), ..Handling::new(action) })
 }
 
@@ -164,12 +183,6 @@ fn few(field: &'static str, count: usize, limit: usize) -> Result<(), ConvertErr
         return Err(ConvertError::invalid(field, format!("{count} of them, the limit is {limit}")));
     }
     Ok(())
-}
-
-/// Counts a pattern before it is compiled.
-fn one_more(field: &'static str, patterns: &mut usize) -> Result<(), ConvertError> {
-    *patterns += 1;
-    few(field, *patterns, MOST_PATTERNS)
 }
 
 fn write_host(host: &VirtualHost) -> wire::VirtualHost {

@@ -8,6 +8,7 @@ use prost_types::Duration as Time;
 
 use super::{
     action::{share, status},
+    budget::Budget,
     condition::{read_text, write_text},
     few,
 };
@@ -127,7 +128,7 @@ pub(super) fn write_fault(fault: &Fault) -> wire::Fault {
     wire::Fault { delay: fault.delay.map(delay), abort: fault.abort.map(abort) }
 }
 
-pub(super) fn cors(message: wire::Cors, patterns: &mut usize) -> Result<Cors, ConvertError> {
+pub(super) fn cors(message: wire::Cors, budget: &mut Budget) -> Result<Cors, ConvertError> {
     let counts = [message.origins.len(), message.methods.len(), message.headers.len(), message.expose.len()];
     few("cors", counts.into_iter().max().unwrap_or_default(), MOST)?;
     let list = |field: &'static str, list: Vec<String>, is_good: fn(&str) -> bool| {
@@ -139,7 +140,7 @@ pub(super) fn cors(message: wire::Cors, patterns: &mut usize) -> Result<Cors, Co
     };
     let method = |text: &str| Method::from_bytes(text.as_bytes()).is_ok();
     let header = |text: &str| HeaderName::try_from(text).is_ok();
-    let origin = |text| read_text("cors.origins", text, patterns);
+    let origin = |text| read_text("cors.origins", text, budget);
     Ok(Cors {
         origins: message.origins.into_iter().map(origin).collect::<Result<_, _>>()?,
         methods: list("cors.methods", message.methods, method)?,

@@ -1,4 +1,5 @@
 //! Every table survives the wire, and what cannot be read of a rule closes that rule and no other.
 
+mod limits;
 mod refusals;
 mod round_trip;

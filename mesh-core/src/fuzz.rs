@@ -4,11 +4,17 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use http::{HeaderMap, HeaderValue, Method, header};
 use ipnet::IpNet;
+use rand::{SeedableRng, rngs::StdRng};
 
 use crate::{
     Connection, Identity, NamespacedName, Policy,
     authorize::{Applicable, decide},
+    l7::{
+        Authority, Client, Outcome, Request, Table,
+        path::{Spelling, normalise},
+    },
     policy::{
         Action, Clause, Match, Rule, Scope, ServiceAccountMatch, StringMatch,
         reference::{Facts, allowed},
@@ -21,6 +27,51 @@ pub fn authorization(data: &[u8]) {
     let facts = bytes.facts();
     let policies = bytes.policies();
     assert_eq!(evaluate(&policies, &facts), allowed(&policies, &facts), "{policies:#?} {facts:#?}");
+}
+
+/// Asks a table about a request, of which `line` is the host and what is asked of it, as `a.com/b?c`, and works out what is done with it.
+pub fn routed(table: &Table, line: &str) {
+    let (host, target) = line.split_at(line.find(['/', '\\', '*']).unwrap_or(line.len()));
+    let Ok(authority) = Authority::parse(host) else { return };
+    let again = Authority::parse(authority.as_str()).map(|again| again.as_str().to_owned());
+    assert_eq!(again.as_deref(), Ok(authority.as_str()), "one spelling of a host");
+    let headers: HeaderMap = [(header::ORIGIN, HeaderValue::from_static("https://a.com"))].into_iter().collect();
+    for spelling in [Spelling::Base, Spelling::MergeSlashes, Spelling::DecodeAndMergeSlashes] {
+        let Ok(plain) = normalise(&Method::OPTIONS, target, spelling) else { continue };
+        assert_eq!(normalise(&Method::OPTIONS, &plain, spelling).as_deref(), Ok(&*plain), "one spelling of a path");
+        let (path, query) = plain.split_once('?').map_or((&*plain, None), |(path, query)| (path, Some(query)));
+        let services = table.hosts().iter().take(4).filter_map(|host| host.service.as_ref()).map(Some);
+        for service in services.chain([None]) {
+            let request = Request {
+                method: &Method::OPTIONS,
+                scheme: "http",
+                authority: &authority,
+                path,
+                query,
+                headers: &headers,
+                port: 80,
+                gateway: "mesh",
+                service,
+            };
+            decided(table, &request);
+        }
+    }
+}
+
+fn decided(table: &Table, request: &Request<'_>) {
+    let client = Client { namespace: Some("a"), ..Client::default() };
+    let Ok(decision) = crate::l7::pick(table, request, &client, &mut StdRng::seed_from_u64(1)) else { return };
+    if let Some(path) = decision.rewritten_path(request) {
+        assert!(path.starts_with('/'), "{path:?}");
+    }
+    if let Outcome::Redirect(redirect) = decision.outcome {
+        let location = redirect.location(request, decision.condition);
+        assert!(location.starts_with("http"), "{location:?}");
+    }
+    assert!(decision.mirrors.iter().count() <= crate::l7::Handling::MOST_MIRRORS);
+    if let Some(cors) = &decision.handling.cors {
+        _ = cors.judge(request.method, request.headers);
+    }
 }
 
 pub(crate) fn evaluate(policies: &[Policy], facts: &Facts) -> bool {

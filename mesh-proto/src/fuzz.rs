@@ -39,6 +39,20 @@ pub fn enrol_message(data: &[u8]) {
     }
 }
 
+/// A request in one line, as `a.com/b?c`, and behind its end a table of routes: read, encoded again, and asked.
+pub fn l7_tables(data: &[u8]) {
+    let end = data.iter().position(|byte| *byte == b'\n').unwrap_or(data.len());
+    let (line, table) = (&data[..end], data.get(end + 1..).unwrap_or_default());
+    let Ok(read) = convert::route_table(table) else { return };
+    let again = convert::route_table(&convert::encode_route_table(&read.table));
+    // What is closed is written as such, and then it can be read.
+    let expected = convert::RouteTable { table: read.table, closed: Vec::new(), more_closed: 0 };
+    assert_eq!(again.as_ref(), Ok(&expected));
+    if let Ok(line) = std::str::from_utf8(line) {
+        mesh_core::fuzz::routed(&expected.table, line);
+    }
+}
+
 fn address(payload: &[u8]) -> Option<Change> {
     match convert::address(payload).ok()? {
         AddressResource::Workload(workload) => {

@@ -351,12 +351,14 @@ fn wire_add() -> crate::wire::enrol::Request {
 
 #[test]
 fn replays_the_fuzz_corpus() {
-    for (target, run) in
-        [("xds_resources", crate::fuzz::xds_resources as fn(&[u8])), ("enrol_message", crate::fuzz::enrol_message)]
-    {
+    for (target, run, least) in [
+        ("xds_resources", crate::fuzz::xds_resources as fn(&[u8]), 10),
+        ("enrol_message", crate::fuzz::enrol_message, 10),
+        ("l7_tables", crate::fuzz::l7_tables, 6),
+    ] {
         let folder = format!("{}/../fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
         let files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).collect();
-        assert!(files.len() >= 10, "{target}: {} files", files.len());
+        assert!(files.len() >= least, "{target}: {} files", files.len());
         files.iter().for_each(|file| run(&std::fs::read(file).unwrap()));
     }
 }

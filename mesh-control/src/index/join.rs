@@ -10,11 +10,11 @@ use mesh_core::workload::Health;
 use mesh_core::{ArcStr, NamespacedName, Workload};
 
 use super::policy::{self, Policies};
-use super::routing;
 use super::service::{self, Services};
 use super::settings::Settings;
 use super::view::{Placements, View};
 use super::workload;
+use super::{l7, routing};
 use crate::diagnosis::Problem;
 use crate::resource::pod::State;
 use crate::resource::{Key, Kind, Objects, Pod};
@@ -36,6 +36,7 @@ struct Last {
     contested: BTreeSet<ArcStr>,
     parts: BTreeMap<ArcStr, Arc<Part>>,
     routing: Arc<routing::Indexed>,
+    l7: Arc<l7::Made>,
 }
 
 /// What came of one namespace.
@@ -70,8 +71,8 @@ impl Join {
         let mut problems = Vec::new();
         let settings = settings.with(&objects, &mut problems);
         let policies = policy::index(&objects, &settings, &mut problems);
-        let routing = self.routing(&objects, &settings);
-        problems.extend(routing.problems.iter().cloned());
+        let (routing, l7) = self.routing(&objects, &settings);
+        problems.extend(routing.problems.iter().chain(&l7.problems).cloned());
         let services = service::index(&objects, &settings, &mut problems);
         let owners = owners(&objects, &mut problems);
         for (address, service) in &services.addresses {
@@ -103,6 +104,7 @@ impl Join {
             policies: policies.all.into_iter().map(|(name, policy)| (name, Arc::new(policy))).collect(),
             routes: routing.routes.clone(),
             resolved: routing.resolved.clone(),
+            tables: l7.tables.clone(),
             placements,
             agents: workload::agents(&objects, &settings),
             nodes: objects.nodes.values().map(|n| (n.name.clone(), n.uid.clone())).collect(),
@@ -111,7 +113,7 @@ impl Join {
             problems,
         };
         let contested = owners.contested;
-        self.last = Last { objects, settings: Some(settings), contested, parts, routing };
+        self.last = Last { objects, settings: Some(settings), contested, parts, routing, l7 };
         view
     }
 
@@ -121,10 +123,20 @@ impl Join {
     }
 
     /// Where requests go: it takes all routes together, and few changes of a cluster have to do with them.
-    fn routing(&self, objects: &Objects, settings: &Settings) -> Arc<routing::Indexed> {
+    fn routing(&self, objects: &Objects, settings: &Settings) -> (Arc<routing::Indexed>, Arc<l7::Made>) {
         let is_same =
             self.last.settings.as_ref() == Some(settings) && routing::reads_the_same(&self.last.objects, objects);
-        if is_same { self.last.routing.clone() } else { Arc::new(routing::index(objects, settings)) }
+        if is_same {
+            return (self.last.routing.clone(), self.last.l7.clone());
+        }
+        let indexed = routing::index(objects, settings);
+        let mut made = l7::index(objects, settings, &indexed, &l7::served(objects, &indexed));
+        // A table that says the same is the same: whoever serves it need not look.
+        for (gateway, table) in &mut made.tables {
+            let before = self.last.l7.tables.get(gateway).filter(|before| *before == table);
+            *table = before.unwrap_or(table).clone();
+        }
+        (Arc::new(indexed), Arc::new(made))
     }
 
     fn parts(&mut self, around: &Around<'_>) -> BTreeMap<ArcStr, Arc<Part>> {

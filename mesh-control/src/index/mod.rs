@@ -2,6 +2,7 @@
 //! same view, whatever came before, but for an address that two services claim: it stays with the one that has it.
 
 pub mod join;
+pub mod l7;
 pub mod policy;
 pub mod routing;
 pub mod service;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use mesh_core::l7::Table;
 use mesh_core::{ArcStr, NamespacedName, Policy, Service, Workload};
 
 use super::routing::Resolved;
@@ -64,6 +65,8 @@ pub struct View {
     pub routes: Arc<Routes>,
     /// What they mean together.
     pub resolved: Arc<Resolved>,
+    /// What waypoints do with requests, by their gateways.
+    pub tables: BTreeMap<NamespacedName, Arc<Table>>,
     /// Which node runs which identity.
     pub placements: Placements,
     /// Nodes, with their uid if they have one.

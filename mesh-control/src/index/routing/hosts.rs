@@ -96,6 +96,14 @@ impl<'a> Hosts<'a> {
         service::key(&service.namespace, &service.name, self.settings)
     }
 
+    /// How what a full name is is called in tables of services.
+    pub fn name(&self, host: Host<'_>, full: &str) -> NamespacedName {
+        match host {
+            Host::Service(service) => self.key(service),
+            Host::Entry(entry) => NamespacedName::new(entry.namespace.clone(), full),
+        }
+    }
+
     /// Whether anything fits a name that may begin with `*`.
     pub fn has_any(&self, pattern: &str, namespace: &str) -> bool {
         let Some(suffix) = pattern.strip_prefix('*') else { return self.find(pattern, namespace).is_some() };
@@ -171,6 +179,15 @@ impl Host<'_> {
         match self {
             Host::Service(service) => service.ports.iter().map(|port| port.port.to_string()).collect(),
             Host::Entry(entry) => entry.spec.ports.iter().map(|port| port.number.to_string()).collect(),
+        }
+    }
+
+    /// The port, if there is just one.
+    pub fn only_port(&self) -> Option<u16> {
+        match self {
+            Host::Service(service) if service.ports.len() == 1 => service.ports.first().map(|port| port.port),
+            Host::Entry(entry) if entry.spec.ports.len() == 1 => entry.spec.ports.first().map(|port| port.number),
+            _ => None,
         }
     }
 

@@ -86,7 +86,7 @@ fn where_virtual_services_lead() {
     let to =
         |destination: &str| format!("{{hosts: [reviews], http: [{{route: [{{destination: {{{destination}}}}}]}}]}}");
     let place = "http[0].route[0].destination";
-    let nowhere = "(requests that come here are answered with 503)";
+    let nowhere = "(requests that come here are answered with 500)";
     for (spec, more, expected) in [
         (to("host: reviews"), vec![], vec![]),
         (to("host: reviews.shop.svc.cluster.local, port: {number: 80}"), vec![], vec![]),

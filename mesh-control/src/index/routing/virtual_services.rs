@@ -1,7 +1,6 @@
 //! VirtualServices beside the other objects: where their destinations lead, and which of several for one host counts.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use mesh_core::NamespacedName;
 
@@ -39,13 +38,17 @@ fn gateways(object: &Routed<VirtualService>) -> Vec<String> {
     if object.spec.gateways.is_empty() {
         return vec![MESH.to_owned()];
     }
-    let full = |gateway: &String| match gateway.as_str() {
+    object.spec.gateways.iter().map(|gateway| gateway_name(gateway, &object.namespace)).collect()
+}
+
+/// The full name of a gateway that an object of `namespace` names: `mesh`, or `namespace/name`.
+pub fn gateway_name(gateway: &str, namespace: &str) -> String {
+    match gateway {
         MESH => MESH.to_owned(),
-        named if named.starts_with("./") => format!("{}{}", object.namespace, &named[1..]),
+        named if named.starts_with("./") => format!("{namespace}{}", &named[1..]),
         named if named.contains('/') => named.to_owned(),
-        short => format!("{}/{short}", object.namespace),
-    };
-    object.spec.gateways.iter().map(full).collect()
+        short => format!("{namespace}/{short}"),
+    }
 }
 
 /// Tells them what does not fit together.
@@ -54,7 +57,7 @@ pub fn check(routes: &Routes, rules: &Rules<'_>, hosts: &Hosts<'_>, resolved: &R
         let key = Key { kind: Kind::VirtualService, namespace: name.namespace.clone(), name: name.name.clone() };
         let mut told: Vec<Flaw> = Vec::new();
         for (field, destination) in destinations(&object.spec) {
-            told.extend(destination_problem(&field, destination, object, rules, hosts));
+            told.extend(self::destination(&field, destination, &object.namespace, rules, hosts).err());
         }
         for (index, gateway) in gateways(object).iter().enumerate().filter(|(_, gateway)| *gateway != MESH) {
             told.extend(gateway_problem(index, gateway, routes, hosts));
@@ -88,34 +91,48 @@ pub fn destinations(spec: &VirtualService) -> Vec<(String, &Destination)> {
     all
 }
 
-fn destination_problem(
+/// Where requests, or copies of them, go.
+#[derive(Clone, Debug)]
+pub struct Place<'a> {
+    /// The name that it has in tables of services.
+    pub service: NamespacedName,
+    /// What it is.
+    pub host: Host<'a>,
+    /// The port; `None` if it is the one that the client connected to.
+    pub port: Option<u16>,
+}
+
+/// Where a destination at `field` of an object of `namespace` is, or what is wrong with it.
+pub fn destination<'a>(
     field: &str,
     destination: &Destination,
-    object: &Arc<Routed<VirtualService>>,
+    namespace: &str,
     rules: &Rules<'_>,
-    hosts: &Hosts<'_>,
-) -> Option<Flaw> {
-    let full = hosts.full(&destination.host, &object.namespace);
-    let Some(host) = hosts.find(&full, &object.namespace) else {
+    hosts: &Hosts<'a>,
+) -> Result<Place<'a>, Flaw> {
+    let full = hosts.full(&destination.host, namespace);
+    let Some(host) = hosts.find(&full, namespace) else {
         if hosts.is_unheard(Kind::ServiceEntry) {
-            return Some(Flaw::Unknown);
+            return Err(Flaw::Unknown);
         }
-        let message = hosts.ignored(&full, &object.namespace).unwrap_or_else(|| hosts.nothing(&full));
-        let help = hosts.meant(&full, &object.namespace);
-        let help = help.unwrap_or_else(|| "requests that come here are answered with 503".into());
-        return Some(Problem::error(format!("{field}.host"), message).help(help).into());
+        let message = hosts.ignored(&full, namespace).unwrap_or_else(|| hosts.nothing(&full));
+        let help = hosts.meant(&full, namespace);
+        let help = help.unwrap_or_else(|| "requests that come here are answered with 500".into());
+        return Err(Problem::error(format!("{field}.host"), message).help(help).into());
     };
     if let Some(port) = destination.port.map(|port| port.number).filter(|port| !host.has_port(*port)) {
         let problem = Problem::error(format!("{field}.port.number"), format!("{full} has no port {port}"));
-        return Some(problem.help(format!("it has {}", host.ports().join(", "))).into());
+        return Err(problem.help(format!("it has {}", host.ports().join(", "))).into());
     }
-    let subset = destination.subset.as_deref()?;
-    let known = rules.subsets(&full, &object.namespace, host.namespace(), hosts);
+    let port = destination.port.map(|port| port.number).or_else(|| host.only_port());
+    let place = Place { service: hosts.name(host, &full), host, port };
+    let Some(subset) = destination.subset.as_deref() else { return Ok(place) };
+    let known = rules.subsets(&full, namespace, host.namespace(), hosts);
     if known.contains(&subset) {
-        return None;
+        return Ok(place);
     }
     if hosts.is_unheard(Kind::DestinationRule) {
-        return Some(Flaw::Unknown);
+        return Err(Flaw::Unknown);
     }
     let message = match ignored_rule(&full, subset, host.namespace(), hosts) {
         Some(rule) => format!("DestinationRule {rule}, whose subset {subset:?} is, {UNSELECTED}"),
@@ -123,10 +140,10 @@ fn destination_problem(
     };
     let help = match (closest(subset, &known), known.is_empty()) {
         (Some(meant), _) => format!("did you mean `{meant}`?"),
-        (None, true) => "requests that come here are answered with 503".to_owned(),
+        (None, true) => "requests that come here are answered with 500".to_owned(),
         (None, false) => format!("there are {}", known.join(", ")),
     };
-    Some(Problem::error(format!("{field}.subset"), message).help(help).into())
+    Err(Problem::error(format!("{field}.subset"), message).help(help).into())
 }
 
 /// The rule with a subset that would count, if the namespace of the host did. That of the client does, and so do those that are everybody's.

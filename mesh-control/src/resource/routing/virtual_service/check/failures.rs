@@ -3,7 +3,7 @@
 use crate::diagnosis::closest;
 use crate::resource::routing::Check;
 use crate::resource::routing::values::{Span, attempts};
-use crate::resource::routing::virtual_service::{Fault, Percent, Retries};
+use crate::resource::routing::virtual_service::{Fault, GRPC_STATUSES, Percent, Retries};
 
 /// What requests are tried again for.
 const RETRY_ON: [&str; 22] = [
@@ -67,27 +67,6 @@ impl Retries {
     }
 }
 
-/// The codes of gRPC.
-const GRPC: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];
-
 impl Fault {
     pub(super) fn check(&self, field: &str, check: &mut Check<'_>) {
         if let Some(delay) = &self.delay {
@@ -126,8 +105,8 @@ impl Fault {
                     "write a number from 200 to 599",
                 );
             }
-            if let Some(status) = abort.grpc_status.as_deref().filter(|status| !GRPC.contains(status)) {
-                let help = closest(status, &GRPC).map(|meant| format!("did you mean `{meant}`?"));
+            if let Some(status) = abort.grpc_status.as_deref().filter(|status| !GRPC_STATUSES.contains(status)) {
+                let help = closest(status, &GRPC_STATUSES).map(|meant| format!("did you mean `{meant}`?"));
                 check.error(
                     format!("{field}.grpcStatus"),
                     format!("{status:?} is not a code of gRPC"),

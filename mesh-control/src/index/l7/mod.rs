@@ -1,0 +1,118 @@
+//! Tables of HTTP requests, made of what the objects mean together (`index::routing`), for waypoints: for each service that one serves, the rules that count
+//! for clients of each namespace. The joining calls [`index`] when something that tables are made of has changed.
+//!
+//! ```text
+//! VirtualService, HTTPRoute, GRPCRoute --parts--> Candidate --l7::order--> VirtualHost of a service --table--> Table of a waypoint
+//! ```
+//!
+//! What is written and cannot be done is noted ([`notes`]): its rule answers 500, and its writer is told. It is never left out, because a later rule would
+//! match instead.
+
+mod filter;
+pub mod grpc_route;
+pub mod http_route;
+mod notes;
+mod parts;
+pub mod table;
+mod text;
+pub mod virtual_service;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+
+use mesh_core::NamespacedName;
+use mesh_core::l7::Table;
+use mesh_core::l7::order::Candidate;
+
+use super::Settings;
+use super::routing::destination_rules::Rules;
+use super::routing::hosts::Hosts;
+use super::routing::{Indexed, Resolved};
+use crate::diagnosis::Problem;
+use crate::resource::routing::Routes;
+use crate::resource::{Key, Kind, Objects};
+
+type Problems = Vec<(Key, Problem)>;
+
+/// Services by the gateway of the waypoint that serves them.
+pub type Served = BTreeMap<NamespacedName, BTreeSet<NamespacedName>>;
+
+/// The objects that rules are made of.
+#[derive(Debug)]
+pub struct Around<'a> {
+    /// Those of the namespaces of the mesh.
+    pub routes: &'a Routes,
+    /// What they mean together.
+    pub resolved: &'a Resolved,
+    /// What names of hosts are.
+    pub hosts: Hosts<'a>,
+    /// What is said of the endpoints of hosts.
+    pub rules: Rules<'a>,
+}
+
+/// The rules of each object, before it is known who is asked.
+#[derive(Debug, Default)]
+pub struct Read {
+    /// Of VirtualServices with hosts of their own.
+    pub virtual_services: BTreeMap<NamespacedName, virtual_service::Rules>,
+    /// Of HTTPRoutes and GRPCRoutes with a parent of ours.
+    pub routes: BTreeMap<Key, Vec<Candidate>>,
+}
+
+/// What waypoints are given, and what is to be said of the objects that it is made of. The same for every join to which `routing::reads_the_same` applies.
+#[derive(Clone, Debug, Default)]
+pub struct Made {
+    /// By gateway.
+    pub tables: BTreeMap<NamespacedName, Arc<Table>>,
+    /// What is to be said.
+    pub problems: Problems,
+}
+
+/// Which waypoint serves which services. Nobody is bound to any yet.
+pub fn served(_objects: &Objects, _indexed: &Indexed) -> Served {
+    Served::new()
+}
+
+/// Makes the tables of the waypoints that serve `served`.
+pub fn index(objects: &Objects, settings: &Settings, indexed: &Indexed, served: &Served) -> Made {
+    let hosts = Hosts::new(&indexed.routes, objects, settings);
+    let rules = Rules::new(&indexed.routes, &hosts);
+    let around = Around { routes: &indexed.routes, resolved: &indexed.resolved, hosts, rules };
+    let mut made = Made::default();
+    // Istio's own kinds are Istio's where it runs.
+    let read = read(&around, !settings.istio_runs, &mut made.problems);
+    for (gateway, services) in served {
+        let table = table::table(gateway, services, &around, &read, &mut made.problems);
+        made.tables.insert(gateway.clone(), Arc::new(table));
+    }
+    // Who is delegated to by several, or asked on several ports, is read as often.
+    let mut told = HashSet::new();
+    made.problems.retain(|said| told.insert(said.clone()));
+    made
+}
+
+fn read(around: &Around<'_>, with_istio_s: bool, problems: &mut Problems) -> Read {
+    let mut read = Read::default();
+    for (name, object) in around.routes.virtual_services.iter().filter(|_| with_istio_s) {
+        let rules = virtual_service::rules(object, None, around, problems);
+        if !object.spec.hosts.is_empty() {
+            read.virtual_services.insert(name.clone(), rules);
+        }
+    }
+    for (key, route) in &around.resolved.routes {
+        let name = NamespacedName::new(key.namespace.clone(), key.name.clone());
+        let rules = match key.kind {
+            Kind::HttpRoute => {
+                let object = around.routes.http_routes.get(&name);
+                object.map(|object| http_route::rules(object, route, around, problems))
+            }
+            Kind::GrpcRoute => {
+                let object = around.routes.grpc_routes.get(&name);
+                object.map(|object| grpc_route::rules(object, route, around, problems))
+            }
+            _ => None,
+        };
+        read.routes.extend(rules.map(|rules| (key.clone(), rules)));
+    }
+    read
+}

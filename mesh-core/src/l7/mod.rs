@@ -10,6 +10,7 @@
 //! A rule that is not understood is in the table as one that answers 500. It is never left out: a later one would match instead.
 
 pub mod action;
+pub mod cluster;
 pub mod condition;
 pub mod cors;
 pub mod headers;
@@ -31,6 +32,7 @@ mod tests;
 pub use action::{
     Abort, AbortStatus, Action, Backend, ClusterKey, Delay, DirectResponse, Fault, Forward, Mirror, Share, Target,
 };
+pub use cluster::{Cluster, Clusters};
 pub use condition::{Client, Condition, HeaderMatch, Labels, PathKind, PathMatch, QueryMatch, Request, Text};
 pub use cors::Cors;
 pub use headers::HeaderChanges;

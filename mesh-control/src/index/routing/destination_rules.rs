@@ -26,26 +26,37 @@ impl<'a> Rules<'a> {
         Self(by_host)
     }
 
-    /// Those of a host that count for clients of `namespace`, the first before the others: the client's own, then those of where the host lives, then those
-    /// of everybody; a name before a wildcard, the longest wildcard first.
+    /// Those of a host that count for clients of `namespace`, of which the first that says something counts: the client's own, else those of where the host
+    /// lives, else those of everybody; of these the name, else the longest wildcard. Those for some of the client's pods come first.
     pub fn of_host(&self, full: &str, namespace: &str, home: &str, hosts: &Hosts<'_>) -> Vec<&'a Rule> {
-        let rank = |rule: &Rule| match &*rule.namespace {
-            own if own == namespace => Some(0),
-            own if own == home => Some(1),
-            own if hosts.is_root(own) => Some(2),
-            _ => None,
+        let seen: Vec<&'a Rule> =
+            self.named(full).filter(|rule| sees(&rule.spec.export_to, &rule.namespace, namespace)).collect();
+        let is_of = |rule: &Rule, rank: usize| match rank {
+            0 => &*rule.namespace == namespace,
+            1 => &*rule.namespace == home,
+            _ => hosts.is_root(&rule.namespace),
         };
-        let seen = |rule: &&&'a Rule| rank(rule).is_some() && sees(&rule.spec.export_to, &rule.namespace, namespace);
+        for rank in 0..3 {
+            let of_rank: Vec<&'a Rule> = seen.iter().filter(|rule| is_of(rule, rank)).copied().collect();
+            // They are in the order of their names' length.
+            let Some(nearest) = of_rank.first().map(|rule| hosts.full(&rule.spec.host, &rule.namespace)) else {
+                continue;
+            };
+            let fits = |rule: &&Rule| hosts.full(&rule.spec.host, &rule.namespace) == nearest;
+            let mut fitting: Vec<&'a Rule> = of_rank.into_iter().filter(|rule| fits(&rule)).collect();
+            fitting.sort_by_key(|rule| (rule.spec.workload_selector.is_none(), age(rule)));
+            return fitting;
+        }
+        Vec::new()
+    }
+
+    /// Those whose host means `full`, whoever sees them, the nearest name first.
+    pub fn named(&self, full: &str) -> impl Iterator<Item = &'a Rule> + '_ {
         // A wildcard is the whole first label, or all there is.
         let wildcards = full.match_indices('.').map(|(at, _)| format!("*{}", &full[at..])).chain(["*".to_owned()]);
-        let names = std::iter::once(full.to_owned()).chain(wildcards.filter(|name| name != full));
-        let mut all = Vec::new();
-        for name in names {
-            let mut of_it: Vec<&Rule> = self.0.get(&name).into_iter().flatten().filter(seen).copied().collect();
-            of_it.sort_by_key(|rule| (rank(rule), age(rule)));
-            all.extend(of_it);
-        }
-        all
+        let names: Vec<String> =
+            std::iter::once(full.to_owned()).chain(wildcards.filter(|name| name != full)).collect();
+        names.into_iter().flat_map(|name| self.0.get(&name).into_iter().flatten().copied())
     }
 
     /// The subsets of a host that a route of `namespace` can name.

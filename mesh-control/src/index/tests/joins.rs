@@ -207,16 +207,25 @@ fn rules_of_a_host_are_found_by_its_name_and_by_every_wildcard_that_it_fits() {
     let settings = Settings::default();
     let hosts = Hosts::new(&objects.routes, &objects, &settings);
     let rules = Rules::new(&objects.routes, &hosts);
-    for (host, client, expected) in [
-        ("web.shop.svc.cluster.local", "client", &["own", "short", "root", "wild", "near", "far", "every"][..]),
-        ("web.shop.svc.cluster.local", "shop", &["short", "root", "near", "far", "every"]),
-        ("*.shop.svc.cluster.local", "shop", &["near", "far", "every"]),
-        ("*", "shop", &["every"]),
-        ("local", "shop", &["every"]),
+    // The client's, else those of where the host lives, else everybody's; of these the nearest name.
+    for (host, client, home, expected) in [
+        ("web.shop.svc.cluster.local", "client", "shop", &["own"][..]),
+        ("v2.shop.svc.cluster.local", "client", "shop", &["wild"]),
+        ("web.shop.svc.cluster.local", "shop", "shop", &["short"]),
+        ("web.shop.svc.cluster.local", "else", "shop", &["short"]),
+        ("web.shop.svc.cluster.local", "else", "nowhere", &["root"]),
+        ("v2.shop.svc.cluster.local", "shop", "shop", &["near"]),
+        ("a.local", "shop", "shop", &["far"]),
+        ("a.com", "shop", "shop", &["every"]),
+        ("*.shop.svc.cluster.local", "shop", "shop", &["near"]),
+        ("*", "shop", "shop", &["every"]),
+        ("a.com", "else", "nowhere", &[]),
     ] {
-        let found = rules.of_host(host, client, "shop", &hosts);
-        assert_eq!(found.iter().map(|rule| &*rule.name).collect::<Vec<_>>(), expected, "{host} {client}");
+        let found = rules.of_host(host, client, home, &hosts);
+        assert_eq!(found.iter().map(|rule| &*rule.name).collect::<Vec<_>>(), expected, "{host} {client} {home}");
     }
+    let named: Vec<&str> = rules.named("web.shop.svc.cluster.local").map(|rule| &*rule.name).collect();
+    assert_eq!(named, ["own", "full", "short", "root", "wild", "near", "far", "every"]);
 }
 
 #[test]

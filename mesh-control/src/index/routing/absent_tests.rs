@@ -31,6 +31,10 @@ fn nothing_is_missing_of_a_kind_that_has_never_been_heard_of() {
         let spec = "{gatewayClassName: undermesh, listeners: [{name: http, port: 80, protocol: TCP}]}";
         object(Kind::Gateway, "far", "front", spec)
     };
+    let own = || {
+        let spec = "{gatewayClassName: undermesh, listeners: [{name: http, port: 80, protocol: HTTP}]}";
+        object(Kind::Gateway, "shop", "own", spec)
+    };
     for (kind, spec, more, unheard) in [
         (Kind::VirtualService, to("host: a.example.com"), vec![], Kind::ServiceEntry),
         (Kind::VirtualService, to("host: reviews, subset: v1"), vec![], Kind::DestinationRule),
@@ -50,7 +54,12 @@ fn nothing_is_missing_of_a_kind_that_has_never_been_heard_of() {
             vec![],
             Kind::ServiceEntry,
         ),
-        (Kind::HttpRoute, route(service, "name: stock, namespace: far, port: 80"), vec![], Kind::ReferenceGrant),
+        (
+            Kind::HttpRoute,
+            route("name: own", "name: stock, namespace: far, port: 80"),
+            vec![own()],
+            Kind::ReferenceGrant,
+        ),
         (
             Kind::HttpRoute,
             route(service, "group: networking.istio.io, kind: Hostname, name: a.com, port: 443"),
@@ -116,6 +125,8 @@ fn what_is_in_a_namespace_that_is_not_selected_does_not_count_and_is_not_said_to
         object(Kind::ReferenceGrant, "far", "g", &spec)
     };
     let tls = "{gatewayClassName: undermesh, listeners: [{name: s, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: c, namespace: far}]}}]}";
+    let door = "{gatewayClassName: undermesh, listeners: [{name: http, port: 80, protocol: HTTP}]}";
+    let door = object(Kind::Gateway, "shop", "own", door);
     let select = "(have discoverySelectors select that namespace)";
     for (own, other, expected) in [
         (
@@ -132,7 +143,7 @@ fn what_is_in_a_namespace_that_is_not_selected_does_not_count_and_is_not_said_to
             format!("w parentRefs[0]: ServiceEntry far/e {unselected}"),
         ),
         (
-            route(reviews, "name: stock, namespace: far, port: 80"),
+            route("name: own", "name: stock, namespace: far, port: 80"),
             grant("HTTPRoute", "Service"),
             format!(
                 "e rules[0].backendRefs[0]: the ReferenceGrant of far that lets a HTTPRoute of shop name Service stock {unselected} {select}"
@@ -190,8 +201,8 @@ fn what_is_in_a_namespace_that_is_not_selected_does_not_count_and_is_not_said_to
             format!("w host: ServiceEntry far/e of b.com {unselected} (it changes nothing before there is one)"),
         ),
     ] {
-        let around =
-            |far: &str| vec![settings.clone(), space("shop", "in"), space("far", far), own.clone(), other.clone()];
+        let spaces = |far: &str| vec![settings.clone(), space("shop", "in"), space("far", far), door.clone()];
+        let around = |far: &str| [spaces(far), vec![own.clone(), other.clone()]].concat();
         assert_eq!(said(&with(&around("in"))), [""; 0], "{expected}");
         let view = with(&around("out"));
         assert_eq!(said(&view), [expected]);

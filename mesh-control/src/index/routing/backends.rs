@@ -130,10 +130,12 @@ fn of_rule(rule: usize, filters: &[Filter], backends: &[Backend], all: &mut Vec<
     }
 }
 
-/// Where a reference of the route `key` leads. `None` if that depends on a kind that has never been heard of.
+/// Where a reference of the route `key` leads. `None` if that depends on a kind that has never been heard of. `is_exposing`: requests come from a gateway,
+/// and reach what its clients could not ask for themselves. Within the mesh anybody can ask any service, so there is nothing to be granted.
 pub fn resolve(
     reference: &BackendReference,
     key: &Key,
+    is_exposing: bool,
     routes: &Routes,
     hosts: &Hosts<'_>,
 ) -> Option<Result<Place, Broken>> {
@@ -149,7 +151,7 @@ pub fn resolve(
             let namespace = reference.namespace.as_deref().unwrap_or(&key.namespace);
             let target = ("", "Service", namespace, reference.name.as_str());
             // Before anything is said of what is there.
-            if namespace != &*key.namespace && !is_granted(routes, key, target) {
+            if is_exposing && namespace != &*key.namespace && !is_granted(routes, key, target) {
                 if hosts.is_unheard(Kind::ReferenceGrant) {
                     return None;
                 }

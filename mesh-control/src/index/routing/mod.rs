@@ -126,6 +126,7 @@ pub fn index(objects: &Objects, settings: &Settings) -> Indexed {
             resolved.unread.insert(key.clone(), ours);
         }
     }
+    order::conflicts(&mut resolved.routes, &mut findings.problems);
     resolved.by_service = order::by_service(&routes, &resolved.routes);
     order::same_matches(&routes, &resolved, &mut findings.problems);
     gateways::check(&routes, &hosts, settings, &mut findings);
@@ -186,8 +187,9 @@ fn route(
     if route.parents.is_empty() {
         return None;
     }
+    let is_exposing = route.parents.iter().any(|(parent, _)| !parent.is_service());
     for (spot, reference) in backends::of(object) {
-        let Some(outcome) = backends::resolve(&reference, key, routes, hosts) else {
+        let Some(outcome) = backends::resolve(&reference, key, is_exposing, routes, hosts) else {
             findings.add(key, Flaw::Unknown);
             continue;
         };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use mesh_core::{ArcStr, NamespacedName};
 
-use super::parents::Attached;
+use super::parents::{Attached, Reason, Refusal};
 use super::{Problems, Resolved, Route};
 use crate::diagnosis::Problem;
 use crate::resource::routing::http_route::{Match, NamedMatch, PathKind, ValueKind};
@@ -45,6 +45,39 @@ pub fn by_service(routes: &Routes, resolved: &BTreeMap<Key, Route>) -> BTreeMap<
         keys.sort_by_cached_key(|key| (created(routes, key), key.clone()));
     }
     by_service
+}
+
+/// How specific a kind of routes is: of several for one port of a service the first counts, and the others do not. Datagrams are ports of their own.
+fn specificity(kind: Kind) -> Option<usize> {
+    [Kind::GrpcRoute, Kind::HttpRoute, Kind::TlsRoute, Kind::TcpRoute].iter().position(|known| *known == kind)
+}
+
+/// Refuses routes of services that a route of a more specific kind, of the same namespace, leaves nothing of. One that it leaves some ports counts there.
+pub fn conflicts(resolved: &mut BTreeMap<Key, Route>, problems: &mut Problems) {
+    let mut attached: Vec<(NamespacedName, Option<u16>, Key)> = Vec::new();
+    for (key, route) in resolved.iter() {
+        for (_, outcome) in &route.parents {
+            if let Ok(Attached::Service(service, port)) = outcome {
+                attached.push((service.clone(), *port, key.clone()));
+            }
+        }
+    }
+    for (key, route) in resolved.iter_mut() {
+        for (index, (_, outcome)) in route.parents.iter_mut().enumerate() {
+            let Ok(Attached::Service(service, port)) = outcome else { continue };
+            let before = attached.iter().find(|(of, on, other)| {
+                of == service
+                    && other.namespace == key.namespace
+                    && (on.is_none() || on == port)
+                    && specificity(other.kind).is_some_and(|one| specificity(key.kind).is_some_and(|two| one < two))
+            });
+            let Some((_, _, other)) = before else { continue };
+            let why = format!("{other} is for the same port, and of several kinds the more specific one counts");
+            let help = "give each its own port or service";
+            problems.push((key.clone(), Problem::warning(format!("spec.parentRefs[{index}]"), why.clone()).help(help)));
+            *outcome = Err(Refusal { reason: Reason::Conflicted, why });
+        }
+    }
 }
 
 /// Tells routes whose matches another route has that counts before them.

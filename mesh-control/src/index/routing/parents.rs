@@ -35,6 +35,7 @@ pub enum Reason {
     NoMatchingParent,
     NotAllowedByListeners,
     NoMatchingListenerHostname,
+    Conflicted,
 }
 
 impl Reason {
@@ -44,6 +45,7 @@ impl Reason {
             Reason::NoMatchingParent => "NoMatchingParent",
             Reason::NotAllowedByListeners => "NotAllowedByListeners",
             Reason::NoMatchingListenerHostname => "NoMatchingListenerHostname",
+            Reason::Conflicted => "Conflicted",
         }
     }
 }

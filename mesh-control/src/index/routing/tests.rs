@@ -249,7 +249,7 @@ fn hardening_B145_of_several_for_one_host_one_counts_whatever_comes_first() {
 fn hardening_B145_routes_with_one_match_are_in_the_same_order_for_everybody() {
     let route = |name: &str, when: &str, more: &str| {
         let spec = format!(
-            "{{parentRefs: [{{group: '', kind: Service, name: reviews}}], rules: [{{matches: [{{path: {{value: /a}}}}], backendRefs: [{{name: reviews-v1, port: 80}}]}}, {{{more}}}]}}"
+            "{{parentRefs: [{{group: '', kind: Service, name: reviews}}], rules: [{{matches: [{{path: {{value: /a}}}}], backendRefs: [{{name: reviews-v1, port: 80}}]}}, {{backendRefs: [{{name: reviews, port: 80}}], {more}}}]}}"
         );
         made(object(Kind::HttpRoute, "shop", name, &spec), when)
     };
@@ -288,11 +288,14 @@ fn hardening_B145_routes_with_one_match_are_in_the_same_order_for_everybody() {
 
 #[test]
 fn hardening_B144_a_reference_that_leads_nowhere_breaks_its_own_share() {
-    let to = |backend: &str| {
+    let of = |parent: &str, backend: &str| {
         format!(
-            "{{parentRefs: [{{group: '', kind: Service, name: reviews}}], rules: [{{backendRefs: [{{{backend}}}, {{name: reviews-v1, port: 80}}]}}]}}"
+            "{{parentRefs: [{{{parent}}}], rules: [{{backendRefs: [{{{backend}}}, {{name: reviews-v1, port: 80}}]}}]}}"
         )
     };
+    let to = |backend: &str| of("name: edge", backend);
+    let edge = "{gatewayClassName: undermesh, listeners: [{name: http, port: 80, protocol: HTTP}]}";
+    let edge = object(Kind::Gateway, "shop", "edge", edge);
     let grant = |from: &str, to: &str| {
         object(
             Kind::ReferenceGrant,
@@ -343,13 +346,18 @@ fn hardening_B144_a_reference_that_leads_nowhere_breaks_its_own_share() {
             Some("BackendNotFound"),
         ),
     ] {
-        let view = with(&[vec![object(Kind::HttpRoute, "shop", "o", &to(backend))], more].concat());
+        let view = with(&[vec![edge.clone(), object(Kind::HttpRoute, "shop", "o", &to(backend))], more].concat());
         assert_eq!(said(&view).join("; "), expected, "{backend}");
         let route = view.resolved.routes.values().next().unwrap();
         let outcomes: Vec<Option<&str>> =
             route.backends.values().map(|outcome| outcome.as_ref().err().map(|broken| broken.reason.name())).collect();
         assert_eq!(outcomes, [reason, None], "{backend}: the other one is as it was");
     }
+    // Within the mesh nothing is granted; but a route that a gateway has, too, exposes what it leads to.
+    let (service, far) = ("group: '', kind: Service, name: reviews", "name: stock, namespace: far, port: 80");
+    assert_eq!(said(&with(&[object(Kind::HttpRoute, "shop", "o", &of(service, far))])), [""; 0]);
+    let both = of(&format!("{service}}}, {{name: edge"), far);
+    assert_eq!(said(&with(&[edge.clone(), object(Kind::HttpRoute, "shop", "o", &both)])), [refused]);
     // Copies are references, too, and of other kinds of routes all are.
     let mirror = "{parentRefs: [{group: '', kind: Service, name: reviews}], rules: [{filters: [{type: RequestMirror, requestMirror: {backendRef: {name: none, port: 80}}}], backendRefs: [{name: ratings, port: 9080}]}]}";
     assert_eq!(said(&with(&[object(Kind::HttpRoute, "shop", "o", mirror)])).len(), 1);

@@ -79,7 +79,7 @@ pub type Parents = Vec<ParentReference>;
 
 impl ParentReference {
     /// It is a service: the route is the mesh's.
-    fn is_service(&self) -> bool {
+    pub fn is_service(&self) -> bool {
         let group = self.group.as_deref().unwrap_or("gateway.networking.k8s.io");
         let kind = self.kind.as_deref().unwrap_or("Gateway");
         (group.is_empty() && kind == "Service") || (group == "networking.istio.io" && kind == "ServiceEntry")

@@ -29,8 +29,8 @@ pub(super) enum RequestProblem {
     Address(AuthorityProblem),
 }
 
-/// Reads a request that arrived at `local`.
-pub(super) fn parse_request(fields: &[Field], local: IpAddr) -> Result<Request, RequestProblem> {
+/// Reads a request that arrived at `local`, to which it must lead; `None` lets it lead anywhere but to special addresses.
+pub(super) fn parse_request(fields: &[Field], local: Option<IpAddr>) -> Result<Request, RequestProblem> {
     let (mut method, mut authority) = (None, None);
     let (mut baggage, mut forwarded, mut forwarded_count, mut traceparent) = (Baggage::default(), None, 0, None);
     let mut regular = false;
@@ -105,7 +105,7 @@ pub(crate) fn fuzz_request(data: &[u8]) {
         let size: usize = fields.iter().map(|field| field.name.len() + field.value.len()).sum();
         assert!(size <= 64 * 1024, "the limit holds on the decoded size");
         let _ = parse_answer(&fields);
-        let Ok(request) = parse_request(&fields, local) else { continue };
+        let Ok(request) = parse_request(&fields, Some(local)) else { continue };
         if let Authority::Address(address) = &request.authority {
             assert_eq!(address.ip(), local, "a tunnel leads to its own pod");
         }
@@ -121,7 +121,7 @@ mod tests {
     fn request(fields: &[(&str, &str)]) -> Result<Request, RequestProblem> {
         let fields: Vec<_> =
             fields.iter().map(|(name, value)| Field { name: (*name).into(), value: (*value).into() }).collect();
-        parse_request(&fields, IpAddr::from([10, 0, 0, 1]))
+        parse_request(&fields, Some(IpAddr::from([10, 0, 0, 1])))
     }
 
     #[test]
@@ -187,6 +187,21 @@ mod tests {
         assert_eq!(to(&format!("{}.svc:80", "a".repeat(64))), Err(RequestProblem::Authority));
         assert_eq!(to("Reviews.app.svc.cluster.local.:9080"), Ok("reviews.app.svc.cluster.local:9080".into()));
         assert_eq!(to("xn--hst-sna.example:80"), Ok("xn--hst-sna.example:80".into()));
+    }
+
+    #[test]
+    fn whoever_serves_many_addresses_is_asked_for_any_but_special_ones() {
+        let to = |authority: &str| {
+            let field = |name: &str, value: &str| Field { name: name.into(), value: value.into() };
+            let fields = [field(":method", "CONNECT"), field(":authority", authority)];
+            parse_request(&fields, None).map(|request| request.authority.to_string())
+        };
+        for address in ["10.96.0.10:80", "[fd00::1]:80", "8.8.8.8:53"] {
+            assert_eq!(to(address).as_deref(), Ok(address));
+        }
+        for address in ["127.0.0.1:80", "[::1]:80", "169.254.169.254:80", "0.0.0.0:80", "[::ffff:127.0.0.1]:80"] {
+            assert_eq!(to(address), Err(RequestProblem::Address(AuthorityProblem::SpecialAddress)), "{address}");
+        }
     }
 
     #[test]

@@ -45,6 +45,9 @@ pub struct AcceptorConfig {
     pub ping_interval: Duration,
     /// A tunnel is closed when a PING is not answered in this time.
     pub ping_timeout: Duration,
+    /// Requests may name any address but special ones, and the caller decides which it serves: a waypoint's way. Without it an address must be the
+    /// tunnel's own.
+    pub any_address: bool,
     /// Whom to refuse although the certificate is valid.
     pub revocations: Option<Arc<Revocations>>,
 }
@@ -63,6 +66,7 @@ impl Default for AcceptorConfig {
             max_streams: 200,
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(20),
+            any_address: false,
             revocations: None,
         }
     }
@@ -244,7 +248,12 @@ impl InboundTunnel {
             timers,
             on_request,
         );
-        driver.retire_at(self.expires).drain_on(drain.cancelled_owned()).run().await
+        driver
+            .any_address(self.config.any_address)
+            .retire_at(self.expires)
+            .drain_on(drain.cancelled_owned())
+            .run()
+            .await
     }
 }
 
@@ -281,7 +290,7 @@ impl InboundRequest {
         Self { tunnel, stream: Some(stream), request }
     }
 
-    /// Where it wants to go. An address is already known to be the tunnel's own.
+    /// Where it wants to go. An address is already known to be the tunnel's own, unless the acceptor takes any.
     pub fn authority(&self) -> &Authority {
         &self.request.authority
     }

@@ -121,7 +121,7 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
         if block.end_stream {
             stream.end();
         }
-        match headers::parse_request(fields, self.tunnel.local.ip()) {
+        match headers::parse_request(fields, (!self.any_address).then(|| self.tunnel.local.ip())) {
             Ok(request) => {
                 (self.on_request)(InboundRequest::new(self.tunnel.clone(), stream, request));
                 Ok(())

@@ -110,6 +110,8 @@ pub(super) struct Driver<H> {
     tunnel: Arc<Tunnel>,
     opener: Opener,
     on_request: H,
+    /// See [`super::AcceptorConfig::any_address`].
+    any_address: bool,
     timers: Timers,
     /// Sealed bytes `start..end` of `buffer` wait to be opened; without a buffer they are in `rest`, the beginning of one record.
     buffer: Option<Buffer>,
@@ -211,6 +213,7 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
             tunnel,
             opener,
             on_request,
+            any_address: false,
             timers,
             buffer,
             start: 0,
@@ -251,6 +254,11 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
         let left = time.duration_since(mesh_runtime::clock::now()).unwrap_or_default();
         // Far-away instants overflow; a day longer than any mesh certificate is as good as never.
         self.retire = Some(Instant::now() + left.min(Duration::from_secs(400 * 86_400)));
+        self
+    }
+
+    pub(super) fn any_address(mut self, any: bool) -> Self {
+        self.any_address = any;
         self
     }
 

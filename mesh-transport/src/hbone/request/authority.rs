@@ -56,10 +56,11 @@ impl Authority {
     }
 
     /// Checks an address authority against the address the tunnel arrived at: a pod's tunnel port leads to that pod and nowhere else.
-    pub fn check_address(&self, local: IpAddr) -> Result<(), AuthorityProblem> {
+    /// Without one any address will do that is not a special one.
+    pub fn check_address(&self, local: Option<IpAddr>) -> Result<(), AuthorityProblem> {
         let Self::Address(address) = self else { return Ok(()) };
         let ip = address.ip();
-        if ip == local.to_canonical() {
+        if local.is_some_and(|local| ip == local.to_canonical()) {
             return Ok(());
         }
         let special = ip.is_loopback()
@@ -69,7 +70,11 @@ impl Authority {
                 IpAddr::V4(ip) => ip.is_broadcast() || ip.is_link_local(),
                 IpAddr::V6(ip) => ip.is_unicast_link_local(),
             };
-        Err(if special { AuthorityProblem::SpecialAddress } else { AuthorityProblem::AddressMismatch })
+        match (special, local) {
+            (true, _) => Err(AuthorityProblem::SpecialAddress),
+            (false, Some(_)) => Err(AuthorityProblem::AddressMismatch),
+            (false, None) => Ok(()),
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::{convert::Infallible, net::IpAddr, sync::Arc, time::Duration};
 
 use mesh_core::Change;
 use mesh_proto::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE, MAX_MESSAGE_BYTES,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, MAX_MESSAGE_BYTES, ROUTE_TABLE_TYPE,
     discovery::{
         DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node,
         aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
@@ -21,7 +21,7 @@ use crate::{
     ClientMetrics, ControlConfig,
     channel::{self, ChannelError},
     metrics::{Reason, Url},
-    subscription::{Alarm, Subscription},
+    subscription::{Alarm, RouteChange, Subscription},
 };
 
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -35,6 +35,11 @@ const REQUESTS: usize = 16;
 pub trait Sink: Send {
     /// Applies the batch as a whole. An error is reported as a NACK; it must mean that nothing less safe than before is in force.
     fn apply(&mut self, changes: Vec<Change>) -> Result<(), String>;
+
+    /// The table of routes has changed. Called only if one is subscribed to; who does not take it should not.
+    fn apply_routes(&mut self, change: RouteChange) -> Result<(), String> {
+        Err(format!("nobody takes tables of routes: {change:?}").chars().take(200).collect())
+    }
 }
 
 impl<F: FnMut(Vec<Change>) -> Result<(), String> + Send> Sink for F {
@@ -82,7 +87,7 @@ pub async fn run(
     mut wanted: mpsc::Receiver<IpAddr>,
     metrics: ClientMetrics,
 ) -> Infallible {
-    let subscription = Subscription::new(node(&config), config.limits);
+    let subscription = Subscription::new(node(&config), config.limits).with_routes(config.routes.clone());
     let origin = Instant::now();
     let mut worker = Worker { work: Some(Work { subscription, sink, metrics: metrics.clone(), origin }) };
     let mut backoff = Backoff::new(FIRST_DELAY, LAST_DELAY);
@@ -212,7 +217,8 @@ impl<S: Sink> Work<S> {
     fn receive(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
         mesh_runtime::failpoint::pass("xds");
         self.metrics.heard();
-        let known = [ADDRESS_TYPE, AUTHORIZATION_TYPE].into_iter().find(|url| *url == response.type_url);
+        let known =
+            [ADDRESS_TYPE, AUTHORIZATION_TYPE, ROUTE_TABLE_TYPE].into_iter().find(|url| *url == response.type_url);
         let url = || Url { url: known.unwrap_or("other").to_owned() };
         self.metrics.messages.get_or_create(&url()).inc();
         self.metrics.message_bytes.get_or_create(&url()).inc_by(response.encoded_len() as u64);
@@ -220,6 +226,9 @@ impl<S: Sink> Work<S> {
         let received = self.subscription.on_message(response, now_ms);
         self.report(&received.alarms);
         let mut reply = received.reply;
+        if let Some(Err(problem)) = received.routes.map(|routes| self.sink.apply_routes(routes)) {
+            reply.refuse(problem);
+        }
         if let Err(problem) = self.apply(received.changes) {
             reply.refuse(problem);
         }

@@ -3,6 +3,8 @@
 use mesh_core::Change;
 use mesh_proto::discovery::{DeltaDiscoveryRequest, Status};
 
+use super::routes::RouteChange;
+
 /// The longest NACK text.
 pub(super) const MAX_NACK: usize = 8 << 10;
 /// `INVALID_ARGUMENT`
@@ -95,6 +97,8 @@ impl Reply {
 pub struct Received {
     /// To be applied in order, as one batch.
     pub changes: Vec<Change>,
+    /// To be applied before them: what is said to be complete is.
+    pub routes: Option<RouteChange>,
     /// To be sent afterwards.
     pub reply: Reply,
     /// To be logged and counted.

@@ -4,7 +4,7 @@ use super::tree::Tree;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What each crate may depend on, of ours.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 13] = [
     ("mesh-common", &[]),
     ("mesh-ebpf", &["mesh-common"]),
     ("mesh-core", &["mesh-common"]),
@@ -13,6 +13,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("mesh-transport", &["mesh-core", "mesh-runtime"]),
     ("mesh-client", &["mesh-proto", "mesh-core", "mesh-transport", "mesh-runtime"]),
     ("mesh-agent", &["mesh-common", "mesh-core", "mesh-proto", "mesh-runtime", "mesh-transport", "mesh-client"]),
+    ("mesh-waypoint", &["mesh-common", "mesh-core", "mesh-proto", "mesh-runtime", "mesh-transport", "mesh-client"]),
     ("mesh-control", &["mesh-common", "mesh-core", "mesh-proto", "mesh-runtime", "mesh-transport", "mesh-client"]),
     ("mesh-cli", &["mesh-common", "mesh-core", "mesh-proto", "mesh-runtime", "mesh-transport", "mesh-client"]),
     ("mesh-cni", &["mesh-common", "mesh-proto"]),

@@ -1,0 +1,245 @@
+//! Puts the waypoint together: starts the parts in order, and stops them in order.
+//!
+//! ```text
+//! log ─ lanes ─ operator's servers ─ state, control stream, certificate ─ (both there) ─ tunnels ─ ready ─ SIGTERM ─ drain
+//! ```
+//! What requests need runs on the lanes; the control stream, the certificate and the operator's servers on a thread of their own.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode};
+use mesh_client::subscription::RouteChange;
+use mesh_client::{CertificateManager, ClientMetrics, ControlConfig, Sink};
+use mesh_core::{Change, Identity, Store};
+use mesh_runtime::http::{Limits, Reply, reply, serve_tcp, text};
+use mesh_runtime::lanes::Lanes;
+use mesh_runtime::metrics::{self, Registry};
+use mesh_runtime::signal::Shutdown;
+use mesh_runtime::watchdog::{self, Beat};
+use mesh_runtime::{Drain, DrainToken, Readiness, logging, task};
+use mesh_transport::socket::AcceptLoop;
+use mesh_transport::tls::IdentityCertificate;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+
+use crate::config::{Config, EXIT_CONFIG, EXIT_SYSTEM, EXIT_UNAVAILABLE};
+use crate::engine::Engine;
+use crate::inbound;
+use crate::shared::{Certificates, Shared};
+use crate::state::State;
+use crate::telemetry::Exposition;
+
+/// How long is waited for the operator's servers at the end.
+const SERVERS: Duration = Duration::from_millis(100);
+
+/// Why the waypoint cannot run: one line and an exit status.
+#[derive(Debug)]
+pub struct Refusal {
+    status: i32,
+    line: String,
+}
+
+impl Refusal {
+    fn of(status: i32, what: &str, error: impl std::fmt::Display) -> Self {
+        Self { status, line: format!("{what}: {error}") }
+    }
+
+    fn system<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Self {
+        move |error| Self::of(EXIT_SYSTEM, what, error)
+    }
+}
+
+/// The certificate of one identity.
+struct Own {
+    manager: CertificateManager,
+    identity: Identity,
+}
+
+impl Certificates for Own {
+    fn current(&self) -> Option<Arc<IdentityCertificate>> {
+        self.manager.current(&self.identity)
+    }
+}
+
+/// Runs until told to stop; returns the exit status.
+pub fn main(config: &Config) -> i32 {
+    run(config).unwrap_or_else(|refusal| {
+        // The status counts, whoever reads.
+        let _ = writeln!(std::io::stderr(), "mesh-waypoint: {}", refusal.line);
+        refusal.status
+    })
+}
+
+fn run(config: &Config) -> Result<i32, Refusal> {
+    logging::init(config.log_format, config.log_level.clone()).map_err(Refusal::system("log"))?;
+    if let Err(error) = mesh_runtime::fds::raise_limit() {
+        tracing::warn!(%error, "cannot raise the limit of file descriptors");
+    }
+    let (lanes, running) = Lanes::start("data", config.lanes()).map_err(Refusal::system("threads"))?;
+    let control = tokio::runtime::Builder::new_current_thread()
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .map_err(Refusal::system("control runtime"))?;
+    let names = std::iter::once("control".to_owned()).chain((0..).map(|lane| format!("data-{lane}")));
+    let beats = std::iter::once(Beat::of(control.handle())).chain(lanes.beats().cloned());
+    watchdog::watch(names.zip(beats).collect());
+    let status = control.block_on(serve(config, lanes));
+    running.stop();
+    control.shutdown_timeout(Duration::from_millis(200));
+    status
+}
+
+async fn serve(config: &Config, lanes: Lanes) -> Result<i32, Refusal> {
+    let mut shutdown = Shutdown::install().map_err(Refusal::system("signal handlers"))?;
+    let own = config.own().map_err(|error| Refusal::of(EXIT_CONFIG, "identity", error))?;
+    let (servers, drain) = (Drain::new(), Drain::new());
+    let readiness = Readiness::new();
+    let (synced, certified) = (readiness.task("configuration"), readiness.task("certificate"));
+    let listening = readiness.task("tunnels");
+    let readiness_port = bind(config.readiness).await?;
+    task::spawn_vital("readiness server", serve_readiness(readiness_port, readiness.clone(), servers.token()));
+
+    let mut registry = Registry::default();
+    metrics::register_process(&mut registry);
+    let client_metrics = ClientMetrics::new(&mut registry);
+    let control = Arc::new(config.control());
+    let certificates = CertificateManager::new(control.clone(), client_metrics.clone())
+        .map_err(|error| Refusal::of(EXIT_CONFIG, "certificate client", error))?;
+    certificates.prefetch(&own.identity);
+    let state = Arc::new(State::new());
+    let complete = subscribe(control, state.clone(), client_metrics);
+
+    let identity = own.identity.clone();
+    tracing::info!(service = %own.service, %identity, "waypoint started");
+    let source = Arc::new(Own { manager: certificates.clone(), identity: identity.clone() });
+    let engine = Engine::new(Shared::new(state, own, config.settings(), source), lanes);
+    engine.keep_tidy(&drain.token());
+    let meters = engine.lanes().iter().map(|lane| lane.meters.clone()).collect();
+    registry.register_collector(Box::new(Exposition(meters)));
+    let metrics_port = bind(config.metrics).await?;
+    task::spawn_vital("metrics server", serve_metrics(metrics_port, registry, servers.token()));
+
+    let start = async {
+        certificates.certificate(&identity).await;
+        certified.met();
+        let mut complete = complete;
+        // The stream that tells is vital: it ends with the process.
+        let _ = complete.wait_for(|complete| *complete).await;
+        synced.met();
+    };
+    tokio::select! {
+        () = start => {}
+        signal = shutdown.requested() => {
+            tracing::info!(signal, "stopping before anything was served");
+            return Ok(0);
+        }
+    }
+    let tunnels = bind(config.hbone).await?;
+    let tunnels = AcceptLoop::new(tunnels).map_err(Refusal::system("tunnel port"))?;
+    let token = drain.token();
+    task::spawn_vital("tunnel port", async move {
+        if let Err(error) = inbound::accept(engine, tunnels, token).await {
+            tracing::error!(%error, "the tunnel port is lost");
+        }
+    });
+    listening.met();
+    tracing::info!(address = %config.hbone, "tunnels are taken");
+
+    let signal = shutdown.requested().await;
+    tracing::info!(signal, "stopping");
+    let _draining = readiness.task("draining");
+    tokio::select! {
+        drained = drain.drain(config.drain) => tracing::info!(?drained, "all requests ended or were cut"),
+        signal = shutdown.requested() => tracing::warn!(signal, "second signal: stopping now"),
+    }
+    servers.drain(SERVERS).await;
+    Ok(0)
+}
+
+/// Puts in force what arrives.
+struct Applied {
+    store: Store,
+    state: Arc<State>,
+    complete: watch::Sender<bool>,
+}
+
+impl Sink for Applied {
+    fn apply(&mut self, changes: Vec<Change>) -> Result<(), String> {
+        let snapshot = self.store.apply(changes).snapshot;
+        let synced = snapshot.is_synced();
+        self.state.set_snapshot(snapshot);
+        self.complete.send_if_modified(|known| synced && !std::mem::replace(known, true));
+        Ok(())
+    }
+
+    fn apply_routes(&mut self, change: RouteChange) -> Result<(), String> {
+        self.state.set_table(match change {
+            RouteChange::Is(table) => table,
+            RouteChange::Gone => Arc::default(),
+        });
+        Ok(())
+    }
+}
+
+/// Follows the control plane. What is given back becomes true when its first state is complete.
+fn subscribe(control: Arc<ControlConfig>, state: Arc<State>, metrics: ClientMetrics) -> watch::Receiver<bool> {
+    let (tell, complete) = watch::channel(false);
+    let sink = Applied { store: Store::new(), state, complete: tell };
+    // Nobody asks for single addresses: what is bound to a waypoint is told to it.
+    let (never, wanted) = mpsc::channel(1);
+    task::spawn_vital("control stream", async move {
+        let _never = never;
+        match mesh_client::run(control, sink, wanted, metrics).await {}
+    });
+    complete
+}
+
+async fn bind(address: std::net::SocketAddr) -> Result<TcpListener, Refusal> {
+    let refused = |error| Refusal::of(EXIT_UNAVAILABLE, &format!("cannot listen on {address}"), error);
+    TcpListener::bind(address).await.map_err(refused)
+}
+
+/// `GET /healthz/ready`: 200 when nothing is pending, else 500 with what is.
+async fn serve_readiness(listener: TcpListener, readiness: Readiness, drain: DrainToken) {
+    let handler = move |request: Request<Bytes>| {
+        let readiness = readiness.clone();
+        async move {
+            get(&request, &["/healthz/ready"], || {
+                let pending = readiness.pending();
+                match pending.is_empty() {
+                    true => text(StatusCode::OK, "ready\n"),
+                    false => {
+                        text(StatusCode::INTERNAL_SERVER_ERROR, format!("not ready, pending: {}\n", pending.join(", ")))
+                    }
+                }
+            })
+        }
+    };
+    serve_tcp(listener, Limits { body: 0, ..Limits::default() }, drain, handler).await;
+}
+
+/// `GET /metrics` and `/stats/prometheus`.
+async fn serve_metrics(listener: TcpListener, registry: Registry, drain: DrainToken) {
+    let registry = Arc::new(registry);
+    let handler = move |request: Request<Bytes>| {
+        let registry = registry.clone();
+        async move {
+            get(&request, &["/metrics", "/stats/prometheus"], || {
+                reply(StatusCode::OK, metrics::CONTENT_TYPE, metrics::encode(&registry).into_bytes())
+            })
+        }
+    };
+    serve_tcp(listener, Limits { connections: 8, per_source: 4, body: 0, ..Limits::default() }, drain, handler).await;
+}
+
+fn get(request: &Request<Bytes>, paths: &[&str], answer: impl FnOnce() -> Reply) -> Reply {
+    match (paths.contains(&request.uri().path()), request.method()) {
+        (false, _) => text(StatusCode::NOT_FOUND, format!("there is {}\n", paths.join(" "))),
+        (true, &Method::GET | &Method::HEAD) => answer(),
+        (true, _) => text(StatusCode::METHOD_NOT_ALLOWED, "GET it\n"),
+    }
+}

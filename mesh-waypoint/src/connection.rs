@@ -1,0 +1,112 @@
+//! What comes through a connection: HTTP, which is served request by request, or something else, which is copied to one endpoint.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mesh_core::l7::ClusterKey;
+use mesh_core::service::AppProtocol;
+use mesh_transport::copy::{self, Outcome, Peer as CopyPeer};
+use mesh_transport::hbone::HboneStream;
+use mesh_transport::socket::Armed;
+use tokio::io::AsyncWriteExt;
+
+use crate::downstream::Downstream;
+use crate::exchange;
+use crate::http::serve::{Serve, serve as serve_http};
+use crate::http::sniff::{Spoken, sniff};
+use crate::target::Target;
+use crate::upstream::{Endpoint, Wire, choose};
+
+/// Serves a connection to its end.
+pub async fn serve(downstream: Arc<Downstream>, mut stream: HboneStream) {
+    let Ok(bound) = downstream.bound() else { return };
+    let settings = &downstream.lane.shared.settings;
+    let sniffed = match bound.target.protocol() {
+        AppProtocol::Tcp | AppProtocol::Tls => Ok((Spoken::Other, Bytes::new())),
+        // Whatever the port is said to speak, the client may speak both; only what is no HTTP is an error then, and hyper says so.
+        AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => {
+            sniff(&mut stream, settings.idle_timeout).await.map(|(spoken, prefix)| match spoken {
+                Spoken::Other => (Spoken::Http1, prefix),
+                spoken => (spoken, prefix),
+            })
+        }
+        AppProtocol::Unknown => sniff(&mut stream, settings.sniff_timeout).await,
+    };
+    drop(bound);
+    let (spoken, prefix) = match sniffed {
+        Ok(sniffed) => sniffed,
+        Err(error) => return tracing::debug!(client = %downstream.peer.identity, %error, "a connection was lost"),
+    };
+    if spoken == Spoken::Other {
+        return tunnel(&downstream, stream, prefix).await;
+    }
+    let serving = Serve { settings, watch: Arc::clone(&downstream.watch), drain: &downstream.drain };
+    let requests = Arc::clone(&downstream);
+    let handle = move |request| exchange::handle(Arc::clone(&requests), request);
+    if let Err(error) = serve_http(serving, spoken, stream, prefix, handle).await {
+        tracing::debug!(client = %downstream.peer.identity, %error, "a connection ended out of order");
+    }
+}
+
+/// Copies to one endpoint. Dropping a stream before both of its directions ended is a reset for the client.
+async fn tunnel(downstream: &Downstream, mut stream: HboneStream, prefix: Bytes) {
+    let (client, asked) = (&downstream.peer.identity, &downstream.asked);
+    let (endpoint, wire) = match connect(downstream).await {
+        Ok(connected) => connected,
+        Err(error) => return tracing::debug!(%client, %asked, error, "a connection was refused"),
+    };
+    let cut = downstream.drain.forced_token();
+    match wire {
+        Wire::Tcp(mut tcp) => {
+            if tcp.write_all(&prefix).await.is_err() {
+                return;
+            }
+            let outcome = copy::bidirectional(Armed::new(tcp), CopyPeer::Hbone(stream), Arc::default(), cut).await;
+            if let Outcome::Failed(side, error) = outcome {
+                tracing::debug!(%client, ?side, %error, "a connection failed");
+            }
+        }
+        Wire::Hbone(mut far) => {
+            let copied = async {
+                far.write_all(&prefix).await?;
+                tokio::io::copy_bidirectional(&mut stream, &mut far).await
+            };
+            tokio::select! {
+                () = cut.cancelled() => {}
+                _ = copied => {}
+            }
+        }
+    }
+    drop(endpoint);
+}
+
+async fn connect(downstream: &Downstream) -> Result<(Endpoint, Wire), String> {
+    let lane = &downstream.lane;
+    let mut tried = Vec::new();
+    loop {
+        let bound = downstream.bound().map_err(|why| why.to_string())?;
+        let endpoint = match &bound.target {
+            Target::Workload { workload, address } => {
+                choose::workload(workload, *address, &bound.view.snapshot).filter(|_| tried.is_empty())
+            }
+            Target::Service { key, port, .. } => {
+                let cluster = ClusterKey { service: key.clone(), port: *port, subset: Default::default() };
+                let now = lane.shared.now_ms();
+                let mut rng = lane.rng.lock();
+                choose::endpoint(&bound.view.snapshot, &lane.shared.own.place, &cluster, &tried, now, &mut *rng).ok()
+            }
+        };
+        let endpoint = endpoint.ok_or("no endpoint is left")?;
+        if !bound.admits(&downstream.peer, &endpoint.workload, endpoint.address) {
+            return Err(format!("denied by a policy of {}", endpoint.workload.uid));
+        }
+        match lane.pool.dial(&lane.shared, &endpoint, &downstream.peer).await {
+            Ok(wire) => return Ok((endpoint, wire)),
+            Err(error) => {
+                tracing::debug!(endpoint = %endpoint.workload.uid, %error, "an endpoint cannot be reached");
+                endpoint.failed(lane.shared.now_ms());
+                tried.push(endpoint.workload.uid.clone());
+            }
+        }
+    }
+}

@@ -1,0 +1,408 @@
+//! Attempts: each at one endpoint, until one has an answer that is not tried again. Nothing is sent to the client before that.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use arcstr::ArcStr;
+use http::header::{HOST, HeaderValue};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, Method, Request, Response, Version};
+use hyper::body::{Body, Incoming};
+use hyper::upgrade::OnUpgrade;
+use mesh_core::l7::retry::AttemptEnd;
+use mesh_core::l7::{ClusterKey, Retries, RetryOn, Target as RuleTarget};
+use mesh_core::service::AppProtocol;
+use mesh_transport::hbone::HboneError;
+use tokio::time::Instant;
+
+use super::asked::Asked;
+use super::mirror;
+use super::outgoing::address;
+use super::plan::{Plan, To};
+use super::reply::Failure;
+use super::report::Report;
+use super::upgrade;
+use crate::downstream::{Bound, Downstream};
+use crate::http::hop;
+use crate::http::tape::Tape;
+use crate::http::{RequestBody, ResponseBody};
+use crate::target::Target;
+use crate::upstream::{ConnectError, Connection, Endpoint, NoEndpoint, SendError, choose};
+
+/// A client's own limit, in milliseconds.
+const TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const RATE_LIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
+/// Connections that were closed under our hands: so often another one is taken without counting it as an attempt.
+const STALE: u32 = 3;
+
+/// What is done where no rule says it.
+static DEFAULT: LazyLock<Retries> = LazyLock::new(Retries::default);
+
+/// One request on its way.
+pub struct Forward<'a> {
+    /// Whose connection it came by.
+    pub down: &'a Arc<Downstream>,
+    /// What the connection leads to.
+    pub bound: &'a Bound,
+    /// What is done with it.
+    pub plan: &'a Plan,
+    /// What was read of it.
+    pub asked: &'a Asked,
+}
+
+/// What is sent, for each attempt anew.
+struct Head {
+    method: Method,
+    target: PathAndQuery,
+    host: HeaderValue,
+    headers: HeaderMap,
+}
+
+enum Source {
+    Empty,
+    Once(Incoming, Arc<AtomicU64>),
+    Gone,
+    Tape(Arc<Tape>),
+}
+
+/// An attempt without an answer.
+struct Lost {
+    end: AttemptEnd,
+    failure: Failure,
+    /// Another endpoint may do better.
+    elsewhere: bool,
+}
+
+impl Forward<'_> {
+    /// Forwards it and gives the answer, with what is held for it in `report`.
+    pub async fn run(
+        &self,
+        mut parts: Parts,
+        body: Incoming,
+        upgrade: &mut Option<OnUpgrade>,
+        report: &mut Report,
+    ) -> Result<Response<ResponseBody>, Failure> {
+        let retries = self.plan.handling.as_ref().map_or(&*DEFAULT, |handling| &handling.retries);
+        let own = parts.headers.remove(TIMEOUT).and_then(|value| value.to_str().ok()?.parse().ok());
+        let timeout = own.map(Duration::from_millis).or(self.plan.handling.as_ref().and_then(|rule| rule.timeout));
+        let deadline = timeout.filter(|timeout| !timeout.is_zero()).map(|timeout| Instant::now() + timeout);
+        let http2 = self.asked.said.upgrade.is_none() && self.http2(parts.version);
+        let mirrors = match &self.plan.to {
+            To::Place(place) => &*place.mirrors,
+            _ => &[],
+        };
+        let again = retries.attempts > 0 && repeats(&retries.on, http2, self.asked.grpc);
+        let source = source(body, again || !mirrors.is_empty(), self.down.lane.shared.settings.replay_bytes, report);
+        let head = self.head(parts)?;
+        for cluster in mirrors {
+            let tape = match &source {
+                Source::Tape(tape) => Some(Arc::clone(tape)),
+                _ => None,
+            };
+            let copy = mirror::Copy {
+                method: head.method.clone(),
+                target: head.target.clone(),
+                headers: head.headers.clone(),
+                tape,
+            };
+            mirror::send(self.down, copy, cluster.clone(), &head.host, http2);
+        }
+        let mut attempts =
+            Attempts { of: self, retries, deadline, http2, again, source, head: Some(head), tried: Vec::new() };
+        let (mut response, connection, endpoint) = attempts.run(report).await?;
+        if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
+            let asked = self.asked.said.upgrade.is_some();
+            let Some(client) = upgrade.take().filter(|_| asked) else { return Err(Failure::SWITCHED) };
+            return Ok(upgrade::switch(&self.down.drain, client, response, endpoint));
+        }
+        hop::strip(response.headers_mut());
+        report.forwarded(endpoint, connection);
+        Ok(response.map(|body| ResponseBody::stream(body, deadline)))
+    }
+
+    /// Where the request goes, if not to a workload itself.
+    fn cluster(&self) -> Option<ClusterKey> {
+        if let Some(backend) = self.plan.backend() {
+            return match &backend.target {
+                RuleTarget::Cluster(key) => Some(key.clone()),
+                RuleTarget::Broken(_) => None,
+            };
+        }
+        let service = self.bound.target.service()?.clone();
+        Some(ClusterKey { service, port: self.bound.target.port(), subset: ArcStr::new() })
+    }
+
+    /// As the port says; else as the client speaks.
+    fn http2(&self, version: Version) -> bool {
+        let snapshot = &self.bound.view.snapshot;
+        let port = self.cluster().and_then(|key| Some(*snapshot.service(&key.service)?.port(key.port)?));
+        match port.map(|port| port.app_protocol) {
+            Some(AppProtocol::Http2 | AppProtocol::Grpc) => true,
+            Some(AppProtocol::Http11) => false,
+            _ => version == Version::HTTP_2,
+        }
+    }
+
+    /// The request with what the rule and the place change.
+    fn head(&self, parts: Parts) -> Result<Head, Failure> {
+        let mut headers = parts.headers;
+        if let Some(handling) = &self.plan.handling {
+            handling.request.apply(&mut headers);
+        }
+        let (mut target, mut host) = (None, None);
+        if let To::Place(place) = &self.plan.to {
+            (target, host) = (place.target.clone(), place.authority.as_deref());
+        }
+        if let Some(backend) = self.plan.backend() {
+            backend.request.apply(&mut headers);
+        }
+        let host = host.unwrap_or_else(|| self.asked.authority.as_str());
+        Ok(Head {
+            method: parts.method,
+            target: target.or_else(|| parts.uri.path_and_query().cloned()).ok_or(Failure::BAD_REQUEST)?,
+            host: HeaderValue::from_str(host).map_err(|_| Failure::CLOSED)?,
+            headers,
+        })
+    }
+}
+
+/// Whether an attempt whose request was sent may be followed by another: else nothing needs to be kept.
+fn repeats(on: &RetryOn, http2: bool, grpc: bool) -> bool {
+    const SENT: u16 = RetryOn::ALL & !RetryOn::CONNECT_FAILURE & !RetryOn::REFUSED_STREAM;
+    on.events & SENT != 0
+        || !on.statuses.is_empty()
+        || (http2 && on.events & RetryOn::REFUSED_STREAM != 0)
+        || (grpc && on.grpc != 0)
+}
+
+fn source(body: Incoming, keep: bool, limit: usize, report: &mut Report) -> Source {
+    if body.is_end_stream() {
+        return Source::Empty;
+    }
+    let count = report.received();
+    if keep { Source::Tape(Tape::new(body, limit, count)) } else { Source::Once(body, count) }
+}
+
+impl Source {
+    fn take(&mut self) -> Option<RequestBody> {
+        match self {
+            Self::Empty => Some(RequestBody::Empty),
+            Self::Tape(tape) => tape.read().map(RequestBody::Tape),
+            Self::Gone => None,
+            Self::Once(..) => match std::mem::replace(self, Self::Gone) {
+                Self::Once(body, count) => Some(RequestBody::Stream(body, count)),
+                _ => None,
+            },
+        }
+    }
+}
+
+struct Attempts<'a, 'f> {
+    of: &'a Forward<'f>,
+    retries: &'a Retries,
+    deadline: Option<Instant>,
+    http2: bool,
+    /// A request that was sent may be sent again.
+    again: bool,
+    source: Source,
+    head: Option<Head>,
+    tried: Vec<ArcStr>,
+}
+
+type Answer = (Response<Incoming>, Connection, Endpoint);
+
+impl Attempts<'_, '_> {
+    async fn run(&mut self, report: &mut Report) -> Result<Answer, Failure> {
+        let mut attempt = 1;
+        loop {
+            let endpoint = self.endpoint()?;
+            let uid = endpoint.workload.uid.clone();
+            let limit = self.retries.per_try_timeout.map(|time| Instant::now() + time);
+            let limit = limit.into_iter().chain(self.deadline).min();
+            let once = self.once(endpoint);
+            let ended = match limit {
+                None => once.await,
+                Some(limit) => tokio::time::timeout_at(limit, once).await.unwrap_or(Err(Lost {
+                    end: AttemptEnd::PerTryTimeout,
+                    failure: Failure::LATE,
+                    elsewhere: true,
+                })),
+            };
+            if self.deadline.is_some_and(|deadline| ended.is_err() && Instant::now() >= deadline) {
+                return Err(Failure::LATE);
+            }
+            let (end, failure, elsewhere) = match &ended {
+                Ok((response, ..)) => (judged(response), None, true),
+                Err(lost) => (lost.end, Some(lost.failure), lost.elsewhere),
+            };
+            let possible = self.head.is_some() && !matches!(self.source, Source::Gone) && elsewhere;
+            if !possible || !self.retries.again(attempt, &end) {
+                return match ended {
+                    Ok(answer) => Ok(answer),
+                    Err(lost) => {
+                        if attempt > 1 && attempt > self.retries.attempts {
+                            report.flag("URX");
+                        }
+                        Err(failure.unwrap_or(lost.failure))
+                    }
+                };
+            }
+            drop(ended);
+            report.retried();
+            if self.retries.elsewhere {
+                self.tried.push(uid);
+            }
+            let pause = self.retries.pause(attempt, &mut *self.of.down.lane.rng.lock());
+            tokio::time::sleep(pause).await;
+            attempt += 1;
+        }
+    }
+
+    /// Who is asked next. When all were tried, anybody.
+    fn endpoint(&self) -> Result<Endpoint, Failure> {
+        let (of, lane) = (self.of, &self.of.down.lane);
+        let snapshot = &of.bound.view.snapshot;
+        let endpoint = match (of.cluster(), &of.bound.target) {
+            (None, Target::Workload { workload, address }) => {
+                choose::workload(workload, *address, snapshot).ok_or(NoEndpoint::NoneLeft)
+            }
+            (None, Target::Service { .. }) => Err(NoEndpoint::Unknown),
+            (Some(cluster), _) => {
+                let (own, now) = (&lane.shared.own.place, lane.shared.now_ms());
+                let mut rng = lane.rng.lock();
+                let fresh = choose::endpoint(snapshot, own, &cluster, &self.tried, now, &mut *rng);
+                fresh.or_else(|why| match self.tried.is_empty() {
+                    true => Err(why),
+                    false => choose::endpoint(snapshot, own, &cluster, &[], now, &mut *rng),
+                })
+            }
+        };
+        let endpoint = endpoint.map_err(|why| match why {
+            NoEndpoint::Unknown => Failure::GONE,
+            NoEndpoint::NoneLeft => Failure::NO_ENDPOINT,
+        })?;
+        match of.bound.admits(&of.down.peer, &endpoint.workload, endpoint.address) {
+            true => Ok(endpoint),
+            false => Err(Failure::DENIED),
+        }
+    }
+
+    async fn once(&mut self, endpoint: Endpoint) -> Result<Answer, Lost> {
+        let lane = &self.of.down.lane;
+        let mut held = None;
+        let mut stale = 0;
+        loop {
+            let fresh = stale >= STALE;
+            let connected = lane.pool.connect(&lane.shared, &endpoint, &self.of.down.peer, self.http2, fresh).await;
+            let mut connection = connected.map_err(|error| {
+                tracing::debug!(endpoint = %endpoint.workload.uid, %error, "an endpoint cannot be reached");
+                if !matches!(error, ConnectError::Overflow | ConnectError::NoCertificate) {
+                    endpoint.failed(lane.shared.now_ms());
+                }
+                self.keep(held.take());
+                unreached(&error)
+            })?;
+            let request = match held.take() {
+                Some(request) => request,
+                None => {
+                    self.request().ok_or(Lost { end: AttemptEnd::Reset, failure: Failure::LOST, elsewhere: false })?
+                }
+            };
+            match connection.send(request).await {
+                Ok(response) => {
+                    endpoint.connected(lane.shared.now_ms());
+                    return Ok((response, connection, endpoint));
+                }
+                Err(SendError::NotSent(request)) if connection.reused && !fresh => {
+                    held = Some(*request);
+                    stale += 1;
+                }
+                Err(SendError::NotSent(request)) => {
+                    self.keep(Some(*request));
+                    return Err(Lost { end: AttemptEnd::ResetBeforeRequest, failure: Failure::LOST, elsewhere: true });
+                }
+                Err(SendError::Refused) => {
+                    return Err(Lost { end: AttemptEnd::RefusedStream, failure: Failure::REFUSED, elsewhere: true });
+                }
+                Err(SendError::Lost(error)) => {
+                    tracing::debug!(endpoint = %endpoint.workload.uid, %error, "an endpoint gave no answer");
+                    return Err(Lost { end: AttemptEnd::Reset, failure: Failure::LOST, elsewhere: true });
+                }
+            }
+        }
+    }
+
+    /// The request of the next attempt. What may not be needed again is not copied.
+    fn request(&mut self) -> Option<Request<RequestBody>> {
+        let body = self.source.take()?;
+        let head = match self.again {
+            true => self.head.as_ref()?.clone(),
+            false => self.head.take()?,
+        };
+        let mut request = Request::new(body);
+        *request.method_mut() = head.method;
+        *request.headers_mut() = head.headers;
+        address(&mut request, head.target, head.host, self.http2)?;
+        let version = request.version();
+        hop::restore(request.headers_mut(), &self.of.asked.said, version);
+        Some(request)
+    }
+
+    /// Takes back a request of which nothing was sent.
+    fn keep(&mut self, request: Option<Request<RequestBody>>) {
+        let Some(request) = request else { return };
+        let (mut parts, body) = request.into_parts();
+        match body {
+            RequestBody::Stream(body, count) => self.source = Source::Once(body, count),
+            // Of a tape there is another reader, and nothing of nothing.
+            RequestBody::Tape(_) | RequestBody::Kept(..) | RequestBody::Empty => {}
+        }
+        if self.head.is_some() {
+            return;
+        }
+        let host = match parts.uri.authority() {
+            Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
+            None => parts.headers.remove(HOST),
+        };
+        let target = parts.uri.path_and_query().cloned();
+        if let (Some(host), Some(target)) = (host, target) {
+            self.head = Some(Head { method: parts.method, target, host, headers: parts.headers });
+        }
+    }
+}
+
+impl Clone for Head {
+    fn clone(&self) -> Self {
+        Self {
+            method: self.method.clone(),
+            target: self.target.clone(),
+            host: self.host.clone(),
+            headers: self.headers.clone(),
+        }
+    }
+}
+
+/// An attempt whose endpoint cannot be reached.
+fn unreached(error: &ConnectError) -> Lost {
+    let elsewhere = match error {
+        ConnectError::Tunnel(error) => error.before_first_byte(),
+        ConnectError::Overflow | ConnectError::NoCertificate => false,
+        _ => true,
+    };
+    let full = matches!(error, ConnectError::Overflow | ConnectError::Tunnel(HboneError::Overloaded));
+    Lost {
+        end: AttemptEnd::ConnectFailure,
+        failure: if full { Failure::OVERFLOW } else { Failure::CONNECT },
+        elsewhere,
+    }
+}
+
+/// What an answer means for another attempt.
+fn judged(response: &Response<Incoming>) -> AttemptEnd {
+    let grpc = response.headers().get(GRPC_STATUS).and_then(|value| value.to_str().ok()?.parse().ok());
+    let rate_limited = response.headers().contains_key(RATE_LIMITED);
+    AttemptEnd::Response { status: response.status().as_u16(), grpc, rate_limited }
+}

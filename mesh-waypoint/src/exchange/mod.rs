@@ -1,0 +1,128 @@
+//! One request and its answer.
+//!
+//! ```text
+//! asked: made unambiguous ── plan: the rule ── CORS, delay, abort ── redirect | answer | forward: attempts, each at one endpoint ── the answer, changed
+//!                                                                         └── mirror: copies, for which nobody waits
+//! ```
+
+mod asked;
+mod forward;
+mod mirror;
+mod outgoing;
+mod plan;
+pub mod reply;
+mod report;
+mod upgrade;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use http::header::{CONNECTION, HeaderName, HeaderValue};
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use mesh_core::l7::AbortStatus;
+use mesh_core::l7::cors::CorsVerdict;
+
+use self::plan::{Plan, To};
+use self::reply::Failure;
+use self::report::Report;
+use crate::downstream::Downstream;
+use crate::http::ResponseBody;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// Answers one request. Dropping the future gives the request up, at the endpoint too.
+pub async fn handle(
+    down: Arc<Downstream>,
+    mut request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Infallible> {
+    let mut report = Box::new(Report::begin(Arc::clone(&down), &request));
+    let mut upgrade = request.extensions_mut().remove::<OnUpgrade>();
+    let answer = answer(&down, request, &mut upgrade, &mut report).await;
+    upgrade.into_iter().for_each(upgrade::decline);
+    let mut response = match answer {
+        Ok(response) => response,
+        Err(failure) => {
+            report.flag(failure.flag);
+            reply::failure(failure, report.is_grpc())
+        }
+    };
+    // HTTP/2 has been told otherwise.
+    if down.drain.is_started() && !report.is_http2() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    report.answered(&response);
+    Ok(response.map(|body| body.holding(report)))
+}
+
+async fn answer(
+    down: &Arc<Downstream>,
+    request: Request<Incoming>,
+    upgrade: &mut Option<OnUpgrade>,
+    report: &mut Report,
+) -> Result<Response<ResponseBody>, Failure> {
+    let bound = down.bound().map_err(|_| Failure::GONE)?;
+    report.bound(&bound);
+    let (mut parts, body) = request.into_parts();
+    let settings = &down.lane.shared.settings;
+    let asked = asked::read(&mut parts, settings.spelling)?;
+    report.asked(&parts, asked.grpc);
+    let plan = {
+        let mut rng = down.lane.rng.lock();
+        if !parts.headers.contains_key(REQUEST_ID) {
+            parts.headers.insert(REQUEST_ID, asked::request_id(&mut *rng));
+        }
+        plan::plan(&bound, &down.peer, &parts, &asked.authority, settings.spelling, &mut *rng)
+    };
+    if !parts.headers.contains_key(FORWARDED_PROTO) {
+        parts.headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+    }
+    if let Some(handling) = &plan.handling {
+        report.rule(handling);
+    }
+    if let CorsVerdict::Answer(headers) = plan.cors {
+        return Ok(reply::empty(headers));
+    }
+    if let Some(delay) = plan.delay {
+        report.flag("DI");
+        tokio::time::sleep(delay).await;
+    }
+    if let Some(abort) = plan.abort {
+        report.flag("FI");
+        return Ok(match abort {
+            AbortStatus::Http(status) => {
+                reply::text(status, bytes::Bytes::from_static(b"fault filter abort"), asked.grpc)
+            }
+            AbortStatus::Grpc(code) => reply::of_grpc(code, Some(HeaderValue::from_static("fault filter abort"))),
+        });
+    }
+    let mut response = match &plan.to {
+        To::Fail(failure) => return Err(*failure),
+        To::Redirect(status, location) => reply::redirect(*status, location),
+        To::Respond(status, body) => reply::text(*status, body.clone(), false),
+        To::Asked | To::Place(_) => {
+            let forward = forward::Forward { down, bound: &bound, plan: &plan, asked: &asked };
+            forward.run(parts, body, upgrade, report).await?
+        }
+    };
+    change(&mut response, plan);
+    Ok(response)
+}
+
+/// What the rule and the place change of an answer.
+fn change(response: &mut Response<ResponseBody>, plan: Plan) {
+    let headers = response.headers_mut();
+    if let Some(backend) = plan.backend() {
+        backend.response.apply(headers);
+    }
+    if let Some(handling) = &plan.handling {
+        handling.response.apply(headers);
+    }
+    if let CorsVerdict::Add(cors) = plan.cors {
+        for (name, value) in &cors {
+            headers.insert(name, value.clone());
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Answers of ours: what a request gets that is not forwarded, or whose endpoint gave none. To gRPC in gRPC's way.
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, LOCATION};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+
+use crate::http::ResponseBody;
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// Why a request has no answer of an endpoint, in Envoy's words, which dashboards and people know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The status.
+    pub status: StatusCode,
+    /// The response flag.
+    pub flag: &'static str,
+    /// The body.
+    pub text: &'static str,
+}
+
+macro_rules! failures {
+    ($($(#[$doc:meta])* $name:ident: $status:ident, $flag:literal, $text:literal;)*) => {
+        impl Failure {
+            $($(#[$doc])* pub const $name: Self = Self { status: StatusCode::$status, flag: $flag, text: $text };)*
+        }
+    };
+}
+
+failures! {
+    /// The request is malformed, or could be read in two ways.
+    BAD_REQUEST: BAD_REQUEST, "-", "bad request";
+    /// CONNECT, which only tunnels may use.
+    METHOD: METHOD_NOT_ALLOWED, "-", "method not allowed";
+    /// No rule means it.
+    NO_ROUTE: NOT_FOUND, "NR", "";
+    /// A rule cannot be carried out.
+    CLOSED: INTERNAL_SERVER_ERROR, "NC", "";
+    /// A policy refuses it.
+    DENIED: FORBIDDEN, "-", "RBAC: access denied";
+    /// Nothing is known of the destination any more.
+    GONE: SERVICE_UNAVAILABLE, "NC", "";
+    /// No endpoint is left.
+    NO_ENDPOINT: SERVICE_UNAVAILABLE, "UH", "no healthy upstream";
+    /// No connection came about.
+    CONNECT: SERVICE_UNAVAILABLE, "UF", "upstream connect error or disconnect/reset before headers. reset reason: connection failure";
+    /// There are too many connections.
+    OVERFLOW: SERVICE_UNAVAILABLE, "UO", "upstream connect error or disconnect/reset before headers. reset reason: overflow";
+    /// The connection was lost before an answer.
+    LOST: SERVICE_UNAVAILABLE, "UC", "upstream connect error or disconnect/reset before headers. reset reason: connection termination";
+    /// The endpoint refused the stream.
+    REFUSED: SERVICE_UNAVAILABLE, "UR", "upstream connect error or disconnect/reset before headers. reset reason: remote refused stream reset";
+    /// It took too long.
+    LATE: GATEWAY_TIMEOUT, "UT", "upstream request timeout";
+    /// The endpoint changed the protocol, and nobody had asked for that.
+    SWITCHED: BAD_GATEWAY, "UPE", "upstream protocol error";
+}
+
+/// The answer to a request that failed.
+pub fn failure(failure: Failure, grpc: bool) -> Response<ResponseBody> {
+    let mut response = text(failure.status, Bytes::from_static(failure.text.as_bytes()), grpc);
+    if failure == Failure::OVERFLOW {
+        response.headers_mut().insert("x-envoy-overloaded", HeaderValue::from_static("true"));
+    }
+    response
+}
+
+/// A status and a text.
+pub fn text(status: StatusCode, body: Bytes, grpc: bool) -> Response<ResponseBody> {
+    if grpc {
+        let message = HeaderValue::from_bytes(&body).ok().filter(|message| !message.is_empty());
+        return of_grpc(grpc_code(status), message);
+    }
+    let typed = !body.is_empty();
+    let mut response = Response::new(ResponseBody::whole(body));
+    *response.status_mut() = status;
+    if typed {
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    }
+    response
+}
+
+/// Only a status of gRPC.
+pub fn of_grpc(code: u8, message: Option<HeaderValue>) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::whole(Bytes::new()));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(code)));
+    if let Some(message) = message {
+        headers.insert(GRPC_MESSAGE, message);
+    }
+    response
+}
+
+/// The client is sent elsewhere. A place that cannot be written in a header is a mistake of the rule.
+pub fn redirect(status: StatusCode, location: &str) -> Response<ResponseBody> {
+    let Ok(location) = HeaderValue::from_str(location) else { return failure(Failure::CLOSED, false) };
+    let mut response = Response::new(ResponseBody::whole(Bytes::new()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(LOCATION, location);
+    response
+}
+
+/// Nothing but headers.
+pub fn empty(headers: HeaderMap) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::whole(Bytes::new()));
+    *response.headers_mut() = headers;
+    response
+}
+
+/// The status of gRPC that stands for one of HTTP, by gRPC's own table.
+fn grpc_code(status: StatusCode) -> u8 {
+    match status.as_u16() {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502..=504 => 14,
+        _ => 2,
+    }
+}

@@ -1,0 +1,181 @@
+//! Bodies on their way: a request's to an endpoint, a response's to the client. Streams stay streams; whoever reads slowly holds up whoever sends.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::{Instant, Sleep};
+
+use super::tape::{BoxError, Reader};
+
+/// A request's body.
+#[derive(Debug)]
+pub enum RequestBody {
+    /// None.
+    Empty,
+    /// The client's, as it comes; its bytes are counted.
+    Stream(Incoming, Arc<AtomicU64>),
+    /// The client's, kept as far as it has come.
+    Tape(Reader),
+    /// All of one, once more.
+    Kept(std::vec::IntoIter<Bytes>, Option<HeaderMap>),
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Stream(body, count) => {
+                let frame = ready!(Pin::new(body).poll_frame(cx));
+                if let Some(Ok(frame)) = &frame
+                    && let Some(data) = frame.data_ref()
+                {
+                    count.fetch_add(data.len() as u64, Relaxed);
+                }
+                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+            }
+            Self::Tape(reader) => reader.poll(cx),
+            Self::Kept(frames, trailers) => {
+                let trailers = || trailers.take().map(Frame::trailers);
+                Poll::Ready(frames.next().map(Frame::data).or_else(trailers).map(Ok))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Stream(body, _) => body.is_end_stream(),
+            Self::Tape(_) | Self::Kept(..) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Stream(body, _) => body.size_hint(),
+            Self::Tape(_) | Self::Kept(..) => SizeHint::default(),
+        }
+    }
+}
+
+/// What belongs to a response as long as it is on its way: what counts it, and what it holds.
+pub trait Held: Send {
+    /// Bytes went by.
+    fn data(&mut self, bytes: usize);
+    /// Its trailers went by.
+    fn trailers(&mut self, trailers: &HeaderMap);
+    /// It is over, in order or not. Called once.
+    fn end(self: Box<Self>, in_order: bool);
+}
+
+enum Source {
+    /// Here already; taken when it is read.
+    Whole(Option<Bytes>),
+    /// The endpoint's.
+    Stream(Incoming),
+}
+
+/// A response's body.
+pub struct ResponseBody {
+    source: Source,
+    held: Option<Box<dyn Held>>,
+    /// When it is cut.
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+/// A response took longer than its rule allows.
+#[derive(Debug, thiserror::Error)]
+#[error("the time of the request is over")]
+struct Late;
+
+impl ResponseBody {
+    /// A text of ours, or nothing.
+    pub fn whole(bytes: Bytes) -> Self {
+        Self { source: Source::Whole(Some(bytes).filter(|bytes| !bytes.is_empty())), held: None, deadline: None }
+    }
+
+    /// The endpoint's, cut at the deadline.
+    pub fn stream(body: Incoming, deadline: Option<Instant>) -> Self {
+        let deadline = deadline.filter(|_| !body.is_end_stream()).map(|at| Box::pin(tokio::time::sleep_until(at)));
+        Self { source: Source::Stream(body), held: None, deadline }
+    }
+
+    /// What is held until it is over.
+    #[must_use]
+    pub fn holding(mut self, held: Box<dyn Held>) -> Self {
+        self.held = Some(held);
+        self
+    }
+
+    fn end(&mut self, in_order: bool) {
+        if let Some(held) = self.held.take() {
+            held.end(in_order);
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        let frame = match &mut this.source {
+            Source::Whole(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
+            Source::Stream(body) => match Pin::new(body).poll_frame(cx) {
+                Poll::Ready(frame) => frame.map(|frame| frame.map_err(BoxError::from)),
+                Poll::Pending => {
+                    let deadline = this.deadline.as_mut().map(|deadline| deadline.as_mut().poll(cx));
+                    if !matches!(deadline, Some(Poll::Ready(()))) {
+                        return Poll::Pending;
+                    }
+                    Some(Err(Late.into()))
+                }
+            },
+        };
+        match &frame {
+            None => this.end(true),
+            Some(Err(_)) => this.end(false),
+            Some(Ok(frame)) => {
+                if let Some(held) = &mut this.held {
+                    if let Some(data) = frame.data_ref() {
+                        held.data(data.len());
+                    } else if let Some(trailers) = frame.trailers_ref() {
+                        held.trailers(trailers);
+                    }
+                }
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Whole(bytes) => bytes.is_none(),
+            Source::Stream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Source::Stream(body) => body.size_hint(),
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        // A body that says that it is over is not asked again.
+        let over = self.is_end_stream();
+        self.end(over);
+    }
+}

@@ -1,0 +1,11 @@
+//! HTTP as hyper speaks it, over whatever carries bytes: what a connection speaks, its bodies, what belongs to one connection only, and how it is served.
+
+pub mod body;
+pub mod hop;
+pub mod io;
+pub mod serve;
+pub mod sniff;
+pub mod tape;
+
+pub use body::{RequestBody, ResponseBody};
+pub use tape::BoxError;

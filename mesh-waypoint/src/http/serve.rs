@@ -1,0 +1,143 @@
+//! Serves one connection of a client: hyper with our limits, its deadlines, and its end when the process drains.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use mesh_runtime::DrainToken;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+
+use super::body::ResponseBody;
+use super::io::{Io, TooSlow, Watch};
+use super::sniff::Spoken;
+use crate::settings::Settings;
+
+/// Least size of the buffer of an HTTP/1.1 connection: a header of the largest size and something more.
+const SLACK: usize = 16 * 1024;
+/// Streams that a client may have reset before they were looked at; then it has what is called a rapid reset in mind.
+const RESET_STREAMS: usize = 20;
+/// A client of HTTP/2 that does not answer a ping for this long is gone.
+const PING: Duration = Duration::from_secs(20);
+
+/// What a connection is served with.
+pub struct Serve<'a> {
+    /// Limits.
+    pub settings: &'a Settings,
+    /// What the connection does.
+    pub watch: Arc<Watch>,
+    /// When the process stops.
+    pub drain: &'a DrainToken,
+}
+
+/// Serves until the connection ends. An error is the client's, or of the way to it.
+pub async fn serve<S, H, F>(serve: Serve<'_>, spoken: Spoken, stream: S, prefix: Bytes, handle: H) -> Result<(), End>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Result<Response<ResponseBody>, Infallible>> + Send + 'static,
+{
+    let Serve { settings, watch, drain } = serve;
+    let io = TokioIo::new(Io::new(stream, prefix, Arc::clone(&watch)));
+    let service = service_fn(handle);
+    match spoken {
+        Spoken::Http2 => {
+            let connection = http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(settings.streams)
+                .max_header_list_size(u32::try_from(settings.header_bytes).unwrap_or(u32::MAX))
+                .max_pending_accept_reset_streams(RESET_STREAMS)
+                .initial_stream_window_size(256 * 1024)
+                .initial_connection_window_size(1024 * 1024)
+                .max_send_buf_size(256 * 1024)
+                .keep_alive_interval(PING)
+                .keep_alive_timeout(PING)
+                .serve_connection(io, service);
+            drive(
+                std::pin::pin!(connection),
+                http2::Connection::graceful_shutdown,
+                Duration::ZERO,
+                settings,
+                &watch,
+                drain,
+            )
+            .await
+        }
+        Spoken::Http1 | Spoken::Other => {
+            let connection = http1::Builder::new()
+                .header_read_timeout(None)
+                .max_header_size(settings.header_bytes)
+                .max_buf_size(settings.header_bytes + SLACK)
+                .serve_connection(io, service)
+                .with_upgrades();
+            let shutdown = http1::UpgradeableConnection::graceful_shutdown;
+            drive(std::pin::pin!(connection), shutdown, settings.drain_idle, settings, &watch, drain).await
+        }
+    }
+}
+
+/// Why a connection ended out of order.
+#[derive(Debug, thiserror::Error)]
+pub enum End {
+    /// The client, or the way to it.
+    #[error(transparent)]
+    Http(#[from] hyper::Error),
+    /// A header began and did not end in time.
+    #[error("the header of a request did not end in time")]
+    SlowHeader,
+    /// The process has no more time.
+    #[error("cut")]
+    Cut,
+}
+
+/// Runs a connection, with one timer for whatever it waits for: a timer for each request would cost more than the request's routing.
+async fn drive<C>(
+    mut connection: Pin<&mut C>,
+    shutdown: impl Fn(Pin<&mut C>),
+    patience: Duration,
+    settings: &Settings,
+    watch: &Watch,
+    drain: &DrainToken,
+) -> Result<(), End>
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    let mut timer = std::pin::pin!(tokio::time::sleep(settings.header_timeout));
+    let mut started = std::pin::pin!(drain.started());
+    let mut forced = std::pin::pin!(drain.forced());
+    let (mut draining, mut closing) = (false, false);
+    std::future::poll_fn(|cx| {
+        loop {
+            if let Poll::Ready(result) = connection.as_mut().poll(cx) {
+                return Poll::Ready(result.map_err(End::from));
+            }
+            if !draining && started.as_mut().poll(cx).is_ready() {
+                draining = true;
+                timer.as_mut().reset(Instant::now() + patience);
+            }
+            if draining && forced.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(End::Cut));
+            }
+            if closing || timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            match watch.left(settings.header_timeout, settings.idle_timeout) {
+                Err(TooSlow::Header) => return Poll::Ready(Err(End::SlowHeader)),
+                Ok(left) if !draining => timer.as_mut().reset(Instant::now() + left),
+                Ok(_) | Err(TooSlow::Idle) => {
+                    closing = true;
+                    shutdown(connection.as_mut());
+                }
+            }
+        }
+    })
+    .await
+}

@@ -1,0 +1,171 @@
+//! A request's body that is kept as far as it has come, so that another attempt or a copy can have it; up to a bound, after which it only goes by.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use hyper::body::{Body, Frame, Incoming};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+/// Any error of a body.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+type Polled = Poll<Option<Result<Frame<Bytes>, BoxError>>>;
+
+/// One body, kept.
+#[derive(Debug)]
+pub struct Tape {
+    inner: Mutex<Inner>,
+    /// All of it is here, or it is too long, or nobody reads it any more.
+    settled: Notify,
+    limit: usize,
+    count: Arc<AtomicU64>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    source: Incoming,
+    frames: Vec<Bytes>,
+    bytes: usize,
+    trailers: Option<HeaderMap>,
+    state: Kept,
+    /// Whose turn it is: a reader of an attempt that was given up reads no more.
+    turn: u32,
+    /// That reader is there.
+    read: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    /// All that has come.
+    SoFar,
+    /// All of it.
+    Whole,
+    /// Nothing: it is too long, or broken.
+    Nothing,
+}
+
+/// The body as one attempt reads it.
+#[derive(Debug)]
+pub struct Reader {
+    tape: Arc<Tape>,
+    turn: u32,
+    next: usize,
+    trailers_read: bool,
+}
+
+/// Another attempt reads the body now.
+#[derive(Debug, thiserror::Error)]
+#[error("another attempt has the body")]
+struct Superseded;
+
+impl Tape {
+    /// Keeps at most `limit` bytes; `count` counts what the client sent.
+    pub fn new(source: Incoming, limit: usize, count: Arc<AtomicU64>) -> Arc<Self> {
+        let inner =
+            Inner { source, frames: Vec::new(), bytes: 0, trailers: None, state: Kept::SoFar, turn: 0, read: false };
+        Arc::new(Self { inner: Mutex::new(inner), settled: Notify::new(), limit, count })
+    }
+
+    /// The body from its beginning, for the next attempt; `None` if that is not here any more.
+    pub fn read(self: &Arc<Self>) -> Option<Reader> {
+        let mut inner = self.inner.lock();
+        if inner.state == Kept::Nothing {
+            return None;
+        }
+        inner.turn += 1;
+        inner.read = true;
+        Some(Reader { tape: Arc::clone(self), turn: inner.turn, next: 0, trailers_read: false })
+    }
+
+    /// Waits until some attempt has read all of it, and gives it again; `None` if it is too long to be kept. What attempts leave, for they do not look for
+    /// the end of a body whose length they know, is read here.
+    pub async fn whole(self: &Arc<Self>) -> Option<(Vec<Bytes>, Option<HeaderMap>)> {
+        loop {
+            let settled = self.settled.notified();
+            let left = {
+                let inner = self.inner.lock();
+                match inner.state {
+                    Kept::Whole => return Some((inner.frames.clone(), inner.trailers.clone())),
+                    Kept::Nothing => return None,
+                    Kept::SoFar => inner.turn > 0 && !inner.read,
+                }
+            };
+            match left.then(|| self.read()).flatten() {
+                None => settled.await,
+                // An attempt that begins takes it away from here.
+                Some(mut reader) => while let Some(Ok(_)) = std::future::poll_fn(|cx| reader.poll(cx)).await {},
+            }
+        }
+    }
+
+    fn settle(&self, inner: &mut Inner, state: Kept) {
+        inner.state = state;
+        if state == Kept::Nothing {
+            inner.frames = Vec::new();
+        }
+        self.settled.notify_waiters();
+    }
+}
+
+impl Reader {
+    /// The next frame.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Polled {
+        let tape = Arc::clone(&self.tape);
+        let mut guard = tape.inner.lock();
+        let inner = &mut *guard;
+        if inner.turn != self.turn {
+            return Poll::Ready(Some(Err(Superseded.into())));
+        }
+        if let Some(frame) = inner.frames.get(self.next) {
+            self.next += 1;
+            return Poll::Ready(Some(Ok(Frame::data(frame.clone()))));
+        }
+        if inner.state == Kept::Whole {
+            let trailers = inner.trailers.clone().filter(|_| !std::mem::replace(&mut self.trailers_read, true));
+            return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+        }
+        match std::pin::Pin::new(&mut inner.source).poll_frame(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(None) => {
+                if inner.state == Kept::SoFar {
+                    tape.settle(inner, Kept::Whole);
+                }
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(error))) => {
+                tape.settle(inner, Kept::Nothing);
+                Poll::Ready(Some(Err(error.into())))
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(data) = frame.data_ref() {
+                    tape.count.fetch_add(data.len() as u64, Relaxed);
+                    if inner.state == Kept::SoFar && inner.bytes + data.len() <= tape.limit {
+                        inner.bytes += data.len();
+                        inner.frames.push(data.clone());
+                        self.next += 1;
+                    } else if inner.state == Kept::SoFar {
+                        tape.settle(inner, Kept::Nothing);
+                    }
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    inner.trailers = Some(trailers.clone());
+                    self.trailers_read = true;
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+        }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let mut inner = self.tape.inner.lock();
+        if inner.turn == self.turn {
+            inner.read = false;
+            self.tape.settled.notify_waiters();
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Tunnels that arrive, and the connections inside them: whose address is asked for, and whether it is bound to this waypoint. What is not is refused before
+//! a byte of it is read.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use mesh_core::ports;
+use mesh_runtime::{DrainToken, task};
+use mesh_transport::hbone::{InboundRequest, ServeEnd, refuse_busy};
+use mesh_transport::socket::{AcceptLoop, Armed};
+
+use crate::connection;
+use crate::downstream::Downstream;
+use crate::engine::{Engine, Lane};
+use crate::peer::Peer;
+use crate::target::NotOurs;
+
+/// Accepts tunnels until the process drains. Each lives on one lane.
+pub async fn accept(engine: Engine, mut listener: AcceptLoop, drain: DrainToken) -> std::io::Result<()> {
+    loop {
+        let (tcp, _) = tokio::select! {
+            () = drain.started() => return Ok(()),
+            accepted = listener.accept() => accepted?,
+        };
+        let (engine, drain) = (engine.clone(), drain.clone());
+        let thread = engine.threads().home().clone();
+        task::spawn_on(&thread, "tunnel", async move {
+            // Its events come to this thread from now on.
+            match tcp.moved() {
+                Ok(tcp) => tunnel(Arc::clone(engine.here()), tcp, drain).await,
+                Err(error) => tracing::debug!(%error, "a connection was lost"),
+            }
+        });
+    }
+}
+
+async fn tunnel(lane: Arc<Lane>, tcp: Armed, drain: DrainToken) {
+    let Some(certificate) = lane.shared.certificates.current() else {
+        tracing::warn!("no certificate: a tunnel is refused");
+        return refuse_busy(tcp.disarmed());
+    };
+    let tunnel = match lane.shared.acceptor().accept(tcp.disarmed(), &certificate).await {
+        Ok(tunnel) => tunnel,
+        Err(error) => return tracing::debug!(reason = error.reason(), %error, "a tunnel was refused"),
+    };
+    let from = tunnel.peer_address();
+    let stop = drain.started_token();
+    let forced = drain.clone();
+    let serve = tunnel.serve(stop, move |request| {
+        let (lane, drain) = (Arc::clone(&lane), drain.clone());
+        task::spawn("connection", connection(lane, request, drain));
+    });
+    tokio::select! {
+        () = forced.forced() => {}
+        end = serve => if let ServeEnd::Protocol(rule) = end {
+            tracing::debug!(%from, rule, "a tunnel broke the protocol");
+        }
+    }
+}
+
+/// Answers one CONNECT and serves what comes through it.
+async fn connection(lane: Arc<Lane>, request: InboundRequest, drain: DrainToken) {
+    let asked = request.authority().clone();
+    let peer = peer(&request);
+    let downstream = Arc::new(Downstream::new(lane, peer, asked, drain));
+    let refused = match ports::is_mesh_port(downstream.asked.port()) {
+        true => Err(NotOurs::UnknownPort),
+        false => downstream.bound().map(|_| ()),
+    };
+    if let Err(why) = refused {
+        let (asked, client) = (&downstream.asked, &downstream.peer.identity);
+        tracing::debug!(%asked, %client, %why, "a connection was refused");
+        return request.refuse(status(why));
+    }
+    let Ok(stream) = request.accept(&downstream.lane.shared.own.baggage) else { return };
+    connection::serve(downstream, stream).await;
+}
+
+/// In ztunnel's codes: what is a mistake is 400, what may be better elsewhere or later 503.
+fn status(why: NotOurs) -> StatusCode {
+    match why {
+        NotOurs::NotSynced => StatusCode::SERVICE_UNAVAILABLE,
+        NotOurs::Unknown | NotOurs::NotBound | NotOurs::UnknownPort => StatusCode::BAD_REQUEST,
+    }
+}
+
+/// The client is who the certificate says. Its address is the tunnel's; its agent adds the port, if it speaks of the same address.
+fn peer(request: &InboundRequest) -> Peer {
+    let tunnel = request.peer_address();
+    let claimed = request.forwarded().and_then(|forwarded| forwarded.client);
+    let address = claimed.filter(|claimed| claimed.ip() == tunnel.ip().to_canonical()).unwrap_or(tunnel);
+    let address = std::net::SocketAddr::new(address.ip().to_canonical(), address.port());
+    Peer { address, identity: request.peer().clone(), baggage: request.baggage().clone() }
+}

@@ -1,0 +1,31 @@
+//! The L7 proxy of the mesh: the waypoint of a namespace, service or workload, and (the same program) its gateways.
+//!
+//! ```text
+//! agent ── HBONE ──> inbound: whose address was asked for, is it bound to us ──> connection: HTTP/1.1, HTTP/2 or neither, by its first bytes
+//!                                                                                   │
+//!      exchange: one request ── mesh_core::l7::pick ── attempts ──> upstream: connections to endpoints, by HBONE or plain TCP
+//!                     └── telemetry: istio_requests_total and the like, the access log
+//! ```
+//!
+//! A connection lives on one lane (`mesh_runtime::lanes`), with all that it asks of others: what a request touches is shared by lanes only for reading.
+
+pub mod app;
+pub mod config;
+pub mod connection;
+pub mod downstream;
+pub mod engine;
+pub mod exchange;
+pub mod http;
+pub mod inbound;
+pub mod peer;
+pub mod settings;
+pub mod shared;
+pub mod state;
+pub mod target;
+pub mod telemetry;
+pub mod upstream;
+
+pub use engine::{Engine, Lane};
+pub use settings::Settings;
+pub use shared::{Certificates, Own, Shared};
+pub use state::{State, View};

@@ -1,0 +1,69 @@
+//! Limits and deadlines of the proxy: those of an edge proxy, because whoever has an identity may be anybody's pod. Read by every part.
+
+use std::time::Duration;
+
+use mesh_core::l7::path::Spelling;
+use mesh_core::ports;
+
+/// Limits and deadlines.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Bytes of all header fields of one message; more is answered with 431.
+    pub header_bytes: usize,
+    /// How long a client may take for the header of a request once it has begun.
+    pub header_timeout: Duration,
+    /// How long a client's connection may be without a request.
+    pub idle_timeout: Duration,
+    /// How long a connection is watched for what it speaks, where the port does not say it.
+    pub sniff_timeout: Duration,
+    /// Requests at once in one HTTP/2 connection of a client.
+    pub streams: u32,
+    /// How long an endpoint may take to accept a connection.
+    pub connect_timeout: Duration,
+    /// Connections to endpoints, of one lane.
+    pub upstream_connections: usize,
+    /// Unused connections that are kept for one endpoint and client, of one lane.
+    pub idle_connections: usize,
+    /// How long an unused connection to an endpoint is kept.
+    pub upstream_idle: Duration,
+    /// Bytes of a request's body that are kept for another attempt or a copy. Of a longer one there is neither.
+    pub replay_bytes: usize,
+    /// Copies on their way at once, of one lane; more are not made.
+    pub mirrors: usize,
+    /// How long a copy may take.
+    pub mirror_timeout: Duration,
+    /// How paths are made one.
+    pub spelling: Spelling,
+    /// Where endpoints take tunnels. Tests have ports of their own.
+    pub hbone_port: u16,
+    /// How long clients of HTTP/1.1 that ask nothing are left their connections once the process is to stop.
+    pub drain_idle: Duration,
+    /// Makes what is drawn by lot the same in each run: for tests.
+    pub seed: Option<u64>,
+    /// Whether each request is logged.
+    pub access_log: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            header_bytes: 60 * 1024,
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(3600),
+            sniff_timeout: Duration::from_secs(3),
+            streams: 100,
+            connect_timeout: Duration::from_secs(10),
+            upstream_connections: 16_384,
+            idle_connections: 256,
+            upstream_idle: Duration::from_secs(60),
+            replay_bytes: 64 * 1024,
+            mirrors: 1024,
+            mirror_timeout: Duration::from_secs(15),
+            spelling: Spelling::Base,
+            hbone_port: ports::HBONE,
+            drain_idle: Duration::from_secs(1),
+            seed: None,
+            access_log: false,
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! What all lanes read and none writes: who this waypoint is, its limits, its certificate, the state. Made once, by the process or by a test.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use arcstr::ArcStr;
+use mesh_core::{Client, Identity, NamespacedName};
+use mesh_transport::hbone::{Acceptor, AcceptorConfig, Baggage, Pool as Tunnels, PoolConfig};
+use mesh_transport::tls::IdentityCertificate;
+
+use crate::settings::Settings;
+use crate::state::State;
+
+/// Who this waypoint is.
+#[derive(Clone, Debug)]
+pub struct Own {
+    /// Its service, as `namespace/hostname`: by this name others are bound to it.
+    pub service: NamespacedName,
+    /// What it proves.
+    pub identity: Identity,
+    /// Tells it from others, for tunnels.
+    pub uid: ArcStr,
+    /// Where it is: endpoints nearby may be preferred.
+    pub place: Client,
+    /// What it says of itself to clients.
+    pub baggage: Baggage,
+}
+
+impl Own {
+    /// A waypoint of that service.
+    #[must_use]
+    pub fn new(service: NamespacedName, identity: Identity) -> Self {
+        let place =
+            Client { namespace: identity.namespace.clone(), identity: Some(identity.clone()), ..Client::default() };
+        Self { uid: service.to_string().into(), service, identity, place, baggage: Baggage::default() }
+    }
+
+    /// An address of its own, of the family of `like`.
+    #[must_use]
+    pub fn ip_like(&self, like: IpAddr) -> Option<IpAddr> {
+        self.place.ips.iter().copied().find(|ip| ip.is_ipv4() == like.is_ipv4())
+    }
+}
+
+/// Where the certificate comes from.
+pub trait Certificates: Send + Sync {
+    /// The one in use, if there is a valid one.
+    fn current(&self) -> Option<Arc<IdentityCertificate>>;
+}
+
+impl Certificates for Arc<IdentityCertificate> {
+    fn current(&self) -> Option<Arc<IdentityCertificate>> {
+        Some(Arc::clone(self))
+    }
+}
+
+/// What all lanes read.
+pub struct Shared {
+    /// What the control plane has said.
+    pub state: Arc<State>,
+    /// Who we are.
+    pub own: Own,
+    /// Limits.
+    pub settings: Settings,
+    /// What we prove it with.
+    pub certificates: Arc<dyn Certificates>,
+    /// Tunnels to endpoints. Its lock is taken for new connections, not for requests.
+    pub tunnels: Tunnels,
+    acceptor: Acceptor,
+    started: Instant,
+}
+
+impl Shared {
+    /// With nothing open yet.
+    #[must_use]
+    pub fn new(state: Arc<State>, own: Own, settings: Settings, certificates: Arc<dyn Certificates>) -> Self {
+        let acceptor = Acceptor::new(AcceptorConfig { any_address: true, ..AcceptorConfig::default() });
+        Self {
+            state,
+            own,
+            settings,
+            certificates,
+            tunnels: Tunnels::new(PoolConfig::default()),
+            acceptor,
+            started: Instant::now(),
+        }
+    }
+
+    /// Takes tunnels; its limits are those of the process.
+    pub fn acceptor(&self) -> &Acceptor {
+        &self.acceptor
+    }
+
+    /// Monotonic milliseconds.
+    pub fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}

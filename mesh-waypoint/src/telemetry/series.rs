@@ -1,0 +1,117 @@
+//! The numbers of one label set.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use super::Measured;
+use super::labels::Labels;
+
+/// Upper ends of durations, Envoy's.
+pub(super) const MILLISECONDS: [f64; 19] = [
+    0.5,
+    1.0,
+    5.0,
+    10.0,
+    25.0,
+    50.0,
+    100.0,
+    250.0,
+    500.0,
+    1_000.0,
+    2_500.0,
+    5_000.0,
+    10_000.0,
+    30_000.0,
+    60_000.0,
+    300_000.0,
+    600_000.0,
+    1_800_000.0,
+    3_600_000.0,
+];
+/// Upper ends of sizes: the same numbers, as Envoy does it.
+pub(super) const BYTES: [f64; 19] = MILLISECONDS;
+
+const COUNT: usize = MILLISECONDS.len() + 1;
+
+/// Counted by one thread, read by a scrape.
+#[derive(Debug)]
+pub(super) struct Series {
+    pub(super) labels: Labels,
+    requests: AtomicU64,
+    duration: [AtomicU64; COUNT],
+    /// Microseconds.
+    duration_sum: AtomicU64,
+    received: [AtomicU64; COUNT],
+    received_sum: AtomicU64,
+    sent: [AtomicU64; COUNT],
+    sent_sum: AtomicU64,
+}
+
+impl Series {
+    pub(super) fn new(labels: Labels) -> Self {
+        let counts = || std::array::from_fn(|_| AtomicU64::new(0));
+        Self {
+            labels,
+            requests: AtomicU64::new(0),
+            duration: counts(),
+            duration_sum: AtomicU64::new(0),
+            received: counts(),
+            received_sum: AtomicU64::new(0),
+            sent: counts(),
+            sent_sum: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn add(&self, measured: &Measured) {
+        self.requests.fetch_add(1, Relaxed);
+        let micros = u64::try_from(measured.duration.as_micros()).unwrap_or(u64::MAX);
+        self.duration[bucket(&MILLISECONDS, micros as f64 / 1000.0)].fetch_add(1, Relaxed);
+        self.duration_sum.fetch_add(micros, Relaxed);
+        self.received[bucket(&BYTES, measured.received as f64)].fetch_add(1, Relaxed);
+        self.received_sum.fetch_add(measured.received, Relaxed);
+        self.sent[bucket(&BYTES, measured.sent as f64)].fetch_add(1, Relaxed);
+        self.sent_sum.fetch_add(measured.sent, Relaxed);
+    }
+}
+
+fn bucket(bounds: &[f64], value: f64) -> usize {
+    bounds.partition_point(|bound| *bound < value)
+}
+
+/// Sums of several lanes.
+#[derive(Debug, Default)]
+pub(super) struct Totals {
+    pub(super) requests: u64,
+    pub(super) duration: [u64; COUNT],
+    pub(super) duration_sum: f64,
+    pub(super) received: [u64; COUNT],
+    pub(super) received_sum: f64,
+    pub(super) sent: [u64; COUNT],
+    pub(super) sent_sum: f64,
+}
+
+impl Totals {
+    pub(super) fn add(&mut self, series: &Series) {
+        let sum = |to: &mut [u64; COUNT], from: &[AtomicU64; COUNT]| {
+            to.iter_mut().zip(from).for_each(|(to, from)| *to += from.load(Relaxed));
+        };
+        self.requests += series.requests.load(Relaxed);
+        sum(&mut self.duration, &series.duration);
+        sum(&mut self.received, &series.received);
+        sum(&mut self.sent, &series.sent);
+        self.duration_sum += series.duration_sum.load(Relaxed) as f64 / 1000.0;
+        self.received_sum += series.received_sum.load(Relaxed) as f64;
+        self.sent_sum += series.sent_sum.load(Relaxed) as f64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_in_the_first_bucket_whose_end_it_does_not_exceed() {
+        for (value, expected) in [(0.0, 0), (0.5, 0), (0.6, 1), (1.0, 1), (3_600_000.0, 18), (3_600_001.0, 19)] {
+            assert_eq!(bucket(&MILLISECONDS, value), expected, "{value}");
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! One connection to an endpoint that speaks HTTP, as a request uses it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+
+use super::key::Key;
+use crate::http::RequestBody;
+
+/// A connection that takes one request.
+pub struct Connection {
+    pub(super) sender: Sender,
+    /// It has served a request before.
+    pub reused: bool,
+}
+
+pub(super) enum Sender {
+    /// Alone on it.
+    Http1(http1::SendRequest<RequestBody>, Arc<Key>),
+    /// One stream of it, which is counted.
+    Http2(http2::SendRequest<RequestBody>, #[expect(dead_code, reason = "held for its drop")] Active),
+}
+
+/// Counts a stream while it lives.
+pub(super) struct Active(Arc<AtomicUsize>);
+
+impl Active {
+    pub(super) fn of(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Why a request has no answer.
+#[derive(Debug)]
+pub enum SendError {
+    /// Nothing of it was sent; here it is again.
+    NotSent(Box<Request<RequestBody>>),
+    /// The endpoint says that it has not looked at it.
+    Refused,
+    /// The connection or the stream ended before an answer.
+    Lost(hyper::Error),
+}
+
+impl Connection {
+    /// Sends a request and waits for the head of its answer.
+    pub async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, SendError> {
+        let sent = match &mut self.sender {
+            Sender::Http1(sender, _) => sender.try_send_request(request).await,
+            Sender::Http2(sender, _) => sender.try_send_request(request).await,
+        };
+        sent.map_err(|mut error| match error.take_message() {
+            Some(request) => SendError::NotSent(Box::new(request)),
+            None => {
+                let error = error.into_error();
+                if is_refused(&error) { SendError::Refused } else { SendError::Lost(error) }
+            }
+        })
+    }
+
+    /// Whether it speaks HTTP/2.
+    #[must_use]
+    pub fn is_http2(&self) -> bool {
+        matches!(self.sender, Sender::Http2(..))
+    }
+}
+
+fn is_refused(error: &hyper::Error) -> bool {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            // A GOAWAY that does not count the stream says the same.
+            return error.reason() == Some(h2::Reason::REFUSED_STREAM)
+                || (error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR));
+        }
+        source = error.source();
+    }
+    false
+}

@@ -1,0 +1,138 @@
+//! A new connection to an endpoint: a stream in a tunnel, or plain TCP where the workload has no tunnel.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use mesh_core::workload::TunnelProtocol;
+use mesh_runtime::lanes;
+use mesh_transport::hbone::{ConnectRequest, Forwarded, HboneError, HboneStream, TunnelKey};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpSocket, TcpStream};
+
+use super::choose::Endpoint;
+use crate::peer::Peer;
+use crate::shared::Shared;
+
+/// Bytes to and from an endpoint.
+#[derive(Debug)]
+pub enum Wire {
+    /// Plain.
+    Tcp(TcpStream),
+    /// Through a tunnel.
+    Hbone(HboneStream),
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// This lane has as many as it may have.
+    #[error("too many connections")]
+    Overflow,
+    /// We have nothing to prove who we are.
+    #[error("no certificate")]
+    NoCertificate,
+    /// The tunnel, or the stream in it.
+    #[error(transparent)]
+    Tunnel(#[from] HboneError),
+    /// TCP.
+    #[error("connect: {0}")]
+    Tcp(#[from] io::Error),
+    /// It took too long.
+    #[error("connect: timed out")]
+    Timeout,
+    /// HTTP did not begin.
+    #[error("connect: {0}")]
+    Http(#[from] hyper::Error),
+    /// Somebody else connected for us, and failed.
+    #[error("connect: the attempt that was waited for has failed")]
+    Shared,
+}
+
+/// Connects.
+pub async fn dial(shared: &Shared, endpoint: &Endpoint, peer: &Peer) -> Result<Wire, ConnectError> {
+    match endpoint.workload.protocol {
+        TunnelProtocol::None => tcp(endpoint.address, shared.settings.connect_timeout).await.map(Wire::Tcp),
+        TunnelProtocol::Hbone => hbone(shared, endpoint, peer).await.map(Wire::Hbone),
+    }
+}
+
+async fn tcp(address: SocketAddr, limit: Duration) -> Result<TcpStream, ConnectError> {
+    let tcp = tokio::time::timeout(limit, TcpStream::connect(address)).await.map_err(|_| ConnectError::Timeout)??;
+    tcp.set_nodelay(true)?;
+    Ok(tcp)
+}
+
+async fn hbone(shared: &Shared, endpoint: &Endpoint, peer: &Peer) -> Result<HboneStream, ConnectError> {
+    let certificate = shared.certificates.current().ok_or(ConnectError::NoCertificate)?;
+    let destination = SocketAddr::new(endpoint.address.ip(), shared.settings.hbone_port);
+    let source = shared.own.ip_like(destination.ip());
+    let key = TunnelKey {
+        source: shared.own.identity.clone(),
+        source_uid: shared.own.uid.clone(),
+        source_ip: source.unwrap_or_else(|| unspecified(destination)),
+        destination,
+        destination_uid: endpoint.workload.uid.clone(),
+        destination_generation: endpoint.generation,
+        expected: endpoint.expected().into(),
+        lane: lanes::current(),
+    };
+    // The endpoint's agent believes what a waypoint of its service says of the client.
+    let request = ConnectRequest {
+        baggage: peer.baggage.clone(),
+        forwarded: Some(Forwarded {
+            client: Some(peer.address),
+            host: endpoint.service.as_ref().map(|service| service.hostname.clone()),
+        }),
+        ..ConnectRequest::to(endpoint.address)
+    };
+    let dial = move || async move {
+        let socket = if destination.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        if let Some(source) = source {
+            socket.bind(SocketAddr::new(source, 0))?;
+        }
+        socket.connect(destination).await
+    };
+    Ok(shared.tunnels.connect(&key, certificate, dial, request).await?.0)
+}
+
+fn unspecified(like: SocketAddr) -> std::net::IpAddr {
+    match like {
+        SocketAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Hbone(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Hbone(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Hbone(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Hbone(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

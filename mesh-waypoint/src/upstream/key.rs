@@ -1,0 +1,41 @@
+//! What connections of the pool are found by.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use arcstr::ArcStr;
+use hashbrown::Equivalent;
+
+/// What makes two requests share a connection: nothing of the endpoint or of the client may differ.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    uid: ArcStr,
+    address: SocketAddr,
+    generation: u64,
+    client: IpAddr,
+}
+
+/// Looks a [`Key`] up without owning one.
+#[derive(Hash)]
+pub(super) struct At<'a> {
+    pub(super) uid: &'a str,
+    pub(super) address: SocketAddr,
+    pub(super) generation: u64,
+    pub(super) client: IpAddr,
+}
+
+impl Equivalent<Arc<Key>> for At<'_> {
+    fn equivalent(&self, key: &Arc<Key>) -> bool {
+        self.address == key.address
+            && self.client == key.client
+            && self.generation == key.generation
+            && self.uid == key.uid
+    }
+}
+
+impl At<'_> {
+    /// An owned one.
+    pub(super) fn key(&self) -> Arc<Key> {
+        Arc::new(Key { uid: self.uid.into(), address: self.address, generation: self.generation, client: self.client })
+    }
+}

@@ -1,0 +1,295 @@
+//! What a request looks like on both sides of a waypoint, whatever of HTTP is spoken.
+#![allow(clippy::unwrap_used, non_snake_case, reason = "tests carry the ids of the rows that they prove")]
+
+mod support;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use mesh_core::l7::Table;
+use mesh_core::service::AppProtocol;
+use mesh_waypoint::Settings;
+use support::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const VIP: &str = "10.96.0.10";
+
+async fn http2(
+    waypoint: &Waypoint,
+) -> hyper::client::conn::http2::SendRequest<http_body_util::combinators::UnsyncBoxBody<Bytes, std::convert::Infallible>>
+{
+    let stream = soon("stream", waypoint.stream("10.96.0.10:80")).await.unwrap();
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+/// Writes bytes as they are, and reads until the waypoint closes.
+async fn raw(waypoint: &Waypoint, bytes: &[u8]) -> String {
+    let mut stream = soon("stream", waypoint.stream("10.96.0.10:80")).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = soon("answer", stream.read_to_end(&mut answer)).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn a_request_of_http_1_arrives_with_its_host_and_an_id() {
+    let app = echo("app").await;
+    let waypoint = Waypoint::start(&[Backend::new("app", VIP, &[app])], Table::default()).await;
+    let mut request = get("/a?b=c");
+    request.headers_mut().insert("connection", HeaderValue::from_static("x-mine"));
+    request.headers_mut().insert("x-mine", HeaderValue::from_static("1"));
+    let answer = waypoint.ask("10.96.0.10:80", request).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    let text = text(&answer);
+    assert!(text.starts_with("app GET /a?b=c HTTP/1.1\nhost: shop\nx-forwarded-proto: http\nx-request-id: "), "{text}");
+    assert!(!text.contains("x-mine"));
+}
+
+#[tokio::test]
+async fn connections_are_used_again_on_both_sides() {
+    let listener = listener().await;
+    let app = listener.local_addr().unwrap();
+    let waypoint = Waypoint::start(&[Backend::new("app", VIP, &[app])], Table::default()).await;
+    let stream = waypoint.stream("10.96.0.10:80").await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    // One connection is accepted, and no other.
+    let serving = tokio::spawn(async move {
+        let (tcp, _) = listener.accept().await.unwrap();
+        let service = hyper::service::service_fn(|_: Request<Incoming>| async {
+            Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from_static(b"once"))))
+        });
+        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(tcp), service).await.unwrap();
+    });
+    for _ in 0..20 {
+        soon("ready", sender.ready()).await.unwrap();
+        let answer = whole(soon("answer", sender.send_request(get("/"))).await.unwrap()).await;
+        assert_eq!(text(&answer), "once");
+    }
+    serving.abort();
+}
+
+#[tokio::test]
+async fn http_2_and_the_trailers_of_grpc_go_through() {
+    let app = server(|request: Request<Incoming>| async move {
+        assert_eq!((request.version(), request.headers()["te"].as_bytes()), (Version::HTTP_2, &b"trailers"[..]));
+        assert_eq!(request.uri().authority().unwrap(), "shop");
+        let body = request.into_body().collect().await.unwrap();
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", HeaderValue::from_static("5"));
+        let sent = body.trailers().map(|sent| sent["x-sum"].clone()).unwrap();
+        trailers.insert("x-sum", sent);
+        let frames = [Ok(Frame::data(body.to_bytes())), Ok(Frame::trailers(trailers))];
+        Response::new(StreamBody::new(futures_util::stream::iter(frames)))
+    })
+    .await;
+    let backend = Backend::new("app", VIP, &[app]).speaking(AppProtocol::Grpc);
+    let waypoint = Waypoint::start(&[backend], Table::default()).await;
+    let mut sender = http2(&waypoint).await;
+    let mut trailers = HeaderMap::new();
+    trailers.insert("x-sum", HeaderValue::from_static("7"));
+    let frames = [Ok(Frame::data(Bytes::from_static(b"hello"))), Ok(Frame::trailers(trailers))];
+    let body = StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync();
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri("http://shop/svc/Method")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(body)
+        .unwrap();
+    let answer = soon("answer", sender.send_request(request)).await.unwrap();
+    let body = soon("body", answer.into_body().collect()).await.unwrap();
+    let trailers = body.trailers().unwrap();
+    assert_eq!((&trailers["grpc-status"], &trailers["x-sum"]), (&"5".parse().unwrap(), &"7".parse().unwrap()));
+    assert_eq!(body.to_bytes(), "hello");
+    soon("count", async {
+        while !waypoint.scrape().contains("grpc_response_status=\"5\"") {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn http_2_reaches_what_speaks_http_1_only() {
+    let app = echo("app").await;
+    let backend = Backend::new("app", VIP, &[app]).speaking(AppProtocol::Http11);
+    let waypoint = Waypoint::start(&[backend], Table::default()).await;
+    let mut sender = http2(&waypoint).await;
+    let request = Request::builder().uri("http://shop/x").body(Full::default().boxed_unsync()).unwrap();
+    let answer = whole(soon("answer", sender.send_request(request)).await.unwrap()).await;
+    assert!(text(&answer).starts_with("app GET /x HTTP/1.1\nhost: shop\n"), "{}", text(&answer));
+}
+
+#[tokio::test]
+async fn a_connection_can_become_a_web_socket() {
+    let app = server(|mut request: Request<Incoming>| async move {
+        assert_eq!(request.headers()["upgrade"], "websocket");
+        let upgraded = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            let mut io = TokioIo::new(upgraded.await.unwrap());
+            let mut bytes = [0; 4];
+            io.read_exact(&mut bytes).await.unwrap();
+            bytes.reverse();
+            io.write_all(&bytes).await.unwrap();
+            io.shutdown().await.unwrap();
+        });
+        let mut response = Response::new(Full::<Bytes>::default());
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        response.headers_mut().insert("upgrade", HeaderValue::from_static("websocket"));
+        response.headers_mut().insert("connection", HeaderValue::from_static("Upgrade"));
+        response
+    })
+    .await;
+    let waypoint = Waypoint::start(&[Backend::new("app", VIP, &[app])], Table::default()).await;
+    let stream = waypoint.stream("10.96.0.10:80").await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection.with_upgrades());
+    let mut request = get("/chat");
+    request.headers_mut().insert("upgrade", HeaderValue::from_static("websocket"));
+    request.headers_mut().insert("connection", HeaderValue::from_static("upgrade"));
+    let mut answer = soon("answer", sender.send_request(request)).await.unwrap();
+    assert_eq!(
+        (answer.status(), answer.headers()["upgrade"].as_bytes()),
+        (StatusCode::SWITCHING_PROTOCOLS, &b"websocket"[..])
+    );
+    let mut io = TokioIo::new(hyper::upgrade::on(&mut answer).await.unwrap());
+    io.write_all(b"abcd").await.unwrap();
+    let mut answer = Vec::new();
+    soon("bytes", io.read_to_end(&mut answer)).await.unwrap();
+    assert_eq!(answer, b"dcba");
+}
+
+#[tokio::test]
+async fn what_is_no_http_is_copied() {
+    let listener = listener().await;
+    let app = listener.local_addr().unwrap();
+    let waypoint = Waypoint::start(&[Backend::new("app", VIP, &[app])], Table::default()).await;
+    let mut stream = waypoint.stream("10.96.0.10:80").await.unwrap();
+    stream.write_all(b"\x16\x03hello").await.unwrap();
+    let (mut far, _): (TcpStream, _) = soon("accept", listener.accept()).await.unwrap();
+    let mut bytes = [0; 7];
+    soon("bytes", far.read_exact(&mut bytes)).await.unwrap();
+    assert_eq!(&bytes, b"\x16\x03hello");
+    far.write_all(b"bye").await.unwrap();
+    drop(far);
+    let mut answer = Vec::new();
+    soon("end", stream.read_to_end(&mut answer)).await.unwrap();
+    assert_eq!(answer, b"bye");
+}
+
+#[tokio::test]
+async fn an_endpoint_with_a_tunnel_is_told_whose_request_it_is() {
+    let former = Waypoint::start(&[], Table::default()).await;
+    let certificate = former.ca.issue(&identity("spiffe://cluster.local/ns/shop/sa/app"));
+    let (agent, mut told) = agent(certificate).await;
+    let settings = Settings { hbone_port: agent.port(), ..Settings::default() };
+    let target = std::net::SocketAddr::new(agent.ip(), 8080);
+    let waypoint =
+        Waypoint::again(former, &[Backend { hbone: true, ..Backend::new("app", VIP, &[target]) }], settings).await;
+    let serving = tokio::spawn(async move {
+        let (authority, said, stream) = told.recv().await.unwrap();
+        let service = hyper::service::service_fn(|request: Request<Incoming>| async move {
+            Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from(request.uri().to_string()))))
+        });
+        tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+        (authority, said)
+    });
+    let answer = waypoint.ask("10.96.0.10:80", get("/far")).await;
+    assert_eq!(text(&answer), "/far");
+    let (authority, said) = serving.await.unwrap();
+    assert_eq!(authority, target.to_string());
+    assert!(said.starts_with("for=\"127.0.0.1:") && said.ends_with("host=app.shop.svc.cluster.local"), "{said}");
+}
+
+#[tokio::test]
+async fn a_body_of_two_lengths_is_one_request_and_ends_the_connection() {
+    let (app, mut told) = noting(StatusCode::OK).await;
+    let waypoint = Waypoint::start(&[Backend::new("app", VIP, &[app])], Table::default()).await;
+    let smuggled = "POST /a HTTP/1.1\r\nhost: shop\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /evil HTTP/1.1\r\nhost: shop\r\n\r\n";
+    let answer = raw(&waypoint, smuggled.as_bytes()).await;
+    assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
+    let request = soon("request", told.recv()).await.unwrap();
+    assert_eq!((request.uri().path(), request.body().len()), ("/a", 0));
+    assert!(!request.headers().contains_key("content-length"));
+    assert!(told.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn malformed_requests_get_no_further() {
+    let (app, mut told) = noting(StatusCode::OK).await;
+    let backend = Backend::new("app", VIP, &[app]).speaking(AppProtocol::Http11);
+    let waypoint = Waypoint::start(&[backend], Table::default()).await;
+    let long = format!("GET / HTTP/1.1\r\nhost: shop\r\nx: {}\r\n\r\n", "a".repeat(61 * 1024));
+    let many = format!("GET / HTTP/1.1\r\nhost: shop\r\n{}\r\n", "x: 1\r\n".repeat(200));
+    for (request, expected) in [
+        (long.as_str(), "431"),
+        (&many, "431"),
+        ("POST / HTTP/1.1\r\nhost: shop\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab", "400"),
+        ("POST / HTTP/1.1\r\nhost: shop\r\ntransfer-encoding: xchunked\r\n\r\n", "400"),
+        ("POST / HTTP/1.1\r\nhost: shop\r\ntransfer-encoding : chunked\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\r\nhost: shop\r\n x: folded\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\r\nconnection: close\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\nconnection: close\r\n\r\n", "400"),
+        ("GET /..%2fadmin HTTP/1.1\r\nhost: shop\r\nconnection: close\r\n\r\n", "400"),
+        ("GET /%00 HTTP/1.1\r\nhost: shop\r\nconnection: close\r\n\r\n", "400"),
+        ("CONNECT a:80 HTTP/1.1\r\nhost: a:80\r\nconnection: close\r\n\r\n", "405"),
+        ("\x16\x03\x01 this is no HTTP\r\n\r\n", "400"),
+    ] {
+        let answer = raw(&waypoint, request.as_bytes()).await;
+        let status = answer.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3));
+        assert_eq!(status, Some(expected), "{:.80}: {answer}", request);
+    }
+    assert!(told.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn one_spelling_of_a_path_goes_on() {
+    let app = echo("app").await;
+    let waypoint = Waypoint::start(&[Backend::new("app", VIP, &[app])], Table::default()).await;
+    for (asked, expected) in
+        [("/a/../b/./c", "/b/c"), ("/%61%2f", "/a%2F"), ("/a\\b", "/a/b"), ("/x?%61/../b", "/x?%61/../b")]
+    {
+        let request = format!("GET {asked} HTTP/1.1\r\nhost: shop\r\nconnection: close\r\n\r\n");
+        let answer = raw(&waypoint, request.as_bytes()).await;
+        assert!(answer.contains(&format!("app GET {expected} ")), "{asked}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_waits_for_100_gets_it() {
+    let app = echo("app").await;
+    let waypoint = Waypoint::start(&[Backend::new("app", VIP, &[app])], Table::default()).await;
+    let mut stream = waypoint.stream("10.96.0.10:80").await.unwrap();
+    let head =
+        b"POST / HTTP/1.1\r\nhost: shop\r\nexpect: 100-continue\r\ncontent-length: 4\r\nconnection: close\r\n\r\n";
+    stream.write_all(head).await.unwrap();
+    let mut answer = vec![0; 25];
+    soon("continue", stream.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(answer, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(b"body").await.unwrap();
+    answer.clear();
+    soon("answer", stream.read_to_end(&mut answer)).await.unwrap();
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(
+        answer.contains("content-length: 4\n") && answer.ends_with("body") && !answer.contains("expect"),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn a_header_that_does_not_end_ends_its_connection() {
+    let app = echo("app").await;
+    let settings = Settings { header_timeout: std::time::Duration::from_millis(200), ..Settings::default() };
+    let waypoint = Waypoint::with(&[Backend::new("app", VIP, &[app])], Table::default(), settings).await;
+    let mut stream = waypoint.stream("10.96.0.10:80").await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: sh").await.unwrap();
+    let mut answer = Vec::new();
+    assert!(soon("end", stream.read_to_end(&mut answer)).await.is_err(), "reset, for nothing was answered");
+}

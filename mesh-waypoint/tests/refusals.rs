@@ -1,0 +1,119 @@
+//! Who and what is refused, and how a waypoint ends.
+#![allow(clippy::unwrap_used, non_snake_case, reason = "tests carry the ids of the rows that they prove")]
+
+mod support;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use mesh_core::Change;
+use mesh_core::policy::{Action, Policy};
+use mesh_transport::hbone::HboneError;
+use support::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+
+const VIP: &str = "10.96.0.10";
+const ASK: &str = "10.96.0.10:80";
+
+#[tokio::test]
+async fn only_what_is_bound_to_this_waypoint_is_reached_through_it() {
+    let app = echo("app").await;
+    let other = Backend { bound: false, ..Backend::new("other", "10.96.0.99", &[app]) };
+    let waypoint = Waypoint::start(&[Backend::new("app", VIP, &[app]), other], Default::default()).await;
+    for (authority, status) in [
+        ("10.96.0.99:80", 400),
+        ("10.96.0.10:81", 400),
+        ("10.96.0.10:15008", 400),
+        ("192.0.2.1:80", 400),
+        ("127.0.0.1:80", 400),
+    ] {
+        match soon("refusal", waypoint.stream(authority)).await {
+            Err(HboneError::Refused(found)) => assert_eq!(found.as_u16(), status, "{authority}"),
+            other => panic!("{authority}: {other:?}"),
+        }
+    }
+    // An address of a workload that has no waypoint is not a way around.
+    assert!(soon("refusal", waypoint.stream(&app.to_string())).await.is_err());
+    assert_eq!(waypoint.ask(ASK, get("/")).await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn whoever_proves_nothing_is_not_heard() {
+    let app = echo("app").await;
+    let waypoint = Waypoint::start(&[Backend::new("app", VIP, &[app])], Default::default()).await;
+    let mut plain = TcpStream::connect(waypoint.address).await.unwrap();
+    plain.write_all(b"GET / HTTP/1.1\r\nhost: shop\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    let _ = soon("end", plain.read_to_end(&mut answer)).await;
+    assert!(!answer.starts_with(b"HTTP"));
+    // Another authority's certificate is none.
+    let mut client = waypoint.client();
+    client.certificate = Ca::new().issue(&identity(CLIENT));
+    assert!(soon("refusal", client.stream(ASK)).await.is_err());
+}
+
+#[tokio::test]
+async fn policies_of_the_endpoint_are_asked_for_the_client() {
+    let app = echo("app").await;
+    let mut waypoint = Waypoint::start(&[Backend::new("app", VIP, &[app])], Default::default()).await;
+    let stream = waypoint.stream(ASK).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    assert_eq!(whole(sender.send_request(get("/")).await.unwrap()).await.status(), StatusCode::OK);
+    // An ALLOW policy without rules lets nobody in, also those whose connection is there already.
+    let policy = Policy {
+        name: "shop/nobody".parse().unwrap(),
+        action: Action::Allow,
+        scope: mesh_core::policy::Scope::Namespace,
+        rules: Vec::new(),
+        dry_run: false,
+    };
+    waypoint.state.set_snapshot(waypoint.store.apply(vec![Change::Policy(policy)]).snapshot);
+    sender.ready().await.unwrap();
+    let denied = whole(soon("answer", sender.send_request(get("/"))).await.unwrap()).await;
+    assert_eq!((denied.status(), text(&denied)), (StatusCode::FORBIDDEN, "RBAC: access denied"));
+}
+
+#[tokio::test]
+async fn a_drain_loses_no_request() {
+    let (begun, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (tell, wait) = (begun.clone(), go.clone());
+    let app = server(move |_: Request<Incoming>| {
+        let (tell, wait) = (tell.clone(), wait.clone());
+        async move {
+            tell.notify_one();
+            wait.notified().await;
+            Response::new(Full::new(Bytes::from_static(b"done")))
+        }
+    })
+    .await;
+    let waypoint = Waypoint::start(&[Backend::new("app", VIP, &[app])], Default::default()).await;
+    let stream = waypoint.stream(ASK).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let answer = tokio::spawn(sender.send_request(get("/")));
+    soon("request", begun.notified()).await;
+    waypoint.drain.start();
+    go.notify_one();
+    let answer = whole(soon("answer", answer).await.unwrap().unwrap()).await;
+    assert_eq!((text(&answer), &answer.headers()["connection"]), ("done", &"close".parse().unwrap()));
+    soon("end", connection).await.unwrap().unwrap();
+    // New tunnels go elsewhere.
+    soon("refusal", async { while TcpStream::connect(waypoint.address).await.is_ok() {} }).await;
+}
+
+#[tokio::test]
+async fn a_waypoint_that_knows_nothing_yet_refuses() {
+    let waypoint = Waypoint::start(&[], Default::default()).await;
+    waypoint.state.set_snapshot(Default::default());
+    match soon("refusal", waypoint.stream(ASK)).await {
+        Err(HboneError::Refused(status)) => assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE),
+        other => panic!("{other:?}"),
+    }
+}

@@ -1,0 +1,191 @@
+//! What rules make of requests, on real sockets.
+#![allow(clippy::unwrap_used, non_snake_case, reason = "tests carry the ids of the rows that they prove")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use mesh_core::l7::{
+    Abort, AbortStatus, Action, Backend as Place, Condition, Delay, DirectResponse, Fault, Forward, Handling, Mirror,
+    PathChange, PathKind, Redirect, RedirectPort, Retries, RetryOn, Rewrite, Rule, Share, Target,
+};
+use support::*;
+
+const A: &str = "10.96.0.11";
+const B: &str = "10.96.0.12";
+const ASK: &str = "10.96.0.11:80";
+
+fn post(body: &'static str) -> Request<Full<Bytes>> {
+    Request::builder().method("POST").uri("/").header("host", "shop").body(Full::new(Bytes::from(body))).unwrap()
+}
+
+async fn silent() -> std::net::SocketAddr {
+    server(|_: Request<Incoming>| std::future::pending::<Response<Full<Bytes>>>()).await
+}
+
+#[tokio::test]
+async fn places_by_weight() {
+    let (a, b) = (echo("a").await, echo("b").await);
+    let place = |service: &str, weight| Place::new(Target::Cluster(cluster(service)), weight);
+    let handling = Handling::new(Action::Forward(Forward::new(vec![place("a", 1), place("b", 3)]).unwrap()));
+    let backends = [Backend::new("a", A, &[a]), Backend::new("b", B, &[b])];
+    let waypoint = Waypoint::start(&backends, table("a", vec![rule(handling)])).await;
+    let mut to_b = 0;
+    for _ in 0..100 {
+        to_b += usize::from(text(&waypoint.ask(ASK, get("/")).await).starts_with("b "));
+    }
+    assert!((60..90).contains(&to_b), "{to_b} of 100");
+}
+
+#[tokio::test]
+async fn what_is_rewritten_and_changed() {
+    let a = echo("a").await;
+    let mut handling = to("a");
+    handling.rewrite =
+        Rewrite { path: Some(PathChange::Prefix("/new".into())), authority: Some("other.example".into()) };
+    handling.request.set = vec![("x-set".parse().unwrap(), "1".parse().unwrap())];
+    handling.response.add = vec![("x-added".parse().unwrap(), "2".parse().unwrap())];
+    let condition = Condition { path: Some(PathKind::Segments("/old".into()).into()), ..Condition::default() };
+    let rule = Rule { conditions: vec![condition], handling: handling.into() };
+    let waypoint = Waypoint::start(&[Backend::new("a", A, &[a])], table("a", vec![rule])).await;
+    let answer = waypoint.ask(ASK, get("/old/x?y")).await;
+    let (got, added) = (text(&answer), &answer.headers()["x-added"]);
+    assert!(got.starts_with("a GET /new/x?y HTTP/1.1\nhost: other.example\n") && got.contains("x-set: 1\n"), "{got}");
+    assert_eq!(added, "2");
+    assert_eq!(waypoint.ask(ASK, get("/elsewhere")).await.status(), StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn answers_without_an_endpoint() {
+    let redirect = Redirect {
+        scheme: None,
+        host: Some("new.example".into()),
+        port: RedirectPort::OfScheme,
+        path: None,
+        status: StatusCode::FOUND,
+    };
+    let direct = DirectResponse { status: StatusCode::IM_A_TEAPOT, body: Bytes::from_static(b"short and stout") };
+    let at = |path: &str, action: Action| {
+        let condition = Condition { path: Some(PathKind::Exact(path.into()).into()), ..Condition::default() };
+        Rule { conditions: vec![condition], handling: Handling::new(action).into() }
+    };
+    let rules = vec![
+        at("/moved", Action::Redirect(redirect)),
+        at("/tea", Action::Respond(direct)),
+        at("/closed", Action::Closed("it cannot be done".into())),
+    ];
+    let waypoint = Waypoint::start(&[Backend::new("a", A, &[])], table("a", rules)).await;
+    let moved = waypoint.ask(ASK, get("/moved?x")).await;
+    assert_eq!(
+        (moved.status(), &moved.headers()["location"]),
+        (StatusCode::FOUND, &"http://new.example/moved?x".parse().unwrap())
+    );
+    let tea = waypoint.ask(ASK, get("/tea")).await;
+    assert_eq!((tea.status(), text(&tea)), (StatusCode::IM_A_TEAPOT, "short and stout"));
+    assert_eq!(waypoint.ask(ASK, get("/closed")).await.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(waypoint.ask(ASK, get("/none")).await.status(), StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn features_B7_faults() {
+    let a = echo("a").await;
+    let delay = Delay { time: Duration::from_millis(300), share: Share::ALWAYS };
+    let abort = Abort { status: AbortStatus::Http(StatusCode::IM_A_TEAPOT), share: Share::ALWAYS };
+    let with = |path: &str, fault: Fault| {
+        let condition = Condition { path: Some(PathKind::Exact(path.into()).into()), ..Condition::default() };
+        let handling = Handling { fault: Some(fault), ..to("a") };
+        Rule { conditions: vec![condition], handling: handling.into() }
+    };
+    let rules = vec![
+        with("/slow", Fault { delay: Some(delay), abort: None }),
+        with("/broken", Fault { delay: None, abort: Some(abort) }),
+    ];
+    let waypoint = Waypoint::start(&[Backend::new("a", A, &[a])], table("a", rules)).await;
+    let began = Instant::now();
+    assert_eq!(waypoint.ask(ASK, get("/slow")).await.status(), StatusCode::OK);
+    assert!(began.elapsed() >= delay.time);
+    let broken = waypoint.ask(ASK, get("/broken")).await;
+    assert_eq!((broken.status(), text(&broken)), (StatusCode::IM_A_TEAPOT, "fault filter abort"));
+    let shown = waypoint.scrape();
+    assert!(shown.contains("response_code=\"418\",response_flags=\"FI\""), "{shown}");
+    assert!(shown.contains("response_code=\"200\",response_flags=\"DI\""), "{shown}");
+}
+
+#[tokio::test]
+async fn features_B8_a_rule_has_its_time() {
+    let a = silent().await;
+    let handling = Handling { timeout: Some(Duration::from_millis(100)), ..to("a") };
+    let waypoint = Waypoint::start(&[Backend::new("a", A, &[a])], table("a", vec![rule(handling)])).await;
+    let late = waypoint.ask(ASK, get("/")).await;
+    assert_eq!((late.status(), text(&late)), (StatusCode::GATEWAY_TIMEOUT, "upstream request timeout"));
+    assert!(waypoint.scrape().contains("response_code=\"504\",response_flags=\"UT\""));
+}
+
+#[tokio::test]
+async fn a_refused_connection_is_saved_by_another_endpoint() {
+    let (dead, live) = (nobody().await, echo("live").await);
+    let waypoint = Waypoint::start(&[Backend::new("a", A, &[dead, live])], Default::default()).await;
+    for _ in 0..20 {
+        let answer = waypoint.ask(ASK, post("kept")).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert!(text(&answer).ends_with("kept"), "{}", text(&answer));
+    }
+    let waypoint = Waypoint::start(&[Backend::new("a", A, &[dead])], Default::default()).await;
+    let answer = waypoint.ask(ASK, get("/")).await;
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(text(&answer).ends_with("reset reason: connection failure"));
+}
+
+#[tokio::test]
+async fn an_answer_that_may_be_tried_again_is_with_its_body() {
+    let (bad, mut first) = noting(StatusCode::BAD_GATEWAY).await;
+    let good = echo("good").await;
+    let on = RetryOn::parse("502").unwrap();
+    let handling = Handling { retries: Retries { on, ..Retries::default() }, ..to("a") };
+    let waypoint = Waypoint::start(&[Backend::new("a", A, &[bad, good])], table("a", vec![rule(handling)])).await;
+    for _ in 0..10 {
+        let answer = waypoint.ask(ASK, post("again")).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert!(text(&answer).ends_with("again"), "{}", text(&answer));
+    }
+    assert_eq!(soon("first", first.recv()).await.unwrap().body(), "again");
+}
+
+#[tokio::test]
+async fn copies_go_to_the_mirror_with_their_body() {
+    let a = echo("a").await;
+    let (b, mut told) = noting(StatusCode::INTERNAL_SERVER_ERROR).await;
+    let mirror = Mirror { target: Target::Cluster(cluster("b")), share: Share::ALWAYS };
+    let handling = Handling { mirrors: vec![mirror], ..to("a") };
+    let backends = [Backend::new("a", A, &[a]), Backend::new("b", B, &[b])];
+    let waypoint = Waypoint::start(&backends, table("a", vec![rule(handling)])).await;
+    assert!(text(&waypoint.ask(ASK, post("twice")).await).ends_with("twice"));
+    let copy = soon("copy", told.recv()).await.unwrap();
+    assert_eq!((copy.body().as_ref(), &copy.headers()["host"]), (&b"twice"[..], &"shop-shadow".parse().unwrap()));
+    assert_eq!(waypoint.ask(ASK, get("/")).await.status(), StatusCode::OK);
+    assert_eq!(soon("copy", told.recv()).await.unwrap().method(), "GET");
+}
+
+#[tokio::test]
+async fn requests_are_counted_with_istios_labels() {
+    let a = echo("a").await;
+    let waypoint = Waypoint::start(&[Backend::new("a", A, &[a])], Default::default()).await;
+    waypoint.ask(ASK, get("/")).await;
+    let shown = waypoint.scrape();
+    for part in [
+        "istio_requests_total{reporter=\"waypoint\"",
+        "source_principal=\"spiffe://cluster.local/ns/shop/sa/client\"",
+        "destination_service=\"a.shop.svc.cluster.local\"",
+        "destination_workload=\"a\"",
+        "destination_principal=\"spiffe://cluster.local/ns/shop/sa/a\"",
+        "request_protocol=\"http\",response_code=\"200\",response_flags=\"-\",connection_security_policy=\"mutual_tls\"} 1",
+        "istio_request_duration_milliseconds_bucket{le=\"3600000.0\"",
+        "istio_response_bytes_count{",
+    ] {
+        assert!(shown.contains(part), "{part} in {shown}");
+    }
+}

@@ -98,7 +98,8 @@ impl Backend {
         Self { protocol, ..self }
     }
 
-    fn changes(&self) -> Vec<Change> {
+    /// What the control plane says of it.
+    pub fn changes(&self) -> Vec<Change> {
         let key = name(self.service);
         let mut service = Service::new("shop", self.service, key.name.clone());
         service.addresses =
@@ -268,7 +269,16 @@ where
     R: Future<Output = Response<B>> + Send + 'static,
     B: hyper::body::Body<Data = Bytes, Error = Infallible> + Send + 'static,
 {
-    let listener = listener().await;
+    server_at(listener().await, handle)
+}
+
+/// The same on a listener of the test's.
+pub fn server_at<F, R, B>(listener: TcpListener, handle: F) -> SocketAddr
+where
+    F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
+    R: Future<Output = Response<B>> + Send + 'static,
+    B: hyper::body::Body<Data = Bytes, Error = Infallible> + Send + 'static,
+{
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         loop {
@@ -289,7 +299,12 @@ where
 
 /// A server that says who it is and what it was asked.
 pub async fn echo(who: &'static str) -> SocketAddr {
-    server(move |request: Request<Incoming>| async move {
+    echo_at(listener().await, who)
+}
+
+/// The same on a listener of the test's.
+pub fn echo_at(listener: TcpListener, who: &'static str) -> SocketAddr {
+    server_at(listener, move |request: Request<Incoming>| async move {
         let mut text = format!("{who} {} {} {:?}\n", request.method(), request.uri(), request.version());
         let mut lines: Vec<_> =
             request.headers().iter().map(|(name, value)| format!("{name}: {}\n", value.to_str().unwrap())).collect();
@@ -299,7 +314,6 @@ pub async fn echo(who: &'static str) -> SocketAddr {
         text.push_str(&String::from_utf8_lossy(&body));
         Response::new(Full::new(Bytes::from(text)))
     })
-    .await
 }
 
 /// A server that notes its requests and answers so.

@@ -120,9 +120,7 @@ fn change(response: &mut Response<ResponseBody>, plan: Plan) {
     if let Some(handling) = &plan.handling {
         handling.response.apply(headers);
     }
-    if let CorsVerdict::Add(cors) = plan.cors {
-        for (name, value) in &cors {
-            headers.insert(name, value.clone());
-        }
+    if let CorsVerdict::Change(cors) = plan.cors {
+        cors.apply(headers);
     }
 }

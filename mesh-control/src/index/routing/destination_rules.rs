@@ -43,7 +43,7 @@ impl<'a> Rules<'a> {
                 continue;
             };
             let fits = |rule: &&Rule| hosts.full(&rule.spec.host, &rule.namespace) == nearest;
-            let mut fitting: Vec<&'a Rule> = of_rank.into_iter().filter(|rule| fits(&rule)).collect();
+            let mut fitting: Vec<&'a Rule> = of_rank.into_iter().filter(|rule| fits(rule)).collect();
             fitting.sort_by_key(|rule| (rule.spec.workload_selector.is_none(), age(rule)));
             return fitting;
         }

@@ -167,14 +167,14 @@ fn what_is_in_a_namespace_that_is_not_selected_does_not_count_and_is_not_said_to
             to("host: b.com"),
             entry(),
             format!(
-                "e http[0].route[0].destination.host: ServiceEntry far/e of b.com {unselected} (requests that come here are answered with 503)"
+                "e http[0].route[0].destination.host: ServiceEntry far/e of b.com {unselected} (requests that come here are answered with 500)"
             ),
         ),
         (
             to("host: stock.far.svc.cluster.local, subset: v1"),
             object(Kind::DestinationRule, "far", "d", "{host: stock, subsets: [{name: v1}]}"),
             format!(
-                "e http[0].route[0].destination.subset: DestinationRule far/d, whose subset \"v1\" is, {unselected} (requests that come here are answered with 503)"
+                "e http[0].route[0].destination.subset: DestinationRule far/d, whose subset \"v1\" is, {unselected} (requests that come here are answered with 500)"
             ),
         ),
         (

@@ -105,6 +105,7 @@ impl Join {
             routes: routing.routes.clone(),
             resolved: routing.resolved.clone(),
             tables: l7.tables.clone(),
+            clusters: l7.clusters.clone(),
             placements,
             agents: workload::agents(&objects, &settings),
             nodes: objects.nodes.values().map(|n| (n.name.clone(), n.uid.clone())).collect(),
@@ -131,11 +132,7 @@ impl Join {
         }
         let indexed = routing::index(objects, settings);
         let mut made = l7::index(objects, settings, &indexed, &l7::served(objects, &indexed));
-        // A table that says the same is the same: whoever serves it need not look.
-        for (gateway, table) in &mut made.tables {
-            let before = self.last.l7.tables.get(gateway).filter(|before| *before == table);
-            *table = before.unwrap_or(table).clone();
-        }
+        made.keep(&self.last.l7);
         (Arc::new(indexed), Arc::new(made))
     }
 

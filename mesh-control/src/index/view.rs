@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use mesh_core::l7::Table;
+use mesh_core::l7::{Clusters, Table};
 use mesh_core::{ArcStr, NamespacedName, Policy, Service, Workload};
 
 use super::routing::Resolved;
@@ -67,6 +67,8 @@ pub struct View {
     pub resolved: Arc<Resolved>,
     /// What waypoints do with requests, by their gateways.
     pub tables: BTreeMap<NamespacedName, Arc<Table>>,
+    /// How they reach the places that those name, by their gateways.
+    pub clusters: BTreeMap<NamespacedName, Arc<Clusters>>,
     /// Which node runs which identity.
     pub placements: Placements,
     /// Nodes, with their uid if they have one.

@@ -5,15 +5,20 @@
 //! VirtualService, HTTPRoute, GRPCRoute --parts--> Candidate --l7::order--> VirtualHost of a service --table--> Table of a waypoint
 //! ```
 //!
+//! `clusters` is what DestinationRules say of the places that a table names.
+//!
 //! What is written and cannot be done is noted ([`notes`]): its rule answers 500, and its writer is told. It is never left out, because a later rule would
 //! match instead.
 
+pub mod clusters;
 mod filter;
 pub mod grpc_route;
 pub mod http_route;
 mod notes;
 mod parts;
 pub mod table;
+#[cfg(test)]
+mod tests;
 mod text;
 pub mod virtual_service;
 
@@ -21,8 +26,8 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use mesh_core::NamespacedName;
-use mesh_core::l7::Table;
 use mesh_core::l7::order::Candidate;
+use mesh_core::l7::{Clusters, Table};
 
 use super::Settings;
 use super::routing::destination_rules::Rules;
@@ -62,10 +67,27 @@ pub struct Read {
 /// What waypoints are given, and what is to be said of the objects that it is made of. The same for every join to which `routing::reads_the_same` applies.
 #[derive(Clone, Debug, Default)]
 pub struct Made {
-    /// By gateway.
+    /// What is done with requests, by gateway.
     pub tables: BTreeMap<NamespacedName, Arc<Table>>,
+    /// How the places that they go to are reached, by gateway.
+    pub clusters: BTreeMap<NamespacedName, Arc<Clusters>>,
     /// What is to be said.
     pub problems: Problems,
+}
+
+impl Made {
+    /// What says the same as before is the same: whoever serves it need not look.
+    pub fn keep(&mut self, before: &Self) {
+        fn keep<T: PartialEq>(now: &mut BTreeMap<NamespacedName, Arc<T>>, before: &BTreeMap<NamespacedName, Arc<T>>) {
+            for (gateway, value) in now {
+                if let Some(same) = before.get(gateway).filter(|same| *same == value) {
+                    *value = same.clone();
+                }
+            }
+        }
+        keep(&mut self.tables, &before.tables);
+        keep(&mut self.clusters, &before.clusters);
+    }
 }
 
 /// Which waypoint serves which services. Nobody is bound to any yet.
@@ -83,7 +105,9 @@ pub fn index(objects: &Objects, settings: &Settings, indexed: &Indexed, served: 
     let read = read(&around, !settings.istio_runs, &mut made.problems);
     for (gateway, services) in served {
         let table = table::table(gateway, services, &around, &read, &mut made.problems);
+        let clusters = clusters::clusters(&table, services, &around, &mut made.problems);
         made.tables.insert(gateway.clone(), Arc::new(table));
+        made.clusters.insert(gateway.clone(), Arc::new(clusters));
     }
     // Who is delegated to by several, or asked on several ports, is read as often.
     let mut told = HashSet::new();

@@ -111,7 +111,7 @@ fn routes(service: &NamespacedName, port: u16, around: &Around<'_>) -> BTreeMap<
     for key in around.resolved.by_service.get(service).into_iter().flatten().filter(of_http).filter(is_for) {
         groups.entry(key.namespace.clone()).or_default().push(key.clone());
     }
-    // One kind for each port: the more specific one.
+    // One kind for each port: the more specific one. A route that it leaves no port of is refused before.
     for keys in groups.values_mut() {
         if keys.iter().any(|key| key.kind == Kind::GrpcRoute) {
             keys.retain(|key| key.kind == Kind::GrpcRoute);

@@ -92,29 +92,28 @@ fn parts(
             return vec![outer];
         }
     };
-    let mut all = Vec::new();
+    let (mut all, mut count) = (Vec::new(), 0);
     for (at, inner_rule) in inner.spec.http.iter().enumerate() {
         let mut reading = Reading { around, namespace: &inner.namespace, port, by_port };
         let mut own = Notes::new(key(inner), problems);
         let inner_parts = reading.rule(inner_rule, &format!("spec.http[{at}]"), &mut own);
-        match delegate::joined(&outer, inner_parts) {
-            Some(parts) => all.push(parts),
-            None => {
-                let what =
-                    format!("no request comes to http[{at}] of VirtualService {}/{}", inner.namespace, inner.name);
-                let mut notes = Notes::new(key(object), problems);
-                notes.warn(format!("{field}.delegate"), what, "its match contradicts that of this rule");
-            }
+        let Some(parts) = delegate::joined(&outer, inner_parts) else {
+            let what = format!("no request comes to http[{at}] of VirtualService {}/{}", inner.namespace, inner.name);
+            let mut notes = Notes::new(key(object), problems);
+            notes.warn(format!("{field}.delegate"), what, "its match contradicts that of this rule");
+            continue;
+        };
+        count += parts.conditions.len();
+        if count > delegate::MOST_CONDITIONS {
+            let mut notes = Notes::new(key(object), problems);
+            let message = format!("more than {} conditions come of it", delegate::MOST_CONDITIONS);
+            notes.close(format!("{field}.delegate"), message, "write fewer alternatives");
+            outer.closed = notes.closed();
+            return vec![outer];
         }
+        all.push(parts);
     }
     // What no rule of the other means belongs to this object's next rule.
-    if all.iter().map(|parts| parts.conditions.len()).sum::<usize>() > delegate::MOST_CONDITIONS {
-        let mut notes = Notes::new(key(object), problems);
-        let message = format!("more than {} conditions come of it", delegate::MOST_CONDITIONS);
-        notes.close(format!("{field}.delegate"), message.clone(), "write fewer alternatives");
-        outer.closed = Some(message);
-        return vec![outer];
-    }
     all
 }
 

@@ -1,0 +1,115 @@
+//! The places that a waypoint forwards to, with what DestinationRules say of them. A client sees the rule of its own namespace for a host, else that of the
+//! host's, else that of everybody; so there is a place for each group of clients that sees the same rules, and one for all others.
+
+mod policy;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use mesh_core::l7::{Action, Backend, Cluster, ClusterKey, Clusters, Labels, Mirror, Table, Target};
+use mesh_core::{ArcStr, NamespacedName};
+
+use super::{Around, Problems};
+use crate::index::routing::hosts::Host;
+use crate::resource::routing::{DestinationRule, Routed};
+
+type Rule = Arc<Routed<DestinationRule>>;
+
+/// What is said of the places that a table names, and of all ports of the services that its waypoint serves.
+pub fn clusters(
+    table: &Table,
+    services: &BTreeSet<NamespacedName>,
+    around: &Around<'_>,
+    problems: &mut Problems,
+) -> Clusters {
+    let mut keys = named(table);
+    for service in services {
+        if let Some(Host::Service(object)) = around.hosts.find(&service.name, &service.namespace) {
+            let key = |port: u16| ClusterKey { service: service.clone(), port, subset: ArcStr::new() };
+            keys.extend(object.ports.iter().map(|port| key(port.port)));
+        }
+    }
+    Clusters::new(keys.iter().flat_map(|key| of_key(key, around, problems)).collect::<Vec<_>>())
+}
+
+/// Every place that a table names.
+fn named(table: &Table) -> BTreeSet<ClusterKey> {
+    let mut keys = BTreeSet::new();
+    let mut add = |target: &Target| {
+        if let Target::Cluster(key) = target {
+            keys.insert(key.clone());
+        }
+    };
+    for rule in table.hosts().iter().flat_map(|host| &host.rules) {
+        let backends: &[Backend] = match &rule.handling.action {
+            Action::Forward(forward) => forward.backends(),
+            _ => &[],
+        };
+        let copies = |mirrors: &[Mirror], add: &mut dyn FnMut(&Target)| mirrors.iter().for_each(|one| add(&one.target));
+        copies(&rule.handling.mirrors, &mut add);
+        for backend in backends {
+            add(&backend.target);
+            copies(&backend.mirrors, &mut add);
+        }
+    }
+    keys
+}
+
+/// One place, as each group of clients sees it.
+fn of_key(key: &ClusterKey, around: &Around<'_>, problems: &mut Problems) -> Vec<Cluster> {
+    let others = rules(key, "", around);
+    let mut groups: Vec<(Vec<&Rule>, Vec<ArcStr>)> = Vec::new();
+    for namespace in namespaces(key, around) {
+        let seen = rules(key, &namespace, around);
+        if seen == others {
+            continue;
+        }
+        match groups.iter_mut().find(|(same, _)| *same == seen) {
+            Some((_, names)) => names.push(namespace),
+            None => groups.push((seen, vec![namespace])),
+        }
+    }
+    let groups = groups.into_iter().map(|(rules, names)| (rules, Some(names))).chain([(others, None)]);
+    let mut clusters = Vec::new();
+    for (rules, clients) in groups {
+        let (selecting, general): (Vec<&Rule>, Vec<&Rule>) =
+            rules.into_iter().partition(|rule| rule.spec.workload_selector.is_some());
+        for rule in selecting {
+            let selector = rule.spec.workload_selector.iter().flat_map(|selector| &selector.match_labels);
+            let client_labels = selector.map(|(k, v)| (k.as_str().into(), v.as_str().into())).collect();
+            clusters.push(cluster(key, clients.clone(), client_labels, &[rule], problems));
+        }
+        clusters.push(cluster(key, clients, Labels::new(), &general, problems));
+    }
+    clusters
+}
+
+fn cluster(
+    key: &ClusterKey,
+    clients: Option<Vec<ArcStr>>,
+    client_labels: Labels,
+    rules: &[&Rule],
+    problems: &mut Problems,
+) -> Cluster {
+    let (labels, policy) = policy::policy(key, rules, problems);
+    Cluster { key: key.clone(), clients, client_labels, labels, policy }
+}
+
+/// The rules of a place that clients of a namespace see. One for some pods is for pods of its own namespace.
+fn rules<'a>(key: &ClusterKey, namespace: &str, around: &Around<'a>) -> Vec<&'a Rule> {
+    let (full, home) = (&key.service.name, &key.service.namespace);
+    let mut rules = around.rules.of_host(full, namespace, home, &around.hosts);
+    rules.retain(|rule| rule.spec.workload_selector.is_none() || *rule.namespace == *namespace);
+    rules
+}
+
+/// Namespaces whose clients may see something that others do not.
+fn namespaces(key: &ClusterKey, around: &Around<'_>) -> BTreeSet<ArcStr> {
+    let mut names = BTreeSet::new();
+    for rule in around.rules.named(&key.service.name) {
+        names.insert(rule.namespace.clone());
+        let named = rule.spec.export_to.iter().filter(|to| ![".", "*", "~"].contains(&to.as_str()));
+        names.extend(named.map(|name| ArcStr::from(name.as_str())));
+    }
+    names
+}

@@ -6,6 +6,7 @@
 //! What requests need runs on the lanes; the control stream, the certificate and the operator's servers on a thread of their own.
 
 use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -138,7 +139,13 @@ async fn serve(config: &Config, lanes: Lanes) -> Result<i32, Refusal> {
             return Ok(0);
         }
     }
-    let tunnels = bind(config.hbone).await?;
+    let tunnels = match bind(config.hbone).await {
+        // Both families are the default; a node may have one.
+        Err(_) if config.hbone.ip() == IpAddr::from(Ipv6Addr::UNSPECIFIED) => {
+            bind(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), config.hbone.port())).await?
+        }
+        bound => bound?,
+    };
     let tunnels = AcceptLoop::new(tunnels).map_err(Refusal::system("tunnel port"))?;
     let token = drain.token();
     task::spawn_vital("tunnel port", async move {
@@ -198,7 +205,7 @@ fn subscribe(control: Arc<ControlConfig>, state: Arc<State>, metrics: ClientMetr
     complete
 }
 
-async fn bind(address: std::net::SocketAddr) -> Result<TcpListener, Refusal> {
+async fn bind(address: SocketAddr) -> Result<TcpListener, Refusal> {
     let refused = |error| Refusal::of(EXIT_UNAVAILABLE, &format!("cannot listen on {address}"), error);
     TcpListener::bind(address).await.map_err(refused)
 }

@@ -10,8 +10,8 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use mesh_core::l7::{
-    Abort, AbortStatus, Action, Backend as Place, Condition, Delay, DirectResponse, Fault, Forward, Handling, Mirror,
-    PathChange, PathKind, Redirect, RedirectPort, Retries, RetryOn, Rewrite, Rule, Share, Target,
+    Abort, AbortStatus, Action, Backend as Place, Condition, Cors, Delay, DirectResponse, Fault, Forward, Handling,
+    Mirror, PathChange, PathKind, Redirect, RedirectPort, Retries, RetryOn, Rewrite, Rule, Share, Target, Text,
 };
 use support::*;
 
@@ -168,6 +168,55 @@ async fn copies_go_to_the_mirror_with_their_body() {
     assert_eq!((copy.body().as_ref(), &copy.headers()["host"]), (&b"twice"[..], &"shop-shadow".parse().unwrap()));
     assert_eq!(waypoint.ask(ASK, get("/")).await.status(), StatusCode::OK);
     assert_eq!(soon("copy", told.recv()).await.unwrap().method(), "GET");
+}
+
+#[tokio::test]
+async fn a_client_may_ask_for_a_shorter_time() {
+    let a = silent().await;
+    let waypoint = Waypoint::start(&[Backend::new("a", A, &[a])], Default::default()).await;
+    let mut request = get("/");
+    request.headers_mut().insert("x-envoy-upstream-rq-timeout-ms", "50".parse().unwrap());
+    assert_eq!(waypoint.ask(ASK, request).await.status(), StatusCode::GATEWAY_TIMEOUT);
+}
+
+#[tokio::test]
+async fn an_attempt_has_its_own_time() {
+    let (slow, good) = (silent().await, echo("good").await);
+    let retries = Retries {
+        on: RetryOn::parse("5xx").unwrap(),
+        per_try_timeout: Some(Duration::from_millis(100)),
+        ..Retries::default()
+    };
+    let handling = Handling { retries, ..to("a") };
+    let waypoint = Waypoint::start(&[Backend::new("a", A, &[slow, good])], table("a", vec![rule(handling)])).await;
+    for _ in 0..5 {
+        assert!(text(&waypoint.ask(ASK, get("/")).await).starts_with("good "));
+    }
+}
+
+#[tokio::test]
+async fn browsers_are_told_what_they_may_do() {
+    let a = echo("a").await;
+    let cors = Cors {
+        origins: vec![Text::Exact("https://shop.example".into())],
+        methods: vec!["GET".into()],
+        ..Cors::default()
+    };
+    let handling = Handling { cors: Some(cors), ..to("a") };
+    let waypoint = Waypoint::start(&[Backend::new("a", A, &[a])], table("a", vec![rule(handling)])).await;
+    let ask = |method: &str| {
+        let mut request = get("/");
+        *request.method_mut() = method.parse().unwrap();
+        request.headers_mut().insert("origin", "https://shop.example".parse().unwrap());
+        request.headers_mut().insert("access-control-request-method", "GET".parse().unwrap());
+        request
+    };
+    let preflight = waypoint.ask(ASK, ask("OPTIONS")).await;
+    assert_eq!((preflight.status(), preflight.body().len()), (StatusCode::OK, 0));
+    assert_eq!(preflight.headers()["access-control-allow-methods"], "GET");
+    let answer = waypoint.ask(ASK, ask("GET")).await;
+    assert_eq!(answer.headers()["access-control-allow-origin"], "https://shop.example");
+    assert!(text(&answer).starts_with("a GET / "));
 }
 
 #[tokio::test]

@@ -40,11 +40,9 @@ impl Drop for Place {
 /// Sends a copy, unless there are too many already.
 pub fn send(down: &Arc<Downstream>, copy: Copy, cluster: ClusterKey, host: &HeaderValue, http2: bool) {
     let lane = &down.lane;
+    let before = lane.mirrors.fetch_add(1, Relaxed);
     let place = Place(Arc::clone(lane));
-    let Some(host) = shadow(host) else { return };
-    if lane.mirrors.fetch_add(1, Relaxed) >= lane.shared.settings.mirrors {
-        return;
-    }
+    let Some(host) = shadow(host).filter(|_| before < lane.shared.settings.mirrors) else { return };
     let down = Arc::clone(down);
     task::spawn("copy of a request", async move {
         let limit = place.0.shared.settings.mirror_timeout;

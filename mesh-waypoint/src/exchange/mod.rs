@@ -68,12 +68,12 @@ async fn answer(
     let (mut parts, body) = request.into_parts();
     let settings = &down.lane.shared.settings;
     let asked = asked::read(&mut parts, settings.spelling)?;
+    if !parts.headers.contains_key(REQUEST_ID) {
+        parts.headers.insert(REQUEST_ID, asked::request_id(&mut *down.lane.rng.lock()));
+    }
     report.asked(&parts, asked.grpc);
     let plan = {
         let mut rng = down.lane.rng.lock();
-        if !parts.headers.contains_key(REQUEST_ID) {
-            parts.headers.insert(REQUEST_ID, asked::request_id(&mut *rng));
-        }
         plan::plan(&bound, &down.peer, &parts, &asked.authority, settings.spelling, &mut *rng)
     };
     if !parts.headers.contains_key(FORWARDED_PROTO) {

@@ -67,18 +67,20 @@ impl Watch {
         self.requests.load(Relaxed) == 0
     }
 
-    /// What is left of the time that the connection may wait: `Err` if a header has begun and does not end.
-    pub fn left(&self, header: Duration, idle: Duration) -> Result<Duration, TooSlow> {
+    /// What is left of the time that the connection may wait. With a limit for headers, what is heard between requests is the header of one; without it
+    /// that may be anything.
+    pub fn left(&self, header: Option<Duration>, idle: Duration) -> Result<Duration, TooSlow> {
+        let look = header.unwrap_or(idle).min(idle);
         if !self.is_idle() {
-            return Ok(header.min(idle));
+            return Ok(look);
         }
         let waited = Duration::from_millis(self.now().saturating_sub(self.since.load(Relaxed)));
-        let (limit, slow) = match self.heard.load(Relaxed) {
-            true => (header, TooSlow::Header),
-            false => (idle, TooSlow::Idle),
+        let (limit, slow) = match header.filter(|_| self.heard.load(Relaxed)) {
+            Some(header) => (header, TooSlow::Header),
+            None => (idle, TooSlow::Idle),
         };
         // A header may begin at any time, and nobody tells.
-        limit.checked_sub(waited).filter(|left| !left.is_zero()).map(|left| left.min(header)).ok_or(slow)
+        limit.checked_sub(waited).filter(|left| !left.is_zero()).map(|left| left.min(look)).ok_or(slow)
     }
 }
 
@@ -188,14 +190,14 @@ mod tests {
             (10, true, 0, Some(TooSlow::Header)),
             (4000, true, 1, None),
         ] {
-            assert_eq!(
-                watch(waited, heard, requests).left(header, idle).err(),
-                expected,
-                "{waited} {heard} {requests}"
-            );
+            let left = watch(waited, heard, requests).left(Some(header), idle);
+            assert_eq!(left.err(), expected, "{waited} {heard} {requests}");
         }
+        // In HTTP/2 a ping is heard as well.
+        assert!(watch(100, true, 0).left(None, idle).is_ok());
+        assert_eq!(watch(3600, true, 0).left(None, idle), Err(TooSlow::Idle));
         let watch = watch(100, false, 0);
         watch.hear();
-        assert!(watch.left(header, idle).is_ok(), "the header begins when its first byte is heard");
+        assert!(watch.left(Some(header), idle).is_ok(), "the header begins when its first byte is heard");
     }
 }

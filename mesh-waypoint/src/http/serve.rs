@@ -61,15 +61,9 @@ where
                 .keep_alive_interval(PING)
                 .keep_alive_timeout(PING)
                 .serve_connection(io, service);
-            drive(
-                std::pin::pin!(connection),
-                http2::Connection::graceful_shutdown,
-                Duration::ZERO,
-                settings,
-                &watch,
-                drain,
-            )
-            .await
+            let shutdown = http2::Connection::graceful_shutdown;
+            let patience = Patience { header: None, idle: settings.idle_timeout, drain: Duration::ZERO };
+            drive(std::pin::pin!(connection), shutdown, patience, &watch, drain).await
         }
         Spoken::Http1 | Spoken::Other => {
             let connection = http1::Builder::new()
@@ -79,7 +73,9 @@ where
                 .serve_connection(io, service)
                 .with_upgrades();
             let shutdown = http1::UpgradeableConnection::graceful_shutdown;
-            drive(std::pin::pin!(connection), shutdown, settings.drain_idle, settings, &watch, drain).await
+            let header = Some(settings.header_timeout);
+            let patience = Patience { header, idle: settings.idle_timeout, drain: settings.drain_idle };
+            drive(std::pin::pin!(connection), shutdown, patience, &watch, drain).await
         }
     }
 }
@@ -98,19 +94,28 @@ pub enum End {
     Cut,
 }
 
+/// How long a connection may wait.
+struct Patience {
+    /// For the end of a header that has begun.
+    header: Option<Duration>,
+    /// For a request.
+    idle: Duration,
+    /// For a request, once the process is to stop.
+    drain: Duration,
+}
+
 /// Runs a connection, with one timer for whatever it waits for: a timer for each request would cost more than the request's routing.
 async fn drive<C>(
     mut connection: Pin<&mut C>,
     shutdown: impl Fn(Pin<&mut C>),
-    patience: Duration,
-    settings: &Settings,
+    patience: Patience,
     watch: &Watch,
     drain: &DrainToken,
 ) -> Result<(), End>
 where
     C: Future<Output = hyper::Result<()>>,
 {
-    let mut timer = std::pin::pin!(tokio::time::sleep(settings.header_timeout));
+    let mut timer = std::pin::pin!(tokio::time::sleep(patience.header.unwrap_or(patience.idle)));
     let mut started = std::pin::pin!(drain.started());
     let mut forced = std::pin::pin!(drain.forced());
     let (mut draining, mut closing) = (false, false);
@@ -121,7 +126,7 @@ where
             }
             if !draining && started.as_mut().poll(cx).is_ready() {
                 draining = true;
-                timer.as_mut().reset(Instant::now() + patience);
+                timer.as_mut().reset(Instant::now() + patience.drain);
             }
             if draining && forced.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(End::Cut));
@@ -129,7 +134,7 @@ where
             if closing || timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            match watch.left(settings.header_timeout, settings.idle_timeout) {
+            match watch.left(patience.header, patience.idle) {
                 Err(TooSlow::Header) => return Poll::Ready(Err(End::SlowHeader)),
                 Ok(left) if !draining => timer.as_mut().reset(Instant::now() + left),
                 Ok(_) | Err(TooSlow::Idle) => {

@@ -141,11 +141,16 @@ impl Pool {
     fn waiting(&self, at: &At<'_>) -> Option<Connection> {
         let mut inner = self.inner.lock();
         let (key, idle) = inner.http1.get_key_value_mut(at)?;
-        idle.retain(|idle| !idle.sender.is_closed());
-        // One that is not ready yet still sends the body of a request that was answered early.
-        let index = idle.iter().rposition(|idle| idle.sender.is_ready())?;
-        let Idle { sender, .. } = idle.remove(index);
-        Some(Connection { sender: Sender::Http1(sender, Arc::clone(key)), reused: true })
+        for index in (0..idle.len()).rev() {
+            if idle[index].sender.is_closed() {
+                idle.remove(index);
+            } else if idle[index].sender.is_ready() {
+                let Idle { sender, .. } = idle.remove(index);
+                return Some(Connection { sender: Sender::Http1(sender, Arc::clone(key)), reused: true });
+            }
+            // It still sends the body of a request that was answered early.
+        }
+        None
     }
 
     fn count(&self, shared: &Shared) -> Result<Open, ConnectError> {

@@ -259,7 +259,11 @@ fn said(sent: &Sent, decision: &Decision<'_>) -> String {
             match cors.judge(&sent.method, &sent.headers) {
                 CorsVerdict::Pass => "pass".to_owned(),
                 CorsVerdict::Answer(headers) => format!("answer {}", listed(&headers)),
-                CorsVerdict::Add(headers) => format!("add {}", listed(&headers)),
+                CorsVerdict::Change(changes) => {
+                    let mut headers = HeaderMap::new();
+                    changes.apply(&mut headers);
+                    format!("add {}", listed(&headers))
+                }
             },
         );
     }
@@ -278,8 +282,11 @@ fn listed(headers: &HeaderMap) -> String {
     all.join(",")
 }
 
+/// Objects, and requests to their mesh with what becomes of them.
+type Row<'a> = (&'a [Json], &'a [(&'a str, &'a str)]);
+
 /// Asks each mesh of objects each of its requests.
-fn check(rows: &[(&[Json], &[(&str, &str)])]) {
+fn check(rows: &[Row<'_>]) {
     for (objects, requests) in rows {
         let mesh = mesh(objects);
         for (line, expected) in *requests {

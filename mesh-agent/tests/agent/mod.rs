@@ -176,9 +176,10 @@ impl Host {
         Client::connect(&self.run_dir().join("enrol.sock"))
     }
 
-    /// An HTTP exchange over the admin socket.
+    /// An HTTP exchange over the admin socket. That of an agent before may still lie there when pods can be enrolled already.
     pub fn admin(&self, request: &str) -> String {
-        let mut stream = UnixStream::connect(self.run_dir().join("admin.sock")).unwrap();
+        let path = self.run_dir().join("admin.sock");
+        let mut stream = eventually("the admin socket", || UnixStream::connect(&path).ok());
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let _ = stream.write_all(request.as_bytes());
         let mut answer = Vec::new();

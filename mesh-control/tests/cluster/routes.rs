@@ -93,18 +93,20 @@ async fn hardening_B144_a_route_is_told_in_its_status_where_it_leads() {
 #[tokio::test]
 async fn what_depends_on_a_kind_that_was_never_heard_of_is_told_when_it_is() {
     let api = istio().await;
-    for plural in ["httproutes", "referencegrants"] {
+    for plural in ["gateways", "httproutes", "referencegrants"] {
         api.put(kind(plural, "gateway.networking.k8s.io", &["v1"]));
     }
     for (namespace, name) in [("shop", "reviews"), ("far", "stock")] {
         api.put(json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": name, "namespace": namespace },
             "spec": { "ports": [{ "port": 80 }], "selector": { "app": name } } }));
     }
+    // Routes of services ask for no grant.
+    api.put(json!({ "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": { "name": "edge", "namespace": "shop" },
+        "spec": { "gatewayClassName": "undermesh", "listeners": [{ "name": "http", "port": 80, "protocol": "HTTP" }] } }));
     let route = |name: &str, backend: Json| {
         json!({ "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
             "metadata": { "name": name, "namespace": "shop", "generation": 1 },
-            "spec": { "parentRefs": [{ "group": "", "kind": "Service", "name": "reviews" }],
-                "rules": [{ "backendRefs": [backend] }] } })
+            "spec": { "parentRefs": [{ "name": "edge" }], "rules": [{ "backendRefs": [backend] }] } })
     };
     // Things are said in the order of names.
     api.put(route("far", json!({ "name": "stock", "namespace": "far", "port": 80 })));

@@ -12,6 +12,7 @@ pub mod http;
 pub mod lanes;
 pub mod logging;
 pub mod metrics;
+pub mod operator;
 pub mod readiness;
 pub mod signal;
 pub mod task;

@@ -10,17 +10,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Method, Request, StatusCode};
 use mesh_client::subscription::RouteChange;
 use mesh_client::{CertificateManager, ClientMetrics, ControlConfig, Sink};
 use mesh_core::{Change, Identity, Store};
-use mesh_runtime::http::{Limits, Reply, reply, serve_tcp, text};
 use mesh_runtime::lanes::Lanes;
 use mesh_runtime::metrics::{self, Registry};
 use mesh_runtime::signal::Shutdown;
 use mesh_runtime::watchdog::{self, Beat};
-use mesh_runtime::{Drain, DrainToken, Readiness, logging, task};
+use mesh_runtime::{Drain, Readiness, logging, operator, task};
 use mesh_transport::socket::AcceptLoop;
 use mesh_transport::tls::IdentityCertificate;
 use tokio::net::TcpListener;
@@ -102,7 +99,10 @@ async fn serve(config: &Config, lanes: Lanes) -> Result<i32, Refusal> {
     let (synced, certified) = (readiness.task("configuration"), readiness.task("certificate"));
     let listening = readiness.task("tunnels");
     let readiness_port = bind(config.readiness).await?;
-    task::spawn_vital("readiness server", serve_readiness(readiness_port, readiness.clone(), servers.token()));
+    task::spawn_vital(
+        "readiness server",
+        operator::serve_readiness(readiness_port, readiness.clone(), servers.token()),
+    );
 
     let mut registry = Registry::default();
     metrics::register_process(&mut registry);
@@ -122,7 +122,7 @@ async fn serve(config: &Config, lanes: Lanes) -> Result<i32, Refusal> {
     let meters = engine.lanes().iter().map(|lane| lane.meters.clone()).collect();
     registry.register_collector(Box::new(Exposition(meters)));
     let metrics_port = bind(config.metrics).await?;
-    task::spawn_vital("metrics server", serve_metrics(metrics_port, registry, servers.token()));
+    task::spawn_vital("metrics server", operator::serve_metrics(metrics_port, registry, servers.token()));
 
     let start = async {
         certificates.certificate(&identity).await;
@@ -208,45 +208,4 @@ fn subscribe(control: Arc<ControlConfig>, state: Arc<State>, metrics: ClientMetr
 async fn bind(address: SocketAddr) -> Result<TcpListener, Refusal> {
     let refused = |error| Refusal::of(EXIT_UNAVAILABLE, &format!("cannot listen on {address}"), error);
     TcpListener::bind(address).await.map_err(refused)
-}
-
-/// `GET /healthz/ready`: 200 when nothing is pending, else 500 with what is.
-async fn serve_readiness(listener: TcpListener, readiness: Readiness, drain: DrainToken) {
-    let handler = move |request: Request<Bytes>| {
-        let readiness = readiness.clone();
-        async move {
-            get(&request, &["/healthz/ready"], || {
-                let pending = readiness.pending();
-                match pending.is_empty() {
-                    true => text(StatusCode::OK, "ready\n"),
-                    false => {
-                        text(StatusCode::INTERNAL_SERVER_ERROR, format!("not ready, pending: {}\n", pending.join(", ")))
-                    }
-                }
-            })
-        }
-    };
-    serve_tcp(listener, Limits { body: 0, ..Limits::default() }, drain, handler).await;
-}
-
-/// `GET /metrics` and `/stats/prometheus`.
-async fn serve_metrics(listener: TcpListener, registry: Registry, drain: DrainToken) {
-    let registry = Arc::new(registry);
-    let handler = move |request: Request<Bytes>| {
-        let registry = registry.clone();
-        async move {
-            get(&request, &["/metrics", "/stats/prometheus"], || {
-                reply(StatusCode::OK, metrics::CONTENT_TYPE, metrics::encode(&registry).into_bytes())
-            })
-        }
-    };
-    serve_tcp(listener, Limits { connections: 8, per_source: 4, body: 0, ..Limits::default() }, drain, handler).await;
-}
-
-fn get(request: &Request<Bytes>, paths: &[&str], answer: impl FnOnce() -> Reply) -> Reply {
-    match (paths.contains(&request.uri().path()), request.method()) {
-        (false, _) => text(StatusCode::NOT_FOUND, format!("there is {}\n", paths.join(" "))),
-        (true, &Method::GET | &Method::HEAD) => answer(),
-        (true, _) => text(StatusCode::METHOD_NOT_ALLOWED, "GET it\n"),
-    }
 }

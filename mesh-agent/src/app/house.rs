@@ -1,17 +1,12 @@
-//! Housekeeping of the worker: the operator's two TCP servers, and the periodic work that belongs to no connection and no pod.
+//! Housekeeping of the worker: what telemetry reads, and the periodic work that belongs to no connection and no pod.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, UNIX_EPOCH};
 
-use bytes::Bytes;
-use http::{Method, Request, StatusCode};
 use mesh_client::CertificateManager;
-use mesh_runtime::http::{Limits, Reply, reply, serve_tcp, text};
 use mesh_runtime::lanes::Lanes;
-use mesh_runtime::metrics::{self, Registry};
-use mesh_runtime::{DrainToken, Readiness, task};
-use tokio::net::TcpListener;
+use mesh_runtime::{DrainToken, task};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::crl::CrlFile;
@@ -24,46 +19,6 @@ use crate::telemetry::{CertificateExpiry, RevocationHealth, Telemetry, follow_ke
 const HEARTBEAT: Duration = Duration::from_secs(1);
 const VERIFY: Duration = Duration::from_secs(5);
 const COLLECT: Duration = Duration::from_secs(5);
-
-/// `GET /healthz/ready`: 200 when nothing is pending, else 500 with what is.
-pub async fn serve_readiness(listener: TcpListener, readiness: Readiness, drain: DrainToken) {
-    let handler = move |request: Request<Bytes>| {
-        let readiness = readiness.clone();
-        async move { get(&request, &["/healthz/ready"], || ready(&readiness)) }
-    };
-    serve_tcp(listener, Limits { body: 0, ..Limits::default() }, drain, handler).await;
-}
-
-/// `GET /metrics` and `/stats/prometheus`.
-pub async fn serve_metrics(listener: TcpListener, registry: Registry, drain: DrainToken) {
-    let registry = Arc::new(registry);
-    let handler = move |request: Request<Bytes>| {
-        let registry = registry.clone();
-        async move {
-            get(&request, &["/metrics", "/stats/prometheus"], || {
-                reply(StatusCode::OK, metrics::CONTENT_TYPE, metrics::encode(&registry).into_bytes())
-            })
-        }
-    };
-    // A few scrapers at most: each answer is in memory until it is sent.
-    serve_tcp(listener, Limits { connections: 8, per_source: 4, body: 0, ..Limits::default() }, drain, handler).await;
-}
-
-fn get(request: &Request<Bytes>, paths: &[&str], answer: impl FnOnce() -> Reply) -> Reply {
-    match (paths.contains(&request.uri().path()), request.method()) {
-        (false, _) => text(StatusCode::NOT_FOUND, format!("there is {}\n", paths.join(" "))),
-        (true, &Method::GET | &Method::HEAD) => answer(),
-        (true, _) => text(StatusCode::METHOD_NOT_ALLOWED, "GET it\n"),
-    }
-}
-
-fn ready(readiness: &Readiness) -> Reply {
-    let pending = readiness.pending();
-    if pending.is_empty() {
-        return text(StatusCode::OK, "ready\n");
-    }
-    text(StatusCode::INTERNAL_SERVER_ERROR, format!("not ready, pending: {}\n", pending.join(", ")))
-}
 
 /// Lets telemetry read its numbers from their owners.
 pub fn watch_health(

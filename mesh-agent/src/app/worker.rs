@@ -11,7 +11,7 @@ use mesh_runtime::logging::LogControl;
 use mesh_runtime::metrics::Registry;
 use mesh_runtime::signal::Shutdown;
 use mesh_runtime::watchdog::{self, Beat};
-use mesh_runtime::{Drain, Readiness, task};
+use mesh_runtime::{Drain, Readiness, operator, task};
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
@@ -96,7 +96,10 @@ async fn serve(
     let servers = Drain::new();
     let readiness_port = bind(config.readiness, &config).await?;
     let metrics_port = bind(config.metrics, &config).await?;
-    task::spawn_vital("readiness server", house::serve_readiness(readiness_port, readiness.clone(), servers.token()));
+    task::spawn_vital(
+        "readiness server",
+        operator::serve_readiness(readiness_port, readiness.clone(), servers.token()),
+    );
 
     let crl = config.crl.as_deref().map(CrlFile::open).transpose()?;
     let kernel = start_kernel(&config).await?;
@@ -161,7 +164,7 @@ async fn serve(
     };
     let manager = Manager::spawn(Arc::new(node));
     let plugin = Plugin::of(&config, &readiness, &mut registry);
-    task::spawn_vital("metrics server", house::serve_metrics(metrics_port, registry, servers.token()));
+    task::spawn_vital("metrics server", operator::serve_metrics(metrics_port, registry, servers.token()));
     let (orders, mut ordered) = mpsc::channel(1);
     let (kube, kube_asked) = kube::handle();
     let zds = config.zds.as_ref().map(|_| Arc::new(Mutex::new(zds::View::default())));

@@ -13,6 +13,7 @@ use super::policy::{self, Policies};
 use super::service::{self, Services};
 use super::settings::Settings;
 use super::view::{Placements, View};
+use super::waypoint::Waypoints;
 use super::workload;
 use super::{l7, routing};
 use crate::diagnosis::Problem;
@@ -34,6 +35,7 @@ struct Last {
     objects: Objects,
     settings: Option<Settings>,
     contested: BTreeSet<ArcStr>,
+    waypoints: Waypoints,
     parts: BTreeMap<ArcStr, Arc<Part>>,
     routing: Arc<routing::Indexed>,
     l7: Arc<l7::Made>,
@@ -62,6 +64,7 @@ struct Around<'a> {
     settings: &'a Settings,
     services: &'a Services,
     policies: &'a Policies,
+    waypoints: &'a Waypoints,
     owners: &'a Owners<'a>,
 }
 
@@ -71,9 +74,11 @@ impl Join {
         let mut problems = Vec::new();
         let settings = settings.with(&objects, &mut problems);
         let policies = policy::index(&objects, &settings, &mut problems);
-        let (routing, l7) = self.routing(&objects, &settings);
+        let waypoints = Waypoints::index(&objects, &settings, &mut problems);
+        let (routing, l7) = self.routing(&objects, &settings, &waypoints);
         problems.extend(routing.problems.iter().chain(&l7.problems).cloned());
-        let services = service::index(&objects, &settings, &mut problems);
+        let services =
+            service::index(&objects, &settings, |s| waypoints.service(s, &objects, &settings).address, &mut problems);
         let owners = owners(&objects, &mut problems);
         for (address, service) in &services.addresses {
             if let Some(pod) = owners.pods.get(address) {
@@ -86,6 +91,7 @@ impl Join {
             settings: &settings,
             services: &services,
             policies: &policies,
+            waypoints: &waypoints,
             owners: &owners,
         };
         let parts = self.parts(&around);
@@ -100,21 +106,23 @@ impl Join {
         workload::slices(&objects, &settings, &services, is_owner, &mut workloads, &mut problems);
         let view = View {
             workloads: workloads.into_iter().map(|w| (w.uid.clone(), w)).collect(),
-            services: services.by_key,
             policies: policies.all.into_iter().map(|(name, policy)| (name, Arc::new(policy))).collect(),
             routes: routing.routes.clone(),
             resolved: routing.resolved.clone(),
             tables: l7.tables.clone(),
             clusters: l7.clusters.clone(),
+            waypoints: waypoints.ours().map(|(name, waypoint)| (name.clone(), waypoint.account.clone())).collect(),
+            waypoint_pods: waypoints.pods(&objects, &settings),
             placements,
             agents: workload::agents(&objects, &settings),
             nodes: objects.nodes.values().map(|n| (n.name.clone(), n.uid.clone())).collect(),
             namespaces: objects.namespaces.keys().filter(|name| settings.discovers(&objects, name)).cloned().collect(),
+            services: services.by_key,
             settings: settings.clone(),
             problems,
         };
         let contested = owners.contested;
-        self.last = Last { objects, settings: Some(settings), contested, parts, routing, l7 };
+        self.last = Last { objects, settings: Some(settings), contested, waypoints, parts, routing, l7 };
         view
     }
 
@@ -124,14 +132,20 @@ impl Join {
     }
 
     /// Where requests go: it takes all routes together, and few changes of a cluster have to do with them.
-    fn routing(&self, objects: &Objects, settings: &Settings) -> (Arc<routing::Indexed>, Arc<l7::Made>) {
+    /// Nor has whom a waypoint serves to do with pods.
+    fn routing(
+        &self,
+        objects: &Objects,
+        settings: &Settings,
+        waypoints: &Waypoints,
+    ) -> (Arc<routing::Indexed>, Arc<l7::Made>) {
         let is_same =
             self.last.settings.as_ref() == Some(settings) && routing::reads_the_same(&self.last.objects, objects);
         if is_same {
             return (self.last.routing.clone(), self.last.l7.clone());
         }
         let indexed = routing::index(objects, settings);
-        let mut made = l7::index(objects, settings, &indexed, &l7::served(objects, &indexed));
+        let mut made = l7::index(objects, settings, &indexed, &waypoints.served(objects, settings));
         made.keep(&self.last.l7);
         (Arc::new(indexed), Arc::new(made))
     }
@@ -174,9 +188,13 @@ impl Around<'_> {
                 let message = format!("node {} is not known: its agent gets no token", pod.node);
                 part.problems.push((pod_key(pod), Problem::warning("spec.nodeName", message)));
             }
-            if is_of_mesh && !pod.node.is_empty() && !pod.host_network {
+            let serves = self.waypoints.served_by(pod).is_some();
+            if is_of_mesh && !pod.node.is_empty() && !pod.host_network && !serves {
                 placements.insert((pod.node.clone(), pod.service_account.clone()));
             }
+            let told = self.waypoints.pod(pod, self.objects, self.settings).problem;
+            let told = told.into_iter().chain(self.waypoints.pod_problem(pod).filter(|_| is_of_mesh));
+            part.problems.extend(told.map(|problem| (pod_key(pod), problem)));
             // What becomes of those depends on others.
             let known = known.get(&Arc::as_ptr(pod)).filter(|_| pod.state != State::Unheard);
             let workload = match known {
@@ -199,8 +217,8 @@ impl Around<'_> {
         if addresses.is_empty() {
             return None;
         }
-        let Around { objects, settings, services, policies, .. } = self;
-        let mut workload = workload::workload(pod, addresses, objects, settings, services, policies);
+        let Around { objects, settings, services, policies, waypoints, .. } = self;
+        let mut workload = workload::workload(pod, addresses, objects, settings, services, policies, waypoints);
         interner.workload(&mut workload);
         Some(Arc::new(workload))
     }
@@ -269,6 +287,7 @@ fn stale(last: &Last, around: &Around<'_>) -> Option<BTreeSet<ArcStr>> {
         let there = new.pods.values().filter(|pod| nodes.contains(&pod.node));
         stale.extend(there.map(|pod| pod.namespace.clone()));
     }
+    stale.extend(last.waypoints.moved(around.waypoints, new)?);
     stale.extend(last.contested.union(&around.owners.contested).cloned());
     Some(stale)
 }

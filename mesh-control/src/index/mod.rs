@@ -8,11 +8,12 @@ pub mod routing;
 pub mod service;
 pub mod settings;
 pub mod view;
+pub mod waypoint;
 pub mod workload;
 
 pub use join::Join;
 pub use settings::Settings;
-pub use view::{AgentPod, View};
+pub use view::{AgentPod, View, WaypointPod};
 
 use crate::resource::Objects;
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use mesh_core::service::{HealthPolicy, LoadBalancing, Mode, Scope, ServiceAddress, ServicePort};
 use mesh_core::workload::PortMapping;
-use mesh_core::{ArcStr, NamespacedName, Service};
+use mesh_core::{ArcStr, GatewayAddress, NamespacedName, Service};
 
 use super::Settings;
 use crate::diagnosis::Problem;
@@ -30,8 +30,13 @@ pub fn key(namespace: &str, name: &str, settings: &Settings) -> NamespacedName {
     NamespacedName::new(namespace, format!("{name}.{namespace}.svc.{}", settings.cluster_domain))
 }
 
-/// Translates all services.
-pub fn index(objects: &Objects, settings: &Settings, problems: &mut Vec<(Key, Problem)>) -> Services {
+/// Translates all services. `waypoint` says which one each has.
+pub fn index(
+    objects: &Objects,
+    settings: &Settings,
+    waypoint: impl Fn(&resource::Service) -> Option<GatewayAddress>,
+    problems: &mut Vec<(Key, Problem)>,
+) -> Services {
     let mut services = Services { addresses: owners(objects), ..Services::default() };
     for object in objects.services.values().filter(|s| !s.is_alias) {
         let key = key(&object.namespace, &object.name, settings);
@@ -45,6 +50,7 @@ pub fn index(objects: &Objects, settings: &Settings, problems: &mut Vec<(Key, Pr
         service.load_balancing = load_balancing(object, distribution);
         service.ip_families = object.families;
         service.canonical = true;
+        service.waypoint = waypoint(object);
         services.by_key.insert(key.clone(), Arc::new(service));
         if object.selector.is_some() {
             services.selecting.entry(object.namespace.clone()).or_default().push((key, object.clone()));

@@ -48,6 +48,19 @@ pub struct AgentPod {
     pub node: ArcStr,
 }
 
+/// A pod that serves a waypoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaypointPod {
+    /// The waypoint's Gateway.
+    pub gateway: NamespacedName,
+    /// The pod's uid, if it has one.
+    pub uid: Option<ArcStr>,
+    /// Its service account.
+    pub account: ArcStr,
+    /// The node that it is bound to; empty before it is.
+    pub node: ArcStr,
+}
+
 /// Everything that agents get, and what is wrong with it.
 #[derive(Clone, Debug, Default)]
 pub struct View {
@@ -69,7 +82,11 @@ pub struct View {
     pub tables: BTreeMap<NamespacedName, Arc<Table>>,
     /// How they reach the places that those name, by their gateways.
     pub clusters: BTreeMap<NamespacedName, Arc<Clusters>>,
-    /// Which node runs which identity.
+    /// The service account of each waypoint, by its gateway.
+    pub waypoints: BTreeMap<NamespacedName, ArcStr>,
+    /// Pods that serve waypoints and have not ended, by namespace and name.
+    pub waypoint_pods: BTreeMap<NamespacedName, WaypointPod>,
+    /// Which node runs which identity. Those of waypoints are not among them: they have their own tokens.
     pub placements: Placements,
     /// Nodes, with their uid if they have one.
     pub nodes: BTreeMap<ArcStr, Option<String>>,

@@ -11,6 +11,7 @@ use super::Settings;
 use super::policy::Policies;
 use super::service::{self, Services};
 use super::view::AgentPod;
+use super::waypoint::Waypoints;
 use crate::diagnosis::Problem;
 use crate::resource::pod::State;
 use crate::resource::{Key, Kind, Objects, Pod};
@@ -23,6 +24,7 @@ pub fn workload(
     settings: &Settings,
     services: &Services,
     policies: &Policies,
+    waypoints: &Waypoints,
 ) -> Workload {
     let uid = format!("{}//Pod/{}/{}", settings.cluster_id, pod.namespace, pod.name);
     let mut workload = Workload::new(uid, pod.namespace.clone(), pod.name.clone());
@@ -34,6 +36,12 @@ pub fn workload(
     // Of a namespace that is not of the mesh the addresses are known, so that they are reached as everything outside of it is.
     let is_member = pod.enrolled && settings.discovers(objects, &pod.namespace);
     workload.protocol = if is_member { TunnelProtocol::Hbone } else { TunnelProtocol::None };
+    // No agent enrols it: it ends tunnels itself.
+    if waypoints.served_by(pod).is_some() && settings.discovers(objects, &pod.namespace) {
+        workload.protocol = TunnelProtocol::Hbone;
+        workload.native_tunnel = true;
+    }
+    workload.waypoint = waypoints.pod(pod, objects, settings).address;
     workload.trust_domain = settings.trust_domain.clone();
     workload.service_account = pod.service_account.clone();
     workload.node = pod.node.clone();

@@ -16,6 +16,7 @@ pub mod pod;
 pub mod routing;
 pub mod service;
 pub mod strict;
+pub mod waypoint;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

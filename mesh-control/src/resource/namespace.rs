@@ -3,7 +3,8 @@
 use k8s_openapi::api::core::v1 as k8s;
 use mesh_core::ArcStr;
 
-use super::service::{Distribution, note_waypoint};
+use super::service::Distribution;
+use super::waypoint::Asked;
 use super::{Key, Labels, meta};
 use crate::diagnosis::Problem;
 
@@ -19,6 +20,8 @@ pub struct Namespace {
     pub labels: Labels,
     /// What its services prefer unless they say otherwise.
     pub distribution: Option<Distribution>,
+    /// The waypoint of what says nothing of one itself.
+    pub waypoint: Asked,
 }
 
 /// A service account.
@@ -34,11 +37,11 @@ pub struct ServiceAccount {
 pub fn read(key: &Key, object: k8s::Namespace) -> (Namespace, Vec<Problem>) {
     let mut problems = Vec::new();
     let distribution = Distribution::of_annotation(&object.metadata, &mut problems);
-    note_waypoint(&object.metadata, &mut problems);
     let mut labels = meta::labels(&object.metadata);
     // An API server sets it. A file need not.
     labels.insert(NAME_LABEL.to_owned(), key.name.to_string());
-    (Namespace { name: key.name.clone(), labels, distribution }, problems)
+    let waypoint = Asked::of(Some(&labels), &key.name);
+    (Namespace { name: key.name.clone(), labels, distribution, waypoint }, problems)
 }
 
 /// Reduces a service account.

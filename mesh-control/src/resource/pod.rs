@@ -63,7 +63,6 @@ pub fn read(key: &Key, object: k8s::Pod) -> (Pod, Vec<Problem>) {
     let spec = object.spec.unwrap_or_default();
     let status = object.status.unwrap_or_default();
     let addresses = addresses(&status, &mut problems);
-    super::service::note_waypoint(&object.metadata, &mut problems);
     let terminating = object.metadata.deletion_timestamp.is_some();
     let gates: Vec<String> = spec.readiness_gates.iter().flatten().map(|gate| gate.condition_type.clone()).collect();
     let host_network = spec.host_network.unwrap_or(false);

@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use mesh_core::ArcStr;
 use mesh_core::service::{AppProtocol, IpFamilies};
 
+use super::waypoint::Asked;
 use super::{Key, Labels, meta, pod};
 use crate::diagnosis::Problem;
 
@@ -68,6 +69,8 @@ pub struct Service {
     pub publish_not_ready: bool,
     /// Address families.
     pub families: IpFamilies,
+    /// Its waypoint, as far as it says that itself.
+    pub waypoint: Asked,
     /// When it was made, seconds; of two with the same address, the older one gets it.
     pub created: Option<i64>,
 }
@@ -99,21 +102,11 @@ fn unknown_distribution(field: &str, text: &str) -> Problem {
         .help("write PreferSameZone, PreferClose or PreferSameNode")
 }
 
-/// Says that a waypoint is asked for, which nothing here provides yet.
-pub fn note_waypoint(meta: &ObjectMeta, problems: &mut Vec<Problem>) {
-    const KEY: &str = "istio.io/use-waypoint";
-    if let Some(name) = meta.labels.as_ref().and_then(|l| l.get(KEY)).filter(|n| *n != "none" && !n.is_empty()) {
-        let field = format!("metadata.labels[\"{KEY}\"]");
-        problems.push(Problem::warning(field, format!("waypoints are not supported, {name:?} has no effect")));
-    }
-}
-
 /// Reduces a service.
 pub fn read(key: &Key, object: k8s::Service) -> (Service, Vec<Problem>) {
     let mut problems = Vec::new();
     let spec = object.spec.unwrap_or_default();
     let is_alias = spec.type_.as_deref() == Some("ExternalName");
-    note_waypoint(&object.metadata, &mut problems);
     if spec.session_affinity.as_deref() == Some("ClientIP") {
         problems
             .push(Problem::warning("spec.sessionAffinity", "session affinity has no effect for clients in the mesh"));
@@ -152,6 +145,7 @@ pub fn read(key: &Key, object: k8s::Service) -> (Service, Vec<Problem>) {
         local_only,
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
         families,
+        waypoint: Asked::of(object.metadata.labels.as_ref(), &key.namespace),
         created: meta::created(&object.metadata),
     };
     (service, problems)

@@ -29,6 +29,7 @@ use mesh_core::NamespacedName;
 use mesh_core::l7::order::Candidate;
 use mesh_core::l7::{Clusters, Table};
 
+use super::waypoint::Served;
 use super::Settings;
 use super::routing::destination_rules::Rules;
 use super::routing::hosts::Hosts;
@@ -38,9 +39,6 @@ use crate::resource::routing::Routes;
 use crate::resource::{Key, Kind, Objects};
 
 type Problems = Vec<(Key, Problem)>;
-
-/// Services by the gateway of the waypoint that serves them.
-pub type Served = BTreeMap<NamespacedName, BTreeSet<NamespacedName>>;
 
 /// The objects that rules are made of.
 #[derive(Debug)]
@@ -88,11 +86,6 @@ impl Made {
         keep(&mut self.tables, &before.tables);
         keep(&mut self.clusters, &before.clusters);
     }
-}
-
-/// Which waypoint serves which services. Nobody is bound to any yet.
-pub fn served(_objects: &Objects, _indexed: &Indexed) -> Served {
-    Served::new()
 }
 
 /// Makes the tables of the waypoints that serve `served`.

@@ -1,7 +1,8 @@
 //! What says where requests go, of the namespaces that are of the mesh, and what its objects mean together: which services and subsets the names in
 //! them are ([`hosts`]), where references of the Gateway API lead ([`backends`]) and what its routes belong to ([`parents`]), and which of several objects
 //! about one host counts ([`order`], [`virtual_services`]). Pure; whoever makes tables of routes makes them from [`Resolved`], so what an object is told
-//! and what is done with it cannot differ. Nothing acts on them yet: whoever wrote an object that is for a mesh as ours is told so.
+//! and what is done with it cannot differ. Of all these nothing but waypoints' Gateways is acted on yet: whoever wrote an object that is for a mesh as ours is
+//! told so.
 
 #[cfg(test)]
 mod absent_tests;
@@ -108,7 +109,8 @@ pub fn index(objects: &Objects, settings: &Settings) -> Indexed {
     let mut routes = objects.routes.clone();
     routes.retain(|name| name.namespace.is_empty() || settings.heeds(objects, &name.namespace));
     for (key, object) in routes.iter() {
-        if let Some(why) = routing::inaction(key.kind).filter(|_| routing::is_ours(&object, settings.istio_runs)) {
+        let is_idle = |_: &&str| routing::is_ours(&object, settings.istio_runs) && !serves_tunnels(&object, &routes);
+        if let Some(why) = routing::inaction(key.kind).filter(is_idle) {
             findings.add(&key, Problem::warning("", why));
         }
     }
@@ -139,6 +141,18 @@ pub fn index(objects: &Objects, settings: &Settings) -> Indexed {
     }
     resolved.unknown = findings.unknown;
     Indexed { routes: Arc::new(routes), resolved: Arc::new(resolved), problems: findings.problems }
+}
+
+/// Whether it is a waypoint's Gateway, or a class that has one: these are in force.
+fn serves_tunnels(object: &Routing, routes: &Routes) -> bool {
+    match object {
+        Routing::Gateway(gateway) => gateway.spec.tunnels().next().is_some(),
+        Routing::GatewayClass(class) => {
+            let mut own = routes.gateways.values().filter(|g| g.spec.gateway_class_name == *class.name);
+            own.any(|gateway| gateway.spec.tunnels().next().is_some())
+        }
+        _ => false,
+    }
 }
 
 /// The parents that are ours, of a route that cannot be read. Whether they take it does not matter: what is wrong with it is that.

@@ -6,7 +6,7 @@ use super::hosts::{Host, Hosts};
 use crate::resource::routing::gateway::{Gateway, Listener, Mode, Origin};
 use crate::resource::routing::reference::{CONTROLLER, ParentReference, is_our_class};
 use crate::resource::routing::{Routed, Routes, Routing};
-use crate::resource::{Key, Kind};
+use crate::resource::{Key, Kind, Labels};
 
 /// What a route was attached to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -219,16 +219,21 @@ fn allows(listener: &Listener, own: &str, key: &Key, hosts: &Hosts<'_>) -> bool 
         || kinds.iter().any(|one| {
             one.kind == kind && one.group.as_deref().is_none_or(|group| group == "gateway.networking.k8s.io")
         });
-    let namespaces = allowed.and_then(|allowed| allowed.namespaces.as_ref());
-    let is_from = match namespaces.and_then(|namespaces| namespaces.from).unwrap_or(Origin::Same) {
+    spoken.contains(&kind) && is_listed && takes_from(listener, own, &key.namespace, || hosts.labels(&key.namespace))
+}
+
+/// Whether a listener takes what is of a namespace, which has these labels; `own` is the gateway's.
+pub fn takes_from(listener: &Listener, own: &str, namespace: &str, labels: impl FnOnce() -> Labels) -> bool {
+    let namespaces = listener.allowed_routes.as_ref().and_then(|allowed| allowed.namespaces.as_ref());
+    match namespaces.and_then(|namespaces| namespaces.from).unwrap_or(Origin::Same) {
         Origin::All => true,
-        Origin::Same => own == &*key.namespace,
+        Origin::Same => own == namespace,
         Origin::None => false,
-        Origin::Selector => namespaces
-            .and_then(|namespaces| namespaces.selector.as_ref())
-            .is_some_and(|selector| selector.selects(&hosts.labels(&key.namespace))),
-    };
-    spoken.contains(&kind) && is_listed && is_from
+        Origin::Selector => {
+            let selector = namespaces.and_then(|namespaces| namespaces.selector.as_ref());
+            selector.is_some_and(|selector| selector.selects(&labels()))
+        }
+    }
 }
 
 /// Whether any host fits both names; each may begin with `*.`, which is one or more labels.

@@ -4,6 +4,7 @@ mod joins;
 mod policies;
 mod services;
 mod settings;
+mod waypoints;
 mod workloads;
 
 use std::collections::BTreeMap;

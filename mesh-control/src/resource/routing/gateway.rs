@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use mesh_core::ports;
 use serde::Deserialize;
 
 use super::reference::{LocalReference, ObjectReference, hostname, name, namespace};
@@ -283,6 +284,13 @@ impl Spec for Gateway {
                 check.error(format!("spec.addresses[{index}].value"), format!("{value:?} is not an address"), "");
             }
         }
+    }
+}
+
+impl Gateway {
+    /// Where it takes tunnels of the mesh: what has any is a waypoint.
+    pub fn tunnels(&self) -> impl Iterator<Item = &Listener> {
+        self.listeners.iter().filter(|listener| listener.protocol == "HBONE" && listener.port == ports::HBONE)
     }
 }
 

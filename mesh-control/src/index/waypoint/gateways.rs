@@ -1,0 +1,114 @@
+//! What a Gateway is to those who name it as their waypoint. Pure.
+
+use mesh_core::workload::GatewayDestination;
+use mesh_core::{ArcStr, NamespacedName};
+
+use super::Traffic;
+use crate::diagnosis::Problem;
+use crate::index::Settings;
+use crate::index::routing::parents;
+use crate::resource::mesh_config::IstioNames;
+use crate::resource::namespace::NAME_LABEL;
+use crate::resource::routing::Routed;
+use crate::resource::routing::gateway::{Gateway, Listener};
+use crate::resource::routing::reference::{CONTROLLER, is_our_class};
+use crate::resource::waypoint::{SERVICE_ACCOUNT, WAYPOINT_FOR};
+use crate::resource::{Key, Kind, Labels, Objects};
+
+/// What a Gateway is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// A waypoint that we serve.
+    Ours(Waypoint),
+    /// Another controller's.
+    Foreign,
+    /// Of a class that nobody makes.
+    Nobody(String),
+    /// Ours, and no waypoint: it listens for no tunnels.
+    Deaf,
+    /// Classes have never been heard of.
+    Unknown,
+}
+
+/// A waypoint that we serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waypoint {
+    /// The service account of its pods: what it is called unless the Gateway says otherwise, as with Istio.
+    pub account: ArcStr,
+    /// Where it is; `None` if there is neither a service nor a pod of it.
+    pub destination: Option<GatewayDestination>,
+    /// It takes connections to services.
+    services: bool,
+    /// It takes connections to workloads.
+    workloads: bool,
+    /// Those that say of which namespaces.
+    listeners: Vec<Listener>,
+}
+
+impl Waypoint {
+    /// Whether it is for this.
+    pub fn is_for(&self, traffic: Traffic) -> bool {
+        match traffic {
+            Traffic::Service => self.services,
+            Traffic::Workload => self.workloads,
+        }
+    }
+
+    /// Whether a listener of this Gateway, which is called `own`, takes what is of `namespace`.
+    pub fn takes(&self, own: &NamespacedName, namespace: &str, objects: &Objects) -> bool {
+        let labels = || match objects.namespaces.get(namespace) {
+            Some(known) => known.labels.clone(),
+            None => [(NAME_LABEL.to_owned(), namespace.to_owned())].into(),
+        };
+        self.listeners.iter().any(|listener| parents::takes_from(listener, &own.namespace, namespace, labels))
+    }
+}
+
+impl Standing {
+    /// What this one is; where it is is not known yet.
+    pub fn of(
+        gateway: &Routed<Gateway>,
+        objects: &Objects,
+        settings: &Settings,
+        problems: &mut Vec<(Key, Problem)>,
+    ) -> Self {
+        let name = gateway.spec.gateway_class_name.as_str();
+        // Istio's names are Istio's where it runs, unless the settings give them to one of us.
+        let with_istio = match settings.istio_names {
+            IstioNames::Auto => settings.istio_runs,
+            IstioNames::Own => false,
+            IstioNames::Off => true,
+        };
+        let class = objects.routes.gateway_classes.get(&NamespacedName::new("", name));
+        match class {
+            Some(class) if class.spec.controller_name != CONTROLLER => return Standing::Foreign,
+            None if is_our_class(name, with_istio) => {}
+            None if is_our_class(name, false) => return Standing::Foreign,
+            None if objects.unheard.contains(&Kind::GatewayClass) => return Standing::Unknown,
+            None => return Standing::Nobody(name.to_owned()),
+            Some(_) => {}
+        }
+        let listeners: Vec<Listener> = gateway.spec.tunnels().cloned().collect();
+        if listeners.is_empty() {
+            return Standing::Deaf;
+        }
+        let mark = |marks: &Labels, key: &str| marks.get(key).cloned().filter(|value| !value.is_empty());
+        let purpose = mark(&gateway.marks, WAYPOINT_FOR).or_else(|| mark(&class?.marks, WAYPOINT_FOR));
+        let (services, workloads) = match purpose.as_deref() {
+            None | Some("service") => (true, false),
+            Some("workload") => (false, true),
+            Some("all") => (true, true),
+            Some("none") => (false, false),
+            Some(other) => {
+                let key = Key { kind: Kind::Gateway, namespace: gateway.namespace.clone(), name: gateway.name.clone() };
+                let field = format!("metadata.labels[\"{WAYPOINT_FOR}\"]");
+                let message = format!("{other:?} says nothing, the waypoint is for everything");
+                let help = "write `service`, `workload`, `all` or `none`";
+                problems.push((key, Problem::error(field, message).help(help)));
+                (true, true)
+            }
+        };
+        let account = mark(&gateway.marks, SERVICE_ACCOUNT).map_or_else(|| gateway.name.clone(), ArcStr::from);
+        Standing::Ours(Waypoint { account, destination: None, services, workloads, listeners })
+    }
+}

@@ -1,0 +1,335 @@
+//! Waypoints: which Gateways are any, which pods serve them, and what is bound to them. Pure; the joining asks for each service and each pod
+//! ([`Waypoints::bind`]), and whoever says who may have what knows waypoints by what is found here.
+//!
+//! What names a waypoint that there is not, or that does not take it, is *closed*: it is bound to a waypoint that nobody can find, and so clients refuse to
+//! connect. Istio leaves it unbound, and requests go around the policies that the label was written for as soon as a Gateway is deleted, renamed or not made
+//! yet. A waypoint that is down is never gone around (`mesh_core::resolve`), and one that is missing is down for good. Only who wrote the label is closed by it.
+//! Unbound is what the waypoint is not for, which its owner decided and does not come and go, and what another controller's Gateway would
+//! serve: that is not of this mesh, and neither are its policies.
+
+mod gateways;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_core::workload::GatewayDestination;
+use mesh_core::{ArcStr, GatewayAddress, NamespacedName, ports};
+
+use super::Settings;
+use super::service::key;
+use super::view::WaypointPod;
+use crate::diagnosis::Problem;
+use crate::resource::pod::State;
+use crate::resource::waypoint::{Asked, GATEWAY_NAME, field};
+use crate::resource::{Key, Kind, Objects, Pod, Service, meta};
+pub use gateways::{Standing, Waypoint};
+
+/// End of the name of a waypoint that there is not: nobody can have a service of that name.
+const NOWHERE: &str = "waypoint.invalid";
+
+/// Services by the gateway of the waypoint that they are bound to; a waypoint without any has an entry, too.
+pub type Served = BTreeMap<NamespacedName, BTreeSet<NamespacedName>>;
+
+/// What clients ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Traffic {
+    /// The address of a service.
+    Service,
+    /// The address of a workload.
+    Workload,
+}
+
+/// All Gateways, as far as they have to do with waypoints.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Waypoints {
+    gateways: BTreeMap<NamespacedName, Standing>,
+    /// Gateways have never been heard of.
+    unheard: bool,
+}
+
+/// What comes of what an object says, or its namespace for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bound {
+    /// What is told to clients.
+    pub address: Option<GatewayAddress>,
+    /// Whose table has its requests.
+    pub gateway: Option<NamespacedName>,
+    /// What the object is to be told, if it is its own label.
+    pub problem: Option<Problem>,
+}
+
+impl Waypoints {
+    /// Those that there are.
+    pub fn index(objects: &Objects, settings: &Settings, problems: &mut Vec<(Key, Problem)>) -> Self {
+        let mut gateways = BTreeMap::new();
+        for (name, gateway) in &objects.routes.gateways {
+            if settings.heeds(objects, &name.namespace) {
+                gateways.insert(name.clone(), Standing::of(gateway, objects, settings, problems));
+            }
+        }
+        let mut waypoints = Self { gateways, unheard: objects.unheard.contains(&Kind::Gateway) };
+        let named: Vec<_> = waypoints.ours().map(|(name, _)| name.clone()).collect();
+        for name in named {
+            let destination = waypoints.destination(&name, objects, settings);
+            if let Some(Standing::Ours(waypoint)) = waypoints.gateways.get_mut(&name) {
+                waypoint.destination = destination;
+            }
+        }
+        for namespace in objects.namespaces.values() {
+            let Asked::Of(name) = &namespace.waypoint else { continue };
+            if let Some(problem) = waypoints.flaw(name, &namespace.name, objects, settings) {
+                let key = Key { kind: Kind::Namespace, namespace: ArcStr::new(), name: namespace.name.clone() };
+                problems.push((key, problem));
+            }
+        }
+        for service in objects.services.values().filter(|service| matches!(service.waypoint, Asked::Of(_))) {
+            if let Some(problem) = waypoints.service(service, objects, settings).problem {
+                let (namespace, name) = (service.namespace.clone(), service.name.clone());
+                problems.push((Key { kind: Kind::Service, namespace, name }, problem));
+            }
+        }
+        waypoints
+    }
+
+    /// Waypoints of ours.
+    pub fn ours(&self) -> impl Iterator<Item = (&NamespacedName, &Waypoint)> {
+        self.gateways.iter().filter_map(|(name, standing)| match standing {
+            Standing::Ours(waypoint) => Some((name, waypoint)),
+            _ => None,
+        })
+    }
+
+    fn waypoint(&self, name: &NamespacedName) -> Option<&Waypoint> {
+        match self.gateways.get(name) {
+            Some(Standing::Ours(waypoint)) => Some(waypoint),
+            _ => None,
+        }
+    }
+
+    /// By the service that has its name, or else by the address of a pod of it.
+    fn destination(&self, name: &NamespacedName, objects: &Objects, settings: &Settings) -> Option<GatewayDestination> {
+        let has_port = |service: &Service| service.ports.iter().any(|port| port.port == ports::HBONE);
+        match objects.services.get(name) {
+            Some(service) if !service.is_alias && has_port(service) => {
+                Some(GatewayDestination::Service(key(&name.namespace, &name.name, settings)))
+            }
+            _ => {
+                let serves = |pod: &&Pod| self.served_by(pod).is_some_and(|(own, _)| own == *name);
+                let pods = pods_of(objects, &name.namespace).filter(serves);
+                // One that is ready, if there is any, and of these always the same.
+                let (ready, others): (Vec<_>, Vec<_>) = pods.partition(|pod| pod.state == State::Ready);
+                let address = *ready.into_iter().chain(others).flat_map(|pod| &pod.addresses).next()?;
+                let network = ArcStr::new();
+                Some(GatewayDestination::Address(mesh_core::workload::NetworkAddress { network, address }))
+            }
+        }
+    }
+
+    /// The waypoint that a pod serves: it says so, and has the service account that the Gateway's pods have. Who has that shows the waypoint's
+    /// identity anyway; a label alone proves nothing.
+    pub fn served_by(&self, pod: &Pod) -> Option<(NamespacedName, &Waypoint)> {
+        if pod.host_network || pod.state == State::Ended {
+            return None;
+        }
+        let name = NamespacedName::new(pod.namespace.clone(), pod.labels.get(GATEWAY_NAME)?.as_str());
+        let waypoint = self.waypoint(&name).filter(|waypoint| waypoint.account == pod.service_account)?;
+        Some((name, waypoint))
+    }
+
+    /// What a pod is to be told that says it serves a waypoint.
+    pub fn pod_problem(&self, pod: &Pod) -> Option<Problem> {
+        let label = pod.labels.get(GATEWAY_NAME)?;
+        let name = NamespacedName::new(pod.namespace.clone(), label.as_str());
+        let waypoint = self.waypoint(&name)?;
+        let (own, wanted) = (&pod.service_account, &waypoint.account);
+        if own != wanted {
+            let message = format!("a pod of Gateway {name} has the service account {wanted}, this one has {own}");
+            let help = "until then it serves nobody as a waypoint";
+            return Some(Problem::error("spec.serviceAccountName", message).help(help));
+        }
+        pod.enrolled.then(|| {
+            let message = "a waypoint ends tunnels itself, and the node's agent has captured this pod";
+            let problem = Problem::error("metadata.labels[\"istio.io/dataplane-mode\"]", message);
+            problem.help("write `none`; until then nobody reaches it")
+        })
+    }
+
+    /// The pods that serve waypoints of ours, in namespaces of the mesh.
+    pub fn pods(&self, objects: &Objects, settings: &Settings) -> BTreeMap<NamespacedName, WaypointPod> {
+        let namespaces: BTreeSet<&ArcStr> = self.ours().map(|(name, _)| &name.namespace).collect();
+        let mut pods = BTreeMap::new();
+        for namespace in namespaces.into_iter().filter(|name| settings.discovers(objects, name)) {
+            for pod in pods_of(objects, namespace) {
+                let Some((gateway, _)) = self.served_by(pod) else { continue };
+                let served = WaypointPod {
+                    gateway,
+                    uid: pod.uid.clone(),
+                    account: pod.service_account.clone(),
+                    node: pod.node.clone(),
+                };
+                pods.insert(NamespacedName::new(pod.namespace.clone(), pod.name.clone()), served);
+            }
+        }
+        pods
+    }
+
+    /// Which services each waypoint of ours serves. It depends on no pod.
+    pub fn served(&self, objects: &Objects, settings: &Settings) -> Served {
+        let mut served: Served = self.ours().map(|(name, _)| (name.clone(), BTreeSet::new())).collect();
+        for service in objects.services.values().filter(|service| !service.is_alias) {
+            if let Some(gateway) = self.service(service, objects, settings).gateway {
+                served.entry(gateway).or_default().insert(key(&service.namespace, &service.name, settings));
+            }
+        }
+        served
+    }
+
+    /// What a service is bound to: that of a waypoint itself is never.
+    pub fn service(&self, service: &Service, objects: &Objects, settings: &Settings) -> Bound {
+        let name = NamespacedName::new(service.namespace.clone(), service.name.clone());
+        if self.waypoint(&name).is_some() {
+            return Bound::default();
+        }
+        self.bind(Traffic::Service, &service.waypoint, &service.namespace, objects, settings)
+    }
+
+    /// What a pod is bound to, addressed as a workload. A pod of a waypoint is never: what it is asked for would come back to it.
+    pub fn pod(&self, pod: &Pod, objects: &Objects, settings: &Settings) -> Bound {
+        if self.served_by(pod).is_some() {
+            return Bound::default();
+        }
+        let own = Asked::of(Some(&pod.labels), &pod.namespace);
+        self.bind(Traffic::Workload, &own, &pod.namespace, objects, settings)
+    }
+
+    /// What comes of what an object in `namespace` says, which goes before what the namespace says.
+    ///
+    /// Whether the destination's agent refuses what does not come from the waypoint (`undermesh.io/waypoint-bypass`) belongs beside the address, once it is
+    /// settable: it is of the same objects.
+    fn bind(&self, traffic: Traffic, own: &Asked, namespace: &ArcStr, objects: &Objects, settings: &Settings) -> Bound {
+        let (name, is_own) = match (own, objects.namespaces.get(namespace).map(|n| &n.waypoint)) {
+            (Asked::Of(name), _) => (name, true),
+            (Asked::Unsaid, Some(Asked::Of(name))) => (name, false),
+            _ => return Bound::default(),
+        };
+        if !settings.discovers(objects, namespace) {
+            return Bound::default();
+        }
+        // A namespace is told by itself, once.
+        let told = |problem: Option<Problem>| problem.filter(|_| is_own);
+        let flaw = self.flaw(name, namespace, objects, settings);
+        match (self.gateways.get(name), flaw) {
+            (Some(Standing::Foreign), flaw) => Bound { problem: told(flaw), ..Bound::default() },
+            (Some(Standing::Ours(waypoint)), _) if !waypoint.is_for(traffic) => {
+                let message = format!("Gateway {name} is not for {traffic}s: it has no effect");
+                let problem = Problem::warning(field(), message);
+                let help = "label the Gateway `istio.io/waypoint-for: all`, or another object";
+                Bound { problem: told(Some(problem.help(help))), ..Bound::default() }
+            }
+            // Its table is made whether it can be reached or not: then that depends on no pod.
+            (Some(Standing::Ours(waypoint)), flaw) if waypoint.takes(name, namespace, objects) => {
+                let address = waypoint.destination.clone().map_or_else(|| nowhere(name, namespace), at);
+                Bound { address: Some(address), gateway: Some(name.clone()), problem: told(flaw) }
+            }
+            // It may be a waypoint: its service is asked for, and if it is none, nobody is found.
+            (None | Some(Standing::Unknown), None) => {
+                let service = is_name(name).then(|| key(&name.namespace, &name.name, settings));
+                let address =
+                    service.map_or_else(|| nowhere(name, namespace), |key| at(GatewayDestination::Service(key)));
+                Bound { address: Some(address), ..Bound::default() }
+            }
+            (_, flaw) => Bound { address: Some(nowhere(name, namespace)), gateway: None, problem: told(flaw) },
+        }
+    }
+
+    /// Why what names a waypoint in `namespace` is not bound to it, whatever it is.
+    fn flaw(
+        &self,
+        name: &NamespacedName,
+        namespace: &ArcStr,
+        objects: &Objects,
+        settings: &Settings,
+    ) -> Option<Problem> {
+        const CLOSED: &str = "until then its clients are refused: nothing goes around a waypoint";
+        if !settings.discovers(objects, namespace) {
+            return None;
+        }
+        let closed =
+            |message: String, help: &str| Some(Problem::error(field(), message).help(format!("{help}; {CLOSED}")));
+        match self.gateways.get(name) {
+            None if self.unheard => None,
+            Some(Standing::Unknown) => None,
+            None => closed(format!("there is no Gateway {name}"), "make it, or write `none`"),
+            Some(Standing::Nobody(class)) => closed(
+                format!("Gateway {name} is of the class {class:?}, which nobody makes"),
+                "write `undermesh-waypoint` there",
+            ),
+            Some(Standing::Deaf) => closed(
+                format!("Gateway {name} is no waypoint"),
+                "add a listener with `name: mesh`, `port: 15008` and `protocol: HBONE` to it",
+            ),
+            Some(Standing::Foreign) => {
+                let message = format!("Gateway {name} is another controller's: agents do not go through it");
+                Some(Problem::warning(field(), message).help("name one of the class `undermesh-waypoint`"))
+            }
+            Some(Standing::Ours(waypoint)) if !waypoint.takes(name, namespace, objects) => closed(
+                format!("Gateway {name} takes nothing of {namespace}"),
+                "let `allowedRoutes.namespaces` of its listener on port 15008 select the namespace",
+            ),
+            Some(Standing::Ours(waypoint)) if waypoint.destination.is_none() => {
+                closed(format!("Gateway {name} has neither a Service with port 15008 nor a pod"), "start it")
+            }
+            Some(Standing::Ours(_)) => None,
+        }
+    }
+
+    /// Namespaces of which pods may be bound, or serve, otherwise than with `self`; `None`: all of them.
+    pub fn moved(&self, new: &Self, objects: &Objects) -> Option<BTreeSet<ArcStr>> {
+        if self.unheard != new.unheard {
+            return None;
+        }
+        let names = self.gateways.keys().chain(new.gateways.keys());
+        let changed: BTreeSet<_> = names.filter(|name| self.gateways.get(*name) != new.gateways.get(*name)).collect();
+        if changed.is_empty() {
+            return Some(BTreeSet::new());
+        }
+        let is_meant = |asked: &Asked| matches!(asked, Asked::Of(name) if changed.contains(name));
+        let serving = changed.iter().map(|name| name.namespace.clone());
+        let namespaces = objects.namespaces.values().filter(|n| is_meant(&n.waypoint)).map(|n| n.name.clone());
+        let pods = objects.pods.values().filter(|pod| is_meant(&Asked::of(Some(&pod.labels), &pod.namespace)));
+        Some(serving.chain(namespaces).chain(pods.map(|pod| pod.namespace.clone())).collect())
+    }
+}
+
+impl std::fmt::Display for Traffic {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Traffic::Service => "service",
+            Traffic::Workload => "workload",
+        })
+    }
+}
+
+fn at(destination: GatewayDestination) -> GatewayAddress {
+    GatewayAddress { destination, hbone_port: ports::HBONE }
+}
+
+/// What nobody is: a service that cannot exist. Named after what was meant, as far as that can be a name: agents say it to whoever is refused, and take no
+/// service whose waypoint they cannot read.
+fn nowhere(name: &NamespacedName, namespace: &ArcStr) -> GatewayAddress {
+    let service = match is_name(name) {
+        true => NamespacedName::new(name.namespace.clone(), format!("{}.{}.{NOWHERE}", name.name, name.namespace)),
+        false => NamespacedName::new(namespace.clone(), NOWHERE),
+    };
+    at(GatewayDestination::Service(service))
+}
+
+/// Whether a Gateway can be called so.
+fn is_name(name: &NamespacedName) -> bool {
+    meta::label(&name.namespace).is_ok() && meta::subdomain(&name.name).is_ok()
+}
+
+fn pods_of<'a>(objects: &'a Objects, namespace: &'a ArcStr) -> impl Iterator<Item = &'a Pod> {
+    let first = NamespacedName::new(namespace.clone(), "");
+    let pods = objects.pods.range(first..).map(|(_, pod)| &**pod);
+    pods.take_while(move |pod| pod.namespace == *namespace)
+}

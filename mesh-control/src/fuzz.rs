@@ -9,7 +9,7 @@ use prost::Message;
 use crate::index::{self, Settings};
 use crate::manifest::file;
 use crate::resource::catalog::{Catalog, Scan};
-use crate::world::{Kind, Table, World};
+use crate::world::{Audience, Kind, Table, World};
 
 /// A file of manifests, from bytes to what is sent. Whatever is read must be readable by a client, and every policy that a workload lists must
 /// be there.
@@ -46,7 +46,7 @@ pub fn manifests(data: &[u8]) {
 
 /// What a client finds in a response with everything of a kind, by name.
 fn messages(world: &World, kind: Kind) -> Vec<(String, bytes::Bytes)> {
-    let step = world.since(kind, &Table::default(), usize::MAX, true);
+    let step = world.since(kind, &Audience::Agent, &Table::default(), usize::MAX, true);
     let bytes: Vec<u8> = step.parts.iter().flatten().copied().collect();
     let Ok(response) = DeltaDiscoveryResponse::decode(&*bytes) else { panic!("a client cannot read the response") };
     let message = |r: Resource| (r.name, r.resource.unwrap_or_default().value);

@@ -14,7 +14,7 @@ use crate::manifest::file::{diagnosis, of_file};
 use crate::metrics::Metrics;
 use crate::source::{Source, Update};
 use crate::verdict::{self, Verdicts};
-use crate::world::{Kind, World};
+use crate::world::World;
 
 /// Where the results go.
 #[derive(Clone, Debug)]
@@ -62,8 +62,7 @@ impl Outlets {
         let current = self.world.borrow().clone();
         let next = current.next(&view);
         self.view.send_replace(view);
-        let changed = Kind::ALL.iter().any(|k| !next.table(*k).is(current.table(*k)));
-        if changed || current.generation == 0 {
+        if !next.is_same(&current) || current.generation == 0 {
             self.world.send_replace(Arc::new(next));
         }
         let diagnoses = Arc::new(diagnoses);

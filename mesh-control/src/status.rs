@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use crate::diagnosis::Diagnosis;
 use crate::serve::server::Streams;
-use crate::world::{Kind, World};
+use crate::world::{Audience, Kind, World};
 
 /// What is shown.
 #[derive(Clone, Debug)]
@@ -59,7 +59,7 @@ impl Status {
 
     fn sync(&self) -> serde_json::Value {
         let world = self.world.borrow().clone();
-        let count = |kind| world.table(kind).len();
+        let count = |kind| world.table(kind, &Audience::Agent).len();
         json!({
             "generation": world.generation,
             "resources": { "address": count(Kind::Address), "authorization": count(Kind::Authorization) },

@@ -13,6 +13,7 @@ use tonic::Status;
 use crate::access::pace::Lines;
 use crate::access::review::Reviewer;
 use crate::access::token::{Caller, TokenError, Tokens};
+use crate::access::who::Who;
 use crate::index::View;
 use crate::metrics::Metrics;
 
@@ -35,13 +36,13 @@ impl Known {
 /// Whose tokens are accepted.
 #[derive(Clone, Debug)]
 pub enum Verifier {
-    /// Our own, made for each node.
+    /// Our own, made for each node and each waypoint.
     Own(Arc<Tokens>),
     /// Those of service accounts, which the API server reviews.
     Cluster(Arc<Reviewer>),
 }
 
-/// Checks tokens against the nodes that exist now.
+/// Checks tokens against the nodes and waypoints that exist now.
 #[derive(Clone, Debug)]
 pub struct Access {
     verifier: Verifier,
@@ -51,12 +52,12 @@ pub struct Access {
 }
 
 impl Access {
-    /// Checks with `verifier`, against the nodes of `view`.
+    /// Checks with `verifier`, against those of `view`.
     pub fn new(verifier: Verifier, view: watch::Receiver<Arc<View>>, metrics: Arc<Metrics>) -> Self {
         Self { verifier, view, metrics, lines: Lines::default() }
     }
 
-    /// The node that calls `service`. What is wrong with its token is counted and logged, and told to nobody.
+    /// Who calls `service`. What is wrong with its token is counted and logged, and told to nobody.
     pub async fn caller(
         &self,
         service: &'static str,
@@ -68,7 +69,7 @@ impl Access {
         let token = header.and_then(|h| h.strip_prefix("Bearer ").or_else(|| h.strip_prefix("bearer ")));
         let view = self.view();
         let caller = match &self.verifier {
-            Verifier::Own(tokens) => tokens.verify(token, now, |node, uid| view.has_node(node, uid)),
+            Verifier::Own(tokens) => tokens.verify(token, now, |who| who.stands(&view)),
             Verifier::Cluster(reviewer) => reviewer.verify(token, now, &view).await,
         };
         if let (Ok(_), Some(connection)) = (&caller, extensions.get::<Known>()) {
@@ -87,15 +88,18 @@ impl Access {
         })
     }
 
-    /// Returns once the caller's token is worth nothing any more: its node is gone, or another one of the same name, or its time is nearly
+    /// Returns once the caller's token is worth nothing any more: its node or waypoint is gone, or another one of the same name, or its time is nearly
     /// over. Nearly, so that the nodes, whose tokens are renewed together, do not come back together.
     pub async fn end_of(&self, caller: &Caller, now: SystemTime) -> Status {
         let mut view = self.view.clone();
-        let gone = view.wait_for(|view| !view.has_node(&caller.node, caller.uid()));
+        let gone = view.wait_for(|view| !caller.who.stands(view));
         let remaining = caller.remaining(now).mul_f64(rand::rng().random_range(0.9..1.0));
         tokio::select! {
             gone = gone => match gone {
-                Ok(_) => Status::unauthenticated("the node is not known any more"),
+                Ok(_) => match caller.who {
+                    Who::Node { .. } => Status::unauthenticated("the node is not known any more"),
+                    Who::Waypoint { .. } => Status::unauthenticated("the waypoint is not known any more"),
+                },
                 // No view any more: the process ends, and with it the stream.
                 Err(_) => Status::unavailable("shutting down"),
             },

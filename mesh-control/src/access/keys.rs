@@ -14,7 +14,9 @@ use mesh_core::ArcStr;
 use serde::Deserialize;
 use serde_json::Value as Json;
 
+use super::rights::{self, Bearer};
 use super::token::{Caller, TokenError};
+use super::who::Who;
 use crate::clock::unix;
 use crate::index::{AgentPod, View};
 
@@ -37,8 +39,10 @@ pub struct KeySet {
 /// A token that the key set vouches for, and the pod that it was made for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Vouched {
-    /// Who calls, if the pod is what the token says.
-    pub caller: Caller,
+    /// Whom it was made for.
+    pub bearer: Bearer,
+    /// When it ends.
+    pub expires: i64,
     /// The pod's uid.
     pub uid: ArcStr,
     /// What it says of the pod.
@@ -181,23 +185,29 @@ impl KeySet {
         let (Some(pod), Some(node)) = (pod, node) else { return Err(TokenError::Unbound) };
         let uid = pod.uid.filter(|uid| !uid.is_empty()).ok_or(TokenError::Unbound)?;
         let node_name = ArcStr::from(node.name);
-        Ok(Vouched {
-            caller: Caller::new(node_name.clone(), node.uid, claims.exp),
-            uid: uid.into(),
-            pod: AgentPod {
-                namespace: namespace.into(),
-                name: pod.name.into(),
-                account: serviceaccount.name.into(),
-                node: node_name,
-            },
-        })
+        let (uid, namespace): (ArcStr, ArcStr) = (uid.into(), namespace.into());
+        let (name, account): (ArcStr, ArcStr) = (pod.name.into(), serviceaccount.name.into());
+        let bearer = Bearer {
+            namespace: namespace.clone(),
+            account: account.clone(),
+            pod: Some(name.clone()),
+            uid: Some(uid.clone()),
+            node: Some((node_name.clone(), node.uid)),
+        };
+        let pod = AgentPod { namespace, name, account, node: node_name };
+        Ok(Vouched { bearer, expires: claims.exp, uid, pod })
     }
 }
 
 impl Vouched {
-    /// Whether the pod of the token is there, and what the token says it is.
-    pub fn stands(&self, view: &View) -> bool {
-        view.has_agent(&self.uid, &self.pod)
+    /// Who calls, if the pod of the token is there, and what the token says it is; `agents` are the service accounts of agents.
+    pub fn caller(self, agents: &[(ArcStr, ArcStr)], view: &View) -> Result<Caller, TokenError> {
+        let who = rights::bearer(self.bearer, agents, view).map_err(|_| TokenError::Pod)?;
+        let is_there = match &who {
+            Who::Node { .. } => view.has_agent(&self.uid, &self.pod),
+            Who::Waypoint { .. } => who.stands(view),
+        };
+        if is_there { Ok(Caller::new(who, self.expires)) } else { Err(TokenError::Pod) }
     }
 }
 

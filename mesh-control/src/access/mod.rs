@@ -1,4 +1,4 @@
-//! Who asks: the nodes' tokens, their files, and the check of a request's token against the nodes that exist. Both the xDS service and the certificate
+//! Who asks: the tokens of nodes and waypoints, their files, the check of a request's token against those that exist, and who may have what ([`rights`]). Both the xDS service and the certificate
 //! authority ask here, so that neither needs the other.
 
 pub mod check;
@@ -7,7 +7,9 @@ pub mod keys;
 pub mod layer;
 pub mod pace;
 pub mod review;
+pub mod rights;
 pub mod token;
+pub mod who;
 pub mod writer;
 
 #[cfg(test)]

@@ -22,7 +22,9 @@ use tokio::time::Instant;
 
 use super::discovery::Keys;
 use super::pace::Lines;
+use super::rights::{self, Bearer};
 use super::token::{Caller, TokenError};
+use super::who::Who;
 use crate::api_server::{Failure, send};
 use crate::clock::unix;
 use crate::index::View;
@@ -39,6 +41,7 @@ const REMEMBERED: usize = 20_000;
 
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 const NODE_UID: &str = "authentication.kubernetes.io/node-uid";
+const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 
 /// How long things last; tests have other times.
@@ -70,8 +73,8 @@ pub struct Reviewer {
     client: Client,
     /// For whom tokens may be meant.
     audiences: Vec<String>,
-    /// `system:serviceaccount:NAMESPACE:NAME` of those who may call.
-    accounts: Vec<String>,
+    /// Service accounts of agents, each a namespace and a name. Those of waypoints are in the view.
+    agents: Vec<(ArcStr, ArcStr)>,
     places: Semaphore,
     places_again: Semaphore,
     times: Times,
@@ -89,6 +92,9 @@ pub struct Reviewer {
 /// What the API server said: who it is, and the uid of the pod.
 type Answer = Result<(Caller, Option<ArcStr>), TokenError>;
 
+/// How the names of service accounts begin.
+const ACCOUNT: &str = "system:serviceaccount:";
+
 /// What it has accepted.
 #[derive(Clone, Debug)]
 struct Remembered {
@@ -101,8 +107,8 @@ struct Remembered {
 
 impl std::fmt::Debug for Reviewer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { audiences, accounts, .. } = self;
-        f.debug_struct("Reviewer").field("audiences", audiences).field("accounts", accounts).finish_non_exhaustive()
+        let Self { audiences, agents, .. } = self;
+        f.debug_struct("Reviewer").field("audiences", audiences).field("agents", agents).finish_non_exhaustive()
     }
 }
 
@@ -151,13 +157,13 @@ struct ReviewUser {
 }
 
 impl Reviewer {
-    /// Accepts tokens for any of `audiences` of any of `accounts`, each a namespace and a name.
-    pub fn new(client: Client, audiences: Vec<String>, accounts: &[(String, String)]) -> Self {
-        let accounts = accounts.iter().map(|(ns, name)| format!("system:serviceaccount:{ns}:{name}")).collect();
+    /// Accepts tokens for any of `audiences`: of any of `agents`, each a namespace and a name, and of pods that serve waypoints.
+    pub fn new(client: Client, audiences: Vec<String>, agents: &[(String, String)]) -> Self {
+        let agents = agents.iter().map(|(ns, name)| (ns.as_str().into(), name.as_str().into())).collect();
         Self {
             client,
             audiences,
-            accounts,
+            agents,
             places: Semaphore::new(REVIEWS),
             places_again: Semaphore::new(REVIEWS_AGAIN),
             times: Times::default(),
@@ -184,7 +190,7 @@ impl Reviewer {
     /// Whose token it is, in the mesh as `view` knows it.
     pub async fn verify(&self, token: Option<&str>, now: SystemTime, view: &View) -> Result<Caller, TokenError> {
         let token = token.filter(|t| !t.is_empty()).ok_or(TokenError::Missing)?;
-        let claims = self.plausible(token, now)?;
+        let claims = self.plausible(token, now, view)?;
         let hash = digest(token);
         let caller = match self.recall(&hash, view) {
             Some(known) if known.at.elapsed() < self.times.fresh => known.caller,
@@ -194,7 +200,7 @@ impl Reviewer {
                     None => (&self.places, self.times.answer),
                 };
                 let answered = self.answered.load(Ordering::Relaxed);
-                match self.review(token, &claims, places, patience).await {
+                match self.review(token, &claims, places, patience, view).await {
                     Ok(answer) => {
                         self.remember(hash, &answer, now);
                         answer?.0
@@ -216,14 +222,17 @@ impl Reviewer {
                 }
             }
         };
-        if view.has_node(&caller.node, caller.uid()) { Ok(caller) } else { Err(TokenError::Node) }
+        if caller.who.stands(view) { Ok(caller) } else { Err(TokenError::Gone) }
     }
 
     /// What is remembered of a token, unless its pod has gone since.
     fn recall(&self, hash: &[u8; 32], view: &View) -> Option<Remembered> {
         let mut all = self.known.lock();
         let known = all.get_mut(hash)?;
-        let is_there = known.pod.as_ref().is_some_and(|pod| view.agents.contains_key(pod));
+        let is_there = match &known.caller.who {
+            Who::Node { .. } => known.pod.as_ref().is_some_and(|pod| view.agents.contains_key(pod)),
+            Who::Waypoint { .. } => known.caller.who.stands(view),
+        };
         if known.seen && !is_there {
             all.remove(hash);
             return None;
@@ -235,16 +244,13 @@ impl Reviewer {
     /// Checks a token without the API server.
     fn vouch(&self, token: &str, now: SystemTime, view: &View) -> Result<Caller, TokenError> {
         let keys = self.keys.get().ok_or(TokenError::Unreviewed)?;
-        let vouched = keys.0.vouch(token, &self.audiences, now)?;
-        if !vouched.stands(view) {
-            return Err(TokenError::Pod);
-        }
+        let caller = keys.0.vouch(token, &self.audiences, now)?.caller(&self.agents, view)?;
         self.metrics.vouched.inc();
-        Ok(vouched.caller)
+        Ok(caller)
     }
 
     /// Refuses what the API server would refuse too, without asking it.
-    fn plausible(&self, token: &str, now: SystemTime) -> Result<Claims, TokenError> {
+    fn plausible(&self, token: &str, now: SystemTime, view: &View) -> Result<Claims, TokenError> {
         let mut parts = token.split('.');
         let (Some(_), Some(claims), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
             return Err(TokenError::Malformed);
@@ -260,7 +266,7 @@ impl Reviewer {
         };
         if !audiences.iter().any(|a| self.audiences.contains(a)) {
             Err(TokenError::Audience)
-        } else if !self.accounts.contains(&claims.sub) {
+        } else if !account(&claims.sub).is_some_and(|(ns, name)| rights::is_known(&self.agents, ns, name, view)) {
             Err(TokenError::Account)
         } else if unix(now) >= claims.exp {
             Err(TokenError::Expired)
@@ -275,6 +281,7 @@ impl Reviewer {
         claims: &Claims,
         places: &Semaphore,
         patience: Duration,
+        view: &View,
     ) -> Result<Answer, Failure> {
         let deadline = Instant::now() + patience;
         let place = tokio::time::timeout_at(deadline, places.acquire()).await;
@@ -288,10 +295,10 @@ impl Reviewer {
         let left = deadline.saturating_duration_since(Instant::now());
         let review: Review = send(&self.client, Method::POST, path, "application/json", &review, left).await?;
         self.answered.fetch_add(1, Ordering::Relaxed);
-        Ok(self.judge(&review.status, claims.exp))
+        Ok(self.judge(&review.status, claims.exp, view))
     }
 
-    fn judge(&self, status: &ReviewStatus, expires: i64) -> Answer {
+    fn judge(&self, status: &ReviewStatus, expires: i64, view: &View) -> Answer {
         if !status.authenticated {
             return Err(TokenError::Signature);
         }
@@ -299,16 +306,20 @@ impl Reviewer {
         if !status.audiences.iter().any(|a| self.audiences.contains(a)) {
             return Err(TokenError::Audience);
         }
-        if !self.accounts.contains(&status.user.username) {
-            return Err(TokenError::Account);
-        }
+        let (namespace, account) = account(&status.user.username).ok_or(TokenError::Account)?;
         let extra = |key: &str| match status.user.extra.get(key).map(Vec::as_slice) {
             Some([one]) if !one.is_empty() => Some(one.clone()),
             _ => None,
         };
-        // A token that was not made for a pod on a node is good for no node.
-        let node = extra(NODE_NAME).ok_or(TokenError::Unbound)?;
-        Ok((Caller::new(node.into(), extra(NODE_UID), expires), extra(POD_UID).map(ArcStr::from)))
+        let bearer = Bearer {
+            namespace: namespace.into(),
+            account: account.into(),
+            pod: extra(POD_NAME).map(ArcStr::from),
+            uid: extra(POD_UID).map(ArcStr::from),
+            node: extra(NODE_NAME).map(|node| (node.into(), extra(NODE_UID))),
+        };
+        let pod = bearer.uid.clone();
+        Ok((Caller::new(rights::bearer(bearer, &self.agents, view)?, expires), pod))
     }
 
     fn remember(&self, hash: [u8; 32], answer: &Answer, now: SystemTime) {
@@ -330,6 +341,11 @@ impl Reviewer {
     }
 }
 
+/// Namespace and name of the service account that a user is.
+fn account(user: &str) -> Option<(&str, &str)> {
+    user.strip_prefix(ACCOUNT)?.split_once(':')
+}
+
 fn digest(token: &str) -> [u8; 32] {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, token.as_bytes());
     let mut out = [0; 32];
@@ -346,7 +362,8 @@ mod tests {
         let client = Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
         let reviewer = Reviewer::new(client, Vec::new(), &[]);
         let now = mesh_runtime::clock::now();
-        let good = |seconds: i64| Ok((Caller::new("n".into(), None, unix(now) + seconds), None));
+        let good =
+            |seconds: i64| Ok((Caller::new(Who::Node { name: "n".into(), uid: None }, unix(now) + seconds), None));
         let hash = |kind: u8, number: usize| {
             let mut hash = [kind; 32];
             hash[..8].copy_from_slice(&number.to_be_bytes());

@@ -110,7 +110,7 @@ fn at(seconds: i64) -> SystemTime {
 }
 
 fn vouch(set: &KeySet, token: &str) -> Result<ArcStr, TokenError> {
-    set.vouch(token, &["undermesh".to_owned()], at(NOW)).map(|vouched| vouched.caller.node)
+    set.vouch(token, &["undermesh".to_owned()], at(NOW)).map(|vouched| vouched.pod.node)
 }
 
 #[test]
@@ -121,8 +121,8 @@ fn tokens_of_the_api_server_are_known_by_its_keys() {
     let claims = claims().to_string();
     for token in [issuer.rsa(RSA, &claims), issuer.ec(EC, &claims)] {
         let vouched = set.vouch(&token, &["a".into(), "undermesh".into()], at(NOW)).unwrap();
-        assert_eq!((vouched.caller.node.as_str(), vouched.caller.uid()), ("n1", Some("n")));
-        assert_eq!(vouched.caller.remaining(at(NOW)), Duration::from_secs(3600));
+        assert_eq!(vouched.bearer.node, Some(("n1".into(), Some("n".into()))));
+        assert_eq!(vouched.expires, NOW + 3600);
         assert_eq!(vouched.uid, "p");
     }
 }
@@ -341,7 +341,7 @@ fn hardening_B110_B111_a_token_is_worth_what_its_pod_is() {
     let here = view("p", &pod);
     let stands = |claims: &str, view: &View| {
         let vouched = set.vouch(&issuer.rsa(RSA, claims), &["undermesh".to_owned()], at(NOW));
-        vouched.map(|vouched| vouched.stands(view))
+        vouched.map(|vouched| vouched.caller(&[("undermesh-system".into(), "mesh-agent".into())], view).is_ok())
     };
     let good = claims_text();
     assert_eq!(stands(&good, &here), Ok(true));

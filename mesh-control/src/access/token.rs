@@ -1,4 +1,5 @@
-//! Bearer tokens of nodes, for control planes without a cluster. A token is a JWT (EdDSA) that says which node of which cluster it is for, for whom it is meant, and until when.
+//! Bearer tokens of nodes and waypoints, for control planes without a cluster. A token is a JWT (EdDSA) that says which node or waypoint of which cluster it is for, for whom it is meant,
+//! and until when.
 //! The key is the control plane's own; nobody else needs to verify.
 
 use std::path::Path;
@@ -11,6 +12,7 @@ use rcgen::{KeyPair, SigningKey};
 use rustls_pki_types::{SignatureVerificationAlgorithm, alg_id};
 use serde::{Deserialize, Serialize};
 
+use super::who::Who;
 use crate::clock::unix;
 use crate::state::{self, StateError};
 
@@ -20,6 +22,9 @@ pub const AUDIENCE: &str = "istio-ca";
 pub const KEY_FILE: &str = "token-key.pem";
 /// Longer than any token of ours.
 const MAX_TOKEN_BYTES: usize = 4096;
+/// How subjects begin.
+const NODE: &str = "node:";
+const WAYPOINT: &str = "waypoint:";
 /// How far clocks may differ; token and check are of one machine, so only steps of its clock matter.
 const LEEWAY_SECONDS: i64 = 30;
 
@@ -58,9 +63,9 @@ pub enum TokenError {
     /// Its time has passed, or has not come.
     #[error("expired")]
     Expired,
-    /// The node is gone, or is another one of the same name.
-    #[error("node is not known")]
-    Node,
+    /// The node is gone, or is another one of the same name; or the waypoint is.
+    #[error("the node or waypoint is not known")]
+    Gone,
     /// It is of a service account that may not call.
     #[error("service account may not call")]
     Account,
@@ -96,21 +101,17 @@ struct Claims {
 /// Who calls: proof that a valid token was shown.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Caller {
-    /// The node.
-    pub node: ArcStr,
-    uid: Option<String>,
+    /// Who it is, for logs and limits.
+    pub name: ArcStr,
+    /// Whose token it was.
+    pub who: Who,
     expires: i64,
 }
 
 impl Caller {
     /// Whoever has shown a valid token.
-    pub(super) fn new(node: ArcStr, uid: Option<String>, expires: i64) -> Self {
-        Self { node, uid, expires }
-    }
-
-    /// The node's `metadata.uid`, if the token names one.
-    pub fn uid(&self) -> Option<&str> {
-        self.uid.as_deref()
+    pub(super) fn new(who: Who, expires: i64) -> Self {
+        Self { name: who.name(), who, expires }
     }
 
     /// For how long the token is good.
@@ -154,19 +155,17 @@ impl Tokens {
         Ok(Self { key, algorithm: algorithm.ok_or(TokenKeyError::Kind)?, cluster })
     }
 
-    /// A token for a node.
-    pub fn issue(
-        &self,
-        node: &str,
-        uid: Option<&str>,
-        lifetime: Duration,
-        now: SystemTime,
-    ) -> Result<String, rcgen::Error> {
+    /// A token for somebody.
+    pub fn issue(&self, who: &Who, lifetime: Duration, now: SystemTime) -> Result<String, rcgen::Error> {
+        let (sub, uid) = match who {
+            Who::Node { name, uid } => (format!("{NODE}{name}"), uid.clone()),
+            Who::Waypoint { gateway, .. } => (format!("{WAYPOINT}{gateway}"), None),
+        };
         let claims = Claims {
             aud: AUDIENCE.into(),
-            sub: format!("node:{node}"),
+            sub,
             cluster: self.cluster.to_string(),
-            uid: uid.map(str::to_owned),
+            uid,
             iat: unix(now),
             exp: unix(now + lifetime),
         };
@@ -176,12 +175,12 @@ impl Tokens {
         Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
     }
 
-    /// Checks a token; `node` says whether a node of that name and uid exists. Whatever is wrong, the same work is done.
+    /// Checks a token; `stands` says whether that one is there. Whatever is wrong, the same work is done.
     pub fn verify(
         &self,
         token: Option<&str>,
         now: SystemTime,
-        node: impl FnOnce(&str, Option<&str>) -> bool,
+        stands: impl FnOnce(&Who) -> bool,
     ) -> Result<Caller, TokenError> {
         let given = token.filter(|t| !t.is_empty() && t.len() <= MAX_TOKEN_BYTES);
         let (signed, signature) = given.and_then(|t| t.rsplit_once('.')).unwrap_or(("", ""));
@@ -200,7 +199,7 @@ impl Tokens {
             return Err(TokenError::Missing);
         }
         let claims = claims.filter(|_| is_whole).ok_or(TokenError::Malformed)?;
-        let name = claims.sub.strip_prefix("node:").ok_or(TokenError::Malformed)?;
+        let who = subject(&claims).ok_or(TokenError::Malformed)?;
         let now = unix(now);
         if !verified {
             Err(TokenError::Signature)
@@ -210,10 +209,19 @@ impl Tokens {
             Err(TokenError::Cluster)
         } else if now >= claims.exp || now < claims.iat - LEEWAY_SECONDS {
             Err(TokenError::Expired)
-        } else if !node(name, claims.uid.as_deref()) {
-            Err(TokenError::Node)
+        } else if !stands(&who) {
+            Err(TokenError::Gone)
         } else {
-            Ok(Caller { node: name.into(), uid: claims.uid, expires: claims.exp })
+            Ok(Caller::new(who, claims.exp))
         }
     }
+}
+
+/// Whose the token says it is.
+fn subject(claims: &Claims) -> Option<Who> {
+    if let Some(name) = claims.sub.strip_prefix(NODE) {
+        return Some(Who::Node { name: name.into(), uid: claims.uid.clone() });
+    }
+    let gateway = claims.sub.strip_prefix(WAYPOINT)?.parse().ok()?;
+    claims.uid.is_none().then_some(Who::Waypoint { gateway, pod: None })
 }

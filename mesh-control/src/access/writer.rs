@@ -1,15 +1,15 @@
-//! The token files: one for each node, in the state folder, for whoever starts the node's agent to hand over. The process starts it.
+//! The token files: one for each node and each waypoint, in the state folder, for whoever starts the node's agent, or the waypoint, to hand over. The process starts it.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use mesh_core::ArcStr;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use super::token::{TokenKeyError, Tokens};
+use super::who::Who;
 use crate::clock;
 use crate::index::View;
 use crate::state::{self, StateError};
@@ -31,20 +31,20 @@ pub enum WriteError {
     Make(#[from] TokenKeyError),
 }
 
-/// Keeps one token file for each node.
+/// Keeps one token file for each node and each waypoint.
 #[derive(Debug)]
 pub struct TokenWriter {
     tokens: Arc<Tokens>,
     folder: PathBuf,
     lifetime: Duration,
     view: watch::Receiver<Arc<View>>,
-    written: BTreeSet<(ArcStr, Option<String>)>,
+    written: BTreeSet<Who>,
     /// When all tokens were last made anew.
     renewed: SystemTime,
 }
 
 impl TokenWriter {
-    /// Writes the first tokens into `folder` and removes those of nodes that are gone.
+    /// Writes the first tokens into `folder` and removes those of who is gone.
     pub fn start(
         tokens: Arc<Tokens>,
         folder: PathBuf,
@@ -54,11 +54,11 @@ impl TokenWriter {
     ) -> Result<Self, WriteError> {
         state::folder(&folder)?;
         let mut writer = Self { tokens, folder, lifetime, view, written: BTreeSet::new(), renewed: now };
-        let nodes = writer.view.borrow_and_update().nodes.clone();
+        let files: BTreeSet<String> = bearers(&writer.view.borrow_and_update()).iter().map(Who::file).collect();
         for entry in std::fs::read_dir(&writer.folder)? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if !nodes.contains_key(name.as_str()) {
+            if !files.contains(&name) {
                 state::remove(&path)?;
             }
         }
@@ -98,11 +98,9 @@ impl TokenWriter {
         if all || self.is_behind() { self.write(all, now) } else { Ok(()) }
     }
 
-    /// Other nodes are known than those that have a token.
+    /// Others are known than those that have a token.
     fn is_behind(&self) -> bool {
-        let view = self.view.borrow();
-        let has_token = |(node, uid): (&ArcStr, &Option<String>)| self.written.contains(&(node.clone(), uid.clone()));
-        view.nodes.len() != self.written.len() || !view.nodes.iter().all(has_token)
+        bearers(&self.view.borrow()) != self.written
     }
 
     /// Makes what is missing, or everything. A node that fails stops no other, and is tried again.
@@ -110,17 +108,19 @@ impl TokenWriter {
         let view = self.view.borrow_and_update().clone();
         let mut outcome = Ok(());
         let mut written = BTreeSet::new();
-        for (node, uid) in &view.nodes {
-            let entry = (node.clone(), uid.clone());
-            let kept = !all && self.written.contains(&entry);
-            match if kept { Ok(()) } else { self.make(node, uid.as_deref(), now) } {
-                Ok(()) => drop(written.insert(entry)),
+        let wanted = bearers(&view);
+        let files: BTreeSet<String> = wanted.iter().map(Who::file).collect();
+        for who in wanted {
+            let kept = !all && self.written.contains(&who);
+            match if kept { Ok(()) } else { self.make(&who, now) } {
+                Ok(()) => drop(written.insert(who)),
                 Err(error) => outcome = Err(error),
             }
         }
-        for entry in self.written.iter().filter(|(node, _)| !view.nodes.contains_key(node)) {
-            if let Err(error) = state::remove(&self.folder.join(entry.0.as_str())) {
-                written.insert(entry.clone());
+        // Another node of the same name has its file.
+        for who in self.written.iter().filter(|who| !files.contains(&who.file())) {
+            if let Err(error) = state::remove(&self.folder.join(who.file())) {
+                written.insert(who.clone());
                 outcome = Err(error.into());
             }
         }
@@ -131,16 +131,25 @@ impl TokenWriter {
         outcome
     }
 
-    fn make(&self, node: &str, uid: Option<&str>, now: SystemTime) -> Result<(), WriteError> {
-        let token = self.tokens.issue(node, uid, self.lifetime, now).map_err(TokenKeyError::from)?;
-        Ok(state::write(&self.folder.join(node), &token, 0o600)?)
+    fn make(&self, who: &Who, now: SystemTime) -> Result<(), WriteError> {
+        let token = self.tokens.issue(who, self.lifetime, now).map_err(TokenKeyError::from)?;
+        Ok(state::write(&self.folder.join(who.file()), &token, 0o600)?)
     }
+}
+
+/// Everybody who has a token.
+fn bearers(view: &View) -> BTreeSet<Who> {
+    let nodes = view.nodes.iter().map(|(name, uid)| Who::Node { name: name.clone(), uid: uid.clone() });
+    let waypoints = view.waypoints.keys().map(|gateway| Who::Waypoint { gateway: gateway.clone(), pod: None });
+    nodes.chain(waypoints).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
     use std::time::UNIX_EPOCH;
+
+    use mesh_core::{ArcStr, NamespacedName};
 
     use super::*;
 
@@ -179,7 +188,7 @@ mod tests {
         /// Whose token the file of `node` is at `now`.
         fn owner(&self, node: &str, now: SystemTime) -> Option<String> {
             let token = fs::read_to_string(self.path(node)).ok()?;
-            self.tokens.verify(Some(&token), now, |_, _| true).ok().map(|caller| caller.node.to_string())
+            self.tokens.verify(Some(&token), now, |_| true).ok().map(|caller| caller.name.to_string())
         }
     }
 
@@ -218,6 +227,34 @@ mod tests {
             assert_eq!(nodes.owner(node, now()).as_deref(), Some(node));
         }
         assert_eq!(fs::read_dir(nodes.folder.path().join("tokens")).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_waypoint_has_a_token_while_it_is_there_and_no_node_can_have_its_file() {
+        let nodes = Nodes::new(&["n1", "waypoint-shop-wp"]);
+        let mut writer = nodes.writer(now());
+        let set = |waypoints: &[(&str, &str)]| {
+            let waypoints = waypoints.iter().map(|(ns, name)| (NamespacedName::new(*ns, *name), "wp".into())).collect();
+            let view = View { waypoints, ..View::clone(&nodes.view.borrow()) };
+            nodes.view.send_replace(Arc::new(view));
+        };
+        set(&[("shop", "wp"), ("shop-wp", "x")]);
+        writer.step(now()).unwrap();
+        for (file, owner) in [
+            ("n1", "n1"),
+            ("waypoint-shop-wp", "waypoint-shop-wp"),
+            ("waypoint-shop_wp", "waypoint/shop/wp"),
+            ("waypoint-shop-wp_x", "waypoint/shop-wp/x"),
+        ] {
+            assert_eq!(nodes.owner(file, now()).as_deref(), Some(owner));
+        }
+        set(&[("shop-wp", "x")]);
+        writer.step(now()).unwrap();
+        assert!(!nodes.path("waypoint-shop_wp").exists() && nodes.path("waypoint-shop-wp_x").exists());
+        // What was left behind goes at the next start.
+        fs::write(nodes.path("waypoint-shop_wp"), "old").unwrap();
+        drop(nodes.writer(now()));
+        assert!(!nodes.path("waypoint-shop_wp").exists() && nodes.path("waypoint-shop-wp_x").exists());
     }
 
     #[test]

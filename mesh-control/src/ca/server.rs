@@ -18,6 +18,7 @@ use crate::access::check::Access;
 use crate::access::layer::Authenticated;
 use crate::access::pace::Lines;
 use crate::access::token::Caller;
+use crate::access::who::Who;
 use crate::diagnosis::printable;
 use crate::metrics::Metrics;
 
@@ -51,7 +52,7 @@ impl IstioCertificateService for Issuing {
         let now = mesh_runtime::clock::now();
         let caller = request.extensions().get::<Caller>().cloned();
         let caller = caller.ok_or_else(|| Status::unauthenticated("authentication failed"))?;
-        if !self.ledger.lock().0.admit(&caller.node, Instant::now()) {
+        if !self.ledger.lock().0.admit(&caller.name, Instant::now()) {
             self.metrics.limited.inc();
             return Err(Status::resource_exhausted("too many certificate requests from this node"));
         }
@@ -75,7 +76,7 @@ impl Issuing {
     fn issue(&self, caller: &Caller, request: IstioCertificateRequest, now: SystemTime) -> Result<Vec<String>, Status> {
         let refuse = |reason: &str, identity: &str| {
             if self.lines.admit() {
-                tracing::warn!(node = %caller.node, identity = %printable(identity), reason, "certificate refused");
+                tracing::warn!(node = %caller.name, identity = %printable(identity), reason, "certificate refused");
             }
         };
         let asked = impersonated(&request).ok_or_else(|| {
@@ -91,9 +92,17 @@ impl Issuing {
             refuse("other trust domain", &asked);
             return Err(Status::invalid_argument("the identity is of another trust domain"));
         }
-        if !view.placements.contains(&caller.node, &identity.namespace, &identity.service_account) {
-            refuse("no pod of that identity runs on the node", &asked);
-            return Err(Status::permission_denied("no pod of that identity runs on the caller's node"));
+        if !caller.who.may_be(&identity, &view) {
+            let (reason, told) = match caller.who {
+                Who::Node { .. } => {
+                    ("no pod of that identity runs on the node", "no pod of that identity runs on the caller's node")
+                }
+                Who::Waypoint { .. } => {
+                    ("not the waypoint's own identity", "a waypoint gets its own identity, while a pod of it is there")
+                }
+            };
+            refuse(reason, &asked);
+            return Err(Status::permission_denied(told));
         }
         let key = sign::check(&request.csr).map_err(|why| {
             refuse("bad request", &asked);
@@ -106,13 +115,13 @@ impl Issuing {
         }
         let authority = self.authority.load();
         let signed = sign::sign(&authority, &key, &identity, lifetime, now).map_err(|why| {
-            tracing::error!(node = %caller.node, %identity, error = %why, "cannot sign");
+            tracing::error!(node = %caller.name, %identity, error = %why, "cannot sign");
             match why {
                 SignError::Key(_) => Status::invalid_argument(why.to_string()),
                 _ => Status::unavailable("the authority cannot sign now"),
             }
         })?;
-        tracing::info!(node = %caller.node, %identity, seconds = lifetime.as_secs(), "certificate issued");
+        tracing::info!(node = %caller.name, %identity, seconds = lifetime.as_secs(), "certificate issued");
         Ok(signed.chain)
     }
 }

@@ -12,7 +12,7 @@ use prost::Message;
 use super::request::MAX_REQUEST;
 use super::session::{Action, Session};
 use crate::index::View;
-use crate::world::World;
+use crate::world::{Audience, World};
 
 /// Without optimization so many that there are two parts.
 const WORKLOADS: u32 = if cfg!(debug_assertions) { 200_000 } else { 300_000 };
@@ -45,7 +45,7 @@ impl Client {
     /// A stream from its beginning until nobody has anything to say.
     fn stream(&mut self, world: &Arc<World>) -> usize {
         (self.parts, self.resources, self.removed) = (0, 0, 0);
-        let mut session = Session::new(world.clone());
+        let mut session = Session::new(world.clone(), Audience::Agent);
         let mut requests = self.subscription.on_connected(self.now_ms);
         let listed = requests.iter().map(|r| r.initial_resource_versions.len()).sum();
         while !requests.is_empty() {

@@ -14,3 +14,5 @@ mod large;
 mod slow;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod waypoints;

@@ -29,6 +29,7 @@ use super::throttle::{self, Place, Throttle};
 use crate::access::check::Access;
 use crate::access::pace::{Lines, Pace};
 use crate::access::token::Caller;
+use crate::access::who::Who;
 use crate::clock::unix;
 use crate::diagnosis::printable;
 use crate::metrics::Metrics;
@@ -37,8 +38,6 @@ use crate::world::World;
 const METHOD: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 /// Streams at once.
 const MAX_STREAMS: usize = 10_000;
-/// Streams of one node at once: one agent has one, for a moment two. With more, the oldest ends: it is the one that nobody reads.
-const MAX_STREAMS_EACH: usize = 4;
 /// A client that does not take a response for so long is gone.
 const SEND_DEADLINE: Duration = Duration::from_secs(60);
 /// A client that has not acknowledged a response after this is sent none any more, and what it was sent may not stay in memory: it is gone, too.
@@ -49,7 +48,7 @@ const REQUESTS: u32 = 500;
 /// One stream, as the status shows it.
 #[derive(Clone, Debug, Serialize)]
 pub struct StreamStatus {
-    /// The node that the token is for.
+    /// The node or waypoint that the token is for.
     pub node: String,
     /// What the client calls itself.
     pub id: String,
@@ -72,11 +71,12 @@ impl Streams {
         self.open.lock().values().map(|(status, _)| status.clone()).collect()
     }
 
-    /// Enters a stream; the receiver ends when it has to make room. `None` if there is no room at all.
-    fn enter(&self, status: StreamStatus) -> Option<(u64, oneshot::Receiver<()>)> {
+    /// Enters a stream of somebody who may have so many; the receiver ends when it has to make room: with more, the oldest ends, which is the one that
+    /// nobody reads. `None` if there is no room at all.
+    fn enter(&self, status: StreamStatus, most: usize) -> Option<(u64, oneshot::Receiver<()>)> {
         let mut open = self.open.lock();
         let own: Vec<u64> = open.iter().filter(|(_, (s, _))| s.node == status.node).map(|(key, _)| *key).collect();
-        let surplus = (own.len() + 1).saturating_sub(MAX_STREAMS_EACH);
+        let surplus = (own.len() + 1).saturating_sub(most);
         own.into_iter().take(surplus).for_each(|oldest| drop(open.remove(&oldest)));
         if open.len() >= MAX_STREAMS {
             return None;
@@ -149,13 +149,14 @@ impl Discovery {
     /// Begins a stream.
     fn stream(&self, caller: Caller, requests: Requests) -> Result<http::Response<Body>, Status> {
         let status = StreamStatus {
-            node: caller.node.to_string(),
+            node: caller.name.to_string(),
             id: String::new(),
             since: u64::try_from(unix(mesh_runtime::clock::now())).unwrap_or(0),
             kinds: BTreeMap::new(),
         };
         // Not "resource exhausted": that is what a client hears whose request is too large.
-        let entered = self.streams.enter(status).ok_or_else(|| Status::unavailable("too many streams"))?;
+        let entered =
+            self.streams.enter(status, caller.who.streams()).ok_or_else(|| Status::unavailable("too many streams"))?;
         // One response is in the socket, one waits: what changes meanwhile is merged in the session.
         let (sender, receiver) = mpsc::channel(2);
         let stream = StreamTask { discovery: self.clone(), caller, requests, sender, place: None };
@@ -194,29 +195,29 @@ impl StreamTask {
         let discovery = self.discovery.clone();
         discovery.metrics.streams.inc();
         let _listed = Listed { streams: &discovery.streams, key, metrics: &discovery.metrics };
-        tracing::info!(node = %self.caller.node, "xds stream opened");
+        tracing::info!(node = %self.caller.name, "xds stream opened");
         let caller = self.caller.clone();
         let end = tokio::select! {
             end = self.serve(&discovery, key) => end,
             why = discovery.access.end_of(&caller, mesh_runtime::clock::now()) => Err(why),
-            _ = replaced => Err(Status::unavailable("newer streams of the node have taken its place")),
+            _ = replaced => Err(Status::unavailable("newer streams of the same client have taken its place")),
         };
         if let Err(status) = &end {
             let _ = self.sender.try_send(Err(status.clone()));
         }
         let reason = end.err().map_or_else(|| "closed by the client".to_owned(), |s| s.message().to_owned());
-        tracing::info!(node = %self.caller.node, %reason, "xds stream ended");
+        tracing::info!(node = %self.caller.name, %reason, "xds stream ended");
     }
 
     async fn serve(&mut self, discovery: &Discovery, key: u64) -> Result<(), Status> {
         let mut worlds = discovery.world.clone();
-        let mut session = Session::new(worlds.borrow_and_update().clone());
+        let mut session = Session::new(worlds.borrow_and_update().clone(), self.caller.who.audience());
         let mut is_first = true;
         let mut pace = Pace::new(REQUESTS);
         // The oldest response without an answer, and since when it has been that.
         let mut oldest = (None, Instant::now());
         let mut reading = tokio::select! {
-            place = discovery.reading.place(&self.caller.node) => place,
+            place = discovery.reading.place(&self.caller.name) => place,
             () = discovery.drain.started() => return Err(Status::unavailable("shutting down")),
         };
         loop {
@@ -279,7 +280,7 @@ impl StreamTask {
             // Nobody waits for a second place while holding one.
             self.place = None;
             tokio::select! {
-                place = discovery.throttle.place(&self.caller.node) => self.place = place,
+                place = discovery.throttle.place(&self.caller.name) => self.place = place,
                 () = self.sender.closed() => return Err(Status::cancelled("the client is gone")),
             }
             // It may have changed meanwhile.
@@ -317,14 +318,14 @@ impl StreamTask {
                     return Ok(());
                 }
                 let message = printable(&message);
-                tracing::warn!(node = %self.caller.node, kind = kind.short(), %message, "the client refused resources");
+                tracing::warn!(node = %self.caller.name, kind = kind.short(), %message, "the client refused resources");
                 Ok(())
             }
             Action::Close(why) => Err(Status::invalid_argument(why)),
         }
     }
 
-    /// The first request says who the client is; that must be whom the token is for.
+    /// The first request says who the client is; that must be whom the token is for, if that is a node.
     fn introduce(&self, discovery: &Discovery, key: u64, request: &wire::DeltaDiscoveryRequest) -> Result<(), Status> {
         let node = request
             .node
@@ -334,9 +335,12 @@ impl StreamTask {
             Some(ValueKind::StringValue(name)) => Some(name.as_str()),
             _ => None,
         });
-        if named.is_some_and(|name| name != self.caller.node.as_str()) {
+        // A waypoint says which node it is on, which its token need not know. What it is sent does not depend on it.
+        let is_other =
+            matches!(self.caller.who, Who::Node { .. }) && named.is_some_and(|name| name != self.caller.name);
+        if is_other {
             discovery.metrics.authentication_failures.inc();
-            tracing::warn!(node = %self.caller.node, claimed = %printable(named.unwrap_or_default()), "a client claims to be another node");
+            tracing::warn!(node = %self.caller.name, claimed = %printable(named.unwrap_or_default()), "a client claims to be another node");
             return Err(Status::permission_denied("the token is for another node"));
         }
         discovery.streams.update(key, |status| status.id = printable(&node.id));

@@ -2,10 +2,11 @@
 //!
 //! What a request or a world leads to is built by [`Session::send`] and not before: a stream that waits for its turn holds nothing large.
 //! Of each kind at most one response is under way; whatever changes meanwhile is sent, merged, after its ACK. What a client holds of everything is a table,
-//! mostly one that a world has anyway: so neither many clients nor slow ones cost memory, and each always gets the latest state. Policies are sent before the workloads that list them, and removed after:
+//! mostly one that a world has anyway: so neither many clients nor slow ones cost memory, and each always gets the latest state. Policies are sent before the
+//! workloads that list them, and removed after; routes come after the addresses that they name:
 //!
 //! ```text
-//! new world:  policies added or changed  ->  addresses  ->  policies removed
+//! new world:  policies added or changed  ->  addresses  ->  policies removed, routes
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +17,7 @@ use mesh_proto::discovery as wire;
 
 use super::response::Response;
 use super::versions::{Request, Versions};
-use crate::world::{Kind, Table, World};
+use crate::world::{Audience, Kind, Step, Table, World};
 
 /// Names that a client may ask for by itself.
 const MAX_NAMES: usize = 10_000;
@@ -49,9 +50,10 @@ pub enum Action {
 }
 
 /// What is known of a client.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Session {
     world: Arc<World>,
+    audience: Audience,
     kinds: BTreeMap<Kind, Subscription>,
     unknown: BTreeSet<String>,
     nonces: u64,
@@ -110,15 +112,15 @@ pub struct Progress {
 }
 
 impl Session {
-    /// A new stream.
-    pub fn new(world: Arc<World>) -> Self {
-        Self { world, ..Self::default() }
+    /// A new stream of somebody.
+    pub fn new(world: Arc<World>, audience: Audience) -> Self {
+        Self { world, audience, kinds: BTreeMap::new(), unknown: BTreeSet::new(), nonces: 0 }
     }
 
     /// A request of the client. What it asks for comes with [`Session::send`].
     pub fn request(&mut self, request: Request) -> Vec<Action> {
         let Request { message: request, versions } = request;
-        let Some(kind) = Kind::of_url(&request.type_url) else { return self.unknown(&request.type_url) };
+        let Some(kind) = self.audience.kind(&request.type_url) else { return self.unknown(&request.type_url) };
         let names = request.resource_names_subscribe.len() + request.resource_names_unsubscribe.len();
         let long = |n: &String| n.len() > MAX_NAME_BYTES;
         if names > MAX_NAMES || request.resource_names_subscribe.iter().any(long) {
@@ -128,14 +130,14 @@ impl Session {
             return vec![Action::Close("too many resource versions")];
         }
         let mut actions = Vec::new();
-        let world = self.world.clone();
+        let sight = self.sight(kind);
         let is_first = !self.kinds.contains_key(&kind);
         let subscription = self.kinds.entry(kind).or_default();
         if is_first {
             let unsubscribes_all = request.resource_names_unsubscribe.iter().any(|n| n == "*");
             let wildcard = request.resource_names_subscribe.is_empty() && !unsubscribes_all;
             subscription.must_answer = true;
-            subscription.resume(&world, kind, wildcard, &versions);
+            subscription.resume(&sight, wildcard, &versions);
         } else if !request.response_nonce.is_empty() {
             // Any other nonce is of a response that has been replaced: it says nothing any more.
             if subscription.pending.as_deref() == Some(request.response_nonce.as_str()) {
@@ -146,10 +148,10 @@ impl Session {
                 }
             }
         }
-        if !subscription.subscribe(&world, kind, &request.resource_names_subscribe) {
+        if !subscription.subscribe(&sight, &request.resource_names_subscribe) {
             return vec![Action::Close("too many resource names")];
         }
-        subscription.unsubscribe(&world, kind, &request.resource_names_unsubscribe);
+        subscription.unsubscribe(&sight, &request.resource_names_unsubscribe);
         actions
     }
 
@@ -160,7 +162,7 @@ impl Session {
 
     /// Whether the client has subscribed to every kind.
     pub fn knows_all(&self) -> bool {
-        self.kinds.len() == Kind::ALL.len()
+        self.kinds.len() == self.audience.kinds().len()
     }
 
     /// Whether the client has yet to acknowledge something.
@@ -178,7 +180,7 @@ impl Session {
         let is_free = |kind: &Kind| self.kinds.get(kind).is_some_and(|s| s.pending.is_none());
         let policies_wait = self.is_behind(Kind::Authorization) && !is_free(&Kind::Authorization);
         let next = Kind::ALL.iter().filter(|k| is_free(k) && !(**k == Kind::Address && policies_wait));
-        next.filter_map(|k| Some(self.kinds.get(k)?.unsent(&self.world, *k))).sum()
+        next.filter_map(|k| Some(self.kinds.get(k)?.unsent(&self.sight(*k)))).sum()
     }
 
     /// How far the client is, by kind.
@@ -216,13 +218,18 @@ impl Session {
             for kind in Kind::ALL {
                 let addresses_behind = self.is_behind(Kind::Address);
                 let policies_behind = self.is_behind(Kind::Authorization);
-                let world = self.world.clone();
+                let sight = self.sight(kind);
                 let Some(subscription) = self.kinds.get_mut(&kind) else { continue };
-                if subscription.pending.is_some() || (kind == Kind::Address && policies_behind) {
+                let must_wait = match kind {
+                    Kind::Authorization => false,
+                    Kind::Address => policies_behind,
+                    Kind::RouteTable => addresses_behind,
+                };
+                if subscription.pending.is_some() || must_wait {
                     continue;
                 }
                 let hold_removals = kind == Kind::Authorization && addresses_behind;
-                if let Some(mut response) = subscription.respond(&world, kind, hold_removals) {
+                if let Some(mut response) = subscription.respond(&sight, hold_removals) {
                     self.nonces += 1;
                     response.head.nonce = self.nonces.to_string();
                     subscription.pending = Some(response.head.nonce.clone());
@@ -233,16 +240,42 @@ impl Session {
         actions
     }
 
+    /// What the client may see of a kind.
+    fn sight(&self, kind: Kind) -> Sight {
+        Sight { world: self.world.clone(), kind, audience: self.audience.clone() }
+    }
+
     /// Whether the client wants this kind and has not been sent what the world holds of it. Removals held back do not count.
     fn is_behind(&self, kind: Kind) -> bool {
         self.kinds.get(&kind).is_some_and(|s| s.generation != self.world.generation)
     }
 }
 
+/// A kind of a world, as one client may see it.
+struct Sight {
+    world: Arc<World>,
+    kind: Kind,
+    audience: Audience,
+}
+
+impl Sight {
+    fn table(&self) -> &Table {
+        self.world.table(self.kind, &self.audience)
+    }
+
+    fn lookup(&self, key: &str) -> Vec<ArcStr> {
+        self.world.lookup(self.kind, &self.audience, key)
+    }
+
+    fn since(&self, held: &Table, with_gone: bool) -> Arc<Step> {
+        self.world.since(self.kind, &self.audience, held, MAX_RESPONSE_BYTES, with_gone)
+    }
+}
+
 impl Subscription {
     /// Takes over what the client still has from an earlier stream. What does not exist any more is held, too, so that its removal is sent.
-    fn resume(&mut self, world: &World, kind: Kind, wildcard: bool, versions: &Versions) {
-        let table = world.table(kind);
+    fn resume(&mut self, sight: &Sight, wildcard: bool, versions: &Versions) {
+        let table = sight.table();
         let name = |name: &str| table.get(name).map_or_else(|| name.into(), |entry| entry.name.clone());
         self.held = match wildcard {
             true => Held::All(table.claimed(versions.iter())),
@@ -262,13 +295,13 @@ impl Subscription {
         matches!(self.held, Held::All(_))
     }
 
-    fn subscribe(&mut self, world: &World, kind: Kind, names: &[String]) -> bool {
+    fn subscribe(&mut self, sight: &Sight, names: &[String]) -> bool {
         for name in names {
             if name == "*" {
                 self.must_answer = true;
                 if let Held::Some(held) = &self.held {
                     let held = held.iter().map(|(name, version)| (name.as_str(), *version));
-                    self.held = Held::All(world.table(kind).claimed(held));
+                    self.held = Held::All(sight.table().claimed(held));
                     self.generation = 0;
                     self.wildcards += 1;
                 }
@@ -281,7 +314,7 @@ impl Subscription {
                 return false;
             }
             self.names.insert(name.clone());
-            let found = world.lookup(kind, name);
+            let found = sight.lookup(name);
             if found.is_empty() {
                 self.absent.insert(name.clone());
             }
@@ -291,7 +324,7 @@ impl Subscription {
         true
     }
 
-    fn unsubscribe(&mut self, world: &World, kind: Kind, names: &[String]) {
+    fn unsubscribe(&mut self, sight: &Sight, names: &[String]) {
         let mut is_some = false;
         for name in names {
             if name == "*" {
@@ -304,7 +337,7 @@ impl Subscription {
         if names.is_empty() || (self.is_wildcard() && !is_some) {
             return;
         }
-        let wanted = self.wanted(world, kind);
+        let wanted = self.wanted(sight);
         match &mut self.held {
             Held::Some(held) => held.retain(|name, _| wanted.contains(name)),
             Held::All(table) => {
@@ -315,25 +348,25 @@ impl Subscription {
     }
 
     /// The names that a client without wildcard is to have.
-    fn wanted(&self, world: &World, kind: Kind) -> BTreeSet<ArcStr> {
-        self.names.iter().flat_map(|n| world.lookup(kind, n)).collect()
+    fn wanted(&self, sight: &Sight) -> BTreeSet<ArcStr> {
+        self.names.iter().flat_map(|n| sight.lookup(n)).collect()
     }
 
     /// The next response, if there is anything to say.
-    fn respond(&mut self, world: &World, kind: Kind, hold_removals: bool) -> Option<Response> {
-        if !self.has_news(world) {
+    fn respond(&mut self, sight: &Sight, hold_removals: bool) -> Option<Response> {
+        if !self.has_news(&sight.world) {
             return None;
         }
         let mut response = Response::default();
         let asked = std::mem::take(&mut self.asked);
         let (gone, is_complete, is_whole) = match &mut self.held {
-            Held::All(held) => everything(world, kind, held, asked, hold_removals, &mut response),
-            Held::Some(_) => self.wanted_only(world, kind, asked, hold_removals, &mut response),
+            Held::All(held) => everything(sight, held, asked, hold_removals, &mut response),
+            Held::Some(_) => self.wanted_only(sight, asked, hold_removals, &mut response),
         };
         let mut removed: Vec<String> = gone.iter().map(ToString::to_string).collect();
         if is_complete {
             removed.extend(std::mem::take(&mut self.absent));
-            self.generation = world.generation;
+            self.generation = sight.world.generation;
         }
         self.unfinished = !is_whole;
         if response.count == 0 && removed.is_empty() && !self.must_answer {
@@ -341,8 +374,8 @@ impl Subscription {
         }
         self.must_answer = false;
         self.sent += 1;
-        response.head.system_version_info = world.generation.to_string();
-        response.head.type_url = kind.url().to_owned();
+        response.head.system_version_info = sight.world.generation.to_string();
+        response.head.type_url = sight.kind.url().to_owned();
         response.head.removed_resources = removed;
         Some(response)
     }
@@ -350,14 +383,13 @@ impl Subscription {
     /// Of those names that a client has asked for. What is gone; whether all that is lacking is in the response, and whether that is all.
     fn wanted_only(
         &mut self,
-        world: &World,
-        kind: Kind,
+        sight: &Sight,
         asked: BTreeSet<ArcStr>,
         hold_removals: bool,
         response: &mut Response,
     ) -> (Vec<ArcStr>, bool, bool) {
-        let wanted = self.wanted(world, kind);
-        let table = world.table(kind);
+        let wanted = self.wanted(sight);
+        let table = sight.table();
         let Held::Some(held) = &mut self.held else { return (Vec::new(), true, true) };
         let (mut size, mut is_complete) = (0, true);
         for name in wanted.union(&asked) {
@@ -390,32 +422,31 @@ impl Subscription {
     }
 
     /// How large the next response will be, at most.
-    fn unsent(&self, world: &World, kind: Kind) -> usize {
-        if !self.has_news(world) {
+    fn unsent(&self, sight: &Sight) -> usize {
+        if !self.has_news(&sight.world) {
             return 0;
         }
-        let size = |name: &ArcStr| world.table(kind).part(name).map_or(0, |part| part.len());
+        let size = |name: &ArcStr| sight.table().part(name).map_or(0, |part| part.len());
         let asked = self.asked.iter().map(size).sum::<usize>();
         asked
             + match &self.held {
                 // Found out once for everybody who has the same, and most likely what is sent then.
-                Held::All(held) => world.since(kind, held, MAX_RESPONSE_BYTES, true).size,
-                Held::Some(_) => self.wanted(world, kind).iter().map(size).sum(),
+                Held::All(held) => sight.since(held, true).size,
+                Held::Some(_) => self.wanted(sight).iter().map(size).sum(),
             }
     }
 }
 
 /// Of everything. What is gone; whether all that is lacking is in the response, and whether that is all.
 fn everything(
-    world: &World,
-    kind: Kind,
+    sight: &Sight,
     held: &mut Table,
     asked: BTreeSet<ArcStr>,
     hold_removals: bool,
     response: &mut Response,
 ) -> (Vec<ArcStr>, bool, bool) {
-    let table = world.table(kind);
-    let step = world.since(kind, held, MAX_RESPONSE_BYTES, !hold_removals);
+    let table = sight.table();
+    let step = sight.since(held, !hold_removals);
     response.parts.clone_from(&step.parts);
     response.count = step.count;
     let version = |table: &Table, name: &ArcStr| table.get(name).map(|entry| entry.version);

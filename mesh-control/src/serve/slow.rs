@@ -19,6 +19,7 @@ use crate::access::check::{Access, Verifier};
 use crate::access::layer::Authenticated;
 use crate::access::pace::Lines;
 use crate::access::token::Tokens;
+use crate::access::who::Who;
 use crate::index::View;
 use crate::metrics::Metrics;
 use crate::world::World;
@@ -71,7 +72,8 @@ impl Server {
     /// A stream of `node`, which asks for these types at once.
     async fn open(&self, node: &str, types: &[&str]) -> (mpsc::Sender<wire::DeltaDiscoveryRequest>, Responses) {
         let now = mesh_runtime::clock::now();
-        let token = self.tokens.issue(node, None, Duration::from_secs(3600), now).unwrap();
+        let token =
+            self.tokens.issue(&Who::Node { name: node.into(), uid: None }, Duration::from_secs(3600), now).unwrap();
         let channel = Endpoint::from_shared(self.address.clone()).unwrap().connect().await.unwrap();
         let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(64 << 20);
         let (requests, stream) = mpsc::channel(4);

@@ -10,10 +10,10 @@ use mesh_proto::discovery as wire;
 
 use super::session::{Action, MAX_VERSIONS, Session};
 use crate::index::View;
-use crate::world::{Kind, World, version_text};
+use crate::world::{Audience, Kind, World, version_text};
 
 /// A view with these workloads (name, address), each a member of the services, and these policies.
-fn view(workloads: &[(&str, &str)], services: &[(&str, &str)], policies: &[&str]) -> View {
+pub(super) fn view(workloads: &[(&str, &str)], services: &[(&str, &str)], policies: &[&str]) -> View {
     let mut view = View::default();
     for (name, address) in services {
         let mut service = Service::new("shop", *name, format!("{name}.shop.svc.cluster.local"));
@@ -45,16 +45,20 @@ fn view(workloads: &[(&str, &str)], services: &[(&str, &str)], policies: &[&str]
     view
 }
 
-struct Script {
-    session: Session,
+pub(super) struct Script {
+    pub(super) session: Session,
     world: Arc<World>,
     nonce: HashMap<String, String>,
 }
 
 impl Script {
     fn new(first: &View) -> Self {
+        Self::of(first, Audience::Agent)
+    }
+
+    pub(super) fn of(first: &View, audience: Audience) -> Self {
         let world = Arc::new(World::default().next(&Arc::new(first.clone())));
-        Self { session: Session::new(world.clone()), world, nonce: HashMap::new() }
+        Self { session: Session::new(world.clone(), audience), world, nonce: HashMap::new() }
     }
 
     fn request(kind: Kind) -> wire::DeltaDiscoveryRequest {
@@ -84,7 +88,7 @@ impl Script {
         lines
     }
 
-    fn ask(&mut self, change: impl FnOnce(&mut wire::DeltaDiscoveryRequest), kind: Kind) -> Vec<String> {
+    pub(super) fn ask(&mut self, change: impl FnOnce(&mut wire::DeltaDiscoveryRequest), kind: Kind) -> Vec<String> {
         let mut request = Self::request(kind);
         change(&mut request);
         let mut actions = self.session.request(request.into());
@@ -92,16 +96,16 @@ impl Script {
         self.told(actions)
     }
 
-    fn open(&mut self, kind: Kind) -> Vec<String> {
+    pub(super) fn open(&mut self, kind: Kind) -> Vec<String> {
         self.ask(|_| {}, kind)
     }
 
-    fn ack(&mut self, kind: Kind) -> Vec<String> {
+    pub(super) fn ack(&mut self, kind: Kind) -> Vec<String> {
         let nonce = self.nonce.get(kind.url()).cloned().unwrap_or_default();
         self.ask(|r| r.response_nonce = nonce, kind)
     }
 
-    fn update(&mut self, view: &View) -> Vec<String> {
+    pub(super) fn update(&mut self, view: &View) -> Vec<String> {
         self.world = Arc::new(self.world.next(&Arc::new(view.clone())));
         self.session.world(self.world.clone());
         let actions = self.session.send();
@@ -160,7 +164,7 @@ fn a_stream_resumes_where_the_last_one_ended() {
     let first = view(&[("a", "198.18.0.1"), ("b", "198.18.0.2")], &[], &["p"]);
     let world = Arc::new(World::default().next(&Arc::new(first.clone())));
     let versions = |kind| -> HashMap<String, String> {
-        world.table(kind).iter().map(|e| (e.name.to_string(), version_text(e.version))).collect()
+        world.table(kind, &Audience::Agent).iter().map(|e| (e.name.to_string(), version_text(e.version))).collect()
     };
     // Nothing changed: an empty answer.
     let mut script = Script::new(&first);
@@ -363,11 +367,11 @@ fn versions_are_hashes_of_the_bytes() {
     let some = Arc::new(view(&[("a", "198.18.0.1")], &[], &[]));
     let world = World::default().next(&some);
     let same = World::default().next(&Arc::default()).next(&some);
-    let version = |world: &World| world.table(Kind::Address).get("a").unwrap().version;
+    let version = |world: &World| world.table(Kind::Address, &Audience::Agent).get("a").unwrap().version;
     assert_eq!(version(&world), version(&same));
     let message = mesh_proto::convert::encode_workload(&some.workloads["a"]);
     assert_eq!(version(&world), xxhash_rust::xxh64::xxh64(&message, 0));
-    let sent = world.table(Kind::Address).part("a").unwrap();
+    let sent = world.table(Kind::Address, &Audience::Agent).part("a").unwrap();
     let sent: wire::DeltaDiscoveryResponse = prost::Message::decode(sent).unwrap();
     assert_eq!(sent.resources[0].version, version_text(version(&world)));
     assert_eq!(sent.resources[0].aliases, ["/198.18.0.1"]);

@@ -10,11 +10,11 @@ mod lookup;
 mod table;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use mesh_core::{ArcStr, Service, Workload};
-use mesh_proto::convert::{encode_policy, encode_service, encode_workload};
-use mesh_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+use mesh_proto::convert::{encode_policy, encode_route_table, encode_service, encode_workload};
+use mesh_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, ROUTE_TABLE_TYPE};
 use parking_lot::Mutex;
 
 use crate::index::View;
@@ -31,11 +31,37 @@ pub enum Kind {
     Authorization,
     /// Workloads and services.
     Address,
+    /// What a waypoint does with requests. It comes last: a table names services.
+    RouteTable,
+}
+
+/// Who is served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// An agent, which is sent no routes.
+    Agent,
+    /// The waypoint of the Gateway with this `namespace/name`, which is sent its own routes and no other's.
+    Waypoint(ArcStr),
+}
+
+impl Audience {
+    /// What it is served, in the order in which it is sent.
+    pub fn kinds(&self) -> &'static [Kind] {
+        match self {
+            Audience::Agent => &Kind::ALL[..2],
+            Audience::Waypoint(_) => &Kind::ALL,
+        }
+    }
+
+    /// The kind with this type URL, if it is served that.
+    pub fn kind(&self, url: &str) -> Option<Kind> {
+        Kind::of_url(url).filter(|kind| self.kinds().contains(kind))
+    }
 }
 
 impl Kind {
     /// In the order in which they are sent.
-    pub const ALL: [Kind; 2] = [Kind::Authorization, Kind::Address];
+    pub const ALL: [Kind; 3] = [Kind::Authorization, Kind::Address, Kind::RouteTable];
 
     /// The kind with this type URL.
     pub fn of_url(url: &str) -> Option<Kind> {
@@ -47,6 +73,7 @@ impl Kind {
         match self {
             Kind::Authorization => AUTHORIZATION_TYPE,
             Kind::Address => ADDRESS_TYPE,
+            Kind::RouteTable => ROUTE_TABLE_TYPE,
         }
     }
 
@@ -55,6 +82,7 @@ impl Kind {
         match self {
             Kind::Authorization => "authorization",
             Kind::Address => "address",
+            Kind::RouteTable => "route_table",
         }
     }
 }
@@ -62,7 +90,7 @@ impl Kind {
 /// What brings clients that hold a table to this world.
 #[derive(Debug)]
 struct Known {
-    kind: Kind,
+    to: Table,
     held: Table,
     with_gone: bool,
     step: Arc<Step>,
@@ -75,6 +103,8 @@ pub struct World {
     pub generation: u64,
     authorizations: Table,
     addresses: Table,
+    /// Of each waypoint its own, in a table of its own: nobody else's is ever looked at.
+    routes: BTreeMap<ArcStr, Table>,
     /// From `network/address`.
     aliases: Lookup,
     /// From services to their workloads.
@@ -119,8 +149,22 @@ impl World {
             let of = |policy| Resource::new(AUTHORIZATION_TYPE, name.clone(), Vec::new(), encode_policy(policy));
             (name.clone(), new.map(of))
         });
+        let mut routes = self.routes.clone();
+        for (gateway, _, new) in changes(&self.view.tables, &view.tables) {
+            let name: ArcStr = gateway.to_string().into();
+            let resource =
+                new.map(|table| Resource::new(ROUTE_TABLE_TYPE, name.clone(), Vec::new(), encode_route_table(table)));
+            match resource {
+                Some(resource) => {
+                    let own = routes.entry(name.clone()).or_default();
+                    *own = own.replaced([(name, Some(resource))]);
+                }
+                None => drop(routes.remove(&name)),
+            }
+        }
         World {
             generation: self.generation + 1,
+            routes,
             authorizations: self.authorizations.replaced(policies),
             addresses: self.addresses.replaced(addresses),
             aliases,
@@ -130,33 +174,46 @@ impl World {
         }
     }
 
-    /// The resources of a kind.
-    pub fn table(&self, kind: Kind) -> &Table {
-        match kind {
-            Kind::Authorization => &self.authorizations,
-            Kind::Address => &self.addresses,
+    /// The resources of a kind that somebody may have; none if there are none for that one.
+    pub fn table(&self, kind: Kind, audience: &Audience) -> &Table {
+        static NONE: LazyLock<Table> = LazyLock::new(Table::default);
+        match (kind, audience) {
+            (Kind::Authorization, _) => &self.authorizations,
+            (Kind::Address, _) => &self.addresses,
+            (Kind::RouteTable, Audience::Agent) => &NONE,
+            (Kind::RouteTable, Audience::Waypoint(own)) => self.routes.get(own).unwrap_or(&NONE),
         }
     }
 
+    /// Whether anybody is served the same by both.
+    pub fn is_same(&self, other: &World) -> bool {
+        let tables = |one: &Table, two: &Table| one.is(two);
+        tables(&self.authorizations, &other.authorizations)
+            && tables(&self.addresses, &other.addresses)
+            && self.routes.len() == other.routes.len()
+            && self.routes.iter().all(|(name, own)| other.routes.get(name).is_some_and(|other| own.is(other)))
+    }
+
     /// What somebody who holds `held` lacks of a kind, as [`Table::since`] has it.
-    pub fn since(&self, kind: Kind, held: &Table, limit: usize, with_gone: bool) -> Arc<Step> {
+    pub fn since(&self, kind: Kind, audience: &Audience, held: &Table, limit: usize, with_gone: bool) -> Arc<Step> {
+        let to = self.table(kind, audience);
         let mut steps = self.steps.lock();
-        let is = |known: &&Known| known.kind == kind && known.with_gone == with_gone && known.held.is(held);
+        let is = |known: &&Known| known.to.is(to) && known.with_gone == with_gone && known.held.is(held);
         if let Some(known) = steps.iter().find(is) {
             return known.step.clone();
         }
-        let step = Arc::new(self.table(kind).since(held, limit, with_gone));
+        let step = Arc::new(to.since(held, limit, with_gone));
         if steps.len() >= STEPS {
             steps.remove(0);
         }
-        steps.push(Known { kind, held: held.clone(), with_gone, step: step.clone() });
+        steps.push(Known { to: to.clone(), held: held.clone(), with_gone, step: step.clone() });
         step
     }
 
     /// What somebody means who asks for `key`: a resource by name, whatever has that address, and with a service its workloads.
-    pub fn lookup(&self, kind: Kind, key: &str) -> Vec<ArcStr> {
-        let own = self.table(kind).get(key).map(|entry| entry.name.clone());
-        if kind == Kind::Authorization {
+    pub fn lookup(&self, kind: Kind, audience: &Audience, key: &str) -> Vec<ArcStr> {
+        let own = self.table(kind, audience).get(key).map(|entry| entry.name.clone());
+        if kind != Kind::Address {
             return own.into_iter().collect();
         }
         let mut names: Vec<ArcStr> = match own {

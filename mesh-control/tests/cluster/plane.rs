@@ -274,10 +274,10 @@ async fn hardening_F17_what_was_accepted_is_accepted_while_nobody_can_be_asked()
     let ask = |now| reviewer.verify(Some(&good), now, &view);
     assert_eq!(ask(now).await.map(drop), Err(TokenError::Signature));
     api.token(&good, reviewed(&api, "node1"));
-    assert_eq!(ask(now).await.unwrap().node, "node1");
+    assert_eq!(ask(now).await.unwrap().name, "node1");
     for code in [500, 503, 429] {
         api.refuse("tokenreviews", code, 1);
-        assert_eq!(ask(now).await.unwrap().node, "node1", "{code}");
+        assert_eq!(ask(now).await.unwrap().name, "node1", "{code}");
         assert!(!api.is_refusing());
     }
     // The API server has an opinion, the token its time, and the node may be gone.
@@ -287,7 +287,7 @@ async fn hardening_F17_what_was_accepted_is_accepted_while_nobody_can_be_asked()
     let late = std::time::UNIX_EPOCH + Duration::from_secs(4_000_000_000);
     assert_eq!(ask(late).await.map(drop), Err(TokenError::Expired));
     let gone = reviewer.verify(Some(&good), now, &View::default()).await;
-    assert_eq!(gone.map(drop), Err(TokenError::Node));
+    assert_eq!(gone.map(drop), Err(TokenError::Gone));
     // What it says next counts.
     api.relent();
     api.token(&good, json!({ "authenticated": false }));

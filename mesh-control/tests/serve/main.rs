@@ -1,4 +1,4 @@
-//! The control plane over real sockets: xDS and certificates for the nodes of Bookinfo, live edits, and who is refused. One program, so that it is
+//! The control plane over real sockets: xDS and certificates for the nodes of Bookinfo and for waypoints, live edits, and who is refused. One program, so that it is
 //! linked once.
 #![allow(non_snake_case, reason = "tests carry the ids of the rows they prove")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
@@ -9,6 +9,7 @@ mod settings;
 mod streams;
 #[path = "../support/mod.rs"]
 mod support;
+mod waypoints;
 
 use support::Plane;
 

@@ -196,6 +196,17 @@ pub struct Agent {
 
 impl Agent {
     pub async fn open(channel: Channel, token: &str, node: &str) -> Result<Agent, Status> {
+        Self::open_for(channel, token, node, &[ADDRESS_TYPE, AUTHORIZATION_TYPE], HashMap::new()).await
+    }
+
+    /// A stream that asks for these types, and says that it has what is held.
+    pub async fn open_for(
+        channel: Channel,
+        token: &str,
+        node: &str,
+        types: &[&str],
+        held: HashMap<String, wire::Resource>,
+    ) -> Result<Agent, Status> {
         let (requests, receiver) = mpsc::channel(16);
         let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(64 << 20);
         let mut request = Request::new(ReceiverStream::new(receiver));
@@ -204,13 +215,18 @@ impl Agent {
         let metadata = prost_types::Struct { fields: [("NODE_NAME".to_owned(), value)].into() };
         let id = format!("ztunnel~198.18.0.1~ztunnel-x.istio-system~{node}");
         let node = wire::Node { id, metadata: Some(metadata), ..Default::default() };
-        for url in [ADDRESS_TYPE, AUTHORIZATION_TYPE] {
-            let request =
-                wire::DeltaDiscoveryRequest { node: Some(node.clone()), type_url: url.into(), ..Default::default() };
+        for url in types {
+            let own = held.values().filter(|r| r.resource.as_ref().is_some_and(|body| body.type_url == **url));
+            let request = wire::DeltaDiscoveryRequest {
+                node: Some(node.clone()),
+                type_url: (*url).into(),
+                initial_resource_versions: own.map(|r| (r.name.clone(), r.version.clone())).collect(),
+                ..Default::default()
+            };
             requests.send(request).await.unwrap();
         }
         let responses = soon("stream", client.delta_aggregated_resources(request)).await?.into_inner();
-        Ok(Agent { requests, responses, held: HashMap::new() })
+        Ok(Agent { requests, responses, held })
     }
 
     /// The next response, applied and acknowledged.

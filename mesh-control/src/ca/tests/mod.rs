@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use mesh_core::{Identity, TrustDomain};
+use mesh_core::{Identity, NamespacedName, TrustDomain};
 use rcgen::{BasicConstraints, CertificateParams, CustomExtension, IsCa, KeyPair, SanType};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -18,6 +18,7 @@ use super::authority::{self, Authority, AuthorityError, KEY_FILE, ROOTS_FILE};
 use super::ledger::{Keys, Rates};
 use super::sign::{self, SignError};
 use crate::access::token::{TokenError, Tokens};
+use crate::access::who::Who;
 use crate::state::{self, StateError};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -376,24 +377,31 @@ fn features_CA_4_a_bundle_of_two_roots_and_the_change_of_the_signer() {
     assert!(matches!(swapped.reload(&path, now()), Err(AuthorityError::Content { .. })));
 }
 
+fn node(name: &str, uid: Option<&str>) -> Who {
+    Who::Node { name: name.into(), uid: uid.map(str::to_owned) }
+}
+
 #[test]
 fn hardening_B110_tokens() {
     let (_parent, path) = folder();
     state::folder(&path).unwrap();
     let tokens = Tokens::open(&path, "Kubernetes".into()).unwrap();
     let now = now();
-    let good = tokens.issue("n1", None, DAY, now).unwrap();
-    let known = |node: &str, uid: Option<&str>| node == "n1" && uid.is_none();
-    let verify = |token: &str, at| tokens.verify(Some(token), at, known).map(|c| c.node.to_string());
+    let gate = Who::Waypoint { gateway: NamespacedName::new("shop", "wp"), pod: None };
+    let good = tokens.issue(&node("n1", None), DAY, now).unwrap();
+    let known = |who: &Who| *who == node("n1", None) || *who == gate;
+    let verify = |token: &str, at| tokens.verify(Some(token), at, &known).map(|c| c.name.to_string());
     assert_eq!(verify(&good, now), Ok("n1".into()));
+    let of_gate = tokens.issue(&gate, DAY, now).unwrap();
+    assert_eq!(verify(&of_gate, now), Ok("waypoint/shop/wp".into()));
     assert_eq!(verify(&good, now + DAY - Duration::from_secs(1)), Ok("n1".into()));
 
-    let with_uid = tokens.issue("n1", Some("u"), DAY, now).unwrap();
-    let other_node = tokens.issue("n2", None, DAY, now).unwrap();
+    let with_uid = tokens.issue(&node("n1", Some("u")), DAY, now).unwrap();
+    let other_node = tokens.issue(&node("n2", None), DAY, now).unwrap();
     let (_other_parent, other_path) = folder();
     state::folder(&other_path).unwrap();
-    let other_key = Tokens::open(&other_path, "Kubernetes".into()).unwrap().issue("n1", None, DAY, now).unwrap();
-    let other_cluster = Tokens::open(&path, "Other".into()).unwrap().issue("n1", None, DAY, now).unwrap();
+    let other_key = Tokens::open(&other_path, "Kubernetes".into()).unwrap().issue(&node("n1", None), DAY, now).unwrap();
+    let other_cluster = Tokens::open(&path, "Other".into()).unwrap().issue(&node("n1", None), DAY, now).unwrap();
     let parts: Vec<&str> = good.split('.').collect();
     let swapped = format!("{}.{}.{}", parts[0], other_node.split('.').nth(1).unwrap(), parts[2]);
     let none = "eyJhbGciOiJub25lIn0";
@@ -408,17 +416,17 @@ fn hardening_B110_tokens() {
         ("other claims", swapped, TokenError::Signature),
         ("other key", other_key, TokenError::Signature),
         ("other cluster", other_cluster, TokenError::Cluster),
-        ("unknown node", other_node, TokenError::Node),
-        ("unknown uid", with_uid, TokenError::Node),
+        ("unknown node", other_node, TokenError::Gone),
+        ("unknown uid", with_uid, TokenError::Gone),
     ] {
         assert_eq!(verify(&token, now), Err(error), "{name}");
     }
     assert_eq!(verify(&good, now + DAY), Err(TokenError::Expired));
     assert_eq!(verify(&good, now - Duration::from_secs(3600)), Err(TokenError::Expired));
-    assert_eq!(tokens.verify(None, now, known).unwrap_err(), TokenError::Missing);
+    assert_eq!(tokens.verify(None, now, &known).unwrap_err(), TokenError::Missing);
     assert!(!format!("{tokens:?}").contains("PRIVATE"));
     // The key stays, and so do tokens over a restart.
-    assert!(Tokens::open(&path, "Kubernetes".into()).unwrap().verify(Some(&good), now, known).is_ok());
+    assert!(Tokens::open(&path, "Kubernetes".into()).unwrap().verify(Some(&good), now, &known).is_ok());
     chmod(&path.join(crate::access::token::KEY_FILE), 0o644);
     assert!(Tokens::open(&path, "Kubernetes".into()).is_err());
 }
@@ -437,11 +445,15 @@ fn hardening_B110_a_token_for_another_audience() {
         let signature = rcgen::SigningKey::sign(&key, signed.as_bytes()).unwrap();
         format!("{signed}.{}", encode(&signature))
     };
-    let verify = |claims: &str| tokens.verify(Some(&sign(claims)), now(), |_, _| true).map(|c| c.node.to_string());
+    let verify = |claims: &str| tokens.verify(Some(&sign(claims)), now(), |_| true).map(|c| c.name.to_string());
     let claims = |aud: &str, sub: &str| {
         format!(r#"{{"aud":"{aud}","sub":"{sub}","cluster":"Kubernetes","iat":0,"exp":99999999999}}"#)
     };
     assert_eq!(verify(&claims("istio-ca", "node:n1")), Ok("n1".into()));
+    assert_eq!(verify(&claims("istio-ca", "waypoint:a/b")), Ok("waypoint/a/b".into()));
+    for bad in ["waypoint:", "waypoint:a", "waypoint:a/", "waypoint:/b", "waypoint:a/b/c"] {
+        assert_eq!(verify(&claims("istio-ca", bad)), Err(TokenError::Malformed), "{bad}");
+    }
     assert_eq!(verify(&claims("vault", "node:n1")), Err(TokenError::Audience));
     assert_eq!(verify(&claims("istio-ca", "system:serviceaccount:shop:web")), Err(TokenError::Malformed));
     assert_eq!(verify(r#"{"aud":["istio-ca"]}"#), Err(TokenError::Malformed));

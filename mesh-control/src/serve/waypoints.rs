@@ -1,0 +1,91 @@
+//! Sessions of waypoints by script: each is sent its own routes, after the addresses that they name.
+
+use std::sync::Arc;
+
+use mesh_core::NamespacedName;
+use mesh_core::l7::{Table, VirtualHost};
+
+use super::tests::{Script, view};
+use crate::index::View;
+use crate::world::{Audience, Kind};
+
+/// With tables: gateway, and what its host is called.
+fn with(view: View, tables: &[(&str, &str)]) -> View {
+    let table = |name: &str, host: &str| {
+        let host = VirtualHost { name: host.into(), ..VirtualHost::default() };
+        Arc::new(Table::new(name, vec![Arc::new(host)]))
+    };
+    let named = |name: &str| NamespacedName::new("shop", name);
+    let tables = tables.iter().map(|(name, host)| (named(name), table(name, host))).collect();
+    View { tables, ..view }
+}
+
+fn waypoint(name: &str) -> Audience {
+    Audience::Waypoint(format!("shop/{name}").into())
+}
+
+fn two(host: &str) -> View {
+    with(view(&[("a", "198.18.0.1")], &[], &[]), &[("one", host), ("two", "x")])
+}
+
+#[test]
+fn a_waypoint_is_sent_its_own_routes_and_no_other_s_whatever_it_asks_for() {
+    let subscribe = |names: &'static [&'static str]| {
+        move |r: &mut mesh_proto::discovery::DeltaDiscoveryRequest| {
+            r.resource_names_subscribe = names.iter().map(|n| (*n).to_owned()).collect();
+        }
+    };
+    let mut all = Script::of(&two("x"), waypoint("one"));
+    assert_eq!(all.open(Kind::RouteTable), ["routetable +shop/one"]);
+    for (names, answer) in [
+        (&["*"][..], "routetable +shop/one"),
+        (&["shop/one"], "routetable +shop/one"),
+        (&["shop/two"], "routetable -shop/two"),
+        (&["one"], "routetable -one"),
+        (&["shop/one", "shop/two"], "routetable +shop/one -shop/two"),
+    ] {
+        let mut script = Script::of(&two("x"), waypoint("one"));
+        assert_eq!(script.ask(subscribe(names), Kind::RouteTable), [answer], "{names:?}");
+    }
+    // Who says that it has another's is told that there is none.
+    let mut script = Script::of(&two("x"), waypoint("one"));
+    let has = |r: &mut mesh_proto::discovery::DeltaDiscoveryRequest| {
+        r.initial_resource_versions = [("shop/two".to_owned(), "1".to_owned())].into();
+    };
+    assert_eq!(script.ask(has, Kind::RouteTable), ["routetable +shop/one -shop/two"]);
+    assert_eq!(Script::of(&two("x"), waypoint("none")).open(Kind::RouteTable), ["routetable"]);
+    // An agent asks for a type that it is not served.
+    let mut agent = Script::of(&two("x"), Audience::Agent);
+    assert_eq!(agent.ask(subscribe(&["shop/one"]), Kind::RouteTable), ["routetable"]);
+    assert_eq!(agent.ask(subscribe(&["*"]), Kind::RouteTable), [""; 0]);
+    assert_eq!(agent.update(&two("y")), [""; 0]);
+}
+
+#[test]
+fn a_change_of_its_routes_is_sent_and_another_s_is_not() {
+    let mut script = Script::of(&two("x"), waypoint("one"));
+    script.open(Kind::RouteTable);
+    script.ack(Kind::RouteTable);
+    assert_eq!(script.update(&with(two("x"), &[("one", "x"), ("two", "y")])), [""; 0]);
+    assert_eq!(script.update(&two("y")), ["routetable +shop/one"]);
+    script.ack(Kind::RouteTable);
+    assert_eq!(script.update(&two("y")), [""; 0]);
+    assert_eq!(script.update(&with(two("y"), &[("two", "x")])), ["routetable -shop/one"]);
+}
+
+#[test]
+fn routes_come_after_the_addresses_that_they_name() {
+    let mut script = Script::of(&two("x"), waypoint("one"));
+    for kind in Kind::ALL {
+        script.open(kind);
+        script.ack(kind);
+    }
+    assert!(script.session.knows_all());
+    // The first change is under way; of the second nothing is sent before it is answered.
+    let changed = |host: &str| with(view(&[("b", "198.18.0.2")], &[], &[]), &[("one", host)]);
+    assert_eq!(script.update(&changed("y")), ["address +b -a", "routetable +shop/one"]);
+    let third = with(view(&[("c", "198.18.0.3")], &[], &[]), &[("one", "z")]);
+    script.ack(Kind::RouteTable);
+    assert_eq!(script.update(&third), [""; 0]);
+    assert_eq!(script.ack(Kind::Address), ["address +c -b", "routetable +shop/one"]);
+}

@@ -110,8 +110,8 @@ mod tests {
 
     /// Node n1 (uid u1) with a pod of shop/web; waypoints shop/wp and infra/wp with a pod each, shop/idle without.
     fn view() -> View {
-        let mut view = View::default();
-        view.nodes = [("n1".into(), Some("u1".to_owned())), ("n2".into(), None)].into();
+        let nodes = [("n1".into(), Some("u1".to_owned())), ("n2".into(), None)].into();
+        let mut view = View { nodes, ..View::default() };
         view.placements.add("shop".into(), Arc::new(BTreeSet::from([("n1".into(), "web".into())])));
         view.waypoints =
             [("shop", "wp"), ("infra", "wp"), ("shop", "idle")].map(|(ns, n)| (name(ns, n), n.into())).into();

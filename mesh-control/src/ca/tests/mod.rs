@@ -390,7 +390,7 @@ fn hardening_B110_tokens() {
     let gate = Who::Waypoint { gateway: NamespacedName::new("shop", "wp"), pod: None };
     let good = tokens.issue(&node("n1", None), DAY, now).unwrap();
     let known = |who: &Who| *who == node("n1", None) || *who == gate;
-    let verify = |token: &str, at| tokens.verify(Some(token), at, &known).map(|c| c.name.to_string());
+    let verify = |token: &str, at| tokens.verify(Some(token), at, known).map(|c| c.name.to_string());
     assert_eq!(verify(&good, now), Ok("n1".into()));
     let of_gate = tokens.issue(&gate, DAY, now).unwrap();
     assert_eq!(verify(&of_gate, now), Ok("waypoint/shop/wp".into()));
@@ -423,10 +423,10 @@ fn hardening_B110_tokens() {
     }
     assert_eq!(verify(&good, now + DAY), Err(TokenError::Expired));
     assert_eq!(verify(&good, now - Duration::from_secs(3600)), Err(TokenError::Expired));
-    assert_eq!(tokens.verify(None, now, &known).unwrap_err(), TokenError::Missing);
+    assert_eq!(tokens.verify(None, now, known).unwrap_err(), TokenError::Missing);
     assert!(!format!("{tokens:?}").contains("PRIVATE"));
     // The key stays, and so do tokens over a restart.
-    assert!(Tokens::open(&path, "Kubernetes".into()).unwrap().verify(Some(&good), now, &known).is_ok());
+    assert!(Tokens::open(&path, "Kubernetes".into()).unwrap().verify(Some(&good), now, known).is_ok());
     chmod(&path.join(crate::access::token::KEY_FILE), 0o644);
     assert!(Tokens::open(&path, "Kubernetes".into()).is_err());
 }

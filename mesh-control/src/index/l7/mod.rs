@@ -22,18 +22,18 @@ mod tests;
 mod text;
 pub mod virtual_service;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use mesh_core::NamespacedName;
 use mesh_core::l7::order::Candidate;
 use mesh_core::l7::{Clusters, Table};
 
-use super::waypoint::Served;
 use super::Settings;
 use super::routing::destination_rules::Rules;
 use super::routing::hosts::Hosts;
 use super::routing::{Indexed, Resolved};
+use super::waypoint::Served;
 use crate::diagnosis::Problem;
 use crate::resource::routing::Routes;
 use crate::resource::{Key, Kind, Objects};

@@ -282,13 +282,14 @@ fn a_kind_that_was_never_heard_of_binds_by_name_and_is_not_told_of() {
 
 #[test]
 fn each_waypoint_has_a_table_of_what_is_bound_to_it() {
-    let view =
-        view(&format!("{}{}{}", waypoint("shop", "wp", ""), waypoint("shop", "idle", ""), shop(&label("wp"), "")));
+    let waypoints = format!("{}{}", waypoint("shop", "wp", ""), waypoint("shop", "idle", ""));
+    let routes = "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: web, namespace: shop}\nspec: {hosts: [web], http: [{route: [{destination: {host: web}}]}]}\n";
+    let view = view(&format!("{waypoints}{}{routes}", shop(&label("wp"), "")));
     let hosts = |name: &str| {
         let table = &view.tables[&mesh_core::NamespacedName::new("shop", name)];
         table.hosts().iter().map(|host| host.name.to_string()).collect::<Vec<_>>()
     };
-    assert_eq!(hosts("wp"), ["web.shop.svc.cluster.local:80"]);
+    assert_eq!(hosts("wp"), ["web.shop.svc.cluster.local"]);
     assert_eq!((hosts("idle"), view.tables.len()), (Vec::<String>::new(), 2));
     assert_eq!(view.waypoints[&mesh_core::NamespacedName::new("shop", "wp")], "wp");
 }

@@ -42,13 +42,13 @@ pub enum Outcome<'t> {
     Closed(&'t str),
 }
 
-/// No rule means the request; the answer is 404.
+/// No rule means the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Miss {
-    /// The host is not known.
+    /// The host is not known: with a service, it has no rules for this client and its endpoints are asked; without one, the answer is 404.
     #[error("no host fits")]
     Host,
-    /// The host is, and has no rule for it.
+    /// The host is, and has no rule for it: 404.
     #[error("no rule fits")]
     Rule,
 }

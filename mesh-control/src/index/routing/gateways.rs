@@ -1,29 +1,25 @@
 //! Gateways of the Gateway API beside the other objects: whose they are, and whether they may show the certificates that they name. Secrets are not read
 //! here, so whether one is there is not known.
 
-use mesh_core::NamespacedName;
-
 use super::backends::{is_granted, not_granted};
 use super::findings::{Findings, Flaw};
 use super::hosts::Hosts;
-use super::parents;
+use super::parents::Owner;
 use crate::diagnosis::{Problem, closest};
-use crate::index::Settings;
 use crate::resource::routing::Routes;
-use crate::resource::routing::reference::is_our_class;
 use crate::resource::{Key, Kind};
 
 /// Tells them what does not fit together.
-pub fn check(routes: &Routes, hosts: &Hosts<'_>, settings: &Settings, findings: &mut Findings) {
+pub fn check(routes: &Routes, hosts: &Hosts<'_>, findings: &mut Findings) {
     for (name, gateway) in &routes.gateways {
         let key = Key { kind: Kind::Gateway, namespace: name.namespace.clone(), name: name.name.clone() };
         let class = gateway.spec.gateway_class_name.as_str();
-        let is_known = routes.gateway_classes.contains_key(&NamespacedName::new("", class));
         if hosts.is_unheard(Kind::GatewayClass) {
             findings.add(&key, Flaw::Unknown);
             continue;
         }
-        if !is_known && !is_our_class(class, settings.istio_runs) {
+        let owner = hosts.owner(gateway);
+        if owner == Owner::Nobody {
             let known: Vec<&str> = routes.gateway_classes.keys().map(|class| &*class.name).collect();
             let ours = ["undermesh", "undermesh-waypoint"];
             let help =
@@ -31,7 +27,7 @@ pub fn check(routes: &Routes, hosts: &Hosts<'_>, settings: &Settings, findings: 
             let problem = Problem::warning("spec.gatewayClassName", format!("there is no GatewayClass {class:?}"));
             findings.add(&key, problem.help(help.unwrap_or_else(|| "nobody makes this gateway".into())));
         }
-        if !parents::is_ours(gateway, routes) {
+        if !matches!(owner, Owner::Ours(_)) {
             continue;
         }
         for (at, listener) in gateway.spec.listeners.iter().enumerate() {

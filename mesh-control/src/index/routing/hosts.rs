@@ -9,8 +9,10 @@ use std::sync::Arc;
 
 use mesh_core::NamespacedName;
 
+use super::parents::{self, Owner};
 use crate::diagnosis::closest;
 use crate::index::{Settings, service};
+use crate::resource::routing::gateway::Gateway;
 use crate::resource::routing::{Routed, Routes, ServiceEntry};
 use crate::resource::service::Service;
 use crate::resource::{Kind, Labels, Objects, namespace};
@@ -73,6 +75,11 @@ impl<'a> Hosts<'a> {
     /// Everything that says where requests go, also what does not count.
     pub fn all(&self) -> &'a Routes {
         &self.objects.routes
+    }
+
+    /// Whose a gateway is.
+    pub fn owner(&self, gateway: &Routed<Gateway>) -> Owner<'a> {
+        parents::owner(&gateway.spec.gateway_class_name, self.objects, self.settings)
     }
 
     /// Why there is no such object among those that count. `is_there`: it is among [`Hosts::all`].

@@ -131,7 +131,7 @@ pub fn index(objects: &Objects, settings: &Settings) -> Indexed {
     order::conflicts(&mut resolved.routes, &mut findings.problems);
     resolved.by_service = order::by_service(&routes, &resolved.routes);
     order::same_matches(&routes, &resolved, &mut findings.problems);
-    gateways::check(&routes, &hosts, settings, &mut findings);
+    gateways::check(&routes, &hosts, &mut findings);
     // Istio's own kinds are Istio's where it runs.
     if !settings.istio_runs {
         resolved.by_host = virtual_services::by_host(&routes, &hosts);

@@ -3,10 +3,13 @@
 use mesh_core::NamespacedName;
 
 use super::hosts::{Host, Hosts};
+use crate::index::Settings;
+use crate::resource::mesh_config::IstioNames;
 use crate::resource::routing::gateway::{Gateway, Listener, Mode, Origin};
+use crate::resource::routing::grants::GatewayClass;
 use crate::resource::routing::reference::{CONTROLLER, ParentReference, is_our_class};
 use crate::resource::routing::{Routed, Routes, Routing};
-use crate::resource::{Key, Kind, Labels};
+use crate::resource::{Key, Kind, Labels, Objects};
 
 /// What a route was attached to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,20 +119,45 @@ pub fn resolve(parent: &ParentReference, key: &Key, own: &[String], routes: &Rou
                 Found::Missing(hosts.missing("Gateway", &name, is_there))
             }
             Some(_) if hosts.is_unheard(Kind::GatewayClass) => Found::Unknown,
-            Some(gateway) if !is_ours(gateway, routes) => Found::Foreign,
-            Some(gateway) => Found::Ours(listeners(parent, gateway, key, own, hosts)),
+            Some(gateway) => match hosts.owner(gateway) {
+                Owner::Ours(_) => Found::Ours(listeners(parent, gateway, key, own, hosts)),
+                Owner::Unknown => Found::Unknown,
+                Owner::Foreign | Owner::Nobody => Found::Foreign,
+            },
         },
         _ => Found::Foreign,
     }
 }
 
-/// Whether a gateway is of a class of ours: of one whose object says so, or of one that is ours by its name.
-pub fn is_ours(gateway: &Routed<Gateway>, routes: &Routes) -> bool {
-    let name = &gateway.spec.gateway_class_name;
-    match routes.gateway_classes.get(&NamespacedName::new("", name.as_str())) {
-        Some(class) => class.spec.controller_name == CONTROLLER,
-        // The names of Istio's classes are Istio's before somebody says otherwise.
-        None => is_our_class(name, true),
+/// Whose gateways of a class are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner<'a> {
+    /// Ours: its object says so, or it has a name of ours and no object.
+    Ours(Option<&'a Routed<GatewayClass>>),
+    /// Another controller's.
+    Foreign,
+    /// Nobody's: there is no such class.
+    Nobody,
+    /// Classes have never been heard of, and the name alone does not say it.
+    Unknown,
+}
+
+/// Whose gateways of the class `name` are. An object says it, and else the name: ours are always ours, and Istio's are, too, unless an Istio runs that
+/// claims them or the settings give them away. Before classes have been heard of Istio's names say nothing: somebody may claim them.
+pub fn owner<'a>(name: &str, objects: &'a Objects, settings: &Settings) -> Owner<'a> {
+    let with_istio = match settings.istio_names {
+        IstioNames::Auto => settings.istio_runs,
+        IstioNames::Own => false,
+        IstioNames::Off => true,
+    };
+    match objects.routes.gateway_classes.get(&NamespacedName::new("", name)) {
+        Some(class) if class.spec.controller_name == CONTROLLER => Owner::Ours(Some(class)),
+        Some(_) => Owner::Foreign,
+        None if is_our_class(name, true) => Owner::Ours(None),
+        None if objects.unheard.contains(&Kind::GatewayClass) => Owner::Unknown,
+        None if is_our_class(name, with_istio) => Owner::Ours(None),
+        None if is_our_class(name, false) => Owner::Foreign,
+        None => Owner::Nobody,
     }
 }
 

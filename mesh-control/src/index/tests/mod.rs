@@ -18,14 +18,19 @@ use mesh_core::{Change, Connection, Decision, Identity, Store, authorize};
 
 use super::{Settings, View, build};
 use crate::manifest::file;
-use crate::resource::Kind;
+use crate::resource::{Kind, Objects};
 use crate::resource::catalog::{Catalog, Scan};
+
+/// What is in some manifests.
+fn read(text: &str) -> Objects {
+    let read = file::read("a.yaml", text.as_bytes());
+    let scan = Scan { found: read.found.into_iter().map(|(f, _)| f).collect(), ..Scan::default() };
+    Catalog::default().apply(&scan).0
+}
 
 /// The view of some manifests.
 fn view(text: &str) -> View {
-    let read = file::read("a.yaml", text.as_bytes());
-    let scan = Scan { found: read.found.into_iter().map(|(f, _)| f).collect(), ..Scan::default() };
-    build(&Catalog::default().apply(&scan).0, &Settings::default())
+    build(&read(text), &Settings::default())
 }
 
 fn pod(name: &str, more: &str) -> String {

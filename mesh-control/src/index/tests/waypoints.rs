@@ -7,6 +7,7 @@ use super::*;
 use crate::diagnosis::Problem;
 use crate::index::Join;
 use crate::resource::Objects;
+use crate::resource::mesh_config::IstioNames;
 
 const USE: &str = "istio.io/use-waypoint";
 
@@ -271,13 +272,53 @@ fn a_waypoint_serves_ends_tunnels_itself_and_is_bound_to_none() {
 
 #[test]
 fn a_kind_that_was_never_heard_of_binds_by_name_and_is_not_told_of() {
-    let read = file::read("a.yaml", format!("{}{}", shop(&label("wp"), ""), own_service("shop", "wp")).as_bytes());
-    let scan = Scan { found: read.found.into_iter().map(|(f, _)| f).collect(), ..Scan::default() };
-    let mut objects = Catalog::default().apply(&scan).0;
+    let mut objects = read(&format!("{}{}", shop(&label("wp"), ""), own_service("shop", "wp")));
     objects.unheard.insert(Kind::Gateway);
     let view = build(&objects, &Settings::default());
     assert_eq!(bound(&view).0, in_full("shop", "wp"));
     assert_eq!(problems(&view), []);
+}
+
+#[test]
+fn classes_that_were_never_heard_of_bind_everything_that_they_may() {
+    let all = || format!("{}{}", namespace("shop", &label("wp")), shop("", ""));
+    let marked = |purpose: &str| format!("labels: {{istio.io/waypoint-for: {purpose}}}");
+    for (class, marks, expected, served) in [
+        // The class may say that it is for workloads, too.
+        ("undermesh-waypoint", String::new(), (true, true), true),
+        ("undermesh-waypoint", marked("service"), (true, false), true),
+        ("undermesh-waypoint", marked("none"), (false, false), true),
+        // Somebody may claim these: bound by name, and not ours to serve.
+        ("istio-waypoint", String::new(), (true, true), false),
+        ("theirs", marked("service"), (true, true), false),
+    ] {
+        let mut objects = read(&format!("{}{}", all(), gateway("shop", "wp", &marks, &spec(class, ""))));
+        objects.unheard.insert(Kind::GatewayClass);
+        let view = build(&objects, &Settings::default());
+        let is = |is: bool| if is { in_full("shop", "wp") } else { "-".to_owned() };
+        assert_eq!(bound(&view), (is(expected.0), is(expected.1)), "{class} {marks}");
+        assert_eq!(view.tables.len(), usize::from(served), "{class} {marks}");
+        assert!(problems(&view).is_empty(), "{class} {marks}");
+    }
+}
+
+#[test]
+fn a_route_and_a_binding_are_told_the_same_of_a_class() {
+    let route = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: shop}\nspec: {parentRefs: [{name: wp}], rules: [{}]}\n";
+    let istiod = service("istiod", "{selector: {app: istiod}, ports: [{port: 1}]}").replace("shop", "istio-system");
+    for (class, around, names, ours) in [
+        ("undermesh-waypoint", "", IstioNames::Auto, true),
+        ("istio-waypoint", "", IstioNames::Auto, true),
+        ("istio-waypoint", &*istiod, IstioNames::Auto, false),
+        ("istio-waypoint", &*istiod, IstioNames::Own, true),
+        ("istio-waypoint", "", IstioNames::Off, false),
+        ("istio", "", IstioNames::Auto, true),
+        ("theirs", "", IstioNames::Auto, false),
+    ] {
+        let objects = read(&format!("{around}{}{route}", gateway("shop", "wp", "", &spec(class, ""))));
+        let view = build(&objects, &Settings { istio_names: names, ..Settings::default() });
+        assert_eq!((view.tables.len(), view.resolved.routes.len()), (usize::from(ours), usize::from(ours)), "{class}");
+    }
 }
 
 #[test]
@@ -296,11 +337,6 @@ fn each_waypoint_has_a_table_of_what_is_bound_to_it() {
 
 #[test]
 fn whatever_changes_bindings_are_those_of_a_fresh_join() {
-    let objects = |text: &str| {
-        let read = file::read("a.yaml", text.as_bytes());
-        let scan = Scan { found: read.found.into_iter().map(|(f, _)| f).collect(), ..Scan::default() };
-        Catalog::default().apply(&scan).0
-    };
     let kept = |mut new: Objects, old: &Objects| {
         for (name, pod) in &mut new.pods {
             if let Some(old) = old.pods.get(name).filter(|old| *old == pod) {
@@ -341,7 +377,7 @@ fn whatever_changes_bindings_are_those_of_a_fresh_join() {
     let (mut join, mut last) = (Join::default(), Objects::default());
     let mut seen = std::collections::BTreeSet::new();
     for text in steps.iter().chain(steps.iter().rev()).flat_map(|step| [step, step]) {
-        let now = kept(objects(text), &last);
+        let now = kept(read(text), &last);
         let fresh = build(&now, &Settings::default());
         last = now.clone();
         let view = join.build(now, &Settings::default());

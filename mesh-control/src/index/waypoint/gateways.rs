@@ -6,12 +6,10 @@ use mesh_core::{ArcStr, NamespacedName};
 use super::Traffic;
 use crate::diagnosis::Problem;
 use crate::index::Settings;
-use crate::index::routing::parents;
-use crate::resource::mesh_config::IstioNames;
+use crate::index::routing::parents::{self, Owner};
 use crate::resource::namespace::NAME_LABEL;
 use crate::resource::routing::Routed;
 use crate::resource::routing::gateway::{Gateway, Listener};
-use crate::resource::routing::reference::{CONTROLLER, is_our_class};
 use crate::resource::waypoint::{SERVICE_ACCOUNT, WAYPOINT_FOR};
 use crate::resource::{Key, Kind, Labels, Objects};
 
@@ -73,21 +71,12 @@ impl Standing {
         problems: &mut Vec<(Key, Problem)>,
     ) -> Self {
         let name = gateway.spec.gateway_class_name.as_str();
-        // Istio's names are Istio's where it runs, unless the settings give them to one of us.
-        let with_istio = match settings.istio_names {
-            IstioNames::Auto => settings.istio_runs,
-            IstioNames::Own => false,
-            IstioNames::Off => true,
+        let class = match parents::owner(name, objects, settings) {
+            Owner::Ours(class) => class,
+            Owner::Foreign => return Standing::Foreign,
+            Owner::Unknown => return Standing::Unknown,
+            Owner::Nobody => return Standing::Nobody(name.to_owned()),
         };
-        let class = objects.routes.gateway_classes.get(&NamespacedName::new("", name));
-        match class {
-            Some(class) if class.spec.controller_name != CONTROLLER => return Standing::Foreign,
-            None if is_our_class(name, with_istio) => {}
-            None if is_our_class(name, false) => return Standing::Foreign,
-            None if objects.unheard.contains(&Kind::GatewayClass) => return Standing::Unknown,
-            None => return Standing::Nobody(name.to_owned()),
-            Some(_) => {}
-        }
         let listeners: Vec<Listener> = gateway.spec.tunnels().cloned().collect();
         if listeners.is_empty() {
             return Standing::Deaf;
@@ -95,6 +84,8 @@ impl Standing {
         let mark = |marks: &Labels, key: &str| marks.get(key).cloned().filter(|value| !value.is_empty());
         let purpose = mark(&gateway.marks, WAYPOINT_FOR).or_else(|| mark(&class?.marks, WAYPOINT_FOR));
         let (services, workloads) = match purpose.as_deref() {
+            // Its class may say it, and has not been heard of: until then nothing goes around it.
+            None if class.is_none() && objects.unheard.contains(&Kind::GatewayClass) => (true, true),
             None | Some("service") => (true, false),
             Some("workload") => (false, true),
             Some("all") => (true, true),

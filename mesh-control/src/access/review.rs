@@ -38,6 +38,8 @@ const REVIEWS: usize = 16;
 const REVIEWS_AGAIN: usize = 8;
 /// Tokens remembered, some for each node's agent.
 const REMEMBERED: usize = 20_000;
+/// The same of waypoints: who may ask for tokens of their service accounts takes no place of an agent's.
+const OF_WAYPOINTS: usize = 4_000;
 
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 const NODE_UID: &str = "authentication.kubernetes.io/node-uid";
@@ -82,8 +84,9 @@ pub struct Reviewer {
     answered: AtomicU64,
     /// In the log, about reviews that there were not.
     lines: Lines,
-    /// Whose tokens were accepted, and when: by the hash of the token, which is a secret. A short critical section.
-    known: Mutex<HashMap<[u8; 32], Remembered>>,
+    /// Whose tokens were accepted, and when: by the hash of the token, which is a secret. Agents', then waypoints'. A short
+    /// critical section.
+    known: Mutex<[HashMap<[u8; 32], Remembered>; 2]>,
     /// For when it cannot be asked.
     keys: Keys,
     metrics: Arc<Metrics>,
@@ -228,6 +231,7 @@ impl Reviewer {
     /// What is remembered of a token, unless its pod has gone since.
     fn recall(&self, hash: &[u8; 32], view: &View) -> Option<Remembered> {
         let mut all = self.known.lock();
+        let all = all.iter_mut().find(|all| all.contains_key(hash))?;
         let known = all.get_mut(hash)?;
         let is_there = match &known.caller.who {
             Who::Node { .. } => known.pod.as_ref().is_some_and(|pod| view.agents.contains_key(pod)),
@@ -323,15 +327,20 @@ impl Reviewer {
     }
 
     fn remember(&self, hash: [u8; 32], answer: &Answer, now: SystemTime) {
-        let mut known = self.known.lock();
+        let [agents, waypoints] = &mut *self.known.lock();
         let Ok((caller, pod)) = answer else {
-            known.remove(&hash);
+            agents.remove(&hash);
+            waypoints.remove(&hash);
             return;
         };
-        if known.len() >= REMEMBERED && !known.contains_key(&hash) {
+        let (known, most) = match caller.who {
+            Who::Node { .. } => (agents, REMEMBERED),
+            Who::Waypoint { .. } => (waypoints, OF_WAYPOINTS),
+        };
+        if known.len() >= most && !known.contains_key(&hash) {
             known.retain(|_, known| !known.caller.remaining(now).is_zero());
         }
-        if known.len() >= REMEMBERED && !known.contains_key(&hash) {
+        if known.len() >= most && !known.contains_key(&hash) {
             // Each of them was accepted: the one that is good for the shortest time is the least loss.
             let first = known.iter().min_by_key(|(_, known)| known.caller.remaining(now)).map(|(hash, _)| *hash);
             first.map(|first| known.remove(&first));
@@ -369,10 +378,10 @@ mod tests {
             hash[..8].copy_from_slice(&number.to_be_bytes());
             hash
         };
-        let has = |hash: [u8; 32]| reviewer.known.lock().contains_key(&hash);
+        let has = |hash: [u8; 32]| reviewer.known.lock().iter().any(|known| known.contains_key(&hash));
         reviewer.remember(hash(0, 0), &good(3600), now);
         (0..REMEMBERED + 1).for_each(|n| reviewer.remember(hash(1, n), &Err(TokenError::Signature), now));
-        assert!(has(hash(0, 0)) && reviewer.known.lock().len() == 1);
+        assert!(has(hash(0, 0)) && reviewer.known.lock()[0].len() == 1);
         // Of more than there is room for, those go that are over, then the one that is over next.
         reviewer.remember(hash(2, 0), &good(0), now);
         reviewer.remember(hash(2, 1), &good(60), now);
@@ -382,6 +391,12 @@ mod tests {
         assert!(!has(hash(2, 0)) && has(hash(2, 1)));
         reviewer.remember(hash(4, 1), &good(120), now);
         assert!(has(hash(0, 0)) && has(hash(4, 1)) && !has(hash(2, 1)));
+        // Tokens of waypoints take no place of an agent's.
+        let gateway = mesh_core::NamespacedName::new("shop", "wp");
+        let of_waypoint = Who::Waypoint { gateway: gateway.clone(), uid: None, pod: Some((gateway, "u".into())) };
+        let longer = Ok((Caller::new(of_waypoint, unix(now) + 9999), None));
+        (0..OF_WAYPOINTS + 9).for_each(|n| reviewer.remember(hash(5, n), &longer, now));
+        assert_eq!(reviewer.known.lock().each_ref().map(HashMap::len), [REMEMBERED, OF_WAYPOINTS]);
         // What is refused is good no longer.
         reviewer.remember(hash(0, 0), &Err(TokenError::Signature), now);
         assert!(!has(hash(0, 0)));

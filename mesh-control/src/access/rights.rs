@@ -4,7 +4,7 @@
 //! | who | is there while | is sent | signed |
 //! |---|---|---|---|
 //! | the agent of a node | the node exists, with its uid | policies, addresses | identities of pods on the node, but of no waypoint |
-//! | a waypoint, by its Gateway's token | the Gateway is a waypoint of ours | these, and its own table | its own identity, if a pod of it is there |
+//! | a waypoint, by its Gateway's token | the Gateway, with its uid, is a waypoint of ours | these, and its own table | its own identity, if a pod of it is there |
 //! | a waypoint, by its pod's token | that very pod serves it | the same | the same |
 
 use mesh_core::{ArcStr, Identity, NamespacedName};
@@ -42,8 +42,10 @@ impl Who {
     pub fn stands(&self, view: &View) -> bool {
         match self {
             Who::Node { name, uid } => view.has_node(name, uid.as_deref()),
-            Who::Waypoint { gateway, pod: None } => view.waypoints.contains_key(gateway),
-            Who::Waypoint { gateway, pod: Some((name, uid)) } => {
+            Who::Waypoint { gateway, uid, pod: None } => {
+                view.waypoints.get(gateway).is_some_and(|waypoint| waypoint.uid == *uid)
+            }
+            Who::Waypoint { gateway, pod: Some((name, uid)), .. } => {
                 view.waypoint_pods.get(name).is_some_and(|pod| pod.gateway == *gateway && pod.uid.as_ref() == Some(uid))
             }
         }
@@ -62,7 +64,7 @@ impl Who {
             Who::Waypoint { pod: Some((name, _)), .. } => {
                 view.waypoint_pods.get(name).is_some_and(|pod| is_it(name, pod))
             }
-            Who::Waypoint { gateway, pod: None } => {
+            Who::Waypoint { gateway, pod: None, .. } => {
                 view.waypoint_pods.iter().any(|(name, pod)| pod.gateway == *gateway && is_it(name, pod))
             }
         }
@@ -94,7 +96,7 @@ pub fn bearer(bearer: Bearer, agents: &[(ArcStr, ArcStr)], view: &View) -> Resul
     if node.is_some_and(|(node, _)| node != served.node) {
         return Err(TokenError::Pod);
     }
-    Ok(Who::Waypoint { gateway: served.gateway.clone(), pod: Some((name, uid)) })
+    Ok(Who::Waypoint { gateway: served.gateway.clone(), uid: None, pod: Some((name, uid)) })
 }
 
 #[cfg(test)]
@@ -103,6 +105,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::index::WaypointGateway;
 
     fn name(namespace: &str, name: &str) -> NamespacedName {
         NamespacedName::new(namespace, name)
@@ -113,8 +116,12 @@ mod tests {
         let nodes = [("n1".into(), Some("u1".to_owned())), ("n2".into(), None)].into();
         let mut view = View { nodes, ..View::default() };
         view.placements.add("shop".into(), Arc::new(BTreeSet::from([("n1".into(), "web".into())])));
-        view.waypoints =
-            [("shop", "wp"), ("infra", "wp"), ("shop", "idle")].map(|(ns, n)| (name(ns, n), n.into())).into();
+        view.waypoints = [("shop", "wp", None), ("infra", "wp", Some("g1")), ("shop", "idle", None)]
+            .map(|(ns, n, uid)| {
+                let waypoint = WaypointGateway { uid: uid.map(ArcStr::from), account: n.into() };
+                (name(ns, n), waypoint)
+            })
+            .into();
         let pod = |namespace: &str, uid: &str| {
             let gateway = name(namespace, "wp");
             let pod = WaypointPod { gateway, uid: Some(uid.into()), account: "wp".into(), node: "n1".into() };
@@ -129,11 +136,16 @@ mod tests {
     }
 
     fn of_gateway(namespace: &str, gateway: &str) -> Who {
-        Who::Waypoint { gateway: name(namespace, gateway), pod: None }
+        Who::Waypoint { gateway: name(namespace, gateway), uid: None, pod: None }
+    }
+
+    fn of_infra(uid: &str) -> Who {
+        Who::Waypoint { gateway: name("infra", "wp"), uid: Some(uid.into()), pod: None }
     }
 
     fn of_pod(gateway: (&str, &str), pod: (&str, &str), uid: &str) -> Who {
-        Who::Waypoint { gateway: name(gateway.0, gateway.1), pod: Some((name(pod.0, pod.1), uid.into())) }
+        let pod = Some((name(pod.0, pod.1), uid.into()));
+        Who::Waypoint { gateway: name(gateway.0, gateway.1), uid: None, pod }
     }
 
     #[test]
@@ -147,7 +159,10 @@ mod tests {
             (node("n2", None), true, &[]),
             (node("n3", None), false, &[]),
             (of_gateway("shop", "wp"), true, &["shop/wp"]),
-            (of_gateway("infra", "wp"), true, &["infra/wp"]),
+            (of_infra("g1"), true, &["infra/wp"]),
+            // Of a Gateway that was made again under its name, the token is another one.
+            (of_infra("g0"), false, &[]),
+            (of_gateway("infra", "wp"), false, &[]),
             // Its configuration it gets; nobody's certificate before there is a pod.
             (of_gateway("shop", "idle"), true, &[]),
             (of_gateway("shop", "gone"), false, &[]),

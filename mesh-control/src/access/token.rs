@@ -159,7 +159,7 @@ impl Tokens {
     pub fn issue(&self, who: &Who, lifetime: Duration, now: SystemTime) -> Result<String, rcgen::Error> {
         let (sub, uid) = match who {
             Who::Node { name, uid } => (format!("{NODE}{name}"), uid.clone()),
-            Who::Waypoint { gateway, .. } => (format!("{WAYPOINT}{gateway}"), None),
+            Who::Waypoint { gateway, uid, .. } => (format!("{WAYPOINT}{gateway}"), uid.as_deref().map(str::to_owned)),
         };
         let claims = Claims {
             aud: AUDIENCE.into(),
@@ -223,5 +223,5 @@ fn subject(claims: &Claims) -> Option<Who> {
         return Some(Who::Node { name: name.into(), uid: claims.uid.clone() });
     }
     let gateway = claims.sub.strip_prefix(WAYPOINT)?.parse().ok()?;
-    claims.uid.is_none().then_some(Who::Waypoint { gateway, pod: None })
+    Some(Who::Waypoint { gateway, uid: claims.uid.as_deref().map(ArcStr::from), pod: None })
 }

@@ -44,7 +44,8 @@ pub struct TokenWriter {
 }
 
 impl TokenWriter {
-    /// Writes the first tokens into `folder` and removes those of who is gone.
+    /// Writes the first tokens into `folder` and removes those of who is gone. A file that cannot be written or removed is logged; a token that is missing is
+    /// made by [`TokenWriter::follow`]: who may name things must not be able to keep everybody else from being served.
     pub fn start(
         tokens: Arc<Tokens>,
         folder: PathBuf,
@@ -58,11 +59,15 @@ impl TokenWriter {
         for entry in std::fs::read_dir(&writer.folder)? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if !files.contains(&name) {
-                state::remove(&path)?;
+            if !files.contains(&name)
+                && let Err(error) = state::remove(&path)
+            {
+                tracing::error!(%error, "cannot remove the token of who is gone");
             }
         }
-        writer.write(true, now)?;
+        if let Err(error) = writer.write(true, now) {
+            tracing::error!(%error, "cannot write tokens, trying again");
+        }
         Ok(writer)
     }
 
@@ -140,7 +145,10 @@ impl TokenWriter {
 /// Everybody who has a token.
 fn bearers(view: &View) -> BTreeSet<Who> {
     let nodes = view.nodes.iter().map(|(name, uid)| Who::Node { name: name.clone(), uid: uid.clone() });
-    let waypoints = view.waypoints.keys().map(|gateway| Who::Waypoint { gateway: gateway.clone(), pod: None });
+    let waypoints = view.waypoints.iter().map(|(gateway, waypoint)| {
+        let uid = waypoint.uid.clone();
+        Who::Waypoint { gateway: gateway.clone(), uid, pod: None }
+    });
     nodes.chain(waypoints).collect()
 }
 
@@ -152,6 +160,7 @@ mod tests {
     use mesh_core::{ArcStr, NamespacedName};
 
     use super::*;
+    use crate::index::WaypointGateway;
 
     const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -234,7 +243,8 @@ mod tests {
         let nodes = Nodes::new(&["n1", "waypoint-shop-wp"]);
         let mut writer = nodes.writer(now());
         let set = |waypoints: &[(&str, &str)]| {
-            let waypoints = waypoints.iter().map(|(ns, name)| (NamespacedName::new(*ns, *name), "wp".into())).collect();
+            let named = |(ns, name): &(&str, &str)| (NamespacedName::new(*ns, *name), WaypointGateway::default());
+            let waypoints = waypoints.iter().map(named).collect();
             let view = View { waypoints, ..View::clone(&nodes.view.borrow()) };
             nodes.view.send_replace(Arc::new(view));
         };
@@ -265,8 +275,36 @@ mod tests {
         nodes.set(&["n1", "n2"]);
         writer.step(now()).unwrap_err();
         assert_eq!(nodes.owner("n2", now()).as_deref(), Some("n2"));
+        // Nor does it at a start.
+        let mut writer = nodes.writer(now());
+        assert_eq!(nodes.owner("n2", now()).as_deref(), Some("n2"));
         fs::remove_dir(nodes.path("n1")).unwrap();
         writer.step(now()).unwrap();
         assert_eq!(nodes.owner("n1", now()).as_deref(), Some("n1"));
+    }
+
+    #[test]
+    fn the_longest_name_of_a_gateway_has_a_file_and_a_gateway_made_again_another_token() {
+        let nodes = Nodes::new(&["n1"]);
+        let gateway = NamespacedName::new("n".repeat(63), "g".repeat(253));
+        let set = |uid: &str| {
+            let waypoint = WaypointGateway { uid: Some(uid.into()), account: "wp".into() };
+            let view = View { waypoints: [(gateway.clone(), waypoint)].into(), ..View::clone(&nodes.view.borrow()) };
+            nodes.view.send_replace(Arc::new(view));
+        };
+        set("g1");
+        let mut writer = nodes.writer(now());
+        let file = Who::Waypoint { gateway: gateway.clone(), uid: None, pod: None }.file();
+        let text = || fs::read_to_string(nodes.path(&file)).unwrap();
+        let stands = |token: &str| {
+            let view = nodes.view.borrow().clone();
+            nodes.tokens.verify(Some(token), now(), |who| who.stands(&view)).is_ok()
+        };
+        let first = text();
+        assert!(stands(&first));
+        set("g2");
+        assert!(!stands(&first));
+        writer.step(now()).unwrap();
+        assert!(stands(&text()));
     }
 }

@@ -52,9 +52,11 @@ impl IstioCertificateService for Issuing {
         let now = mesh_runtime::clock::now();
         let caller = request.extensions().get::<Caller>().cloned();
         let caller = caller.ok_or_else(|| Status::unauthenticated("authentication failed"))?;
-        if !self.ledger.lock().0.admit(&caller.name, Instant::now()) {
+        if !self.ledger.lock().0.admit(&caller.who.share(), Instant::now()) {
             self.metrics.limited.inc();
-            return Err(Status::resource_exhausted("too many certificate requests from this node"));
+            return Err(Status::resource_exhausted(
+                "too many certificate requests from this node, or from waypoints of this namespace",
+            ));
         }
         let result = self.issue(&caller, request.into_inner(), now);
         match &result {
@@ -109,7 +111,7 @@ impl Issuing {
             Status::invalid_argument(why.to_string())
         })?;
         let lifetime = sign::lifetime(request.validity_duration, self.longest);
-        if !self.ledger.lock().1.claim(key.der(), &identity, now + lifetime, now) {
+        if !self.ledger.lock().1.claim(key.der(), &identity, &caller.who.share(), now + lifetime, now) {
             refuse("the key belongs to another identity", &asked);
             return Err(Status::invalid_argument("the key belongs to another identity"));
         }

@@ -111,7 +111,7 @@ impl Join {
             resolved: routing.resolved.clone(),
             tables: l7.tables.clone(),
             clusters: l7.clusters.clone(),
-            waypoints: waypoints.ours().map(|(name, waypoint)| (name.clone(), waypoint.account.clone())).collect(),
+            waypoints: waypoints.ours().map(|(name, waypoint)| (name.clone(), waypoint.gateway())).collect(),
             waypoint_pods: waypoints.pods(&objects, &settings),
             placements,
             agents: workload::agents(&objects, &settings),

@@ -13,7 +13,7 @@ pub mod workload;
 
 pub use join::Join;
 pub use settings::Settings;
-pub use view::{AgentPod, View, WaypointPod};
+pub use view::{AgentPod, View, WaypointGateway, WaypointPod};
 
 use crate::resource::Objects;
 

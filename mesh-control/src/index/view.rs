@@ -48,6 +48,15 @@ pub struct AgentPod {
     pub node: ArcStr,
 }
 
+/// A waypoint, as its token names it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WaypointGateway {
+    /// The uid of its Gateway, if that has one.
+    pub uid: Option<ArcStr>,
+    /// The service account of its pods.
+    pub account: ArcStr,
+}
+
 /// A pod that serves a waypoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WaypointPod {
@@ -57,7 +66,7 @@ pub struct WaypointPod {
     pub uid: Option<ArcStr>,
     /// Its service account.
     pub account: ArcStr,
-    /// The node that it is bound to; empty before it is.
+    /// The node that it is on.
     pub node: ArcStr,
 }
 
@@ -82,8 +91,8 @@ pub struct View {
     pub tables: BTreeMap<NamespacedName, Arc<Table>>,
     /// How they reach the places that those name, by their gateways.
     pub clusters: BTreeMap<NamespacedName, Arc<Clusters>>,
-    /// The service account of each waypoint, by its gateway.
-    pub waypoints: BTreeMap<NamespacedName, ArcStr>,
+    /// Waypoints, by their gateways.
+    pub waypoints: BTreeMap<NamespacedName, WaypointGateway>,
     /// Pods that serve waypoints and have not ended, by namespace and name.
     pub waypoint_pods: BTreeMap<NamespacedName, WaypointPod>,
     /// Which node runs which identity. Those of waypoints are not among them: they have their own tokens.

@@ -29,7 +29,7 @@ use super::throttle::{self, Place, Throttle};
 use crate::access::check::Access;
 use crate::access::pace::{Lines, Pace};
 use crate::access::token::Caller;
-use crate::access::who::Who;
+use crate::access::who::{Share, Who};
 use crate::clock::unix;
 use crate::diagnosis::printable;
 use crate::metrics::Metrics;
@@ -38,6 +38,10 @@ use crate::world::World;
 const METHOD: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 /// Streams at once.
 const MAX_STREAMS: usize = 10_000;
+/// Of waypoints, apart from the agents'.
+const MAX_OF_WAYPOINTS: usize = 2_000;
+/// Of the waypoints of one namespace: as many as all processes of four Gateways have.
+const MAX_OF_NAMESPACE: usize = 256;
 /// A client that does not take a response for so long is gone.
 const SEND_DEADLINE: Duration = Duration::from_secs(60);
 /// A client that has not acknowledged a response after this is sent none any more, and what it was sent may not stay in memory: it is gone, too.
@@ -62,35 +66,58 @@ pub struct StreamStatus {
 #[derive(Debug, Default)]
 pub struct Streams {
     next: AtomicU64,
-    open: Mutex<BTreeMap<u64, (StreamStatus, oneshot::Sender<()>)>>,
+    open: Mutex<BTreeMap<u64, Entered>>,
+}
+
+/// One of them.
+#[derive(Debug)]
+struct Entered {
+    status: StreamStatus,
+    share: Share,
+    /// Dropped when it has to make room.
+    _stay: oneshot::Sender<()>,
 }
 
 impl Streams {
     /// All streams, oldest first.
     pub fn list(&self) -> Vec<StreamStatus> {
-        self.open.lock().values().map(|(status, _)| status.clone()).collect()
+        self.open.lock().values().map(|entered| entered.status.clone()).collect()
     }
 
-    /// Enters a stream of somebody who may have so many; the receiver ends when it has to make room: with more, the oldest ends, which is the one that
-    /// nobody reads. `None` if there is no room at all.
-    fn enter(&self, status: StreamStatus, most: usize) -> Option<(u64, oneshot::Receiver<()>)> {
+    /// Enters a stream of somebody; the receiver ends when it has to make room: with more than it may have, the oldest ends, which is the one that nobody
+    /// reads. `None` if there is no room at all.
+    fn enter(&self, status: StreamStatus, who: &Who) -> Option<(u64, oneshot::Receiver<()>)> {
         let mut open = self.open.lock();
-        let own: Vec<u64> = open.iter().filter(|(_, (s, _))| s.node == status.node).map(|(key, _)| *key).collect();
-        let surplus = (own.len() + 1).saturating_sub(most);
+        let own: Vec<u64> = open.iter().filter(|(_, e)| e.status.node == status.node).map(|(key, _)| *key).collect();
+        let surplus = (own.len() + 1).saturating_sub(who.streams());
         own.into_iter().take(surplus).for_each(|oldest| drop(open.remove(&oldest)));
-        if open.len() >= MAX_STREAMS {
+        let share = who.share();
+        let (mut alike, mut shared) = (0, 0);
+        for entered in open.values() {
+            alike += usize::from(std::mem::discriminant(&entered.share) == std::mem::discriminant(&share));
+            shared += usize::from(entered.share == share);
+        }
+        if !has_room(&share, alike, shared) {
             return None;
         }
         let key = self.next.fetch_add(1, Ordering::Relaxed);
         let (stay, replaced) = oneshot::channel();
-        open.insert(key, (status, stay));
+        open.insert(key, Entered { status, share, _stay: stay });
         Some((key, replaced))
     }
 
     fn update(&self, key: u64, change: impl FnOnce(&mut StreamStatus)) {
-        if let Some((status, _)) = self.open.lock().get_mut(&key) {
-            change(status);
+        if let Some(entered) = self.open.lock().get_mut(&key) {
+            change(&mut entered.status);
         }
+    }
+}
+
+/// Whether there is room for another stream out of a share, of which there are so many, and so many of its kind.
+fn has_room(share: &Share, alike: usize, shared: usize) -> bool {
+    match share {
+        Share::Node(_) => alike < MAX_STREAMS,
+        Share::Waypoints(_) => alike < MAX_OF_WAYPOINTS && shared < MAX_OF_NAMESPACE,
     }
 }
 
@@ -155,8 +182,7 @@ impl Discovery {
             kinds: BTreeMap::new(),
         };
         // Not "resource exhausted": that is what a client hears whose request is too large.
-        let entered =
-            self.streams.enter(status, caller.who.streams()).ok_or_else(|| Status::unavailable("too many streams"))?;
+        let entered = self.streams.enter(status, &caller.who).ok_or_else(|| Status::unavailable("too many streams"))?;
         // One response is in the socket, one waits: what changes meanwhile is merged in the session.
         let (sender, receiver) = mpsc::channel(2);
         let stream = StreamTask { discovery: self.clone(), caller, requests, sender, place: None };
@@ -216,8 +242,9 @@ impl StreamTask {
         let mut pace = Pace::new(REQUESTS);
         // The oldest response without an answer, and since when it has been that.
         let mut oldest = (None, Instant::now());
+        let share = self.caller.who.share();
         let mut reading = tokio::select! {
-            place = discovery.reading.place(&self.caller.name) => place,
+            place = discovery.reading.place(&share) => place,
             () = discovery.drain.started() => return Err(Status::unavailable("shutting down")),
         };
         loop {
@@ -279,8 +306,9 @@ impl StreamTask {
         if is_large {
             // Nobody waits for a second place while holding one.
             self.place = None;
+            let share = self.caller.who.share();
             tokio::select! {
-                place = discovery.throttle.place(&self.caller.name) => self.place = place,
+                place = discovery.throttle.place(&share) => self.place = place,
                 () = self.sender.closed() => return Err(Status::cancelled("the client is gone")),
             }
             // It may have changed meanwhile.
@@ -345,5 +373,50 @@ impl StreamTask {
         }
         discovery.streams.update(key, |status| status.id = printable(&node.id));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_core::NamespacedName;
+
+    use super::*;
+
+    #[test]
+    fn waypoints_take_no_stream_of_an_agent_and_a_namespace_none_of_another() {
+        let streams = Streams::default();
+        let mut kept = Vec::new();
+        let mut enter = |who: Who| {
+            let status =
+                StreamStatus { node: who.name().to_string(), id: String::new(), since: 0, kinds: BTreeMap::new() };
+            let entered = streams.enter(status, &who);
+            let is_in = entered.is_some();
+            kept.extend(entered);
+            is_in
+        };
+        let pod = |namespace: usize, pod: usize| {
+            let namespace = format!("ns{namespace}");
+            let name = NamespacedName::new(namespace.as_str(), format!("wp-{pod}"));
+            let gateway = NamespacedName::new(namespace.as_str(), format!("wp{}", pod % 7));
+            Who::Waypoint { gateway, uid: None, pod: Some((name, "u".into())) }
+        };
+        assert_eq!((0..300).filter(|n| enter(pod(0, *n))).count(), MAX_OF_NAMESPACE);
+        let node = |n: usize| Who::Node { name: format!("n{n}").into(), uid: None };
+        assert_eq!((0..20).filter(|n| enter(pod(1, *n)) && enter(node(*n))).count(), 20);
+        // Of one pod the oldest makes room.
+        assert_eq!((0..20).filter(|_| enter(pod(2, 0))).count(), 20);
+        let listed = streams.list();
+        let of = |who: Who| listed.iter().filter(|status| status.node == *who.name()).count();
+        assert_eq!((of(pod(2, 0)), of(node(0)), listed.len()), (4, 1, MAX_OF_NAMESPACE + 20 + 20 + 4));
+        let (nodes, waypoints) = (Share::Node("n".into()), Share::Waypoints("ns".into()));
+        for (share, alike, shared, expected) in [
+            (&nodes, MAX_STREAMS - 1, 0, true),
+            (&nodes, MAX_STREAMS, 0, false),
+            (&waypoints, MAX_OF_WAYPOINTS - 1, 0, true),
+            (&waypoints, MAX_OF_WAYPOINTS, 0, false),
+            (&waypoints, MAX_OF_NAMESPACE, MAX_OF_NAMESPACE, false),
+        ] {
+            assert_eq!(has_room(share, alike, shared), expected, "{share:?} {alike} {shared}");
+        }
     }
 }

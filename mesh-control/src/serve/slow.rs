@@ -19,6 +19,7 @@ use crate::access::check::{Access, Verifier};
 use crate::access::layer::Authenticated;
 use crate::access::pace::Lines;
 use crate::access::token::Tokens;
+use crate::access::who::Share;
 use crate::access::who::Who;
 use crate::index::View;
 use crate::metrics::Metrics;
@@ -138,7 +139,7 @@ async fn hardening_B103_the_wait_for_a_place_is_not_the_client_s() {
         Server::start(View { nodes: known, policies: [(name, Arc::new(policy))].into(), ..View::default() }).await;
     let (mut places, mut streams) = (Vec::new(), Vec::new());
     for node in &nodes {
-        places.push(server.throttle.place(&node.as_str().into()).await);
+        places.push(server.throttle.place(&Share::Node(node.as_str().into())).await);
         let (requests, mut responses) = server.open(node, &[ADDRESS_TYPE, AUTHORIZATION_TYPE]).await;
         // Answered while the server waits for its turn with the next one, and reads nothing.
         let nonce = next(&mut responses).await.unwrap().nonce;

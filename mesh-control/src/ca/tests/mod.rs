@@ -18,7 +18,7 @@ use super::authority::{self, Authority, AuthorityError, KEY_FILE, ROOTS_FILE};
 use super::ledger::{Keys, Rates};
 use super::sign::{self, SignError};
 use crate::access::token::{TokenError, Tokens};
-use crate::access::who::Who;
+use crate::access::who::{Share, Who};
 use crate::state::{self, StateError};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -327,22 +327,34 @@ fn hardening_B116_a_key_belongs_to_one_identity() {
     let mut keys = Keys::default();
     let other: Identity = "spiffe://cluster.local/ns/shop/sa/db".parse().unwrap();
     let (now, later) = (now(), now() + DAY);
-    assert!(keys.claim(b"key", &identity(), later, now));
-    assert!(keys.claim(b"key", &identity(), later, now), "renewal with the same key");
-    assert!(!keys.claim(b"key", &other, later, now));
-    assert!(keys.claim(b"another", &other, later, now));
-    assert!(keys.claim(b"key", &other, later + DAY, later), "free once its certificate has ended");
+    let (of_node, of_waypoint) = (Share::Node("n1".into()), Share::Waypoints("shop".into()));
+    assert!(keys.claim(b"key", &identity(), &of_node, later, now));
+    assert!(keys.claim(b"key", &identity(), &of_node, later, now), "renewal with the same key");
+    assert!(!keys.claim(b"key", &other, &of_node, later, now));
+    assert!(keys.claim(b"another", &other, &of_node, later, now));
+    assert!(keys.claim(b"key", &other, &of_node, later + DAY, later), "free once its certificate has ended");
+    // Waypoints make the authority forget no key of a node, and have none of a node's.
+    for n in 0..30_000_u32 {
+        assert!(keys.claim(&n.to_be_bytes(), &identity(), &of_waypoint, later + DAY, later));
+    }
+    assert!(!keys.claim(b"key", &identity(), &of_waypoint, later + DAY, later));
 }
 
 #[test]
 fn hardening_B117_a_node_has_a_rate() {
     let mut rates = Rates::default();
+    let node = |name: &str| Share::Node(name.into());
     let start = Instant::now();
-    let admitted = (0..10_000).filter(|_| rates.admit(&"n1".into(), start)).count();
+    let admitted = (0..10_000).filter(|_| rates.admit(&node("n1"), start)).count();
     assert_eq!(admitted, 500);
-    assert!(rates.admit(&"n2".into(), start), "of its own");
+    assert!(rates.admit(&node("n2"), start), "of its own");
     let next = start + Duration::from_secs(2);
-    assert_eq!((0..10_000).filter(|_| rates.admit(&"n1".into(), next)).count(), 100);
+    assert_eq!((0..10_000).filter(|_| rates.admit(&node("n1"), next)).count(), 100);
+    // The waypoints of a namespace have one together, and take nothing of a node that is called as the namespace.
+    let of = |namespace: String| Share::Waypoints(namespace.into());
+    assert_eq!((0..10_000).filter(|_| rates.admit(&of("n3".into()), start)).count(), 100);
+    assert_eq!((0..20_000).filter(|n| rates.admit(&of(format!("ns{n}")), start)).count(), 9_999);
+    assert_eq!((0..10_000).filter(|_| rates.admit(&node("n3"), start)).count(), 500);
 }
 
 #[test]
@@ -387,7 +399,7 @@ fn hardening_B110_tokens() {
     state::folder(&path).unwrap();
     let tokens = Tokens::open(&path, "Kubernetes".into()).unwrap();
     let now = now();
-    let gate = Who::Waypoint { gateway: NamespacedName::new("shop", "wp"), pod: None };
+    let gate = Who::Waypoint { gateway: NamespacedName::new("shop", "wp"), uid: None, pod: None };
     let good = tokens.issue(&node("n1", None), DAY, now).unwrap();
     let known = |who: &Who| *who == node("n1", None) || *who == gate;
     let verify = |token: &str, at| tokens.verify(Some(token), at, known).map(|c| c.name.to_string());

@@ -243,7 +243,7 @@ fn a_waypoint_serves_ends_tunnels_itself_and_is_bound_to_none() {
         ("another account", serving("shop", "wp", "web"), false),
         ("of no gateway", serving("shop", "else", "wp"), false),
     ] {
-        let view = view(&format!("{bound_all}{all}{}{pod}", shop("", "")));
+        let view = view(&format!("{NODE}{bound_all}{all}{}{pod}", shop("", "")));
         let workload = &view.workloads[uid];
         assert_eq!((workload.native_tunnel, workload.protocol == TunnelProtocol::Hbone), (serves, serves), "{what}");
         let waypoint = if serves { "-".to_owned() } else { in_full("shop", "wp") };
@@ -258,8 +258,10 @@ fn a_waypoint_serves_ends_tunnels_itself_and_is_bound_to_none() {
         assert_eq!(problems(&view).len(), usize::from(what == "another account"), "{what}");
     }
     let annotated = all.replace("labels: {", "annotations: {gateway.istio.io/service-account: gate}, labels: {");
-    let of_gate = view(&format!("{annotated}{}", serving("shop", "wp", "gate")));
+    let of_gate = view(&format!("{NODE}{annotated}{}", serving("shop", "wp", "gate")));
     assert!(of_gate.workloads[uid].native_tunnel && of_gate.waypoint_pods.len() == 1);
+    // A token that was made for a pod of no node is nobody's.
+    assert!(view(&format!("{annotated}{}", serving("shop", "wp", "gate"))).waypoint_pods.is_empty());
     // Without a service it is known by the address of a pod.
     let bare = bare("shop", "wp", "", &spec("undermesh-waypoint", ""));
     let by_address = view(&format!("{bare}{}{}", shop(&label("wp"), ""), serving("shop", "wp", "wp")));
@@ -332,7 +334,7 @@ fn each_waypoint_has_a_table_of_what_is_bound_to_it() {
     };
     assert_eq!(hosts("wp"), ["web.shop.svc.cluster.local"]);
     assert_eq!((hosts("idle"), view.tables.len()), (Vec::<String>::new(), 2));
-    assert_eq!(view.waypoints[&mesh_core::NamespacedName::new("shop", "wp")], "wp");
+    assert_eq!(view.waypoints[&mesh_core::NamespacedName::new("shop", "wp")].account, "wp");
 }
 
 #[test]

@@ -5,8 +5,8 @@ use mesh_core::{ArcStr, NamespacedName};
 
 use super::Traffic;
 use crate::diagnosis::Problem;
-use crate::index::Settings;
 use crate::index::routing::parents::{self, Owner};
+use crate::index::{Settings, WaypointGateway};
 use crate::resource::namespace::NAME_LABEL;
 use crate::resource::routing::Routed;
 use crate::resource::routing::gateway::{Gateway, Listener};
@@ -31,6 +31,8 @@ pub enum Standing {
 /// A waypoint that we serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waypoint {
+    /// The uid of its Gateway, if that has one.
+    pub uid: Option<ArcStr>,
     /// The service account of its pods: what it is called unless the Gateway says otherwise, as with Istio.
     pub account: ArcStr,
     /// Where it is; `None` if there is neither a service nor a pod of it.
@@ -44,6 +46,11 @@ pub struct Waypoint {
 }
 
 impl Waypoint {
+    /// As its token names it.
+    pub fn gateway(&self) -> WaypointGateway {
+        WaypointGateway { uid: self.uid.clone(), account: self.account.clone() }
+    }
+
     /// Whether it is for this.
     pub fn is_for(&self, traffic: Traffic) -> bool {
         match traffic {
@@ -100,6 +107,7 @@ impl Standing {
             }
         };
         let account = mark(&gateway.marks, SERVICE_ACCOUNT).map_or_else(|| gateway.name.clone(), ArcStr::from);
-        Standing::Ours(Waypoint { account, destination: None, services, workloads, listeners })
+        let uid = gateway.uid.clone();
+        Standing::Ours(Waypoint { uid, account, destination: None, services, workloads, listeners })
     }
 }

@@ -153,13 +153,17 @@ impl Waypoints {
         })
     }
 
-    /// The pods that serve waypoints of ours, in namespaces of the mesh.
+    /// The pods that serve waypoints of ours, in namespaces of the mesh. A pod that runs on no node that is known runs nowhere: whoever has a token that was
+    /// made for it is not that pod.
     pub fn pods(&self, objects: &Objects, settings: &Settings) -> BTreeMap<NamespacedName, WaypointPod> {
         let namespaces: BTreeSet<&ArcStr> = self.ours().map(|(name, _)| &name.namespace).collect();
         let mut pods = BTreeMap::new();
         for namespace in namespaces.into_iter().filter(|name| settings.discovers(objects, name)) {
             for pod in pods_of(objects, namespace) {
                 let Some((gateway, _)) = self.served_by(pod) else { continue };
+                if !objects.nodes.contains_key(&pod.node) {
+                    continue;
+                }
                 let served = WaypointPod {
                     gateway,
                     uid: pod.uid.clone(),

@@ -52,6 +52,8 @@ pub struct Routed<S> {
     pub namespace: ArcStr,
     /// Its name.
     pub name: ArcStr,
+    /// Its `metadata.uid`, if it has one.
+    pub uid: Option<ArcStr>,
     /// When it was made, seconds; of two that contradict each other, the older one wins.
     pub created: Option<i64>,
     /// Labels and annotations that are of a mesh.
@@ -213,6 +215,7 @@ fn spec<S: Spec>(key: &Key, tree: &Tree, wrap: impl FnOnce(Routed<S>) -> Routing
         Some(spec) if !meta::has_error(&problems) => Ok(Object::Routing(wrap(Routed {
             namespace: key.namespace.clone(),
             name: key.name.clone(),
+            uid: tree.get("metadata").and_then(|m| m.get("uid")).and_then(Tree::as_str).map(ArcStr::from),
             created: created(tree),
             marks: marks(tree),
             spec,

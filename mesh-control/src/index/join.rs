@@ -188,8 +188,7 @@ impl Around<'_> {
                 let message = format!("node {} is not known: its agent gets no token", pod.node);
                 part.problems.push((pod_key(pod), Problem::warning("spec.nodeName", message)));
             }
-            let serves = self.waypoints.served_by(pod).is_some();
-            if is_of_mesh && !pod.node.is_empty() && !pod.host_network && !serves {
+            if is_of_mesh && !pod.node.is_empty() && !pod.host_network && !self.waypoints.may_serve(pod) {
                 placements.insert((pod.node.clone(), pod.service_account.clone()));
             }
             let told = self.waypoints.pod(pod, self.objects, self.settings).problem;

@@ -273,6 +273,50 @@ fn a_waypoint_serves_ends_tunnels_itself_and_is_bound_to_none() {
 }
 
 #[test]
+fn only_what_a_waypoint_is_found_by_is_free_of_it() {
+    let bare = bare("shop", "web", "", &spec("undermesh-waypoint", ""));
+    // A service as any other, which has the Gateway's name: its clients go through the waypoint.
+    let view =
+        view(&format!("{bare}{}{}{}", namespace("shop", &label("web")), shop("", ""), serving("shop", "web", "web")));
+    assert_eq!(bound(&view).0, "198.18.0.7");
+}
+
+#[test]
+fn a_pod_on_the_network_of_its_node_is_told_that_it_serves_nobody() {
+    let pod = serving("shop", "wp", "wp").replace("spec:\n", "spec:\n  hostNetwork: true\n");
+    let view = view(&format!("{NODE}{}{pod}", waypoint("shop", "wp", "")));
+    assert!(view.waypoint_pods.is_empty());
+    let told: Vec<_> = view.problems.iter().filter(|(key, _)| key.kind == Kind::Pod).collect();
+    assert!(told.len() == 1 && told[0].1.field == "spec.hostNetwork", "{told:?}");
+}
+
+#[test]
+fn what_was_bound_stays_bound_while_gateways_cannot_be_listed() {
+    let all = waypoint("shop", "wp", "all");
+    let of_all =
+        format!("{NODE}{}{all}{}{}", namespace("shop", &label("wp")), shop("", ""), serving("shop", "wp", "wp"));
+    let without = format!("{NODE}{}{}{}", namespace("shop", &label("wp")), shop("", ""), serving("shop", "wp", "wp"));
+    let heard = view(&of_all);
+    let lost = |text: &str, kind: Kind| {
+        let mut objects = read(text);
+        objects.routes = crate::resource::Routes::default();
+        objects.unheard.insert(kind);
+        build(&objects, &Settings::default())
+    };
+    let unheard = lost(&of_all, Kind::Gateway);
+    assert_eq!(bound(&unheard), bound(&heard));
+    // A waypoint that was known by an address of a pod is not found meanwhile.
+    let nowhere = lost(&without, Kind::Gateway);
+    assert_eq!(bound(&nowhere), (in_full("shop", "wp"), in_full("shop", "wp")));
+    assert!(!nowhere.services.keys().any(|key| key.to_string() == in_full("shop", "wp")));
+    // And its identity is not its node's meanwhile, unless an agent has captured the pod: then it serves nobody.
+    let is_node_s = |view: &View| view.placements.contains(&"n1".into(), "shop", &"wp".into());
+    assert!(!is_node_s(&heard) && !is_node_s(&unheard));
+    let captured = of_all.replace("redirection: disabled", "redirection: enabled");
+    assert!(is_node_s(&lost(&captured, Kind::Gateway)));
+}
+
+#[test]
 fn a_kind_that_was_never_heard_of_binds_by_name_and_is_not_told_of() {
     let mut objects = read(&format!("{}{}", shop(&label("wp"), ""), own_service("shop", "wp")));
     objects.unheard.insert(Kind::Gateway);

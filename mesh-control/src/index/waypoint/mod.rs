@@ -98,6 +98,16 @@ impl Waypoints {
         })
     }
 
+    /// Waypoints of ours in a namespace.
+    fn of<'a>(&'a self, namespace: &'a ArcStr) -> impl Iterator<Item = (&'a NamespacedName, &'a Waypoint)> {
+        let first = NamespacedName::new(namespace.clone(), "");
+        let all = self.gateways.range(first..).take_while(move |(name, _)| name.namespace == *namespace);
+        all.filter_map(|(name, standing)| match standing {
+            Standing::Ours(waypoint) => Some((name, waypoint)),
+            _ => None,
+        })
+    }
+
     fn waypoint(&self, name: &NamespacedName) -> Option<&Waypoint> {
         match self.gateways.get(name) {
             Some(Standing::Ours(waypoint)) => Some(waypoint),
@@ -135,11 +145,28 @@ impl Waypoints {
         Some((name, waypoint))
     }
 
+    /// Whether a pod may serve a waypoint for all that is known: it serves one, or says so before Gateways and their classes have been heard of. What an agent
+    /// has captured serves none. Its identity is nobody else's.
+    pub fn may_serve(&self, pod: &Pod) -> bool {
+        let Some(label) = pod.labels.get(GATEWAY_NAME) else { return false };
+        let name = NamespacedName::new(pod.namespace.clone(), label.as_str());
+        let is_unknown = match self.gateways.get(&name) {
+            Some(standing) => *standing == Standing::Unknown,
+            None => self.unheard,
+        };
+        self.served_by(pod).is_some() || is_unknown && !pod.enrolled && !pod.host_network
+    }
+
     /// What a pod is to be told that says it serves a waypoint.
     pub fn pod_problem(&self, pod: &Pod) -> Option<Problem> {
         let label = pod.labels.get(GATEWAY_NAME)?;
         let name = NamespacedName::new(pod.namespace.clone(), label.as_str());
         let waypoint = self.waypoint(&name)?;
+        if pod.host_network {
+            let message = format!("a pod of Gateway {name} has a network of its own, this one has its node's");
+            let help = "write `hostNetwork: false`; until then it serves nobody as a waypoint";
+            return Some(Problem::error("spec.hostNetwork", message).help(help));
+        }
         let (own, wanted) = (&pod.service_account, &waypoint.account);
         if own != wanted {
             let message = format!("a pod of Gateway {name} has the service account {wanted}, this one has {own}");
@@ -187,10 +214,10 @@ impl Waypoints {
         served
     }
 
-    /// What a service is bound to: that of a waypoint itself is never.
+    /// What a service is bound to: that by which a waypoint is found is never. One that has a waypoint's name and nothing else of it is a service as others.
     pub fn service(&self, service: &Service, objects: &Objects, settings: &Settings) -> Bound {
-        let name = NamespacedName::new(service.namespace.clone(), service.name.clone());
-        if self.waypoint(&name).is_some() {
+        let own = GatewayDestination::Service(key(&service.namespace, &service.name, settings));
+        if self.of(&service.namespace).any(|(_, waypoint)| waypoint.destination.as_ref() == Some(&own)) {
             return Bound::default();
         }
         self.bind(Traffic::Service, &service.waypoint, &service.namespace, objects, settings)

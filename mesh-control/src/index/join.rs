@@ -13,7 +13,7 @@ use super::policy::{self, Policies};
 use super::service::{self, Services};
 use super::settings::Settings;
 use super::view::{Placements, View};
-use super::waypoint::Waypoints;
+use super::waypoint::{Guard, Guarded, Waypoints};
 use super::workload;
 use super::{l7, routing};
 use crate::diagnosis::Problem;
@@ -48,6 +48,8 @@ struct Part {
     pods: Vec<(Arc<Pod>, Option<Arc<Workload>>)>,
     /// Nodes and service accounts.
     placements: Arc<BTreeSet<(ArcStr, ArcStr)>>,
+    /// Who may reach its pods around waypoints.
+    guards: BTreeSet<Guard>,
     problems: Problems,
 }
 
@@ -97,16 +99,21 @@ impl Join {
         let parts = self.parts(&around);
         let mut workloads = Vec::with_capacity(objects.pods.len());
         let mut placements = Placements::default();
+        let mut guards = Vec::new();
         for (namespace, part) in &parts {
+            guards.extend(part.guards.iter().map(|guard| guard.policy(namespace, &settings.trust_domain)));
             workloads.extend(part.pods.iter().filter_map(|(_, workload)| workload.clone()));
             problems.extend(part.problems.iter().cloned());
             placements.add(namespace.clone(), part.placements.clone());
         }
         let is_owner = |address: &IpAddr| owners.pods.get(address).copied();
-        workload::slices(&objects, &settings, &services, is_owner, &mut workloads, &mut problems);
+        let entered =
+            workload::slices(&objects, &settings, &services, &waypoints, is_owner, &mut workloads, &mut problems);
+        guards.extend(entered.iter().map(|(namespace, guard)| guard.policy(namespace, &settings.trust_domain)));
+        let guards = guards.into_iter().map(|policy| (policy.name.clone(), policy));
         let view = View {
             workloads: workloads.into_iter().map(|w| (w.uid.clone(), w)).collect(),
-            policies: policies.all.into_iter().map(|(name, policy)| (name, Arc::new(policy))).collect(),
+            policies: policies.all.into_iter().chain(guards).map(|(name, policy)| (name, Arc::new(policy))).collect(),
             routes: routing.routes.clone(),
             resolved: routing.resolved.clone(),
             tables: l7.tables.clone(),
@@ -182,6 +189,8 @@ impl Around<'_> {
             last.into_iter().flat_map(|part| &part.pods).map(|(pod, workload)| (Arc::as_ptr(pod), workload)).collect();
         let mut part = Part::default();
         let mut placements = BTreeSet::new();
+        let guarded = pods.first().map(|pod| self.waypoints.guarded(&pod.namespace, self.objects, self.settings));
+        let guarded = guarded.unwrap_or_default();
         let is_of_mesh = pods.first().is_some_and(|pod| self.settings.discovers(self.objects, &pod.namespace));
         for pod in pods.iter().filter(|pod| pod.state != State::Ended) {
             if !pod.node.is_empty() && !self.objects.nodes.contains_key(&pod.node) {
@@ -198,8 +207,11 @@ impl Around<'_> {
             let known = known.get(&Arc::as_ptr(pod)).filter(|_| pod.state != State::Unheard);
             let workload = match known {
                 Some(known) => (*known).clone(),
-                None => self.workload(pod, interner),
+                None => self.workload(pod, &guarded, interner),
             };
+            part.guards.extend(workload.iter().filter_map(|workload| {
+                self.waypoints.guard(pod, &workload.services, &guarded, self.objects, self.settings)
+            }));
             part.pods.push(((*pod).clone(), workload));
         }
         last_resort(&mut part.pods);
@@ -210,7 +222,7 @@ impl Around<'_> {
         part
     }
 
-    fn workload(&self, pod: &Arc<Pod>, interner: &mut Interner) -> Option<Arc<Workload>> {
+    fn workload(&self, pod: &Arc<Pod>, guarded: &Guarded, interner: &mut Interner) -> Option<Arc<Workload>> {
         let own = |a: &&IpAddr| pod.host_network || self.owners.pods.get(*a).is_some_and(|o| Arc::ptr_eq(o, pod));
         let addresses: Vec<IpAddr> = pod.addresses.iter().filter(own).copied().collect();
         if addresses.is_empty() {
@@ -218,6 +230,9 @@ impl Around<'_> {
         }
         let Around { objects, settings, services, policies, waypoints, .. } = self;
         let mut workload = workload::workload(pod, addresses, objects, settings, services, policies, waypoints);
+        if let Some(guard) = waypoints.guard(pod, &workload.services, guarded, objects, settings) {
+            workload::list(&mut workload, guard.name(&pod.namespace));
+        }
         interner.workload(&mut workload);
         Some(Arc::new(workload))
     }

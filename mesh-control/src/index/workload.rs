@@ -1,6 +1,6 @@
 //! Workloads: pods with their identity, owner, locality, services and policies; and endpoints that are no pods.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::Settings;
 use super::policy::Policies;
 use super::service::{self, Services};
 use super::view::AgentPod;
-use super::waypoint::Waypoints;
+use super::waypoint::{Guard, Waypoints};
 use crate::diagnosis::Problem;
 use crate::resource::pod::State;
 use crate::resource::{Key, Kind, Objects, Pod};
@@ -109,17 +109,26 @@ fn locality(pod: &Pod, objects: &Objects) -> Locality {
     }
 }
 
+/// Has a workload list one more policy.
+pub fn list(workload: &mut Workload, policy: NamespacedName) {
+    if !workload.authorization_policies.contains(&policy) {
+        workload.authorization_policies = workload.authorization_policies.iter().cloned().chain([policy]).collect();
+    }
+}
+
 /// Endpoints of services that have no selector: pods join the service, other addresses become workloads of their own. `workloads` are those of pods, in the
-/// order of their namespaces and names.
+/// order of their namespaces and names. What comes back is who alone may reach pods that have joined, and in which namespaces these are.
 pub fn slices<'a>(
     objects: &Objects,
     settings: &Settings,
     services: &Services,
+    waypoints: &Waypoints,
     owner: impl Fn(&IpAddr) -> Option<&'a Arc<Pod>>,
     workloads: &mut Vec<Arc<Workload>>,
     problems: &mut Vec<(Key, Problem)>,
-) {
+) -> BTreeSet<(ArcStr, Guard)> {
     let pods = workloads.len();
+    let mut guards = BTreeSet::new();
     let mut made: BTreeMap<(NamespacedName, IpAddr), usize> = BTreeMap::new();
     for slice in objects.endpoint_slices.values().filter(|s| !s.service.is_empty()) {
         let name = NamespacedName::new(slice.namespace.clone(), slice.service.clone());
@@ -132,6 +141,8 @@ pub fn slices<'a>(
             Some(PortMapping { service_port: p.port, target_port: target })
         };
         let ports: Vec<PortMapping> = object.ports.iter().filter_map(port).collect();
+        let account = waypoints.guards(object, objects, settings);
+        let guard = account.map(|account| Guard::of(account, ports.iter().map(|port| port.target_port)));
         for endpoint in &slice.endpoints {
             for address in &endpoint.addresses {
                 let slice_key =
@@ -189,10 +200,16 @@ pub fn slices<'a>(
                 if services.by_key.contains_key(&key) {
                     let workload = Arc::make_mut(&mut workloads[at]);
                     Arc::make_mut(&mut workload.services).insert(key.clone(), ports.clone());
+                    // Beside that of the pod's other services: where both are of a port, both must let somebody pass.
+                    if let Some(guard) = guard.as_ref().filter(|_| at < pods) {
+                        list(workload, guard.name(&workload.namespace));
+                        guards.insert((workload.namespace.clone(), guard.clone()));
+                    }
                 }
             }
         }
     }
+    guards
 }
 
 /// Pods of the service accounts that agents have, wherever they are.

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1 as k8s;
 use mesh_core::ArcStr;
 
 use super::service::Distribution;
-use super::waypoint::Asked;
+use super::waypoint::{Asked, Bypass};
 use super::{Key, Labels, meta};
 use crate::diagnosis::Problem;
 
@@ -22,6 +22,8 @@ pub struct Namespace {
     pub distribution: Option<Distribution>,
     /// The waypoint of what says nothing of one itself.
     pub waypoint: Asked,
+    /// What is done with what goes around it, unless a service says otherwise.
+    pub bypass: Bypass,
 }
 
 /// A service account.
@@ -41,7 +43,8 @@ pub fn read(key: &Key, object: k8s::Namespace) -> (Namespace, Vec<Problem>) {
     // An API server sets it. A file need not.
     labels.insert(NAME_LABEL.to_owned(), key.name.to_string());
     let waypoint = Asked::of(Some(&labels), &key.name);
-    (Namespace { name: key.name.clone(), labels, distribution, waypoint }, problems)
+    let bypass = Bypass::of(&object.metadata, &mut problems);
+    (Namespace { name: key.name.clone(), labels, distribution, waypoint, bypass }, problems)
 }
 
 /// Reduces a service account.

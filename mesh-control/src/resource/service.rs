@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use mesh_core::ArcStr;
 use mesh_core::service::{AppProtocol, IpFamilies};
 
-use super::waypoint::Asked;
+use super::waypoint::{Asked, Bypass};
 use super::{Key, Labels, meta, pod};
 use crate::diagnosis::Problem;
 
@@ -71,6 +71,8 @@ pub struct Service {
     pub families: IpFamilies,
     /// Its waypoint, as far as it says that itself.
     pub waypoint: Asked,
+    /// What is done with what goes around it, as far as it says that itself.
+    pub bypass: Bypass,
     /// When it was made, seconds; of two with the same address, the older one gets it.
     pub created: Option<i64>,
 }
@@ -146,6 +148,7 @@ pub fn read(key: &Key, object: k8s::Service) -> (Service, Vec<Problem>) {
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
         families,
         waypoint: Asked::of(object.metadata.labels.as_ref(), &key.namespace),
+        bypass: Bypass::of(&object.metadata, &mut problems),
         created: meta::created(&object.metadata),
     };
     (service, problems)

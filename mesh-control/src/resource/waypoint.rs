@@ -1,9 +1,11 @@
 //! What the labels of services, pods and namespaces say about waypoints. Whether there is such a waypoint, and whether it takes them, the joining finds
 //! (`index::waypoint`).
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use mesh_core::{ArcStr, NamespacedName};
 
-use super::Labels;
+use super::{Labels, meta};
+use crate::diagnosis::Problem;
 
 /// The waypoint's name; `none` is none, whatever the namespace says.
 pub const USE: &str = "istio.io/use-waypoint";
@@ -15,6 +17,49 @@ pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 pub const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
 /// On a gateway: the service account of its pods.
 pub const SERVICE_ACCOUNT: &str = "gateway.istio.io/service-account";
+
+/// On a service or a namespace, as a label or an annotation: whether what does not come from the waypoint is refused.
+pub const BYPASS: &str = "undermesh.io/waypoint-bypass";
+
+/// What is done with connections that go around the waypoint: to an address of a pod, by clients that know nothing of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Bypass {
+    /// Nothing is said.
+    #[default]
+    Unsaid,
+    /// Policies at L4 decide.
+    Allow,
+    /// The pod's agent refuses them.
+    Refuse,
+}
+
+impl Bypass {
+    /// What an object says; its label goes before its annotation. What cannot be read refuses.
+    pub fn of(meta: &ObjectMeta, problems: &mut Vec<Problem>) -> Self {
+        let label = meta.labels.as_ref().and_then(|labels| labels.get(BYPASS)).map(String::as_str);
+        let (field, text) = match (label, meta::annotation(meta, BYPASS)) {
+            (Some(text), _) => ("labels", text),
+            (None, Some(text)) => ("annotations", text),
+            (None, None) => return Bypass::Unsaid,
+        };
+        match text {
+            "" => Bypass::Unsaid,
+            "allow" => Bypass::Allow,
+            "refuse" => Bypass::Refuse,
+            other => {
+                let message = format!("{other:?} says nothing, what goes around the waypoint is refused");
+                let problem = Problem::error(format!("metadata.{field}[\"{BYPASS}\"]"), message);
+                problems.push(problem.help("write `refuse` or `allow`"));
+                Bypass::Refuse
+            }
+        }
+    }
+
+    /// What counts of this, and of what a namespace says for its objects.
+    pub fn or(self, namespace: Self) -> Self {
+        if self == Bypass::Unsaid { namespace } else { self }
+    }
+}
 
 /// What an object says of its waypoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -18,8 +18,8 @@ use mesh_core::{Change, Connection, Decision, Identity, Store, authorize};
 
 use super::{Settings, View, build};
 use crate::manifest::file;
-use crate::resource::{Kind, Objects};
 use crate::resource::catalog::{Catalog, Scan};
+use crate::resource::{Kind, Objects};
 
 /// What is in some manifests.
 fn read(text: &str) -> Objects {

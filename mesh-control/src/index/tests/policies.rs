@@ -3,7 +3,7 @@
 use super::*;
 
 /// Who may connect to a pod of `shop` with label `app: web`, at which port.
-fn allowed(view: &View, from: Option<&str>, port: u16) -> bool {
+pub(super) fn allowed(view: &View, from: Option<&str>, port: u16) -> bool {
     let mut store = Store::new();
     let changes = view.workloads.values().map(|w| Change::Workload((**w).clone()));
     let applied = store.apply(changes.chain(view.policies.values().map(|p| Change::Policy((**p).clone()))).collect());

@@ -367,6 +367,102 @@ fn a_route_and_a_binding_are_told_the_same_of_a_class() {
     }
 }
 
+/// Who may connect to the shop's pod at a port: the waypoint, another one, a client with a certificate, one without.
+fn let_in(view: &View, port: u16) -> String {
+    let all = ["wp", "other", "web"].map(|account| format!("spiffe://cluster.local/ns/shop/sa/{account}"));
+    let may = |from: Option<&str>| super::policies::allowed(view, from, port);
+    let all = all.iter().map(|from| may(Some(from))).chain([may(None)]);
+    all.zip(["waypoint", "other", "client", "plain"])
+        .filter(|(may, _)| *may)
+        .map(|(_, who)| who)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[test]
+fn design_10_9_what_goes_around_a_waypoint_is_refused_where_that_is_asked_for() {
+    const ALL: &str = "waypoint other client plain";
+    let refuse = "undermesh.io/waypoint-bypass: refuse";
+    let allow = "undermesh.io/waypoint-bypass: allow";
+    let both = |one: &str, two: &str| format!("{one}, {two}");
+    let wp = label("wp");
+    let rows: [(&str, String, String, String, &str, &str); 12] = [
+        ("not asked for", waypoint("shop", "wp", ""), String::new(), wp.clone(), ALL, ALL),
+        ("by the service", waypoint("shop", "wp", ""), String::new(), both(&wp, refuse), "waypoint", ALL),
+        ("by the namespace", waypoint("shop", "wp", ""), both(&wp, refuse), String::new(), "waypoint", ALL),
+        ("not by the service", waypoint("shop", "wp", ""), both(&wp, refuse), allow.into(), ALL, ALL),
+        ("bound to none", waypoint("shop", "wp", ""), both(&wp, refuse), label("none"), ALL, ALL),
+        (
+            "a word that says nothing",
+            waypoint("shop", "wp", ""),
+            String::new(),
+            both(&wp, "undermesh.io/waypoint-bypass: x"),
+            "waypoint",
+            ALL,
+        ),
+        ("for workloads, too", waypoint("shop", "wp", "all"), both(&wp, refuse), String::new(), "waypoint", "waypoint"),
+        (
+            "for workloads alone",
+            waypoint("shop", "wp", "workload"),
+            both(&wp, refuse),
+            String::new(),
+            "waypoint",
+            "waypoint",
+        ),
+        ("for nothing", waypoint("shop", "wp", "none"), both(&wp, refuse), String::new(), ALL, ALL),
+        ("which is not there", String::new(), String::new(), both(&wp, refuse), "", ALL),
+        ("which is not there, for all", String::new(), both(&wp, refuse), String::new(), "", ""),
+        (
+            "of another account",
+            waypoint("shop", "wp", "").replacen(
+                "metadata: {",
+                "metadata: {annotations: {gateway.istio.io/service-account: other}, ",
+                1,
+            ),
+            String::new(),
+            both(&wp, refuse),
+            "other",
+            ALL,
+        ),
+    ];
+    for (what, gateway, of_namespace, of_service, at_service, elsewhere) in rows {
+        let shop = shop(&of_service, "");
+        let objects = format!("{NODE}{gateway}{}{shop}", namespace("shop", &of_namespace));
+        let view = view(&objects);
+        assert_eq!((&*let_in(&view, 80), &*let_in(&view, 9090)), (at_service, elsewhere), "{what}");
+    }
+    // By annotation as well; and who asks for it without a waypoint is told.
+    let annotated = shop("", "").replacen("labels: {", &format!("annotations: {{{refuse}}}, labels: {{{wp}"), 1);
+    assert_eq!(let_in(&view(&format!("{NODE}{}{annotated}", waypoint("shop", "wp", ""))), 80), "waypoint");
+    let told = |text: &str| problems(&view(text)).iter().filter(|(kind, ..)| *kind == Kind::Service).count();
+    assert_eq!((told(&shop(refuse, "")), told(&shop("", ""))), (1, 0));
+}
+
+#[test]
+fn a_port_of_two_services_is_for_the_waypoints_of_both() {
+    let refuse = "undermesh.io/waypoint-bypass: refuse";
+    let two = service(
+        "two",
+        "{selector: {app: web}, clusterIP: 198.19.0.2, ports: [{port: 8080, targetPort: 80}, {port: 81}]}",
+    );
+    let two = two.replace("name: two,", &format!("name: two, labels: {{{}, {refuse}}},", label("other")));
+    let one = shop(&format!("{}, {refuse}", label("wp")), "");
+    let view = view(&format!("{NODE}{}{}{one}{two}", waypoint("shop", "wp", ""), waypoint("shop", "other", "")));
+    assert_eq!(
+        [80, 81, 82].map(|port| let_in(&view, port)),
+        ["waypoint other", "other", "waypoint other client plain"]
+    );
+}
+
+#[test]
+fn pods_that_an_endpoint_slice_names_are_guarded_as_those_that_a_service_selects() {
+    let refuse = format!("{}, undermesh.io/waypoint-bypass: refuse", label("wp"));
+    let listed = shop(&refuse, "").replace("selector: {app: web}, ", "");
+    let slice = "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s, namespace: shop, labels: {kubernetes.io/service-name: web}}\naddressType: IPv4\nports: [{port: 80}]\nendpoints: [{addresses: [198.18.0.1]}]\n";
+    let view = view(&format!("{NODE}{}{listed}{slice}", waypoint("shop", "wp", "")));
+    assert_eq!([80, 81].map(|port| let_in(&view, port)), ["waypoint", "waypoint other client plain"]);
+}
+
 #[test]
 fn each_waypoint_has_a_table_of_what_is_bound_to_it() {
     let waypoints = format!("{}{}", waypoint("shop", "wp", ""), waypoint("shop", "idle", ""));
@@ -399,6 +495,7 @@ fn whatever_changes_bindings_are_those_of_a_fresh_join() {
     };
     let class = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {name: undermesh-waypoint}\nspec: {controllerName: example.com/x}\n";
     let pod = serving("infra", "wp", "wp");
+    let refuse = "undermesh.io/waypoint-bypass: refuse";
     let all = format!("{}{of_pod}", infra("{from: All}", "all"));
     let steps = [
         of_pod.clone(),
@@ -422,12 +519,20 @@ fn whatever_changes_bindings_are_those_of_a_fresh_join() {
     ];
     let (mut join, mut last) = (Join::default(), Objects::default());
     let mut seen = std::collections::BTreeSet::new();
+    let steps = steps.into_iter().chain([
+        format!("{all}{}", namespace("shop", refuse)),
+        format!("{all}{}{pod}", namespace("shop", &format!("{}, {refuse}", far("wp", "infra")))),
+        format!("{}{}", infra("{from: All}", "service"), shop(&format!("{}, {refuse}", far("wp", "infra")), "")),
+        format!("{}{}", infra("{from: None}", "service"), shop(&format!("{}, {refuse}", far("wp", "infra")), "")),
+    ]);
+    let steps: Vec<String> = steps.map(|step| if step.is_empty() { step } else { format!("{NODE}{step}") }).collect();
     for text in steps.iter().chain(steps.iter().rev()).flat_map(|step| [step, step]) {
         let now = kept(read(text), &last);
         let fresh = build(&now, &Settings::default());
         last = now.clone();
         let view = join.build(now, &Settings::default());
         assert_eq!((&view.workloads, &view.services), (&fresh.workloads, &fresh.services), "{text}");
+        assert_eq!(view.policies, fresh.policies, "{text}");
         assert_eq!((&view.problems, &view.placements), (&fresh.problems, &fresh.placements), "{text}");
         assert_eq!((&view.waypoint_pods, &view.tables), (&fresh.waypoint_pods, &fresh.tables), "{text}");
         if !view.workloads.is_empty() {

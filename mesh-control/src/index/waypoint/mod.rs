@@ -7,6 +7,7 @@
 //! Unbound is what the waypoint is not for, which its owner decided and does not come and go, and what another controller's Gateway would
 //! serve: that is not of this mesh, and neither are its policies.
 
+mod bypass;
 mod gateways;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +22,7 @@ use crate::diagnosis::Problem;
 use crate::resource::pod::State;
 use crate::resource::waypoint::{Asked, GATEWAY_NAME, field};
 use crate::resource::{Key, Kind, Objects, Pod, Service, meta};
+pub use bypass::{Guard, Guarded};
 pub use gateways::{Standing, Waypoint};
 
 /// End of the name of a waypoint that there is not: nobody can have a service of that name.
@@ -53,6 +55,8 @@ pub struct Bound {
     pub address: Option<GatewayAddress>,
     /// Whose table has its requests.
     pub gateway: Option<NamespacedName>,
+    /// Namespace and service account of who is found there; `None` if that is nobody. Of a Gateway that was not heard of it is what its name says.
+    pub account: Option<bypass::Account>,
     /// What the object is to be told, if it is its own label.
     pub problem: Option<Problem>,
 }
@@ -83,6 +87,12 @@ impl Waypoints {
         }
         for service in objects.services.values().filter(|service| matches!(service.waypoint, Asked::Of(_))) {
             if let Some(problem) = waypoints.service(service, objects, settings).problem {
+                let (namespace, name) = (service.namespace.clone(), service.name.clone());
+                problems.push((Key { kind: Kind::Service, namespace, name }, problem));
+            }
+        }
+        for service in objects.services.values() {
+            if let Some(problem) = waypoints.idle(service, objects, settings) {
                 let (namespace, name) = (service.namespace.clone(), service.name.clone());
                 problems.push((Key { kind: Kind::Service, namespace, name }, problem));
             }
@@ -233,9 +243,6 @@ impl Waypoints {
     }
 
     /// What comes of what an object in `namespace` says, which goes before what the namespace says.
-    ///
-    /// Whether the destination's agent refuses what does not come from the waypoint (`undermesh.io/waypoint-bypass`) belongs beside the address, once it is
-    /// settable: it is of the same objects.
     fn bind(&self, traffic: Traffic, own: &Asked, namespace: &ArcStr, objects: &Objects, settings: &Settings) -> Bound {
         let (name, is_own) = match (own, objects.namespaces.get(namespace).map(|n| &n.waypoint)) {
             (Asked::Of(name), _) => (name, true),
@@ -259,16 +266,18 @@ impl Waypoints {
             // Its table is made whether it can be reached or not: then that depends on no pod.
             (Some(Standing::Ours(waypoint)), flaw) if waypoint.takes(name, namespace, objects) => {
                 let address = waypoint.destination.clone().map_or_else(|| nowhere(name, namespace), at);
-                Bound { address: Some(address), gateway: Some(name.clone()), problem: told(flaw) }
+                let account = Some((name.namespace.clone(), waypoint.account.clone()));
+                Bound { address: Some(address), gateway: Some(name.clone()), account, problem: told(flaw) }
             }
             // It may be a waypoint: its service is asked for, and if it is none, nobody is found.
             (None | Some(Standing::Unknown), None) => {
                 let service = is_name(name).then(|| key(&name.namespace, &name.name, settings));
                 let address =
                     service.map_or_else(|| nowhere(name, namespace), |key| at(GatewayDestination::Service(key)));
-                Bound { address: Some(address), ..Bound::default() }
+                let account = Some((name.namespace.clone(), name.name.clone()));
+                Bound { address: Some(address), account, ..Bound::default() }
             }
-            (_, flaw) => Bound { address: Some(nowhere(name, namespace)), gateway: None, problem: told(flaw) },
+            (_, flaw) => Bound { address: Some(nowhere(name, namespace)), problem: told(flaw), ..Bound::default() },
         }
     }
 
@@ -327,7 +336,9 @@ impl Waypoints {
         let serving = changed.iter().map(|name| name.namespace.clone());
         let namespaces = objects.namespaces.values().filter(|n| is_meant(&n.waypoint)).map(|n| n.name.clone());
         let pods = objects.pods.values().filter(|pod| is_meant(&Asked::of(Some(&pod.labels), &pod.namespace)));
-        Some(serving.chain(namespaces).chain(pods.map(|pod| pod.namespace.clone())).collect())
+        let services = objects.services.values().filter(|service| is_meant(&service.waypoint));
+        let own = pods.map(|pod| pod.namespace.clone()).chain(services.map(|service| service.namespace.clone()));
+        Some(serving.chain(namespaces).chain(own).collect())
     }
 }
 

@@ -1,0 +1,141 @@
+//! What goes around a waypoint (`undermesh.io/waypoint-bypass: refuse`): a policy that the agents of pods enforce as any other, so nothing of it is new on the
+//! wire and a ztunnel enforces it, too. It denies whoever is not the waypoint, and plaintext with it; probes pass in the kernel. Pure; the joining asks for
+//! the guard of each pod.
+//!
+//! It is written by port of the pod: behind one may be several services with several waypoints, and a port of none of them is nobody's business. Who addresses the
+//! pod itself is refused at every port, if a waypoint is for that.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_core::policy::{Action, Clause, Match, Policy, Rule, Scope, StringMatch};
+use mesh_core::workload::Memberships;
+use mesh_core::{ArcStr, Identity, NamespacedName, TrustDomain};
+
+use super::Waypoints;
+use crate::diagnosis::Problem;
+use crate::index::Settings;
+use crate::index::service::key;
+use crate::resource::waypoint::{BYPASS, Bypass};
+use crate::resource::{Objects, Pod, Service};
+
+/// Begins the names of the policies. No object can be called so.
+const NAME: &str = "undermesh_waypoint_bypass_";
+
+/// Namespace and service account of a waypoint's pods.
+pub type Account = (ArcStr, ArcStr);
+
+/// Services of a namespace around whose waypoints nothing may go, with who may reach their pods: nobody, if the waypoint is not there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Guarded {
+    services: BTreeMap<NamespacedName, Option<Account>>,
+    /// Nor may anything around those of pods that are addressed as workloads.
+    workloads: bool,
+}
+
+/// Who may reach a pod.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Guard {
+    /// At these ports.
+    ports: BTreeMap<u16, BTreeSet<Account>>,
+    /// At all others; whoever, if nothing is said.
+    others: Option<BTreeSet<Account>>,
+}
+
+impl Waypoints {
+    /// What is guarded of a namespace.
+    pub fn guarded(&self, namespace: &ArcStr, objects: &Objects, settings: &Settings) -> Guarded {
+        let of_namespace = objects.namespaces.get(namespace).map(|known| known.bypass).unwrap_or_default();
+        let mut guarded = Guarded { workloads: of_namespace == Bypass::Refuse, ..Guarded::default() };
+        let first = NamespacedName::new(namespace.clone(), "");
+        let services = objects.services.range(first..).map(|(_, service)| service);
+        for service in services.take_while(|service| service.namespace == *namespace) {
+            if let Some(account) = self.guards(service, objects, settings) {
+                guarded.services.insert(key(namespace, &service.name, settings), account);
+            }
+        }
+        guarded
+    }
+
+    /// Who alone may reach the pods of a service; `None` if anybody may.
+    pub fn guards(&self, service: &Service, objects: &Objects, settings: &Settings) -> Option<Option<Account>> {
+        let of_namespace = objects.namespaces.get(&service.namespace).map(|known| known.bypass).unwrap_or_default();
+        if service.is_alias || service.bypass.or(of_namespace) != Bypass::Refuse {
+            return None;
+        }
+        let bound = self.service(service, objects, settings);
+        bound.address.is_some().then_some(bound.account)
+    }
+
+    /// The guard of a pod that has these services. A waypoint's own has none: no agent is before it.
+    pub fn guard(
+        &self,
+        pod: &Pod,
+        services: &Memberships,
+        guarded: &Guarded,
+        objects: &Objects,
+        settings: &Settings,
+    ) -> Option<Guard> {
+        let is_free = guarded.services.is_empty() && !guarded.workloads;
+        if is_free || self.served_by(pod).is_some() {
+            return None;
+        }
+        let mut guard = Guard { ports: BTreeMap::new(), others: None };
+        if guarded.workloads {
+            let bound = self.pod(pod, objects, settings);
+            guard.others = bound.address.is_some().then(|| bound.account.into_iter().collect());
+        }
+        for (service, ports) in services.iter() {
+            let Some(account) = guarded.services.get(service) else { continue };
+            for port in ports {
+                let of_port = guard.ports.entry(port.target_port).or_default();
+                of_port.extend(account.iter().chain(guard.others.iter().flatten()).cloned());
+            }
+        }
+        (!guard.ports.is_empty() || guard.others.is_some()).then_some(guard)
+    }
+
+    /// What a service is to be told that asks for a guard and has no waypoint.
+    pub(super) fn idle(&self, service: &Service, objects: &Objects, settings: &Settings) -> Option<Problem> {
+        if service.bypass != Bypass::Refuse || self.service(service, objects, settings).address.is_some() {
+            return None;
+        }
+        let message = "there is no waypoint that anything could go around: it has no effect";
+        let problem = Problem::warning(format!("metadata.labels[\"{BYPASS}\"]"), message);
+        Some(problem.help("bind the service by `istio.io/use-waypoint`"))
+    }
+}
+
+impl Guard {
+    /// That of a service alone, at these ports of a pod.
+    pub fn of(account: Option<Account>, ports: impl Iterator<Item = u16>) -> Self {
+        let accounts: BTreeSet<Account> = account.into_iter().collect();
+        Self { ports: ports.map(|port| (port, accounts.clone())).collect(), others: None }
+    }
+
+    /// What the policy is called: one guard has one name, and another one another.
+    pub fn name(&self, namespace: &ArcStr) -> NamespacedName {
+        let hash = xxhash_rust::xxh64::xxh64(format!("{self:?}").as_bytes(), 0);
+        NamespacedName::new(namespace.clone(), format!("{NAME}{hash:016x}"))
+    }
+
+    /// The policy.
+    pub fn policy(&self, namespace: &ArcStr, trust_domain: &TrustDomain) -> Policy {
+        let deny = |accounts: &BTreeSet<Account>, at: Match| {
+            let principal = |(namespace, account): &Account| {
+                let (namespace, service_account) = (namespace.clone(), account.clone());
+                let identity = Identity { trust_domain: trust_domain.clone(), namespace, service_account };
+                StringMatch::Exact(identity.principal().into())
+            };
+            let one = Match { not_principals: accounts.iter().map(principal).collect(), ..at };
+            // A match without a condition never matches, a rule without one always does.
+            let clauses = if one.is_empty() { Vec::new() } else { vec![Clause { matches: vec![one] }] };
+            Rule { clauses }
+        };
+        let at = |port: u16| Match { destination_ports: vec![port], ..Match::default() };
+        let elsewhere = || Match { not_destination_ports: self.ports.keys().copied().collect(), ..Match::default() };
+        let mut rules: Vec<Rule> = self.ports.iter().map(|(port, accounts)| deny(accounts, at(*port))).collect();
+        rules.extend(self.others.iter().map(|accounts| deny(accounts, elsewhere())));
+        let (name, scope) = (self.name(namespace), Scope::WorkloadSelector);
+        Policy { name, scope, action: Action::Deny, rules, dry_run: false }
+    }
+}

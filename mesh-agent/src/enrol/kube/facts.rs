@@ -1,5 +1,6 @@
 //! What the API says about one pod, reduced to what enrolment needs. Made by [`super::watch`].
 
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 
@@ -14,6 +15,14 @@ use super::wanted::Mode;
 pub const REDIRECTION: &str = "ambient.istio.io/redirection";
 /// Is on pods with a sidecar.
 const SIDECAR: &str = "sidecar.istio.io/status";
+/// On pods that serve a Gateway: which one, of which class, and who looks after them.
+const GATEWAY: &str = "gateway.networking.k8s.io/gateway-name";
+const GATEWAY_CLASS: &str = "gateway.networking.k8s.io/gateway-class-name";
+const MANAGED: &str = "gateway.istio.io/managed";
+/// Controllers whose pods end tunnels themselves: ours, and Istio's of waypoints.
+const MANAGERS: [&str; 2] = ["undermesh.io-gateway-controller", "istio.io-mesh-controller"];
+/// Classes whose pods do.
+const CLASSES: [&str; 3] = ["undermesh-waypoint", "undermesh", "istio-waypoint"];
 /// The UID under which the kubelet runs a pod of its own folder; the API shows it under another.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
@@ -73,6 +82,8 @@ pub struct Facts {
     pub mode: Option<Mode>,
     /// It has a sidecar.
     pub sidecar: bool,
+    /// It serves a Gateway whose pods are of the mesh themselves.
+    pub gateway: bool,
     /// It uses the node's network.
     pub host_network: bool,
     /// Its processes have ended.
@@ -112,6 +123,7 @@ impl Facts {
             ips: ips.collect(),
             mode: meta.labels.as_ref().and_then(Mode::of),
             sidecar: annotation(SIDECAR).is_some(),
+            gateway: meta.labels.as_ref().is_some_and(serves_gateway),
             host_network: spec.host_network.unwrap_or_default(),
             finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             redirection: annotation(REDIRECTION).map(|value| Mark::of(value)),
@@ -147,6 +159,7 @@ impl Facts {
             ips: pod.ips.clone(),
             mode: None,
             sidecar: false,
+            gateway: false,
             host_network: false,
             finished: false,
             redirection: None,
@@ -160,6 +173,13 @@ impl Facts {
         (&self.ips, &self.service_account, self.life, &self.said.rules, self.said.own_dns)
             == (&other.ips, &other.service_account, other.life, &other.said.rules, other.said.own_dns)
     }
+}
+
+/// Whether a pod with these labels serves a Gateway that is of the mesh itself. That it is one of the Gateway's the control plane checks, by its service account;
+/// here nothing is gained by a label but what `istio.io/dataplane-mode: none` gives anyway.
+fn serves_gateway(labels: &BTreeMap<String, String>) -> bool {
+    let is = |key: &str, known: &[&str]| labels.get(key).is_some_and(|value| known.contains(&value.as_str()));
+    labels.contains_key(GATEWAY) && (is(MANAGED, &MANAGERS) || is(GATEWAY_CLASS, &CLASSES))
 }
 
 #[cfg(test)]
@@ -203,6 +223,32 @@ pub(super) mod tests {
         let plain = pod("a");
         assert_eq!((plain.mode, plain.sidecar, plain.host_network, plain.finished), (None, false, false, false));
         assert_eq!((plain.ips.len(), plain.redirection), (2, None));
+    }
+
+    #[test]
+    fn features_en3_who_serves_a_gateway() {
+        let named = (GATEWAY, "wp");
+        for (labels, expected) in [
+            (&[][..], false),
+            // Whoever made it looks after it: a gateway of somebody who knows nothing of meshes.
+            (&[named], false),
+            (&[named, (MANAGED, "undermesh.io-gateway-controller")], true),
+            (&[named, (MANAGED, "istio.io-mesh-controller")], true),
+            (&[named, (MANAGED, "example.com-controller")], false),
+            (&[named, (GATEWAY_CLASS, "undermesh-waypoint")], true),
+            (&[named, (GATEWAY_CLASS, "undermesh")], true),
+            (&[named, (GATEWAY_CLASS, "theirs")], false),
+            (&[(GATEWAY_CLASS, "undermesh-waypoint")], false),
+            (&[(MANAGED, "istio.io-mesh-controller")], false),
+        ] {
+            let labels: BTreeMap<_, _> = labels.iter().map(|(key, value)| (*key, *value)).collect();
+            let pod: Pod = serde_json::from_value(json!({
+                "metadata": { "name": "p", "namespace": "n", "uid": "u", "labels": labels },
+                "spec": { "containers": [] },
+            }))
+            .unwrap();
+            assert_eq!(Facts::of(&pod).unwrap().gateway, expected, "{labels:?}");
+        }
     }
 
     #[test]

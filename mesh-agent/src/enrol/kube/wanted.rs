@@ -50,6 +50,8 @@ pub enum Reason {
     HostNetwork,
     /// A sidecar does the mesh's work in it.
     Sidecar,
+    /// It is a waypoint or another gateway of the mesh, which ends tunnels itself.
+    Gateway,
     /// Its processes have ended.
     Finished,
     /// Its namespace is the cluster's or a control plane's.
@@ -63,6 +65,7 @@ impl fmt::Display for Reason {
             Reason::OptedOut => "the pod has the label istio.io/dataplane-mode=none",
             Reason::HostNetwork => "the pod uses the node's network (hostNetwork)",
             Reason::Sidecar => "the pod has a sidecar (annotation sidecar.istio.io/status)",
+            Reason::Gateway => "the pod serves a Gateway and ends tunnels itself",
             Reason::Finished => "the pod has finished",
             Reason::SystemNamespace => "the namespace is the cluster's or a control plane's",
         })
@@ -78,6 +81,8 @@ pub fn wanted(namespace: Option<Mode>, pod: &Facts) -> Verdict {
         Reason::SystemNamespace
     } else if pod.sidecar {
         Reason::Sidecar
+    } else if pod.gateway {
+        Reason::Gateway
     } else if pod.finished {
         Reason::Finished
     } else {
@@ -117,6 +122,7 @@ mod tests {
             (None, Box::new(mode(OptedOut)), Err(Reason::OptedOut)),
             (Some(InMesh), Box::new(in_mesh_and(|pod| pod.host_network = true)), Err(Reason::HostNetwork)),
             (Some(InMesh), Box::new(in_mesh_and(|pod| pod.sidecar = true)), Err(Reason::Sidecar)),
+            (Some(InMesh), Box::new(in_mesh_and(|pod| pod.gateway = true)), Err(Reason::Gateway)),
             (Some(InMesh), Box::new(in_mesh_and(|pod| pod.finished = true)), Err(Reason::Finished)),
             (
                 Some(InMesh),

@@ -66,6 +66,20 @@ fn states(book: &Book) -> Vec<(&'static str, Option<String>)> {
 }
 
 #[test]
+fn features_en3_a_pod_that_serves_a_gateway_is_never_enrolled_and_is_let_go_of_when_it_comes_to_serve_one() {
+    let now = Instant::now();
+    let serving = Facts { gateway: true, mode: Some(Mode::InMesh), ..pod("a") };
+    let mut book = book(Some(Mode::InMesh), std::slice::from_ref(&serving));
+    assert_eq!(run(&mut book, now), ["release a"], "an earlier agent may have had it");
+    assert_eq!(states(&book), [("left out", Some(Reason::Gateway.to_string()))]);
+    assert_eq!(book.begin(&called(&serving.cgroup_uid)), Err(NotBegun::Left(Reason::Gateway)));
+    drop(book.pod(Heard::Changed(pod("a"))));
+    assert_eq!(run(&mut book, now), ["enrol a", "annotate a enabled"]);
+    drop(book.pod(Heard::Changed(Facts { redirection: Some(Mark::Enabled), ..serving })));
+    assert_eq!(run(&mut book, now), ["annotate a nothing", "release a"]);
+}
+
+#[test]
 fn features_en4_a_label_on_the_namespace_enrols_and_its_end_releases() {
     let now = Instant::now();
     let mut book = book(None, &[pod("a")]);

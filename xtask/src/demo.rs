@@ -20,7 +20,18 @@ pub fn run(args: &Args) -> Result<()> {
     run::need(&["cargo", "rustc", "cc"])?;
     run::need_root("demo")?;
     // Cargo shows how far it is: the first build takes minutes.
-    run::check(run::cargo()?.args(["build", "-p", "mesh-agent", "-p", "mesh-control", "-p", "mesh-tests", "--bins"]))?;
+    run::check(run::cargo()?.args([
+        "build",
+        "-p",
+        "mesh-agent",
+        "-p",
+        "mesh-control",
+        "-p",
+        "mesh-waypoint",
+        "-p",
+        "mesh-tests",
+        "--bins",
+    ]))?;
     let mut demo = Command::new(run::binary_dir("debug")?.join("demo"));
     for (flag, on) in [("--keep", args.keep), ("--fast", args.fast)] {
         if on {

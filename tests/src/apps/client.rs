@@ -122,21 +122,23 @@ pub fn get(request: &Get) -> Result<(u16, String), Failure> {
     Ok((status, String::from_utf8_lossy(&body).into_owned()))
 }
 
-/// `lab get`: one load prints its body; with `count` each load prints one JSON line. Returns the exit code.
-pub fn run_get(request: &Get, count: u32, interval: Duration) -> i32 {
-    if count == 1 {
-        return match get(request) {
-            Ok((status, body)) => {
-                eprintln!("HTTP {status}");
-                print!("{body}");
-                if status < 400 { 0 } else { 22 }
-            }
-            Err(e) => {
-                eprintln!("{}", e.message);
-                e.code
-            }
-        };
+/// `lab get`: one load prints its body. Returns the exit code.
+pub fn run_get(request: &Get) -> i32 {
+    match get(request) {
+        Ok((status, body)) => {
+            eprintln!("HTTP {status}");
+            print!("{body}");
+            if status < 400 { 0 } else { 22 }
+        }
+        Err(e) => {
+            eprintln!("{}", e.message);
+            e.code
+        }
     }
+}
+
+/// `lab get --count`: each load prints one JSON line. Returns the worst exit code.
+pub fn run_gets(request: &Get, count: u32, interval: Duration) -> i32 {
     let mut worst = 0;
     for _ in 0..count {
         let start = Instant::now();

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
 
 /// Listens on all addresses of both families; on IPv4 alone where the namespace has no IPv6.
 pub fn listen(port: u16, reuse_port: bool) -> Result<TcpListener> {
@@ -88,8 +89,8 @@ pub fn banner(port: u16, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// HTTP on a port: any path answers 200 with what was seen, `/status/<code>` answers that code.
-pub fn http(port: u16, name: &str) -> Result<()> {
+/// HTTP on a port: any path answers 200 with what was seen, `/status/<code>` answers that code; each answer comes `delay` later. A line tells of each request.
+pub fn http(port: u16, name: &str, delay: Duration) -> Result<()> {
     let listener = listen(port, false)?;
     listener.set_nonblocking(true).context("set non-blocking")?;
     runtime()?.block_on(async {
@@ -101,7 +102,10 @@ pub fn http(port: u16, name: &str) -> Result<()> {
             tokio::spawn(async move {
                 let service = service_fn(move |request| {
                     let answer = tell(&name, peer, &request);
-                    async move { Ok::<_, Infallible>(answer) }
+                    async move {
+                        tokio::time::sleep(delay).await;
+                        Ok::<_, Infallible>(answer)
+                    }
                 });
                 let _ =
                     hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
@@ -114,6 +118,7 @@ fn tell(name: &str, peer: SocketAddr, request: &Request<Incoming>) -> Response<F
     let headers: BTreeMap<&str, &str> =
         request.headers().iter().map(|(k, v)| (k.as_str(), v.to_str().unwrap_or(""))).collect();
     let path = request.uri().path();
+    println!("request {} {path} host={}", request.method(), headers.get("host").unwrap_or(&""));
     let body = json!({
         "server": name, "peer": peer.to_string(), "method": request.method().as_str(), "path": path, "headers": headers,
     });

@@ -48,6 +48,8 @@ enum Program {
         port: u16,
         #[arg(long, default_value = "http")]
         name: String,
+        #[arg(long, default_value_t = 0)]
+        delay_ms: u64,
     },
     /// Speak first.
     Banner {
@@ -63,6 +65,9 @@ enum Program {
         headers: Vec<String>,
         #[arg(long, default_value_t = 1)]
         count: u32,
+        /// Tell each load in a line of JSON, also if there is but one.
+        #[arg(long)]
+        lines: bool,
         #[arg(long, default_value_t = 0)]
         interval_ms: u64,
         #[arg(long, default_value_t = 5.0)]
@@ -229,11 +234,14 @@ fn main() -> Result<()> {
         Program::Enter { pid, command } => return enter(pid, &command),
         Program::Dns { listen, records } => return dns::run(listen, records),
         Program::TcpEcho { ports, prefix } => return servers::tcp_echo(&ports, &prefix),
-        Program::Http { port, name } => return servers::http(port, &name),
+        Program::Http { port, name, delay_ms } => return servers::http(port, &name, Duration::from_millis(delay_ms)),
         Program::Banner { port, text } => return servers::banner(port, &text),
-        Program::Get { url, headers, count, interval_ms, timeout } => {
+        Program::Get { url, headers, count, lines, interval_ms, timeout } => {
             let request = client::Get { url, headers, timeout: seconds(timeout) };
-            client::run_get(&request, count, Duration::from_millis(interval_ms))
+            match lines || count != 1 {
+                true => client::run_gets(&request, count, Duration::from_millis(interval_ms)),
+                false => client::run_get(&request),
+            }
         }
         Program::Send { host, port, text, reset, timeout } => {
             client::run_send(&host, port, &text, seconds(timeout), reset)

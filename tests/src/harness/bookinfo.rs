@@ -75,10 +75,16 @@ impl Bookinfo {
 
     /// Starts a load that goes on in the background.
     pub fn start_load(&self, from: &Pod, count: u32, interval: Duration) -> Result<Process> {
+        self.start_load_as(from, None, count, interval)
+    }
+
+    /// `start_load` by somebody who is logged in; a single load, too, is told in a line.
+    pub fn start_load_as(&self, from: &Pod, user: Option<&str>, count: u32, interval: Duration) -> Result<Process> {
         let (count, interval) = (count.to_string(), interval.as_millis().to_string());
-        let header = format!("x-canary: {}", self.canary);
+        let headers = [format!("x-canary: {}", self.canary), format!("cookie: session={}", user.unwrap_or(""))];
         let url = "http://productpage:9080/productpage";
-        from.start("load", "lab", ["get", url, "-H", &header, "--count", &count, "--interval-ms", &interval])
+        let options = ["--lines", "--timeout", "20", "--count", &count, "--interval-ms", &interval];
+        from.start("load", "lab", [&["get", url, "-H", &headers[0], "-H", &headers[1]], &options[..]].concat())
     }
 }
 

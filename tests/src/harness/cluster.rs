@@ -25,6 +25,19 @@ impl Cluster {
         address
     }
 
+    /// Changes a service that is there; its addresses stay. Gives what it is now.
+    pub fn change_service(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        change: impl FnOnce(&mut ServiceSpec),
+    ) -> Result<(ServiceSpec, Option<Dual>)> {
+        let found = self.services.iter_mut().find(|(spec, _)| spec.namespace == namespace && spec.name == name);
+        let (spec, address) = found.with_context(|| format!("no service {namespace}/{name}"))?;
+        change(spec);
+        Ok((spec.clone(), *address))
+    }
+
     /// Adds a name of the outside world.
     pub fn add_outside(&mut self, name: &str, addresses: &[IpAddr]) {
         self.outside_names.push((name.into(), addresses.to_vec()));

@@ -2,7 +2,7 @@
 use super::clock::Clock;
 use super::http;
 use super::metrics::Metrics;
-use super::netlink;
+use super::netlink::{self, Via};
 use super::netns::Netns;
 use super::plan;
 use super::process::{Process, Program, lock};
@@ -36,7 +36,7 @@ impl Control {
         cgroup: &Path,
         dir: &Path,
         manifests: &Path,
-        args: &[String],
+        (nodes, args): (u8, &[String]),
     ) -> Result<Control> {
         let netns = Netns::create("control")?;
         fabric.run(|| {
@@ -46,7 +46,12 @@ impl Control {
         })?;
         netns.run(|| {
             netlink::set_up("eth0", true)?;
-            netlink::add_address("eth0", plan::control().into(), 24)
+            netlink::add_address("eth0", plan::control().into(), 24)?;
+            // Waypoints are pods, and ask from there.
+            (1..=nodes).try_for_each(|number| {
+                let range = plan::network(plan::gateway(number).v4.into());
+                netlink::add_route(range, 24, Via::Gateway(plan::node(number).v4.into(), "eth0"))
+            })
         })?;
         let state_dir = dir.join("control-state");
         let (manifests, cgroup, args) = (manifests.to_path_buf(), cgroup.to_path_buf(), args.to_vec());

@@ -101,7 +101,14 @@ impl Lab {
         })?;
         let manifests = Manifests::open(dir.join("manifests"))?;
         std::fs::write(dir.join("dns.records"), "").context("write DNS records")?;
-        let control = Control::create(&fabric, spawner.clone(), &system, &dir, manifests.dir(), &config.control_args)?;
+        let control = Control::create(
+            &fabric,
+            spawner.clone(),
+            &system,
+            &dir,
+            manifests.dir(),
+            (config.nodes, &config.control_args),
+        )?;
         let outside = outside::create(config.nodes, &fabric)?;
         let mut nodes = Vec::new();
         for number in 1..=config.nodes {
@@ -249,6 +256,16 @@ impl Lab {
         self.manifests.put(&format!("service-{}-{}", spec.namespace, spec.name), &text)?;
         self.sync()?;
         Ok(address)
+    }
+
+    /// Sets a label of a service, or takes it away.
+    pub fn label_service(&self, namespace: &str, name: &str, key: &str, value: Option<&str>) -> Result<()> {
+        let change = |spec: &mut ServiceSpec| match value {
+            Some(value) => drop(spec.labels.insert(key.into(), value.into())),
+            None => drop(spec.labels.remove(key)),
+        };
+        let (spec, address) = lock(&self.state).cluster.change_service(namespace, name, change)?;
+        self.manifests.put(&format!("service-{namespace}-{name}"), &manifest::service(&spec.manifest(address)))
     }
 
     /// Makes cluster DNS know a name of the outside world.

@@ -159,6 +159,8 @@ pub struct ServiceManifest {
     pub name: String,
     /// Namespace.
     pub namespace: String,
+    /// Labels.
+    pub labels: Map,
     /// Annotations.
     pub annotations: Map,
     /// Pod selector.
@@ -176,9 +178,10 @@ pub fn service(s: &ServiceManifest) -> String {
     let none = vec!["None".to_string()];
     let ips = if s.cluster_ips.is_empty() { &none } else { &s.cluster_ips };
     let mut text = format!(
-        "apiVersion: v1\nkind: Service\nmetadata:\n  name: {}\n  namespace: {}{}\nspec:\n  type: ClusterIP{}\n  clusterIP: {:?}\n  clusterIPs:",
+        "apiVersion: v1\nkind: Service\nmetadata:\n  name: {}\n  namespace: {}{}{}\nspec:\n  type: ClusterIP{}\n  clusterIP: {:?}\n  clusterIPs:",
         s.name,
         s.namespace,
+        section("labels", &s.labels, 2),
         section("annotations", &s.annotations, 2),
         section("selector", &s.selector, 2),
         ips[0]
@@ -198,6 +201,14 @@ pub fn service(s: &ServiceManifest) -> String {
     }
     text.push('\n');
     text
+}
+
+/// A Gateway with the one listener of a waypoint, which takes what is of its own namespace.
+pub fn waypoint(namespace: &str, name: &str, class: &str, labels: &Map) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata:\n  name: {name}\n  namespace: {namespace}{}\nspec:\n  gatewayClassName: {class}\n  listeners:\n  - name: mesh\n    port: 15008\n    protocol: HBONE\n",
+        section("labels", labels, 2)
+    )
 }
 
 #[cfg(test)]

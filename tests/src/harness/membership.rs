@@ -5,14 +5,21 @@ use super::pod::Pod;
 use super::process::lock;
 use super::wait;
 use anyhow::{Context, Result};
+use std::sync::Arc;
 use std::time::Duration;
 
 impl Lab {
-    /// Labels a namespace into the mesh and enrols each of its pods.
+    /// Labels a namespace into the mesh and enrols each of its pods that does not say that it stays out.
     pub fn enrol_namespace(&self, namespace: &str) -> Result<()> {
-        self.namespace(namespace, &[(DATAPLANE_MODE, "ambient")])?;
-        for pod in self.pods(namespace) {
-            self.enrol(&pod)?;
+        self.enrol_namespace_with(namespace, &[])
+    }
+
+    /// `enrol_namespace` with more labels on the namespace.
+    pub fn enrol_namespace_with(&self, namespace: &str, labels: &[(&str, &str)]) -> Result<()> {
+        self.namespace(namespace, &[&[(DATAPLANE_MODE, "ambient")], labels].concat())?;
+        let stays_out = |pod: &Arc<Pod>| pod.labels().get(DATAPLANE_MODE).is_some_and(|mode| mode == "none");
+        for pod in self.pods(namespace).iter().filter(|pod| !stays_out(pod)) {
+            self.enrol(pod)?;
         }
         Ok(())
     }
@@ -20,7 +27,7 @@ impl Lab {
     /// Takes the label away and every pod out.
     pub fn unenrol_namespace(&self, namespace: &str) -> Result<()> {
         self.namespace(namespace, &[])?;
-        let pods = self.pods(namespace);
+        let pods: Vec<_> = self.pods(namespace).into_iter().filter(|pod| pod.annotated()).collect();
         self.leave(&pods.iter().map(AsRef::as_ref).collect::<Vec<_>>())
     }
 

@@ -35,9 +35,11 @@ pub mod pod;
 pub mod policy;
 pub mod process;
 pub mod require;
+pub mod routing;
 pub mod service;
 pub mod spawner;
 pub mod wait;
+pub mod waypoint;
 pub mod zds;
 
 pub use agent::Agent;
@@ -53,3 +55,4 @@ pub use process::{Finished, Process};
 pub use require::{Need, in_lab, rounds, soak, span};
 pub use service::ServiceSpec;
 pub use wait::{eventually, until};
+pub use waypoint::Waypoint;

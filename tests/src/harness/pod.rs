@@ -26,6 +26,7 @@ pub struct PodSpec {
     pub(super) ports: Vec<(String, u16)>,
     pub(super) ipv4_only: bool,
     pub(super) number: Option<u8>,
+    pub(super) ready: bool,
 }
 
 impl PodSpec {
@@ -40,6 +41,7 @@ impl PodSpec {
             ports: Vec::new(),
             ipv4_only: false,
             number: None,
+            ready: true,
         }
     }
 
@@ -70,6 +72,12 @@ impl PodSpec {
     /// With a named container port.
     pub fn port(mut self, name: &str, port: u16) -> PodSpec {
         self.ports.push((name.into(), port));
+        self
+    }
+
+    /// Not ready before `Lab::set_ready`.
+    pub fn unready(mut self) -> PodSpec {
+        self.ready = false;
         self
     }
 
@@ -148,7 +156,7 @@ impl Pod {
             host_ip: plan::node(node.number).v4.to_string(),
             ips: ips.iter().map(IpAddr::to_string).collect(),
             ports: spec.ports,
-            ready: true,
+            ready: spec.ready,
         };
         Ok(Pod {
             name: spec.name,

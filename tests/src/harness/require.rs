@@ -60,7 +60,7 @@ fn missing(need: Need) -> Option<String> {
     }
     let binaries: &[&str] = match need {
         Need::Lab => &["lab", "bookinfo"],
-        Need::Mesh => &["lab", "bookinfo", "mesh-agent", "mesh-control"],
+        Need::Mesh => &["lab", "bookinfo", "mesh-agent", "mesh-control", "mesh-waypoint"],
     };
     binaries.iter().find_map(|name| binary_path(name).err().map(|e| format!("{e:#}")))
 }

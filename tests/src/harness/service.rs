@@ -7,6 +7,7 @@ use super::plan::Dual;
 pub struct ServiceSpec {
     pub(super) name: String,
     pub(super) namespace: String,
+    pub(super) labels: Map,
     pub(super) selector: Map,
     pub(super) ports: Vec<(String, u16, u16)>,
     pub(super) headless: bool,
@@ -19,6 +20,7 @@ impl ServiceSpec {
         ServiceSpec {
             name: name.into(),
             namespace: "default".into(),
+            labels: Map::new(),
             selector: map(&[("app", name)]),
             ports: Vec::new(),
             headless: false,
@@ -29,6 +31,12 @@ impl ServiceSpec {
     /// In another namespace.
     pub fn namespace(mut self, namespace: &str) -> ServiceSpec {
         self.namespace = namespace.into();
+        self
+    }
+
+    /// With a label.
+    pub fn label(mut self, key: &str, value: &str) -> ServiceSpec {
+        self.labels.insert(key.into(), value.into());
         self
     }
 
@@ -61,6 +69,7 @@ impl ServiceSpec {
         ServiceManifest {
             name: self.name.clone(),
             namespace: self.namespace.clone(),
+            labels: self.labels.clone(),
             annotations: Map::new(),
             selector: self.selector.clone(),
             cluster_ips: address.map(|a| vec![a.v4.to_string(), a.v6.to_string()]).unwrap_or_default(),

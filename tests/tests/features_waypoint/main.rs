@@ -1,0 +1,8 @@
+//! Bookinfo behind a waypoint, as a user would check it: real processes of every part, and each row with Istio's kinds and with the Gateway API's where it has them.
+
+#![expect(non_snake_case, reason = "tests carry the ids of their rows")]
+
+mod failures;
+mod lifecycle;
+mod routing;
+mod stage;

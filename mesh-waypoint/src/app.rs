@@ -119,6 +119,7 @@ async fn serve(config: &Config, lanes: Lanes) -> Result<i32, Refusal> {
     let source = Arc::new(Own { manager: certificates.clone(), identity: identity.clone() });
     let engine = Engine::new(Shared::new(state, own, config.settings(), source), lanes);
     engine.keep_tidy(&drain.token());
+    task::spawn("unused numbers", engine.clone().expire(drain.token()));
     let meters = engine.lanes().iter().map(|lane| lane.meters.clone()).collect();
     registry.register_collector(Box::new(Exposition(meters)));
     let metrics_port = bind(config.metrics).await?;

@@ -1,20 +1,25 @@
 //! What comes through a connection: HTTP, which is served request by request, or something else, which is copied to one endpoint.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use mesh_core::l7::ClusterKey;
 use mesh_core::service::AppProtocol;
-use mesh_transport::copy::{self, Outcome, Peer as CopyPeer};
+use mesh_transport::copy::{self, ByteCounters, Outcome, Peer as CopyPeer};
 use mesh_transport::hbone::HboneStream;
 use mesh_transport::socket::Armed;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use crate::downstream::Downstream;
 use crate::exchange;
 use crate::http::serve::{Serve, serve as serve_http};
 use crate::http::sniff::{Spoken, sniff};
 use crate::target::Target;
+use crate::telemetry::{Copied, Flags, Who};
 use crate::upstream::{Endpoint, Wire, choose};
 
 /// Serves a connection to its end.
@@ -49,42 +54,98 @@ pub async fn serve(downstream: Arc<Downstream>, mut stream: HboneStream) {
 }
 
 /// Copies to one endpoint. Dropping a stream before both of its directions ended is a reset for the client.
-async fn tunnel(downstream: &Downstream, mut stream: HboneStream, prefix: Bytes) {
+async fn tunnel(downstream: &Downstream, stream: HboneStream, prefix: Bytes) {
     let (client, asked) = (&downstream.peer.identity, &downstream.asked);
     let (endpoint, wire) = match connect(downstream).await {
         Ok(connected) => connected,
-        Err(error) => return tracing::debug!(%client, %asked, error, "a connection was refused"),
+        Err((flag, error)) => {
+            drop(count(downstream, None, Flags::of(flag)));
+            return tracing::debug!(%client, %asked, error, "a connection was refused");
+        }
     };
+    let copied = count(downstream, Some(&endpoint), Flags::default());
+    let counters = copied.counters();
+    counters.received.fetch_add(prefix.len() as u64, Relaxed);
     let cut = downstream.drain.forced_token();
     match wire {
         Wire::Tcp(mut tcp) => {
             if tcp.write_all(&prefix).await.is_err() {
                 return;
             }
-            let outcome = copy::bidirectional(Armed::new(tcp), CopyPeer::Hbone(stream), Arc::default(), cut).await;
+            let outcome = copy::bidirectional(Armed::new(tcp), CopyPeer::Hbone(stream), counters, cut).await;
             if let Outcome::Failed(side, error) = outcome {
                 tracing::debug!(%client, ?side, %error, "a connection failed");
             }
         }
         Wire::Hbone(mut far) => {
-            let copied = async {
+            let mut near = Counted { stream, counters };
+            let copying = async {
                 far.write_all(&prefix).await?;
-                tokio::io::copy_bidirectional(&mut stream, &mut far).await
+                tokio::io::copy_bidirectional(&mut near, &mut far).await
             };
             tokio::select! {
                 () = cut.cancelled() => {}
-                _ = copied => {}
+                _ = copying => {}
             }
         }
     }
-    drop(endpoint);
+    drop((copied, endpoint));
 }
 
-async fn connect(downstream: &Downstream) -> Result<(Endpoint, Wire), String> {
+/// Counts the connection for as long as what is given back lives.
+fn count(downstream: &Downstream, endpoint: Option<&Endpoint>, flags: Flags) -> Copied {
+    let bound = downstream.bound().ok();
+    let who = Who {
+        peer: &downstream.peer,
+        client: bound.as_ref().and_then(|bound| bound.client.as_ref()),
+        endpoint: endpoint.map(|endpoint| &endpoint.workload),
+        service: endpoint.and_then(|endpoint| endpoint.service.as_ref()),
+        asked: bound.as_ref().and_then(|bound| bound.target.service()),
+    };
+    let lane = &downstream.lane;
+    let shared = Arc::clone(&lane.shared);
+    lane.meters.open(&who, flags, move || shared.now_ms())
+}
+
+/// The client's stream, with its bytes counted.
+struct Counted {
+    stream: HboneStream,
+    counters: Arc<ByteCounters>,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        self.counters.received.fetch_add((buffer.filled().len() - before) as u64, Relaxed);
+        polled
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        if let Poll::Ready(Ok(written)) = polled {
+            self.counters.sent.fetch_add(written as u64, Relaxed);
+        }
+        polled
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// An error is Envoy's flag for it and what happened.
+async fn connect(downstream: &Downstream) -> Result<(Endpoint, Wire), (&'static str, String)> {
     let lane = &downstream.lane;
     let mut tried = Vec::new();
     loop {
-        let bound = downstream.bound().map_err(|why| why.to_string())?;
+        let bound = downstream.bound().map_err(|why| ("NC", why.to_string()))?;
         let endpoint = match &bound.target {
             Target::Workload { workload, address } => {
                 choose::workload(workload, *address, &bound.view.snapshot).filter(|_| tried.is_empty())
@@ -96,9 +157,10 @@ async fn connect(downstream: &Downstream) -> Result<(Endpoint, Wire), String> {
                 choose::endpoint(&bound.view.snapshot, &lane.shared.own.place, &cluster, &tried, now, &mut *rng).ok()
             }
         };
-        let endpoint = endpoint.ok_or("no endpoint is left")?;
+        let flag = if tried.is_empty() { "UH" } else { "UF" };
+        let endpoint = endpoint.ok_or_else(|| (flag, "no endpoint is left".to_owned()))?;
         if !bound.admits(&downstream.peer, &endpoint.workload, endpoint.address) {
-            return Err(format!("denied by a policy of {}", endpoint.workload.uid));
+            return Err(("-", format!("denied by a policy of {}", endpoint.workload.uid)));
         }
         match lane.pool.dial(&lane.shared, &endpoint, &downstream.peer).await {
             Ok(wire) => return Ok((endpoint, wire)),

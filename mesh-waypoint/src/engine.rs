@@ -11,11 +11,14 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use crate::shared::Shared;
-use crate::telemetry::Meters;
+use crate::telemetry::{self, Meters};
 use crate::upstream::Pool;
 
 /// How often unused connections are looked for.
 const TIDY: Duration = Duration::from_secs(5);
+/// How long label sets are shown that nobody uses, and how often they are looked for.
+const UNUSED: Duration = Duration::from_secs(3600);
+const EXPIRE: Duration = Duration::from_secs(60);
 
 /// What one thread has for itself. Its locks are taken by that thread alone, but for a scrape of the metrics.
 pub struct Lane {
@@ -80,6 +83,18 @@ impl Engine {
     #[must_use]
     pub fn shared(&self) -> &Arc<Shared> {
         &self.lanes[0].shared
+    }
+
+    /// Forgets numbers that nobody adds to any more, until the process drains.
+    pub async fn expire(self, drain: DrainToken) {
+        let meters: Vec<_> = self.lanes.iter().map(|lane| Arc::clone(&lane.meters)).collect();
+        loop {
+            tokio::select! {
+                () = drain.started() => return,
+                () = tokio::time::sleep(EXPIRE) => {}
+            }
+            telemetry::expire(&meters, self.shared().now_ms(), UNUSED);
+        }
     }
 
     /// Closes connections to endpoints that nobody has used for a while, on each lane, until the process drains.

@@ -94,6 +94,11 @@ impl Shared {
 
     /// Monotonic milliseconds.
     pub fn now_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        self.ms_of(Instant::now())
+    }
+
+    /// The same, of another moment.
+    pub fn ms_of(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
     }
 }

@@ -1,6 +1,5 @@
 //! Attempts: each at one endpoint, until one has an answer that is not tried again. Nothing is sent to the client before that.
 
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -27,7 +26,7 @@ use super::upgrade;
 use crate::downstream::{Bound, Downstream};
 use crate::http::hop;
 use crate::http::tape::Tape;
-use crate::http::{RequestBody, ResponseBody};
+use crate::http::{Count, RequestBody, ResponseBody};
 use crate::target::Target;
 use crate::upstream::{ConnectError, Connection, Endpoint, NoEndpoint, SendError, choose};
 
@@ -63,7 +62,7 @@ struct Head {
 
 enum Source {
     Empty,
-    Once(Incoming, Arc<AtomicU64>),
+    Once(Incoming, Arc<Count>),
     Gone,
     Tape(Arc<Tape>),
 }

@@ -2,10 +2,10 @@
 //! that goes back to the pool, and the client's connection, which is not idle before.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use arcstr::ArcStr;
+use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, Method, Request, Response, Version};
 use hyper::body::Incoming;
@@ -14,7 +14,8 @@ use mesh_core::l7::Handling;
 use crate::downstream::{Bound, Downstream};
 use crate::http::ResponseBody;
 use crate::http::body::Held;
-use crate::telemetry::{Measured, Protocol, Who};
+use crate::http::count::{Count, Messages};
+use crate::telemetry::{Flags, Measured, Protocol, Who};
 use crate::upstream::{Connection, Endpoint};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -28,10 +29,11 @@ pub struct Report {
     grpc: bool,
     status: u16,
     grpc_status: Option<u16>,
-    flag: &'static str,
+    flags: Flags,
     retries: u32,
-    received: Option<Arc<AtomicU64>>,
+    received: Option<Arc<Count>>,
     sent: u64,
+    messages: Messages,
     endpoint: Option<Endpoint>,
     connection: Option<Connection>,
     log: Option<Box<Line>>,
@@ -58,10 +60,11 @@ impl Report {
             grpc: false,
             status: 0,
             grpc_status: None,
-            flag: "-",
+            flags: Flags::default(),
             retries: 0,
             received: None,
             sent: 0,
+            messages: Messages::default(),
             endpoint: None,
             connection: None,
             log: None,
@@ -95,11 +98,9 @@ impl Report {
         }
     }
 
-    /// Something is to be said of it; what was said last counts.
+    /// Something is to be said of it, in Envoy's word.
     pub fn flag(&mut self, flag: &'static str) {
-        if flag != "-" && self.flag != "URX" {
-            self.flag = flag;
-        }
+        self.flags.add(Flags::of(flag));
     }
 
     /// It is tried again.
@@ -107,9 +108,9 @@ impl Report {
         self.retries += 1;
     }
 
-    /// Counts the bytes of its body.
-    pub fn received(&mut self) -> Arc<AtomicU64> {
-        Arc::clone(self.received.get_or_insert_default())
+    /// Counts what comes of its body.
+    pub fn received(&mut self) -> Arc<Count> {
+        Arc::clone(self.received.get_or_insert_with(|| Arc::new(Count::new(self.grpc))))
     }
 
     /// An endpoint has answered.
@@ -140,8 +141,9 @@ impl Report {
             return;
         }
         self.down.watch.end();
-        let received = self.received.as_deref().map_or(0, |count| count.load(Relaxed));
+        let received = self.received.as_deref().map_or(0, Count::bytes);
         let duration = self.began.elapsed();
+        let shared = &self.down.lane.shared;
         let target = self.bound.as_ref().map(|bound| &bound.target);
         let who = Who {
             peer: &self.down.peer,
@@ -153,13 +155,15 @@ impl Report {
         let measured = Measured {
             status: self.status,
             grpc_status: self.grpc_status,
-            flag: self.flag,
+            flags: self.flags,
             protocol: if self.grpc { Protocol::Grpc } else { Protocol::Http },
             duration,
             received,
             sent: self.sent,
+            messages_received: self.received.as_deref().map_or(0, Count::messages),
+            messages_sent: self.messages.count,
         };
-        self.down.lane.meters.record(&who, &measured);
+        self.down.lane.meters.record(&who, &measured, shared.ms_of(self.began + duration));
         if let Some(log) = &self.log {
             tracing::info!(
                 target: "access",
@@ -167,7 +171,7 @@ impl Report {
                 path = log.path,
                 protocol = if self.http2 { "HTTP/2" } else { "HTTP/1.1" },
                 response_code = self.status,
-                response_flags = self.flag,
+                response_flags = %self.flags,
                 bytes_received = received,
                 bytes_sent = self.sent,
                 duration_ms = duration.as_millis() as u64,
@@ -188,8 +192,11 @@ fn grpc_status(headers: &HeaderMap) -> Option<u16> {
 }
 
 impl Held for Report {
-    fn data(&mut self, bytes: usize) {
-        self.sent += bytes as u64;
+    fn data(&mut self, bytes: &Bytes) {
+        self.sent += bytes.len() as u64;
+        if self.grpc {
+            self.messages.feed(bytes);
+        }
     }
 
     fn trailers(&mut self, trailers: &HeaderMap) {

@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -10,6 +9,7 @@ use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep};
 
+use super::count::Count;
 use super::tape::{BoxError, Reader};
 
 /// A request's body.
@@ -17,8 +17,8 @@ use super::tape::{BoxError, Reader};
 pub enum RequestBody {
     /// None.
     Empty,
-    /// The client's, as it comes; its bytes are counted.
-    Stream(Incoming, Arc<AtomicU64>),
+    /// The client's, as it comes; it is counted.
+    Stream(Incoming, Arc<Count>),
     /// The client's, kept as far as it has come.
     Tape(Reader),
     /// All of one, once more.
@@ -37,7 +37,7 @@ impl Body for RequestBody {
                 if let Some(Ok(frame)) = &frame
                     && let Some(data) = frame.data_ref()
                 {
-                    count.fetch_add(data.len() as u64, Relaxed);
+                    count.add(data);
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
             }
@@ -69,7 +69,7 @@ impl Body for RequestBody {
 /// What belongs to a response as long as it is on its way: what counts it, and what it holds.
 pub trait Held: Send {
     /// Bytes went by.
-    fn data(&mut self, bytes: usize);
+    fn data(&mut self, bytes: &Bytes);
     /// Its trailers went by.
     fn trailers(&mut self, trailers: &HeaderMap);
     /// It is over, in order or not. Called once.
@@ -147,7 +147,7 @@ impl Body for ResponseBody {
             Some(Ok(frame)) => {
                 if let Some(held) = &mut this.held {
                     if let Some(data) = frame.data_ref() {
-                        held.data(data.len());
+                        held.data(data);
                     } else if let Some(trailers) = frame.trailers_ref() {
                         held.trailers(trailers);
                     }

@@ -1,6 +1,7 @@
 //! HTTP as hyper speaks it, over whatever carries bytes: what a connection speaks, its bodies, what belongs to one connection only, and how it is served.
 
 pub mod body;
+pub mod count;
 pub mod hop;
 pub mod io;
 pub mod serve;
@@ -8,4 +9,5 @@ pub mod sniff;
 pub mod tape;
 
 pub use body::{RequestBody, ResponseBody};
+pub use count::Count;
 pub use tape::BoxError;

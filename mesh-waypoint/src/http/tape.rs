@@ -1,7 +1,6 @@
 //! A request's body that is kept as far as it has come, so that another attempt or a copy can have it; up to a bound, after which it only goes by.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -9,6 +8,8 @@ use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+
+use super::count::Count;
 
 /// Any error of a body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -22,7 +23,7 @@ pub struct Tape {
     /// All of it is here, or it is too long, or nobody reads it any more.
     settled: Notify,
     limit: usize,
-    count: Arc<AtomicU64>,
+    count: Arc<Count>,
 }
 
 #[derive(Debug)]
@@ -64,7 +65,7 @@ struct Superseded;
 
 impl Tape {
     /// Keeps at most `limit` bytes; `count` counts what the client sent.
-    pub fn new(source: Incoming, limit: usize, count: Arc<AtomicU64>) -> Arc<Self> {
+    pub fn new(source: Incoming, limit: usize, count: Arc<Count>) -> Arc<Self> {
         let inner =
             Inner { source, frames: Vec::new(), bytes: 0, trailers: None, state: Kept::SoFar, turn: 0, read: false };
         Arc::new(Self { inner: Mutex::new(inner), settled: Notify::new(), limit, count })
@@ -142,7 +143,7 @@ impl Reader {
             }
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(data) = frame.data_ref() {
-                    tape.count.fetch_add(data.len() as u64, Relaxed);
+                    tape.count.add(data);
                     if inner.state == Kept::SoFar && inner.bytes + data.len() <= tape.limit {
                         inner.bytes += data.len();
                         inner.frames.push(data.clone());

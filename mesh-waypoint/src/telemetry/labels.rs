@@ -1,72 +1,127 @@
-//! The labels of Istio's metrics of requests, in Istio's order. What is not known is `unknown`, never empty; every value is cut to a bound, because other
-//! people write them.
+//! The labels of Istio's metrics, in Istio's order. What is not known is `unknown`, never empty; every value is cut to a bound, because other people write them.
 
 use arcstr::ArcStr;
 use mesh_core::Workload;
 use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 
-use super::{Measured, Protocol, Who};
+use super::{Flags, Measured, Protocol, Who};
 
 /// Longest value in bytes.
 const LONGEST: usize = 512;
 const UNKNOWN: ArcStr = arcstr::literal!("unknown");
+const OVERFLOW: ArcStr = arcstr::literal!("overflow");
+
+/// Labels that a copied connection has too.
+const SHARED: [&str; 21] = [
+    "reporter",
+    "source_workload",
+    "source_canonical_service",
+    "source_canonical_revision",
+    "source_workload_namespace",
+    "source_principal",
+    "source_app",
+    "source_version",
+    "source_cluster",
+    "destination_service",
+    "destination_service_namespace",
+    "destination_service_name",
+    "destination_workload",
+    "destination_canonical_service",
+    "destination_canonical_revision",
+    "destination_workload_namespace",
+    "destination_principal",
+    "destination_app",
+    "destination_version",
+    "destination_cluster",
+    "request_protocol",
+];
 
 /// One label set.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Labels(Vec<(&'static str, ArcStr)>);
 
 impl Labels {
-    pub(super) fn new(who: &Who<'_>, measured: &Measured) -> Self {
-        let source = Side::of(who.client.map(|client| &**client));
-        let destination = Side::of(who.endpoint.map(|endpoint| &**endpoint));
-        let namespace = who.client.map(|client| &client.namespace).unwrap_or(&who.peer.identity.namespace);
-        let principal = |identity: &mesh_core::Identity| ArcStr::from(identity.to_string());
-        let (host, name, service_namespace) = match (who.service, who.asked) {
-            (Some(service), _) => (known(&service.hostname), known(&service.name), known(&service.namespace)),
-            (None, Some(asked)) => {
-                let short = asked.name.split('.').next().unwrap_or_default();
-                (known(&asked.name), known(&short.into()), known(&asked.namespace))
-            }
-            (None, None) => (UNKNOWN, UNKNOWN, UNKNOWN),
+    /// Of a request.
+    pub(super) fn of_request(who: &Who<'_>, measured: &Measured) -> Self {
+        let protocol = match measured.protocol {
+            Protocol::Http => arcstr::literal!("http"),
+            Protocol::Grpc => arcstr::literal!("grpc"),
         };
-        let mut labels = vec![
-            ("reporter", arcstr::literal!("waypoint")),
-            ("source_workload", source.workload),
-            ("source_canonical_service", source.service.clone()),
-            ("source_canonical_revision", source.revision.clone()),
-            ("source_workload_namespace", known(namespace)),
-            ("source_principal", cut(principal(&who.peer.identity))),
-            ("source_app", source.service),
-            ("source_version", source.revision),
-            ("source_cluster", source.cluster),
-            ("destination_service", host),
-            ("destination_service_namespace", service_namespace),
-            ("destination_service_name", name),
-            ("destination_workload", destination.workload),
-            ("destination_canonical_service", destination.service.clone()),
-            ("destination_canonical_revision", destination.revision.clone()),
-            ("destination_workload_namespace", destination.namespace),
-            ("destination_principal", cut(who.endpoint.map_or(UNKNOWN, |endpoint| principal(&endpoint.identity())))),
-            ("destination_app", destination.service),
-            ("destination_version", destination.revision),
-            ("destination_cluster", destination.cluster),
-            (
-                "request_protocol",
-                match measured.protocol {
-                    Protocol::Http => arcstr::literal!("http"),
-                    Protocol::Grpc => arcstr::literal!("grpc"),
-                },
-            ),
-            ("response_code", ArcStr::from(measured.status.to_string())),
-        ];
+        let mut labels = ends(who, protocol);
+        labels.push(("response_code", ArcStr::from(measured.status.to_string())));
         if measured.protocol == Protocol::Grpc {
             let status = measured.grpc_status.map_or_else(ArcStr::new, |status| status.to_string().into());
             labels.push(("grpc_response_status", status));
         }
-        labels.push(("response_flags", measured.flag.into()));
+        Self::with_flags(labels, measured.flags)
+    }
+
+    /// Of a connection that is copied.
+    pub(super) fn of_tcp(who: &Who<'_>, flags: Flags) -> Self {
+        Self::with_flags(ends(who, arcstr::literal!("tcp")), flags)
+    }
+
+    /// Stands for all requests or connections whose labels found no room.
+    pub(super) fn overflow(protocol: &'static str) -> Self {
+        let value = |name: &&'static str| match *name {
+            "reporter" => arcstr::literal!("waypoint"),
+            "source_workload" | "destination_workload" => OVERFLOW,
+            "request_protocol" => ArcStr::from(protocol),
+            _ => UNKNOWN,
+        };
+        let mut labels: Vec<_> = SHARED.iter().map(|name| (*name, value(name))).collect();
+        if protocol != "tcp" {
+            labels.push(("response_code", UNKNOWN));
+        }
+        Self::with_flags(labels, Flags::default())
+    }
+
+    fn with_flags(mut labels: Vec<(&'static str, ArcStr)>, flags: Flags) -> Self {
+        labels.push(("response_flags", ArcStr::from(flags.to_string())));
+        // A waypoint takes nothing but tunnels.
         labels.push(("connection_security_policy", arcstr::literal!("mutual_tls")));
         Self(labels)
     }
+}
+
+/// The shared labels.
+fn ends(who: &Who<'_>, protocol: ArcStr) -> Vec<(&'static str, ArcStr)> {
+    let source = Side::of(who.client.map(|client| &**client));
+    let destination = Side::of(who.endpoint.map(|endpoint| &**endpoint));
+    let namespace = who.client.map(|client| &client.namespace).unwrap_or(&who.peer.identity.namespace);
+    let principal = |identity: &mesh_core::Identity| ArcStr::from(identity.to_string());
+    let (host, name, service_namespace) = match (who.service, who.asked) {
+        (Some(service), _) => (known(&service.hostname), known(&service.name), known(&service.namespace)),
+        (None, Some(asked)) => {
+            let short = asked.name.split('.').next().unwrap_or_default();
+            (known(&asked.name), known(&short.into()), known(&asked.namespace))
+        }
+        (None, None) => (UNKNOWN, UNKNOWN, UNKNOWN),
+    };
+    let values = [
+        arcstr::literal!("waypoint"),
+        source.workload,
+        source.service.clone(),
+        source.revision.clone(),
+        known(namespace),
+        cut(principal(&who.peer.identity)),
+        source.service,
+        source.revision,
+        source.cluster,
+        host,
+        service_namespace,
+        name,
+        destination.workload,
+        destination.service.clone(),
+        destination.revision.clone(),
+        destination.namespace,
+        cut(who.endpoint.map_or(UNKNOWN, |endpoint| principal(&endpoint.identity()))),
+        destination.service,
+        destination.revision,
+        destination.cluster,
+        protocol,
+    ];
+    SHARED.into_iter().zip(values).collect()
 }
 
 /// One end of a request.

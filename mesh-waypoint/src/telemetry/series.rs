@@ -1,9 +1,9 @@
-//! The numbers of one label set.
+//! The numbers of the requests of one label set.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::Measured;
 use super::labels::Labels;
+use super::{Measured, Protocol};
 
 /// Upper ends of durations, Envoy's.
 pub(super) const MILLISECONDS: [f64; 19] = [
@@ -36,6 +36,8 @@ const COUNT: usize = MILLISECONDS.len() + 1;
 #[derive(Debug)]
 pub(super) struct Series {
     pub(super) labels: Labels,
+    /// When the last request ended, in the lane's milliseconds.
+    used: AtomicU64,
     requests: AtomicU64,
     duration: [AtomicU64; COUNT],
     /// Microseconds.
@@ -44,6 +46,8 @@ pub(super) struct Series {
     received_sum: AtomicU64,
     sent: [AtomicU64; COUNT],
     sent_sum: AtomicU64,
+    messages_received: AtomicU64,
+    messages_sent: AtomicU64,
 }
 
 impl Series {
@@ -51,6 +55,7 @@ impl Series {
         let counts = || std::array::from_fn(|_| AtomicU64::new(0));
         Self {
             labels,
+            used: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             duration: counts(),
             duration_sum: AtomicU64::new(0),
@@ -58,10 +63,18 @@ impl Series {
             received_sum: AtomicU64::new(0),
             sent: counts(),
             sent_sum: AtomicU64::new(0),
+            messages_received: AtomicU64::new(0),
+            messages_sent: AtomicU64::new(0),
         }
     }
 
-    pub(super) fn add(&self, measured: &Measured) {
+    /// When it was used last.
+    pub(super) fn used(&self) -> u64 {
+        self.used.load(Relaxed)
+    }
+
+    pub(super) fn add(&self, measured: &Measured, now: u64) {
+        self.used.store(now, Relaxed);
         self.requests.fetch_add(1, Relaxed);
         let micros = u64::try_from(measured.duration.as_micros()).unwrap_or(u64::MAX);
         self.duration[bucket(&MILLISECONDS, micros as f64 / 1000.0)].fetch_add(1, Relaxed);
@@ -70,6 +83,10 @@ impl Series {
         self.received_sum.fetch_add(measured.received, Relaxed);
         self.sent[bucket(&BYTES, measured.sent as f64)].fetch_add(1, Relaxed);
         self.sent_sum.fetch_add(measured.sent, Relaxed);
+        if measured.protocol == Protocol::Grpc {
+            self.messages_received.fetch_add(measured.messages_received, Relaxed);
+            self.messages_sent.fetch_add(measured.messages_sent, Relaxed);
+        }
     }
 }
 
@@ -87,6 +104,8 @@ pub(super) struct Totals {
     pub(super) received_sum: f64,
     pub(super) sent: [u64; COUNT],
     pub(super) sent_sum: f64,
+    pub(super) messages_received: u64,
+    pub(super) messages_sent: u64,
 }
 
 impl Totals {
@@ -101,6 +120,8 @@ impl Totals {
         self.duration_sum += series.duration_sum.load(Relaxed) as f64 / 1000.0;
         self.received_sum += series.received_sum.load(Relaxed) as f64;
         self.sent_sum += series.sent_sum.load(Relaxed) as f64;
+        self.messages_received += series.messages_received.load(Relaxed);
+        self.messages_sent += series.messages_sent.load(Relaxed);
     }
 }
 

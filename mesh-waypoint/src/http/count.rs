@@ -1,0 +1,101 @@
+//! What went by in a body: bytes, and of gRPC its messages, of which only the heads are looked at.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use parking_lot::Mutex;
+
+/// A message of gRPC begins with a byte of flags and its length.
+const HEAD: usize = 5;
+
+/// Counts the messages of one direction. Their heads may be cut anywhere.
+#[derive(Clone, Debug, Default)]
+pub struct Messages {
+    /// Messages that have begun.
+    pub count: u64,
+    head: [u8; HEAD],
+    /// Bytes of the head that are here.
+    have: usize,
+    /// Bytes of the message that are still to come.
+    left: u32,
+}
+
+impl Messages {
+    /// The next bytes of the body.
+    pub fn feed(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let skipped = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
+            bytes = &bytes[skipped..];
+            self.left -= u32::try_from(skipped).unwrap_or(self.left);
+            let taken = if self.left > 0 { 0 } else { (HEAD - self.have).min(bytes.len()) };
+            self.head[self.have..self.have + taken].copy_from_slice(&bytes[..taken]);
+            bytes = &bytes[taken..];
+            self.have += taken;
+            if self.have == HEAD {
+                let [_, length @ ..] = self.head;
+                (self.left, self.have) = (u32::from_be_bytes(length), 0);
+                self.count += 1;
+            }
+        }
+    }
+}
+
+/// A request's body, which several tasks may read one after the other.
+#[derive(Debug, Default)]
+pub struct Count {
+    bytes: AtomicU64,
+    /// Of gRPC only.
+    messages: Option<Mutex<Messages>>,
+}
+
+impl Count {
+    /// Nothing has come.
+    #[must_use]
+    pub fn new(grpc: bool) -> Self {
+        Self { bytes: AtomicU64::new(0), messages: grpc.then(Mutex::default) }
+    }
+
+    /// These came.
+    pub fn add(&self, data: &[u8]) {
+        self.bytes.fetch_add(data.len() as u64, Relaxed);
+        if let Some(messages) = &self.messages {
+            messages.lock().feed(data);
+        }
+    }
+
+    /// Bytes so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
+    }
+
+    /// Messages so far.
+    pub fn messages(&self) -> u64 {
+        self.messages.as_ref().map_or(0, |messages| messages.lock().count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_counted_wherever_they_are_cut() {
+        // Three: of 3 bytes, of none, of 260.
+        let mut body = vec![0, 0, 0, 0, 3, 1, 2, 3, 1, 0, 0, 0, 0, 0, 0, 0, 1, 4];
+        body.extend([7; 260]);
+        for cut in 1..body.len() {
+            let count = Count::new(true);
+            body.chunks(cut).for_each(|part| count.add(part));
+            assert_eq!((count.messages(), count.bytes()), (3, body.len() as u64), "cut at {cut}");
+        }
+        let count = Count::new(false);
+        count.add(&body);
+        assert_eq!((count.messages(), count.bytes()), (0, body.len() as u64));
+    }
+
+    #[test]
+    fn what_is_no_message_counts_as_one_that_does_not_end() {
+        let mut messages = Messages::default();
+        messages.feed(&[0xff; 1000]);
+        assert_eq!(messages.count, 1);
+    }
+}

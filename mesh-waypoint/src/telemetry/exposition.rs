@@ -1,0 +1,127 @@
+//! What a scrape shows: the sum of all lanes. And what is forgotten: label sets that no lane has used for long.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+
+use super::labels::Labels;
+use super::meters::Meters;
+use super::series::{BYTES, MILLISECONDS, Series, Totals};
+use super::tcp::{Connections, Sums};
+
+/// What a scrape shows.
+pub struct Exposition(pub Vec<Arc<Meters>>);
+
+impl fmt::Debug for Exposition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Exposition").field(&self.0.len()).finish()
+    }
+}
+
+type Counts<'a, T> = [(&'a str, &'a str, fn(&T) -> u64)];
+
+impl Collector for Exposition {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let all: Vec<Arc<Series>> = self.0.iter().flat_map(|meters| meters.series()).collect();
+        let mut sums: BTreeMap<&Labels, Totals> = BTreeMap::new();
+        for series in &all {
+            sums.entry(&series.labels).or_default().add(series);
+        }
+        let requests: &Counts<'_, Totals> = &[("istio_requests", "Requests that are over", |totals| totals.requests)];
+        counters(&mut encoder, &sums, requests)?;
+        histograms(&mut encoder, &sums)?;
+        sums.retain(|_, totals| totals.messages_received > 0 || totals.messages_sent > 0);
+        let messages: &Counts<'_, Totals> = &[
+            ("istio_request_messages", "Messages of gRPC in requests", |totals| totals.messages_received),
+            ("istio_response_messages", "Messages of gRPC in answers", |totals| totals.messages_sent),
+        ];
+        counters(&mut encoder, &sums, messages)?;
+        self.encode_connections(&mut encoder)?;
+        let overflowed: u64 = self.0.iter().map(|meters| meters.overflowed()).sum();
+        let help = "Requests and connections that are counted under the workload overflow because there are too many label sets";
+        let (name, kind) = ("undermesh_requests_overflowed", MetricType::Counter);
+        ConstCounter::new(overflowed).encode(encoder.encode_descriptor(name, help, None, kind)?)
+    }
+}
+
+impl Exposition {
+    fn encode_connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let all: Vec<Arc<Connections>> = self.0.iter().flat_map(|meters| meters.connections()).collect();
+        let mut sums: BTreeMap<&Labels, Sums> = BTreeMap::new();
+        for series in &all {
+            sums.entry(&series.labels).or_default().add(series);
+        }
+        let families: &Counts<'_, Sums> = &[
+            ("istio_tcp_connections_opened", "TCP connections opened", |sums| sums.opened),
+            ("istio_tcp_connections_closed", "TCP connections closed", |sums| sums.closed),
+            ("istio_tcp_sent_bytes", "Bytes to clients", |sums| sums.sent),
+            ("istio_tcp_received_bytes", "Bytes of clients", |sums| sums.received),
+        ];
+        counters(encoder, &sums, families)
+    }
+}
+
+fn counters<T>(
+    encoder: &mut DescriptorEncoder<'_>,
+    sums: &BTreeMap<&Labels, T>,
+    families: &Counts<'_, T>,
+) -> fmt::Result {
+    for (name, help, value) in families.iter().filter(|_| !sums.is_empty()) {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, one) in sums {
+            ConstCounter::new(value(one)).encode(family.encode_family(*labels)?)?;
+        }
+    }
+    Ok(())
+}
+
+fn histograms(encoder: &mut DescriptorEncoder<'_>, sums: &BTreeMap<&Labels, Totals>) -> fmt::Result {
+    type Part = fn(&Totals) -> (&[u64], f64);
+    let families: [(&str, &str, &[f64], Part); 3] = [
+        (
+            "istio_request_duration_milliseconds",
+            "From the head of a request to the end of its answer",
+            &MILLISECONDS,
+            |t| (&t.duration, t.duration_sum),
+        ),
+        ("istio_request_bytes", "Bytes of the bodies of requests", &BYTES, |t| (&t.received, t.received_sum)),
+        ("istio_response_bytes", "Bytes of the bodies of answers", &BYTES, |t| (&t.sent, t.sent_sum)),
+    ];
+    for (name, help, bounds, part) in families.into_iter().filter(|_| !sums.is_empty()) {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (labels, totals) in sums {
+            let (counts, sum) = part(totals);
+            let bounds = bounds.iter().copied().chain([f64::INFINITY]);
+            let buckets: Vec<(f64, u64)> = bounds.zip(counts.iter().copied()).collect();
+            let mut one = family.encode_family(*labels)?;
+            one.encode_histogram::<NoLabelSet>(sum, totals.requests, &buckets, None)?;
+        }
+    }
+    Ok(())
+}
+
+/// Forgets the label sets that no lane has used for so long. All lanes forget one together: if one did alone, a sum would fall. `now` is the process's
+/// milliseconds.
+pub fn expire(lanes: &[Arc<Meters>], now: u64, unused: Duration) {
+    let before = now.saturating_sub(u64::try_from(unused.as_millis()).unwrap_or(u64::MAX));
+    let mut used: BTreeMap<Labels, u64> = BTreeMap::new();
+    let mut note = |labels: &Labels, at: u64| {
+        let last = used.entry(labels.clone()).or_default();
+        *last = at.max(*last);
+    };
+    for lane in lanes {
+        lane.series().iter().for_each(|one| note(&one.labels, one.used()));
+        lane.connections().iter().for_each(|one| note(&one.labels, one.used().unwrap_or(u64::MAX)));
+    }
+    if used.values().all(|last| *last >= before) {
+        return;
+    }
+    let is_old = |labels: &Labels| used.get(labels).is_some_and(|last| *last < before);
+    lanes.iter().for_each(|lane| lane.forget(before, is_old));
+}

@@ -1,0 +1,254 @@
+//! The numbers of one lane: how the label set of a request is found again without allocating anything, and what is done when there are too many.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use arcstr::ArcStr;
+use hashbrown::{Equivalent, HashMap};
+use parking_lot::Mutex;
+
+use super::labels::Labels;
+use super::series::Series;
+use super::tcp::{Connections, Copied};
+use super::{Flags, Measured, Protocol, Who};
+
+/// Label sets of one lane; the requests of more are counted as one.
+const MOST: usize = 4096;
+/// Pairs of workloads whose label set is remembered. They may be many more than label sets: many pods are one workload.
+const RECENT: usize = 8192;
+
+/// What makes two requests one label set.
+#[derive(PartialEq, Eq, Hash)]
+struct Key {
+    client: ArcStr,
+    endpoint: ArcStr,
+    service: ArcStr,
+    status: u16,
+    grpc_status: Option<u16>,
+    flags: Flags,
+    protocol: Protocol,
+}
+
+/// Looks a [`Key`] up without owning one.
+#[derive(Hash)]
+struct At<'a> {
+    client: &'a str,
+    endpoint: &'a str,
+    service: &'a str,
+    status: u16,
+    grpc_status: Option<u16>,
+    flags: Flags,
+    protocol: Protocol,
+}
+
+impl Equivalent<Key> for At<'_> {
+    fn equivalent(&self, key: &Key) -> bool {
+        self.status == key.status
+            && self.grpc_status == key.grpc_status
+            && self.flags == key.flags
+            && self.protocol == key.protocol
+            && self.client == key.client
+            && self.endpoint == key.endpoint
+            && self.service == key.service
+    }
+}
+
+impl At<'_> {
+    fn key(&self) -> Key {
+        Key {
+            client: self.client.into(),
+            endpoint: self.endpoint.into(),
+            service: self.service.into(),
+            status: self.status,
+            grpc_status: self.grpc_status,
+            flags: self.flags,
+            protocol: self.protocol,
+        }
+    }
+}
+
+/// The numbers of one lane. Locked by that lane, and by a scrape for as long as it takes to list the series.
+#[derive(Default)]
+pub struct Meters {
+    inner: Mutex<Inner>,
+    /// Requests and connections that found no room for their labels.
+    overflowed: AtomicU64,
+}
+
+#[derive(Default)]
+struct Inner {
+    recent: HashMap<Key, Arc<Series>>,
+    series: HashMap<Labels, Arc<Series>>,
+    connections: HashMap<Labels, Arc<Connections>>,
+}
+
+impl Meters {
+    /// Counts a request that is over; `now` is the process's milliseconds.
+    pub fn record(&self, who: &Who<'_>, measured: &Measured, now: u64) {
+        let at = At {
+            client: who.client.map_or(&*who.peer.identity.service_account, |client| &*client.uid),
+            endpoint: who.endpoint.map_or("", |endpoint| &*endpoint.uid),
+            service: who.service.map_or_else(|| who.asked.map_or("", |name| &*name.name), |service| &*service.hostname),
+            status: measured.status,
+            grpc_status: measured.grpc_status,
+            flags: measured.flags,
+            protocol: measured.protocol,
+        };
+        let mut inner = self.inner.lock();
+        if let Some(series) = inner.recent.get(&at) {
+            return series.add(measured, now);
+        }
+        let mut labels = Labels::of_request(who, measured);
+        let full = inner.series.len() >= MOST && !inner.series.contains_key(&labels);
+        if full {
+            self.overflowed.fetch_add(1, Relaxed);
+            labels = Labels::overflow("http");
+        }
+        let fresh = || Arc::new(Series::new(labels.clone()));
+        let series = Arc::clone(inner.series.entry(labels.clone()).or_insert_with(fresh));
+        series.add(measured, now);
+        // What overflows is not remembered: when there is room again it counts at once.
+        if !full {
+            if inner.recent.len() >= RECENT {
+                inner.recent.clear();
+            }
+            inner.recent.insert(at.key(), series);
+        }
+    }
+
+    /// Counts a connection that is copied, from now on.
+    pub fn open(&self, who: &Who<'_>, flags: Flags, clock: impl Fn() -> u64 + Send + 'static) -> Copied {
+        let mut labels = Labels::of_tcp(who, flags);
+        let mut inner = self.inner.lock();
+        if inner.connections.len() >= MOST && !inner.connections.contains_key(&labels) {
+            self.overflowed.fetch_add(1, Relaxed);
+            labels = Labels::overflow("tcp");
+        }
+        let fresh = || Arc::new(Connections::new(labels.clone()));
+        let series = Arc::clone(inner.connections.entry(labels.clone()).or_insert_with(fresh));
+        Copied::new(series, Box::new(clock), flags)
+    }
+
+    pub(super) fn overflowed(&self) -> u64 {
+        self.overflowed.load(Relaxed)
+    }
+
+    pub(super) fn series(&self) -> Vec<Arc<Series>> {
+        self.inner.lock().series.values().cloned().collect()
+    }
+
+    pub(super) fn connections(&self) -> Vec<Arc<Connections>> {
+        self.inner.lock().connections.values().cloned().collect()
+    }
+
+    /// Forgets the label sets that `is_old` says, if they were not used since.
+    pub(super) fn forget(&self, before: u64, is_old: impl Fn(&Labels) -> bool) {
+        let mut inner = self.inner.lock();
+        inner.series.retain(|labels, series| series.used() >= before || !is_old(labels));
+        inner.connections.retain(|labels, one| one.used().is_none_or(|used| used >= before) || !is_old(labels));
+        inner.recent.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use mesh_core::Workload;
+
+    use super::*;
+    use crate::peer::Peer;
+    use crate::telemetry::{Exposition, expire};
+
+    fn peer() -> Peer {
+        Peer {
+            address: "10.0.0.1:1".parse().unwrap(),
+            identity: "spiffe://cluster.local/ns/shop/sa/client".parse().unwrap(),
+            baggage: Default::default(),
+        }
+    }
+
+    fn measured(status: u16) -> Measured {
+        Measured {
+            status,
+            grpc_status: None,
+            flags: Flags::default(),
+            protocol: Protocol::Http,
+            duration: Duration::from_millis(3),
+            received: 10,
+            sent: 20,
+            messages_received: 0,
+            messages_sent: 0,
+        }
+    }
+
+    fn pod(uid: usize, workload: usize) -> Arc<Workload> {
+        let mut pod = Workload::new(format!("c//Pod/shop/p{uid}"), "shop", format!("p{uid}"));
+        pod.workload_name = format!("w{workload}").into();
+        Arc::new(pod)
+    }
+
+    fn ask(meters: &Meters, endpoint: &Arc<Workload>, now: u64) {
+        let peer = peer();
+        let who = Who { peer: &peer, client: None, endpoint: Some(endpoint), service: None, asked: None };
+        meters.record(&who, &measured(200), now);
+    }
+
+    fn scrape(meters: &Arc<Meters>) -> String {
+        let mut registry = mesh_runtime::metrics::Registry::default();
+        registry.register_collector(Box::new(Exposition(vec![Arc::clone(meters)])));
+        mesh_runtime::metrics::encode(&registry)
+    }
+
+    #[test]
+    fn pods_of_one_workload_are_one_label_set_and_more_workloads_than_fit_are_counted_together() {
+        let meters = Arc::new(Meters::default());
+        (0..100).for_each(|uid| ask(&meters, &pod(uid, 0), 1));
+        assert_eq!(meters.inner.lock().series.len(), 1);
+        (1..MOST + 10).for_each(|workload| ask(&meters, &pod(1000 + workload, workload), 1));
+        assert_eq!((meters.inner.lock().series.len(), meters.overflowed()), (MOST + 1, 10));
+        let shown = scrape(&meters);
+        let line = shown.lines().find(|line| line.starts_with("istio_requests_total{") && line.contains("overflow"));
+        assert!(line.unwrap().ends_with("} 10"), "{line:?}");
+        assert!(shown.contains("undermesh_requests_overflowed_total 10"));
+    }
+
+    #[test]
+    fn label_sets_that_no_lane_uses_are_forgotten() {
+        let lanes = [Arc::new(Meters::default()), Arc::new(Meters::default())];
+        let (old, used) = (pod(1, 1), pod(2, 2));
+        ask(&lanes[0], &old, 10);
+        ask(&lanes[0], &used, 10);
+        // The other lane still uses it: a lane that forgot it would make the sum fall.
+        ask(&lanes[1], &used, 500);
+        expire(&lanes, 1000, Duration::from_millis(600));
+        assert_eq!(lanes[0].series().len(), 1);
+        assert!(scrape(&lanes[0]).contains("destination_workload=\"w2\""));
+        expire(&lanes, 2000, Duration::from_millis(600));
+        assert!(lanes.iter().all(|lane| lane.series().is_empty() && lane.inner.lock().recent.is_empty()));
+    }
+
+    #[test]
+    fn an_open_connection_is_counted_while_it_lives_and_never_forgotten() {
+        let meters = Arc::new(Meters::default());
+        let (peer, endpoint) = (peer(), pod(1, 1));
+        let who = Who { peer: &peer, client: None, endpoint: Some(&endpoint), service: None, asked: None };
+        let copied = meters.open(&who, Flags::default(), || 5);
+        copied.counters().sent.store(7, Relaxed);
+        expire(&[Arc::clone(&meters)], 100_000, Duration::from_millis(1));
+        let value = |name: &str| {
+            let shown = scrape(&meters);
+            let line = shown.lines().find(|line| line.starts_with(name)).map(str::to_owned);
+            line.and_then(|line| line.rsplit(' ').next().map(str::to_owned))
+        };
+        assert_eq!(value("istio_tcp_connections_opened_total").as_deref(), Some("1"));
+        assert_eq!(value("istio_tcp_connections_closed_total").as_deref(), Some("0"));
+        assert_eq!(value("istio_tcp_sent_bytes_total").as_deref(), Some("7"));
+        copied.counters().received.store(3, Relaxed);
+        drop(copied);
+        assert_eq!(value("istio_tcp_connections_closed_total").as_deref(), Some("1"));
+        assert_eq!(value("istio_tcp_received_bytes_total").as_deref(), Some("3"));
+        expire(&[Arc::clone(&meters)], 100_000, Duration::from_millis(1));
+        assert_eq!(value("istio_tcp_connections_closed_total"), None);
+    }
+}

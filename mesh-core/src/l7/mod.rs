@@ -5,6 +5,7 @@
 //! objects -> order::{arrange, assemble} -> VirtualHost -> Table          (once per change)
 //! path::normalise, Authority::parse -> Request -> pick(Table) -> Decision (per request)
 //!                                                    `-- rewrite, redirect, cors, retry: what a decision asks for, worked out
+//! objects -> Security -> Applied: token::found, policy::decide      whether it may be answered at all
 //! ```
 //!
 //! A rule that is not understood is in the table as one that answers 500. It is never left out: a later one would match instead.
@@ -19,15 +20,18 @@ pub mod order;
 pub mod path;
 pub mod pattern;
 mod pick;
+pub mod policy;
 mod query;
 pub mod redirect;
 #[cfg(test)]
 mod reference;
 pub mod retry;
 pub mod rewrite;
+pub mod security;
 pub mod table;
 #[cfg(test)]
 mod tests;
+pub mod token;
 
 pub use action::{
     Abort, AbortStatus, Action, Backend, ClusterKey, Delay, DirectResponse, Fault, Forward, Mirror, Share, Target,
@@ -43,4 +47,6 @@ pub use pick::{Decision, Mirrors, Miss, Outcome, pick};
 pub use redirect::{Redirect, RedirectPort};
 pub use retry::{Retries, RetryOn};
 pub use rewrite::{PathChange, Rewrite};
+pub use security::{Applied, Security, Target as SecurityTarget};
 pub use table::{Handling, Rule, Table, VirtualHost};
+pub use token::Token;

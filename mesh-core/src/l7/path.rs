@@ -61,6 +61,43 @@ pub fn normalise<'a>(method: &Method, target: &'a str, spelling: Spelling) -> Re
     Ok(Cow::Owned(out))
 }
 
+/// What an application may make of a path that [`normalise`] gave: all that is ASCII without escapes, slashes too, `//` as `/`, and of each segment nothing that
+/// comes after a `;`. Only for comparing: what denies a path denies it in this form, too. `None` if it is the same.
+pub fn plainest(path: &str) -> Result<Option<String>, PathRefused> {
+    if !path.contains(['%', ';']) && !path.contains("//") {
+        return Ok(None);
+    }
+    let decoded = unescaped(path);
+    let cut = decoded.split('/').map(|segment| segment.split(';').next().unwrap_or_default());
+    let out = resolved(&cut.collect::<Vec<_>>().join("/"), Spelling::MergeSlashes)?;
+    Ok(Some(out).filter(|out| out != path))
+}
+
+/// Escapes of ASCII resolved, once; the others in upper case, and `\` as `/`. What is no escape stands for itself.
+pub(super) fn unescaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    while let [first, tail @ ..] = rest {
+        let escape = match (first, tail) {
+            (b'%', [high, low, ..]) => digit(*high).zip(digit(*low)).map(|(high, low)| (high * 16 + low) as u8),
+            _ => None,
+        };
+        rest = if escape.is_some() { &tail[2..] } else { tail };
+        match escape.unwrap_or(*first) {
+            b'\\' => out.push('/'),
+            byte if byte.is_ascii() => out.push(char::from(byte)),
+            byte => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+/// A text that paths are compared with, in the spelling that they have; as it is if it can be in none.
+pub(super) fn respelled(text: &str) -> String {
+    decoded(text.as_bytes(), Spelling::Base).unwrap_or_else(|_| text.to_owned())
+}
+
 /// Whether nothing of the path can have another spelling.
 fn is_plain(path: &str, spelling: Spelling) -> bool {
     let mut last = 0;
@@ -230,6 +267,31 @@ mod tests {
         }
         let star = |method| normalise(&method, "*", Spelling::Base);
         assert_eq!((star(Method::OPTIONS), star(Method::GET)), (Ok("*".into()), Err(NotAbsolute)));
+    }
+
+    #[test]
+    fn what_applications_may_make_of_a_path_is_known() {
+        for (path, expected) in [
+            ("/admin", None),
+            ("/a/b.c-d", None),
+            ("/a%2Fadmin", Some("/a/admin")),
+            ("/a%5Cadmin", Some("/a/admin")),
+            ("//admin", Some("/admin")),
+            ("/%2F%2Fadmin", Some("/admin")),
+            ("/admin;x=1/b;y", Some("/admin/b")),
+            ("/admin%3Bx/b", Some("/admin/b")),
+            ("/%24metadata", Some("/$metadata")),
+            ("/a%20b%3F", Some("/a b?")),
+            ("/%2541", Some("/%41")),
+            ("/%252Fadmin", Some("/%2Fadmin")),
+            ("/%C3%A4", None),
+            ("/admin/", None),
+            ("/admin//", Some("/admin/")),
+        ] {
+            assert_eq!(plainest(path), Ok(expected.map(str::to_owned)), "{path}");
+        }
+        assert_eq!(respelled("/%61%2fä\\b"), "/a%2F%C3%A4/b");
+        assert_eq!(respelled("/100%"), "/100%");
     }
 
     #[test]

@@ -13,6 +13,12 @@ pub(super) fn first<'a>(query: &'a str, name: &str) -> Option<Value<'a>> {
     Some(Value(found.1.as_bytes()))
 }
 
+/// All values of a parameter.
+pub(super) fn all<'a>(query: &'a str, name: &str) -> impl Iterator<Item = Value<'a>> {
+    let parameters = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    parameters.filter(move |(key, _)| Value(key.as_bytes()).is(name)).map(|(_, value)| Value(value.as_bytes()))
+}
+
 impl<'a> Value<'a> {
     /// Whether it means this.
     pub(super) fn is(self, text: &str) -> bool {

@@ -15,7 +15,8 @@ use arcstr::ArcStr;
 pub use outlier::OutlierPolicy;
 use outlier::{EndpointState, Outliers};
 use rand::Rng;
-use rank::{Place, Table};
+use rank::Table;
+pub(crate) use rank::{Alias, Place, may_serve};
 
 use crate::{Client, Service, Workload};
 

@@ -15,7 +15,7 @@ const DRAWS: usize = 4;
 
 /// The properties of a client that a service's preferences look at; the rest stays empty so that equal choices share a table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Place {
+pub(crate) struct Place {
     network: ArcStr,
     cluster: ArcStr,
     node: ArcStr,
@@ -23,13 +23,18 @@ pub(super) struct Place {
 }
 
 impl Place {
-    pub(super) fn of(client: &Client, balancing: &LoadBalancing) -> Self {
+    pub(crate) fn of(client: &Client, balancing: &LoadBalancing) -> Self {
         let network = client.network.clone();
         if !uses_locality(balancing) {
             return Self { network, ..Self::default() };
         }
         let (cluster, node) = (client.cluster_id.clone(), client.node.clone());
         Self { network, cluster, node, locality: client.locality.clone() }
+    }
+
+    /// Whether the service asks for one place before another.
+    pub(crate) fn is_asked(balancing: &LoadBalancing) -> bool {
+        uses_locality(balancing)
     }
 
     fn shares(&self, scope: Scope, workload: &Workload) -> bool {
@@ -46,7 +51,7 @@ impl Place {
     }
 
     /// How many leading scopes match, or `None` if the endpoint is out of the question.
-    fn rank(&self, balancing: &LoadBalancing, workload: &Workload) -> Option<usize> {
+    pub(crate) fn rank(&self, balancing: &LoadBalancing, workload: &Workload) -> Option<usize> {
         if !uses_locality(balancing) {
             return Some(0);
         }
@@ -61,7 +66,7 @@ fn uses_locality(balancing: &LoadBalancing) -> bool {
 }
 
 /// Whether health lets the workload serve.
-pub(super) fn may_serve(service: Option<&Service>, workload: &Workload) -> bool {
+pub(crate) fn may_serve(service: Option<&Service>, workload: &Workload) -> bool {
     workload.health == Health::Healthy || service.is_some_and(|s| s.load_balancing.health == HealthPolicy::AllowAll)
 }
 
@@ -153,13 +158,13 @@ fn load(members: &[Endpoint], one: &Candidate, other: &Candidate) -> u64 {
 
 /// Walker's alias table: a weighted draw in O(1).
 #[derive(Debug)]
-struct Alias {
+pub(crate) struct Alias {
     /// For each column the part (of 2^32) that it keeps, and who gets the rest.
     columns: Vec<(u32, u32)>,
 }
 
 impl Alias {
-    fn build(weights: impl Iterator<Item = u32> + Clone) -> Self {
+    pub(crate) fn build(weights: impl Iterator<Item = u32> + Clone) -> Self {
         let total: f64 = weights.clone().map(f64::from).sum();
         let mut share: Vec<f64> = weights.map(f64::from).collect();
         let count = share.len();
@@ -178,7 +183,7 @@ impl Alias {
         Self { columns }
     }
 
-    fn settle(&self, column: usize, rng: &mut impl Rng) -> usize {
+    pub(crate) fn settle(&self, column: usize, rng: &mut impl Rng) -> usize {
         let (keeps, other) = self.columns[column];
         if rng.random::<u32>() <= keeps { column } else { other as usize }
     }

@@ -4,18 +4,21 @@
 //! ```text
 //! objects -> order::{arrange, assemble} -> VirtualHost -> Table          (once per change)
 //! path::normalise, Authority::parse -> Request -> pick(Table) -> Decision (per request)
-//!                                                    `-- rewrite, redirect, cors, retry: what a decision asks for, worked out
+//!                                                    |-- rewrite, redirect, cors, retry: what a decision asks for, worked out
+//!                                                    `-- Clusters::find -> balance::Set::pick: which endpoint of the place
 //! objects -> Security -> Applied: token::found, policy::decide      whether it may be answered at all
 //! ```
 //!
 //! A rule that is not understood is in the table as one that answers 500. It is never left out: a later one would match instead.
 
 pub mod action;
+pub mod balance;
 pub mod cluster;
 pub mod condition;
 pub mod cors;
 pub mod headers;
 pub mod host;
+pub mod labels;
 pub mod order;
 pub mod path;
 pub mod pattern;
@@ -41,6 +44,7 @@ pub use condition::{Client, Condition, HeaderMatch, Labels, PathKind, PathMatch,
 pub use cors::Cors;
 pub use headers::HeaderChanges;
 pub use host::{Authority, BadAuthority, HostIndex, HostPattern};
+pub use labels::{LabelChange, LabelIndex};
 pub use path::PathRefused;
 pub use pattern::{Pattern, PatternError, Replacement};
 pub use pick::{Decision, Mirrors, Miss, Outcome, pick};

@@ -24,6 +24,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Maps in a fixed order, so that equal values have equal bytes.
         .btree_map(".istio.workload.Workload.services")
         .btree_map(".undermesh.l7.v1.Condition.source_labels")
+        .btree_map(".undermesh.l7.v1.Place.client_labels")
+        .btree_map(".undermesh.l7.v1.Reach.labels")
+        .btree_map(".undermesh.l7.v1.Distribute.to")
         .emit_rerun_if_changed(false)
         .compile_fds(descriptors)?;
     Ok(())

@@ -33,8 +33,8 @@ pub struct ControlConfig {
     pub certificate_ttl: Duration,
     /// Further trust domains whose workloads are accepted as peers.
     pub trust_domain_aliases: Vec<TrustDomain>,
-    /// The table of HTTP routes to subscribe to, if one is wanted: `namespace/name` of a Gateway.
-    pub routes: Option<String>,
+    /// Of which waypoint to subscribe to what it has of its own, if of one: `namespace/name` of its Gateway.
+    pub own: Option<String>,
     /// Bounds and delays of the subscription.
     pub limits: Limits,
 }
@@ -65,7 +65,7 @@ impl ControlConfig {
             instance_ip: None,
             certificate_ttl: Duration::from_secs(24 * 3600),
             trust_domain_aliases: Vec::new(),
-            routes: None,
+            own: None,
             limits: Limits::default(),
         }
     }

@@ -4,7 +4,7 @@ use std::{convert::Infallible, net::IpAddr, sync::Arc, time::Duration};
 
 use mesh_core::Change;
 use mesh_proto::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE, MAX_MESSAGE_BYTES, ROUTE_TABLE_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, MAX_MESSAGE_BYTES,
     discovery::{
         DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node,
         aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
@@ -21,14 +21,14 @@ use crate::{
     ClientMetrics, ControlConfig,
     channel::{self, ChannelError},
     metrics::{Reason, Url},
-    subscription::{Alarm, RouteChange, Subscription},
+    subscription::{Alarm, Own, OwnKind, Subscription},
 };
 
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LAST_DELAY: Duration = Duration::from_secs(10);
 /// A stream that lived this long after its first message was a good one: the next failure starts from the first delay.
 const GOOD_AFTER: Duration = Duration::from_secs(15);
-/// Two initial requests and one answer for each message in flight; the server reads faster than it writes.
+/// An initial request for each type and one answer for each message in flight; the server reads faster than it writes.
 const REQUESTS: usize = 16;
 
 /// Takes what the control plane says. One call is one batch; the answer goes to the control plane after it returns.
@@ -36,9 +36,9 @@ pub trait Sink: Send {
     /// Applies the batch as a whole. An error is reported as a NACK; it must mean that nothing less safe than before is in force.
     fn apply(&mut self, changes: Vec<Change>) -> Result<(), String>;
 
-    /// The table of routes has changed. Called only if one is subscribed to; who does not take it should not.
-    fn apply_routes(&mut self, change: RouteChange) -> Result<(), String> {
-        Err(format!("nobody takes tables of routes: {change:?}").chars().take(200).collect())
+    /// Something that a waypoint has of its own is another now. Called only if that is subscribed to; who does not take it should not.
+    fn apply_own(&mut self, own: Own) -> Result<(), String> {
+        Err(format!("nobody takes what a waypoint has of its own: {own:?}").chars().take(200).collect())
     }
 }
 
@@ -87,7 +87,7 @@ pub async fn run(
     mut wanted: mpsc::Receiver<IpAddr>,
     metrics: ClientMetrics,
 ) -> Infallible {
-    let subscription = Subscription::new(node(&config), config.limits).with_routes(config.routes.clone());
+    let subscription = Subscription::new(node(&config), config.limits).with_own(config.own.as_deref());
     let origin = Instant::now();
     let mut worker = Worker { work: Some(Work { subscription, sink, metrics: metrics.clone(), origin }) };
     let mut backoff = Backoff::new(FIRST_DELAY, LAST_DELAY);
@@ -217,8 +217,8 @@ impl<S: Sink> Work<S> {
     fn receive(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
         mesh_runtime::failpoint::pass("xds");
         self.metrics.heard();
-        let known =
-            [ADDRESS_TYPE, AUTHORIZATION_TYPE, ROUTE_TABLE_TYPE].into_iter().find(|url| *url == response.type_url);
+        let own = OwnKind::ALL.iter().map(|kind| kind.url());
+        let known = [ADDRESS_TYPE, AUTHORIZATION_TYPE].into_iter().chain(own).find(|url| *url == response.type_url);
         let url = || Url { url: known.unwrap_or("other").to_owned() };
         self.metrics.messages.get_or_create(&url()).inc();
         self.metrics.message_bytes.get_or_create(&url()).inc_by(response.encoded_len() as u64);
@@ -226,7 +226,7 @@ impl<S: Sink> Work<S> {
         let received = self.subscription.on_message(response, now_ms);
         self.report(&received.alarms);
         let mut reply = received.reply;
-        if let Some(Err(problem)) = received.routes.map(|routes| self.sink.apply_routes(routes)) {
+        if let Some(Err(problem)) = received.own.map(|own| self.sink.apply_own(own)) {
             reply.refuse(problem);
         }
         if let Err(problem) = self.apply(received.changes) {

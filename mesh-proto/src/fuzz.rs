@@ -53,6 +53,14 @@ pub fn l7_tables(data: &[u8]) {
     }
 }
 
+/// How places are reached: read, and encoded again.
+pub fn l7_clusters(data: &[u8]) {
+    let Ok(read) = convert::clusters(data) else { return };
+    let again = convert::clusters(&convert::encode_clusters(&read.name, &read.clusters));
+    let expected = convert::ClustersRead { closed: Vec::new(), more_closed: 0, ..read };
+    assert_eq!(again, Ok(expected));
+}
+
 fn address(payload: &[u8]) -> Option<Change> {
     match convert::address(payload).ok()? {
         AddressResource::Workload(workload) => {

@@ -16,5 +16,7 @@ pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
 /// Type URL of tables of HTTP routes.
 pub const ROUTE_TABLE_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.RouteTable";
+/// Type URL of what is said of the places that routes name.
+pub const CLUSTERS_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.Clusters";
 /// The largest message that either side of an xDS stream accepts.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;

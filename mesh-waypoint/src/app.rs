@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_client::subscription::RouteChange;
+use mesh_client::subscription::Own as OwnResource;
 use mesh_client::{CertificateManager, ClientMetrics, ControlConfig, Sink};
 use mesh_core::{Change, Identity, Store};
 use mesh_runtime::lanes::Lanes;
@@ -184,11 +184,11 @@ impl Sink for Applied {
         Ok(())
     }
 
-    fn apply_routes(&mut self, change: RouteChange) -> Result<(), String> {
-        self.state.set_table(match change {
-            RouteChange::Is(table) => table,
-            RouteChange::Gone => Arc::default(),
-        });
+    fn apply_own(&mut self, own: OwnResource) -> Result<(), String> {
+        match own {
+            OwnResource::Clusters(clusters) => self.state.set_clusters(clusters.unwrap_or_default()),
+            OwnResource::Routes(table) => self.state.set_table(table.unwrap_or_default()),
+        }
         Ok(())
     }
 }

@@ -154,7 +154,7 @@ impl Config {
             namespace: self.namespace.clone(),
             pod_name: self.pod.clone(),
             instance_ip: self.ips.first().copied(),
-            routes: Some(format!("{}/{}", self.namespace, self.gateway)),
+            own: Some(format!("{}/{}", self.namespace, self.gateway)),
             ..defaults
         }
     }

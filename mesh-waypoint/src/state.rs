@@ -1,10 +1,10 @@
-//! What the control plane has said, as requests read it: one immutable view of endpoints and routes, replaced as a whole.
+//! What the control plane has said, as requests read it: one immutable view of endpoints and of what the waypoint has of its own, replaced as a whole.
 
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
 use mesh_core::Snapshot;
-use mesh_core::l7::Table;
+use mesh_core::l7::{Client, Cluster, ClusterKey, Clusters, Table};
 
 /// One moment.
 #[derive(Clone, Default)]
@@ -13,6 +13,18 @@ pub struct View {
     pub snapshot: Arc<Snapshot>,
     /// Routes.
     pub table: Arc<Table>,
+    /// How the places are reached that they name.
+    pub clusters: Arc<Clusters>,
+    /// The same before that: places arrive before the routes that name them, and those that are gone are named for a moment longer.
+    former: Arc<Clusters>,
+}
+
+impl View {
+    /// How a client reaches a place; `None` if nothing is said of it.
+    #[must_use]
+    pub fn cluster(&self, key: &ClusterKey, client: &Client<'_>) -> Option<&Arc<Cluster>> {
+        self.clusters.find(key, client).or_else(|| self.former.find(key, client))
+    }
 }
 
 /// The current view. Whoever applies what arrives is the only writer.
@@ -35,11 +47,24 @@ impl State {
 
     /// Other workloads, services or policies.
     pub fn set_snapshot(&self, snapshot: Arc<Snapshot>) {
-        self.view.rcu(|view| View { snapshot: Arc::clone(&snapshot), table: Arc::clone(&view.table) });
+        self.change(|view| view.snapshot = Arc::clone(&snapshot));
     }
 
     /// Other routes.
     pub fn set_table(&self, table: Arc<Table>) {
-        self.view.rcu(|view| View { snapshot: Arc::clone(&view.snapshot), table: Arc::clone(&table) });
+        self.change(|view| view.table = Arc::clone(&table));
+    }
+
+    /// Other places.
+    pub fn set_clusters(&self, clusters: Arc<Clusters>) {
+        self.change(|view| view.former = std::mem::replace(&mut view.clusters, Arc::clone(&clusters)));
+    }
+
+    fn change(&self, change: impl Fn(&mut View)) {
+        self.view.rcu(|view| {
+            let mut next = View::clone(view);
+            change(&mut next);
+            next
+        });
     }
 }

@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use mesh_core::l7::{Action, Condition, DirectResponse, Handling, PathKind, Rule, Table};
 use mesh_core::{Change, TrustDomain};
 use mesh_proto::discovery::{Any, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
-use mesh_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, ROUTE_TABLE_TYPE, convert};
+use mesh_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE, convert};
 use mesh_transport::hbone::{Pool, PoolConfig, TunnelKey};
 use mesh_transport::tls::{IdentityCertificate, Roots};
 use plane::{AdsStream, ControlPlane};
@@ -167,23 +167,24 @@ async fn from_start_to_end() {
 
     let mut stream = plane.stream().await;
     let mut asked = Vec::new();
-    for _ in 0..3 {
+    for _ in 0..4 {
         asked.push(stream.request().await);
     }
     let types: Vec<_> = asked.iter().map(|request| request.type_url.as_str()).collect();
-    assert_eq!(types, [ADDRESS_TYPE, AUTHORIZATION_TYPE, ROUTE_TABLE_TYPE]);
-    assert_eq!(asked[2].resource_names_subscribe, ["shop/waypoint"]);
+    assert_eq!(types, [ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE]);
+    assert!(asked[2..].iter().all(|request| request.resource_names_subscribe == ["shop/waypoint"]));
     respond(&stream, &asked[0], addresses(&backend)).await;
     respond(&stream, &asked[1], Vec::new()).await;
+    respond(&stream, &asked[2], Vec::new()).await;
     // Without its table it does not serve.
-    for _ in 0..2 {
+    for _ in 0..3 {
         assert!(stream.request().await.error_detail.is_none());
     }
     let pending = process.ready().await.unwrap();
     assert!(pending.starts_with("HTTP/1.1 500") && pending.contains("configuration"), "{pending}");
     assert!(TcpStream::connect(process.hbone).await.is_err());
     let routes = resource("shop/waypoint".to_owned(), ROUTE_TABLE_TYPE, convert::encode_route_table(&table));
-    respond(&stream, &asked[2], vec![routes]).await;
+    respond(&stream, &asked[3], vec![routes]).await;
     process.until_ready().await;
 
     let client = client(&mesh, process.hbone);

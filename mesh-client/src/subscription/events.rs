@@ -3,7 +3,7 @@
 use mesh_core::Change;
 use mesh_proto::discovery::{DeltaDiscoveryRequest, Status};
 
-use super::routes::RouteChange;
+use super::own::Own;
 
 /// The longest NACK text.
 pub(super) const MAX_NACK: usize = 8 << 10;
@@ -98,7 +98,7 @@ pub struct Received {
     /// To be applied in order, as one batch.
     pub changes: Vec<Change>,
     /// To be applied before them: what is said to be complete is.
-    pub routes: Option<RouteChange>,
+    pub own: Option<Own>,
     /// To be sent afterwards.
     pub reply: Reply,
     /// To be logged and counted.

@@ -15,8 +15,8 @@
 mod demand;
 mod events;
 mod held;
+mod own;
 mod resources;
-mod routes;
 #[cfg(test)]
 mod tests;
 mod topic;
@@ -25,23 +25,23 @@ use demand::Demands;
 pub use events::{Alarm, Due, Limits, Received, Reply};
 use mesh_core::Change;
 use mesh_proto::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE, ROUTE_TABLE_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE,
     discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node},
 };
-pub use routes::RouteChange;
-use routes::Routes;
+use own::OwnTopic;
+pub use own::{Own, OwnKind};
 use topic::Topic;
 
 const MIN_INITIAL_VERSIONS_BYTES: usize = 64 << 10;
 
-/// The subscription to both types, and to a table of routes if one is wanted.
+/// The subscription to both types, and to what a waypoint has of its own if that is wanted.
 #[derive(Debug)]
 pub struct Subscription {
     node: Node,
     limits: Limits,
     addresses: Topic,
     policies: Topic,
-    routes: Option<Routes>,
+    own: Vec<OwnTopic>,
     demands: Demands,
     synced: bool,
 }
@@ -51,13 +51,13 @@ impl Subscription {
     #[must_use]
     pub fn new(node: Node, limits: Limits) -> Self {
         let (addresses, policies) = (Topic::new(ADDRESS_TYPE), Topic::new(AUTHORIZATION_TYPE));
-        Self { node, limits, addresses, policies, routes: None, demands: Demands::default(), synced: false }
+        Self { node, limits, addresses, policies, own: Vec::new(), demands: Demands::default(), synced: false }
     }
 
-    /// Subscribes to the table of routes of that name, too. Without it nothing is complete.
+    /// Subscribes to what the waypoint of that name has of its own, too. Without it nothing is complete.
     #[must_use]
-    pub fn with_routes(mut self, name: Option<String>) -> Self {
-        self.routes = name.map(Routes::new);
+    pub fn with_own(mut self, name: Option<&str>) -> Self {
+        self.own = name.into_iter().flat_map(|name| OwnKind::ALL.map(|kind| OwnTopic::new(kind, name))).collect();
         self
     }
 
@@ -66,7 +66,7 @@ impl Subscription {
         let (node, limits) = (self.node.clone(), self.limits);
         self.demands.renew();
         let mut requests = Vec::from(self.topics().map(|topic| topic.open(node.clone(), limits, now_ms)));
-        requests.extend(self.routes.as_mut().map(|routes| routes.open(node)));
+        requests.extend(self.own.iter_mut().map(|own| own.open(node.clone())));
         requests
     }
 
@@ -79,17 +79,18 @@ impl Subscription {
         if response.type_url == ADDRESS_TYPE {
             self.demands.learn(&response, self.addresses.held.len());
         }
-        if let Some(routes) = self.routes.as_mut().filter(|_| response.type_url == ROUTE_TABLE_TYPE) {
-            let routes = routes.receive(response, &mut reply.problems);
+        if let Some(topic) = self.own.iter_mut().find(|own| own.kind.url() == response.type_url) {
+            let type_url = topic.kind.url();
+            let own = topic.receive(response, &mut reply.problems);
             let mut changes = Vec::new();
             self.sync(&mut changes);
             let problems = reply.problems.clone();
-            let alarm = (!problems.is_empty()).then_some(Alarm::Rejected { type_url: ROUTE_TABLE_TYPE, problems });
-            return Received { changes, routes, reply, alarms: alarm.into_iter().collect() };
+            let alarm = (!problems.is_empty()).then_some(Alarm::Rejected { type_url, problems });
+            return Received { changes, own, reply, alarms: alarm.into_iter().collect() };
         }
         let Some(topic) = self.topics().into_iter().find(|t| t.type_url == response.type_url) else {
             reply.refuse("this type was not subscribed to".into());
-            return Received { changes: Vec::new(), routes: None, reply, alarms: Vec::new() };
+            return Received { changes: Vec::new(), own: None, reply, alarms: Vec::new() };
         };
         let (mut changes, mut alarms) = (Vec::new(), Vec::new());
         if is_news {
@@ -97,13 +98,13 @@ impl Subscription {
         }
         topic.receive(response, &limits, now_ms, &mut changes, &mut reply.problems, &mut alarms);
         self.sync(&mut changes);
-        Received { changes, routes: None, reply, alarms }
+        Received { changes, own: None, reply, alarms }
     }
 
     /// The stream ended. `too_large` means that the server refused the size of a request.
     pub fn on_end(&mut self, too_large: bool) {
-        let routed = self.routes.as_ref().is_none_or(|routes| routes.answered_here);
-        let unanswered = !(self.addresses.answered_here && self.policies.answered_here && routed);
+        let own = self.own.iter().all(|own| own.answered_here);
+        let unanswered = !(self.addresses.answered_here && self.policies.answered_here && own);
         if too_large && unanswered {
             let bytes = self.limits.initial_versions_bytes / 4;
             self.limits.initial_versions_bytes = bytes.max(MIN_INITIAL_VERSIONS_BYTES);
@@ -135,8 +136,8 @@ impl Subscription {
     }
 
     fn sync(&mut self, changes: &mut Vec<Change>) {
-        let routed = self.routes.as_ref().is_none_or(|routes| routes.answered);
-        if !self.synced && self.addresses.answered && self.policies.answered && routed {
+        let own = self.own.iter().all(|own| own.answered);
+        if !self.synced && self.addresses.answered && self.policies.answered && own {
             self.synced = true;
             changes.push(Change::Synced);
         }
@@ -151,8 +152,8 @@ impl Subscription {
     /// How many resources of a type are held.
     #[must_use]
     pub fn held(&self, type_url: &str) -> usize {
-        if type_url == ROUTE_TABLE_TYPE {
-            return self.routes.as_ref().map_or(0, Routes::held);
+        if let Some(own) = self.own.iter().find(|own| own.kind.url() == type_url) {
+            return own.held();
         }
         [&self.addresses, &self.policies].into_iter().find(|t| t.type_url == type_url).map_or(0, |t| t.held.len())
     }

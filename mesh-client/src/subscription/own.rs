@@ -1,39 +1,87 @@
-//! The one table of HTTP routes that a waypoint subscribes to, by its name: held in its last good form, whatever comes after it.
+//! What a waypoint has of its own, one resource of each kind, subscribed to by the waypoint's name: held in its last good form, whatever comes after it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use mesh_core::l7::Table;
+use mesh_core::l7::{Clusters, Table};
 use mesh_proto::{
-    ROUTE_TABLE_TYPE, convert,
+    CLUSTERS_TYPE, ROUTE_TABLE_TYPE, convert,
+    convert::ConvertError,
     discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource},
 };
 
 use super::held::Version;
 
-/// What has become of the table.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RouteChange {
-    /// It is this now.
-    Is(Arc<Table>),
-    /// There is none: nothing has routes.
-    Gone,
+/// What waypoints have of their own. A new kind is a variant here and in [`Own`], and an arm of each function below.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OwnKind {
+    /// How the places are reached that its routes name.
+    Clusters,
+    /// What is done with requests.
+    Routes,
 }
 
-/// The subscription to one table.
+/// What is in force of one kind now; `None`: there is none of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Own {
+    /// How the places are reached that its routes name.
+    Clusters(Option<Arc<Clusters>>),
+    /// What is done with requests.
+    Routes(Option<Arc<Table>>),
+}
+
+impl OwnKind {
+    /// All of them, in the order in which they are asked for.
+    pub const ALL: [OwnKind; 2] = [OwnKind::Clusters, OwnKind::Routes];
+
+    /// Its type URL.
+    #[must_use]
+    pub fn url(self) -> &'static str {
+        match self {
+            Self::Clusters => CLUSTERS_TYPE,
+            Self::Routes => ROUTE_TABLE_TYPE,
+        }
+    }
+
+    fn none(self) -> Own {
+        match self {
+            Self::Clusters => Own::Clusters(None),
+            Self::Routes => Own::Routes(None),
+        }
+    }
+
+    /// The name that it has and what it says. What is closed in it is told, and all else in force.
+    fn read(self, bytes: &[u8], problems: &mut Vec<String>) -> Result<(mesh_core::ArcStr, Own), ConvertError> {
+        Ok(match self {
+            Self::Clusters => {
+                let read = convert::clusters(bytes)?;
+                problems.extend(read.closed.iter().map(ToString::to_string));
+                (read.name, Own::Clusters(Some(Arc::new(read.clusters))))
+            }
+            Self::Routes => {
+                let read = convert::route_table(bytes)?;
+                problems.extend(read.closed.iter().map(ToString::to_string));
+                (read.table.name().clone(), Own::Routes(Some(Arc::new(read.table))))
+            }
+        })
+    }
+}
+
+/// The subscription to one kind.
 #[derive(Debug)]
-pub(super) struct Routes {
+pub(super) struct OwnTopic {
+    pub(super) kind: OwnKind,
     name: String,
     version: Option<Version>,
-    /// It is known what the table is, or that there is none.
+    /// It is known what there is, or that there is none.
     pub(super) answered: bool,
     /// This stream has said something of it.
     pub(super) answered_here: bool,
 }
 
-impl Routes {
-    pub(super) fn new(name: String) -> Self {
-        Self { name, version: None, answered: false, answered_here: false }
+impl OwnTopic {
+    pub(super) fn new(kind: OwnKind, name: &str) -> Self {
+        Self { kind, name: name.to_owned(), version: None, answered: false, answered_here: false }
     }
 
     pub(super) fn open(&mut self, node: Node) -> DeltaDiscoveryRequest {
@@ -41,35 +89,30 @@ impl Routes {
         let held = self.version.iter().map(|version| (self.name.clone(), version.to_string()));
         DeltaDiscoveryRequest {
             node: Some(node),
-            type_url: ROUTE_TABLE_TYPE.to_owned(),
+            type_url: self.kind.url().to_owned(),
             resource_names_subscribe: vec![self.name.clone()],
             initial_resource_versions: held.collect::<HashMap<_, _>>(),
             ..DeltaDiscoveryRequest::default()
         }
     }
 
-    /// How many tables are held.
+    /// How many resources are held.
     pub(super) fn held(&self) -> usize {
         usize::from(self.version.is_some())
     }
 
-    /// Reads one response. A table that cannot be read leaves the last one; without one nothing is known yet, and nobody may go without routes because
-    /// of that.
-    pub(super) fn receive(
-        &mut self,
-        response: DeltaDiscoveryResponse,
-        problems: &mut Vec<String>,
-    ) -> Option<RouteChange> {
+    /// Reads one response. What cannot be read leaves the last one; without one nothing is known yet, and nobody may go without routes because of that.
+    pub(super) fn receive(&mut self, response: DeltaDiscoveryResponse, problems: &mut Vec<String>) -> Option<Own> {
         self.answered_here = true;
         let (own, others): (Vec<_>, Vec<_>) = response.resources.into_iter().partition(|one| one.name == self.name);
-        problems.extend(others.first().map(|one| format!("{:.200?}: this table was not asked for", one.name)));
+        problems.extend(others.first().map(|one| format!("{:.200?}: this was not asked for", one.name)));
         if let Some(resource) = own.into_iter().next_back() {
             let version = Version::from(resource.version.clone());
-            let read = mesh_runtime::task::contain("table of routes", || read(&self.name, resource, problems));
+            let read = mesh_runtime::task::contain("resource of a waypoint", || self.read(resource, problems));
             return match read {
-                Some(Some(table)) => {
+                Some(Some(own)) => {
                     (self.version, self.answered) = (Some(version), true);
-                    Some(RouteChange::Is(Arc::new(table)))
+                    Some(own)
                 }
                 Some(None) => None,
                 None => {
@@ -82,31 +125,33 @@ impl Routes {
         // Nothing at all is the answer to who has what there is.
         if gone || (self.version.is_none() && !self.answered && problems.is_empty()) {
             self.answered = true;
-            return (self.version.take().is_some() || gone).then_some(RouteChange::Gone);
+            return (self.version.take().is_some() || gone).then_some(self.kind.none());
         }
         None
     }
-}
 
-/// A rule that cannot be read is closed and told; all others are in force.
-fn read(name: &str, resource: Resource, problems: &mut Vec<String>) -> Option<Table> {
-    let body = resource.resource.filter(|body| body.type_url == ROUTE_TABLE_TYPE);
-    let Some(body) = body else {
-        problems.push(format!("{name:?}: has no table as its content"));
-        return None;
-    };
-    match convert::route_table(&body.value) {
-        Ok(read) if read.table.name() == name => {
-            problems.extend(read.closed.iter().map(|closed| format!("{name:?}: {closed}")));
-            Some(read.table)
-        }
-        Ok(read) => {
-            problems.push(format!("{name:?}: contains {:.200?}", read.table.name().as_str()));
-            None
-        }
-        Err(error) => {
-            problems.push(format!("{name:?}: {error}"));
-            None
+    /// A part that cannot be read is closed and told; all else is in force.
+    fn read(&self, resource: Resource, problems: &mut Vec<String>) -> Option<Own> {
+        let name = &self.name;
+        let body = resource.resource.filter(|body| body.type_url == self.kind.url());
+        let Some(body) = body else {
+            problems.push(format!("{name:?}: its content is not what was asked for"));
+            return None;
+        };
+        let mut closed = Vec::new();
+        match self.kind.read(&body.value, &mut closed) {
+            Ok((own, read)) if own == *name => {
+                problems.extend(closed.iter().map(|closed| format!("{name:?}: {closed}")));
+                Some(read)
+            }
+            Ok((other, _)) => {
+                problems.push(format!("{name:?}: contains {:.200?}", other.as_str()));
+                None
+            }
+            Err(error) => {
+                problems.push(format!("{name:?}: {error}"));
+                None
+            }
         }
     }
 }
@@ -138,13 +183,13 @@ mod tests {
     #[test]
     fn a_table_stays_until_another_can_be_read() {
         let good = || encode_route_table(&Table::new(NAME, Vec::new()));
-        let mut routes = Routes::new(NAME.to_owned());
+        let mut routes = OwnTopic::new(OwnKind::Routes, NAME);
         let mut ask = |response| {
             let mut problems = Vec::new();
             let change = routes.receive(response, &mut problems);
             (change, problems.len(), routes.answered)
         };
-        let is = || Some(RouteChange::Is(Arc::new(Table::new(NAME, Vec::new()))));
+        let is = || Some(Own::Routes(Some(Arc::new(Table::new(NAME, Vec::new())))));
         assert_eq!(ask(response(vec![(NAME, vec![0xff])], &[])), (None, 1, false), "nothing is known yet");
         assert_eq!(ask(response(vec![(NAME, good())], &[])), (is(), 0, true));
         assert_eq!(ask(response(vec![(NAME, vec![0xff])], &[])), (None, 1, true));
@@ -152,12 +197,12 @@ mod tests {
         assert_eq!(ask(response(vec![], &[])), (None, 0, true));
         let named_other = encode_route_table(&Table::new("other", Vec::new()));
         assert_eq!(ask(response(vec![(NAME, named_other)], &[])), (None, 1, true));
-        assert_eq!(ask(response(vec![], &[NAME])), (Some(RouteChange::Gone), 0, true));
+        assert_eq!(ask(response(vec![], &[NAME])), (Some(Own::Routes(None)), 0, true));
     }
 
     #[test]
     fn an_empty_answer_says_that_there_is_no_table() {
-        let mut routes = Routes::new(NAME.to_owned());
+        let mut routes = OwnTopic::new(OwnKind::Routes, NAME);
         assert_eq!(routes.open(Node::default()).resource_names_subscribe, [NAME]);
         assert_eq!(routes.receive(response(vec![], &[]), &mut Vec::new()), None);
         assert!(routes.answered);
@@ -165,10 +210,27 @@ mod tests {
 
     #[test]
     fn a_new_stream_is_told_what_is_held() {
-        let mut routes = Routes::new(NAME.to_owned());
+        let mut routes = OwnTopic::new(OwnKind::Routes, NAME);
         routes.receive(response(vec![(NAME, encode_route_table(&Table::new(NAME, Vec::new())))], &[]), &mut Vec::new());
         let request = routes.open(Node::default());
         assert_eq!(request.initial_resource_versions[NAME], "00000000deadbeef");
         assert!(!routes.answered_here && routes.answered);
+    }
+
+    #[test]
+    fn each_kind_is_read_as_itself() {
+        let of = |kind: OwnKind, url: &str, value: Vec<u8>| {
+            let mut response = response(vec![(NAME, value)], &[]);
+            response.resources[0].resource.as_mut().unwrap().type_url = url.to_owned();
+            let mut problems = Vec::new();
+            (OwnTopic::new(kind, NAME).receive(response, &mut problems), problems)
+        };
+        let clusters = convert::encode_clusters(NAME, &Clusters::default());
+        let read = of(OwnKind::Clusters, CLUSTERS_TYPE, clusters.clone());
+        assert_eq!(read, (Some(Own::Clusters(Some(Arc::default()))), vec![]));
+        let (read, problems) = of(OwnKind::Routes, CLUSTERS_TYPE, clusters);
+        assert_eq!((read, problems.len()), (None, 1));
+        let urls: std::collections::HashSet<_> = OwnKind::ALL.iter().map(|kind| kind.url()).collect();
+        assert_eq!(urls.len(), OwnKind::ALL.len());
     }
 }

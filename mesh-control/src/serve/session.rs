@@ -3,10 +3,10 @@
 //! What a request or a world leads to is built by [`Session::send`] and not before: a stream that waits for its turn holds nothing large.
 //! Of each kind at most one response is under way; whatever changes meanwhile is sent, merged, after its ACK. What a client holds of everything is a table,
 //! mostly one that a world has anyway: so neither many clients nor slow ones cost memory, and each always gets the latest state. Policies are sent before the
-//! workloads that list them, and removed after; routes come after the addresses that they name:
+//! workloads that list them, and removed after; what a waypoint has of its own comes after the addresses that it names:
 //!
 //! ```text
-//! new world:  policies added or changed  ->  addresses  ->  policies removed, routes
+//! new world:  policies added or changed  ->  addresses  ->  policies removed, clusters  ->  routes
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -217,14 +217,10 @@ impl Session {
         for _ in 0..2 {
             for kind in Kind::ALL {
                 let addresses_behind = self.is_behind(Kind::Address);
-                let policies_behind = self.is_behind(Kind::Authorization);
+                // What a resource names is there before it: policies of workloads, services and places of routes.
+                let must_wait = Kind::ALL.into_iter().take_while(|before| *before < kind).any(|k| self.is_behind(k));
                 let sight = self.sight(kind);
                 let Some(subscription) = self.kinds.get_mut(&kind) else { continue };
-                let must_wait = match kind {
-                    Kind::Authorization => false,
-                    Kind::Address => policies_behind,
-                    Kind::RouteTable => addresses_behind,
-                };
                 if subscription.pending.is_some() || must_wait {
                     continue;
                 }

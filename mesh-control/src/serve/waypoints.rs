@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use mesh_core::NamespacedName;
-use mesh_core::l7::{Table, VirtualHost};
+use mesh_core::l7::cluster::Policy;
+use mesh_core::l7::{Cluster, ClusterKey, Clusters, Table, VirtualHost};
 
 use super::tests::{Script, view};
 use crate::index::View;
@@ -88,4 +89,27 @@ fn routes_come_after_the_addresses_that_they_name() {
     script.ack(Kind::RouteTable);
     assert_eq!(script.update(&third), [""; 0]);
     assert_eq!(script.ack(Kind::Address), ["address +c -b", "routetable +shop/one"]);
+}
+
+#[test]
+fn places_come_before_the_routes_that_name_them() {
+    let with_place = |host: &str, port: u16| {
+        let key = ClusterKey { service: NamespacedName::new("shop", "cart"), port, subset: "v1".into() };
+        let cluster = Cluster { policy: Ok(Policy::default()), ..Cluster::closed(key, "") };
+        let clusters = [(NamespacedName::new("shop", "one"), Arc::new(Clusters::new([cluster])))].into();
+        View { clusters, ..two(host) }
+    };
+    let mut script = Script::of(&with_place("x", 80), waypoint("one"));
+    // Whatever is asked for first: routes wait for nothing that was not asked for.
+    assert_eq!(script.open(Kind::RouteTable), ["routetable +shop/one"]);
+    assert_eq!(script.open(Kind::Clusters), ["clusters +shop/one"]);
+    for kind in [Kind::RouteTable, Kind::Clusters] {
+        script.ack(kind);
+    }
+    assert_eq!(script.update(&with_place("y", 81)), ["clusters +shop/one", "routetable +shop/one"]);
+    script.ack(Kind::RouteTable);
+    assert_eq!(script.update(&with_place("z", 82)), [""; 0], "the places of before are not acknowledged");
+    assert_eq!(script.ack(Kind::Clusters), ["clusters +shop/one", "routetable +shop/one"]);
+    assert_eq!(Script::of(&with_place("x", 80), waypoint("two")).open(Kind::Clusters), ["clusters"]);
+    assert_eq!(Script::of(&with_place("x", 80), Audience::Agent).open(Kind::Clusters), ["clusters"]);
 }

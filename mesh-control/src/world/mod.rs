@@ -12,9 +12,9 @@ mod table;
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
-use mesh_core::{ArcStr, Service, Workload};
-use mesh_proto::convert::{encode_policy, encode_route_table, encode_service, encode_workload};
-use mesh_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, ROUTE_TABLE_TYPE};
+use mesh_core::{ArcStr, NamespacedName, Service, Workload};
+use mesh_proto::convert::{encode_clusters, encode_policy, encode_route_table, encode_service, encode_workload};
+use mesh_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE};
 use parking_lot::Mutex;
 
 use crate::index::View;
@@ -31,16 +31,18 @@ pub enum Kind {
     Authorization,
     /// Workloads and services.
     Address,
-    /// What a waypoint does with requests. It comes last: a table names services.
+    /// How a waypoint reaches the places that its routes name. They come before those: a table must not name a subset that the waypoint does not know.
+    Clusters,
+    /// What a waypoint does with requests.
     RouteTable,
 }
 
 /// Who is served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Audience {
-    /// An agent, which is sent no routes.
+    /// An agent, which is sent nothing of waypoints.
     Agent,
-    /// The waypoint of the Gateway with this `namespace/name`, which is sent its own routes and no other's.
+    /// The waypoint of the Gateway with this `namespace/name`, which is sent what is its own and no other's.
     Waypoint(ArcStr),
 }
 
@@ -48,7 +50,7 @@ impl Audience {
     /// What it is served, in the order in which it is sent.
     pub fn kinds(&self) -> &'static [Kind] {
         match self {
-            Audience::Agent => &Kind::ALL[..2],
+            Audience::Agent => &Kind::SHARED,
             Audience::Waypoint(_) => &Kind::ALL,
         }
     }
@@ -61,7 +63,9 @@ impl Audience {
 
 impl Kind {
     /// In the order in which they are sent.
-    pub const ALL: [Kind; 3] = [Kind::Authorization, Kind::Address, Kind::RouteTable];
+    pub const ALL: [Kind; 4] = [Kind::Authorization, Kind::Address, Kind::Clusters, Kind::RouteTable];
+    /// Those that everybody has the same of. Of all others each waypoint has its own.
+    pub const SHARED: [Kind; 2] = [Kind::Authorization, Kind::Address];
 
     /// The kind with this type URL.
     pub fn of_url(url: &str) -> Option<Kind> {
@@ -73,6 +77,7 @@ impl Kind {
         match self {
             Kind::Authorization => AUTHORIZATION_TYPE,
             Kind::Address => ADDRESS_TYPE,
+            Kind::Clusters => CLUSTERS_TYPE,
             Kind::RouteTable => ROUTE_TABLE_TYPE,
         }
     }
@@ -82,6 +87,7 @@ impl Kind {
         match self {
             Kind::Authorization => "authorization",
             Kind::Address => "address",
+            Kind::Clusters => "clusters",
             Kind::RouteTable => "route_table",
         }
     }
@@ -103,8 +109,8 @@ pub struct World {
     pub generation: u64,
     authorizations: Table,
     addresses: Table,
-    /// Of each waypoint its own, in a table of its own: nobody else's is ever looked at.
-    routes: BTreeMap<ArcStr, Table>,
+    /// Of each waypoint its own, by kind and `namespace/name`, each in a table of its own: nobody else's is ever looked at.
+    own: BTreeMap<(Kind, ArcStr), Table>,
     /// From `network/address`.
     aliases: Lookup,
     /// From services to their workloads.
@@ -149,22 +155,13 @@ impl World {
             let of = |policy| Resource::new(AUTHORIZATION_TYPE, name.clone(), Vec::new(), encode_policy(policy));
             (name.clone(), new.map(of))
         });
-        let mut routes = self.routes.clone();
-        for (gateway, _, new) in changes(&self.view.tables, &view.tables) {
-            let name: ArcStr = gateway.to_string().into();
-            let resource =
-                new.map(|table| Resource::new(ROUTE_TABLE_TYPE, name.clone(), Vec::new(), encode_route_table(table)));
-            match resource {
-                Some(resource) => {
-                    let own = routes.entry(name.clone()).or_default();
-                    *own = own.replaced([(name, Some(resource))]);
-                }
-                None => drop(routes.remove(&name)),
-            }
-        }
+        let mut own = self.own.clone();
+        let (clusters, tables) = ((&self.view.clusters, &view.clusters), (&self.view.tables, &view.tables));
+        replace(&mut own, Kind::Clusters, changes(clusters.0, clusters.1), encode_clusters);
+        replace(&mut own, Kind::RouteTable, changes(tables.0, tables.1), |_, table| encode_route_table(table));
         World {
             generation: self.generation + 1,
-            routes,
+            own,
             authorizations: self.authorizations.replaced(policies),
             addresses: self.addresses.replaced(addresses),
             aliases,
@@ -180,8 +177,8 @@ impl World {
         match (kind, audience) {
             (Kind::Authorization, _) => &self.authorizations,
             (Kind::Address, _) => &self.addresses,
-            (Kind::RouteTable, Audience::Agent) => &NONE,
-            (Kind::RouteTable, Audience::Waypoint(own)) => self.routes.get(own).unwrap_or(&NONE),
+            (_, Audience::Agent) => &NONE,
+            (_, Audience::Waypoint(name)) => self.own.get(&(kind, name.clone())).unwrap_or(&NONE),
         }
     }
 
@@ -190,8 +187,8 @@ impl World {
         let tables = |one: &Table, two: &Table| one.is(two);
         tables(&self.authorizations, &other.authorizations)
             && tables(&self.addresses, &other.addresses)
-            && self.routes.len() == other.routes.len()
-            && self.routes.iter().all(|(name, own)| other.routes.get(name).is_some_and(|other| own.is(other)))
+            && self.own.len() == other.own.len()
+            && self.own.iter().all(|(key, own)| other.own.get(key).is_some_and(|other| own.is(other)))
     }
 
     /// What somebody who holds `held` lacks of a kind, as [`Table::since`] has it.
@@ -225,6 +222,26 @@ impl World {
         }
         names.dedup();
         names
+    }
+}
+
+/// Takes over what is another of a kind that waypoints have of their own: one resource each, with the waypoint's name.
+fn replace<V>(
+    own: &mut BTreeMap<(Kind, ArcStr), Table>,
+    kind: Kind,
+    changes: Vec<Changed<'_, NamespacedName, V>>,
+    encode: impl Fn(&str, &V) -> Vec<u8>,
+) {
+    for (gateway, _, new) in changes {
+        let name: ArcStr = gateway.to_string().into();
+        match new {
+            Some(value) => {
+                let resource = Resource::new(kind.url(), name.clone(), Vec::new(), encode(&name, value));
+                let table = own.entry((kind, name.clone())).or_default();
+                *table = table.replaced([(name, Some(resource))]);
+            }
+            None => drop(own.remove(&(kind, name))),
+        }
     }
 }
 

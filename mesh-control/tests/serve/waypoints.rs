@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use mesh_proto::discovery as wire;
-use mesh_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, ROUTE_TABLE_TYPE, convert};
+use mesh_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE, convert};
 use tonic::Code;
 
 use super::support::{Agent, Plane, csr, request, soon};
 
-const ALL: [&str; 3] = [ADDRESS_TYPE, AUTHORIZATION_TYPE, ROUTE_TABLE_TYPE];
+const ALL: [&str; 4] = [ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE];
 const OWN: &str = "spiffe://cluster.local/ns/shop/sa/wp";
 
 /// Two waypoints; a service is bound to the first one, which has a pod.
@@ -57,7 +57,12 @@ status: {phase: Running, podIP: 198.18.1.8, conditions: [{type: Ready, status: "
 apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: web, namespace: shop}
-spec: {hosts: [web], http: [{timeout: 1s, route: [{destination: {host: web}}]}]}
+spec: {hosts: [web], http: [{timeout: 1s, route: [{destination: {host: web, subset: v1}}]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: web, namespace: shop}
+spec: {host: web, subsets: [{name: v1, labels: {version: v1}}]}
 "#;
 
 async fn plane() -> Plane {
@@ -98,7 +103,8 @@ fn names(held: &HashMap<String, wire::Resource>) -> Vec<&str> {
 /// Waits until a waypoint has all that it is to have.
 async fn all(agent: &mut Agent, own: &'static str) {
     let mut wanted = SHARED.to_vec();
-    wanted.push(own);
+    let clusters = format!("Clusters {own}");
+    wanted.extend([own, &clusters]);
     wanted.sort_unstable();
     agent.until("everything", |held| names(held) == wanted).await;
 }
@@ -112,6 +118,12 @@ async fn a_waypoint_is_sent_addresses_and_its_own_routes_and_an_agent_no_routes(
     all(&mut other, "shop/other").await;
     assert_eq!(hosts(&wp, "shop/wp"), ["web.shop.svc.cluster.local"]);
     assert!(hosts(&other, "shop/other").is_empty());
+    let clusters = |agent: &Agent, name: &str| convert::clusters(agent.bytes(&format!("Clusters {name}"))).unwrap();
+    let own = clusters(&wp, "shop/wp");
+    let subsets: std::collections::BTreeMap<_, _> = own.clusters.iter().map(|c| (&*c.key.subset, &c.labels)).collect();
+    assert_eq!((&*own.name, own.closed.len(), subsets.len()), ("shop/wp", 0, 2));
+    assert_eq!(subsets["v1"]["version"], "v1");
+    assert_eq!(clusters(&other, "shop/other").clusters.iter().count(), 0);
     assert!(!wp.held.contains_key("shop/other") && !other.held.contains_key("shop/wp"));
     // By name, another's is not there.
     let asked = wire::DeltaDiscoveryRequest {

@@ -187,6 +187,14 @@ pub fn csr() -> (rcgen::KeyPair, String) {
     (key, text)
 }
 
+/// What a resource is held by. What waypoints have of their own has one name in each kind; all but the routes are told apart by their kind.
+fn key(url: &str, name: &str) -> String {
+    match url.rsplit('.').next() {
+        Some("Address" | "Authorization" | "RouteTable") | None => name.to_owned(),
+        Some(kind) => format!("{kind} {name}"),
+    }
+}
+
 /// A client of aggregated discovery that acknowledges everything and remembers what it has.
 pub struct Agent {
     requests: mpsc::Sender<wire::DeltaDiscoveryRequest>,
@@ -238,10 +246,10 @@ impl Agent {
     pub async fn receive(&mut self) -> Result<wire::DeltaDiscoveryResponse, Status> {
         let response = self.responses.message().await?.ok_or_else(|| Status::cancelled("ended"))?;
         for name in &response.removed_resources {
-            self.held.remove(name);
+            self.held.remove(&key(&response.type_url, name));
         }
         for resource in &response.resources {
-            self.held.insert(resource.name.clone(), resource.clone());
+            self.held.insert(key(&response.type_url, &resource.name), resource.clone());
         }
         let ack = wire::DeltaDiscoveryRequest {
             type_url: response.type_url.clone(),

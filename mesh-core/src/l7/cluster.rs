@@ -23,6 +23,14 @@ pub struct Cluster {
     pub policy: Result<Policy, ArcStr>,
 }
 
+impl Cluster {
+    /// A place of which no client reaches any endpoint.
+    #[must_use]
+    pub fn closed(key: ClusterKey, why: &str) -> Self {
+        Self { key, clients: None, client_labels: Labels::new(), labels: Labels::new(), policy: Err(why.into()) }
+    }
+}
+
 /// How endpoints are chosen and reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {

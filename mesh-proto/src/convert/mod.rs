@@ -22,7 +22,9 @@ pub use enrol::{
     ENROL_VERSION, EnrolRequest, MAX_ENROL_BYTES, PodDnsRequest, PodRequest, encode_enrol_request, enrol_request,
 };
 pub use error::{ConvertError, PolicyError};
-pub use l7::{ClosedRule, RouteTable, encode_route_table, route_table};
+pub use l7::{
+    ClosedPlace, ClosedRule, ClustersRead, RouteTable, clusters, encode_clusters, encode_route_table, route_table,
+};
 use mesh_core::{Policy, Service, Workload};
 use prost::Message;
 pub use zds::{ZdsPod, ZdsRequest, encode_zds_ack, encode_zds_hello, encode_zds_request, zds_ack, zds_request};

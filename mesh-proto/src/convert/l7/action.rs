@@ -77,13 +77,17 @@ fn target(message: Option<wire::Target>) -> Result<Target, ConvertError> {
     use wire::target::Kind;
     match message.and_then(|target| target.kind) {
         Some(Kind::Broken(why)) => Ok(Target::Broken(reason("target.broken", why)?)),
-        Some(Kind::Cluster(cluster)) => Ok(Target::Cluster(ClusterKey {
-            service: field::key("target.service", &cluster.service)?,
-            port: field::port("target.port", cluster.port)?,
-            subset: field::text("target.subset", cluster.subset)?,
-        })),
+        Some(Kind::Cluster(cluster)) => cluster_key(cluster).map(Target::Cluster),
         None => Err(ConvertError::Missing { field: "target" }),
     }
+}
+
+pub(super) fn cluster_key(message: wire::Cluster) -> Result<ClusterKey, ConvertError> {
+    Ok(ClusterKey {
+        service: field::key("target.service", &message.service)?,
+        port: field::port("target.port", message.port)?,
+        subset: field::text("target.subset", message.subset)?,
+    })
 }
 
 fn mirror(message: wire::Mirror) -> Result<Mirror, ConvertError> {
@@ -242,13 +246,13 @@ fn write_target(target: &Target) -> wire::Target {
     use wire::target::Kind;
     let kind = match target {
         Target::Broken(why) => Kind::Broken(why.to_string()),
-        Target::Cluster(key) => Kind::Cluster(wire::Cluster {
-            service: key.service.to_string(),
-            port: key.port.into(),
-            subset: key.subset.to_string(),
-        }),
+        Target::Cluster(key) => Kind::Cluster(write_key(key)),
     };
     wire::Target { kind: Some(kind) }
+}
+
+pub(super) fn write_key(key: &ClusterKey) -> wire::Cluster {
+    wire::Cluster { service: key.service.to_string(), port: key.port.into(), subset: key.subset.to_string() }
 }
 
 fn write_mirror(mirror: &Mirror) -> wire::Mirror {

@@ -1,11 +1,13 @@
-//! Tables of HTTP routes, both ways. A rule that cannot be read in all of its parts is in the table all the same, and answers 500: what it could still be
+//! Tables of HTTP routes, and how the places that they name are reached, both ways. A rule that cannot be read in all of its parts is in the table all the same, and answers 500: what it could still be
 //! told of its conditions says to which requests. Left out, a later rule would take them. A host that cannot be read refuses the table, because its
 //! requests would go to a less specific one.
 
 mod action;
 mod budget;
+mod cluster;
 mod condition;
 mod policy;
+mod reach;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +17,7 @@ use mesh_core::l7::{Action, Condition, Handling, HostPattern, Rule, Table, Virtu
 use prost::Message;
 
 use self::budget::Budget;
+pub use self::cluster::{ClosedPlace, ClustersRead, clusters, encode_clusters};
 use super::{ConvertError, field};
 use crate::wire::l7 as wire;
 

@@ -31,12 +31,15 @@ const MAX_WORKERS: usize = 512;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "mesh-waypoint", version, about)]
 pub struct Config {
-    /// Name of the Gateway that this waypoint is of: by NAME.NAMESPACE.svc.CLUSTER-DOMAIN others are bound to it
+    /// Name of the Gateway that this waypoint is of
     #[arg(long, value_name = "NAME", env = "UNDERMESH_GATEWAY", value_parser = name)]
     pub gateway: String,
     /// Namespace of the waypoint
     #[arg(long, value_name = "NAME", env = "UNDERMESH_NAMESPACE", value_parser = name)]
     pub namespace: String,
+    /// Name of the waypoint's service, by NAME.NAMESPACE.svc.CLUSTER-DOMAIN others are bound to it [default: the gateway's name]
+    #[arg(long, value_name = "NAME", env = "UNDERMESH_SERVICE", value_parser = name)]
+    pub service: Option<String>,
     /// Service account of the waypoint [default: the gateway's name]
     #[arg(long, value_name = "NAME", env = "UNDERMESH_SERVICE_ACCOUNT", value_parser = name)]
     pub service_account: Option<String>,
@@ -113,7 +116,8 @@ impl Config {
     pub fn own(&self) -> Result<Own, IdentityError> {
         let account = self.service_account.as_deref().unwrap_or(&self.gateway);
         let identity = Identity::new(self.trust_domain.clone(), &self.namespace, account)?;
-        let host = format!("{}.{}.svc.{}", self.gateway, self.namespace, self.cluster_domain.to_ascii_lowercase());
+        let service = self.service.as_deref().unwrap_or(&self.gateway);
+        let host = format!("{service}.{}.svc.{}", self.namespace, self.cluster_domain.to_ascii_lowercase());
         let service = NamespacedName { namespace: self.namespace.as_str().into(), name: host.into() };
         let text = |text: &str| Some(ArcStr::from(text)).filter(|text| !text.is_empty());
         let place = Client {
@@ -245,6 +249,9 @@ mod tests {
         assert_eq!(own.identity.to_string(), "spiffe://cluster.local/ns/shop/sa/wp");
         assert_eq!((own.uid.as_str(), own.place.ips.len()), ("Kubernetes//Pod/shop/wp-1", 2));
         assert_eq!(config.settings().drain_idle, Duration::from_secs(2));
+        let other = Config::try_parse_from(NEEDED.iter().chain(&["--service", "other"])).unwrap();
+        assert_eq!(other.own().unwrap().service.to_string(), "shop/other.shop.svc.cluster.local");
+        assert_eq!(other.control().routes.as_deref(), Some("shop/wp"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What the labels of services, pods and namespaces say about waypoints. Whether there is such a waypoint, and whether it takes them, the joining finds
 //! (`index::waypoint`).
 
+use aws_lc_rs::digest::{SHA256, digest};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use mesh_core::{ArcStr, NamespacedName};
 
@@ -61,6 +62,49 @@ impl Bypass {
     }
 }
 
+/// On a gateway: what its Deployment and its Service are called.
+pub const NAME_OVERRIDE: &str = "gateway.istio.io/name-override";
+/// The longest value of a label, and the longest name of a Service.
+const LONGEST: usize = 63;
+
+/// What the Deployment and the Service of a gateway are called: a waypoint's as the gateway, others by the class, too, as with Istio; an override counts more.
+/// A name that no Service can have is one that can, with a hash of the whole name at its end.
+pub fn deployed_name(gateway: &str, class: &str, is_waypoint: bool, marks: &Labels) -> ArcStr {
+    let chosen = marks.get(NAME_OVERRIDE).filter(|name| !name.is_empty());
+    match (chosen, is_waypoint) {
+        (Some(name), _) => fit(name),
+        (None, true) => fit(gateway),
+        (None, false) => fit(&format!("{gateway}-{class}")),
+    }
+}
+
+/// The value of the label [`GATEWAY_NAME`] for a gateway, whose name may be longer than a label's value may be.
+pub fn gateway_label(gateway: &str) -> ArcStr {
+    if gateway.len() <= LONGEST { gateway.into() } else { hashed(gateway, gateway) }
+}
+
+fn fit(name: &str) -> ArcStr {
+    let begins = name.starts_with(|c: char| c.is_ascii_lowercase());
+    if begins && meta::label(name).is_ok() {
+        return name.into();
+    }
+    // Before 1.34 a Service has to begin with a letter.
+    let plain = name.to_ascii_lowercase().replace(|c: char| !c.is_ascii_lowercase() && !c.is_ascii_digit(), "-");
+    let begun = plain.trim_start_matches('-');
+    match begun.starts_with(|c: char| c.is_ascii_lowercase()) {
+        true => hashed(begun, name),
+        false => hashed(&format!("gateway-{begun}"), name),
+    }
+}
+
+/// The beginning of `text`, and a hash of `whole`. `text` is ASCII, as all names are.
+fn hashed(text: &str, whole: &str) -> ArcStr {
+    let sum = digest(&SHA256, whole.as_bytes());
+    let hash: String = sum.as_ref().iter().take(5).map(|byte| format!("{byte:02x}")).collect();
+    let room = text.floor_char_boundary(LONGEST - 1 - hash.len());
+    format!("{}-{hash}", text[..room].trim_end_matches(['-', '.'])).into()
+}
+
 /// What an object says of its waypoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Asked {
@@ -114,5 +158,31 @@ mod tests {
             assert_eq!(Asked::of(Some(&labels), "shop"), expected, "{labels:?}");
         }
         assert_eq!(Asked::of(None, "shop"), Asked::Unsaid);
+    }
+
+    #[test]
+    fn a_gateways_objects_have_names_that_a_service_can_have() {
+        let none = Labels::new();
+        let long = "a".repeat(253);
+        for (gateway, class, is_waypoint, expected) in [
+            ("wp", "istio-waypoint", true, "wp"),
+            ("edge", "istio", false, "edge-istio"),
+            ("shop.example", "undermesh-waypoint", true, "shop-example-"),
+            ("1st", "undermesh-waypoint", true, "gateway-1st-"),
+            (&long, "undermesh-waypoint", true, &"a".repeat(52)),
+        ] {
+            let name = deployed_name(gateway, class, is_waypoint, &none);
+            assert!(name.starts_with(expected), "{gateway}: {name}");
+            assert!(meta::label(&name).is_ok() && !name.starts_with(|c: char| c.is_ascii_digit()), "{gateway}: {name}");
+            assert_eq!(name == gateway, gateway == "wp", "{name}");
+        }
+        // What differs at its end only, or in what is not kept, is not one.
+        let of = |name: &str| deployed_name(name, "c", true, &none);
+        assert_ne!(of(&long), of(&format!("{}b", "a".repeat(252))));
+        assert_ne!(of("a.b"), of("a-b"));
+        let chosen = Labels::from([(NAME_OVERRIDE.to_owned(), "mine".to_owned())]);
+        assert_eq!(deployed_name("edge", "istio", false, &chosen), "mine");
+        assert_eq!(gateway_label("a.b"), "a.b");
+        assert_eq!(gateway_label(&long).len(), 63);
     }
 }

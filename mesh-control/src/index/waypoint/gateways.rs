@@ -10,7 +10,7 @@ use crate::index::{Settings, WaypointGateway};
 use crate::resource::namespace::NAME_LABEL;
 use crate::resource::routing::Routed;
 use crate::resource::routing::gateway::{Gateway, Listener};
-use crate::resource::waypoint::{SERVICE_ACCOUNT, WAYPOINT_FOR};
+use crate::resource::waypoint::{SERVICE_ACCOUNT, WAYPOINT_FOR, deployed_name, gateway_label};
 use crate::resource::{Key, Kind, Labels, Objects};
 
 /// What a Gateway is.
@@ -33,8 +33,12 @@ pub enum Standing {
 pub struct Waypoint {
     /// The uid of its Gateway, if that has one.
     pub uid: Option<ArcStr>,
-    /// The service account of its pods: what it is called unless the Gateway says otherwise, as with Istio.
+    /// The service account of its pods: what its service is called unless the Gateway says otherwise, as with Istio.
     pub account: ArcStr,
+    /// What its service is called.
+    pub service: ArcStr,
+    /// By which its pods name it.
+    pub label: ArcStr,
     /// Where it is; `None` if there is neither a service nor a pod of it.
     pub destination: Option<GatewayDestination>,
     /// It takes connections to services.
@@ -106,8 +110,9 @@ impl Standing {
                 (true, true)
             }
         };
-        let account = mark(&gateway.marks, SERVICE_ACCOUNT).map_or_else(|| gateway.name.clone(), ArcStr::from);
-        let uid = gateway.uid.clone();
-        Standing::Ours(Waypoint { uid, account, destination: None, services, workloads, listeners })
+        let service = deployed_name(&gateway.name, &gateway.spec.gateway_class_name, true, &gateway.marks);
+        let account = mark(&gateway.marks, SERVICE_ACCOUNT).map_or_else(|| service.clone(), ArcStr::from);
+        let (uid, label) = (gateway.uid.clone(), gateway_label(&gateway.name));
+        Standing::Ours(Waypoint { uid, account, service, label, destination: None, services, workloads, listeners })
     }
 }

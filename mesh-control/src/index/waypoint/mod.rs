@@ -108,16 +108,6 @@ impl Waypoints {
         })
     }
 
-    /// Waypoints of ours in a namespace.
-    fn of<'a>(&'a self, namespace: &'a ArcStr) -> impl Iterator<Item = (&'a NamespacedName, &'a Waypoint)> {
-        let first = NamespacedName::new(namespace.clone(), "");
-        let all = self.gateways.range(first..).take_while(move |(name, _)| name.namespace == *namespace);
-        all.filter_map(|(name, standing)| match standing {
-            Standing::Ours(waypoint) => Some((name, waypoint)),
-            _ => None,
-        })
-    }
-
     fn waypoint(&self, name: &NamespacedName) -> Option<&Waypoint> {
         match self.gateways.get(name) {
             Some(Standing::Ours(waypoint)) => Some(waypoint),
@@ -128,9 +118,11 @@ impl Waypoints {
     /// By the service that has its name, or else by the address of a pod of it.
     fn destination(&self, name: &NamespacedName, objects: &Objects, settings: &Settings) -> Option<GatewayDestination> {
         let has_port = |service: &Service| service.ports.iter().any(|port| port.port == ports::HBONE);
-        match objects.services.get(name) {
+        let own = self.waypoint(name).map_or_else(|| name.name.clone(), |waypoint| waypoint.service.clone());
+        let own = NamespacedName::new(name.namespace.clone(), own);
+        match objects.services.get(&own) {
             Some(service) if !service.is_alias && has_port(service) => {
-                Some(GatewayDestination::Service(key(&name.namespace, &name.name, settings)))
+                Some(GatewayDestination::Service(key(&own.namespace, &own.name, settings)))
             }
             _ => {
                 let serves = |pod: &&Pod| self.served_by(pod).is_some_and(|(own, _)| own == *name);
@@ -150,9 +142,28 @@ impl Waypoints {
         if pod.host_network || pod.state == State::Ended {
             return None;
         }
-        let name = NamespacedName::new(pod.namespace.clone(), pod.labels.get(GATEWAY_NAME)?.as_str());
-        let waypoint = self.waypoint(&name).filter(|waypoint| waypoint.account == pod.service_account)?;
-        Some((name, waypoint))
+        let (name, waypoint) = self.named_by(pod)?;
+        (waypoint.account == pod.service_account).then_some((name, waypoint))
+    }
+
+    /// The waypoint that a pod says it serves. A name that is longer than a label's value may be stands there cut.
+    fn named_by(&self, pod: &Pod) -> Option<(NamespacedName, &Waypoint)> {
+        let label = pod.labels.get(GATEWAY_NAME)?.as_str();
+        let name = NamespacedName::new(pod.namespace.clone(), label);
+        if let Some(waypoint) = self.waypoint(&name) {
+            return Some((name, waypoint));
+        }
+        self.of(&pod.namespace).find(|(_, waypoint)| waypoint.label == label).map(|(name, own)| (name.clone(), own))
+    }
+
+    /// Waypoints of ours in a namespace.
+    fn of(&self, namespace: &ArcStr) -> impl Iterator<Item = (&NamespacedName, &Waypoint)> + use<'_> {
+        let (first, namespace) = (NamespacedName::new(namespace.clone(), ""), namespace.clone());
+        let all = self.gateways.range(first..).take_while(move |(name, _)| name.namespace == namespace);
+        all.filter_map(|(name, standing)| match standing {
+            Standing::Ours(waypoint) => Some((name, waypoint)),
+            _ => None,
+        })
     }
 
     /// Whether a pod may serve a waypoint for all that is known: it serves one, or says so before Gateways and their classes have been heard of. What an agent
@@ -169,9 +180,7 @@ impl Waypoints {
 
     /// What a pod is to be told that says it serves a waypoint.
     pub fn pod_problem(&self, pod: &Pod) -> Option<Problem> {
-        let label = pod.labels.get(GATEWAY_NAME)?;
-        let name = NamespacedName::new(pod.namespace.clone(), label.as_str());
-        let waypoint = self.waypoint(&name)?;
+        let (name, waypoint) = self.named_by(pod)?;
         if pod.host_network {
             let message = format!("a pod of Gateway {name} has a network of its own, this one has its node's");
             let help = "write `hostNetwork: false`; until then it serves nobody as a waypoint";

@@ -47,7 +47,7 @@ impl Outlets {
     pub fn publish(&self, update: Update, join: &mut Join, settings: &Settings) -> Arc<Vec<Diagnosis>> {
         let view = Arc::new(join.build(update.objects, settings));
         let (resolved, problems) = (&view.resolved, &view.problems);
-        let belonging = |key: &_| resolved.belonging(key);
+        let belonging = |key: &_| resolved.belonging(key, &view.served);
         let verdicts = verdict::judge(update.marks, join.objects(), problems, &resolved.unknown, belonging);
         let mut diagnoses = update.diagnoses;
         for (key, problem) in &view.problems {

@@ -62,6 +62,8 @@ pub struct Verdict {
 pub struct Belonging {
     /// Its parents that are ours; why they do not take it, in a word and for people.
     pub parents: Vec<(ParentReference, Option<(&'static str, String)>)>,
+    /// Those of them at which it is in force.
+    pub served: BTreeSet<ParentReference>,
     /// References that lead nowhere: where they stand, why in a word, and why for people. `None` if the references could never be read.
     pub broken: Option<Vec<(String, &'static str, String)>>,
 }

@@ -209,7 +209,7 @@ mod tests {
         };
         let route = |parents: &[ParentReference]| {
             let parents = parents.iter().map(|parent| (parent.clone(), None)).collect();
-            let route = Some(Belonging { parents, broken: Some(Vec::new()) });
+            let route = Some(Belonging { parents, broken: Some(Vec::new()), ..Belonging::default() });
             Saying::of(Kind::HttpRoute, &Verdict { route, ..verdict(Standing::Elsewhere, &[]) }, false)
         };
         let nobodys = route(&[]);

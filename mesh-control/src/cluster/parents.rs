@@ -39,6 +39,9 @@ pub fn said(kind: Kind, verdict: &Verdict) -> Vec<ParentSaid> {
                 condition("Accepted", false, "UnsupportedValue", format!("cannot be read: {why}"))
             }
             (Some((reason, why)), _) => condition("Accepted", false, reason, why.clone()),
+            (None, Some(_)) if route.served.contains(reference) => {
+                condition("Accepted", true, "Accepted", "in force at the waypoint".to_owned())
+            }
             (None, Some(why)) => condition("Accepted", false, "Pending", format!("read and kept: {why}")),
             (None, None) => condition("Accepted", true, "Accepted", "in force".to_owned()),
         };
@@ -132,8 +135,11 @@ mod tests {
         let refused = (!is_attached).then(|| ("NoMatchingParent", "there is no Service shop/a".to_owned()));
         let broken =
             is_broken.then(|| ("spec.rules[0].backendRefs[1]".to_owned(), "BackendNotFound", "none".to_owned()));
-        let route =
-            Some(Belonging { parents: vec![(reference("a"), refused)], broken: Some(broken.into_iter().collect()) });
+        let route = Some(Belonging {
+            parents: vec![(reference("a"), refused)],
+            broken: Some(broken.into_iter().collect()),
+            ..Belonging::default()
+        });
         let mark = Mark { is_read, ..Mark::default() };
         Verdict { standing: Standing::Elsewhere, reasons: vec!["spec.x: bad".to_owned()], route, mark }
     }
@@ -168,6 +174,10 @@ mod tests {
             assert_eq!(found, [("Accepted", accepted.0, accepted.1, accepted.2), references], "{what}");
             assert_eq!(worst(&said).unwrap().reason, worst_is, "{what}");
         }
+        let mut acts = verdict(true, true, true);
+        acts.route.as_mut().unwrap().served = [reference("a")].into();
+        let of_it = said(Kind::HttpRoute, &acts);
+        assert_eq!((of_it[0].conditions[0].holds, of_it[0].conditions[0].reason), (true, "Accepted"));
         // Never read: of its references nothing is known.
         let mut never = verdict(false, true, false);
         never.route.as_mut().unwrap().broken = None;

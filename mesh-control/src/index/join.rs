@@ -18,6 +18,7 @@ use super::workload;
 use super::{l7, routing};
 use crate::diagnosis::Problem;
 use crate::resource::pod::State;
+use crate::resource::routing::inaction;
 use crate::resource::{Key, Kind, Objects, Pod};
 
 type Problems = Vec<(Key, Problem)>;
@@ -78,7 +79,12 @@ impl Join {
         let policies = policy::index(&objects, &settings, &mut problems);
         let waypoints = Waypoints::index(&objects, &settings, &mut problems);
         let (routing, l7) = self.routing(&objects, &settings, &waypoints);
-        problems.extend(routing.problems.iter().chain(&l7.problems).cloned());
+        // What is said of all routes is not true of those that a waypoint acts on.
+        let is_idle = |(key, problem): &&(Key, Problem)| {
+            let inaction = inaction(key.kind).is_some_and(|why| problem.message == why);
+            !inaction || !routing.resolved.acts(key, &l7.served)
+        };
+        problems.extend(routing.problems.iter().filter(is_idle).chain(&l7.problems).cloned());
         let services =
             service::index(&objects, &settings, |s| waypoints.service(s, &objects, &settings).address, &mut problems);
         let owners = owners(&objects, &mut problems);
@@ -118,6 +124,7 @@ impl Join {
             resolved: routing.resolved.clone(),
             tables: l7.tables.clone(),
             clusters: l7.clusters.clone(),
+            served: l7.served.clone(),
             waypoints: waypoints.ours().map(|(name, waypoint)| (name.clone(), waypoint.gateway())).collect(),
             waypoint_pods: waypoints.pods(&objects, &settings),
             placements,

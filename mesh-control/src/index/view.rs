@@ -91,6 +91,8 @@ pub struct View {
     pub tables: BTreeMap<NamespacedName, Arc<Table>>,
     /// How they reach the places that those name, by their gateways.
     pub clusters: BTreeMap<NamespacedName, Arc<Clusters>>,
+    /// Services that any waypoint serves: what routes say of them is in force.
+    pub served: BTreeSet<NamespacedName>,
     /// Waypoints, by their gateways.
     pub waypoints: BTreeMap<NamespacedName, WaypointGateway>,
     /// Pods that serve waypoints and have not ended, by namespace and name.

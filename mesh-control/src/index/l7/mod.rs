@@ -22,7 +22,7 @@ mod tests;
 mod text;
 pub mod virtual_service;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use mesh_core::NamespacedName;
@@ -69,6 +69,8 @@ pub struct Made {
     pub tables: BTreeMap<NamespacedName, Arc<Table>>,
     /// How the places that they go to are reached, by gateway.
     pub clusters: BTreeMap<NamespacedName, Arc<Clusters>>,
+    /// The services that any of them serves.
+    pub served: BTreeSet<NamespacedName>,
     /// What is to be said.
     pub problems: Problems,
 }
@@ -93,7 +95,7 @@ pub fn index(objects: &Objects, settings: &Settings, indexed: &Indexed, served: 
     let hosts = Hosts::new(&indexed.routes, objects, settings);
     let rules = Rules::new(&indexed.routes, &hosts);
     let around = Around { routes: &indexed.routes, resolved: &indexed.resolved, hosts, rules };
-    let mut made = Made::default();
+    let mut made = Made { served: served.values().flatten().cloned().collect(), ..Made::default() };
     // Istio's own kinds are Istio's where it runs.
     let read = read(&around, !settings.istio_runs, &mut made.problems);
     for (gateway, services) in served {

@@ -234,7 +234,7 @@ fn a_route_that_could_never_be_read_belongs_to_its_parents_and_counts_nowhere() 
         scan.found.iter().for_each(|found| live.put(&found.key, &found.outcome));
         for objects in [live.objects().0, Catalog::default().apply(&scan).0] {
             let view = build(&objects, &Settings::default());
-            let belonging = view.resolved.belonging(&key);
+            let belonging = view.resolved.belonging(&key, &view.served);
             assert_eq!(belonging.as_ref().map_or(0, |all| all.parents.len()), expected, "{parents}");
             assert!(belonging.is_none_or(|all| all.broken.is_none()));
             assert!(view.resolved.by_service.is_empty() && view.resolved.routes.is_empty());

@@ -25,7 +25,7 @@ use mesh_core::NamespacedName;
 use super::Settings;
 use crate::diagnosis::Problem;
 use crate::resource::routing::{self, Routes, Routing, reference::ParentReference};
-use crate::resource::{Key, Objects};
+use crate::resource::{Key, Kind, Objects};
 use crate::verdict::Belonging;
 use backends::{Broken, Place, Spot};
 use destination_rules::Rules;
@@ -61,11 +61,19 @@ pub struct Route {
 }
 
 impl Resolved {
-    /// What a route is to be told.
-    pub fn belonging(&self, key: &Key) -> Option<Belonging> {
+    /// Whether a route is in force at all parents that take it; `served` are the services that waypoints serve.
+    pub fn acts(&self, key: &Key, served: &BTreeSet<NamespacedName>) -> bool {
+        self.belonging(key, served).is_some_and(|route| {
+            let mut taken = route.parents.iter().filter(|(_, refused)| refused.is_none()).peekable();
+            taken.peek().is_some() && taken.all(|(parent, _)| route.served.contains(parent))
+        })
+    }
+
+    /// What a route is to be told; `served` are the services that waypoints serve.
+    pub fn belonging(&self, key: &Key, served: &BTreeSet<NamespacedName>) -> Option<Belonging> {
         if let Some(parents) = self.unread.get(key) {
             let parents = parents.iter().map(|parent| (parent.clone(), None)).collect();
-            return Some(Belonging { parents, broken: None });
+            return Some(Belonging { parents, broken: None, ..Belonging::default() });
         }
         let route = self.routes.get(key)?;
         let refused = |outcome: &Result<Attached, Refusal>| {
@@ -76,7 +84,14 @@ impl Resolved {
             let broken = place.as_ref().err()?;
             Some((spot.to_string(), broken.reason.name(), broken.why.clone()))
         });
-        Some(Belonging { parents: parents.collect(), broken: Some(broken.collect()) })
+        // Waypoints read these kinds.
+        let is_read = matches!(key.kind, Kind::HttpRoute | Kind::GrpcRoute);
+        let acts = |outcome: &Result<Attached, Refusal>| match outcome {
+            Ok(Attached::Service(service, _)) => is_read && served.contains(service),
+            _ => false,
+        };
+        let served = route.parents.iter().filter(|(_, outcome)| acts(outcome)).map(|(parent, _)| parent.clone());
+        Some(Belonging { parents: parents.collect(), served: served.collect(), broken: Some(broken.collect()) })
     }
 }
 
@@ -147,9 +162,10 @@ pub fn index(objects: &Objects, settings: &Settings) -> Indexed {
 fn serves_tunnels(object: &Routing, routes: &Routes) -> bool {
     match object {
         Routing::Gateway(gateway) => gateway.spec.tunnels().next().is_some(),
+        // One is of no use before there is a Gateway of it.
         Routing::GatewayClass(class) => {
-            let mut own = routes.gateways.values().filter(|g| g.spec.gateway_class_name == *class.name);
-            own.any(|gateway| gateway.spec.tunnels().next().is_some())
+            let mut own = routes.gateways.values().filter(|g| g.spec.gateway_class_name == *class.name).peekable();
+            own.peek().is_none() || own.any(|gateway| gateway.spec.tunnels().next().is_some())
         }
         _ => false,
     }

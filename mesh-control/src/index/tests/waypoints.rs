@@ -1,13 +1,13 @@
 //! What is bound to which waypoint, who serves one, and what is told to those who name one that does not take them.
 
-use mesh_core::GatewayAddress;
 use mesh_core::workload::GatewayDestination;
+use mesh_core::{GatewayAddress, NamespacedName};
 
 use super::*;
 use crate::diagnosis::Problem;
 use crate::index::Join;
-use crate::resource::Objects;
 use crate::resource::mesh_config::IstioNames;
+use crate::resource::{Key, Objects};
 
 const USE: &str = "istio.io/use-waypoint";
 
@@ -540,4 +540,53 @@ fn whatever_changes_bindings_are_those_of_a_fresh_join() {
         }
     }
     assert_eq!(seen.len(), 5, "{seen:?}");
+}
+
+#[test]
+fn a_route_is_in_force_where_a_waypoint_serves_its_service() {
+    let route = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: shop}\nspec: {parentRefs: [{group: \"\", kind: Service, name: web}]}\n";
+    let key = Key { kind: Kind::HttpRoute, namespace: "shop".into(), name: "r".into() };
+    for (what, text, acts) in [
+        ("bound", format!("{}{}{route}", waypoint("shop", "wp", ""), shop(&label("wp"), "")), true),
+        ("not bound", format!("{}{}{route}", waypoint("shop", "wp", ""), shop("", "")), false),
+        (
+            "bound for workloads",
+            format!("{}{}{route}", waypoint("shop", "wp", "workload"), shop(&label("wp"), "")),
+            false,
+        ),
+        ("no waypoint", format!("{}{route}", shop(&label("wp"), "")), false),
+    ] {
+        let view = view(&text);
+        let route = view.resolved.belonging(&key, &view.served).unwrap();
+        assert_eq!((route.parents.len(), route.served.len()), (1, usize::from(acts)), "{what}");
+        let idle = view.problems.iter().any(|(of, problem)| *of == key && problem.message.contains("not in force"));
+        assert_eq!(idle, !acts, "{what}: {:?}", view.problems);
+    }
+}
+
+#[test]
+fn a_waypoint_whose_objects_are_called_otherwise_is_found_by_their_names() {
+    let long = "w".repeat(200);
+    let named = |gateway: &str, marks: &str, own: &str, label: &str| {
+        let service =
+            own_service("shop", own).replace(&format!("gateway-name: {own}"), &format!("gateway-name: {label}"));
+        let pod = pod_in("shop", "gw-1", "198.18.0.7", &format!("gateway.networking.k8s.io/gateway-name: {label}"), "")
+            .replace("annotations: {ambient.istio.io/redirection: enabled}", "annotations: {}")
+            .replace("serviceAccountName: web", &format!("serviceAccountName: {own}"));
+        format!("{}{service}{pod}", bare("shop", gateway, marks, &spec("undermesh-waypoint", "")))
+    };
+    let hashed = crate::resource::waypoint::gateway_label(&long);
+    let own = crate::resource::waypoint::deployed_name(&long, "undermesh-waypoint", true, &Default::default());
+    for (gateway, marks, own, label) in [
+        ("wp", "annotations: {gateway.istio.io/name-override: front}", "front", "wp"),
+        (&long, "annotations: {}", &*own, &*hashed),
+    ] {
+        let view = view(&format!("{}{}", named(gateway, marks, own, label), shop(&self::label(gateway), "")));
+        let service = view.services.values().find(|service| service.name == "web").unwrap();
+        let expected =
+            GatewayDestination::Service(NamespacedName::new("shop", format!("{own}.shop.svc.cluster.local")));
+        assert_eq!(service.waypoint.as_ref().map(|at| &at.destination), Some(&expected), "{gateway}");
+        let served: Vec<String> = view.waypoint_pods.values().map(|pod| pod.gateway.name.to_string()).collect();
+        assert_eq!(served, [gateway], "{:?}", view.problems);
+    }
 }

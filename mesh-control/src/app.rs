@@ -40,6 +40,7 @@ use crate::cluster::report::{self, Pace};
 use crate::cluster::source::ClusterSource;
 use crate::cluster::watch::Tuning;
 use crate::config::{Config, Origin};
+use crate::deploy;
 use crate::diagnosis::Diagnosis;
 use crate::grace::{GRACE, Grace};
 use crate::index::Settings;
@@ -142,7 +143,7 @@ impl App {
                 let source = Grace::new(FolderSource::new(manifests), settings.home.clone(), GRACE);
                 until_drained("publish", &drain, publish::run(source, settings.clone(), outlets, first));
             }
-            Place::Cluster { client, webhook, .. } => {
+            Place::Cluster { client, webhook, gateways, .. } => {
                 let source = Grace::new(ClusterSource::new(client, Tuning::default()), settings.home.clone(), GRACE);
                 let (told, read) = watch::channel(0);
                 spread = Some(read);
@@ -151,6 +152,11 @@ impl App {
                     bundle::publish(client.clone(), authority.clone(), view.clone(), look, told, Tuning::default());
                 until_drained("root copies", &drain, copies);
                 leads = elected(client, settings, &outlets, &authority, &begun, &drain);
+                if let Some(defaults) = gateways.take() {
+                    let deploying =
+                        deploy::run::run(client.clone(), defaults, view.clone(), leads.clone(), Tuning::default());
+                    begun_only("gateways", &begun, &drain, deploying);
+                }
                 if let Some(listener) = webhook.take() {
                     webhook_address = Some(listener.local_addr()?);
                     let own = Arc::new(ServerCertificate::new(&authority.load(), names, SERVER_TTL, now)?);
@@ -243,19 +249,28 @@ impl App {
 
 /// Where objects come from, opened.
 enum Place {
-    Folder { manifests: PathBuf, state_dir: PathBuf },
-    Cluster { client: Client, audiences: Vec<String>, agents: Vec<(String, String)>, webhook: Option<TcpListener> },
+    Folder {
+        manifests: PathBuf,
+        state_dir: PathBuf,
+    },
+    Cluster {
+        client: Client,
+        audiences: Vec<String>,
+        agents: Vec<(String, String)>,
+        webhook: Option<TcpListener>,
+        gateways: Option<deploy::Defaults>,
+    },
 }
 
 impl Place {
     async fn open(origin: Origin) -> Result<Place> {
         Ok(match origin {
             Origin::Folder { manifests, state_dir } => Place::Folder { manifests, state_dir },
-            Origin::Cluster { kubeconfig, audiences, agents, webhook } => {
+            Origin::Cluster { kubeconfig, audiences, agents, webhook, gateways } => {
                 let webhook = TcpListener::bind(webhook).await.with_context(|| format!("listen on {webhook}"))?;
                 let webhook = Some(webhook);
                 let client = api_server::connect(kubeconfig.as_deref()).await?;
-                Place::Cluster { client, audiences, agents, webhook }
+                Place::Cluster { client, audiences, agents, webhook, gateways }
             }
         })
     }
@@ -301,12 +316,7 @@ fn elected(
     task::spawn_vital("election", election);
     let (verdicts, view) = (outlets.verdicts.subscribe(), outlets.view.subscribe());
     let report = report::run(client.clone(), verdicts, view, leader.clone(), Pace::default());
-    let mut begun = begun.subscribe();
-    until_drained("report", drain, async move {
-        if begun.wait_for(|begun| *begun).await.is_ok() {
-            report.await;
-        }
-    });
+    begun_only("report", begun, drain, report);
     let registration = registration::run(client.clone(), home, authority.clone(), leader.clone(), Times::default());
     until_drained("webhook registration", drain, registration);
     leader
@@ -322,6 +332,21 @@ fn terms(overlap: Option<Duration>, longest: Duration, store: &RootStore) -> Ter
         (None, RootStore::Secret { .. }) => (longest.max(KUBELETS), longest + longest / 10),
     };
     Terms { spread, retire: retire + replicas }
+}
+
+/// Runs a task that never ends by itself once this replica has begun to serve.
+fn begun_only(
+    name: &'static str,
+    begun: &watch::Sender<bool>,
+    drain: &Drain,
+    work: impl Future<Output = ()> + Send + 'static,
+) {
+    let mut begun = begun.subscribe();
+    until_drained(name, drain, async move {
+        if begun.wait_for(|begun| *begun).await.is_ok() {
+            work.await;
+        }
+    });
 }
 
 /// Runs a task that never ends by itself, until the process does.

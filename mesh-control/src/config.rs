@@ -11,6 +11,7 @@ use mesh_core::TrustDomain;
 use mesh_runtime::logging::{Filter, LogFormat};
 
 use crate::access::token::AUDIENCE;
+use crate::deploy::Defaults;
 use crate::index::Settings;
 use crate::resource::mesh_config::IstioNames;
 use crate::resource::meta;
@@ -48,6 +49,21 @@ pub struct Args {
     /// Whether names that Istio has given are ours, namespace istio-system and ConfigMap istio-ca-root-cert; auto: unless an Istio uses them
     #[arg(long, value_name = "HOW", default_value = "auto", value_parser = IstioNames::TEXTS)]
     pub istio_names: String,
+    /// With --kube: image of mesh-waypoint; Gateways get pods of it. Without, none is made
+    #[arg(long, value_name = "IMAGE", requires = "kube", conflicts_with = "manifests")]
+    pub gateway_image: Option<String>,
+    /// With --gateway-image: when it is pulled
+    #[arg(long, value_name = "WHEN", default_value = "IfNotPresent", value_parser = ["Always", "IfNotPresent", "Never"])]
+    pub gateway_pull_policy: String,
+    /// With --gateway-image: name of a Secret to pull it with, in the namespaces of Gateways; may be repeated
+    #[arg(long, value_name = "NAME", requires = "gateway_image")]
+    pub gateway_pull_secret: Vec<String>,
+    /// With --gateway-image: where their pods find this control plane [default: mesh-control.ROOT-NAMESPACE.svc:15012]
+    #[arg(long, value_name = "HOST:PORT", requires = "gateway_image")]
+    pub gateway_control: Option<String>,
+    /// With --gateway-image: network that their pods are in
+    #[arg(long, value_name = "NAME", requires = "gateway_image", default_value = "")]
+    pub gateway_network: String,
     /// Address for xDS and the certificate authority, TLS
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:15012")]
     pub listen: SocketAddr,
@@ -112,6 +128,8 @@ pub enum Origin {
         agents: Vec<(String, String)>,
         /// Address of the webhook.
         webhook: SocketAddr,
+        /// What the pods of Gateways are made with; none are made without.
+        gateways: Option<Defaults>,
     },
 }
 
@@ -266,6 +284,36 @@ impl Args {
         if webhook.port() != 0 && [self.listen, self.metrics].contains(&webhook) {
             problems.push("--webhook: the same address as --listen or --metrics".into());
         }
-        Some(Origin::Cluster { kubeconfig: self.kubeconfig.clone(), audiences, agents, webhook })
+        let gateways = self.gateways(problems);
+        Some(Origin::Cluster { kubeconfig: self.kubeconfig.clone(), audiences, agents, webhook, gateways })
+    }
+
+    fn gateways(&self, problems: &mut Vec<String>) -> Option<Defaults> {
+        let image = self.gateway_image.clone()?;
+        if image.is_empty() || image.len() > 1024 || image.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            problems
+                .push(format!("--gateway-image: {image:?} is not an image, as docker.io/undermesh/mesh-waypoint:1"));
+        }
+        for secret in &self.gateway_pull_secret {
+            if meta::subdomain(secret).is_err() {
+                problems.push(format!("--gateway-pull-secret: {secret:?} is not the name of a Secret"));
+            }
+        }
+        let control = match &self.gateway_control {
+            None => format!("mesh-control.{}.svc:15012", self.root_namespace),
+            Some(text) => text.clone(),
+        };
+        if control.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
+            problems.push(format!("--gateway-control: {control:?} is not HOST:PORT"));
+        }
+        Some(Defaults {
+            image,
+            pull_policy: self.gateway_pull_policy.clone(),
+            pull_secrets: self.gateway_pull_secret.clone(),
+            control,
+            network: self.gateway_network.clone(),
+            log_level: "info".to_owned(),
+            log_format: self.log_format.clone(),
+        })
     }
 }

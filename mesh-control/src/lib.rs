@@ -17,6 +17,7 @@ pub mod ca;
 pub mod clock;
 pub mod cluster;
 pub mod config;
+pub mod deploy;
 pub mod diagnosis;
 pub mod fuzz;
 pub mod grace;

@@ -312,10 +312,28 @@ impl FakeApi {
                 }
                 Err(refused) => *refused,
             },
-            (Method::PATCH, Some(_)) => {
-                self.put(body.clone());
-                reply(StatusCode::OK, &body)
+            // Of an apply to the status nothing else is taken.
+            (Method::PATCH, Some(name)) if uri.path().ends_with("/status") => {
+                match self.replaces(&plural, &namespace, &name, &json!({})) {
+                    Ok(mut object) => {
+                        merge(&mut object, &json!({ "status": body["status"] }));
+                        self.put(object.clone());
+                        reply(StatusCode::OK, &object)
+                    }
+                    Err(refused) => *refused,
+                }
             }
+            (Method::PATCH, Some(name)) => {
+                self.put(body.clone());
+                reply(StatusCode::OK, &self.get_plural(&plural, &namespace, &name).unwrap_or(body))
+            }
+            (Method::DELETE, Some(name)) => match self.replaces(&plural, &namespace, &name, &json!({})) {
+                Ok(object) => {
+                    self.delete(object["kind"].as_str().unwrap_or_default(), &namespace, &name);
+                    reply(StatusCode::OK, &object)
+                }
+                Err(refused) => *refused,
+            },
             _ => failure(405, "MethodNotAllowed", &Json::Null),
         })
     }
@@ -444,9 +462,13 @@ fn bare(object: &Json) -> Json {
 
 fn is_wanted(object: &Json, query: &HashMap<String, String>) -> bool {
     let name = query.get("fieldSelector").and_then(|f| f.strip_prefix("metadata.name="));
-    let label = query.get("labelSelector").and_then(|l| l.split_once("!="));
-    let has_name = name.is_none_or(|name| object["metadata"]["name"] == name);
-    has_name && label.is_none_or(|(label, value)| object["metadata"]["labels"][label] != value)
+    let selector = query.get("labelSelector");
+    let is = |(label, value): (&str, &str)| object["metadata"]["labels"][label] == value;
+    let has_label = selector.is_none_or(|selector| match selector.split_once("!=") {
+        Some(other) => !is(other),
+        None => selector.split_once('=').is_none_or(is),
+    });
+    name.is_none_or(|name| object["metadata"]["name"] == name) && has_label
 }
 
 fn key(object: &Json) -> (String, String) {
@@ -456,6 +478,7 @@ fn key(object: &Json) -> (String, String) {
 
 fn plural(kind: &str) -> String {
     match kind.to_lowercase() {
+        kind if kind.ends_with('s') => format!("{kind}es"),
         kind if kind.ends_with("policy") => format!("{}ies", kind.trim_end_matches('y')),
         kind => format!("{kind}s"),
     }

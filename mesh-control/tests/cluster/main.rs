@@ -5,6 +5,7 @@
 
 mod fake;
 mod follow;
+mod gateways;
 mod keys;
 mod leader;
 mod plane;

@@ -113,6 +113,10 @@ fn values_arrive_where_they_belong() {
                 "--san=mesh.example",
                 "--istio-names=off",
                 "--webhook=[::]:15017",
+                "--gateway-image=registry.example/mesh/mesh-waypoint:9.9.9",
+                "--gateway-pull-policy=Always",
+                "--gateway-pull-secret=registry",
+                "--gateway-network=west",
             ][..],
         ),
         (
@@ -306,11 +310,33 @@ fn features_EN14_the_agent_has_the_rights_it_needs_and_the_control_plane_none() 
             assert!(!rule.to_string().contains("\"*\""), "{rule}");
             let secrets = rule["resources"].as_array().is_some_and(|names| names.contains(&json!("secrets")));
             assert!(!secrets || object["kind"] == "Role", "Secrets of the root namespace only: {rule}");
-            // Some ConfigMaps say who is an administrator.
+            // Some ConfigMaps say who is an administrator. Only who binds a role of ours by himself lets them be read.
             let maps = rule["resources"].as_array().is_some_and(|names| names.contains(&json!("configmaps")));
-            assert!(!maps || rule["resourceNames"].is_array(), "ConfigMaps by name only: {rule}");
+            let is_unbound = object["metadata"]["name"] == "undermesh-gateway-parameters";
+            assert!(!maps || is_unbound || rule["resourceNames"].is_array(), "ConfigMaps by name only: {rule}");
         }
     }
+}
+
+#[test]
+fn the_control_plane_may_make_pods_for_gateways_only_where_it_is_to() {
+    let Some(engine) = engine("the rights for gateways") else { return };
+    let writes = |values: Value| {
+        let all = objects(&engine, values).expect("rendered");
+        let bound = |one: &&Value| {
+            one["kind"] == "ClusterRoleBinding" && one["roleRef"]["name"] == "undermesh-gateway-parameters"
+        };
+        assert!(!all.iter().any(|one| bound(&one)), "who has such gateways binds it");
+        let rules = object(&all, "ClusterRole", "undermesh-control")["rules"].as_array().expect("rules").clone();
+        let is_write = |rule: &Value| rule["verbs"].as_array().is_some_and(|verbs| verbs.contains(&json!("delete")));
+        let written: Vec<Value> =
+            rules.iter().filter(|rule| is_write(rule)).map(|rule| rule["resources"].clone()).collect();
+        let image =
+            arguments(object(&all, "Deployment", "mesh-control")).iter().any(|a| a.starts_with("--gateway-image="));
+        (written, image)
+    };
+    assert_eq!(writes(json!({})), (vec![json!(["deployments"]), json!(["services", "serviceaccounts"])], true));
+    assert_eq!(writes(json!({ "gateways": { "enabled": false } })), (Vec::new(), false));
 }
 
 #[test]

@@ -51,7 +51,11 @@ pub fn product(root: &Path) -> Vec<Content> {
     if root.join("mesh-cni/Cargo.toml").exists() {
         agent.programs.push(Program { package: "mesh-cni", binary: "mesh-cni", is_static: true });
     }
-    vec![agent, image("mesh-control", "Control plane of the Undermesh service mesh", NOBODY)]
+    vec![
+        agent,
+        image("mesh-control", "Control plane of the Undermesh service mesh", NOBODY),
+        image("mesh-waypoint", "L7 proxy of the Undermesh service mesh: waypoints and gateways", NOBODY),
+    ]
 }
 
 /// Bookinfo's, under the names in Istio's manifests.
@@ -146,7 +150,7 @@ mod tests {
         let root = run::root().expect("a root");
         let product = product(&root);
         let names: Vec<&str> = product.iter().map(Content::file_name).collect();
-        assert_eq!(names, ["mesh-agent", "mesh-control"]);
+        assert_eq!(names, ["mesh-agent", "mesh-control", "mesh-waypoint"]);
         assert_eq!(product[0].name, format!("docker.io/undermesh/mesh-agent:{VERSION}"));
         let chart = std::fs::read_to_string(root.join("deploy/charts/undermesh/Chart.yaml")).expect("the chart");
         assert!(chart.contains(&format!("\nversion: {VERSION}\nappVersion: {VERSION}\n")), "{chart}");

@@ -1,0 +1,291 @@
+//! What there is to do, of all that is known: one list of steps. Pure; [`super::run`] does them and says what came of each.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use jiff::Timestamp;
+use mesh_core::NamespacedName;
+use serde_json::{Value as Json, json};
+
+use super::live::{essence, is_ours, owner, yield_to_others};
+use super::objects::objects;
+use super::overlay::Overlay;
+use super::plan::{self, Asked, Parameters, Plan};
+use super::standing::{Seen, told};
+use super::{Defaults, classes, standing};
+use crate::index::Settings;
+
+/// What is followed, and made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum What {
+    /// GatewayClass
+    Class,
+    /// Gateway
+    Gateway,
+    /// ServiceAccount
+    Account,
+    /// Deployment
+    Deployment,
+    /// Service
+    Service,
+}
+
+impl What {
+    /// All of them.
+    pub const ALL: [What; 5] = [What::Class, What::Gateway, What::Account, What::Deployment, What::Service];
+    /// What is made for a Gateway, in the order of [`objects`].
+    pub const MADE: [What; 3] = [What::Account, What::Deployment, What::Service];
+
+    /// Group and version, and its name in paths.
+    pub fn resource(self) -> (&'static str, &'static str) {
+        match self {
+            What::Class => ("gateway.networking.k8s.io/v1", "gatewayclasses"),
+            What::Gateway => ("gateway.networking.k8s.io/v1", "gateways"),
+            What::Account => ("v1", "serviceaccounts"),
+            What::Deployment => ("apps/v1", "deployments"),
+            What::Service => ("v1", "services"),
+        }
+    }
+
+    /// The kind.
+    pub fn kind(self) -> &'static str {
+        match self {
+            What::Class => "GatewayClass",
+            What::Gateway => "Gateway",
+            What::Account => "ServiceAccount",
+            What::Deployment => "Deployment",
+            What::Service => "Service",
+        }
+    }
+
+    /// Where an object of it is.
+    pub fn path(self, name: &NamespacedName) -> String {
+        let (version, plural) = self.resource();
+        let root = if version.contains('/') { "apis" } else { "api" };
+        match name.namespace.is_empty() {
+            true => format!("/{root}/{version}/{plural}/{}", name.name),
+            false => format!("/{root}/{version}/namespaces/{}/{plural}/{}", name.namespace, name.name),
+        }
+    }
+}
+
+/// An object of a kind.
+pub type Key = (What, NamespacedName);
+
+/// What was applied, and what the API server made of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// Of what was asked for.
+    pub desired: u64,
+    /// Of what came of it.
+    pub live: u64,
+}
+
+/// All that is known.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// Objects by kind; none before all of a kind were heard of.
+    pub objects: BTreeMap<What, BTreeMap<NamespacedName, Json>>,
+    /// What this replica has applied.
+    pub applied: BTreeMap<Key, Applied>,
+    /// Why an object cannot be made.
+    pub failures: BTreeMap<Key, String>,
+    /// ConfigMaps that Gateways name, as far as they were looked at.
+    pub parameters: BTreeMap<NamespacedName, Parameters>,
+}
+
+/// Something to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Make it so. With the hash of what is asked for.
+    Apply(Key, Json, u64),
+    /// Take it away, if it is still the one of this uid.
+    Delete(Key, String),
+    /// Say it in the status of a Gateway or a class.
+    Tell(Key, Json),
+    /// Look at a ConfigMap that nobody has looked at yet.
+    Read(NamespacedName),
+}
+
+impl Step {
+    /// Of which object it is.
+    pub fn key(&self) -> Option<&Key> {
+        match self {
+            Step::Apply(key, ..) | Step::Delete(key, _) | Step::Tell(key, _) => Some(key),
+            Step::Read(_) => None,
+        }
+    }
+}
+
+impl Known {
+    /// All objects of a kind.
+    pub fn all(&self, what: What) -> impl Iterator<Item = (&NamespacedName, &Json)> {
+        self.objects.get(&what).into_iter().flatten()
+    }
+
+    fn get(&self, what: What, name: &NamespacedName) -> Option<&Json> {
+        self.objects.get(&what)?.get(name)
+    }
+
+    fn controller(&self, class: &str) -> Option<&str> {
+        self.get(What::Class, &NamespacedName::new("", class))?["spec"]["controllerName"].as_str()
+    }
+}
+
+/// What there is to do. `heeds` says whether a namespace is of the mesh.
+pub fn round(
+    known: &Known,
+    defaults: &Defaults,
+    settings: &Settings,
+    heeds: impl Fn(&str) -> bool,
+    now: Timestamp,
+) -> Vec<Step> {
+    let mut steps = classes_round(known, settings, now);
+    // The name of each that is to stay; `None`: all that a Gateway has.
+    let mut kept: BTreeMap<String, Option<Vec<Key>>> = BTreeMap::new();
+    for (name, object) in known.all(What::Gateway) {
+        let uid = object.pointer("/metadata/uid").and_then(Json::as_str).unwrap_or_default().to_owned();
+        let class = object["spec"]["gatewayClassName"].as_str().unwrap_or_default();
+        let is_ending = object.pointer("/metadata/deletionTimestamp").is_some();
+        if is_ending || !heeds(&name.namespace) {
+            // What ends takes its objects along; what is not of the mesh any more may be again.
+            kept.insert(uid, None);
+            continue;
+        }
+        if !plan::is_ours(class, known.controller(class), settings) {
+            continue;
+        }
+        let (plan, overlay) = with_overlay(known, plan::plan(object), &mut steps);
+        let seen = match (&plan, overlay) {
+            (Plan::Deploy(asked, service), Some(overlay)) => {
+                let keys = keys(asked);
+                let wanted = objects(asked, service, &overlay, defaults, settings);
+                for (key, desired) in keys.iter().zip(wanted) {
+                    steps.extend(apply(known, key, desired, &overlay));
+                }
+                let failure = keys.iter().find_map(|key| known.failures.get(key)).map(String::as_str);
+                let [_, deployment, exposed] = &keys;
+                let ours = |key: &Key| known.get(key.0, &key.1).filter(|live| is_ours(live));
+                let seen = Seen { deployment: ours(deployment), service: ours(exposed), failure };
+                kept.insert(uid, Some(keys.to_vec()));
+                seen
+            }
+            (Plan::Manual(..), _) => {
+                kept.insert(uid, Some(Vec::new()));
+                Seen::default()
+            }
+            // Refused, or not to be judged before its ConfigMap has been looked at.
+            (Plan::Refuse(_), _) | (Plan::Deploy(..), None) => {
+                kept.insert(uid, None);
+                if !matches!(plan, Plan::Refuse(_)) {
+                    continue;
+                }
+                Seen::default()
+            }
+        };
+        let told = told(&plan, seen, &name.namespace, settings);
+        let listeners = match &plan {
+            Plan::Deploy(asked, _) | Plan::Manual(asked, _) if asked.is_waypoint => {
+                asked.spec.listeners.iter().map(|listener| listener.name.clone()).collect()
+            }
+            _ => Vec::new(),
+        };
+        let status = standing::status(object, &told, &listeners, now);
+        steps.extend(status.map(|status| tell(What::Gateway, name, status)));
+    }
+    steps.extend(leavings(known, &kept));
+    steps
+}
+
+fn keys(asked: &Asked) -> [Key; 3] {
+    let name = |name: &str| NamespacedName::new(asked.name.namespace.clone(), name);
+    let names = [&asked.account, &asked.deployed, &asked.deployed];
+    let mut names = names.into_iter().map(|own| name(own));
+    What::MADE.map(|what| (what, names.next().unwrap_or_else(|| asked.name.clone())))
+}
+
+/// What the Gateway's ConfigMap makes of the plan; no overlay while nobody has looked at that.
+fn with_overlay(known: &Known, plan: Plan, steps: &mut Vec<Step>) -> (Plan, Option<Overlay>) {
+    let Plan::Deploy(asked, _) = &plan else { return (plan, None) };
+    let overlay = match plan::parameters(asked) {
+        Ok(None) => Ok(Overlay::default()),
+        Err(refusal) => Err(refusal),
+        Ok(Some(config_map)) => {
+            let name = NamespacedName::new(asked.name.namespace.clone(), config_map);
+            match known.parameters.get(&name) {
+                Some(found) => plan::overlay(&name, found),
+                None => {
+                    steps.push(Step::Read(name));
+                    return (plan, None);
+                }
+            }
+        }
+    };
+    match overlay {
+        Ok(overlay) => (plan, Some(overlay)),
+        Err(refusal) => (Plan::Refuse(refusal), None),
+    }
+}
+
+fn apply(known: &Known, key: &Key, mut desired: Json, overlay: &Overlay) -> Option<Step> {
+    let live = known.get(key.0, &key.1);
+    if let (What::Deployment, Some(live)) = (key.0, live) {
+        let laid = overlay.deployment.as_ref();
+        let is_said = |field: &str| match field {
+            "replicas" => laid.is_some_and(|over| over.pointer("/spec/replicas").is_some()),
+            _ => laid.is_some_and(|over| over.pointer("/spec/template/spec/containers/0/resources").is_some()),
+        };
+        yield_to_others(&mut desired, live, is_said);
+    }
+    let mut hasher = DefaultHasher::new();
+    desired.to_string().hash(&mut hasher);
+    let hash = hasher.finish();
+    let is_so =
+        live.is_some_and(|live| known.applied.get(key) == Some(&Applied { desired: hash, live: essence(live) }));
+    (!is_so).then(|| Step::Apply(key.clone(), desired, hash))
+}
+
+/// What is ours and no Gateway wants any more.
+fn leavings(known: &Known, kept: &BTreeMap<String, Option<Vec<Key>>>) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for what in What::MADE {
+        for (name, object) in known.all(what).filter(|(_, object)| is_ours(object)) {
+            let key = (what, name.clone());
+            let is_kept = owner(object).is_some_and(|(_, uid)| match kept.get(uid) {
+                Some(None) => true,
+                Some(Some(keys)) => keys.contains(&key),
+                None => false,
+            });
+            let is_ending = object.pointer("/metadata/deletionTimestamp").is_some();
+            let uid = object.pointer("/metadata/uid").and_then(Json::as_str).unwrap_or_default();
+            if !is_kept && !is_ending && !uid.is_empty() {
+                steps.push(Step::Delete(key, uid.to_owned()));
+            }
+        }
+    }
+    steps
+}
+
+fn classes_round(known: &Known, settings: &Settings, now: Timestamp) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for class in classes::wanted(settings.istio_names) {
+        let name = NamespacedName::new("", class.pointer("/metadata/name").and_then(Json::as_str).unwrap_or_default());
+        if known.get(What::Class, &name).is_none() {
+            steps.push(Step::Apply((What::Class, name), class, 0));
+        }
+    }
+    for (name, class) in known.all(What::Class).filter(|(_, class)| classes::is_ours(class)) {
+        steps.extend(classes::status(class, now).map(|status| tell(What::Class, name, status)));
+    }
+    steps
+}
+
+fn tell(what: What, name: &NamespacedName, status: Json) -> Step {
+    let mut metadata = json!({ "name": name.name.as_str() });
+    if !name.namespace.is_empty() {
+        metadata["namespace"] = name.namespace.as_str().into();
+    }
+    let (version, _) = what.resource();
+    let body = json!({ "apiVersion": version, "kind": what.kind(), "metadata": metadata, "status": status });
+    Step::Tell((what, name.clone()), body)
+}

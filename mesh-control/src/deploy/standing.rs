@@ -1,0 +1,201 @@
+//! What a Gateway says of itself in its status: whether it can be served (`Accepted`), whether it is (`Programmed`), and where it is found. Pure; [`super::run`]
+//! writes it by a server-side apply, so what others say in the same status stays. Of an ingress gateway the listeners are not told of here: whoever makes them
+//! knows what comes of them.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use mesh_core::NamespacedName;
+use serde_json::{Value as Json, json};
+
+use super::plan::{Plan, Refusal};
+use crate::index::Settings;
+
+/// What is known of a Gateway's objects.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen<'a> {
+    /// Its Deployment, as it is.
+    pub deployment: Option<&'a Json>,
+    /// Its Service, as it is.
+    pub service: Option<&'a Json>,
+    /// Why one of them could not be made.
+    pub failure: Option<&'a str>,
+}
+
+/// One condition, before it is known since when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// Its type.
+    pub kind: &'static str,
+    /// Whether it holds.
+    pub holds: bool,
+    /// In one word of the Gateway API's.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+/// What a Gateway is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// `Accepted` and `Programmed`.
+    pub conditions: [Condition; 2],
+    /// Where it is found: type and value.
+    pub addresses: Vec<(&'static str, String)>,
+}
+
+fn condition(kind: &'static str, holds: bool, reason: &'static str, message: impl Into<String>) -> Condition {
+    Condition { kind, holds, reason, message: message.into() }
+}
+
+/// What there is to say of a Gateway of ours.
+pub fn told(plan: &Plan, seen: Seen<'_>, namespace: &str, settings: &Settings) -> Told {
+    let accepted = condition("Accepted", true, "Accepted", "it is served by this mesh");
+    match plan {
+        Plan::Refuse(Refusal { reason, message }) => Told {
+            conditions: [
+                condition("Accepted", false, reason, message),
+                condition("Programmed", false, "Invalid", "what was made of it before stays as it was"),
+            ],
+            addresses: Vec::new(),
+        },
+        Plan::Manual(_, hosts) => {
+            let message = "its pods are somebody else's, as `spec.addresses` says";
+            let whole = |host: &String| match host.contains('.') {
+                true => host.clone(),
+                false => format!("{host}.{namespace}.svc.{}", settings.cluster_domain),
+            };
+            let addresses = hosts.iter().map(|host| ("Hostname", whole(host))).collect();
+            Told { conditions: [accepted, condition("Programmed", true, "Programmed", message)], addresses }
+        }
+        Plan::Deploy(asked, service) => {
+            let addresses = addresses(seen.service);
+            let programmed = programmed(seen, &addresses, service.address.as_deref(), &asked.name, &asked.deployed);
+            Told { conditions: [accepted, programmed], addresses }
+        }
+    }
+}
+
+fn programmed(
+    seen: Seen<'_>,
+    addresses: &[(&'static str, String)],
+    wanted: Option<&str>,
+    name: &NamespacedName,
+    deployed: &str,
+) -> Condition {
+    let not = |reason, message: String| condition("Programmed", false, reason, message);
+    if let Some(why) = seen.failure {
+        return not("Pending", why.to_owned());
+    }
+    let (Some(deployment), Some(_)) = (seen.deployment, seen.service) else {
+        return not("Pending", format!("Deployment and Service {}/{deployed} are being made", name.namespace));
+    };
+    let number = |path: &str| deployment.pointer(path).and_then(Json::as_u64);
+    let (ready, all) = (number("/status/readyReplicas").unwrap_or(0), number("/spec/replicas").unwrap_or(1));
+    if let Some(wanted) = wanted
+        && !addresses.iter().any(|(_, address)| address == wanted)
+    {
+        return not(
+            "AddressNotUsable",
+            format!("spec.addresses: the cluster has not given {wanted} to the Service {deployed}"),
+        );
+    }
+    if addresses.is_empty() {
+        return not("AddressNotAssigned", format!("the Service {deployed} has no address yet"));
+    }
+    if ready == 0 {
+        let why = trouble(deployment).map(|why| format!(": {why}")).unwrap_or_default();
+        return not("Pending", format!("no pod of {all} of the Deployment {deployed} is ready{why}"));
+    }
+    condition("Programmed", true, "Programmed", format!("{ready} of {all} pods are ready"))
+}
+
+/// What the Deployment itself says is wrong.
+fn trouble(deployment: &Json) -> Option<String> {
+    let conditions = deployment.pointer("/status/conditions")?.as_array()?;
+    let failing = |c: &&Json| {
+        c["type"] == "ReplicaFailure" && c["status"] == "True" || c["type"] == "Progressing" && c["status"] == "False"
+    };
+    let mut text = conditions.iter().find(failing)?["message"].as_str()?.to_owned();
+    text.truncate(text.floor_char_boundary(1000));
+    Some(text)
+}
+
+/// Where clients find it: what a load balancer gave, or inside of the cluster.
+fn addresses(service: Option<&Json>) -> Vec<(&'static str, String)> {
+    let Some(service) = service else { return Vec::new() };
+    let list = |path: &str| service.pointer(path).and_then(Json::as_array).into_iter().flatten();
+    let typed = |text: &str| {
+        let kind = if text.parse::<IpAddr>().is_ok() { "IPAddress" } else { "Hostname" };
+        (kind, text.to_owned())
+    };
+    if service["spec"]["type"] == "LoadBalancer" {
+        let given = list("/status/loadBalancer/ingress");
+        return given.filter_map(|one| one["ip"].as_str().or(one["hostname"].as_str())).map(typed).collect();
+    }
+    list("/spec/clusterIPs").filter_map(Json::as_str).filter(|ip| *ip != "None").map(typed).collect()
+}
+
+/// What is applied to the Gateway's status; `None` if all of it stands there. `object` is the Gateway.
+pub fn status(object: &Json, told: &Told, listeners: &[String], now: Timestamp) -> Option<Json> {
+    let generation = object.pointer("/metadata/generation").and_then(Json::as_i64).unwrap_or_default();
+    let empty = json!([]);
+    let before = |path: &str| object.pointer(path).unwrap_or(&empty);
+    let conditions = told.conditions.iter().map(|c| since(before("/status/conditions"), c, generation, now));
+    let conditions: Vec<Json> = conditions.collect();
+    let addresses: Vec<Json> =
+        told.addresses.iter().map(|(kind, value)| json!({ "type": kind, "value": value })).collect();
+    let listeners: Vec<Json> =
+        listeners.iter().map(|name| listener(before("/status/listeners"), name, told, generation, now)).collect();
+    let all = |list: &[Json], before: &Json| {
+        before.as_array().is_some_and(|before| list.iter().all(|one| before.contains(one)))
+    };
+    let is_there = all(&conditions, before("/status/conditions"))
+        && before("/status/addresses").as_array() == Some(&addresses)
+        && all(&listeners, before("/status/listeners"));
+    if is_there {
+        return None;
+    }
+    let mut status = json!({ "conditions": conditions, "addresses": addresses });
+    if !listeners.is_empty() {
+        status["listeners"] = listeners.into();
+    }
+    Some(status)
+}
+
+/// A condition as it is written; the time is that since when it holds, or does not.
+pub fn since(before: &Json, condition: &Condition, generation: i64, now: Timestamp) -> Json {
+    let status = if condition.holds { "True" } else { "False" };
+    let old = before.as_array().into_iter().flatten();
+    let mut old = old.filter(|one| one["type"] == condition.kind && one["status"] == status);
+    let since = old.find_map(|one| one["lastTransitionTime"].as_str()).map(str::to_owned);
+    json!({
+        "type": condition.kind,
+        "status": status,
+        "reason": condition.reason,
+        "message": condition.message,
+        "lastTransitionTime": since.unwrap_or_else(|| format!("{now:.0}")),
+        "observedGeneration": generation,
+    })
+}
+
+/// The one of a waypoint, which takes tunnels: to it no routes are attached, but to services.
+fn listener(before: &Json, name: &str, told: &Told, generation: i64, now: Timestamp) -> Json {
+    let empty = json!([]);
+    let old = before.as_array().into_iter().flatten().find(|one| one["name"] == name);
+    let old = old.map_or(&empty, |one| &one["conditions"]);
+    let [accepted, programmed] = &told.conditions;
+    let conditions = [
+        condition("Accepted", accepted.holds, if accepted.holds { "Accepted" } else { "Invalid" }, "of the mesh"),
+        condition("Conflicted", false, "NoConflicts", "no other listener has its port"),
+        condition(
+            "Programmed",
+            programmed.holds,
+            if programmed.holds { "Programmed" } else { "Pending" },
+            &*programmed.message,
+        ),
+        condition("ResolvedRefs", true, "ResolvedRefs", "it refers to nothing"),
+    ];
+    let conditions: Vec<Json> = conditions.iter().map(|c| since(old, c, generation, now)).collect();
+    json!({ "name": name, "attachedRoutes": 0, "supportedKinds": [], "conditions": conditions })
+}

@@ -1,0 +1,83 @@
+//! What serves Gateways: made, told, made again, and taken away by the leader; and what is somebody else's stays.
+
+use super::plane::{eventually, start};
+use super::*;
+
+fn kind(plural: &str) -> Json {
+    json!({ "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": { "name": format!("{plural}.gateway.networking.k8s.io") }, "spec": { "versions": [{ "name": "v1", "served": true }] } })
+}
+
+fn waypoint(name: &str) -> Json {
+    json!({ "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
+        "metadata": { "name": name, "namespace": "shop", "generation": 1 },
+        "spec": { "gatewayClassName": "undermesh-waypoint", "listeners": [{ "name": "mesh", "port": 15008, "protocol": "HBONE" }] } })
+}
+
+/// Status and message of a condition of a Gateway.
+fn told(api: &FakeApi, name: &str, kind: &str) -> Option<(String, String)> {
+    let gateway = api.get("Gateway", "shop", name)?;
+    let condition = gateway["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == kind)?.clone();
+    let text = |field: &str| condition[field].as_str().unwrap().to_owned();
+    Some((text("status"), text("message")))
+}
+
+#[tokio::test]
+async fn the_leader_makes_what_serves_a_gateway_and_touches_nothing_else() {
+    const MADE: [&str; 3] = ["ServiceAccount", "Deployment", "Service"];
+    let api = istio().await;
+    for plural in ["gateways", "gatewayclasses"] {
+        api.put(kind(plural));
+    }
+    api.put(json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "shop" } }));
+    let theirs = json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": "taken", "namespace": "shop" },
+        "spec": { "clusterIPs": ["198.19.0.1"], "clusterIP": "198.19.0.1", "ports": [{ "port": 80 }] } });
+    api.put(theirs.clone());
+    api.put(waypoint("wp"));
+    api.put(waypoint("taken"));
+    // A refusal is no end.
+    api.refuse("PATCH deployments", 403, 1);
+    let app = start(&api, &["--gateway-image", "registry.example/mesh-waypoint:1"]).await;
+    eventually("classes", || {
+        api.get("GatewayClass", "", "undermesh-waypoint")
+            .is_some_and(|c| c["status"]["conditions"][0]["status"] == "True")
+    })
+    .await;
+    eventually("what serves it", || MADE.iter().all(|kind| api.get(kind, "shop", "wp").is_some())).await;
+    let deployment = api.get("Deployment", "shop", "wp").unwrap();
+    let image = &deployment["spec"]["template"]["spec"]["containers"][0]["image"];
+    assert_eq!(image, "registry.example/mesh-waypoint:1");
+    eventually("it is told", || told(&api, "wp", "Accepted").is_some_and(|(status, _)| status == "True")).await;
+
+    // Somebody else's stays as it is, and that is said.
+    eventually("why not", || {
+        told(&api, "taken", "Programmed")
+            .is_some_and(|(status, why)| status == "False" && why.contains("not of this gateway"))
+    })
+    .await;
+    assert_eq!(api.get("Service", "shop", "taken").unwrap()["spec"], theirs["spec"]);
+
+    // What is taken away comes again.
+    api.delete("ServiceAccount", "shop", "wp");
+    eventually("another one", || api.get("ServiceAccount", "shop", "wp").is_some()).await;
+
+    api.delete("Gateway", "shop", "wp");
+    eventually("nothing of it", || MADE.iter().all(|kind| api.get(kind, "shop", "wp").is_none())).await;
+    assert!(api.get("Service", "shop", "taken").is_some());
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn without_an_image_nothing_is_made() {
+    let api = istio().await;
+    for plural in ["gateways", "gatewayclasses"] {
+        api.put(kind(plural));
+    }
+    api.put(json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "shop" } }));
+    api.put(waypoint("wp"));
+    let app = start(&api, &[]).await;
+    eventually("a leader", || api.get("Lease", "undermesh-system", "mesh-control").is_some()).await;
+    assert_eq!(api.requests("WATCH", "/apis/apps/v1/deployments"), 0);
+    assert!(api.get("Deployment", "shop", "wp").is_none() && api.get("GatewayClass", "", "undermesh").is_none());
+    app.stop().await;
+}

@@ -16,6 +16,7 @@ use crate::stop::{OK, USAGE};
 use crate::uninstall::Uninstall;
 use crate::version::Version;
 use crate::wait::duration;
+use crate::waypoint::Waypoint;
 use crate::webhook::Webhook;
 
 /// Installs, checks and shows Undermesh in a Kubernetes cluster.
@@ -31,9 +32,9 @@ pub struct Cli {
     /// User to act as
     #[arg(long = "as", global = true, value_name = "USER", help_heading = "Cluster")]
     impersonate: Option<String>,
-    /// Namespace of the mesh
-    #[arg(short, long, global = true, value_name = "NAME", default_value = "undermesh-system", value_parser = label, help_heading = "Cluster")]
-    namespace: String,
+    /// Namespace of the mesh [default: undermesh-system]; with `waypoint`, that of waypoints [default: default]
+    #[arg(short, long, global = true, value_name = "NAME", value_parser = label, help_heading = "Cluster")]
+    namespace: Option<String>,
     /// How long to wait for one answer of the API server
     #[arg(long, global = true, value_name = "TIME", default_value = "30s", value_parser = duration, help_heading = "Cluster")]
     request_timeout: Duration,
@@ -59,6 +60,8 @@ pub enum Verb {
     Check(Check),
     /// Show what is installed and how it fares
     Status(Status),
+    /// Make, show and delete waypoints, which act on requests
+    Waypoint(Waypoint),
     /// Let edits of policies pass unchecked while nobody can answer for them
     Webhook(Webhook),
     /// Show versions
@@ -87,7 +90,8 @@ impl Cli {
                 impersonate: self.impersonate.clone(),
                 timeout: self.request_timeout,
             },
-            namespace: self.namespace.clone(),
+            namespace: self.namespace.clone().unwrap_or_else(|| "undermesh-system".to_owned()),
+            chosen: self.namespace.clone(),
             format: self.output,
             colour: self.color,
         }
@@ -130,6 +134,12 @@ mod tests {
             "meshctl install --dry-run --reuse-values",
             "meshctl webhook",
             "meshctl webhook puase",
+            "meshctl waypoint",
+            "meshctl waypoint apply --for everything",
+            "meshctl waypoint apply --name ../x",
+            "meshctl waypoint apply --waypoint-timeout 90",
+            "meshctl waypoint delete",
+            "meshctl waypoint delete wp --all",
         ] {
             assert_eq!(read(line).err(), Some(USAGE), "{line}");
         }
@@ -149,6 +159,10 @@ mod tests {
         assert_eq!(context.access.timeout, Duration::from_secs(5));
         assert!(matches!(read("kubectl-mesh webhook pause -o json").unwrap().verb, Verb::Webhook(_)));
         assert_eq!(read("meshctl -n x check").unwrap().context().namespace, "x");
+        let context = read("meshctl waypoint list").unwrap().context();
+        assert_eq!((context.namespace.as_str(), context.chosen), ("undermesh-system", None));
+        let apply = read("meshctl waypoint apply -n shop --for all --enroll-namespace --wait --waypoint-timeout 10s");
+        assert_eq!(apply.unwrap().context().chosen.as_deref(), Some("shop"));
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub struct Context {
     pub access: Access,
     /// Namespace of the mesh.
     pub namespace: String,
+    /// The namespace that was named, if any: of what is not the mesh's own, it is whose.
+    pub chosen: Option<String>,
     /// How the answer looks.
     pub format: Format,
     /// When colour is used.

@@ -1,7 +1,7 @@
 //! `meshctl`, also `kubectl-mesh`: installs Undermesh in a Kubernetes cluster, removes it, checks it and shows it. `cli` reads the command line, `chart`
 //! and `template` make objects of the chart that is built in, `api` talks to the cluster; a verb is a module.
 //!
-//! What is decided is pure and tested as tables (`health`, `install::plan`, `uninstall::cleanup`, `check`, `status::summary`); what does I/O is thin.
+//! What is decided is pure and tested as tables (`health`, `install::plan`, `uninstall::cleanup`, `check`, `status::summary`, `waypoint::object`); what does I/O is thin.
 
 pub mod api;
 pub mod chart;
@@ -19,4 +19,5 @@ pub mod uninstall;
 pub mod version;
 pub mod view;
 pub mod wait;
+pub mod waypoint;
 pub mod webhook;

@@ -200,6 +200,17 @@ fn shared(method: &str, path: &str) -> (u16, Value) {
             (200, json!({"items": []}))
         }
         ("GET", path) if path.starts_with("/apis/apps/v1/") => (200, json!({"items": []})),
+        // One that the control plane has made for a Gateway, and one that somebody has given its label.
+        ("GET", path) if path.starts_with("/api/v1/services?labelSelector=gateway.istio.io%2Fmanaged") => {
+            let owners = json!([{"kind": "Gateway", "name": "wp"}]);
+            let made = json!({"metadata": {"name": "wp", "namespace": "shop", "ownerReferences": owners}});
+            (200, json!({"items": [made, {"metadata": {"name": "copied", "namespace": "shop"}}]}))
+        }
+        ("GET", path) if path.starts_with("/apis/gateway.networking.k8s.io/v1/gatewayclasses?") => {
+            let class = |name: &str, controller: &str| json!({"metadata": {"name": name}, "spec": {"controllerName": controller}});
+            let classes = [class("undermesh", "undermesh.io/gateway-controller"), class("nginx", "nginx.org/x")];
+            (200, json!({"items": classes}))
+        }
         ("GET", "/api/v1/pods" | "/apis/apiextensions.k8s.io/v1/customresourcedefinitions") => {
             (200, json!({"items": []}))
         }
@@ -227,6 +238,8 @@ fn what_is_not_ours_stays_when_the_mesh_goes() {
     let changes = server.changes();
     let expected = [
         "DELETE /apis/rbac.authorization.k8s.io/v1/clusterroles/undermesh-control",
+        "DELETE /api/v1/namespaces/shop/services/wp",
+        "DELETE /apis/gateway.networking.k8s.io/v1/gatewayclasses/undermesh",
         "DELETE /api/v1/namespaces/u/configmaps/meshctl-install",
     ];
     assert_eq!(changes, expected, "{said}");
@@ -241,7 +254,9 @@ fn what_is_not_ours_stays_when_the_mesh_goes() {
         all.map(|one| format!("{} {}", one["kind"].as_str().unwrap_or("-"), one["name"].as_str().unwrap_or("-")))
             .collect()
     };
-    assert_eq!(names("removed"), ["ClusterRole undermesh-control", "ConfigMap meshctl-install"], "{told:#}");
+    let removed =
+        ["ClusterRole undermesh-control", "Service wp", "GatewayClass undermesh", "ConfigMap meshctl-install"];
+    assert_eq!(names("removed"), removed, "{told:#}");
     assert_eq!(names("kept"), ["ClusterRole cluster-admin", "Namespace u"], "{told:#}");
     assert!(told["kept"][1]["why"].as_str().is_some_and(|why| why.contains("secrets/cacerts")), "{told:#}");
     assert_eq!(
@@ -298,4 +313,80 @@ fn ctrl_c_ends_it_between_two_waits() {
         std::thread::sleep(Duration::from_millis(20));
     };
     assert_eq!(status.code(), Some(130));
+}
+
+/// A namespace that uses its waypoint, beside a gateway at the edge.
+fn waypoints(method: &str, path: &str) -> (u16, Value) {
+    let gateway = |name: &str, protocol: &str, port: u16| {
+        let programmed =
+            json!({"type": "Programmed", "status": "True", "reason": "Programmed", "message": "1 of 1 pods are ready"});
+        json!({
+            "metadata": {"name": name, "namespace": "shop"},
+            "spec": {"gatewayClassName": "undermesh-waypoint", "listeners": [{"name": "l", "port": port, "protocol": protocol}]},
+            "status": {"conditions": [programmed], "addresses": [{"type": "IPAddress", "value": "10.96.0.9"}]},
+        })
+    };
+    let path = path.split_once('?').map_or(path, |(path, _)| path);
+    match (method, path) {
+        ("GET", "/apis/gateway.networking.k8s.io/v1") => (200, json!({"resources": []})),
+        ("GET", "/api/v1/namespaces/shop") => {
+            (200, json!({"metadata": {"name": "shop", "labels": {"istio.io/use-waypoint": "wp"}}}))
+        }
+        ("GET", "/apis/gateway.networking.k8s.io/v1/namespaces/shop/gateways") => {
+            (200, json!({"items": [gateway("wp", "HBONE", 15008), gateway("edge", "HTTP", 80)]}))
+        }
+        ("GET", "/api/v1/namespaces/shop/services") => {
+            (200, json!({"items": [{"metadata": {"name": "web", "namespace": "shop"}}]}))
+        }
+        ("GET", "/api/v1/namespaces/shop/pods") => (200, json!({"items": []})),
+        ("PATCH", path) if path.ends_with("/gateways/other") => (201, json!({})),
+        ("PATCH" | "DELETE", _) => (200, json!({})),
+        _ => empty(method, path),
+    }
+}
+
+#[test]
+fn a_namespace_is_never_left_with_a_waypoint_that_there_is_not() {
+    const WP: &str = "/apis/gateway.networking.k8s.io/v1/namespaces/shop/gateways/wp";
+    const OTHER: &str = "/apis/gateway.networking.k8s.io/v1/namespaces/shop/gateways/other";
+    const SHOP: &str = "PATCH /api/v1/namespaces/shop";
+    for (line, code, part, expected) in [
+        ("-n shop waypoint list", 0, "wp     service   True         10.96.0.9", vec![]),
+        ("-n shop waypoint status wp", 0, "1 of 1 pods are ready", vec![]),
+        ("-n shop waypoint status edge", 1, "there is no waypoint shop/edge", vec![]),
+        ("-n shop waypoint delete wp edge", 1, "no waypoint shop/edge; nothing was deleted", vec![]),
+        // The label goes first. Who is left with one is told.
+        (
+            "-n shop waypoint delete wp",
+            0,
+            "service shop/web is labelled",
+            vec![SHOP.to_owned(), format!("DELETE {WP}")],
+        ),
+        ("-n shop waypoint delete --all", 0, "waypoint shop/wp deleted", vec![SHOP.to_owned(), format!("DELETE {WP}")]),
+        (
+            "-n shop waypoint apply --name other --enroll-namespace",
+            1,
+            "uses the waypoint wp already; --overwrite",
+            vec![],
+        ),
+        ("-n none waypoint apply", 1, "there is no namespace none", vec![]),
+        // The waypoint comes first.
+        (
+            "-n shop waypoint apply --name other --enroll-namespace --overwrite",
+            0,
+            "dataplane-mode=ambient",
+            vec![format!("PATCH {OTHER}"), SHOP.to_owned()],
+        ),
+    ] {
+        let server = Server::new(|method, path| Some(waypoints(method, path)));
+        let (found, said) = server.run(line);
+        assert_eq!(found, Some(code), "{line}: {said}");
+        assert!(said.contains(part), "{line}: {said}");
+        let changes: Vec<String> =
+            server.changes().iter().map(|c| c.split('?').next().unwrap_or_default().to_owned()).collect();
+        assert_eq!(changes, expected, "{line}");
+    }
+    let server = Server::new(|method, path| Some(empty(method, path)));
+    let (code, said) = server.run("-n shop waypoint apply");
+    assert!(code == Some(1) && said.contains("the cluster has no Gateway API"), "{said}");
 }

@@ -318,7 +318,7 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Root certificates in all namespaces, the root's key, leases: what no chart knows of.
+    /// Root certificates in all namespaces, the root's key, leases, what serves Gateways: what no chart knows of.
     async fn what_the_control_plane_made(&mut self) -> Result<(), Stop> {
         let selector = "labelSelector=app.kubernetes.io%2Fmanaged-by%3Dmesh-control";
         let namespace = self.namespace;
@@ -327,7 +327,16 @@ impl Work<'_> {
             let list = format!("/api/v1/configmaps?{selector}&fieldSelector=metadata.name%3D{name}");
             ("ConfigMap", "/api/v1".to_owned(), "configmaps", list)
         };
+        let gateways = "labelSelector=gateway.istio.io%2Fmanaged%3Dundermesh.io-gateway-controller";
+        let made = |kind: &'static str, base: &str, plural: &'static str| {
+            (kind, base.to_owned(), plural, format!("{base}/{plural}?{gateways}"))
+        };
+        let classes = "/apis/gateway.networking.k8s.io/v1";
         let places = [
+            made("Deployment", "/apis/apps/v1", "deployments"),
+            made("Service", "/api/v1", "services"),
+            made("ServiceAccount", "/api/v1", "serviceaccounts"),
+            ("GatewayClass", classes.to_owned(), "gatewayclasses", format!("{classes}/gatewayclasses?{selector}")),
             maps("undermesh-root-cert"),
             maps("istio-ca-root-cert"),
             ("Secret", "/api/v1".to_owned(), "secrets", format!("/api/v1/namespaces/{namespace}/secrets?{selector}")),
@@ -339,11 +348,17 @@ impl Work<'_> {
             ),
         ];
         for (kind, base, plural, list) in places {
-            let found = self.api.list(&list).await?;
+            let found = match self.api.list(&list).await {
+                Err(failure) if failure.code == 404 => Vec::new(),
+                found => found?,
+            };
             let mut count = 0;
-            for object in &found {
+            for object in found.iter().filter(|object| is_made(kind, object)) {
                 let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default();
-                let path = format!("{base}/namespaces/{}/{plural}/{}", text("namespace"), text("name"));
+                let path = match text("namespace") {
+                    "" => format!("{base}/{plural}/{}", text("name")),
+                    namespace => format!("{base}/namespaces/{namespace}/{plural}/{}", text("name")),
+                };
                 if self.api.delete(&path).await? {
                     count += 1;
                     let version = base.trim_start_matches("/apis/").trim_start_matches("/api/");
@@ -390,5 +405,15 @@ impl Work<'_> {
         let what =
             "programs, pins or the CNI configuration may be left on these nodes; `meshctl uninstall` again cleans them";
         Err(Stop::failed(format!("{what}\n{}", nodes.join("\n"))))
+    }
+}
+
+/// Whether the control plane has made an object that has its label: a label is soon copied.
+fn is_made(kind: &str, object: &Value) -> bool {
+    let owners = || object["metadata"]["ownerReferences"].as_array().into_iter().flatten();
+    match kind {
+        "Deployment" | "Service" | "ServiceAccount" => owners().any(|owner| owner["kind"] == "Gateway"),
+        "GatewayClass" => object["spec"]["controllerName"] == "undermesh.io/gateway-controller",
+        _ => true,
     }
 }

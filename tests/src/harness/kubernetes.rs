@@ -37,7 +37,7 @@ pub fn hindrance() -> Result<Option<String>> {
     if !nix::unistd::geteuid().is_root() {
         return Ok(Some("needs root".into()));
     }
-    for name in ["xtask", "lab", "bookinfo", "mesh-agent", "mesh-control", "mesh-cni", "meshctl"] {
+    for name in ["xtask", "lab", "bookinfo", "mesh-agent", "mesh-control", "mesh-cni", "mesh-waypoint", "meshctl"] {
         if let Err(error) = binary_path(name) {
             return Ok(Some(format!("{error:#}")));
         }

@@ -12,5 +12,6 @@ mod migration;
 mod objects;
 mod partition;
 mod reboot;
+mod waypoint;
 mod webhook;
 mod workloads;

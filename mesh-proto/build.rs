@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "workload.proto",
     "authorization.proto",
     "ca.proto",
@@ -10,6 +10,7 @@ const FILES: [&str; 8] = [
     "discovery.proto",
     "enrol.proto",
     "l7.proto",
+    "security.proto",
     "zds.proto",
 ];
 

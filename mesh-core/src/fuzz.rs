@@ -3,6 +3,7 @@
 #![doc(hidden)]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Method, header};
 use ipnet::IpNet;
@@ -12,8 +13,9 @@ use crate::{
     Connection, Identity, NamespacedName, Policy,
     authorize::{Applicable, decide},
     l7::{
-        Authority, Client, Outcome, Request, Table,
+        Authority, Client, Outcome, Request, Table, Token,
         path::{Spelling, normalise},
+        token::{self, JwtRule, Location, Unverified},
     },
     policy::{
         Action, Clause, Match, Rule, Scope, ServiceAccountMatch, StringMatch,
@@ -27,6 +29,45 @@ pub fn authorization(data: &[u8]) {
     let facts = bytes.facts();
     let policies = bytes.policies();
     assert_eq!(evaluate(&policies, &facts), allowed(&policies, &facts), "{policies:#?} {facts:#?}");
+}
+
+/// Looks for tokens in a request that is written in three lines, `Authorization`, query and cookies, and takes them apart.
+pub fn tokens(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let mut lines = text.lines();
+    let mut headers = HeaderMap::new();
+    let mut header = |name, line: Option<&str>| {
+        if let Some(Ok(value)) = line.map(HeaderValue::from_str) {
+            headers.append(name, value);
+        }
+    };
+    header(header::AUTHORIZATION, lines.next());
+    let query = lines.next();
+    header(header::COOKIE, lines.next());
+    let rule = |locations| {
+        Arc::new(JwtRule {
+            issuer: "me".into(),
+            audiences: Vec::new(),
+            keys: None,
+            locations,
+            forward: false,
+            payload_header: None,
+            claim_headers: Vec::new(),
+            spaced: Vec::new(),
+        })
+    };
+    let cookie = vec![Location::Cookie("session".into())];
+    let rules = [rule(JwtRule::usual_locations()), rule(cookie)];
+    let Ok(all) = token::found(&rules, &headers, query) else { return };
+    assert!(all.iter().map(|found| found.rules.len()).sum::<usize>() <= rules.len(), "one token of each rule");
+    for found in &all {
+        let Ok(read) = Unverified::parse(&found.text) else { continue };
+        assert_eq!(format!("{}.{}", read.signed, read.signature), found.text, "what is signed is what was sent");
+        if let Ok(token) = Token::believed(read.payload.clone(), &rules[0], 1_000) {
+            assert_eq!(read.issuer(), Some("me"));
+            token.claim_is(&["aud".into()], true, |value| value.is_empty());
+        }
+    }
 }
 
 /// Asks a table about a request, of which `line` is the host and what is asked of it, as `a.com/b?c`, and works out what is done with it.

@@ -18,5 +18,7 @@ pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authori
 pub const ROUTE_TABLE_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.RouteTable";
 /// Type URL of what is said of the places that routes name.
 pub const CLUSTERS_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.Clusters";
+/// Type URL of what waypoints hold requests against.
+pub const SECURITY_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.Security";
 /// The largest message that either side of an xDS stream accepts.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;

@@ -12,7 +12,7 @@ use arcstr::ArcStr;
 use http::HeaderName;
 
 pub use claims::{LEEWAY_SECONDS, Token};
-pub use found::{Found, found};
+pub use found::{Found, found, is_parameter};
 pub use parse::Unverified;
 
 /// Longest token, in bytes.

@@ -45,7 +45,7 @@ pub(super) fn key(field: &'static str, value: &str) -> Result<NamespacedName, Co
     value.parse().map_err(|_| ConvertError::invalid(field, format!("{value:?} is not namespace/name")))
 }
 
-fn bounded(field: &'static str, value: String, limit: usize) -> Result<ArcStr, ConvertError> {
+pub(super) fn bounded(field: &'static str, value: String, limit: usize) -> Result<ArcStr, ConvertError> {
     if value.len() > limit {
         return Err(ConvertError::invalid(field, format!("{} bytes long, the limit is {limit}", value.len())));
     }

@@ -8,6 +8,7 @@ mod error;
 mod field;
 mod l7;
 mod policy;
+mod security;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ pub use l7::{
 };
 use mesh_core::{Policy, Service, Workload};
 use prost::Message;
+pub use security::{ClosedEntry, ReadSecurity, encode_security, security};
 pub use zds::{ZdsPod, ZdsRequest, encode_zds_ack, encode_zds_hello, encode_zds_request, zds_ack, zds_request};
 
 use crate::wire::{authorization as auth, workload as wds};

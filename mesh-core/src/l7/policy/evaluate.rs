@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 
-use http::HeaderName;
+use http::HeaderValue;
+use http::header::GetAll;
 
 use super::pattern::text_matches;
 use super::{Action, Address, Attribute, List, Operation, PathPattern, Policy, Rule, Source, StringMatch, When};
@@ -24,8 +25,10 @@ pub struct Subject<'a> {
     pub destination: Option<IpAddr>,
     /// The name that TLS was asked for.
     pub sni: Option<&'a str>,
-    /// The request, in the one spelling that is forwarded.
-    pub request: Request<'a>,
+    /// The port that the client connected to.
+    pub port: u16,
+    /// The request, in the one spelling that is forwarded. Of a connection that is no HTTP there is none: what would be known of one is not known then.
+    pub request: Option<Request<'a>>,
     /// Its path as [`plainest`](crate::l7::path::plainest) has it, if that is another.
     pub plainest: Option<&'a str>,
     /// What was proved by a token.
@@ -90,14 +93,15 @@ impl Source {
 
 impl Operation {
     fn matches(&self, subject: &Subject<'_>, reading: Reading) -> bool {
-        self.ports.holds(reading, |port, _| *port == subject.request.port)
+        self.ports.holds(reading, |port, _| *port == subject.port)
             && Attribute::Method.holds(&self.methods, subject, reading)
             && Attribute::Host.holds(&self.hosts, subject, reading)
             && self.path(subject, reading)
     }
 
     fn path(&self, subject: &Subject<'_>, reading: Reading) -> bool {
-        let path = subject.request.path;
+        let Some(request) = &subject.request else { return self.paths.is_empty() || reading == Reading::Wide };
+        let path = request.path;
         let plainest = subject.plainest.unwrap_or(path);
         let spelt = |pattern: &PathPattern| pattern.matches(path);
         let plain = |pattern: &PathPattern| pattern.matches_plainest(plainest);
@@ -128,7 +132,7 @@ impl When {
                 };
                 addresses(values, address, reading)
             }
-            Self::Port(values) => values.holds(reading, |port, _| *port == subject.request.port),
+            Self::Port(values) => values.holds(reading, |port, _| *port == subject.port),
             Self::Unknown(_) => reading == Reading::Wide,
         }
     }
@@ -143,35 +147,37 @@ impl Attribute {
         let known = |value: Option<&str>| value.is_some_and(|value| pattern.matches(value));
         let identity = subject.identity;
         match self {
-            Self::Header(name) => header(pattern, name, subject, reading),
-            Self::Host => {
-                let authority = subject.request.authority;
-                pattern.matches(authority.host()) || pattern.matches(authority.as_str())
-            }
-            Self::Method => pattern.matches(subject.request.method.as_str()),
-            Self::Namespace => known(identity.map(|id| &*id.namespace)),
-            Self::Principal => known(identity.map(|_| subject.principal)),
-            Self::TrustDomain => known(identity.map(|id| id.trust_domain.as_str())),
+            Self::Namespace => return known(identity.map(|id| &*id.namespace)),
+            Self::Principal => return known(identity.map(|_| subject.principal)),
+            Self::TrustDomain => return known(identity.map(|id| id.trust_domain.as_str())),
+            Self::Sni => return known(subject.sni),
+            _ => {}
+        }
+        let Some(request) = &subject.request else { return reading == Reading::Wide };
+        match self {
+            Self::Header(name) => header(pattern, request.headers.get_all(name), reading),
+            Self::Host => pattern.matches(request.authority.host()) || pattern.matches(request.authority.as_str()),
+            Self::Method => pattern.matches(request.method.as_str()),
             Self::RequestPrincipal => known(subject.token.and_then(Token::principal)),
             Self::Audience => subject.token.is_some_and(|token| token.audiences().any(|one| pattern.matches(one))),
             Self::Presenter => known(subject.token.and_then(Token::presenter)),
             Self::Claim(path) => subject
                 .token
                 .is_some_and(|token| token.claim_is(path, reading == Reading::Wide, |value| pattern.matches(value))),
-            Self::Sni => known(subject.sni),
+            Self::Namespace | Self::Principal | Self::TrustDomain | Self::Sni => false,
         }
     }
 }
 
 /// Of several lines each one is a value, and so are all of them with commas between, as Envoy has it.
-fn header(pattern: &StringMatch, name: &HeaderName, subject: &Subject<'_>, reading: Reading) -> bool {
-    let mut lines = subject.request.headers.get_all(name).iter();
+fn header(pattern: &StringMatch, all: GetAll<'_, HeaderValue>, reading: Reading) -> bool {
+    let mut lines = all.iter();
     let Some(first) = lines.next() else { return false };
     let is_there = reading == Reading::Wide && *pattern == StringMatch::Presence;
     if lines.next().is_none() || is_there {
         return is_there || text_matches(pattern, first.as_bytes());
     }
-    let lines = || subject.request.headers.get_all(name).iter().map(|line| line.as_bytes());
+    let lines = || all.iter().map(|line| line.as_bytes());
     let joined = text_matches(pattern, &lines().collect::<Vec<_>>().join(&b","[..]));
     match reading {
         Reading::Wide => joined || lines().any(|line| text_matches(pattern, line)),

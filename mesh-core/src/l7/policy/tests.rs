@@ -71,7 +71,8 @@ impl Sent {
             remote: "203.0.113.9".parse().unwrap(),
             destination: Some("198.18.9.9".parse().unwrap()),
             sni: None,
-            request: Request {
+            port: 80,
+            request: Some(Request {
                 method: &self.method,
                 scheme: "http",
                 authority: &self.authority,
@@ -81,7 +82,7 @@ impl Sent {
                 port: 80,
                 gateway: "mesh",
                 service: None,
-            },
+            }),
             plainest: plainest.as_deref(),
             token: self.token.as_ref(),
         })
@@ -320,6 +321,33 @@ fn what_cannot_be_told_denies_and_allows_nothing() {
     let request = sent("GET shop/", "shop/a");
     let rule = || when(When::Unknown("experimental.envoy.filters.x".into()));
     assert!(request.matches(Action::Deny, rule()) && !request.matches(Action::Allow, rule()));
+}
+
+#[test]
+fn of_what_is_no_http_a_denial_means_all_that_cannot_be_told() {
+    let request = sent("GET shop/", "shop/a");
+    let of_http = [
+        paths(is(vec!["/a"])),
+        paths(not(vec!["/"])),
+        to(Operation { methods: is(vec![text("POST")]), ..Operation::default() }),
+        to(Operation { methods: not(vec![text("GET")]), ..Operation::default() }),
+        to(Operation { hosts: is(vec![text("other")]), ..Operation::default() }),
+        when(When::Text(Attribute::Header(HeaderName::from_static("x")), is(vec![text("*")]))),
+        when(When::Text(Attribute::RequestPrincipal, not(vec![text("*")]))),
+    ];
+    let others = [
+        (to(Operation { ports: is(vec![80]), ..Operation::default() }), true),
+        (to(Operation { ports: is(vec![81]), ..Operation::default() }), false),
+        (from(Source { namespaces: is(vec![text("shop")]), ..Source::default() }), true),
+    ];
+    let rows = of_http.into_iter().map(|rule| (rule, true, false));
+    for (rule, denied, allowed) in rows.chain(others.into_iter().map(|(rule, is)| (rule, is, is))) {
+        let matches = |action| {
+            let policy = policy("p", action, vec![rule.clone()]);
+            request.ask(|subject| policy.matches(&Subject { request: None, token: None, plainest: None, ..*subject }))
+        };
+        assert_eq!((matches(Action::Deny), matches(Action::Allow)), (denied, allowed), "{rule:?}");
+    }
 }
 
 #[test]

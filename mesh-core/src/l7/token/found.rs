@@ -42,6 +42,12 @@ pub fn found<'a>(
     Ok(all)
 }
 
+/// Whether a name in a query, with its escapes, is this one.
+#[must_use]
+pub fn is_parameter(written: &str, name: &str) -> bool {
+    query::all(written, name).next().is_some()
+}
+
 /// The token at one place.
 fn at<'a>(
     location: &Location,

@@ -163,3 +163,13 @@ fn hardening_B184_what_a_token_says_has_its_types() {
     let nameless = Token::believed(with(json!({ "sub": null })), &rule, 1_000).unwrap();
     assert_eq!(nameless.principal(), None);
 }
+
+#[test]
+fn the_corpus_of_the_fuzzer_is_read() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/tokens");
+    let files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
+    assert!(files.len() >= 5, "{files:?}");
+    for file in files {
+        crate::fuzz::tokens(&std::fs::read(file).unwrap());
+    }
+}

@@ -1,0 +1,153 @@
+//! What is written is read again; what cannot be read closes what it is about.
+
+use mesh_core::l7::policy::{
+    Action, Address, Attribute, List, Operation, PathPattern, Rule, ServiceAccountMatch, Source, StringMatch, When,
+};
+use mesh_core::l7::token::{JwtRule, Location};
+
+use super::*;
+
+fn everything() -> Security {
+    let texts = || List {
+        is: vec![StringMatch::Exact("a".into()), StringMatch::Prefix("b".into())],
+        not: vec![StringMatch::Suffix("c".into()), StringMatch::Presence],
+    };
+    let nets = || List { is: vec!["10.0.0.0/8".parse().unwrap(), "0.0.0.0/0".parse().unwrap()], not: vec![] };
+    let ports = || List { is: vec![80], not: vec![81] };
+    let accounts =
+        || List { is: vec![ServiceAccountMatch { namespace: "n".into(), service_account: "s".into() }], not: vec![] };
+    let source = Source {
+        principals: texts(),
+        namespaces: texts(),
+        service_accounts: accounts(),
+        trust_domains: texts(),
+        ips: nets(),
+        remote_ips: nets(),
+        request_principals: texts(),
+    };
+    let paths = List {
+        is: vec![PathPattern::new("/a/{*}/{**}").unwrap()],
+        not: vec![PathPattern::new("*").unwrap(), PathPattern::new("/x*").unwrap()],
+    };
+    let operation = Operation { hosts: texts(), ports: ports(), methods: texts(), paths };
+    let header = |name: &'static str| HeaderName::from_static(name);
+    let attributes = [
+        Attribute::Header(header("x")),
+        Attribute::Host,
+        Attribute::Method,
+        Attribute::Namespace,
+        Attribute::Principal,
+        Attribute::TrustDomain,
+        Attribute::RequestPrincipal,
+        Attribute::Audience,
+        Attribute::Presenter,
+        Attribute::Claim(vec!["a".into(), "b".into()]),
+        Attribute::Sni,
+    ];
+    let mut when: Vec<When> = attributes.into_iter().map(|of| When::Text(of, texts())).collect();
+    when.extend([Address::Source, Address::Remote, Address::Destination].map(|of| When::Ip(of, nets())));
+    when.extend([When::Account(accounts()), When::Port(ports()), When::Unknown("x".into())]);
+    let rule = Rule { from: vec![source], to: vec![operation], when };
+    let policy = |name: &str, action, target| {
+        let name = NamespacedName::new("shop", name);
+        Arc::new(Policy { name, target, action, rules: vec![rule.clone(), Rule::default()], dry_run: true })
+    };
+    let services = Target::Services(vec![NamespacedName::new("shop", "a.shop.svc")]);
+    let token = JwtRule {
+        issuer: "me".into(),
+        audiences: vec!["a".into()],
+        keys: Some(r#"{"keys":[]}"#.into()),
+        locations: vec![
+            Location::Bearer,
+            Location::Header(header("x-t"), "JWT ".into()),
+            Location::Parameter("p".into()),
+            Location::Cookie("c".into()),
+        ],
+        forward: true,
+        payload_header: Some(header("x-p")),
+        claim_headers: vec![(header("x-c"), "sub".into())],
+        spaced: vec!["roles".into()],
+    };
+    let without = JwtRule { keys: None, payload_header: None, ..token.clone() };
+    Security {
+        name: "shop/waypoint".into(),
+        spelling: Some(Spelling::MergeSlashes),
+        policies: vec![
+            policy("a", Action::Allow, Target::All),
+            policy("b", Action::Deny, services.clone()),
+            policy("c", Action::Audit, Target::All),
+            policy("d", Action::Custom("ask".into()), Target::All),
+        ],
+        authentications: vec![Arc::new(Authentication {
+            name: NamespacedName::new("shop", "jwt"),
+            target: services,
+            rules: vec![Arc::new(token), Arc::new(without)],
+        })],
+    }
+}
+
+use http::HeaderName;
+
+#[test]
+fn what_is_written_is_read_again() {
+    for value in [everything(), Security::default()] {
+        let read = security(&encode_security(&value)).unwrap();
+        assert_eq!((read.security, read.closed), (value, vec![]));
+    }
+}
+
+#[test]
+fn what_cannot_be_read_denies_what_it_is_about_and_nothing_else() {
+    let good = wire::Security::decode(&*encode_security(&everything())).unwrap();
+    let body = |change: &dyn Fn(&mut wire::RequestPolicy)| {
+        let mut policy = wire::RequestPolicy::decode(&*good.policies[1].body).unwrap();
+        change(&mut policy);
+        policy.encode_to_vec()
+    };
+    let strange = [&*good.policies[1].body, &[0xf8, 0x01, 0x01]].concat();
+    for (what, bytes) in [
+        ("no message", vec![0xff]),
+        ("an unknown field", strange),
+        ("no action", body(&|policy| policy.action = 0)),
+        ("a later action", body(&|policy| policy.action = 99)),
+        ("custom of nobody", body(&|policy| policy.action = 4)),
+        ("a source of everybody", body(&|policy| policy.rules[0].from.push(wire::PolicySource::default()))),
+        ("an operation of everything", body(&|policy| policy.rules[0].to.push(wire::PolicyOperation::default()))),
+        ("no condition", body(&|policy| policy.rules[0].when.push(wire::PolicyCondition::default()))),
+        (
+            "a path that is none",
+            body(&|policy| {
+                let paths = wire::PathPatterns { is: vec!["/{a}".into()], not: vec![] };
+                policy.rules[0].to[0].paths = Some(paths);
+            }),
+        ),
+        (
+            "a condition without values",
+            body(&|policy| {
+                let kind = policy_condition_port();
+                policy.rules[0].when.push(wire::PolicyCondition { kind: Some(kind) });
+            }),
+        ),
+    ] {
+        let mut message = good.clone();
+        message.policies[1].body = bytes;
+        let read = security(&message.encode_to_vec()).unwrap();
+        let expected = &everything().policies;
+        let closed = Policy::closed(expected[1].name.clone(), expected[1].target.clone());
+        assert_eq!(*read.security.policies[1], closed, "{what}");
+        assert_eq!((&read.security.policies[0], read.closed.len()), (&expected[0], 1), "{what}");
+    }
+    let mut message = good.clone();
+    message.authentications[0].body = wire::TokenRules { rules: vec![wire::TokenRule::default()] }.encode_to_vec();
+    let read = security(&message.encode_to_vec()).unwrap();
+    assert_eq!((read.security.authentications.len(), read.closed.len()), (0, 1));
+    let last = read.security.policies.last().unwrap();
+    assert_eq!((&last.action, &last.target), (&Action::Deny, &everything().authentications[0].target));
+    let mut both = good;
+    both.policies[1].all = true;
+    assert!(security(&both.encode_to_vec()).is_err());
+}
+
+fn policy_condition_port() -> wire::policy_condition::Kind {
+    wire::policy_condition::Kind::Port(wire::PortNumbers::default())
+}

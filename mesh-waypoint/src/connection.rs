@@ -18,6 +18,7 @@ use crate::downstream::Downstream;
 use crate::exchange;
 use crate::http::serve::{Serve, serve as serve_http};
 use crate::http::sniff::{Spoken, sniff};
+use crate::security::authorize;
 use crate::target::Target;
 use crate::telemetry::{Copied, Flags, Who};
 use crate::upstream::{Endpoint, Wire, choose};
@@ -146,6 +147,7 @@ async fn connect(downstream: &Downstream) -> Result<(Endpoint, Wire), (&'static 
     let mut tried = Vec::new();
     loop {
         let bound = downstream.bound().map_err(|why| ("NC", why.to_string()))?;
+        authorize::connection(downstream, &bound).map_err(|why| ("-", why))?;
         let endpoint = match &bound.target {
             Target::Workload { workload, address } => {
                 choose::workload(workload, *address, &bound.view.snapshot).filter(|_| tried.is_empty())

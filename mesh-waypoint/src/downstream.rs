@@ -4,8 +4,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use mesh_core::Workload;
 use mesh_core::authorize::{Connection, authorize};
+use mesh_core::l7::Applied;
+use mesh_core::{NamespacedName, Workload};
 use mesh_runtime::DrainToken;
 use mesh_transport::hbone::Authority;
 use parking_lot::Mutex;
@@ -31,6 +32,8 @@ pub struct Downstream {
     pub watch: Arc<Watch>,
     /// When the process stops.
     pub drain: DrainToken,
+    /// What the client has proved, as policies write it.
+    pub principal: String,
     bound: Mutex<Option<Arc<Bound>>>,
 }
 
@@ -42,6 +45,8 @@ pub struct Bound {
     pub target: Target,
     /// The client, if its address belongs to a workload of the identity that was proved.
     pub client: Option<Arc<Workload>>,
+    /// What its requests are held against.
+    pub applied: Applied,
     verdicts: Mutex<Vec<(Arc<Workload>, SocketAddr, bool)>>,
 }
 
@@ -49,7 +54,8 @@ impl Downstream {
     /// A connection that was asked for.
     #[must_use]
     pub fn new(lane: Arc<Lane>, peer: Peer, asked: Authority, drain: DrainToken) -> Self {
-        Self { lane, peer, asked, watch: Arc::default(), drain, bound: Mutex::new(None) }
+        let principal = peer.identity.principal();
+        Self { lane, peer, asked, watch: Arc::default(), drain, principal, bound: Mutex::new(None) }
     }
 
     /// What is true of it now.
@@ -63,9 +69,22 @@ impl Downstream {
         let target = target::find(&view.snapshot, own, &self.asked)?;
         let client = view.snapshot.workload_by_address(&own.place.network, &self.peer.address.ip());
         let client = client.filter(|workload| workload.identity() == self.peer.identity).cloned();
-        let fresh = Arc::new(Bound { view: Arc::clone(&view), target, client, verdicts: Mutex::default() });
+        let applied = applied(&view, &target);
+        let fresh = Arc::new(Bound { view: Arc::clone(&view), target, client, applied, verdicts: Mutex::default() });
         *bound = Some(Arc::clone(&fresh));
         Ok(fresh)
+    }
+}
+
+/// Who asks for a workload itself is held against what is about any of its services: by its address nobody comes around them.
+fn applied(view: &View, target: &Target) -> Applied {
+    let security = &view.guard.security;
+    match target {
+        Target::Service { key, .. } => security.applied(std::iter::once(key)),
+        Target::Workload { workload, .. } => {
+            let services: Vec<&NamespacedName> = workload.services.keys().collect();
+            security.applied(services.into_iter())
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //! agent ── HBONE ──> inbound: whose address was asked for, is it bound to us ──> connection: HTTP/1.1, HTTP/2 or neither, by its first bytes
 //!                                                                                   │
+//!      security: whose token it has, whether policies let it through
 //!      exchange: one request ── mesh_core::l7::pick ── attempts ──> upstream: connections to endpoints, by HBONE or plain TCP
 //!                     └── telemetry: istio_requests_total and the like, the access log
 //! ```
@@ -15,9 +16,11 @@ pub mod connection;
 pub mod downstream;
 pub mod engine;
 pub mod exchange;
+pub mod guard;
 pub mod http;
 pub mod inbound;
 pub mod peer;
+pub mod security;
 pub mod settings;
 pub mod shared;
 pub mod state;

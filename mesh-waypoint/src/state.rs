@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
 use mesh_core::Snapshot;
-use mesh_core::l7::{Client, Cluster, ClusterKey, Clusters, Table};
+use mesh_core::l7::{Client, Cluster, ClusterKey, Clusters, Security, Table};
+
+use crate::guard;
 
 /// One moment.
 #[derive(Clone, Default)]
@@ -17,6 +19,8 @@ pub struct View {
     pub clusters: Arc<Clusters>,
     /// The same before that: places arrive before the routes that name them, and those that are gone are named for a moment longer.
     former: Arc<Clusters>,
+    /// What requests are held against.
+    pub guard: Arc<guard::Guard>,
 }
 
 impl View {
@@ -58,6 +62,12 @@ impl State {
     /// Other places.
     pub fn set_clusters(&self, clusters: Arc<Clusters>) {
         self.change(|view| view.former = std::mem::replace(&mut view.clusters, Arc::clone(&clusters)));
+    }
+
+    /// Other policies, or other issuers of tokens, whose keys are read here, once; without any, nothing is let through.
+    pub fn set_security(&self, security: Option<Arc<Security>>) {
+        let guard = Arc::new(security.map_or_else(guard::Guard::closed, guard::Guard::new));
+        self.change(|view| view.guard = Arc::clone(&guard));
     }
 
     fn change(&self, change: impl Fn(&mut View)) {

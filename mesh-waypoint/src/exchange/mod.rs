@@ -1,7 +1,7 @@
 //! One request and its answer.
 //!
 //! ```text
-//! asked: made unambiguous ── plan: the rule ── CORS, delay, abort ── redirect | answer | forward: attempts, each at one endpoint ── the answer, changed
+//! asked: made unambiguous ── security: a token, policies ── plan: the rule ── CORS, delay, abort ── redirect | answer | forward: attempts, each at one endpoint ── the answer, changed
 //!                                                                         └── mirror: copies, for which nobody waits
 //! ```
 
@@ -23,12 +23,15 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use mesh_core::l7::AbortStatus;
 use mesh_core::l7::cors::CorsVerdict;
+use mesh_runtime::clock;
 
 use self::plan::{Plan, To};
 use self::reply::Failure;
 use self::report::Report;
 use crate::downstream::Downstream;
 use crate::http::ResponseBody;
+use crate::security::authenticate;
+use crate::security::authorize::{self, Refused};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -67,14 +70,27 @@ async fn answer(
     report.bound(&bound);
     let (mut parts, body) = request.into_parts();
     let settings = &down.lane.shared.settings;
-    let asked = asked::read(&mut parts, settings.spelling)?;
+    let spelling = bound.view.guard.security.spelling.unwrap_or(settings.spelling);
+    let asked = asked::read(&mut parts, spelling)?;
+    let proved = authenticate::request(&bound, &mut parts, clock::now());
     if !parts.headers.contains_key(REQUEST_ID) {
         parts.headers.insert(REQUEST_ID, asked::request_id(&mut *down.lane.rng.lock()));
     }
     report.asked(&parts, asked.grpc);
+    let token = match proved {
+        Ok(token) => token,
+        Err(problem) => {
+            tracing::debug!(client = %down.peer.identity, %problem, "a token is refused");
+            return Ok(reply::unauthorized(&problem.to_string(), asked.grpc));
+        }
+    };
+    authorize::request(down, &bound, &parts, &asked.authority, token.as_ref()).map_err(|refused| match refused {
+        Refused::Malformed => Failure::BAD_REQUEST,
+        Refused::Denied => Failure::DENIED,
+    })?;
     let plan = {
         let mut rng = down.lane.rng.lock();
-        plan::plan(&bound, &down.peer, &parts, &asked.authority, settings.spelling, &mut *rng)
+        plan::plan(&bound, &down.peer, &parts, &asked.authority, spelling, &mut *rng)
     };
     if !parts.headers.contains_key(FORWARDED_PROTO) {
         parts.headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));

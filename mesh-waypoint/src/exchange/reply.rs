@@ -1,7 +1,7 @@
 //! Answers of ours: what a request gets that is not forwarded, or whose endpoint gave none. To gRPC in gRPC's way.
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, LOCATION};
+use http::header::{CONTENT_TYPE, LOCATION, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
 use crate::http::ResponseBody;
@@ -78,6 +78,14 @@ pub fn text(status: StatusCode, body: Bytes, grpc: bool) -> Response<ResponseBod
     if typed {
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     }
+    response
+}
+
+/// The request has a token that is not believed; the text says why.
+pub fn unauthorized(why: &str, grpc: bool) -> Response<ResponseBody> {
+    let mut response = text(StatusCode::UNAUTHORIZED, Bytes::copy_from_slice(why.as_bytes()), grpc);
+    let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
+    response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
     response
 }
 

@@ -12,6 +12,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 
 use super::labels::Labels;
 use super::meters::Meters;
+use super::ruled;
 use super::series::{BYTES, MILLISECONDS, Series, Totals};
 use super::tcp::{Connections, Sums};
 
@@ -43,6 +44,7 @@ impl Collector for Exposition {
         ];
         counters(&mut encoder, &sums, messages)?;
         self.encode_connections(&mut encoder)?;
+        ruled::encode(&self.0, &mut encoder)?;
         let overflowed: u64 = self.0.iter().map(|meters| meters.overflowed()).sum();
         let help = "Requests and connections that are counted under the workload overflow because there are too many label sets";
         let (name, kind) = ("undermesh_requests_overflowed", MetricType::Counter);

@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use arcstr::ArcStr;
 use hashbrown::{Equivalent, HashMap};
+use mesh_core::NamespacedName;
 use parking_lot::Mutex;
 
 use super::labels::Labels;
+use super::ruled::{Ruled, Rulings};
 use super::series::Series;
 use super::tcp::{Connections, Copied};
 use super::{Flags, Measured, Protocol, Who};
@@ -73,6 +75,7 @@ pub struct Meters {
     inner: Mutex<Inner>,
     /// Requests and connections that found no room for their labels.
     overflowed: AtomicU64,
+    rulings: Rulings,
 }
 
 #[derive(Default)]
@@ -127,6 +130,15 @@ impl Meters {
         let fresh = || Arc::new(Connections::new(labels.clone()));
         let series = Arc::clone(inner.connections.entry(labels.clone()).or_insert_with(fresh));
         Copied::new(series, Box::new(clock), flags)
+    }
+
+    /// Counts what a policy did to a request.
+    pub fn ruled(&self, policy: &NamespacedName, ruled: Ruled) {
+        self.rulings.count(policy, ruled);
+    }
+
+    pub(super) fn rulings(&self) -> &Rulings {
+        &self.rulings
     }
 
     pub(super) fn overflowed(&self) -> u64 {

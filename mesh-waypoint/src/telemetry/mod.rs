@@ -10,6 +10,7 @@ mod exposition;
 pub mod flags;
 mod labels;
 mod meters;
+mod ruled;
 mod series;
 mod tcp;
 
@@ -21,6 +22,7 @@ use mesh_core::{NamespacedName, Service, Workload};
 pub use exposition::{Exposition, expire};
 pub use flags::Flags;
 pub use meters::Meters;
+pub use ruled::Ruled;
 pub use tcp::Copied;
 
 use crate::peer::Peer;

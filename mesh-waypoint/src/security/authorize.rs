@@ -1,0 +1,114 @@
+//! Whether policies let a request, or a connection that is no HTTP, through. Who asks is who has proved it: by its certificate, and by a token.
+
+use std::net::IpAddr;
+
+use http::request::Parts;
+use mesh_core::l7::policy::{Decision, DryRun, Subject, Verdict};
+use mesh_core::l7::{Authority, Request, Token, path};
+use mesh_transport::hbone;
+
+use crate::downstream::{Bound, Downstream};
+use crate::target::Target;
+use crate::telemetry::Ruled;
+
+/// Why a request is not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Its path can be read in ways that nobody may be asked about.
+    Malformed,
+    /// Policies do not let it through.
+    Denied,
+}
+
+/// Decides about a request.
+pub fn request(
+    down: &Downstream,
+    bound: &Bound,
+    parts: &Parts,
+    authority: &Authority,
+    token: Option<&Token>,
+) -> Result<(), Refused> {
+    if bound.applied.policies.is_empty() {
+        return Ok(());
+    }
+    let plainest = path::plainest(parts.uri.path()).map_err(|_| Refused::Malformed)?;
+    let request = Request {
+        method: &parts.method,
+        scheme: "http",
+        authority,
+        path: parts.uri.path(),
+        query: parts.uri.query(),
+        headers: &parts.headers,
+        port: bound.target.port(),
+        gateway: "mesh",
+        service: bound.target.service(),
+    };
+    let subject = Subject { request: Some(request), plainest: plainest.as_deref(), token, ..connected(down, bound) };
+    decide(down, bound, &subject).map_err(|why| {
+        tracing::debug!(client = %down.peer.identity, method = %parts.method, path = parts.uri.path(), why, "denied");
+        Refused::Denied
+    })
+}
+
+/// Decides about a connection of which nothing but its ends is known.
+pub fn connection(down: &Downstream, bound: &Bound) -> Result<(), String> {
+    if bound.applied.policies.is_empty() {
+        return Ok(());
+    }
+    decide(down, bound, &connected(down, bound))
+}
+
+fn decide(down: &Downstream, bound: &Bound, subject: &Subject<'_>) -> Result<(), String> {
+    let policies = &bound.applied.policies;
+    if let Some(provider) = policies.asked(subject).next() {
+        return Err(format!("nobody can ask {provider}"));
+    }
+    let verdict = policies.decide(subject);
+    tell(down, &verdict);
+    match verdict.decision.is_allowed() {
+        true => Ok(()),
+        false => Err(verdict.decision.to_string()),
+    }
+}
+
+/// Logs and counts what is told of a request.
+fn tell(down: &Downstream, verdict: &Verdict<'_>) {
+    let (meters, client) = (&down.lane.meters, &down.peer.identity);
+    if let Decision::Denied(policy) = verdict.decision {
+        meters.ruled(policy, Ruled::Denied);
+    }
+    if let DryRun::Denied(policy) = verdict.dry_run {
+        tracing::info!(%client, %policy, "a dry run would have denied");
+        meters.ruled(policy, Ruled::WouldDeny);
+    }
+    if let Some(policy) = verdict.audited {
+        tracing::info!(%client, %policy, "audited");
+        meters.ruled(policy, Ruled::Audited);
+    }
+}
+
+/// What is known of the connection.
+fn connected<'a>(down: &'a Downstream, bound: &'a Bound) -> Subject<'a> {
+    Subject {
+        identity: Some(&down.peer.identity),
+        principal: &down.principal,
+        source: down.peer.address.ip(),
+        // No proxy before us is trusted to say more.
+        remote: down.peer.address.ip(),
+        destination: destination(down, bound),
+        sni: None,
+        port: bound.target.port(),
+        request: None,
+        plainest: None,
+        token: None,
+    }
+}
+
+/// The address that was asked for; by name, the service's.
+fn destination(down: &Downstream, bound: &Bound) -> Option<IpAddr> {
+    match (&down.asked, &bound.target) {
+        (hbone::Authority::Address(address), _) => Some(address.ip()),
+        (_, Target::Workload { address, .. }) => Some(address.ip()),
+        (_, Target::Service { service, .. }) => service.addresses.iter().find_map(|address| address.single()),
+    }
+}

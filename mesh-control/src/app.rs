@@ -44,6 +44,7 @@ use crate::deploy;
 use crate::diagnosis::Diagnosis;
 use crate::grace::{GRACE, Grace};
 use crate::index::Settings;
+use crate::jwks::{self, WithKeys};
 use crate::manifest::watch::FolderSource;
 use crate::metrics::Metrics;
 use crate::publish::{self, Outlets};
@@ -138,13 +139,17 @@ impl App {
         // Without a cluster there is one process, and who can read the state folder reads it all.
         let (mut leads, mut spread) = (watch::channel(true).1, None);
         let begun = watch::Sender::new(false);
+        let (fetched, keys) = watch::channel(Arc::default());
+        until_drained("keys of tokens", &drain, jwks::follow(view.clone(), fetched));
         match &mut place {
             Place::Folder { manifests, .. } => {
                 let source = Grace::new(FolderSource::new(manifests), settings.home.clone(), GRACE);
+                let source = WithKeys::new(source, keys);
                 until_drained("publish", &drain, publish::run(source, settings.clone(), outlets, first));
             }
             Place::Cluster { client, webhook, gateways, .. } => {
                 let source = Grace::new(ClusterSource::new(client, Tuning::default()), settings.home.clone(), GRACE);
+                let source = WithKeys::new(source, keys);
                 let (told, read) = watch::channel(0);
                 spread = Some(read);
                 let look = store.look();

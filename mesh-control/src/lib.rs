@@ -22,6 +22,7 @@ pub mod diagnosis;
 pub mod fuzz;
 pub mod grace;
 pub mod index;
+pub mod jwks;
 pub mod manifest;
 pub mod metrics;
 pub mod publish;

@@ -48,7 +48,8 @@ impl Outlets {
         let view = Arc::new(join.build(update.objects, settings));
         let (resolved, problems) = (&view.resolved, &view.problems);
         let belonging = |key: &_| resolved.belonging(key, &view.served);
-        let verdicts = verdict::judge(update.marks, join.objects(), problems, &resolved.unknown, belonging);
+        let verdicts =
+            verdict::judge(update.marks, join.objects(), problems, &resolved.unknown, &view.at_waypoints, belonging);
         let mut diagnoses = update.diagnoses;
         for (key, problem) in &view.problems {
             let place = update.places.get(key).and_then(|(file, line)| {

@@ -9,7 +9,7 @@ use crate::resource::{Key, Objects};
 use crate::verdict::Mark;
 
 /// Everything that is in force, and what is wrong with what was read.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Update {
     /// All objects.
     pub objects: Objects,

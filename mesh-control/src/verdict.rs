@@ -53,6 +53,8 @@ pub struct Verdict {
     pub reasons: Vec<String>,
     /// What there is to say of a route of the Gateway API that has a parent of ours.
     pub route: Option<Belonging>,
+    /// It is in force, or would be, at waypoints, and not at agents.
+    pub at_waypoint: bool,
     /// The object that was judged.
     pub mark: Mark,
 }
@@ -78,6 +80,7 @@ pub fn judge(
     objects: &Objects,
     problems: &[(Key, Problem)],
     unknown: &BTreeSet<Key>,
+    at_waypoints: &BTreeSet<Key>,
     route: impl Fn(&Key) -> Option<Belonging>,
 ) -> Verdicts {
     let mut joined: BTreeMap<&Key, Vec<&Problem>> = BTreeMap::new();
@@ -87,7 +90,7 @@ pub fn judge(
     // That it cannot be read is known of itself; but not whose a route is.
     let known = marks.into_iter().filter(|(key, mark)| !unknown.contains(key) || !mark.is_read && !key.kind.is_route());
     let judged = known.map(|(key, mark)| {
-        let mut verdict = verdict(&key, mark, objects, joined.get(&key).map_or(&[], Vec::as_slice));
+        let mut verdict = verdict(&key, mark, objects, joined.get(&key).map_or(&[], Vec::as_slice), at_waypoints);
         verdict.route = route(&key);
         (key, verdict)
     });
@@ -124,18 +127,29 @@ fn held(key: &Key, objects: &Objects) -> Held {
     }
 }
 
-fn verdict(key: &Key, mark: Mark, objects: &Objects, joined: &[&Problem]) -> Verdict {
+fn verdict(key: &Key, mark: Mark, objects: &Objects, joined: &[&Problem], at_waypoints: &BTreeSet<Key>) -> Verdict {
+    let at_waypoint = at_waypoints.contains(key);
     let held = held(key, objects);
     let is_bound = objects
         .authorization_policies
         .get(&NamespacedName::new(key.namespace.clone(), key.name.clone()))
-        .is_some_and(|p| matches!(p, Secured::Readable(policy) if policy.is_bound));
+        .is_some_and(|p| matches!(p, Secured::Readable(policy) if policy.bound.is_some()));
     let refused = joined.iter().any(|problem| problem.severity == Severity::Error);
     let said = mark.diagnoses.iter().map(|d| d.severity).chain(joined.iter().map(|p| p.severity));
     let warned = said.max() >= Some(Severity::Warning);
     let standing = match (mark.is_read, held) {
         // Nothing is closed, or kept, by what is not in force in any form.
-        (false, _) if refused || key.kind.is_routing() => Standing::NoEffect,
+        (false, _) if refused => Standing::NoEffect,
+        (false, Held::Unreadable { .. }) if at_waypoint => Standing::Closed,
+        (false, _) if at_waypoint => Standing::LastGood,
+        (false, _) if key.kind.is_routing() => Standing::NoEffect,
+        (true, _) if at_waypoint && !refused => {
+            if warned {
+                Standing::InPart
+            } else {
+                Standing::InForce
+            }
+        }
         (true, _) if key.kind.is_routing() => Standing::Elsewhere,
         (false, Held::Unreadable { elsewhere: true }) => Standing::NoEffect,
         (false, Held::Unreadable { elsewhere: false }) => Standing::Closed,
@@ -159,7 +173,13 @@ fn verdict(key: &Key, mark: Mark, objects: &Objects, joined: &[&Problem]) -> Ver
     let mut reasons: Vec<_> = all.into_iter().filter(|(severity, _)| *severity >= Severity::Warning).collect();
     // What refuses it first; the order of the fields otherwise.
     reasons.sort_by_key(|(severity, _)| std::cmp::Reverse(*severity));
-    Verdict { standing, reasons: reasons.into_iter().map(|(_, reason)| reason).collect(), route: None, mark }
+    Verdict {
+        standing,
+        reasons: reasons.into_iter().map(|(_, reason)| reason).collect(),
+        route: None,
+        at_waypoint,
+        mark,
+    }
 }
 
 #[cfg(test)]
@@ -183,7 +203,7 @@ mod tests {
             }
             let (objects, _) = catalog.apply(&scan);
             let view = index::build(&objects, &Settings::default());
-            let verdicts = judge(marks, &objects, &view.problems, &view.resolved.unknown, |_| None);
+            let verdicts = judge(marks, &objects, &view.problems, &view.resolved.unknown, &view.at_waypoints, |_| None);
             last = verdicts.into_iter().map(|(key, v)| (key.name.to_string(), v.standing, v.reasons)).collect();
         }
         last
@@ -204,7 +224,17 @@ mod tests {
         let good = json!({ "action": "DENY", "rules": [{}] });
         let bad = json!({ "action": "DENY", "rulez": [{}] });
         let methods = json!({ "rules": [{ "to": [{ "operation": { "methods": ["GET"] } }] }] });
-        let target = json!({ "targetRefs": [{ "kind": "Gateway", "name": "w" }], "rules": [{}] });
+        let to = json!([{ "group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "w" }]);
+        let target = json!({ "targetRefs": to, "rules": [{}] });
+        let unbound = json!({ "targetRefs": to, "rulez": [{}] });
+        let strange = json!({ "key": "experimental.envoy.filters.x", "values": ["a"] });
+        let in_part = json!({ "targetRefs": to, "rules": [{ "when": [strange] }] });
+        let listener = json!({ "name": "mesh", "port": 15008, "protocol": "HBONE" });
+        let waypoint = || {
+            let metadata = json!({ "name": "w", "namespace": "shop", "uid": "w" });
+            let spec = json!({ "gatewayClassName": "undermesh-waypoint", "listeners": [listener] });
+            (Kind::Gateway, json!({ "metadata": metadata, "spec": spec }))
+        };
         let (old, young) = ("2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z");
         let strict = json!({ "mtls": { "mode": "STRICT" } });
         for (what, states, standing, reasons) in [
@@ -212,7 +242,17 @@ mod tests {
             ("never good", vec![vec![policy("p", bad.clone())]], Standing::Closed, 1),
             ("good once", vec![vec![policy("p", good.clone())], vec![policy("p", bad.clone())]], Standing::LastGood, 1),
             ("needs a waypoint", vec![vec![policy("p", methods)]], Standing::InPart, 1),
-            ("for a waypoint", vec![vec![policy("p", target)]], Standing::Elsewhere, 1),
+            ("for a waypoint", vec![vec![policy("p", target.clone())]], Standing::Elsewhere, 1),
+            ("at a waypoint", vec![vec![policy("p", target.clone()), waypoint()]], Standing::InForce, 0),
+            ("at a waypoint, in part", vec![vec![policy("p", in_part), waypoint()]], Standing::InPart, 1),
+            ("closed there", vec![vec![policy("p", unbound.clone()), waypoint()]], Standing::Closed, 1),
+            ("for no waypoint, and unreadable", vec![vec![policy("p", unbound.clone())]], Standing::NoEffect, 2),
+            (
+                "good there once",
+                vec![vec![policy("p", target), waypoint()], vec![policy("p", unbound), waypoint()]],
+                Standing::LastGood,
+                1,
+            ),
             ("audit", vec![vec![policy("p", json!({ "action": "AUDIT", "rules": [{}] }))]], Standing::NoEffect, 1),
             ("a mode", vec![vec![peer("p", old, strict.clone())]], Standing::InForce, 0),
             (

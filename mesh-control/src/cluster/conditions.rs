@@ -7,7 +7,8 @@
 //! | in part | `ZtunnelAccepted` | True | UnsupportedValue |
 //! | last good form, or closed | `ZtunnelAccepted` | False | Invalid |
 //! | no effect | `ZtunnelAccepted` | False | UnsupportedValue |
-//! | a waypoint's | `WaypointAccepted` | False | AncestorNotBound |
+//! | a waypoint's, which it is bound to | `WaypointAccepted` | as above | as above |
+//! | a waypoint's, and there is none | `WaypointAccepted` | False | AncestorNotBound |
 //!
 //! Where an Istio runs, those two types are its own: then there is one of ours, `undermesh.io/Accepted`. So there is for what says where requests go; but where
 //! an Istio runs it acts on those objects, and nothing is said. Routes of the Gateway API are told of each parent instead (`cluster::parents`).
@@ -94,6 +95,11 @@ impl Saying {
 /// What there is to say about a verdict. `with_istio`: there is an Istio in the cluster.
 pub fn said(kind: Kind, verdict: &Verdict, with_istio: bool) -> Said {
     let (holds, reason, message) = match verdict.standing {
+        Standing::InForce if verdict.at_waypoint => (true, "Accepted", "in force at the waypoints that it is bound to"),
+        Standing::InPart if verdict.at_waypoint => {
+            let message = "in force at the waypoints that it is bound to, but not just as it is written";
+            (true, "UnsupportedValue", message)
+        }
         Standing::InForce => (true, "Accepted", "in force at the nodes' agents"),
         Standing::InPart => (true, "UnsupportedValue", "in force at the nodes' agents, but not just as it is written"),
         Standing::LastGood => (false, "Invalid", "cannot be read; what it said before stays in force"),
@@ -117,9 +123,10 @@ pub fn said(kind: Kind, verdict: &Verdict, with_istio: bool) -> Said {
     }
     let r#type = match (with_istio, verdict.standing) {
         // The other two are conditions of policies.
-        _ if kind.is_routing() => OWN,
+        _ if kind.is_routing() && kind != Kind::RequestAuthentication => OWN,
         (true, _) => OWN,
         (false, Standing::Elsewhere) => WAYPOINT,
+        (false, _) if verdict.at_waypoint || kind.is_routing() => WAYPOINT,
         (false, _) => ZTUNNEL,
     };
     Said { r#type, holds, reason, message }
@@ -162,7 +169,7 @@ mod tests {
 
     fn verdict(standing: Standing, reasons: &[&str]) -> Verdict {
         let reasons = reasons.iter().map(|reason| (*reason).to_owned()).collect();
-        Verdict { standing, reasons, route: None, mark: Mark::default() }
+        Verdict { standing, reasons, route: None, at_waypoint: false, mark: Mark::default() }
     }
 
     #[test]
@@ -180,6 +187,16 @@ mod tests {
             let said = said(Kind::AuthorizationPolicy, &verdict(standing, &["a"]), with_istio);
             assert_eq!((said.r#type, said.holds, said.reason), expected, "{standing:?} {with_istio}");
             assert!(said.message.ends_with(": a"));
+        }
+        for (kind, standing, expected) in [
+            (Kind::AuthorizationPolicy, Standing::InForce, ("WaypointAccepted", true, "Accepted")),
+            (Kind::AuthorizationPolicy, Standing::InPart, ("WaypointAccepted", true, "UnsupportedValue")),
+            (Kind::AuthorizationPolicy, Standing::Closed, ("WaypointAccepted", false, "Invalid")),
+            (Kind::RequestAuthentication, Standing::InForce, ("WaypointAccepted", true, "Accepted")),
+        ] {
+            let there = Verdict { at_waypoint: true, ..verdict(standing, &["a"]) };
+            let said = said(kind, &there, false);
+            assert_eq!((said.r#type, said.holds, said.reason), expected, "{kind:?} {standing:?}");
         }
         let of_a_route = said(Kind::VirtualService, &verdict(Standing::Elsewhere, &["a"]), false);
         assert_eq!((of_a_route.r#type, of_a_route.holds), ("undermesh.io/Accepted", false));

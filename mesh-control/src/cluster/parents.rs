@@ -141,7 +141,13 @@ mod tests {
             ..Belonging::default()
         });
         let mark = Mark { is_read, ..Mark::default() };
-        Verdict { standing: Standing::Elsewhere, reasons: vec!["spec.x: bad".to_owned()], route, mark }
+        Verdict {
+            standing: Standing::Elsewhere,
+            reasons: vec!["spec.x: bad".to_owned()],
+            route,
+            at_waypoint: false,
+            mark,
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::settings::Settings;
 use super::view::{Placements, View};
 use super::waypoint::{Guard, Guarded, Waypoints};
 use super::workload;
-use super::{l7, routing};
+use super::{l7, routing, security};
 use crate::diagnosis::Problem;
 use crate::resource::pod::State;
 use crate::resource::routing::inaction;
@@ -40,6 +40,7 @@ struct Last {
     parts: BTreeMap<ArcStr, Arc<Part>>,
     routing: Arc<routing::Indexed>,
     l7: Arc<l7::Made>,
+    security: Arc<security::Made>,
 }
 
 /// What came of one namespace.
@@ -79,12 +80,14 @@ impl Join {
         let policies = policy::index(&objects, &settings, &mut problems);
         let waypoints = Waypoints::index(&objects, &settings, &mut problems);
         let (routing, l7) = self.routing(&objects, &settings, &waypoints);
+        let security = self.security(&objects, &settings, &waypoints);
         // What is said of all routes is not true of those that a waypoint acts on.
         let is_idle = |(key, problem): &&(Key, Problem)| {
             let inaction = inaction(key.kind).is_some_and(|why| problem.message == why);
             !inaction || !routing.resolved.acts(key, &l7.served)
         };
-        problems.extend(routing.problems.iter().filter(is_idle).chain(&l7.problems).cloned());
+        let said = routing.problems.iter().filter(is_idle).chain(&l7.problems).chain(&security.problems);
+        problems.extend(said.cloned());
         let services =
             service::index(&objects, &settings, |s| waypoints.service(s, &objects, &settings).address, &mut problems);
         let owners = owners(&objects, &mut problems);
@@ -125,6 +128,8 @@ impl Join {
             tables: l7.tables.clone(),
             clusters: l7.clusters.clone(),
             served: l7.served.clone(),
+            security: security.security.clone(),
+            at_waypoints: security.in_force.clone(),
             waypoints: waypoints.ours().map(|(name, waypoint)| (name.clone(), waypoint.gateway())).collect(),
             waypoint_pods: waypoints.pods(&objects, &settings),
             placements,
@@ -136,7 +141,7 @@ impl Join {
             problems,
         };
         let contested = owners.contested;
-        self.last = Last { objects, settings: Some(settings), contested, waypoints, parts, routing, l7 };
+        self.last = Last { objects, settings: Some(settings), contested, waypoints, parts, routing, l7, security };
         view
     }
 
@@ -162,6 +167,20 @@ impl Join {
         let mut made = l7::index(objects, settings, &indexed, &waypoints.served(objects, settings));
         made.keep(&self.last.l7);
         (Arc::new(indexed), Arc::new(made))
+    }
+
+    /// What waypoints hold requests against: of policies and of whom each serves.
+    fn security(&self, objects: &Objects, settings: &Settings, waypoints: &Waypoints) -> Arc<security::Made> {
+        let is_same = self.last.settings.as_ref() == Some(settings)
+            && routing::reads_the_same(&self.last.objects, objects)
+            && self.last.objects.authorization_policies == objects.authorization_policies
+            && self.last.objects.token_keys == objects.token_keys;
+        if is_same {
+            return self.last.security.clone();
+        }
+        let mut made = security::index(objects, settings, waypoints, &waypoints.served(objects, settings));
+        made.keep(&self.last.security);
+        Arc::new(made)
     }
 
     fn parts(&mut self, around: &Around<'_>) -> BTreeMap<ArcStr, Arc<Part>> {

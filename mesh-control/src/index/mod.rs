@@ -5,6 +5,7 @@ pub mod join;
 pub mod l7;
 pub mod policy;
 pub mod routing;
+pub mod security;
 pub mod service;
 pub mod settings;
 pub mod view;

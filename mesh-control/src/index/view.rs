@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use mesh_core::l7::{Clusters, Table};
+use mesh_core::l7::{Clusters, Security, Table};
 use mesh_core::{ArcStr, NamespacedName, Policy, Service, Workload};
 
 use super::routing::Resolved;
@@ -93,6 +93,10 @@ pub struct View {
     pub clusters: BTreeMap<NamespacedName, Arc<Clusters>>,
     /// Services that any waypoint serves: what routes say of them is in force.
     pub served: BTreeSet<NamespacedName>,
+    /// What they hold requests against, by their gateways.
+    pub security: BTreeMap<NamespacedName, Arc<Security>>,
+    /// Policies that are in force at some waypoint.
+    pub at_waypoints: BTreeSet<Key>,
     /// Waypoints, by their gateways.
     pub waypoints: BTreeMap<NamespacedName, WaypointGateway>,
     /// Pods that serve waypoints and have not ended, by namespace and name.

@@ -16,6 +16,7 @@ pub mod pod;
 pub mod routing;
 pub mod service;
 pub mod strict;
+pub mod token_keys;
 pub mod waypoint;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +34,7 @@ pub use node::Node;
 pub use peer_authentication::PeerAuthentication;
 pub use pod::Pod;
 use routing::reference::ParentReference;
+use routing::telemetry::TargetReference;
 pub use routing::{Routes, Routing};
 pub use service::Service;
 
@@ -95,6 +97,8 @@ pub struct Unreadable {
     pub selector: Option<Labels>,
     /// It is bound to something other than workloads, so that workloads need not be closed.
     pub bound_elsewhere: bool,
+    /// What a policy is bound to, if all of that could be read.
+    pub targets: Option<Vec<TargetReference>>,
     /// What a route of the Gateway API belongs to, as far as that can be read: there it is told that it cannot be.
     pub parents: Vec<ParentReference>,
     /// It looks like an object of the kind, but which one it is cannot be told: the name is made up.
@@ -146,6 +150,8 @@ pub struct Objects {
     pub routes: Routes,
     /// Routes of the Gateway API that are there and cannot be read, and never could, with what they belong to as far as that can be read. They count nowhere.
     pub unread_routes: BTreeMap<Key, Vec<ParentReference>>,
+    /// Keys of tokens that are elsewhere, as far as they could be fetched.
+    pub token_keys: Arc<token_keys::Keys>,
     /// Kinds that have never been heard of: nobody knows whether there are objects of them. Only what says where requests go is not waited for.
     pub unheard: BTreeSet<Kind>,
 }

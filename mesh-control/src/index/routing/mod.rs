@@ -124,7 +124,12 @@ pub fn index(objects: &Objects, settings: &Settings) -> Indexed {
     let mut routes = objects.routes.clone();
     routes.retain(|name| name.namespace.is_empty() || settings.heeds(objects, &name.namespace));
     for (key, object) in routes.iter() {
-        let is_idle = |_: &&str| routing::is_ours(&object, settings.istio_runs) && !serves_tunnels(&object, &routes);
+        // What is done with tokens `index::security` knows.
+        let is_idle = |_: &&str| {
+            key.kind != Kind::RequestAuthentication
+                && routing::is_ours(&object, settings.istio_runs)
+                && !serves_tunnels(&object, &routes)
+        };
         if let Some(why) = routing::inaction(key.kind).filter(is_idle) {
             findings.add(&key, Problem::warning("", why));
         }

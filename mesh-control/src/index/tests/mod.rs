@@ -2,6 +2,7 @@
 
 mod joins;
 mod policies;
+mod security;
 mod services;
 mod settings;
 mod waypoints;

@@ -140,13 +140,13 @@ fn policies_are_read_to_the_last_field() {
         (
             "  rules:\n  - to: [{operation: {methods: [GET]}}]",
             &[
-                "warning 6 spec.rules[0].to[0].operation.methods: needs a waypoint, which there is none of: this ALLOW rule allows nothing",
+                "warning 6 spec.rules[0].to[0].operation.methods: an agent cannot judge it: this ALLOW rule allows nothing",
             ],
         ),
         (
             "  action: DENY\n  rules:\n  - to: [{operation: {methods: [GET]}}]",
             &[
-                "warning 7 spec.rules[0].to[0].operation.methods: needs a waypoint, which there is none of: this rule denies whatever its other conditions match",
+                "warning 7 spec.rules[0].to[0].operation.methods: an agent cannot judge it: this rule denies whatever its other conditions match",
             ],
         ),
         (
@@ -154,12 +154,7 @@ fn policies_are_read_to_the_last_field() {
             &["warning 5 spec.action: no external authorizer can be asked: what the rules match is denied"],
         ),
         ("  action: AUDIT", &["warning 5 spec.action: AUDIT is not supported, the policy has no effect"]),
-        (
-            "  targetRefs: [{kind: Gateway, group: gateway.networking.k8s.io, name: w}]",
-            &[
-                "warning 5 spec.targetRefs: policies bound to a target are a waypoint's, and there is none: it has no effect",
-            ],
-        ),
+        ("  targetRefs: [{kind: Gateway, group: gateway.networking.k8s.io, name: w}]", &[]),
     ];
     for (spec, expected) in cases {
         check(&policy(spec), expected);

@@ -6,15 +6,17 @@
 //! | DENY with anything that L4 cannot judge | that condition is left out: the rule denies more. Alone, it denies everything selected |
 //! | CUSTOM | nobody can be asked, so what its rules match is denied |
 //! | AUDIT | not sent; it never denied anything |
-//! | bound by `targetRefs` | not sent: it is a waypoint's |
+//! | bound by `targetRefs` | not sent: it is a waypoint's, in full ([`bound`]) |
 //!
 //! A field or value that is not understood makes the whole policy unreadable; what happens then is the catalog's business.
 
+pub mod bound;
 mod values;
 
 use mesh_core::ArcStr;
 use mesh_core::policy::{Action, Clause, Match, Rule};
 
+use bound::Bound;
 use values::{blocks, patterns, ports, principals, service_accounts};
 
 use super::fields::{Fields, Mapping};
@@ -36,8 +38,8 @@ pub struct AuthorizationPolicy {
     pub selector: Labels,
     /// What the agents get; `None` if the policy is not theirs.
     pub enforced: Option<Enforced>,
-    /// It is bound to a target: a waypoint's.
-    pub is_bound: bool,
+    /// What waypoints get, if it is bound to something.
+    pub bound: Option<Bound>,
 }
 
 /// The part of a policy that agents enforce.
@@ -85,32 +87,19 @@ fn policy(key: &Key, tree: &Tree, fields: &mut Fields, known: &mut Unreadable) -
         if spec.get("selector").is_some() {
             fields.error(spec.field(field), "a policy has either a selector or target references, not both");
         }
-        let problem = Problem::warning(
-            spec.field(field),
-            "policies bound to a target are a waypoint's, and there is none: it has no effect",
-        );
-        fields.problems.push(problem.help("use `selector` for a policy that the node's agent enforces"));
+        known.targets = bound::targets(&spec, fields);
+        let dry_run = dry_run(tree, fields);
+        let bound = bound::read(key, &spec, known.targets.clone().unwrap_or_default(), dry_run, fields)?;
         return Some(AuthorizationPolicy {
             namespace: key.namespace.clone(),
             name: key.name.clone(),
             selector: selector?,
             enforced: None,
-            is_bound: true,
+            bound: Some(bound),
         });
     }
 
-    let written = match fields.string(&spec, "action") {
-        None => Written::Allow,
-        Some("ALLOW") => Written::Allow,
-        Some("DENY") => Written::Deny,
-        Some("AUDIT") => Written::Audit,
-        Some("CUSTOM") => Written::Custom,
-        Some(other) => {
-            let problem = Problem::error("spec.action", format!("unknown action {other:?}"));
-            fields.problems.push(problem.help("write ALLOW or DENY"));
-            return None;
-        }
-    };
+    let written = written(&spec, fields)?;
     let action = if written == Written::Allow { Action::Allow } else { Action::Deny };
     match written {
         Written::Custom => {
@@ -149,7 +138,22 @@ fn policy(key: &Key, tree: &Tree, fields: &mut Fields, known: &mut Unreadable) -
         name: key.name.clone(),
         selector: selector?,
         enforced,
-        is_bound: false,
+        bound: None,
+    })
+}
+
+fn written(spec: &Mapping<'_>, fields: &mut Fields) -> Option<Written> {
+    Some(match fields.string(spec, "action") {
+        None => Written::Allow,
+        Some("ALLOW") => Written::Allow,
+        Some("DENY") => Written::Deny,
+        Some("AUDIT") => Written::Audit,
+        Some("CUSTOM") => Written::Custom,
+        Some(other) => {
+            let problem = Problem::error("spec.action", format!("unknown action {other:?}"));
+            fields.problems.push(problem.help("write ALLOW or DENY"));
+            return None;
+        }
     })
 }
 
@@ -203,16 +207,17 @@ fn rule(key: &Key, tree: &Tree, path: &str, action: Action, fields: &mut Fields)
 
     for field in &beyond {
         let problem = match action {
-            Action::Allow => Problem::warning(
-                field.clone(),
-                "needs a waypoint, which there is none of: this ALLOW rule allows nothing",
-            ),
+            Action::Allow => {
+                Problem::warning(field.clone(), "an agent cannot judge it: this ALLOW rule allows nothing")
+            }
             Action::Deny => Problem::warning(
                 field.clone(),
-                "needs a waypoint, which there is none of: this rule denies whatever its other conditions match",
+                "an agent cannot judge it: this rule denies whatever its other conditions match",
             ),
         };
-        fields.problems.push(problem.help("a node's agent sees addresses, ports and identities only"));
+        fields.problems.push(problem.help(
+            "a node's agent sees addresses, ports and identities only; bind the policy to a waypoint with `targetRefs`",
+        ));
     }
     match action {
         Action::Allow if !beyond.is_empty() => None,
@@ -239,16 +244,8 @@ fn operation(tree: &Tree, path: &str, fields: &mut Fields) -> Option<Part> {
     Some(part(&operation, &HTTP, judged, fields))
 }
 
-/// `from[].source`
-fn source(key: &Key, tree: &Tree, path: &str, fields: &mut Fields) -> Option<Part> {
-    const BEYOND: [&str; 6] = [
-        "requestPrincipals",
-        "notRequestPrincipals",
-        "remoteIpBlocks",
-        "notRemoteIpBlocks",
-        "trustDomains",
-        "notTrustDomains",
-    ];
+/// The fields of `from[].source`.
+fn source_fields<'a>(tree: &'a Tree, path: &str, fields: &mut Fields) -> Option<Mapping<'a>> {
     const KNOWN: [&str; 14] = [
         "principals",
         "notPrincipals",
@@ -278,6 +275,20 @@ fn source(key: &Key, tree: &Tree, path: &str, fields: &mut Fields) -> Option<Par
     {
         fields.error(source.path(), "serviceAccounts cannot stand beside principals or namespaces");
     }
+    Some(source)
+}
+
+/// `from[].source`
+fn source(key: &Key, tree: &Tree, path: &str, fields: &mut Fields) -> Option<Part> {
+    const BEYOND: [&str; 6] = [
+        "requestPrincipals",
+        "notRequestPrincipals",
+        "remoteIpBlocks",
+        "notRemoteIpBlocks",
+        "trustDomains",
+        "notTrustDomains",
+    ];
+    let source = source_fields(tree, path, fields)?;
     let judged = Match {
         principals: principals(&source, "principals", fields),
         not_principals: principals(&source, "notPrincipals", fields),

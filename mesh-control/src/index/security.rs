@@ -1,0 +1,280 @@
+//! What each waypoint holds requests against: the policies and RequestAuthentications that are bound to it, to its class, or to services that it serves. Those with a
+//! selector, or without anything, are agents' as in Istio: what a pod's agent cannot judge of them it does not judge (`resource::authorization_policy`).
+//!
+//! What cannot be read and never could denies what it is bound to. What is bound to something that has no waypoint is in force nowhere, and says so.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use http::HeaderName;
+use mesh_core::l7::Security;
+use mesh_core::l7::headers::is_changeable;
+use mesh_core::l7::policy::Policy;
+use mesh_core::l7::security::{Authentication, Target};
+use mesh_core::l7::token::{JwtRule, Location};
+use mesh_core::{ArcStr, NamespacedName};
+
+use super::Settings;
+use super::service::key;
+use super::waypoint::{Served, Waypoints};
+use crate::diagnosis::Problem;
+use crate::resource::routing::telemetry::{self, RequestAuthentication, TargetReference};
+use crate::resource::routing::{Routed, inaction};
+use crate::resource::token_keys::{Keys, Place};
+use crate::resource::{Key, Kind, Objects, Secured};
+
+type Problems = Vec<(Key, Problem)>;
+
+/// What waypoints are given, and what is to be said of the objects that it is made of.
+#[derive(Clone, Debug, Default)]
+pub struct Made {
+    /// By gateway.
+    pub security: BTreeMap<NamespacedName, Arc<Security>>,
+    /// Objects that are in force at some waypoint.
+    pub in_force: BTreeSet<Key>,
+    /// What is to be said.
+    pub problems: Problems,
+}
+
+impl Made {
+    /// What says the same as before is the same: whoever serves it need not look.
+    pub fn keep(&mut self, before: &Self) {
+        for (gateway, own) in &mut self.security {
+            if let Some(same) = before.security.get(gateway).filter(|same| *same == own) {
+                *own = same.clone();
+            }
+        }
+    }
+}
+
+/// Whom something is bound to.
+struct Finder<'a> {
+    objects: &'a Objects,
+    settings: &'a Settings,
+    waypoints: &'a Waypoints,
+    served: &'a Served,
+}
+
+/// By gateway.
+type Targets = BTreeMap<NamespacedName, Target>;
+
+/// Finds what each waypoint is to be told.
+pub fn index(objects: &Objects, settings: &Settings, waypoints: &Waypoints, served: &Served) -> Made {
+    let finder = Finder { objects, settings, waypoints, served };
+    let mut made = Made::default();
+    let mut all: BTreeMap<NamespacedName, Security> = BTreeMap::new();
+    for (gateway, _) in waypoints.ours() {
+        let name = gateway.to_string().into();
+        all.insert(gateway.clone(), Security { name, ..Security::default() });
+    }
+    for (name, secured) in &objects.authorization_policies {
+        if !settings.heeds(objects, &name.namespace) {
+            continue;
+        }
+        let own = Key { kind: Kind::AuthorizationPolicy, namespace: name.namespace.clone(), name: name.name.clone() };
+        let (targets, closed) = match secured {
+            Secured::Readable(policy) => match &policy.bound {
+                Some(bound) => (finder.targets(&own, &bound.targets, &mut made.problems), false),
+                None => continue,
+            },
+            Secured::Unreadable(known) if known.bound_elsewhere => match &known.targets {
+                Some(targets) => (finder.targets(&own, targets, &mut made.problems), true),
+                None => (finder.all_of(&name.namespace), true),
+            },
+            Secured::Unreadable(_) => continue,
+        };
+        for (gateway, target) in targets {
+            let policy = match secured {
+                Secured::Readable(policy) if !closed => policy.bound.as_ref().map(|bound| Policy {
+                    name: name.clone(),
+                    target: target.clone(),
+                    action: bound.action.clone(),
+                    rules: bound.rules.clone(),
+                    dry_run: bound.dry_run,
+                }),
+                _ => None,
+            };
+            let policy = policy.unwrap_or_else(|| Policy::closed(name.clone(), target));
+            made.in_force.insert(own.clone());
+            all.entry(gateway).or_default().policies.push(Arc::new(policy));
+        }
+    }
+    for (name, object) in &objects.routes.request_authentications {
+        if settings.heeds(objects, &name.namespace) && !settings.istio_runs {
+            finder.tokens(name, object, &mut all, &mut made);
+        }
+    }
+    made.security = all.into_iter().map(|(gateway, own)| (gateway, Arc::new(own))).collect();
+    made
+}
+
+impl Finder<'_> {
+    /// The waypoints of what is named, and what is to be said of what has none.
+    fn targets(&self, own: &Key, targets: &[TargetReference], problems: &mut Problems) -> Targets {
+        let mut found = Targets::new();
+        for (index, target) in targets.iter().enumerate() {
+            match self.target(&own.namespace, target) {
+                Ok(several) => several.into_iter().for_each(|(gateway, target)| merge(&mut found, gateway, target)),
+                Err(why) => {
+                    let field = format!("spec.targetRefs[{index}]");
+                    problems.push((own.clone(), Problem::warning(field, format!("{why}: it is not in force there"))));
+                }
+            }
+        }
+        found
+    }
+
+    fn target(&self, namespace: &ArcStr, target: &TargetReference) -> Result<Vec<(NamespacedName, Target)>, String> {
+        let name = NamespacedName::new(namespace.clone(), target.name.as_str());
+        let found: Vec<(NamespacedName, Target)> = match target.kind.as_str() {
+            "Gateway" => {
+                let is_it = |(gateway, _): &(&NamespacedName, _)| **gateway == name;
+                self.waypoints.ours().filter(is_it).map(|(gateway, _)| (gateway.clone(), Target::All)).collect()
+            }
+            "GatewayClass" if !self.settings.is_root(namespace) => {
+                return Err("policies of a whole class are read in the root namespace only".to_owned());
+            }
+            "GatewayClass" => {
+                let is_of = |gateway: &NamespacedName| {
+                    let object = self.objects.routes.gateways.get(gateway);
+                    object.is_some_and(|object| object.spec.gateway_class_name == target.name)
+                };
+                let own = self.waypoints.ours().filter(|(gateway, _)| is_of(gateway));
+                own.map(|(gateway, _)| (gateway.clone(), Target::All)).collect()
+            }
+            "ServiceEntry" => {
+                let Some(entry) = self.objects.routes.service_entries.get(&name) else {
+                    return Err(format!("there is no ServiceEntry {name}"));
+                };
+                let hosts = entry.spec.hosts.iter();
+                self.served_by(hosts.map(|host| NamespacedName::new(namespace.clone(), host.as_str())).collect())
+            }
+            _ if !self.objects.services.contains_key(&name) => return Err(format!("there is no Service {name}")),
+            _ => self.served_by(vec![key(namespace, &target.name, self.settings)]),
+        };
+        match found.is_empty() {
+            true => Err(format!("{} {name} has no waypoint of ours", target.kind)),
+            false => Ok(found),
+        }
+    }
+
+    fn served_by(&self, services: Vec<NamespacedName>) -> Vec<(NamespacedName, Target)> {
+        let mut found = Vec::new();
+        for (gateway, served) in self.served {
+            let own: Vec<_> = services.iter().filter(|service| served.contains(service)).cloned().collect();
+            if !own.is_empty() {
+                found.push((gateway.clone(), Target::Services(own)));
+            }
+        }
+        found
+    }
+
+    /// Whatever something in a namespace may be bound to.
+    fn all_of(&self, namespace: &ArcStr) -> Targets {
+        let mut found = Targets::new();
+        for (gateway, served) in self.served {
+            if self.settings.is_root(namespace) || gateway.namespace == *namespace {
+                merge(&mut found, gateway.clone(), Target::All);
+            }
+            let own: Vec<_> = served.iter().filter(|service| service.namespace == *namespace).cloned().collect();
+            if !own.is_empty() {
+                merge(&mut found, gateway.clone(), Target::Services(own));
+            }
+        }
+        found
+    }
+
+    fn tokens(
+        &self,
+        name: &NamespacedName,
+        object: &Routed<RequestAuthentication>,
+        all: &mut BTreeMap<NamespacedName, Security>,
+        made: &mut Made,
+    ) {
+        let kind = Kind::RequestAuthentication;
+        let own = Key { kind, namespace: name.namespace.clone(), name: name.name.clone() };
+        let targets: Vec<TargetReference> =
+            object.spec.target_ref.iter().chain(&object.spec.target_refs).cloned().collect();
+        let found = self.targets(&own, &targets, &mut made.problems);
+        if found.is_empty() {
+            let why = inaction(kind).unwrap_or_default();
+            let help = "bind it to a Gateway or a Service with `targetRefs`";
+            made.problems.push((own, Problem::warning("", why).help(help)));
+            return;
+        }
+        let rules: Vec<Arc<JwtRule>> = object
+            .spec
+            .jwt_rules
+            .iter()
+            .enumerate()
+            .map(|(index, rule)| Arc::new(jwt_rule(&own, index, rule, &self.objects.token_keys, &mut made.problems)))
+            .collect();
+        made.in_force.insert(own);
+        for (gateway, target) in found {
+            let authentication = Authentication { name: name.clone(), target, rules: rules.clone() };
+            all.entry(gateway).or_default().authentications.push(Arc::new(authentication));
+        }
+    }
+}
+
+/// Of two about the same waypoint, both count.
+fn merge(found: &mut Targets, gateway: NamespacedName, target: Target) {
+    match (found.get_mut(&gateway), target) {
+        (None, target) => drop(found.insert(gateway, target)),
+        (Some(Target::All), _) => {}
+        (Some(known), Target::All) => *known = Target::All,
+        (Some(Target::Services(known)), Target::Services(more)) => {
+            known.extend(more);
+            known.sort();
+            known.dedup();
+        }
+    }
+}
+
+fn jwt_rule(own: &Key, index: usize, rule: &telemetry::JwtRule, known: &Keys, problems: &mut Problems) -> JwtRule {
+    let field = |name: &str| format!("spec.jwtRules[{index}].{name}");
+    let texts = |values: &[String]| values.iter().map(|value| ArcStr::from(value.as_str())).collect();
+    // What they are called has been read before.
+    let header = |name: &String| HeaderName::try_from(name.as_str()).ok();
+    let mut output = |name: &String, at: &str| {
+        let name = header(name)?;
+        if is_changeable(&name) {
+            return Some(name);
+        }
+        let message = format!("{name} says what the message or the connection is: nothing is sent on in it");
+        problems.push((own.clone(), Problem::warning(field(at), message)));
+        None
+    };
+    let payload_header = rule.output_payload_to_header.as_ref().and_then(|name| output(name, "outputPayloadToHeader"));
+    let claims = rule.output_claim_to_headers.iter();
+    let claim_headers = claims
+        .filter_map(|one| Some((output(&one.header, "outputClaimToHeaders")?, ArcStr::from(one.claim.as_str()))))
+        .collect();
+    let of_headers = rule
+        .from_headers
+        .iter()
+        .filter_map(|one| Some(Location::Header(header(&one.name)?, one.prefix.as_deref().unwrap_or_default().into())));
+    let parameters = rule.from_params.iter().map(|name| Location::Parameter(name.as_str().into()));
+    let cookies = rule.from_cookies.iter().map(|name| Location::Cookie(name.as_str().into()));
+    let mut locations: Vec<Location> = of_headers.chain(parameters).chain(cookies).collect();
+    if locations.is_empty() {
+        locations = JwtRule::usual_locations();
+    }
+    let fetched = Place::of(rule).and_then(|place| known.get(&place).cloned());
+    let keys = rule.jwks.as_deref().map(ArcStr::from).or(fetched);
+    if keys.is_none() {
+        let message = "the keys have not been fetched: tokens of this issuer are refused until they are";
+        let help = "the log of the control plane says why; or write the keys in `jwks`";
+        problems.push((own.clone(), Problem::warning(field("jwksUri"), message).help(help)));
+    }
+    JwtRule {
+        issuer: rule.issuer.as_str().into(),
+        audiences: texts(&rule.audiences),
+        keys,
+        locations,
+        forward: rule.forward_original_token == Some(true),
+        payload_header,
+        claim_headers,
+        spaced: texts(&rule.space_delimited_claims),
+    }
+}

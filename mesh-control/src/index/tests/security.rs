@@ -1,0 +1,219 @@
+//! Which policies each waypoint is given, and what is said of those that none is.
+
+use std::collections::BTreeMap;
+
+use mesh_core::NamespacedName;
+use mesh_core::l7::policy::{Action, Attribute, When};
+use mesh_core::l7::security::Target;
+use mesh_core::l7::token::Location;
+use mesh_core::l7::{Security, path::Spelling};
+
+use super::*;
+use crate::resource::Key;
+
+/// Two waypoints: of `shop`, with the service `web`, and of `other`, with nothing.
+fn mesh(more: &str) -> View {
+    let gateway = |namespace: &str| {
+        format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: wp, namespace: {namespace}}}\nspec: {{gatewayClassName: undermesh-waypoint, listeners: [{{name: mesh, port: 15008, protocol: HBONE}}]}}\n"
+        )
+    };
+    let web = "---\napiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop, labels: {istio.io/use-waypoint: wp}}\nspec: {selector: {app: web}, clusterIP: 198.19.0.1, ports: [{port: 80}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: free, namespace: shop}\nspec: {selector: {app: free}, clusterIP: 198.19.0.2, ports: [{port: 80}]}\n";
+    view(&format!("{}{}{web}{more}", gateway("shop"), gateway("other")))
+}
+
+fn policy(namespace: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: {namespace}}}\nspec: {spec}\n"
+    )
+}
+
+fn refs(kind: &str, name: &str) -> String {
+    let group = match kind {
+        "Service" => "\"\"",
+        "ServiceEntry" => "networking.istio.io",
+        _ => "gateway.networking.k8s.io",
+    };
+    format!("targetRefs: [{{group: {group}, kind: {kind}, name: {name}}}]")
+}
+
+/// What each waypoint has: of each policy its target in a word.
+fn given(view: &View) -> BTreeMap<String, Vec<String>> {
+    let target = |target: &Target| match target {
+        Target::All => "all".to_owned(),
+        Target::Services(services) => services.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+    };
+    let of = |own: &Security| {
+        let policies = own.policies.iter().map(|one| target(&one.target));
+        policies.chain(own.authentications.iter().map(|one| target(&one.target))).collect()
+    };
+    let own = view.security.iter().map(|(gateway, own)| (gateway.to_string(), of(own)));
+    own.filter(|(_, all): &(_, Vec<String>)| !all.is_empty()).collect()
+}
+
+fn said(view: &View) -> Vec<String> {
+    let of_policies = |key: &Key| matches!(key.kind, Kind::AuthorizationPolicy | Kind::RequestAuthentication);
+    let own = view.problems.iter().filter(|(key, _)| of_policies(key));
+    own.map(|(_, problem)| format!("{}: {}", problem.field, problem.message)).collect()
+}
+
+#[test]
+fn features_AP_2_a_policy_goes_to_the_waypoints_of_its_targets() {
+    let web = "shop/web.shop.svc.cluster.local";
+    for (what, policy, expected, saying) in [
+        ("a gateway", policy("shop", &format!("{{{}}}", refs("Gateway", "wp"))), &[("shop/wp", "all")][..], ""),
+        ("a service", policy("shop", &format!("{{{}}}", refs("Service", "web"))), &[("shop/wp", web)], ""),
+        (
+            "a class",
+            policy("undermesh-system", &format!("{{{}}}", refs("GatewayClass", "undermesh-waypoint"))),
+            &[("other/wp", "all"), ("shop/wp", "all")],
+            "",
+        ),
+        (
+            "a class elsewhere",
+            policy("shop", &format!("{{{}}}", refs("GatewayClass", "undermesh-waypoint"))),
+            &[],
+            "spec.targetRefs[0]: policies of a whole class are read in the root namespace only: it is not in force there",
+        ),
+        (
+            "a service without a waypoint",
+            policy("shop", &format!("{{{}}}", refs("Service", "free"))),
+            &[],
+            "spec.targetRefs[0]: Service shop/free has no waypoint of ours: it is not in force there",
+        ),
+        (
+            "no service",
+            policy("shop", &format!("{{{}}}", refs("Service", "none"))),
+            &[],
+            "spec.targetRefs[0]: there is no Service shop/none: it is not in force there",
+        ),
+        (
+            "another namespace's gateway",
+            policy("third", &format!("{{{}}}", refs("Gateway", "wp"))),
+            &[],
+            "spec.targetRefs[0]: Gateway third/wp has no waypoint of ours: it is not in force there",
+        ),
+        (
+            "two targets, one without",
+            policy("shop", "{targetRefs: [{group: \"\", kind: Service, name: web}, {kind: Service, name: free}]}"),
+            &[("shop/wp", web)],
+            "spec.targetRefs[1]: Service shop/free has no waypoint of ours: it is not in force there",
+        ),
+        // Those of agents.
+        ("a selector", policy("shop", "{selector: {matchLabels: {app: web}}}"), &[], ""),
+        ("a namespace", policy("shop", "{}"), &[], ""),
+        ("the mesh", policy("undermesh-system", "{}"), &[], ""),
+        // What cannot be read is closed where it is bound.
+        ("unreadable", policy("shop", &format!("{{{}, rulez: []}}", refs("Service", "web"))), &[("shop/wp", web)], ""),
+        ("unreadable targets", policy("shop", "{targetRefs: [{kind: Pod, name: web}]}"), &[("shop/wp", "all")], ""),
+    ] {
+        let view = mesh(&policy);
+        let expected: BTreeMap<String, Vec<String>> =
+            expected.iter().map(|(gateway, target)| ((*gateway).to_owned(), vec![(*target).to_owned()])).collect();
+        assert_eq!(given(&view), expected, "{what}");
+        let said = said(&view);
+        assert_eq!(said.first().map(String::as_str).unwrap_or_default(), saying, "{what}: {said:?}");
+        let key = Key { kind: Kind::AuthorizationPolicy, namespace: "shop".into(), name: "p".into() };
+        assert_eq!(view.at_waypoints.contains(&key), expected.contains_key("shop/wp") && what != "a class", "{what}");
+        // No waypoint has less than that: an empty one lets everything through, and none nothing.
+        assert_eq!(view.security.len(), 2, "{what}");
+        if what.starts_with("unreadable") {
+            let own = &view.security[&NamespacedName::new("shop", "wp")].policies[0];
+            assert_eq!((&own.action, own.rules.len()), (&Action::Deny, 1), "{what}");
+        }
+    }
+}
+
+#[test]
+fn features_AP_3_to_AP_5_all_that_a_policy_says_goes_to_the_waypoint() {
+    let spec = format!(
+        "\n  {}\n  action: DENY\n  rules:\n  - from:\n    - source: {{principals: [a*], notNamespaces: [b], remoteIpBlocks: [10.0.0.0/8], requestPrincipals: ['*']}}\n    to:\n    - operation: {{hosts: ['*.Example.COM'], notMethods: [GET], paths: ['/a/{{*}}', '/b*'], ports: ['80']}}\n    when:\n    - {{key: 'request.headers[X-Token]', values: [a]}}\n    - {{key: 'request.headers[:authority]', notValues: [b]}}\n    - {{key: 'request.auth.claims[a][b]', values: ['*c']}}\n    - {{key: source.serviceAccount, values: [x/y]}}\n    - {{key: remote.ip, notValues: [10.1.0.0/16]}}\n    - {{key: experimental.envoy.filters.x, values: [a]}}",
+        refs("Gateway", "wp")
+    );
+    let view = mesh(&policy("shop", &spec));
+    let own = &view.security[&NamespacedName::new("shop", "wp")].policies[0];
+    assert_eq!((&own.action, own.rules.len(), own.dry_run), (&Action::Deny, 1, false));
+    let rule = &own.rules[0];
+    let source = &rule.from[0];
+    assert_eq!((source.principals.is.len(), source.namespaces.not.len(), source.remote_ips.is.len()), (1, 1, 1));
+    let operation = &rule.to[0];
+    assert_eq!(operation.hosts.is, [StringMatch::Suffix(".example.com".into())]);
+    assert_eq!(operation.paths.is.iter().map(|path| path.text().as_str()).collect::<Vec<_>>(), ["/a/{*}", "/b*"]);
+    let kinds: Vec<String> = rule
+        .when
+        .iter()
+        .map(|when| match when {
+            When::Text(Attribute::Header(name), _) => format!("header {name}"),
+            When::Text(Attribute::Claim(path), _) => format!("claim {}", path.join("/")),
+            When::Text(Attribute::Host, _) => "host".into(),
+            When::Account(_) => "account".into(),
+            When::Ip(of, _) => format!("{of:?}"),
+            When::Unknown(what) => format!("unknown {what}"),
+            other => format!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(
+        kinds,
+        ["header x-token", "host", "claim a/b", "account", "Remote", "unknown experimental.envoy.filters.x"]
+    );
+    for bad in [
+        "{key: 'request.headers[:path]', values: [a]}",
+        "{key: 'request.headers[connection]', values: [a]}",
+        "{key: 'request.headers[a b]', values: [a]}",
+        "{key: 'request.auth.claims[]', values: [a]}",
+        "{key: request.method, values: [a]}",
+        "{key: source.ip, values: [a]}",
+    ] {
+        let spec = format!("{{{}, rules: [{{when: [{bad}]}}]}}", refs("Gateway", "wp"));
+        let view = mesh(&policy("shop", &spec));
+        let own = &view.security[&NamespacedName::new("shop", "wp")].policies[0];
+        assert_eq!((&own.action, own.rules.len()), (&Action::Deny, 1), "{bad}");
+    }
+    for (action, expected) in [
+        ("action: CUSTOM, provider: {name: ask}", Action::Custom("ask".into())),
+        ("action: AUDIT", Action::Audit),
+        ("action: ALLOW", Action::Allow),
+        ("action: CUSTOM", Action::Deny),
+        ("action: ALLOW, provider: {name: ask}", Action::Deny),
+    ] {
+        let view = mesh(&policy("shop", &format!("{{{}, {action}, rules: []}}", refs("Gateway", "wp"))));
+        let own = &view.security[&NamespacedName::new("shop", "wp")].policies[0];
+        assert_eq!(own.action, expected, "{action}");
+    }
+}
+
+#[test]
+fn features_RA_1_whose_tokens_are_believed_goes_to_the_waypoint() {
+    let authentication = |spec: &str| {
+        format!(
+            "---\napiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: p, namespace: shop}}\nspec: {spec}\n"
+        )
+    };
+    let rule = "{issuer: me, audiences: [a], jwks: '{\"keys\": []}', fromHeaders: [{name: X-Jwt, prefix: 'JWT '}], fromCookies: [c], outputClaimToHeaders: [{header: x-user, claim: sub}, {header: content-length, claim: n}], spaceDelimitedClaims: [roles]}";
+    let far = "{issuer: you, jwksUri: 'https://example.com/keys', forwardOriginalToken: true}";
+    let view = mesh(&authentication(&format!("{{{}, jwtRules: [{rule}, {far}]}}", refs("Service", "web"))));
+    assert_eq!(given(&view), [("shop/wp".to_owned(), vec!["shop/web.shop.svc.cluster.local".to_owned()])].into());
+    let own = &view.security[&NamespacedName::new("shop", "wp")];
+    let [one, two] = &own.authentications[0].rules[..] else { panic!() };
+    assert_eq!(
+        (one.keys.as_deref(), one.forward, two.keys.as_deref(), two.forward),
+        (Some("{\"keys\": []}"), false, None, true)
+    );
+    let name = http::HeaderName::from_static("x-jwt");
+    assert_eq!(one.locations, [Location::Header(name, "JWT ".into()), Location::Cookie("c".into())]);
+    assert_eq!(two.locations[0], Location::Bearer);
+    assert_eq!(one.claim_headers.len(), 1);
+    assert_eq!(
+        said(&view),
+        [
+            "spec.jwtRules[0].outputClaimToHeaders: content-length says what the message or the connection is: nothing is sent on in it",
+            "spec.jwtRules[1].jwksUri: the keys have not been fetched: tokens of this issuer are refused until they are",
+        ]
+    );
+    for unbound in ["{jwtRules: []}", "{selector: {matchLabels: {app: web}}}"] {
+        let view = mesh(&authentication(unbound));
+        assert_eq!(given(&view), BTreeMap::new(), "{unbound}");
+        assert_eq!(said(&view), [": known, not in force: there is no waypoint that acts on it"], "{unbound}");
+    }
+    assert_eq!(own.spelling, None::<Spelling>);
+}

@@ -115,7 +115,7 @@ fn hash_key(key: Option<wire::hash::Key>) -> Result<HashKey, ConvertError> {
         },
         Key::Cookie(cookie) => {
             few("hash.cookie.attributes", cookie.attributes.len(), MOST)?;
-            let attribute = |one: wire::Attribute| {
+            let attribute = |one: wire::CookieAttribute| {
                 let value = one.value.map(|value| cookie_text("hash.cookie.attributes", value)).transpose()?;
                 Ok((cookie_name("hash.cookie.attributes", one.name)?, value))
             };
@@ -193,7 +193,7 @@ fn write_hash_key(key: &HashKey) -> wire::hash::Key {
             lasts: lasts.map(write_time),
             attributes: attributes
                 .iter()
-                .map(|(name, value)| wire::Attribute {
+                .map(|(name, value)| wire::CookieAttribute {
                     name: name.to_string(),
                     value: value.as_ref().map(ToString::to_string),
                 })

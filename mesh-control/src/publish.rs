@@ -48,8 +48,9 @@ impl Outlets {
         let view = Arc::new(join.build(update.objects, settings));
         let (resolved, problems) = (&view.resolved, &view.problems);
         let belonging = |key: &_| resolved.belonging(key, &view.served);
-        let verdicts =
-            verdict::judge(update.marks, join.objects(), problems, &resolved.unknown, &view.at_waypoints, belonging);
+        let (unknown, at_waypoints, bindings) = (&resolved.unknown, &view.at_waypoints, &view.bindings);
+        let objects = join.objects();
+        let verdicts = verdict::judge(update.marks, objects, problems, unknown, at_waypoints, belonging, bindings);
         let mut diagnoses = update.diagnoses;
         for (key, problem) in &view.problems {
             let place = update.places.get(key).and_then(|(file, line)| {

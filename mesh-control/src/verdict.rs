@@ -6,9 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value as Json;
 
 use crate::diagnosis::{Diagnosis, Problem, Severity};
+use crate::index::waypoint::Binding;
 use crate::resource::routing::reference::ParentReference;
 use crate::resource::{Key, Kind, Objects, Secured};
 use mesh_core::NamespacedName;
+
+/// The condition that tells a service of its waypoint. It has Istio's name, so that what waits for that sees it.
+pub const WAYPOINT_BOUND: &str = "istio.io/WaypointBound";
 
 /// An object as it stands where it came from.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -55,6 +59,8 @@ pub struct Verdict {
     pub route: Option<Belonging>,
     /// It is in force, or would be, at waypoints, and not at agents.
     pub at_waypoint: bool,
+    /// What there is to say of the waypoint of a service.
+    pub binding: Option<Binding>,
     /// The object that was judged.
     pub mark: Mark,
 }
@@ -82,6 +88,7 @@ pub fn judge(
     unknown: &BTreeSet<Key>,
     at_waypoints: &BTreeSet<Key>,
     route: impl Fn(&Key) -> Option<Belonging>,
+    bindings: &BTreeMap<NamespacedName, Binding>,
 ) -> Verdicts {
     let mut joined: BTreeMap<&Key, Vec<&Problem>> = BTreeMap::new();
     for (key, problem) in problems {
@@ -89,12 +96,29 @@ pub fn judge(
     }
     // That it cannot be read is known of itself; but not whose a route is.
     let known = marks.into_iter().filter(|(key, mark)| !unknown.contains(key) || !mark.is_read && !key.kind.is_route());
-    let judged = known.map(|(key, mark)| {
-        let mut verdict = verdict(&key, mark, objects, joined.get(&key).map_or(&[], Vec::as_slice), at_waypoints);
-        verdict.route = route(&key);
-        (key, verdict)
+    let judged = known.filter_map(|(key, mark)| {
+        let verdict = if key.kind == Kind::Service {
+            let name = NamespacedName::new(key.namespace.clone(), key.name.clone());
+            of_service(mark, bindings.get(&name).cloned())
+        } else {
+            let known = verdict(&key, mark, objects, joined.get(&key).map_or(&[], Vec::as_slice), at_waypoints);
+            Some(Verdict { route: route(&key), ..known })
+        };
+        verdict.map(|verdict| (key, verdict))
     });
     judged.collect()
+}
+
+/// That of a service; none if there is nothing to say, and it does not say anything either.
+fn of_service(mark: Mark, binding: Option<Binding>) -> Option<Verdict> {
+    let says = mark.conditions.iter().any(|condition| condition["type"] == WAYPOINT_BOUND);
+    let is_told = match &binding {
+        None => says,
+        Some(binding) => *binding != Binding::Untold,
+    };
+    let reasons = Vec::new();
+    let verdict = Verdict { standing: Standing::InForce, reasons, route: None, at_waypoint: false, binding, mark };
+    is_told.then_some(verdict)
 }
 
 /// What the objects have under a key.
@@ -178,6 +202,7 @@ fn verdict(key: &Key, mark: Mark, objects: &Objects, joined: &[&Problem], at_way
         reasons: reasons.into_iter().map(|(_, reason)| reason).collect(),
         route: None,
         at_waypoint,
+        binding: None,
         mark,
     }
 }
@@ -203,7 +228,8 @@ mod tests {
             }
             let (objects, _) = catalog.apply(&scan);
             let view = index::build(&objects, &Settings::default());
-            let verdicts = judge(marks, &objects, &view.problems, &view.resolved.unknown, &view.at_waypoints, |_| None);
+            let (unknown, at_waypoints) = (&view.resolved.unknown, &view.at_waypoints);
+            let verdicts = judge(marks, &objects, &view.problems, unknown, at_waypoints, |_| None, &view.bindings);
             last = verdicts.into_iter().map(|(key, v)| (key.name.to_string(), v.standing, v.reasons)).collect();
         }
         last
@@ -293,6 +319,85 @@ mod tests {
         }
         let said = verdicts(&[vec![policy("p", bad)]]).remove(0).2;
         assert_eq!(said, ["spec.rulez: unknown field \"rulez\" (did you mean `rules`?)"]);
+    }
+
+    #[test]
+    fn services_are_told_of_the_waypoint_that_they_name() {
+        let gateway = |class: &str, labels: Json, from: &str| {
+            let listener = json!({ "name": "mesh", "port": 15008, "protocol": "HBONE", "allowedRoutes": { "namespaces": { "from": from } } });
+            let spec = json!({ "gatewayClassName": class, "listeners": [listener] });
+            let metadata = json!({ "name": "wp", "namespace": "infra", "uid": "g", "labels": labels });
+            (Kind::Gateway, json!({ "metadata": metadata, "spec": spec }))
+        };
+        let service = |namespace: &str, name: &str, labels: Json, status: Json| {
+            let metadata = json!({ "name": name, "namespace": namespace, "uid": name, "labels": labels });
+            let spec = json!({ "selector": { "a": "b" }, "ports": [{ "port": 15008 }] });
+            (Kind::Service, json!({ "metadata": metadata, "spec": spec, "status": status }))
+        };
+        let own = || service("infra", "wp", json!({}), json!({}));
+        let asks = json!({ "istio.io/use-waypoint": "wp", "istio.io/use-waypoint-namespace": "infra" });
+        let web = || service("shop", "p", asks.clone(), json!({}));
+        let bound = json!({ "conditions": [{ "type": WAYPOINT_BOUND, "status": "True" }] });
+        let shop = (Kind::Namespace, json!({ "metadata": { "name": "shop", "labels": asks } }));
+        let ours = |labels: Json, from: &str| gateway("undermesh-waypoint", labels, from);
+        let workloads = json!({ "istio.io/waypoint-for": "workload" });
+        for (what, objects, expected) in [
+            ("bound", vec![own(), ours(json!({}), "All"), web()], Some("accepted")),
+            (
+                "by its namespace",
+                vec![own(), ours(json!({}), "All"), shop.clone(), service("shop", "p", json!({}), json!({}))],
+                Some("accepted"),
+            ),
+            ("there is none", vec![web()], Some("WaypointIsNotReady")),
+            ("not there yet", vec![ours(json!({}), "All"), web()], Some("WaypointIsNotReady")),
+            (
+                "it takes nothing of the namespace",
+                vec![own(), ours(json!({}), "Same"), web()],
+                Some("AttachmentDenied"),
+            ),
+            ("not for services", vec![own(), ours(workloads.clone(), "All"), web()], Some("UnsupportedTrafficType")),
+            (
+                "nor for its namespace's",
+                vec![own(), ours(workloads, "All"), shop, service("shop", "p", json!({}), json!({}))],
+                None,
+            ),
+            (
+                "another controller's",
+                vec![
+                    own(),
+                    gateway("theirs", json!({}), "All"),
+                    (
+                        Kind::GatewayClass,
+                        json!({ "metadata": { "name": "theirs" }, "spec": { "controllerName": "example.com/x" } }),
+                    ),
+                    web(),
+                ],
+                None,
+            ),
+            ("nothing to do with any", vec![service("shop", "p", json!({}), json!({}))], None),
+            ("it was bound", vec![service("shop", "p", json!({}), bound)], Some("removed")),
+        ] {
+            let (mut marks, mut scan) = (BTreeMap::new(), Scan::default());
+            for (kind, object) in &objects {
+                let item = decode(*kind, kind.api_versions()[0], object.clone()).unwrap();
+                marks.extend(item.mark().map(|mark| (item.key.clone(), mark)));
+                scan.found.push(Found { key: item.key, origin: String::new(), outcome: item.outcome });
+            }
+            let (objects, _) = Catalog::default().apply(&scan);
+            let view = index::build(&objects, &Settings::default());
+            let verdicts = judge(marks, &objects, &view.problems, &view.resolved.unknown, |_| None, &view.bindings);
+            let told = verdicts.iter().find(|(key, _)| key.name == "p").map(|(_, verdict)| match &verdict.binding {
+                Some(Binding::Accepted(name)) => {
+                    assert_eq!(name.to_string(), "infra/wp");
+                    "accepted"
+                }
+                Some(Binding::Refused(reason, _)) => reason,
+                Some(Binding::Untold) => "untold",
+                None => "removed",
+            });
+            assert_eq!(told, expected, "{what}");
+            assert!(!verdicts.keys().any(|key| key.name == "wp"), "{what}");
+        }
     }
 
     #[test]

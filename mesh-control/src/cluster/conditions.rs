@@ -11,14 +11,16 @@
 //! | a waypoint's, and there is none | `WaypointAccepted` | False | AncestorNotBound |
 //!
 //! Where an Istio runs, those two types are its own: then there is one of ours, `undermesh.io/Accepted`. So there is for what says where requests go; but where
-//! an Istio runs it acts on those objects, and nothing is said. Routes of the Gateway API are told of each parent instead (`cluster::parents`).
+//! an Istio runs it acts on those objects, and nothing is said. A service is told of its waypoint (`istio.io/WaypointBound`), unless an Istio runs, which tells it
+//! the same of its own; one that names none any more has no such condition. Routes of the Gateway API are told of each parent instead (`cluster::parents`).
 
 use jiff::Timestamp;
 use serde_json::{Value as Json, json};
 
 use super::parents::{self, ParentSaid};
+use crate::index::waypoint::Binding;
 use crate::resource::Kind;
-use crate::verdict::{Standing, Verdict};
+use crate::verdict::{Standing, Verdict, WAYPOINT_BOUND};
 
 const ZTUNNEL: &str = "ZtunnelAccepted";
 const WAYPOINT: &str = "WaypointAccepted";
@@ -46,6 +48,8 @@ pub struct Said {
 pub enum Saying {
     /// One condition.
     Condition(Said),
+    /// That condition is to be gone.
+    Absent(Said),
     /// Some for each parent of a route, and what is said of it elsewhere.
     Parents(Vec<ParentSaid>, Said),
 }
@@ -53,6 +57,9 @@ pub enum Saying {
 impl Saying {
     /// What there is to say about a verdict. `with_istio`: there is an Istio in the cluster.
     pub fn of(kind: Kind, verdict: &Verdict, with_istio: bool) -> Self {
+        if kind == Kind::Service {
+            return of_service(verdict.binding.as_ref());
+        }
         let said = said(kind, verdict, with_istio);
         if !kind.is_route() {
             return Saying::Condition(said);
@@ -65,7 +72,7 @@ impl Saying {
     /// In one sentence.
     pub fn said(&self) -> &Said {
         match self {
-            Saying::Condition(said) | Saying::Parents(_, said) => said,
+            Saying::Condition(said) | Saying::Absent(said) | Saying::Parents(_, said) => said,
         }
     }
 
@@ -73,6 +80,7 @@ impl Saying {
     /// has no parent of ours hears nothing from us.
     pub fn news(&self, before: &[Json]) -> Option<&Said> {
         let (said, was_refused) = match self {
+            Saying::Absent(_) => return None,
             Saying::Parents(parents, _) if parents.is_empty() => return None,
             Saying::Parents(_, said) => (said, parents::were_refused(before)),
             Saying::Condition(said) => {
@@ -87,9 +95,34 @@ impl Saying {
     pub fn told(&self, before: &[Json], generation: i64, now: Timestamp) -> Option<Vec<Json>> {
         match self {
             Saying::Condition(said) => told(before, said, generation, now),
+            Saying::Absent(said) => {
+                let others: Vec<Json> = before.iter().filter(|one| one["type"] != said.r#type).cloned().collect();
+                (others != before).then_some(others)
+            }
             Saying::Parents(parents, _) => parents::told(before, parents, generation, now),
         }
     }
+}
+
+/// What there is to say to a service of its waypoint.
+fn of_service(binding: Option<&Binding>) -> Saying {
+    let said = |holds, reason, message: String| Said { r#type: WAYPOINT_BOUND, holds, reason, message: cut(message) };
+    match binding {
+        Some(Binding::Accepted(name)) => {
+            let message = format!("Successfully attached to waypoint {name}");
+            Saying::Condition(said(true, "WaypointAccepted", message))
+        }
+        Some(Binding::Refused(reason, why)) => Saying::Condition(said(false, reason, why.clone())),
+        None | Some(Binding::Untold) => Saying::Absent(said(true, "NoWaypoint", String::new())),
+    }
+}
+
+fn cut(mut message: String) -> String {
+    if message.len() > LONGEST {
+        message.truncate(message.floor_char_boundary(LONGEST));
+        message.push('…');
+    }
+    message
 }
 
 /// What there is to say about a verdict. `with_istio`: there is an Istio in the cluster.
@@ -117,10 +150,7 @@ pub fn said(kind: Kind, verdict: &Verdict, with_istio: bool) -> Said {
         message.push_str(if index == 0 { ": " } else { "; " });
         message.push_str(reason);
     }
-    if message.len() > LONGEST {
-        message.truncate(message.floor_char_boundary(LONGEST));
-        message.push('…');
-    }
+    let message = cut(message);
     let r#type = match (with_istio, verdict.standing) {
         // The other two are conditions of policies.
         _ if kind.is_routing() && kind != Kind::RequestAuthentication => OWN,
@@ -141,7 +171,7 @@ pub fn told(before: &[Json], said: &Said, generation: i64, now: Timestamp) -> Op
     let status = if said.holds { "True" } else { "False" };
     let old = before.iter().find(|condition| is(condition, said.r#type));
     let since = old.filter(|old| text(old, "status") == status).map(|old| text(old, "lastTransitionTime"));
-    let new = json!({
+    let mut new = json!({
         "type": said.r#type,
         "status": status,
         "reason": said.reason,
@@ -150,6 +180,10 @@ pub fn told(before: &[Json], said: &Said, generation: i64, now: Timestamp) -> Op
         // As protobuf writes numbers of 64 bits.
         "observedGeneration": generation.to_string(),
     });
+    if said.r#type == WAYPOINT_BOUND {
+        // A service has no generation, and its conditions have a number there.
+        new.as_object_mut().map(|new| new.remove("observedGeneration"));
+    }
     // What was ours and is about something else now.
     let stale = |condition: &Json| {
         said.r#type != OWN && [ZTUNNEL, WAYPOINT, OWN].iter().any(|t| is(condition, t) && *t != said.r#type)
@@ -169,7 +203,7 @@ mod tests {
 
     fn verdict(standing: Standing, reasons: &[&str]) -> Verdict {
         let reasons = reasons.iter().map(|reason| (*reason).to_owned()).collect();
-        Verdict { standing, reasons, route: None, at_waypoint: false, mark: Mark::default() }
+        Verdict { standing, reasons, route: None, at_waypoint: false, binding: None, mark: Mark::default() }
     }
 
     #[test]
@@ -252,6 +286,29 @@ mod tests {
         ] {
             assert_eq!(saying.news(&before).is_some(), is_news, "{what}");
         }
+    }
+
+    #[test]
+    fn a_service_is_told_of_its_waypoint_in_the_form_that_its_conditions_have() {
+        let now: Timestamp = "2026-11-21T10:00:00Z".parse().unwrap();
+        let of = |binding: Option<Binding>| {
+            Saying::of(Kind::Service, &Verdict { binding, ..verdict(Standing::InForce, &[]) }, false)
+        };
+        let accepted = of(Some(Binding::Accepted(mesh_core::NamespacedName::new("shop", "wp"))));
+        let theirs = json!({ "type": "example.com/Balanced", "status": "True", "observedGeneration": 1 });
+        let bound = json!({ "type": "istio.io/WaypointBound", "status": "True", "reason": "WaypointAccepted",
+            "message": "Successfully attached to waypoint shop/wp", "lastTransitionTime": "2026-11-21T10:00:00Z" });
+        assert_eq!(accepted.told(std::slice::from_ref(&theirs), 0, now), Some(vec![theirs.clone(), bound.clone()]));
+        let both = [theirs.clone(), bound];
+        assert_eq!((accepted.told(&both, 0, now), accepted.news(&[])), (None, None));
+        let refused = of(Some(Binding::Refused("AttachmentDenied", "why".into())));
+        let after = refused.told(&both, 0, now).unwrap();
+        assert_eq!((&after[1]["status"], &after[1]["reason"]), (&json!("False"), &json!("AttachmentDenied")));
+        assert!(refused.news(&both).is_some() && accepted.news(&after).is_some());
+        // Of a service that names none any more it goes, and nothing else does.
+        let none = of(None);
+        assert_eq!(none.told(&both, 0, now), Some(vec![theirs.clone()]));
+        assert_eq!((none.told(&[theirs], 0, now), none.news(&both)), (None, None));
     }
 
     #[test]

@@ -146,6 +146,7 @@ mod tests {
             reasons: vec!["spec.x: bad".to_owned()],
             route,
             at_waypoint: false,
+            binding: None,
             mark,
         }
     }

@@ -118,8 +118,8 @@ impl Reporter {
     fn look(&mut self, verdicts: &Verdicts, with_istio: bool) -> (VecDeque<Key>, Option<Instant>) {
         let now = Instant::now();
         self.complaints.retain(|key, _| verdicts.contains_key(key));
-        // An Istio acts on what says where requests go.
-        let told = |key: &Key| !(with_istio && key.kind.is_routing());
+        // An Istio acts on what says where requests go, and tells services of waypoints.
+        let told = |key: &Key| !(with_istio && (key.kind.is_routing() || key.kind == Kind::Service));
         let queue = self.telling.look(verdicts, with_istio, told, now);
         (queue, self.telling.due(now).map(|due| self.together(due)))
     }

@@ -187,7 +187,7 @@ mod tests {
 
     fn verdict(standing: Standing, conditions: &[Json]) -> Verdict {
         let mark = Mark { uid: "u".into(), generation: 3, conditions: conditions.to_vec(), ..Mark::default() };
-        Verdict { standing, reasons: Vec::new(), route: None, at_waypoint: false, mark }
+        Verdict { standing, reasons: Vec::new(), route: None, at_waypoint: false, binding: None, mark }
     }
 
     /// The conditions of an object that shows a standing.

@@ -132,6 +132,7 @@ impl Join {
             at_waypoints: security.in_force.clone(),
             waypoints: waypoints.ours().map(|(name, waypoint)| (name.clone(), waypoint.gateway())).collect(),
             waypoint_pods: waypoints.pods(&objects, &settings),
+            bindings: waypoints.bindings(&objects, &settings),
             placements,
             agents: workload::agents(&objects, &settings),
             nodes: objects.nodes.values().map(|n| (n.name.clone(), n.uid.clone())).collect(),

@@ -8,6 +8,7 @@ use mesh_core::{ArcStr, NamespacedName, Policy, Service, Workload};
 
 use super::routing::Resolved;
 use super::settings::Settings;
+use super::waypoint::Binding;
 use crate::diagnosis::Problem;
 use crate::resource::{Key, Routes};
 
@@ -101,6 +102,8 @@ pub struct View {
     pub waypoints: BTreeMap<NamespacedName, WaypointGateway>,
     /// Pods that serve waypoints and have not ended, by namespace and name.
     pub waypoint_pods: BTreeMap<NamespacedName, WaypointPod>,
+    /// What services are told that have to do with a waypoint, by namespace and name.
+    pub bindings: BTreeMap<NamespacedName, Binding>,
     /// Which node runs which identity. Those of waypoints are not among them: they have their own tokens.
     pub placements: Placements,
     /// Nodes, with their uid if they have one.

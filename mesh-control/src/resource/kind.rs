@@ -208,7 +208,10 @@ impl Kind {
 
     /// Whether it is told to its objects what is in force of them.
     pub fn is_told(self) -> bool {
-        self.counts_unread() || self.is_route() || self.is_routing() && !self.is_shared() && !self.is_refused()
+        self == Kind::Service
+            || self.counts_unread()
+            || self.is_route()
+            || self.is_routing() && !self.is_shared() && !self.is_refused()
     }
 
     /// Whether it is a route of the Gateway API, whose status has a part for each of its parents.

@@ -47,7 +47,15 @@ impl Telling {
             let uid = object["metadata"]["uid"].as_str().unwrap().into();
             let (api_version, conditions) = ("security.istio.io/v1".into(), conditions.clone());
             let mark = Mark { api_version, uid, generation: 1, conditions, ..Mark::default() };
-            (key, Verdict { standing: Standing::Closed, reasons: Vec::new(), route: None, at_waypoint: false, mark })
+            let verdict = Verdict {
+                standing: Standing::Closed,
+                reasons: Vec::new(),
+                route: None,
+                at_waypoint: false,
+                binding: None,
+                mark,
+            };
+            (key, verdict)
         });
         self.verdicts.send_replace(Arc::new(judged.collect()));
     }

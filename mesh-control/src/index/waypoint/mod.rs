@@ -61,6 +61,17 @@ pub struct Bound {
     pub problem: Option<Problem>,
 }
 
+/// What a service is told of the waypoint that it or its namespace names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Binding {
+    /// Its clients go through it.
+    Accepted(NamespacedName),
+    /// They do not, or are refused: why, in Istio's word and for people.
+    Refused(&'static str, String),
+    /// It is not known yet, or another controller's to tell.
+    Untold,
+}
+
 impl Waypoints {
     /// Those that there are.
     pub fn index(objects: &Objects, settings: &Settings, problems: &mut Vec<(Key, Problem)>) -> Self {
@@ -253,11 +264,7 @@ impl Waypoints {
 
     /// What comes of what an object in `namespace` says, which goes before what the namespace says.
     fn bind(&self, traffic: Traffic, own: &Asked, namespace: &ArcStr, objects: &Objects, settings: &Settings) -> Bound {
-        let (name, is_own) = match (own, objects.namespaces.get(namespace).map(|n| &n.waypoint)) {
-            (Asked::Of(name), _) => (name, true),
-            (Asked::Unsaid, Some(Asked::Of(name))) => (name, false),
-            _ => return Bound::default(),
-        };
+        let Some((name, is_own)) = asked(own, namespace, objects) else { return Bound::default() };
         if !settings.discovers(objects, namespace) {
             return Bound::default();
         }
@@ -288,6 +295,41 @@ impl Waypoints {
             }
             (_, flaw) => Bound { address: Some(nowhere(name, namespace)), problem: told(flaw), ..Bound::default() },
         }
+    }
+
+    /// What a service is told; nothing, if it has to do with no waypoint.
+    pub fn binding(&self, service: &Service, objects: &Objects, settings: &Settings) -> Option<Binding> {
+        let (name, is_own) = asked(&service.waypoint, &service.namespace, objects)?;
+        let own = GatewayDestination::Service(key(&service.namespace, &service.name, settings));
+        let is_it = self.of(&service.namespace).any(|(_, waypoint)| waypoint.destination.as_ref() == Some(&own));
+        if service.is_alias || is_it || !settings.discovers(objects, &service.namespace) {
+            return None;
+        }
+        let told = |reason| {
+            let flaw = self.flaw(name, &service.namespace, objects, settings)?;
+            let help = flaw.help.map(|help| format!(" ({help})")).unwrap_or_default();
+            Some(Binding::Refused(reason, format!("{}{help}", flaw.message)))
+        };
+        match self.gateways.get(name) {
+            None if self.unheard => Some(Binding::Untold),
+            Some(Standing::Unknown | Standing::Foreign) => Some(Binding::Untold),
+            None | Some(Standing::Nobody(_) | Standing::Deaf) => told("WaypointIsNotReady"),
+            Some(Standing::Ours(waypoint)) if !waypoint.is_for(Traffic::Service) => is_own.then(|| {
+                let message = format!("waypoint {name} does not take connections to services");
+                Binding::Refused("UnsupportedTrafficType", message)
+            }),
+            Some(Standing::Ours(waypoint)) if !waypoint.takes(name, &service.namespace, objects) => {
+                told("AttachmentDenied")
+            }
+            Some(Standing::Ours(waypoint)) if waypoint.destination.is_none() => told("WaypointIsNotReady"),
+            Some(Standing::Ours(_)) => Some(Binding::Accepted(name.clone())),
+        }
+    }
+
+    /// What all services are told that have to do with a waypoint.
+    pub fn bindings(&self, objects: &Objects, settings: &Settings) -> BTreeMap<NamespacedName, Binding> {
+        let told = objects.services.iter();
+        told.filter_map(|(name, service)| Some((name.clone(), self.binding(service, objects, settings)?))).collect()
     }
 
     /// Why what names a waypoint in `namespace` is not bound to it, whatever it is.
@@ -357,6 +399,15 @@ impl std::fmt::Display for Traffic {
             Traffic::Service => "service",
             Traffic::Workload => "workload",
         })
+    }
+}
+
+/// The waypoint that counts for what says this in a namespace, and whether it says it itself.
+fn asked<'a>(own: &'a Asked, namespace: &str, objects: &'a Objects) -> Option<(&'a NamespacedName, bool)> {
+    match (own, objects.namespaces.get(namespace).map(|known| &known.waypoint)) {
+        (Asked::Of(name), _) => Some((name, true)),
+        (Asked::Unsaid, Some(Asked::Of(name))) => Some((name, false)),
+        _ => None,
     }
 }
 

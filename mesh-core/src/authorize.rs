@@ -13,8 +13,10 @@ use crate::{
 pub struct Connection<'a> {
     /// The peer's address.
     pub source_ip: IpAddr,
-    /// What the peer proved by TLS; `None` for plaintext.
+    /// What the peer proved by TLS, or whom it speaks for; `None` for plaintext.
     pub source: Option<&'a Identity>,
+    /// The waypoint that speaks for the client, as it proved by TLS: what guards against going around waypoints means it, and everything else the client.
+    pub via: Option<&'a Identity>,
     /// The workload's address that was asked for.
     pub destination_ip: IpAddr,
     /// The application's port.
@@ -128,14 +130,18 @@ pub fn authorize(snapshot: &Snapshot, destination: &Workload, connection: &Conne
 }
 
 pub(crate) fn decide<'a>(policies: impl Iterator<Item = Applicable<'a>>, connection: &Connection<'_>) -> Verdict {
-    let subject =
-        Subject::new(connection.source, connection.source_ip, connection.destination_ip, connection.destination_port);
+    let Connection { source_ip, destination_ip, destination_port, .. } = *connection;
+    let subject = Subject::new(connection.source, source_ip, destination_ip, destination_port);
+    let via = connection.via.map(|via| Subject::new(Some(via), source_ip, destination_ip, destination_port));
     let mut tally = Tally::default();
     for applicable in policies {
         match applicable {
             Applicable::Unknown(name) => return Verdict::deny(DenyReason::UnknownPolicy(name.clone())),
             Applicable::Unreadable(name) => return Verdict::deny(DenyReason::UnreadablePolicy(name.clone())),
-            Applicable::Policy(policy) => tally.count(policy, &subject),
+            Applicable::Policy(policy) => {
+                let meant = via.as_ref().filter(|_| policy.is_guard()).unwrap_or(&subject);
+                tally.count(policy, meant);
+            }
         }
     }
     tally.verdict()
@@ -182,5 +188,40 @@ impl<'a> Tally<'a> {
             dry_run.extend(self.dry_run_allows);
         }
         Verdict { decision, dry_run }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{Clause, GUARD, Match, Rule, Scope, StringMatch};
+
+    /// A guard lets the waypoint pass and nobody else, whoever the client is; other policies mean the client.
+    #[test]
+    fn features_F7_a_guard_means_who_holds_the_connection_and_other_policies_the_client() {
+        let id = |account: &str| format!("spiffe://cluster.local/ns/shop/sa/{account}").parse::<Identity>();
+        let (client, waypoint) = (id("client").unwrap(), id("waypoint").unwrap());
+        let only = |name: &str, who: &Identity| {
+            let one = Match { not_principals: vec![StringMatch::Exact(who.principal().into())], ..Match::default() };
+            let rules = vec![Rule { clauses: vec![Clause { matches: vec![one] }] }];
+            let (name, scope) = (NamespacedName::new("shop", name), Scope::WorkloadSelector);
+            Policy { name, scope, action: Action::Deny, rules, dry_run: false }
+        };
+        let guard = only(&format!("{GUARD}1"), &waypoint);
+        let allowed = |policy: &Policy, source: Option<&Identity>, via: Option<&Identity>| {
+            let ip = IpAddr::from([198, 18, 0, 1]);
+            let connection = Connection { source_ip: ip, source, via, destination_ip: ip, destination_port: 80 };
+            decide([Applicable::Policy(policy)].into_iter(), &connection).is_allowed()
+        };
+        for (policy, source, via, expected) in [
+            (&guard, Some(&client), Some(&waypoint), true),
+            (&guard, Some(&client), None, false),
+            (&guard, Some(&waypoint), Some(&client), false),
+            (&guard, None, None, false),
+            (&only("a", &client), Some(&client), Some(&waypoint), true),
+            (&only("a", &waypoint), Some(&client), Some(&waypoint), false),
+        ] {
+            assert_eq!(allowed(policy, source, via), expected, "{} {source:?} {via:?}", policy.name);
+        }
     }
 }

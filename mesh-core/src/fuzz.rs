@@ -119,6 +119,7 @@ pub(crate) fn evaluate(policies: &[Policy], facts: &Facts) -> bool {
     let connection = Connection {
         source_ip: facts.source_ip,
         source: facts.identity.as_ref(),
+        via: None,
         destination_ip: facts.destination_ip,
         destination_port: facts.destination_port,
     };

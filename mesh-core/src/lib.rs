@@ -38,7 +38,7 @@ pub use change::{Change, PolicyScopeHint};
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use name::NamespacedName;
 pub use policy::Policy;
-pub use resolve::{Client, Refusal, Request, Route, Upstream, WaypointProblem, resolve};
+pub use resolve::{Client, Refusal, Request, Route, Upstream, WaypointProblem, resolve, speaks_for};
 pub use service::Service;
 pub use snapshot::Snapshot;
 pub use store::{Applied, Diff, Store};

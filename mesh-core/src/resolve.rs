@@ -3,6 +3,8 @@
 
 mod waypoint;
 
+pub use waypoint::speaks_for;
+
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},

@@ -88,8 +88,13 @@ fn check(snapshot: &mesh_core::Snapshot) {
             if let Some(owner) = snapshot.owner(&workload.network, address) {
                 assert!(owner.workload.addresses.contains(address));
             }
-            let connection =
-                Connection { source_ip: *address, source: None, destination_ip: *address, destination_port: 80 };
+            let connection = Connection {
+                source_ip: *address,
+                source: None,
+                via: None,
+                destination_ip: *address,
+                destination_port: 80,
+            };
             let _ = authorize(snapshot, workload, &connection);
         }
         for service in workload.services.keys() {

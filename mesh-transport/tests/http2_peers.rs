@@ -121,7 +121,7 @@ async fn our_client_works_with_an_h2_server() {
     let dial = move || TcpStream::connect(address);
     let mut request = ConnectRequest::to("10.0.0.9:80".parse().unwrap());
     request.forwarded =
-        Some(mesh_transport::hbone::Forwarded { client: Some("10.0.0.1:99".parse().unwrap()), host: None });
+        Some(mesh_transport::hbone::Forwarded { client: Some("10.0.0.1:99".parse().unwrap()), ..Default::default() });
     let (stream, response) = soon("answer", lab.pool.connect(&key, lab.client.clone(), dial, request)).await.unwrap();
     assert_eq!(response.baggage.service.as_deref(), Some("served"));
     let sent: Vec<u8> = (0..5_000_000u32).map(|number| ((number * 13) >> 3) as u8).collect();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use mesh_core::authorize::{Connection, authorize};
 use mesh_core::l7::Applied;
-use mesh_core::{NamespacedName, Workload};
+use mesh_core::{Identity, NamespacedName, Workload};
 use mesh_runtime::DrainToken;
 use mesh_transport::hbone::Authority;
 use parking_lot::Mutex;
@@ -47,6 +47,7 @@ pub struct Bound {
     pub client: Option<Arc<Workload>>,
     /// What its requests are held against.
     pub applied: Applied,
+    own: Identity,
     verdicts: Mutex<Vec<(Arc<Workload>, SocketAddr, bool)>>,
 }
 
@@ -69,8 +70,14 @@ impl Downstream {
         let target = target::find(&view.snapshot, own, &self.asked)?;
         let client = view.snapshot.workload_by_address(&own.place.network, &self.peer.address.ip());
         let client = client.filter(|workload| workload.identity() == self.peer.identity).cloned();
-        let applied = applied(&view, &target);
-        let fresh = Arc::new(Bound { view: Arc::clone(&view), target, client, applied, verdicts: Mutex::default() });
+        let fresh = Arc::new(Bound {
+            applied: applied(&view, &target),
+            view: Arc::clone(&view),
+            target,
+            client,
+            own: own.identity.clone(),
+            verdicts: Mutex::default(),
+        });
         *bound = Some(Arc::clone(&fresh));
         Ok(fresh)
     }
@@ -100,6 +107,7 @@ impl Bound {
         let connection = Connection {
             source_ip: peer.address.ip(),
             source: Some(&peer.identity),
+            via: Some(&self.own),
             destination_ip: address.ip(),
             destination_port: address.port(),
         };

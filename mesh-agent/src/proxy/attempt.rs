@@ -165,6 +165,7 @@ fn request(context: &PodContext, flow: &Flow, upstream: &Upstream) -> ConnectReq
         forwarded: Some(Forwarded {
             client: Some(flow.client),
             host: upstream.service.as_ref().map(|service| service.hostname.clone()),
+            identity: None,
         }),
         traceparent: None,
     }
@@ -248,6 +249,7 @@ async fn hairpin(context: &Arc<PodContext>, flow: &Flow, upstream: Upstream) -> 
         source: flow.client,
         destination: upstream.target,
         identity: Some(context.pod.identity.clone()),
+        via: None,
     };
     let registration =
         context.connections.register(endpoints).map_err(|full| fail(Reason::ConnectionLimit, full.to_string()))?;

@@ -81,6 +81,8 @@ pub struct Endpoints {
     pub destination: SocketAddr,
     /// The client's authenticated identity. Never derived from an address.
     pub identity: Option<Identity>,
+    /// The waypoint that said so, as it has proved; none if it was the client itself that proved it.
+    pub via: Option<Identity>,
 }
 
 /// One live connection.
@@ -320,7 +322,7 @@ mod tests {
 
     fn endpoints(direction: Direction) -> Endpoints {
         let address = SocketAddr::from(([198, 18, 0, 1], 80));
-        Endpoints { direction, source: address, destination: address, identity: None }
+        Endpoints { direction, source: address, destination: address, identity: None, via: None }
     }
 
     #[tokio::test]

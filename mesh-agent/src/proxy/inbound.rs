@@ -6,13 +6,14 @@
 //! ```
 //!
 //! The client is who the certificate says. Its address is the tunnel's; what the request's headers claim is used for labels and for the port that the app
-//! sees, never for a decision. Called by the accept loop of port 15008.
+//! sees, never for a decision. Only a waypoint of what the pod serves, known by certificate and address together, says who the client is, and from where it asks:
+//! then policies mean that one, and the app sees it. Called by the accept loop of port 15008.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::StatusCode;
-use mesh_core::{Service, Snapshot, Workload, ports};
+use mesh_core::{Client, Identity, Service, Snapshot, Workload, ports, speaks_for};
 use mesh_runtime::failpoint;
 use mesh_transport::copy::Peer as CopyPeer;
 use mesh_transport::hbone::{self, Authority, InboundRequest, ServeEnd};
@@ -90,12 +91,7 @@ async fn set_up(context: Arc<PodContext>, request: InboundRequest) -> Option<Box
             return None;
         }
     };
-    let endpoints = Endpoints {
-        direction: Direction::Inbound,
-        source: client_address(&request),
-        destination: target,
-        identity: Some(request.peer().clone()),
-    };
+    let endpoints = endpoints(&context, &request, target).await;
     let registration = match context.connections.register(endpoints) {
         Ok(registration) => registration,
         Err(full) => {
@@ -183,6 +179,35 @@ fn backed_port(snapshot: &Snapshot, workload: &Workload, host: &str, port: u16) 
     })
 }
 
+/// Who asks, and from where.
+async fn endpoints(context: &PodContext, request: &InboundRequest, destination: SocketAddr) -> Endpoints {
+    let of = |source, identity: &Identity, via| {
+        let identity = Some(identity.clone());
+        Endpoints { direction: Direction::Inbound, source, destination, identity, via }
+    };
+    let said = request.forwarded().and_then(|forwarded| forwarded.client.zip(forwarded.identity.as_ref()));
+    if let Some((address, identity)) = said {
+        // Before that nobody is known to be a waypoint; whoever is not, waits for the same a moment later.
+        context.shared.state.synced_within(context.shared.config.hold_unsynced).await;
+        if is_waypoint(context, request) {
+            return of(local::canonical(address), identity, Some(request.peer().clone()));
+        }
+    }
+    of(client_address(request), request.peer(), None)
+}
+
+/// Whether the peer is a waypoint of what the pod serves.
+fn is_waypoint(context: &PodContext, request: &InboundRequest) -> bool {
+    let snapshot = context.shared.state.snapshot();
+    let peer = Client {
+        network: context.shared.config.network.clone(),
+        ips: vec![local::canonical(request.peer_address()).ip()],
+        identity: Some(request.peer().clone()),
+        ..Client::default()
+    };
+    context.workload(&snapshot).is_some_and(|workload| speaks_for(&snapshot, workload, &peer))
+}
+
 /// The client's address: the tunnel's, with the port that the client's agent names if it speaks of the same address.
 fn client_address(request: &InboundRequest) -> SocketAddr {
     let tunnel = local::canonical(request.peer_address());
@@ -194,13 +219,13 @@ fn labels(context: &PodContext, live: &Live, request: &InboundRequest) -> Connec
     let snapshot = context.shared.state.snapshot();
     let source = snapshot.workload_by_address(&context.shared.config.network, &live.endpoints.source.ip());
     // The address only helps to find a name for the authenticated client: a workload of another identity is not it.
-    let source = source.filter(|workload| workload.identity() == *request.peer());
+    let source = source.filter(|workload| Some(workload.identity()) == live.endpoints.identity);
     let destination = context.view().workload.clone();
     let service = service_of(&snapshot, &destination, request);
     ConnectionLabels {
         reporter: Reporter::Destination,
         source: Peer::from(source.cloned()),
-        source_identity: Some(request.peer().clone()),
+        source_identity: live.endpoints.identity.clone(),
         destination: Peer::Workload(destination),
         destination_identity: Some(context.pod.identity.clone()),
         service,

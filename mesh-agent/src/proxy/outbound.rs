@@ -51,6 +51,7 @@ async fn set_up(context: Arc<PodContext>, app: Armed, peer: SocketAddr) -> Optio
         source: flow.client,
         destination: flow.destination,
         identity: None,
+        via: None,
     };
     let registration = match context.connections.register(endpoints) {
         Ok(registration) => registration,

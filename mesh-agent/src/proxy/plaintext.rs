@@ -30,7 +30,8 @@ async fn set_up(context: Arc<PodContext>, client: Armed, peer: SocketAddr) -> Op
     let counted = context.shared.telemetry.socket(Reporter::Destination);
     let peer = local::canonical(peer);
     let destination = destination(&context, &client)?;
-    let endpoints = Endpoints { direction: Direction::InboundPlaintext, source: peer, destination, identity: None };
+    let endpoints =
+        Endpoints { direction: Direction::InboundPlaintext, source: peer, destination, identity: None, via: None };
     let registration = match context.connections.register(endpoints) {
         Ok(registration) => registration,
         Err(full) => {

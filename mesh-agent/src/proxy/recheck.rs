@@ -111,6 +111,7 @@ pub fn as_connection(live: &Live) -> Connection<'_> {
     Connection {
         source_ip: live.endpoints.source.ip(),
         source: live.endpoints.identity.as_ref(),
+        via: live.endpoints.via.as_ref(),
         destination_ip: live.endpoints.destination.ip(),
         destination_port: live.endpoints.destination.port(),
     }

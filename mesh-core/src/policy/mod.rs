@@ -34,6 +34,9 @@ pub enum Action {
     Deny,
 }
 
+/// Begins the names of policies that guard against going around a waypoint. The control plane makes them; no object can be called so.
+pub const GUARD: &str = "undermesh_waypoint_bypass_";
+
 /// One policy. It matches when any rule does; without rules it never matches.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Policy {
@@ -94,6 +97,12 @@ pub struct Match {
 }
 
 impl Policy {
+    /// Whether it guards against going around a waypoint: then who holds the connection is meant, and not for whom.
+    #[must_use]
+    pub fn is_guard(&self) -> bool {
+        self.name.name.starts_with(GUARD)
+    }
+
     /// The policy that STRICT mutual TLS becomes: deny whoever has no identity.
     #[must_use]
     pub fn deny_plaintext(name: NamespacedName, scope: Scope) -> Self {

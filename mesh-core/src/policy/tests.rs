@@ -162,6 +162,7 @@ fn deny_wins_then_allow_must_match_then_all_is_allowed() {
         let connection = Connection {
             source_ip: f.source_ip,
             source: None,
+            via: None,
             destination_ip: f.destination_ip,
             destination_port: f.destination_port,
         };

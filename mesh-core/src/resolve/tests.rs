@@ -305,3 +305,27 @@ fn a_waypoint_does_not_go_through_itself() {
         assert_eq!(route, expected, "{address} {account:?} {destination}");
     }
 }
+
+#[test]
+fn design_10_10_a_waypoint_speaks_for_clients_of_what_is_bound_to_it() {
+    let snapshot = with_waypoints().snapshot();
+    let speaks = |address: &str, account: &str, workload: &str| {
+        let identity = format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().ok();
+        let peer = Client { ips: vec![ip(address)], identity, ..Client::default() };
+        let workload = snapshot.workload_by_uid(&format!("c//Pod/shop/{workload}")).unwrap();
+        speaks_for(&snapshot, workload, &peer)
+    };
+    for (address, account, workload, expected) in [
+        // By a service that it is an endpoint of, and by itself.
+        ("198.18.1.1", "waypoint", "l7-1", true),
+        ("198.18.1.1", "waypoint", "wp-1", true),
+        // Neither the address alone nor the identity alone.
+        ("198.18.1.1", "other", "l7-1", false),
+        ("198.18.0.99", "waypoint", "l7-1", false),
+        // Another's waypoint, and nobody's.
+        ("198.18.1.3", "plainwp", "l7-1", false),
+        ("198.18.1.1", "waypoint", "waypoint-1", false),
+    ] {
+        assert_eq!(speaks(address, account, workload), expected, "{address} {account} {workload}");
+    }
+}

@@ -41,6 +41,12 @@ fn is_of(snapshot: &Snapshot, gateway: &GatewayAddress, source: &Client) -> bool
     })
 }
 
+/// Whether a peer is a waypoint of what a workload serves: of a service that it is an endpoint of, or its own. Such a peer speaks for its clients.
+pub fn speaks_for(snapshot: &Snapshot, workload: &Workload, peer: &Client) -> bool {
+    let services = workload.services.keys().filter_map(|key| snapshot.service(key)?.waypoint.as_ref());
+    services.chain(workload.waypoint.as_ref()).any(|gateway| is_of(snapshot, gateway, peer))
+}
+
 /// What a waypoint's name or address is.
 enum Found<'a> {
     Service(&'a Arc<Service>),

@@ -181,6 +181,7 @@ fn verdict(snapshot: &Snapshot, workload: &Workload) -> String {
     let connection = Connection {
         source_ip: ip("198.18.0.9"),
         source: None,
+        via: None,
         destination_ip: ip("198.18.0.1"),
         destination_port: 80,
     };

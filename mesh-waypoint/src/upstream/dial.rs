@@ -85,6 +85,7 @@ async fn hbone(shared: &Shared, endpoint: &Endpoint, peer: &Peer) -> Result<Hbon
         forwarded: Some(Forwarded {
             client: Some(peer.address),
             host: endpoint.service.as_ref().map(|service| service.hostname.clone()),
+            identity: Some(peer.identity.clone()),
         }),
         ..ConnectRequest::to(endpoint.address)
     };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arcstr::ArcStr;
 use hashbrown::Equivalent;
+use mesh_core::Identity;
 
 /// What makes two requests share a connection: nothing of the endpoint or of the client may differ.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -13,6 +14,7 @@ pub(super) struct Key {
     address: SocketAddr,
     generation: u64,
     client: IpAddr,
+    identity: Identity,
 }
 
 /// Looks a [`Key`] up without owning one.
@@ -22,6 +24,7 @@ pub(super) struct At<'a> {
     pub(super) address: SocketAddr,
     pub(super) generation: u64,
     pub(super) client: IpAddr,
+    pub(super) identity: &'a Identity,
 }
 
 impl Equivalent<Arc<Key>> for At<'_> {
@@ -30,12 +33,19 @@ impl Equivalent<Arc<Key>> for At<'_> {
             && self.client == key.client
             && self.generation == key.generation
             && self.uid == key.uid
+            && *self.identity == key.identity
     }
 }
 
 impl At<'_> {
     /// An owned one.
     pub(super) fn key(&self) -> Arc<Key> {
-        Arc::new(Key { uid: self.uid.into(), address: self.address, generation: self.generation, client: self.client })
+        Arc::new(Key {
+            uid: self.uid.into(),
+            address: self.address,
+            generation: self.generation,
+            client: self.client,
+            identity: self.identity.clone(),
+        })
     }
 }

@@ -86,6 +86,7 @@ impl Pool {
             address: endpoint.address,
             generation: endpoint.generation,
             client: peer.address.ip(),
+            identity: &peer.identity,
         };
         if http2 {
             return self.multiplexed(shared, endpoint, peer, &at, fresh).await;

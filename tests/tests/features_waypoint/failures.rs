@@ -1,9 +1,9 @@
 //! What is made to fail, and what is saved: rows B5a, B5b, B6, B8, B9 and B12.
-use crate::stage::{CHANGE, JASON, SOON, Stage, bookinfo, failed};
+use crate::stage::{CHANGE, JASON, SOON, Stage, bookinfo, failed, httpbin};
 use anyhow::{Result, ensure};
 use mesh_tests::harness::bookinfo::{Load, parse};
 use mesh_tests::harness::routing::{http_route, virtual_service};
-use mesh_tests::harness::{Need, PodSpec, Process, ServiceSpec, Stars, eventually, in_lab, until};
+use mesh_tests::harness::{Need, PodSpec, Process, Stars, eventually, in_lab, until};
 use std::time::Duration;
 
 const NO_REVIEWS: &str = "Error fetching product reviews!";
@@ -146,23 +146,6 @@ fn timeouts(stage: &Stage) -> Result<()> {
     }
     stage.lab.delete("ratings")?;
     stage.lab.delete("reviews")
-}
-
-/// Two versions of a server that tells of each request, each with a Service.
-fn httpbin(stage: &Stage) -> Result<Vec<Process>> {
-    let mut servers = Vec::new();
-    stage.lab.add_service(ServiceSpec::new("httpbin").port("http", 9080, 9080))?;
-    for (version, delay) in [("v1", "0"), ("v2", "3000")] {
-        let name = format!("httpbin-{version}");
-        let selector = [("app", "httpbin"), ("version", version)];
-        stage.lab.add_service(ServiceSpec::new(&name).selector(&selector).port("http", 9080, 9080))?;
-        let pod = PodSpec::new(&name).label("app", "httpbin").label("version", version).service_account("httpbin");
-        let pod = stage.lab.add_pod(pod.node(if version == "v1" { 1 } else { 2 }))?;
-        servers.push(pod.serve(["http", "--port", "9080", "--name", &name, "--delay-ms", delay])?);
-        stage.lab.enrol(&pod)?;
-        stage.lab.wait_hbone(&[&pod])?;
-    }
-    Ok(servers)
 }
 
 fn requests(server: &Process, path: &str) -> usize {

@@ -3,6 +3,7 @@
 #![expect(non_snake_case, reason = "tests carry the ids of their rows")]
 
 mod failures;
+mod identity;
 mod lifecycle;
 mod routing;
 mod stage;

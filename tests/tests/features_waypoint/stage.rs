@@ -2,7 +2,7 @@
 use anyhow::{Context, Result, ensure};
 use mesh_tests::harness::bookinfo::{Load, parse};
 use mesh_tests::harness::waypoint::USE_WAYPOINT;
-use mesh_tests::harness::{Bookinfo, Lab, LabConfig, Process, ServiceSpec, Stars, Waypoint, eventually};
+use mesh_tests::harness::{Bookinfo, Lab, LabConfig, PodSpec, Process, ServiceSpec, Stars, Waypoint, eventually};
 use std::time::Duration;
 
 pub const SOON: Duration = Duration::from_secs(10);
@@ -76,6 +76,23 @@ impl Stage {
         ensure!(other.is_none(), "{user:?} of {count} loads: {other:?}");
         Ok(())
     }
+}
+
+/// Two versions of a server that tells of each request, each with a Service.
+pub fn httpbin(stage: &Stage) -> Result<Vec<Process>> {
+    let mut servers = Vec::new();
+    stage.lab.add_service(ServiceSpec::new("httpbin").port("http", 9080, 9080))?;
+    for (version, delay) in [("v1", "0"), ("v2", "3000")] {
+        let name = format!("httpbin-{version}");
+        let selector = [("app", "httpbin"), ("version", version)];
+        stage.lab.add_service(ServiceSpec::new(&name).selector(&selector).port("http", 9080, 9080))?;
+        let pod = PodSpec::new(&name).label("app", "httpbin").label("version", version).service_account("httpbin");
+        let pod = stage.lab.add_pod(pod.node(if version == "v1" { 1 } else { 2 }))?;
+        servers.push(pod.serve(["http", "--port", "9080", "--name", &name, "--delay-ms", delay])?);
+        stage.lab.enrol(&pod)?;
+        stage.lab.wait_hbone(&[&pod])?;
+    }
+    Ok(servers)
 }
 
 /// How many loads show these stars, in percent.

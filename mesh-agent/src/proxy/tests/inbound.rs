@@ -17,7 +17,7 @@ async fn ask(pair: &Pair, authority: Authority) -> Result<HboneStream, HboneErro
     ask_with(pair, request).await
 }
 
-async fn ask_with(pair: &Pair, request: ConnectRequest) -> Result<HboneStream, HboneError> {
+pub(super) async fn ask_with(pair: &Pair, request: ConnectRequest) -> Result<HboneStream, HboneError> {
     let tunnel = SocketAddr::new(pair.server.ip(), ports::HBONE);
     let key = TunnelKey {
         source: identity("client"),
@@ -41,7 +41,7 @@ async fn ask_with(pair: &Pair, request: ConnectRequest) -> Result<HboneStream, H
     soon(pool.connect(&key, pair.authority.issue(&identity("client")), dial, request)).await.map(|(stream, _)| stream)
 }
 
-fn status(result: Result<HboneStream, HboneError>) -> u16 {
+pub(super) fn status(result: Result<HboneStream, HboneError>) -> u16 {
     match result {
         Ok(_) => 200,
         Err(HboneError::Refused(status)) => status.as_u16(),
@@ -113,7 +113,7 @@ async fn hardening_B34_B35_headers_name_a_port_for_the_app_and_nothing_else() {
     let pair = Pair::start().await;
     pair.server.echo(APP, "");
     let claims = |client: SocketAddr| ConnectRequest {
-        forwarded: Some(Forwarded { client: Some(client), host: None }),
+        forwarded: Some(Forwarded { client: Some(client), ..Forwarded::default() }),
         ..ConnectRequest::to(pair.server_address())
     };
     let honest = SocketAddr::new(pair.client.ip(), 40_000);

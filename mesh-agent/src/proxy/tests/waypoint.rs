@@ -187,3 +187,41 @@ async fn what_has_a_waypoint_that_is_gone_is_refused_and_nothing_is_dialled() {
     assert_eq!((pair.near.shared.pool.stats().tunnels, around.load(SeqCst)), (0, 0));
     assert!(waypoint.asked.lock().is_empty() && !pair.far.log().contains("connection"));
 }
+
+/// Whom a waypoint of the service names is the client, for policies, for the app and in the log. Of anybody else that is only talk.
+#[tokio::test(flavor = "multi_thread")]
+async fn design_10_10_a_waypoint_says_who_the_client_is() {
+    use super::inbound::{ask_with, status};
+    use mesh_core::policy::{Action, Match, Scope, StringMatch};
+    use mesh_transport::hbone::{ConnectRequest, Forwarded};
+    let pair = Pair::start().await;
+    pair.server.echo(APP, "");
+    let from: SocketAddr = SocketAddr::new(v4(77), 40_001);
+    let ask = async |who: Option<&str>| {
+        let said = Forwarded { client: Some(from), identity: who.map(identity), ..Forwarded::default() };
+        let request = ConnectRequest { forwarded: Some(said), ..ConnectRequest::to(pair.server_address()) };
+        status(ask_with(&pair, request).await)
+    };
+    let friend =
+        Match { principals: vec![StringMatch::Exact(identity("friend").principal().into())], ..Match::default() };
+    let own = Match { principals: vec![StringMatch::Exact(identity("client").principal().into())], ..Match::default() };
+    let only = |who: Match| Change::Policy(policy("only", Scope::Namespace, Action::Allow, vec![vec![who]]));
+    // Nobody's waypoint.
+    pair.apply(vec![only(friend.clone())]);
+    assert_eq!((ask(Some("friend")).await, ask(None).await), (401, 401));
+    pair.apply(vec![only(own.clone())]);
+    assert_eq!(ask(Some("friend")).await, 200);
+    assert_eq!(pair.far.kernel.clients.lock().last().unwrap().ip(), pair.client.ip());
+    // The service's.
+    let mut waypoint = pair.client.workload();
+    let mapping = vec![PortMapping { service_port: HBONE, target_port: TUNNEL }];
+    waypoint.services = Arc::new([(waypoints().key(), mapping)].into());
+    let bound = Service { waypoint: through(), ..service() };
+    pair.apply(vec![Change::Service(waypoints()), Change::Workload(waypoint), Change::Service(bound)]);
+    assert_eq!((ask(Some("friend")).await, ask(None).await), (401, 200));
+    pair.apply(vec![only(friend)]);
+    assert_eq!((ask(Some("friend")).await, ask(Some("guest")).await, ask(None).await), (200, 401, 401));
+    assert!(pair.far.kernel.clients.lock().contains(&from));
+    let friend = "src.identity=\"spiffe://cluster.local/ns/bookinfo/sa/friend\"";
+    eventually("the client in the log", || pair.far.log().contains(friend)).await;
+}

@@ -12,6 +12,7 @@ pub(super) fn allowed(view: &View, from: Option<&str>, port: u16) -> bool {
     let connection = Connection {
         source_ip: "198.18.7.7".parse().unwrap(),
         source: source.as_ref(),
+        via: None,
         destination_ip: workload.addresses[0],
         destination_port: port,
     };

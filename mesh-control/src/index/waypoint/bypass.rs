@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mesh_core::policy::{Action, Clause, Match, Policy, Rule, Scope, StringMatch};
+use mesh_core::policy::{Action, Clause, GUARD, Match, Policy, Rule, Scope, StringMatch};
 use mesh_core::workload::Memberships;
 use mesh_core::{ArcStr, Identity, NamespacedName, TrustDomain};
 
@@ -17,9 +17,6 @@ use crate::index::Settings;
 use crate::index::service::key;
 use crate::resource::waypoint::{BYPASS, Bypass};
 use crate::resource::{Objects, Pod, Service};
-
-/// Begins the names of the policies. No object can be called so.
-const NAME: &str = "undermesh_waypoint_bypass_";
 
 /// Namespace and service account of a waypoint's pods.
 pub type Account = (ArcStr, ArcStr);
@@ -115,7 +112,7 @@ impl Guard {
     /// What the policy is called: one guard has one name, and another one another.
     pub fn name(&self, namespace: &ArcStr) -> NamespacedName {
         let hash = xxhash_rust::xxh64::xxh64(format!("{self:?}").as_bytes(), 0);
-        NamespacedName::new(namespace.clone(), format!("{NAME}{hash:016x}"))
+        NamespacedName::new(namespace.clone(), format!("{GUARD}{hash:016x}"))
     }
 
     /// The policy.

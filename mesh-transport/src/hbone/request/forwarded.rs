@@ -1,33 +1,37 @@
-//! The `forwarded` header, read strictly: a hint for telemetry, never for access.
+//! The `forwarded` header, read strictly: a hint for telemetry, and for access only what it says of the client, of whom it may be believed.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use arcstr::ArcStr;
+use mesh_core::Identity;
 
 use super::authority::{canonical, parse_host};
 
 /// Longest `forwarded` value that is read.
 const FORWARDED_LIMIT: usize = 1024;
 
-/// The `forwarded` header: the client's address and, for requests to a service, its hostname. A hint for telemetry, never for access.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The `forwarded` header: the client's address and, for requests to a service, its hostname. A hint for telemetry; who the client is counts for access, and is to be
+/// believed of a waypoint of what was asked for alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Forwarded {
     /// The client application's address and port.
     pub client: Option<SocketAddr>,
     /// The service hostname that the client asked for.
     pub host: Option<ArcStr>,
+    /// Who the client is, as a waypoint says that has checked it. An agent says nothing: who it is its certificate says.
+    pub identity: Option<Identity>,
 }
 
 impl Forwarded {
-    /// Reads one `forwarded` value as our kind of peer writes it: one element, `for` with an IP, `host`. Anything else reads as `None`.
+    /// Reads one `forwarded` value as our kind of peer writes it: one element, `for` with an IP, `host`, `identity`. Anything else reads as `None`.
     pub fn parse(value: &[u8]) -> Option<Self> {
         let value = std::str::from_utf8(value).ok()?;
         if value.len() > FORWARDED_LIMIT {
             return None;
         }
-        let mut forwarded = Self { client: None, host: None };
+        let mut forwarded = Self::default();
         let mut rest = value;
         loop {
             let (name, tail) = rest.split_once('=')?;
@@ -46,6 +50,7 @@ impl Forwarded {
             match name.to_ascii_lowercase().as_str() {
                 "for" if forwarded.client.is_none() => forwarded.client = Some(parse_node(text)?),
                 "host" if forwarded.host.is_none() => forwarded.host = Some(parse_host(text)?.into()),
+                "identity" if forwarded.identity.is_none() => forwarded.identity = Some(text.parse().ok()?),
                 "by" | "proto" => {}
                 _ => return None,
             }
@@ -69,6 +74,10 @@ impl fmt::Display for Forwarded {
         }
         if let Some(host) = &self.host {
             write!(f, "{separator}host={host}")?;
+            separator = ";";
+        }
+        if let Some(identity) = &self.identity {
+            write!(f, "{separator}identity=\"{identity}\"")?;
         }
         Ok(())
     }
@@ -100,6 +109,10 @@ mod tests {
             ("FOR=\"[fd00::1]:80\"", "for=\"[fd00::1]:80\""),
             ("for=\"[::ffff:10.0.0.1]:80\"", "for=\"10.0.0.1:80\""),
             ("for=\"[fd00::1]\";proto=http;by=x", "for=\"[fd00::1]:0\""),
+            (
+                "identity=\"spiffe://a/ns/b/sa/c\";for=10.0.0.1;host=x",
+                "for=\"10.0.0.1:0\";host=x;identity=\"spiffe://a/ns/b/sa/c\"",
+            ),
         ] {
             assert_eq!(read(value).as_deref(), Some(expect), "{value}");
         }
@@ -116,6 +129,9 @@ mod tests {
             "for=10.0.0.1,for=10.0.0.2",
             "for=10.0.0.1;for=10.0.0.2",
             "for=10.0.0.1;secret=1",
+            "for=10.0.0.1;identity=a",
+            "for=10.0.0.1;identity=\"spiffe://a/ns/b/sa/c,spiffe://a/ns/b/sa/d\"",
+            "for=10.0.0.1;identity=\"spiffe://a/ns/b/sa/c\";identity=\"spiffe://a/ns/b/sa/c\"",
             "for=10.0.0.1;host=a b",
             "for=10.0.0.1;host=-a",
             "for=10.0.0.1;",

@@ -3,6 +3,7 @@
 //! ```text
 //! tour     what is shown, in order: the cluster, before, into the mesh, and out of it
 //! traffic  load, identities, STRICT, policy
+//! waypoint routes, faults, a timeout, copies
 //! fault    an agent dies
 //! keep     commands to try afterwards
 //! facts    how each fact is checked        report  how it looks
@@ -13,6 +14,7 @@ mod keep;
 mod report;
 mod tour;
 mod traffic;
+mod waypoint;
 
 pub use facts::no_residue;
 pub use keep::keep;

@@ -49,6 +49,7 @@ pub fn run(report: &mut Report, options: Options) -> Option<(Lab, Bookinfo)> {
         stage.load();
         stage.strict();
         stage.policy();
+        stage.http();
         stage.agent_dies();
         stage.leave();
     }

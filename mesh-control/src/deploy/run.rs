@@ -30,8 +30,10 @@ const APPLY: &str = "application/apply-patch+yaml";
 const QUIET: Duration = Duration::from_millis(30);
 /// How long a ConfigMap is taken for what it was. Nothing follows it: it may be any of the cluster.
 const STALE: Duration = Duration::from_secs(15);
-/// After an answer as if the API server were away.
+/// After answers as if the API server were away.
 const REST: Duration = Duration::from_secs(2);
+/// How many of them in a row: a single object may have something in front of it that is broken.
+const AWAY: u32 = 3;
 /// Rounds at most so often, also where somebody else writes the same fields again and again.
 const PAUSE: Duration = Duration::from_millis(100);
 /// The first and the longest time until an object is tried again.
@@ -109,6 +111,31 @@ struct Attempt {
     backoff: Backoff,
     next: Instant,
     why: String,
+}
+
+/// Why a step was not done.
+enum Trouble {
+    /// The API server has not done it.
+    Server(Failure),
+    /// There is an object of that name that is somebody else's.
+    Foreign,
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Self {
+        Trouble::Server(failure)
+    }
+}
+
+impl std::fmt::Display for Trouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Trouble::Server(failure) => failure.fmt(f),
+            Trouble::Foreign => f.write_str(
+                "there is one that is not of this gateway, and it is not touched; rename it, or name another with the annotation gateway.istio.io/name-override",
+            ),
+        }
+    }
 }
 
 struct Deployer {
@@ -193,16 +220,26 @@ impl Deployer {
         let wanted: BTreeSet<Key> = steps.iter().filter_map(Step::key).cloned().collect();
         self.attempts.retain(|key, _| wanted.contains(key));
         self.known.failures.retain(|key, _| wanted.contains(key));
+        let mut away = 0;
         for step in steps {
             let Some(key) = step.key().cloned() else { continue };
             if self.attempts.get(&key).is_some_and(|attempt| Instant::now() < attempt.next) {
                 continue;
             }
-            match self.work(step).await {
-                Ok(()) => self.done(&key),
-                Err(failure) => self.failed(key, &failure),
-            }
-            if self.resting.is_some() {
+            let trouble = match self.work(step).await {
+                Ok(()) => {
+                    away = 0;
+                    self.done(&key);
+                    continue;
+                }
+                Err(trouble) => trouble,
+            };
+            self.failed(key, &trouble);
+            let Trouble::Server(failure) = trouble else { continue };
+            away = if failure.is_away() { away + 1 } else { 0 };
+            if failure.is_busy() || away >= AWAY {
+                // The others would fare no better.
+                self.resting = Some(Instant::now() + REST.max(failure.retry_after.unwrap_or_default()));
                 return;
             }
         }
@@ -232,18 +269,15 @@ impl Deployer {
         self.known.failures.remove(key);
     }
 
-    fn failed(&mut self, key: Key, failure: &Failure) {
-        if failure.is_away() {
-            self.resting = Some(Instant::now() + REST.max(failure.retry_after.unwrap_or_default()));
-        }
-        let why = failure.to_string();
+    fn failed(&mut self, key: Key, trouble: &Trouble) {
+        let why = trouble.to_string();
         // A namespace that ends takes no more, and has no need to.
         let is_ending = why.contains("because it is being terminated");
         let fresh =
             || Attempt { backoff: Backoff::new(BACKOFF.0, BACKOFF.1), next: Instant::now(), why: String::new() };
         let attempt = self.attempts.entry(key.clone()).or_insert_with(fresh);
         if attempt.why != why && !is_ending {
-            tracing::warn!(kind = key.0.kind(), name = %key.1, %failure, "cannot write what a gateway needs, trying again");
+            tracing::warn!(kind = key.0.kind(), name = %key.1, %trouble, "cannot write what a gateway needs, trying again");
         }
         attempt.why.clone_from(&why);
         attempt.next = Instant::now() + attempt.backoff.next(&mut rand::rng()).max(BACKOFF.0);
@@ -252,7 +286,7 @@ impl Deployer {
         }
     }
 
-    async fn work(&mut self, step: Step) -> Result<(), Failure> {
+    async fn work(&mut self, step: Step) -> Result<(), Trouble> {
         match step {
             Step::Apply(key, desired, hash) => self.apply(key, &desired, hash).await,
             Step::Delete(key, uid) => {
@@ -271,23 +305,24 @@ impl Deployer {
                 // Told to one that is gone, it would be made again.
                 let sent = send::<Json>(&self.client, Method::PATCH, &path, APPLY, &body, ANSWER).await;
                 match sent {
-                    Err(failure) if failure.missing.is_some() => Ok(self.forget_one(&key)),
-                    Err(failure) => Err(failure),
-                    Ok(object) => Ok(self.heard(&key, object)),
+                    Err(failure) if failure.missing.is_some() => self.forget_one(&key),
+                    Err(failure) => return Err(failure.into()),
+                    Ok(object) => self.heard(&key, object),
                 }
+                Ok(())
             }
             Step::Read(_) => Ok(()),
         }
     }
 
     /// Applies an object, if it is not somebody else's.
-    async fn apply(&mut self, key: Key, desired: &Json, hash: u64) -> Result<(), Failure> {
+    async fn apply(&mut self, key: Key, desired: &Json, hash: u64) -> Result<(), Trouble> {
         let path = key.0.path(&key.1);
         let is_known = self.known.objects.get(&key.0).is_some_and(|all| all.contains_key(&key.1));
         if !is_known {
             match get::<Json>(&self.client, &path, "application/json", ANSWER).await {
                 Err(failure) if failure.missing.is_some() => {}
-                Err(failure) => return Err(failure),
+                Err(failure) => return Err(failure.into()),
                 // It is one that we make and have not heard of yet.
                 Ok(live) if is_ours(&live) => self.heard(&key, live),
                 // A service account that the Gateway names may be anybody's and is used as it is; so is a class.
@@ -296,12 +331,7 @@ impl Deployer {
                     self.heard(&key, live);
                     return Ok(());
                 }
-                Ok(_) => {
-                    let help = "rename it, or name another with the annotation gateway.istio.io/name-override";
-                    return Err(Failure::new(format!(
-                        "there is one that is not of this gateway, and it is not touched; {help}"
-                    )));
-                }
+                Ok(_) => return Err(Trouble::Foreign),
             }
         }
         let path = format!("{path}?fieldManager={FIELD_MANAGER}&force=true");

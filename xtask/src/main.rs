@@ -2,6 +2,7 @@
 mod bench;
 mod chart;
 mod cluster;
+mod conformance;
 mod demo;
 mod ebpf;
 mod image;
@@ -42,6 +43,8 @@ enum Verb {
     Chart(chart::Args),
     /// Run a real Kubernetes cluster on this machine. Needs root.
     Cluster(cluster::Args),
+    /// Run the Gateway API's conformance suite against the mesh of a cluster. Needs root.
+    Conformance(conformance::Args),
     /// Check the rules of the tree that no compiler checks.
     Tidy(tidy::Args),
 }
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Verb::Image(args) => image::run(&args),
         Verb::Chart(args) => chart::run(&args),
         Verb::Cluster(args) => cluster::run(&args),
+        Verb::Conformance(args) => conformance::run(&args),
         Verb::Tidy(args) => tidy::run(&args),
     };
     match result {

@@ -116,7 +116,8 @@ pub fn unsafe_places(tree: &Tree) -> Vec<Complaint> {
 
 /// Commands and links that a document names exist.
 pub fn documents(tree: &Tree) -> Vec<Complaint> {
-    const VERBS: [&str; 9] = ["setup", "ebpf", "demo", "test", "bench", "image", "chart", "cluster", "tidy"];
+    const VERBS: [&str; 10] =
+        ["setup", "ebpf", "demo", "test", "bench", "image", "chart", "cluster", "conformance", "tidy"];
     let mut found = Vec::new();
     for file in tree.files.iter().filter(|f| f.path.ends_with(".md")) {
         for (n, line) in file.text.lines().enumerate() {

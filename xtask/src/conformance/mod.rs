@@ -1,0 +1,118 @@
+//! `cargo xtask conformance`: the Gateway API's conformance suite, as its authors publish it, against the mesh that is installed in a cluster of
+//! `cargo xtask cluster`. The suite's report is kept under `conformance/`; what it prints is counted as well, for tests that are in no profile are in no report.
+mod suite;
+mod tally;
+
+use crate::run;
+use anyhow::{Context, Result, ensure};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+/// Where the waypoint of the suite's namespaces is.
+const NAMESPACE: &str = "conformance-waypoints";
+const WAYPOINT: &str = "waypoint";
+
+/// Options.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Which profiles
+    #[arg(value_name = "PROFILE", default_values_t = ["MESH-HTTP".to_owned(), "MESH-GRPC".to_owned()])]
+    profiles: Vec<String>,
+    /// Which cluster of this machine; the mesh must be installed there
+    #[arg(long, env = "UNDERMESH_CLUSTER", default_value_t = 0)]
+    cluster: u8,
+    /// Only this test
+    #[arg(long, value_name = "NAME")]
+    test: Option<String>,
+    /// Build the suite and what it runs, and nothing more
+    #[arg(long)]
+    build: bool,
+}
+
+/// Runs the verb.
+pub fn run(args: &Args) -> Result<()> {
+    run::need(&["go", "openssl", "nsenter"])?;
+    let suite = suite::build()?;
+    if args.build {
+        println!("{}", suite.display());
+        return Ok(());
+    }
+    run::need_root("conformance")?;
+    for archive in suite::images(&suite)? {
+        cluster(args, &["load", &archive.to_string_lossy()])?;
+    }
+    let definitions = suite.join("crd/experimental");
+    cluster(args, &["kubectl", "apply", "--server-side", "-k", &definitions.to_string_lossy()])?;
+    waypoint(args, &suite)?;
+    let tally = suite_run(args, &suite)?;
+    println!("{tally}");
+    ensure!(tally.failed.is_empty() && !tally.passed.is_empty(), "not conformant: see above");
+    Ok(())
+}
+
+/// Runs a verb of `cargo xtask cluster`.
+fn cluster(args: &Args, words: &[&str]) -> Result<()> {
+    let own = std::env::current_exe().context("find own binary")?;
+    let index = args.cluster.to_string();
+    run::check(Command::new(own).args(["cluster", "--cluster", &index]).args(words).stdin(Stdio::null()))
+}
+
+/// One waypoint for all namespaces of the suite, which it makes and deletes.
+fn waypoint(args: &Args, suite: &std::path::Path) -> Result<()> {
+    let manifest = format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}}}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\n\
+         metadata: {{name: {WAYPOINT}, namespace: {NAMESPACE}}}\nspec:\n  gatewayClassName: undermesh-waypoint\n  listeners:\n  \
+         - {{name: mesh, port: 15008, protocol: HBONE, allowedRoutes: {{namespaces: {{from: All}}}}}}\n"
+    );
+    let file = suite.join("waypoint.yaml");
+    fs::write(&file, manifest).with_context(|| format!("write {}", file.display()))?;
+    cluster(args, &["kubectl", "apply", "-f", &file.to_string_lossy()])?;
+    let gateway = format!("gateway/{WAYPOINT}");
+    cluster(args, &["kubectl", "wait", "-n", NAMESPACE, &gateway, "--for=condition=Programmed", "--timeout=240s"])
+}
+
+/// Runs the suite in the network of the first node, shows what it prints, and counts it.
+fn suite_run(args: &Args, suite: &std::path::Path) -> Result<tally::Tally> {
+    let kubeconfig = run::binary_dir("")?.join(format!("cluster{}/admin.kubeconfig", args.cluster));
+    let folder = run::root()?.join("conformance");
+    fs::create_dir_all(&folder).context("make the folder of reports")?;
+    let report = report(&folder, args);
+    let labels = format!(
+        "istio.io/dataplane-mode=ambient,istio.io/use-waypoint={WAYPOINT},istio.io/use-waypoint-namespace={NAMESPACE}"
+    );
+    let mut command = Command::new("nsenter");
+    command
+        .arg(format!("--net=/run/netns/um{}-n1", args.cluster))
+        .arg(suite.join("conformance.test"))
+        .args(["-test.v", "-test.timeout=3h", "-all-features", "-gateway-class=undermesh"])
+        .arg(format!("-conformance-profiles={}", args.profiles.join(",")))
+        .arg(format!("-namespace-labels={labels}"))
+        .args(["-organization=undermesh", "-project=undermesh", "-url=https://undermesh.io", "-contact=none"])
+        .arg(format!("-version={}", env!("CARGO_PKG_VERSION")))
+        .env("KUBECONFIG", kubeconfig)
+        .stdout(Stdio::piped());
+    match &args.test {
+        Some(test) => command.arg(format!("-test.run=TestConformance/^{test}$")),
+        // Of one test alone there is nothing to keep.
+        None => command.arg(format!("-report-output={}", report.display())),
+    };
+    let mut child = command.spawn().context("start the suite")?;
+    let mut log = File::create(suite.join("last.log")).context("open the log")?;
+    let mut tally = tally::Tally::default();
+    for line in BufReader::new(child.stdout.take().context("no output")?).lines() {
+        let line = line.context("read what the suite prints")?;
+        writeln!(log, "{line}").context("write the log")?;
+        if tally.take(&line) {
+            println!("{line}");
+        }
+    }
+    child.wait().context("wait for the suite")?;
+    println!("all of it: {}", suite.join("last.log").display());
+    Ok(tally)
+}
+
+fn report(folder: &std::path::Path, args: &Args) -> PathBuf {
+    folder.join(format!("{}.yaml", args.profiles.join("_").to_lowercase()))
+}

@@ -10,6 +10,8 @@
 //!
 //! A connection lives on one lane (`mesh_runtime::lanes`), with all that it asks of others: what a request touches is shared by lanes only for reading.
 
+#![cfg_attr(test, allow(non_snake_case, reason = "tests carry the ids of the rows they prove"))]
+
 pub mod app;
 pub mod config;
 pub mod connection;

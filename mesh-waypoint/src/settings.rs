@@ -12,6 +12,12 @@ pub struct Settings {
     pub header_bytes: usize,
     /// How long a client may take for the header of a request once it has begun.
     pub header_timeout: Duration,
+    /// Whether names of header fields may have `_`. What reads its fields as CGI does takes `X_User` for `X-User`, which others have set or removed.
+    pub underscores: bool,
+    /// Waypoints that one request may pass; more are a loop.
+    pub hops: u8,
+    /// How long a client of HTTP/1.1 may leave us waiting for more of a request's body.
+    pub body_timeout: Duration,
     /// How long a client's connection may be without a request.
     pub idle_timeout: Duration,
     /// How long a connection is watched for what it speaks, where the port does not say it.
@@ -49,6 +55,9 @@ impl Default for Settings {
         Self {
             header_bytes: 60 * 1024,
             header_timeout: Duration::from_secs(10),
+            underscores: false,
+            hops: 8,
+            body_timeout: Duration::from_secs(300),
             idle_timeout: Duration::from_secs(3600),
             sniff_timeout: Duration::from_secs(3),
             streams: 100,

@@ -1,15 +1,26 @@
-//! A request made unambiguous before anything looks at it: one host, one spelling of the path, no fields of the client's connection.
+//! A request made unambiguous before anything looks at it: one host, one spelling of the path, no fields of the client's connection, none that are ours.
 
-use http::header::{EXPECT, HOST, HeaderValue};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue};
 use http::request::Parts;
-use http::uri::PathAndQuery;
-use http::{Method, Uri, Version};
+use http::uri::{PathAndQuery, Scheme};
+use http::{HeaderMap, Method, Uri, Version};
+use hyper::ext::Protocol;
 use mesh_core::l7::Authority;
 use mesh_core::l7::path::{Spelling, normalise};
 use rand::Rng;
 
 use super::reply::Failure;
 use crate::http::hop::{self, Said};
+use crate::settings::Settings;
+
+/// Waypoints that the request has passed.
+const HOPS: HeaderName = HeaderName::from_static("x-mesh-hops");
+/// What names of fields that only the mesh sets begin with.
+const OURS: &str = "x-mesh-";
+/// The client's certificate as a proxy saw it: a client must not tell of itself.
+const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+/// The longest id of a request that is believed, in bytes.
+const ID: usize = 128;
 
 /// What was read.
 pub struct Asked {
@@ -19,15 +30,26 @@ pub struct Asked {
     pub said: Said,
     /// Whether it is gRPC.
     pub grpc: bool,
+    /// Whether it opens a WebSocket inside HTTP/2 (RFC 8441): the agreement is 200 there, and no field says so.
+    pub socket: bool,
 }
 
 /// Reads a request and leaves of it what goes on: the target is a path and a query, the host is not among the headers.
-pub fn read(parts: &mut Parts, spelling: Spelling) -> Result<Asked, Failure> {
-    if parts.method == Method::CONNECT {
+pub fn read(parts: &mut Parts, settings: &Settings, spelling: Spelling) -> Result<Asked, Failure> {
+    let socket = parts.version == Version::HTTP_2 && parts.method == Method::CONNECT && {
+        let protocol = parts.extensions.remove::<Protocol>();
+        protocol.is_some_and(|protocol| protocol.as_str().eq_ignore_ascii_case("websocket"))
+    };
+    // TRACE gives back what was sent, and with it what proxies have added.
+    if parts.method == Method::TRACE || (parts.method == Method::CONNECT && !socket) {
         return Err(Failure::METHOD);
     }
     let authority = authority(parts)?;
     let target = parts.uri.path_and_query().ok_or(Failure::BAD_REQUEST)?;
+    if socket {
+        // To rules and applications it is what it is in HTTP/1.1.
+        parts.method = Method::GET;
+    }
     let plain = normalise(&parts.method, target.as_str(), spelling).map_err(|_| Failure::BAD_REQUEST)?;
     let changed = match plain {
         std::borrow::Cow::Borrowed(_) => target.clone(),
@@ -36,11 +58,49 @@ pub fn read(parts: &mut Parts, spelling: Spelling) -> Result<Asked, Failure> {
     parts.uri = Uri::from(changed);
     parts.headers.remove(HOST);
     // We ask for the body ourselves when we begin to read it.
-    parts.headers.remove(EXPECT);
-    let said = hop::strip(&mut parts.headers);
+    if parts.headers.remove(EXPECT).is_some_and(|expected| !expected.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        return Err(Failure::EXPECTATION);
+    }
+    fields(&mut parts.headers, settings)?;
+    let mut said = hop::strip(&mut parts.headers);
+    if parts.version != Version::HTTP_11 {
+        said.upgrade = socket.then(|| HeaderValue::from_static("websocket"));
+    }
     let content_type = parts.headers.get(http::header::CONTENT_TYPE);
     let grpc = content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-    Ok(Asked { authority, said, grpc })
+    Ok(Asked { authority, said, grpc, socket })
+}
+
+/// Looks at all fields: those that could be read in two ways are refused, and those that only the mesh may set are taken away.
+fn fields(headers: &mut HeaderMap, settings: &Settings) -> Result<(), Failure> {
+    let hops =
+        headers.get(HOPS).map_or(0, |hops| hops.to_str().ok().and_then(|hops| hops.parse().ok()).unwrap_or(u8::MAX));
+    if hops >= settings.hops {
+        return Err(Failure::LOOP);
+    }
+    if headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
+        return Err(Failure::BAD_REQUEST);
+    }
+    let mut ours = Vec::new();
+    for name in headers.keys() {
+        if !settings.underscores && name.as_str().contains('_') {
+            return Err(Failure::BAD_REQUEST);
+        }
+        if name.as_str().starts_with(OURS) {
+            ours.push(name.clone());
+        }
+    }
+    for name in ours {
+        headers.remove(name);
+    }
+    headers.insert(HOPS, HeaderValue::from(u16::from(hops) + 1));
+    headers.remove(CLIENT_CERT);
+    Ok(())
+}
+
+/// Whether an id can be believed: it is kept for long and shown to people.
+pub fn is_good_id(id: &HeaderValue) -> bool {
+    !id.is_empty() && id.len() <= ID && id.as_bytes().iter().all(u8::is_ascii_graphic)
 }
 
 /// Whom the request is for, if it says that once.
@@ -48,12 +108,17 @@ fn authority(parts: &Parts) -> Result<Authority, Failure> {
     let mut hosts = parts.headers.get_all(HOST).iter();
     let (host, more) = (hosts.next(), hosts.next());
     let written = parts.uri.authority().map(|authority| authority.as_str().as_bytes());
+    if parts.uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS) {
+        return Err(Failure::BAD_REQUEST);
+    }
     let text = match (written, host) {
         _ if more.is_some() => return Err(Failure::BAD_REQUEST),
         // In HTTP/1.1 an absolute target counts, and the header does not; in HTTP/2 both count, so they must agree.
         (Some(written), Some(host)) if parts.version == Version::HTTP_2 && written != host.as_bytes() => {
             return Err(Failure::BAD_REQUEST);
         }
+        // HTTP/1.1 wants the header all the same.
+        (Some(_), None) if parts.version == Version::HTTP_11 => return Err(Failure::BAD_REQUEST),
         (Some(written), _) => written,
         (None, Some(host)) => host.as_bytes(),
         (None, None) => return Err(Failure::BAD_REQUEST),
@@ -94,7 +159,8 @@ mod tests {
             request = request.header(HOST, *host);
         }
         let mut parts = request.body(()).unwrap().into_parts().0;
-        let asked = read(&mut parts, Spelling::Base).map_err(|failure| failure.status.as_u16())?;
+        let asked =
+            read(&mut parts, &Settings::default(), Spelling::Base).map_err(|failure| failure.status.as_u16())?;
         assert!(!parts.headers.contains_key(HOST) && parts.uri.authority().is_none());
         Ok(format!("{} {}", asked.authority.as_str(), parts.uri))
     }
@@ -109,6 +175,11 @@ mod tests {
             (h1, "/a", &["a,b"], Err(400)),
             (h1, "/a", &["user@a"], Err(400)),
             (h1, "http://b/x?q", &["a"], Ok("b /x?q")),
+            (h1, "http://b/x?q", &[], Err(400)),
+            (h1, "ftp://b/x?q", &["b"], Err(400)),
+            (h1, "http://user@b/", &["b"], Err(400)),
+            (h1, "a:80", &["a"], Err(400)),
+            (h2, "http://b/x", &["b", "b"], Err(400)),
             (h2, "http://b/x", &["a"], Err(400)),
             (h2, "http://b/x", &["b"], Ok("b /x")),
             (h1, "/a/../b/%2e%2e/c", &["a"], Ok("a /c")),
@@ -119,7 +190,67 @@ mod tests {
             assert_eq!(ask(version, "GET", target, hosts), expected.map(str::to_owned), "{target} {hosts:?}");
         }
         assert_eq!(ask(h1, "CONNECT", "a:80", &["a"]), Err(405));
+        assert_eq!(ask(h1, "TRACE", "/", &["a"]), Err(405));
         assert_eq!(ask(h1, "OPTIONS", "*", &["a"]), Ok("a *".to_owned()));
+    }
+
+    #[test]
+    fn hardening_B166_what_only_the_mesh_sets_is_not_believed() {
+        let fields = [
+            ("x-forwarded-client-cert", "URI=spiffe://cluster.local/ns/a/sa/admin"),
+            ("X-Mesh-Identity", "admin"),
+            ("x-mesh-hops", "2"),
+            ("x-forwarded-for", "10.0.0.1"),
+        ];
+        let mut request = Request::builder().uri("/").header(HOST, "a");
+        for (name, value) in fields {
+            request = request.header(name, value);
+        }
+        let mut parts = request.body(()).unwrap().into_parts().0;
+        read(&mut parts, &Settings::default(), Spelling::Base).unwrap_or_else(|_| panic!("refused"));
+        let mut left: Vec<_> =
+            parts.headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        left.sort_unstable();
+        assert_eq!(left, [("x-forwarded-for", "10.0.0.1"), ("x-mesh-hops", "3")]);
+        for (id, good) in
+            [("a-1", true), ("", false), ("a b", false), (&*"a".repeat(128), true), (&"a".repeat(129), false)]
+        {
+            assert_eq!(is_good_id(&HeaderValue::from_str(id).unwrap()), good, "{id}");
+        }
+    }
+
+    #[test]
+    fn fields_that_are_refused() {
+        for (name, value, expected) in [
+            ("x_user", "1", 400),
+            ("expect", "x", 417),
+            ("x-mesh-hops", "7", 200),
+            ("x-mesh-hops", "8", 508),
+            ("x-mesh-hops", "-1", 508),
+            ("x-mesh-hops", "99999", 508),
+        ] {
+            let request = Request::builder().uri("/").header(HOST, "a").header(name, value);
+            let read = read(&mut request.body(()).unwrap().into_parts().0, &Settings::default());
+            assert_eq!(read.err().map_or(200, |failure| failure.status.as_u16()), expected, "{name}: {value}");
+        }
+    }
+
+    #[test]
+    fn hardening_B173_a_socket_in_http_2_is_a_get_and_other_tunnels_are_refused() {
+        let ask = |protocol: Option<&'static str>| {
+            let mut request = Request::builder().method("CONNECT").version(Version::HTTP_2).uri("http://a/chat");
+            if let Some(protocol) = protocol {
+                request = request.extension(Protocol::from_static(protocol));
+            }
+            let mut parts = request.body(()).unwrap().into_parts().0;
+            read(&mut parts, &Settings::default(), Spelling::Base)
+                .map(|asked| (parts.method, asked.said.upgrade, asked.socket))
+        };
+        let agreed = (Method::GET, Some(HeaderValue::from_static("websocket")), true);
+        assert_eq!(ask(Some("websocket")).ok(), Some(agreed));
+        for protocol in [None, Some("connect-udp"), Some("")] {
+            assert_eq!(ask(protocol).err(), Some(Failure::METHOD), "{protocol:?}");
+        }
     }
 
     #[test]

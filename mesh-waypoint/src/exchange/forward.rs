@@ -4,7 +4,8 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use arcstr::ArcStr;
-use http::header::{HOST, HeaderValue};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use http::header::{CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, Method, Request, Response, Version};
@@ -14,6 +15,7 @@ use mesh_core::l7::retry::AttemptEnd;
 use mesh_core::l7::{ClusterKey, Retries, RetryOn, Target as RuleTarget};
 use mesh_core::service::AppProtocol;
 use mesh_transport::hbone::HboneError;
+use rand::Rng;
 use tokio::time::Instant;
 
 use super::asked::Asked;
@@ -33,6 +35,7 @@ use crate::upstream::{ConnectError, Connection, Endpoint, NoEndpoint, SendError,
 /// A client's own limit, in milliseconds.
 const TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const SOCKET_KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
 const RATE_LIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
 /// Connections that were closed under our hands: so often another one is taken without counting it as an attempt.
 const STALE: u32 = 3;
@@ -114,8 +117,12 @@ impl Forward<'_> {
         let (mut response, connection, endpoint) = attempts.run(report).await?;
         if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
             let asked = self.asked.said.upgrade.is_some();
-            let Some(client) = upgrade.take().filter(|_| asked) else { return Err(Failure::SWITCHED) };
-            return Ok(upgrade::switch(&self.down.drain, client, response, endpoint));
+            let Some(client) = upgrade.take().filter(|_| asked) else { return Err(Failure::PROTOCOL) };
+            return Ok(upgrade::switch(&self.down.drain, client, response, endpoint, self.asked.socket));
+        }
+        // In HTTP/2 any 2xx would open the socket, and the endpoint has not.
+        if self.asked.socket && response.status().is_success() {
+            return Err(Failure::PROTOCOL);
         }
         hop::strip(response.headers_mut());
         report.forwarded(endpoint, connection);
@@ -157,6 +164,11 @@ impl Forward<'_> {
         }
         if let Some(backend) = self.plan.backend() {
             backend.request.apply(&mut headers);
+        }
+        if self.asked.socket && !headers.contains_key(SOCKET_KEY) {
+            let key: [u8; 16] = self.down.lane.rng.lock().random();
+            let key = HeaderValue::from_str(&BASE64_STANDARD.encode(key)).map_err(|_| Failure::CLOSED)?;
+            headers.insert(SOCKET_KEY, key);
         }
         let host = host.unwrap_or_else(|| self.asked.authority.as_str());
         Ok(Head {
@@ -311,6 +323,9 @@ impl Attempts<'_, '_> {
                 }
             };
             match connection.send(request).await {
+                Ok(response) if !is_sound(&response) => {
+                    return Err(Lost { end: AttemptEnd::Reset, failure: Failure::PROTOCOL, elsewhere: true });
+                }
                 Ok(response) => {
                     endpoint.connected(lane.shared.now_ms());
                     return Ok((response, connection, endpoint));
@@ -328,7 +343,13 @@ impl Attempts<'_, '_> {
                 }
                 Err(SendError::Lost(error)) => {
                     tracing::debug!(endpoint = %endpoint.workload.uid, %error, "an endpoint gave no answer");
-                    return Err(Lost { end: AttemptEnd::Reset, failure: Failure::LOST, elsewhere: true });
+                    // A body that the client does not end is no fault of the endpoint's.
+                    let (failure, elsewhere) = match (error.is_user(), error.is_parse()) {
+                        (true, _) => (Failure::BODY, false),
+                        (_, true) => (Failure::PROTOCOL, true),
+                        _ => (Failure::LOST, true),
+                    };
+                    return Err(Lost { end: AttemptEnd::Reset, failure, elsewhere });
                 }
             }
         }
@@ -345,6 +366,13 @@ impl Attempts<'_, '_> {
         *request.method_mut() = head.method;
         *request.headers_mut() = head.headers;
         address(&mut request, head.target, head.host, self.http2)?;
+        // hyper takes a body of unknown length for none where there mostly is none.
+        if !self.http2
+            && !matches!(request.body(), RequestBody::Empty)
+            && !request.headers().contains_key(CONTENT_LENGTH)
+        {
+            request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
         let version = request.version();
         hop::restore(request.headers_mut(), &self.of.asked.said, version);
         Some(request)
@@ -397,6 +425,21 @@ fn unreached(error: &ConnectError) -> Lost {
         failure: if full { Failure::OVERFLOW } else { Failure::CONNECT },
         elsewhere,
     }
+}
+
+/// Whether an answer can be read in one way only. What cannot is not passed on, for the client may read it in another.
+fn is_sound(response: &Response<Incoming>) -> bool {
+    let headers = response.headers();
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let (coding, more) = (codings.next(), codings.next());
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let (length, again) = (lengths.next(), lengths.next());
+    let is_number = |value: &HeaderValue| !value.is_empty() && value.as_bytes().iter().all(u8::is_ascii_digit);
+    response.status().as_u16() < 600
+        && more.is_none()
+        && coding.is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked") && length.is_none())
+        && again.is_none()
+        && length.is_none_or(is_number)
 }
 
 /// What an answer means for another attempt.

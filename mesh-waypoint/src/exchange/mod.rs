@@ -17,8 +17,8 @@ mod upgrade;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use http::header::{CONNECTION, HeaderName, HeaderValue};
-use http::{Request, Response, StatusCode};
+use http::header::{CONNECTION, HeaderName, HeaderValue, UPGRADE};
+use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use mesh_core::l7::AbortStatus;
@@ -29,7 +29,7 @@ use self::plan::{Plan, To};
 use self::reply::Failure;
 use self::report::Report;
 use crate::downstream::Downstream;
-use crate::http::ResponseBody;
+use crate::http::{ResponseBody, guard};
 use crate::security::authenticate;
 use crate::security::authorize::{self, Refused};
 
@@ -43,21 +43,29 @@ pub async fn handle(
 ) -> Result<Response<ResponseBody>, Infallible> {
     let mut report = Box::new(Report::begin(Arc::clone(&down), &request));
     let mut upgrade = request.extensions_mut().remove::<OnUpgrade>();
+    let mut closes = is_last(request.headers());
     let answer = answer(&down, request, &mut upgrade, &mut report).await;
     upgrade.into_iter().for_each(upgrade::decline);
     let mut response = match answer {
         Ok(response) => response,
         Err(failure) => {
             report.flag(failure.flag);
+            closes |= failure.closes();
             reply::failure(failure, report.is_grpc())
         }
     };
     // HTTP/2 has been told otherwise.
-    if down.drain.is_started() && !report.is_http2() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    if (closes || down.drain.is_started()) && !report.is_http2() && response.status() != StatusCode::SWITCHING_PROTOCOLS
+    {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     report.answered(&response);
     Ok(response.map(|body| body.holding(report)))
+}
+
+/// Whether what follows a request is not known to be another: it asks for another protocol.
+fn is_last(headers: &HeaderMap) -> bool {
+    headers.get_all(UPGRADE).iter().any(|asked| !guard::is_h2c(asked.as_bytes()))
 }
 
 async fn answer(
@@ -71,9 +79,9 @@ async fn answer(
     let (mut parts, body) = request.into_parts();
     let settings = &down.lane.shared.settings;
     let spelling = bound.view.guard.security.spelling.unwrap_or(settings.spelling);
-    let asked = asked::read(&mut parts, spelling)?;
+    let asked = asked::read(&mut parts, settings, spelling)?;
     let proved = authenticate::request(&bound, &mut parts, clock::now());
-    if !parts.headers.contains_key(REQUEST_ID) {
+    if !parts.headers.get(REQUEST_ID).is_some_and(asked::is_good_id) {
         parts.headers.insert(REQUEST_ID, asked::request_id(&mut *down.lane.rng.lock()));
     }
     report.asked(&parts, asked.grpc);

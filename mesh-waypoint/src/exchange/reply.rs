@@ -31,7 +31,13 @@ macro_rules! failures {
 failures! {
     /// The request is malformed, or could be read in two ways.
     BAD_REQUEST: BAD_REQUEST, "-", "bad request";
-    /// CONNECT, which only tunnels may use.
+    /// Something is expected that nobody here knows.
+    EXPECTATION: EXPECTATION_FAILED, "-", "expectation failed";
+    /// It has passed too many waypoints.
+    LOOP: LOOP_DETECTED, "-", "the request has passed too many waypoints: routes lead back to where it came from";
+    /// The client's body cannot be read to its end.
+    BODY: BAD_REQUEST, "DPE", "bad request";
+    /// CONNECT, which only tunnels may use, or TRACE.
     METHOD: METHOD_NOT_ALLOWED, "-", "method not allowed";
     /// No rule means it.
     NO_ROUTE: NOT_FOUND, "NR", "";
@@ -53,8 +59,16 @@ failures! {
     REFUSED: SERVICE_UNAVAILABLE, "UR", "upstream connect error or disconnect/reset before headers. reset reason: remote refused stream reset";
     /// It took too long.
     LATE: GATEWAY_TIMEOUT, "UT", "upstream request timeout";
-    /// The endpoint changed the protocol, and nobody had asked for that.
-    SWITCHED: BAD_GATEWAY, "UPE", "upstream protocol error";
+    /// The endpoint's answer is none, or could be read in two ways; or it changed the protocol, and nobody had asked for that.
+    PROTOCOL: BAD_GATEWAY, "UPE", "upstream protocol error";
+}
+
+impl Failure {
+    /// Whether what comes next from the same client of HTTP/1.1 may not be the request that it seems to be.
+    #[must_use]
+    pub fn closes(&self) -> bool {
+        matches!(self.status, StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED | StatusCode::EXPECTATION_FAILED)
+    }
 }
 
 /// The answer to a request that failed.

@@ -1,6 +1,6 @@
 //! A connection that stops being HTTP, as WebSockets do: both ends have agreed, and bytes are copied until both directions ended.
 
-use http::Response;
+use http::{HeaderName, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -10,12 +10,16 @@ use tokio::io::AsyncWriteExt;
 use crate::http::{ResponseBody, hop};
 use crate::upstream::Endpoint;
 
-/// Passes the agreement on and copies what follows it.
+/// The answer to a key that the client of HTTP/2 does not have.
+const ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
+
+/// Passes the agreement on and copies what follows it. `socket`: in HTTP/2 it has no fields of its own, and its status is 200.
 pub fn switch(
     drain: &DrainToken,
     client: OnUpgrade,
     mut response: Response<Incoming>,
     endpoint: Endpoint,
+    socket: bool,
 ) -> Response<ResponseBody> {
     let server = hyper::upgrade::on(&mut response);
     let drain = drain.clone();
@@ -31,7 +35,13 @@ pub fn switch(
         drop(endpoint);
     });
     let said = hop::strip(response.headers_mut());
-    hop::restore(response.headers_mut(), &said, http::Version::HTTP_11);
+    if socket {
+        *response.status_mut() = StatusCode::OK;
+        response.headers_mut().remove(ACCEPT);
+        response.headers_mut().remove(http::header::CONTENT_LENGTH);
+    } else {
+        hop::restore(response.headers_mut(), &said, http::Version::HTTP_11);
+    }
     response.map(|_| ResponseBody::whole(bytes::Bytes::new()))
 }
 

@@ -10,7 +10,16 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use super::count::Count;
+use super::hop;
 use super::tape::{BoxError, Reader};
+
+/// What goes on of a frame.
+fn passed(mut frame: Frame<Bytes>) -> Frame<Bytes> {
+    if let Some(trailers) = frame.trailers_mut() {
+        hop::strip_trailers(trailers);
+    }
+    frame
+}
 
 /// A request's body.
 #[derive(Debug)]
@@ -39,11 +48,11 @@ impl Body for RequestBody {
                 {
                     count.add(data);
                 }
-                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+                Poll::Ready(frame.map(|frame| frame.map(passed).map_err(Into::into)))
             }
-            Self::Tape(reader) => reader.poll(cx),
+            Self::Tape(reader) => reader.poll(cx).map_ok(passed),
             Self::Kept(frames, trailers) => {
-                let trailers = || trailers.take().map(Frame::trailers);
+                let trailers = || trailers.take().map(Frame::trailers).map(passed);
                 Poll::Ready(frames.next().map(Frame::data).or_else(trailers).map(Ok))
             }
         }
@@ -131,7 +140,7 @@ impl Body for ResponseBody {
         let frame = match &mut this.source {
             Source::Whole(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
             Source::Stream(body) => match Pin::new(body).poll_frame(cx) {
-                Poll::Ready(frame) => frame.map(|frame| frame.map_err(BoxError::from)),
+                Poll::Ready(frame) => frame.map(|frame| frame.map(passed).map_err(BoxError::from)),
                 Poll::Pending => {
                     let deadline = this.deadline.as_mut().map(|deadline| deadline.as_mut().poll(cx));
                     if !matches!(deadline, Some(Poll::Ready(()))) {

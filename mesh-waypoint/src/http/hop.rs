@@ -1,10 +1,53 @@
 //! Header fields that belong to one connection: taken away before a message goes on, put back where the next connection needs them.
 
-use http::header::{CONNECTION, HOST, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
+
+use super::guard::is_h2c;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+/// What a message says of where it comes from, whom it is for, who sends it and where it ends goes on, whatever `Connection` says: to name one of these is an
+/// attack on those who believe them. So are the fields of other proxies, by how they begin.
+const KEPT: [&str; 14] = [
+    "host",
+    "content-length",
+    "content-type",
+    "content-encoding",
+    "authorization",
+    "cookie",
+    "forwarded",
+    "via",
+    "baggage",
+    "traceparent",
+    "tracestate",
+    "b3",
+    "x-request-id",
+    "x-real-ip",
+];
+const KEPT_PREFIXES: [&str; 6] = ["x-forwarded-", "x-envoy-", "x-mesh-", "x-b3-", "grpc-", "sec-"];
+/// What may not stand behind a body, for it would change what was decided by what stood before it.
+const NO_TRAILERS: [&str; 18] = [
+    "host",
+    "content-length",
+    "content-type",
+    "content-encoding",
+    "content-range",
+    "transfer-encoding",
+    "te",
+    "trailer",
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "upgrade",
+    "authorization",
+    "proxy-authorization",
+    "cookie",
+    "set-cookie",
+    "forwarded",
+    "expect",
+];
 
 /// What the fields of one connection said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,23 +72,36 @@ pub fn strip(headers: &mut HeaderMap) -> Said {
         headers.remove(CONNECTION);
         for token in named.iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b',')) {
             if is(token, "upgrade") {
-                said.upgrade = upgrade.clone();
-            } else if !is(token, "close") && !is(token, "keep-alive") {
-                // Not what says whom the message is for or where it ends: to name that is an attack.
-                let name = HeaderName::from_bytes(token.trim_ascii());
-                if let Ok(name) = name
-                    && name != HOST
-                    && name != http::header::CONTENT_LENGTH
-                {
-                    headers.remove(name);
-                }
+                // HTTP/2 without TLS is not agreed to: the request is one of HTTP/1.1.
+                said.upgrade = upgrade.clone().filter(|upgrade| !upgrade.as_bytes().split(|b| *b == b',').any(is_h2c));
+            } else if !is(token, "close")
+                && !is(token, "keep-alive")
+                && let Ok(name) = HeaderName::from_bytes(token.trim_ascii())
+                && !is_kept(name.as_str())
+            {
+                headers.remove(name);
             }
         }
     }
     headers.remove(TRANSFER_ENCODING);
     headers.remove(KEEP_ALIVE);
     headers.remove(PROXY_CONNECTION);
+    headers.remove(HTTP2_SETTINGS);
     said
+}
+
+/// Takes away of what follows a body what may not stand there.
+pub fn strip_trailers(trailers: &mut HeaderMap) {
+    let is_bad =
+        |name: &str| NO_TRAILERS.contains(&name) || KEPT_PREFIXES[..3].iter().any(|start| name.starts_with(start));
+    let bad: Vec<_> = trailers.keys().filter(|name| is_bad(name.as_str())).cloned().collect();
+    for name in bad {
+        trailers.remove(name);
+    }
+}
+
+fn is_kept(name: &str) -> bool {
+    KEPT.contains(&name) || KEPT_PREFIXES.iter().any(|start| name.starts_with(start))
 }
 
 /// Puts back what the next connection is to be told.
@@ -90,6 +146,42 @@ mod tests {
         ]);
         assert_eq!(strip(&mut map), Said { upgrade: None, trailers: true });
         assert_eq!(map, headers(&[("host", "a"), ("x-kept", "1"), ("content-length", "3")]));
+    }
+
+    #[test]
+    fn hardening_B162_connection_cannot_take_away_what_others_believe() {
+        let names = "x-forwarded-for, X-Forwarded-Client-Cert, forwarded, x-request-id, authorization, cookie, host, x-mesh-hops, traceparent, x-envoy-attempt-count, x-own";
+        let mut map = HeaderMap::new();
+        map.insert("connection", HeaderValue::from_static(names));
+        for name in names.split(", ") {
+            map.insert(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_static("1"));
+        }
+        strip(&mut map);
+        assert_eq!(map.len(), 10, "{map:?}");
+        assert!(!map.contains_key("x-own"));
+    }
+
+    #[test]
+    fn what_stands_behind_a_body_is_not_what_stands_before_it() {
+        let mut map = headers(&[
+            ("content-length", "1"),
+            ("authorization", "x"),
+            ("x-forwarded-for", "1"),
+            ("grpc-status", "0"),
+            ("x-sum", "1"),
+        ]);
+        strip_trailers(&mut map);
+        assert_eq!(map, headers(&[("grpc-status", "0"), ("x-sum", "1")]));
+    }
+
+    #[test]
+    fn hardening_B161_http_2_is_not_agreed_to() {
+        for value in ["h2c", "H2C", "websocket, h2c"] {
+            let mut map = headers(&[("connection", "Upgrade, HTTP2-Settings"), ("http2-settings", "AAMAAABkAAQAAP__")]);
+            map.insert("upgrade", HeaderValue::from_static(value));
+            assert_eq!(strip(&mut map), Said::default(), "{value}");
+            assert!(map.is_empty());
+        }
     }
 
     #[test]

@@ -1,17 +1,22 @@
-//! The byte stream below HTTP: gives back what was read to find out what is spoken, notes when something was heard, and ends in order.
+//! The byte stream below HTTP: gives back what was read to find out what is spoken, notes when something was heard, shows hyper no byte that `guard` refuses,
+//! and ends in order.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
+use super::guard::{Bad, Guard};
+
 /// How long the other end may take to end its direction after we have ended ours.
 const LINGER: Duration = Duration::from_secs(2);
+/// What hyper reads in place of a head that is refused: no head has a NUL, so it answers 400 and closes. The empty line makes it look.
+const NO_HEAD: &[u8] = b"\0\r\n\r\n";
 
 /// What a connection does, for its deadlines. Written by one thread.
 #[derive(Debug)]
@@ -23,6 +28,10 @@ pub struct Watch {
     heard: AtomicBool,
     /// When the connection began to wait, in milliseconds since it began.
     since: AtomicU64,
+    /// When the client began to leave us waiting for a body, in the same measure and one more; 0: it does not.
+    stalled: AtomicU64,
+    /// Bytes that may be read before an answer's head ends; see [`Watch::await_head`].
+    head: AtomicUsize,
 }
 
 impl Default for Watch {
@@ -32,6 +41,8 @@ impl Default for Watch {
             requests: AtomicU32::new(0),
             heard: AtomicBool::new(false),
             since: AtomicU64::new(0),
+            stalled: AtomicU64::new(0),
+            head: AtomicUsize::new(usize::MAX),
         }
     }
 }
@@ -41,7 +52,32 @@ impl Watch {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
+    /// Of an endpoint: from now on so many bytes may come before the head of its answer ends. `1xx` heads count: there may be any number of them.
+    pub fn await_head(&self, bytes: usize) {
+        self.head.store(bytes, Relaxed);
+    }
+
+    /// The head is here.
+    pub fn has_head(&self) {
+        self.head.store(usize::MAX, Relaxed);
+    }
+
+    fn spend(&self, bytes: usize) {
+        let left = self.head.load(Relaxed);
+        if left != usize::MAX {
+            self.head.store(left.saturating_sub(bytes), Relaxed);
+        }
+    }
+
+    /// Nothing came of a body that is waited for.
+    fn stall(&self) {
+        if self.stalled.load(Relaxed) == 0 {
+            self.stalled.store(self.now() + 1, Relaxed);
+        }
+    }
+
     fn hear(&self) {
+        self.stalled.store(0, Relaxed);
         if !self.heard.load(Relaxed) && self.requests.load(Relaxed) == 0 {
             self.since.store(self.now(), Relaxed);
         }
@@ -69,12 +105,14 @@ impl Watch {
 
     /// What is left of the time that the connection may wait. With a limit for headers, what is heard between requests is the header of one; without it
     /// that may be anything.
-    pub fn left(&self, header: Option<Duration>, idle: Duration) -> Result<Duration, TooSlow> {
-        let look = header.unwrap_or(idle).min(idle);
+    pub fn left(&self, header: Option<Duration>, body: Duration, idle: Duration) -> Result<Duration, TooSlow> {
+        let look = header.unwrap_or(idle).min(idle).min(body);
+        let waited = |since: u64| Duration::from_millis(self.now().saturating_sub(since));
         if !self.is_idle() {
-            return Ok(look);
+            let stalled = self.stalled.load(Relaxed).checked_sub(1).map_or(Duration::ZERO, waited);
+            return if stalled < body { Ok(look.min(body - stalled)) } else { Err(TooSlow::Body) };
         }
-        let waited = Duration::from_millis(self.now().saturating_sub(self.since.load(Relaxed)));
+        let waited = waited(self.since.load(Relaxed));
         let (limit, slow) = match header.filter(|_| self.heard.load(Relaxed)) {
             Some(header) => (header, TooSlow::Header),
             None => (idle, TooSlow::Idle),
@@ -89,6 +127,8 @@ impl Watch {
 pub enum TooSlow {
     /// The header of a request does not end.
     Header,
+    /// The body of a request does not go on.
+    Body,
     /// Nothing is asked.
     Idle,
 }
@@ -99,8 +139,19 @@ pub struct Io<S: AsyncRead + Unpin + Send + 'static> {
     prefix: Bytes,
     inner: Option<S>,
     watch: Arc<Watch>,
+    guard: Option<Guard>,
+    refused: Option<Refused>,
     shut: bool,
     over: bool,
+}
+
+/// What follows the last byte that was good.
+#[derive(Clone, Copy, Debug)]
+enum Refused {
+    /// What is no head, of which so many bytes were read.
+    Head(usize),
+    /// The end of the body, and an error.
+    Body(Bad),
 }
 
 impl<S: AsyncRead + Unpin + Send + 'static> Io<S> {
@@ -109,7 +160,40 @@ impl<S: AsyncRead + Unpin + Send + 'static> Io<S> {
         if !prefix.is_empty() {
             watch.hear();
         }
-        Self { prefix, inner: Some(inner), watch, shut: false, over: false }
+        Self { prefix, inner: Some(inner), watch, guard: None, refused: None, shut: false, over: false }
+    }
+
+    /// Of a client that speaks HTTP/1.1: what could be read in two ways is not read.
+    #[must_use]
+    pub fn guarded(mut self) -> Self {
+        self.guard = Some(Guard::default());
+        self
+    }
+
+    /// Looks at what was read since `before`, and takes away what is refused.
+    fn look(&mut self, buffer: &mut ReadBuf<'_>, before: usize) -> Option<io::Result<()>> {
+        let Some(guard) = &mut self.guard else { return Some(Ok(())) };
+        let Err(verdict) = guard.look(&buffer.filled()[before..]) else { return Some(Ok(())) };
+        tracing::debug!(reason = %verdict.bad, "a client's bytes are refused");
+        buffer.set_filled(before + verdict.good);
+        self.refused = Some(if verdict.head { Refused::Head(0) } else { Refused::Body(verdict.bad) });
+        // Nothing read means the end, which it is not yet.
+        (verdict.good > 0).then_some(Ok(()))
+    }
+}
+
+impl Refused {
+    fn read(&mut self, buffer: &mut ReadBuf<'_>) -> io::Result<()> {
+        match self {
+            Self::Head(read) => {
+                let rest = &NO_HEAD[*read..];
+                let rest = &rest[..rest.len().min(buffer.remaining())];
+                buffer.put_slice(rest);
+                *read += rest.len();
+                Ok(())
+            }
+            Self::Body(bad) => Err(io::Error::new(io::ErrorKind::InvalidData, *bad)),
+        }
     }
 }
 
@@ -120,21 +204,40 @@ fn gone() -> io::Error {
 impl<S: AsyncRead + Unpin + Send + 'static> AsyncRead for Io<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if let Some(refused) = &mut this.refused {
+            return Poll::Ready(refused.read(buffer));
+        }
+        let before = buffer.filled().len();
         if !this.prefix.is_empty() {
             let length = this.prefix.len().min(buffer.remaining());
             buffer.put_slice(&this.prefix[..length]);
             this.prefix.advance(length);
-            return Poll::Ready(Ok(()));
-        }
-        let before = buffer.filled().len();
-        let inner = this.inner.as_mut().ok_or_else(gone)?;
-        let result = ready!(Pin::new(inner).poll_read(cx, buffer));
-        if result.is_err() || buffer.filled().len() == before {
-            this.over = true;
         } else {
+            let inner = this.inner.as_mut().ok_or_else(gone)?;
+            if this.watch.head.load(Relaxed) == 0 {
+                return Poll::Ready(Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "the head of the answer does not end",
+                )));
+            }
+            let Poll::Ready(result) = Pin::new(inner).poll_read(cx, buffer) else {
+                if this.guard.as_ref().is_some_and(Guard::in_body) {
+                    this.watch.stall();
+                }
+                return Poll::Pending;
+            };
+            let read = buffer.filled().len() - before;
+            if result.is_err() || read == 0 {
+                this.over = true;
+                return Poll::Ready(result);
+            }
             this.watch.hear();
+            this.watch.spend(read);
         }
-        Poll::Ready(result)
+        match this.look(buffer, before) {
+            Some(result) => Poll::Ready(result),
+            None => Poll::Ready(this.refused.as_mut().map_or(Ok(()), |refused| refused.read(buffer))),
+        }
     }
 }
 
@@ -174,12 +277,13 @@ mod tests {
 
     #[test]
     fn a_connection_may_wait_long_for_a_request_and_not_long_for_its_end() {
-        let (header, idle) = (Duration::from_secs(10), Duration::from_secs(3600));
+        let (header, body, idle) = (Duration::from_secs(10), Duration::from_secs(300), Duration::from_secs(3600));
         let watch = |waited: u64, heard: bool, requests: u32| Watch {
             began: Instant::now() - Duration::from_secs(waited),
             requests: AtomicU32::new(requests),
             heard: AtomicBool::new(heard),
             since: AtomicU64::new(0),
+            ..Watch::default()
         };
         // (seconds, heard, requests, expected)
         for (waited, heard, requests, expected) in [
@@ -190,14 +294,18 @@ mod tests {
             (10, true, 0, Some(TooSlow::Header)),
             (4000, true, 1, None),
         ] {
-            let left = watch(waited, heard, requests).left(Some(header), idle);
+            let left = watch(waited, heard, requests).left(Some(header), body, idle);
             assert_eq!(left.err(), expected, "{waited} {heard} {requests}");
         }
         // In HTTP/2 a ping is heard as well.
-        assert!(watch(100, true, 0).left(None, idle).is_ok());
-        assert_eq!(watch(3600, true, 0).left(None, idle), Err(TooSlow::Idle));
+        assert!(watch(100, true, 0).left(None, body, idle).is_ok());
+        assert_eq!(watch(3600, true, 0).left(None, body, idle), Err(TooSlow::Idle));
+        let stalled = watch(300, false, 1);
+        assert!(stalled.left(Some(header), body, idle).is_ok(), "an endpoint may take its time");
+        stalled.stalled.store(1, Relaxed);
+        assert_eq!(stalled.left(Some(header), body, idle), Err(TooSlow::Body));
         let watch = watch(100, false, 0);
         watch.hear();
-        assert!(watch.left(Some(header), idle).is_ok(), "the header begins when its first byte is heard");
+        assert!(watch.left(Some(header), body, idle).is_ok(), "the header begins when its first byte is heard");
     }
 }

@@ -1,7 +1,9 @@
-//! HTTP as hyper speaks it, over whatever carries bytes: what a connection speaks, its bodies, what belongs to one connection only, and how it is served.
+//! HTTP as hyper speaks it, over whatever carries bytes: what a connection speaks, its bodies, what belongs to one connection only, what hyper is not to see, and
+//! how it is served.
 
 pub mod body;
 pub mod count;
+pub mod guard;
 pub mod hop;
 pub mod io;
 pub mod serve;

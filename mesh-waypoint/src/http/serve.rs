@@ -25,6 +25,8 @@ use crate::settings::Settings;
 const SLACK: usize = 16 * 1024;
 /// Streams that a client may have reset before they were looked at; then it has what is called a rapid reset in mind.
 const RESET_STREAMS: usize = 20;
+/// Streams that may be reset because of what the client sent in them; then it sends it for that.
+const ERROR_STREAMS: usize = 256;
 /// A client of HTTP/2 that does not answer a ping for this long is gone.
 const PING: Duration = Duration::from_secs(20);
 
@@ -46,7 +48,7 @@ where
     F: Future<Output = Result<Response<ResponseBody>, Infallible>> + Send + 'static,
 {
     let Serve { settings, watch, drain } = serve;
-    let io = TokioIo::new(Io::new(stream, prefix, Arc::clone(&watch)));
+    let io = Io::new(stream, prefix, Arc::clone(&watch));
     let service = service_fn(handle);
     match spoken {
         Spoken::Http2 => {
@@ -55,14 +57,18 @@ where
                 .max_concurrent_streams(settings.streams)
                 .max_header_list_size(u32::try_from(settings.header_bytes).unwrap_or(u32::MAX))
                 .max_pending_accept_reset_streams(RESET_STREAMS)
+                .max_local_error_reset_streams(Some(ERROR_STREAMS))
+                .enable_connect_protocol()
                 .initial_stream_window_size(256 * 1024)
                 .initial_connection_window_size(1024 * 1024)
                 .max_send_buf_size(256 * 1024)
                 .keep_alive_interval(PING)
                 .keep_alive_timeout(PING)
-                .serve_connection(io, service);
+                .serve_connection(TokioIo::new(io), service);
             let shutdown = http2::Connection::graceful_shutdown;
-            let patience = Patience { header: None, idle: settings.idle_timeout, drain: Duration::ZERO };
+            let idle = settings.idle_timeout;
+            // A stream may be silent for as long as it likes.
+            let patience = Patience { header: None, body: Duration::MAX, idle, drain: Duration::ZERO };
             drive(std::pin::pin!(connection), shutdown, patience, &watch, drain).await
         }
         Spoken::Http1 | Spoken::Other => {
@@ -70,11 +76,12 @@ where
                 .header_read_timeout(None)
                 .max_header_size(settings.header_bytes)
                 .max_buf_size(settings.header_bytes + SLACK)
-                .serve_connection(io, service)
+                .serve_connection(TokioIo::new(io.guarded()), service)
                 .with_upgrades();
             let shutdown = http1::UpgradeableConnection::graceful_shutdown;
             let header = Some(settings.header_timeout);
-            let patience = Patience { header, idle: settings.idle_timeout, drain: settings.drain_idle };
+            let (body, idle, drain_idle) = (settings.body_timeout, settings.idle_timeout, settings.drain_idle);
+            let patience = Patience { header, body, idle, drain: drain_idle };
             drive(std::pin::pin!(connection), shutdown, patience, &watch, drain).await
         }
     }
@@ -89,6 +96,9 @@ pub enum End {
     /// A header began and did not end in time.
     #[error("the header of a request did not end in time")]
     SlowHeader,
+    /// A body began and did not go on.
+    #[error("the body of a request did not go on in time")]
+    SlowBody,
     /// The process has no more time.
     #[error("cut")]
     Cut,
@@ -98,6 +108,8 @@ pub enum End {
 struct Patience {
     /// For the end of a header that has begun.
     header: Option<Duration>,
+    /// For the next bytes of a body.
+    body: Duration,
     /// For a request.
     idle: Duration,
     /// For a request, once the process is to stop.
@@ -134,8 +146,9 @@ where
             if closing || timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            match watch.left(patience.header, patience.idle) {
+            match watch.left(patience.header, patience.body, patience.idle) {
                 Err(TooSlow::Header) => return Poll::Ready(Err(End::SlowHeader)),
+                Err(TooSlow::Body) => return Poll::Ready(Err(End::SlowBody)),
                 Ok(left) if !draining => timer.as_mut().reset(Instant::now() + left),
                 Ok(_) | Err(TooSlow::Idle) => {
                     closing = true;

@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::{TrySendError, http1, http2};
 
 use super::key::Key;
 use crate::http::RequestBody;
+use crate::http::io::Watch;
 
 /// A connection that takes one request.
 pub struct Connection {
@@ -19,10 +20,29 @@ pub struct Connection {
 
 pub(super) enum Sender {
     /// Alone on it.
-    Http1(http1::SendRequest<RequestBody>, Arc<Key>),
+    Http1(Single, Arc<Key>),
     /// One stream of it, which is counted.
     Http2(http2::SendRequest<RequestBody>, #[expect(dead_code, reason = "held for its drop")] Active),
 }
+
+/// A connection of HTTP/1.1, and what bounds the heads that come before the answer's.
+pub(super) struct Single {
+    pub(super) sender: http1::SendRequest<RequestBody>,
+    pub(super) watch: Arc<Watch>,
+    /// Bytes of heads for one request.
+    pub(super) heads: usize,
+}
+
+impl Single {
+    async fn send(&mut self, request: Request<RequestBody>) -> Sent {
+        self.watch.await_head(self.heads);
+        let sent = self.sender.try_send_request(request).await;
+        self.watch.has_head();
+        sent
+    }
+}
+
+type Sent = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
 
 /// Counts a stream while it lives.
 pub(super) struct Active(Arc<AtomicUsize>);
@@ -55,7 +75,7 @@ impl Connection {
     /// Sends a request and waits for the head of its answer.
     pub async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, SendError> {
         let sent = match &mut self.sender {
-            Sender::Http1(sender, _) => sender.try_send_request(request).await,
+            Sender::Http1(single, _) => single.send(request).await,
             Sender::Http2(sender, _) => sender.try_send_request(request).await,
         };
         sent.map_err(|mut error| match error.take_message() {

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::choose::Endpoint;
-use super::connection::{Active, Connection, Sender};
+use super::connection::{Active, Connection, Sender, Single};
 use super::dial::{ConnectError, Wire, dial};
 use super::key::{At, Key};
 use crate::http::RequestBody;
@@ -22,6 +22,8 @@ use crate::shared::Shared;
 
 /// Connections of HTTP/2 that one endpoint and client may have; with all their streams in use more requests are refused.
 const MULTI: usize = 16;
+/// Heads of the largest size that may come for one request, those of `1xx` among them; more and the connection is closed.
+const HEADS: usize = 4;
 /// An endpoint that does not answer a ping of HTTP/2 for this long is gone.
 const PING: Duration = Duration::from_secs(20);
 
@@ -39,7 +41,7 @@ struct Inner {
 }
 
 struct Idle {
-    sender: http1::SendRequest<RequestBody>,
+    single: Single,
     since: Instant,
 }
 
@@ -104,8 +106,8 @@ impl Pool {
 
     /// Takes back what has served its request in order.
     pub fn give_back(&self, shared: &Shared, connection: Connection) {
-        let Sender::Http1(sender, key) = connection.sender else { return };
-        if sender.is_closed() {
+        let Sender::Http1(single, key) = connection.sender else { return };
+        if single.sender.is_closed() {
             return;
         }
         let mut inner = self.inner.lock();
@@ -114,7 +116,7 @@ impl Pool {
         if idle.len() >= shared.settings.idle_connections {
             idle.remove(0);
         }
-        idle.push(Idle { sender, since: Instant::now() });
+        idle.push(Idle { single, since: Instant::now() });
     }
 
     /// Closes what has waited for so long.
@@ -123,7 +125,7 @@ impl Pool {
         let young = |since: Instant| now.saturating_duration_since(since) < limit;
         let mut inner = self.inner.lock();
         inner.http1.retain(|_, idle| {
-            idle.retain(|idle| young(idle.since) && !idle.sender.is_closed());
+            idle.retain(|idle| young(idle.since) && !idle.single.sender.is_closed());
             !idle.is_empty()
         });
         inner.http2.retain(|_, multi| {
@@ -143,11 +145,11 @@ impl Pool {
         let mut inner = self.inner.lock();
         let (key, idle) = inner.http1.get_key_value_mut(at)?;
         for index in (0..idle.len()).rev() {
-            if idle[index].sender.is_closed() {
+            if idle[index].single.sender.is_closed() {
                 idle.remove(index);
-            } else if idle[index].sender.is_ready() {
-                let Idle { sender, .. } = idle.remove(index);
-                return Some(Connection { sender: Sender::Http1(sender, Arc::clone(key)), reused: true });
+            } else if idle[index].single.sender.is_ready() {
+                let Idle { single, .. } = idle.remove(index);
+                return Some(Connection { sender: Sender::Http1(single, Arc::clone(key)), reused: true });
             }
             // It still sends the body of a request that was answered early.
         }
@@ -168,7 +170,8 @@ impl Pool {
         at: &At<'_>,
     ) -> Result<Connection, ConnectError> {
         let open = self.count(shared)?;
-        let io = TokioIo::new(Io::new(dial(shared, endpoint, peer).await?, bytes::Bytes::new(), Arc::default()));
+        let watch = Arc::default();
+        let io = TokioIo::new(Io::new(dial(shared, endpoint, peer).await?, bytes::Bytes::new(), Arc::clone(&watch)));
         let (sender, connection) =
             http1::Builder::new().max_header_size(shared.settings.header_bytes).handshake::<_, RequestBody>(io).await?;
         task::spawn("connection to an endpoint", async move {
@@ -177,7 +180,8 @@ impl Pool {
                 tracing::debug!(%error, "a connection to an endpoint was lost");
             }
         });
-        Ok(Connection { sender: Sender::Http1(sender, at.key()), reused: false })
+        let single = Single { sender, watch, heads: HEADS * shared.settings.header_bytes };
+        Ok(Connection { sender: Sender::Http1(single, at.key()), reused: false })
     }
 
     async fn multiplexed(

@@ -28,8 +28,11 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, SanType,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+
+pub mod frames;
 
 pub const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/client";
 pub const WAYPOINT: &str = "spiffe://cluster.local/ns/shop/sa/waypoint";
@@ -40,6 +43,11 @@ pub fn identity(text: &str) -> Identity {
 
 pub fn name(service: &str) -> NamespacedName {
     format!("shop/{service}.shop.svc.cluster.local").parse().unwrap()
+}
+
+/// Says past the test runner that something was not tested.
+pub fn skipped(name: &str, reason: &str) {
+    let _ = nix::unistd::write(std::io::stderr(), format!("SKIPPED: {name}: {reason}\n").as_bytes());
 }
 
 /// Everything in these tests has to happen soon.
@@ -215,6 +223,16 @@ impl Waypoint {
         whole(soon("answer", sender.send_request(request)).await.unwrap()).await
     }
 
+    /// Writes bytes as they are, and reads until the waypoint closes.
+    pub async fn raw(&self, authority: &str, bytes: &[u8]) -> String {
+        let mut stream = soon("stream", self.stream(authority)).await.unwrap();
+        // Refused in the middle, the rest cannot be written.
+        let _ = stream.write_all(bytes).await;
+        let mut answer = Vec::new();
+        let _ = soon("answer", stream.read_to_end(&mut answer)).await;
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
     /// What a scrape shows.
     pub fn scrape(&self) -> String {
         let mut registry = metrics::Registry::default();
@@ -314,6 +332,40 @@ pub fn echo_at(listener: TcpListener, who: &'static str) -> SocketAddr {
         text.push_str(&String::from_utf8_lossy(&body));
         Response::new(Full::new(Bytes::from(text)))
     })
+}
+
+/// A server without HTTP: for each connection, in turn, it reads heads and answers each with those bytes; with the last ones from then on. It closes after an
+/// answer that is marked so. It tells what came, piece by piece.
+pub async fn scripted(
+    answers: Vec<(Vec<u8>, bool)>,
+) -> (SocketAddr, Arc<AtomicU16>, mpsc::UnboundedReceiver<(u16, Vec<u8>)>) {
+    let listener = listener().await;
+    let address = listener.local_addr().unwrap();
+    let (tell, told) = mpsc::unbounded_channel();
+    let connections = Arc::<AtomicU16>::default();
+    let count = connections.clone();
+    tokio::spawn(async move {
+        loop {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            let number = count.fetch_add(1, Ordering::Relaxed);
+            let (answer, close) = answers[usize::from(number).min(answers.len() - 1)].clone();
+            let tell = tell.clone();
+            tokio::spawn(async move {
+                let (mut bytes, mut seen) = (vec![0; 4096], Vec::new());
+                while let Ok(read @ 1..) = tcp.read(&mut bytes).await {
+                    seen.extend_from_slice(&bytes[..read]);
+                    let _ = tell.send((number, bytes[..read].to_vec()));
+                    while let Some(end) = seen.windows(4).position(|window| window == b"\r\n\r\n") {
+                        seen.drain(..end + 4);
+                        if tcp.write_all(&answer).await.is_err() || close {
+                            return;
+                        }
+                    }
+                }
+            });
+        }
+    });
+    (address, connections, told)
 }
 
 /// A server that notes its requests and answers so.

@@ -5,6 +5,7 @@ mod cluster;
 mod conformance;
 mod demo;
 mod ebpf;
+mod h2spec;
 mod image;
 mod run;
 mod setup;

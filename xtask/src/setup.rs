@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{chart, cluster, run};
+use crate::{chart, cluster, h2spec, run};
 
 const LINKER_VERSION: &str = "0.10.3";
 /// Debian's package of the pinned compiler's library sources, for machines on which rustup cannot download.
@@ -40,6 +40,11 @@ pub fn run() -> Result<()> {
         Ok(_) => println!("ready: Helm's engine"),
         // The chart's tests say that they are skipped.
         Err(error) => println!("no Helm on this machine: {error:#}"),
+    }
+    match h2spec::install() {
+        Ok(_) => println!("ready: h2spec"),
+        // The test that starts it says that it is skipped.
+        Err(error) => println!("no h2spec on this machine: {error:#}"),
     }
     Ok(())
 }

@@ -18,6 +18,7 @@ pub mod connection;
 pub mod downstream;
 pub mod engine;
 pub mod exchange;
+pub mod fuzz;
 pub mod guard;
 pub mod http;
 pub mod inbound;

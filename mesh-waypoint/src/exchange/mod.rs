@@ -148,3 +148,9 @@ fn change(response: &mut Response<ResponseBody>, plan: Plan) {
         cors.apply(headers);
     }
 }
+
+/// For the fuzzer: reads a request, and says whether its connection ends with it.
+pub(crate) fn fuzz_read(parts: &mut http::request::Parts, settings: &crate::settings::Settings) -> Result<bool, ()> {
+    let is_last = is_last(&parts.headers);
+    asked::read(parts, settings).map(|_| is_last).map_err(|_| ())
+}

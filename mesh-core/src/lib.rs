@@ -28,6 +28,7 @@ pub mod resolve;
 pub mod service;
 pub mod snapshot;
 pub mod store;
+pub mod telemetry;
 pub mod workload;
 
 pub use arcstr::ArcStr;

@@ -23,12 +23,13 @@ use mesh_transport::tls::IdentityCertificate;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
+use crate::collector;
 use crate::config::{Config, EXIT_CONFIG, EXIT_SYSTEM, EXIT_UNAVAILABLE};
 use crate::engine::Engine;
 use crate::inbound;
 use crate::shared::{Certificates, Shared};
 use crate::state::State;
-use crate::telemetry::Exposition;
+use crate::telemetry::{Exposition, Losses};
 
 /// How long is waited for the operator's servers at the end.
 const SERVERS: Duration = Duration::from_millis(100);
@@ -119,9 +120,12 @@ async fn serve(config: &Config, lanes: Lanes) -> Result<i32, Refusal> {
     let source = Arc::new(Own { manager: certificates.clone(), identity: identity.clone() });
     let engine = Engine::new(Shared::new(state, own, config.settings(), source), lanes);
     engine.keep_tidy(&drain.token());
+    let shared = Arc::clone(engine.shared());
+    task::spawn("collectors", collector::run(Arc::clone(&shared), servers.token()));
     task::spawn("unused numbers", engine.clone().expire(drain.token()));
     let meters = engine.lanes().iter().map(|lane| lane.meters.clone()).collect();
     registry.register_collector(Box::new(Exposition(meters)));
+    registry.register_collector(Box::new(Losses(Arc::clone(&shared.telemetry))));
     let metrics_port = bind(config.metrics).await?;
     task::spawn_vital("metrics server", operator::serve_metrics(metrics_port, registry, servers.token()));
 
@@ -164,6 +168,8 @@ async fn serve(config: &Config, lanes: Lanes) -> Result<i32, Refusal> {
         drained = drain.drain(config.drain) => tracing::info!(?drained, "all requests ended or were cut"),
         signal = shutdown.requested() => tracing::warn!(signal, "second signal: stopping now"),
     }
+    // The last spans may not go; the last lines do.
+    shared.telemetry.writer.finish();
     servers.drain(SERVERS).await;
     Ok(0)
 }

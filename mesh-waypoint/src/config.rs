@@ -3,11 +3,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use arcstr::ArcStr;
 use clap::{Parser, ValueEnum};
 use mesh_client::ControlConfig;
+use mesh_core::telemetry::{AccessLog, Scopes, Telemetry};
 use mesh_core::{Client, Identity, IdentityError, NamespacedName, TrustDomain};
 use mesh_runtime::logging::{Filter, LogFormat};
 use mesh_transport::hbone::Baggage;
@@ -91,7 +93,7 @@ pub struct Config {
     /// Threads, each with its own connections, 1 to 512 [default: one per CPU]
     #[arg(long, value_name = "COUNT", env = "UNDERMESH_WORKERS", value_parser = workers)]
     pub workers: Option<usize>,
-    /// Whether each request is logged
+    /// Whether each request is logged on the standard output, where the control plane says nothing of logs
     #[arg(long, value_name = "WHEN", env = "UNDERMESH_ACCESS_LOG", default_value = "off")]
     pub access_log: Switch,
     /// text or json
@@ -143,7 +145,13 @@ impl Config {
     pub fn settings(&self) -> Settings {
         // Clients that ask nothing get a quarter of the time, so that what they ask in it can still be answered.
         let drain_idle = self.drain / 4;
-        Settings { access_log: self.access_log == Switch::On, drain_idle, ..Settings::default() }
+        let logs = match self.access_log {
+            Switch::On => vec![AccessLog::default()],
+            Switch::Off => Vec::new(),
+        };
+        let waypoint = Arc::new(Telemetry { logs, ..Telemetry::default() });
+        let telemetry = Scopes { waypoint, ..Scopes::default() };
+        Settings { telemetry, drain_idle, ..Settings::default() }
     }
 
     /// How the control plane is reached.

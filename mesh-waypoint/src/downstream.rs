@@ -16,6 +16,7 @@ use crate::http::io::Watch;
 use crate::peer::Peer;
 use crate::state::View;
 use crate::target::{self, NotOurs, Target};
+use crate::telemetry::Plan;
 
 /// Verdicts about endpoints that one connection keeps.
 const VERDICTS: usize = 64;
@@ -96,6 +97,11 @@ fn applied(view: &View, target: &Target) -> Applied {
 }
 
 impl Bound {
+    /// What is measured, logged and traced of requests for the target.
+    pub fn plan(&self) -> &Arc<Plan> {
+        self.view.plans.of(self.target.service())
+    }
+
     /// Whether the policies of the endpoint let the client in. They are asked once for each endpoint.
     pub fn admits(&self, peer: &Peer, endpoint: &Arc<Workload>, address: SocketAddr) -> bool {
         let mut verdicts = self.verdicts.lock();

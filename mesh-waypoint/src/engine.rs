@@ -32,6 +32,8 @@ pub struct Lane {
     pub meters: Arc<Meters>,
     /// Copies on their way.
     pub mirrors: AtomicUsize,
+    /// In which lines of the log are made.
+    pub scratch: Mutex<[String; 2]>,
 }
 
 /// All lanes. Cheap to clone.
@@ -55,6 +57,7 @@ impl Engine {
                 rng: Mutex::new(rng),
                 meters: Arc::default(),
                 mirrors: AtomicUsize::new(0),
+                scratch: Mutex::default(),
             })
         };
         let count = threads.handles().len();

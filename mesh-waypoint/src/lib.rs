@@ -5,7 +5,7 @@
 //!                                                                                   │
 //!      security: whose token it has, whether policies let it through
 //!      exchange: one request ── mesh_core::l7::pick ── attempts ──> upstream: connections to endpoints, by HBONE or plain TCP
-//!                     └── telemetry: istio_requests_total and the like, the access log
+//!                     └── telemetry: istio_requests_total and the like, the access log, spans ── collector
 //! ```
 //!
 //! A connection lives on one lane (`mesh_runtime::lanes`), with all that it asks of others: what a request touches is shared by lanes only for reading.
@@ -13,6 +13,7 @@
 #![cfg_attr(test, allow(non_snake_case, reason = "tests carry the ids of the rows they prove"))]
 
 pub mod app;
+pub mod collector;
 pub mod config;
 pub mod connection;
 pub mod downstream;

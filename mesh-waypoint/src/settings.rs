@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use mesh_core::l7::path::Spelling;
 use mesh_core::ports;
+use mesh_core::telemetry::Scopes;
 
 /// Limits and deadlines.
 #[derive(Clone, Debug)]
@@ -46,8 +47,10 @@ pub struct Settings {
     pub drain_idle: Duration,
     /// Makes what is drawn by lot the same in each run: for tests.
     pub seed: Option<u64>,
-    /// Whether each request is logged.
-    pub access_log: bool,
+    /// What is measured, logged and traced as long as the control plane has not said it.
+    pub telemetry: Scopes,
+    /// How long spans are collected before they are sent.
+    pub span_flush: Duration,
 }
 
 impl Default for Settings {
@@ -72,7 +75,8 @@ impl Default for Settings {
             hbone_port: ports::HBONE,
             drain_idle: Duration::from_secs(1),
             seed: None,
-            access_log: false,
+            telemetry: Scopes::default(),
+            span_flush: Duration::from_secs(1),
         }
     }
 }

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arcstr::ArcStr;
+use mesh_core::telemetry::Scopes;
 use mesh_core::{Client, Identity, NamespacedName};
 use mesh_transport::hbone::{Acceptor, AcceptorConfig, Baggage, Pool as Tunnels, PoolConfig};
 use mesh_transport::tls::IdentityCertificate;
 
 use crate::settings::Settings;
 use crate::state::State;
+use crate::telemetry::{Plans, Tools};
 
 /// Who this waypoint is.
 #[derive(Clone, Debug)]
@@ -65,6 +67,8 @@ pub struct Shared {
     pub settings: Settings,
     /// What we prove it with.
     pub certificates: Arc<dyn Certificates>,
+    /// Where lines and spans go to.
+    pub telemetry: Arc<Tools>,
     /// Tunnels to endpoints. Its lock is taken for new connections, not for requests.
     pub tunnels: Tunnels,
     acceptor: Acceptor,
@@ -76,15 +80,23 @@ impl Shared {
     #[must_use]
     pub fn new(state: Arc<State>, own: Own, settings: Settings, certificates: Arc<dyn Certificates>) -> Self {
         let acceptor = Acceptor::new(AcceptorConfig { any_address: true, ..AcceptorConfig::default() });
-        Self {
+        let shared = Self {
             state,
             own,
             settings,
             certificates,
+            telemetry: Arc::default(),
             tunnels: Tunnels::new(PoolConfig::default()),
             acceptor,
             started: Instant::now(),
-        }
+        };
+        shared.set_telemetry(&shared.settings.telemetry);
+        shared
+    }
+
+    /// Puts in force what is to be measured, logged and traced.
+    pub fn set_telemetry(&self, scopes: &Scopes) {
+        self.state.set_plans(Plans::compile(scopes, &self.telemetry).into());
     }
 
     /// Takes tunnels; its limits are those of the process.

@@ -7,6 +7,7 @@ use mesh_core::Snapshot;
 use mesh_core::l7::{Client, Cluster, ClusterKey, Clusters, Security, Table};
 
 use crate::guard;
+use crate::telemetry::Plans;
 
 /// One moment.
 #[derive(Clone, Default)]
@@ -21,6 +22,8 @@ pub struct View {
     former: Arc<Clusters>,
     /// What requests are held against.
     pub guard: Arc<guard::Guard>,
+    /// What is measured, logged and traced.
+    pub plans: Arc<Plans>,
 }
 
 impl View {
@@ -68,6 +71,11 @@ impl State {
     pub fn set_security(&self, security: Option<Arc<Security>>) {
         let guard = Arc::new(security.map_or_else(guard::Guard::closed, guard::Guard::new));
         self.change(|view| view.guard = Arc::clone(&guard));
+    }
+
+    /// Other ways to measure, log and trace.
+    pub fn set_plans(&self, plans: Arc<Plans>) {
+        self.change(|view| view.plans = Arc::clone(&plans));
     }
 
     fn change(&self, change: impl Fn(&mut View)) {

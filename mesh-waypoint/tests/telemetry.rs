@@ -109,7 +109,12 @@ async fn features_TM_1_what_is_copied_is_counted_as_connections_and_bytes() {
 #[tokio::test]
 async fn features_TM_5_each_failure_has_its_flag() {
     let app = echo("app").await;
-    let never = server(|_: Request<Incoming>| std::future::pending::<Response<Full<Bytes>>>()).await;
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let never = server(move |request: Request<Incoming>| {
+        let _ = tell.send(request.uri().path().to_owned());
+        std::future::pending::<Response<Full<Bytes>>>()
+    })
+    .await;
     let backends = [
         Backend::new("app", VIP, &[app]),
         Backend::new("none", "10.96.0.11", &[]),
@@ -151,12 +156,7 @@ async fn features_TM_5_each_failure_has_its_flag() {
     let mut stream = waypoint.stream(ASK).await.unwrap();
     stream.write_all(b"GET /dc HTTP/1.1\r\nhost: shop\r\n\r\n").await.unwrap();
     // It has arrived.
-    soon("request", async {
-        while waypoint.engine.lanes()[0].pool.open() < 2 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    while soon("request", told.recv()).await.unwrap() != "/dc" {}
     drop(stream);
     assert_eq!(value(&waypoint, &["istio_requests_total{", "response_code=\"0\",response_flags=\"DC\""]).await, "1");
 }

@@ -30,6 +30,7 @@ use crate::http::hop;
 use crate::http::tape::Tape;
 use crate::http::{Count, RequestBody, ResponseBody};
 use crate::target::Target;
+use crate::telemetry::spans::Outgoing;
 use crate::upstream::{ConnectError, Connection, Endpoint, NoEndpoint, SendError, choose};
 
 /// A client's own limit, in milliseconds.
@@ -112,8 +113,17 @@ impl Forward<'_> {
             };
             mirror::send(self.down, copy, cluster.clone(), &head.host, http2);
         }
-        let mut attempts =
-            Attempts { of: self, retries, deadline, http2, again, source, head: Some(head), tried: Vec::new() };
+        let mut attempts = Attempts {
+            of: self,
+            retries,
+            deadline,
+            http2,
+            again,
+            source,
+            head: Some(head),
+            tried: Vec::new(),
+            trace: None,
+        };
         let (mut response, connection, endpoint) = attempts.run(report).await?;
         if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
             let asked = self.asked.said.upgrade.is_some();
@@ -221,6 +231,8 @@ struct Attempts<'a, 'f> {
     source: Source,
     head: Option<Head>,
     tried: Vec<ArcStr>,
+    /// What the next request says of its trace.
+    trace: Option<Outgoing>,
 }
 
 type Answer = (Response<Incoming>, Connection, Endpoint);
@@ -233,6 +245,7 @@ impl Attempts<'_, '_> {
             let uid = endpoint.workload.uid.clone();
             let limit = self.retries.per_try_timeout.map(|time| Instant::now() + time);
             let limit = limit.into_iter().chain(self.deadline).min();
+            self.trace = report.attempt(&endpoint);
             let once = self.once(endpoint);
             let ended = match limit {
                 None => once.await,
@@ -242,6 +255,10 @@ impl Attempts<'_, '_> {
                     elsewhere: true,
                 })),
             };
+            match &ended {
+                Ok((response, ..)) => report.attempted(Some(response.status().as_u16()), "-"),
+                Err(lost) => report.attempted(None, lost.failure.flag),
+            }
             if self.deadline.is_some_and(|deadline| ended.is_err() && Instant::now() >= deadline) {
                 return Err(Failure::LATE);
             }
@@ -262,7 +279,6 @@ impl Attempts<'_, '_> {
                 };
             }
             drop(ended);
-            report.retried();
             if self.retries.elsewhere {
                 self.tried.push(uid);
             }
@@ -365,6 +381,9 @@ impl Attempts<'_, '_> {
         let mut request = Request::new(body);
         *request.method_mut() = head.method;
         *request.headers_mut() = head.headers;
+        if let Some(trace) = &self.trace {
+            trace.write(request.headers_mut());
+        }
         address(&mut request, head.target, head.host, self.http2)?;
         // hyper takes a body of unknown length for none where there mostly is none.
         if !self.http2

@@ -84,7 +84,7 @@ async fn answer(
     if !parts.headers.get(REQUEST_ID).is_some_and(asked::is_good_id) {
         parts.headers.insert(REQUEST_ID, asked::request_id(&mut *down.lane.rng.lock()));
     }
-    report.asked(&parts, asked.grpc);
+    report.asked(&mut parts, asked.authority.as_str(), asked.grpc);
     let token = match proved {
         Ok(token) => token,
         Err(problem) => {

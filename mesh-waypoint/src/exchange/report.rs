@@ -1,21 +1,26 @@
-//! What is known of a request when it is over: numbers and a line of the log. It also holds what the request holds: its place at the endpoint, the connection
+//! What is known of a request when it is over: numbers, lines of the log, spans. It also holds what the request holds: its place at the endpoint, the connection
 //! that goes back to the pool, and the client's connection, which is not idle before.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use arcstr::ArcStr;
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, Method, Request, Response, Version};
+use http::{HeaderMap, HeaderName, Request, Response, Version};
 use hyper::body::Incoming;
 use mesh_core::l7::Handling;
+use mesh_core::{Service, Workload};
+use mesh_runtime::lanes;
 
 use crate::downstream::{Bound, Downstream};
 use crate::http::ResponseBody;
 use crate::http::body::Held;
 use crate::http::count::{Count, Messages};
-use crate::telemetry::{Flags, Measured, Protocol, Who};
+use crate::telemetry::facts::{Facts, Remembered};
+use crate::telemetry::spans::{Outgoing, Trace};
+use crate::telemetry::{Flags, Measured, Plan, Protocol, Who};
 use crate::upstream::{Connection, Endpoint};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -30,22 +35,21 @@ pub struct Report {
     status: u16,
     grpc_status: Option<u16>,
     flags: Flags,
-    retries: u32,
+    attempts: u32,
     received: Option<Arc<Count>>,
     sent: u64,
     messages: Messages,
     endpoint: Option<Endpoint>,
     connection: Option<Connection>,
-    log: Option<Box<Line>>,
-    recorded: bool,
-}
-
-/// What only the log wants to know.
-struct Line {
-    method: Method,
-    path: String,
-    id: String,
+    plan: Option<Arc<Plan>>,
+    remembered: Option<Box<Remembered>>,
+    trace: Option<Box<Trace>>,
     rule: ArcStr,
+    /// Whoever was asked last, and when.
+    last: Option<(Arc<Workload>, Option<Arc<Service>>, SocketAddr)>,
+    sent_at: Option<Instant>,
+    head: Option<Instant>,
+    recorded: bool,
 }
 
 impl Report {
@@ -61,40 +65,47 @@ impl Report {
             status: 0,
             grpc_status: None,
             flags: Flags::default(),
-            retries: 0,
+            attempts: 0,
             received: None,
             sent: 0,
             messages: Messages::default(),
             endpoint: None,
             connection: None,
-            log: None,
+            plan: None,
+            remembered: None,
+            trace: None,
+            rule: ArcStr::new(),
+            last: None,
+            sent_at: None,
+            head: None,
             recorded: false,
         }
     }
 
     /// What the connection leads to.
     pub fn bound(&mut self, bound: &Arc<Bound>) {
+        self.plan = Some(Arc::clone(bound.plan()));
         self.bound = Some(Arc::clone(bound));
     }
 
-    /// It was read.
-    pub fn asked(&mut self, parts: &Parts, grpc: bool) {
+    /// It was read. From now on its headers say which trace it belongs to.
+    pub fn asked(&mut self, parts: &mut Parts, authority: &str, grpc: bool) {
         self.grpc = grpc;
-        if self.down.lane.shared.settings.access_log {
-            let id = parts.headers.get("x-request-id").and_then(|id| id.to_str().ok());
-            self.log = Some(Box::new(Line {
-                method: parts.method.clone(),
-                path: parts.uri.to_string(),
-                id: id.unwrap_or("-").to_owned(),
-                rule: ArcStr::new(),
-            }));
+        let Some(plan) = &self.plan else { return };
+        if let Some(tracer) = &plan.tracer {
+            let mut rng = self.down.lane.rng.lock();
+            self.trace = Some(Box::new(Trace::begin(tracer, &mut parts.headers, &mut *rng)));
+        }
+        if plan.has_logs() || self.trace.as_ref().is_some_and(|trace| trace.is_recorded()) {
+            self.remembered = Some(Box::new(Remembered::of(parts, authority, &plan.wanted)));
         }
     }
 
     /// A rule means it.
     pub fn rule(&mut self, handling: &Handling) {
-        if let Some(log) = &mut self.log {
-            log.rule = handling.origin.clone();
+        if self.remembered.is_some() {
+            let name = if handling.name.is_empty() { &handling.origin } else { &handling.name };
+            self.rule = name.clone();
         }
     }
 
@@ -103,9 +114,23 @@ impl Report {
         self.flags.add(Flags::of(flag));
     }
 
-    /// It is tried again.
-    pub fn retried(&mut self) {
-        self.retries += 1;
+    /// It is sent to an endpoint. What is given back says which trace that belongs to.
+    pub fn attempt(&mut self, endpoint: &Endpoint) -> Option<Outgoing> {
+        self.attempts += 1;
+        if self.remembered.is_some() {
+            self.last = Some((Arc::clone(&endpoint.workload), endpoint.service.clone(), endpoint.address));
+            self.sent_at = Some(Instant::now());
+        }
+        let mut rng = self.down.lane.rng.lock();
+        let trace = self.trace.as_mut()?;
+        trace.attempt(&endpoint.workload, endpoint.service.as_ref(), endpoint.address, &mut *rng)
+    }
+
+    /// The endpoint has answered with that status, or there is no answer for that reason.
+    pub fn attempted(&mut self, status: Option<u16>, flag: &'static str) {
+        if let Some(trace) = &mut self.trace {
+            trace.attempted(status, flag);
+        }
     }
 
     /// Counts what comes of its body.
@@ -123,6 +148,12 @@ impl Report {
         self.status = response.status().as_u16();
         if self.grpc {
             self.grpc_status = grpc_status(response.headers());
+        }
+        if let (Some(remembered), Some(plan)) = (&mut self.remembered, &self.plan) {
+            let now = Instant::now();
+            let took = self.sent_at.map_or(0, |sent| now.saturating_duration_since(sent).as_millis());
+            self.head = Some(now);
+            remembered.answer(response.headers(), took, &plan.wanted);
         }
     }
 
@@ -164,25 +195,38 @@ impl Report {
             messages_sent: self.messages.count,
         };
         self.down.lane.meters.record(&who, &measured, shared.ms_of(self.began + duration));
-        if let Some(log) = &self.log {
-            tracing::info!(
-                target: "access",
-                method = %log.method,
-                path = log.path,
-                protocol = if self.http2 { "HTTP/2" } else { "HTTP/1.1" },
-                response_code = self.status,
-                response_flags = %self.flags,
-                bytes_received = received,
-                bytes_sent = self.sent,
-                duration_ms = duration.as_millis() as u64,
-                request_id = log.id,
-                retries = self.retries,
-                route = %log.rule,
-                upstream_host = self.endpoint.as_ref().map(|endpoint| endpoint.address.to_string()),
-                downstream_remote_address = %self.down.peer.address,
-                source_principal = %self.down.peer.identity,
-                "request"
-            );
+        if self.remembered.is_some() {
+            self.tell(&who, &measured);
+        }
+    }
+
+    /// Lines of the log, and spans.
+    fn tell(&self, who: &Who<'_>, measured: &Measured) {
+        let (lane, own) = (&self.down.lane, &self.down.lane.shared.own);
+        let asked = self.down.asked.to_string();
+        let facts = Facts {
+            remembered: self.remembered.as_deref(),
+            who,
+            measured,
+            start: mesh_runtime::clock::now() - measured.duration,
+            head_ms: self.head.and_then(|at| at.saturating_duration_since(self.began).as_millis().try_into().ok()),
+            http2: self.http2,
+            rule: &self.rule,
+            endpoint: self.last.as_ref().map(|(workload, service, at)| (workload, service.as_ref(), *at)),
+            answered: self.endpoint.is_some(),
+            attempts: self.attempts,
+            asked: (asked.as_str(), self.down.asked.port()),
+            own: &own.identity,
+            pod: own.uid.rsplit('/').next().unwrap_or_default(),
+            gateway: own.baggage.workload.as_deref().unwrap_or_default(),
+            cluster_id: &own.place.cluster_id,
+            trace: self.trace.as_ref().map(|trace| trace.number()),
+        };
+        if let Some(plan) = &self.plan {
+            plan.log(&facts, lanes::current(), &mut lane.scratch.lock());
+        }
+        if let Some(trace) = &self.trace {
+            trace.end(&facts, self.began);
         }
     }
 }
@@ -202,6 +246,9 @@ impl Held for Report {
     fn trailers(&mut self, trailers: &HeaderMap) {
         if self.grpc {
             self.grpc_status = grpc_status(trailers);
+        }
+        if let (Some(remembered), Some(plan)) = (&mut self.remembered, &self.plan) {
+            remembered.trailers(trailers, &plan.wanted);
         }
     }
 

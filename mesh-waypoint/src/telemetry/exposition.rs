@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
@@ -10,6 +11,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 
+use super::Tools;
 use super::labels::Labels;
 use super::meters::Meters;
 use super::ruled;
@@ -106,6 +108,29 @@ fn histograms(encoder: &mut DescriptorEncoder<'_>, sums: &BTreeMap<&Labels, Tota
         }
     }
     Ok(())
+}
+
+/// What became of lines and spans.
+pub struct Losses(pub Arc<Tools>);
+
+impl fmt::Debug for Losses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Losses")
+    }
+}
+
+impl Collector for Losses {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let spans = self.0.exporters.counts();
+        for (name, help, value) in [
+            ("undermesh_access_log_dropped", "Lines of access logs that were not written", self.0.writer.dropped()),
+            ("undermesh_spans_sent", "Spans that a collector has taken", spans.sent.load(Relaxed)),
+            ("undermesh_spans_dropped", "Spans that were not sent", spans.dropped.load(Relaxed)),
+        ] {
+            ConstCounter::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
+        }
+        Ok(())
+    }
 }
 
 /// Forgets the label sets that no lane has used for so long. All lanes forget one together: if one did alone, a sum would fall. `now` is the process's

@@ -1,17 +1,23 @@
-//! What operators see of traffic: Istio's metrics of requests and of copied connections.
+//! What operators see of traffic: Istio's metrics of requests and of copied connections, lines of the access log, spans.
 //!
 //! ```text
-//! exchange::report, connection ── Meters (one for each lane) ──┬─ Exposition: a scrape adds up the lanes
-//!                                                              └─ expire: label sets that nobody uses are forgotten
+//! exchange::report, connection ─┬─ Meters (one for each lane) ──┬─ Exposition: a scrape adds up the lanes
+//!                               │                              └─ expire: label sets that nobody uses are forgotten
+//!                               ├─ Plan (compiled): logs, by what Facts say ── Sink ── one thread that writes
+//!                               └─ spans: Trace ── Exporter ── crate::collector
 //! ```
 //! Each lane counts for itself: nothing that a request touches is written by two threads.
 
 mod exposition;
+pub mod facts;
 pub mod flags;
 mod labels;
 mod meters;
+mod plan;
 mod ruled;
 mod series;
+mod sink;
+pub mod spans;
 mod tcp;
 
 use std::sync::Arc;
@@ -19,9 +25,10 @@ use std::time::Duration;
 
 use mesh_core::{NamespacedName, Service, Workload};
 
-pub use exposition::{Exposition, expire};
+pub use exposition::{Exposition, Losses, expire};
 pub use flags::Flags;
 pub use meters::Meters;
+pub use plan::{Plan, Plans, Tools};
 pub use ruled::Ruled;
 pub use tcp::Copied;
 

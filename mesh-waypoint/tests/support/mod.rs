@@ -186,6 +186,7 @@ impl Waypoint {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let drain = Drain::new();
+        tokio::spawn(mesh_waypoint::collector::run(engine.shared().clone(), drain.token()));
         tokio::spawn(inbound::accept(engine.clone(), AcceptLoop::new(listener).unwrap(), drain.token()));
         Self { address, state, store, engine, drain, ca, certificate }
     }

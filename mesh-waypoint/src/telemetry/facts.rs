@@ -1,0 +1,363 @@
+//! What is known of one request when it is over, as lines of the log, expressions and spans ask for it. What must be remembered from its messages is named
+//! beforehand, and nothing else is kept.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use arcstr::ArcStr;
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use jiff::Timestamp;
+use mesh_core::telemetry::expression::{Attribute, Datum, Expression};
+use mesh_core::telemetry::format::{Field, Format, Message, Plain, Template, Values};
+use mesh_core::telemetry::write;
+use mesh_core::{Identity, Service, Workload};
+
+use super::{Measured, Protocol, Who};
+
+/// Longest value of a header that an expression sees.
+const LONGEST: usize = 4096;
+const SERVICE_TIME: &str = "x-envoy-upstream-service-time";
+
+/// What must be remembered of messages.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    request: Vec<HeaderName>,
+    response: Vec<HeaderName>,
+    trailers: Vec<HeaderName>,
+    /// Expressions ask for headers by names that are known only then.
+    all_request: bool,
+    all_response: bool,
+}
+
+impl Wanted {
+    /// For that format.
+    pub fn format(&mut self, format: &Format) {
+        format.fields().for_each(|(message, field)| self.field(message, field));
+    }
+
+    /// For that template.
+    pub fn template(&mut self, template: &Template) {
+        template.fields().for_each(|(message, field)| self.field(message, field));
+    }
+
+    /// For that expression.
+    pub fn expression(&mut self, expression: &Expression) {
+        self.all_request |= expression.wants(Attribute::RequestHeaders);
+        self.all_response |= expression.wants(Attribute::ResponseHeaders);
+        for (attribute, name) in [
+            (Attribute::RequestReferer, "referer"),
+            (Attribute::RequestUserAgent, "user-agent"),
+            (Attribute::RequestId, "x-request-id"),
+        ] {
+            if expression.wants(attribute) {
+                self.header(name);
+            }
+        }
+    }
+
+    /// A header of the request.
+    pub fn header(&mut self, name: &'static str) {
+        self.field(Message::Request, &Field::Header(HeaderName::from_static(name)));
+    }
+
+    fn field(&mut self, message: Message, field: &Field) {
+        let Field::Header(name) = field else { return };
+        let list = match message {
+            Message::Request => &mut self.request,
+            Message::Response => &mut self.response,
+            Message::Trailer => &mut self.trailers,
+        };
+        if !list.contains(name) {
+            list.push(name.clone());
+        }
+    }
+}
+
+/// What was remembered of the messages of one request.
+#[derive(Debug)]
+pub struct Remembered {
+    method: Method,
+    uri: Uri,
+    authority: ArcStr,
+    request: HeaderMap,
+    response: HeaderMap,
+    trailers: HeaderMap,
+}
+
+fn pick(from: &HeaderMap, names: &[HeaderName], all: bool) -> HeaderMap {
+    if all {
+        return from.clone();
+    }
+    let mut kept = HeaderMap::new();
+    for name in names {
+        if let Some(value) = from.get(name) {
+            kept.insert(name.clone(), value.clone());
+        }
+    }
+    kept
+}
+
+impl Remembered {
+    /// Of a request.
+    #[must_use]
+    pub fn of(parts: &Parts, authority: &str, wanted: &Wanted) -> Self {
+        Self {
+            method: parts.method.clone(),
+            uri: parts.uri.clone(),
+            authority: authority.into(),
+            request: pick(&parts.headers, &wanted.request, wanted.all_request),
+            response: HeaderMap::new(),
+            trailers: HeaderMap::new(),
+        }
+    }
+
+    /// Of its answer; `took` is how long its endpoint had.
+    pub fn answer(&mut self, headers: &HeaderMap, took_ms: u128, wanted: &Wanted) {
+        self.response = pick(headers, &wanted.response, wanted.all_response);
+        // Envoy adds it to the answer, and its log shows it.
+        if wanted.response.iter().any(|name| name == SERVICE_TIME) && !self.response.contains_key(SERVICE_TIME) {
+            let took = u64::try_from(took_ms).unwrap_or(u64::MAX);
+            self.response.insert(HeaderName::from_static(SERVICE_TIME), HeaderValue::from(took));
+        }
+    }
+
+    /// Of what came after it.
+    pub fn trailers(&mut self, headers: &HeaderMap, wanted: &Wanted) {
+        self.trailers = pick(headers, &wanted.trailers, false);
+    }
+
+    /// A header of the request, as text.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.request.get(name)?.to_str().ok()
+    }
+
+    /// The path and query that was asked for.
+    #[must_use]
+    pub fn target(&self) -> &str {
+        self.uri.path_and_query().map_or("/", |target| target.as_str())
+    }
+
+    /// The method.
+    #[must_use]
+    pub fn method(&self) -> &Method {
+        &self.method
+    }
+
+    /// The host that was asked for.
+    #[must_use]
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+}
+
+/// All that is known of one request.
+pub struct Facts<'a> {
+    /// Of its messages; none if it was refused before they were read.
+    pub remembered: Option<&'a Remembered>,
+    /// Between whom it went.
+    pub who: &'a Who<'a>,
+    /// How it went.
+    pub measured: &'a Measured,
+    /// When it came.
+    pub start: SystemTime,
+    /// Milliseconds to the head of the answer.
+    pub head_ms: Option<u64>,
+    /// What is spoken with the client.
+    pub http2: bool,
+    /// The rule.
+    pub rule: &'a str,
+    /// Whoever was asked last, whether or not it has answered.
+    pub endpoint: Option<(&'a Arc<Workload>, Option<&'a Arc<Service>>, SocketAddr)>,
+    /// An endpoint has answered.
+    pub answered: bool,
+    /// How often it was sent.
+    pub attempts: u32,
+    /// What the client asked the waypoint for, and its port.
+    pub asked: (&'a str, u16),
+    /// Who the waypoint is.
+    pub own: &'a Identity,
+    /// The waypoint's pod.
+    pub pod: &'a str,
+    /// The waypoint's gateway.
+    pub gateway: &'a str,
+    /// Its cluster.
+    pub cluster_id: &'a str,
+    /// The trace.
+    pub trace: Option<u128>,
+}
+
+impl Facts<'_> {
+    /// Who has answered, in Envoy's words.
+    fn details(&self) -> &'static str {
+        const WORDS: [(&str, &str); 15] = [
+            ("DC", "downstream_remote_disconnect"),
+            ("FI", "fault_filter_abort"),
+            ("NR", "route_not_found"),
+            ("UH", "no_healthy_upstream"),
+            ("UT", "response_timeout"),
+            ("UF", "upstream_reset_before_response_started{connection_failure}"),
+            ("UC", "upstream_reset_before_response_started{connection_termination}"),
+            ("UO", "upstream_reset_before_response_started{overflow}"),
+            ("UR", "upstream_reset_before_response_started{remote_reset}"),
+            ("UAEX", "ext_authz_denied"),
+            ("RLSE", "rate_limiter_error"),
+            ("RL", "request_rate_limited"),
+            ("UPE", "upstream_reset_before_response_started{protocol_error}"),
+            ("NC", "cluster_not_found"),
+            ("OM", "overload"),
+        ];
+        if self.answered && !self.measured.flags.has(super::Flags::of("DC")) {
+            return "via_upstream";
+        }
+        let found = WORDS.iter().find(|(word, _)| self.measured.flags.has(super::Flags::of(word)));
+        match found {
+            Some((_, details)) => details,
+            None if self.measured.status == 403 => "rbac_access_denied",
+            None => "direct_response",
+        }
+    }
+
+    /// The place that it was sent to, as Istio writes it.
+    pub fn cluster(&self, out: &mut String) -> bool {
+        let Some((_, Some(service), _)) = self.endpoint else { return false };
+        let _ = write!(out, "inbound-vip|{}|http|{}", self.asked.1, service.hostname);
+        true
+    }
+
+    fn protocol(&self) -> &'static str {
+        if self.http2 { "HTTP/2" } else { "HTTP/1.1" }
+    }
+
+    /// For expressions.
+    #[must_use]
+    pub fn datum(&self, attribute: Attribute) -> Option<Datum> {
+        let text = |text: &str| Some(Datum::Text(write::cut(text, LONGEST).to_owned()));
+        let number = |number: u64| Some(Datum::Number(i64::try_from(number).unwrap_or(i64::MAX)));
+        let header = |name: &str| text(self.remembered?.header(name)?);
+        match attribute {
+            Attribute::RequestPath => text(self.remembered?.target()),
+            Attribute::RequestUrlPath => text(self.remembered?.uri.path()),
+            Attribute::RequestQuery => text(self.remembered?.uri.query().unwrap_or_default()),
+            Attribute::RequestHost => text(self.remembered?.authority()),
+            Attribute::RequestScheme => text("http"),
+            Attribute::RequestMethod => text(self.remembered?.method.as_str()),
+            Attribute::RequestProtocol => text(self.protocol()),
+            Attribute::RequestReferer => header("referer"),
+            Attribute::RequestUserAgent => header("user-agent"),
+            Attribute::RequestId => header("x-request-id"),
+            Attribute::RequestHeaders => Some(headers(&self.remembered?.request)),
+            Attribute::RequestSize => number(self.measured.received),
+            Attribute::ResponseCode => number(self.measured.status.into()).filter(|_| self.measured.status != 0),
+            Attribute::ResponseCodeDetails => text(self.details()),
+            Attribute::ResponseFlags => number(self.measured.flags.bits().into()),
+            Attribute::ResponseGrpcStatus => number(self.measured.grpc_status?.into()),
+            Attribute::ResponseHeaders => Some(headers(&self.remembered?.response)),
+            Attribute::ResponseSize => number(self.measured.sent),
+            Attribute::SourceAddress => text(&self.who.peer.address.to_string()),
+            Attribute::SourcePort => number(self.who.peer.address.port().into()),
+            Attribute::DestinationAddress => text(self.asked.0),
+            Attribute::DestinationPort => number(self.asked.1.into()),
+            Attribute::ConnectionMtls => Some(Datum::Is(true)),
+            Attribute::ConnectionPeer => text(&self.who.peer.identity.to_string()),
+            Attribute::ConnectionLocal => text(&self.own.to_string()),
+            Attribute::UpstreamAddress => text(&self.endpoint?.2.to_string()),
+            Attribute::UpstreamPort => number(self.endpoint?.2.port().into()),
+            Attribute::UpstreamFailure => None,
+            Attribute::RouteName => text(self.rule).filter(|_| !self.rule.is_empty()),
+            Attribute::ClusterName => {
+                let mut name = String::new();
+                self.cluster(&mut name).then_some(Datum::Text(name))
+            }
+        }
+    }
+}
+
+fn headers(map: &HeaderMap) -> Datum {
+    let text = |(name, value): (&HeaderName, &HeaderValue)| {
+        let mut text = String::new();
+        write::lossy(value.as_bytes(), &mut text);
+        (name.as_str().to_owned(), write::cut(&text, LONGEST).to_owned())
+    };
+    Datum::Headers(map.iter().map(text).collect())
+}
+
+impl Values for Facts<'_> {
+    fn field(&self, message: Message, field: &Field) -> Option<&[u8]> {
+        let remembered = self.remembered?;
+        match (message, field) {
+            (Message::Request, Field::Method) => Some(remembered.method.as_str().as_bytes()),
+            (Message::Request, Field::Path) => Some(remembered.target().as_bytes()),
+            (Message::Request, Field::Authority) => Some(remembered.authority.as_bytes()),
+            (Message::Request, Field::Scheme) => Some(b"http"),
+            (Message::Request, Field::Header(name)) => Some(remembered.request.get(name)?.as_bytes()),
+            (Message::Response, Field::Header(name)) => Some(remembered.response.get(name)?.as_bytes()),
+            (Message::Trailer, Field::Header(name)) => Some(remembered.trailers.get(name)?.as_bytes()),
+            _ => None,
+        }
+    }
+
+    fn plain(&self, what: Plain, out: &mut String) -> bool {
+        fn put(out: &mut String, value: impl std::fmt::Display) -> bool {
+            write!(out, "{value}").is_ok()
+        }
+        let some = |out: &mut String, text: Option<&str>| {
+            let text = text.filter(|text| !text.is_empty());
+            text.is_some_and(|text| put(out, text))
+        };
+        let measured = self.measured;
+        match what {
+            Plain::BytesReceived => put(out, measured.received),
+            Plain::BytesSent => put(out, measured.sent),
+            Plain::Duration => put(out, measured.duration.as_millis()),
+            Plain::RequestDuration => false,
+            Plain::ResponseDuration => self.head_ms.is_some_and(|ms| put(out, ms)),
+            Plain::Protocol => put(out, self.protocol()),
+            Plain::ResponseCode => put(out, measured.status),
+            Plain::ResponseFlags => put(out, measured.flags),
+            Plain::ResponseCodeDetails => put(out, self.details()),
+            Plain::GrpcStatus => {
+                measured.protocol == Protocol::Grpc && measured.grpc_status.is_some_and(|status| put(out, status))
+            }
+            Plain::RouteName => some(out, Some(self.rule)),
+            Plain::UpstreamHost => self.endpoint.is_some_and(|(.., address)| put(out, address)),
+            Plain::UpstreamCluster => self.cluster(out),
+            Plain::UpstreamFailure => false,
+            Plain::UpstreamPeer => self.endpoint.is_some_and(|(workload, ..)| put(out, workload.identity())),
+            Plain::Attempts => put(out, self.attempts),
+            Plain::ClientAddress => put(out, self.who.peer.address),
+            Plain::ClientIp => put(out, self.who.peer.address.ip()),
+            Plain::LocalAddress => put(out, self.asked.0),
+            Plain::ClientPeer => put(out, &self.who.peer.identity),
+            Plain::LocalPeer => put(out, self.own),
+            Plain::Hostname => some(out, Some(self.pod)),
+            Plain::TraceId => self.trace.is_some_and(|trace| write!(out, "{trace:032x}").is_ok()),
+            Plain::SourceWorkload => some(out, self.who.client.map(|client| &*client.workload_name)),
+            Plain::SourceNamespace => put(out, &self.who.peer.identity.namespace),
+            Plain::DestinationService => {
+                let service = self.who.service.map(|service| &*service.hostname);
+                some(out, service.or_else(|| self.who.asked.map(|asked| &*asked.name)))
+            }
+            Plain::DestinationWorkload => some(out, self.endpoint.map(|(workload, ..)| &*workload.workload_name)),
+            Plain::DestinationNamespace => some(out, self.endpoint.map(|(workload, ..)| &*workload.namespace)),
+        }
+    }
+
+    fn start(&self, format: Option<&str>, out: &mut String) {
+        let Ok(at) = Timestamp::try_from(self.start) else { return out.push('-') };
+        let written = match format {
+            None => write!(out, "{at:.3}"),
+            Some(format) => match jiff::fmt::strtime::format(format, at) {
+                Ok(text) => {
+                    out.push_str(&text);
+                    Ok(())
+                }
+                Err(_) => write!(out, "{at:.3}"),
+            },
+        };
+        debug_assert!(written.is_ok(), "a String takes everything");
+    }
+}

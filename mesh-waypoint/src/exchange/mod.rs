@@ -152,5 +152,5 @@ fn change(response: &mut Response<ResponseBody>, plan: Plan) {
 /// For the fuzzer: reads a request, and says whether its connection ends with it.
 pub(crate) fn fuzz_read(parts: &mut http::request::Parts, settings: &crate::settings::Settings) -> Result<bool, ()> {
     let is_last = is_last(&parts.headers);
-    asked::read(parts, settings).map(|_| is_last).map_err(|_| ())
+    asked::read(parts, settings, settings.spelling).map(|_| is_last).map_err(|_| ())
 }

@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value as Json;
 
 use crate::diagnosis::{Diagnosis, Problem, Severity};
-use crate::index::waypoint::Binding;
 use crate::resource::routing::reference::ParentReference;
 use crate::resource::{Key, Kind, Objects, Secured};
 use mesh_core::NamespacedName;
@@ -74,6 +73,17 @@ pub struct Belonging {
     pub served: BTreeSet<ParentReference>,
     /// References that lead nowhere: where they stand, why in a word, and why for people. `None` if the references could never be read.
     pub broken: Option<Vec<(String, &'static str, String)>>,
+}
+
+/// What a service is told of the waypoint that it or its namespace names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Binding {
+    /// Its clients go through it.
+    Accepted(NamespacedName),
+    /// They do not, or are refused: why, in Istio's word and for people.
+    Refused(&'static str, String),
+    /// It is not known yet, or another controller's to tell.
+    Untold,
 }
 
 /// By object.

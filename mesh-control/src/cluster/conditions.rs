@@ -18,9 +18,8 @@ use jiff::Timestamp;
 use serde_json::{Value as Json, json};
 
 use super::parents::{self, ParentSaid};
-use crate::index::waypoint::Binding;
 use crate::resource::Kind;
-use crate::verdict::{Standing, Verdict, WAYPOINT_BOUND};
+use crate::verdict::{Binding, Standing, Verdict, WAYPOINT_BOUND};
 
 const ZTUNNEL: &str = "ZtunnelAccepted";
 const WAYPOINT: &str = "WaypointAccepted";

@@ -8,9 +8,9 @@ use mesh_core::{ArcStr, NamespacedName, Policy, Service, Workload};
 
 use super::routing::Resolved;
 use super::settings::Settings;
-use super::waypoint::Binding;
 use crate::diagnosis::Problem;
 use crate::resource::{Key, Routes};
+use crate::verdict::Binding;
 
 /// Who may ask for which identity: nodes and service accounts of pods that are alive, by namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

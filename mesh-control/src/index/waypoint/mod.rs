@@ -22,6 +22,7 @@ use crate::diagnosis::Problem;
 use crate::resource::pod::State;
 use crate::resource::waypoint::{Asked, GATEWAY_NAME, field};
 use crate::resource::{Key, Kind, Objects, Pod, Service, meta};
+use crate::verdict::Binding;
 pub use bypass::{Guard, Guarded};
 pub use gateways::{Standing, Waypoint};
 
@@ -59,17 +60,6 @@ pub struct Bound {
     pub account: Option<bypass::Account>,
     /// What the object is to be told, if it is its own label.
     pub problem: Option<Problem>,
-}
-
-/// What a service is told of the waypoint that it or its namespace names.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Binding {
-    /// Its clients go through it.
-    Accepted(NamespacedName),
-    /// They do not, or are refused: why, in Istio's word and for people.
-    Refused(&'static str, String),
-    /// It is not known yet, or another controller's to tell.
-    Untold,
 }
 
 impl Waypoints {

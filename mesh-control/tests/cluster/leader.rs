@@ -35,6 +35,40 @@ pub fn versioned(mut object: Json, generation: u64) -> Json {
 }
 
 #[tokio::test]
+async fn features_CL_10_a_service_is_told_of_its_waypoint_while_it_names_one() {
+    let api = istio().await;
+    let service = |name: &str, labels: Json| {
+        let spec = json!({ "ports": [{ "port": 15008 }], "selector": { "app": name } });
+        let balanced = json!({ "conditions": [{ "type": "example.com/Balanced", "status": "True" }] });
+        json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": name, "namespace": "shop", "labels": labels }, "spec": spec, "status": balanced })
+    };
+    let told = || {
+        let service = api.get("Service", "shop", "web")?;
+        let conditions = service["status"]["conditions"].as_array()?.clone();
+        assert!(conditions.iter().any(|one| one["type"] == "example.com/Balanced"), "{conditions:?}");
+        let own = conditions.into_iter().find(|one| one["type"] == "istio.io/WaypointBound")?;
+        assert!(own.get("observedGeneration").is_none());
+        Some(format!("{} {}", own["status"].as_str()?, own["reason"].as_str()?))
+    };
+    api.put(super::routes::kind("gateways", "gateway.networking.k8s.io", &["v1"]));
+    api.put(service("web", json!({ "istio.io/use-waypoint": "wp" })));
+    let _app = start(&api, &[]).await;
+    eventually("that there is none", || told().as_deref() == Some("False WaypointIsNotReady")).await;
+    let listener = json!({ "name": "mesh", "port": 15008, "protocol": "HBONE" });
+    let spec = json!({ "gatewayClassName": "undermesh-waypoint", "listeners": [listener] });
+    api.put(service("wp", json!({})));
+    api.put(json!({ "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": { "name": "wp", "namespace": "shop" }, "spec": spec }));
+    eventually("that it is bound", || told().as_deref() == Some("True WaypointAccepted")).await;
+    let mut released = api.get("Service", "shop", "web").unwrap();
+    released["metadata"]["labels"] = json!({});
+    api.put(released);
+    eventually("that it is bound no more", || told().is_none()).await;
+    // The waypoint's own is told nothing.
+    let own = api.get("Service", "shop", "wp").unwrap();
+    assert_eq!(own["status"]["conditions"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn the_leader_tells_objects_what_is_in_force_of_them() {
     let api = istio().await;
     let (good, bad) = (json!({ "action": "DENY", "rules": [{}] }), json!({ "rulez": [] }));

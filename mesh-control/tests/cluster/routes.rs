@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn kind(plural: &str, group: &str, versions: &[&str]) -> Json {
+pub fn kind(plural: &str, group: &str, versions: &[&str]) -> Json {
     let versions: Vec<Json> = versions.iter().map(|name| json!({ "name": name, "served": true })).collect();
     json!({ "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
         "metadata": { "name": format!("{plural}.{group}") }, "spec": { "versions": versions } })

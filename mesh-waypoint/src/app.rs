@@ -192,6 +192,7 @@ impl Sink for Applied {
 
     fn apply_own(&mut self, own: OwnResource) -> Result<(), String> {
         match own {
+            OwnResource::Security(security) => self.state.set_security(security),
             OwnResource::Clusters(clusters) => self.state.set_clusters(clusters.unwrap_or_default()),
             OwnResource::Routes(table) => self.state.set_table(table.unwrap_or_default()),
         }

@@ -12,10 +12,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::StatusCode;
 use hyper_util::rt::TokioIo;
-use mesh_core::l7::{Action, Condition, DirectResponse, Handling, PathKind, Rule, Table};
-use mesh_core::{Change, TrustDomain};
+use mesh_core::l7::policy::{self, Policy};
+use mesh_core::l7::{Action, Condition, DirectResponse, Handling, PathKind, Rule, Security, SecurityTarget, Table};
+use mesh_core::{Change, NamespacedName, TrustDomain};
 use mesh_proto::discovery::{Any, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
-use mesh_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE, convert};
+use mesh_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE, SECURITY_TYPE, convert};
 use mesh_transport::hbone::{Pool, PoolConfig, TunnelKey};
 use mesh_transport::tls::{IdentityCertificate, Roots};
 use plane::{AdsStream, ControlPlane};
@@ -100,10 +101,31 @@ fn addresses(backend: &Backend) -> Vec<Resource> {
 }
 
 async fn respond(stream: &AdsStream, request: &DeltaDiscoveryRequest, resources: Vec<Resource>) {
+    respond_with(stream, request, resources, Vec::new()).await;
+}
+
+async fn respond_with(
+    stream: &AdsStream,
+    request: &DeltaDiscoveryRequest,
+    resources: Vec<Resource>,
+    removed_resources: Vec<String>,
+) {
     let nonce = request.type_url.clone();
-    let response =
-        DeltaDiscoveryResponse { type_url: nonce.clone(), nonce, resources, ..DeltaDiscoveryResponse::default() };
+    let response = DeltaDiscoveryResponse {
+        type_url: nonce.clone(),
+        nonce,
+        resources,
+        removed_resources,
+        ..DeltaDiscoveryResponse::default()
+    };
     stream.respond(response).await;
+}
+
+/// The waypoint's policies.
+fn security(policies: Vec<Policy>) -> Resource {
+    let policies = policies.into_iter().map(Arc::new).collect();
+    let security = Security { name: "shop/waypoint".into(), policies, ..Security::default() };
+    resource("shop/waypoint".to_owned(), SECURITY_TYPE, convert::encode_security(&security))
 }
 
 /// A client with a certificate of the mesh's authority.
@@ -167,30 +189,53 @@ async fn from_start_to_end() {
 
     let mut stream = plane.stream().await;
     let mut asked = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..5 {
         asked.push(stream.request().await);
     }
     let types: Vec<_> = asked.iter().map(|request| request.type_url.as_str()).collect();
-    assert_eq!(types, [ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE]);
+    assert_eq!(types, [ADDRESS_TYPE, AUTHORIZATION_TYPE, SECURITY_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE]);
     assert!(asked[2..].iter().all(|request| request.resource_names_subscribe == ["shop/waypoint"]));
     respond(&stream, &asked[0], addresses(&backend)).await;
     respond(&stream, &asked[1], Vec::new()).await;
-    respond(&stream, &asked[2], Vec::new()).await;
+    respond(&stream, &asked[2], vec![security(vec![])]).await;
+    respond(&stream, &asked[3], Vec::new()).await;
     // Without its table it does not serve.
-    for _ in 0..3 {
+    for _ in 0..4 {
         assert!(stream.request().await.error_detail.is_none());
     }
     let pending = process.ready().await.unwrap();
     assert!(pending.starts_with("HTTP/1.1 500") && pending.contains("configuration"), "{pending}");
     assert!(TcpStream::connect(process.hbone).await.is_err());
     let routes = resource("shop/waypoint".to_owned(), ROUTE_TABLE_TYPE, convert::encode_route_table(&table));
-    respond(&stream, &asked[3], vec![routes]).await;
+    respond(&stream, &asked[4], vec![routes]).await;
     process.until_ready().await;
 
     let client = client(&mesh, process.hbone);
     let answer = ask(&client, "/x").await;
     assert!(text(&answer).starts_with("app GET /x "), "{}", text(&answer));
     assert_eq!(ask(&client, "/tea").await.status(), StatusCode::IM_A_TEAPOT);
+    // What it is told next counts for the next request; that there is nothing any more closes it.
+    let nothing = Policy {
+        name: NamespacedName::new("shop", "allow-nothing"),
+        target: SecurityTarget::All,
+        action: policy::Action::Allow,
+        rules: Vec::new(),
+        dry_run: false,
+    };
+    for (resources, expected) in [
+        (vec![security(vec![nothing])], StatusCode::FORBIDDEN),
+        (vec![security(vec![])], StatusCode::OK),
+        (vec![], StatusCode::FORBIDDEN),
+    ] {
+        let gone = if resources.is_empty() { vec!["shop/waypoint".to_owned()] } else { Vec::new() };
+        respond_with(&stream, &asked[2], resources, gone).await;
+        let changed = async {
+            while ask(&client, "/x").await.status() != expected {
+                tokio::task::yield_now().await;
+            }
+        };
+        support::soon("the policies", changed).await;
+    }
     let shown = fetch(process.metrics, "/stats/prometheus").await.unwrap();
     assert!(shown.contains("istio_requests_total{reporter=\"waypoint\""), "{shown}");
     assert_eq!(name("waypoint").to_string(), "shop/waypoint.shop.svc.cluster.local");

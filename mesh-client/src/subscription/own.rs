@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use mesh_core::l7::{Clusters, Table};
+use mesh_core::l7::{Clusters, Security, Table};
 use mesh_proto::{
-    CLUSTERS_TYPE, ROUTE_TABLE_TYPE, convert,
+    CLUSTERS_TYPE, ROUTE_TABLE_TYPE, SECURITY_TYPE, convert,
     convert::ConvertError,
     discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource},
 };
@@ -15,6 +15,8 @@ use super::held::Version;
 /// What waypoints have of their own. A new kind is a variant here and in [`Own`], and an arm of each function below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnKind {
+    /// What requests are held against.
+    Security,
     /// How the places are reached that its routes name.
     Clusters,
     /// What is done with requests.
@@ -24,6 +26,8 @@ pub enum OwnKind {
 /// What is in force of one kind now; `None`: there is none of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Own {
+    /// What requests are held against.
+    Security(Option<Arc<Security>>),
     /// How the places are reached that its routes name.
     Clusters(Option<Arc<Clusters>>),
     /// What is done with requests.
@@ -32,12 +36,13 @@ pub enum Own {
 
 impl OwnKind {
     /// All of them, in the order in which they are asked for.
-    pub const ALL: [OwnKind; 2] = [OwnKind::Clusters, OwnKind::Routes];
+    pub const ALL: [OwnKind; 3] = [OwnKind::Security, OwnKind::Clusters, OwnKind::Routes];
 
     /// Its type URL.
     #[must_use]
     pub fn url(self) -> &'static str {
         match self {
+            Self::Security => SECURITY_TYPE,
             Self::Clusters => CLUSTERS_TYPE,
             Self::Routes => ROUTE_TABLE_TYPE,
         }
@@ -45,6 +50,7 @@ impl OwnKind {
 
     fn none(self) -> Own {
         match self {
+            Self::Security => Own::Security(None),
             Self::Clusters => Own::Clusters(None),
             Self::Routes => Own::Routes(None),
         }
@@ -53,6 +59,11 @@ impl OwnKind {
     /// The name that it has and what it says. What is closed in it is told, and all else in force.
     fn read(self, bytes: &[u8], problems: &mut Vec<String>) -> Result<(mesh_core::ArcStr, Own), ConvertError> {
         Ok(match self {
+            Self::Security => {
+                let read = convert::security(bytes)?;
+                problems.extend(read.closed.iter().map(ToString::to_string));
+                (read.security.name.clone(), Own::Security(Some(Arc::new(read.security))))
+            }
             Self::Clusters => {
                 let read = convert::clusters(bytes)?;
                 problems.extend(read.closed.iter().map(ToString::to_string));

@@ -13,8 +13,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
 use mesh_core::{ArcStr, NamespacedName, Service, Workload};
-use mesh_proto::convert::{encode_clusters, encode_policy, encode_route_table, encode_service, encode_workload};
-use mesh_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE};
+use mesh_proto::convert::{
+    encode_clusters, encode_policy, encode_route_table, encode_security, encode_service, encode_workload,
+};
+use mesh_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE, SECURITY_TYPE};
 use parking_lot::Mutex;
 
 use crate::index::View;
@@ -31,6 +33,8 @@ pub enum Kind {
     Authorization,
     /// Workloads and services.
     Address,
+    /// What a waypoint holds requests against. It comes before what they are for.
+    Security,
     /// How a waypoint reaches the places that its routes name. They come before those: a table must not name a subset that the waypoint does not know.
     Clusters,
     /// What a waypoint does with requests.
@@ -63,7 +67,7 @@ impl Audience {
 
 impl Kind {
     /// In the order in which they are sent.
-    pub const ALL: [Kind; 4] = [Kind::Authorization, Kind::Address, Kind::Clusters, Kind::RouteTable];
+    pub const ALL: [Kind; 5] = [Kind::Authorization, Kind::Address, Kind::Security, Kind::Clusters, Kind::RouteTable];
     /// Those that everybody has the same of. Of all others each waypoint has its own.
     pub const SHARED: [Kind; 2] = [Kind::Authorization, Kind::Address];
 
@@ -77,6 +81,7 @@ impl Kind {
         match self {
             Kind::Authorization => AUTHORIZATION_TYPE,
             Kind::Address => ADDRESS_TYPE,
+            Kind::Security => SECURITY_TYPE,
             Kind::Clusters => CLUSTERS_TYPE,
             Kind::RouteTable => ROUTE_TABLE_TYPE,
         }
@@ -87,6 +92,7 @@ impl Kind {
         match self {
             Kind::Authorization => "authorization",
             Kind::Address => "address",
+            Kind::Security => "security",
             Kind::Clusters => "clusters",
             Kind::RouteTable => "route_table",
         }
@@ -157,6 +163,8 @@ impl World {
         });
         let mut own = self.own.clone();
         let (clusters, tables) = ((&self.view.clusters, &view.clusters), (&self.view.tables, &view.tables));
+        let security = changes(&self.view.security, &view.security);
+        replace(&mut own, Kind::Security, security, |_, one| encode_security(one));
         replace(&mut own, Kind::Clusters, changes(clusters.0, clusters.1), encode_clusters);
         replace(&mut own, Kind::RouteTable, changes(tables.0, tables.1), |_, table| encode_route_table(table));
         World {

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use mesh_proto::discovery as wire;
-use mesh_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE, convert};
+use mesh_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE, SECURITY_TYPE, convert};
 use tonic::Code;
 
 use super::support::{Agent, Plane, csr, request, soon};
 
-const ALL: [&str; 4] = [ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE];
+const ALL: [&str; 5] = [ADDRESS_TYPE, AUTHORIZATION_TYPE, SECURITY_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE];
 const OWN: &str = "spiffe://cluster.local/ns/shop/sa/wp";
 
 /// Two waypoints; a service is bound to the first one, which has a pod.
@@ -63,6 +63,11 @@ apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: web, namespace: shop}
 spec: {host: web, subsets: [{name: v1, labels: {version: v1}}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: viewer, namespace: shop}
+spec: {targetRefs: [{group: "", kind: Service, name: web}], rules: [{to: [{operation: {methods: [GET]}}]}]}
 "#;
 
 async fn plane() -> Plane {
@@ -104,7 +109,8 @@ fn names(held: &HashMap<String, wire::Resource>) -> Vec<&str> {
 async fn all(agent: &mut Agent, own: &'static str) {
     let mut wanted = SHARED.to_vec();
     let clusters = format!("Clusters {own}");
-    wanted.extend([own, &clusters]);
+    let security = format!("Security {own}");
+    wanted.extend([own, &clusters, &security]);
     wanted.sort_unstable();
     agent.until("everything", |held| names(held) == wanted).await;
 }
@@ -124,6 +130,11 @@ async fn a_waypoint_is_sent_addresses_and_its_own_routes_and_an_agent_no_routes(
     assert_eq!((&*own.name, own.closed.len(), subsets.len()), ("shop/wp", 0, 2));
     assert_eq!(subsets["v1"]["version"], "v1");
     assert_eq!(clusters(&other, "shop/other").clusters.iter().count(), 0);
+    let security = |agent: &Agent, name: &str| convert::security(agent.bytes(&format!("Security {name}"))).unwrap();
+    let own = security(&wp, "shop/wp").security;
+    let policies: Vec<_> = own.policies.iter().map(|policy| policy.name.to_string()).collect();
+    assert_eq!((&*own.name, policies), ("shop/wp", vec!["shop/viewer".to_owned()]));
+    assert!(security(&other, "shop/other").security.policies.is_empty());
     assert!(!wp.held.contains_key("shop/other") && !other.held.contains_key("shop/wp"));
     // By name, another's is not there.
     let asked = wire::DeltaDiscoveryRequest {

@@ -11,13 +11,18 @@ use mesh_core::{ArcStr, NamespacedName};
 
 pub use keys::KeySet;
 
-/// What the control plane has said.
-#[derive(Default)]
+/// What the control plane has said. As long as it has said nothing, nothing is let through.
 pub struct Guard {
     /// As it was said.
     pub security: Arc<Security>,
     /// By the texts that they were read from.
     keys: HashMap<ArcStr, KeySet>,
+}
+
+impl Default for Guard {
+    fn default() -> Self {
+        Self::closed()
+    }
 }
 
 impl Guard {

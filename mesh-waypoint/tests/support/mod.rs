@@ -179,6 +179,7 @@ impl Waypoint {
         let state = Arc::new(State::new());
         state.set_snapshot(store.apply(changes).snapshot);
         state.set_table(Arc::new(table));
+        state.set_security(Some(Arc::default()));
         let own = Own::new(name("waypoint"), identity(WAYPOINT));
         let settings = Settings { seed: Some(1), ..settings };
         let shared = Shared::new(state.clone(), own, settings, Arc::new(certificate.clone()));

@@ -24,16 +24,16 @@ const LONGEST: usize = 4096;
 type Read<T> = Result<T, ConvertError>;
 
 /// Attributes that have no name of their own.
-const ATTRIBUTES: [(wire::Attribute, Attribute); 9] = [
-    (wire::Attribute::Host, Attribute::Host),
-    (wire::Attribute::Method, Attribute::Method),
-    (wire::Attribute::Namespace, Attribute::Namespace),
-    (wire::Attribute::Principal, Attribute::Principal),
-    (wire::Attribute::TrustDomain, Attribute::TrustDomain),
-    (wire::Attribute::RequestPrincipal, Attribute::RequestPrincipal),
-    (wire::Attribute::Audience, Attribute::Audience),
-    (wire::Attribute::Presenter, Attribute::Presenter),
-    (wire::Attribute::Sni, Attribute::Sni),
+const ATTRIBUTES: [(wire::PolicyAttribute, Attribute); 9] = [
+    (wire::PolicyAttribute::Host, Attribute::Host),
+    (wire::PolicyAttribute::Method, Attribute::Method),
+    (wire::PolicyAttribute::Namespace, Attribute::Namespace),
+    (wire::PolicyAttribute::Principal, Attribute::Principal),
+    (wire::PolicyAttribute::TrustDomain, Attribute::TrustDomain),
+    (wire::PolicyAttribute::RequestPrincipal, Attribute::RequestPrincipal),
+    (wire::PolicyAttribute::Audience, Attribute::Audience),
+    (wire::PolicyAttribute::Presenter, Attribute::Presenter),
+    (wire::PolicyAttribute::Sni, Attribute::Sni),
 ];
 
 const ADDRESSES: [(wire::PolicyAddress, Address); 3] = [
@@ -126,7 +126,7 @@ fn condition(message: wire::PolicyCondition) -> Read<When> {
                     )
                 }
                 Some(text_condition::Of::Attribute(number)) => {
-                    let wanted: wire::Attribute = field::known("when.attribute", number)?;
+                    let wanted: wire::PolicyAttribute = field::known("when.attribute", number)?;
                     let found = ATTRIBUTES.iter().find(|(known, _)| *known == wanted);
                     found.ok_or(ConvertError::Missing { field: "when.attribute" })?.1.clone()
                 }

@@ -189,7 +189,7 @@ fn features_RA_1_whose_tokens_are_believed_goes_to_the_waypoint() {
             "---\napiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: p, namespace: shop}}\nspec: {spec}\n"
         )
     };
-    let rule = "{issuer: me, audiences: [a], jwks: '{\"keys\": []}', fromHeaders: [{name: X-Jwt, prefix: 'JWT '}], fromCookies: [c], outputClaimToHeaders: [{header: x-user, claim: sub}, {header: content-length, claim: n}], spaceDelimitedClaims: [roles]}";
+    let rule = "{issuer: me, audiences: [a], jwks: '{\"keys\": []}', fromHeaders: [{name: X-Jwt, prefix: 'JWT '}], fromCookies: [c], outputClaimToHeaders: [{header: x-user, claim: sub}, {header: content-length, claim: size}], spaceDelimitedClaims: [roles]}";
     let far = "{issuer: you, jwksUri: 'https://example.com/keys', forwardOriginalToken: true}";
     let view = mesh(&authentication(&format!("{{{}, jwtRules: [{rule}, {far}]}}", refs("Service", "web"))));
     assert_eq!(given(&view), [("shop/wp".to_owned(), vec!["shop/web.shop.svc.cluster.local".to_owned()])].into());

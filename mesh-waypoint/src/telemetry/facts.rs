@@ -154,6 +154,9 @@ impl Remembered {
     }
 }
 
+/// An endpoint, the service that it was chosen for, and its address.
+pub type Reached<'a> = (&'a Arc<Workload>, Option<&'a Arc<Service>>, SocketAddr);
+
 /// All that is known of one request.
 pub struct Facts<'a> {
     /// Of its messages; none if it was refused before they were read.
@@ -171,7 +174,7 @@ pub struct Facts<'a> {
     /// The rule.
     pub rule: &'a str,
     /// Whoever was asked last, whether or not it has answered.
-    pub endpoint: Option<(&'a Arc<Workload>, Option<&'a Arc<Service>>, SocketAddr)>,
+    pub endpoint: Option<Reached<'a>>,
     /// An endpoint has answered.
     pub answered: bool,
     /// How often it was sent.

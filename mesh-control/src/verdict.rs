@@ -395,7 +395,8 @@ mod tests {
             }
             let (objects, _) = Catalog::default().apply(&scan);
             let view = index::build(&objects, &Settings::default());
-            let verdicts = judge(marks, &objects, &view.problems, &view.resolved.unknown, |_| None, &view.bindings);
+            let (unknown, at_waypoints) = (&view.resolved.unknown, &view.at_waypoints);
+            let verdicts = judge(marks, &objects, &view.problems, unknown, at_waypoints, |_| None, &view.bindings);
             let told = verdicts.iter().find(|(key, _)| key.name == "p").map(|(_, verdict)| match &verdict.binding {
                 Some(Binding::Accepted(name)) => {
                     assert_eq!(name.to_string(), "infra/wp");

@@ -259,7 +259,7 @@ mod tests {
         assert_eq!(config.settings().drain_idle, Duration::from_secs(2));
         let other = Config::try_parse_from(NEEDED.iter().chain(&["--service", "other"])).unwrap();
         assert_eq!(other.own().unwrap().service.to_string(), "shop/other.shop.svc.cluster.local");
-        assert_eq!(other.control().routes.as_deref(), Some("shop/wp"));
+        assert_eq!(other.control().own.as_deref(), Some("shop/wp"));
     }
 
     #[test]

@@ -230,7 +230,8 @@ mod tests {
             ("x-mesh-hops", "99999", 508),
         ] {
             let request = Request::builder().uri("/").header(HOST, "a").header(name, value);
-            let read = read(&mut request.body(()).unwrap().into_parts().0, &Settings::default());
+            let mut parts = request.body(()).unwrap().into_parts().0;
+            let read = read(&mut parts, &Settings::default(), Spelling::Base);
             assert_eq!(read.err().map_or(200, |failure| failure.status.as_u16()), expected, "{name}: {value}");
         }
     }

@@ -28,6 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .btree_map(".undermesh.l7.v1.Place.client_labels")
         .btree_map(".undermesh.l7.v1.Reach.labels")
         .btree_map(".undermesh.l7.v1.Distribute.to")
+        .btree_map(".undermesh.l7.v1.WorkloadLabels.labels")
         .emit_rerun_if_changed(false)
         .compile_fds(descriptors)?;
     Ok(())

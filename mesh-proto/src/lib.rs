@@ -20,5 +20,7 @@ pub const ROUTE_TABLE_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.RouteTab
 pub const CLUSTERS_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.Clusters";
 /// Type URL of what waypoints hold requests against.
 pub const SECURITY_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.Security";
+/// Type URL of labels of workloads, as far as routes and places ask for them.
+pub const WORKLOAD_LABELS_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.WorkloadLabels";
 /// The largest message that either side of an xDS stream accepts.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;

@@ -194,6 +194,7 @@ impl Sink for Applied {
         match own {
             OwnResource::Security(security) => self.state.set_security(security),
             OwnResource::Clusters(clusters) => self.state.set_clusters(clusters.unwrap_or_default()),
+            OwnResource::Labels(changes) => self.state.set_labels(changes),
             OwnResource::Routes(table) => self.state.set_table(table.unwrap_or_default()),
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mesh_core::authorize::{Connection, authorize};
-use mesh_core::l7::Applied;
+use mesh_core::l7::{self, Applied};
 use mesh_core::{Identity, NamespacedName, Workload};
 use mesh_runtime::DrainToken;
 use mesh_transport::hbone::Authority;
@@ -100,6 +100,13 @@ impl Bound {
     /// What is measured, logged and traced of requests for the target.
     pub fn plan(&self) -> &Arc<Plan> {
         self.view.plans.of(self.target.service())
+    }
+
+    /// The client, as routes and places see it.
+    pub fn seen<'a>(&'a self, peer: &'a Peer) -> l7::Client<'a> {
+        let labels = self.client.as_ref().and_then(|client| self.view.labels.get(&client.uid));
+        let identity = &peer.identity;
+        l7::Client { identity: Some(identity), namespace: Some(&identity.namespace), labels: labels.map(|own| &**own) }
     }
 
     /// Whether the policies of the endpoint let the client in. They are asked once for each endpoint.

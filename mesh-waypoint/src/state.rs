@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
 use mesh_core::Snapshot;
-use mesh_core::l7::{Client, Cluster, ClusterKey, Clusters, Security, Table};
+use mesh_core::l7::{Client, Cluster, ClusterKey, Clusters, LabelChange, LabelIndex, Security, Table};
 
 use crate::guard;
 use crate::telemetry::Plans;
@@ -16,7 +16,9 @@ pub struct View {
     pub snapshot: Arc<Snapshot>,
     /// Routes.
     pub table: Arc<Table>,
-    /// How the places are reached that they name.
+    /// Labels of workloads that routes and places ask for.
+    pub labels: Arc<LabelIndex>,
+    /// How the places are reached that routes name.
     pub clusters: Arc<Clusters>,
     /// The same before that: places arrive before the routes that name them, and those that are gone are named for a moment longer.
     former: Arc<Clusters>,
@@ -76,6 +78,12 @@ impl State {
     /// Other ways to measure, log and trace.
     pub fn set_plans(&self, plans: Arc<Plans>) {
         self.change(|view| view.plans = Arc::clone(&plans));
+    }
+
+    /// Other labels.
+    pub fn set_labels(&self, changes: Vec<LabelChange>) {
+        let labels = Arc::new(self.view.load().labels.with(changes));
+        self.change(|view| view.labels = Arc::clone(&labels));
     }
 
     fn change(&self, change: impl Fn(&mut View)) {

@@ -16,7 +16,9 @@ use mesh_core::l7::policy::{self, Policy};
 use mesh_core::l7::{Action, Condition, DirectResponse, Handling, PathKind, Rule, Security, SecurityTarget, Table};
 use mesh_core::{Change, NamespacedName, TrustDomain};
 use mesh_proto::discovery::{Any, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
-use mesh_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE, SECURITY_TYPE, convert};
+use mesh_proto::{
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE, SECURITY_TYPE, WORKLOAD_LABELS_TYPE, convert,
+};
 use mesh_transport::hbone::{Pool, PoolConfig, TunnelKey};
 use mesh_transport::tls::{IdentityCertificate, Roots};
 use plane::{AdsStream, ControlPlane};
@@ -189,25 +191,28 @@ async fn from_start_to_end() {
 
     let mut stream = plane.stream().await;
     let mut asked = Vec::new();
-    for _ in 0..5 {
+    for _ in 0..6 {
         asked.push(stream.request().await);
     }
     let types: Vec<_> = asked.iter().map(|request| request.type_url.as_str()).collect();
-    assert_eq!(types, [ADDRESS_TYPE, AUTHORIZATION_TYPE, SECURITY_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE]);
-    assert!(asked[2..].iter().all(|request| request.resource_names_subscribe == ["shop/waypoint"]));
+    let all =
+        [ADDRESS_TYPE, AUTHORIZATION_TYPE, WORKLOAD_LABELS_TYPE, SECURITY_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE];
+    assert_eq!(types, all);
+    assert!(asked[3..].iter().all(|request| request.resource_names_subscribe == ["shop/waypoint"]));
     respond(&stream, &asked[0], addresses(&backend)).await;
     respond(&stream, &asked[1], Vec::new()).await;
-    respond(&stream, &asked[2], vec![security(vec![])]).await;
-    respond(&stream, &asked[3], Vec::new()).await;
+    respond(&stream, &asked[2], Vec::new()).await;
+    respond(&stream, &asked[3], vec![security(vec![])]).await;
+    respond(&stream, &asked[4], Vec::new()).await;
     // Without its table it does not serve.
-    for _ in 0..4 {
+    for _ in 0..5 {
         assert!(stream.request().await.error_detail.is_none());
     }
     let pending = process.ready().await.unwrap();
     assert!(pending.starts_with("HTTP/1.1 500") && pending.contains("configuration"), "{pending}");
     assert!(TcpStream::connect(process.hbone).await.is_err());
     let routes = resource("shop/waypoint".to_owned(), ROUTE_TABLE_TYPE, convert::encode_route_table(&table));
-    respond(&stream, &asked[4], vec![routes]).await;
+    respond(&stream, &asked[5], vec![routes]).await;
     process.until_ready().await;
 
     let client = client(&mesh, process.hbone);
@@ -228,7 +233,7 @@ async fn from_start_to_end() {
         (vec![], StatusCode::FORBIDDEN),
     ] {
         let gone = if resources.is_empty() { vec!["shop/waypoint".to_owned()] } else { Vec::new() };
-        respond_with(&stream, &asked[2], resources, gone).await;
+        respond_with(&stream, &asked[3], resources, gone).await;
         let changed = async {
             while ask(&client, "/x").await.status() != expected {
                 tokio::task::yield_now().await;

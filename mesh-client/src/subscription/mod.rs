@@ -15,6 +15,7 @@
 mod demand;
 mod events;
 mod held;
+mod labels;
 mod own;
 mod resources;
 #[cfg(test)]
@@ -23,9 +24,10 @@ mod topic;
 
 use demand::Demands;
 pub use events::{Alarm, Due, Limits, Received, Reply};
+use labels::Labels;
 use mesh_core::Change;
 use mesh_proto::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, WORKLOAD_LABELS_TYPE,
     discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node},
 };
 use own::OwnTopic;
@@ -42,6 +44,7 @@ pub struct Subscription {
     addresses: Topic,
     policies: Topic,
     own: Vec<OwnTopic>,
+    labels: Option<Labels>,
     demands: Demands,
     synced: bool,
 }
@@ -51,12 +54,22 @@ impl Subscription {
     #[must_use]
     pub fn new(node: Node, limits: Limits) -> Self {
         let (addresses, policies) = (Topic::new(ADDRESS_TYPE), Topic::new(AUTHORIZATION_TYPE));
-        Self { node, limits, addresses, policies, own: Vec::new(), demands: Demands::default(), synced: false }
+        Self {
+            node,
+            limits,
+            addresses,
+            policies,
+            own: Vec::new(),
+            labels: None,
+            demands: Demands::default(),
+            synced: false,
+        }
     }
 
     /// Subscribes to what the waypoint of that name has of its own, too. Without it nothing is complete.
     #[must_use]
     pub fn with_own(mut self, name: Option<&str>) -> Self {
+        self.labels = name.map(|_| Labels::default());
         self.own = name.into_iter().flat_map(|name| OwnKind::ALL.map(|kind| OwnTopic::new(kind, name))).collect();
         self
     }
@@ -66,6 +79,7 @@ impl Subscription {
         let (node, limits) = (self.node.clone(), self.limits);
         self.demands.renew();
         let mut requests = Vec::from(self.topics().map(|topic| topic.open(node.clone(), limits, now_ms)));
+        requests.extend(self.labels.as_mut().map(|labels| labels.open(node.clone(), limits.initial_versions_bytes)));
         requests.extend(self.own.iter_mut().map(|own| own.open(node.clone())));
         requests
     }
@@ -79,9 +93,17 @@ impl Subscription {
         if response.type_url == ADDRESS_TYPE {
             self.demands.learn(&response, self.addresses.held.len());
         }
-        if let Some(topic) = self.own.iter_mut().find(|own| own.kind.url() == response.type_url) {
-            let type_url = topic.kind.url();
-            let own = topic.receive(response, &mut reply.problems);
+        let labels = self.labels.as_mut().filter(|_| response.type_url == WORKLOAD_LABELS_TYPE);
+        let topic = self.own.iter_mut().find(|own| own.kind.url() == response.type_url);
+        if labels.is_some() || topic.is_some() {
+            let type_url = topic.as_ref().map_or(WORKLOAD_LABELS_TYPE, |topic| topic.kind.url());
+            let own = match (labels, topic) {
+                (Some(labels), _) => {
+                    let changes = labels.receive(response, &mut reply.problems);
+                    (!changes.is_empty()).then_some(Own::Labels(changes))
+                }
+                (None, topic) => topic.and_then(|topic| topic.receive(response, &mut reply.problems)),
+            };
             let mut changes = Vec::new();
             self.sync(&mut changes);
             let problems = reply.problems.clone();
@@ -103,7 +125,8 @@ impl Subscription {
 
     /// The stream ended. `too_large` means that the server refused the size of a request.
     pub fn on_end(&mut self, too_large: bool) {
-        let own = self.own.iter().all(|own| own.answered_here);
+        let labels = self.labels.as_ref().is_none_or(|labels| labels.answered_here);
+        let own = labels && self.own.iter().all(|own| own.answered_here);
         let unanswered = !(self.addresses.answered_here && self.policies.answered_here && own);
         if too_large && unanswered {
             let bytes = self.limits.initial_versions_bytes / 4;
@@ -136,7 +159,8 @@ impl Subscription {
     }
 
     fn sync(&mut self, changes: &mut Vec<Change>) {
-        let own = self.own.iter().all(|own| own.answered);
+        let labels = self.labels.as_ref().is_none_or(|labels| labels.answered);
+        let own = labels && self.own.iter().all(|own| own.answered);
         if !self.synced && self.addresses.answered && self.policies.answered && own {
             self.synced = true;
             changes.push(Change::Synced);
@@ -154,6 +178,9 @@ impl Subscription {
     pub fn held(&self, type_url: &str) -> usize {
         if let Some(own) = self.own.iter().find(|own| own.kind.url() == type_url) {
             return own.held();
+        }
+        if type_url == WORKLOAD_LABELS_TYPE {
+            return self.labels.as_ref().map_or(0, Labels::held);
         }
         [&self.addresses, &self.policies].into_iter().find(|t| t.type_url == type_url).map_or(0, |t| t.held.len())
     }

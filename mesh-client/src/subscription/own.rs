@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use mesh_core::l7::{Clusters, Security, Table};
+use mesh_core::l7::{Clusters, LabelChange, Security, Table};
 use mesh_proto::{
     CLUSTERS_TYPE, ROUTE_TABLE_TYPE, SECURITY_TYPE, convert,
     convert::ConvertError,
@@ -12,7 +12,7 @@ use mesh_proto::{
 
 use super::held::Version;
 
-/// What waypoints have of their own. A new kind is a variant here and in [`Own`], and an arm of each function below.
+/// What waypoints have of their own, one resource of each kind. A new kind is a variant here and in [`Own`], and an arm of each function below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnKind {
     /// What requests are held against.
@@ -23,9 +23,11 @@ pub enum OwnKind {
     Routes,
 }
 
-/// What is in force of one kind now; `None`: there is none of it.
+/// What is in force of something that waypoints have of their own; `None`: there is none of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Own {
+    /// Labels of these workloads are others now.
+    Labels(Vec<LabelChange>),
     /// What requests are held against.
     Security(Option<Arc<Security>>),
     /// How the places are reached that its routes name.

@@ -120,6 +120,16 @@ impl Join {
             workload::slices(&objects, &settings, &services, &waypoints, is_owner, &mut workloads, &mut problems);
         guards.extend(entered.iter().map(|(namespace, guard)| guard.policy(namespace, &settings.trust_domain)));
         let guards = guards.into_iter().map(|policy| (policy.name.clone(), policy));
+        // The first ones are those of the pods, in their order.
+        let pods = parts.values().flat_map(|part| &part.pods).filter(|(_, workload)| workload.is_some());
+        let labels = l7::labels::told(
+            &l7.wanted,
+            pods.zip(&workloads).map(|((pod, _), workload)| l7::labels::Seen {
+                labels: &pod.labels,
+                workload,
+                serves: waypoints.served_by(pod).map(|(gateway, _)| gateway),
+            }),
+        );
         let view = View {
             workloads: workloads.into_iter().map(|w| (w.uid.clone(), w)).collect(),
             policies: policies.all.into_iter().chain(guards).map(|(name, policy)| (name, Arc::new(policy))).collect(),
@@ -130,6 +140,7 @@ impl Join {
             served: l7.served.clone(),
             security: security.security.clone(),
             at_waypoints: security.in_force.clone(),
+            labels,
             waypoints: waypoints.ours().map(|(name, waypoint)| (name.clone(), waypoint.gateway())).collect(),
             waypoint_pods: waypoints.pods(&objects, &settings),
             bindings: waypoints.bindings(&objects, &settings),

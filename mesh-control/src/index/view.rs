@@ -6,6 +6,7 @@ use std::sync::Arc;
 use mesh_core::l7::{Clusters, Security, Table};
 use mesh_core::{ArcStr, NamespacedName, Policy, Service, Workload};
 
+use super::l7::labels::Told;
 use super::routing::Resolved;
 use super::settings::Settings;
 use crate::diagnosis::Problem;
@@ -92,6 +93,8 @@ pub struct View {
     pub tables: BTreeMap<NamespacedName, Arc<Table>>,
     /// How they reach the places that those name, by their gateways.
     pub clusters: BTreeMap<NamespacedName, Arc<Clusters>>,
+    /// Labels of workloads that both ask for, by their gateways.
+    pub labels: BTreeMap<NamespacedName, Arc<Told>>,
     /// Services that any waypoint serves: what routes say of them is in force.
     pub served: BTreeSet<NamespacedName>,
     /// What they hold requests against, by their gateways.

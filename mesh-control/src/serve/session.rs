@@ -6,7 +6,7 @@
 //! workloads that list them, and removed after; what a waypoint has of its own comes after the addresses that it names:
 //!
 //! ```text
-//! new world:  policies added or changed  ->  addresses  ->  policies removed, clusters  ->  routes
+//! new world:  policies added or changed  ->  addresses  ->  policies removed, labels  ->  clusters  ->  routes
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};

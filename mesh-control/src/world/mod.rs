@@ -9,17 +9,22 @@
 mod lookup;
 mod table;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
 
+use mesh_core::l7::Labels;
 use mesh_core::{ArcStr, NamespacedName, Service, Workload};
 use mesh_proto::convert::{
     encode_clusters, encode_policy, encode_route_table, encode_security, encode_service, encode_workload,
+    encode_workload_labels,
 };
-use mesh_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE, SECURITY_TYPE};
+use mesh_proto::{
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE, SECURITY_TYPE, WORKLOAD_LABELS_TYPE,
+};
 use parking_lot::Mutex;
 
 use crate::index::View;
+use crate::index::l7::labels::Told;
 use lookup::Lookup;
 pub use table::{Entry, Resource, Step, Table, version_text};
 
@@ -35,6 +40,8 @@ pub enum Kind {
     Address,
     /// What a waypoint holds requests against. It comes before what they are for.
     Security,
+    /// Labels of workloads that the following ask for.
+    Labels,
     /// How a waypoint reaches the places that its routes name. They come before those: a table must not name a subset that the waypoint does not know.
     Clusters,
     /// What a waypoint does with requests.
@@ -67,7 +74,8 @@ impl Audience {
 
 impl Kind {
     /// In the order in which they are sent.
-    pub const ALL: [Kind; 5] = [Kind::Authorization, Kind::Address, Kind::Security, Kind::Clusters, Kind::RouteTable];
+    pub const ALL: [Kind; 6] =
+        [Kind::Authorization, Kind::Address, Kind::Security, Kind::Labels, Kind::Clusters, Kind::RouteTable];
     /// Those that everybody has the same of. Of all others each waypoint has its own.
     pub const SHARED: [Kind; 2] = [Kind::Authorization, Kind::Address];
 
@@ -82,6 +90,7 @@ impl Kind {
             Kind::Authorization => AUTHORIZATION_TYPE,
             Kind::Address => ADDRESS_TYPE,
             Kind::Security => SECURITY_TYPE,
+            Kind::Labels => WORKLOAD_LABELS_TYPE,
             Kind::Clusters => CLUSTERS_TYPE,
             Kind::RouteTable => ROUTE_TABLE_TYPE,
         }
@@ -93,6 +102,7 @@ impl Kind {
             Kind::Authorization => "authorization",
             Kind::Address => "address",
             Kind::Security => "security",
+            Kind::Labels => "workload_labels",
             Kind::Clusters => "clusters",
             Kind::RouteTable => "route_table",
         }
@@ -165,6 +175,7 @@ impl World {
         let (clusters, tables) = ((&self.view.clusters, &view.clusters), (&self.view.tables, &view.tables));
         let security = changes(&self.view.security, &view.security);
         replace(&mut own, Kind::Security, security, |_, one| encode_security(one));
+        labels(&mut own, &self.view.labels, &view.labels);
         replace(&mut own, Kind::Clusters, changes(clusters.0, clusters.1), encode_clusters);
         replace(&mut own, Kind::RouteTable, changes(tables.0, tables.1), |_, table| encode_route_table(table));
         World {
@@ -249,6 +260,30 @@ fn replace<V>(
                 *table = table.replaced([(name, Some(resource))]);
             }
             None => drop(own.remove(&(kind, name))),
+        }
+    }
+}
+
+/// Takes over labels, of which each waypoint has a resource for each workload.
+fn labels(
+    own: &mut BTreeMap<(Kind, ArcStr), Table>,
+    before: &BTreeMap<NamespacedName, Arc<Told>>,
+    after: &BTreeMap<NamespacedName, Arc<Told>>,
+) {
+    let none = Arc::<Told>::default();
+    let gateways: BTreeSet<&NamespacedName> = before.keys().chain(after.keys()).collect();
+    for gateway in gateways {
+        let (old, new) = (before.get(gateway).unwrap_or(&none), after.get(gateway).unwrap_or(&none));
+        let key = (Kind::Labels, ArcStr::from(gateway.to_string()));
+        let resource = |uid: &ArcStr, labels: &Labels| {
+            Resource::new(WORKLOAD_LABELS_TYPE, uid.clone(), Vec::new(), encode_workload_labels(uid, labels))
+        };
+        let changes = changes(old, new).into_iter();
+        let changes = changes.map(|(uid, _, new)| (uid.clone(), new.map(|labels| resource(uid, labels))));
+        let table = own.entry(key.clone()).or_default();
+        *table = table.replaced(changes);
+        if table.is_empty() {
+            own.remove(&key);
         }
     }
 }

@@ -4,12 +4,15 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use mesh_proto::discovery as wire;
-use mesh_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE, SECURITY_TYPE, convert};
+use mesh_proto::{
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE, SECURITY_TYPE, WORKLOAD_LABELS_TYPE, convert,
+};
 use tonic::Code;
 
 use super::support::{Agent, Plane, csr, request, soon};
 
-const ALL: [&str; 5] = [ADDRESS_TYPE, AUTHORIZATION_TYPE, SECURITY_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE];
+const ALL: [&str; 6] =
+    [ADDRESS_TYPE, AUTHORIZATION_TYPE, SECURITY_TYPE, WORKLOAD_LABELS_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE];
 const OWN: &str = "spiffe://cluster.local/ns/shop/sa/wp";
 
 /// Two waypoints; a service is bound to the first one, which has a pod.
@@ -50,7 +53,7 @@ status: {phase: Running, podIP: 198.18.1.7, conditions: [{type: Ready, status: "
 ---
 apiVersion: v1
 kind: Pod
-metadata: {name: web-1, namespace: shop, labels: {app: web}, annotations: {ambient.istio.io/redirection: enabled}}
+metadata: {name: web-1, namespace: shop, labels: {app: web, version: v1}, annotations: {ambient.istio.io/redirection: enabled}}
 spec: {nodeName: node1, serviceAccountName: web, containers: [{name: c}]}
 status: {phase: Running, podIP: 198.18.1.8, conditions: [{type: Ready, status: "True"}]}
 ---
@@ -111,6 +114,8 @@ async fn all(agent: &mut Agent, own: &'static str) {
     let clusters = format!("Clusters {own}");
     let security = format!("Security {own}");
     wanted.extend([own, &clusters, &security]);
+    // Only whom its routes ask about, and only that.
+    wanted.extend((own == "shop/wp").then_some("WorkloadLabels Kubernetes//Pod/shop/web-1"));
     wanted.sort_unstable();
     agent.until("everything", |held| names(held) == wanted).await;
 }
@@ -129,6 +134,8 @@ async fn a_waypoint_is_sent_addresses_and_its_own_routes_and_an_agent_no_routes(
     let subsets: std::collections::BTreeMap<_, _> = own.clusters.iter().map(|c| (&*c.key.subset, &c.labels)).collect();
     assert_eq!((&*own.name, own.closed.len(), subsets.len()), ("shop/wp", 0, 2));
     assert_eq!(subsets["v1"]["version"], "v1");
+    let labels = convert::workload_labels(wp.bytes("WorkloadLabels Kubernetes//Pod/shop/web-1")).unwrap().1;
+    assert_eq!(labels, [("version".into(), "v1".into())].into());
     assert_eq!(clusters(&other, "shop/other").clusters.iter().count(), 0);
     let security = |agent: &Agent, name: &str| convert::security(agent.bytes(&format!("Security {name}"))).unwrap();
     let own = security(&wp, "shop/wp").security;

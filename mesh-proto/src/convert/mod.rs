@@ -24,7 +24,8 @@ pub use enrol::{
 };
 pub use error::{ConvertError, PolicyError};
 pub use l7::{
-    ClosedPlace, ClosedRule, ClustersRead, RouteTable, clusters, encode_clusters, encode_route_table, route_table,
+    ClosedPlace, ClosedRule, ClustersRead, RouteTable, clusters, encode_clusters, encode_route_table,
+    encode_workload_labels, route_table, workload_labels,
 };
 use mesh_core::{Policy, Service, Workload};
 use prost::Message;

@@ -10,7 +10,7 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use mesh_core::l7::cors::CorsVerdict;
 use mesh_core::l7::path::{Spelling, normalise};
-use mesh_core::l7::{self, AbortStatus, Action, Authority, Backend, Client, ClusterKey, Handling, Outcome, Target};
+use mesh_core::l7::{self, AbortStatus, Action, Authority, Backend, ClusterKey, Handling, Outcome, Target};
 use rand::Rng;
 
 use super::reply::Failure;
@@ -96,7 +96,7 @@ pub fn plan(
         gateway: "mesh",
         service: Some(service),
     };
-    let client = Client { identity: Some(&peer.identity), namespace: Some(&peer.identity.namespace), labels: None };
+    let client = bound.seen(peer);
     let Ok(decision) = l7::pick(table, &request, &client, rng) else { return Plan::of(To::Fail(Failure::NO_ROUTE)) };
     let to = match decision.outcome {
         Outcome::Forward(backend) => {

@@ -5,7 +5,7 @@
 //! VirtualService, HTTPRoute, GRPCRoute --parts--> Candidate --l7::order--> VirtualHost of a service --table--> Table of a waypoint
 //! ```
 //!
-//! `clusters` is what DestinationRules say of the places that a table names.
+//! `clusters` is what DestinationRules say of the places that a table names, `labels` which labels of workloads both ask for.
 //!
 //! What is written and cannot be done is noted ([`notes`]): its rule answers 500, and its writer is told. It is never left out, because a later rule would
 //! match instead.
@@ -14,6 +14,7 @@ pub mod clusters;
 mod filter;
 pub mod grpc_route;
 pub mod http_route;
+pub mod labels;
 mod notes;
 mod parts;
 pub mod table;
@@ -69,6 +70,8 @@ pub struct Made {
     pub tables: BTreeMap<NamespacedName, Arc<Table>>,
     /// How the places that they go to are reached, by gateway.
     pub clusters: BTreeMap<NamespacedName, Arc<Clusters>>,
+    /// Which labels of workloads both ask for, by gateway.
+    pub wanted: BTreeMap<NamespacedName, Arc<labels::Wanted>>,
     /// The services that any of them serves.
     pub served: BTreeSet<NamespacedName>,
     /// What is to be said.
@@ -101,6 +104,7 @@ pub fn index(objects: &Objects, settings: &Settings, indexed: &Indexed, served: 
     for (gateway, services) in served {
         let table = table::table(gateway, services, &around, &read, &mut made.problems);
         let clusters = clusters::clusters(&table, services, &around, &mut made.problems);
+        made.wanted.insert(gateway.clone(), Arc::new(labels::Wanted::of(&table, &clusters)));
         made.tables.insert(gateway.clone(), Arc::new(table));
         made.clusters.insert(gateway.clone(), Arc::new(clusters));
     }

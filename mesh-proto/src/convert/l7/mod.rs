@@ -6,6 +6,7 @@ mod action;
 mod budget;
 mod cluster;
 mod condition;
+mod labels;
 mod policy;
 mod reach;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use prost::Message;
 
 use self::budget::Budget;
 pub use self::cluster::{ClosedPlace, ClustersRead, clusters, encode_clusters};
+pub use self::labels::{encode_workload_labels, workload_labels};
 use super::{ConvertError, field};
 use crate::wire::l7 as wire;
 

@@ -162,7 +162,7 @@ fn hash_table(table: Option<wire::hash::Table>) -> Result<HashTable, ConvertErro
 }
 
 fn is_prime(number: u64) -> bool {
-    number >= 2 && (2..).take_while(|factor| factor * factor <= number).all(|factor| number % factor != 0)
+    number >= 2 && (2..).take_while(|factor| factor * factor <= number).all(|factor| !number.is_multiple_of(factor))
 }
 
 fn write_balancer(balancer: &Balancer) -> wire::Balancer {

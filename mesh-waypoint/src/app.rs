@@ -29,7 +29,7 @@ use crate::engine::Engine;
 use crate::inbound;
 use crate::shared::{Certificates, Shared};
 use crate::state::State;
-use crate::telemetry::{Exposition, Losses};
+use crate::telemetry::{Exposition, Losses, PlacesShown};
 
 /// How long is waited for the operator's servers at the end.
 const SERVERS: Duration = Duration::from_millis(100);
@@ -126,6 +126,7 @@ async fn serve(config: &Config, lanes: Lanes) -> Result<i32, Refusal> {
     let meters = engine.lanes().iter().map(|lane| lane.meters.clone()).collect();
     registry.register_collector(Box::new(Exposition(meters)));
     registry.register_collector(Box::new(Losses(Arc::clone(&shared.telemetry))));
+    registry.register_collector(Box::new(PlacesShown(shared)));
     let metrics_port = bind(config.metrics).await?;
     task::spawn_vital("metrics server", operator::serve_metrics(metrics_port, registry, servers.token()));
 

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use mesh_core::l7::ClusterKey;
+use mesh_core::l7::balance::Ended;
 use mesh_core::service::AppProtocol;
 use mesh_transport::copy::{self, ByteCounters, Outcome, Peer as CopyPeer};
 use mesh_transport::hbone::HboneStream;
@@ -18,10 +19,12 @@ use crate::downstream::Downstream;
 use crate::exchange;
 use crate::http::serve::{Serve, serve as serve_http};
 use crate::http::sniff::{Spoken, sniff};
+use crate::places::Permit;
 use crate::security::authorize;
 use crate::target::Target;
 use crate::telemetry::{Copied, Flags, Who};
-use crate::upstream::{Endpoint, Wire, choose};
+use crate::upstream::choose::{self, Wish};
+use crate::upstream::{ConnectError, Endpoint, Wire};
 
 /// Serves a connection to its end.
 pub async fn serve(downstream: Arc<Downstream>, mut stream: HboneStream) {
@@ -57,7 +60,7 @@ pub async fn serve(downstream: Arc<Downstream>, mut stream: HboneStream) {
 /// Copies to one endpoint. Dropping a stream before both of its directions ended is a reset for the client.
 async fn tunnel(downstream: &Downstream, stream: HboneStream, prefix: Bytes) {
     let (client, asked) = (&downstream.peer.identity, &downstream.asked);
-    let (endpoint, wire) = match connect(downstream).await {
+    let (endpoint, wire, permit) = match connect(downstream).await {
         Ok(connected) => connected,
         Err((flag, error)) => {
             drop(count(downstream, None, Flags::of(flag)));
@@ -90,7 +93,7 @@ async fn tunnel(downstream: &Downstream, stream: HboneStream, prefix: Bytes) {
             }
         }
     }
-    drop((copied, endpoint));
+    drop((copied, endpoint, permit));
 }
 
 /// Counts the connection for as long as what is given back lives.
@@ -142,7 +145,7 @@ impl AsyncWrite for Counted {
 }
 
 /// An error is Envoy's flag for it and what happened.
-async fn connect(downstream: &Downstream) -> Result<(Endpoint, Wire), (&'static str, String)> {
+async fn connect(downstream: &Downstream) -> Result<(Endpoint, Wire, Option<Permit>), (&'static str, String)> {
     let lane = &downstream.lane;
     let mut tried = Vec::new();
     loop {
@@ -154,9 +157,11 @@ async fn connect(downstream: &Downstream) -> Result<(Endpoint, Wire), (&'static 
             }
             Target::Service { key, port, .. } => {
                 let cluster = ClusterKey { service: key.clone(), port: *port, subset: Default::default() };
-                let now = lane.shared.now_ms();
+                let (view, own) = (&bound.view, &lane.shared.own);
+                let wish = Wish { view, own, tried: &tried, hash: None, now_ms: lane.shared.now_ms() };
+                let found = choose::place(&lane.shared.places, &wish, &cluster, &bound.seen(&downstream.peer));
                 let mut rng = lane.rng.lock();
-                choose::endpoint(&bound.view.snapshot, &lane.shared.own.place, &cluster, &tried, now, &mut *rng).ok()
+                found.and_then(|found| choose::endpoint(&found, &wish, &mut *rng)).ok()
             }
         };
         let flag = if tried.is_empty() { "UH" } else { "UF" };
@@ -165,10 +170,12 @@ async fn connect(downstream: &Downstream) -> Result<(Endpoint, Wire), (&'static 
             return Err(("-", format!("denied by a policy of {}", endpoint.workload.uid)));
         }
         match lane.pool.dial(&lane.shared, &endpoint, &downstream.peer).await {
-            Ok(wire) => return Ok((endpoint, wire)),
+            Ok((wire, permit)) => return Ok((endpoint, wire, permit)),
             Err(error) => {
                 tracing::debug!(endpoint = %endpoint.workload.uid, %error, "an endpoint cannot be reached");
-                endpoint.failed(lane.shared.now_ms());
+                if !matches!(error, ConnectError::Overflow | ConnectError::NoCertificate) {
+                    endpoint.ended(Ended::Failed, lane.shared.now_ms());
+                }
                 tried.push(endpoint.workload.uid.clone());
             }
         }

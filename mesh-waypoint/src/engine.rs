@@ -111,7 +111,8 @@ impl Engine {
                         () = tokio::time::sleep(TIDY) => {}
                     }
                     let Some(lane) = lane.upgrade() else { return };
-                    lane.pool.expire(lane.shared.settings.upstream_idle);
+                    lane.pool.expire();
+                    lane.shared.places.expire(lane.shared.now_ms());
                 }
             });
         }

@@ -24,6 +24,7 @@ pub mod guard;
 pub mod http;
 pub mod inbound;
 pub mod peer;
+pub mod places;
 pub mod security;
 pub mod settings;
 pub mod shared;

@@ -10,6 +10,7 @@ use mesh_core::{Client, Identity, NamespacedName};
 use mesh_transport::hbone::{Acceptor, AcceptorConfig, Baggage, Pool as Tunnels, PoolConfig};
 use mesh_transport::tls::IdentityCertificate;
 
+use crate::places::Places;
 use crate::settings::Settings;
 use crate::state::State;
 use crate::telemetry::{Plans, Tools};
@@ -69,6 +70,8 @@ pub struct Shared {
     pub certificates: Arc<dyn Certificates>,
     /// Where lines and spans go to.
     pub telemetry: Arc<Tools>,
+    /// What requests go to.
+    pub places: Places,
     /// Tunnels to endpoints. Its lock is taken for new connections, not for requests.
     pub tunnels: Tunnels,
     acceptor: Acceptor,
@@ -86,6 +89,7 @@ impl Shared {
             settings,
             certificates,
             telemetry: Arc::default(),
+            places: Places::default(),
             tunnels: Tunnels::new(PoolConfig::default()),
             acceptor,
             started: Instant::now(),

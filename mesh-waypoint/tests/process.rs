@@ -195,8 +195,7 @@ async fn from_start_to_end() {
         asked.push(stream.request().await);
     }
     let types: Vec<_> = asked.iter().map(|request| request.type_url.as_str()).collect();
-    let all =
-        [ADDRESS_TYPE, AUTHORIZATION_TYPE, WORKLOAD_LABELS_TYPE, SECURITY_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE];
+    let all = [ADDRESS_TYPE, AUTHORIZATION_TYPE, WORKLOAD_LABELS_TYPE, SECURITY_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE];
     assert_eq!(types, all);
     assert!(asked[3..].iter().all(|request| request.resource_names_subscribe == ["shop/waypoint"]));
     respond(&stream, &asked[0], addresses(&backend)).await;

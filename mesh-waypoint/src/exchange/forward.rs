@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use arcstr::ArcStr;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use http::header::{CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, HOST, HeaderValue, SET_COOKIE, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, Method, Request, Response, Version};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
+use mesh_core::l7::balance::{Ended, Said, key};
+use mesh_core::l7::cluster::{Balancer, Speaks};
 use mesh_core::l7::retry::AttemptEnd;
 use mesh_core::l7::{ClusterKey, Retries, RetryOn, Target as RuleTarget};
 use mesh_core::service::AppProtocol;
@@ -29,9 +31,11 @@ use crate::downstream::{Bound, Downstream};
 use crate::http::hop;
 use crate::http::tape::Tape;
 use crate::http::{Count, RequestBody, ResponseBody};
+use crate::places::{Found, NoEndpoint};
 use crate::target::Target;
 use crate::telemetry::spans::Outgoing;
-use crate::upstream::{ConnectError, Connection, Endpoint, NoEndpoint, SendError, choose};
+use crate::upstream::choose::{self, Wish};
+use crate::upstream::{ConnectError, Connection, Endpoint, SendError};
 
 /// A client's own limit, in milliseconds.
 const TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
@@ -92,7 +96,9 @@ impl Forward<'_> {
         let own = parts.headers.remove(TIMEOUT).and_then(|value| value.to_str().ok()?.parse().ok());
         let timeout = own.map(Duration::from_millis).or(self.plan.handling.as_ref().and_then(|rule| rule.timeout));
         let deadline = timeout.filter(|timeout| !timeout.is_zero()).map(|timeout| Instant::now() + timeout);
-        let http2 = self.asked.said.upgrade.is_none() && self.http2(parts.version);
+        let found = self.found()?;
+        let http2 = self.asked.said.upgrade.is_none() && self.http2(parts.version, found.as_ref());
+        let (hash, cookie) = self.hash(&parts, found.as_ref());
         let mirrors = match &self.plan.to {
             To::Place(place) => &*place.mirrors,
             _ => &[],
@@ -123,6 +129,8 @@ impl Forward<'_> {
             head: Some(head),
             tried: Vec::new(),
             trace: None,
+            found,
+            hash,
         };
         let (mut response, connection, endpoint) = attempts.run(report).await?;
         if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
@@ -135,6 +143,9 @@ impl Forward<'_> {
             return Err(Failure::PROTOCOL);
         }
         hop::strip(response.headers_mut());
+        if let Some(cookie) = cookie {
+            response.headers_mut().append(SET_COOKIE, cookie);
+        }
         report.forwarded(endpoint, connection);
         Ok(response.map(|body| ResponseBody::stream(body, deadline)))
     }
@@ -151,15 +162,42 @@ impl Forward<'_> {
         Some(ClusterKey { service, port: self.bound.target.port(), subset: ArcStr::new() })
     }
 
-    /// As the port says; else as the client speaks.
-    fn http2(&self, version: Version) -> bool {
-        let snapshot = &self.bound.view.snapshot;
-        let port = self.cluster().and_then(|key| Some(*snapshot.service(&key.service)?.port(key.port)?));
-        match port.map(|port| port.app_protocol) {
-            Some(AppProtocol::Http2 | AppProtocol::Grpc) => true,
-            Some(AppProtocol::Http11) => false,
+    /// The place that it goes to, if not to a workload itself.
+    fn found(&self) -> Result<Option<Found>, Failure> {
+        let Some(cluster) = self.cluster() else {
+            return match &self.bound.target {
+                Target::Workload { .. } => Ok(None),
+                Target::Service { .. } => Err(Failure::GONE),
+            };
+        };
+        let client = self.bound.seen(&self.down.peer);
+        choose::place(&self.down.lane.shared.places, &self.wish(&[], None), &cluster, &client).map(Some).map_err(none)
+    }
+
+    fn wish<'a>(&'a self, tried: &'a [ArcStr], hash: Option<u64>) -> Wish<'a> {
+        let shared = &self.down.lane.shared;
+        Wish { view: &self.bound.view, own: &shared.own, tried, hash, now_ms: shared.now_ms() }
+    }
+
+    /// As is said of the place; else as its port says; else as the client speaks.
+    fn http2(&self, version: Version, found: Option<&Found>) -> bool {
+        let Some(found) = found else { return version == Version::HTTP_2 };
+        let declared = self.cluster().and_then(|key| found.now.service.port(key.port)).map(|port| port.app_protocol);
+        match (found.now.policy().pool.speaks, declared) {
+            (Speaks::Http2, _) | (Speaks::AsDeclared, Some(AppProtocol::Http2 | AppProtocol::Grpc)) => true,
+            (Speaks::AsDeclared, Some(AppProtocol::Http11)) => false,
             _ => version == Version::HTTP_2,
         }
+    }
+
+    /// What decides its endpoint, if that is a thing that it says; and the cookie by which it is to say it from now on.
+    fn hash(&self, parts: &Parts, found: Option<&Found>) -> (Option<u64>, Option<HeaderValue>) {
+        let Some(Balancer::Hash(wanted, _)) = found.map(|found| &found.now.policy().balancer) else {
+            return (None, None);
+        };
+        let source = self.down.peer.address.ip();
+        let said = Said { headers: &parts.headers, query: parts.uri.query(), source };
+        key(wanted, &said, &mut *self.down.lane.rng.lock())
     }
 
     /// The request with what the rule and the place change.
@@ -233,6 +271,8 @@ struct Attempts<'a, 'f> {
     tried: Vec<ArcStr>,
     /// What the next request says of its trace.
     trace: Option<Outgoing>,
+    found: Option<Found>,
+    hash: Option<u64>,
 }
 
 type Answer = (Response<Incoming>, Connection, Endpoint);
@@ -240,9 +280,11 @@ type Answer = (Response<Incoming>, Connection, Endpoint);
 impl Attempts<'_, '_> {
     async fn run(&mut self, report: &mut Report) -> Result<Answer, Failure> {
         let mut attempt = 1;
+        let mut second = None;
         loop {
-            let endpoint = self.endpoint()?;
-            let uid = endpoint.workload.uid.clone();
+            let mut endpoint = self.endpoint()?;
+            endpoint.retry = second.take();
+            let (uid, judge) = (endpoint.workload.uid.clone(), endpoint.judge().cloned());
             let limit = self.retries.per_try_timeout.map(|time| Instant::now() + time);
             let limit = limit.into_iter().chain(self.deadline).min();
             self.trace = report.attempt(&endpoint);
@@ -259,6 +301,9 @@ impl Attempts<'_, '_> {
                 Ok((response, ..)) => report.attempted(Some(response.status().as_u16()), "-"),
                 Err(lost) => report.attempted(None, lost.failure.flag),
             }
+            if let Some(ended) = counted(&ended) {
+                choose::report(judge.as_ref(), &uid, ended, self.of.down.lane.shared.now_ms());
+            }
             if self.deadline.is_some_and(|deadline| ended.is_err() && Instant::now() >= deadline) {
                 return Err(Failure::LATE);
             }
@@ -267,7 +312,16 @@ impl Attempts<'_, '_> {
                 Err(lost) => (lost.end, Some(lost.failure), lost.elsewhere),
             };
             let possible = self.head.is_some() && !matches!(self.source, Source::Gone) && elsewhere;
-            if !possible || !self.retries.again(attempt, &end) {
+            let mut again = possible && self.retries.again(attempt, &end);
+            if let Some(found) = self.found.as_ref().filter(|_| again) {
+                let policy = found.now.policy();
+                second = found.place.usage().retry(&policy.pool, policy.retry_budget.as_ref());
+                if second.is_none() {
+                    again = false;
+                    report.flag("UO");
+                }
+            }
+            if !again {
                 return match ended {
                     Ok(answer) => Ok(answer),
                     Err(lost) => {
@@ -291,26 +345,21 @@ impl Attempts<'_, '_> {
     /// Who is asked next. When all were tried, anybody.
     fn endpoint(&self) -> Result<Endpoint, Failure> {
         let (of, lane) = (self.of, &self.of.down.lane);
-        let snapshot = &of.bound.view.snapshot;
-        let endpoint = match (of.cluster(), &of.bound.target) {
+        let endpoint = match (&self.found, &of.bound.target) {
             (None, Target::Workload { workload, address }) => {
-                choose::workload(workload, *address, snapshot).ok_or(NoEndpoint::NoneLeft)
+                choose::workload(workload, *address, &of.bound.view.snapshot).ok_or(NoEndpoint::NoneLeft)
             }
             (None, Target::Service { .. }) => Err(NoEndpoint::Unknown),
-            (Some(cluster), _) => {
-                let (own, now) = (&lane.shared.own.place, lane.shared.now_ms());
+            (Some(found), _) => {
                 let mut rng = lane.rng.lock();
-                let fresh = choose::endpoint(snapshot, own, &cluster, &self.tried, now, &mut *rng);
-                fresh.or_else(|why| match self.tried.is_empty() {
+                let fresh = choose::endpoint(found, &of.wish(&self.tried, self.hash), &mut *rng);
+                fresh.or_else(|why| match self.tried.is_empty() || why != NoEndpoint::NoneLeft {
                     true => Err(why),
-                    false => choose::endpoint(snapshot, own, &cluster, &[], now, &mut *rng),
+                    false => choose::endpoint(found, &of.wish(&[], self.hash), &mut *rng),
                 })
             }
         };
-        let endpoint = endpoint.map_err(|why| match why {
-            NoEndpoint::Unknown => Failure::GONE,
-            NoEndpoint::NoneLeft => Failure::NO_ENDPOINT,
-        })?;
+        let endpoint = endpoint.map_err(none)?;
         match of.bound.admits(&of.down.peer, &endpoint.workload, endpoint.address) {
             true => Ok(endpoint),
             false => Err(Failure::DENIED),
@@ -326,8 +375,10 @@ impl Attempts<'_, '_> {
             let connected = lane.pool.connect(&lane.shared, &endpoint, &self.of.down.peer, self.http2, fresh).await;
             let mut connection = connected.map_err(|error| {
                 tracing::debug!(endpoint = %endpoint.workload.uid, %error, "an endpoint cannot be reached");
-                if !matches!(error, ConnectError::Overflow | ConnectError::NoCertificate) {
-                    endpoint.failed(lane.shared.now_ms());
+                if matches!(error, ConnectError::Overflow)
+                    && let Some(found) = &endpoint.found
+                {
+                    found.place.usage().refused();
                 }
                 self.keep(held.take());
                 unreached(&error)
@@ -342,10 +393,7 @@ impl Attempts<'_, '_> {
                 Ok(response) if !is_sound(&response) => {
                     return Err(Lost { end: AttemptEnd::Reset, failure: Failure::PROTOCOL, elsewhere: true });
                 }
-                Ok(response) => {
-                    endpoint.connected(lane.shared.now_ms());
-                    return Ok((response, connection, endpoint));
-                }
+                Ok(response) => return Ok((response, connection, endpoint)),
                 Err(SendError::NotSent(request)) if connection.reused && !fresh => {
                     held = Some(*request);
                     stale += 1;
@@ -428,6 +476,37 @@ impl Clone for Head {
             host: self.host.clone(),
             headers: self.headers.clone(),
         }
+    }
+}
+
+fn none(why: NoEndpoint) -> Failure {
+    match why {
+        NoEndpoint::Unknown => Failure::GONE,
+        NoEndpoint::Closed => Failure::CLOSED,
+        NoEndpoint::NoneLeft => Failure::NO_ENDPOINT,
+        NoEndpoint::Overflow => Failure::OVERFLOW,
+    }
+}
+
+/// What the end of an attempt says of its endpoint; nothing if it never was about the endpoint.
+fn counted(ended: &Result<Answer, Lost>) -> Option<Ended> {
+    match ended {
+        Ok((response, ..)) => Some(Ended::Status(status(response))),
+        Err(lost) if lost.failure == Failure::OVERFLOW => None,
+        Err(lost) if lost.failure == Failure::LATE => Some(Ended::Late),
+        // We have nothing to prove who we are, or the client's body is gone.
+        Err(lost) => lost.elsewhere.then_some(Ended::Failed),
+    }
+}
+
+/// The status, or what one of gRPC that comes with the head is in HTTP.
+fn status(response: &Response<Incoming>) -> u16 {
+    match response.headers().get(GRPC_STATUS).and_then(|value| value.to_str().ok()) {
+        Some("2" | "13" | "15") => 500,
+        Some("4") => 504,
+        Some("12") => 501,
+        Some("14") => 503,
+        _ => response.status().as_u16(),
     }
 }
 

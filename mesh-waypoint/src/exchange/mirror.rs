@@ -15,7 +15,7 @@ use crate::downstream::Downstream;
 use crate::engine::Lane;
 use crate::http::RequestBody;
 use crate::http::tape::Tape;
-use crate::upstream::choose;
+use crate::upstream::choose::{self, Wish};
 
 /// What is copied.
 pub struct Copy {
@@ -60,13 +60,14 @@ async fn deliver(down: &Downstream, copy: Copy, cluster: &ClusterKey, host: Head
             RequestBody::Kept(frames.into_iter(), trailers)
         }
     };
+    let bound = down.bound().ok()?;
     let endpoint = {
-        let view = lane.shared.state.view();
-        let mut rng = lane.rng.lock();
-        let now = lane.shared.now_ms();
-        choose::endpoint(&view.snapshot, &lane.shared.own.place, cluster, &[], now, &mut *rng).ok()?
+        let (view, own) = (&bound.view, &lane.shared.own);
+        let wish = Wish { view, own, tried: &[], hash: None, now_ms: lane.shared.now_ms() };
+        let found = choose::place(&lane.shared.places, &wish, cluster, &bound.seen(&down.peer)).ok()?;
+        choose::endpoint(&found, &wish, &mut *lane.rng.lock()).ok()?
     };
-    if !down.bound().ok()?.admits(&down.peer, &endpoint.workload, endpoint.address) {
+    if !bound.admits(&down.peer, &endpoint.workload, endpoint.address) {
         return None;
     }
     let mut connection = lane.pool.connect(&lane.shared, &endpoint, &down.peer, http2, false).await.ok()?;
@@ -78,7 +79,7 @@ async fn deliver(down: &Downstream, copy: Copy, cluster: &ClusterKey, host: Head
     while let Some(frame) = response.body_mut().frame().await {
         frame.ok()?;
     }
-    lane.pool.give_back(&lane.shared, connection);
+    lane.pool.give_back(&lane.shared, connection, endpoint.found.as_ref());
     Some(())
 }
 

@@ -41,7 +41,7 @@ failures! {
     METHOD: METHOD_NOT_ALLOWED, "-", "method not allowed";
     /// No rule means it.
     NO_ROUTE: NOT_FOUND, "NR", "";
-    /// A rule cannot be carried out.
+    /// A rule cannot be carried out, or what is said of its place.
     CLOSED: INTERNAL_SERVER_ERROR, "NC", "";
     /// A policy refuses it.
     DENIED: FORBIDDEN, "-", "RBAC: access denied";

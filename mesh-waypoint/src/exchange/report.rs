@@ -255,7 +255,8 @@ impl Held for Report {
     fn end(mut self: Box<Self>, in_order: bool) {
         if in_order {
             if let Some(connection) = self.connection.take() {
-                self.down.lane.pool.give_back(&self.down.lane.shared, connection);
+                let found = self.endpoint.as_ref().and_then(|endpoint| endpoint.found.as_ref());
+                self.down.lane.pool.give_back(&self.down.lane.shared, connection, found);
             }
         } else {
             self.flag("DC");

@@ -1,16 +1,22 @@
-//! Which endpoint takes a request. Pure, over the snapshot and what is known of the endpoints.
+//! Which endpoint takes a request: of a place the one that what is said of it chooses, or the workload that was asked for itself.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arcstr::ArcStr;
-use mesh_core::balance::Ask;
 use mesh_core::l7::ClusterKey;
-use mesh_core::{Client, EndpointLease, Identity, Service, Snapshot, Workload, ports};
+use mesh_core::l7::balance::{Ask, Ended, Judge, Lease, Limit, Taken};
+use mesh_core::l7::cluster::Tls;
+use mesh_core::l7::{self};
+use mesh_core::workload::TunnelProtocol;
+use mesh_core::{Identity, Service, Snapshot, Workload, ports};
 use rand::Rng;
 
+use crate::places::{Found, Here, NoEndpoint, Places};
+use crate::shared::Own;
+use crate::state::View;
+
 /// Who takes a request.
-#[derive(Debug)]
 pub struct Endpoint {
     /// The workload.
     pub workload: Arc<Workload>,
@@ -20,19 +26,14 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// Changes when the address changes owner.
     pub generation: u64,
+    /// The place that it is chosen from.
+    pub found: Option<Found>,
     /// Counts the request at the endpoint while it lives.
-    pub lease: Option<EndpointLease>,
-}
-
-/// Why there is none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum NoEndpoint {
-    /// No such service, port or subset.
-    #[error("the place of the route is not known")]
-    Unknown,
-    /// None is left that may be asked.
-    #[error("no endpoint is left")]
-    NoneLeft,
+    lease: Option<Lease>,
+    /// Counts it at the place.
+    _taken: Option<Taken>,
+    /// Counts it as a second attempt.
+    pub retry: Option<Taken>,
 }
 
 impl Endpoint {
@@ -47,50 +48,79 @@ impl Endpoint {
         expected
     }
 
-    /// It took a connection.
-    pub fn connected(&self, now_ms: u64) {
-        if let Some(lease) = &self.lease {
-            lease.report_success(now_ms);
-        }
+    /// Takes note of how requests there end.
+    #[must_use]
+    pub fn judge(&self) -> Option<&Judge> {
+        self.lease.as_ref().map(Lease::judge)
     }
 
-    /// It did not.
-    pub fn failed(&self, now_ms: u64) {
-        if let Some(lease) = &self.lease
-            && lease.report_failure(now_ms)
-        {
-            tracing::info!(endpoint = %self.workload.uid, address = %self.address, "endpoint ejected after repeated failures");
-        }
+    /// Takes note of how the request ended.
+    pub fn ended(&self, ended: Ended, now_ms: u64) {
+        report(self.judge(), &self.workload.uid, ended, now_ms);
     }
 }
 
-/// An endpoint of a cluster that was not tried.
-pub fn endpoint(
-    snapshot: &Snapshot,
-    own: &Client,
-    cluster: &ClusterKey,
-    tried: &[ArcStr],
-    now_ms: u64,
-    rng: &mut impl Rng,
-) -> Result<Endpoint, NoEndpoint> {
-    let service = snapshot.service(&cluster.service).ok_or(NoEndpoint::Unknown)?;
-    // What a subset means is not known here; all endpoints would be the wrong ones.
-    if service.port(cluster.port).is_none() || !cluster.subset.is_empty() {
-        return Err(NoEndpoint::Unknown);
+/// Takes note of how a request to an endpoint ended, and says so if that leaves it out.
+pub fn report(judge: Option<&Judge>, uid: &str, ended: Ended, now_ms: u64) {
+    if let Some(reason) = judge.and_then(|judge| judge.report(ended, now_ms)) {
+        tracing::info!(endpoint = uid, reason = reason.text(), "an endpoint is left out for a while");
     }
-    let like = own.ips.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-    let ask = Ask { client: own, port: cluster.port, like, now_ms, tried };
-    let pick = snapshot.endpoints(&cluster.service).and_then(|set| set.pick(&ask, rng)).ok_or(NoEndpoint::NoneLeft)?;
-    let address = SocketAddr::new(pick.address, pick.target_port);
-    if ports::is_mesh_port(address.port()) || pick.workload.network_gateway.is_some() {
+}
+
+/// What decides about an endpoint.
+pub struct Wish<'a> {
+    /// What is known.
+    pub view: &'a View,
+    /// Who chooses.
+    pub own: &'a Own,
+    /// Uids that were tried already.
+    pub tried: &'a [ArcStr],
+    /// What the request says, if that decides.
+    pub hash: Option<u64>,
+    /// Monotonic milliseconds.
+    pub now_ms: u64,
+}
+
+/// The place that a request goes to.
+pub fn place(
+    places: &Places,
+    wish: &Wish<'_>,
+    cluster: &ClusterKey,
+    client: &l7::Client<'_>,
+) -> Result<Found, NoEndpoint> {
+    let own = Here { place: &wish.own.place, uid: &wish.own.uid };
+    places.find(wish.view, own, cluster, client, wish.now_ms)
+}
+
+/// An endpoint of a place that was not tried.
+pub fn endpoint(found: &Found, wish: &Wish<'_>, rng: &mut impl Rng) -> Result<Endpoint, NoEndpoint> {
+    let usage = found.place.usage();
+    let Some(taken) = usage.take(Limit::Requests, found.now.policy().pool.requests) else {
+        usage.refused();
+        return Err(NoEndpoint::Overflow);
+    };
+    let ask = Ask { hash: wish.hash, tried: wish.tried, now_ms: wish.now_ms };
+    let chosen = found.now.set.pick(&ask, rng).ok_or(NoEndpoint::NoneLeft)?;
+    let workload = &chosen.workload;
+    if ports::is_mesh_port(chosen.address.port()) || workload.network_gateway.is_some() {
         return Err(NoEndpoint::NoneLeft);
     }
+    // Endpoints of the mesh are reached in its own way, whatever is said; what is said of others must not be left undone.
+    let policy = found.now.policy();
+    let is_asked = matches!(policy.tls, Tls::Simple(_) | Tls::Mutual(_)) || policy.proxy_protocol.is_some();
+    if is_asked && workload.protocol == TunnelProtocol::None {
+        tracing::debug!(endpoint = %workload.uid, "TLS and the PROXY protocol to endpoints outside the mesh are not spoken");
+        return Err(NoEndpoint::Closed);
+    }
     Ok(Endpoint {
-        generation: generation(snapshot, &pick.workload, address.ip()),
-        service: Some(Arc::clone(service)),
-        workload: pick.workload,
-        address,
-        lease: Some(pick.lease),
+        generation: generation(&wish.view.snapshot, workload, chosen.address.ip()),
+        service: Some(Arc::clone(&found.now.service)),
+        workload: Arc::clone(workload),
+        address: chosen.address,
+        lease: Some(found.now.set.lease(chosen)),
+        found: Some(found.clone()),
+        _taken: Some(taken),
+        retry: None,
     })
 }
 
@@ -102,12 +132,15 @@ pub fn workload(workload: &Arc<Workload>, address: SocketAddr, snapshot: &Snapsh
         service: None,
         address,
         generation: generation(snapshot, workload, address.ip()),
+        found: None,
         lease: None,
+        _taken: None,
+        retry: None,
     })
 }
 
 /// Of an address with a newer owner nothing is shared with the owner.
-fn generation(snapshot: &Snapshot, workload: &Workload, ip: IpAddr) -> u64 {
+fn generation(snapshot: &Snapshot, workload: &Workload, ip: std::net::IpAddr) -> u64 {
     let owner = snapshot.owner(&workload.network, &ip).filter(|owner| owner.workload.uid == workload.uid);
     owner.map_or(0, |owner| owner.generation)
 }

@@ -8,6 +8,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 
 use super::key::Key;
+use super::pool::Life;
 use crate::http::RequestBody;
 use crate::http::io::Watch;
 
@@ -16,6 +17,7 @@ pub struct Connection {
     pub(super) sender: Sender,
     /// It has served a request before.
     pub reused: bool,
+    pub(super) life: Life,
 }
 
 pub(super) enum Sender {

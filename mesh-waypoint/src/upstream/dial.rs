@@ -4,7 +4,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use mesh_core::workload::TunnelProtocol;
 use mesh_runtime::lanes;
@@ -53,14 +52,19 @@ pub enum ConnectError {
 
 /// Connects.
 pub async fn dial(shared: &Shared, endpoint: &Endpoint, peer: &Peer) -> Result<Wire, ConnectError> {
-    match endpoint.workload.protocol {
-        TunnelProtocol::None => tcp(endpoint.address, shared.settings.connect_timeout).await.map(Wire::Tcp),
-        TunnelProtocol::Hbone => hbone(shared, endpoint, peer).await.map(Wire::Hbone),
-    }
+    let said = endpoint.found.as_ref().filter(|found| found.now.is_said());
+    let limit = said.map_or(shared.settings.connect_timeout, |found| found.now.policy().pool.connect_timeout);
+    let connected = async {
+        match endpoint.workload.protocol {
+            TunnelProtocol::None => tcp(endpoint.address).await.map(Wire::Tcp),
+            TunnelProtocol::Hbone => hbone(shared, endpoint, peer).await.map(Wire::Hbone),
+        }
+    };
+    tokio::time::timeout(limit, connected).await.map_err(|_| ConnectError::Timeout)?
 }
 
-async fn tcp(address: SocketAddr, limit: Duration) -> Result<TcpStream, ConnectError> {
-    let tcp = tokio::time::timeout(limit, TcpStream::connect(address)).await.map_err(|_| ConnectError::Timeout)??;
+async fn tcp(address: SocketAddr) -> Result<TcpStream, ConnectError> {
+    let tcp = TcpStream::connect(address).await?;
     tcp.set_nodelay(true)?;
     Ok(tcp)
 }

@@ -1,5 +1,5 @@
-//! The way to endpoints: which one, the connection to it, and the connections that are kept. Each lane has its own; a connection serves one client, because
-//! the endpoint's agent is told whose it is.
+//! The way to endpoints: which one, the connection to it, and the connections that are kept. Each lane has its own
+//! connections; one serves one client, because the endpoint's agent is told whose it is. What is known of places is all lanes'.
 
 pub mod choose;
 pub mod connection;
@@ -7,7 +7,7 @@ pub mod dial;
 mod key;
 mod pool;
 
-pub use choose::{Endpoint, NoEndpoint};
+pub use choose::Endpoint;
 pub use connection::{Connection, SendError};
 pub use dial::{ConnectError, Wire};
 pub use pool::Pool;

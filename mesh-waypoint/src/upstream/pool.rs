@@ -1,4 +1,5 @@
-//! Connections of one lane to endpoints. Of HTTP/1.1 one serves one request at a time and waits here in between; of HTTP/2 many requests share one.
+//! Connections of one lane to endpoints. Of HTTP/1.1 one serves one request at a time and waits here in between; of HTTP/2 many requests share one. What is said of
+//! a place counts for all lanes together: how many connections it may have, how many requests may wait for one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -7,6 +8,8 @@ use std::time::{Duration, Instant};
 use hashbrown::HashMap;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use mesh_core::l7::balance::{Limit, Taken};
+use mesh_core::l7::cluster::Pool as Said;
 use mesh_runtime::task;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -16,8 +19,10 @@ use super::connection::{Active, Connection, Sender, Single};
 use super::dial::{ConnectError, Wire, dial};
 use super::key::{At, Key};
 use crate::http::RequestBody;
-use crate::http::io::Io;
+use crate::http::io::{Io, Watch};
 use crate::peer::Peer;
+use crate::places::{Found, Permit, Slot};
+use crate::settings::Settings;
 use crate::shared::Shared;
 
 /// Connections of HTTP/2 that one endpoint and client may have; with all their streams in use more requests are refused.
@@ -41,8 +46,55 @@ struct Inner {
 }
 
 struct Idle {
-    single: Single,
+    sender: Waits,
+    watch: Arc<Watch>,
+    heads: usize,
     since: Instant,
+    life: Life,
+}
+
+enum Waits {
+    Here(http1::SendRequest<RequestBody>),
+    /// Of a place with few connections: another lane may close it.
+    ForAnybody(Arc<Slot>),
+}
+
+/// What a connection has behind it, and what it may have.
+#[derive(Clone, Copy)]
+pub(super) struct Life {
+    /// When it was made.
+    since: Instant,
+    /// Requests that it has served, with the one that it serves.
+    served: u32,
+    /// How many it may serve.
+    most: u32,
+    /// How old it may become.
+    lifetime: Option<Duration>,
+    /// How long it may wait.
+    idle: Duration,
+}
+
+impl Life {
+    fn begin(endpoint: &Endpoint, settings: &Settings) -> Self {
+        let said = endpoint.found.as_ref().filter(|found| found.now.is_said()).map(|found| &found.now.policy().pool);
+        let idle = said.and_then(|said| said.idle_timeout).unwrap_or(settings.upstream_idle);
+        Self {
+            since: Instant::now(),
+            served: 1,
+            most: said.map_or(u32::MAX, |said| said.requests_per_connection),
+            lifetime: said.and_then(|said| said.lifetime),
+            idle: idle.min(settings.upstream_idle),
+        }
+    }
+
+    /// Whether it takes another request.
+    fn goes_on(&self) -> bool {
+        self.served < self.most && self.lifetime.is_none_or(|limit| self.since.elapsed() < limit)
+    }
+
+    fn next(self) -> Self {
+        Self { served: self.served.saturating_add(1), ..self }
+    }
 }
 
 #[derive(Default)]
@@ -56,14 +108,18 @@ struct Shareable {
     sender: http2::SendRequest<RequestBody>,
     active: Arc<AtomicUsize>,
     since: Instant,
+    life: Life,
 }
 
-/// One connection of the lane.
-struct Open(Arc<AtomicUsize>);
+/// One connection of the lane, and of its place.
+struct Open {
+    lane: Arc<AtomicUsize>,
+    _permit: Option<Permit>,
+}
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        self.lane.fetch_sub(1, Relaxed);
     }
 }
 
@@ -71,6 +127,17 @@ enum Choice {
     Use(Connection),
     Wait(watch::Receiver<()>),
     Dial(watch::Sender<()>),
+}
+
+/// What is said of an endpoint's place, if it is one of a place.
+fn said(endpoint: &Endpoint) -> Option<(&Found, &Said)> {
+    endpoint.found.as_ref().map(|found| (found, &found.now.policy().pool))
+}
+
+/// The place of a request among those that wait, if there is room.
+fn pending(endpoint: &Endpoint) -> Result<Option<Taken>, ConnectError> {
+    let Some((found, said)) = said(endpoint) else { return Ok(None) };
+    found.place.usage().take(Limit::Pending, said.pending).map(Some).ok_or(ConnectError::Overflow)
 }
 
 impl Pool {
@@ -96,19 +163,53 @@ impl Pool {
         if !fresh && let Some(connection) = self.waiting(&at) {
             return Ok(connection);
         }
-        self.dial_http1(shared, endpoint, peer, &at).await
+        let pending = pending(endpoint)?;
+        let permit = match endpoint.found.as_ref() {
+            None => None,
+            Some(found) => loop {
+                // Whoever frees one after this has looked tells it.
+                let mut freed = std::pin::pin!(found.place.freed.notified());
+                freed.as_mut().enable();
+                if let Some(permit) = Permit::take(found) {
+                    break Some(permit);
+                }
+                if !fresh && let Some(connection) = self.waiting(&at) {
+                    return Ok(connection);
+                }
+                // What waits for others has no room for us; whoever closes it tells us.
+                found.place.waiting.close_one();
+                freed.await;
+            },
+        };
+        let connection = self.dial_http1(shared, endpoint, peer, &at, permit).await;
+        drop(pending);
+        connection
     }
 
     /// A connection for bytes.
-    pub async fn dial(&self, shared: &Shared, endpoint: &Endpoint, peer: &Peer) -> Result<Wire, ConnectError> {
-        dial(shared, endpoint, peer).await
+    pub async fn dial(
+        &self,
+        shared: &Shared,
+        endpoint: &Endpoint,
+        peer: &Peer,
+    ) -> Result<(Wire, Option<Permit>), ConnectError> {
+        let permit = permit(endpoint)?;
+        Ok((dial(shared, endpoint, peer).await?, permit))
     }
 
     /// Takes back what has served its request in order.
-    pub fn give_back(&self, shared: &Shared, connection: Connection) {
-        let Sender::Http1(single, key) = connection.sender else { return };
-        if single.sender.is_closed() {
+    pub fn give_back(&self, shared: &Shared, connection: Connection, found: Option<&Found>) {
+        let Sender::Http1(Single { sender, watch, heads }, key) = connection.sender else { return };
+        if sender.is_closed() || !connection.life.goes_on() {
             return;
+        }
+        let few = found.filter(|found| found.now.policy().pool.connections < u32::MAX);
+        let sender = match few {
+            None => Waits::Here(sender),
+            Some(_) => Waits::ForAnybody(Arc::new(Slot::new(Some(sender)))),
+        };
+        if let (Some(found), Waits::ForAnybody(slot)) = (few, &sender) {
+            found.place.waiting.add(slot);
         }
         let mut inner = self.inner.lock();
         let idle = inner.http1.entry(key).or_default();
@@ -116,22 +217,29 @@ impl Pool {
         if idle.len() >= shared.settings.idle_connections {
             idle.remove(0);
         }
-        idle.push(Idle { single, since: Instant::now() });
+        idle.push(Idle { sender, watch, heads, since: Instant::now(), life: connection.life });
+        drop(inner);
+        if let Some(found) = few {
+            found.place.freed.notify_one();
+        }
     }
 
-    /// Closes what has waited for so long.
-    pub fn expire(&self, limit: Duration) {
+    /// Closes what has waited for too long.
+    pub fn expire(&self) {
         let now = Instant::now();
-        let young = |since: Instant| now.saturating_duration_since(since) < limit;
+        let young = |since: Instant, life: &Life| {
+            now.saturating_duration_since(since) < life.idle
+                && life.lifetime.is_none_or(|limit| now.saturating_duration_since(life.since) < limit)
+        };
         let mut inner = self.inner.lock();
         inner.http1.retain(|_, idle| {
-            idle.retain(|idle| young(idle.since) && !idle.single.sender.is_closed());
+            idle.retain(|idle| young(idle.since, &idle.life) && !idle.sender.is_closed());
             !idle.is_empty()
         });
         inner.http2.retain(|_, multi| {
             multi
                 .connections
-                .retain(|one| !one.sender.is_closed() && (young(one.since) || one.active.load(Relaxed) > 0));
+                .retain(|one| !one.sender.is_closed() && (young(one.since, &one.life) || one.active.load(Relaxed) > 0));
             !multi.connections.is_empty() || multi.dialing.is_some()
         });
     }
@@ -145,20 +253,24 @@ impl Pool {
         let mut inner = self.inner.lock();
         let (key, idle) = inner.http1.get_key_value_mut(at)?;
         for index in (0..idle.len()).rev() {
-            if idle[index].single.sender.is_closed() {
+            let one = &idle[index];
+            if one.sender.is_closed() || one.since.elapsed() >= one.life.idle || !one.life.goes_on() {
                 idle.remove(index);
-            } else if idle[index].single.sender.is_ready() {
-                let Idle { single, .. } = idle.remove(index);
-                return Some(Connection { sender: Sender::Http1(single, Arc::clone(key)), reused: true });
+            } else if one.sender.is_ready() {
+                let Idle { sender, watch, heads, life, .. } = idle.remove(index);
+                // Another lane may have closed it just now.
+                let Some(sender) = sender.take() else { continue };
+                let sender = Sender::Http1(Single { sender, watch, heads }, Arc::clone(key));
+                return Some(Connection { sender, reused: true, life: life.next() });
             }
             // It still sends the body of a request that was answered early.
         }
         None
     }
 
-    fn count(&self, shared: &Shared) -> Result<Open, ConnectError> {
-        let open = Open(Arc::clone(&self.open));
+    fn count(&self, shared: &Shared, permit: Option<Permit>) -> Result<Open, ConnectError> {
         let before = self.open.fetch_add(1, Relaxed);
+        let open = Open { lane: Arc::clone(&self.open), _permit: permit };
         if before < shared.settings.upstream_connections { Ok(open) } else { Err(ConnectError::Overflow) }
     }
 
@@ -168,8 +280,9 @@ impl Pool {
         endpoint: &Endpoint,
         peer: &Peer,
         at: &At<'_>,
+        permit: Option<Permit>,
     ) -> Result<Connection, ConnectError> {
-        let open = self.count(shared)?;
+        let open = self.count(shared, permit)?;
         let watch = Arc::default();
         let io = TokioIo::new(Io::new(dial(shared, endpoint, peer).await?, bytes::Bytes::new(), Arc::clone(&watch)));
         let (sender, connection) =
@@ -181,7 +294,8 @@ impl Pool {
             }
         });
         let single = Single { sender, watch, heads: HEADS * shared.settings.header_bytes };
-        Ok(Connection { sender: Sender::Http1(single, at.key()), reused: false })
+        let life = Life::begin(endpoint, &shared.settings);
+        Ok(Connection { sender: Sender::Http1(single, at.key()), reused: false, life })
     }
 
     async fn multiplexed(
@@ -193,27 +307,36 @@ impl Pool {
         fresh: bool,
     ) -> Result<Connection, ConnectError> {
         let mut waited = false;
+        let streams = said(endpoint).map_or(u32::MAX, |(_, said)| said.streams).min(shared.settings.streams) as usize;
+        let mut waits = None;
         loop {
-            match self.choose(at, shared.settings.streams as usize, fresh && !waited)? {
+            match self.choose(at, streams, fresh && !waited)? {
                 Choice::Use(connection) => return Ok(connection),
                 Choice::Wait(mut dialing) => {
                     if waited {
                         return Err(ConnectError::Shared);
                     }
                     waited = true;
+                    waits = pending(endpoint)?;
                     let _ = dialing.changed().await;
                 }
                 Choice::Dial(done) => {
+                    if waits.is_none() {
+                        waits = pending(endpoint)?;
+                    }
                     let made = self.dial_http2(shared, endpoint, peer).await;
                     let mut inner = self.inner.lock();
                     let multi = inner.http2.entry(at.key()).or_default();
                     multi.dialing = None;
-                    drop(done);
+                    drop((done, waits));
                     let sender = made?;
                     let active = Arc::default();
+                    let life = Life::begin(endpoint, &shared.settings);
                     let connection =
-                        Connection { sender: Sender::Http2(sender.clone(), Active::of(&active)), reused: false };
-                    multi.connections.push(Shareable { sender, active, since: Instant::now() });
+                        Connection { sender: Sender::Http2(sender.clone(), Active::of(&active)), reused: false, life };
+                    if life.goes_on() {
+                        multi.connections.push(Shareable { sender, active, since: Instant::now(), life });
+                    }
                     return Ok(connection);
                 }
             }
@@ -226,12 +349,12 @@ impl Pool {
             inner.http2.insert(at.key(), Multi::default());
         }
         let Some(multi) = inner.http2.get_mut(at) else { return Err(ConnectError::Overflow) };
-        multi.connections.retain(|one| !one.sender.is_closed());
+        multi.connections.retain(|one| !one.sender.is_closed() && one.life.goes_on());
         let free = multi.connections.iter_mut().find(|one| one.active.load(Relaxed) < streams);
         if let Some(one) = free.filter(|_| !fresh) {
-            one.since = Instant::now();
+            (one.since, one.life) = (Instant::now(), one.life.next());
             let sender = Sender::Http2(one.sender.clone(), Active::of(&one.active));
-            return Ok(Choice::Use(Connection { sender, reused: true }));
+            return Ok(Choice::Use(Connection { sender, reused: true, life: one.life }));
         }
         // Whoever began may have given up.
         if let Some(dialing) = multi.dialing.as_ref().filter(|dialing| dialing.has_changed().is_ok()) {
@@ -251,7 +374,7 @@ impl Pool {
         endpoint: &Endpoint,
         peer: &Peer,
     ) -> Result<http2::SendRequest<RequestBody>, ConnectError> {
-        let open = self.count(shared)?;
+        let open = self.count(shared, permit(endpoint)?)?;
         let io = TokioIo::new(Io::new(dial(shared, endpoint, peer).await?, bytes::Bytes::new(), Arc::default()));
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -269,5 +392,35 @@ impl Pool {
             }
         });
         Ok(sender)
+    }
+}
+
+/// A connection more of the endpoint's place, for what does not wait for one.
+fn permit(endpoint: &Endpoint) -> Result<Option<Permit>, ConnectError> {
+    let Some(found) = &endpoint.found else { return Ok(None) };
+    let permit = Permit::take(found).or_else(|| found.place.waiting.close_one().then(|| Permit::take(found)).flatten());
+    permit.map(Some).ok_or(ConnectError::Overflow)
+}
+
+impl Waits {
+    fn is_closed(&self) -> bool {
+        match self {
+            Self::Here(sender) => sender.is_closed(),
+            Self::ForAnybody(slot) => slot.lock().as_ref().is_none_or(http1::SendRequest::is_closed),
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        match self {
+            Self::Here(sender) => sender.is_ready(),
+            Self::ForAnybody(slot) => slot.lock().as_ref().is_some_and(http1::SendRequest::is_ready),
+        }
+    }
+
+    fn take(self) -> Option<http1::SendRequest<RequestBody>> {
+        match self {
+            Self::Here(sender) => Some(sender),
+            Self::ForAnybody(slot) => slot.lock().take(),
+        }
     }
 }

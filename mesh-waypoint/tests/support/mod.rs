@@ -240,6 +240,7 @@ impl Waypoint {
         let mut registry = metrics::Registry::default();
         let meters = self.engine.lanes().iter().map(|lane| lane.meters.clone()).collect();
         registry.register_collector(Box::new(telemetry::Exposition(meters)));
+        registry.register_collector(Box::new(telemetry::PlacesShown(self.engine.shared().clone())));
         metrics::encode(&registry)
     }
 }

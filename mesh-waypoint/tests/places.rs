@@ -1,0 +1,320 @@
+//! What DestinationRules say of the places that requests go to, on real sockets: subsets, limits, endpoints that are left out, who goes to the same endpoint.
+#![allow(clippy::unwrap_used, non_snake_case, reason = "tests carry the ids of the rows that they prove")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use mesh_core::l7::cluster::{Balancer, HashKey, HashTable, Outliers, Policy, Pool, ServerName, Tls};
+use mesh_core::l7::{
+    Action, Cluster, ClusterKey, Clusters, Condition, Forward, Handling, Labels, Retries, Rule, Table,
+};
+use support::*;
+use tokio::sync::Semaphore;
+
+const A: &str = "10.96.0.11";
+const ASK: &str = "10.96.0.11:80";
+
+fn labels(text: &str) -> Labels {
+    text.split_terminator(',').filter_map(|pair| pair.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect()
+}
+
+fn key(subset: &str) -> ClusterKey {
+    ClusterKey { subset: subset.into(), ..cluster("a") }
+}
+
+/// A subset of `a`, by its labels; of the whole of it the name is empty.
+fn place(subset: &str, text: &str, policy: Policy) -> Cluster {
+    Cluster { labels: labels(text), policy: Ok(policy), ..Cluster::closed(key(subset), "") }
+}
+
+fn to_subset(subset: &str) -> Table {
+    let handling = Handling { retries: Retries::none(), ..Handling::new(Action::Forward(Forward::to(key(subset)))) };
+    table("a", vec![rule(handling)])
+}
+
+/// Tells labels of endpoints of `a`, by their number.
+fn label(waypoint: &Waypoint, of: &[(usize, &str)]) {
+    let change =
+        |(index, text): &(usize, &str)| (format!("c//Pod/shop/a-{index}").into(), Some(Arc::new(labels(text))));
+    waypoint.state.set_labels(of.iter().map(change).collect());
+}
+
+/// How often each endpoint says that it answers, of so many requests.
+async fn answers(
+    waypoint: &Waypoint,
+    count: usize,
+    request: impl Fn() -> Request<Full<Bytes>>,
+) -> BTreeMap<String, usize> {
+    let mut answers = BTreeMap::new();
+    for _ in 0..count {
+        let answer = waypoint.ask(ASK, request()).await;
+        let who = match answer.status() {
+            StatusCode::OK => text(&answer).split(' ').next().unwrap_or_default().to_owned(),
+            status => status.as_u16().to_string(),
+        };
+        *answers.entry(who).or_default() += 1;
+    }
+    answers
+}
+
+fn names(answers: &BTreeMap<String, usize>) -> Vec<&str> {
+    answers.keys().map(String::as_str).collect()
+}
+
+#[tokio::test]
+async fn features_DR_2_a_subset_is_its_endpoints_and_follows_their_labels() {
+    let all = [echo("one").await, echo("two").await, echo("three").await];
+    let waypoint = Waypoint::start(&[Backend::new("a", A, &all)], to_subset("v1")).await;
+    // Nothing is said of it: nobody may guess.
+    let refused = waypoint.ask(ASK, get("/")).await;
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    waypoint.state.set_clusters(Arc::new(Clusters::new([place("v1", "version=v1", Policy::default())])));
+    let none = waypoint.ask(ASK, get("/")).await;
+    assert_eq!((none.status(), text(&none)), (StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream"));
+    label(&waypoint, &[(0, "version=v1"), (1, "version=v1,x=y"), (2, "version=v2")]);
+    assert_eq!(names(&answers(&waypoint, 20, || get("/")).await), ["one", "two"]);
+    label(&waypoint, &[(0, "version=v2"), (2, "version=v1")]);
+    assert_eq!(names(&answers(&waypoint, 20, || get("/")).await), ["three", "two"]);
+    // What cannot be carried out says so.
+    waypoint.state.set_clusters(Arc::new(Clusters::new([Cluster::closed(key("v1"), "no such subset")])));
+    assert_eq!(waypoint.ask(ASK, get("/")).await.status(), StatusCode::INTERNAL_SERVER_ERROR);
+}
+
+#[tokio::test]
+async fn places_that_are_gone_serve_until_the_routes_that_name_them_are() {
+    let waypoint = Waypoint::start(&[Backend::new("a", A, &[echo("one").await])], to_subset("old")).await;
+    label(&waypoint, &[(0, "v=1")]);
+    waypoint.state.set_clusters(Arc::new(Clusters::new([place("old", "v=1", Policy::default())])));
+    waypoint.state.set_clusters(Arc::new(Clusters::new([place("new", "v=1", Policy::default())])));
+    assert_eq!(names(&answers(&waypoint, 2, || get("/")).await), ["one"]);
+    waypoint.state.set_table(Arc::new(to_subset("new")));
+    assert_eq!(names(&answers(&waypoint, 2, || get("/")).await), ["one"]);
+}
+
+#[tokio::test]
+async fn features_VS_7_labels_of_the_client_choose_its_rule() {
+    let waypoint = Waypoint::start(&[Backend::new("a", A, &[echo("one").await])], Table::default()).await;
+    let tea = mesh_core::l7::DirectResponse { status: StatusCode::IM_A_TEAPOT, body: Bytes::new() };
+    let condition = Condition { source_labels: labels("app=x"), ..Condition::default() };
+    let handling = Handling::new(Action::Respond(tea)).into();
+    let rules = vec![Rule { conditions: vec![condition], handling }, rule(to("a"))];
+    waypoint.state.set_table(Arc::new(table("a", rules)));
+    assert_eq!(names(&answers(&waypoint, 1, || get("/")).await), ["one"]);
+    // The client is the workload that has its address and its identity.
+    let mut client = mesh_core::Workload::new("c//Pod/shop/client", "shop", "client");
+    client.addresses = vec![[127, 0, 0, 1].into()];
+    client.service_account = "client".into();
+    let mut waypoint = waypoint;
+    let snapshot = waypoint.store.apply(vec![mesh_core::Change::Workload(client)]).snapshot;
+    waypoint.state.set_snapshot(snapshot);
+    assert_eq!(names(&answers(&waypoint, 1, || get("/")).await), ["one"]);
+    waypoint.state.set_labels(vec![("c//Pod/shop/client".into(), Some(Arc::new(labels("app=x"))))]);
+    assert_eq!(names(&answers(&waypoint, 1, || get("/")).await), ["418"]);
+}
+
+#[tokio::test]
+async fn features_DR_5_the_same_user_goes_to_the_same_endpoint() {
+    let all = [echo("one").await, echo("two").await, echo("three").await];
+    let waypoint = Waypoint::start(&[Backend::new("a", A, &all)], Table::default()).await;
+    let by = |key: HashKey, table: HashTable| {
+        let policy = Policy { balancer: Balancer::Hash(key, table), ..Policy::default() };
+        waypoint.state.set_clusters(Arc::new(Clusters::new([place("", "", policy)])));
+    };
+    by(HashKey::Header("x-user".into()), HashTable::Ring(1024));
+    let mut seen = BTreeMap::new();
+    for user in 0..12 {
+        let of_user = || {
+            let mut request = get("/");
+            request.headers_mut().insert("x-user", format!("user-{user}").parse().unwrap());
+            request
+        };
+        let answers = answers(&waypoint, 4, of_user).await;
+        assert_eq!(answers.len(), 1, "{answers:?}");
+        seen.extend(answers);
+    }
+    assert_eq!(names(&seen), ["one", "three", "two"]);
+    by(HashKey::Source, HashTable::Maglev(65_537));
+    assert_eq!(answers(&waypoint, 6, || get("/")).await.len(), 1);
+
+    let cookie = HashKey::Cookie {
+        name: "user".into(),
+        path: Some("/".into()),
+        lasts: Some(Duration::from_secs(60)),
+        attributes: Vec::new(),
+    };
+    by(cookie, HashTable::Ring(1024));
+    for _ in 0..6 {
+        let first = waypoint.ask(ASK, get("/")).await;
+        let made = first.headers()["set-cookie"].to_str().unwrap().to_owned();
+        let (pair, rest) = made.split_once(';').unwrap();
+        assert_eq!(rest, " Max-Age=60; Path=/; HttpOnly");
+        let mut request = get("/");
+        request.headers_mut().insert("cookie", pair.parse().unwrap());
+        let again = waypoint.ask(ASK, request).await;
+        assert_eq!(text(&again).split(' ').next(), text(&first).split(' ').next());
+        assert!(!again.headers().contains_key("set-cookie"));
+    }
+}
+
+/// A server that answers when it is let, and how many requests it has.
+async fn gate() -> (std::net::SocketAddr, Arc<Semaphore>, Arc<AtomicUsize>) {
+    let (open, inside) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (gate, count) = (open.clone(), inside.clone());
+    let address = server(move |_: Request<Incoming>| {
+        let (gate, count) = (gate.clone(), count.clone());
+        async move {
+            count.fetch_add(1, SeqCst);
+            gate.acquire().await.unwrap().forget();
+            count.fetch_sub(1, SeqCst);
+            Response::new(Full::new(Bytes::from_static(b"ok ")))
+        }
+    })
+    .await;
+    (address, open, inside)
+}
+
+async fn until(what: &str, done: impl Fn() -> bool) {
+    soon(what, async {
+        while !done() {
+            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn features_B10_one_is_served_one_waits_and_all_others_are_refused() {
+    let (address, open, inside) = gate().await;
+    let waypoint = Arc::new(Waypoint::start(&[Backend::new("a", A, &[address])], Table::default()).await);
+    let pool = Pool { connections: 1, pending: 1, requests_per_connection: 1, ..Pool::default() };
+    let outliers = Outliers { errors: 1, most_percent: 100, ..Outliers::default() };
+    let policy = Policy { pool, outliers: Some(outliers), ..Policy::default() };
+    waypoint.state.set_clusters(Arc::new(Clusters::new([place("", "", policy)])));
+    let ask = || {
+        let waypoint = waypoint.clone();
+        tokio::spawn(async move { waypoint.ask(ASK, get("/")).await })
+    };
+    let first = ask();
+    until("the first", || inside.load(SeqCst) == 1).await;
+    let second = ask();
+    // The second has its place when a third is refused.
+    let mut refused = 0;
+    soon("a refusal", async {
+        loop {
+            let answer = tokio::time::timeout(Duration::from_millis(200), waypoint.ask(ASK, get("/"))).await;
+            let Ok(answer) = answer else { continue };
+            assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+            let body = "upstream connect error or disconnect/reset before headers. reset reason: overflow";
+            assert_eq!((text(&answer), &answer.headers()["x-envoy-overloaded"]), (body, &"true".parse().unwrap()));
+            refused += 1;
+            if refused == 3 {
+                return;
+            }
+        }
+    })
+    .await;
+    assert_eq!(inside.load(SeqCst), 1, "the limit holds");
+    open.add_permits(100);
+    for waiting in [first, second] {
+        assert_eq!(soon("an answer", waiting).await.unwrap().status(), StatusCode::OK);
+    }
+    // One by one all are served: a refusal of ours is no error of the endpoint.
+    assert_eq!(names(&answers(&waypoint, 5, || get("/")).await), ["ok"]);
+    let shown = waypoint.scrape();
+    assert!(shown.contains("response_code=\"503\",response_flags=\"UO\""), "{shown}");
+    let line = "undermesh_upstream_overflow_total{destination_service=\"a.shop.svc.cluster.local\"";
+    let counted = shown.lines().find(|one| one.starts_with(line)).unwrap();
+    assert!(counted.ends_with(&format!(" {refused}")), "{counted}");
+    assert!(shown.contains("undermesh_outlier_ejections_total") && shown.contains("port=\"80\",subset=\"\"} 0"));
+}
+
+#[tokio::test]
+async fn a_connection_that_waits_for_one_client_makes_room_for_another() {
+    let one = echo("one").await;
+    let waypoint = Waypoint::start(&[Backend::new("a", A, &[one])], Table::default()).await;
+    let pool = Pool { connections: 1, ..Pool::default() };
+    waypoint.state.set_clusters(Arc::new(Clusters::new([place("", "", Policy { pool, ..Policy::default() })])));
+    // The connection waits after the answer; another kind of request needs another one.
+    assert_eq!(names(&answers(&waypoint, 3, || get("/")).await), ["one"]);
+    assert_eq!(waypoint.engine.here().pool.open(), 1);
+    let two = echo("two").await;
+    let mut waypoint = waypoint;
+    let changes = Backend::new("a", A, &[two]).changes();
+    let snapshot = waypoint.store.apply(changes).snapshot;
+    waypoint.state.set_snapshot(snapshot);
+    assert_eq!(names(&answers(&waypoint, 3, || get("/")).await), ["two"]);
+    until("the first to be closed", || waypoint.engine.here().pool.open() == 1).await;
+}
+
+#[tokio::test]
+async fn features_DR_10_requests_at_once_are_limited_in_http2_too() {
+    let (address, open, inside) = gate().await;
+    let waypoint = Arc::new(Waypoint::start(&[Backend::new("a", A, &[address])], Table::default()).await);
+    let pool = Pool { requests: 2, speaks: mesh_core::l7::cluster::Speaks::Http2, ..Pool::default() };
+    waypoint.state.set_clusters(Arc::new(Clusters::new([place("", "", Policy { pool, ..Policy::default() })])));
+    let ask = || {
+        let waypoint = waypoint.clone();
+        tokio::spawn(async move { waypoint.ask(ASK, get("/")).await })
+    };
+    let under_way = [ask(), ask()];
+    until("both", || inside.load(SeqCst) == 2).await;
+    assert_eq!(waypoint.engine.here().pool.open(), 1, "they share a connection");
+    assert_eq!(waypoint.ask(ASK, get("/")).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    open.add_permits(10);
+    for one in under_way {
+        assert_eq!(soon("an answer", one).await.unwrap().status(), StatusCode::OK);
+    }
+    assert_eq!(waypoint.ask(ASK, get("/")).await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn features_B11_who_answers_with_errors_gets_nothing_for_a_while() {
+    let failing = Arc::new(AtomicBool::new(true));
+    let (fails, asked) = (failing.clone(), Arc::new(AtomicUsize::new(0)));
+    let count = asked.clone();
+    let bad = server(move |_: Request<Incoming>| {
+        count.fetch_add(1, SeqCst);
+        let mut response = Response::new(Full::new(Bytes::from_static(b"bad ")));
+        if fails.load(SeqCst) {
+            *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+        }
+        std::future::ready(response)
+    })
+    .await;
+    let all = [bad, echo("two").await, echo("three").await];
+    let waypoint = Waypoint::start(&[Backend::new("a", A, &all)], to_subset("")).await;
+    let base = Duration::from_millis(1500);
+    let outliers = Outliers { base, interval: Duration::from_secs(10), ..Outliers::default() };
+    let policy = Policy { balancer: Balancer::RoundRobin, outliers: Some(outliers), ..Policy::default() };
+    waypoint.state.set_clusters(Arc::new(Clusters::new([place("", "", policy)])));
+    let first = answers(&waypoint, 40, || get("/")).await;
+    assert_eq!((first["500"], asked.load(SeqCst)), (5, 5), "five in a row, then none: {first:?}");
+    let shown = waypoint.scrape();
+    let has = |name: &str| shown.lines().any(|line| line.starts_with(name) && line.ends_with("subset=\"\"} 1"));
+    assert!(has("undermesh_outlier_ejections_total") && has("undermesh_outlier_ejected"), "{shown}");
+    // It is asked again when its time is over.
+    failing.store(false, SeqCst);
+    soon("its return", async { while !answers(&waypoint, 3, || get("/")).await.contains_key("bad") {} }).await;
+    assert!(waypoint.scrape().contains("undermesh_outlier_ejected{"));
+}
+
+#[tokio::test]
+async fn what_is_not_spoken_yet_is_refused() {
+    let waypoint = Waypoint::start(&[Backend::new("a", A, &[echo("one").await])], Table::default()).await;
+    for policy in [
+        Policy { tls: Tls::Simple(ServerName::default()), ..Policy::default() },
+        Policy { proxy_protocol: Some(1), ..Policy::default() },
+    ] {
+        waypoint.state.set_clusters(Arc::new(Clusters::new([place("", "", policy)])));
+        assert_eq!(waypoint.ask(ASK, get("/")).await.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    }
+}

@@ -159,7 +159,7 @@ impl App {
                 leads = elected(client, settings, &outlets, &authority, &begun, &drain);
                 if let Some(defaults) = gateways.take() {
                     let deploying =
-                        deploy::run::run(client.clone(), defaults, view.clone(), leads.clone(), Tuning::default());
+                        deploy::run::run(client.clone(), *defaults, view.clone(), leads.clone(), Tuning::default());
                     begun_only("gateways", &begun, &drain, deploying);
                 }
                 if let Some(listener) = webhook.take() {
@@ -263,7 +263,7 @@ enum Place {
         audiences: Vec<String>,
         agents: Vec<(String, String)>,
         webhook: Option<TcpListener>,
-        gateways: Option<deploy::Defaults>,
+        gateways: Option<Box<deploy::Defaults>>,
     },
 }
 

@@ -129,7 +129,7 @@ pub enum Origin {
         /// Address of the webhook.
         webhook: SocketAddr,
         /// What the pods of Gateways are made with; none are made without.
-        gateways: Option<Defaults>,
+        gateways: Option<Box<Defaults>>,
     },
 }
 
@@ -284,7 +284,7 @@ impl Args {
         if webhook.port() != 0 && [self.listen, self.metrics].contains(&webhook) {
             problems.push("--webhook: the same address as --listen or --metrics".into());
         }
-        let gateways = self.gateways(problems);
+        let gateways = self.gateways(problems).map(Box::new);
         Some(Origin::Cluster { kubeconfig: self.kubeconfig.clone(), audiences, agents, webhook, gateways })
     }
 

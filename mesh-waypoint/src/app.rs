@@ -126,7 +126,7 @@ async fn serve(config: &Config, lanes: Lanes) -> Result<i32, Refusal> {
     let meters = engine.lanes().iter().map(|lane| lane.meters.clone()).collect();
     registry.register_collector(Box::new(Exposition(meters)));
     registry.register_collector(Box::new(Losses(Arc::clone(&shared.telemetry))));
-    registry.register_collector(Box::new(PlacesShown(shared)));
+    registry.register_collector(Box::new(PlacesShown(Arc::clone(&shared))));
     let metrics_port = bind(config.metrics).await?;
     task::spawn_vital("metrics server", operator::serve_metrics(metrics_port, registry, servers.token()));
 

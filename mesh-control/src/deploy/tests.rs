@@ -89,13 +89,23 @@ fn steps(known: &Known) -> Vec<Step> {
 }
 
 fn applied(steps: &[Step]) -> Vec<&Json> {
-    let object = |step| if let &Step::Apply(_, ref object, _) = step { Some(object) } else { None };
-    steps.iter().filter_map(object).collect()
+    let mut objects = Vec::new();
+    for step in steps {
+        if let Step::Apply(_, object, _) = step {
+            objects.push(object);
+        }
+    }
+    objects
 }
 
 fn told(steps: &[Step]) -> Vec<&Json> {
-    let body = |step| if let &Step::Tell(_, ref body) = step { Some(&body["status"]) } else { None };
-    steps.iter().filter_map(body).collect()
+    let mut all = Vec::new();
+    for step in steps {
+        if let Step::Tell(_, body) = step {
+            all.push(&body["status"]);
+        }
+    }
+    all
 }
 
 /// Status, reason and message of a condition.

@@ -9,7 +9,7 @@ use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use mesh_core::l7::ClusterKey;
+use mesh_core::l7::{Client, ClusterKey};
 use mesh_core::telemetry::{Collector, CollectorKind};
 use mesh_runtime::task;
 use rand::SeedableRng;
@@ -18,8 +18,9 @@ use tokio::net::TcpStream;
 
 use crate::peer::Peer;
 use crate::shared::Shared;
+use crate::upstream::Wire;
+use crate::upstream::choose::{self, Wish};
 use crate::upstream::dial::dial;
-use crate::upstream::{Wire, choose};
 
 /// Bytes of an answer that are read.
 const LONGEST: usize = 64 * 1024;
@@ -146,8 +147,12 @@ async fn connect(shared: &Shared, to: &Collector) -> Result<Wire, PostError> {
             Some(service) => {
                 let cluster = ClusterKey { service: service.key(), port: to.port, subset: Default::default() };
                 let mut rng = SmallRng::from_rng(&mut rand::rng());
-                let chosen =
-                    choose::endpoint(&view.snapshot, &shared.own.place, &cluster, &[], shared.now_ms(), &mut rng);
+                let own = &shared.own;
+                let wish = Wish { view: &view, own, tried: &[], hash: None, now_ms: shared.now_ms() };
+                let (identity, namespace) = (Some(&own.identity), Some(&*own.identity.namespace));
+                let client = Client { identity, namespace, labels: None };
+                let found = choose::place(&shared.places, &wish, &cluster, &client);
+                let chosen = found.and_then(|found| choose::endpoint(&found, &wish, &mut rng));
                 Some(chosen.map_err(|error| PostError::Connect(error.to_string()))?)
             }
         }

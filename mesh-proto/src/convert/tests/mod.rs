@@ -78,5 +78,6 @@ const CART: &str = "shop/cart.shop.svc.cluster.local";
 
 fn connection() -> Connection<'static> {
     let ip = IpAddr::from([198, 18, 0, 9]);
-    Connection { source_ip: ip, source: None, destination_ip: IpAddr::from([198, 18, 0, 1]), destination_port: 80 }
+    let destination_ip = IpAddr::from([198, 18, 0, 1]);
+    Connection { source_ip: ip, source: None, via: None, destination_ip, destination_port: 80 }
 }

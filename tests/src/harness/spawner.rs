@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::SigSet;
 use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -184,6 +185,8 @@ fn spawn(program: Program, logs: &Path) -> Result<Process> {
             if let Some(limit) = open_files {
                 setrlimit(Resource::RLIMIT_NOFILE, limit, limit)?;
             }
+            // Whoever has the lab may wait for signals in a thread of its own; what it starts is to hear them.
+            SigSet::empty().thread_set_mask()?;
             Ok(())
         });
     }

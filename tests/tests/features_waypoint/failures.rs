@@ -112,6 +112,7 @@ fn aborts(stage: &Stage) -> Result<()> {
 fn timeouts(stage: &Stage) -> Result<()> {
     let client = &stage.bookinfo.client;
     stage.lab.apply("reviews", &all_to("v2"))?;
+    stage.becomes(None, Stars::Black)?;
     stage.lab.apply("ratings", &ratings_with(&delay("2s"), ""))?;
     let load = eventually("the delay", Duration::from_secs(20), || {
         let load = stage.page(None)?;

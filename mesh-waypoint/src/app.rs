@@ -28,8 +28,9 @@ use crate::config::{Config, EXIT_CONFIG, EXIT_SYSTEM, EXIT_UNAVAILABLE};
 use crate::engine::Engine;
 use crate::inbound;
 use crate::shared::{Certificates, Shared};
+use crate::shown::PlacesShown;
 use crate::state::State;
-use crate::telemetry::{Exposition, Losses, PlacesShown};
+use crate::telemetry::{Exposition, Losses};
 
 /// How long is waited for the operator's servers at the end.
 const SERVERS: Duration = Duration::from_millis(100);

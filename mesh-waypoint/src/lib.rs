@@ -28,6 +28,7 @@ pub mod places;
 pub mod security;
 pub mod settings;
 pub mod shared;
+pub mod shown;
 pub mod state;
 pub mod target;
 pub mod telemetry;

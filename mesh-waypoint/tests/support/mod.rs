@@ -23,6 +23,7 @@ use mesh_transport::hbone::{
 };
 use mesh_transport::socket::AcceptLoop;
 use mesh_transport::tls::{IdentityCertificate, Roots};
+use mesh_waypoint::shown::PlacesShown;
 use mesh_waypoint::{Engine, Own, Settings, Shared, State, inbound, telemetry};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
@@ -240,7 +241,7 @@ impl Waypoint {
         let mut registry = metrics::Registry::default();
         let meters = self.engine.lanes().iter().map(|lane| lane.meters.clone()).collect();
         registry.register_collector(Box::new(telemetry::Exposition(meters)));
-        registry.register_collector(Box::new(telemetry::PlacesShown(self.engine.shared().clone())));
+        registry.register_collector(Box::new(PlacesShown(self.engine.shared().clone())));
         metrics::encode(&registry)
     }
 }

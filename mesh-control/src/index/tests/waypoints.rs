@@ -581,7 +581,8 @@ fn a_waypoint_whose_objects_are_called_otherwise_is_found_by_their_names() {
         ("wp", "annotations: {gateway.istio.io/name-override: front}", "front", "wp"),
         (&long, "annotations: {}", &*own, &*hashed),
     ] {
-        let view = view(&format!("{}{}", named(gateway, marks, own, label), shop(&self::label(gateway), "")));
+        let objects = named(gateway, marks, own, label);
+        let view = view(&format!("{NODE}{objects}{}", shop(&self::label(gateway), "")));
         let service = view.services.values().find(|service| service.name == "web").unwrap();
         let expected =
             GatewayDestination::Service(NamespacedName::new("shop", format!("{own}.shop.svc.cluster.local")));

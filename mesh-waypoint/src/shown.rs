@@ -1,4 +1,4 @@
-//! What is shown of the places that requests go to: endpoints that are left out, requests that found a limit reached.
+//! What is shown of the places that requests go to: endpoints that are left out, requests that found a limit reached. Registered by the process.
 
 use std::collections::BTreeMap;
 use std::fmt;

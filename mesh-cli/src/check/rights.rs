@@ -80,12 +80,19 @@ pub fn of_installer(namespace: &str) -> Vec<Right> {
     .collect()
 }
 
-/// What the accounts of the mesh need: all that the chart's roles say.
+/// What the accounts of the mesh need: all that the chart's roles say, of those that it binds. Others are for users to bind where they want it.
 pub fn of_accounts(namespace: &str) -> Vec<Right> {
     let release = Release { name: "undermesh".into(), namespace: namespace.to_owned() };
     let objects = render(&embed::files(), &release, json!({})).map(|rendered| rendered.objects).unwrap_or_default();
+    let is_bound = |role: &Value| {
+        objects.iter().any(|object| {
+            let to = &object["roleRef"];
+            to["kind"] == role["kind"] && to["name"] == role["metadata"]["name"]
+        })
+    };
+    let is_role = |object: &&Value| (object["kind"] == "ClusterRole" || object["kind"] == "Role") && is_bound(object);
     let mut rights = BTreeSet::new();
-    for role in objects.iter().filter(|object| object["kind"] == "ClusterRole" || object["kind"] == "Role") {
+    for role in objects.iter().filter(is_role) {
         let account = match role["metadata"]["labels"]["app"].as_str() {
             Some(AGENT) => AGENT,
             _ => CONTROL,
@@ -170,5 +177,7 @@ mod tests {
             assert_eq!(found(account, text).map(Right::attributes), Some(attributes), "{text}");
         }
         assert!(found(AGENT, "watch services").is_none());
+        // A role that users bind where they want it is nobody's need.
+        assert!(found(CONTROL, "get configmaps").is_none());
     }
 }

@@ -84,7 +84,7 @@ impl Join {
         // What is said of all routes is not true of those that a waypoint acts on.
         let is_idle = |(key, problem): &&(Key, Problem)| {
             let inaction = inaction(key.kind).is_some_and(|why| problem.message == why);
-            !inaction || !routing.resolved.acts(key, &l7.served)
+            !inaction || !(l7.in_force.contains(key) || routing.resolved.acts(key, &l7.served))
         };
         let said = routing.problems.iter().filter(is_idle).chain(&l7.problems).chain(&security.problems);
         problems.extend(said.cloned());
@@ -139,7 +139,7 @@ impl Join {
             clusters: l7.clusters.clone(),
             served: l7.served.clone(),
             security: security.security.clone(),
-            at_waypoints: security.in_force.clone(),
+            at_waypoints: security.in_force.union(&l7.in_force).cloned().collect(),
             labels,
             waypoints: waypoints.ours().map(|(name, waypoint)| (name.clone(), waypoint.gateway())).collect(),
             waypoint_pods: waypoints.pods(&objects, &settings),

@@ -99,7 +99,7 @@ pub struct View {
     pub served: BTreeSet<NamespacedName>,
     /// What they hold requests against, by their gateways.
     pub security: BTreeMap<NamespacedName, Arc<Security>>,
-    /// Policies that are in force at some waypoint.
+    /// Policies, VirtualServices and DestinationRules that are in force at some waypoint.
     pub at_waypoints: BTreeSet<Key>,
     /// Waypoints, by their gateways.
     pub waypoints: BTreeMap<NamespacedName, WaypointGateway>,

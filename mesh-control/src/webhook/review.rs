@@ -6,7 +6,7 @@
 //! | has the errors that it had before, and no others | let in, with warnings: whoever repairs something else must be able to |
 //! | is being deleted | let in |
 //! | has warnings | let in, and the client shows them |
-//! | says where requests go | as above, and let in with a warning that nothing acts on it; where an Istio runs, errors are warnings |
+//! | says where requests go | as above, and let in with a warning where nothing acts on its kind; where an Istio runs, errors are warnings |
 //! | is of a kind that is not read | let in, with a warning if it is of Istio's security group |
 
 use std::collections::HashSet;
@@ -150,7 +150,9 @@ fn problems(asked: &TypeMeta, mut object: Json, with_istio: bool) -> Vec<Problem
                 // It is let in, and whoever makes it should know what will come of it.
                 let is_for_us =
                     |object: &Object| matches!(object, Object::Routing(of) if routing::is_ours(of, with_istio));
-                let inaction = routing::inaction(key.kind).filter(|_| read.outcome.as_ref().is_ok_and(is_for_us));
+                // Whether a waypoint acts on it only the joining knows: then its status says so.
+                let inaction = routing::inaction(key.kind).filter(|why| *why != routing::NO_WAYPOINT);
+                let inaction = inaction.filter(|_| read.outcome.as_ref().is_ok_and(is_for_us));
                 // What Istio makes of its objects is not ours to refuse.
                 let is_istio_s = with_istio && key.kind.is_routing() && !key.kind.is_shared();
                 problems.extend(read.problems.into_iter().map(|problem| match problem.severity {
@@ -313,13 +315,23 @@ mod tests {
             ),
             (
                 "nothing acts on it",
-                ("security.istio.io", "v1", "RequestAuthentication"),
+                ("networking.istio.io", "v1", "Sidecar"),
                 "CREATE",
                 object(json!({})),
                 none.clone(),
                 true,
                 "",
                 1,
+            ),
+            (
+                "who acts on it is to be seen",
+                ("security.istio.io", "v1", "RequestAuthentication"),
+                "CREATE",
+                object(json!({})),
+                none.clone(),
+                true,
+                "",
+                0,
             ),
             ("settings", MAP, "UPDATE", settings("trustDomain: a"), settings(""), true, "", 0),
             (

@@ -296,7 +296,7 @@ async fn webhook(scene: &Scene<'_>, address: &str) {
     let refused = scene.try_apply(&policy("shop", "bad", "{action: DENY, rulez: []}")).unwrap_err();
     assert!(refused.contains("did you mean `rules`?"), "{refused}");
     let warned = scene.try_apply(&policy("shop", "l7", "{rules: [{to: [{operation: {methods: [GET]}}]}]}")).unwrap();
-    assert!(warned.contains("Warning: ") && warned.contains("needs a waypoint"), "{warned}");
+    assert!(warned.contains("Warning: ") && warned.contains("bind the policy to a waypoint"), "{warned}");
     scene.condition_becomes("l7", "True", "UnsupportedValue").await;
     let refused = scene.try_apply(&config_map("trustDomains: [a]")).unwrap_err();
     assert!(refused.contains("did you mean `trustDomain`?"), "{refused}");

@@ -14,6 +14,7 @@ pub mod clusters;
 mod filter;
 pub mod grpc_route;
 pub mod http_route;
+mod in_force;
 pub mod labels;
 mod notes;
 mod parts;
@@ -74,6 +75,8 @@ pub struct Made {
     pub wanted: BTreeMap<NamespacedName, Arc<labels::Wanted>>,
     /// The services that any of them serves.
     pub served: BTreeSet<NamespacedName>,
+    /// VirtualServices and DestinationRules that any of them acts on.
+    pub in_force: BTreeSet<Key>,
     /// What is to be said.
     pub problems: Problems,
 }
@@ -101,6 +104,9 @@ pub fn index(objects: &Objects, settings: &Settings, indexed: &Indexed, served: 
     let mut made = Made { served: served.values().flatten().cloned().collect(), ..Made::default() };
     // Istio's own kinds are Istio's where it runs.
     let read = read(&around, !settings.istio_runs, &mut made.problems);
+    if !settings.istio_runs {
+        made.in_force = in_force::of(&made.served, &around);
+    }
     for (gateway, services) in served {
         let table = table::table(gateway, services, &around, &read, &mut made.problems);
         let clusters = clusters::clusters(&table, services, &around, &mut made.problems);

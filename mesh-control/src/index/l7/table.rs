@@ -121,7 +121,7 @@ fn routes(service: &NamespacedName, port: u16, around: &Around<'_>) -> BTreeMap<
 }
 
 /// VirtualServices of the mesh for a service, those that count first at the front: its name before wildcards, the longest of those first.
-fn virtual_services<'a>(service: &NamespacedName, around: &'a Around<'_>) -> Vec<&'a NamespacedName> {
+pub(super) fn virtual_services<'a>(service: &NamespacedName, around: &'a Around<'_>) -> Vec<&'a NamespacedName> {
     let wildcards = service.name.match_indices('.').map(|(at, _)| format!("*{}", &service.name[at..]));
     let names = std::iter::once(service.name.to_string()).chain(wildcards);
     let mut all: Vec<&NamespacedName> = Vec::new();

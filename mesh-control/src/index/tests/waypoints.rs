@@ -591,3 +591,33 @@ fn a_waypoint_whose_objects_are_called_otherwise_is_found_by_their_names() {
         assert_eq!(served, [gateway], "{:?}", view.problems);
     }
 }
+
+#[test]
+fn istios_objects_are_in_force_where_a_waypoint_serves_their_host() {
+    let of = |kind: &str, name: &str, spec: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: shop}}\nspec: {spec}\n"
+        )
+    };
+    let objects = [
+        of("VirtualService", "vs", "{hosts: [web], http: [{delegate: {name: inner}}]}"),
+        of("VirtualService", "inner", "{http: [{route: [{destination: {host: web}}]}]}"),
+        of("DestinationRule", "dr", "{host: web.shop.svc.cluster.local}"),
+        of("DestinationRule", "other", "{host: other}"),
+    ]
+    .concat();
+    for (served, expected) in
+        [(&["DestinationRule dr", "VirtualService inner", "VirtualService vs"][..], label("wp")), (&[], String::new())]
+            .map(|(expected, label)| (label, expected))
+    {
+        let view = view(&format!("{}{}{objects}", waypoint("shop", "wp", ""), shop(&served, "")));
+        let mut acting: Vec<String> =
+            view.at_waypoints.iter().map(|key| format!("{} {}", key.kind.name(), key.name)).collect();
+        acting.sort();
+        assert_eq!(acting, expected, "{:?}", view.problems);
+        for (key, problem) in &view.problems {
+            let idle = problem.message == crate::resource::routing::NO_WAYPOINT;
+            assert!(!idle || !view.at_waypoints.contains(key), "{key}: {problem:?}");
+        }
+    }
+}

@@ -153,17 +153,20 @@ routing! {
     ReferenceGrant reference_grants,
 }
 
-/// Why nothing of an object of a kind is in force, however good it is.
+/// Why nothing of an object is in force that waypoints act on, where there is none for what it is about.
+pub const NO_WAYPOINT: &str = "known, not in force: there is no waypoint that acts on it";
+
+/// Why nothing of an object of a kind is in force, however good it is; where it depends on waypoints, whether there is one is to be seen.
 pub fn inaction(kind: Kind) -> Option<&'static str> {
     match kind {
         Kind::VirtualService
         | Kind::DestinationRule
         | Kind::HttpRoute
         | Kind::GrpcRoute
-        | Kind::TlsRoute
-        | Kind::TcpRoute
-        | Kind::UdpRoute
-        | Kind::RequestAuthentication => Some("known, not in force: there is no waypoint that acts on it"),
+        | Kind::RequestAuthentication => Some(NO_WAYPOINT),
+        Kind::TlsRoute | Kind::TcpRoute | Kind::UdpRoute => {
+            Some("known, not in force: connections and datagrams are not routed yet")
+        }
         Kind::IstioGateway | Kind::GatewayClass | Kind::Gateway | Kind::BackendTlsPolicy | Kind::ReferenceGrant => {
             Some("known, not in force: there is no gateway that acts on it")
         }

@@ -205,7 +205,8 @@ async fn an_endpoint_with_a_tunnel_is_told_whose_request_it_is() {
     assert_eq!(text(&answer), "/far");
     let (authority, said) = serving.await.unwrap();
     assert_eq!(authority, target.to_string());
-    assert!(said.starts_with("for=\"127.0.0.1:") && said.ends_with("host=app.shop.svc.cluster.local"), "{said}");
+    let who = ";host=app.shop.svc.cluster.local;identity=\"spiffe://cluster.local/ns/shop/sa/client\"";
+    assert!(said.starts_with("for=\"127.0.0.1:") && said.ends_with(who), "{said}");
 }
 
 #[tokio::test]

@@ -39,7 +39,9 @@ async fn features_CL_10_a_service_is_told_of_its_waypoint_while_it_names_one() {
     let api = istio().await;
     let service = |name: &str, labels: Json| {
         let spec = json!({ "ports": [{ "port": 15008 }], "selector": { "app": name } });
-        let balanced = json!({ "conditions": [{ "type": "example.com/Balanced", "status": "True" }] });
+        let condition = json!({ "type": "example.com/Balanced", "status": "True", "reason": "Balanced", "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z" });
+        let balanced = json!({ "conditions": [condition] });
         json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": name, "namespace": "shop", "labels": labels }, "spec": spec, "status": balanced })
     };
     let told = || {

@@ -49,7 +49,7 @@ fn features_GA2_CL7_a_waypoint_is_made_by_meshctl_acts_and_leaves_nothing() -> R
         mesh.meshctl_json("waypoint apply -n routed --name wp --enroll-namespace --wait --waypoint-timeout 240s", 0)?;
         let expected = ["Deployment wp", "Service wp", "ServiceAccount wp"];
         ensure!(made(mesh, &namespace)? == expected, "{:?}", made(mesh, &namespace)?);
-        let gateway = mesh.object("gateways -n routed wp")?;
+        let gateway = mesh.object("gateways.gateway.networking.k8s.io -n routed wp")?;
         let class = mesh.object("gatewayclasses undermesh-waypoint")?;
         ensure!(class["status"]["conditions"][0]["status"] == "True", "{class:#}");
         ensure!(gateway["status"]["addresses"].as_array().is_some_and(|all| !all.is_empty()), "{gateway:#}");

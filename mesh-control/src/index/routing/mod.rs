@@ -1,8 +1,8 @@
 //! What says where requests go, of the namespaces that are of the mesh, and what its objects mean together: which services and subsets the names in
 //! them are ([`hosts`]), where references of the Gateway API lead ([`backends`]) and what its routes belong to ([`parents`]), and which of several objects
 //! about one host counts ([`order`], [`virtual_services`]). Pure; whoever makes tables of routes makes them from [`Resolved`], so what an object is told
-//! and what is done with it cannot differ. Of all these nothing but waypoints' Gateways is acted on yet: whoever wrote an object that is for a mesh as ours is
-//! told so.
+//! and what is done with it cannot differ. Whoever wrote an object that is for a mesh as ours and that nobody acts on is told so: here, where that
+//! follows from the kind, and by the joining where it depends on waypoints.
 
 #[cfg(test)]
 mod absent_tests;

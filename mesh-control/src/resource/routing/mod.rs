@@ -1,6 +1,6 @@
 //! Where requests go: the kinds of Istio's networking group and of the Gateway API. A kind is a file here: a type with its fields, read by
-//! `resource::strict`, and what must hold between them ([`Spec::check`]). Nothing acts on them yet; the index has them for whoever will, in their last
-//! good form, and [`inaction`] is what their writers are told.
+//! `resource::strict`, and what must hold between them ([`Spec::check`]). The index has them in their last good form; waypoints act on
+//! some, and [`inaction`] is what is told to writers of those that nobody acts on.
 
 pub mod destination_rule;
 pub mod gateway;

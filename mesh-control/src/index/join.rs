@@ -18,7 +18,7 @@ use super::workload;
 use super::{l7, routing, security};
 use crate::diagnosis::Problem;
 use crate::resource::pod::State;
-use crate::resource::routing::inaction;
+use crate::resource::routing::{NO_WAYPOINT, is_of_waypoints};
 use crate::resource::{Key, Kind, Objects, Pod};
 
 type Problems = Vec<(Key, Problem)>;
@@ -83,8 +83,8 @@ impl Join {
         let security = self.security(&objects, &settings, &waypoints);
         // What is said of all routes is not true of those that a waypoint acts on.
         let is_idle = |(key, problem): &&(Key, Problem)| {
-            let inaction = inaction(key.kind).is_some_and(|why| problem.message == why);
-            !inaction || !(l7.in_force.contains(key) || routing.resolved.acts(key, &l7.served))
+            let is_said = is_of_waypoints(key.kind) && problem.message == NO_WAYPOINT;
+            !is_said || !(l7.in_force.contains(key) || routing.resolved.acts(key, &l7.served))
         };
         let said = routing.problems.iter().filter(is_idle).chain(&l7.problems).chain(&security.problems);
         problems.extend(said.cloned());

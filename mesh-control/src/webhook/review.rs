@@ -151,8 +151,8 @@ fn problems(asked: &TypeMeta, mut object: Json, with_istio: bool) -> Vec<Problem
                 let is_for_us =
                     |object: &Object| matches!(object, Object::Routing(of) if routing::is_ours(of, with_istio));
                 // Whether a waypoint acts on it only the joining knows: then its status says so.
-                let inaction = routing::inaction(key.kind).filter(|why| *why != routing::NO_WAYPOINT);
-                let inaction = inaction.filter(|_| read.outcome.as_ref().is_ok_and(is_for_us));
+                let inaction = routing::inaction(key.kind)
+                    .filter(|_| !routing::is_of_waypoints(key.kind) && read.outcome.as_ref().is_ok_and(is_for_us));
                 // What Istio makes of its objects is not ours to refuse.
                 let is_istio_s = with_istio && key.kind.is_routing() && !key.kind.is_shared();
                 problems.extend(read.problems.into_iter().map(|problem| match problem.severity {

@@ -153,6 +153,11 @@ routing! {
     ReferenceGrant reference_grants,
 }
 
+/// Whether waypoints act on objects of a kind: then it depends on what such an object is about whether it is in force.
+pub fn is_of_waypoints(kind: Kind) -> bool {
+    inaction(kind) == Some(NO_WAYPOINT)
+}
+
 /// Why nothing of an object is in force that waypoints act on, where there is none for what it is about.
 pub const NO_WAYPOINT: &str = "known, not in force: there is no waypoint that acts on it";
 

@@ -9,7 +9,7 @@ use mesh_core::l7::policy::{
 };
 
 use super::values::{blocks, patterns, ports, principals, service_accounts};
-use super::{Written, both, no_empty};
+use super::{Written, attribute, both, no_empty};
 use crate::diagnosis::Problem;
 use crate::resource::Key;
 use crate::resource::fields::{Fields, Mapping};
@@ -204,17 +204,7 @@ fn paths(mapping: &Mapping<'_>, field: &str, fields: &mut Fields) -> Vec<PathPat
 }
 
 fn condition(key: &Key, tree: &Tree, path: &str, written: Written, fields: &mut Fields) -> Option<When> {
-    let when = fields.mapping(tree, path, &["key", "values", "notValues"])?;
-    let Some(name) = fields.string(&when, "key") else {
-        if when.get("key").is_none() {
-            fields.error(path, "the key is missing");
-        }
-        return None;
-    };
-    if when.get("values").is_none() && when.get("notValues").is_none() {
-        fields.error(path, "a condition has values or notValues");
-        return None;
-    }
+    let (when, name) = attribute(tree, path, fields)?;
     let of = |(is, not)| List { is, not };
     let address = |address, fields: &mut Fields| When::Ip(address, of2(both(&when, fields, blocks)));
     Some(match name {

@@ -305,17 +305,7 @@ fn source(key: &Key, tree: &Tree, path: &str, fields: &mut Fields) -> Option<Par
 
 /// `when[]`: values and their opposites, each a condition of its own.
 fn condition(tree: &Tree, path: &str, fields: &mut Fields) -> Option<Part> {
-    let when = fields.mapping(tree, path, &["key", "values", "notValues"])?;
-    let Some(key) = fields.string(&when, "key") else {
-        if when.get("key").is_none() {
-            fields.error(path, "the key is missing");
-        }
-        return None;
-    };
-    if when.get("values").is_none() && when.get("notValues").is_none() {
-        fields.error(path, "a condition has values or notValues");
-        return None;
-    }
+    let (when, key) = attribute(tree, path, fields)?;
     let mut judged = Match::default();
     match key {
         "source.ip" => (judged.source_ips, judged.not_source_ips) = both(&when, fields, blocks),
@@ -336,6 +326,22 @@ fn condition(tree: &Tree, path: &str, fields: &mut Fields) -> Option<Part> {
         }
     }
     Some(Part { judged: Some(judged), beyond: None })
+}
+
+/// A condition of `when[]`, and what it is about.
+fn attribute<'a>(tree: &'a Tree, path: &str, fields: &mut Fields) -> Option<(Mapping<'a>, &'a str)> {
+    let when = fields.mapping(tree, path, &["key", "values", "notValues"])?;
+    let Some(key) = fields.string(&when, "key") else {
+        if when.get("key").is_none() {
+            fields.error(path, "the key is missing");
+        }
+        return None;
+    };
+    if when.get("values").is_none() && when.get("notValues").is_none() {
+        fields.error(path, "a condition has values or notValues");
+        return None;
+    }
+    Some((when, key))
 }
 
 /// What a condition asks for, and what it rules out.

@@ -7,6 +7,7 @@
 //!                                   |-- authorize connection  -> Allow | Deny
 //!                                   `-- names     DNS question -> addresses
 //! l7::Table -> l7::pick  request, client -> Decision (which rule, where to, what is changed)
+//! listener::Listeners    port, name -> the listener of a gateway, its table or its places
 //! ```
 
 #![cfg_attr(test, allow(non_snake_case, reason = "tests carry the ids of the rows they prove"))]
@@ -20,6 +21,7 @@ pub mod fuzz;
 pub mod identity;
 pub mod intern;
 pub mod l7;
+pub mod listener;
 pub mod name;
 pub mod names;
 pub mod policy;

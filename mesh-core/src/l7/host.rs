@@ -206,8 +206,18 @@ impl<T> HostIndex<T> {
         }
     }
 
+    /// The value of exactly this pattern.
+    #[must_use]
+    pub fn get(&self, pattern: &HostPattern) -> Option<&T> {
+        match pattern {
+            HostPattern::Exact(name) => self.exact.get(name),
+            HostPattern::Below(parent) => self.below.get(parent),
+            HostPattern::Any => self.any.as_ref(),
+        }
+    }
+
     /// The values that are for `host` (in lower case), the most specific first.
-    pub fn find<'a>(&'a self, host: &'a str) -> impl Iterator<Item = &'a T> {
+    pub fn find<'a, 'h>(&'a self, host: &'h str) -> impl Iterator<Item = &'a T> + use<'a, 'h, T> {
         let exact = self.exact.get(host);
         let dots = if self.below.is_empty() { "" } else { host };
         let below = dots.match_indices('.').filter_map(|(at, _)| self.below.get(&host[at + 1..]));

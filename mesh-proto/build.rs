@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-const FILES: [&str; 9] = [
+const FILES: &[&str] = &[
     "workload.proto",
     "authorization.proto",
     "ca.proto",
@@ -11,6 +11,7 @@ const FILES: [&str; 9] = [
     "enrol.proto",
     "l7.proto",
     "security.proto",
+    "listener.proto",
     "zds.proto",
 ];
 
@@ -29,6 +30,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .btree_map(".undermesh.l7.v1.Reach.labels")
         .btree_map(".undermesh.l7.v1.Distribute.to")
         .btree_map(".undermesh.l7.v1.WorkloadLabels.labels")
+        // It has a key in it, and a text of its own.
+        .skip_debug([".undermesh.l7.v1.Credential"])
         .emit_rerun_if_changed(false)
         .compile_fds(descriptors)?;
     Ok(())

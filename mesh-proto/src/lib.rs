@@ -22,5 +22,9 @@ pub const CLUSTERS_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.Clusters";
 pub const SECURITY_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.Security";
 /// Type URL of labels of workloads, as far as routes and places ask for them.
 pub const WORKLOAD_LABELS_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.WorkloadLabels";
+/// Type URL of what gateways listen for.
+pub const LISTENERS_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.Listeners";
+/// Type URL of what gateways show and believe. It is secret.
+pub const CERTIFICATES_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.Certificates";
 /// The largest message that either side of an xDS stream accepts.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;

@@ -24,8 +24,9 @@ pub use enrol::{
 };
 pub use error::{ConvertError, PolicyError};
 pub use l7::{
-    ClosedPlace, ClosedRule, ClustersRead, RouteTable, clusters, encode_clusters, encode_route_table,
-    encode_workload_labels, route_table, workload_labels,
+    ClosedPlace, ClosedRule, ClustersRead, ReadListeners, RouteTable, certificates, clusters, encode_certificates,
+    encode_clusters, encode_listeners, encode_route_table, encode_workload_labels, listeners, route_table,
+    workload_labels,
 };
 use mesh_core::{Policy, Service, Workload};
 use prost::Message;

@@ -45,7 +45,7 @@ pub(super) fn handling(message: wire::Handling, budget: &mut Budget) -> Result<H
     })
 }
 
-fn read_forward(message: wire::Forward, budget: &mut Budget) -> Result<Forward, ConvertError> {
+pub(super) fn read_forward(message: wire::Forward, budget: &mut Budget) -> Result<Forward, ConvertError> {
     few("forward.backends", message.backends.len(), MOST)?;
     let backends = message.backends.into_iter().map(|one| backend(one, budget)).collect::<Result<_, _>>()?;
     Forward::new(backends).map_err(|error| ConvertError::invalid("forward.backends.weight", error.to_string()))
@@ -209,9 +209,7 @@ pub(super) fn write(handling: &Handling) -> wire::Handling {
         name: handling.name.to_string(),
         origin: handling.origin.to_string(),
         action: Some(match &handling.action {
-            Action::Forward(forward) => {
-                Kind::Forward(wire::Forward { backends: forward.backends().iter().map(write_backend).collect() })
-            }
+            Action::Forward(forward) => Kind::Forward(write_forward(forward)),
             Action::Redirect(redirect) => Kind::Redirect(write_redirect(redirect)),
             Action::Respond(response) => Kind::Respond(wire::DirectResponse {
                 status: response.status.as_u16().into(),
@@ -228,6 +226,10 @@ pub(super) fn write(handling: &Handling) -> wire::Handling {
         timeout: handling.timeout.map(policy::write_time),
         retries: (handling.retries != Retries::none()).then(|| policy::write_retries(&handling.retries)),
     }
+}
+
+pub(super) fn write_forward(forward: &Forward) -> wire::Forward {
+    wire::Forward { backends: forward.backends().iter().map(write_backend).collect() }
 }
 
 fn write_backend(backend: &Backend) -> wire::Backend {

@@ -4,9 +4,11 @@
 
 mod action;
 mod budget;
+mod certificate;
 mod cluster;
 mod condition;
 mod labels;
+mod listener;
 mod policy;
 mod reach;
 #[cfg(test)]
@@ -18,8 +20,10 @@ use mesh_core::l7::{Action, Condition, Handling, HostPattern, Rule, Table, Virtu
 use prost::Message;
 
 use self::budget::Budget;
+pub use self::certificate::{certificates, encode_certificates};
 pub use self::cluster::{ClosedPlace, ClustersRead, clusters, encode_clusters};
 pub use self::labels::{encode_workload_labels, workload_labels};
+pub use self::listener::{ReadListeners, encode_listeners, listeners};
 use super::{ConvertError, field};
 use crate::wire::l7 as wire;
 
@@ -65,17 +69,9 @@ impl fmt::Display for ClosedRule {
 
 /// Reads one `undermesh.l7.v1.RouteTable`. Fields of tables and hosts that this version does not know refuse it, those of rules close the rule.
 pub fn route_table(bytes: &[u8]) -> Result<RouteTable, ConvertError> {
-    let message = wire::RouteTable::decode(bytes).map_err(ConvertError::decode)?;
-    if message.encoded_len() != bytes.len() {
-        return Err(ConvertError::UnknownFields);
-    }
-    few("hosts", message.hosts.len(), MOST_HOSTS)?;
-    few("rules of all hosts", message.hosts.iter().map(|host| host.rules.len()).sum(), MOST_RULES_OF_ALL)?;
     let mut reader = Reader::default();
-    let name = field::text("name", message.name)?;
-    let hosts = message.hosts.into_iter().map(|host| reader.host(host).map(Arc::new));
-    let hosts = hosts.collect::<Result<Vec<_>, _>>()?;
-    Ok(RouteTable { table: Table::new(name, hosts), closed: reader.closed, more_closed: reader.more_closed })
+    let table = reader.table(bytes)?;
+    Ok(RouteTable { table, closed: reader.closed, more_closed: reader.more_closed })
 }
 
 /// The bytes of an `undermesh.l7.v1.RouteTable`. The same table always gives the same bytes.
@@ -85,15 +81,31 @@ pub fn encode_route_table(table: &Table) -> Vec<u8> {
     wire::RouteTable { name: table.name().to_string(), hosts }.encode_to_vec()
 }
 
-/// What is counted and collected while a table is read.
+/// What is counted and collected while a table is read, or all tables of a gateway together.
 #[derive(Default)]
 struct Reader {
     budget: Budget,
+    hosts: usize,
+    rules: usize,
     closed: Vec<ClosedRule>,
     more_closed: usize,
 }
 
 impl Reader {
+    fn table(&mut self, bytes: &[u8]) -> Result<Table, ConvertError> {
+        let message = wire::RouteTable::decode(bytes).map_err(ConvertError::decode)?;
+        if message.encoded_len() != bytes.len() {
+            return Err(ConvertError::UnknownFields);
+        }
+        self.hosts += message.hosts.len();
+        self.rules += message.hosts.iter().map(|host| host.rules.len()).sum::<usize>();
+        few("hosts", self.hosts, MOST_HOSTS)?;
+        few("rules of all hosts", self.rules, MOST_RULES_OF_ALL)?;
+        let name = field::text("name", message.name)?;
+        let hosts = message.hosts.into_iter().map(|host| self.host(host).map(Arc::new));
+        Ok(Table::new(name, hosts.collect::<Result<Vec<_>, _>>()?))
+    }
+
     fn host(&mut self, message: wire::VirtualHost) -> Result<VirtualHost, ConvertError> {
         few("hosts.rules", message.rules.len(), MOST_RULES)?;
         let pattern = |text: String| {

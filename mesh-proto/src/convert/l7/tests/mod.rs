@@ -2,5 +2,6 @@
 
 mod clusters;
 mod limits;
+mod listeners;
 mod refusals;
 mod round_trip;

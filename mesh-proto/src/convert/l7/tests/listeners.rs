@@ -1,0 +1,125 @@
+//! Listeners and certificates survive the wire; what cannot be read of a listener closes it and no other.
+
+use std::sync::Arc;
+
+use mesh_core::l7::{Action, Backend, ClusterKey, Forward, Handling, HostPattern, Rule, Table, Target, VirtualHost};
+use mesh_core::listener::{
+    Certificates, ClientCert, Clients, Credential, Encryption, Listener, Listeners, Passage, Secret, Serves, Tls,
+    TlsVersion, Topology,
+};
+use prost::Message;
+
+use crate::convert::l7::{certificates, encode_certificates, encode_listeners, listeners};
+use crate::wire::l7 as wire;
+
+fn table(name: &str) -> Serves {
+    let rule = Rule { conditions: vec![], handling: Arc::new(Handling::new(Action::Closed("-".into()))) };
+    let host = VirtualHost { hosts: vec![HostPattern::Any], rules: vec![rule], ..VirtualHost::default() };
+    Serves::Http(Arc::new(Table::new(name, vec![Arc::new(host)])))
+}
+
+fn listener(name: &str, hosts: &[&str], encryption: Encryption, serves: Serves) -> Listener {
+    let hosts = hosts.iter().map(|text| HostPattern::parse(text).unwrap()).collect();
+    Listener { name: name.into(), gateway: "shop/edge".into(), port: 443, bind: 8443, hosts, encryption, serves }
+}
+
+fn all() -> Listeners {
+    let cluster = ClusterKey { service: "shop/cart".parse().unwrap(), port: 80, subset: "v1".into() };
+    let forward = Forward::new(vec![Backend::new(Target::Cluster(cluster), 3)]).unwrap();
+    let passages = vec![Passage { origin: "TLSRoute shop/a".into(), hosts: vec![HostPattern::Any], forward }];
+    let clients = Clients {
+        required: true,
+        unverified: true,
+        roots: vec!["shop/ca".into()],
+        names: vec!["spiffe://a".into()],
+        keys: vec![[1; 32]],
+        hashes: vec![[2; 32]],
+    };
+    let tls = Tls {
+        clients: Some(clients),
+        oldest: TlsVersion::V1_3,
+        newest: TlsVersion::V1_2,
+        suites: vec!["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256".into()],
+        ..Tls::with(vec!["shop/rsa".into(), "shop/ecdsa".into()])
+    };
+    let all = vec![
+        listener("plain", &["*"], Encryption::None, table("plain")),
+        listener("mutual", &["a.com", "*.b.com"], Encryption::Ends(tls), table("mutual")),
+        listener("simple", &["c.com"], Encryption::Ends(Tls::with(vec![])), Serves::Bytes(passages.clone())),
+        listener("passes", &["d.com"], Encryption::Passes, Serves::Bytes(passages)),
+        listener("closed", &["e.com"], Encryption::Passes, Serves::Closed("because".into())),
+    ];
+    let topology = Topology { trusted_proxies: 2, proxy_protocol: true, client_cert: ClientCert::ForwardOnly };
+    Listeners::new("shop/edge", all.into_iter().map(Arc::new).collect())
+        .behind(topology)
+        .through_waypoints(["shop/cart".parse().unwrap()].into())
+}
+
+#[test]
+fn listeners_survive_the_wire() {
+    let read = listeners(&encode_listeners(&all())).unwrap();
+    assert_eq!((read.listeners, read.closed.len(), read.closed_rules.len()), (all(), 0, 0));
+    for client_cert in [ClientCert::SanitizeSet, ClientCert::Sanitize, ClientCert::AppendForward] {
+        let one = Listeners::new("a", vec![]).behind(Topology { client_cert, ..Topology::default() });
+        assert_eq!(listeners(&encode_listeners(&one)).unwrap().listeners, one);
+    }
+}
+
+/// What becomes of one listener after `change`, beside another.
+fn changed(change: impl Fn(&mut wire::Listener)) -> Result<Vec<String>, String> {
+    let mut message = wire::Listeners::decode(&*encode_listeners(&all())).unwrap();
+    let mut one = wire::Listener::decode(&*message.listeners[1]).unwrap();
+    change(&mut one);
+    message.listeners = vec![one.encode_to_vec(), message.listeners[0].clone()];
+    let read = listeners(&message.encode_to_vec()).map_err(|error| error.to_string())?;
+    let said = |listener: &Arc<Listener>| match &listener.serves {
+        Serves::Closed(why) => why.to_string(),
+        _ => listener.name.to_string(),
+    };
+    Ok(read.listeners.all().iter().map(said).collect())
+}
+
+#[test]
+fn what_cannot_be_read_of_a_listener_closes_it_alone() {
+    type Change = fn(&mut wire::Listener);
+    for (change, problem) in [
+        ((|one| one.tls = None) as Change, "listeners.tls is missing"),
+        (|one| one.serves = None, "listeners.serves is missing"),
+        (|one| one.serves = Some(wire::listener::Serves::Http(vec![0xff])), "cannot be decoded"),
+        (|one| one.tls.as_mut().unwrap().oldest = 9, "tls.oldest: unknown value 9"),
+        (|one| one.tls.as_mut().unwrap().clients.as_mut().unwrap().keys = vec![vec![1]], "not the length of SHA-256"),
+        (|one| one.place.as_mut().unwrap().encryption = 2, "TLS does not end here"),
+        (|one| one.gateway = "a\n".into(), "contains a control character"),
+    ] {
+        let said = changed(change).unwrap();
+        assert!(said[0].contains(problem) && said[1] == "plain", "{problem}: {said:?}");
+    }
+    for (change, problem) in [
+        ((|one| one.place = None) as Change, "listeners.place is missing"),
+        (|one| one.place.as_mut().unwrap().bind = 0, "listeners.place.bind: 0 is not a port"),
+        (|one| one.place.as_mut().unwrap().hosts = vec!["a b".into()], "neither a host"),
+        (|one| one.place.as_mut().unwrap().encryption = 9, "unknown value 9"),
+    ] {
+        let said = changed(change).unwrap_err();
+        assert!(said.contains(problem), "{problem}: {said}");
+    }
+}
+
+#[test]
+fn certificates_survive_the_wire_and_have_no_text() {
+    let credential = Credential {
+        chain: "chain".into(),
+        key: Secret::new("KEY".into()),
+        roots: "roots".into(),
+        revoked: "revoked".into(),
+        staple: "staple".into(),
+    };
+    let all = Certificates { name: "shop/edge".into(), all: [("shop/cert".into(), Arc::new(credential))].into() };
+    let bytes = encode_certificates(&all);
+    assert_eq!(certificates(&bytes).unwrap(), all);
+    let shown = format!("{:?}", wire::Certificates::decode(&*bytes).unwrap());
+    assert!(shown.contains("shop/cert") && !shown.contains("KEY") && !shown.contains("75, 69, 89"), "{shown}");
+    let large = Credential { chain: vec![b'a'; (1 << 20) + 1].into(), ..Credential::default() };
+    let large = Certificates { all: [("a".into(), Arc::new(large))].into(), ..Certificates::default() };
+    assert!(certificates(&encode_certificates(&large)).is_err());
+}

@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::collector;
 use crate::config::{Config, EXIT_CONFIG, EXIT_SYSTEM, EXIT_UNAVAILABLE};
+use crate::edge::ports;
 use crate::engine::Engine;
 use crate::inbound;
 use crate::shared::{Certificates, Shared};
@@ -154,6 +155,8 @@ async fn serve(config: &Config, lanes: Lanes) -> Result<i32, Refusal> {
         bound => bound?,
     };
     let tunnels = AcceptLoop::new(tunnels).map_err(Refusal::system("tunnel port"))?;
+    let own = [config.hbone, config.metrics, config.readiness].map(|address| address.port()).to_vec();
+    task::spawn_vital("ports of a gateway", ports::keep(engine.clone(), config.listen, own, drain.token()));
     let token = drain.token();
     task::spawn_vital("tunnel port", async move {
         if let Err(error) = inbound::accept(engine, tunnels, token).await {

@@ -81,6 +81,9 @@ pub struct Config {
     /// Where tunnels are taken
     #[arg(long, value_name = "IP:PORT", env = "UNDERMESH_HBONE", default_value = "[::]:15008")]
     pub hbone: SocketAddr,
+    /// Where a gateway listens; its ports are those of its listeners
+    #[arg(long, value_name = "IP", env = "UNDERMESH_LISTEN", default_value = "::")]
+    pub listen: IpAddr,
     /// Address of the metrics server
     #[arg(long, value_name = "IP:PORT", env = "UNDERMESH_METRICS", default_value = "0.0.0.0:15020")]
     pub metrics: SocketAddr,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 
+use arcstr::ArcStr;
 use bytes::Bytes;
 use mesh_core::l7::ClusterKey;
 use mesh_core::l7::balance::Ended;
@@ -16,6 +17,7 @@ use mesh_transport::socket::Armed;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use crate::downstream::Downstream;
+use crate::engine::Lane;
 use crate::exchange;
 use crate::http::serve::{Serve, serve as serve_http};
 use crate::http::sniff::{Spoken, sniff};
@@ -97,10 +99,11 @@ async fn tunnel(downstream: &Downstream, stream: HboneStream, prefix: Bytes) {
 }
 
 /// Counts the connection for as long as what is given back lives.
-fn count(downstream: &Downstream, endpoint: Option<&Endpoint>, flags: Flags) -> Copied {
+pub(crate) fn count(downstream: &Downstream, endpoint: Option<&Endpoint>, flags: Flags) -> Copied {
     let bound = downstream.bound().ok();
     let who = Who {
         peer: &downstream.peer,
+        from: downstream.from(),
         client: bound.as_ref().and_then(|bound| bound.client.as_ref()),
         endpoint: endpoint.map(|endpoint| &endpoint.workload),
         service: endpoint.and_then(|endpoint| endpoint.service.as_ref()),
@@ -155,6 +158,8 @@ async fn connect(downstream: &Downstream) -> Result<(Endpoint, Wire, Option<Perm
             Target::Workload { workload, address } => {
                 choose::workload(workload, *address, &bound.view.snapshot).filter(|_| tried.is_empty())
             }
+            // Bytes from outside of the mesh are `edge::bytes`'.
+            Target::Edge { .. } => None,
             Target::Service { key, port, .. } => {
                 let cluster = ClusterKey { service: key.clone(), port: *port, subset: Default::default() };
                 let (view, own) = (&bound.view, &lane.shared.own);
@@ -171,13 +176,16 @@ async fn connect(downstream: &Downstream) -> Result<(Endpoint, Wire, Option<Perm
         }
         match lane.pool.dial(&lane.shared, &endpoint, &downstream.peer).await {
             Ok((wire, permit)) => return Ok((endpoint, wire, permit)),
-            Err(error) => {
-                tracing::debug!(endpoint = %endpoint.workload.uid, %error, "an endpoint cannot be reached");
-                if !matches!(error, ConnectError::Overflow | ConnectError::NoCertificate) {
-                    endpoint.ended(Ended::Failed, lane.shared.now_ms());
-                }
-                tried.push(endpoint.workload.uid.clone());
-            }
+            Err(error) => missed(lane, &endpoint, &error, &mut tried),
         }
     }
+}
+
+/// An endpoint could not be reached: another one is asked next.
+pub(crate) fn missed(lane: &Lane, endpoint: &Endpoint, error: &ConnectError, tried: &mut Vec<ArcStr>) {
+    tracing::debug!(endpoint = %endpoint.workload.uid, %error, "an endpoint cannot be reached");
+    if !matches!(error, ConnectError::Overflow | ConnectError::NoCertificate) {
+        endpoint.ended(Ended::Failed, lane.shared.now_ms());
+    }
+    tried.push(endpoint.workload.uid.clone());
 }

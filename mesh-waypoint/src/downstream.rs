@@ -12,6 +12,7 @@ use mesh_transport::hbone::Authority;
 use parking_lot::Mutex;
 
 use crate::engine::Lane;
+use crate::entry::Entry;
 use crate::http::io::Watch;
 use crate::peer::Peer;
 use crate::state::View;
@@ -29,6 +30,8 @@ pub struct Downstream {
     pub peer: Peer,
     /// What was asked for.
     pub asked: Authority,
+    /// How the client came in, if it is from outside of the mesh.
+    pub entry: Option<Entry>,
     /// What it does, for its deadlines.
     pub watch: Arc<Watch>,
     /// When the process stops.
@@ -57,7 +60,27 @@ impl Downstream {
     #[must_use]
     pub fn new(lane: Arc<Lane>, peer: Peer, asked: Authority, drain: DrainToken) -> Self {
         let principal = peer.identity.principal();
-        Self { lane, peer, asked, watch: Arc::default(), drain, principal, bound: Mutex::new(None) }
+        Self { lane, peer, asked, entry: None, watch: Arc::default(), drain, principal, bound: Mutex::new(None) }
+    }
+
+    /// A connection from outside of the mesh. Endpoints are asked in the gateway's own name; to policies and rules the client is nobody.
+    #[must_use]
+    pub fn at_edge(lane: Arc<Lane>, entry: Entry, drain: DrainToken) -> Self {
+        let peer = lane.shared.own.as_peer();
+        let asked = Authority::Address((peer.address.ip(), entry.bind).into());
+        Self { entry: Some(entry), principal: String::new(), ..Self::new(lane, peer, asked, drain) }
+    }
+
+    /// Where the client is.
+    #[must_use]
+    pub fn from(&self) -> SocketAddr {
+        self.entry.as_ref().map_or(self.peer.address, |entry| entry.from)
+    }
+
+    /// What the client has proved; nothing if it comes from outside of the mesh.
+    #[must_use]
+    pub fn proved(&self) -> Option<&Identity> {
+        self.entry.is_none().then_some(&self.peer.identity)
     }
 
     /// What is true of it now.
@@ -68,7 +91,11 @@ impl Downstream {
             return Ok(Arc::clone(bound));
         }
         let own = &self.lane.shared.own;
-        let target = target::find(&view.snapshot, own, &self.asked)?;
+        let target = match &self.entry {
+            None => target::find(&view.snapshot, own, &self.asked)?,
+            Some(entry) if view.snapshot.is_synced() => Target::Edge { bind: entry.bind },
+            Some(_) => return Err(NotOurs::NotSynced),
+        };
         let client = view.snapshot.workload_by_address(&own.place.network, &self.peer.address.ip());
         let client = client.filter(|workload| workload.identity() == self.peer.identity).cloned();
         let fresh = Arc::new(Bound {
@@ -93,6 +120,7 @@ fn applied(view: &View, target: &Target) -> Applied {
             let services: Vec<&NamespacedName> = workload.services.keys().collect();
             security.applied(services.into_iter())
         }
+        Target::Edge { .. } => security.applied(std::iter::empty()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The proxy as one thing: what each lane has for itself, and all of them. Made by the process and by tests.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use mesh_runtime::lanes::{self, Lanes};
@@ -34,6 +34,26 @@ pub struct Lane {
     pub mirrors: AtomicUsize,
     /// In which lines of the log are made.
     pub scratch: Mutex<[String; 2]>,
+    /// Connections from outside of the mesh.
+    edge: Arc<AtomicUsize>,
+}
+
+/// The place of one connection from outside of the mesh.
+pub struct EdgePlace(Arc<AtomicUsize>);
+
+impl Drop for EdgePlace {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Lane {
+    /// A place for one more connection from outside of the mesh, if there is one.
+    pub fn edge_place(&self) -> Option<EdgePlace> {
+        let before = self.edge.fetch_add(1, Relaxed);
+        let place = EdgePlace(Arc::clone(&self.edge));
+        (before < self.shared.settings.edge_connections).then_some(place)
+    }
 }
 
 /// All lanes. Cheap to clone.
@@ -58,6 +78,7 @@ impl Engine {
                 meters: Arc::default(),
                 mirrors: AtomicUsize::new(0),
                 scratch: Mutex::default(),
+                edge: Arc::default(),
             })
         };
         let count = threads.handles().len();

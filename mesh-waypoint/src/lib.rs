@@ -6,6 +6,7 @@
 //!      security: whose token it has, whether policies let it through
 //!      exchange: one request ── mesh_core::l7::pick ── attempts ──> upstream: connections to endpoints, by HBONE or plain TCP
 //!                     └── telemetry: istio_requests_total and the like, the access log, spans ── collector
+//! outside ── TCP, TLS ──> edge: which listener of the gateway is meant ──> the same exchange, or bytes to one endpoint
 //! ```
 //!
 //! A connection lives on one lane (`mesh_runtime::lanes`), with all that it asks of others: what a request touches is shared by lanes only for reading.
@@ -17,7 +18,9 @@ pub mod collector;
 pub mod config;
 pub mod connection;
 pub mod downstream;
+pub mod edge;
 pub mod engine;
+pub mod entry;
 pub mod exchange;
 pub mod fuzz;
 pub mod guard;

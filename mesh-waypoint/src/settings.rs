@@ -23,6 +23,10 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// How long a connection is watched for what it speaks, where the port does not say it.
     pub sniff_timeout: Duration,
+    /// How long a client from outside may take for all that comes before its first request: a PROXY header, the TLS handshake.
+    pub handshake_timeout: Duration,
+    /// Connections from outside of the mesh, of one lane; more are closed.
+    pub edge_connections: usize,
     /// Requests at once in one HTTP/2 connection of a client.
     pub streams: u32,
     /// How long an endpoint may take to accept a connection.
@@ -63,6 +67,8 @@ impl Default for Settings {
             body_timeout: Duration::from_secs(300),
             idle_timeout: Duration::from_secs(3600),
             sniff_timeout: Duration::from_secs(3),
+            handshake_timeout: Duration::from_secs(5),
+            edge_connections: 32_768,
             streams: 100,
             connect_timeout: Duration::from_secs(10),
             upstream_connections: 16_384,

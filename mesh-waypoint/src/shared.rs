@@ -1,6 +1,6 @@
 //! What all lanes read and none writes: who this waypoint is, its limits, its certificate, the state. Made once, by the process or by a test.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,6 +10,7 @@ use mesh_core::{Client, Identity, NamespacedName};
 use mesh_transport::hbone::{Acceptor, AcceptorConfig, Baggage, Pool as Tunnels, PoolConfig};
 use mesh_transport::tls::IdentityCertificate;
 
+use crate::peer::Peer;
 use crate::places::Places;
 use crate::settings::Settings;
 use crate::state::State;
@@ -43,6 +44,13 @@ impl Own {
     #[must_use]
     pub fn ip_like(&self, like: IpAddr) -> Option<IpAddr> {
         self.place.ips.iter().copied().find(|ip| ip.is_ipv4() == like.is_ipv4())
+    }
+
+    /// It as who asks: for clients from outside of the mesh it asks in its own name, because they have none.
+    #[must_use]
+    pub fn as_peer(&self) -> Peer {
+        let ip = self.place.ips.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        Peer { address: (ip, 0).into(), identity: self.identity.clone(), baggage: self.baggage.clone() }
     }
 }
 

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, Guard};
 use mesh_core::Snapshot;
 use mesh_core::l7::{Client, Cluster, ClusterKey, Clusters, LabelChange, LabelIndex, Security, Table};
+use mesh_core::listener::{Certificates, Listeners};
+use tokio::sync::watch;
 
+use crate::entry::Edge;
 use crate::guard;
 use crate::telemetry::Plans;
 
@@ -26,6 +29,8 @@ pub struct View {
     pub guard: Arc<guard::Guard>,
     /// What is measured, logged and traced.
     pub plans: Arc<Plans>,
+    /// What is listened for outside of the mesh.
+    pub edge: Arc<Edge>,
 }
 
 impl View {
@@ -40,6 +45,7 @@ impl View {
 #[derive(Default)]
 pub struct State {
     view: ArcSwap<View>,
+    ports: watch::Sender<Vec<u16>>,
 }
 
 impl State {
@@ -62,6 +68,31 @@ impl State {
     /// Other routes.
     pub fn set_table(&self, table: Arc<Table>) {
         self.change(|view| view.table = Arc::clone(&table));
+    }
+
+    /// Other listeners; certificates that are not given stay as they are.
+    pub fn set_listeners(&self, listeners: Arc<Listeners>) {
+        let ports = listeners.ports().collect();
+        let certificates = Arc::clone(&self.view().edge.certificates);
+        self.set_edge(listeners, certificates);
+        // Whoever opens a port finds its listeners.
+        self.ports.send_replace(ports);
+    }
+
+    /// Other certificates. Connections that are there go on with theirs.
+    pub fn set_certificates(&self, certificates: Arc<Certificates>) {
+        let listeners = Arc::clone(&self.view().edge.listeners);
+        self.set_edge(listeners, certificates);
+    }
+
+    fn set_edge(&self, listeners: Arc<Listeners>, certificates: Arc<Certificates>) {
+        let edge = Arc::new(self.view().edge.next(listeners, certificates));
+        self.change(|view| view.edge = Arc::clone(&edge));
+    }
+
+    /// The ports that listeners ask for.
+    pub fn ports(&self) -> watch::Receiver<Vec<u16>> {
+        self.ports.subscribe()
     }
 
     /// Other places.

@@ -29,6 +29,11 @@ pub enum Target {
         /// Its address and port.
         address: SocketAddr,
     },
+    /// A port of a gateway: what a request leads to follows from its host.
+    Edge {
+        /// The port of this pod.
+        bind: u16,
+    },
 }
 
 /// Why a connection is refused.
@@ -55,6 +60,7 @@ impl Target {
         match self {
             Self::Service { port, .. } => *port,
             Self::Workload { address, .. } => address.port(),
+            Self::Edge { bind } => *bind,
         }
     }
 
@@ -63,7 +69,7 @@ impl Target {
     pub fn protocol(&self) -> AppProtocol {
         match self {
             Self::Service { service, port, .. } => service.port(*port).map(|port| port.app_protocol),
-            Self::Workload { .. } => None,
+            Self::Workload { .. } | Self::Edge { .. } => None,
         }
         .unwrap_or_default()
     }
@@ -73,7 +79,7 @@ impl Target {
     pub fn service(&self) -> Option<&NamespacedName> {
         match self {
             Self::Service { key, .. } => Some(key),
-            Self::Workload { .. } => None,
+            Self::Workload { .. } | Self::Edge { .. } => None,
         }
     }
 }

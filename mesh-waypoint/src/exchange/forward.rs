@@ -167,7 +167,7 @@ impl Forward<'_> {
         let Some(cluster) = self.cluster() else {
             return match &self.bound.target {
                 Target::Workload { .. } => Ok(None),
-                Target::Service { .. } => Err(Failure::GONE),
+                Target::Service { .. } | Target::Edge { .. } => Err(Failure::GONE),
             };
         };
         let client = self.bound.seen(&self.down.peer);
@@ -195,7 +195,7 @@ impl Forward<'_> {
         let Some(Balancer::Hash(wanted, _)) = found.map(|found| &found.now.policy().balancer) else {
             return (None, None);
         };
-        let source = self.down.peer.address.ip();
+        let source = self.down.from().ip();
         let said = Said { headers: &parts.headers, query: parts.uri.query(), source };
         key(wanted, &said, &mut *self.down.lane.rng.lock())
     }
@@ -349,7 +349,7 @@ impl Attempts<'_, '_> {
             (None, Target::Workload { workload, address }) => {
                 choose::workload(workload, *address, &of.bound.view.snapshot).ok_or(NoEndpoint::NoneLeft)
             }
-            (None, Target::Service { .. }) => Err(NoEndpoint::Unknown),
+            (None, Target::Service { .. } | Target::Edge { .. }) => Err(NoEndpoint::Unknown),
             (Some(found), _) => {
                 let mut rng = lane.rng.lock();
                 let fresh = choose::endpoint(found, &of.wish(&self.tried, self.hash), &mut *rng);

@@ -29,6 +29,7 @@ use self::plan::{Plan, To};
 use self::reply::Failure;
 use self::report::Report;
 use crate::downstream::Downstream;
+use crate::entry::headers;
 use crate::http::{ResponseBody, guard};
 use crate::security::authenticate;
 use crate::security::authorize::{self, Refused};
@@ -80,6 +81,10 @@ async fn answer(
     let settings = &down.lane.shared.settings;
     let spelling = bound.view.guard.security.spelling.unwrap_or(settings.spelling);
     let asked = asked::read(&mut parts, settings, spelling)?;
+    let remote = match &down.entry {
+        None => down.peer.address.ip(),
+        Some(entry) => headers::sanitise(&mut parts.headers, entry, bound.view.edge.listeners.topology()),
+    };
     let proved = authenticate::request(&bound, &mut parts, clock::now());
     if !parts.headers.get(REQUEST_ID).is_some_and(asked::is_good_id) {
         parts.headers.insert(REQUEST_ID, asked::request_id(&mut *down.lane.rng.lock()));
@@ -92,13 +97,15 @@ async fn answer(
             return Ok(reply::unauthorized(&problem.to_string(), asked.grpc));
         }
     };
-    authorize::request(down, &bound, &parts, &asked.authority, token.as_ref()).map_err(|refused| match refused {
-        Refused::Malformed => Failure::BAD_REQUEST,
-        Refused::Denied => Failure::DENIED,
+    authorize::request(down, &bound, &parts, &asked.authority, (token.as_ref(), remote)).map_err(|refused| {
+        match refused {
+            Refused::Malformed => Failure::BAD_REQUEST,
+            Refused::Denied => Failure::DENIED,
+        }
     })?;
     let plan = {
         let mut rng = down.lane.rng.lock();
-        plan::plan(&bound, &down.peer, &parts, &asked.authority, spelling, &mut *rng)
+        plan::plan(&bound, down, &parts, &asked.authority, spelling, &mut *rng)
     };
     if !parts.headers.contains_key(FORWARDED_PROTO) {
         parts.headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));

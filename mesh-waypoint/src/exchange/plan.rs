@@ -8,14 +8,15 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::request::Parts;
 use http::uri::PathAndQuery;
+use mesh_core::NamespacedName;
 use mesh_core::l7::cors::CorsVerdict;
 use mesh_core::l7::path::{Spelling, normalise};
-use mesh_core::l7::{self, AbortStatus, Action, Authority, Backend, ClusterKey, Handling, Outcome, Target};
+use mesh_core::l7::{self, AbortStatus, Action, Authority, Backend, ClusterKey, Handling, Outcome, Table, Target};
+use mesh_core::listener::{Astray, Serves};
 use rand::Rng;
 
 use super::reply::Failure;
-use crate::downstream::Bound;
-use crate::peer::Peer;
+use crate::downstream::{Bound, Downstream};
 
 /// The plan for one request.
 pub struct Plan {
@@ -72,31 +73,77 @@ impl Plan {
     }
 }
 
+/// Which table is asked, and what of the question follows from how the request came.
+enum At<'a> {
+    /// None: it goes where the client asked to go.
+    Asked,
+    /// This one.
+    Table { table: &'a Table, request: Came<'a> },
+}
+
+/// How the request came.
+struct Came<'a> {
+    scheme: &'static str,
+    port: u16,
+    gateway: &'a str,
+    service: Option<&'a NamespacedName>,
+}
+
+impl<'a> At<'a> {
+    fn of(bound: &'a Bound, down: &'a Downstream, authority: &Authority) -> Result<Self, Failure> {
+        let Some(entry) = &down.entry else {
+            let table = &*bound.view.table;
+            let service = bound.target.service().filter(|service| table.has_service(service));
+            return Ok(service.map_or(Self::Asked, |service| {
+                let (port, service) = (bound.target.port(), Some(service));
+                Self::Table { table, request: Came { scheme: "http", port, gateway: "mesh", service } }
+            }));
+        };
+        // A listener that went away has taken its routes with it.
+        let port = bound.view.edge.listeners.port(entry.bind).ok_or(Failure::NO_ROUTE)?;
+        let listener = port.request(entry.name(), authority.host()).map_err(|astray| match astray {
+            Astray::Unknown => Failure::NO_ROUTE,
+            Astray::Misdirected => Failure::MISDIRECTED,
+        })?;
+        match &listener.serves {
+            Serves::Http(table) => {
+                let (port, gateway) = (listener.port, listener.gateway.as_str());
+                Ok(Self::Table { table, request: Came { scheme: entry.scheme(), port, gateway, service: None } })
+            }
+            Serves::Closed(_) => Err(Failure::CLOSED),
+            Serves::Bytes(_) => Err(Failure::NO_ROUTE),
+        }
+    }
+}
+
 /// Asks the table.
 pub fn plan(
     bound: &Bound,
-    peer: &Peer,
+    down: &Downstream,
     parts: &Parts,
     authority: &Authority,
     spelling: Spelling,
     rng: &mut impl Rng,
 ) -> Plan {
-    let table = &bound.view.table;
-    let Some(service) = bound.target.service().filter(|service| table.has_service(service)) else {
-        return Plan::of(To::Asked);
+    let at = match At::of(bound, down, authority) {
+        Ok(At::Asked) => return Plan::of(To::Asked),
+        Ok(At::Table { table, request }) => (table, request),
+        Err(failure) => return Plan::of(To::Fail(failure)),
     };
+    let (table, place) = at;
     let request = l7::Request {
         method: &parts.method,
-        scheme: "http",
+        scheme: place.scheme,
         authority,
         path: parts.uri.path(),
         query: parts.uri.query(),
         headers: &parts.headers,
-        port: bound.target.port(),
-        gateway: "mesh",
-        service: Some(service),
+        port: place.port,
+        gateway: place.gateway,
+        service: place.service,
     };
-    let client = bound.seen(peer);
+    // Who comes from outside of the mesh has proved nothing that a rule could ask for.
+    let client = down.proved().map_or_else(l7::Client::default, |_| bound.seen(&down.peer));
     let Ok(decision) = l7::pick(table, &request, &client, rng) else { return Plan::of(To::Fail(Failure::NO_ROUTE)) };
     let to = match decision.outcome {
         Outcome::Forward(backend) => {

@@ -41,6 +41,8 @@ failures! {
     METHOD: METHOD_NOT_ALLOWED, "-", "method not allowed";
     /// No rule means it.
     NO_ROUTE: NOT_FOUND, "NR", "";
+    /// The connection was made for another host, and what is asked for has a listener of its own.
+    MISDIRECTED: MISDIRECTED_REQUEST, "-", "misdirected request";
     /// A rule cannot be carried out, or what is said of its place.
     CLOSED: INTERNAL_SERVER_ERROR, "NC", "";
     /// A policy refuses it.

@@ -178,6 +178,7 @@ impl Report {
         let target = self.bound.as_ref().map(|bound| &bound.target);
         let who = Who {
             peer: &self.down.peer,
+            from: self.down.from(),
             client: self.bound.as_ref().and_then(|bound| bound.client.as_ref()),
             endpoint: self.endpoint.as_ref().map(|endpoint| &endpoint.workload),
             service: self.endpoint.as_ref().and_then(|endpoint| endpoint.service.as_ref()),

@@ -8,6 +8,7 @@ use mesh_core::l7::{Authority, Request, Token, path};
 use mesh_transport::hbone;
 
 use crate::downstream::{Bound, Downstream};
+use crate::entry::Entry;
 use crate::target::Target;
 use crate::telemetry::Ruled;
 
@@ -20,13 +21,13 @@ pub enum Refused {
     Denied,
 }
 
-/// Decides about a request.
+/// Decides about a request, of which is known what token it has and where its client is.
 pub fn request(
     down: &Downstream,
     bound: &Bound,
     parts: &Parts,
     authority: &Authority,
-    token: Option<&Token>,
+    (token, remote): (Option<&Token>, IpAddr),
 ) -> Result<(), Refused> {
     if bound.applied.policies.is_empty() {
         return Ok(());
@@ -34,7 +35,7 @@ pub fn request(
     let plainest = path::plainest(parts.uri.path()).map_err(|_| Refused::Malformed)?;
     let request = Request {
         method: &parts.method,
-        scheme: "http",
+        scheme: down.entry.as_ref().map_or("http", Entry::scheme),
         authority,
         path: parts.uri.path(),
         query: parts.uri.query(),
@@ -43,7 +44,8 @@ pub fn request(
         gateway: "mesh",
         service: bound.target.service(),
     };
-    let subject = Subject { request: Some(request), plainest: plainest.as_deref(), token, ..connected(down, bound) };
+    let subject =
+        Subject { request: Some(request), plainest: plainest.as_deref(), token, remote, ..connected(down, bound) };
     decide(down, bound, &subject).map_err(|why| {
         tracing::debug!(client = %down.peer.identity, method = %parts.method, path = parts.uri.path(), why, "denied");
         Refused::Denied
@@ -90,13 +92,12 @@ fn tell(down: &Downstream, verdict: &Verdict<'_>) {
 /// What is known of the connection.
 fn connected<'a>(down: &'a Downstream, bound: &'a Bound) -> Subject<'a> {
     Subject {
-        identity: Some(&down.peer.identity),
+        identity: down.proved(),
         principal: &down.principal,
-        source: down.peer.address.ip(),
-        // No proxy before us is trusted to say more.
-        remote: down.peer.address.ip(),
+        source: down.from().ip(),
+        remote: down.from().ip(),
         destination: destination(down, bound),
-        sni: None,
+        sni: down.entry.as_ref().and_then(Entry::name),
         port: bound.target.port(),
         request: None,
         plainest: None,
@@ -109,6 +110,7 @@ fn destination(down: &Downstream, bound: &Bound) -> Option<IpAddr> {
     match (&down.asked, &bound.target) {
         (hbone::Authority::Address(address), _) => Some(address.ip()),
         (_, Target::Workload { address, .. }) => Some(address.ip()),
+        (_, Target::Edge { .. }) => None,
         (_, Target::Service { service, .. }) => service.addresses.iter().find_map(|address| address.single()),
     }
 }

@@ -202,7 +202,8 @@ mod tests {
 
     fn ask(meters: &Meters, endpoint: &Arc<Workload>, now: u64) {
         let peer = peer();
-        let who = Who { peer: &peer, client: None, endpoint: Some(endpoint), service: None, asked: None };
+        let who =
+            Who { peer: &peer, from: peer.address, client: None, endpoint: Some(endpoint), service: None, asked: None };
         meters.record(&who, &measured(200), now);
     }
 
@@ -244,7 +245,14 @@ mod tests {
     fn an_open_connection_is_counted_while_it_lives_and_never_forgotten() {
         let meters = Arc::new(Meters::default());
         let (peer, endpoint) = (peer(), pod(1, 1));
-        let who = Who { peer: &peer, client: None, endpoint: Some(&endpoint), service: None, asked: None };
+        let who = Who {
+            peer: &peer,
+            from: peer.address,
+            client: None,
+            endpoint: Some(&endpoint),
+            service: None,
+            asked: None,
+        };
         let copied = meters.open(&who, Flags::default(), || 5);
         copied.counters().sent.store(7, Relaxed);
         expire(&[Arc::clone(&meters)], 100_000, Duration::from_millis(1));

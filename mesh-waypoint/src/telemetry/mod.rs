@@ -20,6 +20,7 @@ mod sink;
 pub mod spans;
 mod tcp;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +48,8 @@ pub enum Protocol {
 pub struct Who<'a> {
     /// The client, as it has proved.
     pub peer: &'a Peer,
+    /// Where the client is.
+    pub from: SocketAddr,
     /// The client, if its address belongs to that identity.
     pub client: Option<&'a Arc<Workload>>,
     /// Who answered.

@@ -255,7 +255,7 @@ impl Trace {
         tags.number("request_size", i64::try_from(measured.received).unwrap_or(i64::MAX));
         tags.number("response_size", i64::try_from(measured.sent).unwrap_or(i64::MAX));
         tags.text("response_flags", measured.flags.to_string());
-        tags.text("peer.address", facts.who.peer.address.to_string());
+        tags.text("peer.address", facts.who.from.to_string());
         let mut cluster = String::new();
         if facts.cluster(&mut cluster) {
             tags.text("upstream_cluster", cluster);

@@ -1,0 +1,146 @@
+//! One connection from outside of the mesh: who it is from, which listener it means, and who serves it. Everything before the first request or byte has one
+//! deadline.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ::bytes::Bytes;
+use mesh_core::listener::{Encryption, Listener, Port, Serves};
+use mesh_runtime::DrainToken;
+use mesh_transport::socket::Armed;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::{bytes, hello, proxy};
+use crate::downstream::Downstream;
+use crate::engine::Lane;
+use crate::entry::terms::{self, Terms};
+use crate::entry::{Entry, EntryTls};
+use crate::exchange;
+use crate::http::io::Io;
+use crate::http::serve::{Serve, serve as serve_http};
+use crate::http::sniff::{Spoken, sniff};
+
+/// Serves a connection to its end.
+pub async fn serve(lane: Arc<Lane>, tcp: Armed, bind: u16, from: SocketAddr, drain: DrainToken) {
+    let Some(_place) = lane.edge_place() else {
+        return tracing::debug!(%from, bind, "too many connections");
+    };
+    let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+    let cut = drain.forced_token();
+    tokio::select! {
+        () = cut.cancelled() => {}
+        served = accepted(lane, tcp.disarmed(), Entry { bind, from, tls: None }, drain) => if let Err(why) = served {
+            tracing::debug!(%from, bind, why, "a connection was refused");
+        }
+    }
+}
+
+/// Who serves a connection. Nothing of the configuration is held by it but what it needs: it may live long.
+enum Way {
+    /// Requests.
+    Requests,
+    /// Bytes to a place of this listener; this much was read already.
+    Bytes(Arc<Listener>, Bytes),
+    /// TLS ends here first.
+    Ends(Arc<Listener>, Arc<Terms>, Option<String>, Bytes),
+}
+
+async fn accepted(lane: Arc<Lane>, mut tcp: TcpStream, mut entry: Entry, drain: DrainToken) -> Result<(), String> {
+    let deadline = Instant::now() + lane.shared.settings.handshake_timeout;
+    tcp.set_nodelay(true).map_err(|error| error.to_string())?;
+    let found = timeout_at(deadline, way(&lane, &mut tcp, &mut entry)).await;
+    match found.map_err(|_| "handshake_timeout")?? {
+        Way::Requests => requests(lane, entry, tcp, None, drain).await,
+        Way::Bytes(listener, first) => bytes::plain(&lane, entry, &listener, tcp, first, drain).await,
+        Way::Ends(listener, terms, name, first) => {
+            let accept = TlsAcceptor::from(Arc::clone(&terms.config)).accept(Io::new(tcp, first, Arc::default()));
+            let stream = timeout_at(deadline, accept).await.map_err(|_| "handshake_timeout")?;
+            let stream = stream.map_err(|error| error.to_string())?;
+            let (agreed, client) = told(&stream, &terms)?;
+            entry.tls = Some(EntryTls { name, client });
+            decrypted(lane, entry, listener, stream, agreed, drain).await
+        }
+    }
+}
+
+/// Finds out who serves a connection, and where it comes from.
+async fn way(lane: &Lane, tcp: &mut TcpStream, entry: &mut Entry) -> Result<Way, String> {
+    let edge = Arc::clone(&lane.shared.state.view().edge);
+    let limit = lane.shared.settings.handshake_timeout;
+    let port = edge.listeners.port(entry.bind).ok_or("nothing is listened for any more")?;
+    if edge.listeners.topology().proxy_protocol {
+        let said = proxy::read(tcp, limit).await.map_err(|error| error.to_string())?;
+        entry.from = said.unwrap_or(entry.from);
+    }
+    match port {
+        Port::Http(_) => Ok(Way::Requests),
+        Port::Tcp(listener) => Ok(Way::Bytes(Arc::clone(listener), Bytes::new())),
+        Port::Tls(_) => {
+            let hello = hello::peek(tcp, limit).await.map_err(|error| error.to_string())?;
+            let listener = Arc::clone(port.named(hello.name.as_deref()).ok_or("no listener has the name")?);
+            if listener.encryption == Encryption::Passes {
+                entry.tls = Some(EntryTls { name: hello.name, client: None });
+                return Ok(Way::Bytes(listener, hello.bytes));
+            }
+            let terms = Arc::clone(edge.terms(&listener)?);
+            Ok(Way::Ends(listener, terms, hello.name, hello.bytes))
+        }
+    }
+}
+
+/// What the handshake has agreed on, and the client's certificate, if the listener lets it in.
+fn told<S>(stream: &TlsStream<S>, terms: &Terms) -> Result<(Option<Spoken>, Option<String>), String> {
+    let (_, tls) = stream.get_ref();
+    let chain = tls.peer_certificates();
+    terms.admit(chain).map_err(|why| format!("the client is not let in: {why}"))?;
+    let client = chain.and_then(<[_]>::first).map(terms::element);
+    let alpn = tls.alpn_protocol().map(|name| if name == b"h2" { Spoken::Http2 } else { Spoken::Http1 });
+    Ok((alpn, client))
+}
+
+/// What comes out of TLS that ends here.
+async fn decrypted<S>(
+    lane: Arc<Lane>,
+    entry: Entry,
+    listener: Arc<Listener>,
+    stream: S,
+    alpn: Option<Spoken>,
+    drain: DrainToken,
+) -> Result<(), String>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    match &listener.serves {
+        Serves::Http(_) => requests(lane, entry, stream, alpn, drain).await,
+        Serves::Bytes(_) => bytes::decrypted(&lane, entry, &listener, stream, drain).await,
+        Serves::Closed(why) => Err(why.to_string()),
+    }
+}
+
+/// Serves requests. Who has not agreed on a protocol may speak either of HTTP.
+async fn requests<S>(
+    lane: Arc<Lane>,
+    entry: Entry,
+    mut stream: S,
+    agreed: Option<Spoken>,
+    drain: DrainToken,
+) -> Result<(), String>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let downstream = Arc::new(Downstream::at_edge(lane, entry, drain));
+    let settings = &downstream.lane.shared.settings;
+    let (spoken, prefix) = match agreed {
+        Some(spoken) => (spoken, Default::default()),
+        None => sniff(&mut stream, settings.header_timeout).await.map_err(|error| error.to_string())?,
+    };
+    let serving = Serve { settings, watch: Arc::clone(&downstream.watch), drain: &downstream.drain };
+    let requests = Arc::clone(&downstream);
+    let handle = move |request| exchange::handle(Arc::clone(&requests), request);
+    // What is no HTTP is answered as a request that cannot be read.
+    serve_http(serving, spoken, stream, prefix, handle).await.map_err(|error| error.to_string())
+}

@@ -1,0 +1,15 @@
+//! The gateway: connections from outside of the mesh, on ports that follow the configuration. What has been found out about one ends as a request or as bytes
+//! of the same kind as a waypoint's, and reaches endpoints with the gateway's own identity.
+//!
+//! ```text
+//! ports: opened and closed as listeners come and go ── accept ── PROXY header? ── port speaks HTTP ──────────────────────> serve: requests
+//!                                                                              ├─ TLS: hello (the name asked for) ── terms: TLS ends ──> serve
+//!                                                                              │                                 └─ passed on ─> bytes: one endpoint
+//!                                                                              └─ TCP ─────────────────────────────────────────> bytes
+//! ```
+
+pub mod bytes;
+pub mod connection;
+pub mod hello;
+pub mod ports;
+pub mod proxy;

@@ -1,0 +1,153 @@
+//! What a gateway believes of a request that comes from outside of the mesh, and what it says of it to those inside. Whatever only the mesh may say is taken
+//! away; where a client came from is said by us, unless proxies of one's own stand in front.
+
+use std::net::IpAddr;
+
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use mesh_core::listener::{ClientCert, Topology};
+
+use super::Entry;
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
+/// By these the proxies of a mesh are told what to do, and by nobody outside of it.
+const INTERNAL: &str = "x-envoy-";
+/// Longest request id that is kept.
+const LONGEST_ID: usize = 128;
+
+/// Makes the headers of a request such as those inside may believe. Where the client is comes back.
+pub fn sanitise(headers: &mut HeaderMap, entry: &Entry, topology: &Topology) -> IpAddr {
+    let internal: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().starts_with(INTERNAL)).cloned().collect();
+    internal.into_iter().for_each(|name| drop(headers.remove(name)));
+    let long = |id: &HeaderValue| id.len() > LONGEST_ID || !id.as_bytes().iter().all(u8::is_ascii_graphic);
+    if headers.get(REQUEST_ID).is_some_and(long) {
+        headers.remove(REQUEST_ID);
+    }
+    let behind = topology.trusted_proxies > 0;
+    // A proxy of one's own knows how the client came to it.
+    if !behind || !headers.contains_key(FORWARDED_PROTO) {
+        headers.insert(FORWARDED_PROTO, HeaderValue::from_static(entry.scheme()));
+    }
+    let address = client(headers, entry, topology.trusted_proxies);
+    if let Ok(address) = HeaderValue::from_str(&address.to_string()) {
+        headers.insert(EXTERNAL_ADDRESS, address);
+    }
+    append(headers, FORWARDED_FOR, &entry.from.ip().to_string());
+    client_cert(headers, entry, topology.client_cert);
+    address
+}
+
+/// Where the client is: of the addresses that proxies have added the one before the last trusted ones, else that of the connection.
+fn client(headers: &HeaderMap, entry: &Entry, trusted: u32) -> IpAddr {
+    let own = || entry.from.ip();
+    let Some(back) = trusted.checked_sub(1) else { return own() };
+    let lines = headers.get_all(FORWARDED_FOR).iter().filter_map(|line| line.to_str().ok());
+    let all: Vec<&str> = lines.flat_map(|line| line.split(',')).map(str::trim).collect();
+    let said = all.len().checked_sub(1 + back as usize).and_then(|at| all.get(at)?.parse::<IpAddr>().ok());
+    said.unwrap_or_else(own)
+}
+
+fn client_cert(headers: &mut HeaderMap, entry: &Entry, policy: ClientCert) {
+    let shown = entry.tls.as_ref().and_then(|tls| tls.client.as_deref());
+    match (policy, shown) {
+        (ClientCert::AlwaysForwardOnly, _) | (ClientCert::ForwardOnly, Some(_)) => {}
+        (ClientCert::AppendForward, Some(element)) => append(headers, CLIENT_CERT, element),
+        (ClientCert::SanitizeSet, Some(element)) => {
+            headers.remove(CLIENT_CERT);
+            append(headers, CLIENT_CERT, element);
+        }
+        (ClientCert::Sanitize, _) | (_, None) => drop(headers.remove(CLIENT_CERT)),
+    }
+}
+
+/// One line, with what came before in front.
+fn append(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    let mut line = Vec::new();
+    for before in headers.get_all(&name) {
+        line.extend_from_slice(before.as_bytes());
+        line.extend_from_slice(b",");
+    }
+    line.extend_from_slice(value.as_bytes());
+    if let Ok(line) = HeaderValue::from_bytes(&line) {
+        headers.insert(name, line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::EntryTls;
+    use super::*;
+
+    fn entry(client: Option<&str>) -> Entry {
+        let tls = client.map(|client| EntryTls { client: Some(client.to_owned()), ..EntryTls::default() });
+        Entry { bind: 80, from: "203.0.113.9:4711".parse().unwrap(), tls }
+    }
+
+    fn after(lines: &[(&'static str, &'static str)], entry: &Entry, topology: &Topology) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        sanitise(&mut headers, entry, topology);
+        headers
+    }
+
+    #[test]
+    fn features_GW_8_what_a_client_says_of_itself_is_not_believed() {
+        let said = [
+            ("x-forwarded-for", "10.0.0.1"),
+            ("x-forwarded-for", "10.0.0.2, 198.51.100.7"),
+            ("x-forwarded-proto", "https"),
+            ("x-envoy-upstream-rq-timeout-ms", "1"),
+            ("x-envoy-external-address", "10.0.0.1"),
+            ("x-forwarded-client-cert", "URI=spiffe://cluster.local/ns/a/sa/b"),
+            ("x-kept", "1"),
+        ];
+        for (trusted, external, proto) in [
+            (0, "203.0.113.9", "http"),
+            (1, "198.51.100.7", "https"),
+            (2, "10.0.0.2", "https"),
+            (9, "203.0.113.9", "https"),
+        ] {
+            let topology = Topology { trusted_proxies: trusted, ..Topology::default() };
+            let headers = after(&said, &entry(None), &topology);
+            let said = |name: &str| headers[name].to_str().unwrap();
+            assert_eq!(headers["x-forwarded-for"], "10.0.0.1,10.0.0.2, 198.51.100.7,203.0.113.9");
+            assert_eq!((said("x-forwarded-proto"), said("x-envoy-external-address")), (proto, external), "{trusted}");
+            assert_eq!(headers.get_all("x-forwarded-for").iter().count(), 1);
+            assert!(!headers.contains_key("x-envoy-upstream-rq-timeout-ms"));
+            assert!(!headers.contains_key("x-forwarded-client-cert") && headers.contains_key("x-kept"));
+        }
+    }
+
+    #[test]
+    fn features_GW_8_a_client_s_certificate_goes_on_as_is_asked_for() {
+        let came = [("x-forwarded-client-cert", "Hash=1")];
+        for (policy, with, without) in [
+            (ClientCert::Sanitize, None, None),
+            (ClientCert::SanitizeSet, Some("Hash=2"), None),
+            (ClientCert::AppendForward, Some("Hash=1,Hash=2"), None),
+            (ClientCert::ForwardOnly, Some("Hash=1"), None),
+            (ClientCert::AlwaysForwardOnly, Some("Hash=1"), Some("Hash=1")),
+        ] {
+            let topology = Topology { client_cert: policy, ..Topology::default() };
+            let line = |entry: &Entry| {
+                let headers = after(&came, entry, &topology);
+                headers.get("x-forwarded-client-cert").map(|value| value.to_str().unwrap().to_owned())
+            };
+            assert_eq!(line(&entry(Some("Hash=2"))).as_deref(), with, "{policy:?}");
+            assert_eq!(line(&entry(None)).as_deref(), without, "{policy:?}");
+        }
+    }
+
+    #[test]
+    fn hardening_B166_a_request_id_is_kept_while_it_is_short() {
+        const LONG: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+        let kept = |id| after(&[("x-request-id", id)], &entry(None), &Topology::default()).contains_key("x-request-id");
+        assert!(kept("7b1f2c3d") && !kept("a b") && !kept(LONG));
+    }
+}

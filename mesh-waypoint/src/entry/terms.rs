@@ -1,0 +1,250 @@
+//! How TLS ends at a listener: rustls' configuration for what the listener says, made of its credentials, and what is asked of a client's certificate beyond
+//! that somebody vouches for it. Errors name credentials, never what is in them.
+
+use std::fmt;
+use std::fmt::Write;
+use std::sync::Arc;
+
+use ::aws_lc_rs::digest::{SHA256, digest};
+use mesh_core::listener::{Certificates, Clients, Credential, Tls, TlsVersion};
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{
+    DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig, SignatureScheme,
+    SupportedProtocolVersion,
+};
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// Certificates of one chain, and roots of one credential.
+const MOST_CERTIFICATES: usize = 1000;
+
+/// How TLS ends.
+pub struct Terms {
+    /// For the handshake.
+    pub config: Arc<ServerConfig>,
+    clients: Option<Clients>,
+}
+
+impl fmt::Debug for Terms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Terms").finish_non_exhaustive()
+    }
+}
+
+/// Makes the terms of a listener, or says why there are none.
+pub fn make(tls: &Tls, http: bool, certificates: &Certificates) -> Result<Terms, String> {
+    let provider = provider(&tls.suites)?;
+    let versions: Vec<&SupportedProtocolVersion> =
+        [(TlsVersion::V1_2, &rustls::version::TLS12), (TlsVersion::V1_3, &rustls::version::TLS13)]
+            .into_iter()
+            .filter(|(version, _)| (tls.oldest..=tls.newest).contains(version))
+            .map(|(_, version)| version)
+            .collect();
+    let mut keys = Vec::new();
+    for name in &tls.certificates {
+        let credential = certificates.all.get(name).ok_or_else(|| format!("{name} is not known"))?;
+        keys.push(Arc::new(certified(credential, &provider).map_err(|why| format!("{name}: {why}"))?));
+    }
+    if keys.is_empty() {
+        return Err("there is no certificate to show".to_owned());
+    }
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&versions)
+        .map_err(|error| error.to_string())?;
+    let builder = match &tls.clients {
+        None => builder.with_no_client_auth(),
+        Some(clients) => builder.with_client_cert_verifier(verifier(clients, certificates, provider)?),
+    };
+    let mut config = builder.with_cert_resolver(Arc::new(Shown(keys)));
+    if http {
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    }
+    if tls.clients.is_some() {
+        // A resumed session would skip the verification of a certificate that is revoked meanwhile.
+        config.send_tls13_tickets = 0;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+    }
+    Ok(Terms { config: Arc::new(config), clients: tls.clients.clone() })
+}
+
+/// With these suites of TLS 1.2 only, if any are named.
+fn provider(suites: &[mesh_core::ArcStr]) -> Result<Arc<CryptoProvider>, String> {
+    let mut provider = aws_lc_rs::default_provider();
+    if !suites.is_empty() {
+        let named = |suite: &rustls::SupportedCipherSuite| {
+            let name = suite.suite().as_str().unwrap_or_default();
+            suite.tls13().is_some() || suites.iter().any(|known| known == name)
+        };
+        provider.cipher_suites.retain(named);
+    }
+    Ok(Arc::new(provider))
+}
+
+fn certified(credential: &Credential, provider: &CryptoProvider) -> Result<CertifiedKey, &'static str> {
+    let chain = chain(&credential.chain).ok_or("the certificate is not PEM")?;
+    if chain.is_empty() {
+        return Err("there is no certificate in it");
+    }
+    let key = PrivateKeyDer::from_pem_slice(credential.key.expose()).map_err(|_| "the key is not PEM")?;
+    let key = provider.key_provider.load_private_key(key).map_err(|_| "the key is of no kind that is used")?;
+    let mut certified = CertifiedKey::new(chain, key);
+    if !credential.staple.is_empty() {
+        certified.ocsp = Some(credential.staple.to_vec());
+    }
+    match certified.keys_match() {
+        Ok(()) | Err(Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(certified),
+        Err(_) => Err("the key is not the certificate's"),
+    }
+}
+
+fn chain(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
+    CertificateDer::pem_slice_iter(pem).take(MOST_CERTIFICATES).collect::<Result<_, _>>().ok()
+}
+
+fn verifier(
+    clients: &Clients,
+    certificates: &Certificates,
+    provider: Arc<CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, String> {
+    let (mut roots, mut revoked) = (RootCertStore::empty(), Vec::new());
+    for name in &clients.roots {
+        let credential = certificates.all.get(name).ok_or_else(|| format!("{name} is not known"))?;
+        let all = chain(&credential.roots).ok_or_else(|| format!("{name}: the roots are not PEM"))?;
+        let (added, _) = roots.add_parsable_certificates(all);
+        if added == 0 {
+            return Err(format!("{name}: there is no root in it"));
+        }
+        let lists = CertificateRevocationListDer::pem_slice_iter(&credential.revoked).collect::<Result<Vec<_>, _>>();
+        revoked.extend(lists.map_err(|_| format!("{name}: what is revoked is not PEM"))?);
+    }
+    if roots.is_empty() {
+        return Err("nobody is known by whom clients are believed".to_owned());
+    }
+    let only_known = revoked.is_empty();
+    let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).with_crls(revoked);
+    if !clients.required {
+        builder = builder.allow_unauthenticated();
+    }
+    if !only_known {
+        // The list is the leaf's issuer's; those between it and a root have lists elsewhere.
+        builder = builder.only_check_end_entity_revocation().allow_unknown_revocation_status();
+    }
+    let verifier = builder.build().map_err(|error| error.to_string())?;
+    Ok(if clients.unverified { Arc::new(Unverified(verifier)) } else { verifier })
+}
+
+impl Terms {
+    /// Whether a client may come in that has shown this chain; the error says why not.
+    pub fn admit(&self, chain: Option<&[CertificateDer<'_>]>) -> Result<(), &'static str> {
+        let Some(clients) = &self.clients else { return Ok(()) };
+        let asks = !(clients.names.is_empty() && clients.keys.is_empty() && clients.hashes.is_empty());
+        let Some(leaf) = chain.and_then(<[_]>::first).filter(|_| asks) else { return Ok(()) };
+        let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| "its certificate cannot be read")?;
+        let is =
+            |wanted: &[[u8; 32]], bytes: &[u8]| wanted.iter().any(|hash| hash[..] == *digest(&SHA256, bytes).as_ref());
+        if !clients.names.is_empty()
+            && !names(&certificate).iter().any(|(_, name)| clients.names.iter().any(|n| n == name))
+        {
+            return Err("none of its names is expected");
+        }
+        // As in Istio either of both is enough.
+        let (by_key, by_hash) = (is(&clients.keys, certificate.public_key().raw), is(&clients.hashes, leaf));
+        match (clients.keys.is_empty() && clients.hashes.is_empty()) || by_key || by_hash {
+            true => Ok(()),
+            false => Err("neither its key nor its certificate is expected"),
+        }
+    }
+}
+
+/// Alternative names, with what `x-forwarded-client-cert` calls their kinds.
+fn names(certificate: &X509Certificate<'_>) -> Vec<(&'static str, String)> {
+    let extension = certificate.subject_alternative_name().ok().flatten();
+    let all = extension.map(|extension| extension.value.general_names.as_slice()).unwrap_or_default();
+    let named = |name: &GeneralName<'_>| match name {
+        GeneralName::URI(uri) => Some(("URI", (*uri).to_owned())),
+        GeneralName::DNSName(name) => Some(("DNS", (*name).to_owned())),
+        _ => None,
+    };
+    all.iter().filter_map(named).collect()
+}
+
+/// A client's certificate as an element of `x-forwarded-client-cert`. What would end a part of it is left out.
+#[must_use]
+pub fn element(leaf: &CertificateDer<'_>) -> String {
+    let mut element = String::from("Hash=");
+    for byte in digest(&SHA256, leaf).as_ref() {
+        let _ = write!(element, "{byte:02x}");
+    }
+    if let Ok((_, certificate)) = X509Certificate::from_der(leaf) {
+        let clean = |text: &str| text.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').collect::<String>();
+        let quoted = clean(&certificate.subject().to_string()).replace(['"', '\\'], "");
+        let _ = write!(element, ";Subject=\"{quoted}\"");
+        for (kind, name) in names(&certificate) {
+            let name: String = clean(&name).chars().filter(|c| !matches!(c, ';' | ',' | '=' | '"' | '\\')).collect();
+            let _ = write!(element, ";{kind}={name}");
+        }
+    }
+    element
+}
+
+/// The certificates of a listener: the first whose key can sign what the client can verify.
+#[derive(Debug)]
+struct Shown(Vec<Arc<CertifiedKey>>);
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let can = |key: &&Arc<CertifiedKey>| key.key.choose_scheme(hello.signature_schemes()).is_some();
+        self.0.iter().find(can).or_else(|| self.0.first()).cloned()
+    }
+}
+
+/// Takes any certificate whose key the client has.
+#[derive(Debug)]
+struct Unverified(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for Unverified {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}

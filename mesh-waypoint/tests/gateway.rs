@@ -1,0 +1,405 @@
+//! A gateway: clients from outside of the mesh, on ports that follow its listeners.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![allow(non_snake_case, reason = "tests carry the ids of the rows they prove")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::client::conn::http1::SendRequest;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use mesh_core::l7::{Backend as Place, Forward, HostPattern, Table, Target, VirtualHost};
+use mesh_core::listener::{
+    Certificates, Clients, Credential, Encryption, Listener, Listeners, Passage, Secret, Serves, Tls, Topology,
+};
+use mesh_waypoint::Settings;
+use mesh_waypoint::edge::ports;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use support::{Backend, Waypoint, cluster, echo, rule, soon, text, to, whole};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+async fn free() -> u16 {
+    TcpListener::bind((HERE, 0)).await.unwrap().local_addr().unwrap().port()
+}
+
+fn hosts(all: &[&str]) -> Vec<HostPattern> {
+    all.iter().map(|text| HostPattern::parse(text).unwrap()).collect()
+}
+
+/// Everything for these names goes to a service.
+fn to_service(names: &[&str], service: &str) -> Serves {
+    let host = VirtualHost { hosts: hosts(names), rules: vec![rule(to(service))], ..VirtualHost::default() };
+    Serves::Http(Arc::new(Table::new(service, vec![Arc::new(host)])))
+}
+
+fn listener(name: &str, bind: u16, names: &[&str], encryption: Encryption, serves: Serves) -> Arc<Listener> {
+    let (name, gateway) = (name.into(), "shop/edge".into());
+    Arc::new(Listener { name, gateway, port: bind, bind, hosts: hosts(names), encryption, serves })
+}
+
+fn http(name: &str, bind: u16, names: &[&str], service: &str) -> Arc<Listener> {
+    listener(name, bind, names, Encryption::None, to_service(names, service))
+}
+
+fn ends(certificate: &str) -> Encryption {
+    Encryption::Ends(Tls::with(vec![certificate.into()]))
+}
+
+fn passage(names: &[&str], services: &[(&str, u32)]) -> Serves {
+    let places = services.iter().map(|(service, weight)| Place::new(Target::Cluster(cluster(service)), *weight));
+    let forward = Forward::new(places.collect()).unwrap();
+    Serves::Bytes(vec![Passage { origin: "TCPRoute shop/a".into(), hosts: hosts(names), forward }])
+}
+
+/// A gateway whose services are these.
+async fn gateway(backends: &[Backend]) -> Waypoint {
+    let gateway = Waypoint::with(backends, Table::default(), Settings::default()).await;
+    tokio::spawn(ports::keep(gateway.engine.clone(), HERE, vec![gateway.address.port()], gateway.drain.token()));
+    gateway
+}
+
+fn listen(gateway: &Waypoint, all: Vec<Arc<Listener>>) {
+    gateway.state.set_listeners(Arc::new(Listeners::new("shop/edge", all)));
+}
+
+/// A connection once the port is open.
+async fn connect(port: u16) -> TcpStream {
+    soon("the port is open", async {
+        loop {
+            match TcpStream::connect((HERE, port)).await {
+                Ok(tcp) => return tcp,
+                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
+            }
+        }
+    })
+    .await
+}
+
+async fn http1<S>(stream: S) -> SendRequest<Full<Bytes>>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+async fn ask(sender: &mut SendRequest<Full<Bytes>>, host: &str) -> Response<Bytes> {
+    let request = Request::builder().uri("/a").header("host", host).body(Full::default()).unwrap();
+    whole(soon("answer", sender.send_request(request)).await.unwrap()).await
+}
+
+async fn get(port: u16, host: &str) -> Response<Bytes> {
+    ask(&mut http1(connect(port).await).await, host).await
+}
+
+/// Certificates of one authority.
+struct Ca(CertifiedIssuer<'static, KeyPair>);
+
+impl Ca {
+    fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    fn issue(&self, name: &str) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        (params.signed_by(&key, &self.0).unwrap().pem(), key.serialize_pem())
+    }
+
+    fn credential(&self, name: &str) -> Arc<Credential> {
+        let (chain, key) = self.issue(name);
+        Arc::new(Credential { chain: chain.into(), key: Secret::new(key.into()), ..Credential::default() })
+    }
+
+    fn roots(&self) -> Arc<Credential> {
+        Arc::new(Credential { roots: self.0.pem().into(), ..Credential::default() })
+    }
+
+    /// A client that believes this authority, and shows `own` if there is any.
+    fn client(&self, own: Option<(String, String)>, alpn: &[&str]) -> TlsConnector {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.0.pem().as_bytes()).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let builder = builder.with_root_certificates(roots);
+        let mut config = match own {
+            None => builder.with_no_client_auth(),
+            Some((chain, key)) => {
+                let chain = vec![CertificateDer::from_pem_slice(chain.as_bytes()).unwrap()];
+                builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
+            }
+        };
+        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        TlsConnector::from(Arc::new(config))
+    }
+}
+
+fn certificates(all: &[(&str, Arc<Credential>)]) -> Arc<Certificates> {
+    let all: BTreeMap<_, _> = all.iter().map(|(name, credential)| ((*name).into(), credential.clone())).collect();
+    Arc::new(Certificates { name: "shop/edge".into(), all })
+}
+
+async fn tls(client: &TlsConnector, port: u16, name: &str) -> std::io::Result<TlsStream<TcpStream>> {
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    soon("handshake", client.connect(name, connect(port).await)).await
+}
+
+fn shown(stream: &TlsStream<TcpStream>) -> Vec<u8> {
+    stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+}
+
+#[tokio::test]
+async fn features_B15_requests_go_by_the_listener_and_its_routes() {
+    let (one, two) = (echo("one").await, echo("two").await);
+    let gateway = gateway(&[Backend::new("one", "10.96.0.1", &[one]), Backend::new("two", "10.96.0.2", &[two])]).await;
+    let port = free().await;
+    listen(&gateway, vec![http("all", port, &["*"], "one"), http("two", port, &["two.example"], "two")]);
+    for (host, expected) in [("a.example", "one"), ("two.example", "two"), ("TWO.example:81", "two")] {
+        let answer = get(port, host).await;
+        assert!(text(&answer).starts_with(&format!("{expected} GET /a ")), "{host}: {}", text(&answer));
+        let said = text(&answer);
+        assert!(said.contains("x-forwarded-for: 127.0.0.1\n") && said.contains("x-forwarded-proto: http\n"), "{said}");
+        assert!(said.contains(&format!("host: {}\n", host.to_lowercase())), "{said}");
+    }
+    // What a listener has is no other's: its own routes are all that count there.
+    let narrow = listener("narrow", port, &["two.example"], Encryption::None, to_service(&["x.example"], "two"));
+    listen(&gateway, vec![http("all", port, &["*"], "one"), narrow]);
+    assert_eq!(get(port, "two.example").await.status(), StatusCode::NOT_FOUND);
+    listen(&gateway, vec![http("two", port, &["two.example"], "two")]);
+    assert_eq!(get(port, "a.example").await.status(), StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn ports_come_and_go_and_cut_nobody() {
+    let app = echo("app").await;
+    let gateway = gateway(&[Backend::new("app", "10.96.0.1", &[app])]).await;
+    let (first, second) = (free().await, free().await);
+    listen(&gateway, vec![http("first", first, &["*"], "app")]);
+    let mut kept = http1(connect(first).await).await;
+    assert_eq!(ask(&mut kept, "a").await.status(), StatusCode::OK);
+    listen(&gateway, vec![http("first", first, &["*"], "app"), http("second", second, &["*"], "app")]);
+    assert_eq!(get(second, "a").await.status(), StatusCode::OK);
+    assert_eq!(ask(&mut kept, "a").await.status(), StatusCode::OK);
+    listen(&gateway, vec![http("second", second, &["*"], "app")]);
+    soon("the port is closed", async {
+        while TcpStream::connect((HERE, first)).await.is_ok() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    // Its connection is there still, and its routes are not.
+    assert_eq!(ask(&mut kept, "a").await.status(), StatusCode::NOT_FOUND);
+    // The tunnels' own port is nobody's to take, and others are opened all the same.
+    let own = gateway.address.port();
+    listen(&gateway, vec![http("own", own, &["*"], "app"), http("first", first, &["*"], "app")]);
+    assert_eq!(get(first, "a").await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn features_B16_certificates_go_by_name_and_are_replaced_under_live_connections() {
+    let app = echo("app").await;
+    let gateway = gateway(&[Backend::new("app", "10.96.0.1", &[app])]).await;
+    let (port, ca) = (free().await, Ca::new());
+    let (old, new, other) = (ca.credential("a.example"), ca.credential("a.example"), ca.credential("b.example"));
+    gateway.state.set_certificates(certificates(&[("shop/a", old), ("shop/b", other.clone())]));
+    let secure = |name, host, certificate| {
+        listener(name, port, &[host], ends(certificate), to_service(&["a.example", "b.example"], "app"))
+    };
+    let both = || vec![secure("a", "a.example", "shop/a"), secure("b", "b.example", "shop/b")];
+    listen(&gateway, both());
+    let client = ca.client(None, &["http/1.1"]);
+    let stream = tls(&client, port, "a.example").await.unwrap();
+    let first = shown(&stream);
+    let mut kept = http1(stream).await;
+    let answer = ask(&mut kept, "a.example").await;
+    assert!(text(&answer).contains("x-forwarded-proto: https\n"), "{}", text(&answer));
+    // A request for a name that has another listener is not for this connection; of one that has none nothing is known.
+    assert_eq!(ask(&mut kept, "b.example").await.status(), StatusCode::MISDIRECTED_REQUEST);
+    assert_eq!(ask(&mut kept, "c.example").await.status(), StatusCode::NOT_FOUND);
+    assert_ne!(first, shown(&tls(&client, port, "b.example").await.unwrap()));
+
+    gateway.state.set_certificates(certificates(&[("shop/a", new), ("shop/b", other.clone())]));
+    assert_ne!(first, shown(&tls(&client, port, "a.example").await.unwrap()));
+    assert_eq!(ask(&mut kept, "a.example").await.status(), StatusCode::OK);
+    // Without its certificate a listener refuses, and the other does not.
+    gateway.state.set_certificates(certificates(&[("shop/b", other)]));
+    assert!(tls(&client, port, "a.example").await.is_err());
+    assert!(tls(&client, port, "b.example").await.is_ok());
+    assert!(tls(&client, port, "c.example").await.is_err());
+
+    let stream = tls(&ca.client(None, &["h2"]), port, "b.example").await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::builder().uri("https://b.example/a").body(Full::<Bytes>::default()).unwrap();
+    let answer = whole(soon("answer", sender.send_request(request)).await.unwrap()).await;
+    assert!(text(&answer).starts_with("app GET"), "{}", text(&answer));
+}
+
+#[tokio::test]
+async fn features_B16_clients_without_a_certificate_are_refused_where_one_is_asked_for() {
+    let app = echo("app").await;
+    let gateway = gateway(&[Backend::new("app", "10.96.0.1", &[app])]).await;
+    let (port, ca, others) = (free().await, Ca::new(), Ca::new());
+    gateway.state.set_certificates(certificates(&[("shop/a", ca.credential("a.example")), ("shop/ca", ca.roots())]));
+    let mutual = |clients: Clients| {
+        let clients = Some(Clients { roots: vec!["shop/ca".into()], ..clients });
+        let encryption = Encryption::Ends(Tls { clients, ..Tls::with(vec!["shop/a".into()]) });
+        listen(&gateway, vec![listener("a", port, &["a.example"], encryption, to_service(&["*"], "app"))]);
+    };
+    // In TLS 1.3 a client learns that it is refused with what it reads first.
+    let come = async |own: Option<(String, String)>| {
+        let stream = tls(&ca.client(own, &["http/1.1"]), port, "a.example").await.ok()?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
+        tokio::spawn(connection);
+        let request = Request::builder()
+            .uri("/a")
+            .header("host", "a.example")
+            .header("x-forwarded-client-cert", "Hash=0")
+            .body(Full::<Bytes>::default());
+        let answer = whole(soon("answer", sender.send_request(request.unwrap())).await.ok()?).await;
+        let line = text(&answer).lines().find(|line| line.starts_with("x-forwarded-client-cert")).map(str::to_owned);
+        Some(line.unwrap_or_default())
+    };
+    mutual(Clients { required: true, ..Clients::default() });
+    let certificate = come(Some(ca.issue("client.example"))).await.unwrap();
+    assert!(certificate.contains("Hash=") && certificate.contains("DNS=client.example"), "{certificate}");
+    assert!(!certificate.contains("Hash=0"), "{certificate}");
+    assert_eq!(come(None).await, None);
+    assert_eq!(come(Some(others.issue("client.example"))).await, None);
+    mutual(Clients { required: true, names: vec!["one.example".into()], ..Clients::default() });
+    assert_eq!(come(Some(ca.issue("client.example"))).await, None);
+    assert!(come(Some(ca.issue("one.example"))).await.is_some());
+    mutual(Clients::default());
+    assert_eq!(come(None).await, Some(String::new()));
+    assert_eq!(come(Some(others.issue("client.example"))).await, None);
+    mutual(Clients { unverified: true, ..Clients::default() });
+    assert!(come(Some(others.issue("client.example"))).await.unwrap().contains("DNS=client.example"));
+}
+
+/// A server that says its name to whoever connects, and then what it hears.
+async fn greeter(name: &'static str) -> SocketAddr {
+    let listener = support::listener().await;
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                tcp.write_all(name.as_bytes()).await.unwrap();
+                let mut heard = Vec::new();
+                let _ = tcp.read_to_end(&mut heard).await;
+                let _ = tcp.write_all(&heard).await;
+            });
+        }
+    });
+    address
+}
+
+async fn talk<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(mut stream: S) -> String {
+    stream.write_all(b" hello").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut heard = String::new();
+    soon("end", stream.read_to_string(&mut heard)).await.unwrap();
+    heard
+}
+
+#[tokio::test]
+async fn features_B7_connections_are_shared_by_weight_each_as_a_whole() {
+    let (one, two) = (greeter("one").await, greeter("two").await);
+    let gateway = gateway(&[Backend::new("one", "10.96.0.1", &[one]), Backend::new("two", "10.96.0.2", &[two])]).await;
+    let port = free().await;
+    let tcp = |places: &[(&str, u32)]| listener("tcp", port, &["*"], Encryption::None, passage(&["*"], places));
+    listen(&gateway, vec![tcp(&[("one", 4), ("two", 1)])]);
+    let mut counts = BTreeMap::new();
+    for _ in 0..100 {
+        *counts.entry(talk(connect(port).await).await).or_insert(0) += 1;
+    }
+    let (one, two) = (counts["one hello"], counts["two hello"]);
+    assert!(one + two == 100 && (5..=40).contains(&two), "{counts:?}");
+    listen(&gateway, vec![tcp(&[("one", 0), ("two", 1)])]);
+    assert_eq!(talk(connect(port).await).await, "two hello");
+}
+
+#[tokio::test]
+async fn features_B16_tls_that_is_passed_on_goes_by_its_name_untouched() {
+    let (ca, plain) = (Ca::new(), greeter("plain").await);
+    let secure = {
+        let (chain, key) = ca.issue("a.example");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = rustls::ServerConfig::builder_with_provider(provider);
+        let builder = builder.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+        let chain = vec![CertificateDer::from_pem_slice(chain.as_bytes()).unwrap()];
+        let config = builder.with_single_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap();
+        let (acceptor, listener) = (TlsAcceptor::from(Arc::new(config)), support::listener().await);
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            loop {
+                let (tcp, _) = listener.accept().await.unwrap();
+                let Ok(mut stream) = acceptor.accept(tcp).await else { continue };
+                let mut heard = Vec::new();
+                stream.read_to_end(&mut heard).await.unwrap();
+                stream.write_all(&heard).await.unwrap();
+                stream.shutdown().await.unwrap();
+            }
+        });
+        address
+    };
+    let gateway =
+        gateway(&[Backend::new("one", "10.96.0.1", &[secure]), Backend::new("two", "10.96.0.2", &[plain])]).await;
+    let port = free().await;
+    gateway.state.set_certificates(certificates(&[("shop/b", ca.credential("b.example"))]));
+    listen(
+        &gateway,
+        vec![
+            listener("passes", port, &["*.example"], Encryption::Passes, passage(&["a.example"], &[("one", 1)])),
+            listener("ends", port, &["b.example"], ends("shop/b"), passage(&["*"], &[("two", 1)])),
+        ],
+    );
+    let client = ca.client(None, &[]);
+    assert_eq!(talk(tls(&client, port, "a.example").await.unwrap()).await, " hello");
+    assert_eq!(talk(tls(&client, port, "b.example").await.unwrap()).await, "plain hello");
+    assert!(tls(&client, port, "c.example").await.is_err(), "no route has the name");
+    // What is no TLS is closed at once.
+    let mut tcp = connect(port).await;
+    tcp.write_all(b"GET / HTTP/1.1\r\nhost: a.example\r\n\r\n").await.unwrap();
+    let mut heard = Vec::new();
+    let _ = soon("end", tcp.read_to_end(&mut heard)).await;
+    assert!(heard.is_empty());
+}
+
+#[tokio::test]
+async fn hardening_B190_a_proxy_in_front_says_who_the_client_is_or_nothing_is_served() {
+    let app = echo("app").await;
+    let gateway = gateway(&[Backend::new("app", "10.96.0.1", &[app])]).await;
+    let port = free().await;
+    let topology = Topology { proxy_protocol: true, ..Topology::default() };
+    let all = Listeners::new("shop/edge", vec![http("http", port, &["*"], "app")]).behind(topology);
+    gateway.state.set_listeners(Arc::new(all));
+    let mut tcp = connect(port).await;
+    tcp.write_all(b"PROXY TCP4 198.51.100.22 203.0.113.7 35646 80\r\n").await.unwrap();
+    let answer = ask(&mut http1(tcp).await, "a").await;
+    assert!(text(&answer).contains("x-forwarded-for: 198.51.100.22\n"), "{}", text(&answer));
+    for first in ["GET / HTTP/1.1\r\nhost: a\r\n\r\n", "PROXY UNKNOWN\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n"] {
+        let mut tcp = connect(port).await;
+        tcp.write_all(first.as_bytes()).await.unwrap();
+        let mut heard = Vec::new();
+        let _ = soon("end", tcp.read_to_end(&mut heard)).await;
+        assert!(heard.is_empty(), "{first:?}");
+    }
+}

@@ -63,7 +63,7 @@ pub fn index(objects: &Objects, settings: &Settings, waypoints: &Waypoints, serv
     let finder = Finder { objects, settings, waypoints, served };
     let mut made = Made::default();
     let mut all: BTreeMap<NamespacedName, Security> = BTreeMap::new();
-    for (gateway, _) in waypoints.ours() {
+    for (gateway, _) in waypoints.deployed() {
         let name = gateway.to_string().into();
         all.insert(gateway.clone(), Security { name, ..Security::default() });
     }
@@ -129,7 +129,7 @@ impl Finder<'_> {
         let found: Vec<(NamespacedName, Target)> = match target.kind.as_str() {
             "Gateway" => {
                 let is_it = |(gateway, _): &(&NamespacedName, _)| **gateway == name;
-                self.waypoints.ours().filter(is_it).map(|(gateway, _)| (gateway.clone(), Target::All)).collect()
+                self.waypoints.deployed().filter(is_it).map(|(gateway, _)| (gateway.clone(), Target::All)).collect()
             }
             "GatewayClass" if !self.settings.is_root(namespace) => {
                 return Err("policies of a whole class are read in the root namespace only".to_owned());
@@ -139,7 +139,7 @@ impl Finder<'_> {
                     let object = self.objects.routes.gateways.get(gateway);
                     object.is_some_and(|object| object.spec.gateway_class_name == target.name)
                 };
-                let own = self.waypoints.ours().filter(|(gateway, _)| is_of(gateway));
+                let own = self.waypoints.deployed().filter(|(gateway, _)| is_of(gateway));
                 own.map(|(gateway, _)| (gateway.clone(), Target::All)).collect()
             }
             "ServiceEntry" => {
@@ -153,7 +153,7 @@ impl Finder<'_> {
             _ => self.served_by(vec![key(namespace, &target.name, self.settings)]),
         };
         match found.is_empty() {
-            true => Err(format!("{} {name} has no waypoint of ours", target.kind)),
+            true => Err(format!("{} {name} has no waypoint and is no gateway of ours", target.kind)),
             false => Ok(found),
         }
     }

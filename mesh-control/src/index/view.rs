@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use mesh_core::l7::{Clusters, Security, Table};
+use mesh_core::listener::Listeners;
 use mesh_core::{ArcStr, NamespacedName, Policy, Service, Workload};
 
 use super::l7::labels::Told;
@@ -93,6 +94,8 @@ pub struct View {
     pub tables: BTreeMap<NamespacedName, Arc<Table>>,
     /// How they reach the places that those name, by their gateways.
     pub clusters: BTreeMap<NamespacedName, Arc<Clusters>>,
+    /// What gateways listen for outside of the mesh.
+    pub listeners: BTreeMap<NamespacedName, Arc<Listeners>>,
     /// Labels of workloads that both ask for, by their gateways.
     pub labels: BTreeMap<NamespacedName, Arc<Told>>,
     /// Services that any waypoint serves: what routes say of them is in force.
@@ -101,7 +104,7 @@ pub struct View {
     pub security: BTreeMap<NamespacedName, Arc<Security>>,
     /// Policies, VirtualServices and DestinationRules that are in force at some waypoint.
     pub at_waypoints: BTreeSet<Key>,
-    /// Waypoints, by their gateways.
+    /// Waypoints and gateways of ours, by their Gateways.
     pub waypoints: BTreeMap<NamespacedName, WaypointGateway>,
     /// Pods that serve waypoints and have not ended, by namespace and name.
     pub waypoint_pods: BTreeMap<NamespacedName, WaypointPod>,

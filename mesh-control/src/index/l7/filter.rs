@@ -97,7 +97,7 @@ impl Reading<'_> {
     }
 
     /// Where a reference leads. What is wrong with it is told where references are resolved.
-    fn target(&self, part: Part) -> Target {
+    pub fn target(&self, part: Part) -> Target {
         let broken = |why: String| Target::Broken(why.into());
         let cluster = |service: NamespacedName, port| ClusterKey { service, port, subset: Default::default() };
         match self.route.backends.get(&Spot { rule: self.rule, part }) {

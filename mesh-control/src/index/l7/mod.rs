@@ -5,7 +5,8 @@
 //! VirtualService, HTTPRoute, GRPCRoute --parts--> Candidate --l7::order--> VirtualHost of a service --table--> Table of a waypoint
 //! ```
 //!
-//! `clusters` is what DestinationRules say of the places that a table names, `labels` which labels of workloads both ask for.
+//! `listeners` is the same for gateways: of each listener the routes that are attached to it. `clusters` is what DestinationRules say of the places that a table
+//! names, `labels` which labels of workloads both ask for.
 //!
 //! What is written and cannot be done is noted ([`notes`]): its rule answers 500, and its writer is told. It is never left out, because a later rule would
 //! match instead.
@@ -16,6 +17,7 @@ pub mod grpc_route;
 pub mod http_route;
 mod in_force;
 pub mod labels;
+pub mod listeners;
 mod notes;
 mod parts;
 pub mod table;
@@ -30,6 +32,7 @@ use std::sync::Arc;
 use mesh_core::NamespacedName;
 use mesh_core::l7::order::Candidate;
 use mesh_core::l7::{Clusters, Table};
+use mesh_core::listener::Listeners;
 
 use super::Settings;
 use super::routing::destination_rules::Rules;
@@ -71,6 +74,8 @@ pub struct Made {
     pub tables: BTreeMap<NamespacedName, Arc<Table>>,
     /// How the places that they go to are reached, by gateway.
     pub clusters: BTreeMap<NamespacedName, Arc<Clusters>>,
+    /// What is listened for outside of the mesh, by gateway.
+    pub listeners: BTreeMap<NamespacedName, Arc<Listeners>>,
     /// Which labels of workloads both ask for, by gateway.
     pub wanted: BTreeMap<NamespacedName, Arc<labels::Wanted>>,
     /// The services that any of them serves.
@@ -93,6 +98,7 @@ impl Made {
         }
         keep(&mut self.tables, &before.tables);
         keep(&mut self.clusters, &before.clusters);
+        keep(&mut self.listeners, &before.listeners);
     }
 }
 
@@ -114,6 +120,7 @@ pub fn index(objects: &Objects, settings: &Settings, indexed: &Indexed, served: 
         made.tables.insert(gateway.clone(), Arc::new(table));
         made.clusters.insert(gateway.clone(), Arc::new(clusters));
     }
+    made.listeners = listeners::index(&around, &read, &mut made.problems);
     // Who is delegated to by several, or asked on several ports, is read as often.
     let mut told = HashSet::new();
     made.problems.retain(|said| told.insert(said.clone()));

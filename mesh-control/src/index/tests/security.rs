@@ -79,7 +79,7 @@ fn features_AP_2_a_policy_goes_to_the_waypoints_of_its_targets() {
             "a service without a waypoint",
             policy("shop", &format!("{{{}}}", refs("Service", "free"))),
             &[],
-            "spec.targetRefs[0]: Service shop/free has no waypoint of ours: it is not in force there",
+            "spec.targetRefs[0]: Service shop/free has no waypoint and is no gateway of ours: it is not in force there",
         ),
         (
             "no service",
@@ -91,13 +91,13 @@ fn features_AP_2_a_policy_goes_to_the_waypoints_of_its_targets() {
             "another namespace's gateway",
             policy("third", &format!("{{{}}}", refs("Gateway", "wp"))),
             &[],
-            "spec.targetRefs[0]: Gateway third/wp has no waypoint of ours: it is not in force there",
+            "spec.targetRefs[0]: Gateway third/wp has no waypoint and is no gateway of ours: it is not in force there",
         ),
         (
             "two targets, one without",
             policy("shop", "{targetRefs: [{group: \"\", kind: Service, name: web}, {kind: Service, name: free}]}"),
             &[("shop/wp", web)],
-            "spec.targetRefs[1]: Service shop/free has no waypoint of ours: it is not in force there",
+            "spec.targetRefs[1]: Service shop/free has no waypoint and is no gateway of ours: it is not in force there",
         ),
         // Those of agents.
         ("a selector", policy("shop", "{selector: {matchLabels: {app: web}}}"), &[], ""),

@@ -73,7 +73,7 @@ impl Waypoints {
         settings: &Settings,
     ) -> Option<Guard> {
         let is_free = guarded.services.is_empty() && !guarded.workloads;
-        if is_free || self.served_by(pod).is_some() {
+        if is_free || self.gateway_of(pod).is_some() {
             return None;
         }
         let mut guard = Guard { ports: BTreeMap::new(), others: None };

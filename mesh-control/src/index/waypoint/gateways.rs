@@ -23,14 +23,14 @@ pub enum Standing {
     /// Of a class that nobody makes.
     Nobody(String),
     /// Ours, and no waypoint: it listens for no tunnels.
-    Deaf,
+    Edge(Deployed),
     /// Classes have never been heard of.
     Unknown,
 }
 
-/// A waypoint that we serve.
+/// What there is of a Gateway of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Waypoint {
+pub struct Deployed {
     /// The uid of its Gateway, if that has one.
     pub uid: Option<ArcStr>,
     /// The service account of its pods: what its service is called unless the Gateway says otherwise, as with Istio.
@@ -39,6 +39,27 @@ pub struct Waypoint {
     pub service: ArcStr,
     /// By which its pods name it.
     pub label: ArcStr,
+}
+
+impl Deployed {
+    fn of(gateway: &Routed<Gateway>, is_waypoint: bool) -> Self {
+        let marks = &gateway.marks;
+        let service = deployed_name(&gateway.name, &gateway.spec.gateway_class_name, is_waypoint, marks);
+        let account = mark(marks, SERVICE_ACCOUNT).map_or_else(|| service.clone(), ArcStr::from);
+        Self { uid: gateway.uid.clone(), account, service, label: gateway_label(&gateway.name) }
+    }
+
+    /// As its token names it.
+    pub fn gateway(&self) -> WaypointGateway {
+        WaypointGateway { uid: self.uid.clone(), account: self.account.clone() }
+    }
+}
+
+/// A waypoint that we serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waypoint {
+    /// What there is of it.
+    pub deployed: Deployed,
     /// Where it is; `None` if there is neither a service nor a pod of it.
     pub destination: Option<GatewayDestination>,
     /// It takes connections to services.
@@ -50,11 +71,6 @@ pub struct Waypoint {
 }
 
 impl Waypoint {
-    /// As its token names it.
-    pub fn gateway(&self) -> WaypointGateway {
-        WaypointGateway { uid: self.uid.clone(), account: self.account.clone() }
-    }
-
     /// Whether it is for this.
     pub fn is_for(&self, traffic: Traffic) -> bool {
         match traffic {
@@ -74,6 +90,15 @@ impl Waypoint {
 }
 
 impl Standing {
+    /// What there is of it, if it is ours.
+    pub fn deployed(&self) -> Option<&Deployed> {
+        match self {
+            Standing::Ours(waypoint) => Some(&waypoint.deployed),
+            Standing::Edge(deployed) => Some(deployed),
+            _ => None,
+        }
+    }
+
     /// What this one is; where it is is not known yet.
     pub fn of(
         gateway: &Routed<Gateway>,
@@ -90,9 +115,8 @@ impl Standing {
         };
         let listeners: Vec<Listener> = gateway.spec.tunnels().cloned().collect();
         if listeners.is_empty() {
-            return Standing::Deaf;
+            return Standing::Edge(Deployed::of(gateway, false));
         }
-        let mark = |marks: &Labels, key: &str| marks.get(key).cloned().filter(|value| !value.is_empty());
         let purpose = mark(&gateway.marks, WAYPOINT_FOR).or_else(|| mark(&class?.marks, WAYPOINT_FOR));
         let (services, workloads) = match purpose.as_deref() {
             // Its class may say it, and has not been heard of: until then nothing goes around it.
@@ -110,9 +134,11 @@ impl Standing {
                 (true, true)
             }
         };
-        let service = deployed_name(&gateway.name, &gateway.spec.gateway_class_name, true, &gateway.marks);
-        let account = mark(&gateway.marks, SERVICE_ACCOUNT).map_or_else(|| service.clone(), ArcStr::from);
-        let (uid, label) = (gateway.uid.clone(), gateway_label(&gateway.name));
-        Standing::Ours(Waypoint { uid, account, service, label, destination: None, services, workloads, listeners })
+        let deployed = Deployed::of(gateway, true);
+        Standing::Ours(Waypoint { deployed, destination: None, services, workloads, listeners })
     }
+}
+
+fn mark(marks: &Labels, key: &str) -> Option<String> {
+    marks.get(key).cloned().filter(|value| !value.is_empty())
 }

@@ -24,7 +24,7 @@ use crate::resource::waypoint::{Asked, GATEWAY_NAME, field};
 use crate::resource::{Key, Kind, Objects, Pod, Service, meta};
 use crate::verdict::Binding;
 pub use bypass::{Guard, Guarded};
-pub use gateways::{Standing, Waypoint};
+pub use gateways::{Deployed, Standing, Waypoint};
 
 /// End of the name of a waypoint that there is not: nobody can have a service of that name.
 const NOWHERE: &str = "waypoint.invalid";
@@ -116,10 +116,15 @@ impl Waypoints {
         }
     }
 
+    /// What there is of each that is ours, waypoint or not.
+    pub fn deployed(&self) -> impl Iterator<Item = (&NamespacedName, &Deployed)> {
+        self.gateways.iter().filter_map(|(name, standing)| Some((name, standing.deployed()?)))
+    }
+
     /// By the service that has its name, or else by the address of a pod of it.
     fn destination(&self, name: &NamespacedName, objects: &Objects, settings: &Settings) -> Option<GatewayDestination> {
         let has_port = |service: &Service| service.ports.iter().any(|port| port.port == ports::HBONE);
-        let own = self.waypoint(name).map_or_else(|| name.name.clone(), |waypoint| waypoint.service.clone());
+        let own = self.waypoint(name).map_or_else(|| name.name.clone(), |waypoint| waypoint.deployed.service.clone());
         let own = NamespacedName::new(name.namespace.clone(), own);
         match objects.services.get(&own) {
             Some(service) if !service.is_alias && has_port(service) => {
@@ -140,34 +145,46 @@ impl Waypoints {
     /// The waypoint that a pod serves: it says so, and has the service account that the Gateway's pods have. Who has that shows the waypoint's
     /// identity anyway; a label alone proves nothing.
     pub fn served_by(&self, pod: &Pod) -> Option<(NamespacedName, &Waypoint)> {
+        let name = self.gateway_of(pod)?;
+        let waypoint = self.waypoint(&name)?;
+        Some((name, waypoint))
+    }
+
+    /// The Gateway that a pod serves, waypoint or not, by the same signs.
+    pub fn gateway_of(&self, pod: &Pod) -> Option<NamespacedName> {
         if pod.host_network || pod.state == State::Ended {
             return None;
         }
-        let (name, waypoint) = self.named_by(pod)?;
-        (waypoint.account == pod.service_account).then_some((name, waypoint))
+        let (name, own) = self.named_by(pod)?;
+        (own.account == pod.service_account).then_some(name)
     }
 
-    /// The waypoint that a pod says it serves. A name that is longer than a label's value may be stands there cut.
-    fn named_by(&self, pod: &Pod) -> Option<(NamespacedName, &Waypoint)> {
+    /// The Gateway that a pod says it serves. A name that is longer than a label's value may be stands there cut.
+    fn named_by(&self, pod: &Pod) -> Option<(NamespacedName, &Deployed)> {
         let label = pod.labels.get(GATEWAY_NAME)?.as_str();
         let name = NamespacedName::new(pod.namespace.clone(), label);
-        if let Some(waypoint) = self.waypoint(&name) {
-            return Some((name, waypoint));
+        if let Some(own) = self.gateways.get(&name).and_then(Standing::deployed) {
+            return Some((name, own));
         }
-        self.of(&pod.namespace).find(|(_, waypoint)| waypoint.label == label).map(|(name, own)| (name.clone(), own))
+        let of = self.of(&pod.namespace).filter_map(|(name, standing)| Some((name.clone(), standing.deployed()?)));
+        of.into_iter().find(|(_, own)| own.label == label)
     }
 
-    /// Waypoints of ours in a namespace.
-    fn of(&self, namespace: &ArcStr) -> impl Iterator<Item = (&NamespacedName, &Waypoint)> + use<'_> {
+    /// Gateways of a namespace.
+    fn of(&self, namespace: &ArcStr) -> impl Iterator<Item = (&NamespacedName, &Standing)> + use<'_> {
         let (first, namespace) = (NamespacedName::new(namespace.clone(), ""), namespace.clone());
-        let all = self.gateways.range(first..).take_while(move |(name, _)| name.namespace == namespace);
-        all.filter_map(|(name, standing)| match standing {
-            Standing::Ours(waypoint) => Some((name, waypoint)),
-            _ => None,
+        self.gateways.range(first..).take_while(move |(name, _)| name.namespace == namespace)
+    }
+
+    /// Whether a service is that by which a waypoint is found.
+    fn finds(&self, service: &Service, own: &GatewayDestination) -> bool {
+        self.of(&service.namespace).any(|(_, standing)| match standing {
+            Standing::Ours(waypoint) => waypoint.destination.as_ref() == Some(own),
+            _ => false,
         })
     }
 
-    /// Whether a pod may serve a waypoint for all that is known: it serves one, or says so before Gateways and their classes have been heard of. What an agent
+    /// Whether a pod may serve a Gateway for all that is known: it serves one, or says so before Gateways and their classes have been heard of. What an agent
     /// has captured serves none. Its identity is nobody else's.
     pub fn may_serve(&self, pod: &Pod) -> bool {
         let Some(label) = pod.labels.get(GATEWAY_NAME) else { return false };
@@ -176,25 +193,25 @@ impl Waypoints {
             Some(standing) => *standing == Standing::Unknown,
             None => self.unheard,
         };
-        self.served_by(pod).is_some() || is_unknown && !pod.enrolled && !pod.host_network
+        self.gateway_of(pod).is_some() || is_unknown && !pod.enrolled && !pod.host_network
     }
 
     /// What a pod is to be told that says it serves a waypoint.
     pub fn pod_problem(&self, pod: &Pod) -> Option<Problem> {
-        let (name, waypoint) = self.named_by(pod)?;
+        let (name, own) = self.named_by(pod)?;
         if pod.host_network {
             let message = format!("a pod of Gateway {name} has a network of its own, this one has its node's");
-            let help = "write `hostNetwork: false`; until then it serves nobody as a waypoint";
+            let help = "write `hostNetwork: false`; until then it serves nobody";
             return Some(Problem::error("spec.hostNetwork", message).help(help));
         }
-        let (own, wanted) = (&pod.service_account, &waypoint.account);
+        let (own, wanted) = (&pod.service_account, &own.account);
         if own != wanted {
             let message = format!("a pod of Gateway {name} has the service account {wanted}, this one has {own}");
-            let help = "until then it serves nobody as a waypoint";
+            let help = "until then it serves nobody";
             return Some(Problem::error("spec.serviceAccountName", message).help(help));
         }
         pod.enrolled.then(|| {
-            let message = "a waypoint ends tunnels itself, and the node's agent has captured this pod";
+            let message = "a waypoint or gateway reaches the mesh itself, and the node's agent has captured this pod";
             let problem = Problem::error("metadata.labels[\"istio.io/dataplane-mode\"]", message);
             problem.help("write `none`; until then nobody reaches it")
         })
@@ -203,11 +220,11 @@ impl Waypoints {
     /// The pods that serve waypoints of ours, in namespaces of the mesh. A pod that runs on no node that is known runs nowhere: whoever has a token that was
     /// made for it is not that pod.
     pub fn pods(&self, objects: &Objects, settings: &Settings) -> BTreeMap<NamespacedName, WaypointPod> {
-        let namespaces: BTreeSet<&ArcStr> = self.ours().map(|(name, _)| &name.namespace).collect();
+        let namespaces: BTreeSet<&ArcStr> = self.deployed().map(|(name, _)| &name.namespace).collect();
         let mut pods = BTreeMap::new();
         for namespace in namespaces.into_iter().filter(|name| settings.discovers(objects, name)) {
             for pod in pods_of(objects, namespace) {
-                let Some((gateway, _)) = self.served_by(pod) else { continue };
+                let Some(gateway) = self.gateway_of(pod) else { continue };
                 if !objects.nodes.contains_key(&pod.node) {
                     continue;
                 }
@@ -237,7 +254,7 @@ impl Waypoints {
     /// What a service is bound to: that by which a waypoint is found is never. One that has a waypoint's name and nothing else of it is a service as others.
     pub fn service(&self, service: &Service, objects: &Objects, settings: &Settings) -> Bound {
         let own = GatewayDestination::Service(key(&service.namespace, &service.name, settings));
-        if self.of(&service.namespace).any(|(_, waypoint)| waypoint.destination.as_ref() == Some(&own)) {
+        if self.finds(service, &own) {
             return Bound::default();
         }
         self.bind(Traffic::Service, &service.waypoint, &service.namespace, objects, settings)
@@ -272,7 +289,7 @@ impl Waypoints {
             // Its table is made whether it can be reached or not: then that depends on no pod.
             (Some(Standing::Ours(waypoint)), flaw) if waypoint.takes(name, namespace, objects) => {
                 let address = waypoint.destination.clone().map_or_else(|| nowhere(name, namespace), at);
-                let account = Some((name.namespace.clone(), waypoint.account.clone()));
+                let account = Some((name.namespace.clone(), waypoint.deployed.account.clone()));
                 Bound { address: Some(address), gateway: Some(name.clone()), account, problem: told(flaw) }
             }
             // It may be a waypoint: its service is asked for, and if it is none, nobody is found.
@@ -291,7 +308,7 @@ impl Waypoints {
     pub fn binding(&self, service: &Service, objects: &Objects, settings: &Settings) -> Option<Binding> {
         let (name, is_own) = asked(&service.waypoint, &service.namespace, objects)?;
         let own = GatewayDestination::Service(key(&service.namespace, &service.name, settings));
-        let is_it = self.of(&service.namespace).any(|(_, waypoint)| waypoint.destination.as_ref() == Some(&own));
+        let is_it = self.finds(service, &own);
         if service.is_alias || is_it || !settings.discovers(objects, &service.namespace) {
             return None;
         }
@@ -303,7 +320,7 @@ impl Waypoints {
         match self.gateways.get(name) {
             None if self.unheard => Some(Binding::Untold),
             Some(Standing::Unknown | Standing::Foreign) => Some(Binding::Untold),
-            None | Some(Standing::Nobody(_) | Standing::Deaf) => told("WaypointIsNotReady"),
+            None | Some(Standing::Nobody(_) | Standing::Edge(_)) => told("WaypointIsNotReady"),
             Some(Standing::Ours(waypoint)) if !waypoint.is_for(Traffic::Service) => is_own.then(|| {
                 let message = format!("waypoint {name} does not take connections to services");
                 Binding::Refused("UnsupportedTrafficType", message)
@@ -344,7 +361,7 @@ impl Waypoints {
                 format!("Gateway {name} is of the class {class:?}, which nobody makes"),
                 "write `undermesh-waypoint` there",
             ),
-            Some(Standing::Deaf) => closed(
+            Some(Standing::Edge(_)) => closed(
                 format!("Gateway {name} is no waypoint"),
                 "add a listener with `name: mesh`, `port: 15008` and `protocol: HBONE` to it",
             ),

@@ -288,6 +288,11 @@ impl Spec for Gateway {
 }
 
 impl Gateway {
+    /// What it listens for outside of the mesh: what has any is a gateway.
+    pub fn edges(&self) -> impl Iterator<Item = &Listener> {
+        self.listeners.iter().filter(|listener| listener.protocol != "HBONE")
+    }
+
     /// Where it takes tunnels of the mesh: what has any is a waypoint.
     pub fn tunnels(&self) -> impl Iterator<Item = &Listener> {
         self.listeners.iter().filter(|listener| listener.protocol == "HBONE" && listener.port == ports::HBONE)

@@ -4,6 +4,7 @@ mod clusters;
 mod conformance;
 mod failures;
 mod http_routes;
+mod listeners;
 mod tables;
 mod virtual_services;
 

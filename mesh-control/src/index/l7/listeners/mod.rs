@@ -1,0 +1,151 @@
+//! What gateways listen for: for each Gateway of the Gateway API of a class of ours its listeners, each with the routes that are attached to it and no
+//! others. Called with the rules that `l7` has read; what comes of it is `mesh_core::listener::Listeners`.
+//!
+//! ```text
+//! Gateway ── standing: which listeners count ──┐
+//! routes attached to a listener ── names that both have ── l7::order ── Table, or passages ──> Listener ──> Listeners of a gateway
+//! ```
+
+mod bytes;
+mod names;
+pub mod standing;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use mesh_core::l7::order::{Candidate, assemble};
+use mesh_core::l7::{HostPattern, Table};
+use mesh_core::listener::{self, Encryption, Listeners, Serves, Tls};
+use mesh_core::{ArcStr, NamespacedName};
+
+use super::{Around, Problems, Read};
+use crate::diagnosis::Problem;
+use crate::index::routing::parents::{Attached, Owner, hostnames};
+use crate::resource::routing::gateway::{Gateway, Listener};
+use crate::resource::routing::reference::ObjectReference;
+use crate::resource::routing::{Routed, Routing};
+use crate::resource::{Key, Kind};
+use standing::Standing;
+
+/// What each gateway of ours listens for.
+pub fn index(around: &Around<'_>, read: &Read, problems: &mut Problems) -> BTreeMap<NamespacedName, Arc<Listeners>> {
+    let ours =
+        around.routes.gateways.iter().filter(|(_, gateway)| matches!(around.hosts.owner(gateway), Owner::Ours(_)));
+    let edges = ours.filter(|(_, gateway)| gateway.spec.edges().next().is_some());
+    edges.map(|(name, gateway)| (name.clone(), Arc::new(listeners(name, gateway, around, read, problems)))).collect()
+}
+
+fn listeners(
+    name: &NamespacedName,
+    gateway: &Routed<Gateway>,
+    around: &Around<'_>,
+    read: &Read,
+    problems: &mut Problems,
+) -> Listeners {
+    let mut all = Vec::new();
+    for (index, (written, standing)) in standing::of(&gateway.spec).into_iter().enumerate() {
+        match standing {
+            Standing::Tunnels => {}
+            Standing::Serves => {
+                let one = One { name, written, around, read };
+                all.push(Arc::new(one.listener()));
+            }
+            Standing::Refused(reason, why) => {
+                let key = Key { kind: Kind::Gateway, namespace: name.namespace.clone(), name: name.name.clone() };
+                let problem = Problem::error(format!("spec.listeners[{index}]"), why);
+                problems
+                    .push((key, problem.help(format!("until then nothing is listened for there ({})", reason.name()))));
+            }
+        }
+    }
+    Listeners::new(name.to_string(), all)
+}
+
+/// One listener that counts.
+struct One<'a> {
+    name: &'a NamespacedName,
+    written: &'a Listener,
+    around: &'a Around<'a>,
+    read: &'a Read,
+}
+
+impl One<'_> {
+    fn listener(&self) -> listener::Listener {
+        let written = self.written;
+        let encryption = match (written.protocol.as_str(), standing::passes(written)) {
+            ("HTTPS", _) | ("TLS", false) => Encryption::Ends(self.tls()),
+            ("TLS", true) => Encryption::Passes,
+            _ => Encryption::None,
+        };
+        let serves = match written.protocol.as_str() {
+            "HTTP" | "HTTPS" => self.table(),
+            _ => Serves::Bytes(self.passages()),
+        };
+        listener::Listener {
+            name: self.title(),
+            gateway: self.name.to_string().into(),
+            port: written.port,
+            bind: written.port,
+            hosts: names::shared(written.hostname.as_deref(), &[]),
+            encryption,
+            serves,
+        }
+    }
+
+    fn title(&self) -> ArcStr {
+        format!("Gateway {} {}", self.name, self.written.name).into()
+    }
+
+    /// Names of Secrets. Those that may not be named, or are no Secrets, are told of where references are looked at, and nobody has them.
+    fn tls(&self) -> Tls {
+        let references = self.written.tls.iter().flat_map(|tls| &tls.certificate_refs);
+        let own = &self.name.namespace;
+        let named = references.filter(|reference| standing::may_show(reference, self.name, self.around.routes));
+        let name = |reference: &ObjectReference| {
+            format!("{}/{}", reference.namespace.as_deref().unwrap_or(own), reference.name).into()
+        };
+        Tls::with(named.map(name).collect())
+    }
+
+    fn table(&self) -> Serves {
+        let mut candidates: Vec<(Vec<HostPattern>, Candidate)> = Vec::new();
+        for (key, hosts) in self.attached() {
+            let rules = self.read.routes.get(key).into_iter().flatten();
+            candidates.extend(rules.map(|candidate| (hosts.clone(), candidate.clone())));
+        }
+        let hosts = assemble(&candidates).into_iter().map(Arc::new).collect();
+        Serves::Http(Arc::new(Table::new(self.title(), hosts)))
+    }
+
+    fn passages(&self) -> Vec<listener::Passage> {
+        bytes::passages(self.attached().filter_map(|(key, hosts)| {
+            let route = self.around.resolved.routes.get(key)?;
+            Some((key, hosts, bytes::forward(key, route, self.around)))
+        }))
+    }
+
+    /// Routes that are attached here, with the names that both have.
+    fn attached(&self) -> impl Iterator<Item = (&Key, Vec<HostPattern>)> {
+        let is_here = |to: &Attached| match to {
+            Attached::Listeners(gateway, names) => gateway == self.name && names.contains(&self.written.name),
+            _ => false,
+        };
+        self.around.resolved.routes.iter().filter_map(move |(key, route)| {
+            route.parents.iter().find(|(_, outcome)| outcome.as_ref().is_ok_and(is_here))?;
+            let object = object(key, self.around)?;
+            Some((key, names::shared(self.written.hostname.as_deref(), hostnames(&object))))
+        })
+    }
+}
+
+fn object(key: &Key, around: &Around<'_>) -> Option<Routing> {
+    let name = NamespacedName::new(key.namespace.clone(), key.name.clone());
+    let routes = around.routes;
+    match key.kind {
+        Kind::HttpRoute => routes.http_routes.get(&name).cloned().map(Routing::HttpRoute),
+        Kind::GrpcRoute => routes.grpc_routes.get(&name).cloned().map(Routing::GrpcRoute),
+        Kind::TlsRoute => routes.tls_routes.get(&name).cloned().map(Routing::TlsRoute),
+        Kind::TcpRoute => routes.tcp_routes.get(&name).cloned().map(Routing::TcpRoute),
+        _ => None,
+    }
+}

@@ -1,0 +1,181 @@
+//! Gateways and routes in, what is listened for and what is done with requests there out. Cases are called as in the Gateway API's conformance suite where it
+//! has them.
+
+use mesh_core::listener::{Encryption, Listeners, Serves};
+
+use super::*;
+
+/// What a Gateway of ours in `shop` listens for, with these routes.
+fn gateway(listeners: &str, more: &[Json]) -> (Arc<Listeners>, Problems) {
+    let spec = format!("{{gatewayClassName: undermesh, listeners: {listeners}}}");
+    let mut all = vec![object(Kind::Gateway, "shop", "edge", &spec)];
+    all.extend_from_slice(more);
+    let (objects, settings) = (objects(&all), Settings::default());
+    let indexed = super::super::super::routing::index(&objects, &settings);
+    let made = super::super::index(&objects, &settings, &indexed, &Served::new());
+    (made.listeners[&NamespacedName::new("shop", "edge")].clone(), made.problems)
+}
+
+fn route(kind: Kind, name: &str, spec: &str) -> Json {
+    object(kind, "shop", name, spec)
+}
+
+/// Where a GET of this URL goes: to a service, or a status.
+fn ask(listeners: &Listeners, bind: u16, url: &str) -> String {
+    let sent = sent(&format!("GET http://{url}"));
+    let Some(port) = listeners.port(bind) else { return "closed".to_owned() };
+    let listener = match port.request(None, sent.authority.host()) {
+        Ok(listener) => listener,
+        Err(astray) => return astray.to_string(),
+    };
+    let Serves::Http(table) = &listener.serves else { return "no HTTP".to_owned() };
+    let request = Request {
+        method: &sent.method,
+        scheme: "http",
+        authority: &sent.authority,
+        path: &sent.path,
+        query: sent.query.as_deref(),
+        headers: &sent.headers,
+        port: listener.port,
+        gateway: &listener.gateway,
+        service: None,
+    };
+    match pick(table, &request, &Client::default(), &mut StdRng::seed_from_u64(1)) {
+        Err(_) => "404".to_owned(),
+        Ok(Decision { outcome: Outcome::Forward(place), .. }) => match &place.target {
+            Target::Cluster(key) => format!("{}:{}", key.service.name.split('.').next().unwrap(), key.port),
+            Target::Broken(why) => why.to_string(),
+        },
+        Ok(Decision { outcome: Outcome::Closed(_), .. }) => "500".to_owned(),
+        Ok(decision) => format!("{:?}", decision.outcome),
+    }
+}
+
+const HTTP: &str = "[{name: http, port: 80, protocol: HTTP}]";
+
+#[test]
+fn features_GA_3_HTTPRouteSimpleSameNamespace_and_its_neighbours() {
+    let to = |service: &str| format!("rules: [{{backendRefs: [{{name: {service}, port: 80}}]}}]");
+    let parent = "parentRefs: [{name: edge}]";
+    let (listeners, _) = gateway(HTTP, &[route(Kind::HttpRoute, "a", &format!("{{{parent}, {}}}", to("v1")))]);
+    assert_eq!(ask(&listeners, 80, "any.example/"), "v1:80");
+    // HTTPRouteHostnameIntersection, HTTPRouteListenerHostnameMatching, GatewayHTTPListenerIsolation.
+    let listeners = "[{name: all, port: 80, protocol: HTTP}, {name: wide, port: 80, protocol: HTTP, hostname: '*.foo.com'}, \
+        {name: one, port: 80, protocol: HTTP, hostname: a.foo.com}]";
+    let at = |name: &str, section: &str, hosts: &str, service: &str| {
+        let spec =
+            format!("{{parentRefs: [{{name: edge, sectionName: {section}}}], hostnames: [{hosts}], {}}}", to(service));
+        route(Kind::HttpRoute, name, &spec)
+    };
+    let (listeners, _) = gateway(
+        listeners,
+        &[
+            at("x", "all", "", "v1"),
+            at("y", "wide", "'*.foo.com', b.bar.com", "v2"),
+            at("z", "one", "'*.foo.com'", "v3"),
+        ],
+    );
+    for (url, expected) in [
+        ("b.bar.com/", "v1:80"),
+        ("foo.com/", "v1:80"),
+        ("b.foo.com/", "v2:80"),
+        ("x.b.foo.com/", "v2:80"),
+        ("a.foo.com/", "v3:80"),
+    ] {
+        assert_eq!(ask(&listeners, 80, url), expected, "{url}");
+    }
+    assert_eq!(ask(&listeners, 81, "a.foo.com/"), "closed");
+}
+
+#[test]
+fn features_GA_3_what_leads_nowhere_is_answered_with_500_and_other_hosts_with_404() {
+    let broken = "{parentRefs: [{name: edge}], hostnames: [a.com], rules: [{backendRefs: [{name: nobody, port: 80}]}]}";
+    let far = "{parentRefs: [{name: edge}], hostnames: [b.com], rules: [{backendRefs: [{name: stock, namespace: far, port: 80}]}]}";
+    let routes = [route(Kind::HttpRoute, "a", broken), route(Kind::HttpRoute, "b", far)];
+    let (listeners, _) = gateway(HTTP, &routes);
+    for (url, expected) in [("a.com/", "500"), ("b.com/", "500"), ("c.com/", "404")] {
+        assert_eq!(ask(&listeners, 80, url), expected, "{url}");
+    }
+    // HTTPRouteReferenceGrant.
+    let from = "[{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: shop}]";
+    let grant =
+        object(Kind::ReferenceGrant, "far", "g", &format!("{{from: {from}, to: [{{group: '', kind: Service}}]}}"));
+    let (listeners, _) = gateway(HTTP, &[routes[1].clone(), grant]);
+    assert_eq!(ask(&listeners, 80, "b.com/"), "stock:80");
+}
+
+#[test]
+fn features_GA_listeners_that_contradict_each_other_do_not_count() {
+    let listeners = "[{name: http, port: 80, protocol: HTTP}, {name: tls, port: 80, protocol: HTTPS, hostname: a.com, tls: {certificateRefs: [{name: c}]}}, \
+        {name: udp, port: 53, protocol: UDP}, {name: own, port: 15008, protocol: HTTP}, {name: else, port: 81, protocol: example.com/x}, \
+        {name: tcp, port: 82, protocol: TCP}]";
+    let (listeners, problems) = gateway(listeners, &[]);
+    assert_eq!(listeners.ports().collect::<Vec<_>>(), [80, 82]);
+    let said: Vec<String> = problems.iter().map(|(_, problem)| format!("{problem:?}")).collect();
+    for reason in ["ProtocolConflict", "UnsupportedProtocol", "PortUnavailable"] {
+        assert!(said.iter().any(|said| said.contains(reason)), "{reason}: {said:?}");
+    }
+}
+
+#[test]
+fn features_GA_a_certificate_of_another_namespace_needs_a_grant() {
+    let certificates = "[{name: own}, {name: other, namespace: far}, {name: c, kind: ConfigMap}]";
+    let listeners = format!(
+        "[{{name: a, port: 443, protocol: HTTPS, tls: {{certificateRefs: {certificates}}}}}, \
+         {{name: p, port: 443, protocol: TLS, hostname: p.com, tls: {{mode: Passthrough}}}}]"
+    );
+    let shown = |more: &[Json]| {
+        let (listeners, _) = gateway(&listeners, more);
+        assert_eq!(listeners.all()[1].encryption, Encryption::Passes);
+        match &listeners.all()[0].encryption {
+            Encryption::Ends(tls) => tls.certificates.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(shown(&[]), ["shop/own"]);
+    let from = "[{group: gateway.networking.k8s.io, kind: Gateway, namespace: shop}]";
+    let grant = |to: &str| {
+        object(Kind::ReferenceGrant, "far", "g", &format!("{{from: {from}, to: [{{group: '', kind: Secret{to}}}]}}"))
+    };
+    assert_eq!(shown(&[grant("")]), ["shop/own", "far/other"]);
+    assert_eq!(shown(&[grant(", name: other")]), ["shop/own", "far/other"]);
+    assert_eq!(shown(&[grant(", name: another")]), ["shop/own"]);
+}
+
+#[test]
+fn features_GA_5_connections_go_by_name_and_by_weight() {
+    let listeners = "[{name: tls, port: 443, protocol: TLS, hostname: '*.foo.com', tls: {mode: Passthrough}}, {name: tcp, port: 82, protocol: TCP}]";
+    let tls = |name: &str, hosts: &str, service: &str| {
+        let spec = format!(
+            "{{parentRefs: [{{name: edge}}], hostnames: [{hosts}], rules: [{{backendRefs: [{{name: {service}, port: 80}}]}}]}}"
+        );
+        route(Kind::TlsRoute, name, &spec)
+    };
+    let tcp = "{parentRefs: [{name: edge}], rules: [{backendRefs: [{name: v1, port: 80, weight: 3}, {name: nobody, port: 1}]}]}";
+    let (listeners, _) = gateway(
+        listeners,
+        &[tls("a", "'*.foo.com'", "v1"), tls("b", "b.foo.com, else.com", "v2"), route(Kind::TcpRoute, "c", tcp)],
+    );
+    let at = |bind: u16, name: Option<&str>| {
+        let listener = listeners.port(bind)?.named(name)?;
+        let passage = listener.passage(name)?;
+        let of = |place: &mesh_core::l7::Backend| match &place.target {
+            Target::Cluster(key) => format!("{}*{}", key.service.name.split('.').next().unwrap(), place.weight),
+            Target::Broken(_) => format!("broken*{}", place.weight),
+        };
+        Some(passage.forward.backends().iter().map(of).collect::<Vec<_>>().join(" "))
+    };
+    assert_eq!(at(443, Some("a.foo.com")).as_deref(), Some("v1*1"));
+    assert_eq!(at(443, Some("b.foo.com")).as_deref(), Some("v2*1"));
+    assert_eq!(at(443, Some("else.com")), None);
+    assert_eq!(at(82, None).as_deref(), Some("v1*3 broken*1"));
+}
+
+#[test]
+fn gateways_of_others_are_none_of_ours() {
+    let spec = "{gatewayClassName: nginx, listeners: [{name: http, port: 80, protocol: HTTP}]}";
+    let all = [object(Kind::Gateway, "shop", "edge", spec)];
+    let (objects, settings) = (objects(&all), Settings::default());
+    let indexed = super::super::super::routing::index(&objects, &settings);
+    assert!(super::super::index(&objects, &settings, &indexed, &Served::new()).listeners.is_empty());
+}

@@ -201,6 +201,8 @@ impl Sink for Applied {
             OwnResource::Clusters(clusters) => self.state.set_clusters(clusters.unwrap_or_default()),
             OwnResource::Labels(changes) => self.state.set_labels(changes),
             OwnResource::Routes(table) => self.state.set_table(table.unwrap_or_default()),
+            OwnResource::Certificates(certificates) => self.state.set_certificates(certificates.unwrap_or_default()),
+            OwnResource::Listeners(listeners) => self.state.set_listeners(listeners.unwrap_or_default()),
         }
         Ok(())
     }

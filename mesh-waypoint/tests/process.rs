@@ -5,7 +5,7 @@
 mod plane;
 mod support;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Stdio;
 use std::sync::Arc;
 
@@ -13,11 +13,16 @@ use bytes::Bytes;
 use http::StatusCode;
 use hyper_util::rt::TokioIo;
 use mesh_core::l7::policy::{self, Policy};
-use mesh_core::l7::{Action, Condition, DirectResponse, Handling, PathKind, Rule, Security, SecurityTarget, Table};
+use mesh_core::l7::{
+    Action, Condition, DirectResponse, Handling, HostPattern, PathKind, Rule, Security, SecurityTarget, Table,
+    VirtualHost,
+};
+use mesh_core::listener::{Encryption, Listener, Listeners, Serves};
 use mesh_core::{Change, NamespacedName, TrustDomain};
 use mesh_proto::discovery::{Any, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 use mesh_proto::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE, SECURITY_TYPE, WORKLOAD_LABELS_TYPE, convert,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, CERTIFICATES_TYPE, CLUSTERS_TYPE, LISTENERS_TYPE, ROUTE_TABLE_TYPE,
+    SECURITY_TYPE, WORKLOAD_LABELS_TYPE, convert,
 };
 use mesh_transport::hbone::{Pool, PoolConfig, TunnelKey};
 use mesh_transport::tls::{IdentityCertificate, Roots};
@@ -130,6 +135,25 @@ fn security(policies: Vec<Policy>) -> Resource {
     resource("shop/waypoint".to_owned(), SECURITY_TYPE, convert::encode_security(&security))
 }
 
+/// A gateway's: HTTP on one port, all of it to the app.
+fn listeners(bind: u16) -> Vec<u8> {
+    let host = VirtualHost {
+        hosts: vec![HostPattern::Any],
+        rules: vec![support::rule(support::to("app"))],
+        ..VirtualHost::default()
+    };
+    let listener = Listener {
+        name: "Gateway shop/waypoint http".into(),
+        gateway: "shop/waypoint".into(),
+        port: 80,
+        bind,
+        hosts: vec![HostPattern::Any],
+        encryption: Encryption::None,
+        serves: Serves::Http(Arc::new(Table::new("http", vec![Arc::new(host)]))),
+    };
+    convert::encode_listeners(&Listeners::new("shop/waypoint", vec![Arc::new(listener)]))
+}
+
 /// A client with a certificate of the mesh's authority.
 fn client(ca: &plane::Ca, to: SocketAddr) -> Client {
     let key = KeyPair::generate().unwrap();
@@ -191,20 +215,23 @@ async fn from_start_to_end() {
 
     let mut stream = plane.stream().await;
     let mut asked = Vec::new();
-    for _ in 0..6 {
+    for _ in 0..8 {
         asked.push(stream.request().await);
     }
     let types: Vec<_> = asked.iter().map(|request| request.type_url.as_str()).collect();
-    let all = [ADDRESS_TYPE, AUTHORIZATION_TYPE, WORKLOAD_LABELS_TYPE, SECURITY_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE];
-    assert_eq!(types, all);
+    let own = [SECURITY_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE, CERTIFICATES_TYPE, LISTENERS_TYPE];
+    assert_eq!(types, [&[ADDRESS_TYPE, AUTHORIZATION_TYPE, WORKLOAD_LABELS_TYPE], &own[..]].concat());
     assert!(asked[3..].iter().all(|request| request.resource_names_subscribe == ["shop/waypoint"]));
     respond(&stream, &asked[0], addresses(&backend)).await;
     respond(&stream, &asked[1], Vec::new()).await;
     respond(&stream, &asked[2], Vec::new()).await;
     respond(&stream, &asked[3], vec![security(vec![])]).await;
     respond(&stream, &asked[4], Vec::new()).await;
+    respond(&stream, &asked[6], Vec::new()).await;
+    let edge = free().await.port();
+    respond(&stream, &asked[7], vec![resource("shop/waypoint".to_owned(), LISTENERS_TYPE, listeners(edge))]).await;
     // Without its table it does not serve.
-    for _ in 0..5 {
+    for _ in 0..7 {
         assert!(stream.request().await.error_detail.is_none());
     }
     let pending = process.ready().await.unwrap();
@@ -213,6 +240,9 @@ async fn from_start_to_end() {
     let routes = resource("shop/waypoint".to_owned(), ROUTE_TABLE_TYPE, convert::encode_route_table(&table));
     respond(&stream, &asked[5], vec![routes]).await;
     process.until_ready().await;
+
+    let outside = fetch((Ipv4Addr::LOCALHOST, edge).into(), "/y").await.unwrap();
+    assert!(outside.contains("app GET /y ") && outside.contains("x-forwarded-for: 127.0.0.1"), "{outside}");
 
     let client = client(&mesh, process.hbone);
     let answer = ask(&client, "/x").await;

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use mesh_core::l7::{Clusters, LabelChange, Security, Table};
+use mesh_core::listener::{Certificates, Listeners};
 use mesh_proto::{
-    CLUSTERS_TYPE, ROUTE_TABLE_TYPE, SECURITY_TYPE, convert,
+    CERTIFICATES_TYPE, CLUSTERS_TYPE, LISTENERS_TYPE, ROUTE_TABLE_TYPE, SECURITY_TYPE, convert,
     convert::ConvertError,
     discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource},
 };
@@ -21,6 +22,10 @@ pub enum OwnKind {
     Clusters,
     /// What is done with requests.
     Routes,
+    /// What a gateway shows and believes.
+    Certificates,
+    /// What a gateway listens for.
+    Listeners,
 }
 
 /// What is in force of something that waypoints have of their own; `None`: there is none of it.
@@ -34,11 +39,16 @@ pub enum Own {
     Clusters(Option<Arc<Clusters>>),
     /// What is done with requests.
     Routes(Option<Arc<Table>>),
+    /// What a gateway shows and believes.
+    Certificates(Option<Arc<Certificates>>),
+    /// What a gateway listens for.
+    Listeners(Option<Arc<Listeners>>),
 }
 
 impl OwnKind {
     /// All of them, in the order in which they are asked for.
-    pub const ALL: [OwnKind; 3] = [OwnKind::Security, OwnKind::Clusters, OwnKind::Routes];
+    pub const ALL: [OwnKind; 5] =
+        [OwnKind::Security, OwnKind::Clusters, OwnKind::Routes, OwnKind::Certificates, OwnKind::Listeners];
 
     /// Its type URL.
     #[must_use]
@@ -47,6 +57,8 @@ impl OwnKind {
             Self::Security => SECURITY_TYPE,
             Self::Clusters => CLUSTERS_TYPE,
             Self::Routes => ROUTE_TABLE_TYPE,
+            Self::Certificates => CERTIFICATES_TYPE,
+            Self::Listeners => LISTENERS_TYPE,
         }
     }
 
@@ -55,6 +67,8 @@ impl OwnKind {
             Self::Security => Own::Security(None),
             Self::Clusters => Own::Clusters(None),
             Self::Routes => Own::Routes(None),
+            Self::Certificates => Own::Certificates(None),
+            Self::Listeners => Own::Listeners(None),
         }
     }
 
@@ -75,6 +89,18 @@ impl OwnKind {
                 let read = convert::route_table(bytes)?;
                 problems.extend(read.closed.iter().map(ToString::to_string));
                 (read.table.name().clone(), Own::Routes(Some(Arc::new(read.table))))
+            }
+            Self::Certificates => {
+                let read = convert::certificates(bytes)?;
+                (read.name.clone(), Own::Certificates(Some(Arc::new(read))))
+            }
+            Self::Listeners => {
+                let read = convert::listeners(bytes)?;
+                let closed =
+                    |(name, why): &(mesh_core::ArcStr, ConvertError)| format!("{name} closes connections: {why}");
+                problems.extend(read.closed.iter().map(closed));
+                problems.extend(read.closed_rules.iter().map(ToString::to_string));
+                (read.listeners.name().clone(), Own::Listeners(Some(Arc::new(read.listeners))))
             }
         })
     }
@@ -241,6 +267,12 @@ mod tests {
         let clusters = convert::encode_clusters(NAME, &Clusters::default());
         let read = of(OwnKind::Clusters, CLUSTERS_TYPE, clusters.clone());
         assert_eq!(read, (Some(Own::Clusters(Some(Arc::default()))), vec![]));
+        let listeners = convert::encode_listeners(&Listeners::new(NAME, Vec::new()));
+        let read = of(OwnKind::Listeners, LISTENERS_TYPE, listeners);
+        assert_eq!(read, (Some(Own::Listeners(Some(Arc::new(Listeners::new(NAME, Vec::new()))))), vec![]));
+        let own = Certificates { name: NAME.into(), ..Certificates::default() };
+        let read = of(OwnKind::Certificates, CERTIFICATES_TYPE, convert::encode_certificates(&own));
+        assert_eq!(read, (Some(Own::Certificates(Some(Arc::new(own)))), vec![]));
         let (read, problems) = of(OwnKind::Routes, CLUSTERS_TYPE, clusters);
         assert_eq!((read, problems.len()), (None, 1));
         let urls: std::collections::HashSet<_> = OwnKind::ALL.iter().map(|kind| kind.url()).collect();

@@ -139,6 +139,7 @@ impl Join {
             clusters: l7.clusters.clone(),
             served: l7.served.clone(),
             listeners: l7.listeners.clone(),
+            certificates: BTreeMap::new(),
             security: security.security.clone(),
             at_waypoints: security.in_force.union(&l7.in_force).cloned().collect(),
             labels,

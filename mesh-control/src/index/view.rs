@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use mesh_core::l7::{Clusters, Security, Table};
-use mesh_core::listener::Listeners;
+use mesh_core::listener::{Certificates, Listeners};
 use mesh_core::{ArcStr, NamespacedName, Policy, Service, Workload};
 
 use super::l7::labels::Told;
@@ -96,6 +96,8 @@ pub struct View {
     pub clusters: BTreeMap<NamespacedName, Arc<Clusters>>,
     /// What gateways listen for outside of the mesh.
     pub listeners: BTreeMap<NamespacedName, Arc<Listeners>>,
+    /// What gateways show and believe. Empty: Secrets are not read.
+    pub certificates: BTreeMap<NamespacedName, Arc<Certificates>>,
     /// Labels of workloads that both ask for, by their gateways.
     pub labels: BTreeMap<NamespacedName, Arc<Told>>,
     /// Services that any waypoint serves: what routes say of them is in force.

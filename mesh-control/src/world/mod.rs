@@ -15,11 +15,12 @@ use std::sync::{Arc, LazyLock};
 use mesh_core::l7::Labels;
 use mesh_core::{ArcStr, NamespacedName, Service, Workload};
 use mesh_proto::convert::{
-    encode_clusters, encode_policy, encode_route_table, encode_security, encode_service, encode_workload,
-    encode_workload_labels,
+    encode_certificates, encode_clusters, encode_listeners, encode_policy, encode_route_table, encode_security,
+    encode_service, encode_workload, encode_workload_labels,
 };
 use mesh_proto::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE, SECURITY_TYPE, WORKLOAD_LABELS_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, CERTIFICATES_TYPE, CLUSTERS_TYPE, LISTENERS_TYPE, ROUTE_TABLE_TYPE,
+    SECURITY_TYPE, WORKLOAD_LABELS_TYPE,
 };
 use parking_lot::Mutex;
 
@@ -46,6 +47,10 @@ pub enum Kind {
     Clusters,
     /// What a waypoint does with requests.
     RouteTable,
+    /// What a gateway shows and believes: secrets, which are that gateway's alone.
+    Certificates,
+    /// What a gateway listens for. It comes after the certificates that it names.
+    Listeners,
 }
 
 /// Who is served.
@@ -74,8 +79,16 @@ impl Audience {
 
 impl Kind {
     /// In the order in which they are sent.
-    pub const ALL: [Kind; 6] =
-        [Kind::Authorization, Kind::Address, Kind::Security, Kind::Labels, Kind::Clusters, Kind::RouteTable];
+    pub const ALL: [Kind; 8] = [
+        Kind::Authorization,
+        Kind::Address,
+        Kind::Security,
+        Kind::Labels,
+        Kind::Clusters,
+        Kind::RouteTable,
+        Kind::Certificates,
+        Kind::Listeners,
+    ];
     /// Those that everybody has the same of. Of all others each waypoint has its own.
     pub const SHARED: [Kind; 2] = [Kind::Authorization, Kind::Address];
 
@@ -93,6 +106,8 @@ impl Kind {
             Kind::Labels => WORKLOAD_LABELS_TYPE,
             Kind::Clusters => CLUSTERS_TYPE,
             Kind::RouteTable => ROUTE_TABLE_TYPE,
+            Kind::Certificates => CERTIFICATES_TYPE,
+            Kind::Listeners => LISTENERS_TYPE,
         }
     }
 
@@ -105,6 +120,8 @@ impl Kind {
             Kind::Labels => "workload_labels",
             Kind::Clusters => "clusters",
             Kind::RouteTable => "route_table",
+            Kind::Certificates => "certificates",
+            Kind::Listeners => "listeners",
         }
     }
 }
@@ -178,6 +195,10 @@ impl World {
         labels(&mut own, &self.view.labels, &view.labels);
         replace(&mut own, Kind::Clusters, changes(clusters.0, clusters.1), encode_clusters);
         replace(&mut own, Kind::RouteTable, changes(tables.0, tables.1), |_, table| encode_route_table(table));
+        let certificates = changes(&self.view.certificates, &view.certificates);
+        replace(&mut own, Kind::Certificates, certificates, |_, all| encode_certificates(all));
+        let listeners = changes(&self.view.listeners, &view.listeners);
+        replace(&mut own, Kind::Listeners, listeners, |_, all| encode_listeners(all));
         World {
             generation: self.generation + 1,
             own,

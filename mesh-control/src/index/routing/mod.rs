@@ -24,7 +24,7 @@ use mesh_core::NamespacedName;
 
 use super::Settings;
 use crate::diagnosis::Problem;
-use crate::resource::routing::{self, Routes, Routing, reference::ParentReference};
+use crate::resource::routing::{self, Gateway, Routed, Routes, Routing, reference::ParentReference};
 use crate::resource::{Key, Kind, Objects};
 use crate::verdict::Belonging;
 use backends::{Broken, Place, Spot};
@@ -128,7 +128,7 @@ pub fn index(objects: &Objects, settings: &Settings) -> Indexed {
         let is_idle = |_: &&str| {
             key.kind != Kind::RequestAuthentication
                 && routing::is_ours(&object, settings.istio_runs)
-                && !serves_tunnels(&object, &routes)
+                && !acts(&object, &routes)
         };
         if let Some(why) = routing::inaction(key.kind).filter(is_idle) {
             findings.add(&key, Problem::warning("", why));
@@ -163,17 +163,22 @@ pub fn index(objects: &Objects, settings: &Settings) -> Indexed {
     Indexed { routes: Arc::new(routes), resolved: Arc::new(resolved), problems: findings.problems }
 }
 
-/// Whether it is a waypoint's Gateway, or a class that has one: these are in force.
-fn serves_tunnels(object: &Routing, routes: &Routes) -> bool {
+/// Whether it is a Gateway that listens for something, or a class that has one: these are in force.
+fn acts(object: &Routing, routes: &Routes) -> bool {
     match object {
-        Routing::Gateway(gateway) => gateway.spec.tunnels().next().is_some(),
+        Routing::Gateway(gateway) => listens(gateway),
         // One is of no use before there is a Gateway of it.
         Routing::GatewayClass(class) => {
             let mut own = routes.gateways.values().filter(|g| g.spec.gateway_class_name == *class.name).peekable();
-            own.peek().is_none() || own.any(|gateway| gateway.spec.tunnels().next().is_some())
+            own.peek().is_none() || own.any(|gateway| listens(gateway))
         }
         _ => false,
     }
+}
+
+/// For tunnels, or outside of the mesh.
+fn listens(gateway: &Routed<Gateway>) -> bool {
+    gateway.spec.tunnels().chain(gateway.spec.edges()).next().is_some()
 }
 
 /// The parents that are ours, of a route that cannot be read. Whether they take it does not matter: what is wrong with it is that.

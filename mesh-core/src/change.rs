@@ -3,7 +3,7 @@
 use arcstr::ArcStr;
 use ipnet::IpNet;
 
-use crate::{NamespacedName, Policy, Service, Workload, policy};
+use crate::{NamespacedName, Policy, Service, Workload, l4::ConnectionRoutes, policy};
 
 /// What could still be read of a policy that could not be read as a whole.
 pub type PolicyScopeHint = Option<policy::Scope>;
@@ -29,6 +29,10 @@ pub enum Change {
         /// Its scope, if that could be read.
         scope: PolicyScopeHint,
     },
+    /// What is said of connections to a service is this now.
+    Connections(ConnectionRoutes),
+    /// Nothing is said any more of connections to the service.
+    RemoveConnections(NamespacedName),
     /// The address ranges of pods and services: an unknown address inside them is not "outside the mesh". Replaces the former ranges.
     Ranges(Vec<IpNet>),
     /// Every subscribed type has had its first answer: what is absent now does not exist. Never taken back.

@@ -6,6 +6,7 @@
 //!                                   |-- resolve   destination -> Route | Refusal
 //!                                   |-- authorize connection  -> Allow | Deny
 //!                                   `-- names     DNS question -> addresses
+//! l4::ConnectionRoutes -> choose  connection -> which place of a route
 //! l7::Table -> l7::pick  request, client -> Decision (which rule, where to, what is changed)
 //! listener::Listeners    port, name -> the listener of a gateway, its table or its places
 //! ```
@@ -20,6 +21,7 @@ mod cow;
 pub mod fuzz;
 pub mod identity;
 pub mod intern;
+pub mod l4;
 pub mod l7;
 pub mod listener;
 pub mod name;
@@ -41,7 +43,7 @@ pub use change::{Change, PolicyScopeHint};
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use name::NamespacedName;
 pub use policy::Policy;
-pub use resolve::{Client, Refusal, Request, Route, Upstream, WaypointProblem, resolve, speaks_for};
+pub use resolve::{Client, Refusal, Request, Route, Steer, Upstream, WaypointProblem, resolve, speaks_for, steer};
 pub use service::Service;
 pub use snapshot::Snapshot;
 pub use store::{Applied, Diff, Store};

@@ -1,6 +1,7 @@
 //! Where a captured connection goes. The proxy asks once for each attempt, naming the endpoints that already failed, and does what the route
 //! says. Nothing here guesses: what the mesh should know but does not is refused.
 
+mod steer;
 mod waypoint;
 
 pub use waypoint::speaks_for;
@@ -13,10 +14,12 @@ use std::{
 
 use arcstr::ArcStr;
 use rand::Rng;
+pub use steer::{Steer, steer};
 
 use crate::{
     EndpointLease, Identity, Locality, NamespacedName, Service, Snapshot, Workload,
     balance::{Ask, Pick},
+    l7::ClusterKey,
     ports,
     service::Mode,
     snapshot::AddressOwner,
@@ -49,6 +52,8 @@ pub struct Request<'a> {
     pub source: &'a Client,
     /// What the app asked for.
     pub destination: SocketAddr,
+    /// Where a route leads the connection instead, as [`steer`] said.
+    pub place: Option<&'a ClusterKey>,
     /// Monotonic milliseconds.
     pub now_ms: u64,
     /// Uids of endpoints that this connection has tried.
@@ -125,6 +130,16 @@ pub enum Refusal {
         /// What is the matter with it.
         problem: WaypointProblem,
     },
+    /// A route of the service refuses the connection, or leads it where nothing is.
+    #[error("connections to {service} have a route{}, but {why}", of(.origin))]
+    Route {
+        /// The service that was asked for.
+        service: NamespacedName,
+        /// The object that says so, if it is one.
+        origin: ArcStr,
+        /// What is the matter.
+        why: ArcStr,
+    },
     /// The workload is behind a gateway of another network.
     #[error("workload {uid} is only reachable through the gateway of its network")]
     RemoteNetwork {
@@ -158,9 +173,14 @@ impl Refusal {
             Self::UnknownMeshAddress(_) => "unknown_mesh_address",
             Self::MeshPort(_) => "mesh_port",
             Self::NoWaypoint { .. } => "no_waypoint",
+            Self::Route { .. } => "route",
             Self::RemoteNetwork { .. } => "remote_network",
         }
     }
+}
+
+fn of(origin: &str) -> String {
+    if origin.is_empty() { String::new() } else { format!(" ({origin})") }
 }
 
 /// Decides in this order: a workload's address, a service's address, a service's range, a range of the mesh, outside.
@@ -174,7 +194,10 @@ pub fn resolve(snapshot: &Snapshot, request: &Request<'_>, rng: &mut impl Rng) -
         return to_workload(snapshot, owner, request, rng);
     }
     if let Some(service) = snapshot.service_by_address(network, &ip) {
-        return to_service(snapshot, service, request, rng);
+        return match request.place {
+            None => to_service(snapshot, service, request, rng),
+            Some(place) => steer::to_place(snapshot, service, place, request, rng),
+        };
     }
     if request.source.ips.contains(&ip) && ports::is_mesh_port(port) {
         return Err(Refusal::MeshPort(port));

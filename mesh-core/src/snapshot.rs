@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use prefix_trie::joint::{JointPrefixMap, JointPrefixSet};
 
 use crate::{
-    EndpointSet, NamespacedName, Policy, Service, Workload, authorize::Applicable, cow::CowMap, policy::Scope,
-    workload::NetworkAddress,
+    EndpointSet, NamespacedName, Policy, Service, Workload, authorize::Applicable, cow::CowMap, l4::ConnectionRoutes,
+    policy::Scope, workload::NetworkAddress,
 };
 
 /// Who holds an address, and since when.
@@ -72,6 +72,7 @@ pub struct Snapshot {
     pub(crate) policies: CowMap<NamespacedName, Arc<PolicyEntry>>,
     pub(crate) global_policies: PolicyList,
     pub(crate) namespace_policies: CowMap<ArcStr, PolicyList>,
+    pub(crate) connections: CowMap<NamespacedName, Arc<ConnectionRoutes>>,
     pub(crate) ranges: Arc<JointPrefixSet<IpNet>>,
 }
 
@@ -132,6 +133,12 @@ impl Snapshot {
     #[must_use]
     pub fn endpoints(&self, key: &NamespacedName) -> Option<&Arc<EndpointSet>> {
         self.endpoints.get(key)
+    }
+
+    /// What is said of connections to a service.
+    #[must_use]
+    pub fn connections(&self, service: &NamespacedName) -> Option<&Arc<ConnectionRoutes>> {
+        self.connections.get(service)
     }
 
     /// A policy by name, readable or not.

@@ -75,7 +75,7 @@ fn mesh() -> Store {
 
 fn ask(snapshot: &Snapshot, destination: &str, tried: &[ArcStr]) -> Result<Route, Refusal> {
     let source = Client { ips: vec![ip("198.18.0.99")], ..Client::default() };
-    let request = Request { source: &source, destination: destination.parse().unwrap(), now_ms: 0, tried };
+    let request = Request { source: &source, destination: destination.parse().unwrap(), place: None, now_ms: 0, tried };
     resolve(snapshot, &request, &mut StdRng::seed_from_u64(1))
 }
 
@@ -279,7 +279,8 @@ fn a_waypoint_does_not_go_through_itself() {
     let go = |address: &str, account: Option<&str>, destination: &str| {
         let identity = account.map(|name| format!("spiffe://cluster.local/ns/shop/sa/{name}").parse().unwrap());
         let source = Client { ips: vec![ip(address)], identity, ..Client::default() };
-        let request = Request { source: &source, destination: destination.parse().unwrap(), now_ms: 0, tried: &[] };
+        let destination = destination.parse().unwrap();
+        let request = Request { source: &source, destination, place: None, now_ms: 0, tried: &[] };
         resolve(&snapshot, &request, &mut StdRng::seed_from_u64(1)).map(|route| route.to_string())
     };
     let (l7, pod) = ("HBONE to 198.18.0.3:8080 (c//Pod/shop/l7-1)", "HBONE to 198.18.0.4:80 (c//Pod/shop/wp-1)");
@@ -328,4 +329,91 @@ fn design_10_10_a_waypoint_speaks_for_clients_of_what_is_bound_to_it() {
     ] {
         assert_eq!(speaks(address, account, workload), expected, "{address} {account} {workload}");
     }
+}
+
+/// The services of the mesh with routes for connections to `cart`: by port, by name, into nothing.
+fn with_routes() -> Store {
+    use crate::l4::{Condition, ConnectionRoutes, Group, Place, Rule, Split};
+    let mut store = with_waypoints();
+    let to = |name: &str, subset: &str| {
+        let key = ClusterKey { service: key(name), port: 80, subset: subset.into() };
+        Split::new(vec![Place { target: crate::l7::Target::Cluster(key), weight: 1 }]).unwrap()
+    };
+    let rule = |port, names: &[&str], split| {
+        let server_names = names.iter().map(|name| crate::l7::HostPattern::parse(name).unwrap()).collect();
+        let condition = Condition { port: Some(port), server_names, ..Condition::default() };
+        Rule { origin: "TCPRoute shop/r".into(), conditions: vec![condition], split }
+    };
+    let rules = vec![
+        rule(80, &[], to("plain", "")),
+        rule(443, &["by-name"], to("l7", "")),
+        rule(81, &[], to("nothing-known", "")),
+        rule(82, &[], to("plain", "v1")),
+        rule(83, &[], Split::closed("its weights are too many")),
+        rule(84, &[], to("hostnet", "")),
+    ];
+    let groups = vec![Group { rules, ..Group::default() }];
+    let routes = ConnectionRoutes { service: key("cart"), groups: groups.clone() };
+    let behind = ConnectionRoutes { service: key("l7"), groups };
+    store.apply(vec![Change::Connections(routes), Change::Connections(behind)]);
+    store
+}
+
+#[test]
+fn a_route_leads_connections_to_another_service() {
+    use crate::l4::ServerName;
+    let mut store = with_routes();
+    let source = Client { ips: vec![ip("198.18.0.99")], ..Client::default() };
+    let go = |snapshot: &Snapshot, destination: &str, name: ServerName<'_>| {
+        let mut rng = StdRng::seed_from_u64(1);
+        let destination = destination.parse().unwrap();
+        let request = Request { source: &source, destination, place: None, now_ms: 0, tried: &[] };
+        let place = match steer(snapshot, &request, name, &mut rng)? {
+            Steer::Look => return Ok("look".to_owned()),
+            Steer::Asked => None,
+            Steer::To(key) => Some(key),
+        };
+        resolve(snapshot, &Request { place: place.as_ref(), ..request }, &mut rng).map(|route| route.to_string())
+    };
+    let refused = |origin: &str, why: &str| {
+        format!("connections to shop/cart.shop.svc.cluster.local have a route{origin}, but {why}")
+    };
+    let snapshot = store.snapshot();
+    for (destination, name, expected) in [
+        ("198.19.0.1:80", ServerName::Unread, "plain TCP to 198.18.0.2:8080 (c//Pod/shop/plain-1)".to_owned()),
+        ("[fd00:199::1]:80", ServerName::Unread, "plain TCP to 198.18.0.2:8080 (c//Pod/shop/plain-1)".to_owned()),
+        ("198.19.0.1:443", ServerName::Unread, "look".to_owned()),
+        // The place has a waypoint, which is asked for the place.
+        (
+            "198.19.0.1:443",
+            ServerName::Is("by-name"),
+            "HBONE to 198.19.0.4:80 by the waypoint 198.18.1.1:15108 (c//Pod/shop/waypoint-1)".to_owned(),
+        ),
+        ("198.19.0.1:443", ServerName::Absent, refused("", "no rule of the routes of this service means it")),
+        (
+            "198.19.0.1:81",
+            ServerName::Unread,
+            refused("", "service shop/nothing-known.shop.svc.cluster.local is not known"),
+        ),
+        (
+            "198.19.0.1:82",
+            ServerName::Unread,
+            refused("", "of shop/plain.shop.svc.cluster.local, the subset \"v1\" is only known to waypoints"),
+        ),
+        ("198.19.0.1:83", ServerName::Unread, refused(" (TCPRoute shop/r)", "its weights are too many")),
+        ("198.19.0.1:84", ServerName::Unread, "HBONE to 198.18.3.1:8080 (c//Pod/shop/host-1)".to_owned()),
+        // Routes are of services: who asks for a pod gets it, and a waypoint has the routes itself.
+        ("198.18.0.1:80", ServerName::Unread, "HBONE to 198.18.0.1:80 (c//Pod/shop/cart-1)".to_owned()),
+        (
+            "198.19.0.4:80",
+            ServerName::Unread,
+            "HBONE to 198.19.0.4:80 by the waypoint 198.18.1.1:15108 (c//Pod/shop/waypoint-1)".to_owned(),
+        ),
+    ] {
+        let answer = go(&snapshot, destination, name).unwrap_or_else(|refusal: Refusal| refusal.to_string());
+        assert_eq!(answer, expected, "{destination} {name:?}");
+    }
+    let snapshot = store.apply(vec![Change::RemoveConnections(key("cart"))]).snapshot;
+    let answer = go(&snapshot, "198.19.0.1:80", ServerName::Unread).unwrap();
+    assert_eq!(answer, "HBONE to 198.18.0.1:8080 (c//Pod/shop/cart-1)");
 }

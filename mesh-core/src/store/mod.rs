@@ -123,6 +123,10 @@ impl Store {
                 Change::Policy(policy) => self.put_policy(policy, &mut batch.diff),
                 Change::RemovePolicy(name) => self.remove_policy(&name, &mut batch.diff),
                 Change::PolicyUnreadable { name, scope } => self.mark_unreadable(name, scope, &mut batch.diff),
+                Change::Connections(routes) => {
+                    self.current.connections.insert(routes.service.clone(), Arc::new(routes));
+                }
+                Change::RemoveConnections(service) => _ = self.current.connections.remove(&service),
                 Change::Ranges(ranges) => {
                     let ranges: JointPrefixSet<_> = ranges.into_iter().collect();
                     self.current.ranges = Arc::new(ranges);

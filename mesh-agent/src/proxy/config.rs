@@ -19,6 +19,8 @@ pub struct ProxyConfig {
     pub hold_unsynced: Duration,
     /// How long a connection to an unknown address inside the mesh is held for the configuration to catch up.
     pub hold_unknown: Duration,
+    /// How long a connection that is routed by its name is held for the client's first message; some clients wait for the server to begin.
+    pub hold_hello: Duration,
     /// Connections of one pod that may wait so at the same time; more are refused at once. Each one looks again at every change, so a pod that walks
     /// through addresses must not have many.
     pub waiting_per_pod: u32,
@@ -56,6 +58,7 @@ impl Default for ProxyConfig {
             network: ArcStr::new(),
             hold_unsynced: Duration::from_secs(10),
             hold_unknown: Duration::from_secs(2),
+            hold_hello: Duration::from_secs(5),
             waiting_per_pod: 256,
             certificate_wait: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),

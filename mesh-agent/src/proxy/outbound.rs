@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! accept -> is the peer the pod, what did it ask for -> register -> hold until synced
-//!   -> resolve -> tunnel | plain | as asked -> copy
+//!   -> steer: has the service routes -> resolve -> tunnel | plain | as asked -> copy
 //!         ^------- failed before the first byte: the next endpoint, a bounded number of times
 //! ```
 //!
@@ -12,9 +12,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use mesh_core::{ArcStr, Refusal, Request, Route, resolve};
+use mesh_core::l4::ServerName;
+use mesh_core::l7::ClusterKey;
+use mesh_core::{ArcStr, Refusal, Request, Route, Steer, resolve, steer};
 use mesh_runtime::failpoint;
 use mesh_transport::socket::{self, Armed};
+use mesh_transport::tls::peek_server_name;
 use tokio::time::Instant;
 
 use super::attempt::{self, Connected, Failure};
@@ -63,7 +66,7 @@ async fn set_up(context: Arc<PodContext>, app: Armed, peer: SocketAddr) -> Optio
     let connected = tokio::select! {
         biased;
         () = registration.live().cut().cancelled() => Err(Failure::cut(&context, &flow)),
-        connected = connect(&context, &flow) => connected,
+        connected = connect(&context, &flow, &app) => connected,
     };
     match connected {
         Ok(Connected { peer, labels, lease, hairpin }) => {
@@ -105,15 +108,15 @@ fn flow(context: &PodContext, app: &Armed, client: SocketAddr) -> Option<Flow> {
 }
 
 /// Tries endpoints until one is connected, the failure is final, or enough have been tried.
-async fn connect(context: &Arc<PodContext>, flow: &Flow) -> Result<Connected, Failure> {
+async fn connect(context: &Arc<PodContext>, flow: &Flow, app: &Armed) -> Result<Connected, Failure> {
     let shared = &context.shared;
     if !shared.state.synced_within(shared.config.hold_unsynced).await {
         return Err(Failure::refused(context, flow, &Refusal::NotSynced));
     }
-    let mut tried = Vec::new();
+    let mut attempts = Attempts { context, flow, app, tried: Vec::new(), hello: None, place: None };
     let mut last: Option<Failure> = None;
     loop {
-        let route = match route(context, flow, &tried).await {
+        let route = match attempts.route().await {
             Ok(route) => route,
             // What went wrong with the endpoints says more than that none is left.
             Err(refusal) => return Err(last.unwrap_or_else(|| Failure::refused(context, flow, &refusal))),
@@ -121,8 +124,8 @@ async fn connect(context: &Arc<PodContext>, flow: &Flow) -> Result<Connected, Fa
         match attempt::run(context, flow, route).await {
             Ok(connected) => return Ok(connected),
             Err(failure) => match &failure.next {
-                Some(uid) if tried.len() + 1 < shared.config.tries => {
-                    tried.push(uid.clone());
+                Some(uid) if attempts.tried.len() + 1 < shared.config.tries => {
+                    attempts.tried.push(uid.clone());
                     last = Some(failure);
                 }
                 _ => return Err(failure),
@@ -131,26 +134,77 @@ async fn connect(context: &Arc<PodContext>, flow: &Flow) -> Result<Connected, Fa
     }
 }
 
-/// The next route. An address that should be known is asked for and waited for: the configuration may be a moment behind the pod.
-async fn route(context: &PodContext, flow: &Flow, tried: &[ArcStr]) -> Result<Route, Refusal> {
-    let first = resolve_now(context, flow, tried);
-    let Err(Refusal::UnknownMeshAddress(address)) = first else { return first };
-    let Some(_place) = context.waiting_place() else { return first };
-    let deadline = Instant::now() + context.shared.config.hold_unknown;
-    let mut updates = context.shared.state.updates();
-    context.shared.state.want(address);
-    loop {
-        let route = resolve_now(context, flow, tried);
-        if !matches!(route, Err(Refusal::UnknownMeshAddress(_))) {
+/// The attempts of one connection.
+struct Attempts<'a> {
+    context: &'a PodContext,
+    flow: &'a Flow,
+    app: &'a Armed,
+    tried: Vec<ArcStr>,
+    /// What the client's first message asks for, once somebody has looked.
+    hello: Option<Option<String>>,
+    /// Where a route leads the connection: with every attempt the same.
+    place: Option<ClusterKey>,
+}
+
+impl Attempts<'_> {
+    /// The next route. An address that should be known is asked for and waited for: the configuration may be a moment behind the pod.
+    async fn route(&mut self) -> Result<Route, Refusal> {
+        let first = self.decided().await;
+        let Err(Refusal::UnknownMeshAddress(address)) = first else { return first };
+        let shared = &self.context.shared;
+        let Some(_place) = self.context.waiting_place() else { return first };
+        let deadline = Instant::now() + shared.config.hold_unknown;
+        let mut updates = shared.state.updates();
+        shared.state.want(address);
+        loop {
+            let route = self.decided().await;
+            if !matches!(route, Err(Refusal::UnknownMeshAddress(_))) {
+                return route;
+            }
+            let Ok(Some(_)) = tokio::time::timeout_at(deadline, updates.next()).await else { return route };
+        }
+    }
+
+    /// As it is now. Where the name that the client asks for decides, its first message is waited for.
+    async fn decided(&mut self) -> Result<Route, Refusal> {
+        if let Now::Decided(route) = self.now() {
             return route;
         }
-        let Ok(Some(_)) = tokio::time::timeout_at(deadline, updates.next()).await else { return route };
+        let limit = self.context.shared.config.hold_hello;
+        // What is wrong with the connection shows when it is copied.
+        self.hello = Some(peek_server_name(self.app, limit).await.unwrap_or_default());
+        match self.now() {
+            Now::Decided(route) => route,
+            Now::Look => Err(Refusal::NotSynced),
+        }
+    }
+
+    fn now(&mut self) -> Now {
+        let (view, shared) = (self.context.view(), &self.context.shared);
+        let (snapshot, mut rng) = (shared.state.snapshot(), rand::rng());
+        let destination = self.flow.destination;
+        let request =
+            Request { source: &view.client, destination, place: None, now_ms: shared.now_ms(), tried: &self.tried };
+        if self.place.is_none() {
+            let name = match &self.hello {
+                None => ServerName::Unread,
+                Some(None) => ServerName::Absent,
+                Some(Some(name)) => ServerName::Is(name),
+            };
+            match steer(&snapshot, &request, name, &mut rng) {
+                Ok(Steer::Asked) => {}
+                Ok(Steer::Look) => return Now::Look,
+                Ok(Steer::To(place)) => self.place = Some(place),
+                Err(refusal) => return Now::Decided(Err(refusal)),
+            }
+        }
+        Now::Decided(resolve(&snapshot, &Request { place: self.place.as_ref(), ..request }, &mut rng))
     }
 }
 
-fn resolve_now(context: &PodContext, flow: &Flow, tried: &[ArcStr]) -> Result<Route, Refusal> {
-    let view = context.view();
-    let request =
-        Request { source: &view.client, destination: flow.destination, now_ms: context.shared.now_ms(), tried };
-    resolve(&context.shared.state.snapshot(), &request, &mut rand::rng())
+/// Whether the configuration decides about a connection as it is known.
+enum Now {
+    Decided(Result<Route, Refusal>),
+    /// The name that the client asks for is needed.
+    Look,
 }

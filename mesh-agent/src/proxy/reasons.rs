@@ -46,6 +46,8 @@ reasons! {
     MeshPort = "mesh_port",
     /// A destination that has a waypoint, which cannot be reached.
     NoWaypoint = "no_waypoint",
+    /// A route of the destination refuses the connection, or leads nowhere.
+    Route = "route_refused",
     /// A destination that only a gateway leads to.
     Destination = "destination_refused",
     /// A tunnel arrived for an address that is not the pod's.
@@ -91,6 +93,7 @@ impl From<&Refusal> for Reason {
             Refusal::UnknownMeshAddress(_) => Reason::UnknownMeshAddress,
             Refusal::MeshPort(_) => Reason::MeshPort,
             Refusal::NoWaypoint { .. } => Reason::NoWaypoint,
+            Refusal::Route { .. } => Reason::Route,
             Refusal::RemoteNetwork { .. } => Reason::Destination,
         }
     }

@@ -9,6 +9,7 @@ const FILES: &[&str] = &[
     "cni.proto",
     "discovery.proto",
     "enrol.proto",
+    "l4.proto",
     "l7.proto",
     "security.proto",
     "listener.proto",

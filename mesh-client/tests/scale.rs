@@ -166,7 +166,13 @@ fn a_hundred_thousand_workloads_fit_and_small_changes_stay_small() {
     let mut rng = rand::rng();
     let start = Instant::now();
     for n in 0..20_000 {
-        let request = Request { source: &client, destination: (vip(n % SERVICES), 80).into(), now_ms: 0, tried: &[] };
+        let request = Request {
+            source: &client,
+            destination: (vip(n % SERVICES), 80).into(),
+            place: None,
+            now_ms: 0,
+            tried: &[],
+        };
         assert!(matches!(resolve(&snapshot, &request, &mut rng), Ok(Route::Hbone(_))));
     }
     println!("resolve: {:.0?} each, first use of each service included", start.elapsed() / 20_000);

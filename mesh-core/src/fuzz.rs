@@ -12,6 +12,7 @@ use rand::{SeedableRng, rngs::StdRng};
 use crate::{
     Connection, Identity, NamespacedName, Policy,
     authorize::{Applicable, decide},
+    l4::{Ask, Choice, ConnectionRoutes, ServerName},
     l7::{
         Authority, Client, Outcome, Request, Table, Token,
         path::{Spelling, normalise},
@@ -96,6 +97,18 @@ pub fn routed(table: &Table, line: &str) {
             };
             decided(table, &request);
         }
+    }
+}
+
+/// Asks routes of connections about some connections.
+pub fn connected(routes: &ConnectionRoutes) {
+    let mut rng = StdRng::seed_from_u64(1);
+    for (port, namespace) in [(80, "a"), (443, "b")] {
+        let ask = |server_name| Ask { address: Ipv4Addr::new(198, 19, 0, 1).into(), port, namespace, server_name };
+        for known in [ServerName::Absent, ServerName::Is("a.com")] {
+            assert_ne!(routes.choose(&ask(known), &mut rng), Choice::Look, "there is nothing more to know");
+        }
+        routes.choose(&ask(ServerName::Unread), &mut rng);
     }
 }
 

@@ -61,6 +61,15 @@ pub fn l7_clusters(data: &[u8]) {
     assert_eq!(again, Ok(expected));
 }
 
+/// Routes of connections: read, encoded again, and asked.
+pub fn l4_routes(data: &[u8]) {
+    let Ok(read) = convert::connection_routes(data) else { return };
+    let again = convert::connection_routes(&convert::encode_connection_routes(&read.routes));
+    // What is closed is written as such, and then it can be read.
+    assert_eq!(again, Ok(convert::ConnectionRoutesRead { routes: read.routes.clone(), closed: Vec::new() }));
+    mesh_core::fuzz::connected(&read.routes);
+}
+
 fn address(payload: &[u8]) -> Option<Change> {
     match convert::address(payload).ok()? {
         AddressResource::Workload(workload) => {

@@ -8,12 +8,14 @@ pub mod fuzz;
 pub mod scope;
 pub mod wire;
 
-pub use wire::{authorization, ca, discovery, enrol, l7, workload, zds};
+pub use wire::{authorization, ca, discovery, enrol, l4, l7, workload, zds};
 
 /// Type URL of workloads and services.
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 /// Type URL of authorization policies.
 pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
+/// Type URL of routes of connections.
+pub const CONNECTION_ROUTES_TYPE: &str = "type.googleapis.com/undermesh.l4.v1.ConnectionRoutes";
 /// Type URL of tables of HTTP routes.
 pub const ROUTE_TABLE_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.RouteTable";
 /// Type URL of what is said of the places that routes name.

@@ -31,6 +31,11 @@ pub mod enrol {
     include!(concat!(env!("OUT_DIR"), "/undermesh.enrol.v1.rs"));
 }
 
+/// `undermesh.l4.v1`: where connections go.
+pub mod l4 {
+    include!(concat!(env!("OUT_DIR"), "/undermesh.l4.v1.rs"));
+}
+
 /// `undermesh.l7.v1`: where HTTP requests go, and which are answered.
 pub mod l7 {
     include!(concat!(env!("OUT_DIR"), "/undermesh.l7.v1.rs"));

@@ -15,7 +15,7 @@ use super::settings::Settings;
 use super::view::{Placements, View};
 use super::waypoint::{Guard, Guarded, Waypoints};
 use super::workload;
-use super::{l7, routing, security};
+use super::{l4, l7, routing, security};
 use crate::diagnosis::Problem;
 use crate::resource::pod::State;
 use crate::resource::routing::{NO_WAYPOINT, is_of_waypoints};
@@ -40,6 +40,7 @@ struct Last {
     parts: BTreeMap<ArcStr, Arc<Part>>,
     routing: Arc<routing::Indexed>,
     l7: Arc<l7::Made>,
+    l4: Arc<l4::Made>,
     security: Arc<security::Made>,
 }
 
@@ -79,14 +80,15 @@ impl Join {
         let settings = settings.with(&objects, &mut problems);
         let policies = policy::index(&objects, &settings, &mut problems);
         let waypoints = Waypoints::index(&objects, &settings, &mut problems);
-        let (routing, l7) = self.routing(&objects, &settings, &waypoints);
+        let (routing, l7, l4) = self.routing(&objects, &settings, &waypoints);
         let security = self.security(&objects, &settings, &waypoints);
         // What is said of all routes is not true of those that a waypoint acts on.
         let is_idle = |(key, problem): &&(Key, Problem)| {
             let is_said = is_of_waypoints(key.kind) && problem.message == NO_WAYPOINT;
             !is_said || !(l7.in_force.contains(key) || routing.resolved.acts(key, &l7.served))
         };
-        let said = routing.problems.iter().filter(is_idle).chain(&l7.problems).chain(&security.problems);
+        let said =
+            routing.problems.iter().filter(is_idle).chain(&l7.problems).chain(&l4.problems).chain(&security.problems);
         problems.extend(said.cloned());
         let services =
             service::index(&objects, &settings, |s| waypoints.service(s, &objects, &settings).address, &mut problems);
@@ -137,6 +139,7 @@ impl Join {
             resolved: routing.resolved.clone(),
             tables: l7.tables.clone(),
             clusters: l7.clusters.clone(),
+            connections: l4.routes.clone(),
             served: l7.served.clone(),
             listeners: l7.listeners.clone(),
             certificates: BTreeMap::new(),
@@ -155,7 +158,7 @@ impl Join {
             problems,
         };
         let contested = owners.contested;
-        self.last = Last { objects, settings: Some(settings), contested, waypoints, parts, routing, l7, security };
+        self.last = Last { objects, settings: Some(settings), contested, waypoints, parts, routing, l7, l4, security };
         view
     }
 
@@ -171,16 +174,19 @@ impl Join {
         objects: &Objects,
         settings: &Settings,
         waypoints: &Waypoints,
-    ) -> (Arc<routing::Indexed>, Arc<l7::Made>) {
+    ) -> (Arc<routing::Indexed>, Arc<l7::Made>, Arc<l4::Made>) {
         let is_same =
             self.last.settings.as_ref() == Some(settings) && routing::reads_the_same(&self.last.objects, objects);
         if is_same {
-            return (self.last.routing.clone(), self.last.l7.clone());
+            return (self.last.routing.clone(), self.last.l7.clone(), self.last.l4.clone());
         }
         let indexed = routing::index(objects, settings);
-        let mut made = l7::index(objects, settings, &indexed, &waypoints.served(objects, settings));
-        made.keep(&self.last.l7);
-        (Arc::new(indexed), Arc::new(made))
+        let around = l7::Around::new(objects, settings, &indexed);
+        let mut requests = l7::index(settings, &around, &waypoints.served(objects, settings));
+        requests.keep(&self.last.l7);
+        let mut connections = l4::index(objects, settings, &around);
+        connections.keep(&self.last.l4);
+        (Arc::new(indexed), Arc::new(requests), Arc::new(connections))
     }
 
     /// What waypoints hold requests against: of policies and of whom each serves.

@@ -2,13 +2,15 @@
 //! same view, whatever came before, but for an address that two services claim: it stays with the one that has it.
 
 pub mod join;
+pub mod l4;
 pub mod l7;
 pub mod policy;
 pub mod routing;
 pub mod security;
 pub mod service;
 pub mod settings;
-pub mod view;
+pub mod target;
+mod view;
 pub mod waypoint;
 pub mod workload;
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use mesh_core::l4::ConnectionRoutes;
 use mesh_core::l7::{Clusters, Security, Table};
 use mesh_core::listener::{Certificates, Listeners};
 use mesh_core::{ArcStr, NamespacedName, Policy, Service, Workload};
@@ -94,6 +95,8 @@ pub struct View {
     pub tables: BTreeMap<NamespacedName, Arc<Table>>,
     /// How they reach the places that those name, by their gateways.
     pub clusters: BTreeMap<NamespacedName, Arc<Clusters>>,
+    /// Where connections to services go, by service.
+    pub connections: BTreeMap<NamespacedName, Arc<ConnectionRoutes>>,
     /// What gateways listen for outside of the mesh.
     pub listeners: BTreeMap<NamespacedName, Arc<Listeners>>,
     /// What gateways show and believe. Empty: Secrets are not read.

@@ -6,6 +6,7 @@ mod cni;
 mod enrol;
 mod error;
 mod field;
+mod l4;
 mod l7;
 mod policy;
 mod security;
@@ -23,6 +24,7 @@ pub use enrol::{
     ENROL_VERSION, EnrolRequest, MAX_ENROL_BYTES, PodDnsRequest, PodRequest, encode_enrol_request, enrol_request,
 };
 pub use error::{ConvertError, PolicyError};
+pub use l4::{ConnectionRoutesRead, closed_connections, connection_routes, encode_connection_routes};
 pub use l7::{
     ClosedPlace, ClosedRule, ClustersRead, ReadListeners, RouteTable, certificates, clusters, encode_certificates,
     encode_clusters, encode_listeners, encode_route_table, encode_workload_labels, listeners, route_table,

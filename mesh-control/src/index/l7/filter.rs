@@ -2,10 +2,9 @@
 
 use http::StatusCode;
 use http::uri::Scheme;
-use mesh_core::NamespacedName;
 use mesh_core::l7::{
-    Action, Backend, ClusterKey, Cors, Forward, HeaderChanges, Mirror, PathChange, Pattern, Redirect, RedirectPort,
-    Rewrite, Share, Target, Text,
+    Action, Backend, Cors, Forward, HeaderChanges, Mirror, PathChange, Pattern, Redirect, RedirectPort, Rewrite, Share,
+    Target, Text,
 };
 
 use super::Around;
@@ -13,7 +12,8 @@ use super::notes::Notes;
 use super::parts::Parts;
 use super::text::{self, Dialect, Written, changes, host, status};
 use crate::index::routing::Route;
-use crate::index::routing::backends::{Part, Place, Spot};
+use crate::index::routing::backends::{Part, Spot};
+use crate::index::target::of_reference;
 use crate::resource::routing::http_route::{self as kind, Filter, FilterKind, PathChangeKind};
 use crate::resource::routing::http_route::{NamedMatch, ValueKind};
 
@@ -96,26 +96,10 @@ impl Reading<'_> {
         }
     }
 
-    /// Where a reference leads. What is wrong with it is told where references are resolved.
+    /// Where a reference leads.
     pub fn target(&self, part: Part) -> Target {
-        let broken = |why: String| Target::Broken(why.into());
-        let cluster = |service: NamespacedName, port| ClusterKey { service, port, subset: Default::default() };
-        match self.route.backends.get(&Spot { rule: self.rule, part }) {
-            None => broken("it is not known yet what there is of its kind".to_owned()),
-            Some(Err(wrong)) => broken(wrong.why.clone()),
-            Some(Ok(Place::Service(service, Some(port)))) => Target::Cluster(cluster(service.clone(), *port)),
-            Some(Ok(Place::Service(service, None))) => broken(format!("no port of {service} is named")),
-            Some(Ok(Place::Host(name, port))) => {
-                let full = self.around.hosts.full(name, self.namespace);
-                let Some(found) = self.around.hosts.find(&full, self.namespace) else {
-                    return broken(format!("there is no host {name}"));
-                };
-                match port.or_else(|| found.only_port()) {
-                    Some(port) => Target::Cluster(cluster(self.around.hosts.name(found, &full), port)),
-                    None => broken(format!("no port of {name} is named, and it has {}", found.ports().join(", "))),
-                }
-            }
-        }
+        let place = self.route.backends.get(&Spot { rule: self.rule, part });
+        of_reference(place, self.namespace, &self.around.hosts)
     }
 
     fn filters(&self, filters: &[Filter], backend: Option<usize>, field: &str, notes: &mut Notes<'_>) -> Done {

@@ -18,7 +18,7 @@ pub mod http_route;
 mod in_force;
 pub mod labels;
 pub mod listeners;
-mod notes;
+pub mod notes;
 mod parts;
 pub mod table;
 #[cfg(test)]
@@ -43,7 +43,7 @@ use crate::diagnosis::Problem;
 use crate::resource::routing::Routes;
 use crate::resource::{Key, Kind, Objects};
 
-type Problems = Vec<(Key, Problem)>;
+pub(super) type Problems = Vec<(Key, Problem)>;
 
 /// The objects that rules are made of.
 #[derive(Debug)]
@@ -102,25 +102,31 @@ impl Made {
     }
 }
 
+impl<'a> Around<'a> {
+    /// The objects, read.
+    pub fn new(objects: &'a Objects, settings: &'a Settings, indexed: &'a Indexed) -> Self {
+        let hosts = Hosts::new(&indexed.routes, objects, settings);
+        let rules = Rules::new(&indexed.routes, &hosts);
+        Self { routes: &indexed.routes, resolved: &indexed.resolved, hosts, rules }
+    }
+}
+
 /// Makes the tables of the waypoints that serve `served`.
-pub fn index(objects: &Objects, settings: &Settings, indexed: &Indexed, served: &Served) -> Made {
-    let hosts = Hosts::new(&indexed.routes, objects, settings);
-    let rules = Rules::new(&indexed.routes, &hosts);
-    let around = Around { routes: &indexed.routes, resolved: &indexed.resolved, hosts, rules };
+pub fn index(settings: &Settings, around: &Around<'_>, served: &Served) -> Made {
     let mut made = Made { served: served.values().flatten().cloned().collect(), ..Made::default() };
     // Istio's own kinds are Istio's where it runs.
-    let read = read(&around, !settings.istio_runs, &mut made.problems);
+    let read = read(around, !settings.istio_runs, &mut made.problems);
     if !settings.istio_runs {
-        made.in_force = in_force::of(&made.served, &around);
+        made.in_force = in_force::of(&made.served, around);
     }
     for (gateway, services) in served {
-        let table = table::table(gateway, services, &around, &read, &mut made.problems);
-        let clusters = clusters::clusters(&table, services, &around, &mut made.problems);
+        let table = table::table(gateway, services, around, &read, &mut made.problems);
+        let clusters = clusters::clusters(&table, services, around, &mut made.problems);
         made.wanted.insert(gateway.clone(), Arc::new(labels::Wanted::of(&table, &clusters)));
         made.tables.insert(gateway.clone(), Arc::new(table));
         made.clusters.insert(gateway.clone(), Arc::new(clusters));
     }
-    made.listeners = listeners::index(&around, &read, &mut made.problems);
+    made.listeners = listeners::index(around, &read, &mut made.problems);
     // Who is delegated to by several, or asked on several ports, is read as often.
     let mut told = HashSet::new();
     made.problems.retain(|said| told.insert(said.clone()));

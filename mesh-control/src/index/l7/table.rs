@@ -22,13 +22,15 @@ use crate::resource::{Key, Kind};
 
 /// Whose rules some clients see.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Source {
+pub enum Source {
+    /// Routes of the Gateway API, those that count first at the front.
     Routes(Vec<Key>),
+    /// This one.
     VirtualService(NamespacedName),
 }
 
 /// Clients of these namespaces, or all that nobody before has named.
-type Clients = Option<Vec<ArcStr>>;
+pub type Clients = Option<Vec<ArcStr>>;
 
 /// The table of the waypoint of `gateway`, which serves `services`.
 pub fn table(
@@ -48,7 +50,7 @@ fn of_service(service: &NamespacedName, around: &Around<'_>, read: &Read, proble
     let ports: BTreeSet<u16> = object.ports.iter().map(|port| port.port).collect();
     let mut hosts: Vec<VirtualHost> = Vec::new();
     for port in &ports {
-        for (clients, source) in sources(service, *port, around) {
+        for (clients, source) in sources(service, *port, &[Kind::GrpcRoute, Kind::HttpRoute], around) {
             let Some(rules) = rules(&source, *port, around, read, problems) else { continue };
             let same = hosts.iter_mut().find(|host| host.clients == clients && host.rules == rules);
             match same {
@@ -70,9 +72,10 @@ fn of_service(service: &NamespacedName, around: &Around<'_>, read: &Read, proble
     hosts
 }
 
-/// Who sees what, of a port of a service. No namespace is there twice.
-fn sources(service: &NamespacedName, port: u16, around: &Around<'_>) -> Vec<(Clients, Source)> {
-    let mut groups = routes(service, port, around);
+/// Who sees what, of a port of a service: routes of these kinds, of which of several for one port the first counts, and VirtualServices. No namespace is
+/// there twice.
+pub fn sources(service: &NamespacedName, port: u16, kinds: &[Kind], around: &Around<'_>) -> Vec<(Clients, Source)> {
+    let mut groups = routes(service, port, kinds, around);
     let producers = groups.remove(&service.namespace);
     let mut named: BTreeSet<ArcStr> = groups.keys().cloned().collect();
     let consumers = groups.into_iter().map(|(namespace, keys)| (Some(vec![namespace]), Source::Routes(keys)));
@@ -97,7 +100,7 @@ fn sources(service: &NamespacedName, port: u16, around: &Around<'_>) -> Vec<(Cli
 }
 
 /// Routes of the Gateway API for a port of a service, by their namespaces.
-fn routes(service: &NamespacedName, port: u16, around: &Around<'_>) -> BTreeMap<ArcStr, Vec<Key>> {
+fn routes(service: &NamespacedName, port: u16, kinds: &[Kind], around: &Around<'_>) -> BTreeMap<ArcStr, Vec<Key>> {
     let is_for = |key: &&Key| {
         let parents = around.resolved.routes.get(key).map(|route| route.parents.as_slice()).unwrap_or_default();
         let attached = parents.iter().filter_map(|(_, outcome)| outcome.as_ref().ok());
@@ -107,14 +110,14 @@ fn routes(service: &NamespacedName, port: u16, around: &Around<'_>) -> BTreeMap<
         })
     };
     let mut groups: BTreeMap<ArcStr, Vec<Key>> = BTreeMap::new();
-    let of_http = |key: &&Key| matches!(key.kind, Kind::HttpRoute | Kind::GrpcRoute);
-    for key in around.resolved.by_service.get(service).into_iter().flatten().filter(of_http).filter(is_for) {
+    let of_kind = |key: &&Key| kinds.contains(&key.kind);
+    for key in around.resolved.by_service.get(service).into_iter().flatten().filter(of_kind).filter(is_for) {
         groups.entry(key.namespace.clone()).or_default().push(key.clone());
     }
     // One kind for each port: the more specific one. A route that it leaves no port of is refused before.
     for keys in groups.values_mut() {
-        if keys.iter().any(|key| key.kind == Kind::GrpcRoute) {
-            keys.retain(|key| key.kind == Kind::GrpcRoute);
+        if let Some(first) = kinds.iter().copied().find(|kind| keys.iter().any(|key| key.kind == *kind)) {
+            keys.retain(|key| key.kind == first);
         }
     }
     groups

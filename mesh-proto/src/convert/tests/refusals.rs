@@ -354,6 +354,7 @@ fn replays_the_fuzz_corpus() {
     for (target, run, least) in [
         ("xds_resources", crate::fuzz::xds_resources as fn(&[u8]), 10),
         ("enrol_message", crate::fuzz::enrol_message, 10),
+        ("l4_routes", crate::fuzz::l4_routes, 4),
         ("l7_clusters", crate::fuzz::l7_clusters, 4),
         ("l7_tables", crate::fuzz::l7_tables, 6),
     ] {

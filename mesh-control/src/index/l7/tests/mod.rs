@@ -84,7 +84,7 @@ fn mesh(more: &[Json]) -> Mesh {
     };
     let gateway = NamespacedName::new("shop", "waypoint");
     let served: Served = [(gateway.clone(), objects.services.values().map(service).collect())].into();
-    let made = super::index(&objects, &settings, &indexed, &served);
+    let made = super::index(&settings, &Around::new(&objects, &settings, &indexed), &served);
     let problems = indexed.problems.into_iter().chain(made.problems).collect();
     Mesh { table: made.tables[&gateway].clone(), clusters: made.clusters[&gateway].clone(), problems }
 }

@@ -1,0 +1,336 @@
+//! Routes of connections, made of what the objects mean together (`index::routing`), for agents and waypoints: for each service that has any, the rules that
+//! count for clients of each namespace. The joining calls [`index`] when something that they are made of has changed.
+//!
+//! A service whose port speaks HTTP has no rules of VirtualServices here, as in Istio: its `http` rules are its waypoint's. What does not say what it speaks
+//! has them. What is written and cannot be done is noted: its rule refuses, and its writer is told.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use mesh_core::NamespacedName;
+use mesh_core::l4::{Condition, ConnectionRoutes, Group, Place, Rule, Split};
+use mesh_core::l7::{ClusterKey, HostPattern, Target};
+use mesh_core::service::AppProtocol;
+
+use super::Settings;
+use super::l7::notes::Notes;
+use super::l7::table::{Source, sources};
+use super::l7::{Around, Problems};
+use super::routing::Route;
+use super::routing::backends::{Part, Spot};
+use super::routing::findings::Flaw;
+use super::routing::virtual_services::{destination, gateway_name};
+use super::target::of_reference;
+use crate::resource::routing::Routed;
+use crate::resource::routing::routes::ConnectionRule;
+use crate::resource::routing::virtual_service::{self as kind, MESH, VirtualService};
+use crate::resource::service::{Port, Service};
+use crate::resource::{Key, Kind, Objects};
+
+/// What is said where there is nothing better to say.
+const LABELS: &str = "no connection is told by the labels of its client: this alternative means none";
+
+/// What agents and waypoints are given, and what is to be said of the objects that it is made of.
+#[derive(Clone, Debug, Default)]
+pub struct Made {
+    /// By service.
+    pub routes: BTreeMap<NamespacedName, Arc<ConnectionRoutes>>,
+    /// What is to be said.
+    pub problems: Problems,
+}
+
+impl Made {
+    /// What says the same as before is the same: whoever serves it need not look.
+    pub fn keep(&mut self, before: &Self) {
+        for (service, routes) in &mut self.routes {
+            if let Some(same) = before.routes.get(service).filter(|same| *same == routes) {
+                *routes = same.clone();
+            }
+        }
+    }
+}
+
+/// Makes the routes of all services that have any.
+pub fn index(objects: &Objects, settings: &Settings, around: &Around<'_>) -> Made {
+    let mut made = Made::default();
+    // Most meshes say nothing of connections.
+    let has_any = !around.routes.tcp_routes.is_empty()
+        || !around.routes.tls_routes.is_empty()
+        || around.routes.virtual_services.values().any(|object| says_something(&object.spec));
+    if has_any {
+        for service in objects.services.values() {
+            let routes = of_service(service, !settings.istio_runs, around, &mut made.problems);
+            made.routes.extend(routes.map(|routes| (routes.service.clone(), Arc::new(routes))));
+        }
+        // Who is asked on several ports is read as often.
+        let mut told = HashSet::new();
+        made.problems.retain(|said| told.insert(said.clone()));
+    }
+    made
+}
+
+fn says_something(spec: &VirtualService) -> bool {
+    !spec.tcp.is_empty() || !spec.tls.is_empty()
+}
+
+fn of_service(
+    object: &Service,
+    with_istio_s: bool,
+    around: &Around<'_>,
+    problems: &mut Problems,
+) -> Option<ConnectionRoutes> {
+    let service = around.hosts.key(object);
+    let mut groups: Vec<Group> = Vec::new();
+    for port in &object.ports {
+        for (clients, source) in sources(&service, port.port, &[Kind::TlsRoute, Kind::TcpRoute], around) {
+            let group = match &source {
+                Source::Routes(keys) => Some((false, of_routes(keys, around, problems))),
+                Source::VirtualService(name) => with_istio_s
+                    .then(|| around.routes.virtual_services.get(name))
+                    .flatten()
+                    .and_then(|object| of_virtual_service(object, port, around, problems))
+                    .map(|rules| (true, rules)),
+            };
+            let Some((falls_through, rules)) = group else { continue };
+            let same = |known: &&mut Group| {
+                (&known.clients, known.falls_through, &known.rules) == (&clients, falls_through, &rules)
+            };
+            match groups.iter_mut().find(same) {
+                Some(known) => known.ports.push(port.port),
+                None => groups.push(Group { clients, ports: vec![port.port], falls_through, rules }),
+            }
+        }
+    }
+    (!groups.is_empty()).then_some(ConnectionRoutes { service, groups })
+}
+
+/// Rules of routes of the Gateway API. Of TCPRoutes the first counts, because it means every connection; of TLSRoutes those with the longer names do.
+fn of_routes(keys: &[Key], around: &Around<'_>, problems: &mut Problems) -> Vec<Rule> {
+    let mut rules: Vec<(usize, Rule)> = Vec::new();
+    for key in keys {
+        let Some(route) = around.resolved.routes.get(key) else { continue };
+        let name = NamespacedName::new(key.namespace.clone(), key.name.clone());
+        let mut notes = Notes::new(key.clone(), problems);
+        let (written, hostnames): (&[ConnectionRule], &[String]) = match key.kind {
+            Kind::TcpRoute => match around.routes.tcp_routes.get(&name) {
+                Some(object) => (&object.spec.rules, &[]),
+                None => continue,
+            },
+            Kind::TlsRoute => match around.routes.tls_routes.get(&name) {
+                Some(object) => (&object.spec.rules, &object.spec.hostnames),
+                None => continue,
+            },
+            _ => continue,
+        };
+        let names = names(hostnames, "spec.hostnames", &mut notes);
+        let condition = Condition { server_names: names.clone(), ..Condition::default() };
+        let conditions = if names.is_empty() { Vec::new() } else { vec![condition] };
+        let specific = names.iter().map(specificity).max().unwrap_or_default();
+        for (index, one) in written.iter().enumerate() {
+            let (split, closed) = notes.apart(|notes| reference_split(index, one, key, route, around, notes));
+            let split = closed.map_or(split, Split::closed);
+            rules.push((specific, Rule { origin: notes.origin(), conditions: conditions.clone(), split }));
+        }
+    }
+    // A stable sort: of the same length the older one stays first.
+    rules.sort_by_key(|(specific, _)| std::cmp::Reverse(*specific));
+    rules.into_iter().map(|(_, rule)| rule).collect()
+}
+
+/// Whole names before wildcards, then the longer ones.
+fn specificity(pattern: &HostPattern) -> usize {
+    match pattern {
+        HostPattern::Exact(name) => 1_000 + name.len(),
+        HostPattern::Below(parent) => 1 + parent.len(),
+        HostPattern::Any => 0,
+    }
+}
+
+fn reference_split(
+    rule: usize,
+    written: &ConnectionRule,
+    key: &Key,
+    route: &Route,
+    around: &Around<'_>,
+    notes: &mut Notes<'_>,
+) -> Split {
+    let places = written.backend_refs.iter().enumerate().map(|(index, reference)| {
+        let place = route.backends.get(&Spot { rule, part: Part::Backend(index) });
+        Place { target: of_reference(place, &key.namespace, &around.hosts), weight: reference.weight.unwrap_or(1) }
+    });
+    split(places.collect(), &format!("spec.rules[{rule}].backendRefs"), notes)
+}
+
+fn split(places: Vec<Place>, field: &str, notes: &mut Notes<'_>) -> Split {
+    Split::new(places).unwrap_or_else(|why| {
+        notes.close(field, why.to_string(), "write smaller weights");
+        Split::default()
+    })
+}
+
+fn names(written: &[String], field: &str, notes: &mut Notes<'_>) -> Vec<HostPattern> {
+    let name = |(index, text): (usize, &String)| {
+        let pattern = HostPattern::parse(text);
+        if pattern.is_none() {
+            notes.close(
+                format!("{field}[{index}]"),
+                format!("{text:?} is no name of a host"),
+                "write one as a.example.com",
+            );
+        }
+        pattern
+    };
+    written.iter().enumerate().filter_map(name).collect()
+}
+
+/// Rules of a VirtualService for connections to a port; `None` if it says nothing of such a port.
+fn of_virtual_service(
+    object: &Routed<VirtualService>,
+    port: &Port,
+    around: &Around<'_>,
+    problems: &mut Problems,
+) -> Option<Vec<Rule>> {
+    let is_http = matches!(port.protocol, AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc);
+    if is_http || !says_something(&object.spec) {
+        return None;
+    }
+    let key = Key { kind: Kind::VirtualService, namespace: object.namespace.clone(), name: object.name.clone() };
+    let mut reading = Reading { around, object, port, notes: Notes::new(key, problems) };
+    let mut rules = Vec::new();
+    // What is plain TCP has no names.
+    for (index, rule) in object.spec.tls.iter().enumerate().filter(|_| port.protocol != AppProtocol::Tcp) {
+        let field = format!("spec.tls[{index}]");
+        let matches = rule.matches.iter().enumerate().map(|(at, one)| (at, Match::from(one)));
+        rules.extend(reading.rule(matches.collect(), &rule.route, &field));
+    }
+    for (index, rule) in object.spec.tcp.iter().enumerate() {
+        let field = format!("spec.tcp[{index}]");
+        let matches = rule.matches.iter().enumerate().map(|(at, one)| (at, Match::from(one)));
+        rules.extend(reading.rule(matches.collect(), &rule.route, &field));
+    }
+    (!rules.is_empty()).then_some(rules)
+}
+
+/// What the matches of both lists have in common.
+struct Match<'a> {
+    names: &'a [String],
+    subnets: &'a [String],
+    port: Option<u16>,
+    has_labels: bool,
+    gateways: &'a [String],
+    namespace: Option<&'a str>,
+}
+
+impl<'a> From<&'a kind::TlsMatch> for Match<'a> {
+    fn from(one: &'a kind::TlsMatch) -> Self {
+        Self {
+            names: &one.sni_hosts,
+            subnets: &one.destination_subnets,
+            port: one.port,
+            has_labels: !one.source_labels.is_empty(),
+            gateways: &one.gateways,
+            namespace: one.source_namespace.as_deref(),
+        }
+    }
+}
+
+impl<'a> From<&'a kind::TcpMatch> for Match<'a> {
+    fn from(one: &'a kind::TcpMatch) -> Self {
+        Self {
+            names: &[],
+            subnets: &one.destination_subnets,
+            port: one.port,
+            has_labels: !one.source_labels.is_empty(),
+            gateways: &one.gateways,
+            namespace: one.source_namespace.as_deref(),
+        }
+    }
+}
+
+struct Reading<'a> {
+    around: &'a Around<'a>,
+    object: &'a Routed<VirtualService>,
+    port: &'a Port,
+    notes: Notes<'a>,
+}
+
+impl Reading<'_> {
+    /// A rule; `None` if none of its alternatives can mean a connection to this port of the mesh.
+    fn rule(&mut self, matches: Vec<(usize, Match<'_>)>, route: &[kind::Target], field: &str) -> Option<Rule> {
+        let mut conditions = Vec::new();
+        let is_for_all = matches.is_empty();
+        self.notes.closed();
+        for (index, one) in matches {
+            conditions.extend(self.condition(&one, &format!("{field}.match[{index}]")));
+        }
+        if conditions.is_empty() && !is_for_all {
+            return None;
+        }
+        let is_only = route.len() == 1;
+        let places = route.iter().enumerate().map(|(index, target)| {
+            let weight = if is_only { 1 } else { target.weight };
+            Place { target: self.target(&target.destination, &format!("{field}.route[{index}].destination")), weight }
+        });
+        let places = places.collect();
+        let split = split(places, &format!("{field}.route"), &mut self.notes);
+        let split = self.notes.closed().map_or(split, Split::closed);
+        Some(Rule { origin: self.notes.origin(), conditions, split })
+    }
+
+    fn condition(&mut self, one: &Match<'_>, field: &str) -> Option<Condition> {
+        let own = &self.object.namespace;
+        let is_of_mesh = one.gateways.is_empty() || one.gateways.iter().any(|name| gateway_name(name, own) == MESH);
+        if !is_of_mesh || one.port.is_some_and(|port| port != self.port.port) {
+            return None;
+        }
+        if one.has_labels {
+            self.notes.warn(
+                format!("{field}.sourceLabels"),
+                LABELS,
+                "tell clients by sourceNamespace, or by a waypoint",
+            );
+            return None;
+        }
+        let mut destinations = Vec::new();
+        for (index, text) in one.subnets.iter().enumerate() {
+            let range = text.parse::<IpNet>().ok().or_else(|| Some(text.parse::<std::net::IpAddr>().ok()?.into()));
+            match range {
+                Some(net) => destinations.push(net.trunc()),
+                None => {
+                    let field = format!("{field}.destinationSubnets[{index}]");
+                    self.notes.close(field, format!("{text:?} is no range of addresses"), "write one as 198.18.0.0/16");
+                }
+            }
+        }
+        Some(Condition {
+            port: one.port,
+            server_names: names(one.names, &format!("{field}.sniHosts"), &mut self.notes),
+            destinations,
+            source_namespace: one.namespace.filter(|name| !name.is_empty()).map(Into::into),
+        })
+    }
+
+    /// Where a destination is. What is wrong with it is told where objects are looked at beside each other.
+    fn target(&mut self, written: &kind::Destination, field: &str) -> Target {
+        let broken = |why: String| Target::Broken(why.into());
+        let (around, namespace) = (self.around, &self.object.namespace);
+        let place = match destination(field, written, namespace, &around.rules, &around.hosts) {
+            Ok(place) => place,
+            Err(Flaw::Wrong(problem)) => return broken(problem.message),
+            Err(Flaw::Unknown) => return broken("it is not known yet what there is of its kind".to_owned()),
+        };
+        let port = place.port.unwrap_or(self.port.port);
+        if !place.host.has_port(port) {
+            let why = format!("{} has no port {port}, to which clients connect", written.host);
+            let help = format!("add `port: {{number: …}}`; it has {}", place.host.ports().join(", "));
+            self.notes.apart(|notes| notes.close(field, why.clone(), &help));
+            return broken(why);
+        }
+        let subset = written.subset.as_deref().unwrap_or_default().into();
+        Target::Cluster(ClusterKey { service: place.service, port, subset })
+    }
+}

@@ -1,0 +1,207 @@
+//! Manifests in, where connections go out.
+
+use mesh_core::l4::{Ask, Choice, ServerName};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use serde_json::{Value as Json, json};
+
+use super::*;
+use crate::index::routing;
+use crate::manifest::file;
+use crate::resource::catalog::{Catalog, Scan};
+
+fn object(kind: Kind, namespace: &str, name: &str, spec: &str) -> Json {
+    let spec: Json = serde_saphyr::from_str(spec).unwrap_or_else(|e| panic!("{spec}: {e}"));
+    json!({ "apiVersion": kind.api_versions()[0], "kind": kind.name(), "spec": spec,
+        "metadata": { "name": name, "namespace": namespace } })
+}
+
+/// A service with a port for each kind of protocol.
+fn service(namespace: &str, name: &str) -> Json {
+    let ports = [("tcp", 9000), ("tcp-more", 9001), ("tls", 443), ("other", 7000), ("http", 80)];
+    let ports: Vec<Json> = ports.iter().map(|(name, port)| json!({ "name": name, "port": port })).collect();
+    let mut service = object(Kind::Service, namespace, name, "{}");
+    service["spec"] = json!({ "ports": ports, "selector": { "app": name } });
+    service
+}
+
+fn made(more: &[Json]) -> Made {
+    let mut all = vec![service("shop", "echo"), service("shop", "v1"), service("shop", "v2"), service("far", "away")];
+    all.extend(more.iter().cloned());
+    let text: Vec<String> = all.iter().map(|object| format!("---\n{object}\n")).collect();
+    let read = file::read("a.yaml", text.concat().as_bytes());
+    assert!(read.diagnoses.iter().all(|d| d.severity < crate::diagnosis::Severity::Error), "{:?}", read.diagnoses);
+    let scan = Scan { found: read.found.into_iter().map(|(found, _)| found).collect(), ..Scan::default() };
+    let objects = Catalog::default().apply(&scan).0;
+    let settings = Settings::default();
+    let indexed = routing::index(&objects, &settings);
+    super::index(&objects, &settings, &Around::new(&objects, &settings, &indexed))
+}
+
+/// Where a connection to `echo` goes, in words: the port, then `~blog` for the client's namespace, `@a.example` for the name that it asks for, `@` for none.
+fn ask(made: &Made, line: &str) -> String {
+    let mut words = line.split(' ');
+    let port = words.next().unwrap().parse().unwrap();
+    let (mut namespace, mut server_name) = ("shop", ServerName::Unread);
+    for word in words {
+        match word.split_at(1) {
+            ("~", name) => namespace = name,
+            ("@", "") => server_name = ServerName::Absent,
+            ("@", name) => server_name = ServerName::Is(name),
+            _ => panic!("{word}"),
+        }
+    }
+    let Some(routes) = made.routes.get(&NamespacedName::new("shop", "echo.shop.svc.cluster.local")) else {
+        return "-".into();
+    };
+    let ask = Ask { address: "198.19.0.1".parse().unwrap(), port, namespace, server_name };
+    match routes.choose(&ask, &mut StdRng::seed_from_u64(1)) {
+        Choice::Own => "-".to_owned(),
+        Choice::Look => "look".to_owned(),
+        Choice::To(key) => {
+            let subset = if key.subset.is_empty() { String::new() } else { format!("/{}", key.subset) };
+            format!("{}{subset}:{}", key.service.name.split('.').next().unwrap(), key.port)
+        }
+        Choice::Closed(_, why) => format!("closed: {why}"),
+    }
+}
+
+/// Objects, and connections of their mesh with where they go.
+type Row<'a> = (&'a [Json], &'a [(&'a str, &'a str)]);
+
+fn check(rows: &[Row<'_>]) {
+    for (objects, connections) in rows {
+        let made = made(objects);
+        for (line, expected) in *connections {
+            assert_eq!(ask(&made, line), *expected, "{line}\nof {objects:#?}\n{:?}", made.problems);
+        }
+    }
+}
+
+fn virtual_service(spec: &str) -> Json {
+    object(Kind::VirtualService, "shop", "o", spec)
+}
+
+#[test]
+fn virtual_services_lead_connections() {
+    let split = virtual_service(
+        "{hosts: [echo], tcp: [{match: [{port: 9000}], route: [{destination: {host: v1, port: {number: 9001}}, weight: 0}, \
+         {destination: {host: v2}, weight: 100}]}, {match: [{port: 9001, sourceNamespace: test}], route: [{destination: {host: v1}}]}]}",
+    );
+    let everything = virtual_service("{hosts: [echo], tcp: [{route: [{destination: {host: v1}}]}]}");
+    let names = virtual_service(
+        "{hosts: [echo, a.example], tls: [{match: [{sniHosts: [a.example], port: 443}], route: [{destination: {host: v1}}]}, \
+         {match: [{sniHosts: ['*.b.example']}], route: [{destination: {host: v2}}]}]}",
+    );
+    let subnets = virtual_service(
+        "{hosts: [echo], tcp: [{match: [{destinationSubnets: [198.18.0.0/16]}], route: [{destination: {host: v1}}]}, \
+         {match: [{destinationSubnets: [198.19.0.1]}], route: [{destination: {host: v2}}]}]}",
+    );
+    let at_gateway = virtual_service(
+        "{hosts: [echo], gateways: [mesh, in], tcp: [{match: [{gateways: [in]}], route: [{destination: {host: v1}}]}, \
+         {match: [{sourceLabels: {app: a}}], route: [{destination: {host: v1}}]}]}",
+    );
+    let nowhere =
+        virtual_service("{hosts: [echo], tcp: [{match: [{port: 9000}], route: [{destination: {host: nothing}}]}]}");
+    let http = virtual_service("{hosts: [echo], http: [{route: [{destination: {host: v1}}]}]}");
+    check(&[
+        (&[split], &[("9000", "v2:9000"), ("9001", "-"), ("9001 ~test", "v1:9001"), ("443", "-"), ("80", "-")]),
+        // Ports of HTTP are the waypoint's.
+        (&[everything], &[("9000", "v1:9000"), ("7000", "v1:7000"), ("443", "v1:443"), ("80", "-")]),
+        (
+            &[names],
+            &[
+                ("443", "look"),
+                ("443 @a.example", "v1:443"),
+                ("443 @x.b.example", "v2:443"),
+                ("443 @other", "-"),
+                ("443 @", "-"),
+                ("7000", "look"),
+                ("7000 @a.example", "-"),
+                ("9000", "-"),
+            ],
+        ),
+        (&[subnets], &[("9000", "v2:9000")]),
+        (&[at_gateway], &[("9000", "-")]),
+        (
+            &[nowhere],
+            &[
+                (
+                    "9000",
+                    "closed: there is no service and no ServiceEntry with the host nothing.shop.svc.cluster.local",
+                ),
+                ("9001", "-"),
+            ],
+        ),
+        (&[http], &[("9000", "-")]),
+    ]);
+}
+
+#[test]
+fn routes_of_the_gateway_api_lead_connections() {
+    let route = |kind, namespace: &str, more: &str| {
+        object(
+            kind,
+            namespace,
+            "o",
+            &format!("{{parentRefs: [{{group: '', kind: Service, name: echo, namespace: shop}}], {more}}}"),
+        )
+    };
+    let tcp = route(
+        Kind::TcpRoute,
+        "shop",
+        "rules: [{backendRefs: [{name: v1, port: 9000, weight: 0}, {name: v2, port: 9001}]}]",
+    );
+    let consumer = route(Kind::TcpRoute, "far", "rules: [{backendRefs: [{name: away, port: 9000}]}]");
+    let on_port = object(
+        Kind::TcpRoute,
+        "shop",
+        "o",
+        "{parentRefs: [{group: '', kind: Service, name: echo, port: 9001}], rules: [{backendRefs: [{name: v1, port: 9000}]}]}",
+    );
+    let tls = |name: &str, hosts: &str, to: &str| {
+        let mut object = route(
+            Kind::TlsRoute,
+            "shop",
+            &format!("hostnames: {hosts}, rules: [{{backendRefs: [{{name: {to}, port: 443}}]}}]"),
+        );
+        object["metadata"]["name"] = json!(name);
+        object
+    };
+    let missing = route(Kind::TcpRoute, "shop", "rules: [{backendRefs: [{name: nothing, port: 1}]}]");
+    check(&[
+        (&[tcp.clone()], &[("9000", "v2:9001"), ("80", "v2:9001")]),
+        (&[tcp, consumer.clone()], &[("9000", "v2:9001"), ("9000 ~far", "away:9000")]),
+        (&[consumer], &[("9000", "-"), ("9000 ~far", "away:9000")]),
+        (&[on_port], &[("9000", "-"), ("9001", "v1:9000")]),
+        (
+            &[tls("a", "['*.b.example']", "v1"), tls("b", "[x.b.example]", "v2")],
+            &[
+                ("443", "look"),
+                ("443 @x.b.example", "v2:443"),
+                ("443 @y.b.example", "v1:443"),
+                ("443 @other", "closed: no rule of the routes of this service means it"),
+                ("443 @", "closed: no rule of the routes of this service means it"),
+            ],
+        ),
+        (&[missing], &[("9000", "closed: there is no service shop/nothing")]),
+    ]);
+}
+
+#[test]
+fn what_cannot_be_done_is_told_and_refused() {
+    let made = made(&[virtual_service(
+        "{hosts: [echo], tcp: [{match: [{port: 9000, destinationSubnets: [198.19.0.0/16]}], route: [{destination: {host: v1}, weight: 2147483647}, \
+         {destination: {host: v1}, weight: 2147483647}, {destination: {host: v2}, weight: 2}]}]}",
+    )]);
+    assert_eq!(
+        ask(&made, "9000"),
+        "closed: spec.tcp[0].route: all weights together are 4294967296, the limit is 4294967295"
+    );
+    let told: Vec<&str> = made.problems.iter().map(|(_, problem)| &*problem.field).collect();
+    assert_eq!(told, ["spec.tcp[0].route"]);
+    let labels = super::tests::made(&[virtual_service(
+        "{hosts: [echo], tcp: [{match: [{sourceLabels: {app: a}}], route: [{destination: {host: v1}}]}]}",
+    )]);
+    assert_eq!(labels.problems.len(), 1);
+}

@@ -13,6 +13,7 @@ const FILES: &[&str] = &[
     "l7.proto",
     "security.proto",
     "listener.proto",
+    "telemetry.proto",
     "zds.proto",
 ];
 
@@ -33,6 +34,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         .btree_map(".undermesh.l7.v1.WorkloadLabels.labels")
         // It has a key in it, and a text of its own.
         .skip_debug([".undermesh.l7.v1.Credential"])
+        .btree_map(".undermesh.l7.v1.Telemetry.services")
+        .btree_map(".undermesh.l7.v1.MetricRule.tags")
+        .btree_map(".undermesh.l7.v1.Tracing.tags")
         .emit_rerun_if_changed(false)
         .compile_fds(descriptors)?;
     Ok(())

@@ -28,5 +28,7 @@ pub const WORKLOAD_LABELS_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.Work
 pub const LISTENERS_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.Listeners";
 /// Type URL of what gateways show and believe. It is secret.
 pub const CERTIFICATES_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.Certificates";
+/// Type URL of what is measured, logged and traced.
+pub const TELEMETRY_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.Telemetry";
 /// The largest message that either side of an xDS stream accepts.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;

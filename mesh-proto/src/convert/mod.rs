@@ -11,6 +11,7 @@ mod l7;
 mod policy;
 mod security;
 mod service;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 mod workload;
@@ -33,6 +34,7 @@ pub use l7::{
 use mesh_core::{Policy, Service, Workload};
 use prost::Message;
 pub use security::{ClosedEntry, ReadSecurity, encode_security, security};
+pub use telemetry::{encode_telemetry, telemetry};
 pub use zds::{ZdsPod, ZdsRequest, encode_zds_ack, encode_zds_hello, encode_zds_request, zds_ack, zds_request};
 
 use crate::wire::{authorization as auth, workload as wds};

@@ -10,6 +10,7 @@ pub mod security;
 pub mod service;
 pub mod settings;
 pub mod target;
+pub mod telemetry;
 mod view;
 pub mod waypoint;
 pub mod workload;

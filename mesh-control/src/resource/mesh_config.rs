@@ -5,6 +5,7 @@ use mesh_core::{ArcStr, TrustDomain};
 
 use super::fields::{Fields, Mapping};
 use super::label_selector::{self, LabelSelector};
+use super::mesh_telemetry::{self, MeshTelemetry};
 use super::{Key, Object, Read, Unreadable, meta};
 use crate::diagnosis::{Problem, closest};
 use crate::yaml::node::{self, Node as Tree, Value};
@@ -49,30 +50,25 @@ pub struct MeshConfig {
     pub discovery: Vec<LabelSelector>,
     /// What is done with Istio's names.
     pub istio_names: Option<IstioNames>,
+    /// Logs and spans.
+    pub telemetry: MeshTelemetry,
 }
 
 /// Settings of Istio that nothing here heeds yet.
-const NOT_BUILT: [&str; 44] = [
-    "accessLogEncoding",
-    "accessLogFile",
-    "accessLogFormat",
+const NOT_BUILT: [&str; 37] = [
     "ca",
     "caCertificates",
     "certificates",
     "configSources",
     "connectTimeout",
-    "defaultConfig",
     "defaultDestinationRuleExportTo",
     "defaultHttpRetryPolicy",
-    "defaultProviders",
     "defaultServiceExportTo",
     "defaultVirtualServiceExportTo",
     "disableEnvoyListenerLog",
     "dnsRefreshRate",
     "enableEnvoyAccessLogService",
     "enablePrometheusMerge",
-    "enableTracing",
-    "extensionProviders",
     "h2UpgradePolicy",
     "inboundClusterStatName",
     "inboundTrafficPolicy",
@@ -99,8 +95,21 @@ const NOT_BUILT: [&str; 44] = [
     "verifyCertificateAtClient",
 ];
 
-const BUILT: [&str; 6] =
-    ["discoverySelectors", "enableAutoMtls", "istioNames", "outboundTrafficPolicy", "rootNamespace", "trustDomain"];
+const BUILT: [&str; 13] = [
+    "accessLogEncoding",
+    "accessLogFile",
+    "accessLogFormat",
+    "defaultConfig",
+    "defaultProviders",
+    "discoverySelectors",
+    "enableAutoMtls",
+    "enableTracing",
+    "extensionProviders",
+    "istioNames",
+    "outboundTrafficPolicy",
+    "rootNamespace",
+    "trustDomain",
+];
 
 /// Reads the ConfigMap.
 pub fn read(_: &Key, tree: &Tree) -> Read {
@@ -197,6 +206,7 @@ fn settings(tree: &Tree, path: &str, fields: &mut Fields) -> Option<MeshConfig> 
     }
     config.discovery = discovery(&mesh, fields);
     outbound(&mesh, fields);
+    config.telemetry = mesh_telemetry::read(tree, path, &mut fields.problems);
     match mesh.get("enableAutoMtls").map(|node| &node.value) {
         None | Some(Value::Bool(true)) => {}
         Some(Value::Bool(false)) => {

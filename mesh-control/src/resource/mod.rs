@@ -8,6 +8,7 @@ pub mod fields;
 pub mod kind;
 pub mod label_selector;
 pub mod mesh_config;
+pub mod mesh_telemetry;
 pub mod meta;
 pub mod namespace;
 pub mod node;

@@ -237,7 +237,7 @@ fn spec<S: Spec>(key: &Key, tree: &Tree, wrap: impl FnOnce(Routed<S>) -> Routing
 }
 
 /// Something is written there, whatever it is.
-fn there<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+pub(in crate::resource) fn there<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     serde::de::IgnoredAny::deserialize(deserializer).map(|_| true)
 }
 

@@ -12,7 +12,8 @@ fn gateway(listeners: &str, more: &[Json]) -> (Arc<Listeners>, Problems) {
     all.extend_from_slice(more);
     let (objects, settings) = (objects(&all), Settings::default());
     let indexed = super::super::super::routing::index(&objects, &settings);
-    let made = super::super::index(&objects, &settings, &indexed, &Served::new());
+    let made =
+        super::super::index(&settings, &super::super::Around::new(&objects, &settings, &indexed), &Served::new());
     (made.listeners[&NamespacedName::new("shop", "edge")].clone(), made.problems)
 }
 
@@ -177,5 +178,9 @@ fn gateways_of_others_are_none_of_ours() {
     let all = [object(Kind::Gateway, "shop", "edge", spec)];
     let (objects, settings) = (objects(&all), Settings::default());
     let indexed = super::super::super::routing::index(&objects, &settings);
-    assert!(super::super::index(&objects, &settings, &indexed, &Served::new()).listeners.is_empty());
+    assert!(
+        super::super::index(&settings, &super::super::Around::new(&objects, &settings, &indexed), &Served::new())
+            .listeners
+            .is_empty()
+    );
 }

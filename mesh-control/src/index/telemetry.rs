@@ -1,0 +1,409 @@
+//! What Telemetry objects and mesh settings say together of one waypoint: root namespace, then the waypoint's, then what names the Gateway, then what names
+//! a service. Pure; whatever cannot be done is told to the object that asks for it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use mesh_core::l7::Share;
+use mesh_core::telemetry::expression::Expression;
+use mesh_core::telemetry::format::Template;
+use mesh_core::telemetry::{
+    AccessLog, MOST_LOGS, MOST_TAGS, Metric as CoreMetric, Scopes, SpanTag, Telemetry as Core, Tracing as CoreTracing,
+};
+use mesh_core::{ArcStr, NamespacedName};
+
+use super::Settings;
+use crate::diagnosis::Problem;
+use crate::resource::mesh_telemetry::{MeshTelemetry, Provider, STDOUT, millionths};
+use crate::resource::routing::Routed;
+use crate::resource::routing::telemetry::{
+    AccessLogging, CustomTag, Metric, Metrics, Override, Provider as Named, Side, TagOperation, Telemetry, Tracing,
+};
+use crate::resource::{Key, Kind};
+
+/// Requests that are traced where nobody says how many: one of a hundred.
+const SHARE: u32 = 10_000;
+
+type Object = Arc<Routed<Telemetry>>;
+type Problems = Vec<(Key, Problem)>;
+
+/// All objects that there are, and what is said of them.
+pub struct Around<'a> {
+    /// By `namespace/name`.
+    pub objects: &'a BTreeMap<NamespacedName, Object>,
+    /// What the mesh settings say.
+    pub mesh: &'a MeshTelemetry,
+    /// Which namespaces count for all.
+    pub settings: &'a Settings,
+}
+
+/// What one object is bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    Namespace,
+    Gateway,
+    Class,
+    Service,
+}
+
+impl Around<'_> {
+    /// What holds for a waypoint of that class and the services that are bound to it (`namespace/hostname`).
+    pub fn scopes(
+        &self,
+        gateway: &NamespacedName,
+        class: &str,
+        services: &BTreeSet<NamespacedName>,
+        problems: &mut Problems,
+    ) -> Scopes {
+        let mut levels = Vec::new();
+        levels.extend(
+            self.settings.root_namespaces.iter().find_map(|root| self.one(root, Scope::Namespace, "", problems)),
+        );
+        levels.extend(
+            self.settings.root_namespaces.iter().find_map(|root| self.one(root, Scope::Class, class, problems)),
+        );
+        if !self.settings.is_root(&gateway.namespace) {
+            levels.extend(self.one(&gateway.namespace, Scope::Namespace, "", problems));
+        }
+        levels.extend(self.one(&gateway.namespace, Scope::Gateway, &gateway.name, problems));
+        let waypoint = Arc::new(self.merge(&levels, problems));
+        let mut scopes = Scopes { waypoint, services: BTreeMap::new() };
+        for service in services {
+            let short = service.name.split('.').next().unwrap_or_default();
+            if let Some(own) = self.one(&service.namespace, Scope::Service, short, problems) {
+                let levels: Vec<_> = levels.iter().copied().chain([own]).collect();
+                scopes.services.insert(service.clone(), Arc::new(self.merge(&levels, problems)));
+            }
+        }
+        scopes
+    }
+
+    /// Of several objects for one thing the oldest counts.
+    fn one(&self, namespace: &str, scope: Scope, name: &str, problems: &mut Problems) -> Option<&Object> {
+        let here = self.objects.values().filter(|object| object.namespace == *namespace && means(object, scope, name));
+        let mut all: Vec<&Object> = here.collect();
+        all.sort_by_key(|object| (object.created.unwrap_or(i64::MAX), object.name.clone()));
+        for late in all.iter().skip(1) {
+            let message = format!("Telemetry {} is older and for the same: this one does not count there", all[0].name);
+            problems.push((key(late), Problem::warning("spec", message)));
+        }
+        all.first().copied()
+    }
+
+    fn merge(&self, levels: &[&Object], problems: &mut Problems) -> Core {
+        let mut core = Core { logs: self.logs(levels, problems), ..Core::default() };
+        core.tracing = self.tracing(levels, problems);
+        for object in levels {
+            for (index, metrics) in object.spec.metrics.iter().enumerate() {
+                let field = format!("spec.metrics[{index}]");
+                if self.is_scraped(object, metrics, &field, problems) {
+                    overrides(&mut core, object, metrics, &field, problems);
+                }
+            }
+        }
+        core
+    }
+
+    /// Whether it is about what is scraped, which is all that there is.
+    fn is_scraped(&self, object: &Object, metrics: &Metrics, field: &str, problems: &mut Problems) -> bool {
+        if metrics.reporting_interval.is_some() {
+            let message = "numbers are as new as the scrape: it has no effect";
+            problems.push((key(object), Problem::warning(format!("{field}.reportingInterval"), message)));
+        }
+        let is_prometheus = |named: &Named| {
+            named.name == "prometheus"
+                || matches!(self.mesh.providers.get(named.name.as_str()), Some(Provider::Metrics))
+        };
+        for (index, named) in metrics.providers.iter().enumerate().filter(|(_, named)| !is_prometheus(named)) {
+            let message = format!("numbers are not sent to {}: they are scraped", named.name);
+            problems.push((key(object), Problem::warning(format!("{field}.providers[{index}]"), message)));
+        }
+        metrics.providers.is_empty() || metrics.providers.iter().any(is_prometheus)
+    }
+
+    fn logs(&self, levels: &[&Object], problems: &mut Problems) -> Vec<AccessLog> {
+        let entries: Vec<(&Object, String, &AccessLogging)> = levels
+            .iter()
+            .flat_map(|object| {
+                let all = object.spec.access_logging.iter().enumerate();
+                all.map(move |(index, entry)| (*object, format!("spec.accessLogging[{index}]"), entry))
+            })
+            .filter(|(.., entry)| concerns(entry.matches.as_ref().and_then(|side| side.mode)))
+            .collect();
+        if entries.is_empty() && self.mesh.default_logs.is_empty() {
+            return self.mesh.file.iter().cloned().collect();
+        }
+        // The most specific object that names providers says which; those that name none are about these.
+        let mut scope: Vec<ArcStr> = self.mesh.default_logs.clone();
+        for object in levels {
+            let of_level = entries.iter().filter(|(of, ..)| Arc::ptr_eq(of, object));
+            let named: Vec<ArcStr> = of_level.flat_map(|(.., entry)| names(&entry.providers)).collect();
+            if !named.is_empty() {
+                scope = named;
+            }
+        }
+        if scope.is_empty() && self.mesh.file.is_some() {
+            scope = vec![STDOUT.into()];
+        }
+        if scope.is_empty() {
+            for (object, field, _) in entries.iter().filter(|(.., entry)| !entry.disabled.unwrap_or(false)) {
+                let message = "no provider is named, and the mesh settings have no default: nothing is logged";
+                let problem = Problem::warning(field.clone(), message);
+                problems.push((key(object), problem.help(format!("write `providers: [{{name: {STDOUT}}}]`"))));
+            }
+        }
+        let mut chosen: Vec<(ArcStr, bool, Option<ArcStr>)> = Vec::new();
+        for name in scope {
+            if chosen.iter().all(|(known, ..)| *known != name) {
+                chosen.push((name, true, None));
+            }
+        }
+        for (object, field, entry) in &entries {
+            let filter = entry.filter.as_ref().map(|filter| {
+                if let Err(error) = Expression::compile(&filter.expression) {
+                    let problem = Problem::error(format!("{field}.filter.expression"), error.to_string());
+                    let help = "until it is, all requests are logged";
+                    problems.push((key(object), problem.help(help)));
+                }
+                ArcStr::from(filter.expression.as_str())
+            });
+            let about = names(&entry.providers);
+            for (name, enabled, condition) in &mut chosen {
+                if about.is_empty() || about.contains(name) {
+                    *enabled = !entry.disabled.unwrap_or(false);
+                    if filter.is_some() {
+                        condition.clone_from(&filter);
+                    }
+                }
+            }
+        }
+        let mut logs = Vec::new();
+        for (name, _, filter) in chosen.into_iter().filter(|(_, enabled, _)| *enabled) {
+            match self.log(&name) {
+                Ok(log) if logs.len() < MOST_LOGS => logs.push(AccessLog { filter, ..log }),
+                Ok(_) => {
+                    self.tell(&entries, &name, &format!("it is more than the {MOST_LOGS} logs that are kept"), problems)
+                }
+                Err(why) => self.tell(&entries, &name, &why, problems),
+            }
+        }
+        logs
+    }
+
+    /// Says to whoever names a provider why nothing is sent there.
+    fn tell(&self, entries: &[(&Object, String, &AccessLogging)], name: &ArcStr, why: &str, problems: &mut Problems) {
+        let naming = entries.iter().filter(|(.., entry)| names(&entry.providers).contains(name));
+        for (object, field, _) in naming {
+            problems.push((key(object), no_provider(&format!("{field}.providers"), name, why)));
+        }
+    }
+
+    fn log(&self, name: &str) -> Result<AccessLog, String> {
+        match self.mesh.providers.get(name) {
+            Some(Provider::Log(log)) => Ok(log.clone()),
+            None if name == STDOUT => Ok(self.mesh.file.clone().unwrap_or_default()),
+            None => Err("the mesh settings have no provider of that name".to_owned()),
+            Some(Provider::NotBuilt(why)) => Err((*why).to_owned()),
+            Some(Provider::Spans(..) | Provider::Metrics) => Err("it takes no lines".to_owned()),
+        }
+    }
+
+    fn tracing(&self, levels: &[&Object], problems: &mut Problems) -> Option<CoreTracing> {
+        let mut entries: Vec<(&Object, String, &Tracing)> = Vec::new();
+        for object in levels {
+            for (index, entry) in object.spec.tracing.iter().enumerate() {
+                if concerns(entry.matches.as_ref().and_then(|side| side.mode)) {
+                    entries.push((*object, format!("spec.tracing[{index}]"), entry));
+                }
+            }
+        }
+        if entries.is_empty() && !self.mesh.enable_tracing {
+            return None;
+        }
+        let named = entries.iter().rev().find_map(|(object, field, entry)| {
+            Some((entry.providers.first()?.name.as_str(), Some((*object, field.as_str()))))
+        });
+        let named = named.or_else(|| Some((self.mesh.default_tracing.as_deref()?, None)));
+        let mut tracing = CoreTracing {
+            share: share(self.mesh.tracing.share.unwrap_or(SHARE)),
+            tag_length: self.mesh.tracing.tag_length.unwrap_or(CoreTracing::default().tag_length),
+            ..CoreTracing::default()
+        };
+        let mut report = true;
+        for (object, field, entry) in &entries {
+            if let Some(percent) = entry.random_sampling_percentage {
+                tracing.share = share(millionths(percent).unwrap_or_default());
+            }
+            report = !entry.disable_span_reporting.unwrap_or(!report);
+            tracing.propagate = !entry.disable_context_propagation.unwrap_or(!tracing.propagate);
+            tracing.by_request_id = entry.use_request_id_for_trace_sampling.unwrap_or(tracing.by_request_id);
+            tracing.istio_tags = entry.enable_istio_tags.unwrap_or(tracing.istio_tags);
+            if !entry.custom_tags.is_empty() {
+                tracing.tags = tags(object, field, &entry.custom_tags, problems);
+            }
+        }
+        match named.map(|(name, by)| (name, by, self.mesh.providers.get(name))) {
+            Some((_, _, Some(Provider::Spans(collector, length)))) => {
+                tracing.collector = Some(collector.clone());
+                tracing.tag_length = length.unwrap_or(tracing.tag_length);
+            }
+            Some((name, Some((object, field)), found)) => {
+                let why = match found {
+                    None => "the mesh settings have no provider of that name",
+                    Some(Provider::NotBuilt(why)) => *why,
+                    Some(_) => "it takes no spans",
+                };
+                problems.push((key(object), no_provider(&format!("{field}.providers[0]"), name, why)));
+            }
+            _ => tracing.collector.clone_from(&self.mesh.tracing.zipkin),
+        }
+        if !report {
+            tracing.collector = None;
+        }
+        Some(tracing)
+    }
+}
+
+/// Whether an object is for that. Selectors mean pods that have a proxy of their own.
+fn means(object: &Object, scope: Scope, name: &str) -> bool {
+    let spec = &object.spec;
+    let mut targets = spec.target_refs.iter().chain(&spec.target_ref);
+    if scope == Scope::Namespace {
+        return spec.selector.is_none() && targets.next().is_none();
+    }
+    targets.any(|target| {
+        let kind = match target.kind.as_str() {
+            "Gateway" => Scope::Gateway,
+            "GatewayClass" => Scope::Class,
+            "Service" => Scope::Service,
+            _ => return false,
+        };
+        kind == scope && target.name == name
+    })
+}
+
+/// Whether something is about this side: a waypoint is in front of servers.
+fn concerns(mode: Option<Side>) -> bool {
+    mode != Some(Side::Client)
+}
+
+fn key(object: &Object) -> Key {
+    Key { kind: Kind::Telemetry, namespace: object.namespace.clone(), name: object.name.clone() }
+}
+
+fn names(providers: &[Named]) -> Vec<ArcStr> {
+    providers.iter().map(|provider| provider.name.as_str().into()).collect()
+}
+
+fn no_provider(field: &str, name: &str, why: &str) -> Problem {
+    Problem::error(field, format!("{name:?}: {why}")).help("add it to extensionProviders of the mesh settings")
+}
+
+fn share(millionths: u32) -> Share {
+    Share::millionths(millionths).unwrap_or(Share::ALWAYS)
+}
+
+/// Puts in force what is different with metrics.
+fn overrides(core: &mut Core, object: &Object, metrics: &Metrics, field: &str, problems: &mut Problems) {
+    for (index, one) in metrics.overrides.iter().enumerate() {
+        let field = format!("{field}.overrides[{index}]");
+        if !concerns(one.matches.as_ref().and_then(|which| which.mode)) {
+            continue;
+        }
+        if one.matches.as_ref().is_some_and(|which| which.custom_metric.is_some()) {
+            let message = "a waypoint makes Istio's metrics only: it has no effect";
+            problems.push((key(object), Problem::warning(format!("{field}.match.customMetric"), message)));
+            continue;
+        }
+        let changes = changes(object, one, &field, problems);
+        for metric in which(one.matches.as_ref().and_then(|which| which.metric)) {
+            let rule = core.metrics.entry(metric).or_default();
+            rule.disabled = one.disabled.unwrap_or(rule.disabled);
+            for (tag, value) in &changes {
+                if rule.tags.len() < MOST_TAGS || rule.tags.contains_key(tag) {
+                    rule.tags.insert(tag.clone(), value.clone());
+                }
+            }
+        }
+    }
+}
+
+/// What happens to labels; an expression that is none changes nothing.
+fn changes(object: &Object, one: &Override, field: &str, problems: &mut Problems) -> Vec<(ArcStr, Option<ArcStr>)> {
+    let mut changes = Vec::new();
+    for (tag, change) in &one.tag_overrides {
+        let field = crate::yaml::node::join(&format!("{field}.tagOverrides"), tag);
+        let good = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        if tag.is_empty() || !tag.chars().all(good) || tag.starts_with(|c: char| c.is_ascii_digit()) {
+            problems.push((key(object), Problem::error(field, format!("{tag:?} is not the name of a label"))));
+            continue;
+        }
+        match (change.operation, &change.value) {
+            (Some(TagOperation::Remove), _) => changes.push((tag.as_str().into(), None)),
+            (_, None) => {}
+            (_, Some(value)) => match Expression::compile(value) {
+                Ok(_) => changes.push((tag.as_str().into(), Some(value.as_str().into()))),
+                Err(error) => {
+                    let problem = Problem::error(format!("{field}.value"), error.to_string());
+                    problems.push((key(object), problem.help("until it is, the label is as it was")));
+                }
+            },
+        }
+    }
+    changes
+}
+
+fn which(metric: Option<Metric>) -> Vec<CoreMetric> {
+    let one = match metric {
+        None | Some(Metric::AllMetrics) => return CoreMetric::ALL.to_vec(),
+        Some(Metric::RequestCount) => CoreMetric::RequestCount,
+        Some(Metric::RequestDuration) => CoreMetric::RequestDuration,
+        Some(Metric::RequestSize) => CoreMetric::RequestSize,
+        Some(Metric::ResponseSize) => CoreMetric::ResponseSize,
+        Some(Metric::TcpOpenedConnections) => CoreMetric::TcpOpenedConnections,
+        Some(Metric::TcpClosedConnections) => CoreMetric::TcpClosedConnections,
+        Some(Metric::TcpSentBytes) => CoreMetric::TcpSentBytes,
+        Some(Metric::TcpReceivedBytes) => CoreMetric::TcpReceivedBytes,
+        Some(Metric::GrpcRequestMessages) => CoreMetric::GrpcRequestMessages,
+        Some(Metric::GrpcResponseMessages) => CoreMetric::GrpcResponseMessages,
+    };
+    vec![one]
+}
+
+fn tags(
+    object: &Object,
+    field: &str,
+    custom: &BTreeMap<String, CustomTag>,
+    problems: &mut Problems,
+) -> BTreeMap<ArcStr, SpanTag> {
+    let mut tags = BTreeMap::new();
+    for (name, tag) in custom.iter().take(MOST_TAGS) {
+        let field = crate::yaml::node::join(&format!("{field}.customTags"), name);
+        let text = |text: &str| ArcStr::from(text);
+        let value = if let Some(literal) = &tag.literal {
+            SpanTag::Literal(text(&literal.value))
+        } else if let Some(header) = &tag.header {
+            if Template::compile(&format!("%REQ({})%", header.name)).is_err() {
+                let message = format!("{:?} is not the name of a header", header.name);
+                problems.push((key(object), Problem::error(format!("{field}.header.name"), message)));
+                continue;
+            }
+            SpanTag::Header(text(&header.name), header.default_value.as_deref().map(text))
+        } else if let Some(variable) = &tag.environment {
+            SpanTag::Environment(text(&variable.name), variable.default_value.as_deref().map(text))
+        } else if let Some(formatter) = &tag.formatter {
+            if let Err(error) = Template::compile(&formatter.value) {
+                problems.push((key(object), Problem::error(format!("{field}.formatter.value"), error.to_string())));
+                continue;
+            }
+            SpanTag::Formatter(text(&formatter.value))
+        } else {
+            continue;
+        };
+        tags.insert(name.as_str().into(), value);
+    }
+    tags
+}
+
+#[cfg(test)]
+mod tests;

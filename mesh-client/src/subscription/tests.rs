@@ -87,6 +87,8 @@ fn words(changes: &[Change]) -> Vec<String> {
             Change::Policy(p) => format!("+{}", p.name),
             Change::RemovePolicy(name) => format!("-{name}"),
             Change::PolicyUnreadable { name, scope } => format!("?{name} {scope:?}"),
+            Change::Connections(routes) => format!("+{}", routes.service),
+            Change::RemoveConnections(service) => format!("-{service}"),
             Change::Synced => "synced".into(),
             Change::Ranges(_) => "ranges".into(),
         })

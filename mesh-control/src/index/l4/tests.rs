@@ -171,7 +171,7 @@ fn routes_of_the_gateway_api_lead_connections() {
     let missing = route(Kind::TcpRoute, "shop", "rules: [{backendRefs: [{name: nothing, port: 1}]}]");
     check(&[
         (std::slice::from_ref(&tcp), &[("9000", "v2:9001"), ("80", "v2:9001")]),
-        (&[tcp, consumer.clone()], &[("9000", "v2:9001"), ("9000 ~far", "away:9000")]),
+        (&[tcp.clone(), consumer.clone()], &[("9000", "v2:9001"), ("9000 ~far", "away:9000")]),
         (&[consumer], &[("9000", "-"), ("9000 ~far", "away:9000")]),
         (&[on_port], &[("9000", "-"), ("9001", "v1:9000")]),
         (

@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -11,7 +12,8 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use mesh_core::l7::{
     Abort, AbortStatus, Action, Backend as Place, Condition, Cors, Delay, DirectResponse, Fault, Forward, Handling,
-    Mirror, PathChange, PathKind, Redirect, RedirectPort, Retries, RetryOn, Rewrite, Rule, Share, Target, Text,
+    Mirror, PathChange, PathKind, Redirect, RedirectPort, Retries, RetryOn, Rewrite, Rule, Share, Table, Target, Text,
+    VirtualHost,
 };
 use support::*;
 
@@ -88,6 +90,27 @@ async fn answers_without_an_endpoint() {
     assert_eq!((tea.status(), text(&tea)), (StatusCode::IM_A_TEAPOT, "short and stout"));
     assert_eq!(waypoint.ask(ASK, get("/closed")).await.status(), StatusCode::INTERNAL_SERVER_ERROR);
     assert_eq!(waypoint.ask(ASK, get("/none")).await.status(), StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn features_GA_11_rules_for_others_and_for_other_ports_leave_a_service_as_it_is() {
+    let never = || Rule {
+        conditions: vec![Condition { path: Some(PathKind::Exact("/never".into()).into()), ..Condition::default() }],
+        handling: to("a").into(),
+    };
+    let of_a = || VirtualHost { service: Some(name("a")), rules: vec![never()], ..VirtualHost::default() };
+    let rows = [
+        (VirtualHost { clients: Some(vec!["elsewhere".into()]), ..of_a() }, StatusCode::OK),
+        (VirtualHost { ports: vec![8080], ..of_a() }, StatusCode::OK),
+        (VirtualHost { ports: vec![80], ..of_a() }, StatusCode::NOT_FOUND),
+        (of_a(), StatusCode::NOT_FOUND),
+    ];
+    let a = echo("a").await;
+    for (host, expected) in rows {
+        let seen = format!("{:?} {:?}", host.clients, host.ports);
+        let waypoint = Waypoint::start(&[Backend::new("a", A, &[a])], Table::new("test", vec![Arc::new(host)])).await;
+        assert_eq!(waypoint.ask(ASK, get("/")).await.status(), expected, "{seen}");
+    }
 }
 
 #[tokio::test]

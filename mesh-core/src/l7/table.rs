@@ -136,12 +136,6 @@ impl Table {
         &self.hosts
     }
 
-    /// Whether connections to this service are the table's.
-    #[must_use]
-    pub fn has_service(&self, service: &NamespacedName) -> bool {
-        self.by_service.contains_key(service)
-    }
-
     /// Hosts that a request means, the most specific first.
     pub(super) fn find<'t>(
         &'t self,

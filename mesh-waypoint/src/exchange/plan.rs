@@ -11,7 +11,9 @@ use http::uri::PathAndQuery;
 use mesh_core::NamespacedName;
 use mesh_core::l7::cors::CorsVerdict;
 use mesh_core::l7::path::{Spelling, normalise};
-use mesh_core::l7::{self, AbortStatus, Action, Authority, Backend, ClusterKey, Handling, Outcome, Table, Target};
+use mesh_core::l7::{
+    self, AbortStatus, Action, Authority, Backend, ClusterKey, Handling, Miss, Outcome, Table, Target,
+};
 use mesh_core::listener::{Astray, Serves};
 use rand::Rng;
 
@@ -20,7 +22,7 @@ use crate::downstream::{Bound, Downstream};
 
 /// The plan for one request.
 pub struct Plan {
-    /// The rule; none if the service has no routes.
+    /// The rule; none if the service has no routes for such a request.
     pub handling: Option<Arc<Handling>>,
     /// What browsers are told.
     pub cors: CorsVerdict,
@@ -92,10 +94,8 @@ struct Came<'a> {
 impl<'a> At<'a> {
     fn of(bound: &'a Bound, down: &'a Downstream, authority: &Authority) -> Result<Self, Failure> {
         let Some(entry) = &down.entry else {
-            let table = &*bound.view.table;
-            let service = bound.target.service().filter(|service| table.has_service(service));
-            return Ok(service.map_or(Self::Asked, |service| {
-                let (port, service) = (bound.target.port(), Some(service));
+            return Ok(bound.target.service().map_or(Self::Asked, |service| {
+                let (table, port, service) = (&*bound.view.table, bound.target.port(), Some(service));
                 Self::Table { table, request: Came { scheme: "http", port, gateway: "mesh", service } }
             }));
         };
@@ -144,7 +144,12 @@ pub fn plan(
     };
     // Who comes from outside of the mesh has proved nothing that a rule could ask for.
     let client = down.proved().map_or_else(l7::Client::default, |_| bound.seen(&down.peer));
-    let Ok(decision) = l7::pick(table, &request, &client, rng) else { return Plan::of(To::Fail(Failure::NO_ROUTE)) };
+    let decision = match l7::pick(table, &request, &client, rng) {
+        Ok(decision) => decision,
+        // The service has no rules, or none on this port, or for this client.
+        Err(Miss::Host) if request.service.is_some() => return Plan::of(To::Asked),
+        Err(_) => return Plan::of(To::Fail(Failure::NO_ROUTE)),
+    };
     let to = match decision.outcome {
         Outcome::Forward(backend) => {
             let target = decision.rewritten_path(&request).map(|path| {

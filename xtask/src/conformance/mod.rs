@@ -7,12 +7,14 @@ use crate::run;
 use anyhow::{Context, Result, ensure};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 
 /// Where the waypoint of the suite's namespaces is.
 const NAMESPACE: &str = "conformance-waypoints";
 const WAYPOINT: &str = "waypoint";
+/// What the suite writes after its last test.
+const REPORT: &str = "report.yaml";
 
 /// Options.
 #[derive(clap::Args)]
@@ -47,6 +49,11 @@ pub fn run(args: &Args) -> Result<()> {
     cluster(args, &["kubectl", "apply", "--server-side", "-k", &definitions.to_string_lossy()])?;
     waypoint(args, &suite)?;
     let (tally, ended) = suite_run(args, &suite)?;
+    let report = suite.join(REPORT);
+    if report.exists() {
+        print!("{}", fs::read_to_string(&report).context("read the report")?);
+        keep(args, &report)?;
+    }
     println!("{tally}");
     // It may fail outside of its tests, before the first or after the last.
     ensure!(
@@ -64,7 +71,7 @@ fn cluster(args: &Args, words: &[&str]) -> Result<()> {
 }
 
 /// One waypoint for all namespaces of the suite, which it makes and deletes.
-fn waypoint(args: &Args, suite: &std::path::Path) -> Result<()> {
+fn waypoint(args: &Args, suite: &Path) -> Result<()> {
     let manifest = format!(
         "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}}}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\n\
          metadata: {{name: {WAYPOINT}, namespace: {NAMESPACE}}}\nspec:\n  gatewayClassName: undermesh-waypoint\n  listeners:\n  \
@@ -78,11 +85,12 @@ fn waypoint(args: &Args, suite: &std::path::Path) -> Result<()> {
 }
 
 /// Runs the suite in the network of the first node, shows what it prints, and counts it.
-fn suite_run(args: &Args, suite: &std::path::Path) -> Result<(tally::Tally, ExitStatus)> {
+fn suite_run(args: &Args, suite: &Path) -> Result<(tally::Tally, ExitStatus)> {
     let kubeconfig = run::binary_dir("")?.join(format!("cluster{}/admin.kubeconfig", args.cluster));
-    let folder = run::root()?.join("conformance");
-    fs::create_dir_all(&folder).context("make the folder of reports")?;
-    let report = report(&folder, args);
+    let report = suite.join(REPORT);
+    if report.exists() {
+        fs::remove_file(&report).context("remove the former report")?;
+    }
     let labels = format!(
         "istio.io/dataplane-mode=ambient,istio.io/use-waypoint={WAYPOINT},istio.io/use-waypoint-namespace={NAMESPACE}"
     );
@@ -97,6 +105,10 @@ fn suite_run(args: &Args, suite: &std::path::Path) -> Result<(tally::Tally, Exit
         .arg(format!("-version={}", env!("CARGO_PKG_VERSION")))
         .env("KUBECONFIG", kubeconfig)
         .stdout(Stdio::piped());
+    if args.profiles.iter().all(|profile| profile.starts_with("MESH-")) {
+        // Else the suite makes the Gateways of its other tests, and waits for them.
+        command.arg("-exempt-features=Gateway");
+    }
     match &args.test {
         Some(test) => command.arg(format!("-test.run=TestConformance/^{test}$")),
         // Of one test alone there is nothing to keep.
@@ -117,6 +129,10 @@ fn suite_run(args: &Args, suite: &std::path::Path) -> Result<(tally::Tally, Exit
     Ok((tally, ended))
 }
 
-fn report(folder: &std::path::Path, args: &Args) -> PathBuf {
-    folder.join(format!("{}.yaml", args.profiles.join("_").to_lowercase()))
+/// Puts the report to the sources.
+fn keep(args: &Args, report: &Path) -> Result<()> {
+    let folder = run::root()?.join("conformance");
+    fs::create_dir_all(&folder).context("make the folder of reports")?;
+    let kept = folder.join(format!("{}.yaml", args.profiles.join("_").to_lowercase()));
+    fs::copy(report, &kept).with_context(|| format!("write {}", kept.display())).map(drop)
 }

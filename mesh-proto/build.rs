@@ -9,6 +9,7 @@ const FILES: &[&str] = &[
     "cni.proto",
     "discovery.proto",
     "enrol.proto",
+    "ext_authz.proto",
     "l4.proto",
     "l7.proto",
     "security.proto",
@@ -27,6 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".envoy.service.discovery.v3.Any.value")
         // Maps in a fixed order, so that equal values have equal bytes.
         .btree_map(".istio.workload.Workload.services")
+        .btree_map(".envoy.service.auth.v3.HttpRequest.headers")
         .btree_map(".undermesh.l7.v1.Condition.source_labels")
         .btree_map(".undermesh.l7.v1.Place.client_labels")
         .btree_map(".undermesh.l7.v1.Reach.labels")

@@ -31,6 +31,11 @@ pub mod enrol {
     include!(concat!(env!("OUT_DIR"), "/undermesh.enrol.v1.rs"));
 }
 
+/// `envoy.service.auth.v3`: what an external authorizer is asked, client and server.
+pub mod ext_authz {
+    include!(concat!(env!("OUT_DIR"), "/envoy.service.auth.v3.rs"));
+}
+
 /// `undermesh.l4.v1`: where connections go.
 pub mod l4 {
     include!(concat!(env!("OUT_DIR"), "/undermesh.l4.v1.rs"));

@@ -3,7 +3,7 @@
 //! ```text
 //! agent ── HBONE ──> inbound: whose address was asked for, is it bound to us ──> connection: HTTP/1.1, HTTP/2 or neither, by its first bytes
 //!                                                                                   │
-//!      security: whose token it has, whether policies let it through
+//!      security: whose token it has, whether policies let it through ── callout: whom they ask
 //!      exchange: one request ── mesh_core::l7::pick ── attempts ──> upstream: connections to endpoints, by HBONE or plain TCP
 //!                     └── telemetry: istio_requests_total and the like, the access log, spans ── collector
 //! outside ── TCP, TLS ──> edge: which listener of the gateway is meant ──> the same exchange, or bytes to one endpoint
@@ -14,6 +14,7 @@
 #![cfg_attr(test, allow(non_snake_case, reason = "tests carry the ids of the rows they prove"))]
 
 pub mod app;
+pub mod callout;
 pub mod collector;
 pub mod config;
 pub mod connection;

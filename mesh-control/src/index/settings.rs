@@ -4,6 +4,7 @@ use mesh_core::{ArcStr, NamespacedName, TrustDomain};
 
 use crate::diagnosis::Problem;
 use crate::resource::label_selector::LabelSelector;
+use crate::resource::mesh_authorizers::Authorizers;
 use crate::resource::mesh_config::{self, IstioNames};
 use crate::resource::namespace::NAME_LABEL;
 use crate::resource::pod::State;
@@ -27,6 +28,8 @@ pub struct Settings {
     pub root_namespaces: Vec<ArcStr>,
     /// Namespaces that any of them selects are of the mesh; none selects all.
     pub discovery: Vec<LabelSelector>,
+    /// Whom policies may ask.
+    pub authorizers: Authorizers,
     /// What is done with Istio's names.
     pub istio_names: IstioNames,
     /// An Istio runs in the cluster.
@@ -51,6 +54,7 @@ impl Settings {
             home: home.into(),
             root_namespaces: vec![home.into()],
             discovery: Vec::new(),
+            authorizers: Authorizers::new(),
             istio_names: IstioNames::default(),
             istio_runs: false,
             agents: Vec::new(),
@@ -116,6 +120,7 @@ impl Settings {
                 settings.root_namespaces = vec![namespace.clone()];
             }
             settings.discovery.clone_from(&config.discovery);
+            settings.authorizers.clone_from(&config.authorizers);
             settings.istio_names = config.istio_names.unwrap_or(settings.istio_names);
         }
         for name in objects.mesh_configs.keys().filter(|name| **name != own) {

@@ -5,6 +5,7 @@ use mesh_core::{ArcStr, TrustDomain};
 
 use super::fields::{Fields, Mapping};
 use super::label_selector::{self, LabelSelector};
+use super::mesh_authorizers::{self, Authorizers};
 use super::mesh_telemetry::{self, MeshTelemetry};
 use super::{Key, Object, Read, Unreadable, meta};
 use crate::diagnosis::{Problem, closest};
@@ -52,6 +53,8 @@ pub struct MeshConfig {
     pub istio_names: Option<IstioNames>,
     /// Logs and spans.
     pub telemetry: MeshTelemetry,
+    /// Whom policies may ask.
+    pub authorizers: Authorizers,
 }
 
 /// Settings of Istio that nothing here heeds yet.
@@ -207,6 +210,13 @@ fn settings(tree: &Tree, path: &str, fields: &mut Fields) -> Option<MeshConfig> 
     config.discovery = discovery(&mesh, fields);
     outbound(&mesh, fields);
     config.telemetry = mesh_telemetry::read(tree, path, &mut fields.problems);
+    if let Some(tree) = mesh.get("extensionProviders") {
+        let mut problems = Vec::new();
+        config.authorizers = mesh_authorizers::read(tree, &mesh.field("extensionProviders"), &mut problems);
+        // Fields that nobody knows were told of with the telemetry.
+        problems.retain(|problem| !fields.problems.contains(problem));
+        fields.problems.append(&mut problems);
+    }
     match mesh.get("enableAutoMtls").map(|node| &node.value) {
         None | Some(Value::Bool(true)) => {}
         Some(Value::Bool(false)) => {

@@ -7,6 +7,7 @@ pub mod endpoint_slice;
 pub mod fields;
 pub mod kind;
 pub mod label_selector;
+pub mod mesh_authorizers;
 pub mod mesh_config;
 pub mod mesh_telemetry;
 pub mod meta;

@@ -6,12 +6,13 @@
 //! path::normalise, Authority::parse -> Request -> pick(Table) -> Decision (per request)
 //!                                                    |-- rewrite, redirect, cors, retry: what a decision asks for, worked out
 //!                                                    `-- Clusters::find -> balance::Set::pick: which endpoint of the place
-//! objects -> Security -> Applied: token::found, policy::decide      whether it may be answered at all
+//! objects -> Security -> Applied: token::found, authorizer, policy::decide   whether it may be answered at all
 //! ```
 //!
 //! A rule that is not understood is in the table as one that answers 500. It is never left out: a later one would match instead.
 
 pub mod action;
+pub mod authorizer;
 pub mod balance;
 pub mod cluster;
 pub mod condition;
@@ -39,6 +40,7 @@ pub mod token;
 pub use action::{
     Abort, AbortStatus, Action, Backend, ClusterKey, Delay, DirectResponse, Fault, Forward, Mirror, Share, Target,
 };
+pub use authorizer::Authorizer;
 pub use cluster::{Cluster, Clusters};
 pub use condition::{Client, Condition, HeaderMatch, Labels, PathKind, PathMatch, QueryMatch, Request, Text};
 pub use cors::Cors;

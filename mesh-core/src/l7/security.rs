@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arcstr::ArcStr;
 use http::HeaderName;
 
+use super::authorizer::Authorizer;
 use super::path::Spelling;
 use super::policy::{Policies, Policy};
 use super::token::JwtRule;
@@ -51,6 +52,8 @@ pub struct Security {
     pub policies: Vec<Arc<Policy>>,
     /// Whose tokens are believed.
     pub authentications: Vec<Arc<Authentication>>,
+    /// Whom policies ask. Of one that they name and that is not here nobody knows where it is: what they match is denied.
+    pub authorizers: Vec<Arc<Authorizer>>,
 }
 
 /// What is about the requests of one connection.
@@ -65,6 +68,12 @@ pub struct Applied {
 }
 
 impl Security {
+    /// The authorizer of that name.
+    #[must_use]
+    pub fn authorizer(&self, name: &str) -> Option<&Arc<Authorizer>> {
+        self.authorizers.iter().find(|one| one.name == name)
+    }
+
     /// What is about requests to a service, or to a workload of these services.
     #[must_use]
     pub fn applied<'a>(&self, services: impl Iterator<Item = &'a NamespacedName> + Clone) -> Applied {

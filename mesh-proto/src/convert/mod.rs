@@ -2,6 +2,7 @@
 //! ever enforced in a weaker form than it was written. Writing is total.
 
 mod capture;
+mod check;
 mod cni;
 mod enrol;
 mod error;
@@ -17,6 +18,7 @@ mod tests;
 mod workload;
 mod zds;
 
+pub use check::{Asked, CheckError, Shown, check_answer, encode_check};
 pub use cni::{
     CNI_VERSION, CniAnswer, CniCommand, CniDns, CniRequest, MAX_CNI_BYTES, MAX_CNI_PATIENCE, cni_answer, cni_request,
     encode_cni_answer, encode_cni_request,

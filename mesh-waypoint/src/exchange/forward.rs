@@ -22,15 +22,15 @@ use tokio::time::Instant;
 
 use super::asked::Asked;
 use super::mirror;
-use super::outgoing::address;
 use super::plan::{Plan, To};
 use super::reply::Failure;
 use super::report::Report;
 use super::upgrade;
 use crate::downstream::{Bound, Downstream};
 use crate::http::hop;
+use crate::http::outgoing::address;
 use crate::http::tape::Tape;
-use crate::http::{Count, RequestBody, ResponseBody};
+use crate::http::{ClientBody, Count, RequestBody, ResponseBody};
 use crate::places::{Found, NoEndpoint};
 use crate::target::Target;
 use crate::telemetry::spans::Outgoing;
@@ -70,7 +70,7 @@ struct Head {
 
 enum Source {
     Empty,
-    Once(Incoming, Arc<Count>),
+    Once(ClientBody, Arc<Count>),
     Gone,
     Tape(Arc<Tape>),
 }
@@ -88,7 +88,7 @@ impl Forward<'_> {
     pub async fn run(
         &self,
         mut parts: Parts,
-        body: Incoming,
+        body: ClientBody,
         upgrade: &mut Option<OnUpgrade>,
         report: &mut Report,
     ) -> Result<Response<ResponseBody>, Failure> {
@@ -237,7 +237,7 @@ fn repeats(on: &RetryOn, http2: bool, grpc: bool) -> bool {
         || (grpc && on.grpc != 0)
 }
 
-fn source(body: Incoming, keep: bool, limit: usize, report: &mut Report) -> Source {
+fn source(body: ClientBody, keep: bool, limit: usize, report: &mut Report) -> Source {
     if body.is_end_stream() {
         return Source::Empty;
     }

@@ -10,10 +10,10 @@ use http_body_util::BodyExt;
 use mesh_core::l7::ClusterKey;
 use mesh_runtime::task;
 
-use super::outgoing::address;
 use crate::downstream::Downstream;
 use crate::engine::Lane;
 use crate::http::RequestBody;
+use crate::http::outgoing::address;
 use crate::http::tape::Tape;
 use crate::upstream::choose::{self, Wish};
 

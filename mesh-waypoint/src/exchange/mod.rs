@@ -1,14 +1,13 @@
 //! One request and its answer.
 //!
 //! ```text
-//! asked: made unambiguous ── security: a token, policies ── plan: the rule ── CORS, delay, abort ── redirect | answer | forward: attempts, each at one endpoint ── the answer, changed
+//! asked: made unambiguous ── security: a token, authorizers, policies ── plan: the rule ── CORS, delay, abort ── redirect | answer | forward: attempts, each at one endpoint ── the answer, changed
 //!                                                                         └── mirror: copies, for which nobody waits
 //! ```
 
 mod asked;
 mod forward;
 mod mirror;
-mod outgoing;
 mod plan;
 pub mod reply;
 mod report;
@@ -18,6 +17,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use http::header::{CONNECTION, HeaderName, HeaderValue, UPGRADE};
+use http::request::Parts;
 use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -30,9 +30,10 @@ use self::reply::Failure;
 use self::report::Report;
 use crate::downstream::Downstream;
 use crate::entry::headers;
-use crate::http::{ResponseBody, guard};
+use crate::http::{ClientBody, ResponseBody, guard};
 use crate::security::authenticate;
 use crate::security::authorize::{self, Refused};
+use crate::security::custom::{self, Question, Refusal};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -97,16 +98,33 @@ async fn answer(
             return Ok(reply::unauthorized(&problem.to_string(), asked.grpc));
         }
     };
-    authorize::request(down, &bound, &parts, &asked.authority, (token.as_ref(), remote)).map_err(|refused| {
-        match refused {
-            Refused::Malformed => Failure::BAD_REQUEST,
-            Refused::Denied => Failure::DENIED,
-        }
-    })?;
-    let plan = {
-        let mut rng = down.lane.rng.lock();
-        plan::plan(&bound, down, &parts, &asked.authority, spelling, &mut *rng)
+    let said = authorize::Said { token: token.as_ref(), remote };
+    let mut body = ClientBody::from(body);
+    let askers = authorize::askers(down, &bound, &parts, &asked.authority, said).map_err(Failure::from)?;
+    let question = Question {
+        down,
+        bound: &bound,
+        parts: &parts,
+        authority: &asked.authority,
+        is_endless: asked.said.upgrade.is_some(),
     };
+    let allowed = match custom::ask(&question, &askers, &mut body).await {
+        Ok(allowed) => allowed,
+        Err(Refusal::Denied(denial)) => {
+            report.flag("UAEX");
+            return Ok(reply::denied(denial, asked.grpc));
+        }
+        Err(refusal) => return Err(refusal.into()),
+    };
+    let planned = |parts: &Parts| {
+        let mut rng = down.lane.rng.lock();
+        plan::plan(&bound, down, parts, &asked.authority, spelling, &mut *rng)
+    };
+    // Unless an authorizer is to have a say in it, the route is that of the request as it came.
+    let plan = (!askers.is_empty() && !allowed.routes_again).then(|| planned(&parts));
+    allowed.changes.iter().for_each(|changes| changes.request.apply(&mut parts.headers));
+    authorize::request(down, &bound, &parts, &asked.authority, said).map_err(Failure::from)?;
+    let plan = plan.unwrap_or_else(|| planned(&parts));
     if !parts.headers.contains_key(FORWARDED_PROTO) {
         parts.headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
     }
@@ -139,7 +157,29 @@ async fn answer(
         }
     };
     change(&mut response, plan);
+    allowed.changes.iter().for_each(|changes| changes.response.apply(response.headers_mut()));
     Ok(response)
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Malformed => Self::BAD_REQUEST,
+            Refused::Denied => Self::DENIED,
+        }
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Denied(denial) => Self { status: denial.status, flag: "UAEX", text: "" },
+            Refusal::NoAnswer(status) => Self { status, flag: "UAEX", text: "" },
+            Refusal::Nobody => Self::DENIED,
+            Refusal::TooLarge => Self::TOO_LARGE,
+            Refusal::Body => Self::BODY,
+        }
+    }
 }
 
 /// What the rule and the place change of an answer.

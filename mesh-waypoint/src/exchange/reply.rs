@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, LOCATION, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use mesh_core::l7::authorizer::Denial;
 
 use crate::http::ResponseBody;
 
@@ -47,6 +48,8 @@ failures! {
     CLOSED: INTERNAL_SERVER_ERROR, "NC", "";
     /// A policy refuses it.
     DENIED: FORBIDDEN, "-", "RBAC: access denied";
+    /// More of its body than may be shown to whoever is asked about it.
+    TOO_LARGE: PAYLOAD_TOO_LARGE, "-", "Payload Too Large";
     /// Nothing is known of the destination any more.
     GONE: SERVICE_UNAVAILABLE, "NC", "";
     /// No endpoint is left.
@@ -102,6 +105,17 @@ pub fn unauthorized(why: &str, grpc: bool) -> Response<ResponseBody> {
     let mut response = text(StatusCode::UNAUTHORIZED, Bytes::copy_from_slice(why.as_bytes()), grpc);
     let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
     response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+    response
+}
+
+/// An authorizer does not let the request through, and says what the client is told.
+pub fn denied(denial: Denial, grpc: bool) -> Response<ResponseBody> {
+    let mut response = text(denial.status, denial.body.into(), grpc);
+    let headers = response.headers_mut();
+    let own = if grpc { headers.clone() } else { HeaderMap::new() };
+    denial.headers.apply(headers);
+    // What gRPC's clients read is not an authorizer's of HTTP to say.
+    headers.extend(own);
     response
 }
 

@@ -9,6 +9,7 @@ use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep};
 
+use super::client_body::ClientBody;
 use super::count::Count;
 use super::hop;
 use super::tape::{BoxError, Reader};
@@ -27,7 +28,7 @@ pub enum RequestBody {
     /// None.
     Empty,
     /// The client's, as it comes; it is counted.
-    Stream(Incoming, Arc<Count>),
+    Stream(ClientBody, Arc<Count>),
     /// The client's, kept as far as it has come.
     Tape(Reader),
     /// All of one, once more.

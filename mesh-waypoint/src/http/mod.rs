@@ -2,14 +2,17 @@
 //! how it is served.
 
 pub mod body;
+pub mod client_body;
 pub mod count;
 pub mod guard;
 pub mod hop;
 pub mod io;
+pub mod outgoing;
 pub mod serve;
 pub mod sniff;
 pub mod tape;
 
 pub use body::{RequestBody, ResponseBody};
+pub use client_body::ClientBody;
 pub use count::Count;
 pub use tape::BoxError;

@@ -5,10 +5,11 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::HeaderMap;
-use hyper::body::{Body, Frame, Incoming};
+use hyper::body::{Body, Frame};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::client_body::ClientBody;
 use super::count::Count;
 
 /// Any error of a body.
@@ -28,7 +29,7 @@ pub struct Tape {
 
 #[derive(Debug)]
 struct Inner {
-    source: Incoming,
+    source: ClientBody,
     frames: Vec<Bytes>,
     bytes: usize,
     trailers: Option<HeaderMap>,
@@ -65,7 +66,7 @@ struct Superseded;
 
 impl Tape {
     /// Keeps at most `limit` bytes; `count` counts what the client sent.
-    pub fn new(source: Incoming, limit: usize, count: Arc<Count>) -> Arc<Self> {
+    pub fn new(source: ClientBody, limit: usize, count: Arc<Count>) -> Arc<Self> {
         let inner =
             Inner { source, frames: Vec::new(), bytes: 0, trailers: None, state: Kept::SoFar, turn: 0, read: false };
         Arc::new(Self { inner: Mutex::new(inner), settled: Notify::new(), limit, count })

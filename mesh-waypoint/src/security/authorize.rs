@@ -5,8 +5,10 @@ use std::net::IpAddr;
 use http::request::Parts;
 use mesh_core::l7::policy::{Decision, DryRun, Subject, Verdict};
 use mesh_core::l7::{Authority, Request, Token, path};
+use mesh_core::{ArcStr, NamespacedName};
 use mesh_transport::hbone;
 
+use super::custom::Asker;
 use crate::downstream::{Bound, Downstream};
 use crate::entry::Entry;
 use crate::target::Target;
@@ -21,17 +23,64 @@ pub enum Refused {
     Denied,
 }
 
-/// Decides about a request, of which is known what token it has and where its client is.
+/// What a request says of who sends it.
+#[derive(Clone, Copy)]
+pub struct Said<'a> {
+    /// A token that was believed.
+    pub token: Option<&'a Token>,
+    /// Where its client is.
+    pub remote: IpAddr,
+}
+
+/// Who is to be asked about a request, before anything is decided.
+pub fn askers(
+    down: &Downstream,
+    bound: &Bound,
+    parts: &Parts,
+    authority: &Authority,
+    said: Said<'_>,
+) -> Result<Vec<Asker>, Refused> {
+    if !bound.applied.policies.asks() {
+        return Ok(Vec::new());
+    }
+    let security = &bound.view.guard.security;
+    looked_at(down, bound, parts, authority, said, |subject| {
+        let asker = |(policy, provider): (&NamespacedName, &ArcStr)| Asker {
+            policy: policy.clone(),
+            provider: provider.to_string(),
+            authorizer: security.authorizer(provider).cloned(),
+        };
+        bound.applied.policies.asked(subject).map(asker).collect()
+    })
+}
+
+/// Decides about a request.
 pub fn request(
     down: &Downstream,
     bound: &Bound,
     parts: &Parts,
     authority: &Authority,
-    (token, remote): (Option<&Token>, IpAddr),
+    said: Said<'_>,
 ) -> Result<(), Refused> {
     if bound.applied.policies.is_empty() {
         return Ok(());
     }
+    let decided = looked_at(down, bound, parts, authority, said, |subject| decide(down, bound, subject))?;
+    decided.map_err(|why| {
+        tracing::debug!(client = %down.peer.identity, method = %parts.method, path = parts.uri.path(), why, "denied");
+        Refused::Denied
+    })
+}
+
+/// What policies look at of a request.
+fn looked_at<T>(
+    down: &Downstream,
+    bound: &Bound,
+    parts: &Parts,
+    authority: &Authority,
+    said: Said<'_>,
+    look: impl FnOnce(&Subject<'_>) -> T,
+) -> Result<T, Refused> {
     let plainest = path::plainest(parts.uri.path()).map_err(|_| Refused::Malformed)?;
     let request = Request {
         method: &parts.method,
@@ -44,12 +93,10 @@ pub fn request(
         gateway: "mesh",
         service: bound.target.service(),
     };
+    let Said { token, remote } = said;
     let subject =
         Subject { request: Some(request), plainest: plainest.as_deref(), token, remote, ..connected(down, bound) };
-    decide(down, bound, &subject).map_err(|why| {
-        tracing::debug!(client = %down.peer.identity, method = %parts.method, path = parts.uri.path(), why, "denied");
-        Refused::Denied
-    })
+    Ok(look(&subject))
 }
 
 /// Decides about a connection of which nothing but its ends is known.
@@ -57,14 +104,16 @@ pub fn connection(down: &Downstream, bound: &Bound) -> Result<(), String> {
     if bound.applied.policies.is_empty() {
         return Ok(());
     }
-    decide(down, bound, &connected(down, bound))
+    let subject = connected(down, bound);
+    // Authorizers are asked about requests.
+    if let Some((_, provider)) = bound.applied.policies.asked(&subject).next() {
+        return Err(format!("nobody can ask {provider} about what is no HTTP"));
+    }
+    decide(down, bound, &subject)
 }
 
 fn decide(down: &Downstream, bound: &Bound, subject: &Subject<'_>) -> Result<(), String> {
     let policies = &bound.applied.policies;
-    if let Some(provider) = policies.asked(subject).next() {
-        return Err(format!("nobody can ask {provider}"));
-    }
     let verdict = policies.decide(subject);
     tell(down, &verdict);
     match verdict.decision.is_allowed() {

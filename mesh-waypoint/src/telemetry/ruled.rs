@@ -24,6 +24,10 @@ pub enum Ruled {
     WouldDeny,
     /// It is told of.
     Audited,
+    /// It was refused, because whoever is to be asked has not answered.
+    Failed,
+    /// It was let through all the same.
+    FailedOpen,
 }
 
 impl Ruled {
@@ -32,6 +36,8 @@ impl Ruled {
             Self::Denied => "denied",
             Self::WouldDeny => "would_deny",
             Self::Audited => "audited",
+            Self::Failed => "failed",
+            Self::FailedOpen => "failed_open",
         }
     }
 }
@@ -62,7 +68,7 @@ pub(super) fn encode(all: &[Arc<Meters>], encoder: &mut DescriptorEncoder<'_>) -
     if sums.is_empty() {
         return Ok(());
     }
-    let help = "Requests that a policy denied, would have denied in a dry run, or tells of";
+    let help = "Requests that a policy denied, would have denied in a dry run, tells of, or could not ask about";
     let mut family = encoder.encode_descriptor("undermesh_request_policies", help, None, MetricType::Counter)?;
     for ((name, ruled), count) in &sums {
         let labels = [("policy", name.to_string()), ("outcome", ruled.name().to_owned())];

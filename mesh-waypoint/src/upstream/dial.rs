@@ -83,13 +83,14 @@ async fn hbone(shared: &Shared, endpoint: &Endpoint, peer: &Peer) -> Result<Hbon
         expected: endpoint.expected().into(),
         lane: lanes::current(),
     };
-    // The endpoint's agent believes what a waypoint of its service says of the client.
+    // The endpoint's agent believes what a waypoint of its service says of the client. Who asks in its own name says nothing.
+    let is_own = peer.identity == shared.own.identity && peer.address.port() == 0;
     let request = ConnectRequest {
         baggage: peer.baggage.clone(),
         forwarded: Some(Forwarded {
-            client: Some(peer.address),
+            client: Some(peer.address).filter(|_| !is_own),
             host: endpoint.service.as_ref().map(|service| service.hostname.clone()),
-            identity: Some(peer.identity.clone()),
+            identity: Some(peer.identity.clone()).filter(|_| !is_own),
         }),
         ..ConnectRequest::to(endpoint.address)
     };

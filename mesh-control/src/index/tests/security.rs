@@ -217,3 +217,55 @@ fn features_RA_1_whose_tokens_are_believed_goes_to_the_waypoint() {
     }
     assert_eq!(own.spelling, None::<Spelling>);
 }
+
+#[test]
+fn features_AP_6_whom_a_policy_asks_is_found_and_of_nobody_it_is_told() {
+    let settings = |providers: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: undermesh, namespace: undermesh-system}}\ndata:\n  mesh: |\n    extensionProviders: [{providers}]\n"
+        )
+    };
+    let entry = "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: far}\nspec: {hosts: [ask.example.com], ports: [{number: 9000, name: grpc, protocol: GRPC}], resolution: DNS}\n";
+    let grpc =
+        |service: &str, port: u16| format!("{{name: ask, envoyExtAuthzGrpc: {{service: {service}, port: {port}}}}}");
+    let web = "web.shop.svc.cluster.local";
+    let at = |namespace: &str, host: &str, port| Some((NamespacedName::new(namespace, host), port));
+    let denied = ": what the rules match is denied";
+    for (providers, expected, saying) in [
+        (grpc(web, 80), at("shop", web, 80), String::new()),
+        (grpc("shop/Web.shop.svc.cluster.local", 80), at("shop", web, 80), String::new()),
+        (grpc("ask.example.com", 9000), at("far", "ask.example.com", 9000), String::new()),
+        (grpc("far/ask.example.com", 9000), at("far", "ask.example.com", 9000), String::new()),
+        (grpc(web, 81), None, format!("the provider \"ask\" is nowhere: Service shop/web has no port 81{denied}")),
+        (
+            grpc("shop/ask.example.com", 9000),
+            None,
+            format!(
+                "the provider \"ask\" is nowhere: there is no service and no ServiceEntry with the host ask.example.com{denied}"
+            ),
+        ),
+        ("{name: other, prometheus: {}}".into(), None, format!("the mesh settings have no provider \"ask\"{denied}")),
+        ("{name: ask, prometheus: {}}".into(), None, format!("the provider \"ask\" is no authorizer{denied}")),
+    ] {
+        let spec = format!("{{{}, action: CUSTOM, provider: {{name: ask}}, rules: [{{}}]}}", refs("Gateway", "wp"));
+        let view = mesh(&format!("{}{entry}{}", settings(&providers), policy("shop", &spec)));
+        let own = &view.security[&NamespacedName::new("shop", "wp")];
+        assert_eq!(own.policies[0].action, Action::Custom("ask".into()), "{providers}");
+        let found = own.authorizer("ask").map(|one| (one.place.service.clone(), one.place.port));
+        assert_eq!(found, expected, "{providers}");
+        let saying: Vec<_> =
+            (!saying.is_empty()).then(|| format!("spec.provider.name: {saying}")).into_iter().collect();
+        assert_eq!(said(&view), saying, "{providers}");
+        // Another waypoint has no policy that asks.
+        assert_eq!(view.security[&NamespacedName::new("other", "wp")].authorizers, []);
+    }
+}
+
+#[test]
+fn features_AP_7_there_is_no_dry_run_of_custom() {
+    let spec = format!("{{{}, action: CUSTOM, provider: {{name: ask}}, rules: [{{}}]}}", refs("Gateway", "wp"));
+    let text = policy("shop", &spec).replace("name: p,", "name: p, annotations: {istio.io/dry-run: 'true'},");
+    let read = crate::manifest::file::read("a.yaml", text.trim_start_matches("---\n").as_bytes());
+    let said: Vec<&str> = read.diagnoses.iter().map(|said| said.message.as_str()).collect();
+    assert_eq!(said, ["there is no dry run of CUSTOM: nobody is asked, and nothing is denied"]);
+}

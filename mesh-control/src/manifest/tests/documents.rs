@@ -151,7 +151,7 @@ fn policies_are_read_to_the_last_field() {
         ),
         (
             "  action: CUSTOM\n  provider: {name: x}",
-            &["warning 5 spec.action: no external authorizer can be asked: what the rules match is denied"],
+            &["warning 5 spec.action: agents ask no external authorizer: what the rules match is denied"],
         ),
         ("  action: AUDIT", &["warning 5 spec.action: AUDIT is not supported, the policy has no effect"]),
         ("  targetRefs: [{kind: Gateway, group: gateway.networking.k8s.io, name: w}]", &[]),

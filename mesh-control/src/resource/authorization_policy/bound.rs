@@ -9,7 +9,7 @@ use mesh_core::l7::policy::{
 };
 
 use super::values::{blocks, patterns, ports, principals, service_accounts};
-use super::{Written, attribute, both, no_empty};
+use super::{DRY_RUN, Written, attribute, both, no_empty};
 use crate::diagnosis::Problem;
 use crate::resource::Key;
 use crate::resource::fields::{Fields, Mapping};
@@ -110,6 +110,11 @@ pub(super) fn read(
             return None;
         }
     };
+    if dry_run && matches!(action, Action::Custom(_)) {
+        let field = format!("metadata.annotations[\"{DRY_RUN}\"]");
+        let message = "there is no dry run of CUSTOM: nobody is asked, and nothing is denied";
+        fields.problems.push(Problem::warning(field, message).help("delete the annotation to have the provider asked"));
+    }
     let mut rules = Vec::new();
     if spec
         .get("rules")

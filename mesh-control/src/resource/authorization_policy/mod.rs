@@ -4,7 +4,7 @@
 //! |---|---|
 //! | ALLOW with anything that L4 cannot judge | the rule is left out: it allows nothing |
 //! | DENY with anything that L4 cannot judge | that condition is left out: the rule denies more. Alone, it denies everything selected |
-//! | CUSTOM | nobody can be asked, so what its rules match is denied |
+//! | CUSTOM | agents ask nobody, so what its rules match is denied |
 //! | AUDIT | not sent; it never denied anything |
 //! | bound by `targetRefs` | not sent: it is a waypoint's, in full ([`bound`]) |
 //!
@@ -104,8 +104,8 @@ fn policy(key: &Key, tree: &Tree, fields: &mut Fields, known: &mut Unreadable) -
     match written {
         Written::Custom => {
             let problem =
-                Problem::warning("spec.action", "no external authorizer can be asked: what the rules match is denied");
-            fields.problems.push(problem.help("use ALLOW or DENY"));
+                Problem::warning("spec.action", "agents ask no external authorizer: what the rules match is denied");
+            fields.problems.push(problem.help("bind the policy to a waypoint with `targetRefs`"));
         }
         Written::Audit => {
             fields.problems.push(Problem::warning("spec.action", "AUDIT is not supported, the policy has no effect"))

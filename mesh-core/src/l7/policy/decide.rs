@@ -93,8 +93,14 @@ impl Policies {
         *self == Self::default()
     }
 
-    /// Who is to be asked about a request, each once, before [`Self::decide`] is. All of them must allow it.
-    pub fn asked<'p>(&'p self, subject: &Subject<'_>) -> impl Iterator<Item = &'p ArcStr> {
+    /// Whether anybody may have to be asked.
+    #[must_use]
+    pub fn asks(&self) -> bool {
+        !self.custom.is_empty()
+    }
+
+    /// Who is to be asked about a request, each once, and the policy that says so, before [`Self::decide`] is. All of them must allow it.
+    pub fn asked<'p>(&'p self, subject: &Subject<'_>) -> impl Iterator<Item = (&'p NamespacedName, &'p ArcStr)> {
         let provider = |policy: &'p Arc<Policy>| match &policy.action {
             Action::Custom(provider) => Some(provider),
             _ => None,
@@ -103,7 +109,7 @@ impl Policies {
             let provider = provider(policy)?;
             let mut before = self.custom[..index].iter().filter(|other| other.action == policy.action);
             let is_again = before.any(|other| other.matches(subject));
-            (!is_again && policy.matches(subject)).then_some(provider)
+            (!is_again && policy.matches(subject)).then_some((&policy.name, provider))
         })
     }
 

@@ -1,6 +1,7 @@
 //! What waypoints hold requests against, both ways. A policy that cannot be read in all of its parts denies what it is about, and so does what says whose tokens
 //! are believed. What the whole says is read strictly: of one that is not understood the last good form stays.
 
+mod authorizer;
 mod policy;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,8 @@ use crate::wire::l7 as wire;
 
 /// Entries of either kind.
 const MOST_ENTRIES: usize = 10_000;
+/// Whom policies ask.
+const MOST_AUTHORIZERS: usize = 1_000;
 /// Services that one is about.
 const MOST_SERVICES: usize = 10_000;
 
@@ -55,6 +58,7 @@ pub fn security(bytes: &[u8]) -> Result<ReadSecurity, ConvertError> {
     }
     few("policies", message.policies.len(), MOST_ENTRIES)?;
     few("authentications", message.authentications.len(), MOST_ENTRIES)?;
+    few("authorizers", message.authorizers.len(), MOST_AUTHORIZERS)?;
     let spelling = match field::known("spelling", message.spelling)? {
         wire::PathSpelling::Unsaid => None,
         wire::PathSpelling::Base => Some(Spelling::Base),
@@ -78,6 +82,14 @@ pub fn security(bytes: &[u8]) -> Result<ReadSecurity, ConvertError> {
         match token::read(&entry.body) {
             Ok(rules) => security.authentications.push(Arc::new(Authentication { name, target, rules })),
             Err(problem) => security.policies.push(close(&name, &target, problem)),
+        }
+    }
+    for one in message.authorizers {
+        let name = field::name("authorizers.name", one.name)?;
+        match authorizer::read(name.clone(), &one.body) {
+            Ok(authorizer) => security.authorizers.push(Arc::new(authorizer)),
+            // Nobody is called so then, and what is to be asked of nobody is denied.
+            Err(problem) => closed.push(ClosedEntry { name: NamespacedName::new("extensionProviders", name), problem }),
         }
     }
     Ok(ReadSecurity { security, closed })
@@ -109,6 +121,11 @@ pub fn encode_security(security: &Security) -> Vec<u8> {
             .authentications
             .iter()
             .map(|one| entry(&one.name, &one.target, token::write(&one.rules)))
+            .collect(),
+        authorizers: security
+            .authorizers
+            .iter()
+            .map(|one| wire::NamedAuthorizer { name: one.name.to_string(), body: authorizer::write(one) })
             .collect(),
     }
     .encode_to_vec()

@@ -174,15 +174,19 @@ fn list<M, T>(field: &'static str, is: &[M], not: &[M], read: impl Fn(&M) -> Rea
 }
 
 fn texts(field: &'static str, message: Option<wire::Values>) -> Read<List<StringMatch>> {
-    use value_match::Kind;
     let message = message.unwrap_or_default();
-    list(field, &message.is, &message.not, |one| match &one.kind {
-        Some(Kind::Exact(text)) => value(field, text.clone()).map(StringMatch::Exact),
-        Some(Kind::Prefix(text)) => value(field, text.clone()).map(StringMatch::Prefix),
-        Some(Kind::Suffix(text)) => value(field, text.clone()).map(StringMatch::Suffix),
+    list(field, &message.is, &message.not, |one| read_match(field, one.clone()))
+}
+
+pub(super) fn read_match(field: &'static str, message: wire::ValueMatch) -> Read<StringMatch> {
+    use value_match::Kind;
+    match message.kind {
+        Some(Kind::Exact(text)) => value(field, text).map(StringMatch::Exact),
+        Some(Kind::Prefix(text)) => value(field, text).map(StringMatch::Prefix),
+        Some(Kind::Suffix(text)) => value(field, text).map(StringMatch::Suffix),
         Some(Kind::Present(())) => Ok(StringMatch::Presence),
         None => Err(ConvertError::invalid(field, "a match says neither exact, prefix, suffix nor present")),
-    })
+    }
 }
 
 fn accounts(message: Option<wire::Accounts>) -> Read<List<ServiceAccountMatch>> {
@@ -273,18 +277,19 @@ fn write_condition(condition: &When) -> policy_condition::Kind {
     }
 }
 
-fn write_texts(list: &List<StringMatch>) -> Option<wire::Values> {
+pub(super) fn write_match(value: &StringMatch) -> wire::ValueMatch {
     use value_match::Kind;
-    let one = |value: &StringMatch| {
-        let kind = match value {
-            StringMatch::Exact(text) => Kind::Exact(text.to_string()),
-            StringMatch::Prefix(text) => Kind::Prefix(text.to_string()),
-            StringMatch::Suffix(text) => Kind::Suffix(text.to_string()),
-            StringMatch::Presence => Kind::Present(()),
-        };
-        wire::ValueMatch { kind: Some(kind) }
+    let kind = match value {
+        StringMatch::Exact(text) => Kind::Exact(text.to_string()),
+        StringMatch::Prefix(text) => Kind::Prefix(text.to_string()),
+        StringMatch::Suffix(text) => Kind::Suffix(text.to_string()),
+        StringMatch::Presence => Kind::Present(()),
     };
-    let all = |values: &[StringMatch]| values.iter().map(one).collect();
+    wire::ValueMatch { kind: Some(kind) }
+}
+
+fn write_texts(list: &List<StringMatch>) -> Option<wire::Values> {
+    let all = |values: &[StringMatch]| values.iter().map(write_match).collect();
     (!list.is_empty()).then(|| wire::Values { is: all(&list.is), not: all(&list.not) })
 }
 

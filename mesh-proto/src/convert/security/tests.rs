@@ -83,10 +83,40 @@ fn everything() -> Security {
             target: services,
             rules: vec![Arc::new(token), Arc::new(without)],
         })],
+        authorizers: authorizers(),
     }
 }
 
-use http::HeaderName;
+fn authorizers() -> Vec<Arc<Authorizer>> {
+    let place = ClusterKey { service: NamespacedName::new("ask", "a.ask.svc"), port: 9000, subset: Default::default() };
+    let texts = |text: &str| vec![StringMatch::Exact(text.into()), StringMatch::Prefix("p".into())];
+    let form = HttpForm {
+        path_prefix: "/check".into(),
+        sent: texts("sent"),
+        fixed: vec![(HeaderName::from_static("fixed"), HeaderValue::from_static("1"))],
+        to_upstream: texts("up"),
+        on_deny: texts("deny"),
+        on_allow: texts("allow"),
+    };
+    let http = Authorizer {
+        name: "http".into(),
+        place: place.clone(),
+        form: Form::Http(form),
+        timeout: Duration::from_millis(1500),
+        fail_open: true,
+        status_on_error: StatusCode::SERVICE_UNAVAILABLE,
+        body: Some(BodyShown { most: 10, partial: true, as_bytes: true }),
+        routes_again: true,
+    };
+    let grpc = Authorizer { name: "grpc".into(), form: Form::Grpc, body: None, fail_open: false, ..http.clone() };
+    vec![Arc::new(http), Arc::new(grpc)]
+}
+
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, StatusCode};
+use mesh_core::l7::ClusterKey;
+use mesh_core::l7::authorizer::{Authorizer, BodyShown, Form, HttpForm};
 
 #[test]
 fn what_is_written_is_read_again() {
@@ -146,6 +176,41 @@ fn what_cannot_be_read_denies_what_it_is_about_and_nothing_else() {
     let mut both = good;
     both.policies[1].all = true;
     assert!(security(&both.encode_to_vec()).is_err());
+}
+
+#[test]
+fn an_authorizer_that_cannot_be_read_is_none() {
+    let good = wire::Security::decode(&*encode_security(&everything())).unwrap();
+    let body = |change: &dyn Fn(&mut wire::Authorizer)| {
+        let mut authorizer = wire::Authorizer::decode(&*good.authorizers[0].body).unwrap();
+        change(&mut authorizer);
+        authorizer.encode_to_vec()
+    };
+    let shown = |most| Some(wire::BodyShown { most, partial: false, as_bytes: false });
+    for (what, bytes) in [
+        ("no message", vec![0xff]),
+        ("an unknown field", [&*good.authorizers[0].body, &[0xf8, 0x01, 0x01]].concat()),
+        ("no form", body(&|one| one.form = None)),
+        ("no service", body(&|one| one.service.clear())),
+        ("no port", body(&|one| one.port = 0)),
+        ("no time", body(&|one| one.timeout_ms = 0)),
+        ("a status that is none", body(&|one| one.status_on_error = 100)),
+        ("nothing of the body", body(&|one| one.body = shown(0))),
+        ("too much of the body", body(&|one| one.body = shown(u32::MAX))),
+        (
+            "a prefix that is no path",
+            body(&|one| {
+                let Some(wire::authorizer::Form::Http(form)) = &mut one.form else { panic!() };
+                form.path_prefix = "check".into();
+            }),
+        ),
+    ] {
+        let mut message = good.clone();
+        message.authorizers[0].body = bytes;
+        let read = security(&message.encode_to_vec()).unwrap();
+        assert_eq!((read.security.authorizer("http"), read.closed.len()), (None, 1), "{what}");
+        assert_eq!(read.security.authorizers[0], everything().authorizers[1], "{what}");
+    }
 }
 
 fn policy_condition_port() -> wire::policy_condition::Kind {

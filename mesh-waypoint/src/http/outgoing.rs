@@ -4,7 +4,7 @@ use http::header::{HOST, HeaderValue};
 use http::uri::{PathAndQuery, Scheme};
 use http::{Request, Uri, Version};
 
-use crate::http::RequestBody;
+use super::RequestBody;
 
 /// Writes where a request goes, as its protocol wants it.
 pub fn address(request: &mut Request<RequestBody>, target: PathAndQuery, host: HeaderValue, http2: bool) -> Option<()> {

@@ -1,7 +1,11 @@
 //! What each waypoint holds requests against: the policies and RequestAuthentications that are bound to it, to its class, or to services that it serves. Those with a
 //! selector, or without anything, are agents' as in Istio: what a pod's agent cannot judge of them it does not judge (`resource::authorization_policy`).
 //!
+//! Whom policies with the action CUSTOM ask is found by `authorizers`.
+//!
 //! What cannot be read and never could denies what it is bound to. What is bound to something that has no waypoint is in force nowhere, and says so.
+
+mod authorizers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -98,6 +102,9 @@ pub fn index(objects: &Objects, settings: &Settings, waypoints: &Waypoints, serv
             made.in_force.insert(own.clone());
             all.entry(gateway).or_default().policies.push(Arc::new(policy));
         }
+    }
+    for security in all.values_mut() {
+        authorizers::find(objects, settings, security, &mut made.problems);
     }
     for (name, object) in &objects.routes.request_authentications {
         if settings.heeds(objects, &name.namespace) && !settings.istio_runs {

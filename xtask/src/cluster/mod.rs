@@ -171,6 +171,11 @@ impl Cluster {
     }
 }
 
+/// An address that services of type LoadBalancer of a cluster may ask for, and that is not given to others soon.
+pub fn service_address(index: u8) -> String {
+    Plan { index, primary: Family::V4 }.balancer(200).v4
+}
+
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
     if let Verb::Build { check } = args.verb {

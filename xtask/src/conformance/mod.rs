@@ -108,6 +108,10 @@ fn suite_run(args: &Args, suite: &Path) -> Result<(tally::Tally, ExitStatus)> {
     if args.profiles.iter().all(|profile| profile.starts_with("MESH-")) {
         // Else the suite makes the Gateways of its other tests, and waits for them.
         command.arg("-exempt-features=Gateway");
+    } else {
+        // One that services may ask for, and one of those that are for documentation.
+        let usable = crate::cluster::service_address(args.cluster);
+        command.arg(format!("-usable-address={usable}")).arg("-unusable-address=203.0.113.7");
     }
     match &args.test {
         Some(test) => command.arg(format!("-test.run=TestConformance/^{test}$")),

@@ -12,6 +12,13 @@ const VERSION: &str = "v1.6.3";
 /// Of Istio, by whose echo server tests of meshes are done.
 const ISTIO: &str = "v0.0.0-20260827124520-eed52ebb66ad";
 
+/// Of the DNS server by which tests of UDP are done. The one of clusters has not all plugins.
+const COREDNS: &str = "v1.12.4";
+
+const DNS: &str = "package main\n\nimport (\n\t\"github.com/coredns/coredns/coremain\"\n\t_ \"github.com/coredns/coredns/plugin/errors\"\n\
+    \t_ \"github.com/coredns/coredns/plugin/forward\"\n\t_ \"github.com/coredns/coredns/plugin/log\"\n\
+    \t_ \"github.com/coredns/coredns/plugin/whoami\"\n)\n\nfunc main() { coremain.Run() }\n";
+
 const SUITE: &str = "package conformance\n\nimport (\n\t\"testing\"\n\n\t\"sigs.k8s.io/gateway-api/conformance\"\n)\n\n\
     func TestConformance(t *testing.T) { conformance.RunConformance(t) }\n";
 
@@ -33,6 +40,13 @@ pub fn build() -> Result<PathBuf> {
         named_images(Path::new(&manifests), &mut names)?;
         // What is written last says that all is there.
         fs::write(folder.join("images"), Vec::from_iter(names).join("\n")).context("write the names of images")?;
+    }
+    if !folder.join("coredns").exists() {
+        eprintln!("building CoreDNS {COREDNS} for the tests of UDP (once)");
+        let wanted = format!("github.com/coredns/coredns {COREDNS}");
+        let source = module(&folder, "coredns-source", &wanted, "", &[("main.go", DNS)])?;
+        go(&source, &["mod", "tidy"]).context("missing: the Go modules of CoreDNS")?;
+        go(&source, &["build", "-ldflags=-s -w", "-o", &path(&folder, "coredns"), "."])?;
     }
     if !folder.join("echo.crt").exists() {
         eprintln!("building the echo server of the tests of meshes (once)");
@@ -67,8 +81,7 @@ pub fn images(folder: &Path) -> Result<Vec<PathBuf>> {
                 .file(folder.join("echo-client"), "/usr/local/bin/client")
                 .file(folder.join("echo.crt"), "/cert.crt")
                 .file(folder.join("echo.key"), "/cert.key"),
-            // Of tests of gateways for TCP and UDP.
-            _ if name.contains("/coredns") => continue,
+            _ if name.contains("/coredns") => Image::new(name, &["/coredns"]).file(folder.join("coredns"), "/coredns"),
             _ => bail!("nobody knows how the image {name} is made"),
         };
         let archive = folder.join(format!("{}.tar", name.replace(['/', ':'], "_")));

@@ -37,17 +37,20 @@ use crate::ca::store::RootStore;
 use crate::cluster::bundle;
 use crate::cluster::lease;
 use crate::cluster::report::{self, Pace};
+use crate::cluster::secrets;
 use crate::cluster::source::ClusterSource;
 use crate::cluster::watch::Tuning;
+use crate::companions::WithCompanions;
 use crate::config::{Config, Origin};
 use crate::deploy;
 use crate::diagnosis::Diagnosis;
 use crate::grace::{GRACE, Grace};
 use crate::index::Settings;
-use crate::jwks::{self, WithKeys};
+use crate::jwks;
 use crate::manifest::watch::FolderSource;
 use crate::metrics::Metrics;
 use crate::publish::{self, Outlets};
+use crate::resource::Secrets;
 use crate::serve::server::{self, Discovery, Streams};
 use crate::serve::throttle::Throttle;
 use crate::serve::tls::{self, ServerCertificate};
@@ -144,12 +147,15 @@ impl App {
         match &mut place {
             Place::Folder { manifests, .. } => {
                 let source = Grace::new(FolderSource::new(manifests), settings.home.clone(), GRACE);
-                let source = WithKeys::new(source, keys);
+                let source = WithCompanions::new(source, keys, None);
                 until_drained("publish", &drain, publish::run(source, settings.clone(), outlets, first));
             }
             Place::Cluster { client, webhook, gateways, .. } => {
                 let source = Grace::new(ClusterSource::new(client, Tuning::default()), settings.home.clone(), GRACE);
-                let source = WithKeys::new(source, keys);
+                let (heard, secrets) = watch::channel(Arc::new(Secrets::asked()));
+                let source = WithCompanions::new(source, keys, Some(secrets));
+                let following = secrets::follow(client.clone(), view.clone(), heard, Tuning::default());
+                until_drained("secrets of gateways", &drain, following);
                 let (told, read) = watch::channel(0);
                 spread = Some(read);
                 let look = store.look();

@@ -16,6 +16,7 @@ pub mod app;
 pub mod ca;
 pub mod clock;
 pub mod cluster;
+pub mod companions;
 pub mod config;
 pub mod deploy;
 pub mod diagnosis;

@@ -4,9 +4,11 @@
 use std::collections::HashSet;
 use std::io::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
 use crate::diagnosis::{Diagnosis, Severity};
 use crate::index::{Join, Settings, View};
@@ -15,6 +17,9 @@ use crate::metrics::Metrics;
 use crate::source::{Source, Update};
 use crate::verdict::{self, Verdicts};
 use crate::world::World;
+
+/// How long a start waits for the Secrets that gateways name.
+const SECRETS: Duration = Duration::from_secs(10);
 
 /// Where the results go.
 #[derive(Clone, Debug)]
@@ -91,7 +96,22 @@ pub async fn run(mut source: impl Source, settings: Settings, outlets: Outlets, 
     let mut first = Some(first);
     let mut reported = HashSet::new();
     let mut join = Join::default();
-    while let Some(mut update) = source.next().await {
+    let mut patience = None;
+    loop {
+        let next = match patience.filter(|_| first.is_some()) {
+            None => source.next().await,
+            Some(until) => match timeout_at(until, source.next()).await {
+                Ok(next) => next,
+                Err(_) => {
+                    tracing::warn!("some Secrets that gateways name could not be asked for yet");
+                    if let Some(first) = first.take() {
+                        first();
+                    }
+                    continue;
+                }
+            },
+        };
+        let Some(mut update) = next else { return };
         update.unread.extend(settings.unread(&update.objects));
         if first.is_some() && !update.unread.is_empty() {
             let unread = update.unread.join(", ");
@@ -128,7 +148,10 @@ pub async fn run(mut source: impl Source, settings: Settings, outlets: Outlets, 
             generation = outlets.world.borrow().generation,
             "configuration taken over"
         );
-        if let Some(first) = first.take() {
+        // Gateways that are up would lose certificates which are only not heard of yet.
+        if view.unheard_secrets && first.is_some() {
+            patience.get_or_insert_with(|| Instant::now() + SECRETS);
+        } else if let Some(first) = first.take() {
             first();
         }
     }

@@ -14,6 +14,7 @@ pub mod inventory;
 pub mod lease;
 pub mod parents;
 pub mod report;
+pub mod secrets;
 pub mod source;
 pub mod telling;
 pub mod watch;

@@ -26,12 +26,18 @@ const EVENTS: usize = 1024;
 /// Slices that Kubernetes has not made from the pods that a service selects.
 const NOT_DERIVED: &str = "endpointslice.kubernetes.io/managed-by!=endpointslice-controller.k8s.io";
 
+/// The kinds of which everything is heard.
+fn followed() -> Vec<Kind> {
+    Kind::ALL.into_iter().filter(|kind| kind.is_followed()).collect()
+}
+
 /// How a kind is asked for. Of some nothing but their metadata is read.
 pub fn resource(kind: Kind) -> Resource {
     let of = Resource {
         group: kind.group(),
         versions: kind.api_versions(),
         plural: kind.plural(),
+        namespace: None,
         fields: None,
         labels: None,
         metadata_only: false,
@@ -40,7 +46,7 @@ pub fn resource(kind: Kind) -> Resource {
         absent: if kind.is_routing() { 4 } else { 1 },
     };
     match kind {
-        Kind::ConfigMap => Resource { fields: Some("metadata.name=undermesh"), ..of },
+        Kind::ConfigMap => Resource { fields: Some("metadata.name=undermesh".into()), ..of },
         Kind::Namespace | Kind::Node | Kind::ServiceAccount => Resource { metadata_only: true, ..of },
         // That it is there is all that matters.
         _ if kind.is_refused() => Resource { metadata_only: true, ..of },
@@ -62,7 +68,7 @@ impl ClusterSource {
     /// Follows every kind until it is dropped.
     pub fn new(client: &Client, tuning: Tuning) -> Self {
         let (sender, events) = mpsc::channel(EVENTS);
-        for kind in Kind::ALL {
+        for kind in followed() {
             let follower = Follower {
                 client: client.clone(),
                 resource: resource(kind),
@@ -85,11 +91,11 @@ impl ClusterSource {
                 Ok(None) => return None,
                 Err(_) => {
                     told = Instant::now();
-                    let waiting = self.inventory.waiting(&Kind::ALL).join(", ");
+                    let waiting = self.inventory.waiting(&followed()).join(", ");
                     tracing::warn!(%waiting, "cannot begin before the API server has told of everything");
                 }
             }
-            if self.inventory.waiting(&Kind::ALL).is_empty() {
+            if self.inventory.waiting(&followed()).is_empty() {
                 return Some(());
             }
         }

@@ -7,11 +7,13 @@
 //!   +----------------+        no such custom resource: Absent, looked for again every few seconds
 //! ```
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::time::Duration;
 
 use kube::Client;
 use kube::core::WatchEvent;
+use mesh_core::ArcStr;
 use mesh_runtime::backoff::Backoff;
 use rand::Rng;
 use serde::Deserialize;
@@ -37,8 +39,10 @@ pub struct Resource {
     pub versions: &'static [&'static str],
     /// Its name in paths.
     pub plural: &'static str,
+    /// In this namespace only.
+    pub namespace: Option<ArcStr>,
     /// A field selector.
-    pub fields: Option<&'static str>,
+    pub fields: Option<Cow<'static, str>>,
     /// A label selector.
     pub labels: Option<&'static str>,
     /// Only the metadata is wanted.
@@ -53,13 +57,14 @@ impl Resource {
     /// Where it is, with those parts of a query that are not empty.
     fn path(&self, version: &str, query: &[(&str, &str)]) -> String {
         let mut text = form_urlencoded::Serializer::new(String::new());
-        let fields = ("fieldSelector", self.fields.unwrap_or_default());
+        let fields = ("fieldSelector", self.fields.as_deref().unwrap_or_default());
         let labels = ("labelSelector", self.labels.unwrap_or_default());
         text.extend_pairs(query.iter().chain([&fields, &labels]).filter(|(_, value)| !value.is_empty()));
         let (text, plural) = (text.finish(), self.plural);
-        match self.group {
-            "" => format!("/api/{version}/{plural}?{text}"),
-            _ => format!("/apis/{version}/{plural}?{text}"),
+        let root = if self.group.is_empty() { "api" } else { "apis" };
+        match &self.namespace {
+            None => format!("/{root}/{version}/{plural}?{text}"),
+            Some(namespace) => format!("/{root}/{version}/namespaces/{namespace}/{plural}?{text}"),
         }
     }
 }

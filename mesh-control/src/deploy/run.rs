@@ -88,6 +88,7 @@ fn follow(client: &Client, tuning: Tuning) -> mpsc::Receiver<(What, Event<Json>)
                 What::Account | What::Service => &["v1"],
             },
             plural,
+            namespace: None,
             fields: None,
             labels: (!is_custom).then_some(OURS),
             metadata_only: false,

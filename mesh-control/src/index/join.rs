@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_core::intern::Interner;
+use mesh_core::listener::Certificates;
 use mesh_core::workload::Health;
 use mesh_core::{ArcStr, NamespacedName, Workload};
 
@@ -15,7 +16,7 @@ use super::settings::Settings;
 use super::view::{Placements, View};
 use super::waypoint::{Guard, Guarded, Waypoints};
 use super::workload;
-use super::{l4, l7, routing, security};
+use super::{certificates, l4, l7, routing, security};
 use crate::diagnosis::Problem;
 use crate::resource::pod::State;
 use crate::resource::routing::{NO_WAYPOINT, is_of_waypoints};
@@ -42,6 +43,7 @@ struct Last {
     l7: Arc<l7::Made>,
     l4: Arc<l4::Made>,
     security: Arc<security::Made>,
+    certificates: BTreeMap<NamespacedName, Arc<Certificates>>,
 }
 
 /// What came of one namespace.
@@ -90,6 +92,9 @@ impl Join {
         let said =
             routing.problems.iter().filter(is_idle).chain(&l7.problems).chain(&l4.problems).chain(&security.problems);
         problems.extend(said.cloned());
+        let certified = certificates::index(&l7.references, &objects.secrets, &self.last.certificates);
+        problems.extend(certified.problems);
+        let certificates = certified.certificates;
         let services =
             service::index(&objects, &settings, |s| waypoints.service(s, &objects, &settings).address, &mut problems);
         let owners = owners(&objects, &mut problems);
@@ -142,7 +147,9 @@ impl Join {
             connections: l4.routes.clone(),
             served: l7.served.clone(),
             listeners: l7.listeners.clone(),
-            certificates: BTreeMap::new(),
+            certificates: certificates.clone(),
+            secrets: l7.secrets.clone(),
+            unheard_secrets: certified.unheard,
             security: security.security.clone(),
             at_waypoints: security.in_force.union(&l7.in_force).cloned().collect(),
             labels,
@@ -158,7 +165,8 @@ impl Join {
             problems,
         };
         let contested = owners.contested;
-        self.last = Last { objects, settings: Some(settings), contested, waypoints, parts, routing, l7, l4, security };
+        let settings = Some(settings);
+        self.last = Last { objects, settings, contested, waypoints, parts, routing, l7, l4, security, certificates };
         view
     }
 

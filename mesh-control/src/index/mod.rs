@@ -1,6 +1,7 @@
 //! Joins objects into what agents need: workloads, services and policies. Pure functions of [`Objects`]; the same objects always give the
 //! same view, whatever came before, but for an address that two services claim: it stays with the one that has it.
 
+pub mod certificates;
 pub mod join;
 pub mod l4;
 pub mod l7;

@@ -99,8 +99,12 @@ pub struct View {
     pub connections: BTreeMap<NamespacedName, Arc<ConnectionRoutes>>,
     /// What gateways listen for outside of the mesh.
     pub listeners: BTreeMap<NamespacedName, Arc<Listeners>>,
-    /// What gateways show and believe. Empty: Secrets are not read.
+    /// What gateways show and believe.
     pub certificates: BTreeMap<NamespacedName, Arc<Certificates>>,
+    /// Secrets that they name.
+    pub secrets: Arc<BTreeSet<NamespacedName>>,
+    /// Nothing was heard yet of some of these.
+    pub unheard_secrets: bool,
     /// Labels of workloads that both ask for, by their gateways.
     pub labels: BTreeMap<NamespacedName, Arc<Told>>,
     /// Services that any waypoint serves: what routes say of them is in force.

@@ -2,12 +2,11 @@
 //! the keys that were there for a day; without any, tokens of the issuer are refused.
 //!
 //! ```text
-//! view (places that are named) -> follow: fetch, guarded ── keys ──> WithKeys: the objects again, with the keys ──> join
+//! view (places that are named) -> follow: fetch, guarded ── keys ──> companions: the objects again, with the keys ──> join
 //! ```
 
 mod fetch;
 mod guard;
-mod source;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,7 +22,6 @@ use crate::index::View;
 use crate::resource::token_keys::{Keys, Place};
 use fetch::Client;
 pub use fetch::FetchError;
-pub use source::WithKeys;
 
 /// Between looks at a place whose keys are known, as in Istio.
 const LOOK: Duration = Duration::from_secs(20 * 60);

@@ -141,6 +141,15 @@ impl Reader<'_> {
     }
 
     fn tree(&mut self, tree: &Node, offset: u32, inherited: Option<&TypeMeta>, depth: usize) {
+        let before = self.out.diagnoses.len();
+        self.object(tree, offset, inherited, depth);
+        if is_secret(tree, inherited) {
+            // A line of it may hold all of it.
+            self.out.diagnoses[before..].iter_mut().filter_map(|d| d.place.as_mut()).for_each(|p| p.excerpt.clear());
+        }
+    }
+
+    fn object(&mut self, tree: &Node, offset: u32, inherited: Option<&TypeMeta>, depth: usize) {
         let (head, problems) = head(tree, inherited);
         let key = match &head {
             Some(Head::Object(key)) => Some(key),
@@ -263,6 +272,12 @@ impl Reader<'_> {
         let place = place(self.name, self.text, span);
         self.out.diagnoses.push(diagnosis(key, problem, Some(place)));
     }
+}
+
+/// Whether a document says that it is something that is shown to nobody.
+fn is_secret(tree: &Node, inherited: Option<&TypeMeta>) -> bool {
+    let kind = tree.get("kind").and_then(Node::as_str).or(inherited.map(|of| of.kind.as_str()));
+    kind.is_some_and(|kind| Kind::ALL.into_iter().any(|known| known.is_secret() && known.name() == kind))
 }
 
 /// The group of an `apiVersion`.

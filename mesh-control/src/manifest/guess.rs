@@ -12,7 +12,7 @@ pub struct Guess {
     pub what: What,
     /// It may hold something that restricts traffic, or the mesh settings, and that is not in `what`, or not with certainty.
     pub vague: bool,
-    /// It is one document and says a kind of ours. What says none, a Secret perhaps, is not quoted.
+    /// It is one document and says a kind of ours that is shown. What says none, a Secret perhaps, is not quoted.
     pub ours: bool,
 }
 
@@ -42,7 +42,7 @@ pub fn guess(text: &str) -> Guess {
     let mentions = (several || is_list || (kind, &said) == (None, &None)) && mentions(text);
     // The mesh settings are a ConfigMap that says its name; this one has lost it.
     let unnamed = exact == Some(Kind::ConfigMap) && name.as_deref().is_none_or(|name| meta::subdomain(name).is_err());
-    let ours = kind.is_some() && said.is_some() && !several;
+    let ours = kind.is_some_and(|kind| !kind.is_secret()) && said.is_some() && !several;
     let namespaced = kind.is_some_and(Kind::is_namespaced);
     let what = match (kind, name.filter(|name| meta::subdomain(name).is_ok())) {
         (Some(_), _) if namespaced && namespace.is_some() && !placed => What::Nothing,

@@ -6,6 +6,8 @@
 pub enum Kind {
     /// Of which only the mesh settings are read.
     ConfigMap,
+    /// Of which only certificates are read, and on a cluster only those that gateways name.
+    Secret,
     Namespace,
     Node,
     ServiceAccount,
@@ -69,8 +71,9 @@ const LATER: &[&str] = &[
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 30] = [
+    pub const ALL: [Kind; 31] = [
         Kind::ConfigMap,
+        Kind::Secret,
         Kind::Namespace,
         Kind::Node,
         Kind::ServiceAccount,
@@ -112,6 +115,7 @@ impl Kind {
         let everywhere = |facts| Facts { scope: Scope::Cluster, ..facts };
         match self {
             Kind::ConfigMap => core("ConfigMap", "configmaps"),
+            Kind::Secret => core("Secret", "secrets"),
             Kind::Namespace => everywhere(core("Namespace", "namespaces")),
             Kind::Node => everywhere(core("Node", "nodes")),
             Kind::ServiceAccount => core("ServiceAccount", "serviceaccounts"),
@@ -224,6 +228,16 @@ impl Kind {
         self.is_security() || self == Kind::ConfigMap
     }
 
+    /// Whether all objects of the kind are followed on a cluster. Secrets are asked for by name.
+    pub fn is_followed(self) -> bool {
+        self != Kind::Secret
+    }
+
+    /// Whether what stands in an object of the kind is shown to nobody.
+    pub fn is_secret(self) -> bool {
+        self == Kind::Secret
+    }
+
     /// Whether an object of the kind with this name is read.
     pub fn reads(self, name: &str) -> bool {
         self != Kind::ConfigMap || name == super::mesh_config::NAME
@@ -262,7 +276,8 @@ mod tests {
             ("v1", "VirtualService", Some(Kind::VirtualService)),
             ("", "HTTPRoute", Some(Kind::HttpRoute)),
             ("serving.knative.dev/v1", "Service", Some(Kind::Service)),
-            ("v1", "Secret", None),
+            ("v1", "Secret", Some(Kind::Secret)),
+            ("v1", "Event", None),
         ] {
             assert_eq!(Kind::named(version, name), expected, "{version} {name}");
         }

@@ -16,6 +16,7 @@ pub mod node;
 pub mod peer_authentication;
 pub mod pod;
 pub mod routing;
+pub mod secret;
 pub mod service;
 pub mod strict;
 pub mod token_keys;
@@ -38,6 +39,7 @@ pub use pod::Pod;
 use routing::reference::ParentReference;
 use routing::telemetry::TargetReference;
 pub use routing::{Routes, Routing};
+pub use secret::{Secret, Secrets};
 pub use service::Service;
 
 use crate::diagnosis::Problem;
@@ -72,6 +74,8 @@ impl fmt::Display for Key {
 pub enum Object {
     /// The mesh settings.
     MeshConfig(Arc<MeshConfig>),
+    /// Certificates.
+    Secret(Arc<Secret>),
     /// A namespace.
     Namespace(Arc<Namespace>),
     /// A node.
@@ -152,6 +156,8 @@ pub struct Objects {
     pub routes: Routes,
     /// Routes of the Gateway API that are there and cannot be read, and never could, with what they belong to as far as that can be read. They count nowhere.
     pub unread_routes: BTreeMap<Key, Vec<ParentReference>>,
+    /// Certificates of gateways.
+    pub secrets: Secrets,
     /// Keys of tokens that are elsewhere, as far as they could be fetched.
     pub token_keys: Arc<token_keys::Keys>,
     /// Kinds that have never been heard of: nobody knows whether there are objects of them. Only what says where requests go is not waited for.
@@ -164,6 +170,7 @@ impl Objects {
         let name = || NamespacedName::new(key.namespace.clone(), key.name.clone());
         match object {
             Object::MeshConfig(o) => drop(self.mesh_configs.insert(name(), Secured::Readable(o.clone()))),
+            Object::Secret(o) => self.secrets.insert(name(), o.clone()),
             Object::Namespace(o) => {
                 self.unread_namespaces.remove(&key.name);
                 self.namespaces.insert(key.name.clone(), o.clone());
@@ -210,6 +217,7 @@ impl Objects {
         let name = NamespacedName::new(key.namespace.clone(), key.name.clone());
         match key.kind {
             Kind::ConfigMap => drop(self.mesh_configs.remove(&name)),
+            Kind::Secret => self.secrets.remove(&name),
             Kind::Namespace => {
                 self.unread_namespaces.remove(&key.name);
                 self.namespaces.remove(&key.name);
@@ -233,6 +241,7 @@ impl Objects {
 pub fn read(key: &Key, tree: &Tree) -> Read {
     match key.kind {
         Kind::ConfigMap => mesh_config::read(key, tree),
+        Kind::Secret => secret::read(tree),
         Kind::Namespace => core(tree, |o| namespace::read(key, o), Object::Namespace),
         Kind::Node => core(tree, |o| node::read(key, o), Object::Node),
         Kind::ServiceAccount => core(tree, |o| namespace::read_service_account(key, o), Object::ServiceAccount),

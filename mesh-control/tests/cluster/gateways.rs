@@ -2,6 +2,7 @@
 
 use super::plane::{eventually, start};
 use super::*;
+use crate::support::page;
 
 fn kind(plural: &str) -> Json {
     json!({ "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
@@ -81,3 +82,49 @@ async fn without_an_image_nothing_is_made() {
     assert!(api.get("Deployment", "shop", "wp").is_none() && api.get("GatewayClass", "", "undermesh").is_none());
     app.stop().await;
 }
+
+#[tokio::test]
+async fn features_B18_only_secrets_that_gateways_name_are_asked_for() {
+    let api = istio().await;
+    for plural in ["gateways", "gatewayclasses", "referencegrants"] {
+        api.put(kind(plural));
+    }
+    api.put(json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "shop" } }));
+    let edge = |secret: Json| {
+        json!({ "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
+            "metadata": { "name": "edge", "namespace": "shop", "generation": 1 },
+            "spec": { "gatewayClassName": "undermesh", "listeners": [{ "name": "https", "port": 443, "protocol": "HTTPS",
+                "tls": { "certificateRefs": [secret] } }] } })
+    };
+    let secret = |name: &str, crt: &str| {
+        json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": name, "namespace": "shop" },
+            "data": { "tls.crt": crt, "tls.key": "aHVudGVyMg==" } })
+    };
+    api.put(edge(json!({ "name": "web" })));
+    api.put(secret("web", "!"));
+    api.put(secret("other", "!"));
+    let app = start(&api, &[]).await;
+    // A start has heard of what is named.
+    let diagnoses = async || page(app.metrics, "/debug/diagnoses").await.1;
+    assert!(diagnoses().await.contains("Secret shop/web: tls.crt is no base64"), "{}", diagnoses().await);
+    let told = async |text: &str| soon(text, async { while !diagnoses().await.contains(text) {} }).await;
+    let asked = |method: &str| {
+        let mut asked = api.asked(method);
+        asked.retain(|path| path.ends_with("/secrets"));
+        asked.dedup();
+        asked
+    };
+    eventually("a watch", || !asked("WATCH").is_empty()).await;
+    assert_eq!((asked("GET"), asked("WATCH")), (vec![SECRETS.to_owned()], vec![SECRETS.to_owned()]));
+    api.put(secret("web", "AAAA"));
+    told("Secret shop/web: there is no certificate in its tls.crt").await;
+    api.delete("Secret", "shop", "web");
+    told("there is no Secret shop/web").await;
+    // Of another namespace, only with a grant.
+    api.put(edge(json!({ "name": "web", "namespace": "far" })));
+    told("far").await;
+    assert_eq!(asked("GET"), [SECRETS]);
+    app.stop().await;
+}
+
+const SECRETS: &str = "/api/v1/namespaces/shop/secrets";

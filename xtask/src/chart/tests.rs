@@ -309,7 +309,11 @@ fn features_EN14_the_agent_has_the_rights_it_needs_and_the_control_plane_none() 
         for rule in object["rules"].as_array().expect("rules") {
             assert!(!rule.to_string().contains("\"*\""), "{rule}");
             let secrets = rule["resources"].as_array().is_some_and(|names| names.contains(&json!("secrets")));
-            assert!(!secrets || object["kind"] == "Role", "Secrets of the root namespace only: {rule}");
+            let is_of_gateways = object["metadata"]["name"] == "undermesh-gateway-secrets";
+            assert!(
+                !secrets || is_of_gateways || object["kind"] == "Role",
+                "Secrets of the root namespace only: {rule}"
+            );
             // Some ConfigMaps say who is an administrator. Only who binds a role of ours by himself lets them be read.
             let maps = rule["resources"].as_array().is_some_and(|names| names.contains(&json!("configmaps")));
             let is_unbound = object["metadata"]["name"] == "undermesh-gateway-parameters";
@@ -337,6 +341,19 @@ fn the_control_plane_may_make_pods_for_gateways_only_where_it_is_to() {
     };
     assert_eq!(writes(json!({})), (vec![json!(["deployments"]), json!(["services", "serviceaccounts"])], true));
     assert_eq!(writes(json!({ "gateways": { "enabled": false } })), (Vec::new(), false));
+}
+
+#[test]
+fn certificates_of_gateways_are_read_everywhere_only_where_that_is_wanted() {
+    let Some(engine) = engine("the rights for certificates") else { return };
+    for (values, is_bound) in [(json!({}), true), (json!({ "gateways": { "secretsEverywhere": false } }), false)] {
+        let all = objects(&engine, values).expect("rendered");
+        let rules = &object(&all, "ClusterRole", "undermesh-gateway-secrets")["rules"];
+        assert_eq!(*rules, json!([{ "apiGroups": [""], "resources": ["secrets"], "verbs": ["list", "watch"] }]));
+        let bound =
+            |one: &Value| one["kind"] == "ClusterRoleBinding" && one["roleRef"]["name"] == "undermesh-gateway-secrets";
+        assert_eq!(all.iter().any(bound), is_bound);
+    }
 }
 
 #[test]

@@ -35,6 +35,7 @@ use mesh_core::l7::{Clusters, Table};
 use mesh_core::listener::Listeners;
 
 use super::Settings;
+use super::certificates::{self, Reference};
 use super::routing::destination_rules::Rules;
 use super::routing::hosts::Hosts;
 use super::routing::{Indexed, Resolved};
@@ -76,6 +77,10 @@ pub struct Made {
     pub clusters: BTreeMap<NamespacedName, Arc<Clusters>>,
     /// What is listened for outside of the mesh, by gateway.
     pub listeners: BTreeMap<NamespacedName, Arc<Listeners>>,
+    /// The Secrets that they name, and of these the names.
+    pub references: Vec<Reference>,
+    /// Their names.
+    pub secrets: Arc<BTreeSet<NamespacedName>>,
     /// Which labels of workloads both ask for, by gateway.
     pub wanted: BTreeMap<NamespacedName, Arc<labels::Wanted>>,
     /// The services that any of them serves.
@@ -126,7 +131,8 @@ pub fn index(settings: &Settings, around: &Around<'_>, served: &Served) -> Made 
         made.tables.insert(gateway.clone(), Arc::new(table));
         made.clusters.insert(gateway.clone(), Arc::new(clusters));
     }
-    made.listeners = listeners::index(around, &read, &mut made.problems);
+    (made.listeners, made.references) = listeners::index(around, &read, &mut made.problems);
+    made.secrets = Arc::new(certificates::wanted(&made.references));
     // Who is delegated to by several, or asked on several ports, is read as often.
     let mut told = HashSet::new();
     made.problems.retain(|said| told.insert(said.clone()));

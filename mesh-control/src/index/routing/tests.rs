@@ -516,7 +516,11 @@ fn gateways_and_destination_rules_beside_what_they_name() {
     );
     let field = "listeners[0].tls.certificateRefs[0]";
     for (spec, more, expected) in [
-        (tls("name: c"), vec![], String::new()),
+        (
+            tls("name: c"),
+            vec![],
+            format!("e {field}: there is no Secret shop/c (until then the listener refuses connections)"),
+        ),
         (
             tls("name: c, kind: ConfigMap"),
             vec![],
@@ -529,7 +533,11 @@ fn gateways_and_destination_rules_beside_what_they_name() {
                 "e {field}: no ReferenceGrant of far lets a Gateway of shop name Secret c (make one in that namespace)"
             ),
         ),
-        (tls("name: c, namespace: far"), vec![grant], String::new()),
+        (
+            tls("name: c, namespace: far"),
+            vec![grant],
+            format!("e {field}: there is no Secret far/c (until then the listener refuses connections)"),
+        ),
         (
             "{gatewayClassName: undermsh, listeners: [{name: h, port: 80, protocol: HTTP}]}".to_owned(),
             vec![],

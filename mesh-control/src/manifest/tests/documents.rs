@@ -272,6 +272,21 @@ fn a_broken_secret_is_not_quoted() {
     assert!(!format!("{} {:?}", read.diagnoses[0], read.diagnoses[0]).contains("hunter2"));
 }
 
+#[test]
+fn a_secret_is_not_quoted_whatever_is_wrong_with_it() {
+    for text in [
+        "{apiVersion: v1, kind: Secret, metadata: {name: A_}, stringData: {tls.key: hunter2}}\n",
+        "{kind: Secret, metadata: {name: a}, stringData: {tls.key: hunter2}}\n",
+        "{apiVersion: v2, kind: Secret, metadata: {name: a, labels: 5}, data: {tls.key: hunter2}}\n",
+        "{apiVersion: v1, kind: SecretList, items: [{metadata: {name: A_}, data: {tls.key: hunter2}}]}\n",
+        "apiVersion: v1\nkind: Secret\nmetadata: {name: a}\ndata:\n  tls.key: [hunter2\n",
+    ] {
+        let read = read("a.yaml", text.as_bytes());
+        assert!(!read.diagnoses.is_empty(), "{text}");
+        assert!(!format!("{:?}", read.diagnoses).contains("hunter2"), "{:?}", read.diagnoses);
+    }
+}
+
 /// What Kubernetes refuses, because its YAML is 1.1: a word that reads as a boolean, or a number, where text belongs. In quotes it is text.
 #[test]
 fn names_that_are_no_text_are_refused_with_their_place() {

@@ -20,6 +20,7 @@ use mesh_core::{ArcStr, NamespacedName};
 
 use super::{Around, Problems, Read};
 use crate::diagnosis::Problem;
+use crate::index::certificates::{Part, Reference};
 use crate::index::routing::parents::{Attached, Owner, hostnames};
 use crate::resource::routing::gateway::{Gateway, Listener};
 use crate::resource::routing::reference::ObjectReference;
@@ -28,11 +29,21 @@ use crate::resource::{Key, Kind};
 use standing::Standing;
 
 /// What each gateway of ours listens for.
-pub fn index(around: &Around<'_>, read: &Read, problems: &mut Problems) -> BTreeMap<NamespacedName, Arc<Listeners>> {
+pub fn index(
+    around: &Around<'_>,
+    read: &Read,
+    problems: &mut Problems,
+) -> (BTreeMap<NamespacedName, Arc<Listeners>>, Vec<Reference>) {
     let ours =
         around.routes.gateways.iter().filter(|(_, gateway)| matches!(around.hosts.owner(gateway), Owner::Ours(_)));
     let edges = ours.filter(|(_, gateway)| gateway.spec.edges().next().is_some());
-    edges.map(|(name, gateway)| (name.clone(), Arc::new(listeners(name, gateway, around, read, problems)))).collect()
+    let mut references = Vec::new();
+    let mut of = |(name, gateway): (&NamespacedName, &Arc<Routed<Gateway>>)| {
+        let listeners = listeners(name, gateway, around, read, &mut references, problems);
+        (name.clone(), Arc::new(listeners))
+    };
+    let all = edges.map(&mut of).collect();
+    (all, references)
 }
 
 fn listeners(
@@ -40,6 +51,7 @@ fn listeners(
     gateway: &Routed<Gateway>,
     around: &Around<'_>,
     read: &Read,
+    references: &mut Vec<Reference>,
     problems: &mut Problems,
 ) -> Listeners {
     let mut all = Vec::new();
@@ -48,6 +60,7 @@ fn listeners(
             Standing::Tunnels => {}
             Standing::Serves => {
                 let one = One { name, written, around, read };
+                references.extend(one.references(index));
                 all.push(Arc::new(one.listener()));
             }
             Standing::Refused(reason, why) => {
@@ -96,15 +109,32 @@ impl One<'_> {
         format!("Gateway {} {}", self.name, self.written.name).into()
     }
 
+    /// The Secrets that it may show, for whoever looks for them.
+    fn references(&self, index: usize) -> impl Iterator<Item = Reference> {
+        let own = self.written.tls.iter().filter(|_| !standing::passes(self.written));
+        let own = own.flat_map(|tls| tls.certificate_refs.iter().enumerate());
+        let own = own.filter(|(_, reference)| standing::may_show(reference, self.name, self.around.routes));
+        own.map(move |(at, reference)| Reference {
+            gateway: self.name.clone(),
+            object: Key { kind: Kind::Gateway, namespace: self.name.namespace.clone(), name: self.name.name.clone() },
+            listener: self.written.name.as_str().into(),
+            field: format!("spec.listeners[{index}].tls.certificateRefs[{at}]"),
+            secret: self.secret(reference),
+            or: None,
+            part: Part::Shown,
+        })
+    }
+
+    fn secret(&self, reference: &ObjectReference) -> NamespacedName {
+        let namespace = reference.namespace.as_deref().unwrap_or(&self.name.namespace);
+        NamespacedName::new(namespace, reference.name.as_str())
+    }
+
     /// Names of Secrets. Those that may not be named, or are no Secrets, are told of where references are looked at, and nobody has them.
     fn tls(&self) -> Tls {
         let references = self.written.tls.iter().flat_map(|tls| &tls.certificate_refs);
-        let own = &self.name.namespace;
         let named = references.filter(|reference| standing::may_show(reference, self.name, self.around.routes));
-        let name = |reference: &ObjectReference| {
-            format!("{}/{}", reference.namespace.as_deref().unwrap_or(own), reference.name).into()
-        };
-        Tls::with(named.map(name).collect())
+        Tls::with(named.map(|reference| self.secret(reference).to_string().into()).collect())
     }
 
     fn table(&self) -> Serves {

@@ -1,0 +1,167 @@
+//! Secrets of a cluster that gateways name, and no others: each is followed by its name, so that one that is replaced is in use a moment later and nothing else
+//! is ever read. What follows one ends when nobody names it any more.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use kube::Client;
+use mesh_core::NamespacedName;
+use mesh_runtime::task;
+use serde_json::Value as Json;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::decode::{Item, decode};
+use super::source::resource;
+use super::watch::{Event, Follower, Resource, Tuning};
+use crate::index::View;
+use crate::resource::{Kind, Object, Secrets};
+
+/// At once; of more the first ones by name. What is left out is missing.
+const MOST: usize = 2000;
+/// Events on their way.
+const EVENTS: usize = 256;
+
+/// One that is followed.
+struct Followed {
+    tag: u64,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Follows what the view names, for ever. What is known is in `secrets`.
+pub async fn follow(
+    client: Client,
+    mut view: watch::Receiver<Arc<View>>,
+    secrets: watch::Sender<Arc<Secrets>>,
+    tuning: Tuning,
+) {
+    let (sender, mut events) = mpsc::channel(EVENTS);
+    let mut followed: BTreeMap<NamespacedName, Followed> = BTreeMap::new();
+    let (mut names, mut next) = (BTreeMap::<u64, NamespacedName>::new(), 0_u64);
+    loop {
+        let wanted = view.borrow_and_update().secrets.clone();
+        let wanted: BTreeSet<&NamespacedName> = wanted.iter().take(MOST).collect();
+        let gone: Vec<NamespacedName> = followed.keys().filter(|name| !wanted.contains(name)).cloned().collect();
+        for name in gone {
+            if let Some(one) = followed.remove(&name) {
+                names.remove(&one.tag);
+            }
+            secrets.send_if_modified(|known| change(known, |known| known.forget(&name)));
+        }
+        for name in wanted {
+            if followed.contains_key(name) {
+                continue;
+            }
+            next += 1;
+            names.insert(next, name.clone());
+            let follower = Follower {
+                client: client.clone(),
+                resource: named(name),
+                decode: |version: &str, object: Json| decode(Kind::Secret, version, object),
+                tag: next,
+                events: sender.clone(),
+                tuning,
+            };
+            followed.insert(name.clone(), Followed { tag: next, task: task::spawn("follow a secret", follower.run()) });
+        }
+        tokio::select! {
+            changed = view.changed() => if changed.is_err() { return },
+            event = events.recv() => {
+                let Some((tag, event)) = event else { return };
+                // Of one that nobody names any more there may be an event on its way.
+                if let Some(name) = names.get(&tag) {
+                    secrets.send_if_modified(|known| change(known, |known| take(known, name, event)));
+                }
+            }
+        }
+    }
+}
+
+fn named(name: &NamespacedName) -> Resource {
+    let fields = Some(format!("metadata.name={}", name.name).into());
+    Resource { namespace: Some(name.namespace.clone()), fields, ..resource(Kind::Secret) }
+}
+
+/// Whether it is another afterwards.
+fn change(known: &mut Arc<Secrets>, change: impl FnOnce(&mut Secrets)) -> bool {
+    let mut after = Secrets::clone(known);
+    change(&mut after);
+    let is_new = after != **known;
+    if is_new {
+        *known = Arc::new(after);
+    }
+    is_new
+}
+
+fn take(known: &mut Secrets, name: &NamespacedName, event: Event<Item>) {
+    let mut put = |item: Item| {
+        if let (Ok(Object::Secret(secret)), true) = (item.outcome, item.key.name == name.name) {
+            known.insert(name.clone(), secret);
+        }
+    };
+    match event {
+        Event::Listed(items) => match items.into_iter().next() {
+            Some(item) => put(item),
+            None => known.remove(name),
+        },
+        Event::Applied(item) => put(item),
+        Event::Deleted(_) | Event::Absent => known.remove(name),
+        Event::Failing(why) => {
+            tracing::warn!(secret = %name, %why, "a certificate of a gateway cannot be followed");
+            known.fail(name, why.into());
+        }
+        Event::Heard => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::resource::secret::Found;
+
+    #[test]
+    fn what_is_heard_of_one_is_known_and_of_others_nothing_is() {
+        let (name, other) = (NamespacedName::new("shop", "a"), NamespacedName::new("shop", "b"));
+        let item = |name: &str| {
+            let object =
+                json!({ "metadata": { "name": name, "namespace": "shop" }, "data": { "tls.key": "aHVudGVyMg==" } });
+            decode(Kind::Secret, "v1", object).unwrap()
+        };
+        let mut known = Arc::new(Secrets::asked());
+        let mut hear = |event| {
+            let changed = change(&mut known, |known| take(known, &name, event));
+            assert_eq!(known.get(&other), Found::Unknown);
+            let found = match known.get(&name) {
+                Found::Here(_) => "here",
+                Found::Missing => "missing",
+                Found::Failing(_) => "failing",
+                Found::Unknown => "unknown",
+            };
+            (found, changed)
+        };
+        assert_eq!(hear(Event::Failing("403: no".into())), ("failing", true));
+        assert_eq!(hear(Event::Listed(vec![])), ("missing", true));
+        assert_eq!(hear(Event::Listed(vec![])), ("missing", false), "nothing new");
+        assert_eq!(hear(Event::Applied(item("a"))), ("here", true));
+        assert_eq!(hear(Event::Failing("500".into())), ("here", false), "it stays as it was");
+        assert_eq!(hear(Event::Deleted(item("a"))), ("missing", true));
+        assert_eq!(hear(Event::Listed(vec![item("b")])), ("missing", false), "not what was asked for");
+        assert!(!format!("{:?}", item("a")).contains("hunter2"));
+    }
+
+    #[test]
+    fn one_is_asked_for_by_its_name() {
+        let resource = named(&NamespacedName::new("shop", "web-cert"));
+        assert_eq!(resource.namespace.as_deref(), Some("shop"));
+        assert_eq!(resource.fields.as_deref(), Some("metadata.name=web-cert"));
+        assert!(!resource.is_custom && !resource.metadata_only);
+    }
+}

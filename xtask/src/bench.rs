@@ -26,6 +26,15 @@ pub struct Args {
     /// Also a ztunnel and our agent as peers of each other.
     #[arg(long, requires = "ztunnel")]
     interop: bool,
+    /// Instead of all that: HTTP requests through our gateway, and through a real Envoy: the binary. Needs wrk and h2load.
+    #[arg(long, conflicts_with_all = ["ztunnel", "only", "skip_direct"])]
+    envoy: Option<PathBuf>,
+    /// The same with a real HAProxy: the binary.
+    #[arg(long, conflicts_with_all = ["ztunnel", "only", "skip_direct"])]
+    haproxy: Option<PathBuf>,
+    /// Instead of all that: full load of HTTP requests on our gateway for so many seconds. Needs wrk and h2load.
+    #[arg(long, conflicts_with_all = ["ztunnel", "only", "skip_direct", "envoy", "haproxy"])]
+    soak: Option<u32>,
     /// Instead of all that: a cluster that is simulated, with its API server and its agents, against the real control plane. Needs no root.
     #[arg(long, conflicts_with_all = ["ztunnel", "only", "skip_direct"])]
     scale: bool,
@@ -53,7 +62,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     run::need(&["cargo", "rustc", "cc"])?;
     run::need_root("bench")?;
-    build(&["mesh-agent", "mesh-control", "mesh-tests"])?;
+    build(&["mesh-agent", "mesh-control", "mesh-waypoint", "mesh-tests"])?;
     let mut bench = Command::new(run::binary_dir("release")?.join("bench"));
     bench.arg("--seconds").arg(args.seconds.to_string());
     if let (Some(ztunnel), Some(redirect)) = (&args.ztunnel, &args.redirect) {
@@ -67,6 +76,14 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if args.interop {
         bench.arg("--interop");
+    }
+    for (name, path) in [("--envoy", &args.envoy), ("--haproxy", &args.haproxy)] {
+        if let Some(path) = path {
+            bench.arg(name).arg(path);
+        }
+    }
+    if let Some(soak) = args.soak {
+        bench.arg("--soak").arg(soak.to_string());
     }
     Err(bench.exec()).context("start the bench")
 }

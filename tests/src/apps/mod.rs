@@ -1,5 +1,6 @@
 //! The programs that run inside the lab: the Bookinfo services, servers to talk to, clients and load.
 pub mod bookinfo;
+pub mod canned;
 pub mod client;
 pub mod dns;
 pub mod ends;

@@ -28,10 +28,19 @@ impl Column {
 
 /// Prints a Markdown table, so that it can go into a document as it is; `against`: with the ratio of the last two columns.
 pub fn print(columns: &[Column], against: bool) {
-    println!("{}", render(columns, against));
+    let ratio = against.then(|| (columns.len() - 2, columns.len() - 1, "Undermesh / ztunnels".to_owned()));
+    println!("{}", render(columns, ratio.as_slice()));
 }
 
-fn render(columns: &[Column], against: bool) -> String {
+/// The same, with the ratio of the first column to each of the others.
+pub fn print_against(columns: &[Column]) {
+    let ratios: Vec<_> =
+        (1..columns.len()).map(|other| (0, other, format!("{} / {}", columns[0].name, columns[other].name))).collect();
+    println!("{}", render(columns, &ratios));
+}
+
+/// `ratios`: of which column to which, and their headings.
+fn render(columns: &[Column], ratios: &[(usize, usize, String)]) -> String {
     let mut lines: Vec<&str> = Vec::new();
     for (line, _) in columns.iter().flat_map(|c| &c.values) {
         if !lines.contains(&line.as_str()) {
@@ -42,20 +51,17 @@ fn render(columns: &[Column], against: bool) -> String {
     for column in columns {
         text.push_str(&format!(" {} |", column.name));
     }
-    if against {
-        text.push_str(" Undermesh / ztunnels |");
+    for (.., heading) in ratios {
+        text.push_str(&format!(" {heading} |"));
     }
-    text.push_str(&format!("\n|---|{}", "---:|".repeat(columns.len() + usize::from(against))));
+    text.push_str(&format!("\n|---|{}", "---:|".repeat(columns.len() + ratios.len())));
     for line in lines {
         text.push_str(&format!("\n| {line} |"));
         for column in columns {
             text.push_str(&column.get(line).map_or(" |".into(), |v| format!(" {} |", number(v))));
         }
-        if against {
-            let ratio = columns[columns.len() - 2]
-                .get(line)
-                .zip(columns[columns.len() - 1].get(line))
-                .map(|(ours, theirs)| ours / theirs);
+        for (ours, theirs, _) in ratios {
+            let ratio = columns[*ours].get(line).zip(columns[*theirs].get(line)).map(|(ours, theirs)| ours / theirs);
             text.push_str(&ratio.map_or(" |".into(), |r| format!(" {r:.2}x |")));
         }
     }
@@ -86,7 +92,7 @@ mod tests {
             column.set("conns", value);
         }
         columns[1].set("memory", 12.5);
-        let text = render(&columns, true);
+        let text = render(&columns, &[(1, 2, "ours / theirs".to_owned())]);
         assert!(text.contains("| conns | 10.00 | 2000 | 1000 | 2.00x |"), "{text}");
         assert!(text.contains("| memory | | 12.50 | | |"), "{text}");
     }

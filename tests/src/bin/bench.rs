@@ -1,6 +1,6 @@
 //! `bench`: what `cargo xtask bench` runs.
 use clap::Parser;
-use mesh_tests::bench::{self, Line, Options, Peer};
+use mesh_tests::bench::{self, Line, Options, Peer, RequestOptions};
 use mesh_tests::harness::spawner;
 use nix::sys::signal::{SigSet, Signal};
 use std::path::PathBuf;
@@ -28,6 +28,15 @@ struct Args {
     /// The script that sets up its redirection in a pod.
     #[arg(long)]
     redirect: Option<PathBuf>,
+    /// Instead of all that: requests through our gateway, and through this Envoy.
+    #[arg(long)]
+    envoy: Option<PathBuf>,
+    /// The same, and through this HAProxy.
+    #[arg(long)]
+    haproxy: Option<PathBuf>,
+    /// Instead of all that: full load of requests on our gateway for so many seconds.
+    #[arg(long)]
+    soak: Option<u32>,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -43,6 +52,10 @@ fn main() -> anyhow::Result<()> {
     });
     let absolute = |path: PathBuf| path.canonicalize().unwrap_or(path);
     let ztunnel = args.ztunnel.zip(args.redirect).map(|(b, r)| Peer { binary: absolute(b), redirect: absolute(r) });
+    if args.envoy.is_some() || args.haproxy.is_some() || args.soak.is_some() {
+        let (envoy, haproxy) = (args.envoy.map(absolute), args.haproxy.map(absolute));
+        return bench::run_requests(&RequestOptions { seconds: args.seconds, envoy, haproxy, soak: args.soak });
+    }
     let Args { seconds, idle, only, skip_direct, interop, .. } = args;
     bench::run(&Options { seconds, ztunnel, idle, only, skip_direct, interop })
 }

@@ -1,7 +1,7 @@
 //! `lab <program>`: the helper programs that run inside the lab - servers, clients, load, cluster DNS and the janitor.
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use mesh_tests::apps::{client, dns, ends, janitor, load, servers, trickle};
+use mesh_tests::apps::{canned, client, dns, ends, janitor, load, servers, trickle};
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -34,6 +34,13 @@ enum Program {
         listen: SocketAddr,
         #[arg(long)]
         records: PathBuf,
+    },
+    /// Answer every HTTP/1.1 request with the same bytes.
+    Canned {
+        #[arg(long, default_value_t = 8080)]
+        port: u16,
+        #[arg(long, default_value_t = 1024)]
+        bytes: usize,
     },
     /// Answer each line with a greeting.
     TcpEcho {
@@ -257,6 +264,7 @@ fn main() -> Result<()> {
         Program::Trickle { target, count, interval_ms } => {
             return trickle::run(target, count, Duration::from_millis(interval_ms));
         }
+        Program::Canned { port, bytes } => return canned::serve(port, bytes),
         Program::Ends(Ends::Serve { port }) => return ends::serve(port),
         Program::Ends(Ends::Play { target, rounds, bytes }) => ends::play(target, rounds, bytes)?,
         Program::Flood { name, count } => return dns::flood(&name, count),

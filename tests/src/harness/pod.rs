@@ -187,11 +187,12 @@ impl Pod {
 
     /// A program that would run inside the pod.
     pub fn program(&self, name: &str, binary: &str) -> Result<Program> {
-        Ok(Program::ours(format!("{}-{name}", self.name), binary)?
-            .netns(&self.netns)
-            .cgroup(&self.cgroup)
-            .resolv_conf(&self.resolv_conf)
-            .open_files(200_000))
+        Ok(self.inside(Program::ours(format!("{}-{name}", self.name), binary)?))
+    }
+
+    /// A program, as it would run inside the pod.
+    pub fn inside(&self, program: Program) -> Program {
+        program.netns(&self.netns).cgroup(&self.cgroup).resolv_conf(&self.resolv_conf).open_files(200_000)
     }
 
     /// Starts a program of ours inside the pod.

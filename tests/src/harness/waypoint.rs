@@ -83,7 +83,26 @@ impl Lab {
         waypoint.pod.clone()
     }
 
+    /// Starts a pod of a Gateway that listens outside of the mesh, with these arguments instead of those that tests have, and waits until it is ready.
+    pub fn start_gateway_with(&self, namespace: &str, gateway: &str, node: u8, args: &[&str]) -> Result<Waypoint> {
+        let name = format!("{gateway}-{:06x}", rand::random::<u32>() & 0xff_ffff);
+        // As what the control plane deploys is called.
+        let account = format!("{gateway}-undermesh");
+        let spec = PodSpec::new(&name).namespace(namespace).node(node).service_account(&account).unready();
+        let pod = self.add_pod(spec.label(GATEWAY_NAME, gateway).label(DATAPLANE_MODE, "none"))?;
+        let program = self.bare_program(&pod, gateway)?.args(["--service-account", &account]).args(args);
+        let process = self.spawn(program)?;
+        let waypoint = Waypoint { pod, process };
+        waypoint.wait_ready(SOON)?;
+        self.set_ready(&waypoint.pod, true)?;
+        Ok(waypoint)
+    }
+
     fn waypoint_program(&self, pod: &Pod, gateway: &str) -> Result<Program> {
+        Ok(self.bare_program(pod, gateway)?.args(["--drain", "5s", "--workers", "2", "--access-log", "on"]))
+    }
+
+    fn bare_program(&self, pod: &Pod, gateway: &str) -> Result<Program> {
         let ips: Vec<String> = pod.ips().iter().map(IpAddr::to_string).collect();
         Ok(pod
             .program("waypoint", "mesh-waypoint")?
@@ -93,7 +112,6 @@ impl Lab {
             .arg(self.control.root_certificate())
             .arg("--token")
             .arg(self.control.token(&format!("waypoint-{}_{gateway}", pod.namespace))?)
-            .args(["--drain", "5s", "--workers", "2", "--access-log", "on"])
             .clock(&pod.node.clock))
     }
 

@@ -211,6 +211,11 @@ fn shared(method: &str, path: &str) -> (u16, Value) {
             let classes = [class("undermesh", "undermesh.io/gateway-controller"), class("nginx", "nginx.org/x")];
             (200, json!({"items": classes}))
         }
+        ("GET", path) if path.starts_with("/apis/gateway.networking.x-k8s.io/v1alpha1/xmeshes?") => {
+            let mesh = |name: &str, controller: &str| json!({"metadata": {"name": name}, "spec": {"controllerName": controller}});
+            let meshes = [mesh("undermesh", "undermesh.io/gateway-controller"), mesh("other", "linkerd.io/x")];
+            (200, json!({"items": meshes}))
+        }
         ("GET", "/api/v1/pods" | "/apis/apiextensions.k8s.io/v1/customresourcedefinitions") => {
             (200, json!({"items": []}))
         }
@@ -240,6 +245,7 @@ fn what_is_not_ours_stays_when_the_mesh_goes() {
         "DELETE /apis/rbac.authorization.k8s.io/v1/clusterroles/undermesh-control",
         "DELETE /api/v1/namespaces/shop/services/wp",
         "DELETE /apis/gateway.networking.k8s.io/v1/gatewayclasses/undermesh",
+        "DELETE /apis/gateway.networking.x-k8s.io/v1alpha1/xmeshes/undermesh",
         "DELETE /api/v1/namespaces/u/configmaps/meshctl-install",
     ];
     assert_eq!(changes, expected, "{said}");
@@ -254,8 +260,13 @@ fn what_is_not_ours_stays_when_the_mesh_goes() {
         all.map(|one| format!("{} {}", one["kind"].as_str().unwrap_or("-"), one["name"].as_str().unwrap_or("-")))
             .collect()
     };
-    let removed =
-        ["ClusterRole undermesh-control", "Service wp", "GatewayClass undermesh", "ConfigMap meshctl-install"];
+    let removed = [
+        "ClusterRole undermesh-control",
+        "Service wp",
+        "GatewayClass undermesh",
+        "XMesh undermesh",
+        "ConfigMap meshctl-install",
+    ];
     assert_eq!(names("removed"), removed, "{told:#}");
     assert_eq!(names("kept"), ["ClusterRole cluster-admin", "Namespace u"], "{told:#}");
     assert!(told["kept"][1]["why"].as_str().is_some_and(|why| why.contains("secrets/cacerts")), "{told:#}");

@@ -331,12 +331,13 @@ impl Work<'_> {
         let made = |kind: &'static str, base: &str, plural: &'static str| {
             (kind, base.to_owned(), plural, format!("{base}/{plural}?{gateways}"))
         };
-        let classes = "/apis/gateway.networking.k8s.io/v1";
+        let (classes, meshes) = ("/apis/gateway.networking.k8s.io/v1", "/apis/gateway.networking.x-k8s.io/v1alpha1");
         let places = [
             made("Deployment", "/apis/apps/v1", "deployments"),
             made("Service", "/api/v1", "services"),
             made("ServiceAccount", "/api/v1", "serviceaccounts"),
             ("GatewayClass", classes.to_owned(), "gatewayclasses", format!("{classes}/gatewayclasses?{selector}")),
+            ("XMesh", meshes.to_owned(), "xmeshes", format!("{meshes}/xmeshes?{selector}")),
             maps("undermesh-root-cert"),
             maps("istio-ca-root-cert"),
             ("Secret", "/api/v1".to_owned(), "secrets", format!("/api/v1/namespaces/{namespace}/secrets?{selector}")),
@@ -413,7 +414,7 @@ fn is_made(kind: &str, object: &Value) -> bool {
     let owners = || object["metadata"]["ownerReferences"].as_array().into_iter().flatten();
     match kind {
         "Deployment" | "Service" | "ServiceAccount" => owners().any(|owner| owner["kind"] == "Gateway"),
-        "GatewayClass" => object["spec"]["controllerName"] == "undermesh.io/gateway-controller",
+        "GatewayClass" | "XMesh" => object["spec"]["controllerName"] == "undermesh.io/gateway-controller",
         _ => true,
     }
 }

@@ -1,4 +1,5 @@
-//! GatewayClasses: those that the leader makes, and what it says on all that are ours. Pure.
+//! GatewayClasses, and the mesh as an object where the cluster has that kind (XMesh): those that the leader makes, and what it says on all that are ours.
+//! Pure.
 
 use jiff::Timestamp;
 use serde_json::{Value as Json, json};
@@ -16,32 +17,40 @@ const OURS: [(&str, &str); 2] = [
 const ISTIO_S: [(&str, &str); 2] =
     [("istio", "The same as undermesh"), ("istio-waypoint", "The same as undermesh-waypoint")];
 
-/// What is supported, in the words of the Gateway API, for meshes. It is sorted by their names, as that API wants it.
-const MESH: [&str; 23] = [
+/// What is supported in meshes, in the words of the Gateway API: just that for which tests of its conformance suite for meshes have passed
+/// (`cargo xtask conformance`). It is sorted by names, as that API wants it.
+const MESH: [&str; 17] = [
     "GRPCRoute",
     "HTTPRoute",
-    "HTTPRouteBackendProtocolH2C",
-    "HTTPRouteBackendProtocolWebSocket",
-    "HTTPRouteBackendRequestHeaderModification",
-    "HTTPRouteBackendTimeout",
-    "HTTPRouteCORS",
-    "HTTPRouteDestinationPortMatching",
-    "HTTPRouteHostRewrite",
-    "HTTPRouteMethodMatching",
-    "HTTPRouteNamedRouteRule",
+    "HTTPRoute303RedirectStatusCode",
+    "HTTPRoute307RedirectStatusCode",
+    "HTTPRoute308RedirectStatusCode",
     "HTTPRouteParentRefPort",
-    "HTTPRoutePathRedirect",
-    "HTTPRoutePathRewrite",
-    "HTTPRoutePortRedirect",
-    "HTTPRouteQueryParamMatching",
-    "HTTPRouteRequestMirror",
-    "HTTPRouteRequestTimeout",
     "HTTPRouteResponseHeaderModification",
-    "HTTPRouteSchemeRedirect",
     "Mesh",
     "MeshClusterIPMatching",
-    "ReferenceGrant",
+    "MeshConsumerRoute",
+    "MeshHTTPRouteBackendRequestHeaderModification",
+    "MeshHTTPRouteNamedRouteRule",
+    "MeshHTTPRouteQueryParamMatching",
+    "MeshHTTPRouteRedirectPath",
+    "MeshHTTPRouteRedirectPort",
+    "MeshHTTPRouteRewritePath",
+    "MeshHTTPRouteSchemeRedirect",
 ];
+
+/// The mesh, where the cluster has the kind for it.
+pub fn mesh() -> Json {
+    json!({
+        "apiVersion": "gateway.networking.x-k8s.io/v1alpha1",
+        "kind": "XMesh",
+        "metadata": {
+            "name": "undermesh",
+            "labels": { "app.kubernetes.io/managed-by": "mesh-control", "app.kubernetes.io/part-of": "undermesh" },
+        },
+        "spec": { "controllerName": CONTROLLER, "description": "Routes of services count, at their waypoints" },
+    })
+}
 
 /// The classes that are to be there.
 pub fn wanted(names: IstioNames) -> Vec<Json> {
@@ -60,22 +69,25 @@ pub fn wanted(names: IstioNames) -> Vec<Json> {
     OURS.iter().chain(istio_s).map(object).collect()
 }
 
-/// Whether a class is ours, whoever has made it.
+/// Whether a class or a mesh is ours, whoever has made it.
 pub fn is_ours(class: &Json) -> bool {
     class["spec"]["controllerName"] == CONTROLLER
 }
 
-/// What is applied to the status of a class of ours; `None` if it stands there.
+/// What is applied to the status of a class or mesh of ours; `None` if it stands there.
 pub fn status(class: &Json, now: Timestamp) -> Option<Json> {
     let generation = class.pointer("/metadata/generation").and_then(Json::as_i64).unwrap_or_default();
     let is_refused = class["spec"].get("parametersRef").is_some_and(|parameters| !parameters.is_null());
+    let is_mesh = class["kind"] == "XMesh";
     let accepted = Condition {
         kind: "Accepted",
         holds: !is_refused,
         reason: if is_refused { "InvalidParameters" } else { "Accepted" },
-        message: match is_refused {
-            true => "spec.parametersRef is not supported; name a ConfigMap in `spec.infrastructure.parametersRef` of Gateways".into(),
-            false => "Gateways of the class are served".to_owned(),
+        message: match (is_refused, is_mesh) {
+            (true, true) => "spec.parametersRef is not supported; what is set of a mesh is in the ConfigMap of the mesh settings".to_owned(),
+            (true, false) => "spec.parametersRef is not supported; name a ConfigMap in `spec.infrastructure.parametersRef` of Gateways".to_owned(),
+            (false, true) => "routes of services count, at their waypoints".to_owned(),
+            (false, false) => "Gateways of the class are served".to_owned(),
         },
     };
     let empty = json!([]);
@@ -87,8 +99,8 @@ pub fn status(class: &Json, now: Timestamp) -> Option<Json> {
     (!is_there).then(|| json!({ "conditions": [condition], "supportedFeatures": features }))
 }
 
-/// What is claimed of a class. Of gateways at the edge nothing is until their listeners stand.
+/// What is claimed of a mesh or class. Of gateways at the edge nothing is until their listeners stand.
 fn features(class: &Json) -> &'static [&'static str] {
     let name = class.pointer("/metadata/name").and_then(Json::as_str).unwrap_or_default();
-    if name.ends_with("-waypoint") { &MESH } else { &[] }
+    if class["kind"] == "XMesh" || name.ends_with("-waypoint") { &MESH } else { &[] }
 }

@@ -20,6 +20,8 @@ use crate::index::Settings;
 pub enum What {
     /// GatewayClass
     Class,
+    /// XMesh, which few clusters have
+    Mesh,
     /// Gateway
     Gateway,
     /// ServiceAccount
@@ -32,7 +34,7 @@ pub enum What {
 
 impl What {
     /// All of them.
-    pub const ALL: [What; 5] = [What::Class, What::Gateway, What::Account, What::Deployment, What::Service];
+    pub const ALL: [What; 6] = [What::Class, What::Mesh, What::Gateway, What::Account, What::Deployment, What::Service];
     /// What is made for a Gateway, in the order of [`objects`].
     pub const MADE: [What; 3] = [What::Account, What::Deployment, What::Service];
 
@@ -40,6 +42,7 @@ impl What {
     pub fn resource(self) -> (&'static str, &'static str) {
         match self {
             What::Class => ("gateway.networking.k8s.io/v1", "gatewayclasses"),
+            What::Mesh => ("gateway.networking.x-k8s.io/v1alpha1", "xmeshes"),
             What::Gateway => ("gateway.networking.k8s.io/v1", "gateways"),
             What::Account => ("v1", "serviceaccounts"),
             What::Deployment => ("apps/v1", "deployments"),
@@ -51,6 +54,7 @@ impl What {
     pub fn kind(self) -> &'static str {
         match self {
             What::Class => "GatewayClass",
+            What::Mesh => "XMesh",
             What::Gateway => "Gateway",
             What::Account => "ServiceAccount",
             What::Deployment => "Deployment",
@@ -274,8 +278,14 @@ fn classes_round(known: &Known, settings: &Settings, now: Timestamp) -> Vec<Step
             steps.push(Step::Apply((What::Class, name), class, 0));
         }
     }
-    for (name, class) in known.all(What::Class).filter(|(_, class)| classes::is_ours(class)) {
-        steps.extend(classes::status(class, now).map(|status| tell(What::Class, name, status)));
+    let mesh = NamespacedName::new("", "undermesh");
+    if known.objects.get(&What::Mesh).is_some_and(|all| !all.contains_key(&mesh)) {
+        steps.push(Step::Apply((What::Mesh, mesh), classes::mesh(), 0));
+    }
+    for what in [What::Class, What::Mesh] {
+        for (name, object) in known.all(what).filter(|(_, object)| classes::is_ours(object)) {
+            steps.extend(classes::status(object, now).map(|status| tell(what, name, status)));
+        }
     }
     steps
 }

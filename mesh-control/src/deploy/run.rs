@@ -79,11 +79,12 @@ fn follow(client: &Client, tuning: Tuning) -> mpsc::Receiver<(What, Event<Json>)
     let (sender, events) = mpsc::channel(256);
     for what in What::ALL {
         let (version, plural) = what.resource();
-        let is_custom = matches!(what, What::Class | What::Gateway);
+        let is_custom = matches!(what, What::Class | What::Mesh | What::Gateway);
         let resource = Resource {
             group: version.split_once('/').map_or("", |(group, _)| group),
             versions: match what {
                 What::Class | What::Gateway => &["gateway.networking.k8s.io/v1"],
+                What::Mesh => &["gateway.networking.x-k8s.io/v1alpha1"],
                 What::Deployment => &["apps/v1"],
                 What::Account | What::Service => &["v1"],
             },
@@ -93,7 +94,7 @@ fn follow(client: &Client, tuning: Tuning) -> mpsc::Receiver<(What, Event<Json>)
             labels: (!is_custom).then_some(OURS),
             metadata_only: false,
             is_custom,
-            absent: 1,
+            absent: if what == What::Mesh { 6 } else { 1 },
         };
         let decode = |version: &str, mut object: Json| {
             // Items of lists do not say what they are.
@@ -201,10 +202,10 @@ impl Deployer {
         }
     }
 
-    /// One round. Nothing is judged before everything has been heard of.
+    /// One round. Nothing is judged before everything has been heard of, but for what most clusters have not.
     async fn round(&mut self, view: &View) {
         let now = Instant::now();
-        let is_known = What::ALL.iter().all(|what| self.known.objects.contains_key(what));
+        let is_known = What::ALL.iter().all(|what| *what == What::Mesh || self.known.objects.contains_key(what));
         if !is_known || self.resting.is_some_and(|until| now < until) {
             return;
         }
@@ -326,8 +327,8 @@ impl Deployer {
                 Err(failure) => return Err(failure.into()),
                 // It is one that we make and have not heard of yet.
                 Ok(live) if is_ours(&live) => self.heard(&key, live),
-                // A service account that the Gateway names may be anybody's and is used as it is; so is a class.
-                Ok(live) if matches!(key.0, What::Account | What::Class) => {
+                // A service account that the Gateway names may be anybody's and is used as it is; so is a class, and the mesh.
+                Ok(live) if matches!(key.0, What::Account | What::Class | What::Mesh) => {
                     self.known.applied.insert(key.clone(), Applied { desired: hash, live: essence(&live) });
                     self.heard(&key, live);
                     return Ok(());

@@ -77,6 +77,9 @@ fn known(gateways: &[Json]) -> Known {
         class["status"] = classes::status(&class, now()).unwrap();
         put(&mut known, What::Class, class);
     }
+    let mut mesh = classes::mesh();
+    mesh["status"] = classes::status(&mesh, now()).unwrap();
+    put(&mut known, What::Mesh, mesh);
     known
 }
 
@@ -337,6 +340,30 @@ fn whose_a_gateway_is_its_class_decides() {
     let mut outside = waypoint("wp", &json!({}));
     outside["metadata"]["namespace"] = json!("outside");
     assert_eq!(steps(&known(&[outside])), []);
+}
+
+#[test]
+fn features_GA_13_the_mesh_is_an_object_where_there_is_the_kind() {
+    let own = name("", "undermesh");
+    let mut known = known(&[]);
+    let mesh = known.objects[&What::Mesh][&own].clone();
+    let features = |object: &Json| object["status"]["supportedFeatures"].clone();
+    assert_eq!(features(&mesh), features(&known.objects[&What::Class][&name("", "undermesh-waypoint")]));
+    known.objects.get_mut(&What::Mesh).unwrap().remove(&own);
+    assert!(matches!(&steps(&known)[..], [Step::Apply((What::Mesh, made), ..)] if *made == own));
+    put(&mut known, What::Mesh, classes::mesh());
+    let found = steps(&known);
+    assert_eq!(
+        (told(&found)[0]["supportedFeatures"].clone(), condition(told(&found)[0], "Accepted").0),
+        (features(&mesh), "True")
+    );
+    // Another's stays, and a cluster may not have the kind.
+    let mut theirs = mesh;
+    theirs["spec"]["controllerName"] = json!("a.b/c");
+    put(&mut known, What::Mesh, theirs);
+    assert_eq!(steps(&known), []);
+    known.objects.remove(&What::Mesh);
+    assert_eq!(steps(&known), []);
 }
 
 #[test]

@@ -52,7 +52,7 @@ impl Outlets {
     pub fn publish(&self, update: Update, join: &mut Join, settings: &Settings) -> Arc<Vec<Diagnosis>> {
         let view = Arc::new(join.build(update.objects, settings));
         let (resolved, problems) = (&view.resolved, &view.problems);
-        let belonging = |key: &_| resolved.belonging(key, &view.served);
+        let belonging = |key: &_| resolved.belonging(key, &view.served, &view.listening);
         let (unknown, at_waypoints, bindings) = (&resolved.unknown, &view.at_waypoints, &view.bindings);
         let objects = join.objects();
         let verdicts = verdict::judge(update.marks, objects, problems, unknown, at_waypoints, belonging, bindings);

@@ -40,7 +40,8 @@ pub fn said(kind: Kind, verdict: &Verdict) -> Vec<ParentSaid> {
             }
             (Some((reason, why)), _) => condition("Accepted", false, reason, why.clone()),
             (None, Some(_)) if route.served.contains(reference) => {
-                condition("Accepted", true, "Accepted", "in force at the waypoint".to_owned())
+                let place = if reference.is_service() { "waypoint" } else { "gateway" };
+                condition("Accepted", true, "Accepted", format!("in force at the {place}"))
             }
             (None, Some(why)) => condition("Accepted", false, "Pending", format!("read and kept: {why}")),
             (None, None) => condition("Accepted", true, "Accepted", "in force".to_owned()),

@@ -46,8 +46,8 @@ pub struct Certified {
     pub certificates: BTreeMap<NamespacedName, Arc<Certificates>>,
     /// Why a listener, by its object and name, refuses connections.
     pub unresolved: BTreeMap<(Key, ArcStr), String>,
-    /// Nothing was heard yet of something that a listener names.
-    pub unheard: bool,
+    /// Nothing was heard yet of something that a listener of these objects names.
+    pub undecided: BTreeSet<Key>,
     /// What is to be said.
     pub problems: Vec<(Key, Problem)>,
 }
@@ -69,7 +69,7 @@ pub fn index(
         let own = all.entry(reference.gateway.clone()).or_default();
         match credential(reference, secrets) {
             Ok(credential) => add(own.entry(reference.secret.to_string().into()).or_default(), credential),
-            Err(None) => made.unheard = true,
+            Err(None) => drop(made.undecided.insert(reference.object.clone())),
             Err(Some(why)) => {
                 let problem = Problem::error(reference.field.clone(), why.clone());
                 let help = "until then the listener refuses connections";

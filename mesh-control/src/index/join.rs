@@ -10,16 +10,17 @@ use mesh_core::listener::Certificates;
 use mesh_core::workload::Health;
 use mesh_core::{ArcStr, NamespacedName, Workload};
 
+use super::l7::listeners::told::with_secrets;
 use super::policy::{self, Policies};
 use super::service::{self, Services};
 use super::settings::Settings;
 use super::view::{Placements, View};
-use super::waypoint::{Guard, Guarded, Waypoints};
+use super::waypoint::{Guard, Guarded, PodLabels, Waypoints};
 use super::workload;
 use super::{certificates, l4, l7, routing, security};
 use crate::diagnosis::Problem;
 use crate::resource::pod::State;
-use crate::resource::routing::{NO_WAYPOINT, is_of_waypoints};
+use crate::resource::routing::inaction;
 use crate::resource::{Key, Kind, Objects, Pod};
 
 type Problems = Vec<(Key, Problem)>;
@@ -44,6 +45,7 @@ struct Last {
     l4: Arc<l4::Made>,
     security: Arc<security::Made>,
     certificates: BTreeMap<NamespacedName, Arc<Certificates>>,
+    pod_labels: PodLabels,
 }
 
 /// What came of one namespace.
@@ -82,17 +84,24 @@ impl Join {
         let settings = settings.with(&objects, &mut problems);
         let policies = policy::index(&objects, &settings, &mut problems);
         let waypoints = Waypoints::index(&objects, &settings, &mut problems);
-        let (routing, l7, l4) = self.routing(&objects, &settings, &waypoints);
+        let pod_labels = waypoints.labels(&objects);
+        let (routing, l7, l4) = self.routing(&objects, &settings, &waypoints, &pod_labels);
         let security = self.security(&objects, &settings, &waypoints);
-        // What is said of all routes is not true of those that a waypoint acts on.
+        // What is said of all routes is not true of those that a waypoint or gateway acts on.
         let is_idle = |(key, problem): &&(Key, Problem)| {
-            let is_said = is_of_waypoints(key.kind) && problem.message == NO_WAYPOINT;
-            !is_said || !(l7.in_force.contains(key) || routing.resolved.acts(key, &l7.served))
+            let is_said = inaction(key.kind).is_some_and(|why| problem.message == why);
+            !is_said || !(l7.in_force.contains(key) || routing.resolved.acts(key, &l7.served, &l7.listening))
         };
         let said =
             routing.problems.iter().filter(is_idle).chain(&l7.problems).chain(&l4.problems).chain(&security.problems);
         problems.extend(said.cloned());
         let certified = certificates::index(&l7.references, &objects.secrets, &self.last.certificates);
+        // Most meshes have no listener to which that matters.
+        let told = match certified.unresolved.is_empty() && certified.undecided.is_empty() {
+            true => l7.told.clone(),
+            false => Arc::new(with_secrets(&l7.told, &certified)),
+        };
+        let undecided = !certified.undecided.is_empty();
         problems.extend(certified.problems);
         let certificates = certified.certificates;
         let services =
@@ -149,7 +158,9 @@ impl Join {
             listeners: l7.listeners.clone(),
             certificates: certificates.clone(),
             secrets: l7.secrets.clone(),
-            unheard_secrets: certified.unheard,
+            unheard_secrets: undecided,
+            listening: l7.listening.clone(),
+            listeners_told: told,
             security: security.security.clone(),
             at_waypoints: security.in_force.union(&l7.in_force).cloned().collect(),
             labels,
@@ -166,7 +177,19 @@ impl Join {
         };
         let contested = owners.contested;
         let settings = Some(settings);
-        self.last = Last { objects, settings, contested, waypoints, parts, routing, l7, l4, security, certificates };
+        self.last = Last {
+            objects,
+            settings,
+            contested,
+            waypoints,
+            parts,
+            routing,
+            l7,
+            l4,
+            security,
+            certificates,
+            pod_labels,
+        };
         view
     }
 
@@ -182,14 +205,16 @@ impl Join {
         objects: &Objects,
         settings: &Settings,
         waypoints: &Waypoints,
+        labels: &PodLabels,
     ) -> (Arc<routing::Indexed>, Arc<l7::Made>, Arc<l4::Made>) {
-        let is_same =
-            self.last.settings.as_ref() == Some(settings) && routing::reads_the_same(&self.last.objects, objects);
+        let is_same = self.last.settings.as_ref() == Some(settings)
+            && routing::reads_the_same(&self.last.objects, objects)
+            && self.last.pod_labels == *labels;
         if is_same {
             return (self.last.routing.clone(), self.last.l7.clone(), self.last.l4.clone());
         }
         let indexed = routing::index(objects, settings);
-        let around = l7::Around::new(objects, settings, &indexed);
+        let around = l7::Around::new(objects, settings, &indexed).with_pods(labels.clone());
         let mut requests = l7::index(settings, &around, &waypoints.served(objects, settings));
         requests.keep(&self.last.l7);
         let mut connections = l4::index(objects, settings, &around);

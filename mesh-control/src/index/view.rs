@@ -8,8 +8,9 @@ use mesh_core::l7::{Clusters, Security, Table};
 use mesh_core::listener::{Certificates, Listeners};
 use mesh_core::{ArcStr, NamespacedName, Policy, Service, Workload};
 
-use super::l7::labels::Told;
-use super::routing::Resolved;
+use super::l7::labels;
+use super::l7::listeners::told::Told;
+use super::routing::{Listening, Resolved};
 use super::settings::Settings;
 use crate::diagnosis::Problem;
 use crate::resource::{Key, Routes};
@@ -101,12 +102,16 @@ pub struct View {
     pub listeners: BTreeMap<NamespacedName, Arc<Listeners>>,
     /// What gateways show and believe.
     pub certificates: BTreeMap<NamespacedName, Arc<Certificates>>,
+    /// Listeners of Gateways that are served.
+    pub listening: Arc<Listening>,
+    /// What listeners are told; nothing of Gateways of which it is not known yet.
+    pub listeners_told: Arc<Told>,
     /// Secrets that they name.
     pub secrets: Arc<BTreeSet<NamespacedName>>,
     /// Nothing was heard yet of some of these.
     pub unheard_secrets: bool,
     /// Labels of workloads that both ask for, by their gateways.
-    pub labels: BTreeMap<NamespacedName, Arc<Told>>,
+    pub labels: BTreeMap<NamespacedName, Arc<labels::Told>>,
     /// Services that any waypoint serves: what routes say of them is in force.
     pub served: BTreeSet<NamespacedName>,
     /// What they hold requests against, by their gateways.

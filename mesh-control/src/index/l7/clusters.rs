@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use mesh_core::l7::{Action, Backend, Cluster, ClusterKey, Clusters, Labels, Mirror, Table, Target};
+use mesh_core::listener::{Listeners, Serves};
 use mesh_core::{ArcStr, NamespacedName};
 
 use super::{Around, Problems};
@@ -15,14 +16,28 @@ use crate::resource::routing::{DestinationRule, Routed};
 
 type Rule = Arc<Routed<DestinationRule>>;
 
-/// What is said of the places that a table names, and of all ports of the services that its waypoint serves.
+/// What is said of the places that a table and listeners name, and of all ports of the services that its waypoint serves.
 pub fn clusters(
     table: &Table,
+    listeners: Option<&Arc<Listeners>>,
     services: &BTreeSet<NamespacedName>,
     around: &Around<'_>,
     problems: &mut Problems,
 ) -> Clusters {
     let mut keys = named(table);
+    for listener in listeners.into_iter().flat_map(|listeners| listeners.all()) {
+        match &listener.serves {
+            Serves::Http(table) => keys.extend(named(table)),
+            Serves::Bytes(passages) => {
+                let places = passages.iter().flat_map(|passage| passage.forward.backends());
+                keys.extend(places.filter_map(|place| match &place.target {
+                    Target::Cluster(key) => Some(key.clone()),
+                    Target::Broken(_) => None,
+                }));
+            }
+            Serves::Closed(_) => {}
+        }
+    }
     for service in services {
         if let Some(Host::Service(object)) = around.hosts.find(&service.name, &service.namespace) {
             let key = |port: u16| ClusterKey { service: service.clone(), port, subset: ArcStr::new() };

@@ -25,6 +25,13 @@ pub fn of(services: &BTreeSet<NamespacedName>, around: &Around<'_>) -> BTreeSet<
             }
         }
     }
+    all.extend(destination_rules(services, around));
+    all
+}
+
+/// DestinationRules that are about any of `services`.
+pub fn destination_rules(services: &BTreeSet<NamespacedName>, around: &Around<'_>) -> BTreeSet<Key> {
+    let mut all = BTreeSet::new();
     for (name, object) in &around.routes.destination_rules {
         let host = around.hosts.full(&object.spec.host, &name.namespace);
         let is_of = |service: &NamespacedName| match host.strip_prefix('*') {
@@ -32,7 +39,8 @@ pub fn of(services: &BTreeSet<NamespacedName>, around: &Around<'_>) -> BTreeSet<
             None => service.name == host,
         };
         if services.iter().any(is_of) {
-            all.insert(key(Kind::DestinationRule, name));
+            let (kind, namespace, name) = (Kind::DestinationRule, name.namespace.clone(), name.name.clone());
+            all.insert(Key { kind, namespace, name });
         }
     }
     all

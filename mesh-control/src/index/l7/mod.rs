@@ -38,8 +38,8 @@ use super::Settings;
 use super::certificates::{self, Reference};
 use super::routing::destination_rules::Rules;
 use super::routing::hosts::Hosts;
-use super::routing::{Indexed, Resolved};
-use super::waypoint::Served;
+use super::routing::{Indexed, Listening, Resolved};
+use super::waypoint::{PodLabels, Served};
 use crate::diagnosis::Problem;
 use crate::resource::routing::Routes;
 use crate::resource::{Key, Kind, Objects};
@@ -57,6 +57,8 @@ pub struct Around<'a> {
     pub hosts: Hosts<'a>,
     /// What is said of the endpoints of hosts.
     pub rules: Rules<'a>,
+    /// Labels of pods of gateways.
+    pub pods: PodLabels,
 }
 
 /// The rules of each object, before it is known who is asked.
@@ -77,7 +79,11 @@ pub struct Made {
     pub clusters: BTreeMap<NamespacedName, Arc<Clusters>>,
     /// What is listened for outside of the mesh, by gateway.
     pub listeners: BTreeMap<NamespacedName, Arc<Listeners>>,
-    /// The Secrets that they name, and of these the names.
+    /// Those of Gateways by name.
+    pub listening: Arc<Listening>,
+    /// What these are told.
+    pub told: Arc<listeners::told::Told>,
+    /// The Secrets that they name.
     pub references: Vec<Reference>,
     /// Their names.
     pub secrets: Arc<BTreeSet<NamespacedName>>,
@@ -112,7 +118,13 @@ impl<'a> Around<'a> {
     pub fn new(objects: &'a Objects, settings: &'a Settings, indexed: &'a Indexed) -> Self {
         let hosts = Hosts::new(&indexed.routes, objects, settings);
         let rules = Rules::new(&indexed.routes, &hosts);
-        Self { routes: &indexed.routes, resolved: &indexed.resolved, hosts, rules }
+        Self { routes: &indexed.routes, resolved: &indexed.resolved, hosts, rules, pods: PodLabels::new() }
+    }
+
+    /// With the labels of the pods that there are of gateways.
+    #[must_use]
+    pub fn with_pods(self, pods: PodLabels) -> Self {
+        Self { pods, ..self }
     }
 }
 
@@ -124,15 +136,29 @@ pub fn index(settings: &Settings, around: &Around<'_>, served: &Served) -> Made 
     if !settings.istio_runs {
         made.in_force = in_force::of(&made.served, around);
     }
-    for (gateway, services) in served {
-        let table = table::table(gateway, services, around, &read, &mut made.problems);
-        let clusters = clusters::clusters(&table, services, around, &mut made.problems);
-        made.wanted.insert(gateway.clone(), Arc::new(labels::Wanted::of(&table, &clusters)));
-        made.tables.insert(gateway.clone(), Arc::new(table));
-        made.clusters.insert(gateway.clone(), Arc::new(clusters));
-    }
-    (made.listeners, made.references) = listeners::index(around, &read, &mut made.problems);
+    let listened = listeners::index(around, &read, !settings.istio_runs, &mut made.problems);
+    made.in_force.extend(listened.in_force);
+    (made.listeners, made.references) = (listened.listeners, listened.references);
     made.secrets = Arc::new(certificates::wanted(&made.references));
+    made.told = Arc::new(listeners::told::told(around));
+    made.listening = Arc::new(listeners::told::listening(&made.told));
+    let none = BTreeSet::new();
+    let gateways: BTreeSet<&NamespacedName> = served.keys().chain(made.listeners.keys()).collect();
+    for gateway in gateways {
+        let services = served.get(gateway).unwrap_or(&none);
+        let listeners = made.listeners.get(gateway);
+        let table = table::table(gateway, services, around, &read, &mut made.problems);
+        let clusters = clusters::clusters(&table, listeners, services, around, &mut made.problems);
+        if listeners.is_some() && !settings.istio_runs {
+            let places: BTreeSet<_> = clusters.iter().map(|cluster| cluster.key.service.clone()).collect();
+            made.in_force.extend(in_force::destination_rules(&places, around));
+        }
+        made.wanted.insert(gateway.clone(), Arc::new(labels::Wanted::of(&table, &clusters)));
+        made.clusters.insert(gateway.clone(), Arc::new(clusters));
+        if served.contains_key(gateway) {
+            made.tables.insert(gateway.clone(), Arc::new(table));
+        }
+    }
     // Who is delegated to by several, or asked on several ports, is read as often.
     let mut told = HashSet::new();
     made.problems.retain(|said| told.insert(said.clone()));

@@ -203,7 +203,10 @@ fn what_is_in_a_namespace_that_is_not_selected_does_not_count_and_is_not_said_to
     ] {
         let spaces = |far: &str| vec![settings.clone(), space("shop", "in"), space("far", far), door.clone()];
         let around = |far: &str| [spaces(far), vec![own.clone(), other.clone()]].concat();
-        assert_eq!(said(&with(&around("in"))), [""; 0], "{expected}");
+        // Secrets are no objects of this kind, and here there are none.
+        let mut clear = said(&with(&around("in")));
+        clear.retain(|line| !line.contains("there is no Secret"));
+        assert_eq!(clear, [""; 0], "{expected}");
         let view = with(&around("out"));
         assert_eq!(said(&view), [expected]);
         assert_eq!(view.routes.iter().filter(|(key, _)| &*key.namespace == "far").count(), 0);
@@ -234,7 +237,7 @@ fn a_route_that_could_never_be_read_belongs_to_its_parents_and_counts_nowhere() 
         scan.found.iter().for_each(|found| live.put(&found.key, &found.outcome));
         for objects in [live.objects().0, Catalog::default().apply(&scan).0] {
             let view = build(&objects, &Settings::default());
-            let belonging = view.resolved.belonging(&key, &view.served);
+            let belonging = view.resolved.belonging(&key, &view.served, &view.listening);
             assert_eq!(belonging.as_ref().map_or(0, |all| all.parents.len()), expected, "{parents}");
             assert!(belonging.is_none_or(|all| all.broken.is_none()));
             assert!(view.resolved.by_service.is_empty() && view.resolved.routes.is_empty());

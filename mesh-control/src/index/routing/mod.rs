@@ -20,7 +20,7 @@ pub mod virtual_services;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use mesh_core::NamespacedName;
+use mesh_core::{ArcStr, NamespacedName};
 
 use super::Settings;
 use crate::diagnosis::Problem;
@@ -34,6 +34,9 @@ use hosts::Hosts;
 use parents::{Attached, Refusal};
 
 type Problems = Vec<(Key, Problem)>;
+
+/// Listeners of Gateways that are served: gateway and name.
+pub type Listening = BTreeSet<(NamespacedName, ArcStr)>;
 
 /// What the objects mean together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,16 +64,16 @@ pub struct Route {
 }
 
 impl Resolved {
-    /// Whether a route is in force at all parents that take it; `served` are the services that waypoints serve.
-    pub fn acts(&self, key: &Key, served: &BTreeSet<NamespacedName>) -> bool {
-        self.belonging(key, served).is_some_and(|route| {
+    /// Whether a route is in force at all parents that take it; `served` are the services that waypoints serve, `listening` what gateways listen for.
+    pub fn acts(&self, key: &Key, served: &BTreeSet<NamespacedName>, listening: &Listening) -> bool {
+        self.belonging(key, served, listening).is_some_and(|route| {
             let mut taken = route.parents.iter().filter(|(_, refused)| refused.is_none()).peekable();
             taken.peek().is_some() && taken.all(|(parent, _)| route.served.contains(parent))
         })
     }
 
-    /// What a route is to be told; `served` are the services that waypoints serve.
-    pub fn belonging(&self, key: &Key, served: &BTreeSet<NamespacedName>) -> Option<Belonging> {
+    /// What a route is to be told; `served` are the services that waypoints serve, `listening` what gateways listen for.
+    pub fn belonging(&self, key: &Key, served: &BTreeSet<NamespacedName>, listening: &Listening) -> Option<Belonging> {
         if let Some(parents) = self.unread.get(key) {
             let parents = parents.iter().map(|parent| (parent.clone(), None)).collect();
             return Some(Belonging { parents, broken: None, ..Belonging::default() });
@@ -88,6 +91,9 @@ impl Resolved {
         let is_read = matches!(key.kind, Kind::HttpRoute | Kind::GrpcRoute);
         let acts = |outcome: &Result<Attached, Refusal>| match outcome {
             Ok(Attached::Service(service, _)) => is_read && served.contains(service),
+            Ok(Attached::Listeners(gateway, names)) => {
+                names.iter().any(|name| listening.contains(&(gateway.clone(), name.as_str().into())))
+            }
             _ => false,
         };
         let served = route.parents.iter().filter(|(_, outcome)| acts(outcome)).map(|(parent, _)| parent.clone());

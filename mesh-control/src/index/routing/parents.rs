@@ -228,10 +228,10 @@ fn listeners(
     Ok(Attached::Listeners(NamespacedName::new(gateway.namespace.clone(), gateway.name.clone()), fitting))
 }
 
-/// Whether a listener takes a route: by its kind, and by where it lives.
-fn allows(listener: &Listener, own: &str, key: &Key, hosts: &Hosts<'_>) -> bool {
+/// The kinds of routes that fit the protocol of a listener.
+pub fn routes_of(listener: &Listener) -> &'static [&'static str] {
     let ends = listener.tls.as_ref().is_none_or(|tls| tls.mode != Some(Mode::Passthrough));
-    let spoken: &[&str] = match listener.protocol.as_str() {
+    match listener.protocol.as_str() {
         "HTTP" | "HTTPS" => &["HTTPRoute", "GRPCRoute"],
         "TLS" if ends => &["TLSRoute", "TCPRoute"],
         "TLS" => &["TLSRoute"],
@@ -239,15 +239,18 @@ fn allows(listener: &Listener, own: &str, key: &Key, hosts: &Hosts<'_>) -> bool 
         "UDP" => &["UDPRoute"],
         "HBONE" => &["HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute"],
         _ => &[],
-    };
+    }
+}
+
+/// Whether a listener takes a route: by its kind, and by where it lives.
+fn allows(listener: &Listener, own: &str, key: &Key, hosts: &Hosts<'_>) -> bool {
     let kind = key.kind.name();
     let allowed = listener.allowed_routes.as_ref();
     let kinds = allowed.map(|allowed| allowed.kinds.as_slice()).unwrap_or_default();
-    let is_listed = kinds.is_empty()
-        || kinds.iter().any(|one| {
-            one.kind == kind && one.group.as_deref().is_none_or(|group| group == "gateway.networking.k8s.io")
-        });
-    spoken.contains(&kind) && is_listed && takes_from(listener, own, &key.namespace, || hosts.labels(&key.namespace))
+    let is_listed = kinds.is_empty() || kinds.iter().any(|one| one.is(kind));
+    routes_of(listener).contains(&kind)
+        && is_listed
+        && takes_from(listener, own, &key.namespace, || hosts.labels(&key.namespace))
 }
 
 /// Whether a listener takes what is of a namespace, which has these labels; `own` is the gateway's.

@@ -557,7 +557,7 @@ fn a_route_is_in_force_where_a_waypoint_serves_its_service() {
         ("no waypoint", format!("{}{route}", shop(&label("wp"), "")), false),
     ] {
         let view = view(&text);
-        let route = view.resolved.belonging(&key, &view.served).unwrap();
+        let route = view.resolved.belonging(&key, &view.served, &view.listening).unwrap();
         assert_eq!((route.parents.len(), route.served.len()), (1, usize::from(acts)), "{what}");
         let idle = view.problems.iter().any(|(of, problem)| *of == key && problem.message.contains("not in force"));
         assert_eq!(idle, !acts, "{what}: {:?}", view.problems);

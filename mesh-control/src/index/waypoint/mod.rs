@@ -21,7 +21,7 @@ use super::view::WaypointPod;
 use crate::diagnosis::Problem;
 use crate::resource::pod::State;
 use crate::resource::waypoint::{Asked, GATEWAY_NAME, field};
-use crate::resource::{Key, Kind, Objects, Pod, Service, meta};
+use crate::resource::{Key, Kind, Labels, Objects, Pod, Service, meta};
 use crate::verdict::Binding;
 pub use bypass::{Guard, Guarded};
 pub use gateways::{Deployed, Standing, Waypoint};
@@ -31,6 +31,9 @@ const NOWHERE: &str = "waypoint.invalid";
 
 /// Services by the gateway of the waypoint that they are bound to; a waypoint without any has an entry, too.
 pub type Served = BTreeMap<NamespacedName, BTreeSet<NamespacedName>>;
+
+/// Labels of the pods of gateways, as far as Gateways of Istio select by them.
+pub type PodLabels = BTreeMap<NamespacedName, BTreeSet<Labels>>;
 
 /// What clients ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -238,6 +241,24 @@ impl Waypoints {
             }
         }
         pods
+    }
+
+    /// Labels of pods that serve gateways, of those keys that any Gateway of Istio selects by: what else their labels say changes nothing.
+    pub fn labels(&self, objects: &Objects) -> PodLabels {
+        let selectors = objects.routes.istio_gateways.values().map(|object| &object.spec.selector);
+        let keys: BTreeSet<&String> = selectors.flat_map(Labels::keys).collect();
+        let mut all = PodLabels::new();
+        if keys.is_empty() {
+            return all;
+        }
+        let namespaces: BTreeSet<&ArcStr> = self.deployed().map(|(name, _)| &name.namespace).collect();
+        for pod in namespaces.into_iter().flat_map(|namespace| pods_of(objects, namespace)) {
+            let Some(gateway) = self.gateway_of(pod) else { continue };
+            let labels = pod.labels.iter().filter(|(key, _)| keys.contains(key));
+            let labels = labels.map(|(key, value)| (key.clone(), value.clone())).collect();
+            all.entry(gateway).or_default().insert(labels);
+        }
+        all
     }
 
     /// Which services each waypoint of ours serves. It depends on no pod.

@@ -172,6 +172,13 @@ pub struct RouteKind {
     pub kind: String,
 }
 
+impl RouteKind {
+    /// Whether it is this kind of the Gateway API.
+    pub fn is(&self, kind: &str) -> bool {
+        self.kind == kind && self.group.as_deref().is_none_or(|group| group == "gateway.networking.k8s.io")
+    }
+}
+
 /// An address.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]

@@ -1,5 +1,5 @@
 //! What gateways listen for: for each Gateway of the Gateway API of a class of ours its listeners, each with the routes that are attached to it and no
-//! others. Called with the rules that `l7` has read; what comes of it is `mesh_core::listener::Listeners`.
+//! others; and after them the servers of Istio's Gateways that select its pods ([`classic`]). Called with the rules that `l7` has read; what comes of it is `mesh_core::listener::Listeners`.
 //!
 //! ```text
 //! Gateway ── standing: which listeners count ──┐
@@ -7,10 +7,14 @@
 //! ```
 
 mod bytes;
+mod classic;
+mod connections;
 mod names;
+mod server_tls;
 pub mod standing;
+pub mod told;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use mesh_core::l7::order::{Candidate, assemble};
@@ -25,25 +29,61 @@ use crate::index::routing::parents::{Attached, Owner, hostnames};
 use crate::resource::routing::gateway::{Gateway, Listener};
 use crate::resource::routing::reference::ObjectReference;
 use crate::resource::routing::{Routed, Routing};
-use crate::resource::{Key, Kind};
+use crate::resource::waypoint::{GATEWAY_NAME, gateway_label};
+use crate::resource::{Key, Kind, Labels};
 use standing::Standing;
 
-/// What each gateway of ours listens for.
-pub fn index(
-    around: &Around<'_>,
-    read: &Read,
-    problems: &mut Problems,
-) -> (BTreeMap<NamespacedName, Arc<Listeners>>, Vec<Reference>) {
+/// What comes of all Gateways.
+#[derive(Debug, Default)]
+pub struct Indexed {
+    /// What each gateway of ours listens for.
+    pub listeners: BTreeMap<NamespacedName, Arc<Listeners>>,
+    /// The Secrets that they name.
+    pub references: Vec<Reference>,
+    /// Of Istio's objects those that are acted on.
+    pub in_force: BTreeSet<Key>,
+}
+
+/// What each gateway of ours listens for. Istio's own kinds are Istio's where it runs.
+pub fn index(around: &Around<'_>, read: &Read, with_istio_s: bool, problems: &mut Problems) -> Indexed {
     let ours =
         around.routes.gateways.iter().filter(|(_, gateway)| matches!(around.hosts.owner(gateway), Owner::Ours(_)));
-    let edges = ours.filter(|(_, gateway)| gateway.spec.edges().next().is_some());
-    let mut references = Vec::new();
-    let mut of = |(name, gateway): (&NamespacedName, &Arc<Routed<Gateway>>)| {
-        let listeners = listeners(name, gateway, around, read, &mut references, problems);
-        (name.clone(), Arc::new(listeners))
-    };
-    let all = edges.map(&mut of).collect();
-    (all, references)
+    let mut made = Indexed::default();
+    let mut selected = BTreeSet::new();
+    for (name, gateway) in ours.filter(|(_, gateway)| gateway.spec.edges().next().is_some()) {
+        let mut all = listeners(name, gateway, around, read, &mut made.references, problems);
+        let classic = match with_istio_s {
+            true => classic::of(name, &labels(name, gateway, around), around, read, problems),
+            false => Default::default(),
+        };
+        let own: Vec<Arc<listener::Listener>> = classic.listeners.iter().map(|(one, ..)| Arc::clone(one)).collect();
+        all.extend(own);
+        let all = Listeners::new(name.to_string(), all);
+        for one in all.shadowed() {
+            let Some((_, key, field)) = classic.listeners.iter().find(|(own, ..)| Arc::ptr_eq(own, one)) else {
+                continue;
+            };
+            let message = format!("port {} is another listener's at gateway {name}, under all of its hosts", one.port);
+            problems.push((
+                key.clone(),
+                Problem::error(field.clone(), message).help("the first counts: change one of them"),
+            ));
+        }
+        selected.extend(classic.in_force.iter().cloned());
+        made.references.extend(classic.references);
+        made.listeners.insert(name.clone(), Arc::new(all));
+    }
+    made.in_force = selected;
+    made
+}
+
+/// The labels of a gateway's pods: those that it asks for, and those of pods that there are.
+fn labels(name: &NamespacedName, gateway: &Routed<Gateway>, around: &Around<'_>) -> BTreeSet<Labels> {
+    let mut own = gateway.spec.infrastructure.as_ref().map(|all| all.labels.clone()).unwrap_or_default();
+    own.insert(GATEWAY_NAME.to_owned(), gateway_label(&gateway.name).to_string());
+    let mut all = around.pods.get(name).cloned().unwrap_or_default();
+    all.insert(own);
+    all
 }
 
 fn listeners(
@@ -53,7 +93,7 @@ fn listeners(
     read: &Read,
     references: &mut Vec<Reference>,
     problems: &mut Problems,
-) -> Listeners {
+) -> Vec<Arc<listener::Listener>> {
     let mut all = Vec::new();
     for (index, (written, standing)) in standing::of(&gateway.spec).into_iter().enumerate() {
         match standing {
@@ -71,7 +111,7 @@ fn listeners(
             }
         }
     }
-    Listeners::new(name.to_string(), all)
+    all
 }
 
 /// One listener that counts.

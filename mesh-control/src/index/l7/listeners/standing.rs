@@ -29,6 +29,11 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Whether another listener of the same Gateway is why.
+    pub fn is_conflict(self) -> bool {
+        matches!(self, Reason::ProtocolConflict | Reason::HostnameConflict)
+    }
+
     /// As in conditions.
     pub fn name(self) -> &'static str {
         match self {

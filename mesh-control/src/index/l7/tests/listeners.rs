@@ -173,6 +173,53 @@ fn features_GA_5_connections_go_by_name_and_by_weight() {
 }
 
 #[test]
+fn features_GA_what_listeners_are_told() {
+    let listeners = "[{name: http, port: 80, protocol: HTTP, allowedRoutes: {kinds: [{kind: HTTPRoute}, {kind: TCPRoute}]}}, \
+        {name: odd, port: 81, protocol: HTTP, allowedRoutes: {kinds: [{group: example.com, kind: X}]}}, \
+        {name: tls, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: c, namespace: far}]}}, \
+        {name: tcp, port: 443, protocol: TCP}, {name: udp, port: 53, protocol: UDP}, {name: maps, port: 444, protocol: HTTPS, tls: {certificateRefs: [{name: c, kind: ConfigMap}]}}]";
+    let spec = format!("{{gatewayClassName: undermesh, listeners: {listeners}}}");
+    let to = "rules: [{backendRefs: [{name: nobody, port: 80}]}]";
+    let all = [
+        object(Kind::Gateway, "shop", "edge", &spec),
+        // Attached all the same, and once, though it leads nowhere and names it twice.
+        route(
+            Kind::HttpRoute,
+            "a",
+            &format!("{{parentRefs: [{{name: edge, sectionName: http}}, {{name: edge, port: 80}}], {to}}}"),
+        ),
+        route(Kind::HttpRoute, "b", &format!("{{parentRefs: [{{name: edge, sectionName: odd}}], {to}}}")),
+    ];
+    let (objects, settings) = (objects(&all), Settings::default());
+    let view = crate::index::build(&objects, &settings);
+    let told = &view.listeners_told[&NamespacedName::new("shop", "edge")];
+    let word = |why: &Option<(&'static str, String)>| why.as_ref().map_or("", |why| why.0);
+    let found: Vec<String> = told
+        .iter()
+        .map(|one| {
+            let words = [word(&one.refused), word(&one.conflict), word(&one.unresolved)].join(",");
+            format!("{} {} {} {words}", one.name, one.kinds.join("+"), one.attached)
+        })
+        .collect();
+    assert_eq!(
+        found,
+        [
+            "http HTTPRoute 1 ,,InvalidRouteKinds",
+            "odd  0 ,,InvalidRouteKinds",
+            "tls HTTPRoute+GRPCRoute 0 ,,RefNotPermitted",
+            "tcp TCPRoute 0 ,ProtocolConflict,",
+            "udp UDPRoute 0 UnsupportedProtocol,,",
+            "maps HTTPRoute+GRPCRoute 0 ,,InvalidCertificateRef",
+        ]
+    );
+    // The route is in force at a listener that is served, and told so.
+    let key = |name: &str| Key { kind: Kind::HttpRoute, namespace: "shop".into(), name: name.into() };
+    let belonging = view.resolved.belonging(&key("a"), &view.served, &view.listening).unwrap();
+    assert_eq!((belonging.parents.len(), belonging.served.len()), (2, 2), "{belonging:?}");
+    assert!(!view.problems.iter().any(|(of, problem)| *of == key("a") && problem.message.contains("not in force")));
+}
+
+#[test]
 fn gateways_of_others_are_none_of_ours() {
     let spec = "{gatewayClassName: nginx, listeners: [{name: http, port: 80, protocol: HTTP}]}";
     let all = [object(Kind::Gateway, "shop", "edge", spec)];

@@ -1,5 +1,6 @@
 //! Manifests in, what is done with requests out.
 
+mod classic;
 mod clusters;
 mod conformance;
 mod failures;

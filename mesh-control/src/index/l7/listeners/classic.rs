@@ -1,0 +1,316 @@
+//! Istio's Gateways: their servers are listened for by the gateways of ours whose pods they select, beside what the Gateway API says there, which goes first.
+//! Of a port without TLS all servers are one listener, as in Istio: each VirtualService counts for the hosts that it shares with a server of a Gateway that it
+//! names. With TLS each server is one, because a client's name says which is meant.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use mesh_core::l7::order::{Candidate, assemble};
+use mesh_core::l7::redirect::{Redirect, RedirectPort};
+use mesh_core::l7::{Action, Handling, HostPattern, Rule, Table, VirtualHost};
+use mesh_core::listener::{Encryption, Listener, Serves};
+use mesh_core::{ArcStr, NamespacedName, ports};
+
+use super::super::{Around, Problems, Read, virtual_service};
+use super::connections;
+use super::names::narrower;
+use super::server_tls::{self, Refused};
+use crate::diagnosis::Problem;
+use crate::index::certificates::Reference;
+use crate::index::routing::hosts::sees;
+use crate::resource::routing::istio_gateway::{IstioGateway, Server, ServerMode};
+use crate::resource::routing::values::protocol;
+use crate::resource::routing::{Routed, VirtualService};
+use crate::resource::{Key, Kind, Labels, meta};
+
+/// What comes of Istio's Gateways for one gateway of ours.
+#[derive(Debug, Default)]
+pub(super) struct Classic {
+    /// Listeners, each with the object and the field that it is made of.
+    pub listeners: Vec<(Arc<Listener>, Key, String)>,
+    /// Certificates that they name.
+    pub references: Vec<Reference>,
+    /// Gateways and VirtualServices that are acted on.
+    pub in_force: BTreeSet<Key>,
+}
+
+/// What all servers of one port without TLS come to.
+#[derive(Default)]
+struct Plain {
+    hosts: Vec<HostPattern>,
+    candidates: Vec<(Vec<HostPattern>, Candidate)>,
+    redirected: Vec<HostPattern>,
+    first: Option<(Key, String)>,
+}
+
+/// One server of a Gateway that selects the pods of `gateway`.
+pub(super) struct One<'a> {
+    /// The gateway of ours.
+    pub gateway: &'a NamespacedName,
+    pub object: &'a Routed<IstioGateway>,
+    pub server: &'a Server,
+    pub field: String,
+    pub around: &'a Around<'a>,
+    read: &'a Read,
+}
+
+/// What Istio's Gateways ask of the gateway `gateway`, whose pods have any of these labels.
+pub(super) fn of(
+    gateway: &NamespacedName,
+    labels: &BTreeSet<Labels>,
+    around: &Around<'_>,
+    read: &Read,
+    problems: &mut Problems,
+) -> Classic {
+    let mut made = Classic::default();
+    let mut plain: BTreeMap<u16, Plain> = BTreeMap::new();
+    for object in around.routes.istio_gateways.values() {
+        if !labels.iter().any(|labels| meta::selects(&object.spec.selector, labels)) {
+            continue;
+        }
+        for (index, server) in object.spec.servers.iter().enumerate() {
+            let one = One { gateway, object, server, field: format!("spec.servers[{index}]"), around, read };
+            one.add(&mut made, &mut plain, problems);
+        }
+    }
+    for (port, plain) in plain {
+        let Some((key, field)) = plain.first.clone() else { continue };
+        made.listeners.push((Arc::new(plain.listener(gateway, port, &key)), key, field));
+    }
+    made
+}
+
+impl Plain {
+    fn listener(self, gateway: &NamespacedName, port: u16, key: &Key) -> Listener {
+        let redirect = Handling {
+            origin: key.to_string().into(),
+            ..Handling::new(Action::Redirect(Redirect {
+                scheme: Some(http::uri::Scheme::HTTPS),
+                host: None,
+                port: RedirectPort::OfScheme,
+                path: None,
+                status: http::StatusCode::MOVED_PERMANENTLY,
+            }))
+        };
+        let redirect = Arc::new(redirect);
+        let mut hosts = assemble(&self.candidates);
+        // What is to be asked for by HTTPS is never served without.
+        hosts.retain(|host| !host.hosts.iter().any(|own| self.redirected.contains(own)));
+        hosts.extend(self.redirected.iter().map(|pattern| VirtualHost {
+            name: pattern.to_string().into(),
+            hosts: vec![pattern.clone()],
+            rules: vec![Rule { conditions: Vec::new(), handling: Arc::clone(&redirect) }],
+            ..VirtualHost::default()
+        }));
+        let name: ArcStr = format!("{gateway} port {port}").into();
+        Listener {
+            name: name.clone(),
+            gateway: gateway.to_string().into(),
+            port,
+            bind: port,
+            hosts: self.hosts,
+            encryption: Encryption::None,
+            serves: Serves::Http(Arc::new(Table::new(name, hosts.into_iter().map(Arc::new).collect()))),
+        }
+    }
+}
+
+impl One<'_> {
+    /// The object.
+    pub fn key(&self) -> Key {
+        Key { kind: Kind::IstioGateway, namespace: self.object.namespace.clone(), name: self.object.name.clone() }
+    }
+
+    /// As VirtualServices name it.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.object.namespace, self.object.name)
+    }
+
+    /// The number that clients think of.
+    pub fn port(&self) -> u16 {
+        self.server.port.number
+    }
+
+    fn add(&self, made: &mut Classic, plain: &mut BTreeMap<u16, Plain>, problems: &mut Problems) {
+        let mut told = |problem: Problem| problems.push((self.key(), problem));
+        if ports::is_mesh_port(self.port()) {
+            let message = format!("port {} is one of the mesh's own", self.port());
+            return told(Problem::error(format!("{}.port.number", self.field), message).help("write another one"));
+        }
+        if self.server.bind.is_some() {
+            let message = "a gateway listens on all of its pod's addresses";
+            let help = "delete the field; until then nobody listens";
+            return told(Problem::error(format!("{}.bind", self.field), message).help(help));
+        }
+        let mode = self.server.tls.as_ref().and_then(|tls| tls.mode);
+        let spoken = protocol(&self.server.port.protocol);
+        let is_http = matches!(spoken, Some("HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB"));
+        if matches!(spoken, None | Some("UDP" | "HTTP_PROXY")) {
+            let message = format!("{} is not served", self.server.port.protocol);
+            return told(Problem::error(format!("{}.port.protocol", self.field), message).help("nobody listens there"));
+        }
+        if is_http {
+            made.in_force.insert(self.key());
+            return self.add_plain(made, plain.entry(self.port()).or_default(), problems);
+        }
+        let secure = matches!(spoken, Some("HTTPS" | "TLS")) || self.server.tls.is_some();
+        let passes = secure && matches!(mode, None | Some(ServerMode::Passthrough));
+        let (encryption, refused) = match (&self.server.tls, secure) {
+            (Some(tls), true) if !passes => match server_tls::tls(self, tls, &mut made.references) {
+                Ok(read) => {
+                    problems.extend(read.problems.into_iter().map(|problem| (self.key(), problem)));
+                    (Encryption::Ends(read.tls), None)
+                }
+                Err(refused) => (Encryption::Ends(mesh_core::listener::Tls::with(Vec::new())), Some(refused)),
+            },
+            (_, true) => (Encryption::Passes, None),
+            (_, false) => (Encryption::None, None),
+        };
+        let serves = match refused {
+            Some(Refused(problem)) => {
+                let why = problem.message.clone();
+                problems.push((self.key(), problem));
+                Serves::Closed(why.into())
+            }
+            None => {
+                made.in_force.insert(self.key());
+                match (spoken, &encryption) {
+                    (Some("HTTPS"), Encryption::Ends(_)) => self.table(made, problems),
+                    _ => {
+                        let (passages, used) = connections::passages(self, &encryption, problems);
+                        made.in_force.extend(used);
+                        Serves::Bytes(passages)
+                    }
+                }
+            }
+        };
+        let hosts = match encryption {
+            Encryption::None => vec![HostPattern::Any],
+            _ => self.hosts().into_iter().map(|(_, host)| host).collect(),
+        };
+        let listener = Listener {
+            name: format!("{} {}", self.key(), self.server.port.name).into(),
+            gateway: self.name().into(),
+            port: self.port(),
+            bind: self.port(),
+            hosts,
+            encryption,
+            serves,
+        };
+        made.listeners.push((Arc::new(listener), self.key(), self.field.clone()));
+    }
+
+    /// The hosts, each with the namespaces whose VirtualServices may have it: a name, `.` or `*`.
+    pub fn hosts(&self) -> Vec<(&str, HostPattern)> {
+        let all = self.server.hosts.iter().filter_map(|text| {
+            let (namespace, host) = text.split_once('/').unwrap_or(("*", text));
+            Some((namespace, HostPattern::parse(host)?))
+        });
+        all.collect()
+    }
+
+    /// What a host of a VirtualService has in common with the server, if that takes it.
+    pub fn shared(&self, namespace: &str, pattern: &HostPattern) -> Vec<HostPattern> {
+        let takes = |from: &str| match from {
+            "*" => true,
+            "." => namespace == &*self.object.namespace,
+            name => name == namespace,
+        };
+        let mut all: Vec<HostPattern> = Vec::new();
+        for (_, own) in self.hosts().into_iter().filter(|(from, _)| takes(from)) {
+            all.extend(narrower(&own, pattern).filter(|both| !all.contains(both)));
+        }
+        all
+    }
+
+    /// VirtualServices that name this Gateway and share hosts with the server, the oldest first, with these hosts.
+    pub fn virtual_services(&self) -> Vec<(&NamespacedName, &Routed<VirtualService>, Vec<HostPattern>)> {
+        let mut all: Vec<(&NamespacedName, &Routed<VirtualService>, Vec<HostPattern>)> = Vec::new();
+        let first = (self.name(), String::new());
+        let of_it = self.around.resolved.by_host.range(first..).take_while(|((gateway, _), _)| *gateway == self.name());
+        for ((_, host), names) in of_it {
+            let Some(pattern) = HostPattern::parse(host) else { continue };
+            for name in names {
+                let Some(object) = self.around.routes.virtual_services.get(name) else { continue };
+                if !sees(&object.spec.export_to, &object.namespace, &self.object.namespace) {
+                    continue;
+                }
+                let shared = self.shared(&object.namespace, &pattern);
+                match all.iter_mut().find(|(known, ..)| *known == name) {
+                    _ if shared.is_empty() => {}
+                    Some((_, _, hosts)) => hosts.extend(shared),
+                    None => all.push((name, object, shared)),
+                }
+            }
+        }
+        all
+    }
+
+    /// The rules of VirtualServices, with the hosts that they are for here.
+    fn candidates(&self, made: &mut Classic, problems: &mut Problems) -> Vec<(Vec<HostPattern>, Candidate)> {
+        let mut all = Vec::new();
+        for (name, object, hosts) in self.virtual_services() {
+            let Some(known) = self.read.virtual_services.get(name).filter(|_| !object.spec.http.is_empty()) else {
+                continue;
+            };
+            made.in_force.extend(with_delegates(object, self.around));
+            let candidates = match known.by_port {
+                true => virtual_service::rules(object, Some(self.port()), self.around, problems).candidates,
+                false => known.candidates.clone(),
+            };
+            all.extend(candidates.into_iter().filter_map(|one| Some((hosts.clone(), self.here(one)?))));
+        }
+        all
+    }
+
+    /// A rule as far as it is for this Gateway.
+    fn here(&self, mut candidate: Candidate) -> Option<Candidate> {
+        if candidate.conditions.is_empty() {
+            return Some(candidate);
+        }
+        let own = self.name();
+        candidate.conditions.retain(|one| one.gateways.is_empty() || one.gateways.iter().any(|name| *name == own));
+        candidate.conditions.iter_mut().for_each(|one| one.gateways.clear());
+        (!candidate.conditions.is_empty()).then_some(candidate)
+    }
+
+    fn add_plain(&self, made: &mut Classic, plain: &mut Plain, problems: &mut Problems) {
+        plain.first.get_or_insert_with(|| (self.key(), self.field.clone()));
+        let hosts: Vec<HostPattern> = self.hosts().into_iter().map(|(_, host)| host).collect();
+        let fresh =
+            |known: &Vec<HostPattern>| hosts.iter().filter(|host| !known.contains(host)).cloned().collect::<Vec<_>>();
+        let new = fresh(&plain.hosts);
+        plain.hosts.extend(new);
+        if self.server.tls.as_ref().is_some_and(|tls| tls.https_redirect == Some(true)) {
+            let new = fresh(&plain.redirected);
+            plain.redirected.extend(new);
+            return;
+        }
+        let candidates = self.candidates(made, problems);
+        plain.candidates.extend(candidates);
+    }
+
+    fn table(&self, made: &mut Classic, problems: &mut Problems) -> Serves {
+        let candidates = self.candidates(made, problems);
+        let hosts = assemble(&candidates).into_iter().map(Arc::new).collect();
+        Serves::Http(Arc::new(Table::new(format!("{} {}", self.key(), self.server.port.name), hosts)))
+    }
+}
+
+/// A VirtualService, and those that it delegates to.
+fn with_delegates(object: &Routed<VirtualService>, around: &Around<'_>) -> Vec<Key> {
+    let key = |namespace: &str, name: &str| Key {
+        kind: Kind::VirtualService,
+        namespace: namespace.into(),
+        name: name.into(),
+    };
+    let mut all = vec![key(&object.namespace, &object.name)];
+    for delegate in object.spec.http.iter().filter_map(|rule| rule.delegate.as_ref()) {
+        let namespace = delegate.namespace.as_deref().unwrap_or(&object.namespace);
+        let other = NamespacedName::new(namespace, delegate.name.as_str());
+        if around.routes.virtual_services.contains_key(&other) {
+            all.push(key(namespace, &delegate.name));
+        }
+    }
+    all
+}

@@ -1,0 +1,193 @@
+//! How TLS ends at a server of Istio's Gateway: which Secrets it names, who clients have to be, and which versions and suites are spoken. What cannot be honoured
+//! closes the server.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use mesh_core::listener::{Clients, Tls, TlsVersion};
+use mesh_core::{ArcStr, NamespacedName};
+
+use super::classic::One;
+use crate::diagnosis::Problem;
+use crate::index::certificates::{Part, Reference};
+use crate::resource::routing::istio_gateway::{self as kind, ServerMode, ServerTls};
+
+/// The suites of TLS 1.2 that are spoken, as Istio and as IANA call them.
+const SUITES: [(&str, &str); 6] = [
+    ("ECDHE-ECDSA-AES256-GCM-SHA384", "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"),
+    ("ECDHE-ECDSA-AES128-GCM-SHA256", "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256"),
+    ("ECDHE-ECDSA-CHACHA20-POLY1305", "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256"),
+    ("ECDHE-RSA-AES256-GCM-SHA384", "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384"),
+    ("ECDHE-RSA-AES128-GCM-SHA256", "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"),
+    ("ECDHE-RSA-CHACHA20-POLY1305", "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256"),
+];
+
+/// The server is closed, and why.
+pub(super) struct Refused(pub Problem);
+
+/// How TLS ends, and what of it is otherwise than it is written.
+pub(super) struct ReadTls {
+    pub tls: Tls,
+    pub problems: Vec<Problem>,
+}
+
+fn refused<T>(field: String, message: impl Into<String>, help: &str) -> Result<T, Refused> {
+    Err(Refused(Problem::error(field, message).help(format!("{help}; until then the server refuses connections"))))
+}
+
+/// What a server says of TLS that ends there.
+pub(super) fn tls(one: &One<'_>, written: &ServerTls, references: &mut Vec<Reference>) -> Result<ReadTls, Refused> {
+    let field = |name: &str| format!("{}.tls.{name}", one.field);
+    let is_mutual = match written.mode {
+        Some(ServerMode::Simple) => None,
+        Some(ServerMode::Mutual) => Some(true),
+        Some(ServerMode::OptionalMutual) => Some(false),
+        Some(ServerMode::AutoPassthrough) => {
+            return refused(field("mode"), "AUTO_PASSTHROUGH is not served", "write PASSTHROUGH, and a VirtualService");
+        }
+        Some(ServerMode::IstioMutual) => {
+            let message = "ISTIO_MUTUAL is not served: no gateway shows its identity of the mesh outside";
+            return refused(field("mode"), message, "write MUTUAL with `credentialName`");
+        }
+        Some(ServerMode::Passthrough) | None => return refused(field("mode"), "TLS is passed on", "write SIMPLE"),
+    };
+    let files = written.server_certificate.is_some() || !written.tls_certificates.is_empty();
+    if files || written.private_key.is_some() || written.ca_certificates.is_some() || written.ca_crl.is_some() {
+        return refused(one.field.clone() + ".tls", "files of the proxy are not read", "write `credentialName`");
+    }
+    let mut problems = Vec::new();
+    let names = written.credential_name.iter().map(|name| ("credentialName".to_owned(), name));
+    let many = written.credential_names.iter().enumerate();
+    let names: Vec<_> = names.chain(many.map(|(i, name)| (format!("credentialNames[{i}]"), name))).collect();
+    let mut certificates: Vec<ArcStr> = Vec::new();
+    for (at, name) in &names {
+        let secret = secret(one, &field(at), name)?;
+        certificates.push(secret.to_string().into());
+        references.push(reference(one, field(at), secret, None, Part::Shown));
+    }
+    let clients = match is_mutual {
+        None => None,
+        Some(required) => Some(clients(one, written, &names, required, references)?),
+    };
+    let (oldest, newest) = versions(one, written)?;
+    let (suites, oldest) = suites(one, written, oldest, newest, &mut problems)?;
+    Ok(ReadTls { tls: Tls { certificates, clients, oldest, newest, suites }, problems })
+}
+
+/// A Secret is of the namespace of the pods that show it.
+fn secret(one: &One<'_>, field: &str, name: &str) -> Result<NamespacedName, Refused> {
+    let bare = name.strip_prefix("kubernetes://").unwrap_or(name);
+    if bare.is_empty() || bare.contains(['/', ':']) {
+        let message = format!("{name:?} is no name of a Secret of {}", one.gateway.namespace);
+        return refused(field.to_owned(), message, "write the name alone");
+    }
+    Ok(NamespacedName::new(one.gateway.namespace.clone(), bare))
+}
+
+fn reference(
+    one: &One<'_>,
+    field: String,
+    secret: NamespacedName,
+    or: Option<NamespacedName>,
+    part: Part,
+) -> Reference {
+    Reference {
+        gateway: one.gateway.clone(),
+        object: one.key(),
+        listener: one.server.port.name.as_str().into(),
+        field,
+        secret,
+        or,
+        part,
+    }
+}
+
+/// Who clients have to be. Their roots are in a Secret of their own, or in that with the certificate.
+fn clients(
+    one: &One<'_>,
+    written: &ServerTls,
+    names: &[(String, &String)],
+    required: bool,
+    references: &mut Vec<Reference>,
+) -> Result<Clients, Refused> {
+    let field = |name: &str| format!("{}.tls.{name}", one.field);
+    let (at, secret, or) = match (&written.ca_cert_credential_name, names.first()) {
+        (Some(name), _) => (field("caCertCredentialName"), secret(one, &field("caCertCredentialName"), name)?, None),
+        (None, Some((at, name))) => {
+            let own = secret(one, &field(at), name)?;
+            let apart = NamespacedName::new(own.namespace.clone(), format!("{}-cacert", own.name));
+            (field(at), apart, Some(own))
+        }
+        (None, None) => return refused(one.field.clone() + ".tls", "no Secret is named", "write `credentialName`"),
+    };
+    let roots = vec![secret.to_string().into()];
+    references.push(reference(one, at, secret, or, Part::Believed));
+    let digests = |name: &str, all: &[String], read: fn(&str) -> Option<Vec<u8>>| {
+        let digest = |(index, text): (usize, &String)| {
+            let bytes = read(text).and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+            let field = format!("{}[{index}]", field(name));
+            bytes.map_or_else(|| refused(field, "it is no SHA-256", "write one, or delete it"), Ok)
+        };
+        all.iter().enumerate().map(digest).collect::<Result<Vec<_>, Refused>>()
+    };
+    Ok(Clients {
+        required,
+        unverified: false,
+        roots,
+        names: written.subject_alt_names.iter().map(|name| name.as_str().into()).collect(),
+        keys: digests("verifyCertificateSpki", &written.verify_certificate_spki, |text| STANDARD.decode(text).ok())?,
+        hashes: digests("verifyCertificateHash", &written.verify_certificate_hash, hex)?,
+    })
+}
+
+/// Two digits a byte, with or without colons between them.
+fn hex(text: &str) -> Option<Vec<u8>> {
+    let digits: Vec<u32> = text.chars().filter(|c| *c != ':').map(|c| c.to_digit(16)).collect::<Option<_>>()?;
+    let byte = |pair: &[u32]| u8::try_from(pair.first()? * 16 + pair.get(1)?).ok();
+    digits.chunks(2).map(byte).collect()
+}
+
+fn versions(one: &One<'_>, written: &ServerTls) -> Result<(TlsVersion, TlsVersion), Refused> {
+    let oldest = match written.min_protocol_version {
+        Some(kind::TlsVersion::V1_3) => TlsVersion::V1_3,
+        _ => TlsVersion::V1_2,
+    };
+    let newest = match written.max_protocol_version {
+        None | Some(kind::TlsVersion::Auto | kind::TlsVersion::V1_3) => TlsVersion::V1_3,
+        Some(kind::TlsVersion::V1_2) => TlsVersion::V1_2,
+        Some(kind::TlsVersion::V1_0 | kind::TlsVersion::V1_1) => {
+            let field = format!("{}.tls.maxProtocolVersion", one.field);
+            return refused(field, "nothing before TLS 1.2 is spoken", "write TLSV1_2 or TLSV1_3");
+        }
+    };
+    Ok((oldest, newest))
+}
+
+/// The suites of TLS 1.2; where none of those that are written is spoken, it is not either.
+fn suites(
+    one: &One<'_>,
+    written: &ServerTls,
+    oldest: TlsVersion,
+    newest: TlsVersion,
+    problems: &mut Vec<Problem>,
+) -> Result<(Vec<ArcStr>, TlsVersion), Refused> {
+    let mut known: Vec<ArcStr> = Vec::new();
+    for (index, name) in written.cipher_suites.iter().enumerate() {
+        match SUITES.iter().find(|(istio_s, iana)| istio_s.eq_ignore_ascii_case(name) || iana == name) {
+            Some((_, iana)) => known.push((*iana).into()),
+            None => {
+                let message = format!("{name:?} is not spoken");
+                let all: Vec<&str> = SUITES.iter().map(|(name, _)| *name).collect();
+                let field = format!("{}.tls.cipherSuites[{index}]", one.field);
+                problems.push(Problem::warning(field, message).help(format!("there are {}", all.join(", "))));
+            }
+        }
+    }
+    match (known.is_empty() && !written.cipher_suites.is_empty(), newest) {
+        (false, _) => Ok((known, oldest)),
+        (true, TlsVersion::V1_3) => Ok((known, TlsVersion::V1_3)),
+        (true, TlsVersion::V1_2) => {
+            let field = format!("{}.tls.cipherSuites", one.field);
+            refused(field, "none of them is spoken, and TLS 1.3 is not wanted", "add one that is")
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! Istio's Gateways and VirtualServices in, what a gateway listens for and does out.
+
+use mesh_core::listener::{Encryption, Listeners, Serves, TlsVersion};
+
+use super::*;
+use crate::index::certificates::Part;
+
+/// A gateway of the Gateway API whose pods are called as Istio's Gateways select them.
+fn edge() -> Json {
+    let spec = "{gatewayClassName: undermesh, infrastructure: {labels: {istio: ingressgateway}}, \
+        listeners: [{name: own, port: 80, protocol: HTTP, hostname: own.example}]}";
+    object(Kind::Gateway, "shop", "edge", spec)
+}
+
+fn made(more: &[Json]) -> Made {
+    let (objects, settings) = (objects(&[vec![edge()], more.to_vec()].concat()), Settings::default());
+    let indexed = super::super::super::routing::index(&objects, &settings);
+    super::super::index(&settings, &Around::new(&objects, &settings, &indexed), &Served::new())
+}
+
+fn listened(made: &Made) -> &Listeners {
+    &made.listeners[&NamespacedName::new("shop", "edge")]
+}
+
+fn gateway(namespace: &str, name: &str, servers: &str) -> Json {
+    object(Kind::IstioGateway, namespace, name, &format!("{{selector: {{istio: ingressgateway}}, servers: {servers}}}"))
+}
+
+fn routes(namespace: &str, name: &str, gateways: &str, hosts: &str, rules: &str) -> Json {
+    object(
+        Kind::VirtualService,
+        namespace,
+        name,
+        &format!("{{gateways: [{gateways}], hosts: [{hosts}], http: [{rules}]}}"),
+    )
+}
+
+fn to(service: &str) -> String {
+    format!("{{route: [{{destination: {{host: {service}, port: {{number: 80}}}}}}]}}")
+}
+
+/// Where a GET of this URL goes.
+fn ask(listeners: &Listeners, bind: u16, sni: Option<&str>, url: &str) -> String {
+    let sent = sent(&format!("GET http://{url}"));
+    let Some(port) = listeners.port(bind) else { return "closed".to_owned() };
+    let listener = match port.request(sni, sent.authority.host()) {
+        Ok(listener) => listener,
+        Err(astray) => return astray.to_string(),
+    };
+    let table = match &listener.serves {
+        Serves::Http(table) => table,
+        Serves::Closed(why) => return format!("closed: {why}"),
+        Serves::Bytes(_) => return "bytes".to_owned(),
+    };
+    let request = Request {
+        method: &sent.method,
+        scheme: "http",
+        authority: &sent.authority,
+        path: &sent.path,
+        query: sent.query.as_deref(),
+        headers: &sent.headers,
+        port: listener.port,
+        gateway: &listener.gateway,
+        service: None,
+    };
+    match pick(table, &request, &Client::default(), &mut StdRng::seed_from_u64(1)) {
+        Err(_) => "404".to_owned(),
+        Ok(Decision { outcome: Outcome::Forward(place), .. }) => match &place.target {
+            Target::Cluster(key) => format!("{}:{}", key.service.name.split('.').next().unwrap(), key.port),
+            Target::Broken(why) => why.to_string(),
+        },
+        Ok(Decision { outcome: Outcome::Redirect(redirect), condition, .. }) => redirect.location(&request, condition),
+        Ok(decision) => format!("{:?}", decision.outcome),
+    }
+}
+
+const PLAIN: &str = "[{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}]";
+
+#[test]
+fn features_B15_servers_and_virtual_services_meet_by_gateway_and_host() {
+    let made = made(&[
+        gateway(
+            "shop",
+            "one",
+            "[{port: {number: 80, name: http, protocol: HTTP}, hosts: [httpbin.example.com, '*.shop.com']}]",
+        ),
+        gateway(
+            "far",
+            "two",
+            "[{port: {number: 80, name: http, protocol: HTTP}, hosts: ['./*.far.com', 'shop/x.far.com']}]",
+        ),
+        routes(
+            "shop",
+            "a",
+            "one",
+            "httpbin.example.com",
+            &format!("{{match: [{{uri: {{prefix: /status}}}}], {}", &to("v1")[1..]),
+        ),
+        routes("shop", "b", "shop/one", "'*'", &to("v2")),
+        routes("shop", "c", "far/two", "'*.far.com'", &to("v1")),
+        routes("far", "d", "two", "a.far.com", &to("stock")),
+        routes("far", "e", "one", "e.shop.com", &to("stock")),
+        object(
+            Kind::VirtualService,
+            "far",
+            "hidden",
+            &format!("{{gateways: [shop/one], hosts: [h.shop.com], exportTo: [.], http: [{}]}}", to("stock")),
+        ),
+        routes("far", "f", "shop/one", "f.shop.com", &format!("{{match: [{{gateways: [two]}}], {}", &to("stock")[1..])),
+    ]);
+    let all = listened(&made);
+    for (url, expected) in [
+        ("httpbin.example.com/status/200", "v1:80"),
+        ("httpbin.example.com/headers", "404"),
+        ("x.shop.com/", "v2:80"),
+        // Of its own namespace only, or of the one that is named.
+        ("x.far.com/", "v1:80"),
+        ("a.far.com/", "stock:80"),
+        ("b.far.com/", "404"),
+        // `one` of its own namespace is another Gateway, and what is not exported is not seen.
+        ("e.shop.com/", "v2:80"),
+        ("h.shop.com/", "v2:80"),
+        ("f.shop.com/", "404"),
+        ("other.com/", "no listener has the host"),
+        ("own.example/", "404"),
+    ] {
+        assert_eq!(ask(all, 80, None, url), expected, "{url}");
+    }
+    let acted: Vec<String> = made.in_force.iter().map(ToString::to_string).collect();
+    for key in ["VirtualService shop/a", "VirtualService far/d", "Gateway.networking.istio.io far/two"] {
+        assert!(acted.iter().any(|one| one == key), "{key}: {acted:?}");
+    }
+    assert!(!acted.iter().any(|one| one == "VirtualService far/e"), "{acted:?}");
+}
+
+#[test]
+fn gateways_that_select_nobody_of_ours_are_not_acted_on() {
+    let spec = format!("{{selector: {{istio: egressgateway}}, servers: {PLAIN}}}");
+    let made =
+        made(&[object(Kind::IstioGateway, "shop", "one", &spec), routes("shop", "a", "one", "x.com", &to("v1"))]);
+    assert_eq!(ask(listened(&made), 80, None, "x.com/"), "no listener has the host");
+    assert!(made.in_force.is_empty());
+}
+
+#[test]
+fn features_GW_httpsRedirect_comes_before_routes_and_is_for_its_hosts() {
+    let servers = "[{port: {number: 80, name: a, protocol: HTTP}, hosts: [a.com], tls: {httpsRedirect: true}}, \
+        {port: {number: 80, name: b, protocol: HTTP}, hosts: [b.com]}]";
+    let made = made(&[gateway("shop", "one", servers), routes("shop", "a", "one", "a.com, b.com", &to("v1"))]);
+    assert_eq!(ask(listened(&made), 80, None, "a.com/x?y=1"), "https://a.com/x?y=1");
+    assert_eq!(ask(listened(&made), 80, None, "b.com/x"), "v1:80");
+}
+
+/// What a server with this TLS comes to, and what was said.
+fn secured(tls: &str) -> (Made, String) {
+    let server = format!("[{{port: {{number: 443, name: https, protocol: HTTPS}}, hosts: [a.com], tls: {{{tls}}}}}]");
+    let made = made(&[gateway("shop", "one", &server), routes("shop", "a", "one", "a.com", &to("v1"))]);
+    let said: Vec<String> = made.problems.iter().map(|(_, problem)| problem.message.clone()).collect();
+    (made, said.join("; "))
+}
+
+#[test]
+fn features_B16_TLS_of_servers() {
+    let (made, said) = secured("mode: SIMPLE, credentialName: c, minProtocolVersion: TLSV1_3");
+    let listener = listened(&made).port(443).unwrap().named(Some("a.com")).unwrap();
+    let Encryption::Ends(tls) = &listener.encryption else { panic!("{listener:?}") };
+    assert_eq!(
+        (tls.certificates.as_slice(), tls.oldest, &tls.clients),
+        (&["shop/c".into()][..], TlsVersion::V1_3, &None)
+    );
+    assert_eq!(ask(listened(&made), 443, Some("a.com"), "a.com/"), "v1:80");
+    assert_eq!(said, "");
+
+    let spki = STANDARD_32;
+    let (made, _) = secured(&format!(
+        "mode: MUTUAL, credentialName: c, subjectAltNames: [x], verifyCertificateSpki: ['{spki}'], verifyCertificateHash: ['{}']",
+        "0a".repeat(32)
+    ));
+    let listener = listened(&made).port(443).unwrap().named(Some("a.com")).unwrap();
+    let Encryption::Ends(tls) = &listener.encryption else { panic!("{listener:?}") };
+    let clients = tls.clients.as_ref().unwrap();
+    assert!(clients.required && clients.keys == [[0; 32]] && clients.hashes == [[10; 32]] && clients.names == ["x"]);
+    assert_eq!(clients.roots, ["shop/c-cacert"]);
+    let named: Vec<_> = made
+        .references
+        .iter()
+        .map(|one| (one.secret.to_string(), one.or.as_ref().map(ToString::to_string), one.part))
+        .collect();
+    let expected = [
+        ("shop/c".to_owned(), None, Part::Shown),
+        ("shop/c-cacert".to_owned(), Some("shop/c".to_owned()), Part::Believed),
+    ];
+    assert_eq!(named, expected);
+
+    for (tls, oldest, suites, warned) in [
+        (
+            "cipherSuites: [ECDHE-RSA-AES256-GCM-SHA384]",
+            TlsVersion::V1_2,
+            &["TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384"][..],
+            "",
+        ),
+        ("cipherSuites: [AES128-SHA]", TlsVersion::V1_3, &[], "\"AES128-SHA\" is not spoken"),
+    ] {
+        let (made, said) = secured(&format!("mode: SIMPLE, credentialName: c, {tls}"));
+        let listener = listened(&made).port(443).unwrap().named(Some("a.com")).unwrap();
+        let Encryption::Ends(read) = &listener.encryption else { panic!("{listener:?}") };
+        assert_eq!(
+            (read.oldest, read.suites.iter().map(|s| s.as_str()).collect::<Vec<_>>()),
+            (oldest, suites.to_vec())
+        );
+        assert_eq!(said, warned);
+    }
+}
+
+/// 32 bytes of nothing.
+const STANDARD_32: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+
+#[test]
+fn what_cannot_be_served_is_closed_and_told() {
+    for (tls, expected) in [
+        ("mode: AUTO_PASSTHROUGH", "AUTO_PASSTHROUGH is not served"),
+        ("mode: ISTIO_MUTUAL", "ISTIO_MUTUAL is not served: no gateway shows its identity of the mesh outside"),
+        ("mode: SIMPLE, serverCertificate: /a, privateKey: /b", "files of the proxy are not read"),
+        (
+            "mode: SIMPLE, credentialName: 'kubernetes-gateway://far/c'",
+            "\"kubernetes-gateway://far/c\" is no name of a Secret of shop",
+        ),
+        ("mode: SIMPLE, credentialName: c, maxProtocolVersion: TLSV1_1", "nothing before TLS 1.2 is spoken"),
+        (
+            "mode: SIMPLE, credentialName: c, maxProtocolVersion: TLSV1_2, cipherSuites: [AES128-SHA]",
+            "\"AES128-SHA\" is not spoken; none of them is spoken, and TLS 1.3 is not wanted",
+        ),
+        ("mode: MUTUAL, credentialName: c, verifyCertificateHash: [ab]", "it is no SHA-256"),
+    ] {
+        let (made, said) = secured(tls);
+        let last = expected.rsplit("; ").next().unwrap();
+        assert!(said.contains(last), "{tls}: {said}");
+        let listener = listened(&made).port(443).unwrap().named(Some("a.com")).unwrap();
+        assert!(matches!(&listener.serves, Serves::Closed(why) if *why == last), "{tls}: {listener:?}");
+    }
+    let bound = "[{port: {number: 81, name: a, protocol: HTTP}, hosts: ['*'], bind: 127.0.0.1}]";
+    let made = made(&[gateway("shop", "one", bound)]);
+    assert!(listened(&made).port(81).is_none() && made.problems.len() == 1, "{:?}", made.problems);
+}
+
+#[test]
+fn features_B16_what_is_passed_on_goes_by_name_and_plain_connections_by_port() {
+    let servers = "[{port: {number: 443, name: tls, protocol: TLS}, hosts: [nginx.example.com, '*.db.com'], tls: {mode: PASSTHROUGH}}, \
+        {port: {number: 9000, name: tcp, protocol: TCP}, hosts: ['*']}]";
+    let rule = |sni: &str, service: &str| {
+        format!(
+            "{{match: [{{port: 443, sniHosts: [{sni}]}}], route: [{{destination: {{host: {service}, port: {{number: 80}}}}}}]}}"
+        )
+    };
+    let spec = format!(
+        "{{gateways: [one], hosts: ['*'], tls: [{}, {}, {}], tcp: [{{match: [{{port: 9000}}], route: [{{destination: {{host: v3}}}}]}}, \
+         {{match: [{{port: 1}}], route: [{{destination: {{host: v1}}}}]}}]}}",
+        rule("'*.db.com'", "v1"),
+        rule("a.db.com", "v2"),
+        rule("other.com", "v3")
+    );
+    let made = made(&[gateway("shop", "one", servers), object(Kind::VirtualService, "shop", "a", &spec)]);
+    let at = |bind: u16, name: Option<&str>| {
+        let passage = listened(&made).port(bind)?.named(name)?.passage(name)?;
+        match &passage.forward.backends()[0].target {
+            Target::Cluster(key) => Some(key.service.name.split('.').next().unwrap().to_owned()),
+            Target::Broken(why) => Some(why.to_string()),
+        }
+    };
+    assert_eq!(at(443, Some("b.db.com")).as_deref(), Some("v1"));
+    assert_eq!(at(443, Some("a.db.com")).as_deref(), Some("v2"));
+    assert_eq!((at(443, Some("nginx.example.com")), at(443, Some("other.com"))), (None, None));
+    assert_eq!(at(9000, None).as_deref(), Some("v3"));
+}
+
+#[test]
+fn what_destination_rules_say_of_the_places_of_a_gateway_is_in_force_there() {
+    let rule = "{host: v1, trafficPolicy: {connectionPool: {tcp: {maxConnections: 1}}}, subsets: [{name: s, labels: {version: x}}]}";
+    let to = "{route: [{destination: {host: v1, port: {number: 80}, subset: s}}]}";
+    let made = made(&[
+        gateway("shop", "one", PLAIN),
+        routes("shop", "a", "one", "x.com", to),
+        object(Kind::DestinationRule, "shop", "r", rule),
+        object(Kind::DestinationRule, "shop", "other", "{host: v2}"),
+    ]);
+    let clusters = &made.clusters[&NamespacedName::new("shop", "edge")];
+    let cluster = clusters.iter().find(|cluster| &*cluster.key.subset == "s").unwrap();
+    assert!(cluster.labels.iter().any(|(key, value)| (key.as_str(), value.as_str()) == ("version", "x")));
+    let acted: Vec<String> = made.in_force.iter().map(ToString::to_string).collect();
+    assert!(
+        acted.contains(&"DestinationRule shop/r".to_owned())
+            && !acted.contains(&"DestinationRule shop/other".to_owned())
+    );
+    assert!(!made.tables.contains_key(&NamespacedName::new("shop", "edge")), "it is no waypoint");
+}

@@ -1,7 +1,7 @@
 //! The objects that serve a Gateway: service account, Deployment, Service. Pure: they depend on nothing but what the Gateway asks for, the command line and
 //! the mesh settings.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value as Json, json};
 
@@ -29,10 +29,11 @@ const ROOT_MAP: &str = "undermesh-root-cert";
 /// Whom the token of the pods is meant for, as Istio's proxies'.
 const AUDIENCE: &str = "istio-ca";
 
-/// All of them, in the order in which they are made.
+/// All of them, in the order in which they are made; `more` are ports that Gateways of Istio ask for.
 pub fn objects(
     asked: &Asked,
     service: &Service,
+    more: &BTreeSet<u16>,
     over: &Overlay,
     defaults: &Defaults,
     settings: &Settings,
@@ -41,7 +42,7 @@ pub fn objects(
     if let Some(account) = account.as_object_mut() {
         account.insert("automountServiceAccountToken".into(), false.into());
     }
-    [account, deployment(asked, over, defaults, settings), exposed(asked, service, over)]
+    [account, deployment(asked, over, defaults, settings), exposed(asked, service, more, over)]
 }
 
 /// Everything but what the object is there for.
@@ -225,7 +226,7 @@ fn arguments(asked: &Asked, defaults: &Defaults, settings: &Settings) -> Vec<Str
     arguments
 }
 
-fn exposed(asked: &Asked, service: &Service, over: &Overlay) -> Json {
+fn exposed(asked: &Asked, service: &Service, more: &BTreeSet<u16>, over: &Overlay) -> Json {
     let usual = if asked.is_waypoint { "ClusterIP" } else { "LoadBalancer" };
     let kind = service.kind.unwrap_or(usual);
     let mut object = head("v1", "Service", &asked.deployed, asked);
@@ -233,7 +234,7 @@ fn exposed(asked: &Asked, service: &Service, over: &Overlay) -> Json {
         "type": kind,
         "selector": selector(asked),
         "ipFamilyPolicy": "PreferDualStack",
-        "ports": ports(asked),
+        "ports": ports(asked, more),
     });
     if let Some(address) = &service.address {
         let field = if kind == "LoadBalancer" { "loadBalancerIP" } else { "clusterIP" };
@@ -247,7 +248,7 @@ fn exposed(asked: &Asked, service: &Service, over: &Overlay) -> Json {
 }
 
 /// One port for each number that is listened on, and that of readiness, by which load balancers ask whether anybody is there.
-fn ports(asked: &Asked) -> Vec<Json> {
+fn ports(asked: &Asked, more: &BTreeSet<u16>) -> Vec<Json> {
     let port = |name: &str, number: u16, transport: &str| {
         let mut port = Map::new();
         port.insert("name".into(), name.into());
@@ -277,6 +278,8 @@ fn ports(asked: &Asked) -> Vec<Json> {
         }
         ports.push(port);
     }
+    let others = more.iter().filter(|number| !seen.contains(&(**number, "TCP")));
+    ports.extend(others.map(|number| port(&format!("tcp-{number}"), *number, "TCP")));
     ports.into_iter().map(Json::Object).collect()
 }
 

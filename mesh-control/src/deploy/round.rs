@@ -1,6 +1,6 @@
 //! What there is to do, of all that is known: one list of steps. Pure; [`super::run`] does them and says what came of each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use jiff::Timestamp;
@@ -14,6 +14,8 @@ use super::plan::{self, Asked, Parameters, Plan};
 use super::standing::{Seen, told};
 use super::{Defaults, classes, standing};
 use crate::index::Settings;
+use crate::index::l7::listeners::told::ListenerTold;
+use crate::resource::routing::Gateway;
 
 /// What is followed, and made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,6 +87,15 @@ pub struct Applied {
     pub live: u64,
 }
 
+/// What the joining says of a Gateway.
+#[derive(Clone, Debug, Default)]
+pub struct Listened {
+    /// What its listeners are told, in their order.
+    pub told: Vec<ListenerTold>,
+    /// Ports that are listened on besides, because a Gateway of Istio asks for them.
+    pub ports: BTreeSet<u16>,
+}
+
 /// All that is known.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
@@ -136,12 +147,13 @@ impl Known {
     }
 }
 
-/// What there is to do. `heeds` says whether a namespace is of the mesh.
+/// What there is to do. `heeds` says whether a namespace is of the mesh, `listened` what is known of the listeners of a Gateway in just this form.
 pub fn round(
     known: &Known,
     defaults: &Defaults,
     settings: &Settings,
     heeds: impl Fn(&str) -> bool,
+    listened: impl Fn(&NamespacedName, &Gateway) -> Option<Listened>,
     now: Timestamp,
 ) -> Vec<Step> {
     let mut steps = classes_round(known, settings, now);
@@ -163,7 +175,8 @@ pub fn round(
         let seen = match (&plan, overlay) {
             (Plan::Deploy(asked, service), Some(overlay)) => {
                 let keys = keys(asked);
-                let wanted = objects(asked, service, &overlay, defaults, settings);
+                let more = listened(name, &asked.spec).map(|listened| listened.ports).unwrap_or_default();
+                let wanted = objects(asked, service, &more, &overlay, defaults, settings);
                 for (key, desired) in keys.iter().zip(wanted) {
                     steps.extend(apply(known, key, desired, &overlay));
                 }
@@ -187,13 +200,15 @@ pub fn round(
                 Seen::default()
             }
         };
-        let told = told(&plan, seen, &name.namespace, settings);
+        // What is said of a Gateway is said of all of it: before it was joined nothing is.
         let listeners = match &plan {
-            Plan::Deploy(asked, _) | Plan::Manual(asked, _) if asked.is_waypoint => {
-                asked.spec.listeners.iter().map(|listener| listener.name.clone()).collect()
-            }
-            _ => Vec::new(),
+            Plan::Deploy(asked, _) | Plan::Manual(asked, _) => match listened(name, &asked.spec) {
+                Some(listened) => listened.told,
+                None => continue,
+            },
+            Plan::Refuse(_) => Vec::new(),
         };
+        let told = told(&plan, seen, &name.namespace, settings).with(&listeners);
         let status = standing::status(object, &told, &listeners, now);
         steps.extend(status.map(|status| tell(What::Gateway, name, status)));
     }

@@ -17,11 +17,12 @@ use tokio::time::Instant;
 
 use super::live::{essence, is_ours};
 use super::plan::Parameters;
-use super::round::{Applied, Key, Known, Step, What, round};
+use super::round::{Applied, Key, Known, Listened, Step, What, round};
 use super::{Defaults, FIELD_MANAGER};
 use crate::api_server::{Failure, get, send};
 use crate::cluster::watch::{Event, Follower, Resource, Tuning};
 use crate::index::View;
+use crate::resource::routing::Gateway;
 
 /// For the API server to answer.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -214,10 +215,11 @@ impl Deployer {
             self.known.parameters.remove(&name);
         }
         let heeds = |namespace: &str| view.namespaces.contains(&ArcStr::from(namespace));
-        let mut steps = round(&self.known, &self.defaults, &view.settings, heeds, Timestamp::now());
+        let listened = |name: &NamespacedName, spec: &Gateway| listened(view, name, spec);
+        let mut steps = round(&self.known, &self.defaults, &view.settings, heeds, listened, Timestamp::now());
         if steps.iter().any(|step| matches!(step, Step::Read(_))) {
             self.read_all(&steps).await;
-            steps = round(&self.known, &self.defaults, &view.settings, heeds, Timestamp::now());
+            steps = round(&self.known, &self.defaults, &view.settings, heeds, listened, Timestamp::now());
         }
         let wanted: BTreeSet<Key> = steps.iter().filter_map(Step::key).cloned().collect();
         self.attempts.retain(|key, _| wanted.contains(key));
@@ -357,6 +359,15 @@ impl Deployer {
         }
         self.known.applied.remove(key);
     }
+}
+
+/// What the view says of a Gateway; `None` if it was joined in another form, or not all is known that it names.
+fn listened(view: &View, name: &NamespacedName, spec: &Gateway) -> Option<Listened> {
+    let joined = view.routes.gateways.get(name).filter(|joined| joined.spec == *spec)?;
+    let told = view.listeners_told.get(name)?.clone();
+    let own: BTreeSet<u16> = joined.spec.listeners.iter().map(|listener| listener.port).collect();
+    let ports = view.listeners.get(name).into_iter().flat_map(|all| all.ports().collect::<Vec<_>>());
+    Some(Listened { told, ports: ports.filter(|port| !own.contains(port)).collect() })
 }
 
 fn name(object: &Json) -> Option<NamespacedName> {

@@ -1,6 +1,5 @@
 //! What a Gateway says of itself in its status: whether it can be served (`Accepted`), whether it is (`Programmed`), and where it is found. Pure; [`super::run`]
-//! writes it by a server-side apply, so what others say in the same status stays. Of an ingress gateway the listeners are not told of here: whoever makes them
-//! knows what comes of them.
+//! writes it by a server-side apply, so what others say in the same status stays. What comes of its listeners the joining says (`index::l7::listeners::told`).
 
 use std::net::IpAddr;
 
@@ -10,6 +9,10 @@ use serde_json::{Value as Json, json};
 
 use super::plan::{Plan, Refusal};
 use crate::index::Settings;
+use crate::index::l7::listeners::told::{ListenerTold, Why};
+
+/// Listeners in one message.
+const MOST_TOLD: usize = 5;
 
 /// What is known of a Gateway's objects.
 #[derive(Clone, Copy, Debug, Default)]
@@ -136,8 +139,31 @@ fn addresses(service: Option<&Json>) -> Vec<(&'static str, String)> {
     list("/spec/clusterIPs").filter_map(Json::as_str).filter(|ip| *ip != "None").map(typed).collect()
 }
 
+impl Told {
+    /// With what is wrong with its listeners. A Gateway of which none can be served is not accepted.
+    #[must_use]
+    pub fn with(mut self, listeners: &[ListenerTold]) -> Self {
+        let bad: Vec<&ListenerTold> = listeners.iter().filter(|one| one.why_not().is_some()).collect();
+        let [accepted, programmed] = &mut self.conditions;
+        if bad.is_empty() || !accepted.holds {
+            return self;
+        }
+        let all: Vec<String> =
+            bad.iter().take(MOST_TOLD).filter_map(|one| Some(format!("{}: {}", one.name, one.why_not()?.1))).collect();
+        accepted.reason = "ListenersNotValid";
+        accepted.message = format!("some listeners cannot be served: {}", all.join("; "));
+        if bad.len() == listeners.len() {
+            accepted.holds = false;
+            accepted.message = format!("no listener can be served: {}", all.join("; "));
+            (programmed.holds, programmed.reason) = (false, "Invalid");
+            programmed.message.clone_from(&accepted.message);
+        }
+        self
+    }
+}
+
 /// What is applied to the Gateway's status; `None` if all of it stands there. `object` is the Gateway.
-pub fn status(object: &Json, told: &Told, listeners: &[String], now: Timestamp) -> Option<Json> {
+pub fn status(object: &Json, told: &Told, listeners: &[ListenerTold], now: Timestamp) -> Option<Json> {
     let generation = object.pointer("/metadata/generation").and_then(Json::as_i64).unwrap_or_default();
     let empty = json!([]);
     let before = |path: &str| object.pointer(path).unwrap_or(&empty);
@@ -146,12 +172,13 @@ pub fn status(object: &Json, told: &Told, listeners: &[String], now: Timestamp) 
     let addresses: Vec<Json> =
         told.addresses.iter().map(|(kind, value)| json!({ "type": kind, "value": value })).collect();
     let listeners: Vec<Json> =
-        listeners.iter().map(|name| listener(before("/status/listeners"), name, told, generation, now)).collect();
+        listeners.iter().map(|one| listener(before("/status/listeners"), one, told, generation, now)).collect();
     let all = |list: &[Json], before: &Json| {
         before.as_array().is_some_and(|before| list.iter().all(|one| before.contains(one)))
     };
     let is_there = all(&conditions, before("/status/conditions"))
         && before("/status/addresses").as_array() == Some(&addresses)
+        && (listeners.is_empty() || before("/status/listeners").as_array().map(Vec::len) == Some(listeners.len()))
         && all(&listeners, before("/status/listeners"));
     if is_there {
         return None;
@@ -179,23 +206,42 @@ pub fn since(before: &Json, condition: &Condition, generation: i64, now: Timesta
     })
 }
 
-/// The one of a waypoint, which takes tunnels: to it no routes are attached, but to services.
-fn listener(before: &Json, name: &str, told: &Told, generation: i64, now: Timestamp) -> Json {
+/// What one listener is told.
+fn listener(before: &Json, one: &ListenerTold, told: &Told, generation: i64, now: Timestamp) -> Json {
     let empty = json!([]);
-    let old = before.as_array().into_iter().flatten().find(|one| one["name"] == name);
+    let old = before.as_array().into_iter().flatten().find(|old| old["name"] == one.name.as_str());
     let old = old.map_or(&empty, |one| &one["conditions"]);
     let [accepted, programmed] = &told.conditions;
+    let refused = one.refused.as_ref().or(one.conflict.as_ref());
+    let is_refused = |why: &Why| condition("Accepted", false, why.0, &*why.1);
+    let conflict = |why: &Why| condition("Conflicted", true, why.0, &*why.1);
+    let unresolved = |why: &Why| condition("ResolvedRefs", false, why.0, &*why.1);
+    let programmed = match one.why_not() {
+        Some(why) => condition("Programmed", false, "Invalid", &*why.1),
+        None if programmed.holds => condition("Programmed", true, "Programmed", "it is listened for"),
+        None => condition("Programmed", false, "Pending", &*programmed.message),
+    };
+    let accepted = match accepted.holds || accepted.reason == "ListenersNotValid" {
+        true => condition("Accepted", true, "Accepted", "it is of the mesh"),
+        false => condition("Accepted", false, "Invalid", &*accepted.message),
+    };
     let conditions = [
-        condition("Accepted", accepted.holds, if accepted.holds { "Accepted" } else { "Invalid" }, "of the mesh"),
-        condition("Conflicted", false, "NoConflicts", "no other listener has its port"),
-        condition(
-            "Programmed",
-            programmed.holds,
-            if programmed.holds { "Programmed" } else { "Pending" },
-            &*programmed.message,
+        refused.map_or(accepted, is_refused),
+        one.conflict
+            .as_ref()
+            .map_or_else(|| condition("Conflicted", false, "NoConflicts", "no other listener has its place"), conflict),
+        programmed,
+        one.unresolved.as_ref().map_or_else(
+            || condition("ResolvedRefs", true, "ResolvedRefs", "all references lead somewhere"),
+            unresolved,
         ),
-        condition("ResolvedRefs", true, "ResolvedRefs", "it refers to nothing"),
     ];
     let conditions: Vec<Json> = conditions.iter().map(|c| since(old, c, generation, now)).collect();
-    json!({ "name": name, "attachedRoutes": 0, "supportedKinds": [], "conditions": conditions })
+    let kind = |kind: &&str| json!({ "group": "gateway.networking.k8s.io", "kind": kind });
+    json!({
+        "name": one.name.as_str(),
+        "attachedRoutes": one.attached,
+        "supportedKinds": one.kinds.iter().map(kind).collect::<Vec<_>>(),
+        "conditions": conditions,
+    })
 }

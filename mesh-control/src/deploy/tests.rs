@@ -6,10 +6,13 @@ use serde_json::{Value as Json, json};
 
 use super::live::essence;
 use super::plan::{Parameters, Plan, plan};
-use super::round::{Applied, Known, Step, What, round};
+use super::round::{Applied, Known, Listened, Step, What, round};
 use super::{Defaults, classes};
 use crate::index::Settings;
+use crate::index::l7::listeners::told::ListenerTold;
 use crate::resource::mesh_config::IstioNames;
+use crate::resource::routing::Gateway;
+use crate::resource::routing::gateway::Listener;
 use crate::resource::routing::reference::CONTROLLER;
 
 fn defaults() -> Defaults {
@@ -87,8 +90,19 @@ fn put(known: &mut Known, what: What, object: Json) {
     known.objects.entry(what).or_default().insert(name_of(&object), object);
 }
 
+/// As if all listeners could be served.
+#[allow(clippy::unnecessary_wraps, reason = "as the joining has it")]
+fn listened(_: &NamespacedName, spec: &Gateway) -> Option<Listened> {
+    let told = |listener: &Listener| ListenerTold {
+        name: listener.name.as_str().into(),
+        kinds: if listener.protocol == "HBONE" { Vec::new() } else { vec!["HTTPRoute"] },
+        ..ListenerTold::default()
+    };
+    Some(Listened { told: spec.listeners.iter().map(told).collect(), ports: spec.edges().map(|_| 8443).collect() })
+}
+
 fn steps(known: &Known) -> Vec<Step> {
-    round(known, &defaults(), &Settings::default(), |namespace| namespace != "outside", now())
+    round(known, &defaults(), &Settings::default(), |namespace| namespace != "outside", listened, now())
 }
 
 fn applied(steps: &[Step]) -> Vec<&Json> {
@@ -221,7 +235,7 @@ fn what_a_gateway_says_of_its_objects_is_heeded() {
         .iter()
         .map(|p| format!("{} {}", p["name"], p["port"]))
         .collect();
-    assert_eq!(ports, ["\"status-port\" 15021", "\"http-80\" 80", "\"tcp-9000\" 9000"]);
+    assert_eq!(ports, ["\"status-port\" 15021", "\"http-80\" 80", "\"tcp-9000\" 9000", "\"tcp-8443\" 8443"]);
     let pod = &applied(&found)[1]["spec"]["template"]["spec"];
     assert_eq!(pod["securityContext"]["sysctls"][0]["name"], "net.ipv4.ip_unprivileged_port_start");
     assert!(pod["containers"][0]["args"].to_string().contains("--service=edge-undermesh"));
@@ -333,7 +347,7 @@ fn whose_a_gateway_is_its_class_decides() {
         if let Some(controller) = object {
             put(&mut known, What::Class, class(controller));
         }
-        let steps = round(&known, &defaults(), &settings, |_| true, now());
+        let steps = round(&known, &defaults(), &settings, |_| true, listened, now());
         let of_gateway = |step: &&Step| !matches!(step.key(), Some((What::Class, _)));
         assert_eq!(steps.iter().any(|step| of_gateway(&step)), is_ours, "{what}: {steps:?}");
     }
@@ -445,6 +459,66 @@ fn a_gateway_is_programmed_when_it_has_an_address_and_a_pod_that_is_ready() {
     let seen = super::standing::Seen { deployment: Some(&deployment), service: Some(&service), failure: None };
     let told = super::standing::told(&wrong, seen, "shop", &Settings::default());
     assert_eq!(told.conditions[1].reason, "AddressNotUsable");
+}
+
+#[test]
+fn features_GA_listeners_are_told_and_a_gateway_of_which_none_is_served_is_not_accepted() {
+    let mut known = known(&[edge(&json!({}))]);
+    let bad = std::cell::RefCell::new(Vec::<(&str, ListenerTold)>::new());
+    let with_bad = |name: &NamespacedName, spec: &Gateway| {
+        let mut all = listened(name, spec)?;
+        for (name, told) in bad.borrow().iter() {
+            all.told.iter_mut().filter(|one| *one.name == **name).for_each(|one| {
+                *one = ListenerTold { name: one.name.clone(), kinds: one.kinds.clone(), ..told.clone() };
+            });
+        }
+        Some(all)
+    };
+    let mut ask = || {
+        let steps = round(&known, &defaults(), &Settings::default(), |_| true, with_bad, now());
+        perform(&mut known, &steps);
+        for (what, name) in [(What::Deployment, "edge-undermesh"), (What::Service, "edge-undermesh")] {
+            let object = object(&mut known, what, name);
+            object["status"] = json!({ "readyReplicas": 1, "loadBalancer": { "ingress": [{ "ip": "198.18.0.9" }] } });
+        }
+        let steps = round(&known, &defaults(), &Settings::default(), |_| true, with_bad, now());
+        perform(&mut known, &steps);
+        let status = &known.objects[&What::Gateway][&name("shop", "edge")]["status"];
+        let short = |all: &Json| {
+            let one = |c: &Json| format!("{}={}:{}", c["type"], c["status"], c["reason"]).replace('"', "");
+            all.as_array().unwrap().iter().map(one).collect::<Vec<_>>().join(" ")
+        };
+        let listeners = status["listeners"].as_array().unwrap();
+        let listeners: Vec<String> = listeners.iter().map(|one| short(&one["conditions"])).collect();
+        (short(&status["conditions"]), listeners)
+    };
+    const GOOD: &str =
+        "Accepted=True:Accepted Conflicted=False:NoConflicts Programmed=True:Programmed ResolvedRefs=True:ResolvedRefs";
+    assert_eq!(ask(), ("Accepted=True:Accepted Programmed=True:Programmed".to_owned(), vec![GOOD.to_owned(); 3]));
+    let why = |reason: &'static str| Some((reason, "no Secret".to_owned()));
+    bad.borrow_mut()
+        .push(("web", ListenerTold { unresolved: why("InvalidCertificateRef"), ..ListenerTold::default() }));
+    bad.borrow_mut().push(("other", ListenerTold { conflict: why("HostnameConflict"), ..ListenerTold::default() }));
+    let (gateway, listeners) = ask();
+    assert_eq!(gateway, "Accepted=True:ListenersNotValid Programmed=True:Programmed");
+    assert_eq!(
+        listeners[0],
+        "Accepted=True:Accepted Conflicted=False:NoConflicts Programmed=False:Invalid ResolvedRefs=False:InvalidCertificateRef"
+    );
+    assert_eq!(
+        listeners[1],
+        "Accepted=False:HostnameConflict Conflicted=True:HostnameConflict Programmed=False:Invalid ResolvedRefs=True:ResolvedRefs"
+    );
+    assert_eq!(listeners[2], GOOD);
+    bad.borrow_mut().push(("raw", ListenerTold { refused: why("UnsupportedProtocol"), ..ListenerTold::default() }));
+    assert_eq!(ask().0, "Accepted=False:ListenersNotValid Programmed=False:Invalid");
+}
+
+#[test]
+fn a_gateway_that_is_not_joined_yet_is_told_nothing() {
+    let known = known(&[edge(&json!({}))]);
+    let steps = round(&known, &defaults(), &Settings::default(), |_| true, |_, _| None, now());
+    assert!(!applied(&steps).is_empty() && told(&steps).is_empty());
 }
 
 #[test]

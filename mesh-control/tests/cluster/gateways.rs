@@ -103,7 +103,7 @@ async fn features_B18_only_secrets_that_gateways_name_are_asked_for() {
     api.put(edge(json!({ "name": "web" })));
     api.put(secret("web", "!"));
     api.put(secret("other", "!"));
-    let app = start(&api, &[]).await;
+    let app = start(&api, &["--gateway-image", "registry.example/mesh-waypoint:1"]).await;
     // A start has heard of what is named.
     let diagnoses = async || page(app.metrics, "/debug/diagnoses").await.1;
     assert!(diagnoses().await.contains("Secret shop/web: tls.crt is no base64"), "{}", diagnoses().await);
@@ -118,6 +118,21 @@ async fn features_B18_only_secrets_that_gateways_name_are_asked_for() {
     assert_eq!((asked("GET"), asked("WATCH")), (vec![SECRETS.to_owned()], vec![SECRETS.to_owned()]));
     api.put(secret("web", "AAAA"));
     told("Secret shop/web: there is no certificate in its tls.crt").await;
+    let listener = || api.get("Gateway", "shop", "edge")?["status"]["listeners"][0].as_object().cloned();
+    let unresolved = || {
+        let listener = listener()?;
+        let all = listener["conditions"].as_array()?.clone();
+        let one = all.into_iter().find(|condition| condition["type"] == "ResolvedRefs")?;
+        Some((one["status"].clone(), one["reason"].clone(), one["message"].as_str()?.to_owned()))
+    };
+    eventually("its status", || {
+        unresolved().is_some_and(|(status, reason, why)| {
+            status == "False"
+                && reason == "InvalidCertificateRef"
+                && why.contains("there is no certificate in its tls.crt")
+        })
+    })
+    .await;
     api.delete("Secret", "shop", "web");
     told("there is no Secret shop/web").await;
     // Of another namespace, only with a grant.

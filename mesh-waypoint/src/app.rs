@@ -115,14 +115,13 @@ async fn serve(config: &Config, lanes: Lanes) -> Result<i32, Refusal> {
         .map_err(|error| Refusal::of(EXIT_CONFIG, "certificate client", error))?;
     certificates.prefetch(&own.identity);
     let state = Arc::new(State::new());
-    let complete = subscribe(control, state.clone(), client_metrics);
-
     let identity = own.identity.clone();
     tracing::info!(service = %own.service, %identity, "waypoint started");
     let source = Arc::new(Own { manager: certificates.clone(), identity: identity.clone() });
     let engine = Engine::new(Shared::new(state, own, config.settings(), source), lanes);
     engine.keep_tidy(&drain.token());
     let shared = Arc::clone(engine.shared());
+    let complete = subscribe(control, Arc::clone(&shared), client_metrics);
     task::spawn("collectors", collector::run(Arc::clone(&shared), servers.token()));
     task::spawn("unused numbers", engine.clone().expire(drain.token()));
     let meters = engine.lanes().iter().map(|lane| lane.meters.clone()).collect();
@@ -182,7 +181,7 @@ async fn serve(config: &Config, lanes: Lanes) -> Result<i32, Refusal> {
 /// Puts in force what arrives.
 struct Applied {
     store: Store,
-    state: Arc<State>,
+    shared: Arc<Shared>,
     complete: watch::Sender<bool>,
 }
 
@@ -190,28 +189,32 @@ impl Sink for Applied {
     fn apply(&mut self, changes: Vec<Change>) -> Result<(), String> {
         let snapshot = self.store.apply(changes).snapshot;
         let synced = snapshot.is_synced();
-        self.state.set_snapshot(snapshot);
+        self.shared.state.set_snapshot(snapshot);
         self.complete.send_if_modified(|known| synced && !std::mem::replace(known, true));
         Ok(())
     }
 
     fn apply_own(&mut self, own: OwnResource) -> Result<(), String> {
+        let state = &self.shared.state;
         match own {
-            OwnResource::Security(security) => self.state.set_security(security),
-            OwnResource::Clusters(clusters) => self.state.set_clusters(clusters.unwrap_or_default()),
-            OwnResource::Labels(changes) => self.state.set_labels(changes),
-            OwnResource::Routes(table) => self.state.set_table(table.unwrap_or_default()),
-            OwnResource::Certificates(certificates) => self.state.set_certificates(certificates.unwrap_or_default()),
-            OwnResource::Listeners(listeners) => self.state.set_listeners(listeners.unwrap_or_default()),
+            OwnResource::Security(security) => state.set_security(security),
+            // Where nothing is said, the command line counts.
+            OwnResource::Telemetry(Some(scopes)) => self.shared.set_telemetry(&scopes),
+            OwnResource::Telemetry(None) => self.shared.set_telemetry(&self.shared.settings.telemetry),
+            OwnResource::Clusters(clusters) => state.set_clusters(clusters.unwrap_or_default()),
+            OwnResource::Labels(changes) => state.set_labels(changes),
+            OwnResource::Routes(table) => state.set_table(table.unwrap_or_default()),
+            OwnResource::Certificates(certificates) => state.set_certificates(certificates.unwrap_or_default()),
+            OwnResource::Listeners(listeners) => state.set_listeners(listeners.unwrap_or_default()),
         }
         Ok(())
     }
 }
 
 /// Follows the control plane. What is given back becomes true when its first state is complete.
-fn subscribe(control: Arc<ControlConfig>, state: Arc<State>, metrics: ClientMetrics) -> watch::Receiver<bool> {
+fn subscribe(control: Arc<ControlConfig>, shared: Arc<Shared>, metrics: ClientMetrics) -> watch::Receiver<bool> {
     let (tell, complete) = watch::channel(false);
-    let sink = Applied { store: Store::new(), state, complete: tell };
+    let sink = Applied { store: Store::new(), shared, complete: tell };
     // Nobody asks for single addresses: what is bound to a waypoint is told to it.
     let (never, wanted) = mpsc::channel(1);
     task::spawn_vital("control stream", async move {

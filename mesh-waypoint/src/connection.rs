@@ -11,6 +11,7 @@ use bytes::Bytes;
 use mesh_core::l7::ClusterKey;
 use mesh_core::l7::balance::Ended;
 use mesh_core::service::AppProtocol;
+use mesh_core::telemetry::expression::{Attribute, Datum};
 use mesh_transport::copy::{self, ByteCounters, Outcome, Peer as CopyPeer};
 use mesh_transport::hbone::HboneStream;
 use mesh_transport::socket::Armed;
@@ -24,7 +25,7 @@ use crate::http::sniff::{Spoken, sniff};
 use crate::places::Permit;
 use crate::security::authorize;
 use crate::target::Target;
-use crate::telemetry::{Copied, Flags, Who};
+use crate::telemetry::{Copied, Custom, Flags, Who};
 use crate::upstream::choose::{self, Wish};
 use crate::upstream::{ConnectError, Endpoint, Wire};
 
@@ -111,7 +112,22 @@ pub(crate) fn count(downstream: &Downstream, endpoint: Option<&Endpoint>, flags:
     };
     let lane = &downstream.lane;
     let shared = Arc::clone(&lane.shared);
-    lane.meters.open(&who, flags, move || shared.now_ms())
+    let shape = bound.as_ref().and_then(|bound| bound.plan().shape.clone());
+    let custom = shape.map(|shape| Custom::of(&shape, |attribute| datum(downstream, attribute)));
+    lane.meters.open(&who, flags, &custom.unwrap_or_default(), move || shared.now_ms())
+}
+
+/// What an expression knows of a connection that is copied: there are no requests in it.
+fn datum(downstream: &Downstream, attribute: Attribute) -> Option<Datum> {
+    match attribute {
+        Attribute::SourceAddress => Some(Datum::Text(downstream.from().to_string())),
+        Attribute::SourcePort => Some(Datum::Number(downstream.from().port().into())),
+        Attribute::DestinationAddress => Some(Datum::Text(downstream.asked.to_string())),
+        Attribute::DestinationPort => Some(Datum::Number(downstream.asked.port().into())),
+        Attribute::ConnectionMtls => Some(Datum::Is(downstream.proved().is_some())),
+        Attribute::ConnectionPeer => Some(Datum::Text(downstream.proved()?.to_string())),
+        _ => None,
+    }
 }
 
 /// The client's stream, with its bytes counted.

@@ -22,7 +22,7 @@ use mesh_core::{Change, NamespacedName, TrustDomain};
 use mesh_proto::discovery::{Any, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 use mesh_proto::{
     ADDRESS_TYPE, AUTHORIZATION_TYPE, CERTIFICATES_TYPE, CLUSTERS_TYPE, LISTENERS_TYPE, ROUTE_TABLE_TYPE,
-    SECURITY_TYPE, WORKLOAD_LABELS_TYPE, convert,
+    SECURITY_TYPE, TELEMETRY_TYPE, WORKLOAD_LABELS_TYPE, convert,
 };
 use mesh_transport::hbone::{Pool, PoolConfig, TunnelKey};
 use mesh_transport::tls::{IdentityCertificate, Roots};
@@ -215,11 +215,11 @@ async fn from_start_to_end() {
 
     let mut stream = plane.stream().await;
     let mut asked = Vec::new();
-    for _ in 0..8 {
+    for _ in 0..9 {
         asked.push(stream.request().await);
     }
     let types: Vec<_> = asked.iter().map(|request| request.type_url.as_str()).collect();
-    let own = [SECURITY_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE, CERTIFICATES_TYPE, LISTENERS_TYPE];
+    let own = [SECURITY_TYPE, TELEMETRY_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE, CERTIFICATES_TYPE, LISTENERS_TYPE];
     assert_eq!(types, [&[ADDRESS_TYPE, AUTHORIZATION_TYPE, WORKLOAD_LABELS_TYPE], &own[..]].concat());
     assert!(asked[3..].iter().all(|request| request.resource_names_subscribe == ["shop/waypoint"]));
     respond(&stream, &asked[0], addresses(&backend)).await;
@@ -227,18 +227,19 @@ async fn from_start_to_end() {
     respond(&stream, &asked[2], Vec::new()).await;
     respond(&stream, &asked[3], vec![security(vec![])]).await;
     respond(&stream, &asked[4], Vec::new()).await;
-    respond(&stream, &asked[6], Vec::new()).await;
+    respond(&stream, &asked[5], Vec::new()).await;
+    respond(&stream, &asked[7], Vec::new()).await;
     let edge = free().await.port();
-    respond(&stream, &asked[7], vec![resource("shop/waypoint".to_owned(), LISTENERS_TYPE, listeners(edge))]).await;
+    respond(&stream, &asked[8], vec![resource("shop/waypoint".to_owned(), LISTENERS_TYPE, listeners(edge))]).await;
     // Without its table it does not serve.
-    for _ in 0..7 {
+    for _ in 0..8 {
         assert!(stream.request().await.error_detail.is_none());
     }
     let pending = process.ready().await.unwrap();
     assert!(pending.starts_with("HTTP/1.1 500") && pending.contains("configuration"), "{pending}");
     assert!(TcpStream::connect(process.hbone).await.is_err());
     let routes = resource("shop/waypoint".to_owned(), ROUTE_TABLE_TYPE, convert::encode_route_table(&table));
-    respond(&stream, &asked[5], vec![routes]).await;
+    respond(&stream, &asked[6], vec![routes]).await;
     process.until_ready().await;
 
     let outside = fetch((Ipv4Addr::LOCALHOST, edge).into(), "/y").await.unwrap();

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use mesh_core::l7::{Clusters, LabelChange, Security, Table};
 use mesh_core::listener::{Certificates, Listeners};
+use mesh_core::telemetry::Scopes;
 use mesh_proto::{
-    CERTIFICATES_TYPE, CLUSTERS_TYPE, LISTENERS_TYPE, ROUTE_TABLE_TYPE, SECURITY_TYPE, convert,
+    CERTIFICATES_TYPE, CLUSTERS_TYPE, LISTENERS_TYPE, ROUTE_TABLE_TYPE, SECURITY_TYPE, TELEMETRY_TYPE, convert,
     convert::ConvertError,
     discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource},
 };
@@ -18,6 +19,8 @@ use super::held::Version;
 pub enum OwnKind {
     /// What requests are held against.
     Security,
+    /// What is measured, logged and traced.
+    Telemetry,
     /// How the places are reached that its routes name.
     Clusters,
     /// What is done with requests.
@@ -35,6 +38,8 @@ pub enum Own {
     Labels(Vec<LabelChange>),
     /// What requests are held against.
     Security(Option<Arc<Security>>),
+    /// What is measured, logged and traced.
+    Telemetry(Option<Arc<Scopes>>),
     /// How the places are reached that its routes name.
     Clusters(Option<Arc<Clusters>>),
     /// What is done with requests.
@@ -47,14 +52,21 @@ pub enum Own {
 
 impl OwnKind {
     /// All of them, in the order in which they are asked for.
-    pub const ALL: [OwnKind; 5] =
-        [OwnKind::Security, OwnKind::Clusters, OwnKind::Routes, OwnKind::Certificates, OwnKind::Listeners];
+    pub const ALL: [OwnKind; 6] = [
+        OwnKind::Security,
+        OwnKind::Telemetry,
+        OwnKind::Clusters,
+        OwnKind::Routes,
+        OwnKind::Certificates,
+        OwnKind::Listeners,
+    ];
 
     /// Its type URL.
     #[must_use]
     pub fn url(self) -> &'static str {
         match self {
             Self::Security => SECURITY_TYPE,
+            Self::Telemetry => TELEMETRY_TYPE,
             Self::Clusters => CLUSTERS_TYPE,
             Self::Routes => ROUTE_TABLE_TYPE,
             Self::Certificates => CERTIFICATES_TYPE,
@@ -65,6 +77,7 @@ impl OwnKind {
     fn none(self) -> Own {
         match self {
             Self::Security => Own::Security(None),
+            Self::Telemetry => Own::Telemetry(None),
             Self::Clusters => Own::Clusters(None),
             Self::Routes => Own::Routes(None),
             Self::Certificates => Own::Certificates(None),
@@ -79,6 +92,10 @@ impl OwnKind {
                 let read = convert::security(bytes)?;
                 problems.extend(read.closed.iter().map(ToString::to_string));
                 (read.security.name.clone(), Own::Security(Some(Arc::new(read.security))))
+            }
+            Self::Telemetry => {
+                let (name, scopes) = convert::telemetry(bytes)?;
+                (name, Own::Telemetry(Some(Arc::new(scopes))))
             }
             Self::Clusters => {
                 let read = convert::clusters(bytes)?;
@@ -273,6 +290,9 @@ mod tests {
         let own = Certificates { name: NAME.into(), ..Certificates::default() };
         let read = of(OwnKind::Certificates, CERTIFICATES_TYPE, convert::encode_certificates(&own));
         assert_eq!(read, (Some(Own::Certificates(Some(Arc::new(own)))), vec![]));
+        let scopes = convert::encode_telemetry(NAME, &Scopes::default());
+        let read = of(OwnKind::Telemetry, TELEMETRY_TYPE, scopes);
+        assert_eq!(read, (Some(Own::Telemetry(Some(Arc::default()))), vec![]));
         let (read, problems) = of(OwnKind::Routes, CLUSTERS_TYPE, clusters);
         assert_eq!((read, problems.len()), (None, 1));
         let urls: std::collections::HashSet<_> = OwnKind::ALL.iter().map(|kind| kind.url()).collect();

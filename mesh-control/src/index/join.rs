@@ -17,7 +17,7 @@ use super::settings::Settings;
 use super::view::{Placements, View};
 use super::waypoint::{Guard, Guarded, PodLabels, Waypoints};
 use super::workload;
-use super::{certificates, l4, l7, routing, security};
+use super::{certificates, l4, l7, routing, security, telemetry};
 use crate::diagnosis::Problem;
 use crate::resource::pod::State;
 use crate::resource::routing::inaction;
@@ -46,6 +46,7 @@ struct Last {
     security: Arc<security::Made>,
     certificates: BTreeMap<NamespacedName, Arc<Certificates>>,
     pod_labels: PodLabels,
+    telemetry: Arc<telemetry::Made>,
 }
 
 /// What came of one namespace.
@@ -87,14 +88,16 @@ impl Join {
         let pod_labels = waypoints.labels(&objects);
         let (routing, l7, l4) = self.routing(&objects, &settings, &waypoints, &pod_labels);
         let security = self.security(&objects, &settings, &waypoints);
+        let telemetry = self.telemetry(&objects, &settings, &waypoints);
         // What is said of all routes is not true of those that a waypoint or gateway acts on.
         let is_idle = |(key, problem): &&(Key, Problem)| {
             let is_said = inaction(key.kind).is_some_and(|why| problem.message == why);
-            !is_said || !(l7.in_force.contains(key) || routing.resolved.acts(key, &l7.served, &l7.listening))
+            let acts = || l7.in_force.contains(key) || routing.resolved.acts(key, &l7.served, &l7.listening);
+            let is_known = || telemetry.in_force.contains(key) || telemetry.explained.contains(key);
+            !(is_said && (acts() || is_known()))
         };
-        let said =
-            routing.problems.iter().filter(is_idle).chain(&l7.problems).chain(&l4.problems).chain(&security.problems);
-        problems.extend(said.cloned());
+        let others = [&l7.problems, &l4.problems, &security.problems, &telemetry.problems].into_iter().flatten();
+        problems.extend(routing.problems.iter().filter(is_idle).chain(others).cloned());
         let certified = certificates::index(&l7.references, &objects.secrets, &self.last.certificates);
         // Most meshes have no listener to which that matters.
         let told = match certified.unresolved.is_empty() && certified.undecided.is_empty() {
@@ -162,7 +165,12 @@ impl Join {
             listening: l7.listening.clone(),
             listeners_told: told,
             security: security.security.clone(),
-            at_waypoints: security.in_force.union(&l7.in_force).cloned().collect(),
+            telemetry: telemetry.scopes.clone(),
+            at_waypoints: [&security.in_force, &l7.in_force, &telemetry.in_force]
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect(),
             labels,
             waypoints: waypoints.deployed().map(|(name, own)| (name.clone(), own.gateway())).collect(),
             waypoint_pods: waypoints.pods(&objects, &settings),
@@ -187,6 +195,7 @@ impl Join {
             l7,
             l4,
             security,
+            telemetry,
             certificates,
             pod_labels,
         };
@@ -233,6 +242,19 @@ impl Join {
         }
         let mut made = security::index(objects, settings, waypoints, &waypoints.served(objects, settings));
         made.keep(&self.last.security);
+        Arc::new(made)
+    }
+
+    /// What waypoints measure, log and trace.
+    fn telemetry(&self, objects: &Objects, settings: &Settings, waypoints: &Waypoints) -> Arc<telemetry::Made> {
+        let is_same = self.last.settings.as_ref() == Some(settings)
+            && routing::reads_the_same(&self.last.objects, objects)
+            && self.last.objects.mesh_configs == objects.mesh_configs;
+        if is_same {
+            return self.last.telemetry.clone();
+        }
+        let mut made = telemetry::index(objects, settings, waypoints, &waypoints.served(objects, settings));
+        made.keep(&self.last.telemetry);
         Arc::new(made)
     }
 

@@ -87,7 +87,7 @@ impl Settings {
     }
 
     /// What is called the mesh settings.
-    fn config_name(&self) -> NamespacedName {
+    pub fn config_name(&self) -> NamespacedName {
         NamespacedName::new(self.home.clone(), mesh_config::NAME)
     }
 

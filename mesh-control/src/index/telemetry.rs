@@ -1,6 +1,9 @@
 //! What Telemetry objects and mesh settings say together of one waypoint: root namespace, then the waypoint's, then what names the Gateway, then what names
 //! a service. Pure; whatever cannot be done is told to the object that asks for it.
 
+mod made;
+mod metrics;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -8,16 +11,18 @@ use mesh_core::l7::Share;
 use mesh_core::telemetry::expression::Expression;
 use mesh_core::telemetry::format::Template;
 use mesh_core::telemetry::{
-    AccessLog, MOST_LOGS, MOST_TAGS, Metric as CoreMetric, Scopes, SpanTag, Telemetry as Core, Tracing as CoreTracing,
+    AccessLog, MOST_LOGS, MOST_TAGS, Scopes, SpanTag, Telemetry as Core, Tracing as CoreTracing,
 };
 use mesh_core::{ArcStr, NamespacedName};
+
+pub use made::{Made, index};
 
 use super::Settings;
 use crate::diagnosis::Problem;
 use crate::resource::mesh_telemetry::{MeshTelemetry, Provider, STDOUT, millionths};
 use crate::resource::routing::Routed;
 use crate::resource::routing::telemetry::{
-    AccessLogging, CustomTag, Metric, Metrics, Override, Provider as Named, Side, TagOperation, Telemetry, Tracing,
+    AccessLogging, CustomTag, Metrics, Provider as Named, Side, Telemetry, Tracing,
 };
 use crate::resource::{Key, Kind};
 
@@ -26,6 +31,17 @@ const SHARE: u32 = 10_000;
 
 type Object = Arc<Routed<Telemetry>>;
 type Problems = Vec<(Key, Problem)>;
+
+/// What comes of the objects beside what waypoints do.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// Objects that hold somewhere.
+    pub in_force: BTreeSet<Key>,
+    /// Objects that would, but for an older one.
+    pub late: BTreeSet<Key>,
+    /// What is to be said.
+    pub problems: Problems,
+}
 
 /// All objects that there are, and what is said of them.
 pub struct Around<'a> {
@@ -53,40 +69,39 @@ impl Around<'_> {
         gateway: &NamespacedName,
         class: &str,
         services: &BTreeSet<NamespacedName>,
-        problems: &mut Problems,
+        told: &mut Told,
     ) -> Scopes {
         let mut levels = Vec::new();
-        levels.extend(
-            self.settings.root_namespaces.iter().find_map(|root| self.one(root, Scope::Namespace, "", problems)),
-        );
-        levels.extend(
-            self.settings.root_namespaces.iter().find_map(|root| self.one(root, Scope::Class, class, problems)),
-        );
+        levels.extend(self.settings.root_namespaces.iter().find_map(|root| self.one(root, Scope::Namespace, "", told)));
+        levels.extend(self.settings.root_namespaces.iter().find_map(|root| self.one(root, Scope::Class, class, told)));
         if !self.settings.is_root(&gateway.namespace) {
-            levels.extend(self.one(&gateway.namespace, Scope::Namespace, "", problems));
+            levels.extend(self.one(&gateway.namespace, Scope::Namespace, "", told));
         }
-        levels.extend(self.one(&gateway.namespace, Scope::Gateway, &gateway.name, problems));
-        let waypoint = Arc::new(self.merge(&levels, problems));
+        levels.extend(self.one(&gateway.namespace, Scope::Gateway, &gateway.name, told));
+        let waypoint = Arc::new(self.merge(&levels, &mut told.problems));
         let mut scopes = Scopes { waypoint, services: BTreeMap::new() };
         for service in services {
             let short = service.name.split('.').next().unwrap_or_default();
-            if let Some(own) = self.one(&service.namespace, Scope::Service, short, problems) {
+            if let Some(own) = self.one(&service.namespace, Scope::Service, short, told) {
                 let levels: Vec<_> = levels.iter().copied().chain([own]).collect();
-                scopes.services.insert(service.clone(), Arc::new(self.merge(&levels, problems)));
+                scopes.services.insert(service.clone(), Arc::new(self.merge(&levels, &mut told.problems)));
             }
         }
         scopes
     }
 
     /// Of several objects for one thing the oldest counts.
-    fn one(&self, namespace: &str, scope: Scope, name: &str, problems: &mut Problems) -> Option<&Object> {
-        let here = self.objects.values().filter(|object| object.namespace == *namespace && means(object, scope, name));
-        let mut all: Vec<&Object> = here.collect();
+    fn one(&self, namespace: &str, scope: Scope, name: &str, told: &mut Told) -> Option<&Object> {
+        let from = NamespacedName::new(namespace, "");
+        let here = self.objects.range(from..).map(|(_, object)| object).take_while(|one| one.namespace == *namespace);
+        let mut all: Vec<&Object> = here.filter(|object| means(object, scope, name)).collect();
         all.sort_by_key(|object| (object.created.unwrap_or(i64::MAX), object.name.clone()));
         for late in all.iter().skip(1) {
             let message = format!("Telemetry {} is older and for the same: this one does not count there", all[0].name);
-            problems.push((key(late), Problem::warning("spec", message)));
+            told.problems.push((key(late), Problem::warning("spec", message)));
+            told.late.insert(key(late));
         }
+        told.in_force.extend(all.first().map(|object| key(object)));
         all.first().copied()
     }
 
@@ -94,10 +109,10 @@ impl Around<'_> {
         let mut core = Core { logs: self.logs(levels, problems), ..Core::default() };
         core.tracing = self.tracing(levels, problems);
         for object in levels {
-            for (index, metrics) in object.spec.metrics.iter().enumerate() {
+            for (index, asked) in object.spec.metrics.iter().enumerate() {
                 let field = format!("spec.metrics[{index}]");
-                if self.is_scraped(object, metrics, &field, problems) {
-                    overrides(&mut core, object, metrics, &field, problems);
+                if self.is_scraped(object, asked, &field, problems) {
+                    metrics::overrides(&mut core, object, asked, &field, problems);
                 }
             }
         }
@@ -301,73 +316,6 @@ fn no_provider(field: &str, name: &str, why: &str) -> Problem {
 
 fn share(millionths: u32) -> Share {
     Share::millionths(millionths).unwrap_or(Share::ALWAYS)
-}
-
-/// Puts in force what is different with metrics.
-fn overrides(core: &mut Core, object: &Object, metrics: &Metrics, field: &str, problems: &mut Problems) {
-    for (index, one) in metrics.overrides.iter().enumerate() {
-        let field = format!("{field}.overrides[{index}]");
-        if !concerns(one.matches.as_ref().and_then(|which| which.mode)) {
-            continue;
-        }
-        if one.matches.as_ref().is_some_and(|which| which.custom_metric.is_some()) {
-            let message = "a waypoint makes Istio's metrics only: it has no effect";
-            problems.push((key(object), Problem::warning(format!("{field}.match.customMetric"), message)));
-            continue;
-        }
-        let changes = changes(object, one, &field, problems);
-        for metric in which(one.matches.as_ref().and_then(|which| which.metric)) {
-            let rule = core.metrics.entry(metric).or_default();
-            rule.disabled = one.disabled.unwrap_or(rule.disabled);
-            for (tag, value) in &changes {
-                if rule.tags.len() < MOST_TAGS || rule.tags.contains_key(tag) {
-                    rule.tags.insert(tag.clone(), value.clone());
-                }
-            }
-        }
-    }
-}
-
-/// What happens to labels; an expression that is none changes nothing.
-fn changes(object: &Object, one: &Override, field: &str, problems: &mut Problems) -> Vec<(ArcStr, Option<ArcStr>)> {
-    let mut changes = Vec::new();
-    for (tag, change) in &one.tag_overrides {
-        let field = crate::yaml::node::join(&format!("{field}.tagOverrides"), tag);
-        let good = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        if tag.is_empty() || !tag.chars().all(good) || tag.starts_with(|c: char| c.is_ascii_digit()) {
-            problems.push((key(object), Problem::error(field, format!("{tag:?} is not the name of a label"))));
-            continue;
-        }
-        match (change.operation, &change.value) {
-            (Some(TagOperation::Remove), _) => changes.push((tag.as_str().into(), None)),
-            (_, None) => {}
-            (_, Some(value)) => match Expression::compile(value) {
-                Ok(_) => changes.push((tag.as_str().into(), Some(value.as_str().into()))),
-                Err(error) => {
-                    let problem = Problem::error(format!("{field}.value"), error.to_string());
-                    problems.push((key(object), problem.help("until it is, the label is as it was")));
-                }
-            },
-        }
-    }
-    changes
-}
-
-fn which(metric: Option<Metric>) -> Vec<CoreMetric> {
-    let one = match metric {
-        None | Some(Metric::AllMetrics) => return CoreMetric::ALL.to_vec(),
-        Some(Metric::RequestCount) => CoreMetric::RequestCount,
-        Some(Metric::RequestDuration) => CoreMetric::RequestDuration,
-        Some(Metric::RequestSize) => CoreMetric::RequestSize,
-        Some(Metric::ResponseSize) => CoreMetric::ResponseSize,
-        Some(Metric::TcpOpenedConnections) => CoreMetric::TcpOpenedConnections,
-        Some(Metric::TcpClosedConnections) => CoreMetric::TcpClosedConnections,
-        Some(Metric::TcpSentBytes) => CoreMetric::TcpSentBytes,
-        Some(Metric::TcpReceivedBytes) => CoreMetric::TcpReceivedBytes,
-        Some(Metric::GrpcRequestMessages) => CoreMetric::GrpcRequestMessages,
-        Some(Metric::GrpcResponseMessages) => CoreMetric::GrpcResponseMessages,
-    };
-    vec![one]
 }
 
 fn tags(

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use mesh_core::l4::ConnectionRoutes;
 use mesh_core::l7::{Clusters, Security, Table};
 use mesh_core::listener::{Certificates, Listeners};
+use mesh_core::telemetry::Scopes;
 use mesh_core::{ArcStr, NamespacedName, Policy, Service, Workload};
 
 use super::l7::labels;
@@ -116,7 +117,9 @@ pub struct View {
     pub served: BTreeSet<NamespacedName>,
     /// What they hold requests against, by their gateways.
     pub security: BTreeMap<NamespacedName, Arc<Security>>,
-    /// Policies, VirtualServices and DestinationRules that are in force at some waypoint.
+    /// What they measure, log and trace, by their gateways; those that have none do what their command lines say.
+    pub telemetry: BTreeMap<NamespacedName, Arc<Scopes>>,
+    /// Policies, VirtualServices, DestinationRules and Telemetry objects that are in force at some waypoint.
     pub at_waypoints: BTreeSet<Key>,
     /// Waypoints and gateways of ours, by their Gateways.
     pub waypoints: BTreeMap<NamespacedName, WaypointGateway>,

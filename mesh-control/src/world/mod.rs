@@ -16,11 +16,11 @@ use mesh_core::l7::Labels;
 use mesh_core::{ArcStr, NamespacedName, Service, Workload};
 use mesh_proto::convert::{
     encode_certificates, encode_clusters, encode_listeners, encode_policy, encode_route_table, encode_security,
-    encode_service, encode_workload, encode_workload_labels,
+    encode_service, encode_telemetry, encode_workload, encode_workload_labels,
 };
 use mesh_proto::{
     ADDRESS_TYPE, AUTHORIZATION_TYPE, CERTIFICATES_TYPE, CLUSTERS_TYPE, LISTENERS_TYPE, ROUTE_TABLE_TYPE,
-    SECURITY_TYPE, WORKLOAD_LABELS_TYPE,
+    SECURITY_TYPE, TELEMETRY_TYPE, WORKLOAD_LABELS_TYPE,
 };
 use parking_lot::Mutex;
 
@@ -41,6 +41,8 @@ pub enum Kind {
     Address,
     /// What a waypoint holds requests against. It comes before what they are for.
     Security,
+    /// What a waypoint measures, logs and traces. What it says of collectors names services.
+    Telemetry,
     /// Labels of workloads that the following ask for.
     Labels,
     /// How a waypoint reaches the places that its routes name. They come before those: a table must not name a subset that the waypoint does not know.
@@ -79,10 +81,11 @@ impl Audience {
 
 impl Kind {
     /// In the order in which they are sent.
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 9] = [
         Kind::Authorization,
         Kind::Address,
         Kind::Security,
+        Kind::Telemetry,
         Kind::Labels,
         Kind::Clusters,
         Kind::RouteTable,
@@ -103,6 +106,7 @@ impl Kind {
             Kind::Authorization => AUTHORIZATION_TYPE,
             Kind::Address => ADDRESS_TYPE,
             Kind::Security => SECURITY_TYPE,
+            Kind::Telemetry => TELEMETRY_TYPE,
             Kind::Labels => WORKLOAD_LABELS_TYPE,
             Kind::Clusters => CLUSTERS_TYPE,
             Kind::RouteTable => ROUTE_TABLE_TYPE,
@@ -117,6 +121,7 @@ impl Kind {
             Kind::Authorization => "authorization",
             Kind::Address => "address",
             Kind::Security => "security",
+            Kind::Telemetry => "telemetry",
             Kind::Labels => "workload_labels",
             Kind::Clusters => "clusters",
             Kind::RouteTable => "route_table",
@@ -192,6 +197,8 @@ impl World {
         let (clusters, tables) = ((&self.view.clusters, &view.clusters), (&self.view.tables, &view.tables));
         let security = changes(&self.view.security, &view.security);
         replace(&mut own, Kind::Security, security, |_, one| encode_security(one));
+        let telemetry = changes(&self.view.telemetry, &view.telemetry);
+        replace(&mut own, Kind::Telemetry, telemetry, encode_telemetry);
         labels(&mut own, &self.view.labels, &view.labels);
         replace(&mut own, Kind::Clusters, changes(clusters.0, clusters.1), encode_clusters);
         replace(&mut own, Kind::RouteTable, changes(tables.0, tables.1), |_, table| encode_route_table(table));

@@ -21,7 +21,7 @@ pub const MOST_LOGS: usize = 8;
 pub const MOST_TAGS: usize = 64;
 
 /// What is said of all that a waypoint does, and of what it does for single services instead.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scopes {
     /// Whatever has nothing of its own.
     pub waypoint: Arc<Telemetry>,
@@ -38,7 +38,7 @@ impl Scopes {
 }
 
 /// What is done with requests. The default: all metrics, no log, no spans.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Telemetry {
     /// What is different with metrics.
     pub metrics: BTreeMap<Metric, MetricRule>,
@@ -137,7 +137,7 @@ impl LogFormat {
 }
 
 /// Spans that are sent.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tracing {
     /// Where they go; none if only headers are sent on.
     pub collector: Option<Collector>,

@@ -20,7 +20,7 @@ use crate::http::body::Held;
 use crate::http::count::{Count, Messages};
 use crate::telemetry::facts::{Facts, Remembered};
 use crate::telemetry::spans::{Outgoing, Trace};
-use crate::telemetry::{Flags, Measured, Plan, Protocol, Who};
+use crate::telemetry::{Custom, Flags, Measured, Plan, Protocol, Who};
 use crate::upstream::{Connection, Endpoint};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -96,7 +96,7 @@ impl Report {
             let mut rng = self.down.lane.rng.lock();
             self.trace = Some(Box::new(Trace::begin(tracer, &mut parts.headers, &mut *rng)));
         }
-        if plan.has_logs() || self.trace.as_ref().is_some_and(|trace| trace.is_recorded()) {
+        if plan.remembers() || self.trace.as_ref().is_some_and(|trace| trace.is_recorded()) {
             self.remembered = Some(Box::new(Remembered::of(parts, authority, &plan.wanted)));
         }
     }
@@ -195,17 +195,23 @@ impl Report {
             messages_received: self.received.as_deref().map_or(0, Count::messages),
             messages_sent: self.messages.count,
         };
-        self.down.lane.meters.record(&who, &measured, shared.ms_of(self.began + duration));
+        let shape = self.plan.as_ref().and_then(|plan| plan.shape.as_ref());
+        let now = shared.ms_of(self.began + duration);
+        if shape.is_none() && self.remembered.is_none() {
+            return self.down.lane.meters.record(&who, &measured, &Custom::default(), now);
+        }
+        let asked = self.down.asked.to_string();
+        let facts = self.facts(&who, &measured, &asked);
+        let custom = shape.map(|shape| Custom::of(shape, |attribute| facts.datum(attribute)));
+        self.down.lane.meters.record(&who, &measured, &custom.unwrap_or_default(), now);
         if self.remembered.is_some() {
-            self.tell(&who, &measured);
+            self.tell(&facts);
         }
     }
 
-    /// Lines of the log, and spans.
-    fn tell(&self, who: &Who<'_>, measured: &Measured) {
-        let (lane, own) = (&self.down.lane, &self.down.lane.shared.own);
-        let asked = self.down.asked.to_string();
-        let facts = Facts {
+    fn facts<'a>(&'a self, who: &'a Who<'a>, measured: &'a Measured, asked: &'a str) -> Facts<'a> {
+        let own = &self.down.lane.shared.own;
+        Facts {
             remembered: self.remembered.as_deref(),
             who,
             measured,
@@ -216,18 +222,23 @@ impl Report {
             endpoint: self.last.as_ref().map(|(workload, service, at)| (workload, service.as_ref(), *at)),
             answered: self.endpoint.is_some(),
             attempts: self.attempts,
-            asked: (asked.as_str(), self.down.asked.port()),
+            asked: (asked, self.down.asked.port()),
             own: &own.identity,
             pod: own.uid.rsplit('/').next().unwrap_or_default(),
             gateway: own.baggage.workload.as_deref().unwrap_or_default(),
             cluster_id: &own.place.cluster_id,
             trace: self.trace.as_ref().map(|trace| trace.number()),
-        };
+        }
+    }
+
+    /// Lines of the log, and spans.
+    fn tell(&self, facts: &Facts<'_>) {
+        let lane = &self.down.lane;
         if let Some(plan) = &self.plan {
-            plan.log(&facts, lanes::current(), &mut lane.scratch.lock());
+            plan.log(facts, lanes::current(), &mut lane.scratch.lock());
         }
         if let Some(trace) = &self.trace {
-            trace.end(&facts, self.began);
+            trace.end(facts, self.began);
         }
     }
 }

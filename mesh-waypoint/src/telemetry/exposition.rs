@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use mesh_core::telemetry::Metric;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 
 use super::Tools;
-use super::labels::Labels;
+use super::labels::{Labels, Shown};
 use super::meters::Meters;
 use super::ruled;
 use super::series::{BYTES, MILLISECONDS, Series, Totals};
@@ -27,7 +28,7 @@ impl fmt::Debug for Exposition {
     }
 }
 
-type Counts<'a, T> = [(&'a str, &'a str, fn(&T) -> u64)];
+type Counts<'a, T> = [(Metric, &'a str, &'a str, fn(&T) -> u64)];
 
 impl Collector for Exposition {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
@@ -36,13 +37,18 @@ impl Collector for Exposition {
         for series in &all {
             sums.entry(&series.labels).or_default().add(series);
         }
-        let requests: &Counts<'_, Totals> = &[("istio_requests", "Requests that are over", |totals| totals.requests)];
+        let requests: &Counts<'_, Totals> =
+            &[(Metric::RequestCount, "istio_requests", "Requests that are over", |totals| totals.requests)];
         counters(&mut encoder, &sums, requests)?;
         histograms(&mut encoder, &sums)?;
         sums.retain(|_, totals| totals.messages_received > 0 || totals.messages_sent > 0);
         let messages: &Counts<'_, Totals> = &[
-            ("istio_request_messages", "Messages of gRPC in requests", |totals| totals.messages_received),
-            ("istio_response_messages", "Messages of gRPC in answers", |totals| totals.messages_sent),
+            (Metric::GrpcRequestMessages, "istio_request_messages", "Messages of gRPC in requests", |totals| {
+                totals.messages_received
+            }),
+            (Metric::GrpcResponseMessages, "istio_response_messages", "Messages of gRPC in answers", |totals| {
+                totals.messages_sent
+            }),
         ];
         counters(&mut encoder, &sums, messages)?;
         self.encode_connections(&mut encoder)?;
@@ -62,13 +68,32 @@ impl Exposition {
             sums.entry(&series.labels).or_default().add(series);
         }
         let families: &Counts<'_, Sums> = &[
-            ("istio_tcp_connections_opened", "TCP connections opened", |sums| sums.opened),
-            ("istio_tcp_connections_closed", "TCP connections closed", |sums| sums.closed),
-            ("istio_tcp_sent_bytes", "Bytes to clients", |sums| sums.sent),
-            ("istio_tcp_received_bytes", "Bytes of clients", |sums| sums.received),
+            (Metric::TcpOpenedConnections, "istio_tcp_connections_opened", "TCP connections opened", |sums| {
+                sums.opened
+            }),
+            (Metric::TcpClosedConnections, "istio_tcp_connections_closed", "TCP connections closed", |sums| {
+                sums.closed
+            }),
+            (Metric::TcpSentBytes, "istio_tcp_sent_bytes", "Bytes to clients", |sums| sums.sent),
+            (Metric::TcpReceivedBytes, "istio_tcp_received_bytes", "Bytes of clients", |sums| sums.received),
         ];
         counters(encoder, &sums, families)
     }
+}
+
+/// What a metric shows of label sets: of those that it does not tell apart, the sum. Nothing if it is not made.
+fn shown<'a, T, S: Default>(
+    sums: &'a BTreeMap<&Labels, T>,
+    metric: Metric,
+    add: impl Fn(&mut S, &T),
+) -> BTreeMap<Shown<'a>, S> {
+    let mut shown: BTreeMap<Shown<'a>, S> = BTreeMap::new();
+    for (labels, one) in sums {
+        if let Some(labels) = labels.shown(metric) {
+            add(shown.entry(labels).or_default(), one);
+        }
+    }
+    shown
 }
 
 fn counters<T>(
@@ -76,10 +101,14 @@ fn counters<T>(
     sums: &BTreeMap<&Labels, T>,
     families: &Counts<'_, T>,
 ) -> fmt::Result {
-    for (name, help, value) in families.iter().filter(|_| !sums.is_empty()) {
+    for (metric, name, help, value) in families {
+        let shown = shown(sums, *metric, |sum: &mut u64, one| *sum += value(one));
+        if shown.is_empty() {
+            continue;
+        }
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (labels, one) in sums {
-            ConstCounter::new(value(one)).encode(family.encode_family(*labels)?)?;
+        for (labels, sum) in &shown {
+            ConstCounter::new(*sum).encode(family.encode_family(labels)?)?;
         }
     }
     Ok(())
@@ -87,23 +116,32 @@ fn counters<T>(
 
 fn histograms(encoder: &mut DescriptorEncoder<'_>, sums: &BTreeMap<&Labels, Totals>) -> fmt::Result {
     type Part = fn(&Totals) -> (&[u64], f64);
-    let families: [(&str, &str, &[f64], Part); 3] = [
+    let families: [(Metric, &str, &str, &[f64], Part); 3] = [
         (
+            Metric::RequestDuration,
             "istio_request_duration_milliseconds",
             "From the head of a request to the end of its answer",
             &MILLISECONDS,
             |t| (&t.duration, t.duration_sum),
         ),
-        ("istio_request_bytes", "Bytes of the bodies of requests", &BYTES, |t| (&t.received, t.received_sum)),
-        ("istio_response_bytes", "Bytes of the bodies of answers", &BYTES, |t| (&t.sent, t.sent_sum)),
+        (Metric::RequestSize, "istio_request_bytes", "Bytes of the bodies of requests", &BYTES, |t| {
+            (&t.received, t.received_sum)
+        }),
+        (Metric::ResponseSize, "istio_response_bytes", "Bytes of the bodies of answers", &BYTES, |t| {
+            (&t.sent, t.sent_sum)
+        }),
     ];
-    for (name, help, bounds, part) in families.into_iter().filter(|_| !sums.is_empty()) {
+    for (metric, name, help, bounds, part) in families {
+        let shown = shown(sums, metric, Totals::join);
+        if shown.is_empty() {
+            continue;
+        }
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
-        for (labels, totals) in sums {
+        for (labels, totals) in &shown {
             let (counts, sum) = part(totals);
             let bounds = bounds.iter().copied().chain([f64::INFINITY]);
             let buckets: Vec<(f64, u64)> = bounds.zip(counts.iter().copied()).collect();
-            let mut one = family.encode_family(*labels)?;
+            let mut one = family.encode_family(labels)?;
             one.encode_histogram::<NoLabelSet>(sum, totals.requests, &buckets, None)?;
         }
     }

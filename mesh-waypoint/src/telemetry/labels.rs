@@ -1,9 +1,14 @@
 //! The labels of Istio's metrics, in Istio's order. What is not known is `unknown`, never empty; every value is cut to a bound, because other people write them.
 
+use std::borrow::Cow;
+use std::sync::LazyLock;
+
 use arcstr::ArcStr;
 use mesh_core::Workload;
+use mesh_core::telemetry::Metric;
 use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 
+use super::shape::Custom;
 use super::{Flags, Measured, Protocol, Who};
 
 /// Longest value in bytes.
@@ -36,29 +41,39 @@ const SHARED: [&str; 21] = [
     "request_protocol",
 ];
 
-/// One label set.
+/// Names and values.
+pub(super) type Pairs = Vec<(ArcStr, ArcStr)>;
+
+/// One label set: Istio's labels, and one's own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Labels(Vec<(&'static str, ArcStr)>);
+pub(super) struct Labels {
+    pairs: Pairs,
+    custom: Custom,
+}
+
+/// What one metric shows of a label set.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Shown<'a>(Cow<'a, Pairs>);
 
 impl Labels {
     /// Of a request.
-    pub(super) fn of_request(who: &Who<'_>, measured: &Measured) -> Self {
+    pub(super) fn of_request(who: &Who<'_>, measured: &Measured, custom: &Custom) -> Self {
         let protocol = match measured.protocol {
             Protocol::Http => arcstr::literal!("http"),
             Protocol::Grpc => arcstr::literal!("grpc"),
         };
         let mut labels = ends(who, protocol);
-        labels.push(("response_code", ArcStr::from(measured.status.to_string())));
+        labels.push((arcstr::literal!("response_code"), ArcStr::from(measured.status.to_string())));
         if measured.protocol == Protocol::Grpc {
             let status = measured.grpc_status.map_or_else(ArcStr::new, |status| status.to_string().into());
-            labels.push(("grpc_response_status", status));
+            labels.push((arcstr::literal!("grpc_response_status"), status));
         }
-        Self::with_flags(labels, measured.flags)
+        Self::with_flags(labels, measured.flags, custom)
     }
 
     /// Of a connection that is copied.
-    pub(super) fn of_tcp(who: &Who<'_>, flags: Flags) -> Self {
-        Self::with_flags(ends(who, arcstr::literal!("tcp")), flags)
+    pub(super) fn of_tcp(who: &Who<'_>, flags: Flags, custom: &Custom) -> Self {
+        Self::with_flags(ends(who, arcstr::literal!("tcp")), flags, custom)
     }
 
     /// Stands for all requests or connections whose labels found no room.
@@ -69,23 +84,28 @@ impl Labels {
             "request_protocol" => ArcStr::from(protocol),
             _ => UNKNOWN,
         };
-        let mut labels: Vec<_> = SHARED.iter().map(|name| (*name, value(name))).collect();
+        let mut labels: Pairs = SHARED.iter().map(|name| (ArcStr::from(*name), value(name))).collect();
         if protocol != "tcp" {
-            labels.push(("response_code", UNKNOWN));
+            labels.push((arcstr::literal!("response_code"), UNKNOWN));
         }
-        Self::with_flags(labels, Flags::default())
+        Self::with_flags(labels, Flags::default(), &Custom::default())
     }
 
-    fn with_flags(mut labels: Vec<(&'static str, ArcStr)>, flags: Flags) -> Self {
-        labels.push(("response_flags", ArcStr::from(flags.to_string())));
+    fn with_flags(mut pairs: Pairs, flags: Flags, custom: &Custom) -> Self {
+        pairs.push((arcstr::literal!("response_flags"), ArcStr::from(flags.to_string())));
         // A waypoint takes nothing but tunnels.
-        labels.push(("connection_security_policy", arcstr::literal!("mutual_tls")));
-        Self(labels)
+        pairs.push((arcstr::literal!("connection_security_policy"), arcstr::literal!("mutual_tls")));
+        Self { pairs, custom: custom.clone() }
+    }
+
+    /// What a metric shows of it; `None`: the metric is not made.
+    pub(super) fn shown(&self, metric: Metric) -> Option<Shown<'_>> {
+        self.custom.shown(metric, &self.pairs).map(Shown)
     }
 }
 
 /// The shared labels.
-fn ends(who: &Who<'_>, protocol: ArcStr) -> Vec<(&'static str, ArcStr)> {
+fn ends(who: &Who<'_>, protocol: ArcStr) -> Pairs {
     let source = Side::of(who.client.map(|client| &**client));
     let destination = Side::of(who.endpoint.map(|endpoint| &**endpoint));
     let namespace = who.client.map(|client| &client.namespace).unwrap_or(&who.peer.identity.namespace);
@@ -121,7 +141,8 @@ fn ends(who: &Who<'_>, protocol: ArcStr) -> Vec<(&'static str, ArcStr)> {
         destination.cluster,
         protocol,
     ];
-    SHARED.into_iter().zip(values).collect()
+    static NAMES: LazyLock<[ArcStr; 21]> = LazyLock::new(|| SHARED.map(ArcStr::from));
+    NAMES.iter().cloned().zip(values).collect()
 }
 
 /// One end of a request.
@@ -154,7 +175,8 @@ impl Side {
     }
 }
 
-fn known(value: &ArcStr) -> ArcStr {
+/// What is said of a value that may not be known.
+pub(super) fn known(value: &ArcStr) -> ArcStr {
     if value.is_empty() { UNKNOWN } else { cut(value.clone()) }
 }
 
@@ -173,8 +195,8 @@ fn cut(value: ArcStr) -> ArcStr {
     kept.into()
 }
 
-impl EncodeLabelSet for Labels {
+impl EncodeLabelSet for Shown<'_> {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|(name, value)| (*name, value.as_str()).encode(encoder.encode_label()))
+        self.0.iter().try_for_each(|(name, value)| (name.as_str(), value.as_str()).encode(encoder.encode_label()))
     }
 }

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use super::labels::Labels;
 use super::ruled::{Ruled, Rulings};
 use super::series::Series;
+use super::shape::Custom;
 use super::tcp::{Connections, Copied};
 use super::{Flags, Measured, Protocol, Who};
 
@@ -29,6 +30,7 @@ struct Key {
     grpc_status: Option<u16>,
     flags: Flags,
     protocol: Protocol,
+    custom: Custom,
 }
 
 /// Looks a [`Key`] up without owning one.
@@ -41,6 +43,7 @@ struct At<'a> {
     grpc_status: Option<u16>,
     flags: Flags,
     protocol: Protocol,
+    custom: &'a Custom,
 }
 
 impl Equivalent<Key> for At<'_> {
@@ -52,6 +55,7 @@ impl Equivalent<Key> for At<'_> {
             && self.client == key.client
             && self.endpoint == key.endpoint
             && self.service == key.service
+            && *self.custom == key.custom
     }
 }
 
@@ -65,6 +69,7 @@ impl At<'_> {
             grpc_status: self.grpc_status,
             flags: self.flags,
             protocol: self.protocol,
+            custom: self.custom.clone(),
         }
     }
 }
@@ -87,7 +92,7 @@ struct Inner {
 
 impl Meters {
     /// Counts a request that is over; `now` is the process's milliseconds.
-    pub fn record(&self, who: &Who<'_>, measured: &Measured, now: u64) {
+    pub fn record(&self, who: &Who<'_>, measured: &Measured, custom: &Custom, now: u64) {
         let at = At {
             client: who.client.map_or(&*who.peer.identity.service_account, |client| &*client.uid),
             endpoint: who.endpoint.map_or("", |endpoint| &*endpoint.uid),
@@ -96,12 +101,13 @@ impl Meters {
             grpc_status: measured.grpc_status,
             flags: measured.flags,
             protocol: measured.protocol,
+            custom,
         };
         let mut inner = self.inner.lock();
         if let Some(series) = inner.recent.get(&at) {
             return series.add(measured, now);
         }
-        let mut labels = Labels::of_request(who, measured);
+        let mut labels = Labels::of_request(who, measured, custom);
         let full = inner.series.len() >= MOST && !inner.series.contains_key(&labels);
         if full {
             self.overflowed.fetch_add(1, Relaxed);
@@ -120,8 +126,14 @@ impl Meters {
     }
 
     /// Counts a connection that is copied, from now on.
-    pub fn open(&self, who: &Who<'_>, flags: Flags, clock: impl Fn() -> u64 + Send + 'static) -> Copied {
-        let mut labels = Labels::of_tcp(who, flags);
+    pub fn open(
+        &self,
+        who: &Who<'_>,
+        flags: Flags,
+        custom: &Custom,
+        clock: impl Fn() -> u64 + Send + 'static,
+    ) -> Copied {
+        let mut labels = Labels::of_tcp(who, flags, custom);
         let mut inner = self.inner.lock();
         if inner.connections.len() >= MOST && !inner.connections.contains_key(&labels) {
             self.overflowed.fetch_add(1, Relaxed);
@@ -204,7 +216,7 @@ mod tests {
         let peer = peer();
         let who =
             Who { peer: &peer, from: peer.address, client: None, endpoint: Some(endpoint), service: None, asked: None };
-        meters.record(&who, &measured(200), now);
+        meters.record(&who, &measured(200), &Custom::default(), now);
     }
 
     fn scrape(meters: &Arc<Meters>) -> String {
@@ -253,7 +265,7 @@ mod tests {
             service: None,
             asked: None,
         };
-        let copied = meters.open(&who, Flags::default(), || 5);
+        let copied = meters.open(&who, Flags::default(), &Custom::default(), || 5);
         copied.counters().sent.store(7, Relaxed);
         expire(&[Arc::clone(&meters)], 100_000, Duration::from_millis(1));
         let value = |name: &str| {

@@ -6,7 +6,7 @@
 //!                               ├─ Plan (compiled): logs, by what Facts say ── Sink ── one thread that writes
 //!                               └─ spans: Trace ── Exporter ── crate::collector
 //! ```
-//! Each lane counts for itself: nothing that a request touches is written by two threads.
+//! What is different with metrics a `Plan` compiles into a `Shape`; labels are changed by it when somebody looks. Each lane counts for itself: nothing that a request touches is written by two threads.
 
 mod exposition;
 pub mod facts;
@@ -16,6 +16,7 @@ mod meters;
 mod plan;
 mod ruled;
 mod series;
+mod shape;
 mod sink;
 pub mod spans;
 mod tcp;
@@ -31,6 +32,7 @@ pub use flags::Flags;
 pub use meters::Meters;
 pub use plan::{Plan, Plans, Tools};
 pub use ruled::Ruled;
+pub use shape::{Custom, Shape};
 pub use tcp::Copied;
 
 use crate::peer::Peer;

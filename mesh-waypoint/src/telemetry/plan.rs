@@ -9,6 +9,7 @@ use mesh_core::telemetry::format::Format;
 use mesh_core::telemetry::{AccessLog, Scopes, Telemetry};
 
 use super::facts::{Facts, Wanted};
+use super::shape::Shape;
 use super::sink::{Sink, Writer};
 use super::spans::{Exporters, Tracer};
 
@@ -32,6 +33,8 @@ pub struct Plans {
 #[derive(Default)]
 pub struct Plan {
     logs: Vec<Log>,
+    /// What is different with their numbers.
+    pub shape: Option<Arc<Shape>>,
     /// Their traces.
     pub tracer: Option<Arc<Tracer>>,
     /// What must be remembered of their messages.
@@ -68,13 +71,14 @@ impl Plan {
             let exporter = tracing.collector.as_ref().map(|collector| tools.exporters.to(collector));
             Arc::new(Tracer::new(tracing, exporter, &mut wanted))
         });
-        Self { logs, tracer, wanted }
+        let shape = Shape::compile(&telemetry.metrics, &mut wanted);
+        Self { logs, shape, tracer, wanted }
     }
 
-    /// Whether lines may be written.
+    /// Whether something of the messages is asked for when a request is over.
     #[must_use]
-    pub fn has_logs(&self) -> bool {
-        !self.logs.is_empty()
+    pub fn remembers(&self) -> bool {
+        !self.logs.is_empty() || self.shape.as_ref().is_some_and(|shape| shape.asks())
     }
 
     /// Writes the lines of a request that is over, into the buffer of that lane. `scratch` is anything.

@@ -123,6 +123,21 @@ impl Totals {
         self.messages_received += series.messages_received.load(Relaxed);
         self.messages_sent += series.messages_sent.load(Relaxed);
     }
+
+    /// Adds those of another label set.
+    pub(super) fn join(&mut self, other: &Self) {
+        let sum =
+            |to: &mut [u64; COUNT], from: &[u64; COUNT]| to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+        self.requests += other.requests;
+        sum(&mut self.duration, &other.duration);
+        sum(&mut self.received, &other.received);
+        sum(&mut self.sent, &other.sent);
+        self.duration_sum += other.duration_sum;
+        self.received_sum += other.received_sum;
+        self.sent_sum += other.sent_sum;
+        self.messages_received += other.messages_received;
+        self.messages_sent += other.messages_sent;
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 pub mod bookinfo;
 pub mod canned;
 pub mod client;
+pub mod collector;
 pub mod dns;
 pub mod ends;
 pub mod janitor;

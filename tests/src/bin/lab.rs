@@ -1,7 +1,7 @@
 //! `lab <program>`: the helper programs that run inside the lab - servers, clients, load, cluster DNS and the janitor.
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use mesh_tests::apps::{canned, client, dns, ends, janitor, load, servers, trickle};
+use mesh_tests::apps::{canned, client, collector, dns, ends, janitor, load, servers, trickle};
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -57,6 +57,11 @@ enum Program {
         name: String,
         #[arg(long, default_value_t = 0)]
         delay_ms: u64,
+    },
+    /// Take spans as OTLP over HTTP, and tell of each.
+    Collector {
+        #[arg(long, default_value_t = 4318)]
+        port: u16,
     },
     /// Speak first.
     Banner {
@@ -242,6 +247,7 @@ fn main() -> Result<()> {
         Program::Dns { listen, records } => return dns::run(listen, records),
         Program::TcpEcho { ports, prefix } => return servers::tcp_echo(&ports, &prefix),
         Program::Http { port, name, delay_ms } => return servers::http(port, &name, Duration::from_millis(delay_ms)),
+        Program::Collector { port } => return collector::run(port),
         Program::Banner { port, text } => return servers::banner(port, &text),
         Program::Get { url, headers, count, lines, interval_ms, timeout } => {
             let request = client::Get { url, headers, timeout: seconds(timeout) };

@@ -7,3 +7,4 @@ mod identity;
 mod lifecycle;
 mod routing;
 mod stage;
+mod telemetry;

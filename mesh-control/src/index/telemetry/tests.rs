@@ -1,5 +1,7 @@
 //! Objects in, what a waypoint does out.
 
+use mesh_core::telemetry::Metric as CoreMetric;
+
 use super::*;
 
 const GATEWAY: &str = "gateway.networking.k8s.io";
@@ -29,10 +31,10 @@ fn scopes(mesh: &MeshTelemetry, all: &[(&str, &str)]) -> (Scopes, Vec<String>) {
     let (objects, settings) = (objects(all), Settings::default());
     let around = Around { objects: &objects, mesh, settings: &settings };
     let services = ["shop/web.shop.svc.cluster.local".parse().unwrap()].into();
-    let mut problems = Vec::new();
-    let scopes = around.scopes(&"shop/waypoint".parse().unwrap(), "undermesh-waypoint", &services, &mut problems);
+    let mut told = Told::default();
+    let scopes = around.scopes(&"shop/waypoint".parse().unwrap(), "undermesh-waypoint", &services, &mut told);
     let said = |(key, problem): &(Key, Problem)| format!("{} {}: {}", key.name, problem.field, problem.message);
-    (scopes, problems.iter().map(said).collect())
+    (scopes, told.problems.iter().map(said).collect())
 }
 
 /// The logs of the waypoint: `path filter`.

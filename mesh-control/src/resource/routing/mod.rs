@@ -168,7 +168,8 @@ pub fn inaction(kind: Kind) -> Option<&'static str> {
         | Kind::DestinationRule
         | Kind::HttpRoute
         | Kind::GrpcRoute
-        | Kind::RequestAuthentication => Some(NO_WAYPOINT),
+        | Kind::RequestAuthentication
+        | Kind::Telemetry => Some(NO_WAYPOINT),
         Kind::TlsRoute | Kind::TcpRoute | Kind::UdpRoute => {
             Some("known, not in force: connections and datagrams are not routed yet")
         }
@@ -179,7 +180,6 @@ pub fn inaction(kind: Kind) -> Option<&'static str> {
             Some("known, not in force: agents and DNS know services and pods of Kubernetes only")
         }
         Kind::Sidecar => Some("known, not in force: agents know all services, and let the rest pass"),
-        Kind::Telemetry => Some("known, not in force: agents make all of their metrics and logs"),
         _ => None,
     }
 }

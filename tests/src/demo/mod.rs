@@ -4,12 +4,14 @@
 //! tour     what is shown, in order: the cluster, before, into the mesh, and out of it
 //! traffic  load, identities, STRICT, policy
 //! waypoint routes, faults, a timeout, copies
+//! ingress  a gateway with TLS, from outside
 //! fault    an agent dies
 //! keep     commands to try afterwards
 //! facts    how each fact is checked        report  how it looks
 //! ```
 mod facts;
 mod fault;
+mod ingress;
 mod keep;
 mod report;
 mod tour;

@@ -50,6 +50,7 @@ pub fn run(report: &mut Report, options: Options) -> Option<(Lab, Bookinfo)> {
         stage.strict();
         stage.policy();
         stage.http();
+        stage.ingress();
         stage.agent_dies();
         stage.leave();
     }

@@ -1,5 +1,6 @@
 //! The manifests folder: ordinary Kubernetes objects, one file each, replaced atomically, as an operator's tooling would.
 use anyhow::{Context, Result};
+use base64::Engine;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -201,6 +202,13 @@ pub fn service(s: &ServiceManifest) -> String {
     }
     text.push('\n');
     text
+}
+
+/// A Secret with these entries.
+pub fn secret(namespace: &str, name: &str, entries: &[(&str, &str)]) -> String {
+    let encode = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+    let data: String = entries.iter().map(|(key, text)| format!("  {key}: {}\n", encode(text))).collect();
+    format!("apiVersion: v1\nkind: Secret\nmetadata:\n  name: {name}\n  namespace: {namespace}\ndata:\n{data}")
 }
 
 /// A Gateway with the one listener of a waypoint, which takes what is of its own namespace.

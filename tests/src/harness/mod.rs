@@ -19,6 +19,7 @@ mod cluster;
 pub mod control;
 pub mod enrol;
 pub mod http;
+pub mod ingress;
 pub mod istio_cni;
 pub mod kubernetes;
 pub mod lab;

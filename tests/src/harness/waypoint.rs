@@ -58,6 +58,22 @@ impl Lab {
         self.restart_waypoint(pod, gateway)
     }
 
+    /// Starts a pod of a Gateway of the class `undermesh`, which listens outside of the mesh, with these labels besides, and waits until it is ready.
+    pub fn start_gateway(&self, namespace: &str, gateway: &str, node: u8, labels: &[(&str, &str)]) -> Result<Waypoint> {
+        let name = format!("{gateway}-{:06x}", rand::random::<u32>() & 0xff_ffff);
+        // What is made for a Gateway of this class is called so, and so are its service account and Service.
+        let made = format!("{gateway}-undermesh");
+        let spec = PodSpec::new(&name).namespace(namespace).node(node).service_account(&made).unready();
+        let spec = spec.label(GATEWAY_NAME, gateway).label(DATAPLANE_MODE, "none");
+        let pod = self.add_pod(labels.iter().fold(spec, |spec, (key, value)| spec.label(key, value)))?;
+        let program = self.waypoint_program(&pod, gateway)?;
+        let process = self.spawn(program.args(["--service-account", &made, "--service", &made]))?;
+        let waypoint = Waypoint { pod, process };
+        waypoint.wait_ready(SOON)?;
+        self.set_ready(&waypoint.pod, true)?;
+        Ok(waypoint)
+    }
+
     /// Starts the process of a pod of a Gateway that has none, as a kubelet starts a container again.
     pub fn restart_waypoint(&self, pod: Arc<Pod>, gateway: &str) -> Result<Waypoint> {
         let process = self.spawn(self.waypoint_program(&pod, gateway)?)?;

@@ -1,0 +1,72 @@
+//! Ingress without TLS: row B15, and Bookinfo's page.
+use crate::stage::{CHANGE, stage};
+use anyhow::{Result, ensure};
+use mesh_tests::harness::{Need, eventually, in_lab};
+
+/// A listener for one host, and one for all of a domain.
+const LISTENERS: &str = "[{name: httpbin, port: 80, protocol: HTTP, hostname: httpbin.example.com}, {name: books, port: 8080, protocol: HTTP, hostname: \"*.bookinfo.com\"}]";
+const HTTPBIN: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: httpbin, namespace: default}\nspec:\n  parentRefs: [{name: edge}]\n  hostnames: [httpbin.example.com]\n  rules:\n  - matches: [{path: {type: PathPrefix, value: /status}}, {path: {type: PathPrefix, value: /delay}}]\n    backendRefs: [{name: httpbin, port: 8000}]\n";
+const BOOKS: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: books, namespace: default}\nspec:\n  parentRefs: [{name: edge, sectionName: books}]\n  rules:\n  - matches: [{path: {value: /productpage}}]\n    backendRefs: [{name: productpage, port: 9080}]\n";
+
+/// The same with Istio's kinds, for another host.
+const ISTIO_S: &str = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: httpbin-gateway, namespace: default}\nspec:\n  selector: {istio: ingressgateway}\n  servers:\n  - {port: {number: 80, name: http, protocol: HTTP}, hosts: [httpbin.istio.example.com]}\n---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: httpbin, namespace: default}\nspec:\n  hosts: [httpbin.istio.example.com]\n  gateways: [httpbin-gateway]\n  http:\n  - match: [{uri: {prefix: /status}}, {uri: {prefix: /delay}}]\n    route: [{destination: {host: httpbin, port: {number: 8000}}}]\n";
+
+#[test]
+fn features_B15_ingress_over_HTTP() -> Result<()> {
+    in_lab(Need::Mesh, || {
+        let stage = stage(LISTENERS)?;
+        let visitor = stage.visitor(80);
+        for (text, host) in [(HTTPBIN, "httpbin.example.com"), (ISTIO_S, "httpbin.istio.example.com")] {
+            // A listener without routes has nothing to answer with.
+            stage.becomes("no route", 404, || visitor.status(host, "/status/200"))?;
+            stage.lab.apply("httpbin", text)?;
+            stage.becomes("the route", 200, || visitor.status(host, "/status/200"))?;
+            for (host, path, expected) in [
+                (host, "/status/418", 418),
+                (host, "/delay/1", 200),
+                (&*format!("{}:80", host.to_uppercase()), "/status/200", 200),
+                (host, "/headers", 404),
+                ("other.example.com", "/status/200", 404),
+                ("www.bookinfo.com", "/productpage", 404),
+            ] {
+                let status = visitor.status(host, path)?;
+                ensure!(status == expected, "{host}{path}: {status}");
+            }
+            let answer = visitor.plain()?.get(host, "/status/200")?.body;
+            let is_it = answer.contains("\"x-forwarded-proto\":\"http\"") && answer.contains("\"server\":\"httpbin\"");
+            ensure!(is_it, "{answer}");
+            stage.lab.delete("httpbin")?;
+            stage.becomes("no route", 404, || visitor.status(host, "/status/200"))?;
+        }
+
+        stage.lab.apply("books", BOOKS)?;
+        let visitor = stage.visitor(8080);
+        let page = eventually("the page", CHANGE, || {
+            let answer = visitor.plain()?.get("www.bookinfo.com", "/productpage")?;
+            ensure!(answer.status == 200, "{}", answer.status);
+            Ok(answer.body)
+        })?;
+        ensure!(page.contains("<title>Simple Bookstore App</title>") && page.contains("Reviews served by"), "{page}");
+        // Its own principal, which is what policies speak of.
+        stage.lab.apply("viewer", VIEWER)?;
+        stage.becomes("only the gateway", 200, || visitor.status("www.bookinfo.com", "/productpage"))?;
+        let load = |count| stage.bookinfo.load(&stage.bookinfo.client, count);
+        eventually("nobody else", CHANGE, || {
+            let loads = load(1)?;
+            ensure!(loads.iter().all(|load| load.status != 200), "{loads:?}");
+            Ok(())
+        })?;
+        ensure!(visitor.status("www.bookinfo.com", "/productpage")? == 200);
+        // A port that nobody listens on any more is closed, without a word to the others.
+        let mut open = stage.visitor(8080).plain()?;
+        stage.lab.apply("edge", &crate::stage::edge("[{name: books, port: 8080, protocol: HTTP}]"))?;
+        eventually("port 80 closed", CHANGE, || {
+            ensure!(stage.visitor(80).plain().is_err());
+            Ok(())
+        })?;
+        ensure!(open.get("www.bookinfo.com", "/productpage")?.status == 200);
+        Ok(())
+    })
+}
+
+const VIEWER: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: viewer, namespace: default}\nspec:\n  selector: {matchLabels: {app: productpage}}\n  action: ALLOW\n  rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/edge-undermesh]}}]}]\n";

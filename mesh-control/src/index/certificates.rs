@@ -130,3 +130,101 @@ fn add(to: &mut Credential, one: Credential) {
         (to.chain, to.key, to.staple) = (one.chain, one.key, one.staple);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::{Kind, Object, secret};
+    use crate::yaml::node::parse;
+
+    fn name(name: &str) -> NamespacedName {
+        NamespacedName::new("shop", name)
+    }
+
+    fn reference(secret: &str, or: Option<&str>, part: Part) -> Reference {
+        Reference {
+            gateway: name("edge"),
+            object: Key { kind: Kind::Gateway, namespace: "shop".into(), name: "edge".into() },
+            listener: "https".into(),
+            field: "spec.x".to_owned(),
+            secret: name(secret),
+            or: or.map(name),
+            part,
+        }
+    }
+
+    /// Secrets by name, with what is in each: a certificate with its key, and roots.
+    fn secrets(mut all: Secrets, named: &[(&str, bool, bool)]) -> Secrets {
+        let made = rcgen::generate_simple_self_signed(vec!["a.example".to_owned()]).unwrap();
+        let (cert, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+        for (own, has_pair, has_roots) in named {
+            let pair = if *has_pair { format!("tls.crt: {cert:?}, tls.key: {key:?}, ") } else { String::new() };
+            let roots = if *has_roots { format!("ca.crt: {cert:?}") } else { String::new() };
+            let read = secret::read(&parse(&format!("stringData: {{{pair}{roots}}}")).unwrap());
+            let Ok(Object::Secret(secret)) = read.outcome else { panic!("{own}") };
+            all.insert(name(own), secret);
+        }
+        all
+    }
+
+    /// What a gateway gets: of each name whether there is a chain, a key, roots.
+    fn given(made: &Certified) -> Vec<String> {
+        let all = made.certificates.values().flat_map(|all| all.all.iter());
+        all.map(|(name, one)| {
+            let has = [!one.chain.is_empty(), !one.key.expose().is_empty(), !one.roots.is_empty()];
+            format!("{name} {}", has.map(|has| if has { "+" } else { "-" }).concat())
+        })
+        .collect()
+    }
+
+    #[test]
+    fn a_gateway_gets_of_each_secret_what_it_is_named_for_and_no_more() {
+        let shown = || reference("c", None, Part::Shown);
+        let believed = || reference("c-cacert", Some("c"), Part::Believed);
+        for (references, secrets_there, expected) in [
+            (vec![shown()], &[("c", true, true), ("other", true, true)][..], vec!["shop/c ++-"]),
+            (vec![shown(), believed()], &[("c", true, true)], vec!["shop/c ++-", "shop/c-cacert --+"]),
+            (vec![believed()], &[("c", true, false), ("c-cacert", true, true)], vec!["shop/c-cacert --+"]),
+            (vec![shown(), reference("c", None, Part::Believed)], &[("c", true, true)], vec!["shop/c +++"]),
+        ] {
+            let made = index(&references, &secrets(Secrets::default(), secrets_there), &BTreeMap::new());
+            assert_eq!(given(&made), expected, "{references:?}");
+            assert!(made.problems.is_empty() && made.undecided.is_empty(), "{:?}", made.problems);
+            let again = index(&references, &secrets(Secrets::default(), &[]), &made.certificates);
+            assert!(given(&again).is_empty(), "gone with its Secret");
+        }
+        assert_eq!(wanted(&[shown(), believed()]), [name("c"), name("c-cacert")].into());
+    }
+
+    #[test]
+    fn what_is_as_before_is_the_same() {
+        let (references, all) =
+            ([reference("c", None, Part::Shown)], secrets(Secrets::default(), &[("c", true, false)]));
+        let first = index(&references, &all, &BTreeMap::new()).certificates;
+        let second = index(&references, &all, &first).certificates;
+        assert!(Arc::ptr_eq(&first[&name("edge")], &second[&name("edge")]));
+    }
+
+    #[test]
+    fn what_is_missing_is_told_and_what_is_not_heard_of_is_not() {
+        let references = [reference("c", None, Part::Shown), reference("c-cacert", Some("c"), Part::Believed)];
+        let said = |secrets: &Secrets| {
+            let made = index(&references, secrets, &BTreeMap::new());
+            let said: Vec<String> = made.problems.iter().map(|(_, problem)| problem.message.clone()).collect();
+            assert_eq!(made.unresolved.is_empty(), said.is_empty());
+            (said.join("; "), made.undecided.len())
+        };
+        assert_eq!(
+            said(&Secrets::default()),
+            ("there is no Secret shop/c; there is no Secret shop/c-cacert".to_owned(), 0)
+        );
+        let without_roots = secrets(Secrets::default(), &[("c", true, false)]);
+        assert_eq!(said(&without_roots), ("Secret shop/c: it has no ca.crt".to_owned(), 0));
+        let mut asked = Secrets::asked();
+        assert_eq!(said(&asked), (String::new(), 1));
+        asked.fail(&name("c"), "403".into());
+        asked.remove(&name("c-cacert"));
+        let failing = "Secret shop/c cannot be asked for: 403";
+        assert_eq!(said(&asked), (format!("{failing}; {failing}"), 0));
+    }
+}

@@ -13,7 +13,7 @@ use common::{ControlPlane, no_authority, until};
 use mesh_client::{ClientMetrics, ControlConfig};
 use mesh_core::{Change, Snapshot, Store, Workload};
 use mesh_proto::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE, convert,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, CONNECTION_ROUTES_TYPE, convert,
     discovery::{Any, DeltaDiscoveryResponse, Resource},
 };
 use parking_lot::Mutex;
@@ -103,8 +103,9 @@ async fn subscribes_applies_and_acknowledges() {
     let mut stream = server.stream().await;
     assert_eq!(stream.metadata.get("authorization").unwrap(), "Bearer secret-1");
     assert_eq!(stream.metadata.get("clusterid").unwrap(), "Kubernetes");
-    let requests = [stream.request().await, stream.request().await];
-    assert_eq!([&*requests[0].type_url, &*requests[1].type_url], [ADDRESS_TYPE, AUTHORIZATION_TYPE]);
+    let requests = [stream.request().await, stream.request().await, stream.request().await];
+    let types = requests.each_ref().map(|request| &*request.type_url);
+    assert_eq!(types, [ADDRESS_TYPE, AUTHORIZATION_TYPE, CONNECTION_ROUTES_TYPE]);
     let node = requests[0].node.clone().unwrap();
     assert_eq!(node.id, "ztunnel~1.1.1.1~node-1.undermesh-system~undermesh-system.svc.cluster.local");
     assert!(
@@ -123,6 +124,9 @@ async fn subscribes_applies_and_acknowledges() {
     assert_eq!(agent.workloads(), 2);
     assert!(!agent.is_synced());
     stream.respond(no_policies()).await;
+    stream.request().await;
+    assert!(!agent.is_synced());
+    stream.respond(DeltaDiscoveryResponse { type_url: CONNECTION_ROUTES_TYPE.into(), ..no_policies() }).await;
     stream.request().await;
     assert!(agent.is_synced() && agent.metrics.is_connected());
 
@@ -300,7 +304,7 @@ async fn hardening_B103_a_batch_of_a_hundred_thousand_holds_up_nobody() {
             async move { match mesh_client::run(config, sink, tokio::sync::mpsc::channel(1).1, metrics).await {} },
         );
     let mut stream = server.stream().await;
-    while stream.request().await.type_url != AUTHORIZATION_TYPE {}
+    while stream.request().await.type_url != CONNECTION_ROUTES_TYPE {}
     stream.respond(addresses("n1", (0..COUNT).map(workload).collect())).await;
     let ack = tokio::time::timeout(Duration::from_secs(120), stream.request()).await.unwrap();
     assert_eq!((ack.response_nonce.as_str(), ack.error_detail), ("n1", None));

@@ -41,6 +41,13 @@ pub fn manifests(data: &[u8]) {
             Err(error) => panic!("{name} cannot be read by a client: {}", error.source),
         }
     }
+    for (name, message) in messages(&world, Kind::Connections) {
+        match mesh_proto::convert::connection_routes(&message) {
+            Ok(read) if read.closed.is_empty() => changes.push(Change::Connections(read.routes)),
+            Ok(read) => panic!("{name} cannot be read by a client: {:?}", read.closed),
+            Err(error) => panic!("{name} cannot be read by a client: {error}"),
+        }
+    }
     mesh_core::Store::new().apply(changes);
 }
 

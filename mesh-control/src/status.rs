@@ -62,7 +62,11 @@ impl Status {
         let count = |kind| world.table(kind, &Audience::Agent).len();
         json!({
             "generation": world.generation,
-            "resources": { "address": count(Kind::Address), "authorization": count(Kind::Authorization) },
+            "resources": {
+                "address": count(Kind::Address),
+                "authorization": count(Kind::Authorization),
+                "connection_routes": count(Kind::Connections),
+            },
             "diagnoses": self.diagnoses.load().len() + self.authority.load().len(),
             "streams": self.streams.list(),
         })

@@ -21,8 +21,8 @@ use mesh_core::listener::{Encryption, Listener, Listeners, Serves};
 use mesh_core::{Change, NamespacedName, TrustDomain};
 use mesh_proto::discovery::{Any, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 use mesh_proto::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE, CERTIFICATES_TYPE, CLUSTERS_TYPE, LISTENERS_TYPE, ROUTE_TABLE_TYPE,
-    SECURITY_TYPE, TELEMETRY_TYPE, WORKLOAD_LABELS_TYPE, convert,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, CERTIFICATES_TYPE, CLUSTERS_TYPE, CONNECTION_ROUTES_TYPE, LISTENERS_TYPE,
+    ROUTE_TABLE_TYPE, SECURITY_TYPE, TELEMETRY_TYPE, WORKLOAD_LABELS_TYPE, convert,
 };
 use mesh_transport::hbone::{Pool, PoolConfig, TunnelKey};
 use mesh_transport::tls::{IdentityCertificate, Roots};
@@ -215,9 +215,12 @@ async fn from_start_to_end() {
 
     let mut stream = plane.stream().await;
     let mut asked = Vec::new();
-    for _ in 0..9 {
+    for _ in 0..10 {
         asked.push(stream.request().await);
     }
+    let connections = asked.remove(2);
+    assert_eq!(connections.type_url, CONNECTION_ROUTES_TYPE);
+    respond(&stream, &connections, Vec::new()).await;
     let types: Vec<_> = asked.iter().map(|request| request.type_url.as_str()).collect();
     let own = [SECURITY_TYPE, TELEMETRY_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE, CERTIFICATES_TYPE, LISTENERS_TYPE];
     assert_eq!(types, [&[ADDRESS_TYPE, AUTHORIZATION_TYPE, WORKLOAD_LABELS_TYPE], &own[..]].concat());

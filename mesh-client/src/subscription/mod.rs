@@ -1,7 +1,7 @@
 //! The delta xDS subscription as a value: messages and times go in, requests and changes come out. No socket, no clock.
 //!
 //! ```text
-//! on_connected -> initial requests of both types, with the versions of what is held
+//! on_connected -> initial requests of all types, with the versions of what is held
 //! on_message   -> changes for the store, and the ACK or NACK to send once they are applied
 //! on_demand    -> a request about one address that a connection waits for
 //! on_timer     -> changes that waited for certainty, questions to take back, or the wish to connect again
@@ -27,7 +27,7 @@ pub use events::{Alarm, Due, Limits, Received, Reply};
 use labels::Labels;
 use mesh_core::Change;
 use mesh_proto::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE, WORKLOAD_LABELS_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, CONNECTION_ROUTES_TYPE, WORKLOAD_LABELS_TYPE,
     discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node},
 };
 use own::OwnTopic;
@@ -35,14 +35,19 @@ pub use own::{Own, OwnKind};
 use topic::Topic;
 
 const MIN_INITIAL_VERSIONS_BYTES: usize = 64 << 10;
+/// A control plane that is not ours may never answer about routes of connections: so long after everything else nothing waits for it any more.
+const ROUTES_MS: u64 = 1_000;
 
-/// The subscription to both types, and to what a waypoint has of its own if that is wanted.
+/// The subscription to what everybody has, and to what a waypoint has of its own if that is wanted.
 #[derive(Debug)]
 pub struct Subscription {
     node: Node,
     limits: Limits,
     addresses: Topic,
     policies: Topic,
+    connections: Topic,
+    /// Until when they are waited for, once everything else was answered.
+    connections_by_ms: Option<u64>,
     own: Vec<OwnTopic>,
     labels: Option<Labels>,
     demands: Demands,
@@ -59,6 +64,8 @@ impl Subscription {
             limits,
             addresses,
             policies,
+            connections: Topic::new(CONNECTION_ROUTES_TYPE),
+            connections_by_ms: None,
             own: Vec::new(),
             labels: None,
             demands: Demands::default(),
@@ -105,7 +112,7 @@ impl Subscription {
                 (None, topic) => topic.and_then(|topic| topic.receive(response, &mut reply.problems)),
             };
             let mut changes = Vec::new();
-            self.sync(&mut changes);
+            self.sync(&mut changes, now_ms);
             let problems = reply.problems.clone();
             let alarm = (!problems.is_empty()).then_some(Alarm::Rejected { type_url, problems });
             return Received { changes, own, reply, alarms: alarm.into_iter().collect() };
@@ -119,7 +126,7 @@ impl Subscription {
             topic.last_answer_ms = now_ms;
         }
         topic.receive(response, &limits, now_ms, &mut changes, &mut reply.problems, &mut alarms);
-        self.sync(&mut changes);
+        self.sync(&mut changes, now_ms);
         Received { changes, own: None, reply, alarms }
     }
 
@@ -145,8 +152,9 @@ impl Subscription {
     /// When `on_timer` is next due.
     #[must_use]
     pub fn next_timer(&self) -> Option<u64> {
-        let topics = [&self.addresses, &self.policies].into_iter().filter_map(|topic| topic.next_timer(&self.limits));
-        topics.chain(self.demands.next_timer()).min()
+        let topics = self.shared().into_iter().filter_map(|topic| topic.next_timer(&self.limits));
+        let routes = self.connections_by_ms.filter(|_| !self.synced);
+        topics.chain(self.demands.next_timer()).chain(routes).min()
     }
 
     /// Does what is due.
@@ -154,20 +162,24 @@ impl Subscription {
         let (mut due, limits) = (Due::default(), self.limits);
         self.topics().into_iter().for_each(|topic| topic.tick(&limits, now_ms, &mut due));
         due.requests.extend(self.demands.expire(now_ms).map(demand::unsubscribe));
-        self.sync(&mut due.changes);
+        self.sync(&mut due.changes, now_ms);
         due
     }
 
-    fn sync(&mut self, changes: &mut Vec<Change>) {
+    fn sync(&mut self, changes: &mut Vec<Change>, now_ms: u64) {
         let labels = self.labels.as_ref().is_none_or(|labels| labels.answered);
         let own = labels && self.own.iter().all(|own| own.answered);
-        if !self.synced && self.addresses.answered && self.policies.answered && own {
+        if self.synced || !(self.addresses.answered && self.policies.answered && own) {
+            return;
+        }
+        let by_ms = *self.connections_by_ms.get_or_insert(now_ms + ROUTES_MS);
+        if self.connections.answered || now_ms >= by_ms {
             self.synced = true;
             changes.push(Change::Synced);
         }
     }
 
-    /// Whether everything that is subscribed to has been answered once.
+    /// Whether everything that is subscribed to has been answered once, or will not be.
     #[must_use]
     pub fn is_synced(&self) -> bool {
         self.synced
@@ -182,16 +194,20 @@ impl Subscription {
         if type_url == WORKLOAD_LABELS_TYPE {
             return self.labels.as_ref().map_or(0, Labels::held);
         }
-        [&self.addresses, &self.policies].into_iter().find(|t| t.type_url == type_url).map_or(0, |t| t.held.len())
+        self.shared().into_iter().find(|t| t.type_url == type_url).map_or(0, |t| t.held.len())
     }
 
     /// How many removals are held back.
     #[must_use]
     pub fn suspended(&self) -> usize {
-        [&self.addresses, &self.policies].into_iter().flat_map(|t| &t.suspended).map(|s| s.names.len()).sum()
+        self.shared().into_iter().flat_map(|t| &t.suspended).map(|s| s.names.len()).sum()
     }
 
-    fn topics(&mut self) -> [&mut Topic; 2] {
-        [&mut self.addresses, &mut self.policies]
+    fn shared(&self) -> [&Topic; 3] {
+        [&self.addresses, &self.policies, &self.connections]
+    }
+
+    fn topics(&mut self) -> [&mut Topic; 3] {
+        [&mut self.addresses, &mut self.policies, &mut self.connections]
     }
 }

@@ -3,7 +3,7 @@
 use arcstr::ArcStr;
 use mesh_core::{Change, NamespacedName, intern::Interner, policy::Scope};
 use mesh_proto::{
-    ADDRESS_TYPE,
+    ADDRESS_TYPE, CONNECTION_ROUTES_TYPE,
     convert::{self, AddressResource},
     discovery::Resource,
 };
@@ -26,7 +26,7 @@ pub(super) struct Refused {
     pub(super) name: String,
     /// For the NACK: the name and what is wrong.
     pub(super) problem: String,
-    /// A policy that cannot be read still has an effect: it denies, or its last good form stays.
+    /// What cannot be read still has an effect: a policy denies, or its last good form stays; routes refuse connections.
     pub(super) instead: Option<Item>,
 }
 
@@ -38,22 +38,29 @@ pub(super) fn read(type_url: &str, resource: Resource, interner: &mut Interner) 
         read_sound(type_url, resource, interner)
     });
     read.unwrap_or_else(|| {
-        let policy = if type_url == ADDRESS_TYPE { None } else { unreadable(&name, None) };
-        Err(refused(&name, "cannot be read: the reader panicked", policy))
+        let problem = "the reader panicked";
+        let instead = match type_url {
+            ADDRESS_TYPE => None,
+            CONNECTION_ROUTES_TYPE => closed(&name, problem),
+            _ => unreadable(&name, None),
+        };
+        Err(refused(&name, &format!("cannot be read: {problem}"), instead))
     })
 }
 
 fn read_sound(type_url: &str, resource: Resource, interner: &mut Interner) -> Result<Item, Box<Refused>> {
-    let Some(body) = resource.resource else {
-        return Err(refused(&resource.name, "has no content", None));
+    let other = |problem: &str| {
+        let is_route = type_url == CONNECTION_ROUTES_TYPE;
+        Err(refused(&resource.name, problem, is_route.then(|| closed(&resource.name, problem)).flatten()))
     };
+    let Some(body) = resource.resource else { return other("has no content") };
     if body.type_url != type_url {
-        return Err(refused(&resource.name, &format!("is of type {:?}", shortened(&body.type_url)), None));
+        return other(&format!("is of type {:?}", shortened(&body.type_url)));
     }
-    if type_url == ADDRESS_TYPE {
-        read_address(&resource.name, resource.version, &body.value, interner)
-    } else {
-        read_policy(&resource.name, resource.version, &body.value)
+    match type_url {
+        ADDRESS_TYPE => read_address(&resource.name, resource.version, &body.value, interner),
+        CONNECTION_ROUTES_TYPE => read_connections(&resource.name, resource.version, &body.value),
+        _ => read_policy(&resource.name, resource.version, &body.value),
     }
 }
 
@@ -83,6 +90,30 @@ fn read_policy(name: &str, version: String, bytes: &[u8]) -> Result<Item, Box<Re
     }
 }
 
+/// Routes of which rules are closed are in force, and told of.
+fn read_connections(name: &str, version: String, bytes: &[u8]) -> Result<Item, Box<Refused>> {
+    let read = match convert::connection_routes(bytes) {
+        Ok(read) => read,
+        Err(error) => return Err(refused(name, &error.to_string(), closed(name, &error.to_string()))),
+    };
+    let real = read.routes.service.to_string();
+    if real != name {
+        let problem = format!("contains {:?}", shortened(&real));
+        return Err(refused(name, &problem, closed(name, &problem)));
+    }
+    let item = |version| Item { name: name.into(), version, member: false, change: Change::Connections(read.routes) };
+    match read.closed.first() {
+        None => Ok(item(version.into())),
+        Some(first) => Err(refused(name, &format!("refuses connections: {first}"), Some(item(Version::Refused)))),
+    }
+}
+
+/// What stands for routes that cannot be read: connections do not go where they would without any. The resource's name says which service is meant.
+fn closed(name: &str, why: &str) -> Option<Item> {
+    let change = Change::Connections(convert::closed_connections(name.parse().ok()?, why));
+    Some(Item { name: name.into(), version: Version::Refused, member: false, change })
+}
+
 /// What stands for a policy that cannot be read. The resource's name, unlike its content, can be relied on to say which policy is meant.
 fn unreadable(name: &str, scope: Option<Scope>) -> Option<Item> {
     let change = Change::PolicyUnreadable { name: name.parse().ok()?, scope };
@@ -91,10 +122,11 @@ fn unreadable(name: &str, scope: Option<Scope>) -> Option<Item> {
 
 /// The change that takes a resource away.
 pub(super) fn removal(type_url: &str, name: ArcStr) -> Option<Change> {
-    if type_url == ADDRESS_TYPE {
-        return Some(Change::RemoveAddress(name));
+    match type_url {
+        ADDRESS_TYPE => Some(Change::RemoveAddress(name)),
+        CONNECTION_ROUTES_TYPE => name.parse().ok().map(Change::RemoveConnections),
+        _ => name.parse().ok().map(Change::RemovePolicy),
     }
-    name.parse().ok().map(Change::RemovePolicy)
 }
 
 fn refused(name: &str, problem: &str, instead: Option<Item>) -> Box<Refused> {

@@ -1,7 +1,9 @@
 //! Scripts of messages and times against the state machine.
 
 use arcstr::ArcStr;
-use mesh_core::{Policy, Service, Workload, policy};
+use mesh_core::l4::{ConnectionRoutes, Group, Place, Rule, Split};
+use mesh_core::l7::{ClusterKey, Target};
+use mesh_core::{NamespacedName, Policy, Service, Workload, policy};
 use mesh_proto::{
     convert,
     discovery::{Any, Resource},
@@ -72,6 +74,20 @@ fn policies(resources: Vec<Resource>) -> DeltaDiscoveryResponse {
     response(AUTHORIZATION_TYPE, resources, vec![])
 }
 
+fn routes(resources: Vec<Resource>, removed: Vec<String>) -> DeltaDiscoveryResponse {
+    response(CONNECTION_ROUTES_TYPE, resources, removed)
+}
+
+/// Routes of a service that lead connections to another.
+fn route(service: &str, to: &str) -> Resource {
+    let key = ClusterKey { service: NamespacedName::new("shop", to), port: 80, subset: "".into() };
+    let split = Split::new(vec![Place { target: Target::Cluster(key), weight: 1 }]).unwrap();
+    let rules = vec![Rule { origin: "".into(), conditions: vec![], split }];
+    let service = NamespacedName::new("shop", service);
+    let routes = ConnectionRoutes { service, groups: vec![Group { rules, ..Group::default() }] };
+    resource(CONNECTION_ROUTES_TYPE, routes.service.to_string(), convert::encode_connection_routes(&routes))
+}
+
 fn uids(range: std::ops::Range<usize>) -> Vec<String> {
     range.map(uid).collect()
 }
@@ -87,8 +103,11 @@ fn words(changes: &[Change]) -> Vec<String> {
             Change::Policy(p) => format!("+{}", p.name),
             Change::RemovePolicy(name) => format!("-{name}"),
             Change::PolicyUnreadable { name, scope } => format!("?{name} {scope:?}"),
-            Change::Connections(routes) => format!("+{}", routes.service),
-            Change::RemoveConnections(service) => format!("-{service}"),
+            Change::Connections(r) => match &r.groups[0].rules[0].split.places()[0].target {
+                Target::Cluster(key) => format!("+{}->{}", r.service, key.service),
+                Target::Broken(_) => format!("+{} closed", r.service),
+            },
+            Change::RemoveConnections(name) => format!("-{name}"),
             Change::Synced => "synced".into(),
             Change::Ranges(_) => "ranges".into(),
         })
@@ -104,14 +123,16 @@ fn with_workloads(count: usize) -> Subscription {
     let resources = (0..count).map(workload).chain([service()]).collect();
     subscription.on_message(addresses(resources, vec![]), 0);
     subscription.on_message(policies(vec![policy_resource("shop/strict")]), 0);
+    subscription.on_message(routes(vec![], vec![]), 0);
     subscription
 }
 
 #[test]
-fn both_types_are_asked_for_at_once_and_answered_ones_make_it_synced() {
+fn all_types_are_asked_for_at_once_and_answered_ones_make_it_synced() {
     let mut s = subscription();
     let requests = s.on_connected(0);
-    assert_eq!(requests.iter().map(|r| r.type_url.as_str()).collect::<Vec<_>>(), [ADDRESS_TYPE, AUTHORIZATION_TYPE]);
+    let types: Vec<_> = requests.iter().map(|r| r.type_url.as_str()).collect();
+    assert_eq!(types, [ADDRESS_TYPE, AUTHORIZATION_TYPE, CONNECTION_ROUTES_TYPE]);
     assert!(requests.iter().all(|r| r.node.is_some() && r.resource_names_subscribe.is_empty()));
     assert!(requests.iter().all(|r| r.initial_resource_versions.is_empty() && r.response_nonce.is_empty()));
 
@@ -119,8 +140,11 @@ fn both_types_are_asked_for_at_once_and_answered_ones_make_it_synced() {
     assert_eq!(words(&first.changes), ["+cart-1", "+cart.shop.svc.cluster.local"]);
     let ack = first.reply.into_request();
     assert_eq!((ack.type_url.as_str(), ack.response_nonce.as_str(), ack.error_detail), (ADDRESS_TYPE, "n", None));
+    assert!(s.on_message(policies(vec![]), 0).changes.is_empty());
     assert!(!s.is_synced());
-    assert_eq!(words(&s.on_message(policies(vec![]), 0).changes), ["synced"]);
+    let last = s.on_message(routes(vec![route("cart", "cart-v2")], vec![]), 0);
+    assert_eq!(words(&last.changes), ["+shop/cart->shop/cart-v2", "synced"]);
+    assert_eq!(s.next_timer(), None);
     assert!(s.on_message(policies(vec![]), 0).changes.is_empty());
 }
 
@@ -312,6 +336,7 @@ fn a_first_state_in_parts_is_complete_with_its_last_part() {
     let mut s = subscription();
     s.on_connected(0);
     s.on_message(policies(vec![]), 0);
+    s.on_message(routes(vec![], vec![]), 0);
     assert_eq!(words(&s.on_message(large(), 100).changes), ["+cart-1"]);
     assert!(!s.is_synced());
     assert_eq!(words(&s.on_message(addresses(vec![workload(2)], vec![]), 200).changes), ["+cart-2", "synced"]);
@@ -319,6 +344,7 @@ fn a_first_state_in_parts_is_complete_with_its_last_part() {
     let mut alone = subscription();
     alone.on_connected(0);
     alone.on_message(policies(vec![]), 0);
+    alone.on_message(routes(vec![], vec![]), 0);
     alone.on_message(large(), 100);
     assert_eq!(alone.next_timer(), Some(1_100));
     assert_eq!(alone.on_timer(1_099), Due::default());
@@ -494,4 +520,57 @@ fn hardening_F13_answers_that_nobody_is_there_are_no_news() {
     // What is not only such an answer is news.
     s.on_message(addresses(vec![workload(0)], vec![]), 10_500);
     assert_eq!(s.next_timer(), Some(20_500));
+}
+
+#[test]
+fn who_says_nothing_of_routes_is_waited_for_a_second() {
+    let mut s = subscription();
+    s.on_connected(0);
+    s.on_message(addresses(vec![workload(1)], vec![]), 100);
+    assert_eq!(s.next_timer(), None);
+    assert!(s.on_message(policies(vec![]), 200).changes.is_empty());
+    assert_eq!(s.next_timer(), Some(1_200));
+    // What else there is to do does not put it off.
+    assert_eq!(words(&s.on_message(addresses(vec![workload(2)], vec![]), 900).changes), ["+cart-2"]);
+    assert_eq!(s.on_timer(1_199), Due::default());
+    assert_eq!(words(&s.on_timer(1_200).changes), ["synced"]);
+    assert_eq!(s.next_timer(), None);
+    // Who answers after all is heard.
+    let late = s.on_message(routes(vec![route("cart", "cart-v2")], vec![]), 2_000);
+    assert_eq!(words(&late.changes), ["+shop/cart->shop/cart-v2"]);
+}
+
+#[test]
+fn routes_that_cannot_be_read_refuse_connections() {
+    let mut s = with_workloads(1);
+    let good = || route("cart", "cart-v2");
+    let body = |value: Vec<u8>, type_url: &str| Some(Any { type_url: type_url.into(), value: value.into() });
+    let changed = |change: &dyn Fn(&mut Resource)| {
+        let mut resource = good();
+        change(&mut resource);
+        resource
+    };
+    let part_of = |rules: Vec<Vec<u8>>| {
+        use mesh_proto::wire::l4;
+        use prost::Message;
+        let group = l4::Group { rules, ..Default::default() };
+        l4::ConnectionRoutes { service: "shop/cart".into(), groups: vec![group] }.encode_to_vec()
+    };
+    for (name, bad) in [
+        ("bytes", changed(&|r| r.resource = body(vec![0xff], CONNECTION_ROUTES_TYPE))),
+        ("nothing", changed(&|r| r.resource = None)),
+        ("type", changed(&|r| r.resource = body(vec![], ADDRESS_TYPE))),
+        ("another's", changed(&|r| r.resource = route("other", "cart-v2").resource)),
+        ("a rule", changed(&|r| r.resource = body(part_of(vec![vec![0xff]]), CONNECTION_ROUTES_TYPE))),
+    ] {
+        assert_eq!(words(&s.on_message(routes(vec![good()], vec![]), 0).changes), ["+shop/cart->shop/cart-v2"]);
+        let received = s.on_message(routes(vec![bad], vec![]), 0);
+        assert_eq!(words(&received.changes), ["+shop/cart closed"], "{name}");
+        assert!(received.reply.into_request().error_detail.is_some(), "{name}");
+        // It is held as something that the control plane has to send again.
+        s.on_end(false);
+        assert_eq!(s.on_connected(0)[2].initial_resource_versions["shop/cart"], "refused", "{name}");
+    }
+    assert_eq!(words(&s.on_message(routes(vec![], vec!["shop/cart".into()]), 0).changes), ["-shop/cart"]);
+    assert_eq!(s.held(CONNECTION_ROUTES_TYPE), 0);
 }

@@ -92,9 +92,10 @@ impl Join {
         // What is said of all routes is not true of those that a waypoint or gateway acts on.
         let is_idle = |(key, problem): &&(Key, Problem)| {
             let is_said = inaction(key.kind).is_some_and(|why| problem.message == why);
-            let acts = || l7.in_force.contains(key) || routing.resolved.acts(key, &l7.served, &l7.listening);
-            let is_known = || telemetry.in_force.contains(key) || telemetry.explained.contains(key);
-            !(is_said && (acts() || is_known()))
+            let is_in_force =
+                || [&l7.in_force, &l4.in_force, &telemetry.in_force].into_iter().any(|all| all.contains(key));
+            let acts = || routing.resolved.acts(key, &l7.served, &l7.listening) || telemetry.explained.contains(key);
+            !(is_said && (is_in_force() || acts()))
         };
         let others = [&l7.problems, &l4.problems, &security.problems, &telemetry.problems].into_iter().flatten();
         problems.extend(routing.problems.iter().filter(is_idle).chain(others).cloned());
@@ -166,7 +167,7 @@ impl Join {
             listeners_told: told,
             security: security.security.clone(),
             telemetry: telemetry.scopes.clone(),
-            at_waypoints: [&security.in_force, &l7.in_force, &telemetry.in_force]
+            at_waypoints: [&security.in_force, &l7.in_force, &l4.in_force, &telemetry.in_force]
                 .into_iter()
                 .flatten()
                 .cloned()
@@ -223,11 +224,13 @@ impl Join {
             return (self.last.routing.clone(), self.last.l7.clone(), self.last.l4.clone());
         }
         let indexed = routing::index(objects, settings);
-        let around = l7::Around::new(objects, settings, &indexed).with_pods(labels.clone());
-        let mut requests = l7::index(settings, &around, &waypoints.served(objects, settings));
-        requests.keep(&self.last.l7);
+        let mut around = l7::Around::new(objects, settings, &indexed).with_pods(labels.clone());
         let mut connections = l4::index(objects, settings, &around);
         connections.keep(&self.last.l4);
+        around.connections.clone_from(&connections.routes);
+        let served = waypoints.served(objects, settings);
+        let mut requests = l7::index(settings, &around, &served);
+        requests.keep(&self.last.l7);
         (Arc::new(indexed), Arc::new(requests), Arc::new(connections))
     }
 

@@ -160,9 +160,10 @@ impl Session {
         self.world = world;
     }
 
-    /// Whether the client has subscribed to every kind.
+    /// Whether the client has subscribed to every kind. Agents that are not ours know nothing of routes of connections.
     pub fn knows_all(&self) -> bool {
-        self.kinds.len() == self.audience.kinds().len()
+        let mut kinds = self.audience.kinds().iter().filter(|kind| **kind != Kind::Connections);
+        kinds.all(|kind| self.kinds.contains_key(kind))
     }
 
     /// Whether the client has yet to acknowledge something.

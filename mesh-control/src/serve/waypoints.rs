@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use mesh_core::NamespacedName;
+use mesh_core::l4::ConnectionRoutes;
 use mesh_core::l7::cluster::Policy;
 use mesh_core::l7::{Cluster, ClusterKey, Clusters, Table, VirtualHost};
 
@@ -112,4 +113,36 @@ fn places_come_before_the_routes_that_name_them() {
     assert_eq!(script.ack(Kind::Clusters), ["clusters +shop/one", "routetable +shop/one"]);
     assert_eq!(Script::of(&with_place("x", 80), waypoint("two")).open(Kind::Clusters), ["clusters"]);
     assert_eq!(Script::of(&with_place("x", 80), Audience::Agent).open(Kind::Clusters), ["clusters"]);
+}
+
+#[test]
+fn routes_of_connections_are_everybody_s_and_come_after_addresses() {
+    let routed = |address: &str, services: &[&str]| {
+        let routes = services.iter().map(|name| NamespacedName::new("shop", *name));
+        let routes = routes.map(|service| (service.clone(), Arc::new(ConnectionRoutes { service, groups: vec![] })));
+        View { connections: routes.collect(), ..view(&[("a", address)], &[], &[]) }
+    };
+    for audience in [Audience::Agent, waypoint("one")] {
+        let mut script = Script::of(&routed("198.18.0.1", &["x"]), audience);
+        for kind in [Kind::Authorization, Kind::Address] {
+            script.open(kind);
+            script.ack(kind);
+        }
+        assert_eq!(script.update(&routed("198.18.0.2", &["x"])), ["address +a"], "nobody has asked for routes");
+        script.ack(Kind::Address);
+        assert_eq!(script.open(Kind::Connections), ["connectionroutes +shop/x"]);
+        script.ack(Kind::Connections);
+        let next = routed("198.18.0.3", &["y"]);
+        assert_eq!(script.update(&next), ["address +a", "connectionroutes +shop/y -shop/x"]);
+        script.ack(Kind::Connections);
+        assert_eq!(script.update(&routed("198.18.0.4", &["x"])), [""; 0], "addresses are not acknowledged");
+        assert_eq!(script.ack(Kind::Address), ["address +a", "connectionroutes +shop/x -shop/y"]);
+    }
+    // Agents that are not ours never ask.
+    let mut ztunnel = Script::of(&routed("198.18.0.1", &["x"]), Audience::Agent);
+    for kind in [Kind::Authorization, Kind::Address] {
+        assert!(!ztunnel.session.knows_all());
+        ztunnel.open(kind);
+    }
+    assert!(ztunnel.session.knows_all());
 }

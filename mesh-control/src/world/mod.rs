@@ -15,12 +15,12 @@ use std::sync::{Arc, LazyLock};
 use mesh_core::l7::Labels;
 use mesh_core::{ArcStr, NamespacedName, Service, Workload};
 use mesh_proto::convert::{
-    encode_certificates, encode_clusters, encode_listeners, encode_policy, encode_route_table, encode_security,
-    encode_service, encode_telemetry, encode_workload, encode_workload_labels,
+    encode_certificates, encode_clusters, encode_connection_routes, encode_listeners, encode_policy,
+    encode_route_table, encode_security, encode_service, encode_telemetry, encode_workload, encode_workload_labels,
 };
 use mesh_proto::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE, CERTIFICATES_TYPE, CLUSTERS_TYPE, LISTENERS_TYPE, ROUTE_TABLE_TYPE,
-    SECURITY_TYPE, TELEMETRY_TYPE, WORKLOAD_LABELS_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, CERTIFICATES_TYPE, CLUSTERS_TYPE, CONNECTION_ROUTES_TYPE, LISTENERS_TYPE,
+    ROUTE_TABLE_TYPE, SECURITY_TYPE, TELEMETRY_TYPE, WORKLOAD_LABELS_TYPE,
 };
 use parking_lot::Mutex;
 
@@ -47,6 +47,8 @@ pub enum Kind {
     Labels,
     /// How a waypoint reaches the places that its routes name. They come before those: a table must not name a subset that the waypoint does not know.
     Clusters,
+    /// Where connections to services go. They come after the services and the places that they name.
+    Connections,
     /// What a waypoint does with requests.
     RouteTable,
     /// What a gateway shows and believes: secrets, which are that gateway's alone.
@@ -88,12 +90,13 @@ impl Kind {
         Kind::Telemetry,
         Kind::Labels,
         Kind::Clusters,
+        Kind::Connections,
         Kind::RouteTable,
         Kind::Certificates,
         Kind::Listeners,
     ];
     /// Those that everybody has the same of. Of all others each waypoint has its own.
-    pub const SHARED: [Kind; 2] = [Kind::Authorization, Kind::Address];
+    pub const SHARED: [Kind; 3] = [Kind::Authorization, Kind::Address, Kind::Connections];
 
     /// The kind with this type URL.
     pub fn of_url(url: &str) -> Option<Kind> {
@@ -105,6 +108,7 @@ impl Kind {
         match self {
             Kind::Authorization => AUTHORIZATION_TYPE,
             Kind::Address => ADDRESS_TYPE,
+            Kind::Connections => CONNECTION_ROUTES_TYPE,
             Kind::Security => SECURITY_TYPE,
             Kind::Telemetry => TELEMETRY_TYPE,
             Kind::Labels => WORKLOAD_LABELS_TYPE,
@@ -120,6 +124,7 @@ impl Kind {
         match self {
             Kind::Authorization => "authorization",
             Kind::Address => "address",
+            Kind::Connections => "connection_routes",
             Kind::Security => "security",
             Kind::Telemetry => "telemetry",
             Kind::Labels => "workload_labels",
@@ -147,6 +152,7 @@ pub struct World {
     pub generation: u64,
     authorizations: Table,
     addresses: Table,
+    connections: Table,
     /// Of each waypoint its own, by kind and `namespace/name`, each in a table of its own: nobody else's is ever looked at.
     own: BTreeMap<(Kind, ArcStr), Table>,
     /// From `network/address`.
@@ -193,6 +199,14 @@ impl World {
             let of = |policy| Resource::new(AUTHORIZATION_TYPE, name.clone(), Vec::new(), encode_policy(policy));
             (name.clone(), new.map(of))
         });
+        let connections = changes(&self.view.connections, &view.connections);
+        let connections = connections.into_iter().map(|(key, _, new)| {
+            let name: ArcStr = key.to_string().into();
+            let of = |routes| {
+                Resource::new(CONNECTION_ROUTES_TYPE, name.clone(), Vec::new(), encode_connection_routes(routes))
+            };
+            (name.clone(), new.map(of))
+        });
         let mut own = self.own.clone();
         let (clusters, tables) = ((&self.view.clusters, &view.clusters), (&self.view.tables, &view.tables));
         let security = changes(&self.view.security, &view.security);
@@ -211,6 +225,7 @@ impl World {
             own,
             authorizations: self.authorizations.replaced(policies),
             addresses: self.addresses.replaced(addresses),
+            connections: self.connections.replaced(connections),
             aliases,
             members,
             view: view.clone(),
@@ -224,6 +239,7 @@ impl World {
         match (kind, audience) {
             (Kind::Authorization, _) => &self.authorizations,
             (Kind::Address, _) => &self.addresses,
+            (Kind::Connections, _) => &self.connections,
             (_, Audience::Agent) => &NONE,
             (_, Audience::Waypoint(name)) => self.own.get(&(kind, name.clone())).unwrap_or(&NONE),
         }
@@ -234,6 +250,7 @@ impl World {
         let tables = |one: &Table, two: &Table| one.is(two);
         tables(&self.authorizations, &other.authorizations)
             && tables(&self.addresses, &other.addresses)
+            && tables(&self.connections, &other.connections)
             && self.own.len() == other.own.len()
             && self.own.iter().all(|(key, own)| other.own.get(key).is_some_and(|other| own.is(other)))
     }

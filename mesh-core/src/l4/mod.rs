@@ -153,9 +153,24 @@ pub enum Choice<'r> {
 }
 
 impl ConnectionRoutes {
+    /// Every place that a rule names.
+    pub fn places(&self) -> impl Iterator<Item = &ClusterKey> {
+        let places = self.groups.iter().flat_map(|group| &group.rules).flat_map(|rule| rule.split.places());
+        places.filter_map(|place| match &place.target {
+            Target::Cluster(key) => Some(key),
+            Target::Broken(_) => None,
+        })
+    }
+
+    /// The rules that count for a connection, if there are any.
+    #[must_use]
+    pub fn group(&self, ask: &Ask<'_>) -> Option<&Group> {
+        self.groups.iter().find(|group| group.is_for(ask))
+    }
+
     /// Decides about one connection.
     pub fn choose(&self, ask: &Ask<'_>, rng: &mut impl Rng) -> Choice<'_> {
-        let Some(group) = self.groups.iter().find(|group| group.is_for(ask)) else { return Choice::Own };
+        let Some(group) = self.group(ask) else { return Choice::Own };
         for rule in &group.rules {
             match rule.means(ask) {
                 None => return Choice::Look,

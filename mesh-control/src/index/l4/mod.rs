@@ -7,7 +7,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -39,6 +39,8 @@ const LABELS: &str = "no connection is told by the labels of its client: this al
 pub struct Made {
     /// By service.
     pub routes: BTreeMap<NamespacedName, Arc<ConnectionRoutes>>,
+    /// VirtualServices that they are made of.
+    pub in_force: BTreeSet<Key>,
     /// What is to be said.
     pub problems: Problems,
 }
@@ -63,7 +65,7 @@ pub fn index(objects: &Objects, settings: &Settings, around: &Around<'_>) -> Mad
         || around.routes.virtual_services.values().any(|object| says_something(&object.spec));
     if has_any {
         for service in objects.services.values() {
-            let routes = of_service(service, !settings.istio_runs, around, &mut made.problems);
+            let routes = of_service(service, !settings.istio_runs, around, &mut made.in_force, &mut made.problems);
             made.routes.extend(routes.map(|routes| (routes.service.clone(), Arc::new(routes))));
         }
         // Who is asked on several ports is read as often.
@@ -81,6 +83,7 @@ fn of_service(
     object: &Service,
     with_istio_s: bool,
     around: &Around<'_>,
+    in_force: &mut BTreeSet<Key>,
     problems: &mut Problems,
 ) -> Option<ConnectionRoutes> {
     let service = around.hosts.key(object);
@@ -93,7 +96,10 @@ fn of_service(
                     .then(|| around.routes.virtual_services.get(name))
                     .flatten()
                     .and_then(|object| of_virtual_service(object, port, around, problems))
-                    .map(|rules| (true, rules)),
+                    .map(|rules| {
+                        in_force.insert(key_of(name));
+                        (true, rules)
+                    }),
             };
             let Some((falls_through, rules)) = group else { continue };
             let same = |known: &&mut Group| {
@@ -106,6 +112,11 @@ fn of_service(
         }
     }
     (!groups.is_empty()).then_some(ConnectionRoutes { service, groups })
+}
+
+fn key_of(virtual_service: &NamespacedName) -> Key {
+    let NamespacedName { namespace, name } = virtual_service.clone();
+    Key { kind: Kind::VirtualService, namespace, name }
 }
 
 /// Rules of routes of the Gateway API. Of TCPRoutes the first counts, because it means every connection; of TLSRoutes those with the longer names do.

@@ -90,7 +90,7 @@ fn virtual_services_lead_connections() {
     );
     let everything = virtual_service("{hosts: [echo], tcp: [{route: [{destination: {host: v1}}]}]}");
     let names = virtual_service(
-        "{hosts: [echo, a.example], tls: [{match: [{sniHosts: [a.example], port: 443}], route: [{destination: {host: v1}}]}, \
+        "{hosts: [echo, a.example, '*.b.example'], tls: [{match: [{sniHosts: [a.example], port: 443}], route: [{destination: {host: v1}}]}, \
          {match: [{sniHosts: ['*.b.example']}], route: [{destination: {host: v2}}]}]}",
     );
     let subnets = virtual_service(
@@ -184,7 +184,7 @@ fn routes_of_the_gateway_api_lead_connections() {
                 ("443 @", "closed: no rule of the routes of this service means it"),
             ],
         ),
-        (&[missing], &[("9000", "closed: there is no service shop/nothing")]),
+        (&[missing], &[("9000", "closed: there is no Service shop/nothing")]),
     ]);
 }
 

@@ -16,7 +16,7 @@ use crate::resource::routing::{DestinationRule, Routed};
 
 type Rule = Arc<Routed<DestinationRule>>;
 
-/// What is said of the places that a table and listeners name, and of all ports of the services that its waypoint serves.
+/// What is said of the places that a table, listeners or routes of connections to the services that its waypoint serves name, and of all ports of those services.
 pub fn clusters(
     table: &Table,
     listeners: Option<&Arc<Listeners>>,
@@ -39,6 +39,7 @@ pub fn clusters(
         }
     }
     for service in services {
+        keys.extend(around.connections.get(service).into_iter().flat_map(|routes| routes.places()).cloned());
         if let Some(Host::Service(object)) = around.hosts.find(&service.name, &service.namespace) {
             let key = |port: u16| ClusterKey { service: service.clone(), port, subset: ArcStr::new() };
             keys.extend(object.ports.iter().map(|port| key(port.port)));

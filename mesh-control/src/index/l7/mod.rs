@@ -30,6 +30,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use mesh_core::NamespacedName;
+use mesh_core::l4::ConnectionRoutes;
 use mesh_core::l7::order::Candidate;
 use mesh_core::l7::{Clusters, Table};
 use mesh_core::listener::Listeners;
@@ -59,6 +60,8 @@ pub struct Around<'a> {
     pub rules: Rules<'a>,
     /// Labels of pods of gateways.
     pub pods: PodLabels,
+    /// Where what is no request goes, by service, once that is made.
+    pub connections: BTreeMap<NamespacedName, Arc<ConnectionRoutes>>,
 }
 
 /// The rules of each object, before it is known who is asked.
@@ -118,7 +121,8 @@ impl<'a> Around<'a> {
     pub fn new(objects: &'a Objects, settings: &'a Settings, indexed: &'a Indexed) -> Self {
         let hosts = Hosts::new(&indexed.routes, objects, settings);
         let rules = Rules::new(&indexed.routes, &hosts);
-        Self { routes: &indexed.routes, resolved: &indexed.resolved, hosts, rules, pods: PodLabels::new() }
+        let (routes, resolved) = (&*indexed.routes, &*indexed.resolved);
+        Self { routes, resolved, hosts, rules, pods: PodLabels::new(), connections: BTreeMap::new() }
     }
 
     /// With the labels of the pods that there are of gateways.

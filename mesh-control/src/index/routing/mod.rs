@@ -87,11 +87,11 @@ impl Resolved {
             let broken = place.as_ref().err()?;
             Some((spot.to_string(), broken.reason.name(), broken.why.clone()))
         });
-        // Waypoints read these kinds.
-        let is_read = matches!(key.kind, Kind::HttpRoute | Kind::GrpcRoute);
-        let acts = |outcome: &Result<Attached, Refusal>| match outcome {
-            Ok(Attached::Service(service, _)) => is_read && served.contains(service),
-            Ok(Attached::Listeners(gateway, names)) => {
+        let acts = |outcome: &Result<Attached, Refusal>| match (outcome, key.kind) {
+            (Ok(Attached::Service(service, _)), Kind::HttpRoute | Kind::GrpcRoute) => served.contains(service),
+            // Where a service has no waypoint agents act on them.
+            (Ok(Attached::Service(..)), Kind::TcpRoute | Kind::TlsRoute) => true,
+            (Ok(Attached::Listeners(gateway, names)), _) => {
                 names.iter().any(|name| listening.contains(&(gateway.clone(), name.as_str().into())))
             }
             _ => false,

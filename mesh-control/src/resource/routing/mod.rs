@@ -153,7 +153,7 @@ routing! {
     ReferenceGrant reference_grants,
 }
 
-/// Whether waypoints act on objects of a kind: then it depends on what such an object is about whether it is in force.
+/// Whether waypoints, or agents, act on objects of a kind: then it depends on what such an object is about whether it is in force.
 pub fn is_of_waypoints(kind: Kind) -> bool {
     inaction(kind) == Some(NO_WAYPOINT)
 }
@@ -168,11 +168,11 @@ pub fn inaction(kind: Kind) -> Option<&'static str> {
         | Kind::DestinationRule
         | Kind::HttpRoute
         | Kind::GrpcRoute
+        | Kind::TlsRoute
+        | Kind::TcpRoute
         | Kind::RequestAuthentication
         | Kind::Telemetry => Some(NO_WAYPOINT),
-        Kind::TlsRoute | Kind::TcpRoute | Kind::UdpRoute => {
-            Some("known, not in force: connections and datagrams are not routed yet")
-        }
+        Kind::UdpRoute => Some("known, not in force: datagrams are not routed yet"),
         Kind::IstioGateway | Kind::GatewayClass | Kind::Gateway | Kind::BackendTlsPolicy | Kind::ReferenceGrant => {
             Some("known, not in force: there is no gateway that acts on it")
         }

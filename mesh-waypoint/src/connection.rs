@@ -24,6 +24,7 @@ use crate::http::serve::{Serve, serve as serve_http};
 use crate::http::sniff::{Spoken, sniff};
 use crate::places::Permit;
 use crate::security::authorize;
+use crate::steer;
 use crate::target::Target;
 use crate::telemetry::{Copied, Custom, Flags, Who};
 use crate::upstream::choose::{self, Wish};
@@ -34,6 +35,7 @@ pub async fn serve(downstream: Arc<Downstream>, mut stream: HboneStream) {
     let Ok(bound) = downstream.bound() else { return };
     let settings = &downstream.lane.shared.settings;
     let sniffed = match bound.target.protocol() {
+        _ if steer::takes_all(&downstream, &bound) => Ok((Spoken::Other, Bytes::new())),
         AppProtocol::Tcp | AppProtocol::Tls => Ok((Spoken::Other, Bytes::new())),
         // Whatever the port is said to speak, the client may speak both; only what is no HTTP is an error then, and hyper says so.
         AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => {
@@ -61,9 +63,13 @@ pub async fn serve(downstream: Arc<Downstream>, mut stream: HboneStream) {
 }
 
 /// Copies to one endpoint. Dropping a stream before both of its directions ended is a reset for the client.
-async fn tunnel(downstream: &Downstream, stream: HboneStream, prefix: Bytes) {
+async fn tunnel(downstream: &Downstream, mut stream: HboneStream, mut prefix: Bytes) {
     let (client, asked) = (&downstream.peer.identity, &downstream.asked);
-    let (endpoint, wire, permit) = match connect(downstream).await {
+    let connected = match steer::place(downstream, &mut stream, &mut prefix).await {
+        Ok(place) => connect(downstream, place.as_ref()).await,
+        Err(nowhere) => Err(nowhere),
+    };
+    let (endpoint, wire, permit) = match connected {
         Ok(connected) => connected,
         Err((flag, error)) => {
             drop(count(downstream, None, Flags::of(flag)));
@@ -163,8 +169,11 @@ impl AsyncWrite for Counted {
     }
 }
 
-/// An error is Envoy's flag for it and what happened.
-async fn connect(downstream: &Downstream) -> Result<(Endpoint, Wire, Option<Permit>), (&'static str, String)> {
+/// To an endpoint of the place, or the workload that was asked for. An error is Envoy's flag for it and what happened.
+async fn connect(
+    downstream: &Downstream,
+    place: Option<&ClusterKey>,
+) -> Result<(Endpoint, Wire, Option<Permit>), (&'static str, String)> {
     let lane = &downstream.lane;
     let mut tried = Vec::new();
     loop {
@@ -177,10 +186,11 @@ async fn connect(downstream: &Downstream) -> Result<(Endpoint, Wire, Option<Perm
             // Bytes from outside of the mesh are `edge::bytes`'.
             Target::Edge { .. } => None,
             Target::Service { key, port, .. } => {
-                let cluster = ClusterKey { service: key.clone(), port: *port, subset: Default::default() };
+                let own = ClusterKey { service: key.clone(), port: *port, subset: Default::default() };
+                let cluster = place.unwrap_or(&own);
                 let (view, own) = (&bound.view, &lane.shared.own);
                 let wish = Wish { view, own, tried: &tried, hash: None, now_ms: lane.shared.now_ms() };
-                let found = choose::place(&lane.shared.places, &wish, &cluster, &bound.seen(&downstream.peer));
+                let found = choose::place(&lane.shared.places, &wish, cluster, &bound.seen(&downstream.peer));
                 let mut rng = lane.rng.lock();
                 found.and_then(|found| choose::endpoint(&found, &wish, &mut *rng)).ok()
             }

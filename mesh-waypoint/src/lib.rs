@@ -34,6 +34,7 @@ pub mod settings;
 pub mod shared;
 pub mod shown;
 pub mod state;
+pub mod steer;
 pub mod target;
 pub mod telemetry;
 pub mod upstream;

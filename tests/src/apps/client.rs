@@ -186,6 +186,26 @@ pub fn run_listen(host: &str, port: u16, limit: Duration) -> i32 {
     report(attempt())
 }
 
+/// `lab hello`: begins TLS for a name and prints the first line that comes back: who routes by the name has passed it on, and who answers is no TLS server.
+pub fn run_hello(host: &str, port: u16, name: &str, limit: Duration) -> i32 {
+    let attempt = || -> Result<String, Failure> {
+        let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = rustls::ClientConfig::builder_with_provider(provider);
+        let builder = builder.with_safe_default_protocol_versions().map_err(|e| failure(EMPTY, e.to_string()))?;
+        let config = builder.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
+        let name = name.to_owned().try_into().map_err(|_| failure(NAME, format!("{name:?} is no name")))?;
+        let tls = rustls::ClientConnection::new(std::sync::Arc::new(config), name);
+        let mut hello = Vec::new();
+        tls.map_err(|e| failure(EMPTY, e.to_string()))?.write_tls(&mut hello).map_err(|e| io_failure(&e))?;
+        let mut stream = dial(host, port, limit)?;
+        stream.write_all(&hello).map_err(|e| io_failure(&e))?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).map_err(|e| io_failure(&e))?;
+        Ok(line)
+    };
+    report(attempt())
+}
+
 /// `lab probe`: connects, stays for `hold`, prints both ends and how it went.
 pub fn run_probe(host: &str, port: u16, hold: Duration, limit: Duration) -> i32 {
     let start = Instant::now();

@@ -103,6 +103,14 @@ enum Program {
         #[arg(long, default_value_t = 5.0)]
         timeout: f64,
     },
+    /// Begin TLS for a name, and print the first line that the server sends instead of going on with it.
+    Hello {
+        host: String,
+        port: u16,
+        name: String,
+        #[arg(long, default_value_t = 8.0)]
+        timeout: f64,
+    },
     /// Connect and tell both ends.
     Probe {
         host: String,
@@ -260,6 +268,7 @@ fn main() -> Result<()> {
             client::run_send(&host, port, &text, seconds(timeout), reset)
         }
         Program::Listen { host, port, timeout } => client::run_listen(&host, port, seconds(timeout)),
+        Program::Hello { host, port, name, timeout } => client::run_hello(&host, port, &name, seconds(timeout)),
         Program::Probe { host, port, hold_ms, timeout } => {
             client::run_probe(&host, port, Duration::from_millis(hold_ms), seconds(timeout))
         }

@@ -16,6 +16,27 @@ pub fn http_route(service: &str, rules: &[&str]) -> String {
     )
 }
 
+/// A VirtualService of `default` with that field of its spec for these hosts.
+pub fn connections_of(hosts: &[&str], field: &str, rules: &[&str]) -> String {
+    let (name, hosts) = (hosts[0], hosts.join(", "));
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata:\n  name: {name}\n  namespace: default\nspec:\n  hosts: [{hosts}]\n  {field}:\n{}",
+        list(rules)
+    )
+}
+
+/// A TCPRoute, or with `hostnames` a TLSRoute, of `default` whose parent is the Service `service` of it.
+pub fn connection_route(service: &str, hostnames: &[&str], rules: &[&str]) -> String {
+    let (kind, hostnames) = match hostnames {
+        [] => ("TCPRoute", String::new()),
+        names => ("TLSRoute", format!("  hostnames: [{}]\n", names.join(", "))),
+    };
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata:\n  name: {service}\n  namespace: default\nspec:\n  parentRefs:\n  - {{group: \"\", kind: Service, name: {service}}}\n{hostnames}  rules:\n{}",
+        list(rules)
+    )
+}
+
 fn list(rules: &[&str]) -> String {
     rules.iter().map(|rule| format!("  - {rule}\n")).collect()
 }

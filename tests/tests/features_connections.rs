@@ -1,0 +1,200 @@
+//! Where connections go without a waypoint: TCPRoute, TLSRoute and the `tcp` and `tls` rules of VirtualServices, acted on by the client's agent, on real
+//! processes and with real edits of manifests.
+
+#![expect(non_snake_case, reason = "tests carry the ids of their rows")]
+
+use anyhow::{Result, ensure};
+use mesh_tests::harness::routing::{connection_route, connections_of};
+use mesh_tests::harness::{Lab, LabConfig, Need, Pod, PodSpec, Process, ServiceSpec, eventually, in_lab, until};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+const SOON: Duration = Duration::from_secs(10);
+/// curl's code for a connection that was reset: what a refusing route does.
+const RESET: i32 = 56;
+
+/// What is there: a client and two versions of a server, one of which is on the client's node.
+struct Stage {
+    lab: Lab,
+    client: Arc<Pod>,
+    _pods: Vec<Arc<Pod>>,
+    servers: Vec<Process>,
+}
+
+/// Servers that say `one` and `two`: on port 9000 to each line, on port 9443 as soon as anybody connects. `echo` has both, `echo-v1` and `echo-v2` one each.
+fn stage() -> Result<Stage> {
+    let lab = Lab::with_mesh(LabConfig::default())?;
+    let client = lab.add_pod(PodSpec::new("client"))?;
+    let mut pods = vec![client.clone()];
+    let mut servers = Vec::new();
+    for (node, version, says) in [(1, "v1", "one"), (2, "v2", "two")] {
+        let name = format!("echo-{version}");
+        let spec = PodSpec::new(&name).label("app", "echo").label("version", version).node(node);
+        let pod = lab.add_pod(spec)?;
+        servers.push(pod.serve(["tcp-echo", "--port", "9000", "--prefix", says])?);
+        servers.push(pod.serve(["banner", "--port", "9443", "--text", says])?);
+        pods.push(pod);
+        let service = ServiceSpec::new(&name).selector(&[("app", "echo"), ("version", version)]);
+        lab.add_service(service.port("tcp", 9000, 9000).port("tls", 9443, 9443))?;
+    }
+    lab.add_service(ServiceSpec::new("echo").port("tcp", 9000, 9000).port("tls", 9443, 9443))?;
+    lab.enrol_namespace("default")?;
+    lab.wait_hbone(&pods.iter().map(|pod| &**pod).collect::<Vec<_>>())?;
+    Ok(Stage { lab, client, _pods: pods, servers })
+}
+
+impl Stage {
+    /// Who answers a connection to `echo`, or curl's code.
+    fn ask(&self) -> Result<String> {
+        let answer = self.client.lab(["send", "echo", "9000", "x"])?;
+        Ok(if answer.code == 0 { answer.stdout.trim_end_matches(" x\n").to_owned() } else { answer.code.to_string() })
+    }
+
+    /// A connection that says nothing and stays, once it is there.
+    fn hold(&self) -> Result<Process> {
+        let held = self.client.start("hold", "lab", ["probe", "echo", "9000", "--hold-ms", "60000"])?;
+        until("the connection that stays is there", SOON, || self.open(0) + self.open(2) == 1)?;
+        Ok(held)
+    }
+
+    /// Connections that are open at one of the servers.
+    fn open(&self, server: usize) -> usize {
+        let log = self.servers[server].stdout();
+        let count = |what: &str| log.lines().filter(|line| line.starts_with(what)).count();
+        count("connection port=9000").saturating_sub(count("end port=9000"))
+    }
+
+    /// Who answers so many connections.
+    fn count(&self, connections: u32) -> Result<BTreeMap<String, u32>> {
+        let mut counts = BTreeMap::new();
+        for _ in 0..connections {
+            *counts.entry(self.ask()?).or_default() += 1;
+        }
+        Ok(counts)
+    }
+
+    /// Waits until eight connections one after the other are all answered so.
+    fn becomes(&self, who: &str) -> Result<()> {
+        eventually(&format!("all are answered by {who}"), SOON, || {
+            let counts = self.count(8)?;
+            ensure!(counts == BTreeMap::from([(who.to_owned(), 8)]), "{counts:?}");
+            Ok(())
+        })
+    }
+
+    /// Waits until about `percent` of connections are answered by `two`, and all others by `one`.
+    fn shares(&self, percent: u32) -> Result<()> {
+        eventually(&format!("{percent} of a hundred are answered by two"), SOON, || {
+            let counts = self.count(60)?;
+            let (one, two) = (counts.get("one").copied().unwrap_or(0), counts.get("two").copied().unwrap_or(0));
+            // Three and a half standard deviations of 20 %.
+            let expected = 60 * percent / 100;
+            ensure!(one + two == 60 && two.abs_diff(expected) <= 11 && two > 0, "{counts:?}");
+            Ok(())
+        })
+    }
+
+    /// Who answers TLS for a name; curl's code if nobody does.
+    fn name(&self, name: &str) -> Result<String> {
+        let answer = self.client.lab(["hello", "echo", "9443", name])?;
+        Ok(if answer.code == 0 { answer.stdout.trim_end().to_owned() } else { answer.code.to_string() })
+    }
+
+    /// Waits until names lead there, four times each.
+    fn names(&self, wanted: &[(&str, &str)]) -> Result<()> {
+        eventually(&format!("{wanted:?}"), SOON, || {
+            for (name, who) in wanted.iter().chain(wanted).chain(wanted).chain(wanted) {
+                let answer = self.name(name)?;
+                ensure!(answer == *who, "{name} is answered by {answer}");
+            }
+            Ok(())
+        })
+    }
+}
+
+#[test]
+fn features_B7_tcp_is_shifted_by_weight_and_a_connection_stays_where_it_is() -> Result<()> {
+    in_lab(Need::Mesh, || {
+        let stage = stage()?;
+        stage.shares(50)?;
+        let to = |one: u32, two: u32| {
+            let place = |host: &str, weight| format!("{{destination: {{host: {host}}}, weight: {weight}}}");
+            format!("{{match: [{{port: 9000}}], route: [{}, {}]}}", place("echo-v1", one), place("echo-v2", two))
+        };
+        stage.lab.apply("route", &connections_of(&["echo"], "tcp", &[&to(100, 0)]))?;
+        stage.becomes("one")?;
+        let held = stage.hold()?;
+        stage.lab.apply("route", &connections_of(&["echo"], "tcp", &[&to(80, 20)]))?;
+        stage.shares(20)?;
+        stage.lab.apply("route", &connections_of(&["echo"], "tcp", &[&to(0, 100)]))?;
+        stage.becomes("two")?;
+        ensure!(held.running() && stage.open(0) == 1, "a change of routes must not cut what is open: {}", held.log());
+        held.kill();
+        // What leads nowhere is refused, not sent somewhere else.
+        let nowhere = "{match: [{port: 9000}], route: [{destination: {host: nothing}}]}";
+        stage.lab.apply("route", &connections_of(&["echo"], "tcp", &[nowhere]))?;
+        stage.becomes(&RESET.to_string())?;
+        stage.lab.delete("route")?;
+        stage.shares(50)
+    })
+}
+
+#[test]
+fn features_B7_tcp_is_shifted_by_a_tcp_route() -> Result<()> {
+    in_lab(Need::Mesh, || {
+        let stage = stage()?;
+        let to = |one: u32, two: u32| {
+            let place = |name: &str, weight| format!("{{name: {name}, port: 9000, weight: {weight}}}");
+            format!("{{backendRefs: [{}, {}]}}", place("echo-v1", one), place("echo-v2", two))
+        };
+        stage.lab.apply("route", &connection_route("echo", &[], &[&to(1, 0)]))?;
+        stage.becomes("one")?;
+        stage.lab.apply("route", &connection_route("echo", &[], &[&to(8, 2)]))?;
+        stage.shares(20)?;
+        stage.lab.apply("route", &connection_route("echo", &[], &[&to(0, 1)]))?;
+        stage.becomes("two")?;
+        stage.lab.apply("route", &connection_route("echo", &[], &[&to(0, 0)]))?;
+        stage.becomes(&RESET.to_string())?;
+        stage.lab.delete("route")?;
+        stage.shares(50)
+    })
+}
+
+#[test]
+fn features_VS_20_tls_goes_by_its_name_and_stays_as_it_is() -> Result<()> {
+    in_lab(Need::Mesh, || {
+        let stage = stage()?;
+        let rule = |name: &str, to: &str| {
+            format!("{{match: [{{port: 9443, sniHosts: ['{name}']}}], route: [{{destination: {{host: {to}}}}}]}}")
+        };
+        let hosts = ["echo", "a.example", "'*.b.example'"];
+        let rules = [rule("a.example", "echo-v1"), rule("*.b.example", "echo-v2")];
+        let rules: Vec<&str> = rules.iter().map(String::as_str).collect();
+        stage.lab.apply("route", &connections_of(&hosts, "tls", &rules))?;
+        stage.names(&[("a.example", "one"), ("x.b.example", "two")])?;
+        // In Istio's way a name that no rule has goes where it would without any; so does who lets the server begin.
+        let banner = stage.client.lab(["listen", "echo", "9443", "--timeout", "12"])?;
+        ensure!(["one", "two"].contains(&banner.stdout.split(' ').next().unwrap_or_default()), "{banner:?}");
+        let swapped = [rule("a.example", "echo-v2"), rule("*.b.example", "echo-v1")];
+        let swapped: Vec<&str> = swapped.iter().map(String::as_str).collect();
+        stage.lab.apply("route", &connections_of(&hosts, "tls", &swapped))?;
+        stage.names(&[("a.example", "two"), ("x.b.example", "one")])
+    })
+}
+
+#[test]
+fn features_GA_5_tls_goes_by_the_names_of_tls_routes() -> Result<()> {
+    in_lab(Need::Mesh, || {
+        let stage = stage()?;
+        let to = |name: &str| format!("{{backendRefs: [{{name: {name}, port: 9443}}]}}");
+        let second =
+            connection_route("echo", &["'*.example'"], &[&to("echo-v2")]).replace("name: echo\n", "name: wide\n");
+        stage.lab.apply("route", &connection_route("echo", &["a.example"], &[&to("echo-v1")]))?;
+        stage.names(&[("a.example", "one"), ("x.example", &RESET.to_string())])?;
+        stage.lab.apply("wide", &second)?;
+        stage.names(&[("a.example", "one"), ("x.example", "two"), ("other.test", &RESET.to_string())])?;
+        stage.lab.delete("route")?;
+        stage.names(&[("a.example", "two")])
+    })
+}

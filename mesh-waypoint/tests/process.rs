@@ -235,7 +235,7 @@ async fn from_start_to_end() {
     let edge = free().await.port();
     respond(&stream, &asked[8], vec![resource("shop/waypoint".to_owned(), LISTENERS_TYPE, listeners(edge))]).await;
     // Without its table it does not serve.
-    for _ in 0..8 {
+    for _ in 0..9 {
         assert!(stream.request().await.error_detail.is_none());
     }
     let pending = process.ready().await.unwrap();

@@ -83,7 +83,7 @@ impl Audience {
 
 impl Kind {
     /// In the order in which they are sent.
-    pub const ALL: [Kind; 9] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Authorization,
         Kind::Address,
         Kind::Security,

@@ -247,9 +247,14 @@ async fn features_B16_certificates_go_by_name_and_are_replaced_under_live_connec
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
-    let request = Request::builder().uri("https://b.example/a").body(Full::<Bytes>::default()).unwrap();
-    let answer = whole(soon("answer", sender.send_request(request)).await.unwrap()).await;
-    assert!(text(&answer).starts_with("app GET"), "{}", text(&answer));
+    // What the client speaks says nothing of an application whose port says nothing, but for gRPC.
+    for (kind, version) in [("text/plain", "HTTP/1.1"), ("application/grpc", "HTTP/2.0")] {
+        let request = Request::builder().uri("https://b.example/a").header("content-type", kind);
+        let answer = sender.send_request(request.body(Full::<Bytes>::default()).unwrap());
+        let answer = whole(soon("answer", answer).await.unwrap()).await;
+        let first = text(&answer).lines().next().unwrap_or_default().to_owned();
+        assert!(first.starts_with("app GET") && first.ends_with(version), "{kind}: {first}");
+    }
 }
 
 #[tokio::test]

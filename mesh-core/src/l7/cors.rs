@@ -63,8 +63,9 @@ impl Cors {
         if self.credentials {
             answer.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
         }
+        // Browsers look for it in answers alone; the Gateway API wants it said to questions, too.
+        list(&mut answer, header::ACCESS_CONTROL_EXPOSE_HEADERS, &self.expose, None);
         let Some(asked) = asked else {
-            list(&mut answer, header::ACCESS_CONTROL_EXPOSE_HEADERS, &self.expose, None);
             let set = answer.into_iter().filter_map(|(name, value)| Some((name?, value))).collect();
             let add = vary.into_iter().collect();
             return CorsVerdict::Change(HeaderChanges { set, add, remove: Vec::new() });
@@ -146,7 +147,7 @@ mod tests {
         };
         let cookies = Cors { credentials: true, ..all.clone() };
         let closed = Cors { forward_unmatched: false, ..cors() };
-        let known = "answer allow-origin=https://a.com vary=origin allow-methods=GET, PUT allow-headers=x-a max-age=60";
+        let known = "answer allow-origin=https://a.com expose-headers=x-b, x-c vary=origin allow-methods=GET, PUT allow-headers=x-a max-age=60";
         for (cors, method, headers, expected) in [
             (cors(), Method::OPTIONS, vec![a, asks], known),
             (
@@ -170,14 +171,14 @@ mod tests {
                 all.clone(),
                 Method::OPTIONS,
                 vec![a, asks, names],
-                "answer allow-origin=* allow-methods=* allow-headers=*",
+                "answer allow-origin=* expose-headers=* allow-methods=* allow-headers=*",
             ),
             (all, Method::GET, vec![a], "change allow-origin=* expose-headers=*"),
             (
                 cookies,
                 Method::OPTIONS,
                 vec![a, asks, names],
-                "answer allow-origin=https://a.com allow-credentials=true vary=origin allow-methods=PUT allow-headers=x-z",
+                "answer allow-origin=https://a.com allow-credentials=true expose-headers=* vary=origin allow-methods=PUT allow-headers=x-z",
             ),
         ] {
             assert_eq!(judge(&cors, method.clone(), &headers), expected, "{method} {headers:?}");

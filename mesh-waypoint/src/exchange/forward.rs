@@ -179,14 +179,17 @@ impl Forward<'_> {
         Wish { view: &self.bound.view, own: &shared.own, tried, hash, now_ms: shared.now_ms() }
     }
 
-    /// As is said of the place; else as its port says; else as the client speaks.
+    /// As is said of the place; else as its port says; else as the client speaks. What a browser at the edge speaks tells nothing of an application that says
+    /// nothing: there only gRPC, which is nothing else, is HTTP/2 on.
     fn http2(&self, version: Version, found: Option<&Found>) -> bool {
-        let Some(found) = found else { return version == Version::HTTP_2 };
+        let is_http2 = version == Version::HTTP_2;
+        let Some(found) = found else { return is_http2 };
         let declared = self.cluster().and_then(|key| found.now.service.port(key.port)).map(|port| port.app_protocol);
         match (found.now.policy().pool.speaks, declared) {
             (Speaks::Http2, _) | (Speaks::AsDeclared, Some(AppProtocol::Http2 | AppProtocol::Grpc)) => true,
             (Speaks::AsDeclared, Some(AppProtocol::Http11)) => false,
-            _ => version == Version::HTTP_2,
+            (Speaks::AsDeclared, _) if self.down.entry.is_some() => is_http2 && self.asked.grpc,
+            _ => is_http2,
         }
     }
 

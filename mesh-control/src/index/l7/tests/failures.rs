@@ -102,8 +102,7 @@ fn features_VS_18_copies() {
 fn features_VS_19_other_origins() {
     let cors = "corsPolicy: {allowOrigins: [{exact: 'https://a.com'}, {regex: 'https://[a-z]+[.]b[.]com'}], allowMethods: [GET, PUT], allowHeaders: [x-a], exposeHeaders: [x-b], maxAge: 24h, allowCredentials: true}";
     let ask = "access-control-request-method=PUT";
-    let answer =
-        "allow-credentials=true,allow-headers=x-a,allow-methods=GET, PUT,allow-origin=https://a.com,max-age=86400";
+    let answer = "allow-credentials=true,allow-headers=x-a,allow-methods=GET, PUT,allow-origin=https://a.com,expose-headers=x-b,max-age=86400";
     check(&[
         (
             &to_v3(cors),

@@ -204,7 +204,7 @@ fn features_GA_3_other_origins() {
         &[
             (
                 &format!("OPTIONS http://web/ origin=https://x.y.a.com {ask}"),
-                "v1:80 cors answer allow-headers=*,allow-methods=GET,allow-origin=https://x.y.a.com,max-age=5",
+                "v1:80 cors answer allow-headers=*,allow-methods=GET,allow-origin=https://x.y.a.com,expose-headers=x-b,max-age=5",
             ),
             ("GET http://web/ origin=https://b.com", "v1:80 cors add allow-origin=https://b.com,expose-headers=x-b"),
             ("GET http://web/ origin=https://a.com", "v1:80 cors pass"),

@@ -12,6 +12,7 @@ const FILES: &[&str] = &[
     "ext_authz.proto",
     "l4.proto",
     "l7.proto",
+    "rate_limit.proto",
     "security.proto",
     "listener.proto",
     "telemetry.proto",

@@ -8,7 +8,7 @@ pub mod fuzz;
 pub mod scope;
 pub mod wire;
 
-pub use wire::{authorization, ca, discovery, enrol, ext_authz, l4, l7, workload, zds};
+pub use wire::{authorization, ca, discovery, enrol, ext_authz, l4, l7, rate_limit, workload, zds};
 
 /// Type URL of workloads and services.
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
@@ -32,5 +32,7 @@ pub const CERTIFICATES_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.Certifi
 pub const TELEMETRY_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.Telemetry";
 /// Where the call of an external authorizer is.
 pub const CHECK_PATH: &str = "/envoy.service.auth.v3.Authorization/Check";
+/// Where the call of a service that counts requests is.
+pub const RATE_LIMIT_PATH: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
 /// The largest message that either side of an xDS stream accepts.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;

@@ -41,6 +41,11 @@ pub mod l4 {
     include!(concat!(env!("OUT_DIR"), "/undermesh.l4.v1.rs"));
 }
 
+/// `envoy.service.ratelimit.v3`: what a service that counts requests is asked, client and server.
+pub mod rate_limit {
+    include!(concat!(env!("OUT_DIR"), "/envoy.service.ratelimit.v3.rs"));
+}
+
 /// `undermesh.l7.v1`: where HTTP requests go, and which are answered.
 pub mod l7 {
     include!(concat!(env!("OUT_DIR"), "/undermesh.l7.v1.rs"));

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use crate::engine::Lane;
 use crate::entry::Entry;
+use crate::guard::Limiter;
 use crate::http::io::Watch;
 use crate::peer::Peer;
 use crate::state::View;
@@ -51,6 +52,8 @@ pub struct Bound {
     pub client: Option<Arc<Workload>>,
     /// What its requests are held against.
     pub applied: Applied,
+    /// What they are counted by.
+    pub limiters: Vec<Arc<Limiter>>,
     own: Identity,
     verdicts: Mutex<Vec<(Arc<Workload>, SocketAddr, bool)>>,
 }
@@ -99,7 +102,8 @@ impl Downstream {
         let client = view.snapshot.workload_by_address(&own.place.network, &self.peer.address.ip());
         let client = client.filter(|workload| workload.identity() == self.peer.identity).cloned();
         let fresh = Arc::new(Bound {
-            applied: applied(&view, &target),
+            applied: about(&target, |services| view.guard.security.applied(services.iter().copied())),
+            limiters: about(&target, |services| view.guard.limiters_of(services)),
             view: Arc::clone(&view),
             target,
             client,
@@ -112,15 +116,11 @@ impl Downstream {
 }
 
 /// Who asks for a workload itself is held against what is about any of its services: by its address nobody comes around them.
-fn applied(view: &View, target: &Target) -> Applied {
-    let security = &view.guard.security;
+fn about<T>(target: &Target, of: impl FnOnce(&[&NamespacedName]) -> T) -> T {
     match target {
-        Target::Service { key, .. } => security.applied(std::iter::once(key)),
-        Target::Workload { workload, .. } => {
-            let services: Vec<&NamespacedName> = workload.services.keys().collect();
-            security.applied(services.into_iter())
-        }
-        Target::Edge { .. } => security.applied(std::iter::empty()),
+        Target::Service { key, .. } => of(&[key]),
+        Target::Workload { workload, .. } => of(&workload.services.keys().collect::<Vec<_>>()),
+        Target::Edge { .. } => of(&[]),
     }
 }
 

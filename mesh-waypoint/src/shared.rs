@@ -121,7 +121,12 @@ impl Shared {
         self.ms_of(Instant::now())
     }
 
-    /// The same, of another moment.
+    /// Monotonic nanoseconds.
+    pub fn now_ns(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Milliseconds of another moment.
     pub fn ms_of(&self, at: Instant) -> u64 {
         u64::try_from(at.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
     }

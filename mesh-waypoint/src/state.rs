@@ -102,7 +102,9 @@ impl State {
 
     /// Other policies, or other issuers of tokens, whose keys are read here, once; without any, nothing is let through.
     pub fn set_security(&self, security: Option<Arc<Security>>) {
-        let guard = Arc::new(security.map_or_else(guard::Guard::closed, guard::Guard::new));
+        let before = Arc::clone(&self.view.load().guard);
+        let read = |security| guard::Guard::new(security, &before.limiters);
+        let guard = Arc::new(security.map_or_else(guard::Guard::closed, read));
         self.change(|view| view.guard = Arc::clone(&guard));
     }
 

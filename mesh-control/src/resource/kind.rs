@@ -26,6 +26,8 @@ pub enum Kind {
     Sidecar,
     RequestAuthentication,
     Telemetry,
+    /// Of our own.
+    RateLimit,
     /// Refused by name, as are the next two.
     EnvoyFilter,
     WasmPlugin,
@@ -91,6 +93,7 @@ impl Kind {
         Kind::Sidecar,
         Kind::RequestAuthentication,
         Kind::Telemetry,
+        Kind::RateLimit,
         Kind::EnvoyFilter,
         Kind::WasmPlugin,
         Kind::ProxyConfig,
@@ -136,6 +139,7 @@ impl Kind {
                 let versions = &["telemetry.istio.io/v1", "telemetry.istio.io/v1alpha1"];
                 of("Telemetry", "telemetry.istio.io", versions, "telemetries")
             }
+            Kind::RateLimit => of("RateLimit", "undermesh.io", &["undermesh.io/v1alpha1"], "ratelimits"),
             Kind::EnvoyFilter => {
                 of("EnvoyFilter", "networking.istio.io", &["networking.istio.io/v1alpha3"], "envoyfilters")
             }

@@ -20,6 +20,7 @@ pub mod cors;
 pub mod headers;
 pub mod host;
 pub mod labels;
+pub mod limit;
 pub mod order;
 pub mod path;
 pub mod pattern;

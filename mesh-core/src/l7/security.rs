@@ -7,6 +7,7 @@ use arcstr::ArcStr;
 use http::HeaderName;
 
 use super::authorizer::Authorizer;
+use super::limit::RateLimit;
 use super::path::Spelling;
 use super::policy::{Policies, Policy};
 use super::token::JwtRule;
@@ -22,7 +23,8 @@ pub enum Target {
 }
 
 impl Target {
-    fn is_about<'a>(&self, mut services: impl Iterator<Item = &'a NamespacedName>) -> bool {
+    /// Whether requests to any of these services are meant.
+    pub fn is_about<'a>(&self, mut services: impl Iterator<Item = &'a NamespacedName>) -> bool {
         match self {
             Self::All => true,
             Self::Services(own) => services.any(|service| own.contains(service)),
@@ -54,6 +56,8 @@ pub struct Security {
     pub authentications: Vec<Arc<Authentication>>,
     /// Whom policies ask. Of one that they name and that is not here nobody knows where it is: what they match is denied.
     pub authorizers: Vec<Arc<Authorizer>>,
+    /// How many requests there may be.
+    pub limits: Vec<Arc<RateLimit>>,
 }
 
 /// What is about the requests of one connection.

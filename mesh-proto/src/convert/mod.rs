@@ -10,6 +10,7 @@ mod field;
 mod l4;
 mod l7;
 mod policy;
+mod rate_limit;
 mod security;
 mod service;
 mod telemetry;
@@ -35,6 +36,7 @@ pub use l7::{
 };
 use mesh_core::{Policy, Service, Workload};
 use prost::Message;
+pub use rate_limit::{Counted, Nearest, encode_rate_limit, rate_limit_answer};
 pub use security::{ClosedEntry, ReadSecurity, encode_security, security};
 pub use telemetry::{encode_telemetry, telemetry};
 pub use zds::{ZdsPod, ZdsRequest, encode_zds_ack, encode_zds_hello, encode_zds_request, zds_ack, zds_request};

@@ -1,7 +1,7 @@
 //! One request and its answer.
 //!
 //! ```text
-//! asked: made unambiguous ── security: a token, authorizers, policies ── plan: the rule ── CORS, delay, abort ── redirect | answer | forward: attempts, each at one endpoint ── the answer, changed
+//! asked: made unambiguous ── security: a token, authorizers, policies, limits ── plan: the rule ── CORS, delay, abort ── redirect | answer | forward: attempts, each at one endpoint ── the answer, changed
 //!                                                                         └── mirror: copies, for which nobody waits
 //! ```
 
@@ -21,19 +21,22 @@ use http::request::Parts;
 use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use mesh_core::l7::AbortStatus;
 use mesh_core::l7::cors::CorsVerdict;
+use mesh_core::l7::policy::Subject;
+use mesh_core::l7::{AbortStatus, Token};
 use mesh_runtime::clock;
 
+use self::asked::Asked;
 use self::plan::{Plan, To};
 use self::reply::Failure;
 use self::report::Report;
-use crate::downstream::Downstream;
+use crate::downstream::{Bound, Downstream};
 use crate::entry::headers;
 use crate::http::{ClientBody, ResponseBody, guard};
 use crate::security::authenticate;
 use crate::security::authorize::{self, Refused};
 use crate::security::custom::{self, Question, Refusal};
+use crate::security::limit;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -124,7 +127,16 @@ async fn answer(
     let plan = (!askers.is_empty() && !allowed.routes_again).then(|| planned(&parts));
     allowed.changes.iter().for_each(|changes| changes.request.apply(&mut parts.headers));
     authorize::request(down, &bound, &parts, &asked.authority, said).map_err(Failure::from)?;
+    let counted = match counted(down, &bound, &parts, &asked, said).await {
+        Ok(counted) => counted,
+        Err(limit::Refusal::Over(denial)) => {
+            report.flag("RL");
+            return Ok(reply::denied(denial, asked.grpc));
+        }
+        Err(limit::Refusal::NoAnswer) => return Err(Failure::UNCOUNTED),
+    };
     let plan = plan.unwrap_or_else(|| planned(&parts));
+    counted.request.iter().for_each(|edits| edits.apply(&mut parts.headers));
     if !parts.headers.contains_key(FORWARDED_PROTO) {
         parts.headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
     }
@@ -158,7 +170,25 @@ async fn answer(
     };
     change(&mut response, plan);
     allowed.changes.iter().for_each(|changes| changes.response.apply(response.headers_mut()));
+    counted.response.iter().for_each(|edits| edits.apply(response.headers_mut()));
     Ok(response)
+}
+
+/// Counts a request, if it is to be counted by anybody.
+async fn counted(
+    down: &Downstream,
+    bound: &Bound,
+    parts: &Parts,
+    asked: &Asked,
+    said: authorize::Said<'_>,
+) -> Result<limit::Allowed, limit::Refusal> {
+    if bound.limiters.is_empty() {
+        return Ok(limit::Allowed::default());
+    }
+    let look = |subject: &Subject<'_>| limit::count(down, bound, subject);
+    // A path that could not be looked at has been refused by then.
+    let services = authorize::looked_at(down, bound, parts, &asked.authority, said, look);
+    limit::ask(down, bound, &services.unwrap_or_else(|_| Err(limit::Refusal::NoAnswer))?).await
 }
 
 impl From<Refused> for Failure {

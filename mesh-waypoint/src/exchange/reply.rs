@@ -50,6 +50,8 @@ failures! {
     DENIED: FORBIDDEN, "-", "RBAC: access denied";
     /// More of its body than may be shown to whoever is asked about it.
     TOO_LARGE: PAYLOAD_TOO_LARGE, "-", "Payload Too Large";
+    /// Whoever counts requests does not answer, and must.
+    UNCOUNTED: INTERNAL_SERVER_ERROR, "RLSE", "";
     /// Nothing is known of the destination any more.
     GONE: SERVICE_UNAVAILABLE, "NC", "";
     /// No endpoint is left.

@@ -1,14 +1,17 @@
-//! What the control plane has said of whom to believe and whom to answer, with the keys of tokens read. The state holds it; `security` asks it.
+//! What the control plane has said of whom to believe and whom to answer, with the keys of tokens read, and how many requests there may be, with what was counted. The state holds it; `security` asks it.
 
+mod buckets;
 mod keys;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use mesh_core::l7::limit::RateLimit;
 use mesh_core::l7::policy::Policy;
 use mesh_core::l7::{Security, SecurityTarget};
 use mesh_core::{ArcStr, NamespacedName};
 
+pub use buckets::Limiter;
 pub use keys::KeySet;
 
 /// What the control plane has said. As long as it has said nothing, nothing is let through.
@@ -17,6 +20,8 @@ pub struct Guard {
     pub security: Arc<Security>,
     /// By the texts that they were read from.
     keys: HashMap<ArcStr, KeySet>,
+    /// Rate limits, with what was counted.
+    pub limiters: Vec<Arc<Limiter>>,
 }
 
 impl Default for Guard {
@@ -26,9 +31,9 @@ impl Default for Guard {
 }
 
 impl Guard {
-    /// Reads the keys. Of a set that is none nothing is believed.
+    /// Reads the keys; of a set that is none nothing is believed. What was counted before goes on.
     #[must_use]
-    pub fn new(security: Arc<Security>) -> Self {
+    pub fn new(security: Arc<Security>, before: &[Arc<Limiter>]) -> Self {
         let mut keys = HashMap::new();
         let rules = security.authentications.iter().flat_map(|one| &one.rules);
         for text in rules.filter_map(|rule| rule.keys.as_ref()) {
@@ -36,7 +41,12 @@ impl Guard {
                 keys.insert(text.clone(), KeySet::read(text));
             }
         }
-        Self { security, keys }
+        let limiter = |limit: &Arc<RateLimit>| {
+            let known = before.iter().find(|one| one.limit.name == limit.name);
+            Arc::new(Limiter::new(limit, known.map(|one| &**one)))
+        };
+        let limiters = security.limits.iter().map(limiter).collect();
+        Self { security, keys, limiters }
     }
 
     /// Nobody says any more what is to be let through: nothing is.
@@ -44,7 +54,14 @@ impl Guard {
     pub fn closed() -> Self {
         let name = NamespacedName::new("undermesh", "no-policies");
         let policies = vec![Arc::new(Policy::closed(name, SecurityTarget::All))];
-        Self::new(Arc::new(Security { policies, ..Security::default() }))
+        Self::new(Arc::new(Security { policies, ..Security::default() }), &[])
+    }
+
+    /// The rate limits of requests to any of these services.
+    #[must_use]
+    pub fn limiters_of(&self, services: &[&NamespacedName]) -> Vec<Arc<Limiter>> {
+        let is_about = |one: &&Arc<Limiter>| one.limit.target.is_about(services.iter().copied());
+        self.limiters.iter().filter(is_about).cloned().collect()
     }
 
     /// The keys of a text.

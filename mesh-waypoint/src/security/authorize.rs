@@ -73,7 +73,7 @@ pub fn request(
 }
 
 /// What policies look at of a request.
-fn looked_at<T>(
+pub fn looked_at<T>(
     down: &Downstream,
     bound: &Bound,
     parts: &Parts,

@@ -15,7 +15,7 @@ use super::meters::Meters;
 /// Policies and outcomes that are counted one by one; of more, nothing is.
 const MOST: usize = 4096;
 
-/// What a policy did to a request.
+/// What a policy, or a rate limit, did to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Ruled {
     /// It was denied.
@@ -28,6 +28,8 @@ pub enum Ruled {
     Failed,
     /// It was let through all the same.
     FailedOpen,
+    /// There are too many.
+    Limited,
 }
 
 impl Ruled {
@@ -38,6 +40,7 @@ impl Ruled {
             Self::Audited => "audited",
             Self::Failed => "failed",
             Self::FailedOpen => "failed_open",
+            Self::Limited => "limited",
         }
     }
 }
@@ -68,7 +71,7 @@ pub(super) fn encode(all: &[Arc<Meters>], encoder: &mut DescriptorEncoder<'_>) -
     if sums.is_empty() {
         return Ok(());
     }
-    let help = "Requests that a policy denied, would have denied in a dry run, tells of, or could not ask about";
+    let help = "Requests that a policy denied, would have denied in a dry run, tells of or could not ask about, and those that a rate limit refused";
     let mut family = encoder.encode_descriptor("undermesh_request_policies", help, None, MetricType::Counter)?;
     for ((name, ruled), count) in &sums {
         let labels = [("policy", name.to_string()), ("outcome", ruled.name().to_owned())];

@@ -130,9 +130,9 @@ pub fn index(objects: &Objects, settings: &Settings) -> Indexed {
     let mut routes = objects.routes.clone();
     routes.retain(|name| name.namespace.is_empty() || settings.heeds(objects, &name.namespace));
     for (key, object) in routes.iter() {
-        // What is done with tokens `index::security` knows.
+        // What is done with tokens, and how many requests there may be, `index::security` knows.
         let is_idle = |_: &&str| {
-            key.kind != Kind::RequestAuthentication
+            !matches!(key.kind, Kind::RequestAuthentication | Kind::RateLimit)
                 && routing::is_ours(&object, settings.istio_runs)
                 && !acts(&object, &routes)
         };

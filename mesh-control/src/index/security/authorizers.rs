@@ -51,7 +51,7 @@ fn one(objects: &Objects, settings: &Settings, name: &ArcStr) -> Result<Authoriz
             let help = "name one with envoyExtAuthzHttp or envoyExtAuthzGrpc".to_owned();
             Err(wrong(format!("the provider {name:?} is no authorizer"), help))
         }
-        Some(Some(provider)) => match place(objects, settings, provider) {
+        Some(Some(provider)) => match at(objects, settings, provider) {
             Ok(service) => {
                 let place = ClusterKey { service, port: provider.port, subset: ArcStr::new() };
                 Ok(provider.at(name, place))
@@ -64,10 +64,19 @@ fn one(objects: &Objects, settings: &Settings, name: &ArcStr) -> Result<Authoriz
     }
 }
 
-/// What its service is called in tables of services.
-fn place(objects: &Objects, settings: &Settings, provider: &Provider) -> Result<NamespacedName, String> {
-    let (host, port) = (&provider.host, provider.port);
-    let is_meant = |namespace: &ArcStr| provider.namespace.as_ref().is_none_or(|meant| meant == namespace);
+fn at(objects: &Objects, settings: &Settings, provider: &Provider) -> Result<NamespacedName, String> {
+    place(objects, settings, provider.namespace.as_deref(), &provider.host, provider.port)
+}
+
+/// What the service of a host, in lower case, is called in tables of services, if it has that port; `namespace` says which, if it is said.
+pub(super) fn place(
+    objects: &Objects,
+    settings: &Settings,
+    namespace: Option<&str>,
+    host: &str,
+    port: u16,
+) -> Result<NamespacedName, String> {
+    let is_meant = |own: &ArcStr| namespace.is_none_or(|meant| meant == own.as_str());
     let short = host.strip_suffix(&format!(".svc.{}", settings.cluster_domain)).and_then(|rest| rest.split_once('.'));
     if let Some((name, namespace)) = short
         && let Some(service) = objects.services.get(&NamespacedName::new(namespace, name))
@@ -80,7 +89,7 @@ fn place(objects: &Objects, settings: &Settings, provider: &Provider) -> Result<
     }
     let entries = objects.routes.service_entries.values();
     let mut named =
-        entries.filter(|entry| is_meant(&entry.namespace) && entry.spec.hosts.iter().any(|one| **host == *one));
+        entries.filter(|entry| is_meant(&entry.namespace) && entry.spec.hosts.iter().any(|one| *one == *host));
     let entry = named.next().ok_or_else(|| format!("there is no service and no ServiceEntry with the host {host}"))?;
-    Ok(NamespacedName::new(entry.namespace.clone(), host.clone()))
+    Ok(NamespacedName::new(entry.namespace.clone(), host))
 }

@@ -1,11 +1,13 @@
 //! What each waypoint holds requests against: the policies and RequestAuthentications that are bound to it, to its class, or to services that it serves. Those with a
 //! selector, or without anything, are agents' as in Istio: what a pod's agent cannot judge of them it does not judge (`resource::authorization_policy`).
 //!
-//! Whom policies with the action CUSTOM ask is found by `authorizers`.
+//! Whom policies with the action CUSTOM ask is found by `authorizers`, and how many
+//! requests there may be by `limits`.
 //!
 //! What cannot be read and never could denies what it is bound to. What is bound to something that has no waypoint is in force nowhere, and says so.
 
 mod authorizers;
+mod limits;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -101,6 +103,11 @@ pub fn index(objects: &Objects, settings: &Settings, waypoints: &Waypoints, serv
             let policy = policy.unwrap_or_else(|| Policy::closed(name.clone(), target));
             made.in_force.insert(own.clone());
             all.entry(gateway).or_default().policies.push(Arc::new(policy));
+        }
+    }
+    for (name, object) in &objects.routes.rate_limits {
+        if settings.heeds(objects, &name.namespace) {
+            limits::add(&finder, name, object, &mut all, &mut made);
         }
     }
     for security in all.values_mut() {

@@ -269,3 +269,94 @@ fn features_AP_7_there_is_no_dry_run_of_custom() {
     let said: Vec<&str> = read.diagnoses.iter().map(|said| said.message.as_str()).collect();
     assert_eq!(said, ["there is no dry run of CUSTOM: nobody is asked, and nothing is denied"]);
 }
+
+#[test]
+fn features_SEC_5_rate_limits_go_to_the_waypoints_of_their_targets() {
+    use std::time::Duration;
+
+    use mesh_core::l7::limit::{Global, Part, Value};
+
+    let object = |spec: &str| {
+        format!(
+            "---\napiVersion: undermesh.io/v1alpha1\nkind: RateLimit\nmetadata: {{name: p, namespace: shop}}\nspec: {spec}\n"
+        )
+    };
+    let limits = |view: &View| {
+        let own = view
+            .security
+            .iter()
+            .flat_map(|(gateway, own)| own.limits.iter().map(move |one| (gateway.to_string(), one.clone())));
+        own.collect::<Vec<_>>()
+    };
+    let told = |view: &View| {
+        let own = view.problems.iter().filter(|(key, _)| key.kind == Kind::RateLimit);
+        own.map(|(_, problem)| format!("{}: {}", problem.field, problem.message)).collect::<Vec<_>>()
+    };
+    let local = "local: [{match: [{paths: [/a], principals: ['*/sa/x'], headers: {X-User: '*'}}], by: [source.principal, 'request.headers[x-user]'], requests: 2, per: 1m}]";
+    let global = |service: &str, more: &str| {
+        format!(
+            "global: {{domain: d, service: {service}, port: 80{more}, descriptors: [{{entries: [{{key: PATH, from: request.path}}, {{key: k, value: v}}]}}]}}"
+        )
+    };
+    let web = "web.shop.svc.cluster.local";
+    let view = mesh(&object(&format!("{{{}, {local}, {}}}", refs("Service", "web"), global(web, ""))));
+    assert_eq!(told(&view), Vec::<String>::new());
+    let [(gateway, limit)] = &limits(&view)[..] else { panic!() };
+    assert_eq!((&**gateway, &limit.target), ("shop/wp", &Target::Services(vec![NamespacedName::new("shop", web)])));
+    let one = &limit.local[0];
+    assert_eq!((one.rate.requests, one.rate.per, one.rate.burst), (2, Duration::from_secs(60), 2));
+    assert_eq!(one.by, [Part::Principal, Part::Header(http::HeaderName::from_static("x-user"))]);
+    let rule = &one.rules[0];
+    assert_eq!((rule.from.len(), rule.to.len(), rule.when.len(), one.rules.len()), (1, 1, 1, 1));
+    let Some(Global { place: Some(place), timeout, fail_open: true, descriptors, .. }) = &limit.global else {
+        panic!()
+    };
+    assert_eq!((&*place.service.name, place.port, *timeout), (web, 80, Duration::from_millis(20)));
+    assert_eq!(descriptors[0].entries[1].value, Value::Fixed("v".into()));
+    let key = Key { kind: Kind::RateLimit, namespace: "shop".into(), name: "p".into() };
+    assert!(view.at_waypoints.contains(&key));
+
+    let nowhere = "there is no service and no ServiceEntry with the host none.example";
+    for (what, spec, expected, saying) in [
+        ("everything", format!("{{{}, {local}}}", refs("Gateway", "wp")), 1, String::new()),
+        (
+            "a service nobody knows",
+            format!("{{{}, {}}}", refs("Gateway", "wp"), global("none.example", "")),
+            1,
+            format!("spec.global.service: {nowhere}: nothing is counted"),
+        ),
+        (
+            "that must answer",
+            format!("{{{}, {}}}", refs("Gateway", "wp"), global("none.example", ", failOpen: false")),
+            1,
+            format!("spec.global.service: {nowhere}: requests that it means are answered with 500"),
+        ),
+        (
+            "bound to nothing",
+            format!("{{{local}}}"),
+            0,
+            ": known, not in force: there is no waypoint that acts on it".into(),
+        ),
+        ("unreadable", format!("{{{}, locals: []}}", refs("Gateway", "wp")), 0, String::new()),
+    ] {
+        let view = mesh(&object(&spec));
+        assert_eq!(limits(&view).len(), expected, "{what}");
+        assert_eq!(told(&view).into_iter().next().unwrap_or_default(), saying, "{what}");
+    }
+    for (bad, field) in [
+        ("{requests: 0, per: 1s}", "spec.local[0].requests"),
+        ("{requests: 1, per: 1us}", "spec.local[0].per"),
+        ("{requests: 1, per: 1s, burst: 0}", "spec.local[0].burst"),
+        ("{requests: 1, per: 1s, by: [request.size]}", "spec.local[0].by[0]"),
+        ("{requests: 1, per: 1s, by: ['request.headers[host]']}", "spec.local[0].by[0]"),
+        ("{requests: 1, per: 1s, match: [{}]}", "spec.local[0].match[0]"),
+        ("{requests: 1, per: 1s, match: [{methods: ['G*T']}]}", "spec.local[0].match[0].methods[0]"),
+        ("{requests: 1, per: 1s, match: [{paths: ['/{a}']}]}", "spec.local[0].match[0].paths[0]"),
+        ("{requests: 1, per: 1s, match: [{header: {a: b}}]}", "spec.local[0].match[0].header"),
+    ] {
+        let text = object(&format!("{{{}, local: [{bad}]}}", refs("Gateway", "wp")));
+        let read = crate::manifest::file::read("a.yaml", text.trim_start_matches("---\n").as_bytes());
+        let fields: Vec<&str> = read.diagnoses.iter().map(|said| said.field.as_str()).collect();
+        assert!(fields.contains(&field), "{bad}: {fields:?}");
+    }
+}

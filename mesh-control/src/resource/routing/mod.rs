@@ -7,6 +7,7 @@ pub mod gateway;
 pub mod grants;
 pub mod http_route;
 pub mod istio_gateway;
+pub mod rate_limit;
 pub mod reference;
 pub mod routes;
 pub mod service_entry;
@@ -27,6 +28,7 @@ pub use gateway::Gateway;
 pub use grants::{BackendTlsPolicy, GatewayClass, ReferenceGrant};
 pub use http_route::HttpRoute;
 pub use istio_gateway::IstioGateway;
+pub use rate_limit::RateLimit;
 pub use routes::{GrpcRoute, TcpRoute, TlsRoute, UdpRoute};
 pub use service_entry::ServiceEntry;
 pub use telemetry::{RequestAuthentication, Telemetry};
@@ -133,6 +135,8 @@ routing! {
     RequestAuthentication request_authentications,
     /// Which metrics, logs and spans are made.
     Telemetry telemetries,
+    /// How many requests there may be.
+    RateLimit rate_limits,
     /// Who makes the gateways of a class.
     GatewayClass gateway_classes,
     /// The Gateway API's.
@@ -171,6 +175,7 @@ pub fn inaction(kind: Kind) -> Option<&'static str> {
         | Kind::TlsRoute
         | Kind::TcpRoute
         | Kind::RequestAuthentication
+        | Kind::RateLimit
         | Kind::Telemetry => Some(NO_WAYPOINT),
         Kind::UdpRoute => Some("known, not in force: datagrams are not routed yet"),
         Kind::IstioGateway | Kind::GatewayClass | Kind::Gateway | Kind::BackendTlsPolicy | Kind::ReferenceGrant => {
@@ -196,6 +201,7 @@ pub fn is_ours(object: &Routing, with_istio: bool) -> bool {
         // They are for whatever gateway acts on what they name.
         Routing::BackendTlsPolicy(_) | Routing::ReferenceGrant(_) => false,
         Routing::Gateway(gateway) => reference::is_our_class(&gateway.spec.gateway_class_name, with_istio),
+        Routing::RateLimit(_) => true,
         // Istio's own kinds.
         _ => !with_istio,
     }
@@ -209,8 +215,9 @@ fn spec<S: Spec>(key: &Key, tree: &Tree, wrap: impl FnOnce(Routed<S>) -> Routing
     let written = top.as_ref().and_then(|top| top.get("spec")).unwrap_or(&empty);
     // An API server shows no field that the definition does not have: one that is not known here is of a later version, and not ours to refuse.
     let is_served = tree.span.line == 0;
-    // Definitions of the security group show all that was written.
-    let unknown = match (is_served && key.kind.group() != "security.istio.io", key.kind.is_shared()) {
+    // Definitions of the security group, and of our own, show all that was written.
+    let shows_all = key.kind.group() == "security.istio.io" || key.kind == Kind::RateLimit;
+    let unknown = match (is_served && !shows_all, key.kind.is_shared()) {
         (false, _) => Unknown::Wrong,
         (true, false) => Unknown::Either,
         (true, true) => Unknown::Later,

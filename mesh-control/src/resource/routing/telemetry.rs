@@ -36,7 +36,7 @@ const TARGETS: [(&str, &str); 5] = [
     ("networking.istio.io", "ServiceEntry"),
 ];
 
-fn bound(
+pub(super) fn bound(
     selector: &Option<WorkloadSelector>,
     target: &Option<TargetReference>,
     targets: &[TargetReference],

@@ -9,7 +9,7 @@ pub fn read(key: &Key) -> Read {
     let (why, help) = match key.kind {
         Kind::EnvoyFilter => (
             "it patches Envoy's configuration, and there is no Envoy here",
-            "say it with VirtualService, DestinationRule, HTTPRoute or AuthorizationPolicy, and delete it",
+            "say it with VirtualService, DestinationRule, HTTPRoute, AuthorizationPolicy or RateLimit, and delete it",
         ),
         Kind::WasmPlugin => (
             "it loads a filter into Envoy, and there is no Envoy here",

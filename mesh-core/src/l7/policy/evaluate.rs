@@ -71,6 +71,12 @@ impl Policy {
 }
 
 impl Rule {
+    /// Whether a request is meant, or may be: for what restricts those that are.
+    #[must_use]
+    pub fn is_about(&self, subject: &Subject<'_>) -> bool {
+        self.matches(subject, Reading::Wide)
+    }
+
     fn matches(&self, subject: &Subject<'_>, reading: Reading) -> bool {
         (self.from.is_empty() || self.from.iter().any(|source| source.matches(subject, reading)))
             && (self.to.is_empty() || self.to.iter().any(|operation| operation.matches(subject, reading)))

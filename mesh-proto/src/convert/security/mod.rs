@@ -1,7 +1,8 @@
 //! What waypoints hold requests against, both ways. A policy that cannot be read in all of its parts denies what it is about, and so does what says whose tokens
-//! are believed. What the whole says is read strictly: of one that is not understood the last good form stays.
+//! are believed, or how many requests there may be. What the whole says is read strictly: of one that is not understood the last good form stays.
 
 mod authorizer;
+mod limit;
 mod policy;
 #[cfg(test)]
 mod tests;
@@ -11,6 +12,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use mesh_core::NamespacedName;
+use mesh_core::l7::limit::RateLimit;
 use mesh_core::l7::path::Spelling;
 use mesh_core::l7::policy::Policy;
 use mesh_core::l7::security::{Authentication, Security, Target};
@@ -58,6 +60,7 @@ pub fn security(bytes: &[u8]) -> Result<ReadSecurity, ConvertError> {
     }
     few("policies", message.policies.len(), MOST_ENTRIES)?;
     few("authentications", message.authentications.len(), MOST_ENTRIES)?;
+    few("limits", message.limits.len(), MOST_ENTRIES)?;
     few("authorizers", message.authorizers.len(), MOST_AUTHORIZERS)?;
     let spelling = match field::known("spelling", message.spelling)? {
         wire::PathSpelling::Unsaid => None,
@@ -81,6 +84,13 @@ pub fn security(bytes: &[u8]) -> Result<ReadSecurity, ConvertError> {
         let (name, target) = head(&entry)?;
         match token::read(&entry.body) {
             Ok(rules) => security.authentications.push(Arc::new(Authentication { name, target, rules })),
+            Err(problem) => security.policies.push(close(&name, &target, problem)),
+        }
+    }
+    for entry in message.limits {
+        let (name, target) = head(&entry)?;
+        match limit::read(&entry.body) {
+            Ok((local, global)) => security.limits.push(Arc::new(RateLimit { name, target, local, global })),
             Err(problem) => security.policies.push(close(&name, &target, problem)),
         }
     }
@@ -121,6 +131,11 @@ pub fn encode_security(security: &Security) -> Vec<u8> {
             .authentications
             .iter()
             .map(|one| entry(&one.name, &one.target, token::write(&one.rules)))
+            .collect(),
+        limits: security
+            .limits
+            .iter()
+            .map(|one| entry(&one.name, &one.target, limit::write(&one.local, one.global.as_ref())))
             .collect(),
         authorizers: security
             .authorizers

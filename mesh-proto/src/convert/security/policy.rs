@@ -55,11 +55,11 @@ pub(super) fn read(name: &NamespacedName, target: &Target, bytes: &[u8]) -> Read
         wire::PolicyAction::Custom => Action::Custom(field::name("provider", message.provider)?),
     };
     few("rules", message.rules.len(), MOST_RULES)?;
-    let rules = message.rules.into_iter().map(rule).collect::<Read<_>>()?;
+    let rules = message.rules.into_iter().map(read_rule).collect::<Read<_>>()?;
     Ok(Policy { name: name.clone(), target: target.clone(), action, rules, dry_run: message.dry_run })
 }
 
-fn rule(message: wire::PolicyRule) -> Read<Rule> {
+pub(super) fn read_rule(message: wire::PolicyRule) -> Read<Rule> {
     for count in [message.from.len(), message.to.len(), message.when.len()] {
         few("rules.parts", count, MOST_PARTS)?;
     }
@@ -220,13 +220,16 @@ pub(super) fn write(policy: &Policy) -> Vec<u8> {
         Action::Audit => (wire::PolicyAction::Audit, String::new()),
         Action::Custom(provider) => (wire::PolicyAction::Custom, provider.to_string()),
     };
-    let rule = |rule: &Rule| wire::PolicyRule {
+    let rules = policy.rules.iter().map(write_rule).collect();
+    wire::RequestPolicy { action: action.into(), provider, dry_run: policy.dry_run, rules }.encode_to_vec()
+}
+
+pub(super) fn write_rule(rule: &Rule) -> wire::PolicyRule {
+    wire::PolicyRule {
         from: rule.from.iter().map(write_source).collect(),
         to: rule.to.iter().map(write_operation).collect(),
         when: rule.when.iter().map(|one| wire::PolicyCondition { kind: Some(write_condition(one)) }).collect(),
-    };
-    let rules = policy.rules.iter().map(rule).collect();
-    wire::RequestPolicy { action: action.into(), provider, dry_run: policy.dry_run, rules }.encode_to_vec()
+    }
 }
 
 fn write_source(source: &Source) -> wire::PolicySource {

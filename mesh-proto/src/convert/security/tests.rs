@@ -84,7 +84,41 @@ fn everything() -> Security {
             rules: vec![Arc::new(token), Arc::new(without)],
         })],
         authorizers: authorizers(),
+        limits: limits(&rule),
     }
+}
+
+fn limits(rule: &Rule) -> Vec<Arc<RateLimit>> {
+    let parts = vec![
+        Part::Principal,
+        Part::Namespace,
+        Part::Source,
+        Part::Host,
+        Part::Method,
+        Part::Path,
+        Part::RequestPrincipal,
+        Part::Header(HeaderName::from_static("x")),
+    ];
+    let entry = |value| Entry { key: "k".into(), value };
+    let entries = vec![entry(Value::Fixed("v".into())), entry(Value::Of(Part::Path))];
+    let global = Global {
+        domain: "d".into(),
+        place: Some(ClusterKey { service: NamespacedName::new("a", "b.c"), port: 8081, subset: Default::default() }),
+        timeout: Duration::from_millis(20),
+        fail_open: true,
+        descriptors: vec![Descriptor { rules: vec![rule.clone()], entries }],
+    };
+    let rate = Rate { requests: 3, per: Duration::from_secs(60), burst: 7 };
+    let both = RateLimit {
+        name: NamespacedName::new("shop", "limit"),
+        target: Target::All,
+        local: vec![Local { rules: vec![rule.clone()], by: parts, rate }],
+        global: Some(global.clone()),
+    };
+    let nowhere = Global { place: None, fail_open: false, ..global };
+    let other =
+        RateLimit { name: NamespacedName::new("shop", "other"), local: vec![], global: Some(nowhere), ..both.clone() };
+    vec![Arc::new(both), Arc::new(other)]
 }
 
 fn authorizers() -> Vec<Arc<Authorizer>> {
@@ -117,6 +151,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, StatusCode};
 use mesh_core::l7::ClusterKey;
 use mesh_core::l7::authorizer::{Authorizer, BodyShown, Form, HttpForm};
+use mesh_core::l7::limit::{Descriptor, Entry, Global, Local, Part, Rate, Value};
 
 #[test]
 fn what_is_written_is_read_again() {
@@ -210,6 +245,37 @@ fn an_authorizer_that_cannot_be_read_is_none() {
         let read = security(&message.encode_to_vec()).unwrap();
         assert_eq!((read.security.authorizer("http"), read.closed.len()), (None, 1), "{what}");
         assert_eq!(read.security.authorizers[0], everything().authorizers[1], "{what}");
+    }
+}
+
+#[test]
+fn a_limit_that_cannot_be_read_denies_what_it_is_about() {
+    let good = wire::Security::decode(&*encode_security(&everything())).unwrap();
+    let body = |change: &dyn Fn(&mut wire::RateLimits)| {
+        let mut limits = wire::RateLimits::decode(&*good.limits[0].body).unwrap();
+        change(&mut limits);
+        limits.encode_to_vec()
+    };
+    let global = |change: &dyn Fn(&mut wire::GlobalLimit)| body(&|one| change(one.global.as_mut().unwrap()));
+    for (what, bytes) in [
+        ("no message", vec![0xff]),
+        ("an unknown field", [&*good.limits[0].body, &[0xf8, 0x01, 0x01]].concat()),
+        ("no requests", body(&|one| one.local[0].requests = 0)),
+        ("no burst", body(&|one| one.local[0].burst = 0)),
+        ("no time", body(&|one| one.local[0].per_ns = 0)),
+        ("by nothing", body(&|one| one.local[0].by.push(wire::LimitPart::default()))),
+        ("a service without a port", global(&|one| one.port = 0)),
+        ("no domain", global(&|one| one.domain.clear())),
+        ("no time for an answer", global(&|one| one.timeout_ms = 0)),
+        ("a descriptor of nothing", global(&|one| one.descriptors[0].entries.clear())),
+        ("an entry without a value", global(&|one| one.descriptors[0].entries[0].value = None)),
+    ] {
+        let mut message = good.clone();
+        message.limits[0].body = bytes;
+        let read = security(&message.encode_to_vec()).unwrap();
+        assert_eq!((read.security.limits.len(), read.closed.len()), (1, 1), "{what}");
+        let last = read.security.policies.last().unwrap();
+        assert_eq!((&last.action, &*last.name.name), (&Action::Deny, "limit"), "{what}");
     }
 }
 

@@ -1,4 +1,5 @@
 //! The programs that run inside the lab: the Bookinfo services, servers to talk to, clients and load.
+pub mod asked;
 pub mod bookinfo;
 pub mod canned;
 pub mod client;

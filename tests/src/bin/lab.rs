@@ -1,7 +1,7 @@
 //! `lab <program>`: the helper programs that run inside the lab - servers, clients, load, cluster DNS and the janitor.
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use mesh_tests::apps::{canned, client, collector, dns, ends, janitor, load, servers, trickle};
+use mesh_tests::apps::{asked, canned, client, collector, dns, ends, janitor, load, servers, trickle};
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -62,6 +62,21 @@ enum Program {
     Collector {
         #[arg(long, default_value_t = 4318)]
         port: u16,
+    },
+    /// Authorize requests by a header of theirs.
+    Authorizer {
+        #[arg(long, default_value_t = 8000)]
+        http_port: u16,
+        #[arg(long, default_value_t = 9000)]
+        grpc_port: u16,
+    },
+    /// Count requests for many.
+    RateLimits {
+        #[arg(long, default_value_t = 8081)]
+        port: u16,
+        /// KEY:COUNT or KEY=VALUE:COUNT
+        #[arg(long = "limit")]
+        limits: Vec<String>,
     },
     /// Speak first.
     Banner {
@@ -256,6 +271,8 @@ fn main() -> Result<()> {
         Program::TcpEcho { ports, prefix } => return servers::tcp_echo(&ports, &prefix),
         Program::Http { port, name, delay_ms } => return servers::http(port, &name, Duration::from_millis(delay_ms)),
         Program::Collector { port } => return collector::run(port),
+        Program::Authorizer { http_port, grpc_port } => return asked::authorizer(http_port, grpc_port),
+        Program::RateLimits { port, limits } => return asked::counting(port, &limits),
         Program::Banner { port, text } => return servers::banner(port, &text),
         Program::Get { url, headers, count, lines, interval_ms, timeout } => {
             let request = client::Get { url, headers, timeout: seconds(timeout) };

@@ -2,6 +2,7 @@
 
 #![expect(non_snake_case, reason = "tests carry the ids of their rows")]
 
+mod decisions;
 mod failures;
 mod identity;
 mod lifecycle;

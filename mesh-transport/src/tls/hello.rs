@@ -2,11 +2,11 @@
 //! and leaves the TLS to somebody else.
 
 use std::io::{self, Cursor};
-use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
+use nix::sys::socket::{MsgFlags, recv};
 use rustls::server::Acceptor;
-use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -55,25 +55,21 @@ pub fn judge(bytes: &[u8]) -> Hello {
 /// Those of the connection.
 pub async fn peek_server_name(stream: &TcpStream, limit: Duration) -> io::Result<Option<String>> {
     let deadline = Instant::now() + limit;
-    let mut buffer = vec![MaybeUninit::uninit(); LIMIT];
-    let mut bytes: Vec<u8> = Vec::new();
+    let mut buffer = vec![0; LIMIT];
+    let mut seen = 0;
     loop {
         let Ok(ready) = tokio::time::timeout_at(deadline, stream.ready(Interest::READABLE)).await else {
             return Ok(None);
         };
         let ready = ready?;
-        let before = bytes.len();
+        let before = seen;
         let looked = stream.try_io(Interest::READABLE, || {
-            let count = SockRef::from(stream).peek(&mut buffer)?;
-            // SAFETY: the kernel has written that many bytes.
-            let seen = buffer[..count].iter().map(|byte| unsafe { byte.assume_init() });
-            bytes.clear();
-            bytes.extend(seen);
+            seen = recv(stream.as_raw_fd(), &mut buffer, MsgFlags::MSG_PEEK)?;
             // What is there already is not waited for again.
-            if count > before { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+            if seen > before { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
         });
         match looked {
-            Ok(()) => match judge(&bytes) {
+            Ok(()) => match judge(&buffer[..seen]) {
                 Hello::More => {}
                 Hello::Nameless => return Ok(None),
                 Hello::Name(name) => return Ok(Some(name)),

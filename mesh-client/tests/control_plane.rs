@@ -13,7 +13,7 @@ use common::{ControlPlane, no_authority, until};
 use mesh_client::{ClientMetrics, ControlConfig};
 use mesh_core::{Change, Snapshot, Store, Workload};
 use mesh_proto::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE, CONNECTION_ROUTES_TYPE, convert,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, CONNECTION_ROUTES_TYPE, WORKLOAD_LABELS_TYPE, convert,
     discovery::{Any, DeltaDiscoveryResponse, Resource},
 };
 use parking_lot::Mutex;
@@ -103,9 +103,13 @@ async fn subscribes_applies_and_acknowledges() {
     let mut stream = server.stream().await;
     assert_eq!(stream.metadata.get("authorization").unwrap(), "Bearer secret-1");
     assert_eq!(stream.metadata.get("clusterid").unwrap(), "Kubernetes");
-    let requests = [stream.request().await, stream.request().await, stream.request().await];
-    let types = requests.each_ref().map(|request| &*request.type_url);
-    assert_eq!(types, [ADDRESS_TYPE, AUTHORIZATION_TYPE, CONNECTION_ROUTES_TYPE]);
+    let mut requests = Vec::new();
+    for _ in 0..5 {
+        requests.push(stream.request().await);
+    }
+    let types: Vec<_> = requests.iter().map(|request| &*request.type_url).collect();
+    let ours = [CLUSTERS_TYPE, CONNECTION_ROUTES_TYPE, WORKLOAD_LABELS_TYPE];
+    assert_eq!(types, [&[ADDRESS_TYPE, AUTHORIZATION_TYPE], &ours[..]].concat());
     let node = requests[0].node.clone().unwrap();
     assert_eq!(node.id, "ztunnel~1.1.1.1~node-1.undermesh-system~undermesh-system.svc.cluster.local");
     assert!(
@@ -126,8 +130,10 @@ async fn subscribes_applies_and_acknowledges() {
     stream.respond(no_policies()).await;
     stream.request().await;
     assert!(!agent.is_synced());
-    stream.respond(DeltaDiscoveryResponse { type_url: CONNECTION_ROUTES_TYPE.into(), ..no_policies() }).await;
-    stream.request().await;
+    for type_url in ours {
+        stream.respond(DeltaDiscoveryResponse { type_url: type_url.into(), ..no_policies() }).await;
+        stream.request().await;
+    }
     assert!(agent.is_synced() && agent.metrics.is_connected());
 
     let bad = Resource { name: "c//Pod/shop/bad".into(), ..workload(9) };
@@ -304,7 +310,7 @@ async fn hardening_B103_a_batch_of_a_hundred_thousand_holds_up_nobody() {
             async move { match mesh_client::run(config, sink, tokio::sync::mpsc::channel(1).1, metrics).await {} },
         );
     let mut stream = server.stream().await;
-    while stream.request().await.type_url != CONNECTION_ROUTES_TYPE {}
+    while stream.request().await.type_url != WORKLOAD_LABELS_TYPE {}
     stream.respond(addresses("n1", (0..COUNT).map(workload).collect())).await;
     let ack = tokio::time::timeout(Duration::from_secs(120), stream.request()).await.unwrap();
     assert_eq!((ack.response_nonce.as_str(), ack.error_detail), ("n1", None));

@@ -15,7 +15,7 @@ use mesh_core::{
     workload::{PortMapping, TunnelProtocol},
 };
 use mesh_proto::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE, CONNECTION_ROUTES_TYPE, convert,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, CONNECTION_ROUTES_TYPE, WORKLOAD_LABELS_TYPE, convert,
     discovery::{Any, DeltaDiscoveryResponse, Node, Resource},
 };
 use prost::Message;
@@ -137,9 +137,11 @@ fn a_hundred_thousand_workloads_fit_and_small_changes_stay_small() {
     assert!(decode + read + apply < bar);
 
     let policies = DeltaDiscoveryResponse { type_url: AUTHORIZATION_TYPE.into(), ..DeltaDiscoveryResponse::default() };
-    let routes = DeltaDiscoveryResponse { type_url: CONNECTION_ROUTES_TYPE.into(), ..policies.clone() };
+    for type_url in [CLUSTERS_TYPE, CONNECTION_ROUTES_TYPE, WORKLOAD_LABELS_TYPE] {
+        let none = DeltaDiscoveryResponse { type_url: type_url.into(), ..policies.clone() };
+        store.apply(subscription.on_message(none, 0).changes);
+    }
     store.apply(subscription.on_message(policies, 0).changes);
-    store.apply(subscription.on_message(routes, 0).changes);
     // The message is so large that a second part might have followed.
     store.apply(subscription.on_timer(1_000).changes);
     assert!(subscription.is_synced());

@@ -3,7 +3,9 @@
 use arcstr::ArcStr;
 use ipnet::IpNet;
 
-use crate::{NamespacedName, Policy, Service, Workload, l4::ConnectionRoutes, policy};
+use crate::l4::ConnectionRoutes;
+use crate::l7::{Clusters, LabelChange};
+use crate::{NamespacedName, Policy, Service, Workload, policy};
 
 /// What could still be read of a policy that could not be read as a whole.
 pub type PolicyScopeHint = Option<policy::Scope>;
@@ -33,6 +35,12 @@ pub enum Change {
     Connections(ConnectionRoutes),
     /// Nothing is said any more of connections to the service.
     RemoveConnections(NamespacedName),
+    /// What DestinationRules say of the places of a service is this now.
+    Clusters(NamespacedName, Clusters),
+    /// Nothing is said any more of places of the service.
+    RemoveClusters(NamespacedName),
+    /// Labels of these workloads are others now.
+    Labels(Vec<LabelChange>),
     /// The address ranges of pods and services: an unknown address inside them is not "outside the mesh". Replaces the former ranges.
     Ranges(Vec<IpNet>),
     /// Every subscribed type has had its first answer: what is absent now does not exist. Never taken back.

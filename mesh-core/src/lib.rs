@@ -43,7 +43,9 @@ pub use change::{Change, PolicyScopeHint};
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use name::NamespacedName;
 pub use policy::Policy;
-pub use resolve::{Client, Refusal, Request, Route, Steer, Upstream, WaypointProblem, resolve, speaks_for, steer};
+pub use resolve::{
+    Client, Refusal, Request, Route, Steer, Upstream, WaypointProblem, place_of, resolve, speaks_for, steer,
+};
 pub use service::Service;
 pub use snapshot::Snapshot;
 pub use store::{Applied, Diff, Store};

@@ -14,12 +14,12 @@ use std::{
 
 use arcstr::ArcStr;
 use rand::Rng;
-pub use steer::{Steer, steer};
+pub use steer::{Steer, place_of, steer};
 
 use crate::{
     EndpointLease, Identity, Locality, NamespacedName, Service, Snapshot, Workload,
     balance::{Ask, Pick},
-    l7::ClusterKey,
+    l7::{ClusterKey, cluster::Pool},
     ports,
     service::Mode,
     snapshot::AddressOwner,
@@ -88,6 +88,8 @@ pub struct Upstream {
     pub generation: u64,
     /// Counts the connection and takes its outcome; only when an endpoint was chosen, so that there may be another one.
     pub lease: Option<EndpointLease>,
+    /// What is said of connections to it.
+    pub pool: Option<Arc<Pool>>,
     /// It is a waypoint: who it is for, and may be asked for nothing else.
     pub waypoint: bool,
 }
@@ -234,6 +236,28 @@ pub fn to_service(
     to_endpoint(snapshot, service, pick)
 }
 
+/// To an endpoint of a place that was chosen as DestinationRules say.
+pub fn to_chosen(
+    snapshot: &Snapshot,
+    service: &Arc<Service>,
+    workload: &Arc<Workload>,
+    target: SocketAddr,
+    lease: EndpointLease,
+    pool: Arc<Pool>,
+) -> Result<Route, Refusal> {
+    route(Upstream {
+        target,
+        tunnel: SocketAddr::new(target.ip(), ports::HBONE),
+        expected: may_answer(service, workload),
+        service: Some(Arc::clone(service)),
+        generation: generation(snapshot, workload, &target.ip()),
+        lease: Some(lease),
+        pool: Some(pool),
+        workload: Arc::clone(workload),
+        waypoint: false,
+    })
+}
+
 fn to_endpoint(snapshot: &Snapshot, service: &Arc<Service>, pick: Pick) -> Result<Route, Refusal> {
     let Pick { workload, address, target_port, lease } = pick;
     route(Upstream {
@@ -243,6 +267,7 @@ fn to_endpoint(snapshot: &Snapshot, service: &Arc<Service>, pick: Pick) -> Resul
         service: Some(Arc::clone(service)),
         generation: generation(snapshot, &workload, &address),
         lease: Some(lease),
+        pool: None,
         workload,
         waypoint: false,
     })
@@ -284,6 +309,7 @@ fn to_workload(
         service: None,
         generation: owner.generation,
         lease: None,
+        pool: None,
         waypoint: false,
     })
 }

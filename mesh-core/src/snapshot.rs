@@ -8,8 +8,13 @@ use ipnet::IpNet;
 use prefix_trie::joint::{JointPrefixMap, JointPrefixSet};
 
 use crate::{
-    EndpointSet, NamespacedName, Policy, Service, Workload, authorize::Applicable, cow::CowMap, l4::ConnectionRoutes,
-    policy::Scope, workload::NetworkAddress,
+    EndpointSet, NamespacedName, Policy, Service, Workload,
+    authorize::Applicable,
+    cow::CowMap,
+    l4::ConnectionRoutes,
+    l7::{Clusters, LabelIndex},
+    policy::Scope,
+    workload::NetworkAddress,
 };
 
 /// Who holds an address, and since when.
@@ -73,6 +78,8 @@ pub struct Snapshot {
     pub(crate) global_policies: PolicyList,
     pub(crate) namespace_policies: CowMap<ArcStr, PolicyList>,
     pub(crate) connections: CowMap<NamespacedName, Arc<ConnectionRoutes>>,
+    pub(crate) clusters: CowMap<NamespacedName, Arc<Clusters>>,
+    pub(crate) labels: Arc<LabelIndex>,
     pub(crate) ranges: Arc<JointPrefixSet<IpNet>>,
 }
 
@@ -139,6 +146,18 @@ impl Snapshot {
     #[must_use]
     pub fn connections(&self, service: &NamespacedName) -> Option<&Arc<ConnectionRoutes>> {
         self.connections.get(service)
+    }
+
+    /// What DestinationRules say of the places of a service.
+    #[must_use]
+    pub fn clusters(&self, service: &NamespacedName) -> Option<&Arc<Clusters>> {
+        self.clusters.get(service)
+    }
+
+    /// Labels of workloads, as far as those ask for them.
+    #[must_use]
+    pub fn labels(&self) -> &Arc<LabelIndex> {
+        &self.labels
     }
 
     /// A policy by name, readable or not.

@@ -191,6 +191,19 @@ pub fn keep_alive(socket: impl AsFd, interval: Duration) -> io::Result<()> {
     SockRef::from(&socket).set_tcp_keepalive(&options)
 }
 
+/// Sends signs of life after that silence, so far apart, and gives up after so many without an answer; what is not said is the system's.
+pub fn keep_alive_as(
+    socket: impl AsFd,
+    after: Option<Duration>,
+    interval: Option<Duration>,
+    probes: Option<u32>,
+) -> io::Result<()> {
+    let options = after.into_iter().fold(TcpKeepalive::new(), TcpKeepalive::with_time);
+    let options = interval.into_iter().fold(options, TcpKeepalive::with_interval);
+    let options = probes.into_iter().fold(options, TcpKeepalive::with_retries);
+    SockRef::from(&socket).set_tcp_keepalive(&options)
+}
+
 /// The error that a broken socket reports; most often the other end reset it.
 pub(crate) fn error(stream: &TcpStream) -> io::Error {
     SockRef::from(stream).take_error().ok().flatten().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into())

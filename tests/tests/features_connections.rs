@@ -198,3 +198,72 @@ fn features_GA_5_tls_goes_by_the_names_of_tls_routes() -> Result<()> {
         stage.names(&[("a.example", "two")])
     })
 }
+
+/// A DestinationRule for `echo` with a subset for each version.
+fn destination_rule(policy: &str) -> String {
+    let subsets = "[{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]";
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: echo, namespace: default}}\nspec: {{host: echo, subsets: {subsets}, trafficPolicy: {policy}}}\n"
+    )
+}
+
+#[test]
+fn features_B7_tcp_is_shifted_between_subsets() -> Result<()> {
+    in_lab(Need::Mesh, || {
+        let stage = stage()?;
+        let to = |one: u32, two: u32| {
+            let place =
+                |subset: &str, weight| format!("{{destination: {{host: echo, subset: {subset}}}, weight: {weight}}}");
+            format!("{{match: [{{port: 9000}}], route: [{}, {}]}}", place("v1", one), place("v2", two))
+        };
+        stage.lab.apply("route", &connections_of(&["echo"], "tcp", &[&to(100, 0)]))?;
+        // Nobody guesses who is of a subset that nobody has described.
+        stage.becomes(&RESET.to_string())?;
+        stage.lab.apply("rule", &destination_rule("{}"))?;
+        stage.becomes("one")?;
+        stage.lab.apply("route", &connections_of(&["echo"], "tcp", &[&to(80, 20)]))?;
+        stage.shares(20)?;
+        // A pod that comes is of its subset, one that goes is not any more.
+        let third = stage.lab.add_pod(PodSpec::new("echo-third").label("app", "echo").label("version", "v1"))?;
+        let _server = third.serve(["tcp-echo", "--port", "9000", "--prefix", "three"])?;
+        stage.lab.enrol(&third)?;
+        stage.lab.wait_hbone(&[&third])?;
+        stage.lab.apply("route", &connections_of(&["echo"], "tcp", &[&to(1, 0)]))?;
+        eventually("the new pod takes its part", SOON, || {
+            let counts = stage.count(12)?;
+            let is_of_v1 = |who: &String| ["one", "three"].contains(&who.as_str());
+            ensure!(counts.len() == 2 && counts.keys().all(is_of_v1), "{counts:?}");
+            Ok(())
+        })?;
+        stage.lab.remove_pod(&third)?;
+        stage.becomes("one")
+    })
+}
+
+#[test]
+fn features_DR_9_connections_are_limited_without_a_waypoint() -> Result<()> {
+    in_lab(Need::Mesh, || {
+        let stage = stage()?;
+        stage.shares(50)?;
+        stage.lab.apply("rule", &destination_rule("{loadBalancer: {consistentHash: {useSourceIp: true}}}"))?;
+        eventually("the same client goes to the same endpoint", SOON, || {
+            let counts = stage.count(8)?;
+            ensure!(counts.len() == 1 && !counts.contains_key("56"), "{counts:?}");
+            Ok(())
+        })?;
+        stage
+            .lab
+            .apply("rule", &destination_rule("{connectionPool: {tcp: {maxConnections: 1, connectTimeout: 2s}}}"))?;
+        let held = stage.hold()?;
+        stage.becomes(&RESET.to_string())?;
+        ensure!(held.running(), "{}", held.log());
+        held.kill();
+        eventually("there is room again", SOON, || {
+            let counts = stage.count(4)?;
+            ensure!(!counts.contains_key("56"), "{counts:?}");
+            Ok(())
+        })?;
+        stage.lab.delete("rule")?;
+        stage.shares(50)
+    })
+}

@@ -96,7 +96,7 @@ pub async fn run(context: &Arc<PodContext>, flow: &Flow, route: Route) -> Result
 
 async fn plain(context: &PodContext, flow: &Flow, upstream: Upstream) -> Result<Connected, Failure> {
     let labels = upstream_labels(context, flow, &upstream, Security::Unknown);
-    match context.dial(upstream.target).await {
+    match context.dial_as(upstream.target, upstream.pool.as_deref()).await {
         Ok(stream) => {
             report(context, &upstream, true);
             Ok(Connected { peer: CopyPeer::Tcp(stream), labels, lease: upstream.lease, hairpin: None })
@@ -147,7 +147,15 @@ async fn tunnel(context: &PodContext, flow: &Flow, upstream: Upstream) -> Result
     };
     let (pod, destination) = (context.pod.clone(), upstream.tunnel);
     let dial = move || async move { context::dial(&pod, destination).await };
-    match context.shared.pool.connect(&key, certificate, dial, request(context, flow, &upstream)).await {
+    let connecting = context.shared.pool.connect(&key, certificate, dial, request(context, flow, &upstream));
+    // Tunnels are shared and have signs of life of their own; what is said of connections is said of each one in them.
+    let connected = match &upstream.pool {
+        Some(pool) => {
+            tokio::time::timeout(pool.connect_timeout, connecting).await.unwrap_or(Err(HboneError::DialTimeout))
+        }
+        None => connecting.await,
+    };
+    match connected {
         Ok((stream, _)) => {
             report(context, &upstream, true);
             // Of the identities that may answer, the one that did.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use mesh_core::authorize::Applicable;
+use mesh_core::l7::cluster::Pool;
 use mesh_core::{ArcStr, Client, Snapshot, Workload};
 use mesh_transport::hbone::{Baggage, WorkloadKind};
 use mesh_transport::socket::{self, Armed};
@@ -123,10 +124,20 @@ impl PodContext {
 
     /// A plain connection from the pod's address inside the pod's network namespace, as if the app had made it.
     pub async fn dial(&self, destination: SocketAddr) -> io::Result<Armed> {
+        self.dial_as(destination, None).await
+    }
+
+    /// The same, with the deadline and the signs of life that are said of its destination, if any are.
+    pub async fn dial_as(&self, destination: SocketAddr, said: Option<&Pool>) -> io::Result<Armed> {
         let config = &self.shared.config;
-        let stream = within(config.connect_timeout, dial(&self.pod, destination)).await?;
-        if let Some(interval) = config.keepalive {
-            socket::keep_alive(&stream, interval)?;
+        let limit = said.map_or(config.connect_timeout, |pool| pool.connect_timeout);
+        let stream = within(limit, dial(&self.pod, destination)).await?;
+        match said.and_then(|pool| pool.keepalive) {
+            Some(signs) => socket::keep_alive_as(&stream, signs.after, signs.interval, signs.probes)?,
+            None => match config.keepalive {
+                Some(interval) => socket::keep_alive(&stream, interval)?,
+                None => {}
+            },
         }
         Ok(Armed::new(stream))
     }

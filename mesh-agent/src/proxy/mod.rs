@@ -22,6 +22,7 @@ mod deliver;
 mod inbound;
 mod local;
 mod outbound;
+mod places;
 mod plaintext;
 mod pod_proxy;
 mod reasons;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! accept -> is the peer the pod, what did it ask for -> register -> hold until synced
-//!   -> steer: has the service routes -> resolve -> tunnel | plain | as asked -> copy
+//!   -> steer: has the service routes -> places: is it said how, else resolve -> tunnel | plain | as asked -> copy
 //!         ^------- failed before the first byte: the next endpoint, a bounded number of times
 //! ```
 //!
@@ -198,7 +198,9 @@ impl Attempts<'_> {
                 Err(refusal) => return Now::Decided(Err(refusal)),
             }
         }
-        Now::Decided(resolve(&snapshot, &Request { place: self.place.as_ref(), ..request }, &mut rng))
+        let request = Request { place: self.place.as_ref(), ..request };
+        let said = shared.places.route(&snapshot, &request, self.flow.client.ip(), &mut rng);
+        Now::Decided(said.unwrap_or_else(|| resolve(&snapshot, &request, &mut rng)))
     }
 }
 

@@ -15,6 +15,7 @@ use serde::Serialize;
 use super::config::ProxyConfig;
 use super::connections::ConnectionView;
 use super::context::PodContext;
+use super::places::Places;
 use super::reasons::RefusalCounters;
 use super::recheck;
 use super::seams::{Certificates, Interception};
@@ -42,6 +43,8 @@ pub struct ProxyShared {
     pub lanes: Lanes,
     /// Places for connects to apps.
     pub app_connects: Arc<Table>,
+    /// Places of which it is said how their endpoints are reached.
+    pub places: Places,
     /// Refusals by reason.
     pub refusals: RefusalCounters,
     /// By enrolment uid. Locked when a pod comes or goes and for each configuration change, never per connection.
@@ -84,6 +87,7 @@ impl ProxyShared {
                 revocations: config.revocations.clone(),
                 ..AcceptorConfig::default()
             }),
+            places: Places::default(),
             refusals: RefusalCounters::new(registry),
             pods: Mutex::new(HashMap::new()),
             started: Instant::now(),

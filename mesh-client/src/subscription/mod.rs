@@ -27,7 +27,7 @@ pub use events::{Alarm, Due, Limits, Received, Reply};
 use labels::Labels;
 use mesh_core::Change;
 use mesh_proto::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE, CONNECTION_ROUTES_TYPE, WORKLOAD_LABELS_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, CONNECTION_ROUTES_TYPE, WORKLOAD_LABELS_TYPE,
     discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node},
 };
 use own::OwnTopic;
@@ -35,7 +35,7 @@ pub use own::{Own, OwnKind};
 use topic::Topic;
 
 const MIN_INITIAL_VERSIONS_BYTES: usize = 64 << 10;
-/// A control plane that is not ours may never answer about routes of connections: so long after everything else nothing waits for it any more.
+/// A control plane that is not ours may never answer about types of ours: so long after everything else nothing waits for it any more.
 const ROUTES_MS: u64 = 1_000;
 
 /// The subscription to what everybody has, and to what a waypoint has of its own if that is wanted.
@@ -45,11 +45,13 @@ pub struct Subscription {
     limits: Limits,
     addresses: Topic,
     policies: Topic,
+    /// Of the places of services. A waypoint has its own instead.
+    clusters: Option<Topic>,
     connections: Topic,
     /// Until when they are waited for, once everything else was answered.
     connections_by_ms: Option<u64>,
     own: Vec<OwnTopic>,
-    labels: Option<Labels>,
+    labels: Labels,
     demands: Demands,
     synced: bool,
 }
@@ -64,10 +66,11 @@ impl Subscription {
             limits,
             addresses,
             policies,
+            clusters: Some(Topic::new(CLUSTERS_TYPE)),
             connections: Topic::new(CONNECTION_ROUTES_TYPE),
             connections_by_ms: None,
             own: Vec::new(),
-            labels: None,
+            labels: Labels::default(),
             demands: Demands::default(),
             synced: false,
         }
@@ -76,7 +79,7 @@ impl Subscription {
     /// Subscribes to what the waypoint of that name has of its own, too. Without it nothing is complete.
     #[must_use]
     pub fn with_own(mut self, name: Option<&str>) -> Self {
-        self.labels = name.map(|_| Labels::default());
+        self.clusters = self.clusters.filter(|_| name.is_none());
         self.own = name.into_iter().flat_map(|name| OwnKind::ALL.map(|kind| OwnTopic::new(kind, name))).collect();
         self
     }
@@ -85,8 +88,8 @@ impl Subscription {
     pub fn on_connected(&mut self, now_ms: u64) -> Vec<DeltaDiscoveryRequest> {
         let (node, limits) = (self.node.clone(), self.limits);
         self.demands.renew();
-        let mut requests = Vec::from(self.topics().map(|topic| topic.open(node.clone(), limits, now_ms)));
-        requests.extend(self.labels.as_mut().map(|labels| labels.open(node.clone(), limits.initial_versions_bytes)));
+        let mut requests: Vec<_> = self.topics().map(|topic| topic.open(node.clone(), limits, now_ms)).collect();
+        requests.push(self.labels.open(node.clone(), limits.initial_versions_bytes));
         requests.extend(self.own.iter_mut().map(|own| own.open(node.clone())));
         requests
     }
@@ -100,24 +103,31 @@ impl Subscription {
         if response.type_url == ADDRESS_TYPE {
             self.demands.learn(&response, self.addresses.held.len());
         }
-        let labels = self.labels.as_mut().filter(|_| response.type_url == WORKLOAD_LABELS_TYPE);
+        let is_labels = response.type_url == WORKLOAD_LABELS_TYPE;
         let topic = self.own.iter_mut().find(|own| own.kind.url() == response.type_url);
-        if labels.is_some() || topic.is_some() {
+        if is_labels || topic.is_some() {
             let type_url = topic.as_ref().map_or(WORKLOAD_LABELS_TYPE, |topic| topic.kind.url());
-            let own = match (labels, topic) {
-                (Some(labels), _) => {
-                    let changes = labels.receive(response, &mut reply.problems);
-                    (!changes.is_empty()).then_some(Own::Labels(changes))
-                }
-                (None, topic) => topic.and_then(|topic| topic.receive(response, &mut reply.problems)),
-            };
             let mut changes = Vec::new();
+            let own = match topic {
+                Some(topic) => topic.receive(response, &mut reply.problems),
+                None => {
+                    let told = self.labels.receive(response, &mut reply.problems);
+                    match told.is_empty() {
+                        true => None,
+                        false if self.own.is_empty() => {
+                            changes.push(Change::Labels(told));
+                            None
+                        }
+                        false => Some(Own::Labels(told)),
+                    }
+                }
+            };
             self.sync(&mut changes, now_ms);
             let problems = reply.problems.clone();
             let alarm = (!problems.is_empty()).then_some(Alarm::Rejected { type_url, problems });
             return Received { changes, own, reply, alarms: alarm.into_iter().collect() };
         }
-        let Some(topic) = self.topics().into_iter().find(|t| t.type_url == response.type_url) else {
+        let Some(topic) = self.topics().find(|t| t.type_url == response.type_url) else {
             reply.refuse("this type was not subscribed to".into());
             return Received { changes: Vec::new(), own: None, reply, alarms: Vec::new() };
         };
@@ -132,14 +142,14 @@ impl Subscription {
 
     /// The stream ended. `too_large` means that the server refused the size of a request.
     pub fn on_end(&mut self, too_large: bool) {
-        let labels = self.labels.as_ref().is_none_or(|labels| labels.answered_here);
+        let labels = self.own.is_empty() || self.labels.answered_here;
         let own = labels && self.own.iter().all(|own| own.answered_here);
         let unanswered = !(self.addresses.answered_here && self.policies.answered_here && own);
         if too_large && unanswered {
             let bytes = self.limits.initial_versions_bytes / 4;
             self.limits.initial_versions_bytes = bytes.max(MIN_INITIAL_VERSIONS_BYTES);
         }
-        self.topics().into_iter().for_each(Topic::close);
+        self.topics().for_each(Topic::close);
     }
 
     /// Somebody waits for what this address (`network/ip`) is: the question to send, if there is one to ask.
@@ -152,7 +162,7 @@ impl Subscription {
     /// When `on_timer` is next due.
     #[must_use]
     pub fn next_timer(&self) -> Option<u64> {
-        let topics = self.shared().into_iter().filter_map(|topic| topic.next_timer(&self.limits));
+        let topics = self.shared().filter_map(|topic| topic.next_timer(&self.limits));
         let routes = self.connections_by_ms.filter(|_| !self.synced);
         topics.chain(self.demands.next_timer()).chain(routes).min()
     }
@@ -160,20 +170,20 @@ impl Subscription {
     /// Does what is due.
     pub fn on_timer(&mut self, now_ms: u64) -> Due {
         let (mut due, limits) = (Due::default(), self.limits);
-        self.topics().into_iter().for_each(|topic| topic.tick(&limits, now_ms, &mut due));
+        self.topics().for_each(|topic| topic.tick(&limits, now_ms, &mut due));
         due.requests.extend(self.demands.expire(now_ms).map(demand::unsubscribe));
         self.sync(&mut due.changes, now_ms);
         due
     }
 
     fn sync(&mut self, changes: &mut Vec<Change>, now_ms: u64) {
-        let labels = self.labels.as_ref().is_none_or(|labels| labels.answered);
-        let own = labels && self.own.iter().all(|own| own.answered);
+        let own = (self.own.is_empty() || self.labels.answered) && self.own.iter().all(|own| own.answered);
         if self.synced || !(self.addresses.answered && self.policies.answered && own) {
             return;
         }
         let by_ms = *self.connections_by_ms.get_or_insert(now_ms + ROUTES_MS);
-        if self.connections.answered || now_ms >= by_ms {
+        let clusters = self.clusters.as_ref().is_none_or(|topic| topic.answered);
+        if (self.connections.answered && clusters && self.labels.answered) || now_ms >= by_ms {
             self.synced = true;
             changes.push(Change::Synced);
         }
@@ -192,22 +202,22 @@ impl Subscription {
             return own.held();
         }
         if type_url == WORKLOAD_LABELS_TYPE {
-            return self.labels.as_ref().map_or(0, Labels::held);
+            return self.labels.held();
         }
-        self.shared().into_iter().find(|t| t.type_url == type_url).map_or(0, |t| t.held.len())
+        self.shared().find(|t| t.type_url == type_url).map_or(0, |t| t.held.len())
     }
 
     /// How many removals are held back.
     #[must_use]
     pub fn suspended(&self) -> usize {
-        self.shared().into_iter().flat_map(|t| &t.suspended).map(|s| s.names.len()).sum()
+        self.shared().flat_map(|t| &t.suspended).map(|s| s.names.len()).sum()
     }
 
-    fn shared(&self) -> [&Topic; 3] {
-        [&self.addresses, &self.policies, &self.connections]
+    fn shared(&self) -> impl Iterator<Item = &Topic> {
+        [&self.addresses, &self.policies].into_iter().chain(&self.clusters).chain([&self.connections])
     }
 
-    fn topics(&mut self) -> [&mut Topic; 3] {
-        [&mut self.addresses, &mut self.policies, &mut self.connections]
+    fn topics(&mut self) -> impl Iterator<Item = &mut Topic> {
+        [&mut self.addresses, &mut self.policies].into_iter().chain(&mut self.clusters).chain([&mut self.connections])
     }
 }

@@ -3,7 +3,7 @@
 use arcstr::ArcStr;
 use mesh_core::{Change, NamespacedName, intern::Interner, policy::Scope};
 use mesh_proto::{
-    ADDRESS_TYPE, CONNECTION_ROUTES_TYPE,
+    ADDRESS_TYPE, CLUSTERS_TYPE, CONNECTION_ROUTES_TYPE,
     convert::{self, AddressResource},
     discovery::Resource,
 };
@@ -40,7 +40,7 @@ pub(super) fn read(type_url: &str, resource: Resource, interner: &mut Interner) 
     read.unwrap_or_else(|| {
         let problem = "the reader panicked";
         let instead = match type_url {
-            ADDRESS_TYPE => None,
+            ADDRESS_TYPE | CLUSTERS_TYPE => None,
             CONNECTION_ROUTES_TYPE => closed(&name, problem),
             _ => unreadable(&name, None),
         };
@@ -60,6 +60,7 @@ fn read_sound(type_url: &str, resource: Resource, interner: &mut Interner) -> Re
     match type_url {
         ADDRESS_TYPE => read_address(&resource.name, resource.version, &body.value, interner),
         CONNECTION_ROUTES_TYPE => read_connections(&resource.name, resource.version, &body.value),
+        CLUSTERS_TYPE => read_clusters(&resource.name, resource.version, &body.value),
         _ => read_policy(&resource.name, resource.version, &body.value),
     }
 }
@@ -108,6 +109,20 @@ fn read_connections(name: &str, version: String, bytes: &[u8]) -> Result<Item, B
     }
 }
 
+/// What cannot be read leaves what is held in force; of what can, places that are closed are told of.
+fn read_clusters(name: &str, version: String, bytes: &[u8]) -> Result<Item, Box<Refused>> {
+    let read = convert::clusters(bytes).map_err(|error| refused(name, &error.to_string(), None))?;
+    let (true, Ok(service)) = (read.name == name, name.parse()) else {
+        return Err(refused(name, &format!("contains {:?}", shortened(&read.name)), None));
+    };
+    let change = Change::Clusters(service, read.clusters);
+    let item = |version| Item { name: name.into(), version, member: false, change };
+    match read.closed.first() {
+        None => Ok(item(version.into())),
+        Some(first) => Err(refused(name, &format!("refuses connections: {first}"), Some(item(Version::Refused)))),
+    }
+}
+
 /// What stands for routes that cannot be read: connections do not go where they would without any. The resource's name says which service is meant.
 fn closed(name: &str, why: &str) -> Option<Item> {
     let change = Change::Connections(convert::closed_connections(name.parse().ok()?, why));
@@ -125,6 +140,7 @@ pub(super) fn removal(type_url: &str, name: ArcStr) -> Option<Change> {
     match type_url {
         ADDRESS_TYPE => Some(Change::RemoveAddress(name)),
         CONNECTION_ROUTES_TYPE => name.parse().ok().map(Change::RemoveConnections),
+        CLUSTERS_TYPE => name.parse().ok().map(Change::RemoveClusters),
         _ => name.parse().ok().map(Change::RemovePolicy),
     }
 }

@@ -2,7 +2,7 @@
 
 use arcstr::ArcStr;
 use mesh_core::l4::{ConnectionRoutes, Group, Place, Rule, Split};
-use mesh_core::l7::{ClusterKey, Target};
+use mesh_core::l7::{Cluster, ClusterKey, Clusters, Target};
 use mesh_core::{NamespacedName, Policy, Service, Workload, policy};
 use mesh_proto::{
     convert,
@@ -107,7 +107,9 @@ fn words(changes: &[Change]) -> Vec<String> {
                 Target::Cluster(key) => format!("+{}->{}", r.service, key.service),
                 Target::Broken(_) => format!("+{} closed", r.service),
             },
-            Change::RemoveConnections(name) => format!("-{name}"),
+            Change::RemoveConnections(name) | Change::RemoveClusters(name) => format!("-{name}"),
+            Change::Clusters(name, clusters) => format!("+{name} {}", clusters.iter().count()),
+            Change::Labels(changes) => format!("{} labels", changes.len()),
             Change::Synced => "synced".into(),
             Change::Ranges(_) => "ranges".into(),
         })
@@ -124,7 +126,15 @@ fn with_workloads(count: usize) -> Subscription {
     subscription.on_message(addresses(resources, vec![]), 0);
     subscription.on_message(policies(vec![policy_resource("shop/strict")]), 0);
     subscription.on_message(routes(vec![], vec![]), 0);
+    nothing_said(&mut subscription);
     subscription
+}
+
+/// There are no DestinationRules and no labels that anybody asks for.
+fn nothing_said(subscription: &mut Subscription) {
+    for type_url in [CLUSTERS_TYPE, WORKLOAD_LABELS_TYPE] {
+        subscription.on_message(response(type_url, vec![], vec![]), 0);
+    }
 }
 
 #[test]
@@ -132,7 +142,8 @@ fn all_types_are_asked_for_at_once_and_answered_ones_make_it_synced() {
     let mut s = subscription();
     let requests = s.on_connected(0);
     let types: Vec<_> = requests.iter().map(|r| r.type_url.as_str()).collect();
-    assert_eq!(types, [ADDRESS_TYPE, AUTHORIZATION_TYPE, CONNECTION_ROUTES_TYPE]);
+    let ours = [CLUSTERS_TYPE, CONNECTION_ROUTES_TYPE, WORKLOAD_LABELS_TYPE];
+    assert_eq!(types, [&[ADDRESS_TYPE, AUTHORIZATION_TYPE], &ours[..]].concat());
     assert!(requests.iter().all(|r| r.node.is_some() && r.resource_names_subscribe.is_empty()));
     assert!(requests.iter().all(|r| r.initial_resource_versions.is_empty() && r.response_nonce.is_empty()));
 
@@ -141,6 +152,7 @@ fn all_types_are_asked_for_at_once_and_answered_ones_make_it_synced() {
     let ack = first.reply.into_request();
     assert_eq!((ack.type_url.as_str(), ack.response_nonce.as_str(), ack.error_detail), (ADDRESS_TYPE, "n", None));
     assert!(s.on_message(policies(vec![]), 0).changes.is_empty());
+    nothing_said(&mut s);
     assert!(!s.is_synced());
     let last = s.on_message(routes(vec![route("cart", "cart-v2")], vec![]), 0);
     assert_eq!(words(&last.changes), ["+shop/cart->shop/cart-v2", "synced"]);
@@ -337,6 +349,7 @@ fn a_first_state_in_parts_is_complete_with_its_last_part() {
     s.on_connected(0);
     s.on_message(policies(vec![]), 0);
     s.on_message(routes(vec![], vec![]), 0);
+    nothing_said(&mut s);
     assert_eq!(words(&s.on_message(large(), 100).changes), ["+cart-1"]);
     assert!(!s.is_synced());
     assert_eq!(words(&s.on_message(addresses(vec![workload(2)], vec![]), 200).changes), ["+cart-2", "synced"]);
@@ -345,6 +358,7 @@ fn a_first_state_in_parts_is_complete_with_its_last_part() {
     alone.on_connected(0);
     alone.on_message(policies(vec![]), 0);
     alone.on_message(routes(vec![], vec![]), 0);
+    nothing_said(&mut alone);
     alone.on_message(large(), 100);
     assert_eq!(alone.next_timer(), Some(1_100));
     assert_eq!(alone.on_timer(1_099), Due::default());
@@ -569,8 +583,38 @@ fn routes_that_cannot_be_read_refuse_connections() {
         assert!(received.reply.into_request().error_detail.is_some(), "{name}");
         // It is held as something that the control plane has to send again.
         s.on_end(false);
-        assert_eq!(s.on_connected(0)[2].initial_resource_versions["shop/cart"], "refused", "{name}");
+        assert_eq!(s.on_connected(0)[3].initial_resource_versions["shop/cart"], "refused", "{name}");
     }
     assert_eq!(words(&s.on_message(routes(vec![], vec!["shop/cart".into()]), 0).changes), ["-shop/cart"]);
     assert_eq!(s.held(CONNECTION_ROUTES_TYPE), 0);
+}
+
+#[test]
+fn an_agent_is_told_of_places_by_service_and_of_labels() {
+    let mut s = with_workloads(1);
+    let name = "shop/cart.shop.svc.cluster.local";
+    let key = ClusterKey { service: name.parse().unwrap(), port: 80, subset: "v1".into() };
+    let bytes = |name: &str| {
+        let cluster = Cluster { policy: Ok(Default::default()), ..Cluster::closed(key.clone(), "") };
+        convert::encode_clusters(name, &Clusters::new([cluster]))
+    };
+    let of = |value: Vec<u8>| response(CLUSTERS_TYPE, vec![resource(CLUSTERS_TYPE, name.into(), value)], vec![]);
+    assert_eq!(words(&s.on_message(of(bytes(name)), 0).changes), [format!("+{name} 1")]);
+    for bad in [vec![0xff], bytes("shop/other"), bytes("nothing")] {
+        let received = s.on_message(of(bad), 0);
+        assert!(received.changes.is_empty() && received.reply.into_request().error_detail.is_some());
+    }
+    let gone = response(CLUSTERS_TYPE, vec![], vec![name.into()]);
+    assert_eq!(words(&s.on_message(gone, 0).changes), [format!("-{name}")]);
+    let labels = convert::encode_workload_labels("w", &[("version".into(), "v1".into())].into());
+    let labels = response(WORKLOAD_LABELS_TYPE, vec![resource(WORKLOAD_LABELS_TYPE, "w".into(), labels)], vec![]);
+    let received = s.on_message(labels, 0);
+    assert_eq!((words(&received.changes), received.own), (vec!["1 labels".to_owned()], None));
+    let gone = response(WORKLOAD_LABELS_TYPE, vec![], vec!["w".into()]);
+    assert_eq!(words(&s.on_message(gone, 0).changes), ["1 labels"]);
+    assert_eq!(s.on_connected(1).len(), 5);
+    // A waypoint has its own instead.
+    let mut waypoint = subscription().with_own(Some("shop/waypoint"));
+    let asked = waypoint.on_connected(0).into_iter().filter(|request| request.type_url == CLUSTERS_TYPE);
+    assert_eq!(asked.map(|request| request.resource_names_subscribe).collect::<Vec<_>>(), [["shop/waypoint"]]);
 }

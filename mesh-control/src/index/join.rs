@@ -142,14 +142,18 @@ impl Join {
         let guards = guards.into_iter().map(|policy| (policy.name.clone(), policy));
         // The first ones are those of the pods, in their order.
         let pods = parts.values().flat_map(|part| &part.pods).filter(|(_, workload)| workload.is_some());
-        let labels = l7::labels::told(
-            &l7.wanted,
+        // No Gateway is called so.
+        let agents = NamespacedName::new("", "");
+        let wanted: BTreeMap<_, _> = l7.wanted.iter().chain([(&agents, &l4.wanted)]).collect();
+        let mut labels = l7::labels::told(
+            &wanted,
             pods.zip(&workloads).map(|((pod, _), workload)| l7::labels::Seen {
                 labels: &pod.labels,
                 workload,
                 serves: waypoints.served_by(pod).map(|(gateway, _)| gateway),
             }),
         );
+        let place_labels = labels.remove(&agents).unwrap_or_default();
         let view = View {
             workloads: workloads.into_iter().map(|w| (w.uid.clone(), w)).collect(),
             policies: policies.all.into_iter().chain(guards).map(|(name, policy)| (name, Arc::new(policy))).collect(),
@@ -158,6 +162,8 @@ impl Join {
             tables: l7.tables.clone(),
             clusters: l7.clusters.clone(),
             connections: l4.routes.clone(),
+            places: l4.places.clone(),
+            place_labels,
             served: l7.served.clone(),
             listeners: l7.listeners.clone(),
             certificates: certificates.clone(),
@@ -231,6 +237,9 @@ impl Join {
         let served = waypoints.served(objects, settings);
         let mut requests = l7::index(settings, &around, &served);
         requests.keep(&self.last.l7);
+        let left_out = l4::places::left_out(&connections.in_force, &requests.in_force, &around);
+        connections.problems.extend(left_out);
+        connections.problems.retain(|said| !requests.problems.contains(said));
         (Arc::new(indexed), Arc::new(requests), Arc::new(connections))
     }
 

@@ -99,6 +99,10 @@ pub struct View {
     pub clusters: BTreeMap<NamespacedName, Arc<Clusters>>,
     /// Where connections to services go, by service.
     pub connections: BTreeMap<NamespacedName, Arc<ConnectionRoutes>>,
+    /// What DestinationRules say of the places of services, by service, for agents.
+    pub places: BTreeMap<NamespacedName, Arc<Clusters>>,
+    /// Labels of workloads that those ask for.
+    pub place_labels: Arc<labels::Told>,
     /// What gateways listen for outside of the mesh.
     pub listeners: BTreeMap<NamespacedName, Arc<Listeners>>,
     /// What gateways show and believe.
@@ -119,7 +123,7 @@ pub struct View {
     pub security: BTreeMap<NamespacedName, Arc<Security>>,
     /// What they measure, log and trace, by their gateways; those that have none do what their command lines say.
     pub telemetry: BTreeMap<NamespacedName, Arc<Scopes>>,
-    /// Policies, VirtualServices, DestinationRules and Telemetry objects that are in force at some waypoint.
+    /// Policies, VirtualServices, DestinationRules and Telemetry objects that are in force at some waypoint, or at agents.
     pub at_waypoints: BTreeSet<Key>,
     /// Waypoints and gateways of ours, by their Gateways.
     pub waypoints: BTreeMap<NamespacedName, WaypointGateway>,

@@ -73,7 +73,7 @@ const LATER: &[&str] = &[
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 31] = [
+    pub const ALL: [Kind; 32] = [
         Kind::ConfigMap,
         Kind::Secret,
         Kind::Namespace,

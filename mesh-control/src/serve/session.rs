@@ -160,10 +160,13 @@ impl Session {
         self.world = world;
     }
 
-    /// Whether the client has subscribed to every kind. Agents that are not ours know nothing of routes of connections.
+    /// Whether the client has subscribed to every kind. Agents that are not ours know two only.
     pub fn knows_all(&self) -> bool {
-        let mut kinds = self.audience.kinds().iter().filter(|kind| **kind != Kind::Connections);
-        kinds.all(|kind| self.kinds.contains_key(kind))
+        let kinds = match self.audience {
+            Audience::Agent => &[Kind::Authorization, Kind::Address],
+            Audience::Waypoint(_) => self.audience.kinds(),
+        };
+        kinds.iter().filter(|kind| **kind != Kind::Connections).all(|kind| self.kinds.contains_key(kind))
     }
 
     /// Whether the client has yet to acknowledge something.

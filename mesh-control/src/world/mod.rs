@@ -95,8 +95,8 @@ impl Kind {
         Kind::Certificates,
         Kind::Listeners,
     ];
-    /// Those that everybody has the same of. Of all others each waypoint has its own.
-    pub const SHARED: [Kind; 3] = [Kind::Authorization, Kind::Address, Kind::Connections];
+    /// Those of agents, who all have the same. Waypoints have labels and clusters of their own instead, and everything else.
+    pub const SHARED: [Kind; 5] = [Kind::Authorization, Kind::Address, Kind::Labels, Kind::Clusters, Kind::Connections];
 
     /// The kind with this type URL.
     pub fn of_url(url: &str) -> Option<Kind> {
@@ -153,6 +153,9 @@ pub struct World {
     authorizations: Table,
     addresses: Table,
     connections: Table,
+    /// What agents have of the kinds of which waypoints have their own: what is said of places, by service, and labels that those ask for.
+    places: Table,
+    labels: Table,
     /// Of each waypoint its own, by kind and `namespace/name`, each in a table of its own: nobody else's is ever looked at.
     own: BTreeMap<(Kind, ArcStr), Table>,
     /// From `network/address`.
@@ -207,6 +210,11 @@ impl World {
             };
             (name.clone(), new.map(of))
         });
+        let places = changes(&self.view.places, &view.places).into_iter().map(|(key, _, new)| {
+            let name: ArcStr = key.to_string().into();
+            let of = |all| Resource::new(CLUSTERS_TYPE, name.clone(), Vec::new(), encode_clusters(&name, all));
+            (name.clone(), new.map(of))
+        });
         let mut own = self.own.clone();
         let (clusters, tables) = ((&self.view.clusters, &view.clusters), (&self.view.tables, &view.tables));
         let security = changes(&self.view.security, &view.security);
@@ -226,6 +234,8 @@ impl World {
             authorizations: self.authorizations.replaced(policies),
             addresses: self.addresses.replaced(addresses),
             connections: self.connections.replaced(connections),
+            places: self.places.replaced(places),
+            labels: self.labels.replaced(labelled(&self.view.place_labels, &view.place_labels)),
             aliases,
             members,
             view: view.clone(),
@@ -240,6 +250,8 @@ impl World {
             (Kind::Authorization, _) => &self.authorizations,
             (Kind::Address, _) => &self.addresses,
             (Kind::Connections, _) => &self.connections,
+            (Kind::Clusters, Audience::Agent) => &self.places,
+            (Kind::Labels, Audience::Agent) => &self.labels,
             (_, Audience::Agent) => &NONE,
             (_, Audience::Waypoint(name)) => self.own.get(&(kind, name.clone())).unwrap_or(&NONE),
         }
@@ -251,6 +263,8 @@ impl World {
         tables(&self.authorizations, &other.authorizations)
             && tables(&self.addresses, &other.addresses)
             && tables(&self.connections, &other.connections)
+            && tables(&self.places, &other.places)
+            && tables(&self.labels, &other.labels)
             && self.own.len() == other.own.len()
             && self.own.iter().all(|(key, own)| other.own.get(key).is_some_and(|other| own.is(other)))
     }
@@ -320,17 +334,21 @@ fn labels(
     for gateway in gateways {
         let (old, new) = (before.get(gateway).unwrap_or(&none), after.get(gateway).unwrap_or(&none));
         let key = (Kind::Labels, ArcStr::from(gateway.to_string()));
-        let resource = |uid: &ArcStr, labels: &Labels| {
-            Resource::new(WORKLOAD_LABELS_TYPE, uid.clone(), Vec::new(), encode_workload_labels(uid, labels))
-        };
-        let changes = changes(old, new).into_iter();
-        let changes = changes.map(|(uid, _, new)| (uid.clone(), new.map(|labels| resource(uid, labels))));
         let table = own.entry(key.clone()).or_default();
-        *table = table.replaced(changes);
+        *table = table.replaced(labelled(old, new));
         if table.is_empty() {
             own.remove(&key);
         }
     }
+}
+
+/// Labels of workloads that are others than before.
+fn labelled(old: &Told, new: &Told) -> Vec<(ArcStr, Option<Resource>)> {
+    let resource = |uid: &ArcStr, labels: &Labels| {
+        Resource::new(WORKLOAD_LABELS_TYPE, uid.clone(), Vec::new(), encode_workload_labels(uid, labels))
+    };
+    let changes = changes(old, new).into_iter();
+    changes.map(|(uid, _, new)| (uid.clone(), new.map(|labels| resource(uid, labels)))).collect()
 }
 
 /// One thing that is another than before, is new or is gone: its key, the old and the new.

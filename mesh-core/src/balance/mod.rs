@@ -85,37 +85,77 @@ pub struct Pick {
 }
 
 /// One connection in flight to an endpoint. Dropping it ends the count; reporting feeds ejection.
-pub struct EndpointLease {
-    state: Arc<EndpointState>,
-    outliers: Arc<Outliers>,
+pub struct EndpointLease(Held);
+
+enum Held {
+    /// Counted by the set that it is of: without memory of its own.
+    Own(Counted),
+    Other(Box<dyn Outcome>),
+}
+
+/// Whoever chose an endpoint counts the connection as long as this lives, and takes note of how it went.
+pub trait Outcome: Send + Sync {
+    /// The endpoint accepted the connection.
+    fn success(&self, now_ms: u64);
+
+    /// The connection failed before its first byte. Returns whether the endpoint is ejected by this.
+    fn failure(&self, now_ms: u64) -> bool;
 }
 
 impl EndpointLease {
+    /// Of somebody who chooses in a way of his own.
+    #[must_use]
+    pub fn of(outcome: impl Outcome + 'static) -> Self {
+        Self(Held::Other(Box::new(outcome)))
+    }
+
     fn new(endpoint: &Endpoint, outliers: &Arc<Outliers>) -> Self {
         endpoint.state.begin();
-        Self { state: Arc::clone(&endpoint.state), outliers: Arc::clone(outliers) }
+        Self(Held::Own(Counted { state: Arc::clone(&endpoint.state), outliers: Arc::clone(outliers) }))
     }
 
     /// The endpoint accepted the connection.
     pub fn report_success(&self, now_ms: u64) {
-        self.outliers.success(&self.state, now_ms);
+        match &self.0 {
+            Held::Own(counted) => counted.success(now_ms),
+            Held::Other(outcome) => outcome.success(now_ms),
+        }
     }
 
     /// The connection failed before its first byte. Returns whether the endpoint is ejected by this.
     pub fn report_failure(&self, now_ms: u64) -> bool {
-        self.outliers.failure(&self.state, now_ms)
-    }
-}
-
-impl Drop for EndpointLease {
-    fn drop(&mut self) {
-        self.state.end();
+        match &self.0 {
+            Held::Own(counted) => counted.failure(now_ms),
+            Held::Other(outcome) => outcome.failure(now_ms),
+        }
     }
 }
 
 impl fmt::Debug for EndpointLease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EndpointLease").field("active", &self.state.active()).finish()
+        f.write_str("EndpointLease")
+    }
+}
+
+/// A connection that a set of endpoints counts.
+struct Counted {
+    state: Arc<EndpointState>,
+    outliers: Arc<Outliers>,
+}
+
+impl Outcome for Counted {
+    fn success(&self, now_ms: u64) {
+        self.outliers.success(&self.state, now_ms);
+    }
+
+    fn failure(&self, now_ms: u64) -> bool {
+        self.outliers.failure(&self.state, now_ms)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.state.end();
     }
 }
 

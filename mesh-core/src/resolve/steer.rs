@@ -52,6 +52,28 @@ pub fn steer(
     }
 }
 
+/// The place of which an endpoint is chosen for a connection here; `None` where nobody chooses, or a waypoint does.
+#[must_use]
+pub fn place_of(snapshot: &Snapshot, request: &Request<'_>) -> Option<ClusterKey> {
+    let destination = canonical(request.destination);
+    let (network, ip) = (&*request.source.network, destination.ip());
+    if !snapshot.is_synced() || snapshot.owner(network, &ip).is_some() {
+        return None;
+    }
+    let asked = snapshot.service_by_address(network, &ip)?;
+    let (service, key) = match request.place {
+        Some(place) => (snapshot.service(&place.service)?, place.clone()),
+        None => {
+            let key = ClusterKey { service: asked.key(), port: destination.port(), subset: Default::default() };
+            (asked, key)
+        }
+    };
+    let is_ours = service.load_balancing.mode != Mode::Passthrough
+        && service.port(key.port).is_some()
+        && waypoint::needed(snapshot, service.waypoint.as_ref(), request.source).is_none();
+    is_ours.then_some(key)
+}
+
 /// An endpoint of the place that was decided for a connection to `asked`. If that has a waypoint, it goes through it.
 pub(super) fn to_place(
     snapshot: &Snapshot,
@@ -65,7 +87,7 @@ pub(super) fn to_place(
         return Err(refuse(format!("service {} is not known", place.service)));
     };
     if !place.subset.is_empty() {
-        return Err(refuse(format!("of {}, the subset {:?} is only known to waypoints", place.service, place.subset)));
+        return Err(refuse(format!("of {}, the subset {:?} is not known", place.service, place.subset)));
     }
     let own = address(service, request);
     let is_plain = service.load_balancing.mode != Mode::Passthrough

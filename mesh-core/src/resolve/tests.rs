@@ -398,7 +398,7 @@ fn a_route_leads_connections_to_another_service() {
         (
             "198.19.0.1:82",
             ServerName::Unread,
-            refused("", "of shop/plain.shop.svc.cluster.local, the subset \"v1\" is only known to waypoints"),
+            refused("", "of shop/plain.shop.svc.cluster.local, the subset \"v1\" is not known"),
         ),
         ("198.19.0.1:83", ServerName::Unread, refused(" (TCPRoute shop/r)", "its weights are too many")),
         ("198.19.0.1:84", ServerName::Unread, "HBONE to 198.18.3.1:8080 (c//Pod/shop/host-1)".to_owned()),

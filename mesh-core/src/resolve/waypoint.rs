@@ -94,6 +94,7 @@ pub(super) fn to(
             service: service_asked,
             generation: generation(snapshot, workload, &address),
             lease: None,
+            pool: None,
             workload: Arc::clone(workload),
             waypoint: true,
         },
@@ -107,6 +108,7 @@ pub(super) fn to(
                 service: service_asked,
                 generation: generation(snapshot, &workload, &address),
                 lease: Some(lease),
+                pool: None,
                 workload,
                 waypoint: true,
             }

@@ -127,6 +127,11 @@ impl Store {
                     self.current.connections.insert(routes.service.clone(), Arc::new(routes));
                 }
                 Change::RemoveConnections(service) => _ = self.current.connections.remove(&service),
+                Change::Clusters(service, clusters) => {
+                    self.current.clusters.insert(service, Arc::new(clusters));
+                }
+                Change::RemoveClusters(service) => _ = self.current.clusters.remove(&service),
+                Change::Labels(changes) => self.current.labels = Arc::new(self.current.labels.with(changes)),
                 Change::Ranges(ranges) => {
                     let ranges: JointPrefixSet<_> = ranges.into_iter().collect();
                     self.current.ranges = Arc::new(ranges);

@@ -23,7 +23,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use mesh_core::l7::cors::CorsVerdict;
 use mesh_core::l7::policy::Subject;
-use mesh_core::l7::{AbortStatus, Token};
+use mesh_core::l7::AbortStatus;
 use mesh_runtime::clock;
 
 use self::asked::Asked;

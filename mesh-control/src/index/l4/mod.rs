@@ -4,6 +4,7 @@
 //! A service whose port speaks HTTP has no rules of VirtualServices here, as in Istio: its `http` rules are its waypoint's. What does not say what it speaks
 //! has them. What is written and cannot be done is noted: its rule refuses, and its writer is told.
 
+pub mod places;
 #[cfg(test)]
 mod tests;
 
@@ -13,10 +14,11 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use mesh_core::NamespacedName;
 use mesh_core::l4::{Condition, ConnectionRoutes, Group, Place, Rule, Split};
-use mesh_core::l7::{ClusterKey, HostPattern, Target};
+use mesh_core::l7::{ClusterKey, Clusters, HostPattern, Target};
 use mesh_core::service::AppProtocol;
 
 use super::Settings;
+use super::l7::labels::Wanted;
 use super::l7::notes::Notes;
 use super::l7::table::{Source, sources};
 use super::l7::{Around, Problems};
@@ -39,7 +41,11 @@ const LABELS: &str = "no connection is told by the labels of its client: this al
 pub struct Made {
     /// By service.
     pub routes: BTreeMap<NamespacedName, Arc<ConnectionRoutes>>,
-    /// VirtualServices that they are made of.
+    /// How the places of services are reached of which that is said, by service.
+    pub places: BTreeMap<NamespacedName, Arc<Clusters>>,
+    /// Which labels of workloads those ask for.
+    pub wanted: Arc<Wanted>,
+    /// VirtualServices and DestinationRules that all that is made of.
     pub in_force: BTreeSet<Key>,
     /// What is to be said.
     pub problems: Problems,
@@ -53,10 +59,15 @@ impl Made {
                 *routes = same.clone();
             }
         }
+        for (service, places) in &mut self.places {
+            if let Some(same) = before.places.get(service).filter(|same| *same == places) {
+                *places = same.clone();
+            }
+        }
     }
 }
 
-/// Makes the routes of all services that have any.
+/// Makes the routes of all services that have any, and what is said of places.
 pub fn index(objects: &Objects, settings: &Settings, around: &Around<'_>) -> Made {
     let mut made = Made::default();
     // Most meshes say nothing of connections.
@@ -68,10 +79,17 @@ pub fn index(objects: &Objects, settings: &Settings, around: &Around<'_>) -> Mad
             let routes = of_service(service, !settings.istio_runs, around, &mut made.in_force, &mut made.problems);
             made.routes.extend(routes.map(|routes| (routes.service.clone(), Arc::new(routes))));
         }
-        // Who is asked on several ports is read as often.
-        let mut told = HashSet::new();
-        made.problems.retain(|said| told.insert(said.clone()));
     }
+    // Istio's own kinds are Istio's where it runs.
+    if !settings.istio_runs {
+        let named = made.routes.values().flat_map(|routes| routes.places()).cloned().collect();
+        made.places = places::index(objects, around, &named, &mut made.problems);
+        made.wanted = Arc::new(places::wanted(&made.places));
+        made.in_force.extend(places::in_force(&made.places, around));
+    }
+    // Who is asked on several ports is read as often.
+    let mut told = HashSet::new();
+    made.problems.retain(|said| told.insert(said.clone()));
     made
 }
 

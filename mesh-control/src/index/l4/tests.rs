@@ -205,3 +205,31 @@ fn what_cannot_be_done_is_told_and_refused() {
     )]);
     assert_eq!(labels.problems.len(), 1);
 }
+
+#[test]
+fn agents_are_told_how_the_places_of_services_are_reached() {
+    let rule = object(
+        Kind::DestinationRule,
+        "shop",
+        "o",
+        "{host: echo, subsets: [{name: v1, labels: {version: v1}}], trafficPolicy: {connectionPool: {tcp: {maxConnections: 7}, http: {maxRetries: 1}}}}",
+    );
+    let split = virtual_service(
+        "{hosts: [echo], tcp: [{match: [{port: 9000}], route: [{destination: {host: echo, subset: v1}}]}]}",
+    );
+    let nothing = made(std::slice::from_ref(&split));
+    let service = NamespacedName::new("shop", "echo.shop.svc.cluster.local");
+    let of = |made: &Made, port, subset: &str| {
+        let key = ClusterKey { service: service.clone(), port, subset: subset.into() };
+        let cluster = made.places.get(&service)?.find(&key, &mesh_core::l7::Client::default())?.clone();
+        Some((cluster.labels.len(), cluster.policy.as_ref().map(|policy| policy.pool.connections).ok()))
+    };
+    assert!(of(&nothing, 9000, "v1").is_none_or(|(_, policy)| policy.is_none()), "nobody has described the subset");
+    let made = made(&[rule, split]);
+    assert_eq!(of(&made, 9000, "v1"), Some((1, Some(7))));
+    assert_eq!(of(&made, 443, ""), Some((0, Some(7))));
+    assert_eq!(of(&made, 443, "v1"), None, "no route names it");
+    assert_eq!(made.places.len(), 1);
+    let acting: BTreeSet<&str> = made.in_force.iter().map(|key| key.kind.name()).collect();
+    assert_eq!(acting, ["DestinationRule", "VirtualService"].into());
+}

@@ -72,7 +72,7 @@ fn named(table: &Table) -> BTreeSet<ClusterKey> {
 }
 
 /// One place, as each group of clients sees it.
-fn of_key(key: &ClusterKey, around: &Around<'_>, problems: &mut Problems) -> Vec<Cluster> {
+pub fn of_key(key: &ClusterKey, around: &Around<'_>, problems: &mut Problems) -> Vec<Cluster> {
     let others = rules(key, "", around);
     let mut groups: Vec<(Vec<&Rule>, Vec<ArcStr>)> = Vec::new();
     for namespace in namespaces(key, around) {

@@ -108,7 +108,7 @@ pub struct Seen<'a> {
 
 /// What each waypoint is told of these pods.
 pub fn told<'a>(
-    wanted: &BTreeMap<NamespacedName, Arc<Wanted>>,
+    wanted: &BTreeMap<&NamespacedName, &Arc<Wanted>>,
     pods: impl Iterator<Item = Seen<'a>>,
 ) -> BTreeMap<NamespacedName, Arc<Told>> {
     let asking: Vec<_> = wanted.iter().filter(|(_, wanted)| !wanted.is_empty()).collect();
@@ -123,7 +123,7 @@ pub fn told<'a>(
         }
         for Seen { labels, workload, serves } in pods {
             let of_services: Vec<_> = workload.services.keys().filter_map(|key| by_service.get(key)).collect();
-            let own = serves.and_then(|gateway| asking.iter().position(|(name, _)| **name == gateway));
+            let own = serves.and_then(|gateway| asking.iter().position(|(name, _)| ***name == gateway));
             for (key, value) in labels {
                 let endpoint = of_services.iter().flat_map(|askers| askers.of(key, value));
                 let own = own.filter(|who| asking[*who].1.own.contains(key.as_str()));
@@ -134,7 +134,7 @@ pub fn told<'a>(
             }
         }
     }
-    asking.into_iter().map(|(name, _)| name.clone()).zip(told.into_iter().map(Arc::new)).collect()
+    asking.into_iter().map(|(name, _)| NamespacedName::clone(name)).zip(told.into_iter().map(Arc::new)).collect()
 }
 
 #[cfg(test)]
@@ -188,7 +188,8 @@ mod tests {
         ];
         let ask = |table: &Table, clusters: Vec<Cluster>| -> Vec<String> {
             let wanted = Wanted::of(table, &Clusters::new(clusters));
-            let all = [(NamespacedName::new("shop", "wp"), Arc::new(wanted))].into();
+            let (name, wanted) = (NamespacedName::new("shop", "wp"), Arc::new(wanted));
+            let all = [(&name, &wanted)].into();
             let told = told(&all, pods.iter().map(seen));
             let told = told.values().flat_map(|told| told.iter());
             told.map(|(uid, labels)| {

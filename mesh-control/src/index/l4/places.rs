@@ -1,0 +1,108 @@
+//! What DestinationRules say of the places of services, for agents: they act on what is about connections where no waypoint stands before a service. Whoever
+//! has written something else is told that only a waypoint does it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use mesh_core::l7::{Cluster, ClusterKey, Clusters};
+use mesh_core::{ArcStr, NamespacedName};
+
+use crate::diagnosis::Problem;
+use crate::index::l7::labels::Wanted;
+use crate::index::l7::{Around, Problems, clusters};
+use crate::resource::routing::destination_rule::{ConnectionPool, HttpPool, LoadBalancer, Tls, TlsMode};
+use crate::resource::routing::{DestinationRule, Routed};
+use crate::resource::{Key, Kind, Objects};
+
+/// What is said where nobody but a waypoint does it.
+const OF_WAYPOINTS: &str = "agents do not act on it: only a waypoint of the service does";
+
+/// What is said of the places of each service of which anything is: of all its ports, and of what routes of connections name.
+pub fn index(
+    objects: &Objects,
+    around: &Around<'_>,
+    named: &BTreeSet<ClusterKey>,
+    problems: &mut Problems,
+) -> BTreeMap<NamespacedName, Arc<Clusters>> {
+    let mut keys: BTreeSet<ClusterKey> = named.iter().filter(|key| !key.subset.is_empty()).cloned().collect();
+    for service in objects.services.values() {
+        let name = around.hosts.key(service);
+        if around.rules.named(&name.name).next().is_some() {
+            let key = |port: u16| ClusterKey { service: name.clone(), port, subset: ArcStr::new() };
+            keys.extend(service.ports.iter().map(|port| key(port.port)));
+        }
+    }
+    let mut by_service: BTreeMap<NamespacedName, Vec<Cluster>> = BTreeMap::new();
+    for key in keys {
+        let all = by_service.entry(key.service.clone()).or_default();
+        // What is for some pods of a namespace: agents know no labels of clients.
+        all.extend(clusters::of_key(&key, around, problems).into_iter().filter(|one| one.client_labels.is_empty()));
+    }
+    by_service.into_iter().map(|(service, all)| (service, Arc::new(Clusters::new(all)))).collect()
+}
+
+/// The labels that these places ask for.
+pub fn wanted(places: &BTreeMap<NamespacedName, Arc<Clusters>>) -> Wanted {
+    let all = places.values().flat_map(|clusters| clusters.iter()).map(|cluster| Cluster::clone(cluster));
+    Wanted::of(&Default::default(), &Clusters::new(all))
+}
+
+/// DestinationRules that any of these is made of.
+pub fn in_force(places: &BTreeMap<NamespacedName, Arc<Clusters>>, around: &Around<'_>) -> BTreeSet<Key> {
+    let rules = places.keys().flat_map(|service| around.rules.named(&service.name).map(|rule| key(rule)));
+    rules.collect()
+}
+
+/// What of these rules agents do not act on; `at_waypoints` are those that a waypoint acts on.
+pub fn left_out(in_force: &BTreeSet<Key>, at_waypoints: &BTreeSet<Key>, around: &Around<'_>) -> Problems {
+    let rules = around.routes.destination_rules.values();
+    let rules = rules.filter(|rule| in_force.contains(&key(rule)) && !at_waypoints.contains(&key(rule)));
+    let fields = |rule: &Arc<Routed<DestinationRule>>| {
+        let tell = |field| (key(rule), Problem::warning(field, OF_WAYPOINTS).help("make a waypoint for the service"));
+        fields(&rule.spec).into_iter().map(tell).collect::<Vec<_>>()
+    };
+    rules.flat_map(fields).collect()
+}
+
+fn key(rule: &Routed<DestinationRule>) -> Key {
+    Key { kind: Kind::DestinationRule, namespace: rule.namespace.clone(), name: rule.name.clone() }
+}
+
+fn fields(spec: &DestinationRule) -> Vec<String> {
+    let mut fields: Vec<String> = spec.workload_selector.iter().map(|_| "spec.workloadSelector".to_owned()).collect();
+    let own = spec.traffic_policy.iter().map(|policy| ("spec.trafficPolicy".to_owned(), policy));
+    let of_subsets = spec.subsets.iter().enumerate().filter_map(|(index, subset)| {
+        Some((format!("spec.subsets[{index}].trafficPolicy"), subset.traffic_policy.as_ref()?))
+    });
+    for (field, policy) in own.chain(of_subsets) {
+        let parts = (&policy.load_balancer, &policy.connection_pool, &policy.tls);
+        fields.extend(of_parts(&field, parts));
+        for (index, port) in policy.port_level_settings.iter().enumerate() {
+            let parts = (&port.load_balancer, &port.connection_pool, &port.tls);
+            fields.extend(of_parts(&format!("{field}.portLevelSettings[{index}]"), parts));
+        }
+        let there = [
+            (policy.tunnel.is_some(), "tunnel"),
+            (policy.proxy_protocol.is_some(), "proxyProtocol"),
+            (policy.retry_budget.is_some(), "retryBudget"),
+        ];
+        fields.extend(there.iter().filter(|(is, _)| *is).map(|(_, name)| format!("{field}.{name}")));
+    }
+    fields
+}
+
+type Parts<'a> = (&'a Option<LoadBalancer>, &'a Option<ConnectionPool>, &'a Option<Tls>);
+
+fn of_parts(field: &str, (balancer, pool, tls): Parts<'_>) -> Vec<String> {
+    let hash = balancer.as_ref().and_then(|balancer| balancer.consistent_hash.as_ref());
+    let tcp = pool.as_ref().map(|pool| &pool.tcp);
+    let is_tls = |tls: &Tls| matches!(tls.mode, Some(TlsMode::Simple | TlsMode::Mutual));
+    let there = [
+        (hash.is_some_and(|hash| hash.use_source_ip != Some(true)), "loadBalancer.consistentHash"),
+        (pool.as_ref().is_some_and(|pool| pool.http != HttpPool::default()), "connectionPool.http"),
+        (tcp.is_some_and(|tcp| tcp.idle_timeout.is_some()), "connectionPool.tcp.idleTimeout"),
+        (tcp.is_some_and(|tcp| tcp.max_connection_duration.is_some()), "connectionPool.tcp.maxConnectionDuration"),
+        (tls.as_ref().is_some_and(is_tls), "tls"),
+    ];
+    there.iter().filter(|(is, _)| *is).map(|(_, name)| format!("{field}.{name}")).collect()
+}

@@ -90,7 +90,7 @@ async fn tunnel(downstream: &Downstream, mut stream: HboneStream, mut prefix: By
                 tracing::debug!(%client, ?side, %error, "a connection failed");
             }
         }
-        Wire::Hbone(mut far) => {
+        mut far => {
             let mut near = Counted { stream, counters };
             let copying = async {
                 far.write_all(&prefix).await?;

@@ -18,9 +18,9 @@ use tokio::net::TcpStream;
 
 use crate::peer::Peer;
 use crate::shared::Shared;
-use crate::upstream::Wire;
 use crate::upstream::choose::{self, Wish};
 use crate::upstream::dial::dial;
+use crate::upstream::{Inside, Wire};
 
 /// Bytes of an answer that are read.
 const LONGEST: usize = 64 * 1024;
@@ -167,5 +167,6 @@ async fn connect(shared: &Shared, to: &Collector) -> Result<Wire, PostError> {
         identity: shared.own.identity.clone(),
         baggage: shared.own.baggage.clone(),
     };
-    dial(shared, &endpoint, &own).await.map_err(|error| PostError::Connect(error.to_string()))
+    let inside = if to.kind == CollectorKind::OtlpGrpc { Inside::Http2 } else { Inside::Http1 };
+    dial(shared, &endpoint, &own, inside).await.map_err(|error| PostError::Connect(error.to_string()))
 }

@@ -1,6 +1,7 @@
 //! Bytes from outside of the mesh, copied to one endpoint: of a TCP listener, or of TLS by its name. The choice is per connection.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
 use mesh_core::l7::{ClusterKey, Target};
@@ -36,11 +37,24 @@ pub async fn plain(
     let (endpoint, mut wire, permit) = counted(&downstream, listener).await?;
     let copied = count(&downstream, Some(&endpoint), Flags::default());
     wire.write_all(&first).await.map_err(|error| error.to_string())?;
-    let peer = match wire {
-        Wire::Tcp(far) => CopyPeer::Tcp(Armed::new(far)),
-        Wire::Hbone(far) => CopyPeer::Hbone(far),
+    let (counters, cut) = (copied.counters(), downstream.drain.forced_token());
+    let outcome = match wire {
+        Wire::Tcp(far) => copy::bidirectional(tcp, CopyPeer::Tcp(Armed::new(far)), counters, cut).await,
+        Wire::Hbone(far) => copy::bidirectional(tcp, CopyPeer::Hbone(far), counters, cut).await,
+        Wire::Tls(mut far) => {
+            let mut near = tcp.disarmed();
+            let moved = tokio::select! {
+                () = cut.cancelled() => return Ok(()),
+                moved = tokio::io::copy_bidirectional(&mut near, &mut far) => moved,
+            };
+            if let Ok((received, sent)) = moved {
+                counters.received.fetch_add(received, Relaxed);
+                counters.sent.fetch_add(sent, Relaxed);
+            }
+            drop((copied, endpoint, permit));
+            return moved.map(|_| ()).map_err(|error| error.to_string());
+        }
     };
-    let outcome = copy::bidirectional(tcp, peer, copied.counters(), downstream.drain.forced_token()).await;
     drop((copied, endpoint, permit));
     match outcome {
         Outcome::Failed(side, error) => Err(format!("{side:?}: {error}")),

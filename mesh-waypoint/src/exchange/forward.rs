@@ -131,6 +131,7 @@ impl Forward<'_> {
             trace: None,
             found,
             hash,
+            why: None,
         };
         let (mut response, connection, endpoint) = attempts.run(report).await?;
         if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
@@ -276,6 +277,8 @@ struct Attempts<'a, 'f> {
     trace: Option<Outgoing>,
     found: Option<Found>,
     hash: Option<u64>,
+    /// Why the last connection did not come about.
+    why: Option<String>,
 }
 
 type Answer = (Response<Incoming>, Connection, Endpoint);
@@ -304,6 +307,7 @@ impl Attempts<'_, '_> {
                 Ok((response, ..)) => report.attempted(Some(response.status().as_u16()), "-"),
                 Err(lost) => report.attempted(None, lost.failure.flag),
             }
+            report.unreached(self.why.take());
             if let Some(ended) = counted(&ended) {
                 choose::report(judge.as_ref(), &uid, ended, self.of.down.lane.shared.now_ms());
             }
@@ -384,6 +388,7 @@ impl Attempts<'_, '_> {
                     found.place.usage().refused();
                 }
                 self.keep(held.take());
+                self.why = error.reason();
                 unreached(&error)
             })?;
             let request = match held.take() {

@@ -45,6 +45,8 @@ pub struct Report {
     remembered: Option<Box<Remembered>>,
     trace: Option<Box<Trace>>,
     rule: ArcStr,
+    /// Why there was no connection to whoever was asked last.
+    unreached: Option<String>,
     /// Whoever was asked last, and when.
     last: Option<(Arc<Workload>, Option<Arc<Service>>, SocketAddr)>,
     sent_at: Option<Instant>,
@@ -75,6 +77,7 @@ impl Report {
             remembered: None,
             trace: None,
             rule: ArcStr::new(),
+            unreached: None,
             last: None,
             sent_at: None,
             head: None,
@@ -130,6 +133,13 @@ impl Report {
     pub fn attempted(&mut self, status: Option<u16>, flag: &'static str) {
         if let Some(trace) = &mut self.trace {
             trace.attempted(status, flag);
+        }
+    }
+
+    /// Why there was no connection for the last attempt; none if there was one.
+    pub fn unreached(&mut self, why: Option<String>) {
+        if self.remembered.is_some() {
+            self.unreached = why;
         }
     }
 
@@ -221,6 +231,7 @@ impl Report {
             rule: &self.rule,
             endpoint: self.last.as_ref().map(|(workload, service, at)| (workload, service.as_ref(), *at)),
             answered: self.endpoint.is_some(),
+            unreached: self.unreached.as_deref(),
             attempts: self.attempts,
             asked: (asked, self.down.asked.port()),
             own: &own.identity,

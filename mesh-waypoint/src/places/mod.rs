@@ -12,12 +12,14 @@ use hashbrown::HashMap;
 use mesh_core::l7::balance::{Limit, PlaceState, Set, Sources, Taken, Usage};
 use mesh_core::l7::cluster::Policy;
 use mesh_core::l7::{Client, Cluster, ClusterKey, Labels};
+use mesh_core::listener::Certificates;
 use mesh_core::{EndpointSet, Service};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 pub(crate) use self::waiting::{Slot, Waiting};
 use crate::state::View;
+use crate::upstream::Origin;
 
 /// A place that nobody has asked for this long is forgotten.
 const UNUSED_MS: u64 = 600_000;
@@ -81,6 +83,9 @@ pub struct Version {
     /// Its endpoints.
     pub set: Arc<Set>,
     usual: Policy,
+    /// How TLS begins there, or why it cannot; and what credentials it was made with.
+    origin: Option<Result<Arc<Origin>, String>>,
+    certificates: Arc<Certificates>,
 }
 
 /// A place at one moment.
@@ -97,6 +102,11 @@ impl Version {
     #[must_use]
     pub fn policy(&self) -> &Policy {
         self.cluster.as_ref().and_then(|cluster| cluster.policy.as_ref().ok()).unwrap_or(&self.usual)
+    }
+
+    /// How TLS begins towards endpoints outside of the mesh, if that is asked for; an error says why it cannot.
+    pub fn origin(&self) -> Result<Option<&Arc<Origin>>, &str> {
+        self.origin.as_ref().map(|origin| origin.as_ref().map_err(String::as_str)).transpose()
     }
 
     /// Whether somebody has said it.
@@ -159,6 +169,7 @@ impl Places {
             Arc::ptr_eq(&now.members, members)
                 && now.cluster.as_ref().map(Arc::as_ptr) == cluster.map(Arc::as_ptr)
                 && (now.labels == view.labels.version() || !now.set.reads_labels())
+                && (now.origin.is_none() || Arc::ptr_eq(&now.certificates, &view.edge.certificates))
         };
         if let Some(now) = place.now.load_full().filter(|now| is_now(now)) {
             return Ok(Found { place, now });
@@ -270,12 +281,18 @@ impl Place {
             now_ms,
         };
         let set = Arc::new(Set::new(&sources, &self.state));
+        let last = self.now.load();
+        let before = last.as_ref().and_then(|last| last.origin.as_ref()?.as_ref().ok());
+        let (host, namespace) = (&service.hostname, &own.place.namespace);
+        let origin = Origin::make(&policy.tls, host, namespace, &view.edge.certificates, before);
         Version {
             members: Arc::clone(members),
             cluster: cluster.cloned(),
             labels: view.labels.version(),
             service: Arc::clone(service),
             set,
+            origin,
+            certificates: Arc::clone(&view.edge.certificates),
             usual,
         }
     }

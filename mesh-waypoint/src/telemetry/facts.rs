@@ -177,6 +177,8 @@ pub struct Facts<'a> {
     pub endpoint: Option<Reached<'a>>,
     /// An endpoint has answered.
     pub answered: bool,
+    /// Why there was no connection to it.
+    pub unreached: Option<&'a str>,
     /// How often it was sent.
     pub attempts: u32,
     /// What the client asked the waypoint for, and its port.
@@ -269,7 +271,7 @@ impl Facts<'_> {
             Attribute::ConnectionLocal => text(&self.own.to_string()),
             Attribute::UpstreamAddress => text(&self.endpoint?.2.to_string()),
             Attribute::UpstreamPort => number(self.endpoint?.2.port().into()),
-            Attribute::UpstreamFailure => None,
+            Attribute::UpstreamFailure => text(self.unreached?),
             Attribute::RouteName => text(self.rule).filter(|_| !self.rule.is_empty()),
             Attribute::ClusterName => {
                 let mut name = String::new();
@@ -328,7 +330,7 @@ impl Values for Facts<'_> {
             Plain::RouteName => some(out, Some(self.rule)),
             Plain::UpstreamHost => self.endpoint.is_some_and(|(.., address)| put(out, address)),
             Plain::UpstreamCluster => self.cluster(out),
-            Plain::UpstreamFailure => false,
+            Plain::UpstreamFailure => some(out, self.unreached),
             Plain::UpstreamPeer => self.endpoint.is_some_and(|(workload, ..)| put(out, workload.identity())),
             Plain::Attempts => put(out, self.attempts),
             Plain::ClientAddress => put(out, self.who.from),

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use arcstr::ArcStr;
 use mesh_core::l7::ClusterKey;
 use mesh_core::l7::balance::{Ask, Ended, Judge, Lease, Limit, Taken};
-use mesh_core::l7::cluster::Tls;
 use mesh_core::l7::{self};
 use mesh_core::workload::TunnelProtocol;
 use mesh_core::{Identity, Service, Snapshot, Workload, ports};
 use rand::Rng;
 
+use super::tls::Origin;
 use crate::places::{Found, Here, NoEndpoint, Places};
 use crate::shared::Own;
 use crate::state::View;
@@ -28,6 +28,7 @@ pub struct Endpoint {
     pub generation: u64,
     /// The place that it is chosen from.
     pub found: Option<Found>,
+    origin: Option<Arc<Origin>>,
     /// Counts the request at the endpoint while it lives.
     lease: Option<Lease>,
     /// Counts it at the place.
@@ -46,6 +47,12 @@ impl Endpoint {
             expected.push(own);
         }
         expected
+    }
+
+    /// How TLS of the world begins there, if that is asked for.
+    #[must_use]
+    pub fn origin(&self) -> Option<&Arc<Origin>> {
+        self.origin.as_ref()
     }
 
     /// Takes note of how requests there end.
@@ -106,12 +113,18 @@ pub fn endpoint(found: &Found, wish: &Wish<'_>, rng: &mut impl Rng) -> Result<En
         return Err(NoEndpoint::NoneLeft);
     }
     // Endpoints of the mesh are reached in its own way, whatever is said; what is said of others must not be left undone.
-    let policy = found.now.policy();
-    let is_asked = matches!(policy.tls, Tls::Simple(_) | Tls::Mutual(_)) || policy.proxy_protocol.is_some();
-    if is_asked && workload.protocol == TunnelProtocol::None {
-        tracing::debug!(endpoint = %workload.uid, "TLS and the PROXY protocol to endpoints outside the mesh are not spoken");
-        return Err(NoEndpoint::Closed);
+    let mut origin = None;
+    if workload.protocol == TunnelProtocol::None {
+        if found.now.policy().proxy_protocol.is_some() {
+            tracing::debug!(endpoint = %workload.uid, "the PROXY protocol to endpoints outside the mesh is not spoken");
+            return Err(NoEndpoint::Closed);
+        }
+        origin = found.now.origin().map_err(|why| {
+            tracing::debug!(endpoint = %workload.uid, why, "TLS cannot begin");
+            NoEndpoint::Closed
+        })?;
     }
+    let origin = origin.cloned();
     Ok(Endpoint {
         generation: generation(&wish.view.snapshot, workload, chosen.address.ip()),
         service: Some(Arc::clone(&found.now.service)),
@@ -119,6 +132,7 @@ pub fn endpoint(found: &Found, wish: &Wish<'_>, rng: &mut impl Rng) -> Result<En
         address: chosen.address,
         lease: Some(found.now.set.lease(chosen)),
         found: Some(found.clone()),
+        origin,
         _taken: Some(taken),
         retry: None,
     })
@@ -133,6 +147,7 @@ pub fn workload(workload: &Arc<Workload>, address: SocketAddr, snapshot: &Snapsh
         address,
         generation: generation(snapshot, workload, address.ip()),
         found: None,
+        origin: None,
         lease: None,
         _taken: None,
         retry: None,

@@ -1,4 +1,4 @@
-//! A new connection to an endpoint: a stream in a tunnel, or plain TCP where the workload has no tunnel.
+//! A new connection to an endpoint: a stream in a tunnel, or TCP where the workload has no tunnel, with TLS in it where a DestinationRule asks for that.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,8 +10,10 @@ use mesh_runtime::lanes;
 use mesh_transport::hbone::{ConnectRequest, Forwarded, HboneError, HboneStream, TunnelKey};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio_rustls::client::TlsStream;
 
 use super::choose::Endpoint;
+use super::tls::Inside;
 use crate::peer::Peer;
 use crate::shared::Shared;
 
@@ -20,6 +22,8 @@ use crate::shared::Shared;
 pub enum Wire {
     /// Plain.
     Tcp(TcpStream),
+    /// With TLS of the world.
+    Tls(Box<TlsStream<TcpStream>>),
     /// Through a tunnel.
     Hbone(HboneStream),
 }
@@ -39,6 +43,9 @@ pub enum ConnectError {
     /// TCP.
     #[error("connect: {0}")]
     Tcp(#[from] io::Error),
+    /// TLS: the certificate is not believed, or there is none.
+    #[error("TLS: {0}")]
+    Tls(io::Error),
     /// It took too long.
     #[error("connect: timed out")]
     Timeout,
@@ -50,13 +57,30 @@ pub enum ConnectError {
     Shared,
 }
 
-/// Connects.
-pub async fn dial(shared: &Shared, endpoint: &Endpoint, peer: &Peer) -> Result<Wire, ConnectError> {
+impl ConnectError {
+    /// What the log calls the failure of the transport, if it is one.
+    #[must_use]
+    pub fn reason(&self) -> Option<String> {
+        match self {
+            Self::Tls(error) => Some(format!("TLS_error:{error}")),
+            Self::Tcp(error) => Some(format!("delayed_connect_error:{error}")),
+            _ => None,
+        }
+    }
+}
+
+/// Connects. `inside` is what will be spoken.
+pub async fn dial(shared: &Shared, endpoint: &Endpoint, peer: &Peer, inside: Inside) -> Result<Wire, ConnectError> {
     let said = endpoint.found.as_ref().filter(|found| found.now.is_said());
     let limit = said.map_or(shared.settings.connect_timeout, |found| found.now.policy().pool.connect_timeout);
     let connected = async {
         match endpoint.workload.protocol {
-            TunnelProtocol::None => tcp(endpoint.address).await.map(Wire::Tcp),
+            TunnelProtocol::None => {
+                let tcp = tcp(endpoint.address).await?;
+                let Some(origin) = endpoint.origin() else { return Ok(Wire::Tcp(tcp)) };
+                let begun = origin.begin(tcp, inside).await.map_err(ConnectError::Tls)?;
+                Ok(Wire::Tls(Box::new(begun)))
+            }
             TunnelProtocol::Hbone => hbone(shared, endpoint, peer).await.map(Wire::Hbone),
         }
     };
@@ -115,6 +139,7 @@ impl AsyncRead for Wire {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Hbone(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
@@ -124,6 +149,7 @@ impl AsyncWrite for Wire {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Hbone(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
@@ -131,6 +157,7 @@ impl AsyncWrite for Wire {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
             Self::Hbone(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
@@ -138,6 +165,7 @@ impl AsyncWrite for Wire {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Hbone(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }

@@ -15,6 +15,8 @@ pub(super) struct Key {
     generation: u64,
     client: IpAddr,
     identity: Identity,
+    /// With which TLS; 0 is none of the world's.
+    origin: u64,
 }
 
 /// Looks a [`Key`] up without owning one.
@@ -25,6 +27,7 @@ pub(super) struct At<'a> {
     pub(super) generation: u64,
     pub(super) client: IpAddr,
     pub(super) identity: &'a Identity,
+    pub(super) origin: u64,
 }
 
 impl Equivalent<Arc<Key>> for At<'_> {
@@ -32,6 +35,7 @@ impl Equivalent<Arc<Key>> for At<'_> {
         self.address == key.address
             && self.client == key.client
             && self.generation == key.generation
+            && self.origin == key.origin
             && self.uid == key.uid
             && *self.identity == key.identity
     }
@@ -46,6 +50,7 @@ impl At<'_> {
             generation: self.generation,
             client: self.client,
             identity: self.identity.clone(),
+            origin: self.origin,
         })
     }
 }

@@ -1,4 +1,4 @@
-//! The way to endpoints: which one, the connection to it, and the connections that are kept. Each lane has its own
+//! The way to endpoints: which one, the connection to it, TLS in it where that is asked for, and the connections that are kept. Each lane has its own
 //! connections; one serves one client, because the endpoint's agent is told whose it is. What is known of places is all lanes'.
 
 pub mod choose;
@@ -6,8 +6,10 @@ pub mod connection;
 pub mod dial;
 mod key;
 mod pool;
+pub mod tls;
 
 pub use choose::Endpoint;
 pub use connection::{Connection, SendError};
 pub use dial::{ConnectError, Wire};
 pub use pool::Pool;
+pub use tls::{Inside, Origin};

@@ -18,6 +18,7 @@ use super::choose::Endpoint;
 use super::connection::{Active, Connection, Sender, Single};
 use super::dial::{ConnectError, Wire, dial};
 use super::key::{At, Key};
+use super::tls::Inside;
 use crate::http::RequestBody;
 use crate::http::io::{Io, Watch};
 use crate::peer::Peer;
@@ -156,6 +157,7 @@ impl Pool {
             generation: endpoint.generation,
             client: peer.address.ip(),
             identity: &peer.identity,
+            origin: endpoint.origin().map_or(0, |origin| origin.id()),
         };
         if http2 {
             return self.multiplexed(shared, endpoint, peer, &at, fresh).await;
@@ -194,7 +196,7 @@ impl Pool {
         peer: &Peer,
     ) -> Result<(Wire, Option<Permit>), ConnectError> {
         let permit = permit(endpoint)?;
-        Ok((dial(shared, endpoint, peer).await?, permit))
+        Ok((dial(shared, endpoint, peer, Inside::Bytes).await?, permit))
     }
 
     /// Takes back what has served its request in order.
@@ -284,7 +286,8 @@ impl Pool {
     ) -> Result<Connection, ConnectError> {
         let open = self.count(shared, permit)?;
         let watch = Arc::default();
-        let io = TokioIo::new(Io::new(dial(shared, endpoint, peer).await?, bytes::Bytes::new(), Arc::clone(&watch)));
+        let wire = dial(shared, endpoint, peer, Inside::Http1).await?;
+        let io = TokioIo::new(Io::new(wire, bytes::Bytes::new(), Arc::clone(&watch)));
         let (sender, connection) =
             http1::Builder::new().max_header_size(shared.settings.header_bytes).handshake::<_, RequestBody>(io).await?;
         task::spawn("connection to an endpoint", async move {
@@ -375,7 +378,8 @@ impl Pool {
         peer: &Peer,
     ) -> Result<http2::SendRequest<RequestBody>, ConnectError> {
         let open = self.count(shared, permit(endpoint)?)?;
-        let io = TokioIo::new(Io::new(dial(shared, endpoint, peer).await?, bytes::Bytes::new(), Arc::default()));
+        let wire = dial(shared, endpoint, peer, Inside::Http2).await?;
+        let io = TokioIo::new(Io::new(wire, bytes::Bytes::new(), Arc::default()));
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(256 * 1024)

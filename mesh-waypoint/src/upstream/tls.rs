@@ -1,0 +1,315 @@
+//! TLS to endpoints outside of the mesh, as a DestinationRule asks for it: which roots are believed, whose names the certificate may have, what is shown of our
+//! own. Made once for each place and used by all connections to it. Errors name credentials, never what is in them.
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
+
+use mesh_core::ArcStr;
+use mesh_core::l7::cluster::{ServerName as Asked, Tls};
+use mesh_core::listener::{Certificates, Credential};
+use mesh_transport::tls::WallClock;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::verify_server_name;
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// Certificates of one chain, and roots of one credential.
+const MOST_CERTIFICATES: usize = 1000;
+/// Longest chain besides the leaf: finding a path in it is exponential in the worst case.
+const INTERMEDIATES: usize = 8;
+
+/// What is spoken inside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inside {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// Anything: nothing is said of it.
+    Bytes,
+}
+
+/// How TLS begins towards one place.
+pub struct Origin {
+    id: u64,
+    name: ServerName<'static>,
+    /// By [`Inside`].
+    configs: [Arc<ClientConfig>; 3],
+    made_of: MadeOf,
+}
+
+#[derive(PartialEq)]
+struct MadeOf {
+    tls: Tls,
+    host: ArcStr,
+    credential: Option<Arc<Credential>>,
+}
+
+impl Origin {
+    /// As `tls` says it, or why that cannot be. `None`: no TLS of the world is asked for. What says the same as `before` is that, so that connections and sessions
+    /// are not lost with each endpoint that comes or goes. `namespace` is the waypoint's, of which credentials are; `host` is the service's.
+    pub fn make(
+        tls: &Tls,
+        host: &ArcStr,
+        namespace: &str,
+        certificates: &Certificates,
+        before: Option<&Arc<Self>>,
+    ) -> Option<Result<Arc<Self>, String>> {
+        let (asked, mutual) = match tls {
+            Tls::Mesh | Tls::Plain => return None,
+            Tls::Simple(asked) => (asked, false),
+            Tls::Mutual(asked) => (asked, true),
+        };
+        let named = asked.credential.as_ref().map(|name| match name.contains('/') {
+            true => name.clone(),
+            false => format!("{namespace}/{name}").into(),
+        });
+        let credential = named.as_ref().and_then(|name| certificates.all.get(name)).cloned();
+        let made_of = MadeOf { tls: tls.clone(), host: host.clone(), credential };
+        if let Some(same) = before.filter(|before| before.made_of == made_of) {
+            return Some(Ok(Arc::clone(same)));
+        }
+        Some(match (named, &made_of.credential) {
+            (Some(name), None) => Err(format!("the credential {name} is not known")),
+            (name, _) => {
+                let told = |why: String| name.as_ref().map_or_else(|| why.clone(), |name| format!("{name}: {why}"));
+                Self::compile(asked, mutual, made_of).map(Arc::new).map_err(told)
+            }
+        })
+    }
+
+    fn compile(asked: &Asked, mutual: bool, made_of: MadeOf) -> Result<Self, String> {
+        static IDS: AtomicU64 = AtomicU64::new(1);
+        let sni = asked.sni.as_ref().unwrap_or(&made_of.host);
+        let name = ServerName::try_from(sni.to_string())
+            .map_err(|_| format!("{sni:?} is not a name to ask for: write `sni`"))?;
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let credential = made_of.credential.as_deref();
+        let verifier: Arc<dyn ServerCertVerifier> = match asked.unverified {
+            true => Arc::new(Unverified(Arc::clone(&provider))),
+            false => Arc::new(Named::new(asked, credential, &provider)?),
+        };
+        let builder = ClientConfig::builder_with_details(Arc::clone(&provider), Arc::new(WallClock))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier);
+        let own = credential.filter(|own| !own.chain.is_empty());
+        let config = match (mutual, own) {
+            (false, _) => builder.with_no_client_auth(),
+            (true, None) => return Err("there is no certificate to show".to_owned()),
+            (true, Some(own)) => {
+                let chain = chain(&own.chain).ok_or("the certificate is not PEM")?;
+                let key = PrivateKeyDer::from_pem_slice(own.key.expose()).map_err(|_| "the key is not PEM")?;
+                builder.with_client_auth_cert(chain, key).map_err(|_| "the key is not the certificate's")?
+            }
+        };
+        let with = |protocols: &[&[u8]]| {
+            let mut config = config.clone();
+            config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+            Arc::new(config)
+        };
+        let configs = [with(&[b"http/1.1"]), with(&[b"h2"]), with(&[])];
+        Ok(Self { id: IDS.fetch_add(1, Relaxed), name, configs, made_of })
+    }
+
+    /// Tells apart what connections may not be shared by.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Begins TLS in a connection.
+    pub async fn begin(&self, tcp: TcpStream, inside: Inside) -> io::Result<TlsStream<TcpStream>> {
+        let config = &self.configs[inside as usize];
+        TlsConnector::from(Arc::clone(config)).connect(self.name.clone(), tcp).await
+    }
+}
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Origin").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+fn chain(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
+    CertificateDer::pem_slice_iter(pem).take(MOST_CERTIFICATES).collect::<Result<_, _>>().ok()
+}
+
+/// What the system trusts, as it was at the first question.
+fn of_the_system() -> Result<Arc<RootCertStore>, String> {
+    static ROOTS: LazyLock<Arc<RootCertStore>> = LazyLock::new(|| {
+        let found = rustls_native_certs::load_native_certs();
+        for error in &found.errors {
+            tracing::warn!(%error, "some of what the system trusts cannot be read");
+        }
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(found.certs);
+        Arc::new(roots)
+    });
+    match ROOTS.is_empty() {
+        true => {
+            Err("the system trusts nobody: name a credential with roots, or give the waypoint a bundle (SSL_CERT_FILE)"
+                .to_owned())
+        }
+        false => Ok(Arc::clone(&ROOTS)),
+    }
+}
+
+/// A name that a certificate may have.
+#[derive(Debug)]
+enum Name {
+    Host(ServerName<'static>),
+    Uri(String),
+}
+
+/// A path to a root, and the name that is asked for or one of those that are written.
+#[derive(Debug)]
+struct Named {
+    path: Arc<WebPkiServerVerifier>,
+    names: Vec<Name>,
+}
+
+impl Named {
+    fn new(asked: &Asked, credential: Option<&Credential>, provider: &Arc<CryptoProvider>) -> Result<Self, String> {
+        let (mut roots, mut revoked) = (None, Vec::new());
+        if let Some(own) = credential.filter(|own| !own.roots.is_empty()) {
+            let mut believed = RootCertStore::empty();
+            let all = chain(&own.roots).ok_or("the roots are not PEM")?;
+            if believed.add_parsable_certificates(all).0 == 0 {
+                return Err("there is no root in it".to_owned());
+            }
+            let lists = CertificateRevocationListDer::pem_slice_iter(&own.revoked).collect::<Result<Vec<_>, _>>();
+            revoked = lists.map_err(|_| "what is revoked is not PEM")?;
+            roots = Some(Arc::new(believed));
+        }
+        let roots = roots.map_or_else(of_the_system, Ok)?;
+        let lists = !revoked.is_empty();
+        let mut builder = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(provider)).with_crls(revoked);
+        if lists {
+            // The list is the leaf's issuer's; those between it and a root have lists elsewhere.
+            builder = builder.only_check_end_entity_revocation().allow_unknown_revocation_status();
+        }
+        let name = |name: &ArcStr| match ServerName::try_from(name.to_string()) {
+            Ok(host) => Name::Host(host),
+            Err(_) => Name::Uri(name.to_string()),
+        };
+        let names = asked.names.iter().map(name).collect();
+        Ok(Self { path: builder.build().map_err(|error| error.to_string())?, names })
+    }
+
+    fn has_name(&self, leaf: &CertificateDer<'_>) -> Result<bool, Error> {
+        let parsed = ParsedCertificate::try_from(leaf)?;
+        let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| CertificateError::BadEncoding)?;
+        let written = certificate.subject_alternative_name().ok().flatten();
+        let all = written.map(|extension| extension.value.general_names.as_slice()).unwrap_or_default();
+        let has_uri = |wanted: &str| all.iter().any(|name| matches!(name, GeneralName::URI(uri) if *uri == wanted));
+        Ok(self.names.iter().any(|name| match name {
+            Name::Host(host) => verify_server_name(&parsed, host).is_ok(),
+            Name::Uri(uri) => has_uri(uri),
+        }))
+    }
+}
+
+impl ServerCertVerifier for Named {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        asked: &ServerName<'_>,
+        staple: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        if intermediates.len() > INTERMEDIATES {
+            return Err(Error::General(format!("a chain of {} certificates is too long", intermediates.len())));
+        }
+        let verified = self.path.verify_server_cert(leaf, intermediates, asked, staple, now);
+        if self.names.is_empty() {
+            return verified;
+        }
+        match verified {
+            // The name is looked at last: the path is good.
+            Ok(_)
+            | Err(Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) => {}
+            Err(error) => return Err(error),
+        }
+        match self.has_name(leaf)? {
+            true => Ok(ServerCertVerified::assertion()),
+            false => Err(CertificateError::NotValidForName.into()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.path.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.path.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.path.supported_verify_schemes()
+    }
+}
+
+/// Takes any certificate whose key the other side has.
+#[derive(Debug)]
+struct Unverified(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Unverified {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

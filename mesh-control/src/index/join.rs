@@ -17,7 +17,7 @@ use super::settings::Settings;
 use super::view::{Placements, View};
 use super::waypoint::{Guard, Guarded, PodLabels, Waypoints};
 use super::workload;
-use super::{certificates, l4, l7, routing, security, telemetry};
+use super::{certificates, l4, l7, routing, security, service_entry, telemetry};
 use crate::diagnosis::Problem;
 use crate::resource::pod::State;
 use crate::resource::routing::inaction;
@@ -108,8 +108,15 @@ impl Join {
         let undecided = !certified.undecided.is_empty();
         problems.extend(certified.problems);
         let certificates = certified.certificates;
-        let services =
+        let mut services =
             service::index(&objects, &settings, |s| waypoints.service(s, &objects, &settings).address, &mut problems);
+        let entries = service_entry::services(
+            &objects,
+            &settings,
+            |entry| waypoints.entry(entry, &objects, &settings).address,
+            &mut services,
+            &mut problems,
+        );
         let owners = owners(&objects, &mut problems);
         for (address, service) in &services.addresses {
             if let Some(pod) = owners.pods.get(address) {
@@ -136,8 +143,10 @@ impl Join {
             placements.add(namespace.clone(), part.placements.clone());
         }
         let is_owner = |address: &IpAddr| owners.pods.get(address).copied();
+        let of_pods = workloads.len();
         let entered =
             workload::slices(&objects, &settings, &services, &waypoints, is_owner, &mut workloads, &mut problems);
+        service_entry::endpoints(&objects, &settings, &services, is_owner, of_pods, &mut workloads, &mut problems);
         guards.extend(entered.iter().map(|(namespace, guard)| guard.policy(namespace, &settings.trust_domain)));
         let guards = guards.into_iter().map(|policy| (policy.name.clone(), policy));
         // The first ones are those of the pods, in their order.
@@ -173,7 +182,7 @@ impl Join {
             listeners_told: told,
             security: security.security.clone(),
             telemetry: telemetry.scopes.clone(),
-            at_waypoints: [&security.in_force, &l7.in_force, &l4.in_force, &telemetry.in_force]
+            at_waypoints: [&security.in_force, &l7.in_force, &l4.in_force, &telemetry.in_force, &entries]
                 .into_iter()
                 .flatten()
                 .cloned()

@@ -9,6 +9,7 @@ pub mod policy;
 pub mod routing;
 pub mod security;
 pub mod service;
+pub mod service_entry;
 pub mod settings;
 pub mod target;
 pub mod telemetry;

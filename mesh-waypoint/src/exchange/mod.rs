@@ -21,9 +21,9 @@ use http::request::Parts;
 use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
+use mesh_core::l7::AbortStatus;
 use mesh_core::l7::cors::CorsVerdict;
 use mesh_core::l7::policy::Subject;
-use mesh_core::l7::AbortStatus;
 use mesh_runtime::clock;
 
 use self::asked::Asked;

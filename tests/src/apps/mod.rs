@@ -6,6 +6,7 @@ pub mod client;
 pub mod collector;
 pub mod dns;
 pub mod ends;
+pub mod https;
 pub mod janitor;
 pub mod load;
 pub mod servers;

@@ -114,7 +114,7 @@ pub fn http(port: u16, name: &str, delay: Duration) -> Result<()> {
     })
 }
 
-fn tell(name: &str, peer: SocketAddr, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+pub(super) fn tell(name: &str, peer: SocketAddr, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let headers: BTreeMap<&str, &str> =
         request.headers().iter().map(|(k, v)| (k.as_str(), v.to_str().unwrap_or(""))).collect();
     let path = request.uri().path();

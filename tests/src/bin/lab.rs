@@ -1,7 +1,7 @@
 //! `lab <program>`: the helper programs that run inside the lab - servers, clients, load, cluster DNS and the janitor.
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use mesh_tests::apps::{asked, canned, client, collector, dns, ends, janitor, load, servers, trickle};
+use mesh_tests::apps::{asked, canned, client, collector, dns, ends, https, janitor, load, servers, trickle};
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -57,6 +57,19 @@ enum Program {
         name: String,
         #[arg(long, default_value_t = 0)]
         delay_ms: u64,
+    },
+    /// Answer HTTP in TLS with what was seen.
+    Https {
+        #[arg(long, default_value_t = 443)]
+        port: u16,
+        #[arg(long, default_value = "https")]
+        name: String,
+        /// Names in the certificate.
+        #[arg(long = "host")]
+        hosts: Vec<String>,
+        /// Becomes the certificate of the authority.
+        #[arg(long)]
+        roots: PathBuf,
     },
     /// Take spans as OTLP over HTTP, and tell of each.
     Collector {
@@ -270,6 +283,7 @@ fn main() -> Result<()> {
         Program::Dns { listen, records } => return dns::run(listen, records),
         Program::TcpEcho { ports, prefix } => return servers::tcp_echo(&ports, &prefix),
         Program::Http { port, name, delay_ms } => return servers::http(port, &name, Duration::from_millis(delay_ms)),
+        Program::Https { port, name, hosts, roots } => return https::run(port, &name, &hosts, &roots),
         Program::Collector { port } => return collector::run(port),
         Program::Authorizer { http_port, grpc_port } => return asked::authorizer(http_port, grpc_port),
         Program::RateLimits { port, limits } => return asked::counting(port, &limits),

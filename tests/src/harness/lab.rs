@@ -283,6 +283,11 @@ impl Lab {
         Ok(process)
     }
 
+    /// The file with certificates of authorities outside of the cluster that waypoints believe. It is read when the first of them begins TLS there.
+    pub fn outside_roots(&self) -> PathBuf {
+        self.dir.join("outside-roots.pem")
+    }
+
     /// Pods of a namespace.
     pub fn pods(&self, namespace: &str) -> Vec<Arc<Pod>> {
         lock(&self.state).pods.iter().filter(|p| p.namespace == namespace).cloned().collect()

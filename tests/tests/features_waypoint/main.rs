@@ -3,6 +3,7 @@
 #![expect(non_snake_case, reason = "tests carry the ids of their rows")]
 
 mod decisions;
+mod egress;
 mod failures;
 mod identity;
 mod lifecycle;

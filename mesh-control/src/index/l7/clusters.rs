@@ -11,7 +11,6 @@ use mesh_core::listener::{Listeners, Serves};
 use mesh_core::{ArcStr, NamespacedName};
 
 use super::{Around, Problems};
-use crate::index::routing::hosts::Host;
 use crate::resource::routing::{DestinationRule, Routed};
 
 type Rule = Arc<Routed<DestinationRule>>;
@@ -40,9 +39,9 @@ pub fn clusters(
     }
     for service in services {
         keys.extend(around.connections.get(service).into_iter().flat_map(|routes| routes.places()).cloned());
-        if let Some(Host::Service(object)) = around.hosts.find(&service.name, &service.namespace) {
+        if let Some(host) = around.hosts.find(&service.name, &service.namespace) {
             let key = |port: u16| ClusterKey { service: service.clone(), port, subset: ArcStr::new() };
-            keys.extend(object.ports.iter().map(|port| key(port.port)));
+            keys.extend(host.numbers().into_iter().map(key));
         }
     }
     Clusters::new(keys.iter().flat_map(|key| of_key(key, around, problems)).collect::<Vec<_>>())

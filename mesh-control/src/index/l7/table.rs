@@ -15,7 +15,7 @@ use mesh_core::l7::{Rule, Table, VirtualHost};
 use mesh_core::{ArcStr, NamespacedName};
 
 use super::{Around, Problems, Read, virtual_service};
-use crate::index::routing::hosts::{Host, sees};
+use crate::index::routing::hosts::sees;
 use crate::index::routing::parents::Attached;
 use crate::resource::routing::virtual_service::MESH;
 use crate::resource::{Key, Kind};
@@ -46,8 +46,8 @@ pub fn table(
 }
 
 fn of_service(service: &NamespacedName, around: &Around<'_>, read: &Read, problems: &mut Problems) -> Vec<VirtualHost> {
-    let Some(Host::Service(object)) = around.hosts.find(&service.name, &service.namespace) else { return Vec::new() };
-    let ports: BTreeSet<u16> = object.ports.iter().map(|port| port.port).collect();
+    let Some(host) = around.hosts.find(&service.name, &service.namespace) else { return Vec::new() };
+    let ports = host.numbers();
     let mut hosts: Vec<VirtualHost> = Vec::new();
     for port in &ports {
         for (clients, source) in sources(service, *port, &[Kind::GrpcRoute, Kind::HttpRoute], around) {

@@ -4,7 +4,7 @@
 //! ReferenceGrant or a ServiceEntry there is none. But it is followed here, so whoever names it is told why, and not that it is missing. Services
 //! count everywhere: their addresses are known of all namespaces.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use mesh_core::NamespacedName;
@@ -178,6 +178,14 @@ impl Host<'_> {
             Host::Entry(entry) => {
                 entry.spec.ports.is_empty() || entry.spec.ports.iter().any(|known| known.number == port)
             }
+        }
+    }
+
+    /// The ports that clients can ask for, as far as that is said.
+    pub fn numbers(&self) -> BTreeSet<u16> {
+        match self {
+            Host::Service(service) => service.ports.iter().map(|port| port.port).collect(),
+            Host::Entry(entry) => entry.spec.ports.iter().map(|port| port.number).collect(),
         }
     }
 

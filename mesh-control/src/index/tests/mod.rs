@@ -3,6 +3,7 @@
 mod joins;
 mod policies;
 mod security;
+mod service_entries;
 mod services;
 mod settings;
 mod waypoints;

@@ -17,9 +17,11 @@ use mesh_core::{ArcStr, GatewayAddress, NamespacedName, ports};
 
 use super::Settings;
 use super::service::key;
+use super::service_entry;
 use super::view::WaypointPod;
 use crate::diagnosis::Problem;
 use crate::resource::pod::State;
+use crate::resource::routing::{Routed, ServiceEntry};
 use crate::resource::waypoint::{Asked, GATEWAY_NAME, field};
 use crate::resource::{Key, Kind, Labels, Objects, Pod, Service, meta};
 use crate::verdict::Binding;
@@ -269,6 +271,11 @@ impl Waypoints {
                 served.entry(gateway).or_default().insert(key(&service.namespace, &service.name, settings));
             }
         }
+        for entry in service_entry::entries(objects, settings) {
+            let Some(gateway) = self.entry(entry, objects, settings).gateway else { continue };
+            let hosts = service_entry::hosts(entry).map(|(_, host)| service_entry::key(entry, host));
+            served.entry(gateway).or_default().extend(hosts);
+        }
         served
     }
 
@@ -279,6 +286,12 @@ impl Waypoints {
             return Bound::default();
         }
         self.bind(Traffic::Service, &service.waypoint, &service.namespace, objects, settings)
+    }
+
+    /// What the hosts of a ServiceEntry are bound to.
+    pub fn entry(&self, entry: &Routed<ServiceEntry>, objects: &Objects, settings: &Settings) -> Bound {
+        let own = Asked::of(Some(&entry.marks), &entry.namespace);
+        self.bind(Traffic::Service, &own, &entry.namespace, objects, settings)
     }
 
     /// What a pod is bound to, addressed as a workload. A pod of a waypoint is never: what it is asked for would come back to it.

@@ -181,8 +181,8 @@ pub fn inaction(kind: Kind) -> Option<&'static str> {
         Kind::IstioGateway | Kind::GatewayClass | Kind::Gateway | Kind::BackendTlsPolicy | Kind::ReferenceGrant => {
             Some("known, not in force: there is no gateway that acts on it")
         }
-        Kind::ServiceEntry | Kind::WorkloadEntry | Kind::WorkloadGroup => {
-            Some("known, not in force: agents and DNS know services and pods of Kubernetes only")
+        Kind::WorkloadEntry | Kind::WorkloadGroup => {
+            Some("known, not in force: endpoints are pods, and what ServiceEntries write")
         }
         Kind::Sidecar => Some("known, not in force: agents know all services, and let the rest pass"),
         _ => None,

@@ -74,7 +74,9 @@ fn bad(kind: Kind, cases: &[(&str, &[&str])]) {
 
 #[test]
 fn every_kind_is_told_that_it_is_not_in_force() {
-    for kind in Kind::ALL.into_iter().filter(|kind| kind.is_routing() && !kind.is_refused()) {
+    // Of ServiceEntries it depends on what they say.
+    let others = |kind: &Kind| kind.is_routing() && !kind.is_refused() && *kind != Kind::ServiceEntry;
+    for kind in Kind::ALL.into_iter().filter(others) {
         assert!(super::inaction(kind).is_some(), "{}", kind.title());
     }
 }

@@ -1,0 +1,296 @@
+//! Hosts of ServiceEntries as services of the mesh, and their endpoints. A host without addresses gets one of each family that nobody else has, so that what
+//! clients connect to says which host they mean; it follows from the names alone, and a restart changes nothing. What cannot be done is told to the object.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use ipnet::IpNet;
+use mesh_core::service::{AppProtocol, LoadBalancing, Mode, ServiceAddress, ServicePort, Visibility};
+use mesh_core::workload::{PortMapping, WorkloadType};
+use mesh_core::{ArcStr, GatewayAddress, Locality, NamespacedName, Service, Workload};
+
+use super::Settings;
+use super::service::Services;
+use crate::diagnosis::Problem;
+use crate::resource::routing::Routed;
+use crate::resource::routing::service_entry::{Endpoint, EntryPort, Resolution, ServiceEntry};
+use crate::resource::{Key, Kind, Objects, Pod, meta};
+
+/// On an object: whether a host without addresses gets one.
+const AUTO: &str = "networking.istio.io/enable-autoallocate-ip";
+/// Given addresses: 240.240.0.0/16 and 2001:2::/48, as Istio's.
+const GIVEN: u32 = 65_534;
+
+type Entry = Arc<Routed<ServiceEntry>>;
+type Problems = Vec<(Key, Problem)>;
+
+/// Those that count, the oldest first: it has what several want.
+pub fn entries<'a>(objects: &'a Objects, settings: &Settings) -> Vec<&'a Entry> {
+    let all = objects.routes.service_entries.iter();
+    let counts =
+        |(name, _): &(&NamespacedName, &Entry)| !settings.istio_runs && settings.heeds(objects, &name.namespace);
+    let mut all: Vec<&Entry> = all.filter(counts).map(|(_, entry)| entry).collect();
+    // Stable: those of one age stay in the order of their names.
+    all.sort_by_key(|entry| entry.created.unwrap_or(i64::MIN));
+    all
+}
+
+/// Hosts that become services; of a pattern no address can be found.
+pub fn hosts(entry: &Entry) -> impl Iterator<Item = (usize, &str)> {
+    let is_known = is_built(entry.spec.resolution);
+    let hosts = entry.spec.hosts.iter().enumerate().map(|(index, host)| (index, host.as_str()));
+    hosts.filter(move |(_, host)| is_known && !host.starts_with('*'))
+}
+
+/// How a host is called in tables of services.
+pub fn key(entry: &Entry, host: &str) -> NamespacedName {
+    NamespacedName::new(entry.namespace.clone(), host.to_ascii_lowercase())
+}
+
+fn is_built(resolution: Resolution) -> bool {
+    match resolution {
+        Resolution::None | Resolution::Static => true,
+        Resolution::Dns | Resolution::DnsRoundRobin | Resolution::DynamicDns => false,
+    }
+}
+
+fn object(entry: &Entry) -> Key {
+    Key { kind: Kind::ServiceEntry, namespace: entry.namespace.clone(), name: entry.name.clone() }
+}
+
+/// Adds the hosts to the services of Kubernetes, which go before them. `waypoint` says which one each has. What comes back are the objects that are in force.
+pub fn services(
+    objects: &Objects,
+    settings: &Settings,
+    waypoint: impl Fn(&Entry) -> Option<GatewayAddress>,
+    services: &mut Services,
+    problems: &mut Problems,
+) -> BTreeSet<Key> {
+    let mut given = Given::default();
+    let mut in_force = BTreeSet::new();
+    for entry in entries(objects, settings) {
+        told(entry, problems);
+        for (index, host) in hosts(entry) {
+            let key = key(entry, host);
+            let field = format!("spec.hosts[{index}]");
+            // A host of Kubernetes is known by its own service.
+            if let Some(other) = services.by_key.get(&key) {
+                let message = format!("{host} is the host of {}/{}, which counts", other.namespace, other.name);
+                problems.push((object(entry), Problem::warning(field, message)));
+                continue;
+            }
+            let mut service = Service::new(entry.namespace.clone(), entry.name.clone(), key.name.clone());
+            service.addresses = addresses(entry, services, problems);
+            if service.addresses.is_empty() && entry.spec.addresses.is_empty() {
+                service.addresses = given.to(entry, &key);
+            }
+            service.ports = entry.spec.ports.iter().map(port).collect();
+            if entry.spec.resolution == Resolution::None {
+                service.load_balancing = LoadBalancing { mode: Mode::Passthrough, ..LoadBalancing::default() };
+            }
+            let names = entry.spec.subject_alt_names.iter().filter_map(|name| name.parse().ok());
+            service.subject_alt_names = names.collect();
+            service.waypoint = waypoint(entry);
+            if is_private(entry) {
+                service.visibility = Visibility::Namespace;
+            }
+            services.by_key.insert(key, Arc::new(service));
+            in_force.insert(object(entry));
+        }
+    }
+    in_force
+}
+
+/// Whether only its own namespace sees it.
+fn is_private(entry: &Entry) -> bool {
+    let to = &entry.spec.export_to;
+    !to.is_empty() && to.iter().all(|to| to == "." || *to == *entry.namespace)
+}
+
+/// What of an object nobody does.
+fn told(entry: &Entry, problems: &mut Problems) {
+    let spec = &entry.spec;
+    if !is_built(spec.resolution) {
+        let message = "known, not in force: names are not looked up yet";
+        let problem = Problem::warning("spec.resolution", message);
+        problems.push((object(entry), problem.help("write `resolution: STATIC`, and addresses of endpoints")));
+        return;
+    }
+    for (index, host) in spec.hosts.iter().enumerate().filter(|(_, host)| host.starts_with('*')) {
+        let message = format!("known, not in force: nobody can find {host}");
+        problems.push((object(entry), Problem::warning(format!("spec.hosts[{index}]"), message)));
+    }
+    let is_public = spec.export_to.is_empty() || spec.export_to.iter().any(|to| to == "*");
+    if !is_public && !is_private(entry) {
+        let message = "agents know it in all namespaces; for rules of waypoints it is as written";
+        problems.push((object(entry), Problem::warning("spec.exportTo", message)));
+    }
+    for (index, endpoint) in spec.endpoints.iter().enumerate() {
+        let field = format!("spec.endpoints[{index}]");
+        if endpoint.address.parse::<IpAddr>().is_err() {
+            let message = format!("{:?} is no address: it is not used", endpoint.address);
+            problems.push((object(entry), Problem::warning(format!("{field}.address"), message)));
+        }
+        if !endpoint.labels.is_empty() {
+            let message = "subsets mean labels of pods only: it is in none";
+            problems.push((object(entry), Problem::note(format!("{field}.labels"), message)));
+        }
+    }
+}
+
+/// The written addresses that nobody else has.
+fn addresses(entry: &Entry, services: &mut Services, problems: &mut Problems) -> Vec<ServiceAddress> {
+    let mut own = Vec::new();
+    for (index, written) in entry.spec.addresses.iter().enumerate() {
+        // What is none was told when it was read.
+        let cidr = written.parse::<IpNet>().ok().or_else(|| written.parse::<IpAddr>().ok().map(IpNet::from));
+        let Some(cidr) = cidr else { continue };
+        if cidr.prefix_len() == cidr.max_prefix_len() {
+            let owner = services.addresses.entry(cidr.addr()).or_insert_with(|| object(entry));
+            if *owner != object(entry) {
+                let message = format!("{written} belongs to {owner}, this one does not get it");
+                problems.push((object(entry), Problem::error(format!("spec.addresses[{index}]"), message)));
+                continue;
+            }
+        }
+        own.push(ServiceAddress { network: ArcStr::new(), cidr });
+    }
+    own
+}
+
+fn port(port: &EntryPort) -> ServicePort {
+    let target_port = port.target_port.unwrap_or(port.number);
+    let app_protocol = match port.protocol.as_deref().unwrap_or_default().to_ascii_uppercase().as_str() {
+        "HTTP" => AppProtocol::Http11,
+        "HTTP2" => AppProtocol::Http2,
+        "GRPC" | "GRPC-WEB" => AppProtocol::Grpc,
+        "HTTPS" | "TLS" => AppProtocol::Tls,
+        "TCP" | "MONGO" | "MYSQL" | "REDIS" => AppProtocol::Tcp,
+        _ => AppProtocol::Unknown,
+    };
+    ServicePort { service_port: port.number, target_port, app_protocol }
+}
+
+/// Addresses that were given to hosts without any.
+#[derive(Default)]
+struct Given(BTreeSet<u32>);
+
+impl Given {
+    /// The number that the host's name means, or the next that is free.
+    fn to(&mut self, entry: &Entry, key: &NamespacedName) -> Vec<ServiceAddress> {
+        let is_off = entry.marks.get(AUTO).is_some_and(|value| value == "false");
+        if is_off || entry.spec.resolution == Resolution::None || self.0.len() >= GIVEN as usize {
+            return Vec::new();
+        }
+        let hash = digest(&SHA256, key.to_string().as_bytes());
+        let bytes = hash.as_ref().iter().take(4).fold(0u32, |number, byte| (number << 8) | u32::from(*byte));
+        let mut number = bytes % GIVEN + 1;
+        while !self.0.insert(number) {
+            number = number % GIVEN + 1;
+        }
+        let [.., high, low] = number.to_be_bytes();
+        let v4 = Ipv4Addr::new(240, 240, high, low);
+        let v6 = Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, u16::from_be_bytes([high, low]));
+        let address = |ip: IpAddr| ServiceAddress { network: ArcStr::new(), cidr: IpNet::from(ip) };
+        vec![address(v4.into()), address(v6.into())]
+    }
+}
+
+/// Adds the endpoints: pods join the service, other addresses become workloads of their own, one for each address of a namespace. `workloads` are first those of
+/// pods, in the order of their namespaces and names; `pods` is how many.
+pub fn endpoints<'a>(
+    objects: &Objects,
+    settings: &Settings,
+    services: &Services,
+    owner: impl Fn(&IpAddr) -> Option<&'a Arc<Pod>>,
+    pods: usize,
+    workloads: &mut Vec<Arc<Workload>>,
+    problems: &mut Problems,
+) {
+    let mut made: BTreeMap<(ArcStr, IpAddr), usize> = BTreeMap::new();
+    for entry in entries(objects, settings) {
+        let keys: Vec<NamespacedName> = hosts(entry).map(|(_, host)| key(entry, host)).collect();
+        let is_own = |key: &&NamespacedName| services.by_key.get(*key).is_some_and(|own| own.name == entry.name);
+        let keys: Vec<&NamespacedName> = keys.iter().filter(is_own).collect();
+        let join = |at: usize, ports: &[PortMapping], workloads: &mut Vec<Arc<Workload>>| {
+            let memberships = Arc::make_mut(&mut Arc::make_mut(&mut workloads[at]).services);
+            for key in &keys {
+                memberships.insert((*key).clone(), ports.to_vec());
+            }
+        };
+        let of_pod = |namespace: &str, name: &str, workloads: &[Arc<Workload>]| {
+            let order = |w: &Arc<Workload>| (w.namespace.as_str(), w.name.as_str()).cmp(&(namespace, name));
+            workloads.get(..pods).and_then(|pods| pods.binary_search_by(order).ok())
+        };
+        if let Some(selector) = &entry.spec.workload_selector {
+            let ports = mappings(entry, None);
+            let from = NamespacedName::new(entry.namespace.clone(), "");
+            let here = objects.pods.range(from..).map(|(_, pod)| pod).take_while(|p| p.namespace == entry.namespace);
+            for pod in here.filter(|pod| meta::selects(&selector.labels, &pod.labels)) {
+                if let Some(at) = of_pod(&pod.namespace, &pod.name, workloads) {
+                    join(at, &ports, workloads);
+                }
+            }
+        }
+        for (index, endpoint) in entry.spec.endpoints.iter().enumerate() {
+            let Ok(address) = endpoint.address.parse::<IpAddr>() else { continue };
+            let mut refuse = |why: String| {
+                let field = format!("spec.endpoints[{index}].address");
+                problems.push((object(entry), Problem::error(field, format!("{address} {why}, it is not used"))));
+            };
+            // As a workload it would take the address from the service, and with it everybody's connections.
+            if let Some(other) = services.addresses.get(&address) {
+                refuse(format!("is the address of {other}"));
+                continue;
+            }
+            let ports = mappings(entry, Some(endpoint));
+            let at = match owner(&address) {
+                Some(pod) if pod.namespace != entry.namespace => {
+                    refuse(format!("is pod {}/{} of another namespace", pod.namespace, pod.name));
+                    continue;
+                }
+                Some(pod) => of_pod(&pod.namespace, &pod.name, workloads),
+                None => Some(*made.entry((entry.namespace.clone(), address)).or_insert_with(|| {
+                    workloads.push(Arc::new(workload(entry, endpoint, address, settings)));
+                    workloads.len() - 1
+                })),
+            };
+            if let Some(at) = at {
+                join(at, &ports, workloads);
+            }
+        }
+    }
+}
+
+fn workload(entry: &Entry, endpoint: &Endpoint, address: IpAddr, settings: &Settings) -> Workload {
+    let (namespace, name) = (&entry.namespace, &entry.name);
+    let uid = format!("{}/networking.istio.io/ServiceEntry/{namespace}/{name}/{address}", settings.cluster_id);
+    let mut workload = Workload::new(uid, namespace.clone(), name.clone());
+    workload.addresses = vec![address];
+    workload.trust_domain = settings.trust_domain.clone();
+    workload.cluster_id = settings.cluster_id.clone();
+    workload.workload_type = WorkloadType::Pod;
+    workload.workload_name = name.clone();
+    workload.canonical_name = name.clone();
+    workload.canonical_revision = "latest".into();
+    if !endpoint.service_account.is_empty() {
+        workload.service_account = endpoint.service_account.as_str().into();
+    }
+    if let Some(weight) = endpoint.weight {
+        workload.capacity = weight;
+    }
+    let mut parts = endpoint.locality.splitn(3, '/').map(ArcStr::from);
+    let mut next = || parts.next().unwrap_or_default();
+    workload.locality = Locality { region: next(), zone: next(), subzone: next() };
+    workload
+}
+
+fn mappings(entry: &Entry, endpoint: Option<&Endpoint>) -> Vec<PortMapping> {
+    let mapping = |port: &EntryPort| {
+        let own = endpoint.and_then(|endpoint| endpoint.ports.get(&port.name)).copied();
+        PortMapping { service_port: port.number, target_port: own.or(port.target_port).unwrap_or(port.number) }
+    };
+    entry.spec.ports.iter().map(mapping).collect()
+}

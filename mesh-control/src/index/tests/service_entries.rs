@@ -1,0 +1,159 @@
+//! Hosts of ServiceEntries: their addresses, endpoints and waypoints.
+
+use mesh_core::workload::GatewayDestination;
+
+use super::*;
+
+fn entry(name: &str, labels: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}, namespace: shop, labels: {{{labels}}}}}\nspec: {spec}\n"
+    )
+}
+
+const PORTS: &str =
+    "ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8080}, {number: 443, name: tls, protocol: TLS}]";
+
+fn said(view: &View) -> Vec<String> {
+    let of_entries = view.problems.iter().filter(|(key, _)| key.kind == Kind::ServiceEntry);
+    of_entries.map(|(key, problem)| format!("{} {}: {}", key.name, problem.field, problem.message)).collect()
+}
+
+#[test]
+fn features_SE_2_SE_3_SE_5_a_host_has_addresses_ports_and_endpoints() {
+    let spec = format!(
+        "{{hosts: [API.example.com], resolution: STATIC, {PORTS}, endpoints: [{{address: 192.0.2.1, ports: {{http: 81}}, weight: 3, locality: r/z}}, {{address: 192.0.2.2}}]}}"
+    );
+    let text = entry("api", "", &spec.replace("API", "api"));
+    let first = view(&text);
+    assert_eq!(said(&first), [""; 0]);
+    let service = &first.services[&"shop/api.example.com".parse().unwrap()];
+    let addresses: Vec<String> = service.addresses.iter().map(|a| a.cidr.to_string()).collect();
+    assert!(addresses[0].starts_with("240.240.") && addresses[1].starts_with("2001:2::"), "{addresses:?}");
+    let ports: Vec<_> = service.ports.iter().map(|p| (p.service_port, p.target_port)).collect();
+    assert_eq!(ports, [(80, 8080), (443, 443)]);
+    let workload = |address: &str| {
+        let address: IpAddr = address.parse().unwrap();
+        first.workloads.values().find(|w| w.addresses == [address]).unwrap().clone()
+    };
+    let ports = |workload: &mesh_core::Workload| -> Vec<u16> {
+        workload.services.values().flatten().map(|port| port.target_port).collect()
+    };
+    assert_eq!((ports(&workload("192.0.2.1")), ports(&workload("192.0.2.2"))), (vec![81, 443], vec![8080, 443]));
+    let one = workload("192.0.2.1");
+    assert_eq!((one.capacity, &*one.locality.zone, one.protocol), (3, "z", TunnelProtocol::None));
+    assert_eq!(&*one.uid, "Kubernetes/networking.istio.io/ServiceEntry/shop/api/192.0.2.1");
+    // The address is that of the host, whatever else there is.
+    let more = view(&format!(
+        "{}{text}",
+        entry(
+            "a",
+            "",
+            "{hosts: [a.example.com, b.example.com], resolution: STATIC, endpoints: [{address: 192.0.2.9}]}"
+        )
+    ));
+    assert_eq!(more.services[&"shop/api.example.com".parse().unwrap()].addresses, service.addresses);
+    let given: std::collections::BTreeSet<_> =
+        more.services.values().flat_map(|s| s.addresses.iter().map(|a| a.cidr)).collect();
+    assert_eq!(given.len(), 6, "no two hosts have one");
+    // Who wants none gets none.
+    let off = view(&entry("api", "networking.istio.io/enable-autoallocate-ip: 'false'", &spec.replace("API", "api")));
+    assert!(off.services.values().all(|service| service.addresses.is_empty()));
+}
+
+#[test]
+fn features_SE_6_pods_are_endpoints_by_selector_or_by_address() {
+    for endpoints in ["workloadSelector: {labels: {app: web}}", "endpoints: [{address: 198.18.0.1}]"] {
+        let spec =
+            format!("{{hosts: [api.example.com], location: MESH_INTERNAL, resolution: STATIC, {PORTS}, {endpoints}}}");
+        let view = view(&format!("{}{}", pod("web-1", ""), entry("api", "", &spec)));
+        assert_eq!(said(&view), [""; 0]);
+        assert_eq!(view.workloads.len(), 1);
+        let pod = view.workloads.values().next().unwrap();
+        assert_eq!(pod.services.keys().map(ToString::to_string).collect::<Vec<_>>(), ["shop/api.example.com"]);
+        assert_eq!(pod.protocol, TunnelProtocol::Hbone);
+    }
+}
+
+#[test]
+fn what_belongs_to_others_is_not_taken_and_what_is_not_built_is_told() {
+    let around = || {
+        format!(
+            "{}{}",
+            service("web", "{clusterIP: 198.19.0.1, ports: [{port: 80}]}"),
+            pod_in("far", "p", "198.18.0.9", "app: web", "")
+        )
+    };
+    let end = "endpoints: [{address: 192.0.2.1}]";
+    for (spec, expected) in [
+        (
+            "{hosts: [web.shop.svc.cluster.local], resolution: STATIC, END}",
+            "spec.hosts[0]: web.shop.svc.cluster.local is the host of shop/web, which counts",
+        ),
+        (
+            "{hosts: [a.example.com], addresses: [198.19.0.1], resolution: STATIC, END}",
+            "spec.addresses[0]: 198.19.0.1 belongs to Service shop/web, this one does not get it",
+        ),
+        (
+            "{hosts: [a.example.com], resolution: STATIC, endpoints: [{address: 198.19.0.1}]}",
+            "spec.endpoints[0].address: 198.19.0.1 is the address of Service shop/web, it is not used",
+        ),
+        (
+            "{hosts: [a.example.com], resolution: STATIC, endpoints: [{address: 198.18.0.9}]}",
+            "spec.endpoints[0].address: 198.18.0.9 is pod far/p of another namespace, it is not used",
+        ),
+        (
+            "{hosts: ['*.example.com'], resolution: NONE}",
+            "spec.hosts[0]: known, not in force: nobody can find *.example.com",
+        ),
+        (
+            "{hosts: [a.example.com], resolution: DNS}",
+            "spec.resolution: known, not in force: names are not looked up yet",
+        ),
+        (
+            "{hosts: [a.example.com], exportTo: [far], resolution: STATIC, END}",
+            "spec.exportTo: agents know it in all namespaces",
+        ),
+    ] {
+        let view = view(&format!("{}{}", around(), entry("o", "", &spec.replace("END", end))));
+        let said = said(&view);
+        assert!(said.len() == 1 && said[0].contains(expected), "{spec}: {said:?}");
+        let web = &view.services[&"shop/web.shop.svc.cluster.local".parse().unwrap()];
+        assert_eq!((&*web.name, web.addresses.len()), ("web", 1));
+    }
+    let only_here =
+        view(&entry("o", "", &format!("{{hosts: [a.example.com], exportTo: ['.'], resolution: STATIC, {end}}}")));
+    let service = only_here.services.values().next().unwrap();
+    assert!(service.visible_from("shop") && !service.visible_from("far"));
+}
+
+#[test]
+fn features_SE_5_without_resolution_the_client_s_own_choice_counts() {
+    let view = view(&entry(
+        "o",
+        "",
+        "{hosts: [a.example.com], addresses: [192.0.2.0/24], ports: [{number: 443, name: tls, protocol: TLS}]}",
+    ));
+    let service = &view.services[&"shop/a.example.com".parse().unwrap()];
+    assert_eq!(service.load_balancing.mode, Mode::Passthrough);
+    assert_eq!(service.addresses[0].cidr.to_string(), "192.0.2.0/24");
+}
+
+#[test]
+fn an_entry_is_bound_to_a_waypoint_as_services_are_and_rules_for_its_host_are_the_waypoint_s() {
+    let gateway = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: wp, namespace: shop}\nspec: {gatewayClassName: undermesh-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: wp, namespace: shop}\nspec: {selector: {a: b}, ports: [{port: 15008}]}\n";
+    let rules = "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v, namespace: shop}\nspec: {hosts: [api.example.com], http: [{timeout: 3s, route: [{destination: {host: api.example.com, port: {number: 80}}}]}]}\n---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: d, namespace: shop}\nspec: {host: api.example.com, trafficPolicy: {tls: {mode: SIMPLE}}}\n";
+    let spec =
+        format!("{{hosts: [api.example.com], resolution: STATIC, {PORTS}, endpoints: [{{address: 192.0.2.1}}]}}");
+    let view = view(&format!("{gateway}{rules}{}", entry("api", "istio.io/use-waypoint: wp", &spec)));
+    let service = &view.services[&"shop/api.example.com".parse().unwrap()];
+    let wp = "shop/wp.shop.svc.cluster.local".parse().unwrap();
+    assert_eq!(service.waypoint.as_ref().unwrap().destination, GatewayDestination::Service(wp));
+    let gateway = "shop/wp".parse().unwrap();
+    assert_eq!(view.tables[&gateway].hosts().len(), 1);
+    let clusters: Vec<_> = view.clusters[&gateway].iter().collect();
+    assert_eq!(clusters.len(), 2);
+    assert!(clusters.iter().all(|c| matches!(c.policy.as_ref().unwrap().tls, mesh_core::l7::cluster::Tls::Simple(_))));
+    for kind in [Kind::VirtualService, Kind::DestinationRule, Kind::ServiceEntry] {
+        assert!(view.at_waypoints.iter().any(|key| key.kind == kind), "{kind:?}");
+    }
+}

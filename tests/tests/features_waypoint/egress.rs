@@ -1,0 +1,83 @@
+//! What leaves the mesh: hosts of ServiceEntries, by name, through a waypoint where they are bound to one, and with TLS begun there (row B20, and what of row B19 has a
+//! waypoint).
+use crate::stage::{CHANGE, SOON};
+use anyhow::{Result, ensure};
+use mesh_tests::harness::waypoint::USE_WAYPOINT;
+use mesh_tests::harness::{Lab, LabConfig, Need, PodSpec, eventually, in_lab, plan};
+
+fn entry(labels: &str, ports: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: api, namespace: default, labels: {{{labels}}}}}\n\
+         spec: {{hosts: [api.example.com], location: MESH_EXTERNAL, resolution: STATIC, ports: {ports}, endpoints: [{{address: {}}}]}}\n",
+        plan::outside().v4
+    )
+}
+
+fn rule(tls: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: api, namespace: default}}\n\
+         spec: {{host: api.example.com, trafficPolicy: {{portLevelSettings: [{{port: {{number: 80}}, tls: {tls}}}]}}}}\n"
+    )
+}
+
+#[test]
+fn features_B19_B20_hosts_outside_of_the_mesh_by_name_and_with_TLS_begun_by_the_waypoint() -> Result<()> {
+    in_lab(Need::Mesh, || {
+        let lab = Lab::with_mesh(LabConfig::default())?;
+        let client = lab.add_pod(PodSpec::new("client").node(1))?;
+        lab.enrol_namespace("default")?;
+        lab.wait_hbone(&[&client])?;
+        let _plain = lab.serve_outside(&["http", "--port", "8080", "--name", "plain"])?;
+        let roots = lab.outside_roots();
+        let roots = roots.to_str().unwrap_or_default();
+        let served = ["https", "--port", "443", "--name", "api", "--roots", roots, "--host", "api.example.com"];
+        let outside = lab.serve_outside(&served)?;
+        let url = "http://api.example.com/politics";
+
+        // Nobody knows the name, then the agent does, and its address is one that stands for it.
+        ensure!(client.get(url)?.code == 6, "the name is known before anybody says it");
+        lab.apply("api", &entry("", "[{number: 80, name: http, protocol: HTTP, targetPort: 8080}]"))?;
+        let seen = eventually("the host", CHANGE, || client.get(url)?.success())?.stdout;
+        ensure!(seen.contains("\"server\":\"plain\"") && seen.contains("api.example.com"), "{seen}");
+        let resolved = client.lab(["resolve", "api.example.com"])?.success()?.stdout;
+        ensure!(resolved.contains("240.240."), "{resolved}");
+
+        // Through a waypoint, which is told by its log and its numbers.
+        lab.add_gateway("default", "waypoint", "istio-waypoint", &Default::default())?;
+        let waypoint = lab.start_waypoint("default", "waypoint", 2)?;
+        let label = format!("{USE_WAYPOINT}: waypoint");
+        lab.apply("api", &entry(&label, "[{number: 80, name: http, protocol: HTTP, targetPort: 8080}]"))?;
+        eventually("a request through the waypoint", CHANGE, || {
+            client.get(url)?.success()?;
+            let labels = [("destination_service", "api.example.com"), ("response_code", "200")];
+            ensure!(waypoint.metrics()?.sum("istio_requests_total", &labels) >= 1.0);
+            Ok(())
+        })?;
+
+        // The port of TLS takes no plain HTTP; with the rule one request of plain HTTP is one answer.
+        lab.apply("api", &entry(&label, "[{number: 80, name: http, protocol: HTTP, targetPort: 443}]"))?;
+        eventually("a failure of plain HTTP", CHANGE, || {
+            ensure!(client.get(url)?.code != 0);
+            Ok(())
+        })?;
+        lab.apply("rule", &rule("{mode: SIMPLE}"))?;
+        let seen = eventually("an answer over TLS", CHANGE, || client.get(url)?.success())?.stdout;
+        ensure!(seen.contains("\"server\":\"api\"") && seen.contains("/politics"), "{seen}");
+        outside.wait_for("sni=api.example.com", SOON)?;
+
+        // Who answers under another name is nobody.
+        lab.apply("rule", &rule("{mode: SIMPLE, sni: other.example.com}"))?;
+        eventually("a refusal", CHANGE, || {
+            let answer = client.get(url)?;
+            ensure!(answer.stderr.contains("HTTP 503"), "{answer:?}");
+            ensure!(!waypoint.lines(&["503", "UF", "TLS_error"]).is_empty());
+            Ok(())
+        })?;
+        lab.delete("rule")?;
+        lab.delete("api")?;
+        eventually("the end of the host", CHANGE, || {
+            ensure!(client.get(url)?.code == 6);
+            Ok(())
+        })
+    })
+}

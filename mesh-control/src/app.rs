@@ -47,6 +47,7 @@ use crate::diagnosis::Diagnosis;
 use crate::grace::{GRACE, Grace};
 use crate::index::Settings;
 use crate::jwks;
+use crate::lookup::{self, WithAddresses};
 use crate::manifest::watch::FolderSource;
 use crate::metrics::Metrics;
 use crate::publish::{self, Outlets};
@@ -144,16 +145,20 @@ impl App {
         let begun = watch::Sender::new(false);
         let (fetched, keys) = watch::channel(Arc::default());
         until_drained("keys of tokens", &drain, jwks::follow(view.clone(), fetched));
+        let (found, addresses) = watch::channel(Arc::default());
+        until_drained("names of hosts", &drain, lookup::follow(view.clone(), found, lookup::by_the_system));
         match &mut place {
             Place::Folder { manifests, .. } => {
                 let source = Grace::new(FolderSource::new(manifests), settings.home.clone(), GRACE);
                 let source = WithCompanions::new(source, keys, None);
+                let source = WithAddresses::new(source, addresses);
                 until_drained("publish", &drain, publish::run(source, settings.clone(), outlets, first));
             }
             Place::Cluster { client, webhook, gateways, .. } => {
                 let source = Grace::new(ClusterSource::new(client, Tuning::default()), settings.home.clone(), GRACE);
                 let (heard, secrets) = watch::channel(Arc::new(Secrets::asked()));
                 let source = WithCompanions::new(source, keys, Some(secrets));
+                let source = WithAddresses::new(source, addresses);
                 let following = secrets::follow(client.clone(), view.clone(), heard, Tuning::default());
                 until_drained("secrets of gateways", &drain, following);
                 let (told, read) = watch::channel(0);

@@ -24,6 +24,7 @@ pub mod fuzz;
 pub mod grace;
 pub mod index;
 pub mod jwks;
+pub mod lookup;
 pub mod manifest;
 pub mod metrics;
 pub mod publish;

@@ -51,8 +51,8 @@ pub fn key(entry: &Entry, host: &str) -> NamespacedName {
 
 fn is_built(resolution: Resolution) -> bool {
     match resolution {
-        Resolution::None | Resolution::Static => true,
-        Resolution::Dns | Resolution::DnsRoundRobin | Resolution::DynamicDns => false,
+        Resolution::None | Resolution::Static | Resolution::Dns | Resolution::DnsRoundRobin => true,
+        Resolution::DynamicDns => false,
     }
 }
 
@@ -113,9 +113,9 @@ fn is_private(entry: &Entry) -> bool {
 fn told(entry: &Entry, problems: &mut Problems) {
     let spec = &entry.spec;
     if !is_built(spec.resolution) {
-        let message = "known, not in force: names are not looked up yet";
+        let message = "known, not in force: names of requests are not looked up yet";
         let problem = Problem::warning("spec.resolution", message);
-        problems.push((object(entry), problem.help("write `resolution: STATIC`, and addresses of endpoints")));
+        problems.push((object(entry), problem.help("write `resolution: DNS`")));
         return;
     }
     for (index, host) in spec.hosts.iter().enumerate().filter(|(_, host)| host.starts_with('*')) {
@@ -129,7 +129,8 @@ fn told(entry: &Entry, problems: &mut Problems) {
     }
     for (index, endpoint) in spec.endpoints.iter().enumerate() {
         let field = format!("spec.endpoints[{index}]");
-        if endpoint.address.parse::<IpAddr>().is_err() {
+        let is_name = spec.names().any(|name| name == endpoint.address);
+        if !is_name && endpoint.address.parse::<IpAddr>().is_err() {
             let message = format!("{:?} is no address: it is not used", endpoint.address);
             problems.push((object(entry), Problem::warning(format!("{field}.address"), message)));
         }
@@ -214,9 +215,9 @@ pub fn endpoints<'a>(
         let keys: Vec<NamespacedName> = hosts(entry).map(|(_, host)| key(entry, host)).collect();
         let is_own = |key: &&NamespacedName| services.by_key.get(*key).is_some_and(|own| own.name == entry.name);
         let keys: Vec<&NamespacedName> = keys.iter().filter(is_own).collect();
-        let join = |at: usize, ports: &[PortMapping], workloads: &mut Vec<Arc<Workload>>| {
+        let join = |at: usize, keys: &[&NamespacedName], ports: &[PortMapping], workloads: &mut Vec<Arc<Workload>>| {
             let memberships = Arc::make_mut(&mut Arc::make_mut(&mut workloads[at]).services);
-            for key in &keys {
+            for key in keys {
                 memberships.insert((*key).clone(), ports.to_vec());
             }
         };
@@ -230,22 +231,24 @@ pub fn endpoints<'a>(
             let here = objects.pods.range(from..).map(|(_, pod)| pod).take_while(|p| p.namespace == entry.namespace);
             for pod in here.filter(|pod| meta::selects(&selector.labels, &pod.labels)) {
                 if let Some(at) = of_pod(&pod.namespace, &pod.name, workloads) {
-                    join(at, &ports, workloads);
+                    join(at, &keys, &ports, workloads);
                 }
             }
         }
-        for (index, endpoint) in entry.spec.endpoints.iter().enumerate() {
-            let Ok(address) = endpoint.address.parse::<IpAddr>() else { continue };
+        for target in targets(entry, &keys, objects, problems) {
+            let (address, endpoint) = (target.address, target.endpoint);
             let mut refuse = |why: String| {
-                let field = format!("spec.endpoints[{index}].address");
-                problems.push((object(entry), Problem::error(field, format!("{address} {why}, it is not used"))));
+                problems.push((
+                    object(entry),
+                    Problem::error(target.field.clone(), format!("{address} {why}, it is not used")),
+                ));
             };
             // As a workload it would take the address from the service, and with it everybody's connections.
             if let Some(other) = services.addresses.get(&address) {
                 refuse(format!("is the address of {other}"));
                 continue;
             }
-            let ports = mappings(entry, Some(endpoint));
+            let ports = mappings(entry, endpoint);
             let at = match owner(&address) {
                 Some(pod) if pod.namespace != entry.namespace => {
                     refuse(format!("is pod {}/{} of another namespace", pod.namespace, pod.name));
@@ -258,13 +261,66 @@ pub fn endpoints<'a>(
                 })),
             };
             if let Some(at) = at {
-                join(at, &ports, workloads);
+                join(at, &target.keys, &ports, workloads);
             }
         }
     }
 }
 
-fn workload(entry: &Entry, endpoint: &Endpoint, address: IpAddr, settings: &Settings) -> Workload {
+/// An address that some hosts have.
+struct Target<'a> {
+    address: IpAddr,
+    /// As it is written; a host that is looked up itself has none.
+    endpoint: Option<&'a Endpoint>,
+    keys: Vec<&'a NamespacedName>,
+    field: String,
+}
+
+/// What endpoints there are of the services of an entry. A name that nobody answers for is told.
+fn targets<'a>(
+    entry: &'a Entry,
+    keys: &[&'a NamespacedName],
+    objects: &Objects,
+    problems: &mut Problems,
+) -> Vec<Target<'a>> {
+    let spec = &entry.spec;
+    let mut targets = Vec::new();
+    let mut of_name = |name: &str, field: String, endpoint: Option<&'a Endpoint>, keys: Vec<&'a NamespacedName>| {
+        let found = objects.looked_up.get(name).map(Vec::as_slice).unwrap_or_default();
+        if found.is_empty() {
+            let message = format!("{name} has not been looked up: it has no endpoint until it is");
+            let help = "the log of the control plane says why";
+            problems.push((object(entry), Problem::warning(field.clone(), message).help(help)));
+        }
+        let count = if spec.resolution == Resolution::DnsRoundRobin { 1 } else { found.len() };
+        let target =
+            |address: &IpAddr| Target { address: *address, endpoint, keys: keys.clone(), field: field.clone() };
+        targets.extend(found.iter().take(count).map(target));
+    };
+    let names: BTreeSet<&str> = spec.names().collect();
+    if spec.endpoints.is_empty() {
+        for (index, host) in hosts(entry).filter(|(_, host)| names.contains(host)) {
+            let own = key(entry, host);
+            let own = keys.iter().copied().filter(|key| **key == own).collect();
+            of_name(host, format!("spec.hosts[{index}]"), None, own);
+        }
+    }
+    for (index, endpoint) in spec.endpoints.iter().enumerate() {
+        let field = format!("spec.endpoints[{index}].address");
+        if names.contains(endpoint.address.as_str()) {
+            of_name(&endpoint.address, field, Some(endpoint), keys.to_vec());
+        }
+    }
+    for (index, endpoint) in spec.endpoints.iter().enumerate() {
+        if let Ok(address) = endpoint.address.parse::<IpAddr>() {
+            let field = format!("spec.endpoints[{index}].address");
+            targets.push(Target { address, endpoint: Some(endpoint), keys: keys.to_vec(), field });
+        }
+    }
+    targets
+}
+
+fn workload(entry: &Entry, endpoint: Option<&Endpoint>, address: IpAddr, settings: &Settings) -> Workload {
     let (namespace, name) = (&entry.namespace, &entry.name);
     let uid = format!("{}/networking.istio.io/ServiceEntry/{namespace}/{name}/{address}", settings.cluster_id);
     let mut workload = Workload::new(uid, namespace.clone(), name.clone());
@@ -275,6 +331,7 @@ fn workload(entry: &Entry, endpoint: &Endpoint, address: IpAddr, settings: &Sett
     workload.workload_name = name.clone();
     workload.canonical_name = name.clone();
     workload.canonical_revision = "latest".into();
+    let Some(endpoint) = endpoint else { return workload };
     if !endpoint.service_account.is_empty() {
         workload.service_account = endpoint.service_account.as_str().into();
     }

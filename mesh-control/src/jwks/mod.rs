@@ -22,6 +22,7 @@ use crate::index::View;
 use crate::resource::token_keys::{Keys, Place};
 use fetch::Client;
 pub use fetch::FetchError;
+pub(crate) use guard::is_public;
 
 /// Between looks at a place whose keys are known, as in Istio.
 const LOOK: Duration = Duration::from_secs(20 * 60);

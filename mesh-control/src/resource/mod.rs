@@ -160,6 +160,8 @@ pub struct Objects {
     pub secrets: Secrets,
     /// Keys of tokens that are elsewhere, as far as they could be fetched.
     pub token_keys: Arc<token_keys::Keys>,
+    /// Addresses of names that ServiceEntries leave to DNS, as far as they could be looked up.
+    pub looked_up: Arc<routing::service_entry::Addresses>,
     /// Kinds that have never been heard of: nobody knows whether there are objects of them. Only what says where requests go is not waited for.
     pub unheard: BTreeSet<Kind>,
 }

@@ -106,8 +106,8 @@ fn what_belongs_to_others_is_not_taken_and_what_is_not_built_is_told() {
             "spec.hosts[0]: known, not in force: nobody can find *.example.com",
         ),
         (
-            "{hosts: [a.example.com], resolution: DNS}",
-            "spec.resolution: known, not in force: names are not looked up yet",
+            "{hosts: [a.example.com], resolution: DYNAMIC_DNS}",
+            "spec.resolution: known, not in force: names of requests are not looked up yet",
         ),
         (
             "{hosts: [a.example.com], exportTo: [far], resolution: STATIC, END}",
@@ -155,5 +155,45 @@ fn an_entry_is_bound_to_a_waypoint_as_services_are_and_rules_for_its_host_are_th
     assert!(clusters.iter().all(|c| matches!(c.policy.as_ref().unwrap().tls, mesh_core::l7::cluster::Tls::Simple(_))));
     for kind in [Kind::VirtualService, Kind::DestinationRule, Kind::ServiceEntry] {
         assert!(view.at_waypoints.iter().any(|key| key.kind == kind), "{kind:?}");
+    }
+}
+
+#[test]
+fn features_SE_5_endpoints_are_what_names_stand_for() {
+    let table: &[(&str, &[&str], &[&str])] = &[
+        (
+            "{hosts: [a.example.com, b.example.com], resolution: DNS, PORTS}",
+            &["a 192.0.2.1", "a 192.0.2.2", "b 192.0.2.2"],
+            &[],
+        ),
+        ("{hosts: [a.example.com], resolution: DNS_ROUND_ROBIN, PORTS}", &["a 192.0.2.1"], &[]),
+        (
+            "{hosts: [c.example.com], resolution: DNS, PORTS, endpoints: [{address: a.example.com}, {address: 192.0.2.9}]}",
+            &["c 192.0.2.1", "c 192.0.2.2", "c 192.0.2.9"],
+            &[],
+        ),
+        (
+            "{hosts: [n.example.com], resolution: DNS, PORTS}",
+            &[],
+            &["o spec.hosts[0]: n.example.com has not been looked up: it has no endpoint until it is"],
+        ),
+    ];
+    for (spec, expected, problems) in table {
+        let mut objects = read(&entry("o", "", &spec.replace("PORTS", PORTS)));
+        let ip = |last: u8| IpAddr::from([192, 0, 2, last]);
+        objects.looked_up =
+            Arc::new([("a.example.com".into(), vec![ip(1), ip(2)]), ("b.example.com".into(), vec![ip(2)])].into());
+        let view = build(&objects, &Settings::default());
+        let mut found: Vec<String> = Vec::new();
+        for workload in view.workloads.values() {
+            let short = |key: &mesh_core::NamespacedName| key.name.split('.').next().unwrap_or_default().to_owned();
+            found.extend(workload.services.keys().map(|key| format!("{} {}", short(key), workload.addresses[0])));
+        }
+        found.sort();
+        assert_eq!(
+            (found, said(&view)),
+            (expected.iter().map(|s| (*s).to_owned()).collect(), problems.iter().map(|s| (*s).to_owned()).collect()),
+            "{spec}"
+        );
     }
 }

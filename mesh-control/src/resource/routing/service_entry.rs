@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use mesh_core::ArcStr;
 use serde::Deserialize;
 
 use super::values::{PROTOCOLS, block, host, host_pattern, protocol, visibility};
@@ -156,7 +157,19 @@ impl Spec for ServiceEntry {
     }
 }
 
+/// Addresses by the names that they are of.
+pub type Addresses = BTreeMap<ArcStr, Vec<IpAddr>>;
+
 impl ServiceEntry {
+    /// Names that have to be looked up: of endpoints, or without any the hosts themselves.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let is_dns = matches!(self.resolution, Resolution::Dns | Resolution::DnsRoundRobin);
+        let hosts = self.hosts.iter().filter(|_| self.endpoints.is_empty()).filter(|host| !host.starts_with('*'));
+        let names = self.endpoints.iter().map(|endpoint| &endpoint.address).chain(hosts);
+        let is_name = |name: &&str| !name.is_empty() && name.parse::<IpAddr>().is_err() && !name.contains('/');
+        names.filter(move |_| is_dns && self.workload_selector.is_none()).map(String::as_str).filter(is_name)
+    }
+
     fn check_ports(&self, check: &mut Check<'_>) {
         let ports = self.ports.iter().enumerate();
         check.once(ports.clone().map(|(i, port)| (format!("spec.ports[{i}].number"), port.number)));

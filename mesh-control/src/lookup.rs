@@ -1,0 +1,227 @@
+//! Addresses of names that ServiceEntries leave to DNS: looked up here, once for all agents and waypoints, and joined with the objects. A name that nobody answers for any
+//! more keeps its addresses for a while; nobody's name leads to the control plane's own machine, or to what clouds tell machines about themselves.
+//!
+//! ```text
+//! view (names of entries) -> follow: resolve ── addresses ──> WithAddresses: the objects again, with the addresses ──> join
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use mesh_core::ArcStr;
+use mesh_runtime::backoff::Backoff;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::index::View;
+use crate::jwks::is_public;
+use crate::resource::routing::service_entry::Addresses;
+use crate::source::{Source, Update};
+
+/// Between looks at a name: how long an answer is good for, resolvers of systems do not say.
+const LOOK: Duration = Duration::from_secs(30);
+/// Addresses of a name that cannot be looked up any more are used so long.
+const LONGEST: Duration = Duration::from_secs(600);
+/// How long one name may take.
+const ANSWER: Duration = Duration::from_secs(5);
+/// Names that are looked up; of more the first ones.
+const MOST: usize = 1000;
+/// Addresses of one name.
+const MOST_ADDRESSES: usize = 64;
+/// At once.
+const AT_ONCE: usize = 16;
+
+struct Known {
+    due: Instant,
+    answered: Option<Instant>,
+    backoff: Backoff,
+}
+
+/// As the system does it.
+pub async fn by_the_system(name: ArcStr) -> io::Result<Vec<IpAddr>> {
+    Ok(tokio::net::lookup_host((&*name, 0)).await?.map(|address| address.ip()).collect())
+}
+
+/// Looks names up for ever, those that the view names.
+pub async fn follow<F, R>(mut view: watch::Receiver<Arc<View>>, addresses: watch::Sender<Arc<Addresses>>, resolve: F)
+where
+    F: Fn(ArcStr) -> R,
+    R: Future<Output = io::Result<Vec<IpAddr>>>,
+{
+    let mut known: BTreeMap<ArcStr, Known> = BTreeMap::new();
+    loop {
+        let wanted = wanted(&view.borrow_and_update());
+        known.retain(|name, _| wanted.contains(name));
+        for name in wanted {
+            known.entry(name).or_insert_with(|| Known {
+                due: Instant::now(),
+                answered: None,
+                backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(60)),
+            });
+        }
+        let now = Instant::now();
+        let due: Vec<ArcStr> = known.iter().filter(|(_, one)| one.due <= now).map(|(name, _)| name.clone()).collect();
+        for names in due.chunks(AT_ONCE) {
+            look(&resolve, names, &mut known, &addresses).await;
+        }
+        // What is named no more, or has not been answered for too long, has no addresses any more.
+        let is_good =
+            |name: &ArcStr| known.get(name).and_then(|one| one.answered).is_some_and(|at| at.elapsed() < LONGEST);
+        addresses.send_if_modified(|addresses| {
+            let is_old = !addresses.keys().all(is_good);
+            if is_old {
+                Arc::make_mut(addresses).retain(|name, _| is_good(name));
+            }
+            is_old
+        });
+        let next = known.values().map(|one| one.due).min();
+        let wait = async {
+            match next {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = wait => {}
+            changed = view.changed() => if changed.is_err() {
+                return;
+            },
+        }
+    }
+}
+
+async fn look<F, R>(
+    resolve: &F,
+    names: &[ArcStr],
+    known: &mut BTreeMap<ArcStr, Known>,
+    addresses: &watch::Sender<Arc<Addresses>>,
+) where
+    F: Fn(ArcStr) -> R,
+    R: Future<Output = io::Result<Vec<IpAddr>>>,
+{
+    let ask = |name: &ArcStr| {
+        let (name, answer) = (name.clone(), resolve(name.clone()));
+        async move { (name, tokio::time::timeout(ANSWER, answer).await.unwrap_or_else(|late| Err(late.into()))) }
+    };
+    let mut answers: FuturesUnordered<_> = names.iter().map(ask).collect();
+    while let Some((name, answer)) = answers.next().await {
+        let Some(one) = known.get_mut(&name) else { continue };
+        let found: Result<BTreeSet<IpAddr>, _> =
+            answer.map(|all| all.into_iter().map(|ip| ip.to_canonical()).filter(|ip| is_public(*ip)).collect());
+        match found {
+            Ok(found) if !found.is_empty() => {
+                one.backoff.reset();
+                (one.answered, one.due) = (Some(Instant::now()), Instant::now() + LOOK);
+                let found: Vec<IpAddr> = found.into_iter().take(MOST_ADDRESSES).collect();
+                addresses.send_if_modified(|addresses| {
+                    let is_new = addresses.get(&name) != Some(&found);
+                    if is_new {
+                        Arc::make_mut(addresses).insert(name, found);
+                    }
+                    is_new
+                });
+            }
+            other => {
+                let why =
+                    other.err().map_or_else(|| "no address that may be used".to_owned(), |error| error.to_string());
+                tracing::warn!(%name, why, "a host of a ServiceEntry cannot be looked up");
+                one.due = Instant::now() + one.backoff.next(&mut rand::rng());
+            }
+        }
+    }
+}
+
+fn wanted(view: &View) -> BTreeSet<ArcStr> {
+    let entries = view.routes.service_entries.values();
+    entries.flat_map(|entry| entry.spec.names().map(ArcStr::from)).take(MOST).collect()
+}
+
+/// Another source, with addresses.
+pub struct WithAddresses<S> {
+    inner: S,
+    addresses: watch::Receiver<Arc<Addresses>>,
+    last: Option<Update>,
+}
+
+impl<S: Source> WithAddresses<S> {
+    /// Objects of `inner`, with these addresses. `inner` must lose nothing when it is asked and not waited for.
+    pub fn new(inner: S, addresses: watch::Receiver<Arc<Addresses>>) -> Self {
+        Self { inner, addresses, last: None }
+    }
+}
+
+impl<S: Source> Source for WithAddresses<S> {
+    async fn next(&mut self) -> Option<Update> {
+        tokio::select! {
+            update = self.inner.next() => self.last = Some(update?),
+            // Who looks them up ends with the process.
+            Ok(()) = self.addresses.changed(), if self.last.is_some() => {}
+        }
+        let mut update = self.last.clone()?;
+        update.objects.looked_up = self.addresses.borrow_and_update().clone();
+        Some(update)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
+
+    use super::*;
+    use crate::resource::routing::{Routed, Routes, ServiceEntry};
+    use mesh_core::NamespacedName;
+
+    fn view(specs: &[&str]) -> Arc<View> {
+        let mut routes = Routes::default();
+        for (index, spec) in specs.iter().enumerate() {
+            let spec: ServiceEntry = serde_saphyr::from_str(spec).unwrap();
+            let name = NamespacedName::new("shop", format!("e{index}"));
+            let (namespace, short) = (name.namespace.clone(), name.name.clone());
+            let marks = Default::default();
+            let entry = Routed { namespace, name: short, created: None, marks, uid: None, spec };
+            routes.service_entries.insert(name, Arc::new(entry));
+        }
+        Arc::new(View { routes: Arc::new(routes), ..View::default() })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn features_SE_5_names_are_looked_up_kept_for_a_while_and_forgotten() {
+        let first = view(&[
+            "{hosts: [a.example.com], resolution: DNS}",
+            "{hosts: [b.example.com], resolution: DNS, endpoints: [{address: c.example.com}, {address: 192.0.2.9}]}",
+            "{hosts: [d.example.com], resolution: STATIC, endpoints: [{address: 192.0.2.9}]}",
+        ]);
+        let (tell, views) = watch::channel(first);
+        let (send, mut addresses) = watch::channel(Arc::<Addresses>::default());
+        let round = Arc::new(AtomicU8::new(1));
+        let asked = Arc::clone(&round);
+        let resolve = move |name: ArcStr| {
+            let round = asked.load(SeqCst);
+            async move {
+                match (&*name, round) {
+                    ("a.example.com", 0) => Err(io::Error::other("away")),
+                    ("a.example.com", round) => Ok(vec![[192, 0, 2, round].into(), [127, 0, 0, 1].into()]),
+                    // Its owner would have agents connect to the machine that they run on.
+                    _ => Ok(vec![[127, 0, 0, 1].into()]),
+                }
+            }
+        };
+        tokio::spawn(follow(views, send, resolve));
+        let is = |ip: [u8; 4]| Arc::new(Addresses::from([("a.example.com".into(), vec![IpAddr::from(ip)])]));
+        addresses.wait_for(|found| *found == is([192, 0, 2, 1])).await.unwrap();
+        round.store(2, SeqCst);
+        addresses.wait_for(|found| *found == is([192, 0, 2, 2])).await.unwrap();
+        round.store(0, SeqCst);
+        let gone = Instant::now();
+        addresses.wait_for(|found| found.is_empty()).await.unwrap();
+        assert!(gone.elapsed() > LONGEST - 2 * LOOK, "{:?}", gone.elapsed());
+        round.store(3, SeqCst);
+        addresses.wait_for(|found| *found == is([192, 0, 2, 3])).await.unwrap();
+        tell.send_replace(view(&[]));
+        addresses.wait_for(|found| found.is_empty()).await.unwrap();
+    }
+}

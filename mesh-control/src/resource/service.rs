@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use mesh_core::ArcStr;
 use mesh_core::service::{AppProtocol, IpFamilies};
 
-use super::waypoint::{Asked, Bypass};
+use super::waypoint::{self, Asked, Bypass};
 use super::{Key, Labels, meta, pod};
 use crate::diagnosis::Problem;
 
@@ -73,6 +73,8 @@ pub struct Service {
     pub waypoint: Asked,
     /// What is done with what goes around it, as far as it says that itself.
     pub bypass: Bypass,
+    /// Whether gateways go through it, as far as it says that itself.
+    pub ingress: Option<bool>,
     /// When it was made, seconds; of two with the same address, the older one gets it.
     pub created: Option<i64>,
 }
@@ -149,6 +151,7 @@ pub fn read(key: &Key, object: k8s::Service) -> (Service, Vec<Problem>) {
         families,
         waypoint: Asked::of(object.metadata.labels.as_ref(), &key.namespace),
         bypass: Bypass::of(&object.metadata, &mut problems),
+        ingress: waypoint::ingress(object.metadata.labels.as_ref()),
         created: meta::created(&object.metadata),
     };
     (service, problems)

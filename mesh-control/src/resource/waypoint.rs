@@ -12,6 +12,8 @@ use crate::diagnosis::Problem;
 pub const USE: &str = "istio.io/use-waypoint";
 /// Its namespace, if it is another than the object's.
 pub const USE_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
+/// On a service or a namespace: whether gateways go through its waypoint, too.
+pub const INGRESS: &str = "istio.io/ingress-use-waypoint";
 /// On a pod: the gateway that it serves.
 pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 /// On a gateway or its class: what the waypoint is for.
@@ -21,6 +23,15 @@ pub const SERVICE_ACCOUNT: &str = "gateway.istio.io/service-account";
 
 /// On a service or a namespace, as a label or an annotation: whether what does not come from the waypoint is refused.
 pub const BYPASS: &str = "undermesh.io/waypoint-bypass";
+
+/// Whether gateways go through the waypoint, as far as labels say it.
+pub fn ingress(labels: Option<&Labels>) -> Option<bool> {
+    match labels?.get(INGRESS)?.as_str() {
+        "true" => Some(true),
+        "false" => Some(false),
+        _ => None,
+    }
+}
 
 /// What is done with connections that go around the waypoint: to an address of a pod, by clients that know nothing of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

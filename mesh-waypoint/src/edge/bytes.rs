@@ -112,7 +112,7 @@ async fn connect(
         };
         let flag = if tried.is_empty() { "UH" } else { "UF" };
         let endpoint = endpoint.map_err(|why| (flag, why.to_string()))?;
-        if !bound.admits(&downstream.peer, &endpoint.workload, endpoint.address) {
+        if endpoint.waypoint.is_none() && !bound.admits(&downstream.peer, &endpoint.workload, endpoint.address) {
             return Err(("-", format!("denied by a policy of {}", endpoint.workload.uid)));
         }
         match lane.pool.dial(&lane.shared, &endpoint, &downstream.peer).await {

@@ -367,7 +367,9 @@ impl Attempts<'_, '_> {
             }
         };
         let endpoint = endpoint.map_err(none)?;
-        match of.bound.admits(&of.down.peer, &endpoint.workload, endpoint.address) {
+        // What is said of the endpoints behind a waypoint it asks itself.
+        let admits = || of.bound.admits(&of.down.peer, &endpoint.workload, endpoint.address);
+        match endpoint.waypoint.is_some() || admits() {
             true => Ok(endpoint),
             false => Err(Failure::DENIED),
         }

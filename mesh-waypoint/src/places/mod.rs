@@ -117,6 +117,12 @@ impl Version {
 }
 
 impl Place {
+    /// Which service, port and subset it is.
+    #[must_use]
+    pub fn key(&self) -> &ClusterKey {
+        &self.key
+    }
+
     /// What is used of its limits.
     #[must_use]
     pub fn usage(&self) -> &Arc<Usage> {

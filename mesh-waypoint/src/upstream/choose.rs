@@ -7,6 +7,7 @@ use arcstr::ArcStr;
 use mesh_core::l7::ClusterKey;
 use mesh_core::l7::balance::{Ask, Ended, Judge, Lease, Limit, Taken};
 use mesh_core::l7::{self};
+use mesh_core::resolve::{self, Route};
 use mesh_core::workload::TunnelProtocol;
 use mesh_core::{Identity, Service, Snapshot, Workload, ports};
 use rand::Rng;
@@ -29,6 +30,8 @@ pub struct Endpoint {
     /// The place that it is chosen from.
     pub found: Option<Found>,
     origin: Option<Arc<Origin>>,
+    /// It is the waypoint of the service, which is asked for the service's address.
+    pub waypoint: Option<Tunnel>,
     /// Counts the request at the endpoint while it lives.
     lease: Option<Lease>,
     /// Counts it at the place.
@@ -37,10 +40,20 @@ pub struct Endpoint {
     pub retry: Option<Taken>,
 }
 
+/// How a waypoint is reached.
+pub struct Tunnel {
+    /// Where it listens.
+    pub at: SocketAddr,
+    expected: Vec<Identity>,
+}
+
 impl Endpoint {
     /// Who may answer there.
     #[must_use]
     pub fn expected(&self) -> Vec<Identity> {
+        if let Some(waypoint) = &self.waypoint {
+            return waypoint.expected.clone();
+        }
         let mut expected = self.service.as_ref().map(|service| service.subject_alt_names.clone()).unwrap_or_default();
         let own = self.workload.identity();
         if !expected.contains(&own) {
@@ -106,6 +119,11 @@ pub fn endpoint(found: &Found, wish: &Wish<'_>, rng: &mut impl Rng) -> Result<En
         usage.refused();
         return Err(NoEndpoint::Overflow);
     };
+    if wish.view.edge.listeners.waypoint_services().contains(&found.now.service.key())
+        && found.now.service.waypoint.is_some()
+    {
+        return through_waypoint(found, wish, taken, rng);
+    }
     let ask = Ask { hash: wish.hash, tried: wish.tried, now_ms: wish.now_ms };
     let chosen = found.now.set.pick(&ask, rng).ok_or(NoEndpoint::NoneLeft)?;
     let workload = &chosen.workload;
@@ -133,9 +151,37 @@ pub fn endpoint(found: &Found, wish: &Wish<'_>, rng: &mut impl Rng) -> Result<En
         lease: Some(found.now.set.lease(chosen)),
         found: Some(found.clone()),
         origin,
+        waypoint: None,
         _taken: Some(taken),
         retry: None,
     })
+}
+
+/// The waypoint of a service, as an agent would take it: it is asked for the service's address, and what is said of the service's endpoints is its to heed.
+fn through_waypoint(found: &Found, wish: &Wish<'_>, taken: Taken, rng: &mut impl Rng) -> Result<Endpoint, NoEndpoint> {
+    let (service, source) = (&found.now.service, &wish.own.place);
+    let mut addresses = service.addresses.iter().filter(|at| at.network == source.network).filter_map(|at| at.single());
+    let address = addresses.next().ok_or(NoEndpoint::NoneLeft)?;
+    let destination = SocketAddr::new(address, found.place.key().port);
+    let request = resolve::Request { source, destination, place: None, now_ms: wish.now_ms, tried: wish.tried };
+    match resolve::resolve(&wish.view.snapshot, &request, rng) {
+        Ok(Route::Hbone(upstream)) if upstream.waypoint => Ok(Endpoint {
+            generation: upstream.generation,
+            service: Some(Arc::clone(service)),
+            workload: upstream.workload,
+            address: upstream.target,
+            found: Some(found.clone()),
+            waypoint: Some(Tunnel { at: upstream.tunnel, expected: upstream.expected }),
+            lease: None,
+            _taken: Some(taken),
+            retry: None,
+        }),
+        Ok(_) => Err(NoEndpoint::NoneLeft),
+        Err(why) => {
+            tracing::debug!(%why, "a service cannot be reached through its waypoint");
+            Err(NoEndpoint::NoneLeft)
+        }
+    }
 }
 
 /// A workload that was asked for itself.
@@ -148,6 +194,7 @@ pub fn workload(workload: &Arc<Workload>, address: SocketAddr, snapshot: &Snapsh
         generation: generation(snapshot, workload, address.ip()),
         found: None,
         origin: None,
+        waypoint: None,
         lease: None,
         _taken: None,
         retry: None,

@@ -75,13 +75,13 @@ pub async fn dial(shared: &Shared, endpoint: &Endpoint, peer: &Peer, inside: Ins
     let limit = said.map_or(shared.settings.connect_timeout, |found| found.now.policy().pool.connect_timeout);
     let connected = async {
         match endpoint.workload.protocol {
-            TunnelProtocol::None => {
+            TunnelProtocol::None if endpoint.waypoint.is_none() => {
                 let tcp = tcp(endpoint.address).await?;
                 let Some(origin) = endpoint.origin() else { return Ok(Wire::Tcp(tcp)) };
                 let begun = origin.begin(tcp, inside).await.map_err(ConnectError::Tls)?;
                 Ok(Wire::Tls(Box::new(begun)))
             }
-            TunnelProtocol::Hbone => hbone(shared, endpoint, peer).await.map(Wire::Hbone),
+            TunnelProtocol::None | TunnelProtocol::Hbone => hbone(shared, endpoint, peer).await.map(Wire::Hbone),
         }
     };
     tokio::time::timeout(limit, connected).await.map_err(|_| ConnectError::Timeout)?
@@ -95,7 +95,8 @@ async fn tcp(address: SocketAddr) -> Result<TcpStream, ConnectError> {
 
 async fn hbone(shared: &Shared, endpoint: &Endpoint, peer: &Peer) -> Result<HboneStream, ConnectError> {
     let certificate = shared.certificates.current().ok_or(ConnectError::NoCertificate)?;
-    let destination = SocketAddr::new(endpoint.address.ip(), shared.settings.hbone_port);
+    let usual = || SocketAddr::new(endpoint.address.ip(), shared.settings.hbone_port);
+    let destination = endpoint.waypoint.as_ref().map_or_else(usual, |waypoint| waypoint.at);
     let source = shared.own.ip_like(destination.ip());
     let key = TunnelKey {
         source: shared.own.identity.clone(),

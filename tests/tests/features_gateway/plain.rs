@@ -1,6 +1,7 @@
 //! Ingress without TLS: row B15, and Bookinfo's page.
-use crate::stage::{CHANGE, stage};
+use crate::stage::{CHANGE, Stage, stage};
 use anyhow::{Result, ensure};
+use mesh_tests::harness::waypoint::USE_WAYPOINT;
 use mesh_tests::harness::{Need, eventually, in_lab};
 
 /// A listener for one host, and one for all of a domain.
@@ -47,6 +48,7 @@ fn features_B15_ingress_over_HTTP() -> Result<()> {
             Ok(answer.body)
         })?;
         ensure!(page.contains("<title>Simple Bookstore App</title>") && page.contains("Reviews served by"), "{page}");
+        through_the_waypoint(&stage)?;
         // Its own principal, which is what policies speak of.
         stage.lab.apply("viewer", VIEWER)?;
         stage.becomes("only the gateway", 200, || visitor.status("www.bookinfo.com", "/productpage"))?;
@@ -67,6 +69,35 @@ fn features_B15_ingress_over_HTTP() -> Result<()> {
         ensure!(open.get("www.bookinfo.com", "/productpage")?.status == 200);
         Ok(())
     })
+}
+
+/// A service that says so is reached through its waypoint, as by clients of the mesh; without the label nothing goes there.
+fn through_the_waypoint(stage: &Stage) -> Result<()> {
+    let (visitor, namespace) = (stage.visitor(8080), "default");
+    stage.lab.add_gateway(namespace, "waypoint", "undermesh-waypoint", &Default::default())?;
+    let waypoint = stage.lab.start_waypoint(namespace, "waypoint", 2)?;
+    stage.lab.label_service(namespace, "productpage", USE_WAYPOINT, Some("waypoint"))?;
+    let ask = || -> Result<f64> {
+        let before = waypoint.metrics()?.sum("istio_requests_total", &[]);
+        let status = visitor.status("www.bookinfo.com", "/productpage")?;
+        ensure!(status == 200, "{status}");
+        Ok(waypoint.metrics()?.sum("istio_requests_total", &[]) - before)
+    };
+    ensure!(ask()? == 0.0, "gateways go to endpoints themselves unless that is said");
+    stage.lab.label_service(namespace, "productpage", "istio.io/ingress-use-waypoint", Some("true"))?;
+    eventually("through the waypoint", CHANGE, || {
+        let passed = ask()?;
+        ensure!(passed == 1.0, "{passed} requests");
+        Ok(())
+    })?;
+    // Nothing goes around one that is gone.
+    let pod = stage.lab.kill_waypoint(waypoint);
+    stage.lab.set_ready(&pod, false)?;
+    stage.becomes("no waypoint", 503, || visitor.status("www.bookinfo.com", "/productpage"))?;
+    for label in ["istio.io/ingress-use-waypoint", USE_WAYPOINT] {
+        stage.lab.label_service(namespace, "productpage", label, None)?;
+    }
+    stage.becomes("without it", 200, || visitor.status("www.bookinfo.com", "/productpage"))
 }
 
 const VIEWER: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: viewer, namespace: default}\nspec:\n  selector: {matchLabels: {app: productpage}}\n  action: ALLOW\n  rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/edge-undermesh]}}]}]\n";

@@ -147,8 +147,8 @@ pub fn index(settings: &Settings, around: &Around<'_>, served: &Served) -> Made 
     made.told = Arc::new(listeners::told::told(around));
     made.listening = Arc::new(listeners::told::listening(&made.told));
     let none = BTreeSet::new();
-    let gateways: BTreeSet<&NamespacedName> = served.keys().chain(made.listeners.keys()).collect();
-    for gateway in gateways {
+    let gateways: BTreeSet<NamespacedName> = served.keys().chain(made.listeners.keys()).cloned().collect();
+    for gateway in &gateways {
         let services = served.get(gateway).unwrap_or(&none);
         let listeners = made.listeners.get(gateway);
         let table = table::table(gateway, services, around, &read, &mut made.problems);
@@ -156,6 +156,11 @@ pub fn index(settings: &Settings, around: &Around<'_>, served: &Served) -> Made 
         if listeners.is_some() && !settings.istio_runs {
             let places: BTreeSet<_> = clusters.iter().map(|cluster| cluster.key.service.clone()).collect();
             made.in_force.extend(in_force::destination_rules(&places, around));
+        }
+        if let Some(listeners) = made.listeners.get_mut(gateway) {
+            let places = clusters.iter().map(|cluster| &cluster.key.service);
+            let through = places.filter(|service| listeners::goes_through(service, around)).cloned().collect();
+            *listeners = Arc::new(Listeners::clone(listeners).through_waypoints(through));
         }
         made.wanted.insert(gateway.clone(), Arc::new(labels::Wanted::of(&table, &clusters)));
         made.clusters.insert(gateway.clone(), Arc::new(clusters));

@@ -25,11 +25,12 @@ use mesh_core::{ArcStr, NamespacedName};
 use super::{Around, Problems, Read};
 use crate::diagnosis::Problem;
 use crate::index::certificates::{Part, Reference};
+use crate::index::routing::hosts::Host;
 use crate::index::routing::parents::{Attached, Owner, hostnames};
 use crate::resource::routing::gateway::{Gateway, Listener};
 use crate::resource::routing::reference::ObjectReference;
 use crate::resource::routing::{Routed, Routing};
-use crate::resource::waypoint::{GATEWAY_NAME, gateway_label};
+use crate::resource::waypoint::{self, GATEWAY_NAME, gateway_label};
 use crate::resource::{Key, Kind, Labels};
 use standing::Standing;
 
@@ -75,6 +76,13 @@ pub fn index(around: &Around<'_>, read: &Read, with_istio_s: bool, problems: &mu
     }
     made.in_force = selected;
     made
+}
+
+/// Whether gateways go through the waypoint of a service, if it has one: it says so, or its namespace does.
+pub fn goes_through(service: &NamespacedName, around: &Around<'_>) -> bool {
+    let Some(Host::Service(object)) = around.hosts.find(&service.name, &service.namespace) else { return false };
+    let of_namespace = || waypoint::ingress(Some(&around.hosts.labels(&object.namespace)));
+    object.ingress.or_else(of_namespace) == Some(true)
 }
 
 /// The labels of a gateway's pods: those that it asks for, and those of pods that there are.

@@ -121,7 +121,8 @@ fn features_B15_servers_and_virtual_services_meet_by_gateway_and_host() {
         // `one` of its own namespace is another Gateway, and what is not exported is not seen.
         ("e.shop.com/", "v2:80"),
         ("h.shop.com/", "v2:80"),
-        ("f.shop.com/", "404"),
+        // A rule that is for another Gateway is none here.
+        ("f.shop.com/", "v2:80"),
         ("other.com/", "no listener has the host"),
         ("own.example/", "404"),
     ] {
@@ -293,4 +294,24 @@ fn what_destination_rules_say_of_the_places_of_a_gateway_is_in_force_there() {
             && !acted.contains(&"DestinationRule shop/other".to_owned())
     );
     assert!(!made.tables.contains_key(&NamespacedName::new("shop", "edge")), "it is no waypoint");
+}
+
+#[test]
+fn features_GW_7_services_that_ask_for_it_are_reached_through_their_waypoints() {
+    for (own, of_namespace, expected) in
+        [("", "", false), ("true", "", true), ("", "true", true), ("false", "true", false), ("yes", "", false)]
+    {
+        let label = |value: &str| match value {
+            "" => json!({}),
+            value => json!({ "istio.io/ingress-use-waypoint": value }),
+        };
+        let mut service = service("shop", "front", &[80]);
+        service["metadata"]["labels"] = label(own);
+        let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "shop", "labels": label(of_namespace) } });
+        let all =
+            [gateway("shop", "one", PLAIN), routes("shop", "a", "one", "x.com", &to("front")), service, namespace];
+        let made = made(&all);
+        let through = listened(&made).waypoint_services().iter().any(|one| one.name.starts_with("front."));
+        assert_eq!(through, expected, "{own:?} {of_namespace:?}");
+    }
 }

@@ -11,6 +11,8 @@ use parking_lot::Mutex;
 
 /// Buckets of one limit that is counted by something; more share one, so that whoever invents values gets no more by it.
 const MOST: usize = 10_000;
+/// How often room is looked for, in nanoseconds: it costs a look at all of them, and whoever invents values asks for it each time.
+const SWEEP: u64 = 1_000_000_000;
 
 /// A rate limit with what is counted of it.
 pub struct Limiter {
@@ -23,10 +25,17 @@ pub struct Limiter {
 struct Buckets {
     of: Local,
     /// By what requests have in common.
-    by_key: Mutex<HashMap<u64, Arc<Bucket>>>,
+    by_key: Mutex<Known>,
     /// Of those that there is no room for, or of all.
     rest: Bucket,
     hasher: RandomState,
+}
+
+#[derive(Default)]
+struct Known {
+    buckets: HashMap<u64, Arc<Bucket>>,
+    /// When room was looked for.
+    swept: Option<u64>,
 }
 
 impl Limiter {
@@ -70,13 +79,17 @@ impl Buckets {
     }
 
     fn bucket(&self, key: u64, now: u64) -> Option<Arc<Bucket>> {
-        let mut all = self.by_key.lock();
+        let mut known = self.by_key.lock();
+        let Known { buckets: all, swept } = &mut *known;
         if let Some(bucket) = all.get(&key) {
             return Some(Arc::clone(bucket));
         }
         if all.len() >= MOST {
-            // One that is full says nothing that a new one would not.
-            all.retain(|_, bucket| !bucket.is_full(now));
+            if swept.is_none_or(|last| now.saturating_sub(last) >= SWEEP) {
+                *swept = Some(now);
+                // One that is full says nothing that a new one would not.
+                all.retain(|_, bucket| !bucket.is_full(now));
+            }
             if all.len() >= MOST {
                 return None;
             }
@@ -147,9 +160,9 @@ mod tests {
     fn invented_values_take_no_more_room_and_no_more_requests() {
         let limiter = Limiter::new(&limit(vec![Part::Principal], 1), None);
         let let_through = (0..2 * MOST).filter(|number| may(&limiter, &format!("c{number}"), 0)).count();
-        assert_eq!((let_through, limiter.local[0].by_key.lock().len()), (MOST + 1, MOST));
+        assert_eq!((let_through, limiter.local[0].by_key.lock().buckets.len()), (MOST + 1, MOST));
         // When they are full again, there is room.
         assert!(may(&limiter, "new", 60_000_000_000) && may(&limiter, "other", 60_000_000_000));
-        assert_eq!(limiter.local[0].by_key.lock().len(), 2);
+        assert_eq!(limiter.local[0].by_key.lock().buckets.len(), 2);
     }
 }

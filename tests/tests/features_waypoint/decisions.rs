@@ -43,6 +43,14 @@ fn is(result: &Finished, status: u16, text: &str) -> Result<()> {
     Ok(())
 }
 
+/// The log is written now and then.
+fn logged(stage: &Stage, words: &[&str]) -> Result<()> {
+    eventually("a line of the access log", SOON, || {
+        ensure!(!stage.waypoint.lines(words).is_empty(), "no line with {words:?}");
+        Ok(())
+    })
+}
+
 fn settings(more: &str) -> String {
     let host = "ext-authz.default.svc.cluster.local";
     format!(
@@ -86,7 +94,7 @@ fn authorizers(stage: &Stage) -> Result<()> {
     }
     let who = server.stdout().lines().any(|line| line.ends_with("/ns/default/sa/sleep"));
     ensure!(who, "the authorizer is not told who the client is: {}", server.stdout());
-    ensure!(!stage.waypoint.lines(&["/headers", " 403 ", "UAEX"]).is_empty(), "{}", stage.waypoint.log());
+    logged(stage, &["/headers", " 403 ", " UAEX "])?;
     let labels = [("response_code", "403"), ("response_flags", "UAEX"), ("destination_service_name", "httpbin")];
     ensure!(stage.waypoint.metrics()?.sum("istio_requests_total", &labels) > 0.0, "no denial was counted");
     // Nobody is known by that name.
@@ -131,7 +139,7 @@ fn a_waypoint_counts(stage: &Stage) -> Result<()> {
     ensure!(loads(&other, 3)? == 1, "not one load for the other client");
     ensure!(loads(client, 1)? == 0, "another load within the minute");
     client.get("http://productpage:9080/login")?;
-    ensure!(!stage.waypoint.lines(&["/productpage", " 429 ", " RL "]).is_empty(), "{}", stage.waypoint.log());
+    logged(stage, &["/productpage", " 429 ", " RL "])?;
     let labels = [("response_code", "429"), ("response_flags", "RL"), ("destination_service_name", "productpage")];
     ensure!(stage.waypoint.metrics()?.sum("istio_requests_total", &labels) > 0.0, "no refusal was counted");
     stage.lab.delete("page")?;
@@ -161,7 +169,7 @@ fn a_service_counts(stage: &Stage) -> Result<()> {
     eventually("a page without the service", CHANGE, || client.get("http://productpage:9080/productpage")?.success())?;
     stage.lab.apply("page", &spec(false))?;
     eventually("a refusal", CHANGE, || is(&client.get("http://productpage:9080/productpage")?, 500, ""))?;
-    ensure!(!stage.waypoint.lines(&["/productpage", " 500 ", " RLSE "]).is_empty(), "{}", stage.waypoint.log());
+    logged(stage, &["/productpage", " 500 ", " RLSE "])?;
     stage.lab.delete("page")?;
     eventually("the end of the limit", CHANGE, || client.get("http://productpage:9080/productpage")?.success())
         .map(drop)

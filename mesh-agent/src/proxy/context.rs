@@ -134,10 +134,7 @@ impl PodContext {
         let stream = within(limit, dial(&self.pod, destination)).await?;
         match said.and_then(|pool| pool.keepalive) {
             Some(signs) => socket::keep_alive_as(&stream, signs.after, signs.interval, signs.probes)?,
-            None => match config.keepalive {
-                Some(interval) => socket::keep_alive(&stream, interval)?,
-                None => {}
-            },
+            None => config.keepalive.map_or(Ok(()), |interval| socket::keep_alive(&stream, interval))?,
         }
         Ok(Armed::new(stream))
     }

@@ -27,6 +27,7 @@ pub mod fuzz;
 pub mod guard;
 pub mod http;
 pub mod inbound;
+pub mod origination;
 pub mod peer;
 pub mod places;
 pub mod security;

@@ -18,8 +18,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 pub(crate) use self::waiting::{Slot, Waiting};
+use crate::origination::Origin;
 use crate::state::View;
-use crate::upstream::Origin;
 
 /// A place that nobody has asked for this long is forgotten.
 const UNUSED_MS: u64 = 600_000;

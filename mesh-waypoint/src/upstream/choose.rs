@@ -12,7 +12,7 @@ use mesh_core::workload::TunnelProtocol;
 use mesh_core::{Identity, Service, Snapshot, Workload, ports};
 use rand::Rng;
 
-use super::tls::Origin;
+use crate::origination::Origin;
 use crate::places::{Found, Here, NoEndpoint, Places};
 use crate::shared::Own;
 use crate::state::View;
@@ -171,6 +171,7 @@ fn through_waypoint(found: &Found, wish: &Wish<'_>, taken: Taken, rng: &mut impl
             workload: upstream.workload,
             address: upstream.target,
             found: Some(found.clone()),
+            origin: None,
             waypoint: Some(Tunnel { at: upstream.tunnel, expected: upstream.expected }),
             lease: None,
             _taken: Some(taken),

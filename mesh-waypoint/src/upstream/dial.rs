@@ -13,7 +13,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::client::TlsStream;
 
 use super::choose::Endpoint;
-use super::tls::Inside;
+use crate::origination::Inside;
 use crate::peer::Peer;
 use crate::shared::Shared;
 

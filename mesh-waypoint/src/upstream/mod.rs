@@ -6,10 +6,9 @@ pub mod connection;
 pub mod dial;
 mod key;
 mod pool;
-pub mod tls;
 
+pub use crate::origination::{Inside, Origin};
 pub use choose::Endpoint;
 pub use connection::{Connection, SendError};
 pub use dial::{ConnectError, Wire};
 pub use pool::Pool;
-pub use tls::{Inside, Origin};

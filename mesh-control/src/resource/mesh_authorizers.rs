@@ -416,10 +416,7 @@ mod tests {
             ("[{name: a, envoyExtAuthzHttp: {port: 1}}]".to_owned(), "p[0].envoyExtAuthzHttp.service"),
             ("[{name: a, envoyExtAuthzGrpc: {service: a.b}}]".to_owned(), "p[0].envoyExtAuthzGrpc.port"),
             ("[{name: a, envoyExtAuthzGrpc: {service: 'a b', port: 1}}]".to_owned(), "p[0].envoyExtAuthzGrpc.service"),
-            (
-                "[{name: a, envoyExtAuthzGrpc: {service: b, port: 1}}, {name: a, prometheus: {}}]".to_owned(),
-                "p[1].name",
-            ),
+            ("[{name: a/b, envoyExtAuthzGrpc: {service: b, port: 1}}]".to_owned(), "p[0].name"),
             (
                 "[{name: a, envoyExtAuthzGrpc: {service: b, port: 1}, envoyExtAuthzHttp: {service: b, port: 1}}]"
                     .to_owned(),

@@ -159,7 +159,9 @@ async fn a_waypoint_is_sent_addresses_and_its_own_routes_and_an_agent_no_routes(
     while answered.len() < ALL.len() {
         answered.push(agent.next().await.unwrap().type_url);
     }
-    assert_eq!(names(&agent.held), SHARED);
+    // What DestinationRules say of places is for agents, too: of each service apart.
+    let places = "Clusters shop/web.shop.svc.cluster.local";
+    assert_eq!(names(&agent.held), [&[places], &SHARED[..]].concat());
     assert!(answered.contains(&ROUTE_TABLE_TYPE.to_owned()));
     let Ok(convert::AddressResource::Service(web)) = convert::address(agent.bytes("shop/web.shop.svc.cluster.local"))
     else {

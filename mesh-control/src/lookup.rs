@@ -17,9 +17,11 @@ use mesh_runtime::backoff::Backoff;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::cluster::secrets::fairly;
 use crate::index::View;
 use crate::jwks::is_public;
-use crate::resource::routing::service_entry::Addresses;
+use crate::resource::routing::Routed;
+use crate::resource::routing::service_entry::{Addresses, ServiceEntry};
 use crate::source::{Source, Update};
 
 /// Between looks at a name: how long an answer is good for, resolvers of systems do not say.
@@ -34,6 +36,8 @@ const MOST: usize = 1000;
 const MOST_ADDRESSES: usize = 64;
 /// At once.
 const AT_ONCE: usize = 16;
+/// Between rounds of looking.
+const ROUND: Duration = Duration::from_secs(5);
 
 struct Known {
     due: Instant,
@@ -78,7 +82,8 @@ where
             }
             is_old
         });
-        let next = known.values().map(|one| one.due).min();
+        // Each round may be a new configuration for everybody: not more often than that.
+        let next = known.values().map(|one| one.due).min().map(|at| at.max(Instant::now() + ROUND));
         let wait = async {
             match next {
                 Some(at) => tokio::time::sleep_until(at).await,
@@ -137,7 +142,13 @@ async fn look<F, R>(
 
 fn wanted(view: &View) -> BTreeSet<ArcStr> {
     let entries = view.routes.service_entries.values();
-    entries.flat_map(|entry| entry.spec.names().map(ArcStr::from)).take(MOST).collect()
+    let named = |entry: &Arc<Routed<ServiceEntry>>| {
+        let own = entry.spec.names().map(|name| (entry.namespace.clone(), ArcStr::from(name)));
+        own.collect::<Vec<_>>()
+    };
+    let all: BTreeSet<(ArcStr, ArcStr)> = entries.flat_map(named).collect();
+    let fair = fairly(&all, |(namespace, _)| namespace.as_str());
+    fair.into_iter().take(MOST).map(|(_, name)| name.clone()).collect()
 }
 
 /// Another source, with addresses.

@@ -149,9 +149,9 @@ pub async fn run(mut source: impl Source, settings: Settings, outlets: Outlets, 
             "configuration taken over"
         );
         // Gateways that are up would lose certificates which are only not heard of yet.
-        if view.unheard_secrets && first.is_some() {
-            patience.get_or_insert_with(|| Instant::now() + SECRETS);
-        } else if let Some(first) = first.take() {
+        let is_waiting =
+            view.unheard_secrets && Instant::now() < *patience.get_or_insert_with(|| Instant::now() + SECRETS);
+        if !is_waiting && let Some(first) = first.take() {
             first();
         }
     }

@@ -71,10 +71,8 @@ impl Origin {
             Tls::Simple(asked) => (asked, false),
             Tls::Mutual(asked) => (asked, true),
         };
-        let named = asked.credential.as_ref().map(|name| match name.contains('/') {
-            true => name.clone(),
-            false => format!("{namespace}/{name}").into(),
-        });
+        // Of its own namespace alone: what a gateway holds of others is for its listeners.
+        let named: Option<ArcStr> = asked.credential.as_ref().map(|name| format!("{namespace}/{name}").into());
         let credential = named.as_ref().and_then(|name| certificates.all.get(name)).cloned();
         let made_of = MadeOf { tls: tls.clone(), host: host.clone(), credential };
         if let Some(same) = before.filter(|before| before.made_of == made_of) {
@@ -192,6 +190,9 @@ impl Named {
             }
             let lists = CertificateRevocationListDer::pem_slice_iter(&own.revoked).collect::<Result<Vec<_>, _>>();
             revoked = lists.map_err(|_| "what is revoked is not PEM")?;
+            if revoked.is_empty() && !own.revoked.is_empty() {
+                return Err("there is no list in what is revoked".into());
+            }
             roots = Some(Arc::new(believed));
         }
         let roots = roots.map_or_else(of_the_system, Ok)?;

@@ -46,13 +46,19 @@ pub async fn follow(
     let (mut names, mut next) = (BTreeMap::<u64, NamespacedName>::new(), 0_u64);
     loop {
         let wanted = view.borrow_and_update().secrets.clone();
-        let wanted: BTreeSet<&NamespacedName> = wanted.iter().take(MOST).collect();
+        let ranked = fairly(&wanted, |name| name.namespace.as_str());
+        let (wanted, left_out) = ranked.split_at(ranked.len().min(MOST));
+        let wanted: BTreeSet<&NamespacedName> = wanted.iter().copied().collect();
         let gone: Vec<NamespacedName> = followed.keys().filter(|name| !wanted.contains(name)).cloned().collect();
         for name in gone {
             if let Some(one) = followed.remove(&name) {
                 names.remove(&one.tag);
             }
             secrets.send_if_modified(|known| change(known, |known| known.forget(&name)));
+        }
+        for name in left_out {
+            let why = "more Secrets are named than can be followed";
+            secrets.send_if_modified(|known| change(known, |known| known.fail(name, why.into())));
         }
         for name in wanted {
             if followed.contains_key(name) {
@@ -99,11 +105,24 @@ fn change(known: &mut Arc<Secrets>, change: impl FnOnce(&mut Secrets)) -> bool {
     is_new
 }
 
+/// Of each namespace the first, then of each the second, and so on: none takes the places of all others.
+pub(crate) fn fairly<'a, T: Ord>(all: &'a BTreeSet<T>, namespace: impl Fn(&'a T) -> &'a str) -> Vec<&'a T> {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    let rank = |one: &'a T| {
+        let count = counts.entry(namespace(one)).or_default();
+        *count += 1;
+        (*count, one)
+    };
+    let mut ranked: Vec<(usize, &T)> = all.iter().map(rank).collect();
+    ranked.sort_unstable();
+    ranked.into_iter().map(|(_, one)| one).collect()
+}
+
 fn take(known: &mut Secrets, name: &NamespacedName, event: Event<Item>) {
-    let mut put = |item: Item| {
-        if let (Ok(Object::Secret(secret)), true) = (item.outcome, item.key.name == name.name) {
-            known.insert(name.clone(), secret);
-        }
+    let mut put = |item: Item| match item.outcome {
+        _ if item.key.name != name.name => {}
+        Ok(Object::Secret(secret)) => known.insert(name.clone(), secret),
+        _ => known.fail(name, "it cannot be read".into()),
     };
     match event {
         Event::Listed(items) => match items.into_iter().next() {
@@ -126,6 +145,14 @@ mod tests {
 
     use super::*;
     use crate::resource::secret::Found;
+
+    #[test]
+    fn no_namespace_takes_the_places_of_all_others() {
+        let all = [("a", "1"), ("a", "2"), ("a", "3"), ("b", "1"), ("c", "1"), ("c", "2")];
+        let all: BTreeSet<NamespacedName> = all.iter().map(|(ns, name)| NamespacedName::new(*ns, *name)).collect();
+        let fair: Vec<String> = fairly(&all, |name| name.namespace.as_str()).iter().map(ToString::to_string).collect();
+        assert_eq!(fair, ["a/1", "b/1", "c/1", "a/2", "c/2", "a/3"]);
+    }
 
     #[test]
     fn what_is_heard_of_one_is_known_and_of_others_nothing_is() {

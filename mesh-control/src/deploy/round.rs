@@ -175,9 +175,15 @@ pub fn round(
         let seen = match (&plan, overlay) {
             (Plan::Deploy(asked, service), Some(overlay)) => {
                 let keys = keys(asked);
-                let more = listened(name, &asked.spec).map(|listened| listened.ports).unwrap_or_default();
+                let joined = listened(name, &asked.spec);
+                let is_unjoined = joined.is_none();
+                let more = joined.map(|listened| listened.ports).unwrap_or_default();
                 let wanted = objects(asked, service, &more, &overlay, defaults, settings);
                 for (key, desired) in keys.iter().zip(wanted) {
+                    // Its ports are not all known yet: what is there stays.
+                    if is_unjoined && key.0 == What::Service && known.get(key.0, &key.1).is_some() {
+                        continue;
+                    }
                     steps.extend(apply(known, key, desired, &overlay));
                 }
                 let failure = keys.iter().find_map(|key| known.failures.get(key)).map(String::as_str);

@@ -1,7 +1,7 @@
 //! The joining, namespace by namespace: what neither itself nor what it depends on has changed is taken from the last time. The result is always the same
 //! as if everything had been joined anew.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -248,7 +248,8 @@ impl Join {
         requests.keep(&self.last.l7);
         let left_out = l4::places::left_out(&connections.in_force, &requests.in_force, &around);
         connections.problems.extend(left_out);
-        connections.problems.retain(|said| !requests.problems.contains(said));
+        let said: HashSet<_> = requests.problems.iter().collect();
+        connections.problems.retain(|one| !said.contains(one));
         (Arc::new(indexed), Arc::new(requests), Arc::new(connections))
     }
 

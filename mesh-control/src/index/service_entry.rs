@@ -14,6 +14,7 @@ use mesh_core::{ArcStr, GatewayAddress, Locality, NamespacedName, Service, Workl
 use super::Settings;
 use super::service::Services;
 use crate::diagnosis::Problem;
+use crate::jwks::is_public;
 use crate::resource::routing::Routed;
 use crate::resource::routing::service_entry::{Endpoint, EntryPort, Resolution, ServiceEntry};
 use crate::resource::{Key, Kind, Objects, Pod, meta};
@@ -84,7 +85,7 @@ pub fn services(
             let mut service = Service::new(entry.namespace.clone(), entry.name.clone(), key.name.clone());
             service.addresses = addresses(entry, services, problems);
             if service.addresses.is_empty() && entry.spec.addresses.is_empty() {
-                service.addresses = given.to(entry, &key);
+                service.addresses = given.to(entry, &key, services);
             }
             service.ports = entry.spec.ports.iter().map(port).collect();
             if entry.spec.resolution == Resolution::None {
@@ -122,16 +123,21 @@ fn told(entry: &Entry, problems: &mut Problems) {
         let message = format!("known, not in force: nobody can find {host}");
         problems.push((object(entry), Problem::warning(format!("spec.hosts[{index}]"), message)));
     }
-    let is_public = spec.export_to.is_empty() || spec.export_to.iter().any(|to| to == "*");
-    if !is_public && !is_private(entry) {
+    let is_for_all = spec.export_to.is_empty() || spec.export_to.iter().any(|to| to == "*");
+    if !is_for_all && !is_private(entry) {
         let message = "agents know it in all namespaces; for rules of waypoints it is as written";
         problems.push((object(entry), Problem::warning("spec.exportTo", message)));
     }
     for (index, endpoint) in spec.endpoints.iter().enumerate() {
         let field = format!("spec.endpoints[{index}]");
         let is_name = spec.names().any(|name| name == endpoint.address);
-        if !is_name && endpoint.address.parse::<IpAddr>().is_err() {
-            let message = format!("{:?} is no address: it is not used", endpoint.address);
+        let why = match endpoint.address.parse::<IpAddr>() {
+            Ok(address) if !is_public(address) => Some("is a machine's own, or what clouds tell it"),
+            Err(_) if !is_name => Some("is no address"),
+            _ => None,
+        };
+        if let Some(why) = why {
+            let message = format!("{:?} {why}: it is not used", endpoint.address);
             problems.push((object(entry), Problem::warning(format!("{field}.address"), message)));
         }
         if !endpoint.labels.is_empty() {
@@ -180,7 +186,7 @@ struct Given(BTreeSet<u32>);
 
 impl Given {
     /// The number that the host's name means, or the next that is free.
-    fn to(&mut self, entry: &Entry, key: &NamespacedName) -> Vec<ServiceAddress> {
+    fn to(&mut self, entry: &Entry, key: &NamespacedName, services: &mut Services) -> Vec<ServiceAddress> {
         let is_off = entry.marks.get(AUTO).is_some_and(|value| value == "false");
         if is_off || entry.spec.resolution == Resolution::None || self.0.len() >= GIVEN as usize {
             return Vec::new();
@@ -188,14 +194,25 @@ impl Given {
         let hash = digest(&SHA256, key.to_string().as_bytes());
         let bytes = hash.as_ref().iter().take(4).fold(0u32, |number, byte| (number << 8) | u32::from(*byte));
         let mut number = bytes % GIVEN + 1;
-        while !self.0.insert(number) {
+        let (v4, v6) = loop {
+            if self.0.len() >= GIVEN as usize {
+                return Vec::new();
+            }
+            let [.., high, low] = number.to_be_bytes();
+            let v4 = IpAddr::from(Ipv4Addr::new(240, 240, high, low));
+            let v6 = IpAddr::from(Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, u16::from_be_bytes([high, low])));
+            // One that somebody has written stays theirs.
+            let is_free = !services.addresses.contains_key(&v4) && !services.addresses.contains_key(&v6);
+            if self.0.insert(number) && is_free {
+                break (v4, v6);
+            }
             number = number % GIVEN + 1;
-        }
-        let [.., high, low] = number.to_be_bytes();
-        let v4 = Ipv4Addr::new(240, 240, high, low);
-        let v6 = Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, u16::from_be_bytes([high, low]));
+        };
+        // From now on it is nobody else's, neither as an address nor as an endpoint.
+        services.addresses.insert(v4, object(entry));
+        services.addresses.insert(v6, object(entry));
         let address = |ip: IpAddr| ServiceAddress { network: ArcStr::new(), cidr: IpNet::from(ip) };
-        vec![address(v4.into()), address(v6.into())]
+        vec![address(v4), address(v6)]
     }
 }
 
@@ -314,6 +331,9 @@ fn targets<'a>(
     for (index, endpoint) in spec.endpoints.iter().enumerate() {
         if let Ok(address) = endpoint.address.parse::<IpAddr>() {
             let field = format!("spec.endpoints[{index}].address");
+            if !is_public(address) {
+                continue;
+            }
             targets.push(Target { address, endpoint: Some(endpoint), keys: keys.to_vec(), field });
         }
     }

@@ -123,8 +123,12 @@ fn believed(credential: &Credential) -> Result<(), ArcStr> {
     if RootCertStore::empty().add_parsable_certificates(all).0 == 0 {
         return Err("there is no certificate in its ca.crt".into());
     }
-    let mut lists = CertificateRevocationListDer::pem_slice_iter(&credential.revoked);
-    lists.all(|list| list.is_ok()).then_some(()).ok_or_else(|| "its ca.crl is no PEM".into())
+    let lists = CertificateRevocationListDer::pem_slice_iter(&credential.revoked).collect::<Result<Vec<_>, _>>();
+    match lists {
+        Err(_) => Err("its ca.crl is no PEM".into()),
+        Ok(lists) if lists.is_empty() && !credential.revoked.is_empty() => Err("there is no list in its ca.crl".into()),
+        Ok(_) => Ok(()),
+    }
 }
 
 fn certificates(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {

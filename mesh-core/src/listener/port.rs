@@ -33,8 +33,9 @@ impl Port {
     pub(super) fn of(listener: &Arc<Listener>) -> Self {
         let mut port = match (&listener.encryption, &listener.serves) {
             (Encryption::Ends(_) | Encryption::Passes, _) => Self::Tls(HostIndex::default()),
-            (Encryption::None, Serves::Http(_)) => Self::Http(HostIndex::default()),
-            (Encryption::None, Serves::Bytes(_) | Serves::Closed(_)) => Self::Tcp(Arc::clone(listener)),
+            // Closed it takes its names and no more.
+            (Encryption::None, Serves::Http(_) | Serves::Closed(_)) => Self::Http(HostIndex::default()),
+            (Encryption::None, Serves::Bytes(_)) => Self::Tcp(Arc::clone(listener)),
         };
         port.add(listener);
         port

@@ -68,7 +68,9 @@ pub fn rate_limit_answer(bytes: &[u8]) -> Result<Counted, ConvertError> {
         left: left(status),
         reset: status.duration_until_reset.and_then(|reset| reset.try_into().ok()).unwrap_or_default(),
     });
-    let (request, response) = (headers(&message.request_headers_to_add)?, headers(&message.response_headers_to_add)?);
+    // A refusal is one, whatever is wrong with what it would add.
+    let read = |all: &[_]| headers(all).or_else(|why| if is_over { Ok(HeaderEdits::default()) } else { Err(why) });
+    let (request, response) = (read(&message.request_headers_to_add)?, read(&message.response_headers_to_add)?);
     Ok(Counted { is_over, nearest, request, response, body: message.raw_body })
 }
 

@@ -61,7 +61,11 @@ async fn accepted(lane: Arc<Lane>, mut tcp: TcpStream, mut entry: Entry, drain: 
             let stream = timeout_at(deadline, accept).await.map_err(|_| "handshake_timeout")?;
             let stream = stream.map_err(|error| error.to_string())?;
             let (agreed, client) = told(&stream, &terms)?;
-            entry.tls = Some(EntryTls { name, client });
+            let clients = match &listener.encryption {
+                Encryption::Ends(tls) => tls.clients.clone(),
+                _ => None,
+            };
+            entry.tls = Some(EntryTls { name, client, clients });
             decrypted(lane, entry, listener, stream, agreed, drain).await
         }
     }
@@ -83,7 +87,7 @@ async fn way(lane: &Lane, tcp: &mut TcpStream, entry: &mut Entry) -> Result<Way,
             let hello = hello::peek(tcp, limit).await.map_err(|error| error.to_string())?;
             let listener = Arc::clone(port.named(hello.name.as_deref()).ok_or("no listener has the name")?);
             if listener.encryption == Encryption::Passes {
-                entry.tls = Some(EntryTls { name: hello.name, client: None });
+                entry.tls = Some(EntryTls { name: hello.name, ..EntryTls::default() });
                 return Ok(Way::Bytes(listener, hello.bytes));
             }
             let terms = Arc::clone(edge.terms(&listener)?);

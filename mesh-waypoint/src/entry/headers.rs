@@ -45,8 +45,9 @@ pub fn sanitise(headers: &mut HeaderMap, entry: &Entry, topology: &Topology) -> 
 fn client(headers: &HeaderMap, entry: &Entry, trusted: u32) -> IpAddr {
     let own = || entry.from.ip();
     let Some(back) = trusted.checked_sub(1) else { return own() };
-    let lines = headers.get_all(FORWARDED_FOR).iter().filter_map(|line| line.to_str().ok());
-    let all: Vec<&str> = lines.flat_map(|line| line.split(',')).map(str::trim).collect();
+    // Word by word: a client must not make what a proxy has added unreadable.
+    let words = headers.get_all(FORWARDED_FOR).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    let all: Vec<&str> = words.map(|word| std::str::from_utf8(word).unwrap_or_default().trim()).collect();
     let said = all.len().checked_sub(1 + back as usize).and_then(|at| all.get(at)?.parse::<IpAddr>().ok());
     said.unwrap_or_else(own)
 }

@@ -121,7 +121,11 @@ fn verifier(
             return Err(format!("{name}: there is no root in it"));
         }
         let lists = CertificateRevocationListDer::pem_slice_iter(&credential.revoked).collect::<Result<Vec<_>, _>>();
-        revoked.extend(lists.map_err(|_| format!("{name}: what is revoked is not PEM"))?);
+        let lists = lists.map_err(|_| format!("{name}: what is revoked is not PEM"))?;
+        if lists.is_empty() && !credential.revoked.is_empty() {
+            return Err(format!("{name}: there is no list in what is revoked"));
+        }
+        revoked.extend(lists);
     }
     if roots.is_empty() {
         return Err("nobody is known by whom clients are believed".to_owned());
@@ -136,7 +140,7 @@ fn verifier(
         builder = builder.only_check_end_entity_revocation().allow_unknown_revocation_status();
     }
     let verifier = builder.build().map_err(|error| error.to_string())?;
-    Ok(if clients.unverified { Arc::new(Unverified(verifier)) } else { verifier })
+    Ok(Arc::new(Judge { path: verifier, unverified: clients.unverified }))
 }
 
 impl Terms {
@@ -204,26 +208,36 @@ impl ResolvesServerCert for Shown {
     }
 }
 
-/// Takes any certificate whose key the client has.
-#[derive(Debug)]
-struct Unverified(Arc<dyn ClientCertVerifier>);
+/// The longest chain besides the leaf that is looked at: finding a path in it is exponential in the worst case.
+const INTERMEDIATES: usize = 8;
 
-impl ClientCertVerifier for Unverified {
+/// Whether a client's certificate is believed. Where `unverified` ones are let in as well, what they prove is nothing.
+#[derive(Debug)]
+struct Judge {
+    path: Arc<dyn ClientCertVerifier>,
+    unverified: bool,
+}
+
+impl ClientCertVerifier for Judge {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.0.root_hint_subjects()
+        self.path.root_hint_subjects()
     }
 
     fn client_auth_mandatory(&self) -> bool {
-        false
+        !self.unverified && self.path.client_auth_mandatory()
     }
 
     fn verify_client_cert(
         &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: UnixTime,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        Ok(ClientCertVerified::assertion())
+        match self.unverified {
+            true => Ok(ClientCertVerified::assertion()),
+            false if intermediates.len() > INTERMEDIATES => Err(Error::General("the chain is too long".to_owned())),
+            false => self.path.verify_client_cert(leaf, intermediates, now),
+        }
     }
 
     fn verify_tls12_signature(
@@ -232,7 +246,7 @@ impl ClientCertVerifier for Unverified {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls12_signature(message, certificate, signature)
+        self.path.verify_tls12_signature(message, certificate, signature)
     }
 
     fn verify_tls13_signature(
@@ -241,10 +255,10 @@ impl ClientCertVerifier for Unverified {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls13_signature(message, certificate, signature)
+        self.path.verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        self.path.supported_verify_schemes()
     }
 }

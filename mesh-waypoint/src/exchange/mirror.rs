@@ -67,7 +67,7 @@ async fn deliver(down: &Downstream, copy: Copy, cluster: &ClusterKey, host: Head
         let found = choose::place(&lane.shared.places, &wish, cluster, &bound.seen(&down.peer)).ok()?;
         choose::endpoint(&found, &wish, &mut *lane.rng.lock()).ok()?
     };
-    if !bound.admits(&down.peer, &endpoint.workload, endpoint.address) {
+    if endpoint.waypoint.is_none() && !bound.admits(&down.peer, &endpoint.workload, endpoint.address) {
         return None;
     }
     let mut connection = lane.pool.connect(&lane.shared, &endpoint, &down.peer, http2, false).await.ok()?;

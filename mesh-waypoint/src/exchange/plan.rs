@@ -105,6 +105,10 @@ impl<'a> At<'a> {
             Astray::Unknown => Failure::NO_ROUTE,
             Astray::Misdirected => Failure::MISDIRECTED,
         })?;
+        // Whoever came in on other terms comes anew.
+        if !entry.fits(&listener.encryption) {
+            return Err(Failure::MISDIRECTED);
+        }
         match &listener.serves {
             Serves::Http(table) => {
                 let (port, gateway) = (listener.port, listener.gateway.as_str());

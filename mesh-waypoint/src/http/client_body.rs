@@ -35,21 +35,21 @@ impl ClientBody {
     /// Waits for the body until it has ended, or more than `most` bytes of it are here.
     pub async fn look(&mut self, most: usize) -> Result<Seen, hyper::Error> {
         let mut bytes = BytesMut::new();
-        self.first.iter().for_each(|frame| bytes.extend_from_slice(frame));
+        // In one piece: small ones would cost much more than they are.
+        self.first.drain(..).for_each(|frame| bytes.extend_from_slice(&frame));
         while bytes.len() <= most && self.trailers.is_none() {
             let frame = std::future::poll_fn(|cx| Pin::new(&mut self.rest).poll_frame(cx)).await;
             match frame.transpose()?.map(Frame::into_data) {
                 None => break,
-                Some(Ok(data)) => {
-                    bytes.extend_from_slice(&data);
-                    self.first.push_back(data);
-                }
+                Some(Ok(data)) => bytes.extend_from_slice(&data),
                 Some(Err(frame)) => self.trailers = frame.into_trailers().ok(),
             }
         }
-        let is_whole = bytes.len() <= most;
-        bytes.truncate(most);
-        Ok(Seen { bytes: bytes.freeze(), is_whole })
+        let all = bytes.freeze();
+        if !all.is_empty() {
+            self.first.push_back(all.clone());
+        }
+        Ok(Seen { bytes: all.slice(..all.len().min(most)), is_whole: all.len() <= most })
     }
 }
 

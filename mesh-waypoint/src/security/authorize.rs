@@ -67,7 +67,7 @@ pub fn request(
     }
     let decided = looked_at(down, bound, parts, authority, said, |subject| decide(down, bound, subject))?;
     decided.map_err(|why| {
-        tracing::debug!(client = %down.peer.identity, method = %parts.method, path = parts.uri.path(), why, "denied");
+        tracing::debug!(client = ?down.proved(), from = %down.from(), method = %parts.method, path = parts.uri.path(), why, "denied");
         Refused::Denied
     })
 }
@@ -124,16 +124,17 @@ fn decide(down: &Downstream, bound: &Bound, subject: &Subject<'_>) -> Result<(),
 
 /// Logs and counts what is told of a request.
 fn tell(down: &Downstream, verdict: &Verdict<'_>) {
-    let (meters, client) = (&down.lane.meters, &down.peer.identity);
+    let meters = &down.lane.meters;
+    let client = || down.proved().map_or_else(|| down.from().to_string(), ToString::to_string);
     if let Decision::Denied(policy) = verdict.decision {
         meters.ruled(policy, Ruled::Denied);
     }
     if let DryRun::Denied(policy) = verdict.dry_run {
-        tracing::info!(%client, %policy, "a dry run would have denied");
+        tracing::info!(client = client(), %policy, "a dry run would have denied");
         meters.ruled(policy, Ruled::WouldDeny);
     }
     if let Some(policy) = verdict.audited {
-        tracing::info!(%client, %policy, "audited");
+        tracing::info!(client = client(), %policy, "audited");
         meters.ruled(policy, Ruled::Audited);
     }
 }

@@ -19,6 +19,7 @@ use mesh_transport::hbone;
 
 use crate::callout::{self, Call, CallError};
 use crate::downstream::{Bound, Downstream};
+use crate::entry::Entry;
 use crate::http::ClientBody;
 use crate::telemetry::Ruled;
 
@@ -106,7 +107,11 @@ pub async fn ask(question: &Question<'_>, askers: &[Asker], body: &mut ClientBod
             return Err(Refusal::Nobody);
         };
         let sample = match authorizer.body.filter(|_| !question.is_endless) {
-            Some(shown) => Some(sample(shown, body).await?),
+            Some(shown) => {
+                let patience = question.down.lane.shared.settings.body_timeout;
+                let seen = tokio::time::timeout(patience, sample(shown, body)).await;
+                Some(seen.unwrap_or(Err(Refusal::Body))?)
+            }
             None => None,
         };
         let one = question.one(authorizer, sample);
@@ -122,7 +127,9 @@ pub async fn ask(question: &Question<'_>, askers: &[Asker], body: &mut ClientBod
                 return Err(Refusal::Denied(denial));
             }
             Err(error) => {
-                let (policy, open) = (&asker.policy, authorizer.fail_open);
+                // Whoever has answered was not away: what cannot be read may be a refusal.
+                let is_away = !matches!(error, AskError::Answer(_) | AskError::Call(CallError::Body(_)));
+                let (policy, open) = (&asker.policy, authorizer.fail_open && is_away);
                 tracing::warn!(%policy, authorizer = %authorizer.name, %error, open, "an authorizer has not answered");
                 meters.ruled(policy, if open { Ruled::FailedOpen } else { Ruled::Failed });
                 if !open {
@@ -189,8 +196,8 @@ impl Question<'_> {
         let (parts, shared) = (self.parts, &self.down.lane.shared);
         let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
         let message = encode_check(&Asked {
-            source: self.down.peer.address,
-            client: &self.down.peer.identity.to_string(),
+            source: self.down.from(),
+            client: &self.down.proved().map(ToString::to_string).unwrap_or_default(),
             destination: match self.down.asked {
                 hbone::Authority::Address(address) => Some(address),
                 hbone::Authority::Host(..) => None,
@@ -199,7 +206,7 @@ impl Question<'_> {
             time: clock::now(),
             id: text(&REQUEST_ID).unwrap_or_default(),
             method: parts.method.as_str(),
-            scheme: "http",
+            scheme: self.down.entry.as_ref().map_or("http", Entry::scheme),
             host: self.authority.as_str(),
             path: parts.uri.path_and_query().map_or("/", PathAndQuery::as_str),
             headers,

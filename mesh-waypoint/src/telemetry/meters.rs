@@ -214,8 +214,15 @@ mod tests {
 
     fn ask(meters: &Meters, endpoint: &Arc<Workload>, now: u64) {
         let peer = peer();
-        let who =
-            Who { peer: &peer, from: peer.address, client: None, endpoint: Some(endpoint), service: None, asked: None };
+        let who = Who {
+            peer: &peer,
+            from: peer.address,
+            outside: false,
+            client: None,
+            endpoint: Some(endpoint),
+            service: None,
+            asked: None,
+        };
         meters.record(&who, &measured(200), &Custom::default(), now);
     }
 
@@ -260,6 +267,7 @@ mod tests {
         let who = Who {
             peer: &peer,
             from: peer.address,
+            outside: false,
             client: None,
             endpoint: Some(&endpoint),
             service: None,

@@ -25,7 +25,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_core::{NamespacedName, Service, Workload};
+use mesh_core::{Identity, NamespacedName, Service, Workload};
 
 pub use exposition::{Exposition, Losses, expire};
 pub use flags::Flags;
@@ -52,6 +52,8 @@ pub struct Who<'a> {
     pub peer: &'a Peer,
     /// Where the client is.
     pub from: SocketAddr,
+    /// It is from outside of the mesh, and has proved nothing: `peer` is the gateway itself.
+    pub outside: bool,
     /// The client, if its address belongs to that identity.
     pub client: Option<&'a Arc<Workload>>,
     /// Who answered.
@@ -60,6 +62,14 @@ pub struct Who<'a> {
     pub service: Option<&'a Arc<Service>>,
     /// The service that the client asked for.
     pub asked: Option<&'a NamespacedName>,
+}
+
+impl Who<'_> {
+    /// What the client has proved.
+    #[must_use]
+    pub fn proved(&self) -> Option<&Identity> {
+        (!self.outside).then_some(&self.peer.identity)
+    }
 }
 
 /// How a request went.

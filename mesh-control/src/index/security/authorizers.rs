@@ -13,6 +13,7 @@ use crate::diagnosis::{Problem, closest};
 use crate::index::Settings;
 use crate::index::service::key;
 use crate::resource::mesh_authorizers::Provider;
+use crate::resource::routing::{Routed, ServiceEntry};
 use crate::resource::{Key, Kind, Objects};
 
 /// Adds them.
@@ -87,9 +88,23 @@ pub(super) fn place(
             false => Err(format!("Service {namespace}/{name} has no port {port}")),
         };
     }
+    if let Some((name, namespace)) = short {
+        return Err(format!("there is no Service {namespace}/{name}"));
+    }
     let entries = objects.routes.service_entries.values();
-    let mut named =
-        entries.filter(|entry| is_meant(&entry.namespace) && entry.spec.hosts.iter().any(|one| *one == *host));
-    let entry = named.next().ok_or_else(|| format!("there is no service and no ServiceEntry with the host {host}"))?;
-    Ok(NamespacedName::new(entry.namespace.clone(), host))
+    let named: Vec<_> = entries
+        .filter(|entry| is_meant(&entry.namespace) && settings.heeds(objects, &entry.namespace))
+        .filter(|entry| is_host_of(entry, host))
+        .collect();
+    // Anybody may write an entry for any host: who is asked about requests is chosen by whoever wrote the settings.
+    match (named.iter().find(|entry| settings.is_root(&entry.namespace)), &named[..]) {
+        (Some(entry), _) => Ok(NamespacedName::new(entry.namespace.clone(), host)),
+        (None, [entry]) if namespace.is_some() => Ok(NamespacedName::new(entry.namespace.clone(), host)),
+        (None, []) => Err(format!("there is no service and no ServiceEntry with the host {host}")),
+        _ => Err(format!("{host} is a ServiceEntry's: say of which namespace, as `NAMESPACE/{host}`")),
+    }
+}
+
+fn is_host_of(entry: &Routed<ServiceEntry>, host: &str) -> bool {
+    entry.spec.hosts.iter().any(|own| own.eq_ignore_ascii_case(host))
 }

@@ -22,12 +22,15 @@ use mesh_core::{ArcStr, NamespacedName};
 
 use super::Settings;
 use super::service::key;
+use super::service_entry;
 use super::waypoint::{Served, Waypoints};
 use crate::diagnosis::Problem;
+use crate::resource::authorization_policy::AuthorizationPolicy;
 use crate::resource::routing::telemetry::{self, RequestAuthentication, TargetReference};
 use crate::resource::routing::{Routed, inaction};
 use crate::resource::token_keys::{Keys, Place};
-use crate::resource::{Key, Kind, Objects, Secured};
+use crate::resource::waypoint::GATEWAY_NAME;
+use crate::resource::{Key, Kind, Labels, Objects, Secured, meta};
 
 type Problems = Vec<(Key, Problem)>;
 
@@ -81,7 +84,10 @@ pub fn index(objects: &Objects, settings: &Settings, waypoints: &Waypoints, serv
         let (targets, closed) = match secured {
             Secured::Readable(policy) => match &policy.bound {
                 Some(bound) => (finder.targets(&own, &bound.targets, &mut made.problems), false),
-                None => continue,
+                None => {
+                    made.problems.extend(finder.unjudged(policy).map(|problem| (own.clone(), problem)));
+                    continue;
+                }
             },
             Secured::Unreadable(known) if known.bound_elsewhere => match &known.targets {
                 Some(targets) => (finder.targets(&own, targets, &mut made.problems), true),
@@ -123,6 +129,25 @@ pub fn index(objects: &Objects, settings: &Settings, waypoints: &Waypoints, serv
 }
 
 impl Finder<'_> {
+    /// What a policy of agents is told whose selector means pods of a gateway: no agent stands before these.
+    fn unjudged(&self, policy: &AuthorizationPolicy) -> Option<Problem> {
+        if policy.selector.is_empty() {
+            return None;
+        }
+        let everywhere = self.settings.is_root(&policy.namespace);
+        let mut edges = self.waypoints.edges().filter(|(name, _)| everywhere || name.namespace == policy.namespace);
+        let (name, _) = edges.find(|(name, own)| {
+            let gateway = self.objects.routes.gateways.get(*name);
+            let mut labels = gateway
+                .and_then(|gateway| gateway.spec.infrastructure.as_ref())
+                .map_or_else(Labels::default, |own| own.labels.clone());
+            labels.insert(GATEWAY_NAME.to_owned(), own.label.to_string());
+            meta::selects(&policy.selector, &labels)
+        })?;
+        let message = format!("pods of Gateway {name} are selected, and it is not in force there");
+        Some(Problem::warning("spec.selector", message).help("bind it to the Gateway by `targetRefs`"))
+    }
+
     /// The waypoints of what is named, and what is to be said of what has none.
     fn targets(&self, own: &Key, targets: &[TargetReference], problems: &mut Problems) -> Targets {
         let mut found = Targets::new();
@@ -161,7 +186,7 @@ impl Finder<'_> {
                     return Err(format!("there is no ServiceEntry {name}"));
                 };
                 let hosts = entry.spec.hosts.iter();
-                self.served_by(hosts.map(|host| NamespacedName::new(namespace.clone(), host.as_str())).collect())
+                self.served_by(hosts.map(|host| service_entry::key(entry, host)).collect())
             }
             _ if !self.objects.services.contains_key(&name) => return Err(format!("there is no Service {name}")),
             _ => self.served_by(vec![key(namespace, &target.name, self.settings)]),

@@ -234,7 +234,13 @@ fn features_AP_6_whom_a_policy_asks_is_found_and_of_nobody_it_is_told() {
     for (providers, expected, saying) in [
         (grpc(web, 80), at("shop", web, 80), String::new()),
         (grpc("shop/Web.shop.svc.cluster.local", 80), at("shop", web, 80), String::new()),
-        (grpc("ask.example.com", 9000), at("far", "ask.example.com", 9000), String::new()),
+        (
+            grpc("ask.example.com", 9000),
+            None,
+            format!(
+                "the provider \"ask\" is nowhere: ask.example.com is a ServiceEntry's: say of which namespace, as `NAMESPACE/ask.example.com`{denied}"
+            ),
+        ),
         (grpc("far/ask.example.com", 9000), at("far", "ask.example.com", 9000), String::new()),
         (grpc(web, 81), None, format!("the provider \"ask\" is nowhere: Service shop/web has no port 81{denied}")),
         (

@@ -121,6 +121,11 @@ impl Waypoints {
         }
     }
 
+    /// Those of ours that are no waypoints.
+    pub fn edges(&self) -> impl Iterator<Item = (&NamespacedName, &Deployed)> {
+        self.deployed().filter(|(name, _)| self.waypoint(name).is_none())
+    }
+
     /// What there is of each that is ours, waypoint or not.
     pub fn deployed(&self) -> impl Iterator<Item = (&NamespacedName, &Deployed)> {
         self.gateways.iter().filter_map(|(name, standing)| Some((name, standing.deployed()?)))

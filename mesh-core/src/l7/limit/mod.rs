@@ -4,6 +4,7 @@
 mod rate;
 
 use std::borrow::Cow;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use arcstr::ArcStr;
@@ -144,7 +145,13 @@ impl Local {
     /// By what a request is counted, in `key`: equal ones are counted together. What a request does not say is nothing, and that is also in common.
     pub fn key(&self, subject: &Subject<'_>, key: &mut String) {
         for part in &self.by {
-            let value = part.of(subject);
+            let value = match (part, subject.source.to_canonical()) {
+                // Whoever has one address of IPv6 has 2^64 of them.
+                (Part::Source, IpAddr::V6(ip)) => {
+                    Some(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).to_string().into())
+                }
+                _ => part.of(subject),
+            };
             // No two lists of values are written the same.
             key.push_str(&value.as_ref().map_or(0, |value| value.len() + 1).to_string());
             key.push(':');

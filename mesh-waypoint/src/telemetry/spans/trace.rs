@@ -270,7 +270,9 @@ impl Trace {
             tags.text("istio.namespace", own.namespace.to_string());
             tags.text("istio.mesh_id", own.trust_domain.to_string());
             tags.text("istio.cluster_id", facts.cluster_id.to_owned());
-            tags.text("source.principal", facts.who.peer.identity.to_string());
+            if let Some(identity) = facts.who.proved() {
+                tags.text("source.principal", identity.to_string());
+            }
         }
         let mut scratch = String::new();
         for (name, tag) in &self.tracer.tags {

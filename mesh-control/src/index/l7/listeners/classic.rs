@@ -21,6 +21,7 @@ use crate::index::routing::hosts::sees;
 use crate::resource::routing::istio_gateway::{IstioGateway, Server, ServerMode};
 use crate::resource::routing::values::protocol;
 use crate::resource::routing::{Routed, VirtualService};
+use crate::resource::waypoint::GATEWAY_NAME;
 use crate::resource::{Key, Kind, Labels, meta};
 
 /// What comes of Istio's Gateways for one gateway of ours.
@@ -64,8 +65,15 @@ pub(super) fn of(
 ) -> Classic {
     let mut made = Classic::default();
     let mut plain: BTreeMap<u16, Plain> = BTreeMap::new();
-    for object in around.routes.istio_gateways.values() {
-        if !labels.iter().any(|labels| meta::selects(&object.spec.selector, labels)) {
+    // Of two that want the same the older one has it.
+    let mut objects: Vec<_> = around.routes.istio_gateways.values().collect();
+    objects.sort_by_key(|object| (object.created, object.namespace.clone(), object.name.clone()));
+    for object in objects {
+        let selector = &object.spec.selector;
+        // In another namespace it means a gateway by a label that its owner gave it, not by one that all gateways have.
+        let may =
+            object.namespace == gateway.namespace || !(selector.is_empty() || selector.contains_key(GATEWAY_NAME));
+        if !may || !labels.iter().any(|labels| meta::selects(selector, labels)) {
             continue;
         }
         for (index, server) in object.spec.servers.iter().enumerate() {

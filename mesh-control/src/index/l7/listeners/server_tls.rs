@@ -9,6 +9,7 @@ use mesh_core::{ArcStr, NamespacedName};
 use super::classic::One;
 use crate::diagnosis::Problem;
 use crate::index::certificates::{Part, Reference};
+use crate::resource::meta;
 use crate::resource::routing::istio_gateway::{self as kind, ServerMode, ServerTls};
 
 /// The suites of TLS 1.2 that are spoken, as Istio and as IANA call them.
@@ -76,7 +77,7 @@ pub(super) fn tls(one: &One<'_>, written: &ServerTls, references: &mut Vec<Refer
 /// A Secret is of the namespace of the pods that show it.
 fn secret(one: &One<'_>, field: &str, name: &str) -> Result<NamespacedName, Refused> {
     let bare = name.strip_prefix("kubernetes://").unwrap_or(name);
-    if bare.is_empty() || bare.contains(['/', ':']) {
+    if meta::subdomain(bare).is_err() {
         let message = format!("{name:?} is no name of a Secret of {}", one.gateway.namespace);
         return refused(field.to_owned(), message, "write the name alone");
     }

@@ -138,7 +138,7 @@ pub fn with_secrets(told: &Told, certified: &Certified) -> Told {
             one.unresolved = Some(("InvalidCertificateRef", why.clone()));
         }
     }
-    for key in &certified.undecided {
+    for key in certified.undecided.iter().filter(|key| key.kind == Kind::Gateway) {
         told.remove(&name(key));
     }
     told

@@ -74,13 +74,7 @@ impl Failure {
     /// Whether what comes next from the same client of HTTP/1.1 may not be the request that it seems to be.
     #[must_use]
     pub fn closes(&self) -> bool {
-        matches!(
-            self.status,
-            StatusCode::BAD_REQUEST
-                | StatusCode::METHOD_NOT_ALLOWED
-                | StatusCode::EXPECTATION_FAILED
-                | StatusCode::MISDIRECTED_REQUEST
-        )
+        matches!(self.status, StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED | StatusCode::EXPECTATION_FAILED)
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::cluster::secrets::fairly;
 use crate::index::View;
-use crate::jwks::is_public;
+use crate::outside::is_public;
 use crate::resource::routing::Routed;
 use crate::resource::routing::service_entry::{Addresses, ServiceEntry};
 use crate::source::{Source, Update};

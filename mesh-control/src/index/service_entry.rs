@@ -14,7 +14,7 @@ use mesh_core::{ArcStr, GatewayAddress, Locality, NamespacedName, Service, Workl
 use super::Settings;
 use super::service::Services;
 use crate::diagnosis::Problem;
-use crate::jwks::is_public;
+use crate::outside::is_public;
 use crate::resource::routing::Routed;
 use crate::resource::routing::service_entry::{Endpoint, EntryPort, Resolution, ServiceEntry};
 use crate::resource::{Key, Kind, Objects, Pod, meta};

@@ -6,7 +6,6 @@
 //! ```
 
 mod fetch;
-mod guard;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,10 +18,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::index::View;
+use crate::outside::is_public;
 use crate::resource::token_keys::{Keys, Place};
 use fetch::Client;
 pub use fetch::FetchError;
-pub(crate) use guard::is_public;
 
 /// Between looks at a place whose keys are known, as in Istio.
 const LOOK: Duration = Duration::from_secs(20 * 60);
@@ -44,7 +43,7 @@ struct Known {
 
 /// Fetches keys for ever, of the places that the view names.
 pub async fn follow(mut view: watch::Receiver<Arc<View>>, keys: watch::Sender<Arc<Keys>>) {
-    let client = match Client::new(guard::is_public) {
+    let client = match Client::new(is_public) {
         Ok(client) => client,
         Err(error) => {
             tracing::error!(%error, "keys of issuers cannot be fetched");

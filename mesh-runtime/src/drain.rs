@@ -102,6 +102,17 @@ impl DrainToken {
         self.forced.is_cancelled()
     }
 
+    /// Another token for the same work, with a start that may come earlier.
+    #[must_use]
+    pub fn earlier(&self) -> DrainToken {
+        DrainToken { started: self.started.child_token(), ..self.clone() }
+    }
+
+    /// Starts the drain of what has this token, made by [`DrainToken::earlier`], its clones and what was made of it; without that, of everybody.
+    pub fn start(&self) {
+        self.started.cancel();
+    }
+
     /// The start as a cancellation token, for APIs that take one.
     pub fn started_token(&self) -> CancellationToken {
         self.started.clone()

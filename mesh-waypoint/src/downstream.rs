@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use mesh_core::authorize::{Connection, authorize};
 use mesh_core::l7::{self, Applied};
@@ -20,6 +21,8 @@ use crate::state::View;
 use crate::target::{self, NotOurs, Target};
 use crate::telemetry::Plan;
 
+/// A service may be let go while requests are on their way here: what is connected is served as before for so long, and told to end.
+const FAREWELL: Duration = Duration::from_secs(5);
 /// Verdicts about endpoints that one connection keeps.
 const VERDICTS: usize = 64;
 
@@ -39,7 +42,15 @@ pub struct Downstream {
     pub drain: DrainToken,
     /// What the client has proved, as policies write it.
     pub principal: String,
-    bound: Mutex<Option<Arc<Bound>>>,
+    bound: Mutex<Held>,
+}
+
+/// What was found for a connection.
+#[derive(Default)]
+struct Held {
+    bound: Option<Arc<Bound>>,
+    /// Since when it leads to nobody of ours.
+    let_go: Option<Instant>,
 }
 
 /// A connection under one view.
@@ -62,8 +73,8 @@ impl Downstream {
     /// A connection that was asked for.
     #[must_use]
     pub fn new(lane: Arc<Lane>, peer: Peer, asked: Authority, drain: DrainToken) -> Self {
-        let principal = peer.identity.principal();
-        Self { lane, peer, asked, entry: None, watch: Arc::default(), drain, principal, bound: Mutex::new(None) }
+        let (principal, drain) = (peer.identity.principal(), drain.earlier());
+        Self { lane, peer, asked, entry: None, watch: Arc::default(), drain, principal, bound: Mutex::default() }
     }
 
     /// A connection from outside of the mesh. Endpoints are asked in the gateway's own name; to policies and rules the client is nobody.
@@ -86,16 +97,24 @@ impl Downstream {
         self.entry.is_none().then_some(&self.peer.identity)
     }
 
-    /// What is true of it now.
+    /// What is true of it now; for [`FAREWELL`] after it has been let go what was true before, policies included, and the connection drains.
     pub fn bound(&self) -> Result<Arc<Bound>, NotOurs> {
         let view = self.lane.shared.state.view();
-        let mut bound = self.bound.lock();
-        if let Some(bound) = bound.as_ref().filter(|bound| Arc::ptr_eq(&bound.view, &view)) {
+        let mut held = self.bound.lock();
+        if let Some(bound) = held.bound.as_ref().filter(|bound| Arc::ptr_eq(&bound.view, &view)) {
             return Ok(Arc::clone(bound));
         }
         let own = &self.lane.shared.own;
         let target = match &self.entry {
-            None => target::find(&view.snapshot, own, &self.asked)?,
+            None => match (target::find(&view.snapshot, own, &self.asked), &held.bound) {
+                (Err(NotOurs::NotBound), Some(last)) => {
+                    let last = Arc::clone(last);
+                    self.drain.start();
+                    let since = held.let_go.get_or_insert_with(Instant::now);
+                    return if since.elapsed() < FAREWELL { Ok(last) } else { Err(NotOurs::NotBound) };
+                }
+                (found, _) => found?,
+            },
             Some(entry) if view.snapshot.is_synced() => Target::Edge { bind: entry.bind },
             Some(_) => return Err(NotOurs::NotSynced),
         };
@@ -110,7 +129,7 @@ impl Downstream {
             own: own.identity.clone(),
             verdicts: Mutex::default(),
         });
-        *bound = Some(Arc::clone(&fresh));
+        *held = Held { bound: Some(Arc::clone(&fresh)), let_go: None };
         Ok(fresh)
     }
 }

@@ -10,8 +10,8 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use mesh_core::Change;
 use mesh_core::policy::{Action, Policy};
+use mesh_core::{Change, Service};
 use mesh_transport::hbone::HboneError;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -41,6 +41,23 @@ async fn only_what_is_bound_to_this_waypoint_is_reached_through_it() {
     // An address of a workload that has no waypoint is not a way around.
     assert!(soon("refusal", waypoint.stream(&app.to_string())).await.is_err());
     assert_eq!(waypoint.ask(ASK, get("/")).await.status(), StatusCode::OK);
+}
+
+/// What is on its way when a service is let go is served as before, and the connection ends; new ones are refused.
+#[tokio::test]
+async fn a_connection_outlives_the_binding_of_its_service_by_what_is_on_its_way() {
+    let app = echo("app").await;
+    let mut waypoint = Waypoint::start(&[Backend::new("app", VIP, &[app])], Default::default()).await;
+    let stream = waypoint.stream(ASK).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let bound = waypoint.state.view().snapshot.service_by_host("app.shop.svc.cluster.local")[0].clone();
+    let service = Service { waypoint: None, ..Service::clone(&bound) };
+    waypoint.state.set_snapshot(waypoint.store.apply(vec![Change::Service(service)]).snapshot);
+    let answer = whole(soon("answer", sender.send_request(get("/"))).await.unwrap()).await;
+    assert_eq!((answer.status(), &answer.headers()["connection"]), (StatusCode::OK, &"close".parse().unwrap()));
+    soon("end", connection).await.unwrap().unwrap();
+    assert!(soon("refusal", waypoint.stream(ASK)).await.is_err());
 }
 
 #[tokio::test]

@@ -42,6 +42,8 @@ pub struct Failure {
     pub labels: ConnectionLabels,
     /// The endpoint that failed, when another one may be tried.
     pub next: Option<ArcStr>,
+    /// A waypoint does not know of what it was asked for: it or this agent is a moment behind.
+    pub is_behind: bool,
 }
 
 impl Failure {
@@ -53,6 +55,7 @@ impl Failure {
             error: refusal.to_string(),
             labels: labels(context, flow, flow.destination),
             next: None,
+            is_behind: false,
         }
     }
 
@@ -64,6 +67,7 @@ impl Failure {
             error: "cut while connecting".into(),
             labels: labels(context, flow, flow.destination),
             next: None,
+            is_behind: false,
         }
     }
 }
@@ -81,6 +85,7 @@ pub async fn run(context: &Arc<PodContext>, flow: &Flow, route: Route) -> Result
                     error: error.to_string(),
                     labels,
                     next: None,
+                    is_behind: false,
                 }),
             }
         }
@@ -111,6 +116,7 @@ async fn plain(context: &PodContext, flow: &Flow, upstream: Upstream) -> Result<
                 error: error.to_string(),
                 labels,
                 next,
+                is_behind: false,
             })
         }
     }
@@ -128,12 +134,20 @@ async fn tunnel(context: &PodContext, flow: &Flow, upstream: Upstream) -> Result
                 error: error.to_string(),
                 labels,
                 next: None,
+                is_behind: false,
             });
         }
     };
     let Some(source_ip) = local::source_for(&context.pod, upstream.tunnel.ip()) else {
         let error = format!("the pod has no address of the family of {}", upstream.tunnel);
-        return Err(Failure { reason: Reason::Upstream, flags: ResponseFlags::Connect, error, labels, next: None });
+        return Err(Failure {
+            reason: Reason::Upstream,
+            flags: ResponseFlags::Connect,
+            error,
+            labels,
+            next: None,
+            is_behind: false,
+        });
     };
     let key = TunnelKey {
         source: context.pod.identity.clone(),
@@ -192,7 +206,8 @@ fn tunnel_failure(context: &PodContext, upstream: &Upstream, labels: ConnectionL
         ConnectionLabels { security: Security::Unknown, source_identity: None, destination_identity: None, ..labels }
     };
     let next = next_endpoint(upstream, theirs && error.before_first_byte());
-    Failure { reason, flags: flags_of(error), error: error.to_string(), labels, next }
+    let is_behind = upstream.waypoint && matches!(error, HboneError::Refused(http::StatusCode::BAD_REQUEST));
+    Failure { reason, flags: flags_of(error), error: error.to_string(), labels, next, is_behind }
 }
 
 /// Whose fault it is that there is no tunnel.
@@ -250,6 +265,7 @@ async fn hairpin(context: &Arc<PodContext>, flow: &Flow, upstream: Upstream) -> 
             error,
             labels: labels.clone(),
             next: next_endpoint(&upstream, reason == Reason::AppUnreachable),
+            is_behind: false,
         }
     };
     let endpoints = Endpoints {

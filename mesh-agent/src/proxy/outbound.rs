@@ -11,6 +11,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mesh_core::l4::ServerName;
 use mesh_core::l7::ClusterKey;
@@ -27,6 +28,9 @@ use super::local;
 use super::reasons::Reason;
 use super::relay::Carried;
 use crate::telemetry::{ConnectionGuard, ConnectionLabels, Outcome, Reporter, Security};
+
+/// How long a connection waits before it is decided again when a waypoint does not know of what it was asked for. Together less than clients wait.
+const BEHIND_MS: [u64; 6] = [10, 20, 40, 80, 160, 320];
 
 /// One connection of the app.
 pub struct Flow {
@@ -115,6 +119,7 @@ async fn connect(context: &Arc<PodContext>, flow: &Flow, app: &Armed) -> Result<
     }
     let mut attempts = Attempts { context, flow, app, tried: Vec::new(), hello: None, place: None };
     let mut last: Option<Failure> = None;
+    let mut pauses = BEHIND_MS.iter();
     loop {
         let route = match attempts.route().await {
             Ok(route) => route,
@@ -123,6 +128,11 @@ async fn connect(context: &Arc<PodContext>, flow: &Flow, app: &Armed) -> Result<
         };
         match attempt::run(context, flow, route).await {
             Ok(connected) => return Ok(connected),
+            // The waypoint and this agent hear of a change at different moments, in either order: soon both know.
+            Err(failure) if failure.is_behind => {
+                let (Some(pause), Some(_place)) = (pauses.next(), context.waiting_place()) else { return Err(failure) };
+                tokio::time::sleep(Duration::from_millis(*pause)).await;
+            }
             Err(failure) => match &failure.next {
                 Some(uid) if attempts.tried.len() + 1 < shared.config.tries => {
                     attempts.tried.push(uid.clone());

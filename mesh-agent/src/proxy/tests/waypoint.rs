@@ -161,6 +161,31 @@ async fn another_endpoint_of_the_waypoint_is_tried_and_only_one_that_is_not_ther
     assert_eq!(around.load(SeqCst), 0);
 }
 
+/// A service is let go, or bound: the waypoint hears of it first, or the agent does. Neither is a connection that fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waypoint_that_knows_more_or_less_than_the_agent_is_asked_again() {
+    let pair = Pair::start().await;
+    let direct = pair.server.echo(APP, "direct ");
+    let first = Waypoint::start(&pair, "first", 66, StatusCode::BAD_REQUEST);
+    pair.apply(vec![
+        Change::Service(waypoints()),
+        Change::Workload(endpoint("first", 66)),
+        Change::Service(Service { waypoint: through(), ..service() }),
+        Change::Workload(serving(pair.server.workload())),
+    ]);
+    let mut app = pair.client.connect(pair.service_address()).await;
+    eventually("the waypoint is asked", || !first.asked.lock().is_empty()).await;
+    pair.apply(vec![Change::Service(service())]);
+    expect(&mut app, "direct ").await;
+    exchange(&mut app, "at last").await;
+    assert_eq!(direct.load(SeqCst), 1);
+    // One that never hears of it is asked a few times, then the client is told.
+    pair.apply(vec![Change::Service(Service { waypoint: through(), ..service() })]);
+    let before = first.asked.lock().len();
+    pair.client.expect_refused(pair.service_address()).await;
+    assert_eq!((first.asked.lock().len() - before, direct.load(SeqCst)), (7, 1));
+}
+
 /// Nothing goes around a waypoint that is not there.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_has_a_waypoint_that_is_gone_is_refused_and_nothing_is_dialled() {

@@ -1,5 +1,5 @@
-//! What the mesh settings say of external authorizers: those of `extensionProviders` that policies with the action CUSTOM may name. Read by `mesh_config`; where
-//! a provider is, the joining finds out.
+//! What the mesh settings say of external authorizers: those of `extensionProviders` that policies with the action CUSTOM may name. Read by
+//! `mesh_providers`; where a provider is, the joining finds out.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,14 +12,9 @@ use mesh_core::l7::headers::is_changeable;
 use mesh_core::policy::StringMatch;
 use serde::Deserialize;
 
-use super::routing::there;
 use super::routing::values::{Span, host};
-use super::strict::{self, Unknown};
 use crate::diagnosis::Problem;
-use crate::yaml::node::Node as Tree;
 
-/// Most providers.
-const MOST: usize = 100;
 /// Bytes of a body that may be shown.
 const MOST_BODY: u32 = 16 << 20;
 
@@ -60,44 +55,10 @@ impl Provider {
     }
 }
 
+/// By HTTP, as it is written.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[allow(dead_code, reason = "what is only known by name is read so that it is no unknown field")]
-struct Extension {
-    name: String,
-    envoy_ext_authz_http: Option<Http>,
-    envoy_ext_authz_grpc: Option<Grpc>,
-    #[serde(deserialize_with = "there")]
-    envoy_file_access_log: bool,
-    #[serde(deserialize_with = "there")]
-    envoy_http_als: bool,
-    #[serde(deserialize_with = "there")]
-    envoy_tcp_als: bool,
-    #[serde(deserialize_with = "there")]
-    envoy_otel_als: bool,
-    #[serde(deserialize_with = "there")]
-    zipkin: bool,
-    #[serde(deserialize_with = "there")]
-    opentelemetry: bool,
-    #[serde(deserialize_with = "there")]
-    prometheus: bool,
-    #[serde(deserialize_with = "there")]
-    lightstep: bool,
-    #[serde(deserialize_with = "there")]
-    datadog: bool,
-    #[serde(deserialize_with = "there")]
-    stackdriver: bool,
-    #[serde(deserialize_with = "there")]
-    opencensus: bool,
-    #[serde(deserialize_with = "there")]
-    skywalking: bool,
-    #[serde(deserialize_with = "there")]
-    sds: bool,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Http {
+pub struct Http {
     service: String,
     port: u16,
     timeout: Option<Span>,
@@ -114,9 +75,10 @@ struct Http {
     clear_route_cache: bool,
 }
 
+/// By gRPC, as it is written.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Grpc {
+pub struct Grpc {
     service: String,
     port: u16,
     timeout: Option<Span>,
@@ -134,47 +96,23 @@ struct RequestBody {
     pack_as_bytes: bool,
 }
 
-/// Reads `extensionProviders` at `path`; what is wrong refuses the settings.
-pub fn read(tree: &Tree, path: &str, problems: &mut Vec<Problem>) -> Authorizers {
-    let all: Vec<Extension> = strict::read(tree, path, Unknown::Wrong, problems).unwrap_or_default();
-    let mut found = Authorizers::new();
-    for (index, one) in all.iter().take(MOST).enumerate() {
-        let at = format!("{path}[{index}]");
-        let name = ArcStr::from(one.name.as_str());
-        // Whether each has a name of its own, and whether anybody knows those of other kinds, `mesh_telemetry` says.
-        if name.contains('/') {
-            problems.push(Problem::error(format!("{at}.name"), "a provider's name has no slash"));
-        }
-        let provider = one.provider(&mut Reader { at, problems });
-        found.insert(name, provider);
-    }
-    found
-}
-
 /// What is wrong, and where.
 struct Reader<'a> {
     at: String,
     problems: &'a mut Vec<Problem>,
 }
 
-impl Extension {
-    fn provider(&self, reader: &mut Reader<'_>) -> Option<Provider> {
-        let at = reader.at.clone();
-        match (&self.envoy_ext_authz_http, &self.envoy_ext_authz_grpc) {
-            (Some(_), Some(_)) => {
-                reader.error("", "envoyExtAuthzHttp and envoyExtAuthzGrpc exclude each other", "keep one of them");
-                None
-            }
-            (Some(http), None) => {
-                reader.at = format!("{at}.envoyExtAuthzHttp");
-                Some(http.provider(reader))
-            }
-            (None, Some(grpc)) => {
-                reader.at = format!("{at}.envoyExtAuthzGrpc");
-                Some(grpc.provider(reader))
-            }
-            (None, None) => None,
+/// The authorizer that a provider at `at` is, if it is one.
+pub fn provider(at: &str, http: Option<&Http>, grpc: Option<&Grpc>, problems: &mut Vec<Problem>) -> Option<Provider> {
+    match (http, grpc) {
+        (Some(_), Some(_)) => {
+            let problem = Problem::error(at, "envoyExtAuthzHttp and envoyExtAuthzGrpc exclude each other");
+            problems.push(problem.help("keep one of them"));
+            None
         }
+        (Some(http), None) => Some(http.provider(&mut Reader { at: format!("{at}.envoyExtAuthzHttp"), problems })),
+        (None, Some(grpc)) => Some(grpc.provider(&mut Reader { at: format!("{at}.envoyExtAuthzGrpc"), problems })),
+        (None, None) => None,
     }
 }
 
@@ -236,8 +174,7 @@ impl Grpc {
 
 impl Reader<'_> {
     fn error(&mut self, field: &str, message: impl Into<String>, help: &str) {
-        let field = if field.is_empty() { self.at.clone() } else { format!("{}.{field}", self.at) };
-        let problem = Problem::error(field, message);
+        let problem = Problem::error(format!("{}.{field}", self.at), message);
         self.problems.push(if help.is_empty() { problem } else { problem.help(help) });
     }
 
@@ -327,116 +264,5 @@ impl Reader<'_> {
             }
         }
         found
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read_text(text: &str) -> (Authorizers, Vec<String>) {
-        let tree = crate::yaml::node::parse(text).unwrap();
-        let mut problems = Vec::new();
-        let found = read(&tree, "p", &mut problems);
-        (found, problems.iter().map(|p| format!("{} {}: {}", p.severity, p.field, p.message)).collect())
-    }
-
-    #[test]
-    fn features_AP_6_all_fields_of_a_provider_are_read() {
-        let text = "
-- name: a
-  envoyExtAuthzHttp:
-    service: foo/Ext-Authz.foo.svc.cluster.local
-    port: 8000
-    timeout: 1.5s
-    pathPrefix: /check/
-    failOpen: true
-    statusOnError: '503'
-    includeRequestHeadersInCheck: [X-Ext-Authz, 'x-user*', '*-id']
-    includeAdditionalHeadersInCheck: {x-mesh: '1'}
-    includeRequestBodyInCheck: {maxRequestBytes: 10, allowPartialMessage: true, packAsBytes: true}
-    headersToUpstreamOnAllow: [x-a]
-    headersToDownstreamOnDeny: [x-b]
-    headersToDownstreamOnAllow: [x-c]
-    clearRouteCache: true
-- name: b
-  envoyExtAuthzGrpc: {service: ext-authz.foo.svc.cluster.local, port: 9000}
-- name: c
-  zipkin: {service: z, port: 9411}
-";
-        let (found, said) = read_text(text);
-        assert_eq!(said, [""; 0]);
-        let place = || ClusterKey { service: mesh_core::NamespacedName::new("n", "h"), port: 1, subset: ArcStr::new() };
-        let one = found["a"].as_ref().unwrap();
-        assert_eq!(
-            (one.namespace.as_deref(), &*one.host, one.port),
-            (Some("foo"), "ext-authz.foo.svc.cluster.local", 8000)
-        );
-        let texts = |text: &str| vec![StringMatch::Exact(text.into())];
-        let expected = Authorizer {
-            name: "a".into(),
-            place: place(),
-            form: Form::Http(HttpForm {
-                path_prefix: "/check".into(),
-                sent: vec![
-                    StringMatch::Exact("x-ext-authz".into()),
-                    StringMatch::Prefix("x-user".into()),
-                    StringMatch::Suffix("-id".into()),
-                ],
-                fixed: vec![(HeaderName::from_static("x-mesh"), HeaderValue::from_static("1"))],
-                to_upstream: texts("x-a"),
-                on_deny: texts("x-b"),
-                on_allow: texts("x-c"),
-            }),
-            timeout: Duration::from_millis(1500),
-            fail_open: true,
-            status_on_error: StatusCode::SERVICE_UNAVAILABLE,
-            body: Some(BodyShown { most: 10, partial: true, as_bytes: true }),
-            routes_again: true,
-        };
-        assert_eq!(one.at(&"a".into(), place()), expected);
-        let usual = Authorizer {
-            name: "b".into(),
-            form: Form::Grpc,
-            timeout: Duration::from_secs(600),
-            fail_open: false,
-            status_on_error: StatusCode::FORBIDDEN,
-            body: None,
-            routes_again: false,
-            ..expected
-        };
-        assert_eq!(found["b"].as_ref().unwrap().at(&"b".into(), place()), usual);
-        assert_eq!(found["c"], None);
-    }
-
-    #[test]
-    fn what_cannot_be_heeded_refuses_the_settings() {
-        let http = |more: &str| format!("[{{name: a, envoyExtAuthzHttp: {{service: a.b, port: 1, {more}}}}}]");
-        for (text, field) in [
-            ("[{name: a, envoyExtAuthzHttp: {port: 1}}]".to_owned(), "p[0].envoyExtAuthzHttp.service"),
-            ("[{name: a, envoyExtAuthzGrpc: {service: a.b}}]".to_owned(), "p[0].envoyExtAuthzGrpc.port"),
-            ("[{name: a, envoyExtAuthzGrpc: {service: 'a b', port: 1}}]".to_owned(), "p[0].envoyExtAuthzGrpc.service"),
-            ("[{name: a/b, envoyExtAuthzGrpc: {service: b, port: 1}}]".to_owned(), "p[0].name"),
-            (
-                "[{name: a, envoyExtAuthzGrpc: {service: b, port: 1}, envoyExtAuthzHttp: {service: b, port: 1}}]"
-                    .to_owned(),
-                "p[0]",
-            ),
-            (http("timeout: 1us"), "p[0].envoyExtAuthzHttp.timeout"),
-            (http("pathPrefix: check"), "p[0].envoyExtAuthzHttp.pathPrefix"),
-            (http("pathPrefix: '/a?b'"), "p[0].envoyExtAuthzHttp.pathPrefix"),
-            (http("statusOnError: '99'"), "p[0].envoyExtAuthzHttp.statusOnError"),
-            (http("includeRequestHeadersInCheck: ['*']"), "p[0].envoyExtAuthzHttp.includeRequestHeadersInCheck[0]"),
-            (http("headersToUpstreamOnAllow: ['a*b']"), "p[0].envoyExtAuthzHttp.headersToUpstreamOnAllow[0]"),
-            (
-                http("includeAdditionalHeadersInCheck: {host: a}"),
-                "p[0].envoyExtAuthzHttp.includeAdditionalHeadersInCheck.host",
-            ),
-            (http("includeRequestBodyInCheck: {}"), "p[0].envoyExtAuthzHttp.includeRequestBodyInCheck.maxRequestBytes"),
-            (http("failopen: true"), "p[0].envoyExtAuthzHttp.failopen"),
-        ] {
-            let (_, said) = read_text(&text);
-            assert!(said.iter().any(|said| said.starts_with(&format!("error {field}"))), "{text}: {said:?}");
-        }
     }
 }

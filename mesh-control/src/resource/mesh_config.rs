@@ -5,7 +5,8 @@ use mesh_core::{ArcStr, TrustDomain};
 
 use super::fields::{Fields, Mapping};
 use super::label_selector::{self, LabelSelector};
-use super::mesh_authorizers::{self, Authorizers};
+use super::mesh_authorizers::Authorizers;
+use super::mesh_providers::{self, Providers};
 use super::mesh_telemetry::{self, MeshTelemetry};
 use super::{Key, Object, Read, Unreadable, meta};
 use crate::diagnosis::{Problem, closest};
@@ -209,14 +210,11 @@ fn settings(tree: &Tree, path: &str, fields: &mut Fields) -> Option<MeshConfig> 
     }
     config.discovery = discovery(&mesh, fields);
     outbound(&mesh, fields);
-    config.telemetry = mesh_telemetry::read(tree, path, &mut fields.problems);
-    if let Some(tree) = mesh.get("extensionProviders") {
-        let mut problems = Vec::new();
-        config.authorizers = mesh_authorizers::read(tree, &mesh.field("extensionProviders"), &mut problems);
-        // Fields that nobody knows were told of with the telemetry.
-        problems.retain(|problem| !fields.problems.contains(problem));
-        fields.problems.append(&mut problems);
-    }
+    let providers = mesh.get("extensionProviders");
+    let read = |tree| mesh_providers::read(tree, &mesh.field("extensionProviders"), &mut fields.problems);
+    let Providers { takers, authorizers } = providers.map(read).unwrap_or_default();
+    config.telemetry = mesh_telemetry::read(tree, path, takers, &mut fields.problems);
+    config.authorizers = authorizers;
     match mesh.get("enableAutoMtls").map(|node| &node.value) {
         None | Some(Value::Bool(true)) => {}
         Some(Value::Bool(false)) => {

@@ -1,4 +1,4 @@
-//! What the mesh settings say of logs and spans: who may take them (`extensionProviders`), who does where no Telemetry says it (`defaultProviders`,
+//! What the mesh settings say of logs and spans: who does where no Telemetry says it (`defaultProviders`,
 //! `accessLogFile`, `enableTracing`), and how many requests are traced. Read by `mesh_config`.
 
 use std::collections::BTreeMap;
@@ -15,14 +15,15 @@ use crate::yaml::node::{Node as Tree, Value};
 
 /// The provider of logs that everybody has: the standard output.
 pub const STDOUT: &str = "envoy";
-/// Most providers.
-const MOST: usize = 100;
+
+/// Who may take something, by name.
+pub type Takers = BTreeMap<ArcStr, Provider>;
 
 /// What the settings say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MeshTelemetry {
     /// Who may take something, by name.
-    pub providers: BTreeMap<ArcStr, Provider>,
+    pub providers: Takers,
     /// Who takes lines where no Telemetry says it.
     pub default_logs: Vec<ArcStr>,
     /// Who takes spans where no Telemetry says it.
@@ -48,45 +49,10 @@ pub enum Provider {
     NotBuilt(&'static str),
 }
 
+/// Logs in files, as they are written.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[allow(dead_code, reason = "what is only known by name is read so that it is no unknown field")]
-struct Extension {
-    name: String,
-    envoy_file_access_log: Option<FileLog>,
-    zipkin: Option<Zipkin>,
-    opentelemetry: Option<OpenTelemetry>,
-    prometheus: Option<Prometheus>,
-    #[serde(deserialize_with = "there")]
-    lightstep: bool,
-    #[serde(deserialize_with = "there")]
-    datadog: bool,
-    #[serde(deserialize_with = "there")]
-    stackdriver: bool,
-    #[serde(deserialize_with = "there")]
-    opencensus: bool,
-    #[serde(deserialize_with = "there")]
-    skywalking: bool,
-    #[serde(deserialize_with = "there")]
-    envoy_http_als: bool,
-    #[serde(deserialize_with = "there")]
-    envoy_tcp_als: bool,
-    #[serde(deserialize_with = "there")]
-    envoy_otel_als: bool,
-    #[serde(deserialize_with = "there")]
-    envoy_ext_authz_http: bool,
-    #[serde(deserialize_with = "there")]
-    envoy_ext_authz_grpc: bool,
-    #[serde(deserialize_with = "there")]
-    sds: bool,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-struct Prometheus {}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct FileLog {
+pub struct FileLog {
     path: String,
     log_format: Option<Format>,
     #[serde(deserialize_with = "there")]
@@ -100,10 +66,11 @@ struct Format {
     labels: Option<BTreeMap<String, String>>,
 }
 
+/// A collector of Zipkin's, as it is written.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 #[allow(dead_code, reason = "what is only known by name is read so that it is no unknown field")]
-struct Zipkin {
+pub struct Zipkin {
     service: String,
     port: u16,
     max_tag_length: Option<u32>,
@@ -114,9 +81,10 @@ struct Zipkin {
     trace_context_option: bool,
 }
 
+/// A collector of OpenTelemetry's, as it is written.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct OpenTelemetry {
+pub struct OpenTelemetry {
     service: String,
     port: u16,
     max_tag_length: Option<u32>,
@@ -182,24 +150,9 @@ struct ZipkinAddress {
 }
 
 /// Reads what the settings say. `at` is the path of the settings; what is wrong refuses them.
-pub fn read(mesh: &Tree, at: &str, problems: &mut Vec<Problem>) -> MeshTelemetry {
-    let mut telemetry = MeshTelemetry::default();
+pub fn read(mesh: &Tree, at: &str, providers: Takers, problems: &mut Vec<Problem>) -> MeshTelemetry {
+    let mut telemetry = MeshTelemetry { providers, ..MeshTelemetry::default() };
     let path = |key: &str| format!("{at}.{key}");
-    if let Some(tree) = mesh.get("extensionProviders") {
-        let field = path("extensionProviders");
-        let all: Vec<Extension> = strict::read(tree, &field, Unknown::Wrong, problems).unwrap_or_default();
-        if all.len() > MOST {
-            problems.push(Problem::error(field.clone(), format!("more than {MOST} providers")));
-        }
-        for (index, one) in all.iter().take(MOST).enumerate() {
-            let field = format!("{field}[{index}]");
-            let provider = one.provider(&field, problems);
-            if one.name.is_empty() || telemetry.providers.contains_key(one.name.as_str()) {
-                problems.push(Problem::error(format!("{field}.name"), "each provider needs a name of its own"));
-            }
-            telemetry.providers.insert(one.name.as_str().into(), provider);
-        }
-    }
     telemetry.file = file(mesh, at, problems);
     telemetry.enable_tracing = matches!(flag(mesh, "enableTracing", at, problems), Some(true));
     if let Some(tree) = mesh.get("defaultProviders") {
@@ -261,37 +214,19 @@ fn compile(format: &LogFormat, field: &str, problems: &mut Vec<Problem>) {
     }
 }
 
-impl Extension {
-    fn provider(&self, field: &str, problems: &mut Vec<Problem>) -> Provider {
-        if let Some(log) = &self.envoy_file_access_log {
-            return log.provider(&format!("{field}.envoyFileAccessLog"), problems);
-        }
-        if let Some(zipkin) = &self.zipkin {
-            let field = format!("{field}.zipkin");
-            let host = place(&zipkin.service, zipkin.port, &field, problems);
-            let path = zipkin.path.clone().unwrap_or_default().into();
-            let kind = CollectorKind::Zipkin;
-            let collector = Collector { kind, host, port: zipkin.port, path, headers: Vec::new() };
-            return Provider::Spans(collector, zipkin.max_tag_length);
-        }
-        if let Some(otel) = &self.opentelemetry {
-            return otel.provider(&format!("{field}.opentelemetry"), problems);
-        }
-        if self.prometheus.is_some() {
-            return Provider::Metrics;
-        }
-        // Others read those that decide who gets in.
-        if self.envoy_ext_authz_http || self.envoy_ext_authz_grpc {
-            return Provider::NotBuilt("it decides who gets in, and takes nothing");
-        }
-        let message = "waypoints do not know providers of this kind: Telemetry that names it has no effect";
-        problems.push(Problem::warning(field, message).help("use envoyFileAccessLog, opentelemetry or zipkin"));
-        Provider::NotBuilt("waypoints do not know providers of its kind")
+impl Zipkin {
+    /// Who takes the spans. What is wrong refuses the settings.
+    pub fn provider(&self, field: &str, problems: &mut Vec<Problem>) -> Provider {
+        let host = place(&self.service, self.port, field, problems);
+        let path = self.path.clone().unwrap_or_default().into();
+        let collector = Collector { kind: CollectorKind::Zipkin, host, port: self.port, path, headers: Vec::new() };
+        Provider::Spans(collector, self.max_tag_length)
     }
 }
 
 impl FileLog {
-    fn provider(&self, field: &str, problems: &mut Vec<Problem>) -> Provider {
+    /// Who takes it. What is wrong refuses the settings.
+    pub fn provider(&self, field: &str, problems: &mut Vec<Problem>) -> Provider {
         let format = match &self.log_format {
             Some(Format { text: Some(_), labels: Some(_) }) => {
                 let message = "text and labels exclude each other";
@@ -315,7 +250,8 @@ impl FileLog {
 }
 
 impl OpenTelemetry {
-    fn provider(&self, field: &str, problems: &mut Vec<Problem>) -> Provider {
+    /// Who takes it. What is wrong refuses the settings.
+    pub fn provider(&self, field: &str, problems: &mut Vec<Problem>) -> Provider {
         let host = place(&self.service, self.port, field, problems);
         for (name, is_there) in [
             ("grpc", self.grpc),

@@ -9,6 +9,7 @@ pub mod kind;
 pub mod label_selector;
 pub mod mesh_authorizers;
 pub mod mesh_config;
+pub mod mesh_providers;
 pub mod mesh_telemetry;
 pub mod meta;
 pub mod namespace;

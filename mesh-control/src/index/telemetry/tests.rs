@@ -3,6 +3,7 @@
 use mesh_core::telemetry::Metric as CoreMetric;
 
 use super::*;
+use crate::resource::{mesh_providers, mesh_telemetry};
 
 const GATEWAY: &str = "gateway.networking.k8s.io";
 
@@ -19,11 +20,19 @@ fn objects(all: &[(&str, &str)]) -> BTreeMap<NamespacedName, Object> {
 }
 
 fn mesh(text: &str) -> MeshTelemetry {
-    let mut problems = Vec::new();
-    let tree = crate::yaml::node::parse(text).unwrap();
-    let mesh = crate::resource::mesh_telemetry::read(&tree, "mesh", &mut problems);
+    let (mesh, problems) = read_mesh(text);
     assert!(problems.is_empty(), "{problems:?}");
     mesh
+}
+
+fn read_mesh(text: &str) -> (MeshTelemetry, Vec<Problem>) {
+    let mut problems = Vec::new();
+    let tree = crate::yaml::node::parse(text).unwrap();
+    let providers = tree.get("extensionProviders");
+    let read = |tree| mesh_providers::read(tree, "mesh.extensionProviders", &mut problems).takers;
+    let takers = providers.map(read).unwrap_or_default();
+    let mesh = mesh_telemetry::read(&tree, "mesh", takers, &mut problems);
+    (mesh, problems)
 }
 
 /// What is done by the waypoint `shop/waypoint`, to which `shop/web` is bound, and what is said of the objects.
@@ -247,9 +256,7 @@ fn settings_of_logs_and_spans_are_read_or_refused() {
         ),
         ("enableTracing: 7", "error mesh.enableTracing: "),
     ] {
-        let mut problems = Vec::new();
-        let tree = crate::yaml::node::parse(text).unwrap();
-        crate::resource::mesh_telemetry::read(&tree, "mesh", &mut problems);
+        let (_, problems) = read_mesh(text);
         let said: Vec<_> = problems.iter().map(|p| format!("{} {}: {}", p.severity, p.field, p.message)).collect();
         assert!(said.iter().any(|line| line.contains(expected)), "{text}: {said:?}");
     }

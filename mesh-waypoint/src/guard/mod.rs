@@ -1,4 +1,5 @@
-//! What the control plane has said of whom to believe and whom to answer, with the keys of tokens read, and how many requests there may be, with what was counted. The state holds it; `security` asks it.
+//! What the control plane has said of whom to believe and whom to answer, with the keys of tokens read, and how many requests there may be, with what was
+//! counted. The state holds it; `security` asks it.
 
 mod buckets;
 mod keys;

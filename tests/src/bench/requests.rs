@@ -32,8 +32,6 @@ const ROUNDS: usize = 3;
 /// Ours; those of the others follow.
 const PORT: u16 = 8081;
 
-const RPS: &str = "HTTP/1.1, 32 connections, requests/s";
-
 /// The pods: who asks, what stands between, who answers.
 struct Stage {
     client: Arc<Pod>,
@@ -137,7 +135,7 @@ impl Stage {
     /// What was measured was also counted: metrics are not off.
     fn counted(&self) -> Result<()> {
         let counted = self.gateway.metrics()?.sum("istio_requests_total", &[("response_code", "200")]);
-        ensure!(counted > 0.0, "the gateway has counted no request: {RPS} is not what users get");
+        ensure!(counted > 0.0, "the gateway has counted no request: requests per second are not what users get");
         Ok(())
     }
 

@@ -60,18 +60,9 @@ impl Lab {
 
     /// Starts a pod of a Gateway of the class `undermesh`, which listens outside of the mesh, with these labels besides, and waits until it is ready.
     pub fn start_gateway(&self, namespace: &str, gateway: &str, node: u8, labels: &[(&str, &str)]) -> Result<Waypoint> {
-        let name = format!("{gateway}-{:06x}", rand::random::<u32>() & 0xff_ffff);
-        // What is made for a Gateway of this class is called so, and so are its service account and Service.
-        let made = format!("{gateway}-undermesh");
-        let spec = PodSpec::new(&name).namespace(namespace).node(node).service_account(&made).unready();
-        let spec = spec.label(GATEWAY_NAME, gateway).label(DATAPLANE_MODE, "none");
-        let pod = self.add_pod(labels.iter().fold(spec, |spec, (key, value)| spec.label(key, value)))?;
-        let program = self.waypoint_program(&pod, gateway)?;
-        let process = self.spawn(program.args(["--service-account", &made, "--service", &made]))?;
-        let waypoint = Waypoint { pod, process };
-        waypoint.wait_ready(SOON)?;
-        self.set_ready(&waypoint.pod, true)?;
-        Ok(waypoint)
+        let pod = self.gateway_pod(namespace, gateway, node, labels)?;
+        let program = self.waypoint_program(&pod, gateway)?.args(["--service", &pod.service_account]);
+        self.start_in(pod, program)
     }
 
     /// Starts the process of a pod of a Gateway that has none, as a kubelet starts a container again.
@@ -101,14 +92,24 @@ impl Lab {
 
     /// Starts a pod of a Gateway that listens outside of the mesh, with these arguments instead of those that tests have, and waits until it is ready.
     pub fn start_gateway_with(&self, namespace: &str, gateway: &str, node: u8, args: &[&str]) -> Result<Waypoint> {
+        let pod = self.gateway_pod(namespace, gateway, node, &[])?;
+        let program = self.bare_program(&pod, gateway)?.args(args);
+        self.start_in(pod, program)
+    }
+
+    fn gateway_pod(&self, namespace: &str, gateway: &str, node: u8, labels: &[(&str, &str)]) -> Result<Arc<Pod>> {
         let name = format!("{gateway}-{:06x}", rand::random::<u32>() & 0xff_ffff);
-        // As what the control plane deploys is called.
-        let account = format!("{gateway}-undermesh");
-        let spec = PodSpec::new(&name).namespace(namespace).node(node).service_account(&account).unready();
-        let pod = self.add_pod(spec.label(GATEWAY_NAME, gateway).label(DATAPLANE_MODE, "none"))?;
-        let program = self.bare_program(&pod, gateway)?.args(["--service-account", &account]).args(args);
-        let process = self.spawn(program)?;
-        let waypoint = Waypoint { pod, process };
+        // What is made for a Gateway of this class is called so, and so are its service account and Service.
+        let made = format!("{gateway}-undermesh");
+        let spec = PodSpec::new(&name).namespace(namespace).node(node).service_account(&made).unready();
+        let spec = spec.label(GATEWAY_NAME, gateway).label(DATAPLANE_MODE, "none");
+        self.add_pod(labels.iter().fold(spec, |spec, (key, value)| spec.label(key, value)))
+    }
+
+    /// Starts the gateway's process in its pod, and waits until it is ready.
+    fn start_in(&self, pod: Arc<Pod>, program: Program) -> Result<Waypoint> {
+        let program = program.args(["--service-account", &pod.service_account]);
+        let waypoint = Waypoint { process: self.spawn(program)?, pod };
         waypoint.wait_ready(SOON)?;
         self.set_ready(&waypoint.pod, true)?;
         Ok(waypoint)

@@ -256,6 +256,37 @@ async fn a_connection_that_waits_for_one_client_makes_room_for_another() {
     until("the first to be closed", || waypoint.engine.here().pool.open() == 1).await;
 }
 
+/// What was open before a rule came is not used around it.
+#[tokio::test]
+async fn connections_of_before_a_limit_are_not_used_any_more() {
+    let (address, open, inside) = gate().await;
+    let waypoint = Arc::new(Waypoint::start(&[Backend::new("a", A, &[address])], Table::default()).await);
+    let ask = || {
+        let waypoint = waypoint.clone();
+        tokio::spawn(async move { waypoint.ask(ASK, get("/")).await.status() })
+    };
+    let before: Vec<_> = (0..3).map(|_| ask()).collect();
+    until("three at once", || inside.load(SeqCst) == 3).await;
+    open.add_permits(3);
+    for asked in before {
+        assert_eq!(soon("an answer", asked).await.unwrap(), StatusCode::OK);
+    }
+    let pool = Pool { connections: 1, pending: 1, ..Pool::default() };
+    waypoint.state.set_clusters(Arc::new(Clusters::new([place("", "", Policy { pool, ..Policy::default() })])));
+    let mut after = tokio::task::JoinSet::new();
+    (0..3).for_each(|_| drop(after.spawn(ask())));
+    let mut statuses = Vec::new();
+    // One is inside and one waits for its connection: the third is refused, and nobody else is let in before the gate opens.
+    statuses.push(soon("a refusal", after.join_next()).await.unwrap().unwrap().unwrap());
+    until("one inside", || inside.load(SeqCst) == 1).await;
+    open.add_permits(100);
+    while let Some(answer) = soon("an answer", after.join_next()).await {
+        statuses.push(answer.unwrap().unwrap());
+    }
+    // A request whose connection is being made waits, too: the second may have been one too many.
+    assert_eq!((statuses[0], statuses[2]), (StatusCode::SERVICE_UNAVAILABLE, StatusCode::OK));
+}
+
 #[tokio::test]
 async fn features_DR_10_requests_at_once_are_limited_in_http2_too() {
     let (address, open, inside) = gate().await;

@@ -4,7 +4,7 @@
 mod waiting;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use arcstr::ArcStr;
@@ -50,6 +50,9 @@ pub enum NoEndpoint {
     Overflow,
 }
 
+/// The next number of [`Version::terms`].
+static TERMS: AtomicU64 = AtomicU64::new(1);
+
 /// All places.
 #[derive(Default)]
 pub struct Places {
@@ -86,6 +89,13 @@ pub struct Version {
     /// How TLS begins there, or why it cannot; and what credentials it was made with.
     origin: Option<Result<Arc<Origin>, String>>,
     certificates: Arc<Certificates>,
+    terms: Arc<Terms>,
+}
+
+/// Under which limits connections are made. Those that were made under others are neither used any more nor counted.
+struct Terms {
+    id: u64,
+    open: AtomicU32,
 }
 
 /// A place at one moment.
@@ -107,6 +117,12 @@ impl Version {
     /// How TLS begins towards endpoints outside of the mesh, if that is asked for; an error says why it cannot.
     pub fn origin(&self) -> Result<Option<&Arc<Origin>>, &str> {
         self.origin.as_ref().map(|origin| origin.as_ref().map_err(String::as_str)).transpose()
+    }
+
+    /// Tells apart what connections may not be shared by: the limits that they were made under. 0 is Istio's defaults.
+    #[must_use]
+    pub fn terms(&self) -> u64 {
+        self.terms.id
     }
 
     /// Whether somebody has said it.
@@ -133,19 +149,23 @@ impl Place {
 /// A connection that counts, until it is dropped; then somebody who waits for one is told.
 pub struct Permit {
     taken: Option<Taken>,
+    terms: Arc<Terms>,
     place: Arc<Place>,
 }
 
 impl Permit {
     pub(crate) fn take(found: &Found) -> Option<Self> {
-        let taken = found.place.usage().take(Limit::Connections, found.now.policy().pool.connections)?;
-        Some(Self { taken: Some(taken), place: Arc::clone(&found.place) })
+        let (terms, most) = (&found.now.terms, found.now.policy().pool.connections);
+        terms.open.fetch_update(Relaxed, Relaxed, |open| (open < most).then(|| open + 1)).ok()?;
+        let taken = found.place.usage().take(Limit::Connections, u32::MAX);
+        Some(Self { taken, terms: Arc::clone(terms), place: Arc::clone(&found.place) })
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         drop(self.taken.take());
+        self.terms.open.fetch_sub(1, Relaxed);
         self.place.freed.notify_one();
     }
 }
@@ -289,6 +309,13 @@ impl Place {
         let set = Arc::new(Set::new(&sources, &self.state));
         let last = self.now.load();
         let before = last.as_ref().and_then(|last| last.origin.as_ref()?.as_ref().ok());
+        let terms = match last.as_ref() {
+            Some(last) if last.policy().pool == policy.pool => Arc::clone(&last.terms),
+            _ => {
+                let id = if policy.pool == usual.pool { 0 } else { TERMS.fetch_add(1, Relaxed) };
+                Arc::new(Terms { id, open: AtomicU32::new(0) })
+            }
+        };
         let (host, namespace) = (&service.hostname, &own.place.namespace);
         let origin = Origin::make(&policy.tls, host, namespace, &view.edge.certificates, before);
         Version {
@@ -300,6 +327,7 @@ impl Place {
             origin,
             certificates: Arc::clone(&view.edge.certificates),
             usual,
+            terms,
         }
     }
 }

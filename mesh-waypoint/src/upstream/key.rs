@@ -17,6 +17,8 @@ pub(super) struct Key {
     identity: Identity,
     /// With which TLS; 0 is none of the world's.
     origin: u64,
+    /// Under which limits; 0 is none.
+    terms: u64,
 }
 
 /// Looks a [`Key`] up without owning one.
@@ -28,6 +30,7 @@ pub(super) struct At<'a> {
     pub(super) client: IpAddr,
     pub(super) identity: &'a Identity,
     pub(super) origin: u64,
+    pub(super) terms: u64,
 }
 
 impl Equivalent<Arc<Key>> for At<'_> {
@@ -36,6 +39,7 @@ impl Equivalent<Arc<Key>> for At<'_> {
             && self.client == key.client
             && self.generation == key.generation
             && self.origin == key.origin
+            && self.terms == key.terms
             && self.uid == key.uid
             && *self.identity == key.identity
     }
@@ -51,6 +55,7 @@ impl At<'_> {
             client: self.client,
             identity: self.identity.clone(),
             origin: self.origin,
+            terms: self.terms,
         })
     }
 }

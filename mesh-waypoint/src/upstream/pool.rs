@@ -158,6 +158,7 @@ impl Pool {
             client: peer.address.ip(),
             identity: &peer.identity,
             origin: endpoint.origin().map_or(0, |origin| origin.id()),
+            terms: endpoint.found.as_ref().map_or(0, |found| found.now.terms()),
         };
         if http2 {
             return self.multiplexed(shared, endpoint, peer, &at, fresh).await;

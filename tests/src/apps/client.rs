@@ -70,6 +70,8 @@ pub fn dial(host: &str, port: u16, limit: Duration) -> Result<TcpStream, Failure
 pub struct Get {
     /// `http://host[:port]/path`.
     pub url: String,
+    /// `GET`, or another method; there is no body.
+    pub method: String,
     /// `name: value` lines.
     pub headers: Vec<String>,
     /// Limit for connecting and for each read.
@@ -85,7 +87,8 @@ pub fn get(request: &Get) -> Result<(u16, String), Failure> {
         _ => (authority, 80),
     };
     let mut stream = dial(host, port, request.timeout)?;
-    let mut text = format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\nAccept: */*\r\n");
+    let mut text =
+        format!("{} {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\nAccept: */*\r\n", request.method);
     for header in &request.headers {
         text.push_str(header);
         text.push_str("\r\n");

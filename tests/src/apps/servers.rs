@@ -89,8 +89,9 @@ pub fn banner(port: u16, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// HTTP on a port: any path answers 200 with what was seen, `/status/<code>` answers that code; each answer comes `delay` later. A line tells of each request.
-pub fn http(port: u16, name: &str, delay: Duration) -> Result<()> {
+/// HTTP on a port: any path answers 200 with what was seen, `/status/<code>` answers that code, and all paths answer `status` if there is one; each answer
+/// comes `delay` later. A line tells of each request.
+pub fn http(port: u16, name: &str, delay: Duration, status: Option<u16>) -> Result<()> {
     let listener = listen(port, false)?;
     listener.set_nonblocking(true).context("set non-blocking")?;
     runtime()?.block_on(async {
@@ -101,7 +102,10 @@ pub fn http(port: u16, name: &str, delay: Duration) -> Result<()> {
             let name = name.to_string();
             tokio::spawn(async move {
                 let service = service_fn(move |request| {
-                    let answer = tell(&name, peer, &request);
+                    let mut answer = tell(&name, peer, &request);
+                    if let Some(status) = status.and_then(|status| http::StatusCode::from_u16(status).ok()) {
+                        *answer.status_mut() = status;
+                    }
                     async move {
                         tokio::time::sleep(delay).await;
                         Ok::<_, Infallible>(answer)

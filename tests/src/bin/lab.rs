@@ -57,6 +57,9 @@ enum Program {
         name: String,
         #[arg(long, default_value_t = 0)]
         delay_ms: u64,
+        /// Of each answer, whatever path is asked for.
+        #[arg(long)]
+        status: Option<u16>,
     },
     /// Answer HTTP in TLS with what was seen.
     Https {
@@ -101,6 +104,8 @@ enum Program {
     /// Load a URL, with curl's exit codes.
     Get {
         url: String,
+        #[arg(short = 'X', long = "request", default_value = "GET")]
+        method: String,
         #[arg(short = 'H', long = "header")]
         headers: Vec<String>,
         #[arg(long, default_value_t = 1)]
@@ -282,14 +287,16 @@ fn main() -> Result<()> {
         Program::Enter { pid, command } => return enter(pid, &command),
         Program::Dns { listen, records } => return dns::run(listen, records),
         Program::TcpEcho { ports, prefix } => return servers::tcp_echo(&ports, &prefix),
-        Program::Http { port, name, delay_ms } => return servers::http(port, &name, Duration::from_millis(delay_ms)),
+        Program::Http { port, name, delay_ms, status } => {
+            return servers::http(port, &name, Duration::from_millis(delay_ms), status);
+        }
         Program::Https { port, name, hosts, roots } => return https::run(port, &name, &hosts, &roots),
         Program::Collector { port } => return collector::run(port),
         Program::Authorizer { http_port, grpc_port } => return asked::authorizer(http_port, grpc_port),
         Program::RateLimits { port, limits } => return asked::counting(port, &limits),
         Program::Banner { port, text } => return servers::banner(port, &text),
-        Program::Get { url, headers, count, lines, interval_ms, timeout } => {
-            let request = client::Get { url, headers, timeout: seconds(timeout) };
+        Program::Get { url, method, headers, count, lines, interval_ms, timeout } => {
+            let request = client::Get { url, method, headers, timeout: seconds(timeout) };
             match lines || count != 1 {
                 true => client::run_gets(&request, count, Duration::from_millis(interval_ms)),
                 false => client::run_get(&request),

@@ -2,10 +2,12 @@
 use super::report::Progress;
 use super::tour::{PAGE, SOON, Stage};
 use crate::harness::bookinfo::{Load, parse};
+use crate::harness::issuer::ISSUER;
 use crate::harness::routing::{http_route, virtual_service};
 use crate::harness::waypoint::USE_WAYPOINT;
-use crate::harness::{Bookinfo, Lab, ServiceSpec, Stars, Waypoint, eventually, manifest};
+use crate::harness::{Bookinfo, Issuer, Lab, Process, ServiceSpec, Stars, Waypoint, eventually, manifest};
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use std::time::{Duration, Instant};
 
 const JASON: Option<&str> = Some("jason");
@@ -51,6 +53,8 @@ impl<'a> Stage<'a> {
         self.faults();
         self.timeout();
         self.mirror(&waypoint);
+        self.circuits();
+        self.tokens();
         self.report.fact("without the label requests go from agent to agent again", |_| {
             pages.lab.enrol_namespace("default")?;
             eventually("requests around it", SOON, || {
@@ -183,6 +187,60 @@ impl<'a> Stage<'a> {
             Ok(vec!["10 pages without stars, and 10 requests of v3 to ratings".into()])
         });
     }
+
+    fn circuits(&mut self) {
+        let pages = self.pages();
+        let rule = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: reviews, namespace: default}\nspec:\n  host: reviews\n  trafficPolicy:\n    connectionPool: {tcp: {maxConnections: 1}, http: {http1MaxPendingRequests: 1}}\n";
+        self.report.quote(rule.trim_end());
+        self.report.fact("reviews serve one request, another one waits, and more at the same time are refused", |_| {
+            pages.lab.apply("reviews", rule)?;
+            let took = eventually("a request that is too much", SOON, || {
+                let loads = pages.at_once("http://reviews:9080/reviews/0", 6, 4)?;
+                let refused = loads.iter().filter(|load| load.status == 503).collect::<Vec<_>>();
+                let served = loads.iter().filter(|load| load.status == 200).count();
+                ensure!(served > 0 && served + refused.len() == loads.len(), "{loads:?}");
+                let one = refused.first().context("none was refused")?;
+                ensure!(one.text.ends_with("overflow"), "{one:?}");
+                Ok(vec![format!(
+                    "{served} of {} requests by six clients were served, the others: 503, {}",
+                    loads.len(),
+                    one.text
+                )])
+            })?;
+            pages.lab.delete("reviews")?;
+            eventually("no limit any more", SOON, || {
+                let loads = pages.at_once("http://reviews:9080/reviews/0", 6, 4)?;
+                ensure!(loads.iter().all(|load| load.status == 200), "{loads:?}");
+                Ok(())
+            })?;
+            Ok(took)
+        });
+    }
+
+    fn tokens(&mut self) {
+        let pages = self.pages();
+        self.report.fact("productpage asks for a token: 403 without one, 401 with a forged one, a page with a good one", |_| {
+            let issuer = Issuer::new()?;
+            let target = "{group: \"\", kind: Service, name: productpage}";
+            let required = format!("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: tokens, namespace: default}}\nspec:\n  targetRefs: [{target}]\n  rules: [{{from: [{{source: {{requestPrincipals: [{ISSUER}/{ISSUER}]}}}}]}}]\n");
+            pages.lab.apply("tokens", &issuer.request_authentication(target))?;
+            pages.lab.apply("required", &required)?;
+            let (good, forged) = (issuer.token(60, &json!({}))?, Issuer::new()?.token(60, &json!({}))?);
+            let with = |token: &str| pages.bookinfo.client.lab(["get", "-H", &format!("authorization: Bearer {token}"), PAGE]);
+            eventually("a page that is refused", SOON, || {
+                let without = pages.bookinfo.client.get(PAGE)?;
+                ensure!(without.stdout == "RBAC: access denied", "{without:?}");
+                Ok(())
+            })?;
+            let (forged, good) = (with(&forged)?, with(&good)?);
+            ensure!(forged.stderr.contains("HTTP 401"), "{forged:?}");
+            ensure!(good.code == 0 && good.stdout.contains("Simple Bookstore App"), "{good:?}");
+            pages.lab.delete("required")?;
+            pages.lab.delete("tokens")?;
+            eventually("pages for everybody", SOON, || pages.bookinfo.client.get(PAGE)?.success())?;
+            Ok(vec![format!("forged: {}, {}", forged.stderr.trim(), forged.stdout)])
+        });
+    }
 }
 
 impl Pages<'_> {
@@ -217,6 +275,18 @@ impl Pages<'_> {
         let bad = loads.iter().find(|load| load.status != 200 || !good(load));
         ensure!(bad.is_none(), "{user:?}: {bad:?}");
         Ok(())
+    }
+
+    /// Requests by so many clients at the same time, each one after the other.
+    fn at_once(&self, url: &str, clients: usize, each: usize) -> Result<Vec<Load>> {
+        let count = each.to_string();
+        let start = || self.bookinfo.client.start("lab", "lab", ["get", "--lines", "--count", &count, url]);
+        let started: Vec<Process> = (0..clients).map(|_| start()).collect::<Result<_>>()?;
+        let mut all = Vec::new();
+        for process in started {
+            all.extend(parse(&process.wait(SOON)?.stdout));
+        }
+        Ok(all)
     }
 
     /// Writes a route and waits for the first page that shows it.

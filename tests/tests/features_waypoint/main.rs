@@ -2,6 +2,8 @@
 
 #![expect(non_snake_case, reason = "tests carry the ids of their rows")]
 
+mod access;
+mod breaking;
 mod decisions;
 mod egress;
 mod failures;

@@ -3,6 +3,7 @@
 mod certificate;
 mod handshake;
 mod hello;
+pub mod pem;
 mod record;
 mod revocation;
 mod verify;

@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use ::aws_lc_rs::digest::{SHA256, digest};
 use mesh_core::listener::{Certificates, Clients, Credential, Tls, TlsVersion};
+use mesh_transport::tls::pem;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
@@ -20,9 +21,6 @@ use rustls::{
 };
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
-
-/// Certificates of one chain, and roots of one credential.
-const MOST_CERTIFICATES: usize = 1000;
 
 /// How TLS ends.
 pub struct Terms {
@@ -86,11 +84,8 @@ fn provider(suites: &[mesh_core::ArcStr]) -> Result<Arc<CryptoProvider>, String>
     Ok(Arc::new(provider))
 }
 
-fn certified(credential: &Credential, provider: &CryptoProvider) -> Result<CertifiedKey, &'static str> {
-    let chain = chain(&credential.chain).ok_or("the certificate is not PEM")?;
-    if chain.is_empty() {
-        return Err("there is no certificate in it");
-    }
+fn certified(credential: &Credential, provider: &CryptoProvider) -> Result<CertifiedKey, String> {
+    let chain = pem::certificates(&credential.chain).map_err(|why| format!("the certificate: {why}"))?;
     let key = PrivateKeyDer::from_pem_slice(credential.key.expose()).map_err(|_| "the key is not PEM")?;
     let key = provider.key_provider.load_private_key(key).map_err(|_| "the key is of no kind that is used")?;
     let mut certified = CertifiedKey::new(chain, key);
@@ -99,12 +94,8 @@ fn certified(credential: &Credential, provider: &CryptoProvider) -> Result<Certi
     }
     match certified.keys_match() {
         Ok(()) | Err(Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(certified),
-        Err(_) => Err("the key is not the certificate's"),
+        Err(_) => Err("the key is not the certificate's".to_owned()),
     }
-}
-
-fn chain(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
-    CertificateDer::pem_slice_iter(pem).take(MOST_CERTIFICATES).collect::<Result<_, _>>().ok()
 }
 
 fn verifier(
@@ -115,17 +106,8 @@ fn verifier(
     let (mut roots, mut revoked) = (RootCertStore::empty(), Vec::new());
     for name in &clients.roots {
         let credential = certificates.all.get(name).ok_or_else(|| format!("{name} is not known"))?;
-        let all = chain(&credential.roots).ok_or_else(|| format!("{name}: the roots are not PEM"))?;
-        let (added, _) = roots.add_parsable_certificates(all);
-        if added == 0 {
-            return Err(format!("{name}: there is no root in it"));
-        }
-        let lists = CertificateRevocationListDer::pem_slice_iter(&credential.revoked).collect::<Result<Vec<_>, _>>();
-        let lists = lists.map_err(|_| format!("{name}: what is revoked is not PEM"))?;
-        if lists.is_empty() && !credential.revoked.is_empty() {
-            return Err(format!("{name}: there is no list in what is revoked"));
-        }
-        revoked.extend(lists);
+        pem::add_roots(&credential.roots, &mut roots).map_err(|why| format!("{name}: the roots: {why}"))?;
+        revoked.extend(pem::revoked(&credential.revoked).map_err(|why| format!("{name}: what is revoked: {why}"))?);
     }
     if roots.is_empty() {
         return Err("nobody is known by whom clients are believed".to_owned());
@@ -208,9 +190,6 @@ impl ResolvesServerCert for Shown {
     }
 }
 
-/// The longest chain besides the leaf that is looked at: finding a path in it is exponential in the worst case.
-const INTERMEDIATES: usize = 8;
-
 /// Whether a client's certificate is believed. Where `unverified` ones are let in as well, what they prove is nothing.
 #[derive(Debug)]
 struct Judge {
@@ -235,7 +214,9 @@ impl ClientCertVerifier for Judge {
     ) -> Result<ClientCertVerified, Error> {
         match self.unverified {
             true => Ok(ClientCertVerified::assertion()),
-            false if intermediates.len() > INTERMEDIATES => Err(Error::General("the chain is too long".to_owned())),
+            false if intermediates.len() > pem::INTERMEDIATES => {
+                Err(Error::General("the chain is too long".to_owned()))
+            }
             false => self.path.verify_client_cert(leaf, intermediates, now),
         }
     }

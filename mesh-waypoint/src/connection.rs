@@ -17,11 +17,12 @@ use mesh_transport::hbone::HboneStream;
 use mesh_transport::socket::Armed;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
-use crate::downstream::Downstream;
+use crate::downstream::{Bound, Downstream};
 use crate::engine::Lane;
 use crate::exchange;
 use crate::http::serve::{Serve, serve as serve_http};
 use crate::http::sniff::{Spoken, sniff};
+use crate::peer::Peer;
 use crate::places::Permit;
 use crate::security::authorize;
 use crate::steer;
@@ -36,6 +37,11 @@ pub async fn serve(downstream: Arc<Downstream>, mut stream: HboneStream) {
     let settings = &downstream.lane.shared.settings;
     let sniffed = match bound.target.protocol() {
         _ if steer::takes_all(&downstream, &bound) => Ok((Spoken::Other, Bytes::new())),
+        // Where the application's TLS may begin here, a client that begins it itself is told apart.
+        AppProtocol::Tls if begins_tls(&bound, &downstream.peer) => sniff(&mut stream, settings.sniff_timeout).await,
+        AppProtocol::Tcp if begins_tls(&bound, &downstream.peer) => {
+            sniff(&mut stream, settings.sniff_timeout).await.map(|(_, prefix)| (Spoken::Other, prefix))
+        }
         AppProtocol::Tcp | AppProtocol::Tls => Ok((Spoken::Other, Bytes::new())),
         // Whatever the port is said to speak, the client may speak both; only what is no HTTP is an error then, and hyper says so.
         AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => {
@@ -66,7 +72,7 @@ pub async fn serve(downstream: Arc<Downstream>, mut stream: HboneStream) {
 async fn tunnel(downstream: &Downstream, mut stream: HboneStream, mut prefix: Bytes) {
     let (client, asked) = (&downstream.peer.identity, &downstream.asked);
     let connected = match steer::place(downstream, &mut stream, &mut prefix).await {
-        Ok(place) => connect(downstream, place.as_ref()).await,
+        Ok(place) => connect(downstream, place.as_ref(), is_tls(&prefix)).await,
         Err(nowhere) => Err(nowhere),
     };
     let (endpoint, wire, permit) = match connected {
@@ -170,10 +176,24 @@ impl AsyncWrite for Counted {
     }
 }
 
+/// Whether somebody has said that applications of the service that is asked for are spoken to with TLS.
+fn begins_tls(bound: &Bound, peer: &Peer) -> bool {
+    let Target::Service { key, port, .. } = &bound.target else { return false };
+    let own = ClusterKey { service: key.clone(), port: *port, subset: Default::default() };
+    let policy = bound.view.cluster(&own, &bound.seen(peer)).and_then(|place| place.policy.as_ref().ok());
+    policy.and_then(|policy| policy.tls.server()).is_some_and(|server| server.end_to_end)
+}
+
+/// Whether the first bytes are those of a handshake.
+fn is_tls(first: &[u8]) -> bool {
+    first.first() == Some(&22)
+}
+
 /// To an endpoint of the place, or the workload that was asked for. An error is Envoy's flag for it and what happened.
 async fn connect(
     downstream: &Downstream,
     place: Option<&ClusterKey>,
+    encrypted: bool,
 ) -> Result<(Endpoint, Wire, Option<Permit>), (&'static str, String)> {
     let lane = &downstream.lane;
     let mut tried = Vec::new();
@@ -190,7 +210,7 @@ async fn connect(
                 let own = ClusterKey { service: key.clone(), port: *port, subset: Default::default() };
                 let cluster = place.unwrap_or(&own);
                 let (view, own) = (&bound.view, &lane.shared.own);
-                let wish = Wish { view, own, tried: &tried, hash: None, now_ms: lane.shared.now_ms() };
+                let wish = Wish { view, own, tried: &tried, hash: None, encrypted, now_ms: lane.shared.now_ms() };
                 let found = choose::place(&lane.shared.places, &wish, cluster, &bound.seen(&downstream.peer));
                 let mut rng = lane.rng.lock();
                 found.and_then(|found| choose::endpoint(&found, &wish, &mut *rng)).ok()

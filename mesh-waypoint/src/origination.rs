@@ -1,5 +1,5 @@
-//! TLS to endpoints outside of the mesh, as a DestinationRule asks for it: which roots are believed, whose names the certificate may have, what is shown of our
-//! own. Made once for each place and used by all connections to it. Errors name credentials, never what is in them.
+//! TLS to endpoints, as a DestinationRule asks for it of those outside of the mesh, and a BackendTLSPolicy of all: which roots are believed, whose names the certificate
+//! may have, what is shown of our own. Made once for each place and used by all connections to it. Errors name credentials, never what is in them.
 
 use std::fmt;
 use std::io;
@@ -9,25 +9,20 @@ use std::sync::{Arc, LazyLock};
 use mesh_core::ArcStr;
 use mesh_core::l7::cluster::{ServerName as Asked, Tls};
 use mesh_core::listener::{Certificates, Credential};
-use mesh_transport::tls::WallClock;
+use mesh_transport::tls::{WallClock, pem};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_name;
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
-
-/// Certificates of one chain, and roots of one credential.
-const MOST_CERTIFICATES: usize = 1000;
-/// Longest chain besides the leaf: finding a path in it is exponential in the worst case.
-const INTERMEDIATES: usize = 8;
 
 /// What is spoken inside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,38 +48,32 @@ pub struct Origin {
 struct MadeOf {
     tls: Tls,
     host: ArcStr,
-    credential: Option<Arc<Credential>>,
+    /// Those of the names of its roots that are known.
+    roots: Vec<(ArcStr, Arc<Credential>)>,
+    shown: Option<Arc<Credential>>,
 }
 
 impl Origin {
     /// As `tls` says it, or why that cannot be. `None`: no TLS of the world is asked for. What says the same as `before` is that, so that connections and sessions
-    /// are not lost with each endpoint that comes or goes. `namespace` is the waypoint's, of which credentials are; `host` is the service's.
+    /// are not lost with each endpoint that comes or goes. `host` is the service's.
     pub fn make(
         tls: &Tls,
         host: &ArcStr,
-        namespace: &str,
         certificates: &Certificates,
         before: Option<&Arc<Self>>,
     ) -> Option<Result<Arc<Self>, String>> {
-        let (asked, mutual) = match tls {
-            Tls::Mesh | Tls::Plain => return None,
-            Tls::Simple(asked) => (asked, false),
-            Tls::Mutual(asked) => (asked, true),
+        let asked = tls.server()?;
+        let known = |name: &ArcStr| Some((name.clone(), certificates.all.get(name).cloned()?));
+        let made_of = MadeOf {
+            tls: tls.clone(),
+            host: host.clone(),
+            roots: asked.roots.iter().filter_map(known).collect(),
+            shown: asked.shown.as_ref().and_then(|name| certificates.all.get(name).cloned()),
         };
-        // Of its own namespace alone: what a gateway holds of others is for its listeners.
-        let named: Option<ArcStr> = asked.credential.as_ref().map(|name| format!("{namespace}/{name}").into());
-        let credential = named.as_ref().and_then(|name| certificates.all.get(name)).cloned();
-        let made_of = MadeOf { tls: tls.clone(), host: host.clone(), credential };
         if let Some(same) = before.filter(|before| before.made_of == made_of) {
             return Some(Ok(Arc::clone(same)));
         }
-        Some(match (named, &made_of.credential) {
-            (Some(name), None) => Err(format!("the credential {name} is not known")),
-            (name, _) => {
-                let told = |why: String| name.as_ref().map_or_else(|| why.clone(), |name| format!("{name}: {why}"));
-                Self::compile(asked, mutual, made_of).map(Arc::new).map_err(told)
-            }
-        })
+        Some(Self::compile(asked, matches!(tls, Tls::Mutual(_)), made_of).map(Arc::new))
     }
 
     fn compile(asked: &Asked, mutual: bool, made_of: MadeOf) -> Result<Self, String> {
@@ -93,24 +82,25 @@ impl Origin {
         let name = ServerName::try_from(sni.to_string())
             .map_err(|_| format!("{sni:?} is not a name to ask for: write `sni`"))?;
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let credential = made_of.credential.as_deref();
         let verifier: Arc<dyn ServerCertVerifier> = match asked.unverified {
             true => Arc::new(Unverified(Arc::clone(&provider))),
-            false => Arc::new(Named::new(asked, credential, &provider)?),
+            false => Arc::new(Named::new(asked, &made_of.roots, &provider)?),
         };
         let builder = ClientConfig::builder_with_details(Arc::clone(&provider), Arc::new(WallClock))
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?
             .dangerous()
             .with_custom_certificate_verifier(verifier);
-        let own = credential.filter(|own| !own.chain.is_empty());
-        let config = match (mutual, own) {
-            (false, _) => builder.with_no_client_auth(),
-            (true, None) => return Err("there is no certificate to show".to_owned()),
-            (true, Some(own)) => {
-                let chain = chain(&own.chain).ok_or("the certificate is not PEM")?;
-                let key = PrivateKeyDer::from_pem_slice(own.key.expose()).map_err(|_| "the key is not PEM")?;
-                builder.with_client_auth_cert(chain, key).map_err(|_| "the key is not the certificate's")?
+        let config = match (&asked.shown, &made_of.shown) {
+            (None, _) if mutual => return Err("there is no certificate to show".to_owned()),
+            (None, _) => builder.with_no_client_auth(),
+            (Some(name), None) => return Err(format!("the credential {name} is not known")),
+            (Some(name), Some(own)) => {
+                let chain = pem::certificates(&own.chain).map_err(|why| format!("{name}: the certificate: {why}"))?;
+                let key = PrivateKeyDer::from_pem_slice(own.key.expose());
+                let key = key.map_err(|_| format!("{name}: the key is not PEM"))?;
+                let other = |_| format!("{name}: the key is not the certificate's");
+                builder.with_client_auth_cert(chain, key).map_err(other)?
             }
         };
         let with = |protocols: &[&[u8]]| {
@@ -128,10 +118,20 @@ impl Origin {
         self.id
     }
 
+    /// Whether it begins inside of tunnels, too.
+    #[must_use]
+    pub fn is_end_to_end(&self) -> bool {
+        self.made_of.tls.server().is_some_and(|asked| asked.end_to_end)
+    }
+
     /// Begins TLS in a connection.
-    pub async fn begin(&self, tcp: TcpStream, inside: Inside) -> io::Result<TlsStream<TcpStream>> {
+    pub async fn begin<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: S,
+        inside: Inside,
+    ) -> io::Result<TlsStream<S>> {
         let config = &self.configs[inside as usize];
-        TlsConnector::from(Arc::clone(config)).connect(self.name.clone(), tcp).await
+        TlsConnector::from(Arc::clone(config)).connect(self.name.clone(), stream).await
     }
 }
 
@@ -139,10 +139,6 @@ impl fmt::Debug for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Origin").field("name", &self.name).finish_non_exhaustive()
     }
-}
-
-fn chain(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
-    CertificateDer::pem_slice_iter(pem).take(MOST_CERTIFICATES).collect::<Result<_, _>>().ok()
 }
 
 /// What the system trusts, as it was at the first question.
@@ -180,22 +176,18 @@ struct Named {
 }
 
 impl Named {
-    fn new(asked: &Asked, credential: Option<&Credential>, provider: &Arc<CryptoProvider>) -> Result<Self, String> {
-        let (mut roots, mut revoked) = (None, Vec::new());
-        if let Some(own) = credential.filter(|own| !own.roots.is_empty()) {
-            let mut believed = RootCertStore::empty();
-            let all = chain(&own.roots).ok_or("the roots are not PEM")?;
-            if believed.add_parsable_certificates(all).0 == 0 {
-                return Err("there is no root in it".to_owned());
-            }
-            let lists = CertificateRevocationListDer::pem_slice_iter(&own.revoked).collect::<Result<Vec<_>, _>>();
-            revoked = lists.map_err(|_| "what is revoked is not PEM")?;
-            if revoked.is_empty() && !own.revoked.is_empty() {
-                return Err("there is no list in what is revoked".into());
-            }
-            roots = Some(Arc::new(believed));
+    fn new(asked: &Asked, known: &[(ArcStr, Arc<Credential>)], provider: &Arc<CryptoProvider>) -> Result<Self, String> {
+        let (mut believed, mut revoked) = (RootCertStore::empty(), Vec::new());
+        for (name, one) in known {
+            pem::add_roots(&one.roots, &mut believed).map_err(|why| format!("{name}: the roots: {why}"))?;
+            revoked.extend(pem::revoked(&one.revoked).map_err(|why| format!("{name}: what is revoked: {why}"))?);
         }
-        let roots = roots.map_or_else(of_the_system, Ok)?;
+        let roots = match (asked.roots.is_empty(), believed.is_empty()) {
+            (true, _) => of_the_system()?,
+            (false, false) => Arc::new(believed),
+            // Never what the system trusts instead: somebody has said whom to believe.
+            (false, true) => return Err(format!("none of the credentials {} is known", asked.roots.join(", "))),
+        };
         let lists = !revoked.is_empty();
         let mut builder = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(provider)).with_crls(revoked);
         if lists {
@@ -232,7 +224,7 @@ impl ServerCertVerifier for Named {
         staple: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        if intermediates.len() > INTERMEDIATES {
+        if intermediates.len() > pem::INTERMEDIATES {
             return Err(Error::General(format!("a chain of {} certificates is too long", intermediates.len())));
         }
         let verified = self.path.verify_server_cert(leaf, intermediates, asked, staple, now);

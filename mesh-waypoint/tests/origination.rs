@@ -1,4 +1,4 @@
-//! TLS to endpoints outside of the mesh, as DestinationRules ask for it, with a server that ends real TLS: whose certificate is believed, what is shown, what a
+//! TLS to endpoints, as DestinationRules ask for it of those outside of the mesh and BackendTLSPolicies of all, with a server that ends real TLS: whose certificate is believed, what is shown, what a
 //! client gets where it is not.
 #![allow(clippy::unwrap_used, non_snake_case, reason = "tests carry the ids of the rows that they prove")]
 
@@ -25,6 +25,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use support::*;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 
 const A: &str = "10.96.0.11";
@@ -67,8 +68,8 @@ fn credential(authority: &Authority, own: Option<(String, String)>) -> Arc<Crede
     Arc::new(Credential { chain: chain.into(), key: Secret::new(key.into()), roots, ..Credential::default() })
 }
 
-/// A server of HTTP in TLS that says which name it was asked for, what was agreed on, and whether a certificate was shown. It counts handshakes.
-async fn tls_server(own: (String, String), clients: Option<&Authority>) -> (SocketAddr, Arc<AtomicUsize>) {
+/// How a server with this certificate ends TLS; of clients it asks for one of that authority.
+fn ends(own: (String, String), clients: Option<&Authority>) -> TlsAcceptor {
     let chain = vec![CertificateDer::from_pem_slice(own.0.as_bytes()).unwrap()];
     let key = PrivateKeyDer::from_pem_slice(own.1.as_bytes()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -84,31 +85,41 @@ async fn tls_server(own: (String, String), clients: Option<&Authority>) -> (Sock
     };
     let mut config = builder.with_single_cert(chain, key).unwrap();
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let (acceptor, listener) = (TlsAcceptor::from(Arc::new(config)), listener().await);
+    TlsAcceptor::from(Arc::new(config))
+}
+
+/// Serves HTTP in TLS: says which name it was asked for, what was agreed on, and whether a certificate was shown. It counts handshakes.
+async fn serve<S>(acceptor: TlsAcceptor, stream: S, counted: Arc<AtomicUsize>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let Ok(stream) = acceptor.accept(stream).await else { return };
+    counted.fetch_add(1, SeqCst);
+    let (_, connection) = stream.get_ref();
+    let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or(b"-")).into_owned();
+    let said = format!(
+        "sni={} alpn={} shown={}",
+        connection.server_name().unwrap_or("-"),
+        text(connection.alpn_protocol()),
+        connection.peer_certificates().map_or(0, <[_]>::len)
+    );
+    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let answer = Response::new(Full::new(Bytes::from(format!("{said} {:?}", request.version()))));
+        async move { Ok::<_, std::convert::Infallible>(answer) }
+    });
+    let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+    let _ = server.serve_connection(TokioIo::new(stream), service).await;
+}
+
+/// A server of HTTP in TLS, and how many handshakes it has seen.
+async fn tls_server(own: (String, String), clients: Option<&Authority>) -> (SocketAddr, Arc<AtomicUsize>) {
+    let (acceptor, listener) = (ends(own, clients), listener().await);
     let (address, count) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
     let counted = Arc::clone(&count);
     tokio::spawn(async move {
         loop {
             let (tcp, _) = listener.accept().await.unwrap();
-            let (acceptor, counted) = (acceptor.clone(), Arc::clone(&counted));
-            tokio::spawn(async move {
-                let Ok(stream) = acceptor.accept(tcp).await else { return };
-                counted.fetch_add(1, SeqCst);
-                let (_, connection) = stream.get_ref();
-                let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or(b"-")).into_owned();
-                let said = format!(
-                    "sni={} alpn={} shown={}",
-                    connection.server_name().unwrap_or("-"),
-                    text(connection.alpn_protocol()),
-                    connection.peer_certificates().map_or(0, <[_]>::len)
-                );
-                let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-                    let answer = Response::new(Full::new(Bytes::from(format!("{said} {:?}", request.version()))));
-                    async move { Ok::<_, std::convert::Infallible>(answer) }
-                });
-                let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-                let _ = server.serve_connection(TokioIo::new(stream), service).await;
-            });
+            tokio::spawn(serve(acceptor.clone(), tcp, Arc::clone(&counted)));
         }
     });
     (address, count)
@@ -130,7 +141,7 @@ fn known(all: &[(&str, Arc<Credential>)]) -> Arc<Certificates> {
 
 fn named(names: &[&str]) -> ServerName {
     let names = names.iter().map(|name| (*name).into()).collect();
-    ServerName { credential: Some("world".into()), names, ..ServerName::default() }
+    ServerName { roots: vec!["shop/world".into()], names, ..ServerName::default() }
 }
 
 #[tokio::test]
@@ -143,8 +154,10 @@ async fn features_DR_12_TLS_begins_where_it_is_asked_for_and_certificates_are_ve
         ("shop/own", credential(&world, Some(own))),
         ("shop/broken", Arc::new(Credential { roots: "x".into(), ..Credential::default() })),
     ];
-    let of = |name: &str| ServerName { credential: Some(name.into()), ..ServerName::default() };
+    let of = |name: &str| ServerName { roots: vec![format!("shop/{name}").into()], ..ServerName::default() };
+    let showing = |name: &str| ServerName { shown: Some(format!("shop/{name}").into()), ..of("world") };
     let sni = |sni: &str| ServerName { sni: Some(sni.into()), ..of("world") };
+    let both = ServerName { roots: vec!["shop/nothing".into(), "shop/world".into()], ..ServerName::default() };
     let unverified = ServerName { unverified: true, ..of("other") };
     let shown = |sni: &str, shown: usize| Ok(format!("sni={sni} alpn=http/1.1 shown={shown} HTTP/1.1"));
     let (refused, closed) = (Err(StatusCode::SERVICE_UNAVAILABLE), Err(StatusCode::INTERNAL_SERVER_ERROR));
@@ -162,12 +175,16 @@ async fn features_DR_12_TLS_begins_where_it_is_asked_for_and_certificates_are_ve
         ("its host, which is not among the names", host, Tls::Simple(named(&["b.example"])), refused.clone()),
         ("a URI", &[URI], Tls::Simple(named(&[URI])), shown(HOST, 0)),
         ("another URI", &["spiffe://other/ns/x/sa/z"], Tls::Simple(named(&[URI])), refused.clone()),
-        ("a certificate is shown", host, Tls::Mutual(of("own")), shown(HOST, 1)),
+        ("a certificate is shown", host, Tls::Mutual(showing("own")), shown(HOST, 1)),
+        ("a certificate is shown where one may be", host, Tls::Simple(showing("own")), shown(HOST, 1)),
+        ("it has none to show", host, Tls::Mutual(showing("world")), closed.clone()),
+        ("it is not known what to show", host, Tls::Simple(showing("nothing")), closed.clone()),
         ("nothing to show", host, Tls::Mutual(of("world")), closed.clone()),
         ("no such credential", host, Tls::Simple(of("nothing")), closed.clone()),
+        ("one of two credentials", host, Tls::Simple(both), shown(HOST, 0)),
         ("a broken credential", host, Tls::Simple(of("broken")), closed.clone()),
     ] {
-        let clients = matches!(tls, Tls::Mutual(_)).then_some(&world);
+        let clients = tls.server().is_some_and(|server| server.shown.is_some()).then_some(&world);
         let (server, handshakes) = tls_server(world.issue(names), clients).await;
         let waypoint = Waypoint::start(&[Backend::new("a", A, &[server])], Table::default()).await;
         waypoint.state.set_certificates(known(&credentials));
@@ -210,6 +227,67 @@ async fn HTTP_2_is_agreed_on_and_what_is_said_anew_is_not_reached_by_old_connect
     // Plain HTTP is not for a port that speaks TLS.
     say(&waypoint, with(Tls::Plain));
     assert_ne!(waypoint.ask(ASK, get("/")).await.status(), StatusCode::OK);
+}
+
+/// A waypoint before one application that ends TLS itself, in the mesh.
+async fn before_an_application(acceptor: TlsAcceptor) -> (Waypoint, Arc<AtomicUsize>) {
+    let former = Waypoint::start(&[], Table::default()).await;
+    let certificate = former.ca.issue(&identity("spiffe://cluster.local/ns/shop/sa/a"));
+    let (agent, mut told) = agent(certificate).await;
+    let settings = Settings { hbone_port: agent.port(), ..Settings::default() };
+    let target = SocketAddr::new(agent.ip(), 8443);
+    let waypoint =
+        Waypoint::again(former, &[Backend { hbone: true, ..Backend::new("a", A, &[target]) }], settings).await;
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&count);
+    tokio::spawn(async move {
+        while let Some((_, _, stream)) = told.recv().await {
+            tokio::spawn(serve(acceptor.clone(), stream, Arc::clone(&counted)));
+        }
+    });
+    (waypoint, count)
+}
+
+#[tokio::test]
+async fn features_GA_TLS_of_an_application_begins_inside_of_its_tunnel() {
+    let (world, other) = (Authority::new(), Authority::new());
+    let (waypoint, handshakes) = before_an_application(ends(world.issue(&["b.example"]), None)).await;
+    let credentials = [("shop/world", credential(&world, None)), ("shop/other", credential(&other, None))];
+    waypoint.state.set_certificates(known(&credentials));
+    let of = |roots: &str| {
+        let (roots, sni) = (vec![roots.into()], Some("b.example".into()));
+        with(Tls::Simple(ServerName { roots, sni, end_to_end: true, ..ServerName::default() }))
+    };
+    for (roots, expected) in [
+        ("shop/world", Ok("sni=b.example alpn=http/1.1 shown=0 HTTP/1.1")),
+        ("shop/other", Err(StatusCode::SERVICE_UNAVAILABLE)),
+        ("shop/nothing", Err(StatusCode::INTERNAL_SERVER_ERROR)),
+    ] {
+        say(&waypoint, of(roots));
+        let answer = waypoint.ask(ASK, get("/")).await;
+        let got = if answer.status() == StatusCode::OK { Ok(text(&answer)) } else { Err(answer.status()) };
+        assert_eq!(got, expected, "{roots}");
+    }
+    assert_eq!(handshakes.load(SeqCst), 1);
+    // A client that begins it itself is not in two of them.
+    say(&waypoint, of("shop/world"));
+    let stream = waypoint.stream(ASK).await.unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(world.pem().as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let client = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let client = client.with_root_certificates(roots).with_no_client_auth();
+    let connecting =
+        tokio_rustls::TlsConnector::from(Arc::new(client)).connect("b.example".try_into().unwrap(), stream);
+    let stream = soon("handshake", connecting).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let answer = whole(soon("answer", sender.send_request(get("/"))).await.unwrap()).await;
+    assert_eq!(text(&answer), "sni=b.example alpn=- shown=0 HTTP/1.1");
+    // What a DestinationRule says is about endpoints outside of the mesh: a tunnel is enough.
+    say(&waypoint, with(Tls::Simple(named(&[]))));
+    assert_ne!(waypoint.ask(ASK, get("/")).await.status(), StatusCode::OK);
+    assert_eq!(handshakes.load(SeqCst), 2);
 }
 
 #[tokio::test]

@@ -1,11 +1,10 @@
-//! Secrets of a cluster that gateways name, and no others: each is followed by its name, so that one that is replaced is in use a moment later and nothing else
+//! Secrets and ConfigMaps of a cluster with certificates that gateways name, and no others: each is followed by its name, so that one that is replaced is in use a moment later and nothing else
 //! is ever read. What follows one ends when nobody names it any more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kube::Client;
-use mesh_core::NamespacedName;
 use mesh_runtime::task;
 use serde_json::Value as Json;
 use tokio::sync::{mpsc, watch};
@@ -15,7 +14,7 @@ use super::decode::{Item, decode};
 use super::source::resource;
 use super::watch::{Event, Follower, Resource, Tuning};
 use crate::index::View;
-use crate::resource::{Kind, Object, Secrets};
+use crate::resource::{Key, Object, Secrets};
 
 /// At once; of more the first ones by name. What is left out is missing.
 const MOST: usize = 2000;
@@ -42,14 +41,14 @@ pub async fn follow(
     tuning: Tuning,
 ) {
     let (sender, mut events) = mpsc::channel(EVENTS);
-    let mut followed: BTreeMap<NamespacedName, Followed> = BTreeMap::new();
-    let (mut names, mut next) = (BTreeMap::<u64, NamespacedName>::new(), 0_u64);
+    let mut followed: BTreeMap<Key, Followed> = BTreeMap::new();
+    let (mut names, mut next) = (BTreeMap::<u64, Key>::new(), 0_u64);
     loop {
         let wanted = view.borrow_and_update().secrets.clone();
         let ranked = fairly(&wanted, |name| name.namespace.as_str());
         let (wanted, left_out) = ranked.split_at(ranked.len().min(MOST));
-        let wanted: BTreeSet<&NamespacedName> = wanted.iter().copied().collect();
-        let gone: Vec<NamespacedName> = followed.keys().filter(|name| !wanted.contains(name)).cloned().collect();
+        let wanted: BTreeSet<&Key> = wanted.iter().copied().collect();
+        let gone: Vec<Key> = followed.keys().filter(|name| !wanted.contains(name)).cloned().collect();
         for name in gone {
             if let Some(one) = followed.remove(&name) {
                 names.remove(&one.tag);
@@ -57,7 +56,7 @@ pub async fn follow(
             secrets.send_if_modified(|known| change(known, |known| known.forget(&name)));
         }
         for name in left_out {
-            let why = "more Secrets are named than can be followed";
+            let why = "more Secrets and ConfigMaps are named than can be followed";
             secrets.send_if_modified(|known| change(known, |known| known.fail(name, why.into())));
         }
         for name in wanted {
@@ -66,10 +65,11 @@ pub async fn follow(
             }
             next += 1;
             names.insert(next, name.clone());
+            let kind = name.kind;
             let follower = Follower {
                 client: client.clone(),
                 resource: named(name),
-                decode: |version: &str, object: Json| decode(Kind::Secret, version, object),
+                decode: move |version: &str, object: Json| decode(kind, version, object),
                 tag: next,
                 events: sender.clone(),
                 tuning,
@@ -89,9 +89,9 @@ pub async fn follow(
     }
 }
 
-fn named(name: &NamespacedName) -> Resource {
+fn named(name: &Key) -> Resource {
     let fields = Some(format!("metadata.name={}", name.name).into());
-    Resource { namespace: Some(name.namespace.clone()), fields, ..resource(Kind::Secret) }
+    Resource { namespace: Some(name.namespace.clone()), fields, ..resource(name.kind) }
 }
 
 /// Whether it is another afterwards.
@@ -118,9 +118,10 @@ pub(crate) fn fairly<'a, T: Ord>(all: &'a BTreeSet<T>, namespace: impl Fn(&'a T)
     ranked.into_iter().map(|(_, one)| one).collect()
 }
 
-fn take(known: &mut Secrets, name: &NamespacedName, event: Event<Item>) {
+fn take(known: &mut Secrets, name: &Key, event: Event<Item>) {
     let mut put = |item: Item| match item.outcome {
         _ if item.key.name != name.name => {}
+        _ if item.key.kind != name.kind => known.fail(name, "it is for something else".into()),
         Ok(Object::Secret(secret)) => known.insert(name.clone(), secret),
         _ => known.fail(name, "it cannot be read".into()),
     };
@@ -132,7 +133,7 @@ fn take(known: &mut Secrets, name: &NamespacedName, event: Event<Item>) {
         Event::Applied(item) => put(item),
         Event::Deleted(_) | Event::Absent => known.remove(name),
         Event::Failing(why) => {
-            tracing::warn!(secret = %name, %why, "a certificate of a gateway cannot be followed");
+            tracing::warn!(object = %name, %why, "a certificate of a gateway cannot be followed");
             known.fail(name, why.into());
         }
         Event::Heard => {}
@@ -144,19 +145,27 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::resource::Kind;
     use crate::resource::secret::Found;
+
+    fn key(kind: Kind, namespace: &str, name: &str) -> Key {
+        Key { kind, namespace: namespace.into(), name: name.into() }
+    }
 
     #[test]
     fn no_namespace_takes_the_places_of_all_others() {
         let all = [("a", "1"), ("a", "2"), ("a", "3"), ("b", "1"), ("c", "1"), ("c", "2")];
-        let all: BTreeSet<NamespacedName> = all.iter().map(|(ns, name)| NamespacedName::new(*ns, *name)).collect();
-        let fair: Vec<String> = fairly(&all, |name| name.namespace.as_str()).iter().map(ToString::to_string).collect();
-        assert_eq!(fair, ["a/1", "b/1", "c/1", "a/2", "c/2", "a/3"]);
+        let all: BTreeSet<Key> = all.iter().map(|(ns, name)| key(Kind::Secret, ns, name)).collect();
+        let fair: Vec<String> = fairly(&all, |key| key.namespace.as_str())
+            .iter()
+            .map(|key| format!("{}{}", key.namespace, key.name))
+            .collect();
+        assert_eq!(fair, ["a1", "b1", "c1", "a2", "c2", "a3"]);
     }
 
     #[test]
     fn what_is_heard_of_one_is_known_and_of_others_nothing_is() {
-        let (name, other) = (NamespacedName::new("shop", "a"), NamespacedName::new("shop", "b"));
+        let (name, other) = (key(Kind::Secret, "shop", "a"), key(Kind::CaBundle, "shop", "a"));
         let item = |name: &str| {
             let object =
                 json!({ "metadata": { "name": name, "namespace": "shop" }, "data": { "tls.key": "aHVudGVyMg==" } });
@@ -186,9 +195,26 @@ mod tests {
 
     #[test]
     fn one_is_asked_for_by_its_name() {
-        let resource = named(&NamespacedName::new("shop", "web-cert"));
-        assert_eq!(resource.namespace.as_deref(), Some("shop"));
-        assert_eq!(resource.fields.as_deref(), Some("metadata.name=web-cert"));
-        assert!(!resource.is_custom && !resource.metadata_only);
+        for (kind, plural) in [(Kind::Secret, "secrets"), (Kind::CaBundle, "configmaps")] {
+            let resource = named(&key(kind, "shop", "web-cert"));
+            assert_eq!((resource.namespace.as_deref(), resource.plural), (Some("shop"), plural));
+            assert_eq!(resource.fields.as_deref(), Some("metadata.name=web-cert"));
+            assert!(!resource.is_custom && !resource.metadata_only);
+        }
+    }
+
+    #[test]
+    fn features_GA_roots_of_a_config_map_are_followed_by_its_name() {
+        let item = |name: &str, data: Json| {
+            let object = json!({ "metadata": { "name": name, "namespace": "shop" }, "data": data });
+            decode(Kind::CaBundle, "v1", object).unwrap()
+        };
+        let (ca, settings) = (key(Kind::CaBundle, "shop", "ca"), key(Kind::CaBundle, "shop", "undermesh"));
+        let mut known = Secrets::asked();
+        take(&mut known, &ca, Event::Listed(vec![item("ca", json!({}))]));
+        assert!(matches!(known.get(&ca), Found::Here(one) if one.believed == Err("it has no ca.crt".into())));
+        // The mesh settings are no certificates.
+        take(&mut known, &settings, Event::Listed(vec![item("undermesh", json!({}))]));
+        assert!(matches!(known.get(&settings), Found::Failing(_)));
     }
 }

@@ -1,5 +1,5 @@
-//! What gateways show and believe: of each the Secrets that its listeners name ([`Reference`]), as far as they are good. A listener that names one that is not
-//! refuses its connections, and whoever wrote it is told which and why. Pure.
+//! What gateways and waypoints show and believe: of each the Secrets and ConfigMaps that are named for it ([`Reference`]), as far as they are good. What names one that is
+//! not is closed, and whoever wrote it is told which and why. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,35 +8,50 @@ use mesh_core::listener::{Certificates, Credential};
 use mesh_core::{ArcStr, NamespacedName};
 
 use crate::diagnosis::Problem;
-use crate::resource::secret::Found;
-use crate::resource::{Key, Secrets};
+use crate::resource::secret::{Found, named};
+use crate::resource::{Key, Kind, Secrets};
 
-/// A Secret that a listener names.
+/// A Secret or ConfigMap that an object names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reference {
-    /// The gateway that listens.
+    /// The gateway or waypoint that it is for.
     pub gateway: NamespacedName,
     /// The object that it is written in.
     pub object: Key,
-    /// What the object calls the listener.
+    /// What the object calls the listener that it is for; empty of what is for no listener.
     pub listener: ArcStr,
     /// Where it stands there.
     pub field: String,
-    /// The Secret. Listeners and gateways have it by this name.
-    pub secret: NamespacedName,
+    /// The Secret or ConfigMap. The gateway has it by what [`named`] calls this.
+    pub holder: Key,
     /// The one that counts where there is none of that name.
-    pub or: Option<NamespacedName>,
+    pub or: Option<Key>,
     /// What it is for.
     pub part: Part,
 }
 
 /// What a Secret is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     /// It is shown.
     Shown,
-    /// Clients are believed by it.
+    /// Others are believed by it.
     Believed,
+}
+
+/// A reference that leads to nothing good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unresolved {
+    /// As in [`Reference`].
+    pub object: Key,
+    /// As in [`Reference`].
+    pub listener: ArcStr,
+    /// As in [`Reference`].
+    pub field: String,
+    /// As in [`Reference`].
+    pub part: Part,
+    /// For people.
+    pub why: String,
 }
 
 /// What came of it.
@@ -44,38 +59,38 @@ pub enum Part {
 pub struct Certified {
     /// By gateway.
     pub certificates: BTreeMap<NamespacedName, Arc<Certificates>>,
-    /// Why a listener, by its object and name, refuses connections.
-    pub unresolved: BTreeMap<(Key, ArcStr), String>,
-    /// Nothing was heard yet of something that a listener of these objects names.
+    /// What is not there, or not good: each place once.
+    pub unresolved: Vec<Unresolved>,
+    /// Nothing was heard yet of something that these objects name.
     pub undecided: BTreeSet<Key>,
     /// What is to be said.
     pub problems: Vec<(Key, Problem)>,
 }
 
-/// The Secrets that are named.
-pub fn wanted(references: &[Reference]) -> BTreeSet<NamespacedName> {
-    references.iter().flat_map(|one| std::iter::once(&one.secret).chain(&one.or)).cloned().collect()
+/// The Secrets and ConfigMaps that are named.
+pub fn wanted(references: &[Reference]) -> BTreeSet<Key> {
+    references.iter().flat_map(|one| std::iter::once(&one.holder).chain(&one.or)).cloned().collect()
 }
 
-/// Takes of the Secrets what is named and good. What is as `before` is the same.
+/// Takes of the Secrets and ConfigMaps what is named and good. What is as `before` is the same.
 pub fn index(
     references: &[Reference],
     secrets: &Secrets,
     before: &BTreeMap<NamespacedName, Arc<Certificates>>,
 ) -> Certified {
     let mut made = Certified::default();
+    let mut told: BTreeSet<(&Key, &str, &str, Part)> = BTreeSet::new();
     let mut all: BTreeMap<NamespacedName, BTreeMap<ArcStr, Credential>> = BTreeMap::new();
     for reference in references {
         let own = all.entry(reference.gateway.clone()).or_default();
         match credential(reference, secrets) {
-            Ok(credential) => add(own.entry(reference.secret.to_string().into()).or_default(), credential),
+            Ok(credential) => add(own.entry(named(&reference.holder)).or_default(), credential),
             Err(None) => drop(made.undecided.insert(reference.object.clone())),
-            Err(Some(why)) => {
-                let problem = Problem::error(reference.field.clone(), why.clone());
-                let help = "until then the listener refuses connections";
-                made.problems.push((reference.object.clone(), problem.help(help)));
-                made.unresolved.entry((reference.object.clone(), reference.listener.clone())).or_insert(why);
+            // What several gateways need is told once.
+            Err(Some(why)) if told.insert(place(reference)) => {
+                made.unresolve(reference, why);
             }
+            Err(Some(_)) => {}
         }
     }
     made.certificates = all
@@ -90,24 +105,46 @@ pub fn index(
     made
 }
 
+impl Certified {
+    fn unresolve(&mut self, reference: &Reference, why: String) {
+        let Reference { object, listener, field, part, .. } = reference;
+        let help = match (object.kind, listener.is_empty()) {
+            (_, false) => "until then the listener refuses connections",
+            (Kind::Gateway, true) => "until then backends that are reached with TLS answer with 500",
+            (_, true) => "until then nothing is reached by it: requests are answered with 500",
+        };
+        let problem = (object.clone(), Problem::error(field.clone(), why.clone()).help(help));
+        // Of one field for several listeners it is the same.
+        if !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
+        let (object, listener, field) = (object.clone(), listener.clone(), field.clone());
+        self.unresolved.push(Unresolved { object, listener, field, part: *part, why });
+    }
+}
+
+fn place(reference: &Reference) -> (&Key, &str, &str, Part) {
+    (&reference.object, &reference.listener, &reference.field, reference.part)
+}
+
 /// What a reference leads to; an error without a text: nobody knows yet.
 fn credential(reference: &Reference, secrets: &Secrets) -> Result<Credential, Option<String>> {
-    let mut name = &reference.secret;
-    if let (Found::Missing, Some(or)) = (secrets.get(name), &reference.or) {
-        name = or;
+    let mut holder = &reference.holder;
+    if let (Found::Missing, Some(or)) = (secrets.get(holder), &reference.or) {
+        holder = or;
     }
-    let secret = match secrets.get(name) {
-        Found::Here(secret) => secret,
-        Found::Missing => return Err(Some(format!("there is no Secret {}", reference.secret))),
-        Found::Failing(why) => return Err(Some(format!("Secret {name} cannot be asked for: {why}"))),
+    let found = match secrets.get(holder) {
+        Found::Here(found) => found,
+        Found::Missing => return Err(Some(format!("there is no {}", reference.holder))),
+        Found::Failing(why) => return Err(Some(format!("{holder} cannot be asked for: {why}"))),
         Found::Unknown => return Err(None),
     };
     let (is_good, whole) = match reference.part {
-        Part::Shown => (&secret.shown, &secret.credential),
-        Part::Believed => (&secret.believed, &secret.credential),
+        Part::Shown => (&found.shown, &found.credential),
+        Part::Believed => (&found.believed, &found.credential),
     };
     if let Err(why) = is_good {
-        return Err(Some(format!("Secret {name}: {why}")));
+        return Err(Some(format!("{holder}: {why}")));
     }
     // No more than it is for.
     Ok(match reference.part {
@@ -134,11 +171,15 @@ fn add(to: &mut Credential, one: Credential) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resource::{Kind, Object, secret};
+    use crate::resource::{Object, secret};
     use crate::yaml::node::parse;
 
     fn name(name: &str) -> NamespacedName {
         NamespacedName::new("shop", name)
+    }
+
+    fn holder(name: &str) -> Key {
+        Key { kind: Kind::Secret, namespace: "shop".into(), name: name.into() }
     }
 
     fn reference(secret: &str, or: Option<&str>, part: Part) -> Reference {
@@ -147,8 +188,8 @@ mod tests {
             object: Key { kind: Kind::Gateway, namespace: "shop".into(), name: "edge".into() },
             listener: "https".into(),
             field: "spec.x".to_owned(),
-            secret: name(secret),
-            or: or.map(name),
+            holder: holder(secret),
+            or: or.map(holder),
             part,
         }
     }
@@ -162,7 +203,7 @@ mod tests {
             let roots = if *has_roots { format!("ca.crt: {cert:?}") } else { String::new() };
             let read = secret::read(&parse(&format!("stringData: {{{pair}{roots}}}")).unwrap());
             let Ok(Object::Secret(secret)) = read.outcome else { panic!("{own}") };
-            all.insert(name(own), secret);
+            all.insert(holder(own), secret);
         }
         all
     }
@@ -193,7 +234,7 @@ mod tests {
             let again = index(&references, &secrets(Secrets::default(), &[]), &made.certificates);
             assert!(given(&again).is_empty(), "gone with its Secret");
         }
-        assert_eq!(wanted(&[shown(), believed()]), [name("c"), name("c-cacert")].into());
+        assert_eq!(wanted(&[shown(), believed()]), [holder("c"), holder("c-cacert")].into());
     }
 
     #[test]
@@ -222,8 +263,8 @@ mod tests {
         assert_eq!(said(&without_roots), ("Secret shop/c: it has no ca.crt".to_owned(), 0));
         let mut asked = Secrets::asked();
         assert_eq!(said(&asked), (String::new(), 1));
-        asked.fail(&name("c"), "403".into());
-        asked.remove(&name("c-cacert"));
+        asked.fail(&holder("c"), "403".into());
+        asked.remove(&holder("c-cacert"));
         let failing = "Secret shop/c cannot be asked for: 403";
         assert_eq!(said(&asked), (format!("{failing}; {failing}"), 0));
     }

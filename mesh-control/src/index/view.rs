@@ -111,8 +111,8 @@ pub struct View {
     pub listening: Arc<Listening>,
     /// What listeners are told; nothing of Gateways of which it is not known yet.
     pub listeners_told: Arc<Told>,
-    /// Secrets that they name.
-    pub secrets: Arc<BTreeSet<NamespacedName>>,
+    /// Secrets and ConfigMaps that they name.
+    pub secrets: Arc<BTreeSet<Key>>,
     /// Nothing was heard yet of some of these.
     pub unheard_secrets: bool,
     /// Labels of workloads that both ask for, by their gateways.

@@ -8,6 +8,8 @@ pub enum Kind {
     ConfigMap,
     /// Of which only certificates are read, and on a cluster only those that gateways name.
     Secret,
+    /// A ConfigMap as others name it: roots are read of it, and on a cluster only of those that are named.
+    CaBundle,
     Namespace,
     Node,
     ServiceAccount,
@@ -72,7 +74,7 @@ const LATER: &[&str] = &[
 ];
 
 impl Kind {
-    /// All of them.
+    /// All of them, but for [`Kind::CaBundle`]: that is how ConfigMaps are read that others name.
     pub const ALL: [Kind; 32] = [
         Kind::ConfigMap,
         Kind::Secret,
@@ -119,6 +121,7 @@ impl Kind {
         match self {
             Kind::ConfigMap => core("ConfigMap", "configmaps"),
             Kind::Secret => core("Secret", "secrets"),
+            Kind::CaBundle => core("ConfigMap", "configmaps"),
             Kind::Namespace => everywhere(core("Namespace", "namespaces")),
             Kind::Node => everywhere(core("Node", "nodes")),
             Kind::ServiceAccount => core("ServiceAccount", "serviceaccounts"),

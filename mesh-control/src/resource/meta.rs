@@ -69,9 +69,10 @@ fn read_head(tree: &Tree, inherited: Option<&TypeMeta>, problems: &mut Vec<Probl
             meant
         }
     };
-    // What is wrong with the others of a kind is not ours to say.
+    // What is wrong with the others of a kind is not ours to say; roots may be in them.
     if kind == Kind::ConfigMap && !key(kind, tree).is_ok_and(|key| kind.reads(&key.name)) {
-        return Ok(Some(other()));
+        let bundle = key(Kind::CaBundle, tree).ok().filter(|_| api_version == "v1");
+        return Ok(Some(bundle.map_or_else(other, Head::Object)));
     }
     if !kind.api_versions().contains(&api_version) {
         let is_ours = kind.is_routing() || kind.is_security() || kind == Kind::EndpointSlice;

@@ -157,7 +157,7 @@ pub struct Objects {
     pub routes: Routes,
     /// Routes of the Gateway API that are there and cannot be read, and never could, with what they belong to as far as that can be read. They count nowhere.
     pub unread_routes: BTreeMap<Key, Vec<ParentReference>>,
-    /// Certificates of gateways.
+    /// Certificates of gateways and of what they reach.
     pub secrets: Secrets,
     /// Keys of tokens that are elsewhere, as far as they could be fetched.
     pub token_keys: Arc<token_keys::Keys>,
@@ -173,7 +173,7 @@ impl Objects {
         let name = || NamespacedName::new(key.namespace.clone(), key.name.clone());
         match object {
             Object::MeshConfig(o) => drop(self.mesh_configs.insert(name(), Secured::Readable(o.clone()))),
-            Object::Secret(o) => self.secrets.insert(name(), o.clone()),
+            Object::Secret(o) => self.secrets.insert(key.clone(), o.clone()),
             Object::Namespace(o) => {
                 self.unread_namespaces.remove(&key.name);
                 self.namespaces.insert(key.name.clone(), o.clone());
@@ -220,7 +220,7 @@ impl Objects {
         let name = NamespacedName::new(key.namespace.clone(), key.name.clone());
         match key.kind {
             Kind::ConfigMap => drop(self.mesh_configs.remove(&name)),
-            Kind::Secret => self.secrets.remove(&name),
+            Kind::Secret | Kind::CaBundle => self.secrets.remove(key),
             Kind::Namespace => {
                 self.unread_namespaces.remove(&key.name);
                 self.namespaces.remove(&key.name);
@@ -245,6 +245,7 @@ pub fn read(key: &Key, tree: &Tree) -> Read {
     match key.kind {
         Kind::ConfigMap => mesh_config::read(key, tree),
         Kind::Secret => secret::read(tree),
+        Kind::CaBundle => secret::read_bundle(tree),
         Kind::Namespace => core(tree, |o| namespace::read(key, o), Object::Namespace),
         Kind::Node => core(tree, |o| node::read(key, o), Object::Node),
         Kind::ServiceAccount => core(tree, |o| namespace::read_service_account(key, o), Object::ServiceAccount),

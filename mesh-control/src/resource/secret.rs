@@ -1,5 +1,5 @@
-//! Secrets, of which only certificates are read: for gateways, by the names that their listeners have for them. One that is not good is there all the same,
-//! and says why not; what it said before does not stay in force, because whoever replaces a key wants the old one gone. No error shows what is in one.
+//! Secrets, of which only certificates are read, and ConfigMaps, of which only roots are: for gateways and waypoints, by the names that others have for them. One that
+//! is not good is there all the same, and says why not; what it said before does not stay in force, because whoever replaces a key wants the old one gone. No error shows what is in one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -7,20 +7,18 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use mesh_core::ArcStr;
 use mesh_core::listener::{Credential, Secret as Hidden};
-use mesh_core::{ArcStr, NamespacedName};
+use mesh_transport::tls::pem::{self, PemError};
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::sign::CertifiedKey;
 use rustls::{Error, InconsistentKeys, RootCertStore};
+use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 
-use super::{Object, Read};
+use super::{Key, Kind, Object, Read};
 use crate::diagnosis::Problem;
 use crate::yaml::node::{Node as Tree, Value};
-
-/// Certificates in one entry; more is a mistake.
-const MOST: usize = 1000;
 
 /// The entries that are read, by what they hold: as Kubernetes has them, and as in Secrets that were made for Istio by hand.
 const CHAIN: [&str; 2] = ["tls.crt", "cert"];
@@ -40,9 +38,18 @@ pub struct Secret {
     pub believed: Result<(), ArcStr>,
 }
 
+/// What gateways and waypoints call what is in a Secret or ConfigMap.
+pub fn named(holder: &Key) -> ArcStr {
+    match holder.kind {
+        Kind::Secret => format!("{}/{}", holder.namespace, holder.name).into(),
+        // No Secret is called so.
+        _ => holder.to_string().into(),
+    }
+}
+
 /// Reads a Secret. It is always one: what it is good for is asked of it.
 pub fn read(tree: &Tree) -> Read {
-    let (credential, flaws) = match entries(tree) {
+    let (credential, flaws) = match entries(tree, [("data", false), ("stringData", true)]) {
         Ok(entries) => {
             let part = |names: &[&str]| names.iter().find_map(|name| entries.get(*name)).cloned().unwrap_or_default();
             let credential = Credential {
@@ -61,10 +68,26 @@ pub fn read(tree: &Tree) -> Read {
     Read { outcome: Ok(Object::Secret(Arc::new(secret))), problems: Vec::<Problem>::new() }
 }
 
-/// What is in `data`, and over it what is in `stringData`.
-fn entries(tree: &Tree) -> Result<BTreeMap<String, Bytes>, ArcStr> {
+/// Reads the roots of a ConfigMap, as [`read`] does those of a Secret.
+pub fn read_bundle(tree: &Tree) -> Read {
+    let (credential, believed) = match entries(tree, [("binaryData", false), ("data", true)]) {
+        Ok(entries) => {
+            let part = |name: &str| entries.get(name).cloned().unwrap_or_default();
+            let credential = Credential { roots: part(ROOTS[0]), revoked: part(REVOKED[0]), ..Credential::default() };
+            let flaw = believed(&credential);
+            (credential, flaw)
+        }
+        Err(why) => (Credential::default(), Err(why)),
+    };
+    let shown = Err("a ConfigMap has no key to show".into());
+    let bundle = Secret { credential: Arc::new(credential), shown, believed };
+    Read { outcome: Ok(Object::Secret(Arc::new(bundle))), problems: Vec::<Problem>::new() }
+}
+
+/// What is in some fields, each as text or in base64: a later one counts more.
+fn entries(tree: &Tree, fields: [(&str, bool); 2]) -> Result<BTreeMap<String, Bytes>, ArcStr> {
     let mut all = BTreeMap::new();
-    for (field, is_text) in [("data", false), ("stringData", true)] {
+    for (field, is_text) in fields {
         let entries = match tree.get(field).map(|node| &node.value) {
             None | Some(Value::Null) => continue,
             Some(Value::Map(entries)) => entries,
@@ -98,10 +121,7 @@ fn shown(credential: &Credential) -> Result<(), ArcStr> {
             false => "it has no tls.key".into(),
         });
     }
-    let chain = certificates(&credential.chain).ok_or("its tls.crt is no PEM")?;
-    if chain.is_empty() {
-        return Err("there is no certificate in its tls.crt".into());
-    }
+    let chain = pem::certificates(&credential.chain).map_err(|why| said(why, "certificate", "tls.crt"))?;
     let key = PrivateKeyDer::from_pem_slice(credential.key.expose()).map_err(|_| "there is no key in its tls.key")?;
     let key = default_provider().key_provider.load_private_key(key);
     let key = key.map_err(|_| "its tls.key is of no kind that is used: RSA, ECDSA and Ed25519 are")?;
@@ -119,34 +139,29 @@ fn believed(credential: &Credential) -> Result<(), ArcStr> {
     if credential.roots.is_empty() {
         return Err("it has no ca.crt".into());
     }
-    let all = certificates(&credential.roots).ok_or("its ca.crt is no PEM")?;
-    if RootCertStore::empty().add_parsable_certificates(all).0 == 0 {
-        return Err("there is no certificate in its ca.crt".into());
-    }
-    let lists = CertificateRevocationListDer::pem_slice_iter(&credential.revoked).collect::<Result<Vec<_>, _>>();
-    match lists {
-        Err(_) => Err("its ca.crl is no PEM".into()),
-        Ok(lists) if lists.is_empty() && !credential.revoked.is_empty() => Err("there is no list in its ca.crl".into()),
-        Ok(_) => Ok(()),
+    pem::add_roots(&credential.roots, &mut RootCertStore::empty()).map_err(|why| said(why, "certificate", "ca.crt"))?;
+    pem::revoked(&credential.revoked).map(drop).map_err(|why| said(why, "list", "ca.crl"))
+}
+
+fn said(why: PemError, what: &str, entry: &str) -> ArcStr {
+    match why {
+        PemError::Malformed => format!("its {entry} is no PEM").into(),
+        PemError::Empty => format!("there is no {what} in its {entry}").into(),
     }
 }
 
-fn certificates(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
-    CertificateDer::pem_slice_iter(pem).take(MOST).collect::<Result<_, _>>().ok()
-}
-
-/// Secrets, as far as they are known.
+/// Secrets and ConfigMaps, as far as they are known.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Secrets {
-    all: BTreeMap<NamespacedName, Arc<Secret>>,
+    all: BTreeMap<Key, Arc<Secret>>,
     /// Only some are asked for, and of these it is known that they are not there, or why they cannot be had.
     asked: Option<Asked>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Asked {
-    absent: BTreeSet<NamespacedName>,
-    failing: BTreeMap<NamespacedName, ArcStr>,
+    absent: BTreeSet<Key>,
+    failing: BTreeMap<Key, ArcStr>,
 }
 
 /// What is known of one.
@@ -169,13 +184,13 @@ impl Secrets {
     }
 
     /// There is this one.
-    pub fn insert(&mut self, name: NamespacedName, secret: Arc<Secret>) {
+    pub fn insert(&mut self, name: Key, secret: Arc<Secret>) {
         self.forget(&name);
         self.all.insert(name, secret);
     }
 
     /// There is none of that name.
-    pub fn remove(&mut self, name: &NamespacedName) {
+    pub fn remove(&mut self, name: &Key) {
         self.forget(name);
         if let Some(asked) = &mut self.asked {
             asked.absent.insert(name.clone());
@@ -183,14 +198,14 @@ impl Secrets {
     }
 
     /// It cannot be asked for. If it was there it still is.
-    pub fn fail(&mut self, name: &NamespacedName, why: ArcStr) {
+    pub fn fail(&mut self, name: &Key, why: ArcStr) {
         if let (Some(asked), false) = (&mut self.asked, self.all.contains_key(name)) {
             asked.failing.insert(name.clone(), why);
         }
     }
 
     /// Nobody asks for it any more.
-    pub fn forget(&mut self, name: &NamespacedName) {
+    pub fn forget(&mut self, name: &Key) {
         self.all.remove(name);
         if let Some(asked) = &mut self.asked {
             asked.absent.remove(name);
@@ -199,7 +214,7 @@ impl Secrets {
     }
 
     /// What is known of one.
-    pub fn get(&self, name: &NamespacedName) -> Found<'_> {
+    pub fn get(&self, name: &Key) -> Found<'_> {
         match (self.all.get(name), &self.asked) {
             (Some(secret), _) => Found::Here(secret),
             (None, None) => Found::Missing,
@@ -282,8 +297,33 @@ mod tests {
     }
 
     #[test]
+    fn features_GA_of_a_config_map_only_roots_are_read() {
+        let (cert, key) = made();
+        let bundle = |text: &str| match read_bundle(&parse(text).unwrap()).outcome {
+            Ok(Object::Secret(bundle)) => (*bundle).clone(),
+            other => panic!("{other:?}"),
+        };
+        let good = bundle(&format!("data: {{ca.crt: {cert:?}, tls.crt: {cert:?}, tls.key: {key:?}}}"));
+        assert_eq!((good.believed, good.shown.is_err()), (Ok(()), true));
+        assert!(good.credential.chain.is_empty() && good.credential.key.expose().is_empty());
+        assert_eq!(bundle(&format!("binaryData: {{ca.crt: {}}}", STANDARD.encode(&cert))).believed, Ok(()));
+        for (text, expected) in [
+            ("{}", "it has no ca.crt"),
+            ("data: {}", "it has no ca.crt"),
+            ("data: {ca.crt: ''}", "it has no ca.crt"),
+            ("data: {ca.pem: x}", "it has no ca.crt"),
+            ("data: {ca.crt: rubbish}", "there is no certificate in its ca.crt"),
+            ("data: {ca.crt: 5}", "ca.crt is a number and no text"),
+            ("binaryData: {ca.crt: '!'}", "ca.crt is no base64"),
+            ("data: [a]", "`data` is a list and no mapping"),
+        ] {
+            assert_eq!(bundle(text).believed, Err(expected.into()), "{text}");
+        }
+    }
+
+    #[test]
     fn what_was_not_heard_of_is_missing_only_where_all_is_heard() {
-        let name = NamespacedName::new("shop", "a");
+        let name = Key { kind: Kind::Secret, namespace: "shop".into(), name: "a".into() };
         let mut all = Secrets::default();
         assert_eq!(all.get(&name), Found::Missing);
         all.insert(name.clone(), Arc::new(of("data: {}")));

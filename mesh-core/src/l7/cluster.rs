@@ -239,21 +239,37 @@ pub enum Tls {
     Plain,
     /// With that of the world.
     Simple(ServerName),
-    /// With that of the world, and a certificate to show.
+    /// With that of the world, and a certificate that has to be there to be shown.
     Mutual(ServerName),
+}
+
+impl Tls {
+    /// Whom TLS of the world begins with, if it does.
+    #[must_use]
+    pub fn server(&self) -> Option<&ServerName> {
+        match self {
+            Self::Mesh | Self::Plain => None,
+            Self::Simple(server) | Self::Mutual(server) => Some(server),
+        }
+    }
 }
 
 /// Who the other side may be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServerName {
-    /// The Secret with certificates, of the namespace of the gateway or waypoint; `None`: what the system trusts.
-    pub credential: Option<ArcStr>,
+    /// Names of credentials, as [`Certificates`](crate::listener::Certificates) has them, whose roots are believed; those that are not known are left out, and without
+    /// one that is nobody is. None at all: what the system trusts.
+    pub roots: Vec<ArcStr>,
+    /// The credential that is shown to servers that ask for one.
+    pub shown: Option<ArcStr>,
     /// The name that is asked for; `None` is the host.
     pub sni: Option<ArcStr>,
     /// Names that its certificate may have; none is the name that is asked for.
     pub names: Vec<ArcStr>,
     /// Anybody is believed.
     pub unverified: bool,
+    /// Applications end it themselves, those of the mesh, too: it begins inside of tunnels as well.
+    pub end_to_end: bool,
 }
 
 /// How many requests may be second attempts.

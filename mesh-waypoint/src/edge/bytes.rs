@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
 use mesh_core::l7::{ClusterKey, Target};
-use mesh_core::listener::{Listener, Serves};
+use mesh_core::listener::{Encryption, Listener, Serves};
 use mesh_runtime::DrainToken;
 use mesh_transport::copy::{self, Outcome, Peer as CopyPeer};
 use mesh_transport::socket::Armed;
@@ -34,14 +34,15 @@ pub async fn plain(
     // Dropped before it is served it is reset, so that nobody takes it for an empty answer.
     let tcp = Armed::new(tcp);
     let downstream = Downstream::at_edge(Arc::clone(lane), entry, drain);
-    let (endpoint, mut wire, permit) = counted(&downstream, listener).await?;
+    let encrypted = listener.encryption == Encryption::Passes;
+    let (endpoint, mut wire, permit) = counted(&downstream, listener, encrypted).await?;
     let copied = count(&downstream, Some(&endpoint), Flags::default());
     wire.write_all(&first).await.map_err(|error| error.to_string())?;
     let (counters, cut) = (copied.counters(), downstream.drain.forced_token());
     let outcome = match wire {
         Wire::Tcp(far) => copy::bidirectional(tcp, CopyPeer::Tcp(Armed::new(far)), counters, cut).await,
         Wire::Hbone(far) => copy::bidirectional(tcp, CopyPeer::Hbone(far), counters, cut).await,
-        Wire::Tls(mut far) => {
+        mut far @ (Wire::Tls(_) | Wire::TlsInside(_)) => {
             let mut near = tcp.disarmed();
             let moved = tokio::select! {
                 () = cut.cancelled() => return Ok(()),
@@ -71,7 +72,7 @@ pub async fn decrypted<S: AsyncRead + AsyncWrite + Unpin>(
     drain: DrainToken,
 ) -> Result<(), String> {
     let downstream = Downstream::at_edge(Arc::clone(lane), entry, drain);
-    let (endpoint, mut wire, permit) = counted(&downstream, listener).await?;
+    let (endpoint, mut wire, permit) = counted(&downstream, listener, false).await?;
     let open = count(&downstream, Some(&endpoint), Flags::default());
     let cut = downstream.drain.forced_token();
     let copied = tokio::select! {
@@ -83,8 +84,12 @@ pub async fn decrypted<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// The same as `connect`; a connection that leads nowhere is counted, too.
-async fn counted(downstream: &Downstream, listener: &Listener) -> Result<(Endpoint, Wire, Option<Permit>), String> {
-    connect(downstream, listener).await.map_err(|(flag, error)| {
+async fn counted(
+    downstream: &Downstream,
+    listener: &Listener,
+    encrypted: bool,
+) -> Result<(Endpoint, Wire, Option<Permit>), String> {
+    connect(downstream, listener, encrypted).await.map_err(|(flag, error)| {
         drop(count(downstream, None, Flags::of(flag)));
         error
     })
@@ -95,6 +100,7 @@ async fn counted(downstream: &Downstream, listener: &Listener) -> Result<(Endpoi
 async fn connect(
     downstream: &Downstream,
     listener: &Listener,
+    encrypted: bool,
 ) -> Result<(Endpoint, Wire, Option<Permit>), (&'static str, String)> {
     let lane = &downstream.lane;
     let name = downstream.entry.as_ref().and_then(Entry::name);
@@ -105,7 +111,7 @@ async fn connect(
         authorize::connection(downstream, &bound).map_err(|why| ("-", why))?;
         let endpoint = {
             let (view, own) = (&bound.view, &lane.shared.own);
-            let wish = Wish { view, own, tried: &tried, hash: None, now_ms: lane.shared.now_ms() };
+            let wish = Wish { view, own, tried: &tried, hash: None, encrypted, now_ms: lane.shared.now_ms() };
             let found = choose::place(&lane.shared.places, &wish, &cluster, &bound.seen(&downstream.peer));
             let mut rng = lane.rng.lock();
             found.and_then(|found| choose::endpoint(&found, &wish, &mut *rng))

@@ -177,7 +177,7 @@ impl Forward<'_> {
 
     fn wish<'a>(&'a self, tried: &'a [ArcStr], hash: Option<u64>) -> Wish<'a> {
         let shared = &self.down.lane.shared;
-        Wish { view: &self.bound.view, own: &shared.own, tried, hash, now_ms: shared.now_ms() }
+        Wish { view: &self.bound.view, own: &shared.own, tried, hash, encrypted: false, now_ms: shared.now_ms() }
     }
 
     /// As is said of the place; else as its port says; else as the client speaks. What a browser at the edge speaks tells nothing of an application that says

@@ -63,7 +63,7 @@ async fn deliver(down: &Downstream, copy: Copy, cluster: &ClusterKey, host: Head
     let bound = down.bound().ok()?;
     let endpoint = {
         let (view, own) = (&bound.view, &lane.shared.own);
-        let wish = Wish { view, own, tried: &[], hash: None, now_ms: lane.shared.now_ms() };
+        let wish = Wish { view, own, tried: &[], hash: None, encrypted: false, now_ms: lane.shared.now_ms() };
         let found = choose::place(&lane.shared.places, &wish, cluster, &bound.seen(&down.peer)).ok()?;
         choose::endpoint(&found, &wish, &mut *lane.rng.lock()).ok()?
     };

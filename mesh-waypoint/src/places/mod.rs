@@ -114,7 +114,7 @@ impl Version {
         self.cluster.as_ref().and_then(|cluster| cluster.policy.as_ref().ok()).unwrap_or(&self.usual)
     }
 
-    /// How TLS begins towards endpoints outside of the mesh, if that is asked for; an error says why it cannot.
+    /// How TLS of the world begins towards endpoints, if that is asked for; an error says why it cannot.
     pub fn origin(&self) -> Result<Option<&Arc<Origin>>, &str> {
         self.origin.as_ref().map(|origin| origin.as_ref().map_err(String::as_str)).transpose()
     }
@@ -316,8 +316,7 @@ impl Place {
                 Arc::new(Terms { id, open: AtomicU32::new(0) })
             }
         };
-        let (host, namespace) = (&service.hostname, &own.place.namespace);
-        let origin = Origin::make(&policy.tls, host, namespace, &view.edge.certificates, before);
+        let origin = Origin::make(&policy.tls, &service.hostname, &view.edge.certificates, before);
         Version {
             members: Arc::clone(members),
             cluster: cluster.cloned(),

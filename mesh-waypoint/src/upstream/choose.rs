@@ -97,6 +97,8 @@ pub struct Wish<'a> {
     pub tried: &'a [ArcStr],
     /// What the request says, if that decides.
     pub hash: Option<u64>,
+    /// What will be sent is TLS of the client's own, that goes to the application as it is.
+    pub encrypted: bool,
     /// Monotonic milliseconds.
     pub now_ms: u64,
 }
@@ -130,13 +132,15 @@ pub fn endpoint(found: &Found, wish: &Wish<'_>, rng: &mut impl Rng) -> Result<En
     if ports::is_mesh_port(chosen.address.port()) || workload.network_gateway.is_some() {
         return Err(NoEndpoint::NoneLeft);
     }
-    // Endpoints of the mesh are reached in its own way, whatever is said; what is said of others must not be left undone.
+    // Endpoints of the mesh are reached in its own way, whatever is said, unless it is said of their applications; what is said of others must not be left undone.
     let mut origin = None;
-    if workload.protocol == TunnelProtocol::None {
-        if found.now.policy().proxy_protocol.is_some() {
-            tracing::debug!(endpoint = %workload.uid, "the PROXY protocol to endpoints outside the mesh is not spoken");
-            return Err(NoEndpoint::Closed);
-        }
+    let is_outside = workload.protocol == TunnelProtocol::None;
+    if is_outside && found.now.policy().proxy_protocol.is_some() {
+        tracing::debug!(endpoint = %workload.uid, "the PROXY protocol to endpoints outside the mesh is not spoken");
+        return Err(NoEndpoint::Closed);
+    }
+    let is_end_to_end = found.now.policy().tls.server().is_some_and(|server| server.end_to_end);
+    if (is_outside || is_end_to_end) && !(is_end_to_end && wish.encrypted) {
         origin = found.now.origin().map_err(|why| {
             tracing::debug!(endpoint = %workload.uid, why, "TLS cannot begin");
             NoEndpoint::Closed

@@ -1,4 +1,4 @@
-//! A new connection to an endpoint: a stream in a tunnel, or TCP where the workload has no tunnel, with TLS in it where a DestinationRule asks for that.
+//! A new connection to an endpoint: a stream in a tunnel, or TCP where the workload has no tunnel, with TLS in it where that is asked for.
 
 use std::io;
 use std::net::SocketAddr;
@@ -26,6 +26,8 @@ pub enum Wire {
     Tls(Box<TlsStream<TcpStream>>),
     /// Through a tunnel.
     Hbone(HboneStream),
+    /// The same, with TLS of the world.
+    TlsInside(Box<TlsStream<HboneStream>>),
 }
 
 /// Why there is no connection.
@@ -81,7 +83,12 @@ pub async fn dial(shared: &Shared, endpoint: &Endpoint, peer: &Peer, inside: Ins
                 let begun = origin.begin(tcp, inside).await.map_err(ConnectError::Tls)?;
                 Ok(Wire::Tls(Box::new(begun)))
             }
-            TunnelProtocol::None | TunnelProtocol::Hbone => hbone(shared, endpoint, peer).await.map(Wire::Hbone),
+            TunnelProtocol::None | TunnelProtocol::Hbone => {
+                let stream = hbone(shared, endpoint, peer).await?;
+                let Some(origin) = endpoint.origin() else { return Ok(Wire::Hbone(stream)) };
+                let begun = origin.begin(stream, inside).await.map_err(ConnectError::Tls)?;
+                Ok(Wire::TlsInside(Box::new(begun)))
+            }
         }
     };
     tokio::time::timeout(limit, connected).await.map_err(|_| ConnectError::Timeout)?
@@ -142,6 +149,7 @@ impl AsyncRead for Wire {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Hbone(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::TlsInside(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
 }
@@ -152,6 +160,7 @@ impl AsyncWrite for Wire {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Hbone(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::TlsInside(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
@@ -160,6 +169,7 @@ impl AsyncWrite for Wire {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
             Self::Hbone(stream) => Pin::new(stream).poll_flush(cx),
+            Self::TlsInside(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -168,6 +178,7 @@ impl AsyncWrite for Wire {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Hbone(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::TlsInside(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -33,10 +33,11 @@ pub fn index(
         }
     }
     let mut by_service: BTreeMap<NamespacedName, Vec<Cluster>> = BTreeMap::new();
+    let mut reader = clusters::Reader { around, gateway: None, problems, references: &mut Vec::new() };
     for key in keys {
         let all = by_service.entry(key.service.clone()).or_default();
         // What is for some pods of a namespace: agents know no labels of clients.
-        all.extend(clusters::of_key(&key, around, problems).into_iter().filter(|one| one.client_labels.is_empty()));
+        all.extend(clusters::of_key(&key, &mut reader).into_iter().filter(|one| one.client_labels.is_empty()));
     }
     by_service.into_iter().map(|(service, all)| (service, Arc::new(Clusters::new(all)))).collect()
 }

@@ -2,6 +2,7 @@
 //! host's, else that of everybody; so there is a place for each group of clients that sees the same rules, and one for all others.
 
 mod policy;
+mod tls;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,18 +12,31 @@ use mesh_core::listener::{Listeners, Serves};
 use mesh_core::{ArcStr, NamespacedName};
 
 use super::{Around, Problems};
+use crate::index::certificates::Reference;
 use crate::resource::routing::{DestinationRule, Routed};
 
 type Rule = Arc<Routed<DestinationRule>>;
+
+/// For whom places are read, and what is found besides.
+pub struct Reader<'a, 'o> {
+    /// The objects.
+    pub around: &'a Around<'o>,
+    /// The gateway or waypoint; `None`: agents, who begin no TLS of the world.
+    pub gateway: Option<&'a NamespacedName>,
+    /// What is to be said.
+    pub problems: &'a mut Problems,
+    /// Secrets that are named for the gateway.
+    pub references: &'a mut Vec<Reference>,
+}
 
 /// What is said of the places that a table, listeners or routes of connections to the services that its waypoint serves name, and of all ports of those services.
 pub fn clusters(
     table: &Table,
     listeners: Option<&Arc<Listeners>>,
     services: &BTreeSet<NamespacedName>,
-    around: &Around<'_>,
-    problems: &mut Problems,
+    reader: &mut Reader<'_, '_>,
 ) -> Clusters {
+    let around = reader.around;
     let mut keys = named(table);
     for listener in listeners.into_iter().flat_map(|listeners| listeners.all()) {
         match &listener.serves {
@@ -44,7 +58,7 @@ pub fn clusters(
             keys.extend(host.numbers().into_iter().map(key));
         }
     }
-    Clusters::new(keys.iter().flat_map(|key| of_key(key, around, problems)).collect::<Vec<_>>())
+    Clusters::new(keys.iter().flat_map(|key| of_key(key, reader)).collect::<Vec<_>>())
 }
 
 /// Every place that a table names.
@@ -71,7 +85,8 @@ fn named(table: &Table) -> BTreeSet<ClusterKey> {
 }
 
 /// One place, as each group of clients sees it.
-pub fn of_key(key: &ClusterKey, around: &Around<'_>, problems: &mut Problems) -> Vec<Cluster> {
+pub fn of_key(key: &ClusterKey, reader: &mut Reader<'_, '_>) -> Vec<Cluster> {
+    let around = reader.around;
     let others = rules(key, "", around);
     let mut groups: Vec<(Vec<&Rule>, Vec<ArcStr>)> = Vec::new();
     for namespace in namespaces(key, around) {
@@ -92,9 +107,9 @@ pub fn of_key(key: &ClusterKey, around: &Around<'_>, problems: &mut Problems) ->
         for rule in selecting {
             let selector = rule.spec.workload_selector.iter().flat_map(|selector| &selector.match_labels);
             let client_labels = selector.map(|(k, v)| (k.as_str().into(), v.as_str().into())).collect();
-            clusters.push(cluster(key, clients.clone(), client_labels, &[rule], problems));
+            clusters.push(cluster(key, clients.clone(), client_labels, &[rule], reader));
         }
-        clusters.push(cluster(key, clients, Labels::new(), &general, problems));
+        clusters.push(cluster(key, clients, Labels::new(), &general, reader));
     }
     clusters
 }
@@ -104,9 +119,9 @@ fn cluster(
     clients: Option<Vec<ArcStr>>,
     client_labels: Labels,
     rules: &[&Rule],
-    problems: &mut Problems,
+    reader: &mut Reader<'_, '_>,
 ) -> Cluster {
-    let (labels, policy) = policy::policy(key, rules, problems);
+    let (labels, policy) = policy::policy(key, rules, reader);
     Cluster { key: key.clone(), clients, client_labels, labels, policy }
 }
 

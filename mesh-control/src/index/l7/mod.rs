@@ -89,7 +89,7 @@ pub struct Made {
     /// The Secrets that they name.
     pub references: Vec<Reference>,
     /// Their names.
-    pub secrets: Arc<BTreeSet<NamespacedName>>,
+    pub secrets: Arc<BTreeSet<Key>>,
     /// Which labels of workloads both ask for, by gateway.
     pub wanted: BTreeMap<NamespacedName, Arc<labels::Wanted>>,
     /// The services that any of them serves.
@@ -143,7 +143,6 @@ pub fn index(settings: &Settings, around: &Around<'_>, served: &Served) -> Made 
     let listened = listeners::index(around, &read, !settings.istio_runs, &mut made.problems);
     made.in_force.extend(listened.in_force);
     (made.listeners, made.references) = (listened.listeners, listened.references);
-    made.secrets = Arc::new(certificates::wanted(&made.references));
     made.told = Arc::new(listeners::told::told(around));
     made.listening = Arc::new(listeners::told::listening(&made.told));
     let none = BTreeSet::new();
@@ -152,7 +151,9 @@ pub fn index(settings: &Settings, around: &Around<'_>, served: &Served) -> Made 
         let services = served.get(gateway).unwrap_or(&none);
         let listeners = made.listeners.get(gateway);
         let table = table::table(gateway, services, around, &read, &mut made.problems);
-        let clusters = clusters::clusters(&table, listeners, services, around, &mut made.problems);
+        let (problems, references) = (&mut made.problems, &mut made.references);
+        let mut reader = clusters::Reader { around, gateway: Some(gateway), problems, references };
+        let clusters = clusters::clusters(&table, listeners, services, &mut reader);
         if listeners.is_some() && !settings.istio_runs {
             let places: BTreeSet<_> = clusters.iter().map(|cluster| cluster.key.service.clone()).collect();
             made.in_force.extend(in_force::destination_rules(&places, around));
@@ -168,6 +169,7 @@ pub fn index(settings: &Settings, around: &Around<'_>, served: &Served) -> Made 
             made.tables.insert(gateway.clone(), Arc::new(table));
         }
     }
+    made.secrets = Arc::new(certificates::wanted(&made.references));
     // Who is delegated to by several, or asked on several ports, is read as often.
     let mut told = HashSet::new();
     made.problems.retain(|said| told.insert(said.clone()));

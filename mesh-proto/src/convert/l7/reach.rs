@@ -368,22 +368,28 @@ fn tls(message: wire::Tls) -> Result<Tls, ConvertError> {
 
 fn server_name(message: wire::ServerName) -> Result<ServerName, ConvertError> {
     few("tls.names", message.names.len(), MOST)?;
+    few("tls.roots", message.roots.len(), MOST)?;
+    let texts = |field, all: Vec<String>| all.into_iter().map(|one| field::text(field, one)).collect::<Result<_, _>>();
     let filled = |field, text: String| Ok::<_, ConvertError>(Some(field::text(field, text)?).filter(|t| !t.is_empty()));
     Ok(ServerName {
-        credential: filled("tls.credential", message.credential)?,
+        roots: texts("tls.roots", message.roots)?,
+        shown: filled("tls.shown", message.shown)?,
         sni: filled("tls.sni", message.sni)?,
-        names: message.names.into_iter().map(|name| field::text("tls.names", name)).collect::<Result<_, _>>()?,
+        names: texts("tls.names", message.names)?,
         unverified: message.unverified,
+        end_to_end: message.end_to_end,
     })
 }
 
 fn write_tls(tls: &Tls) -> Option<wire::Tls> {
     use wire::tls::Mode;
     let name = |name: &ServerName| wire::ServerName {
-        credential: name.credential.as_ref().map(ToString::to_string).unwrap_or_default(),
+        roots: name.roots.iter().map(ToString::to_string).collect(),
+        shown: name.shown.as_ref().map(ToString::to_string).unwrap_or_default(),
         sni: name.sni.as_ref().map(ToString::to_string).unwrap_or_default(),
         names: name.names.iter().map(ToString::to_string).collect(),
         unverified: name.unverified,
+        end_to_end: name.end_to_end,
     };
     let mode = match tls {
         Tls::Mesh => return None,

@@ -4,17 +4,12 @@ use std::time::Duration;
 
 use mesh_core::ArcStr;
 use mesh_core::l7::cluster::{
-    Balancer, HashKey, HashTable, Keepalive, Locality, Outliers, Policy, Pool, RetryBudget, ServerName, Speaks, Tls,
-    Warmup,
+    Balancer, HashKey, HashTable, Keepalive, Locality, Outliers, Policy, Pool, RetryBudget, Speaks, Warmup,
 };
 use mesh_core::l7::{ClusterKey, Labels, Share};
 
-use super::super::Problems;
-use super::super::notes::Notes;
-use super::Rule;
-use crate::resource::routing::destination_rule::{
-    self as kind, H2Upgrade, ProxyVersion, Simple, TlsMode, TrafficPolicy,
-};
+use super::{Reader, Rule, tls};
+use crate::resource::routing::destination_rule::{self as kind, H2Upgrade, ProxyVersion, Simple, TrafficPolicy};
 use crate::resource::routing::values::Span;
 use crate::resource::{Key, Kind};
 
@@ -33,7 +28,7 @@ struct Levels<'a> {
 }
 
 /// Labels of a place's endpoints and how they are reached, or why they cannot be, by rules of which the first that says something counts.
-pub fn policy(key: &ClusterKey, rules: &[&Rule], problems: &mut Problems) -> (Labels, Result<Policy, ArcStr>) {
+pub fn policy(key: &ClusterKey, rules: &[&Rule], reader: &mut Reader<'_, '_>) -> (Labels, Result<Policy, ArcStr>) {
     let mut levels = Levels::default();
     for rule in rules {
         if let Some(policy) = &rule.spec.traffic_policy {
@@ -59,7 +54,7 @@ pub fn policy(key: &ClusterKey, rules: &[&Rule], problems: &mut Problems) -> (La
             levels.lay(policy, &format!("spec.subsets[{index}].trafficPolicy"), rule, key.port);
         }
     }
-    (labels, levels.policy(problems))
+    (labels, levels.policy(reader))
 }
 
 impl<'a> Levels<'a> {
@@ -88,7 +83,7 @@ impl<'a> Levels<'a> {
         self.tls = own.tls.as_ref().map(|value| (value, format!("{field}.tls"), rule));
     }
 
-    fn policy(&self, problems: &mut Problems) -> Result<Policy, ArcStr> {
+    fn policy(&self, reader: &mut Reader<'_, '_>) -> Result<Policy, ArcStr> {
         let mut policy = Policy::default();
         if let Some((written, ..)) = &self.balancer {
             policy.balancer = balancer(written);
@@ -108,11 +103,7 @@ impl<'a> Levels<'a> {
         });
         if let Some((written, field, rule)) = &self.tls {
             let key = Key { kind: Kind::DestinationRule, namespace: rule.namespace.clone(), name: rule.name.clone() };
-            let mut notes = Notes::new(key, problems);
-            policy.tls = tls(written, field, &mut notes);
-            if let Some(why) = notes.closed() {
-                return Err(why.into());
-            }
+            policy.tls = tls::of_rule(written, field, &key, reader)?;
         }
         Ok(policy)
     }
@@ -233,30 +224,4 @@ fn outliers(written: &kind::OutlierDetection) -> Outliers {
         most_percent: written.max_ejection_percent.filter(|n| *n > 0).unwrap_or(usual.most_percent),
         least_healthy_percent: written.min_health_percent.unwrap_or(usual.least_healthy_percent),
     }
-}
-
-fn tls(written: &kind::Tls, field: &str, notes: &mut Notes<'_>) -> Tls {
-    let files = [
-        ("clientCertificate", &written.client_certificate),
-        ("privateKey", &written.private_key),
-        ("caCertificates", &written.ca_certificates),
-        ("caCrl", &written.ca_crl),
-    ];
-    let name = || ServerName {
-        credential: written.credential_name.as_deref().map(Into::into),
-        sni: written.sni.as_deref().map(Into::into),
-        names: written.subject_alt_names.iter().map(|name| name.as_str().into()).collect(),
-        unverified: written.insecure_skip_verify == Some(true),
-    };
-    let made = match written.mode {
-        None | Some(TlsMode::IstioMutual) => return Tls::Mesh,
-        Some(TlsMode::Disable) => return Tls::Plain,
-        Some(TlsMode::Simple) => Tls::Simple(name()),
-        Some(TlsMode::Mutual) => Tls::Mutual(name()),
-    };
-    for (name, _) in files.iter().filter(|(_, file)| file.is_some()) {
-        let message = "a waypoint has no such file: what has this policy is not reached";
-        notes.close(format!("{field}.{name}"), message, "put it into a Secret, and write `credentialName`");
-    }
-    made
 }

@@ -30,6 +30,7 @@ use crate::index::routing::parents::{Attached, Owner, hostnames};
 use crate::resource::routing::gateway::{Gateway, Listener};
 use crate::resource::routing::reference::ObjectReference;
 use crate::resource::routing::{Routed, Routing};
+use crate::resource::secret::named;
 use crate::resource::waypoint::{self, GATEWAY_NAME, gateway_label};
 use crate::resource::{Key, Kind, Labels};
 use standing::Standing;
@@ -167,22 +168,22 @@ impl One<'_> {
             object: Key { kind: Kind::Gateway, namespace: self.name.namespace.clone(), name: self.name.name.clone() },
             listener: self.written.name.as_str().into(),
             field: format!("spec.listeners[{index}].tls.certificateRefs[{at}]"),
-            secret: self.secret(reference),
+            holder: self.secret(reference),
             or: None,
             part: Part::Shown,
         })
     }
 
-    fn secret(&self, reference: &ObjectReference) -> NamespacedName {
+    fn secret(&self, reference: &ObjectReference) -> Key {
         let namespace = reference.namespace.as_deref().unwrap_or(&self.name.namespace);
-        NamespacedName::new(namespace, reference.name.as_str())
+        Key { kind: Kind::Secret, namespace: namespace.into(), name: reference.name.as_str().into() }
     }
 
     /// Names of Secrets. Those that may not be named, or are no Secrets, are told of where references are looked at, and nobody has them.
     fn tls(&self) -> Tls {
         let references = self.written.tls.iter().flat_map(|tls| &tls.certificate_refs);
-        let named = references.filter(|reference| standing::may_show(reference, self.name, self.around.routes));
-        Tls::with(named.map(|reference| self.secret(reference).to_string().into()).collect())
+        let may_be = references.filter(|reference| standing::may_show(reference, self.name, self.around.routes));
+        Tls::with(may_be.map(|reference| named(&self.secret(reference))).collect())
     }
 
     fn table(&self) -> Serves {

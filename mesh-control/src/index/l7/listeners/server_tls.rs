@@ -3,14 +3,15 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use mesh_core::ArcStr;
 use mesh_core::listener::{Clients, Tls, TlsVersion};
-use mesh_core::{ArcStr, NamespacedName};
 
 use super::classic::One;
 use crate::diagnosis::Problem;
 use crate::index::certificates::{Part, Reference};
-use crate::resource::meta;
 use crate::resource::routing::istio_gateway::{self as kind, ServerMode, ServerTls};
+use crate::resource::secret::named;
+use crate::resource::{Key, Kind, meta};
 
 /// The suites of TLS 1.2 that are spoken, as Istio and as IANA call them.
 const SUITES: [(&str, &str); 6] = [
@@ -62,7 +63,7 @@ pub(super) fn tls(one: &One<'_>, written: &ServerTls, references: &mut Vec<Refer
     let mut certificates: Vec<ArcStr> = Vec::new();
     for (at, name) in &names {
         let secret = secret(one, &field(at), name)?;
-        certificates.push(secret.to_string().into());
+        certificates.push(named(&secret));
         references.push(reference(one, field(at), secret, None, Part::Shown));
     }
     let clients = match is_mutual {
@@ -75,28 +76,22 @@ pub(super) fn tls(one: &One<'_>, written: &ServerTls, references: &mut Vec<Refer
 }
 
 /// A Secret is of the namespace of the pods that show it.
-fn secret(one: &One<'_>, field: &str, name: &str) -> Result<NamespacedName, Refused> {
+fn secret(one: &One<'_>, field: &str, name: &str) -> Result<Key, Refused> {
     let bare = name.strip_prefix("kubernetes://").unwrap_or(name);
     if meta::subdomain(bare).is_err() {
         let message = format!("{name:?} is no name of a Secret of {}", one.gateway.namespace);
         return refused(field.to_owned(), message, "write the name alone");
     }
-    Ok(NamespacedName::new(one.gateway.namespace.clone(), bare))
+    Ok(Key { kind: Kind::Secret, namespace: one.gateway.namespace.clone(), name: bare.into() })
 }
 
-fn reference(
-    one: &One<'_>,
-    field: String,
-    secret: NamespacedName,
-    or: Option<NamespacedName>,
-    part: Part,
-) -> Reference {
+fn reference(one: &One<'_>, field: String, holder: Key, or: Option<Key>, part: Part) -> Reference {
     Reference {
         gateway: one.gateway.clone(),
         object: one.key(),
         listener: one.server.port.name.as_str().into(),
         field,
-        secret,
+        holder,
         or,
         part,
     }
@@ -115,12 +110,12 @@ fn clients(
         (Some(name), _) => (field("caCertCredentialName"), secret(one, &field("caCertCredentialName"), name)?, None),
         (None, Some((at, name))) => {
             let own = secret(one, &field(at), name)?;
-            let apart = NamespacedName::new(own.namespace.clone(), format!("{}-cacert", own.name));
+            let apart = Key { name: format!("{}-cacert", own.name).into(), ..own.clone() };
             (field(at), apart, Some(own))
         }
         (None, None) => return refused(one.field.clone() + ".tls", "no Secret is named", "write `credentialName`"),
     };
-    let roots = vec![secret.to_string().into()];
+    let roots = vec![named(&secret)];
     references.push(reference(one, at, secret, or, Part::Believed));
     let digests = |name: &str, all: &[String], read: fn(&str) -> Option<Vec<u8>>| {
         let digest = |(index, text): (usize, &String)| {

@@ -129,13 +129,10 @@ pub fn listening(told: &Told) -> Listening {
 /// Lays over it what is known of Secrets. `None` of a Gateway: it is not known yet.
 pub fn with_secrets(told: &Told, certified: &Certified) -> Told {
     let mut told = told.clone();
-    for ((key, listener), why) in &certified.unresolved {
-        if key.kind != Kind::Gateway {
-            continue;
-        }
-        let all = told.get_mut(&name(key)).into_iter().flatten();
-        for one in all.filter(|one| one.name == *listener && one.unresolved.is_none()) {
-            one.unresolved = Some(("InvalidCertificateRef", why.clone()));
+    for bad in certified.unresolved.iter().filter(|bad| bad.object.kind == Kind::Gateway) {
+        let all = told.get_mut(&name(&bad.object)).into_iter().flatten();
+        for one in all.filter(|one| one.name == bad.listener && one.unresolved.is_none()) {
+            one.unresolved = Some(("InvalidCertificateRef", bad.why.clone()));
         }
     }
     for key in certified.undecided.iter().filter(|key| key.kind == Kind::Gateway) {

@@ -186,11 +186,11 @@ fn features_B16_TLS_of_servers() {
     let named: Vec<_> = made
         .references
         .iter()
-        .map(|one| (one.secret.to_string(), one.or.as_ref().map(ToString::to_string), one.part))
+        .map(|one| (one.holder.to_string(), one.or.as_ref().map(ToString::to_string), one.part))
         .collect();
     let expected = [
-        ("shop/c".to_owned(), None, Part::Shown),
-        ("shop/c-cacert".to_owned(), Some("shop/c".to_owned()), Part::Believed),
+        ("Secret shop/c".to_owned(), None, Part::Shown),
+        ("Secret shop/c-cacert".to_owned(), Some("Secret shop/c".to_owned()), Part::Believed),
     ];
     assert_eq!(named, expected);
 

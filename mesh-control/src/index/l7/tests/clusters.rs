@@ -188,19 +188,45 @@ fn features_DR_9_to_DR_11_limits_and_outliers() {
 
 #[test]
 fn features_DR_12_tls() {
-    let name = |credential: &str, sni: &str| ServerName {
-        credential: Some(credential.into()),
+    let name = |shown: Option<&str>, sni: &str| ServerName {
+        roots: vec!["shop/c-cacert".into()],
+        shown: shown.map(Into::into),
         sni: Some(sni.into()),
         ..ServerName::default()
     };
     for (written, expected) in [
         ("{mode: ISTIO_MUTUAL}", Tls::Mesh),
         ("{mode: DISABLE}", Tls::Plain),
-        ("{mode: SIMPLE, credentialName: c, sni: a.com}", Tls::Simple(name("c", "a.com"))),
-        ("{mode: MUTUAL, credentialName: c, sni: a.com}", Tls::Mutual(name("c", "a.com"))),
+        ("{mode: SIMPLE, credentialName: c, sni: a.com}", Tls::Simple(name(None, "a.com"))),
+        ("{mode: MUTUAL, credentialName: c, sni: a.com}", Tls::Mutual(name(Some("shop/c"), "a.com"))),
     ] {
         assert_eq!(policy(&format!("tls: {written}")).tls, expected, "{written}");
     }
+    // What is named follows, as what it is for, and with nothing in it nobody is reached rather than anybody.
+    let credentials = |tls: &str| {
+        let rule = rule("shop", "o", &format!("trafficPolicy: {{tls: {tls}}}"));
+        let (objects, settings) = (objects(&[rule]), Settings::default());
+        let indexed = super::super::super::routing::index(&objects, &settings);
+        let around = Around::new(&objects, &settings, &indexed);
+        let waypoint = NamespacedName::new("infra", "waypoint");
+        let v3 = NamespacedName::new("shop", "v3.shop.svc.cluster.local");
+        let made = super::super::index(&settings, &around, &[(waypoint, [v3].into())].into());
+        let of = |one: &Reference| {
+            let or = one.or.as_ref().map(|or| format!(" or {or}")).unwrap_or_default();
+            format!("{} {:?} {}{or}", one.field, one.part, one.holder)
+        };
+        (made.references.iter().map(of).collect::<Vec<_>>(), made.secrets.len())
+    };
+    let field = "spec.trafficPolicy.tls.credentialName";
+    let believed = format!("{field} Believed Secret infra/c-cacert or Secret infra/c");
+    assert_eq!(credentials("{mode: SIMPLE, credentialName: c}"), (vec![believed.clone()], 2));
+    let shown = format!("{field} Shown Secret infra/c");
+    assert_eq!(credentials("{mode: MUTUAL, credentialName: 'kubernetes://c'}"), (vec![believed, shown], 2));
+    assert_eq!(credentials("{mode: SIMPLE, credentialName: c, insecureSkipVerify: true}"), (vec![], 0));
+    assert_eq!(credentials("{mode: SIMPLE}"), (vec![], 0));
+    let odd = mesh(&[rule("shop", "o", "trafficPolicy: {tls: {mode: SIMPLE, credentialName: 'a/b'}}")]);
+    assert!(seen(&odd, "", "shop").unwrap().policy.is_err());
+    assert_eq!(odd.told(), ["e trafficPolicy.tls.credentialName: \"a/b\" is no name of a Secret"]);
     // Files that no waypoint has: nothing is reached, rather than with less than was asked for.
     let mesh = mesh(&[rule("shop", "o", "trafficPolicy: {tls: {mode: SIMPLE, caCertificates: /etc/ca.pem}}")]);
     let why = "a waypoint has no such file: what has this policy is not reached";

@@ -105,8 +105,17 @@ fn outliers() -> impl Strategy<Value = Outliers> {
 
 fn tls() -> impl Strategy<Value = Tls> {
     let name = || {
-        (option::of(word()), option::of(word()), vec(word(), 0..3), any::<bool>())
-            .prop_map(|(credential, sni, names, unverified)| ServerName { credential, sni, names, unverified })
+        let texts = || vec(word(), 0..3);
+        (texts(), option::of(word()), option::of(word()), texts(), any::<bool>(), any::<bool>()).prop_map(
+            |(roots, shown, sni, names, unverified, end_to_end)| ServerName {
+                roots,
+                shown,
+                sni,
+                names,
+                unverified,
+                end_to_end,
+            },
+        )
     };
     prop_oneof![Just(Tls::Mesh), Just(Tls::Plain), name().prop_map(Tls::Simple), name().prop_map(Tls::Mutual)]
 }

@@ -5,7 +5,7 @@
 //! run (follows Gateways, classes, and what carries our label; applies, deletes, tells)
 //!   -> round (what there is to do, pure)
 //!        -> plan (whether a Gateway is served, and by what) -> objects (service account, Deployment, Service) <- overlay (what users lay over them)
-//!        -> standing (conditions and addresses of a Gateway) , classes (GatewayClasses)
+//!        -> standing (conditions and addresses of a Gateway) , listener_sets (conditions of what adds listeners to it) , classes (GatewayClasses)
 //!        -> live (what of an object is as it was applied, and what of it somebody else keeps)
 //! ```
 //!
@@ -13,6 +13,7 @@
 //! deleted: who has an object of a name that a Gateway wants keeps it, and the Gateway says so.
 
 pub mod classes;
+pub mod listener_sets;
 pub mod live;
 pub mod objects;
 pub mod overlay;

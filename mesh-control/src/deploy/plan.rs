@@ -4,7 +4,7 @@ use mesh_core::{ArcStr, NamespacedName};
 use serde_json::Value as Json;
 
 use super::overlay::Overlay;
-use crate::cluster::decode::decode;
+use crate::cluster::decode::{Item, decode};
 use crate::diagnosis::{Diagnosis, Severity};
 use crate::index::Settings;
 use crate::resource::mesh_config::IstioNames;
@@ -89,15 +89,7 @@ pub fn plan(object: &Json) -> Plan {
     };
     let routed = match item.outcome {
         Ok(Object::Routing(Routing::Gateway(routed))) => routed,
-        _ => {
-            let text = |d: &Diagnosis| {
-                let help = d.help.as_ref().map(|help| format!(" ({help})")).unwrap_or_default();
-                format!("{}: {}{help}", d.field, d.message)
-            };
-            let errors = item.diagnoses.iter().filter(|d| d.severity == Severity::Error);
-            let problems: Vec<String> = errors.take(MOST_PROBLEMS).map(text).collect();
-            return invalid(format!("cannot be read: {}", problems.join("; ")));
-        }
+        _ => return invalid(unread(&item)),
     };
     let asked = asked(&routed, &item.uid, object);
     if !asked.is_waypoint && asked.spec.gateway_class_name.ends_with("-waypoint") {
@@ -109,6 +101,17 @@ pub fn plan(object: &Json) -> Plan {
         Ok(Exposed::By(service)) => Plan::Deploy(Box::new(asked), service),
         Err(refusal) => Plan::Refuse(refusal),
     }
+}
+
+/// Why an object cannot be read.
+pub fn unread(item: &Item) -> String {
+    let text = |d: &Diagnosis| {
+        let help = d.help.as_ref().map(|help| format!(" ({help})")).unwrap_or_default();
+        format!("{}: {}{help}", d.field, d.message)
+    };
+    let errors = item.diagnoses.iter().filter(|d| d.severity == Severity::Error);
+    let problems: Vec<String> = errors.take(MOST_PROBLEMS).map(text).collect();
+    format!("cannot be read: {}", problems.join("; "))
 }
 
 fn asked(routed: &Routed<Gateway>, uid: &str, object: &Json) -> Asked {

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use mesh_core::NamespacedName;
 use serde_json::{Value as Json, json};
 
+use super::listener_sets::{self, Joined};
 use super::live::{essence, is_ours, owner, yield_to_others};
 use super::objects::objects;
 use super::overlay::Overlay;
@@ -26,6 +27,8 @@ pub enum What {
     Mesh,
     /// Gateway
     Gateway,
+    /// ListenerSet, which few clusters have, too
+    ListenerSet,
     /// ServiceAccount
     Account,
     /// Deployment
@@ -36,7 +39,8 @@ pub enum What {
 
 impl What {
     /// All of them.
-    pub const ALL: [What; 6] = [What::Class, What::Mesh, What::Gateway, What::Account, What::Deployment, What::Service];
+    pub const ALL: [What; 7] =
+        [What::Class, What::Mesh, What::Gateway, What::ListenerSet, What::Account, What::Deployment, What::Service];
     /// What is made for a Gateway, in the order of [`objects`].
     pub const MADE: [What; 3] = [What::Account, What::Deployment, What::Service];
 
@@ -46,6 +50,7 @@ impl What {
             What::Class => ("gateway.networking.k8s.io/v1", "gatewayclasses"),
             What::Mesh => ("gateway.networking.x-k8s.io/v1alpha1", "xmeshes"),
             What::Gateway => ("gateway.networking.k8s.io/v1", "gateways"),
+            What::ListenerSet => ("gateway.networking.k8s.io/v1", "listenersets"),
             What::Account => ("v1", "serviceaccounts"),
             What::Deployment => ("apps/v1", "deployments"),
             What::Service => ("v1", "services"),
@@ -58,6 +63,7 @@ impl What {
             What::Class => "GatewayClass",
             What::Mesh => "XMesh",
             What::Gateway => "Gateway",
+            What::ListenerSet => "ListenerSet",
             What::Account => "ServiceAccount",
             What::Deployment => "Deployment",
             What::Service => "Service",
@@ -92,8 +98,10 @@ pub struct Applied {
 pub struct Listened {
     /// What its listeners are told, in their order.
     pub told: Vec<ListenerTold>,
-    /// Ports that are listened on besides, because a Gateway of Istio asks for them.
+    /// Ports that are listened on besides, because a ListenerSet or a Gateway of Istio asks for them.
     pub ports: BTreeSet<u16>,
+    /// The ListenerSets that name it.
+    pub sets: BTreeMap<NamespacedName, Joined>,
 }
 
 /// All that is known.
@@ -159,6 +167,7 @@ pub fn round(
     let mut steps = classes_round(known, settings, now);
     // The name of each that is to stay; `None`: all that a Gateway has.
     let mut kept: BTreeMap<String, Option<Vec<Key>>> = BTreeMap::new();
+    let sets = sets(known, &heeds);
     for (name, object) in known.all(What::Gateway) {
         let uid = object.pointer("/metadata/uid").and_then(Json::as_str).unwrap_or_default().to_owned();
         let class = object["spec"]["gatewayClassName"].as_str().unwrap_or_default();
@@ -207,19 +216,35 @@ pub fn round(
             }
         };
         // What is said of a Gateway is said of all of it: before it was joined nothing is.
-        let listeners = match &plan {
+        let joined = match &plan {
             Plan::Deploy(asked, _) | Plan::Manual(asked, _) => match listened(name, &asked.spec) {
-                Some(listened) => listened.told,
+                Some(listened) => listened,
                 None => continue,
             },
-            Plan::Refuse(_) => Vec::new(),
+            Plan::Refuse(_) => Listened::default(),
         };
-        let told = told(&plan, seen, &name.namespace, settings).with(&listeners);
-        let status = standing::status(object, &told, &listeners, now);
+        let told = told(&plan, seen, &name.namespace, settings);
+        for (set, object) in sets.get(name).into_iter().flatten() {
+            let status = listener_sets::status(object, joined.sets.get(*set), &told, now);
+            steps.extend(status.map(|status| tell(What::ListenerSet, set, status)));
+        }
+        let attached = joined.sets.values().filter(|set| set.told.is_accepted()).count();
+        let attached = known.objects.contains_key(&What::ListenerSet).then_some(attached);
+        let status = standing::status(object, &told.with(&joined.told), &joined.told, attached, now);
         steps.extend(status.map(|status| tell(What::Gateway, name, status)));
     }
     steps.extend(leavings(known, &kept));
     steps
+}
+
+/// The ListenerSets that name each Gateway, of namespaces of the mesh.
+fn sets(known: &Known, heeds: impl Fn(&str) -> bool) -> BTreeMap<NamespacedName, Vec<(&NamespacedName, &Json)>> {
+    let mut sets: BTreeMap<NamespacedName, Vec<(&NamespacedName, &Json)>> = BTreeMap::new();
+    for (name, object) in known.all(What::ListenerSet).filter(|(name, _)| heeds(&name.namespace)) {
+        let of = listener_sets::gateway(name, object);
+        of.into_iter().for_each(|gateway| sets.entry(gateway).or_default().push((name, object)));
+    }
+    sets
 }
 
 fn keys(asked: &Asked) -> [Key; 3] {

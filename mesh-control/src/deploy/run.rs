@@ -15,6 +15,7 @@ use serde_json::{Value as Json, json};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::listener_sets::Joined;
 use super::live::{essence, is_ours};
 use super::plan::Parameters;
 use super::round::{Applied, Key, Known, Listened, Step, What, round};
@@ -80,11 +81,11 @@ fn follow(client: &Client, tuning: Tuning) -> mpsc::Receiver<(What, Event<Json>)
     let (sender, events) = mpsc::channel(256);
     for what in What::ALL {
         let (version, plural) = what.resource();
-        let is_custom = matches!(what, What::Class | What::Mesh | What::Gateway);
+        let is_custom = matches!(what, What::Class | What::Mesh | What::Gateway | What::ListenerSet);
         let resource = Resource {
             group: version.split_once('/').map_or("", |(group, _)| group),
             versions: match what {
-                What::Class | What::Gateway => &["gateway.networking.k8s.io/v1"],
+                What::Class | What::Gateway | What::ListenerSet => &["gateway.networking.k8s.io/v1"],
                 What::Mesh => &["gateway.networking.x-k8s.io/v1alpha1"],
                 What::Deployment => &["apps/v1"],
                 What::Account | What::Service => &["v1"],
@@ -145,6 +146,8 @@ struct Deployer {
     client: Client,
     defaults: Defaults,
     known: Known,
+    /// Kinds that the cluster does not have, or does not show.
+    absent: BTreeSet<What>,
     attempts: BTreeMap<Key, Attempt>,
     /// When ConfigMaps were looked at.
     read: BTreeMap<NamespacedName, Instant>,
@@ -155,7 +158,7 @@ struct Deployer {
 impl Deployer {
     fn new(client: Client, defaults: Defaults) -> Self {
         let (known, attempts, read) = (Known::default(), BTreeMap::new(), BTreeMap::new());
-        Self { client, defaults, known, attempts, read, resting: None }
+        Self { client, defaults, known, absent: BTreeSet::new(), attempts, read, resting: None }
     }
 
     /// Another one may change everything meanwhile.
@@ -183,6 +186,7 @@ impl Deployer {
         let objects = &mut self.known.objects;
         match event {
             Event::Listed(all) => {
+                self.absent.remove(&what);
                 objects.insert(what, all.into_iter().filter_map(|object| Some((name(&object)?, object))).collect());
             }
             Event::Applied(object) => {
@@ -197,8 +201,15 @@ impl Deployer {
                 }
             }
             // Without the definitions of the Gateway API there is nothing to serve, and what was made went with its Gateways.
-            Event::Absent => drop(objects.remove(&what)),
-            Event::Failing(why) => tracing::warn!(kind = what.kind(), %why, "cannot follow what gateways are made of"),
+            Event::Absent => {
+                self.absent.insert(what);
+                objects.remove(&what);
+            }
+            Event::Failing(why) => {
+                // Gateways do not wait for what only adds to them.
+                self.absent.insert(what);
+                tracing::warn!(kind = what.kind(), %why, "cannot follow what gateways are made of");
+            }
             Event::Heard => {}
         }
     }
@@ -206,7 +217,11 @@ impl Deployer {
     /// One round. Nothing is judged before everything has been heard of, but for what most clusters have not.
     async fn round(&mut self, view: &View) {
         let now = Instant::now();
-        let is_known = What::ALL.iter().all(|what| *what == What::Mesh || self.known.objects.contains_key(what));
+        let is_known = What::ALL.iter().all(|what| match what {
+            What::Mesh => true,
+            What::ListenerSet if self.absent.contains(what) => true,
+            _ => self.known.objects.contains_key(what),
+        });
         if !is_known || self.resting.is_some_and(|until| now < until) {
             return;
         }
@@ -364,10 +379,19 @@ impl Deployer {
 /// What the view says of a Gateway; `None` if it was joined in another form, or not all is known that it names.
 fn listened(view: &View, name: &NamespacedName, spec: &Gateway) -> Option<Listened> {
     let joined = view.routes.gateways.get(name).filter(|joined| joined.spec == *spec)?;
-    let told = view.listeners_told.get(name)?.clone();
+    let told = view.listeners_told.gateways.get(name)?.clone();
     let own: BTreeSet<u16> = joined.spec.listeners.iter().map(|listener| listener.port).collect();
     let ports = view.listeners.get(name).into_iter().flat_map(|all| all.ports().collect::<Vec<_>>());
-    Some(Listened { told, ports: ports.filter(|port| !own.contains(port)).collect() })
+    let sets = &view.listeners_told.sets;
+    // Of one that names a Secret that nobody has heard of it is not known yet.
+    if view.resolved.sets.get(name).into_iter().flatten().any(|set| !sets.contains_key(set)) {
+        return None;
+    }
+    let sets = sets.iter().filter(|(_, told)| told.gateway == *name).filter_map(|(set, told)| {
+        let spec = view.routes.listener_sets.get(set)?.spec.clone();
+        Some((set.clone(), Joined { spec, told: told.clone() }))
+    });
+    Some(Listened { told, sets: sets.collect(), ports: ports.filter(|port| !own.contains(port)).collect() })
 }
 
 fn name(object: &Json) -> Option<NamespacedName> {

@@ -47,7 +47,8 @@ pub struct Told {
     pub addresses: Vec<(&'static str, String)>,
 }
 
-fn condition(kind: &'static str, holds: bool, reason: &'static str, message: impl Into<String>) -> Condition {
+/// One condition.
+pub fn condition(kind: &'static str, holds: bool, reason: &'static str, message: impl Into<String>) -> Condition {
     Condition { kind, holds, reason, message: message.into() }
 }
 
@@ -143,18 +144,16 @@ impl Told {
     /// With what is wrong with its listeners. A Gateway of which none can be served is not accepted.
     #[must_use]
     pub fn with(mut self, listeners: &[ListenerTold]) -> Self {
-        let bad: Vec<&ListenerTold> = listeners.iter().filter(|one| one.why_not().is_some()).collect();
+        let bad = most_told(listeners);
         let [accepted, programmed] = &mut self.conditions;
         if bad.is_empty() || !accepted.holds {
             return self;
         }
-        let all: Vec<String> =
-            bad.iter().take(MOST_TOLD).filter_map(|one| Some(format!("{}: {}", one.name, one.why_not()?.1))).collect();
         accepted.reason = "ListenersNotValid";
-        accepted.message = format!("some listeners cannot be served: {}", all.join("; "));
-        if bad.len() == listeners.len() {
+        accepted.message = format!("some listeners cannot be served: {bad}");
+        if listeners.iter().all(|one| one.why_not().is_some()) {
             accepted.holds = false;
-            accepted.message = format!("no listener can be served: {}", all.join("; "));
+            accepted.message = format!("no listener can be served: {bad}");
             (programmed.holds, programmed.reason) = (false, "Invalid");
             programmed.message.clone_from(&accepted.message);
         }
@@ -162,8 +161,21 @@ impl Told {
     }
 }
 
-/// What is applied to the Gateway's status; `None` if all of it stands there. `object` is the Gateway.
-pub fn status(object: &Json, told: &Told, listeners: &[ListenerTold], now: Timestamp) -> Option<Json> {
+/// What is wrong with listeners, the first of them; nothing if all can be served.
+pub fn most_told(listeners: &[ListenerTold]) -> String {
+    let bad = listeners.iter().filter_map(|one| Some(format!("{}: {}", one.name, one.why_not()?.1)));
+    bad.take(MOST_TOLD).collect::<Vec<_>>().join("; ")
+}
+
+/// What is applied to the Gateway's status; `None` if all of it stands there. `object` is the Gateway, `sets` how many ListenerSets are attached to it, where
+/// there is that kind: an older definition of Gateways has no field for it.
+pub fn status(
+    object: &Json,
+    told: &Told,
+    listeners: &[ListenerTold],
+    sets: Option<usize>,
+    now: Timestamp,
+) -> Option<Json> {
     let generation = object.pointer("/metadata/generation").and_then(Json::as_i64).unwrap_or_default();
     let empty = json!([]);
     let before = |path: &str| object.pointer(path).unwrap_or(&empty);
@@ -179,11 +191,15 @@ pub fn status(object: &Json, told: &Told, listeners: &[ListenerTold], now: Times
     let is_there = all(&conditions, before("/status/conditions"))
         && before("/status/addresses").as_array() == Some(&addresses)
         && (listeners.is_empty() || before("/status/listeners").as_array().map(Vec::len) == Some(listeners.len()))
-        && all(&listeners, before("/status/listeners"));
+        && all(&listeners, before("/status/listeners"))
+        && sets.is_none_or(|sets| before("/status/attachedListenerSets").as_u64() == u64::try_from(sets).ok());
     if is_there {
         return None;
     }
     let mut status = json!({ "conditions": conditions, "addresses": addresses });
+    if let Some(sets) = sets {
+        status["attachedListenerSets"] = sets.into();
+    }
     if !listeners.is_empty() {
         status["listeners"] = listeners.into();
     }
@@ -206,8 +222,8 @@ pub fn since(before: &Json, condition: &Condition, generation: i64, now: Timesta
     })
 }
 
-/// What one listener is told.
-fn listener(before: &Json, one: &ListenerTold, told: &Told, generation: i64, now: Timestamp) -> Json {
+/// What one listener of a Gateway or ListenerSet is told, of which this was told `before`. `told` is what its Gateway is told.
+pub fn listener(before: &Json, one: &ListenerTold, told: &Told, generation: i64, now: Timestamp) -> Json {
     let empty = json!([]);
     let old = before.as_array().into_iter().flatten().find(|old| old["name"] == one.name.as_str());
     let old = old.map_or(&empty, |one| &one["conditions"]);
@@ -217,6 +233,7 @@ fn listener(before: &Json, one: &ListenerTold, told: &Told, generation: i64, now
     let conflict = |why: &Why| condition("Conflicted", true, why.0, &*why.1);
     let unresolved = |why: &Why| condition("ResolvedRefs", false, why.0, &*why.1);
     let programmed = match one.why_not() {
+        Some(why) if one.conflict.as_ref() == Some(why) => condition("Programmed", false, why.0, &*why.1),
         Some(why) => condition("Programmed", false, "Invalid", &*why.1),
         None if programmed.holds => condition("Programmed", true, "Programmed", "it is listened for"),
         None => condition("Programmed", false, "Pending", &*programmed.message),

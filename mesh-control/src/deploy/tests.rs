@@ -1,5 +1,7 @@
 //! Gateways and what is known of a cluster, as an API server shows them, and what is made of that.
 
+mod listener_sets;
+
 use jiff::Timestamp;
 use mesh_core::NamespacedName;
 use serde_json::{Value as Json, json};
@@ -98,7 +100,11 @@ fn listened(_: &NamespacedName, spec: &Gateway) -> Option<Listened> {
         kinds: if listener.protocol == "HBONE" { Vec::new() } else { vec!["HTTPRoute"] },
         ..ListenerTold::default()
     };
-    Some(Listened { told: spec.listeners.iter().map(told).collect(), ports: spec.edges().map(|_| 8443).collect() })
+    Some(Listened {
+        told: spec.listeners.iter().map(told).collect(),
+        ports: spec.edges().map(|_| 8443).collect(),
+        ..Listened::default()
+    })
 }
 
 fn steps(known: &Known) -> Vec<Step> {
@@ -507,7 +513,7 @@ fn features_GA_listeners_are_told_and_a_gateway_of_which_none_is_served_is_not_a
     );
     assert_eq!(
         listeners[1],
-        "Accepted=False:HostnameConflict Conflicted=True:HostnameConflict Programmed=False:Invalid ResolvedRefs=True:ResolvedRefs"
+        "Accepted=False:HostnameConflict Conflicted=True:HostnameConflict Programmed=False:HostnameConflict ResolvedRefs=True:ResolvedRefs"
     );
     assert_eq!(listeners[2], GOOD);
     bad.borrow_mut().push(("raw", ListenerTold { refused: why("UnsupportedProtocol"), ..ListenerTold::default() }));

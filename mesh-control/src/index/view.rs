@@ -109,7 +109,7 @@ pub struct View {
     pub certificates: BTreeMap<NamespacedName, Arc<Certificates>>,
     /// Listeners of Gateways that are served.
     pub listening: Arc<Listening>,
-    /// What listeners are told; nothing of Gateways of which it is not known yet.
+    /// What listeners are told; nothing of Gateways and ListenerSets of which it is not known yet.
     pub listeners_told: Arc<Told>,
     /// Secrets and ConfigMaps that they name.
     pub secrets: Arc<BTreeSet<Key>>,

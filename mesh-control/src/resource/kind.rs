@@ -36,6 +36,7 @@ pub enum Kind {
     ProxyConfig,
     GatewayClass,
     Gateway,
+    ListenerSet,
     HttpRoute,
     GrpcRoute,
     TlsRoute,
@@ -75,7 +76,7 @@ const LATER: &[&str] = &[
 
 impl Kind {
     /// All of them, but for [`Kind::CaBundle`]: that is how ConfigMaps are read that others name.
-    pub const ALL: [Kind; 32] = [
+    pub const ALL: [Kind; 33] = [
         Kind::ConfigMap,
         Kind::Secret,
         Kind::Namespace,
@@ -101,6 +102,7 @@ impl Kind {
         Kind::ProxyConfig,
         Kind::GatewayClass,
         Kind::Gateway,
+        Kind::ListenerSet,
         Kind::HttpRoute,
         Kind::GrpcRoute,
         Kind::TlsRoute,
@@ -154,6 +156,7 @@ impl Kind {
             }
             Kind::GatewayClass => everywhere(gateway("GatewayClass", GATEWAY, "gatewayclasses")),
             Kind::Gateway => gateway("Gateway", GATEWAY, "gateways"),
+            Kind::ListenerSet => gateway("ListenerSet", &["gateway.networking.k8s.io/v1"], "listenersets"),
             Kind::HttpRoute => gateway("HTTPRoute", GATEWAY, "httproutes"),
             Kind::GrpcRoute => gateway("GRPCRoute", LATER, "grpcroutes"),
             Kind::TlsRoute => gateway("TLSRoute", LATER, "tlsroutes"),

@@ -84,6 +84,50 @@ async fn without_an_image_nothing_is_made() {
 }
 
 #[tokio::test]
+async fn features_GA_9_listeners_of_another_namespace_are_added_to_a_gateway_and_told() {
+    let api = istio().await;
+    for plural in ["gateways", "gatewayclasses", "listenersets"] {
+        api.put(kind(plural));
+    }
+    for namespace in ["shop", "far"] {
+        api.put(json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": namespace } }));
+    }
+    let edge = |from: &str| {
+        json!({ "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
+            "metadata": { "name": "edge", "namespace": "shop", "generation": 1 },
+            "spec": { "gatewayClassName": "undermesh", "allowedListeners": { "namespaces": { "from": from } },
+                "listeners": [{ "name": "http", "port": 80, "protocol": "HTTP" }] } })
+    };
+    api.put(edge("All"));
+    api.put(json!({ "apiVersion": "gateway.networking.k8s.io/v1", "kind": "ListenerSet",
+        "metadata": { "name": "more", "namespace": "far", "generation": 7 },
+        "spec": { "parentRef": { "name": "edge", "namespace": "shop" }, "listeners": [
+            { "name": "http", "port": 8080, "protocol": "HTTP" }, { "name": "raw", "port": 80, "protocol": "TCP" }] } }));
+    let app = start(&api, &["--gateway-image", "registry.example/mesh-waypoint:1"]).await;
+    let status = || api.get("ListenerSet", "far", "more").map(|set| set["status"].clone()).unwrap_or_default();
+    let reason = |at: &Json, kind: &str| {
+        let all = at["conditions"].as_array().cloned().unwrap_or_default();
+        let one = all.iter().find(|one| one["type"] == kind).cloned();
+        one.map_or_else(String::new, |one| format!("{} {}", one["status"], one["reason"]).replace('"', ""))
+    };
+    eventually("it is told", || reason(&status(), "Accepted") == "True ListenersNotValid").await;
+    assert_eq!(reason(&status()["listeners"][1], "Conflicted"), "True ProtocolConflict");
+    assert_eq!(status()["conditions"][0]["observedGeneration"], 7);
+    let attached = || api.get("Gateway", "shop", "edge").map(|edge| edge["status"]["attachedListenerSets"].clone());
+    eventually("its Gateway is told", || attached() == Some(json!(1))).await;
+    let ports = || {
+        let ports = api.get("Service", "shop", "edge-undermesh")?["spec"]["ports"].as_array()?.clone();
+        Some(ports.iter().filter_map(|one| one["port"].as_u64()).collect::<Vec<_>>())
+    };
+    eventually("its port", || ports() == Some(vec![15021, 80, 8080])).await;
+
+    api.put(edge("Same"));
+    eventually("it is refused", || reason(&status(), "Programmed") == "False NotAllowed").await;
+    eventually("none of it is left", || ports() == Some(vec![15021, 80]) && attached() == Some(json!(0))).await;
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn features_B18_only_secrets_that_gateways_name_are_asked_for() {
     let api = istio().await;
     for plural in ["gateways", "gatewayclasses", "referencegrants"] {

@@ -7,6 +7,7 @@ use super::hosts::Hosts;
 use super::parents::Owner;
 use crate::diagnosis::{Problem, closest};
 use crate::resource::routing::Routes;
+use crate::resource::routing::gateway::Listener;
 use crate::resource::{Key, Kind};
 
 /// Tells them what does not fit together.
@@ -30,25 +31,36 @@ pub fn check(routes: &Routes, hosts: &Hosts<'_>, findings: &mut Findings) {
         if !matches!(owner, Owner::Ours(_)) {
             continue;
         }
-        for (at, listener) in gateway.spec.listeners.iter().enumerate() {
-            let references = listener.tls.iter().flat_map(|tls| tls.certificate_refs.iter().enumerate());
-            for (index, reference) in references {
-                let field = format!("spec.listeners[{at}].tls.certificateRefs[{index}]");
-                let group = reference.group.as_deref().unwrap_or_default();
-                let kind = reference.kind.as_deref().unwrap_or("Secret");
-                let namespace = reference.namespace.as_deref().unwrap_or(&name.namespace);
-                let target = (group, kind, namespace, reference.name.as_str());
-                if (group, kind) != ("", "Secret") {
-                    let problem = Problem::error(field, format!("a {kind} is no certificate"));
-                    findings.add(&key, problem.help("name a Secret of type kubernetes.io/tls"));
-                } else if namespace != &*name.namespace && !is_granted(routes, &key, target) {
-                    if hosts.is_unheard(Kind::ReferenceGrant) {
-                        findings.add(&key, Flaw::Unknown);
-                        continue;
-                    }
-                    let (message, help) = not_granted(&key, target, hosts);
-                    findings.add(&key, Problem::error(field, message).help(help));
+        certificates(&key, &gateway.spec.listeners, routes, hosts, findings);
+    }
+}
+
+/// Tells an object of certificates that its listeners may not show.
+pub(super) fn certificates(
+    key: &Key,
+    listeners: &[Listener],
+    routes: &Routes,
+    hosts: &Hosts<'_>,
+    findings: &mut Findings,
+) {
+    for (at, listener) in listeners.iter().enumerate() {
+        let references = listener.tls.iter().flat_map(|tls| tls.certificate_refs.iter().enumerate());
+        for (index, reference) in references {
+            let field = format!("spec.listeners[{at}].tls.certificateRefs[{index}]");
+            let group = reference.group.as_deref().unwrap_or_default();
+            let kind = reference.kind.as_deref().unwrap_or("Secret");
+            let namespace = reference.namespace.as_deref().unwrap_or(&key.namespace);
+            let target = (group, kind, namespace, reference.name.as_str());
+            if (group, kind) != ("", "Secret") {
+                let problem = Problem::error(field, format!("a {kind} is no certificate"));
+                findings.add(key, problem.help("name a Secret of type kubernetes.io/tls"));
+            } else if namespace != &*key.namespace && !is_granted(routes, key, target) {
+                if hosts.is_unheard(Kind::ReferenceGrant) {
+                    findings.add(key, Flaw::Unknown);
+                    continue;
                 }
+                let (message, help) = not_granted(key, target, hosts);
+                findings.add(key, Problem::error(field, message).help(help));
             }
         }
     }

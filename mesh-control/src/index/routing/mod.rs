@@ -11,6 +11,7 @@ pub mod destination_rules;
 pub mod findings;
 pub mod gateways;
 pub mod hosts;
+pub mod listener_sets;
 pub mod order;
 pub mod parents;
 #[cfg(test)]
@@ -35,8 +36,8 @@ use parents::{Attached, Refusal};
 
 type Problems = Vec<(Key, Problem)>;
 
-/// Listeners of Gateways that are served: gateway and name.
-pub type Listening = BTreeSet<(NamespacedName, ArcStr)>;
+/// Listeners that are served: the Gateway or ListenerSet, and its name there.
+pub type Listening = BTreeSet<(Key, ArcStr)>;
 
 /// What the objects mean together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,6 +46,10 @@ pub struct Resolved {
     pub routes: BTreeMap<Key, Route>,
     /// Such routes that cannot be read and never could, with those parents. They count nowhere.
     pub unread: BTreeMap<Key, Vec<ParentReference>>,
+    /// ListenerSets of each Gateway of ours that takes them, those that count first at the front.
+    pub sets: BTreeMap<NamespacedName, Vec<NamespacedName>>,
+    /// ListenerSets that a Gateway of ours does not take: which one, and why.
+    pub refused_sets: BTreeMap<NamespacedName, (NamespacedName, String)>,
     /// Routes of each service, those that count first at the front.
     pub by_service: BTreeMap<NamespacedName, Vec<Key>>,
     /// VirtualServices by gateway (`mesh`, or `namespace/name`) and host. Of the mesh's the first that a client sees counts; a gateway tries all, in this order.
@@ -91,8 +96,8 @@ impl Resolved {
             (Ok(Attached::Service(service, _)), Kind::HttpRoute | Kind::GrpcRoute) => served.contains(service),
             // Where a service has no waypoint agents act on them.
             (Ok(Attached::Service(..)), Kind::TcpRoute | Kind::TlsRoute) => true,
-            (Ok(Attached::Listeners(gateway, names)), _) => {
-                names.iter().any(|name| listening.contains(&(gateway.clone(), name.as_str().into())))
+            (Ok(Attached::Listeners(object, names)), _) => {
+                names.iter().any(|name| listening.contains(&(object.clone(), name.as_str().into())))
             }
             _ => false,
         };
@@ -158,6 +163,7 @@ pub fn index(objects: &Objects, settings: &Settings) -> Indexed {
     resolved.by_service = order::by_service(&routes, &resolved.routes);
     order::same_matches(&routes, &resolved, &mut findings.problems);
     gateways::check(&routes, &hosts, &mut findings);
+    listener_sets::resolve(&routes, &hosts, &mut resolved, &mut findings);
     // Istio's own kinds are Istio's where it runs.
     if !settings.istio_runs {
         resolved.by_host = virtual_services::by_host(&routes, &hosts);

@@ -3,9 +3,10 @@
 use mesh_core::NamespacedName;
 
 use super::hosts::{Host, Hosts};
+use super::listener_sets;
 use crate::index::Settings;
 use crate::resource::mesh_config::IstioNames;
-use crate::resource::routing::gateway::{Gateway, Listener, Mode, Origin};
+use crate::resource::routing::gateway::{Listener, Mode, Origin};
 use crate::resource::routing::grants::GatewayClass;
 use crate::resource::routing::reference::{CONTROLLER, ParentReference, is_our_class};
 use crate::resource::routing::{Routed, Routes, Routing};
@@ -18,8 +19,8 @@ pub enum Attached {
     Service(NamespacedName, Option<u16>),
     /// Requests to a host of a ServiceEntry.
     Entry(NamespacedName, Option<u16>),
-    /// Requests to some listeners of a gateway.
-    Listeners(NamespacedName, Vec<String>),
+    /// Requests to some listeners of a Gateway or a ListenerSet.
+    Listeners(Key, Vec<String>),
 }
 
 /// Why a route was not attached.
@@ -120,9 +121,32 @@ pub fn resolve(parent: &ParentReference, key: &Key, own: &[String], routes: &Rou
             }
             Some(_) if hosts.is_unheard(Kind::GatewayClass) => Found::Unknown,
             Some(gateway) => match hosts.owner(gateway) {
-                Owner::Ours(_) => Found::Ours(listeners(parent, gateway, key, own, hosts)),
+                Owner::Ours(_) => {
+                    let object = Key { kind: Kind::Gateway, namespace: name.namespace, name: name.name };
+                    Found::Ours(listeners(parent, object, &gateway.spec.listeners, key, own, hosts))
+                }
                 Owner::Unknown => Found::Unknown,
                 Owner::Foreign | Owner::Nobody => Found::Foreign,
+            },
+        },
+        ("gateway.networking.k8s.io", "ListenerSet") => match routes.listener_sets.get(&name) {
+            None if hosts.is_unheard(Kind::ListenerSet) => Found::Unknown,
+            None => {
+                let is_there = hosts.all().listener_sets.contains_key(&name);
+                Found::Missing(hosts.missing("ListenerSet", &name, is_there))
+            }
+            Some(set) => match listener_sets::parent(set, routes, hosts) {
+                listener_sets::Parent::Missing(why) => Found::Missing(format!("of ListenerSet {name}: {why}")),
+                listener_sets::Parent::Unknown => Found::Unknown,
+                listener_sets::Parent::Foreign => Found::Foreign,
+                listener_sets::Parent::Ours(_, Err(why)) => {
+                    let why = format!("ListenerSet {name} is attached to no Gateway: {why}");
+                    Found::Ours(refused(Reason::NoMatchingParent, why))
+                }
+                listener_sets::Parent::Ours(_, Ok(())) => {
+                    let object = Key { kind: Kind::ListenerSet, namespace: name.namespace, name: name.name };
+                    Found::Ours(listeners(parent, object, &set.spec.listeners, key, own, hosts))
+                }
             },
         },
         _ => Found::Foreign,
@@ -186,17 +210,16 @@ fn port(parent: &ParentReference, host: Host<'_>, named: impl Fn(&str) -> Option
     }
 }
 
+/// The listeners of an object that a route means, and that take it.
 fn listeners(
     parent: &ParentReference,
-    gateway: &Routed<Gateway>,
+    object: Key,
+    all: &[Listener],
     key: &Key,
     own: &[String],
     hosts: &Hosts<'_>,
 ) -> Result<Attached, Refusal> {
-    let name = format!("{}/{}", gateway.namespace, gateway.name);
-    let meant: Vec<&Listener> = gateway
-        .spec
-        .listeners
+    let meant: Vec<&Listener> = all
         .iter()
         .filter(|listener| parent.section_name.as_ref().is_none_or(|section| *section == listener.name))
         .filter(|listener| parent.port.is_none_or(|port| port == listener.port))
@@ -204,13 +227,13 @@ fn listeners(
     if meant.is_empty() {
         let section = parent.section_name.as_ref().map(|section| format!(" called {section:?}")).unwrap_or_default();
         let port = parent.port.map(|port| format!(" on port {port}")).unwrap_or_default();
-        return refused(Reason::NoMatchingParent, format!("Gateway {name} has no listener{section}{port}"));
+        return refused(Reason::NoMatchingParent, format!("{object} has no listener{section}{port}"));
     }
     let allowed: Vec<&Listener> =
-        meant.into_iter().filter(|listener| allows(listener, &gateway.namespace, key, hosts)).collect();
+        meant.into_iter().filter(|listener| allows(listener, &object.namespace, key, hosts)).collect();
     if allowed.is_empty() {
         let why = format!(
-            "no listener of Gateway {name} that is meant takes a {} of {}: see `allowedRoutes` and `protocol`",
+            "no listener of {object} that is meant takes a {} of {}: see `allowedRoutes` and `protocol`",
             key.kind.name(),
             key.namespace
         );
@@ -222,10 +245,10 @@ fn listeners(
     };
     let fitting: Vec<String> = allowed.into_iter().filter(fits).map(|listener| listener.name.clone()).collect();
     if fitting.is_empty() {
-        let why = format!("no listener of Gateway {name} has any of {}", own.join(", "));
+        let why = format!("no listener of {object} has any of {}", own.join(", "));
         return refused(Reason::NoMatchingListenerHostname, why);
     }
-    Ok(Attached::Listeners(NamespacedName::new(gateway.namespace.clone(), gateway.name.clone()), fitting))
+    Ok(Attached::Listeners(object, fitting))
 }
 
 /// The kinds of routes that fit the protocol of a listener.
@@ -253,18 +276,10 @@ fn allows(listener: &Listener, own: &str, key: &Key, hosts: &Hosts<'_>) -> bool 
         && takes_from(listener, own, &key.namespace, || hosts.labels(&key.namespace))
 }
 
-/// Whether a listener takes what is of a namespace, which has these labels; `own` is the gateway's.
+/// Whether a listener takes what is of a namespace, which has these labels; `own` is that of the object that the listener stands in.
 pub fn takes_from(listener: &Listener, own: &str, namespace: &str, labels: impl FnOnce() -> Labels) -> bool {
     let namespaces = listener.allowed_routes.as_ref().and_then(|allowed| allowed.namespaces.as_ref());
-    match namespaces.and_then(|namespaces| namespaces.from).unwrap_or(Origin::Same) {
-        Origin::All => true,
-        Origin::Same => own == namespace,
-        Origin::None => false,
-        Origin::Selector => {
-            let selector = namespaces.and_then(|namespaces| namespaces.selector.as_ref());
-            selector.is_some_and(|selector| selector.selects(&labels()))
-        }
-    }
+    namespaces.map_or(own == namespace, |namespaces| namespaces.takes(Origin::Same, own, namespace, labels))
 }
 
 /// Whether any host fits both names; each may begin with `*.`, which is one or more labels.

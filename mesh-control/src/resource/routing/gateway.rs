@@ -270,20 +270,9 @@ impl Spec for Gateway {
                 "add a listener with `name`, `port` and `protocol`",
             );
         }
-        if self.listeners.len() > MOST_LISTENERS {
-            check.error("spec.listeners", format!("more than {MOST_LISTENERS}"), "make several gateways of it");
-        }
-        let listeners = self.listeners.iter().enumerate();
-        check.once(listeners.clone().map(|(i, listener)| (format!("spec.listeners[{i}].name"), &listener.name)));
-        let places = listeners.clone().map(|(i, l)| {
-            let place =
-                (l.port, if l.protocol == "UDP" { "UDP" } else { "TCP" }, l.protocol.as_str(), l.hostname.as_deref());
-            (format!("spec.listeners[{i}]"), place)
-        });
-        check.once(places);
-        for (index, listener) in listeners {
-            listener.check(&format!("spec.listeners[{index}]"), check);
-        }
+        check_listeners(&self.listeners, "make several gateways of it", check);
+        let allowed = self.allowed_listeners.as_ref().and_then(|allowed| allowed.namespaces.as_ref());
+        allowed.into_iter().for_each(|namespaces| namespaces.check("spec.allowedListeners", check));
         for (index, address) in self.addresses.iter().enumerate() {
             let is_ip = address.kind.as_deref().is_none_or(|kind| kind == "IPAddress");
             let bad = address.value.as_deref().filter(|value| is_ip && value.parse::<std::net::IpAddr>().is_err());
@@ -291,6 +280,24 @@ impl Spec for Gateway {
                 check.error(format!("spec.addresses[{index}].value"), format!("{value:?} is not an address"), "");
             }
         }
+    }
+}
+
+/// Looks at the listeners of an object, each beside the others.
+pub(super) fn check_listeners(all: &[Listener], of_too_many: &str, check: &mut Check<'_>) {
+    if all.len() > MOST_LISTENERS {
+        check.error("spec.listeners", format!("more than {MOST_LISTENERS}"), of_too_many);
+    }
+    let listeners = all.iter().enumerate();
+    check.once(listeners.clone().map(|(i, listener)| (format!("spec.listeners[{i}].name"), &listener.name)));
+    let places = listeners.clone().map(|(i, l)| {
+        let place =
+            (l.port, if l.protocol == "UDP" { "UDP" } else { "TCP" }, l.protocol.as_str(), l.hostname.as_deref());
+        (format!("spec.listeners[{i}]"), place)
+    });
+    check.once(places);
+    for (index, listener) in listeners {
+        listener.check(&format!("spec.listeners[{index}]"), check);
     }
 }
 
@@ -350,11 +357,15 @@ impl Listener {
             ("HTTPS" | "TLS", Some(tls)) => tls.check(&format!("{field}.tls"), check),
             _ => {}
         }
-        let Some(namespaces) = self.allowed_routes.as_ref().and_then(|routes| routes.namespaces.as_ref()) else {
-            return;
-        };
-        let field = format!("{field}.allowedRoutes.namespaces");
-        match (namespaces.from, &namespaces.selector) {
+        let namespaces = self.allowed_routes.as_ref().and_then(|routes| routes.namespaces.as_ref());
+        namespaces.into_iter().for_each(|namespaces| namespaces.check(&format!("{field}.allowedRoutes"), check));
+    }
+}
+
+impl RouteNamespaces {
+    fn check(&self, field: &str, check: &mut Check<'_>) {
+        let field = format!("{field}.namespaces");
+        match (self.from, &self.selector) {
             (Some(Origin::Selector), None) => check.error(&field, "the field `selector` is missing", ""),
             (Some(Origin::All | Origin::Same | Origin::None) | None, Some(_)) => {
                 check.error(
@@ -364,6 +375,16 @@ impl Listener {
                 );
             }
             _ => {}
+        }
+    }
+
+    /// Whether what is of `namespace` is meant, which has these labels. `own` is that of whoever says it, `unsaid` what counts where nothing is said.
+    pub fn takes(&self, unsaid: Origin, own: &str, namespace: &str, labels: impl FnOnce() -> Labels) -> bool {
+        match self.from.unwrap_or(unsaid) {
+            Origin::All => true,
+            Origin::Same => own == namespace,
+            Origin::None => false,
+            Origin::Selector => self.selector.as_ref().is_some_and(|selector| selector.selects(&labels())),
         }
     }
 }

@@ -7,6 +7,7 @@ pub mod gateway;
 pub mod grants;
 pub mod http_route;
 pub mod istio_gateway;
+pub mod listener_set;
 pub mod rate_limit;
 pub mod reference;
 pub mod routes;
@@ -28,6 +29,7 @@ pub use gateway::Gateway;
 pub use grants::{BackendTlsPolicy, GatewayClass, ReferenceGrant};
 pub use http_route::HttpRoute;
 pub use istio_gateway::IstioGateway;
+pub use listener_set::ListenerSet;
 pub use rate_limit::RateLimit;
 pub use routes::{GrpcRoute, TcpRoute, TlsRoute, UdpRoute};
 pub use service_entry::ServiceEntry;
@@ -141,6 +143,8 @@ routing! {
     GatewayClass gateway_classes,
     /// The Gateway API's.
     Gateway gateways,
+    /// Listeners that are added to a Gateway.
+    ListenerSet listener_sets,
     /// Where HTTP requests go.
     HttpRoute http_routes,
     /// Where calls of gRPC go.
@@ -178,9 +182,12 @@ pub fn inaction(kind: Kind) -> Option<&'static str> {
         | Kind::RateLimit
         | Kind::Telemetry => Some(NO_WAYPOINT),
         Kind::UdpRoute => Some("known, not in force: datagrams are not routed yet"),
-        Kind::IstioGateway | Kind::GatewayClass | Kind::Gateway | Kind::BackendTlsPolicy | Kind::ReferenceGrant => {
-            Some("known, not in force: there is no gateway that acts on it")
-        }
+        Kind::IstioGateway
+        | Kind::GatewayClass
+        | Kind::Gateway
+        | Kind::ListenerSet
+        | Kind::BackendTlsPolicy
+        | Kind::ReferenceGrant => Some("known, not in force: there is no gateway that acts on it"),
         Kind::WorkloadEntry | Kind::WorkloadGroup => {
             Some("known, not in force: endpoints are pods, and what ServiceEntries write")
         }
@@ -199,7 +206,7 @@ pub fn is_ours(object: &Routing, with_istio: bool) -> bool {
         Routing::UdpRoute(route) => reference::is_of_the_mesh(&route.spec.0.parent_refs),
         Routing::GatewayClass(class) => class.spec.controller_name == reference::CONTROLLER,
         // They are for whatever gateway acts on what they name.
-        Routing::BackendTlsPolicy(_) | Routing::ReferenceGrant(_) => false,
+        Routing::ListenerSet(_) | Routing::BackendTlsPolicy(_) | Routing::ReferenceGrant(_) => false,
         Routing::Gateway(gateway) => reference::is_our_class(&gateway.spec.gateway_class_name, with_istio),
         Routing::RateLimit(_) => true,
         // Istio's own kinds.

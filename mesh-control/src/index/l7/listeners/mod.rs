@@ -1,5 +1,5 @@
-//! What gateways listen for: for each Gateway of the Gateway API of a class of ours its listeners, each with the routes that are attached to it and no
-//! others; and after them the servers of Istio's Gateways that select its pods ([`classic`]). Called with the rules that `l7` has read; what comes of it is `mesh_core::listener::Listeners`.
+//! What gateways listen for: for each Gateway of the Gateway API of a class of ours its listeners and those of its ListenerSets, each with the routes that are
+//! attached to it and no others; and after them the servers of Istio's Gateways that select its pods ([`classic`]). Called with the rules that `l7` has read; what comes of it is `mesh_core::listener::Listeners`.
 //!
 //! ```text
 //! Gateway ── standing: which listeners count ──┐
@@ -52,7 +52,10 @@ pub fn index(around: &Around<'_>, read: &Read, with_istio_s: bool, problems: &mu
         around.routes.gateways.iter().filter(|(_, gateway)| matches!(around.hosts.owner(gateway), Owner::Ours(_)));
     let mut made = Indexed::default();
     let mut selected = BTreeSet::new();
-    for (name, gateway) in ours.filter(|(_, gateway)| gateway.spec.edges().next().is_some()) {
+    let listens = |name: &NamespacedName, gateway: &Routed<Gateway>| {
+        gateway.spec.edges().next().is_some() || around.resolved.sets.contains_key(name)
+    };
+    for (name, gateway) in ours.filter(|(name, gateway)| listens(name, gateway)) {
         let mut all = listeners(name, gateway, around, read, &mut made.references, problems);
         let classic = match with_istio_s {
             true => classic::of(name, &labels(name, gateway, around), around, read, problems),
@@ -104,19 +107,18 @@ fn listeners(
     problems: &mut Problems,
 ) -> Vec<Arc<listener::Listener>> {
     let mut all = Vec::new();
-    for (index, (written, standing)) in standing::of(&gateway.spec).into_iter().enumerate() {
+    for (entry, standing) in standing::of(name, &gateway.spec, around) {
         match standing {
             Standing::Tunnels => {}
             Standing::Serves => {
-                let one = One { name, written, around, read };
-                references.extend(one.references(index));
+                let one = One { name, object: &entry.object, written: entry.listener, around, read };
+                references.extend(one.references(entry.index));
                 all.push(Arc::new(one.listener()));
             }
             Standing::Refused(reason, why) => {
-                let key = Key { kind: Kind::Gateway, namespace: name.namespace.clone(), name: name.name.clone() };
-                let problem = Problem::error(format!("spec.listeners[{index}]"), why);
-                problems
-                    .push((key, problem.help(format!("until then nothing is listened for there ({})", reason.name()))));
+                let problem = Problem::error(format!("spec.listeners[{}]", entry.index), why);
+                let help = format!("until then nothing is listened for there ({})", reason.name());
+                problems.push((entry.object, problem.help(help)));
             }
         }
     }
@@ -125,7 +127,10 @@ fn listeners(
 
 /// One listener that counts.
 struct One<'a> {
+    /// Its Gateway.
     name: &'a NamespacedName,
+    /// What it stands in: that, or a ListenerSet.
+    object: &'a Key,
     written: &'a Listener,
     around: &'a Around<'a>,
     read: &'a Read,
@@ -155,17 +160,17 @@ impl One<'_> {
     }
 
     fn title(&self) -> ArcStr {
-        format!("Gateway {} {}", self.name, self.written.name).into()
+        format!("{} {}", self.object, self.written.name).into()
     }
 
     /// The Secrets that it may show, for whoever looks for them.
     fn references(&self, index: usize) -> impl Iterator<Item = Reference> {
         let own = self.written.tls.iter().filter(|_| !standing::passes(self.written));
         let own = own.flat_map(|tls| tls.certificate_refs.iter().enumerate());
-        let own = own.filter(|(_, reference)| standing::may_show(reference, self.name, self.around.routes));
+        let own = own.filter(|(_, reference)| standing::may_show(reference, self.object, self.around.routes));
         own.map(move |(at, reference)| Reference {
             gateway: self.name.clone(),
-            object: Key { kind: Kind::Gateway, namespace: self.name.namespace.clone(), name: self.name.name.clone() },
+            object: self.object.clone(),
             listener: self.written.name.as_str().into(),
             field: format!("spec.listeners[{index}].tls.certificateRefs[{at}]"),
             holder: self.secret(reference),
@@ -175,14 +180,14 @@ impl One<'_> {
     }
 
     fn secret(&self, reference: &ObjectReference) -> Key {
-        let namespace = reference.namespace.as_deref().unwrap_or(&self.name.namespace);
+        let namespace = reference.namespace.as_deref().unwrap_or(&self.object.namespace);
         Key { kind: Kind::Secret, namespace: namespace.into(), name: reference.name.as_str().into() }
     }
 
     /// Names of Secrets. Those that may not be named, or are no Secrets, are told of where references are looked at, and nobody has them.
     fn tls(&self) -> Tls {
         let references = self.written.tls.iter().flat_map(|tls| &tls.certificate_refs);
-        let may_be = references.filter(|reference| standing::may_show(reference, self.name, self.around.routes));
+        let may_be = references.filter(|reference| standing::may_show(reference, self.object, self.around.routes));
         Tls::with(may_be.map(|reference| named(&self.secret(reference))).collect())
     }
 
@@ -206,7 +211,7 @@ impl One<'_> {
     /// Routes that are attached here, with the names that both have.
     fn attached(&self) -> impl Iterator<Item = (&Key, Vec<HostPattern>)> {
         let is_here = |to: &Attached| match to {
-            Attached::Listeners(gateway, names) => gateway == self.name && names.contains(&self.written.name),
+            Attached::Listeners(object, names) => object == self.object && names.contains(&self.written.name),
             _ => false,
         };
         self.around.resolved.routes.iter().filter_map(move |(key, route)| {

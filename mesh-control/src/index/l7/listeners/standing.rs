@@ -1,5 +1,6 @@
-//! Which listeners of a Gateway count, and why the others do not: in the Gateway API's words, because this is what is done as well as what is told.
+//! Which listeners of a Gateway and of its ListenerSets count, and why the others do not: in the Gateway API's words, because this is what is done as well as what is told.
 
+use super::super::Around;
 use crate::index::routing::backends::is_granted;
 use crate::resource::routing::Routes;
 use crate::resource::routing::gateway::{Gateway, Listener, Mode};
@@ -26,6 +27,7 @@ pub enum Reason {
     PortUnavailable,
     ProtocolConflict,
     HostnameConflict,
+    TooManyListeners,
 }
 
 impl Reason {
@@ -41,6 +43,7 @@ impl Reason {
             Reason::PortUnavailable => "PortUnavailable",
             Reason::ProtocolConflict => "ProtocolConflict",
             Reason::HostnameConflict => "HostnameConflict",
+            Reason::TooManyListeners => "TooManyListeners",
         }
     }
 }
@@ -62,21 +65,55 @@ fn family(listener: &Listener) -> Option<Family> {
     }
 }
 
-/// Each listener, in its order. Of two that contradict each other the first counts.
-pub fn of(gateway: &Gateway) -> Vec<(&Listener, Standing)> {
-    let mut all: Vec<(&Listener, Standing)> = Vec::new();
-    for listener in &gateway.listeners {
-        let counts = all.iter().filter(|(_, standing)| *standing == Standing::Serves).map(|(known, _)| *known);
-        let standing = one(listener, counts);
-        all.push((listener, standing));
-    }
-    all
+/// Listeners that one Gateway can have, those of its ListenerSets among them: whoever may write one of these must not be able to fill the gateway.
+const MOST: usize = 1024;
+
+/// One listener, and where it stands.
+#[derive(Clone, Debug)]
+pub struct Entry<'a> {
+    /// The Gateway, or a ListenerSet.
+    pub object: Key,
+    /// Its place there.
+    pub index: usize,
+    /// What it says.
+    pub listener: &'a Listener,
 }
 
-fn one<'a>(listener: &Listener, mut before: impl Iterator<Item = &'a Listener>) -> Standing {
+/// Each listener of a Gateway, and after these those of its ListenerSets, in the order in which they count. Of two that contradict each other the first does.
+pub fn of<'a>(name: &NamespacedName, gateway: &'a Gateway, around: &Around<'a>) -> Vec<(Entry<'a>, Standing)> {
+    let key = |kind, name: &NamespacedName| Key { kind, namespace: name.namespace.clone(), name: name.name.clone() };
+    let sets = around.resolved.sets.get(name).into_iter().flatten();
+    let sets =
+        sets.filter_map(|name| Some((key(Kind::ListenerSet, name), &around.routes.listener_sets.get(name)?.spec)));
+    let own = (key(Kind::Gateway, name), gateway.listeners.as_slice());
+    let all = std::iter::once(own).chain(sets.map(|(key, set)| (key, set.listeners.as_slice())));
+    let mut standing: Vec<(Entry<'a>, Standing)> = Vec::new();
+    for (object, listeners) in all {
+        for (index, listener) in listeners.iter().enumerate() {
+            let entry = Entry { object: object.clone(), index, listener };
+            let counts = standing.iter().filter(|(_, standing)| *standing == Standing::Serves).map(|(known, _)| known);
+            let found = if standing.len() < MOST { one(&entry, counts) } else { too_many(name) };
+            standing.push((entry, found));
+        }
+    }
+    standing
+}
+
+fn too_many(gateway: &NamespacedName) -> Standing {
+    Standing::Refused(Reason::TooManyListeners, format!("Gateway {gateway} has {MOST} listeners, and takes no more"))
+}
+
+fn one<'a>(entry: &Entry<'_>, mut before: impl Iterator<Item = &'a Entry<'a>>) -> Standing {
+    let listener = entry.listener;
     let refused = |reason, why: String| Standing::Refused(reason, why);
     if listener.protocol == "HBONE" {
-        return Standing::Tunnels;
+        return match entry.object.kind {
+            Kind::ListenerSet => refused(
+                Reason::UnsupportedProtocol,
+                "only a Gateway itself is a waypoint, and takes tunnels".to_owned(),
+            ),
+            _ => Standing::Tunnels,
+        };
     }
     let Some(family) = family(listener) else {
         return refused(Reason::UnsupportedProtocol, format!("{} is not served", listener.protocol));
@@ -85,12 +122,13 @@ fn one<'a>(listener: &Listener, mut before: impl Iterator<Item = &'a Listener>) 
         return refused(Reason::PortUnavailable, format!("port {} is one of the mesh's own", listener.port));
     }
     let host = |listener: &Listener| listener.hostname.as_deref().map(str::to_ascii_lowercase);
-    let other = before.find_map(|known| {
+    let other = before.find_map(|entry| {
+        let known = entry.listener;
         let same = known.port == listener.port;
         match self::family(known) == Some(family) {
-            false if same => Some((Reason::ProtocolConflict, known)),
+            false if same => Some((Reason::ProtocolConflict, entry)),
             true if same && (host(known) == host(listener) || family == Family::Tcp) => {
-                Some((Reason::HostnameConflict, known))
+                Some((Reason::HostnameConflict, entry))
             }
             _ => None,
         }
@@ -98,21 +136,29 @@ fn one<'a>(listener: &Listener, mut before: impl Iterator<Item = &'a Listener>) 
     match other {
         None => Standing::Serves,
         Some((reason, other)) => {
-            let why =
-                format!("port {} is that of {:?} already, which speaks {}", other.port, other.name, other.protocol);
-            refused(reason, why)
+            let (port, protocol) = (other.listener.port, &other.listener.protocol);
+            // What others have written beside it is not its writer's business.
+            let whose = match other.object == entry.object {
+                true => format!("that of {:?}", other.listener.name),
+                false if other.object.kind == Kind::Gateway => "one of the Gateway's".to_owned(),
+                false => "another ListenerSet's".to_owned(),
+            };
+            let what = match (reason, &listener.hostname) {
+                (Reason::HostnameConflict, Some(host)) if family != Family::Tcp => format!("{host} on port {port}"),
+                _ => format!("port {port}"),
+            };
+            refused(reason, format!("{what} is {whose} already, which speaks {protocol}"))
         }
     }
 }
 
-/// Whether a Gateway may show the certificate that it names.
-pub fn may_show(reference: &ObjectReference, gateway: &NamespacedName, routes: &Routes) -> bool {
+/// Whether a Gateway or a ListenerSet may show the certificate that it names. What one may show the other may not for that.
+pub fn may_show(reference: &ObjectReference, object: &Key, routes: &Routes) -> bool {
     let (group, kind) = (reference.group.as_deref().unwrap_or_default(), reference.kind.as_deref().unwrap_or("Secret"));
-    let namespace = reference.namespace.as_deref().unwrap_or(&gateway.namespace);
-    let key = Key { kind: Kind::Gateway, namespace: gateway.namespace.clone(), name: gateway.name.clone() };
+    let namespace = reference.namespace.as_deref().unwrap_or(&object.namespace);
     (group, kind) == ("", "Secret")
-        && (namespace == &*gateway.namespace
-            || is_granted(routes, &key, (group, kind, namespace, reference.name.as_str())))
+        && (namespace == &*object.namespace
+            || is_granted(routes, object, (group, kind, namespace, reference.name.as_str())))
 }
 
 /// Whether TLS is passed on.

@@ -1,5 +1,5 @@
-//! What each listener of a Gateway of ours is told of itself, in the Gateway API's words. `deploy::standing` writes it. What depends on Secrets is laid over it
-//! by the joining, because they change without anything else.
+//! What each listener of a Gateway of ours, and of its ListenerSets, is told of itself, in the Gateway API's words. `deploy` writes it. What depends on Secrets is
+//! laid over it by the joining, because they change without anything else.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,7 @@ use super::standing::{self, Standing};
 use crate::index::certificates::Certified;
 use crate::index::routing::Listening;
 use crate::index::routing::parents::{Attached, Owner, routes_of};
-use crate::resource::routing::Routed;
-use crate::resource::routing::gateway::{Gateway, Listener};
+use crate::resource::routing::gateway::Listener;
 use crate::resource::{Key, Kind};
 
 /// A reason in one word, and for people.
@@ -42,17 +41,65 @@ impl ListenerTold {
     }
 }
 
-/// By Gateway.
-pub type Told = BTreeMap<NamespacedName, Vec<ListenerTold>>;
+/// What a ListenerSet of a Gateway of ours is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetTold {
+    /// Its Gateway.
+    pub gateway: NamespacedName,
+    /// Why that takes none of it.
+    pub refused: Option<Why>,
+    /// Its listeners; none if it is refused.
+    pub listeners: Vec<ListenerTold>,
+}
+
+impl SetTold {
+    fn of(gateway: &NamespacedName, refused: Option<Why>) -> Self {
+        Self { gateway: gateway.clone(), refused, listeners: Vec::new() }
+    }
+
+    /// Whether it is attached to its Gateway: any of its listeners can be served.
+    pub fn is_accepted(&self) -> bool {
+        self.refused.is_none() && self.listeners.iter().any(|one| one.why_not().is_none())
+    }
+}
+
+/// What all listeners of the Gateways of ours are told, in their order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Those that stand in the Gateway itself.
+    pub gateways: BTreeMap<NamespacedName, Vec<ListenerTold>>,
+    /// Those of ListenerSets, by these.
+    pub sets: BTreeMap<NamespacedName, SetTold>,
+}
+
+impl Told {
+    fn listeners(&mut self, object: &Key) -> Option<&mut Vec<ListenerTold>> {
+        let name = name(object);
+        match object.kind {
+            Kind::Gateway => self.gateways.get_mut(&name),
+            Kind::ListenerSet => self.sets.get_mut(&name).map(|set| &mut set.listeners),
+            _ => None,
+        }
+    }
+
+    fn forget(&mut self, object: &Key) {
+        let name = name(object);
+        match object.kind {
+            Kind::Gateway => drop(self.gateways.remove(&name)),
+            Kind::ListenerSet => drop(self.sets.remove(&name)),
+            _ => {}
+        }
+    }
+}
 
 /// All listeners of the Gateways of ours, in their order.
 pub fn told(around: &Around<'_>) -> Told {
-    let mut attached: BTreeMap<(&NamespacedName, &str), usize> = BTreeMap::new();
+    let mut attached: BTreeMap<(&Key, &str), usize> = BTreeMap::new();
     for route in around.resolved.routes.values() {
-        let mut here: Vec<(&NamespacedName, &str)> = Vec::new();
+        let mut here: Vec<(&Key, &str)> = Vec::new();
         for (_, outcome) in &route.parents {
-            let Ok(Attached::Listeners(gateway, names)) = outcome else { continue };
-            here.extend(names.iter().map(|name| (gateway, name.as_str())));
+            let Ok(Attached::Listeners(object, names)) = outcome else { continue };
+            here.extend(names.iter().map(|name| (object, name.as_str())));
         }
         // One that names a listener twice is one route.
         here.sort_unstable();
@@ -61,15 +108,26 @@ pub fn told(around: &Around<'_>) -> Told {
     }
     let ours =
         around.routes.gateways.iter().filter(|(_, gateway)| matches!(around.hosts.owner(gateway), Owner::Ours(_)));
-    let of = |(name, gateway): (&NamespacedName, &std::sync::Arc<Routed<Gateway>>)| {
-        let of_one = |(listener, standing): (&Listener, Standing)| ListenerTold {
-            attached: attached.get(&(name, listener.name.as_str())).copied().unwrap_or_default(),
-            unresolved: unresolved(listener, name, around),
-            ..one(listener, standing)
-        };
-        (name.clone(), standing::of(&gateway.spec).into_iter().map(of_one).collect())
-    };
-    ours.map(of).collect()
+    let mut told = Told::default();
+    for (name, gateway) in ours {
+        told.gateways.insert(name.clone(), Vec::new());
+        for set in around.resolved.sets.get(name).into_iter().flatten() {
+            told.sets.insert(set.clone(), SetTold::of(name, None));
+        }
+        for (entry, standing) in standing::of(name, &gateway.spec, around) {
+            let (listener, key) = (entry.listener, &entry.object);
+            let one = ListenerTold {
+                attached: attached.get(&(key, listener.name.as_str())).copied().unwrap_or_default(),
+                unresolved: unresolved(listener, key, around),
+                ..one(listener, standing)
+            };
+            told.listeners(key).into_iter().for_each(|all| all.push(one.clone()));
+        }
+    }
+    for (set, (gateway, why)) in &around.resolved.refused_sets {
+        told.sets.insert(set.clone(), SetTold::of(gateway, Some(("NotAllowed", why.clone()))));
+    }
+    told
 }
 
 fn one(listener: &Listener, standing: Standing) -> ListenerTold {
@@ -94,7 +152,7 @@ fn kinds(listener: &Listener) -> Vec<&'static str> {
 }
 
 /// What it refers to in vain, as far as that is known without Secrets.
-fn unresolved(listener: &Listener, gateway: &NamespacedName, around: &Around<'_>) -> Option<Why> {
+fn unresolved(listener: &Listener, object: &Key, around: &Around<'_>) -> Option<Why> {
     let wanted = listener.allowed_routes.as_ref().map(|allowed| allowed.kinds.as_slice()).unwrap_or_default();
     let fitting = routes_of(listener);
     if let Some(other) = wanted.iter().find(|one| !fitting.iter().any(|kind| one.is(kind))) {
@@ -105,8 +163,8 @@ fn unresolved(listener: &Listener, gateway: &NamespacedName, around: &Around<'_>
         return None;
     }
     let references = listener.tls.iter().flat_map(|tls| &tls.certificate_refs);
-    let bad = references.filter(|reference| !standing::may_show(reference, gateway, around.routes)).map(|reference| {
-        let namespace = reference.namespace.as_deref().unwrap_or(&gateway.namespace);
+    let bad = references.filter(|reference| !standing::may_show(reference, object, around.routes)).map(|reference| {
+        let namespace = reference.namespace.as_deref().unwrap_or(&object.namespace);
         let is_secret = reference.group.as_deref().unwrap_or_default().is_empty()
             && reference.kind.as_deref().unwrap_or("Secret") == "Secret";
         match is_secret {
@@ -120,24 +178,24 @@ fn unresolved(listener: &Listener, gateway: &NamespacedName, around: &Around<'_>
 /// Those that are served.
 pub fn listening(told: &Told) -> Listening {
     let serves = |one: &&ListenerTold| one.refused.is_none() && one.conflict.is_none() && !one.kinds.is_empty();
-    let of = |(gateway, all): (&NamespacedName, &Vec<ListenerTold>)| {
-        all.iter().filter(serves).map(|one| (gateway.clone(), one.name.clone())).collect::<Vec<_>>()
+    let of = |kind, name: &NamespacedName, all: &[ListenerTold]| {
+        let key = Key { kind, namespace: name.namespace.clone(), name: name.name.clone() };
+        all.iter().filter(serves).map(|one| (key.clone(), one.name.clone())).collect::<Vec<_>>()
     };
-    told.iter().flat_map(of).collect()
+    let gateways = told.gateways.iter().flat_map(|(name, all)| of(Kind::Gateway, name, all));
+    gateways.chain(told.sets.iter().flat_map(|(name, set)| of(Kind::ListenerSet, name, &set.listeners))).collect()
 }
 
-/// Lays over it what is known of Secrets. `None` of a Gateway: it is not known yet.
+/// Lays over it what is known of Secrets. A Gateway or ListenerSet of which it is not known yet is left out.
 pub fn with_secrets(told: &Told, certified: &Certified) -> Told {
     let mut told = told.clone();
-    for bad in certified.unresolved.iter().filter(|bad| bad.object.kind == Kind::Gateway) {
-        let all = told.get_mut(&name(&bad.object)).into_iter().flatten();
+    for bad in &certified.unresolved {
+        let all = told.listeners(&bad.object).into_iter().flatten();
         for one in all.filter(|one| one.name == bad.listener && one.unresolved.is_none()) {
             one.unresolved = Some(("InvalidCertificateRef", bad.why.clone()));
         }
     }
-    for key in certified.undecided.iter().filter(|key| key.kind == Kind::Gateway) {
-        told.remove(&name(key));
-    }
+    certified.undecided.iter().for_each(|key| told.forget(key));
     told
 }
 

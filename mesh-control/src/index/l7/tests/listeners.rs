@@ -22,7 +22,7 @@ fn route(kind: Kind, name: &str, spec: &str) -> Json {
 }
 
 /// Where a GET of this URL goes: to a service, or a status.
-fn ask(listeners: &Listeners, bind: u16, url: &str) -> String {
+pub(super) fn ask(listeners: &Listeners, bind: u16, url: &str) -> String {
     let sent = sent(&format!("GET http://{url}"));
     let Some(port) = listeners.port(bind) else { return "closed".to_owned() };
     let listener = match port.request(None, sent.authority.host()) {
@@ -192,7 +192,7 @@ fn features_GA_what_listeners_are_told() {
     ];
     let (objects, settings) = (objects(&all), Settings::default());
     let view = crate::index::build(&objects, &settings);
-    let told = &view.listeners_told[&NamespacedName::new("shop", "edge")];
+    let told = &view.listeners_told.gateways[&NamespacedName::new("shop", "edge")];
     let word = |why: &Option<(&'static str, String)>| why.as_ref().map_or("", |why| why.0);
     let found: Vec<String> = told
         .iter()

@@ -5,6 +5,7 @@ mod clusters;
 mod conformance;
 mod failures;
 mod http_routes;
+mod listener_sets;
 mod listeners;
 mod tables;
 mod virtual_services;

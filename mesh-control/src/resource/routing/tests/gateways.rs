@@ -91,6 +91,60 @@ fn good_ones() {
 }
 
 #[test]
+fn good_sets_of_listeners() {
+    good(
+        Kind::ListenerSet,
+        &[
+            ("{parentRef: {name: edge}, listeners: [{name: http, port: 80, protocol: HTTP}]}", &[]),
+            (
+                "{parentRef: {group: gateway.networking.k8s.io, kind: Gateway, name: edge, namespace: infra}, listeners: [
+                  {name: https, hostname: '*.a.com', port: 443, protocol: HTTPS, tls: {mode: Terminate, certificateRefs: [{group: '', kind: Secret, name: c, namespace: certs}]},
+                  allowedRoutes: {namespaces: {from: Selector, selector: {matchExpressions: [{key: a, operator: Exists}]}}, kinds: [{kind: HTTPRoute}]}},
+                  {name: tcp, port: 9000, protocol: TCP}]}",
+                &[],
+            ),
+            // Another controller's own.
+            ("{parentRef: {group: a.b, kind: C, name: edge}, listeners: [{name: own, port: 1, protocol: a.b/c}]}", &[]),
+        ],
+    );
+}
+
+#[test]
+fn bad_sets_of_listeners() {
+    bad(
+        Kind::ListenerSet,
+        &[
+            ("{listeners: [{name: a, port: 80, protocol: HTTP}]}", &["spec: the field `parentRef` is missing"]),
+            ("{parentRef: {name: edge}}", &["spec: the field `listeners` is missing"]),
+            (
+                "{parentRef: {name: Edge, namespace: a.b}, listeners: []}",
+                &[
+                    "parentRef.name: \"Edge\" is not a name: it must begin and end with a lower-case letter or digit",
+                    "parentRef.namespace: \"a.b\" is not a namespace: it may hold lower-case letters, digits and `-` only",
+                    "listeners: it listens for nothing (add a listener with `name`, `port` and `protocol`)",
+                ],
+            ),
+            (
+                "{parentRef: {name: edge}, listeners: [{name: a, port: 0, protocol: TCP, hostname: a.com}, {name: a, port: 80, protocol: HTTP, tls: {}}]}",
+                &[
+                    "listeners[1].name: \"a\" is there more than once",
+                    "listeners[0].port: 0 is not a port (write a number from 1 to 65535)",
+                    "listeners[0].hostname: TCP has no names of hosts (delete the field)",
+                    "listeners[1].tls: HTTP is spoken without TLS (write `protocol: HTTPS` or TLS)",
+                ],
+            ),
+        ],
+    );
+    bad(
+        Kind::Gateway,
+        &[(
+            "{gatewayClassName: u, listeners: [{name: a, port: 80, protocol: HTTP}], allowedListeners: {namespaces: {from: Same, selector: {}}}}",
+            &["allowedListeners.namespaces.selector: it counts with `from: Selector` only (write `from: Selector`)"],
+        )],
+    );
+}
+
+#[test]
 fn bad_ones() {
     bad(
         Kind::Gateway,

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use crate::diagnosis::{Diagnosis, Severity};
+use crate::index::l7::backend_tls;
 use crate::index::{Join, Settings, View};
 use crate::manifest::file::{diagnosis, of_file};
 use crate::metrics::Metrics;
@@ -52,8 +53,10 @@ impl Outlets {
     pub fn publish(&self, update: Update, join: &mut Join, settings: &Settings) -> Arc<Vec<Diagnosis>> {
         let view = Arc::new(join.build(update.objects, settings));
         let (resolved, problems) = (&view.resolved, &view.problems);
-        let belonging = |key: &_| resolved.belonging(key, &view.served, &view.listening);
-        let (unknown, at_waypoints, bindings) = (&resolved.unknown, &view.at_waypoints, &view.bindings);
+        let of_policy = |key: &_| view.policies_told.get(key).map(backend_tls::PolicyTold::belonging);
+        let belonging = |key: &_| resolved.belonging(key, &view.served, &view.listening).or_else(|| of_policy(key));
+        let (at_waypoints, bindings) = (&view.at_waypoints, &view.bindings);
+        let unknown = &resolved.unknown.union(&view.undecided).cloned().collect();
         let objects = join.objects();
         let verdicts = verdict::judge(update.marks, objects, problems, unknown, at_waypoints, belonging, bindings);
         let mut diagnoses = update.diagnoses;

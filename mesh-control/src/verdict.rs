@@ -54,7 +54,7 @@ pub struct Verdict {
     pub standing: Standing,
     /// Why.
     pub reasons: Vec<String>,
-    /// What there is to say of a route of the Gateway API that has a parent of ours.
+    /// What there is to say of a route of the Gateway API that has a parent of ours, or of a policy about what gateways of ours reach.
     pub route: Option<Belonging>,
     /// It is in force, or would be, at waypoints, and not at agents.
     pub at_waypoint: bool,
@@ -64,7 +64,7 @@ pub struct Verdict {
     pub mark: Mark,
 }
 
-/// What a route of the Gateway API belongs to that is ours, and what of it leads nowhere.
+/// What a route of the Gateway API belongs to that is ours, or a policy comes to, and what of it leads nowhere.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Belonging {
     /// Its parents that are ours; why they do not take it, in a word and for people.
@@ -105,7 +105,9 @@ pub fn judge(
         joined.entry(key).or_default().push(problem);
     }
     // That it cannot be read is known of itself; but not whose a route is.
-    let known = marks.into_iter().filter(|(key, mark)| !unknown.contains(key) || !mark.is_read && !key.kind.is_route());
+    let known = marks
+        .into_iter()
+        .filter(|(key, mark)| !unknown.contains(key) || !mark.is_read && !key.kind.is_told_by_parent());
     let judged = known.filter_map(|(key, mark)| {
         let verdict = if key.kind == Kind::Service {
             let name = NamespacedName::new(key.namespace.clone(), key.name.clone());

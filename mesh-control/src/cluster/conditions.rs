@@ -12,7 +12,8 @@
 //!
 //! Where an Istio runs, those two types are its own: then there is one of ours, `undermesh.io/Accepted`. So there is for what says where requests go; but where
 //! an Istio runs it acts on those objects, and nothing is said. A service is told of its waypoint (`istio.io/WaypointBound`), unless an Istio runs, which tells it
-//! the same of its own; one that names none any more has no such condition. Routes of the Gateway API are told of each parent instead (`cluster::parents`).
+//! the same of its own; one that names none any more has no such condition. Routes and policies of the Gateway API are told of each object above them instead
+//! (`cluster::parents`).
 
 use jiff::Timestamp;
 use serde_json::{Value as Json, json};
@@ -60,7 +61,7 @@ impl Saying {
             return of_service(verdict.binding.as_ref());
         }
         let said = said(kind, verdict, with_istio);
-        if !kind.is_route() {
+        if !kind.is_told_by_parent() {
             return Saying::Condition(said);
         }
         let parents = parents::said(kind, verdict);

@@ -92,10 +92,14 @@ pub fn decode(kind: Kind, api_version: &str, object: Json) -> Option<Item> {
 
 /// What an object is told stands here in its status.
 pub fn told_in(kind: Kind) -> &'static str {
-    if kind.is_route() { "parents" } else { "conditions" }
+    match kind {
+        Kind::BackendTlsPolicy => "ancestors",
+        kind if kind.is_route() => "parents",
+        _ => "conditions",
+    }
 }
 
-/// The conditions of an object's status; of a route of the Gateway API, what it says of each parent.
+/// The conditions of an object's status; of routes and policies of the Gateway API, what it says of each object above them.
 pub fn conditions(kind: Kind, object: &Map<String, Json>) -> Vec<Json> {
     let conditions = object.get("status").and_then(|status| status.get(told_in(kind))).and_then(Json::as_array);
     conditions.cloned().unwrap_or_default()

@@ -1,5 +1,6 @@
 //! What routes of the Gateway API are told: in `status.parents`, for each of their parents that is ours, whether it takes the route (`Accepted`) and whether
-//! all references lead somewhere (`ResolvedRefs`), in that API's words. What other controllers say there stays. Pure; `cluster::report` writes it.
+//! all references lead somewhere (`ResolvedRefs`), in that API's words. A BackendTLSPolicy is told the same in `status.ancestors`, for each gateway that reaches what it is
+//! about. What other controllers say there stays. Pure; `cluster::report` writes it.
 
 use jiff::Timestamp;
 use serde_json::{Map, Value as Json, json};
@@ -10,12 +11,15 @@ use crate::resource::routing::inaction;
 use crate::resource::routing::reference::{CONTROLLER, ParentReference};
 use crate::verdict::Verdict;
 
-/// The definition of routes lets no more stand there.
+/// The definitions of routes and of policies let no more stand there.
 const MOST: usize = 32;
+const MOST_ANCESTORS: usize = 16;
 
 /// What is said of one parent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParentSaid {
+    /// What the part of the status calls it.
+    field: &'static str,
     /// Which, as the route names it.
     parent: Json,
     conditions: Vec<Said>,
@@ -36,7 +40,8 @@ pub fn said(kind: Kind, verdict: &Verdict) -> Vec<ParentSaid> {
         let accepted = match (refused, inaction(kind)) {
             _ if !verdict.mark.is_read => {
                 let why = verdict.reasons.first().map(String::as_str).unwrap_or_default();
-                condition("Accepted", false, "UnsupportedValue", format!("cannot be read: {why}"))
+                let reason = if kind.is_route() { "UnsupportedValue" } else { "Invalid" };
+                condition("Accepted", false, reason, format!("cannot be read: {why}"))
             }
             (Some((reason, why)), _) => condition("Accepted", false, reason, why.clone()),
             (None, Some(_)) if route.served.contains(reference) => {
@@ -47,6 +52,7 @@ pub fn said(kind: Kind, verdict: &Verdict) -> Vec<ParentSaid> {
             (None, None) => condition("Accepted", true, "Accepted", "in force".to_owned()),
         };
         ParentSaid {
+            field: if kind.is_route() { "parentRef" } else { "ancestorRef" },
             parent: named(reference),
             conditions: std::iter::once(accepted).chain(references.clone()).collect(),
         }
@@ -95,11 +101,12 @@ pub fn were_refused(before: &[Json]) -> bool {
 pub fn told(before: &[Json], parents: &[ParentSaid], generation: i64, now: Timestamp) -> Option<Vec<Json>> {
     let (ours, theirs): (Vec<&Json>, Vec<&Json>) = before.iter().partition(|one| one["controllerName"] == CONTROLLER);
     let mut after: Vec<Json> = theirs.into_iter().cloned().collect();
-    for said in parents.iter().take(MOST.saturating_sub(after.len())) {
-        let old = ours.iter().find(|one| one["parentRef"] == said.parent);
+    let most = parents.first().map_or(MOST, |said| if said.field == "parentRef" { MOST } else { MOST_ANCESTORS });
+    for said in parents.iter().take(most.saturating_sub(after.len())) {
+        let old = ours.iter().find(|one| one[said.field] == said.parent);
         let conditions: Vec<Json> =
             said.conditions.iter().map(|said| since(old.copied(), said, generation, now)).collect();
-        after.push(json!({ "parentRef": said.parent, "controllerName": CONTROLLER, "conditions": conditions }));
+        after.push(json!({ said.field: said.parent, "controllerName": CONTROLLER, "conditions": conditions }));
     }
     // In whatever order they stand there.
     let is_same = after.len() == before.len() && after.iter().all(|one| before.contains(one));

@@ -10,6 +10,7 @@ use mesh_core::listener::Certificates;
 use mesh_core::workload::Health;
 use mesh_core::{ArcStr, NamespacedName, Workload};
 
+use super::l7::backend_tls;
 use super::l7::listeners::told::with_secrets;
 use super::policy::{self, Policies};
 use super::service::{self, Services};
@@ -101,11 +102,14 @@ impl Join {
         problems.extend(routing.problems.iter().filter(is_idle).chain(others).cloned());
         let certified = certificates::index(&l7.references, &objects.secrets, &self.last.certificates);
         // Most meshes have no listener to which that matters.
-        let told = match certified.unresolved.is_empty() && certified.undecided.is_empty() {
-            true => l7.told.clone(),
-            false => Arc::new(with_secrets(&l7.told, &certified)),
+        let (told, policies_told) = match certified.unresolved.is_empty() && certified.undecided.is_empty() {
+            true => (l7.told.clone(), l7.policies.clone()),
+            false => (
+                Arc::new(with_secrets(&l7.told, &certified)),
+                Arc::new(backend_tls::with_secrets(&l7.policies, &certified)),
+            ),
         };
-        let undecided = !certified.undecided.is_empty();
+        let undecided = certified.undecided;
         problems.extend(certified.problems);
         let certificates = certified.certificates;
         let mut services =
@@ -177,7 +181,9 @@ impl Join {
             listeners: l7.listeners.clone(),
             certificates: certificates.clone(),
             secrets: l7.secrets.clone(),
-            unheard_secrets: undecided,
+            unheard_secrets: !undecided.is_empty(),
+            undecided,
+            policies_told,
             listening: l7.listening.clone(),
             listeners_told: told,
             security: security.security.clone(),

@@ -9,8 +9,8 @@ use mesh_core::listener::{Certificates, Listeners};
 use mesh_core::telemetry::Scopes;
 use mesh_core::{ArcStr, NamespacedName, Policy, Service, Workload};
 
-use super::l7::labels;
 use super::l7::listeners::told::Told;
+use super::l7::{backend_tls, labels};
 use super::routing::{Listening, Resolved};
 use super::settings::Settings;
 use crate::diagnosis::Problem;
@@ -111,6 +111,10 @@ pub struct View {
     pub listening: Arc<Listening>,
     /// What listeners are told; nothing of Gateways and ListenerSets of which it is not known yet.
     pub listeners_told: Arc<Told>,
+    /// What BackendTLSPolicies are told; nothing of those of which it is not known yet.
+    pub policies_told: Arc<backend_tls::Told>,
+    /// Objects that name something of which nothing was heard yet.
+    pub undecided: BTreeSet<Key>,
     /// Secrets and ConfigMaps that they name.
     pub secrets: Arc<BTreeSet<Key>>,
     /// Nothing was heard yet of some of these.

@@ -224,13 +224,18 @@ impl Kind {
     pub fn is_told(self) -> bool {
         self == Kind::Service
             || self.counts_unread()
-            || self.is_route()
+            || self.is_told_by_parent()
             || self.is_routing() && !self.is_shared() && !self.is_refused()
     }
 
     /// Whether it is a route of the Gateway API, whose status has a part for each of its parents.
     pub fn is_route(self) -> bool {
         matches!(self, Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute | Kind::UdpRoute)
+    }
+
+    /// Whether its status has a part for each object above it: routes for their parents, BackendTLSPolicies for the gateways that reach what they are about.
+    pub fn is_told_by_parent(self) -> bool {
+        self.is_route() || self == Kind::BackendTlsPolicy
     }
 
     /// Whether an object that cannot be read is still one: there is no doing without what it says.

@@ -37,6 +37,7 @@ pub use namespace::{Namespace, ServiceAccount};
 pub use node::Node;
 pub use peer_authentication::PeerAuthentication;
 pub use pod::Pod;
+use routing::grants::PolicyTarget;
 use routing::reference::ParentReference;
 use routing::telemetry::TargetReference;
 pub use routing::{Routes, Routing};
@@ -108,6 +109,8 @@ pub struct Unreadable {
     pub targets: Option<Vec<TargetReference>>,
     /// What a route of the Gateway API belongs to, as far as that can be read: there it is told that it cannot be.
     pub parents: Vec<ParentReference>,
+    /// What a BackendTLSPolicy is about, as far as that can be read: it is closed.
+    pub policy_targets: Vec<PolicyTarget>,
     /// It looks like an object of the kind, but which one it is cannot be told: the name is made up.
     pub nameless: bool,
 }
@@ -157,6 +160,8 @@ pub struct Objects {
     pub routes: Routes,
     /// Routes of the Gateway API that are there and cannot be read, and never could, with what they belong to as far as that can be read. They count nowhere.
     pub unread_routes: BTreeMap<Key, Vec<ParentReference>>,
+    /// BackendTLSPolicies that are there and cannot be read, and never could, with what they are about as far as that can be read.
+    pub unread_policies: BTreeMap<Key, Vec<PolicyTarget>>,
     /// Certificates of gateways and of what they reach.
     pub secrets: Secrets,
     /// Keys of tokens that are elsewhere, as far as they could be fetched.
@@ -191,6 +196,7 @@ impl Objects {
             }
             Object::Routing(o) => {
                 self.unread_routes.remove(key);
+                self.unread_policies.remove(key);
                 self.routes.insert(name(), o);
             }
         }
@@ -210,6 +216,7 @@ impl Objects {
                 self.peer_authentications.insert(name, Secured::Unreadable(unreadable));
             }
             Kind::Namespace => drop(self.unread_namespaces.insert(name.name)),
+            Kind::BackendTlsPolicy => drop(self.unread_policies.insert(key.clone(), unreadable.policy_targets)),
             kind if kind.is_route() => drop(self.unread_routes.insert(key.clone(), unreadable.parents)),
             _ => {}
         }
@@ -234,6 +241,7 @@ impl Objects {
             Kind::PeerAuthentication => drop(self.peer_authentications.remove(&name)),
             kind => {
                 self.unread_routes.remove(key);
+                self.unread_policies.remove(key);
                 self.routes.remove(kind, &name);
             }
         }

@@ -314,10 +314,13 @@ fn features_EN14_the_agent_has_the_rights_it_needs_and_the_control_plane_none() 
                 !secrets || is_of_gateways || object["kind"] == "Role",
                 "Secrets of the root namespace only: {rule}"
             );
-            // Some ConfigMaps say who is an administrator. Only who binds a role of ours by himself lets them be read.
+            // Some ConfigMaps say who is an administrator. Only who binds a role of ours by himself lets them be read, or who lets Secrets be read, which say more.
             let maps = rule["resources"].as_array().is_some_and(|names| names.contains(&json!("configmaps")));
             let is_unbound = object["metadata"]["name"] == "undermesh-gateway-parameters";
-            assert!(!maps || is_unbound || rule["resourceNames"].is_array(), "ConfigMaps by name only: {rule}");
+            assert!(
+                !maps || is_unbound || is_of_gateways || rule["resourceNames"].is_array(),
+                "ConfigMaps by name only: {rule}"
+            );
         }
     }
 }
@@ -349,7 +352,10 @@ fn certificates_of_gateways_are_read_everywhere_only_where_that_is_wanted() {
     for (values, is_bound) in [(json!({}), true), (json!({ "gateways": { "secretsEverywhere": false } }), false)] {
         let all = objects(&engine, values).expect("rendered");
         let rules = &object(&all, "ClusterRole", "undermesh-gateway-secrets")["rules"];
-        assert_eq!(*rules, json!([{ "apiGroups": [""], "resources": ["secrets"], "verbs": ["list", "watch"] }]));
+        assert_eq!(
+            *rules,
+            json!([{ "apiGroups": [""], "resources": ["secrets", "configmaps"], "verbs": ["list", "watch"] }])
+        );
         let bound =
             |one: &Value| one["kind"] == "ClusterRoleBinding" && one["roleRef"]["name"] == "undermesh-gateway-secrets";
         assert_eq!(all.iter().any(bound), is_bound);

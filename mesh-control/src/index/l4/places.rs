@@ -33,7 +33,7 @@ pub fn index(
         }
     }
     let mut by_service: BTreeMap<NamespacedName, Vec<Cluster>> = BTreeMap::new();
-    let mut reader = clusters::Reader { around, gateway: None, problems, references: &mut Vec::new() };
+    let mut reader = clusters::Reader { around, of_gateway: None, problems, references: &mut Vec::new() };
     for key in keys {
         let all = by_service.entry(key.service.clone()).or_default();
         // What is for some pods of a namespace: agents know no labels of clients.

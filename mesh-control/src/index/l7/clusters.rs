@@ -11,18 +11,28 @@ use mesh_core::l7::{Action, Backend, Cluster, ClusterKey, Clusters, Labels, Mirr
 use mesh_core::listener::{Listeners, Serves};
 use mesh_core::{ArcStr, NamespacedName};
 
+use super::backend_tls::Policies;
 use super::{Around, Problems};
 use crate::index::certificates::Reference;
 use crate::resource::routing::{DestinationRule, Routed};
 
 type Rule = Arc<Routed<DestinationRule>>;
 
+/// A gateway or waypoint that reaches places.
+#[derive(Clone, Copy)]
+pub struct Of<'a, 'o> {
+    /// Which.
+    pub gateway: &'a NamespacedName,
+    /// Policies about what it reaches.
+    pub policies: &'a Policies<'o>,
+}
+
 /// For whom places are read, and what is found besides.
 pub struct Reader<'a, 'o> {
     /// The objects.
     pub around: &'a Around<'o>,
-    /// The gateway or waypoint; `None`: agents, who begin no TLS of the world.
-    pub gateway: Option<&'a NamespacedName>,
+    /// `None`: agents, who begin no TLS of the world.
+    pub of_gateway: Option<Of<'a, 'o>>,
     /// What is to be said.
     pub problems: &'a mut Problems,
     /// Secrets that are named for the gateway.

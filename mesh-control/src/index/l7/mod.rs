@@ -11,6 +11,7 @@
 //! What is written and cannot be done is noted ([`notes`]): its rule answers 500, and its writer is told. It is never left out, because a later rule would
 //! match instead.
 
+pub mod backend_tls;
 pub mod clusters;
 mod filter;
 pub mod grpc_route;
@@ -86,6 +87,8 @@ pub struct Made {
     pub listening: Arc<Listening>,
     /// What these are told.
     pub told: Arc<listeners::told::Told>,
+    /// What BackendTLSPolicies are told, as far as it does not depend on what they name.
+    pub policies: Arc<backend_tls::Told>,
     /// The Secrets that they name.
     pub references: Vec<Reference>,
     /// Their names.
@@ -145,6 +148,9 @@ pub fn index(settings: &Settings, around: &Around<'_>, served: &Served) -> Made 
     (made.listeners, made.references) = (listened.listeners, listened.references);
     made.told = Arc::new(listeners::told::told(around));
     made.listening = Arc::new(listeners::told::listening(&made.told));
+    let policies = backend_tls::Policies::new(around, &mut made.problems);
+    backend_tls::check(around, &mut made.problems);
+    let mut policies_told = backend_tls::Told::new();
     let none = BTreeSet::new();
     let gateways: BTreeSet<NamespacedName> = served.keys().chain(made.listeners.keys()).cloned().collect();
     for gateway in &gateways {
@@ -152,8 +158,11 @@ pub fn index(settings: &Settings, around: &Around<'_>, served: &Served) -> Made 
         let listeners = made.listeners.get(gateway);
         let table = table::table(gateway, services, around, &read, &mut made.problems);
         let (problems, references) = (&mut made.problems, &mut made.references);
-        let mut reader = clusters::Reader { around, gateway: Some(gateway), problems, references };
+        let of_gateway = Some(clusters::Of { gateway, policies: &policies });
+        let mut reader = clusters::Reader { around, of_gateway, problems, references };
         let clusters = clusters::clusters(&table, listeners, services, &mut reader);
+        let reached = clusters.iter().map(|cluster| (&cluster.key.service, cluster.key.port)).collect();
+        policies.used(gateway, &reached, &mut policies_told);
         if listeners.is_some() && !settings.istio_runs {
             let places: BTreeSet<_> = clusters.iter().map(|cluster| cluster.key.service.clone()).collect();
             made.in_force.extend(in_force::destination_rules(&places, around));
@@ -170,6 +179,8 @@ pub fn index(settings: &Settings, around: &Around<'_>, served: &Served) -> Made 
         }
     }
     made.secrets = Arc::new(certificates::wanted(&made.references));
+    made.in_force.extend(policies_told.iter().filter(|(_, told)| told.acts()).map(|(key, _)| key.clone()));
+    made.policies = Arc::new(policies_told);
     // Who is delegated to by several, or asked on several ports, is read as often.
     let mut told = HashSet::new();
     made.problems.retain(|said| told.insert(said.clone()));

@@ -25,6 +25,7 @@ use mesh_core::{ArcStr, NamespacedName};
 
 use super::Settings;
 use crate::diagnosis::Problem;
+use crate::resource::routing::grants::PolicyTarget;
 use crate::resource::routing::{self, Gateway, Routed, Routes, Routing, reference::ParentReference};
 use crate::resource::{Key, Kind, Objects};
 use crate::verdict::Belonging;
@@ -50,6 +51,8 @@ pub struct Resolved {
     pub sets: BTreeMap<NamespacedName, Vec<NamespacedName>>,
     /// ListenerSets that a Gateway of ours does not take: which one, and why.
     pub refused_sets: BTreeMap<NamespacedName, (NamespacedName, String)>,
+    /// BackendTLSPolicies that cannot be read and never could, with what of their targets can be.
+    pub unread_policies: BTreeMap<Key, Vec<PolicyTarget>>,
     /// Routes of each service, those that count first at the front.
     pub by_service: BTreeMap<NamespacedName, Vec<Key>>,
     /// VirtualServices by gateway (`mesh`, or `namespace/name`) and host. Of the mesh's the first that a client sees counts; a gateway tries all, in this order.
@@ -126,6 +129,7 @@ pub fn reads_the_same(old: &Objects, new: &Objects) -> bool {
         && old.namespaces == new.namespaces
         && old.unread_namespaces == new.unread_namespaces
         && old.unread_routes == new.unread_routes
+        && old.unread_policies == new.unread_policies
         && old.unheard == new.unheard
 }
 
@@ -159,6 +163,8 @@ pub fn index(objects: &Objects, settings: &Settings) -> Indexed {
             resolved.unread.insert(key.clone(), ours);
         }
     }
+    let unread = objects.unread_policies.iter().filter(|(key, _)| settings.heeds(objects, &key.namespace));
+    resolved.unread_policies = unread.map(|(key, targets)| (key.clone(), targets.clone())).collect();
     order::conflicts(&mut resolved.routes, &mut findings.problems);
     resolved.by_service = order::by_service(&routes, &resolved.routes);
     order::same_matches(&routes, &resolved, &mut findings.problems);

@@ -7,6 +7,10 @@ use serde::Deserialize;
 use super::reference::{LocalReference, ObjectReference, hostname, name};
 use super::{Check, Spec};
 use crate::resource::meta;
+use crate::yaml::node::{Node as Tree, Value};
+
+/// The definition lets no more stand there.
+const MOST_TARGETS: usize = 16;
 
 /// What a GatewayClass asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -107,6 +111,15 @@ pub enum NameKind {
     Hostname,
     #[serde(rename = "URI")]
     Uri,
+}
+
+/// What a policy that cannot be read is about, of its `spec`: each target that can be read by itself.
+pub(super) fn readable_targets(spec: &Tree) -> Vec<PolicyTarget> {
+    let items = match spec.get("targetRefs").map(|node| &node.value) {
+        Some(Value::List(items)) => items.as_slice(),
+        _ => &[],
+    };
+    items.iter().take(MOST_TARGETS).filter_map(|item| PolicyTarget::deserialize(item).ok()).collect()
 }
 
 impl Spec for BackendTlsPolicy {

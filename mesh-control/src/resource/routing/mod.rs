@@ -182,12 +182,10 @@ pub fn inaction(kind: Kind) -> Option<&'static str> {
         | Kind::RateLimit
         | Kind::Telemetry => Some(NO_WAYPOINT),
         Kind::UdpRoute => Some("known, not in force: datagrams are not routed yet"),
-        Kind::IstioGateway
-        | Kind::GatewayClass
-        | Kind::Gateway
-        | Kind::ListenerSet
-        | Kind::BackendTlsPolicy
-        | Kind::ReferenceGrant => Some("known, not in force: there is no gateway that acts on it"),
+        Kind::BackendTlsPolicy => Some("known, not in force: no gateway and no waypoint reaches what it is about"),
+        Kind::IstioGateway | Kind::GatewayClass | Kind::Gateway | Kind::ListenerSet | Kind::ReferenceGrant => {
+            Some("known, not in force: there is no gateway that acts on it")
+        }
         Kind::WorkloadEntry | Kind::WorkloadGroup => {
             Some("known, not in force: endpoints are pods, and what ServiceEntries write")
         }
@@ -242,6 +240,9 @@ fn spec<S: Spec>(key: &Key, tree: &Tree, wrap: impl FnOnce(Routed<S>) -> Routing
             marks: marks(tree),
             spec,
         }))),
+        _ if key.kind == Kind::BackendTlsPolicy => {
+            Err(Unreadable { policy_targets: grants::readable_targets(written), ..Unreadable::default() })
+        }
         _ if key.kind.is_route() => {
             Err(Unreadable { parents: reference::readable_parents(written), ..Unreadable::default() })
         }

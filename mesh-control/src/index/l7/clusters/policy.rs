@@ -9,6 +9,7 @@ use mesh_core::l7::cluster::{
 use mesh_core::l7::{ClusterKey, Labels, Share};
 
 use super::{Reader, Rule, tls};
+use crate::diagnosis::Problem;
 use crate::resource::routing::destination_rule::{self as kind, H2Upgrade, ProxyVersion, Simple, TrafficPolicy};
 use crate::resource::routing::values::Span;
 use crate::resource::{Key, Kind};
@@ -54,7 +55,7 @@ pub fn policy(key: &ClusterKey, rules: &[&Rule], reader: &mut Reader<'_, '_>) ->
             levels.lay(policy, &format!("spec.subsets[{index}].trafficPolicy"), rule, key.port);
         }
     }
-    (labels, levels.policy(reader))
+    (labels, levels.policy(key, reader))
 }
 
 impl<'a> Levels<'a> {
@@ -83,7 +84,7 @@ impl<'a> Levels<'a> {
         self.tls = own.tls.as_ref().map(|value| (value, format!("{field}.tls"), rule));
     }
 
-    fn policy(&self, reader: &mut Reader<'_, '_>) -> Result<Policy, ArcStr> {
+    fn policy(&self, place: &ClusterKey, reader: &mut Reader<'_, '_>) -> Result<Policy, ArcStr> {
         let mut policy = Policy::default();
         if let Some((written, ..)) = &self.balancer {
             policy.balancer = balancer(written);
@@ -101,9 +102,22 @@ impl<'a> Levels<'a> {
             least: written.min_retry_concurrency.unwrap_or(3),
             interval: written.budget_interval.map_or(Duration::ZERO, |span| span.0),
         });
-        if let Some((written, field, rule)) = &self.tls {
-            let key = Key { kind: Kind::DestinationRule, namespace: rule.namespace.clone(), name: rule.name.clone() };
-            policy.tls = tls::of_rule(written, field, &key, reader)?;
+        let rule_key = |rule: &Rule| Key {
+            kind: Kind::DestinationRule,
+            namespace: rule.namespace.clone(),
+            name: rule.name.clone(),
+        };
+        // Of the two APIs the Gateway API's counts.
+        match (tls::of_policy(place, reader), &self.tls) {
+            (Some((other, said)), own) => {
+                if let Some((_, field, rule)) = own {
+                    let problem = Problem::warning(field.clone(), format!("{other} says with which TLS it is reached"));
+                    reader.problems.push((rule_key(rule), problem.help("delete one of the two")));
+                }
+                policy.tls = said?;
+            }
+            (None, Some((written, field, rule))) => policy.tls = tls::of_rule(written, field, &rule_key(rule), reader)?,
+            (None, None) => {}
         }
         Ok(policy)
     }

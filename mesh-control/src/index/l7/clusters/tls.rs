@@ -1,7 +1,8 @@
-//! With which TLS the endpoints of a place are reached, as a DestinationRule says it: whom a gateway believes there, and what it shows, are Secrets of its own
-//! namespace.
+//! With which TLS the endpoints of a place are reached, as a BackendTLSPolicy says it, and else a DestinationRule: of that, whom a gateway believes there, and what it
+//! shows, are Secrets of its own namespace.
 
 use mesh_core::ArcStr;
+use mesh_core::l7::ClusterKey;
 use mesh_core::l7::cluster::{ServerName, Tls};
 
 use super::Reader;
@@ -10,6 +11,13 @@ use crate::index::l7::notes::Notes;
 use crate::resource::routing::destination_rule::{self as kind, TlsMode};
 use crate::resource::secret::named;
 use crate::resource::{Key, Kind, meta};
+
+/// What a policy says of a place, or why nothing is reached; with the policy. Nothing is said to agents.
+pub(super) fn of_policy(place: &ClusterKey, reader: &mut Reader<'_, '_>) -> Option<(Key, Result<Tls, ArcStr>)> {
+    let of = reader.of_gateway?;
+    let (policy, tls) = of.policies.tls(place, of.gateway, Ok(None), reader.references)?;
+    Some((policy.clone(), tls))
+}
 
 /// What the part at `field` of the rule `object` says, or why nothing is reached.
 pub(super) fn of_rule(
@@ -49,7 +57,7 @@ pub(super) fn of_rule(
         unverified: written.insecure_skip_verify == Some(true),
         ..ServerName::default()
     };
-    if let Some((gateway, name)) = reader.gateway.zip(name) {
+    if let Some((gateway, name)) = reader.of_gateway.map(|of| of.gateway).zip(name) {
         let key = |name: &str| Key { kind: Kind::Secret, namespace: gateway.namespace.clone(), name: name.into() };
         let (own, apart) = (key(name), key(&format!("{name}-cacert")));
         let mut refer = |holder: &Key, or: Option<Key>, part: Part| {

@@ -1,5 +1,6 @@
 //! Manifests in, what is done with requests out.
 
+mod backend_tls;
 mod classic;
 mod clusters;
 mod conformance;

@@ -14,6 +14,7 @@
 mod buffer;
 pub mod copy;
 mod counters;
+pub mod datagram;
 pub mod fuzz;
 pub mod hbone;
 pub mod netns;

@@ -8,7 +8,6 @@
 //! kernel sends queries there. An answer of a foreign nameserver is passed on and never becomes an endpoint of the mesh.
 
 mod cache;
-mod datagram;
 mod environment;
 pub mod fuzz;
 mod handle;

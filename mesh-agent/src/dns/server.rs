@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_runtime::{failpoint, task};
+use mesh_transport::datagram::{DatagramSocket, Received};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -17,7 +18,6 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::cache::{Cache, Cached, Key};
-use super::datagram::{DatagramSocket, Received};
 use super::environment::Environment;
 use super::handle::{Action, handle};
 use super::upstream;

@@ -1,10 +1,7 @@
 //! What comes through a connection: HTTP, which is served request by request, or something else, which is copied to one endpoint.
 
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Poll};
 
 use arcstr::ArcStr;
 use bytes::Bytes;
@@ -12,11 +9,12 @@ use mesh_core::l7::ClusterKey;
 use mesh_core::l7::balance::Ended;
 use mesh_core::service::AppProtocol;
 use mesh_core::telemetry::expression::{Attribute, Datum};
-use mesh_transport::copy::{self, ByteCounters, Outcome, Peer as CopyPeer};
+use mesh_transport::copy::{self, Outcome, Peer as CopyPeer};
 use mesh_transport::hbone::HboneStream;
 use mesh_transport::socket::Armed;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::AsyncWriteExt;
 
+use crate::counted::Counted;
 use crate::downstream::{Bound, Downstream};
 use crate::engine::Lane;
 use crate::exchange;
@@ -97,7 +95,7 @@ async fn tunnel(downstream: &Downstream, mut stream: HboneStream, mut prefix: By
             }
         }
         mut far => {
-            let mut near = Counted { stream, counters };
+            let mut near = Counted::new(stream, counters);
             let copying = async {
                 far.write_all(&prefix).await?;
                 tokio::io::copy_bidirectional(&mut near, &mut far).await
@@ -140,39 +138,6 @@ fn datum(downstream: &Downstream, attribute: Attribute) -> Option<Datum> {
         Attribute::ConnectionMtls => Some(Datum::Is(downstream.proved().is_some())),
         Attribute::ConnectionPeer => Some(Datum::Text(downstream.proved()?.to_string())),
         _ => None,
-    }
-}
-
-/// The client's stream, with its bytes counted.
-struct Counted {
-    stream: HboneStream,
-    counters: Arc<ByteCounters>,
-}
-
-impl AsyncRead for Counted {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        self.counters.received.fetch_add((buffer.filled().len() - before) as u64, Relaxed);
-        polled
-    }
-}
-
-impl AsyncWrite for Counted {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        if let Poll::Ready(Ok(written)) = polled {
-            self.counters.sent.fetch_add(written as u64, Relaxed);
-        }
-        polled
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

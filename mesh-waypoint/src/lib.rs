@@ -18,6 +18,7 @@ pub mod callout;
 pub mod collector;
 pub mod config;
 pub mod connection;
+mod counted;
 pub mod downstream;
 pub mod edge;
 pub mod engine;

@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::connection::{count, missed};
+use crate::counted::Counted;
 use crate::downstream::Downstream;
 use crate::engine::Lane;
 use crate::entry::Entry;
@@ -39,19 +40,16 @@ pub async fn plain(
     let copied = count(&downstream, Some(&endpoint), Flags::default());
     wire.write_all(&first).await.map_err(|error| error.to_string())?;
     let (counters, cut) = (copied.counters(), downstream.drain.forced_token());
+    counters.received.fetch_add(first.len() as u64, Relaxed);
     let outcome = match wire {
         Wire::Tcp(far) => copy::bidirectional(tcp, CopyPeer::Tcp(Armed::new(far)), counters, cut).await,
         Wire::Hbone(far) => copy::bidirectional(tcp, CopyPeer::Hbone(far), counters, cut).await,
         mut far @ (Wire::Tls(_) | Wire::TlsInside(_)) => {
-            let mut near = tcp.disarmed();
+            let mut near = Counted::new(tcp.disarmed(), counters);
             let moved = tokio::select! {
                 () = cut.cancelled() => return Ok(()),
                 moved = tokio::io::copy_bidirectional(&mut near, &mut far) => moved,
             };
-            if let Ok((received, sent)) = moved {
-                counters.received.fetch_add(received, Relaxed);
-                counters.sent.fetch_add(sent, Relaxed);
-            }
             drop((copied, endpoint, permit));
             return moved.map(|_| ()).map_err(|error| error.to_string());
         }
@@ -68,12 +66,13 @@ pub async fn decrypted<S: AsyncRead + AsyncWrite + Unpin>(
     lane: &Arc<Lane>,
     entry: Entry,
     listener: &Listener,
-    mut stream: S,
+    stream: S,
     drain: DrainToken,
 ) -> Result<(), String> {
     let downstream = Downstream::at_edge(Arc::clone(lane), entry, drain);
     let (endpoint, mut wire, permit) = counted(&downstream, listener, false).await?;
     let open = count(&downstream, Some(&endpoint), Flags::default());
+    let mut stream = Counted::new(stream, open.counters());
     let cut = downstream.drain.forced_token();
     let copied = tokio::select! {
         () = cut.cancelled() => Ok((0, 0)),

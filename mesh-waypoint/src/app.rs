@@ -31,7 +31,7 @@ use crate::inbound;
 use crate::shared::{Certificates, Shared};
 use crate::shown::PlacesShown;
 use crate::state::State;
-use crate::telemetry::{Exposition, Losses};
+use crate::telemetry::{DatagramsShown, Exposition, Losses};
 
 /// How long is waited for the operator's servers at the end.
 const SERVERS: Duration = Duration::from_millis(100);
@@ -128,6 +128,7 @@ async fn serve(config: &Config, lanes: Lanes) -> Result<i32, Refusal> {
     registry.register_collector(Box::new(Exposition(meters)));
     registry.register_collector(Box::new(Losses(Arc::clone(&shared.telemetry))));
     registry.register_collector(Box::new(PlacesShown(Arc::clone(&shared))));
+    registry.register_collector(Box::new(DatagramsShown(Arc::clone(&shared.datagrams))));
     let metrics_port = bind(config.metrics).await?;
     task::spawn_vital("metrics server", operator::serve_metrics(metrics_port, registry, servers.token()));
 

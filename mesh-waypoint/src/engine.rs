@@ -134,6 +134,7 @@ impl Engine {
                     let Some(lane) = lane.upgrade() else { return };
                     lane.pool.expire();
                     lane.shared.places.expire(lane.shared.now_ms());
+                    lane.shared.datagram_places.expire(lane.shared.now_ms());
                 }
             });
         }

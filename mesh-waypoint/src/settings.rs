@@ -27,6 +27,14 @@ pub struct Settings {
     pub handshake_timeout: Duration,
     /// Connections from outside of the mesh, of one lane; more are closed.
     pub edge_connections: usize,
+    /// Sessions of datagrams, of one port and lane. If there are as many, one that does not talk makes room.
+    pub datagram_sessions: usize,
+    /// The same of one client, which is an address, or 64 bits of one of IPv6.
+    pub client_datagram_sessions: usize,
+    /// How long a session of datagrams lasts in which nobody says anything.
+    pub datagram_idle: Duration,
+    /// The same of one that was asked and answered once, as by DNS.
+    pub datagram_answered: Duration,
     /// Requests at once in one HTTP/2 connection of a client.
     pub streams: u32,
     /// How long an endpoint may take to accept a connection.
@@ -69,6 +77,10 @@ impl Default for Settings {
             sniff_timeout: Duration::from_secs(3),
             handshake_timeout: Duration::from_secs(5),
             edge_connections: 32_768,
+            datagram_sessions: 8192,
+            client_datagram_sessions: 1024,
+            datagram_idle: Duration::from_secs(60),
+            datagram_answered: Duration::from_secs(5),
             streams: 100,
             connect_timeout: Duration::from_secs(10),
             upstream_connections: 16_384,

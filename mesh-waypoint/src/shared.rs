@@ -14,7 +14,7 @@ use crate::peer::Peer;
 use crate::places::Places;
 use crate::settings::Settings;
 use crate::state::State;
-use crate::telemetry::{Plans, Tools};
+use crate::telemetry::{Datagrams, Plans, Tools};
 
 /// Who this waypoint is.
 #[derive(Clone, Debug)]
@@ -80,6 +80,10 @@ pub struct Shared {
     pub telemetry: Arc<Tools>,
     /// What requests go to.
     pub places: Places,
+    /// What datagrams go to.
+    pub datagram_places: Places,
+    /// Numbers of UDP ports.
+    pub datagrams: Arc<Datagrams>,
     /// Tunnels to endpoints. Its lock is taken for new connections, not for requests.
     pub tunnels: Tunnels,
     acceptor: Acceptor,
@@ -98,6 +102,8 @@ impl Shared {
             certificates,
             telemetry: Arc::default(),
             places: Places::default(),
+            datagram_places: Places::default(),
+            datagrams: Arc::default(),
             tunnels: Tunnels::new(PoolConfig::default()),
             acceptor,
             started: Instant::now(),

@@ -25,9 +25,11 @@ impl fmt::Debug for PlacesShown {
 
 impl Collector for PlacesShown {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        // Of one place for several groups of clients the sum.
+        // Of one place for several groups of clients, and for requests and datagrams, the sum.
         let mut sums: BTreeMap<Labels, (u64, u32, u64)> = BTreeMap::new();
-        for (key, total, out, refused) in self.0.places.shown(self.0.now_ms()) {
+        let now = self.0.now_ms();
+        let all = self.0.places.shown(now).into_iter().chain(self.0.datagram_places.shown(now));
+        for (key, total, out, refused) in all {
             let labels = [
                 ("destination_service", key.service.name.to_string()),
                 ("destination_service_namespace", key.service.namespace.to_string()),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, Guard};
 use mesh_core::Snapshot;
 use mesh_core::l7::{Client, Cluster, ClusterKey, Clusters, LabelChange, LabelIndex, Security, Table};
-use mesh_core::listener::{Certificates, Listeners};
+use mesh_core::listener::{Certificates, Listeners, Open};
 use tokio::sync::watch;
 
 use crate::entry::Edge;
@@ -45,7 +45,7 @@ impl View {
 #[derive(Default)]
 pub struct State {
     view: ArcSwap<View>,
-    ports: watch::Sender<Vec<u16>>,
+    ports: watch::Sender<Vec<Open>>,
 }
 
 impl State {
@@ -72,7 +72,7 @@ impl State {
 
     /// Other listeners; certificates that are not given stay as they are.
     pub fn set_listeners(&self, listeners: Arc<Listeners>) {
-        let ports = listeners.ports().collect();
+        let ports = listeners.open().collect();
         let certificates = Arc::clone(&self.view().edge.certificates);
         self.set_edge(listeners, certificates);
         // Whoever opens a port finds its listeners.
@@ -91,7 +91,7 @@ impl State {
     }
 
     /// The ports that listeners ask for.
-    pub fn ports(&self) -> watch::Receiver<Vec<u16>> {
+    pub fn ports(&self) -> watch::Receiver<Vec<Open>> {
         self.ports.subscribe()
     }
 

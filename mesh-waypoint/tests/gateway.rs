@@ -16,6 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::l7::{Backend as Place, Forward, HostPattern, Table, Target, VirtualHost};
 use mesh_core::listener::{
     Certificates, Clients, Credential, Encryption, Listener, Listeners, Passage, Secret, Serves, Tls, Topology,
+    Transport,
 };
 use mesh_waypoint::Settings;
 use mesh_waypoint::edge::ports;
@@ -47,7 +48,8 @@ fn to_service(names: &[&str], service: &str) -> Serves {
 
 fn listener(name: &str, bind: u16, names: &[&str], encryption: Encryption, serves: Serves) -> Arc<Listener> {
     let (name, gateway) = (name.into(), "shop/edge".into());
-    Arc::new(Listener { name, gateway, port: bind, bind, hosts: hosts(names), encryption, serves })
+    let transport = if matches!(serves, Serves::Datagrams(_)) { Transport::Udp } else { Transport::Tcp };
+    Arc::new(Listener { name, gateway, port: bind, bind, transport, hosts: hosts(names), encryption, serves })
 }
 
 fn http(name: &str, bind: u16, names: &[&str], service: &str) -> Arc<Listener> {

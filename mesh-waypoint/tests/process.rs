@@ -17,7 +17,7 @@ use mesh_core::l7::{
     Action, Condition, DirectResponse, Handling, HostPattern, PathKind, Rule, Security, SecurityTarget, Table,
     VirtualHost,
 };
-use mesh_core::listener::{Encryption, Listener, Listeners, Serves};
+use mesh_core::listener::{Encryption, Listener, Listeners, Serves, Transport};
 use mesh_core::{Change, NamespacedName, TrustDomain};
 use mesh_proto::discovery::{Any, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 use mesh_proto::{
@@ -147,6 +147,7 @@ fn listeners(bind: u16) -> Vec<u8> {
         gateway: "shop/waypoint".into(),
         port: 80,
         bind,
+        transport: Transport::Tcp,
         hosts: vec![HostPattern::Any],
         encryption: Encryption::None,
         serves: Serves::Http(Arc::new(Table::new("http", vec![Arc::new(host)]))),

@@ -133,6 +133,7 @@ impl Places {
         let sources = Sources {
             members,
             port: key.port,
+            target: None,
             subset: if key.subset.is_empty() { &none } else { &cluster.labels },
             policy,
             labels,

@@ -380,7 +380,8 @@ impl Deployer {
 fn listened(view: &View, name: &NamespacedName, spec: &Gateway) -> Option<Listened> {
     let joined = view.routes.gateways.get(name).filter(|joined| joined.spec == *spec)?;
     let told = view.listeners_told.gateways.get(name)?.clone();
-    let own: BTreeSet<u16> = joined.spec.listeners.iter().map(|listener| listener.port).collect();
+    let of_connections = joined.spec.listeners.iter().filter(|listener| listener.protocol != "UDP");
+    let own: BTreeSet<u16> = of_connections.map(|listener| listener.port).collect();
     let ports = view.listeners.get(name).into_iter().flat_map(|all| all.ports().collect::<Vec<_>>());
     let sets = &view.listeners_told.sets;
     // Of one that names a Secret that nobody has heard of it is not known yet.

@@ -18,7 +18,7 @@ use super::settings::Settings;
 use super::view::{Placements, View};
 use super::waypoint::{Guard, Guarded, PodLabels, Waypoints};
 use super::workload;
-use super::{certificates, l4, l7, routing, security, service_entry, telemetry};
+use super::{certificates, datagram, l4, l7, routing, security, service_entry, telemetry};
 use crate::diagnosis::Problem;
 use crate::resource::pod::State;
 use crate::resource::routing::inaction;
@@ -47,6 +47,7 @@ struct Last {
     security: Arc<security::Made>,
     certificates: BTreeMap<NamespacedName, Arc<Certificates>>,
     pod_labels: PodLabels,
+    datagrams: datagram::Targets,
     telemetry: Arc<telemetry::Made>,
 }
 
@@ -87,7 +88,8 @@ impl Join {
         let policies = policy::index(&objects, &settings, &mut problems);
         let waypoints = Waypoints::index(&objects, &settings, &mut problems);
         let pod_labels = waypoints.labels(&objects);
-        let (routing, l7, l4) = self.routing(&objects, &settings, &waypoints, &pod_labels);
+        let datagrams = datagram::targets(&objects);
+        let (routing, l7, l4) = self.routing(&objects, &settings, &waypoints, (&pod_labels, &datagrams));
         let security = self.security(&objects, &settings, &waypoints);
         let telemetry = self.telemetry(&objects, &settings, &waypoints);
         // What is said of all routes is not true of those that a waypoint or gateway acts on.
@@ -220,6 +222,7 @@ impl Join {
             telemetry,
             certificates,
             pod_labels,
+            datagrams,
         };
         view
     }
@@ -236,16 +239,17 @@ impl Join {
         objects: &Objects,
         settings: &Settings,
         waypoints: &Waypoints,
-        labels: &PodLabels,
+        (labels, datagrams): (&PodLabels, &datagram::Targets),
     ) -> (Arc<routing::Indexed>, Arc<l7::Made>, Arc<l4::Made>) {
         let is_same = self.last.settings.as_ref() == Some(settings)
             && routing::reads_the_same(&self.last.objects, objects)
-            && self.last.pod_labels == *labels;
+            && self.last.pod_labels == *labels
+            && self.last.datagrams == *datagrams;
         if is_same {
             return (self.last.routing.clone(), self.last.l7.clone(), self.last.l4.clone());
         }
         let indexed = routing::index(objects, settings);
-        let mut around = l7::Around::new(objects, settings, &indexed).with_pods(labels.clone());
+        let mut around = l7::Around::new(objects, settings, &indexed).with_pods(labels.clone(), datagrams.clone());
         let mut connections = l4::index(objects, settings, &around);
         connections.keep(&self.last.l4);
         around.connections.clone_from(&connections.routes);

@@ -2,6 +2,7 @@
 //! same view, whatever came before, but for an address that two services claim: it stays with the one that has it.
 
 pub mod certificates;
+pub mod datagram;
 pub mod join;
 pub mod l4;
 pub mod l7;

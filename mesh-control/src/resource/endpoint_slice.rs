@@ -34,6 +34,8 @@ pub struct EndpointSlice {
     pub service: ArcStr,
     /// TCP ports: name and number.
     pub ports: Vec<(String, u16)>,
+    /// UDP ports: name and number.
+    pub datagram_ports: Vec<(String, u16)>,
     /// The endpoints.
     pub endpoints: Vec<Endpoint>,
 }
@@ -76,13 +78,17 @@ pub fn read(key: &Key, object: k8s::EndpointSlice) -> (EndpointSlice, Vec<Proble
             zone: endpoint.zone.clone().unwrap_or_default().into(),
         });
     }
-    let ports = object
-        .ports
-        .iter()
-        .flatten()
-        .filter(|p| p.protocol.as_deref().is_none_or(|p| p == "TCP"))
-        .filter_map(|p| Some((p.name.clone().unwrap_or_default(), u16::try_from(p.port?).ok()?)))
-        .collect();
-    let service = service.cloned().unwrap_or_default().into();
-    (EndpointSlice { namespace: key.namespace.clone(), name: key.name.clone(), service, ports, endpoints }, problems)
+    let ports = |transport: &str| {
+        let own = object.ports.iter().flatten().filter(|p| p.protocol.as_deref().unwrap_or("TCP") == transport);
+        own.filter_map(|p| Some((p.name.clone().unwrap_or_default(), u16::try_from(p.port?).ok()?))).collect()
+    };
+    let slice = EndpointSlice {
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+        service: service.cloned().unwrap_or_default().into(),
+        ports: ports("TCP"),
+        datagram_ports: ports("UDP"),
+        endpoints,
+    };
+    (slice, problems)
 }

@@ -53,6 +53,8 @@ pub struct Pod {
     pub owner: Option<(String, String)>,
     /// Named container ports of TCP.
     pub ports: Vec<(String, u16)>,
+    /// Named container ports of UDP.
+    pub datagram_ports: Vec<(String, u16)>,
     /// When it was made, seconds.
     pub created: Option<i64>,
 }
@@ -86,14 +88,15 @@ pub fn read(key: &Key, object: k8s::Pod) -> (Pod, Vec<Problem>) {
             "default".into()
         }
     };
-    let ports = spec
-        .containers
-        .iter()
-        .chain(spec.init_containers.iter().flatten())
-        .flat_map(|c| c.ports.iter().flatten())
-        .filter(|p| p.protocol.as_deref().is_none_or(|p| p == "TCP"))
-        .filter_map(|p| Some((p.name.clone()?, u16::try_from(p.container_port).ok()?)))
-        .collect();
+    let ports = |transport: &str| {
+        let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+        containers
+            .flat_map(|c| c.ports.iter().flatten())
+            .filter(|p| p.protocol.as_deref().unwrap_or("TCP") == transport)
+            .filter_map(|p| Some((p.name.clone()?, u16::try_from(p.container_port).ok()?)))
+            .collect()
+    };
+    let (ports, datagram_ports) = (ports("TCP"), ports("UDP"));
     let owner = object
         .metadata
         .owner_references
@@ -118,6 +121,7 @@ pub fn read(key: &Key, object: k8s::Pod) -> (Pod, Vec<Problem>) {
         terminating,
         owner,
         ports,
+        datagram_ports,
         created: meta::created(&object.metadata),
     };
     (pod, problems)

@@ -33,7 +33,7 @@ pub enum Target {
     Name(String),
 }
 
-/// A TCP port.
+/// A port of TCP or UDP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {
     /// Its name; empty if it has none.
@@ -59,6 +59,8 @@ pub struct Service {
     pub is_alias: bool,
     /// TCP ports.
     pub ports: Vec<Port>,
+    /// UDP ports: what gateways send datagrams to. Agents are told nothing of them.
+    pub datagram_ports: Vec<Port>,
     /// Which pods serve it; none means that endpoint slices say.
     pub selector: Option<Labels>,
     /// Which endpoints are preferred.
@@ -143,7 +145,8 @@ pub fn read(key: &Key, object: k8s::Service) -> (Service, Vec<Problem>) {
         name: key.name.clone(),
         addresses: addresses(&spec, &mut problems),
         is_alias,
-        ports: ports(&spec, &mut problems),
+        ports: ports(&spec, "TCP", &mut problems),
+        datagram_ports: ports(&spec, "UDP", &mut problems),
         selector: spec.selector.filter(|s| !s.is_empty()),
         distribution,
         local_only,
@@ -181,10 +184,11 @@ fn addresses(spec: &k8s::ServiceSpec, problems: &mut Vec<Problem>) -> Vec<IpAddr
     addresses
 }
 
-fn ports(spec: &k8s::ServiceSpec, problems: &mut Vec<Problem>) -> Vec<Port> {
+/// Those of one transport.
+fn ports(spec: &k8s::ServiceSpec, transport: &str, problems: &mut Vec<Problem>) -> Vec<Port> {
     let mut ports: Vec<Port> = Vec::new();
     for (index, port) in spec.ports.iter().flatten().enumerate() {
-        if port.protocol.as_deref().is_some_and(|p| p != "TCP") {
+        if port.protocol.as_deref().unwrap_or("TCP") != transport {
             continue;
         }
         let field = format!("spec.ports[{index}]");

@@ -6,9 +6,11 @@
 //!                               -> Port::Tls   SNI -> Listener, TLS ends, request's host must mean the same one -> its table
 //!                                                              , or TLS passes on     -> a passage by SNI
 //!                               -> Port::Tcp   the one listener        -> its passage
+//! datagram   -> Listeners::datagrams    the one listener               -> its places
 //! ```
 
 mod certificate;
+mod datagram;
 mod port;
 #[cfg(test)]
 mod tests;
@@ -23,6 +25,7 @@ use crate::NamespacedName;
 use crate::l7::{Forward, HostPattern, Table};
 
 pub use certificate::{Certificates, Credential, Secret};
+pub use datagram::{DatagramPlace, DatagramRoute};
 pub use port::{Astray, Port};
 
 /// Everything that one gateway listens for. Immutable.
@@ -31,8 +34,28 @@ pub struct Listeners {
     name: ArcStr,
     all: Vec<Arc<Listener>>,
     ports: BTreeMap<u16, Port>,
+    datagrams: BTreeMap<u16, Arc<Listener>>,
     topology: Topology,
     through_waypoints: BTreeSet<NamespacedName>,
+}
+
+/// One port of the pod that is to be open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Open {
+    /// What comes to it.
+    pub transport: Transport,
+    /// Its number; one number may be open for each of both.
+    pub port: u16,
+}
+
+/// How what a listener listens for comes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Transport {
+    /// In connections.
+    #[default]
+    Tcp,
+    /// In datagrams.
+    Udp,
 }
 
 /// One thing that is listened for.
@@ -46,6 +69,8 @@ pub struct Listener {
     pub port: u16,
     /// The port that is listened on in the pod.
     pub bind: u16,
+    /// How what it listens for comes.
+    pub transport: Transport,
     /// The names that it is for; of TCP `*`.
     pub hosts: Vec<HostPattern>,
     /// What becomes of TLS.
@@ -121,6 +146,8 @@ pub enum Serves {
     Http(Arc<Table>),
     /// Bytes, copied to one endpoint; the first passage that means the name is taken, and without one the connection is closed.
     Bytes(Vec<Passage>),
+    /// Datagrams; without a route they are dropped.
+    Datagrams(Option<DatagramRoute>),
     /// Nothing, because what is written cannot be done; connections are closed. The text says why.
     Closed(ArcStr),
 }
@@ -169,13 +196,16 @@ impl Listeners {
     #[must_use]
     pub fn new(name: impl Into<ArcStr>, all: Vec<Arc<Listener>>) -> Self {
         let mut ports: BTreeMap<u16, Port> = BTreeMap::new();
+        let mut datagrams: BTreeMap<u16, Arc<Listener>> = BTreeMap::new();
         for listener in &all {
-            match ports.get_mut(&listener.bind) {
-                Some(port) => port.add(listener),
-                None => drop(ports.insert(listener.bind, Port::of(listener))),
+            match (listener.transport, ports.get_mut(&listener.bind)) {
+                (Transport::Udp, _) => drop(datagrams.entry(listener.bind).or_insert_with(|| Arc::clone(listener))),
+                (Transport::Tcp, Some(port)) => port.add(listener),
+                (Transport::Tcp, None) => drop(ports.insert(listener.bind, Port::of(listener))),
             }
         }
-        Self { name: name.into(), all, ports, topology: Topology::default(), through_waypoints: BTreeSet::new() }
+        let (topology, through_waypoints) = (Topology::default(), BTreeSet::new());
+        Self { name: name.into(), all, ports, datagrams, topology, through_waypoints }
     }
 
     /// What stands before it.
@@ -214,9 +244,21 @@ impl Listeners {
         &self.through_waypoints
     }
 
-    /// The ports of the pod that are listened on.
+    /// The ports of the pod to which connections come.
     pub fn ports(&self) -> impl Iterator<Item = u16> {
         self.ports.keys().copied()
+    }
+
+    /// All ports of the pod that are to be open.
+    pub fn open(&self) -> impl Iterator<Item = Open> {
+        let of = |transport| move |port: &u16| Open { transport, port: *port };
+        self.ports.keys().map(of(Transport::Tcp)).chain(self.datagrams.keys().map(of(Transport::Udp)))
+    }
+
+    /// Whose datagrams are that come to a port of the pod.
+    #[must_use]
+    pub fn datagrams(&self, bind: u16) -> Option<&Arc<Listener>> {
+        self.datagrams.get(&bind)
     }
 
     /// What is listened for on a port of the pod.
@@ -227,7 +269,11 @@ impl Listeners {
 
     /// Listeners that another one has taken the port or all names from.
     pub fn shadowed(&self) -> impl Iterator<Item = &Arc<Listener>> {
-        self.all.iter().filter(|listener| !self.ports.get(&listener.bind).is_some_and(|port| port.has(listener)))
+        let has = |listener: &&Arc<Listener>| match listener.transport {
+            Transport::Tcp => self.ports.get(&listener.bind).is_some_and(|port| port.has(listener)),
+            Transport::Udp => self.datagrams.get(&listener.bind).is_some_and(|own| Arc::ptr_eq(own, listener)),
+        };
+        self.all.iter().filter(move |listener| !has(listener))
     }
 }
 

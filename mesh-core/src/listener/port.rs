@@ -33,8 +33,10 @@ impl Port {
     pub(super) fn of(listener: &Arc<Listener>) -> Self {
         let mut port = match (&listener.encryption, &listener.serves) {
             (Encryption::Ends(_) | Encryption::Passes, _) => Self::Tls(HostIndex::default()),
-            // Closed it takes its names and no more.
-            (Encryption::None, Serves::Http(_) | Serves::Closed(_)) => Self::Http(HostIndex::default()),
+            // Closed it takes its names and no more. Of datagrams there is no such port.
+            (Encryption::None, Serves::Http(_) | Serves::Datagrams(_) | Serves::Closed(_)) => {
+                Self::Http(HostIndex::default())
+            }
             (Encryption::None, Serves::Bytes(_)) => Self::Tcp(Arc::clone(listener)),
         };
         port.add(listener);

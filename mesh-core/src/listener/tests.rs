@@ -9,7 +9,9 @@ fn host(text: &str) -> HostPattern {
 
 fn listener(name: &str, bind: u16, hosts: &[&str], encryption: Encryption, serves: Serves) -> Arc<Listener> {
     let hosts = hosts.iter().map(|text| host(text)).collect();
-    Arc::new(Listener { name: name.into(), gateway: "shop/edge".into(), port: bind, bind, hosts, encryption, serves })
+    let gateway = "shop/edge".into();
+    let transport = if matches!(serves, Serves::Datagrams(_)) { Transport::Udp } else { Transport::Tcp };
+    Arc::new(Listener { name: name.into(), gateway, port: bind, bind, transport, hosts, encryption, serves })
 }
 
 fn http(name: &str, bind: u16, hosts: &[&str]) -> Arc<Listener> {
@@ -114,6 +116,21 @@ fn a_port_is_of_one_family_and_a_name_is_one_s() {
     assert_eq!(named(&listeners, 80, Some("c.com")), Some("part"));
     assert_eq!(named(&listeners, 443, Some("b.a.com")), Some("mixed"));
     assert_eq!(named(&listeners, 443, Some("c.a.com")), Some("pass"));
+}
+
+#[test]
+fn datagrams_have_ports_of_their_own() {
+    let udp = |name: &str, bind| listener(name, bind, &["*"], Encryption::None, Serves::Datagrams(None));
+    let tcp = listener("tcp", 53, &["*"], Encryption::None, Serves::Bytes(Vec::new()));
+    let listeners = Listeners::new("shop/edge", vec![udp("one", 53), tcp, udp("two", 53), udp("three", 54)]);
+    let shadowed: Vec<_> = listeners.shadowed().map(|listener| listener.name.as_str()).collect();
+    assert_eq!(shadowed, ["two"]);
+    let name = |bind| listeners.datagrams(bind).map(|listener| listener.name.as_str());
+    assert_eq!([name(53), name(54), name(55)], [Some("one"), Some("three"), None]);
+    assert_eq!(named(&listeners, 53, None), Some("tcp"));
+    assert!(listeners.port(54).is_none(), "connections do not come there");
+    let open: Vec<_> = listeners.open().map(|one| (one.transport, one.port)).collect();
+    assert_eq!(open, [(Transport::Tcp, 53), (Transport::Udp, 53), (Transport::Udp, 54)]);
 }
 
 #[test]

@@ -121,6 +121,7 @@ where
     match &listener.serves {
         Serves::Http(_) => requests(lane, entry, stream, alpn, drain).await,
         Serves::Bytes(_) => bytes::decrypted(&lane, entry, &listener, stream, drain).await,
+        Serves::Datagrams(_) => Err("datagrams do not come in connections".to_owned()),
         Serves::Closed(why) => Err(why.to_string()),
     }
 }

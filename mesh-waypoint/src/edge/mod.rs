@@ -6,10 +6,12 @@
 //!                                                                              ├─ TLS: hello (the name asked for) ── terms: TLS ends ──> serve
 //!                                                                              │                                 └─ passed on ─> bytes: one endpoint
 //!                                                                              └─ TCP ─────────────────────────────────────────> bytes
+//!                                                ── UDP: datagrams ── the client's session ── one endpoint
 //! ```
 
 pub mod bytes;
 pub mod connection;
+pub mod datagrams;
 pub mod hello;
 pub mod ports;
 pub mod proxy;

@@ -5,12 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_core::listener::{Open, Transport};
 use mesh_runtime::{DrainToken, task};
 use mesh_transport::socket::AcceptLoop;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::connection;
+use super::{connection, datagrams};
 use crate::engine::Engine;
 
 /// How soon a port that cannot be had is asked for again.
@@ -19,35 +20,40 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// Keeps the ports open that the listeners ask for, until the process drains. `own` are the process's own, which no listener gets.
 pub async fn keep(engine: Engine, address: IpAddr, own: Vec<u16>, drain: DrainToken) {
     let mut wanted = engine.shared().state.ports();
-    let mut open: BTreeMap<u16, DropGuard> = BTreeMap::new();
+    let mut open: BTreeMap<Open, DropGuard> = BTreeMap::new();
     let mut told = Vec::new();
     loop {
         let ports = wanted.borrow_and_update().clone();
-        open.retain(|port, _| ports.contains(port));
+        open.retain(|one, _| ports.contains(one));
         let mut missing = false;
-        for port in ports.iter().filter(|port| !open.contains_key(port)).copied().collect::<Vec<_>>() {
-            let bound = if own.contains(&port) {
-                Err(std::io::Error::other("it is one of this process's own"))
-            } else {
-                bind(address, port).await
+        for one in ports.iter().filter(|one| !open.contains_key(one)).copied().collect::<Vec<_>>() {
+            let (transport, port) = (one.transport, one.port);
+            let opened = match transport {
+                _ if own.contains(&port) => Err(std::io::Error::other("it is one of this process's own")),
+                Transport::Tcp => bind(address, port).await.map(|listener| accept(&engine, listener, port, &drain)),
+                Transport::Udp => {
+                    let sockets = datagrams::port::open(address, port, engine.lanes().len());
+                    sockets.map(|sockets| receive(&engine, sockets, port, &drain))
+                }
             };
-            match bound {
-                Ok(listener) => {
-                    tracing::info!(port, "a port is open");
-                    told.retain(|known| *known != port);
-                    open.insert(port, accept(&engine, listener, port, &drain));
+            match opened {
+                Ok(guard) => {
+                    tracing::info!(?transport, port, "a port is open");
+                    told.retain(|known| *known != one);
+                    open.insert(one, guard);
                 }
                 Err(error) => {
                     missing = true;
-                    if !told.contains(&port) {
-                        tracing::error!(port, %error, "a port cannot be opened");
-                        told.push(port);
+                    if !told.contains(&one) {
+                        tracing::error!(?transport, port, %error, "a port cannot be opened");
+                        told.push(one);
                     }
                 }
             }
         }
         tokio::select! {
-            () = drain.started() => return,
+            // Whoever accepts has stopped by itself then, and sessions of datagrams go on for a while.
+            () = drain.started() => return open.into_values().for_each(|guard| drop(guard.disarm())),
             changed = wanted.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(AGAIN), if missing => {}
         }
@@ -63,6 +69,16 @@ async fn bind(address: IpAddr, port: u16) -> std::io::Result<AcceptLoop> {
         bound => bound?,
     };
     AcceptLoop::new(listener)
+}
+
+/// Serves datagrams until what is given back is dropped. Each lane has a socket, and the kernel gives all datagrams of one client to one of them.
+fn receive(engine: &Engine, sockets: Vec<std::net::UdpSocket>, port: u16, drain: &DrainToken) -> DropGuard {
+    let closed = CancellationToken::new();
+    for ((lane, thread), socket) in engine.lanes().iter().zip(engine.threads().handles()).zip(sockets) {
+        let (lane, closed, drain) = (Arc::clone(lane), closed.clone(), drain.clone());
+        task::spawn_on(thread, "datagrams of a gateway", datagrams::port::serve(lane, socket, port, closed, drain));
+    }
+    closed.drop_guard()
 }
 
 /// Accepts until what is given back is dropped. Each connection lives on one lane.

@@ -115,7 +115,7 @@ impl<'a> At<'a> {
                 Ok(Self::Table { table, request: Came { scheme: entry.scheme(), port, gateway, service: None } })
             }
             Serves::Closed(_) => Err(Failure::CLOSED),
-            Serves::Bytes(_) => Err(Failure::NO_ROUTE),
+            Serves::Bytes(_) | Serves::Datagrams(_) => Err(Failure::NO_ROUTE),
         }
     }
 }

@@ -229,6 +229,7 @@ impl Report {
             start: mesh_runtime::clock::now() - measured.duration,
             head_ms: self.head.and_then(|at| at.saturating_duration_since(self.began).as_millis().try_into().ok()),
             http2: self.http2,
+            copied: None,
             rule: &self.rule,
             endpoint: self.last.as_ref().map(|(workload, service, at)| (workload, service.as_ref(), *at)),
             answered: self.endpoint.is_some(),

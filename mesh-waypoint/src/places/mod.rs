@@ -79,6 +79,7 @@ pub struct Place {
 /// What a place is made of, and what was made of it.
 pub struct Version {
     members: Arc<EndpointSet>,
+    port: Option<u16>,
     cluster: Option<Arc<Cluster>>,
     labels: u64,
     /// The service.
@@ -180,9 +181,21 @@ impl Places {
         client: &Client<'_>,
         now_ms: u64,
     ) -> Result<Found, NoEndpoint> {
+        self.find_at(view, own, (key, None), client, now_ms)
+    }
+
+    /// The same; with a port all endpoints have that one, whatever is known of theirs.
+    pub fn find_at(
+        &self,
+        view: &View,
+        own: Here<'_>,
+        (key, port): (&ClusterKey, Option<u16>),
+        client: &Client<'_>,
+        now_ms: u64,
+    ) -> Result<Found, NoEndpoint> {
         let service = view.snapshot.service(&key.service).ok_or(NoEndpoint::Unknown)?;
         let cluster = view.cluster(key, client);
-        if service.port(key.port).is_none() || (cluster.is_none() && !key.subset.is_empty()) {
+        if (port.is_none() && service.port(key.port).is_none()) || (cluster.is_none() && !key.subset.is_empty()) {
             return Err(NoEndpoint::Unknown);
         }
         if let Some(why) = cluster.and_then(|cluster| cluster.policy.as_ref().err()) {
@@ -193,6 +206,7 @@ impl Places {
         let place = self.place(key, cluster, now_ms);
         let is_now = |now: &Version| {
             Arc::ptr_eq(&now.members, members)
+                && now.port == port
                 && now.cluster.as_ref().map(Arc::as_ptr) == cluster.map(Arc::as_ptr)
                 && (now.labels == view.labels.version() || !now.set.reads_labels())
                 && (now.origin.is_none() || Arc::ptr_eq(&now.certificates, &view.edge.certificates))
@@ -205,7 +219,7 @@ impl Places {
             match place.now.load_full().filter(|now| is_now(now)) {
                 Some(now) => now,
                 None => {
-                    let now = Arc::new(place.version(view, own, members, service, cluster, now_ms));
+                    let now = Arc::new(place.version(view, own, (members, port), service, cluster, now_ms));
                     place.now.store(Some(Arc::clone(&now)));
                     now
                 }
@@ -284,7 +298,7 @@ impl Place {
         &self,
         view: &View,
         own: Here<'_>,
-        members: &Arc<EndpointSet>,
+        (members, port): (&Arc<EndpointSet>, Option<u16>),
         service: &Arc<Service>,
         cluster: Option<&Arc<Cluster>>,
         now_ms: u64,
@@ -299,6 +313,7 @@ impl Place {
         let sources = Sources {
             members,
             port: self.key.port,
+            target: port,
             subset: cluster.map_or(&none, |cluster| &cluster.labels),
             policy,
             labels: &view.labels,
@@ -319,6 +334,7 @@ impl Place {
         let origin = Origin::make(&policy.tls, &service.hostname, &view.edge.certificates, before);
         Version {
             members: Arc::clone(members),
+            port,
             cluster: cluster.cloned(),
             labels: view.labels.version(),
             service: Arc::clone(service),

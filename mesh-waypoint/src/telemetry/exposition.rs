@@ -52,6 +52,7 @@ impl Collector for Exposition {
         ];
         counters(&mut encoder, &sums, messages)?;
         self.encode_connections(&mut encoder)?;
+        self.encode_sessions(&mut encoder)?;
         ruled::encode(&self.0, &mut encoder)?;
         let overflowed: u64 = self.0.iter().map(|meters| meters.overflowed()).sum();
         let help = "Requests and connections that are counted under the workload overflow because there are too many label sets";
@@ -76,6 +77,28 @@ impl Exposition {
             }),
             (Metric::TcpSentBytes, "istio_tcp_sent_bytes", "Bytes to clients", |sums| sums.sent),
             (Metric::TcpReceivedBytes, "istio_tcp_received_bytes", "Bytes of clients", |sums| sums.received),
+        ];
+        counters(encoder, &sums, families)
+    }
+
+    /// What Telemetry says of the metrics of connections holds for these, too.
+    fn encode_sessions(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let all: Vec<Arc<Connections>> = self.0.iter().flat_map(|meters| meters.sessions()).collect();
+        let mut sums: BTreeMap<&Labels, Sums> = BTreeMap::new();
+        for series in &all {
+            sums.entry(&series.labels).or_default().add(series);
+        }
+        let families: &Counts<'_, Sums> = &[
+            (Metric::TcpOpenedConnections, "undermesh_udp_sessions_opened", "Sessions of datagrams begun", |sums| {
+                sums.opened
+            }),
+            (Metric::TcpClosedConnections, "undermesh_udp_sessions_closed", "Sessions of datagrams ended", |sums| {
+                sums.closed
+            }),
+            (Metric::TcpSentBytes, "undermesh_udp_sent_bytes", "Bytes of datagrams to clients", |sums| sums.sent),
+            (Metric::TcpReceivedBytes, "undermesh_udp_received_bytes", "Bytes of datagrams of clients", |sums| {
+                sums.received
+            }),
         ];
         counters(encoder, &sums, families)
     }
@@ -182,7 +205,8 @@ pub fn expire(lanes: &[Arc<Meters>], now: u64, unused: Duration) {
     };
     for lane in lanes {
         lane.series().iter().for_each(|one| note(&one.labels, one.used()));
-        lane.connections().iter().for_each(|one| note(&one.labels, one.used().unwrap_or(u64::MAX)));
+        let copied = [lane.connections(), lane.sessions()].concat();
+        copied.iter().for_each(|one| note(&one.labels, one.used().unwrap_or(u64::MAX)));
     }
     if used.values().all(|last| *last >= before) {
         return;

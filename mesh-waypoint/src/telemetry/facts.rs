@@ -171,6 +171,8 @@ pub struct Facts<'a> {
     pub head_ms: Option<u64>,
     /// What is spoken with the client.
     pub http2: bool,
+    /// It is no request but what was copied as it is: `tcp` or `udp`.
+    pub copied: Option<&'static str>,
     /// The rule.
     pub rule: &'a str,
     /// Whoever was asked last, whether or not it has answered.
@@ -197,7 +199,14 @@ pub struct Facts<'a> {
 
 impl Facts<'_> {
     /// Who has answered, in Envoy's words.
-    fn details(&self) -> &'static str {
+    fn details(&self) -> Option<&'static str> {
+        if self.copied.is_some() {
+            return None;
+        }
+        Some(self.request_details())
+    }
+
+    fn request_details(&self) -> &'static str {
         const WORDS: [(&str, &str); 15] = [
             ("DC", "downstream_remote_disconnect"),
             ("FI", "fault_filter_abort"),
@@ -229,12 +238,13 @@ impl Facts<'_> {
     /// The place that it was sent to, as Istio writes it.
     pub fn cluster(&self, out: &mut String) -> bool {
         let Some((_, Some(service), _)) = self.endpoint else { return false };
-        let _ = write!(out, "inbound-vip|{}|http|{}", self.asked.1, service.hostname);
+        let kind = self.copied.unwrap_or("http");
+        let _ = write!(out, "inbound-vip|{}|{kind}|{}", self.asked.1, service.hostname);
         true
     }
 
-    fn protocol(&self) -> &'static str {
-        if self.http2 { "HTTP/2" } else { "HTTP/1.1" }
+    fn protocol(&self) -> Option<&'static str> {
+        self.copied.is_none().then_some(if self.http2 { "HTTP/2" } else { "HTTP/1.1" })
     }
 
     /// For expressions.
@@ -250,14 +260,14 @@ impl Facts<'_> {
             Attribute::RequestHost => text(self.remembered?.authority()),
             Attribute::RequestScheme => text("http"),
             Attribute::RequestMethod => text(self.remembered?.method.as_str()),
-            Attribute::RequestProtocol => text(self.protocol()),
+            Attribute::RequestProtocol => text(self.protocol()?),
             Attribute::RequestReferer => header("referer"),
             Attribute::RequestUserAgent => header("user-agent"),
             Attribute::RequestId => header("x-request-id"),
             Attribute::RequestHeaders => Some(headers(&self.remembered?.request)),
             Attribute::RequestSize => number(self.measured.received),
             Attribute::ResponseCode => number(self.measured.status.into()).filter(|_| self.measured.status != 0),
-            Attribute::ResponseCodeDetails => text(self.details()),
+            Attribute::ResponseCodeDetails => text(self.details()?),
             Attribute::ResponseFlags => number(self.measured.flags.bits().into()),
             Attribute::ResponseGrpcStatus => number(self.measured.grpc_status?.into()),
             Attribute::ResponseHeaders => Some(headers(&self.remembered?.response)),
@@ -320,10 +330,10 @@ impl Values for Facts<'_> {
             Plain::Duration => put(out, measured.duration.as_millis()),
             Plain::RequestDuration => false,
             Plain::ResponseDuration => self.head_ms.is_some_and(|ms| put(out, ms)),
-            Plain::Protocol => put(out, self.protocol()),
+            Plain::Protocol => some(out, self.protocol()),
             Plain::ResponseCode => put(out, measured.status),
             Plain::ResponseFlags => put(out, measured.flags),
-            Plain::ResponseCodeDetails => put(out, self.details()),
+            Plain::ResponseCodeDetails => some(out, self.details()),
             Plain::GrpcStatus => {
                 measured.protocol == Protocol::Grpc && measured.grpc_status.is_some_and(|status| put(out, status))
             }

@@ -76,6 +76,15 @@ impl Labels {
         Self::with_flags(ends(who, arcstr::literal!("tcp")), flags, custom)
     }
 
+    /// Of datagrams of one client.
+    pub(super) fn of_udp(who: &Who<'_>, custom: &Custom) -> Self {
+        let mut labels = Self::with_flags(ends(who, arcstr::literal!("udp")), Flags::default(), custom);
+        // Nobody proves anything by them.
+        let security = labels.pairs.iter_mut().find(|(name, _)| name == "connection_security_policy");
+        security.into_iter().for_each(|(_, value)| *value = arcstr::literal!("unknown"));
+        labels
+    }
+
     /// Stands for all requests or connections whose labels found no room.
     pub(super) fn overflow(protocol: &'static str) -> Self {
         let value = |name: &&'static str| match *name {
@@ -85,7 +94,7 @@ impl Labels {
             _ => UNKNOWN,
         };
         let mut labels: Pairs = SHARED.iter().map(|name| (ArcStr::from(*name), value(name))).collect();
-        if protocol != "tcp" {
+        if protocol == "http" {
             labels.push((arcstr::literal!("response_code"), UNKNOWN));
         }
         Self::with_flags(labels, Flags::default(), &Custom::default())

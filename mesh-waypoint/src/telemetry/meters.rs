@@ -88,6 +88,8 @@ struct Inner {
     recent: HashMap<Key, Arc<Series>>,
     series: HashMap<Labels, Arc<Series>>,
     connections: HashMap<Labels, Arc<Connections>>,
+    /// The same of datagrams.
+    sessions: HashMap<Labels, Arc<Connections>>,
 }
 
 impl Meters {
@@ -131,7 +133,7 @@ impl Meters {
         who: &Who<'_>,
         flags: Flags,
         custom: &Custom,
-        clock: impl Fn() -> u64 + Send + 'static,
+        clock: impl Fn() -> u64 + Send + Sync + 'static,
     ) -> Copied {
         let mut labels = Labels::of_tcp(who, flags, custom);
         let mut inner = self.inner.lock();
@@ -142,6 +144,19 @@ impl Meters {
         let fresh = || Arc::new(Connections::new(labels.clone()));
         let series = Arc::clone(inner.connections.entry(labels.clone()).or_insert_with(fresh));
         Copied::new(series, Box::new(clock), flags)
+    }
+
+    /// Counts a session of datagrams, from now on.
+    pub fn begin(&self, who: &Who<'_>, custom: &Custom, clock: impl Fn() -> u64 + Send + Sync + 'static) -> Copied {
+        let mut labels = Labels::of_udp(who, custom);
+        let mut inner = self.inner.lock();
+        if inner.sessions.len() >= MOST && !inner.sessions.contains_key(&labels) {
+            self.overflowed.fetch_add(1, Relaxed);
+            labels = Labels::overflow("udp");
+        }
+        let fresh = || Arc::new(Connections::new(labels.clone()));
+        let series = Arc::clone(inner.sessions.entry(labels.clone()).or_insert_with(fresh));
+        Copied::new(series, Box::new(clock), Flags::default())
     }
 
     /// Counts what a policy did to a request.
@@ -165,11 +180,17 @@ impl Meters {
         self.inner.lock().connections.values().cloned().collect()
     }
 
+    pub(super) fn sessions(&self) -> Vec<Arc<Connections>> {
+        self.inner.lock().sessions.values().cloned().collect()
+    }
+
     /// Forgets the label sets that `is_old` says, if they were not used since.
     pub(super) fn forget(&self, before: u64, is_old: impl Fn(&Labels) -> bool) {
         let mut inner = self.inner.lock();
         inner.series.retain(|labels, series| series.used() >= before || !is_old(labels));
-        inner.connections.retain(|labels, one| one.used().is_none_or(|used| used >= before) || !is_old(labels));
+        let is_used = |one: &Arc<Connections>| one.used().is_none_or(|used| used >= before);
+        inner.connections.retain(|labels, one| is_used(one) || !is_old(labels));
+        inner.sessions.retain(|labels, one| is_used(one) || !is_old(labels));
         inner.recent.clear();
     }
 }

@@ -8,6 +8,7 @@
 //! ```
 //! What is different with metrics a `Plan` compiles into a `Shape`; labels are changed by it when somebody looks. Each lane counts for itself: nothing that a request touches is written by two threads.
 
+mod datagrams;
 mod exposition;
 pub mod facts;
 pub mod flags;
@@ -27,6 +28,7 @@ use std::time::Duration;
 
 use mesh_core::{Identity, NamespacedName, Service, Workload};
 
+pub use datagrams::{Datagrams, DatagramsShown, Dropped, PortCounts};
 pub use exposition::{Exposition, Losses, expire};
 pub use flags::Flags;
 pub use meters::Meters;

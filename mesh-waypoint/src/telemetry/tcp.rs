@@ -67,13 +67,13 @@ fn read(counters: &ByteCounters) -> (u64, u64) {
 pub struct Copied {
     series: Arc<Connections>,
     counters: Arc<ByteCounters>,
-    clock: Box<dyn Fn() -> u64 + Send>,
+    clock: Box<dyn Fn() -> u64 + Send + Sync>,
     /// What was unusual, for who writes it down.
     pub flags: Flags,
 }
 
 impl Copied {
-    pub(super) fn new(series: Arc<Connections>, clock: Box<dyn Fn() -> u64 + Send>, flags: Flags) -> Self {
+    pub(super) fn new(series: Arc<Connections>, clock: Box<dyn Fn() -> u64 + Send + Sync>, flags: Flags) -> Self {
         let counters = Arc::default();
         series.begin(Arc::clone(&counters), clock());
         Self { series, counters, clock, flags }

@@ -1,11 +1,13 @@
 //! Which endpoint takes a request: of a place the one that what is said of it chooses, or the workload that was asked for itself.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use arcstr::ArcStr;
+use http::HeaderMap;
 use mesh_core::l7::ClusterKey;
-use mesh_core::l7::balance::{Ask, Ended, Judge, Lease, Limit, Taken};
+use mesh_core::l7::balance::{self, Ask, Ended, Judge, Lease, Limit, Said, Taken};
+use mesh_core::l7::cluster::{Balancer, HashKey};
 use mesh_core::l7::{self};
 use mesh_core::resolve::{self, Route};
 use mesh_core::workload::TunnelProtocol;
@@ -13,7 +15,7 @@ use mesh_core::{Identity, Service, Snapshot, Workload, ports};
 use rand::Rng;
 
 use crate::origination::Origin;
-use crate::places::{Found, Here, NoEndpoint, Places};
+use crate::places::{Found, Here, NoEndpoint, Permit, Places};
 use crate::shared::Own;
 use crate::state::View;
 
@@ -159,6 +161,63 @@ pub fn endpoint(found: &Found, wish: &Wish<'_>, rng: &mut impl Rng) -> Result<En
         _taken: Some(taken),
         retry: None,
     })
+}
+
+/// An endpoint for datagrams, all of which go to the same one; `port` is the application's. They go there as they are: there is no tunnel for them, so neither
+/// a waypoint nor TLS is on the way.
+pub fn datagrams(
+    places: &Places,
+    wish: &Wish<'_>,
+    (cluster, port): (&ClusterKey, u16),
+    client: (&l7::Client<'_>, IpAddr),
+    rng: &mut impl Rng,
+) -> Result<(Endpoint, Permit), NoEndpoint> {
+    let own = Here { place: &wish.own.place, uid: &wish.own.uid };
+    let found = places.find_at(wish.view, own, (cluster, Some(port)), client.0, wish.now_ms)?;
+    let Some(permit) = Permit::take(&found) else {
+        found.place.usage().refused();
+        return Err(NoEndpoint::Overflow);
+    };
+    let headers = HeaderMap::new();
+    let hash = match &found.now.policy().balancer {
+        Balancer::Hash(wanted @ HashKey::Source, _) => {
+            balance::key(wanted, &Said { headers: &headers, query: None, source: client.1 }, rng).0
+        }
+        _ => None,
+    };
+    let ask = Ask { hash, tried: wish.tried, now_ms: wish.now_ms };
+    let chosen = found.now.set.pick(&ask, rng).ok_or(NoEndpoint::NoneLeft)?;
+    let workload = &chosen.workload;
+    if ports::is_mesh_port(chosen.address.port()) || workload.network_gateway.is_some() {
+        return Err(NoEndpoint::NoneLeft);
+    }
+    let endpoint = Endpoint {
+        generation: generation(&wish.view.snapshot, workload, chosen.address.ip()),
+        service: Some(Arc::clone(&found.now.service)),
+        workload: Arc::clone(workload),
+        address: chosen.address,
+        lease: Some(found.now.set.lease(chosen)),
+        found: Some(found.clone()),
+        origin: None,
+        waypoint: None,
+        _taken: None,
+        retry: None,
+    };
+    Ok((endpoint, permit))
+}
+
+/// Whether datagrams may still go to an endpoint that was chosen for them.
+pub fn keeps(
+    places: &Places,
+    wish: &Wish<'_>,
+    (cluster, port): (&ClusterKey, u16),
+    client: &l7::Client<'_>,
+    endpoint: &Endpoint,
+) -> bool {
+    let own = Here { place: &wish.own.place, uid: &wish.own.uid };
+    let found = places.find_at(wish.view, own, (cluster, Some(port)), client, wish.now_ms);
+    let is_it = |one: &balance::Endpoint| one.workload.uid == endpoint.workload.uid && one.address == endpoint.address;
+    found.is_ok_and(|found| found.now.set.endpoints().iter().any(is_it))
 }
 
 /// The waypoint of a service, as an agent would take it: it is asked for the service's address, and what is said of the service's endpoints is its to heed.

@@ -242,6 +242,7 @@ impl Waypoint {
         let meters = self.engine.lanes().iter().map(|lane| lane.meters.clone()).collect();
         registry.register_collector(Box::new(telemetry::Exposition(meters)));
         registry.register_collector(Box::new(PlacesShown(self.engine.shared().clone())));
+        registry.register_collector(Box::new(telemetry::DatagramsShown(self.engine.shared().datagrams.clone())));
         metrics::encode(&registry)
     }
 }

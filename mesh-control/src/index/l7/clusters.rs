@@ -58,6 +58,13 @@ pub fn clusters(
                     Target::Broken(_) => None,
                 }));
             }
+            Serves::Datagrams(route) => {
+                let places = route.iter().flat_map(|route| route.places());
+                keys.extend(places.filter_map(|place| match &place.target {
+                    Target::Cluster(key) => Some(key.clone()),
+                    Target::Broken(_) => None,
+                }));
+            }
             Serves::Closed(_) => {}
         }
     }

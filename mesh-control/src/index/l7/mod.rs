@@ -38,6 +38,7 @@ use mesh_core::listener::Listeners;
 
 use super::Settings;
 use super::certificates::{self, Reference};
+use super::datagram;
 use super::routing::destination_rules::Rules;
 use super::routing::hosts::Hosts;
 use super::routing::{Indexed, Listening, Resolved};
@@ -61,6 +62,8 @@ pub struct Around<'a> {
     pub rules: Rules<'a>,
     /// Labels of pods of gateways.
     pub pods: PodLabels,
+    /// Where the UDP ports of services lead.
+    pub datagrams: datagram::Targets,
     /// Where what is no request goes, by service, once that is made.
     pub connections: BTreeMap<NamespacedName, Arc<ConnectionRoutes>>,
 }
@@ -125,13 +128,14 @@ impl<'a> Around<'a> {
         let hosts = Hosts::new(&indexed.routes, objects, settings);
         let rules = Rules::new(&indexed.routes, &hosts);
         let (routes, resolved) = (&*indexed.routes, &*indexed.resolved);
-        Self { routes, resolved, hosts, rules, pods: PodLabels::new(), connections: BTreeMap::new() }
+        let (pods, datagrams, connections) = (PodLabels::new(), datagram::Targets::new(), BTreeMap::new());
+        Self { routes, resolved, hosts, rules, pods, datagrams, connections }
     }
 
-    /// With the labels of the pods that there are of gateways.
+    /// With what depends on pods: labels of those of gateways, and where UDP ports lead in those of services.
     #[must_use]
-    pub fn with_pods(self, pods: PodLabels) -> Self {
-        Self { pods, ..self }
+    pub fn with_pods(self, pods: PodLabels, datagrams: datagram::Targets) -> Self {
+        Self { pods, datagrams, ..self }
     }
 }
 

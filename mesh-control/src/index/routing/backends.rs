@@ -166,10 +166,22 @@ pub fn resolve(
             };
             let host = Host::Service(service);
             match reference.port {
-                // Of UDP ports nothing is known.
+                Some(port) if key.kind == Kind::UdpRoute && !host.has_datagram_port(port) => {
+                    let why = format!("{} has no UDP port {port}", reference.name);
+                    let known: Vec<String> = service.datagram_ports.iter().map(|port| port.port.to_string()).collect();
+                    let help = if known.is_empty() {
+                        "it has none".to_owned()
+                    } else {
+                        format!("it has {}", known.join(", "))
+                    };
+                    broken(Reason::BackendNotFound, why, &help)
+                }
                 Some(port) if key.kind != Kind::UdpRoute && !host.has_port(port) => no_port(host, port),
                 port => Ok(Place::Service(hosts.key(service), port)),
             }
+        }
+        ("networking.istio.io", "Hostname") if key.kind == Kind::UdpRoute => {
+            broken(Reason::InvalidKind, "datagrams cannot go to a Hostname".to_owned(), "name a Service")
         }
         ("networking.istio.io", "Hostname") => match hosts.find(&reference.name, &key.namespace) {
             Some(host) => match reference.port {

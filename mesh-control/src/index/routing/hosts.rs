@@ -181,6 +181,14 @@ impl Host<'_> {
         }
     }
 
+    /// Whether clients can send datagrams to a port. To what is outside of the cluster none are sent.
+    pub fn has_datagram_port(&self, port: u16) -> bool {
+        match self {
+            Host::Service(service) => service.datagram_ports.iter().any(|known| known.port == port),
+            Host::Entry(_) => false,
+        }
+    }
+
     /// The ports that clients can ask for, as far as that is said.
     pub fn numbers(&self) -> BTreeSet<u16> {
         match self {

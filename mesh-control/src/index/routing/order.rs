@@ -16,7 +16,8 @@ use crate::resource::{Key, Kind};
 /// What decides between objects: the smaller one counts.
 pub type Age<'a> = (Option<i64>, &'a ArcStr, &'a ArcStr);
 
-fn created(routes: &Routes, key: &Key) -> Option<i64> {
+/// When a route was made, as far as it says so.
+pub fn created(routes: &Routes, key: &Key) -> Option<i64> {
     let name = NamespacedName::new(key.namespace.clone(), key.name.clone());
     match key.kind {
         Kind::HttpRoute => routes.http_routes.get(&name)?.created,

@@ -95,6 +95,10 @@ pub fn resolve(parent: &ParentReference, key: &Key, own: &[String], routes: &Rou
     let group = parent.group.as_deref().unwrap_or("gateway.networking.k8s.io");
     let name = NamespacedName::new(namespace, parent.name.as_str());
     match (group, parent.kind.as_deref().unwrap_or("Gateway")) {
+        ("", "Service") | ("networking.istio.io", "ServiceEntry") if key.kind == Kind::UdpRoute => {
+            let why = "datagrams within the mesh go to what they ask for: only a Gateway takes a UDPRoute";
+            Found::Ours(refused(Reason::NoMatchingParent, why.to_owned()))
+        }
         ("", "Service") => Found::Ours(match hosts.service(namespace, &parent.name) {
             None => refused(Reason::NoMatchingParent, format!("there is no Service {name}")),
             Some(service) => port(parent, Host::Service(service), |section| {

@@ -361,7 +361,7 @@ fn hardening_B144_a_reference_that_leads_nowhere_breaks_its_own_share() {
     // Copies are references, too, and of other kinds of routes all are.
     let mirror = "{parentRefs: [{group: '', kind: Service, name: reviews}], rules: [{filters: [{type: RequestMirror, requestMirror: {backendRef: {name: none, port: 80}}}], backendRefs: [{name: ratings, port: 9080}]}]}";
     assert_eq!(said(&with(&[object(Kind::HttpRoute, "shop", "o", mirror)])).len(), 1);
-    for kind in [Kind::GrpcRoute, Kind::TlsRoute, Kind::TcpRoute, Kind::UdpRoute] {
+    for kind in [Kind::GrpcRoute, Kind::TlsRoute, Kind::TcpRoute] {
         let route = object(
             kind,
             "shop",

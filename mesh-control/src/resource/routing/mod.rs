@@ -178,10 +178,10 @@ pub fn inaction(kind: Kind) -> Option<&'static str> {
         | Kind::GrpcRoute
         | Kind::TlsRoute
         | Kind::TcpRoute
+        | Kind::UdpRoute
         | Kind::RequestAuthentication
         | Kind::RateLimit
         | Kind::Telemetry => Some(NO_WAYPOINT),
-        Kind::UdpRoute => Some("known, not in force: datagrams are not routed yet"),
         Kind::BackendTlsPolicy => Some("known, not in force: no gateway and no waypoint reaches what it is about"),
         Kind::IstioGateway | Kind::GatewayClass | Kind::Gateway | Kind::ListenerSet | Kind::ReferenceGrant => {
             Some("known, not in force: there is no gateway that acts on it")

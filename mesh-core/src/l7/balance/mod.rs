@@ -60,6 +60,8 @@ pub struct Sources<'a> {
     pub members: &'a EndpointSet,
     /// The service's port.
     pub port: u16,
+    /// The port that all endpoints have for it, where that is known otherwise than by them and the service.
+    pub target: Option<u16>,
     /// Labels that endpoints must have.
     pub subset: &'a Labels,
     /// How they are chosen.
@@ -122,7 +124,8 @@ impl Set {
             if !is_here || !may_serve(Some(&**service), workload) || !from.labels.has(&workload.uid, from.subset) {
                 continue;
             }
-            let port = workload.target_port(&key, from.port).filter(|port| *port != 0).or(default_port);
+            let own = || workload.target_port(&key, from.port).filter(|port| *port != 0).or(default_port);
+            let port = from.target.or_else(own);
             let (Some(port), Some(ip)) = (port, workload.address_like(like)) else { continue };
             let Some(stand) = order.stand(workload, from.client, from.own, service, from.labels) else { continue };
             found.push((Arc::clone(workload), SocketAddr::new(ip, port), stand));

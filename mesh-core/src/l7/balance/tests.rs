@@ -60,6 +60,7 @@ impl Place {
         let sources = Sources {
             members: snapshot.endpoints(&self.key).unwrap(),
             port: 80,
+            target: None,
             subset: &labels(subset),
             policy,
             labels: &self.labels,

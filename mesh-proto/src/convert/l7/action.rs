@@ -73,7 +73,7 @@ pub(super) fn reason(field: &'static str, mut why: String) -> Result<mesh_core::
     Ok(why.chars().take(LONGEST).collect::<String>().into())
 }
 
-fn target(message: Option<wire::Target>) -> Result<Target, ConvertError> {
+pub(super) fn target(message: Option<wire::Target>) -> Result<Target, ConvertError> {
     use wire::target::Kind;
     match message.and_then(|target| target.kind) {
         Some(Kind::Broken(why)) => Ok(Target::Broken(reason("target.broken", why)?)),
@@ -244,7 +244,7 @@ fn write_backend(backend: &Backend) -> wire::Backend {
     }
 }
 
-fn write_target(target: &Target) -> wire::Target {
+pub(super) fn write_target(target: &Target) -> wire::Target {
     use wire::target::Kind;
     let kind = match target {
         Target::Broken(why) => Kind::Broken(why.to_string()),

@@ -1,10 +1,12 @@
 //! Listeners of gateways, both ways. One that cannot be read in all of its parts is there all the same and closes connections: left out, a less specific one
 //! would take them. One of which not even the place can be read refuses them all.
 
+use mesh_core::ArcStr;
+use mesh_core::l7::{HostPattern, Target};
 use mesh_core::listener::{
-    ClientCert, Clients, Encryption, Listener, Listeners, Passage, Serves, Tls, TlsVersion, Topology,
+    ClientCert, Clients, DatagramPlace, DatagramRoute, Encryption, Listener, Listeners, Passage, Serves, Tls,
+    TlsVersion, Topology, Transport,
 };
-use mesh_core::{ArcStr, l7::HostPattern};
 use prost::Message;
 use std::sync::Arc;
 
@@ -104,6 +106,10 @@ fn listener(bytes: &[u8], reader: &mut Reader) -> Result<(Listener, Option<Conve
         gateway: ArcStr::new(),
         port: field::port("listeners.place.port", place.port)?,
         bind: field::port("listeners.place.bind", place.bind)?,
+        transport: match field::known("listeners.place.transport", place.transport)? {
+            wire::ListenerTransport::Tcp => Transport::Tcp,
+            wire::ListenerTransport::Udp => Transport::Udp,
+        },
         hosts: hosts("listeners.place.hosts", place.hosts)?,
         encryption: match field::known("listeners.place.encryption", place.encryption)? {
             wire::ListenerEncryption::None => Encryption::None,
@@ -132,6 +138,13 @@ fn open(listener: &mut Listener, message: wire::Listener, reader: &mut Reader) -
         (_, None) => {}
     }
     listener.serves = match message.serves {
+        Some(Kind::Datagrams(_)) if listener.transport == Transport::Tcp || listener.encryption != Encryption::None => {
+            return Err(ConvertError::invalid("listeners.datagrams", "connections come there"));
+        }
+        Some(Kind::Datagrams(datagrams)) => Serves::Datagrams(datagrams.route.map(datagram_route).transpose()?),
+        Some(Kind::Http(_) | Kind::Bytes(_)) if listener.transport == Transport::Udp => {
+            return Err(ConvertError::invalid("listeners.serves", "datagrams come there"));
+        }
         Some(Kind::Http(_)) if listener.encryption == Encryption::Passes => {
             return Err(ConvertError::invalid("listeners.http", "TLS does not end here"));
         }
@@ -153,6 +166,22 @@ fn passage(message: wire::Passage, reader: &mut Reader) -> Result<Passage, Conve
         hosts: hosts("bytes.hosts", message.hosts)?,
         forward: action::read_forward(forward, &mut reader.budget)?,
     })
+}
+
+fn datagram_route(message: wire::DatagramRoute) -> Result<DatagramRoute, ConvertError> {
+    few("datagrams.places", message.places.len(), MOST)?;
+    let places = message.places.into_iter().map(datagram_place).collect::<Result<_, _>>()?;
+    let origin = field::text("datagrams.origin", message.origin)?;
+    DatagramRoute::new(origin, places).map_err(|error| ConvertError::invalid("datagrams.weight", error.to_string()))
+}
+
+fn datagram_place(message: wire::DatagramPlace) -> Result<DatagramPlace, ConvertError> {
+    let target = action::target(message.target)?;
+    let port = match target {
+        Target::Cluster(_) => field::port("datagrams.port", message.port)?,
+        Target::Broken(_) => field::port_or_zero("datagrams.port", message.port)?,
+    };
+    Ok(DatagramPlace { target, port, weight: message.weight })
 }
 
 fn tls(message: wire::ListenerTls) -> Result<Tls, ConvertError> {
@@ -239,6 +268,10 @@ fn write(listener: &Listener) -> wire::Listener {
         hosts: patterns(&passage.hosts),
         forward: Some(action::write_forward(&passage.forward)),
     };
+    let transport = match listener.transport {
+        Transport::Tcp => wire::ListenerTransport::Tcp,
+        Transport::Udp => wire::ListenerTransport::Udp,
+    };
     wire::Listener {
         place: Some(wire::ListenerPlace {
             name: listener.name.to_string(),
@@ -246,6 +279,7 @@ fn write(listener: &Listener) -> wire::Listener {
             bind: listener.bind.into(),
             hosts: patterns(&listener.hosts),
             encryption: encryption.into(),
+            transport: transport.into(),
         }),
         gateway: listener.gateway.to_string(),
         serves: Some(match &listener.serves {
@@ -253,8 +287,21 @@ fn write(listener: &Listener) -> wire::Listener {
             Serves::Bytes(all) => {
                 wire::listener::Serves::Bytes(wire::Passages { all: all.iter().map(passage).collect() })
             }
+            Serves::Datagrams(route) => {
+                let route = route.as_ref().map(write_datagram_route);
+                wire::listener::Serves::Datagrams(wire::Datagrams { route })
+            }
             Serves::Closed(why) => wire::listener::Serves::Closed(why.to_string()),
         }),
         tls,
     }
+}
+
+fn write_datagram_route(route: &DatagramRoute) -> wire::DatagramRoute {
+    let place = |place: &DatagramPlace| wire::DatagramPlace {
+        target: Some(action::write_target(&place.target)),
+        port: place.port.into(),
+        weight: place.weight,
+    };
+    wire::DatagramRoute { origin: route.origin.to_string(), places: route.places().iter().map(place).collect() }
 }

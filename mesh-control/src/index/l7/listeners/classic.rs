@@ -8,7 +8,7 @@ use std::sync::Arc;
 use mesh_core::l7::order::{Candidate, assemble};
 use mesh_core::l7::redirect::{Redirect, RedirectPort};
 use mesh_core::l7::{Action, Handling, HostPattern, Rule, Table, VirtualHost};
-use mesh_core::listener::{Encryption, Listener, Serves};
+use mesh_core::listener::{Encryption, Listener, Serves, Transport};
 use mesh_core::{ArcStr, NamespacedName, ports};
 
 use super::super::{Around, Problems, Read, virtual_service};
@@ -116,6 +116,7 @@ impl Plain {
             gateway: gateway.to_string().into(),
             port,
             bind: port,
+            transport: Transport::Tcp,
             hosts: self.hosts,
             encryption: Encryption::None,
             serves: Serves::Http(Arc::new(Table::new(name, hosts.into_iter().map(Arc::new).collect()))),
@@ -201,6 +202,7 @@ impl One<'_> {
             gateway: self.name().into(),
             port: self.port(),
             bind: self.port(),
+            transport: Transport::Tcp,
             hosts,
             encryption,
             serves,

@@ -9,6 +9,7 @@
 mod bytes;
 mod classic;
 mod connections;
+mod datagrams;
 mod names;
 mod server_tls;
 pub mod standing;
@@ -19,13 +20,14 @@ use std::sync::Arc;
 
 use mesh_core::l7::order::{Candidate, assemble};
 use mesh_core::l7::{HostPattern, Table};
-use mesh_core::listener::{self, Encryption, Listeners, Serves, Tls};
+use mesh_core::listener::{self, Encryption, Listeners, Serves, Tls, Transport};
 use mesh_core::{ArcStr, NamespacedName};
 
 use super::{Around, Problems, Read};
 use crate::diagnosis::Problem;
 use crate::index::certificates::{Part, Reference};
 use crate::index::routing::hosts::Host;
+use crate::index::routing::order::created;
 use crate::index::routing::parents::{Attached, Owner, hostnames};
 use crate::resource::routing::gateway::{Gateway, Listener};
 use crate::resource::routing::reference::ObjectReference;
@@ -146,6 +148,7 @@ impl One<'_> {
         };
         let serves = match written.protocol.as_str() {
             "HTTP" | "HTTPS" => self.table(),
+            "UDP" => Serves::Datagrams(self.attached().find_map(|(key, _)| datagrams::route(key, self.around))),
             _ => Serves::Bytes(self.passages()),
         };
         listener::Listener {
@@ -153,6 +156,7 @@ impl One<'_> {
             gateway: self.name.to_string().into(),
             port: written.port,
             bind: written.port,
+            transport: if written.protocol == "UDP" { Transport::Udp } else { Transport::Tcp },
             hosts: names::shared(written.hostname.as_deref(), &[]),
             encryption,
             serves,
@@ -208,17 +212,21 @@ impl One<'_> {
         }))
     }
 
-    /// Routes that are attached here, with the names that both have.
+    /// Routes that are attached here, the oldest first, with the names that both have.
     fn attached(&self) -> impl Iterator<Item = (&Key, Vec<HostPattern>)> {
         let is_here = |to: &Attached| match to {
             Attached::Listeners(object, names) => object == self.object && names.contains(&self.written.name),
             _ => false,
         };
-        self.around.resolved.routes.iter().filter_map(move |(key, route)| {
+        let all = self.around.resolved.routes.iter().filter_map(move |(key, route)| {
             route.parents.iter().find(|(_, outcome)| outcome.as_ref().is_ok_and(is_here))?;
             let object = object(key, self.around)?;
             Some((key, names::shared(self.written.hostname.as_deref(), hostnames(&object))))
-        })
+        });
+        let mut all: Vec<_> = all.collect();
+        // Stable: those of one age stay in the order of their names.
+        all.sort_by_cached_key(|(key, _)| created(self.around.routes, key));
+        all.into_iter()
     }
 }
 
@@ -230,6 +238,7 @@ fn object(key: &Key, around: &Around<'_>) -> Option<Routing> {
         Kind::GrpcRoute => routes.grpc_routes.get(&name).cloned().map(Routing::GrpcRoute),
         Kind::TlsRoute => routes.tls_routes.get(&name).cloned().map(Routing::TlsRoute),
         Kind::TcpRoute => routes.tcp_routes.get(&name).cloned().map(Routing::TcpRoute),
+        Kind::UdpRoute => routes.udp_routes.get(&name).cloned().map(Routing::UdpRoute),
         _ => None,
     }
 }

@@ -54,6 +54,7 @@ enum Family {
     Http,
     Tls,
     Tcp,
+    Udp,
 }
 
 fn family(listener: &Listener) -> Option<Family> {
@@ -61,6 +62,7 @@ fn family(listener: &Listener) -> Option<Family> {
         "HTTP" => Some(Family::Http),
         "HTTPS" | "TLS" => Some(Family::Tls),
         "TCP" => Some(Family::Tcp),
+        "UDP" => Some(Family::Udp),
         _ => None,
     }
 }
@@ -124,10 +126,11 @@ fn one<'a>(entry: &Entry<'_>, mut before: impl Iterator<Item = &'a Entry<'a>>) -
     let host = |listener: &Listener| listener.hostname.as_deref().map(str::to_ascii_lowercase);
     let other = before.find_map(|entry| {
         let known = entry.listener;
-        let same = known.port == listener.port;
+        // A port of UDP is another one.
+        let same = known.port == listener.port && (known.protocol == "UDP") == (listener.protocol == "UDP");
         match self::family(known) == Some(family) {
             false if same => Some((Reason::ProtocolConflict, entry)),
-            true if same && (host(known) == host(listener) || family == Family::Tcp) => {
+            true if same && (host(known) == host(listener) || matches!(family, Family::Tcp | Family::Udp)) => {
                 Some((Reason::HostnameConflict, entry))
             }
             _ => None,

@@ -51,6 +51,7 @@ fn ask(listeners: &Listeners, bind: u16, sni: Option<&str>, url: &str) -> String
         Serves::Http(table) => table,
         Serves::Closed(why) => return format!("closed: {why}"),
         Serves::Bytes(_) => return "bytes".to_owned(),
+        Serves::Datagrams(_) => return "datagrams".to_owned(),
     };
     let request = Request {
         method: &sent.method,

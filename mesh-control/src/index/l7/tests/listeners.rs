@@ -6,14 +6,15 @@ use mesh_core::listener::{Encryption, Listeners, Serves};
 use super::*;
 
 /// What a Gateway of ours in `shop` listens for, with these routes.
-fn gateway(listeners: &str, more: &[Json]) -> (Arc<Listeners>, Problems) {
+pub(super) fn gateway(listeners: &str, more: &[Json]) -> (Arc<Listeners>, Problems) {
     let spec = format!("{{gatewayClassName: undermesh, listeners: {listeners}}}");
     let mut all = vec![object(Kind::Gateway, "shop", "edge", &spec)];
     all.extend_from_slice(more);
     let (objects, settings) = (objects(&all), Settings::default());
     let indexed = super::super::super::routing::index(&objects, &settings);
-    let made =
-        super::super::index(&settings, &super::super::Around::new(&objects, &settings, &indexed), &Served::new());
+    let around = Around::new(&objects, &settings, &indexed);
+    let around = around.with_pods(PodLabels::new(), datagram::targets(&objects));
+    let made = super::super::index(&settings, &around, &Served::new());
     (made.listeners[&NamespacedName::new("shop", "edge")].clone(), made.problems)
 }
 
@@ -109,9 +110,10 @@ fn features_GA_3_what_leads_nowhere_is_answered_with_500_and_other_hosts_with_40
 fn features_GA_listeners_that_contradict_each_other_do_not_count() {
     let listeners = "[{name: http, port: 80, protocol: HTTP}, {name: tls, port: 80, protocol: HTTPS, hostname: a.com, tls: {certificateRefs: [{name: c}]}}, \
         {name: udp, port: 53, protocol: UDP}, {name: own, port: 15008, protocol: HTTP}, {name: else, port: 81, protocol: example.com/x}, \
-        {name: tcp, port: 82, protocol: TCP}]";
+        {name: tcp, port: 82, protocol: TCP}, {name: dns, port: 53, protocol: TCP}]";
     let (listeners, problems) = gateway(listeners, &[]);
-    assert_eq!(listeners.ports().collect::<Vec<_>>(), [80, 82]);
+    assert_eq!(listeners.ports().collect::<Vec<_>>(), [53, 80, 82]);
+    assert_eq!(listeners.datagrams(53).map(|one| one.name.as_str()), Some("Gateway shop/edge udp"));
     let said: Vec<String> = problems.iter().map(|(_, problem)| format!("{problem:?}")).collect();
     for reason in ["ProtocolConflict", "UnsupportedProtocol", "PortUnavailable"] {
         assert!(said.iter().any(|said| said.contains(reason)), "{reason}: {said:?}");
@@ -208,7 +210,7 @@ fn features_GA_what_listeners_are_told() {
             "odd  0 ,,InvalidRouteKinds",
             "tls HTTPRoute+GRPCRoute 0 ,,RefNotPermitted",
             "tcp TCPRoute 0 ,ProtocolConflict,",
-            "udp UDPRoute 0 UnsupportedProtocol,,",
+            "udp UDPRoute 0 ,,",
             "maps HTTPRoute+GRPCRoute 0 ,,InvalidCertificateRef",
         ]
     );

@@ -4,6 +4,7 @@ mod backend_tls;
 mod classic;
 mod clusters;
 mod conformance;
+mod datagrams;
 mod failures;
 mod http_routes;
 mod listener_sets;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use mesh_core::l7::{Action, Backend, ClusterKey, Forward, Handling, HostPattern, Rule, Table, Target, VirtualHost};
 use mesh_core::listener::{
-    Certificates, ClientCert, Clients, Credential, Encryption, Listener, Listeners, Passage, Secret, Serves, Tls,
-    TlsVersion, Topology,
+    Certificates, ClientCert, Clients, Credential, DatagramPlace, DatagramRoute, Encryption, Listener, Listeners,
+    Passage, Secret, Serves, Tls, TlsVersion, Topology, Transport,
 };
 use prost::Message;
 
@@ -20,11 +20,16 @@ fn table(name: &str) -> Serves {
 
 fn listener(name: &str, hosts: &[&str], encryption: Encryption, serves: Serves) -> Listener {
     let hosts = hosts.iter().map(|text| HostPattern::parse(text).unwrap()).collect();
-    Listener { name: name.into(), gateway: "shop/edge".into(), port: 443, bind: 8443, hosts, encryption, serves }
+    let transport = if matches!(serves, Serves::Datagrams(_)) { Transport::Udp } else { Transport::Tcp };
+    let gateway = "shop/edge".into();
+    Listener { name: name.into(), gateway, port: 443, bind: 8443, transport, hosts, encryption, serves }
 }
 
 fn all() -> Listeners {
     let cluster = ClusterKey { service: "shop/cart".parse().unwrap(), port: 80, subset: "v1".into() };
+    let broken = DatagramPlace { target: Target::Broken("gone".into()), port: 0, weight: 1 };
+    let places = vec![DatagramPlace { target: Target::Cluster(cluster.clone()), port: 5353, weight: 3 }, broken];
+    let route = DatagramRoute::new("UDPRoute shop/a", places).unwrap();
     let forward = Forward::new(vec![Backend::new(Target::Cluster(cluster), 3)]).unwrap();
     let passages = vec![Passage { origin: "TLSRoute shop/a".into(), hosts: vec![HostPattern::Any], forward }];
     let clients = Clients {
@@ -48,6 +53,12 @@ fn all() -> Listeners {
         listener("simple", &["c.com"], Encryption::Ends(Tls::with(vec![])), Serves::Bytes(passages.clone())),
         listener("passes", &["d.com"], Encryption::Passes, Serves::Bytes(passages)),
         listener("closed", &["e.com"], Encryption::Passes, Serves::Closed("because".into())),
+        listener("datagrams", &["*"], Encryption::None, Serves::Datagrams(Some(route))),
+        listener("dropped", &["*"], Encryption::None, Serves::Datagrams(None)),
+        Listener {
+            transport: Transport::Udp,
+            ..listener("shut", &["*"], Encryption::None, Serves::Closed("b".into()))
+        },
     ];
     let topology = Topology { trusted_proxies: 2, proxy_protocol: true, client_cert: ClientCert::ForwardOnly };
     Listeners::new("shop/edge", all.into_iter().map(Arc::new).collect())
@@ -102,6 +113,33 @@ fn what_cannot_be_read_of_a_listener_closes_it_alone() {
     ] {
         let said = changed(change).unwrap_err();
         assert!(said.contains(problem), "{problem}: {said}");
+    }
+}
+
+#[test]
+fn what_cannot_be_read_of_datagrams_closes_their_port_and_no_other() {
+    type Change = fn(&mut wire::Listener);
+    fn place(one: &mut wire::Listener) -> &mut wire::DatagramPlace {
+        let Some(wire::listener::Serves::Datagrams(datagrams)) = &mut one.serves else { panic!("no datagrams") };
+        &mut datagrams.route.as_mut().unwrap().places[0]
+    }
+    for (change, problem) in [
+        ((|one| place(one).port = 0) as Change, "datagrams.port: 0 is not a port"),
+        (|one| place(one).port = 65_536, "datagrams.port"),
+        (|one| place(one).target = None, "target is missing"),
+        (|one| place(one).weight = u32::MAX, "datagrams.weight: all weights together"),
+        (|one| one.place.as_mut().unwrap().transport = 0, "connections come there"),
+        (|one| one.place.as_mut().unwrap().encryption = 2, "connections come there"),
+        (|one| one.serves = Some(wire::listener::Serves::Bytes(wire::Passages::default())), "datagrams come there"),
+    ] {
+        let mut message = wire::Listeners::decode(&*encode_listeners(&all())).unwrap();
+        let mut one = wire::Listener::decode(&*message.listeners[5]).unwrap();
+        change(&mut one);
+        message.listeners = vec![one.encode_to_vec(), message.listeners[0].clone()];
+        let read = listeners(&message.encode_to_vec()).unwrap();
+        let (listener, error) = (&read.listeners.all()[0], read.closed[0].1.to_string());
+        assert!(matches!(listener.serves, Serves::Closed(_)) && error.contains(problem), "{problem}: {error}");
+        assert_eq!((read.closed.len(), read.listeners.all().len()), (1, 2), "{problem}");
     }
 }
 

@@ -282,5 +282,6 @@ impl Port {
 
 /// What decides about an endpoint.
 pub(super) fn wish<'a>(lane: &'a Lane, bound: &'a Bound) -> Wish<'a> {
-    Wish { view: &bound.view, own: &lane.shared.own, tried: &[], hash: None, now_ms: lane.shared.now_ms() }
+    let now_ms = lane.shared.now_ms();
+    Wish { view: &bound.view, own: &lane.shared.own, tried: &[], hash: None, encrypted: false, now_ms }
 }

@@ -79,7 +79,6 @@ fn told(view: &View, name: &str) -> Vec<String> {
     belonging.parents.iter().map(of).collect()
 }
 
-
 #[test]
 fn features_GA_BackendTLSPolicyConflictResolution() {
     let ca = || map("ca", json!({ "ca.crt": pem() }));

@@ -13,6 +13,7 @@ use mesh_core::listener::Serves;
 use mesh_runtime::lanes;
 use mesh_transport::copy::ByteCounters;
 use parking_lot::Mutex;
+use socket2::SockRef;
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -129,7 +130,8 @@ impl Session {
 
     /// A datagram of the client. What has been said so far, or why it was dropped.
     pub(super) fn ask(&self, bytes: &[u8], now_ms: u64) -> Result<Said, Dropped> {
-        match self.socket.try_send(bytes) {
+        // Not by tokio, which knows nothing yet of a socket that was opened just now, and would not even try.
+        match SockRef::from(&self.socket).send(bytes) {
             Ok(_) => {}
             Err(error) => {
                 return Err(match error.kind() {

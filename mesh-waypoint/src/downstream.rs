@@ -1,6 +1,7 @@
 //! One connection of a client and what is true of it under the current view: what it leads to, who asks. Worked out again when the view changes, so that a
 //! connection that lives long follows the configuration, and shared by its requests.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -97,6 +98,21 @@ impl Downstream {
         self.entry.is_none().then_some(&self.peer.identity)
     }
 
+    /// The client, for logs: what it has proved, or where it is.
+    #[must_use]
+    pub fn client(&self) -> impl fmt::Display + '_ {
+        fmt::from_fn(|f| match self.proved() {
+            Some(identity) => write!(f, "{identity}"),
+            None => write!(f, "{}", self.from()),
+        })
+    }
+
+    /// `https` for a client from outside of the mesh whose TLS ends here; inside of the mesh nobody asks for it.
+    #[must_use]
+    pub fn scheme(&self) -> &'static str {
+        self.entry.as_ref().map_or("http", Entry::scheme)
+    }
+
     /// What is true of it now; for [`FAREWELL`] after it has been let go what was true before, policies included, and the connection drains.
     pub fn bound(&self) -> Result<Arc<Bound>, NotOurs> {
         let view = self.lane.shared.state.view();
@@ -173,7 +189,7 @@ impl Bound {
         };
         let verdict = authorize(&self.view.snapshot, endpoint, &connection);
         if !verdict.is_allowed() {
-            tracing::debug!(client = %peer.identity, endpoint = %endpoint.uid, reason = %verdict.decision, "denied");
+            tracing::debug!(source = %peer.identity, endpoint = %endpoint.uid, reason = %verdict.decision, "denied");
         }
         if verdicts.len() >= VERDICTS {
             verdicts.clear();

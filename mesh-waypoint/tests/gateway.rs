@@ -15,9 +15,10 @@ use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::l7::{Backend as Place, Forward, HostPattern, Table, Target, VirtualHost};
 use mesh_core::listener::{
-    Certificates, Clients, Credential, Encryption, Listener, Listeners, Passage, Secret, Serves, Tls, Topology,
+    Certificates, ClientCert, Clients, Credential, Encryption, Listener, Listeners, Passage, Secret, Serves, Tls, Topology,
     Transport,
 };
+use mesh_core::telemetry::{AccessLog, LogFormat, Scopes, Telemetry};
 use mesh_waypoint::Settings;
 use mesh_waypoint::edge::ports;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
@@ -298,6 +299,63 @@ async fn features_B16_clients_without_a_certificate_are_refused_where_one_is_ask
     assert_eq!(come(Some(others.issue("client.example"))).await, None);
     mutual(Clients { unverified: true, ..Clients::default() });
     assert!(come(Some(others.issue("client.example"))).await.unwrap().contains("DNS=client.example"));
+    // What a proxy in front has said of its client goes on where that is asked for.
+    for (client_cert, shows, expected) in [
+        (ClientCert::Sanitize, true, ["", ""]),
+        (ClientCert::SanitizeSet, true, ["", "DNS=client.example"]),
+        (ClientCert::AppendForward, true, ["Hash=0,", "DNS=client.example"]),
+        (ClientCert::AppendForward, false, ["", ""]),
+        (ClientCert::ForwardOnly, true, ["Hash=0", ""]),
+        (ClientCert::ForwardOnly, false, ["", ""]),
+        (ClientCert::AlwaysForwardOnly, false, ["Hash=0", ""]),
+    ] {
+        let clients = Some(Clients { roots: vec!["shop/ca".into()], ..Clients::default() });
+        let encryption = Encryption::Ends(Tls { clients, ..Tls::with(vec!["shop/a".into()]) });
+        let all = vec![listener("a", port, &["a.example"], encryption, to_service(&["*"], "app"))];
+        let topology = Topology { client_cert, ..Topology::default() };
+        gateway.state.set_listeners(Arc::new(Listeners::new("shop/edge", all).behind(topology)));
+        let line = come(shows.then(|| ca.issue("client.example"))).await.unwrap();
+        let found = ["Hash=0", "DNS=client.example"].map(|part| line.contains(part));
+        assert_eq!(found, expected.map(|part| !part.is_empty()), "{client_cert:?} {shows}: {line}");
+        assert!(line.contains(expected[0]) && line.contains(expected[1]), "{client_cert:?} {shows}: {line}");
+    }
+}
+
+#[tokio::test]
+async fn features_B30_the_log_says_how_a_client_came_in() {
+    let app = echo("app").await;
+    let folder = tempfile::tempdir().unwrap();
+    let log = |name: &str, filter: Option<&str>| {
+        let path = folder.path().join(name).to_str().unwrap().into();
+        AccessLog { path, format: LogFormat::Text("%REQ(:SCHEME)%\n".into()), filter: filter.map(Into::into) }
+    };
+    let logs = vec![log("all", None), log("encrypted", Some("request.scheme == 'https'"))];
+    let waypoint = Arc::new(Telemetry { logs, ..Telemetry::default() });
+    let settings = Settings { telemetry: Scopes { waypoint, ..Scopes::default() }, ..Settings::default() };
+    let gateway = Waypoint::with(&[Backend::new("app", "10.96.0.1", &[app])], Table::default(), settings).await;
+    tokio::spawn(ports::keep(gateway.engine.clone(), HERE, vec![gateway.address.port()], gateway.drain.token()));
+    let (plain, encrypted, ca) = (free().await, free().await, Ca::new());
+    gateway.state.set_certificates(certificates(&[("shop/a", ca.credential("a.example"))]));
+    let https = listener("https", encrypted, &["a.example"], ends("shop/a"), to_service(&["*"], "app"));
+    listen(&gateway, vec![http("http", plain, &["*"], "app"), https]);
+    assert_eq!(get(plain, "a.example").await.status(), StatusCode::OK);
+    connect(encrypted).await;
+    let stream = tls(&ca.client(None, &["http/1.1"]), encrypted, "a.example").await.unwrap();
+    assert_eq!(ask(&mut http1(stream).await, "a.example").await.status(), StatusCode::OK);
+    for (name, expected) in [("all", &["http", "https"][..]), ("encrypted", &["https"])] {
+        let lines = || -> Vec<String> {
+            let text = std::fs::read_to_string(folder.path().join(name)).unwrap_or_default();
+            let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+            lines.sort();
+            lines
+        };
+        soon(name, async {
+            while lines() != expected {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
 }
 
 /// A server that says its name to whoever connects, and then what it hears.

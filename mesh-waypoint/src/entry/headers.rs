@@ -1,4 +1,4 @@
-//! What a gateway believes of a request that comes from outside of the mesh, and what it says of it to those inside. Whatever only the mesh may say is taken
+//! What is believed of a request's headers: a gateway's of one that comes from outside of the mesh, and a waypoint's. And what is said of it to those inside. Whatever only the mesh may say is taken
 //! away; where a client came from is said by us, unless proxies of one's own stand in front.
 
 use std::net::IpAddr;
@@ -39,6 +39,11 @@ pub fn sanitise(headers: &mut HeaderMap, entry: &Entry, topology: &Topology) -> 
     append(headers, FORWARDED_FOR, &entry.from.ip().to_string());
     client_cert(headers, entry, topology.client_cert);
     address
+}
+
+/// The same for a request of the mesh. Its client is known by its tunnel: that it has another certificate it must not say.
+pub fn of_mesh(headers: &mut HeaderMap) {
+    headers.remove(CLIENT_CERT);
 }
 
 /// Where the client is: of the addresses that proxies have added the one before the last trusted ones, else that of the connection.
@@ -143,6 +148,16 @@ mod tests {
             assert_eq!(line(&entry(Some("Hash=2"))).as_deref(), with, "{policy:?}");
             assert_eq!(line(&entry(None)).as_deref(), without, "{policy:?}");
         }
+    }
+
+    #[test]
+    fn hardening_B166_a_client_of_the_mesh_says_nothing_of_its_certificate() {
+        let mut headers = HeaderMap::new();
+        headers.append(CLIENT_CERT, HeaderValue::from_static("URI=spiffe://cluster.local/ns/a/sa/admin"));
+        headers.append(CLIENT_CERT, HeaderValue::from_static("Hash=1"));
+        headers.append(FORWARDED_FOR, HeaderValue::from_static("10.0.0.1"));
+        of_mesh(&mut headers);
+        assert!(!headers.contains_key(CLIENT_CERT) && headers.contains_key(FORWARDED_FOR));
     }
 
     #[test]

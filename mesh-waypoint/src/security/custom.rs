@@ -19,7 +19,6 @@ use mesh_transport::hbone;
 
 use crate::callout::{self, Call, CallError};
 use crate::downstream::{Bound, Downstream};
-use crate::entry::Entry;
 use crate::http::ClientBody;
 use crate::telemetry::Ruled;
 
@@ -206,7 +205,7 @@ impl Question<'_> {
             time: clock::now(),
             id: text(&REQUEST_ID).unwrap_or_default(),
             method: parts.method.as_str(),
-            scheme: self.down.entry.as_ref().map_or("http", Entry::scheme),
+            scheme: self.down.scheme(),
             host: self.authority.as_str(),
             path: parts.uri.path_and_query().map_or("/", PathAndQuery::as_str),
             headers,

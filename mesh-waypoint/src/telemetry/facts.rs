@@ -173,6 +173,8 @@ pub struct Facts<'a> {
     pub http2: bool,
     /// It is no request but what was copied as it is: `tcp` or `udp`.
     pub copied: Option<&'static str>,
+    /// `https` if its TLS ends here, and is not the mesh's.
+    pub scheme: &'static str,
     /// The rule.
     pub rule: &'a str,
     /// Whoever was asked last, whether or not it has answered.
@@ -258,7 +260,7 @@ impl Facts<'_> {
             Attribute::RequestUrlPath => text(self.remembered?.uri.path()),
             Attribute::RequestQuery => text(self.remembered?.uri.query().unwrap_or_default()),
             Attribute::RequestHost => text(self.remembered?.authority()),
-            Attribute::RequestScheme => text("http"),
+            Attribute::RequestScheme => text(self.scheme),
             Attribute::RequestMethod => text(self.remembered?.method.as_str()),
             Attribute::RequestProtocol => text(self.protocol()?),
             Attribute::RequestReferer => header("referer"),
@@ -307,7 +309,7 @@ impl Values for Facts<'_> {
             (Message::Request, Field::Method) => Some(remembered.method.as_str().as_bytes()),
             (Message::Request, Field::Path) => Some(remembered.target().as_bytes()),
             (Message::Request, Field::Authority) => Some(remembered.authority.as_bytes()),
-            (Message::Request, Field::Scheme) => Some(b"http"),
+            (Message::Request, Field::Scheme) => Some(self.scheme.as_bytes()),
             (Message::Request, Field::Header(name)) => Some(remembered.request.get(name)?.as_bytes()),
             (Message::Response, Field::Header(name)) => Some(remembered.response.get(name)?.as_bytes()),
             (Message::Trailer, Field::Header(name)) => Some(remembered.trailers.get(name)?.as_bytes()),

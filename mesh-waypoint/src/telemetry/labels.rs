@@ -68,12 +68,12 @@ impl Labels {
             let status = measured.grpc_status.map_or_else(ArcStr::new, |status| status.to_string().into());
             labels.push((arcstr::literal!("grpc_response_status"), status));
         }
-        Self::with_flags(labels, measured.flags, custom)
+        Self::with_flags(labels, measured.flags, security(who), custom)
     }
 
     /// Of a connection that is copied.
     pub(super) fn of_tcp(who: &Who<'_>, flags: Flags, custom: &Custom) -> Self {
-        Self::with_flags(ends(who, arcstr::literal!("tcp")), flags, custom)
+        Self::with_flags(ends(who, arcstr::literal!("tcp")), flags, security(who), custom)
     }
 
     /// Of datagrams of one client.
@@ -97,13 +97,12 @@ impl Labels {
         if protocol == "http" {
             labels.push((arcstr::literal!("response_code"), UNKNOWN));
         }
-        Self::with_flags(labels, Flags::default(), &Custom::default())
+        Self::with_flags(labels, Flags::default(), UNKNOWN, &Custom::default())
     }
 
-    fn with_flags(mut pairs: Pairs, flags: Flags, custom: &Custom) -> Self {
+    fn with_flags(mut pairs: Pairs, flags: Flags, security: ArcStr, custom: &Custom) -> Self {
         pairs.push((arcstr::literal!("response_flags"), ArcStr::from(flags.to_string())));
-        // A waypoint takes nothing but tunnels.
-        pairs.push((arcstr::literal!("connection_security_policy"), arcstr::literal!("mutual_tls")));
+        pairs.push((arcstr::literal!("connection_security_policy"), security));
         Self { pairs, custom: custom.clone() }
     }
 
@@ -111,6 +110,11 @@ impl Labels {
     pub(super) fn shown(&self, metric: Metric) -> Option<Shown<'_>> {
         self.custom.shown(metric, &self.pairs).map(Shown)
     }
+}
+
+/// Who comes in a tunnel has proved who it is; who comes from outside of the mesh has not, whatever its TLS is.
+fn security(who: &Who<'_>) -> ArcStr {
+    if who.proved().is_some() { arcstr::literal!("mutual_tls") } else { UNKNOWN }
 }
 
 /// The shared labels.

@@ -23,6 +23,7 @@ const RECENT: usize = 8192;
 /// What makes two requests one label set.
 #[derive(PartialEq, Eq, Hash)]
 struct Key {
+    outside: bool,
     client: ArcStr,
     endpoint: ArcStr,
     service: ArcStr,
@@ -36,6 +37,7 @@ struct Key {
 /// Looks a [`Key`] up without owning one.
 #[derive(Hash)]
 struct At<'a> {
+    outside: bool,
     client: &'a str,
     endpoint: &'a str,
     service: &'a str,
@@ -48,7 +50,8 @@ struct At<'a> {
 
 impl Equivalent<Key> for At<'_> {
     fn equivalent(&self, key: &Key) -> bool {
-        self.status == key.status
+        self.outside == key.outside
+            && self.status == key.status
             && self.grpc_status == key.grpc_status
             && self.flags == key.flags
             && self.protocol == key.protocol
@@ -62,6 +65,7 @@ impl Equivalent<Key> for At<'_> {
 impl At<'_> {
     fn key(&self) -> Key {
         Key {
+            outside: self.outside,
             client: self.client.into(),
             endpoint: self.endpoint.into(),
             service: self.service.into(),
@@ -96,6 +100,7 @@ impl Meters {
     /// Counts a request that is over; `now` is the process's milliseconds.
     pub fn record(&self, who: &Who<'_>, measured: &Measured, custom: &Custom, now: u64) {
         let at = At {
+            outside: who.outside,
             client: who.client.map_or(&*who.peer.identity.service_account, |client| &*client.uid),
             endpoint: who.endpoint.map_or("", |endpoint| &*endpoint.uid),
             service: who.service.map_or_else(|| who.asked.map_or("", |name| &*name.name), |service| &*service.hostname),
@@ -264,6 +269,35 @@ mod tests {
         let line = shown.lines().find(|line| line.starts_with("istio_requests_total{") && line.contains("overflow"));
         assert!(line.unwrap().ends_with("} 10"), "{line:?}");
         assert!(shown.contains("undermesh_requests_overflowed_total 10"));
+    }
+
+    #[test]
+    fn only_who_has_proved_something_is_said_to_have() {
+        let meters = Arc::new(Meters::default());
+        let (peer, endpoint) = (peer(), pod(1, 1));
+        let who = |outside| Who {
+            peer: &peer,
+            from: peer.address,
+            outside,
+            client: None,
+            endpoint: Some(&endpoint),
+            service: None,
+            asked: None,
+        };
+        // A gateway that is a waypoint, too, asks itself; and who comes to it from outside is not it.
+        for outside in [false, true, true] {
+            meters.record(&who(outside), &measured(200), &Custom::default(), 1);
+        }
+        let shown = scrape(&meters);
+        let count = |policy: &str| {
+            let label = format!("connection_security_policy=\"{policy}\"");
+            let mut lines = shown.lines().filter(|line| line.starts_with("istio_requests_total{"));
+            lines.find(|line| line.contains(&label)).and_then(|line| line.rsplit(' ').next())
+        };
+        assert_eq!((count("mutual_tls"), count("unknown")), (Some("1"), Some("2")), "{shown}");
+        let open = meters.open(&who(true), Flags::default(), &Custom::default(), || 1);
+        assert!(!scrape(&meters).lines().any(|line| line.starts_with("istio_tcp") && line.contains("mutual_tls")));
+        drop(open);
     }
 
     #[test]

@@ -332,7 +332,8 @@ impl Listener {
             let help = help.unwrap_or_else(|| {
                 format!("write one of {}, or one of an implementation, as example.com/x", PROTOCOLS.join(", "))
             });
-            check.error(format!("{field}.protocol"), format!("{:?} is no protocol", self.protocol), &help);
+            // The others of the Gateway count: only this one is refused, in its status.
+            check.warning(format!("{field}.protocol"), format!("{:?} is no protocol", self.protocol), &help);
         }
         match (self.protocol.as_str(), &self.tls) {
             ("HTTP" | "TCP" | "UDP", Some(_)) => {

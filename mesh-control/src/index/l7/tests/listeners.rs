@@ -179,7 +179,8 @@ fn features_GA_what_listeners_are_told() {
     let listeners = "[{name: http, port: 80, protocol: HTTP, allowedRoutes: {kinds: [{kind: HTTPRoute}, {kind: TCPRoute}]}}, \
         {name: odd, port: 81, protocol: HTTP, allowedRoutes: {kinds: [{group: example.com, kind: X}]}}, \
         {name: tls, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: c, namespace: far}]}}, \
-        {name: tcp, port: 443, protocol: TCP}, {name: udp, port: 53, protocol: UDP}, {name: maps, port: 444, protocol: HTTPS, tls: {certificateRefs: [{name: c, kind: ConfigMap}]}}]";
+        {name: tcp, port: 443, protocol: TCP}, {name: udp, port: 53, protocol: UDP}, {name: maps, port: 444, protocol: HTTPS, tls: {certificateRefs: [{name: c, kind: ConfigMap}]}},
+        {name: strange, port: 1111, protocol: INVALID}]";
     let spec = format!("{{gatewayClassName: undermesh, listeners: {listeners}}}");
     let to = "rules: [{backendRefs: [{name: nobody, port: 80}]}]";
     let all = [
@@ -212,6 +213,7 @@ fn features_GA_what_listeners_are_told() {
             "tcp TCPRoute 0 ,ProtocolConflict,",
             "udp UDPRoute 0 ,,",
             "maps HTTPRoute+GRPCRoute 0 ,,InvalidCertificateRef",
+            "strange  0 UnsupportedProtocol,,",
         ]
     );
     // The route is in force at a listener that is served, and told so.

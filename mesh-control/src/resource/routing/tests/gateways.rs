@@ -86,6 +86,13 @@ fn good_ones() {
                 &[],
             ),
             ("{gatewayClassName: undermesh-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}", &[]),
+            // One listener is refused, and the others count.
+            (
+                "{gatewayClassName: undermesh, listeners: [{name: http, port: 80, protocol: HTTP}, {name: odd, port: 1111, protocol: INVALID}]}",
+                &[
+                    "w listeners[1].protocol: \"INVALID\" is no protocol (write one of HTTP, HTTPS, TLS, TCP, UDP, HBONE, or one of an implementation, as example.com/x)",
+                ],
+            ),
         ],
     );
 }
@@ -160,7 +167,7 @@ fn bad_ones() {
                     "listeners[1].name: \"a\" is there more than once",
                     "listeners[2]: (443, \"TCP\", \"HTTPS\", None) is there more than once",
                     "listeners[0].hostname: \"1.2.3.4\" is an address, and names are compared",
-                    "listeners[0].protocol: \"HTTPP\" is no protocol (did you mean `HTTP`?)",
+                    "w listeners[0].protocol: \"HTTPP\" is no protocol (did you mean `HTTP`?)",
                     "listeners[1]: HTTPS needs `tls` (add `tls: {certificateRefs: [{name: …}]}`)",
                     "listeners[2].tls: there is no certificate to show (add `certificateRefs: [{name: …}]`, the name of a Secret of type kubernetes.io/tls)",
                 ],

@@ -236,7 +236,7 @@ fn exposed(asked: &Asked, service: &Service, more: &BTreeSet<u16>, over: &Overla
         "ipFamilyPolicy": "PreferDualStack",
         "ports": ports(asked, more),
     });
-    if let Some(address) = &service.address {
+    if let Some(address) = service.addresses.first() {
         let field = if kind == "LoadBalancer" { "loadBalancerIP" } else { "clusterIP" };
         object["spec"][field] = address.as_str().into();
     }

@@ -66,8 +66,8 @@ pub enum Plan {
 pub struct Service {
     /// `ClusterIP`, `NodePort` or `LoadBalancer`; the kind's if it is not said.
     pub kind: Option<&'static str>,
-    /// The address that it should have.
-    pub address: Option<String>,
+    /// The addresses that it should have. It can ask for the first one only; whoever names several is told which of them it has not.
+    pub addresses: Vec<String>,
 }
 
 /// Whether Gateways of a class are ours. `class` is the controller of the class, if there is such an object.
@@ -167,16 +167,13 @@ fn service(asked: &Asked) -> Result<Exposed, Refusal> {
     }
     let hosts: Vec<String> = addresses.iter().filter(|a| is(a, "Hostname")).filter_map(|a| a.value.clone()).collect();
     let ips: Vec<String> = addresses.iter().filter(|a| is(a, "IPAddress")).filter_map(|a| a.value.clone()).collect();
-    match (hosts.is_empty(), ips.len()) {
-        (false, 0) => Ok(Exposed::ByHosts(hosts)),
-        (false, _) => refused(
+    match (hosts.is_empty(), ips.is_empty()) {
+        (false, true) => Ok(Exposed::ByHosts(hosts)),
+        (false, false) => refused(
             "UnsupportedAddress",
             "spec.addresses: a host name means that somebody else made the Service, an address that it is made; keep one of them".to_owned(),
         ),
-        (true, 2..) => {
-            refused("UnsupportedAddress", "spec.addresses: a Service gets one address that is asked for, not several".to_owned())
-        }
-        (true, _) => Ok(Exposed::By(Service { kind, address: ips.into_iter().next() })),
+        (true, _) => Ok(Exposed::By(Service { kind, addresses: ips })),
     }
 }
 

@@ -74,7 +74,7 @@ pub fn told(plan: &Plan, seen: Seen<'_>, namespace: &str, settings: &Settings) -
         }
         Plan::Deploy(asked, service) => {
             let addresses = addresses(seen.service);
-            let programmed = programmed(seen, &addresses, service.address.as_deref(), &asked.name, &asked.deployed);
+            let programmed = programmed(seen, &addresses, &service.addresses, &asked.name, &asked.deployed);
             Told { conditions: [accepted, programmed], addresses }
         }
     }
@@ -83,7 +83,7 @@ pub fn told(plan: &Plan, seen: Seen<'_>, namespace: &str, settings: &Settings) -
 fn programmed(
     seen: Seen<'_>,
     addresses: &[(&'static str, String)],
-    wanted: Option<&str>,
+    wanted: &[String],
     name: &NamespacedName,
     deployed: &str,
 ) -> Condition {
@@ -96,13 +96,13 @@ fn programmed(
     };
     let number = |path: &str| deployment.pointer(path).and_then(Json::as_u64);
     let (ready, all) = (number("/status/readyReplicas").unwrap_or(0), number("/spec/replicas").unwrap_or(1));
-    if let Some(wanted) = wanted
-        && !addresses.iter().any(|(_, address)| address == wanted)
-    {
-        return not(
-            "AddressNotUsable",
-            format!("spec.addresses: the cluster has not given {wanted} to the Service {deployed}"),
-        );
+    let missing = |wanted: &&String| !addresses.iter().any(|(_, address)| address == *wanted);
+    let missing: Vec<&str> = wanted.iter().filter(missing).map(String::as_str).collect();
+    if !missing.is_empty() {
+        let (missing, help) = (missing.join(", "), "it can ask for the first one only: delete the others");
+        let help = if wanted.len() > 1 { format!(" ({help})") } else { String::new() };
+        let message = format!("spec.addresses: the cluster has not given {missing} to the Service {deployed}{help}");
+        return not("AddressNotUsable", message);
     }
     if addresses.is_empty() {
         return not("AddressNotAssigned", format!("the Service {deployed} has no address yet"));

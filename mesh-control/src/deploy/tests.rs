@@ -298,10 +298,10 @@ fn what_cannot_be_served_is_told_and_leaves_what_there_is() {
             "IPAddress or Hostname",
         ),
         (
-            "two addresses",
-            with(json!({ "addresses": [{ "value": "198.18.0.1" }, { "value": "198.18.0.2" }] })),
+            "an address beside the host of somebody else's Service",
+            with(json!({ "addresses": [{ "value": "198.18.0.1" }, { "type": "Hostname", "value": "mine" }] })),
             "UnsupportedAddress",
-            "one address",
+            "keep one of them",
         ),
         (
             "a type of Services that there is not",
@@ -455,16 +455,33 @@ fn a_gateway_is_programmed_when_it_has_an_address_and_a_pod_that_is_ready() {
     );
     perform(&mut known, &fourth);
     assert_eq!(steps(&known), []);
+}
 
-    // An address that is asked for has to be the one that it gets.
-    let mut asked = edge(&json!({ "spec": { "addresses": [{ "value": "198.18.0.9" }] } }));
-    asked["metadata"]["name"] = json!("wp");
-    let wrong: Plan = plan(&asked);
-    let service = json!({ "spec": { "type": "LoadBalancer" }, "status": { "loadBalancer": { "ingress": [{ "ip": "198.18.0.8" }] } } });
+#[test]
+fn features_GA_a_gateway_is_programmed_with_the_addresses_that_it_asks_for_or_told_which_it_has_not() {
     let deployment = json!({ "status": { "readyReplicas": 1 } });
-    let seen = super::standing::Seen { deployment: Some(&deployment), service: Some(&service), failure: None };
-    let told = super::standing::told(&wrong, seen, "shop", &Settings::default());
-    assert_eq!(told.conditions[1].reason, "AddressNotUsable");
+    for (asked, given, reason, part) in [
+        (&["198.18.0.9"][..], &["198.18.0.9"][..], "Programmed", "1 of 1"),
+        (&["198.18.0.9"], &["198.18.0.8"], "AddressNotUsable", "has not given 198.18.0.9 to"),
+        (&["198.18.0.9"], &[], "AddressNotUsable", "198.18.0.9"),
+        (&["203.0.113.7", "198.18.0.9"], &[], "AddressNotUsable", "203.0.113.7, 198.18.0.9 to the Service"),
+        (&["203.0.113.7", "198.18.0.9"], &["203.0.113.7"], "AddressNotUsable", "given 198.18.0.9 to"),
+        (&["fd00:198::9", "198.18.0.9"], &["198.18.0.9", "fd00:198::9"], "Programmed", "1 of 1"),
+    ] {
+        let addresses: Vec<Json> = asked.iter().map(|address| json!({ "value": address })).collect();
+        let plan = plan(&edge(&json!({ "spec": { "addresses": addresses } })));
+        let Plan::Deploy(_, service) = &plan else { panic!("{asked:?}: {plan:?}") };
+        assert_eq!(service.addresses, asked);
+        let ingress: Vec<Json> = given.iter().map(|ip| json!({ "ip": ip })).collect();
+        let service =
+            json!({ "spec": { "type": "LoadBalancer" }, "status": { "loadBalancer": { "ingress": ingress } } });
+        let seen = super::standing::Seen { deployment: Some(&deployment), service: Some(&service), failure: None };
+        let told = super::standing::told(&plan, seen, "shop", &Settings::default());
+        assert_eq!((told.conditions[0].holds, told.conditions[0].reason), (true, "Accepted"), "{asked:?} {given:?}");
+        let programmed = &told.conditions[1];
+        assert_eq!((programmed.holds, programmed.reason), (reason == "Programmed", reason), "{asked:?} {given:?}");
+        assert!(programmed.message.contains(part), "{}", programmed.message);
+    }
 }
 
 #[test]

@@ -39,6 +39,45 @@ const MESH: [&str; 17] = [
     "MeshHTTPRouteSchemeRedirect",
 ];
 
+/// What is supported at gateways, in the same words and by the same rule, with the tests of that suite for gateways.
+const GATEWAYS: [&str; 35] = [
+    "GRPCRoute",
+    "GRPCRouteNamedRouteRule",
+    "Gateway",
+    "GatewayAddressEmpty",
+    "GatewayHTTPListenerIsolation",
+    "GatewayHTTPSListenerDetectMisdirectedRequests",
+    "GatewayInfrastructure",
+    "GatewayPort8080",
+    "GatewayStaticAddresses",
+    "HTTPRoute",
+    "HTTPRoute303RedirectStatusCode",
+    "HTTPRoute307RedirectStatusCode",
+    "HTTPRoute308RedirectStatusCode",
+    "HTTPRouteBackendProtocolH2C",
+    "HTTPRouteBackendProtocolWebSocket",
+    "HTTPRouteBackendRequestHeaderModification",
+    "HTTPRouteBackendTimeout",
+    "HTTPRouteCORS",
+    "HTTPRouteDestinationPortMatching",
+    "HTTPRouteHostRewrite",
+    "HTTPRouteMethodMatching",
+    "HTTPRouteNamedRouteRule",
+    "HTTPRouteParentRefPort",
+    "HTTPRoutePathRedirect",
+    "HTTPRoutePathRewrite",
+    "HTTPRoutePortRedirect",
+    "HTTPRouteQueryParamMatching",
+    "HTTPRouteRequestMirror",
+    "HTTPRouteRequestMultipleMirrors",
+    "HTTPRouteRequestPercentageMirror",
+    "HTTPRouteRequestTimeout",
+    "HTTPRouteResponseHeaderModification",
+    "HTTPRouteRetry",
+    "HTTPRouteSchemeRedirect",
+    "ReferenceGrant",
+];
+
 /// The mesh, where the cluster has the kind for it.
 pub fn mesh() -> Json {
     json!({
@@ -99,8 +138,8 @@ pub fn status(class: &Json, now: Timestamp) -> Option<Json> {
     (!is_there).then(|| json!({ "conditions": [condition], "supportedFeatures": features }))
 }
 
-/// What is claimed of a mesh or class. Of gateways at the edge nothing is until their listeners stand.
+/// What is claimed of a mesh or class.
 fn features(class: &Json) -> &'static [&'static str] {
     let name = class.pointer("/metadata/name").and_then(Json::as_str).unwrap_or_default();
-    if class["kind"] == "XMesh" || name.ends_with("-waypoint") { &MESH } else { &[] }
+    if class["kind"] == "XMesh" || name.ends_with("-waypoint") { &MESH } else { &GATEWAYS }
 }

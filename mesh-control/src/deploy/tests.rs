@@ -394,11 +394,16 @@ fn classes_are_made_once_and_told_what_they_can() {
     assert_eq!(names(IstioNames::Own), ["undermesh", "undermesh-waypoint", "istio", "istio-waypoint"]);
     let mut known = known(&[]);
     assert_eq!(steps(&known), []);
+    for (class, has, has_not) in [("undermesh-waypoint", "Mesh", "Gateway"), ("undermesh", "Gateway", "Mesh")] {
+        let class = &known.objects[&What::Class][&name("", class)];
+        let features = class["status"]["supportedFeatures"].as_array().unwrap();
+        let features: Vec<&str> = features.iter().map(|f| f["name"].as_str().unwrap()).collect();
+        // The definition of classes lets no more stand there.
+        assert!(features.is_sorted() && features.len() <= 64, "{features:?}");
+        assert!(features.contains(&has) && !features.contains(&has_not), "{features:?}");
+    }
     let own = name("", "undermesh-waypoint");
     let mut class = known.objects[&What::Class][&own].clone();
-    let features: Vec<&str> =
-        class["status"]["supportedFeatures"].as_array().unwrap().iter().map(|f| f["name"].as_str().unwrap()).collect();
-    assert!(features.is_sorted() && features.contains(&"Mesh"), "{features:?}");
     // It is told again when it is another form of it.
     class["metadata"]["generation"] = json!(2);
     put(&mut known, What::Class, class.clone());

@@ -1,6 +1,7 @@
-//! Gives each service of type LoadBalancer the addresses that it asks for, or free ones, as a cloud would; the nodes' kube-proxies serve
-//! them. A part of the control plane: it runs until it is stopped.
+//! Gives each service of type LoadBalancer the address that it asks for if that is one of ours, or free ones, as a cloud would; the nodes'
+//! kube-proxies serve them. A part of the control plane: it runs until it is stopped.
 use super::Cluster;
+use super::plan::Dual;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -49,7 +50,11 @@ fn serve(
     for line in lines {
         let line = line.context("read from kubectl")?;
         let Some(wish) = Wish::read(&line) else { continue };
-        let ingress: Vec<Value> = wish.addresses(cluster, given)?.iter().map(|ip| json!({ "ip": ip })).collect();
+        let addresses = wish.addresses(|n| cluster.plan.balancer(n), given)?;
+        if wish.has == addresses {
+            continue;
+        }
+        let ingress: Vec<Value> = addresses.iter().map(|ip| json!({ "ip": ip })).collect();
         let patch = json!({ "status": { "loadBalancer": { "ingress": ingress } } }).to_string();
         let line = ["patch", "service", wish.name, "--namespace", wish.namespace, "--subresource=status"];
         match cluster.kubectl(&[&line[..], &["--type=merge", "--patch", &patch]].concat()) {
@@ -69,31 +74,37 @@ fn ingress(text: &str) -> Result<Vec<String>> {
     Ok(entries.filter_map(|entry| entry["ip"].as_str().map(str::to_owned)).collect())
 }
 
-/// A service that has no address yet.
+/// A service that has no address yet, or that asks for one.
 #[derive(Debug, PartialEq)]
 struct Wish<'a> {
     namespace: &'a str,
     name: &'a str,
     asked: Option<&'a str>,
     families: Vec<&'a str>,
+    has: Vec<&'a str>,
 }
 
 impl<'a> Wish<'a> {
     fn read(line: &'a str) -> Option<Wish<'a>> {
         let mut words = line.split(' ');
         let (namespace, name, asked) = (words.next()?, words.next()?, words.next()?);
-        let families = words.next()?.split(',').filter(|family| !family.is_empty()).collect();
-        let has_none = words.next()?.is_empty();
-        has_none.then_some(Wish { namespace, name, asked: (asked != "-").then_some(asked), families })
+        let list = |word: &'a str| word.split(',').filter(|part| !part.is_empty()).collect::<Vec<_>>();
+        let (families, has) = (list(words.next()?), list(words.next()?));
+        let asked = (asked != "-").then_some(asked);
+        (has.is_empty() || asked.is_some()).then_some(Wish { namespace, name, asked, families, has })
     }
 
-    fn addresses(&self, cluster: &Cluster, given: &mut BTreeSet<String>) -> Result<Vec<String>> {
+    /// What it gets; nothing if it asks for what is not ours to give.
+    fn addresses(&self, ours: impl Fn(u8) -> Dual, given: &mut BTreeSet<String>) -> Result<Vec<String>> {
+        const OURS: std::ops::RangeInclusive<u8> = 2..=250;
         if let Some(asked) = self.asked {
+            if !OURS.map(&ours).any(|dual| dual.v4 == asked || dual.v6 == asked) {
+                return Ok(Vec::new());
+            }
             given.insert(asked.to_owned());
             return Ok(vec![asked.to_owned()]);
         }
-        for n in 2..=250 {
-            let dual = cluster.plan.balancer(n);
+        for dual in OURS.map(ours) {
             if !given.contains(&dual.v4) && !given.contains(&dual.v6) {
                 let of = |family: &&str| if *family == "IPv6" { dual.v6.clone() } else { dual.v4.clone() };
                 let addresses: Vec<String> = self.families.iter().map(of).collect();
@@ -110,11 +121,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_services_without_an_address_get_one() {
+    fn only_services_without_an_address_or_with_a_wish_get_one() {
         let wish = Wish::read("ns web - IPv4,IPv6, ").expect("a wish");
-        assert_eq!(wish, Wish { namespace: "ns", name: "web", asked: None, families: vec!["IPv4", "IPv6"] });
+        let families = vec!["IPv4", "IPv6"];
+        assert_eq!(wish, Wish { namespace: "ns", name: "web", asked: None, families, has: Vec::new() });
         assert_eq!(Wish::read("ns web 198.18.1.9 IPv4, ").and_then(|wish| wish.asked), Some("198.18.1.9"));
         assert_eq!(Wish::read("ns web - IPv4, 198.18.1.2,"), None);
         assert_eq!(Wish::read(""), None);
+    }
+
+    #[test]
+    fn a_service_gets_what_it_asks_for_if_that_is_ours() {
+        let ours = |n: u8| Dual { v4: format!("198.18.1.{n}"), v6: format!("fd00:198::{n}") };
+        for (line, expected) in [
+            ("ns web - IPv4,IPv6, ", &["198.18.1.3", "fd00:198::3"][..]),
+            ("ns web 198.18.1.200 IPv4,IPv6, ", &["198.18.1.200"]),
+            ("ns web fd00:198::9 IPv4,IPv6, ", &["fd00:198::9"]),
+            ("ns web 203.0.113.7 IPv4, ", &[]),
+            // It has asked for another one before.
+            ("ns web 198.18.1.200 IPv4, 198.18.1.4,", &["198.18.1.200"]),
+            ("ns web 203.0.113.7 IPv4, 198.18.1.4,", &[]),
+        ] {
+            let mut given = BTreeSet::from(["198.18.1.2".to_owned()]);
+            let wish = Wish::read(line).expect(line);
+            assert_eq!(wish.addresses(ours, &mut given).expect(line), expected, "{line}");
+        }
     }
 }

@@ -78,6 +78,8 @@ fn daemons(cluster: &Cluster, node: u8) -> [(&'static str, Vec<String>); 3] {
                 kubeconfig("kube-proxy"),
                 format!("--hostname-override={name}"),
                 "--proxy-mode=nftables".into(),
+                // Each time that it writes its rules.
+                "--v=2".into(),
                 format!("--cluster-cidr={}", plan.joined(&plan.all_pods())),
                 // These settings are the machine's, not of the namespace: they cannot be written, and kube-proxy would end.
                 "--conntrack-max-per-core=0".into(),

@@ -1,5 +1,7 @@
 //! `cargo xtask conformance`: the Gateway API's conformance suite, as its authors publish it, against the mesh that is installed in a cluster of
 //! `cargo xtask cluster`. The suite's report is kept under `conformance/`; what it prints is counted as well, for tests that are in no profile are in no report.
+mod chosen;
+mod fresh;
 mod suite;
 mod tally;
 
@@ -19,18 +21,35 @@ const REPORT: &str = "report.yaml";
 /// Options.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Which profiles
-    #[arg(value_name = "PROFILE", default_values_t = ["MESH-HTTP".to_owned(), "MESH-GRPC".to_owned()])]
+    /// Which profiles; all of them if none is named
+    #[arg(value_name = "PROFILE", value_parser = chosen::PROFILES)]
     profiles: Vec<String>,
     /// Which cluster of this machine; the mesh must be installed there
     #[arg(long, env = "UNDERMESH_CLUSTER", default_value_t = 0)]
     cluster: u8,
-    /// Only this test
-    #[arg(long, value_name = "NAME")]
+    /// Only this test, or `A|B|C`; no report is kept
+    #[arg(long, value_name = "NAME", conflicts_with = "short")]
     test: Option<String>,
+    /// Only a list of tests that has some of each profile: ten minutes; no report is kept
+    #[arg(long, conflicts_with = "profiles")]
+    short: bool,
+    /// Start the cluster and install the mesh of this tree (debug binaries) before, and take it down afterwards
+    #[arg(long)]
+    fresh: bool,
     /// Build the suite and what it runs, and nothing more
     #[arg(long)]
     build: bool,
+}
+
+impl Args {
+    fn profiles(&self) -> Vec<String> {
+        if self.profiles.is_empty() { chosen::PROFILES.map(str::to_owned).into() } else { self.profiles.clone() }
+    }
+
+    /// The tests that are named, as one expression.
+    fn tests(&self) -> Option<String> {
+        self.test.clone().or_else(|| self.short.then(|| chosen::SHORT.join("|")))
+    }
 }
 
 /// Runs the verb.
@@ -42,6 +61,7 @@ pub fn run(args: &Args) -> Result<()> {
         return Ok(());
     }
     run::need_root("conformance")?;
+    let _cluster = if args.fresh { Some(fresh::Fresh::up(args.cluster)?) } else { None };
     for archive in suite::images(&suite)? {
         cluster(args, &["load", &archive.to_string_lossy()])?;
     }
@@ -94,28 +114,30 @@ fn suite_run(args: &Args, suite: &Path) -> Result<(tally::Tally, ExitStatus)> {
     let labels = format!(
         "istio.io/dataplane-mode=ambient,istio.io/use-waypoint={WAYPOINT},istio.io/use-waypoint-namespace={NAMESPACE}"
     );
+    let profiles = args.profiles();
     let mut command = Command::new("nsenter");
     command
         .arg(format!("--net=/run/netns/um{}-n1", args.cluster))
         .arg(suite.join("conformance.test"))
         .args(["-test.v", "-test.timeout=3h", "-all-features", "-gateway-class=undermesh"])
-        .arg(format!("-conformance-profiles={}", args.profiles.join(",")))
+        .arg(format!("-conformance-profiles={}", profiles.join(",")))
         .arg(format!("-namespace-labels={labels}"))
         .args(["-organization=undermesh", "-project=undermesh", "-url=https://undermesh.io", "-contact=none"])
         .arg(format!("-version={}", env!("CARGO_PKG_VERSION")))
         .env("KUBECONFIG", kubeconfig)
         .stdout(Stdio::piped());
-    if args.profiles.iter().all(|profile| profile.starts_with("MESH-")) {
-        // Else the suite makes the Gateways of its other tests, and waits for them.
-        command.arg("-exempt-features=Gateway");
-    } else {
+    let exempt = chosen::exempt(&profiles);
+    if !exempt.is_empty() {
+        command.arg(format!("-exempt-features={}", exempt.join(",")));
+    }
+    if profiles.iter().any(|profile| profile.starts_with("GATEWAY-")) {
         // One that services may ask for, and one of those that are for documentation.
         let usable = crate::cluster::service_address(args.cluster);
         command.arg(format!("-usable-address={usable}")).arg("-unusable-address=203.0.113.7");
     }
-    match &args.test {
-        Some(test) => command.arg(format!("-test.run=TestConformance/^{test}$")),
-        // Of one test alone there is nothing to keep.
+    match args.tests() {
+        Some(tests) => command.arg(format!("-test.run=TestConformance/^({tests})$")),
+        // Of single tests there is nothing to keep.
         None => command.arg(format!("-report-output={}", report.display())),
     };
     let mut child = command.spawn().context("start the suite")?;
@@ -137,6 +159,6 @@ fn suite_run(args: &Args, suite: &Path) -> Result<(tally::Tally, ExitStatus)> {
 fn keep(args: &Args, report: &Path) -> Result<()> {
     let folder = run::root()?.join("conformance");
     fs::create_dir_all(&folder).context("make the folder of reports")?;
-    let kept = folder.join(format!("{}.yaml", args.profiles.join("_").to_lowercase()));
+    let kept = folder.join(format!("{}.yaml", chosen::report(&args.profiles())));
     fs::copy(report, &kept).with_context(|| format!("write {}", kept.display())).map(drop)
 }

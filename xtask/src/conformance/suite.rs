@@ -12,9 +12,7 @@ const VERSION: &str = "v1.6.3";
 /// Of Istio, by whose echo server tests of meshes are done.
 const ISTIO: &str = "v0.0.0-20260827124520-eed52ebb66ad";
 
-/// Of the DNS server by which tests of UDP are done. The one of clusters has not all plugins.
-const COREDNS: &str = "v1.12.4";
-
+/// The DNS server by which tests of UDP are done, with the plugins that it needs there; that of clusters has others.
 const DNS: &str = "package main\n\nimport (\n\t\"github.com/coredns/coredns/coremain\"\n\t_ \"github.com/coredns/coredns/plugin/errors\"\n\
     \t_ \"github.com/coredns/coredns/plugin/forward\"\n\t_ \"github.com/coredns/coredns/plugin/log\"\n\
     \t_ \"github.com/coredns/coredns/plugin/whoami\"\n)\n\nfunc main() { coremain.Run() }\n";
@@ -41,12 +39,16 @@ pub fn build() -> Result<PathBuf> {
         // What is written last says that all is there.
         fs::write(folder.join("images"), Vec::from_iter(names).join("\n")).context("write the names of images")?;
     }
-    if !folder.join("coredns").exists() {
-        eprintln!("building CoreDNS {COREDNS} for the tests of UDP (once)");
-        let wanted = format!("github.com/coredns/coredns {COREDNS}");
-        let source = module(&folder, "coredns-source", &wanted, "", &[("main.go", DNS)])?;
-        go(&source, &["mod", "tidy"]).context("missing: the Go modules of CoreDNS")?;
-        go(&source, &["build", "-ldflags=-s -w", "-o", &path(&folder, "coredns"), "."])?;
+    let names = names(&folder)?;
+    for version in names.lines().filter_map(dns_version) {
+        let program = format!("coredns-{version}");
+        if !folder.join(&program).exists() {
+            eprintln!("building CoreDNS {version} for the tests of UDP (once)");
+            let wanted = format!("github.com/coredns/coredns {version}");
+            let source = module(&folder, &format!("{program}-source"), &wanted, "", &[("main.go", DNS)])?;
+            go(&source, &["mod", "tidy"]).context("missing: the Go modules of CoreDNS")?;
+            go(&source, &["build", "-ldflags=-s -w", "-o", &path(&folder, &program), "."])?;
+        }
     }
     if !folder.join("echo.crt").exists() {
         eprintln!("building the echo server of the tests of meshes (once)");
@@ -69,26 +71,36 @@ pub fn build() -> Result<PathBuf> {
 
 /// The images that the suite's manifests name, made of what was built; archives.
 pub fn images(folder: &Path) -> Result<Vec<PathBuf>> {
-    let names = fs::read_to_string(folder.join("images")).context("read the names of images")?;
     let mut archives = Vec::new();
-    for name in names.lines() {
-        let image = match name {
-            _ if name.contains("/echo-basic") => {
+    for name in names(folder)?.lines() {
+        let image = match dns_version(name) {
+            Some(version) => {
+                Image::new(name, &["/coredns"]).file(folder.join(format!("coredns-{version}")), "/coredns")
+            }
+            None if name.contains("/echo-basic") => {
                 Image::new(name, &["/echo-basic"]).file(folder.join("echo-basic"), "/echo-basic")
             }
-            _ if name.contains("/echo-advanced") => Image::new(name, &["/usr/local/bin/server"])
+            None if name.contains("/echo-advanced") => Image::new(name, &["/usr/local/bin/server"])
                 .file(folder.join("echo-server"), "/usr/local/bin/server")
                 .file(folder.join("echo-client"), "/usr/local/bin/client")
                 .file(folder.join("echo.crt"), "/cert.crt")
                 .file(folder.join("echo.key"), "/cert.key"),
-            _ if name.contains("/coredns") => Image::new(name, &["/coredns"]).file(folder.join("coredns"), "/coredns"),
-            _ => bail!("nobody knows how the image {name} is made"),
+            None => bail!("nobody knows how the image {name} is made"),
         };
         let archive = folder.join(format!("{}.tar", name.replace(['/', ':'], "_")));
         image::write(&image, &archive).with_context(|| format!("make the image {name}"))?;
         archives.push(archive);
     }
     Ok(archives)
+}
+
+fn names(folder: &Path) -> Result<String> {
+    fs::read_to_string(folder.join("images")).context("read the names of images")
+}
+
+/// The version of CoreDNS that an image is named for; what is in it is just that one.
+fn dns_version(image: &str) -> Option<&str> {
+    image.contains("/coredns").then(|| image.rsplit_once(':'))?.map(|(_, version)| version)
 }
 
 fn path(folder: &Path, name: &str) -> String {

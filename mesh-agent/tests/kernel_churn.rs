@@ -35,6 +35,7 @@ fn live(node: &Node, netns: &OwnedFd, own: IpAddr) {
         listeners: &PodListenerFds { outbound_v4: Some(outbound.as_fd()), ..PodListenerFds::default() },
         inbound: &InboundMode { default_strict: true, ports: vec![(9000, false)], undecided: false },
         rules: &CaptureRules::default(),
+        registry_only: false,
     };
     node.kernel().enrol(&spec).unwrap_or_else(|error| panic!("{}", chain(&error)));
     let to = at("198.18.9.9", 8080);

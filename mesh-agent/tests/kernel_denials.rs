@@ -37,6 +37,7 @@ fn features_R9_a_missing_family_and_a_loopback_source_have_their_errno() {
         listeners: &listeners,
         inbound: &InboundMode::default(),
         rules: &CaptureRules::default(),
+        registry_only: false,
     };
     node.kernel().enrol(&spec).unwrap_or_else(|error| panic!("{}", chain(&error)));
     let to = at("fd00:198:9::9", 80);

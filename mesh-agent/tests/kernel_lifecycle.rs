@@ -270,6 +270,7 @@ fn hardening_B129_bad_pods_are_refused_with_a_reason_and_leave_nothing() {
             listeners,
             inbound: &InboundMode::default(),
             rules: &CaptureRules::default(),
+            registry_only: false,
         };
         let reason = chain(&node.kernel().enrol(&spec).unwrap_err());
         assert_eq!(node.kernel().enrolled(), Vec::<u64>::new(), "{reason}");

@@ -4,7 +4,7 @@ use std::{convert::Infallible, net::IpAddr, sync::Arc, time::Duration};
 
 use mesh_core::Change;
 use mesh_proto::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE, CONNECTION_ROUTES_TYPE, MAX_MESSAGE_BYTES, WORKLOAD_LABELS_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, CONNECTION_ROUTES_TYPE, MAX_MESSAGE_BYTES, OUTBOUND_TYPE, WORKLOAD_LABELS_TYPE,
     discovery::{
         DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node,
         aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
@@ -218,7 +218,7 @@ impl<S: Sink> Work<S> {
         mesh_runtime::failpoint::pass("xds");
         self.metrics.heard();
         let own = OwnKind::ALL.iter().map(|kind| kind.url());
-        let shared = [ADDRESS_TYPE, AUTHORIZATION_TYPE, CONNECTION_ROUTES_TYPE, WORKLOAD_LABELS_TYPE];
+        let shared = [ADDRESS_TYPE, AUTHORIZATION_TYPE, CONNECTION_ROUTES_TYPE, OUTBOUND_TYPE, WORKLOAD_LABELS_TYPE];
         let known = shared.into_iter().chain(own).find(|url| *url == response.type_url);
         let url = || Url { url: known.unwrap_or("other").to_owned() };
         self.metrics.messages.get_or_create(&url()).inc();

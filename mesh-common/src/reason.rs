@@ -87,6 +87,8 @@ reasons! {
     ProbePassed = 31, "probe_passed";
     /// A connect of the kubelet to a probe's port for which there was no room among the tickets.
     TicketLost = 32, "ticket_lost";
+    /// Refused: an address outside of the pod that nobody in the registry has, where only the registry may be reached.
+    NotInRegistry = 33, "not_in_registry";
 }
 
 impl Reason {

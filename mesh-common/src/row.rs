@@ -41,6 +41,10 @@ pub mod maps {
     pub const PORT_RULES: &str = "PORT_RULES";
     /// [`super::RangeKey`] -> [`super::RANGE_EXCEPT`] or [`super::RANGE_ONLY`].
     pub const RANGE_RULES: &str = "RANGE_RULES";
+    /// [`super::RegistryKey`] -> 1 for what somebody is known to have.
+    pub const REGISTRY: &str = "REGISTRY";
+    /// [`super::FlowKey`], from a caller to a port of the pod -> monotonic nanoseconds of his last datagram.
+    pub const UDP_CALLERS: &str = "UDP_CALLERS";
     /// [`super::ProbeKey`] -> netns cookie.
     pub const PROBES: &str = "PROBES";
     /// [`super::FlowKey`] -> monotonic nanoseconds of the connect.
@@ -77,6 +81,9 @@ pub const POD_INBOUND_LISTED: u32 = 256;
 
 /// Istio's node agent redirects the pod's traffic by iptables besides, to the ports that it takes for the agent's.
 pub const POD_REDIRECTED: u32 = 512;
+
+/// The pod may reach only what the registry knows.
+pub const POD_REGISTRY_ONLY: u32 = 1024;
 
 /// All flags of a pod's rules.
 pub const POD_ALL_RULES: u32 = POD_INBOUND_OPEN | POD_RULES | POD_OUTBOUND_LISTED | POD_INBOUND_LISTED;
@@ -238,6 +245,17 @@ impl RangeKey {
         self.cookie[0] as u64 | (self.cookie[1] as u64) << 32
     }
 }
+
+/// Key of what somebody is known to have, the same for all pods: a prefix, longest match first.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+pub struct RegistryKey {
+    /// Bits of the address that count, as for IPv6.
+    pub prefix: u32,
+    /// First address of the range; IPv4 as everywhere.
+    pub address: Address,
+}
+const _: () = assert!(size_of::<RegistryKey>() == 20 && align_of::<RegistryKey>() == 4);
 
 /// Key of what the kubelet may ask a pod.
 #[repr(C)]
@@ -445,6 +463,7 @@ mod user {
         PortKey,
         RangeKey,
         ProbeKey,
+        RegistryKey,
         SlotKey,
         Slot,
         DestinationKey,

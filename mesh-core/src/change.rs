@@ -5,6 +5,7 @@ use ipnet::IpNet;
 
 use crate::l4::ConnectionRoutes;
 use crate::l7::{Clusters, LabelChange};
+use crate::outbound::{self, Outbound};
 use crate::{NamespacedName, Policy, Service, Workload, policy};
 
 /// What could still be read of a policy that could not be read as a whole.
@@ -39,6 +40,10 @@ pub enum Change {
     Clusters(NamespacedName, Clusters),
     /// Nothing is said any more of places of the service.
     RemoveClusters(NamespacedName),
+    /// What happens to connections to what nobody is known to have is this now.
+    Outbound(outbound::Scope, Outbound),
+    /// Nothing is said of that any more.
+    RemoveOutbound(outbound::Scope),
     /// Labels of these workloads are others now.
     Labels(Vec<LabelChange>),
     /// The address ranges of pods and services: an unknown address inside them is not "outside the mesh". Replaces the former ranges.

@@ -26,6 +26,7 @@ pub mod l7;
 pub mod listener;
 pub mod name;
 pub mod names;
+pub mod outbound;
 pub mod policy;
 pub mod ports;
 pub mod resolve;
@@ -44,7 +45,7 @@ pub use identity::{Identity, IdentityError, TrustDomain};
 pub use name::NamespacedName;
 pub use policy::Policy;
 pub use resolve::{
-    Client, Refusal, Request, Route, Steer, Upstream, WaypointProblem, place_of, resolve, speaks_for, steer,
+    Client, Refusal, Request, Route, Steer, Upstream, WaypointProblem, may_reach, place_of, resolve, speaks_for, steer,
 };
 pub use service::Service;
 pub use snapshot::Snapshot;

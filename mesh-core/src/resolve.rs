@@ -39,6 +39,8 @@ pub struct Client {
     pub locality: Locality,
     /// Its namespace.
     pub namespace: ArcStr,
+    /// The uid of its workload; empty if that is not known.
+    pub uid: ArcStr,
     /// Its addresses.
     pub ips: Vec<IpAddr>,
     /// As its certificate says it; `None` if that is not known.
@@ -119,6 +121,14 @@ pub enum Refusal {
     /// Inside the ranges of the mesh, and nobody's.
     #[error("{0} is inside the mesh but belongs to no known workload or service")]
     UnknownMeshAddress(IpAddr),
+    /// Outside of the mesh, nobody's, and the client may reach only what somebody is known to have.
+    #[error("{address} is nobody's that the mesh knows, and only what it knows may be reached{}", of(.origin))]
+    NotInRegistry {
+        /// What was asked for.
+        address: IpAddr,
+        /// The object that says so.
+        origin: ArcStr,
+    },
     /// A port of the mesh itself: a loop or a spoof.
     #[error("port {0} belongs to the mesh")]
     MeshPort(u16),
@@ -173,6 +183,7 @@ impl Refusal {
             Self::NoEndpoints { .. } => "no_endpoints",
             Self::UnknownPort { .. } => "unknown_port",
             Self::UnknownMeshAddress(_) => "unknown_mesh_address",
+            Self::NotInRegistry { .. } => "not_in_registry",
             Self::MeshPort(_) => "mesh_port",
             Self::NoWaypoint { .. } => "no_waypoint",
             Self::Route { .. } => "route",
@@ -207,7 +218,28 @@ pub fn resolve(snapshot: &Snapshot, request: &Request<'_>, rng: &mut impl Rng) -
     if snapshot.in_mesh_ranges(ip) {
         return Err(Refusal::UnknownMeshAddress(ip));
     }
+    may_leave(snapshot, request.source, ip)?;
     Ok(Route::Passthrough(SocketAddr::new(ip, port)))
+}
+
+/// Whether a client may reach an address, by what is said of the outside. Of an address inside of the mesh it is for [`resolve`] to know.
+pub fn may_reach(snapshot: &Snapshot, source: &Client, address: IpAddr) -> Result<(), Refusal> {
+    let ip = address.to_canonical();
+    let is_known = || {
+        snapshot.owner(&source.network, &ip).is_some() || snapshot.service_by_address(&source.network, &ip).is_some()
+    };
+    match may_leave(snapshot, source, ip) {
+        Err(_) if snapshot.in_mesh_ranges(ip) || is_known() => Ok(()),
+        judged => judged,
+    }
+}
+
+/// The same of an address that nobody has.
+fn may_leave(snapshot: &Snapshot, source: &Client, address: IpAddr) -> Result<(), Refusal> {
+    match snapshot.outbound(&source.namespace, &source.uid) {
+        Some(said) if said.registry_only => Err(Refusal::NotInRegistry { address, origin: said.origin.clone() }),
+        _ => Ok(()),
+    }
 }
 
 /// Chooses an endpoint of a service that is already known, by name rather than by address.

@@ -13,6 +13,7 @@ use crate::{
     cow::CowMap,
     l4::ConnectionRoutes,
     l7::{Clusters, LabelIndex},
+    outbound::{self, Outbound},
     policy::Scope,
     workload::NetworkAddress,
 };
@@ -80,6 +81,7 @@ pub struct Snapshot {
     pub(crate) connections: CowMap<NamespacedName, Arc<ConnectionRoutes>>,
     pub(crate) clusters: CowMap<NamespacedName, Arc<Clusters>>,
     pub(crate) labels: Arc<LabelIndex>,
+    pub(crate) outbound: CowMap<outbound::Scope, Outbound>,
     pub(crate) ranges: Arc<JointPrefixSet<IpNet>>,
 }
 
@@ -122,6 +124,27 @@ impl Snapshot {
         }
         let (_, keys) = self.cidrs.get(network)?.get_lpm(&IpNet::from(*address))?;
         self.services.get(keys.first()?)
+    }
+
+    /// Whether exactly this range, or this single address, is one of a service's, or a workload's.
+    #[must_use]
+    pub fn has(&self, network: &str, range: &IpNet) -> bool {
+        if range.prefix_len() == range.max_prefix_len() {
+            let at = At { network, address: range.addr() };
+            return self.addresses.get(&at).is_some() || self.vips.get(&at).is_some();
+        }
+        self.cidrs.get(network).is_some_and(|ranges| ranges.get(range).is_some())
+    }
+
+    /// Addresses of all workloads of a network that have any of their own, in no order.
+    pub fn owned<'a>(&'a self, network: &'a str) -> impl Iterator<Item = IpAddr> + 'a {
+        let own = self.addresses.iter().filter(move |(at, _)| at.network == network);
+        own.map(|(at, _)| at.address)
+    }
+
+    /// The ranges of pods and services.
+    pub fn ranges(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.ranges.iter()
     }
 
     /// All services with that hostname, the canonical ones first.

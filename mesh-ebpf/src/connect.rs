@@ -19,6 +19,7 @@ use crate::{
     context::{Call, Family, LOOPBACK_INDEX, TCP, UDP},
     lookup::port_rule,
     maps::{PODS, RANGE_RULES},
+    outside::{bar, is_barred},
     slots,
 };
 
@@ -61,11 +62,16 @@ fn connect(call: &Call) -> i32 {
         return ALLOW;
     };
     let protocol = call.protocol();
+    let attempt =
+        Attempt { destination: call.address(), port: call.port(), source: call.source(), agent_alive: agent_alive() };
+    if protocol != TCP
+        && let Some(verdict) = bar(call, cookie, pod, &attempt)
+    {
+        return verdict;
+    }
     if protocol != TCP && protocol != UDP {
         return ALLOW;
     }
-    let attempt =
-        Attempt { destination: call.address(), port: call.port(), source: call.source(), agent_alive: agent_alive() };
     if protocol == UDP {
         match capture_udp(pod, &attempt) {
             Capture::Nameserver(number) if is_free_of_device(call) => {
@@ -99,6 +105,7 @@ fn direct(call: &Call, cookie: u64, pod: &Pod, attempt: &Attempt) -> Result<Reas
     match capture_tcp(pod, attempt) {
         Capture::Pass(reason) => Ok(reason),
         Capture::Refuse(reason, errno) => Err((reason, errno)),
+        _ if is_barred(pod, attempt) => Err(refused(Reason::NotInRegistry)),
         _ if pod.flags & POD_RULES != 0 && is_excluded(cookie, pod, attempt) => Ok(Reason::OutboundExcluded),
         Capture::Nameserver(number) => {
             unbind_device(call).map_err(refused)?;

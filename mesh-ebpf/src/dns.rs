@@ -17,6 +17,7 @@ use crate::{
     context::{Call, Family, LOOPBACK_INDEX, UDP},
     lookup::is_strict,
     maps::{PODS, UDP_PEERS},
+    outside::bar,
 };
 
 #[cgroup_sock_addr(sendmsg4)]
@@ -41,16 +42,18 @@ pub fn recvmsg6(context: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn send(call: &Call) -> i32 {
-    if call.protocol() != UDP {
-        return ALLOW;
-    }
     // SAFETY: the context is this call's.
     let cookie = unsafe { bpf_get_netns_cookie(call.raw.cast()) };
     // SAFETY: rows are replaced as a whole by the agent.
     let Some(pod) = (unsafe { PODS.get(&cookie) }) else {
         return ALLOW;
     };
-    if call.port() != ports::RESOLVER || !ask_agent(call, pod) {
+    let attempt =
+        Attempt { destination: call.address(), port: call.port(), source: call.source(), agent_alive: agent_alive() };
+    if let Some(verdict) = bar(call, cookie, pod, &attempt) {
+        return verdict;
+    }
+    if call.protocol() == UDP && (attempt.port != ports::RESOLVER || !ask_agent(call, pod, &attempt)) {
         remember(call, cookie, pod);
     }
     ALLOW
@@ -58,11 +61,9 @@ fn send(call: &Call) -> i32 {
 
 /// Sends a query to the agent, if it is to one of the pod's nameservers and the agent is there.
 #[inline(always)]
-fn ask_agent(call: &Call, pod: &Pod) -> bool {
-    let attempt =
-        Attempt { destination: call.address(), port: call.port(), source: call.source(), agent_alive: agent_alive() };
+fn ask_agent(call: &Call, pod: &Pod, attempt: &Attempt) -> bool {
     let device = call.device();
-    match capture_udp(pod, &attempt) {
+    match capture_udp(pod, attempt) {
         Capture::Nameserver(number) if device == 0 || device == LOOPBACK_INDEX => {
             call.set_slot(number, attempt.destination.is_v4(), pod.dns_port);
             count(Reason::DnsCaptured);

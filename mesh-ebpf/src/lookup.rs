@@ -14,6 +14,7 @@ use crate::{
     act::{count, now, tell},
     context::{Packet, TCP, UDP, packet},
     maps::{COOKIE, INBOUND_PORTS, LISTENERS, PODS, PORT_RULES, TICKETS, UDP_PEERS},
+    outside::remember_caller,
 };
 
 const PASS: u32 = 1;
@@ -37,6 +38,7 @@ pub fn pod_lookup(context: SkLookupContext) -> u32 {
         Ok(None) => PASS,
         Ok(Some(reason)) => {
             count(reason);
+            remember_caller(cookie, &packet);
             PASS
         }
         Err(reason) => {

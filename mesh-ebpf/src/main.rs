@@ -25,6 +25,7 @@ mod context;
 mod dns;
 mod lookup;
 mod maps;
+mod outside;
 mod peername;
 mod probe;
 mod slots;

@@ -39,6 +39,12 @@ pub static PORT_RULES: HashMap<PortKey, u32> = HashMap::with_max_entries(16, BPF
 /// Its key is a `RangeKey`: the length, then these words.
 #[map]
 pub static RANGE_RULES: LpmTrie<[u32; 6], u32> = LpmTrie::with_max_entries(16, 0);
+/// Its key is a `RegistryKey`: the length, then these words.
+#[map]
+pub static REGISTRY: LpmTrie<[u32; 4], u32> = LpmTrie::with_max_entries(16, 0);
+/// Strangers write it: who calls longest ago makes room.
+#[map]
+pub static UDP_CALLERS: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(16, 0);
 #[map]
 pub static PROBES: HashMap<ProbeKey, u64> = HashMap::with_max_entries(16, BPF_F_NO_PREALLOC);
 /// The kubelet closes its sockets and their tickets go; those of one that died in between make room for others.

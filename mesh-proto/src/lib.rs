@@ -16,6 +16,8 @@ pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
 /// Type URL of routes of connections.
 pub const CONNECTION_ROUTES_TYPE: &str = "type.googleapis.com/undermesh.l4.v1.ConnectionRoutes";
+/// Type URL of what happens to connections to addresses that nobody is known to have.
+pub const OUTBOUND_TYPE: &str = "type.googleapis.com/undermesh.l4.v1.Outbound";
 /// Type URL of tables of HTTP routes.
 pub const ROUTE_TABLE_TYPE: &str = "type.googleapis.com/undermesh.l7.v1.RouteTable";
 /// Type URL of what is said of the places that routes name.

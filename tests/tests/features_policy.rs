@@ -1,4 +1,4 @@
-//! Who may talk to whom: rows B17, B22, B23, B27, B28 of the acceptance table, and what happens to open connections.
+//! Who may talk to whom: rows B17, B18 (what of it has no gateway), B22, B23, B27, B28 of the acceptance table, and what happens to open connections.
 
 #![expect(non_snake_case, reason = "tests carry the ids of their rows")]
 
@@ -60,6 +60,122 @@ fn features_B17_the_outside_is_reachable_without_configuration() -> Result<()> {
         let start = Instant::now();
         let code = client.get("http://198.18.250.10:444/")?.code;
         ensure!(REFUSED.contains(&code) && start.elapsed() < Duration::from_secs(3), "code {code}");
+        Ok(())
+    })
+}
+
+/// The mesh settings with a mode for what nobody is known to have.
+fn outside_is(mode: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: undermesh, namespace: undermesh-system}}\ndata: {{mesh: \"outboundTrafficPolicy: {{mode: {mode}}}\"}}\n"
+    )
+}
+
+fn sidecar(namespace: &str, mode: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {{name: default, namespace: {namespace}}}\nspec: {{outboundTrafficPolicy: {{mode: {mode}}}}}\n"
+    )
+}
+
+fn entry(spec: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: outside, namespace: default}}\nspec: {{hosts: [www.outside.example], location: MESH_EXTERNAL, ports: [{{number: 443, name: http, protocol: HTTP}}], {spec}}}\n"
+    )
+}
+
+/// Waits until the pod's connects to the outside succeed, or fail at once with ECONNREFUSED: the code alone would also say that the agent has reset them.
+fn outside_becomes(client: &Pod, wanted: &[(&str, bool)]) -> Result<()> {
+    eventually(&format!("{wanted:?}"), SOON, || {
+        for (host, open) in wanted {
+            let probe = client.lab(["probe", host, "443", "--timeout", "2"])?;
+            ensure!((probe.code == 0) == *open && (*open || probe.code == 7), "{host}: {probe:?}");
+            let in_brackets = if host.contains(':') { format!("[{host}]") } else { (*host).to_owned() };
+            let get = client.get(&format!("http://{in_brackets}:443/"))?;
+            ensure!((get.code == 0) == *open, "{host}: {get:?}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn features_B18_SB_3_only_what_the_registry_knows_may_be_reached() -> Result<()> {
+    in_lab(Need::Mesh, || {
+        let (lab, client, echo, _server) = echo_lab()?;
+        lab.namespace("free", &[])?;
+        let free = lab.add_pod(PodSpec::new("free").namespace("free"))?;
+        lab.enrol_namespace("free")?;
+        lab.wait_hbone(&[&free])?;
+        let outside = plan::outside();
+        let (v4, v6) = (outside.v4.to_string(), outside.v6.to_string());
+        let name = "www.outside.example";
+        lab.outside_name(name, &outside.both())?;
+        let _served = lab.serve_outside(&["http", "--port", "443", "--name", "outside"])?;
+        let _echoes = lab.serve_outside(&["tcp-echo", "--port", "9009"])?;
+        let agent = lab.node(1).agent()?;
+        let refused = || {
+            Ok::<_, anyhow::Error>(
+                agent.metrics()?.sum("mesh_kernel_decisions_total", &[("reason", "not_in_registry")]),
+            )
+        };
+        let known = || {
+            ports_become(&client, &[(9000, true)])?;
+            let to_pod = client.lab(["probe", &echo.ips()[0].to_string(), "9001"])?;
+            ensure!(to_pod.code == 0, "a pod by its address: {to_pod:?}");
+            Ok(())
+        };
+        let hold = |pod: &Pod| pod.start("hold", "lab", ["hold", v4.as_str(), "9009"]);
+        let (held, held_free) = (hold(&client)?, hold(&free)?);
+        outside_becomes(&client, &[(&v4, true), (&v6, true), (name, true)])?;
+        ensure!(refused()? == 0.0);
+
+        // Everybody's, and it is in force for who is there already.
+        lab.apply("settings", &outside_is("REGISTRY_ONLY"))?;
+        outside_becomes(&client, &[(&v4, false), (&v6, false), (name, false)])?;
+        outside_becomes(&free, &[(&v4, false)])?;
+        held.wait_for("cut", SOON)?;
+        ensure!(refused()? >= 3.0);
+        known()?;
+        eventually("a line about it", SOON, || {
+            ensure!(agent.log().contains("not_in_registry"));
+            Ok(())
+        })?;
+
+        // A namespace of which something else is said.
+        lab.apply("sidecar", &sidecar("free", "ALLOW_ANY"))?;
+        outside_becomes(&free, &[(&v4, true), (&v6, true)])?;
+        outside_becomes(&client, &[(&v4, false)])?;
+
+        // Who is said to be known may be reached by name and by address, and nobody else.
+        lab.apply("entry", &entry(&format!("resolution: STATIC, endpoints: [{{address: {v4}}}]")))?;
+        outside_becomes(&client, &[(name, true), (&v4, true), (&v6, false)])?;
+        let lookalike = client.lab(["probe", "198.18.250.11", "443", "--timeout", "2"])?;
+        ensure!(lookalike.code == 7, "{lookalike:?}");
+        lab.apply("entry", &entry("resolution: NONE, addresses: [198.18.250.0/28, \"fd00:198:fa::/64\"]"))?;
+        outside_becomes(&client, &[(&v4, true), (&v6, true)])?;
+        let beside = client.lab(["probe", "198.18.250.16", "443", "--timeout", "2"])?;
+        ensure!(beside.code == 7, "{beside:?}");
+        lab.delete("entry")?;
+        outside_becomes(&client, &[(&v4, false), (&v6, false)])?;
+        known()?;
+
+        // Without an agent nothing of it is open either.
+        let kept = agent.worker()?;
+        agent.signal_worker(nix::sys::signal::Signal::SIGKILL)?;
+        let probe = client.lab(["probe", &v4, "443", "--timeout", "2"])?;
+        ensure!(probe.code == 7, "{probe:?}");
+        eventually("another worker", SOON, || {
+            ensure!(agent.worker()? != kept);
+            known()
+        })?;
+        outside_becomes(&client, &[(&v4, false)])?;
+
+        // As it was.
+        lab.delete("sidecar")?;
+        outside_becomes(&free, &[(&v4, false)])?;
+        lab.apply("settings", &outside_is("ALLOW_ANY"))?;
+        outside_becomes(&client, &[(&v4, true), (&v6, true), (name, true)])?;
+        outside_becomes(&free, &[(&v4, true)])?;
+        drop(held_free);
         Ok(())
     })
 }

@@ -86,6 +86,11 @@ pub struct Limits {
     pub inbound_ports_per_pod: u32,
     /// Ports and, as many again, ranges that pods' annotations name, of all pods.
     pub rules: u32,
+    /// Addresses and ranges that the registry knows, as far as they lie outside of the mesh's ranges: so many may be reached from pods that may reach nothing
+    /// else. Memory is taken for those that there are.
+    pub registry: u32,
+    /// Those outside of the registry who call such pods' ports by datagrams and may be answered, of all pods.
+    pub udp_callers: u32,
     /// Ports that the kubelet may ask, of all addresses of all pods.
     pub probes: u32,
     /// Connections of the kubelet to them at once.
@@ -111,6 +116,8 @@ impl Default for Limits {
             inbound_ports: 16_384,
             inbound_ports_per_pod: 256,
             rules: 16_384,
+            registry: 65_536,
+            udp_callers: 8_192,
             probes: 16_384,
             tickets: 4_096,
             event_bytes: 256 * 1024,
@@ -135,6 +142,8 @@ pub struct PodSpec<'a> {
     pub inbound: &'a InboundMode,
     /// What is left alone.
     pub rules: &'a CaptureRules,
+    /// It may reach only what the registry knows; what that is, [`super::Kernel::set_registry`] has said.
+    pub registry_only: bool,
 }
 
 /// The agent's sockets in a pod's namespace, bound to 127.0.0.1 and ::1 on any port. A missing one means that what would go to it is

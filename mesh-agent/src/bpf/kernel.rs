@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io,
     net::SocketAddr,
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
@@ -10,9 +10,10 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use ipnet::IpNet;
 use mesh_common::{
     Reason,
-    row::{Control, POD_CLOSED, Pod, SOCKET_PUBLISHED, SocketState, maps},
+    row::{Control, POD_CLOSED, POD_REGISTRY_ONLY, Pod, SOCKET_PUBLISHED, SocketState, maps},
 };
 use parking_lot::Mutex;
 
@@ -28,7 +29,7 @@ use super::{
     pins::{self, Pins},
     pods::{self, Enrolled},
     probe::Features,
-    rules, sys,
+    registry, rules, sys,
     tables::Tables,
 };
 
@@ -192,6 +193,43 @@ impl Kernel {
             inbound::set_ports(&self.tables, cookie, mode)?;
         }
         Ok(whole)
+    }
+
+    /// Says whether a pod may reach only what the registry knows. Before the first pod that may not, [`Self::set_registry`] says what that is.
+    pub fn set_registry_only(&self, cookie: u64, registry_only: bool) -> Result<(), KernelError> {
+        let _pods = self.pods.lock();
+        if self.has_given_way() {
+            return Ok(());
+        }
+        let failed = |source| bpf("write", maps::PODS, source);
+        let Some(mut row) = self.tables.pods.get(&cookie).map_err(failed)? else {
+            return Err(KernelError::Pod { cookie, reason: "is not enrolled".to_owned() });
+        };
+        let flags = registry::with_outbound(row.flags, registry_only);
+        if flags != row.flags {
+            row.flags = flags;
+            self.tables.pods.set(&cookie, &row, sys::ANY).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the row of a pod says that it may reach only what the registry knows.
+    pub fn is_registry_only(&self, cookie: u64) -> bool {
+        matches!(self.tables.pods.get(&cookie), Ok(Some(row)) if row.flags & POD_REGISTRY_ONLY != 0)
+    }
+
+    /// What the kernel takes for known of the registry.
+    pub fn registry(&self) -> Result<BTreeSet<IpNet>, KernelError> {
+        registry::known(&self.tables).map_err(|source| bpf("read", maps::REGISTRY, source))
+    }
+
+    /// Changes that. What has no room is returned: pods that may reach only the registry do not reach it.
+    pub fn set_registry(&self, add: &[IpNet], remove: &[IpNet]) -> Result<Vec<IpNet>, KernelError> {
+        let _pods = self.pods.lock();
+        if self.has_given_way() {
+            return Ok(Vec::new());
+        }
+        registry::change(&self.tables, add, remove).map_err(|source| bpf("write", maps::REGISTRY, source))
     }
 
     /// A pod whose policies name more ports than it may have, or than there is room for, is left to the agent. Called with `pods` locked: nobody

@@ -27,6 +27,7 @@ mod object;
 mod pins;
 mod pods;
 mod probe;
+mod registry;
 mod rules;
 mod selftest;
 mod sys;

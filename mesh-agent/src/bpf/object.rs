@@ -44,6 +44,8 @@ pub fn shared_maps(limits: &Limits) -> Vec<(&'static str, MapInfo)> {
         (maps::UDP_PEERS, hash::<u64, Peers>(limits.pods)),
         (maps::PORT_RULES, hash::<row::PortKey, u32>(limits.rules)),
         (maps::RANGE_RULES, MapInfo { kind: LPM_TRIE, ..hash::<row::RangeKey, u32>(limits.rules) }),
+        (maps::REGISTRY, MapInfo { kind: LPM_TRIE, ..hash::<row::RegistryKey, u32>(limits.registry) }),
+        (maps::UDP_CALLERS, MapInfo { kind: LRU_HASH, ..hash::<row::FlowKey, u64>(limits.udp_callers) }),
         (maps::PROBES, hash::<row::ProbeKey, u64>(limits.probes)),
         (maps::TICKETS, MapInfo { kind: LRU_HASH, ..hash::<row::FlowKey, u64>(limits.tickets) }),
         (maps::SOCKETS, MapInfo { kind: SK_STORAGE, key: 4, value: size_of::<row::SocketState>() as u32, max: 0 }),

@@ -24,7 +24,10 @@ use aya::programs::SkLookup;
 use mesh_common::{
     Address,
     peers::Peers,
-    row::{self, Listener, POD_CLOSED, POD_INBOUND_ONLY, POD_STRICT, POD_UDP_DENY, POD_UNDECIDED, Pod, SlotUse},
+    row::{
+        self, Listener, POD_CLOSED, POD_INBOUND_ONLY, POD_REGISTRY_ONLY, POD_STRICT, POD_UDP_DENY, POD_UNDECIDED, Pod,
+        SlotUse,
+    },
 };
 
 use super::{
@@ -33,6 +36,7 @@ use super::{
     links, netns,
     object::{Loader, Settings, bpf, missing},
     pins::{Pins, detach_links, failed, remove_tree},
+    registry::with_outbound,
     sys::{self, Table},
     tables::Tables,
 };
@@ -184,7 +188,8 @@ pub fn detach(cookie: u64, enrolled: Option<Enrolled>, tables: &Tables, pins: &P
 /// Has every new connection of a pod refused, until it is enrolled again or released. Fine if it is not captured.
 pub fn close(cookie: u64, tables: &Tables, setting: Setting) -> io::Result<()> {
     let Some(row) = tables.pods.get(&cookie)? else { return Ok(()) };
-    tables.pods.set(&cookie, &Pod { flags: closed_row(cookie, setting).flags, ..row }, sys::ANY)
+    let flags = closed_row(cookie, setting).flags | row.flags & POD_REGISTRY_ONLY;
+    tables.pods.set(&cookie, &Pod { flags, ..row }, sys::ANY)
 }
 
 /// The row of a pod that has none of this version. Of a closed pod no policy is known: where datagrams are refused, it takes none on any port.
@@ -218,7 +223,7 @@ pub fn row(pod: &PodSpec<'_>, limits: &Limits) -> Result<Pod, KernelError> {
     check(pod).map_err(|reason| refused(pod.cookie, reason))?;
     let mut row = Pod {
         cookie: pod.cookie,
-        flags: with_mode(0, pod.inbound),
+        flags: with_outbound(with_mode(0, pod.inbound), pod.registry_only),
         slot_quota: limits.slots_per_pod,
         slot_share: limits.shares().0,
         outbound_port: mesh_common::ports::OUTBOUND,

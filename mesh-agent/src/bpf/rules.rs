@@ -27,7 +27,7 @@ use super::{
 };
 
 /// Where the addresses of IPv4 lie among those of IPv6.
-const MAPPED_BITS: u32 = 96;
+pub const MAPPED_BITS: u32 = 96;
 /// No probe leads there: they are the mesh's.
 const MESH_PORTS: [u16; 4] = [ports::OUTBOUND, ports::INBOUND_PLAINTEXT, ports::HBONE, ports::DNS];
 
@@ -114,7 +114,7 @@ fn replace<K: aya::Pod + Hash + Eq, V: aya::Pod>(
 }
 
 /// Hash tables say it in another way than tries.
-fn is_full(error: &io::Error) -> bool {
+pub fn is_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM))
 }
 
@@ -171,7 +171,7 @@ fn ranges(cookie: u64, rules: &CaptureRules) -> HashMap<RangeKey, u32> {
 }
 
 /// IPv4 written as IPv6 is IPv4.
-fn canonical(range: IpNet) -> IpNet {
+pub fn canonical(range: IpNet) -> IpNet {
     let IpNet::V6(v6) = range else { return range.trunc() };
     match (v6.addr().to_ipv4_mapped(), u32::from(v6.prefix_len()).checked_sub(MAPPED_BITS)) {
         (Some(v4), Some(bits)) => Ipv4Net::new(v4, bits as u8).map_or(range, |range| IpNet::V4(range.trunc())),

@@ -107,6 +107,7 @@ fn in_scratch_namespace(kernel: &Kernel, cgroup: &Scratch) -> Result<(), String>
         listeners: &PodListenerFds { outbound_v4: Some(listener.as_fd()), ..PodListenerFds::default() },
         inbound: &InboundMode::default(),
         rules: &CaptureRules::default(),
+        registry_only: false,
     };
     kernel.enrol(&pod).map_err(|error| format!("cannot enrol a pod: {error}"))?;
     let _enrolment = Enrolment(kernel, cookie);

@@ -11,8 +11,8 @@ use mesh_common::{
     peers::Peers,
     ports,
     row::{
-        self, Client, Control, DestinationKey, FlowKey, Pod, PortKey, ProbeKey, RangeKey, Slot, SlotKey, SlotUse,
-        SocketState, maps,
+        self, Client, Control, DestinationKey, FlowKey, Pod, PortKey, ProbeKey, RangeKey, RegistryKey, Slot, SlotKey,
+        SlotUse, SocketState, maps,
     },
     slot,
 };
@@ -39,6 +39,8 @@ pub struct Tables {
     pub clients: Table<FlowKey, Client>,
     pub port_rules: Table<PortKey, u32>,
     pub range_rules: Table<RangeKey, u32>,
+    pub registry: Table<RegistryKey, u32>,
+    pub udp_callers: Table<FlowKey, u64>,
     pub probes: Table<ProbeKey, u64>,
     pub tickets: Table<FlowKey, u64>,
     pub sockets: Table<i32, SocketState>,
@@ -68,6 +70,8 @@ impl Tables {
             clients: table(pins, maps::CLIENTS)?,
             port_rules: table(pins, maps::PORT_RULES)?,
             range_rules: table(pins, maps::RANGE_RULES)?,
+            registry: table(pins, maps::REGISTRY)?,
+            udp_callers: table(pins, maps::UDP_CALLERS)?,
             probes: table(pins, maps::PROBES)?,
             tickets: table(pins, maps::TICKETS)?,
             sockets: table(pins, maps::SOCKETS)?,
@@ -114,6 +118,7 @@ impl Tables {
         let clients = self.clients.keys().map_or(0, |keys| keys.len() as u64);
         let inbound = self.inbound_ports.keys().map_or(0, |keys| keys.len() as u64);
         let tickets = self.tickets.keys().map_or(0, |keys| keys.len() as u64);
+        let registry = self.registry.keys().map_or(0, |keys| keys.len() as u64);
         let probes = self.probes.keys().map_or(0, |keys| keys.len() as u64);
         vec![
             (maps::PODS, pods.len() as u64, self.limits.pods.into()),
@@ -121,6 +126,7 @@ impl Tables {
             (maps::CLIENTS, clients, self.limits.clients.into()),
             (maps::INBOUND_PORTS, inbound, self.limits.inbound_ports.into()),
             (maps::PROBES, probes, self.limits.probes.into()),
+            (maps::REGISTRY, registry, self.limits.registry.into()),
             (maps::TICKETS, tickets, self.limits.tickets.into()),
         ]
     }
@@ -143,6 +149,8 @@ impl Tables {
             (maps::SLOT_POOL, self.slot_pool.fd()),
             (maps::PORT_RULES, self.port_rules.fd()),
             (maps::RANGE_RULES, self.range_rules.fd()),
+            (maps::REGISTRY, self.registry.fd()),
+            (maps::UDP_CALLERS, self.udp_callers.fd()),
             (maps::PROBES, self.probes.fd()),
             (maps::TICKETS, self.tickets.fd()),
             (maps::UDP_PEERS, self.udp_peers.fd()),

@@ -198,6 +198,7 @@ impl Node {
         let (listeners, for_kernel) = split(listeners).map_err(failed("duplicate the pod's sockets"))?;
         let (proxy, dns) = self.serve(&pod, listeners).await.map_err(failed("serve the pod's sockets"))?;
         let (kernel, captured, inbound) = (self.kernel.clone(), pod.clone(), proxy.inbound_mode());
+        let registry_only = proxy.registry_only();
         blocking(move || {
             let nameservers = &captured.dns.nameservers;
             let spec = PodSpec {
@@ -208,6 +209,8 @@ impl Node {
                 listeners: &for_kernel.for_kernel(),
                 inbound: &inbound,
                 rules: &captured.rules,
+                // Until that is known it stays as an earlier agent has left it.
+                registry_only: registry_only.unwrap_or_else(|| kernel.is_registry_only(captured.netns_cookie)),
             };
             kernel.enrol(&spec).map_err(|error| io::Error::other(chain(&error)))
         })

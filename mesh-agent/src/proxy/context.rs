@@ -49,6 +49,8 @@ pub struct PodContext {
     pub app_connects: Turns,
     /// The mode that the kernel last accepted. A short lock of the recheck task and of start-up, never taken per connection.
     inbound: Mutex<Option<Accepted>>,
+    /// Whether the kernel was told that the pod may reach only the registry; likewise.
+    registry_only: Mutex<Option<bool>>,
 }
 
 /// How soon a mode that the kernel had no room for is tried again: each try reads what all pods have there.
@@ -90,6 +92,7 @@ impl PodContext {
             waiting: AtomicU32::new(0),
             app_connects: Turns::new(shared.app_connects.clone(), shared.config.app_connects_per_port),
             inbound: Mutex::new(None),
+            registry_only: Mutex::new(None),
             pod,
             shared,
         })
@@ -189,6 +192,29 @@ impl PodContext {
     /// Forgets what the kernel has accepted: somebody else may have written since.
     pub fn forget_inbound(&self) {
         *self.inbound.lock() = None;
+        *self.registry_only.lock() = None;
+    }
+
+    /// Whether the pod may reach only what the registry knows; `None` while that is not known.
+    pub fn is_registry_only(&self, snapshot: &Snapshot) -> Option<bool> {
+        let view = self.view();
+        let said = || snapshot.outbound(&view.client.namespace, &view.client.uid);
+        snapshot.is_synced().then(|| said().is_some_and(|said| said.registry_only))
+    }
+
+    /// Has the kernel know that. While it is not known, what the kernel was told before stays. False: it did not take it.
+    pub fn sync_outbound(&self) -> bool {
+        let mut current = self.registry_only.lock();
+        let Some(wanted) = self.is_registry_only(&self.shared.state.snapshot()) else { return true };
+        if *current == Some(wanted) {
+            return true;
+        }
+        if let Err(error) = self.shared.interception.set_registry_only(self.pod.netns_cookie, wanted) {
+            tracing::debug!(pod = %self.pod.name, %error, "what the pod may reach is not set");
+            return false;
+        }
+        *current = Some(wanted);
+        true
     }
 
     /// What the kernel should refuse by itself.
@@ -238,6 +264,7 @@ impl View {
             node: shared.config.node.clone(),
             locality: workload.locality.clone(),
             namespace: pod.namespace.clone(),
+            uid: workload.uid.clone(),
             ips: pod.ips.clone(),
             identity: Some(pod.identity.clone()),
         };

@@ -27,6 +27,7 @@ mod plaintext;
 mod pod_proxy;
 mod reasons;
 mod recheck;
+mod registry;
 mod relay;
 mod seams;
 mod shared;

@@ -42,6 +42,8 @@ reasons! {
     UnknownPort = "unknown_port",
     /// An address of the mesh that nobody is known to own.
     UnknownMeshAddress = "unknown_mesh_address",
+    /// An address outside of the mesh that nobody is known to have, where only such may be reached.
+    NotInRegistry = "not_in_registry",
     /// A port of the mesh itself: a loop or a spoof.
     MeshPort = "mesh_port",
     /// A destination that has a waypoint, which cannot be reached.
@@ -91,6 +93,7 @@ impl From<&Refusal> for Reason {
             Refusal::NoEndpoints { .. } => Reason::NoEndpoints,
             Refusal::UnknownPort { .. } => Reason::UnknownPort,
             Refusal::UnknownMeshAddress(_) => Reason::UnknownMeshAddress,
+            Refusal::NotInRegistry { .. } => Reason::NotInRegistry,
             Refusal::MeshPort(_) => Reason::MeshPort,
             Refusal::NoWaypoint { .. } => Reason::NoWaypoint,
             Refusal::Route { .. } => Reason::Route,

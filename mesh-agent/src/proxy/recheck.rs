@@ -7,7 +7,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use mesh_core::{Connection, Snapshot, Workload, authorize};
+use mesh_core::{Connection, Snapshot, Workload, authorize, may_reach};
 use mesh_transport::hbone::TunnelKey;
 
 use super::connections::{CutReason, Direction, Live};
@@ -43,12 +43,28 @@ async fn apply(shared: &Arc<ProxyShared>, update: Option<&Update>) -> bool {
         Some(Update::Resync) => true,
         None => false,
     };
-    for context in shared.pods() {
+    let pods = shared.pods();
+    // What the registry knows comes before the pods that may reach nothing else, and goes after them.
+    let is_needed = pods.iter().any(|context| context.is_registry_only(&snapshot) == Some(true));
+    let follow = |update| {
+        let network = &shared.config.network;
+        shared.known.follow(&*shared.interception, &snapshot, network, update, is_needed)
+    };
+    if is_needed {
+        in_step &= follow(update);
+    }
+    for context in pods {
         if update.is_some() && context.refresh(&snapshot, concerns) {
             cut_denied(&context, &snapshot);
         }
-        in_step &= context.sync_inbound();
+        if is_needed && update.is_some_and(changes_the_registry) {
+            cut_barred(&context, &snapshot);
+        }
+        in_step &= context.sync_inbound() & context.sync_outbound();
         tokio::task::yield_now().await;
+    }
+    if !is_needed {
+        in_step &= follow(update);
     }
     if let Some(update) = update {
         purge_tunnels(shared, update);
@@ -94,6 +110,30 @@ fn cut_denied(context: &Arc<PodContext>, snapshot: &Snapshot) {
         let Some((cut, reason, why)) = denial(context, &context.shared.state.snapshot(), live) else { return };
         context.refuse(reason, format_args!("connection from {} cut: {why}", live.endpoints.source));
         live.end(cut);
+    });
+}
+
+fn changes_the_registry(update: &Update) -> bool {
+    match update {
+        Update::Changed(diff) => {
+            diff.outbound || diff.synced || !diff.services.is_empty() || !diff.addresses.is_empty()
+        }
+        Update::Resync => true,
+    }
+}
+
+/// Cuts connections of the pod to what it may not reach any more: outside of the mesh, and nobody's that the registry knows.
+fn cut_barred(context: &Arc<PodContext>, snapshot: &Snapshot) {
+    let view = context.view();
+    context.connections.for_each(|live| {
+        let to = live.endpoints.destination.ip();
+        if live.endpoints.direction == Direction::Inbound || may_reach(snapshot, &view.client, to).is_ok() {
+            return;
+        }
+        // By the newest, as above.
+        let Err(why) = may_reach(&context.shared.state.snapshot(), &view.client, to) else { return };
+        context.refuse(Reason::NotInRegistry, format_args!("connection to {to} cut: {why}"));
+        live.end(CutReason::Denied);
     });
 }
 

@@ -1,6 +1,7 @@
 //! The two things that the proxy takes from elsewhere in the agent and that a test has to stand in for: what the kernel knows about a socket, and where
 //! a pod's certificate comes from. Production uses [`crate::bpf::Kernel`] and [`mesh_client`]'s certificate manager; nothing else implements these.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -8,6 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use mesh_core::Identity;
 use mesh_transport::tls::IdentityCertificate;
 
@@ -31,6 +33,15 @@ pub trait Interception: Send + Sync + 'static {
 
     /// Sets on which ports plaintext is refused before it reaches the agent. False: the kernel has no room for them and leaves it all to the agent.
     fn set_inbound(&self, cookie: u64, mode: &InboundMode) -> io::Result<bool>;
+
+    /// Says whether the pod may reach only what the kernel knows of the registry.
+    fn set_registry_only(&self, cookie: u64, registry_only: bool) -> io::Result<()>;
+
+    /// What the kernel knows of the registry.
+    fn registry(&self) -> io::Result<BTreeSet<IpNet>>;
+
+    /// Changes that; returned is what it has no room for.
+    fn set_registry(&self, add: &[IpNet], remove: &[IpNet]) -> io::Result<Vec<IpNet>>;
 }
 
 impl Interception for Kernel {
@@ -48,6 +59,18 @@ impl Interception for Kernel {
 
     fn set_inbound(&self, cookie: u64, mode: &InboundMode) -> io::Result<bool> {
         Kernel::set_inbound(self, cookie, mode).map_err(io::Error::other)
+    }
+
+    fn set_registry_only(&self, cookie: u64, registry_only: bool) -> io::Result<()> {
+        Kernel::set_registry_only(self, cookie, registry_only).map_err(io::Error::other)
+    }
+
+    fn registry(&self) -> io::Result<BTreeSet<IpNet>> {
+        Kernel::registry(self).map_err(io::Error::other)
+    }
+
+    fn set_registry(&self, add: &[IpNet], remove: &[IpNet]) -> io::Result<Vec<IpNet>> {
+        Kernel::set_registry(self, add, remove).map_err(io::Error::other)
     }
 }
 

@@ -45,6 +45,8 @@ pub struct ProxyShared {
     pub app_connects: Arc<Table>,
     /// Places of which it is said how their endpoints are reached.
     pub places: Places,
+    /// What the kernel has been told of the registry.
+    pub known: super::registry::Registry,
     /// Refusals by reason.
     pub refusals: RefusalCounters,
     /// By enrolment uid. Locked when a pod comes or goes and for each configuration change, never per connection.
@@ -88,6 +90,7 @@ impl ProxyShared {
                 ..AcceptorConfig::default()
             }),
             places: Places::default(),
+            known: Default::default(),
             refusals: RefusalCounters::new(registry),
             pods: Mutex::new(HashMap::new()),
             started: Instant::now(),

@@ -155,6 +155,8 @@ impl Node {
             inbound_ports: 256,
             inbound_ports_per_pod: 64,
             rules: 64,
+            registry: 64,
+            udp_callers: 64,
             probes: 64,
             tickets: 64,
             event_bytes: 64 * 1024,
@@ -385,6 +387,7 @@ impl Pod {
             listeners: &self.listeners.fds(),
             inbound,
             rules,
+            registry_only: false,
         })
     }
 }

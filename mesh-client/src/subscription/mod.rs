@@ -27,7 +27,7 @@ pub use events::{Alarm, Due, Limits, Received, Reply};
 use labels::Labels;
 use mesh_core::Change;
 use mesh_proto::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, CONNECTION_ROUTES_TYPE, WORKLOAD_LABELS_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, CONNECTION_ROUTES_TYPE, OUTBOUND_TYPE, WORKLOAD_LABELS_TYPE,
     discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node},
 };
 use own::OwnTopic;
@@ -48,6 +48,8 @@ pub struct Subscription {
     /// Of the places of services. A waypoint has its own instead.
     clusters: Option<Topic>,
     connections: Topic,
+    /// What happens to connections to what nobody is known to have: a waypoint makes none.
+    outbound: Option<Topic>,
     /// Until when they are waited for, once everything else was answered.
     connections_by_ms: Option<u64>,
     own: Vec<OwnTopic>,
@@ -68,6 +70,7 @@ impl Subscription {
             policies,
             clusters: Some(Topic::new(CLUSTERS_TYPE)),
             connections: Topic::new(CONNECTION_ROUTES_TYPE),
+            outbound: Some(Topic::new(OUTBOUND_TYPE)),
             connections_by_ms: None,
             own: Vec::new(),
             labels: Labels::default(),
@@ -80,6 +83,7 @@ impl Subscription {
     #[must_use]
     pub fn with_own(mut self, name: Option<&str>) -> Self {
         self.clusters = self.clusters.filter(|_| name.is_none());
+        self.outbound = self.outbound.filter(|_| name.is_none());
         self.own = name.into_iter().flat_map(|name| OwnKind::ALL.map(|kind| OwnTopic::new(kind, name))).collect();
         self
     }
@@ -182,8 +186,8 @@ impl Subscription {
             return;
         }
         let by_ms = *self.connections_by_ms.get_or_insert(now_ms + ROUTES_MS);
-        let clusters = self.clusters.as_ref().is_none_or(|topic| topic.answered);
-        if (self.connections.answered && clusters && self.labels.answered) || now_ms >= by_ms {
+        let ours = [&self.clusters, &self.outbound].into_iter().flatten().all(|topic| topic.answered);
+        if (self.connections.answered && ours && self.labels.answered) || now_ms >= by_ms {
             self.synced = true;
             changes.push(Change::Synced);
         }
@@ -214,10 +218,12 @@ impl Subscription {
     }
 
     fn shared(&self) -> impl Iterator<Item = &Topic> {
-        [&self.addresses, &self.policies].into_iter().chain(&self.clusters).chain([&self.connections])
+        let shared = [&self.addresses, &self.policies].into_iter().chain(&self.clusters);
+        shared.chain([&self.connections]).chain(&self.outbound)
     }
 
     fn topics(&mut self) -> impl Iterator<Item = &mut Topic> {
-        [&mut self.addresses, &mut self.policies].into_iter().chain(&mut self.clusters).chain([&mut self.connections])
+        let shared = [&mut self.addresses, &mut self.policies].into_iter().chain(&mut self.clusters);
+        shared.chain([&mut self.connections]).chain(&mut self.outbound)
     }
 }

@@ -1,9 +1,9 @@
 //! One resource of a response: read, named, and turned into a change, or refused with what must happen instead.
 
 use arcstr::ArcStr;
-use mesh_core::{Change, NamespacedName, intern::Interner, policy::Scope};
+use mesh_core::{Change, NamespacedName, intern::Interner, outbound, policy::Scope};
 use mesh_proto::{
-    ADDRESS_TYPE, CLUSTERS_TYPE, CONNECTION_ROUTES_TYPE,
+    ADDRESS_TYPE, CLUSTERS_TYPE, CONNECTION_ROUTES_TYPE, OUTBOUND_TYPE,
     convert::{self, AddressResource},
     discovery::Resource,
 };
@@ -42,6 +42,7 @@ pub(super) fn read(type_url: &str, resource: Resource, interner: &mut Interner) 
         let instead = match type_url {
             ADDRESS_TYPE | CLUSTERS_TYPE => None,
             CONNECTION_ROUTES_TYPE => closed(&name, problem),
+            OUTBOUND_TYPE => shut(&name),
             _ => unreadable(&name, None),
         };
         Err(refused(&name, &format!("cannot be read: {problem}"), instead))
@@ -50,8 +51,12 @@ pub(super) fn read(type_url: &str, resource: Resource, interner: &mut Interner) 
 
 fn read_sound(type_url: &str, resource: Resource, interner: &mut Interner) -> Result<Item, Box<Refused>> {
     let other = |problem: &str| {
-        let is_route = type_url == CONNECTION_ROUTES_TYPE;
-        Err(refused(&resource.name, problem, is_route.then(|| closed(&resource.name, problem)).flatten()))
+        let instead = match type_url {
+            CONNECTION_ROUTES_TYPE => closed(&resource.name, problem),
+            OUTBOUND_TYPE => shut(&resource.name),
+            _ => None,
+        };
+        Err(refused(&resource.name, problem, instead))
     };
     let Some(body) = resource.resource else { return other("has no content") };
     if body.type_url != type_url {
@@ -61,6 +66,7 @@ fn read_sound(type_url: &str, resource: Resource, interner: &mut Interner) -> Re
         ADDRESS_TYPE => read_address(&resource.name, resource.version, &body.value, interner),
         CONNECTION_ROUTES_TYPE => read_connections(&resource.name, resource.version, &body.value),
         CLUSTERS_TYPE => read_clusters(&resource.name, resource.version, &body.value),
+        OUTBOUND_TYPE => read_outbound(&resource.name, resource.version, &body.value),
         _ => read_policy(&resource.name, resource.version, &body.value),
     }
 }
@@ -123,6 +129,26 @@ fn read_clusters(name: &str, version: String, bytes: &[u8]) -> Result<Item, Box<
     }
 }
 
+/// A name that is nobody's is refused: it could be for anybody, and says for whom in no way that is understood.
+fn read_outbound(name: &str, version: String, bytes: &[u8]) -> Result<Item, Box<Refused>> {
+    let Some(scope) = outbound::Scope::parse(name) else {
+        return Err(refused(name, "is for nobody that is known", None));
+    };
+    match convert::outbound(bytes) {
+        Ok(said) => {
+            let change = Change::Outbound(scope, said);
+            Ok(Item { name: name.into(), version: version.into(), member: false, change })
+        }
+        Err(error) => Err(refused(name, &error.to_string(), shut(name))),
+    }
+}
+
+/// What stands for what cannot be read of connections to what nobody is known to have.
+fn shut(name: &str) -> Option<Item> {
+    let change = Change::Outbound(outbound::Scope::parse(name)?, convert::unread_outbound());
+    Some(Item { name: name.into(), version: Version::Refused, member: false, change })
+}
+
 /// What stands for routes that cannot be read: connections do not go where they would without any. The resource's name says which service is meant.
 fn closed(name: &str, why: &str) -> Option<Item> {
     let change = Change::Connections(convert::closed_connections(name.parse().ok()?, why));
@@ -141,6 +167,7 @@ pub(super) fn removal(type_url: &str, name: ArcStr) -> Option<Change> {
         ADDRESS_TYPE => Some(Change::RemoveAddress(name)),
         CONNECTION_ROUTES_TYPE => name.parse().ok().map(Change::RemoveConnections),
         CLUSTERS_TYPE => name.parse().ok().map(Change::RemoveClusters),
+        OUTBOUND_TYPE => outbound::Scope::parse(&name).map(Change::RemoveOutbound),
         _ => name.parse().ok().map(Change::RemovePolicy),
     }
 }

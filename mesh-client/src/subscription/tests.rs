@@ -109,6 +109,8 @@ fn words(changes: &[Change]) -> Vec<String> {
             },
             Change::RemoveConnections(name) | Change::RemoveClusters(name) => format!("-{name}"),
             Change::Clusters(name, clusters) => format!("+{name} {}", clusters.iter().count()),
+            Change::Outbound(scope, said) => format!("+{scope} {}", if said.registry_only { "only" } else { "any" }),
+            Change::RemoveOutbound(scope) => format!("-{scope}"),
             Change::Labels(changes) => format!("{} labels", changes.len()),
             Change::Synced => "synced".into(),
             Change::Ranges(_) => "ranges".into(),
@@ -132,7 +134,7 @@ fn with_workloads(count: usize) -> Subscription {
 
 /// There are no DestinationRules and no labels that anybody asks for.
 fn nothing_said(subscription: &mut Subscription) {
-    for type_url in [CLUSTERS_TYPE, WORKLOAD_LABELS_TYPE] {
+    for type_url in [CLUSTERS_TYPE, OUTBOUND_TYPE, WORKLOAD_LABELS_TYPE] {
         subscription.on_message(response(type_url, vec![], vec![]), 0);
     }
 }
@@ -142,7 +144,7 @@ fn all_types_are_asked_for_at_once_and_answered_ones_make_it_synced() {
     let mut s = subscription();
     let requests = s.on_connected(0);
     let types: Vec<_> = requests.iter().map(|r| r.type_url.as_str()).collect();
-    let ours = [CLUSTERS_TYPE, CONNECTION_ROUTES_TYPE, WORKLOAD_LABELS_TYPE];
+    let ours = [CLUSTERS_TYPE, CONNECTION_ROUTES_TYPE, OUTBOUND_TYPE, WORKLOAD_LABELS_TYPE];
     assert_eq!(types, [&[ADDRESS_TYPE, AUTHORIZATION_TYPE], &ours[..]].concat());
     assert!(requests.iter().all(|r| r.node.is_some() && r.resource_names_subscribe.is_empty()));
     assert!(requests.iter().all(|r| r.initial_resource_versions.is_empty() && r.response_nonce.is_empty()));
@@ -590,6 +592,28 @@ fn routes_that_cannot_be_read_refuse_connections() {
 }
 
 #[test]
+fn features_SB_3_what_cannot_be_read_of_the_outside_lets_nothing_go_there() {
+    let mut s = with_workloads(1);
+    let bytes = |registry_only| {
+        convert::encode_outbound(&mesh_core::outbound::Outbound { registry_only, origin: "Sidecar shop/a".into() })
+    };
+    let mut told = |name: &str, bytes: Vec<u8>, type_url: &str| {
+        let mut one = resource(OUTBOUND_TYPE, name.into(), bytes);
+        one.resource.as_mut().unwrap().type_url = type_url.into();
+        let received = s.on_message(response(OUTBOUND_TYPE, vec![one], vec![]), 0);
+        (words(&received.changes), received.reply.into_request().error_detail.is_some())
+    };
+    let only = |name: &str| vec![format!("+{name} only")];
+    assert_eq!(told("mesh", bytes(true), OUTBOUND_TYPE), (only("mesh"), false));
+    assert_eq!(told("namespace/shop", bytes(false), OUTBOUND_TYPE), (vec!["+namespace/shop any".into()], false));
+    assert_eq!(told("namespace/shop", vec![0xff], OUTBOUND_TYPE), (only("namespace/shop"), true));
+    assert_eq!(told("workload/a//b", bytes(false), ADDRESS_TYPE), (only("workload/a//b"), true));
+    assert_eq!(told("pod/a", bytes(false), OUTBOUND_TYPE), (vec![], true));
+    let gone = s.on_message(response(OUTBOUND_TYPE, vec![], vec!["mesh".into()]), 0);
+    assert_eq!(words(&gone.changes), ["-mesh"]);
+}
+
+#[test]
 fn an_agent_is_told_of_places_by_service_and_of_labels() {
     let mut s = with_workloads(1);
     let name = "shop/cart.shop.svc.cluster.local";
@@ -612,7 +636,7 @@ fn an_agent_is_told_of_places_by_service_and_of_labels() {
     assert_eq!((words(&received.changes), received.own), (vec!["1 labels".to_owned()], None));
     let gone = response(WORKLOAD_LABELS_TYPE, vec![], vec!["w".into()]);
     assert_eq!(words(&s.on_message(gone, 0).changes), ["1 labels"]);
-    assert_eq!(s.on_connected(1).len(), 5);
+    assert_eq!(s.on_connected(1).len(), 6);
     // A waypoint has its own instead.
     let mut waypoint = subscription().with_own(Some("shop/waypoint"));
     let asked = waypoint.on_connected(0).into_iter().filter(|request| request.type_url == CLUSTERS_TYPE);

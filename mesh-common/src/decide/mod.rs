@@ -3,10 +3,12 @@
 
 mod capture;
 mod inbound;
+mod outside;
 mod rules;
 mod share;
 
 pub use capture::{Attempt, Capture, capture_tcp, capture_udp, errno};
 pub use inbound::{Inbound, Lookup, inbound, inbound_tcp, inbound_udp};
+pub use outside::needs_registry;
 pub use rules::{enters, leaves};
 pub use share::{Place, divide, is_fair, place};

@@ -18,13 +18,18 @@ use super::settings::Settings;
 use super::view::{Placements, View};
 use super::waypoint::{Guard, Guarded, PodLabels, Waypoints};
 use super::workload;
-use super::{certificates, datagram, l4, l7, routing, security, service_entry, telemetry};
+use super::{certificates, datagram, l4, l7, outbound, routing, security, service_entry, telemetry};
 use crate::diagnosis::Problem;
 use crate::resource::pod::State;
 use crate::resource::routing::inaction;
 use crate::resource::{Key, Kind, Objects, Pod};
 
 type Problems = Vec<(Key, Problem)>;
+
+/// What comes of these depends on pods, and is told with them.
+fn is_later(kind: Kind) -> bool {
+    matches!(kind, Kind::Sidecar)
+}
 
 /// Joins objects; remembers what came of it.
 #[derive(Debug, Default)]
@@ -98,7 +103,8 @@ impl Join {
             let is_in_force =
                 || [&l7.in_force, &l4.in_force, &telemetry.in_force].into_iter().any(|all| all.contains(key));
             let acts = || routing.resolved.acts(key, &l7.served, &l7.listening) || telemetry.explained.contains(key);
-            !(is_said && (is_in_force() || acts()))
+            // What comes of some is known when it is known which pods there are.
+            !(is_said && (is_in_force() || acts() || is_later(key.kind)))
         };
         let others = [&l7.problems, &l4.problems, &security.problems, &telemetry.problems].into_iter().flatten();
         problems.extend(routing.problems.iter().filter(is_idle).chain(others).cloned());
@@ -169,6 +175,18 @@ impl Join {
             }),
         );
         let place_labels = labels.remove(&agents).unwrap_or_default();
+        let pods = parts.values().flat_map(|part| &part.pods);
+        let outbound = outbound::index(
+            &routing.routes,
+            &settings,
+            pods.filter_map(|(pod, workload)| workload.as_ref().map(|workload| (pod, workload))),
+        );
+        let idle = routing.problems.iter().filter(|(key, problem)| {
+            let is_said = inaction(key.kind).is_some_and(|why| problem.message == why);
+            let says_more = outbound.in_force.contains(key) || outbound.problems.iter().any(|(told, _)| told == key);
+            is_later(key.kind) && is_said && !says_more
+        });
+        problems.extend(idle.chain(&outbound.problems).cloned());
         let view = View {
             workloads: workloads.into_iter().map(|w| (w.uid.clone(), w)).collect(),
             policies: policies.all.into_iter().chain(guards).map(|(name, policy)| (name, Arc::new(policy))).collect(),
@@ -178,6 +196,7 @@ impl Join {
             clusters: l7.clusters.clone(),
             connections: l4.routes.clone(),
             places: l4.places.clone(),
+            outbound: outbound.said,
             place_labels,
             served: l7.served.clone(),
             listeners: l7.listeners.clone(),
@@ -190,11 +209,18 @@ impl Join {
             listeners_told: told,
             security: security.security.clone(),
             telemetry: telemetry.scopes.clone(),
-            at_waypoints: [&security.in_force, &l7.in_force, &l4.in_force, &telemetry.in_force, &entries]
-                .into_iter()
-                .flatten()
-                .cloned()
-                .collect(),
+            at_waypoints: [
+                &security.in_force,
+                &l7.in_force,
+                &l4.in_force,
+                &telemetry.in_force,
+                &entries,
+                &outbound.in_force,
+            ]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect(),
             labels,
             waypoints: waypoints.deployed().map(|(name, own)| (name.clone(), own.gateway())).collect(),
             waypoint_pods: waypoints.pods(&objects, &settings),

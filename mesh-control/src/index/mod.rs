@@ -6,6 +6,7 @@ pub mod datagram;
 pub mod join;
 pub mod l4;
 pub mod l7;
+pub mod outbound;
 pub mod policy;
 pub mod routing;
 pub mod security;

@@ -30,6 +30,8 @@ pub struct Settings {
     pub discovery: Vec<LabelSelector>,
     /// Whom policies may ask.
     pub authorizers: Authorizers,
+    /// Pods may reach only what the mesh knows, where no Sidecar says otherwise.
+    pub registry_only: bool,
     /// What is done with Istio's names.
     pub istio_names: IstioNames,
     /// An Istio runs in the cluster.
@@ -55,6 +57,7 @@ impl Settings {
             root_namespaces: vec![home.into()],
             discovery: Vec::new(),
             authorizers: Authorizers::new(),
+            registry_only: false,
             istio_names: IstioNames::default(),
             istio_runs: false,
             agents: Vec::new(),
@@ -121,6 +124,7 @@ impl Settings {
             }
             settings.discovery.clone_from(&config.discovery);
             settings.authorizers.clone_from(&config.authorizers);
+            settings.registry_only = config.registry_only;
             settings.istio_names = config.istio_names.unwrap_or(settings.istio_names);
         }
         for name in objects.mesh_configs.keys().filter(|name| **name != own) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use mesh_core::l4::ConnectionRoutes;
 use mesh_core::l7::{Clusters, Security, Table};
 use mesh_core::listener::{Certificates, Listeners};
+use mesh_core::outbound::Outbound;
 use mesh_core::telemetry::Scopes;
 use mesh_core::{ArcStr, NamespacedName, Policy, Service, Workload};
 
@@ -99,6 +100,8 @@ pub struct View {
     pub clusters: BTreeMap<NamespacedName, Arc<Clusters>>,
     /// Where connections to services go, by service.
     pub connections: BTreeMap<NamespacedName, Arc<ConnectionRoutes>>,
+    /// What happens to connections to what nobody is known to have, by whom it is said of.
+    pub outbound: BTreeMap<ArcStr, Arc<Outbound>>,
     /// What DestinationRules say of the places of services, by service, for agents.
     pub places: BTreeMap<NamespacedName, Arc<Clusters>>,
     /// Labels of workloads that those ask for.

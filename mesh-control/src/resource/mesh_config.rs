@@ -56,6 +56,8 @@ pub struct MeshConfig {
     pub telemetry: MeshTelemetry,
     /// Whom policies may ask.
     pub authorizers: Authorizers,
+    /// Pods may reach only what the mesh knows.
+    pub registry_only: bool,
 }
 
 /// Settings of Istio that nothing here heeds yet.
@@ -209,7 +211,7 @@ fn settings(tree: &Tree, path: &str, fields: &mut Fields) -> Option<MeshConfig> 
         }
     }
     config.discovery = discovery(&mesh, fields);
-    outbound(&mesh, fields);
+    config.registry_only = is_registry_only(&mesh, fields);
     let providers = mesh.get("extensionProviders");
     let read = |tree| mesh_providers::read(tree, &mesh.field("extensionProviders"), &mut fields.problems);
     let Providers { takers, authorizers } = providers.map(read).unwrap_or_default();
@@ -239,26 +241,22 @@ fn discovery(mesh: &Mapping<'_>, fields: &mut Fields) -> Vec<LabelSelector> {
     items.iter().enumerate().filter_map(|(index, tree)| label_selector::read(tree, &path(index), fields)).collect()
 }
 
-fn outbound(mesh: &Mapping<'_>, fields: &mut Fields) {
-    let Some(tree) = mesh.get("outboundTrafficPolicy") else { return };
+fn is_registry_only(mesh: &Mapping<'_>, fields: &mut Fields) -> bool {
+    let Some(tree) = mesh.get("outboundTrafficPolicy") else { return false };
     let Some(policy) = fields.mapping(tree, &mesh.field("outboundTrafficPolicy"), &["mode", "egressProxy"]) else {
-        return;
+        return false;
     };
     if policy.get("egressProxy").is_some() {
         let message = "egressProxy is known, but not built yet: it has no effect";
         fields.problems.push(Problem::warning(policy.field("egressProxy"), message));
     }
     match fields.string(&policy, "mode") {
-        None | Some("ALLOW_ANY") => {}
-        Some("REGISTRY_ONLY") => {
-            let message =
-                "REGISTRY_ONLY is known, but not built yet: what the mesh does not know is reached as it is asked for";
-            let problem = Problem::warning(policy.field("mode"), message);
-            fields.problems.push(problem.help("until it is, keep pods from the outside with a NetworkPolicy"));
-        }
+        None | Some("ALLOW_ANY") => false,
+        Some("REGISTRY_ONLY") => true,
         Some(other) => {
             let problem = Problem::error(policy.field("mode"), format!("unknown mode {other:?}"));
             fields.problems.push(problem.help("write ALLOW_ANY or REGISTRY_ONLY"));
+            false
         }
     }
 }
@@ -304,11 +302,7 @@ mod tests {
             ("discoverySelectors: []", true, vec![]),
             ("meshMTLS: {minProtocolVersion: TLSV1_3}", true, vec![format!("warning data.mesh.meshMTLS: meshMTLS {not_built}")]),
             ("udp: deny", true, vec![format!("warning data.mesh.udp: udp {not_built}")]),
-            (
-                "outboundTrafficPolicy: {mode: REGISTRY_ONLY}",
-                true,
-                vec!["warning data.mesh.outboundTrafficPolicy.mode: REGISTRY_ONLY is known, but not built yet: what the mesh does not know is reached as it is asked for".into()],
-            ),
+            ("outboundTrafficPolicy: {mode: REGISTRY_ONLY}", true, vec![]),
             (
                 "enableAutoMtls: false",
                 true,
@@ -323,6 +317,10 @@ mod tests {
         ] {
             let (config, problems) = read_text(text);
             assert_eq!((config.is_some(), &problems), (is_good, &said), "{text}");
+        }
+        for (text, expected) in [("{mode: REGISTRY_ONLY}", true), ("{mode: ALLOW_ANY}", false), ("{}", false)] {
+            let (config, _) = read_text(&format!("outboundTrafficPolicy: {text}"));
+            assert_eq!(config.unwrap().registry_only, expected, "{text}");
         }
         let (config, said) = read_text("a: [\n");
         assert!(config.is_none() && said[0].starts_with("error data.mesh: not valid YAML, line "), "{said:?}");

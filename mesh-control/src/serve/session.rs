@@ -166,7 +166,10 @@ impl Session {
             Audience::Agent => &[Kind::Authorization, Kind::Address],
             Audience::Waypoint(_) => self.audience.kinds(),
         };
-        kinds.iter().filter(|kind| **kind != Kind::Connections).all(|kind| self.kinds.contains_key(kind))
+        kinds
+            .iter()
+            .filter(|kind| !matches!(kind, Kind::Connections | Kind::Outbound))
+            .all(|kind| self.kinds.contains_key(kind))
     }
 
     /// Whether the client has yet to acknowledge something.

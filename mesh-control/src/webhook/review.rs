@@ -18,6 +18,7 @@ use serde_json::{Value as Json, json};
 use crate::cluster::decode;
 use crate::diagnosis::{Problem, Severity, printable};
 use crate::resource::meta::{Head, TypeMeta, head};
+use crate::resource::routing::Routing;
 use crate::resource::{self, Object, routing};
 
 /// An object that carries it and is not to be kept asks whether anybody is here.
@@ -148,8 +149,13 @@ fn problems(asked: &TypeMeta, mut object: Json, with_istio: bool) -> Vec<Problem
         Some(Head::Object(key)) => match contain("review", || resource::read(&key, &tree)) {
             Some(read) => {
                 // It is let in, and whoever makes it should know what will come of it.
-                let is_for_us =
-                    |object: &Object| matches!(object, Object::Routing(of) if routing::is_ours(of, with_istio));
+                let is_for_us = |object: &Object| match object {
+                    Object::Routing(Routing::Sidecar(sidecar)) if sidecar.spec.outbound_traffic_policy.is_some() => {
+                        false
+                    }
+                    Object::Routing(of) => routing::is_ours(of, with_istio),
+                    _ => false,
+                };
                 // Whether a waypoint acts on it only the joining knows: then its status says so.
                 let inaction = routing::inaction(key.kind)
                     .filter(|_| !routing::is_of_waypoints(key.kind) && read.outcome.as_ref().is_ok_and(is_for_us));
@@ -322,6 +328,16 @@ mod tests {
                 true,
                 "",
                 1,
+            ),
+            (
+                "agents act on it",
+                ("networking.istio.io", "v1", "Sidecar"),
+                "CREATE",
+                object(json!({ "outboundTrafficPolicy": {} })),
+                none.clone(),
+                true,
+                "",
+                0,
             ),
             (
                 "who acts on it is to be seen",

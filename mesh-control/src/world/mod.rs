@@ -15,12 +15,12 @@ use std::sync::{Arc, LazyLock};
 use mesh_core::l7::Labels;
 use mesh_core::{ArcStr, NamespacedName, Service, Workload};
 use mesh_proto::convert::{
-    encode_certificates, encode_clusters, encode_connection_routes, encode_listeners, encode_policy,
+    encode_certificates, encode_clusters, encode_connection_routes, encode_listeners, encode_outbound, encode_policy,
     encode_route_table, encode_security, encode_service, encode_telemetry, encode_workload, encode_workload_labels,
 };
 use mesh_proto::{
     ADDRESS_TYPE, AUTHORIZATION_TYPE, CERTIFICATES_TYPE, CLUSTERS_TYPE, CONNECTION_ROUTES_TYPE, LISTENERS_TYPE,
-    ROUTE_TABLE_TYPE, SECURITY_TYPE, TELEMETRY_TYPE, WORKLOAD_LABELS_TYPE,
+    OUTBOUND_TYPE, ROUTE_TABLE_TYPE, SECURITY_TYPE, TELEMETRY_TYPE, WORKLOAD_LABELS_TYPE,
 };
 use parking_lot::Mutex;
 
@@ -49,6 +49,8 @@ pub enum Kind {
     Clusters,
     /// Where connections to services go. They come after the services and the places that they name.
     Connections,
+    /// What happens to connections of agents' pods to what nobody is known to have.
+    Outbound,
     /// What a waypoint does with requests.
     RouteTable,
     /// What a gateway shows and believes: secrets, which are that gateway's alone.
@@ -83,7 +85,7 @@ impl Audience {
 
 impl Kind {
     /// In the order in which they are sent.
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 11] = [
         Kind::Authorization,
         Kind::Address,
         Kind::Security,
@@ -91,12 +93,14 @@ impl Kind {
         Kind::Labels,
         Kind::Clusters,
         Kind::Connections,
+        Kind::Outbound,
         Kind::RouteTable,
         Kind::Certificates,
         Kind::Listeners,
     ];
     /// Those of agents, who all have the same. Waypoints have labels and clusters of their own instead, and everything else.
-    pub const SHARED: [Kind; 5] = [Kind::Authorization, Kind::Address, Kind::Labels, Kind::Clusters, Kind::Connections];
+    pub const SHARED: [Kind; 6] =
+        [Kind::Authorization, Kind::Address, Kind::Labels, Kind::Clusters, Kind::Connections, Kind::Outbound];
 
     /// The kind with this type URL.
     pub fn of_url(url: &str) -> Option<Kind> {
@@ -109,6 +113,7 @@ impl Kind {
             Kind::Authorization => AUTHORIZATION_TYPE,
             Kind::Address => ADDRESS_TYPE,
             Kind::Connections => CONNECTION_ROUTES_TYPE,
+            Kind::Outbound => OUTBOUND_TYPE,
             Kind::Security => SECURITY_TYPE,
             Kind::Telemetry => TELEMETRY_TYPE,
             Kind::Labels => WORKLOAD_LABELS_TYPE,
@@ -125,6 +130,7 @@ impl Kind {
             Kind::Authorization => "authorization",
             Kind::Address => "address",
             Kind::Connections => "connection_routes",
+            Kind::Outbound => "outbound",
             Kind::Security => "security",
             Kind::Telemetry => "telemetry",
             Kind::Labels => "workload_labels",
@@ -153,6 +159,7 @@ pub struct World {
     authorizations: Table,
     addresses: Table,
     connections: Table,
+    outbound: Table,
     /// What agents have of the kinds of which waypoints have their own: what is said of places, by service, and labels that those ask for.
     places: Table,
     labels: Table,
@@ -215,6 +222,10 @@ impl World {
             let of = |all| Resource::new(CLUSTERS_TYPE, name.clone(), Vec::new(), encode_clusters(&name, all));
             (name.clone(), new.map(of))
         });
+        let outbound = changes(&self.view.outbound, &view.outbound).into_iter().map(|(name, _, new)| {
+            let of = |said| Resource::new(OUTBOUND_TYPE, name.clone(), Vec::new(), encode_outbound(said));
+            (name.clone(), new.map(of))
+        });
         let mut own = self.own.clone();
         let (clusters, tables) = ((&self.view.clusters, &view.clusters), (&self.view.tables, &view.tables));
         let security = changes(&self.view.security, &view.security);
@@ -234,6 +245,7 @@ impl World {
             authorizations: self.authorizations.replaced(policies),
             addresses: self.addresses.replaced(addresses),
             connections: self.connections.replaced(connections),
+            outbound: self.outbound.replaced(outbound),
             places: self.places.replaced(places),
             labels: self.labels.replaced(labelled(&self.view.place_labels, &view.place_labels)),
             aliases,
@@ -250,6 +262,7 @@ impl World {
             (Kind::Authorization, _) => &self.authorizations,
             (Kind::Address, _) => &self.addresses,
             (Kind::Connections, _) => &self.connections,
+            (Kind::Outbound, Audience::Agent) => &self.outbound,
             (Kind::Clusters, Audience::Agent) => &self.places,
             (Kind::Labels, Audience::Agent) => &self.labels,
             (_, Audience::Agent) => &NONE,
@@ -263,6 +276,7 @@ impl World {
         tables(&self.authorizations, &other.authorizations)
             && tables(&self.addresses, &other.addresses)
             && tables(&self.connections, &other.connections)
+            && tables(&self.outbound, &other.outbound)
             && tables(&self.places, &other.places)
             && tables(&self.labels, &other.labels)
             && self.own.len() == other.own.len()

@@ -417,3 +417,57 @@ fn a_route_leads_connections_to_another_service() {
     let answer = go(&snapshot, "198.19.0.1:80", ServerName::Unread).unwrap();
     assert_eq!(answer, "HBONE to 198.18.0.1:8080 (c//Pod/shop/cart-1)");
 }
+
+#[test]
+fn features_SB_3_B66_what_nobody_has_is_refused_where_only_the_registry_counts() {
+    use crate::outbound::{Outbound, Scope};
+    let mut store = mesh();
+    let said = |registry_only| Outbound { registry_only, origin: "Sidecar shop/default".into() };
+    let of = |snapshot: &Snapshot, uid: &str, destination: &str| {
+        let source =
+            Client { ips: vec![ip("198.18.0.99")], namespace: "shop".into(), uid: uid.into(), ..Client::default() };
+        let destination = destination.parse().unwrap();
+        let request = Request { source: &source, destination, place: None, now_ms: 0, tried: &[] };
+        let route = resolve(snapshot, &request, &mut StdRng::seed_from_u64(1));
+        route.map_or_else(|e| format!("{} {e}", e.reason()), |route| route.to_string())
+    };
+    let refused = |ip: &str| {
+        let rule = "and only what it knows may be reached (Sidecar shop/default)";
+        format!("not_in_registry {ip} is nobody's that the mesh knows, {rule}")
+    };
+    let change = Change::Outbound(Scope::Namespace("shop".into()), said(true));
+    let free = Change::Outbound(Scope::Workload("free".into()), said(false));
+    let snapshot = store.apply(vec![change, free]).snapshot;
+    for (destination, expected) in [
+        ("198.51.100.7:443", refused("198.51.100.7")),
+        ("[::ffff:198.51.100.7]:443", refused("198.51.100.7")),
+        ("[2001:db8::7]:443", refused("2001:db8::7")),
+        // Somebody's, as before.
+        ("198.18.0.2:9000", "plain TCP to 198.18.0.2:9000 (c//Pod/shop/plain-1)".into()),
+        ("198.19.0.5:443", "passthrough to 198.19.0.5:443".into()),
+        (
+            "198.19.8.77:80",
+            "no_endpoints service shop/ranged.shop.svc.cluster.local has no endpoint left for port 80".into(),
+        ),
+        (
+            "198.18.7.7:80",
+            "unknown_mesh_address 198.18.7.7 is inside the mesh but belongs to no known workload or service".into(),
+        ),
+    ] {
+        assert_eq!(of(&snapshot, "bound", destination), expected, "{destination}");
+    }
+    assert_eq!(of(&snapshot, "free", "198.51.100.7:443"), "passthrough to 198.51.100.7:443");
+    let applied = store.apply(vec![Change::RemoveOutbound(Scope::Namespace("shop".into()))]);
+    assert!(applied.diff.outbound);
+    assert_eq!(of(&applied.snapshot, "bound", "198.51.100.7:443"), "passthrough to 198.51.100.7:443");
+}
+
+#[test]
+fn what_the_registry_has_is_said_of_whole_ranges() {
+    let snapshot = mesh().snapshot();
+    let has = |text: &str| snapshot.has("", &text.parse().unwrap());
+    assert!(has("198.18.0.1/32") && has("198.19.0.1/32") && has("198.19.8.0/24") && has("fd00:199::1/128"));
+    assert!(!has("198.19.8.77/32") && !has("198.19.8.0/25") && !has("198.18.0.0/16") && !has("198.51.100.7/32"));
+    assert_eq!(snapshot.ranges().count(), 2);
+    assert!(snapshot.owned("").any(|address| address == ip("198.18.0.1")));
+}

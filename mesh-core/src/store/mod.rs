@@ -36,6 +36,8 @@ pub struct Diff {
     pub global_policies: bool,
     /// Namespaces of which a namespace-wide policy changed.
     pub policy_namespaces: BTreeSet<ArcStr>,
+    /// What is said of connections to what nobody is known to have.
+    pub outbound: bool,
     /// The first full state is complete with this batch.
     pub synced: bool,
 }
@@ -131,6 +133,10 @@ impl Store {
                     self.current.clusters.insert(service, Arc::new(clusters));
                 }
                 Change::RemoveClusters(service) => _ = self.current.clusters.remove(&service),
+                Change::Outbound(scope, said) => {
+                    batch.diff.outbound |= self.current.outbound.insert(scope, said.clone()) != Some(said);
+                }
+                Change::RemoveOutbound(scope) => batch.diff.outbound |= self.current.outbound.remove(&scope).is_some(),
                 Change::Labels(changes) => self.current.labels = Arc::new(self.current.labels.with(changes)),
                 Change::Ranges(ranges) => {
                     let ranges: JointPrefixSet<_> = ranges.into_iter().collect();

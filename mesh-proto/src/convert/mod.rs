@@ -9,6 +9,7 @@ mod error;
 mod field;
 mod l4;
 mod l7;
+mod outbound;
 mod policy;
 mod rate_limit;
 mod security;
@@ -35,6 +36,7 @@ pub use l7::{
     workload_labels,
 };
 use mesh_core::{Policy, Service, Workload};
+pub use outbound::{encode_outbound, outbound, unread_outbound};
 use prost::Message;
 pub use rate_limit::{Counted, Nearest, encode_rate_limit, rate_limit_answer};
 pub use security::{ClosedEntry, ReadSecurity, encode_security, security};

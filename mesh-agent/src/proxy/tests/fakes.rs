@@ -1,11 +1,12 @@
 //! What stands in for the kernel and for the certificate authority in the tests' mesh.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use ipnet::IpNet;
 use mesh_core::{Identity, TrustDomain, ports};
 use mesh_transport::tls::{IdentityCertificate, Roots};
 use parking_lot::Mutex;
@@ -25,6 +26,9 @@ pub struct FakeKernel {
     pub client_map_full: AtomicBool,
     /// Set: the app of a connected socket sees the agent's own address.
     pub client_hidden: AtomicBool,
+    /// Whether pods may reach only what the registry knows, and that.
+    pub registry_only: Mutex<HashMap<u64, bool>>,
+    pub registry: Mutex<BTreeSet<IpNet>>,
     /// Set: there is no room for the modes of ports.
     pub ports_full: AtomicBool,
     /// How many modes found none.
@@ -69,6 +73,22 @@ impl Interception for FakeKernel {
         self.modes.lock().insert(cookie, if whole { mode.clone() } else { reduced });
         self.reduced.fetch_add((!whole).into(), Ordering::Relaxed);
         Ok(whole)
+    }
+
+    fn set_registry_only(&self, cookie: u64, registry_only: bool) -> std::io::Result<()> {
+        self.registry_only.lock().insert(cookie, registry_only);
+        Ok(())
+    }
+
+    fn registry(&self) -> std::io::Result<BTreeSet<IpNet>> {
+        Ok(self.registry.lock().clone())
+    }
+
+    fn set_registry(&self, add: &[IpNet], remove: &[IpNet]) -> std::io::Result<Vec<IpNet>> {
+        let mut registry = self.registry.lock();
+        registry.retain(|range| !remove.contains(range));
+        registry.extend(add);
+        Ok(Vec::new())
     }
 }
 

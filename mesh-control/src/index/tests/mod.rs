@@ -1,6 +1,7 @@
 //! Manifests in, what agents get out: the manifests that the tests are made of.
 
 mod joins;
+mod outbound;
 mod policies;
 mod security;
 mod service_entries;

@@ -26,7 +26,7 @@ fn deny(namespace: &str, name: &str) -> String {
     )
 }
 
-const ISTIOD: &str = "---\napiVersion: v1\nkind: Service\nmetadata: {name: istiod, namespace: istio-system}\nspec: {selector: {app: istiod}, ports: [{port: 15012}]}\n";
+pub const ISTIOD: &str = "---\napiVersion: v1\nkind: Service\nmetadata: {name: istiod, namespace: istio-system}\nspec: {selector: {app: istiod}, ports: [{port: 15012}]}\n";
 
 /// Whether the only pod refuses plaintext.
 fn is_strict(text: &str) -> bool {

@@ -189,7 +189,7 @@ pub fn inaction(kind: Kind) -> Option<&'static str> {
         Kind::WorkloadEntry | Kind::WorkloadGroup => {
             Some("known, not in force: endpoints are pods, and what ServiceEntries write")
         }
-        Kind::Sidecar => Some("known, not in force: agents know all services, and let the rest pass"),
+        Kind::Sidecar => Some("known, not in force: agents know all services, and it has no outboundTrafficPolicy"),
         _ => None,
     }
 }

@@ -289,8 +289,19 @@ impl Spec for Sidecar {
                 tls.check(&format!("{field}.tls"), check);
             }
         }
+        // Without a policy all of it is told to have no effect.
+        if self.outbound_traffic_policy.is_some() {
+            for (field, is_there) in [("egress", !self.egress.is_empty()), ("ingress", !self.ingress.is_empty())] {
+                if is_there {
+                    let why = "known, not in force: of a Sidecar outboundTrafficPolicy counts";
+                    check.warning(format!("spec.{field}"), why, "");
+                }
+            }
+        }
         if let Some(proxy) = self.outbound_traffic_policy.as_ref().and_then(|policy| policy.egress_proxy.as_ref()) {
             check.must("spec.outboundTrafficPolicy.egressProxy.host", host(&proxy.host));
+            let why = "known, not in force: what nobody is known to have is refused, or reached as it is asked for";
+            check.warning("spec.outboundTrafficPolicy.egressProxy", why, "");
         }
     }
 }

@@ -61,7 +61,10 @@ fn sidecars() {
         &[(
             "{workloadSelector: {labels: {app: a}}, egress: [{hosts: ['./*', istio-system/*, '~/*', '~other/a.com']}], outboundTrafficPolicy: {mode: REGISTRY_ONLY},
               ingress: [{port: {number: 80, protocol: HTTP, name: http}, defaultEndpoint: '127.0.0.1:8080', connectionPool: {x: 1}}]}",
-            &[],
+            &[
+                "w egress: known, not in force: of a Sidecar outboundTrafficPolicy counts",
+                "w ingress: known, not in force: of a Sidecar outboundTrafficPolicy counts",
+            ],
         )],
     );
     bad(

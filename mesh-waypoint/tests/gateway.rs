@@ -15,8 +15,8 @@ use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::l7::{Backend as Place, Forward, HostPattern, Table, Target, VirtualHost};
 use mesh_core::listener::{
-    Certificates, ClientCert, Clients, Credential, Encryption, Listener, Listeners, Passage, Secret, Serves, Tls, Topology,
-    Transport,
+    Certificates, ClientCert, Clients, Credential, Encryption, Listener, Listeners, Passage, Secret, Serves, Tls,
+    Topology, Transport,
 };
 use mesh_core::telemetry::{AccessLog, LogFormat, Scopes, Telemetry};
 use mesh_waypoint::Settings;

@@ -78,11 +78,8 @@ impl Labels {
 
     /// Of datagrams of one client.
     pub(super) fn of_udp(who: &Who<'_>, custom: &Custom) -> Self {
-        let mut labels = Self::with_flags(ends(who, arcstr::literal!("udp")), Flags::default(), custom);
         // Nobody proves anything by them.
-        let security = labels.pairs.iter_mut().find(|(name, _)| name == "connection_security_policy");
-        security.into_iter().for_each(|(_, value)| *value = arcstr::literal!("unknown"));
-        labels
+        Self::with_flags(ends(who, arcstr::literal!("udp")), Flags::default(), UNKNOWN, custom)
     }
 
     /// Stands for all requests or connections whose labels found no room.

@@ -218,6 +218,7 @@ impl Session {
             head_ms: None,
             http2: false,
             copied: Some("udp"),
+            scheme: "http",
             rule: "",
             endpoint: Some((&self.endpoint.workload, self.endpoint.service.as_ref(), self.endpoint.address)),
             answered: talk.said.answered > 0,

@@ -63,7 +63,9 @@ impl Origin {
         before: Option<&Arc<Self>>,
     ) -> Option<Result<Arc<Self>, String>> {
         let asked = tls.server()?;
-        let known = |name: &ArcStr| Some((name.clone(), certificates.all.get(name).cloned()?));
+        // One that is there to be shown alone has nobody to be believed by.
+        let has_roots = |one: &&Arc<Credential>| !one.roots.is_empty();
+        let known = |name: &ArcStr| Some((name.clone(), certificates.all.get(name).filter(has_roots).cloned()?));
         let made_of = MadeOf {
             tls: tls.clone(),
             host: host.clone(),

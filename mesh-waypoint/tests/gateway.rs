@@ -297,8 +297,24 @@ async fn features_B16_clients_without_a_certificate_are_refused_where_one_is_ask
     mutual(Clients::default());
     assert_eq!(come(None).await, Some(String::new()));
     assert_eq!(come(Some(others.issue("client.example"))).await, None);
+    // Who comes in without anybody's word is told of to nobody as who he says he is.
     mutual(Clients { unverified: true, ..Clients::default() });
-    assert!(come(Some(others.issue("client.example"))).await.unwrap().contains("DNS=client.example"));
+    assert_eq!(come(Some(others.issue("client.example"))).await, Some(String::new()));
+    assert_eq!(come(None).await, Some(String::new()));
+    assert!(come(Some(ca.issue("client.example"))).await.unwrap().contains("DNS=client.example"));
+    // Of several roots those that are known count; without one nobody comes in, asked or not.
+    let believing = |roots: &[&str], unverified: bool| {
+        let roots = roots.iter().map(|root| (*root).into()).collect();
+        let clients = Some(Clients { required: !unverified, unverified, roots, ..Clients::default() });
+        let encryption = Encryption::Ends(Tls { clients, ..Tls::with(vec!["shop/a".into()]) });
+        listen(&gateway, vec![listener("a", port, &["a.example"], encryption, to_service(&["*"], "app"))]);
+    };
+    believing(&["ConfigMap shop/none", "shop/ca"], false);
+    assert!(come(Some(ca.issue("client.example"))).await.is_some());
+    for unverified in [false, true] {
+        believing(&["ConfigMap shop/none", "shop/a"], unverified);
+        assert_eq!(come(Some(ca.issue("client.example"))).await, None, "{unverified}");
+    }
     // What a proxy in front has said of its client goes on where that is asked for.
     for (client_cert, shows, expected) in [
         (ClientCert::Sanitize, true, ["", ""]),

@@ -203,6 +203,32 @@ mod tests {
     }
 
     #[test]
+    fn features_GA_policies_are_told_of_gateways_in_the_same_form() {
+        let kind = Kind::BackendTlsPolicy;
+        let now: Timestamp = "2026-11-21T10:00:00Z".parse().unwrap();
+        let mut good = verdict(true, true, false);
+        good.route.as_mut().unwrap().served = [reference("a")].into();
+        let written = |said: &[ParentSaid]| told(&[], said, 3, now).unwrap();
+        let ours = written(&said(kind, &good));
+        assert_eq!(ours[0]["ancestorRef"]["name"], "a");
+        let reasons = |one: &Json| {
+            let all = one["conditions"].as_array().unwrap().iter();
+            all.map(|c| format!("{}:{}", c["status"], c["reason"]).replace('"', "")).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(reasons(&ours[0]), "True:Accepted True:ResolvedRefs");
+        assert_eq!(told(&ours, &said(kind, &good), 3, now), None, "nothing new");
+        // Nobody reaches what it is about any more.
+        assert_eq!(told(&ours, &[], 3, now), Some(Vec::new()));
+        let mut never = verdict(false, true, false);
+        never.route.as_mut().unwrap().broken = None;
+        assert_eq!(reasons(&written(&said(kind, &never))[0]), "False:Invalid");
+        // The definition lets no more stand there.
+        let mut many = good;
+        many.route.as_mut().unwrap().parents = (0..20).map(|n| (reference(&n.to_string()), None)).collect();
+        assert_eq!(written(&said(kind, &many)).len(), MOST_ANCESTORS);
+    }
+
+    #[test]
     fn what_others_say_of_their_parents_stays() {
         let (first, now): (Timestamp, Timestamp) =
             ("2026-01-01T00:00:00Z".parse().unwrap(), "2026-11-21T10:00:00Z".parse().unwrap());

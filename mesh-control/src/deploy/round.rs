@@ -15,6 +15,7 @@ use super::plan::{self, Asked, Parameters, Plan};
 use super::standing::{Seen, told};
 use super::{Defaults, classes, standing};
 use crate::index::Settings;
+use crate::index::l7::listeners::frontend::GatewayTold;
 use crate::index::l7::listeners::told::ListenerTold;
 use crate::resource::routing::Gateway;
 
@@ -98,6 +99,8 @@ pub struct Applied {
 pub struct Listened {
     /// What its listeners are told, in their order.
     pub told: Vec<ListenerTold>,
+    /// What it is told itself.
+    pub gateway: GatewayTold,
     /// Ports that are listened on besides, because a ListenerSet or a Gateway of Istio asks for them.
     pub ports: BTreeSet<u16>,
     /// The ListenerSets that name it.
@@ -230,7 +233,8 @@ pub fn round(
         }
         let attached = joined.sets.values().filter(|set| set.told.is_accepted()).count();
         let attached = known.objects.contains_key(&What::ListenerSet).then_some(attached);
-        let status = standing::status(object, &told.with(&joined.told), &joined.told, attached, now);
+        let status =
+            standing::status(object, &told.with(&joined.told).of(&joined.gateway), &joined.told, attached, now);
         steps.extend(status.map(|status| tell(What::Gateway, name, status)));
     }
     steps.extend(leavings(known, &kept));

@@ -392,7 +392,8 @@ fn listened(view: &View, name: &NamespacedName, spec: &Gateway) -> Option<Listen
         let spec = view.routes.listener_sets.get(set)?.spec.clone();
         Some((set.clone(), Joined { spec, told: told.clone() }))
     });
-    Some(Listened { told, sets: sets.collect(), ports: ports.filter(|port| !own.contains(port)).collect() })
+    let gateway = view.gateways_told.get(name).cloned().unwrap_or_default();
+    Some(Listened { told, gateway, sets: sets.collect(), ports: ports.filter(|port| !own.contains(port)).collect() })
 }
 
 fn name(object: &Json) -> Option<NamespacedName> {

@@ -9,8 +9,11 @@ use serde_json::{Value as Json, json};
 
 use super::plan::{Plan, Refusal};
 use crate::index::Settings;
+use crate::index::l7::listeners::frontend::GatewayTold;
 use crate::index::l7::listeners::told::{ListenerTold, Why};
 
+/// Conditions that are only there while there is something to say.
+const OTHERS: [&str; 2] = ["ResolvedRefs", "InsecureFrontendValidationMode"];
 /// Listeners in one message.
 const MOST_TOLD: usize = 5;
 
@@ -43,6 +46,8 @@ pub struct Condition {
 pub struct Told {
     /// `Accepted` and `Programmed`.
     pub conditions: [Condition; 2],
+    /// Those that not every Gateway has: [`OTHERS`].
+    pub others: Vec<Condition>,
     /// Where it is found: type and value.
     pub addresses: Vec<(&'static str, String)>,
 }
@@ -61,6 +66,7 @@ pub fn told(plan: &Plan, seen: Seen<'_>, namespace: &str, settings: &Settings) -
                 condition("Accepted", false, reason, message),
                 condition("Programmed", false, "Invalid", "what was made of it before stays as it was"),
             ],
+            others: Vec::new(),
             addresses: Vec::new(),
         },
         Plan::Manual(_, hosts) => {
@@ -70,12 +76,13 @@ pub fn told(plan: &Plan, seen: Seen<'_>, namespace: &str, settings: &Settings) -
                 false => format!("{host}.{namespace}.svc.{}", settings.cluster_domain),
             };
             let addresses = hosts.iter().map(|host| ("Hostname", whole(host))).collect();
-            Told { conditions: [accepted, condition("Programmed", true, "Programmed", message)], addresses }
+            let conditions = [accepted, condition("Programmed", true, "Programmed", message)];
+            Told { conditions, others: Vec::new(), addresses }
         }
         Plan::Deploy(asked, service) => {
             let addresses = addresses(seen.service);
             let programmed = programmed(seen, &addresses, &service.addresses, &asked.name, &asked.deployed);
-            Told { conditions: [accepted, programmed], addresses }
+            Told { conditions: [accepted, programmed], others: Vec::new(), addresses }
         }
     }
 }
@@ -159,6 +166,20 @@ impl Told {
         }
         self
     }
+
+    /// With what is about none of its listeners.
+    #[must_use]
+    pub fn of(mut self, own: &GatewayTold) -> Self {
+        let resolved = |shown: &Result<(), Why>| match shown {
+            Ok(()) => condition("ResolvedRefs", true, "ResolvedRefs", "all references lead somewhere"),
+            Err((reason, why)) => condition("ResolvedRefs", false, reason, why.clone()),
+        };
+        self.others.extend(own.shown.as_ref().map(resolved));
+        let insecure = "clients come in whose certificates nobody vouches for, and those without one";
+        let insecure = condition("InsecureFrontendValidationMode", true, "ConfigurationChanged", insecure);
+        self.others.extend(own.insecure.then_some(insecure));
+        self
+    }
 }
 
 /// What is wrong with listeners, the first of them; nothing if all can be served.
@@ -179,8 +200,13 @@ pub fn status(
     let generation = object.pointer("/metadata/generation").and_then(Json::as_i64).unwrap_or_default();
     let empty = json!([]);
     let before = |path: &str| object.pointer(path).unwrap_or(&empty);
-    let conditions = told.conditions.iter().map(|c| since(before("/status/conditions"), c, generation, now));
+    let all_told = told.conditions.iter().chain(&told.others);
+    let conditions = all_told.map(|c| since(before("/status/conditions"), c, generation, now));
     let conditions: Vec<Json> = conditions.collect();
+    let is_old = |one: &Json| {
+        OTHERS.iter().any(|kind| one["type"] == *kind) && !told.others.iter().any(|own| one["type"] == own.kind)
+    };
+    let has_old = before("/status/conditions").as_array().is_some_and(|all| all.iter().any(is_old));
     let addresses: Vec<Json> =
         told.addresses.iter().map(|(kind, value)| json!({ "type": kind, "value": value })).collect();
     let listeners: Vec<Json> =
@@ -188,7 +214,8 @@ pub fn status(
     let all = |list: &[Json], before: &Json| {
         before.as_array().is_some_and(|before| list.iter().all(|one| before.contains(one)))
     };
-    let is_there = all(&conditions, before("/status/conditions"))
+    let is_there = !has_old
+        && all(&conditions, before("/status/conditions"))
         && before("/status/addresses").as_array() == Some(&addresses)
         && (listeners.is_empty() || before("/status/listeners").as_array().map(Vec::len) == Some(listeners.len()))
         && all(&listeners, before("/status/listeners"))

@@ -11,6 +11,7 @@ use super::plan::{Parameters, Plan, plan};
 use super::round::{Applied, Known, Listened, Step, What, round};
 use super::{Defaults, classes};
 use crate::index::Settings;
+use crate::index::l7::listeners::frontend::GatewayTold;
 use crate::index::l7::listeners::told::ListenerTold;
 use crate::resource::mesh_config::IstioNames;
 use crate::resource::routing::Gateway;
@@ -100,11 +101,8 @@ fn listened(_: &NamespacedName, spec: &Gateway) -> Option<Listened> {
         kinds: if listener.protocol == "HBONE" { Vec::new() } else { vec!["HTTPRoute"] },
         ..ListenerTold::default()
     };
-    Some(Listened {
-        told: spec.listeners.iter().map(told).collect(),
-        ports: spec.edges().map(|_| 8443).collect(),
-        ..Listened::default()
-    })
+    let ports = spec.edges().map(|_| 8443).collect();
+    Some(Listened { told: spec.listeners.iter().map(told).collect(), ports, ..Listened::default() })
 }
 
 fn steps(known: &Known) -> Vec<Step> {
@@ -487,6 +485,37 @@ fn features_GA_a_gateway_is_programmed_with_the_addresses_that_it_asks_for_or_to
         assert_eq!((programmed.holds, programmed.reason), (reason == "Programmed", reason), "{asked:?} {given:?}");
         assert!(programmed.message.contains(part), "{}", programmed.message);
     }
+}
+
+#[test]
+fn features_GA_a_gateway_is_told_what_it_shows_and_whom_it_lets_in_while_there_is_something_to_say() {
+    let mut known = known(&[edge(&json!({}))]);
+    let own = std::cell::RefCell::new(GatewayTold::default());
+    let with_own = |name: &NamespacedName, spec: &Gateway| {
+        Some(Listened { gateway: own.borrow().clone(), ..listened(name, spec)? })
+    };
+    let mut ask = || {
+        let steps = round(&known, &defaults(), &Settings::default(), |_| true, with_own, now());
+        perform(&mut known, &steps);
+        let again = round(&known, &defaults(), &Settings::default(), |_| true, with_own, now());
+        assert!(!again.iter().any(|step| matches!(step, Step::Tell((What::Gateway, _), _))), "it stands there");
+        let status = &known.objects[&What::Gateway][&name("shop", "edge")]["status"];
+        let all = status["conditions"].as_array().unwrap();
+        let others = all.iter().filter(|c| c["type"] != "Accepted" && c["type"] != "Programmed");
+        let short = |c: &Json| format!("{}={}:{}", c["type"], c["status"], c["reason"]).replace('"', "");
+        others.map(short).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(ask(), "");
+    own.borrow_mut().shown = Some(Ok(()));
+    assert_eq!(ask(), "ResolvedRefs=True:ResolvedRefs");
+    own.borrow_mut().shown = Some(Err(("InvalidClientCertificateRef", "there is no Secret".to_owned())));
+    own.borrow_mut().insecure = true;
+    let insecure = "InsecureFrontendValidationMode=True:ConfigurationChanged";
+    assert_eq!(ask(), format!("ResolvedRefs=False:InvalidClientCertificateRef {insecure}"));
+    own.borrow_mut().shown = None;
+    assert_eq!(ask(), insecure);
+    *own.borrow_mut() = GatewayTold::default();
+    assert_eq!(ask(), "", "and no more");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use mesh_core::workload::Health;
 use mesh_core::{ArcStr, NamespacedName, Workload};
 
 use super::l7::backend_tls;
+use super::l7::listeners::frontend;
 use super::l7::listeners::told::with_secrets;
 use super::policy::{self, Policies};
 use super::service::{self, Services};
@@ -110,13 +111,15 @@ impl Join {
         problems.extend(routing.problems.iter().filter(is_idle).chain(others).cloned());
         let certified = certificates::index(&l7.references, &objects.secrets, &self.last.certificates);
         // Most meshes have no listener to which that matters.
-        let (told, policies_told) = match certified.unresolved.is_empty() && certified.undecided.is_empty() {
-            true => (l7.told.clone(), l7.policies.clone()),
-            false => (
-                Arc::new(with_secrets(&l7.told, &certified)),
-                Arc::new(backend_tls::with_secrets(&l7.policies, &certified)),
-            ),
-        };
+        let (told, policies_told, gateways_told) =
+            match certified.unresolved.is_empty() && certified.undecided.is_empty() {
+                true => (l7.told.clone(), l7.policies.clone(), l7.gateways.clone()),
+                false => (
+                    Arc::new(with_secrets(&l7.told, &certified)),
+                    Arc::new(backend_tls::with_secrets(&l7.policies, &certified)),
+                    Arc::new(frontend::with_secrets(&l7.gateways, &certified)),
+                ),
+            };
         let undecided = certified.undecided;
         problems.extend(certified.problems);
         let certificates = certified.certificates;
@@ -205,6 +208,7 @@ impl Join {
             unheard_secrets: !undecided.is_empty(),
             undecided,
             policies_told,
+            gateways_told,
             listening: l7.listening.clone(),
             listeners_told: told,
             security: security.security.clone(),

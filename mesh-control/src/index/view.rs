@@ -10,6 +10,7 @@ use mesh_core::outbound::Outbound;
 use mesh_core::telemetry::Scopes;
 use mesh_core::{ArcStr, NamespacedName, Policy, Service, Workload};
 
+use super::l7::listeners::frontend::GatewaysTold;
 use super::l7::listeners::told::Told;
 use super::l7::{backend_tls, labels};
 use super::routing::{Listening, Resolved};
@@ -114,6 +115,8 @@ pub struct View {
     pub listening: Arc<Listening>,
     /// What listeners are told; nothing of Gateways and ListenerSets of which it is not known yet.
     pub listeners_told: Arc<Told>,
+    /// What Gateways themselves are told.
+    pub gateways_told: Arc<GatewaysTold>,
     /// What BackendTLSPolicies are told; nothing of those of which it is not known yet.
     pub policies_told: Arc<backend_tls::Told>,
     /// Objects that name something of which nothing was heard yet.

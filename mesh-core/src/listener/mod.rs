@@ -119,9 +119,9 @@ pub enum TlsVersion {
 pub struct Clients {
     /// Without a certificate there is no connection.
     pub required: bool,
-    /// One that nobody vouches for is let in as well, and known for what it is: the Gateway API's `AllowInsecureFallback`.
+    /// One that nobody vouches for is let in as well, and nobody is told who he says he is: the Gateway API's `AllowInsecureFallback`.
     pub unverified: bool,
-    /// Names of the credentials whose roots are believed.
+    /// Names of the credentials whose roots are believed, those of them that are known; without one nobody is let in.
     pub roots: Vec<ArcStr>,
     /// Of these alternative names one must be the client's; none means any.
     pub names: Vec<ArcStr>,

@@ -101,7 +101,7 @@ fn told<S>(stream: &TlsStream<S>, terms: &Terms) -> Result<(Option<Spoken>, Opti
     let (_, tls) = stream.get_ref();
     let chain = tls.peer_certificates();
     terms.admit(chain).map_err(|why| format!("the client is not let in: {why}"))?;
-    let client = chain.and_then(<[_]>::first).map(terms::element);
+    let client = chain.filter(|chain| terms.vouches_for(chain)).and_then(<[_]>::first).map(terms::element);
     let alpn = tls.alpn_protocol().map(|name| if name == b"h2" { Spoken::Http2 } else { Spoken::Http1 });
     Ok((alpn, client))
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ::aws_lc_rs::digest::{SHA256, digest};
 use mesh_core::listener::{Certificates, Clients, Credential, Tls, TlsVersion};
-use mesh_transport::tls::pem;
+use mesh_transport::tls::{WallClock, pem};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
@@ -15,6 +15,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
+use rustls::time_provider::TimeProvider;
 use rustls::{
     DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig, SignatureScheme,
     SupportedProtocolVersion,
@@ -27,6 +28,8 @@ pub struct Terms {
     /// For the handshake.
     pub config: Arc<ServerConfig>,
     clients: Option<Clients>,
+    /// Who judges certificates of clients that come in all the same.
+    doubted: Option<Arc<dyn ClientCertVerifier>>,
 }
 
 impl fmt::Debug for Terms {
@@ -55,9 +58,14 @@ pub fn make(tls: &Tls, http: bool, certificates: &Certificates) -> Result<Terms,
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&versions)
         .map_err(|error| error.to_string())?;
+    let mut doubted = None;
     let builder = match &tls.clients {
         None => builder.with_no_client_auth(),
-        Some(clients) => builder.with_client_cert_verifier(verifier(clients, certificates, provider)?),
+        Some(clients) => {
+            let path = verifier(clients, certificates, provider)?;
+            doubted = clients.unverified.then(|| Arc::clone(&path));
+            builder.with_client_cert_verifier(Arc::new(Judge { path, unverified: clients.unverified }))
+        }
     };
     let mut config = builder.with_cert_resolver(Arc::new(Shown(keys)));
     if http {
@@ -68,7 +76,7 @@ pub fn make(tls: &Tls, http: bool, certificates: &Certificates) -> Result<Terms,
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
     }
-    Ok(Terms { config: Arc::new(config), clients: tls.clients.clone() })
+    Ok(Terms { config: Arc::new(config), clients: tls.clients.clone(), doubted })
 }
 
 /// With these suites of TLS 1.2 only, if any are named.
@@ -104,13 +112,14 @@ fn verifier(
     provider: Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ClientCertVerifier>, String> {
     let (mut roots, mut revoked) = (RootCertStore::empty(), Vec::new());
-    for name in &clients.roots {
-        let credential = certificates.all.get(name).ok_or_else(|| format!("{name} is not known"))?;
+    // One that is there to be shown alone has nobody to be believed by.
+    let known = |name| Some((name, certificates.all.get(name).filter(|one| !one.roots.is_empty())?));
+    for (name, credential) in clients.roots.iter().filter_map(known) {
         pem::add_roots(&credential.roots, &mut roots).map_err(|why| format!("{name}: the roots: {why}"))?;
         revoked.extend(pem::revoked(&credential.revoked).map_err(|why| format!("{name}: what is revoked: {why}"))?);
     }
     if roots.is_empty() {
-        return Err("nobody is known by whom clients are believed".to_owned());
+        return Err(format!("nobody is known by whom clients are believed, of {}", clients.roots.join(", ")));
     }
     let only_known = revoked.is_empty();
     let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).with_crls(revoked);
@@ -121,11 +130,18 @@ fn verifier(
         // The list is the leaf's issuer's; those between it and a root have lists elsewhere.
         builder = builder.only_check_end_entity_revocation().allow_unknown_revocation_status();
     }
-    let verifier = builder.build().map_err(|error| error.to_string())?;
-    Ok(Arc::new(Judge { path: verifier, unverified: clients.unverified }))
+    builder.build().map_err(|error| error.to_string()).map(|path| path as Arc<dyn ClientCertVerifier>)
 }
 
 impl Terms {
+    /// Whether somebody vouches for a client that was let in and has shown this chain: of another nothing is said to anybody.
+    #[must_use]
+    pub fn vouches_for(&self, chain: &[CertificateDer<'_>]) -> bool {
+        let Some((path, (leaf, rest))) = self.doubted.as_ref().zip(chain.split_first()) else { return true };
+        let now = WallClock.current_time();
+        rest.len() <= pem::INTERMEDIATES && now.is_some_and(|now| path.verify_client_cert(leaf, rest, now).is_ok())
+    }
+
     /// Whether a client may come in that has shown this chain; the error says why not.
     pub fn admit(&self, chain: Option<&[CertificateDer<'_>]>) -> Result<(), &'static str> {
         let Some(clients) = &self.clients else { return Ok(()) };

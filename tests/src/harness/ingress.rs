@@ -5,6 +5,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -62,6 +63,17 @@ impl Pair {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
         Ok(Arc::new(builder.with_no_client_auth().with_single_cert(self.chain()?, self.key()?)?))
+    }
+
+    /// The same, that asks clients for a certificate of `authority`, and goes on without one.
+    pub fn server_asking(&self, authority: &Authority) -> Result<Arc<ServerConfig>> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(authority.pem.as_bytes())?)?;
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+        let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        let builder = builder.with_client_cert_verifier(verifier.allow_unauthenticated().build()?);
+        Ok(Arc::new(builder.with_single_cert(self.chain()?, self.key()?)?))
     }
 }
 

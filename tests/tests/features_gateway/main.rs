@@ -2,6 +2,7 @@
 
 #![expect(non_snake_case, reason = "tests carry the ids of their rows")]
 
+mod backends;
 mod datagrams;
 mod plain;
 mod secure;

@@ -25,6 +25,8 @@ pub struct Of<'a, 'o> {
     pub gateway: &'a NamespacedName,
     /// Policies about what it reaches.
     pub policies: &'a Policies<'o>,
+    /// What it shows to servers, or why it reaches none.
+    pub shown: &'a Result<Option<ArcStr>, ArcStr>,
 }
 
 /// For whom places are read, and what is found besides.

@@ -30,22 +30,26 @@ pub mod virtual_service;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
-use mesh_core::NamespacedName;
 use mesh_core::l4::ConnectionRoutes;
 use mesh_core::l7::order::Candidate;
 use mesh_core::l7::{Clusters, Table};
 use mesh_core::listener::Listeners;
+use mesh_core::{ArcStr, NamespacedName};
 
 use super::Settings;
-use super::certificates::{self, Reference};
+use super::certificates::{self, Part, Reference};
 use super::datagram;
 use super::routing::destination_rules::Rules;
 use super::routing::hosts::Hosts;
+use super::routing::parents::Owner;
 use super::routing::{Indexed, Listening, Resolved};
 use super::waypoint::{PodLabels, Served};
 use crate::diagnosis::Problem;
 use crate::resource::routing::Routes;
+use crate::resource::secret::named;
 use crate::resource::{Key, Kind, Objects};
+
+use listeners::frontend;
 
 pub(super) type Problems = Vec<(Key, Problem)>;
 
@@ -90,6 +94,8 @@ pub struct Made {
     pub listening: Arc<Listening>,
     /// What these are told.
     pub told: Arc<listeners::told::Told>,
+    /// What Gateways themselves are told.
+    pub gateways: Arc<frontend::GatewaysTold>,
     /// What BackendTLSPolicies are told, as far as it does not depend on what they name.
     pub policies: Arc<backend_tls::Told>,
     /// The Secrets that they name.
@@ -151,6 +157,7 @@ pub fn index(settings: &Settings, around: &Around<'_>, served: &Served) -> Made 
     made.in_force.extend(listened.in_force);
     (made.listeners, made.references) = (listened.listeners, listened.references);
     made.told = Arc::new(listeners::told::told(around));
+    made.gateways = Arc::new(gateways_told(around));
     made.listening = Arc::new(listeners::told::listening(&made.told));
     let policies = backend_tls::Policies::new(around, &mut made.problems);
     backend_tls::check(around, &mut made.problems);
@@ -162,7 +169,8 @@ pub fn index(settings: &Settings, around: &Around<'_>, served: &Served) -> Made 
         let listeners = made.listeners.get(gateway);
         let table = table::table(gateway, services, around, &read, &mut made.problems);
         let (problems, references) = (&mut made.problems, &mut made.references);
-        let of_gateway = Some(clusters::Of { gateway, policies: &policies });
+        let shown = shown(gateway, around, problems, references);
+        let of_gateway = Some(clusters::Of { gateway, policies: &policies, shown: &shown });
         let mut reader = clusters::Reader { around, of_gateway, problems, references };
         let clusters = clusters::clusters(&table, listeners, services, &mut reader);
         let reached = clusters.iter().map(|cluster| (&cluster.key.service, cluster.key.port)).collect();
@@ -189,6 +197,44 @@ pub fn index(settings: &Settings, around: &Around<'_>, served: &Served) -> Made 
     let mut told = HashSet::new();
     made.problems.retain(|said| told.insert(said.clone()));
     made
+}
+
+/// What a gateway shows to backends, by what it is called there; or why those are not reached.
+fn shown(
+    name: &NamespacedName,
+    around: &Around<'_>,
+    problems: &mut Problems,
+    references: &mut Vec<Reference>,
+) -> Result<Option<ArcStr>, ArcStr> {
+    let Some(shown) = around.routes.gateways.get(name).and_then(|gateway| frontend::shown(gateway, around.routes))
+    else {
+        return Ok(None);
+    };
+    let object = Key { kind: Kind::Gateway, namespace: name.namespace.clone(), name: name.name.clone() };
+    let holder = shown.map_err(|(_, why)| {
+        let text = ArcStr::from(format!("{}: {why}", frontend::SHOWN));
+        let help = "until then backends that are reached with TLS answer with 500";
+        problems.push((object.clone(), Problem::error(frontend::SHOWN, why).help(help)));
+        text
+    })?;
+    let own = named(&holder);
+    references.push(Reference {
+        gateway: name.clone(),
+        object,
+        listener: ArcStr::new(),
+        field: frontend::SHOWN.to_owned(),
+        holder,
+        or: None,
+        part: Part::Shown,
+    });
+    Ok(Some(own))
+}
+
+/// What Gateways of ours are told that is about no listener.
+fn gateways_told(around: &Around<'_>) -> frontend::GatewaysTold {
+    let ours =
+        around.routes.gateways.iter().filter(|(_, gateway)| matches!(around.hosts.owner(gateway), Owner::Ours(_)));
+    ours.map(|(name, gateway)| (name.clone(), frontend::GatewayTold::of(gateway, around.routes))).collect()
 }
 
 fn read(around: &Around<'_>, with_istio_s: bool, problems: &mut Problems) -> Read {

@@ -81,8 +81,17 @@ pub enum Mode {
 pub struct Validation {
     /// ConfigMaps or Secrets with certificates.
     pub ca_certificate_refs: Vec<ObjectReference>,
-    /// Whether a client must have one.
-    pub mode: Option<String>,
+    /// Whether a client must have one that is believed; it must if it is not said.
+    pub mode: Option<ValidationMode>,
+}
+
+/// Whether a client must have a certificate that is believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum ValidationMode {
+    /// Others are not let in.
+    AllowValidOnly,
+    /// Others are let in all the same, and known for what they are.
+    AllowInsecureFallback,
 }
 
 /// Whose routes.

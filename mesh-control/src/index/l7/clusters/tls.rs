@@ -15,7 +15,7 @@ use crate::resource::{Key, Kind, meta};
 /// What a policy says of a place, or why nothing is reached; with the policy. Nothing is said to agents.
 pub(super) fn of_policy(place: &ClusterKey, reader: &mut Reader<'_, '_>) -> Option<(Key, Result<Tls, ArcStr>)> {
     let of = reader.of_gateway?;
-    let (policy, tls) = of.policies.tls(place, of.gateway, Ok(None), reader.references)?;
+    let (policy, tls) = of.policies.tls(place, of.gateway, of.shown.clone(), reader.references)?;
     Some((policy.clone(), tls))
 }
 

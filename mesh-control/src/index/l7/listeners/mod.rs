@@ -10,6 +10,7 @@ mod bytes;
 mod classic;
 mod connections;
 mod datagrams;
+pub mod frontend;
 mod names;
 mod server_tls;
 pub mod standing;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 
 use mesh_core::l7::order::{Candidate, assemble};
 use mesh_core::l7::{HostPattern, Table};
-use mesh_core::listener::{self, Encryption, Listeners, Serves, Tls, Transport};
+use mesh_core::listener::{self, Clients, Encryption, Listeners, Serves, Tls, Transport};
 use mesh_core::{ArcStr, NamespacedName};
 
 use super::{Around, Problems, Read};
@@ -113,9 +114,19 @@ fn listeners(
         match standing {
             Standing::Tunnels => {}
             Standing::Serves => {
-                let one = One { name, object: &entry.object, written: entry.listener, around, read };
+                let written = entry.listener;
+                let frontend = frontend::of(gateway, written, around.routes);
+                let clients = frontend.as_ref().map(frontend::Frontend::clients);
+                let one = One { name, object: &entry.object, written, clients, around, read };
                 references.extend(one.references(entry.index));
                 all.push(Arc::new(one.listener()));
+                for (field, (reason, why)) in frontend.iter().flat_map(|frontend| &frontend.broken) {
+                    let problem = Problem::error(field.clone(), why.clone());
+                    problems
+                        .push((gateway_key(name), problem.help(format!("clients are not believed by it ({reason})"))));
+                }
+                references
+                    .extend(frontend.into_iter().flat_map(|own| own.references(name, &entry.object, &written.name)));
             }
             Standing::Refused(reason, why) => {
                 let problem = Problem::error(format!("spec.listeners[{}]", entry.index), why);
@@ -127,6 +138,10 @@ fn listeners(
     all
 }
 
+fn gateway_key(name: &NamespacedName) -> Key {
+    Key { kind: Kind::Gateway, namespace: name.namespace.clone(), name: name.name.clone() }
+}
+
 /// One listener that counts.
 struct One<'a> {
     /// Its Gateway.
@@ -134,6 +149,8 @@ struct One<'a> {
     /// What it stands in: that, or a ListenerSet.
     object: &'a Key,
     written: &'a Listener,
+    /// What is asked of its clients.
+    clients: Option<Clients>,
     around: &'a Around<'a>,
     read: &'a Read,
 }
@@ -192,7 +209,8 @@ impl One<'_> {
     fn tls(&self) -> Tls {
         let references = self.written.tls.iter().flat_map(|tls| &tls.certificate_refs);
         let may_be = references.filter(|reference| standing::may_show(reference, self.object, self.around.routes));
-        Tls::with(may_be.map(|reference| named(&self.secret(reference))).collect())
+        let shown = may_be.map(|reference| named(&self.secret(reference))).collect();
+        Tls { clients: self.clients.clone(), ..Tls::with(shown) }
     }
 
     fn table(&self) -> Serves {

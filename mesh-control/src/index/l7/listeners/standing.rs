@@ -8,6 +8,9 @@ use crate::resource::routing::reference::ObjectReference;
 use crate::resource::{Key, Kind};
 use mesh_core::{NamespacedName, ports};
 
+/// A reason in one word, and for people.
+pub type Why = (&'static str, String);
+
 /// What a listener is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {

@@ -6,15 +6,15 @@ use std::collections::BTreeMap;
 use mesh_core::{ArcStr, NamespacedName};
 
 use super::super::Around;
+use super::frontend;
 use super::standing::{self, Standing};
-use crate::index::certificates::Certified;
+use crate::index::certificates::{Certified, Part};
 use crate::index::routing::Listening;
 use crate::index::routing::parents::{Attached, Owner, routes_of};
 use crate::resource::routing::gateway::Listener;
 use crate::resource::{Key, Kind};
 
-/// A reason in one word, and for people.
-pub type Why = (&'static str, String);
+pub use super::standing::Why;
 
 /// What one listener is told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,13 +31,30 @@ pub struct ListenerTold {
     pub conflict: Option<Why>,
     /// Something that it refers to is not there, or not for it.
     pub unresolved: Option<Why>,
+    /// It is served all the same: clients are believed by something else that it refers to.
+    pub partial: bool,
+    /// So much is left by which clients are believed.
+    pub roots: usize,
 }
 
 impl ListenerTold {
     /// Why connections to it are refused, if they are.
     pub fn why_not(&self) -> Option<&Why> {
-        let is_fatal = |why: &&Why| why.0 != "InvalidRouteKinds" || self.kinds.is_empty();
+        let is_fatal = |why: &&Why| !self.partial && (why.0 != "InvalidRouteKinds" || self.kinds.is_empty());
         self.refused.as_ref().or(self.conflict.as_ref()).or(self.unresolved.as_ref().filter(is_fatal))
+    }
+}
+
+impl ListenerTold {
+    /// Something by which clients were to be believed is none. With nothing left nobody is let in.
+    fn believes_less(&mut self, why: Why) {
+        if self.unresolved.is_none() {
+            (self.unresolved, self.partial) = (Some(why), true);
+        }
+        if self.roots == 0 {
+            let why = "nothing is left by which clients are believed".to_owned();
+            self.refused.get_or_insert(("NoValidCACertificate", why));
+        }
     }
 }
 
@@ -116,11 +133,15 @@ pub fn told(around: &Around<'_>) -> Told {
         }
         for (entry, standing) in standing::of(name, &gateway.spec, around) {
             let (listener, key) = (entry.listener, &entry.object);
-            let one = ListenerTold {
+            let mut one = ListenerTold {
                 attached: attached.get(&(key, listener.name.as_str())).copied().unwrap_or_default(),
                 unresolved: unresolved(listener, key, around),
                 ..one(listener, standing)
             };
+            if let Some(frontend) = frontend::of(gateway, listener, around.routes) {
+                one.roots = frontend.roots.len();
+                frontend.broken.into_iter().for_each(|(_, why)| one.believes_less(why));
+            }
             told.listeners(key).into_iter().for_each(|all| all.push(one.clone()));
         }
     }
@@ -191,8 +212,17 @@ pub fn with_secrets(told: &Told, certified: &Certified) -> Told {
     let mut told = told.clone();
     for bad in &certified.unresolved {
         let all = told.listeners(&bad.object).into_iter().flatten();
-        for one in all.filter(|one| one.name == bad.listener && one.unresolved.is_none()) {
-            one.unresolved = Some(("InvalidCertificateRef", bad.why.clone()));
+        for one in all.filter(|one| one.name == bad.listener) {
+            match bad.part {
+                Part::Believed => {
+                    one.roots = one.roots.saturating_sub(1);
+                    one.believes_less(("InvalidCACertificateRef", bad.why.clone()));
+                }
+                Part::Shown if one.unresolved.is_none() || one.partial => {
+                    (one.unresolved, one.partial) = (Some(("InvalidCertificateRef", bad.why.clone())), false);
+                }
+                Part::Shown => {}
+            }
         }
     }
     certified.undecided.iter().for_each(|key| told.forget(key));

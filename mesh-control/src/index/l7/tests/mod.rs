@@ -6,6 +6,7 @@ mod clusters;
 mod conformance;
 mod datagrams;
 mod failures;
+mod frontends;
 mod http_routes;
 mod listener_sets;
 mod listeners;

@@ -169,15 +169,19 @@ fn addresses(entry: &Entry, services: &mut Services, problems: &mut Problems) ->
 
 fn port(port: &EntryPort) -> ServicePort {
     let target_port = port.target_port.unwrap_or(port.number);
-    let app_protocol = match port.protocol.as_deref().unwrap_or_default().to_ascii_uppercase().as_str() {
+    ServicePort { service_port: port.number, target_port, app_protocol: protocol(port) }
+}
+
+/// What is spoken on a port.
+pub fn protocol(port: &EntryPort) -> AppProtocol {
+    match port.protocol.as_deref().unwrap_or_default().to_ascii_uppercase().as_str() {
         "HTTP" => AppProtocol::Http11,
         "HTTP2" => AppProtocol::Http2,
         "GRPC" | "GRPC-WEB" => AppProtocol::Grpc,
         "HTTPS" | "TLS" => AppProtocol::Tls,
         "TCP" | "MONGO" | "MYSQL" | "REDIS" => AppProtocol::Tcp,
         _ => AppProtocol::Unknown,
-    };
-    ServicePort { service_port: port.number, target_port, app_protocol }
+    }
 }
 
 /// Addresses that were given to hosts without any.

@@ -4,6 +4,7 @@
 
 mod backends;
 mod datagrams;
+mod egress;
 mod plain;
 mod secure;
 mod stage;

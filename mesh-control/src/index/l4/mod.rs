@@ -2,8 +2,9 @@
 //! count for clients of each namespace. The joining calls [`index`] when something that they are made of has changed.
 //!
 //! A service whose port speaks HTTP has no rules of VirtualServices here, as in Istio: its `http` rules are its waypoint's. What does not say what it speaks
-//! has them. What is written and cannot be done is noted: its rule refuses, and its writer is told.
+//! has them. Of hosts of ServiceEntries also `http` rules count that mean whole connections: that is how Istio has egress gateways (`entries`). What is written and cannot be done is noted: its rule refuses, and its writer is told.
 
+mod entries;
 pub mod places;
 #[cfg(test)]
 mod tests;
@@ -30,7 +31,7 @@ use super::target::of_reference;
 use crate::resource::routing::Routed;
 use crate::resource::routing::routes::ConnectionRule;
 use crate::resource::routing::virtual_service::{self as kind, MESH, VirtualService};
-use crate::resource::service::{Port, Service};
+use crate::resource::service::Port;
 use crate::resource::{Key, Kind, Objects};
 
 /// What is said where there is nothing better to say.
@@ -70,15 +71,25 @@ impl Made {
 /// Makes the routes of all services that have any, and what is said of places.
 pub fn index(objects: &Objects, settings: &Settings, around: &Around<'_>) -> Made {
     let mut made = Made::default();
+    let entries: Vec<_> = match settings.istio_runs || around.routes.virtual_services.is_empty() {
+        true => Vec::new(),
+        false => entries::hosts(objects, settings, around),
+    };
     // Most meshes say nothing of connections.
     let has_any = !around.routes.tcp_routes.is_empty()
         || !around.routes.tls_routes.is_empty()
         || around.routes.virtual_services.values().any(|object| says_something(&object.spec));
     if has_any {
         for service in objects.services.values() {
-            let routes = of_service(service, !settings.istio_runs, around, &mut made.in_force, &mut made.problems);
+            let of = Of { service: around.hosts.key(service), ports: &service.ports, is_entry: false };
+            let routes = of_service(of, !settings.istio_runs, around, &mut made.in_force, &mut made.problems);
             made.routes.extend(routes.map(|routes| (routes.service.clone(), Arc::new(routes))));
         }
+    }
+    for (service, ports) in &entries {
+        let of = Of { service: service.clone(), ports, is_entry: true };
+        let routes = of_service(of, true, around, &mut made.in_force, &mut made.problems);
+        made.routes.extend(routes.map(|routes| (routes.service.clone(), Arc::new(routes))));
     }
     // Istio's own kinds are Istio's where it runs.
     if !settings.istio_runs {
@@ -97,23 +108,31 @@ fn says_something(spec: &VirtualService) -> bool {
     !spec.tcp.is_empty() || !spec.tls.is_empty()
 }
 
+/// What clients connect to.
+struct Of<'a> {
+    service: NamespacedName,
+    ports: &'a [Port],
+    /// A host of a ServiceEntry.
+    is_entry: bool,
+}
+
 fn of_service(
-    object: &Service,
+    of: Of<'_>,
     with_istio_s: bool,
     around: &Around<'_>,
     in_force: &mut BTreeSet<Key>,
     problems: &mut Problems,
 ) -> Option<ConnectionRoutes> {
-    let service = around.hosts.key(object);
+    let Of { service, ports, is_entry } = of;
     let mut groups: Vec<Group> = Vec::new();
-    for port in &object.ports {
+    for port in ports {
         for (clients, source) in sources(&service, port.port, &[Kind::TlsRoute, Kind::TcpRoute], around) {
             let group = match &source {
                 Source::Routes(keys) => Some((false, of_routes(keys, around, problems))),
                 Source::VirtualService(name) => with_istio_s
                     .then(|| around.routes.virtual_services.get(name))
                     .flatten()
-                    .and_then(|object| of_virtual_service(object, port, around, problems))
+                    .and_then(|object| of_virtual_service(object, port, is_entry, around, problems))
                     .map(|rules| {
                         in_force.insert(key_of(name));
                         (true, rules)
@@ -220,15 +239,19 @@ fn names(written: &[String], field: &str, notes: &mut Notes<'_>) -> Vec<HostPatt
 fn of_virtual_service(
     object: &Routed<VirtualService>,
     port: &Port,
+    is_entry: bool,
     around: &Around<'_>,
     problems: &mut Problems,
 ) -> Option<Vec<Rule>> {
     let is_http = matches!(port.protocol, AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc);
+    let key = Key { kind: Kind::VirtualService, namespace: object.namespace.clone(), name: object.name.clone() };
+    let mut reading = Reading { around, object, port, notes: Notes::new(key, problems) };
+    if is_http && is_entry {
+        return entries::of_requests(&mut reading);
+    }
     if is_http || !says_something(&object.spec) {
         return None;
     }
-    let key = Key { kind: Kind::VirtualService, namespace: object.namespace.clone(), name: object.name.clone() };
-    let mut reading = Reading { around, object, port, notes: Notes::new(key, problems) };
     let mut rules = Vec::new();
     // What is plain TCP has no names.
     for (index, rule) in object.spec.tls.iter().enumerate().filter(|_| port.protocol != AppProtocol::Tcp) {

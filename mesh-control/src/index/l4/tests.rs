@@ -233,3 +233,56 @@ fn agents_are_told_how_the_places_of_services_are_reached() {
     let acting: BTreeSet<&str> = made.in_force.iter().map(|key| key.kind.name()).collect();
     assert_eq!(acting, ["DestinationRule", "VirtualService"].into());
 }
+
+/// The ways of connections to `edition.example.com`, of a ServiceEntry of the namespace `shop`.
+fn outside(made: &Made, port: u16, namespace: &str, server_name: ServerName<'_>) -> String {
+    let Some(routes) = made.routes.get(&NamespacedName::new("shop", "edition.example.com")) else { return "-".into() };
+    let ask = Ask { address: "240.240.0.1".parse().unwrap(), port, namespace, server_name };
+    match routes.choose(&ask, &mut StdRng::seed_from_u64(1)) {
+        Choice::Own => "-".to_owned(),
+        Choice::Look => "look".to_owned(),
+        Choice::To(key) => format!("{}:{}", key.service.name.split('.').next().unwrap(), key.port),
+        Choice::Closed(_, why) => format!("closed: {why}"),
+    }
+}
+
+#[test]
+fn features_B18_B20_hosts_of_service_entries_are_led_through_an_egress_gateway() {
+    let entry = object(
+        Kind::ServiceEntry,
+        "shop",
+        "edition",
+        "{hosts: [edition.example.com], resolution: STATIC, endpoints: [{address: 192.0.2.1}], \
+         ports: [{number: 80, name: http, protocol: HTTP}, {number: 443, name: tls, protocol: TLS}]}",
+    );
+    let through = |more: &str, first: &str| {
+        virtual_service(&format!(
+            "{{hosts: [edition.example.com], gateways: [out, mesh], http: [{first}\
+             {{match: [{{gateways: [mesh], port: 80}}], route: [{{destination: {{host: v1, port: {{number: 9001}}}}}}]{more}}}, \
+             {{match: [{{gateways: [out], port: 80, uri: {{prefix: /a}}}}], timeout: 3s, route: [{{destination: {{host: edition.example.com, port: {{number: 80}}}}}}]}}], \
+             tls: [{{match: [{{gateways: [mesh], port: 443, sniHosts: [edition.example.com]}}], route: [{{destination: {{host: v2, port: {{number: 443}}}}}}]}}]}}"
+        ))
+    };
+    let is = |name| ServerName::Is(name);
+    let made_of = |objects: &[Json]| made(&[std::slice::from_ref(&entry), objects].concat());
+    let made = made_of(&[through("", "")]);
+    assert_eq!(outside(&made, 80, "shop", ServerName::Unread), "v1:9001");
+    assert_eq!(outside(&made, 443, "shop", ServerName::Unread), "look");
+    assert_eq!(outside(&made, 443, "shop", is("edition.example.com")), "v2:443");
+    assert_eq!(outside(&made, 443, "shop", is("other.example.com")), "-");
+    assert!(made.in_force.contains(&key_of(&NamespacedName::new("shop", "o"))));
+    // What looks at requests or changes them is for a waypoint, and so is all behind it.
+    let by_path =
+        "{match: [{gateways: [mesh], uri: {prefix: /x}}], route: [{destination: {host: v2, port: {number: 9000}}}]}, ";
+    for (more, first) in
+        [(", timeout: 3s", ""), (", fault: {abort: {httpStatus: 500, percentage: {value: 100}}}", ""), ("", by_path)]
+    {
+        assert_eq!(outside(&made_of(&[through(more, first)]), 80, "shop", ServerName::Unread), "-", "{more}{first}");
+    }
+    // Namespaces of clients tell connections, and who is meant by no rule goes where it wanted to.
+    let some = "{match: [{gateways: [mesh], sourceNamespace: far}], route: [{destination: {host: v2, port: {number: 9000}}}]}, ";
+    let made = made_of(&[through("", some)]);
+    assert_eq!(outside(&made, 80, "far", ServerName::Unread), "v2:9000");
+    assert_eq!(outside(&made, 80, "shop", ServerName::Unread), "v1:9001");
+    assert_eq!(outside(&made_of(&[]), 80, "shop", ServerName::Unread), "-");
+}

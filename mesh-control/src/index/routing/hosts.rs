@@ -158,6 +158,11 @@ impl<'a> Hosts<'a> {
         self.objects.unheard.contains(&kind)
     }
 
+    /// Whether the mesh settings have only what the registry knows reached.
+    pub fn is_registry_only(&self) -> bool {
+        self.settings.registry_only
+    }
+
     /// Namespaces whose objects count everywhere.
     pub fn is_root(&self, namespace: &str) -> bool {
         self.settings.is_root(namespace)

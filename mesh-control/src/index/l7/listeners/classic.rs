@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use mesh_core::l7::DirectResponse;
 use mesh_core::l7::order::{Candidate, assemble};
 use mesh_core::l7::redirect::{Redirect, RedirectPort};
 use mesh_core::l7::{Action, Handling, HostPattern, Rule, Table, VirtualHost};
@@ -24,6 +25,9 @@ use crate::resource::routing::{Routed, VirtualService};
 use crate::resource::waypoint::GATEWAY_NAME;
 use crate::resource::{Key, Kind, Labels, meta};
 
+/// What pods of egress gateways have as the label `istio`.
+const EGRESS: &str = "egressgateway";
+
 /// What comes of Istio's Gateways for one gateway of ours.
 #[derive(Debug, Default)]
 pub(super) struct Classic {
@@ -42,6 +46,8 @@ struct Plain {
     candidates: Vec<(Vec<HostPattern>, Candidate)>,
     redirected: Vec<HostPattern>,
     first: Option<(Key, String)>,
+    /// What comes here wants to leave the mesh, and may only go to what the registry knows.
+    bars_others: bool,
 }
 
 /// One server of a Gateway that selects the pods of `gateway`.
@@ -104,6 +110,23 @@ impl Plain {
         let mut hosts = assemble(&self.candidates);
         // What is to be asked for by HTTPS is never served without.
         hosts.retain(|host| !host.hosts.iter().any(|own| self.redirected.contains(own)));
+        let mut served = self.hosts;
+        if self.bars_others {
+            let answer = DirectResponse { status: http::StatusCode::BAD_GATEWAY, body: Default::default() };
+            let handling = Handling { origin: key.to_string().into(), ..Handling::new(Action::Respond(answer)) };
+            let rules = vec![Rule { conditions: Vec::new(), handling: Arc::new(handling) }];
+            if !hosts.iter().any(|host| host.hosts.contains(&HostPattern::Any)) {
+                hosts.push(VirtualHost {
+                    name: "outside of the registry".into(),
+                    hosts: vec![HostPattern::Any],
+                    rules,
+                    ..VirtualHost::default()
+                });
+            }
+            if !served.contains(&HostPattern::Any) {
+                served.push(HostPattern::Any);
+            }
+        }
         hosts.extend(self.redirected.iter().map(|pattern| VirtualHost {
             name: pattern.to_string().into(),
             hosts: vec![pattern.clone()],
@@ -117,7 +140,7 @@ impl Plain {
             port,
             bind: port,
             transport: Transport::Tcp,
-            hosts: self.hosts,
+            hosts: served,
             encryption: Encryption::None,
             serves: Serves::Http(Arc::new(Table::new(name, hosts.into_iter().map(Arc::new).collect()))),
         }
@@ -286,6 +309,9 @@ impl One<'_> {
 
     fn add_plain(&self, made: &mut Classic, plain: &mut Plain, problems: &mut Problems) {
         plain.first.get_or_insert_with(|| (self.key(), self.field.clone()));
+        // As in Istio, an egress gateway is known by nothing but its label.
+        let is_exit = self.object.spec.selector.get("istio").is_some_and(|value| value == EGRESS);
+        plain.bars_others |= is_exit && self.around.hosts.is_registry_only();
         let hosts: Vec<HostPattern> = self.hosts().into_iter().map(|(_, host)| host).collect();
         let fresh =
             |known: &Vec<HostPattern>| hosts.iter().filter(|host| !known.contains(host)).cloned().collect::<Vec<_>>();

@@ -316,3 +316,31 @@ fn features_GW_7_services_that_ask_for_it_are_reached_through_their_waypoints() 
         assert_eq!(through, expected, "{own:?} {of_namespace:?}");
     }
 }
+
+#[test]
+fn features_B18_a_host_that_nobody_knows_is_502_at_an_egress_gateway_where_only_the_registry_counts() {
+    let spec = "{gatewayClassName: undermesh, infrastructure: {labels: {istio: egressgateway}}, \
+        listeners: [{name: own, port: 8099, protocol: HTTP, hostname: own.example}]}";
+    let exit = object(Kind::Gateway, "shop", "exit", spec);
+    let server = "[{port: {number: 80, name: http, protocol: HTTP}, hosts: [v1.example.com]}]";
+    let out = object(
+        Kind::IstioGateway,
+        "shop",
+        "out",
+        &format!("{{selector: {{istio: egressgateway}}, servers: {server}}}"),
+    );
+    let all =
+        [edge(), exit, out, gateway("shop", "in", PLAIN), routes("shop", "a", "out", "v1.example.com", &to("v1"))];
+    for (registry_only, expected) in [(true, "BAD_GATEWAY"), (false, "no listener has the host")] {
+        let settings = Settings { registry_only, ..Settings::default() };
+        let objects = objects(&all);
+        let indexed = super::super::super::routing::index(&objects, &settings);
+        let made = super::super::index(&settings, &Around::new(&objects, &settings, &indexed), &Served::new());
+        let exit = &made.listeners[&NamespacedName::new("shop", "exit")];
+        assert_eq!(ask(exit, 80, None, "v1.example.com/"), "v1:80");
+        let other = ask(exit, 80, None, "other.example.com/");
+        assert!(other.contains(expected) || other.contains("502"), "{other}");
+        // It is nothing to those who come in.
+        assert_eq!(ask(listened(&made), 80, None, "other.example.com/"), "404");
+    }
+}

@@ -27,7 +27,6 @@ pub mod jwks;
 pub mod lookup;
 pub mod manifest;
 pub mod metrics;
-pub mod outside;
 pub mod publish;
 pub mod resource;
 pub mod serve;

@@ -19,10 +19,10 @@ use tokio::time::Instant;
 
 use crate::cluster::secrets::fairly;
 use crate::index::View;
-use crate::outside::is_public;
 use crate::resource::routing::Routed;
 use crate::resource::routing::service_entry::{Addresses, ServiceEntry};
 use crate::source::{Source, Update};
+use mesh_core::outside::is_public;
 
 /// Between looks at a name: how long an answer is good for, resolvers of systems do not say.
 const LOOK: Duration = Duration::from_secs(30);

@@ -27,6 +27,7 @@ pub mod listener;
 pub mod name;
 pub mod names;
 pub mod outbound;
+pub mod outside;
 pub mod policy;
 pub mod ports;
 pub mod resolve;

@@ -20,6 +20,7 @@ use crate::engine::Lane;
 use crate::exchange;
 use crate::http::serve::{Serve, serve as serve_http};
 use crate::http::sniff::{Spoken, sniff};
+use crate::names::{self, Named, NoName};
 use crate::peer::Peer;
 use crate::places::Permit;
 use crate::security::authorize;
@@ -70,7 +71,10 @@ pub async fn serve(downstream: Arc<Downstream>, mut stream: HboneStream) {
 async fn tunnel(downstream: &Downstream, mut stream: HboneStream, mut prefix: Bytes) {
     let (client, asked) = (&downstream.peer.identity, &downstream.asked);
     let connected = match steer::place(downstream, &mut stream, &mut prefix).await {
-        Ok(place) => connect(downstream, place.as_ref(), is_tls(&prefix)).await,
+        Ok(place) => match named(downstream, place.as_ref(), &mut stream, &mut prefix).await {
+            Ok(named) => connect(downstream, place.as_ref(), is_tls(&prefix), named.as_ref()).await,
+            Err(nowhere) => Err(nowhere),
+        },
         Err(nowhere) => Err(nowhere),
     };
     let (endpoint, wire, permit) = match connected {
@@ -154,11 +158,32 @@ fn is_tls(first: &[u8]) -> bool {
     first.first() == Some(&22)
 }
 
+/// Where the name leads that the client asks for in TLS, if it connects to a service of which only a pattern is known.
+async fn named(
+    downstream: &Downstream,
+    place: Option<&ClusterKey>,
+    stream: &mut HboneStream,
+    first: &mut Bytes,
+) -> Result<Option<Named>, steer::Nowhere> {
+    let view = downstream.bound().map_err(|why| ("NC", why.to_string()))?.view.clone();
+    let service = place.and_then(|place| view.snapshot.service(&place.service)).filter(|one| names::is_pattern(one));
+    let Some(service) = service else { return Ok(None) };
+    let shared = &downstream.lane.shared;
+    let name = steer::server_name(stream, first, shared.settings.handshake_timeout).await;
+    let known = (&*view.snapshot, &*shared.own.place.network);
+    let found = shared.names.find(service, name.as_deref(), known, shared.now_ms(), names::by_the_system).await;
+    found.map_err(|why| match why {
+        NoName::Unknown => ("NR", why.to_string()),
+        NoName::NoAddress => ("DF", why.to_string()),
+    })
+}
+
 /// To an endpoint of the place, or the workload that was asked for. An error is Envoy's flag for it and what happened.
 async fn connect(
     downstream: &Downstream,
     place: Option<&ClusterKey>,
     encrypted: bool,
+    named: Option<&Named>,
 ) -> Result<(Endpoint, Wire, Option<Permit>), (&'static str, String)> {
     let lane = &downstream.lane;
     let mut tried = Vec::new();
@@ -178,7 +203,11 @@ async fn connect(
                 let wish = Wish { view, own, tried: &tried, hash: None, encrypted, now_ms: lane.shared.now_ms() };
                 let found = choose::place(&lane.shared.places, &wish, cluster, &bound.seen(&downstream.peer));
                 let mut rng = lane.rng.lock();
-                found.and_then(|found| choose::endpoint(&found, &wish, &mut *rng)).ok()
+                let chosen = found.and_then(|found| match named {
+                    Some(named) => choose::named(&found, named, &wish),
+                    None => choose::endpoint(&found, &wish, &mut *rng),
+                });
+                chosen.ok()
             }
         };
         let flag = if tried.is_empty() { "UH" } else { "UF" };

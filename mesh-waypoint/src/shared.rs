@@ -10,6 +10,7 @@ use mesh_core::{Client, Identity, NamespacedName};
 use mesh_transport::hbone::{Acceptor, AcceptorConfig, Baggage, Pool as Tunnels, PoolConfig};
 use mesh_transport::tls::IdentityCertificate;
 
+use crate::names::Names;
 use crate::peer::Peer;
 use crate::places::Places;
 use crate::settings::Settings;
@@ -84,6 +85,8 @@ pub struct Shared {
     pub datagram_places: Places,
     /// Numbers of UDP ports.
     pub datagrams: Arc<Datagrams>,
+    /// Names of requests that were looked up.
+    pub names: Names,
     /// Tunnels to endpoints. Its lock is taken for new connections, not for requests.
     pub tunnels: Tunnels,
     acceptor: Acceptor,
@@ -104,6 +107,7 @@ impl Shared {
             places: Places::default(),
             datagram_places: Places::default(),
             datagrams: Arc::default(),
+            names: Names::default(),
             tunnels: Tunnels::new(PoolConfig::default()),
             acceptor,
             started: Instant::now(),

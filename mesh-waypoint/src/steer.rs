@@ -76,7 +76,7 @@ fn ask<'a>(downstream: &'a Downstream, bound: &Bound, server_name: ServerName<'a
 }
 
 /// The name in the first message of TLS, if there is one within `limit`. What is wrong with the connection shows when it is copied.
-async fn server_name<S: AsyncRead + Unpin>(
+pub(crate) async fn server_name<S: AsyncRead + Unpin>(
     stream: &mut S,
     first: &mut Bytes,
     limit: std::time::Duration,

@@ -29,7 +29,7 @@ type Problems = Vec<(Key, Problem)>;
 
 /// What comes of these depends on pods, and is told with them.
 fn is_later(kind: Kind) -> bool {
-    matches!(kind, Kind::Sidecar)
+    matches!(kind, Kind::Sidecar | Kind::WorkloadEntry)
 }
 
 /// Joins objects; remembers what came of it.
@@ -161,7 +161,8 @@ impl Join {
         let of_pods = workloads.len();
         let entered =
             workload::slices(&objects, &settings, &services, &waypoints, is_owner, &mut workloads, &mut problems);
-        service_entry::endpoints(&objects, &settings, &services, is_owner, of_pods, &mut workloads, &mut problems);
+        let endpoints =
+            service_entry::endpoints(&objects, &settings, &services, is_owner, of_pods, &mut workloads, &mut problems);
         guards.extend(entered.iter().map(|(namespace, guard)| guard.policy(namespace, &settings.trust_domain)));
         let guards = guards.into_iter().map(|policy| (policy.name.clone(), policy));
         // The first ones are those of the pods, in their order.
@@ -187,7 +188,7 @@ impl Join {
         let idle = routing.problems.iter().filter(|(key, problem)| {
             let is_said = inaction(key.kind).is_some_and(|why| problem.message == why);
             let says_more = outbound.in_force.contains(key) || outbound.problems.iter().any(|(told, _)| told == key);
-            is_later(key.kind) && is_said && !says_more
+            is_later(key.kind) && is_said && !says_more && !endpoints.contains(key)
         });
         problems.extend(idle.chain(&outbound.problems).cloned());
         let view = View {
@@ -220,6 +221,7 @@ impl Join {
                 &telemetry.in_force,
                 &entries,
                 &outbound.in_force,
+                &endpoints,
             ]
             .into_iter()
             .flatten()

@@ -14,10 +14,12 @@ use mesh_core::{ArcStr, GatewayAddress, Locality, NamespacedName, Service, Workl
 use super::Settings;
 use super::service::Services;
 use crate::diagnosis::Problem;
-use crate::outside::is_public;
 use crate::resource::routing::Routed;
-use crate::resource::routing::service_entry::{Endpoint, EntryPort, Resolution, ServiceEntry};
+use crate::resource::routing::WorkloadEntry;
+use crate::resource::routing::service_entry::{Endpoint, EntryPort, Resolution, Selector, ServiceEntry};
+use crate::resource::waypoint::{BYPASS, Bypass};
 use crate::resource::{Key, Kind, Objects, Pod, meta};
+use mesh_core::outside::is_public;
 
 /// On an object: whether a host without addresses gets one.
 const AUTO: &str = "networking.istio.io/enable-autoallocate-ip";
@@ -38,23 +40,16 @@ pub fn entries<'a>(objects: &'a Objects, settings: &Settings) -> Vec<&'a Entry> 
     all
 }
 
-/// Hosts that become services; of a pattern no address can be found.
+/// Hosts that become services; of a pattern no address can be found, unless each request says the name that is to be looked up.
 pub fn hosts(entry: &Entry) -> impl Iterator<Item = (usize, &str)> {
-    let is_known = is_built(entry.spec.resolution);
+    let is_dynamic = entry.spec.resolution == Resolution::DynamicDns;
     let hosts = entry.spec.hosts.iter().enumerate().map(|(index, host)| (index, host.as_str()));
-    hosts.filter(move |(_, host)| is_known && !host.starts_with('*'))
+    hosts.filter(move |(_, host)| !host.starts_with('*') || (is_dynamic && host.starts_with("*.")))
 }
 
 /// How a host is called in tables of services.
 pub fn key(entry: &Entry, host: &str) -> NamespacedName {
     NamespacedName::new(entry.namespace.clone(), host.to_ascii_lowercase())
-}
-
-fn is_built(resolution: Resolution) -> bool {
-    match resolution {
-        Resolution::None | Resolution::Static | Resolution::Dns | Resolution::DnsRoundRobin => true,
-        Resolution::DynamicDns => false,
-    }
 }
 
 fn object(entry: &Entry) -> Key {
@@ -72,7 +67,8 @@ pub fn services(
     let mut given = Given::default();
     let mut in_force = BTreeSet::new();
     for entry in entries(objects, settings) {
-        told(entry, problems);
+        let bound = waypoint(entry);
+        told(entry, bound.is_some(), problems);
         for (index, host) in hosts(entry) {
             let key = key(entry, host);
             let field = format!("spec.hosts[{index}]");
@@ -93,7 +89,7 @@ pub fn services(
             }
             let names = entry.spec.subject_alt_names.iter().filter_map(|name| name.parse().ok());
             service.subject_alt_names = names.collect();
-            service.waypoint = waypoint(entry);
+            service.waypoint = bound.clone();
             if is_private(entry) {
                 service.visibility = Visibility::Namespace;
             }
@@ -111,15 +107,18 @@ fn is_private(entry: &Entry) -> bool {
 }
 
 /// What of an object nobody does.
-fn told(entry: &Entry, problems: &mut Problems) {
+fn told(entry: &Entry, is_bound: bool, problems: &mut Problems) {
     let spec = &entry.spec;
-    if !is_built(spec.resolution) {
-        let message = "known, not in force: names of requests are not looked up yet";
-        let problem = Problem::warning("spec.resolution", message);
-        problems.push((object(entry), problem.help("write `resolution: DNS`")));
-        return;
-    }
     for (index, host) in spec.hosts.iter().enumerate().filter(|(_, host)| host.starts_with('*')) {
+        if spec.resolution == Resolution::DynamicDns && host.starts_with("*.") {
+            if !is_bound {
+                let message =
+                    format!("a waypoint looks up what requests to {host} ask for, and there is none: they are refused");
+                let problem = Problem::warning(format!("spec.hosts[{index}]"), message);
+                problems.push((object(entry), problem.help("label the object `istio.io/use-waypoint: NAME`")));
+            }
+            continue;
+        }
         let message = format!("known, not in force: nobody can find {host}");
         problems.push((object(entry), Problem::warning(format!("spec.hosts[{index}]"), message)));
     }
@@ -221,7 +220,7 @@ impl Given {
 }
 
 /// Adds the endpoints: pods join the service, other addresses become workloads of their own, one for each address of a namespace. `workloads` are first those of
-/// pods, in the order of their namespaces and names; `pods` is how many.
+/// pods, in the order of their namespaces and names; `pods` is how many. What comes back are the WorkloadEntries that are endpoints.
 pub fn endpoints<'a>(
     objects: &Objects,
     settings: &Settings,
@@ -230,7 +229,8 @@ pub fn endpoints<'a>(
     pods: usize,
     workloads: &mut Vec<Arc<Workload>>,
     problems: &mut Problems,
-) {
+) -> BTreeSet<Key> {
+    let mut in_force = BTreeSet::new();
     let mut made: BTreeMap<(ArcStr, IpAddr), usize> = BTreeMap::new();
     for entry in entries(objects, settings) {
         let keys: Vec<NamespacedName> = hosts(entry).map(|(_, host)| key(entry, host)).collect();
@@ -256,13 +256,12 @@ pub fn endpoints<'a>(
                 }
             }
         }
+        let guard = guard(entry, &keys, objects, services);
         for target in targets(entry, &keys, objects, problems) {
             let (address, endpoint) = (target.address, target.endpoint);
             let mut refuse = |why: String| {
-                problems.push((
-                    object(entry),
-                    Problem::error(target.field.clone(), format!("{address} {why}, it is not used")),
-                ));
+                let problem = Problem::error(target.field.clone(), format!("{address} {why}, it is not used"));
+                problems.push((target.of.map_or_else(|| object(entry), of_workload), problem));
             };
             // As a workload it would take the address from the service, and with it everybody's connections.
             if let Some(other) = services.addresses.get(&address) {
@@ -277,15 +276,33 @@ pub fn endpoints<'a>(
                 }
                 Some(pod) => of_pod(&pod.namespace, &pod.name, workloads),
                 None => Some(*made.entry((entry.namespace.clone(), address)).or_insert_with(|| {
-                    workloads.push(Arc::new(workload(entry, endpoint, address, settings)));
+                    workloads
+                        .push(Arc::new(Workload { waypoint: guard.clone(), ..workload(entry, &target, settings) }));
                     workloads.len() - 1
                 })),
             };
             if let Some(at) = at {
+                in_force.extend(target.of.map(of_workload));
                 join(at, &target.keys, &ports, workloads);
             }
         }
     }
+    in_force
+}
+
+fn of_workload(entry: &Arc<Routed<WorkloadEntry>>) -> Key {
+    Key { kind: Kind::WorkloadEntry, namespace: entry.namespace.clone(), name: entry.name.clone() }
+}
+
+/// The waypoint of the hosts, if it is not to be gone around: then who addresses an endpoint itself comes to it as well. There is no agent at the endpoint that
+/// could refuse him.
+fn guard(entry: &Entry, keys: &[&NamespacedName], objects: &Objects, services: &Services) -> Option<GatewayAddress> {
+    let of_namespace = || objects.namespaces.get(&entry.namespace).is_some_and(|known| known.bypass == Bypass::Refuse);
+    let is_refused = match entry.marks.get(BYPASS).map(String::as_str) {
+        None | Some("") => of_namespace(),
+        Some(said) => said != "allow",
+    };
+    keys.first().filter(|_| is_refused).and_then(|key| services.by_key.get(*key)?.waypoint.clone())
 }
 
 /// An address that some hosts have.
@@ -295,13 +312,15 @@ struct Target<'a> {
     endpoint: Option<&'a Endpoint>,
     keys: Vec<&'a NamespacedName>,
     field: String,
+    /// The object that the endpoint is, if it is one of its own.
+    of: Option<&'a Arc<Routed<WorkloadEntry>>>,
 }
 
 /// What endpoints there are of the services of an entry. A name that nobody answers for is told.
 fn targets<'a>(
     entry: &'a Entry,
     keys: &[&'a NamespacedName],
-    objects: &Objects,
+    objects: &'a Objects,
     problems: &mut Problems,
 ) -> Vec<Target<'a>> {
     let spec = &entry.spec;
@@ -314,8 +333,13 @@ fn targets<'a>(
             problems.push((object(entry), Problem::warning(field.clone(), message).help(help)));
         }
         let count = if spec.resolution == Resolution::DnsRoundRobin { 1 } else { found.len() };
-        let target =
-            |address: &IpAddr| Target { address: *address, endpoint, keys: keys.clone(), field: field.clone() };
+        let target = |address: &IpAddr| Target {
+            address: *address,
+            endpoint,
+            keys: keys.clone(),
+            field: field.clone(),
+            of: None,
+        };
         targets.extend(found.iter().take(count).map(target));
     };
     let names: BTreeSet<&str> = spec.names().collect();
@@ -338,15 +362,52 @@ fn targets<'a>(
             if !is_public(address) {
                 continue;
             }
-            targets.push(Target { address, endpoint: Some(endpoint), keys: keys.to_vec(), field });
+            targets.push(Target { address, endpoint: Some(endpoint), keys: keys.to_vec(), field, of: None });
         }
+    }
+    if let Some(selector) = &spec.workload_selector {
+        targets.extend(selected(entry, selector, objects, problems).map(|(of, address)| Target {
+            address,
+            endpoint: Some(&of.spec),
+            keys: keys.to_vec(),
+            field: "spec.address".to_owned(),
+            of: Some(of),
+        }));
     }
     targets
 }
 
-fn workload(entry: &Entry, endpoint: Option<&Endpoint>, address: IpAddr, settings: &Settings) -> Workload {
-    let (namespace, name) = (&entry.namespace, &entry.name);
-    let uid = format!("{}/networking.istio.io/ServiceEntry/{namespace}/{name}/{address}", settings.cluster_id);
+/// WorkloadEntries that the entry selects, with their addresses. Of names and sockets nobody finds one.
+fn selected<'a>(
+    entry: &Entry,
+    selector: &Selector,
+    objects: &'a Objects,
+    problems: &mut Problems,
+) -> impl Iterator<Item = (&'a Arc<Routed<WorkloadEntry>>, IpAddr)> {
+    let from = NamespacedName::new(entry.namespace.clone(), "");
+    let here = objects.routes.workload_entries.range(from..).map(|(_, workload)| workload);
+    let here = here.take_while(|workload| workload.namespace == entry.namespace);
+    let mut all = Vec::new();
+    for workload in here.filter(|workload| meta::selects(&selector.labels, &workload.spec.labels)) {
+        match workload.spec.address.parse::<IpAddr>().map(|address| address.to_canonical()) {
+            Ok(address) if is_public(address) => all.push((workload, address)),
+            unusable => {
+                let why = if unusable.is_ok() { "is a machine's own, or what clouds tell it" } else { "is no address" };
+                let message = format!("{:?} {why}: it is not used", workload.spec.address);
+                problems.push((of_workload(workload), Problem::warning("spec.address", message)));
+            }
+        }
+    }
+    all.into_iter()
+}
+
+fn workload(entry: &Entry, target: &Target<'_>, settings: &Settings) -> Workload {
+    let (namespace, address, endpoint) = (&entry.namespace, target.address, target.endpoint);
+    let (name, what) = match target.of {
+        Some(of) => (&of.name, format!("WorkloadEntry/{namespace}/{}", of.name)),
+        None => (&entry.name, format!("ServiceEntry/{namespace}/{}/{address}", entry.name)),
+    };
+    let uid = format!("{}/networking.istio.io/{what}", settings.cluster_id);
     let mut workload = Workload::new(uid, namespace.clone(), name.clone());
     workload.addresses = vec![address];
     workload.trust_domain = settings.trust_domain.clone();
@@ -356,6 +417,14 @@ fn workload(entry: &Entry, endpoint: Option<&Endpoint>, address: IpAddr, setting
     workload.canonical_name = name.clone();
     workload.canonical_revision = "latest".into();
     let Some(endpoint) = endpoint else { return workload };
+    if target.of.is_some() {
+        let label =
+            |keys: [&str; 3]| keys.iter().find_map(|key| endpoint.labels.get(*key)).map(|text| text.as_str().into());
+        let names = ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"];
+        workload.canonical_name = label(names).unwrap_or_else(|| name.clone());
+        let revisions = ["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"];
+        workload.canonical_revision = label(revisions).unwrap_or_else(|| "latest".into());
+    }
     if !endpoint.service_account.is_empty() {
         workload.service_account = endpoint.service_account.as_str().into();
     }

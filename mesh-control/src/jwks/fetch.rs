@@ -188,7 +188,7 @@ mod tests {
 
     #[tokio::test]
     async fn hardening_GHSA_fgw5_who_leads_to_this_machine_is_not_asked() {
-        let client = Client::new(crate::outside::is_public).unwrap();
+        let client = Client::new(mesh_core::outside::is_public).unwrap();
         for uri in
             ["http://127.0.0.1:1/", "http://localhost:1/", "http://[::1]:1/", "http://user@127.1:1/", "https://0/"]
         {

@@ -18,10 +18,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::index::View;
-use crate::outside::is_public;
 use crate::resource::token_keys::{Keys, Place};
 use fetch::Client;
 pub use fetch::FetchError;
+use mesh_core::outside::is_public;
 
 /// Between looks at a place whose keys are known, as in Istio.
 const LOOK: Duration = Duration::from_secs(20 * 60);

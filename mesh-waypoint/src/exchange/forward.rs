@@ -31,6 +31,7 @@ use crate::http::hop;
 use crate::http::outgoing::address;
 use crate::http::tape::Tape;
 use crate::http::{ClientBody, Count, RequestBody, ResponseBody};
+use crate::names::{self, Named, NoName};
 use crate::places::{Found, NoEndpoint};
 use crate::target::Target;
 use crate::telemetry::spans::Outgoing;
@@ -97,6 +98,7 @@ impl Forward<'_> {
         let timeout = own.map(Duration::from_millis).or(self.plan.handling.as_ref().and_then(|rule| rule.timeout));
         let deadline = timeout.filter(|timeout| !timeout.is_zero()).map(|timeout| Instant::now() + timeout);
         let found = self.found()?;
+        let named = self.named(found.as_ref()).await?;
         let http2 = self.asked.said.upgrade.is_none() && self.http2(parts.version, found.as_ref());
         let (hash, cookie) = self.hash(&parts, found.as_ref());
         let mirrors = match &self.plan.to {
@@ -130,6 +132,7 @@ impl Forward<'_> {
             tried: Vec::new(),
             trace: None,
             found,
+            named,
             hash,
             why: None,
         };
@@ -173,6 +176,19 @@ impl Forward<'_> {
         };
         let client = self.bound.seen(&self.down.peer);
         choose::place(&self.down.lane.shared.places, &self.wish(&[], None), &cluster, &client).map(Some).map_err(none)
+    }
+
+    /// Where the host leads that is asked for, of a place of which only a pattern is known.
+    async fn named(&self, found: Option<&Found>) -> Result<Option<Named>, Failure> {
+        let Some(found) = found.filter(|found| names::is_pattern(&found.now.service)) else { return Ok(None) };
+        let shared = &self.down.lane.shared;
+        let known = (&*self.bound.view.snapshot, &*shared.own.place.network);
+        let host = Some(self.asked.authority.host());
+        let named = shared.names.find(&found.now.service, host, known, shared.now_ms(), names::by_the_system).await;
+        named.map_err(|why| match why {
+            NoName::Unknown => Failure::UNKNOWN_HOST,
+            NoName::NoAddress => Failure::NO_ADDRESS,
+        })
     }
 
     fn wish<'a>(&'a self, tried: &'a [ArcStr], hash: Option<u64>) -> Wish<'a> {
@@ -276,6 +292,8 @@ struct Attempts<'a, 'f> {
     /// What the next request says of its trace.
     trace: Option<Outgoing>,
     found: Option<Found>,
+    /// Where the host of the request leads, if its place is known as a pattern only.
+    named: Option<Named>,
     hash: Option<u64>,
     /// Why the last connection did not come about.
     why: Option<String>,
@@ -357,6 +375,18 @@ impl Attempts<'_, '_> {
                 choose::workload(workload, *address, &of.bound.view.snapshot).ok_or(NoEndpoint::NoneLeft)
             }
             (None, Target::Service { .. } | Target::Edge { .. }) => Err(NoEndpoint::Unknown),
+            (Some(found), _) if self.named.is_some() => {
+                let named = self.named.as_ref();
+                let of_name = |tried| {
+                    named
+                        .ok_or(NoEndpoint::NoneLeft)
+                        .and_then(|named| choose::named(found, named, &of.wish(tried, None)))
+                };
+                of_name(&self.tried).or_else(|why| match why {
+                    NoEndpoint::NoneLeft => of_name(&[]),
+                    other => Err(other),
+                })
+            }
             (Some(found), _) => {
                 let mut rng = lane.rng.lock();
                 let fresh = choose::endpoint(found, &of.wish(&self.tried, self.hash), &mut *rng);

@@ -56,6 +56,10 @@ failures! {
     GONE: SERVICE_UNAVAILABLE, "NC", "";
     /// No endpoint is left.
     NO_ENDPOINT: SERVICE_UNAVAILABLE, "UH", "no healthy upstream";
+    /// Nothing that the registry knows.
+    UNKNOWN_HOST: BAD_GATEWAY, "NR", "";
+    /// Its name has no address.
+    NO_ADDRESS: SERVICE_UNAVAILABLE, "DF", "no healthy upstream";
     /// No connection came about.
     CONNECT: SERVICE_UNAVAILABLE, "UF", "upstream connect error or disconnect/reset before headers. reset reason: connection failure";
     /// There are too many connections.

@@ -3,8 +3,8 @@
 
 mod waiting;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use arcstr::ArcStr;
@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 pub(crate) use self::waiting::{Slot, Waiting};
+use crate::names::is_pattern;
 use crate::origination::Origin;
 use crate::state::View;
 
@@ -202,11 +203,18 @@ impl Places {
             tracing::debug!(service = %key.service, subset = %key.subset, %why, "a place is closed");
             return Err(NoEndpoint::Closed);
         }
-        let members = view.snapshot.endpoints(&key.service).ok_or(NoEndpoint::NoneLeft)?;
+        // Of a pattern each request has endpoints of its own.
+        static NONE: LazyLock<Arc<EndpointSet>> = LazyLock::new(Arc::default);
+        let members = match view.snapshot.endpoints(&key.service) {
+            Some(members) => members,
+            None if is_pattern(service) => &NONE,
+            None => return Err(NoEndpoint::NoneLeft),
+        };
         let place = self.place(key, cluster, now_ms);
         let is_now = |now: &Version| {
             Arc::ptr_eq(&now.members, members)
                 && now.port == port
+                && (!is_pattern(service) || Arc::ptr_eq(&now.service, service))
                 && now.cluster.as_ref().map(Arc::as_ptr) == cluster.map(Arc::as_ptr)
                 && (now.labels == view.labels.version() || !now.set.reads_labels())
                 && (now.origin.is_none() || Arc::ptr_eq(&now.certificates, &view.edge.certificates))

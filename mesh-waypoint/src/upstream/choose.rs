@@ -14,6 +14,7 @@ use mesh_core::workload::TunnelProtocol;
 use mesh_core::{Identity, Service, Snapshot, Workload, ports};
 use rand::Rng;
 
+use crate::names::Named;
 use crate::origination::Origin;
 use crate::places::{Found, Here, NoEndpoint, Permit, Places};
 use crate::shared::Own;
@@ -218,6 +219,47 @@ pub fn keeps(
     let found = places.find_at(wish.view, own, (cluster, Some(port)), client, wish.now_ms);
     let is_it = |one: &balance::Endpoint| one.workload.uid == endpoint.workload.uid && one.address == endpoint.address;
     found.is_ok_and(|found| found.now.set.endpoints().iter().any(is_it))
+}
+
+/// An address of a name that was looked up for a place of which only a pattern is known, that was not tried. It is no workload that anybody has told of.
+pub fn named(found: &Found, named: &Named, wish: &Wish<'_>) -> Result<Endpoint, NoEndpoint> {
+    let (usage, service) = (found.place.usage(), &found.now.service);
+    let uid = |ip: &IpAddr| ArcStr::from(format!("name/{}/{ip}", named.name));
+    let fresh = named.addresses.iter().map(|ip| (uid(ip), *ip)).find(|(uid, _)| !wish.tried.contains(uid));
+    let (uid, ip) = fresh.ok_or(NoEndpoint::NoneLeft)?;
+    let asked = service.port(found.place.key().port).ok_or(NoEndpoint::Unknown)?;
+    let port = if asked.target_port == 0 { asked.service_port } else { asked.target_port };
+    if ports::is_mesh_port(port) {
+        return Err(NoEndpoint::NoneLeft);
+    }
+    let Some(taken) = usage.take(Limit::Requests, found.now.policy().pool.requests) else {
+        usage.refused();
+        return Err(NoEndpoint::Overflow);
+    };
+    if found.now.policy().proxy_protocol.is_some() {
+        return Err(NoEndpoint::Closed);
+    }
+    let origin = found.now.origin().map_err(|why| {
+        tracing::debug!(%uid, why, "TLS cannot begin");
+        NoEndpoint::Closed
+    })?;
+    let mut workload = Workload::new(uid, service.namespace.clone(), service.name.clone());
+    workload.addresses = vec![ip];
+    workload.network = wish.own.place.network.clone();
+    workload.workload_name = service.name.clone();
+    workload.canonical_name = service.name.clone();
+    Ok(Endpoint {
+        generation: 0,
+        service: Some(Arc::clone(service)),
+        workload: Arc::new(workload),
+        address: SocketAddr::new(ip, port),
+        found: Some(found.clone()),
+        origin: origin.cloned(),
+        waypoint: None,
+        lease: None,
+        _taken: Some(taken),
+        retry: None,
+    })
 }
 
 /// The waypoint of a service, as an agent would take it: it is asked for the service's address, and what is said of the service's endpoints is its to heed.

@@ -54,6 +54,18 @@ fn features_B19_B20_hosts_outside_of_the_mesh_by_name_and_with_TLS_begun_by_the_
             Ok(())
         })?;
 
+        // Who goes to the endpoint itself goes around it, unless that is refused: then it is in the way as well.
+        let direct = format!("http://{}:8080/direct", plan::outside().v4);
+        let seen = client.get(&direct)?.success()?.stdout;
+        ensure!(client.ips().iter().any(|ip| seen.contains(&ip.to_string())), "{seen}");
+        let ports = "[{number: 80, name: http, protocol: HTTP, targetPort: 8080}]";
+        lab.apply("api", &entry(&format!("{label}, undermesh.io/waypoint-bypass: refuse"), ports))?;
+        eventually("no way around the waypoint", CHANGE, || {
+            let seen = client.get(&direct)?.success()?.stdout;
+            ensure!(waypoint.pod.ips().iter().any(|ip| seen.contains(&ip.to_string())), "{seen}");
+            Ok(())
+        })?;
+
         // The port of TLS takes no plain HTTP; with the rule one request of plain HTTP is one answer.
         lab.apply("api", &entry(&label, "[{number: 80, name: http, protocol: HTTP, targetPort: 443}]"))?;
         eventually("a failure of plain HTTP", CHANGE, || {
@@ -79,5 +91,78 @@ fn features_B19_B20_hosts_outside_of_the_mesh_by_name_and_with_TLS_begun_by_the_
             ensure!(client.get(url)?.code == 6);
             Ok(())
         })
+    })
+}
+
+const WILDCARD: &str = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: wild, namespace: default, labels: {LABELS}}\n\
+    spec: {hosts: [\"*.wild.example.com\"], location: MESH_EXTERNAL, resolution: DYNAMIC_DNS, ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8080}, {number: 443, name: tls, protocol: TLS}]}\n";
+
+#[test]
+fn features_B18_B19_SE_5_hosts_of_a_pattern_are_looked_up_by_the_waypoint() -> Result<()> {
+    in_lab(Need::Mesh, || {
+        let lab = Lab::with_mesh(LabConfig::default())?;
+        let client = lab.add_pod(PodSpec::new("client").node(1))?;
+        lab.enrol_namespace("default")?;
+        lab.wait_hbone(&[&client])?;
+        for name in ["a.wild.example.com", "b.wild.example.com"] {
+            lab.outside_name(name, &plan::outside().both())?;
+        }
+        // Its owner would have the waypoint reach what is the mesh's.
+        lab.outside_name("inside.wild.example.com", &client.ips())?;
+        let _plain = lab.serve_outside(&["http", "--port", "8080", "--name", "plain"])?;
+        let roots = lab.outside_roots();
+        let served = ["https", "--port", "443", "--name", "tls", "--roots", roots.to_str().unwrap_or_default()];
+        let tls = lab.serve_outside(&[&served[..], &["--host", "b.wild.example.com"]].concat())?;
+        let get = |host: &str, header: &str| {
+            let url = format!("http://{host}/x");
+            match header.is_empty() {
+                true => client.get(&url),
+                false => client.lab(["get", &url, "-H", header]),
+            }
+        };
+        let becomes = |what: &str, host: &str, wanted: &str| {
+            eventually(what, CHANGE, || {
+                let answer = get(host, "")?;
+                ensure!(answer.stderr.contains(wanted), "{answer:?}");
+                Ok(answer)
+            })
+        };
+        // Without a waypoint nobody can look.
+        lab.apply("wild", &WILDCARD.replace("LABELS", ""))?;
+        eventually("a refusal", CHANGE, || {
+            let resolved = client.lab(["resolve", "a.wild.example.com"])?.stdout;
+            ensure!(resolved.contains("240.240."), "{resolved}");
+            ensure!(get("a.wild.example.com", "")?.code == 56);
+            Ok(())
+        })?;
+        lab.add_gateway("default", "waypoint", "istio-waypoint", &Default::default())?;
+        let waypoint = lab.start_waypoint("default", "waypoint", 2)?;
+        lab.apply("wild", &WILDCARD.replace("LABELS", &format!("{USE_WAYPOINT}: waypoint")))?;
+        let answer = becomes("by its name", "a.wild.example.com", "HTTP 200")?;
+        let is_its = waypoint.pod.ips().iter().any(|ip| answer.stdout.contains(&ip.to_string()));
+        ensure!(answer.stdout.contains("\"server\":\"plain\"") && is_its, "{answer:?}");
+        becomes("another of them", "b.wild.example.com", "HTTP 200")?;
+        let labels = [("response_code", "200"), ("destination_service", "*.wild.example.com")];
+        ensure!(waypoint.metrics()?.sum("istio_requests_total", &labels) >= 2.0);
+        // Known by the pattern, and nobody answers for it, or with an address of the mesh.
+        becomes("no address", "none.wild.example.com", "HTTP 503")?;
+        becomes("an address of the mesh", "inside.wild.example.com", "HTTP 503")?;
+        // What the pattern does not mean is nothing that the registry knows.
+        let address = client.lab(["resolve", "a.wild.example.com"])?.stdout;
+        let address = address.split_whitespace().find(|word| word.starts_with("240.240.")).unwrap_or_default();
+        becomes("another host at the same address", address, "HTTP 502")?;
+
+        // TLS says its name itself.
+        client.lab(["hello", "b.wild.example.com", "443", "b.wild.example.com", "--timeout", "1"])?;
+        tls.wait_for("no TLS from", CHANGE)?;
+        ensure!(waypoint.pod.ips().iter().any(|ip| tls.log().contains(&ip.to_string())), "{}", tls.log());
+        let seen = tls.log().len();
+        client.lab(["hello", "b.wild.example.com", "443", "other.example.org", "--timeout", "1"])?;
+        eventually("a name that it does not mean", CHANGE, || {
+            ensure!(waypoint.metrics()?.sum("istio_tcp_connections_opened_total", &[("response_flags", "NR")]) >= 1.0);
+            Ok(())
+        })?;
+        ensure!(tls.log().len() == seen, "{}", tls.log());
+        Ok(())
     })
 }

@@ -106,9 +106,10 @@ fn what_belongs_to_others_is_not_taken_and_what_is_not_built_is_told() {
             "spec.hosts[0]: known, not in force: nobody can find *.example.com",
         ),
         (
-            "{hosts: [a.example.com], resolution: DYNAMIC_DNS}",
-            "spec.resolution: known, not in force: names of requests are not looked up yet",
+            "{hosts: ['*.example.com'], resolution: DYNAMIC_DNS}",
+            "spec.hosts[0]: a waypoint looks up what requests to *.example.com ask for, and there is none",
         ),
+        ("{hosts: [a.example.com], resolution: DYNAMIC_DNS}", "spec.hosts[0]: a.example.com has not been looked up"),
         (
             "{hosts: [a.example.com], exportTo: [far], resolution: STATIC, END}",
             "spec.exportTo: agents know it in all namespaces",
@@ -195,5 +196,99 @@ fn features_SE_5_endpoints_are_what_names_stand_for() {
             (expected.iter().map(|s| (*s).to_owned()).collect(), problems.iter().map(|s| (*s).to_owned()).collect()),
             "{spec}"
         );
+    }
+}
+
+#[test]
+fn features_SE_6_WE_1_workload_entries_are_endpoints_of_those_that_select_them() {
+    let workload = |namespace: &str, name: &str, spec: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"
+        )
+    };
+    let own = entry(
+        "vms",
+        "",
+        &format!(
+            "{{hosts: [vms.example.com], location: MESH_INTERNAL, resolution: STATIC, {PORTS}, workloadSelector: {{labels: {{app: vm}}}}}}"
+        ),
+    );
+    let text = [
+        own,
+        workload(
+            "shop",
+            "vm-1",
+            "{address: 192.0.2.1, labels: {app: vm, version: v1}, ports: {http: 81}, weight: 3, locality: r/z, serviceAccount: vm}",
+        ),
+        workload("shop", "vm-2", "{address: 192.0.2.2, labels: {app: vm}}"),
+        workload("shop", "other", "{address: 192.0.2.3, labels: {app: other}}"),
+        workload("far", "vm-3", "{address: 192.0.2.4, labels: {app: vm}}"),
+        workload("shop", "named", "{address: vm.example.com, labels: {app: vm}}"),
+        workload("shop", "own", "{address: 127.0.0.1, labels: {app: vm}}"),
+    ];
+    let view = view(&text.concat());
+    let of: std::collections::BTreeMap<String, &std::sync::Arc<mesh_core::Workload>> =
+        view.workloads.values().map(|w| (w.addresses[0].to_string(), w)).collect();
+    assert_eq!(of.keys().collect::<Vec<_>>(), ["192.0.2.1", "192.0.2.2"]);
+    let one = of["192.0.2.1"];
+    assert_eq!(&*one.uid, "Kubernetes/networking.istio.io/WorkloadEntry/shop/vm-1");
+    assert_eq!((&*one.name, &*one.service_account, one.capacity, &*one.locality.zone), ("vm-1", "vm", 3, "z"));
+    assert_eq!((&*one.canonical_name, &*one.canonical_revision), ("vm", "v1"));
+    let ports: Vec<u16> =
+        one.services[&"shop/vms.example.com".parse().unwrap()].iter().map(|p| p.target_port).collect();
+    assert_eq!(ports, [81, 443]);
+    let of_workloads = view.problems.iter().filter(|(key, _)| key.kind == Kind::WorkloadEntry);
+    let mut told: Vec<String> =
+        of_workloads.map(|(key, problem)| format!("{} {}", key.name, problem.message)).collect();
+    told.sort();
+    let idle = "known, not in force: no ServiceEntry of its namespace selects it";
+    let expected = [
+        "named \"vm.example.com\" is no address: it is not used".to_owned(),
+        format!("named {idle}"),
+        format!("other {idle}"),
+        "own \"127.0.0.1\" is a machine's own, or what clouds tell it: it is not used".to_owned(),
+        format!("own {idle}"),
+        format!("vm-3 {idle}"),
+    ];
+    assert_eq!(told, expected);
+}
+
+#[test]
+fn features_SE_1_SE_5_a_pattern_is_a_service_without_endpoints_that_its_waypoint_serves() {
+    let gateway = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: exit, namespace: shop}\nspec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n";
+    let text = entry(
+        "wild",
+        "istio.io/use-waypoint: exit",
+        &format!("{{hosts: ['*.example.com'], resolution: DYNAMIC_DNS, {PORTS}}}"),
+    );
+    let view = view(&format!("{gateway}{text}"));
+    let key = "shop/*.example.com".parse().unwrap();
+    let service = &view.services[&key];
+    assert!(service.waypoint.is_some() && !service.addresses.is_empty());
+    assert!(view.workloads.is_empty() && view.served.contains(&key));
+    assert!(!said(&view).iter().any(|said| said.contains("there is none: they are refused")), "{:?}", said(&view));
+    // Agents can be told of it, and answer for every name below it.
+    let mut store = Store::new();
+    let wire = mesh_proto::convert::encode_service(service);
+    let Ok(mesh_proto::convert::AddressResource::Service(read)) = mesh_proto::convert::address(&wire) else { panic!() };
+    let snapshot = store.apply(vec![Change::Service(read), Change::Synced]).snapshot;
+    assert_eq!(snapshot.service_by_host("*.example.com").len(), 1);
+}
+
+#[test]
+fn features_B19_who_addresses_an_endpoint_itself_comes_to_the_waypoint_where_nothing_may_go_around_it() {
+    let gateway = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: exit, namespace: shop}\nspec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n";
+    let spec =
+        format!("{{hosts: [api.example.com], resolution: STATIC, {PORTS}, endpoints: [{{address: 192.0.2.1}}]}}");
+    for (labels, expected) in [
+        ("istio.io/use-waypoint: exit", false),
+        ("istio.io/use-waypoint: exit, undermesh.io/waypoint-bypass: allow", false),
+        ("istio.io/use-waypoint: exit, undermesh.io/waypoint-bypass: refuse", true),
+        ("istio.io/use-waypoint: exit, undermesh.io/waypoint-bypass: maybe", true),
+        ("undermesh.io/waypoint-bypass: refuse", false),
+    ] {
+        let view = view(&format!("{gateway}{}", entry("api", labels, &spec)));
+        let guarded: Vec<bool> = view.workloads.values().map(|workload| workload.waypoint.is_some()).collect();
+        assert_eq!(guarded, [expected], "{labels}");
     }
 }

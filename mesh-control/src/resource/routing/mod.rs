@@ -186,8 +186,9 @@ pub fn inaction(kind: Kind) -> Option<&'static str> {
         Kind::IstioGateway | Kind::GatewayClass | Kind::Gateway | Kind::ListenerSet | Kind::ReferenceGrant => {
             Some("known, not in force: there is no gateway that acts on it")
         }
-        Kind::WorkloadEntry | Kind::WorkloadGroup => {
-            Some("known, not in force: endpoints are pods, and what ServiceEntries write")
+        Kind::WorkloadEntry => Some("known, not in force: no ServiceEntry of its namespace selects it"),
+        Kind::WorkloadGroup => {
+            Some("known, not in force: endpoints are pods, WorkloadEntries and what ServiceEntries write")
         }
         Kind::Sidecar => Some("known, not in force: agents know all services, and it has no outboundTrafficPolicy"),
         _ => None,

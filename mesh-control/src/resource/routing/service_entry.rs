@@ -163,7 +163,8 @@ pub type Addresses = BTreeMap<ArcStr, Vec<IpAddr>>;
 impl ServiceEntry {
     /// Names that have to be looked up: of endpoints, or without any the hosts themselves.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        let is_dns = matches!(self.resolution, Resolution::Dns | Resolution::DnsRoundRobin);
+        // With DYNAMIC_DNS a host that is no pattern is the name of all its requests.
+        let is_dns = matches!(self.resolution, Resolution::Dns | Resolution::DnsRoundRobin | Resolution::DynamicDns);
         let hosts = self.hosts.iter().filter(|_| self.endpoints.is_empty()).filter(|host| !host.starts_with('*'));
         let names = self.endpoints.iter().map(|endpoint| &endpoint.address).chain(hosts);
         let is_name = |name: &&str| !name.is_empty() && name.parse::<IpAddr>().is_err() && !name.contains('/');

@@ -1,5 +1,5 @@
-//! Which addresses may be asked for keys. Whoever writes a RequestAuthentication chooses a URL that the control plane opens: not of the control plane's own machine,
-//! and not of what clouds tell machines about themselves.
+//! Which addresses may be reached for what a user has written, or a name of his was looked up to: not of the machine that asks, and not of what clouds tell
+//! machines about themselves. The control plane asks before it fetches keys and takes addresses of names, waypoints before they look up names of requests.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

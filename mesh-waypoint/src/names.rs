@@ -1,0 +1,212 @@
+//! Hosts of which only a pattern is known: ServiceEntries with wildcards and `resolution: DYNAMIC_DNS`. The name that a request or the first message of TLS asks
+//! for is looked up when it comes, if the pattern means it. Answers are kept for a while; what a name leads to is never the machine itself, what clouds
+//! tell machines, nor a pod or service of the mesh: whoever owns a name must not reach what its clients could not ask for.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arcstr::ArcStr;
+use mesh_core::l7::HostPattern;
+use mesh_core::outside::is_public;
+use mesh_core::{Service, Snapshot};
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+/// An answer is used so long: how long it is good for, resolvers of systems do not say.
+const GOOD_MS: u64 = 30_000;
+/// What nobody answers for is not asked for again before.
+const BAD_MS: u64 = 1_000;
+/// Names that are remembered; clients choose them.
+const MOST: usize = 4_096;
+/// Addresses of one name that are used.
+const MOST_ADDRESSES: usize = 16;
+/// Questions at once.
+const AT_ONCE: usize = 64;
+/// How long one may take.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// A name that was asked for, with addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// The name, in lower case.
+    pub name: ArcStr,
+    /// Never none.
+    pub addresses: Arc<[IpAddr]>,
+}
+
+/// Why there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoName {
+    /// The registry does not know it: no pattern means it, or nothing was asked for.
+    #[error("the registry knows no such host")]
+    Unknown,
+    /// Nobody answers for it, or with nothing that may be used.
+    #[error("the host has no address that may be used")]
+    NoAddress,
+}
+
+/// What has been looked up.
+#[derive(Debug)]
+pub struct Names {
+    known: Mutex<HashMap<ArcStr, Known>>,
+    asking: Semaphore,
+}
+
+#[derive(Debug)]
+struct Known {
+    addresses: Arc<[IpAddr]>,
+    until_ms: u64,
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self { known: Mutex::default(), asking: Semaphore::new(AT_ONCE) }
+    }
+}
+
+/// Whether names of a service are looked up for each request.
+#[must_use]
+pub fn is_pattern(service: &Service) -> bool {
+    service.hostname.starts_with("*.")
+}
+
+/// As the system does it.
+pub async fn by_the_system(name: ArcStr) -> io::Result<Vec<IpAddr>> {
+    Ok(tokio::net::lookup_host((&*name, 0)).await?.map(|address| address.ip()).collect())
+}
+
+impl Names {
+    /// Where a name leads that was asked for at a service; `None` if the service has endpoints of its own.
+    pub async fn find<F: Future<Output = io::Result<Vec<IpAddr>>>>(
+        &self,
+        service: &Service,
+        name: Option<&str>,
+        (snapshot, network): (&Snapshot, &str),
+        now_ms: u64,
+        resolve: impl FnOnce(ArcStr) -> F,
+    ) -> Result<Option<Named>, NoName> {
+        if !is_pattern(service) {
+            return Ok(None);
+        }
+        let name = name.ok_or(NoName::Unknown)?.trim_end_matches('.').to_ascii_lowercase();
+        let pattern = HostPattern::parse(&service.hostname).ok_or(NoName::Unknown)?;
+        if name.len() > 253 || !pattern.matches(&name) {
+            return Err(NoName::Unknown);
+        }
+        let name = ArcStr::from(name);
+        let kept =
+            self.known.lock().get(&name).filter(|known| now_ms < known.until_ms).map(|known| known.addresses.clone());
+        let addresses = match kept {
+            Some(addresses) => addresses,
+            None => self.ask(&name, now_ms, resolve).await,
+        };
+        let is_theirs = |ip: &&IpAddr| {
+            let is_pod = snapshot.workload_by_address(network, ip).is_some_and(|workload| workload.is_pod());
+            !is_pod && snapshot.service_by_address(network, ip).is_none()
+        };
+        let addresses: Arc<[IpAddr]> = addresses.iter().filter(is_theirs).copied().collect();
+        match addresses.is_empty() {
+            true => Err(NoName::NoAddress),
+            false => Ok(Some(Named { name, addresses })),
+        }
+    }
+
+    async fn ask<F: Future<Output = io::Result<Vec<IpAddr>>>>(
+        &self,
+        name: &ArcStr,
+        now_ms: u64,
+        resolve: impl FnOnce(ArcStr) -> F,
+    ) -> Arc<[IpAddr]> {
+        let asked = async {
+            let _turn = self.asking.acquire().await.map_err(io::Error::other)?;
+            resolve(name.clone()).await
+        };
+        let found = match tokio::time::timeout(ANSWER, asked).await.unwrap_or_else(|late| Err(late.into())) {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::debug!(%name, %error, "the host of a request cannot be looked up");
+                Vec::new()
+            }
+        };
+        let usable = found.into_iter().map(|ip| ip.to_canonical()).filter(|ip| is_public(*ip)).take(MOST_ADDRESSES);
+        let addresses: Arc<[IpAddr]> = usable.collect();
+        let good = if addresses.is_empty() { BAD_MS } else { GOOD_MS };
+        let mut known = self.known.lock();
+        if known.len() >= MOST {
+            known.retain(|_, one| now_ms < one.until_ms);
+        }
+        if known.len() < MOST {
+            known.insert(name.clone(), Known { addresses: addresses.clone(), until_ms: now_ms + good });
+        }
+        addresses
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+    use mesh_core::service::ServiceAddress;
+    use mesh_core::{Change, Store, Workload};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn features_SE_5_only_names_of_the_pattern_are_looked_up_and_lead_out_of_the_mesh() {
+        let mut pod = Workload::new("c//Pod/shop/cart", "shop", "cart");
+        pod.addresses = vec![[198, 18, 0, 1].into()];
+        let mut cart = Service::new("shop", "cart", "cart.shop.svc.cluster.local");
+        cart.addresses = vec![ServiceAddress { network: "".into(), cidr: IpAddr::from([198, 19, 0, 1]).into() }];
+        let mut store = Store::new();
+        let snapshot = store.apply(vec![Change::Workload(pod), Change::Service(cart.clone())]).snapshot;
+        let (names, asked) = (Names::default(), AtomicU32::new(0));
+        let wild = Service::new("shop", "wild", "*.example.com");
+        let find = async |service: &Service, name: Option<&str>, now_ms: u64| {
+            let resolve = async |name: ArcStr| {
+                asked.fetch_add(1, SeqCst);
+                match name.split('.').next().unwrap_or_default() {
+                    "a" => Ok(vec![[192, 0, 2, 1].into(), [127, 0, 0, 1].into()]),
+                    "pod" => Ok(vec![[198, 18, 0, 1].into(), [198, 19, 0, 1].into()]),
+                    "own" => Ok(vec![[169, 254, 169, 254].into()]),
+                    _ => Err(io::Error::other("no such name")),
+                }
+            };
+            let found = names.find(service, name, (&snapshot, ""), now_ms, resolve).await;
+            found.map(|found| found.map(|found| (found.name.to_string(), found.addresses.to_vec())))
+        };
+        let a = || Ok(Some(("a.example.com".to_owned(), vec![IpAddr::from([192, 0, 2, 1])])));
+        assert_eq!(find(&cart, Some("cart"), 0).await, Ok(None));
+        assert_eq!(find(&wild, Some("A.example.com."), 0).await, a());
+        assert_eq!((find(&wild, Some("a.example.com"), GOOD_MS - 1).await, asked.load(SeqCst)), (a(), 1));
+        assert_eq!((find(&wild, Some("a.example.com"), GOOD_MS).await, asked.load(SeqCst)), (a(), 2));
+        for name in [None, Some("example.com"), Some("a.example.org"), Some("192.0.2.1"), Some("")] {
+            assert_eq!(find(&wild, name, 0).await, Err(NoName::Unknown), "{name:?}");
+        }
+        assert_eq!(asked.load(SeqCst), 2, "nobody is asked about others");
+        for name in ["pod.example.com", "own.example.com", "none.example.com"] {
+            assert_eq!(find(&wild, Some(name), 0).await, Err(NoName::NoAddress), "{name}");
+        }
+        let before = asked.load(SeqCst);
+        find(&wild, Some("none.example.com"), BAD_MS - 1).await.unwrap_err();
+        assert_eq!(asked.load(SeqCst), before);
+    }
+
+    #[tokio::test]
+    async fn names_that_clients_choose_take_no_more_than_there_is_room_for() {
+        let (names, wild) = (Names::default(), Service::new("shop", "wild", "*.example.com"));
+        let snapshot = Store::new().snapshot();
+        let find = async |name: String, now_ms: u64| {
+            let resolve = async |_: ArcStr| Ok(vec![[192, 0, 2, 1].into()]);
+            names.find(&wild, Some(&name), (&snapshot, ""), now_ms, resolve).await.unwrap()
+        };
+        for number in 0..MOST + 10 {
+            assert!(find(format!("n{number}.example.com"), 0).await.is_some());
+        }
+        assert_eq!(names.known.lock().len(), MOST);
+        find("later.example.com".into(), GOOD_MS).await;
+        assert_eq!(names.known.lock().len(), 1);
+    }
+}

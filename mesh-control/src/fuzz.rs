@@ -1,8 +1,9 @@
 //! Fuzz targets of this crate: bytes in, no panic, and what came out holds together.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use mesh_core::Change;
+use mesh_core::{ArcStr, Change};
 use mesh_proto::discovery::{DeltaDiscoveryResponse, Resource};
 use prost::Message;
 
@@ -26,6 +27,8 @@ pub fn manifests(data: &[u8]) {
             assert!(view.policies.contains_key(policy), "{} lists {policy}, which is not there", workload.uid);
         }
     }
+    let gateways: BTreeSet<ArcStr> =
+        view.tables.keys().chain(view.listeners.keys()).map(|name| name.to_string().into()).collect();
     let world = World::default().next(&Arc::new(view));
     let mut changes = Vec::new();
     for (name, message) in messages(&world, Kind::Address) {
@@ -48,12 +51,48 @@ pub fn manifests(data: &[u8]) {
             Err(error) => panic!("{name} cannot be read by a client: {error}"),
         }
     }
+    for (name, message) in messages(&world, Kind::Outbound) {
+        let scope = mesh_core::outbound::Scope::parse(&name);
+        match (scope, mesh_proto::convert::outbound(&message)) {
+            (Some(scope), Ok(said)) => changes.push(Change::Outbound(scope, said)),
+            (_, read) => panic!("{name} cannot be read by a client: {read:?}"),
+        }
+    }
     mesh_core::Store::new().apply(changes);
+    for gateway in gateways {
+        own(&world, gateway);
+    }
+}
+
+/// What a waypoint or gateway is sent of its own: all of it can be read there. Rules that are closed are written as such.
+fn own(world: &World, gateway: ArcStr) {
+    let audience = Audience::Waypoint(gateway);
+    for (name, message) in messages_for(world, Kind::RouteTable, &audience) {
+        match mesh_proto::convert::route_table(&message) {
+            Ok(read) if read.closed.is_empty() => {}
+            read => panic!("routes of {name} cannot be read by a client: {read:?}"),
+        }
+    }
+    for (name, message) in messages_for(world, Kind::Clusters, &audience) {
+        match mesh_proto::convert::clusters(&message) {
+            Ok(read) if read.closed.is_empty() => {}
+            read => panic!("places of {name} cannot be read by a client: {read:?}"),
+        }
+    }
+    for (name, message) in messages_for(world, Kind::Listeners, &audience) {
+        if let Err(error) = mesh_proto::convert::listeners(&message) {
+            panic!("listeners of {name} cannot be read by a client: {error}");
+        }
+    }
 }
 
 /// What a client finds in a response with everything of a kind, by name.
 fn messages(world: &World, kind: Kind) -> Vec<(String, bytes::Bytes)> {
-    let step = world.since(kind, &Audience::Agent, &Table::default(), usize::MAX, true);
+    messages_for(world, kind, &Audience::Agent)
+}
+
+fn messages_for(world: &World, kind: Kind, audience: &Audience) -> Vec<(String, bytes::Bytes)> {
+    let step = world.since(kind, audience, &Table::default(), usize::MAX, true);
     let bytes: Vec<u8> = step.parts.iter().flatten().copied().collect();
     let Ok(response) = DeltaDiscoveryResponse::decode(&*bytes) else { panic!("a client cannot read the response") };
     let message = |r: Resource| (r.name, r.resource.unwrap_or_default().value);

@@ -2,11 +2,14 @@
 //! and panics only on a bug.
 #![doc(hidden)]
 
+mod matches;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Method, header};
 use ipnet::IpNet;
+pub use matches::{header_matches, patterns};
 use rand::{SeedableRng, rngs::StdRng};
 
 use crate::{

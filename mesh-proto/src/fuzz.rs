@@ -1,6 +1,8 @@
 //! Entry points for fuzzers. Each takes arbitrary bytes and panics only on a bug.
 #![doc(hidden)]
 
+use http::{HeaderMap, HeaderName, HeaderValue};
+use mesh_core::l7::authorizer::Answer;
 use mesh_core::{Change, Connection, Store, authorize};
 
 use crate::convert::{self, AddressResource};
@@ -68,6 +70,32 @@ pub fn l4_routes(data: &[u8]) {
     // What is closed is written as such, and then it can be read.
     assert_eq!(again, Ok(convert::ConnectionRoutesRead { routes: read.routes.clone(), closed: Vec::new() }));
     mesh_core::fuzz::connected(&read.routes);
+}
+
+/// What an external authorizer answers by gRPC: whatever it asks for, what the message or the connection is stays as it was, and only the mesh speaks for the mesh.
+pub fn authorizer_answers(data: &[u8]) {
+    const FIXED: [&str; 7] =
+        ["host", "content-length", "transfer-encoding", "connection", "upgrade", "expect", "x-mesh-hops"];
+    let Ok(answer) = convert::check_answer(data) else { return };
+    let edits = match &answer {
+        Answer::Allowed(changes) => vec![&changes.request, &changes.response],
+        Answer::Denied(denial) => {
+            assert!(denial.status.as_u16() >= 200, "{}", denial.status);
+            vec![&denial.headers]
+        }
+    };
+    for edits in edits {
+        let fixed = || FIXED.into_iter().map(|name| (HeaderName::from_static(name), HeaderValue::from_static("1")));
+        let mut there: HeaderMap = fixed().collect();
+        edits.apply(&mut there);
+        for (name, value) in fixed() {
+            assert_eq!(there.get_all(&name).iter().collect::<Vec<_>>(), [&value], "{name} {answer:?}");
+        }
+        let mut absent = HeaderMap::new();
+        edits.apply(&mut absent);
+        assert!(FIXED.into_iter().all(|name| !absent.contains_key(name)), "{answer:?}");
+    }
+    assert_eq!(convert::check_answer(data).ok(), Some(answer), "read twice");
 }
 
 fn address(payload: &[u8]) -> Option<Change> {

@@ -357,6 +357,7 @@ fn replays_the_fuzz_corpus() {
         ("l4_routes", crate::fuzz::l4_routes, 4),
         ("l7_clusters", crate::fuzz::l7_clusters, 4),
         ("l7_tables", crate::fuzz::l7_tables, 6),
+        ("authorizer_answers", crate::fuzz::authorizer_answers, 10),
     ] {
         let folder = format!("{}/../fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
         let files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).collect();

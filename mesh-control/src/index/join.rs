@@ -17,7 +17,7 @@ use super::policy::{self, Policies};
 use super::service::{self, Services};
 use super::settings::Settings;
 use super::view::{Placements, View};
-use super::waypoint::{Guard, Guarded, PodLabels, Waypoints};
+use super::waypoint::{Guard, Guarded, PodLabels, PodTopologies, Waypoints};
 use super::workload;
 use super::{certificates, datagram, l4, l7, outbound, routing, security, service_entry, telemetry};
 use crate::diagnosis::Problem;
@@ -54,6 +54,7 @@ struct Last {
     certificates: BTreeMap<NamespacedName, Arc<Certificates>>,
     pod_labels: PodLabels,
     datagrams: datagram::Targets,
+    pod_topologies: PodTopologies,
     telemetry: Arc<telemetry::Made>,
 }
 
@@ -95,7 +96,9 @@ impl Join {
         let waypoints = Waypoints::index(&objects, &settings, &mut problems);
         let pod_labels = waypoints.labels(&objects);
         let datagrams = datagram::targets(&objects);
-        let (routing, l7, l4) = self.routing(&objects, &settings, &waypoints, (&pod_labels, &datagrams));
+        let pod_topologies = waypoints.topologies(&objects);
+        let pods = (&pod_labels, &pod_topologies, &datagrams);
+        let (routing, l7, l4) = self.routing(&objects, &settings, &waypoints, pods);
         let security = self.security(&objects, &settings, &waypoints);
         let telemetry = self.telemetry(&objects, &settings, &waypoints);
         // What is said of all routes is not true of those that a waypoint or gateway acts on.
@@ -255,6 +258,7 @@ impl Join {
             certificates,
             pod_labels,
             datagrams,
+            pod_topologies,
         };
         view
     }
@@ -271,17 +275,19 @@ impl Join {
         objects: &Objects,
         settings: &Settings,
         waypoints: &Waypoints,
-        (labels, datagrams): (&PodLabels, &datagram::Targets),
+        (labels, topologies, datagrams): (&PodLabels, &PodTopologies, &datagram::Targets),
     ) -> (Arc<routing::Indexed>, Arc<l7::Made>, Arc<l4::Made>) {
         let is_same = self.last.settings.as_ref() == Some(settings)
             && routing::reads_the_same(&self.last.objects, objects)
             && self.last.pod_labels == *labels
+            && self.last.pod_topologies == *topologies
             && self.last.datagrams == *datagrams;
         if is_same {
             return (self.last.routing.clone(), self.last.l7.clone(), self.last.l4.clone());
         }
         let indexed = routing::index(objects, settings);
-        let mut around = l7::Around::new(objects, settings, &indexed).with_pods(labels.clone(), datagrams.clone());
+        let mut around = l7::Around::new(objects, settings, &indexed).with_pods(labels.clone(), topologies.clone());
+        around.datagrams.clone_from(datagrams);
         let mut connections = l4::index(objects, settings, &around);
         connections.keep(&self.last.l4);
         around.connections.clone_from(&connections.routes);

@@ -3,6 +3,7 @@
 use mesh_core::{ArcStr, NamespacedName, TrustDomain};
 
 use crate::diagnosis::Problem;
+use crate::resource::gateway_topology::GatewayTopology;
 use crate::resource::label_selector::LabelSelector;
 use crate::resource::mesh_authorizers::Authorizers;
 use crate::resource::mesh_config::{self, IstioNames};
@@ -32,6 +33,8 @@ pub struct Settings {
     pub authorizers: Authorizers,
     /// Pods may reach only what the mesh knows, where no Sidecar says otherwise.
     pub registry_only: bool,
+    /// What stands before gateways that do not say it themselves.
+    pub topology: GatewayTopology,
     /// What is done with Istio's names.
     pub istio_names: IstioNames,
     /// An Istio runs in the cluster.
@@ -58,6 +61,7 @@ impl Settings {
             discovery: Vec::new(),
             authorizers: Authorizers::new(),
             registry_only: false,
+            topology: GatewayTopology::default(),
             istio_names: IstioNames::default(),
             istio_runs: false,
             agents: Vec::new(),
@@ -125,6 +129,7 @@ impl Settings {
             settings.discovery.clone_from(&config.discovery);
             settings.authorizers.clone_from(&config.authorizers);
             settings.registry_only = config.registry_only;
+            settings.topology.clone_from(&config.topology);
             settings.istio_names = config.istio_names.unwrap_or(settings.istio_names);
         }
         for name in objects.mesh_configs.keys().filter(|name| **name != own) {

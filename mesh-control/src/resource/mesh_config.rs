@@ -4,6 +4,7 @@
 use mesh_core::{ArcStr, TrustDomain};
 
 use super::fields::{Fields, Mapping};
+use super::gateway_topology::GatewayTopology;
 use super::label_selector::{self, LabelSelector};
 use super::mesh_authorizers::Authorizers;
 use super::mesh_providers::{self, Providers};
@@ -58,6 +59,8 @@ pub struct MeshConfig {
     pub authorizers: Authorizers,
     /// Pods may reach only what the mesh knows.
     pub registry_only: bool,
+    /// What stands before gateways that do not say it themselves.
+    pub topology: GatewayTopology,
 }
 
 /// Settings of Istio that nothing here heeds yet.
@@ -217,6 +220,9 @@ fn settings(tree: &Tree, path: &str, fields: &mut Fields) -> Option<MeshConfig> 
     let Providers { takers, authorizers } = providers.map(read).unwrap_or_default();
     config.telemetry = mesh_telemetry::read(tree, path, takers, &mut fields.problems);
     config.authorizers = authorizers;
+    if let Some(tree) = mesh.get("defaultConfig") {
+        config.topology = GatewayTopology::read(tree, &mesh.field("defaultConfig"), &mut fields.problems);
+    }
     match mesh.get("enableAutoMtls").map(|node| &node.value) {
         None | Some(Value::Bool(true)) => {}
         Some(Value::Bool(false)) => {
@@ -311,6 +317,12 @@ mod tests {
             ("trustdomain: a", false, vec!["error data.mesh.trustdomain: there is no setting \"trustdomain\"".into()]),
             ("rootNamespace: A", false, vec!["error data.mesh.rootNamespace: \"A\" is not a namespace: it must begin and end with a lower-case letter or digit".into()]),
             ("rootNamespace: \"\"", false, vec!["error data.mesh.rootNamespace: an empty string".into()]),
+            ("defaultConfig: {gatewayTopology: {numTrustedProxies: 2, proxyProtocol: {}}}", true, vec![]),
+            (
+                "defaultConfig: {gatewayTopology: {numTrustedProxies: 65}}",
+                false,
+                vec!["error data.mesh.defaultConfig.gatewayTopology.numTrustedProxies: more than 64 proxies".into()],
+            ),
             ("- a", false, vec!["error data.mesh: expected a mapping, found a list".into()]),
             ("outboundTrafficPolicy: {mode: NONE}", false, vec!["error data.mesh.outboundTrafficPolicy.mode: unknown mode \"NONE\"".into()]),
             ("discoverySelectors: [{matchLabel: {a: b}}]", false, vec!["error data.mesh.discoverySelectors[0].matchLabel!: unknown field \"matchLabel\"".into()]),

@@ -304,7 +304,8 @@ fn place(service: &str, port: u16, field: &str, problems: &mut Vec<Problem>) -> 
 
 fn proxy(tree: &Tree, at: &str, problems: &mut Vec<Problem>) -> ProxyTracing {
     if let Value::Map(entries) = &tree.value {
-        for entry in entries.iter().filter(|entry| entry.key != "tracing") {
+        // What stands before gateways others read.
+        for entry in entries.iter().filter(|entry| !["tracing", "gatewayTopology"].contains(&entry.key.as_str())) {
             let message = format!("{} is not built: it has no effect", entry.key);
             problems.push(Problem::warning(format!("{at}.{}", entry.key), message));
         }

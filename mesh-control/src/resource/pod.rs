@@ -3,8 +3,11 @@
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as k8s;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use mesh_core::ArcStr;
 
+use super::gateway_topology::{self, GatewayTopology};
+use super::waypoint::GATEWAY_NAME;
 use super::{Key, Labels, meta};
 use crate::diagnosis::Problem;
 
@@ -57,6 +60,8 @@ pub struct Pod {
     pub datagram_ports: Vec<(String, u16)>,
     /// When it was made, seconds.
     pub created: Option<i64>,
+    /// What stands before it, if it serves a Gateway and says so.
+    pub topology: Option<Box<GatewayTopology>>,
 }
 
 /// Reduces a pod.
@@ -123,8 +128,17 @@ pub fn read(key: &Key, object: k8s::Pod) -> (Pod, Vec<Problem>) {
         ports,
         datagram_ports,
         created: meta::created(&object.metadata),
+        topology: topology(&object.metadata, &mut problems),
     };
     (pod, problems)
+}
+
+/// What stands before a pod that serves a Gateway. What it says and cannot mean is not taken for what others say.
+fn topology(metadata: &ObjectMeta, problems: &mut Vec<Problem>) -> Option<Box<GatewayTopology>> {
+    metadata.labels.as_ref()?.get(GATEWAY_NAME)?;
+    let annotations = metadata.annotations.as_ref()?;
+    annotations.get(gateway_topology::ANNOTATION)?;
+    Some(Box::new(GatewayTopology::annotated(annotations, "metadata.annotations", problems)))
 }
 
 fn addresses(status: &k8s::PodStatus, problems: &mut Vec<Problem>) -> Vec<IpAddr> {

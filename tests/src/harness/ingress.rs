@@ -128,6 +128,13 @@ impl Visitor {
         Ok(Visit { stream: BufReader::new(Box::new(self.connect()?)), shown: None })
     }
 
+    /// A connection without TLS that begins with `first`, as of a proxy in front.
+    pub fn behind(&self, first: &[u8]) -> Result<Visit> {
+        let mut stream = self.connect()?;
+        stream.write_all(first).context("send what comes first")?;
+        Ok(Visit { stream: BufReader::new(Box::new(stream)), shown: None })
+    }
+
     /// One with TLS, for `name`.
     pub fn tls(&self, name: &str) -> Result<Visit> {
         let mut roots = RootCertStore::empty();
@@ -165,7 +172,12 @@ impl Visitor {
 impl Visit {
     /// One request and its answer, whose headers stand before its body.
     pub fn get(&mut self, host: &str, path: &str) -> Result<Response> {
-        let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: visitor\r\n\r\n");
+        self.get_with(host, path, "")
+    }
+
+    /// The same with more lines of headers, each with its end.
+    pub fn get_with(&mut self, host: &str, path: &str, lines: &str) -> Result<Response> {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: visitor\r\n{lines}\r\n");
         self.stream.get_mut().write_all(request.as_bytes()).context("send request")?;
         self.stream.get_mut().flush()?;
         let mut head = String::new();

@@ -7,4 +7,6 @@ mod datagrams;
 mod egress;
 mod plain;
 mod secure;
+mod sets;
 mod stage;
+mod topology;

@@ -40,6 +40,11 @@ pub fn edge(listeners: &str) -> String {
     )
 }
 
+/// The same, whose pods have the annotation `proxy.istio.io/config` with this text.
+pub fn behind(listeners: &str, config: &str) -> String {
+    format!("{}  infrastructure: {{annotations: {{proxy.istio.io/config: {config:?}}}}}\n", edge(listeners))
+}
+
 impl Stage {
     /// Somebody outside who visits a port of the gateway.
     pub fn visitor(&self, port: u16) -> Visitor {

@@ -43,7 +43,7 @@ use super::routing::destination_rules::Rules;
 use super::routing::hosts::Hosts;
 use super::routing::parents::Owner;
 use super::routing::{Indexed, Listening, Resolved};
-use super::waypoint::{PodLabels, Served};
+use super::waypoint::{PodLabels, PodTopologies, Served};
 use crate::diagnosis::Problem;
 use crate::resource::routing::Routes;
 use crate::resource::secret::named;
@@ -68,6 +68,8 @@ pub struct Around<'a> {
     pub pods: PodLabels,
     /// Where the UDP ports of services lead.
     pub datagrams: datagram::Targets,
+    /// What stands before those.
+    pub topologies: PodTopologies,
     /// Where what is no request goes, by service, once that is made.
     pub connections: BTreeMap<NamespacedName, Arc<ConnectionRoutes>>,
 }
@@ -134,14 +136,15 @@ impl<'a> Around<'a> {
         let hosts = Hosts::new(&indexed.routes, objects, settings);
         let rules = Rules::new(&indexed.routes, &hosts);
         let (routes, resolved) = (&*indexed.routes, &*indexed.resolved);
-        let (pods, datagrams, connections) = (PodLabels::new(), datagram::Targets::new(), BTreeMap::new());
-        Self { routes, resolved, hosts, rules, pods, datagrams, connections }
+        let (pods, topologies) = (PodLabels::new(), PodTopologies::new());
+        let (datagrams, connections) = (datagram::Targets::new(), BTreeMap::new());
+        Self { routes, resolved, hosts, rules, pods, topologies, datagrams, connections }
     }
 
-    /// With what depends on pods: labels of those of gateways, and where UDP ports lead in those of services.
+    /// With what the pods that there are of gateways say.
     #[must_use]
-    pub fn with_pods(self, pods: PodLabels, datagrams: datagram::Targets) -> Self {
-        Self { pods, datagrams, ..self }
+    pub fn with_pods(self, pods: PodLabels, topologies: PodTopologies) -> Self {
+        Self { pods, topologies, ..self }
     }
 }
 
@@ -153,7 +156,7 @@ pub fn index(settings: &Settings, around: &Around<'_>, served: &Served) -> Made 
     if !settings.istio_runs {
         made.in_force = in_force::of(&made.served, around);
     }
-    let listened = listeners::index(around, &read, !settings.istio_runs, &mut made.problems);
+    let listened = listeners::index(around, &read, settings, &mut made.problems);
     made.in_force.extend(listened.in_force);
     (made.listeners, made.references) = (listened.listeners, listened.references);
     made.told = Arc::new(listeners::told::told(around));

@@ -20,6 +20,7 @@ use super::service::key;
 use super::service_entry;
 use super::view::WaypointPod;
 use crate::diagnosis::Problem;
+use crate::resource::gateway_topology::GatewayTopology;
 use crate::resource::pod::State;
 use crate::resource::routing::{Routed, ServiceEntry};
 use crate::resource::waypoint::{Asked, GATEWAY_NAME, field};
@@ -36,6 +37,9 @@ pub type Served = BTreeMap<NamespacedName, BTreeSet<NamespacedName>>;
 
 /// Labels of the pods of gateways, as far as Gateways of Istio select by them.
 pub type PodLabels = BTreeMap<NamespacedName, BTreeSet<Labels>>;
+
+/// What pods of gateways say of what stands before them.
+pub type PodTopologies = BTreeMap<NamespacedName, GatewayTopology>;
 
 /// What clients ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -265,6 +269,20 @@ impl Waypoints {
             let labels = labels.map(|(key, value)| (key.clone(), value.clone())).collect();
             all.entry(gateway).or_default().insert(labels);
         }
+        all
+    }
+
+    /// What pods that serve gateways say of what stands before them. Where pods of one disagree, as while others take their place, what is believed least counts.
+    pub fn topologies(&self, objects: &Objects) -> PodTopologies {
+        let mut all = PodTopologies::new();
+        let namespaces: BTreeSet<&ArcStr> = self.deployed().map(|(name, _)| &name.namespace).collect();
+        for pod in namespaces.into_iter().flat_map(|namespace| pods_of(objects, namespace)) {
+            let Some(gateway) = self.gateway_of(pod) else { continue };
+            let own = pod.topology.as_deref().cloned().unwrap_or_default();
+            let least = all.get(&gateway).map_or_else(|| own.clone(), |known: &GatewayTopology| known.least(&own));
+            all.insert(gateway, least);
+        }
+        all.retain(|_, said| *said != GatewayTopology::default());
         all
     }
 

@@ -7,7 +7,8 @@ use serde::Deserialize;
 
 use super::reference::{LocalReference, ObjectReference, hostname, name, namespace};
 use super::{Check, Spec};
-use crate::diagnosis::closest;
+use crate::diagnosis::{Problem, closest};
+use crate::resource::gateway_topology::GatewayTopology;
 use crate::resource::{Labels, meta};
 
 const MOST_LISTENERS: usize = 64;
@@ -211,6 +212,13 @@ pub struct Infrastructure {
     pub parameters_ref: Option<LocalReference>,
 }
 
+impl Infrastructure {
+    /// What stands before the gateway, as it says itself.
+    pub fn topology(&self, problems: &mut Vec<Problem>) -> GatewayTopology {
+        GatewayTopology::annotated(&self.annotations, "spec.infrastructure.annotations", problems)
+    }
+}
+
 /// Who else may add listeners.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
@@ -282,6 +290,9 @@ impl Spec for Gateway {
         check_listeners(&self.listeners, "make several gateways of it", check);
         let allowed = self.allowed_listeners.as_ref().and_then(|allowed| allowed.namespaces.as_ref());
         allowed.into_iter().for_each(|namespaces| namespaces.check("spec.allowedListeners", check));
+        if let Some(own) = &self.infrastructure {
+            own.topology(check.problems);
+        }
         for (index, address) in self.addresses.iter().enumerate() {
             let is_ip = address.kind.as_deref().is_none_or(|kind| kind == "IPAddress");
             let bad = address.value.as_deref().filter(|value| is_ip && value.parse::<std::net::IpAddr>().is_err());

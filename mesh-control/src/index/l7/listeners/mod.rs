@@ -26,10 +26,12 @@ use mesh_core::{ArcStr, NamespacedName};
 
 use super::{Around, Problems, Read};
 use crate::diagnosis::Problem;
+use crate::index::Settings;
 use crate::index::certificates::{Part, Reference};
 use crate::index::routing::hosts::Host;
 use crate::index::routing::order::created;
 use crate::index::routing::parents::{Attached, Owner, hostnames};
+use crate::resource::gateway_topology::GatewayTopology;
 use crate::resource::routing::gateway::{Gateway, Listener};
 use crate::resource::routing::reference::ObjectReference;
 use crate::resource::routing::{Routed, Routing};
@@ -50,7 +52,8 @@ pub struct Indexed {
 }
 
 /// What each gateway of ours listens for. Istio's own kinds are Istio's where it runs.
-pub fn index(around: &Around<'_>, read: &Read, with_istio_s: bool, problems: &mut Problems) -> Indexed {
+pub fn index(around: &Around<'_>, read: &Read, settings: &Settings, problems: &mut Problems) -> Indexed {
+    let with_istio_s = !settings.istio_runs;
     let ours =
         around.routes.gateways.iter().filter(|(_, gateway)| matches!(around.hosts.owner(gateway), Owner::Ours(_)));
     let mut made = Indexed::default();
@@ -66,7 +69,7 @@ pub fn index(around: &Around<'_>, read: &Read, with_istio_s: bool, problems: &mu
         };
         let own: Vec<Arc<listener::Listener>> = classic.listeners.iter().map(|(one, ..)| Arc::clone(one)).collect();
         all.extend(own);
-        let all = Listeners::new(name.to_string(), all);
+        let all = Listeners::new(name.to_string(), all).behind(topology(name, gateway, around, settings).topology());
         for one in all.shadowed() {
             let Some((_, key, field)) = classic.listeners.iter().find(|(own, ..)| Arc::ptr_eq(own, one)) else {
                 continue;
@@ -99,6 +102,18 @@ fn labels(name: &NamespacedName, gateway: &Routed<Gateway>, around: &Around<'_>)
     let mut all = around.pods.get(name).cloned().unwrap_or_default();
     all.insert(own);
     all
+}
+
+/// What stands before a gateway: as it says itself, else as its pods do, else as the mesh settings do. What it says itself has been read before.
+fn topology(
+    name: &NamespacedName,
+    gateway: &Routed<Gateway>,
+    around: &Around<'_>,
+    settings: &Settings,
+) -> GatewayTopology {
+    let own = gateway.spec.infrastructure.as_ref().map(|all| all.topology(&mut Vec::new())).unwrap_or_default();
+    let of_pods = around.topologies.get(name).cloned().unwrap_or_default();
+    own.or(&of_pods).or(&settings.topology)
 }
 
 fn listeners(

@@ -57,7 +57,7 @@ fn told(view: &View) -> Vec<String> {
         let served = if one.why_not().is_none() { "served" } else { "closed" };
         format!("{} {} {} {served}", one.name, word(&one.refused), word(&one.unresolved))
     };
-    view.listeners_told[&edge()].iter().map(of).collect()
+    view.listeners_told.gateways[&edge()].iter().map(of).collect()
 }
 
 fn validation(refs: &str) -> String {

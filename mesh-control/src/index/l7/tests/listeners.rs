@@ -12,8 +12,8 @@ pub(super) fn gateway(listeners: &str, more: &[Json]) -> (Arc<Listeners>, Proble
     all.extend_from_slice(more);
     let (objects, settings) = (objects(&all), Settings::default());
     let indexed = super::super::super::routing::index(&objects, &settings);
-    let around = Around::new(&objects, &settings, &indexed);
-    let around = around.with_pods(PodLabels::new(), datagram::targets(&objects));
+    let mut around = Around::new(&objects, &settings, &indexed);
+    around.datagrams = datagram::targets(&objects);
     let made = super::super::index(&settings, &around, &Served::new());
     (made.listeners[&NamespacedName::new("shop", "edge")].clone(), made.problems)
 }
@@ -221,6 +221,50 @@ fn features_GA_what_listeners_are_told() {
     let belonging = view.resolved.belonging(&key("a"), &view.served, &view.listening).unwrap();
     assert_eq!((belonging.parents.len(), belonging.served.len()), (2, 2), "{belonging:?}");
     assert!(!view.problems.iter().any(|(of, problem)| *of == key("a") && problem.message.contains("not in force")));
+}
+
+/// A pod of the gateway, with the annotation `proxy.istio.io/config`.
+fn pod(name: &str, account: &str, config: &str) -> Json {
+    json!({ "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "name": name, "namespace": "shop", "labels": { "gateway.networking.k8s.io/gateway-name": "edge" },
+            "annotations": { "proxy.istio.io/config": config } },
+        "spec": { "nodeName": "n1", "serviceAccountName": account }, "status": { "phase": "Running" } })
+}
+
+#[test]
+fn features_GW_8_what_stands_before_a_gateway_it_says_or_its_pods_or_the_mesh_settings() {
+    let trusts = |count: u32| format!("gatewayTopology: {{numTrustedProxies: {count}}}");
+    let (account, proxy) = ("edge-undermesh", "gatewayTopology: {proxyProtocol: {}}");
+    let settings = |text: &str| {
+        json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "undermesh", "namespace": "undermesh-system" },
+            "data": { "mesh": format!("defaultConfig: {{{text}}}") } })
+    };
+    for (what, own, more, expected) in [
+        ("nobody says anything", "", vec![], (0, false)),
+        ("it says it", &*trusts(2), vec![], (2, false)),
+        ("the mesh says it", "", vec![settings(&trusts(3))], (3, false)),
+        ("both do, of different things", proxy, vec![settings(&trusts(3))], (3, true)),
+        ("both do, of the same", &*trusts(2), vec![settings(&trusts(3))], (2, false)),
+        ("its pods do", "", vec![pod("a", account, proxy), settings(&trusts(3))], (3, true)),
+        ("its pods and it do", &*trusts(2), vec![pod("a", account, &trusts(1))], (2, false)),
+        (
+            "pods that disagree",
+            "",
+            vec![pod("a", account, &trusts(2)), pod("b", account, &trusts(1)), settings(&trusts(3))],
+            (1, false),
+        ),
+        ("a pod of it that says nothing", "", vec![pod("a", account, &trusts(2)), pod("b", account, "")], (0, false)),
+        ("pods of somebody else", "", vec![pod("a", "default", proxy)], (0, false)),
+    ] {
+        let annotations = json!({ "proxy.istio.io/config": own });
+        let spec = format!(
+            "{{gatewayClassName: undermesh, listeners: {HTTP}, infrastructure: {{annotations: {annotations}}}}}"
+        );
+        let all = [vec![object(Kind::Gateway, "shop", "edge", &spec)], more].concat();
+        let view = crate::index::build(&objects(&all), &Settings::default());
+        let found = view.listeners[&NamespacedName::new("shop", "edge")].topology().clone();
+        assert_eq!((found.trusted_proxies, found.proxy_protocol), expected, "{what}");
+    }
 }
 
 #[test]

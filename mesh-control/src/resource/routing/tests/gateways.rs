@@ -98,6 +98,21 @@ fn good_ones() {
 }
 
 #[test]
+fn what_a_gateway_says_of_what_stands_before_it_must_be_readable() {
+    let with = |config: &str| {
+        format!(
+            "{{gatewayClassName: undermesh, listeners: [{{name: http, port: 80, protocol: HTTP}}], infrastructure: {{annotations: {{proxy.istio.io/config: {config:?}}}}}}}"
+        )
+    };
+    good(Kind::Gateway, &[(&with("gatewayTopology: {numTrustedProxies: 1}"), &[])]);
+    let field = "infrastructure.annotations[\"proxy.istio.io/config\"]";
+    let mistyped = format!(
+        "{field}.gatewayTopology.numTrustedProxie: unknown field \"numTrustedProxie\" (did you mean `numTrustedProxies`?)"
+    );
+    bad(Kind::Gateway, &[(&with("gatewayTopology: {numTrustedProxie: 1}"), &[&mistyped])]);
+}
+
+#[test]
 fn good_sets_of_listeners() {
     good(
         Kind::ListenerSet,

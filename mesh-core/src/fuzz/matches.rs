@@ -103,9 +103,7 @@ mod tests {
 
     #[test]
     fn the_corpora_hold() {
-        let targets: [(&str, fn(&[u8])); 2] =
-            [("header_matches", super::header_matches), ("patterns", super::patterns)];
-        for (name, target) in targets {
+        for (name, target) in [("header_matches", super::header_matches as fn(&[u8])), ("patterns", super::patterns)] {
             let folder = format!("{}/../fuzz/corpus/{name}", env!("CARGO_MANIFEST_DIR"));
             let files: Vec<_> = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
             assert!(files.len() >= 6, "{name}: {} files", files.len());

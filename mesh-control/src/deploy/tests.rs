@@ -495,8 +495,11 @@ fn features_GA_a_gateway_is_told_what_it_shows_and_whom_it_lets_in_while_there_i
         Some(Listened { gateway: own.borrow().clone(), ..listened(name, spec)? })
     };
     let mut ask = || {
-        let steps = round(&known, &defaults(), &Settings::default(), |_| true, with_own, now());
-        perform(&mut known, &steps);
+        // What is made, then what that is told.
+        for _ in 0..2 {
+            let steps = round(&known, &defaults(), &Settings::default(), |_| true, with_own, now());
+            perform(&mut known, &steps);
+        }
         let again = round(&known, &defaults(), &Settings::default(), |_| true, with_own, now());
         assert!(!again.iter().any(|step| matches!(step, Step::Tell((What::Gateway, _), _))), "it stands there");
         let status = &known.objects[&What::Gateway][&name("shop", "edge")]["status"];

@@ -439,7 +439,9 @@ fn merge(object: &mut Json, change: &Json) {
                 merge(object.entry(key).or_insert(Json::Null), change);
             }
         }
-        (Json::Array(items), Json::Array(changes)) if changes.iter().all(|c| c["name"].is_string()) => {
+        (Json::Array(items), Json::Array(changes))
+            if !changes.is_empty() && changes.iter().all(|c| c["name"].is_string()) =>
+        {
             for change in changes {
                 if let Some(item) = items.iter_mut().find(|item| item["name"] == change["name"]) {
                     merge(item, change);

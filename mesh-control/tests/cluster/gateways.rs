@@ -186,4 +186,62 @@ async fn features_B18_only_secrets_that_gateways_name_are_asked_for() {
     app.stop().await;
 }
 
+#[tokio::test]
+async fn features_GA_policies_are_told_of_gateways_and_only_what_they_name_is_asked_for() {
+    let api = istio().await;
+    for plural in ["gateways", "gatewayclasses", "httproutes", "backendtlspolicies", "referencegrants"] {
+        api.put(kind(plural));
+    }
+    let object = |kind: &str, name: &str, spec: Json| {
+        json!({ "apiVersion": "gateway.networking.k8s.io/v1", "kind": kind, "spec": spec,
+            "metadata": { "name": name, "namespace": "shop", "generation": 1 } })
+    };
+    let bundle = |name: &str, text: &str| {
+        json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name, "namespace": "shop" },
+            "data": { "ca.crt": text } })
+    };
+    api.put(json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "shop" } }));
+    api.put(json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": "web", "namespace": "shop" },
+        "spec": { "clusterIPs": ["198.19.0.1"], "clusterIP": "198.19.0.1", "ports": [{ "port": 443 }] } }));
+    let listeners = json!([{ "name": "http", "port": 80, "protocol": "HTTP" }]);
+    api.put(object("Gateway", "edge", json!({ "gatewayClassName": "undermesh", "listeners": listeners })));
+    let rules = json!([{ "backendRefs": [{ "name": "web", "port": 443 }] }]);
+    api.put(object("HTTPRoute", "r", json!({ "parentRefs": [{ "name": "edge" }], "rules": rules })));
+    let validation = json!({ "hostname": "web.example",
+        "caCertificateRefs": [{ "group": "", "kind": "ConfigMap", "name": "ca" }] });
+    let targets = json!([{ "group": "", "kind": "Service", "name": "web" }]);
+    api.put(object("BackendTLSPolicy", "p", json!({ "targetRefs": targets, "validation": validation })));
+    api.put(bundle("other", "!"));
+    let app = start(&api, &[]).await;
+    let told = || {
+        let policy = api.get("BackendTLSPolicy", "shop", "p")?;
+        let ancestors = policy["status"]["ancestors"].as_array()?.clone();
+        let of = |one: &Json| {
+            let conditions = one["conditions"].as_array().into_iter().flatten();
+            let reasons: Vec<&str> = conditions.filter_map(|condition| condition["reason"].as_str()).collect();
+            format!("{} {}", one["ancestorRef"]["name"].as_str().unwrap_or_default(), reasons.join(" "))
+        };
+        Some(ancestors.iter().map(of).collect::<Vec<_>>())
+    };
+    let becomes = async |what: &str, expected: &[&str]| {
+        eventually(what, || told().is_some_and(|told| told == expected)).await;
+    };
+    becomes("nobody to believe", &["edge NoValidCACertificate InvalidCACertificateRef"]).await;
+    let roots = rcgen::generate_simple_self_signed(vec!["a.example".to_owned()]).unwrap().cert.pem();
+    api.put(bundle("ca", &roots));
+    becomes("roots", &["edge Accepted ResolvedRefs"]).await;
+    api.put(bundle("ca", "rubbish"));
+    becomes("rubbish", &["edge NoValidCACertificate InvalidCACertificateRef"]).await;
+    let own = "/api/v1/namespaces/shop/configmaps";
+    for method in ["GET", "WATCH"] {
+        let mut asked = api.asked(method);
+        asked.retain(|path| path.contains("/namespaces/shop/configmaps"));
+        assert!(!asked.is_empty() && asked.iter().all(|path| path == own), "{method} {asked:?}");
+    }
+    // What nobody reaches any more is told nothing.
+    api.delete("HTTPRoute", "shop", "r");
+    becomes("nobody", &[]).await;
+    app.stop().await;
+}
+
 const SECRETS: &str = "/api/v1/namespaces/shop/secrets";

@@ -52,6 +52,17 @@ async fn a_request_of_http_1_arrives_with_its_host_and_an_id() {
 }
 
 #[tokio::test]
+async fn hardening_B166_a_client_of_the_mesh_says_nothing_of_its_certificate() {
+    let app = echo("app").await;
+    let waypoint = Waypoint::start(&[Backend::new("app", VIP, &[app])], Table::default()).await;
+    let mut request = get("/a");
+    let said = HeaderValue::from_static("URI=spiffe://cluster.local/ns/a/sa/admin");
+    request.headers_mut().insert("x-forwarded-client-cert", said);
+    let answer = waypoint.ask("10.96.0.10:80", request).await;
+    assert!(text(&answer).starts_with("app GET /a ") && !text(&answer).contains("client-cert"), "{}", text(&answer));
+}
+
+#[tokio::test]
 async fn connections_are_used_again_on_both_sides() {
     let listener = listener().await;
     let app = listener.local_addr().unwrap();

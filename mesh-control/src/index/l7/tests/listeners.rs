@@ -175,6 +175,32 @@ fn features_GA_5_connections_go_by_name_and_by_weight() {
 }
 
 #[test]
+fn features_GA_TCPRouteMultipleRoutesAttachment_and_the_same_of_TLS() {
+    let listeners =
+        "[{name: tls, port: 443, protocol: TLS, tls: {mode: Passthrough}}, {name: tcp, port: 82, protocol: TCP}]";
+    let to = |kind: Kind, name: &str, hosts: &str, service: &str, when: &str| {
+        let spec = format!(
+            "{{parentRefs: [{{name: edge}}], {hosts} rules: [{{backendRefs: [{{name: {service}, port: 80}}]}}]}}"
+        );
+        made(route(kind, name, &spec), when)
+    };
+    for (first, second, expected) in [("2026-01-02", "2026-01-01", "v2"), ("2026-01-01", "2026-01-02", "v1")] {
+        let all = [
+            to(Kind::TcpRoute, "a", "", "v1", first),
+            to(Kind::TcpRoute, "b", "", "v2", second),
+            to(Kind::TlsRoute, "a", "hostnames: [a.com],", "v1", first),
+            to(Kind::TlsRoute, "b", "hostnames: [a.com],", "v2", second),
+        ];
+        let (listeners, _) = gateway(listeners, &all);
+        for (port, name) in [(82, None), (443, Some("a.com"))] {
+            let passage = listeners.port(port).unwrap().named(name).unwrap().passage(name).unwrap();
+            let Target::Cluster(key) = &passage.forward.backends()[0].target else { panic!("{passage:?}") };
+            assert!(key.service.name.starts_with(expected), "{port} {first} {second}: {}", key.service);
+        }
+    }
+}
+
+#[test]
 fn features_GA_what_listeners_are_told() {
     let listeners = "[{name: http, port: 80, protocol: HTTP, allowedRoutes: {kinds: [{kind: HTTPRoute}, {kind: TCPRoute}]}}, \
         {name: odd, port: 81, protocol: HTTP, allowedRoutes: {kinds: [{group: example.com, kind: X}]}}, \

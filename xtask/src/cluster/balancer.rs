@@ -4,7 +4,7 @@ use super::Cluster;
 use super::plan::Dual;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -47,10 +47,12 @@ fn serve(
     lines: impl Iterator<Item = std::io::Result<String>>,
     given: &mut BTreeSet<String>,
 ) -> Result<()> {
+    // A service may change once more before it is heard that it has an address: then it keeps that one.
+    let mut kept: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for line in lines {
         let line = line.context("read from kubectl")?;
         let Some(wish) = Wish::read(&line) else { continue };
-        let addresses = wish.addresses(|n| cluster.plan.balancer(n), given)?;
+        let addresses = wish.kept(&mut kept, |n| cluster.plan.balancer(n), given)?;
         if wish.has == addresses {
             continue;
         }
@@ -94,6 +96,24 @@ impl<'a> Wish<'a> {
         (has.is_empty() || asked.is_some()).then_some(Wish { namespace, name, asked, families, has })
     }
 
+    /// What it gets, which is what it was given before unless it asks for an address.
+    fn kept(
+        &self,
+        kept: &mut BTreeMap<String, Vec<String>>,
+        ours: impl Fn(u8) -> Dual,
+        given: &mut BTreeSet<String>,
+    ) -> Result<Vec<String>> {
+        let name = format!("{}/{}", self.namespace, self.name);
+        if let (None, Some(addresses)) = (self.asked, kept.get(&name)) {
+            return Ok(addresses.clone());
+        }
+        let addresses = self.addresses(ours, given)?;
+        if self.asked.is_none() {
+            kept.insert(name, addresses.clone());
+        }
+        Ok(addresses)
+    }
+
     /// What it gets; nothing if it asks for what is not ours to give.
     fn addresses(&self, ours: impl Fn(u8) -> Dual, given: &mut BTreeSet<String>) -> Result<Vec<String>> {
         const OURS: std::ops::RangeInclusive<u8> = 2..=250;
@@ -128,6 +148,17 @@ mod tests {
         assert_eq!(Wish::read("ns web 198.18.1.9 IPv4, ").and_then(|wish| wish.asked), Some("198.18.1.9"));
         assert_eq!(Wish::read("ns web - IPv4, 198.18.1.2,"), None);
         assert_eq!(Wish::read(""), None);
+    }
+
+    #[test]
+    fn a_service_that_changes_before_its_address_is_heard_of_keeps_it() {
+        let ours = |n: u8| Dual { v4: format!("198.18.1.{n}"), v6: format!("fd00:198::{n}") };
+        let (mut kept, mut given) = (BTreeMap::new(), BTreeSet::new());
+        let mut give = |line| Wish::read(line).expect(line).kept(&mut kept, ours, &mut given).expect(line);
+        assert_eq!(give("ns web - IPv4, "), ["198.18.1.2"]);
+        assert_eq!(give("ns web - IPv4, "), ["198.18.1.2"]);
+        assert_eq!(give("ns other - IPv4, "), ["198.18.1.3"]);
+        assert_eq!(give("ns web 198.18.1.200 IPv4, 198.18.1.2,"), ["198.18.1.200"]);
     }
 
     #[test]

@@ -40,11 +40,15 @@ const MESH: [&str; 17] = [
 ];
 
 /// What is supported at gateways, in the same words and by the same rule, with the tests of that suite for gateways.
-const GATEWAYS: [&str; 35] = [
+const GATEWAYS: [&str; 45] = [
+    "BackendTLSPolicy",
+    "BackendTLSPolicySANValidation",
     "GRPCRoute",
     "GRPCRouteNamedRouteRule",
     "Gateway",
     "GatewayAddressEmpty",
+    "GatewayFrontendClientCertificateValidation",
+    "GatewayFrontendClientCertificateValidationInsecureFallback",
     "GatewayHTTPListenerIsolation",
     "GatewayHTTPSListenerDetectMisdirectedRequests",
     "GatewayInfrastructure",
@@ -75,7 +79,13 @@ const GATEWAYS: [&str; 35] = [
     "HTTPRouteResponseHeaderModification",
     "HTTPRouteRetry",
     "HTTPRouteSchemeRedirect",
+    "ListenerSet",
     "ReferenceGrant",
+    "TCPRoute",
+    "TLSRoute",
+    "TLSRouteModeMixed",
+    "TLSRouteModeTerminate",
+    "UDPRoute",
 ];
 
 /// The mesh, where the cluster has the kind for it.

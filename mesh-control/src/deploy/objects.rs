@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use mesh_core::listener::{Open, Transport};
 use serde_json::{Map, Value as Json, json};
 
 use super::overlay::{CONTAINER, Overlay, lay};
@@ -33,7 +34,7 @@ const AUDIENCE: &str = "istio-ca";
 pub fn objects(
     asked: &Asked,
     service: &Service,
-    more: &BTreeSet<u16>,
+    more: &BTreeSet<Open>,
     over: &Overlay,
     defaults: &Defaults,
     settings: &Settings,
@@ -226,7 +227,7 @@ fn arguments(asked: &Asked, defaults: &Defaults, settings: &Settings) -> Vec<Str
     arguments
 }
 
-fn exposed(asked: &Asked, service: &Service, more: &BTreeSet<u16>, over: &Overlay) -> Json {
+fn exposed(asked: &Asked, service: &Service, more: &BTreeSet<Open>, over: &Overlay) -> Json {
     let usual = if asked.is_waypoint { "ClusterIP" } else { "LoadBalancer" };
     let kind = service.kind.unwrap_or(usual);
     let mut object = head("v1", "Service", &asked.deployed, asked);
@@ -248,7 +249,7 @@ fn exposed(asked: &Asked, service: &Service, more: &BTreeSet<u16>, over: &Overla
 }
 
 /// One port for each number that is listened on, and that of readiness, by which load balancers ask whether anybody is there.
-fn ports(asked: &Asked, more: &BTreeSet<u16>) -> Vec<Json> {
+fn ports(asked: &Asked, more: &BTreeSet<Open>) -> Vec<Json> {
     let port = |name: &str, number: u16, transport: &str| {
         let mut port = Map::new();
         port.insert("name".into(), name.into());
@@ -278,8 +279,12 @@ fn ports(asked: &Asked, more: &BTreeSet<u16>) -> Vec<Json> {
         }
         ports.push(port);
     }
-    let others = more.iter().filter(|number| !seen.contains(&(**number, "TCP")));
-    ports.extend(others.map(|number| port(&format!("tcp-{number}"), *number, "TCP")));
+    let others = more.iter().map(|open| match open.transport {
+        Transport::Tcp => (open.port, "TCP", "tcp"),
+        Transport::Udp => (open.port, "UDP", "udp"),
+    });
+    let others = others.filter(|(number, transport, _)| !seen.contains(&(*number, *transport)));
+    ports.extend(others.map(|(number, transport, name)| port(&format!("{name}-{number}"), number, transport)));
     ports.into_iter().map(Json::Object).collect()
 }
 

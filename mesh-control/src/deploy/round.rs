@@ -5,6 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use jiff::Timestamp;
 use mesh_core::NamespacedName;
+use mesh_core::listener::Open;
 use serde_json::{Value as Json, json};
 
 use super::listener_sets::{self, Joined};
@@ -102,7 +103,7 @@ pub struct Listened {
     /// What it is told itself.
     pub gateway: GatewayTold,
     /// Ports that are listened on besides, because a ListenerSet or a Gateway of Istio asks for them.
-    pub ports: BTreeSet<u16>,
+    pub ports: BTreeSet<Open>,
     /// The ListenerSets that name it.
     pub sets: BTreeMap<NamespacedName, Joined>,
 }

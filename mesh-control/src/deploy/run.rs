@@ -378,11 +378,9 @@ impl Deployer {
 
 /// What the view says of a Gateway; `None` if it was joined in another form, or not all is known that it names.
 fn listened(view: &View, name: &NamespacedName, spec: &Gateway) -> Option<Listened> {
-    let joined = view.routes.gateways.get(name).filter(|joined| joined.spec == *spec)?;
+    view.routes.gateways.get(name).filter(|joined| joined.spec == *spec)?;
     let told = view.listeners_told.gateways.get(name)?.clone();
-    let of_connections = joined.spec.listeners.iter().filter(|listener| listener.protocol != "UDP");
-    let own: BTreeSet<u16> = of_connections.map(|listener| listener.port).collect();
-    let ports = view.listeners.get(name).into_iter().flat_map(|all| all.ports().collect::<Vec<_>>());
+    let ports = view.listeners.get(name).into_iter().flat_map(|all| all.open().collect::<Vec<_>>());
     let sets = &view.listeners_told.sets;
     // Of one that names a Secret that nobody has heard of it is not known yet.
     if view.resolved.sets.get(name).into_iter().flatten().any(|set| !sets.contains_key(set)) {
@@ -393,7 +391,7 @@ fn listened(view: &View, name: &NamespacedName, spec: &Gateway) -> Option<Listen
         Some((set.clone(), Joined { spec, told: told.clone() }))
     });
     let gateway = view.gateways_told.get(name).cloned().unwrap_or_default();
-    Some(Listened { told, gateway, sets: sets.collect(), ports: ports.filter(|port| !own.contains(port)).collect() })
+    Some(Listened { told, gateway, sets: sets.collect(), ports: ports.collect() })
 }
 
 fn name(object: &Json) -> Option<NamespacedName> {

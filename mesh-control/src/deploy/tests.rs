@@ -4,6 +4,7 @@ mod listener_sets;
 
 use jiff::Timestamp;
 use mesh_core::NamespacedName;
+use mesh_core::listener::{Open, Transport};
 use serde_json::{Value as Json, json};
 
 use super::live::essence;
@@ -101,7 +102,8 @@ fn listened(_: &NamespacedName, spec: &Gateway) -> Option<Listened> {
         kinds: if listener.protocol == "HBONE" { Vec::new() } else { vec!["HTTPRoute"] },
         ..ListenerTold::default()
     };
-    let ports = spec.edges().map(|_| 8443).collect();
+    let more = [(Transport::Tcp, 8443), (Transport::Udp, 9000)].map(|(transport, port)| Open { transport, port });
+    let ports = spec.edges().take(1).flat_map(|_| more).collect();
     Some(Listened { told: spec.listeners.iter().map(told).collect(), ports, ..Listened::default() })
 }
 
@@ -239,7 +241,10 @@ fn what_a_gateway_says_of_its_objects_is_heeded() {
         .iter()
         .map(|p| format!("{} {}", p["name"], p["port"]))
         .collect();
-    assert_eq!(ports, ["\"status-port\" 15021", "\"http-80\" 80", "\"tcp-9000\" 9000", "\"tcp-8443\" 8443"]);
+    assert_eq!(
+        ports,
+        ["\"status-port\" 15021", "\"http-80\" 80", "\"tcp-9000\" 9000", "\"tcp-8443\" 8443", "\"udp-9000\" 9000"]
+    );
     let pod = &applied(&found)[1]["spec"]["template"]["spec"];
     assert_eq!(pod["securityContext"]["sysctls"][0]["name"], "net.ipv4.ip_unprivileged_port_start");
     assert!(pod["containers"][0]["args"].to_string().contains("--service=edge-undermesh"));

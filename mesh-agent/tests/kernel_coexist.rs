@@ -135,7 +135,7 @@ fn pins_are_roots_alone_even_where_everybody_may_write() {
         for pin in fs::read_dir(node.maps()).unwrap() {
             look(&pin.unwrap().path());
         }
-        assert_eq!(looked_at, 2 + 17);
+        assert_eq!(looked_at, 2 + 19);
         // Somebody else who was there first could take the pins away again.
         let mut config = node.config.clone();
         config.instance.push_str("-taken");

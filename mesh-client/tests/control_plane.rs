@@ -13,7 +13,8 @@ use common::{ControlPlane, no_authority, until};
 use mesh_client::{ClientMetrics, ControlConfig};
 use mesh_core::{Change, Snapshot, Store, Workload};
 use mesh_proto::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, CONNECTION_ROUTES_TYPE, WORKLOAD_LABELS_TYPE, convert,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, CONNECTION_ROUTES_TYPE, OUTBOUND_TYPE, WORKLOAD_LABELS_TYPE,
+    convert,
     discovery::{Any, DeltaDiscoveryResponse, Resource},
 };
 use parking_lot::Mutex;
@@ -104,11 +105,11 @@ async fn subscribes_applies_and_acknowledges() {
     assert_eq!(stream.metadata.get("authorization").unwrap(), "Bearer secret-1");
     assert_eq!(stream.metadata.get("clusterid").unwrap(), "Kubernetes");
     let mut requests = Vec::new();
-    for _ in 0..5 {
+    for _ in 0..6 {
         requests.push(stream.request().await);
     }
     let types: Vec<_> = requests.iter().map(|request| &*request.type_url).collect();
-    let ours = [CLUSTERS_TYPE, CONNECTION_ROUTES_TYPE, WORKLOAD_LABELS_TYPE];
+    let ours = [CLUSTERS_TYPE, CONNECTION_ROUTES_TYPE, OUTBOUND_TYPE, WORKLOAD_LABELS_TYPE];
     assert_eq!(types, [&[ADDRESS_TYPE, AUTHORIZATION_TYPE], &ours[..]].concat());
     let node = requests[0].node.clone().unwrap();
     assert_eq!(node.id, "ztunnel~1.1.1.1~node-1.undermesh-system~undermesh-system.svc.cluster.local");

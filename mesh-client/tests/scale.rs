@@ -15,7 +15,8 @@ use mesh_core::{
     workload::{PortMapping, TunnelProtocol},
 };
 use mesh_proto::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, CONNECTION_ROUTES_TYPE, WORKLOAD_LABELS_TYPE, convert,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, CONNECTION_ROUTES_TYPE, OUTBOUND_TYPE, WORKLOAD_LABELS_TYPE,
+    convert,
     discovery::{Any, DeltaDiscoveryResponse, Node, Resource},
 };
 use prost::Message;
@@ -137,7 +138,7 @@ fn a_hundred_thousand_workloads_fit_and_small_changes_stay_small() {
     assert!(decode + read + apply < bar);
 
     let policies = DeltaDiscoveryResponse { type_url: AUTHORIZATION_TYPE.into(), ..DeltaDiscoveryResponse::default() };
-    for type_url in [CLUSTERS_TYPE, CONNECTION_ROUTES_TYPE, WORKLOAD_LABELS_TYPE] {
+    for type_url in [CLUSTERS_TYPE, CONNECTION_ROUTES_TYPE, OUTBOUND_TYPE, WORKLOAD_LABELS_TYPE] {
         let none = DeltaDiscoveryResponse { type_url: type_url.into(), ..policies.clone() };
         store.apply(subscription.on_message(none, 0).changes);
     }

@@ -332,7 +332,7 @@ fn features_GA_9_ListenerSetReferenceGrant() {
     // Its own namespace is that of the set.
     assert_eq!(shown("ListenerSet else/own l"), ["else/mine"]);
     let secrets: Vec<String> = view.secrets.iter().map(ToString::to_string).collect();
-    assert_eq!(secrets, ["certs/c", "else/mine"]);
+    assert_eq!(secrets, ["Secret certs/c", "Secret else/mine"]);
     // Those that may be named are not there.
     assert_eq!(
         told(&view),

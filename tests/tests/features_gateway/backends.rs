@@ -70,8 +70,9 @@ fn policies(stage: &Stage, inside: &Authority) -> Result<()> {
     ensure!(answer.contains("sni=inside.example.com shown=0"), "{answer}");
     stage.lab.apply("ca", &bundle(&Authority::new()?))?;
     stage.becomes("with roots of others", 503, || visitor.status(HOST, "/"))?;
-    stage.lab.apply("policy", &POLICY.replace("inside.example.com", "other.example.com"))?;
     stage.lab.apply("ca", &bundle(inside))?;
+    stage.becomes("with its own roots again", 200, || visitor.status(HOST, "/"))?;
+    stage.lab.apply("policy", &POLICY.replace("inside.example.com", "other.example.com"))?;
     stage.becomes("with another name", 503, || visitor.status(HOST, "/"))?;
     stage.lab.apply("policy", POLICY)?;
     stage.becomes("as before", 200, || visitor.status(HOST, "/"))

@@ -12,6 +12,8 @@ use std::time::Duration;
 const PORT: u16 = 5300;
 /// How long an answer is waited for.
 const SOON: Duration = Duration::from_millis(300);
+/// How long many questions may take.
+const LONG: Duration = Duration::from_secs(60);
 const EDGE: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: edge, namespace: default}\nspec:\n  gatewayClassName: undermesh\n  listeners:\n  - {name: echo, port: 5300, protocol: UDP}\n  - {name: other, port: 5300, protocol: TCP}\n";
 
 /// A server in a pod that answers each datagram with its name, until it is dropped.
@@ -156,10 +158,11 @@ fn weights(stage: &Stage) -> Result<()> {
         "echo",
         &route("", "{name: one, port: 53, weight: 3}, {name: two, port: 53}, {name: none, port: 53, weight: 0}"),
     )?;
-    eventually("both", CHANGE, || {
+    eventually("both", LONG, || {
         let mut answered: BTreeMap<String, u32> = BTreeMap::new();
         for _ in 0..100 {
-            *answered.entry(ask(&stage.client()?, "w")?).or_default() += 1;
+            let client = stage.client()?;
+            *answered.entry(eventually("an answer", CHANGE, || ask(&client, "w"))?).or_default() += 1;
         }
         let (one, two) = (answered.get("one"), answered.get("two"));
         ensure!(one.is_some_and(|one| (55..=92).contains(one)) && two.is_some(), "{answered:?}");
@@ -179,22 +182,25 @@ fn what_leads_nowhere(stage: &Stage) -> Result<()> {
         stage.lab.apply("echo", &route("", backends))?;
         stage.dropped(reason).with_context(|| backends.to_owned())?;
         ensure!(ask(&stage.client()?, "x").is_err(), "{backends}");
+        // What comes next has to be dropped for its own reason.
+        stage.lab.apply("echo", &route("", "{name: one, port: 53}"))?;
+        eventually("good again", CHANGE, || {
+            ensure!(ask(&stage.client()?, "c")? == "one");
+            Ok(())
+        })?;
     }
-    stage.lab.apply("echo", &route("", "{name: one, port: 53}"))?;
-    eventually("good again", CHANGE, || {
-        ensure!(ask(&stage.client()?, "c")? == "one");
-        Ok(())
-    })?;
     // A listener of connections takes no datagrams.
     stage.lab.apply("echo", &route(", sectionName: other", "{name: one, port: 53}"))?;
     stage.dropped("no_route")?;
-    let told = stage.lab.control.log();
     for part in [
         "requests cannot go to a Thing.example.com",
         "there is no Service default/gone",
         "that is meant takes a UDPRoute",
     ] {
-        ensure!(told.contains(part), "{part} is not told");
+        eventually(part, CHANGE, || {
+            ensure!(stage.lab.control.log().contains(part), "it is not told");
+            Ok(())
+        })?;
     }
     Ok(())
 }

@@ -17,6 +17,9 @@ fn features_GA_9_listeners_of_a_set_are_listened_for_where_the_gateway_takes_the
             ensure!(said.contains("takes no listeners of default"), "{said}");
             Ok(())
         })?;
+        let later = "[{name: http, port: 80, protocol: HTTP}, {name: later, port: 8082, protocol: HTTP}]";
+        stage.lab.apply("edge", &edge(later))?;
+        eventually("a port of the gateway's own that came later", CHANGE, || stage.visitor(8082).plain())?;
         ensure!(visitor.plain().is_err(), "nobody has allowed it");
         let takes = format!("{}  allowedListeners: {{namespaces: {{from: Same}}}}\n", edge(LISTENERS));
         stage.lab.apply("edge", &takes)?;

@@ -5,6 +5,9 @@ use mesh_tests::harness::{Need, eventually, in_lab};
 
 const LISTENERS: &str = "[{name: http, port: 80, protocol: HTTP}]";
 const HTTPBIN: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: httpbin, namespace: default}\nspec:\n  parentRefs: [{name: edge}]\n  rules:\n  - backendRefs: [{name: httpbin, port: 8000}]\n";
+/// Added to the route: what can be seen of an edit.
+const LATER: &str =
+    "    filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: x-later, value: \"1\"}]}}]\n";
 const SETTINGS: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: undermesh, namespace: undermesh-system}\ndata:\n  mesh: |\n    defaultConfig:\n      gatewayTopology: {numTrustedProxies: 1, forwardClientCertDetails: ALWAYS_FORWARD_ONLY}\n";
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 const ADDRESSES: [u8; 12] = [198, 51, 100, 22, 203, 0, 113, 7, 0x8b, 0x3e, 0, 80];
@@ -70,7 +73,13 @@ fn features_GW_8_who_stands_before_a_gateway_is_believed_and_nobody_else() -> Re
             ensure!(said.contains("proxyProtocols"), "{said}");
             Ok(())
         })?;
-        ensure!(told(&stage, b"").is_err() && told(&stage, first).is_ok());
+        stage.lab.apply("httpbin", &format!("{HTTPBIN}{LATER}"))?;
+        eventually("an edit that came later", CHANGE, || {
+            let answer = told(&stage, first)?;
+            ensure!(answer.contains("x-later"), "{answer}");
+            Ok(())
+        })?;
+        ensure!(told(&stage, b"").is_err(), "it has changed something");
         stage.lab.apply("edge", &edge(LISTENERS))?;
         eventually("no header is asked for", CHANGE, || told(&stage, b"").map(drop))
     })

@@ -1,12 +1,14 @@
 //! What protects endpoints and those who ask for them: limits of connections, endpoints that are left out, endpoints nearby. Rows B10, B11 and B13.
-use crate::stage::{CHANGE, SOON, Stage, bookinfo};
+use crate::stage::{SOON, Stage, bookinfo};
 use anyhow::{Context, Result, ensure};
 use mesh_tests::harness::bookinfo::{Load, parse};
 use mesh_tests::harness::{Need, Pod, PodSpec, Process, ServiceSpec, eventually, in_lab};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const URL: &str = "http://hello:9080/";
+/// How long what takes many requests may take.
+const LONG: Duration = Duration::from_secs(60);
 
 #[test]
 fn features_B10_B11_B13_what_protects_endpoints() -> Result<()> {
@@ -80,7 +82,7 @@ fn circuits_break(stage: &Stage) -> Result<()> {
         let labels = [("response_code", "503"), ("response_flags", "UO"), ("destination_service_name", "hello")];
         Ok::<_, anyhow::Error>(stage.waypoint.metrics()?.sum("istio_requests_total", &labels) as usize)
     };
-    let broken = eventually("requests that are too many", CHANGE, || {
+    let broken = eventually("requests that are too many", LONG, || {
         let before = flagged()?;
         let loads = loads(stage, 5, 6)?;
         let refused = loads.iter().find(|load| load.status == 503).context("none was refused")?;
@@ -110,31 +112,41 @@ fn who_fails_is_left_out(stage: &Stage) -> Result<()> {
         ensure!(with(&loads(stage, 1, 10)?, 500) > 0, "the third is not asked yet");
         Ok(())
     })?;
-    stage.lab.apply(
-        "hello",
-        &rule(
-            "loadBalancer: {localityLbSetting: {enabled: false}}, outlierDetection: {consecutive5xxErrors: 5, interval: 1s, baseEjectionTime: 4s, maxEjectionPercent: 100}",
-        ),
-    )?;
-    eventually("it is left out", SOON, || {
-        let loads = loads(stage, 1, 20)?;
-        ensure!(with(&loads, 200) == 20, "{} of 20 failed", with(&loads, 500));
-        Ok(())
-    })?;
-    let (left_out, asked) = (Instant::now(), failing.asked());
-    ensure!(with(&loads(stage, 1, 20)?, 200) == 20 && failing.asked() == asked, "it is asked while it is left out");
-    eventually("it is tried again", Duration::from_secs(20), || {
+    let ejecting = |time: &str| {
+        rule(&format!(
+            "loadBalancer: {{localityLbSetting: {{enabled: false}}}}, outlierDetection: {{consecutive5xxErrors: 5, interval: 1s, baseEjectionTime: {time}, maxEjectionPercent: 100}}"
+        ))
+    };
+    let left_out = || {
+        let labels = [("destination_service", "hello.default.svc.cluster.local")];
+        Ok::<_, anyhow::Error>(stage.waypoint.metrics()?.sum("undermesh_outlier_ejections_total", &labels))
+    };
+    let before = left_out()?;
+    stage.lab.apply("hello", &ejecting("1s"))?;
+    // To be left out twice it must have been asked in between.
+    eventually("it is left out, tried again and left out again", LONG, || {
         loads(stage, 1, 5)?;
-        ensure!(failing.asked() > asked, "not yet");
+        let times = left_out()? - before;
+        ensure!(times >= 2.0, "{times} times by now");
         Ok(())
     })?;
-    ensure!(left_out.elapsed() > Duration::from_secs(2), "that was early: {:?}", left_out.elapsed());
     // Who has recovered is one of them again.
     failing.process.kill();
     failing.process = serve(&failing.pod, &[])?;
-    eventually("the third answers", Duration::from_secs(30), || {
+    eventually("the third answers", LONG, || {
         let loads = loads(stage, 1, 10)?;
         ensure!(with(&loads, 200) == 10 && failing.asked() > 0, "not yet");
+        Ok(())
+    })?;
+    // While it is left out nobody asks it.
+    failing.process.kill();
+    failing.process = serve(&failing.pod, &["--status", "500"])?;
+    stage.lab.apply("hello", &ejecting("60s"))?;
+    eventually("it is left out", LONG, || {
+        let asked = failing.asked();
+        let loads = loads(stage, 1, 20)?;
+        ensure!(with(&loads, 200) == 20, "{} of 20 failed", with(&loads, 500));
+        ensure!(asked >= 5 && failing.asked() == asked, "it was asked {asked} times, then {}", failing.asked());
         Ok(())
     })?;
     stage.lab.delete("hello")?;

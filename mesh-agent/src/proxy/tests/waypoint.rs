@@ -11,6 +11,7 @@ use mesh_core::workload::{GatewayAddress, GatewayDestination, PortMapping, Tunne
 use mesh_core::{Change, Service, Workload};
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use super::mesh::*;
@@ -46,6 +47,8 @@ struct Waypoint {
     _netns: Netns,
     /// What it was asked for.
     asked: Arc<Mutex<Vec<String>>>,
+    /// Who has its only permit holds its answers back.
+    answers: Arc<Semaphore>,
 }
 
 impl Waypoint {
@@ -55,22 +58,29 @@ impl Waypoint {
         listener.set_nonblocking(true).unwrap();
         let listener = TcpListener::from_std(listener).unwrap();
         let tls = TlsAcceptor::from(pair.authority.issue(&identity(name)).server_config());
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let heard = asked.clone();
+        let (asked, answers) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Semaphore::new(1)));
+        let (heard, turn) = (asked.clone(), answers.clone());
         tokio::spawn(async move {
             while let Ok((tcp, _)) = listener.accept().await {
-                tokio::spawn(tunnel(tls.clone(), tcp, status, heard.clone()));
+                tokio::spawn(tunnel(tls.clone(), tcp, status, heard.clone(), turn.clone()));
             }
         });
-        Waypoint { _netns: netns, asked }
+        Waypoint { _netns: netns, asked, answers }
     }
 }
 
-async fn tunnel(tls: TlsAcceptor, tcp: TcpStream, status: StatusCode, heard: Arc<Mutex<Vec<String>>>) {
+async fn tunnel(
+    tls: TlsAcceptor,
+    tcp: TcpStream,
+    status: StatusCode,
+    heard: Arc<Mutex<Vec<String>>>,
+    turn: Arc<Semaphore>,
+) {
     let Ok(tls) = tls.accept(tcp).await else { return };
     let Ok(mut h2) = h2::server::handshake(tls).await else { return };
     while let Some(Ok((request, mut respond))) = h2.accept().await {
         heard.lock().push(request.uri().authority().unwrap().to_string());
+        drop(turn.acquire().await.unwrap());
         let response = Response::builder().status(status).body(()).unwrap();
         let Ok(answer) = respond.send_response(response, status != StatusCode::OK) else { continue };
         if status == StatusCode::OK {
@@ -173,9 +183,11 @@ async fn a_waypoint_that_knows_more_or_less_than_the_agent_is_asked_again() {
         Change::Service(Service { waypoint: through(), ..service() }),
         Change::Workload(serving(pair.server.workload())),
     ]);
+    let held = first.answers.acquire().await.unwrap();
     let mut app = pair.client.connect(pair.service_address()).await;
     eventually("the waypoint is asked", || !first.asked.lock().is_empty()).await;
     pair.apply(vec![Change::Service(service())]);
+    drop(held);
     expect(&mut app, "direct ").await;
     exchange(&mut app, "at last").await;
     assert_eq!(direct.load(SeqCst), 1);

@@ -35,8 +35,11 @@ pub async fn serve(downstream: Arc<Downstream>, mut stream: HboneStream) {
     let Ok(bound) = downstream.bound() else { return };
     let settings = &downstream.lane.shared.settings;
     let sniffed = match bound.target.protocol() {
-        _ if steer::takes_all(&downstream, &bound) => Ok((Spoken::Other, Bytes::new())),
         // Where the application's TLS may begin here, a client that begins it itself is told apart.
+        _ if steer::takes_all(&downstream, &bound) && begins_tls(&bound, &downstream.peer) => {
+            sniff(&mut stream, settings.sniff_timeout).await.map(|(_, prefix)| (Spoken::Other, prefix))
+        }
+        _ if steer::takes_all(&downstream, &bound) => Ok((Spoken::Other, Bytes::new())),
         AppProtocol::Tls if begins_tls(&bound, &downstream.peer) => sniff(&mut stream, settings.sniff_timeout).await,
         AppProtocol::Tcp if begins_tls(&bound, &downstream.peer) => {
             sniff(&mut stream, settings.sniff_timeout).await.map(|(_, prefix)| (Spoken::Other, prefix))

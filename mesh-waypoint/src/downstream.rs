@@ -43,15 +43,7 @@ pub struct Downstream {
     pub drain: DrainToken,
     /// What the client has proved, as policies write it.
     pub principal: String,
-    bound: Mutex<Held>,
-}
-
-/// What was found for a connection.
-#[derive(Default)]
-struct Held {
-    bound: Option<Arc<Bound>>,
-    /// Since when it leads to nobody of ours.
-    let_go: Option<Instant>,
+    bound: Mutex<Option<Arc<Bound>>>,
 }
 
 /// A connection under one view.
@@ -113,20 +105,20 @@ impl Downstream {
         self.entry.as_ref().map_or("http", Entry::scheme)
     }
 
-    /// What is true of it now; for [`FAREWELL`] after it has been let go what was true before, policies included, and the connection drains.
+    /// What is true of it now; for [`FAREWELL`] after that has changed to being let go what was true before, policies included, and the connection drains.
     pub fn bound(&self) -> Result<Arc<Bound>, NotOurs> {
         let view = self.lane.shared.state.view();
         let mut held = self.bound.lock();
-        if let Some(bound) = held.bound.as_ref().filter(|bound| Arc::ptr_eq(&bound.view, &view)) {
+        if let Some(bound) = held.as_ref().filter(|bound| Arc::ptr_eq(&bound.view, &view)) {
             return Ok(Arc::clone(bound));
         }
         let own = &self.lane.shared.own;
         let target = match &self.entry {
-            None => match (target::find(&view.snapshot, own, &self.asked), &held.bound) {
+            None => match (target::find(&view.snapshot, own, &self.asked), &*held) {
                 (Err(NotOurs::NotBound), Some(last)) => {
                     let last = Arc::clone(last);
                     self.drain.start();
-                    let since = held.let_go.get_or_insert_with(Instant::now);
+                    let since = last.view.replaced.get().copied().unwrap_or_else(Instant::now);
                     return if since.elapsed() < FAREWELL { Ok(last) } else { Err(NotOurs::NotBound) };
                 }
                 (found, _) => found?,
@@ -145,7 +137,7 @@ impl Downstream {
             own: own.identity.clone(),
             verdicts: Mutex::default(),
         });
-        *held = Held { bound: Some(Arc::clone(&fresh)), let_go: None };
+        *held = Some(Arc::clone(&fresh));
         Ok(fresh)
     }
 }

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use mesh_core::l7::HostPattern;
 use mesh_core::outside::is_public;
 use mesh_core::{Service, Snapshot};
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// An answer is used so long: how long it is good for, resolvers of systems do not say.
 const GOOD_MS: u64 = 30_000;
@@ -52,7 +52,7 @@ pub enum NoName {
 #[derive(Debug)]
 pub struct Names {
     known: Mutex<HashMap<ArcStr, Known>>,
-    asking: Semaphore,
+    asking: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
@@ -63,7 +63,7 @@ struct Known {
 
 impl Default for Names {
     fn default() -> Self {
-        Self { known: Mutex::default(), asking: Semaphore::new(AT_ONCE) }
+        Self { known: Mutex::default(), asking: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 }
 
@@ -73,9 +73,18 @@ pub fn is_pattern(service: &Service) -> bool {
     service.hostname.starts_with("*.")
 }
 
-/// As the system does it.
-pub async fn by_the_system(name: ArcStr) -> io::Result<Vec<IpAddr>> {
-    Ok(tokio::net::lookup_host((&*name, 0)).await?.map(|address| address.ip()).collect())
+/// As the system does it, which cannot be stopped: the turn is over when it has answered, not when nobody waits for that any more.
+pub async fn by_the_system(name: ArcStr, turn: OwnedSemaphorePermit) -> io::Result<Vec<IpAddr>> {
+    let asked = tokio::task::spawn_blocking(move || -> io::Result<Vec<IpAddr>> {
+        let _turn = turn;
+        Ok((&*absolute(&name), 0).to_socket_addrs()?.map(|address| address.ip()).collect())
+    });
+    asked.await.map_err(io::Error::other)?
+}
+
+/// A name that no domain is appended to in which the system looks for others; one without a dot is one of those.
+fn absolute(name: &str) -> String {
+    if name.contains('.') && !name.ends_with('.') { format!("{name}.") } else { name.to_owned() }
 }
 
 impl Names {
@@ -86,7 +95,7 @@ impl Names {
         name: Option<&str>,
         (snapshot, network): (&Snapshot, &str),
         now_ms: u64,
-        resolve: impl FnOnce(ArcStr) -> F,
+        resolve: impl FnOnce(ArcStr, OwnedSemaphorePermit) -> F,
     ) -> Result<Option<Named>, NoName> {
         if !is_pattern(service) {
             return Ok(None);
@@ -118,11 +127,11 @@ impl Names {
         &self,
         name: &ArcStr,
         now_ms: u64,
-        resolve: impl FnOnce(ArcStr) -> F,
+        resolve: impl FnOnce(ArcStr, OwnedSemaphorePermit) -> F,
     ) -> Arc<[IpAddr]> {
         let asked = async {
-            let _turn = self.asking.acquire().await.map_err(io::Error::other)?;
-            resolve(name.clone()).await
+            let turn = Arc::clone(&self.asking).acquire_owned().await.map_err(io::Error::other)?;
+            resolve(name.clone(), turn).await
         };
         let found = match tokio::time::timeout(ANSWER, asked).await.unwrap_or_else(|late| Err(late.into())) {
             Ok(found) => found,
@@ -149,6 +158,7 @@ impl Names {
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
+    use futures_util::FutureExt;
     use mesh_core::service::ServiceAddress;
     use mesh_core::{Change, Store, Workload};
 
@@ -165,7 +175,7 @@ mod tests {
         let (names, asked) = (Names::default(), AtomicU32::new(0));
         let wild = Service::new("shop", "wild", "*.example.com");
         let find = async |service: &Service, name: Option<&str>, now_ms: u64| {
-            let resolve = async |name: ArcStr| {
+            let resolve = async |name: ArcStr, _: OwnedSemaphorePermit| {
                 asked.fetch_add(1, SeqCst);
                 match name.split('.').next().unwrap_or_default() {
                     "a" => Ok(vec![[192, 0, 2, 1].into(), [127, 0, 0, 1].into()]),
@@ -199,7 +209,7 @@ mod tests {
         let (names, wild) = (Names::default(), Service::new("shop", "wild", "*.example.com"));
         let snapshot = Store::new().snapshot();
         let find = async |name: String, now_ms: u64| {
-            let resolve = async |_: ArcStr| Ok(vec![[192, 0, 2, 1].into()]);
+            let resolve = async |_: ArcStr, _: OwnedSemaphorePermit| Ok(vec![[192, 0, 2, 1].into()]);
             names.find(&wild, Some(&name), (&snapshot, ""), now_ms, resolve).await.unwrap()
         };
         for number in 0..MOST + 10 {
@@ -208,5 +218,31 @@ mod tests {
         assert_eq!(names.known.lock().len(), MOST);
         find("later.example.com".into(), GOOD_MS).await;
         assert_eq!(names.known.lock().len(), 1);
+    }
+
+    #[test]
+    fn what_a_pattern_means_is_looked_for_nowhere_else() {
+        for (name, expected) in [("a.example.com", "a.example.com."), ("b.example.", "b.example."), ("c", "c")] {
+            assert_eq!(absolute(name), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn hardening_who_waits_no_longer_gives_no_turn_back_while_the_question_is_asked() {
+        let (names, wild) = (Names::default(), Service::new("shop", "wild", "*.example.com"));
+        let snapshot = Store::new().snapshot();
+        let (tell, mut turns) = tokio::sync::mpsc::unbounded_channel();
+        for number in 0..AT_ONCE + 2 {
+            let name = format!("n{number}.example.com");
+            let resolve = async |_: ArcStr, turn: OwnedSemaphorePermit| {
+                // Somebody keeps it who cannot be stopped.
+                tell.send(turn).unwrap();
+                std::future::pending::<io::Result<Vec<IpAddr>>>().await
+            };
+            assert_eq!(names.find(&wild, Some(&name), (&snapshot, ""), 0, resolve).now_or_never(), None);
+        }
+        assert_eq!((turns.len(), names.asking.available_permits()), (AT_ONCE, 0));
+        drop(turns.recv().await);
+        assert_eq!(names.asking.available_permits(), 1);
     }
 }

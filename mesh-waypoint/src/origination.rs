@@ -63,9 +63,9 @@ impl Origin {
         before: Option<&Arc<Self>>,
     ) -> Option<Result<Arc<Self>, String>> {
         let asked = tls.server()?;
-        // One that is there to be shown alone has nobody to be believed by.
-        let has_roots = |one: &&Arc<Credential>| !one.roots.is_empty();
-        let known = |name: &ArcStr| Some((name.clone(), certificates.all.get(name).filter(has_roots).cloned()?));
+        // One that is there to be shown alone says of nobody whether to believe him.
+        let says = |one: &&Arc<Credential>| !one.roots.is_empty() || !one.revoked.is_empty();
+        let known = |name: &ArcStr| Some((name.clone(), certificates.all.get(name).filter(says).cloned()?));
         let made_of = MadeOf {
             tls: tls.clone(),
             host: host.clone(),
@@ -181,7 +181,10 @@ impl Named {
     fn new(asked: &Asked, known: &[(ArcStr, Arc<Credential>)], provider: &Arc<CryptoProvider>) -> Result<Self, String> {
         let (mut believed, mut revoked) = (RootCertStore::empty(), Vec::new());
         for (name, one) in known {
-            pem::add_roots(&one.roots, &mut believed).map_err(|why| format!("{name}: the roots: {why}"))?;
+            // A list of what is revoked may stand without the roots that it is about.
+            if !one.roots.is_empty() {
+                pem::add_roots(&one.roots, &mut believed).map_err(|why| format!("{name}: the roots: {why}"))?;
+            }
             revoked.extend(pem::revoked(&one.revoked).map_err(|why| format!("{name}: what is revoked: {why}"))?);
         }
         let roots = match (asked.roots.is_empty(), believed.is_empty()) {

@@ -1,6 +1,7 @@
 //! What the control plane has said, as requests read it: one immutable view of endpoints and of what the waypoint has of its own, replaced as a whole.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use arc_swap::{ArcSwap, Guard};
 use mesh_core::Snapshot;
@@ -31,6 +32,8 @@ pub struct View {
     pub plans: Arc<Plans>,
     /// What is listened for outside of the mesh.
     pub edge: Arc<Edge>,
+    /// When it was the current one for the last time; not set while it is.
+    pub replaced: Arc<OnceLock<Instant>>,
 }
 
 impl View {
@@ -120,10 +123,11 @@ impl State {
     }
 
     fn change(&self, change: impl Fn(&mut View)) {
-        self.view.rcu(|view| {
-            let mut next = View::clone(view);
+        let former = self.view.rcu(|view| {
+            let mut next = View { replaced: Arc::default(), ..View::clone(view) };
             change(&mut next);
             next
         });
+        let _ = former.replaced.set(Instant::now());
     }
 }

@@ -112,10 +112,14 @@ fn verifier(
     provider: Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ClientCertVerifier>, String> {
     let (mut roots, mut revoked) = (RootCertStore::empty(), Vec::new());
-    // One that is there to be shown alone has nobody to be believed by.
-    let known = |name| Some((name, certificates.all.get(name).filter(|one| !one.roots.is_empty())?));
+    // One that is there to be shown alone says of nobody whether to believe him.
+    let says = |one: &&Arc<Credential>| !one.roots.is_empty() || !one.revoked.is_empty();
+    let known = |name| Some((name, certificates.all.get(name).filter(says)?));
     for (name, credential) in clients.roots.iter().filter_map(known) {
-        pem::add_roots(&credential.roots, &mut roots).map_err(|why| format!("{name}: the roots: {why}"))?;
+        // A list of what is revoked may stand without the roots that it is about.
+        if !credential.roots.is_empty() {
+            pem::add_roots(&credential.roots, &mut roots).map_err(|why| format!("{name}: the roots: {why}"))?;
+        }
         revoked.extend(pem::revoked(&credential.revoked).map_err(|why| format!("{name}: what is revoked: {why}"))?);
     }
     if roots.is_empty() {
@@ -257,5 +261,65 @@ impl ClientCertVerifier for Judge {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.path.supported_verify_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, IsCa, KeyIdMethod,
+        KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
+    };
+
+    use super::*;
+
+    #[test]
+    fn what_is_revoked_may_stand_without_roots_and_nobody_is_believed_by_it() {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let leaf = |number: u64| {
+            let mut params = CertificateParams::default();
+            params.serial_number = Some(SerialNumber::from(number));
+            params.signed_by(&KeyPair::generate().unwrap(), &issuer).unwrap().der().clone()
+        };
+        let revoked = RevokedCertParams {
+            serial_number: SerialNumber::from(7u64),
+            revocation_time: date_time_ymd(2024, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2024, 1, 1),
+            next_update: date_time_ymd(2124, 1, 1),
+            crl_number: SerialNumber::from(1u64),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&issuer).unwrap().pem().unwrap();
+        let roots = Credential { roots: issuer.pem().into(), ..Credential::default() };
+        let list = Credential { revoked: list.into(), ..Credential::default() };
+        let certificates = Certificates {
+            all: [("roots".into(), Arc::new(roots)), ("list".into(), Arc::new(list))].into(),
+            ..Certificates::default()
+        };
+        let judge = |names: &[&str]| {
+            let roots = names.iter().map(|name| (*name).into()).collect();
+            verifier(&Clients { roots, ..Clients::default() }, &certificates, provider(&[]).unwrap())
+        };
+        let now = WallClock.current_time().unwrap();
+        for (number, names, believed) in [
+            (6, &["roots"][..], true),
+            (7, &["roots"], true),
+            (6, &["roots", "list"], true),
+            (7, &["roots", "list"], false),
+            (7, &["list", "roots"], false),
+        ] {
+            let judged = judge(names).unwrap().verify_client_cert(&leaf(number), &[], now);
+            assert_eq!(judged.is_ok(), believed, "{number} {names:?}: {judged:?}");
+        }
+        assert!(judge(&["list"]).is_err() && judge(&["none"]).is_err());
     }
 }

@@ -18,7 +18,7 @@ use mesh_core::l7::{ClusterKey, Retries, RetryOn, Target as RuleTarget};
 use mesh_core::service::AppProtocol;
 use mesh_transport::hbone::HboneError;
 use rand::Rng;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::asked::Asked;
 use super::mirror;
@@ -98,7 +98,11 @@ impl Forward<'_> {
         let timeout = own.map(Duration::from_millis).or(self.plan.handling.as_ref().and_then(|rule| rule.timeout));
         let deadline = timeout.filter(|timeout| !timeout.is_zero()).map(|timeout| Instant::now() + timeout);
         let found = self.found()?;
-        let named = self.named(found.as_ref()).await?;
+        let named = self.named(found.as_ref());
+        let named = match deadline {
+            None => named.await,
+            Some(deadline) => timeout_at(deadline, named).await.unwrap_or(Err(Failure::LATE)),
+        }?;
         let http2 = self.asked.said.upgrade.is_none() && self.http2(parts.version, found.as_ref());
         let (hash, cookie) = self.hash(&parts, found.as_ref());
         let mirrors = match &self.plan.to {
@@ -315,7 +319,7 @@ impl Attempts<'_, '_> {
             let once = self.once(endpoint);
             let ended = match limit {
                 None => once.await,
-                Some(limit) => tokio::time::timeout_at(limit, once).await.unwrap_or(Err(Lost {
+                Some(limit) => timeout_at(limit, once).await.unwrap_or(Err(Lost {
                     end: AttemptEnd::PerTryTimeout,
                     failure: Failure::LATE,
                     elsewhere: true,

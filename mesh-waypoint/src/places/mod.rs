@@ -71,10 +71,6 @@ pub struct Place {
     now: ArcSwapOption<Version>,
     building: Mutex<()>,
     used_ms: AtomicU64,
-    /// Connections that wait for a request, where there is a limit of connections.
-    pub(crate) waiting: Waiting,
-    /// Told for each connection that may be had.
-    pub(crate) freed: Notify,
 }
 
 /// What a place is made of, and what was made of it.
@@ -91,13 +87,19 @@ pub struct Version {
     /// How TLS begins there, or why it cannot; and what credentials it was made with.
     origin: Option<Result<Arc<Origin>, String>>,
     certificates: Arc<Certificates>,
-    terms: Arc<Terms>,
+    pub(crate) terms: Arc<Terms>,
 }
 
-/// Under which limits connections are made. Those that were made under others are neither used any more nor counted.
-struct Terms {
+/// Under which limits connections are made. Those that were made under others are neither used any more nor counted, and nobody is told of them who waits for one
+/// under these.
+#[derive(Default)]
+pub(crate) struct Terms {
     id: u64,
     open: AtomicU32,
+    /// Connections that wait for a request, where there is a limit of connections.
+    pub(crate) waiting: Waiting,
+    /// Told for each connection that may be had.
+    pub(crate) freed: Notify,
 }
 
 /// A place at one moment.
@@ -148,11 +150,10 @@ impl Place {
     }
 }
 
-/// A connection that counts, until it is dropped; then somebody who waits for one is told.
+/// A connection that counts, until it is dropped; then somebody who waits for one under the same limits is told.
 pub struct Permit {
     taken: Option<Taken>,
     terms: Arc<Terms>,
-    place: Arc<Place>,
 }
 
 impl Permit {
@@ -160,7 +161,7 @@ impl Permit {
         let (terms, most) = (&found.now.terms, found.now.policy().pool.connections);
         terms.open.fetch_update(Relaxed, Relaxed, |open| (open < most).then(|| open + 1)).ok()?;
         let taken = found.place.usage().take(Limit::Connections, u32::MAX);
-        Some(Self { taken, terms: Arc::clone(terms), place: Arc::clone(&found.place) })
+        Some(Self { taken, terms: Arc::clone(terms) })
     }
 }
 
@@ -168,7 +169,7 @@ impl Drop for Permit {
     fn drop(&mut self) {
         drop(self.taken.take());
         self.terms.open.fetch_sub(1, Relaxed);
-        self.place.freed.notify_one();
+        self.terms.freed.notify_one();
     }
 }
 
@@ -262,8 +263,6 @@ impl Places {
             now: ArcSwapOption::empty(),
             building: Mutex::default(),
             used_ms: AtomicU64::new(now_ms),
-            waiting: Waiting::default(),
-            freed: Notify::new(),
         });
         let mut next = HashMap::clone(&all);
         next.entry(key.clone()).or_default().push(Arc::clone(&place));
@@ -336,7 +335,7 @@ impl Place {
             Some(last) if last.policy().pool == policy.pool => Arc::clone(&last.terms),
             _ => {
                 let id = if policy.pool == usual.pool { 0 } else { TERMS.fetch_add(1, Relaxed) };
-                Arc::new(Terms { id, open: AtomicU32::new(0) })
+                Arc::new(Terms { id, ..Terms::default() })
             }
         };
         let origin = Origin::make(&policy.tls, &service.hostname, &view.edge.certificates, before);

@@ -1,5 +1,5 @@
-//! Connections of HTTP/1.1 that wait for a request, of one place and all lanes. Where a place may have few connections, one that waits on one lane for one client
-//! must not keep another lane or client from having any: whoever finds the limit reached closes one.
+//! Connections of HTTP/1.1 that wait for a request, of one place under its limits and all lanes. Where a place may have few connections, one that waits on one lane
+//! for one client must not keep another lane or client from having any: whoever finds the limit reached closes one.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
@@ -12,7 +12,7 @@ use crate::http::RequestBody;
 /// Where a connection waits, for whoever comes first.
 pub(crate) type Slot = Mutex<Option<SendRequest<RequestBody>>>;
 
-/// Those of one place, the one that has waited longest first.
+/// Those of one place under its limits, the one that has waited longest first.
 #[derive(Default)]
 pub(crate) struct Waiting(Mutex<VecDeque<Weak<Slot>>>);
 

@@ -22,7 +22,7 @@ pub enum Dropped {
     NoEndpoint,
     /// A policy denies it.
     Denied,
-    /// There are as many sessions as there may be, and all of them talk.
+    /// There may be no sessions.
     Sessions,
     /// The client has as many sessions as one may have.
     ClientSessions,
@@ -86,7 +86,7 @@ impl PortCounts {
         self.dropped[why as usize].fetch_add(count, Relaxed);
     }
 
-    /// A session that did not talk has made room for another one.
+    /// A session has made room for another one.
     pub fn displaced(&self) {
         self.displaced.fetch_add(1, Relaxed);
     }
@@ -132,7 +132,7 @@ impl Collector for DatagramsShown {
                 ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
             }
         }
-        let help = "Sessions that have made room for others because they did not talk";
+        let help = "Sessions that have made room for others";
         let mut family = encoder.encode_descriptor("undermesh_udp_displaced", help, None, MetricType::Counter)?;
         for (port, counts) in &all {
             let labels = [("port", port.to_string())];

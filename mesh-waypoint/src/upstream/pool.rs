@@ -171,7 +171,7 @@ impl Pool {
             None => None,
             Some(found) => loop {
                 // Whoever frees one after this has looked tells it.
-                let mut freed = std::pin::pin!(found.place.freed.notified());
+                let mut freed = std::pin::pin!(found.now.terms.freed.notified());
                 freed.as_mut().enable();
                 if let Some(permit) = Permit::take(found) {
                     break Some(permit);
@@ -180,7 +180,7 @@ impl Pool {
                     return Ok(connection);
                 }
                 // What waits for others has no room for us; whoever closes it tells us.
-                found.place.waiting.close_one();
+                found.now.terms.waiting.close_one();
                 freed.await;
             },
         };
@@ -212,7 +212,7 @@ impl Pool {
             Some(_) => Waits::ForAnybody(Arc::new(Slot::new(Some(sender)))),
         };
         if let (Some(found), Waits::ForAnybody(slot)) = (few, &sender) {
-            found.place.waiting.add(slot);
+            found.now.terms.waiting.add(slot);
         }
         let mut inner = self.inner.lock();
         let idle = inner.http1.entry(key).or_default();
@@ -223,7 +223,7 @@ impl Pool {
         idle.push(Idle { sender, watch, heads, since: Instant::now(), life: connection.life });
         drop(inner);
         if let Some(found) = few {
-            found.place.freed.notify_one();
+            found.now.terms.freed.notify_one();
         }
     }
 
@@ -403,7 +403,8 @@ impl Pool {
 /// A connection more of the endpoint's place, for what does not wait for one.
 fn permit(endpoint: &Endpoint) -> Result<Option<Permit>, ConnectError> {
     let Some(found) = &endpoint.found else { return Ok(None) };
-    let permit = Permit::take(found).or_else(|| found.place.waiting.close_one().then(|| Permit::take(found)).flatten());
+    let closed = || found.now.terms.waiting.close_one().then(|| Permit::take(found)).flatten();
+    let permit = Permit::take(found).or_else(closed);
     permit.map(Some).ok_or(ConnectError::Overflow)
 }
 

@@ -184,19 +184,20 @@ impl Port {
         let entry = Entry { bind: self.number, from: client.from, tls: None };
         let downstream = Downstream::at_edge(Arc::clone(&self.lane), entry, self.drain.clone());
         let led = self.lead(&downstream)?;
-        let displaced = self.table.lock().make_room(&client).map_err(|full| match full {
+        self.table.lock().admits(&client).map_err(|full| match full {
             Full::All => Dropped::Sessions,
             Full::Client => Dropped::ClientSessions,
         })?;
+        let socket = session::connect(led.endpoint.address).map_err(|error| {
+            tracing::debug!(endpoint = %led.endpoint.address, %error, "there is no socket for a session");
+            Dropped::System
+        })?;
+        let displaced = self.table.lock().make_room();
         if let Some(displaced) = displaced {
             self.counts.displaced();
             self.counts.ended();
             displaced.end();
         }
-        let socket = session::connect(led.endpoint.address).map_err(|error| {
-            tracing::debug!(endpoint = %led.endpoint.address, %error, "there is no socket for a session");
-            Dropped::System
-        })?;
         let Led { cluster, port, endpoint, permit, bound } = led;
         let place = (cluster, port);
         let made = |id| Arc::new(Session::new(id, socket, place, endpoint, permit, downstream, bound));

@@ -1,5 +1,6 @@
 //! One client's datagrams: to which endpoint they go, by a socket that is connected to it, and how they are answered. It ends when nobody says anything for a
-//! while, when the endpoint is not there (ICMP), or when what is said by now leads elsewhere: the client's next datagram begins another one.
+//! while, when the endpoint is not there (ICMP), or when what is said by now leads elsewhere or forbids it: then nothing goes either way, and the client's next
+//! datagram begins another one.
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -159,8 +160,11 @@ impl Session {
         self.over.cancel();
     }
 
-    /// Answers that are there; false if the endpoint is not.
+    /// Answers that are there; false if the endpoint is not, or the session may not go on.
     fn relay(&self, port: &Port, client: &Client, peer: SocketAddr) -> bool {
+        if self.over.is_cancelled() || !self.stays(port) {
+            return false;
+        }
         let mut scratch = port.scratch.lock();
         for _ in 0..BATCH {
             match self.socket.try_recv(&mut scratch) {

@@ -2,9 +2,10 @@
 //! whatever the caller keeps, time is an argument.
 //!
 //! Who sends datagrams need not be where he says, so the table can be filled by one sender. Then a session in which nobody has said a second word makes room,
-//! the oldest first; those that talk stay.
+//! the oldest first. Who is not where he says can say a second word as well, so where all talk the one makes room whose client was silent longest: who goes on
+//! talking stays.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -66,7 +67,7 @@ impl Said {
 /// Why there is no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
-    /// All places are taken by sessions that talk.
+    /// There may be none.
     All,
     /// The client has as many as one may have.
     Client,
@@ -80,13 +81,16 @@ pub struct Table<T> {
     by_client: HashMap<IpAddr, usize>,
     /// Those that may not talk, in the order in which they were begun; some are over, or talk by now.
     young: VecDeque<(Client, u64)>,
+    /// Those that talk, the client first that was silent longest.
+    talking: BTreeMap<u64, Client>,
     next: u64,
 }
 
 #[derive(Debug)]
 struct Entry<T> {
     id: u64,
-    talks: bool,
+    /// If it talks, its place in the order in which clients did.
+    talked: Option<u64>,
     session: T,
 }
 
@@ -94,7 +98,14 @@ impl<T> Table<T> {
     /// An empty one.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self { limits, sessions: HashMap::new(), by_client: HashMap::new(), young: VecDeque::new(), next: 0 }
+        Self {
+            limits,
+            sessions: HashMap::new(),
+            by_client: HashMap::new(),
+            young: VecDeque::new(),
+            talking: BTreeMap::new(),
+            next: 0,
+        }
     }
 
     /// How many there are.
@@ -115,20 +126,30 @@ impl<T> Table<T> {
         self.sessions.get(client).map(|entry| &entry.session)
     }
 
-    /// Makes room for a session of a client that has none. What is given back has made room and is over.
-    pub fn make_room(&mut self, client: &Client) -> Result<Option<T>, Full> {
-        if self.by_client.get(&group(client.from.ip())).is_some_and(|own| *own >= self.limits.of_client) {
-            return Err(Full::Client);
+    /// Whether there is room for a session of a client that has none, or will be once another one has made it.
+    pub fn admits(&self, client: &Client) -> Result<(), Full> {
+        if self.limits.all == 0 {
+            return Err(Full::All);
         }
+        match self.by_client.get(&group(client.from.ip())) {
+            Some(own) if *own >= self.limits.of_client => Err(Full::Client),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes room for one more session. What is given back has made room and is over.
+    pub fn make_room(&mut self) -> Option<T> {
         if self.sessions.len() < self.limits.all {
-            return Ok(None);
+            return None;
         }
         while let Some((client, id)) = self.young.pop_front() {
-            if self.sessions.get(&client).is_some_and(|entry| entry.id == id && !entry.talks) {
-                return Ok(self.remove(&client, id));
+            if self.sessions.get(&client).is_some_and(|entry| entry.id == id && entry.talked.is_none()) {
+                return self.remove(&client, id);
             }
         }
-        Err(Full::All)
+        let client = *self.talking.first_key_value()?.1;
+        let id = self.sessions.get(&client)?.id;
+        self.remove(&client, id)
     }
 
     /// Keeps a session for which there is room. `make` is told its number.
@@ -140,19 +161,27 @@ impl<T> Table<T> {
         if self.young.len() > 2 * self.limits.all.max(8) {
             let sessions = &self.sessions;
             let is_young = |(client, id): &(Client, u64)| {
-                sessions.get(client).is_some_and(|entry| entry.id == *id && !entry.talks)
+                sessions.get(client).is_some_and(|entry| entry.id == *id && entry.talked.is_none())
             };
             self.young.retain(|one| one.1 == id || is_young(one));
         }
-        let entry = Entry { id, talks: false, session: make(id) };
+        let entry = Entry { id, talked: None, session: make(id) };
         &self.sessions.entry(client).insert(entry).into_mut().session
     }
 
-    /// The session of a client talks: it makes room for nobody.
+    /// The client of a session that talks has said something: all others make room before it.
     pub fn talks(&mut self, client: &Client) {
-        if let Some(entry) = self.sessions.get_mut(client) {
-            entry.talks = true;
+        let Some(entry) = self.sessions.get_mut(client) else { return };
+        let last = self.talking.last_key_value().map(|(place, _)| *place);
+        if entry.talked.is_some() && entry.talked == last {
+            return;
         }
+        if let Some(before) = entry.talked {
+            self.talking.remove(&before);
+        }
+        let place = last.map_or(0, |last| last + 1);
+        entry.talked = Some(place);
+        self.talking.insert(place, *client);
     }
 
     /// Forgets a session, if it is still the client's.
@@ -167,13 +196,18 @@ impl<T> Table<T> {
                 self.by_client.remove(&group);
             }
         }
-        self.sessions.remove(client).map(|entry| entry.session)
+        let entry = self.sessions.remove(client)?;
+        if let Some(place) = entry.talked {
+            self.talking.remove(&place);
+        }
+        Some(entry.session)
     }
 
     /// Forgets all of them.
     pub fn clear(&mut self) -> Vec<T> {
         self.by_client.clear();
         self.young.clear();
+        self.talking.clear();
         self.sessions.drain().map(|(_, entry)| entry.session).collect()
     }
 }
@@ -202,7 +236,8 @@ mod tests {
     fn begin(table: &mut Table<u64>, from: &str) -> Result<(u64, Option<u64>), Full> {
         let client = client(from);
         assert!(table.find(&client).is_none());
-        let displaced = table.make_room(&client)?;
+        table.admits(&client)?;
+        let displaced = table.make_room();
         Ok((*table.begin(client, |id| id), displaced))
     }
 
@@ -225,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_talk_makes_room_and_who_talks_stays() {
+    fn who_does_not_talk_makes_room_first_and_then_who_was_silent_longest() {
         let mut table = table(3, 10);
         for (from, expected) in [("198.18.1.1:1", 0), ("198.18.1.2:1", 1), ("198.18.1.3:1", 2)] {
             assert_eq!(begin(&mut table, from), Ok((expected, None)));
@@ -234,10 +269,12 @@ mod tests {
         assert_eq!(begin(&mut table, "198.18.1.4:1"), Ok((3, Some(1))), "the oldest that does not talk");
         table.talks(&client("198.18.1.4:1"));
         table.talks(&client("198.18.1.3:1"));
-        assert_eq!(begin(&mut table, "198.18.1.5:1"), Err(Full::All));
-        table.remove(&client("198.18.1.3:1"), 2);
-        assert_eq!(begin(&mut table, "198.18.1.5:1"), Ok((4, None)));
+        table.talks(&client("198.18.1.1:1"));
+        table.talks(&client("198.18.1.4:1"));
+        assert_eq!(begin(&mut table, "198.18.1.5:1"), Ok((4, Some(2))), "the one whose client was silent longest");
         assert_eq!(begin(&mut table, "198.18.1.6:1"), Ok((5, Some(4))));
+        table.remove(&client("198.18.1.6:1"), 5);
+        assert_eq!(begin(&mut table, "198.18.1.7:1"), Ok((6, None)));
         // A flood takes nobody's place who talks, and what is remembered of it stays small.
         for number in 0..10_000_u32 {
             let from = format!("198.19.{}.{}:9", number / 250, number % 250);
@@ -245,6 +282,22 @@ mod tests {
         }
         assert!(table.find(&client("198.18.1.1:1")).is_some() && table.find(&client("198.18.1.4:1")).is_some());
         assert!(table.len() == 3 && table.by_client.len() == 3 && table.young.len() <= 17, "{table:?}");
+        // Nor does one whose clients say two words each the place of one who goes on; who says no more than they makes room.
+        for number in 0..1_000_u32 {
+            let from = format!("198.19.{}.{}:9", number / 250, number % 250);
+            assert!(begin(&mut table, &from).is_ok(), "{from}");
+            table.talks(&client(&from));
+            table.talks(&client("198.18.1.1:1"));
+        }
+        assert!(table.find(&client("198.18.1.1:1")).is_some() && table.find(&client("198.18.1.4:1")).is_none());
+        assert!(table.len() == 3 && table.talking.len() == 3 && table.young.len() <= 17, "{table:?}");
+        table.clear();
+        assert!(table.talking.is_empty() && begin(&mut table, "198.18.1.1:1").is_ok());
+    }
+
+    #[test]
+    fn where_there_may_be_none_there_is_none() {
+        assert_eq!(begin(&mut table(0, 10), "198.18.1.1:1"), Err(Full::All));
     }
 
     #[test]

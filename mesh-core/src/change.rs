@@ -44,6 +44,8 @@ pub enum Change {
     Outbound(outbound::Scope, Outbound),
     /// Nothing is said of that any more.
     RemoveOutbound(outbound::Scope),
+    /// All that is said of that has been heard once: what is absent now is not said. Never taken back.
+    OutboundKnown,
     /// Labels of these workloads are others now.
     Labels(Vec<LabelChange>),
     /// The address ranges of pods and services: an unknown address inside them is not "outside the mesh". Replaces the former ranges.

@@ -49,6 +49,12 @@ impl std::fmt::Display for Scope {
 }
 
 impl Snapshot {
+    /// Whether somebody has told what is said of the outside, were it nothing.
+    #[must_use]
+    pub fn is_outbound_known(&self) -> bool {
+        self.outbound_known
+    }
+
     /// What counts for a workload; `None` if nobody says anything, and then everything may be reached.
     #[must_use]
     pub fn outbound(&self, namespace: &ArcStr, uid: &ArcStr) -> Option<&Outbound> {

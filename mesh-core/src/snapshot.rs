@@ -82,6 +82,7 @@ pub struct Snapshot {
     pub(crate) clusters: CowMap<NamespacedName, Arc<Clusters>>,
     pub(crate) labels: Arc<LabelIndex>,
     pub(crate) outbound: CowMap<outbound::Scope, Outbound>,
+    pub(crate) outbound_known: bool,
     pub(crate) ranges: Arc<JointPrefixSet<IpNet>>,
 }
 

@@ -199,13 +199,14 @@ impl PodContext {
     pub fn is_registry_only(&self, snapshot: &Snapshot) -> Option<bool> {
         let view = self.view();
         let said = || snapshot.outbound(&view.client.namespace, &view.client.uid);
-        snapshot.is_synced().then(|| said().is_some_and(|said| said.registry_only))
+        let is_known = snapshot.is_synced() && snapshot.is_outbound_known();
+        is_known.then(|| said().is_some_and(|said| said.registry_only))
     }
 
     /// Has the kernel know that. While it is not known, what the kernel was told before stays. False: it did not take it.
-    pub fn sync_outbound(&self) -> bool {
+    pub fn sync_outbound(&self, snapshot: &Snapshot) -> bool {
         let mut current = self.registry_only.lock();
-        let Some(wanted) = self.is_registry_only(&self.shared.state.snapshot()) else { return true };
+        let Some(wanted) = self.is_registry_only(snapshot) else { return true };
         if *current == Some(wanted) {
             return true;
         }

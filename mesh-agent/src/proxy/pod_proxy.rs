@@ -70,7 +70,7 @@ impl PodProxy {
     /// [`PodProxy::inbound_mode`] was asked. What was written before, enrolment has replaced.
     pub fn kernel_ready(&self) -> bool {
         self.context.forget_inbound();
-        self.context.sync_outbound() & self.context.sync_inbound()
+        self.context.sync_outbound(&self.context.shared.state.snapshot()) & self.context.sync_inbound()
     }
 
     /// Whether the pod may reach only what the registry knows, `None` while that is not known. Of one that may not the kernel knows the registry now.
@@ -79,7 +79,7 @@ impl PodProxy {
         let snapshot = shared.state.snapshot();
         let registry_only = self.context.is_registry_only(&snapshot);
         if registry_only == Some(true) {
-            shared.known.follow(&*shared.interception, &snapshot, &shared.config.network, None, true);
+            shared.known.follow(&*shared.interception, &snapshot, &shared.config.network, None, || true);
         }
         registry_only
     }

@@ -44,26 +44,29 @@ async fn apply(shared: &Arc<ProxyShared>, update: Option<&Update>) -> bool {
         None => false,
     };
     let pods = shared.pods();
+    // All of them first: what a pod may reach is said of its workload.
+    let again: Vec<bool> = pods.iter().map(|pod| update.is_some() && pod.refresh(&snapshot, concerns)).collect();
     // What the registry knows comes before the pods that may reach nothing else, and goes after them.
-    let is_needed = pods.iter().any(|context| context.is_registry_only(&snapshot) == Some(true));
+    let is_needed = || shared.pods().iter().any(|context| context.is_registry_only(&snapshot) == Some(true));
     let follow = |update| {
         let network = &shared.config.network;
         shared.known.follow(&*shared.interception, &snapshot, network, update, is_needed)
     };
-    if is_needed {
+    let was_needed = is_needed();
+    if was_needed {
         in_step &= follow(update);
     }
-    for context in pods {
-        if update.is_some() && context.refresh(&snapshot, concerns) {
+    for (context, again) in pods.into_iter().zip(again) {
+        if again {
             cut_denied(&context, &snapshot);
         }
-        if is_needed && update.is_some_and(changes_the_registry) {
+        if was_needed && (again || update.is_some_and(changes_the_registry)) {
             cut_barred(&context, &snapshot);
         }
-        in_step &= context.sync_inbound() & context.sync_outbound();
+        in_step &= context.sync_inbound() & context.sync_outbound(&snapshot);
         tokio::task::yield_now().await;
     }
-    if !is_needed {
+    if !was_needed {
         in_step &= follow(update);
     }
     if let Some(update) = update {

@@ -32,20 +32,22 @@ struct Told {
 
 impl Registry {
     /// Brings the kernel in step with the snapshot, as far as `update` says that something has changed; without one only what is left from before. False:
-    /// the kernel did not take it. Until the first full configuration what an earlier agent has said stays.
+    /// the kernel did not take it. Until the first full configuration what an earlier agent has said stays. `is_needed`: whether some pod may reach nothing else.
     pub fn follow(
         &self,
         kernel: &dyn Interception,
         snapshot: &Snapshot,
         network: &str,
         update: Option<&Update>,
-        is_needed: bool,
+        is_needed: impl FnOnce() -> bool,
     ) -> bool {
         if !snapshot.is_synced() {
             return true;
         }
         let mut told = self.0.lock();
         let told = &mut *told;
+        // Asked only now: a pod is known before the registry is followed for it.
+        let is_needed = is_needed();
         let have = match &mut told.have {
             Some(have) => have,
             unread => match kernel.registry() {
@@ -235,7 +237,7 @@ mod tests {
         let mut step = |changes: Vec<Change>, is_needed: bool| {
             let applied = store.apply(changes);
             let update = Update::Changed(Arc::new(applied.diff));
-            assert!(registry.follow(&kernel, &applied.snapshot, "", Some(&update), is_needed));
+            assert!(registry.follow(&kernel, &applied.snapshot, "", Some(&update), || is_needed));
             (rows(), std::mem::take(&mut *kernel.writes.lock()))
         };
         let first = vec![
@@ -271,10 +273,10 @@ mod tests {
         let many: Vec<String> = (1..=3).map(|n| format!("240.240.0.{n}/32")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         let snapshot = store.apply(vec![entry("a.example.com", &many), Change::Synced]).snapshot;
-        assert!(registry.follow(&kernel, &snapshot, "", Some(&Update::Resync), true));
+        assert!(registry.follow(&kernel, &snapshot, "", Some(&Update::Resync), || true));
         assert_eq!(kernel.rows.lock().len(), 2);
         *kernel.room.lock() = 3;
-        assert!(registry.follow(&kernel, &snapshot, "", None, true));
+        assert!(registry.follow(&kernel, &snapshot, "", None, || true));
         assert_eq!(kernel.rows.lock().len(), 3);
     }
 }

@@ -52,6 +52,7 @@ pub struct Subscription {
     outbound: Option<Topic>,
     /// Until when they are waited for, once everything else was answered.
     connections_by_ms: Option<u64>,
+    outbound_told: bool,
     own: Vec<OwnTopic>,
     labels: Labels,
     demands: Demands,
@@ -72,6 +73,7 @@ impl Subscription {
             connections: Topic::new(CONNECTION_ROUTES_TYPE),
             outbound: Some(Topic::new(OUTBOUND_TYPE)),
             connections_by_ms: None,
+            outbound_told: false,
             own: Vec::new(),
             labels: Labels::default(),
             demands: Demands::default(),
@@ -181,13 +183,20 @@ impl Subscription {
     }
 
     fn sync(&mut self, changes: &mut Vec<Change>, now_ms: u64) {
+        if self.outbound.as_ref().is_some_and(|topic| topic.answered) && !self.outbound_told {
+            self.outbound_told = true;
+            changes.push(Change::OutboundKnown);
+        }
         let own = (self.own.is_empty() || self.labels.answered) && self.own.iter().all(|own| own.answered);
         if self.synced || !(self.addresses.answered && self.policies.answered && own) {
             return;
         }
         let by_ms = *self.connections_by_ms.get_or_insert(now_ms + ROUTES_MS);
-        let ours = [&self.clusters, &self.outbound].into_iter().flatten().all(|topic| topic.answered);
-        if (self.connections.answered && ours && self.labels.answered) || now_ms >= by_ms {
+        let optional = [&self.clusters, &self.outbound].into_iter().flatten().map(|topic| topic.answered);
+        let mut ours = optional.chain([self.connections.answered, self.labels.answered]);
+        // A control plane that answers one of them answers all: only one of another maker is not waited for.
+        let some = ours.clone().any(|answered| answered);
+        if ours.all(|answered| answered) || (!some && now_ms >= by_ms) {
             self.synced = true;
             changes.push(Change::Synced);
         }

@@ -111,6 +111,7 @@ fn words(changes: &[Change]) -> Vec<String> {
             Change::Clusters(name, clusters) => format!("+{name} {}", clusters.iter().count()),
             Change::Outbound(scope, said) => format!("+{scope} {}", if said.registry_only { "only" } else { "any" }),
             Change::RemoveOutbound(scope) => format!("-{scope}"),
+            Change::OutboundKnown => "outbound known".into(),
             Change::Labels(changes) => format!("{} labels", changes.len()),
             Change::Synced => "synced".into(),
             Change::Ranges(_) => "ranges".into(),

@@ -137,6 +137,9 @@ impl Store {
                     batch.diff.outbound |= self.current.outbound.insert(scope, said.clone()) != Some(said);
                 }
                 Change::RemoveOutbound(scope) => batch.diff.outbound |= self.current.outbound.remove(&scope).is_some(),
+                Change::OutboundKnown => {
+                    batch.diff.outbound |= !std::mem::replace(&mut self.current.outbound_known, true);
+                }
                 Change::Labels(changes) => self.current.labels = Arc::new(self.current.labels.with(changes)),
                 Change::Ranges(ranges) => {
                     let ranges: JointPrefixSet<_> = ranges.into_iter().collect();

@@ -78,24 +78,35 @@ pub fn answer(snapshot: &Snapshot, question: &Question<'_>) -> NameAnswer {
     if let Some(addresses) = candidates.iter().find_map(|name| member(snapshot, name, question.namespace)) {
         return filtered(addresses, question);
     }
-    let wildcard = candidates.iter().find_map(|name| wildcard(snapshot, name, question.namespace));
+    let wildcard = outer(&name, question).find_map(|name| wildcard(snapshot, &name, question.namespace));
     wildcard.map_or(NameAnswer::NotMesh, |service| service_answer(snapshot, service, question))
 }
 
 /// Names that the question may mean, the most literal first.
 fn candidates(name: &str, question: &Question<'_>) -> Vec<String> {
-    let bare = question.searches.iter().filter_map(|search| {
-        let search = search.trim_matches('.').to_ascii_lowercase();
-        let rest = name.strip_suffix(&search)?.strip_suffix('.')?;
-        (!search.is_empty() && !rest.is_empty()).then(|| rest.to_owned())
-    });
-    let mut names: Vec<String> = std::iter::once(name.to_owned()).chain(bare).collect();
+    let mut names: Vec<String> = std::iter::once(name.to_owned()).chain(bare(name, question)).collect();
     for short in names.clone() {
         names.extend(completed(&short, question));
     }
     let mut seen = std::collections::HashSet::new();
     names.retain(|name| seen.insert(name.clone()));
     names
+}
+
+/// The name without each of the search domains that it has.
+fn bare(name: &str, question: &Question<'_>) -> impl Iterator<Item = String> {
+    question.searches.iter().filter_map(move |search| {
+        let search = search.trim_matches('.').to_ascii_lowercase();
+        let rest = name.strip_suffix(&search)?.strip_suffix('.')?;
+        (!search.is_empty() && !rest.is_empty()).then(|| rest.to_owned())
+    })
+}
+
+/// Names that a wildcard may answer for: what was asked, unless it is of the cluster, and what the longest search domain leaves of it. Shorter ones leave parts of
+/// that domain, which would look like names below `*.NAMESPACE` or `*.svc`.
+fn outer(name: &str, question: &Question<'_>) -> impl Iterator<Item = String> {
+    let asked = (!is_below(name, question.cluster_domain)).then(|| name.to_owned());
+    asked.into_iter().chain(bare(name, question).min_by_key(String::len))
 }
 
 fn completed(name: &str, question: &Question<'_>) -> Vec<String> {

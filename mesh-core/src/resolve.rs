@@ -13,6 +13,7 @@ use std::{
 };
 
 use arcstr::ArcStr;
+use ipnet::IpNet;
 use rand::Rng;
 pub use steer::{Steer, place_of, steer};
 
@@ -23,7 +24,7 @@ use crate::{
     ports,
     service::Mode,
     snapshot::AddressOwner,
-    workload::TunnelProtocol,
+    workload::{NetworkAddress, TunnelProtocol},
 };
 
 /// The local pod that connects.
@@ -206,7 +207,7 @@ pub fn resolve(snapshot: &Snapshot, request: &Request<'_>, rng: &mut impl Rng) -
     if let Some(owner) = snapshot.owner(network, &ip) {
         return to_workload(snapshot, owner, request, rng);
     }
-    if let Some(service) = snapshot.service_by_address(network, &ip) {
+    if let Some(service) = known_service(snapshot, request.source, &ip) {
         return match request.place {
             None => to_service(snapshot, service, request, rng),
             Some(place) => steer::to_place(snapshot, service, place, request, rng),
@@ -222,12 +223,34 @@ pub fn resolve(snapshot: &Snapshot, request: &Request<'_>, rng: &mut impl Rng) -
     Ok(Route::Passthrough(SocketAddr::new(ip, port)))
 }
 
+/// The service that has an address, as far as the client can see it: outside of the mesh one that is for other namespaces only is nobody's for him. Inside, an
+/// address has one owner for all.
+fn known_service<'a>(snapshot: &'a Snapshot, source: &Client, address: &IpAddr) -> Option<&'a Arc<Service>> {
+    let is_visible = |service: &&Arc<Service>| service.visible_from(&source.namespace);
+    let first = snapshot.service_by_address(&source.network, address)?;
+    if is_visible(&first) || snapshot.in_mesh_ranges(*address) {
+        return Some(first);
+    }
+    let visible = |keys: &[NamespacedName]| keys.iter().filter_map(|key| snapshot.services.get(key)).find(is_visible);
+    let at = NetworkAddress { network: source.network.clone(), address: *address };
+    if let Some(service) = snapshot.vips.get(&at).and_then(|keys| visible(keys)) {
+        return Some(service);
+    }
+    let ranges = snapshot.cidrs.get(&source.network)?;
+    let mut within = Some(IpNet::from(*address));
+    while let Some((range, keys)) = within.and_then(|within| ranges.get_lpm(&within)) {
+        if let Some(service) = visible(keys) {
+            return Some(service);
+        }
+        within = range.supernet();
+    }
+    None
+}
+
 /// Whether a client may reach an address, by what is said of the outside. Of an address inside of the mesh it is for [`resolve`] to know.
 pub fn may_reach(snapshot: &Snapshot, source: &Client, address: IpAddr) -> Result<(), Refusal> {
     let ip = address.to_canonical();
-    let is_known = || {
-        snapshot.owner(&source.network, &ip).is_some() || snapshot.service_by_address(&source.network, &ip).is_some()
-    };
+    let is_known = || snapshot.owner(&source.network, &ip).is_some() || known_service(snapshot, source, &ip).is_some();
     match may_leave(snapshot, source, ip) {
         Err(_) if snapshot.in_mesh_ranges(ip) || is_known() => Ok(()),
         judged => judged,

@@ -233,9 +233,9 @@ pub fn round(
             steps.extend(status.map(|status| tell(What::ListenerSet, set, status)));
         }
         let attached = joined.sets.values().filter(|set| set.told.is_accepted()).count();
+        let told = told.with(&joined.told, attached > 0).of(&joined.gateway);
         let attached = known.objects.contains_key(&What::ListenerSet).then_some(attached);
-        let status =
-            standing::status(object, &told.with(&joined.told).of(&joined.gateway), &joined.told, attached, now);
+        let status = standing::status(object, &told, &joined.told, attached, now);
         steps.extend(status.map(|status| tell(What::Gateway, name, status)));
     }
     steps.extend(leavings(known, &kept));

@@ -148,9 +148,9 @@ fn addresses(service: Option<&Json>) -> Vec<(&'static str, String)> {
 }
 
 impl Told {
-    /// With what is wrong with its listeners. A Gateway of which none can be served is not accepted.
+    /// With what is wrong with its listeners. A Gateway of which none can be served is not accepted, unless some of its ListenerSets are.
     #[must_use]
-    pub fn with(mut self, listeners: &[ListenerTold]) -> Self {
+    pub fn with(mut self, listeners: &[ListenerTold], others_serve: bool) -> Self {
         let bad = most_told(listeners);
         let [accepted, programmed] = &mut self.conditions;
         if bad.is_empty() || !accepted.holds {
@@ -158,7 +158,7 @@ impl Told {
         }
         accepted.reason = "ListenersNotValid";
         accepted.message = format!("some listeners cannot be served: {bad}");
-        if listeners.iter().all(|one| one.why_not().is_some()) {
+        if !others_serve && listeners.iter().all(|one| one.why_not().is_some()) {
             accepted.holds = false;
             accepted.message = format!("no listener can be served: {bad}");
             (programmed.holds, programmed.reason) = (false, "Invalid");

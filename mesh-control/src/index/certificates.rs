@@ -1,7 +1,7 @@
 //! What gateways and waypoints show and believe: of each the Secrets and ConfigMaps that are named for it ([`Reference`]), as far as they are good. What names one that is
 //! not is closed, and whoever wrote it is told which and why. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use mesh_core::listener::{Certificates, Credential};
@@ -80,6 +80,7 @@ pub fn index(
 ) -> Certified {
     let mut made = Certified::default();
     let mut told: BTreeSet<(&Key, &str, &str, Part)> = BTreeSet::new();
+    let mut said = HashSet::new();
     let mut all: BTreeMap<NamespacedName, BTreeMap<ArcStr, Credential>> = BTreeMap::new();
     for reference in references {
         let own = all.entry(reference.gateway.clone()).or_default();
@@ -88,7 +89,7 @@ pub fn index(
             Err(None) => drop(made.undecided.insert(reference.object.clone())),
             // What several gateways need is told once.
             Err(Some(why)) if told.insert(place(reference)) => {
-                made.unresolve(reference, why);
+                made.unresolve(reference, why, &mut said);
             }
             Err(Some(_)) => {}
         }
@@ -106,7 +107,7 @@ pub fn index(
 }
 
 impl Certified {
-    fn unresolve(&mut self, reference: &Reference, why: String) {
+    fn unresolve(&mut self, reference: &Reference, why: String, said: &mut HashSet<(Key, Problem)>) {
         let Reference { object, listener, field, part, .. } = reference;
         let help = match (object.kind, listener.is_empty()) {
             (_, false) => "until then the listener refuses connections",
@@ -115,7 +116,7 @@ impl Certified {
         };
         let problem = (object.clone(), Problem::error(field.clone(), why.clone()).help(help));
         // Of one field for several listeners it is the same.
-        if !self.problems.contains(&problem) {
+        if said.insert(problem.clone()) {
             self.problems.push(problem);
         }
         let (object, listener, field) = (object.clone(), listener.clone(), field.clone());

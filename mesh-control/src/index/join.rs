@@ -184,6 +184,7 @@ impl Join {
         let place_labels = labels.remove(&agents).unwrap_or_default();
         let pods = parts.values().flat_map(|part| &part.pods);
         let outbound = outbound::index(
+            &objects,
             &routing.routes,
             &settings,
             pods.filter_map(|(pod, workload)| workload.as_ref().map(|workload| (pod, workload))),

@@ -1,18 +1,19 @@
 //! What happens to connections to addresses that nobody is known to have: the mesh settings say it for everybody, Sidecars for all namespaces (in a root
 //! namespace), their own or some of its pods. As in Istio the most specific Sidecar counts alone: one that says nothing of it leaves it to the mesh settings.
+//! One that cannot be read, and never could, may have said that only what is known may be reached: so it is said, before others that are for the same pods.
 //! The joining calls [`index`]; agents are told only where something else holds than for whom is around.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use mesh_core::outbound::{Outbound, Scope};
-use mesh_core::{ArcStr, Workload};
+use mesh_core::{ArcStr, NamespacedName, Workload};
 
 use super::Settings;
 use crate::diagnosis::Problem;
 use crate::resource::routing::workload::{OutboundMode, Sidecar};
 use crate::resource::routing::{Routed, Routes};
-use crate::resource::{Key, Kind, Pod, meta};
+use crate::resource::{Key, Kind, Labels, Objects, Pod, meta};
 
 /// What agents are told, and what is to be said.
 #[derive(Debug, Default)]
@@ -25,8 +26,9 @@ pub struct Made {
     pub problems: Vec<(Key, Problem)>,
 }
 
-/// Works it out. `pods` are those that are alive, each with its workload if it has one.
+/// Works it out. `routes` are those that count, `pods` those that are alive, each with its workload if it has one.
 pub fn index<'a>(
+    objects: &Objects,
     routes: &Routes,
     settings: &Settings,
     pods: impl Iterator<Item = (&'a Arc<Pod>, &'a Arc<Workload>)>,
@@ -37,6 +39,14 @@ pub fn index<'a>(
         true => Vec::new(),
         false => routes.sidecars.values().collect(),
     };
+    let unread = objects.unread_sidecars.iter();
+    let unread = unread.filter(|(name, _)| !settings.istio_runs && settings.heeds(objects, &name.namespace));
+    let mut shut = Shut::default();
+    for (name, labels) in unread {
+        let (namespace, own) = (name.namespace.clone(), name.name.clone());
+        made.in_force.insert(Key { kind: Kind::Sidecar, namespace, name: own });
+        shut.add(name, labels);
+    }
     // Stable: those of one age stay in the order of their names. The oldest one counts.
     sidecars.sort_by_key(|sidecar| sidecar.created.unwrap_or(i64::MIN));
     let mut counting: BTreeMap<&str, &Arc<Routed<Sidecar>>> = BTreeMap::new();
@@ -47,32 +57,70 @@ pub fn index<'a>(
             made.problems.push((key(sidecar), Problem::warning("spec.workloadSelector", message)));
         }
     }
-    // Of several root namespaces the first one that says something.
-    let of_root = settings.root_namespaces.iter().find_map(|root| counting.get(root.as_str()).copied());
-    let around = of_root.map_or_else(|| of_mesh.clone(), |sidecar| made.said_by(sidecar, &of_mesh));
-    made.say(Scope::Mesh, &around, &Outbound::default());
     let mut of_namespaces = BTreeMap::new();
     for (namespace, sidecar) in counting {
-        let said = made.said_by(sidecar, &of_mesh);
-        made.say(Scope::Namespace(namespace.into()), &said, &around);
-        of_namespaces.insert(namespace, said);
+        if let Some(said) = shut.namespaces.get(namespace) {
+            let message = format!("{} counts: only what is known may be reached", said.origin);
+            made.problems.push((key(sidecar), Problem::warning("spec.outboundTrafficPolicy", message)));
+            continue;
+        }
+        of_namespaces.insert(namespace, made.said_by(sidecar, &of_mesh));
     }
-    let selecting: Vec<_> = sidecars.iter().filter(|sidecar| sidecar.spec.workload_selector.is_some()).collect();
-    if selecting.is_empty() {
+    of_namespaces.extend(shut.namespaces);
+    // Of several root namespaces the first one that says something.
+    let of_root = settings.root_namespaces.iter().find_map(|root| of_namespaces.get(root.as_str()).cloned());
+    let around = of_root.unwrap_or_else(|| of_mesh.clone());
+    made.say(Scope::Mesh, &around, &Outbound::default());
+    for (namespace, said) in &of_namespaces {
+        made.say(Scope::Namespace((*namespace).into()), said, &around);
+    }
+    let mut selecting: BTreeMap<&str, Vec<(&Labels, &Arc<Routed<Sidecar>>)>> = BTreeMap::new();
+    for &sidecar in &sidecars {
+        if let Some(selector) = &sidecar.spec.workload_selector {
+            selecting.entry(sidecar.namespace.as_str()).or_default().push((&selector.labels, sidecar));
+        }
+    }
+    if selecting.is_empty() && shut.pods.is_empty() {
         return made;
     }
     for (pod, workload) in pods {
-        let selects = |sidecar: &&&&Arc<Routed<Sidecar>>| {
-            let labels = sidecar.spec.workload_selector.as_ref().map(|selector| &selector.labels);
-            sidecar.namespace == pod.namespace && labels.is_some_and(|labels| meta::selects(labels, &pod.labels))
+        let namespace = pod.namespace.as_str();
+        let unread = shut.pods.get(namespace).into_iter().flatten();
+        let mut unread = unread.filter(|(labels, _)| meta::selects(labels, &pod.labels));
+        let own = selecting.get(namespace).into_iter().flatten();
+        let mut own = own.filter(|(labels, _)| meta::selects(labels, &pod.labels));
+        let said = match (unread.next(), own.next()) {
+            (Some((_, said)), _) => said.clone(),
+            (None, Some((_, sidecar))) => made.said_by(sidecar, &of_mesh),
+            (None, None) => continue,
         };
-        if let Some(sidecar) = selecting.iter().find(selects) {
-            let said = made.said_by(sidecar, &of_mesh);
-            let around = of_namespaces.get(pod.namespace.as_str()).unwrap_or(&around);
-            made.say(Scope::Workload(workload.uid.clone()), &said, around);
-        }
+        let around = of_namespaces.get(namespace).unwrap_or(&around);
+        made.say(Scope::Workload(workload.uid.clone()), &said, around);
     }
     made
+}
+
+/// What Sidecars say that cannot be read.
+#[derive(Default)]
+struct Shut<'a> {
+    /// Of whole namespaces.
+    namespaces: BTreeMap<&'a str, Outbound>,
+    /// Of pods of a namespace with these labels.
+    pods: BTreeMap<&'a str, Vec<(&'a Labels, Outbound)>>,
+}
+
+impl<'a> Shut<'a> {
+    fn add(&mut self, name: &'a NamespacedName, labels: &'a Labels) {
+        let origin = format!("Sidecar {name}, which cannot be read").into();
+        let said = Outbound { registry_only: true, origin };
+        let namespace = name.namespace.as_str();
+        match labels.is_empty() {
+            true => {
+                self.namespaces.entry(namespace).or_insert(said);
+            }
+            false => self.pods.entry(namespace).or_default().push((labels, said)),
+        }
+    }
 }
 
 impl Made {

@@ -40,11 +40,23 @@ pub fn entries<'a>(objects: &'a Objects, settings: &Settings) -> Vec<&'a Entry> 
     all
 }
 
-/// Hosts that become services; of a pattern no address can be found, unless each request says the name that is to be looked up.
-pub fn hosts(entry: &Entry) -> impl Iterator<Item = (usize, &str)> {
+/// Hosts that become services; of a pattern no address can be found, unless each request says the name that is to be looked up. One that means names of the cluster
+/// is none: it would be everybody's, for resolvers of pods try them before all others.
+pub fn hosts<'a>(entry: &'a Entry, settings: &'a Settings) -> impl Iterator<Item = (usize, &'a str)> {
     let is_dynamic = entry.spec.resolution == Resolution::DynamicDns;
     let hosts = entry.spec.hosts.iter().enumerate().map(|(index, host)| (index, host.as_str()));
-    hosts.filter(move |(_, host)| !host.starts_with('*') || (is_dynamic && host.starts_with("*.")))
+    hosts.filter(move |(_, host)| {
+        !host.starts_with('*')
+            || (is_dynamic && host.starts_with("*.") && !is_of_cluster(host, &settings.cluster_domain))
+    })
+}
+
+/// Whether a pattern means names of the cluster: it lies in its domain, or covers it.
+fn is_of_cluster(pattern: &str, domain: &str) -> bool {
+    let (pattern, domain) = (pattern.to_ascii_lowercase(), domain.to_ascii_lowercase());
+    let is_in =
+        |name: &str, end: &str| name.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    pattern.strip_prefix("*.").is_some_and(|end| is_in(end, &domain) || is_in(&domain, end))
 }
 
 /// How a host is called in tables of services.
@@ -68,8 +80,8 @@ pub fn services(
     let mut in_force = BTreeSet::new();
     for entry in entries(objects, settings) {
         let bound = waypoint(entry);
-        told(entry, bound.is_some(), problems);
-        for (index, host) in hosts(entry) {
+        told(entry, settings, bound.is_some(), problems);
+        for (index, host) in hosts(entry, settings) {
             let key = key(entry, host);
             let field = format!("spec.hosts[{index}]");
             // A host of Kubernetes is known by its own service.
@@ -90,7 +102,7 @@ pub fn services(
             let names = entry.spec.subject_alt_names.iter().filter_map(|name| name.parse().ok());
             service.subject_alt_names = names.collect();
             service.waypoint = bound.clone();
-            if is_private(entry) {
+            if is_private(entry) || (host.starts_with('*') && !settings.is_root(&entry.namespace)) {
                 service.visibility = Visibility::Namespace;
             }
             services.by_key.insert(key, Arc::new(service));
@@ -107,10 +119,22 @@ fn is_private(entry: &Entry) -> bool {
 }
 
 /// What of an object nobody does.
-fn told(entry: &Entry, is_bound: bool, problems: &mut Problems) {
+fn told(entry: &Entry, settings: &Settings, is_bound: bool, problems: &mut Problems) {
     let spec = &entry.spec;
     for (index, host) in spec.hosts.iter().enumerate().filter(|(_, host)| host.starts_with('*')) {
         if spec.resolution == Resolution::DynamicDns && host.starts_with("*.") {
+            let domain = &settings.cluster_domain;
+            if is_of_cluster(host, domain) {
+                let message = format!("{host} means names of the cluster, {domain}: it is not used");
+                let help = "resolvers of pods try names of the cluster before all others: it would answer for them";
+                problems.push((object(entry), Problem::error(format!("spec.hosts[{index}]"), message).help(help)));
+                continue;
+            }
+            if !is_private(entry) && !settings.is_root(&entry.namespace) {
+                let message = format!("{host} is a pattern: only its own namespace knows it");
+                let help = "for all namespaces write it in the root namespace; for its own, `exportTo: [\".\"]`";
+                problems.push((object(entry), Problem::warning(format!("spec.hosts[{index}]"), message).help(help)));
+            }
             if !is_bound {
                 let message =
                     format!("a waypoint looks up what requests to {host} ask for, and there is none: they are refused");
@@ -232,8 +256,9 @@ pub fn endpoints<'a>(
 ) -> BTreeSet<Key> {
     let mut in_force = BTreeSet::new();
     let mut made: BTreeMap<(ArcStr, IpAddr), usize> = BTreeMap::new();
+    let mut unusable = BTreeSet::new();
     for entry in entries(objects, settings) {
-        let keys: Vec<NamespacedName> = hosts(entry).map(|(_, host)| key(entry, host)).collect();
+        let keys: Vec<NamespacedName> = hosts(entry, settings).map(|(_, host)| key(entry, host)).collect();
         let is_own = |key: &&NamespacedName| services.by_key.get(*key).is_some_and(|own| own.name == entry.name);
         let keys: Vec<&NamespacedName> = keys.iter().filter(is_own).collect();
         let join = |at: usize, keys: &[&NamespacedName], ports: &[PortMapping], workloads: &mut Vec<Arc<Workload>>| {
@@ -256,8 +281,8 @@ pub fn endpoints<'a>(
                 }
             }
         }
-        let guard = guard(entry, &keys, objects, services);
-        for target in targets(entry, &keys, objects, problems) {
+        let guard = guard(entry, &keys, objects, services, problems);
+        for target in targets(entry, &keys, (objects, settings), &mut unusable, problems) {
             let (address, endpoint) = (target.address, target.endpoint);
             let mut refuse = |why: String| {
                 let problem = Problem::error(target.field.clone(), format!("{address} {why}, it is not used"));
@@ -275,11 +300,17 @@ pub fn endpoints<'a>(
                     continue;
                 }
                 Some(pod) => of_pod(&pod.namespace, &pod.name, workloads),
-                None => Some(*made.entry((entry.namespace.clone(), address)).or_insert_with(|| {
-                    workloads
-                        .push(Arc::new(Workload { waypoint: guard.clone(), ..workload(entry, &target, settings) }));
-                    workloads.len() - 1
-                })),
+                None => {
+                    let at = *made.entry((entry.namespace.clone(), address)).or_insert_with(|| {
+                        workloads.push(Arc::new(workload(entry, &target, settings)));
+                        workloads.len() - 1
+                    });
+                    // Whoever named the address first: what must not be gone around is not.
+                    if let (Some(guard), None) = (&guard, &workloads[at].waypoint) {
+                        Arc::make_mut(&mut workloads[at]).waypoint = Some(guard.clone());
+                    }
+                    Some(at)
+                }
             };
             if let Some(at) = at {
                 in_force.extend(target.of.map(of_workload));
@@ -295,14 +326,28 @@ fn of_workload(entry: &Arc<Routed<WorkloadEntry>>) -> Key {
 }
 
 /// The waypoint of the hosts, if it is not to be gone around: then who addresses an endpoint itself comes to it as well. There is no agent at the endpoint that
-/// could refuse him.
-fn guard(entry: &Entry, keys: &[&NamespacedName], objects: &Objects, services: &Services) -> Option<GatewayAddress> {
+/// could refuse him. Not where only the entry's own namespace sees it: an endpoint is the same one for all clients, and others know nothing of that waypoint.
+fn guard(
+    entry: &Entry,
+    keys: &[&NamespacedName],
+    objects: &Objects,
+    services: &Services,
+    problems: &mut Problems,
+) -> Option<GatewayAddress> {
     let of_namespace = || objects.namespaces.get(&entry.namespace).is_some_and(|known| known.bypass == Bypass::Refuse);
     let is_refused = match entry.marks.get(BYPASS).map(String::as_str) {
         None | Some("") => of_namespace(),
         Some(said) => said != "allow",
     };
-    keys.first().filter(|_| is_refused).and_then(|key| services.by_key.get(*key)?.waypoint.clone())
+    let guard = keys.first().filter(|_| is_refused).and_then(|key| services.by_key.get(*key)?.waypoint.clone())?;
+    if is_private(entry) {
+        let message =
+            "who addresses an endpoint itself goes around the waypoint: only its own namespace sees the entry";
+        let help = "export it to all namespaces, or label it `undermesh.io/waypoint-bypass: allow`";
+        problems.push((object(entry), Problem::warning("spec.exportTo", message).help(help)));
+        return None;
+    }
+    Some(guard)
 }
 
 /// An address that some hosts have.
@@ -316,11 +361,12 @@ struct Target<'a> {
     of: Option<&'a Arc<Routed<WorkloadEntry>>>,
 }
 
-/// What endpoints there are of the services of an entry. A name that nobody answers for is told.
+/// What endpoints there are of the services of an entry. A name that nobody answers for is told; `unusable` are WorkloadEntries that were told that they are.
 fn targets<'a>(
     entry: &'a Entry,
     keys: &[&'a NamespacedName],
-    objects: &'a Objects,
+    (objects, settings): (&'a Objects, &Settings),
+    unusable: &mut BTreeSet<Key>,
     problems: &mut Problems,
 ) -> Vec<Target<'a>> {
     let spec = &entry.spec;
@@ -344,7 +390,7 @@ fn targets<'a>(
     };
     let names: BTreeSet<&str> = spec.names().collect();
     if spec.endpoints.is_empty() {
-        for (index, host) in hosts(entry).filter(|(_, host)| names.contains(host)) {
+        for (index, host) in hosts(entry, settings).filter(|(_, host)| names.contains(host)) {
             let own = key(entry, host);
             let own = keys.iter().copied().filter(|key| **key == own).collect();
             of_name(host, format!("spec.hosts[{index}]"), None, own);
@@ -366,7 +412,7 @@ fn targets<'a>(
         }
     }
     if let Some(selector) = &spec.workload_selector {
-        targets.extend(selected(entry, selector, objects, problems).map(|(of, address)| Target {
+        targets.extend(selected(entry, selector, objects, unusable, problems).map(|(of, address)| Target {
             address,
             endpoint: Some(&of.spec),
             keys: keys.to_vec(),
@@ -377,11 +423,12 @@ fn targets<'a>(
     targets
 }
 
-/// WorkloadEntries that the entry selects, with their addresses. Of names and sockets nobody finds one.
+/// WorkloadEntries that the entry selects, with their addresses. Of names and sockets nobody finds one: each is told so once, however many entries select it.
 fn selected<'a>(
     entry: &Entry,
     selector: &Selector,
     objects: &'a Objects,
+    told: &mut BTreeSet<Key>,
     problems: &mut Problems,
 ) -> impl Iterator<Item = (&'a Arc<Routed<WorkloadEntry>>, IpAddr)> {
     let from = NamespacedName::new(entry.namespace.clone(), "");
@@ -391,11 +438,12 @@ fn selected<'a>(
     for workload in here.filter(|workload| meta::selects(&selector.labels, &workload.spec.labels)) {
         match workload.spec.address.parse::<IpAddr>().map(|address| address.to_canonical()) {
             Ok(address) if is_public(address) => all.push((workload, address)),
-            unusable => {
+            unusable if told.insert(of_workload(workload)) => {
                 let why = if unusable.is_ok() { "is a machine's own, or what clouds tell it" } else { "is no address" };
                 let message = format!("{:?} {why}: it is not used", workload.spec.address);
                 problems.push((of_workload(workload), Problem::warning("spec.address", message)));
             }
+            _ => {}
         }
     }
     all.into_iter()

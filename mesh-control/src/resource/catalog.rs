@@ -57,10 +57,10 @@ impl Kept {
     }
 }
 
-/// Whether it matters that there is an object that cannot be read and never could: it may restrict traffic, be a namespace of the mesh, forbid plaintext, or be a route
-/// whose parents it is told to.
+/// Whether it matters that there is an object that cannot be read and never could: it may restrict traffic, be a namespace of the mesh, forbid plaintext, keep pods
+/// from what nobody knows, or be a route whose parents it is told to.
 fn matters_unread(kind: Kind) -> bool {
-    kind.counts_unread() || kind == Kind::Namespace || kind.is_told_by_parent()
+    kind.counts_unread() || matches!(kind, Kind::Namespace | Kind::Sidecar) || kind.is_told_by_parent()
 }
 
 /// The last good form of every object.

@@ -163,6 +163,8 @@ pub struct Objects {
     pub unread_routes: BTreeMap<Key, Vec<ParentReference>>,
     /// BackendTLSPolicies that are there and cannot be read, and never could, with what they are about as far as that can be read.
     pub unread_policies: BTreeMap<Key, Vec<PolicyTarget>>,
+    /// Sidecars that are there and cannot be read, and never could, with the labels of their pods as far as those can be read: their pods reach only what is known.
+    pub unread_sidecars: BTreeMap<NamespacedName, Labels>,
     /// Certificates of gateways and of what they reach.
     pub secrets: Secrets,
     /// Keys of tokens that are elsewhere, as far as they could be fetched.
@@ -198,6 +200,9 @@ impl Objects {
             Object::Routing(o) => {
                 self.unread_routes.remove(key);
                 self.unread_policies.remove(key);
+                if key.kind == Kind::Sidecar {
+                    self.unread_sidecars.remove(&name());
+                }
                 self.routes.insert(name(), o);
             }
         }
@@ -218,6 +223,7 @@ impl Objects {
             }
             Kind::Namespace => drop(self.unread_namespaces.insert(name.name)),
             Kind::BackendTlsPolicy => drop(self.unread_policies.insert(key.clone(), unreadable.policy_targets)),
+            Kind::Sidecar => drop(self.unread_sidecars.insert(name, unreadable.selector.unwrap_or_default())),
             kind if kind.is_route() => drop(self.unread_routes.insert(key.clone(), unreadable.parents)),
             _ => {}
         }
@@ -243,6 +249,9 @@ impl Objects {
             kind => {
                 self.unread_routes.remove(key);
                 self.unread_policies.remove(key);
+                if kind == Kind::Sidecar {
+                    self.unread_sidecars.remove(&name);
+                }
                 self.routes.remove(kind, &name);
             }
         }

@@ -153,6 +153,8 @@ fn problems(asked: &TypeMeta, mut object: Json, with_istio: bool) -> Vec<Problem
                     Object::Routing(Routing::Sidecar(sidecar)) if sidecar.spec.outbound_traffic_policy.is_some() => {
                         false
                     }
+                    // Whether a ServiceEntry selects it only the joining knows.
+                    Object::Routing(Routing::WorkloadEntry(_)) => false,
                     Object::Routing(of) => routing::is_ours(of, with_istio),
                     _ => false,
                 };
@@ -344,6 +346,16 @@ mod tests {
                 ("security.istio.io", "v1", "RequestAuthentication"),
                 "CREATE",
                 object(json!({})),
+                none.clone(),
+                true,
+                "",
+                0,
+            ),
+            (
+                "a ServiceEntry may select it",
+                ("networking.istio.io", "v1", "WorkloadEntry"),
+                "CREATE",
+                object(json!({ "address": "192.0.2.1" })),
                 none.clone(),
                 true,
                 "",

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use rand::Rng;
 
-use super::{Refusal, Request, Route, canonical, to_service, waypoint};
+use super::{Refusal, Request, Route, canonical, known_service, to_service, waypoint};
 use crate::{
     Service, Snapshot,
     l4::{Ask, Choice, ServerName},
@@ -36,7 +36,7 @@ pub fn steer(
     if snapshot.owner(network, &ip).is_some() {
         return Ok(Steer::Asked);
     }
-    let Some(service) = snapshot.service_by_address(network, &ip) else { return Ok(Steer::Asked) };
+    let Some(service) = known_service(snapshot, request.source, &ip) else { return Ok(Steer::Asked) };
     if waypoint::needed(snapshot, service.waypoint.as_ref(), request.source).is_some() {
         return Ok(Steer::Asked);
     }
@@ -60,7 +60,7 @@ pub fn place_of(snapshot: &Snapshot, request: &Request<'_>) -> Option<ClusterKey
     if !snapshot.is_synced() || snapshot.owner(network, &ip).is_some() {
         return None;
     }
-    let asked = snapshot.service_by_address(network, &ip)?;
+    let asked = known_service(snapshot, request.source, &ip)?;
     let (service, key) = match request.place {
         Some(place) => (snapshot.service(&place.service)?, place.clone()),
         None => {

@@ -463,6 +463,47 @@ fn features_SB_3_B66_what_nobody_has_is_refused_where_only_the_registry_counts()
 }
 
 #[test]
+fn outside_of_the_mesh_a_service_is_somebody_s_only_where_it_is_seen() {
+    use crate::{
+        outbound::{Outbound, Scope},
+        service::Visibility,
+    };
+    let entry = |namespace: &str, range: &str, visibility| Service {
+        load_balancing: LoadBalancing { mode: Mode::Passthrough, ..Default::default() },
+        namespace: namespace.into(),
+        visibility,
+        ..service(&range.replace(['.', '/'], "-"), &[range])
+    };
+    let mut store = mesh();
+    let snapshot = store
+        .apply(vec![
+            Change::Outbound(Scope::Mesh, Outbound { registry_only: true, origin: "the mesh settings".into() }),
+            Change::Service(entry("a", "0.0.0.0/0", Visibility::Namespace)),
+            Change::Service(entry("b", "0.0.0.0/0", Visibility::Namespace)),
+            Change::Service(entry("a", "192.0.2.0/24", Visibility::Public)),
+            Change::Service(entry("a", "192.0.2.7", Visibility::Namespace)),
+            Change::Service(entry("a", "198.18.9.9", Visibility::Namespace)),
+        ])
+        .snapshot;
+    for (namespace, destination, is_reached) in [
+        ("a", "198.51.100.7:443", true),
+        ("b", "198.51.100.7:443", true),
+        ("c", "198.51.100.7:443", false),
+        // What others see is not hidden by what they do not.
+        ("c", "192.0.2.7:443", true),
+        // Inside of the mesh it is somebody's for all.
+        ("c", "198.18.9.9:443", true),
+    ] {
+        let source = Client { namespace: namespace.into(), ..Client::default() };
+        let destination: SocketAddr = destination.parse().unwrap();
+        let request = Request { source: &source, destination, place: None, now_ms: 0, tried: &[] };
+        let route = resolve(&snapshot, &request, &mut StdRng::seed_from_u64(1));
+        assert_eq!(route.is_ok(), is_reached, "{namespace} {destination}: {route:?}");
+        assert_eq!(may_reach(&snapshot, &source, destination.ip()).is_ok(), is_reached, "{namespace} {destination}");
+    }
+}
+
+#[test]
 fn what_the_registry_has_is_said_of_whole_ranges() {
     let snapshot = mesh().snapshot();
     let has = |text: &str| snapshot.has("", &text.parse().unwrap());

@@ -85,6 +85,16 @@ fn features_GA_9_a_set_of_listeners_is_told_what_its_gateway_makes_of_it() {
         assert_eq!(gateway["attachedListenerSets"], attached, "{expected}");
         assert_eq!(short(&gateway), "Accepted=True:Accepted Programmed=True:Programmed");
         assert_eq!(all(&known), [], "nothing new");
+        // None of its own listeners can be served: then it depends on those of the set.
+        let alone = |own: &NamespacedName, spec: &Gateway| {
+            with(own, spec).map(|all| Listened { told: vec![bad("own")], ..all })
+        };
+        let found = round(&known, &defaults(), &Settings::default(), |_| true, alone, now());
+        let gateway = match attached {
+            0 => "Accepted=False:ListenersNotValid Programmed=False:Invalid",
+            _ => "Accepted=True:ListenersNotValid Programmed=True:Programmed",
+        };
+        assert_eq!(short(told(&found)[0]), gateway, "{expected}");
 
         // In another form it has not been joined yet; of one that cannot be read it is known why.
         put(

@@ -1,6 +1,8 @@
 //! Connections to hosts of ServiceEntries, which VirtualServices lead through egress gateways. Istio writes that as an `http` rule of the mesh that tells
 //! requests by nothing but the port: such a rule means whole connections, so the client's agent can act on it, and the gateway's rules do the rest.
 
+use std::collections::BTreeSet;
+
 use mesh_core::NamespacedName;
 use mesh_core::l4::Rule;
 
@@ -16,11 +18,12 @@ use crate::resource::service::{Port, Target};
 /// Hosts that are services of their own, with their ports.
 pub(super) fn hosts(objects: &Objects, settings: &Settings, around: &Around<'_>) -> Vec<(NamespacedName, Vec<Port>)> {
     let mut all: Vec<(NamespacedName, Vec<Port>)> = Vec::new();
+    let mut seen = BTreeSet::new();
     for entry in service_entry::entries(objects, settings) {
-        for (_, host) in service_entry::hosts(entry) {
+        for (_, host) in service_entry::hosts(entry, settings) {
             let key = service_entry::key(entry, host);
             let is_known = matches!(around.hosts.find(&key.name, &key.namespace), Some(Host::Service(_)))
-                || all.iter().any(|(known, _)| *known == key);
+                || !seen.insert(key.clone());
             if !is_known {
                 let ports = entry.spec.ports.iter().map(|port| Port {
                     name: port.name.clone(),

@@ -237,7 +237,7 @@ fn shown(
 fn gateways_told(around: &Around<'_>) -> frontend::GatewaysTold {
     let ours =
         around.routes.gateways.iter().filter(|(_, gateway)| matches!(around.hosts.owner(gateway), Owner::Ours(_)));
-    ours.map(|(name, gateway)| (name.clone(), frontend::GatewayTold::of(gateway, around.routes))).collect()
+    ours.map(|(name, gateway)| (name.clone(), frontend::GatewayTold::of(name, gateway, around))).collect()
 }
 
 fn read(around: &Around<'_>, with_istio_s: bool, problems: &mut Problems) -> Read {

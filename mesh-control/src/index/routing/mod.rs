@@ -194,9 +194,9 @@ fn acts(object: &Routing, routes: &Routes) -> bool {
     }
 }
 
-/// For tunnels, or outside of the mesh.
+/// For tunnels, or outside of the mesh; or ListenerSets may.
 fn listens(gateway: &Routed<Gateway>) -> bool {
-    gateway.spec.tunnels().chain(gateway.spec.edges()).next().is_some()
+    gateway.spec.tunnels().chain(gateway.spec.edges()).next().is_some() || gateway.spec.allowed_listeners.is_some()
 }
 
 /// The parents that are ours, of a route that cannot be read. Whether they take it does not matter: what is wrong with it is that.

@@ -211,10 +211,13 @@ impl Finder<'_> {
     /// Whatever something in a namespace may be bound to.
     fn all_of(&self, namespace: &ArcStr) -> Targets {
         let mut found = Targets::new();
-        for (gateway, served) in self.served {
+        // Gateways at the edge serve no services, and are among these.
+        for (gateway, _) in self.waypoints.deployed() {
             if self.settings.is_root(namespace) || gateway.namespace == *namespace {
                 merge(&mut found, gateway.clone(), Target::All);
             }
+        }
+        for (gateway, served) in self.served {
             let own: Vec<_> = served.iter().filter(|service| service.namespace == *namespace).cloned().collect();
             if !own.is_empty() {
                 merge(&mut found, gateway.clone(), Target::Services(own));

@@ -47,6 +47,11 @@ fn features_SB_3_the_most_specific_sidecar_counts() {
     let (mesh, shop) = (by("the mesh settings"), by("Sidecar shop/a"));
     let web = "{workloadSelector: {labels: {app: web}}, outboundTrafficPolicy: {mode: REGISTRY_ONLY}}";
     let free = web.replace("REGISTRY_ONLY", "ALLOW_ANY");
+    let unread = by("Sidecar shop/a, which cannot be read");
+    let bad = |selector: &str| match selector {
+        "" => "{outboundTrafficPolicy: {mode: REGISTRY}}".to_owned(),
+        labels => format!("{{workloadSelector: {labels}, outboundTrafficPolicy: {{mode: REGISTRY}}}}"),
+    };
     let root = || sidecar("undermesh-system", "all", ONLY);
     for (what, text, expected, names) in [
         ("nothing", String::new(), [None, None, None], 0),
@@ -80,6 +85,16 @@ fn features_SB_3_the_most_specific_sidecar_counts() {
         ("not the root", root() + &sidecar("shop", "a", ANY), [None, None, by("Sidecar undermesh-system/all")], 2),
         // One that says nothing leaves it to the mesh settings, as in Istio.
         ("one without", root() + &sidecar("shop", "a", "{}"), [None, None, by("Sidecar undermesh-system/all")], 2),
+        // One that cannot be read may have said it.
+        ("unread", sidecar("shop", "a", &bad("")), [unread.clone(), unread.clone(), None], 1),
+        ("unread, of some pods", sidecar("shop", "a", &bad("{labels: {app: web}}")), [unread.clone(), None, None], 1),
+        ("unread, of unknown pods", sidecar("shop", "a", &bad("[x]")), [unread.clone(), unread.clone(), None], 1),
+        (
+            "unread, and one that may",
+            sidecar("shop", "a", &bad("")) + &sidecar("shop", "b", ANY),
+            [unread.clone(), unread.clone(), None],
+            1,
+        ),
         ("an Istio", sidecar("shop", "a", ONLY) + super::settings::ISTIOD, [None, None, None], 0),
     ] {
         let (of, told, _) = told(&text);

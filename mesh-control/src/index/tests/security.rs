@@ -366,3 +366,16 @@ fn features_SEC_5_rate_limits_go_to_the_waypoints_of_their_targets() {
         assert!(fields.contains(&field), "{bad}: {fields:?}");
     }
 }
+
+#[test]
+fn a_policy_that_is_bound_to_nobody_knows_what_closes_gateways_at_the_edge_too() {
+    let edge = |namespace: &str| {
+        format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: edge, namespace: {namespace}}}\nspec: {{gatewayClassName: undermesh, listeners: [{{name: http, port: 80, protocol: HTTP}}]}}\n"
+        )
+    };
+    let unreadable = policy("shop", "{targetRefs: [{kind: Pod, name: web}]}");
+    let view = mesh(&format!("{}{}{unreadable}", edge("shop"), edge("other")));
+    let closed = |name: &str| (name.to_owned(), vec!["all".to_owned()]);
+    assert_eq!(given(&view), [closed("shop/edge"), closed("shop/wp")].into());
+}

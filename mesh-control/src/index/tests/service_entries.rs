@@ -106,9 +106,15 @@ fn what_belongs_to_others_is_not_taken_and_what_is_not_built_is_told() {
             "spec.hosts[0]: known, not in force: nobody can find *.example.com",
         ),
         (
-            "{hosts: ['*.example.com'], resolution: DYNAMIC_DNS}",
+            "{hosts: ['*.example.com'], exportTo: ['.'], resolution: DYNAMIC_DNS}",
             "spec.hosts[0]: a waypoint looks up what requests to *.example.com ask for, and there is none",
         ),
+        (
+            "{hosts: ['*.cluster.local'], resolution: DYNAMIC_DNS}",
+            "spec.hosts[0]: *.cluster.local means names of the cluster, cluster.local: it is not used",
+        ),
+        ("{hosts: ['*.local'], resolution: DYNAMIC_DNS}", "spec.hosts[0]: *.local means names of the cluster"),
+        ("{hosts: ['*.far.svc.cluster.local'], resolution: DYNAMIC_DNS}", "means names of the cluster"),
         ("{hosts: [a.example.com], resolution: DYNAMIC_DNS}", "spec.hosts[0]: a.example.com has not been looked up"),
         (
             "{hosts: [a.example.com], exportTo: [far], resolution: STATIC, END}",
@@ -265,6 +271,9 @@ fn features_SE_1_SE_5_a_pattern_is_a_service_without_endpoints_that_its_waypoint
     let key = "shop/*.example.com".parse().unwrap();
     let service = &view.services[&key];
     assert!(service.waypoint.is_some() && !service.addresses.is_empty());
+    // It stands in nobody else's way.
+    assert!(service.visible_from("shop") && !service.visible_from("far"));
+    assert!(said(&view).iter().any(|said| said.contains("only its own namespace knows it")), "{:?}", said(&view));
     assert!(view.workloads.is_empty() && view.served.contains(&key));
     assert!(!said(&view).iter().any(|said| said.contains("there is none: they are refused")), "{:?}", said(&view));
     // Agents can be told of it, and answer for every name below it.
@@ -291,4 +300,14 @@ fn features_B19_who_addresses_an_endpoint_itself_comes_to_the_waypoint_where_not
         let guarded: Vec<bool> = view.workloads.values().map(|workload| workload.waypoint.is_some()).collect();
         assert_eq!(guarded, [expected], "{labels}");
     }
+    // Also where an older one without a waypoint names the same address.
+    let labels = "istio.io/use-waypoint: exit, undermesh.io/waypoint-bypass: refuse";
+    let older = entry("a", "", &spec.replace("api.example.com", "a.example.com"));
+    let both = view(&format!("{gateway}{older}{}", entry("api", labels, &spec)));
+    assert_eq!(both.workloads.values().map(|workload| workload.waypoint.is_some()).collect::<Vec<_>>(), [true]);
+    // Others must not be led to the waypoint of what they do not see.
+    let private = spec.replace("{hosts", "{exportTo: ['.'], hosts");
+    let private = view(&format!("{gateway}{}", entry("api", labels, &private)));
+    assert!(private.workloads.values().all(|workload| workload.waypoint.is_none()));
+    assert!(said(&private).iter().any(|said| said.contains("goes around the waypoint")), "{:?}", said(&private));
 }

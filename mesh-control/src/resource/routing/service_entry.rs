@@ -37,7 +37,8 @@ pub struct ServiceEntry {
     pub endpoints: Vec<Endpoint>,
     /// Or pods and WorkloadEntries of the namespace.
     pub workload_selector: Option<Selector>,
-    /// Namespaces that see it; none means all.
+    /// Namespaces that see it; none means all. Where only its own does, `undermesh.io/waypoint-bypass: refuse` keeps nobody from addressing an endpoint itself:
+    /// that would lead clients of other namespaces to a waypoint that is not for them.
     #[serde(default)]
     pub export_to: Vec<String>,
     /// Who the endpoints may be.

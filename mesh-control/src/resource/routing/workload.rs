@@ -8,6 +8,7 @@ use super::values::{host, host_pattern};
 use super::virtual_service::Port;
 use super::{Check, Spec, there};
 use crate::resource::{Labels, meta};
+use crate::yaml::node::Node as Tree;
 
 /// What a WorkloadEntry says: an endpoint, as a ServiceEntry writes it.
 pub type WorkloadEntry = Endpoint;
@@ -165,6 +166,14 @@ pub struct Sidecar {
     /// Read, and not looked into.
     #[serde(deserialize_with = "there")]
     pub inbound_connection_pool: bool,
+}
+
+/// The labels of the pods that a Sidecar is for, if they can be read; none are all of its namespace.
+pub(super) fn readable_selector(spec: &Tree) -> Option<Labels> {
+    match spec.get("workloadSelector") {
+        None => Some(Labels::default()),
+        Some(written) => Selector::deserialize(written).ok().map(|selector| selector.labels),
+    }
 }
 
 /// What comes in.

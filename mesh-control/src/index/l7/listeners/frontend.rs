@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use mesh_core::NamespacedName;
 use mesh_core::listener::Clients;
 
-use super::standing::Why;
+use super::standing::{self, Standing, Why};
 use crate::index::certificates::{Certified, Part, Reference};
+use crate::index::l7::Around;
 use crate::index::routing::backends::is_granted;
 use crate::resource::routing::gateway::{Gateway, Listener, Validation, ValidationMode};
 use crate::resource::routing::reference::ObjectReference;
@@ -38,12 +39,12 @@ pub struct GatewayTold {
 /// By Gateway.
 pub type GatewaysTold = BTreeMap<NamespacedName, GatewayTold>;
 
-/// What is asked of the clients of a listener, if anything is: what is said of its port, else of all.
-pub fn of(gateway: &Routed<Gateway>, listener: &Listener, routes: &Routes) -> Option<Frontend> {
+/// What is asked of the clients of a listener that stands in `object`, if anything is: what is said of its port, else of all.
+pub fn of(gateway: &Routed<Gateway>, object: &Key, listener: &Listener, routes: &Routes) -> Option<Frontend> {
     if listener.protocol != "HTTPS" {
         return None;
     }
-    let (field, validation) = validation(&gateway.spec, listener)?;
+    let (field, validation) = validation(&gateway.spec, object, listener)?;
     let mut made = Frontend { roots: Vec::new(), broken: Vec::new(), insecure: is_insecure(validation) };
     for (index, reference) in validation.ca_certificate_refs.iter().enumerate() {
         let field = format!("{field}.caCertificateRefs[{index}]");
@@ -55,9 +56,14 @@ pub fn of(gateway: &Routed<Gateway>, listener: &Listener, routes: &Routes) -> Op
     Some(made)
 }
 
-fn validation<'a>(gateway: &'a Gateway, listener: &'a Listener) -> Option<(String, &'a Validation)> {
-    // Older versions of the API had it at the listener.
-    if let Some(own) = listener.tls.as_ref().and_then(|tls| tls.frontend_validation.as_ref()) {
+/// What a listener itself says of its clients, as older versions of the API had it.
+pub fn own(listener: &Listener) -> Option<&Validation> {
+    listener.tls.as_ref().and_then(|tls| tls.frontend_validation.as_ref())
+}
+
+fn validation<'a>(gateway: &'a Gateway, object: &Key, listener: &'a Listener) -> Option<(String, &'a Validation)> {
+    // Who adds listeners to a Gateway does not say whom it believes.
+    if let Some(own) = own(listener).filter(|_| object.kind == Kind::Gateway) {
         return Some((format!("spec.listeners[{}].tls.frontendValidation", listener.name), own));
     }
     let frontend = gateway.tls.as_ref()?.frontend.as_ref()?;
@@ -148,9 +154,12 @@ impl Frontend {
 
 impl GatewayTold {
     /// What there is to tell it.
-    pub fn of(gateway: &Routed<Gateway>, routes: &Routes) -> Self {
-        let all = gateway.spec.listeners.iter().filter_map(|listener| of(gateway, listener, routes));
-        let insecure = all.into_iter().any(|frontend| frontend.insecure);
+    pub fn of(name: &NamespacedName, gateway: &Routed<Gateway>, around: &Around<'_>) -> Self {
+        let routes = around.routes;
+        let all = standing::of(name, &gateway.spec, around).into_iter();
+        let served = all.filter(|(_, standing)| matches!(standing, Standing::Serves));
+        let mut asked = served.filter_map(|(entry, _)| of(gateway, &entry.object, entry.listener, routes));
+        let insecure = asked.any(|frontend| frontend.insecure);
         Self { insecure, shown: shown(gateway, routes).map(|shown| shown.map(drop)) }
     }
 }

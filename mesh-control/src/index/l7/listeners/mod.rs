@@ -130,7 +130,13 @@ fn listeners(
             Standing::Tunnels => {}
             Standing::Serves => {
                 let written = entry.listener;
-                let frontend = frontend::of(gateway, written, around.routes);
+                let frontend = frontend::of(gateway, &entry.object, written, around.routes);
+                if entry.object.kind != Kind::Gateway && frontend::own(written).is_some() {
+                    let field = format!("spec.listeners[{}].tls.frontendValidation", entry.index);
+                    let problem = Problem::warning(field, "whom clients must be known to is for the Gateway to say");
+                    let help = "delete the field; the Gateway says it in `spec.tls.frontend`";
+                    problems.push((entry.object.clone(), problem.help(help)));
+                }
                 let clients = frontend.as_ref().map(frontend::Frontend::clients);
                 let one = One { name, object: &entry.object, written, clients, around, read };
                 references.extend(one.references(entry.index));

@@ -138,7 +138,7 @@ pub fn told(around: &Around<'_>) -> Told {
                 unresolved: unresolved(listener, key, around),
                 ..one(listener, standing)
             };
-            if let Some(frontend) = frontend::of(gateway, listener, around.routes) {
+            if let Some(frontend) = frontend::of(gateway, key, listener, around.routes) {
                 one.roots = frontend.roots.len();
                 frontend.broken.into_iter().for_each(|(_, why)| one.believes_less(why));
             }

@@ -174,3 +174,26 @@ fn features_GA_GatewayInvalidTLSBackendConfiguration() {
         assert_eq!(said, usize::from(expected.is_some_and(|reason| reason != "ResolvedRefs")), "{what}");
     }
 }
+
+#[test]
+fn a_listener_set_does_not_say_whom_its_gateway_believes() {
+    let set = "{parentRef: {name: edge}, listeners: [{name: l, port: 9443, protocol: HTTPS, tls: {certificateRefs: [{name: c}], \
+        frontendValidation: {mode: AllowInsecureFallback, caCertificateRefs: [{group: '', kind: ConfigMap, name: none}]}}}]}";
+    let of = |frontend: String| {
+        let tls = format!("{{frontend: {frontend}}}, allowedListeners: {{namespaces: {{from: All}}}}");
+        view(&tls, &[map("shop", "ca", &pem()), object(Kind::ListenerSet, "shop", "more", set)])
+    };
+    let asked = of(format!("{{default: {}}}", validation(CA)));
+    let roots = |view: &View| clients(view, 9443).map(|clients| (clients.required, clients.roots));
+    assert_eq!(roots(&asked), Some((true, vec!["ConfigMap shop/ca".into()])));
+    let said = |(key, problem): &&(Key, Problem)| {
+        key.kind == Kind::ListenerSet && problem.field == "spec.listeners[0].tls.frontendValidation"
+    };
+    assert_eq!(asked.problems.iter().filter(said).count(), 1);
+    assert!(!asked.gateways_told[&edge()].insecure);
+    // What the Gateway lets in there it is told of, whoever listens there.
+    let insecure = validation(CA).replace("{validation: {", "{validation: {mode: AllowInsecureFallback, ");
+    let let_in = of(format!("{{default: {{}}, perPort: [{{port: 9443, tls: {insecure}}}]}}"));
+    assert_eq!(roots(&let_in).map(|(required, _)| required), Some(false));
+    assert!(let_in.gateways_told[&edge()].insecure);
+}

@@ -74,7 +74,7 @@ pub fn index<'a>(
     for (namespace, said) in &of_namespaces {
         made.say(Scope::Namespace((*namespace).into()), said, &around);
     }
-    let mut selecting: BTreeMap<&str, Vec<(&Labels, &Arc<Routed<Sidecar>>)>> = BTreeMap::new();
+    let mut selecting: BTreeMap<&str, Vec<Selecting<'_>>> = BTreeMap::new();
     for &sidecar in &sidecars {
         if let Some(selector) = &sidecar.spec.workload_selector {
             selecting.entry(sidecar.namespace.as_str()).or_default().push((&selector.labels, sidecar));
@@ -99,6 +99,9 @@ pub fn index<'a>(
     }
     made
 }
+
+/// A Sidecar of some pods, and their labels.
+type Selecting<'a> = (&'a Labels, &'a Arc<Routed<Sidecar>>);
 
 /// What Sidecars say that cannot be read.
 #[derive(Default)]

@@ -4,7 +4,7 @@
 pub const PROFILES: [&str; 7] =
     ["GATEWAY-HTTP", "GATEWAY-GRPC", "GATEWAY-TLS", "GATEWAY-TCP", "GATEWAY-UDP", "MESH-HTTP", "MESH-GRPC"];
 
-/// A run of some ten minutes, most of which goes by until the suite's own gateways and servers stand. Of each profile some tests, and those first which need no
+/// A short run, meant for ten minutes and not measured yet, most of which goes by until the suite's own gateways and servers stand. Of each profile some tests, and those first which need no
 /// gateway of their own.
 pub const SHORT: [&str; 34] = [
     // GATEWAY-HTTP

@@ -30,7 +30,7 @@ pub struct Args {
     /// Only this test, or `A|B|C`; no report is kept
     #[arg(long, value_name = "NAME", conflicts_with = "short")]
     test: Option<String>,
-    /// Only a list of tests that has some of each profile: ten minutes; no report is kept
+    /// Only a list of tests that has some of each profile; no report is kept
     #[arg(long, conflicts_with = "profiles")]
     short: bool,
     /// Start the cluster and install the mesh of this tree (debug binaries) before, and take it down afterwards

@@ -40,10 +40,19 @@ pub struct Failure {
     pub error: String,
     /// What the telemetry says of it.
     pub labels: ConnectionLabels,
-    /// The endpoint that failed, when another one may be tried.
-    pub next: Option<ArcStr>,
-    /// A waypoint does not know of what it was asked for: it or this agent is a moment behind.
-    pub is_behind: bool,
+    /// What may help.
+    pub next: Next,
+}
+
+/// What may be done about a failure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing.
+    GiveUp,
+    /// Another endpoint than this one.
+    Other(ArcStr),
+    /// The same in a moment: a waypoint does not know of what it was asked for, because it or this agent is behind.
+    Again,
 }
 
 impl Failure {
@@ -54,8 +63,7 @@ impl Failure {
             flags: ResponseFlags::Connect,
             error: refusal.to_string(),
             labels: labels(context, flow, flow.destination),
-            next: None,
-            is_behind: false,
+            next: Next::GiveUp,
         }
     }
 
@@ -66,8 +74,7 @@ impl Failure {
             flags: ResponseFlags::Connect,
             error: "cut while connecting".into(),
             labels: labels(context, flow, flow.destination),
-            next: None,
-            is_behind: false,
+            next: Next::GiveUp,
         }
     }
 }
@@ -84,8 +91,7 @@ pub async fn run(context: &Arc<PodContext>, flow: &Flow, route: Route) -> Result
                     flags: ResponseFlags::Connect,
                     error: error.to_string(),
                     labels,
-                    next: None,
-                    is_behind: false,
+                    next: Next::GiveUp,
                 }),
             }
         }
@@ -116,7 +122,6 @@ async fn plain(context: &PodContext, flow: &Flow, upstream: Upstream) -> Result<
                 error: error.to_string(),
                 labels,
                 next,
-                is_behind: false,
             })
         }
     }
@@ -133,8 +138,7 @@ async fn tunnel(context: &PodContext, flow: &Flow, upstream: Upstream) -> Result
                 flags: ResponseFlags::IdentityError,
                 error: error.to_string(),
                 labels,
-                next: None,
-                is_behind: false,
+                next: Next::GiveUp,
             });
         }
     };
@@ -145,8 +149,7 @@ async fn tunnel(context: &PodContext, flow: &Flow, upstream: Upstream) -> Result
             flags: ResponseFlags::Connect,
             error,
             labels,
-            next: None,
-            is_behind: false,
+            next: Next::GiveUp,
         });
     };
     let key = TunnelKey {
@@ -205,9 +208,11 @@ fn tunnel_failure(context: &PodContext, upstream: &Upstream, labels: ConnectionL
     } else {
         ConnectionLabels { security: Security::Unknown, source_identity: None, destination_identity: None, ..labels }
     };
-    let next = next_endpoint(upstream, theirs && error.before_first_byte());
-    let is_behind = upstream.waypoint && matches!(error, HboneError::Refused(http::StatusCode::BAD_REQUEST));
-    Failure { reason, flags: flags_of(error), error: error.to_string(), labels, next, is_behind }
+    let next = match error {
+        HboneError::Refused(http::StatusCode::BAD_REQUEST) if upstream.waypoint => Next::Again,
+        _ => next_endpoint(upstream, theirs && error.before_first_byte()),
+    };
+    Failure { reason, flags: flags_of(error), error: error.to_string(), labels, next }
 }
 
 /// Whose fault it is that there is no tunnel.
@@ -265,7 +270,6 @@ async fn hairpin(context: &Arc<PodContext>, flow: &Flow, upstream: Upstream) -> 
             error,
             labels: labels.clone(),
             next: next_endpoint(&upstream, reason == Reason::AppUnreachable),
-            is_behind: false,
         }
     };
     let endpoints = Endpoints {
@@ -301,8 +305,8 @@ fn report(context: &PodContext, upstream: &Upstream, success: bool) {
 }
 
 /// Another endpoint exists only where one was chosen, and helps only if this one was at fault.
-fn next_endpoint(upstream: &Upstream, theirs: bool) -> Option<ArcStr> {
-    (theirs && upstream.lease.is_some()).then(|| upstream.workload.uid.clone())
+fn next_endpoint(upstream: &Upstream, theirs: bool) -> Next {
+    if theirs && upstream.lease.is_some() { Next::Other(upstream.workload.uid.clone()) } else { Next::GiveUp }
 }
 
 /// Errors that say something about the far end, as opposed to this node's own limits.

@@ -21,7 +21,7 @@ use mesh_transport::socket::{self, Armed};
 use mesh_transport::tls::peek_server_name;
 use tokio::time::Instant;
 
-use super::attempt::{self, Connected, Failure};
+use super::attempt::{self, Connected, Failure, Next};
 use super::connections::{Direction, Endpoints};
 use super::context::PodContext;
 use super::local;
@@ -128,13 +128,15 @@ async fn connect(context: &Arc<PodContext>, flow: &Flow, app: &Armed) -> Result<
         };
         match attempt::run(context, flow, route).await {
             Ok(connected) => return Ok(connected),
-            // The waypoint and this agent hear of a change at different moments, in either order: soon both know.
-            Err(failure) if failure.is_behind => {
-                let (Some(pause), Some(_place)) = (pauses.next(), context.waiting_place()) else { return Err(failure) };
-                tokio::time::sleep(Duration::from_millis(*pause)).await;
-            }
             Err(failure) => match &failure.next {
-                Some(uid) if attempts.tried.len() + 1 < shared.config.tries => {
+                // The waypoint and this agent hear of a change at different moments, in either order: soon both know.
+                Next::Again => {
+                    let (Some(pause), Some(_place)) = (pauses.next(), context.waiting_place()) else {
+                        return Err(failure);
+                    };
+                    tokio::time::sleep(Duration::from_millis(*pause)).await;
+                }
+                Next::Other(uid) if attempts.tried.len() + 1 < shared.config.tries => {
                     attempts.tried.push(uid.clone());
                     last = Some(failure);
                 }

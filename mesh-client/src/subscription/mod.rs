@@ -169,7 +169,8 @@ impl Subscription {
     #[must_use]
     pub fn next_timer(&self) -> Option<u64> {
         let topics = self.shared().filter_map(|topic| topic.next_timer(&self.limits));
-        let routes = self.connections_by_ms.filter(|_| !self.synced);
+        // Once one is answered, all are waited for, however long that takes: there is nothing to do then.
+        let routes = self.connections_by_ms.filter(|_| !self.synced && !self.ours().any(|answered| answered));
         topics.chain(self.demands.next_timer()).chain(routes).min()
     }
 
@@ -192,14 +193,18 @@ impl Subscription {
             return;
         }
         let by_ms = *self.connections_by_ms.get_or_insert(now_ms + ROUTES_MS);
-        let optional = [&self.clusters, &self.outbound].into_iter().flatten().map(|topic| topic.answered);
-        let mut ours = optional.chain([self.connections.answered, self.labels.answered]);
         // A control plane that answers one of them answers all: only one of another maker is not waited for.
-        let some = ours.clone().any(|answered| answered);
-        if ours.all(|answered| answered) || (!some && now_ms >= by_ms) {
+        let some = self.ours().any(|answered| answered);
+        if self.ours().all(|answered| answered) || (!some && now_ms >= by_ms) {
             self.synced = true;
             changes.push(Change::Synced);
         }
+    }
+
+    /// Whether each of the types that only our control plane has is answered.
+    fn ours(&self) -> impl Iterator<Item = bool> {
+        let optional = [&self.clusters, &self.outbound].into_iter().flatten().map(|topic| topic.answered);
+        optional.chain([self.connections.answered, self.labels.answered])
     }
 
     /// Whether everything that is subscribed to has been answered once, or will not be.

@@ -558,6 +558,24 @@ fn who_says_nothing_of_routes_is_waited_for_a_second() {
 }
 
 #[test]
+fn who_answers_one_of_our_types_answers_all_and_is_waited_for() {
+    let mut s = subscription();
+    s.on_connected(0);
+    s.on_message(addresses(vec![workload(1)], vec![]), 0);
+    s.on_message(policies(vec![]), 0);
+    assert_eq!(s.next_timer(), Some(1_000));
+    let outside = || response(OUTBOUND_TYPE, vec![], vec![]);
+    assert_eq!(words(&s.on_message(outside(), 100).changes), ["outbound known"]);
+    assert_eq!(s.next_timer(), None, "nothing is due before the next answer");
+    assert_eq!(s.on_timer(5_000), Due::default());
+    assert!(words(&s.on_message(outside(), 5_000).changes).is_empty(), "told once");
+    for type_url in [CLUSTERS_TYPE, WORKLOAD_LABELS_TYPE] {
+        assert!(words(&s.on_message(response(type_url, vec![], vec![]), 5_000).changes).is_empty(), "{type_url}");
+    }
+    assert_eq!(words(&s.on_message(routes(vec![], vec![]), 5_000).changes), ["synced"]);
+}
+
+#[test]
 fn routes_that_cannot_be_read_refuse_connections() {
     let mut s = with_workloads(1);
     let good = || route("cart", "cart-v2");

@@ -55,21 +55,35 @@ impl Snapshot {
         self.outbound_known
     }
 
-    /// What counts for a workload; `None` if nobody says anything, and then everything may be reached.
+    /// What counts for a workload; `None` if nobody says anything, and then everything may be reached. One that is not known yet may be any of its
+    /// namespace, and may reach as little as whoever there may reach least.
     #[must_use]
     pub fn outbound(&self, namespace: &ArcStr, uid: &ArcStr) -> Option<&Outbound> {
         if self.outbound.len() == 0 {
             return None;
         }
         let of = |scope| self.outbound.get(&scope);
-        of(Scope::Workload(uid.clone())).or_else(|| of(Scope::Namespace(namespace.clone()))).or_else(|| of(Scope::Mesh))
+        of(Scope::Workload(uid.clone()))
+            .or_else(|| if self.workload_by_uid(uid).is_none() { self.least_of(namespace) } else { None })
+            .or_else(|| of(Scope::Namespace(namespace.clone())))
+            .or_else(|| of(Scope::Mesh))
+    }
+
+    fn least_of(&self, namespace: &ArcStr) -> Option<&Outbound> {
+        let is_there = |scope: &Scope| match scope {
+            // `CLUSTER/GROUP/KIND/NAMESPACE/NAME`
+            Scope::Workload(uid) => uid.split('/').nth(3) == Some(namespace),
+            Scope::Namespace(_) | Scope::Mesh => false,
+        };
+        let barred = self.outbound.iter().filter(|(scope, said)| said.registry_only && is_there(scope));
+        barred.map(|(_, said)| said).next()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Change, Store};
+    use crate::{Change, Store, Workload};
 
     #[test]
     fn a_scope_is_read_as_it_is_written() {
@@ -98,10 +112,13 @@ mod tests {
         let of_shop = Change::Outbound(Scope::Namespace(shop.clone()), said(false, "shop"));
         assert_eq!(origin(of_shop, &shop, "a"), found(false, "shop"));
         assert_eq!(origin(Change::Synced, &other, "a"), found(true, "mesh"));
-        let of_a = Change::Outbound(Scope::Workload("a".into()), said(true, "a"));
-        assert_eq!(origin(of_a, &shop, "a"), found(true, "a"));
-        assert_eq!(origin(Change::Synced, &shop, "b"), found(false, "shop"));
-        assert_eq!(origin(Change::RemoveOutbound(Scope::Workload("a".into())), &shop, "a"), found(false, "shop"));
+        let (a, b) = ("Kubernetes//Pod/shop/a", "Kubernetes//Pod/shop/b");
+        let of_a = Change::Outbound(Scope::Workload(a.into()), said(true, "a"));
+        assert_eq!(origin(of_a, &shop, a), found(true, "a"));
+        assert_eq!(origin(Change::Synced, &shop, b), found(true, "a"), "as long as nobody knows which one it is");
+        assert_eq!(origin(Change::Synced, &other, b), found(true, "mesh"));
+        assert_eq!(origin(Change::Workload(Workload::new(b, "shop", "b")), &shop, b), found(false, "shop"));
+        assert_eq!(origin(Change::RemoveOutbound(Scope::Workload(a.into())), &shop, a), found(false, "shop"));
         assert_eq!(origin(Change::RemoveOutbound(Scope::Namespace(shop.clone())), &shop, "a"), found(true, "mesh"));
         assert_eq!(origin(Change::RemoveOutbound(Scope::Mesh), &shop, "a"), None);
     }

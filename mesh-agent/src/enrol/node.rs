@@ -33,8 +33,9 @@ use crate::keeper::Keeper;
 use crate::pod::{Pod, PodDns};
 use crate::proxy::{PodProxy, ProxyListeners, ProxyShared};
 
-/// How long an enrolment waits for the pod's first certificate. Without one the pod is enrolled all the same: its connections wait.
-const CERTIFICATE_WAIT: Duration = Duration::from_secs(2);
+/// How long an enrolment waits for the pod's first certificate and for the configuration, which says what the pod may reach. Without them the pod is
+/// enrolled all the same: its connections wait.
+const READY_WAIT: Duration = Duration::from_secs(2);
 /// How long connections of a pod that leaves may take to end by themselves.
 const LEAVE: Duration = Duration::from_secs(1);
 /// How long to wait before a pod that cannot be taken over is tried again.
@@ -226,9 +227,9 @@ impl Node {
         let identity = &running.pod.identity;
         tokio::select! {
             () = cancel.cancelled() => wanted()?,
-            _ = self.certificates.certificate(identity) => {}
-            () = tokio::time::sleep(CERTIFICATE_WAIT) => {
-                tracing::warn!(%identity, "no certificate yet: the pod's connections will wait for it");
+            _ = async { tokio::join!(self.certificates.certificate(identity), running.proxy.settled(READY_WAIT)) } => {}
+            () = tokio::time::sleep(READY_WAIT) => {
+                tracing::warn!(%identity, "no certificate or no configuration yet: the pod's connections will wait for it");
             }
         }
         Ok(running)

@@ -84,6 +84,15 @@ impl PodProxy {
         registry_only
     }
 
+    /// Waits for the configuration, at most so long, and has the kernel told what the pod may reach.
+    pub async fn settled(&self, limit: Duration) {
+        if self.context.shared.state.synced_within(limit).await {
+            // The registry goes first.
+            self.registry_only();
+            self.context.sync_outbound(&self.context.shared.state.snapshot());
+        }
+    }
+
     #[cfg(test)]
     pub(super) fn context(&self) -> &Arc<PodContext> {
         &self.context

@@ -32,7 +32,7 @@ struct Told {
 
 impl Registry {
     /// Brings the kernel in step with the snapshot, as far as `update` says that something has changed; without one only what is left from before. False:
-    /// the kernel did not take it. Until the first full configuration what an earlier agent has said stays. `is_needed`: whether some pod may reach nothing else.
+    /// the kernel did not take it. Until it is known what workloads exist and what they may reach, what an earlier agent has said stays. `is_needed`: whether some pod may reach nothing else.
     pub fn follow(
         &self,
         kernel: &dyn Interception,
@@ -41,13 +41,14 @@ impl Registry {
         update: Option<&Update>,
         is_needed: impl FnOnce() -> bool,
     ) -> bool {
-        if !snapshot.is_synced() {
+        if !snapshot.is_synced() || !snapshot.is_outbound_known() {
             return true;
         }
         let mut told = self.0.lock();
         let told = &mut *told;
         // Asked only now: a pod is known before the registry is followed for it.
         let is_needed = is_needed();
+        let is_first = told.have.is_none();
         let have = match &mut told.have {
             Some(have) => have,
             unread => match kernel.registry() {
@@ -74,7 +75,7 @@ impl Registry {
             None if was_needed => {}
             _ => (told.want, told.of_services) = all(snapshot, network),
         }
-        if is_needed != was_needed || !matches!(update, Some(Update::Changed(_))) {
+        if is_first || is_needed != was_needed || !matches!(update, Some(Update::Changed(_))) {
             told.due = have.symmetric_difference(&told.want).copied().collect();
         }
         let add: Vec<IpNet> =
@@ -250,7 +251,12 @@ mod tests {
         ];
         assert_eq!(step(first, true).0, ["203.0.113.9/32"], "before the whole configuration what is there stays");
         let whole = ["198.18.0.0/16", "198.51.0.0/16", "198.51.100.7/32", "240.240.0.1/32", "2001:2::1/128"];
-        assert_eq!(step(vec![Change::Synced], true).0, whole);
+        assert_eq!(
+            step(vec![Change::Synced], false).0,
+            ["203.0.113.9/32"],
+            "who may reach nothing else is not known yet"
+        );
+        assert_eq!(step(vec![Change::OutboundKnown], true).0, whole);
         // Each change costs what it changes.
         assert_eq!(step(vec![workload("inside-2", "198.18.0.2")], true).1, 0);
         let (moved, writes) = step(vec![entry("a.example.com", &["240.240.0.2/32"])], true);
@@ -267,12 +273,22 @@ mod tests {
     }
 
     #[test]
+    fn what_an_earlier_agent_left_goes_when_nobody_needs_it() {
+        let (kernel, registry, mut store) = (Table::default(), Registry::default(), Store::new());
+        kernel.rows.lock().insert("203.0.113.9/32".parse().unwrap());
+        let applied = store.apply(vec![Change::Synced, Change::OutboundKnown]);
+        let update = Update::Changed(Arc::new(applied.diff));
+        assert!(registry.follow(&kernel, &applied.snapshot, "", Some(&update), || false));
+        assert!(kernel.rows.lock().is_empty());
+    }
+
+    #[test]
     fn what_has_no_room_comes_when_there_is_some() {
         let (kernel, registry, mut store) = (Table::default(), Registry::default(), Store::new());
         *kernel.room.lock() = 2;
         let many: Vec<String> = (1..=3).map(|n| format!("240.240.0.{n}/32")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
-        let snapshot = store.apply(vec![entry("a.example.com", &many), Change::Synced]).snapshot;
+        let snapshot = store.apply(vec![entry("a.example.com", &many), Change::Synced, Change::OutboundKnown]).snapshot;
         assert!(registry.follow(&kernel, &snapshot, "", Some(&Update::Resync), || true));
         assert_eq!(kernel.rows.lock().len(), 2);
         *kernel.room.lock() = 3;

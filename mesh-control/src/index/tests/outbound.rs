@@ -30,7 +30,8 @@ fn told(text: &str) -> ([Option<String>; 3], Vec<String>, Vec<String>) {
         let scope = mesh_core::outbound::Scope::parse(name).expect("a scope");
         Change::Outbound(scope, (**said).clone())
     });
-    let snapshot = store.apply(changes.collect()).snapshot;
+    let known = view.workloads.values().map(|workload| Change::Workload((**workload).clone()));
+    let snapshot = store.apply(known.chain(changes).collect()).snapshot;
     let of = pods.map(|(namespace, name, _)| {
         let workload = view.workloads.values().find(|w| w.namespace == namespace && w.name == name).expect("a pod");
         let said = snapshot.outbound(&workload.namespace, &workload.uid);

@@ -1,5 +1,6 @@
 //! Attempts: each at one endpoint, until one has an answer that is not tried again. Nothing is sent to the client before that.
 
+use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -98,11 +99,12 @@ impl Forward<'_> {
         let timeout = own.map(Duration::from_millis).or(self.plan.handling.as_ref().and_then(|rule| rule.timeout));
         let deadline = timeout.filter(|timeout| !timeout.is_zero()).map(|timeout| Instant::now() + timeout);
         let found = self.found()?;
-        let named = self.named(found.as_ref());
-        let named = match deadline {
-            None => named.await,
-            Some(deadline) => timeout_at(deadline, named).await.unwrap_or(Err(Failure::LATE)),
-        }?;
+        let named = match found.as_ref().filter(|found| names::is_pattern(&found.now.service)) {
+            None => None,
+            Some(found) => {
+                within(deadline, Box::pin(self.named(found)).as_mut()).await.unwrap_or(Err(Failure::LATE))?
+            }
+        };
         let http2 = self.asked.said.upgrade.is_none() && self.http2(parts.version, found.as_ref());
         let (hash, cookie) = self.hash(&parts, found.as_ref());
         let mirrors = match &self.plan.to {
@@ -183,8 +185,7 @@ impl Forward<'_> {
     }
 
     /// Where the host leads that is asked for, of a place of which only a pattern is known.
-    async fn named(&self, found: Option<&Found>) -> Result<Option<Named>, Failure> {
-        let Some(found) = found.filter(|found| names::is_pattern(&found.now.service)) else { return Ok(None) };
+    async fn named(&self, found: &Found) -> Result<Option<Named>, Failure> {
         let shared = &self.down.lane.shared;
         let known = (&*self.bound.view.snapshot, &*shared.own.place.network);
         let host = Some(self.asked.authority.host());
@@ -252,6 +253,14 @@ impl Forward<'_> {
     }
 }
 
+/// What becomes of something that has a deadline or none; nothing when that is over.
+async fn within<F: Future>(deadline: Option<Instant>, work: Pin<&mut F>) -> Option<F::Output> {
+    match deadline {
+        None => Some(work.await),
+        Some(deadline) => timeout_at(deadline, work).await.ok(),
+    }
+}
+
 /// Whether an attempt whose request was sent may be followed by another: else nothing needs to be kept.
 fn repeats(on: &RetryOn, http2: bool, grpc: bool) -> bool {
     const SENT: u16 = RetryOn::ALL & !RetryOn::CONNECT_FAILURE & !RetryOn::REFUSED_STREAM;
@@ -316,15 +325,12 @@ impl Attempts<'_, '_> {
             let limit = self.retries.per_try_timeout.map(|time| Instant::now() + time);
             let limit = limit.into_iter().chain(self.deadline).min();
             self.trace = report.attempt(&endpoint);
-            let once = self.once(endpoint);
-            let ended = match limit {
-                None => once.await,
-                Some(limit) => timeout_at(limit, once).await.unwrap_or(Err(Lost {
-                    end: AttemptEnd::PerTryTimeout,
-                    failure: Failure::LATE,
-                    elsewhere: true,
-                })),
+            let ended = {
+                let once = std::pin::pin!(self.once(endpoint));
+                within(limit, once).await
             };
+            let ended =
+                ended.unwrap_or(Err(Lost { end: AttemptEnd::PerTryTimeout, failure: Failure::LATE, elsewhere: true }));
             match &ended {
                 Ok((response, ..)) => report.attempted(Some(response.status().as_u16()), "-"),
                 Err(lost) => report.attempted(None, lost.failure.flag),

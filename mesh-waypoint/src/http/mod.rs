@@ -3,6 +3,7 @@
 
 pub mod body;
 pub mod client_body;
+pub mod cork;
 pub mod count;
 pub mod guard;
 pub mod hop;

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::body::ResponseBody;
+use super::cork::cork;
 use super::io::{Io, TooSlow, Watch};
 use super::sniff::Spoken;
 use crate::settings::Settings;
@@ -49,9 +50,11 @@ where
 {
     let Serve { settings, watch, drain } = serve;
     let io = Io::new(stream, prefix, Arc::clone(&watch));
-    let service = service_fn(handle);
+    // In a box of its own: it is moved several times before it runs, and is large.
+    let service = service_fn(move |request| Box::pin(handle(request)));
     match spoken {
         Spoken::Http2 => {
+            let (cork, corked) = cork(io);
             let connection = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(settings.streams)
@@ -64,12 +67,12 @@ where
                 .max_send_buf_size(256 * 1024)
                 .keep_alive_interval(PING)
                 .keep_alive_timeout(PING)
-                .serve_connection(TokioIo::new(io), service);
+                .serve_connection(TokioIo::new(corked), service);
             let shutdown = http2::Connection::graceful_shutdown;
             let idle = settings.idle_timeout;
             // A stream may be silent for as long as it likes.
             let patience = Patience { header: None, body: Duration::MAX, idle, drain: Duration::ZERO };
-            drive(std::pin::pin!(connection), shutdown, patience, &watch, drain).await
+            drive(std::pin::pin!(connection), shutdown, |cx| cork.send(cx), patience, &watch, drain).await
         }
         Spoken::Http1 | Spoken::Other => {
             let connection = http1::Builder::new()
@@ -82,7 +85,7 @@ where
             let header = Some(settings.header_timeout);
             let (body, idle, drain_idle) = (settings.body_timeout, settings.idle_timeout, settings.drain_idle);
             let patience = Patience { header, body, idle, drain: drain_idle };
-            drive(std::pin::pin!(connection), shutdown, patience, &watch, drain).await
+            drive(std::pin::pin!(connection), shutdown, |_| (), patience, &watch, drain).await
         }
     }
 }
@@ -120,6 +123,7 @@ struct Patience {
 async fn drive<C>(
     mut connection: Pin<&mut C>,
     shutdown: impl Fn(Pin<&mut C>),
+    end_of_round: impl Fn(&mut Context<'_>),
     patience: Patience,
     watch: &Watch,
     drain: &DrainToken,
@@ -133,7 +137,9 @@ where
     let (mut draining, mut closing) = (false, false);
     std::future::poll_fn(|cx| {
         loop {
-            if let Poll::Ready(result) = connection.as_mut().poll(cx) {
+            let ended = connection.as_mut().poll(cx);
+            end_of_round(cx);
+            if let Poll::Ready(result) = ended {
                 return Poll::Ready(result.map_err(End::from));
             }
             if !draining && started.as_mut().poll(cx).is_ready() {

@@ -19,6 +19,7 @@ use super::connection::{Active, Connection, Sender, Single};
 use super::dial::{ConnectError, Wire, dial};
 use super::key::{At, Key};
 use crate::http::RequestBody;
+use crate::http::cork::cork;
 use crate::http::io::{Io, Watch};
 use crate::origination::Inside;
 use crate::peer::Peer;
@@ -184,7 +185,7 @@ impl Pool {
                 freed.await;
             },
         };
-        let connection = self.dial_http1(shared, endpoint, peer, &at, permit).await;
+        let connection = Box::pin(self.dial_http1(shared, endpoint, peer, &at, permit)).await;
         drop(pending);
         connection
     }
@@ -328,7 +329,7 @@ impl Pool {
                     if waits.is_none() {
                         waits = pending(endpoint)?;
                     }
-                    let made = self.dial_http2(shared, endpoint, peer).await;
+                    let made = Box::pin(self.dial_http2(shared, endpoint, peer)).await;
                     let mut inner = self.inner.lock();
                     let multi = inner.http2.entry(at.key()).or_default();
                     multi.dialing = None;
@@ -380,7 +381,7 @@ impl Pool {
     ) -> Result<http2::SendRequest<RequestBody>, ConnectError> {
         let open = self.count(shared, permit(endpoint)?)?;
         let wire = dial(shared, endpoint, peer, Inside::Http2).await?;
-        let io = TokioIo::new(Io::new(wire, bytes::Bytes::new(), Arc::default()));
+        let (cork, io) = cork(Io::new(wire, bytes::Bytes::new(), Arc::default()));
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(256 * 1024)
@@ -388,11 +389,17 @@ impl Pool {
             .max_header_list_size(u32::try_from(shared.settings.header_bytes).unwrap_or(u32::MAX))
             .keep_alive_interval(PING)
             .keep_alive_timeout(PING)
-            .handshake::<_, RequestBody>(io)
+            .handshake::<_, RequestBody>(TokioIo::new(io))
             .await?;
         task::spawn("connection to an endpoint", async move {
             let _open = open;
-            if let Err(error) = connection.await {
+            let mut connection = std::pin::pin!(connection);
+            let ended = std::future::poll_fn(|cx| {
+                let ended = connection.as_mut().poll(cx);
+                cork.send(cx);
+                ended
+            });
+            if let Err(error) = ended.await {
                 tracing::debug!(%error, "a connection to an endpoint was lost");
             }
         });

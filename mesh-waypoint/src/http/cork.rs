@@ -1,0 +1,190 @@
+//! Gathers what a connection of HTTP/2 writes. h2 flushes after each frame that carries more than some bytes, and a call for each frame costs more than all else
+//! that is done for a small answer. Here what is written in one round of the connection's task goes out at its end, in one call. Used by `serve.rs` towards
+//! clients and by the pool towards endpoints.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Bytes that may wait; more are sent before the round has ended.
+const MOST: usize = 64 * 1024;
+/// Bytes of room that a connection keeps while nothing waits.
+const KEPT: usize = 16 * 1024;
+
+/// The stream below, shared by the connection, which reads and writes it as [`Corked`], and by whoever runs the connection and ends its rounds. Both are of one
+/// task.
+#[derive(Debug)]
+pub struct Cork<S>(Mutex<Gathered<S>>);
+
+#[derive(Debug)]
+struct Gathered<S> {
+    stream: S,
+    out: Vec<u8>,
+    /// So many of `out` are sent.
+    sent: usize,
+    /// What went wrong between two writes; the next one is told.
+    broken: Option<io::Error>,
+}
+
+/// What the connection sees of it: a flush does nothing, the round's end does.
+#[derive(Debug)]
+pub struct Corked<S>(Arc<Cork<S>>);
+
+/// Around a stream: what ends the rounds, and what the connection gets.
+pub fn cork<S>(stream: S) -> (Arc<Cork<S>>, Corked<S>) {
+    let cork = Arc::new(Cork(Mutex::new(Gathered { stream, out: Vec::new(), sent: 0, broken: None })));
+    (Arc::clone(&cork), Corked(cork))
+}
+
+impl<S: AsyncWrite + Unpin> Cork<S> {
+    /// Ends a round: sends what was gathered, as far as the stream takes it. The rest follows in a later round, for which the task is woken.
+    pub fn send(&self, cx: &mut Context<'_>) {
+        let mut gathered = self.0.lock();
+        if let Poll::Ready(Err(error)) = gathered.drain(cx) {
+            gathered.broken = Some(error);
+            // The connection learns of it when it runs.
+            cx.waker().wake_by_ref();
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Gathered<S> {
+    fn drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.out.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        while self.sent < self.out.len() {
+            match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out[self.sent..])) {
+                Ok(0) => return self.fail(io::ErrorKind::WriteZero.into()),
+                Ok(count) => self.sent += count,
+                Err(error) => return self.fail(error),
+            }
+        }
+        self.empty();
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    /// Nobody will get what waits.
+    fn fail(&mut self, error: io::Error) -> Poll<io::Result<()>> {
+        self.empty();
+        Poll::Ready(Err(error))
+    }
+
+    fn empty(&mut self) {
+        self.out.clear();
+        self.sent = 0;
+        if self.out.capacity() > KEPT {
+            self.out = Vec::new();
+        }
+    }
+
+    fn check(&mut self) -> io::Result<()> {
+        self.broken.take().map_or(Ok(()), Err)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Corked<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0.0.lock().stream).poll_read(cx, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Corked<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let mut gathered = self.0.0.lock();
+        gathered.check()?;
+        if gathered.out.len() >= MOST {
+            ready!(gathered.drain(cx))?;
+        }
+        let taken = bytes.len().min(MOST);
+        gathered.out.extend_from_slice(&bytes[..taken]);
+        Poll::Ready(Ok(taken))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.0.0.lock().check())
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut gathered = self.0.0.lock();
+        gathered.check()?;
+        ready!(gathered.drain(cx))?;
+        Pin::new(&mut gathered.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+
+    fn pair(room: usize) -> (Arc<Cork<DuplexStream>>, Corked<DuplexStream>, DuplexStream) {
+        let (near, far) = duplex(room);
+        let (cork, corked) = cork(near);
+        (cork, corked, far)
+    }
+
+    fn cx() -> Context<'static> {
+        Context::from_waker(Waker::noop())
+    }
+
+    fn read(far: &mut DuplexStream) -> usize {
+        let mut bytes = vec![0; 2 * MOST];
+        let mut buffer = ReadBuf::new(&mut bytes);
+        let _ = Pin::new(far).poll_read(&mut cx(), &mut buffer);
+        buffer.filled().len()
+    }
+
+    #[tokio::test]
+    async fn a_round_is_one_piece() {
+        let (cork, mut corked, mut far) = pair(MOST);
+        for _ in 0..3 {
+            corked.write_all(b"frame").await.unwrap();
+            corked.flush().await.unwrap();
+        }
+        assert_eq!(read(&mut far), 0, "nothing goes before the end of the round");
+        cork.send(&mut cx());
+        assert_eq!(read(&mut far), 15);
+        cork.send(&mut cx());
+        assert_eq!(read(&mut far), 0);
+    }
+
+    #[tokio::test]
+    async fn what_the_stream_does_not_take_waits_and_holds_up_the_writer() {
+        let (cork, mut corked, mut far) = pair(16 * 1024);
+        corked.write_all(&vec![1; MOST]).await.unwrap();
+        assert!(Pin::new(&mut corked).poll_write(&mut cx(), b"more").is_pending());
+        let mut all = 0;
+        while all < MOST {
+            cork.send(&mut cx());
+            let now = read(&mut far);
+            assert!(now > 0);
+            all += now;
+        }
+        cork.send(&mut cx());
+        assert!(Pin::new(&mut corked).poll_write(&mut cx(), b"more").is_ready());
+        assert_eq!(cork.0.lock().out.capacity().min(KEPT + 1), cork.0.lock().out.capacity(), "a burst is forgotten");
+    }
+
+    #[tokio::test]
+    async fn the_end_sends_what_waits_and_a_loss_is_told() {
+        let (_, mut corked, mut far) = pair(MOST);
+        corked.write_all(b"goodbye").await.unwrap();
+        corked.shutdown().await.unwrap();
+        let mut text = String::new();
+        far.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "goodbye");
+        let (cork, mut corked, far) = pair(MOST);
+        corked.write_all(b"lost").await.unwrap();
+        drop(far);
+        cork.send(&mut cx());
+        assert!(corked.write_all(b"more").await.is_err());
+    }
+}

@@ -4,11 +4,12 @@ use std::fmt;
 
 use arcstr::ArcStr;
 use hashbrown::HashMap;
+use smallvec::SmallVec;
 
 /// Longest name of a host, without its final dot.
 const LONGEST: usize = 253;
-/// A name, a colon and a port.
-const ROOM: usize = LONGEST + 6;
+/// A name with a colon and a port that is no longer than this needs no memory of its own; most are shorter, and it is moved with each request.
+const ROOM: usize = 64;
 
 /// Why an authority is refused; the answer is 400.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
@@ -27,12 +28,11 @@ pub enum BadAuthority {
     NotAPort,
 }
 
-/// The host and port that a request asks for, in one spelling: lower case, no final dot, the port without zeros in front. On the stack.
-#[derive(Clone, Copy)]
+/// The host and port that a request asks for, in one spelling: lower case, no final dot, the port without zeros in front.
+#[derive(Clone)]
 pub struct Authority {
-    text: [u8; ROOM],
+    text: SmallVec<[u8; ROOM]>,
     host: usize,
-    all: usize,
     port: Option<u16>,
 }
 
@@ -68,10 +68,8 @@ impl Authority {
         if !is_host(host) {
             return Err(BadAuthority::NotAHost);
         }
-        let mut authority = Self { text: [0; ROOM], host: host.len(), all: host.len(), port };
-        for (to, from) in authority.text.iter_mut().zip(host.bytes()) {
-            *to = from.to_ascii_lowercase();
-        }
+        let mut authority = Self { text: SmallVec::from_slice(host.as_bytes()), host: host.len(), port };
+        authority.text.make_ascii_lowercase();
         if let Some(port) = port {
             authority.append(port);
         }
@@ -80,20 +78,13 @@ impl Authority {
 
     fn append(&mut self, port: u16) {
         let mut divisor = 10_000;
-        self.push(b':');
+        self.text.push(b':');
         while divisor > 1 && port < divisor {
             divisor /= 10;
         }
         while divisor > 0 {
-            self.push(b'0' + (port / divisor % 10) as u8);
+            self.text.push(b'0' + (port / divisor % 10) as u8);
             divisor /= 10;
-        }
-    }
-
-    fn push(&mut self, byte: u8) {
-        if let Some(to) = self.text.get_mut(self.all) {
-            *to = byte;
-            self.all += 1;
         }
     }
 
@@ -106,7 +97,7 @@ impl Authority {
     /// The host, and the port if one was written.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        std::str::from_utf8(&self.text[..self.all]).unwrap_or_default()
+        std::str::from_utf8(&self.text).unwrap_or_default()
     }
 
     /// The port that was written. What the client says of a port decides nothing: the listener knows better.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ::bytes::Bytes;
+use http::HeaderValue;
 use mesh_core::listener::{Encryption, Listener, Port, Serves};
 use mesh_runtime::DrainToken;
 use mesh_transport::socket::Armed;
@@ -33,7 +34,7 @@ pub async fn serve(lane: Arc<Lane>, tcp: Armed, bind: u16, from: SocketAddr, dra
     let cut = drain.forced_token();
     tokio::select! {
         () = cut.cancelled() => {}
-        served = accepted(lane, tcp.disarmed(), Entry { bind, from, tls: None }, drain) => if let Err(why) = served {
+        served = accepted(lane, tcp.disarmed(), Entry::new(bind, from), drain) => if let Err(why) = served {
             tracing::debug!(%from, bind, why, "a connection was refused");
         }
     }
@@ -97,11 +98,12 @@ async fn way(lane: &Lane, tcp: &mut TcpStream, entry: &mut Entry) -> Result<Way,
 }
 
 /// What the handshake has agreed on, and the client's certificate, if the listener lets it in.
-fn told<S>(stream: &TlsStream<S>, terms: &Terms) -> Result<(Option<Spoken>, Option<String>), String> {
+fn told<S>(stream: &TlsStream<S>, terms: &Terms) -> Result<(Option<Spoken>, Option<HeaderValue>), String> {
     let (_, tls) = stream.get_ref();
     let chain = tls.peer_certificates();
     terms.admit(chain).map_err(|why| format!("the client is not let in: {why}"))?;
-    let client = chain.filter(|chain| terms.vouches_for(chain)).and_then(<[_]>::first).map(terms::element);
+    let client = chain.filter(|chain| terms.vouches_for(chain)).and_then(<[_]>::first);
+    let client = client.and_then(|leaf| HeaderValue::from_str(&terms::element(leaf)).ok());
     let alpn = tls.alpn_protocol().map(|name| if name == b"h2" { Spoken::Http2 } else { Spoken::Http1 });
     Ok((alpn, client))
 }

@@ -33,10 +33,12 @@ pub fn sanitise(headers: &mut HeaderMap, entry: &Entry, topology: &Topology) -> 
         headers.insert(FORWARDED_PROTO, HeaderValue::from_static(entry.scheme()));
     }
     let address = client(headers, entry, topology.trusted_proxies);
-    if let Ok(address) = HeaderValue::from_str(&address.to_string()) {
+    if address == entry.from.ip() {
+        headers.insert(EXTERNAL_ADDRESS, entry.written().clone());
+    } else if let Ok(address) = HeaderValue::from_str(&address.to_string()) {
         headers.insert(EXTERNAL_ADDRESS, address);
     }
-    append(headers, FORWARDED_FOR, &entry.from.ip().to_string());
+    append(headers, FORWARDED_FOR, entry.written());
     client_cert(headers, entry, topology.client_cert);
     address
 }
@@ -58,20 +60,21 @@ fn client(headers: &HeaderMap, entry: &Entry, trusted: u32) -> IpAddr {
 }
 
 fn client_cert(headers: &mut HeaderMap, entry: &Entry, policy: ClientCert) {
-    let shown = entry.tls.as_ref().and_then(|tls| tls.client.as_deref());
+    let shown = entry.tls.as_ref().and_then(|tls| tls.client.as_ref());
     match (policy, shown) {
         (ClientCert::AlwaysForwardOnly, _) | (ClientCert::ForwardOnly, Some(_)) => {}
         (ClientCert::AppendForward, Some(element)) => append(headers, CLIENT_CERT, element),
-        (ClientCert::SanitizeSet, Some(element)) => {
-            headers.remove(CLIENT_CERT);
-            append(headers, CLIENT_CERT, element);
-        }
+        (ClientCert::SanitizeSet, Some(element)) => drop(headers.insert(CLIENT_CERT, element.clone())),
         (ClientCert::Sanitize, _) | (_, None) => drop(headers.remove(CLIENT_CERT)),
     }
 }
 
 /// One line, with what came before in front.
-fn append(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+fn append(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
+    if !headers.contains_key(&name) {
+        headers.insert(name, value.clone());
+        return;
+    }
     let mut line = Vec::new();
     for before in headers.get_all(&name) {
         line.extend_from_slice(before.as_bytes());
@@ -89,8 +92,8 @@ mod tests {
     use super::*;
 
     fn entry(client: Option<&str>) -> Entry {
-        let tls = client.map(|client| EntryTls { client: Some(client.to_owned()), ..EntryTls::default() });
-        Entry { bind: 80, from: "203.0.113.9:4711".parse().unwrap(), tls }
+        let tls = client.map(|client| EntryTls { client: HeaderValue::from_str(client).ok(), ..EntryTls::default() });
+        Entry { tls, ..Entry::new(80, "203.0.113.9:4711".parse().unwrap()) }
     }
 
     fn after(lines: &[(&'static str, &'static str)], entry: &Entry, topology: &Topology) -> HeaderMap {

@@ -6,7 +6,9 @@ pub mod terms;
 pub mod view;
 
 use std::net::SocketAddr;
+use std::sync::OnceLock;
 
+use http::HeaderValue;
 use mesh_core::listener::{Clients, Encryption};
 
 pub use view::Edge;
@@ -20,6 +22,7 @@ pub struct Entry {
     pub from: SocketAddr,
     /// Its TLS, if there is any.
     pub tls: Option<EntryTls>,
+    written: OnceLock<HeaderValue>,
 }
 
 /// What the handshake said.
@@ -28,12 +31,26 @@ pub struct EntryTls {
     /// The name that was asked for, in lower case.
     pub name: Option<String>,
     /// The client's certificate as `x-forwarded-client-cert` has it, if it showed one.
-    pub client: Option<String>,
+    pub client: Option<HeaderValue>,
     /// What the listener asked of clients when the connection was made.
     pub clients: Option<Clients>,
 }
 
 impl Entry {
+    /// One that came to this port from there.
+    #[must_use]
+    pub fn new(bind: u16, from: SocketAddr) -> Self {
+        Self { bind, from, tls: None, written: OnceLock::new() }
+    }
+
+    /// The address that it comes from, as headers have it; written once for all of its requests, so [`Entry::from`] is set before the first.
+    #[must_use]
+    pub fn written(&self) -> &HeaderValue {
+        // An address is all visible characters.
+        let write = || HeaderValue::from_str(&self.from.ip().to_string()).unwrap_or(HeaderValue::from_static("-"));
+        self.written.get_or_init(write)
+    }
+
     /// Whether a listener still asks of clients what it asked of this one. What is shown and believed may be replaced under a connection; what is asked for not.
     #[must_use]
     pub fn fits(&self, encryption: &Encryption) -> bool {
@@ -65,7 +82,7 @@ mod tests {
 
     #[test]
     fn who_came_in_on_other_terms_does_not_stay() {
-        let entry = |tls| Entry { bind: 443, from: "198.18.0.1:1".parse().unwrap(), tls };
+        let entry = |tls| Entry { tls, ..Entry::new(443, "198.18.0.1:1".parse().unwrap()) };
         let ends = |clients| Encryption::Ends(Tls { clients, ..Tls::with(Vec::new()) });
         let mutual = || Some(Clients { required: true, ..Clients::default() });
         let came = |clients| entry(Some(EntryTls { clients, ..EntryTls::default() }));

@@ -89,7 +89,7 @@ impl Forward<'_> {
     /// Forwards it and gives the answer, with what is held for it in `report`.
     pub async fn run(
         &self,
-        mut parts: Parts,
+        parts: &mut Parts,
         body: ClientBody,
         upgrade: &mut Option<OnUpgrade>,
         report: &mut Report,
@@ -106,7 +106,7 @@ impl Forward<'_> {
             }
         };
         let http2 = self.asked.said.upgrade.is_none() && self.http2(parts.version, found.as_ref());
-        let (hash, cookie) = self.hash(&parts, found.as_ref());
+        let (hash, cookie) = self.hash(parts, found.as_ref());
         let mirrors = match &self.plan.to {
             To::Place(place) => &*place.mirrors,
             _ => &[],
@@ -226,8 +226,8 @@ impl Forward<'_> {
     }
 
     /// The request with what the rule and the place change.
-    fn head(&self, parts: Parts) -> Result<Head, Failure> {
-        let mut headers = parts.headers;
+    fn head(&self, parts: &mut Parts) -> Result<Head, Failure> {
+        let mut headers = std::mem::take(&mut parts.headers);
         if let Some(handling) = &self.plan.handling {
             handling.request.apply(&mut headers);
         }
@@ -245,7 +245,7 @@ impl Forward<'_> {
         }
         let host = host.unwrap_or_else(|| self.asked.authority.as_str());
         Ok(Head {
-            method: parts.method,
+            method: std::mem::take(&mut parts.method),
             target: target.or_else(|| parts.uri.path_and_query().cloned()).ok_or(Failure::BAD_REQUEST)?,
             host: HeaderValue::from_str(host).map_err(|_| Failure::CLOSED)?,
             headers,
@@ -312,21 +312,20 @@ struct Attempts<'a, 'f> {
     why: Option<String>,
 }
 
-type Answer = (Response<Incoming>, Connection, Endpoint);
+type Answer = (Response<Incoming>, Connection);
 
 impl Attempts<'_, '_> {
-    async fn run(&mut self, report: &mut Report) -> Result<Answer, Failure> {
+    async fn run(&mut self, report: &mut Report) -> Result<(Response<Incoming>, Connection, Endpoint), Failure> {
         let mut attempt = 1;
         let mut second = None;
         loop {
             let mut endpoint = self.endpoint()?;
             endpoint.retry = second.take();
-            let (uid, judge) = (endpoint.workload.uid.clone(), endpoint.judge().cloned());
             let limit = self.retries.per_try_timeout.map(|time| Instant::now() + time);
             let limit = limit.into_iter().chain(self.deadline).min();
             self.trace = report.attempt(&endpoint);
             let ended = {
-                let once = std::pin::pin!(self.once(endpoint));
+                let once = std::pin::pin!(self.once(&endpoint));
                 within(limit, once).await
             };
             let ended =
@@ -337,7 +336,7 @@ impl Attempts<'_, '_> {
             }
             report.unreached(self.why.take());
             if let Some(ended) = counted(&ended) {
-                choose::report(judge.as_ref(), &uid, ended, self.of.down.lane.shared.now_ms());
+                endpoint.ended(ended, self.of.down.lane.shared.now_ms());
             }
             if self.deadline.is_some_and(|deadline| ended.is_err() && Instant::now() >= deadline) {
                 return Err(Failure::LATE);
@@ -358,7 +357,7 @@ impl Attempts<'_, '_> {
             }
             if !again {
                 return match ended {
-                    Ok(answer) => Ok(answer),
+                    Ok((response, connection)) => Ok((response, connection, endpoint)),
                     Err(lost) => {
                         if attempt > 1 && attempt > self.retries.attempts {
                             report.flag("URX");
@@ -369,8 +368,10 @@ impl Attempts<'_, '_> {
             }
             drop(ended);
             if self.retries.elsewhere {
-                self.tried.push(uid);
+                self.tried.push(endpoint.workload.uid.clone());
             }
+            // Its place is free while nobody is asked.
+            drop(endpoint);
             let pause = self.retries.pause(attempt, &mut *self.of.down.lane.rng.lock());
             tokio::time::sleep(pause).await;
             attempt += 1;
@@ -415,13 +416,13 @@ impl Attempts<'_, '_> {
         }
     }
 
-    async fn once(&mut self, endpoint: Endpoint) -> Result<Answer, Lost> {
+    async fn once(&mut self, endpoint: &Endpoint) -> Result<Answer, Lost> {
         let lane = &self.of.down.lane;
-        let mut held = None;
+        let mut held: Option<Box<Request<RequestBody>>> = None;
         let mut stale = 0;
         loop {
             let fresh = stale >= STALE;
-            let connected = lane.pool.connect(&lane.shared, &endpoint, &self.of.down.peer, self.http2, fresh).await;
+            let connected = lane.pool.connect(&lane.shared, endpoint, &self.of.down.peer, self.http2, fresh).await;
             let mut connection = connected.map_err(|error| {
                 tracing::debug!(endpoint = %endpoint.workload.uid, %error, "an endpoint cannot be reached");
                 if matches!(error, ConnectError::Overflow)
@@ -434,7 +435,7 @@ impl Attempts<'_, '_> {
                 unreached(&error)
             })?;
             let request = match held.take() {
-                Some(request) => request,
+                Some(request) => *request,
                 None => {
                     self.request().ok_or(Lost { end: AttemptEnd::Reset, failure: Failure::LOST, elsewhere: false })?
                 }
@@ -443,13 +444,13 @@ impl Attempts<'_, '_> {
                 Ok(response) if !is_sound(&response) => {
                     return Err(Lost { end: AttemptEnd::Reset, failure: Failure::PROTOCOL, elsewhere: true });
                 }
-                Ok(response) => return Ok((response, connection, endpoint)),
+                Ok(response) => return Ok((response, connection)),
                 Err(SendError::NotSent(request)) if connection.reused && !fresh => {
-                    held = Some(*request);
+                    held = Some(request);
                     stale += 1;
                 }
                 Err(SendError::NotSent(request)) => {
-                    self.keep(Some(*request));
+                    self.keep(Some(request));
                     return Err(Lost { end: AttemptEnd::ResetBeforeRequest, failure: Failure::LOST, elsewhere: true });
                 }
                 Err(SendError::Refused) => {
@@ -496,7 +497,7 @@ impl Attempts<'_, '_> {
     }
 
     /// Takes back a request of which nothing was sent.
-    fn keep(&mut self, request: Option<Request<RequestBody>>) {
+    fn keep(&mut self, request: Option<Box<Request<RequestBody>>>) {
         let Some(request) = request else { return };
         let (mut parts, body) = request.into_parts();
         match body {
@@ -541,7 +542,7 @@ fn none(why: NoEndpoint) -> Failure {
 /// What the end of an attempt says of its endpoint; nothing if it never was about the endpoint.
 fn counted(ended: &Result<Answer, Lost>) -> Option<Ended> {
     match ended {
-        Ok((response, ..)) => Some(Ended::Status(status(response))),
+        Ok((response, _)) => Some(Ended::Status(status(response))),
         Err(lost) if lost.failure == Failure::OVERFLOW => None,
         Err(lost) if lost.failure == Failure::LATE => Some(Ended::Late),
         // We have nothing to prove who we are, or the client's body is gone.

@@ -57,7 +57,7 @@ async fn deliver(down: &Downstream, copy: Copy, cluster: &ClusterKey, host: Head
         None => RequestBody::Empty,
         Some(tape) => {
             let (frames, trailers) = tape.whole().await?;
-            RequestBody::Kept(frames.into_iter(), trailers)
+            RequestBody::Kept(Box::new((frames.into_iter(), trailers)))
         }
     };
     let bound = down.bound().ok()?;

@@ -49,7 +49,8 @@ pub async fn handle(
     let mut report = Box::new(Report::begin(Arc::clone(&down), &request));
     let mut upgrade = request.extensions_mut().remove::<OnUpgrade>();
     let mut closes = is_last(request.headers());
-    let answer = answer(&down, request, &mut upgrade, &mut report).await;
+    let (mut parts, body) = request.into_parts();
+    let answer = answer(&down, &mut parts, body, &mut upgrade, &mut report).await;
     upgrade.into_iter().for_each(upgrade::decline);
     let mut response = match answer {
         Ok(response) => response,
@@ -75,16 +76,16 @@ fn is_last(headers: &HeaderMap) -> bool {
 
 async fn answer(
     down: &Arc<Downstream>,
-    request: Request<Incoming>,
+    parts: &mut Parts,
+    body: Incoming,
     upgrade: &mut Option<OnUpgrade>,
     report: &mut Report,
 ) -> Result<Response<ResponseBody>, Failure> {
     let bound = down.bound().map_err(|_| Failure::GONE)?;
     report.bound(&bound);
-    let (mut parts, body) = request.into_parts();
     let settings = &down.lane.shared.settings;
     let spelling = bound.view.guard.security.spelling.unwrap_or(settings.spelling);
-    let asked = asked::read(&mut parts, settings, spelling)?;
+    let asked = asked::read(parts, settings, spelling)?;
     let remote = match &down.entry {
         None => {
             headers::of_mesh(&mut parts.headers);
@@ -92,11 +93,11 @@ async fn answer(
         }
         Some(entry) => headers::sanitise(&mut parts.headers, entry, bound.view.edge.listeners.topology()),
     };
-    let proved = authenticate::request(&bound, &mut parts, clock::now());
+    let proved = authenticate::request(&bound, parts, clock::now());
     if !parts.headers.get(REQUEST_ID).is_some_and(asked::is_good_id) {
         parts.headers.insert(REQUEST_ID, asked::request_id(&mut *down.lane.rng.lock()));
     }
-    report.asked(&mut parts, asked.authority.as_str(), asked.grpc);
+    report.asked(parts, asked.authority.as_str(), asked.grpc);
     let token = match proved {
         Ok(token) => token,
         Err(problem) => {
@@ -106,14 +107,9 @@ async fn answer(
     };
     let said = authorize::Said { token: token.as_ref(), remote };
     let mut body = ClientBody::from(body);
-    let askers = authorize::askers(down, &bound, &parts, &asked.authority, said).map_err(Failure::from)?;
-    let question = Question {
-        down,
-        bound: &bound,
-        parts: &parts,
-        authority: &asked.authority,
-        is_endless: asked.said.upgrade.is_some(),
-    };
+    let askers = authorize::askers(down, &bound, parts, &asked.authority, said).map_err(Failure::from)?;
+    let question =
+        Question { down, bound: &bound, parts, authority: &asked.authority, is_endless: asked.said.upgrade.is_some() };
     // In a box, as everything that few requests need and that is large while it is waited for.
     let allowed = match askers.is_empty() {
         true => Ok(custom::Allowed::default()),
@@ -132,10 +128,10 @@ async fn answer(
         plan::plan(&bound, down, parts, &asked.authority, spelling, &mut *rng)
     };
     // Unless an authorizer is to have a say in it, the route is that of the request as it came.
-    let plan = (!askers.is_empty() && !allowed.routes_again).then(|| planned(&parts));
+    let plan = (!askers.is_empty() && !allowed.routes_again).then(|| planned(parts));
     allowed.changes.iter().for_each(|changes| changes.request.apply(&mut parts.headers));
-    authorize::request(down, &bound, &parts, &asked.authority, said).map_err(Failure::from)?;
-    let counted = match counted(down, &bound, &parts, &asked, said).await {
+    authorize::request(down, &bound, parts, &asked.authority, said).map_err(Failure::from)?;
+    let counted = match counted(down, &bound, parts, &asked, said).await {
         Ok(counted) => counted,
         Err(limit::Refusal::Over(denial)) => {
             report.flag("RL");
@@ -143,7 +139,7 @@ async fn answer(
         }
         Err(limit::Refusal::NoAnswer) => return Err(Failure::UNCOUNTED),
     };
-    let plan = plan.unwrap_or_else(|| planned(&parts));
+    let plan = plan.unwrap_or_else(|| planned(parts));
     counted.request.iter().for_each(|edits| edits.apply(&mut parts.headers));
     if !parts.headers.contains_key(FORWARDED_PROTO) {
         parts.headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
@@ -238,4 +234,20 @@ fn change(response: &mut Response<ResponseBody>, plan: Plan) {
 pub(crate) fn fuzz_read(parts: &mut http::request::Parts, settings: &crate::settings::Settings) -> Result<bool, ()> {
     let is_last = is_last(&parts.headers);
     asked::read(parts, settings, settings.spelling).map(|_| is_last).map_err(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of what an asynchronous function gives back.
+    fn bytes<A, B, F: Future>(_: impl Fn(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn what_each_request_keeps_while_it_waits_is_small() {
+        // It is moved before it runs, and there is one for each request that is under way.
+        assert!(bytes(handle) <= 4096, "{} bytes: what few requests need belongs in a box", bytes(handle));
+    }
 }

@@ -32,7 +32,7 @@ pub enum RequestBody {
     /// The client's, kept as far as it has come.
     Tape(Reader),
     /// All of one, once more.
-    Kept(std::vec::IntoIter<Bytes>, Option<HeaderMap>),
+    Kept(Box<(std::vec::IntoIter<Bytes>, Option<HeaderMap>)>),
 }
 
 impl Body for RequestBody {
@@ -52,7 +52,8 @@ impl Body for RequestBody {
                 Poll::Ready(frame.map(|frame| frame.map(passed).map_err(Into::into)))
             }
             Self::Tape(reader) => reader.poll(cx).map_ok(passed),
-            Self::Kept(frames, trailers) => {
+            Self::Kept(kept) => {
+                let (frames, trailers) = &mut **kept;
                 let trailers = || trailers.take().map(Frame::trailers).map(passed);
                 Poll::Ready(frames.next().map(Frame::data).or_else(trailers).map(Ok))
             }

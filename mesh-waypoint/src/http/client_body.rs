@@ -11,9 +11,15 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 /// A body of a request.
 #[derive(Debug)]
 pub struct ClientBody {
+    ahead: Option<Box<Ahead>>,
+    rest: Incoming,
+}
+
+/// What was read already. Few bodies are looked at, and each is moved often.
+#[derive(Debug, Default)]
+struct Ahead {
     first: VecDeque<Bytes>,
     trailers: Option<HeaderMap>,
-    rest: Incoming,
 }
 
 /// What was looked at.
@@ -27,7 +33,7 @@ pub struct Seen {
 
 impl From<Incoming> for ClientBody {
     fn from(rest: Incoming) -> Self {
-        Self { first: VecDeque::new(), trailers: None, rest }
+        Self { ahead: None, rest }
     }
 }
 
@@ -35,19 +41,20 @@ impl ClientBody {
     /// Waits for the body until it has ended, or more than `most` bytes of it are here.
     pub async fn look(&mut self, most: usize) -> Result<Seen, hyper::Error> {
         let mut bytes = BytesMut::new();
+        let ahead = self.ahead.get_or_insert_default();
         // In one piece: small ones would cost much more than they are.
-        self.first.drain(..).for_each(|frame| bytes.extend_from_slice(&frame));
-        while bytes.len() <= most && self.trailers.is_none() {
+        ahead.first.drain(..).for_each(|frame| bytes.extend_from_slice(&frame));
+        while bytes.len() <= most && ahead.trailers.is_none() {
             let frame = std::future::poll_fn(|cx| Pin::new(&mut self.rest).poll_frame(cx)).await;
             match frame.transpose()?.map(Frame::into_data) {
                 None => break,
                 Some(Ok(data)) => bytes.extend_from_slice(&data),
-                Some(Err(frame)) => self.trailers = frame.into_trailers().ok(),
+                Some(Err(frame)) => ahead.trailers = frame.into_trailers().ok(),
             }
         }
         let all = bytes.freeze();
         if !all.is_empty() {
-            self.first.push_back(all.clone());
+            ahead.first.push_back(all.clone());
         }
         Ok(Seen { bytes: all.slice(..all.len().min(most)), is_whole: all.len() <= most })
     }
@@ -59,21 +66,25 @@ impl Body for ClientBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
-        if let Some(data) = this.first.pop_front() {
-            return Poll::Ready(Some(Ok(Frame::data(data))));
-        }
-        if let Some(trailers) = this.trailers.take() {
-            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        if let Some(ahead) = &mut this.ahead {
+            let trailers = || ahead.trailers.take().map(Frame::trailers);
+            if let Some(frame) = ahead.first.pop_front().map(Frame::data).or_else(trailers) {
+                return Poll::Ready(Some(Ok(frame)));
+            }
+            this.ahead = None;
         }
         Pin::new(&mut this.rest).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.first.is_empty() && self.trailers.is_none() && self.rest.is_end_stream()
+        let nothing = |ahead: &Ahead| ahead.first.is_empty() && ahead.trailers.is_none();
+        self.ahead.as_deref().is_none_or(nothing) && self.rest.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let (mut hint, first) = (self.rest.size_hint(), self.first.iter().map(|data| data.len() as u64).sum::<u64>());
+        let mut hint = self.rest.size_hint();
+        let Some(ahead) = &self.ahead else { return hint };
+        let first = ahead.first.iter().map(|data| data.len() as u64).sum::<u64>();
         if let Some(upper) = hint.upper() {
             hint.set_upper(upper + first);
         }

@@ -1,6 +1,6 @@
 //! Gathers what a connection of HTTP/2 writes. h2 flushes after each frame that carries more than some bytes, and a call for each frame costs more than all else
 //! that is done for a small answer. Here what is written in one round of the connection's task goes out at its end, in one call. Used by `serve.rs` towards
-//! clients and by the pool towards endpoints.
+//! clients; towards endpoints hyper runs the connection in a task of its own, whose rounds nobody sees the end of.
 
 use std::io;
 use std::pin::Pin;
@@ -26,6 +26,8 @@ struct Gathered<S> {
     out: Vec<u8>,
     /// So many of `out` are sent.
     sent: usize,
+    /// The stream has taken all, and may still hold some of it, as TLS does.
+    is_held: bool,
     /// What went wrong between two writes; the next one is told.
     broken: Option<io::Error>,
 }
@@ -36,7 +38,7 @@ pub struct Corked<S>(Arc<Cork<S>>);
 
 /// Around a stream: what ends the rounds, and what the connection gets.
 pub fn cork<S>(stream: S) -> (Arc<Cork<S>>, Corked<S>) {
-    let cork = Arc::new(Cork(Mutex::new(Gathered { stream, out: Vec::new(), sent: 0, broken: None })));
+    let cork = Arc::new(Cork(Mutex::new(Gathered { stream, out: Vec::new(), sent: 0, is_held: false, broken: None })));
     (Arc::clone(&cork), Corked(cork))
 }
 
@@ -54,9 +56,6 @@ impl<S: AsyncWrite + Unpin> Cork<S> {
 
 impl<S: AsyncWrite + Unpin> Gathered<S> {
     fn drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.out.is_empty() {
-            return Poll::Ready(Ok(()));
-        }
         while self.sent < self.out.len() {
             match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out[self.sent..])) {
                 Ok(0) => return self.fail(io::ErrorKind::WriteZero.into()),
@@ -64,8 +63,13 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
                 Err(error) => return self.fail(error),
             }
         }
+        self.is_held |= !self.out.is_empty();
         self.empty();
-        Pin::new(&mut self.stream).poll_flush(cx)
+        if self.is_held {
+            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+            self.is_held = false;
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Nobody will get what waits.
@@ -101,6 +105,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Corked<S> {
             ready!(gathered.drain(cx))?;
         }
         let taken = bytes.len().min(MOST);
+        if gathered.out.capacity() == 0 {
+            gathered.out.reserve_exact(KEPT.max(taken));
+        }
         gathered.out.extend_from_slice(&bytes[..taken]);
         Poll::Ready(Ok(taken))
     }
@@ -170,7 +177,36 @@ mod tests {
         }
         cork.send(&mut cx());
         assert!(Pin::new(&mut corked).poll_write(&mut cx(), b"more").is_ready());
-        assert_eq!(cork.0.lock().out.capacity().min(KEPT + 1), cork.0.lock().out.capacity(), "a burst is forgotten");
+        assert!(cork.0.lock().out.capacity() <= KEPT, "a burst is forgotten");
+    }
+
+    /// As TLS: it takes what is written, and sends it when a flush is asked for once more.
+    #[derive(Debug, Default)]
+    struct Holding {
+        flushes: usize,
+    }
+
+    impl AsyncWrite for Holding {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+        fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.flushes += 1;
+            if self.flushes == 1 { Poll::Pending } else { Poll::Ready(Ok(())) }
+        }
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_stream_holds_is_flushed_until_it_is_gone() {
+        let (cork, mut corked) = cork(Holding::default());
+        corked.write_all(b"record").await.unwrap();
+        for expected in [1, 2, 2] {
+            cork.send(&mut cx());
+            assert_eq!(cork.0.lock().stream.flushes, expected);
+        }
     }
 
     #[tokio::test]

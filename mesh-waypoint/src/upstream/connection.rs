@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use futures_util::FutureExt;
+use futures_util::future::Either;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
@@ -35,17 +37,6 @@ pub(super) struct Single {
     pub(super) heads: usize,
 }
 
-impl Single {
-    async fn send(&mut self, request: Request<RequestBody>) -> Sent {
-        self.watch.await_head(self.heads);
-        let sent = self.sender.try_send_request(request).await;
-        self.watch.has_head();
-        sent
-    }
-}
-
-type Sent = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
-
 /// Counts a stream while it lives.
 pub(super) struct Active(Arc<AtomicUsize>);
 
@@ -74,18 +65,21 @@ pub enum SendError {
 }
 
 impl Connection {
-    /// Sends a request and waits for the head of its answer.
-    pub async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, SendError> {
-        let sent = match &mut self.sender {
-            Sender::Http1(single, _) => single.send(request).await,
-            Sender::Http2(sender, _) => sender.try_send_request(request).await,
-        };
-        sent.map_err(|mut error| match error.take_message() {
-            Some(request) => SendError::NotSent(Box::new(request)),
-            None => {
-                let error = error.into_error();
-                if is_refused(&error) { SendError::Refused } else { SendError::Lost(error) }
+    /// Sends a request, at once; what is given back waits for the head of its answer. The request is moved as seldom as can be: it is large.
+    pub fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> impl Future<Output = Result<Response<Incoming>, SendError>> + use<> {
+        let (sent, watch) = match &mut self.sender {
+            Sender::Http1(single, _) => {
+                single.watch.await_head(single.heads);
+                (Either::Left(single.sender.try_send_request(request)), Some(Arc::clone(&single.watch)))
             }
+            Sender::Http2(sender, _) => (Either::Right(sender.try_send_request(request)), None),
+        };
+        sent.map(move |sent| {
+            watch.iter().for_each(|watch| watch.has_head());
+            sent.map_err(lost)
         })
     }
 
@@ -93,6 +87,16 @@ impl Connection {
     #[must_use]
     pub fn is_http2(&self) -> bool {
         matches!(self.sender, Sender::Http2(..))
+    }
+}
+
+fn lost(mut error: TrySendError<Request<RequestBody>>) -> SendError {
+    match error.take_message() {
+        Some(request) => SendError::NotSent(Box::new(request)),
+        None => {
+            let error = error.into_error();
+            if is_refused(&error) { SendError::Refused } else { SendError::Lost(error) }
+        }
     }
 }
 

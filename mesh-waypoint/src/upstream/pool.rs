@@ -19,7 +19,6 @@ use super::connection::{Active, Connection, Sender, Single};
 use super::dial::{ConnectError, Wire, dial};
 use super::key::{At, Key};
 use crate::http::RequestBody;
-use crate::http::cork::cork;
 use crate::http::io::{Io, Watch};
 use crate::origination::Inside;
 use crate::peer::Peer;
@@ -381,7 +380,7 @@ impl Pool {
     ) -> Result<http2::SendRequest<RequestBody>, ConnectError> {
         let open = self.count(shared, permit(endpoint)?)?;
         let wire = dial(shared, endpoint, peer, Inside::Http2).await?;
-        let (cork, io) = cork(Io::new(wire, bytes::Bytes::new(), Arc::default()));
+        let io = TokioIo::new(Io::new(wire, bytes::Bytes::new(), Arc::default()));
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(256 * 1024)
@@ -389,17 +388,11 @@ impl Pool {
             .max_header_list_size(u32::try_from(shared.settings.header_bytes).unwrap_or(u32::MAX))
             .keep_alive_interval(PING)
             .keep_alive_timeout(PING)
-            .handshake::<_, RequestBody>(TokioIo::new(io))
+            .handshake::<_, RequestBody>(io)
             .await?;
         task::spawn("connection to an endpoint", async move {
             let _open = open;
-            let mut connection = std::pin::pin!(connection);
-            let ended = std::future::poll_fn(|cx| {
-                let ended = connection.as_mut().poll(cx);
-                cork.send(cx);
-                ended
-            });
-            if let Err(error) = ended.await {
+            if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection to an endpoint was lost");
             }
         });

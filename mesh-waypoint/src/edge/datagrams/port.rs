@@ -181,7 +181,7 @@ impl Port {
         if self.drain.is_started() {
             return Err(Dropped::Draining);
         }
-        let entry = Entry { bind: self.number, from: client.from, tls: None };
+        let entry = Entry::new(self.number, client.from);
         let downstream = Downstream::at_edge(Arc::clone(&self.lane), entry, self.drain.clone());
         let led = self.lead(&downstream)?;
         self.table.lock().admits(&client).map_err(|full| match full {

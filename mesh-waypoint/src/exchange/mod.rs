@@ -61,7 +61,7 @@ pub async fn handle(
         }
     };
     // HTTP/2 has been told otherwise.
-    if (closes || down.drain.is_started()) && !report.is_http2() && response.status() != StatusCode::SWITCHING_PROTOCOLS
+    if !report.is_http2() && (closes || down.drain.is_started()) && response.status() != StatusCode::SWITCHING_PROTOCOLS
     {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }

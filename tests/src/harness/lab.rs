@@ -152,6 +152,15 @@ impl Lab {
         Ok(lab)
     }
 
+    /// The same, and one pod in it, `client`.
+    pub fn with_client() -> Result<(Lab, Arc<Pod>)> {
+        let lab = Lab::with_mesh(LabConfig::default())?;
+        let client = lab.add_pod(PodSpec::new("client").node(1))?;
+        lab.enrol_namespace("default")?;
+        lab.wait_hbone(&[&client])?;
+        Ok((lab, client))
+    }
+
     /// Starts the control plane and one agent per node and waits until they are ready.
     pub fn start_mesh(&self) -> Result<()> {
         self.control.start()?;
@@ -281,6 +290,13 @@ impl Lab {
         let process = self.spawner.spawn(program)?;
         process.wait_for("ready", Duration::from_secs(10))?;
         Ok(process)
+    }
+
+    /// A server outside of the cluster that ends TLS for `host` on port 443, with a certificate that waypoints believe.
+    pub fn serve_outside_tls(&self, name: &str, host: &str) -> Result<Process> {
+        let roots = self.outside_roots();
+        let roots = roots.to_str().context("a path that is text")?;
+        self.serve_outside(&["https", "--port", "443", "--name", name, "--roots", roots, "--host", host])
     }
 
     /// The file with certificates of authorities outside of the cluster that waypoints believe. It is read when the first of them begins TLS there.

@@ -1,7 +1,7 @@
 //! An egress gateway with Istio's kinds: rows B18, B19 and B20 for what leaves the mesh through it.
 use crate::stage::CHANGE;
 use anyhow::{Result, ensure};
-use mesh_tests::harness::{Finished, Lab, LabConfig, Need, PodSpec, ServiceSpec, eventually, in_lab, plan};
+use mesh_tests::harness::{Finished, Lab, Need, ServiceSpec, eventually, in_lab, plan};
 
 const GATEWAY: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: exit, namespace: default}\nspec:\n  gatewayClassName: undermesh\n  listeners: [{name: none, port: 8099, protocol: HTTP, hostname: nobody.example.com}]\n";
 /// The gateway's side, for all hosts, and for one name in TLS that is passed on.
@@ -35,13 +35,8 @@ const REGISTRY_ONLY: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: u
 #[test]
 fn features_B18_B19_B20_what_leaves_the_mesh_leaves_by_the_egress_gateway() -> Result<()> {
     in_lab(Need::Mesh, || {
-        let lab = Lab::with_mesh(LabConfig::default())?;
-        let client = lab.add_pod(PodSpec::new("client").node(1))?;
-        lab.enrol_namespace("default")?;
-        lab.wait_hbone(&[&client])?;
-        let roots = lab.outside_roots();
-        let served = ["https", "--port", "443", "--name", "tls", "--roots", roots.to_str().unwrap_or_default()];
-        let tls = lab.serve_outside(&[&served[..], &["--host", "edition.example.com"]].concat())?;
+        let (lab, client) = Lab::with_client()?;
+        let tls = lab.serve_outside_tls("tls", "edition.example.com")?;
         let _plain = lab.serve_outside(&["http", "--port", "8080", "--name", "plain"])?;
         lab.apply("gateway", GATEWAY)?;
         let selector = [("istio", "egressgateway")];

@@ -1,5 +1,5 @@
 //! Ingress with TLS: row B16.
-use crate::stage::{CHANGE, Stage, edge, stage};
+use crate::stage::{CHANGE, HTTPBIN, Stage, edge, stage};
 use anyhow::{Context, Result, ensure};
 use mesh_tests::harness::ingress::Authority;
 use mesh_tests::harness::manifest::secret;
@@ -11,14 +11,13 @@ use std::net::TcpListener;
 const LISTENERS: &str = "[{name: httpbin, port: 443, protocol: HTTPS, hostname: httpbin.example.com, tls: {certificateRefs: [{name: httpbin-credential}]}}, \
     {name: hello, port: 443, protocol: HTTPS, hostname: hello.example.com, tls: {certificateRefs: [{name: hello-credential}]}}, \
     {name: nginx, port: 443, protocol: TLS, hostname: nginx.example.com, tls: {mode: Passthrough}, allowedRoutes: {kinds: [{kind: TLSRoute}]}}]";
-const ROUTE: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: httpbin, namespace: default}\nspec:\n  parentRefs: [{name: edge}]\n  rules: [{backendRefs: [{name: httpbin, port: 8000}]}]\n";
 const PASSED: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: TLSRoute\nmetadata: {name: nginx, namespace: default}\nspec:\n  parentRefs: [{name: edge, sectionName: nginx}]\n  hostnames: [nginx.example.com]\n  rules: [{backendRefs: [{name: nginx, port: 443}]}]\n";
 
 #[test]
 fn features_B16_ingress_over_TLS() -> Result<()> {
     in_lab(Need::Mesh, || {
         let stage = stage(LISTENERS)?;
-        stage.lab.apply("httpbin", ROUTE)?;
+        stage.lab.apply("httpbin", HTTPBIN)?;
         let authority = Authority::new()?;
         two_hosts_two_secrets(&stage, &authority)?;
         a_secret_is_replaced(&stage, &authority)?;

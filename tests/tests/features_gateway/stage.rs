@@ -9,6 +9,8 @@ use std::time::Duration;
 pub const CHANGE: Duration = Duration::from_secs(5);
 /// The label by which Gateways of Istio select its pods.
 pub const SELECTED: (&str, &str) = ("istio", "ingressgateway");
+/// All requests to the gateway go to httpbin.
+pub const HTTPBIN: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: httpbin, namespace: default}\nspec:\n  parentRefs: [{name: edge}]\n  rules:\n  - backendRefs: [{name: httpbin, port: 8000}]\n";
 
 /// What stands.
 pub struct Stage {

@@ -1,10 +1,9 @@
 //! What stands before a gateway: row GW-8, and bad headers of the PROXY protocol.
-use crate::stage::{CHANGE, Stage, behind, edge, stage};
+use crate::stage::{CHANGE, HTTPBIN, Stage, behind, edge, stage};
 use anyhow::{Result, ensure};
 use mesh_tests::harness::{Need, eventually, in_lab};
 
 const LISTENERS: &str = "[{name: http, port: 80, protocol: HTTP}]";
-const HTTPBIN: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: httpbin, namespace: default}\nspec:\n  parentRefs: [{name: edge}]\n  rules:\n  - backendRefs: [{name: httpbin, port: 8000}]\n";
 /// Added to the route: what can be seen of an edit.
 const LATER: &str =
     "    filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: x-later, value: \"1\"}]}}]\n";

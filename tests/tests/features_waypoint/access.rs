@@ -1,5 +1,5 @@
 //! Who may ask for what: policies about requests, and tokens. Rows B21, the part of B23 about requests, B24 and B26.
-use crate::stage::{CHANGE, SOON, Stage, bookinfo, httpbin};
+use crate::stage::{CHANGE, SOON, Stage, bookinfo, httpbin, is};
 use anyhow::{Result, ensure};
 use mesh_tests::harness::{Finished, Issuer, Need, Pod, PodSpec, eventually, in_lab};
 use serde_json::json;
@@ -34,15 +34,6 @@ fn viewer(name: &str, from: &str) -> String {
     let from = format!("{{source: {{principals: [cluster.local/ns/default/sa/{from}]}}}}");
     let rules = format!("  rules: [{{from: [{from}], to: [{{operation: {{methods: [GET]}}}}]}}]\n");
     policy(&format!("{name}-viewer"), &service(name), "", &rules)
-}
-
-fn is(result: &Finished, status: u16, text: &str) -> Result<()> {
-    let is_status = match status {
-        200 => result.code == 0,
-        status => result.stderr.contains(&format!("HTTP {status}")),
-    };
-    ensure!(is_status && result.stdout.contains(text), "not {status} with {text:?}: {result:?}");
-    Ok(())
 }
 
 fn asks(client: &Pod, method: &str, url: &str) -> Result<Finished> {

@@ -1,5 +1,5 @@
 //! Who else decides about requests: external authorizers, and rate limits. Rows B25 and B33.
-use crate::stage::{CHANGE, SOON, Stage, bookinfo, httpbin};
+use crate::stage::{CHANGE, SOON, Stage, bookinfo, httpbin, is};
 use anyhow::{Result, ensure};
 use mesh_tests::harness::{Finished, Need, Pod, PodSpec, Process, ServiceSpec, eventually, in_lab};
 use std::sync::Arc;
@@ -32,15 +32,6 @@ fn helper(stage: &Stage, name: &str, ports: &[(&str, u16)]) -> Result<Arc<Pod>> 
 
 fn asks(client: &Pod, said: &str) -> Result<Finished> {
     client.lab(["get", "-H", &format!("x-ext-authz: {said}"), URL])
-}
-
-fn is(result: &Finished, status: u16, text: &str) -> Result<()> {
-    let is_status = match status {
-        200 => result.code == 0,
-        status => result.stderr.contains(&format!("HTTP {status}")),
-    };
-    ensure!(is_status && result.stdout.contains(text), "not {status} with {text:?}: {result:?}");
-    Ok(())
 }
 
 /// The log is written now and then.

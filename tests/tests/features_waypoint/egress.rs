@@ -3,7 +3,7 @@
 use crate::stage::{CHANGE, SOON};
 use anyhow::{Result, ensure};
 use mesh_tests::harness::waypoint::USE_WAYPOINT;
-use mesh_tests::harness::{Lab, LabConfig, Need, PodSpec, eventually, in_lab, plan};
+use mesh_tests::harness::{Lab, Need, eventually, in_lab, plan};
 
 fn entry(labels: &str, ports: &str) -> String {
     format!(
@@ -23,15 +23,9 @@ fn rule(tls: &str) -> String {
 #[test]
 fn features_B19_B20_hosts_outside_of_the_mesh_by_name_and_with_TLS_begun_by_the_waypoint() -> Result<()> {
     in_lab(Need::Mesh, || {
-        let lab = Lab::with_mesh(LabConfig::default())?;
-        let client = lab.add_pod(PodSpec::new("client").node(1))?;
-        lab.enrol_namespace("default")?;
-        lab.wait_hbone(&[&client])?;
+        let (lab, client) = Lab::with_client()?;
         let _plain = lab.serve_outside(&["http", "--port", "8080", "--name", "plain"])?;
-        let roots = lab.outside_roots();
-        let roots = roots.to_str().unwrap_or_default();
-        let served = ["https", "--port", "443", "--name", "api", "--roots", roots, "--host", "api.example.com"];
-        let outside = lab.serve_outside(&served)?;
+        let outside = lab.serve_outside_tls("api", "api.example.com")?;
         let url = "http://api.example.com/politics";
 
         // Nobody knows the name, then the agent does, and its address is one that stands for it.
@@ -100,19 +94,14 @@ const WILDCARD: &str = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n
 #[test]
 fn features_B18_B19_SE_5_hosts_of_a_pattern_are_looked_up_by_the_waypoint() -> Result<()> {
     in_lab(Need::Mesh, || {
-        let lab = Lab::with_mesh(LabConfig::default())?;
-        let client = lab.add_pod(PodSpec::new("client").node(1))?;
-        lab.enrol_namespace("default")?;
-        lab.wait_hbone(&[&client])?;
+        let (lab, client) = Lab::with_client()?;
         for name in ["a.wild.example.com", "b.wild.example.com"] {
             lab.outside_name(name, &plan::outside().both())?;
         }
         // Its owner would have the waypoint reach what is the mesh's.
         lab.outside_name("inside.wild.example.com", &client.ips())?;
         let _plain = lab.serve_outside(&["http", "--port", "8080", "--name", "plain"])?;
-        let roots = lab.outside_roots();
-        let served = ["https", "--port", "443", "--name", "tls", "--roots", roots.to_str().unwrap_or_default()];
-        let tls = lab.serve_outside(&[&served[..], &["--host", "b.wild.example.com"]].concat())?;
+        let tls = lab.serve_outside_tls("tls", "b.wild.example.com")?;
         let get = |host: &str, header: &str| {
             let url = format!("http://{host}/x");
             match header.is_empty() {

@@ -2,7 +2,9 @@
 use anyhow::{Context, Result, ensure};
 use mesh_tests::harness::bookinfo::{Load, parse};
 use mesh_tests::harness::waypoint::USE_WAYPOINT;
-use mesh_tests::harness::{Bookinfo, Lab, LabConfig, PodSpec, Process, ServiceSpec, Stars, Waypoint, eventually};
+use mesh_tests::harness::{
+    Bookinfo, Finished, Lab, LabConfig, PodSpec, Process, ServiceSpec, Stars, Waypoint, eventually,
+};
 use std::time::Duration;
 
 pub const SOON: Duration = Duration::from_secs(10);
@@ -103,4 +105,14 @@ pub fn percent(loads: &[Load], stars: Stars) -> f64 {
 /// The first load that a user would complain of.
 pub fn failed(loads: &[Load]) -> Option<&Load> {
     loads.iter().find(|load| load.status != 200 || load.stars == Stars::Broken)
+}
+
+/// An answer with this status and this text in it.
+pub fn is(result: &Finished, status: u16, text: &str) -> Result<()> {
+    let is_status = match status {
+        200 => result.code == 0,
+        status => result.stderr.contains(&format!("HTTP {status}")),
+    };
+    ensure!(is_status && result.stdout.contains(text), "not {status} with {text:?}: {result:?}");
+    Ok(())
 }

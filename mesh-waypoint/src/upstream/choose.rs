@@ -51,6 +51,35 @@ pub struct Tunnel {
 }
 
 impl Endpoint {
+    /// A workload itself, of no place.
+    fn new(workload: Arc<Workload>, address: SocketAddr, generation: u64) -> Self {
+        Self {
+            workload,
+            service: None,
+            address,
+            generation,
+            found: None,
+            origin: None,
+            waypoint: None,
+            lease: None,
+            _taken: None,
+            retry: None,
+        }
+    }
+
+    /// One for which a place was found.
+    fn of(found: &Found, workload: Arc<Workload>, address: SocketAddr, generation: u64) -> Self {
+        let service = Some(Arc::clone(&found.now.service));
+        Self { service, found: Some(found.clone()), ..Self::new(workload, address, generation) }
+    }
+
+    /// One that a place has chosen.
+    fn chosen(found: &Found, chosen: &balance::Endpoint, snapshot: &Snapshot) -> Self {
+        let generation = generation(snapshot, &chosen.workload, chosen.address.ip());
+        let lease = Some(found.now.set.lease(chosen));
+        Self { lease, ..Self::of(found, Arc::clone(&chosen.workload), chosen.address, generation) }
+    }
+
     /// Who may answer there.
     #[must_use]
     pub fn expected(&self) -> Vec<Identity> {
@@ -129,12 +158,8 @@ pub fn endpoint(found: &Found, wish: &Wish<'_>, rng: &mut impl Rng) -> Result<En
     {
         return through_waypoint(found, wish, taken, rng);
     }
-    let ask = Ask { hash: wish.hash, tried: wish.tried, now_ms: wish.now_ms };
-    let chosen = found.now.set.pick(&ask, rng).ok_or(NoEndpoint::NoneLeft)?;
+    let chosen = pick(found, wish, wish.hash, rng)?;
     let workload = &chosen.workload;
-    if ports::is_mesh_port(chosen.address.port()) || workload.network_gateway.is_some() {
-        return Err(NoEndpoint::NoneLeft);
-    }
     // Endpoints of the mesh are reached in its own way, whatever is said, unless it is said of their applications; what is said of others must not be left undone.
     let mut origin = None;
     let is_outside = workload.protocol == TunnelProtocol::None;
@@ -150,18 +175,7 @@ pub fn endpoint(found: &Found, wish: &Wish<'_>, rng: &mut impl Rng) -> Result<En
         })?;
     }
     let origin = origin.cloned();
-    Ok(Endpoint {
-        generation: generation(&wish.view.snapshot, workload, chosen.address.ip()),
-        service: Some(Arc::clone(&found.now.service)),
-        workload: Arc::clone(workload),
-        address: chosen.address,
-        lease: Some(found.now.set.lease(chosen)),
-        found: Some(found.clone()),
-        origin,
-        waypoint: None,
-        _taken: Some(taken),
-        retry: None,
-    })
+    Ok(Endpoint { origin, _taken: Some(taken), ..Endpoint::chosen(found, chosen, &wish.view.snapshot) })
 }
 
 /// An endpoint for datagrams, all of which go to the same one; `port` is the application's. They go there as they are: there is no tunnel for them, so neither
@@ -186,25 +200,8 @@ pub fn datagrams(
         }
         _ => None,
     };
-    let ask = Ask { hash, tried: wish.tried, now_ms: wish.now_ms };
-    let chosen = found.now.set.pick(&ask, rng).ok_or(NoEndpoint::NoneLeft)?;
-    let workload = &chosen.workload;
-    if ports::is_mesh_port(chosen.address.port()) || workload.network_gateway.is_some() {
-        return Err(NoEndpoint::NoneLeft);
-    }
-    let endpoint = Endpoint {
-        generation: generation(&wish.view.snapshot, workload, chosen.address.ip()),
-        service: Some(Arc::clone(&found.now.service)),
-        workload: Arc::clone(workload),
-        address: chosen.address,
-        lease: Some(found.now.set.lease(chosen)),
-        found: Some(found.clone()),
-        origin: None,
-        waypoint: None,
-        _taken: None,
-        retry: None,
-    };
-    Ok((endpoint, permit))
+    let chosen = pick(&found, wish, hash, rng)?;
+    Ok((Endpoint::chosen(&found, chosen, &wish.view.snapshot), permit))
 }
 
 /// Whether datagrams may still go to an endpoint that was chosen for them.
@@ -248,18 +245,8 @@ pub fn named(found: &Found, named: &Named, wish: &Wish<'_>) -> Result<Endpoint, 
     workload.network = wish.own.place.network.clone();
     workload.workload_name = service.name.clone();
     workload.canonical_name = service.name.clone();
-    Ok(Endpoint {
-        generation: 0,
-        service: Some(Arc::clone(service)),
-        workload: Arc::new(workload),
-        address: SocketAddr::new(ip, port),
-        found: Some(found.clone()),
-        origin: origin.cloned(),
-        waypoint: None,
-        lease: None,
-        _taken: Some(taken),
-        retry: None,
-    })
+    let endpoint = Endpoint::of(found, Arc::new(workload), SocketAddr::new(ip, port), 0);
+    Ok(Endpoint { origin: origin.cloned(), _taken: Some(taken), ..endpoint })
 }
 
 /// The waypoint of a service, as an agent would take it: it is asked for the service's address, and what is said of the service's endpoints is its to heed.
@@ -270,18 +257,11 @@ fn through_waypoint(found: &Found, wish: &Wish<'_>, taken: Taken, rng: &mut impl
     let destination = SocketAddr::new(address, found.place.key().port);
     let request = resolve::Request { source, destination, place: None, now_ms: wish.now_ms, tried: wish.tried };
     match resolve::resolve(&wish.view.snapshot, &request, rng) {
-        Ok(Route::Hbone(upstream)) if upstream.waypoint => Ok(Endpoint {
-            generation: upstream.generation,
-            service: Some(Arc::clone(service)),
-            workload: upstream.workload,
-            address: upstream.target,
-            found: Some(found.clone()),
-            origin: None,
-            waypoint: Some(Tunnel { at: upstream.tunnel, expected: upstream.expected }),
-            lease: None,
-            _taken: Some(taken),
-            retry: None,
-        }),
+        Ok(Route::Hbone(upstream)) if upstream.waypoint => {
+            let waypoint = Some(Tunnel { at: upstream.tunnel, expected: upstream.expected });
+            let endpoint = Endpoint::of(found, upstream.workload, upstream.target, upstream.generation);
+            Ok(Endpoint { waypoint, _taken: Some(taken), ..endpoint })
+        }
         Ok(_) => Err(NoEndpoint::NoneLeft),
         Err(why) => {
             tracing::debug!(%why, "a service cannot be reached through its waypoint");
@@ -293,18 +273,27 @@ fn through_waypoint(found: &Found, wish: &Wish<'_>, taken: Taken, rng: &mut impl
 /// A workload that was asked for itself.
 #[must_use]
 pub fn workload(workload: &Arc<Workload>, address: SocketAddr, snapshot: &Snapshot) -> Option<Endpoint> {
-    (workload.network_gateway.is_none() && !ports::is_mesh_port(address.port())).then(|| Endpoint {
-        workload: Arc::clone(workload),
-        service: None,
-        address,
-        generation: generation(snapshot, workload, address.ip()),
-        found: None,
-        origin: None,
-        waypoint: None,
-        lease: None,
-        _taken: None,
-        retry: None,
+    may_be_asked(workload, address).then(|| {
+        let generation = generation(snapshot, workload, address.ip());
+        Endpoint::new(Arc::clone(workload), address, generation)
     })
+}
+
+/// What the place chooses.
+fn pick<'a>(
+    found: &'a Found,
+    wish: &Wish<'_>,
+    hash: Option<u64>,
+    rng: &mut impl Rng,
+) -> Result<&'a balance::Endpoint, NoEndpoint> {
+    let ask = Ask { hash, tried: wish.tried, now_ms: wish.now_ms };
+    let chosen = found.now.set.pick(&ask, rng);
+    chosen.filter(|one| may_be_asked(&one.workload, one.address)).ok_or(NoEndpoint::NoneLeft)
+}
+
+/// The mesh's own ports are nobody's application, and nothing here passes through gateways between networks.
+fn may_be_asked(workload: &Workload, address: SocketAddr) -> bool {
+    workload.network_gateway.is_none() && !ports::is_mesh_port(address.port())
 }
 
 /// Of an address with a newer owner nothing is shared with the owner.

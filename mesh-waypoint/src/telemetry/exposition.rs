@@ -30,6 +30,22 @@ impl fmt::Debug for Exposition {
 
 type Counts<'a, T> = [(Metric, &'a str, &'a str, fn(&T) -> u64)];
 
+/// Names and texts: of what is opened and closed, and of bytes to clients and from them.
+const CONNECTIONS: [(&str, &str); 4] = [
+    ("istio_tcp_connections_opened", "TCP connections opened"),
+    ("istio_tcp_connections_closed", "TCP connections closed"),
+    ("istio_tcp_sent_bytes", "Bytes to clients"),
+    ("istio_tcp_received_bytes", "Bytes of clients"),
+];
+
+/// The same of datagrams.
+const SESSIONS: [(&str, &str); 4] = [
+    ("undermesh_udp_sessions_opened", "Sessions of datagrams begun"),
+    ("undermesh_udp_sessions_closed", "Sessions of datagrams ended"),
+    ("undermesh_udp_sent_bytes", "Bytes of datagrams to clients"),
+    ("undermesh_udp_received_bytes", "Bytes of datagrams of clients"),
+];
+
 impl Collector for Exposition {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let all: Vec<Arc<Series>> = self.0.iter().flat_map(|meters| meters.series()).collect();
@@ -51,8 +67,10 @@ impl Collector for Exposition {
             }),
         ];
         counters(&mut encoder, &sums, messages)?;
-        self.encode_connections(&mut encoder)?;
-        self.encode_sessions(&mut encoder)?;
+        let opened: Vec<_> = self.0.iter().flat_map(|meters| meters.connections()).collect();
+        connections(&mut encoder, &opened, CONNECTIONS)?;
+        let sessions: Vec<_> = self.0.iter().flat_map(|meters| meters.sessions()).collect();
+        connections(&mut encoder, &sessions, SESSIONS)?;
         ruled::encode(&self.0, &mut encoder)?;
         let overflowed: u64 = self.0.iter().map(|meters| meters.overflowed()).sum();
         let help = "Requests and connections that are counted under the workload overflow because there are too many label sets";
@@ -61,47 +79,23 @@ impl Collector for Exposition {
     }
 }
 
-impl Exposition {
-    fn encode_connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let all: Vec<Arc<Connections>> = self.0.iter().flat_map(|meters| meters.connections()).collect();
-        let mut sums: BTreeMap<&Labels, Sums> = BTreeMap::new();
-        for series in &all {
-            sums.entry(&series.labels).or_default().add(series);
-        }
-        let families: &Counts<'_, Sums> = &[
-            (Metric::TcpOpenedConnections, "istio_tcp_connections_opened", "TCP connections opened", |sums| {
-                sums.opened
-            }),
-            (Metric::TcpClosedConnections, "istio_tcp_connections_closed", "TCP connections closed", |sums| {
-                sums.closed
-            }),
-            (Metric::TcpSentBytes, "istio_tcp_sent_bytes", "Bytes to clients", |sums| sums.sent),
-            (Metric::TcpReceivedBytes, "istio_tcp_received_bytes", "Bytes of clients", |sums| sums.received),
-        ];
-        counters(encoder, &sums, families)
+/// What is counted of connections. What Telemetry says of the metrics of those holds for sessions of datagrams, too.
+fn connections(
+    encoder: &mut DescriptorEncoder<'_>,
+    all: &[Arc<Connections>],
+    [opened, closed, sent, received]: [(&str, &str); 4],
+) -> fmt::Result {
+    let mut sums: BTreeMap<&Labels, Sums> = BTreeMap::new();
+    for series in all {
+        sums.entry(&series.labels).or_default().add(series);
     }
-
-    /// What Telemetry says of the metrics of connections holds for these, too.
-    fn encode_sessions(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let all: Vec<Arc<Connections>> = self.0.iter().flat_map(|meters| meters.sessions()).collect();
-        let mut sums: BTreeMap<&Labels, Sums> = BTreeMap::new();
-        for series in &all {
-            sums.entry(&series.labels).or_default().add(series);
-        }
-        let families: &Counts<'_, Sums> = &[
-            (Metric::TcpOpenedConnections, "undermesh_udp_sessions_opened", "Sessions of datagrams begun", |sums| {
-                sums.opened
-            }),
-            (Metric::TcpClosedConnections, "undermesh_udp_sessions_closed", "Sessions of datagrams ended", |sums| {
-                sums.closed
-            }),
-            (Metric::TcpSentBytes, "undermesh_udp_sent_bytes", "Bytes of datagrams to clients", |sums| sums.sent),
-            (Metric::TcpReceivedBytes, "undermesh_udp_received_bytes", "Bytes of datagrams of clients", |sums| {
-                sums.received
-            }),
-        ];
-        counters(encoder, &sums, families)
-    }
+    let families: &Counts<'_, Sums> = &[
+        (Metric::TcpOpenedConnections, opened.0, opened.1, |sums| sums.opened),
+        (Metric::TcpClosedConnections, closed.0, closed.1, |sums| sums.closed),
+        (Metric::TcpSentBytes, sent.0, sent.1, |sums| sums.sent),
+        (Metric::TcpReceivedBytes, received.0, received.1, |sums| sums.received),
+    ];
+    counters(encoder, &sums, families)
 }
 
 /// What a metric shows of label sets: of those that it does not tell apart, the sum. Nothing if it is not made.

@@ -259,8 +259,9 @@ impl One<'_> {
     /// VirtualServices that name this Gateway and share hosts with the server, the oldest first, with these hosts.
     pub fn virtual_services(&self) -> Vec<(&NamespacedName, &Routed<VirtualService>, Vec<HostPattern>)> {
         let mut all: Vec<(&NamespacedName, &Routed<VirtualService>, Vec<HostPattern>)> = Vec::new();
+        let mut places: BTreeMap<&NamespacedName, usize> = BTreeMap::new();
         let first = (self.name(), String::new());
-        let of_it = self.around.resolved.by_host.range(first..).take_while(|((gateway, _), _)| *gateway == self.name());
+        let of_it = self.around.resolved.by_host.range(&first..).take_while(|((gateway, _), _)| *gateway == first.0);
         for ((_, host), names) in of_it {
             let Some(pattern) = HostPattern::parse(host) else { continue };
             for name in names {
@@ -269,8 +270,11 @@ impl One<'_> {
                     continue;
                 }
                 let shared = self.shared(&object.namespace, &pattern);
-                match all.iter_mut().find(|(known, ..)| *known == name) {
-                    _ if shared.is_empty() => {}
+                if shared.is_empty() {
+                    continue;
+                }
+                let place = *places.entry(name).or_insert(all.len());
+                match all.get_mut(place) {
                     Some((_, _, hosts)) => hosts.extend(shared),
                     None => all.push((name, object, shared)),
                 }

@@ -17,7 +17,7 @@ use super::policy::{self, Policies};
 use super::service::{self, Services};
 use super::settings::Settings;
 use super::view::{Placements, View};
-use super::waypoint::{Guard, Guarded, PodLabels, PodTopologies, Waypoints};
+use super::waypoint::{Guard, Guarded, PodLabels, PodTopologies, Served, Waypoints};
 use super::workload;
 use super::{certificates, datagram, l4, l7, outbound, routing, security, service_entry, telemetry};
 use crate::diagnosis::Problem;
@@ -46,6 +46,7 @@ struct Last {
     settings: Option<Settings>,
     contested: BTreeSet<ArcStr>,
     waypoints: Waypoints,
+    served: Arc<Served>,
     parts: BTreeMap<ArcStr, Arc<Part>>,
     routing: Arc<routing::Indexed>,
     l7: Arc<l7::Made>,
@@ -98,9 +99,16 @@ impl Join {
         let datagrams = datagram::targets(&objects);
         let pod_topologies = waypoints.topologies(&objects);
         let pods = (&pod_labels, &pod_topologies, &datagrams);
-        let (routing, l7, l4) = self.routing(&objects, &settings, &waypoints, pods);
-        let security = self.security(&objects, &settings, &waypoints);
-        let telemetry = self.telemetry(&objects, &settings, &waypoints);
+        // Neither routes nor whom a waypoint serves have to do with pods, which are what changes all the time.
+        let is_same =
+            self.last.settings.as_ref() == Some(&settings) && routing::reads_the_same(&self.last.objects, &objects);
+        let served = match is_same {
+            true => self.last.served.clone(),
+            false => Arc::new(waypoints.served(&objects, &settings)),
+        };
+        let (routing, l7, l4) = self.routing(&objects, &settings, &served, is_same, pods);
+        let security = self.security(&objects, &settings, &waypoints, &served, is_same);
+        let telemetry = self.telemetry(&objects, &settings, &waypoints, &served, is_same);
         // What is said of all routes is not true of those that a waypoint or gateway acts on.
         let is_idle = |(key, problem): &&(Key, Problem)| {
             let is_said = inaction(key.kind).is_some_and(|why| problem.message == why);
@@ -250,6 +258,7 @@ impl Join {
             settings,
             contested,
             waypoints,
+            served,
             parts,
             routing,
             l7,
@@ -269,17 +278,17 @@ impl Join {
         &self.last.objects
     }
 
-    /// Where requests go: it takes all routes together, and few changes of a cluster have to do with them.
-    /// Nor has whom a waypoint serves to do with pods.
+    /// Where requests go: it takes all routes together, and few changes of a cluster have to do with them. `is_same` if routes and settings are those of the
+    /// last time.
     fn routing(
         &self,
         objects: &Objects,
         settings: &Settings,
-        waypoints: &Waypoints,
+        served: &Served,
+        is_same: bool,
         (labels, topologies, datagrams): (&PodLabels, &PodTopologies, &datagram::Targets),
     ) -> (Arc<routing::Indexed>, Arc<l7::Made>, Arc<l4::Made>) {
-        let is_same = self.last.settings.as_ref() == Some(settings)
-            && routing::reads_the_same(&self.last.objects, objects)
+        let is_same = is_same
             && self.last.pod_labels == *labels
             && self.last.pod_topologies == *topologies
             && self.last.datagrams == *datagrams;
@@ -292,8 +301,7 @@ impl Join {
         let mut connections = l4::index(objects, settings, &around);
         connections.keep(&self.last.l4);
         around.connections.clone_from(&connections.routes);
-        let served = waypoints.served(objects, settings);
-        let mut requests = l7::index(settings, &around, &served);
+        let mut requests = l7::index(settings, &around, served);
         requests.keep(&self.last.l7);
         let left_out = l4::places::left_out(&connections.in_force, &requests.in_force, &around);
         connections.problems.extend(left_out);
@@ -303,28 +311,38 @@ impl Join {
     }
 
     /// What waypoints hold requests against: of policies and of whom each serves.
-    fn security(&self, objects: &Objects, settings: &Settings, waypoints: &Waypoints) -> Arc<security::Made> {
-        let is_same = self.last.settings.as_ref() == Some(settings)
-            && routing::reads_the_same(&self.last.objects, objects)
+    fn security(
+        &self,
+        objects: &Objects,
+        settings: &Settings,
+        waypoints: &Waypoints,
+        served: &Served,
+        is_same: bool,
+    ) -> Arc<security::Made> {
+        let is_same = is_same
             && self.last.objects.authorization_policies == objects.authorization_policies
             && self.last.objects.token_keys == objects.token_keys;
         if is_same {
             return self.last.security.clone();
         }
-        let mut made = security::index(objects, settings, waypoints, &waypoints.served(objects, settings));
+        let mut made = security::index(objects, settings, waypoints, served);
         made.keep(&self.last.security);
         Arc::new(made)
     }
 
     /// What waypoints measure, log and trace.
-    fn telemetry(&self, objects: &Objects, settings: &Settings, waypoints: &Waypoints) -> Arc<telemetry::Made> {
-        let is_same = self.last.settings.as_ref() == Some(settings)
-            && routing::reads_the_same(&self.last.objects, objects)
-            && self.last.objects.mesh_configs == objects.mesh_configs;
-        if is_same {
+    fn telemetry(
+        &self,
+        objects: &Objects,
+        settings: &Settings,
+        waypoints: &Waypoints,
+        served: &Served,
+        is_same: bool,
+    ) -> Arc<telemetry::Made> {
+        if is_same && self.last.objects.mesh_configs == objects.mesh_configs {
             return self.last.telemetry.clone();
         }
-        let mut made = telemetry::index(objects, settings, waypoints, &waypoints.served(objects, settings));
+        let mut made = telemetry::index(objects, settings, waypoints, served);
         made.keep(&self.last.telemetry);
         Arc::new(made)
     }

@@ -39,15 +39,15 @@ const MESH: [&str; 17] = [
     "MeshHTTPRouteSchemeRedirect",
 ];
 
-/// What is supported at gateways, in the same words and by the same rule, with the tests of that suite for gateways. They have passed one by one, and not yet in
-/// one run.
-const GATEWAYS: [&str; 45] = [
+/// What is supported at gateways, in the same words and by the same rule, with the tests of that suite for gateways.
+const GATEWAYS: [&str; 46] = [
     "BackendTLSPolicy",
     "BackendTLSPolicySANValidation",
     "GRPCRoute",
     "GRPCRouteNamedRouteRule",
     "Gateway",
     "GatewayAddressEmpty",
+    "GatewayBackendClientCertificate",
     "GatewayFrontendClientCertificateValidation",
     "GatewayFrontendClientCertificateValidationInsecureFallback",
     "GatewayHTTPListenerIsolation",

@@ -4,8 +4,8 @@
 pub const PROFILES: [&str; 7] =
     ["GATEWAY-HTTP", "GATEWAY-GRPC", "GATEWAY-TLS", "GATEWAY-TCP", "GATEWAY-UDP", "MESH-HTTP", "MESH-GRPC"];
 
-/// A short run, meant for ten minutes and not measured yet, most of which goes by until the suite's own gateways and servers stand. Of each profile some tests, and those first which need no
-/// gateway of their own.
+/// A short run: 77 s in a cluster that was up, on a machine of 2 cores where all of the tests needed 263 s. Much of it goes by until the suite's own gateways
+/// and servers stand. Of each profile some tests, and those first which need no gateway of their own.
 pub const SHORT: [&str; 34] = [
     // GATEWAY-HTTP
     "HTTPRouteSimpleSameNamespace",

@@ -127,6 +127,24 @@ async fn http_2_and_the_trailers_of_grpc_go_through() {
     .await;
 }
 
+/// One after the other, each alone on its connections: nothing may wait for the next to be sent. The last is more than any buffer on the way holds.
+#[tokio::test]
+async fn requests_of_http_2_that_are_alone_go_through_whatever_their_size() {
+    let app = server(|request: Request<Incoming>| async move {
+        Response::new(request.into_body().map_err(|error| -> std::convert::Infallible { panic!("{error}") }))
+    })
+    .await;
+    let backend = Backend::new("app", VIP, &[app]).speaking(AppProtocol::Http2);
+    let waypoint = Waypoint::start(&[backend], Table::default()).await;
+    let mut sender = http2(&waypoint).await;
+    for bytes in [0, 1, 1024, 100_000, 3 << 20] {
+        let body = Full::new(Bytes::from(vec![7; bytes])).boxed_unsync();
+        let request = Request::builder().method(Method::POST).uri("http://shop/x").body(body).unwrap();
+        let answer = whole(soon("answer", sender.send_request(request)).await.unwrap()).await;
+        assert_eq!((answer.status(), answer.body().len()), (StatusCode::OK, bytes));
+    }
+}
+
 #[tokio::test]
 async fn http_2_reaches_what_speaks_http_1_only() {
     let app = echo("app").await;

@@ -165,6 +165,20 @@ async fn features_DR_5_the_same_user_goes_to_the_same_endpoint() {
     }
 }
 
+#[tokio::test]
+async fn a_request_that_is_tried_again_twice_needs_one_place_for_that() {
+    let (app, mut told) = noting(StatusCode::SERVICE_UNAVAILABLE).await;
+    let mut retries = Retries { backoff: Duration::from_millis(1), ..Retries::default() };
+    retries.on.statuses.push(503);
+    let handling = Handling { retries, ..Handling::new(Action::Forward(Forward::to(key("")))) };
+    let waypoint = Waypoint::start(&[Backend::new("a", A, &[app])], table("a", vec![rule(handling)])).await;
+    let policy = Policy { pool: Pool { retries: 1, ..Pool::default() }, ..Policy::default() };
+    waypoint.state.set_clusters(Arc::new(Clusters::new([place("", "", policy)])));
+    assert_eq!(waypoint.ask(ASK, get("/")).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let attempts = std::iter::from_fn(|| told.try_recv().ok()).count();
+    assert_eq!(attempts, 3, "the place of the second attempt is free for the third");
+}
+
 /// A server that answers when it is let, and how many requests it has.
 async fn gate() -> (std::net::SocketAddr, Arc<Semaphore>, Arc<AtomicUsize>) {
     let (open, inside) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));

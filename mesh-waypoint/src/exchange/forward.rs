@@ -349,6 +349,8 @@ impl Attempts<'_, '_> {
             let mut again = possible && self.retries.again(attempt, &end);
             if let Some(found) = self.found.as_ref().filter(|_| again) {
                 let policy = found.now.policy();
+                // What is held for this attempt must not take the place of the next one.
+                endpoint.retry = None;
                 second = found.place.usage().retry(&policy.pool, policy.retry_budget.as_ref());
                 if second.is_none() {
                     again = false;

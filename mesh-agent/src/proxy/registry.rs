@@ -48,7 +48,6 @@ impl Registry {
         let told = &mut *told;
         // Asked only now: a pod is known before the registry is followed for it.
         let is_needed = is_needed();
-        let is_first = told.have.is_none();
         let have = match &mut told.have {
             Some(have) => have,
             unread => match kernel.registry() {
@@ -75,7 +74,7 @@ impl Registry {
             None if was_needed => {}
             _ => (told.want, told.of_services) = all(snapshot, network),
         }
-        if is_first || is_needed != was_needed || !matches!(update, Some(Update::Changed(_))) {
+        if is_needed != was_needed || !matches!(update, Some(Update::Changed(_))) {
             told.due = have.symmetric_difference(&told.want).copied().collect();
         }
         let add: Vec<IpNet> =
@@ -273,12 +272,16 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_agent_left_goes_when_nobody_needs_it() {
+    fn what_an_earlier_agent_left_stays_until_this_one_has_its_pods() {
         let (kernel, registry, mut store) = (Table::default(), Registry::default(), Store::new());
         kernel.rows.lock().insert("203.0.113.9/32".parse().unwrap());
         let applied = store.apply(vec![Change::Synced, Change::OutboundKnown]);
         let update = Update::Changed(Arc::new(applied.diff));
+        // The configuration is here before the pods are taken over: theirs is what the kernel has.
         assert!(registry.follow(&kernel, &applied.snapshot, "", Some(&update), || false));
+        assert_eq!(kernel.rows.lock().len(), 1);
+        // A round later nobody has turned up who needs it.
+        assert!(registry.follow(&kernel, &applied.snapshot, "", None, || false));
         assert!(kernel.rows.lock().is_empty());
     }
 

@@ -56,7 +56,7 @@ impl Snapshot {
     }
 
     /// What counts for a workload; `None` if nobody says anything, and then everything may be reached. One that is not known yet may be any of its
-    /// namespace, and may reach as little as whoever there may reach least.
+    /// namespace, and may reach as little as whoever of those that are known there may reach least.
     #[must_use]
     pub fn outbound(&self, namespace: &ArcStr, uid: &ArcStr) -> Option<&Outbound> {
         if self.outbound.len() == 0 {

@@ -37,6 +37,9 @@ const STEPS: usize = 32;
 pub enum Kind {
     /// Policies. They come first: a workload must not list a policy that the agent does not have.
     Authorization,
+    /// What happens to connections of agents' pods to what nobody is known to have. It comes before the pods: one that is known is no longer held as one of
+    /// whom that is not known yet.
+    Outbound,
     /// Workloads and services.
     Address,
     /// What a waypoint holds requests against. It comes before what they are for.
@@ -49,8 +52,6 @@ pub enum Kind {
     Clusters,
     /// Where connections to services go. They come after the services and the places that they name.
     Connections,
-    /// What happens to connections of agents' pods to what nobody is known to have.
-    Outbound,
     /// What a waypoint does with requests.
     RouteTable,
     /// What a gateway shows and believes: secrets, which are that gateway's alone.
@@ -87,20 +88,20 @@ impl Kind {
     /// In the order in which they are sent.
     pub const ALL: [Kind; 11] = [
         Kind::Authorization,
+        Kind::Outbound,
         Kind::Address,
         Kind::Security,
         Kind::Telemetry,
         Kind::Labels,
         Kind::Clusters,
         Kind::Connections,
-        Kind::Outbound,
         Kind::RouteTable,
         Kind::Certificates,
         Kind::Listeners,
     ];
     /// Those of agents, who all have the same. Waypoints have labels and clusters of their own instead, and everything else.
     pub const SHARED: [Kind; 6] =
-        [Kind::Authorization, Kind::Address, Kind::Labels, Kind::Clusters, Kind::Connections, Kind::Outbound];
+        [Kind::Authorization, Kind::Outbound, Kind::Address, Kind::Labels, Kind::Clusters, Kind::Connections];
 
     /// The kind with this type URL.
     pub fn of_url(url: &str) -> Option<Kind> {

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// Bytes that may wait; more are sent before the round has ended.
 const MOST: usize = 64 * 1024;
 /// Bytes of room that a connection keeps while nothing waits.
-const KEPT: usize = 16 * 1024;
+const KEPT: usize = 4 * 1024;
 
 /// The stream below, shared by the connection, which reads and writes it as [`Corked`], and by whoever runs the connection and ends its rounds. Both are of one
 /// task.

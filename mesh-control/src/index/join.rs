@@ -39,6 +39,16 @@ pub struct Join {
     interner: Interner,
 }
 
+/// What one join is made of.
+struct Round<'a> {
+    objects: &'a Objects,
+    settings: &'a Settings,
+    waypoints: &'a Waypoints,
+    served: &'a Served,
+    /// Routes and settings are those of the last time.
+    is_same: bool,
+}
+
 /// What was joined last, and to what.
 #[derive(Debug, Default)]
 struct Last {
@@ -106,9 +116,9 @@ impl Join {
             true => self.last.served.clone(),
             false => Arc::new(waypoints.served(&objects, &settings)),
         };
-        let (routing, l7, l4) = self.routing(&objects, &settings, &served, is_same, pods);
-        let security = self.security(&objects, &settings, &waypoints, &served, is_same);
-        let telemetry = self.telemetry(&objects, &settings, &waypoints, &served, is_same);
+        let round = Round { objects: &objects, settings: &settings, waypoints: &waypoints, served: &served, is_same };
+        let (routing, l7, l4) = self.routing(&round, pods);
+        let (security, telemetry) = (self.security(&round), self.telemetry(&round));
         // What is said of all routes is not true of those that a waypoint or gateway acts on.
         let is_idle = |(key, problem): &&(Key, Problem)| {
             let is_said = inaction(key.kind).is_some_and(|why| problem.message == why);
@@ -278,14 +288,10 @@ impl Join {
         &self.last.objects
     }
 
-    /// Where requests go: it takes all routes together, and few changes of a cluster have to do with them. `is_same` if routes and settings are those of the
-    /// last time.
+    /// Where requests go: it takes all routes together, and few changes of a cluster have to do with them.
     fn routing(
         &self,
-        objects: &Objects,
-        settings: &Settings,
-        served: &Served,
-        is_same: bool,
+        &Round { objects, settings, served, is_same, .. }: &Round<'_>,
         (labels, topologies, datagrams): (&PodLabels, &PodTopologies, &datagram::Targets),
     ) -> (Arc<routing::Indexed>, Arc<l7::Made>, Arc<l4::Made>) {
         let is_same = is_same
@@ -311,14 +317,7 @@ impl Join {
     }
 
     /// What waypoints hold requests against: of policies and of whom each serves.
-    fn security(
-        &self,
-        objects: &Objects,
-        settings: &Settings,
-        waypoints: &Waypoints,
-        served: &Served,
-        is_same: bool,
-    ) -> Arc<security::Made> {
+    fn security(&self, &Round { objects, settings, waypoints, served, is_same }: &Round<'_>) -> Arc<security::Made> {
         let is_same = is_same
             && self.last.objects.authorization_policies == objects.authorization_policies
             && self.last.objects.token_keys == objects.token_keys;
@@ -331,14 +330,7 @@ impl Join {
     }
 
     /// What waypoints measure, log and trace.
-    fn telemetry(
-        &self,
-        objects: &Objects,
-        settings: &Settings,
-        waypoints: &Waypoints,
-        served: &Served,
-        is_same: bool,
-    ) -> Arc<telemetry::Made> {
+    fn telemetry(&self, &Round { objects, settings, waypoints, served, is_same }: &Round<'_>) -> Arc<telemetry::Made> {
         if is_same && self.last.objects.mesh_configs == objects.mesh_configs {
             return self.last.telemetry.clone();
         }

@@ -32,7 +32,8 @@ struct Told {
 
 impl Registry {
     /// Brings the kernel in step with the snapshot, as far as `update` says that something has changed; without one only what is left from before. False:
-    /// the kernel did not take it. Until it is known what workloads exist and what they may reach, what an earlier agent has said stays. `is_needed`: whether some pod may reach nothing else.
+    /// the kernel did not take it. Until it is known what workloads exist and what they may reach, what an earlier agent has said stays. `is_needed`: whether
+    /// some pod may reach nothing else.
     pub fn follow(
         &self,
         kernel: &dyn Interception,

@@ -6,8 +6,10 @@
 //! ```
 
 mod asked;
+mod attempts;
 mod forward;
 mod mirror;
+mod outcome;
 mod plan;
 pub mod reply;
 mod report;
@@ -168,7 +170,7 @@ async fn answer(
         To::Redirect(status, location) => reply::redirect(*status, location),
         To::Respond(status, body) => reply::text(*status, body.clone(), false),
         To::Asked | To::Place(_) => {
-            let forward = forward::Forward { down, bound: &bound, plan: &plan, asked: &asked };
+            let forward = attempts::Forward { down, bound: &bound, plan: &plan, asked: &asked };
             forward.run(parts, body, upgrade, report).await?
         }
     };

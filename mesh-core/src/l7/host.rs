@@ -4,12 +4,11 @@ use std::fmt;
 
 use arcstr::ArcStr;
 use hashbrown::HashMap;
-use smallvec::SmallVec;
 
 /// Longest name of a host, without its final dot.
 const LONGEST: usize = 253;
-/// A name with a colon and a port that is no longer than this needs no memory of its own; most are shorter, and it is moved with each request.
-const ROOM: usize = 64;
+/// A colon and the longest port.
+const PORT: usize = 6;
 
 /// Why an authority is refused; the answer is 400.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
@@ -31,7 +30,7 @@ pub enum BadAuthority {
 /// The host and port that a request asks for, in one spelling: lower case, no final dot, the port without zeros in front.
 #[derive(Clone)]
 pub struct Authority {
-    text: SmallVec<[u8; ROOM]>,
+    text: String,
     host: usize,
     port: Option<u16>,
 }
@@ -45,7 +44,7 @@ impl Authority {
         // Of an address of IPv6 the port comes after the bracket.
         let colon = match text.strip_prefix('[') {
             Some(rest) => rest.find(']').map(|end| end + 2).filter(|end| *end < text.len()),
-            None => text.find(':'),
+            None => text.bytes().position(|byte| byte == b':'),
         };
         let (host, port) = match colon {
             None => (text, ""),
@@ -68,7 +67,8 @@ impl Authority {
         if !is_host(host) {
             return Err(BadAuthority::NotAHost);
         }
-        let mut authority = Self { text: SmallVec::from_slice(host.as_bytes()), host: host.len(), port };
+        let mut authority = Self { text: String::with_capacity(host.len() + PORT), host: host.len(), port };
+        authority.text.push_str(host);
         authority.text.make_ascii_lowercase();
         if let Some(port) = port {
             authority.append(port);
@@ -78,12 +78,12 @@ impl Authority {
 
     fn append(&mut self, port: u16) {
         let mut divisor = 10_000;
-        self.text.push(b':');
+        self.text.push(':');
         while divisor > 1 && port < divisor {
             divisor /= 10;
         }
         while divisor > 0 {
-            self.text.push(b'0' + (port / divisor % 10) as u8);
+            self.text.push(char::from(b'0' + (port / divisor % 10) as u8));
             divisor /= 10;
         }
     }
@@ -91,13 +91,13 @@ impl Authority {
     /// The host alone; an address of IPv6 in its brackets.
     #[must_use]
     pub fn host(&self) -> &str {
-        std::str::from_utf8(&self.text[..self.host]).unwrap_or_default()
+        &self.text[..self.host]
     }
 
     /// The host, and the port if one was written.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        std::str::from_utf8(&self.text).unwrap_or_default()
+        &self.text
     }
 
     /// The port that was written. What the client says of a port decides nothing: the listener knows better.
@@ -112,7 +112,16 @@ fn is_host(host: &str) -> bool {
         return address.parse::<std::net::Ipv6Addr>().is_ok();
     }
     let of_name = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-    host.split('.').all(|label| !label.is_empty() && label.bytes().all(of_name))
+    // No label may be empty.
+    let mut last = b'.';
+    for byte in host.bytes() {
+        let is_good = if byte == b'.' { last != b'.' } else { of_name(byte) };
+        if !is_good {
+            return false;
+        }
+        last = byte;
+    }
+    last != b'.'
 }
 
 impl fmt::Debug for Authority {

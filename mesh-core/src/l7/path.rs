@@ -45,11 +45,16 @@ pub fn normalise<'a>(method: &Method, target: &'a str, spelling: Spelling) -> Re
     if target == "*" && method == Method::OPTIONS {
         return Ok(Cow::Borrowed(target));
     }
-    let (path, query) = target.split_at(target.find('?').unwrap_or(target.len()));
-    let is_bad = |byte: u8| byte.is_ascii_control() || byte == b' ' || byte == b'#';
-    if target.bytes().any(is_bad) {
-        return Err(PathRefused::Character);
+    let mut end = target.len();
+    for (at, byte) in target.bytes().enumerate() {
+        match byte {
+            b'?' => end = end.min(at),
+            b' ' | b'#' => return Err(PathRefused::Character),
+            _ if byte.is_ascii_control() => return Err(PathRefused::Character),
+            _ => {}
+        }
     }
+    let (path, query) = target.split_at(end);
     if !path.starts_with(['/', '\\']) {
         return Err(PathRefused::NotAbsolute);
     }

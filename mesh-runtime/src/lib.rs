@@ -13,11 +13,14 @@ pub mod lanes;
 pub mod logging;
 pub mod metrics;
 pub mod operator;
+pub mod rarely;
 pub mod readiness;
 pub mod signal;
 pub mod task;
+pub mod ticks;
 pub mod watchdog;
 
 pub use backoff::Backoff;
 pub use drain::{Drain, DrainToken, Drained};
+pub use rarely::Rarely;
 pub use readiness::{Readiness, ReadyGuard};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ::bytes::Bytes;
 use http::HeaderValue;
 use mesh_core::listener::{Encryption, Listener, Port, Serves};
-use mesh_runtime::DrainToken;
+use mesh_runtime::{DrainToken, Rarely};
 use mesh_transport::socket::Armed;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -32,8 +32,9 @@ pub async fn serve(lane: Arc<Lane>, tcp: Armed, bind: u16, from: SocketAddr, dra
     };
     let from = SocketAddr::new(from.ip().to_canonical(), from.port());
     let cut = drain.forced_token();
+    let cut = Rarely::new(cut.cancelled());
     tokio::select! {
-        () = cut.cancelled() => {}
+        () = cut => {}
         served = accepted(lane, tcp.disarmed(), Entry::new(bind, from), drain) => if let Err(why) = served {
             tracing::debug!(%from, bind, why, "a connection was refused");
         }

@@ -12,9 +12,9 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use mesh_runtime::DrainToken;
+use mesh_runtime::{DrainToken, Rarely};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 use super::body::ResponseBody;
 use super::cork::cork;
@@ -131,9 +131,10 @@ async fn drive<C>(
 where
     C: Future<Output = hyper::Result<()>>,
 {
-    let mut timer = std::pin::pin!(tokio::time::sleep(patience.header.unwrap_or(patience.idle)));
-    let mut started = std::pin::pin!(drain.started());
-    let mut forced = std::pin::pin!(drain.forced());
+    let mut timer = Rarely::new(tokio::time::sleep(patience.header.unwrap_or(patience.idle)));
+    let mut started = Rarely::new(drain.started());
+    let mut forced = Rarely::new(drain.forced());
+    let wait = |timer: &mut Rarely<Sleep>, time: Duration| timer.change(|timer| timer.reset(Instant::now() + time));
     let (mut draining, mut closing) = (false, false);
     std::future::poll_fn(|cx| {
         loop {
@@ -142,20 +143,20 @@ where
             if let Poll::Ready(result) = ended {
                 return Poll::Ready(result.map_err(End::from));
             }
-            if !draining && started.as_mut().poll(cx).is_ready() {
+            if !draining && Pin::new(&mut started).poll(cx).is_ready() {
                 draining = true;
-                timer.as_mut().reset(Instant::now() + patience.drain);
+                wait(&mut timer, patience.drain);
             }
-            if draining && forced.as_mut().poll(cx).is_ready() {
+            if draining && Pin::new(&mut forced).poll(cx).is_ready() {
                 return Poll::Ready(Err(End::Cut));
             }
-            if closing || timer.as_mut().poll(cx).is_pending() {
+            if closing || Pin::new(&mut timer).poll(cx).is_pending() {
                 return Poll::Pending;
             }
             match watch.left(patience.header, patience.body, patience.idle) {
                 Err(TooSlow::Header) => return Poll::Ready(Err(End::SlowHeader)),
                 Err(TooSlow::Body) => return Poll::Ready(Err(End::SlowBody)),
-                Ok(left) if !draining => timer.as_mut().reset(Instant::now() + left),
+                Ok(left) if !draining => wait(&mut timer, left),
                 Ok(_) | Err(TooSlow::Idle) => {
                     closing = true;
                     shutdown(connection.as_mut());

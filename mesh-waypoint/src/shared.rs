@@ -7,6 +7,7 @@ use std::time::Instant;
 use arcstr::ArcStr;
 use mesh_core::telemetry::Scopes;
 use mesh_core::{Client, Identity, NamespacedName};
+use mesh_runtime::ticks;
 use mesh_transport::hbone::{Acceptor, AcceptorConfig, Baggage, Pool as Tunnels, PoolConfig};
 use mesh_transport::tls::IdentityCertificate;
 
@@ -91,6 +92,7 @@ pub struct Shared {
     pub tunnels: Tunnels,
     acceptor: Acceptor,
     started: Instant,
+    started_ms: u64,
 }
 
 impl Shared {
@@ -111,6 +113,7 @@ impl Shared {
             tunnels: Tunnels::new(PoolConfig::default()),
             acceptor,
             started: Instant::now(),
+            started_ms: ticks::now_ms(),
         };
         shared.set_telemetry(&shared.settings.telemetry);
         shared
@@ -126,18 +129,13 @@ impl Shared {
         &self.acceptor
     }
 
-    /// Monotonic milliseconds.
+    /// Monotonic milliseconds, as of the last tick.
     pub fn now_ms(&self) -> u64 {
-        self.ms_of(Instant::now())
+        ticks::now_ms().saturating_sub(self.started_ms)
     }
 
     /// Monotonic nanoseconds.
     pub fn now_ns(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
-    }
-
-    /// Milliseconds of another moment.
-    pub fn ms_of(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
     }
 }

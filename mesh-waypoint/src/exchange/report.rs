@@ -207,7 +207,7 @@ impl Report {
             messages_sent: self.messages.count,
         };
         let shape = self.plan.as_ref().and_then(|plan| plan.shape.as_ref());
-        let now = shared.ms_of(self.began + duration);
+        let now = shared.now_ms();
         if shape.is_none() && self.remembered.is_none() {
             return self.down.lane.meters.record(&who, &measured, &Custom::default(), now);
         }

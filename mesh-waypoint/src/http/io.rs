@@ -6,9 +6,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use mesh_runtime::ticks;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::guard::{Bad, Guard};
@@ -21,7 +22,7 @@ const NO_HEAD: &[u8] = b"\0\r\n\r\n";
 /// What a connection does, for its deadlines. Written by one thread.
 #[derive(Debug)]
 pub struct Watch {
-    began: Instant,
+    began_ms: u64,
     /// Requests that are not answered yet.
     requests: AtomicU32,
     /// Something was heard since the last request.
@@ -37,7 +38,7 @@ pub struct Watch {
 impl Default for Watch {
     fn default() -> Self {
         Self {
-            began: Instant::now(),
+            began_ms: ticks::now_ms(),
             requests: AtomicU32::new(0),
             heard: AtomicBool::new(false),
             since: AtomicU64::new(0),
@@ -49,7 +50,7 @@ impl Default for Watch {
 
 impl Watch {
     fn now(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+        ticks::now_ms().saturating_sub(self.began_ms)
     }
 
     /// Of an endpoint: from now on so many bytes may come before the head of its answer ends. `1xx` heads count: there may be any number of them.
@@ -279,7 +280,7 @@ mod tests {
     fn a_connection_may_wait_long_for_a_request_and_not_long_for_its_end() {
         let (header, body, idle) = (Duration::from_secs(10), Duration::from_secs(300), Duration::from_secs(3600));
         let watch = |waited: u64, heard: bool, requests: u32| Watch {
-            began: Instant::now() - Duration::from_secs(waited),
+            began_ms: ticks::now_ms() - waited * 1000,
             requests: AtomicU32::new(requests),
             heard: AtomicBool::new(heard),
             since: AtomicU64::new(0),

@@ -21,12 +21,16 @@ struct Proved {
 }
 
 /// Looks for tokens, and leaves of the request what is sent on.
-pub fn request(bound: &Bound, parts: &mut Parts, now: SystemTime) -> Result<Option<Token>, TokenProblem> {
+pub fn request(
+    bound: &Bound,
+    parts: &mut Parts,
+    now: impl FnOnce() -> SystemTime,
+) -> Result<Option<Token>, TokenProblem> {
     let rules = &bound.applied.rules;
     if rules.is_empty() {
         return Ok(None);
     }
-    let now = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now = now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let now = i64::try_from(now).unwrap_or(i64::MAX);
     let all = found(rules, &parts.headers, parts.uri.query())?;
     let proved = all.iter().map(|one| prove(&bound.view.guard, rules, one, now));

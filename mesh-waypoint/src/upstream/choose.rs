@@ -153,8 +153,8 @@ pub fn endpoint(found: &Found, wish: &Wish<'_>, rng: &mut impl Rng) -> Result<En
         usage.refused();
         return Err(NoEndpoint::Overflow);
     };
-    if wish.view.edge.listeners.waypoint_services().contains(&found.now.service.key())
-        && found.now.service.waypoint.is_some()
+    if found.now.service.waypoint.is_some()
+        && wish.view.edge.listeners.waypoint_services().contains(&found.now.service.key())
     {
         return through_waypoint(found, wish, taken, rng);
     }

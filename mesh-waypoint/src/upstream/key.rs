@@ -1,5 +1,6 @@
 //! What connections of the pool are found by.
 
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use hashbrown::Equivalent;
 use mesh_core::Identity;
 
 /// What makes two requests share a connection: nothing of the endpoint or of the client may differ.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Key {
     uid: ArcStr,
     address: SocketAddr,
@@ -21,8 +22,14 @@ pub(super) struct Key {
     terms: u64,
 }
 
+/// By the addresses alone, which differ where the rest does, with few exceptions.
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.address, self.client).hash(state);
+    }
+}
+
 /// Looks a [`Key`] up without owning one.
-#[derive(Hash)]
 pub(super) struct At<'a> {
     pub(super) uid: &'a str,
     pub(super) address: SocketAddr,
@@ -31,6 +38,12 @@ pub(super) struct At<'a> {
     pub(super) identity: &'a Identity,
     pub(super) origin: u64,
     pub(super) terms: u64,
+}
+
+impl Hash for At<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.address, self.client).hash(state);
+    }
 }
 
 impl Equivalent<Arc<Key>> for At<'_> {

@@ -3,14 +3,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hashbrown::HashMap;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_core::l7::balance::{Limit, Taken};
 use mesh_core::l7::cluster::Pool as Said;
-use mesh_runtime::task;
+use mesh_runtime::{task, ticks};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -50,7 +50,7 @@ struct Idle {
     sender: Waits,
     watch: Arc<Watch>,
     heads: usize,
-    since: Instant,
+    since: Since,
     life: Life,
 }
 
@@ -60,11 +60,25 @@ enum Waits {
     ForAnybody(Arc<Slot>),
 }
 
+/// A moment, in [`ticks`].
+#[derive(Clone, Copy)]
+struct Since(u64);
+
+impl Since {
+    fn now() -> Self {
+        Self(ticks::now_ms())
+    }
+
+    fn elapsed(self) -> Duration {
+        Duration::from_millis(ticks::now_ms().saturating_sub(self.0))
+    }
+}
+
 /// What a connection has behind it, and what it may have.
 #[derive(Clone, Copy)]
 pub(super) struct Life {
     /// When it was made.
-    since: Instant,
+    since: Since,
     /// Requests that it has served, with the one that it serves.
     served: u32,
     /// How many it may serve.
@@ -80,7 +94,7 @@ impl Life {
         let said = endpoint.found.as_ref().filter(|found| found.now.is_said()).map(|found| &found.now.policy().pool);
         let idle = said.and_then(|said| said.idle_timeout).unwrap_or(settings.upstream_idle);
         Self {
-            since: Instant::now(),
+            since: Since::now(),
             served: 1,
             most: said.map_or(u32::MAX, |said| said.requests_per_connection),
             lifetime: said.and_then(|said| said.lifetime),
@@ -108,7 +122,7 @@ struct Multi {
 struct Shareable {
     sender: http2::SendRequest<RequestBody>,
     active: Arc<AtomicUsize>,
-    since: Instant,
+    since: Since,
     life: Life,
 }
 
@@ -220,7 +234,7 @@ impl Pool {
         if idle.len() >= shared.settings.idle_connections {
             idle.remove(0);
         }
-        idle.push(Idle { sender, watch, heads, since: Instant::now(), life: connection.life });
+        idle.push(Idle { sender, watch, heads, since: Since::now(), life: connection.life });
         drop(inner);
         if let Some(found) = few {
             found.now.terms.freed.notify_one();
@@ -229,10 +243,8 @@ impl Pool {
 
     /// Closes what has waited for too long.
     pub fn expire(&self) {
-        let now = Instant::now();
-        let young = |since: Instant, life: &Life| {
-            now.saturating_duration_since(since) < life.idle
-                && life.lifetime.is_none_or(|limit| now.saturating_duration_since(life.since) < limit)
+        let young = |since: Since, life: &Life| {
+            since.elapsed() < life.idle && life.lifetime.is_none_or(|limit| life.since.elapsed() < limit)
         };
         let mut inner = self.inner.lock();
         inner.http1.retain(|_, idle| {
@@ -339,7 +351,7 @@ impl Pool {
                     let connection =
                         Connection { sender: Sender::Http2(sender.clone(), Active::of(&active)), reused: false, life };
                     if life.goes_on() {
-                        multi.connections.push(Shareable { sender, active, since: Instant::now(), life });
+                        multi.connections.push(Shareable { sender, active, since: Since::now(), life });
                     }
                     return Ok(connection);
                 }
@@ -356,7 +368,7 @@ impl Pool {
         multi.connections.retain(|one| !one.sender.is_closed() && one.life.goes_on());
         let free = multi.connections.iter_mut().find(|one| one.active.load(Relaxed) < streams);
         if let Some(one) = free.filter(|_| !fresh) {
-            (one.since, one.life) = (Instant::now(), one.life.next());
+            (one.since, one.life) = (Since::now(), one.life.next());
             let sender = Sender::Http2(one.sender.clone(), Active::of(&one.active));
             return Ok(Choice::Use(Connection { sender, reused: true, life: one.life }));
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_core::authorize::{Connection, authorize};
-use mesh_core::l7::{self, Applied};
+use mesh_core::l7::{self, Applied, ClusterKey};
 use mesh_core::{Identity, NamespacedName, Workload};
 use mesh_runtime::DrainToken;
 use mesh_transport::hbone::Authority;
@@ -18,6 +18,7 @@ use crate::entry::Entry;
 use crate::guard::Limiter;
 use crate::http::io::Watch;
 use crate::peer::Peer;
+use crate::places::{Found, NoEndpoint};
 use crate::state::View;
 use crate::target::{self, NotOurs, Target};
 use crate::telemetry::Plan;
@@ -26,6 +27,8 @@ use crate::telemetry::Plan;
 const FAREWELL: Duration = Duration::from_secs(5);
 /// Verdicts about endpoints that one connection keeps.
 const VERDICTS: usize = 64;
+/// Places that it keeps.
+const PLACES: usize = 16;
 
 /// One connection of a client.
 pub struct Downstream {
@@ -60,6 +63,7 @@ pub struct Bound {
     pub limiters: Vec<Arc<Limiter>>,
     own: Identity,
     verdicts: Mutex<Vec<(Arc<Workload>, SocketAddr, bool)>>,
+    places: Mutex<Vec<Found>>,
 }
 
 impl Downstream {
@@ -136,6 +140,7 @@ impl Downstream {
             client,
             own: own.identity.clone(),
             verdicts: Mutex::default(),
+            places: Mutex::default(),
         });
         *held = Some(Arc::clone(&fresh));
         Ok(fresh)
@@ -162,6 +167,28 @@ impl Bound {
         let labels = self.client.as_ref().and_then(|client| self.view.labels.get(&client.uid));
         let identity = &peer.identity;
         l7::Client { identity: Some(identity), namespace: Some(&identity.namespace), labels: labels.map(|own| &**own) }
+    }
+
+    /// A place as the client sees it: what `find` finds. Under one view that is always the same, and it is looked up in four tables.
+    pub fn place(
+        &self,
+        key: &ClusterKey,
+        now_ms: u64,
+        find: impl FnOnce() -> Result<Found, NoEndpoint>,
+    ) -> Result<Found, NoEndpoint> {
+        let mut places = self.places.lock();
+        if let Some(at) = places.iter().position(|found| found.place.key() == key) {
+            if places[at].place.touch(now_ms) {
+                return Ok(places[at].clone());
+            }
+            places.swap_remove(at);
+        }
+        let found = find()?;
+        if places.len() >= PLACES {
+            places.clear();
+        }
+        places.push(found.clone());
+        Ok(found)
     }
 
     /// Whether the policies of the endpoint let the client in. They are asked once for each endpoint.

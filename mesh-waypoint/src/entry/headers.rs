@@ -7,6 +7,7 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use mesh_core::listener::{ClientCert, Topology};
 
 use super::Entry;
+use crate::http::{Fields, hop};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -18,11 +19,11 @@ const INTERNAL: &str = "x-envoy-";
 /// Longest request id that is kept.
 const LONGEST_ID: usize = 128;
 
-/// Makes the headers of a request such as those inside may believe. Where the client is comes back.
-pub fn sanitise(headers: &mut HeaderMap, entry: &Entry, topology: &Topology) -> IpAddr {
-    let internal: Vec<HeaderName> =
-        headers.keys().filter(|name| name.as_str().starts_with(INTERNAL)).cloned().collect();
-    internal.into_iter().for_each(|name| drop(headers.remove(name)));
+/// Makes the headers of a request, which came with these fields, such as those inside may believe. Where the client is comes back.
+pub fn sanitise(headers: &mut HeaderMap, has: Fields, entry: &Entry, topology: &Topology) -> IpAddr {
+    if has.any(Fields::ENVOY) {
+        hop::remove(headers, |name| name.starts_with(INTERNAL));
+    }
     let long = |id: &HeaderValue| id.len() > LONGEST_ID || !id.as_bytes().iter().all(u8::is_ascii_graphic);
     if headers.get(REQUEST_ID).is_some_and(long) {
         headers.remove(REQUEST_ID);
@@ -39,13 +40,15 @@ pub fn sanitise(headers: &mut HeaderMap, entry: &Entry, topology: &Topology) -> 
         headers.insert(EXTERNAL_ADDRESS, address);
     }
     append(headers, FORWARDED_FOR, entry.written());
-    client_cert(headers, entry, topology.client_cert);
+    client_cert(headers, has, entry, topology.client_cert);
     address
 }
 
 /// The same for a request of the mesh. Its client is known by its tunnel: that it has another certificate it must not say.
-pub fn of_mesh(headers: &mut HeaderMap) {
-    headers.remove(CLIENT_CERT);
+pub fn of_mesh(headers: &mut HeaderMap, has: Fields) {
+    if has.any(Fields::CLIENT_CERT) {
+        headers.remove(CLIENT_CERT);
+    }
 }
 
 /// Where the client is: of the addresses that proxies have added the one before the last trusted ones, else that of the connection.
@@ -59,13 +62,13 @@ fn client(headers: &HeaderMap, entry: &Entry, trusted: u32) -> IpAddr {
     said.unwrap_or_else(own)
 }
 
-fn client_cert(headers: &mut HeaderMap, entry: &Entry, policy: ClientCert) {
+fn client_cert(headers: &mut HeaderMap, has: Fields, entry: &Entry, policy: ClientCert) {
     let shown = entry.tls.as_ref().and_then(|tls| tls.client.as_ref());
     match (policy, shown) {
         (ClientCert::AlwaysForwardOnly, _) | (ClientCert::ForwardOnly, Some(_)) => {}
         (ClientCert::AppendForward, Some(element)) => append(headers, CLIENT_CERT, element),
         (ClientCert::SanitizeSet, Some(element)) => drop(headers.insert(CLIENT_CERT, element.clone())),
-        (ClientCert::Sanitize, _) | (_, None) => drop(headers.remove(CLIENT_CERT)),
+        (ClientCert::Sanitize, _) | (_, None) => of_mesh(headers, has),
     }
 }
 
@@ -101,7 +104,8 @@ mod tests {
         for (name, value) in lines {
             headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        sanitise(&mut headers, entry, topology);
+        let has = Fields::of(&headers);
+        sanitise(&mut headers, has, entry, topology);
         headers
     }
 
@@ -159,7 +163,8 @@ mod tests {
         headers.append(CLIENT_CERT, HeaderValue::from_static("URI=spiffe://cluster.local/ns/a/sa/admin"));
         headers.append(CLIENT_CERT, HeaderValue::from_static("Hash=1"));
         headers.append(FORWARDED_FOR, HeaderValue::from_static("10.0.0.1"));
-        of_mesh(&mut headers);
+        let has = Fields::of(&headers);
+        of_mesh(&mut headers, has);
         assert!(!headers.contains_key(CLIENT_CERT) && headers.contains_key(FORWARDED_FOR));
     }
 

@@ -10,12 +10,13 @@ use mesh_core::l7::path::{Spelling, normalise};
 use rand::Rng;
 
 use super::reply::Failure;
+use crate::http::Fields;
 use crate::http::hop::{self, Said};
 use crate::settings::Settings;
 
 /// Waypoints that the request has passed.
 const HOPS: HeaderName = HeaderName::from_static("x-mesh-hops");
-/// What names of fields that only the mesh sets begin with.
+/// What names of fields that only the mesh sets begin with; [`Fields::MESH`].
 const OURS: &str = "x-mesh-";
 /// The longest id of a request that is believed, in bytes.
 const ID: usize = 128;
@@ -30,6 +31,8 @@ pub struct Asked {
     pub grpc: bool,
     /// Whether it opens a WebSocket inside HTTP/2 (RFC 8441): the agreement is 200 there, and no field says so.
     pub socket: bool,
+    /// What it had when it came.
+    pub has: Fields,
 }
 
 /// Reads a request and leaves of it what goes on: the target is a path and a query, the host is not among the headers.
@@ -55,41 +58,37 @@ pub fn read(parts: &mut Parts, settings: &Settings, spelling: Spelling) -> Resul
     };
     parts.uri = Uri::from(changed);
     parts.headers.remove(HOST);
+    let has = Fields::of(&parts.headers);
     // We ask for the body ourselves when we begin to read it.
-    if parts.headers.remove(EXPECT).is_some_and(|expected| !expected.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+    let is_known = |expected: HeaderValue| expected.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    if has.any(Fields::EXPECT) && !parts.headers.remove(EXPECT).is_none_or(is_known) {
         return Err(Failure::EXPECTATION);
     }
-    fields(&mut parts.headers, settings)?;
-    let mut said = hop::strip(&mut parts.headers);
+    fields(&mut parts.headers, has, settings)?;
+    let mut said = hop::strip(&mut parts.headers, has);
     if parts.version != Version::HTTP_11 {
         said.upgrade = socket.then(|| HeaderValue::from_static("websocket"));
     }
     let content_type = parts.headers.get(http::header::CONTENT_TYPE);
     let grpc = content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-    Ok(Asked { authority, said, grpc, socket })
+    Ok(Asked { authority, said, grpc, socket, has })
 }
 
 /// Looks at all fields: those that could be read in two ways are refused, and those that only the mesh may set are taken away.
-fn fields(headers: &mut HeaderMap, settings: &Settings) -> Result<(), Failure> {
-    let hops =
-        headers.get(HOPS).map_or(0, |hops| hops.to_str().ok().and_then(|hops| hops.parse().ok()).unwrap_or(u8::MAX));
+fn fields(headers: &mut HeaderMap, has: Fields, settings: &Settings) -> Result<(), Failure> {
+    let passed = |hops: &HeaderValue| hops.to_str().ok().and_then(|hops| hops.parse().ok()).unwrap_or(u8::MAX);
+    let hops = has.any(Fields::MESH).then(|| headers.get(HOPS)).flatten().map_or(0, passed);
     if hops >= settings.hops {
         return Err(Failure::LOOP);
     }
-    if headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
+    if has.any(Fields::LENGTH) && headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
         return Err(Failure::BAD_REQUEST);
     }
-    let mut ours = Vec::new();
-    for name in headers.keys() {
-        if !settings.underscores && name.as_str().contains('_') {
-            return Err(Failure::BAD_REQUEST);
-        }
-        if name.as_str().starts_with(OURS) {
-            ours.push(name.clone());
-        }
+    if has.any(Fields::UNDERSCORE) && !settings.underscores {
+        return Err(Failure::BAD_REQUEST);
     }
-    for name in ours {
-        headers.remove(name);
+    if has.any(Fields::MESH) {
+        hop::remove(headers, |name| name.starts_with(OURS));
     }
     headers.insert(HOPS, HeaderValue::from(u16::from(hops) + 1));
     Ok(())

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use arcstr::ArcStr;
 use http::header::{CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Request, Response};
-use hyper::body::{Body, Incoming};
+use http::{HeaderMap, Method, Request};
+use hyper::body::Body;
 use mesh_core::l7::Retries;
 use mesh_core::l7::retry::AttemptEnd;
 use tokio::time::{Instant, timeout_at};
 
 use super::asked::Asked;
-use super::outcome::{Answer, Lost, counted, is_sound, judged, none, unreached};
+use super::outcome::{Answer, Lost, counted, none, unreached};
 use super::plan::Plan;
 use super::reply::Failure;
 use super::report::Report;
@@ -26,7 +26,7 @@ use crate::places::{Found, NoEndpoint};
 use crate::target::Target;
 use crate::telemetry::spans::Outgoing;
 use crate::upstream::choose::Wish;
-use crate::upstream::{ConnectError, Connection, Endpoint, SendError, choose};
+use crate::upstream::{ConnectError, Endpoint, SendError, choose};
 
 /// Connections that were closed under our hands: so often another one is taken without counting it as an attempt.
 const STALE: u32 = 3;
@@ -114,10 +114,7 @@ pub(super) struct Attempts<'a, 'f> {
 
 impl Attempts<'_, '_> {
     /// Makes them.
-    pub(super) async fn run(
-        &mut self,
-        report: &mut Report,
-    ) -> Result<(Response<Incoming>, Connection, Endpoint), Failure> {
+    pub(super) async fn run(&mut self, report: &mut Report) -> Result<(Answer, Endpoint), Failure> {
         let mut attempt = 1;
         let mut second = None;
         loop {
@@ -133,7 +130,7 @@ impl Attempts<'_, '_> {
             let ended =
                 ended.unwrap_or(Err(Lost { end: AttemptEnd::PerTryTimeout, failure: Failure::LATE, elsewhere: true }));
             match &ended {
-                Ok((response, ..)) => report.attempted(Some(response.status().as_u16()), "-"),
+                Ok(answer) => report.attempted(Some(answer.response.status().as_u16()), "-"),
                 Err(lost) => report.attempted(None, lost.failure.flag),
             }
             report.unreached(self.why.take());
@@ -144,7 +141,7 @@ impl Attempts<'_, '_> {
                 return Err(Failure::LATE);
             }
             let (end, failure, elsewhere) = match &ended {
-                Ok((response, ..)) => (judged(response), None, true),
+                Ok(answer) => (answer.judged(), None, true),
                 Err(lost) => (lost.end, Some(lost.failure), lost.elsewhere),
             };
             let possible = self.head.is_some() && !matches!(self.source, Source::Gone) && elsewhere;
@@ -161,7 +158,7 @@ impl Attempts<'_, '_> {
             }
             if !again {
                 return match ended {
-                    Ok((response, connection)) => Ok((response, connection, endpoint)),
+                    Ok(answer) => Ok((answer, endpoint)),
                     Err(lost) => {
                         if attempt > 1 && attempt > self.retries.attempts {
                             report.flag("URX");
@@ -245,10 +242,11 @@ impl Attempts<'_, '_> {
                 }
             };
             match connection.send(request).await {
-                Ok(response) if !is_sound(&response) => {
-                    return Err(Lost { end: AttemptEnd::Reset, failure: Failure::PROTOCOL, elsewhere: true });
+                Ok(response) => {
+                    let answer = Answer::new(response, connection);
+                    let unsound = Lost { end: AttemptEnd::Reset, failure: Failure::PROTOCOL, elsewhere: true };
+                    return if answer.is_sound() { Ok(answer) } else { Err(unsound) };
                 }
-                Ok(response) => return Ok((response, connection)),
                 Err(SendError::NotSent(request)) if connection.reused && !fresh => {
                     held = Some(request);
                     stale += 1;

@@ -1,5 +1,6 @@
 //! Where a request goes and what goes there: the place, what its attempts have in common, and what becomes of the answer.
 
+use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use tokio::time::Instant;
 
 use super::attempts::{Attempts, Forward, Head, Source, source, within};
 use super::mirror;
-use super::outcome::none;
+use super::outcome::{Answer, none};
 use super::plan::To;
 use super::reply::Failure;
 use super::report::Report;
@@ -93,7 +94,7 @@ impl Forward<'_> {
             hash,
             why: None,
         };
-        let (mut response, connection, endpoint) = attempts.run(report).await?;
+        let (Answer { mut response, connection, has }, endpoint) = attempts.run(report).await?;
         if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
             let asked = self.asked.said.upgrade.is_some();
             let Some(client) = upgrade.take().filter(|_| asked) else { return Err(Failure::PROTOCOL) };
@@ -103,7 +104,7 @@ impl Forward<'_> {
         if self.asked.socket && response.status().is_success() {
             return Err(Failure::PROTOCOL);
         }
-        hop::strip(response.headers_mut());
+        hop::strip(response.headers_mut(), has);
         if let Some(cookie) = cookie {
             response.headers_mut().append(SET_COOKIE, cookie);
         }
@@ -112,15 +113,15 @@ impl Forward<'_> {
     }
 
     /// Where the request goes, if not to a workload itself.
-    fn cluster(&self) -> Option<ClusterKey> {
+    fn cluster(&self) -> Option<Cow<'_, ClusterKey>> {
         if let Some(backend) = self.plan.backend() {
             return match &backend.target {
-                RuleTarget::Cluster(key) => Some(key.clone()),
+                RuleTarget::Cluster(key) => Some(Cow::Borrowed(key)),
                 RuleTarget::Broken(_) => None,
             };
         }
         let service = self.bound.target.service()?.clone();
-        Some(ClusterKey { service, port: self.bound.target.port(), subset: ArcStr::new() })
+        Some(Cow::Owned(ClusterKey { service, port: self.bound.target.port(), subset: ArcStr::new() }))
     }
 
     /// The place that it goes to, if not to a workload itself.
@@ -131,8 +132,12 @@ impl Forward<'_> {
                 Target::Service { .. } | Target::Edge { .. } => Err(Failure::GONE),
             };
         };
-        let client = self.bound.seen(&self.down.peer);
-        choose::place(&self.down.lane.shared.places, &self.wish(&[], None), &cluster, &client).map(Some).map_err(none)
+        let shared = &self.down.lane.shared;
+        let find = || {
+            let client = self.bound.seen(&self.down.peer);
+            choose::place(&shared.places, &self.wish(&[], None), &cluster, &client)
+        };
+        self.bound.place(&cluster, shared.now_ms(), find).map(Some).map_err(none)
     }
 
     /// Where the host leads that is asked for, of a place of which only a pattern is known.

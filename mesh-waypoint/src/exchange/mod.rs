@@ -90,12 +90,15 @@ async fn answer(
     let asked = asked::read(parts, settings, spelling)?;
     let remote = match &down.entry {
         None => {
-            headers::of_mesh(&mut parts.headers);
+            headers::of_mesh(&mut parts.headers, asked.has);
             down.peer.address.ip()
         }
-        Some(entry) => headers::sanitise(&mut parts.headers, entry, bound.view.edge.listeners.topology()),
+        Some(entry) => {
+            let topology = bound.view.edge.listeners.topology();
+            headers::sanitise(&mut parts.headers, asked.has, entry, topology)
+        }
     };
-    let proved = authenticate::request(&bound, parts, clock::now());
+    let proved = authenticate::request(&bound, parts, clock::now);
     if !parts.headers.get(REQUEST_ID).is_some_and(asked::is_good_id) {
         parts.headers.insert(REQUEST_ID, asked::request_id(&mut *down.lane.rng.lock()));
     }

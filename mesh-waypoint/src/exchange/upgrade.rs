@@ -7,7 +7,7 @@ use hyper_util::rt::TokioIo;
 use mesh_runtime::{DrainToken, task};
 use tokio::io::AsyncWriteExt;
 
-use crate::http::{ResponseBody, hop};
+use crate::http::{Fields, ResponseBody, hop};
 use crate::upstream::Endpoint;
 
 /// The answer to a key that the client of HTTP/2 does not have.
@@ -34,7 +34,8 @@ pub fn switch(
         }
         drop(endpoint);
     });
-    let said = hop::strip(response.headers_mut());
+    let has = Fields::of(response.headers());
+    let said = hop::strip(response.headers_mut(), has);
     if socket {
         *response.status_mut() = StatusCode::OK;
         response.headers_mut().remove(ACCEPT);

@@ -3,6 +3,7 @@
 use http::header::{CONNECTION, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 
+use super::fields::Fields;
 use super::guard::is_h2c;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -58,16 +59,19 @@ pub struct Said {
     pub trailers: bool,
 }
 
-/// Takes away what belongs to one connection, and what the message says does.
-pub fn strip(headers: &mut HeaderMap) -> Said {
+/// Takes away what belongs to one connection, and what the message says does. It has these fields.
+pub fn strip(headers: &mut HeaderMap, has: Fields) -> Said {
     let mut said = Said::default();
-    if headers.contains_key(TE) {
+    if !has.any(Fields::TE.and(Fields::UPGRADE).and(Fields::CONNECTION).and(Fields::OF_HOP)) {
+        return said;
+    }
+    if has.any(Fields::TE) {
         let wants = |value: &HeaderValue| value.as_bytes().split(|b| *b == b',').any(|t| is(t, "trailers"));
         said.trailers = headers.get_all(TE).iter().any(wants);
         headers.remove(TE);
     }
     let upgrade = headers.remove(UPGRADE);
-    if headers.contains_key(CONNECTION) {
+    if has.any(Fields::CONNECTION) {
         let named: Vec<_> = headers.get_all(CONNECTION).iter().cloned().collect();
         headers.remove(CONNECTION);
         for token in named.iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b',')) {
@@ -94,9 +98,14 @@ pub fn strip(headers: &mut HeaderMap) -> Said {
 pub fn strip_trailers(trailers: &mut HeaderMap) {
     let is_bad =
         |name: &str| NO_TRAILERS.contains(&name) || KEPT_PREFIXES[..3].iter().any(|start| name.starts_with(start));
-    let bad: Vec<_> = trailers.keys().filter(|name| is_bad(name.as_str())).cloned().collect();
-    for name in bad {
-        trailers.remove(name);
+    remove(trailers, is_bad);
+}
+
+/// Takes away fields by their names.
+pub fn remove(headers: &mut HeaderMap, is_one: impl Fn(&str) -> bool) {
+    let names: Vec<_> = headers.keys().filter(|name| is_one(name.as_str())).cloned().collect();
+    for name in names {
+        headers.remove(name);
     }
 }
 
@@ -123,6 +132,10 @@ fn is(token: &[u8], word: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn strip_all(map: &mut HeaderMap) -> Said {
+        strip(map, Fields::of(map))
+    }
+
     fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
         let line = |(name, value): &(&'static str, &'static str)| {
             (HeaderName::from_static(name), HeaderValue::from_static(value))
@@ -144,7 +157,7 @@ mod tests {
             ("upgrade", "websocket"),
             ("te", "gzip, trailers"),
         ]);
-        assert_eq!(strip(&mut map), Said { upgrade: None, trailers: true });
+        assert_eq!(strip_all(&mut map), Said { upgrade: None, trailers: true });
         assert_eq!(map, headers(&[("host", "a"), ("x-kept", "1"), ("content-length", "3")]));
     }
 
@@ -156,7 +169,7 @@ mod tests {
         for name in names.split(", ") {
             map.insert(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_static("1"));
         }
-        strip(&mut map);
+        strip_all(&mut map);
         assert_eq!(map.len(), 10, "{map:?}");
         assert!(!map.contains_key("x-own"));
     }
@@ -179,7 +192,7 @@ mod tests {
         for value in ["h2c", "H2C", "websocket, h2c"] {
             let mut map = headers(&[("connection", "Upgrade, HTTP2-Settings"), ("http2-settings", "AAMAAABkAAQAAP__")]);
             map.insert("upgrade", HeaderValue::from_static(value));
-            assert_eq!(strip(&mut map), Said::default(), "{value}");
+            assert_eq!(strip_all(&mut map), Said::default(), "{value}");
             assert!(map.is_empty());
         }
     }
@@ -187,7 +200,7 @@ mod tests {
     #[test]
     fn an_upgrade_needs_both_fields_and_http_1() {
         let mut map = headers(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
-        let said = strip(&mut map);
+        let said = strip_all(&mut map);
         assert!(map.is_empty());
         restore(&mut map, &said, Version::HTTP_11);
         assert_eq!(map, headers(&[("upgrade", "websocket"), ("connection", "upgrade")]));

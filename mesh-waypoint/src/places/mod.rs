@@ -143,6 +143,16 @@ impl Place {
         &self.key
     }
 
+    /// It is used. False if it may have been forgotten before: who has kept it finds it anew, for others no longer find this one.
+    pub fn touch(&self, now_ms: u64) -> bool {
+        let unused = now_ms.saturating_sub(self.used_ms.load(Relaxed));
+        // Once a second: the line of memory is all lanes'.
+        if unused > 1000 {
+            self.used_ms.store(now_ms, Relaxed);
+        }
+        unused < UNUSED_MS
+    }
+
     /// What is used of its limits.
     #[must_use]
     pub fn usage(&self) -> &Arc<Usage> {
@@ -244,10 +254,7 @@ impl Places {
         };
         let known = |all: &HashMap<ClusterKey, Vec<Arc<Place>>>| all.get(key)?.iter().find(is_it).cloned();
         if let Some(place) = known(&self.by_key.load()) {
-            // Once a second: the line of memory is all lanes'.
-            if now_ms.saturating_sub(place.used_ms.load(Relaxed)) > 1000 {
-                place.used_ms.store(now_ms, Relaxed);
-            }
+            place.touch(now_ms);
             return place;
         }
         let _changing = self.changing.lock();

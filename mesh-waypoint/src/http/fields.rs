@@ -1,0 +1,113 @@
+//! Which of the fields that anybody here looks for a message has, found out in one pass over their names: to ask the map for each costs several times as much, and
+//! most messages have few of them. Made where a message is read; used by whoever would ask for one of these.
+
+use http::HeaderMap;
+
+/// A set of fields. A message that has one of the set may have lost it since; one that is not in it was not there when the message was read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fields(u32);
+
+impl Fields {
+    /// `te`.
+    pub const TE: Self = Self(1);
+    /// `upgrade`.
+    pub const UPGRADE: Self = Self(1 << 1);
+    /// `connection`.
+    pub const CONNECTION: Self = Self(1 << 2);
+    /// Others of one connection: `transfer-encoding`, `keep-alive`, `proxy-connection`, `http2-settings`.
+    pub const OF_HOP: Self = Self(1 << 3);
+    /// `expect`.
+    pub const EXPECT: Self = Self(1 << 4);
+    /// `content-length` or `transfer-encoding`.
+    pub const LENGTH: Self = Self(1 << 5);
+    /// `x-mesh-*`.
+    pub const MESH: Self = Self(1 << 6);
+    /// `x-envoy-*`.
+    pub const ENVOY: Self = Self(1 << 7);
+    /// `x-forwarded-client-cert`.
+    pub const CLIENT_CERT: Self = Self(1 << 8);
+    /// `grpc-status`.
+    pub const GRPC_STATUS: Self = Self(1 << 9);
+    /// One whose name has an underscore.
+    pub const UNDERSCORE: Self = Self(1 << 10);
+
+    /// Those of a message.
+    #[must_use]
+    pub fn of(headers: &HeaderMap) -> Self {
+        headers.keys().fold(Self::default(), |all, name| all.and(Self::named(name.as_str())))
+    }
+
+    /// Both sets.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether there is one of these.
+    #[must_use]
+    pub const fn any(self, of: Self) -> bool {
+        self.0 & of.0 != 0
+    }
+
+    fn named(name: &str) -> Self {
+        match name {
+            "te" => Self::TE,
+            "upgrade" => Self::UPGRADE,
+            "connection" => Self::CONNECTION,
+            "transfer-encoding" => Self::OF_HOP.and(Self::LENGTH),
+            "keep-alive" | "proxy-connection" | "http2-settings" => Self::OF_HOP,
+            "expect" => Self::EXPECT,
+            "content-length" => Self::LENGTH,
+            "x-forwarded-client-cert" => Self::CLIENT_CERT,
+            "grpc-status" => Self::GRPC_STATUS,
+            other => Self::begins(other),
+        }
+    }
+
+    /// What is told by how it begins, or by a byte of it.
+    fn begins(name: &str) -> Self {
+        let kind = match name.as_bytes() {
+            [b'x', b'-', b'm', b'e', b's', b'h', b'-', ..] => Self::MESH,
+            [b'x', b'-', b'e', b'n', b'v', b'o', b'y', b'-', ..] => Self::ENVOY,
+            _ => Self::default(),
+        };
+        if name.bytes().any(|byte| byte == b'_') { kind.and(Self::UNDERSCORE) } else { kind }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    #[test]
+    fn each_field_is_told_by_its_name() {
+        for (name, expected) in [
+            ("te", Fields::TE),
+            ("upgrade", Fields::UPGRADE),
+            ("connection", Fields::CONNECTION),
+            ("transfer-encoding", Fields::OF_HOP.and(Fields::LENGTH)),
+            ("keep-alive", Fields::OF_HOP),
+            ("proxy-connection", Fields::OF_HOP),
+            ("http2-settings", Fields::OF_HOP),
+            ("expect", Fields::EXPECT),
+            ("content-length", Fields::LENGTH),
+            ("x-mesh-hops", Fields::MESH),
+            ("x-mesh-a_b", Fields::MESH.and(Fields::UNDERSCORE)),
+            ("x-envoy-ratelimited", Fields::ENVOY),
+            ("x-forwarded-client-cert", Fields::CLIENT_CERT),
+            ("grpc-status", Fields::GRPC_STATUS),
+            ("x_user", Fields::UNDERSCORE),
+            ("x-mesh", Fields::default()),
+            ("x-forwarded-for", Fields::default()),
+            ("accept", Fields::default()),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static("1"));
+            assert_eq!(Fields::of(&headers), expected, "{name}");
+            headers.insert("host", HeaderValue::from_static("a"));
+            assert_eq!(Fields::of(&headers), expected, "{name} and host");
+        }
+    }
+}

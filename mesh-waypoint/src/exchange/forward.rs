@@ -57,6 +57,34 @@ impl Forward<'_> {
                 within(deadline, Box::pin(self.named(found)).as_mut()).await.unwrap_or(Err(Failure::LATE))?
             }
         };
+        let (mut attempts, cookie) = self.attempts(parts, body, report, (retries, deadline), (found, named))?;
+        let (Answer { mut response, connection, has }, endpoint) = attempts.run(report).await?;
+        if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
+            let asked = self.asked.said.upgrade.is_some();
+            let Some(client) = upgrade.take().filter(|_| asked) else { return Err(Failure::PROTOCOL) };
+            return Ok(upgrade::switch(&self.down.drain, client, response, endpoint, self.asked.socket));
+        }
+        // In HTTP/2 any 2xx would open the socket, and the endpoint has not.
+        if self.asked.socket && response.status().is_success() {
+            return Err(Failure::PROTOCOL);
+        }
+        hop::strip(response.headers_mut(), has);
+        if let Some(cookie) = cookie {
+            response.headers_mut().append(SET_COOKIE, cookie);
+        }
+        report.forwarded(endpoint, connection);
+        Ok(response.map(|body| ResponseBody::stream(body, deadline)))
+    }
+
+    /// What the attempts have in common, and the cookie that the answer brings the client. Mirrors are sent here.
+    fn attempts<'r>(
+        &'r self,
+        parts: &mut Parts,
+        body: ClientBody,
+        report: &mut Report,
+        (retries, deadline): (&'r Retries, Option<Instant>),
+        (found, named): (Option<Found>, Option<Named>),
+    ) -> Result<(Attempts<'r, 'r>, Option<HeaderValue>), Failure> {
         let http2 = self.asked.said.upgrade.is_none() && self.http2(parts.version, found.as_ref());
         let (hash, cookie) = self.hash(parts, found.as_ref());
         let mirrors = match &self.plan.to {
@@ -79,7 +107,7 @@ impl Forward<'_> {
             };
             mirror::send(self.down, copy, cluster.clone(), &head.host, http2);
         }
-        let mut attempts = Attempts {
+        let attempts = Attempts {
             of: self,
             retries,
             deadline,
@@ -94,22 +122,7 @@ impl Forward<'_> {
             hash,
             why: None,
         };
-        let (Answer { mut response, connection, has }, endpoint) = attempts.run(report).await?;
-        if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
-            let asked = self.asked.said.upgrade.is_some();
-            let Some(client) = upgrade.take().filter(|_| asked) else { return Err(Failure::PROTOCOL) };
-            return Ok(upgrade::switch(&self.down.drain, client, response, endpoint, self.asked.socket));
-        }
-        // In HTTP/2 any 2xx would open the socket, and the endpoint has not.
-        if self.asked.socket && response.status().is_success() {
-            return Err(Failure::PROTOCOL);
-        }
-        hop::strip(response.headers_mut(), has);
-        if let Some(cookie) = cookie {
-            response.headers_mut().append(SET_COOKIE, cookie);
-        }
-        report.forwarded(endpoint, connection);
-        Ok(response.map(|body| ResponseBody::stream(body, deadline)))
+        Ok((attempts, cookie))
     }
 
     /// Where the request goes, if not to a workload itself.

@@ -43,15 +43,26 @@ use crate::security::limit;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// Answers one request. Dropping the future gives the request up, at the endpoint too.
-pub async fn handle(
+/// Answers one request. Dropping the future gives the request up, at the endpoint too. What can be done at once is: the future is smaller by that.
+pub fn handle(
     down: Arc<Downstream>,
     mut request: Request<Incoming>,
+) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> {
+    let report = Box::new(Report::begin(Arc::clone(&down), &request));
+    let upgrade = request.extensions_mut().remove::<OnUpgrade>();
+    let closes = is_last(request.headers());
+    let (parts, body) = request.into_parts();
+    handled(down, parts, body, upgrade, report, closes)
+}
+
+async fn handled(
+    down: Arc<Downstream>,
+    mut parts: Parts,
+    body: Incoming,
+    mut upgrade: Option<OnUpgrade>,
+    mut report: Box<Report>,
+    mut closes: bool,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    let mut report = Box::new(Report::begin(Arc::clone(&down), &request));
-    let mut upgrade = request.extensions_mut().remove::<OnUpgrade>();
-    let mut closes = is_last(request.headers());
-    let (mut parts, body) = request.into_parts();
     let answer = answer(&down, &mut parts, body, &mut upgrade, &mut report).await;
     upgrade.into_iter().for_each(upgrade::decline);
     let mut response = match answer {

@@ -124,8 +124,8 @@ impl Report {
             self.last = Some((Arc::clone(&endpoint.workload), endpoint.service.clone(), endpoint.address));
             self.sent_at = Some(Instant::now());
         }
-        let mut rng = self.down.lane.rng.lock();
         let trace = self.trace.as_mut()?;
+        let mut rng = self.down.lane.rng.lock();
         trace.attempt(&endpoint.workload, endpoint.service.as_ref(), endpoint.address, &mut *rng)
     }
 

@@ -174,12 +174,26 @@ impl Pool {
             origin: endpoint.origin().map_or(0, |origin| origin.id()),
             terms: endpoint.found.as_ref().map_or(0, |found| found.now.terms()),
         };
+        // In boxes, as all that is large and that few requests wait for.
         if http2 {
-            return self.multiplexed(shared, endpoint, peer, &at, fresh).await;
+            return Box::pin(self.multiplexed(shared, endpoint, peer, &at, fresh)).await;
         }
-        if !fresh && let Some(connection) = self.waiting(&at) {
-            return Ok(connection);
+        let waiting = if fresh { None } else { self.waiting(&at) };
+        match waiting {
+            Some(connection) => Ok(connection),
+            None => Box::pin(self.another(shared, endpoint, peer, &at, fresh)).await,
         }
+    }
+
+    /// One more connection of HTTP/1.1, or one that became free while that had to wait.
+    async fn another(
+        &self,
+        shared: &Shared,
+        endpoint: &Endpoint,
+        peer: &Peer,
+        at: &At<'_>,
+        fresh: bool,
+    ) -> Result<Connection, ConnectError> {
         let pending = pending(endpoint)?;
         let permit = match endpoint.found.as_ref() {
             None => None,
@@ -190,7 +204,7 @@ impl Pool {
                 if let Some(permit) = Permit::take(found) {
                     break Some(permit);
                 }
-                if !fresh && let Some(connection) = self.waiting(&at) {
+                if !fresh && let Some(connection) = self.waiting(at) {
                     return Ok(connection);
                 }
                 // What waits for others has no room for us; whoever closes it tells us.
@@ -198,7 +212,7 @@ impl Pool {
                 freed.await;
             },
         };
-        let connection = Box::pin(self.dial_http1(shared, endpoint, peer, &at, permit)).await;
+        let connection = self.dial_http1(shared, endpoint, peer, at, permit).await;
         drop(pending);
         connection
     }

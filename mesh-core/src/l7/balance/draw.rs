@@ -63,6 +63,10 @@ impl Draw {
         warm: impl Fn(u32, f64) -> bool,
         rng: &mut impl Rng,
     ) -> Option<u32> {
+        // Nobody gives way to the only one.
+        if let [only] = *self.members {
+            return fit(only).then_some(only);
+        }
         let good = |index: u32, lot: f64| fit(index) && warm(index, lot);
         let first = (0..DRAWS).map(|_| (self.lot(rng), rng.random())).find(|(index, lot)| good(*index, *lot));
         let first = match first {

@@ -90,7 +90,8 @@ impl Policies {
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        *self == Self::default()
+        let Self { custom, deny, allow, audit, dry_deny, dry_allow } = self;
+        [custom, deny, allow, audit, dry_deny, dry_allow].iter().all(|list| list.is_empty())
     }
 
     /// Whether anybody may have to be asked.

@@ -9,12 +9,11 @@ use std::cell::Cell;
 use std::future::Future;
 use std::io::Write;
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
@@ -134,23 +133,19 @@ impl prometheus_client::metrics::counter::Atomic<u64> for PanicCount {
     }
 }
 
-async fn named<F: Future>(name: &'static str, vital: bool, future: F) -> F::Output {
-    let mut future = pin!(future);
-    std::future::poll_fn(move |context| -> Poll<F::Output> {
-        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
-            Ok(poll) => poll,
-            Err(panic) => {
-                note(name, panic.as_ref());
-                if vital {
-                    tracing::error!(task = name, "the process cannot do without it: giving up");
-                    std::process::exit(EXIT_PANIC);
-                }
-                // The hook already ran for this panic; resuming only tells the join handle.
-                panic::resume_unwind(panic)
+/// No asynchronous function: it would hold the future twice, once as it was given and once as it runs, and some are large.
+fn named<F: Future>(name: &'static str, vital: bool, future: F) -> impl Future<Output = F::Output> {
+    AssertUnwindSafe(future).catch_unwind().map(move |end| {
+        end.unwrap_or_else(|panic| {
+            note(name, panic.as_ref());
+            if vital {
+                tracing::error!(task = name, "the process cannot do without it: giving up");
+                std::process::exit(EXIT_PANIC);
             }
-        }
+            // The hook already ran for this panic; resuming only tells the join handle.
+            panic::resume_unwind(panic)
+        })
     })
-    .await
 }
 
 fn note(name: &str, panic: &(dyn Any + Send)) {
@@ -194,6 +189,18 @@ mod tests {
         assert_eq!(panics(), before + 3);
         let text = crate::metrics::encode(&registry);
         assert!(text.contains(&format!("panics_total {}", before + 3)), "{text}");
+    }
+
+    #[test]
+    fn a_named_task_is_as_large_as_its_future() {
+        let large = async {
+            let held = [0_u8; 4096];
+            tokio::task::yield_now().await;
+            held.len()
+        };
+        let alone = size_of_val(&large);
+        let named = size_of_val(&named("large", false, large));
+        assert!(named < alone + 64, "{named} bytes for {alone}");
     }
 
     /// Too many panics end the process, so it has one of its own.

@@ -54,21 +54,22 @@ enum Way {
 async fn accepted(lane: Arc<Lane>, mut tcp: TcpStream, mut entry: Entry, drain: DrainToken) -> Result<(), String> {
     let deadline = Instant::now() + lane.shared.settings.handshake_timeout;
     tcp.set_nodelay(true).map_err(|error| error.to_string())?;
-    let found = timeout_at(deadline, way(&lane, &mut tcp, &mut entry)).await;
+    let found = timeout_at(deadline, Box::pin(way(&lane, &mut tcp, &mut entry))).await;
+    // In a box each: they are of very different sizes, and the task of a connection is as large as the largest that is not.
     match found.map_err(|_| "handshake_timeout")?? {
-        Way::Requests => requests(lane, entry, tcp, None, drain).await,
-        Way::Bytes(listener, first) => bytes::plain(&lane, entry, &listener, tcp, first, drain).await,
+        Way::Requests => Box::pin(requests(lane, entry, tcp, None, drain)).await,
+        Way::Bytes(listener, first) => Box::pin(bytes::plain(&lane, entry, &listener, tcp, first, drain)).await,
         Way::Ends(listener, terms, name, first) => {
             let accept = TlsAcceptor::from(Arc::clone(&terms.config)).accept(Io::new(tcp, first, Arc::default()));
-            let stream = timeout_at(deadline, accept).await.map_err(|_| "handshake_timeout")?;
-            let stream = stream.map_err(|error| error.to_string())?;
+            let stream = timeout_at(deadline, Box::pin(accept)).await.map_err(|_| "handshake_timeout")?;
+            let stream = Box::new(stream.map_err(|error| error.to_string())?);
             let (agreed, client) = told(&stream, &terms)?;
             let clients = match &listener.encryption {
                 Encryption::Ends(tls) => tls.clients.clone(),
                 _ => None,
             };
             entry.tls = Some(EntryTls { name, client, clients });
-            decrypted(lane, entry, listener, stream, agreed, drain).await
+            Box::pin(decrypted(lane, entry, listener, stream, agreed, drain)).await
         }
     }
 }
@@ -151,4 +152,23 @@ where
     let handle = move |request| exchange::handle(Arc::clone(&requests), request);
     // What is no HTTP is answered as a request that cannot be read.
     serve_http(serving, spoken, stream, prefix, handle).await.map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of what an asynchronous function gives back.
+    fn bytes<A, B, C, D, E, F: Future>(_: impl Fn(A, B, C, D, E) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_connection_takes_no_more_memory_than_its_kind_needs() {
+        assert!(bytes(serve) <= 1536, "{} bytes: what only some connections are belongs in a box", bytes(serve));
+        let plain = bytes(requests::<TcpStream>);
+        assert!(plain <= 3072, "{plain} bytes");
+        let tls = bytes(requests::<Box<TlsStream<Io<TcpStream>>>>);
+        assert!(tls <= 3072, "{tls} bytes");
+    }
 }

@@ -264,6 +264,6 @@ mod tests {
     #[test]
     fn what_each_request_keeps_while_it_waits_is_small() {
         // It is moved before it runs, and there is one for each request that is under way.
-        assert!(bytes(handle) <= 4096, "{} bytes: what few requests need belongs in a box", bytes(handle));
+        assert!(bytes(handle) <= 3072, "{} bytes: what few requests need belongs in a box", bytes(handle));
     }
 }

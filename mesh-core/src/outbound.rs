@@ -12,6 +12,8 @@ pub enum Scope {
     Mesh,
     /// Those of a namespace.
     Namespace(ArcStr),
+    /// Those of pods of a namespace that are not known yet, where one of them may be held to more than the namespace is.
+    Newcomers(ArcStr),
     /// Those of the workload with this uid.
     Workload(ArcStr),
 }
@@ -26,12 +28,13 @@ pub struct Outbound {
 }
 
 impl Scope {
-    /// Reads what [`Scope`] is written as: `mesh`, `namespace/shop`, `workload/UID`.
+    /// Reads what [`Scope`] is written as: `mesh`, `namespace/shop`, `newcomers/shop`, `workload/UID`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         match text.split_once('/') {
             None if text == "mesh" => Some(Self::Mesh),
             Some(("namespace", name)) if !name.is_empty() && !name.contains('/') => Some(Self::Namespace(name.into())),
+            Some(("newcomers", name)) if !name.is_empty() && !name.contains('/') => Some(Self::Newcomers(name.into())),
             Some(("workload", uid)) if !uid.is_empty() => Some(Self::Workload(uid.into())),
             _ => None,
         }
@@ -43,6 +46,7 @@ impl std::fmt::Display for Scope {
         match self {
             Self::Mesh => f.write_str("mesh"),
             Self::Namespace(name) => write!(f, "namespace/{name}"),
+            Self::Newcomers(name) => write!(f, "newcomers/{name}"),
             Self::Workload(uid) => write!(f, "workload/{uid}"),
         }
     }
@@ -56,7 +60,7 @@ impl Snapshot {
     }
 
     /// What counts for a workload; `None` if nobody says anything, and then everything may be reached. One that is not known yet may be any of its
-    /// namespace, and may reach as little as whoever of those that are known there may reach least.
+    /// namespace, and may reach as little as whoever there may reach least.
     #[must_use]
     pub fn outbound(&self, namespace: &ArcStr, uid: &ArcStr) -> Option<&Outbound> {
         if self.outbound.len() == 0 {
@@ -64,19 +68,11 @@ impl Snapshot {
         }
         let of = |scope| self.outbound.get(&scope);
         of(Scope::Workload(uid.clone()))
-            .or_else(|| if self.workload_by_uid(uid).is_none() { self.least_of(namespace) } else { None })
+            .or_else(
+                || if self.workload_by_uid(uid).is_none() { of(Scope::Newcomers(namespace.clone())) } else { None },
+            )
             .or_else(|| of(Scope::Namespace(namespace.clone())))
             .or_else(|| of(Scope::Mesh))
-    }
-
-    fn least_of(&self, namespace: &ArcStr) -> Option<&Outbound> {
-        let is_there = |scope: &Scope| match scope {
-            // `CLUSTER/GROUP/KIND/NAMESPACE/NAME`
-            Scope::Workload(uid) => uid.split('/').nth(3) == Some(namespace),
-            Scope::Namespace(_) | Scope::Mesh => false,
-        };
-        let barred = self.outbound.iter().filter(|(scope, said)| said.registry_only && is_there(scope));
-        barred.map(|(_, said)| said).next()
     }
 }
 
@@ -87,12 +83,26 @@ mod tests {
 
     #[test]
     fn a_scope_is_read_as_it_is_written() {
-        let scopes =
-            [Scope::Mesh, Scope::Namespace("shop".into()), Scope::Workload("Kubernetes//Pod/shop/cart-1".into())];
+        let scopes = [
+            Scope::Mesh,
+            Scope::Namespace("shop".into()),
+            Scope::Newcomers("shop".into()),
+            Scope::Workload("Kubernetes//Pod/shop/cart-1".into()),
+        ];
         for scope in scopes {
             assert_eq!(Scope::parse(&scope.to_string()), Some(scope));
         }
-        for text in ["", "mesh/", "namespace", "namespace/", "namespace/a/b", "workload/", "pod/a"] {
+        for text in [
+            "",
+            "mesh/",
+            "namespace",
+            "namespace/",
+            "namespace/a/b",
+            "newcomers/",
+            "newcomers/a/b",
+            "workload/",
+            "pod/a",
+        ] {
             assert_eq!(Scope::parse(text), None, "{text:?}");
         }
     }
@@ -115,10 +125,14 @@ mod tests {
         let (a, b) = ("Kubernetes//Pod/shop/a", "Kubernetes//Pod/shop/b");
         let of_a = Change::Outbound(Scope::Workload(a.into()), said(true, "a"));
         assert_eq!(origin(of_a, &shop, a), found(true, "a"));
-        assert_eq!(origin(Change::Synced, &shop, b), found(true, "a"), "as long as nobody knows which one it is");
+        assert_eq!(origin(Change::Synced, &shop, b), found(false, "shop"), "one says nothing of another");
+        let of_new = Change::Outbound(Scope::Newcomers(shop.clone()), said(true, "new"));
+        assert_eq!(origin(of_new, &shop, b), found(true, "new"), "as long as nobody knows which one it is");
+        assert_eq!(origin(Change::Synced, &shop, a), found(true, "a"));
         assert_eq!(origin(Change::Synced, &other, b), found(true, "mesh"));
         assert_eq!(origin(Change::Workload(Workload::new(b, "shop", "b")), &shop, b), found(false, "shop"));
-        assert_eq!(origin(Change::RemoveOutbound(Scope::Workload(a.into())), &shop, a), found(false, "shop"));
+        assert_eq!(origin(Change::RemoveOutbound(Scope::Workload(a.into())), &shop, a), found(true, "new"));
+        assert_eq!(origin(Change::RemoveOutbound(Scope::Newcomers(shop.clone())), &shop, a), found(false, "shop"));
         assert_eq!(origin(Change::RemoveOutbound(Scope::Namespace(shop.clone())), &shop, "a"), found(true, "mesh"));
         assert_eq!(origin(Change::RemoveOutbound(Scope::Mesh), &shop, "a"), None);
     }

@@ -176,6 +176,21 @@ fn features_B18_SB_3_only_what_the_registry_knows_may_be_reached() -> Result<()>
         outside_becomes(&client, &[(&v4, true), (&v6, true), (name, true)])?;
         outside_becomes(&free, &[(&v4, true)])?;
         drop(held_free);
+
+        // Who is not known yet may be one that a Sidecar selects, also while that is nobody.
+        let selects = "{workloadSelector: {labels: {app: chosen}}, ";
+        lab.apply("sidecar", &sidecar("free", "REGISTRY_ONLY").replace("spec: {", &format!("spec: {selects}")))?;
+        let late = lab.add_pod(PodSpec::new("late").namespace("free"))?;
+        lab.forget(&late)?;
+        eventually("the agent to forget the pod", SOON, || {
+            ensure!(!agent.admin("/config_dump")?.body.contains(&late.ips()[0].to_string()));
+            Ok(())
+        })?;
+        late.node.kubelet().add(late.enrolment())?;
+        outside_becomes(&late, &[(&v4, false), (&v6, false)])?;
+        outside_becomes(&free, &[(&v4, true)])?;
+        lab.announce(&late)?;
+        outside_becomes(&late, &[(&v4, true), (&v6, true)])?;
         Ok(())
     })
 }

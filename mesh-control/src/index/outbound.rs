@@ -80,6 +80,12 @@ pub fn index<'a>(
             selecting.entry(sidecar.namespace.as_str()).or_default().push((&selector.labels, sidecar));
         }
     }
+    for (namespace, said) in made.of_newcomers(&shut.pods, &selecting, &of_mesh) {
+        let around = of_namespaces.get(namespace).unwrap_or(&around);
+        if !around.registry_only {
+            made.say(Scope::Newcomers(namespace.into()), &said, around);
+        }
+    }
     if selecting.is_empty() && shut.pods.is_empty() {
         return made;
     }
@@ -134,6 +140,25 @@ impl Made {
             registry_only: policy.mode.unwrap_or(OutboundMode::RegistryOnly) == OutboundMode::RegistryOnly,
             origin: format!("Sidecar {}/{}", sidecar.namespace, sidecar.name).into(),
         }
+    }
+
+    /// By namespace the first of those for some of its pods that leaves only the registry. Whom it is for nobody knows before the pod is known, so it holds
+    /// all that are not, also where it is for nobody yet.
+    fn of_newcomers<'a>(
+        &mut self,
+        unread: &BTreeMap<&'a str, Vec<(&'a Labels, Outbound)>>,
+        selecting: &BTreeMap<&'a str, Vec<Selecting<'a>>>,
+        of_mesh: &Outbound,
+    ) -> BTreeMap<&'a str, Outbound> {
+        let first = |(namespace, said): (&&'a str, &Vec<(_, Outbound)>)| Some((*namespace, said.first()?.1.clone()));
+        let mut least: BTreeMap<_, _> = unread.iter().filter_map(first).collect();
+        for (namespace, (_, sidecar)) in selecting.iter().flat_map(|(name, of)| of.iter().map(move |one| (name, one))) {
+            let said = self.said_by(sidecar, of_mesh);
+            if said.registry_only {
+                least.entry(namespace).or_insert(said);
+            }
+        }
+        least
     }
 
     fn say(&mut self, scope: Scope, said: &Outbound, around: &Outbound) {

@@ -251,6 +251,11 @@ impl Lab {
         self.sync()
     }
 
+    /// Removes the object of a pod that goes on: nobody knows it until something writes it again.
+    pub fn forget(&self, pod: &Pod) -> Result<()> {
+        self.manifests.remove(&pod_file(pod))
+    }
+
     /// Sets the Ready condition of a pod.
     pub fn set_ready(&self, pod: &Pod, ready: bool) -> Result<()> {
         lock(&pod.manifest).ready = ready;

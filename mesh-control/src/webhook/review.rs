@@ -158,9 +158,10 @@ fn problems(asked: &TypeMeta, mut object: Json, with_istio: bool) -> Vec<Problem
                     Object::Routing(of) => routing::is_ours(of, with_istio),
                     _ => false,
                 };
-                // Whether a waypoint acts on it only the joining knows: then its status says so.
+                // Whether a waypoint or a gateway acts on it only the joining knows: then its status says so. Of a Gateway what acts on it is made when it is
+                // let in.
                 let inaction = routing::inaction(key.kind)
-                    .filter(|_| !routing::is_of_waypoints(key.kind) && read.outcome.as_ref().is_ok_and(is_for_us));
+                    .filter(|_| !routing::is_acted_on(key.kind) && read.outcome.as_ref().is_ok_and(is_for_us));
                 // What Istio makes of its objects is not ours to refuse.
                 let is_istio_s = with_istio && key.kind.is_routing() && !key.kind.is_shared();
                 problems.extend(read.problems.into_iter().map(|problem| match problem.severity {
@@ -240,6 +241,7 @@ mod tests {
 
     const POLICY: (&str, &str, &str) = ("security.istio.io", "v1", "AuthorizationPolicy");
     const PEER: (&str, &str, &str) = ("security.istio.io", "v1beta1", "PeerAuthentication");
+    const GATEWAY: (&str, &str, &str) = ("gateway.networking.k8s.io", "v1", "Gateway");
     const MAP: (&str, &str, &str) = ("", "v1", "ConfigMap");
 
     fn object(spec: Json) -> Json {
@@ -253,6 +255,8 @@ mod tests {
         let broken = json!({ "rules": [{ "from": [{ "source": { "principles": ["a"] } }] }] });
         let worse = json!({ "rules": [{ "from": [{ "source": { "principles": ["a"] } }] }], "action": "MAYBE" });
         let leaving = json!({ "metadata": { "name": "p", "namespace": "shop", "deletionTimestamp": "2026-01-01T00:00:00Z" }, "spec": broken });
+        let waypoint = json!({ "gatewayClassName": "undermesh-waypoint", "listeners": [{ "name": "mesh", "port": 15008, "protocol": "HBONE" }] });
+        let gateway = json!({ "gatewayClassName": "undermesh", "listeners": [{ "name": "http", "port": 80, "protocol": "HTTP" }] });
         let unnamed = json!({ "metadata": { "generateName": "p-", "namespace": "shop" }, "spec": {} });
         for (what, kind, operation, new, old, allowed, message, warnings) in [
             ("good", POLICY, "CREATE", object(json!({ "rules": [{}] })), none.clone(), true, "", 0),
@@ -356,6 +360,30 @@ mod tests {
                 ("networking.istio.io", "v1", "WorkloadEntry"),
                 "CREATE",
                 object(json!({ "address": "192.0.2.1" })),
+                none.clone(),
+                true,
+                "",
+                0,
+            ),
+            ("a waypoint", GATEWAY, "CREATE", object(waypoint), none.clone(), true, "", 0),
+            ("a gateway", GATEWAY, "CREATE", object(gateway), none.clone(), true, "", 0),
+            (
+                "a class",
+                ("gateway.networking.k8s.io", "v1", "GatewayClass"),
+                "CREATE",
+                json!({ "metadata": { "name": "c" }, "spec": { "controllerName": crate::resource::routing::reference::CONTROLLER } }),
+                none.clone(),
+                true,
+                "",
+                0,
+            ),
+            (
+                "a gateway of Istio's kind, which pods of a Gateway may serve",
+                ("networking.istio.io", "v1", "Gateway"),
+                "CREATE",
+                object(
+                    json!({ "selector": { "istio": "egressgateway" }, "servers": [{ "port": { "number": 80, "name": "http", "protocol": "HTTP" }, "hosts": ["*"] }] }),
+                ),
                 none.clone(),
                 true,
                 "",

@@ -161,13 +161,16 @@ routing! {
     ReferenceGrant reference_grants,
 }
 
-/// Whether waypoints, or agents, act on objects of a kind: then it depends on what such an object is about whether it is in force.
-pub fn is_of_waypoints(kind: Kind) -> bool {
-    inaction(kind) == Some(NO_WAYPOINT)
+/// Whether waypoints, gateways or agents act on objects of a kind: then it depends on what such an object is about, or who serves it, whether it is in
+/// force.
+pub fn is_acted_on(kind: Kind) -> bool {
+    inaction(kind).is_some_and(|why| why == NO_WAYPOINT || why == NO_GATEWAY)
 }
 
 /// Why nothing of an object is in force that waypoints act on, where there is none for what it is about.
 pub const NO_WAYPOINT: &str = "known, not in force: there is no waypoint that acts on it";
+/// The same of gateways.
+const NO_GATEWAY: &str = "known, not in force: there is no gateway that acts on it";
 
 /// Why nothing of an object of a kind is in force, however good it is; where it depends on waypoints, whether there is one is to be seen.
 pub fn inaction(kind: Kind) -> Option<&'static str> {
@@ -184,7 +187,7 @@ pub fn inaction(kind: Kind) -> Option<&'static str> {
         | Kind::Telemetry => Some(NO_WAYPOINT),
         Kind::BackendTlsPolicy => Some("known, not in force: no gateway and no waypoint reaches what it is about"),
         Kind::IstioGateway | Kind::GatewayClass | Kind::Gateway | Kind::ListenerSet | Kind::ReferenceGrant => {
-            Some("known, not in force: there is no gateway that acts on it")
+            Some(NO_GATEWAY)
         }
         Kind::WorkloadEntry => Some("known, not in force: no ServiceEntry of its namespace selects it"),
         Kind::WorkloadGroup => {

@@ -12,6 +12,7 @@ use mesh_core::telemetry::expression::{Attribute, Datum};
 use mesh_transport::copy::{self, Outcome, Peer as CopyPeer};
 use mesh_transport::hbone::HboneStream;
 use mesh_transport::socket::Armed;
+use mesh_transport::tls::is_tls;
 use tokio::io::AsyncWriteExt;
 
 use crate::counted::Counted;
@@ -35,52 +36,45 @@ pub async fn serve(downstream: Arc<Downstream>, mut stream: HboneStream) {
     let Ok(bound) = downstream.bound() else { return };
     let settings = &downstream.lane.shared.settings;
     let sniffed = match bound.target.protocol() {
-        // Where the application's TLS may begin here, a client that begins it itself is told apart.
-        _ if steer::takes_all(&downstream, &bound) && begins_tls(&bound, &downstream.peer) => {
-            sniff(&mut stream, settings.sniff_timeout).await.map(|(_, prefix)| (Spoken::Other, prefix))
+        _ if steer::takes_all(&downstream, &bound) => Ok((Spoken::Other, None)),
+        // Where the application's TLS may begin here, clients may leave it out.
+        AppProtocol::Tls if own(&bound).is_some_and(|place| begins_tls(&bound, &place, &downstream.peer)) => {
+            sniff(&mut stream, settings.sniff_timeout).await.map(|(spoken, first)| (spoken, Some(first)))
         }
-        _ if steer::takes_all(&downstream, &bound) => Ok((Spoken::Other, Bytes::new())),
-        AppProtocol::Tls if begins_tls(&bound, &downstream.peer) => sniff(&mut stream, settings.sniff_timeout).await,
-        AppProtocol::Tcp if begins_tls(&bound, &downstream.peer) => {
-            sniff(&mut stream, settings.sniff_timeout).await.map(|(_, prefix)| (Spoken::Other, prefix))
-        }
-        AppProtocol::Tcp | AppProtocol::Tls => Ok((Spoken::Other, Bytes::new())),
+        AppProtocol::Tcp | AppProtocol::Tls => Ok((Spoken::Other, None)),
         // Whatever the port is said to speak, the client may speak both; only what is no HTTP is an error then, and hyper says so.
         AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => {
-            sniff(&mut stream, settings.idle_timeout).await.map(|(spoken, prefix)| match spoken {
-                Spoken::Other => (Spoken::Http1, prefix),
-                spoken => (spoken, prefix),
+            sniff(&mut stream, settings.idle_timeout).await.map(|(spoken, first)| match spoken {
+                Spoken::Other => (Spoken::Http1, Some(first)),
+                spoken => (spoken, Some(first)),
             })
         }
-        AppProtocol::Unknown => sniff(&mut stream, settings.sniff_timeout).await,
+        AppProtocol::Unknown => {
+            sniff(&mut stream, settings.sniff_timeout).await.map(|(spoken, first)| (spoken, Some(first)))
+        }
     };
     drop(bound);
-    let (spoken, prefix) = match sniffed {
+    let (spoken, first) = match sniffed {
         Ok(sniffed) => sniffed,
         Err(error) => return tracing::debug!(client = %downstream.peer.identity, %error, "a connection was lost"),
     };
     if spoken == Spoken::Other {
-        return tunnel(&downstream, stream, prefix).await;
+        return tunnel(&downstream, stream, first).await;
     }
     let serving = Serve { settings, watch: Arc::clone(&downstream.watch), drain: &downstream.drain };
     let requests = Arc::clone(&downstream);
     let handle = move |request| exchange::handle(Arc::clone(&requests), request);
-    if let Err(error) = serve_http(serving, spoken, stream, prefix, handle).await {
+    if let Err(error) = serve_http(serving, spoken, stream, first.unwrap_or_default(), handle).await {
         tracing::debug!(client = %downstream.peer.identity, %error, "a connection ended out of order");
     }
 }
 
-/// Copies to one endpoint. Dropping a stream before both of its directions ended is a reset for the client.
-async fn tunnel(downstream: &Downstream, mut stream: HboneStream, mut prefix: Bytes) {
+/// Copies to one endpoint. Dropping a stream before both of its directions ended is a reset for the client. `first`: what was read to see what is spoken, if
+/// somebody has looked.
+async fn tunnel(downstream: &Downstream, mut stream: HboneStream, first: Option<Bytes>) {
     let (client, asked) = (&downstream.peer.identity, &downstream.asked);
-    let connected = match steer::place(downstream, &mut stream, &mut prefix).await {
-        Ok(place) => match named(downstream, place.as_ref(), &mut stream, &mut prefix).await {
-            Ok(named) => connect(downstream, place.as_ref(), is_tls(&prefix), named.as_ref()).await,
-            Err(nowhere) => Err(nowhere),
-        },
-        Err(nowhere) => Err(nowhere),
-    };
-    let (endpoint, wire, permit) = match connected {
+    let (looked, mut prefix) = (first.is_some(), first.unwrap_or_default());
+    let (endpoint, wire, permit) = match reach(downstream, &mut stream, &mut prefix, looked).await {
         Ok(connected) => connected,
         Err((flag, error)) => {
             drop(count(downstream, None, Flags::of(flag)));
@@ -148,17 +142,39 @@ fn datum(downstream: &Downstream, attribute: Attribute) -> Option<Datum> {
     }
 }
 
-/// Whether somebody has said that applications of the service that is asked for are spoken to with TLS.
-fn begins_tls(bound: &Bound, peer: &Peer) -> bool {
-    let Target::Service { key, port, .. } = &bound.target else { return false };
-    let own = ClusterKey { service: key.clone(), port: *port, subset: Default::default() };
-    let policy = bound.view.cluster(&own, &bound.seen(peer)).and_then(|place| place.policy.as_ref().ok());
-    policy.and_then(|policy| policy.tls.server()).is_some_and(|server| server.end_to_end)
+/// Connects to where the connection leads. What has to be read for that is added to `first`.
+async fn reach(
+    downstream: &Downstream,
+    stream: &mut HboneStream,
+    first: &mut Bytes,
+    looked: bool,
+) -> Result<(Endpoint, Wire, Option<Permit>), steer::Nowhere> {
+    let place = steer::place(downstream, stream, first).await?;
+    let named = named(downstream, place.as_ref(), stream, first).await?;
+    if !looked && first.is_empty() {
+        let bound = downstream.bound().map_err(|why| ("NC", why.to_string()))?;
+        let begins = place.as_ref().is_some_and(|place| begins_tls(&bound, place, &downstream.peer));
+        drop(bound);
+        // A client that begins it itself is told apart.
+        if begins {
+            let limit = downstream.lane.shared.settings.sniff_timeout;
+            let (_, read) = sniff(stream, limit).await.map_err(|error| ("DC", error.to_string()))?;
+            *first = read;
+        }
+    }
+    connect(downstream, place.as_ref(), is_tls(first), named.as_ref()).await
 }
 
-/// Whether the first bytes are those of a handshake.
-fn is_tls(first: &[u8]) -> bool {
-    first.first() == Some(&22)
+/// The service that is asked for, as a place.
+fn own(bound: &Bound) -> Option<ClusterKey> {
+    let Target::Service { key, port, .. } = &bound.target else { return None };
+    Some(ClusterKey { service: key.clone(), port: *port, subset: Default::default() })
+}
+
+/// Whether somebody has said that applications of the place are spoken to with TLS.
+fn begins_tls(bound: &Bound, place: &ClusterKey, peer: &Peer) -> bool {
+    let policy = bound.view.cluster(place, &bound.seen(peer)).and_then(|place| place.policy.as_ref().ok());
+    policy.and_then(|policy| policy.tls.server()).is_some_and(|server| server.end_to_end)
 }
 
 /// Where the name leads that the client asks for in TLS, if it connects to a service of which only a pattern is known.

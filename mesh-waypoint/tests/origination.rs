@@ -14,8 +14,10 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use mesh_core::Change;
+use mesh_core::l4::{ConnectionRoutes, Group, Place, Rule as Route, Split};
 use mesh_core::l7::cluster::{Policy, Pool, ServerName, Speaks, Tls};
-use mesh_core::l7::{Cluster, Clusters, Table};
+use mesh_core::l7::{Cluster, Clusters, Table, Target};
 use mesh_core::listener::{Certificates, Credential, Secret};
 use mesh_core::telemetry::{AccessLog, LogFormat, Scopes, Telemetry};
 use mesh_waypoint::Settings;
@@ -248,10 +250,27 @@ async fn before_an_application(acceptor: TlsAcceptor) -> (Waypoint, Arc<AtomicUs
     (waypoint, count)
 }
 
+/// What an application answers a client that begins TLS itself.
+async fn asked_in_tls(waypoint: &Waypoint, authority: &str, world: &Authority) -> String {
+    let stream = waypoint.stream(authority).await.unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(world.pem().as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let client = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let client = client.with_root_certificates(roots).with_no_client_auth();
+    let connecting =
+        tokio_rustls::TlsConnector::from(Arc::new(client)).connect("b.example".try_into().unwrap(), stream);
+    let stream = soon("handshake", connecting).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let answer = whole(soon("answer", sender.send_request(get("/"))).await.unwrap()).await;
+    text(&answer).to_owned()
+}
+
 #[tokio::test]
 async fn features_GA_TLS_of_an_application_begins_inside_of_its_tunnel() {
     let (world, other) = (Authority::new(), Authority::new());
-    let (waypoint, handshakes) = before_an_application(ends(world.issue(&["b.example"]), None)).await;
+    let (mut waypoint, handshakes) = before_an_application(ends(world.issue(&["b.example"]), None)).await;
     let credentials = [("shop/world", credential(&world, None)), ("shop/other", credential(&other, None))];
     waypoint.state.set_certificates(known(&credentials));
     let of = |roots: &str| {
@@ -271,23 +290,19 @@ async fn features_GA_TLS_of_an_application_begins_inside_of_its_tunnel() {
     assert_eq!(handshakes.load(SeqCst), 1);
     // A client that begins it itself is not in two of them.
     say(&waypoint, of("shop/world"));
-    let stream = waypoint.stream(ASK).await.unwrap();
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(world.pem().as_bytes()).unwrap()).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let client = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let client = client.with_root_certificates(roots).with_no_client_auth();
-    let connecting =
-        tokio_rustls::TlsConnector::from(Arc::new(client)).connect("b.example".try_into().unwrap(), stream);
-    let stream = soon("handshake", connecting).await.unwrap();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-    tokio::spawn(connection);
-    let answer = whole(soon("answer", sender.send_request(get("/"))).await.unwrap()).await;
-    assert_eq!(text(&answer), "sni=b.example alpn=- shown=0 HTTP/1.1");
+    assert_eq!(asked_in_tls(&waypoint, ASK, &world).await, "sni=b.example alpn=- shown=0 HTTP/1.1");
+    // Nor is one that routes of another service lead here.
+    let split = Split::new(vec![Place { target: Target::Cluster(cluster("a")), weight: 1 }]).unwrap();
+    let rule = Route { origin: "TLSRoute shop/front".into(), conditions: Vec::new(), split };
+    let groups = vec![Group { rules: vec![rule], ..Group::default() }];
+    let mut changes = Backend::new("front", "10.96.0.12", &[]).changes();
+    changes.push(Change::Connections(ConnectionRoutes { service: name("front"), groups }));
+    waypoint.state.set_snapshot(waypoint.store.apply(changes).snapshot);
+    assert_eq!(asked_in_tls(&waypoint, "10.96.0.12:80", &world).await, "sni=b.example alpn=- shown=0 HTTP/1.1");
     // What a DestinationRule says is about endpoints outside of the mesh: a tunnel is enough.
     say(&waypoint, with(Tls::Simple(named(&[]))));
     assert_ne!(waypoint.ask(ASK, get("/")).await.status(), StatusCode::OK);
-    assert_eq!(handshakes.load(SeqCst), 2);
+    assert_eq!(handshakes.load(SeqCst), 3);
 }
 
 #[tokio::test]

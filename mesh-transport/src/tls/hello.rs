@@ -13,6 +13,14 @@ use tokio::time::Instant;
 
 /// As much of a connection is looked at. A first message with post-quantum keys has some 2 KiB; a longer one than this has no name for us.
 const LIMIT: usize = 16 * 1024;
+/// The type of a record with which TLS begins.
+const HANDSHAKE: u8 = 22;
+
+/// Whether the first bytes of a connection, if there are any, are those of TLS.
+#[must_use]
+pub fn is_tls(bytes: &[u8]) -> bool {
+    bytes.first() == Some(&HANDSHAKE)
+}
 
 /// What the first bytes of a connection say.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ mod verify;
 pub use certificate::{CertificateError, IdentityCertificate, Roots};
 pub use handshake::{HandshakeError, TlsStream};
 pub(crate) use handshake::{KeySchedule, accept, connect, say_busy};
-pub use hello::{Hello, judge as judge_hello, peek_server_name};
+pub use hello::{Hello, is_tls, judge as judge_hello, peek_server_name};
 pub(crate) use record::{
     CONTENT_ALERT, CONTENT_DATA, CONTENT_HANDSHAKE, Front, Opener, RECORD_CONTENT, RECORD_HEADER, Sealer, TRAILER,
 };

@@ -4,13 +4,12 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use mesh_transport::tls::is_tls;
 use rustls::server::Acceptor;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Most bytes of a first message. The largest honest one, with keys against quantum computers, is a few thousand.
 const MOST: usize = 64 * 1024;
-/// What a record of a handshake begins with.
-const HANDSHAKE: u8 = 0x16;
 
 /// What was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +53,7 @@ async fn read<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> Result<Hello
         if stream.read_buf(&mut bytes).await? == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
-        if bytes[0] != HANDSHAKE {
+        if !is_tls(&bytes) {
             return Err(NoHello::NotTls);
         }
         let mut fresh = &bytes[before..];
@@ -129,11 +128,11 @@ mod tests {
         assert_eq!(ask(vec![b"GET / HTTP/1.1\r\n\r\n".to_vec()], false).await, Err("not_tls".to_owned()));
         assert!(ask(vec![good[..50].to_vec()], true).await.is_err());
         // A record that is longer than any.
-        assert!(ask(vec![vec![HANDSHAKE, 3, 1, 0xff, 0xff], vec![0; 70_000]], false).await.is_err());
+        assert!(ask(vec![vec![22, 3, 1, 0xff, 0xff], vec![0; 70_000]], false).await.is_err());
         // A message of 10 MiB, in records as long as may be.
-        let mut record = vec![HANDSHAKE, 3, 1, 0x40, 0x00, 1, 0xa0, 0, 0];
+        let mut record = vec![22, 3, 1, 0x40, 0x00, 1, 0xa0, 0, 0];
         record.resize(5 + 0x4000, 0);
-        let mut next = vec![HANDSHAKE, 3, 1, 0x40, 0x00];
+        let mut next = vec![22, 3, 1, 0x40, 0x00];
         next.resize(5 + 0x4000, 0);
         assert!(ask(std::iter::once(record).chain(std::iter::repeat_n(next, 8)).collect(), false).await.is_err());
     }

@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::collector;
 use crate::config::{Config, EXIT_CONFIG, EXIT_SYSTEM, EXIT_UNAVAILABLE};
+use crate::downstream;
 use crate::edge::ports;
 use crate::engine::Engine;
 use crate::inbound;
@@ -190,7 +191,7 @@ impl Sink for Applied {
     fn apply(&mut self, changes: Vec<Change>) -> Result<(), String> {
         let snapshot = self.store.apply(changes).snapshot;
         let synced = snapshot.is_synced();
-        self.shared.state.set_snapshot(snapshot);
+        downstream::follow(&self.shared, snapshot);
         self.complete.send_if_modified(|known| synced && !std::mem::replace(known, true));
         Ok(())
     }

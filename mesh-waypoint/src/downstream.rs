@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use mesh_core::authorize::{Connection, authorize};
 use mesh_core::l7::{self, Applied, ClusterKey};
-use mesh_core::{Identity, NamespacedName, Workload};
+use mesh_core::{Identity, NamespacedName, Snapshot, Workload};
 use mesh_runtime::DrainToken;
 use mesh_transport::hbone::Authority;
 use parking_lot::Mutex;
@@ -17,13 +17,16 @@ use crate::engine::Lane;
 use crate::entry::Entry;
 use crate::guard::Limiter;
 use crate::http::io::Watch;
+use crate::leads::Lead;
 use crate::peer::Peer;
 use crate::places::{Found, NoEndpoint};
+use crate::shared::Shared;
 use crate::state::View;
 use crate::target::{self, NotOurs, Target};
 use crate::telemetry::Plan;
 
-/// A service may be let go while requests are on their way here: what is connected is served as before for so long, and told to end.
+/// A service may be let go while requests are on their way here: what is connected has been told to end (`leads`), and is served as before for so long after
+/// all that is idle is closed.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// Verdicts about endpoints that one connection keeps.
 const VERDICTS: usize = 64;
@@ -42,11 +45,12 @@ pub struct Downstream {
     pub entry: Option<Entry>,
     /// What it does, for its deadlines.
     pub watch: Arc<Watch>,
-    /// When the process stops.
+    /// When it is to end: with the process, or when what it leads to is let go.
     pub drain: DrainToken,
     /// What the client has proved, as policies write it.
     pub principal: String,
     bound: Mutex<Option<Arc<Bound>>>,
+    _lead: Option<Arc<Lead>>,
 }
 
 /// A connection under one view.
@@ -66,12 +70,20 @@ pub struct Bound {
     places: Mutex<Vec<Found>>,
 }
 
+/// Puts in force other workloads, services or policies. Connections to what this waypoint is no more for are told to end.
+pub fn follow(shared: &Shared, snapshot: Arc<Snapshot>) {
+    shared.state.set_snapshot(Arc::clone(&snapshot));
+    shared.leads.let_go(|asked| target::find(&snapshot, &shared.own, asked).is_err());
+}
+
 impl Downstream {
     /// A connection that was asked for.
     #[must_use]
     pub fn new(lane: Arc<Lane>, peer: Peer, asked: Authority, drain: DrainToken) -> Self {
-        let (principal, drain) = (peer.identity.principal(), drain.earlier());
-        Self { lane, peer, asked, entry: None, watch: Arc::default(), drain, principal, bound: Mutex::default() }
+        let lead = lane.shared.leads.to(&asked, &drain);
+        let (principal, drain) = (peer.identity.principal(), lead.drain.clone());
+        let (watch, bound) = Default::default();
+        Self { lane, peer, asked, entry: None, watch, drain, principal, bound, _lead: Some(lead) }
     }
 
     /// A connection from outside of the mesh. Endpoints are asked in the gateway's own name; to policies and rules the client is nobody.
@@ -79,7 +91,8 @@ impl Downstream {
     pub fn at_edge(lane: Arc<Lane>, entry: Entry, drain: DrainToken) -> Self {
         let peer = lane.shared.own.as_peer();
         let asked = Authority::Address((peer.address.ip(), entry.bind).into());
-        Self { entry: Some(entry), principal: String::new(), ..Self::new(lane, peer, asked, drain) }
+        let (watch, principal, bound) = Default::default();
+        Self { lane, peer, asked, entry: Some(entry), watch, drain, principal, bound, _lead: None }
     }
 
     /// Where the client is.
@@ -109,7 +122,7 @@ impl Downstream {
         self.entry.as_ref().map_or("http", Entry::scheme)
     }
 
-    /// What is true of it now; for [`FAREWELL`] after that has changed to being let go what was true before, policies included, and the connection drains.
+    /// What is true of it now; for a while after that has changed to being let go what was true before, policies included.
     pub fn bound(&self) -> Result<Arc<Bound>, NotOurs> {
         let view = self.lane.shared.state.view();
         let mut held = self.bound.lock();
@@ -120,10 +133,9 @@ impl Downstream {
         let target = match &self.entry {
             None => match (target::find(&view.snapshot, own, &self.asked), &*held) {
                 (Err(NotOurs::NotBound), Some(last)) => {
-                    let last = Arc::clone(last);
-                    self.drain.start();
                     let since = last.view.replaced.get().copied().unwrap_or_else(Instant::now);
-                    return if since.elapsed() < FAREWELL { Ok(last) } else { Err(NotOurs::NotBound) };
+                    let limit = self.lane.shared.settings.drain_idle + FAREWELL;
+                    return if since.elapsed() < limit { Ok(Arc::clone(last)) } else { Err(NotOurs::NotBound) };
                 }
                 (found, _) => found?,
             },

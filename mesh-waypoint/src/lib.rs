@@ -28,6 +28,7 @@ pub mod fuzz;
 pub mod guard;
 pub mod http;
 pub mod inbound;
+pub mod leads;
 pub mod names;
 pub mod origination;
 pub mod peer;

@@ -11,6 +11,7 @@ use mesh_runtime::ticks;
 use mesh_transport::hbone::{Acceptor, AcceptorConfig, Baggage, Pool as Tunnels, PoolConfig};
 use mesh_transport::tls::IdentityCertificate;
 
+use crate::leads::Leads;
 use crate::names::Names;
 use crate::peer::Peer;
 use crate::places::Places;
@@ -88,6 +89,8 @@ pub struct Shared {
     pub datagrams: Arc<Datagrams>,
     /// Names of requests that were looked up.
     pub names: Names,
+    /// What connections of clients lead to. Its lock is taken for new connections, not for requests.
+    pub leads: Leads,
     /// Tunnels to endpoints. Its lock is taken for new connections, not for requests.
     pub tunnels: Tunnels,
     acceptor: Acceptor,
@@ -110,6 +113,7 @@ impl Shared {
             datagram_places: Places::default(),
             datagrams: Arc::default(),
             names: Names::default(),
+            leads: Leads::default(),
             tunnels: Tunnels::new(PoolConfig::default()),
             acceptor,
             started: Instant::now(),

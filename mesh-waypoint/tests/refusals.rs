@@ -4,15 +4,18 @@
 mod support;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::policy::{Action, Policy};
 use mesh_core::{Change, Service};
 use mesh_transport::hbone::HboneError;
+use mesh_waypoint::Settings;
+use mesh_waypoint::downstream::follow;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -53,11 +56,40 @@ async fn a_connection_outlives_the_binding_of_its_service_by_what_is_on_its_way(
     let connection = tokio::spawn(connection);
     let bound = waypoint.state.view().snapshot.service_by_host("app.shop.svc.cluster.local")[0].clone();
     let service = Service { waypoint: None, ..Service::clone(&bound) };
-    waypoint.state.set_snapshot(waypoint.store.apply(vec![Change::Service(service)]).snapshot);
+    follow(waypoint.engine.shared(), waypoint.store.apply(vec![Change::Service(service)]).snapshot);
     let answer = whole(soon("answer", sender.send_request(get("/"))).await.unwrap()).await;
     assert_eq!((answer.status(), &answer.headers()["connection"]), (StatusCode::OK, &"close".parse().unwrap()));
     soon("end", connection).await.unwrap().unwrap();
     assert!(soon("refusal", waypoint.stream(ASK)).await.is_err());
+}
+
+/// One that is idle asks for nothing, and would be refused whenever it does.
+#[tokio::test]
+async fn idle_connections_end_when_their_service_is_let_go() {
+    let app = echo("app").await;
+    let backends = [Backend::new("app", VIP, &[app]), Backend::new("other", "10.96.0.11", &[app])];
+    let settings = Settings { drain_idle: Duration::from_millis(50), ..Settings::default() };
+    let mut waypoint = Waypoint::with(&backends, Default::default(), settings).await;
+    let stream = waypoint.stream(ASK).await.unwrap();
+    let (mut one, first) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    let first = tokio::spawn(first);
+    let stream = waypoint.stream(ASK).await.unwrap();
+    let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    let (mut two, second) = builder.handshake(TokioIo::new(stream)).await.unwrap();
+    let second = tokio::spawn(second);
+    let stream = waypoint.stream("10.96.0.11:80").await.unwrap();
+    let (mut others, stays) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(stays);
+    assert_eq!(whole(one.send_request(get("/")).await.unwrap()).await.status(), StatusCode::OK);
+    assert_eq!(whole(two.send_request(get("/")).await.unwrap()).await.status(), StatusCode::OK);
+    assert_eq!(whole(others.send_request(get("/")).await.unwrap()).await.status(), StatusCode::OK);
+    let bound = waypoint.state.view().snapshot.service_by_host("app.shop.svc.cluster.local")[0].clone();
+    let service = Service { waypoint: None, ..Service::clone(&bound) };
+    follow(waypoint.engine.shared(), waypoint.store.apply(vec![Change::Service(service)]).snapshot);
+    soon("the end of HTTP/1.1", first).await.unwrap().unwrap();
+    soon("the end of HTTP/2", second).await.unwrap().unwrap();
+    soon("the other service", others.ready()).await.unwrap();
+    assert_eq!(whole(others.send_request(get("/")).await.unwrap()).await.status(), StatusCode::OK);
 }
 
 #[tokio::test]

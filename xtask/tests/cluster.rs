@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use support::{Cluster, XTASK, can_run};
+use support::{Cluster, XTASK, can_run, remains};
 
 /// A pod that comes back after its node's reboot, and a service in front of it.
 const OBJECTS: &str = r#"
@@ -95,6 +95,46 @@ fn a_cluster_runs_pods_survives_a_reboot_and_leaves_nothing() {
     cluster.run(&["start", "kube-apiserver"]);
     cluster.eventually("the API server again", || kubectl("get nodes").status.success());
 
+    cluster.leaves_nothing();
+}
+
+#[test]
+fn of_a_cluster_that_does_not_come_up_nothing_is_left() {
+    if !can_run("cluster") {
+        return;
+    }
+    let cluster = Cluster::free().next().expect("a number that is free");
+    let index = cluster.index.clone();
+    let in_the_way = |what: &str| {
+        let added = Command::new("ip").args(["netns", "add", &format!("um{index}-{what}")]).status();
+        assert!(added.expect("ip starts").success());
+    };
+    let said = |output: std::process::Output| {
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    // etcd and the API server run when it comes to the first node.
+    in_the_way("n1");
+    let error = said(cluster.verb(&["up"]));
+    assert_eq!(remains(&index), [""; 0], "{error}");
+    assert!(
+        error.contains(&format!("cluster {index} did not come up and was taken down, its logs are in ")),
+        "{error}"
+    );
+    let logs = Path::new(XTASK).ancestors().nth(2).expect("a target folder").join(format!("cluster{index}-failed"));
+    assert!(logs.join("etcd.log").exists(), "{error}");
+    fs::remove_dir_all(logs).expect("removed");
+
+    // What stands is named, before anything is built, and stays.
+    in_the_way("sw");
+    let there =
+        format!("error: cluster {index} is there already: `cargo xtask cluster --cluster {index} down` ends it");
+    let mut conformance = Command::new(XTASK);
+    conformance.args(["conformance", "--fresh", "--cluster", &index]);
+    for said in [said(cluster.verb(&["up"])), said(conformance.output().expect("xtask starts"))] {
+        assert!(said.starts_with(&there) && said.lines().count() == 1, "{said}");
+    }
+    assert!(Path::new(&format!("/run/netns/um{index}-sw")).exists());
     cluster.leaves_nothing();
 }
 

@@ -58,6 +58,8 @@ enum Verb {
     },
     /// Stop and remove all of the cluster.
     Down,
+    /// Print the first number that no cluster of this machine has.
+    Free,
     /// Run kubectl as the cluster's admin.
     #[command(disable_help_flag = true)]
     Kubectl {
@@ -165,7 +167,7 @@ impl Cluster {
         ensure!(network::exists(self.plan), "there is no cluster {index}: `cargo xtask cluster up` makes it");
         ensure!(
             self.folder.join("log").exists(),
-            "cluster {index} was started from another target folder: use it from there, or `cluster down`"
+            "cluster {index} was started from another target folder: use it from there, or `cargo xtask cluster --cluster {index} down`"
         );
         Ok(())
     }
@@ -174,6 +176,15 @@ impl Cluster {
 /// An address that services of type LoadBalancer of a cluster may ask for, and that is not given to others soon.
 pub fn service_address(index: u8) -> String {
     Plan { index, primary: Family::V4 }.balancer(200).v4
+}
+
+/// Fails with one line if the cluster exists.
+pub fn must_be_free(index: u8) -> Result<()> {
+    network::must_be_free(Plan { index, primary: Family::V4 })
+}
+
+fn free() -> Result<u8> {
+    (0..CLUSTERS).find(|index| must_be_free(*index).is_ok()).context("all clusters of this machine are there already")
 }
 
 /// Runs the verb.
@@ -194,6 +205,9 @@ pub fn run(args: &Args) -> Result<()> {
             image = image.busybox(&run::find("busybox").context("busybox is gone")?)?;
         }
         return image::write(&image, archive).map(drop);
+    }
+    if let Verb::Free = args.verb {
+        return free().map(|index| println!("{index}"));
     }
     if let Verb::Up { .. } = args.verb {
         run::need(&NEEDED)?;

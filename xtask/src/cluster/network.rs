@@ -15,12 +15,25 @@ fn ip(netns: Option<&str>, line: &str) -> Result<()> {
     process::output(command.args(line.split_whitespace())).map(drop)
 }
 
-/// Makes the switch. It fails if the cluster exists, so of two who try at the same time one wins.
-pub fn claim(plan: Plan) -> Result<()> {
+/// Fails if the cluster exists.
+pub fn must_be_free(plan: Plan) -> Result<()> {
     let index = plan.index;
-    ensure!(!exists(plan), "cluster {index} is there already: `cluster down` ends it, `--cluster N` makes another one");
+    ensure!(
+        !exists(plan),
+        "cluster {index} is there already: `cargo xtask cluster --cluster {index} down` ends it, `--cluster N` takes another number, and `cargo xtask cluster free` names one"
+    );
+    Ok(())
+}
+
+/// Makes the namespace of the switch. It fails if the cluster exists, so of two who try at the same time one wins.
+pub fn claim(plan: Plan) -> Result<()> {
+    must_be_free(plan)?;
+    ip(None, &format!("netns add {}", plan.switch()))
+}
+
+/// Makes the switch.
+pub fn switch_on(plan: Plan) -> Result<()> {
     let switch = plan.switch();
-    ip(None, &format!("netns add {switch}"))?;
     ip(Some(&switch), "link set lo up")?;
     ip(Some(&switch), "link add br0 type bridge")?;
     ip(Some(&switch), "link set br0 up")

@@ -8,17 +8,13 @@ use std::io::Write;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-/// Starts a cluster that is not there yet.
+/// Starts a cluster that is not there yet. Of one that does not come up nothing is left but its logs.
 pub fn up(cluster: &Cluster, nodes: u8) -> Result<()> {
+    network::must_be_free(cluster.plan)?;
     programs::build()?;
     let start = Instant::now();
     network::claim(cluster.plan)?;
-    make(cluster, nodes).with_context(|| {
-        format!(
-            "`cluster down` removes what was started; until then its logs are in {}",
-            cluster.folder.join("log").display()
-        )
-    })?;
+    make(cluster, nodes).map_err(|error| give_up(cluster, error))?;
     eprintln!("cluster {} is up: {nodes} nodes, after {:.1} s", cluster.plan.index, start.elapsed().as_secs_f32());
     Ok(())
 }
@@ -30,6 +26,7 @@ fn make(cluster: &Cluster, nodes: u8) -> Result<()> {
     if cluster.plan.primary == Family::V6 {
         fs::write(cluster.folder.join("ipv6"), "")?;
     }
+    network::switch_on(cluster.plan)?;
     pki::create(cluster)?;
     network::attach(cluster.plan, Host::Control)?;
     control::start(cluster, Part::Etcd)?;
@@ -56,6 +53,19 @@ fn make(cluster: &Cluster, nodes: u8) -> Result<()> {
     }
     cluster.kubectl(&["--namespace=kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s"])?;
     Ok(())
+}
+
+/// Takes down what there is of a cluster that cannot be made. Its logs stay until another one of its number fails.
+fn give_up(cluster: &Cluster, error: anyhow::Error) -> anyhow::Error {
+    let index = cluster.plan.index;
+    let kept = cluster.folder.with_file_name(format!("cluster{index}-failed"));
+    let _ = fs::remove_dir_all(&kept);
+    let logs = fs::rename(cluster.folder.join("log"), &kept).map(|()| format!(", its logs are in {}", kept.display()));
+    let end = match down(cluster) {
+        Ok(()) => "was taken down".to_owned(),
+        Err(left) => format!("is not all down (`cargo xtask cluster --cluster {index} down` tries again: {left:#})"),
+    };
+    error.context(format!("cluster {index} did not come up and {end}{}", logs.unwrap_or_default()))
 }
 
 fn apply(cluster: &Cluster, objects: &str) -> Result<()> {

@@ -55,6 +55,10 @@ impl Args {
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<()> {
     run::need(&["go", "openssl", "nsenter"])?;
+    if args.fresh {
+        // Before the suite is built: that takes minutes, and what stands is not ours to take down.
+        crate::cluster::must_be_free(args.cluster)?;
+    }
     let suite = suite::build()?;
     if args.build {
         println!("{}", suite.display());

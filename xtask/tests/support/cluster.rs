@@ -16,20 +16,10 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// The first free one from the top: people use them from the bottom.
+    /// The first free one that comes up.
+    #[allow(dead_code, reason = "each test file uses its part")]
     pub fn up(options: &[&str]) -> Cluster {
-        for index in (1..8).rev() {
-            // Tests that run beside this one, in this process or another, want another cluster.
-            let path = std::env::temp_dir().join(format!("undermesh-cluster{index}.lock"));
-            let claim = File::options().create(true).append(true).open(path).expect("a lock");
-            let index = index.to_string();
-            if claim.try_lock().is_err() || Path::new(&format!("/run/netns/um{index}-sw")).exists() {
-                continue;
-            }
-            // It waits for our end, which it notices by the end of its input, also when we are killed.
-            let line = format!("read -r _; exec '{XTASK}' cluster --cluster {index} down");
-            let janitor = Command::new("sh").args(["-c", &line]).stdin(Stdio::piped()).spawn().expect("a janitor");
-            let mut cluster = Cluster { index, janitor: Some(janitor), claim: Some(claim) };
+        for mut cluster in Cluster::free() {
             let output = cluster.verb(&[&["up"], options].concat());
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
             if said.contains("is there already") {
@@ -42,6 +32,23 @@ impl Cluster {
             return cluster;
         }
         panic!("all clusters of this machine are in use");
+    }
+
+    /// Free ones, none of them up, from the top: people use them from the bottom.
+    pub fn free() -> impl Iterator<Item = Cluster> {
+        (1..8).rev().filter_map(|index| {
+            // Tests that run beside this one, in this process or another, want another cluster.
+            let path = std::env::temp_dir().join(format!("undermesh-cluster{index}.lock"));
+            let claim = File::options().create(true).append(true).open(path).expect("a lock");
+            let index = index.to_string();
+            if claim.try_lock().is_err() || Path::new(&format!("/run/netns/um{index}-sw")).exists() {
+                return None;
+            }
+            // It waits for our end, which it notices by the end of its input, also when we are killed.
+            let line = format!("read -r _; exec '{XTASK}' cluster --cluster {index} down");
+            let janitor = Command::new("sh").args(["-c", &line]).stdin(Stdio::piped()).spawn().expect("a janitor");
+            Some(Cluster { index, janitor: Some(janitor), claim: Some(claim) })
+        })
     }
 
     pub fn verb(&self, arguments: &[&str]) -> Output {
@@ -97,7 +104,9 @@ impl Cluster {
             let output = self.verb(&[&["kubectl", "--request-timeout=10s"], &words[..]].concat());
             text += &format!("--- {line}\n{}", String::from_utf8_lossy(&output.stdout));
         }
-        for entry in fs::read_dir(target.join(format!("cluster{}/log", self.index))).into_iter().flatten().flatten() {
+        // One that did not come up is gone, but for its logs.
+        let folders = ["/log", "-failed"].map(|end| target.join(format!("cluster{}{end}", self.index)));
+        for entry in folders.iter().flat_map(fs::read_dir).flatten().flatten() {
             let log = String::from_utf8_lossy(&fs::read(entry.path()).unwrap_or_default()).into_owned();
             let lines: Vec<&str> = log.lines().rev().take(5).collect();
             text += &format!("--- {}\n", entry.file_name().to_string_lossy());
@@ -147,7 +156,7 @@ fn hindrance() -> Option<String> {
 }
 
 /// What of a cluster the machine still shows.
-fn remains(index: &str) -> Vec<String> {
+pub fn remains(index: &str) -> Vec<String> {
     let prefix = format!("um{index}-");
     let mut found = Vec::new();
     let mut folders = vec!["/run/netns".into(), "/sys/fs/cgroup".into()];

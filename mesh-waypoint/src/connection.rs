@@ -61,7 +61,8 @@ pub async fn serve(downstream: Arc<Downstream>, mut stream: HboneStream) {
     if spoken == Spoken::Other {
         return tunnel(&downstream, stream, first).await;
     }
-    let serving = Serve { settings, watch: Arc::clone(&downstream.watch), drain: &downstream.drain };
+    let Downstream { watch, drain, lane, .. } = &*downstream;
+    let serving = Serve { settings, watch: Arc::clone(watch), drain, spare: &lane.spare };
     let requests = Arc::clone(&downstream);
     let handle = move |request| exchange::handle(Arc::clone(&requests), request);
     if let Err(error) = serve_http(serving, spoken, stream, first.unwrap_or_default(), handle).await {

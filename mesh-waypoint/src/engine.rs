@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
+use crate::http::cork::Spare;
 use crate::shared::Shared;
 use crate::telemetry::{self, Meters};
 use crate::upstream::Pool;
@@ -34,6 +35,8 @@ pub struct Lane {
     pub mirrors: AtomicUsize,
     /// In which lines of the log are made.
     pub scratch: Mutex<[String; 2]>,
+    /// In which answers of HTTP/2 wait for the end of a round.
+    pub spare: Arc<Spare>,
     /// Connections from outside of the mesh.
     edge: Arc<AtomicUsize>,
 }
@@ -78,6 +81,7 @@ impl Engine {
                 meters: Arc::default(),
                 mirrors: AtomicUsize::new(0),
                 scratch: Mutex::default(),
+                spare: Arc::default(),
                 edge: Arc::default(),
             })
         };

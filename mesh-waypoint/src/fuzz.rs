@@ -80,7 +80,7 @@ fn requests(data: &[u8]) -> Vec<(Method, Uri)> {
     };
     let stream = tokio::io::join(Cursor::new(data.to_vec()), tokio::io::sink());
     let (settings, drain) = (Settings::default(), Drain::new());
-    let serving = Serve { settings: &settings, watch: Arc::default(), drain: &drain.token() };
+    let serving = Serve { settings: &settings, watch: Arc::default(), drain: &drain.token(), spare: &Arc::default() };
     let _ = runtime.block_on(serve(serving, Spoken::Http1, stream, bytes::Bytes::new(), handle));
     std::mem::take(&mut *seen.lock().unwrap_or_else(PoisonError::into_inner))
 }

@@ -12,8 +12,23 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Bytes that may wait; more are sent before the round has ended.
 const MOST: usize = 64 * 1024;
-/// Bytes of room that a connection keeps while nothing waits.
-const KEPT: usize = 4 * 1024;
+
+/// Room for what waits, which the connections of a lane take in turn: rounds come one after the other, so one that nobody holds up needs it for its round only.
+#[derive(Debug, Default)]
+pub struct Spare(Mutex<Vec<u8>>);
+
+impl Spare {
+    fn take(&self) -> Vec<u8> {
+        let mut room = std::mem::take(&mut *self.0.lock());
+        room.reserve_exact(MOST);
+        room
+    }
+
+    fn put(&self, mut room: Vec<u8>) {
+        room.clear();
+        *self.0.lock() = room;
+    }
+}
 
 /// The stream below, shared by the connection, which reads and writes it as [`Corked`], and by whoever runs the connection and ends its rounds. Both are of one
 /// task.
@@ -30,6 +45,7 @@ struct Gathered<S> {
     is_held: bool,
     /// What went wrong between two writes; the next one is told.
     broken: Option<io::Error>,
+    spare: Arc<Spare>,
 }
 
 /// What the connection sees of it: a flush does nothing, the round's end does.
@@ -37,8 +53,9 @@ struct Gathered<S> {
 pub struct Corked<S>(Arc<Cork<S>>);
 
 /// Around a stream: what ends the rounds, and what the connection gets.
-pub fn cork<S>(stream: S) -> (Arc<Cork<S>>, Corked<S>) {
-    let cork = Arc::new(Cork(Mutex::new(Gathered { stream, out: Vec::new(), sent: 0, is_held: false, broken: None })));
+pub fn cork<S>(stream: S, spare: Arc<Spare>) -> (Arc<Cork<S>>, Corked<S>) {
+    let gathered = Gathered { stream, out: Vec::new(), sent: 0, is_held: false, broken: None, spare };
+    let cork = Arc::new(Cork(Mutex::new(gathered)));
     (Arc::clone(&cork), Corked(cork))
 }
 
@@ -79,10 +96,9 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
     }
 
     fn empty(&mut self) {
-        self.out.clear();
         self.sent = 0;
-        if self.out.capacity() > KEPT {
-            self.out = Vec::new();
+        if self.out.capacity() > 0 {
+            self.spare.put(std::mem::take(&mut self.out));
         }
     }
 
@@ -104,10 +120,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Corked<S> {
         if gathered.out.len() >= MOST {
             ready!(gathered.drain(cx))?;
         }
-        let taken = bytes.len().min(MOST);
         if gathered.out.capacity() == 0 {
-            gathered.out.reserve_exact(KEPT.max(taken));
+            gathered.out = gathered.spare.take();
         }
+        let taken = bytes.len().min(MOST - gathered.out.len());
         gathered.out.extend_from_slice(&bytes[..taken]);
         Poll::Ready(Ok(taken))
     }
@@ -134,7 +150,7 @@ mod tests {
 
     fn pair(room: usize) -> (Arc<Cork<DuplexStream>>, Corked<DuplexStream>, DuplexStream) {
         let (near, far) = duplex(room);
-        let (cork, corked) = cork(near);
+        let (cork, corked) = cork(near, Arc::default());
         (cork, corked, far)
     }
 
@@ -176,8 +192,31 @@ mod tests {
             all += now;
         }
         cork.send(&mut cx());
+        assert_eq!(cork.0.lock().out.capacity(), 0, "nothing is kept");
         assert!(Pin::new(&mut corked).poll_write(&mut cx(), b"more").is_ready());
-        assert!(cork.0.lock().out.capacity() <= KEPT, "a burst is forgotten");
+    }
+
+    #[tokio::test]
+    async fn connections_take_turns_with_one_room_unless_they_are_held_up() {
+        let spare = Arc::new(Spare::default());
+        let capacity = || spare.0.lock().capacity();
+        let ((near, mut far), (held, _held_far)) = (duplex(MOST), duplex(1));
+        let (cork_one, mut one) = cork(near, Arc::clone(&spare));
+        let (cork_two, mut two) = cork(held, Arc::clone(&spare));
+        one.write_all(b"first").await.unwrap();
+        assert_eq!((capacity(), cork_one.0.lock().out.capacity()), (0, MOST));
+        cork_one.send(&mut cx());
+        assert_eq!((capacity(), cork_one.0.lock().out.capacity()), (MOST, 0));
+        two.write_all(b"waits").await.unwrap();
+        cork_two.send(&mut cx());
+        assert_eq!(capacity(), 0, "it keeps what it could not send");
+        one.write_all(b"second").await.unwrap();
+        cork_one.send(&mut cx());
+        assert_eq!((read(&mut far), capacity()), (11, MOST));
+        // No more is taken than there is room for.
+        let taken = Pin::new(&mut one).poll_write(&mut cx(), &vec![0; MOST + 1]);
+        assert!(matches!(taken, Poll::Ready(Ok(MOST))), "{taken:?}");
+        assert_eq!(cork_one.0.lock().out.capacity(), MOST);
     }
 
     /// As TLS: it takes what is written, and sends it when a flush is asked for once more.
@@ -201,7 +240,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_the_stream_holds_is_flushed_until_it_is_gone() {
-        let (cork, mut corked) = cork(Holding::default());
+        let (cork, mut corked) = cork(Holding::default(), Arc::default());
         corked.write_all(b"record").await.unwrap();
         for expected in [1, 2, 2] {
             cork.send(&mut cx());

@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 
 use super::body::ResponseBody;
-use super::cork::cork;
+use super::cork::{Spare, cork};
 use super::io::{Io, TooSlow, Watch};
 use super::sniff::Spoken;
 use crate::settings::Settings;
@@ -39,6 +39,8 @@ pub struct Serve<'a> {
     pub watch: Arc<Watch>,
     /// When the process stops.
     pub drain: &'a DrainToken,
+    /// Of the lane.
+    pub spare: &'a Arc<Spare>,
 }
 
 /// Serves until the connection ends. An error is the client's, or of the way to it.
@@ -48,13 +50,13 @@ where
     H: Fn(Request<Incoming>) -> F,
     F: Future<Output = Result<Response<ResponseBody>, Infallible>> + Send + 'static,
 {
-    let Serve { settings, watch, drain } = serve;
+    let Serve { settings, watch, drain, spare } = serve;
     let io = Io::new(stream, prefix, Arc::clone(&watch));
     // In a box of its own: it is moved several times before it runs, and is large.
     let service = service_fn(move |request| Box::pin(handle(request)));
     match spoken {
         Spoken::Http2 => {
-            let (cork, corked) = cork(io);
+            let (cork, corked) = cork(io, Arc::clone(spare));
             let connection = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(settings.streams)

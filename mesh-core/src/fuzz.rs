@@ -1,8 +1,10 @@
-//! Entry points for fuzzers, and the builder of arbitrary policies that property tests share with them. Each entry point takes arbitrary bytes
+//! Entry points for fuzzers, and what property tests share with them: the builder of arbitrary policies, and requests that are
+//! asked of tables. Each entry point takes arbitrary bytes
 //! and panics only on a bug.
 #![doc(hidden)]
 
 mod matches;
+mod routes;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -11,6 +13,9 @@ use http::{HeaderMap, HeaderValue, Method, header};
 use ipnet::IpNet;
 pub use matches::{header_matches, patterns};
 use rand::{SeedableRng, rngs::StdRng};
+pub use routes::routes_match;
+#[cfg(test)]
+pub(crate) use routes::{Sent, agree};
 
 use crate::{
     Connection, Identity, NamespacedName, Policy,

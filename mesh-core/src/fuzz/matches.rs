@@ -41,19 +41,22 @@ pub fn header_matches(data: &[u8]) {
     assert_eq!(condition.matches(&request, &Client::default()), expected, "{:?} of {plain:?}", condition.headers);
 }
 
-fn matcher(line: &str) -> Option<HeaderMatch> {
+pub(super) fn matcher(line: &str) -> Option<HeaderMatch> {
     let (invert, line) = line.strip_prefix('!').map_or((false, line), |rest| (true, rest));
     let mut words = line.splitn(3, ' ');
     let name = HeaderName::try_from(words.next()?).ok()?;
     let (kind, value) = (words.next()?, words.next().unwrap_or_default());
-    let value = match kind {
+    Some(HeaderMatch { name, value: text(kind, value)?, invert })
+}
+
+pub(super) fn text(kind: &str, value: &str) -> Option<Text> {
+    Some(match kind {
         "exact" => Text::Exact(value.into()),
         "prefix" => Text::Prefix(value.into()),
         "regex" => Text::Regex(Pattern::new(value).ok()?),
         "present" => Text::Present,
         _ => return None,
-    };
-    Some(HeaderMatch { name, value, invert })
+    })
 }
 
 /// By counting the lines that are meant.

@@ -28,8 +28,7 @@ mod pick;
 pub mod policy;
 mod query;
 pub mod redirect;
-#[cfg(test)]
-mod reference;
+pub(crate) mod reference;
 pub mod retry;
 pub mod rewrite;
 pub mod security;

@@ -92,6 +92,7 @@ fn features_VS_7_a_client_that_is_not_known_fits_nothing() {
         (Some("other"), Some(Labels::new()), "* rest"),
         (None, None, "* rest"),
     ] {
+        let namespace = namespace.map(str::to_owned);
         let sent = Sent { namespace, labels, ..sent("GET http://a/") };
         assert_eq!(sent.ask(&table), expected, "{sent:?}");
     }
@@ -120,7 +121,10 @@ fn which_host_decides() {
         of_service("producer-81", None, vec![81]),
         of_service("consumer", Some(vec!["blog".into(), "news".into()]), vec![]),
     ]);
-    let to_cart = |port, namespace| Sent { service: Some(cart.clone()), port, namespace, ..sent("GET http://a.com/r") };
+    let to_cart = |port, namespace: Option<&str>| {
+        let namespace = namespace.map(str::to_owned);
+        Sent { service: Some(cart.clone()), port, namespace, ..sent("GET http://a.com/r") }
+    };
     for (sent, expected) in [
         (sent("GET http://a.com/x"), "a.com only-x"),
         (sent("GET http://A.COM.:8080/x"), "a.com only-x"),

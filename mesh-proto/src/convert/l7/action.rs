@@ -65,11 +65,11 @@ fn backend(message: wire::Backend, budget: &mut Budget) -> Result<Backend, Conve
 }
 
 pub(super) fn reason(field: &'static str, mut why: String) -> Result<mesh_core::ArcStr, ConvertError> {
+    // Somebody's name may be in it: it is for logs, and closed it stays.
+    why.retain(|c| !c.is_control());
     if why.is_empty() {
         return Err(ConvertError::Missing { field });
     }
-    // Somebody's name may be in it: it is for logs, and closed it stays.
-    why.retain(|c| !c.is_control());
     Ok(why.chars().take(LONGEST).collect::<String>().into())
 }
 

@@ -29,7 +29,9 @@ pub struct Settings {
     pub edge_connections: usize,
     /// Sessions of datagrams, of one port and lane. If there are as many, one that does not talk makes room.
     pub datagram_sessions: usize,
-    /// The same of one client, which is an address, or 64 bits of one of IPv6.
+    /// The same of the process: all ports, all lanes. If there are as many, one of the same port that does not talk makes room, and without one none is begun.
+    pub datagram_sessions_together: usize,
+    /// Of one port and lane and one client, which is an address, or 64 bits of one of IPv6.
     pub client_datagram_sessions: usize,
     /// How long a session of datagrams lasts in which nobody says anything.
     pub datagram_idle: Duration,
@@ -78,6 +80,7 @@ impl Default for Settings {
             handshake_timeout: Duration::from_secs(5),
             edge_connections: 32_768,
             datagram_sessions: 8192,
+            datagram_sessions_together: 65_536,
             client_datagram_sessions: 1024,
             datagram_idle: Duration::from_secs(60),
             datagram_answered: Duration::from_secs(5),

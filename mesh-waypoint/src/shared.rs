@@ -10,6 +10,7 @@ use mesh_core::{Client, Identity, NamespacedName};
 use mesh_runtime::ticks;
 use mesh_transport::hbone::{Acceptor, AcceptorConfig, Baggage, Pool as Tunnels, PoolConfig};
 use mesh_transport::tls::IdentityCertificate;
+use tokio::sync::Semaphore;
 
 use crate::leads::Leads;
 use crate::names::Names;
@@ -85,6 +86,8 @@ pub struct Shared {
     pub places: Places,
     /// What datagrams go to.
     pub datagram_places: Places,
+    /// Places for sessions of datagrams.
+    pub datagram_rooms: Arc<Semaphore>,
     /// Numbers of UDP ports.
     pub datagrams: Arc<Datagrams>,
     /// Names of requests that were looked up.
@@ -103,6 +106,7 @@ impl Shared {
     #[must_use]
     pub fn new(state: Arc<State>, own: Own, settings: Settings, certificates: Arc<dyn Certificates>) -> Self {
         let acceptor = Acceptor::new(AcceptorConfig { any_address: true, ..AcceptorConfig::default() });
+        let rooms = settings.datagram_sessions_together.min(Semaphore::MAX_PERMITS);
         let shared = Self {
             state,
             own,
@@ -111,6 +115,7 @@ impl Shared {
             telemetry: Arc::default(),
             places: Places::default(),
             datagram_places: Places::default(),
+            datagram_rooms: Arc::new(Semaphore::new(rooms)),
             datagrams: Arc::default(),
             names: Names::default(),
             leads: Leads::default(),

@@ -66,18 +66,24 @@ async fn gateway(backends: &[Backend], settings: Settings, port: u16, places: Ve
 }
 
 fn lead(gateway: &Waypoint, port: u16, places: Option<Vec<DatagramPlace>>) {
-    let route = places.map(|places| DatagramRoute::new("UDPRoute shop/a", places).unwrap());
-    let listener = Listener {
-        name: "Gateway shop/edge udp".into(),
-        gateway: "shop/edge".into(),
-        port,
-        bind: port,
-        transport: Transport::Udp,
-        hosts: vec![HostPattern::Any],
-        encryption: Encryption::None,
-        serves: Serves::Datagrams(route),
+    lead_all(gateway, vec![(port, places)]);
+}
+
+fn lead_all(gateway: &Waypoint, ports: Vec<(u16, Option<Vec<DatagramPlace>>)>) {
+    let listener = |(port, places): (u16, Option<Vec<DatagramPlace>>)| {
+        let route = places.map(|places| DatagramRoute::new("UDPRoute shop/a", places).unwrap());
+        Arc::new(Listener {
+            name: "Gateway shop/edge udp".into(),
+            gateway: "shop/edge".into(),
+            port,
+            bind: port,
+            transport: Transport::Udp,
+            hosts: vec![HostPattern::Any],
+            encryption: Encryption::None,
+            serves: Serves::Datagrams(route),
+        })
     };
-    gateway.state.set_listeners(Arc::new(Listeners::new("shop/edge", vec![Arc::new(listener)])));
+    gateway.state.set_listeners(Arc::new(Listeners::new("shop/edge", ports.into_iter().map(listener).collect())));
 }
 
 async fn client(port: u16) -> UdpSocket {
@@ -321,6 +327,36 @@ async fn hardening_a_flood_of_clients_displaces_nobody_who_talks() {
     assert_eq!((ask(&one, "1").await, ask(&two, "2").await), ("app 1".to_owned(), "app 2".to_owned()));
     let line = format!("undermesh_udp_dropped_total{{port=\"{port}\",reason=\"client_session_limit\"}}");
     drop_until(&second, &three, &line).await;
+}
+
+#[tokio::test]
+async fn hardening_the_process_has_its_limit_and_a_flood_at_one_port_takes_nothing_from_another() {
+    let (at, port, other) = (echo("app", "127.0.0.1:0").await, free().await, free().await);
+    let settings = Settings { datagram_sessions_together: 3, ..patient() };
+    let gateway = gateway(&[backend("app", "10.96.0.1", at)], settings, port, vec![place("app", at, 1)]).await;
+    let places = || Some(vec![place("app", at, 1)]);
+    lead_all(&gateway, vec![(port, places()), (other, places())]);
+    let (one, two) = (client(port).await, client(other).await);
+    for client in [&one, &two] {
+        assert_eq!((ask(client, "a").await, ask(client, "b").await), ("app a".to_owned(), "app b".to_owned()));
+    }
+    for _ in 0..5 {
+        assert_eq!(ask_once(&client(port).await, "flood").await, "app flood");
+    }
+    let displaced = |at: u16| value(&gateway, &format!("undermesh_udp_displaced_total{{port=\"{at}\"}}"));
+    assert_eq!((displaced(port), displaced(other)), (4, 0), "the silent make room for each other");
+    let line = format!("undermesh_udp_dropped_total{{port=\"{other}\",reason=\"process_session_limit\"}}");
+    drop_until(&gateway, &client(other).await, &line).await;
+    assert_eq!((displaced(port), displaced(other)), (4, 0), "nobody makes room for a stranger of another port");
+    let opened = value(&gateway, "undermesh_udp_sessions_opened_total{");
+    assert_eq!((ask(&one, "c").await, ask(&two, "c").await), ("app c".to_owned(), "app c".to_owned()));
+    assert_eq!(value(&gateway, "undermesh_udp_sessions_opened_total{"), opened, "both go on");
+    // What ends gives its place back.
+    lead_all(&gateway, vec![(port, None), (other, places())]);
+    let line = format!("undermesh_udp_dropped_total{{port=\"{port}\",reason=\"no_route\"}}");
+    drop_until(&gateway, &one, &line).await;
+    assert_eq!(ask(&client(other).await, "d").await, "app d");
+    assert_eq!(displaced(other), 0);
 }
 
 #[tokio::test]

@@ -24,6 +24,8 @@ pub enum Dropped {
     Denied,
     /// There may be no sessions.
     Sessions,
+    /// The process has as many sessions as it may have, and the port none that would make room.
+    SessionsTogether,
     /// The client has as many sessions as one may have.
     ClientSessions,
     /// The process stops: nothing new is begun.
@@ -41,11 +43,12 @@ pub enum Dropped {
 }
 
 impl Dropped {
-    const ALL: [Dropped; 11] = [
+    const ALL: [Dropped; 12] = [
         Dropped::NoRoute,
         Dropped::NoEndpoint,
         Dropped::Denied,
         Dropped::Sessions,
+        Dropped::SessionsTogether,
         Dropped::ClientSessions,
         Dropped::Draining,
         Dropped::System,
@@ -61,6 +64,7 @@ impl Dropped {
             Dropped::NoEndpoint => "no_endpoint",
             Dropped::Denied => "denied",
             Dropped::Sessions => "session_limit",
+            Dropped::SessionsTogether => "process_session_limit",
             Dropped::ClientSessions => "client_session_limit",
             Dropped::Draining => "draining",
             Dropped::System => "system",
@@ -166,7 +170,7 @@ mod tests {
         let shown = mesh_runtime::metrics::encode(&registry);
         for line in [
             "undermesh_udp_dropped_total{port=\"53\",reason=\"no_route\"} 1",
-            "undermesh_udp_dropped_total{port=\"53\",reason=\"receive_queue\"} 11",
+            "undermesh_udp_dropped_total{port=\"53\",reason=\"receive_queue\"} 12",
             "undermesh_udp_dropped_total{port=\"54\",reason=\"no_route\"} 0",
             "undermesh_udp_displaced_total{port=\"53\"} 1",
             "undermesh_udp_sessions{port=\"54\"} 1",

@@ -11,7 +11,7 @@ use mesh_runtime::{DrainToken, task};
 use mesh_transport::datagram::{DatagramSocket, Received};
 use parking_lot::Mutex;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use super::session::{self, Session};
@@ -194,17 +194,35 @@ impl Port {
         })?;
         let displaced = self.table.lock().make_room();
         if let Some(displaced) = displaced {
-            self.counts.displaced();
-            self.counts.ended();
-            displaced.end();
+            self.displaced(&displaced);
         }
+        let room = self.room()?;
         let Led { cluster, port, endpoint, permit, bound } = led;
         let place = (cluster, port);
-        let made = |id| Arc::new(Session::new(id, socket, place, endpoint, permit, downstream, bound));
+        let made = |id| Arc::new(Session::new(id, socket, place, endpoint, (permit, room), downstream, bound));
         let session = Arc::clone(self.table.lock().begin(client, made));
         self.counts.began();
         task::spawn("session of datagrams", session::answers(Arc::clone(self), client, peer, Arc::clone(&session)));
         Ok(session)
+    }
+
+    /// A place among the sessions of the process. If there is none, one of this port that does not talk makes it: a flood at one port takes nothing from others,
+    /// and nobody who talks makes room for a stranger.
+    fn room(&self) -> Result<OwnedSemaphorePermit, Dropped> {
+        let take = || Arc::clone(&self.lane.shared.datagram_rooms).try_acquire_owned();
+        take().or_else(|_| {
+            let silent = self.table.lock().displace_silent().ok_or(Dropped::SessionsTogether)?;
+            self.displaced(&silent);
+            // Another lane may have been faster.
+            take().map_err(|_| Dropped::SessionsTogether)
+        })
+    }
+
+    /// A session has made room.
+    fn displaced(&self, session: &Session) {
+        self.counts.displaced();
+        self.counts.ended();
+        session.end();
     }
 
     /// Where the datagrams of a client go.

@@ -16,6 +16,7 @@ use mesh_transport::copy::ByteCounters;
 use parking_lot::Mutex;
 use socket2::SockRef;
 use tokio::net::UdpSocket;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -46,6 +47,8 @@ pub(super) struct Session {
     counters: Arc<ByteCounters>,
     over: CancellationToken,
     _permit: Permit,
+    /// Its place among the sessions of the process, until it ends.
+    room: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 /// What was said so far.
@@ -74,7 +77,7 @@ impl Session {
         socket: UdpSocket,
         place: (ClusterKey, u16),
         endpoint: Endpoint,
-        permit: Permit,
+        (permit, room): (Permit, OwnedSemaphorePermit),
         downstream: Downstream,
         bound: Arc<Bound>,
     ) -> Self {
@@ -99,6 +102,7 @@ impl Session {
             downstream,
             over: CancellationToken::new(),
             _permit: permit,
+            room: Mutex::new(Some(room)),
         }
     }
 
@@ -158,6 +162,7 @@ impl Session {
     /// Its answers are not waited for any more.
     pub(super) fn end(&self) {
         self.over.cancel();
+        self.room.lock().take();
     }
 
     /// Answers that are there; false if the endpoint is not, or the session may not go on.

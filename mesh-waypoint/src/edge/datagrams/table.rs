@@ -142,14 +142,22 @@ impl<T> Table<T> {
         if self.sessions.len() < self.limits.all {
             return None;
         }
+        if let Some(silent) = self.displace_silent() {
+            return Some(silent);
+        }
+        let client = *self.talking.first_key_value()?.1;
+        let id = self.sessions.get(&client)?.id;
+        self.remove(&client, id)
+    }
+
+    /// Forgets the oldest session that does not talk.
+    pub fn displace_silent(&mut self) -> Option<T> {
         while let Some((client, id)) = self.young.pop_front() {
             if self.sessions.get(&client).is_some_and(|entry| entry.id == id && entry.talked.is_none()) {
                 return self.remove(&client, id);
             }
         }
-        let client = *self.talking.first_key_value()?.1;
-        let id = self.sessions.get(&client)?.id;
-        self.remove(&client, id)
+        None
     }
 
     /// Keeps a session for which there is room. `make` is told its number.

@@ -1,12 +1,14 @@
 //! Which listeners of a Gateway and of its ListenerSets count, and why the others do not: in the Gateway API's words, because this is what is done as well as what is told.
 
+use std::collections::BTreeMap;
+
 use super::super::Around;
 use crate::index::routing::backends::is_granted;
 use crate::resource::routing::Routes;
 use crate::resource::routing::gateway::{Gateway, Listener, Mode};
 use crate::resource::routing::reference::ObjectReference;
 use crate::resource::{Key, Kind};
-use mesh_core::{NamespacedName, ports};
+use mesh_core::{ArcStr, NamespacedName, ports};
 
 /// A reason in one word, and for people.
 pub type Why = (&'static str, String);
@@ -70,7 +72,8 @@ fn family(listener: &Listener) -> Option<Family> {
     }
 }
 
-/// Listeners that one Gateway can have, those of its ListenerSets among them: whoever may write one of these must not be able to fill the gateway.
+/// Listeners that one Gateway can have, those of its ListenerSets among them: whoever may write one of these must not be able to fill the gateway. What the
+/// Gateway leaves of them the namespaces of its sets have in equal shares, and what one does not need the others have: none is kept out because another came first.
 const MOST: usize = 1024;
 
 /// One listener, and where it stands.
@@ -88,24 +91,54 @@ pub struct Entry<'a> {
 pub fn of<'a>(name: &NamespacedName, gateway: &'a Gateway, around: &Around<'a>) -> Vec<(Entry<'a>, Standing)> {
     let key = |kind, name: &NamespacedName| Key { kind, namespace: name.namespace.clone(), name: name.name.clone() };
     let sets = around.resolved.sets.get(name).into_iter().flatten();
-    let sets =
-        sets.filter_map(|name| Some((key(Kind::ListenerSet, name), &around.routes.listener_sets.get(name)?.spec)));
-    let own = (key(Kind::Gateway, name), gateway.listeners.as_slice());
-    let all = std::iter::once(own).chain(sets.map(|(key, set)| (key, set.listeners.as_slice())));
+    let sets: Vec<_> = sets
+        .filter_map(|name| {
+            Some((key(Kind::ListenerSet, name), &*around.routes.listener_sets.get(name)?.spec.listeners))
+        })
+        .collect();
+    let mut wanted: BTreeMap<ArcStr, usize> = BTreeMap::new();
+    for (key, listeners) in &sets {
+        *wanted.entry(key.namespace.clone()).or_default() += listeners.len();
+    }
+    let share = share(MOST.saturating_sub(gateway.listeners.len()), wanted.into_values().collect());
+    let mut taken: BTreeMap<ArcStr, usize> = BTreeMap::new();
     let mut standing: Vec<(Entry<'a>, Standing)> = Vec::new();
-    for (object, listeners) in all {
+    let own = (key(Kind::Gateway, name), &*gateway.listeners);
+    for (object, listeners) in std::iter::once(own).chain(sets) {
         for (index, listener) in listeners.iter().enumerate() {
             let entry = Entry { object: object.clone(), index, listener };
             let counts = standing.iter().filter(|(_, standing)| *standing == Standing::Serves).map(|(known, _)| known);
-            let found = if standing.len() < MOST { one(&entry, counts) } else { too_many(name) };
+            let has_room = match object.kind {
+                Kind::ListenerSet => {
+                    let taken = taken.entry(object.namespace.clone()).or_default();
+                    *taken += 1;
+                    *taken <= share
+                }
+                _ => standing.len() < MOST,
+            };
+            let found = if has_room { one(&entry, counts) } else { too_many(name, &object.namespace) };
             standing.push((entry, found));
         }
     }
     standing
 }
 
-fn too_many(gateway: &NamespacedName) -> Standing {
-    Standing::Refused(Reason::TooManyListeners, format!("Gateway {gateway} has {MOST} listeners, and takes no more"))
+/// The most that each of several may have, so that together they have no more than there is.
+fn share(mut there_is: usize, mut wanted: Vec<usize>) -> usize {
+    wanted.sort_unstable();
+    for (before, count) in wanted.iter().enumerate() {
+        let equal = there_is / (wanted.len() - before);
+        if *count > equal {
+            return equal;
+        }
+        there_is -= count;
+    }
+    MOST
+}
+
+fn too_many(gateway: &NamespacedName, namespace: &str) -> Standing {
+    let why = format!("Gateway {gateway} has {MOST} listeners at most, and namespace {namespace} its share of them");
+    Standing::Refused(Reason::TooManyListeners, why)
 }
 
 fn one<'a>(entry: &Entry<'_>, mut before: impl Iterator<Item = &'a Entry<'a>>) -> Standing {

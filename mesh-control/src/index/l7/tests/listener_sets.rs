@@ -375,6 +375,30 @@ fn features_GA_9_no_set_is_a_waypoint_and_no_gateway_is_filled_by_one() {
 }
 
 #[test]
+fn hardening_no_namespace_keeps_others_from_a_gateway_by_coming_first() {
+    let many = |namespace: &str, sets: usize| -> Vec<Json> {
+        let one = |at: usize| {
+            let all: Vec<String> = (0..64).map(|one| http(&format!("{namespace}{at}-{one}"), "")).collect();
+            set(namespace, &format!("s{at:02}"), &all.join(", "))
+        };
+        (0..sets).map(one).collect()
+    };
+    let served = |namespaces: &[(&str, usize)]| {
+        let all = namespaces.iter().flat_map(|(namespace, sets)| many(namespace, *sets)).chain([edge(&from("All"))]);
+        let view = view(&all.collect::<Vec<_>>());
+        let of = |namespace: &str| {
+            let sets = view.listeners_told.sets.iter().filter(|(name, _)| *name.namespace == *namespace);
+            sets.flat_map(|(_, told)| &told.listeners).filter(|listener| listener.refused.is_none()).count()
+        };
+        namespaces.iter().map(|(namespace, _)| of(namespace)).collect::<Vec<_>>()
+    };
+    assert_eq!(served(&[("early", 15)]), [960]);
+    assert_eq!(served(&[("early", 20), ("late", 1)]), [959, 64]);
+    assert_eq!(served(&[("early", 20), ("late", 20)]), [511, 511]);
+    assert_eq!(served(&[("early", 20), ("late", 20), ("more", 1)]), [479, 479, 64]);
+}
+
+#[test]
 fn features_GA_9_sets_of_others_are_none_of_ours() {
     let theirs = object(
         Kind::Gateway,

@@ -133,7 +133,8 @@ impl prometheus_client::metrics::counter::Atomic<u64> for PanicCount {
     }
 }
 
-/// No asynchronous function: it would hold the future twice, once as it was given and once as it runs, and some are large.
+/// No asynchronous function: it would hold the future twice, once as it was given and once as it runs, and some are large. A block that panics has dropped what it
+/// held when the panic is told; a future written by hand is dropped then.
 fn named<F: Future>(name: &'static str, vital: bool, future: F) -> impl Future<Output = F::Output> {
     AssertUnwindSafe(future).catch_unwind().map(move |end| {
         end.unwrap_or_else(|panic| {

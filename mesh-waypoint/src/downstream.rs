@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use mesh_core::authorize::{Connection, authorize};
@@ -19,7 +19,7 @@ use crate::guard::Limiter;
 use crate::http::io::Watch;
 use crate::leads::Lead;
 use crate::peer::Peer;
-use crate::places::{Found, NoEndpoint};
+use crate::places::{Found, NoEndpoint, Place, Version};
 use crate::shared::Shared;
 use crate::state::View;
 use crate::target::{self, NotOurs, Target};
@@ -67,7 +67,8 @@ pub struct Bound {
     pub limiters: Vec<Arc<Limiter>>,
     own: Identity,
     verdicts: Mutex<Vec<(Arc<Workload>, SocketAddr, bool)>>,
-    places: Mutex<Vec<Found>>,
+    /// Weak: a connection that is idle for long must not keep what endpoints have become tables of.
+    places: Mutex<Vec<(Arc<Place>, Weak<Version>)>>,
 }
 
 /// Puts in force other workloads, services or policies. Connections to what this waypoint is no more for are told to end.
@@ -189,9 +190,10 @@ impl Bound {
         find: impl FnOnce() -> Result<Found, NoEndpoint>,
     ) -> Result<Found, NoEndpoint> {
         let mut places = self.places.lock();
-        if let Some(at) = places.iter().position(|found| found.place.key() == key) {
-            if places[at].place.touch(now_ms) {
-                return Ok(places[at].clone());
+        if let Some(at) = places.iter().position(|(place, _)| place.key() == key) {
+            let (place, now) = &places[at];
+            if let Some(now) = now.upgrade().filter(|_| place.touch(now_ms)) {
+                return Ok(Found { place: Arc::clone(place), now });
             }
             places.swap_remove(at);
         }
@@ -199,7 +201,7 @@ impl Bound {
         if places.len() >= PLACES {
             places.clear();
         }
-        places.push(found.clone());
+        places.push((Arc::clone(&found.place), Arc::downgrade(&found.now)));
         Ok(found)
     }
 

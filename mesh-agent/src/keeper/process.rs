@@ -29,8 +29,9 @@ use super::store::{Message, Store};
 const ALLOCATOR: &str = "_RJEM_MALLOC_CONF";
 /// What a burst leaves free (start-up, many connections that end) goes back to the system within a second and by a thread of its own. By
 /// default that takes ten seconds, and it never happens in a process that then idles. Threads keep small freed blocks only: the large ones are
-/// buffers and tasks, and a node's agent is to be small.
-const ALLOCATOR_SETTINGS: &str = "background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0,tcache_max:1024";
+/// buffers and tasks, and a node's agent is to be small. What is built in is for waypoints: here it is as jemalloc has it.
+const ALLOCATOR_SETTINGS: &str = "background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0,tcache_max:1024,\
+     tcache_nslots_small_min:20,tcache_nslots_small_max:200,tcache_gc_incr_bytes:65536";
 /// Status of a child that could not become a worker (EX_OSERR).
 const EXIT_EXEC: i32 = 71;
 /// Asks a worker to let go of what only one may have. Ignored until it listens for it.

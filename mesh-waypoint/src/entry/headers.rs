@@ -7,6 +7,7 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use mesh_core::listener::{ClientCert, Topology};
 
 use super::Entry;
+use crate::http::fields::ENVOY;
 use crate::http::{Fields, hop};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -14,15 +15,13 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
-/// By these the proxies of a mesh are told what to do, and by nobody outside of it.
-const INTERNAL: &str = "x-envoy-";
 /// Longest request id that is kept.
 const LONGEST_ID: usize = 128;
 
 /// Makes the headers of a request, which came with these fields, such as those inside may believe. Where the client is comes back.
 pub fn sanitise(headers: &mut HeaderMap, has: Fields, entry: &Entry, topology: &Topology) -> IpAddr {
     if has.any(Fields::ENVOY) {
-        hop::remove(headers, |name| name.starts_with(INTERNAL));
+        hop::remove(headers, |name| name.starts_with(ENVOY));
     }
     let long = |id: &HeaderValue| id.len() > LONGEST_ID || !id.as_bytes().iter().all(u8::is_ascii_graphic);
     if headers.get(REQUEST_ID).is_some_and(long) {
@@ -46,6 +45,10 @@ pub fn sanitise(headers: &mut HeaderMap, has: Fields, entry: &Entry, topology: &
 
 /// The same for a request of the mesh. Its client is known by its tunnel: that it has another certificate it must not say.
 pub fn of_mesh(headers: &mut HeaderMap, has: Fields) {
+    without_client_cert(headers, has);
+}
+
+fn without_client_cert(headers: &mut HeaderMap, has: Fields) {
     if has.any(Fields::CLIENT_CERT) {
         headers.remove(CLIENT_CERT);
     }
@@ -68,7 +71,7 @@ fn client_cert(headers: &mut HeaderMap, has: Fields, entry: &Entry, policy: Clie
         (ClientCert::AlwaysForwardOnly, _) | (ClientCert::ForwardOnly, Some(_)) => {}
         (ClientCert::AppendForward, Some(element)) => append(headers, CLIENT_CERT, element),
         (ClientCert::SanitizeSet, Some(element)) => drop(headers.insert(CLIENT_CERT, element.clone())),
-        (ClientCert::Sanitize, _) | (_, None) => of_mesh(headers, has),
+        (ClientCert::Sanitize, _) | (_, None) => without_client_cert(headers, has),
     }
 }
 

@@ -11,13 +11,12 @@ use rand::Rng;
 
 use super::reply::Failure;
 use crate::http::Fields;
+use crate::http::fields::MESH;
 use crate::http::hop::{self, Said};
 use crate::settings::Settings;
 
 /// Waypoints that the request has passed.
 const HOPS: HeaderName = HeaderName::from_static("x-mesh-hops");
-/// What names of fields that only the mesh sets begin with; [`Fields::MESH`].
-const OURS: &str = "x-mesh-";
 /// The longest id of a request that is believed, in bytes.
 const ID: usize = 128;
 
@@ -60,8 +59,8 @@ pub fn read(parts: &mut Parts, settings: &Settings, spelling: Spelling) -> Resul
     parts.headers.remove(HOST);
     let has = Fields::of(&parts.headers);
     // We ask for the body ourselves when we begin to read it.
-    let is_known = |expected: HeaderValue| expected.as_bytes().eq_ignore_ascii_case(b"100-continue");
-    if has.any(Fields::EXPECT) && !parts.headers.remove(EXPECT).is_none_or(is_known) {
+    let is_unknown = |expected: HeaderValue| !expected.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    if has.any(Fields::EXPECT) && parts.headers.remove(EXPECT).is_some_and(is_unknown) {
         return Err(Failure::EXPECTATION);
     }
     fields(&mut parts.headers, has, settings)?;
@@ -88,7 +87,7 @@ fn fields(headers: &mut HeaderMap, has: Fields, settings: &Settings) -> Result<(
         return Err(Failure::BAD_REQUEST);
     }
     if has.any(Fields::MESH) {
-        hop::remove(headers, |name| name.starts_with(OURS));
+        hop::remove(headers, |name| name.starts_with(MESH));
     }
     headers.insert(HOPS, HeaderValue::from(u16::from(hops) + 1));
     Ok(())

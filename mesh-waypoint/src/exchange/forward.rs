@@ -62,7 +62,7 @@ impl Forward<'_> {
         if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
             let asked = self.asked.said.upgrade.is_some();
             let Some(client) = upgrade.take().filter(|_| asked) else { return Err(Failure::PROTOCOL) };
-            return Ok(upgrade::switch(&self.down.drain, client, response, endpoint, self.asked.socket));
+            return Ok(upgrade::switch(&self.down.drain, client, (response, has), endpoint, self.asked.socket));
         }
         // In HTTP/2 any 2xx would open the socket, and the endpoint has not.
         if self.asked.socket && response.status().is_success() {

@@ -43,7 +43,8 @@ use crate::security::limit;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// Answers one request. Dropping the future gives the request up, at the endpoint too. What can be done at once is: the future is smaller by that.
+/// Answers one request. Dropping the future gives the request up, at the endpoint too. What can be done at once is, in whichever task reads the request: the
+/// future is smaller by that.
 pub fn handle(
     down: Arc<Downstream>,
     mut request: Request<Incoming>,

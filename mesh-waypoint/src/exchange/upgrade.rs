@@ -13,11 +13,11 @@ use crate::upstream::Endpoint;
 /// The answer to a key that the client of HTTP/2 does not have.
 const ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
 
-/// Passes the agreement on and copies what follows it. `socket`: in HTTP/2 it has no fields of its own, and its status is 200.
+/// Passes the agreement on, which has these fields, and copies what follows it. `socket`: in HTTP/2 it has no fields of its own, and its status is 200.
 pub fn switch(
     drain: &DrainToken,
     client: OnUpgrade,
-    mut response: Response<Incoming>,
+    (mut response, has): (Response<Incoming>, Fields),
     endpoint: Endpoint,
     socket: bool,
 ) -> Response<ResponseBody> {
@@ -34,7 +34,6 @@ pub fn switch(
         }
         drop(endpoint);
     });
-    let has = Fields::of(response.headers());
     let said = hop::strip(response.headers_mut(), has);
     if socket {
         *response.status_mut() = StatusCode::OK;

@@ -3,6 +3,11 @@
 
 use http::HeaderMap;
 
+/// What names of fields begin with that only the mesh sets.
+pub const MESH: &str = "x-mesh-";
+/// By these the proxies of a mesh are told what to do, and by nobody outside of it.
+pub const ENVOY: &str = "x-envoy-";
+
 /// A set of fields. A message that has one of the set may have lost it since; one that is not in it was not there when the message was read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fields(u32);
@@ -34,12 +39,12 @@ impl Fields {
     /// Those of a message.
     #[must_use]
     pub fn of(headers: &HeaderMap) -> Self {
-        headers.keys().fold(Self::default(), |all, name| all.and(Self::named(name.as_str())))
+        headers.keys().fold(Self::default(), |all, name| all.with(Self::named(name.as_str())))
     }
 
     /// Both sets.
     #[must_use]
-    pub const fn and(self, other: Self) -> Self {
+    pub const fn with(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
@@ -54,7 +59,7 @@ impl Fields {
             "te" => Self::TE,
             "upgrade" => Self::UPGRADE,
             "connection" => Self::CONNECTION,
-            "transfer-encoding" => Self::OF_HOP.and(Self::LENGTH),
+            "transfer-encoding" => Self::OF_HOP.with(Self::LENGTH),
             "keep-alive" | "proxy-connection" | "http2-settings" => Self::OF_HOP,
             "expect" => Self::EXPECT,
             "content-length" => Self::LENGTH,
@@ -66,12 +71,12 @@ impl Fields {
 
     /// What is told by how it begins, or by a byte of it.
     fn begins(name: &str) -> Self {
-        let kind = match name.as_bytes() {
-            [b'x', b'-', b'm', b'e', b's', b'h', b'-', ..] => Self::MESH,
-            [b'x', b'-', b'e', b'n', b'v', b'o', b'y', b'-', ..] => Self::ENVOY,
+        let kind = match name {
+            name if name.starts_with(MESH) => Self::MESH,
+            name if name.starts_with(ENVOY) => Self::ENVOY,
             _ => Self::default(),
         };
-        if name.bytes().any(|byte| byte == b'_') { kind.and(Self::UNDERSCORE) } else { kind }
+        if name.bytes().any(|byte| byte == b'_') { kind.with(Self::UNDERSCORE) } else { kind }
     }
 }
 
@@ -87,14 +92,14 @@ mod tests {
             ("te", Fields::TE),
             ("upgrade", Fields::UPGRADE),
             ("connection", Fields::CONNECTION),
-            ("transfer-encoding", Fields::OF_HOP.and(Fields::LENGTH)),
+            ("transfer-encoding", Fields::OF_HOP.with(Fields::LENGTH)),
             ("keep-alive", Fields::OF_HOP),
             ("proxy-connection", Fields::OF_HOP),
             ("http2-settings", Fields::OF_HOP),
             ("expect", Fields::EXPECT),
             ("content-length", Fields::LENGTH),
             ("x-mesh-hops", Fields::MESH),
-            ("x-mesh-a_b", Fields::MESH.and(Fields::UNDERSCORE)),
+            ("x-mesh-a_b", Fields::MESH.with(Fields::UNDERSCORE)),
             ("x-envoy-ratelimited", Fields::ENVOY),
             ("x-forwarded-client-cert", Fields::CLIENT_CERT),
             ("grpc-status", Fields::GRPC_STATUS),

@@ -3,7 +3,7 @@
 use http::header::{CONNECTION, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 
-use super::fields::Fields;
+use super::fields::{ENVOY, Fields, MESH};
 use super::guard::is_h2c;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -27,7 +27,7 @@ const KEPT: [&str; 14] = [
     "x-request-id",
     "x-real-ip",
 ];
-const KEPT_PREFIXES: [&str; 6] = ["x-forwarded-", "x-envoy-", "x-mesh-", "x-b3-", "grpc-", "sec-"];
+const KEPT_PREFIXES: [&str; 6] = ["x-forwarded-", ENVOY, MESH, "x-b3-", "grpc-", "sec-"];
 /// What may not stand behind a body, for it would change what was decided by what stood before it.
 const NO_TRAILERS: [&str; 18] = [
     "host",
@@ -62,7 +62,7 @@ pub struct Said {
 /// Takes away what belongs to one connection, and what the message says does. It has these fields.
 pub fn strip(headers: &mut HeaderMap, has: Fields) -> Said {
     let mut said = Said::default();
-    if !has.any(Fields::TE.and(Fields::UPGRADE).and(Fields::CONNECTION).and(Fields::OF_HOP)) {
+    if !has.any(Fields::TE.with(Fields::UPGRADE).with(Fields::CONNECTION).with(Fields::OF_HOP)) {
         return said;
     }
     if has.any(Fields::TE) {

@@ -143,14 +143,15 @@ impl Place {
         &self.key
     }
 
-    /// It is used. False if it may have been forgotten before: who has kept it finds it anew, for others no longer find this one.
+    /// It is used. False if it may soon have been forgotten before: who has kept it finds it anew, for others no longer find this one then. Half of the time
+    /// is far from where another lane forgets it at the same moment.
     pub fn touch(&self, now_ms: u64) -> bool {
         let unused = now_ms.saturating_sub(self.used_ms.load(Relaxed));
         // Once a second: the line of memory is all lanes'.
         if unused > 1000 {
             self.used_ms.store(now_ms, Relaxed);
         }
-        unused < UNUSED_MS
+        unused < UNUSED_MS / 2
     }
 
     /// What is used of its limits.

@@ -22,11 +22,16 @@ pub(super) struct Key {
     terms: u64,
 }
 
-/// By the addresses alone, which differ where the rest does, with few exceptions.
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.address, self.client).hash(state);
+        hash(&self.uid, self.client, state);
     }
+}
+
+/// By what differs where the rest does: endpoints that a client names have one address, and names of its choice.
+fn hash<H: Hasher>(uid: &str, client: IpAddr, state: &mut H) {
+    uid.hash(state);
+    client.hash(state);
 }
 
 /// Looks a [`Key`] up without owning one.
@@ -42,7 +47,7 @@ pub(super) struct At<'a> {
 
 impl Hash for At<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.address, self.client).hash(state);
+        hash(self.uid, self.client, state);
     }
 }
 

@@ -152,7 +152,7 @@ impl Probe {
             .arg("--token")
             .arg(token_file)
             // The settings that an agent gives itself.
-            .env("_RJEM_MALLOC_CONF", "background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0,tcache_max:1024")
+            .env("_RJEM_MALLOC_CONF", "background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0,tcache_max:1024,tcache_nslots_small_min:20,tcache_nslots_small_max:200,tcache_gc_incr_bytes:65536")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)

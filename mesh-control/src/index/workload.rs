@@ -13,6 +13,7 @@ use super::service::{self, Services};
 use super::view::AgentPod;
 use super::waypoint::{Guard, Waypoints};
 use crate::diagnosis::Problem;
+use crate::resource::meta::shown;
 use crate::resource::pod::State;
 use crate::resource::{Key, Kind, Objects, Pod};
 
@@ -45,9 +46,9 @@ pub fn workload(
     workload.trust_domain = settings.trust_domain.clone();
     workload.service_account = pod.service_account.clone();
     workload.node = pod.node.clone();
-    workload.canonical_name = canonical.unwrap_or_else(|| name.clone()).into();
-    workload.canonical_revision = revision.unwrap_or_else(|| "latest".into()).into();
-    workload.workload_name = name.into();
+    workload.canonical_name = shown(canonical.as_ref().unwrap_or(&name));
+    workload.canonical_revision = shown(revision.as_deref().unwrap_or("latest"));
+    workload.workload_name = shown(&name);
     workload.workload_type = kind;
     workload.cluster_id = settings.cluster_id.clone();
     workload.authorization_policies = policies.of(&pod.namespace, &pod.labels).into();
@@ -101,7 +102,7 @@ fn locality(pod: &Pod, objects: &Objects) -> Locality {
         Some(text) => {
             // Labels cannot hold `/`, so a dot stands for it, unless the value has slashes after all.
             let separator = if text.contains('/') { '/' } else { '.' };
-            let mut parts = text.splitn(3, separator).map(ArcStr::from);
+            let mut parts = text.splitn(3, separator).map(shown);
             let mut next = || parts.next().unwrap_or_default();
             Locality { region: next(), zone: next(), subzone: next() }
         }
@@ -184,8 +185,8 @@ pub fn slices<'a>(
                         workload.cluster_id = settings.cluster_id.clone();
                         workload.node = endpoint.node.clone();
                         workload.workload_type = WorkloadType::Pod;
-                        workload.canonical_name = slice.service.clone();
-                        workload.workload_name = slice.service.clone();
+                        workload.canonical_name = shown(&slice.service);
+                        workload.workload_name = shown(&slice.service);
                         workload.canonical_revision = "latest".into();
                         workload.health = if endpoint.ready { Health::Healthy } else { Health::Unhealthy };
                         workload.locality =

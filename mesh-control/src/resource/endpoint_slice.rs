@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::discovery::v1 as k8s;
 use mesh_core::ArcStr;
 
-use super::{Key, pod};
+use super::{Key, meta, pod};
 use crate::diagnosis::Problem;
 
 /// One endpoint.
@@ -74,8 +74,8 @@ pub fn read(key: &Key, object: k8s::EndpointSlice) -> (EndpointSlice, Vec<Proble
             addresses,
             ready: conditions.and_then(|c| c.ready).unwrap_or(true),
             pod: target.and_then(|t| t.name.clone()),
-            node: endpoint.node_name.clone().unwrap_or_default().into(),
-            zone: endpoint.zone.clone().unwrap_or_default().into(),
+            node: meta::node(endpoint.node_name.clone(), &format!("endpoints[{index}].nodeName"), &mut problems),
+            zone: meta::shown(endpoint.zone.as_deref().unwrap_or_default()),
         });
     }
     let ports = |transport: &str| {

@@ -2,10 +2,15 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use mesh_core::ArcStr;
+
 use super::fields::wrong;
 use super::{Key, Kind, Labels};
 use crate::diagnosis::{Problem, Severity, closest};
 use crate::yaml::node::{Node as Tree, Value};
+
+/// Longest text that others are told, in bytes.
+const LONGEST_SHOWN: usize = 253;
 
 /// A document's head: enough to know what it is, even if the rest cannot be read.
 #[derive(Debug, PartialEq, Eq)]
@@ -185,6 +190,35 @@ pub fn labels(meta: &ObjectMeta) -> Labels {
     meta.labels.clone().unwrap_or_default()
 }
 
+/// What others may be told of a text that only describes something: nothing that they refuse to read. No label of an API server's has any of that.
+pub fn shown(text: &str) -> ArcStr {
+    let is_fine = text.len() <= LONGEST_SHOWN && !text.chars().any(char::is_control);
+    if is_fine {
+        return text.into();
+    }
+    let mut out = String::new();
+    for one in text.chars().filter(|one| !one.is_control()) {
+        if out.len() + one.len_utf8() > LONGEST_SHOWN {
+            break;
+        }
+        out.push(one);
+    }
+    out.into()
+}
+
+/// The name of a node in `field`; empty, which is none, if it is no name.
+pub fn node(name: Option<String>, field: &str, problems: &mut Vec<Problem>) -> ArcStr {
+    match name {
+        Some(name) if name.is_empty() || subdomain(&name).is_ok() => name.into(),
+        Some(name) => {
+            let message = format!("{name:?} is not the name of a node, it is taken for none");
+            problems.push(Problem::error(field, message));
+            ArcStr::default()
+        }
+        None => ArcStr::default(),
+    }
+}
+
 /// One annotation.
 pub fn annotation<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
     meta.annotations.as_ref()?.get(key).map(String::as_str)
@@ -231,6 +265,23 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_others_are_told_they_can_read() {
+        for (text, expected) in [("", ""), ("a b", "a b"), ("a\tb\u{85}\n", "ab"), ("\u{7f}", "")] {
+            assert_eq!(shown(text), expected, "{text:?}");
+        }
+        assert_eq!(shown(&"ä".repeat(200)), "ä".repeat(126));
+        let mut problems = Vec::new();
+        let read = |name: &str, problems: &mut _| node(Some(name.into()), "spec.nodeName", problems);
+        assert_eq!(
+            (read("n-1.local", &mut problems), read("", &mut problems)),
+            ("n-1.local".into(), ArcStr::default())
+        );
+        assert_eq!(problems, []);
+        assert_eq!((read("n\t1", &mut problems), read("../n", &mut problems)), (ArcStr::default(), ArcStr::default()));
+        assert_eq!(problems.len(), 2);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1 as k8s;
 use mesh_core::{ArcStr, Locality};
 
-use super::Key;
+use super::{Key, meta};
 use crate::diagnosis::Problem;
 
 /// A node.
@@ -21,8 +21,7 @@ pub struct Node {
 pub fn read(key: &Key, object: k8s::Node) -> (Node, Vec<Problem>) {
     let labels = object.metadata.labels.unwrap_or_default();
     // The beta labels are what nodes of old clusters still carry.
-    let part =
-        |keys: [&str; 2]| keys.iter().find_map(|k| labels.get(*k)).map(|v| v.as_str().into()).unwrap_or_default();
+    let part = |keys: [&str; 2]| keys.iter().find_map(|k| labels.get(*k)).map(|v| meta::shown(v)).unwrap_or_default();
     let locality = Locality {
         region: part(["topology.kubernetes.io/region", "failure-domain.beta.kubernetes.io/region"]),
         zone: part(["topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone"]),

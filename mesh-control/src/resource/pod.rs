@@ -114,7 +114,7 @@ pub fn read(key: &Key, object: k8s::Pod) -> (Pod, Vec<Problem>) {
         name: key.name.clone(),
         uid: object.metadata.uid.as_deref().map(ArcStr::from),
         labels: meta::labels(&object.metadata),
-        node: spec.node_name.unwrap_or_default().into(),
+        node: meta::node(spec.node_name, "spec.nodeName", &mut problems),
         service_account,
         addresses,
         host_network,

@@ -76,7 +76,7 @@ pub fn read(parts: &mut Parts, settings: &Settings, spelling: Spelling) -> Resul
 /// Looks at all fields: those that could be read in two ways are refused, and those that only the mesh may set are taken away.
 fn fields(headers: &mut HeaderMap, has: Fields, settings: &Settings) -> Result<(), Failure> {
     let passed = |hops: &HeaderValue| hops.to_str().ok().and_then(|hops| hops.parse().ok()).unwrap_or(u8::MAX);
-    let hops = has.any(Fields::MESH).then(|| headers.get(HOPS)).flatten().map_or(0, passed);
+    let hops = if has.any(Fields::MESH) { headers.get(HOPS).map_or(0, passed) } else { 0 };
     if hops >= settings.hops {
         return Err(Failure::LOOP);
     }

@@ -54,7 +54,10 @@ impl Answer {
     }
 
     fn grpc_status(&self) -> Option<&str> {
-        self.has.any(Fields::GRPC_STATUS).then(|| self.response.headers().get(GRPC_STATUS)?.to_str().ok()).flatten()
+        if !self.has.any(Fields::GRPC_STATUS) {
+            return None;
+        }
+        self.response.headers().get(GRPC_STATUS)?.to_str().ok()
     }
 
     /// What it means for another attempt.

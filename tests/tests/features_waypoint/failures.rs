@@ -208,7 +208,8 @@ fn what_an_application_says_is_not_tried_again(stage: &Stage, server: &Process) 
     stage.lab.delete("httpbin")
 }
 
-/// B9: one of two pods of ratings is killed under load, and no page lacks its stars.
+/// B9: one of two pods of ratings is killed under load, and no page lacks its stars but for the one request that the pod may have
+/// held when it died: what was sent is never sent again.
 fn a_dead_endpoint_is_not_seen(stage: &Stage) -> Result<()> {
     let spec = PodSpec::new("ratings-v1-b").label("app", "ratings").label("version", "v1").node(2);
     let second = stage.lab.add_pod(spec.service_account("bookinfo-ratings").port("http", 9080))?;
@@ -220,12 +221,15 @@ fn a_dead_endpoint_is_not_seen(stage: &Stage) -> Result<()> {
     stage.becomes(None, Stars::Black)?;
     let running = stage.start_loads(None, 1000, Duration::ZERO)?;
     until("the first loads", SOON, || running.stdout().lines().count() > 10)?;
+    let held = [("destination_service_name", "ratings"), ("response_flags", "UC")];
+    let before_kill = stage.waypoint.metrics()?.sum("istio_requests_total", &held);
     process.kill();
     let before = running.stdout().lines().count();
     until("loads without it", Duration::from_secs(60), || running.stdout().lines().count() >= before + 60)?;
     running.kill();
     let loads = parse(&running.stdout());
-    ensure!(failed(&loads).is_none(), "of {} loads: {:?}", loads.len(), failed(&loads));
-    ensure!(loads.iter().all(|load| load.stars == Stars::Black));
+    let lost = stage.waypoint.metrics()?.sum("istio_requests_total", &held) - before_kill;
+    let broken = loads.iter().filter(|load| load.status != 200 || load.stars != Stars::Black).count();
+    ensure!(lost <= 1.0 && broken as f64 <= lost, "of {} loads, {lost} were held: {:?}", loads.len(), failed(&loads));
     stage.lab.remove_pod(&second)
 }

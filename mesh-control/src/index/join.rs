@@ -100,9 +100,10 @@ struct Around<'a> {
 
 impl Join {
     /// Joins everything with `settings`, and what the objects say over them. The result depends on nothing else: a restart brings the same.
-    pub fn build(&mut self, objects: Objects, settings: &Settings) -> View {
+    pub fn build(&mut self, mut objects: Objects, settings: &Settings) -> View {
         let mut problems = Vec::new();
         let settings = settings.with(&objects, &mut problems);
+        settings.defaults.exports.fill(&mut objects.routes);
         let policies = policy::index(&objects, &settings, &mut problems);
         let waypoints = Waypoints::index(&objects, &settings, &mut problems);
         let pod_labels = waypoints.labels(&objects);

@@ -7,6 +7,7 @@ use crate::resource::gateway_topology::GatewayTopology;
 use crate::resource::label_selector::LabelSelector;
 use crate::resource::mesh_authorizers::Authorizers;
 use crate::resource::mesh_config::{self, IstioNames};
+use crate::resource::mesh_defaults::MeshDefaults;
 use crate::resource::namespace::NAME_LABEL;
 use crate::resource::pod::State;
 use crate::resource::{Key, Kind, Labels, Objects, Secured};
@@ -35,6 +36,8 @@ pub struct Settings {
     pub registry_only: bool,
     /// What stands before gateways that do not say it themselves.
     pub topology: GatewayTopology,
+    /// What holds where manifests say nothing.
+    pub defaults: MeshDefaults,
     /// What is done with Istio's names.
     pub istio_names: IstioNames,
     /// An Istio runs in the cluster.
@@ -62,6 +65,7 @@ impl Settings {
             authorizers: Authorizers::new(),
             registry_only: false,
             topology: GatewayTopology::default(),
+            defaults: MeshDefaults::default(),
             istio_names: IstioNames::default(),
             istio_runs: false,
             agents: Vec::new(),
@@ -130,6 +134,7 @@ impl Settings {
             settings.authorizers.clone_from(&config.authorizers);
             settings.registry_only = config.registry_only;
             settings.topology.clone_from(&config.topology);
+            settings.defaults.clone_from(&config.defaults);
             settings.istio_names = config.istio_names.unwrap_or(settings.istio_names);
         }
         for name in objects.mesh_configs.keys().filter(|name| **name != own) {

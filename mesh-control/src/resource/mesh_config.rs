@@ -7,6 +7,7 @@ use super::fields::{Fields, Mapping};
 use super::gateway_topology::GatewayTopology;
 use super::label_selector::{self, LabelSelector};
 use super::mesh_authorizers::Authorizers;
+use super::mesh_defaults::{self, MeshDefaults};
 use super::mesh_providers::{self, Providers};
 use super::mesh_telemetry::{self, MeshTelemetry};
 use super::{Key, Object, Read, Unreadable, meta};
@@ -61,34 +62,29 @@ pub struct MeshConfig {
     pub registry_only: bool,
     /// What stands before gateways that do not say it themselves.
     pub topology: GatewayTopology,
+    /// What holds where manifests say nothing.
+    pub defaults: MeshDefaults,
 }
 
 /// Settings of Istio that nothing here heeds yet.
-const NOT_BUILT: [&str; 37] = [
+const NOT_BUILT: [&str; 30] = [
     "ca",
     "caCertificates",
     "certificates",
     "configSources",
-    "connectTimeout",
-    "defaultDestinationRuleExportTo",
-    "defaultHttpRetryPolicy",
-    "defaultServiceExportTo",
-    "defaultVirtualServiceExportTo",
     "disableEnvoyListenerLog",
     "dnsRefreshRate",
     "enableEnvoyAccessLogService",
     "enablePrometheusMerge",
     "h2UpgradePolicy",
+    "hboneIdleTimeout",
     "inboundClusterStatName",
     "inboundTrafficPolicy",
     "ingressClass",
     "ingressControllerMode",
     "ingressSelector",
     "ingressService",
-    "localityLbSetting",
-    "meshMTLS",
     "outboundClusterStatName",
-    "pathNormalization",
     "protocolDetectionTimeout",
     "proxyHttpPort",
     "proxyInboundListenPort",
@@ -119,6 +115,11 @@ const BUILT: [&str; 13] = [
     "rootNamespace",
     "trustDomain",
 ];
+
+/// All settings that have an effect.
+fn built() -> impl Iterator<Item = &'static str> {
+    BUILT.into_iter().chain(mesh_defaults::FIELDS)
+}
 
 /// Reads the ConfigMap.
 pub fn read(_: &Key, tree: &Tree) -> Read {
@@ -181,11 +182,11 @@ fn settings(tree: &Tree, path: &str, fields: &mut Fields) -> Option<MeshConfig> 
             fields
                 .problems
                 .push(Problem::warning(field, format!("{key} is known, but not built yet: it has no effect")));
-        } else if !BUILT.contains(&key) {
-            let known: Vec<&str> = BUILT.into_iter().chain(NOT_BUILT).collect();
+        } else if !built().any(|built| built == key) {
+            let known: Vec<&str> = built().chain(NOT_BUILT).collect();
             let help = match closest(key, &known) {
                 Some(meant) => format!("did you mean `{meant}`?"),
-                None => format!("settings that have an effect: {}", BUILT.join(", ")),
+                None => format!("settings that have an effect: {}", built().collect::<Vec<_>>().join(", ")),
             };
             fields.problems.push(Problem::error(field, format!("there is no setting {key:?}")).help(help));
         }
@@ -223,6 +224,7 @@ fn settings(tree: &Tree, path: &str, fields: &mut Fields) -> Option<MeshConfig> 
     if let Some(tree) = mesh.get("defaultConfig") {
         config.topology = GatewayTopology::read(tree, &mesh.field("defaultConfig"), &mut fields.problems);
     }
+    config.defaults = MeshDefaults::read(tree, path, &mut fields.problems);
     match mesh.get("enableAutoMtls").map(|node| &node.value) {
         None | Some(Value::Bool(true)) => {}
         Some(Value::Bool(false)) => {
@@ -306,7 +308,7 @@ mod tests {
         let not_built = "is known, but not built yet: it has no effect";
         for (text, is_good, said) in [
             ("discoverySelectors: []", true, vec![]),
-            ("meshMTLS: {minProtocolVersion: TLSV1_3}", true, vec![format!("warning data.mesh.meshMTLS: meshMTLS {not_built}")]),
+            ("tlsDefaults: {}", true, vec![format!("warning data.mesh.tlsDefaults: tlsDefaults {not_built}")]),
             ("udp: deny", true, vec![format!("warning data.mesh.udp: udp {not_built}")]),
             ("outboundTrafficPolicy: {mode: REGISTRY_ONLY}", true, vec![]),
             (

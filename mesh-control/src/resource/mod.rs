@@ -10,6 +10,7 @@ pub mod kind;
 pub mod label_selector;
 pub mod mesh_authorizers;
 pub mod mesh_config;
+pub mod mesh_defaults;
 pub mod mesh_providers;
 pub mod mesh_telemetry;
 pub mod meta;

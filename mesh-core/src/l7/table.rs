@@ -14,6 +14,7 @@ use crate::NamespacedName;
 #[derive(Clone, Default)]
 pub struct Table {
     name: ArcStr,
+    retries: Retries,
     hosts: Vec<Arc<VirtualHost>>,
     by_host: HostIndex<Vec<Arc<VirtualHost>>>,
     by_service: HashMap<NamespacedName, Vec<Arc<VirtualHost>>>,
@@ -130,6 +131,18 @@ impl Table {
         &self.name
     }
 
+    /// The same with other retries of requests that no rule is about.
+    #[must_use]
+    pub fn retrying(self, retries: Retries) -> Self {
+        Self { retries, ..self }
+    }
+
+    /// What is tried again of requests that no rule is about: Istio's defaults, unless the mesh has others.
+    #[must_use]
+    pub fn retries(&self) -> &Retries {
+        &self.retries
+    }
+
     /// All hosts, in the order in which they were given.
     #[must_use]
     pub fn hosts(&self) -> &[Arc<VirtualHost>] {
@@ -152,7 +165,7 @@ impl Table {
 
 impl PartialEq for Table {
     fn eq(&self, other: &Self) -> bool {
-        (&self.name, &self.hosts) == (&other.name, &other.hosts)
+        (&self.name, &self.retries, &self.hosts) == (&other.name, &other.retries, &other.hosts)
     }
 }
 
@@ -160,6 +173,7 @@ impl Eq for Table {}
 
 impl fmt::Debug for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Table").field("name", &self.name).field("hosts", &self.hosts).finish()
+        let mut shown = f.debug_struct("Table");
+        shown.field("name", &self.name).field("retries", &self.retries).field("hosts", &self.hosts).finish()
     }
 }

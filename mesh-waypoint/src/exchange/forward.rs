@@ -1,7 +1,7 @@
 //! Where a request goes and what goes there: the place, what its attempts have in common, and what becomes of the answer.
 
 use std::borrow::Cow;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arcstr::ArcStr;
@@ -34,9 +34,6 @@ use crate::upstream::choose;
 const TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
 const SOCKET_KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
 
-/// What is done where no rule says it.
-static DEFAULT: LazyLock<Retries> = LazyLock::new(Retries::default);
-
 impl Forward<'_> {
     /// Forwards it and gives the answer, with what is held for it in `report`.
     pub async fn run(
@@ -46,7 +43,7 @@ impl Forward<'_> {
         upgrade: &mut Option<OnUpgrade>,
         report: &mut Report,
     ) -> Result<Response<ResponseBody>, Failure> {
-        let retries = self.plan.handling.as_ref().map_or(&*DEFAULT, |handling| &handling.retries);
+        let retries = self.retries();
         let own = parts.headers.remove(TIMEOUT).and_then(|value| value.to_str().ok()?.parse().ok());
         let timeout = own.map(Duration::from_millis).or(self.plan.handling.as_ref().and_then(|rule| rule.timeout));
         let deadline = timeout.filter(|timeout| !timeout.is_zero()).map(|timeout| Instant::now() + timeout);
@@ -74,6 +71,14 @@ impl Forward<'_> {
         }
         report.forwarded(endpoint, connection);
         Ok(response.map(|body| ResponseBody::stream(body, deadline)))
+    }
+
+    /// What the rule says of it, else the table of whoever serves the service.
+    fn retries(&self) -> &Retries {
+        match &self.plan.handling {
+            Some(handling) => &handling.retries,
+            None => self.bound.view.table.retries(),
+        }
     }
 
     /// What the attempts have in common, and the cookie that the answer brings the client. Mirrors are sent here.

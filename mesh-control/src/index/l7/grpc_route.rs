@@ -1,7 +1,7 @@
 //! GRPCRoutes: their rules, as requests of HTTP/2 whose path is a service and a method.
 
 use mesh_core::l7::order::{Api, Candidate, Origin};
-use mesh_core::l7::{Condition, HeaderMatch, PathKind, Retries};
+use mesh_core::l7::{Condition, HeaderMatch, PathKind};
 
 use super::filter::{Reading, value};
 use super::notes::Notes;
@@ -33,7 +33,7 @@ pub fn rules(
     let read = |(index, rule): (usize, &GrpcRule)| {
         let mut notes = Notes::new(key.clone(), problems);
         let reading = Reading { around, route, namespace: &object.namespace, rule: index };
-        parts(rule, &reading, &mut notes).finish(origin(index))
+        parts(rule, &reading, &mut notes).finish(origin(index), &around.retries)
     };
     object.spec.rules.iter().enumerate().map(read).collect()
 }
@@ -45,7 +45,6 @@ fn parts(rule: &GrpcRule, reading: &Reading<'_>, notes: &mut Notes<'_>) -> Parts
         parts.conditions.push(condition(one, &format!("{field}.matches[{index}]"), notes));
     }
     reading.actions(&mut parts, &rule.filters, &rule.backend_refs, notes);
-    parts.retries = Some(Retries::default());
     if rule.session_persistence.is_some() {
         let message = "clients are not kept at one endpoint by a route";
         notes.close(format!("{field}.sessionPersistence"), message, "use `consistentHash` of a DestinationRule");

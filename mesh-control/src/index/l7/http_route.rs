@@ -38,7 +38,7 @@ pub fn rules(
     let read = |(index, rule): (usize, &Rule)| {
         let mut notes = Notes::new(key.clone(), problems);
         let reading = Reading { around, route, namespace: &object.namespace, rule: index };
-        parts(rule, &reading, &mut notes).finish(origin(index))
+        parts(rule, &reading, &mut notes).finish(origin(index), &around.retries)
     };
     rules.iter().enumerate().map(read).collect()
 }
@@ -52,11 +52,11 @@ fn parts(rule: &Rule, reading: &Reading<'_>, notes: &mut Notes<'_>) -> Parts {
     reading.actions(&mut parts, &rule.filters, &rule.backend_refs, notes);
     let (all, each) = rule.timeouts.as_ref().map_or((Limit::Unset, Limit::Unset), kind::Timeouts::limits);
     parts.timeout = all;
-    let mut retries = rule.retry.as_ref().map_or_else(Retries::default, retries);
+    parts.retries = rule.retry.as_ref().map(retries);
     if let Limit::After(time) = each {
+        let retries = parts.retries.get_or_insert_with(|| reading.around.retries.clone());
         retries.per_try_timeout = Some(time);
     }
-    parts.retries = Some(retries);
     if rule.session_persistence.is_some() {
         let message = "clients are not kept at one endpoint by a route";
         notes.close(format!("{field}.sessionPersistence"), message, "use `consistentHash` of a DestinationRule");

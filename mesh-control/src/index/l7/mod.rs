@@ -32,7 +32,7 @@ use std::sync::Arc;
 
 use mesh_core::l4::ConnectionRoutes;
 use mesh_core::l7::order::Candidate;
-use mesh_core::l7::{Clusters, Table};
+use mesh_core::l7::{Clusters, Retries, Table};
 use mesh_core::listener::Listeners;
 use mesh_core::{ArcStr, NamespacedName};
 
@@ -45,6 +45,7 @@ use super::routing::parents::Owner;
 use super::routing::{Indexed, Listening, Resolved};
 use super::waypoint::{PodLabels, PodTopologies, Served};
 use crate::diagnosis::Problem;
+use crate::resource::mesh_defaults::MeshDefaults;
 use crate::resource::routing::Routes;
 use crate::resource::secret::named;
 use crate::resource::{Key, Kind, Objects};
@@ -64,6 +65,10 @@ pub struct Around<'a> {
     pub hosts: Hosts<'a>,
     /// What is said of the endpoints of hosts.
     pub rules: Rules<'a>,
+    /// What holds where manifests say nothing.
+    pub defaults: &'a MeshDefaults,
+    /// Of these, what is tried again.
+    pub retries: Retries,
     /// Labels of pods of gateways.
     pub pods: PodLabels,
     /// Where the UDP ports of services lead.
@@ -138,7 +143,11 @@ impl<'a> Around<'a> {
         let (routes, resolved) = (&*indexed.routes, &*indexed.resolved);
         let (pods, topologies) = (PodLabels::new(), PodTopologies::new());
         let (datagrams, connections) = (datagram::Targets::new(), BTreeMap::new());
-        Self { routes, resolved, hosts, rules, pods, topologies, datagrams, connections }
+        let defaults = &settings.defaults;
+        // What is wrong with it the reader of the settings has refused.
+        let written = defaults.retries.as_ref();
+        let retries = written.and_then(|written| virtual_service::retries(written).ok()).unwrap_or_default();
+        Self { routes, resolved, hosts, rules, defaults, retries, pods, topologies, datagrams, connections }
     }
 
     /// With what the pods that there are of gateways say.

@@ -59,8 +59,8 @@ impl Parts {
         }
     }
 
-    /// The rule as it is tried.
-    pub fn finish(self, origin: Origin) -> Candidate {
+    /// The rule as it is tried; `usual` is tried again where it does not say it.
+    pub fn finish(self, origin: Origin, usual: &Retries) -> Candidate {
         let is_many = |mirrors: &Vec<Mirror>| mirrors.len() > Handling::MOST_MIRRORS;
         let closed = self.closed.or_else(|| {
             let too_many = self.mirrors.as_ref().is_some_and(is_many);
@@ -79,7 +79,7 @@ impl Parts {
                     Limit::After(time) => Some(time),
                     Limit::Unset | Limit::None => None,
                 },
-                retries: self.retries.unwrap_or_default(),
+                retries: self.retries.unwrap_or_else(|| usual.clone()),
                 ..Handling::new(action)
             },
         };

@@ -42,7 +42,7 @@ pub fn table(
 ) -> Table {
     let hosts = services.iter().flat_map(|service| of_service(service, around, read, problems));
     let hosts = hosts.map(Arc::new).collect();
-    Table::new(gateway.to_string(), hosts)
+    Table::new(gateway.to_string(), hosts).retrying(around.retries.clone())
 }
 
 fn of_service(service: &NamespacedName, around: &Around<'_>, read: &Read, problems: &mut Problems) -> Vec<VirtualHost> {

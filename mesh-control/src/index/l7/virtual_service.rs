@@ -17,6 +17,8 @@ use crate::resource::routing::Routed;
 use crate::resource::routing::virtual_service::{Delegate, HttpRule, VirtualService};
 use crate::resource::{Key, Kind};
 
+pub use failures::retries_of as retries;
+
 /// What an object says of requests to one port.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
@@ -55,7 +57,7 @@ pub fn rules(
     };
     for (index, rule) in object.spec.http.iter().enumerate() {
         for parts in parts(object, index, rule, port, around, &mut rules.by_port, problems) {
-            rules.candidates.push(parts.finish(origin(rules.candidates.len())));
+            rules.candidates.push(parts.finish(origin(rules.candidates.len()), &around.retries));
         }
     }
     rules

@@ -74,7 +74,8 @@ pub fn index(objects: &Objects, settings: &Settings, waypoints: &Waypoints, serv
     let mut all: BTreeMap<NamespacedName, Security> = BTreeMap::new();
     for (gateway, _) in waypoints.deployed() {
         let name = gateway.to_string().into();
-        all.insert(gateway.clone(), Security { name, ..Security::default() });
+        let spelling = settings.defaults.spelling;
+        all.insert(gateway.clone(), Security { name, spelling, ..Security::default() });
     }
     for (name, secured) in &objects.authorization_policies {
         if !settings.heeds(objects, &name.namespace) {

@@ -216,6 +216,10 @@ fn features_RA_1_whose_tokens_are_believed_goes_to_the_waypoint() {
         assert_eq!(said(&view), [": known, not in force: there is no waypoint that acts on it"], "{unbound}");
     }
     assert_eq!(own.spelling, None::<Spelling>);
+    let settings = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: undermesh, namespace: undermesh-system}\ndata:\n  mesh: |\n    pathNormalization: {normalization: MERGE_SLASHES}\n";
+    let view = mesh(settings);
+    let own = &view.security[&NamespacedName::new("shop", "wp")];
+    assert_eq!(own.spelling, Some(Spelling::MergeSlashes));
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Mesh settings: what they change in what agents get, whose they are, and which namespaces they take in.
 
 use super::*;
+use mesh_core::NamespacedName;
+
 use crate::resource::mesh_config::IstioNames;
 
 fn settings(mesh: &str) -> String {
@@ -178,5 +180,21 @@ fn policies_of_a_namespace_are_out_of_force_only_if_its_labels_say_so() {
         let served = view.policies.keys().any(|name| name.name == "p");
         assert_eq!((listed, served), (in_force, in_force), "{what}");
         assert_eq!(workload.protocol == TunnelProtocol::Hbone, is_member, "{what}");
+    }
+}
+
+#[test]
+fn features_EX_5_what_has_no_export_to_has_the_meshs() {
+    let own = "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: NAME, namespace: shop}\nspec: {hosts: [web], http: [{route: [{destination: {host: web}}]}]EXPORT}\n";
+    let objects = [("usual", ""), ("open", ", exportTo: ['*']")]
+        .map(|(name, export)| own.replace("NAME", name).replace("EXPORT", export))
+        .concat();
+    for (mesh, expected) in [("", vec![]), ("defaultVirtualServiceExportTo: ['.']", vec!["."])] {
+        let view = view(&format!("{objects}{}", settings(mesh)));
+        let of = |name: &str| view.routes.virtual_services[&NamespacedName::new("shop", name)].spec.export_to.clone();
+        assert_eq!(
+            (of("usual"), of("open")),
+            (expected.into_iter().map(str::to_owned).collect(), vec!["*".to_owned()])
+        );
     }
 }

@@ -233,7 +233,7 @@ fn spec<S: Spec>(key: &Key, tree: &Tree, wrap: impl FnOnce(Routed<S>) -> Routing
     };
     let read: Option<S> = strict::read(written, "spec", unknown, &mut problems);
     if let Some(spec) = &read {
-        spec.check(&mut Check { namespace: &key.namespace, problems: &mut problems });
+        spec.check(&mut Check::new(&key.namespace, &mut problems));
     }
     let outcome = match read {
         Some(spec) if !meta::has_error(&problems) => Ok(Object::Routing(wrap(Routed {
@@ -289,6 +289,13 @@ pub struct Check<'a> {
     /// Where the object lives.
     pub namespace: &'a str,
     problems: &'a mut Vec<Problem>,
+}
+
+impl<'a> Check<'a> {
+    /// Of an object in `namespace`.
+    pub fn new(namespace: &'a str, problems: &'a mut Vec<Problem>) -> Self {
+        Self { namespace, problems }
+    }
 }
 
 impl Check<'_> {

@@ -16,7 +16,7 @@ mod tests;
 
 use std::{fmt, sync::Arc};
 
-use mesh_core::l7::{Action, Condition, Handling, HostPattern, Rule, Table, VirtualHost};
+use mesh_core::l7::{Action, Condition, Handling, HostPattern, Retries, Rule, Table, VirtualHost};
 use prost::Message;
 
 use self::budget::Budget;
@@ -78,7 +78,8 @@ pub fn route_table(bytes: &[u8]) -> Result<RouteTable, ConvertError> {
 #[must_use]
 pub fn encode_route_table(table: &Table) -> Vec<u8> {
     let hosts = table.hosts().iter().map(|host| write_host(host)).collect();
-    wire::RouteTable { name: table.name().to_string(), hosts }.encode_to_vec()
+    let retries = (*table.retries() != Retries::default()).then(|| policy::write_retries(table.retries()));
+    wire::RouteTable { name: table.name().to_string(), hosts, retries }.encode_to_vec()
 }
 
 /// What is counted and collected while a table is read, or all tables of a gateway together.
@@ -103,7 +104,8 @@ impl Reader {
         few("rules of all hosts", self.rules, MOST_RULES_OF_ALL)?;
         let name = field::text("name", message.name)?;
         let hosts = message.hosts.into_iter().map(|host| self.host(host).map(Arc::new));
-        Ok(Table::new(name, hosts.collect::<Result<Vec<_>, _>>()?))
+        let retries = message.retries.map_or_else(|| Ok(Retries::default()), policy::retries)?;
+        Ok(Table::new(name, hosts.collect::<Result<Vec<_>, _>>()?).retrying(retries))
     }
 
     fn host(&mut self, message: wire::VirtualHost) -> Result<VirtualHost, ConvertError> {

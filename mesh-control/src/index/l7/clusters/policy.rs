@@ -89,9 +89,11 @@ impl<'a> Levels<'a> {
         if let Some((written, ..)) = &self.balancer {
             policy.balancer = balancer(written);
             policy.warmup = warmup(written);
-            policy.locality = written.locality_lb_setting.as_ref().map(locality).unwrap_or_default();
         }
-        policy.pool = self.pool.as_ref().map(|(written, ..)| pool(written)).unwrap_or_default();
+        let defaults = reader.around.defaults;
+        let own = self.balancer.as_ref().and_then(|(written, ..)| written.locality_lb_setting.as_ref());
+        policy.locality = own.or(defaults.locality.as_ref()).map(locality).unwrap_or_default();
+        policy.pool = pool(self.pool.as_ref().map(|(written, ..)| *written), defaults.connect_timeout);
         policy.outliers = self.outliers.as_ref().map(|(written, ..)| outliers(written));
         policy.proxy_protocol = self.proxy_protocol.as_ref().map(|(written, ..)| match written.version {
             Some(ProxyVersion::V2) => 2,
@@ -191,8 +193,10 @@ fn locality(written: &kind::Locality) -> Locality {
     }
 }
 
-fn pool(written: &kind::ConnectionPool) -> Pool {
-    let usual = Pool::default();
+fn pool(written: Option<&kind::ConnectionPool>, connect_timeout: Option<Duration>) -> Pool {
+    let mut usual = Pool::default();
+    usual.connect_timeout = connect_timeout.unwrap_or(usual.connect_timeout);
+    let Some(written) = written else { return usual };
     // 0 is what is not said.
     let count = |count: Option<i32>| count.and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0).unwrap_or(u32::MAX);
     let (tcp, http) = (&written.tcp, &written.http);

@@ -5,6 +5,7 @@ mod classic;
 mod clusters;
 mod conformance;
 mod datagrams;
+mod defaults;
 mod failures;
 mod frontends;
 mod http_routes;
@@ -82,7 +83,11 @@ fn objects(more: &[Json]) -> Objects {
 }
 
 fn mesh(more: &[Json]) -> Mesh {
-    let (objects, settings) = (objects(more), Settings::default());
+    mesh_with(Settings::default(), more)
+}
+
+fn mesh_with(settings: Settings, more: &[Json]) -> Mesh {
+    let objects = objects(more);
     let indexed = super::super::routing::index(&objects, &settings);
     let service = |service: &Arc<crate::resource::service::Service>| {
         super::super::service::key(&service.namespace, &service.name, &settings)

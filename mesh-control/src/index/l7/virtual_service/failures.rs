@@ -1,5 +1,6 @@
 //! What is tried again, what goes wrong on purpose, what is copied, and who may call from a page of another origin.
 
+use mesh_core::l7::retry::UnknownEvent;
 use mesh_core::l7::{Abort, AbortStatus, Cors, Delay, Fault, Mirror, Retries, RetryOn, Share, Text};
 
 use super::super::notes::Notes;
@@ -8,28 +9,32 @@ use super::Reading;
 use crate::resource::routing::values::Limit;
 use crate::resource::routing::virtual_service::{self as kind, GRPC_STATUSES, HttpRule, Percent, Preflights};
 
-/// What is tried again; `None` is the default.
+/// What is tried again; `None` is the mesh's default.
 pub fn retries(rule: &HttpRule, field: &str, notes: &mut Notes<'_>) -> Option<Retries> {
-    let written = rule.retries.as_ref()?;
+    match retries_of(rule.retries.as_ref()?) {
+        Ok(retries) => Some(retries),
+        Err(why) => {
+            notes.close(format!("{field}.retryOn"), why.to_string(), "");
+            None
+        }
+    }
+}
+
+/// What is tried again as it is written, in a rule or in the mesh settings; what is not said is Istio's default.
+pub fn retries_of(written: &kind::Retries) -> Result<Retries, UnknownEvent> {
     let usual = Retries::default();
     if written.attempts == Some(0) {
-        return Some(Retries::none());
+        return Ok(Retries::none());
     }
     let on = match written.retry_on.as_deref().filter(|words| !words.trim().is_empty()) {
         None => usual.on,
-        Some(words) => match RetryOn::parse(words) {
-            Ok(on) => on,
-            Err(why) => {
-                notes.close(format!("{field}.retryOn"), why.to_string(), "");
-                return None;
-            }
-        },
+        Some(words) => RetryOn::parse(words)?,
     };
     let per_try_timeout = match Limit::from(written.per_try_timeout) {
         Limit::After(time) => Some(time),
         Limit::Unset | Limit::None => None,
     };
-    Some(Retries {
+    Ok(Retries {
         attempts: written.attempts.unwrap_or(usual.attempts),
         per_try_timeout,
         on,

@@ -174,7 +174,8 @@ fn is_prime(number: u64) -> bool {
 }
 
 impl Locality {
-    fn check(&self, field: &str, ejects: bool, check: &mut Check<'_>) {
+    /// `ejects`: something finds endpoints ill.
+    pub(in crate::resource) fn check(&self, field: &str, ejects: bool, check: &mut Check<'_>) {
         let ways = [
             ("distribute", !self.distribute.is_empty()),
             ("failover", !self.failover.is_empty()),

@@ -6,7 +6,7 @@ use crate::{convert::l7::route_table, wire::l7 as wire};
 
 fn hosts(count: usize, rules: &[Vec<u8>]) -> Vec<u8> {
     let host = wire::VirtualHost { name: "h".into(), rules: rules.to_vec(), ..Default::default() };
-    wire::RouteTable { name: "t".into(), hosts: vec![host; count] }.encode_to_vec()
+    wire::RouteTable { name: "t".into(), hosts: vec![host; count], retries: None }.encode_to_vec()
 }
 
 #[test]

@@ -15,7 +15,8 @@ fn answer(rule: Vec<u8>, path: &str) -> (String, Vec<String>) {
     let last = wire::Rule { conditions: vec![], handling: Some(good()) }.encode_to_vec();
     let host =
         wire::VirtualHost { name: "h".into(), hosts: vec!["*".into()], rules: vec![rule, last], ..Default::default() };
-    let read = route_table(&wire::RouteTable { name: "t".into(), hosts: vec![host] }.encode_to_vec()).unwrap();
+    let read =
+        route_table(&wire::RouteTable { name: "t".into(), hosts: vec![host], retries: None }.encode_to_vec()).unwrap();
     let request = Request {
         method: &Method::GET,
         scheme: "http",
@@ -290,13 +291,17 @@ fn a_host_that_cannot_be_read_refuses_the_table() {
     for (problem, change) in bad {
         let mut host = wire::VirtualHost::default();
         change(&mut host);
-        let bytes = wire::RouteTable { name: "t".into(), hosts: vec![host] }.encode_to_vec();
+        let bytes = wire::RouteTable { name: "t".into(), hosts: vec![host], retries: None }.encode_to_vec();
         assert_eq!(route_table(&bytes).unwrap_err().to_string(), problem);
     }
     assert_eq!(route_table(&[0x78, 1]), Err(ConvertError::UnknownFields));
+    let retries = Some(wire::Retries::default());
+    let table = wire::RouteTable { name: "t".into(), hosts: vec![], retries };
+    assert_eq!(route_table(&table.encode_to_vec()).unwrap_err().to_string(), "handling.retries.backoff is missing");
     assert!(matches!(route_table(&[0xff]), Err(ConvertError::Decode(_))));
     // Nobody may see what is for no namespaces; it is not for all.
     let nobody = wire::VirtualHost { clients: Some(wire::Clients::default()), ..Default::default() };
-    let read = route_table(&wire::RouteTable { name: "t".into(), hosts: vec![nobody] }.encode_to_vec()).unwrap();
+    let read = route_table(&wire::RouteTable { name: "t".into(), hosts: vec![nobody], retries: None }.encode_to_vec())
+        .unwrap();
     assert_eq!(read.table.hosts()[0].clients, Some(vec![]));
 }

@@ -223,7 +223,8 @@ fn any_table() -> impl Strategy<Value = Table> {
         .prop_map(|((name, service, hosts), (ports, clients, falls_through), rules)| {
             Arc::new(VirtualHost { name, service, hosts, ports, clients, falls_through, rules })
         });
-    (word(), vec(host, 0..3)).prop_map(|(name, hosts)| Table::new(name, hosts))
+    let retries = prop_oneof![Just(Retries::default()), Just(Retries::none()), retries()];
+    (word(), vec(host, 0..3), retries).prop_map(|(name, hosts, retries)| Table::new(name, hosts).retrying(retries))
 }
 
 proptest! {

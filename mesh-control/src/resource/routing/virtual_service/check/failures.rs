@@ -33,7 +33,7 @@ const RETRY_ON: [&str; 22] = [
 
 impl Retries {
     /// `timeout` is that of the rule.
-    pub(super) fn check(&self, field: &str, timeout: Option<Span>, check: &mut Check<'_>) {
+    pub(in crate::resource) fn check(&self, field: &str, timeout: Option<Span>, check: &mut Check<'_>) {
         attempts(&format!("{field}.attempts"), self.attempts, check);
         if let (Some(each), Some(all)) = (self.per_try_timeout, timeout)
             && each > all

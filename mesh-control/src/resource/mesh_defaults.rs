@@ -1,0 +1,291 @@
+//! What the mesh settings say in the place of manifests that do not say it themselves: what is tried again, how long a connection may take to come about, which
+//! places are near, who sees what, and how much of a path is made one. Read by `mesh_config`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_core::NamespacedName;
+use mesh_core::l7::path::Spelling;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::routing::destination_rule::Locality;
+use super::routing::values::{Span, visibility};
+use super::routing::virtual_service::Retries;
+use super::routing::{Check, Routed, Routes};
+use super::strict::{self, Unknown};
+use crate::diagnosis::Problem;
+use crate::yaml::node::Node as Tree;
+
+/// The settings that are read here.
+pub const FIELDS: [&str; 8] = [
+    "connectTimeout",
+    "defaultDestinationRuleExportTo",
+    "defaultHttpRetryPolicy",
+    "defaultServiceExportTo",
+    "defaultVirtualServiceExportTo",
+    "localityLbSetting",
+    "meshMTLS",
+    "pathNormalization",
+];
+
+/// What holds where a manifest says nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MeshDefaults {
+    /// How much of a path is made one; `None` is what waypoints do by themselves.
+    pub spelling: Option<Spelling>,
+    /// What is tried again.
+    pub retries: Option<Retries>,
+    /// Until a connection to an endpoint has come about.
+    pub connect_timeout: Option<Duration>,
+    /// Which places are near.
+    pub locality: Option<Locality>,
+    /// Who sees what.
+    pub exports: Exports,
+}
+
+/// Who sees objects that have no `exportTo`; nothing is everybody.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Exports {
+    /// ServiceEntries.
+    pub entries: Vec<String>,
+    /// VirtualServices.
+    pub virtual_services: Vec<String>,
+    /// DestinationRules.
+    pub destination_rules: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+struct PathNormalization {
+    normalization: Normalization,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+enum Normalization {
+    #[default]
+    Default,
+    None,
+    Base,
+    MergeSlashes,
+    DecodeAndMergeSlashes,
+}
+
+/// TLS between members of the mesh.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct MeshTls {
+    min_protocol_version: Option<MeshTlsVersion>,
+    cipher_suites: Vec<String>,
+    ecdh_curves: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+enum MeshTlsVersion {
+    #[serde(rename = "TLS_AUTO")]
+    Auto,
+    #[serde(rename = "TLSV1_2")]
+    V1_2,
+    #[serde(rename = "TLSV1_3")]
+    V1_3,
+}
+
+impl MeshDefaults {
+    /// Of the mesh settings, which stand at `at`. What is wrong with them is an error.
+    pub fn read(tree: &Tree, at: &str, problems: &mut Vec<Problem>) -> Self {
+        let mut fields = Reader { tree, at, problems };
+        let read = Self {
+            spelling: fields.spelling(),
+            retries: fields.retries(),
+            connect_timeout: fields.connect_timeout(),
+            locality: fields.locality(),
+            exports: Exports {
+                entries: fields.exports("defaultServiceExportTo"),
+                virtual_services: fields.exports("defaultVirtualServiceExportTo"),
+                destination_rules: fields.exports("defaultDestinationRuleExportTo"),
+            },
+        };
+        fields.mesh_tls();
+        read
+    }
+}
+
+/// Reads one setting after the other.
+struct Reader<'a> {
+    tree: &'a Tree,
+    at: &'a str,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl Reader<'_> {
+    fn field(&self, name: &str) -> String {
+        format!("{}.{name}", self.at)
+    }
+
+    fn read<T: DeserializeOwned>(&mut self, name: &str) -> Option<T> {
+        let field = self.field(name);
+        strict::read(self.tree.get(name)?, &field, Unknown::Either, self.problems)
+    }
+
+    fn spelling(&mut self) -> Option<Spelling> {
+        match self.read::<PathNormalization>("pathNormalization")?.normalization {
+            Normalization::Default => None,
+            Normalization::Base => Some(Spelling::Base),
+            Normalization::MergeSlashes => Some(Spelling::MergeSlashes),
+            Normalization::DecodeAndMergeSlashes => Some(Spelling::DecodeAndMergeSlashes),
+            Normalization::None => {
+                let message = "paths are never left as they come: another spelling would go around policies";
+                let field = self.field("pathNormalization.normalization");
+                self.problems.push(Problem::warning(field, message).help("BASE is in force: write that"));
+                Some(Spelling::Base)
+            }
+        }
+    }
+
+    fn retries(&mut self) -> Option<Retries> {
+        let read: Retries = self.read("defaultHttpRetryPolicy")?;
+        let field = self.field("defaultHttpRetryPolicy");
+        read.check(&field, None, &mut Check::new("", self.problems));
+        Some(read)
+    }
+
+    fn connect_timeout(&mut self) -> Option<Duration> {
+        let read: Span = self.read("connectTimeout")?;
+        let field = self.field("connectTimeout");
+        Check::new("", self.problems).time(field, Some(read));
+        Some(read.0)
+    }
+
+    fn locality(&mut self) -> Option<Locality> {
+        let read: Locality = self.read("localityLbSetting")?;
+        // Whether endpoints are found to be ill is for rules of hosts to say.
+        let field = self.field("localityLbSetting");
+        read.check(&field, true, &mut Check::new("", self.problems));
+        Some(read)
+    }
+
+    fn exports(&mut self, name: &str) -> Vec<String> {
+        let read: Vec<String> = self.read(name).unwrap_or_default();
+        let field = self.field(name);
+        Check::new("", self.problems).each(&field, &read, visibility);
+        if name == "defaultServiceExportTo" && !read.is_empty() {
+            let message = "it holds for ServiceEntries: Services of Kubernetes are seen in all namespaces";
+            self.problems.push(Problem::note(field, message));
+        }
+        read
+    }
+
+    /// Members speak TLS 1.3 with each other and nothing older, whose suites and groups are all good.
+    fn mesh_tls(&mut self) {
+        let Some(read) = self.read::<MeshTls>("meshMTLS") else { return };
+        let _ = read.min_protocol_version;
+        for (name, is_said) in [("cipherSuites", &read.cipher_suites), ("ecdhCurves", &read.ecdh_curves)] {
+            if !is_said.is_empty() {
+                let message = "members of the mesh speak TLS 1.3 with each other, which chooses by itself";
+                let field = self.field(&format!("meshMTLS.{name}"));
+                self.problems.push(Problem::warning(field, format!("{message}: it has no effect")));
+            }
+        }
+    }
+}
+
+fn fill<T: Clone>(
+    exports: &[String],
+    objects: &mut BTreeMap<NamespacedName, Arc<Routed<T>>>,
+    of: impl Fn(&mut T) -> &mut Vec<String>,
+) {
+    if exports.is_empty() {
+        return;
+    }
+    for object in objects.values_mut() {
+        let mut filled = Routed::clone(object);
+        let own = of(&mut filled.spec);
+        if own.is_empty() {
+            own.extend_from_slice(exports);
+            *object = Arc::new(filled);
+        }
+    }
+}
+
+impl Exports {
+    /// Objects that say nothing of who sees them say this.
+    pub fn fill(&self, routes: &mut Routes) {
+        fill(&self.entries, &mut routes.service_entries, |spec| &mut spec.export_to);
+        fill(&self.virtual_services, &mut routes.virtual_services, |spec| &mut spec.export_to);
+        fill(&self.destination_rules, &mut routes.destination_rules, |spec| &mut spec.export_to);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::yaml::node;
+
+    fn read(text: &str) -> (MeshDefaults, Vec<String>) {
+        let mut problems = Vec::new();
+        let read = MeshDefaults::read(&node::parse(text).unwrap(), "m", &mut problems);
+        (read, problems.iter().map(|p| format!("{} {}: {}", p.severity, p.field, p.message)).collect())
+    }
+
+    #[test]
+    fn features_AP_8_how_much_of_a_path_is_made_one() {
+        for (text, expected) in [
+            ("{}", None),
+            ("pathNormalization: {}", None),
+            ("pathNormalization: {normalization: DEFAULT}", None),
+            ("pathNormalization: {normalization: BASE}", Some(Spelling::Base)),
+            ("pathNormalization: {normalization: MERGE_SLASHES}", Some(Spelling::MergeSlashes)),
+            ("pathNormalization: {normalization: DECODE_AND_MERGE_SLASHES}", Some(Spelling::DecodeAndMergeSlashes)),
+        ] {
+            let (read, said) = read(text);
+            assert_eq!((read.spelling, said), (expected, vec![]), "{text}");
+        }
+        let (none, said) = read("pathNormalization: {normalization: NONE}");
+        assert_eq!(none.spelling, Some(Spelling::Base));
+        let why = "paths are never left as they come: another spelling would go around policies";
+        assert_eq!(said, [format!("warning m.pathNormalization.normalization: {why}")]);
+    }
+
+    #[test]
+    fn features_EX_5_what_holds_where_manifests_say_nothing() {
+        let (defaults, said) = read(
+            "defaultHttpRetryPolicy: {attempts: 3, retryOn: '503'}\nconnectTimeout: 3s\nmeshMTLS: {minProtocolVersion: TLSV1_2}\n\
+             localityLbSetting: {failoverPriority: [topology.kubernetes.io/zone]}\n\
+             defaultVirtualServiceExportTo: [., shop]\ndefaultDestinationRuleExportTo: ['*']\n",
+        );
+        assert_eq!(said, [""; 0]);
+        assert_eq!(defaults.retries.unwrap().attempts, Some(3));
+        assert_eq!(defaults.connect_timeout, Some(Duration::from_secs(3)));
+        assert_eq!(defaults.locality.unwrap().priority, ["topology.kubernetes.io/zone"]);
+        assert_eq!((defaults.exports.virtual_services.len(), defaults.exports.destination_rules.len()), (2, 1));
+    }
+
+    #[test]
+    fn what_is_wrong_with_it_is_told() {
+        for (text, expected) in [
+            ("pathNormalization: {normalization: ALL}", "error m.pathNormalization.normalization: "),
+            ("pathNormalization: {normalisation: BASE}", "error m.pathNormalization.normalisation!: "),
+            (
+                "defaultHttpRetryPolicy: {retryOn: 5yx}",
+                "error m.defaultHttpRetryPolicy.retryOn: nothing is tried again for",
+            ),
+            (
+                "defaultHttpRetryPolicy: {attempts: 0, retryOn: 5xx}",
+                "error m.defaultHttpRetryPolicy.attempts: 0 attempts",
+            ),
+            ("defaultHttpRetryPolicy: {attempts: 1000}", "error m.defaultHttpRetryPolicy.attempts: "),
+            ("connectTimeout: 10", "error m.connectTimeout: "),
+            ("connectTimeout: 0s", "error m.connectTimeout: shorter than a millisecond"),
+            ("localityLbSetting: {failover: [{from: a, to: a}]}", "error m.localityLbSetting.failover[0]: "),
+            ("defaultVirtualServiceExportTo: [Shop]", "error m.defaultVirtualServiceExportTo[0]: "),
+            ("defaultServiceExportTo: [.]", "note m.defaultServiceExportTo: it holds for ServiceEntries"),
+            ("meshMTLS: {minProtocolVersion: TLSV1_1}", "error m.meshMTLS.minProtocolVersion: "),
+            ("meshMTLS: {cipherSuites: [ECDHE-RSA-AES256-GCM-SHA384]}", "warning m.meshMTLS.cipherSuites: "),
+        ] {
+            let (_, said) = read(text);
+            assert!(said.len() == 1 && said[0].starts_with(expected), "{text}: {said:?}");
+        }
+    }
+}

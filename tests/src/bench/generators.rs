@@ -55,7 +55,8 @@ pub fn h2load(client: &Pod, url: &str, connections: u32, streams: u32, seconds: 
     read_h2load(&output, &times, seconds).with_context(|| format!("h2load said: {output}"))
 }
 
-fn finish(client: &Pod, program: &str, package: &str, args: &[&str], seconds: u32) -> Anyhow<String> {
+/// Runs a program in the client's pod to its end, and gives what it said; `package` is what brings it.
+pub fn finish(client: &Pod, program: &str, package: &str, args: &[&str], seconds: u32) -> Anyhow<String> {
     let Some(path) = find(program) else {
         bail!("{program} is not installed: `apt-get install {package}`, then again");
     };

@@ -4,9 +4,11 @@ mod measure;
 mod requests;
 mod rivals;
 mod table;
+mod train;
 mod ztunnel;
 
 pub use measure::{Line, Options, run};
 pub use requests::{RequestOptions, run as run_requests};
 pub use table::{Column, print};
+pub use train::run as train;
 pub use ztunnel::Peer;

@@ -30,7 +30,7 @@ const BYTES: &str = "1024";
 /// How often each measurement is made.
 const ROUNDS: usize = 3;
 /// Ours; those of the others follow.
-const PORT: u16 = 8081;
+pub(super) const PORT: u16 = 8081;
 
 /// The pods: who asks, what stands between, who answers.
 struct Stage {
@@ -166,7 +166,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// The gateway with its routes; a route may have 16 rules.
-fn manifests() -> String {
+pub(super) fn manifests() -> String {
     let mut all = format!(
         "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: edge, namespace: default}}\nspec:\n  gatewayClassName: undermesh\n  \
          listeners: [{{name: http, port: {PORT}, protocol: HTTP}}]\n"

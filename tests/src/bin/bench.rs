@@ -37,6 +37,9 @@ struct Args {
     /// Instead of all that: full load of requests on our gateway for so many seconds.
     #[arg(long)]
     soak: Option<u32>,
+    /// Instead of all that: load for a profile of mesh-waypoint, each part for so many seconds.
+    #[arg(long)]
+    train: Option<u32>,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -50,6 +53,9 @@ fn main() -> anyhow::Result<()> {
         spawner::clean_all();
         std::process::exit(130);
     });
+    if let Some(seconds) = args.train {
+        return bench::train(seconds);
+    }
     let absolute = |path: PathBuf| path.canonicalize().unwrap_or(path);
     let ztunnel = args.ztunnel.zip(args.redirect).map(|(b, r)| Peer { binary: absolute(b), redirect: absolute(r) });
     if args.envoy.is_some() || args.haproxy.is_some() || args.soak.is_some() {

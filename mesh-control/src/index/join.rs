@@ -21,6 +21,7 @@ use super::waypoint::{Guard, Guarded, PodLabels, PodTopologies, Served, Waypoint
 use super::workload;
 use super::{certificates, datagram, l4, l7, outbound, routing, security, service_entry, telemetry};
 use crate::diagnosis::Problem;
+use crate::resource::mesh_defaults::Filling;
 use crate::resource::pod::State;
 use crate::resource::routing::inaction;
 use crate::resource::{Key, Kind, Objects, Pod};
@@ -37,6 +38,7 @@ fn is_later(kind: Kind) -> bool {
 pub struct Join {
     last: Last,
     interner: Interner,
+    filling: Filling,
 }
 
 /// What one join is made of.
@@ -103,7 +105,7 @@ impl Join {
     pub fn build(&mut self, mut objects: Objects, settings: &Settings) -> View {
         let mut problems = Vec::new();
         let settings = settings.with(&objects, &mut problems);
-        settings.defaults.exports.fill(&mut objects.routes);
+        self.filling.fill(&settings.defaults.exports, &mut objects.routes);
         let policies = policy::index(&objects, &settings, &mut problems);
         let waypoints = Waypoints::index(&objects, &settings, &mut problems);
         let pod_labels = waypoints.labels(&objects);

@@ -40,14 +40,12 @@ pub fn index(
     let mut services = Services { addresses: owners(objects), ..Services::default() };
     for object in objects.services.values().filter(|s| !s.is_alias) {
         let key = key(&object.namespace, &object.name, settings);
-        let namespace = objects.namespaces.get(&object.namespace);
-        let distribution = object.distribution.or_else(|| namespace.and_then(|n| n.distribution));
         let mut service = Service::new(object.namespace.clone(), object.name.clone(), key.name.clone());
         let single = |address: &IpAddr| ServiceAddress { network: ArcStr::new(), cidr: IpNet::from(*address) };
         let own = object.addresses.iter().filter(|address| gets(**address, object, &services.addresses, problems));
         service.addresses = own.map(single).collect();
         service.ports = object.ports.iter().map(port).collect();
-        service.load_balancing = load_balancing(object, distribution);
+        service.load_balancing = load_balancing(object, distribution(object, objects));
         service.ip_families = object.families;
         service.canonical = true;
         service.waypoint = waypoint(object);
@@ -100,6 +98,16 @@ fn port(port: &Port) -> ServicePort {
         Target::Name(_) => 0,
     };
     ServicePort { service_port: port.port, target_port, app_protocol: port.protocol }
+}
+
+/// What a service says of which endpoints come first, or its namespace for it.
+fn distribution(service: &resource::Service, objects: &Objects) -> Option<Distribution> {
+    service.distribution.or_else(|| objects.namespaces.get(&service.namespace)?.distribution)
+}
+
+/// Whether it is said, of a service itself, which endpoints come first.
+pub fn has_order(service: &resource::Service, objects: &Objects) -> bool {
+    service.local_only || distribution(service, objects).is_some()
 }
 
 fn load_balancing(service: &resource::Service, distribution: Option<Distribution>) -> LoadBalancing {

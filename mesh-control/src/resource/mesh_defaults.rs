@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use super::routing::destination_rule::Locality;
 use super::routing::values::{Span, visibility};
 use super::routing::virtual_service::Retries;
-use super::routing::{Check, Routed, Routes};
+use super::routing::{Check, DestinationRule, Routed, Routes, ServiceEntry, VirtualService};
 use super::strict::{self, Unknown};
 use crate::diagnosis::Problem;
 use crate::yaml::node::Node as Tree;
@@ -191,31 +191,68 @@ impl Reader<'_> {
     }
 }
 
-fn fill<T: Clone>(
-    exports: &[String],
-    objects: &mut BTreeMap<NamespacedName, Arc<Routed<T>>>,
-    of: impl Fn(&mut T) -> &mut Vec<String>,
-) {
-    if exports.is_empty() {
-        return;
-    }
-    for object in objects.values_mut() {
-        let mut filled = Routed::clone(object);
-        let own = of(&mut filled.spec);
-        if own.is_empty() {
-            own.extend_from_slice(exports);
-            *object = Arc::new(filled);
+/// Objects that say nothing of who sees them, as they are written, and as they are filled.
+type Pairs<T> = BTreeMap<NamespacedName, (Arc<Routed<T>>, Arc<Routed<T>>)>;
+
+/// Says who sees objects that do not say it. One that has not changed becomes the same object as the last time: whoever compares them does not look into it.
+#[derive(Debug, Default)]
+pub struct Filling {
+    exports: Exports,
+    entries: Pairs<ServiceEntry>,
+    virtual_services: Pairs<VirtualService>,
+    destination_rules: Pairs<DestinationRule>,
+}
+
+impl Filling {
+    /// Fills all of them.
+    pub fn fill(&mut self, exports: &Exports, routes: &mut Routes) {
+        if self.exports != *exports {
+            *self = Self { exports: exports.clone(), ..Self::default() };
         }
+        fill(&exports.entries, &mut routes.service_entries, &mut self.entries);
+        fill(&exports.virtual_services, &mut routes.virtual_services, &mut self.virtual_services);
+        fill(&exports.destination_rules, &mut routes.destination_rules, &mut self.destination_rules);
     }
 }
 
-impl Exports {
-    /// Objects that say nothing of who sees them say this.
-    pub fn fill(&self, routes: &mut Routes) {
-        fill(&self.entries, &mut routes.service_entries, |spec| &mut spec.export_to);
-        fill(&self.virtual_services, &mut routes.virtual_services, |spec| &mut spec.export_to);
-        fill(&self.destination_rules, &mut routes.destination_rules, |spec| &mut spec.export_to);
+/// What has an `exportTo`.
+trait Exported: Clone {
+    fn export_to(&self) -> &[String];
+    fn exported_to(self, exports: &[String]) -> Self;
+}
+
+macro_rules! exported {
+    ($($kind:ident)*) => {$(
+        impl Exported for $kind {
+            fn export_to(&self) -> &[String] {
+                &self.export_to
+            }
+
+            fn exported_to(self, exports: &[String]) -> Self {
+                Self { export_to: exports.to_vec(), ..self }
+            }
+        }
+    )*};
+}
+
+exported!(ServiceEntry VirtualService DestinationRule);
+
+fn fill<T: Exported>(exports: &[String], objects: &mut BTreeMap<NamespacedName, Arc<Routed<T>>>, last: &mut Pairs<T>) {
+    if exports.is_empty() {
+        return;
     }
+    let mut pairs = Pairs::new();
+    for (name, object) in objects.iter_mut().filter(|(_, object)| object.spec.export_to().is_empty()) {
+        let known = last.remove(name).filter(|(written, _)| Arc::ptr_eq(written, object));
+        let (written, filled) = known.unwrap_or_else(|| {
+            let written = Routed::clone(object);
+            let spec = written.spec.exported_to(exports);
+            (object.clone(), Arc::new(Routed { spec, ..written }))
+        });
+        *object = filled.clone();
+        pairs.insert(name.clone(), (written, filled));
+    }
+    *last = pairs;
 }
 
 #[cfg(test)]

@@ -98,6 +98,11 @@ impl<'a> Hosts<'a> {
         self.objects.services.get(&NamespacedName::new(namespace, name))
     }
 
+    /// Whether it is said, of a service itself, which endpoints come first.
+    pub fn has_order(&self, service: &Service) -> bool {
+        service::has_order(service, self.objects)
+    }
+
     /// How a service is called in tables of services.
     pub fn key(&self, service: &Service) -> NamespacedName {
         service::key(&service.namespace, &service.name, self.settings)

@@ -3,6 +3,7 @@
 use super::*;
 use crate::index::Join;
 use crate::resource::Objects;
+use mesh_core::NamespacedName;
 
 fn objects(text: &str) -> Objects {
     let read = file::read("a.yaml", text.as_bytes());
@@ -180,6 +181,45 @@ fn routes_are_not_resolved_anew_when_a_pod_changes() {
     assert!(Arc::ptr_eq(&one.resolved, &two.resolved) && Arc::ptr_eq(&one.routes, &two.routes));
     assert!(!one.problems.is_empty() && one.problems == two.problems);
     assert!(one.resolved != three.resolved && three.problems.len() > two.problems.len());
+}
+
+#[test]
+fn features_EX_5_mesh_settings_alone_are_joined_and_what_they_fill_in_is_not_made_again() {
+    let settings = |mesh: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: undermesh, namespace: undermesh-system}}\ndata:\n  mesh: \"{mesh}\"\n"
+        )
+    };
+    let for_itself = settings("{defaultVirtualServiceExportTo: [.], defaultDestinationRuleExportTo: [.]}");
+    let base = format!("{}{}", pod_in("shop", "web-1", "198.18.0.1", "app: a", ""), routes().concat());
+    let steps = [
+        base.clone(),
+        format!("{base}{for_itself}"),
+        format!("{base}{}", settings("defaultVirtualServiceExportTo: [far]")),
+        format!("{base}{}", settings("defaultHttpRetryPolicy: {attempts: 0}")),
+        format!("{base}{}", settings("")),
+    ];
+    assert_same(steps.iter().chain(steps.iter().rev()).flat_map(|step| [step, step]));
+
+    let name = NamespacedName::new("shop", "web");
+    let first = objects(&format!("{base}{for_itself}"));
+    let mut second = objects(&format!("{}{for_itself}", base.replace("app: a", "app: b")));
+    second.routes = first.routes.clone();
+    let mut join = Join::default();
+    let mut filled = |objects: Objects| {
+        join.build(objects, &Settings::default());
+        let routes = &join.objects().routes;
+        (routes.virtual_services[&name].clone(), routes.destination_rules[&name].clone())
+    };
+    let (one, two) = (filled(first.clone()), filled(second));
+    assert!(Arc::ptr_eq(&one.0, &two.0) && Arc::ptr_eq(&one.1, &two.1));
+    // One that is written anew has nothing of the one before.
+    let mut third = first;
+    let edited = objects(&base.replace("hosts: [web]", "hosts: [web, other]"));
+    third.routes.virtual_services = edited.routes.virtual_services;
+    let three = filled(third);
+    assert_eq!((three.0.spec.hosts.len(), &three.0.spec.export_to), (2, &vec![".".to_owned()]));
+    assert!(Arc::ptr_eq(&one.1, &three.1));
 }
 
 #[test]

@@ -10,6 +10,7 @@ use mesh_core::l7::{ClusterKey, Labels, Share};
 
 use super::{Reader, Rule, tls};
 use crate::diagnosis::Problem;
+use crate::index::routing::hosts::Host;
 use crate::resource::routing::destination_rule::{self as kind, H2Upgrade, ProxyVersion, Simple, TrafficPolicy};
 use crate::resource::routing::values::Span;
 use crate::resource::{Key, Kind};
@@ -90,9 +91,14 @@ impl<'a> Levels<'a> {
             policy.balancer = balancer(written);
             policy.warmup = warmup(written);
         }
-        let defaults = reader.around.defaults;
+        let (hosts, defaults) = (&reader.around.hosts, reader.around.defaults);
         let own = self.balancer.as_ref().and_then(|(written, ..)| written.locality_lb_setting.as_ref());
-        policy.locality = own.or(defaults.locality.as_ref()).map(locality).unwrap_or_default();
+        // What a Service asks for stands between the rule and the mesh: one whose pods are asked on their own nodes only would be asked everywhere.
+        let of_mesh = defaults.locality.as_ref().filter(|_| {
+            let host = hosts.find(&place.service.name, &place.service.namespace);
+            !host.is_some_and(|host| matches!(host, Host::Service(service) if hosts.has_order(service)))
+        });
+        policy.locality = own.or(of_mesh).map(locality).unwrap_or_default();
         policy.pool = pool(self.pool.as_ref().map(|(written, ..)| *written), defaults.connect_timeout);
         policy.outliers = self.outliers.as_ref().map(|(written, ..)| outliers(written));
         policy.proxy_protocol = self.proxy_protocol.as_ref().map(|(written, ..)| match written.version {

@@ -88,3 +88,31 @@ fn features_EX_5_how_endpoints_are_reached_where_no_rule_says_it() {
     }
     assert_eq!(Pool::default().connect_timeout, seconds(10));
 }
+
+#[test]
+fn features_EX_5_what_a_service_says_of_near_endpoints_goes_before_the_mesh() {
+    let written = "localityLbSetting: {enabled: false}";
+    let is_the_meshs = |said: &str, policy: &str| {
+        let said: Json = serde_saphyr::from_str(said).unwrap();
+        let mut near = service("shop", "near", &[80]);
+        for (field, value) in said.as_object().unwrap() {
+            near["spec"][field] = value.clone();
+        }
+        let rule = object(Kind::DestinationRule, "shop", "o", &format!("{{host: near, trafficPolicy: {policy}}}"));
+        let mesh = mesh_with(settings(written), &[near, rule]);
+        let service = NamespacedName::new("shop", "near.shop.svc.cluster.local");
+        let key = ClusterKey { service, port: 80, subset: ArcStr::new() };
+        let locality = mesh.clusters.find(&key, &Client::default()).unwrap().policy.clone().unwrap().locality;
+        locality == Locality { enabled: Some(false), ..Locality::default() }
+    };
+    let off = "{loadBalancer: {localityLbSetting: {enabled: false}}}";
+    for (said, policy, expected) in [
+        ("{}", "{}", true),
+        ("{internalTrafficPolicy: Cluster}", "{}", true),
+        ("{internalTrafficPolicy: Local}", "{}", false),
+        ("{trafficDistribution: PreferClose}", "{}", false),
+        ("{trafficDistribution: PreferClose}", off, true),
+    ] {
+        assert_eq!(is_the_meshs(said, policy), expected, "{said} {policy}");
+    }
+}

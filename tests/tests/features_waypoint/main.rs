@@ -5,6 +5,7 @@
 mod access;
 mod breaking;
 mod decisions;
+mod defaults;
 mod egress;
 mod failures;
 mod identity;

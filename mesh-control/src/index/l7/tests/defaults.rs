@@ -78,7 +78,7 @@ fn features_EX_5_how_endpoints_are_reached_where_no_rule_says_it() {
         let rule = object(Kind::DestinationRule, "shop", "o", &format!("{{host: v3, trafficPolicy: {policy}}}"));
         let mesh = mesh_with(settings(written), &[rule]);
         let of = |name: &str| {
-            let service = NamespacedName::new("shop", &format!("{name}.shop.svc.cluster.local"));
+            let service = NamespacedName::new("shop", format!("{name}.shop.svc.cluster.local"));
             let key = ClusterKey { service, port: 80, subset: ArcStr::new() };
             let found = mesh.clusters.find(&key, &Client::default()).unwrap().policy.clone().unwrap();
             (found.pool.connect_timeout, found.locality)

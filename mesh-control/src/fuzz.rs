@@ -59,6 +59,7 @@ pub fn manifests(data: &[u8]) {
         }
     }
     mesh_core::Store::new().apply(changes);
+    places(&world, &Audience::Agent);
     for gateway in gateways {
         own(&world, gateway);
     }
@@ -73,15 +74,25 @@ fn own(world: &World, gateway: ArcStr) {
             read => panic!("routes of {name} cannot be read by a client: {read:?}"),
         }
     }
-    for (name, message) in messages_for(world, Kind::Clusters, &audience) {
+    places(world, &audience);
+    for (name, message) in messages_for(world, Kind::Listeners, &audience) {
+        if let Err(error) = mesh_proto::convert::listeners(&message) {
+            panic!("listeners of {name} cannot be read by a client: {error}");
+        }
+    }
+}
+
+/// How places are reached, and the labels that this takes.
+fn places(world: &World, audience: &Audience) {
+    for (name, message) in messages_for(world, Kind::Clusters, audience) {
         match mesh_proto::convert::clusters(&message) {
             Ok(read) if read.closed.is_empty() => {}
             read => panic!("places of {name} cannot be read by a client: {read:?}"),
         }
     }
-    for (name, message) in messages_for(world, Kind::Listeners, &audience) {
-        if let Err(error) = mesh_proto::convert::listeners(&message) {
-            panic!("listeners of {name} cannot be read by a client: {error}");
+    for (name, message) in messages_for(world, Kind::Labels, audience) {
+        if let Err(error) = mesh_proto::convert::workload_labels(&message) {
+            panic!("labels of {name} cannot be read by a client: {error}");
         }
     }
 }

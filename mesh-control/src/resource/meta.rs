@@ -190,10 +190,39 @@ pub fn labels(meta: &ObjectMeta) -> Labels {
     meta.labels.clone().unwrap_or_default()
 }
 
+/// A label as objects of an API server have it: a name, with a prefix or without one, and a value.
+pub fn pair(key: &str, value: &str) -> Result<(), String> {
+    let is_word = |text: &str| {
+        let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+        let bytes = text.as_bytes();
+        bytes.len() <= 63
+            && edge(bytes.first())
+            && edge(bytes.last())
+            && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+    };
+    let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
+    let is_prefix = |text: &str| subdomain(&text.to_ascii_lowercase()).is_ok();
+    match is_word(name) && prefix.is_none_or(is_prefix) {
+        true if value.is_empty() || is_word(value) => Ok(()),
+        true => Err(format!("no label has the value {value:?}")),
+        false => Err(format!("no label is called {key:?}")),
+    }
+}
+
+/// Whether others read a text that they are told.
+pub fn told(text: &str) -> Result<(), String> {
+    if text.len() > LONGEST_SHOWN {
+        return Err(format!("longer than {LONGEST_SHOWN} bytes"));
+    }
+    match text.chars().any(char::is_control) {
+        true => Err(format!("{text:?} has a control character")),
+        false => Ok(()),
+    }
+}
+
 /// What others may be told of a text that only describes something: nothing that they refuse to read. No label of an API server's has any of that.
 pub fn shown(text: &str) -> ArcStr {
-    let is_fine = text.len() <= LONGEST_SHOWN && !text.chars().any(char::is_control);
-    if is_fine {
+    if told(text).is_ok() {
         return text.into();
     }
     let mut out = String::new();
@@ -282,6 +311,27 @@ mod tests {
         assert_eq!(problems, []);
         assert_eq!((read("n\t1", &mut problems), read("../n", &mut problems)), (ArcStr::default(), ArcStr::default()));
         assert_eq!(problems.len(), 2);
+    }
+
+    #[test]
+    fn labels_are_what_an_api_server_takes() {
+        let long = "v".repeat(64);
+        for (key, value, is_good) in [
+            ("app", "web", true),
+            ("app", "", true),
+            ("App_1.x", "A-1_b.c", true),
+            ("topology.kubernetes.io/zone", "eu-1a", true),
+            ("", "a", false),
+            ("/app", "a", false),
+            ("a/b/c", "a", false),
+            ("a b/c", "a", false),
+            ("app", "a\tb", false),
+            ("app", "-a", false),
+            ("app", &long, false),
+            (&long, "a", false),
+        ] {
+            assert_eq!(pair(key, value).is_ok(), is_good, "{key:?}: {value:?}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use mesh_core::l7::{Clusters, Labels, Table};
 use mesh_core::{ArcStr, NamespacedName, Workload};
 
-use crate::resource::Labels as Written;
+use crate::resource::{Labels as Written, meta};
 
 /// What one waypoint asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -127,7 +127,9 @@ pub fn told<'a>(
             for (key, value) in labels {
                 let endpoint = of_services.iter().flat_map(|askers| askers.of(key, value));
                 let own = own.filter(|who| asking[*who].1.own.contains(key.as_str()));
-                for who in of_all.of(key, value).chain(endpoint).chain(own) {
+                // Of labels that no API server lets an object have, waypoints read none, nor what else the workload has.
+                let asking = of_all.of(key, value).chain(endpoint).chain(own);
+                for who in asking.filter(|_| meta::pair(key, value).is_ok()) {
                     let labels = told[who].entry(workload.uid.clone()).or_default();
                     Arc::make_mut(labels).insert(key.as_str().into(), value.as_str().into());
                 }
@@ -185,6 +187,7 @@ mod tests {
             pod("a2", "version=v2,app=a", "a"),
             pod("b1", "version=v1,app=b,tier=web", "b"),
             pod("wp", "version=v1,tier=edge", "wp"),
+            pod("b2", "version=v1,app=b,tier=a\tb", "b"),
         ];
         let ask = |table: &Table, clusters: Vec<Cluster>| -> Vec<String> {
             let wanted = Wanted::of(table, &Clusters::new(clusters));
@@ -203,9 +206,9 @@ mod tests {
         assert_eq!(ask(&none, vec![subset("a", "version=v1", &[])]), ["a1 version=v1"]);
         let both = vec![subset("a", "version=v1", &[]), subset("a", "version=v2,app=a", &[])];
         assert_eq!(ask(&none, both), ["a1 app=a,version=v1", "a2 app=a,version=v2"]);
-        assert_eq!(ask(&asking_clients("app=b"), vec![]), ["b1 app=b"]);
+        assert_eq!(ask(&asking_clients("app=b"), vec![]), ["b1 app=b", "b2 app=b"]);
         let with_order = vec![subset("b", "", &["tier", "app=b", "topology.kubernetes.io/zone"])];
-        assert_eq!(ask(&none, with_order), ["b1 app=b,tier=web", "wp tier=edge"]);
+        assert_eq!(ask(&none, with_order), ["b1 app=b,tier=web", "b2 app=b", "wp tier=edge"]);
         let selecting = Cluster { client_labels: labels("version=v2"), ..subset("b", "", &[]) };
         assert_eq!(ask(&none, vec![selecting]), ["a2 version=v2"]);
     }

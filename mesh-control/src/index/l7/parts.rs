@@ -6,6 +6,7 @@ use mesh_core::ArcStr;
 use mesh_core::l7::order::{Candidate, Origin};
 use mesh_core::l7::{Action, Condition, Cors, Fault, Handling, HeaderChanges, Mirror, Retries, Rewrite};
 
+use crate::resource::meta;
 use crate::resource::routing::values::Limit;
 
 /// What a rule says.
@@ -43,7 +44,7 @@ impl Parts {
     /// A rule that says nothing yet.
     pub fn new(name: &str, origin: ArcStr) -> Self {
         Self {
-            name: name.to_owned(),
+            name: meta::shown(name).to_string(),
             origin,
             conditions: Vec::new(),
             action: None,

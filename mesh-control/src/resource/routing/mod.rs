@@ -41,7 +41,7 @@ use super::fields::Fields;
 use super::strict::Unknown;
 use super::{Key, Kind, Labels, Object, Read, Unreadable, meta, strict};
 use crate::diagnosis::Problem;
-use crate::yaml::node::{Node as Tree, Value};
+use crate::yaml::node::{Node as Tree, Value, join};
 
 /// What an object of these kinds asks for, with its fields.
 pub trait Spec: for<'de> Deserialize<'de> {
@@ -283,6 +283,9 @@ fn marks(tree: &Tree) -> Labels {
     written.filter_map(|entry| Some((entry.key.clone(), entry.node.as_str()?.to_owned()))).collect()
 }
 
+/// Labels by which one client or endpoint is known.
+const MOST_LABELS: usize = 100;
+
 /// Collects what does not fit together within one object.
 #[derive(Debug)]
 pub struct Check<'a> {
@@ -320,6 +323,16 @@ impl Check<'_> {
     pub fn each<T: AsRef<str>>(&mut self, field: &str, values: &[T], grammar: impl Fn(&str) -> Result<(), String>) {
         for (index, value) in values.iter().enumerate() {
             self.must(format!("{field}[{index}]"), grammar(value.as_ref()));
+        }
+    }
+
+    /// Labels that somebody is known by.
+    pub fn labels(&mut self, field: &str, labels: &Labels) {
+        if labels.len() > MOST_LABELS {
+            self.error(field, format!("more than {MOST_LABELS} labels"), "");
+        }
+        for (key, value) in labels {
+            self.must(join(field, key), meta::pair(key, value));
         }
     }
 

@@ -8,6 +8,7 @@ use mesh_core::l7::{Condition, HeaderMatch, PathKind, PathMatch, QueryMatch, Tex
 use super::super::notes::Notes;
 use super::super::text::{compared, matched_header};
 use crate::index::routing::virtual_services::gateway_name;
+use crate::resource::meta::shown;
 use crate::resource::routing::values::StringMatch;
 use crate::resource::routing::virtual_service::HttpMatch;
 
@@ -45,7 +46,7 @@ pub fn condition(one: &HttpMatch, namespace: &str, field: &str, notes: &mut Note
         Some(QueryMatch { name: name.as_str().into(), value })
     });
     Condition {
-        name: one.name.as_deref().unwrap_or_default().into(),
+        name: shown(one.name.as_deref().unwrap_or_default()),
         path,
         scheme,
         method,

@@ -1,8 +1,8 @@
 //! What must hold between the fields of a DestinationRule.
 
 use super::{
-    ConnectionPool, ConsistentHash, DestinationRule, H2Upgrade, LoadBalancer, Locality, OutlierDetection, Simple, Tls,
-    TlsMode, TrafficPolicy,
+    ConnectionPool, ConsistentHash, Cookie, DestinationRule, H2Upgrade, LoadBalancer, Locality, OutlierDetection,
+    Simple, Tls, TlsMode, TrafficPolicy,
 };
 use crate::resource::meta;
 use crate::resource::routing::values::{header, host, host_pattern, visibility};
@@ -27,9 +27,13 @@ impl Spec for DestinationRule {
                 format!("{field}.name"),
                 meta::label(&subset.name.to_ascii_lowercase()).map_err(|why| format!("{:?}: {why}", subset.name)),
             );
+            check.labels(&format!("{field}.labels"), &subset.labels);
             if let Some(policy) = &subset.traffic_policy {
                 policy.check(&format!("{field}.trafficPolicy"), check);
             }
+        }
+        if let Some(selector) = &self.workload_selector {
+            check.labels("spec.workloadSelector.matchLabels", &selector.match_labels);
         }
         if self.host.starts_with('*') && !self.subsets.is_empty() {
             check.warning("spec.subsets", "a host with a wildcard is no place that routes can name", "");
@@ -156,6 +160,12 @@ impl ConsistentHash {
         if let Some(name) = &self.http_header_name {
             check.must(format!("{field}.httpHeaderName"), header(name));
         }
+        if let Some(name) = &self.http_query_parameter_name {
+            check.must(format!("{field}.httpQueryParameterName"), meta::told(name));
+        }
+        if let Some(cookie) = &self.http_cookie {
+            cookie.check(&format!("{field}.httpCookie"), check);
+        }
         check.one_of(field, &[("ringHash", self.ring_hash.is_some()), ("maglev", self.maglev.is_some())]);
         if let Some(size) = self.maglev.as_ref().and_then(|maglev| maglev.table_size)
             && (size >= LARGEST_TABLE || !is_prime(size))
@@ -166,6 +176,36 @@ impl ConsistentHash {
                 "65537 is one",
             );
         }
+    }
+}
+
+impl Cookie {
+    fn check(&self, field: &str, check: &mut Check<'_>) {
+        check.must(format!("{field}.name"), cookie_name(&self.name));
+        if let Some(path) = &self.path {
+            check.must(format!("{field}.path"), cookie_text(path));
+        }
+        for (index, one) in self.attributes.iter().enumerate() {
+            let field = format!("{field}.attributes[{index}]");
+            check.must(format!("{field}.name"), cookie_name(&one.name));
+            if let Some(value) = &one.value {
+                check.must(format!("{field}.value"), cookie_text(value));
+            }
+        }
+    }
+}
+
+/// A token, as names of headers are.
+fn cookie_name(text: &str) -> Result<(), String> {
+    header(text).map_err(|_| format!("{text:?} is no name of a cookie"))?;
+    meta::told(text)
+}
+
+/// It cannot end what is written around it.
+fn cookie_text(text: &str) -> Result<(), String> {
+    match text.bytes().all(|byte| (b' '..=b'~').contains(&byte) && byte != b';') {
+        true => meta::told(text),
+        false => Err(format!("{text:?} cannot be part of a cookie")),
     }
 }
 
@@ -195,6 +235,9 @@ impl Locality {
             if one.from.is_empty() {
                 check.error(format!("{field}.distribute[{index}]"), "the field `from` is missing", "");
             }
+            for place in std::iter::once(&one.from).chain(one.to.keys()) {
+                check.must(format!("{field}.distribute[{index}]"), meta::told(place));
+            }
         }
         for (index, one) in self.failover.iter().enumerate() {
             let field = format!("{field}.failover[{index}]");
@@ -204,7 +247,13 @@ impl Locality {
             if [&one.from, &one.to].iter().any(|region| region.contains(['/', '*'])) {
                 check.error(&field, "it names regions, without zones and wildcards", "");
             }
+            check.must(format!("{field}.from"), meta::told(&one.from));
+            check.must(format!("{field}.to"), meta::told(&one.to));
         }
+        check.each(&format!("{field}.failoverPriority"), &self.priority, |label| {
+            let (key, value) = label.split_once('=').unwrap_or((label, ""));
+            meta::pair(key, value)
+        });
         if (ways[1].1 || ways[2].1) && !ejects {
             check.warning(
                 field,

@@ -100,6 +100,61 @@ fn bad_rules() {
 }
 
 #[test]
+fn rules_say_nothing_that_waypoints_refuse_to_read() {
+    let many: Vec<String> = (0..101).map(|n| format!("l{n}: a")).collect();
+    bad(
+        Kind::DestinationRule,
+        &[
+            (
+                r#"{host: a, workloadSelector: {matchLabels: {app: "a\tb"}}}"#,
+                &[r#"workloadSelector.matchLabels.app: no label has the value "a\tb""#],
+            ),
+            (
+                &format!("{{host: a, workloadSelector: {{matchLabels: {{{}}}}}}}", many.join(", ")),
+                &["workloadSelector.matchLabels: more than 100 labels"],
+            ),
+            (
+                r#"{host: a, subsets: [{name: v1, labels: {a b: x, app.b: a-}}]}"#,
+                &[
+                    r#"subsets[0].labels["a b"]: no label is called "a b""#,
+                    r#"subsets[0].labels["app.b"]: no label has the value "a-""#,
+                ],
+            ),
+            (
+                r#"{host: a, trafficPolicy: {loadBalancer: {localityLbSetting: {failoverPriority: ["zone=a\tb", a=b, a/b/c]}}, outlierDetection: {}}}"#,
+                &[
+                    r#"trafficPolicy.loadBalancer.localityLbSetting.failoverPriority[0]: no label has the value "a\tb""#,
+                    r#"trafficPolicy.loadBalancer.localityLbSetting.failoverPriority[2]: no label is called "a/b/c""#,
+                ],
+            ),
+            (
+                r#"{host: a, trafficPolicy: {loadBalancer: {localityLbSetting: {distribute: [{from: "a\n", to: {a: 100}}]}}, outlierDetection: {}}}"#,
+                &[r#"trafficPolicy.loadBalancer.localityLbSetting.distribute[0]: "a\n" has a control character"#],
+            ),
+            (
+                r#"{host: a, trafficPolicy: {loadBalancer: {localityLbSetting: {failover: [{from: "a\n", to: b}]}}, outlierDetection: {}}}"#,
+                &[r#"trafficPolicy.loadBalancer.localityLbSetting.failover[0].from: "a\n" has a control character"#],
+            ),
+            (
+                r#"{host: a, trafficPolicy: {loadBalancer: {consistentHash: {httpQueryParameterName: "a\tb"}}}}"#,
+                &[
+                    r#"trafficPolicy.loadBalancer.consistentHash.httpQueryParameterName: "a\tb" has a control character"#,
+                ],
+            ),
+            (
+                r#"{host: a, trafficPolicy: {loadBalancer: {consistentHash: {httpCookie: {name: a b, path: "/;x", attributes: [{name: "", value: ä}]}}}}}"#,
+                &[
+                    r#"trafficPolicy.loadBalancer.consistentHash.httpCookie.name: "a b" is no name of a cookie"#,
+                    r#"trafficPolicy.loadBalancer.consistentHash.httpCookie.path: "/;x" cannot be part of a cookie"#,
+                    r#"trafficPolicy.loadBalancer.consistentHash.httpCookie.attributes[0].name: "" is no name of a cookie"#,
+                    r#"trafficPolicy.loadBalancer.consistentHash.httpCookie.attributes[0].value: "ä" cannot be part of a cookie"#,
+                ],
+            ),
+        ],
+    );
+}
+
+#[test]
 fn good_entries() {
     good(
         Kind::ServiceEntry,

@@ -71,6 +71,19 @@ fn bad_ones() {
                 &["http[0].route[0].destination: the field `host` is missing"],
             ),
             (
+                &format!(
+                    r#"{{hosts: [a], http: [{{match: [{{sourceLabels: {{app: "a\tb"}}, sourceNamespace: a b}}], {a}}}]}}"#
+                ),
+                &[
+                    r#"http[0].match[0].sourceLabels.app: no label has the value "a\tb""#,
+                    r#"http[0].match[0].sourceNamespace: "a b" is not the name of a namespace: it may hold lower-case letters, digits and `-` only"#,
+                ],
+            ),
+            (
+                &format!(r#"{{hosts: [a], tcp: [{{match: [{{sourceLabels: {{"a b": x}}}}], {a}}}]}}"#),
+                &[r#"tcp[0].match[0].sourceLabels["a b"]: no label is called "a b""#],
+            ),
+            (
                 "{hosts: [a], http: [{}]}",
                 &["http[0]: the rule does nothing (add `route`, `redirect`, `directResponse` or `delegate`)"],
             ),

@@ -6,9 +6,9 @@ use super::{
     Body, Cors, Destination, DirectResponse, Headers, HttpMatch, HttpRule, Percent, Redirect, Rewrite, Target, TcpRule,
     TlsRule, VirtualService,
 };
-use crate::resource::meta;
 use crate::resource::routing::values::{StringMatch, block, covers, header, host, host_pattern, matchable, visibility};
 use crate::resource::routing::{Check, Spec};
+use crate::resource::{Labels, meta};
 
 /// Bytes of a body that is written into a rule.
 const LONGEST_BODY: usize = 1 << 20;
@@ -206,6 +206,16 @@ impl HttpMatch {
             check.port(format!("{field}.port"), port);
         }
         check.each(&format!("{field}.gateways"), &self.gateways, gateway);
+        client(field, &self.source_labels, self.source_namespace.as_deref(), check);
+    }
+}
+
+/// By what clients are known.
+fn client(field: &str, labels: &Labels, namespace: Option<&str>, check: &mut Check<'_>) {
+    check.labels(&format!("{field}.sourceLabels"), labels);
+    if let Some(name) = namespace.filter(|name| !name.is_empty()) {
+        let valid = meta::label(name).map_err(|why| format!("{name:?} is not the name of a namespace: {why}"));
+        check.must(format!("{field}.sourceNamespace"), valid);
     }
 }
 
@@ -339,6 +349,7 @@ impl TlsRule {
             }
             check.each(&format!("{field}.destinationSubnets"), &one.destination_subnets, block);
             check.each(&format!("{field}.gateways"), &one.gateways, gateway);
+            client(&field, &one.source_labels, one.source_namespace.as_deref(), check);
             if let Some(port) = one.port {
                 check.port(format!("{field}.port"), port);
             }
@@ -353,6 +364,7 @@ impl TcpRule {
             let field = format!("{field}.match[{index}]");
             check.each(&format!("{field}.destinationSubnets"), &one.destination_subnets, block);
             check.each(&format!("{field}.gateways"), &one.gateways, gateway);
+            client(&field, &one.source_labels, one.source_namespace.as_deref(), check);
             if one.source_subnet.is_some() {
                 check.error(
                     format!("{field}.sourceSubnet"),

@@ -301,6 +301,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_with_it_is_told() {
+        let many = format!("defaultHttpRetryPolicy: {{retryOn: '503{}'}}", ",503".repeat(100));
         for (text, expected) in [
             ("pathNormalization: {normalization: ALL}", "error m.pathNormalization.normalization: "),
             ("pathNormalization: {normalisation: BASE}", "error m.pathNormalization.normalisation!: "),
@@ -313,6 +314,7 @@ mod tests {
                 "error m.defaultHttpRetryPolicy.attempts: 0 attempts",
             ),
             ("defaultHttpRetryPolicy: {attempts: 1000}", "error m.defaultHttpRetryPolicy.attempts: "),
+            (&many, "error m.defaultHttpRetryPolicy.retryOn: 101 conditions"),
             ("connectTimeout: 10", "error m.connectTimeout: "),
             ("connectTimeout: 0s", "error m.connectTimeout: shorter than a millisecond"),
             ("localityLbSetting: {failover: [{from: a, to: a}]}", "error m.localityLbSetting.failover[0]: "),

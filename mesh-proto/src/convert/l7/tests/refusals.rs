@@ -295,9 +295,9 @@ fn a_host_that_cannot_be_read_refuses_the_table() {
         assert_eq!(route_table(&bytes).unwrap_err().to_string(), problem);
     }
     assert_eq!(route_table(&[0x78, 1]), Err(ConvertError::UnknownFields));
-    let retries = Some(wire::Retries::default());
+    let retries = Some(wire::Retries { attempts: 101, ..Default::default() });
     let table = wire::RouteTable { name: "t".into(), hosts: vec![], retries };
-    assert_eq!(route_table(&table.encode_to_vec()).unwrap_err().to_string(), "handling.retries.backoff is missing");
+    assert_eq!(route_table(&table.encode_to_vec()).unwrap_err().to_string(), "retries.attempts: 101, the limit is 100");
     assert!(matches!(route_table(&[0xff]), Err(ConvertError::Decode(_))));
     // Nobody may see what is for no namespaces; it is not for all.
     let nobody = wire::VirtualHost { clients: Some(wire::Clients::default()), ..Default::default() };

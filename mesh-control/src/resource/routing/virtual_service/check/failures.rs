@@ -5,6 +5,9 @@ use crate::resource::routing::Check;
 use crate::resource::routing::values::{Span, attempts};
 use crate::resource::routing::virtual_service::{Fault, GRPC_STATUSES, Percent, Retries};
 
+/// Conditions of one rule: far fewer than readers take, more than anybody needs.
+const MOST_RETRY_ON: usize = 100;
+
 /// What requests are tried again for.
 const RETRY_ON: [&str; 22] = [
     "5xx",
@@ -54,6 +57,10 @@ impl Retries {
         }
         check.time(format!("{field}.perTryTimeout"), self.per_try_timeout);
         check.time(format!("{field}.backoff"), self.backoff);
+        let words = self.retry_on.iter().flat_map(|words| words.split(',')).count();
+        if words > MOST_RETRY_ON {
+            check.error(format!("{field}.retryOn"), format!("{words} conditions, the limit is {MOST_RETRY_ON}"), "");
+        }
         for word in self.retry_on.iter().flat_map(|words| words.split(',')).map(str::trim) {
             let is_status = word.parse::<u16>().is_ok_and(|status| (100..=599).contains(&status));
             if RETRY_ON.contains(&word) || is_status {

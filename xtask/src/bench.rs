@@ -1,5 +1,5 @@
 //! `cargo xtask bench`: builds release binaries and becomes the bench.
-use crate::{release, run};
+use crate::{profile, run};
 use anyhow::{Context, Result};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -35,9 +35,9 @@ pub struct Args {
     /// Instead of all that: full load of HTTP requests on our gateway for so many seconds. Needs wrk and h2load.
     #[arg(long, conflicts_with_all = ["ztunnel", "only", "skip_direct", "envoy", "haproxy"])]
     soak: Option<u32>,
-    /// Instead of all that: make the profile anew that mesh-waypoint is compiled with for release, with so many seconds of each load. Needs wrk and h2load.
-    #[arg(long, num_args = 0..=1, default_missing_value = "4", value_name = "SECONDS", conflicts_with_all = ["ztunnel", "only", "skip_direct", "envoy", "haproxy", "soak"])]
-    train: Option<u32>,
+    /// Instead of all that: make the profile anew that mesh-waypoint is compiled with for release. Needs wrk and h2load.
+    #[arg(long, conflicts_with_all = ["ztunnel", "only", "skip_direct", "envoy", "haproxy", "soak", "scale"])]
+    train: bool,
     /// Instead of all that: a cluster that is simulated, with its API server and its agents, against the real control plane. Needs no root.
     #[arg(long, conflicts_with_all = ["ztunnel", "only", "skip_direct"])]
     scale: bool,
@@ -65,10 +65,10 @@ pub fn run(args: &Args) -> Result<()> {
     }
     run::need(&["cargo", "rustc", "cc"])?;
     run::need_root("bench")?;
-    if let Some(seconds) = args.train {
-        return release::train(seconds);
+    if args.train {
+        return profile::train(args.seconds);
     }
-    release::build(&["mesh-agent", "mesh-control", "mesh-waypoint", "mesh-tests"])?;
+    profile::build(&["mesh-agent", "mesh-control", "mesh-waypoint", "mesh-tests"])?;
     let mut bench = Command::new(run::binary_dir("release")?.join("bench"));
     bench.arg("--seconds").arg(args.seconds.to_string());
     if let (Some(ztunnel), Some(redirect)) = (&args.ztunnel, &args.redirect) {
@@ -96,7 +96,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 fn scale(args: &Args) -> Result<()> {
     run::need(&["cargo", "rustc", "cc"])?;
-    release::build(&["mesh-control", "mesh-tests"])?;
+    profile::build(&["mesh-control", "mesh-tests"])?;
     let mut scale = Command::new(run::binary_dir("release")?.join("scale"));
     let sizes = [
         ("--agents", args.agents),

@@ -7,7 +7,7 @@ mod demo;
 mod ebpf;
 mod h2spec;
 mod image;
-mod release;
+mod profile;
 mod run;
 mod setup;
 mod test;

@@ -18,9 +18,10 @@ pub fn cache() -> Result<PathBuf> {
 }
 
 /// What brings the programs that verbs start.
-const BRINGS: [(&str, &str); 17] = [
+const BRINGS: [(&str, &str); 20] = [
     ("cargo", "rustup"),
     ("rustc", "rustup"),
+    ("rustup", "https://rustup.rs"),
     ("cc", "package gcc"),
     ("ip", "package iproute2"),
     ("git", "package git"),
@@ -36,6 +37,8 @@ const BRINGS: [(&str, &str); 17] = [
     ("python3", "packages python3 and python3-pip"),
     ("ldd", "package libc-bin"),
     ("sha256sum", "package coreutils"),
+    ("wrk", "package wrk"),
+    ("h2load", "package nghttp2-client"),
 ];
 
 /// Not one program but a folder of them.

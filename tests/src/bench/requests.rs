@@ -60,7 +60,7 @@ impl Stage {
         let back = lab.add_pod(PodSpec::new("back").label("app", "back").port("http", 8080))?;
         let serving = back.serve(["canned", "--port", "8080", "--bytes", BYTES])?;
         lab.add_service(ServiceSpec::new("back").selector(&[("app", "back")]).port("http", 80, 8080))?;
-        lab.apply("edge.yaml", &manifests())?;
+        lab.apply("edge.yaml", &manifests(""))?;
         let gateway = lab.start_gateway_with("default", "edge", 1, &["--workers", "1"])?;
         let edge = gateway.pod.clone();
         let ours =
@@ -165,11 +165,11 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// The gateway with its routes; a route may have 16 rules.
-pub(super) fn manifests() -> String {
+/// The gateway with its routes, and with `more` listeners; a route may have 16 rules.
+pub(super) fn manifests(more: &str) -> String {
     let mut all = format!(
         "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: edge, namespace: default}}\nspec:\n  gatewayClassName: undermesh\n  \
-         listeners: [{{name: http, port: {PORT}, protocol: HTTP}}]\n"
+         listeners: [{{name: http, port: {PORT}, protocol: HTTP}}{more}]\n"
     );
     for half in 0..2 {
         let rules: String = (0..ROUTES / 2)
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn all_routes_are_written() {
-        let text = manifests();
+        let text = manifests("");
         assert_eq!(text.matches("PathPrefix").count(), ROUTES);
         assert!(text.contains(&format!("/r{}}}", ROUTES - 1)), "{text}");
     }

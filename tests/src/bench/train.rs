@@ -2,6 +2,8 @@
 //! the mesh. The binary writes what it counted when it is told to end, so nothing here may kill it.
 use super::generators::finish;
 use super::requests::{PORT, ROUTES, manifests};
+use crate::harness::ingress::Authority;
+use crate::harness::manifest::secret;
 use crate::harness::routing::virtual_service;
 use crate::harness::waypoint::{USE_WAYPOINT, Waypoint};
 use crate::harness::{Lab, LabConfig, Pod, PodSpec, Process, ServiceSpec, eventually};
@@ -20,7 +22,13 @@ spec:
   parentRefs: [{name: edge}]
   rules: [{matches: [{path: {type: PathPrefix, value: /post}}], backendRefs: [{name: reader, port: 80}]}]
 ";
+const SECURE_PORT: u16 = PORT + 1;
+/// A second listener of the gateway, with TLS.
+const SECURE: &str = ", {name: https, port: 8082, protocol: HTTPS, tls: {certificateRefs: [{name: edge}]}}";
 const SOON: Duration = Duration::from_secs(10);
+/// What browsers send besides.
+const FIELDS: [&str; 4] =
+    ["-H", "user-agent: Mozilla/5.0 (X11; Linux x86_64)", "-H", "cookie: session=0123456789abcdef; theme=dark"];
 
 /// Puts load on both, each part for so many seconds.
 pub fn run(seconds: u32) -> Result<()> {
@@ -34,11 +42,20 @@ fn edge(seconds: u32) -> Result<()> {
     let lab = Lab::start(LabConfig::default())?;
     lab.control.start()?;
     let (client, _servers) = pods(&lab)?;
-    lab.apply("edge.yaml", &manifests())?;
+    let own = Authority::new()?.issue(&["edge.example.com"])?;
+    lab.apply("secret.yaml", &secret("default", "edge", &[("tls.crt", &own.cert), ("tls.key", &own.key)]))?;
+    lab.apply("edge.yaml", &manifests(SECURE))?;
     lab.apply("reader.yaml", READER)?;
     let gateway = lab.start_gateway_with("default", "edge", 1, &["--workers", "1", "--drain", "1s"])?;
-    let host = format!("{}:{PORT}", gateway.pod.address.v4);
-    load(&client, &host, &host, seconds)?;
+    let address = gateway.pod.address.v4;
+    let host = format!("{address}:{PORT}");
+    let load = Generator { client: &client, waypoint: &gateway, seconds };
+    load.all(&host, &host)?;
+    let secure = format!("https://{address}:{SECURE_PORT}/r0/a");
+    load.h2load(&["-c8", "-m16"], &secure)?;
+    load.h2load(&["--h1", "-c8"], &secure)?;
+    // A handshake for each request.
+    load.wrk(&["-c8", "-H", "connection: close"], &secure)?;
     stop(&lab, gateway)
 }
 
@@ -53,12 +70,8 @@ fn inside(seconds: u32) -> Result<()> {
     lab.apply("back.yaml", &virtual_service("back", &rules))?;
     let waypoint = lab.start_waypoint("default", "waypoint", 2)?;
     lab.enrol_namespace_with("default", &[(USE_WAYPOINT, "waypoint")])?;
-    eventually("requests through the waypoint", SOON, || {
-        client.get("http://back/")?.success()?;
-        ensure!(waypoint.metrics()?.sum("istio_requests_total", &[]) > 0.0, "it counted none");
-        Ok(())
-    })?;
-    load(&client, "back", "reader", seconds)?;
+    let load = Generator { client: &client, waypoint: &waypoint, seconds };
+    load.all("back", "reader")?;
     stop(&lab, waypoint)
 }
 
@@ -74,37 +87,79 @@ fn pods(lab: &Lab) -> Result<(Arc<Pod>, Vec<Process>)> {
     Ok((client, servers))
 }
 
-/// What proxies meet: many connections and few, both protocols, routes that are found at once and last, bodies, and paths that nobody has.
-fn load(client: &Pod, host: &str, reader: &str, seconds: u32) -> Result<()> {
-    let mut body = tempfile::NamedTempFile::new()?;
-    body.write_all(&[b'x'; BODY])?;
-    let body = body.path().display().to_string();
-    let (first, last, none) =
-        (format!("http://{host}/r0/a"), format!("http://{host}/r{}/b?c=d", ROUTES - 1), format!("http://{host}/none"));
-    let post = format!("http://{reader}/post");
-    let fields =
-        ["-H", "user-agent: Mozilla/5.0 (X11; Linux x86_64)", "-H", "cookie: session=0123456789abcdef; theme=dark"];
-    let wrk = |connections: &str, url: &str| -> Result<()> {
-        let duration = format!("-d{seconds}s");
-        let args = [&["-t1", connections, &duration], &fields[..], &[url]].concat();
-        finish(client, "wrk", "wrk", &args, seconds).map(drop)
-    };
-    let h2load = |more: &[&str], url: &str| -> Result<()> {
-        let duration = format!("-D{seconds}");
-        let args = [&["-t1", "--warm-up-time=0", &duration], more, &fields[..], &[url]].concat();
-        finish(client, "h2load", "nghttp2-client", &args, seconds).map(drop)
-    };
-    wrk("-c32", &last)?;
-    wrk("-c2", &first)?;
-    wrk("-c8", &none)?;
-    h2load(&["-c8", "-m16"], &last)?;
-    h2load(&["-c1", "-m1"], &first)?;
-    h2load(&["-c4", "-m4", "-d", &body], &post)?;
-    h2load(&["--h1", "-c8", "-d", &body], &post)
+/// What puts load on a waypoint.
+struct Generator<'a> {
+    client: &'a Pod,
+    waypoint: &'a Waypoint,
+    seconds: u32,
+}
+
+impl Generator<'_> {
+    /// What proxies meet: many connections and few, short ones, both protocols, routes that are found at once and last, bodies, and paths that nobody has.
+    fn all(&self, host: &str, reader: &str) -> Result<()> {
+        let mut body = tempfile::NamedTempFile::new()?;
+        body.write_all(&[b'x'; BODY])?;
+        let body = body.path().display().to_string();
+        let first = format!("http://{host}/r0/a");
+        let last = format!("http://{host}/r{}/b?c=d", ROUTES - 1);
+        let post = format!("http://{reader}/post");
+        for url in [&first, &post] {
+            eventually("an answer through it", SOON, || {
+                let before = self.answered()?;
+                self.client.get(url)?.success()?;
+                ensure!(self.answered()? > before, "it counted none");
+                Ok(())
+            })?;
+        }
+        self.wrk(&["-c32"], &last)?;
+        self.wrk(&["-c2"], &first)?;
+        self.wrk(&["-c8"], &format!("http://{host}/none"))?;
+        self.wrk(&["-c8", "-H", "connection: close"], &first)?;
+        self.h2load(&["-c8", "-m16"], &last)?;
+        self.h2load(&["-c1", "-m1"], &first)?;
+        self.h2load(&["-c4", "-m4", "-d", &body], &post)?;
+        self.h2load(&["--h1", "-c8", "-d", &body], &post)
+    }
+
+    fn wrk(&self, more: &[&str], url: &str) -> Result<()> {
+        let duration = format!("-d{}s", self.seconds);
+        self.load("wrk", "wrk", &[&["-t1", &duration], more, &FIELDS, &[url]].concat())
+    }
+
+    fn h2load(&self, more: &[&str], url: &str) -> Result<()> {
+        let duration = format!("-D{}", self.seconds);
+        self.load(
+            "h2load",
+            "nghttp2-client",
+            &[&["-t1", "--warm-up-time=0", &duration], more, &FIELDS, &[url]].concat(),
+        )
+    }
+
+    /// A profile of failures would be worse than none, and both programs end well whatever they are answered.
+    fn load(&self, program: &str, package: &str, args: &[&str]) -> Result<()> {
+        let is_for_none = args.last().is_some_and(|url| url.ends_with("/none"));
+        let (before, all) = (self.answered()?, self.asked()?);
+        finish(self.client, program, package, args, self.seconds)?;
+        let (answered, asked) = (self.answered()? - before, self.asked()? - all);
+        ensure!(asked > 100.0, "{program} {args:?}: {asked} requests came");
+        ensure!(
+            is_for_none || answered > 0.99 * asked,
+            "{program} {args:?}: {answered} of {asked} requests were answered"
+        );
+        Ok(())
+    }
+
+    /// Requests that were answered with 200.
+    fn answered(&self) -> Result<f64> {
+        Ok(self.waypoint.metrics()?.sum("istio_requests_total", &[("response_code", "200")]))
+    }
+
+    fn asked(&self) -> Result<f64> {
+        Ok(self.waypoint.metrics()?.sum("istio_requests_total", &[]))
+    }
 }
 
 /// Ends it as a kubelet does, and waits until it has written what it counted.
 fn stop(lab: &Lab, waypoint: Waypoint) -> Result<()> {
-    let finished = lab.stop_waypoint(waypoint)?;
-    finished.success().context("the end of mesh-waypoint").map(drop)
+    lab.stop_waypoint(waypoint)?.success().context("the end of mesh-waypoint").map(drop)
 }

@@ -37,9 +37,9 @@ struct Args {
     /// Instead of all that: full load of requests on our gateway for so many seconds.
     #[arg(long)]
     soak: Option<u32>,
-    /// Instead of all that: load for a profile of mesh-waypoint, each part for so many seconds.
+    /// Instead of all that: load for a profile of mesh-waypoint.
     #[arg(long)]
-    train: Option<u32>,
+    train: bool,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -53,8 +53,8 @@ fn main() -> anyhow::Result<()> {
         spawner::clean_all();
         std::process::exit(130);
     });
-    if let Some(seconds) = args.train {
-        return bench::train(seconds);
+    if args.train {
+        return bench::train(args.seconds);
     }
     let absolute = |path: PathBuf| path.canonicalize().unwrap_or(path);
     let ztunnel = args.ztunnel.zip(args.redirect).map(|(b, r)| Peer { binary: absolute(b), redirect: absolute(r) });

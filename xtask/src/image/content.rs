@@ -1,6 +1,6 @@
 //! Which images there are, what is in them, and how that is built. Called by [`super`].
 use super::Image;
-use crate::{release as compiled, run};
+use crate::{profile, run};
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -126,7 +126,7 @@ impl Program {
         }
         if release {
             cargo.arg("--release");
-            compiled::with_profile(&mut cargo, self.package)?;
+            profile::heed(&mut cargo, self.package)?;
         }
         // Cargo writes there by itself only if it was told so as this process was.
         run::check(cargo.env("CARGO_TARGET_DIR", target))

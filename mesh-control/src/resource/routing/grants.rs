@@ -157,6 +157,9 @@ impl Spec for BackendTlsPolicy {
                     "it is what the type says",
                 );
             }
+            for text in one.hostname.iter().chain(&one.uri) {
+                check.must(&field, meta::told(text));
+            }
         }
     }
 }

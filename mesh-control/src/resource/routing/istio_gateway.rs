@@ -257,6 +257,7 @@ impl ServerTls {
         if self.credential_names.len() > 2 {
             check.error(format!("{field}.credentialNames"), "more than two", "");
         }
+        check.each(&format!("{field}.subjectAltNames"), &self.subject_alt_names, meta::told);
         let (least, most) = (self.min_protocol_version, self.max_protocol_version.filter(|v| *v != TlsVersion::Auto));
         if let (Some(least), Some(most)) = (least, most)
             && least > most

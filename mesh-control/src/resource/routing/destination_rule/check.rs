@@ -353,6 +353,10 @@ impl Tls {
         if self.credential_name.is_some() && has_files {
             check.error(format!("{field}.credentialName"), "a Secret and files exclude each other", "keep one of them");
         }
+        if let Some(sni) = &self.sni {
+            check.must(format!("{field}.sni"), meta::told(sni));
+        }
+        check.each(&format!("{field}.subjectAltNames"), &self.subject_alt_names, meta::told);
         if self.mode.is_none() && *self != Tls::default() {
             check.warning(field, "without `mode` none of it counts", "write `mode: SIMPLE` or MUTUAL");
         }

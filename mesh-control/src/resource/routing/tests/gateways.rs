@@ -68,6 +68,12 @@ fn bad_ones_of_istio() {
                 &format!("{{{all} [{{port: {{number: 80}}, hosts: ['*']}}]}}"),
                 &["servers[0].port: the field `protocol` is missing"],
             ),
+            (
+                &format!(
+                    r#"{{{all} [{{port: {{number: 443, name: a, protocol: HTTPS}}, hosts: ['*'], tls: {{mode: MUTUAL, credentialName: c, subjectAltNames: ["a\tb"]}}}}]}}"#
+                ),
+                &[r#"servers[0].tls.subjectAltNames[0]: "a\tb" has a control character"#],
+            ),
         ],
     );
 }

@@ -227,15 +227,22 @@ fn classes_policies_and_grants() {
     );
     bad(
         Kind::BackendTlsPolicy,
-        &[(
-            "{targetRefs: [], validation: {hostname: 1.1.1.1, subjectAltNames: [{type: Hostname, uri: a}]}}",
-            &[
-                "targetRefs: it is for nothing (name a Service)",
-                "validation: nobody is believed (add caCertificateRefs, or wellKnownCACertificates: System)",
-                "validation.hostname: \"1.1.1.1\" is an address, and names are compared",
-                "validation.subjectAltNames[0]: it must have `hostname`, and nothing else (it is what the type says)",
-            ],
-        )],
+        &[
+            (
+                "{targetRefs: [], validation: {hostname: 1.1.1.1, subjectAltNames: [{type: Hostname, uri: a}]}}",
+                &[
+                    "targetRefs: it is for nothing (name a Service)",
+                    "validation: nobody is believed (add caCertificateRefs, or wellKnownCACertificates: System)",
+                    "validation.hostname: \"1.1.1.1\" is an address, and names are compared",
+                    "validation.subjectAltNames[0]: it must have `hostname`, and nothing else (it is what the type says)",
+                ],
+            ),
+            (
+                r#"{targetRefs: [{group: '', kind: Service, name: a}], validation: {hostname: a.com, wellKnownCACertificates: System,
+                  subjectAltNames: [{type: URI, uri: "a\tb"}]}}"#,
+                &[r#"validation.subjectAltNames[0]: "a\tb" has a control character"#],
+            ),
+        ],
     );
     good(
         Kind::ReferenceGrant,

@@ -142,6 +142,13 @@ fn rules_say_nothing_that_waypoints_refuse_to_read() {
                 ],
             ),
             (
+                r#"{host: a, trafficPolicy: {tls: {mode: SIMPLE, sni: "a\tb", subjectAltNames: [a.com, "b\n"]}}}"#,
+                &[
+                    r#"trafficPolicy.tls.sni: "a\tb" has a control character"#,
+                    r#"trafficPolicy.tls.subjectAltNames[1]: "b\n" has a control character"#,
+                ],
+            ),
+            (
                 r#"{host: a, trafficPolicy: {loadBalancer: {consistentHash: {httpCookie: {name: a b, path: "/;x", attributes: [{name: "", value: ä}]}}}}}"#,
                 &[
                     r#"trafficPolicy.loadBalancer.consistentHash.httpCookie.name: "a b" is no name of a cookie"#,

@@ -283,7 +283,7 @@ fn marks(tree: &Tree) -> Labels {
     written.filter_map(|entry| Some((entry.key.clone(), entry.node.as_str()?.to_owned()))).collect()
 }
 
-/// Labels by which one client or endpoint is known.
+/// Labels by which one client or endpoint is known. Waypoints read as many of a condition of a route; of a place they read more, and nobody needs them.
 const MOST_LABELS: usize = 100;
 
 /// Collects what does not fit together within one object.
@@ -328,11 +328,16 @@ impl Check<'_> {
 
     /// Labels that somebody is known by.
     pub fn labels(&mut self, field: &str, labels: &Labels) {
-        if labels.len() > MOST_LABELS {
-            self.error(field, format!("more than {MOST_LABELS} labels"), "");
-        }
+        self.few(field, labels.len(), MOST_LABELS);
         for (key, value) in labels {
             self.must(join(field, key), meta::pair(key, value));
+        }
+    }
+
+    /// No more than others read.
+    pub fn few(&mut self, field: impl Into<String>, count: usize, most: usize) {
+        if count > most {
+            self.error(field, format!("{count} entries, the limit is {most}"), "");
         }
     }
 

@@ -8,6 +8,8 @@ use crate::resource::meta;
 use crate::resource::routing::values::{header, host, host_pattern, visibility};
 use crate::resource::routing::{Check, Spec};
 
+/// Entries of a list that waypoints read.
+const MOST: usize = 1000;
 /// Ports with settings of their own.
 const MOST_PORTS: usize = 4096;
 /// Of a table of maglev.
@@ -45,9 +47,7 @@ impl TrafficPolicy {
     fn check(&self, field: &str, check: &mut Check<'_>) {
         let outlier = self.outlier_detection.is_some();
         parts(field, &self.load_balancer, &self.connection_pool, &self.outlier_detection, &self.tls, outlier, check);
-        if self.port_level_settings.len() > MOST_PORTS {
-            check.error(format!("{field}.portLevelSettings"), format!("more than {MOST_PORTS} ports"), "");
-        }
+        check.few(format!("{field}.portLevelSettings"), self.port_level_settings.len(), MOST_PORTS);
         let ports = self.port_level_settings.iter().enumerate();
         let numbers = ports
             .clone()
@@ -185,6 +185,7 @@ impl Cookie {
         if let Some(path) = &self.path {
             check.must(format!("{field}.path"), cookie_text(path));
         }
+        check.few(format!("{field}.attributes"), self.attributes.len(), MOST);
         for (index, one) in self.attributes.iter().enumerate() {
             let field = format!("{field}.attributes[{index}]");
             check.must(format!("{field}.name"), cookie_name(&one.name));
@@ -223,7 +224,15 @@ impl Locality {
         ];
         // Failover and its priority go together.
         check.one_of(field, &[ways[0], ("failover", ways[1].1 || ways[2].1)]);
+        for (name, count) in [
+            ("distribute", self.distribute.len()),
+            ("failover", self.failover.len()),
+            ("failoverPriority", self.priority.len()),
+        ] {
+            check.few(format!("{field}.{name}"), count, MOST);
+        }
         for (index, one) in self.distribute.iter().enumerate() {
+            check.few(format!("{field}.distribute[{index}].to"), one.to.len(), MOST);
             let sum: u64 = one.to.values().map(|share| u64::from(*share)).sum();
             if sum != 100 {
                 check.error(
@@ -318,7 +327,9 @@ impl OutlierDetection {
                 "",
             );
         }
-        for (index, code) in self.outlier_detection_http_error_codes.iter().enumerate() {
+        let codes = &self.outlier_detection_http_error_codes;
+        check.few(format!("{field}.outlierDetectionHttpErrorCodes"), codes.len(), MOST);
+        for (index, code) in codes.iter().enumerate() {
             if !(200..=599).contains(code) {
                 check.error(
                     format!("{field}.outlierDetectionHttpErrorCodes[{index}]"),
@@ -356,6 +367,7 @@ impl Tls {
         if let Some(sni) = &self.sni {
             check.must(format!("{field}.sni"), meta::told(sni));
         }
+        check.few(format!("{field}.subjectAltNames"), self.subject_alt_names.len(), MOST);
         check.each(&format!("{field}.subjectAltNames"), &self.subject_alt_names, meta::told);
         if self.mode.is_none() && *self != Tls::default() {
             check.warning(field, "without `mode` none of it counts", "write `mode: SIMPLE` or MUTUAL");

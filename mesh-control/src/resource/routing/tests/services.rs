@@ -111,7 +111,7 @@ fn rules_say_nothing_that_waypoints_refuse_to_read() {
             ),
             (
                 &format!("{{host: a, workloadSelector: {{matchLabels: {{{}}}}}}}", many.join(", ")),
-                &["workloadSelector.matchLabels: more than 100 labels"],
+                &["workloadSelector.matchLabels: 101 entries, the limit is 100"],
             ),
             (
                 r#"{host: a, subsets: [{name: v1, labels: {a b: x, app.b: a-}}]}"#,
@@ -159,6 +159,57 @@ fn rules_say_nothing_that_waypoints_refuse_to_read() {
             ),
         ],
     );
+}
+
+#[test]
+fn lists_of_rules_are_no_longer_than_waypoints_read_them() {
+    let list = |count: usize, one: fn(usize) -> String| (0..count).map(one).collect::<Vec<_>>().join(", ");
+    type Entry = fn(usize) -> String;
+    let each: [(&str, &str, Entry, &str); 7] = [
+        (
+            "loadBalancer.consistentHash.httpCookie.attributes",
+            "loadBalancer: {consistentHash: {httpCookie: {name: a, attributes: [",
+            |n| format!("{{name: a{n}}}"),
+            "]}}}",
+        ),
+        (
+            "loadBalancer.localityLbSetting.distribute",
+            "outlierDetection: {}, loadBalancer: {localityLbSetting: {distribute: [",
+            |n| format!("{{from: a{n}, to: {{b: 100}}}}"),
+            "]}}",
+        ),
+        (
+            "loadBalancer.localityLbSetting.distribute[0].to",
+            "outlierDetection: {}, loadBalancer: {localityLbSetting: {distribute: [{from: a, to: {",
+            |n| format!("a{n}: {}", u8::from(n < 100)),
+            "}}]}}",
+        ),
+        (
+            "loadBalancer.localityLbSetting.failover",
+            "outlierDetection: {}, loadBalancer: {localityLbSetting: {failover: [",
+            |n| format!("{{from: a{n}, to: b}}"),
+            "]}}",
+        ),
+        (
+            "loadBalancer.localityLbSetting.failoverPriority",
+            "outlierDetection: {}, loadBalancer: {localityLbSetting: {failoverPriority: [",
+            |n| format!("a{n}"),
+            "]}}",
+        ),
+        (
+            "outlierDetection.outlierDetectionHttpErrorCodes",
+            "outlierDetection: {outlierDetectionHttpErrorCodes: [",
+            |_| "500".to_owned(),
+            "]}",
+        ),
+        ("tls.subjectAltNames", "tls: {mode: SIMPLE, subjectAltNames: [", |n| format!("a{n}"), "]}"),
+    ];
+    for (field, head, one, tail) in each {
+        let rule = |count| format!("{{host: a, trafficPolicy: {{{head}{}{tail}}}}}", list(count, one));
+        good(Kind::DestinationRule, &[(&rule(1000), &[])]);
+        let expected = format!("trafficPolicy.{field}: 1001 entries, the limit is 1000");
+        bad(Kind::DestinationRule, &[(&rule(1001), &[&expected])]);
+    }
 }
 
 #[test]

@@ -10,6 +10,9 @@ use mesh_core::{ArcStr, NamespacedName, Workload};
 
 use crate::resource::{Labels as Written, meta};
 
+/// Labels of one workload that waypoints read; a pod with more of them, all asked for, is told about with those that come first.
+const MOST: usize = 1000;
+
 /// What one waypoint asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
@@ -131,7 +134,9 @@ pub fn told<'a>(
                 let asking = of_all.of(key, value).chain(endpoint).chain(own);
                 for who in asking.filter(|_| meta::pair(key, value).is_ok()) {
                     let labels = told[who].entry(workload.uid.clone()).or_default();
-                    Arc::make_mut(labels).insert(key.as_str().into(), value.as_str().into());
+                    if labels.len() < MOST {
+                        Arc::make_mut(labels).insert(key.as_str().into(), value.as_str().into());
+                    }
                 }
             }
         }
@@ -182,12 +187,14 @@ mod tests {
             let labels: Written = labels(text).iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
             (labels, workload)
         };
+        let many: Vec<String> = (0..MOST + 1).map(|n| format!("k{n}=v")).collect();
         let pods = [
             pod("a1", "version=v1,app=a", "a"),
             pod("a2", "version=v2,app=a", "a"),
             pod("b1", "version=v1,app=b,tier=web", "b"),
             pod("wp", "version=v1,tier=edge", "wp"),
             pod("b2", "version=v1,app=b,tier=a\tb", "b"),
+            pod("c1", &many.join(","), "c"),
         ];
         let ask = |table: &Table, clusters: Vec<Cluster>| -> Vec<String> {
             let wanted = Wanted::of(table, &Clusters::new(clusters));
@@ -211,5 +218,7 @@ mod tests {
         assert_eq!(ask(&none, with_order), ["b1 app=b,tier=web", "b2 app=b", "wp tier=edge"]);
         let selecting = Cluster { client_labels: labels("version=v2"), ..subset("b", "", &[]) };
         assert_eq!(ask(&none, vec![selecting]), ["a2 version=v2"]);
+        let all = many.iter().map(|pair| subset("c", pair, &[])).collect();
+        assert_eq!(ask(&none, all)[0].split(',').count(), MOST);
     }
 }

@@ -209,45 +209,33 @@ impl Filling {
         if self.exports != *exports {
             *self = Self { exports: exports.clone(), ..Self::default() };
         }
-        fill(&exports.entries, &mut routes.service_entries, &mut self.entries);
-        fill(&exports.virtual_services, &mut routes.virtual_services, &mut self.virtual_services);
-        fill(&exports.destination_rules, &mut routes.destination_rules, &mut self.destination_rules);
+        macro_rules! fill {
+            ($($own:ident $objects:ident)*) => {$(
+                fill(&exports.$own, &mut routes.$objects, &mut self.$own, |s| &s.export_to, |s| &mut s.export_to);
+            )*};
+        }
+        fill!(entries service_entries virtual_services virtual_services destination_rules destination_rules);
     }
 }
 
-/// What has an `exportTo`.
-trait Exported: Clone {
-    fn export_to(&self) -> &[String];
-    fn exported_to(self, exports: &[String]) -> Self;
-}
-
-macro_rules! exported {
-    ($($kind:ident)*) => {$(
-        impl Exported for $kind {
-            fn export_to(&self) -> &[String] {
-                &self.export_to
-            }
-
-            fn exported_to(self, exports: &[String]) -> Self {
-                Self { export_to: exports.to_vec(), ..self }
-            }
-        }
-    )*};
-}
-
-exported!(ServiceEntry VirtualService DestinationRule);
-
-fn fill<T: Exported>(exports: &[String], objects: &mut BTreeMap<NamespacedName, Arc<Routed<T>>>, last: &mut Pairs<T>) {
+/// `read` and `write` say where an object has its `exportTo`.
+fn fill<T: Clone>(
+    exports: &[String],
+    objects: &mut BTreeMap<NamespacedName, Arc<Routed<T>>>,
+    last: &mut Pairs<T>,
+    read: fn(&T) -> &Vec<String>,
+    write: fn(&mut T) -> &mut Vec<String>,
+) {
     if exports.is_empty() {
         return;
     }
     let mut pairs = Pairs::new();
-    for (name, object) in objects.iter_mut().filter(|(_, object)| object.spec.export_to().is_empty()) {
+    for (name, object) in objects.iter_mut().filter(|(_, object)| read(&object.spec).is_empty()) {
         let known = last.remove(name).filter(|(written, _)| Arc::ptr_eq(written, object));
         let (written, filled) = known.unwrap_or_else(|| {
-            let written = Routed::clone(object);
-            let spec = written.spec.exported_to(exports);
-            (object.clone(), Arc::new(Routed { spec, ..written }))
+            let mut filled = Routed::clone(object);
+            *write(&mut filled.spec) = exports.to_vec();
+            (object.clone(), Arc::new(filled))
         });
         *object = filled.clone();
         pairs.insert(name.clone(), (written, filled));

@@ -98,7 +98,7 @@ impl<'a> Hosts<'a> {
         self.objects.services.get(&NamespacedName::new(namespace, name))
     }
 
-    /// Whether it is said, of a service itself, which endpoints come first.
+    /// As [`service::has_order`], of these objects.
     pub fn has_order(&self, service: &Service) -> bool {
         service::has_order(service, self.objects)
     }

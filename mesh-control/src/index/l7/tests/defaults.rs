@@ -92,27 +92,32 @@ fn features_EX_5_how_endpoints_are_reached_where_no_rule_says_it() {
 #[test]
 fn features_EX_5_what_a_service_says_of_near_endpoints_goes_before_the_mesh() {
     let written = "localityLbSetting: {enabled: false}";
-    let is_the_meshs = |said: &str, policy: &str| {
+    let is_the_meshs = |of_namespace: &str, said: &str, policy: &str| {
         let said: Json = serde_saphyr::from_str(said).unwrap();
         let mut near = service("shop", "near", &[80]);
         for (field, value) in said.as_object().unwrap() {
             near["spec"][field] = value.clone();
         }
         let rule = object(Kind::DestinationRule, "shop", "o", &format!("{{host: near, trafficPolicy: {policy}}}"));
-        let mesh = mesh_with(settings(written), &[near, rule]);
+        let mut namespace = object(Kind::Namespace, "", "shop", "{}");
+        namespace["metadata"]["annotations"] = serde_saphyr::from_str(of_namespace).unwrap();
+        let mesh = mesh_with(settings(written), &[near, rule, namespace]);
         let service = NamespacedName::new("shop", "near.shop.svc.cluster.local");
         let key = ClusterKey { service, port: 80, subset: ArcStr::new() };
         let locality = mesh.clusters.find(&key, &Client::default()).unwrap().policy.clone().unwrap().locality;
         locality == Locality { enabled: Some(false), ..Locality::default() }
     };
     let off = "{loadBalancer: {localityLbSetting: {enabled: false}}}";
-    for (said, policy, expected) in [
-        ("{}", "{}", true),
-        ("{internalTrafficPolicy: Cluster}", "{}", true),
-        ("{internalTrafficPolicy: Local}", "{}", false),
-        ("{trafficDistribution: PreferClose}", "{}", false),
-        ("{trafficDistribution: PreferClose}", off, true),
+    let near = "{networking.istio.io/traffic-distribution: PreferClose}";
+    for (of_namespace, said, policy, expected) in [
+        ("{}", "{}", "{}", true),
+        ("{}", "{internalTrafficPolicy: Cluster}", "{}", true),
+        ("{}", "{internalTrafficPolicy: Local}", "{}", false),
+        ("{}", "{trafficDistribution: PreferClose}", "{}", false),
+        ("{}", "{trafficDistribution: PreferClose}", off, true),
+        (near, "{}", "{}", false),
+        (near, "{}", off, true),
     ] {
-        assert_eq!(is_the_meshs(said, policy), expected, "{said} {policy}");
+        assert_eq!(is_the_meshs(of_namespace, said, policy), expected, "{of_namespace} {said} {policy}");
     }
 }

@@ -58,9 +58,7 @@ impl Retries {
         check.time(format!("{field}.perTryTimeout"), self.per_try_timeout);
         check.time(format!("{field}.backoff"), self.backoff);
         let words = self.retry_on.iter().flat_map(|words| words.split(',')).count();
-        if words > MOST_RETRY_ON {
-            check.error(format!("{field}.retryOn"), format!("{words} conditions, the limit is {MOST_RETRY_ON}"), "");
-        }
+        check.few(format!("{field}.retryOn"), words, MOST_RETRY_ON);
         for word in self.retry_on.iter().flat_map(|words| words.split(',')).map(str::trim) {
             let is_status = word.parse::<u16>().is_ok_and(|status| (100..=599).contains(&status));
             if RETRY_ON.contains(&word) || is_status {

@@ -21,12 +21,15 @@ const SEPARATOR: &str = "\x1f";
 /// Builds programs for release: all binaries of these crates.
 pub fn build(packages: &[&str]) -> Result<()> {
     eprintln!("building release binaries ...");
-    let (profiled, others): (Vec<&str>, Vec<&str>) = packages.iter().partition(|package| **package == PROFILED);
-    let others = others.iter().flat_map(|package| ["-p", package]);
-    run::check(run::cargo()?.args(["build", "--quiet", "--release", "--bins"]).args(others))?;
-    for package in profiled {
+    let others: Vec<&str> = packages.iter().copied().filter(|package| *package != PROFILED).collect();
+    // Without a name cargo would build all there are.
+    if !others.is_empty() {
+        let named = others.iter().flat_map(|package| ["-p", package]);
+        run::check(run::cargo()?.args(["build", "--quiet", "--release", "--bins"]).args(named))?;
+    }
+    if others.len() < packages.len() {
         let mut cargo = alone()?;
-        heed(&mut cargo, package)?;
+        heed(&mut cargo, PROFILED)?;
         run::check(&mut cargo)?;
     }
     Ok(())

@@ -22,9 +22,8 @@ spec:
   parentRefs: [{name: edge}]
   rules: [{matches: [{path: {type: PathPrefix, value: /post}}], backendRefs: [{name: reader, port: 80}]}]
 ";
-const SECURE_PORT: u16 = PORT + 1;
 /// A second listener of the gateway, with TLS.
-const SECURE: &str = ", {name: https, port: 8082, protocol: HTTPS, tls: {certificateRefs: [{name: edge}]}}";
+const SECURE_PORT: u16 = PORT + 1;
 const SOON: Duration = Duration::from_secs(10);
 /// What browsers send besides.
 const FIELDS: [&str; 4] =
@@ -44,7 +43,9 @@ fn edge(seconds: u32) -> Result<()> {
     let (client, _servers) = pods(&lab)?;
     let own = Authority::new()?.issue(&["edge.example.com"])?;
     lab.apply("secret.yaml", &secret("default", "edge", &[("tls.crt", &own.cert), ("tls.key", &own.key)]))?;
-    lab.apply("edge.yaml", &manifests(SECURE))?;
+    let secure =
+        format!(", {{name: https, port: {SECURE_PORT}, protocol: HTTPS, tls: {{certificateRefs: [{{name: edge}}]}}}}");
+    lab.apply("edge.yaml", &manifests(&secure))?;
     lab.apply("reader.yaml", READER)?;
     let gateway = lab.start_gateway_with("default", "edge", 1, &["--workers", "1", "--drain", "1s"])?;
     let address = gateway.pod.address.v4;

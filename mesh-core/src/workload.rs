@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use arcstr::ArcStr;
 use serde::{Serialize, Serializer};
 
-use crate::{Identity, NamespacedName, TrustDomain};
+use crate::{Identity, NamespacedName, TrustDomain, policy::THROUGH};
 
 /// How the workload wants to be reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
@@ -168,6 +168,12 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// Whether who comes without an identity is led through the waypoint that stands before this workload ([`THROUGH`](crate::policy::THROUGH)).
+    #[must_use]
+    pub fn leads_strangers_through(&self) -> bool {
+        self.waypoint.is_some() && self.authorization_policies.iter().any(|policy| policy.name == THROUGH)
+    }
+
     /// A workload with everything else at its default: builders and tests start from here.
     #[must_use]
     pub fn new(uid: impl Into<ArcStr>, namespace: impl Into<ArcStr>, name: impl Into<ArcStr>) -> Self {

@@ -136,9 +136,7 @@ fn endpoint(lane: &Lane, view: &View, place: &ClusterKey) -> Result<(Endpoint, P
         true => std::net::Ipv4Addr::UNSPECIFIED.into(),
         false => std::net::Ipv6Addr::UNSPECIFIED.into(),
     });
-    let peer =
-        Peer { address: SocketAddr::new(address, 0), identity: own.identity.clone(), baggage: own.baggage.clone() };
-    Ok((endpoint, peer))
+    Ok((endpoint, own.on_behalf_of(SocketAddr::new(address, 0))))
 }
 
 fn speaks_http2(found: &Found, place: &ClusterKey) -> bool {

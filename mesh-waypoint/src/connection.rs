@@ -117,7 +117,7 @@ pub(crate) fn count(downstream: &Downstream, endpoint: Option<&Endpoint>, flags:
     let who = Who {
         peer: &downstream.peer,
         from: downstream.from(),
-        outside: downstream.entry.is_some(),
+        outside: downstream.proved().is_none(),
         client: bound.as_ref().and_then(|bound| bound.client.as_ref()),
         endpoint: endpoint.map(|endpoint| &endpoint.workload),
         service: endpoint.and_then(|endpoint| endpoint.service.as_ref()),

@@ -82,7 +82,7 @@ impl Downstream {
     #[must_use]
     pub fn new(lane: Arc<Lane>, peer: Peer, asked: Authority, drain: DrainToken) -> Self {
         let lead = lane.shared.leads.to(&asked, &drain);
-        let (principal, drain) = (peer.identity.principal(), lead.drain.clone());
+        let (principal, drain) = (peer.proved().map(Identity::principal).unwrap_or_default(), lead.drain.clone());
         let (watch, bound) = Default::default();
         Self { lane, peer, asked, entry: None, watch, drain, principal, bound, _lead: Some(lead) }
     }
@@ -105,7 +105,7 @@ impl Downstream {
     /// What the client has proved; nothing if it comes from outside of the mesh.
     #[must_use]
     pub fn proved(&self) -> Option<&Identity> {
-        self.entry.is_none().then_some(&self.peer.identity)
+        self.peer.proved().filter(|_| self.entry.is_none())
     }
 
     /// The client, for logs: what it has proved, or where it is.
@@ -178,8 +178,9 @@ impl Bound {
     /// The client, as routes and places see it.
     pub fn seen<'a>(&'a self, peer: &'a Peer) -> l7::Client<'a> {
         let labels = self.client.as_ref().and_then(|client| self.view.labels.get(&client.uid));
-        let identity = &peer.identity;
-        l7::Client { identity: Some(identity), namespace: Some(&identity.namespace), labels: labels.map(|own| &**own) }
+        let identity = peer.proved();
+        let namespace = identity.map(|identity| &*identity.namespace);
+        l7::Client { identity, namespace, labels: labels.map(|own| &**own) }
     }
 
     /// A place as the client sees it: what `find` finds. Under one view that is always the same, and it is looked up in four tables.
@@ -215,7 +216,7 @@ impl Bound {
         }
         let connection = Connection {
             source_ip: peer.address.ip(),
-            source: Some(&peer.identity),
+            source: peer.proved(),
             via: Some(&self.own),
             destination_ip: address.ip(),
             destination_port: address.port(),

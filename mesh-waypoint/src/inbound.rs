@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use mesh_core::ports;
 use mesh_runtime::{DrainToken, task};
-use mesh_transport::hbone::{InboundRequest, ServeEnd, refuse_busy};
+use mesh_transport::hbone::{Authority, Claimed, InboundRequest, ServeEnd, refuse_busy};
 use mesh_transport::socket::{AcceptLoop, Armed};
 
 use crate::connection;
@@ -61,7 +61,7 @@ async fn tunnel(lane: Arc<Lane>, tcp: Armed, drain: DrainToken) {
 /// Answers one CONNECT and serves what comes through it.
 async fn connection(lane: Arc<Lane>, request: InboundRequest, drain: DrainToken) {
     let asked = request.authority().clone();
-    let peer = peer(&request);
+    let peer = stranger(&lane, &request, &asked).unwrap_or_else(|| peer(&request));
     let downstream = Arc::new(Downstream::new(lane, peer, asked, drain));
     let refused = match ports::is_mesh_port(downstream.asked.port()) {
         true => Err(NotOurs::UnknownPort),
@@ -84,11 +84,21 @@ fn status(why: NotOurs) -> StatusCode {
     }
 }
 
+/// A client without an identity whom the agent of a pod leads here, because this is the waypoint of that pod. Nobody else may say so: it would get around what
+/// is refused to its own identity.
+fn stranger(lane: &Lane, request: &InboundRequest, asked: &Authority) -> Option<Peer> {
+    let forwarded = request.forwarded().filter(|forwarded| forwarded.identity == Some(Claimed::Nobody))?;
+    let Authority::Address(asked) = asked else { return None };
+    let (view, own) = (lane.shared.state.view(), &lane.shared.own);
+    let pod = view.snapshot.workload_by_address(&own.place.network, &asked.ip())?;
+    (pod.identity() == *request.peer()).then(|| own.as_stranger(forwarded.client.unwrap_or(request.peer_address())))
+}
+
 /// The client is who the certificate says. Its address is the tunnel's; its agent adds the port, if it speaks of the same address.
 fn peer(request: &InboundRequest) -> Peer {
     let tunnel = request.peer_address();
     let claimed = request.forwarded().and_then(|forwarded| forwarded.client);
     let address = claimed.filter(|claimed| claimed.ip() == tunnel.ip().to_canonical()).unwrap_or(tunnel);
     let address = std::net::SocketAddr::new(address.ip().to_canonical(), address.port());
-    Peer { address, identity: request.peer().clone(), baggage: request.baggage().clone() }
+    Peer { address, identity: request.peer().clone(), baggage: request.baggage().clone(), stranger: false }
 }

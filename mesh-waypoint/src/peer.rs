@@ -10,8 +10,18 @@ use mesh_transport::hbone::Baggage;
 pub struct Peer {
     /// Its address: the tunnel's, with the port that its agent named.
     pub address: SocketAddr,
-    /// What it has proved.
+    /// What it has proved; of who has proved nothing, who asks for it.
     pub identity: Identity,
     /// What it says of itself: for labels, and for the endpoint's.
     pub baggage: Baggage,
+    /// It has proved nothing: an agent leads it through the waypoint of the pod that it wants, and `identity` is this waypoint's own.
+    pub stranger: bool,
+}
+
+impl Peer {
+    /// What it has proved.
+    #[must_use]
+    pub fn proved(&self) -> Option<&Identity> {
+        (!self.stranger).then_some(&self.identity)
+    }
 }

@@ -1,6 +1,6 @@
 //! What all lanes read and none writes: who this waypoint is, its limits, its certificate, the state. Made once, by the process or by a test.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -54,7 +54,19 @@ impl Own {
     #[must_use]
     pub fn as_peer(&self) -> Peer {
         let ip = self.place.ips.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-        Peer { address: (ip, 0).into(), identity: self.identity.clone(), baggage: self.baggage.clone() }
+        self.on_behalf_of((ip, 0).into())
+    }
+
+    /// It as who asks for somebody.
+    #[must_use]
+    pub fn on_behalf_of(&self, address: SocketAddr) -> Peer {
+        Peer { address, identity: self.identity.clone(), baggage: self.baggage.clone(), stranger: false }
+    }
+
+    /// A client that has proved nothing.
+    #[must_use]
+    pub fn as_stranger(&self, address: SocketAddr) -> Peer {
+        Peer { baggage: Baggage::default(), stranger: true, ..self.on_behalf_of(address) }
     }
 }
 

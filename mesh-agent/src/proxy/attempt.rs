@@ -8,7 +8,7 @@ use std::sync::Arc;
 use mesh_core::{ArcStr, EndpointLease, Refusal, Route, Upstream};
 use mesh_runtime::lanes;
 use mesh_transport::copy::Peer as CopyPeer;
-use mesh_transport::hbone::{Authority, ConnectRequest, Forwarded, HboneError, TunnelKey};
+use mesh_transport::hbone::{Authority, Claimed, ConnectRequest, Forwarded, HboneError, TunnelKey};
 
 use super::connections::{Direction, Endpoints, Registration};
 use super::context::{self, PodContext};
@@ -82,6 +82,15 @@ impl Failure {
 /// Connects along `route`. The outcome is reported to the endpoint's lease.
 pub async fn run(context: &Arc<PodContext>, flow: &Flow, route: Route) -> Result<Connected, Failure> {
     match route {
+        Route::Hbone(upstream) if upstream.waypoint => tunnel(context, flow, upstream).await,
+        // It had a waypoint a moment ago.
+        _ if flow.stranger => Err(Failure {
+            reason: Reason::NoWaypoint,
+            flags: ResponseFlags::Connect,
+            error: "the pod has no waypoint any more".into(),
+            labels: labels(context, flow, flow.destination),
+            next: Next::GiveUp,
+        }),
         Route::Passthrough(destination) => {
             let labels = labels(context, flow, destination);
             match context.dial(destination).await {
@@ -184,13 +193,15 @@ async fn tunnel(context: &PodContext, flow: &Flow, upstream: Upstream) -> Result
 }
 
 fn request(context: &PodContext, flow: &Flow, upstream: &Upstream) -> ConnectRequest {
+    // What is said of a stranger is that he is one.
+    let baggage = if flow.stranger { Default::default() } else { context.view().baggage.clone() };
     ConnectRequest {
         authority: Authority::Address(upstream.target),
-        baggage: context.view().baggage.clone(),
+        baggage,
         forwarded: Some(Forwarded {
             client: Some(flow.client),
             host: upstream.service.as_ref().map(|service| service.hostname.clone()),
-            identity: None,
+            identity: flow.stranger.then_some(Claimed::Nobody),
         }),
         traceparent: None,
     }
@@ -321,10 +332,15 @@ fn is_peers_fault(error: &io::Error) -> bool {
 }
 
 fn labels(context: &PodContext, flow: &Flow, destination: SocketAddr) -> ConnectionLabels {
-    ConnectionLabels {
-        source: Peer::Workload(context.view().workload.clone()),
-        ..ConnectionLabels::unknown(Reporter::Source, flow.client, destination)
-    }
+    let source = match flow.stranger {
+        // Known by his address only: a label, never an identity.
+        true => {
+            let snapshot = context.shared.state.snapshot();
+            Peer::from(snapshot.workload_by_address(&context.shared.config.network, &flow.client.ip()).cloned())
+        }
+        false => Peer::Workload(context.view().workload.clone()),
+    };
+    ConnectionLabels { source, ..ConnectionLabels::unknown(Reporter::Source, flow.client, destination) }
 }
 
 fn upstream_labels(context: &PodContext, flow: &Flow, upstream: &Upstream, security: Security) -> ConnectionLabels {
@@ -333,7 +349,7 @@ fn upstream_labels(context: &PodContext, flow: &Flow, upstream: &Upstream, secur
     // Who may answer is who answers only if there is one.
     let certain = identified && (!tunnelled || upstream.expected.len() == 1);
     ConnectionLabels {
-        source_identity: identified.then(|| context.pod.identity.clone()),
+        source_identity: (identified && !flow.stranger).then(|| context.pod.identity.clone()),
         destination: Peer::Workload(upstream.workload.clone()),
         destination_identity: certain.then(|| upstream.workload.identity()),
         service: upstream.service.clone(),

@@ -31,6 +31,8 @@ pub enum Direction {
     Inbound,
     /// Arrived for the pod in plaintext.
     InboundPlaintext,
+    /// The same, on its way through the pod's waypoint: what comes back from there is what policies decide about.
+    ToWaypoint,
 }
 
 /// Why a connection was ended from outside.
@@ -288,7 +290,7 @@ impl Connections {
     fn count_of(&self, direction: Direction) -> &AtomicU32 {
         match direction {
             Direction::Outbound => &self.outbound,
-            Direction::Inbound | Direction::InboundPlaintext => &self.inbound,
+            Direction::Inbound | Direction::InboundPlaintext | Direction::ToWaypoint => &self.inbound,
         }
     }
 

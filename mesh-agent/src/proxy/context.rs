@@ -226,8 +226,11 @@ impl PodContext {
         // Before the first full state a policy may yet come.
         let mut undecided = !snapshot.is_synced();
         let mut readable = Vec::new();
+        // Who is led through the waypoint does not go around it.
+        let is_led = workload.leads_strangers_through();
         for applicable in snapshot.policies_for(workload) {
             match applicable {
+                Applicable::Policy(policy) if is_led && policy.is_guard() => {}
                 Applicable::Policy(policy) => readable.push(policy),
                 Applicable::Unknown(_) | Applicable::Unreadable(_) => undecided = true,
             }

@@ -45,36 +45,47 @@ impl Refused {
 /// Decides as soon as it can be decided: the configuration has arrived, and shows this pod. A peer may hear of a new pod a moment before the pod's own
 /// agent does, so that is waited for too, a bounded time.
 pub async fn admit(context: &PodContext, live: &Live) -> Result<(Permit, Arc<Workload>), Refused> {
+    known(context).await?;
+    authorize(context, live)
+}
+
+/// The pod's workload, as soon as the configuration shows it; likewise.
+pub async fn known(context: &PodContext) -> Result<Arc<Workload>, Refused> {
     let shared = &context.shared;
     if !shared.state.synced_within(shared.config.hold_unsynced).await {
         return Err(Refused { reason: Reason::NotSynced, why: "no configuration yet".into() });
     }
-    match authorize(context, live) {
-        Err(Refused { reason: Reason::UnknownWorkload, .. }) => Box::pin(admit_when_known(context, live)).await,
-        decided => decided,
+    match look(context) {
+        Some(workload) => Ok(workload),
+        None => Box::pin(heard_of(context)).await.ok_or_else(unknown),
     }
 }
 
-async fn admit_when_known(context: &PodContext, live: &Live) -> Result<(Permit, Arc<Workload>), Refused> {
-    let Some(_place) = context.waiting_place() else { return authorize(context, live) };
+async fn heard_of(context: &PodContext) -> Option<Arc<Workload>> {
+    let _place = context.waiting_place()?;
     let deadline = Instant::now() + context.shared.config.hold_unknown;
     let mut updates = context.shared.state.updates();
     loop {
-        let decided = authorize(context, live);
-        let Err(Refused { reason: Reason::UnknownWorkload, .. }) = decided else { return decided };
-        let Ok(Some(_)) = tokio::time::timeout_at(deadline, updates.next()).await else { return decided };
+        if let Some(workload) = look(context) {
+            return Some(workload);
+        }
+        tokio::time::timeout_at(deadline, updates.next()).await.ok()??;
     }
+}
+
+fn look(context: &PodContext) -> Option<Arc<Workload>> {
+    context.workload(&context.shared.state.snapshot()).cloned()
+}
+
+fn unknown() -> Refused {
+    let why = "the configuration does not show this pod under its address".into();
+    Refused { reason: Reason::UnknownWorkload, why }
 }
 
 /// Decides by the current snapshot, which is loaded here, after `live` was registered: a policy published later finds the connection in the registry.
 pub fn authorize(context: &PodContext, live: &Live) -> Result<(Permit, Arc<Workload>), Refused> {
     let snapshot = context.shared.state.snapshot();
-    let Some(workload) = context.workload(&snapshot) else {
-        return Err(Refused {
-            reason: Reason::UnknownWorkload,
-            why: "the configuration does not show this pod under its address".into(),
-        });
-    };
+    let workload = context.workload(&snapshot).ok_or_else(unknown)?;
     let verdict = evaluate(&snapshot, workload, &as_connection(live));
     if !verdict.dry_run.is_empty() {
         let would: Vec<_> = verdict.dry_run.iter().map(ToString::to_string).collect();

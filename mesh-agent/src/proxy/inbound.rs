@@ -181,19 +181,23 @@ fn backed_port(snapshot: &Snapshot, workload: &Workload, host: &str, port: u16) 
 
 /// Who asks, and from where.
 async fn endpoints(context: &PodContext, request: &InboundRequest, destination: SocketAddr) -> Endpoints {
-    let of = |source, identity: &Identity, via| {
-        let identity = Some(identity.clone());
-        Endpoints { direction: Direction::Inbound, source, destination, identity, via }
+    let of = |source, identity: Option<Identity>, via| Endpoints {
+        direction: Direction::Inbound,
+        source,
+        destination,
+        identity,
+        via,
     };
     let said = request.forwarded().and_then(|forwarded| forwarded.client.zip(forwarded.identity.as_ref()));
-    if let Some((address, identity)) = said {
+    if let Some((address, claimed)) = said {
         // Before that nobody is known to be a waypoint; whoever is not, waits for the same a moment later.
         context.shared.state.synced_within(context.shared.config.hold_unsynced).await;
         if is_waypoint(context, request) {
+            let identity = claimed.identity().cloned();
             return of(local::canonical(address), identity, Some(request.peer().clone()));
         }
     }
-    of(client_address(request), request.peer(), None)
+    of(client_address(request), Some(request.peer().clone()), None)
 }
 
 /// Whether the peer is a waypoint of what the pod serves.

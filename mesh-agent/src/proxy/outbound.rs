@@ -38,6 +38,8 @@ pub struct Flow {
     pub client: SocketAddr,
     /// What it asked for.
     pub destination: SocketAddr,
+    /// The client is none of the pod's apps but somebody without an identity, who came for the pod: only the pod's waypoint may have the connection, and is told so.
+    pub stranger: bool,
 }
 
 /// Serves one connection to its end.
@@ -108,11 +110,11 @@ fn flow(context: &PodContext, app: &Armed, client: SocketAddr) -> Option<Flow> {
     if destination.is_none() {
         context.refuse(Reason::NotCaptured, format_args!("connection from {client} to {slot} without a slot"));
     }
-    destination.map(|destination| Flow { client, destination: local::canonical(destination) })
+    destination.map(|destination| Flow { client, destination: local::canonical(destination), stranger: false })
 }
 
 /// Tries endpoints until one is connected, the failure is final, or enough have been tried.
-async fn connect(context: &Arc<PodContext>, flow: &Flow, app: &Armed) -> Result<Connected, Failure> {
+pub async fn connect(context: &Arc<PodContext>, flow: &Flow, app: &Armed) -> Result<Connected, Failure> {
     let shared = &context.shared;
     if !shared.state.synced_within(shared.config.hold_unsynced).await {
         return Err(Failure::refused(context, flow, &Refusal::NotSynced));

@@ -1,5 +1,6 @@
 //! Plaintext that arrives for the pod: a peer without an identity. The policies decide; where they refuse, the client is reset and nothing is opened
-//! towards the app. Bytes are opaque here: whatever they look like, they prove nothing. Called by the accept loop of port 15006.
+//! towards the app. Bytes are opaque here: whatever they look like, they prove nothing. Where a waypoint stands before the pod itself, he is led through it, and what
+//! comes back from there is decided about. Called by the accept loop of port 15006.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,13 +9,15 @@ use mesh_core::{Workload, ports};
 use mesh_transport::copy::Peer as CopyPeer;
 use mesh_transport::socket::{self, Armed};
 
-use super::connections::{Direction, Endpoints, Live};
+use super::attempt::{Connected, Failure};
+use super::connections::{Direction, Endpoints, Live, Registration};
 use super::context::PodContext;
 use super::deliver::{self, Refused};
 use super::local;
+use super::outbound::{self, Flow};
 use super::reasons::Reason;
 use super::relay::Carried;
-use crate::telemetry::{ConnectionLabels, Outcome, Peer, Reporter, ResponseFlags, Security};
+use crate::telemetry::{ConnectionLabels, Outcome, Peer, Reporter, ResponseFlags, Security, SocketGuard};
 
 /// Serves one connection to its end.
 pub async fn serve(context: Arc<PodContext>, client: Armed, peer: SocketAddr) {
@@ -30,15 +33,11 @@ async fn set_up(context: Arc<PodContext>, client: Armed, peer: SocketAddr) -> Op
     let counted = context.shared.telemetry.socket(Reporter::Destination);
     let peer = local::canonical(peer);
     let destination = destination(&context, &client)?;
-    let endpoints =
-        Endpoints { direction: Direction::InboundPlaintext, source: peer, destination, identity: None, via: None };
-    let registration = match context.connections.register(endpoints) {
-        Ok(registration) => registration,
-        Err(full) => {
-            context.refuse(Reason::ConnectionLimit, full);
-            return None;
-        }
-    };
+    let is_led = deliver::known(&context).await.is_ok_and(|workload| workload.leads_strangers_through());
+    if is_led {
+        return Box::pin(lead(context, client, Flow { client: peer, destination, stranger: true }, counted)).await;
+    }
+    let registration = register(&context, Direction::InboundPlaintext, peer, destination)?;
     let live = registration.live();
     let opened = tokio::select! {
         biased;
@@ -61,6 +60,40 @@ async fn set_up(context: Arc<PodContext>, client: Armed, peer: SocketAddr) -> Op
     }
 }
 
+/// Leads the client through the pod's waypoint.
+async fn lead(context: Arc<PodContext>, client: Armed, flow: Flow, counted: SocketGuard) -> Option<Box<Carried>> {
+    let registration = register(&context, Direction::ToWaypoint, flow.client, flow.destination)?;
+    let connected = tokio::select! {
+        biased;
+        () = registration.live().cut().cancelled() => Err(Failure::cut(&context, &flow)),
+        connected = outbound::connect(&context, &flow, &client) => connected,
+    };
+    let telemetry = &context.shared.telemetry;
+    match connected {
+        Ok(Connected { peer, labels, lease, .. }) => {
+            let (counted, guard) = ((lease, Some(counted)), telemetry.open(labels));
+            Some(Box::new(Carried { app: client, peer, registration, hairpin: None, counted, guard }))
+        }
+        Err(failure) => {
+            let Flow { client, destination, .. } = flow;
+            context.refuse(failure.reason, format_args!("{client} to {destination}: {}", failure.error));
+            telemetry.open(failure.labels).close(Outcome::failed(failure.flags, failure.error));
+            None
+        }
+    }
+}
+
+fn register(
+    context: &PodContext,
+    direction: Direction,
+    source: SocketAddr,
+    destination: SocketAddr,
+) -> Option<Registration> {
+    let registered =
+        context.connections.register(Endpoints { direction, source, destination, identity: None, via: None });
+    registered.inspect_err(|full| context.refuse(Reason::ConnectionLimit, full)).ok()
+}
+
 /// Where the client was going. A connection straight to the agent's own port was not steered here and has no destination.
 fn destination(context: &PodContext, client: &Armed) -> Option<SocketAddr> {
     let local = local::canonical(client.local_addr().ok()?);
@@ -78,6 +111,12 @@ fn destination(context: &PodContext, client: &Armed) -> Option<SocketAddr> {
 
 async fn open(context: &PodContext, live: &Live) -> Result<(Armed, Arc<Workload>), Refused> {
     let (permit, workload) = deliver::admit(context, live).await?;
+    if workload.leads_strangers_through() {
+        return Err(Refused {
+            reason: Reason::NoWaypoint,
+            why: "it is led through the pod's waypoint from now on".into(),
+        });
+    }
     let app = deliver::connect(permit, context, live.endpoints.destination, live.endpoints.source).await?;
     Ok((app, workload))
 }

@@ -107,7 +107,9 @@ fn is_current(snapshot: &Snapshot, key: &TunnelKey) -> bool {
 /// the newest, which is at least as new as any that a connection in the registry was allowed by.
 fn cut_denied(context: &Arc<PodContext>, snapshot: &Snapshot) {
     context.connections.for_each(|live| {
-        if live.endpoints.direction == Direction::Outbound || denial(context, snapshot, live).is_none() {
+        if matches!(live.endpoints.direction, Direction::Outbound | Direction::ToWaypoint)
+            || denial(context, snapshot, live).is_none()
+        {
             return;
         }
         let Some((cut, reason, why)) = denial(context, &context.shared.state.snapshot(), live) else { return };
@@ -130,7 +132,9 @@ fn cut_barred(context: &Arc<PodContext>, snapshot: &Snapshot) {
     let view = context.view();
     context.connections.for_each(|live| {
         let to = live.endpoints.destination.ip();
-        if live.endpoints.direction == Direction::Inbound || may_reach(snapshot, &view.client, to).is_ok() {
+        if matches!(live.endpoints.direction, Direction::Inbound | Direction::ToWaypoint)
+            || may_reach(snapshot, &view.client, to).is_ok()
+        {
             return;
         }
         // By the newest, as above.

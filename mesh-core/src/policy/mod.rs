@@ -37,6 +37,10 @@ pub enum Action {
 /// Begins the names of policies that guard against going around a waypoint. The control plane makes them; no object can be called so.
 pub const GUARD: &str = "undermesh_waypoint_bypass_";
 
+/// The policy that denies nobody, and whose being listed says to the agent of a pod: who comes without an identity is led through the pod's own waypoint. The control
+/// plane makes it; no object can be called so, and whoever does not know it takes it for what it is.
+pub const THROUGH: &str = "undermesh_waypoint_through";
+
 /// One policy. It matches when any rule does; without rules it never matches.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Policy {
@@ -101,6 +105,13 @@ impl Policy {
     #[must_use]
     pub fn is_guard(&self) -> bool {
         self.name.name.starts_with(GUARD)
+    }
+
+    /// [`THROUGH`], of a namespace.
+    #[must_use]
+    pub fn through(namespace: ArcStr) -> Self {
+        let name = NamespacedName::new(namespace, THROUGH);
+        Self { name, scope: Scope::WorkloadSelector, action: Action::Deny, rules: Vec::new(), dry_run: false }
     }
 
     /// The policy that STRICT mutual TLS becomes: deny whoever has no identity.

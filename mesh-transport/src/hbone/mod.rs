@@ -22,7 +22,8 @@ pub(crate) use headers::fuzz_request;
 pub use pool::{Pool, PoolConfig, PoolStats, TunnelKey};
 pub(crate) use request::fuzz_values;
 pub use request::{
-    Authority, AuthorityProblem, Baggage, ConnectRequest, ConnectResponse, Forwarded, TraceParent, WorkloadKind,
+    Authority, AuthorityProblem, Baggage, Claimed, ConnectRequest, ConnectResponse, Forwarded, TraceParent,
+    WorkloadKind,
 };
 pub use server::{
     AcceptError, Acceptor, AcceptorConfig, InboundRequest, InboundTunnel, Refusals, ServeEnd, refusals, refuse_busy,

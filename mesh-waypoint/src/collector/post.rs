@@ -16,7 +16,6 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::net::TcpStream;
 
-use crate::peer::Peer;
 use crate::shared::Shared;
 use crate::upstream::choose::{self, Wish};
 use crate::upstream::dial::dial;
@@ -162,11 +161,7 @@ async fn connect(shared: &Shared, to: &Collector) -> Result<Wire, PostError> {
         return tcp.map(Wire::Tcp).map_err(|error| PostError::Connect(error.to_string()));
     };
     let ip = shared.own.ip_like(endpoint.address.ip()).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-    let own = Peer {
-        address: SocketAddr::new(ip, 0),
-        identity: shared.own.identity.clone(),
-        baggage: shared.own.baggage.clone(),
-    };
+    let own = shared.own.on_behalf_of(SocketAddr::new(ip, 0));
     let inside = if to.kind == CollectorKind::OtlpGrpc { Inside::Http2 } else { Inside::Http1 };
     dial(shared, &endpoint, &own, inside).await.map_err(|error| PostError::Connect(error.to_string()))
 }

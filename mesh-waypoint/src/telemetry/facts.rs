@@ -353,7 +353,7 @@ impl Values for Facts<'_> {
             Plain::Hostname => some(out, Some(self.pod)),
             Plain::TraceId => self.trace.is_some_and(|trace| write!(out, "{trace:032x}").is_ok()),
             Plain::SourceWorkload => some(out, self.who.client.map(|client| &*client.workload_name)),
-            Plain::SourceNamespace => put(out, &self.who.peer.identity.namespace),
+            Plain::SourceNamespace => self.who.peer.proved().is_some_and(|identity| put(out, &identity.namespace)),
             Plain::DestinationService => {
                 let service = self.who.service.map(|service| &*service.hostname);
                 some(out, service.or_else(|| self.who.asked.map(|asked| &*asked.name)))

@@ -118,7 +118,9 @@ fn security(who: &Who<'_>) -> ArcStr {
 fn ends(who: &Who<'_>, protocol: ArcStr) -> Pairs {
     let source = Side::of(who.client.map(|client| &**client));
     let destination = Side::of(who.endpoint.map(|endpoint| &**endpoint));
-    let namespace = who.client.map(|client| &client.namespace).unwrap_or(&who.peer.identity.namespace);
+    // At an edge it is the gateway that asks; for a stranger nobody whom labels could name.
+    let proved = who.peer.proved();
+    let namespace = who.client.map(|client| &client.namespace).or(proved.map(|identity| &identity.namespace));
     let principal = |identity: &mesh_core::Identity| ArcStr::from(identity.to_string());
     let (host, name, service_namespace) = match (who.service, who.asked) {
         (Some(service), _) => (known(&service.hostname), known(&service.name), known(&service.namespace)),
@@ -133,8 +135,8 @@ fn ends(who: &Who<'_>, protocol: ArcStr) -> Pairs {
         source.workload,
         source.service.clone(),
         source.revision.clone(),
-        known(namespace),
-        cut(principal(&who.peer.identity)),
+        namespace.map_or(UNKNOWN, known),
+        cut(proved.map_or(UNKNOWN, principal)),
         source.service,
         source.revision,
         source.cluster,

@@ -215,6 +215,7 @@ mod tests {
             address: "10.0.0.1:1".parse().unwrap(),
             identity: "spiffe://cluster.local/ns/shop/sa/client".parse().unwrap(),
             baggage: Default::default(),
+            stranger: false,
         }
     }
 

@@ -54,7 +54,7 @@ pub struct Who<'a> {
     pub peer: &'a Peer,
     /// Where the client is.
     pub from: SocketAddr,
-    /// It is from outside of the mesh, and has proved nothing: `peer` is the gateway itself.
+    /// It has proved nothing: `peer` is the gateway or waypoint itself.
     pub outside: bool,
     /// The client, if its address belongs to that identity.
     pub client: Option<&'a Arc<Workload>>,

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use mesh_core::workload::TunnelProtocol;
 use mesh_runtime::lanes;
-use mesh_transport::hbone::{ConnectRequest, Forwarded, HboneError, HboneStream, TunnelKey};
+use mesh_transport::hbone::{Claimed, ConnectRequest, Forwarded, HboneError, HboneStream, TunnelKey};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::client::TlsStream;
@@ -117,12 +117,13 @@ async fn hbone(shared: &Shared, endpoint: &Endpoint, peer: &Peer) -> Result<Hbon
     };
     // The endpoint's agent believes what a waypoint of its service says of the client. Who asks in its own name says nothing.
     let is_own = peer.identity == shared.own.identity && peer.address.port() == 0;
+    let claimed = peer.proved().cloned().map_or(Claimed::Nobody, Claimed::Identity);
     let request = ConnectRequest {
         baggage: peer.baggage.clone(),
         forwarded: Some(Forwarded {
             client: Some(peer.address).filter(|_| !is_own),
             host: endpoint.service.as_ref().map(|service| service.hostname.clone()),
-            identity: Some(peer.identity.clone()).filter(|_| !is_own),
+            identity: Some(claimed).filter(|_| !is_own),
         }),
         ..ConnectRequest::to(endpoint.address)
     };

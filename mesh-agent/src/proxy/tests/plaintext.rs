@@ -12,13 +12,13 @@ use crate::bpf::InboundMode;
 use crate::proxy::Reason;
 
 /// A connection of somebody without a mesh, steered to the server's agent as for `port` of the app.
-async fn plain(pair: &Pair, port: u16) -> TcpStream {
+pub(super) async fn plain(pair: &Pair, port: u16) -> TcpStream {
     *pair.far.kernel.steered.lock() = Some(port);
     let steered = SocketAddr::new(pair.server.ip(), ports::INBOUND_PLAINTEXT);
     soon(pair.client.netns.socket(pair.client.ip()).connect(steered)).await.unwrap()
 }
 
-async fn plain_refused(pair: &Pair, port: u16) {
+pub(super) async fn plain_refused(pair: &Pair, port: u16) {
     *pair.far.kernel.steered.lock() = Some(port);
     let steered = SocketAddr::new(pair.server.ip(), ports::INBOUND_PLAINTEXT);
     expect_refused(pair.client.netns.socket(pair.client.ip()), steered).await;

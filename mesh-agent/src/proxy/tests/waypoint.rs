@@ -47,6 +47,8 @@ struct Waypoint {
     _netns: Netns,
     /// What it was asked for.
     asked: Arc<Mutex<Vec<String>>>,
+    /// What was said of whose sake.
+    said: Arc<Mutex<Vec<String>>>,
     /// Who has its only permit holds its answers back.
     answers: Arc<Semaphore>,
 }
@@ -58,14 +60,15 @@ impl Waypoint {
         listener.set_nonblocking(true).unwrap();
         let listener = TcpListener::from_std(listener).unwrap();
         let tls = TlsAcceptor::from(pair.authority.issue(&identity(name)).server_config());
-        let (asked, answers) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Semaphore::new(1)));
-        let (heard, turn) = (asked.clone(), answers.clone());
+        let (asked, said) = <(Arc<Mutex<Vec<String>>>, Arc<Mutex<Vec<String>>>)>::default();
+        let answers = Arc::new(Semaphore::new(1));
+        let (heard, turn) = ((asked.clone(), said.clone()), answers.clone());
         tokio::spawn(async move {
             while let Ok((tcp, _)) = listener.accept().await {
                 tokio::spawn(tunnel(tls.clone(), tcp, status, heard.clone(), turn.clone()));
             }
         });
-        Waypoint { _netns: netns, asked, answers }
+        Waypoint { _netns: netns, asked, said, answers }
     }
 }
 
@@ -73,13 +76,15 @@ async fn tunnel(
     tls: TlsAcceptor,
     tcp: TcpStream,
     status: StatusCode,
-    heard: Arc<Mutex<Vec<String>>>,
+    (heard, said): (Arc<Mutex<Vec<String>>>, Arc<Mutex<Vec<String>>>),
     turn: Arc<Semaphore>,
 ) {
     let Ok(tls) = tls.accept(tcp).await else { return };
     let Ok(mut h2) = h2::server::handshake(tls).await else { return };
     while let Some(Ok((request, mut respond))) = h2.accept().await {
         heard.lock().push(request.uri().authority().unwrap().to_string());
+        let forwarded = request.headers().get("forwarded").map_or("", |value| value.to_str().unwrap());
+        said.lock().push(forwarded.to_owned());
         drop(turn.acquire().await.unwrap());
         let response = Response::builder().status(status).body(()).unwrap();
         let Ok(answer) = respond.send_response(response, status != StatusCode::OK) else { continue };
@@ -225,17 +230,74 @@ async fn what_has_a_waypoint_that_is_gone_is_refused_and_nothing_is_dialled() {
     assert!(waypoint.asked.lock().is_empty() && !pair.far.log().contains("connection"));
 }
 
+/// Who comes without an identity does not go around the waypoint of the pod, and is no other one for having come through its agent.
+#[tokio::test(flavor = "multi_thread")]
+async fn design_10_9_who_has_no_identity_is_led_through_the_waypoint_of_the_pod() {
+    use super::plaintext::{plain, plain_refused};
+    use crate::bpf::InboundMode;
+    use mesh_core::policy::{Action, GUARD, Match, Policy, Scope, StringMatch};
+    let pair = Pair::start().await;
+    let served = pair.server.echo(APP, "");
+    let waypoint = Waypoint::start(&pair, "waypoint", 66, StatusCode::OK);
+    let own = identity("waypoint").principal();
+    let deny = Match { not_principals: vec![StringMatch::Exact(own.into())], ..Match::default() };
+    let guard = policy(&format!("{GUARD}x"), Scope::WorkloadSelector, Action::Deny, vec![vec![deny]]);
+    let through_policy = Policy::through(NAMESPACE.into());
+    let mut server = Workload { waypoint: through(), ..serving(pair.server.workload()) };
+    server.authorization_policies = [through_policy.name.clone(), guard.name.clone()].into();
+    pair.apply(vec![
+        Change::Policy(through_policy.clone()),
+        Change::Policy(guard.clone()),
+        Change::Service(waypoints()),
+        Change::Workload(endpoint("waypoint", 66)),
+        Change::Workload(server.clone()),
+    ]);
+    // The guard refuses whoever goes around: that nobody does is no reason to refuse him in the kernel.
+    let open = InboundMode { default_strict: false, ports: vec![], undecided: false };
+    eventually("the kernel is in step", || pair.server.mode() == open).await;
+    let mut app = plain(&pair, APP).await;
+    exchange(&mut app, "through the waypoint").await;
+    assert_eq!(*waypoint.asked.lock(), [pair.server_address().to_string()]);
+    let client = app.local_addr().unwrap();
+    assert_eq!(*waypoint.said.lock(), [format!("for=\"{client}\";identity=\"none\"")]);
+    drop(app);
+    let line = [&*format!("src.addr={client}"), "dst.workload=\"waypoint\""];
+    eventually("the connection in the log", || {
+        pair.far.log().lines().any(|l| line.iter().all(|part| l.contains(part)))
+    })
+    .await;
+    assert!(!pair.far.log().contains("src.identity="), "{}", pair.far.log());
+    // It is gone, and so is the way.
+    pair.apply(vec![Change::RemoveAddress(endpoint("waypoint", 66).uid)]);
+    plain_refused(&pair, APP).await;
+    assert_eq!((pair.far.refused(Reason::NoWaypoint), served.load(SeqCst)), (1, 0));
+    // Nobody is to be led: the guard refuses, in the kernel.
+    server.authorization_policies = [guard.name.clone()].into();
+    pair.apply(vec![Change::Workload(server.clone())]);
+    eventually("the kernel is in step", || pair.server.mode() == InboundMode { default_strict: true, ..open.clone() })
+        .await;
+    plain_refused(&pair, APP).await;
+    // Nor refused.
+    server.authorization_policies = [].into();
+    pair.apply(vec![Change::Workload(server)]);
+    eventually("the kernel is in step", || pair.server.mode() == open).await;
+    let mut app = plain(&pair, APP).await;
+    exchange(&mut app, "as it was").await;
+    assert_eq!((waypoint.asked.lock().len(), served.load(SeqCst)), (1, 1));
+}
+
 /// Whom a waypoint of the service names is the client, for policies, for the app and in the log. Of anybody else that is only talk.
 #[tokio::test(flavor = "multi_thread")]
 async fn design_10_10_a_waypoint_says_who_the_client_is() {
     use super::inbound::{ask_with, status};
     use mesh_core::policy::{Action, Match, Scope, StringMatch};
-    use mesh_transport::hbone::{ConnectRequest, Forwarded};
+    use mesh_transport::hbone::{Claimed, ConnectRequest, Forwarded};
     let pair = Pair::start().await;
     pair.server.echo(APP, "");
     let from: SocketAddr = SocketAddr::new(v4(77), 40_001);
     let ask = async |who: Option<&str>| {
-        let said = Forwarded { client: Some(from), identity: who.map(identity), ..Forwarded::default() };
+        let claimed = who.map(|who| if who == "-" { Claimed::Nobody } else { Claimed::Identity(identity(who)) });
+        let said = Forwarded { client: Some(from), identity: claimed, ..Forwarded::default() };
         let request = ConnectRequest { forwarded: Some(said), ..ConnectRequest::to(pair.server_address()) };
         status(ask_with(&pair, request).await)
     };
@@ -247,7 +309,8 @@ async fn design_10_10_a_waypoint_says_who_the_client_is() {
     pair.apply(vec![only(friend.clone())]);
     assert_eq!((ask(Some("friend")).await, ask(None).await), (401, 401));
     pair.apply(vec![only(own.clone())]);
-    assert_eq!(ask(Some("friend")).await, 200);
+    // Who says of itself that it is nobody is who it has proved.
+    assert_eq!((ask(Some("friend")).await, ask(Some("-")).await), (200, 200));
     assert_eq!(pair.far.kernel.clients.lock().last().unwrap().ip(), pair.client.ip());
     // The service's.
     let mut waypoint = pair.client.workload();
@@ -259,6 +322,12 @@ async fn design_10_10_a_waypoint_says_who_the_client_is() {
     pair.apply(vec![only(friend)]);
     assert_eq!((ask(Some("friend")).await, ask(Some("guest")).await, ask(None).await), (200, 401, 401));
     assert!(pair.far.kernel.clients.lock().contains(&from));
+    // A client that has no identity has none behind a waypoint either.
+    assert_eq!(ask(Some("-")).await, 401);
+    pair.apply(vec![Change::RemovePolicy(policy_name("only"))]);
+    let before = pair.far.kernel.clients.lock().len();
+    assert_eq!(ask(Some("-")).await, 200);
+    assert_eq!(pair.far.kernel.clients.lock()[before..], [from]);
     let friend = "src.identity=\"spiffe://cluster.local/ns/bookinfo/sa/friend\"";
     eventually("the client in the log", || pair.far.log().contains(friend)).await;
 }

@@ -20,8 +20,44 @@ pub struct Forwarded {
     pub client: Option<SocketAddr>,
     /// The service hostname that the client asked for.
     pub host: Option<ArcStr>,
-    /// Who the client is, as a waypoint says that has checked it. An agent says nothing: who it is its certificate says.
-    pub identity: Option<Identity>,
+    /// Who the client is, as a waypoint says that has checked it. An agent says nothing: who it is its certificate says. But for a client without an identity,
+    /// which an agent leads through the waypoint of its own pod, it says that it is nobody.
+    pub identity: Option<Claimed>,
+}
+
+/// Who a client is said to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claimed {
+    /// Whose identity was checked.
+    Identity(Identity),
+    /// It has proved nothing.
+    Nobody,
+}
+
+/// In `identity`; no identity reads so.
+const NOBODY: &str = "none";
+
+impl Claimed {
+    /// The identity, if it has one.
+    pub fn identity(&self) -> Option<&Identity> {
+        match self {
+            Self::Identity(identity) => Some(identity),
+            Self::Nobody => None,
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        if text == NOBODY { Some(Self::Nobody) } else { text.parse().ok().map(Self::Identity) }
+    }
+}
+
+impl fmt::Display for Claimed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Identity(identity) => identity.fmt(f),
+            Self::Nobody => f.write_str(NOBODY),
+        }
+    }
 }
 
 impl Forwarded {
@@ -50,7 +86,7 @@ impl Forwarded {
             match name.to_ascii_lowercase().as_str() {
                 "for" if forwarded.client.is_none() => forwarded.client = Some(parse_node(text)?),
                 "host" if forwarded.host.is_none() => forwarded.host = Some(parse_host(text)?.into()),
-                "identity" if forwarded.identity.is_none() => forwarded.identity = Some(text.parse().ok()?),
+                "identity" if forwarded.identity.is_none() => forwarded.identity = Some(Claimed::parse(text)?),
                 "by" | "proto" => {}
                 _ => return None,
             }
@@ -113,6 +149,7 @@ mod tests {
                 "identity=\"spiffe://a/ns/b/sa/c\";for=10.0.0.1;host=x",
                 "for=\"10.0.0.1:0\";host=x;identity=\"spiffe://a/ns/b/sa/c\"",
             ),
+            ("for=10.0.0.1;identity=none", "for=\"10.0.0.1:0\";identity=\"none\""),
         ] {
             assert_eq!(read(value).as_deref(), Some(expect), "{value}");
         }
@@ -130,6 +167,8 @@ mod tests {
             "for=10.0.0.1;for=10.0.0.2",
             "for=10.0.0.1;secret=1",
             "for=10.0.0.1;identity=a",
+            "for=10.0.0.1;identity=",
+            "for=10.0.0.1;identity=None",
             "for=10.0.0.1;identity=\"spiffe://a/ns/b/sa/c,spiffe://a/ns/b/sa/d\"",
             "for=10.0.0.1;identity=\"spiffe://a/ns/b/sa/c\";identity=\"spiffe://a/ns/b/sa/c\"",
             "for=10.0.0.1;host=a b",

@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use authority::canonical;
 pub use authority::{Authority, AuthorityProblem};
 pub use baggage::{Baggage, WorkloadKind};
-pub use forwarded::Forwarded;
+pub use forwarded::{Claimed, Forwarded};
 pub use trace::TraceParent;
 
 /// A CONNECT to send.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use mesh_core::intern::Interner;
 use mesh_core::listener::Certificates;
+use mesh_core::policy::Policy;
 use mesh_core::workload::Health;
 use mesh_core::{ArcStr, NamespacedName, Workload};
 
@@ -68,7 +69,18 @@ struct Last {
     pod_labels: PodLabels,
     datagrams: datagram::Targets,
     pod_topologies: PodTopologies,
+    refusing: BTreeSet<NamespacedName>,
     telemetry: Arc<telemetry::Made>,
+}
+
+/// What routes are made of besides routes: what else counts for gateways at the edge.
+#[derive(PartialEq)]
+struct Edges<'a> {
+    labels: &'a PodLabels,
+    topologies: &'a PodTopologies,
+    datagrams: &'a datagram::Targets,
+    /// Around whose waypoints nothing may go.
+    refusing: &'a BTreeSet<NamespacedName>,
 }
 
 /// What came of one namespace.
@@ -80,6 +92,8 @@ struct Part {
     placements: Arc<BTreeSet<(ArcStr, ArcStr)>>,
     /// Who may reach its pods around waypoints.
     guards: BTreeSet<Guard>,
+    /// Some of its pods are reached through their waypoints by who has no identity.
+    leads_strangers: bool,
     problems: Problems,
 }
 
@@ -111,7 +125,9 @@ impl Join {
         let pod_labels = waypoints.labels(&objects);
         let datagrams = datagram::targets(&objects);
         let pod_topologies = waypoints.topologies(&objects);
-        let pods = (&pod_labels, &pod_topologies, &datagrams);
+        let refusing = waypoints.refusing(&objects, &settings);
+        let pods =
+            Edges { labels: &pod_labels, topologies: &pod_topologies, datagrams: &datagrams, refusing: &refusing };
         // Neither routes nor whom a waypoint serves have to do with pods, which are what changes all the time.
         let is_same =
             self.last.settings.as_ref() == Some(&settings) && routing::reads_the_same(&self.last.objects, &objects);
@@ -176,6 +192,7 @@ impl Join {
         let mut placements = Placements::default();
         let mut guards = Vec::new();
         for (namespace, part) in &parts {
+            guards.extend(part.leads_strangers.then(|| Policy::through(namespace.clone())));
             guards.extend(part.guards.iter().map(|guard| guard.policy(namespace, &settings.trust_domain)));
             workloads.extend(part.pods.iter().filter_map(|(_, workload)| workload.clone()));
             problems.extend(part.problems.iter().cloned());
@@ -185,8 +202,16 @@ impl Join {
         let of_pods = workloads.len();
         let entered =
             workload::slices(&objects, &settings, &services, &waypoints, is_owner, &mut workloads, &mut problems);
-        let endpoints =
-            service_entry::endpoints(&objects, &settings, &services, is_owner, of_pods, &mut workloads, &mut problems);
+        let endpoints = service_entry::endpoints(
+            &objects,
+            &settings,
+            &services,
+            |entry| waypoints.refuses_entry(entry, &objects),
+            is_owner,
+            of_pods,
+            &mut workloads,
+            &mut problems,
+        );
         guards.extend(entered.iter().map(|(namespace, guard)| guard.policy(namespace, &settings.trust_domain)));
         let guards = guards.into_iter().map(|policy| (policy.name.clone(), policy));
         // The first ones are those of the pods, in their order.
@@ -282,6 +307,7 @@ impl Join {
             pod_labels,
             datagrams,
             pod_topologies,
+            refusing,
         };
         view
     }
@@ -295,18 +321,23 @@ impl Join {
     fn routing(
         &self,
         &Round { objects, settings, served, is_same, .. }: &Round<'_>,
-        (labels, topologies, datagrams): (&PodLabels, &PodTopologies, &datagram::Targets),
+        edges: Edges<'_>,
     ) -> (Arc<routing::Indexed>, Arc<l7::Made>, Arc<l4::Made>) {
-        let is_same = is_same
-            && self.last.pod_labels == *labels
-            && self.last.pod_topologies == *topologies
-            && self.last.datagrams == *datagrams;
+        let last = Edges {
+            labels: &self.last.pod_labels,
+            topologies: &self.last.pod_topologies,
+            datagrams: &self.last.datagrams,
+            refusing: &self.last.refusing,
+        };
+        let is_same = is_same && last == edges;
         if is_same {
             return (self.last.routing.clone(), self.last.l7.clone(), self.last.l4.clone());
         }
         let indexed = routing::index(objects, settings);
-        let mut around = l7::Around::new(objects, settings, &indexed).with_pods(labels.clone(), topologies.clone());
-        around.datagrams.clone_from(datagrams);
+        let mut around =
+            l7::Around::new(objects, settings, &indexed).with_pods(edges.labels.clone(), edges.topologies.clone());
+        around.datagrams.clone_from(edges.datagrams);
+        around.refusing.clone_from(edges.refusing);
         let mut connections = l4::index(objects, settings, &around);
         connections.keep(&self.last.l4);
         around.connections.clone_from(&connections.routes);
@@ -394,6 +425,8 @@ impl Around<'_> {
                 Some(known) => (*known).clone(),
                 None => self.workload(pod, &guarded, interner),
             };
+            part.leads_strangers |=
+                workload.is_some() && self.waypoints.leads_strangers(pod, self.objects, self.settings);
             part.guards.extend(workload.iter().filter_map(|workload| {
                 self.waypoints.guard(pod, &workload.services, &guarded, self.objects, self.settings)
             }));
@@ -417,6 +450,9 @@ impl Around<'_> {
         let mut workload = workload::workload(pod, addresses, objects, settings, services, policies, waypoints);
         if let Some(guard) = waypoints.guard(pod, &workload.services, guarded, objects, settings) {
             workload::list(&mut workload, guard.name(&pod.namespace));
+        }
+        if waypoints.leads_strangers(pod, objects, settings) {
+            workload::list(&mut workload, Policy::through(pod.namespace.clone()).name);
         }
         interner.workload(&mut workload);
         Some(Arc::new(workload))

@@ -17,7 +17,6 @@ use crate::diagnosis::Problem;
 use crate::resource::routing::Routed;
 use crate::resource::routing::WorkloadEntry;
 use crate::resource::routing::service_entry::{Endpoint, EntryPort, Resolution, Selector, ServiceEntry};
-use crate::resource::waypoint::{BYPASS, Bypass};
 use crate::resource::{Key, Kind, Objects, Pod, meta};
 use mesh_core::outside::is_public;
 
@@ -244,11 +243,12 @@ impl Given {
 }
 
 /// Adds the endpoints: pods join the service, other addresses become workloads of their own, one for each address of a namespace. `workloads` are first those of
-/// pods, in the order of their namespaces and names; `pods` is how many. What comes back are the WorkloadEntries that are endpoints.
+/// pods, in the order of their namespaces and names; `pods` is how many. `refuses` says around whose waypoints nothing may go. What comes back are the WorkloadEntries that are endpoints.
 pub fn endpoints<'a>(
     objects: &Objects,
     settings: &Settings,
     services: &Services,
+    refuses: impl Fn(&Entry) -> bool,
     owner: impl Fn(&IpAddr) -> Option<&'a Arc<Pod>>,
     pods: usize,
     workloads: &mut Vec<Arc<Workload>>,
@@ -281,7 +281,7 @@ pub fn endpoints<'a>(
                 }
             }
         }
-        let guard = guard(entry, &keys, objects, services, problems);
+        let guard = refuses(entry).then(|| guard(entry, &keys, services, problems)).flatten();
         for target in targets(entry, &keys, (objects, settings), &mut unusable, problems) {
             let (address, endpoint) = (target.address, target.endpoint);
             let mut refuse = |why: String| {
@@ -325,21 +325,15 @@ fn of_workload(entry: &Arc<Routed<WorkloadEntry>>) -> Key {
     Key { kind: Kind::WorkloadEntry, namespace: entry.namespace.clone(), name: entry.name.clone() }
 }
 
-/// The waypoint of the hosts, if it is not to be gone around: then who addresses an endpoint itself comes to it as well. There is no agent at the endpoint that
+/// The waypoint of the hosts, which is not to be gone around: who addresses an endpoint itself comes to it as well. There is no agent at the endpoint that
 /// could refuse him. Not where only the entry's own namespace sees it: an endpoint is the same one for all clients, and others know nothing of that waypoint.
 fn guard(
     entry: &Entry,
     keys: &[&NamespacedName],
-    objects: &Objects,
     services: &Services,
     problems: &mut Problems,
 ) -> Option<GatewayAddress> {
-    let of_namespace = || objects.namespaces.get(&entry.namespace).is_some_and(|known| known.bypass == Bypass::Refuse);
-    let is_refused = match entry.marks.get(BYPASS).map(String::as_str) {
-        None | Some("") => of_namespace(),
-        Some(said) => said != "allow",
-    };
-    let guard = keys.first().filter(|_| is_refused).and_then(|key| services.by_key.get(*key)?.waypoint.clone())?;
+    let guard = keys.first().and_then(|key| services.by_key.get(*key)?.waypoint.clone())?;
     if is_private(entry) {
         let message =
             "who addresses an endpoint itself goes around the waypoint: only its own namespace sees the entry";

@@ -75,6 +75,8 @@ pub struct Around<'a> {
     pub datagrams: datagram::Targets,
     /// What stands before those.
     pub topologies: PodTopologies,
+    /// Services around whose waypoints nothing may go.
+    pub refusing: BTreeSet<NamespacedName>,
     /// Where what is no request goes, by service, once that is made.
     pub connections: BTreeMap<NamespacedName, Arc<ConnectionRoutes>>,
 }
@@ -141,13 +143,13 @@ impl<'a> Around<'a> {
         let hosts = Hosts::new(&indexed.routes, objects, settings);
         let rules = Rules::new(&indexed.routes, &hosts);
         let (routes, resolved) = (&*indexed.routes, &*indexed.resolved);
-        let (pods, topologies) = (PodLabels::new(), PodTopologies::new());
+        let (pods, topologies, refusing) = (PodLabels::new(), PodTopologies::new(), BTreeSet::new());
         let (datagrams, connections) = (datagram::Targets::new(), BTreeMap::new());
         let defaults = &settings.defaults;
         // What is wrong with it the reader of the settings has refused.
         let written = defaults.retries.as_ref();
         let retries = written.and_then(|written| virtual_service::retries(written).ok()).unwrap_or_default();
-        Self { routes, resolved, hosts, rules, defaults, retries, pods, topologies, datagrams, connections }
+        Self { routes, resolved, hosts, rules, defaults, retries, pods, topologies, refusing, datagrams, connections }
     }
 
     /// With what the pods that there are of gateways say.

@@ -12,55 +12,55 @@ use crate::resource::{Key, Objects};
 const USE: &str = "istio.io/use-waypoint";
 
 /// A Gateway with a Service of its name.
-fn gateway(namespace: &str, name: &str, marks: &str, spec: &str) -> String {
+pub(super) fn gateway(namespace: &str, name: &str, marks: &str, spec: &str) -> String {
     format!("{}{}", bare(namespace, name, marks, spec), own_service(namespace, name))
 }
 
-fn bare(namespace: &str, name: &str, marks: &str, spec: &str) -> String {
+pub(super) fn bare(namespace: &str, name: &str, marks: &str, spec: &str) -> String {
     format!(
         "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: {namespace}, {marks}}}\nspec: {spec}\n"
     )
 }
 
-fn own_service(namespace: &str, name: &str) -> String {
+pub(super) fn own_service(namespace: &str, name: &str) -> String {
     format!(
         "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{selector: {{gateway.networking.k8s.io/gateway-name: {name}}}, ports: [{{port: 15008}}]}}\n"
     )
 }
 
-fn spec(class: &str, from: &str) -> String {
+pub(super) fn spec(class: &str, from: &str) -> String {
     let allowed = if from.is_empty() { String::new() } else { format!(", allowedRoutes: {{namespaces: {from}}}") };
     format!("{{gatewayClassName: {class}, listeners: [{{name: mesh, port: 15008, protocol: HBONE{allowed}}}]}}")
 }
 
-fn waypoint(namespace: &str, name: &str, purpose: &str) -> String {
+pub(super) fn waypoint(namespace: &str, name: &str, purpose: &str) -> String {
     let marks =
         if purpose.is_empty() { String::new() } else { format!("labels: {{istio.io/waypoint-for: {purpose}}}") };
     gateway(namespace, name, &marks, &spec("undermesh-waypoint", ""))
 }
 
-fn namespace(name: &str, labels: &str) -> String {
+pub(super) fn namespace(name: &str, labels: &str) -> String {
     format!("---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{{labels}}}}}\n")
 }
 
 /// A service and a pod of it, with labels.
-fn shop(service: &str, pod: &str) -> String {
+pub(super) fn shop(service: &str, pod: &str) -> String {
     let service = format!(
         "---\napiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: shop, labels: {{{service}}}}}\nspec: {{selector: {{app: web}}, clusterIP: 198.19.0.1, ports: [{{port: 80}}]}}\n"
     );
     format!("{service}{}", pod_in("shop", "web-1", "198.18.0.1", &format!("app: web{pod}"), ""))
 }
 
-fn label(name: &str) -> String {
+pub(super) fn label(name: &str) -> String {
     format!("{USE}: {name}")
 }
 
-fn far(name: &str, namespace: &str) -> String {
+pub(super) fn far(name: &str, namespace: &str) -> String {
     format!("{USE}: {name}, {USE}-namespace: {namespace}")
 }
 
 /// A pod of a waypoint, which no agent has enrolled.
-fn serving(namespace: &str, gateway: &str, account: &str) -> String {
+pub(super) fn serving(namespace: &str, gateway: &str, account: &str) -> String {
     let labels = format!("gateway.networking.k8s.io/gateway-name: {gateway}");
     let pod = pod_in(namespace, "gw-1", "198.18.0.7", &labels, "");
     let pod = pod.replace("redirection: enabled", "redirection: disabled");
@@ -90,7 +90,7 @@ fn in_full(namespace: &str, name: &str) -> String {
 }
 
 /// What is said of waypoints: kinds, and whether it is an error.
-fn problems(view: &View) -> Vec<(Kind, bool, Problem)> {
+pub(super) fn problems(view: &View) -> Vec<(Kind, bool, Problem)> {
     let about = |p: &Problem| p.field.contains("waypoint") || p.field.contains("serviceAccountName");
     let own = view.problems.iter().filter(|(_, problem)| about(problem));
     own.map(|(key, p)| (key.kind, p.severity == crate::diagnosis::Severity::Error, p.clone())).collect()
@@ -365,102 +365,6 @@ fn a_route_and_a_binding_are_told_the_same_of_a_class() {
         let view = build(&objects, &Settings { istio_names: names, ..Settings::default() });
         assert_eq!((view.tables.len(), view.resolved.routes.len()), (usize::from(ours), usize::from(ours)), "{class}");
     }
-}
-
-/// Who may connect to the shop's pod at a port: the waypoint, another one, a client with a certificate, one without.
-fn let_in(view: &View, port: u16) -> String {
-    let all = ["wp", "other", "web"].map(|account| format!("spiffe://cluster.local/ns/shop/sa/{account}"));
-    let may = |from: Option<&str>| super::policies::allowed(view, from, port);
-    let all = all.iter().map(|from| may(Some(from))).chain([may(None)]);
-    all.zip(["waypoint", "other", "client", "plain"])
-        .filter(|(may, _)| *may)
-        .map(|(_, who)| who)
-        .collect::<Vec<_>>()
-        .join(" ")
-}
-
-#[test]
-fn design_10_9_what_goes_around_a_waypoint_is_refused_where_that_is_asked_for() {
-    const ALL: &str = "waypoint other client plain";
-    let refuse = "undermesh.io/waypoint-bypass: refuse";
-    let allow = "undermesh.io/waypoint-bypass: allow";
-    let both = |one: &str, two: &str| format!("{one}, {two}");
-    let wp = label("wp");
-    let rows: [(&str, String, String, String, &str, &str); 12] = [
-        ("not asked for", waypoint("shop", "wp", ""), String::new(), wp.clone(), ALL, ALL),
-        ("by the service", waypoint("shop", "wp", ""), String::new(), both(&wp, refuse), "waypoint", ALL),
-        ("by the namespace", waypoint("shop", "wp", ""), both(&wp, refuse), String::new(), "waypoint", ALL),
-        ("not by the service", waypoint("shop", "wp", ""), both(&wp, refuse), allow.into(), ALL, ALL),
-        ("bound to none", waypoint("shop", "wp", ""), both(&wp, refuse), label("none"), ALL, ALL),
-        (
-            "a word that says nothing",
-            waypoint("shop", "wp", ""),
-            String::new(),
-            both(&wp, "undermesh.io/waypoint-bypass: x"),
-            "waypoint",
-            ALL,
-        ),
-        ("for workloads, too", waypoint("shop", "wp", "all"), both(&wp, refuse), String::new(), "waypoint", "waypoint"),
-        (
-            "for workloads alone",
-            waypoint("shop", "wp", "workload"),
-            both(&wp, refuse),
-            String::new(),
-            "waypoint",
-            "waypoint",
-        ),
-        ("for nothing", waypoint("shop", "wp", "none"), both(&wp, refuse), String::new(), ALL, ALL),
-        ("which is not there", String::new(), String::new(), both(&wp, refuse), "", ALL),
-        ("which is not there, for all", String::new(), both(&wp, refuse), String::new(), "", ""),
-        (
-            "of another account",
-            waypoint("shop", "wp", "").replacen(
-                "metadata: {",
-                "metadata: {annotations: {gateway.istio.io/service-account: other}, ",
-                1,
-            ),
-            String::new(),
-            both(&wp, refuse),
-            "other",
-            ALL,
-        ),
-    ];
-    for (what, gateway, of_namespace, of_service, at_service, elsewhere) in rows {
-        let shop = shop(&of_service, "");
-        let objects = format!("{NODE}{gateway}{}{shop}", namespace("shop", &of_namespace));
-        let view = view(&objects);
-        assert_eq!((&*let_in(&view, 80), &*let_in(&view, 9090)), (at_service, elsewhere), "{what}");
-    }
-    // By annotation as well; and who asks for it without a waypoint is told.
-    let annotated = shop("", "").replacen("labels: {", &format!("annotations: {{{refuse}}}, labels: {{{wp}"), 1);
-    assert_eq!(let_in(&view(&format!("{NODE}{}{annotated}", waypoint("shop", "wp", ""))), 80), "waypoint");
-    let told = |text: &str| problems(&view(text)).iter().filter(|(kind, ..)| *kind == Kind::Service).count();
-    assert_eq!((told(&shop(refuse, "")), told(&shop("", ""))), (1, 0));
-}
-
-#[test]
-fn a_port_of_two_services_is_for_the_waypoints_of_both() {
-    let refuse = "undermesh.io/waypoint-bypass: refuse";
-    let two = service(
-        "two",
-        "{selector: {app: web}, clusterIP: 198.19.0.2, ports: [{port: 8080, targetPort: 80}, {port: 81}]}",
-    );
-    let two = two.replace("name: two,", &format!("name: two, labels: {{{}, {refuse}}},", label("other")));
-    let one = shop(&format!("{}, {refuse}", label("wp")), "");
-    let view = view(&format!("{NODE}{}{}{one}{two}", waypoint("shop", "wp", ""), waypoint("shop", "other", "")));
-    assert_eq!(
-        [80, 81, 82].map(|port| let_in(&view, port)),
-        ["waypoint other", "other", "waypoint other client plain"]
-    );
-}
-
-#[test]
-fn pods_that_an_endpoint_slice_names_are_guarded_as_those_that_a_service_selects() {
-    let refuse = format!("{}, undermesh.io/waypoint-bypass: refuse", label("wp"));
-    let listed = shop(&refuse, "").replace("selector: {app: web}, ", "");
-    let slice = "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s, namespace: shop, labels: {kubernetes.io/service-name: web}}\naddressType: IPv4\nports: [{port: 80}]\nendpoints: [{addresses: [198.18.0.1]}]\n";
-    let view = view(&format!("{NODE}{}{listed}{slice}", waypoint("shop", "wp", "")));
-    assert_eq!([80, 81].map(|port| let_in(&view, port)), ["waypoint", "waypoint other client plain"]);
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! What goes around a waypoint (`undermesh.io/waypoint-bypass: refuse`): a policy that the agents of pods enforce as any other, so nothing of it is new on the
+//! What goes around a waypoint is refused where `undermesh.io/waypoint-bypass: refuse` says so, and by itself where a policy is bound to the waypoint or to what it
+//! serves by `targetRefs` (`held`): by a policy that the agents of pods enforce as any other, so nothing of it is new on the
 //! wire and a ztunnel enforces it, too. It denies whoever is not the waypoint, and plaintext with it; probes pass in the kernel. Pure; the joining asks for
 //! the guard of each pod.
 //!
@@ -11,11 +12,12 @@ use mesh_core::policy::{Action, Clause, GUARD, Match, Policy, Rule, Scope, Strin
 use mesh_core::workload::Memberships;
 use mesh_core::{ArcStr, Identity, NamespacedName, TrustDomain};
 
-use super::Waypoints;
+use super::{Waypoints, asked};
 use crate::diagnosis::Problem;
 use crate::index::Settings;
 use crate::index::service::key;
-use crate::resource::waypoint::{BYPASS, Bypass};
+use crate::resource::routing::{Routed, ServiceEntry};
+use crate::resource::waypoint::{Asked, BYPASS, Bypass};
 use crate::resource::{Objects, Pod, Service};
 
 /// Namespace and service account of a waypoint's pods.
@@ -25,8 +27,8 @@ pub type Account = (ArcStr, ArcStr);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Guarded {
     services: BTreeMap<NamespacedName, Option<Account>>,
-    /// Nor may anything around those of pods that are addressed as workloads.
-    workloads: bool,
+    /// What the namespace says of pods that are addressed as workloads.
+    workloads: Bypass,
 }
 
 /// Who may reach a pod.
@@ -41,8 +43,8 @@ pub struct Guard {
 impl Waypoints {
     /// What is guarded of a namespace.
     pub fn guarded(&self, namespace: &ArcStr, objects: &Objects, settings: &Settings) -> Guarded {
-        let of_namespace = objects.namespaces.get(namespace).map(|known| known.bypass).unwrap_or_default();
-        let mut guarded = Guarded { workloads: of_namespace == Bypass::Refuse, ..Guarded::default() };
+        let of_namespace = said(namespace, objects);
+        let mut guarded = Guarded { workloads: of_namespace, ..Guarded::default() };
         let first = NamespacedName::new(namespace.clone(), "");
         let services = objects.services.range(first..).map(|(_, service)| service);
         for service in services.take_while(|service| service.namespace == *namespace) {
@@ -55,12 +57,54 @@ impl Waypoints {
 
     /// Who alone may reach the pods of a service; `None` if anybody may.
     pub fn guards(&self, service: &Service, objects: &Objects, settings: &Settings) -> Option<Option<Account>> {
-        let of_namespace = objects.namespaces.get(&service.namespace).map(|known| known.bypass).unwrap_or_default();
-        if service.is_alias || service.bypass.or(of_namespace) != Bypass::Refuse {
+        if service.is_alias || !self.refuses(service, objects) {
             return None;
         }
         let bound = self.service(service, objects, settings);
         bound.address.is_some().then_some(bound.account)
+    }
+
+    /// Whether nothing may go around the waypoint of a service, if it has one.
+    fn refuses(&self, service: &Service, objects: &Objects) -> bool {
+        let is_held = || {
+            let name = NamespacedName::new(service.namespace.clone(), service.name.clone());
+            self.held.services.contains(&name) || self.is_held(&service.waypoint, &service.namespace, objects)
+        };
+        decided(service.bypass, &service.namespace, objects, is_held)
+    }
+
+    /// Whether nothing may go around the waypoint of the hosts of a ServiceEntry, if they have one.
+    pub fn refuses_entry(&self, entry: &Routed<ServiceEntry>, objects: &Objects) -> bool {
+        let own = match entry.marks.get(BYPASS).map(String::as_str) {
+            None | Some("") => Bypass::Unsaid,
+            Some("allow") => Bypass::Allow,
+            Some(_) => Bypass::Refuse,
+        };
+        let is_held = || {
+            let name = NamespacedName::new(entry.namespace.clone(), entry.name.clone());
+            let asked = Asked::of(Some(&entry.marks), &entry.namespace);
+            self.held.entries.contains(&name) || self.is_held(&asked, &entry.namespace, objects)
+        };
+        decided(own, &entry.namespace, objects, is_held)
+    }
+
+    /// Whether a policy is bound to the waypoint that counts for what says this in a namespace, or may be.
+    fn is_held(&self, own: &Asked, namespace: &ArcStr, objects: &Objects) -> bool {
+        let held = &self.held;
+        let is_bound = |gateway: &NamespacedName| {
+            let is_absent = || held.absent && !objects.routes.gateways.contains_key(gateway);
+            held.gateways.contains(gateway) || held.holds_namespace(&gateway.namespace) || is_absent()
+        };
+        !held.is_empty()
+            && asked(own, namespace, objects)
+                .is_some_and(|(gateway, _)| held.holds_namespace(namespace) || is_bound(gateway))
+    }
+
+    /// Services around whose waypoints nothing may go: gateways go through those, too. Whether they have one is not asked. Not hosts of ServiceEntries: what comes to
+    /// an egress gateway for them may have come from their waypoint, and would go there again.
+    pub fn refusing(&self, objects: &Objects, settings: &Settings) -> BTreeSet<NamespacedName> {
+        let services = objects.services.values().filter(|service| self.refuses(service, objects));
+        services.map(|service| key(&service.namespace, &service.name, settings)).collect()
     }
 
     /// The guard of a pod that has these services. A waypoint's own has none: no agent is before it.
@@ -72,12 +116,16 @@ impl Waypoints {
         objects: &Objects,
         settings: &Settings,
     ) -> Option<Guard> {
-        let is_free = guarded.services.is_empty() && !guarded.workloads;
+        let of_workload = match guarded.workloads {
+            Bypass::Unsaid => self.is_held(&Asked::of(Some(&pod.labels), &pod.namespace), &pod.namespace, objects),
+            said => said == Bypass::Refuse,
+        };
+        let is_free = guarded.services.is_empty() && !of_workload;
         if is_free || self.gateway_of(pod).is_some() {
             return None;
         }
         let mut guard = Guard { ports: BTreeMap::new(), others: None };
-        if guarded.workloads {
+        if of_workload {
             let bound = self.pod(pod, objects, settings);
             guard.others = bound.address.is_some().then(|| bound.account.into_iter().collect());
         }
@@ -91,6 +139,12 @@ impl Waypoints {
         (!guard.ports.is_empty() || guard.others.is_some()).then_some(guard)
     }
 
+    /// Whether who comes to a pod without an identity is led through its waypoint by the pod's agent: one that is for workloads, unless somebody says that he is to be
+    /// let in or refused.
+    pub fn leads_strangers(&self, pod: &Pod, objects: &Objects, settings: &Settings) -> bool {
+        said(&pod.namespace, objects) == Bypass::Unsaid && self.pod(pod, objects, settings).gateway.is_some()
+    }
+
     /// What a service is to be told that asks for a guard and has no waypoint.
     pub(super) fn idle(&self, service: &Service, objects: &Objects, settings: &Settings) -> Option<Problem> {
         if service.bypass != Bypass::Refuse || self.service(service, objects, settings).address.is_some() {
@@ -99,6 +153,19 @@ impl Waypoints {
         let message = "there is no waypoint that anything could go around: it has no effect";
         let problem = Problem::warning(format!("metadata.labels[\"{BYPASS}\"]"), message);
         Some(problem.help("bind the service by `istio.io/use-waypoint`"))
+    }
+}
+
+/// What a namespace says for its objects.
+fn said(namespace: &ArcStr, objects: &Objects) -> Bypass {
+    objects.namespaces.get(namespace).map(|known| known.bypass).unwrap_or_default()
+}
+
+/// Whether what goes around is refused: as the object says, else its namespace, else as it is where nobody says anything.
+fn decided(own: Bypass, namespace: &ArcStr, objects: &Objects, unsaid: impl FnOnce() -> bool) -> bool {
+    match own.or(said(namespace, objects)) {
+        Bypass::Unsaid => unsaid(),
+        said => said == Bypass::Refuse,
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod bypass;
 mod gateways;
+mod held;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,6 +29,7 @@ use crate::resource::{Key, Kind, Labels, Objects, Pod, Service, meta};
 use crate::verdict::Binding;
 pub use bypass::{Guard, Guarded};
 pub use gateways::{Deployed, Standing, Waypoint};
+use held::Held;
 
 /// End of the name of a waypoint that there is not: nobody can have a service of that name.
 const NOWHERE: &str = "waypoint.invalid";
@@ -56,6 +58,8 @@ pub struct Waypoints {
     gateways: BTreeMap<NamespacedName, Standing>,
     /// Gateways have never been heard of.
     unheard: bool,
+    /// What policies are bound to.
+    held: Held,
 }
 
 /// What comes of what an object says, or its namespace for it.
@@ -80,7 +84,8 @@ impl Waypoints {
                 gateways.insert(name.clone(), Standing::of(gateway, objects, settings, problems));
             }
         }
-        let mut waypoints = Self { gateways, unheard: objects.unheard.contains(&Kind::Gateway) };
+        let (unheard, held) = (objects.unheard.contains(&Kind::Gateway), Held::index(objects, settings));
+        let mut waypoints = Self { gateways, unheard, held };
         let named: Vec<_> = waypoints.ours().map(|(name, _)| name.clone()).collect();
         for name in named {
             let destination = waypoints.destination(&name, objects, settings);
@@ -439,13 +444,20 @@ impl Waypoints {
 
     /// Namespaces of which pods may be bound, or serve, otherwise than with `self`; `None`: all of them.
     pub fn moved(&self, new: &Self, objects: &Objects) -> Option<BTreeSet<ArcStr>> {
-        if self.unheard != new.unheard {
+        let (old, held) = (&self.held, &new.held);
+        if self.unheard != new.unheard
+            || (old.absent, old.all, &old.namespaces) != (held.absent, held.all, &held.namespaces)
+        {
             return None;
         }
         let names = self.gateways.keys().chain(new.gateways.keys());
         let changed: BTreeSet<_> = names.filter(|name| self.gateways.get(*name) != new.gateways.get(*name)).collect();
+        let changed: BTreeSet<_> =
+            changed.into_iter().chain(old.gateways.symmetric_difference(&held.gateways)).collect();
+        let held: BTreeSet<_> =
+            old.services.symmetric_difference(&held.services).map(|s| s.namespace.clone()).collect();
         if changed.is_empty() {
-            return Some(BTreeSet::new());
+            return Some(held);
         }
         let is_meant = |asked: &Asked| matches!(asked, Asked::Of(name) if changed.contains(name));
         let serving = changed.iter().map(|name| name.namespace.clone());
@@ -453,7 +465,7 @@ impl Waypoints {
         let pods = objects.pods.values().filter(|pod| is_meant(&Asked::of(Some(&pod.labels), &pod.namespace)));
         let services = objects.services.values().filter(|service| is_meant(&service.waypoint));
         let own = pods.map(|pod| pod.namespace.clone()).chain(services.map(|service| service.namespace.clone()));
-        Some(serving.chain(namespaces).chain(own).collect())
+        Some(serving.chain(namespaces).chain(own).chain(held).collect())
     }
 }
 

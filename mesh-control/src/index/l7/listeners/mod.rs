@@ -88,11 +88,17 @@ pub fn index(around: &Around<'_>, read: &Read, settings: &Settings, problems: &m
     made
 }
 
-/// Whether gateways go through the waypoint of a service, if it has one: it says so, or its namespace does.
+/// Whether gateways go through the waypoint of a service, if it has one: it says so, or its namespace does, or nothing may go around that waypoint, whatever they say.
 pub fn goes_through(service: &NamespacedName, around: &Around<'_>) -> bool {
-    let Some(Host::Service(object)) = around.hosts.find(&service.name, &service.namespace) else { return false };
-    let of_namespace = || waypoint::ingress(Some(&around.hosts.labels(&object.namespace)));
-    object.ingress.or_else(of_namespace) == Some(true)
+    if around.refusing.contains(service) {
+        return true;
+    }
+    let (own, namespace) = match around.hosts.find(&service.name, &service.namespace) {
+        Some(Host::Service(object)) => (object.ingress, &object.namespace),
+        Some(Host::Entry(entry)) => (waypoint::ingress(Some(&entry.marks)), &entry.namespace),
+        None => return false,
+    };
+    own.or_else(|| waypoint::ingress(Some(&around.hosts.labels(namespace)))) == Some(true)
 }
 
 /// The labels of a gateway's pods: those that it asks for, and those of pods that there are.

@@ -315,6 +315,15 @@ fn features_GW_7_services_that_ask_for_it_are_reached_through_their_waypoints() 
         let through = listened(&made).waypoint_services().iter().any(|one| one.name.starts_with("front."));
         assert_eq!(through, expected, "{own:?} {of_namespace:?}");
     }
+    let spec = "{hosts: [out.example], ports: [{number: 80, name: http, protocol: HTTP}], location: MESH_EXTERNAL, resolution: DNS}";
+    for (own, expected) in [("{}", false), ("{istio.io/ingress-use-waypoint: 'true'}", true)] {
+        let mut entry = object(Kind::ServiceEntry, "shop", "out", spec);
+        entry["metadata"]["labels"] = serde_saphyr::from_str(own).unwrap();
+        let made =
+            made(&[gateway("shop", "one", PLAIN), routes("shop", "a", "one", "x.com", &to("out.example")), entry]);
+        let through = listened(&made).waypoint_services().iter().any(|one| one.name == "out.example");
+        assert_eq!(through, expected, "{own}");
+    }
 }
 
 #[test]

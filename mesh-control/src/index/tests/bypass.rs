@@ -1,0 +1,221 @@
+//! What goes around a waypoint: who may reach a pod whose service has one, as it is said, and as it is where a policy is bound to the waypoint.
+
+use super::waypoints::{far, label, namespace, problems, shop, waypoint};
+use super::*;
+
+/// A policy, or something else of security, that is bound to `target`.
+fn bound_to(kind: &str, of: &str, target: &str, more: &str) -> String {
+    let spec = match kind {
+        "AuthorizationPolicy" => "rules: [{to: [{operation: {methods: [GET]}}]}]",
+        _ => "jwtRules: [{issuer: a, jwks: '{\"keys\":[]}'}]",
+    };
+    format!(
+        "---\napiVersion: security.istio.io/v1\nkind: {kind}\nmetadata: {{name: p, namespace: {of}}}\nspec: {{targetRefs: [{target}], {spec}{more}}}\n"
+    )
+}
+
+const GATEWAY: &str = "{group: gateway.networking.k8s.io, kind: Gateway, name: wp}";
+const CLASS: &str = "{group: gateway.networking.k8s.io, kind: GatewayClass, name: undermesh-waypoint}";
+const SERVICE: &str = "{group: '', kind: Service, name: web}";
+const ROOT: &str = "undermesh-system";
+
+#[test]
+fn design_10_9_what_goes_around_a_waypoint_is_refused_where_a_policy_is_bound_to_it() {
+    const ALL: &str = "waypoint other client plain";
+    let policy = |target: &str, more: &str| bound_to("AuthorizationPolicy", "shop", target, more);
+    let of_root = |target: &str| bound_to("AuthorizationPolicy", ROOT, target, "");
+    let wp = label("wp");
+    let here = || waypoint("shop", "wp", "");
+    let unreadable = |of: &str, target: &str| bound_to("AuthorizationPolicy", of, target, ", action: X");
+    let rows: [(&str, String, String, String, &str, &str); 18] = [
+        ("to the Gateway", here(), policy(GATEWAY, ""), wp.clone(), "waypoint", ALL),
+        ("to the service", here(), policy(SERVICE, ""), wp.clone(), "waypoint", ALL),
+        ("to another service", here(), policy(&SERVICE.replace("web", "x"), ""), wp.clone(), ALL, ALL),
+        ("to another Gateway", here(), policy(&GATEWAY.replace("wp", "x"), ""), wp.clone(), ALL, ALL),
+        ("to the class", here(), of_root(CLASS), wp.clone(), "waypoint", ALL),
+        ("to another class", here(), of_root(&CLASS.replace("undermesh", "istio")), wp.clone(), ALL, ALL),
+        ("to the class, elsewhere", here(), policy(CLASS, ""), wp.clone(), ALL, ALL),
+        ("that only reports", here(), policy(SERVICE, ", action: AUDIT"), wp.clone(), ALL, ALL),
+        ("of tokens", here(), bound_to("RequestAuthentication", "shop", SERVICE, ""), wp.clone(), "waypoint", ALL),
+        ("to what has no waypoint", here(), policy(SERVICE, ""), String::new(), ALL, ALL),
+        ("that nobody can read", here(), unreadable("shop", GATEWAY), wp.clone(), "waypoint", ALL),
+        ("to nobody knows what", here(), unreadable("shop", "{kind: Gateway}"), wp.clone(), "waypoint", ALL),
+        ("the same elsewhere", here(), unreadable("infra", "{kind: Gateway}"), wp.clone(), ALL, ALL),
+        ("the same for all", here(), unreadable(ROOT, "{kind: Gateway}"), wp.clone(), "waypoint", ALL),
+        ("whatever the namespace allows", here(), policy(SERVICE, ""), format!("{wp}, {ALLOW}"), ALL, ALL),
+        (
+            "for workloads, too",
+            waypoint("shop", "wp", "all"),
+            policy(GATEWAY, ""),
+            String::new(),
+            "waypoint",
+            "waypoint",
+        ),
+        ("which is not there", String::new(), policy(GATEWAY, ""), wp.clone(), "", ALL),
+        ("whose class nobody knows", String::new(), of_root(CLASS), wp.clone(), "", ALL),
+    ];
+    for (what, gateway, policy, of_service, at_service, elsewhere) in rows {
+        // Bound as a workload where the service is not bound.
+        let of_pod = if of_service.is_empty() { format!(", {wp}") } else { String::new() };
+        let view = view(&format!("{NODE}{gateway}{policy}{}", shop(&of_service, &of_pod)));
+        assert_eq!((&*let_in(&view, 80), &*let_in(&view, 9090)), (at_service, elsewhere), "{what}");
+    }
+}
+
+const ALLOW: &str = "undermesh.io/waypoint-bypass: allow";
+
+#[test]
+fn features_GW_7_F7_gateways_go_through_a_waypoint_that_nothing_may_go_around() {
+    let edge = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: edge, namespace: shop}\nspec: {gatewayClassName: undermesh, listeners: [{name: a, port: 80, protocol: HTTP}]}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: shop}\nspec: {parentRefs: [{name: edge}], rules: [{backendRefs: [{name: web, port: 80}]}]}\n";
+    let wp = label("wp");
+    let mut join = crate::index::Join::default();
+    for (what, policy, of_service, expected) in [
+        ("no policy", String::new(), wp.clone(), false),
+        ("a policy", bound_to("AuthorizationPolicy", "shop", GATEWAY, ""), wp.clone(), true),
+        ("no policy any more", String::new(), wp.clone(), false),
+        ("asked for", String::new(), format!("{wp}, undermesh.io/waypoint-bypass: refuse"), true),
+        (
+            "whatever is said of gateways",
+            bound_to("AuthorizationPolicy", "shop", GATEWAY, ""),
+            format!("{wp}, istio.io/ingress-use-waypoint: 'false'"),
+            true,
+        ),
+    ] {
+        let objects = read(&format!("{NODE}{edge}{}{policy}{}", waypoint("shop", "wp", ""), shop(&of_service, "")));
+        let view = join.build(objects, &Settings::default());
+        let listeners = &view.listeners[&mesh_core::NamespacedName::new("shop", "edge")];
+        assert_eq!(!listeners.waypoint_services().is_empty(), expected, "{what}");
+    }
+}
+
+#[test]
+fn what_a_policy_holds_is_that_of_a_fresh_join_whatever_changes() {
+    let own = format!("{}{}", waypoint("infra", "wp", ""), shop(&far("wp", "infra"), ""));
+    let other = namespace("infra", "");
+    let class = bound_to("AuthorizationPolicy", ROOT, CLASS, "");
+    let steps = [
+        own.clone(),
+        // Of another namespace than what it is about.
+        format!("{own}{}", bound_to("AuthorizationPolicy", "infra", GATEWAY, "")),
+        format!("{own}{class}"),
+        format!("{}{class}", own.replace("undermesh-waypoint", "istio-waypoint")),
+        format!("{}{class}", shop(&far("wp", "infra"), "")),
+        format!("{own}{}", bound_to("RequestAuthentication", "shop", SERVICE, "")),
+        format!("{own}{}", bound_to("AuthorizationPolicy", "shop", SERVICE, "")),
+        format!("{own}{}", bound_to("AuthorizationPolicy", "infra", "{kind: Gateway}", "")),
+        format!("{own}{other}"),
+    ];
+    let mut join = crate::index::Join::default();
+    let mut last = crate::resource::Objects::default();
+    let mut seen = std::collections::BTreeSet::new();
+    for text in steps.iter().chain(steps.iter().rev()).chain([&steps[0], &steps[6], &steps[1], &steps[0]]) {
+        let mut now = read(&format!("{NODE}{text}"));
+        for (name, pod) in &mut now.pods {
+            if let Some(old) = last.pods.get(name).filter(|old| *old == pod) {
+                *pod = old.clone();
+            }
+        }
+        last = now.clone();
+        let fresh = build(&now, &Settings::default());
+        let view = join.build(now, &Settings::default());
+        assert_eq!((&view.workloads, &view.policies), (&fresh.workloads, &fresh.policies), "{text}");
+        seen.insert(let_in(&view, 80));
+    }
+    assert_eq!(seen.len(), 2, "{seen:?}");
+}
+
+/// Who may connect to the shop's pod at a port: the waypoint, another one, a client with a certificate, one without.
+fn let_in(view: &View, port: u16) -> String {
+    let all = ["wp", "other", "web"].map(|account| format!("spiffe://cluster.local/ns/shop/sa/{account}"));
+    let may = |from: Option<&str>| super::policies::allowed(view, from, port);
+    let all = all.iter().map(|from| may(Some(from))).chain([may(None)]);
+    all.zip(["waypoint", "other", "client", "plain"])
+        .filter(|(may, _)| *may)
+        .map(|(_, who)| who)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[test]
+fn design_10_9_what_goes_around_a_waypoint_is_refused_where_that_is_asked_for() {
+    const ALL: &str = "waypoint other client plain";
+    let refuse = "undermesh.io/waypoint-bypass: refuse";
+    let allow = "undermesh.io/waypoint-bypass: allow";
+    let both = |one: &str, two: &str| format!("{one}, {two}");
+    let wp = label("wp");
+    let rows: [(&str, String, String, String, &str, &str); 12] = [
+        ("not asked for", waypoint("shop", "wp", ""), String::new(), wp.clone(), ALL, ALL),
+        ("by the service", waypoint("shop", "wp", ""), String::new(), both(&wp, refuse), "waypoint", ALL),
+        ("by the namespace", waypoint("shop", "wp", ""), both(&wp, refuse), String::new(), "waypoint", ALL),
+        ("not by the service", waypoint("shop", "wp", ""), both(&wp, refuse), allow.into(), ALL, ALL),
+        ("bound to none", waypoint("shop", "wp", ""), both(&wp, refuse), label("none"), ALL, ALL),
+        (
+            "a word that says nothing",
+            waypoint("shop", "wp", ""),
+            String::new(),
+            both(&wp, "undermesh.io/waypoint-bypass: x"),
+            "waypoint",
+            ALL,
+        ),
+        ("for workloads, too", waypoint("shop", "wp", "all"), both(&wp, refuse), String::new(), "waypoint", "waypoint"),
+        (
+            "for workloads alone",
+            waypoint("shop", "wp", "workload"),
+            both(&wp, refuse),
+            String::new(),
+            "waypoint",
+            "waypoint",
+        ),
+        ("for nothing", waypoint("shop", "wp", "none"), both(&wp, refuse), String::new(), ALL, ALL),
+        ("which is not there", String::new(), String::new(), both(&wp, refuse), "", ALL),
+        ("which is not there, for all", String::new(), both(&wp, refuse), String::new(), "", ""),
+        (
+            "of another account",
+            waypoint("shop", "wp", "").replacen(
+                "metadata: {",
+                "metadata: {annotations: {gateway.istio.io/service-account: other}, ",
+                1,
+            ),
+            String::new(),
+            both(&wp, refuse),
+            "other",
+            ALL,
+        ),
+    ];
+    for (what, gateway, of_namespace, of_service, at_service, elsewhere) in rows {
+        let shop = shop(&of_service, "");
+        let objects = format!("{NODE}{gateway}{}{shop}", namespace("shop", &of_namespace));
+        let view = view(&objects);
+        assert_eq!((&*let_in(&view, 80), &*let_in(&view, 9090)), (at_service, elsewhere), "{what}");
+    }
+    // By annotation as well; and who asks for it without a waypoint is told.
+    let annotated = shop("", "").replacen("labels: {", &format!("annotations: {{{refuse}}}, labels: {{{wp}"), 1);
+    assert_eq!(let_in(&view(&format!("{NODE}{}{annotated}", waypoint("shop", "wp", ""))), 80), "waypoint");
+    let told = |text: &str| problems(&view(text)).iter().filter(|(kind, ..)| *kind == Kind::Service).count();
+    assert_eq!((told(&shop(refuse, "")), told(&shop("", ""))), (1, 0));
+}
+
+#[test]
+fn a_port_of_two_services_is_for_the_waypoints_of_both() {
+    let refuse = "undermesh.io/waypoint-bypass: refuse";
+    let two = service(
+        "two",
+        "{selector: {app: web}, clusterIP: 198.19.0.2, ports: [{port: 8080, targetPort: 80}, {port: 81}]}",
+    );
+    let two = two.replace("name: two,", &format!("name: two, labels: {{{}, {refuse}}},", label("other")));
+    let one = shop(&format!("{}, {refuse}", label("wp")), "");
+    let view = view(&format!("{NODE}{}{}{one}{two}", waypoint("shop", "wp", ""), waypoint("shop", "other", "")));
+    assert_eq!(
+        [80, 81, 82].map(|port| let_in(&view, port)),
+        ["waypoint other", "other", "waypoint other client plain"]
+    );
+}
+
+#[test]
+fn pods_that_an_endpoint_slice_names_are_guarded_as_those_that_a_service_selects() {
+    let refuse = format!("{}, undermesh.io/waypoint-bypass: refuse", label("wp"));
+    let listed = shop(&refuse, "").replace("selector: {app: web}, ", "");
+    let slice = "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s, namespace: shop, labels: {kubernetes.io/service-name: web}}\naddressType: IPv4\nports: [{port: 80}]\nendpoints: [{addresses: [198.18.0.1]}]\n";
+    let view = view(&format!("{NODE}{}{listed}{slice}", waypoint("shop", "wp", "")));
+    assert_eq!([80, 81].map(|port| let_in(&view, port)), ["waypoint", "waypoint other client plain"]);
+}

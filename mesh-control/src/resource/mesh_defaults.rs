@@ -289,17 +289,21 @@ mod tests {
 
     #[test]
     fn what_is_wrong_with_it_is_told() {
-        let many = format!("defaultHttpRetryPolicy: {{retryOn: '503{}'}}", ",503".repeat(100));
+        let many = format!("defaultHttpRetryPolicy: {{attempts: 2, retryOn: '503{}'}}", ",503".repeat(100));
         for (text, expected) in [
             ("pathNormalization: {normalization: ALL}", "error m.pathNormalization.normalization: "),
             ("pathNormalization: {normalisation: BASE}", "error m.pathNormalization.normalisation!: "),
             (
-                "defaultHttpRetryPolicy: {retryOn: 5yx}",
+                "defaultHttpRetryPolicy: {attempts: 2, retryOn: 5yx}",
                 "error m.defaultHttpRetryPolicy.retryOn: nothing is tried again for",
             ),
             (
                 "defaultHttpRetryPolicy: {attempts: 0, retryOn: 5xx}",
                 "error m.defaultHttpRetryPolicy.attempts: 0 attempts",
+            ),
+            (
+                "defaultHttpRetryPolicy: {retryOn: 5xx}",
+                "warning m.defaultHttpRetryPolicy: nothing is tried again without `attempts`",
             ),
             ("defaultHttpRetryPolicy: {attempts: 1000}", "error m.defaultHttpRetryPolicy.attempts: "),
             (&many, "error m.defaultHttpRetryPolicy.retryOn: 101 entries"),

@@ -264,7 +264,7 @@ pub struct RegexRewrite {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Retries {
-    /// How often; 0 is never, none is twice.
+    /// How often. None is 0, which is never: clients of Istio's own types cannot write one of them without the other.
     pub attempts: Option<u32>,
     /// For each attempt; none is that of the rule.
     pub per_try_timeout: Option<Span>,

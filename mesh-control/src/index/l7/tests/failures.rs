@@ -21,6 +21,9 @@ fn features_VS_15_retries() {
     for (written, expected) in [
         ("name: a", usual.clone()),
         ("retries: {attempts: 0}", Retries::none()),
+        // proto3 has one value for both.
+        ("retries: {}", Retries::none()),
+        ("retries: {retryOn: 5xx, perTryTimeout: 2s}", Retries::none()),
         ("retries: {attempts: 3}", Retries { attempts: 3, ..usual.clone() }),
         (
             "retries: {attempts: 1, perTryTimeout: 2s}",

@@ -23,9 +23,7 @@ pub fn retries(rule: &HttpRule, field: &str, notes: &mut Notes<'_>) -> Option<Re
 /// What is tried again as it is written, in a rule or in the mesh settings; what is not said is Istio's default.
 pub fn retries_of(written: &kind::Retries) -> Result<Retries, UnknownEvent> {
     let usual = Retries::default();
-    if written.attempts == Some(0) {
-        return Ok(Retries::none());
-    }
+    let Some(attempts) = written.attempts.filter(|attempts| *attempts > 0) else { return Ok(Retries::none()) };
     let on = match written.retry_on.as_deref().filter(|words| !words.trim().is_empty()) {
         None => usual.on,
         Some(words) => RetryOn::parse(words)?,
@@ -35,7 +33,7 @@ pub fn retries_of(written: &kind::Retries) -> Result<Retries, UnknownEvent> {
         Limit::Unset | Limit::None => None,
     };
     Ok(Retries {
-        attempts: written.attempts.unwrap_or(usual.attempts),
+        attempts,
         per_try_timeout,
         on,
         backoff: written.backoff.map_or(usual.backoff, |span| span.0),

@@ -16,12 +16,16 @@ fn route(rule: &str) -> String {
 #[test]
 fn hardening_B142_retries_have_bounds() {
     let many = "(write at most 100: a request that fails as often only adds to what fails)";
+    let never = "w http[0].retries: nothing is tried again without `attempts`, which is 0 then (write `attempts: 2`)";
     let longer = "w http[0].retries.perTryTimeout: longer than `timeout`, which ends all attempts together (write a shorter one, or delete it)";
     for (rule, expected) in [
         ("retries: {attempts: 100}", vec![]),
         ("timeout: 1s, retries: {attempts: 2, perTryTimeout: 2s}", vec![longer.to_owned()]),
         ("timeout: 0s, retries: {attempts: 2, perTryTimeout: 2s}", vec![]),
         ("retries: {attempts: 2, perTryTimeout: 2s}", vec![]),
+        ("retries: {}", vec![]),
+        ("retries: {perTryTimeout: 2s}", vec![never.to_owned()]),
+        ("retries: {retryRemoteLocalities: false}", vec![never.to_owned()]),
     ] {
         let expected: Vec<&str> = expected.iter().map(String::as_str).collect();
         good(Kind::VirtualService, &[(&service(rule), &expected)]);

@@ -55,6 +55,9 @@ impl Retries {
                 "delete the other fields, or the 0",
             );
         }
+        if self.attempts.is_none() && *self != Self::default() {
+            check.warning(field, "nothing is tried again without `attempts`, which is 0 then", "write `attempts: 2`");
+        }
         check.time(format!("{field}.perTryTimeout"), self.per_try_timeout);
         check.time(format!("{field}.backoff"), self.backoff);
         let words = self.retry_on.iter().flat_map(|words| words.split(',')).count();

@@ -1,12 +1,15 @@
-//! DestinationRules beside the other objects: of which host they are, and which subsets a route can name.
+//! DestinationRules beside the other objects: of which host they are, which subsets a route can name, and which names of certificates nobody looks at without them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use mesh_core::Identity;
 
 use super::findings::{Findings, Flaw};
 use super::hosts::{Hosts, see_both, sees};
 use super::order::age;
 use crate::diagnosis::Problem;
+use crate::resource::routing::destination_rule::{Tls, TlsMode};
 use crate::resource::routing::{DestinationRule, Routed, Routes};
 use crate::resource::{Key, Kind};
 
@@ -70,6 +73,7 @@ impl<'a> Rules<'a> {
 
 /// Tells them what does not fit together.
 pub fn check(routes: &Routes, rules: &Rules<'_>, hosts: &Hosts<'_>, findings: &mut Findings) {
+    unverified(routes, rules, hosts, findings);
     for rule in routes.destination_rules.values() {
         let full = hosts.full(&rule.spec.host, &rule.namespace);
         if hosts.has_any(&full, &rule.namespace) {
@@ -115,6 +119,33 @@ pub fn check(routes: &Routes, rules: &Rules<'_>, hosts: &Hosts<'_>, findings: &m
             }
         }
     }
+}
+
+/// Identities of the mesh are verified without a rule; other names are in certificates that only a rule has anybody look at.
+fn unverified(routes: &Routes, rules: &Rules<'_>, hosts: &Hosts<'_>, findings: &mut Findings) {
+    for entry in routes.service_entries.values() {
+        let mut names = entry.spec.subject_alt_names.iter().enumerate();
+        let Some((index, name)) = names.find(|(_, name)| name.parse::<Identity>().is_err()) else { continue };
+        let is_looked_at = |host: &String| rules.named(&host.to_ascii_lowercase()).any(|rule| begins_tls(&rule.spec));
+        if entry.spec.hosts.iter().any(is_looked_at) {
+            continue;
+        }
+        let key = Key { kind: Kind::ServiceEntry, namespace: entry.namespace.clone(), name: entry.name.clone() };
+        if hosts.is_unheard(Kind::DestinationRule) {
+            findings.add(&key, Flaw::Unknown);
+            continue;
+        }
+        let message = format!("{name:?} is not verified: no DestinationRule begins TLS towards its hosts");
+        let problem = Problem::warning(format!("spec.subjectAltNames[{index}]"), message);
+        findings.add(&key, problem.help("write one with `tls: {mode: SIMPLE}`: gateways and waypoints heed it"));
+    }
+}
+
+fn begins_tls(rule: &DestinationRule) -> bool {
+    let begins = |tls: &Option<Tls>| tls.as_ref().is_some_and(|tls| matches!(tls.mode, Some(TlsMode::Simple | TlsMode::Mutual)));
+    let of_subsets = rule.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref());
+    let mut policies = rule.traffic_policy.iter().chain(of_subsets);
+    policies.any(|policy| begins(&policy.tls) || policy.port_level_settings.iter().any(|port| begins(&port.tls)))
 }
 
 fn key(rule: &Rule) -> Key {

@@ -13,6 +13,8 @@ use crate::resource::{Labels, meta};
 
 const MOST: usize = 256;
 const MOST_ENDPOINTS: usize = 4096;
+/// Names of certificates, as many as waypoints read.
+const MOST_NAMES: usize = 1000;
 
 /// What a ServiceEntry asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -41,7 +43,7 @@ pub struct ServiceEntry {
     /// that would lead clients of other namespaces to a waypoint that is not for them.
     #[serde(default)]
     pub export_to: Vec<String>,
-    /// Who the endpoints may be.
+    /// Who the endpoints may be: identities of the mesh, and names of certificates, where TLS is begun by a DestinationRule that has none itself.
     #[serde(default)]
     pub subject_alt_names: Vec<String>,
 }
@@ -137,6 +139,8 @@ impl Spec for ServiceEntry {
         });
         check.once(self.hosts.iter().enumerate().map(|(i, host)| (format!("spec.hosts[{i}]"), host)));
         check.each("spec.exportTo", &self.export_to, visibility);
+        check.few("spec.subjectAltNames", self.subject_alt_names.len(), MOST_NAMES);
+        check.each("spec.subjectAltNames", &self.subject_alt_names, meta::told);
         self.check_ports(check);
         self.check_addresses(check);
         let ways = [("endpoints", !self.endpoints.is_empty()), ("workloadSelector", self.workload_selector.is_some())];

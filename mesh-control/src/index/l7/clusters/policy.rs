@@ -124,7 +124,9 @@ impl<'a> Levels<'a> {
                 }
                 policy.tls = said?;
             }
-            (None, Some((written, field, rule))) => policy.tls = tls::of_rule(written, field, &rule_key(rule), reader)?,
+            (None, Some((written, field, rule))) => {
+                policy.tls = tls::of_rule(place, written, field, &rule_key(rule), reader)?;
+            },
             (None, None) => {}
         }
         Ok(policy)

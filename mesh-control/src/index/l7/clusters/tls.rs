@@ -1,5 +1,5 @@
 //! With which TLS the endpoints of a place are reached, as a BackendTLSPolicy says it, and else a DestinationRule: of that, whom a gateway believes there, and what it
-//! shows, are Secrets of its own namespace.
+//! shows, are Secrets of its own namespace. Whose names a server may have, the ServiceEntry of the host says where the rule does not.
 
 use mesh_core::ArcStr;
 use mesh_core::l7::ClusterKey;
@@ -8,6 +8,7 @@ use mesh_core::l7::cluster::{ServerName, Tls};
 use super::Reader;
 use crate::index::certificates::{Part, Reference};
 use crate::index::l7::notes::Notes;
+use crate::index::routing::hosts::Host;
 use crate::resource::routing::destination_rule::{self as kind, TlsMode};
 use crate::resource::secret::named;
 use crate::resource::{Key, Kind, meta};
@@ -19,8 +20,9 @@ pub(super) fn of_policy(place: &ClusterKey, reader: &mut Reader<'_, '_>) -> Opti
     Some((policy.clone(), tls))
 }
 
-/// What the part at `field` of the rule `object` says, or why nothing is reached.
+/// What the part at `field` of the rule `object` says of a place, or why nothing is reached.
 pub(super) fn of_rule(
+    place: &ClusterKey,
     written: &kind::Tls,
     field: &str,
     object: &Key,
@@ -51,9 +53,13 @@ pub(super) fn of_rule(
     if let Some(why) = notes.closed() {
         return Err(why.into());
     }
+    let names = match reader.around.hosts.find(&place.service.name, &place.service.namespace) {
+        Some(Host::Entry(entry)) if written.subject_alt_names.is_empty() => &entry.spec.subject_alt_names,
+        _ => &written.subject_alt_names,
+    };
     let mut server = ServerName {
         sni: written.sni.as_deref().map(Into::into),
-        names: written.subject_alt_names.iter().map(|name| name.as_str().into()).collect(),
+        names: names.iter().map(|name| name.as_str().into()).collect(),
         unverified: written.insecure_skip_verify == Some(true),
         ..ServerName::default()
     };

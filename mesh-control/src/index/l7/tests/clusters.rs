@@ -257,3 +257,31 @@ fn features_DR_16_what_is_said_of_a_port_is_all_that_counts_there() {
     assert_eq!((of("one").balancer, of("one").pool.retries), (Balancer::Random, 3));
     assert_eq!((of("two").balancer, of("two").pool.retries), (Balancer::LeastRequest, 5));
 }
+
+#[test]
+fn features_SE_7_names_of_certificates_are_the_entrys_where_the_rule_has_none() {
+    let entry = object(
+        Kind::ServiceEntry,
+        "shop",
+        "o",
+        "{hosts: [api.example.com], resolution: DNS, ports: [{number: 443, name: tls, protocol: TLS}], subjectAltNames: [a.example.com, 'spiffe://cluster.local/ns/a/sa/b']}",
+    );
+    let to_it = "{hosts: [web], http: [{route: [{destination: {host: api.example.com, port: {number: 443}}}]}]}";
+    let both: &[&str] = &["a.example.com", "spiffe://cluster.local/ns/a/sa/b"];
+    let nobody = "w subjectAltNames[0]: \"a.example.com\" is not verified: no DestinationRule begins TLS towards its hosts";
+    for (tls, names, told) in [
+        ("{mode: SIMPLE}", Some(both), None),
+        ("{mode: MUTUAL, credentialName: c}", Some(both), None),
+        ("{mode: SIMPLE, subjectAltNames: [b.example.com]}", Some(&["b.example.com"][..]), None),
+        ("{mode: DISABLE}", None, Some(nobody)),
+    ] {
+        let rule = format!("{{host: api.example.com, trafficPolicy: {{tls: {tls}}}}}");
+        let rule = object(Kind::DestinationRule, "shop", "r", &rule);
+        let mesh = mesh(&[entry.clone(), rule, virtual_service(to_it)]);
+        let key = ClusterKey { service: NamespacedName::new("shop", "api.example.com"), port: 443, subset: "".into() };
+        let policy = mesh.clusters.find(&key, &Client::default()).unwrap().policy.clone().unwrap();
+        let found = policy.tls.server().map(|server| server.names.iter().map(|name| &**name).collect::<Vec<_>>());
+        assert_eq!(found.as_deref(), names, "{tls}");
+        assert_eq!(mesh.told(), told.as_slice(), "{tls}");
+    }
+}

@@ -241,6 +241,14 @@ fn bad_entries() {
             (&format!("{{hosts: [], {port}}}"), &["hosts: no host (name at least one)"]),
             (&format!("{{hosts: ['*'], {port}}}"), &["hosts[0]: \"*\" cannot mean every host"]),
             (
+                &format!("{{hosts: [a], {port}, subjectAltNames: [{}]}}", vec!["a.com"; 1001].join(", ")),
+                &["subjectAltNames: 1001 entries, the limit is 1000"],
+            ),
+            (
+                &format!(r#"{{hosts: [a], {port}, subjectAltNames: ["a\tb"]}}"#),
+                &[r#"subjectAltNames[0]: "a\tb" has a control character"#],
+            ),
+            (
                 &format!("{{hosts: [a], {port}, location: MESH_EXTERN}}"),
                 &["location: unknown value \"MESH_EXTERN\" (did you mean `MESH_EXTERNAL`?)"],
             ),

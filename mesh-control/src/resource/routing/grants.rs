@@ -11,6 +11,10 @@ use crate::yaml::node::{Node as Tree, Value};
 
 /// The definition lets no more stand there.
 const MOST_TARGETS: usize = 16;
+/// Likewise of references to roots.
+const MOST_ROOTS: usize = 8;
+/// Likewise of names.
+const MOST_NAMES: usize = 5;
 
 /// What a GatewayClass asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -127,6 +131,7 @@ impl Spec for BackendTlsPolicy {
         if self.target_refs.is_empty() {
             check.error("spec.targetRefs", "it is for nothing", "name a Service");
         }
+        check.few("spec.targetRefs", self.target_refs.len(), MOST_TARGETS);
         for (index, target) in self.target_refs.iter().enumerate() {
             name(&format!("spec.targetRefs[{index}]"), &target.name, check);
         }
@@ -143,7 +148,9 @@ impl Spec for BackendTlsPolicy {
                 "add caCertificateRefs, or wellKnownCACertificates: System",
             );
         }
+        check.few("spec.validation.caCertificateRefs", validation.ca_certificate_refs.len(), MOST_ROOTS);
         check.must("spec.validation.hostname", hostname(&validation.hostname));
+        check.few("spec.validation.subjectAltNames", validation.subject_alt_names.len(), MOST_NAMES);
         for (index, one) in validation.subject_alt_names.iter().enumerate() {
             let field = format!("spec.validation.subjectAltNames[{index}]");
             let (wanted, other) = match one.kind {
@@ -157,8 +164,11 @@ impl Spec for BackendTlsPolicy {
                     "it is what the type says",
                 );
             }
-            for text in one.hostname.iter().chain(&one.uri) {
-                check.must(&field, meta::told(text));
+            if let Some(host) = &one.hostname {
+                check.must(format!("{field}.hostname"), hostname(host));
+            }
+            if let Some(uri) = &one.uri {
+                check.must(&field, meta::told(uri));
             }
         }
     }

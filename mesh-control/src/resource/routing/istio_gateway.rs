@@ -7,6 +7,9 @@ use super::values::{host_pattern, protocol};
 use super::{Check, Spec};
 use crate::resource::{Labels, meta};
 
+/// Hosts of a server, names of clients: as many as others read of a listener, and more than anybody writes.
+const MOST: usize = 1000;
+
 /// What a Gateway asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
@@ -173,6 +176,7 @@ impl Server {
         if self.hosts.is_empty() {
             check.error(format!("{field}.hosts"), "no host", "write \"*\" for all");
         }
+        check.few(format!("{field}.hosts"), self.hosts.len(), MOST);
         check.each(&format!("{field}.hosts"), &self.hosts, |text| {
             let (namespace, host) = text.split_once('/').map_or((None, text), |(n, h)| (Some(n), h));
             match namespace.is_none_or(|n| [".", "*"].contains(&n) || meta::label(n).is_ok()) {
@@ -257,6 +261,7 @@ impl ServerTls {
         if self.credential_names.len() > 2 {
             check.error(format!("{field}.credentialNames"), "more than two", "");
         }
+        check.few(format!("{field}.subjectAltNames"), self.subject_alt_names.len(), MOST);
         check.each(&format!("{field}.subjectAltNames"), &self.subject_alt_names, meta::told);
         let (least, most) = (self.min_protocol_version, self.max_protocol_version.filter(|v| *v != TlsVersion::Auto));
         if let (Some(least), Some(most)) = (least, most)

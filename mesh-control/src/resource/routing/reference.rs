@@ -12,6 +12,8 @@ const CLASSES: [(&str, bool); 4] =
     [("undermesh", false), ("undermesh-waypoint", false), ("istio", true), ("istio-waypoint", true)];
 /// The definition of routes lets no more stand there.
 const MOST_PARENTS: usize = 32;
+/// The same of hosts of a route.
+const MOST_HOSTNAMES: usize = 16;
 /// Who acts on gateways of our classes.
 pub const CONTROLLER: &str = "undermesh.io/gateway-controller";
 
@@ -154,6 +156,12 @@ pub(super) fn namespace(field: &str, namespace: Option<&str>, check: &mut Check<
     let Some(namespace) = namespace else { return };
     let good = meta::label(namespace).map_err(|why| format!("{namespace:?} is not a namespace: {why}"));
     check.must(format!("{field}.namespace"), good);
+}
+
+/// The hosts of a route.
+pub(super) fn check_hostnames(hostnames: &[String], check: &mut Check<'_>) {
+    check.few("spec.hostnames", hostnames.len(), MOST_HOSTNAMES);
+    check.each("spec.hostnames", hostnames, hostname);
 }
 
 /// The name of a host, or of those below one.

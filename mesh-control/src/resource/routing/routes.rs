@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::http_route::{Backend, Filter, FilterKind, NamedMatch, SessionPersistence, ValueKind};
-use super::reference::{BackendReference, Parents, check_backend, check_parents, hostname};
+use super::reference::{BackendReference, Parents, check_backend, check_hostnames, check_parents};
 use super::values::{Pattern, matchable};
 use super::{Check, Spec};
 
@@ -63,7 +63,7 @@ pub struct GrpcMethod {
 impl Spec for GrpcRoute {
     fn check(&self, check: &mut Check<'_>) {
         check_parents(&self.parent_refs, check);
-        check.each("spec.hostnames", &self.hostnames, hostname);
+        check_hostnames(&self.hostnames, check);
         for (index, rule) in self.rules.iter().enumerate() {
             let field = format!("spec.rules[{index}]");
             for (index, one) in rule.matches.iter().enumerate() {
@@ -168,7 +168,7 @@ pub struct UdpRoute(pub TcpRoute);
 impl Spec for TlsRoute {
     fn check(&self, check: &mut Check<'_>) {
         check_parents(&self.parent_refs, check);
-        check.each("spec.hostnames", &self.hostnames, hostname);
+        check_hostnames(&self.hostnames, check);
         connections(&self.rules, check);
     }
 }

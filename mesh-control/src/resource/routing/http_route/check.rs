@@ -4,14 +4,14 @@ use super::{
     Filter, FilterKind, HeaderChanges, HttpRoute, Match, PathChange, PathChangeKind, PathKind, PathMatch, Rule,
     ValueKind,
 };
-use crate::resource::routing::reference::{check_backend, check_parents, duration, hostname};
+use crate::resource::routing::reference::{check_backend, check_hostnames, check_parents, duration};
 use crate::resource::routing::values::{Pattern, Span, attempts, header, host, matchable};
 use crate::resource::routing::{Check, Spec};
 
 impl Spec for HttpRoute {
     fn check(&self, check: &mut Check<'_>) {
         check_parents(&self.parent_refs, check);
-        check.each("spec.hostnames", &self.hostnames, hostname);
+        check_hostnames(&self.hostnames, check);
         for (index, rule) in self.rules.iter().enumerate() {
             rule.check(&format!("spec.rules[{index}]"), check);
         }

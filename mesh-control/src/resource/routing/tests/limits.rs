@@ -58,6 +58,38 @@ fn hardening_B143_a_time_of_nothing_is_not_the_same_as_no_time() {
 }
 
 #[test]
+fn lists_are_as_long_as_definitions_and_readers_let_them_be() {
+    let many = |count: usize, one: &str| vec![one; count].join(", ");
+    let policy = |names: usize, roots: usize, targets: usize| {
+        let names = many(names, "{type: Hostname, hostname: b.com}");
+        let roots = many(roots, "{group: '', kind: ConfigMap, name: c}");
+        let targets: Vec<_> = (0..targets).map(|n| format!("{{group: '', kind: Service, name: a{n}}}")).collect();
+        let targets = targets.join(", ");
+        format!("{{targetRefs: [{targets}], validation: {{hostname: a.com, caCertificateRefs: [{roots}], subjectAltNames: [{names}]}}}}")
+    };
+    let hostnames = |count| format!("{{parentRefs: [{{name: gw}}], hostnames: [{}]}}", many(count, "a.com"));
+    let backends = "rules: [{backendRefs: [{name: a, port: 443}]}]";
+    let tls = |count| format!("{{parentRefs: [{{name: gw}}], {backends}, hostnames: [{}]}}", many(count, "a.com"));
+    let server = |hosts: usize, names: usize| {
+        let (hosts, names) = (many(hosts, "a.com"), many(names, "a"));
+        format!("{{selector: {{a: b}}, servers: [{{port: {{number: 443, name: a, protocol: HTTPS}}, hosts: [{hosts}], tls: {{mode: MUTUAL, credentialName: c, subjectAltNames: [{names}]}}}}]}}")
+    };
+    for (kind, most, over, field, limit) in [
+        (Kind::BackendTlsPolicy, policy(5, 8, 16), policy(6, 8, 16), "validation.subjectAltNames", 5),
+        (Kind::BackendTlsPolicy, policy(5, 8, 16), policy(5, 9, 16), "validation.caCertificateRefs", 8),
+        (Kind::BackendTlsPolicy, policy(5, 8, 16), policy(5, 8, 17), "targetRefs", 16),
+        (Kind::HttpRoute, hostnames(16), hostnames(17), "hostnames", 16),
+        (Kind::GrpcRoute, hostnames(16), hostnames(17), "hostnames", 16),
+        (Kind::TlsRoute, tls(16), tls(17), "hostnames", 16),
+        (Kind::IstioGateway, server(1000, 1000), server(1001, 1000), "servers[0].hosts", 1000),
+        (Kind::IstioGateway, server(1000, 1000), server(1000, 1001), "servers[0].tls.subjectAltNames", 1000),
+    ] {
+        good(kind, &[(&most, &[])]);
+        bad(kind, &[(&over, &[&format!("{field}: {} entries, the limit is {limit}", limit + 1)])]);
+    }
+}
+
+#[test]
 fn hardening_B146_patterns_cost_what_their_texts_do() {
     let long = "a".repeat(65536);
     for (text, expected) in [

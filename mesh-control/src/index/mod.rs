@@ -15,6 +15,7 @@ pub mod service_entry;
 pub mod settings;
 pub mod target;
 pub mod telemetry;
+pub mod trust;
 mod view;
 pub mod waypoint;
 pub mod workload;

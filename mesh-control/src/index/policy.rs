@@ -10,6 +10,7 @@ use mesh_core::policy::{Action, Clause, Match, Policy, Rule, Scope, StringMatch}
 use mesh_core::{ArcStr, NamespacedName};
 
 use super::Settings;
+use super::trust::Domains;
 use crate::diagnosis::Problem;
 use crate::resource::peer_authentication::{Mode, PeerAuthentication};
 use crate::resource::pod::State;
@@ -91,7 +92,11 @@ fn authorization(
 ) {
     let (selector, action, rules, dry_run) = match secured {
         Secured::Readable(policy) => match &policy.enforced {
-            Some(enforced) => (policy.selector.clone(), enforced.action, enforced.rules.clone(), enforced.dry_run),
+            Some(enforced) => {
+                let mut rules = enforced.rules.clone();
+                Domains::of(settings).fill(&mut rules);
+                (policy.selector.clone(), enforced.action, rules, enforced.dry_run)
+            }
             None => return,
         },
         Secured::Unreadable(known) if known.bound_elsewhere => return,

@@ -20,6 +20,8 @@ const ISTIO: &str = "istio-system";
 pub struct Settings {
     /// Of all identities.
     pub trust_domain: TrustDomain,
+    /// Others that mean the same in policies.
+    pub aliases: Vec<TrustDomain>,
     /// In the uid of every workload.
     pub cluster_id: ArcStr,
     /// End of every service's host name.
@@ -57,6 +59,7 @@ impl Settings {
     pub fn at(home: &str) -> Self {
         Self {
             trust_domain: TrustDomain::default(),
+            aliases: Vec::new(),
             cluster_id: "Kubernetes".into(),
             cluster_domain: "cluster.local".into(),
             home: home.into(),
@@ -127,6 +130,7 @@ impl Settings {
                 }
                 settings.trust_domain = domain.clone();
             }
+            settings.aliases.clone_from(&config.aliases);
             if let Some(namespace) = &config.root_namespace {
                 settings.root_namespaces = vec![namespace.clone()];
             }

@@ -20,6 +20,9 @@ pub const NAME: &str = "undermesh";
 /// The key of its data.
 pub const KEY: &str = "mesh";
 
+/// More trust domains than meshes are made of; each principal of a policy is sent for each of them.
+const MOST_ALIASES: usize = 16;
+
 /// What is done with names that Istio has given: its root namespace and its ConfigMap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum IstioNames {
@@ -48,6 +51,8 @@ impl IstioNames {
 pub struct MeshConfig {
     /// Of all identities.
     pub trust_domain: Option<TrustDomain>,
+    /// Trust domains that mean the same in policies.
+    pub aliases: Vec<TrustDomain>,
     /// Policies there hold in the whole mesh.
     pub root_namespace: Option<ArcStr>,
     /// Namespaces that any of them selects are of the mesh; none selects all.
@@ -67,7 +72,7 @@ pub struct MeshConfig {
 }
 
 /// Settings of Istio that nothing here heeds yet.
-const NOT_BUILT: [&str; 30] = [
+const NOT_BUILT: [&str; 29] = [
     "ca",
     "caCertificates",
     "certificates",
@@ -95,12 +100,11 @@ const NOT_BUILT: [&str; 30] = [
     "tcpKeepalive",
     "thriftConfig",
     "tlsDefaults",
-    "trustDomainAliases",
     "udp",
     "verifyCertificateAtClient",
 ];
 
-const BUILT: [&str; 13] = [
+const BUILT: [&str; 14] = [
     "accessLogEncoding",
     "accessLogFile",
     "accessLogFormat",
@@ -114,6 +118,7 @@ const BUILT: [&str; 13] = [
     "outboundTrafficPolicy",
     "rootNamespace",
     "trustDomain",
+    "trustDomainAliases",
 ];
 
 /// All settings that have an effect.
@@ -198,6 +203,7 @@ fn settings(tree: &Tree, path: &str, fields: &mut Fields) -> Option<MeshConfig> 
             Err(error) => fields.error(mesh.field("trustDomain"), format!("{error}")),
         }
     }
+    config.aliases = aliases(&mesh, fields);
     if let Some(text) = fields.string(&mesh, "rootNamespace") {
         match meta::label(text) {
             Ok(()) => config.root_namespace = Some(text.into()),
@@ -236,6 +242,24 @@ fn settings(tree: &Tree, path: &str, fields: &mut Fields) -> Option<MeshConfig> 
         }
     }
     Some(config)
+}
+
+fn aliases(mesh: &Mapping<'_>, fields: &mut Fields) -> Vec<TrustDomain> {
+    const FIELD: &str = "trustDomainAliases";
+    let mut aliases = Vec::new();
+    // Whoever writes none means none.
+    let is_empty = matches!(mesh.get(FIELD).map(|node| &node.value), Some(Value::List(items)) if items.is_empty());
+    let texts = if is_empty { Vec::new() } else { fields.strings(mesh, FIELD) };
+    for (path, text) in texts {
+        match text.parse() {
+            Ok(domain) => aliases.push(domain),
+            Err(error) => fields.error(path, format!("{error}")),
+        }
+    }
+    if aliases.len() > MOST_ALIASES {
+        fields.error(mesh.field(FIELD), format!("{} entries, the limit is {MOST_ALIASES}", aliases.len()));
+    }
+    aliases
 }
 
 /// Here an empty list says what it says in Istio: every namespace.
@@ -304,10 +328,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_built_is_named_and_what_is_no_setting_is_refused() {
+    fn features_EX_5_AP_10_what_is_not_built_is_named_and_what_is_no_setting_is_refused() {
+        let domain = "is not 1-255 lowercase letters, digits, dots, dashes and underscores";
         let not_built = "is known, but not built yet: it has no effect";
         for (text, is_good, said) in [
             ("discoverySelectors: []", true, vec![]),
+            ("trustDomainAliases: []", true, vec![]),
+            ("trustDomainAliases: [old.example, a]", true, vec![]),
+            (
+                "trustDomainAliases: [old.example, Old, 'spiffe://a']",
+                false,
+                vec![format!("error data.mesh.trustDomainAliases[1]: trust domain \"Old\" {domain}"), format!("error data.mesh.trustDomainAliases[2]: trust domain \"spiffe://a\" {domain}")],
+            ),
+            (&format!("trustDomainAliases: [{}]", vec!["a"; 17].join(", ")), false, vec!["error data.mesh.trustDomainAliases: 17 entries, the limit is 16".into()]),
             ("tlsDefaults: {}", true, vec![format!("warning data.mesh.tlsDefaults: tlsDefaults {not_built}")]),
             ("udp: deny", true, vec![format!("warning data.mesh.udp: udp {not_built}")]),
             ("outboundTrafficPolicy: {mode: REGISTRY_ONLY}", true, vec![]),

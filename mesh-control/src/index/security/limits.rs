@@ -29,8 +29,11 @@ pub(super) fn add(
         made.problems.push((own, Problem::warning("", inaction(kind).unwrap_or_default()).help(help)));
         return;
     }
-    let local: Vec<Local> = object.spec.local.iter().map(rate_limit::Local::limit).collect();
-    let global = object.spec.global.as_ref().map(|global| counted(finder, &own, global, made));
+    let mut local: Vec<Local> = object.spec.local.iter().map(rate_limit::Local::limit).collect();
+    let mut global = object.spec.global.as_ref().map(|global| counted(finder, &own, global, made));
+    local.iter_mut().for_each(|one| finder.domains.fill_l7(&mut one.rules));
+    let descriptors = global.iter_mut().flat_map(|global| &mut global.descriptors);
+    descriptors.for_each(|one| finder.domains.fill_l7(&mut one.rules));
     made.in_force.insert(own);
     for (gateway, target) in found {
         let limit = RateLimit { name: name.clone(), target, local: local.clone(), global: global.clone() };

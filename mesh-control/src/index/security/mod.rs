@@ -23,6 +23,7 @@ use mesh_core::{ArcStr, NamespacedName};
 use super::Settings;
 use super::service::key;
 use super::service_entry;
+use super::trust::Domains;
 use super::waypoint::{Served, Waypoints};
 use crate::diagnosis::Problem;
 use crate::resource::authorization_policy::AuthorizationPolicy;
@@ -62,6 +63,8 @@ struct Finder<'a> {
     settings: &'a Settings,
     waypoints: &'a Waypoints,
     served: &'a Served,
+    /// That identities are of.
+    domains: Domains,
 }
 
 /// By gateway.
@@ -69,7 +72,7 @@ type Targets = BTreeMap<NamespacedName, Target>;
 
 /// Finds what each waypoint is to be told.
 pub fn index(objects: &Objects, settings: &Settings, waypoints: &Waypoints, served: &Served) -> Made {
-    let finder = Finder { objects, settings, waypoints, served };
+    let finder = Finder { objects, settings, waypoints, served, domains: Domains::of(settings) };
     let mut made = Made::default();
     let mut all: BTreeMap<NamespacedName, Security> = BTreeMap::new();
     for (gateway, _) in waypoints.deployed() {
@@ -98,12 +101,11 @@ pub fn index(objects: &Objects, settings: &Settings, waypoints: &Waypoints, serv
         };
         for (gateway, target) in targets {
             let policy = match secured {
-                Secured::Readable(policy) if !closed => policy.bound.as_ref().map(|bound| Policy {
-                    name: name.clone(),
-                    target: target.clone(),
-                    action: bound.action.clone(),
-                    rules: bound.rules.clone(),
-                    dry_run: bound.dry_run,
+                Secured::Readable(policy) if !closed => policy.bound.as_ref().map(|bound| {
+                    let mut rules = bound.rules.clone();
+                    finder.domains.fill_l7(&mut rules);
+                    let (name, target) = (name.clone(), target.clone());
+                    Policy { name, target, action: bound.action.clone(), rules, dry_run: bound.dry_run }
                 }),
                 _ => None,
             };

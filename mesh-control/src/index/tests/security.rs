@@ -183,6 +183,23 @@ fn features_AP_3_to_AP_5_all_that_a_policy_says_goes_to_the_waypoint() {
 }
 
 #[test]
+fn features_AP_10_policies_and_limits_of_waypoints_mean_all_trust_domains_of_the_mesh() {
+    let who = "principals: [old.example/ns/a/sa/b]";
+    let to_web = refs("Service", "web");
+    let policy = policy("shop", &format!("{{{to_web}, rules: [{{from: [{{source: {{{who}}}}}]}}]}}"));
+    let limit = format!(
+        "---\napiVersion: undermesh.io/v1alpha1\nkind: RateLimit\nmetadata: {{name: l, namespace: shop}}\nspec: {{{to_web}, local: [{{match: [{{{who}}}], requests: 1, per: 1s}}]}}\n"
+    );
+    let settings = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: undermesh, namespace: undermesh-system}\ndata: {mesh: 'trustDomainAliases: [old.example]'}\n";
+    let view = mesh(&format!("{policy}{limit}{settings}"));
+    let own = &view.security[&"shop/wp".parse().unwrap()];
+    let exact = |domain: &str| StringMatch::Exact(format!("{domain}/ns/a/sa/b").into());
+    let both = [exact("cluster.local"), exact("old.example")];
+    assert_eq!(own.policies[0].rules[0].from[0].principals.is, both);
+    assert_eq!(own.limits[0].local[0].rules[0].from[0].principals.is, both);
+}
+
+#[test]
 fn features_RA_1_whose_tokens_are_believed_goes_to_the_waypoint() {
     let authentication = |spec: &str| {
         format!(

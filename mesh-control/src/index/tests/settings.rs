@@ -87,6 +87,20 @@ fn a_trust_domain_is_everybody_s() {
 }
 
 #[test]
+fn features_AP_10_policies_of_agents_mean_all_trust_domains_of_the_mesh() {
+    let policy = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop}\nspec: {rules: [{from: [{source: {principals: [old.example/ns/a/sa/b]}}]}]}\n";
+    let who = |mesh: &str| {
+        let view = view(&format!("{policy}{}", settings(mesh)));
+        let rules = &view.policies[&"shop/p".parse().unwrap()].rules;
+        rules[0].clauses[0].matches[0].principals.clone()
+    };
+    let exact = |domain: &str| StringMatch::Exact(format!("{domain}/ns/a/sa/b").into());
+    assert_eq!(who(""), [exact("old.example")]);
+    let both = [exact("cluster.local"), exact("old.example")];
+    assert_eq!(who("trustDomainAliases: [old.example]"), both);
+}
+
+#[test]
 fn settings_elsewhere_are_told_of() {
     let view = view(&config("shop", "trustDomain: evil.example"));
     assert_eq!(view.settings.trust_domain.as_str(), "cluster.local");

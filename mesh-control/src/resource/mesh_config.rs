@@ -1,5 +1,5 @@
 //! Mesh settings: the ConfigMap `undermesh` of the root namespace, whose key `mesh` is a text of YAML. Its fields have the names that Istio's MeshConfig
-//! gives them, where Istio has the setting. All that Istio knows is known here: what is not built yet is named, and what is no setting at all is refused.
+//! gives them, where Istio has the setting. All that Istio knows is known here: what nobody heeds is named (`mesh_unheeded`), and what is no setting at all is refused.
 
 use mesh_core::{ArcStr, TrustDomain};
 
@@ -10,6 +10,7 @@ use super::mesh_authorizers::Authorizers;
 use super::mesh_defaults::{self, MeshDefaults};
 use super::mesh_providers::{self, Providers};
 use super::mesh_telemetry::{self, MeshTelemetry};
+use super::mesh_unheeded::{self, UNHEEDED};
 use super::{Key, Object, Read, Unreadable, meta};
 use crate::diagnosis::{Problem, closest};
 use crate::yaml::node::{self, Node as Tree, Value};
@@ -70,39 +71,6 @@ pub struct MeshConfig {
     /// What holds where manifests say nothing.
     pub defaults: MeshDefaults,
 }
-
-/// Settings of Istio that nothing here heeds yet.
-const NOT_BUILT: [&str; 29] = [
-    "ca",
-    "caCertificates",
-    "certificates",
-    "configSources",
-    "disableEnvoyListenerLog",
-    "dnsRefreshRate",
-    "enableEnvoyAccessLogService",
-    "enablePrometheusMerge",
-    "h2UpgradePolicy",
-    "hboneIdleTimeout",
-    "inboundClusterStatName",
-    "inboundTrafficPolicy",
-    "ingressClass",
-    "ingressControllerMode",
-    "ingressSelector",
-    "ingressService",
-    "outboundClusterStatName",
-    "protocolDetectionTimeout",
-    "proxyHttpPort",
-    "proxyInboundListenPort",
-    "proxyListenPort",
-    "sameNode",
-    "serviceScopeConfigs",
-    "serviceSettings",
-    "tcpKeepalive",
-    "thriftConfig",
-    "tlsDefaults",
-    "udp",
-    "verifyCertificateAtClient",
-];
 
 const BUILT: [&str; 14] = [
     "accessLogEncoding",
@@ -183,12 +151,10 @@ fn settings(tree: &Tree, path: &str, fields: &mut Fields) -> Option<MeshConfig> 
     let mesh = fields.any_mapping(tree, path)?;
     for entry in mesh.entries() {
         let (key, field) = (entry.key.as_str(), mesh.field(&entry.key));
-        if NOT_BUILT.contains(&key) {
-            fields
-                .problems
-                .push(Problem::warning(field, format!("{key} is known, but not built yet: it has no effect")));
+        if UNHEEDED.contains(&key) {
+            fields.problems.push(Problem::warning(field, mesh_unheeded::why(key)));
         } else if !built().any(|built| built == key) {
-            let known: Vec<&str> = built().chain(NOT_BUILT).collect();
+            let known: Vec<&str> = built().chain(UNHEEDED).collect();
             let help = match closest(key, &known) {
                 Some(meant) => format!("did you mean `{meant}`?"),
                 None => format!("settings that have an effect: {}", built().collect::<Vec<_>>().join(", ")),

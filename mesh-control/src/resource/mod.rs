@@ -13,6 +13,7 @@ pub mod mesh_config;
 pub mod mesh_defaults;
 pub mod mesh_providers;
 pub mod mesh_telemetry;
+pub mod mesh_unheeded;
 pub mod meta;
 pub mod namespace;
 pub mod node;

@@ -24,9 +24,9 @@ use crate::resource::routing::service_entry::{Addresses, ServiceEntry};
 use crate::source::{Source, Update};
 use mesh_core::outside::is_public;
 
-/// Between looks at a name: how long an answer is good for, resolvers of systems do not say.
+/// Between looks at a name, where the mesh settings say nothing: how long an answer is good for, resolvers of systems do not say.
 const LOOK: Duration = Duration::from_secs(30);
-/// Addresses of a name that cannot be looked up any more are used so long.
+/// Addresses of a name that cannot be looked up any more are used so long; two looks at least.
 const LONGEST: Duration = Duration::from_secs(600);
 /// How long one name may take.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -36,13 +36,31 @@ const MOST: usize = 1000;
 const MOST_ADDRESSES: usize = 64;
 /// At once.
 const AT_ONCE: usize = 16;
-/// Between rounds of looking.
+/// Between rounds of looking; no longer than between looks.
 const ROUND: Duration = Duration::from_secs(5);
 
 struct Known {
     due: Instant,
     answered: Option<Instant>,
+    /// The last look found nothing: when the next one is due is the backoff's to say.
+    failed: bool,
     backoff: Backoff,
+}
+
+/// How often is looked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pace {
+    look: Duration,
+    round: Duration,
+    longest: Duration,
+}
+
+impl Pace {
+    /// As the mesh settings say.
+    fn of(refresh: Option<Duration>) -> Self {
+        let look = refresh.unwrap_or(LOOK);
+        Self { look, round: ROUND.min(look), longest: LONGEST.max(look.saturating_mul(2)) }
+    }
 }
 
 /// As the system does it.
@@ -58,23 +76,31 @@ where
 {
     let mut known: BTreeMap<ArcStr, Known> = BTreeMap::new();
     loop {
-        let wanted = wanted(&view.borrow_and_update());
+        let (wanted, pace) = {
+            let view = view.borrow_and_update();
+            (wanted(&view), Pace::of(view.settings.defaults.dns_refresh))
+        };
         known.retain(|name, _| wanted.contains(name));
         for name in wanted {
             known.entry(name).or_insert_with(|| Known {
                 due: Instant::now(),
                 answered: None,
+                failed: false,
                 backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(60)),
             });
+        }
+        // The settings may have come to ask for more.
+        for one in known.values_mut().filter(|one| !one.failed) {
+            one.due = one.answered.map_or(one.due, |at| one.due.min(at + pace.look));
         }
         let now = Instant::now();
         let due: Vec<ArcStr> = known.iter().filter(|(_, one)| one.due <= now).map(|(name, _)| name.clone()).collect();
         for names in due.chunks(AT_ONCE) {
-            look(&resolve, names, &mut known, &addresses).await;
+            look(&resolve, names, pace, &mut known, &addresses).await;
         }
         // What is named no more, or has not been answered for too long, has no addresses any more.
         let is_good =
-            |name: &ArcStr| known.get(name).and_then(|one| one.answered).is_some_and(|at| at.elapsed() < LONGEST);
+            |name: &ArcStr| known.get(name).and_then(|one| one.answered).is_some_and(|at| at.elapsed() < pace.longest);
         addresses.send_if_modified(|addresses| {
             let is_old = !addresses.keys().all(is_good);
             if is_old {
@@ -83,7 +109,7 @@ where
             is_old
         });
         // Each round may be a new configuration for everybody: not more often than that.
-        let next = known.values().map(|one| one.due).min().map(|at| at.max(Instant::now() + ROUND));
+        let next = known.values().map(|one| one.due).min().map(|at| at.max(Instant::now() + pace.round));
         let wait = async {
             match next {
                 Some(at) => tokio::time::sleep_until(at).await,
@@ -102,6 +128,7 @@ where
 async fn look<F, R>(
     resolve: &F,
     names: &[ArcStr],
+    pace: Pace,
     known: &mut BTreeMap<ArcStr, Known>,
     addresses: &watch::Sender<Arc<Addresses>>,
 ) where
@@ -120,7 +147,8 @@ async fn look<F, R>(
         match found {
             Ok(found) if !found.is_empty() => {
                 one.backoff.reset();
-                (one.answered, one.due) = (Some(Instant::now()), Instant::now() + LOOK);
+                one.failed = false;
+                (one.answered, one.due) = (Some(Instant::now()), Instant::now() + pace.look);
                 let found: Vec<IpAddr> = found.into_iter().take(MOST_ADDRESSES).collect();
                 addresses.send_if_modified(|addresses| {
                     let is_new = addresses.get(&name) != Some(&found);
@@ -134,6 +162,7 @@ async fn look<F, R>(
                 let why =
                     other.err().map_or_else(|| "no address that may be used".to_owned(), |error| error.to_string());
                 tracing::warn!(%name, why, "a host of a ServiceEntry cannot be looked up");
+                one.failed = true;
                 one.due = Instant::now() + one.backoff.next(&mut rand::rng());
             }
         }
@@ -201,8 +230,8 @@ mod tests {
 
     /// Time is the test's: an hour is nothing.
     async fn until(addresses: &mut watch::Receiver<Arc<Addresses>>, is: impl FnMut(&Arc<Addresses>) -> bool) {
-        let hour = Duration::from_secs(3600);
-        tokio::time::timeout(hour, addresses.wait_for(is)).await.unwrap().unwrap();
+        let hours = Duration::from_secs(7200);
+        tokio::time::timeout(hours, addresses.wait_for(is)).await.unwrap().unwrap();
     }
 
     #[tokio::test(start_paused = true)]
@@ -240,5 +269,49 @@ mod tests {
         until(&mut addresses, |found| *found == is([192, 0, 2, 3])).await;
         tell.send_replace(view(&[]));
         until(&mut addresses, |found| found.is_empty()).await;
+    }
+    #[test]
+    fn features_EX_5_how_often_names_are_looked_up() {
+        let seconds = Duration::from_secs;
+        for (refresh, look, round, longest) in [
+            (None, 30, 5, 600),
+            (Some(60), 60, 5, 600),
+            (Some(1), 1, 1, 600),
+            // An answer is good until the next one is due.
+            (Some(3600), 3600, 5, 7200),
+        ] {
+            let expected = Pace { look: seconds(look), round: seconds(round), longest: seconds(longest) };
+            assert_eq!(Pace::of(refresh.map(seconds)), expected, "{refresh:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn features_EX_5_names_are_looked_up_as_often_as_the_settings_say() {
+        let paced = |refresh: u64| {
+            let mut view = View::clone(&view(&["{hosts: [a.example.com], resolution: DNS}"]));
+            view.settings.defaults.dns_refresh = Some(Duration::from_secs(refresh));
+            Arc::new(view)
+        };
+        let (tell, views) = watch::channel(paced(3600));
+        let (send, mut addresses) = watch::channel(Arc::<Addresses>::default());
+        let asked = Arc::new(AtomicU8::new(0));
+        let counted = Arc::clone(&asked);
+        let resolve = move |_: ArcStr| {
+            let round = counted.fetch_add(1, SeqCst) + 1;
+            async move { Ok(vec![IpAddr::from([192, 0, 2, round])]) }
+        };
+        tokio::spawn(follow(views, send, resolve));
+        let begun = Instant::now();
+        let is = |round: u8| {
+            move |found: &Arc<Addresses>| found.values().any(|all| *all == [IpAddr::from([192, 0, 2, round])])
+        };
+        until(&mut addresses, is(1)).await;
+        until(&mut addresses, is(2)).await;
+        assert_eq!(begun.elapsed().as_secs(), 3600, "and until then it had its addresses");
+        // An hour is not waited for by settings that have come since.
+        tell.send_replace(paced(1));
+        until(&mut addresses, is(3)).await;
+        until(&mut addresses, is(5)).await;
+        assert!(begun.elapsed().as_secs() <= 3610, "{:?}", begun.elapsed());
     }
 }

@@ -1,5 +1,5 @@
 //! What the mesh settings say in the place of manifests that do not say it themselves: what is tried again, how long a connection may take to come about, which
-//! places are near, who sees what, and how much of a path is made one. Read by `mesh_config`.
+//! places are near, who sees what, how much of a path is made one, and how often names are looked up. Read by `mesh_config`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,16 +19,20 @@ use crate::diagnosis::Problem;
 use crate::yaml::node::Node as Tree;
 
 /// The settings that are read here.
-pub const FIELDS: [&str; 8] = [
+pub const FIELDS: [&str; 9] = [
     "connectTimeout",
     "defaultDestinationRuleExportTo",
     "defaultHttpRetryPolicy",
     "defaultServiceExportTo",
     "defaultVirtualServiceExportTo",
+    "dnsRefreshRate",
     "localityLbSetting",
     "meshMTLS",
     "pathNormalization",
 ];
+
+/// Nobody's resolver is asked for the same name more often.
+const LEAST_REFRESH: Duration = Duration::from_secs(1);
 
 /// What holds where a manifest says nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,6 +47,8 @@ pub struct MeshDefaults {
     pub locality: Option<Locality>,
     /// Who sees what.
     pub exports: Exports,
+    /// Between looks at names of ServiceEntries.
+    pub dns_refresh: Option<Duration>,
 }
 
 /// Who sees objects that have no `exportTo`; nothing is everybody.
@@ -107,6 +113,7 @@ impl MeshDefaults {
                 virtual_services: fields.exports("defaultVirtualServiceExportTo"),
                 destination_rules: fields.exports("defaultDestinationRuleExportTo"),
             },
+            dns_refresh: fields.dns_refresh(),
         };
         fields.mesh_tls();
         read
@@ -176,6 +183,16 @@ impl Reader<'_> {
             self.problems.push(Problem::note(field, message));
         }
         read
+    }
+
+    fn dns_refresh(&mut self) -> Option<Duration> {
+        let read: Span = self.read("dnsRefreshRate")?;
+        if read.0 < LEAST_REFRESH {
+            let message = "names are not looked up more often than once a second";
+            let problem = Problem::error(self.field("dnsRefreshRate"), message);
+            self.problems.push(problem.help("write at least 1s"));
+        }
+        Some(read.0)
     }
 
     /// Members speak TLS 1.3 with each other and nothing older, whose suites and groups are all good.
@@ -276,13 +293,14 @@ mod tests {
     #[test]
     fn features_EX_5_what_holds_where_manifests_say_nothing() {
         let (defaults, said) = read(
-            "defaultHttpRetryPolicy: {attempts: 3, retryOn: '503'}\nconnectTimeout: 3s\nmeshMTLS: {minProtocolVersion: TLSV1_2}\n\
+            "defaultHttpRetryPolicy: {attempts: 3, retryOn: '503'}\nconnectTimeout: 3s\nmeshMTLS: {minProtocolVersion: TLSV1_2}\ndnsRefreshRate: 1m\n\
              localityLbSetting: {failoverPriority: [topology.kubernetes.io/zone]}\n\
              defaultVirtualServiceExportTo: [., shop]\ndefaultDestinationRuleExportTo: ['*']\n",
         );
         assert_eq!(said, [""; 0]);
         assert_eq!(defaults.retries.unwrap().attempts, Some(3));
         assert_eq!(defaults.connect_timeout, Some(Duration::from_secs(3)));
+        assert_eq!(defaults.dns_refresh, Some(Duration::from_secs(60)));
         assert_eq!(defaults.locality.unwrap().priority, ["topology.kubernetes.io/zone"]);
         assert_eq!((defaults.exports.virtual_services.len(), defaults.exports.destination_rules.len()), (2, 1));
     }
@@ -312,6 +330,8 @@ mod tests {
             ("localityLbSetting: {failover: [{from: a, to: a}]}", "error m.localityLbSetting.failover[0]: "),
             ("defaultVirtualServiceExportTo: [Shop]", "error m.defaultVirtualServiceExportTo[0]: "),
             ("defaultServiceExportTo: [.]", "note m.defaultServiceExportTo: it holds for ServiceEntries"),
+            ("dnsRefreshRate: 999ms", "error m.dnsRefreshRate: names are not looked up more often than once a second"),
+            ("dnsRefreshRate: 60", "error m.dnsRefreshRate: "),
             ("meshMTLS: {minProtocolVersion: TLSV1_1}", "error m.meshMTLS.minProtocolVersion: "),
             ("meshMTLS: {cipherSuites: [ECDHE-RSA-AES256-GCM-SHA384]}", "warning m.meshMTLS.cipherSuites: "),
         ] {

@@ -1,13 +1,12 @@
 //! Fields of Istio's MeshConfig that nobody heeds here: none is taken for a mistake, and who writes one is told why nothing comes of it.
 
 /// They, by their names.
-pub const UNHEEDED: [&str; 29] = [
+pub const UNHEEDED: [&str; 28] = [
     "ca",
     "caCertificates",
     "certificates",
     "configSources",
     "disableEnvoyListenerLog",
-    "dnsRefreshRate",
     "enableEnvoyAccessLogService",
     "enablePrometheusMerge",
     "h2UpgradePolicy",

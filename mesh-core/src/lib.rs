@@ -33,6 +33,7 @@ pub mod ports;
 pub mod resolve;
 pub mod service;
 pub mod snapshot;
+pub mod spoken;
 pub mod store;
 pub mod telemetry;
 pub mod workload;

@@ -37,6 +37,7 @@ pub mod security;
 pub mod settings;
 pub mod shared;
 pub mod shown;
+pub mod spoken;
 pub mod state;
 pub mod steer;
 pub mod target;

@@ -13,7 +13,7 @@ use mesh_transport::tls::{WallClock, pem};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_name;
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
@@ -23,6 +23,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::spoken::{provider, versions};
 
 /// What is spoken inside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,13 +85,13 @@ impl Origin {
         let sni = asked.sni.as_ref().unwrap_or(&made_of.host);
         let name = ServerName::try_from(sni.to_string())
             .map_err(|_| format!("{sni:?} is not a name to ask for: write `sni`"))?;
-        let provider = Arc::new(aws_lc_rs::default_provider());
+        let provider = provider(&asked.spoken)?;
         let verifier: Arc<dyn ServerCertVerifier> = match asked.unverified {
             true => Arc::new(Unverified(Arc::clone(&provider))),
             false => Arc::new(Named::new(asked, &made_of.roots, &provider)?),
         };
         let builder = ClientConfig::builder_with_details(Arc::clone(&provider), Arc::new(WallClock))
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(&versions(&asked.spoken))
             .map_err(|error| error.to_string())?
             .dangerous()
             .with_custom_certificate_verifier(verifier);

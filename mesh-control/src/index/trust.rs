@@ -87,20 +87,20 @@ impl Domains {
                     _ => of_each(rest, StringMatch::Exact),
                 },
                 // Only the beginning of a domain.
-                None if matches!(pattern, StringMatch::Prefix(_)) => {
-                    self.and_others(pattern, |name| name.starts_with(text.as_str()), |name| {
-                        StringMatch::Prefix(format!("{name}/").into())
-                    })
-                }
+                None if matches!(pattern, StringMatch::Prefix(_)) => self.and_others(
+                    pattern,
+                    |name| name.starts_with(text.as_str()),
+                    |name| StringMatch::Prefix(format!("{name}/").into()),
+                ),
                 _ => vec![pattern.clone()],
             },
             StringMatch::Suffix(text) => match text.split('/').collect::<Vec<_>>().as_slice() {
                 // The end of a domain, and then all of the path.
-                [end, "ns", namespace, "sa", account] if !end.is_empty() => {
-                    self.and_others(pattern, |name| name.ends_with(end), |name| {
-                        StringMatch::Exact(format!("{name}/ns/{namespace}/sa/{account}").into())
-                    })
-                }
+                [end, "ns", namespace, "sa", account] if !end.is_empty() => self.and_others(
+                    pattern,
+                    |name| name.ends_with(end),
+                    |name| StringMatch::Exact(format!("{name}/ns/{namespace}/sa/{account}").into()),
+                ),
                 _ => vec![pattern.clone()],
             },
             StringMatch::Presence => vec![StringMatch::Presence],

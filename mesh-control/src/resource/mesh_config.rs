@@ -307,7 +307,7 @@ mod tests {
                 vec![format!("error data.mesh.trustDomainAliases[1]: trust domain \"Old\" {domain}"), format!("error data.mesh.trustDomainAliases[2]: trust domain \"spiffe://a\" {domain}")],
             ),
             (&format!("trustDomainAliases: [{}]", vec!["a"; 17].join(", ")), false, vec!["error data.mesh.trustDomainAliases: 17 entries, the limit is 16".into()]),
-            ("tlsDefaults: {}", true, vec![format!("warning data.mesh.tlsDefaults: tlsDefaults {not_built}")]),
+            ("tlsDefaults: {}", true, vec![]),
             ("udp: deny", true, vec![format!("warning data.mesh.udp: udp {not_built}")]),
             ("outboundTrafficPolicy: {mode: REGISTRY_ONLY}", true, vec![]),
             (

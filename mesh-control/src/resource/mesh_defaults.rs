@@ -1,5 +1,5 @@
 //! What the mesh settings say in the place of manifests that do not say it themselves: what is tried again, how long a connection may take to come about, which
-//! places are near, who sees what, how much of a path is made one, and how often names are looked up. Read by `mesh_config`.
+//! places are near, who sees what, how much of a path is made one, how often names are looked up, and what is spoken of TLS (`mesh_tls`). Read by `mesh_config`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use mesh_core::l7::path::Spelling;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::mesh_tls::TlsDefaults;
 use super::routing::destination_rule::Locality;
 use super::routing::values::{Span, visibility};
 use super::routing::virtual_service::Retries;
@@ -19,7 +20,7 @@ use crate::diagnosis::Problem;
 use crate::yaml::node::Node as Tree;
 
 /// The settings that are read here.
-pub const FIELDS: [&str; 9] = [
+pub const FIELDS: [&str; 10] = [
     "connectTimeout",
     "defaultDestinationRuleExportTo",
     "defaultHttpRetryPolicy",
@@ -29,6 +30,7 @@ pub const FIELDS: [&str; 9] = [
     "localityLbSetting",
     "meshMTLS",
     "pathNormalization",
+    "tlsDefaults",
 ];
 
 /// Nobody's resolver is asked for the same name more often.
@@ -47,6 +49,8 @@ pub struct MeshDefaults {
     pub locality: Option<Locality>,
     /// Who sees what.
     pub exports: Exports,
+    /// What is spoken of TLS outside of the mesh.
+    pub tls: TlsDefaults,
     /// Between looks at names of ServiceEntries.
     pub dns_refresh: Option<Duration>,
 }
@@ -79,31 +83,11 @@ enum Normalization {
     DecodeAndMergeSlashes,
 }
 
-/// TLS between members of the mesh.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct MeshTls {
-    /// Any is fine; what is none is an error of the field.
-    min_protocol_version: Option<MeshTlsVersion>,
-    cipher_suites: Vec<String>,
-    ecdh_curves: Vec<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-enum MeshTlsVersion {
-    #[serde(rename = "TLS_AUTO")]
-    Auto,
-    #[serde(rename = "TLSV1_2")]
-    V1_2,
-    #[serde(rename = "TLSV1_3")]
-    V1_3,
-}
-
 impl MeshDefaults {
     /// Of the mesh settings, which stand at `at`. What is wrong with them is an error.
     pub fn read(tree: &Tree, at: &str, problems: &mut Vec<Problem>) -> Self {
         let mut fields = Reader { tree, at, problems };
-        let read = Self {
+        Self {
             spelling: fields.spelling(),
             retries: fields.retries(),
             connect_timeout: fields.connect_timeout(),
@@ -114,9 +98,8 @@ impl MeshDefaults {
                 destination_rules: fields.exports("defaultDestinationRuleExportTo"),
             },
             dns_refresh: fields.dns_refresh(),
-        };
-        fields.mesh_tls();
-        read
+            tls: TlsDefaults::read(tree, at, problems),
+        }
     }
 }
 
@@ -193,18 +176,6 @@ impl Reader<'_> {
             self.problems.push(problem.help("write at least 1s"));
         }
         Some(read.0)
-    }
-
-    /// Members speak TLS 1.3 with each other and nothing older, whose suites and groups are all good.
-    fn mesh_tls(&mut self) {
-        let Some(read) = self.read::<MeshTls>("meshMTLS") else { return };
-        for (name, is_said) in [("cipherSuites", &read.cipher_suites), ("ecdhCurves", &read.ecdh_curves)] {
-            if !is_said.is_empty() {
-                let message = "members of the mesh speak TLS 1.3 with each other, which chooses by itself";
-                let field = self.field(&format!("meshMTLS.{name}"));
-                self.problems.push(Problem::warning(field, format!("{message}: it has no effect")));
-            }
-        }
     }
 }
 
@@ -293,7 +264,7 @@ mod tests {
     #[test]
     fn features_EX_5_what_holds_where_manifests_say_nothing() {
         let (defaults, said) = read(
-            "defaultHttpRetryPolicy: {attempts: 3, retryOn: '503'}\nconnectTimeout: 3s\nmeshMTLS: {minProtocolVersion: TLSV1_2}\ndnsRefreshRate: 1m\n\
+            "defaultHttpRetryPolicy: {attempts: 3, retryOn: '503'}\nconnectTimeout: 3s\ndnsRefreshRate: 1m\n\
              localityLbSetting: {failoverPriority: [topology.kubernetes.io/zone]}\n\
              defaultVirtualServiceExportTo: [., shop]\ndefaultDestinationRuleExportTo: ['*']\n",
         );
@@ -332,8 +303,6 @@ mod tests {
             ("defaultServiceExportTo: [.]", "note m.defaultServiceExportTo: it holds for ServiceEntries"),
             ("dnsRefreshRate: 999ms", "error m.dnsRefreshRate: names are not looked up more often than once a second"),
             ("dnsRefreshRate: 60", "error m.dnsRefreshRate: "),
-            ("meshMTLS: {minProtocolVersion: TLSV1_1}", "error m.meshMTLS.minProtocolVersion: "),
-            ("meshMTLS: {cipherSuites: [ECDHE-RSA-AES256-GCM-SHA384]}", "warning m.meshMTLS.cipherSuites: "),
         ] {
             let (_, said) = read(text);
             assert!(said.len() == 1 && said[0].starts_with(expected), "{text}: {said:?}");

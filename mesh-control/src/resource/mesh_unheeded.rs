@@ -1,7 +1,7 @@
 //! Fields of Istio's MeshConfig that nobody heeds here: none is taken for a mistake, and who writes one is told why nothing comes of it.
 
 /// They, by their names.
-pub const UNHEEDED: [&str; 28] = [
+pub const UNHEEDED: [&str; 27] = [
     "ca",
     "caCertificates",
     "certificates",
@@ -27,7 +27,6 @@ pub const UNHEEDED: [&str; 28] = [
     "serviceSettings",
     "tcpKeepalive",
     "thriftConfig",
-    "tlsDefaults",
     "udp",
     "verifyCertificateAtClient",
 ];

@@ -13,6 +13,7 @@ pub mod mesh_config;
 pub mod mesh_defaults;
 pub mod mesh_providers;
 pub mod mesh_telemetry;
+pub mod mesh_tls;
 pub mod mesh_unheeded;
 pub mod meta;
 pub mod namespace;
@@ -23,6 +24,7 @@ pub mod routing;
 pub mod secret;
 pub mod service;
 pub mod strict;
+pub mod tls_names;
 pub mod token_keys;
 pub mod waypoint;
 

@@ -7,6 +7,7 @@ use arcstr::ArcStr;
 use hashbrown::HashMap;
 
 use super::{Client, ClusterKey, Labels, Share};
+use crate::spoken::Spoken;
 
 /// One place, as some clients see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -270,6 +271,8 @@ pub struct ServerName {
     pub unverified: bool,
     /// Applications end it themselves, those of the mesh, too: it begins inside of tunnels as well.
     pub end_to_end: bool,
+    /// What is spoken.
+    pub spoken: Spoken,
 }
 
 /// How many requests may be second attempts.

@@ -23,6 +23,7 @@ use arcstr::ArcStr;
 
 use crate::NamespacedName;
 use crate::l7::{Forward, HostPattern, Table};
+use crate::spoken::Spoken;
 
 pub use certificate::{Certificates, Credential, Secret};
 pub use datagram::{DatagramPlace, DatagramRoute};
@@ -97,21 +98,8 @@ pub struct Tls {
     pub certificates: Vec<ArcStr>,
     /// Who clients have to be; `None`: nobody asks.
     pub clients: Option<Clients>,
-    /// The oldest version that is spoken.
-    pub oldest: TlsVersion,
-    /// The newest.
-    pub newest: TlsVersion,
-    /// Names of suites as IANA has them, for TLS 1.2; none means all that are good.
-    pub suites: Vec<ArcStr>,
-}
-
-/// A version of TLS. Older ones are not spoken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum TlsVersion {
-    /// 1.2
-    V1_2,
-    /// 1.3
-    V1_3,
+    /// What is spoken.
+    pub spoken: Spoken,
 }
 
 /// Which certificates clients show.
@@ -132,10 +120,10 @@ pub struct Clients {
 }
 
 impl Tls {
-    /// With these certificates; the usual versions, and clients need none.
+    /// With these certificates; all that is good is spoken, and clients need none.
     #[must_use]
     pub fn with(certificates: Vec<ArcStr>) -> Self {
-        Self { certificates, clients: None, oldest: TlsVersion::V1_2, newest: TlsVersion::V1_3, suites: Vec::new() }
+        Self { certificates, clients: None, spoken: Spoken::default() }
     }
 }
 

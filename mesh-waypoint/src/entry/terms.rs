@@ -6,22 +6,21 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use ::aws_lc_rs::digest::{SHA256, digest};
-use mesh_core::listener::{Certificates, Clients, Credential, Tls, TlsVersion};
+use mesh_core::listener::{Certificates, Clients, Credential, Tls};
 use mesh_transport::tls::{WallClock, pem};
 use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
-use rustls::{
-    DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig, SignatureScheme,
-    SupportedProtocolVersion,
-};
+use rustls::{DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig, SignatureScheme};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::spoken::{provider, versions};
 
 /// How TLS ends.
 pub struct Terms {
@@ -40,13 +39,7 @@ impl fmt::Debug for Terms {
 
 /// Makes the terms of a listener, or says why there are none.
 pub fn make(tls: &Tls, http: bool, certificates: &Certificates) -> Result<Terms, String> {
-    let provider = provider(&tls.suites)?;
-    let versions: Vec<&SupportedProtocolVersion> =
-        [(TlsVersion::V1_2, &rustls::version::TLS12), (TlsVersion::V1_3, &rustls::version::TLS13)]
-            .into_iter()
-            .filter(|(version, _)| (tls.oldest..=tls.newest).contains(version))
-            .map(|(_, version)| version)
-            .collect();
+    let provider = provider(&tls.spoken)?;
     let mut keys = Vec::new();
     for name in &tls.certificates {
         let credential = certificates.all.get(name).ok_or_else(|| format!("{name} is not known"))?;
@@ -56,7 +49,7 @@ pub fn make(tls: &Tls, http: bool, certificates: &Certificates) -> Result<Terms,
         return Err("there is no certificate to show".to_owned());
     }
     let builder = ServerConfig::builder_with_provider(provider.clone())
-        .with_protocol_versions(&versions)
+        .with_protocol_versions(&versions(&tls.spoken))
         .map_err(|error| error.to_string())?;
     let mut doubted = None;
     let builder = match &tls.clients {
@@ -77,19 +70,6 @@ pub fn make(tls: &Tls, http: bool, certificates: &Certificates) -> Result<Terms,
         config.session_storage = Arc::new(NoServerSessionStorage {});
     }
     Ok(Terms { config: Arc::new(config), clients: tls.clients.clone(), doubted })
-}
-
-/// With these suites of TLS 1.2 only, if any are named.
-fn provider(suites: &[mesh_core::ArcStr]) -> Result<Arc<CryptoProvider>, String> {
-    let mut provider = aws_lc_rs::default_provider();
-    if !suites.is_empty() {
-        let named = |suite: &rustls::SupportedCipherSuite| {
-            let name = suite.suite().as_str().unwrap_or_default();
-            suite.tls13().is_some() || suites.iter().any(|known| known == name)
-        };
-        provider.cipher_suites.retain(named);
-    }
-    Ok(Arc::new(provider))
 }
 
 fn certified(credential: &Credential, provider: &CryptoProvider) -> Result<CertifiedKey, String> {
@@ -307,7 +287,11 @@ mod tests {
         };
         let judge = |names: &[&str]| {
             let roots = names.iter().map(|name| (*name).into()).collect();
-            verifier(&Clients { roots, ..Clients::default() }, &certificates, provider(&[]).unwrap())
+            verifier(
+                &Clients { roots, ..Clients::default() },
+                &certificates,
+                provider(&mesh_core::spoken::Spoken::default()).unwrap(),
+            )
         };
         let now = WallClock.current_time().unwrap();
         for (number, names, believed) in [

@@ -37,7 +37,9 @@ pub fn run(port: u16, name: &str, hosts: &[String], roots: &Path) -> Result<()> 
                     Ok(stream) => stream,
                     Err(error) => return println!("no TLS from {peer}: {error}"),
                 };
-                println!("TLS from {peer} sni={}", stream.get_ref().1.server_name().unwrap_or("-"));
+                let (_, tls) = stream.get_ref();
+                let group = tls.negotiated_key_exchange_group().and_then(|group| group.name().as_str()).unwrap_or("-");
+                println!("TLS from {peer} sni={} group={group}", tls.server_name().unwrap_or("-"));
                 let service = service_fn(move |request| {
                     let answer = tell(&name, peer, &request);
                     async move { Ok::<_, Infallible>(answer) }

@@ -167,6 +167,7 @@ impl<'a> Policies<'a> {
             names: names.map(Into::into).collect(),
             unverified: false,
             end_to_end: true,
+            ..ServerName::default()
         };
         Some((&target.policy, shown.map(|shown| Tls::Simple(server(shown)))))
     }

@@ -142,7 +142,8 @@ fn unverified(routes: &Routes, rules: &Rules<'_>, hosts: &Hosts<'_>, findings: &
 }
 
 fn begins_tls(rule: &DestinationRule) -> bool {
-    let begins = |tls: &Option<Tls>| tls.as_ref().is_some_and(|tls| matches!(tls.mode, Some(TlsMode::Simple | TlsMode::Mutual)));
+    let begins =
+        |tls: &Option<Tls>| tls.as_ref().is_some_and(|tls| matches!(tls.mode, Some(TlsMode::Simple | TlsMode::Mutual)));
     let of_subsets = rule.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref());
     let mut policies = rule.traffic_policy.iter().chain(of_subsets);
     policies.any(|policy| begins(&policy.tls) || policy.port_level_settings.iter().any(|port| begins(&port.tls)))

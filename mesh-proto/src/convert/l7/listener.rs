@@ -4,13 +4,13 @@
 use mesh_core::ArcStr;
 use mesh_core::l7::{HostPattern, Target};
 use mesh_core::listener::{
-    ClientCert, Clients, DatagramPlace, DatagramRoute, Encryption, Listener, Listeners, Passage, Serves, Tls,
-    TlsVersion, Topology, Transport,
+    ClientCert, Clients, DatagramPlace, DatagramRoute, Encryption, Listener, Listeners, Passage, Serves, Tls, Topology,
+    Transport,
 };
 use prost::Message;
 use std::sync::Arc;
 
-use super::{ClosedRule, Reader, action, encode_route_table, few};
+use super::{ClosedRule, Reader, action, encode_route_table, few, spoken};
 use crate::convert::{ConvertError, field};
 use crate::wire::l7 as wire;
 
@@ -185,19 +185,11 @@ fn datagram_place(message: wire::DatagramPlace) -> Result<DatagramPlace, Convert
 }
 
 fn tls(message: wire::ListenerTls) -> Result<Tls, ConvertError> {
-    let version = |field, value, usual| {
-        Ok(match field::known(field, value)? {
-            wire::ListenerTlsVersion::ListenerTlsUsual => usual,
-            wire::ListenerTlsVersion::ListenerTls12 => TlsVersion::V1_2,
-            wire::ListenerTlsVersion::ListenerTls13 => TlsVersion::V1_3,
-        })
-    };
+    let wire::ListenerTls { certificates, clients: own, oldest, newest, suites, groups } = message;
     Ok(Tls {
-        certificates: texts("tls.certificates", message.certificates)?,
-        clients: message.clients.map(clients).transpose()?,
-        oldest: version("tls.oldest", message.oldest, TlsVersion::V1_2)?,
-        newest: version("tls.newest", message.newest, TlsVersion::V1_3)?,
-        suites: texts("tls.suites", message.suites)?,
+        certificates: texts("tls.certificates", certificates)?,
+        clients: own.map(clients).transpose()?,
+        spoken: spoken::read(wire::Spoken { oldest, newest, suites, groups })?,
     })
 }
 
@@ -236,11 +228,6 @@ fn hosts(field: &'static str, all: Vec<String>) -> Result<Vec<HostPattern>, Conv
 fn write(listener: &Listener) -> wire::Listener {
     let strings = |all: &[ArcStr]| all.iter().map(ToString::to_string).collect();
     let patterns = |all: &[HostPattern]| all.iter().map(ToString::to_string).collect();
-    let version = |version, usual| match version {
-        version if version == usual => wire::ListenerTlsVersion::ListenerTlsUsual.into(),
-        TlsVersion::V1_2 => wire::ListenerTlsVersion::ListenerTls12.into(),
-        TlsVersion::V1_3 => wire::ListenerTlsVersion::ListenerTls13.into(),
-    };
     let clients = |clients: &Clients| wire::ListenerClients {
         required: clients.required,
         unverified: clients.unverified,
@@ -252,16 +239,13 @@ fn write(listener: &Listener) -> wire::Listener {
     let (encryption, tls) = match &listener.encryption {
         Encryption::None => (wire::ListenerEncryption::None, None),
         Encryption::Passes => (wire::ListenerEncryption::Passes, None),
-        Encryption::Ends(tls) => (
-            wire::ListenerEncryption::Ends,
-            Some(wire::ListenerTls {
-                certificates: strings(&tls.certificates),
-                clients: tls.clients.as_ref().map(clients),
-                oldest: version(tls.oldest, TlsVersion::V1_2),
-                newest: version(tls.newest, TlsVersion::V1_3),
-                suites: strings(&tls.suites),
-            }),
-        ),
+        Encryption::Ends(tls) => {
+            let wire::Spoken { oldest, newest, suites, groups } = spoken::write(&tls.spoken);
+            let certificates = strings(&tls.certificates);
+            let clients = tls.clients.as_ref().map(clients);
+            let tls = wire::ListenerTls { certificates, clients, oldest, newest, suites, groups };
+            (wire::ListenerEncryption::Ends, Some(tls))
+        }
     };
     let passage = |passage: &Passage| wire::Passage {
         origin: passage.origin.to_string(),

@@ -11,6 +11,7 @@ mod labels;
 mod listener;
 mod policy;
 mod reach;
+mod spoken;
 #[cfg(test)]
 mod tests;
 

@@ -9,6 +9,7 @@ use mesh_core::l7::cluster::{
     Balancer, HashKey, HashTable, Keepalive, Locality, Outliers, Policy, Pool, RetryBudget, ServerName, Speaks, Tls,
     Warmup,
 };
+use mesh_core::spoken::Spoken;
 use prost::Message;
 use prost_types::Duration as Time;
 
@@ -17,6 +18,7 @@ use super::{
     cluster::{read_labels, write_labels},
     few,
     policy::{time, write_time},
+    spoken,
 };
 use crate::convert::{ConvertError, field};
 use crate::wire::l7 as wire;
@@ -378,6 +380,7 @@ fn server_name(message: wire::ServerName) -> Result<ServerName, ConvertError> {
         names: texts("tls.names", message.names)?,
         unverified: message.unverified,
         end_to_end: message.end_to_end,
+        spoken: message.spoken.map(spoken::read).transpose()?.unwrap_or_default(),
     })
 }
 
@@ -390,6 +393,8 @@ fn write_tls(tls: &Tls) -> Option<wire::Tls> {
         names: name.names.iter().map(ToString::to_string).collect(),
         unverified: name.unverified,
         end_to_end: name.end_to_end,
+        // Absent it is what older readers know.
+        spoken: (name.spoken != Spoken::default()).then(|| spoken::write(&name.spoken)),
     };
     let mode = match tls {
         Tls::Mesh => return None,

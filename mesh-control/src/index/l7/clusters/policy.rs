@@ -126,7 +126,7 @@ impl<'a> Levels<'a> {
             }
             (None, Some((written, field, rule))) => {
                 policy.tls = tls::of_rule(place, written, field, &rule_key(rule), reader)?;
-            },
+            }
             (None, None) => {}
         }
         Ok(policy)

@@ -16,7 +16,10 @@ use crate::resource::{Key, Kind, meta};
 /// What a policy says of a place, or why nothing is reached; with the policy. Nothing is said to agents.
 pub(super) fn of_policy(place: &ClusterKey, reader: &mut Reader<'_, '_>) -> Option<(Key, Result<Tls, ArcStr>)> {
     let of = reader.of_gateway?;
-    let (policy, tls) = of.policies.tls(place, of.gateway, of.shown.clone(), reader.references)?;
+    let (policy, mut tls) = of.policies.tls(place, of.gateway, of.shown.clone(), reader.references)?;
+    if let Ok(Tls::Simple(server) | Tls::Mutual(server)) = &mut tls {
+        server.spoken = reader.around.defaults.tls.spoken();
+    }
     Some((policy.clone(), tls))
 }
 
@@ -61,6 +64,7 @@ pub(super) fn of_rule(
         sni: written.sni.as_deref().map(Into::into),
         names: names.iter().map(|name| name.as_str().into()).collect(),
         unverified: written.insecure_skip_verify == Some(true),
+        spoken: reader.around.defaults.tls.spoken(),
         ..ServerName::default()
     };
     if let Some((gateway, name)) = reader.of_gateway.map(|of| of.gateway).zip(name) {

@@ -237,7 +237,7 @@ impl One<'_> {
         let references = self.written.tls.iter().flat_map(|tls| &tls.certificate_refs);
         let may_be = references.filter(|reference| standing::may_show(reference, self.object, self.around.routes));
         let shown = may_be.map(|reference| named(&self.secret(reference))).collect();
-        Tls { clients: self.clients.clone(), ..Tls::with(shown) }
+        Tls { clients: self.clients.clone(), spoken: self.around.defaults.tls.spoken(), ..Tls::with(shown) }
     }
 
     fn table(&self) -> Serves {

@@ -4,24 +4,16 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use mesh_core::ArcStr;
-use mesh_core::listener::{Clients, Tls, TlsVersion};
+use mesh_core::listener::{Clients, Tls};
+use mesh_core::spoken::{Spoken, TlsVersion};
 
 use super::classic::One;
 use crate::diagnosis::Problem;
 use crate::index::certificates::{Part, Reference};
 use crate::resource::routing::istio_gateway::{self as kind, ServerMode, ServerTls};
 use crate::resource::secret::named;
+use crate::resource::tls_names::{self, SUITES};
 use crate::resource::{Key, Kind, meta};
-
-/// The suites of TLS 1.2 that are spoken, as Istio and as IANA call them.
-const SUITES: [(&str, &str); 6] = [
-    ("ECDHE-ECDSA-AES256-GCM-SHA384", "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"),
-    ("ECDHE-ECDSA-AES128-GCM-SHA256", "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256"),
-    ("ECDHE-ECDSA-CHACHA20-POLY1305", "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256"),
-    ("ECDHE-RSA-AES256-GCM-SHA384", "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384"),
-    ("ECDHE-RSA-AES128-GCM-SHA256", "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"),
-    ("ECDHE-RSA-CHACHA20-POLY1305", "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256"),
-];
 
 /// The server is closed, and why.
 pub(super) struct Refused(pub Problem);
@@ -70,9 +62,8 @@ pub(super) fn tls(one: &One<'_>, written: &ServerTls, references: &mut Vec<Refer
         None => None,
         Some(required) => Some(clients(one, written, &names, required, references)?),
     };
-    let (oldest, newest) = versions(one, written)?;
-    let (suites, oldest) = suites(one, written, oldest, newest, &mut problems)?;
-    Ok(ReadTls { tls: Tls { certificates, clients, oldest, newest, suites }, problems })
+    let spoken = spoken(one, written, &mut problems)?;
+    Ok(ReadTls { tls: Tls { certificates, clients, spoken }, problems })
 }
 
 /// A Secret is of the namespace of the pods that show it.
@@ -142,11 +133,9 @@ fn hex(text: &str) -> Option<Vec<u8>> {
     digits.chunks(2).map(byte).collect()
 }
 
-fn versions(one: &One<'_>, written: &ServerTls) -> Result<(TlsVersion, TlsVersion), Refused> {
-    let oldest = match written.min_protocol_version {
-        Some(kind::TlsVersion::V1_3) => TlsVersion::V1_3,
-        _ => TlsVersion::V1_2,
-    };
+/// What is spoken: what the server says, and where it says nothing what the mesh does.
+fn spoken(one: &One<'_>, written: &ServerTls, problems: &mut Vec<Problem>) -> Result<Spoken, Refused> {
+    let usual = one.around.defaults.tls.spoken();
     let newest = match written.max_protocol_version {
         None | Some(kind::TlsVersion::Auto | kind::TlsVersion::V1_3) => TlsVersion::V1_3,
         Some(kind::TlsVersion::V1_2) => TlsVersion::V1_2,
@@ -155,34 +144,22 @@ fn versions(one: &One<'_>, written: &ServerTls) -> Result<(TlsVersion, TlsVersio
             return refused(field, "nothing before TLS 1.2 is spoken", "write TLSV1_2 or TLSV1_3");
         }
     };
-    Ok((oldest, newest))
-}
-
-/// The suites of TLS 1.2; where none of those that are written is spoken, it is not either.
-fn suites(
-    one: &One<'_>,
-    written: &ServerTls,
-    oldest: TlsVersion,
-    newest: TlsVersion,
-    problems: &mut Vec<Problem>,
-) -> Result<(Vec<ArcStr>, TlsVersion), Refused> {
-    let mut known: Vec<ArcStr> = Vec::new();
-    for (index, name) in written.cipher_suites.iter().enumerate() {
-        match SUITES.iter().find(|(istio_s, iana)| istio_s.eq_ignore_ascii_case(name) || iana == name) {
-            Some((_, iana)) => known.push((*iana).into()),
-            None => {
-                let message = format!("{name:?} is not spoken");
-                let all: Vec<&str> = SUITES.iter().map(|(name, _)| *name).collect();
-                let field = format!("{}.tls.cipherSuites[{index}]", one.field);
-                problems.push(Problem::warning(field, message).help(format!("there are {}", all.join(", "))));
-            }
-        }
+    let oldest = match written.min_protocol_version {
+        Some(kind::TlsVersion::V1_3) => TlsVersion::V1_3,
+        // A server that says how new its TLS may be at most is asked by it before the mesh is.
+        None | Some(kind::TlsVersion::Auto) => usual.oldest.min(newest),
+        Some(kind::TlsVersion::V1_0 | kind::TlsVersion::V1_1 | kind::TlsVersion::V1_2) => TlsVersion::V1_2,
+    };
+    if written.cipher_suites.is_empty() {
+        return Ok(Spoken { oldest, newest, ..usual });
     }
-    match (known.is_empty() && !written.cipher_suites.is_empty(), newest) {
-        (false, _) => Ok((known, oldest)),
-        (true, TlsVersion::V1_3) => Ok((known, TlsVersion::V1_3)),
+    let field = format!("{}.tls.cipherSuites", one.field);
+    let suites = tls_names::spoken(&written.cipher_suites, SUITES, &field, problems);
+    // Where none of those that are written is spoken, TLS 1.2 is not either.
+    match (suites.is_empty(), newest) {
+        (false, _) => Ok(Spoken { oldest, newest, suites, ..usual }),
+        (true, TlsVersion::V1_3) => Ok(Spoken { oldest: TlsVersion::V1_3, newest, suites, ..usual }),
         (true, TlsVersion::V1_2) => {
-            let field = format!("{}.tls.cipherSuites", one.field);
             refused(field, "none of them is spoken, and TLS 1.3 is not wanted", "add one that is")
         }
     }

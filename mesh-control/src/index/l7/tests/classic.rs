@@ -1,6 +1,7 @@
 //! Istio's Gateways and VirtualServices in, what a gateway listens for and does out.
 
-use mesh_core::listener::{Encryption, Listeners, Serves, TlsVersion};
+use mesh_core::listener::{Encryption, Listeners, Serves};
+use mesh_core::spoken::TlsVersion;
 
 use super::*;
 use crate::index::certificates::Part;
@@ -168,7 +169,7 @@ fn features_B16_TLS_of_servers() {
     let listener = listened(&made).port(443).unwrap().named(Some("a.com")).unwrap();
     let Encryption::Ends(tls) = &listener.encryption else { panic!("{listener:?}") };
     assert_eq!(
-        (tls.certificates.as_slice(), tls.oldest, &tls.clients),
+        (tls.certificates.as_slice(), tls.spoken.oldest, &tls.clients),
         (&["shop/c".into()][..], TlsVersion::V1_3, &None)
     );
     assert_eq!(ask(listened(&made), 443, Some("a.com"), "a.com/"), "v1:80");
@@ -208,7 +209,7 @@ fn features_B16_TLS_of_servers() {
         let listener = listened(&made).port(443).unwrap().named(Some("a.com")).unwrap();
         let Encryption::Ends(read) = &listener.encryption else { panic!("{listener:?}") };
         assert_eq!(
-            (read.oldest, read.suites.iter().map(|s| s.as_str()).collect::<Vec<_>>()),
+            (read.spoken.oldest, read.spoken.suites.iter().map(|s| s.as_str()).collect::<Vec<_>>()),
             (oldest, suites.to_vec())
         );
         assert_eq!(said, warned);

@@ -268,7 +268,8 @@ fn features_SE_7_names_of_certificates_are_the_entrys_where_the_rule_has_none() 
     );
     let to_it = "{hosts: [web], http: [{route: [{destination: {host: api.example.com, port: {number: 443}}}]}]}";
     let both: &[&str] = &["a.example.com", "spiffe://cluster.local/ns/a/sa/b"];
-    let nobody = "w subjectAltNames[0]: \"a.example.com\" is not verified: no DestinationRule begins TLS towards its hosts";
+    let nobody =
+        "w subjectAltNames[0]: \"a.example.com\" is not verified: no DestinationRule begins TLS towards its hosts";
     for (tls, names, told) in [
         ("{mode: SIMPLE}", Some(both), None),
         ("{mode: MUTUAL, credentialName: c}", Some(both), None),

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use mesh_core::l7::cluster::{Locality, Pool};
 use mesh_core::l7::{ClusterKey, Retries, RetryOn};
+use mesh_core::listener::Encryption;
+use mesh_core::spoken::{Spoken, TlsVersion};
 
 use super::virtual_services::to_v3;
 use super::*;
@@ -123,4 +125,67 @@ fn features_EX_5_what_a_service_says_of_near_endpoints_goes_before_the_mesh() {
     ] {
         assert_eq!(is_the_meshs(of_namespace, said, policy), expected, "{of_namespace} {said} {policy}");
     }
+}
+
+/// What is spoken at a server of Istio's Gateway with these fields, at a listener of the Gateway API, and towards places of a DestinationRule and of a BackendTLSPolicy.
+fn spoken(mesh: &str, server: &str) -> [Spoken; 4] {
+    let edge = "{gatewayClassName: undermesh, infrastructure: {labels: {istio: ingressgateway}}, listeners: [
+        {name: own, port: 8443, protocol: HTTPS, tls: {certificateRefs: [{name: c}]}}]}";
+    let servers = format!(
+        "{{selector: {{istio: ingressgateway}}, servers: [{{port: {{number: 443, name: https, protocol: HTTPS}}, hosts: [a.com], tls: {{mode: SIMPLE, credentialName: c{server}}}}}]}}"
+    );
+    let route = "{parentRefs: [{name: edge}], rules: [{backendRefs: [{name: v1, port: 80}, {name: v3, port: 80}]}]}";
+    let policy = "{targetRefs: [{group: '', kind: Service, name: v1}], validation: {hostname: a.com, wellKnownCACertificates: System}}";
+    let rule = "{host: v3, trafficPolicy: {tls: {mode: SIMPLE}}}";
+    let objects = objects(&[
+        object(Kind::Gateway, "shop", "edge", edge),
+        object(Kind::IstioGateway, "shop", "one", &servers),
+        object(Kind::BackendTlsPolicy, "shop", "p", policy),
+        object(Kind::DestinationRule, "shop", "o", rule),
+        http_route(route),
+    ]);
+    let settings = settings(mesh);
+    let indexed = super::super::super::routing::index(&objects, &settings);
+    let made = super::super::index(&settings, &Around::new(&objects, &settings, &indexed), &Served::new());
+    let edge = NamespacedName::new("shop", "edge");
+    let at = |port: u16, name: &str| {
+        let listener = made.listeners[&edge].port(port).unwrap().named(Some(name)).unwrap().clone();
+        let Encryption::Ends(tls) = &listener.encryption else { panic!("{listener:?}") };
+        tls.spoken.clone()
+    };
+    let towards = |service: &str| {
+        let service = NamespacedName::new("shop", format!("{service}.shop.svc.cluster.local"));
+        let key = ClusterKey { service, port: 80, subset: ArcStr::new() };
+        let policy = made.clusters[&edge].find(&key, &Client::default()).unwrap().policy.clone().unwrap();
+        policy.tls.server().unwrap().spoken.clone()
+    };
+    [at(443, "a.com"), at(8443, "b.com"), towards("v3"), towards("v1")]
+}
+
+#[test]
+fn features_EX_5_what_is_spoken_of_TLS_where_no_object_says_it() {
+    let names = |names: &[&str]| names.iter().map(|name| (*name).into()).collect::<Vec<ArcStr>>();
+    let written =
+        "tlsDefaults: {minProtocolVersion: TLSV1_3, cipherSuites: [ECDHE-RSA-AES128-GCM-SHA256], ecdhCurves: [P-256]}";
+    let of_mesh = Spoken {
+        oldest: TlsVersion::V1_3,
+        suites: names(&["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"]),
+        groups: names(&["secp256r1"]),
+        ..Spoken::default()
+    };
+    let own_suites = names(&["TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384"]);
+    let (old, new) = (TlsVersion::V1_2, TlsVersion::V1_3);
+    for (server, expected) in [
+        ("", of_mesh.clone()),
+        (", minProtocolVersion: TLS_AUTO", of_mesh.clone()),
+        (", minProtocolVersion: TLSV1_2", Spoken { oldest: old, ..of_mesh.clone() }),
+        (", maxProtocolVersion: TLSV1_2", Spoken { oldest: old, newest: old, ..of_mesh.clone() }),
+        (", cipherSuites: [ECDHE-RSA-AES256-GCM-SHA384]", Spoken { suites: own_suites, ..of_mesh.clone() }),
+        (", cipherSuites: [AES128-SHA]", Spoken { oldest: new, suites: names(&[]), ..of_mesh.clone() }),
+    ] {
+        let [at_server, others @ ..] = spoken(written, server);
+        assert_eq!(at_server, expected, "{server}");
+        assert!(others.iter().all(|one| *one == of_mesh), "{others:?}");
+    }
+    assert!(spoken("{}", "").iter().all(|one| *one == Spoken::default()));
 }

@@ -65,14 +65,18 @@ fn lists_are_as_long_as_definitions_and_readers_let_them_be() {
         let roots = many(roots, "{group: '', kind: ConfigMap, name: c}");
         let targets: Vec<_> = (0..targets).map(|n| format!("{{group: '', kind: Service, name: a{n}}}")).collect();
         let targets = targets.join(", ");
-        format!("{{targetRefs: [{targets}], validation: {{hostname: a.com, caCertificateRefs: [{roots}], subjectAltNames: [{names}]}}}}")
+        format!(
+            "{{targetRefs: [{targets}], validation: {{hostname: a.com, caCertificateRefs: [{roots}], subjectAltNames: [{names}]}}}}"
+        )
     };
     let hostnames = |count| format!("{{parentRefs: [{{name: gw}}], hostnames: [{}]}}", many(count, "a.com"));
     let backends = "rules: [{backendRefs: [{name: a, port: 443}]}]";
     let tls = |count| format!("{{parentRefs: [{{name: gw}}], {backends}, hostnames: [{}]}}", many(count, "a.com"));
     let server = |hosts: usize, names: usize| {
         let (hosts, names) = (many(hosts, "a.com"), many(names, "a"));
-        format!("{{selector: {{a: b}}, servers: [{{port: {{number: 443, name: a, protocol: HTTPS}}, hosts: [{hosts}], tls: {{mode: MUTUAL, credentialName: c, subjectAltNames: [{names}]}}}}]}}")
+        format!(
+            "{{selector: {{a: b}}, servers: [{{port: {{number: 443, name: a, protocol: HTTPS}}, hosts: [{hosts}], tls: {{mode: MUTUAL, credentialName: c, subjectAltNames: [{names}]}}}}]}}"
+        )
     };
     for (kind, most, over, field, limit) in [
         (Kind::BackendTlsPolicy, policy(5, 8, 16), policy(6, 8, 16), "validation.subjectAltNames", 5),

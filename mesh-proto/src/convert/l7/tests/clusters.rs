@@ -7,6 +7,7 @@ use mesh_core::l7::cluster::{
     Warmup,
 };
 use mesh_core::l7::{Cluster, ClusterKey, Clusters, Labels, Share};
+use mesh_core::spoken::{Spoken, TlsVersion};
 use mesh_core::{ArcStr, NamespacedName};
 use proptest::{collection::vec, option, prelude::*};
 use prost::Message;
@@ -106,14 +107,23 @@ fn outliers() -> impl Strategy<Value = Outliers> {
 fn tls() -> impl Strategy<Value = Tls> {
     let name = || {
         let texts = || vec(word(), 0..3);
-        (texts(), option::of(word()), option::of(word()), texts(), any::<bool>(), any::<bool>()).prop_map(
-            |(roots, shown, sni, names, unverified, end_to_end)| ServerName {
+        let version = || prop_oneof![Just(TlsVersion::V1_2), Just(TlsVersion::V1_3)];
+        let spoken = (version(), version(), texts(), texts()).prop_map(|(oldest, newest, suites, groups)| Spoken {
+            oldest,
+            newest,
+            suites,
+            groups,
+        });
+        let spoken = prop_oneof![Just(Spoken::default()), spoken];
+        (texts(), option::of(word()), option::of(word()), texts(), any::<bool>(), any::<bool>(), spoken).prop_map(
+            |(roots, shown, sni, names, unverified, end_to_end, spoken)| ServerName {
                 roots,
                 shown,
                 sni,
                 names,
                 unverified,
                 end_to_end,
+                spoken,
             },
         )
     };

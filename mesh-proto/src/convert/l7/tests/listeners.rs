@@ -5,8 +5,9 @@ use std::sync::Arc;
 use mesh_core::l7::{Action, Backend, ClusterKey, Forward, Handling, HostPattern, Rule, Table, Target, VirtualHost};
 use mesh_core::listener::{
     Certificates, ClientCert, Clients, Credential, DatagramPlace, DatagramRoute, Encryption, Listener, Listeners,
-    Passage, Secret, Serves, Tls, TlsVersion, Topology, Transport,
+    Passage, Secret, Serves, Tls, Topology, Transport,
 };
+use mesh_core::spoken::{Spoken, TlsVersion};
 use prost::Message;
 
 use crate::convert::l7::{certificates, encode_certificates, encode_listeners, listeners};
@@ -42,9 +43,12 @@ fn all() -> Listeners {
     };
     let tls = Tls {
         clients: Some(clients),
-        oldest: TlsVersion::V1_3,
-        newest: TlsVersion::V1_2,
-        suites: vec!["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256".into()],
+        spoken: Spoken {
+            oldest: TlsVersion::V1_3,
+            newest: TlsVersion::V1_2,
+            suites: vec!["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256".into()],
+            groups: vec!["X25519".into()],
+        },
         ..Tls::with(vec!["shop/rsa".into(), "shop/ecdsa".into()])
     };
     let all = vec![

@@ -71,9 +71,10 @@ impl Made {
 /// Makes the routes of all services that have any, and what is said of places.
 pub fn index(objects: &Objects, settings: &Settings, around: &Around<'_>) -> Made {
     let mut made = Made::default();
-    let entries: Vec<_> = match settings.istio_runs || around.routes.virtual_services.is_empty() {
-        true => Vec::new(),
-        false => entries::hosts(objects, settings, around),
+    let is_read = !around.routes.virtual_services.is_empty() || places::says_something(around.defaults);
+    let entries: Vec<_> = match is_read && !settings.istio_runs {
+        true => entries::hosts(objects, settings, around),
+        false => Vec::new(),
     };
     // Most meshes say nothing of connections.
     let has_any = !around.routes.tcp_routes.is_empty()
@@ -94,7 +95,7 @@ pub fn index(objects: &Objects, settings: &Settings, around: &Around<'_>) -> Mad
     // Istio's own kinds are Istio's where it runs.
     if !settings.istio_runs {
         let named = made.routes.values().flat_map(|routes| routes.places()).cloned().collect();
-        made.places = places::index(objects, around, &named, &mut made.problems);
+        made.places = places::index(objects, around, &named, &entries, &mut made.problems);
         made.wanted = Arc::new(places::wanted(&made.places));
         made.in_force.extend(places::in_force(&made.places, around));
     }

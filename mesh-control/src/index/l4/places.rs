@@ -1,5 +1,5 @@
 //! What DestinationRules say of the places of services, for agents: they act on what is about connections where no waypoint stands before a service. Whoever
-//! has written something else is told that only a waypoint does it.
+//! has written something else is told that only a waypoint does it. Where no rule is, the mesh settings may say something: then every service has places.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,36 +10,69 @@ use mesh_core::{ArcStr, NamespacedName};
 use crate::diagnosis::Problem;
 use crate::index::l7::labels::Wanted;
 use crate::index::l7::{Around, Problems, clusters};
-use crate::resource::routing::destination_rule::{ConnectionPool, HttpPool, LoadBalancer, Tls, TlsMode};
+use crate::resource::mesh_defaults::MeshDefaults;
+use crate::resource::routing::destination_rule::{ConnectionPool, HttpPool, LoadBalancer, Locality, Tls, TlsMode};
 use crate::resource::routing::{DestinationRule, Routed};
+use crate::resource::service::Port;
 use crate::resource::{Key, Kind, Objects};
 
 /// What is said where nobody but a waypoint does it.
 const OF_WAYPOINTS: &str = "agents do not act on it: only a waypoint of the service does";
 
-/// What is said of the places of each service of which anything is: of all its ports, and of what routes of connections name.
+/// What is said of the places of each service of which anything is: of all its ports, and of what routes of connections name. `entries` are hosts of
+/// ServiceEntries: of those agents heed no rules.
 pub fn index(
     objects: &Objects,
     around: &Around<'_>,
     named: &BTreeSet<ClusterKey>,
+    entries: &[(NamespacedName, Vec<Port>)],
     problems: &mut Problems,
 ) -> BTreeMap<NamespacedName, Arc<Clusters>> {
     let mut keys: BTreeSet<ClusterKey> = named.iter().filter(|key| !key.subset.is_empty()).cloned().collect();
+    let mut plain: BTreeSet<ClusterKey> = BTreeSet::new();
+    let of = |name: &NamespacedName, ports: &[Port]| {
+        let key = |port: &Port| ClusterKey { service: name.clone(), port: port.port, subset: ArcStr::new() };
+        ports.iter().map(key).collect::<Vec<_>>()
+    };
+    let is_said = says_something(around.defaults);
     for service in objects.services.values() {
         let name = around.hosts.key(service);
         if around.rules.named(&name.name).next().is_some() {
-            let key = |port: u16| ClusterKey { service: name.clone(), port, subset: ArcStr::new() };
-            keys.extend(service.ports.iter().map(|port| key(port.port)));
+            keys.extend(of(&name, &service.ports));
+        } else if is_said {
+            plain.extend(of(&name, &service.ports));
         }
+    }
+    for (name, ports) in entries.iter().filter(|(name, _)| is_said && around.rules.named(&name.name).next().is_none()) {
+        plain.extend(of(name, ports));
     }
     let mut by_service: BTreeMap<NamespacedName, Vec<Cluster>> = BTreeMap::new();
     let mut reader = clusters::Reader { around, of_gateway: None, problems, references: &mut Vec::new() };
+    for key in plain {
+        let all = by_service.entry(key.service.clone()).or_default();
+        all.extend(clusters::of_key(&key, &mut reader).into_iter().map(without_failover));
+    }
     for key in keys {
         let all = by_service.entry(key.service.clone()).or_default();
         // What is for some pods of a namespace: agents know no labels of clients.
         all.extend(clusters::of_key(&key, &mut reader).into_iter().filter(|one| one.client_labels.is_empty()));
     }
     by_service.into_iter().map(|(service, all)| (service, Arc::new(Clusters::new(all)))).collect()
+}
+
+/// Whether the mesh settings say anything of places that no rule is about, and agents act on it.
+pub fn says_something(defaults: &MeshDefaults) -> bool {
+    let shares = |said: &Locality| said.enabled != Some(false) && !said.distribute.is_empty();
+    defaults.connect_timeout.is_some() || defaults.locality.as_ref().is_some_and(shares)
+}
+
+/// Where no rule has anybody left out, what comes after those who are says nothing. It would be in each place of each service, and its labels be told of all workloads.
+fn without_failover(mut place: Cluster) -> Cluster {
+    if let Ok(policy) = &mut place.policy {
+        policy.locality.failover.clear();
+        policy.locality.priority.clear();
+    }
+    place
 }
 
 /// The labels that these places ask for.

@@ -26,6 +26,10 @@ fn service(namespace: &str, name: &str) -> Json {
 }
 
 fn made(more: &[Json]) -> Made {
+    made_with(Settings::default(), more)
+}
+
+fn made_with(settings: Settings, more: &[Json]) -> Made {
     let mut all = vec![service("shop", "echo"), service("shop", "v1"), service("shop", "v2"), service("far", "away")];
     all.extend(more.iter().cloned());
     let text: Vec<String> = all.iter().map(|object| format!("---\n{object}\n")).collect();
@@ -33,7 +37,6 @@ fn made(more: &[Json]) -> Made {
     assert!(read.diagnoses.iter().all(|d| d.severity < crate::diagnosis::Severity::Error), "{:?}", read.diagnoses);
     let scan = Scan { found: read.found.into_iter().map(|(found, _)| found).collect(), ..Scan::default() };
     let objects = Catalog::default().apply(&scan).0;
-    let settings = Settings::default();
     let indexed = routing::index(&objects, &settings);
     super::index(&objects, &settings, &Around::new(&objects, &settings, &indexed))
 }
@@ -285,4 +288,84 @@ fn features_B18_B20_hosts_of_service_entries_are_led_through_an_egress_gateway()
     assert_eq!(outside(&made, 80, "far", ServerName::Unread), "v2:9000");
     assert_eq!(outside(&made, 80, "shop", ServerName::Unread), "v1:9001");
     assert_eq!(outside(&made_of(&[]), 80, "shop", ServerName::Unread), "-");
+}
+
+/// Settings with these defaults.
+fn settings(mesh: &str) -> Settings {
+    let mut problems = Vec::new();
+    let tree = crate::yaml::node::parse(mesh).unwrap();
+    let defaults = crate::resource::mesh_defaults::MeshDefaults::read(&tree, "mesh", &mut problems);
+    assert!(problems.is_empty(), "{problems:?}");
+    Settings { defaults, ..Settings::default() }
+}
+
+#[test]
+fn features_EX_5_what_the_mesh_says_of_places_is_told_of_every_service() {
+    let entry = "{hosts: [api.example.com], resolution: DNS, ports: [{number: 443, name: tls, protocol: TLS}]}";
+    let entry = object(Kind::ServiceEntry, "shop", "api", entry);
+    let rule = "{host: v1, trafficPolicy: {connectionPool: {tcp: {connectTimeout: 1s}}}}";
+    let rule = object(Kind::DestinationRule, "shop", "o", rule);
+    let ruled = "v1.shop.svc.cluster.local 1s";
+    let told = |made: &Made| {
+        let of = |(service, places): (&NamespacedName, &Arc<Clusters>)| {
+            let policies: Vec<_> = places.iter().map(|one| one.policy.clone().unwrap()).collect();
+            assert!(policies.windows(2).all(|two| two[0] == two[1]), "{service}: all ports are the same");
+            let locality = &policies[0].locality;
+            let shares = if locality.distribute.is_empty() { "" } else { " shares" };
+            assert!(locality.failover.is_empty() && locality.priority.is_empty(), "{service}: {locality:?}");
+            format!("{} {:?}{shares}", service.name, policies[0].pool.connect_timeout)
+        };
+        made.places.iter().map(of).collect::<Vec<_>>()
+    };
+    let all = |said: &str, ruled: &str| {
+        let mut all: Vec<String> = ["away.far.svc.cluster.local", "api.example.com", "echo.shop.svc.cluster.local"]
+            .iter()
+            .map(|name| format!("{name} {said}"))
+            .collect();
+        all.extend([ruled.to_owned(), format!("v2.shop.svc.cluster.local {said}")]);
+        all
+    };
+    let shares = "localityLbSetting: {distribute: [{from: a/*, to: {a/*: 80, b/*: 20}}]}";
+    for (mesh, expected) in [
+        ("{}", vec![ruled.to_owned()]),
+        ("connectTimeout: 3s", all("3s", ruled)),
+        (shares, all("10s shares", &format!("{ruled} shares"))),
+        // Nobody is left out without a rule that says when: nothing comes of these.
+        ("localityLbSetting: {enabled: false}", vec![ruled.to_owned()]),
+        ("localityLbSetting: {enabled: true}", vec![ruled.to_owned()]),
+    ] {
+        let made = made_with(settings(mesh), &[entry.clone(), rule.clone()]);
+        assert_eq!(told(&made), expected, "{mesh}");
+    }
+    // Those for whoever is left out are heeded where a rule says who is.
+    let near = "{failoverPriority: [example.com/rack]}, connectTimeout: 3s";
+    let made = made_with(settings(&format!("{{localityLbSetting: {near}}}")), &[entry.clone()]);
+    assert_eq!(told(&made), all("3s", "v1.shop.svc.cluster.local 3s"));
+    assert_eq!(*made.wanted, Wanted::default(), "no labels of all workloads");
+    // A rule for hosts of ServiceEntries is not for agents, and nothing is said over it.
+    let rule =
+        object(Kind::DestinationRule, "shop", "o", "{host: api.example.com, trafficPolicy: {tls: {mode: SIMPLE}}}");
+    let made = made_with(settings("connectTimeout: 3s"), &[entry, rule]);
+    assert!(made.places.len() == 4 && !made.places.contains_key(&NamespacedName::new("shop", "api.example.com")));
+}
+
+#[test]
+fn features_EX_5_what_every_service_is_told_is_little() {
+    let services: Vec<Json> = (0..5_000)
+        .map(|index| {
+            let mut service = object(Kind::Service, "many", &format!("s{index}"), "{}");
+            service["spec"] = json!({ "ports": [{ "name": "tcp", "port": 80 }], "selector": { "app": "a" } });
+            service
+        })
+        .collect();
+    let regions: Vec<String> = (0..100).map(|index| format!("{{from: a{index}, to: b{index}}}")).collect();
+    let near = format!("localityLbSetting: {{failover: [{}]}}", regions.join(", "));
+    assert_eq!(made_with(settings(&near), &services).places.len(), 0);
+    let made = made_with(settings(&format!("connectTimeout: 3s\n{near}")), &services);
+    assert_eq!(made.places.len(), 5_004);
+    let encode = |(service, places): (&NamespacedName, &Arc<Clusters>)| {
+        mesh_proto::convert::encode_clusters(&service.to_string(), places).len()
+    };
+    let bytes: usize = made.places.iter().map(encode).sum();
+    assert!(bytes < 5_004 * 200, "{bytes} bytes, as much as a service itself takes");
 }

@@ -1,19 +1,23 @@
-//! What the mesh settings say where no manifest says anything: how paths are written, what is tried again, and who sees what. Rows AP-8 and EX-5.
+//! What the mesh settings say where no manifest says anything: how paths are written, what is tried again, what is spoken of TLS, which trust domains are one, and who
+//! sees what. Rows AP-8, AP-10 and EX-5.
 use crate::stage::{CHANGE, Stage, bookinfo, httpbin, is};
 use anyhow::{Result, ensure};
 use mesh_tests::harness::routing::{http_route, virtual_service};
-use mesh_tests::harness::{Need, Process, eventually, in_lab};
+use mesh_tests::harness::waypoint::USE_WAYPOINT;
+use mesh_tests::harness::{Need, Process, eventually, in_lab, plan};
 
 /// Its only pod is the first server.
 const HOST: &str = "httpbin-v1";
 
 #[test]
-fn features_AP_8_EX_5_what_holds_where_manifests_say_nothing() -> Result<()> {
+fn features_AP_8_AP_10_EX_5_what_holds_where_manifests_say_nothing() -> Result<()> {
     in_lab(Need::Mesh, || {
         let stage = bookinfo("istio-waypoint")?;
         let servers = httpbin(&stage)?;
         slashes_are_merged(&stage, &servers[0])?;
         requests_are_tried_again(&stage, &servers[0])?;
+        trust_domains_are_one(&stage)?;
+        tls_is_spoken_as_the_mesh_says(&stage)?;
         a_rule_is_for_its_own_namespace(&stage)
     })
 }
@@ -84,6 +88,8 @@ fn requests_are_tried_again(stage: &Stage, server: &Process) -> Result<()> {
     for (path, text, expected) in [
         ("/none", istio("/none", ""), 2),
         ("/own", istio("/own", "retries: {attempts: 0}, "), 1),
+        // VS-15: nothing about attempts is none.
+        ("/bare", istio("/bare", "retries: {retryOn: \"503\"}, "), 1),
         // Of the two kinds the Gateway API's would count before.
         ("/route", http_route(HOST, &[&gateway]), 2),
     ] {
@@ -93,6 +99,43 @@ fn requests_are_tried_again(stage: &Stage, server: &Process) -> Result<()> {
         ensure!(came == expected, "{came} of {path} came, not {expected}");
     }
     stage.lab.delete(HOST)
+}
+
+/// AP-10: a policy that names the old trust domain means whoever is of the new one.
+fn trust_domains_are_one(stage: &Stage) -> Result<()> {
+    let client = &stage.bookinfo.client;
+    let policy = format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: old, namespace: default}}\nspec:\n  targetRefs: [{{group: \"\", kind: Service, name: {HOST}}}]\n  rules: [{{from: [{{source: {{principals: [old.example/ns/default/sa/sleep]}}}}]}}]\n"
+    );
+    stage.lab.apply("old", &policy)?;
+    eventually("nobody is of the old domain", CHANGE, || is(&client.get(&url("/x"))?, 403, "RBAC: access denied"))?;
+    stage.lab.apply("settings", &settings("trustDomainAliases: [old.example]"))?;
+    eventually("everybody is", CHANGE, || is(&client.get(&url("/x"))?, 200, ""))?;
+    stage.lab.delete("old")
+}
+
+/// EX-5: a waypoint that begins TLS offers what the settings name.
+fn tls_is_spoken_as_the_mesh_says(stage: &Stage) -> Result<()> {
+    let server = stage.lab.serve_outside_tls("api", "api.example.com")?;
+    let entry = format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: api, namespace: default, labels: {{{USE_WAYPOINT}: waypoint}}}}\n\
+         spec: {{hosts: [api.example.com], resolution: STATIC, ports: [{{number: 80, name: http, protocol: HTTP, targetPort: 443}}], endpoints: [{{address: {}}}]}}\n",
+        plan::outside().v4
+    );
+    let rule = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: api, namespace: default}\n\
+         spec: {host: api.example.com, trafficPolicy: {tls: {mode: SIMPLE}}}\n";
+    stage.lab.apply("rule", rule)?;
+    stage.lab.apply("api", &entry)?;
+    let get = || stage.bookinfo.client.get("http://api.example.com/x")?.success();
+    eventually("an answer over TLS", CHANGE, get)?;
+    ensure!(!server.stdout().contains("group=secp384r1"), "it likes something else: {}", server.stdout());
+    stage.lab.apply("settings", &settings("tlsDefaults: {ecdhCurves: [P-384]}"))?;
+    eventually("the group that is named", CHANGE, || {
+        get()?;
+        ensure!(server.stdout().contains("sni=api.example.com group=secp384r1"), "{}", server.stdout());
+        Ok(())
+    })?;
+    ["rule", "api"].iter().try_for_each(|file| stage.lab.delete(file))
 }
 
 /// EX-5: a rule of another namespace counts as long as everybody sees it.

@@ -21,7 +21,7 @@ fn rule(tls: &str) -> String {
 }
 
 #[test]
-fn features_B19_B20_hosts_outside_of_the_mesh_by_name_and_with_TLS_begun_by_the_waypoint() -> Result<()> {
+fn features_B19_B20_SE_7_hosts_outside_of_the_mesh_by_name_and_with_TLS_begun_by_the_waypoint() -> Result<()> {
     in_lab(Need::Mesh, || {
         let (lab, client) = Lab::with_client()?;
         let _plain = lab.serve_outside(&["http", "--port", "8080", "--name", "plain"])?;
@@ -70,6 +70,20 @@ fn features_B19_B20_hosts_outside_of_the_mesh_by_name_and_with_TLS_begun_by_the_
         let seen = eventually("an answer over TLS", CHANGE, || client.get(url)?.success())?.stdout;
         ensure!(seen.contains("\"server\":\"api\"") && seen.contains("/politics"), "{seen}");
         outside.wait_for("sni=api.example.com", SOON)?;
+
+        // SE-7: the entry says whose name is believed where the rule does not.
+        let named = |name: &str| {
+            let entry = entry(&label, "[{number: 80, name: http, protocol: HTTP, targetPort: 443}]");
+            lab.apply("api", &entry.replace("spec: {", &format!("spec: {{subjectAltNames: [{name}], ")))
+        };
+        named("other.example.com")?;
+        eventually("a refusal of another's name", CHANGE, || {
+            let answer = client.get(url)?;
+            ensure!(answer.stderr.contains("HTTP 503"), "{answer:?}");
+            Ok(())
+        })?;
+        named("api.example.com")?;
+        eventually("an answer under the name", CHANGE, || client.get(url)?.success())?;
 
         // Who answers under another name is nobody.
         lab.apply("rule", &rule("{mode: SIMPLE, sni: other.example.com}"))?;

@@ -72,10 +72,9 @@ fn features_B19_B20_SE_7_hosts_outside_of_the_mesh_by_name_and_with_TLS_begun_by
         outside.wait_for("sni=api.example.com", SOON)?;
 
         // SE-7: the entry says whose name is believed where the rule does not.
-        let named = |name: &str| {
-            let entry = entry(&label, "[{number: 80, name: http, protocol: HTTP, targetPort: 443}]");
-            lab.apply("api", &entry.replace("spec: {", &format!("spec: {{subjectAltNames: [{name}], ")))
-        };
+        let unnamed = entry(&label, "[{number: 80, name: http, protocol: HTTP, targetPort: 443}]");
+        let named =
+            |name: &str| lab.apply("api", &unnamed.replace("spec: {", &format!("spec: {{subjectAltNames: [{name}], ")));
         named("other.example.com")?;
         eventually("a refusal of another's name", CHANGE, || {
             let answer = client.get(url)?;
@@ -84,6 +83,7 @@ fn features_B19_B20_SE_7_hosts_outside_of_the_mesh_by_name_and_with_TLS_begun_by
         })?;
         named("api.example.com")?;
         eventually("an answer under the name", CHANGE, || client.get(url)?.success())?;
+        lab.apply("api", &unnamed)?;
 
         // Who answers under another name is nobody.
         lab.apply("rule", &rule("{mode: SIMPLE, sni: other.example.com}"))?;

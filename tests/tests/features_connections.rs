@@ -267,3 +267,20 @@ fn features_DR_9_connections_are_limited_without_a_waypoint() -> Result<()> {
         stage.shares(50)
     })
 }
+
+#[test]
+fn features_EX_5_agents_heed_the_mesh_for_services_without_a_rule() -> Result<()> {
+    in_lab(Need::Mesh, || {
+        let stage = stage()?;
+        let settings = |mesh: &str| {
+            let head = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: undermesh, namespace: undermesh-system}\n";
+            stage.lab.apply("settings", &format!("{head}data:\n  mesh: |\n    {mesh}\n"))
+        };
+        stage.shares(50)?;
+        // No endpoint is there: who heeds it reaches none.
+        settings("localityLbSetting: {distribute: [{from: \"*\", to: {nowhere: 100}}]}")?;
+        stage.becomes(&RESET.to_string())?;
+        settings("connectTimeout: 3s")?;
+        stage.shares(50)
+    })
+}

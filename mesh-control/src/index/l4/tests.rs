@@ -339,7 +339,7 @@ fn features_EX_5_what_the_mesh_says_of_places_is_told_of_every_service() {
     }
     // Those for whoever is left out are heeded where a rule says who is.
     let near = "{failoverPriority: [example.com/rack]}, connectTimeout: 3s";
-    let made = made_with(settings(&format!("{{localityLbSetting: {near}}}")), &[entry.clone()]);
+    let made = made_with(settings(&format!("{{localityLbSetting: {near}}}")), std::slice::from_ref(&entry));
     assert_eq!(told(&made), all("3s", "v1.shop.svc.cluster.local 3s"));
     assert_eq!(*made.wanted, Wanted::default(), "no labels of all workloads");
     // A rule for hosts of ServiceEntries is not for agents, and nothing is said over it.

@@ -15,6 +15,10 @@ const PROFILED: &str = "mesh-waypoint";
 const PROFILE: &str = "mesh-waypoint/requests.profdata";
 /// What it was made of.
 const MADE_OF: &str = "mesh-waypoint/requests.made-of.txt";
+/// Names of the functions that ran, those that ran most first: in this order they are linked. The rest of the program follows and is hardly ever brought into memory.
+const ORDER: &str = "mesh-waypoint/requests.order.txt";
+/// On this kind of machine rustc links with LLD, which takes such a list; other linkers do not know the option.
+const HOST_WITH_LLD: &str = "x86_64-unknown-linux-gnu";
 /// Separates the flags of `CARGO_ENCODED_RUSTFLAGS`; those in `RUSTFLAGS` cannot have spaces.
 const SEPARATOR: &str = "\x1f";
 
@@ -49,14 +53,21 @@ pub fn heed(cargo: &mut Command, package: &str) -> Result<()> {
     }
     let root = run::root()?;
     let known = std::fs::read_to_string(root.join(MADE_OF)).with_context(|| format!("read {MADE_OF}"))?;
-    if let Some(other) = differs(&known, &made_of()?) {
+    let now = made_of()?;
+    if let Some(other) = differs(&known, &now) {
         eprintln!(
             "the profile of {PROFILED} was made of other things, as {other:?}: requests cost more until `cargo xtask bench --train` makes it anew"
         );
     }
     let profile = format!("-Cprofile-use={}", shown(&root.join(PROFILE))?);
     // Of functions that were changed since nobody needs to hear in each build.
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags(&[&profile, "-Cllvm-args=-no-pgo-warn-mismatch"]));
+    let mut heeded = vec![profile, "-Cllvm-args=-no-pgo-warn-mismatch".to_owned()];
+    let is_cross = std::env::var_os("CARGO_BUILD_TARGET").is_some();
+    if !is_cross && links_with_lld(&now, &flags(&[])) {
+        heeded.push(format!("-Clink-arg=-Wl,--symbol-ordering-file={}", shown(&root.join(ORDER))?));
+        heeded.push("-Clink-arg=-Wl,--no-warn-symbol-ordering".to_owned());
+    }
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags(&heeded.iter().map(String::as_str).collect::<Vec<_>>()));
     Ok(())
 }
 
@@ -114,6 +125,31 @@ fn differs<'a>(known: &'a str, now: &'a str) -> Option<&'a str> {
     only(now, known).or_else(|| only(known, now))
 }
 
+/// Whether what `compiler` says of itself, and these flags of the user, mean that LLD links.
+fn links_with_lld(compiler: &str, flags: &str) -> bool {
+    let is_host = compiler.lines().any(|line| line.strip_prefix("host: ") == Some(HOST_WITH_LLD));
+    is_host && !["linker", "fuse-ld", "link-self-contained"].iter().any(|word| flags.contains(word))
+}
+
+/// The functions of which `shown`, by `llvm-profdata show --all-functions --counts`, tells that any part of them ran: most often first, then by name, a line each.
+fn by_count(shown: &str) -> String {
+    let mut all: Vec<(u64, &str)> = Vec::new();
+    let mut name = None;
+    for line in shown.lines() {
+        if let Some(counts) = line.strip_prefix("    Block counts: [") {
+            let counts = counts.trim_end_matches(']').split(", ").filter_map(|count| count.parse().ok());
+            let most = counts.max().filter(|most| *most > 0);
+            all.extend(most.zip(name.take()));
+        } else if let Some(function) = line.strip_prefix("  ").filter(|text| !text.starts_with(' ')) {
+            // What is local to a unit stands there with it.
+            name = function.strip_suffix(':').map(|text| text.rsplit(';').next().unwrap_or(text));
+        }
+    }
+    all.sort_unstable_by(|(one, name), (two, other)| two.cmp(one).then(name.cmp(other)));
+    let mut known = std::collections::HashSet::new();
+    all.into_iter().filter(|(_, name)| known.insert(*name)).map(|(_, name)| format!("{name}\n")).collect()
+}
+
 /// Makes the profile anew, with load of so many seconds for each of its parts.
 pub fn train(seconds: u32) -> Result<()> {
     run::need(&["wrk", "h2load"])?;
@@ -142,7 +178,12 @@ pub fn train(seconds: u32) -> Result<()> {
     let raw: Vec<PathBuf> = raw.filter_map(|entry| Some(entry.ok()?.path())).collect();
     ensure!(!raw.is_empty(), "{PROFILED} has written nothing of what it counted to {}", counted.display());
     let (root, merged) = (run::root()?, own.join("requests.profdata"));
-    run::check(Command::new(merger).args(["merge", "--sparse", "-o"]).arg(&merged).args(raw))?;
+    run::check(Command::new(&merger).args(["merge", "--sparse", "-o"]).arg(&merged).args(raw))?;
+    let order = Command::new(&merger).args(["show", "--all-functions", "--counts"]).arg(&merged).output();
+    let order = order.with_context(|| format!("start {}", merger.display()))?;
+    ensure!(order.status.success(), "llvm-profdata: {}", String::from_utf8_lossy(&order.stderr).trim());
+    std::fs::write(root.join(ORDER), by_count(&String::from_utf8_lossy(&order.stdout)))
+        .with_context(|| format!("write {ORDER}"))?;
     // Beside the old one first: half a profile would be heeded without a word.
     let fresh = root.join(format!("{PROFILE}.new"));
     std::fs::copy(&merged, &fresh).context("keep the profile")?;
@@ -183,6 +224,30 @@ mod tests {
         assert_eq!(join("", "", &["-Ca"]), "-Ca");
         assert_eq!(join("", " -Cb  -Cc ", &["-Ca", "-Cd"]), "-Cb\x1f-Cc\x1f-Ca\x1f-Cd");
         assert_eq!(join("-Cd e\x1f-Cf", "-Cb", &["-Ca"]), "-Cd e\x1f-Cf\x1f-Ca");
+    }
+
+    #[test]
+    fn functions_are_linked_in_the_order_of_how_often_they_ran() {
+        let shown = "Counters:\n  unit-cgu.0;once:\n    Hash: 0x1\n    Counters: 2\n    Block counts: [0, 1]\n  never:\n    Hash: 0x2\n    Counters: 1\n    Block counts: [0]\n  often:\n    Hash: 0x3\n    Counters: 3\n    Block counts: [3, 70, 2]\n  also_once:\n    Block counts: [1]\n  other;once:\n    Block counts: [1]\nInstrumentation level: IR\nTotal functions: 4\n";
+        assert_eq!(by_count(shown), "often\nalso_once\nonce\n");
+        let kept = std::fs::read_to_string(run::root().expect("a root").join(ORDER)).expect("the order");
+        assert!(kept.lines().count() > 1000 && kept.lines().all(|line| !line.contains([' ', ';', ':'])));
+    }
+
+    #[test]
+    fn who_links_otherwise_is_told_nothing_of_the_order() {
+        let host = |name: &str| format!("rustc 1.95.0\nhost: {name}\n");
+        for (name, flags, expected) in [
+            (HOST_WITH_LLD, "", true),
+            (HOST_WITH_LLD, "-Ctarget-cpu=native", true),
+            (HOST_WITH_LLD, "-Clink-arg=-fuse-ld=mold", false),
+            (HOST_WITH_LLD, "-Clinker=gcc", false),
+            (HOST_WITH_LLD, "-Clinker-features=-lld", false),
+            ("aarch64-unknown-linux-gnu", "", false),
+            ("x86_64-unknown-linux-musl", "", false),
+        ] {
+            assert_eq!(links_with_lld(&host(name), flags), expected, "{name} {flags}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 mod steer;
 mod waypoint;
 
-pub use waypoint::speaks_for;
+pub use waypoint::{is_waypoint_of, speaks_for};
 
 use std::{
     fmt,

@@ -168,10 +168,13 @@ pub struct Workload {
 }
 
 impl Workload {
-    /// Whether who comes without an identity is led through the waypoint that stands before this workload ([`THROUGH`](crate::policy::THROUGH)).
+    /// Whether who comes without an identity is led through the waypoint that stands before this workload ([`THROUGH`](crate::policy::THROUGH)). Not while others know of no
+    /// tunnel to it: what the waypoint then sends on in plaintext would be led to it again.
     #[must_use]
     pub fn leads_strangers_through(&self) -> bool {
-        self.waypoint.is_some() && self.authorization_policies.iter().any(|policy| policy.name == THROUGH)
+        self.protocol == TunnelProtocol::Hbone
+            && self.waypoint.is_some()
+            && self.authorization_policies.iter().any(|policy| policy.name == THROUGH)
     }
 
     /// A workload with everything else at its default: builders and tests start from here.

@@ -144,7 +144,7 @@ impl Downstream {
             Some(_) => return Err(NotOurs::NotSynced),
         };
         let client = view.snapshot.workload_by_address(&own.place.network, &self.peer.address.ip());
-        let client = client.filter(|workload| workload.identity() == self.peer.identity).cloned();
+        let client = client.filter(|workload| Some(&workload.identity()) == self.peer.proved()).cloned();
         let fresh = Arc::new(Bound {
             applied: about(&target, |services| view.guard.security.applied(services.iter().copied())),
             limiters: about(&target, |services| view.guard.limiters_of(services)),

@@ -1,6 +1,7 @@
 //! Tunnels that arrive, and the connections inside them: whose address is asked for, and whether it is bound to this waypoint. What is not is refused before
 //! a byte of it is read.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::StatusCode;
@@ -60,8 +61,17 @@ async fn tunnel(lane: Arc<Lane>, tcp: Armed, drain: DrainToken) {
 
 /// Answers one CONNECT and serves what comes through it.
 async fn connection(lane: Arc<Lane>, request: InboundRequest, drain: DrainToken) {
-    let asked = request.authority().clone();
-    let peer = stranger(&lane, &request, &asked).unwrap_or_else(|| peer(&request));
+    let (asked, peer) = match request.authority().stranger_s() {
+        None => (request.authority().clone(), peer(&request)),
+        Some(asked) => match stranger(&lane, &request, asked) {
+            Some(stranger) => (Authority::Address(asked), stranger),
+            None => {
+                let peer = request.peer();
+                tracing::debug!(%asked, %peer, "who has no identity is led here by who is not what he asks for");
+                return request.refuse(status(NotOurs::NotBound));
+            }
+        },
+    };
     let downstream = Arc::new(Downstream::new(lane, peer, asked, drain));
     let refused = match ports::is_mesh_port(downstream.asked.port()) {
         true => Err(NotOurs::UnknownPort),
@@ -84,14 +94,16 @@ fn status(why: NotOurs) -> StatusCode {
     }
 }
 
-/// A client without an identity whom the agent of a pod leads here, because this is the waypoint of that pod. Nobody else may say so: it would get around what
+/// A client without an identity whom the agent of a pod leads here, because this is the waypoint of that pod. Nobody else may: it would get around what
 /// is refused to its own identity.
-fn stranger(lane: &Lane, request: &InboundRequest, asked: &Authority) -> Option<Peer> {
-    let forwarded = request.forwarded().filter(|forwarded| forwarded.identity == Some(Claimed::Nobody))?;
-    let Authority::Address(asked) = asked else { return None };
+fn stranger(lane: &Lane, request: &InboundRequest, asked: SocketAddr) -> Option<Peer> {
     let (view, own) = (lane.shared.state.view(), &lane.shared.own);
     let pod = view.snapshot.workload_by_address(&own.place.network, &asked.ip())?;
-    (pod.identity() == *request.peer()).then(|| own.as_stranger(forwarded.client.unwrap_or(request.peer_address())))
+    let is_it =
+        pod.identity() == *request.peer() && pod.addresses.contains(&request.peer_address().ip().to_canonical());
+    let client = request.forwarded().filter(|said| said.identity == Some(Claimed::Nobody))?.client?;
+    let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+    (is_it && client.port() != 0).then(|| own.as_stranger(client))
 }
 
 /// The client is who the certificate says. Its address is the tunnel's; its agent adds the port, if it speaks of the same address.
@@ -99,6 +111,6 @@ fn peer(request: &InboundRequest) -> Peer {
     let tunnel = request.peer_address();
     let claimed = request.forwarded().and_then(|forwarded| forwarded.client);
     let address = claimed.filter(|claimed| claimed.ip() == tunnel.ip().to_canonical()).unwrap_or(tunnel);
-    let address = std::net::SocketAddr::new(address.ip().to_canonical(), address.port());
+    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
     Peer { address, identity: request.peer().clone(), baggage: request.baggage().clone(), stranger: false }
 }

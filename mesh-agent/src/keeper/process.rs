@@ -240,7 +240,8 @@ pub fn start_worker(command: &WorkerCommand, follows: bool) -> io::Result<Worker
     }
     // Not Command::spawn: it waits until the child has executed the program, and a child that is stopped or stuck on a slow disk before
     // that would hold the keeper up, with all its clients in the backlogs.
-    // SAFETY: the keeper has one thread, so the child may do whatever its parent might.
+    // SAFETY: the keeper has one thread besides jemalloc's, which takes no locks but jemalloc's own, and those are taken before a fork and given back in the
+    // child (`pthread_atfork`); so the child may do whatever its parent might.
     match unsafe { fork() }? {
         ForkResult::Parent { child } => Ok(Worker { pid: child, socket: Some(ours) }),
         ForkResult::Child => {

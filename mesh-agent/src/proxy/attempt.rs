@@ -196,7 +196,11 @@ fn request(context: &PodContext, flow: &Flow, upstream: &Upstream) -> ConnectReq
     // What is said of a stranger is that he is one.
     let baggage = if flow.stranger { Default::default() } else { context.view().baggage.clone() };
     ConnectRequest {
-        authority: Authority::Address(upstream.target),
+        authority: if flow.stranger {
+            Authority::of_stranger(upstream.target)
+        } else {
+            Authority::Address(upstream.target)
+        },
         baggage,
         forwarded: Some(Forwarded {
             client: Some(flow.client),

@@ -289,8 +289,9 @@ impl Connections {
 
     fn count_of(&self, direction: Direction) -> &AtomicU32 {
         match direction {
-            Direction::Outbound => &self.outbound,
-            Direction::Inbound | Direction::InboundPlaintext | Direction::ToWaypoint => &self.inbound,
+            // It comes back as one that is inbound.
+            Direction::Outbound | Direction::ToWaypoint => &self.outbound,
+            Direction::Inbound | Direction::InboundPlaintext => &self.inbound,
         }
     }
 

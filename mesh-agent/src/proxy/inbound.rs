@@ -16,7 +16,7 @@ use http::StatusCode;
 use mesh_core::{Client, Identity, Service, Snapshot, Workload, ports, speaks_for};
 use mesh_runtime::failpoint;
 use mesh_transport::copy::Peer as CopyPeer;
-use mesh_transport::hbone::{self, Authority, InboundRequest, ServeEnd};
+use mesh_transport::hbone::{self, Authority, Claimed, InboundRequest, ServeEnd};
 use mesh_transport::socket::Armed;
 
 use super::connections::{Direction, Endpoints, Live};
@@ -91,7 +91,14 @@ async fn set_up(context: Arc<PodContext>, request: InboundRequest) -> Option<Box
             return None;
         }
     };
-    let endpoints = endpoints(&context, &request, target).await;
+    let endpoints = match endpoints(&context, &request, target).await {
+        Ok(endpoints) => endpoints,
+        Err(refused) => {
+            context.refuse(refused.reason, &refused.why);
+            request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+            return None;
+        }
+    };
     let registration = match context.connections.register(endpoints) {
         Ok(registration) => registration,
         Err(full) => {
@@ -179,8 +186,12 @@ fn backed_port(snapshot: &Snapshot, workload: &Workload, host: &str, port: u16) 
     })
 }
 
-/// Who asks, and from where.
-async fn endpoints(context: &PodContext, request: &InboundRequest, destination: SocketAddr) -> Endpoints {
+/// Who asks, and from where. For somebody without an identity a waypoint of the pod may ask and nobody else: not in his own name either.
+async fn endpoints(
+    context: &PodContext,
+    request: &InboundRequest,
+    destination: SocketAddr,
+) -> Result<Endpoints, Refused> {
     let of = |source, identity: Option<Identity>, via| Endpoints {
         direction: Direction::Inbound,
         source,
@@ -194,10 +205,15 @@ async fn endpoints(context: &PodContext, request: &InboundRequest, destination: 
         context.shared.state.synced_within(context.shared.config.hold_unsynced).await;
         if is_waypoint(context, request) {
             let identity = claimed.identity().cloned();
-            return of(local::canonical(address), identity, Some(request.peer().clone()));
+            return Ok(of(local::canonical(address), identity, Some(request.peer().clone())));
+        }
+        if *claimed == Claimed::Nobody {
+            let why =
+                format!("{} asks for somebody without an identity, and is no waypoint of the pod", request.peer());
+            return Err(Refused { reason: Reason::NoWaypoint, why });
         }
     }
-    of(client_address(request), Some(request.peer().clone()), None)
+    Ok(of(client_address(request), Some(request.peer().clone()), None))
 }
 
 /// Whether the peer is a waypoint of what the pod serves.

@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use mesh_core::{Workload, ports};
+use mesh_core::{Workload, is_waypoint_of, ports};
 use mesh_transport::copy::Peer as CopyPeer;
 use mesh_transport::socket::{self, Armed};
 
@@ -33,16 +33,20 @@ async fn set_up(context: Arc<PodContext>, client: Armed, peer: SocketAddr) -> Op
     let counted = context.shared.telemetry.socket(Reporter::Destination);
     let peer = local::canonical(peer);
     let destination = destination(&context, &client)?;
-    let is_led = deliver::known(&context).await.is_ok_and(|workload| workload.leads_strangers_through());
-    if is_led {
-        return Box::pin(lead(context, client, Flow { client: peer, destination, stranger: true }, counted)).await;
-    }
     let registration = register(&context, Direction::InboundPlaintext, peer, destination)?;
     let live = registration.live();
     let opened = tokio::select! {
         biased;
         () = live.cut().cancelled() => Err(Refused::cut_early(live)),
         opened = open(&context, live) => opened,
+    };
+    let opened = match opened {
+        Ok(Opened::Here(app, workload)) => Ok((app, workload)),
+        Ok(Opened::Led) => {
+            drop(registration);
+            return Box::pin(lead(context, client, Flow { client: peer, destination, stranger: true }, counted)).await;
+        }
+        Err(refused) => Err(refused),
     };
     match opened {
         Ok((app, workload)) => {
@@ -109,16 +113,34 @@ fn destination(context: &PodContext, client: &Armed) -> Option<SocketAddr> {
     Some(destination)
 }
 
-async fn open(context: &PodContext, live: &Live) -> Result<(Armed, Arc<Workload>), Refused> {
-    let (permit, workload) = deliver::admit(context, live).await?;
+/// What becomes of a connection.
+enum Opened {
+    /// It is let in.
+    Here(Armed, Arc<Workload>),
+    /// It goes through the pod's waypoint.
+    Led,
+}
+
+async fn open(context: &PodContext, live: &Live) -> Result<Opened, Refused> {
+    let workload = deliver::known(context).await?;
     if workload.leads_strangers_through() {
-        return Err(Refused {
-            reason: Reason::NoWaypoint,
-            why: "it is led through the pod's waypoint from now on".into(),
-        });
+        let (snapshot, from) = (context.shared.state.snapshot(), live.endpoints.source.ip());
+        // It sends in plaintext what it has been asked for by this agent: that would go on for ever.
+        if is_waypoint_of(&snapshot, &workload, &context.shared.config.network, &from) {
+            return Err(Refused {
+                reason: Reason::NoWaypoint,
+                why: "the waypoint itself comes without an identity".into(),
+            });
+        }
+        return Ok(Opened::Led);
+    }
+    let (permit, workload) = deliver::admit(context, live).await?;
+    // It has just come to have a waypoint.
+    if workload.leads_strangers_through() {
+        return Ok(Opened::Led);
     }
     let app = deliver::connect(permit, context, live.endpoints.destination, live.endpoints.source).await?;
-    Ok((app, workload))
+    Ok(Opened::Here(app, workload))
 }
 
 fn labels(context: &PodContext, live: &Live, workload: Option<Arc<Workload>>) -> ConnectionLabels {

@@ -107,9 +107,7 @@ fn is_current(snapshot: &Snapshot, key: &TunnelKey) -> bool {
 /// the newest, which is at least as new as any that a connection in the registry was allowed by.
 fn cut_denied(context: &Arc<PodContext>, snapshot: &Snapshot) {
     context.connections.for_each(|live| {
-        if matches!(live.endpoints.direction, Direction::Outbound | Direction::ToWaypoint)
-            || denial(context, snapshot, live).is_none()
-        {
+        if live.endpoints.direction == Direction::Outbound || denial(context, snapshot, live).is_none() {
             return;
         }
         let Some((cut, reason, why)) = denial(context, &context.shared.state.snapshot(), live) else { return };
@@ -149,6 +147,10 @@ fn denial(context: &PodContext, snapshot: &Snapshot, live: &Live) -> Option<(Cut
     let Some(workload) = context.workload(snapshot) else {
         return Some((CutReason::WorkloadGone, Reason::UnknownWorkload, "the pod is not known any more".into()));
     };
+    if live.endpoints.direction == Direction::ToWaypoint {
+        let why = || "who has no identity is not led through the waypoint any more".into();
+        return (!workload.leads_strangers_through()).then(|| (CutReason::Denied, Reason::DeniedLater, why()));
+    }
     let verdict = authorize(snapshot, workload, &as_connection(live));
     (!verdict.is_allowed()).then(|| (CutReason::Denied, Reason::DeniedLater, verdict.decision.to_string()))
 }

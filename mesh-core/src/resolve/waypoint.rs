@@ -47,6 +47,16 @@ pub fn speaks_for(snapshot: &Snapshot, workload: &Workload, peer: &Client) -> bo
     services.chain(workload.waypoint.as_ref()).any(|gateway| is_of(snapshot, gateway, peer))
 }
 
+/// Whether an address is one of the waypoint that stands before a workload. It proves nothing: who comes from there is not sent there again.
+pub fn is_waypoint_of(snapshot: &Snapshot, workload: &Workload, network: &str, address: &IpAddr) -> bool {
+    let owner = snapshot.owner(network, address).map(|owner| &owner.workload);
+    owner.is_some_and(|owner| match workload.waypoint.as_ref().and_then(|gateway| find(snapshot, gateway)) {
+        Some(Found::Service(service)) => owner.services.contains_key(&service.key()),
+        Some(Found::Workload(found, _)) => owner.uid == found.uid,
+        None => false,
+    })
+}
+
 /// What a waypoint's name or address is.
 enum Found<'a> {
     Service(&'a Arc<Service>),

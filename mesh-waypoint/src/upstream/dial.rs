@@ -116,7 +116,7 @@ async fn hbone(shared: &Shared, endpoint: &Endpoint, peer: &Peer) -> Result<Hbon
         lane: lanes::current(),
     };
     // The endpoint's agent believes what a waypoint of its service says of the client. Who asks in its own name says nothing.
-    let is_own = peer.identity == shared.own.identity && peer.address.port() == 0;
+    let is_own = !peer.stranger && peer.identity == shared.own.identity && peer.address.port() == 0;
     let claimed = peer.proved().cloned().map_or(Claimed::Nobody, Claimed::Identity);
     let request = ConnectRequest {
         baggage: peer.baggage.clone(),

@@ -65,6 +65,44 @@ fn design_10_9_what_goes_around_a_waypoint_is_refused_where_a_policy_is_bound_to
 const ALLOW: &str = "undermesh.io/waypoint-bypass: allow";
 
 #[test]
+fn a_service_with_another_waypoint_is_not_cut_off_by_a_policy_of_its_neighbour() {
+    let policy = bound_to("AuthorizationPolicy", "shop", SERVICE, "");
+    let two = "{selector: {app: web}, clusterIP: 198.19.0.2, ports: [{port: 8080, targetPort: 80}]}";
+    let two = |labels: &str| service("two", two).replace("name: two,", &format!("name: two, labels: {{{labels}}},"));
+    let waypoints = format!("{}{}", waypoint("shop", "wp", ""), waypoint("shop", "other", ""));
+    for (labels, expected) in [(label("other"), "waypoint other"), (String::new(), "waypoint")] {
+        let view = view(&format!("{NODE}{waypoints}{policy}{}{}", shop(&label("wp"), ""), two(&labels)));
+        assert_eq!([80, 81].map(|port| let_in(&view, port)), [expected, "waypoint other client plain"], "{labels}");
+    }
+}
+
+#[test]
+fn design_10_9_who_has_no_identity_is_led_through_a_waypoint_for_workloads() {
+    let refuse = "undermesh.io/waypoint-bypass: refuse";
+    let wp = label("wp");
+    let all = || waypoint("shop", "wp", "all");
+    for (what, gateway, of_namespace, expected) in [
+        ("for workloads", all(), wp.clone(), true),
+        ("for services", waypoint("shop", "wp", ""), wp.clone(), false),
+        ("bound to none", all(), String::new(), false),
+        ("which is not there", String::new(), wp.clone(), false),
+        ("let in", all(), format!("{wp}, {ALLOW}"), false),
+        ("refused", all(), format!("{wp}, {refuse}"), false),
+    ] {
+        let text = format!("{NODE}{gateway}{}{}", namespace("shop", &of_namespace), shop("", ""));
+        let leads = |view: &View| {
+            let name = mesh_core::policy::Policy::through("shop".into()).name;
+            let listed = view.workloads.values().any(|workload| workload.authorization_policies.contains(&name));
+            assert_eq!(view.policies.contains_key(&name), listed, "{what}");
+            listed && view.workloads.values().all(|workload| workload.leads_strangers_through())
+        };
+        assert_eq!(leads(&view(&text)), expected, "{what}");
+        // Before an agent has it, and after, others know of no tunnel to it.
+        assert!(!leads(&view(&text.replace("redirection: enabled", "redirection: disabled"))), "{what}");
+    }
+}
+
+#[test]
 fn features_GW_7_F7_gateways_go_through_a_waypoint_that_nothing_may_go_around() {
     let edge = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: edge, namespace: shop}\nspec: {gatewayClassName: undermesh, listeners: [{name: a, port: 80, protocol: HTTP}]}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: shop}\nspec: {parentRefs: [{name: edge}], rules: [{backendRefs: [{name: web, port: 80}]}]}\n";
     let wp = label("wp");

@@ -27,6 +27,8 @@ pub type Account = (ArcStr, ArcStr);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Guarded {
     services: BTreeMap<NamespacedName, Option<Account>>,
+    /// Waypoints of the others: where they share a port with one of these, they may reach it as well.
+    others: BTreeMap<NamespacedName, Account>,
     /// What the namespace says of pods that are addressed as workloads.
     workloads: Bypass,
 }
@@ -50,6 +52,8 @@ impl Waypoints {
         for service in services.take_while(|service| service.namespace == *namespace) {
             if let Some(account) = self.guards(service, objects, settings) {
                 guarded.services.insert(key(namespace, &service.name, settings), account);
+            } else if let Some(account) = self.service(service, objects, settings).account {
+                guarded.others.insert(key(namespace, &service.name, settings), account);
             }
         }
         guarded
@@ -92,7 +96,7 @@ impl Waypoints {
     fn is_held(&self, own: &Asked, namespace: &ArcStr, objects: &Objects) -> bool {
         let held = &self.held;
         let is_bound = |gateway: &NamespacedName| {
-            let is_absent = || held.absent && !objects.routes.gateways.contains_key(gateway);
+            let is_absent = || held.absent && !self.gateways.contains_key(gateway);
             held.gateways.contains(gateway) || held.holds_namespace(&gateway.namespace) || is_absent()
         };
         !held.is_empty()
@@ -136,13 +140,21 @@ impl Waypoints {
                 of_port.extend(account.iter().chain(guard.others.iter().flatten()).cloned());
             }
         }
+        for (service, ports) in services.iter() {
+            let Some(account) = guarded.others.get(service) else { continue };
+            let own: BTreeSet<u16> = ports.iter().map(|port| port.target_port).collect();
+            let shared = guard.ports.iter_mut().filter(|(port, _)| own.contains(port));
+            shared.for_each(|(_, accounts)| accounts.extend([account.clone()]));
+        }
         (!guard.ports.is_empty() || guard.others.is_some()).then_some(guard)
     }
 
     /// Whether who comes to a pod without an identity is led through its waypoint by the pod's agent: one that is for workloads, unless somebody says that he is to be
     /// let in or refused.
     pub fn leads_strangers(&self, pod: &Pod, objects: &Objects, settings: &Settings) -> bool {
-        said(&pod.namespace, objects) == Bypass::Unsaid && self.pod(pod, objects, settings).gateway.is_some()
+        pod.enrolled
+            && said(&pod.namespace, objects) == Bypass::Unsaid
+            && self.pod(pod, objects, settings).gateway.is_some()
     }
 
     /// What a service is to be told that asks for a guard and has no waypoint.

@@ -18,7 +18,35 @@ pub enum Authority {
     Host(ArcStr, u16),
 }
 
+/// Ends the hosts that stand for an address which a stranger asks for. Nobody can be called so.
+const OF_STRANGER: &str = ".stranger.undermesh.invalid";
+
 impl Authority {
+    /// An address that is asked for by who has no identity, of the waypoint before it. As a host that no service has: a waypoint that knows nothing of strangers refuses it,
+    /// and does not take him for the pod whose tunnel he comes in.
+    pub fn of_stranger(address: SocketAddr) -> Self {
+        let hex = match address.ip().to_canonical() {
+            IpAddr::V4(ip) => format!("{:08x}", ip.to_bits()),
+            IpAddr::V6(ip) => format!("{:032x}", ip.to_bits()),
+        };
+        Self::Host(format!("{hex}{OF_STRANGER}").into(), address.port())
+    }
+
+    /// The address, if it is one of [`Authority::of_stranger`].
+    pub fn stranger_s(&self) -> Option<SocketAddr> {
+        let Self::Host(host, port) = self else { return None };
+        let hex = host.strip_suffix(OF_STRANGER)?;
+        if !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return None;
+        }
+        let ip = match hex.len() {
+            8 => IpAddr::from(u32::from_str_radix(hex, 16).ok()?.to_be_bytes()),
+            32 => IpAddr::from(u128::from_str_radix(hex, 16).ok()?.to_be_bytes()),
+            _ => return None,
+        };
+        Some(canonical(SocketAddr::new(ip, *port)))
+    }
+
     /// The port.
     pub fn port(&self) -> u16 {
         match self {
@@ -112,4 +140,35 @@ pub(super) fn parse_host(text: &str) -> Option<&str> {
 /// An IPv4 address written as IPv6 is the IPv4 address.
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_stranger_asks_for_is_a_host_that_reads_back_as_an_address() {
+        for (address, host) in [
+            ("198.18.0.1:80", "c6120001.stranger.undermesh.invalid:80"),
+            ("[::ffff:198.18.0.1]:80", "c6120001.stranger.undermesh.invalid:80"),
+            ("[fd00:198::1]:443", "fd000198000000000000000000000001.stranger.undermesh.invalid:443"),
+        ] {
+            let address: SocketAddr = address.parse().unwrap();
+            let authority = Authority::of_stranger(address);
+            assert_eq!(authority.to_string(), host);
+            let read = Authority::parse(host).unwrap();
+            assert_eq!((read.stranger_s(), read), (Some(canonical(address)), authority));
+        }
+        for other in [
+            "198.18.0.1:80",
+            "web.app.svc:80",
+            "c6120001.stranger.undermesh.invalid.com:80",
+            "c612001.stranger.undermesh.invalid:80",
+            "c61200010.stranger.undermesh.invalid:80",
+            "x6120001.stranger.undermesh.invalid:80",
+            "a.c6120001.stranger.undermesh.invalid:80",
+        ] {
+            assert_eq!(Authority::parse(other).unwrap().stranger_s(), None, "{other}");
+        }
+    }
 }

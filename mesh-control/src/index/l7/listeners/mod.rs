@@ -93,12 +93,13 @@ pub fn goes_through(service: &NamespacedName, around: &Around<'_>) -> bool {
     if around.refusing.contains(service) {
         return true;
     }
-    let (own, namespace) = match around.hosts.find(&service.name, &service.namespace) {
-        Some(Host::Service(object)) => (object.ingress, &object.namespace),
-        Some(Host::Entry(entry)) => (waypoint::ingress(Some(&entry.marks)), &entry.namespace),
-        None => return false,
-    };
-    own.or_else(|| waypoint::ingress(Some(&around.hosts.labels(namespace)))) == Some(true)
+    let of_namespace = |namespace: &str| waypoint::ingress(Some(&around.hosts.labels(namespace)));
+    match around.hosts.find(&service.name, &service.namespace) {
+        Some(Host::Service(object)) => object.ingress.or_else(|| of_namespace(&object.namespace)) == Some(true),
+        // Its own label alone: what its waypoint leads to an egress gateway would come back.
+        Some(Host::Entry(entry)) => waypoint::ingress(Some(&entry.marks)) == Some(true),
+        None => false,
+    }
 }
 
 /// The labels of a gateway's pods: those that it asks for, and those of pods that there are.

@@ -203,8 +203,7 @@ impl Join {
         let entered =
             workload::slices(&objects, &settings, &services, &waypoints, is_owner, &mut workloads, &mut problems);
         let endpoints = service_entry::endpoints(
-            &objects,
-            &settings,
+            (&objects, &settings),
             &services,
             |entry| waypoints.refuses_entry(entry, &objects),
             is_owner,

@@ -245,8 +245,7 @@ impl Given {
 /// Adds the endpoints: pods join the service, other addresses become workloads of their own, one for each address of a namespace. `workloads` are first those of
 /// pods, in the order of their namespaces and names; `pods` is how many. `refuses` says around whose waypoints nothing may go. What comes back are the WorkloadEntries that are endpoints.
 pub fn endpoints<'a>(
-    objects: &Objects,
-    settings: &Settings,
+    (objects, settings): (&Objects, &Settings),
     services: &Services,
     refuses: impl Fn(&Entry) -> bool,
     owner: impl Fn(&IpAddr) -> Option<&'a Arc<Pod>>,

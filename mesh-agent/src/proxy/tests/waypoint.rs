@@ -42,13 +42,15 @@ fn endpoint(name: &str, last: u8) -> Workload {
     workload
 }
 
+type Texts = Arc<Mutex<Vec<String>>>;
+
 /// A waypoint that the test itself serves: it echoes, or refuses with `status`.
 struct Waypoint {
     _netns: Netns,
     /// What it was asked for.
-    asked: Arc<Mutex<Vec<String>>>,
+    asked: Texts,
     /// What was said of whose sake.
-    said: Arc<Mutex<Vec<String>>>,
+    said: Texts,
     /// Who has its only permit holds its answers back.
     answers: Arc<Semaphore>,
 }
@@ -60,7 +62,7 @@ impl Waypoint {
         listener.set_nonblocking(true).unwrap();
         let listener = TcpListener::from_std(listener).unwrap();
         let tls = TlsAcceptor::from(pair.authority.issue(&identity(name)).server_config());
-        let (asked, said) = <(Arc<Mutex<Vec<String>>>, Arc<Mutex<Vec<String>>>)>::default();
+        let (asked, said) = <(Texts, Texts)>::default();
         let answers = Arc::new(Semaphore::new(1));
         let (heard, turn) = ((asked.clone(), said.clone()), answers.clone());
         tokio::spawn(async move {
@@ -76,7 +78,7 @@ async fn tunnel(
     tls: TlsAcceptor,
     tcp: TcpStream,
     status: StatusCode,
-    (heard, said): (Arc<Mutex<Vec<String>>>, Arc<Mutex<Vec<String>>>),
+    (heard, said): (Texts, Texts),
     turn: Arc<Semaphore>,
 ) {
     let Ok(tls) = tls.accept(tcp).await else { return };

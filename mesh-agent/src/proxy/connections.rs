@@ -150,6 +150,8 @@ pub struct Connections {
     shards: [Mutex<Shard>; SHARDS],
     outbound: AtomicU32,
     inbound: AtomicU32,
+    /// Of strangers, on their way to the waypoint.
+    led: AtomicU32,
     limit: u32,
     /// The reason that everything ends from now on; 0 while the pod is served. Read after an entry was inserted, set before the entries are visited, so
     /// that no connection slips between the two.
@@ -187,6 +189,7 @@ impl Connections {
             shards: Default::default(),
             outbound: AtomicU32::new(0),
             inbound: AtomicU32::new(0),
+            led: AtomicU32::new(0),
             limit,
             closed: AtomicU8::new(0),
             idle: Notify::new(),
@@ -229,7 +232,8 @@ impl Connections {
 
     /// How many connections are open.
     pub fn len(&self) -> usize {
-        (self.outbound.load(Ordering::SeqCst) + self.inbound.load(Ordering::SeqCst)) as usize
+        let all = [&self.outbound, &self.inbound, &self.led];
+        all.iter().map(|count| count.load(Ordering::SeqCst) as usize).sum()
     }
 
     /// Whether no connection is open.
@@ -289,9 +293,10 @@ impl Connections {
 
     fn count_of(&self, direction: Direction) -> &AtomicU32 {
         match direction {
-            // It comes back as one that is inbound.
-            Direction::Outbound | Direction::ToWaypoint => &self.outbound,
+            Direction::Outbound => &self.outbound,
             Direction::Inbound | Direction::InboundPlaintext => &self.inbound,
+            // It comes back as one that is inbound, and strangers are not to take what the pod opens itself.
+            Direction::ToWaypoint => &self.led,
         }
     }
 
@@ -336,7 +341,9 @@ mod tests {
         assert_eq!(connections.register(endpoints(Direction::Outbound)).err(), Some(Full { limit: 2 }));
         // The other direction has its own share.
         let inbound = connections.register(endpoints(Direction::Inbound)).unwrap();
-        assert_eq!(connections.view().len(), 3);
+        let led = [(); 2].map(|()| connections.register(endpoints(Direction::ToWaypoint)).unwrap());
+        assert!(connections.register(endpoints(Direction::ToWaypoint)).is_err());
+        assert_eq!(connections.view().len(), 5);
         drop(first);
         let third = connections.register(endpoints(Direction::Outbound)).unwrap();
         let waiting = tokio::spawn({
@@ -346,6 +353,9 @@ mod tests {
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
         drop((second, third, inbound));
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(led);
         waiting.await.unwrap();
         assert!(connections.is_empty() && connections.view().is_empty());
     }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use mesh_core::policy::GUARD;
 use mesh_proto::discovery as wire;
 use mesh_proto::{
     ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTERS_TYPE, ROUTE_TABLE_TYPE, SECURITY_TYPE, WORKLOAD_LABELS_TYPE, convert,
@@ -92,18 +93,20 @@ fn hosts(agent: &Agent, name: &str) -> Vec<String> {
     read.table.hosts().iter().map(|host| host.name.to_string()).collect()
 }
 
-/// What agents are sent.
-const SHARED: [&str; 5] = [
+/// What agents are sent. The policy has the web's pod refuse what goes around the waypoint.
+const SHARED: [&str; 6] = [
     "Kubernetes//Pod/shop/web-1",
     "Kubernetes//Pod/shop/wp-1",
+    "shop/undermesh_waypoint_bypass_",
     "shop/web.shop.svc.cluster.local",
     "shop/wp.shop.svc.cluster.local",
     "undermesh-system/istio_converted_static_strict",
 ];
 
-/// What a client has, in order.
+/// What a client has, in order; of a guard without what tells it from others.
 fn names(held: &HashMap<String, wire::Resource>) -> Vec<&str> {
-    let mut names: Vec<&str> = held.keys().map(String::as_str).collect();
+    let mut names: Vec<&str> =
+        held.keys().map(|name| name.find(GUARD).map_or(name.as_str(), |at| &name[..at + GUARD.len()])).collect();
     names.sort_unstable();
     names
 }

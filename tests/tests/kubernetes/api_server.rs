@@ -78,6 +78,12 @@ fn hardening_F10_without_an_api_server_nothing_fails_and_certificates_are_renewe
         let ttl = time.as_secs().max(60);
         let install = format!("install -f {}", mesh.values);
         mesh.meshctl_json(&format!("{install} --set control.secretTtl={ttl}s"), 0)?;
+        // The replicas are new: what has just begun waits for agents to follow them, and longer than it may where much else runs.
+        let before = servers(mesh, "before")?;
+        for pod in [("first1", 1), ("first2", 2)] {
+            Load::start(mesh, &before, pod, "server", (1, 1))?.end()?;
+        }
+        drop(before);
         let namespace = servers(mesh, "alone")?;
         let loads = [("load1", 1), ("load2", 2)].map(|pod| Load::start(mesh, &namespace, pod, "server", (30, 10)));
         let life = namespace.life()?;

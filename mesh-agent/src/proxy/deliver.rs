@@ -45,36 +45,36 @@ impl Refused {
 /// Decides as soon as it can be decided: the configuration has arrived, and shows this pod. A peer may hear of a new pod a moment before the pod's own
 /// agent does, so that is waited for too, a bounded time.
 pub async fn admit(context: &PodContext, live: &Live) -> Result<(Permit, Arc<Workload>), Refused> {
-    known(context).await?;
-    authorize(context, live)
+    when_known(context, || authorize(context, live)).await
 }
 
 /// The pod's workload, as soon as the configuration shows it; likewise.
 pub async fn known(context: &PodContext) -> Result<Arc<Workload>, Refused> {
+    when_known(context, || context.workload(&context.shared.state.snapshot()).cloned().ok_or_else(unknown)).await
+}
+
+/// What is decided as soon as the configuration shows the pod, or when that has been waited for long enough. It is asked again with each change, since a pod may be
+/// gone for a moment between two.
+async fn when_known<T>(context: &PodContext, decide: impl Fn() -> Result<T, Refused>) -> Result<T, Refused> {
     let shared = &context.shared;
     if !shared.state.synced_within(shared.config.hold_unsynced).await {
         return Err(Refused { reason: Reason::NotSynced, why: "no configuration yet".into() });
     }
-    match look(context) {
-        Some(workload) => Ok(workload),
-        None => Box::pin(heard_of(context)).await.ok_or_else(unknown),
+    match decide() {
+        Err(Refused { reason: Reason::UnknownWorkload, .. }) => Box::pin(waited_for(context, decide)).await,
+        decided => decided,
     }
 }
 
-async fn heard_of(context: &PodContext) -> Option<Arc<Workload>> {
-    let _place = context.waiting_place()?;
+async fn waited_for<T>(context: &PodContext, decide: impl Fn() -> Result<T, Refused>) -> Result<T, Refused> {
+    let Some(_place) = context.waiting_place() else { return decide() };
     let deadline = Instant::now() + context.shared.config.hold_unknown;
     let mut updates = context.shared.state.updates();
     loop {
-        if let Some(workload) = look(context) {
-            return Some(workload);
-        }
-        tokio::time::timeout_at(deadline, updates.next()).await.ok()??;
+        let decided = decide();
+        let Err(Refused { reason: Reason::UnknownWorkload, .. }) = decided else { return decided };
+        let Ok(Some(_)) = tokio::time::timeout_at(deadline, updates.next()).await else { return decided };
     }
-}
-
-fn look(context: &PodContext) -> Option<Arc<Workload>> {
-    context.workload(&context.shared.state.snapshot()).cloned()
 }
 
 fn unknown() -> Refused {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::ArcStr;
+use mesh_transport::hbone::AcceptorConfig;
 use mesh_transport::tls::Revocations;
 
 use crate::bpf::Limits;
@@ -47,6 +48,8 @@ pub struct ProxyConfig {
     pub keepalive: Option<Duration>,
     /// Connections may have been sent here by packet filters in the pod, instead of by our hooks.
     pub redirected: bool,
+    /// Handshakes that one address may begin with the pods of this node each second.
+    pub handshakes_per_second: u32,
     /// Lists of revoked certificates.
     pub revocations: Option<Arc<Revocations>>,
 }
@@ -71,6 +74,7 @@ impl Default for ProxyConfig {
             tunnels_per_pod: 4_096,
             keepalive: Some(Duration::from_secs(180)),
             redirected: false,
+            handshakes_per_second: AcceptorConfig::default().handshakes_per_second,
             revocations: None,
         }
     }

@@ -87,6 +87,7 @@ impl ProxyShared {
             }),
             acceptor: Acceptor::new(AcceptorConfig {
                 revocations: config.revocations.clone(),
+                handshakes_per_second: config.handshakes_per_second,
                 ..AcceptorConfig::default()
             }),
             places: Places::default(),

@@ -56,7 +56,7 @@ pub async fn serve(downstream: Arc<Downstream>, mut stream: HboneStream) {
     drop(bound);
     let (spoken, first) = match sniffed {
         Ok(sniffed) => sniffed,
-        Err(error) => return tracing::debug!(client = %downstream.peer.identity, %error, "a connection was lost"),
+        Err(error) => return tracing::debug!(client = %downstream.client(), %error, "a connection was lost"),
     };
     if spoken == Spoken::Other {
         return tunnel(&downstream, stream, first).await;
@@ -66,14 +66,14 @@ pub async fn serve(downstream: Arc<Downstream>, mut stream: HboneStream) {
     let requests = Arc::clone(&downstream);
     let handle = move |request| exchange::handle(Arc::clone(&requests), request);
     if let Err(error) = serve_http(serving, spoken, stream, first.unwrap_or_default(), handle).await {
-        tracing::debug!(client = %downstream.peer.identity, %error, "a connection ended out of order");
+        tracing::debug!(client = %downstream.client(), %error, "a connection ended out of order");
     }
 }
 
 /// Copies to one endpoint. Dropping a stream before both of its directions ended is a reset for the client. `first`: what was read to see what is spoken, if
 /// somebody has looked.
 async fn tunnel(downstream: &Downstream, mut stream: HboneStream, first: Option<Bytes>) {
-    let (client, asked) = (&downstream.peer.identity, &downstream.asked);
+    let (client, asked) = (downstream.client(), &downstream.asked);
     let (looked, mut prefix) = (first.is_some(), first.unwrap_or_default());
     let (endpoint, wire, permit) = match reach(downstream, &mut stream, &mut prefix, looked).await {
         Ok(connected) => connected,

@@ -223,7 +223,7 @@ impl Bound {
         };
         let verdict = authorize(&self.view.snapshot, endpoint, &connection);
         if !verdict.is_allowed() {
-            tracing::debug!(source = %peer.identity, endpoint = %endpoint.uid, reason = %verdict.decision, "denied");
+            tracing::debug!(source = %peer.address, endpoint = %endpoint.uid, reason = %verdict.decision, "denied");
         }
         if verdicts.len() >= VERDICTS {
             verdicts.clear();

@@ -78,7 +78,7 @@ async fn connection(lane: Arc<Lane>, request: InboundRequest, drain: DrainToken)
         false => downstream.bound().map(|_| ()),
     };
     if let Err(why) = refused {
-        let (asked, client) = (&downstream.asked, &downstream.peer.identity);
+        let (asked, client) = (&downstream.asked, downstream.client());
         tracing::debug!(%asked, %client, %why, "a connection was refused");
         return request.refuse(status(why));
     }
@@ -103,7 +103,9 @@ fn stranger(lane: &Lane, request: &InboundRequest, asked: SocketAddr) -> Option<
         pod.identity() == *request.peer() && pod.addresses.contains(&request.peer_address().ip().to_canonical());
     let client = request.forwarded().filter(|said| said.identity == Some(Claimed::Nobody))?.client?;
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
-    (is_it && client.port() != 0).then(|| own.as_stranger(client))
+    // Nobody is this waypoint itself.
+    let is_own = own.place.ips.contains(&client.ip());
+    (is_it && !is_own && client.port() != 0).then(|| own.as_stranger(client))
 }
 
 /// The client is who the certificate says. Its address is the tunnel's; its agent adds the port, if it speaks of the same address.

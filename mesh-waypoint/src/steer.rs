@@ -72,7 +72,8 @@ fn ask<'a>(downstream: &'a Downstream, bound: &Bound, server_name: ServerName<'a
         // Who asks by name has chosen no address.
         Authority::Host(..) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
     };
-    Ask { address, port: bound.target.port(), namespace: &downstream.peer.identity.namespace, server_name }
+    let namespace = downstream.peer.proved().map_or("", |identity| &*identity.namespace);
+    Ask { address, port: bound.target.port(), namespace, server_name }
 }
 
 /// The name in the first message of TLS, if there is one within `limit`. What is wrong with the connection shows when it is copied.

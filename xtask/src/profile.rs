@@ -19,6 +19,8 @@ const MADE_OF: &str = "mesh-waypoint/requests.made-of.txt";
 const ORDER: &str = "mesh-waypoint/requests.order.txt";
 /// On this kind of machine rustc links with LLD, which takes such a list; other linkers do not know the option.
 const HOST_WITH_LLD: &str = "x86_64-unknown-linux-gnu";
+/// With any of these in the environment it is not known who links.
+const OTHERS: [&str; 2] = ["CARGO_BUILD_TARGET", "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER"];
 /// Separates the flags of `CARGO_ENCODED_RUSTFLAGS`; those in `RUSTFLAGS` cannot have spaces.
 const SEPARATOR: &str = "\x1f";
 
@@ -62,8 +64,8 @@ pub fn heed(cargo: &mut Command, package: &str) -> Result<()> {
     let profile = format!("-Cprofile-use={}", shown(&root.join(PROFILE))?);
     // Of functions that were changed since nobody needs to hear in each build.
     let mut heeded = vec![profile, "-Cllvm-args=-no-pgo-warn-mismatch".to_owned()];
-    let is_cross = std::env::var_os("CARGO_BUILD_TARGET").is_some();
-    if !is_cross && links_with_lld(&now, &flags(&[])) {
+    let is_other = OTHERS.iter().any(|name| std::env::var_os(name).is_some());
+    if !is_other && links_with_lld(&now, &flags(&[])) {
         heeded.push(format!("-Clink-arg=-Wl,--symbol-ordering-file={}", shown(&root.join(ORDER))?));
         heeded.push("-Clink-arg=-Wl,--no-warn-symbol-ordering".to_owned());
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use mesh_core::intern::Interner;
 use mesh_core::listener::Certificates;
-use mesh_core::policy::Policy;
+use mesh_core::policy::{Policy, THROUGH};
 use mesh_core::workload::Health;
 use mesh_core::{ArcStr, NamespacedName, Workload};
 
@@ -424,8 +424,8 @@ impl Around<'_> {
                 Some(known) => (*known).clone(),
                 None => self.workload(pod, &guarded, interner),
             };
-            part.leads_strangers |=
-                workload.is_some() && self.waypoints.leads_strangers(pod, self.objects, self.settings);
+            let listed = workload.iter().flat_map(|workload| workload.authorization_policies.iter());
+            part.leads_strangers |= listed.into_iter().any(|policy| policy.name == THROUGH);
             part.guards.extend(workload.iter().filter_map(|workload| {
                 self.waypoints.guard(pod, &workload.services, &guarded, self.objects, self.settings)
             }));

@@ -54,16 +54,25 @@ impl Bypass {
             (None, Some(text)) => ("annotations", text),
             (None, None) => return Bypass::Unsaid,
         };
+        Bypass::meant(text).unwrap_or_else(|| {
+            let message = format!("{text:?} says nothing, what goes around the waypoint is refused");
+            let problem = Problem::error(format!("metadata.{field}[\"{BYPASS}\"]"), message);
+            problems.push(problem.help("write `refuse` or `allow`"));
+            Bypass::Refuse
+        })
+    }
+
+    /// The same of an object of which only its labels are kept, and of which nothing is told here.
+    pub fn of_labels(labels: &Labels) -> Self {
+        labels.get(BYPASS).map_or(Bypass::Unsaid, |text| Bypass::meant(text).unwrap_or(Bypass::Refuse))
+    }
+
+    fn meant(text: &str) -> Option<Self> {
         match text {
-            "" => Bypass::Unsaid,
-            "allow" => Bypass::Allow,
-            "refuse" => Bypass::Refuse,
-            other => {
-                let message = format!("{other:?} says nothing, what goes around the waypoint is refused");
-                let problem = Problem::error(format!("metadata.{field}[\"{BYPASS}\"]"), message);
-                problems.push(problem.help("write `refuse` or `allow`"));
-                Bypass::Refuse
-            }
+            "" => Some(Bypass::Unsaid),
+            "allow" => Some(Bypass::Allow),
+            "refuse" => Some(Bypass::Refuse),
+            _ => None,
         }
     }
 

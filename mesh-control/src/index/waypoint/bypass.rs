@@ -79,17 +79,12 @@ impl Waypoints {
 
     /// Whether nothing may go around the waypoint of the hosts of a ServiceEntry, if they have one.
     pub fn refuses_entry(&self, entry: &Routed<ServiceEntry>, objects: &Objects) -> bool {
-        let own = match entry.marks.get(BYPASS).map(String::as_str) {
-            None | Some("") => Bypass::Unsaid,
-            Some("allow") => Bypass::Allow,
-            Some(_) => Bypass::Refuse,
-        };
         let is_held = || {
             let name = NamespacedName::new(entry.namespace.clone(), entry.name.clone());
             let asked = Asked::of(Some(&entry.marks), &entry.namespace);
             self.held.entries.contains(&name) || self.is_held(&asked, &entry.namespace, objects)
         };
-        decided(own, &entry.namespace, objects, is_held)
+        decided(Bypass::of_labels(&entry.marks), &entry.namespace, objects, is_held)
     }
 
     /// Whether a policy is bound to the waypoint that counts for what says this in a namespace, or may be.
@@ -99,9 +94,7 @@ impl Waypoints {
             let is_absent = || held.absent && !self.gateways.contains_key(gateway);
             held.gateways.contains(gateway) || held.holds_namespace(&gateway.namespace) || is_absent()
         };
-        !held.is_empty()
-            && asked(own, namespace, objects)
-                .is_some_and(|(gateway, _)| held.holds_namespace(namespace) || is_bound(gateway))
+        asked(own, namespace, objects).is_some_and(|(gateway, _)| held.holds_namespace(namespace) || is_bound(gateway))
     }
 
     /// Services around whose waypoints nothing may go: gateways go through those, too. Whether they have one is not asked. Not hosts of ServiceEntries: what comes to
@@ -121,6 +114,8 @@ impl Waypoints {
         settings: &Settings,
     ) -> Option<Guard> {
         let of_workload = match guarded.workloads {
+            // In most meshes nothing is, and this is asked for each pod.
+            Bypass::Unsaid if self.held.is_empty() => false,
             Bypass::Unsaid => self.is_held(&Asked::of(Some(&pod.labels), &pod.namespace), &pod.namespace, objects),
             said => said == Bypass::Refuse,
         };

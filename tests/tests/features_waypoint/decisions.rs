@@ -80,6 +80,7 @@ fn authorizers(stage: &Stage) -> Result<()> {
         stage.lab.apply("settings", &settings("statusOnError: '503', "))?;
         eventually("the status that is asked for", CHANGE, || is(&asks(client, "allow")?, 503, ""))?;
         stage.lab.apply("settings", &settings(""))?;
+        eventually("nobody gets in again", CHANGE, || is(&asks(client, "allow")?, 403, ""))?;
         server = pod.serve(["authorizer"])?;
         eventually("the authorizer again", SOON, || is(&asks(client, "allow")?, 200, ""))?;
     }

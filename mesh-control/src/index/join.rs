@@ -205,13 +205,14 @@ impl Join {
         let endpoints = service_entry::endpoints(
             (&objects, &settings),
             &services,
-            |entry| waypoints.refuses_entry(entry, &objects),
+            |entry| waypoints.guards_entry(entry, &objects, &settings),
             is_owner,
             of_pods,
             &mut workloads,
             &mut problems,
         );
-        guards.extend(entered.iter().map(|(namespace, guard)| guard.policy(namespace, &settings.trust_domain)));
+        let entered = entered.iter().chain(&endpoints.guards);
+        guards.extend(entered.map(|(namespace, guard)| guard.policy(namespace, &settings.trust_domain)));
         let guards = guards.into_iter().map(|policy| (policy.name.clone(), policy));
         // The first ones are those of the pods, in their order.
         let pods = parts.values().flat_map(|part| &part.pods).filter(|(_, workload)| workload.is_some());
@@ -237,7 +238,7 @@ impl Join {
         let idle = routing.problems.iter().filter(|(key, problem)| {
             let is_said = inaction(key.kind).is_some_and(|why| problem.message == why);
             let says_more = outbound.in_force.contains(key) || outbound.problems.iter().any(|(told, _)| told == key);
-            is_later(key.kind) && is_said && !says_more && !endpoints.contains(key)
+            is_later(key.kind) && is_said && !says_more && !endpoints.in_force.contains(key)
         });
         problems.extend(idle.chain(&outbound.problems).cloned());
         let view = View {
@@ -270,7 +271,7 @@ impl Join {
                 &telemetry.in_force,
                 &entries,
                 &outbound.in_force,
-                &endpoints,
+                &endpoints.in_force,
             ]
             .into_iter()
             .flatten()

@@ -11,8 +11,9 @@ use mesh_core::service::{AppProtocol, LoadBalancing, Mode, ServiceAddress, Servi
 use mesh_core::workload::{PortMapping, WorkloadType};
 use mesh_core::{ArcStr, GatewayAddress, Locality, NamespacedName, Service, Workload};
 
-use super::Settings;
 use super::service::Services;
+use super::waypoint::{Account, Guard};
+use super::{Settings, workload};
 use crate::diagnosis::Problem;
 use crate::resource::routing::Routed;
 use crate::resource::routing::WorkloadEntry;
@@ -242,28 +243,44 @@ impl Given {
     }
 }
 
+/// What came of endpoints besides workloads.
+pub struct Endpoints {
+    /// WorkloadEntries that are some.
+    pub in_force: BTreeSet<Key>,
+    /// Who alone may reach pods that are some, by namespace.
+    pub guards: BTreeSet<(ArcStr, Guard)>,
+}
+
 /// Adds the endpoints: pods join the service, other addresses become workloads of their own, one for each address of a namespace. `workloads` are first those of
-/// pods, in the order of their namespaces and names; `pods` is how many. `refuses` says around whose waypoints nothing may go. What comes back are the WorkloadEntries that are endpoints.
+/// pods, in the order of their namespaces and names; `pods` is how many. `held` says around whose waypoints nothing may go, and who alone may reach pods then.
 pub fn endpoints<'a>(
     (objects, settings): (&Objects, &Settings),
     services: &Services,
-    refuses: impl Fn(&Entry) -> bool,
+    held: impl Fn(&Entry) -> Option<Option<Account>>,
     owner: impl Fn(&IpAddr) -> Option<&'a Arc<Pod>>,
     pods: usize,
     workloads: &mut Vec<Arc<Workload>>,
     problems: &mut Problems,
-) -> BTreeSet<Key> {
-    let mut in_force = BTreeSet::new();
+) -> Endpoints {
+    let (mut in_force, mut guards) = (BTreeSet::new(), BTreeSet::new());
     let mut made: BTreeMap<(ArcStr, IpAddr), usize> = BTreeMap::new();
     let mut unusable = BTreeSet::new();
     for entry in entries(objects, settings) {
         let keys: Vec<NamespacedName> = hosts(entry, settings).map(|(_, host)| key(entry, host)).collect();
         let is_own = |key: &&NamespacedName| services.by_key.get(*key).is_some_and(|own| own.name == entry.name);
         let keys: Vec<&NamespacedName> = keys.iter().filter(is_own).collect();
-        let join = |at: usize, keys: &[&NamespacedName], ports: &[PortMapping], workloads: &mut Vec<Arc<Workload>>| {
-            let memberships = Arc::make_mut(&mut Arc::make_mut(&mut workloads[at]).services);
+        let account = held(entry).filter(|_| !keys.is_empty());
+        let mut join = |at: usize, keys: &[&NamespacedName], ports: &[PortMapping], workloads: &mut [Arc<Workload>]| {
+            let workload = Arc::make_mut(&mut workloads[at]);
+            let memberships = Arc::make_mut(&mut workload.services);
             for key in keys {
                 memberships.insert((*key).clone(), ports.to_vec());
+            }
+            // Beside that of the pod's services, as with endpoints of an EndpointSlice.
+            if let Some(account) = account.as_ref().filter(|_| at < pods) {
+                let guard = Guard::of(account.clone(), ports.iter().map(|port| port.target_port));
+                workload::list(workload, guard.name(&workload.namespace));
+                guards.insert((workload.namespace.clone(), guard));
             }
         };
         let of_pod = |namespace: &str, name: &str, workloads: &[Arc<Workload>]| {
@@ -280,7 +297,7 @@ pub fn endpoints<'a>(
                 }
             }
         }
-        let guard = refuses(entry).then(|| guard(entry, &keys, services, problems)).flatten();
+        let guard = account.as_ref().and_then(|_| guard(entry, &keys, services, problems));
         for target in targets(entry, &keys, (objects, settings), &mut unusable, problems) {
             let (address, endpoint) = (target.address, target.endpoint);
             let mut refuse = |why: String| {
@@ -317,7 +334,7 @@ pub fn endpoints<'a>(
             }
         }
     }
-    in_force
+    Endpoints { in_force, guards }
 }
 
 fn of_workload(entry: &Arc<Routed<WorkloadEntry>>) -> Key {

@@ -76,6 +76,49 @@ fn a_service_with_another_waypoint_is_not_cut_off_by_a_policy_of_its_neighbour()
     }
 }
 
+/// A ServiceEntry of port 80 whose endpoints are the shop's pod.
+fn entry(labels: &str, endpoints: &str) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: api, namespace: shop, labels: {{{labels}}}}}\nspec: {{hosts: [api.example.com], location: MESH_INTERNAL, resolution: STATIC, ports: [{{number: 8080, name: http, protocol: HTTP, targetPort: 80}}], {endpoints}}}\n"
+    )
+}
+
+const SELECTED: &str = "workloadSelector: {labels: {app: web}}";
+const ENTRY: &str = "{group: networking.istio.io, kind: ServiceEntry, name: api}";
+
+#[test]
+fn design_10_9_pods_of_a_service_entry_are_held_as_those_of_a_service() {
+    const ALL: &str = "waypoint other client plain";
+    let policy = |target: &str| bound_to("AuthorizationPolicy", "shop", target, "");
+    let wp = label("wp");
+    let refuse = format!("{wp}, undermesh.io/waypoint-bypass: refuse");
+    let named = "endpoints: [{address: 198.18.0.1}]";
+    let listed = "endpoints: [{address: 198.18.0.1, ports: {http: 81}}]";
+    let here = || waypoint("shop", "wp", "");
+    for (what, gateway, policy, entry, expected) in [
+        ("not asked for", here(), String::new(), entry(&wp, SELECTED), [ALL, ALL]),
+        ("by the entry", here(), String::new(), entry(&refuse, SELECTED), ["waypoint", ALL]),
+        ("by a policy bound to it", here(), policy(ENTRY), entry(&wp, SELECTED), ["waypoint", ALL]),
+        ("to another", here(), policy(&ENTRY.replace("api", "x")), entry(&wp, SELECTED), [ALL, ALL]),
+        ("to the Gateway", here(), policy(GATEWAY), entry(&wp, SELECTED), ["waypoint", ALL]),
+        ("without a waypoint", here(), policy(ENTRY), entry("", SELECTED), [ALL, ALL]),
+        ("which is not there", String::new(), policy(ENTRY), entry(&wp, SELECTED), ["", ALL]),
+        ("by its address", here(), policy(ENTRY), entry(&wp, named), ["waypoint", ALL]),
+        ("at a port of its own", here(), policy(ENTRY), entry(&wp, listed), [ALL, "waypoint"]),
+        ("let in", here(), policy(ENTRY), entry(&format!("{wp}, {ALLOW}"), SELECTED), [ALL, ALL]),
+    ] {
+        let view = view(&format!("{NODE}{gateway}{policy}{entry}{}", shop("", "")));
+        assert_eq!([80, 81].map(|port| let_in(&view, port)), expected, "{what}");
+    }
+    // With a service of the same waypoint, and with one of another: at their port both must let somebody pass.
+    for (other, expected) in [("wp", "waypoint"), ("other", "")] {
+        let service = shop(&format!("{}, undermesh.io/waypoint-bypass: refuse", label(other)), "");
+        let waypoints = format!("{}{}", here(), waypoint("shop", "other", ""));
+        let view = view(&format!("{NODE}{waypoints}{}{}{service}", policy(ENTRY), entry(&wp, SELECTED)));
+        assert_eq!(let_in(&view, 80), expected, "{other}");
+    }
+}
+
 #[test]
 fn design_10_9_who_has_no_identity_is_led_through_a_waypoint_for_workloads() {
     let refuse = "undermesh.io/waypoint-bypass: refuse";
@@ -142,6 +185,7 @@ fn what_a_policy_holds_is_that_of_a_fresh_join_whatever_changes() {
         format!("{own}{}", bound_to("AuthorizationPolicy", "shop", SERVICE, "")),
         format!("{own}{}", bound_to("AuthorizationPolicy", "infra", "{kind: Gateway}", "")),
         format!("{own}{other}"),
+        format!("{own}{}{}", entry(&far("wp", "infra"), SELECTED), bound_to("AuthorizationPolicy", "shop", ENTRY, "")),
     ];
     let mut join = crate::index::Join::default();
     let mut last = crate::resource::Objects::default();

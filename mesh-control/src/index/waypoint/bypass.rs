@@ -77,8 +77,22 @@ impl Waypoints {
         decided(service.bypass, &service.namespace, objects, is_held)
     }
 
+    /// Who alone may reach the pods that a ServiceEntry selects or names; `None` if anybody may.
+    pub fn guards_entry(
+        &self,
+        entry: &Routed<ServiceEntry>,
+        objects: &Objects,
+        settings: &Settings,
+    ) -> Option<Option<Account>> {
+        if !self.refuses_entry(entry, objects) {
+            return None;
+        }
+        let bound = self.entry(entry, objects, settings);
+        bound.address.is_some().then_some(bound.account)
+    }
+
     /// Whether nothing may go around the waypoint of the hosts of a ServiceEntry, if they have one.
-    pub fn refuses_entry(&self, entry: &Routed<ServiceEntry>, objects: &Objects) -> bool {
+    fn refuses_entry(&self, entry: &Routed<ServiceEntry>, objects: &Objects) -> bool {
         let is_held = || {
             let name = NamespacedName::new(entry.namespace.clone(), entry.name.clone());
             let asked = Asked::of(Some(&entry.marks), &entry.namespace);

@@ -27,7 +27,7 @@ use crate::resource::routing::{Routed, ServiceEntry};
 use crate::resource::waypoint::{Asked, GATEWAY_NAME, field};
 use crate::resource::{Key, Kind, Labels, Objects, Pod, Service, meta};
 use crate::verdict::Binding;
-pub use bypass::{Guard, Guarded};
+pub use bypass::{Account, Guard, Guarded};
 pub use gateways::{Deployed, Standing, Waypoint};
 use held::Held;
 
@@ -70,7 +70,7 @@ pub struct Bound {
     /// Whose table has its requests.
     pub gateway: Option<NamespacedName>,
     /// Namespace and service account of who is found there; `None` if that is nobody. Of a Gateway that was not heard of it is what its name says.
-    pub account: Option<bypass::Account>,
+    pub account: Option<Account>,
     /// What the object is to be told, if it is its own label.
     pub problem: Option<Problem>,
 }

@@ -137,7 +137,7 @@ impl Join {
         };
         let round = Round { objects: &objects, settings: &settings, waypoints: &waypoints, served: &served, is_same };
         let (routing, l7, l4) = self.routing(&round, pods);
-        let (security, telemetry) = (self.security(&round), self.telemetry(&round));
+        let (security, telemetry) = (self.security(&round, &pod_labels), self.telemetry(&round));
         // What is said of all routes is not true of those that a waypoint or gateway acts on.
         let is_idle = |(key, problem): &&(Key, Problem)| {
             let is_said = inaction(key.kind).is_some_and(|why| problem.message == why);
@@ -351,14 +351,19 @@ impl Join {
     }
 
     /// What waypoints hold requests against: of policies and of whom each serves.
-    fn security(&self, &Round { objects, settings, waypoints, served, is_same }: &Round<'_>) -> Arc<security::Made> {
+    fn security(
+        &self,
+        &Round { objects, settings, waypoints, served, is_same }: &Round<'_>,
+        labels: &PodLabels,
+    ) -> Arc<security::Made> {
         let is_same = is_same
+            && self.last.pod_labels == *labels
             && self.last.objects.authorization_policies == objects.authorization_policies
             && self.last.objects.token_keys == objects.token_keys;
         if is_same {
             return self.last.security.clone();
         }
-        let mut made = security::index(objects, settings, waypoints, served);
+        let mut made = security::index(objects, settings, waypoints, served, labels);
         made.keep(&self.last.security);
         Arc::new(made)
     }

@@ -49,6 +49,14 @@ fn features_B15_ingress_over_HTTP() -> Result<()> {
         })?;
         ensure!(page.contains("<title>Simple Bookstore App</title>") && page.contains("Reviews served by"), "{page}");
         through_the_waypoint(&stage)?;
+        // SEC-6: no agent stands before the gateway's pods, so what selects them it judges itself.
+        let page = || visitor.status("www.bookinfo.com", "/productpage");
+        stage.lab.apply("front", &FRONT.replace("HERE", "[\"*\"]"))?;
+        stage.becomes("a list that the visitor is on", 403, page)?;
+        ensure!(stage.visitor(80).status("httpbin.example.com", "/status/200")? == 404, "others were not meant");
+        stage.lab.apply("front", &FRONT.replace("HERE", "[\"www.example.com\"]"))?;
+        stage.becomes("a list that he is not on", 200, page)?;
+        stage.lab.delete("front")?;
         // Its own principal, which is what policies speak of.
         stage.lab.apply("viewer", VIEWER)?;
         stage.becomes("only the gateway", 200, || visitor.status("www.bookinfo.com", "/productpage"))?;
@@ -100,4 +108,5 @@ fn through_the_waypoint(stage: &Stage) -> Result<()> {
     stage.becomes("without it", 200, || visitor.status("www.bookinfo.com", "/productpage"))
 }
 
+const FRONT: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: front, namespace: default}\nspec:\n  selector: {matchLabels: {istio: ingressgateway}}\n  action: DENY\n  rules: [{from: [{source: {ipBlocks: [0.0.0.0/0]}}], to: [{operation: {hosts: HERE, paths: [/productpage]}}]}]\n";
 const VIEWER: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: viewer, namespace: default}\nspec:\n  selector: {matchLabels: {app: productpage}}\n  action: ALLOW\n  rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/edge-undermesh]}}]}]\n";

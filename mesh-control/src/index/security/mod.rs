@@ -1,5 +1,6 @@
 //! What each waypoint holds requests against: the policies and RequestAuthentications that are bound to it, to its class, or to services that it serves. Those with a
-//! selector, or without anything, are agents' as in Istio: what a pod's agent cannot judge of them it does not judge (`resource::authorization_policy`).
+//! selector, or without anything, are agents' as in Istio: what a pod's agent cannot judge of them it does not judge (`resource::authorization_policy`). Before the pods
+//! of a gateway at the edge stands no agent: there they are the gateway's, in full.
 //!
 //! Whom policies with the action CUSTOM ask is found by `authorizers`, and how many
 //! requests there may be by `limits`.
@@ -24,9 +25,10 @@ use super::Settings;
 use super::service::key;
 use super::service_entry;
 use super::trust::Domains;
-use super::waypoint::{Served, Waypoints};
+use super::waypoint::{Deployed, PodLabels, Served, Waypoints};
 use crate::diagnosis::Problem;
 use crate::resource::authorization_policy::AuthorizationPolicy;
+use crate::resource::authorization_policy::bound::Bound;
 use crate::resource::routing::telemetry::{self, RequestAuthentication, TargetReference};
 use crate::resource::routing::{Routed, inaction};
 use crate::resource::token_keys::{Keys, Place};
@@ -63,6 +65,8 @@ struct Finder<'a> {
     settings: &'a Settings,
     waypoints: &'a Waypoints,
     served: &'a Served,
+    /// Of pods that serve gateways.
+    labels: &'a PodLabels,
     /// That identities are of.
     domains: Domains,
 }
@@ -71,8 +75,14 @@ struct Finder<'a> {
 type Targets = BTreeMap<NamespacedName, Target>;
 
 /// Finds what each waypoint is to be told.
-pub fn index(objects: &Objects, settings: &Settings, waypoints: &Waypoints, served: &Served) -> Made {
-    let finder = Finder { objects, settings, waypoints, served, domains: Domains::of(settings) };
+pub fn index(
+    objects: &Objects,
+    settings: &Settings,
+    waypoints: &Waypoints,
+    served: &Served,
+    labels: &PodLabels,
+) -> Made {
+    let finder = Finder { objects, settings, waypoints, served, labels, domains: Domains::of(settings) };
     let mut made = Made::default();
     let mut all: BTreeMap<NamespacedName, Security> = BTreeMap::new();
     for (gateway, _) in waypoints.deployed() {
@@ -85,31 +95,16 @@ pub fn index(objects: &Objects, settings: &Settings, waypoints: &Waypoints, serv
             continue;
         }
         let own = Key { kind: Kind::AuthorizationPolicy, namespace: name.namespace.clone(), name: name.name.clone() };
-        let (targets, closed) = match secured {
-            Secured::Readable(policy) => match &policy.bound {
-                Some(bound) => (finder.targets(&own, &bound.targets, &mut made.problems), false),
-                None => {
-                    made.problems.extend(finder.unjudged(policy).map(|problem| (own.clone(), problem)));
-                    continue;
-                }
-            },
-            Secured::Unreadable(known) if known.bound_elsewhere => match &known.targets {
-                Some(targets) => (finder.targets(&own, targets, &mut made.problems), true),
-                None => (finder.all_of(&name.namespace), true),
-            },
-            Secured::Unreadable(_) => continue,
-        };
+        let (targets, bound) = finder.bound(&own, secured, &mut made.problems);
         for (gateway, target) in targets {
-            let policy = match secured {
-                Secured::Readable(policy) if !closed => policy.bound.as_ref().map(|bound| {
-                    let mut rules = bound.rules.clone();
+            let policy = match bound {
+                None => Policy::closed(name.clone(), target),
+                Some(bound) => {
+                    let (mut rules, action) = (bound.rules.clone(), bound.action.clone());
                     finder.domains.fill_l7(&mut rules);
-                    let (name, target) = (name.clone(), target.clone());
-                    Policy { name, target, action: bound.action.clone(), rules, dry_run: bound.dry_run }
-                }),
-                _ => None,
+                    Policy { name: name.clone(), target, action, rules, dry_run: bound.dry_run }
+                }
             };
-            let policy = policy.unwrap_or_else(|| Policy::closed(name.clone(), target));
             made.in_force.insert(own.clone());
             all.entry(gateway).or_default().policies.push(Arc::new(policy));
         }
@@ -132,23 +127,57 @@ pub fn index(objects: &Objects, settings: &Settings, waypoints: &Waypoints, serv
 }
 
 impl Finder<'_> {
-    /// What a policy of agents is told whose selector means pods of a gateway: no agent stands before these.
-    fn unjudged(&self, policy: &AuthorizationPolicy) -> Option<Problem> {
-        if policy.selector.is_empty() {
-            return None;
+    /// What a policy is in force at, and as what: `None` denies everything there.
+    fn bound<'a>(
+        &self,
+        own: &Key,
+        secured: &'a Secured<AuthorizationPolicy>,
+        problems: &mut Problems,
+    ) -> (Targets, Option<&'a Bound>) {
+        match secured {
+            Secured::Readable(policy) => match (&policy.bound, &policy.at_gateways) {
+                (Some(bound), _) => (self.targets(own, &bound.targets, problems), Some(bound)),
+                (None, Ok(whole)) => (self.selected(&own.namespace, Some(&policy.selector)), Some(whole)),
+                (None, Err(why)) => {
+                    let targets = self.selected(&own.namespace, Some(&policy.selector));
+                    problems.extend(targets.keys().next().map(|gateway| {
+                        let message = format!(
+                            "Gateway {gateway}, whose pods it selects, cannot read it and refuses everything: {why}"
+                        );
+                        (own.clone(), Problem::warning("spec", message))
+                    }));
+                    (targets, None)
+                }
+            },
+            Secured::Unreadable(known) if known.bound_elsewhere => match &known.targets {
+                Some(targets) => (self.targets(own, targets, problems), None),
+                None => (self.all_of(&own.namespace), None),
+            },
+            Secured::Unreadable(known) => (self.selected(&own.namespace, known.selector.as_ref()), None),
         }
-        let everywhere = self.settings.is_root(&policy.namespace);
-        let mut edges = self.waypoints.edges().filter(|(name, _)| everywhere || name.namespace == policy.namespace);
-        let (name, _) = edges.find(|(name, own)| {
-            let gateway = self.objects.routes.gateways.get(*name);
-            let mut labels = gateway
-                .and_then(|gateway| gateway.spec.infrastructure.as_ref())
-                .map_or_else(Labels::default, |own| own.labels.clone());
-            labels.insert(GATEWAY_NAME.to_owned(), own.label.to_string());
-            meta::selects(&policy.selector, &labels)
-        })?;
-        let message = format!("pods of Gateway {name} are selected, and it is not in force there");
-        Some(Problem::warning("spec.selector", message).help("bind it to the Gateway by `targetRefs`"))
+    }
+
+    /// Gateways at the edge whose pods are selected by something in a namespace: all, if the selector is empty or nobody can tell it.
+    fn selected(&self, namespace: &ArcStr, selector: Option<&Labels>) -> Targets {
+        let everywhere = self.settings.is_root(namespace);
+        let is_meant = |name: &NamespacedName, own: &Deployed| {
+            (everywhere || name.namespace == *namespace)
+                && selector.is_none_or(|selector| selector.is_empty() || self.has(name, own, selector))
+        };
+        let edges = self.waypoints.edges().filter(|(name, own)| is_meant(name, own));
+        edges.map(|(name, _)| (name.clone(), Target::All)).collect()
+    }
+
+    /// Whether pods of a gateway have these labels, or will have them as it is written.
+    fn has(&self, name: &NamespacedName, own: &Deployed, selector: &Labels) -> bool {
+        if self.labels.get(name).into_iter().flatten().any(|labels| meta::selects(selector, labels)) {
+            return true;
+        }
+        let gateway = self.objects.routes.gateways.get(name);
+        let written = gateway.and_then(|gateway| gateway.spec.infrastructure.as_ref());
+        let mut labels = written.map_or_else(Labels::default, |written| written.labels.clone());
+        labels.insert(GATEWAY_NAME.to_owned(), own.label.to_string());
+        meta::selects(selector, &labels)
     }
 
     /// The waypoints of what is named, and what is to be said of what has none.
@@ -240,7 +269,12 @@ impl Finder<'_> {
         let own = Key { kind, namespace: name.namespace.clone(), name: name.name.clone() };
         let targets: Vec<TargetReference> =
             object.spec.target_ref.iter().chain(&object.spec.target_refs).cloned().collect();
-        let found = self.targets(&own, &targets, &mut made.problems);
+        let found = match targets.is_empty() {
+            true => {
+                self.selected(&name.namespace, object.spec.selector.as_ref().map(|selector| &selector.match_labels))
+            }
+            false => self.targets(&own, &targets, &mut made.problems),
+        };
         if found.is_empty() {
             let why = inaction(kind).unwrap_or_default();
             let help = "bind it to a Gateway or a Service with `targetRefs`";

@@ -1,5 +1,6 @@
 //! Manifests in, what agents get out: the manifests that the tests are made of.
 
+mod at_gateways;
 mod bypass;
 mod joins;
 mod outbound;

@@ -12,7 +12,7 @@ use super::*;
 use crate::resource::Key;
 
 /// Two waypoints: of `shop`, with the service `web`, and of `other`, with nothing.
-fn mesh(more: &str) -> View {
+pub(super) fn mesh(more: &str) -> View {
     let gateway = |namespace: &str| {
         format!(
             "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: wp, namespace: {namespace}}}\nspec: {{gatewayClassName: undermesh-waypoint, listeners: [{{name: mesh, port: 15008, protocol: HBONE}}]}}\n"
@@ -22,7 +22,7 @@ fn mesh(more: &str) -> View {
     view(&format!("{}{}{web}{more}", gateway("shop"), gateway("other")))
 }
 
-fn policy(namespace: &str, spec: &str) -> String {
+pub(super) fn policy(namespace: &str, spec: &str) -> String {
     format!(
         "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: {namespace}}}\nspec: {spec}\n"
     )
@@ -38,7 +38,7 @@ fn refs(kind: &str, name: &str) -> String {
 }
 
 /// What each waypoint has: of each policy its target in a word.
-fn given(view: &View) -> BTreeMap<String, Vec<String>> {
+pub(super) fn given(view: &View) -> BTreeMap<String, Vec<String>> {
     let target = |target: &Target| match target {
         Target::All => "all".to_owned(),
         Target::Services(services) => services.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
@@ -51,7 +51,7 @@ fn given(view: &View) -> BTreeMap<String, Vec<String>> {
     own.filter(|(_, all): &(_, Vec<String>)| !all.is_empty()).collect()
 }
 
-fn said(view: &View) -> Vec<String> {
+pub(super) fn said(view: &View) -> Vec<String> {
     let of_policies = |key: &Key| matches!(key.kind, Kind::AuthorizationPolicy | Kind::RequestAuthentication);
     let own = view.problems.iter().filter(|(key, _)| of_policies(key));
     own.map(|(_, problem)| format!("{}: {}", problem.field, problem.message)).collect()

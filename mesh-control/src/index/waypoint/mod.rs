@@ -25,7 +25,7 @@ use crate::resource::gateway_topology::GatewayTopology;
 use crate::resource::pod::State;
 use crate::resource::routing::{Routed, ServiceEntry};
 use crate::resource::waypoint::{Asked, GATEWAY_NAME, field};
-use crate::resource::{Key, Kind, Labels, Objects, Pod, Service, meta};
+use crate::resource::{Key, Kind, Labels, Objects, Pod, Secured, Service, meta};
 use crate::verdict::Binding;
 pub use bypass::{Account, Guard, Guarded};
 pub use gateways::{Deployed, Standing, Waypoint};
@@ -259,10 +259,16 @@ impl Waypoints {
         pods
     }
 
-    /// Labels of pods that serve gateways, of those keys that any Gateway of Istio selects by: what else their labels say changes nothing.
+    /// Labels of pods that serve gateways, of those keys that any Gateway of Istio or policy selects by: what else their labels say changes nothing.
     pub fn labels(&self, objects: &Objects) -> PodLabels {
         let selectors = objects.routes.istio_gateways.values().map(|object| &object.spec.selector);
-        let keys: BTreeSet<&String> = selectors.flat_map(Labels::keys).collect();
+        let policies = objects.authorization_policies.values().filter_map(|secured| match secured {
+            Secured::Readable(policy) => Some(&policy.selector),
+            Secured::Unreadable(known) => known.selector.as_ref(),
+        });
+        let tokens = objects.routes.request_authentications.values();
+        let tokens = tokens.filter_map(|object| Some(&object.spec.selector.as_ref()?.match_labels));
+        let keys: BTreeSet<&String> = selectors.chain(policies).chain(tokens).flat_map(Labels::keys).collect();
         let mut all = PodLabels::new();
         if keys.is_empty() {
             return all;

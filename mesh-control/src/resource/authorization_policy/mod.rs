@@ -8,6 +8,8 @@
 //! | AUDIT | not sent; it never denied anything |
 //! | bound by `targetRefs` | not sent: it is a waypoint's, in full ([`bound`]) |
 //!
+//! Gateways whose pods it selects get all of it, as waypoints do what is bound to them: no agent stands before these.
+//!
 //! A field or value that is not understood makes the whole policy unreadable; what happens then is the catalog's business.
 
 pub mod bound;
@@ -21,7 +23,7 @@ use values::{blocks, patterns, ports, principals, service_accounts};
 
 use super::fields::{Fields, Mapping};
 use super::{Key, Labels, Object, Read, Unreadable, meta};
-use crate::diagnosis::Problem;
+use crate::diagnosis::{Problem, Severity};
 use crate::yaml::node::{Node as Tree, Value};
 
 /// Set to `true`, the policy is evaluated and reported, never enforced.
@@ -40,6 +42,8 @@ pub struct AuthorizationPolicy {
     pub enforced: Option<Enforced>,
     /// What waypoints get, if it is bound to something.
     pub bound: Option<Bound>,
+    /// What gateways get whose pods it selects, if it is bound to nothing; or why they cannot read it.
+    pub at_gateways: Result<Bound, String>,
 }
 
 /// The part of a policy that agents enforce.
@@ -96,6 +100,7 @@ fn policy(key: &Key, tree: &Tree, fields: &mut Fields, known: &mut Unreadable) -
             selector: selector?,
             enforced: None,
             bound: Some(bound),
+            at_gateways: Err("it is bound by `targetRefs`".to_owned()),
         });
     }
 
@@ -139,7 +144,20 @@ fn policy(key: &Key, tree: &Tree, fields: &mut Fields, known: &mut Unreadable) -
         selector: selector?,
         enforced,
         bound: None,
+        at_gateways: at_gateways(key, &spec, dry_run),
     })
+}
+
+/// All that a policy says that is bound to nothing. What agents do not look into may be wrong here: only gateways mind.
+fn at_gateways(key: &Key, spec: &Mapping<'_>, dry_run: bool) -> Result<Bound, String> {
+    let mut fields = Fields::default();
+    let read = bound::read(key, spec, Vec::new(), dry_run, &mut fields);
+    let wrong = fields.problems.iter().find(|problem| problem.severity == Severity::Error);
+    match (read, wrong) {
+        (Some(bound), None) => Ok(bound),
+        (_, Some(problem)) => Err(format!("{}: {}", problem.field, problem.message)),
+        (None, None) => Err("it is not understood".to_owned()),
+    }
 }
 
 fn written(spec: &Mapping<'_>, fields: &mut Fields) -> Option<Written> {
@@ -216,7 +234,7 @@ fn rule(key: &Key, tree: &Tree, path: &str, action: Action, fields: &mut Fields)
             ),
         };
         fields.problems.push(problem.help(
-            "a node's agent sees addresses, ports and identities only; bind the policy to a waypoint with `targetRefs`",
+            "a node's agent sees addresses, ports and identities only (gateways see all): bind the policy to a waypoint with `targetRefs`",
         ));
     }
     match action {

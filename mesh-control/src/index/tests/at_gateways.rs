@@ -1,0 +1,100 @@
+//! Policies that are bound to nothing, at gateways at the edge: no agent stands before these.
+
+use std::collections::BTreeMap;
+
+use mesh_core::NamespacedName;
+use mesh_core::l7::policy::Action;
+
+use super::security::{given, mesh, policy, said};
+use super::*;
+
+/// Of pods of the gateways.
+const ACCOUNT: &str = "serviceAccountName: front";
+
+/// Gateways at the edge of `shop` and `other`; one pod serves that of `shop`, and has a label that the Gateway does not say.
+fn edges(more: &str) -> View {
+    let gateway = |namespace: &str| {
+        format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: edge, namespace: {namespace}, annotations: {{gateway.istio.io/service-account: front}}}}\nspec: {{gatewayClassName: undermesh, infrastructure: {{labels: {{tier: front}}}}, listeners: [{{name: http, port: 80, protocol: HTTP}}]}}\n"
+        )
+    };
+    let labels = "gateway.networking.k8s.io/gateway-name: edge, istio: ingressgateway";
+    let pod = pod_in("shop", "edge-1", "198.18.0.9", labels, "").replace("serviceAccountName: web", ACCOUNT);
+    mesh(&format!("{}{}{pod}{more}", gateway("shop"), gateway("other")))
+}
+
+#[test]
+fn features_AP_2_SEC_6_a_gateway_has_the_policies_of_its_namespace_and_those_that_select_its_pods() {
+    let unreadable = "{rulez: []}";
+    for (what, policy, expected) in [
+        ("of its namespace", policy("shop", "{}"), &["shop/edge"][..]),
+        ("of the mesh", policy("undermesh-system", "{}"), &["other/edge", "shop/edge"]),
+        ("of another namespace", policy("third", "{}"), &[]),
+        (
+            "by the name of the gateway",
+            policy("shop", "{selector: {matchLabels: {gateway.networking.k8s.io/gateway-name: edge}}}"),
+            &["shop/edge"],
+        ),
+        (
+            "by what the Gateway writes, everywhere",
+            policy("undermesh-system", "{selector: {matchLabels: {tier: front}}}"),
+            &["other/edge", "shop/edge"],
+        ),
+        (
+            "by what its pods have",
+            policy("undermesh-system", "{selector: {matchLabels: {istio: ingressgateway}}}"),
+            &["shop/edge"],
+        ),
+        ("by what others have", policy("shop", "{selector: {matchLabels: {app: web}}}"), &[]),
+        ("unreadable", policy("shop", unreadable), &["shop/edge"]),
+        ("unreadable, of others", policy("shop", "{selector: {matchLabels: {app: web}}, rulez: []}"), &[]),
+        (
+            "for gateways alone unreadable",
+            policy("shop", "{rules: [{when: [{key: 'request.headers[:path]', values: [a]}]}]}"),
+            &["shop/edge"],
+        ),
+        (
+            "tokens of its namespace",
+            policy("shop", "{jwtRules: [{issuer: a}]}").replace("AuthorizationPolicy", "RequestAuthentication"),
+            &["shop/edge"],
+        ),
+        (
+            "tokens, by what its pods have",
+            policy("undermesh-system", "{selector: {matchLabels: {istio: ingressgateway}}, jwtRules: [{issuer: a}]}")
+                .replace("AuthorizationPolicy", "RequestAuthentication"),
+            &["shop/edge"],
+        ),
+    ] {
+        let view = edges(&policy);
+        let expected: BTreeMap<String, Vec<String>> =
+            expected.iter().map(|gateway| ((*gateway).to_owned(), vec!["all".to_owned()])).collect();
+        assert_eq!(given(&view), expected, "{what}");
+        let own = &view.security[&NamespacedName::new("shop", "edge")];
+        if what.contains("unreadable") && !expected.is_empty() {
+            assert_eq!((&own.policies[0].action, own.policies[0].rules.len()), (&Action::Deny, 1), "{what}");
+        }
+        let told = said(&view).iter().any(|said| said.starts_with("spec: Gateway shop/edge, whose pods it selects"));
+        assert_eq!(told, what == "for gateways alone unreadable", "{what}: {:?}", said(&view));
+    }
+    // All of it, of which agents can judge nothing.
+    let rules = "{action: DENY, rules: [{from: [{source: {remoteIpBlocks: [10.0.0.0/8]}}], to: [{operation: {methods: [GET]}}]}]}";
+    let view = edges(&policy("shop", rules));
+    let own = &view.security[&NamespacedName::new("shop", "edge")].policies[0];
+    assert_eq!((own.rules[0].from[0].remote_ips.is.len(), own.rules[0].to[0].methods.is.len()), (1, 1));
+}
+
+#[test]
+fn what_a_gateway_has_of_policies_is_that_of_a_fresh_join_whatever_becomes_of_its_pods() {
+    let policy = policy("undermesh-system", "{selector: {matchLabels: {istio: ingressgateway}}}");
+    let gateway = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: edge, namespace: shop, annotations: {gateway.istio.io/service-account: front}}\nspec: {gatewayClassName: undermesh, listeners: [{name: http, port: 80, protocol: HTTP}]}\n";
+    let pod = |labels: &str| {
+        let labels = format!("gateway.networking.k8s.io/gateway-name: edge{labels}");
+        pod_in("shop", "edge-1", "198.18.0.9", &labels, "").replace("serviceAccountName: web", ACCOUNT)
+    };
+    let mut join = crate::index::Join::default();
+    for (labels, expected) in [("", 0), (", istio: ingressgateway", 1), (", istio: egressgateway", 0)] {
+        let objects = read(&format!("{gateway}{policy}{}", pod(labels)));
+        let view = join.build(objects, &Settings::default());
+        assert_eq!(view.security[&NamespacedName::new("shop", "edge")].policies.len(), expected, "{labels}");
+    }
+}

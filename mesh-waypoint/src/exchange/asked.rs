@@ -12,6 +12,7 @@ use rand::Rng;
 use super::reply::Failure;
 use crate::http::Fields;
 use crate::http::fields::MESH;
+use crate::http::grpc;
 use crate::http::hop::{self, Said};
 use crate::settings::Settings;
 
@@ -68,8 +69,10 @@ pub fn read(parts: &mut Parts, settings: &Settings, spelling: Spelling) -> Resul
     if parts.version != Version::HTTP_11 {
         said.upgrade = socket.then(|| HeaderValue::from_static("websocket"));
     }
-    let content_type = parts.headers.get(http::header::CONTENT_TYPE);
-    let grpc = content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+    let grpc = grpc::is(&parts.headers);
+    if grpc && grpc::timeout(&parts.headers).is_err() {
+        return Err(Failure::BAD_REQUEST);
+    }
     Ok(Asked { authority, said, grpc, socket, has })
 }
 

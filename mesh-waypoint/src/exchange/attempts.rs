@@ -78,6 +78,11 @@ pub(super) fn source(body: ClientBody, keep: bool, limit: usize, report: &mut Re
 }
 
 impl Source {
+    /// Whether an endpoint has some of it, and its client sends more.
+    fn is_underway(&self) -> bool {
+        matches!(self, Self::Tape(tape) if tape.is_underway())
+    }
+
     fn take(&mut self) -> Option<RequestBody> {
         match self {
             Self::Empty => Some(RequestBody::Empty),
@@ -144,7 +149,10 @@ impl Attempts<'_, '_> {
                 Ok(answer) => (answer.judged(), None, true),
                 Err(lost) => (lost.end, Some(lost.failure), lost.elsewhere),
             };
-            let possible = self.head.is_some() && !matches!(self.source, Source::Gone) && elsewhere;
+            // A call whose client still speaks is a stream: an endpoint may have acted on what it has heard, and another one would hear the first words late.
+            let has_heard = !matches!(end, AttemptEnd::RefusedStream | AttemptEnd::ResetBeforeRequest);
+            let streams = has_heard && self.of.asked.grpc && self.source.is_underway();
+            let possible = self.head.is_some() && !matches!(self.source, Source::Gone) && elsewhere && !streams;
             let mut again = possible && self.retries.again(attempt, &end);
             if let Some(found) = self.found.as_ref().filter(|_| again) {
                 let policy = found.now.policy();

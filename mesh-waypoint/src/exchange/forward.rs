@@ -21,10 +21,10 @@ use super::attempts::{Attempts, Forward, Head, Source, source, within};
 use super::mirror;
 use super::outcome::{Answer, none};
 use super::plan::To;
-use super::reply::Failure;
+use super::reply::{self, Failure};
 use super::report::Report;
 use super::upgrade;
-use crate::http::{ClientBody, ResponseBody, hop};
+use crate::http::{ClientBody, ResponseBody, grpc, hop};
 use crate::names::{self, Named, NoName};
 use crate::places::Found;
 use crate::target::Target;
@@ -43,10 +43,13 @@ impl Forward<'_> {
         upgrade: &mut Option<OnUpgrade>,
         report: &mut Report,
     ) -> Result<Response<ResponseBody>, Failure> {
-        let retries = self.retries();
+        let (retries, is_http2) = (self.retries(), parts.version == Version::HTTP_2);
         let own = parts.headers.remove(TIMEOUT).and_then(|value| value.to_str().ok()?.parse().ok());
         let timeout = own.map(Duration::from_millis).or(self.plan.handling.as_ref().and_then(|rule| rule.timeout));
-        let deadline = timeout.filter(|timeout| !timeout.is_zero()).map(|timeout| Instant::now() + timeout);
+        let call = if self.asked.grpc { grpc::timeout(&parts.headers).ok().flatten() } else { None };
+        let timeout = timeout.filter(|timeout| !timeout.is_zero()).into_iter().chain(call).min();
+        // Nobody waits for years, and not every moment can be told.
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let found = self.found()?;
         let named = match found.as_ref().filter(|found| names::is_pattern(&found.now.service)) {
             None => None,
@@ -70,7 +73,12 @@ impl Forward<'_> {
             response.headers_mut().append(SET_COOKIE, cookie);
         }
         report.forwarded(endpoint, connection);
-        Ok(response.map(|body| ResponseBody::stream(body, deadline)))
+        if self.asked.grpc && grpc::is_foreign(response.headers()) {
+            let text = format!("no gRPC: an answer of HTTP with the status {}", response.status().as_u16());
+            return Ok(reply::text(response.status(), text.into(), true));
+        }
+        let has_status = !self.asked.grpc || !is_http2 || response.headers().contains_key(grpc::STATUS);
+        Ok(response.map(|body| ResponseBody::stream(body, deadline).with_status(has_status)))
     }
 
     /// What the rule says of it, else the table of whoever serves the service.

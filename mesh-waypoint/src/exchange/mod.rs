@@ -177,7 +177,9 @@ async fn answer(
             AbortStatus::Http(status) => {
                 reply::text(status, bytes::Bytes::from_static(b"fault filter abort"), asked.grpc)
             }
-            AbortStatus::Grpc(code) => reply::of_grpc(code, Some(HeaderValue::from_static("fault filter abort"))),
+            AbortStatus::Grpc(code) => {
+                reply::of_grpc(code.into(), Some(HeaderValue::from_static("fault filter abort")))
+            }
         });
     }
     let mut response = match &plan.to {

@@ -8,11 +8,10 @@ use mesh_core::l7::retry::AttemptEnd;
 use mesh_transport::hbone::HboneError;
 
 use super::reply::Failure;
-use crate::http::Fields;
+use crate::http::{Fields, grpc};
 use crate::places::NoEndpoint;
 use crate::upstream::{ConnectError, Connection};
 
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const RATE_LIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
 
 /// An attempt without an answer.
@@ -57,7 +56,7 @@ impl Answer {
         if !self.has.any(Fields::GRPC_STATUS) {
             return None;
         }
-        self.response.headers().get(GRPC_STATUS)?.to_str().ok()
+        self.response.headers().get(grpc::STATUS)?.to_str().ok()
     }
 
     /// What it means for another attempt.

@@ -2,13 +2,10 @@
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, LOCATION, WWW_AUTHENTICATE};
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use mesh_core::l7::authorizer::Denial;
 
-use crate::http::ResponseBody;
-
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+use crate::http::{ResponseBody, grpc};
 
 /// Why a request has no answer of an endpoint, in Envoy's words, which dashboards and people know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +92,7 @@ pub fn failure(failure: Failure, grpc: bool) -> Response<ResponseBody> {
 pub fn text(status: StatusCode, body: Bytes, grpc: bool) -> Response<ResponseBody> {
     if grpc {
         let message = HeaderValue::from_bytes(&body).ok().filter(|message| !message.is_empty());
-        return of_grpc(grpc_code(status), message);
+        return of_grpc(grpc::code(status), message);
     }
     let typed = !body.is_empty();
     let mut response = Response::new(ResponseBody::whole(body));
@@ -126,13 +123,13 @@ pub fn denied(denial: Denial, grpc: bool) -> Response<ResponseBody> {
 }
 
 /// Only a status of gRPC.
-pub fn of_grpc(code: u8, message: Option<HeaderValue>) -> Response<ResponseBody> {
+pub fn of_grpc(code: u16, message: Option<HeaderValue>) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::whole(Bytes::new()));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(code)));
+    headers.insert(grpc::STATUS, HeaderValue::from(code));
     if let Some(message) = message {
-        headers.insert(GRPC_MESSAGE, message);
+        headers.insert(grpc::MESSAGE, message);
     }
     response
 }
@@ -151,16 +148,4 @@ pub fn empty(headers: HeaderMap) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::whole(Bytes::new()));
     *response.headers_mut() = headers;
     response
-}
-
-/// The status of gRPC that stands for one of HTTP, by gRPC's own table.
-fn grpc_code(status: StatusCode) -> u8 {
-    match status.as_u16() {
-        400 => 13,
-        401 => 16,
-        403 => 7,
-        404 => 12,
-        429 | 502..=504 => 14,
-        _ => 2,
-    }
 }

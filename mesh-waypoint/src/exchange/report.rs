@@ -8,22 +8,20 @@ use std::time::Instant;
 use arcstr::ArcStr;
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, Request, Response, Version};
+use http::{HeaderMap, Request, Response, Version};
 use hyper::body::Incoming;
 use mesh_core::l7::Handling;
 use mesh_core::{Service, Workload};
 use mesh_runtime::lanes;
 
 use crate::downstream::{Bound, Downstream};
-use crate::http::ResponseBody;
 use crate::http::body::Held;
 use crate::http::count::{Count, Messages};
+use crate::http::{ResponseBody, grpc};
 use crate::telemetry::facts::{Facts, Remembered};
 use crate::telemetry::spans::{Outgoing, Trace};
 use crate::telemetry::{Custom, Flags, Measured, Plan, Protocol, Who};
 use crate::upstream::{Connection, Endpoint};
-
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// One request.
 pub struct Report {
@@ -157,7 +155,7 @@ impl Report {
     pub fn answered(&mut self, response: &Response<ResponseBody>) {
         self.status = response.status().as_u16();
         if self.grpc {
-            self.grpc_status = grpc_status(response.headers());
+            self.grpc_status = grpc::status(response.headers());
         }
         if let (Some(remembered), Some(plan)) = (&mut self.remembered, &self.plan) {
             let now = Instant::now();
@@ -257,10 +255,6 @@ impl Report {
     }
 }
 
-fn grpc_status(headers: &HeaderMap) -> Option<u16> {
-    headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
-}
-
 impl Held for Report {
     fn data(&mut self, bytes: &Bytes) {
         self.sent += bytes.len() as u64;
@@ -271,7 +265,7 @@ impl Held for Report {
 
     fn trailers(&mut self, trailers: &HeaderMap) {
         if self.grpc {
-            self.grpc_status = grpc_status(trailers);
+            self.grpc_status = grpc::status(trailers);
         }
         if let (Some(remembered), Some(plan)) = (&mut self.remembered, &self.plan) {
             remembered.trailers(trailers, &plan.wanted);

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use super::client_body::ClientBody;
 use super::count::Count;
-use super::hop;
 use super::tape::{BoxError, Reader};
+use super::{grpc, hop};
 
 /// What goes on of a frame.
 fn passed(mut frame: Frame<Bytes>) -> Frame<Bytes> {
@@ -98,6 +98,8 @@ enum Source {
 pub struct ResponseBody {
     source: Source,
     held: Option<Box<dyn Held>>,
+    /// A call of gRPC, whose status is still to come in trailers.
+    lacks_status: bool,
     /// When it is cut.
     deadline: Option<Pin<Box<Sleep>>>,
 }
@@ -110,13 +112,39 @@ struct Late;
 impl ResponseBody {
     /// A text of ours, or nothing.
     pub fn whole(bytes: Bytes) -> Self {
-        Self { source: Source::Whole(Some(bytes).filter(|bytes| !bytes.is_empty())), held: None, deadline: None }
+        Self {
+            source: Source::Whole(Some(bytes).filter(|bytes| !bytes.is_empty())),
+            held: None,
+            lacks_status: false,
+            deadline: None,
+        }
     }
 
     /// The endpoint's, cut at the deadline.
     pub fn stream(body: Incoming, deadline: Option<Instant>) -> Self {
         let deadline = deadline.filter(|_| !body.is_end_stream()).map(|at| Box::pin(tokio::time::sleep_until(at)));
-        Self { source: Source::Stream(body), held: None, deadline }
+        Self { source: Source::Stream(body), held: None, lacks_status: false, deadline }
+    }
+
+    /// One of gRPC that ends without a status gets one: its client would have to guess.
+    #[must_use]
+    pub fn with_status(mut self, has_status: bool) -> Self {
+        self.lacks_status = !has_status;
+        self
+    }
+
+    /// A call's last frame, if this is the last one or its end, with a status if the endpoint has left it out.
+    fn status(&mut self, frame: &mut Option<Result<Frame<Bytes>, BoxError>>) {
+        if !self.lacks_status || !matches!(frame, None | Some(Ok(_))) {
+            return;
+        }
+        let last = frame.get_or_insert_with(|| Ok(Frame::trailers(HeaderMap::new())));
+        let Ok(Some(trailers)) = last.as_mut().map(Frame::trailers_mut) else { return };
+        self.lacks_status = false;
+        if !trailers.contains_key(grpc::STATUS) {
+            let message = HeaderValue::from_static("the endpoint ended the call without a status");
+            trailers.extend([(grpc::STATUS, HeaderValue::from(grpc::UNKNOWN)), (grpc::MESSAGE, message)]);
+        }
     }
 
     /// What is held until it is over.
@@ -152,6 +180,9 @@ impl Body for ResponseBody {
                 }
             },
         };
+        let is_over = frame.is_none();
+        let mut frame = frame;
+        this.status(&mut frame);
         match &frame {
             None => this.end(true),
             Some(Err(_)) => this.end(false),
@@ -163,12 +194,18 @@ impl Body for ResponseBody {
                         held.trailers(trailers);
                     }
                 }
+                if is_over {
+                    this.end(true);
+                }
             }
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
+        if self.lacks_status {
+            return false;
+        }
         match &self.source {
             Source::Whole(bytes) => bytes.is_none(),
             Source::Stream(body) => body.is_end_stream(),

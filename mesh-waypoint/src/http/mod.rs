@@ -6,6 +6,7 @@ pub mod client_body;
 pub mod cork;
 pub mod count;
 pub mod fields;
+pub mod grpc;
 pub mod guard;
 pub mod hop;
 pub mod io;

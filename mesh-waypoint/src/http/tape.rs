@@ -83,6 +83,12 @@ impl Tape {
         Some(Reader { tape: Arc::clone(self), turn: inner.turn, next: 0, trailers_read: false })
     }
 
+    /// Whether some of it has been read and more is to come.
+    pub fn is_underway(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.bytes > 0 && inner.state == Kept::SoFar && !inner.source.is_end_stream()
+    }
+
     /// Waits until some attempt has read all of it, and gives it again; `None` if it is too long to be kept. What attempts leave, for they do not look for
     /// the end of a body whose length they know, is read here.
     pub async fn whole(self: &Arc<Self>) -> Option<(Vec<Bytes>, Option<HeaderMap>)> {

@@ -4,6 +4,7 @@
 
 mod backends;
 mod framing;
+mod grpc;
 mod http2;
 mod paths;
 #[path = "../support/mod.rs"]

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, non_snake_case, reason = "tests carry the ids of the rows that they prove")]
 
 mod backends;
+mod endpoints;
 mod framing;
 mod grpc;
 mod http2;

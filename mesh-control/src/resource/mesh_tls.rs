@@ -16,6 +16,8 @@ pub struct TlsDefaults {
     oldest: Option<TlsVersion>,
     /// Of TLS 1.2, as [`Spoken::suites`].
     suites: Vec<ArcStr>,
+    /// Suites are written, and none of them is spoken: no list says that, for an empty one means all.
+    without_suites: bool,
     /// As [`Spoken::groups`].
     groups: Vec<ArcStr>,
 }
@@ -26,6 +28,11 @@ impl TlsDefaults {
         let usual = Spoken::default();
         let oldest = self.oldest.unwrap_or(usual.oldest);
         Spoken { oldest, suites: self.suites.clone(), groups: self.groups.clone(), ..usual }
+    }
+
+    /// Whether no suite of TLS 1.2 is left: who has none of his own does not speak it, whatever versions he asks for.
+    pub fn is_without_suites(&self) -> bool {
+        self.without_suites
     }
 
     /// Of the mesh settings, which stand at `at`. What is wrong with them is told.
@@ -40,13 +47,14 @@ impl TlsDefaults {
             let problem = Problem::error(format!("{field}.ecdhCurves"), message);
             problems.push(problem.help("add one that is, or delete the field"));
         }
+        let without_suites = suites.is_empty() && !read.cipher_suites.is_empty();
         let oldest = match read.min_protocol_version {
             Some(Version::V1_3) => Some(TlsVersion::V1_3),
             // Where none of the suites that are written is spoken, TLS 1.2 is not either.
-            _ if suites.is_empty() && !read.cipher_suites.is_empty() => Some(TlsVersion::V1_3),
+            _ if without_suites => Some(TlsVersion::V1_3),
             None | Some(Version::Auto | Version::V1_2) => None,
         };
-        Self { oldest, suites, groups }
+        Self { oldest, suites, without_suites, groups }
     }
 }
 

@@ -151,7 +151,12 @@ fn spoken(one: &One<'_>, written: &ServerTls, problems: &mut Vec<Problem>) -> Re
         Some(kind::TlsVersion::V1_0 | kind::TlsVersion::V1_1 | kind::TlsVersion::V1_2) => TlsVersion::V1_2,
     };
     if written.cipher_suites.is_empty() {
-        return Ok(Spoken { oldest, newest, ..usual });
+        let is_without = one.around.defaults.tls.is_without_suites() && oldest == TlsVersion::V1_2;
+        return if is_without {
+            without_suites(one, newest, usual, problems)
+        } else {
+            Ok(Spoken { oldest, newest, ..usual })
+        };
     }
     let field = format!("{}.tls.cipherSuites", one.field);
     let suites = tls_names::spoken(&written.cipher_suites, SUITES, &field, problems);
@@ -163,4 +168,22 @@ fn spoken(one: &One<'_>, written: &ServerTls, problems: &mut Vec<Problem>) -> Re
             refused(field, "none of them is spoken, and TLS 1.3 is not wanted", "add one that is")
         }
     }
+}
+
+/// A server asks for TLS 1.2, and the mesh leaves no suite of it. A list without any would mean all of them.
+fn without_suites(
+    one: &One<'_>,
+    newest: TlsVersion,
+    usual: Spoken,
+    problems: &mut Vec<Problem>,
+) -> Result<Spoken, Refused> {
+    const NONE: &str = "none of the suites of `tlsDefaults.cipherSuites` in the mesh settings is spoken";
+    const HELP: &str = "write `cipherSuites` here, or one that is spoken there";
+    let field = |name| format!("{}.tls.{name}", one.field);
+    if newest == TlsVersion::V1_2 {
+        return refused(field("maxProtocolVersion"), format!("{NONE}, and TLS 1.3 is not wanted"), HELP);
+    }
+    let problem = Problem::warning(field("minProtocolVersion"), format!("{NONE}: it is TLS 1.3 alone"));
+    problems.push(problem.help(HELP));
+    Ok(Spoken { oldest: TlsVersion::V1_3, newest, ..usual })
 }

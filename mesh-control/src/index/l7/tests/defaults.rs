@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mesh_core::l7::cluster::{Locality, Pool};
 use mesh_core::l7::{ClusterKey, Retries, RetryOn};
-use mesh_core::listener::Encryption;
+use mesh_core::listener::{Encryption, Serves};
 use mesh_core::spoken::{Spoken, TlsVersion};
 
 use super::virtual_services::to_v3;
@@ -15,7 +15,7 @@ fn settings(mesh: &str) -> Settings {
     let mut problems = Vec::new();
     let tree = crate::yaml::node::parse(mesh).unwrap();
     let defaults = MeshDefaults::read(&tree, "mesh", &mut problems);
-    assert!(problems.is_empty(), "{problems:?}");
+    assert!(!crate::resource::meta::has_error(&problems), "{problems:?}");
     Settings { defaults, ..Settings::default() }
 }
 
@@ -127,8 +127,8 @@ fn features_EX_5_what_a_service_says_of_near_endpoints_goes_before_the_mesh() {
     }
 }
 
-/// What is spoken at a server of Istio's Gateway with these fields, at a listener of the Gateway API, and towards places of a DestinationRule and of a BackendTLSPolicy.
-fn spoken(mesh: &str, server: &str) -> [Spoken; 4] {
+/// A gateway with a server of Istio's Gateway with these fields and a listener of the Gateway API, and places of a DestinationRule and of a BackendTLSPolicy.
+fn encrypted(mesh: &str, server: &str) -> crate::index::l7::Made {
     let edge = "{gatewayClassName: undermesh, infrastructure: {labels: {istio: ingressgateway}}, listeners: [
         {name: own, port: 8443, protocol: HTTPS, tls: {certificateRefs: [{name: c}]}}]}";
     let servers = format!(
@@ -146,7 +146,12 @@ fn spoken(mesh: &str, server: &str) -> [Spoken; 4] {
     ]);
     let settings = settings(mesh);
     let indexed = super::super::super::routing::index(&objects, &settings);
-    let made = super::super::index(&settings, &Around::new(&objects, &settings, &indexed), &Served::new());
+    super::super::index(&settings, &Around::new(&objects, &settings, &indexed), &Served::new())
+}
+
+/// What is spoken at each of them.
+fn spoken(mesh: &str, server: &str) -> [Spoken; 4] {
+    let made = encrypted(mesh, server);
     let edge = NamespacedName::new("shop", "edge");
     let at = |port: u16, name: &str| {
         let listener = made.listeners[&edge].port(port).unwrap().named(Some(name)).unwrap().clone();
@@ -188,4 +193,47 @@ fn features_EX_5_what_is_spoken_of_TLS_where_no_object_says_it() {
         assert!(others.iter().all(|one| *one == of_mesh), "{others:?}");
     }
     assert!(spoken("{}", "").iter().all(|one| *one == Spoken::default()));
+}
+
+#[test]
+fn features_EX_5_a_server_that_wants_TLS_1_2_has_no_suite_that_the_mesh_leaves_out() {
+    const NONE: &str = "none of the suites of `tlsDefaults.cipherSuites` in the mesh settings is spoken";
+    let (old, new) = (TlsVersion::V1_2, TlsVersion::V1_3);
+    let alone = Spoken { oldest: new, ..Spoken::default() };
+    let suites = vec![ArcStr::from("TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384")];
+    let own = Spoken { oldest: old, newest: old, suites, ..Spoken::default() };
+    for of_mesh in [
+        "tlsDefaults: {cipherSuites: [AES128-SHA]}",
+        "tlsDefaults: {minProtocolVersion: TLSV1_3, cipherSuites: [AES128-SHA]}",
+    ] {
+        for (server, expected, said) in [
+            ("", Ok(alone.clone()), vec![]),
+            (", minProtocolVersion: TLS_AUTO", Ok(alone.clone()), vec![]),
+            (", minProtocolVersion: TLSV1_3", Ok(alone.clone()), vec![]),
+            (
+                ", minProtocolVersion: TLSV1_2",
+                Ok(alone.clone()),
+                vec![format!("warning spec.servers[0].tls.minProtocolVersion: {NONE}: it is TLS 1.3 alone")],
+            ),
+            (
+                ", maxProtocolVersion: TLSV1_2",
+                Err(format!("{NONE}, and TLS 1.3 is not wanted")),
+                vec![format!("error spec.servers[0].tls.maxProtocolVersion: {NONE}, and TLS 1.3 is not wanted")],
+            ),
+            (", maxProtocolVersion: TLSV1_2, cipherSuites: [ECDHE-RSA-AES256-GCM-SHA384]", Ok(own.clone()), vec![]),
+        ] {
+            let made = encrypted(of_mesh, server);
+            let listener = made.listeners[&NamespacedName::new("shop", "edge")].port(443).unwrap();
+            let listener = listener.named(Some("a.com")).unwrap();
+            let found = match (&listener.serves, &listener.encryption) {
+                (Serves::Closed(why), _) => Err(why.to_string()),
+                (_, Encryption::Ends(tls)) => Ok(tls.spoken.clone()),
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(found, expected, "{of_mesh} {server}");
+            let of_server = made.problems.iter().filter(|(key, _)| key.kind == Kind::IstioGateway);
+            let told: Vec<_> = of_server.map(|(_, p)| format!("{} {}: {}", p.severity, p.field, p.message)).collect();
+            assert_eq!(told, said, "{of_mesh} {server}");
+        }
+    }
 }

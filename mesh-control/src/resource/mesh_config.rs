@@ -72,6 +72,9 @@ pub struct MeshConfig {
     pub defaults: MeshDefaults,
 }
 
+/// What is said where somebody writes `ALLOW_ANY_DYNAMIC_DNS`, here and in Sidecars.
+pub const UNKNOWN_NAMES: &str = "no name of a request or of TLS is looked up where nobody knows its host: it is ALLOW_ANY, and connections go to the address that they are made to";
+
 const BUILT: [&str; 14] = [
     "accessLogEncoding",
     "accessLogFile",
@@ -250,6 +253,10 @@ fn is_registry_only(mesh: &Mapping<'_>, fields: &mut Fields) -> bool {
     }
     match fields.string(&policy, "mode") {
         None | Some("ALLOW_ANY") => false,
+        Some("ALLOW_ANY_DYNAMIC_DNS") => {
+            fields.problems.push(Problem::warning(policy.field("mode"), UNKNOWN_NAMES).help("write ALLOW_ANY"));
+            false
+        }
         Some("REGISTRY_ONLY") => true,
         Some(other) => {
             let problem = Problem::error(policy.field("mode"), format!("unknown mode {other:?}"));
@@ -311,6 +318,11 @@ mod tests {
             ("udp: deny", true, vec![format!("warning data.mesh.udp: udp {not_built}")]),
             ("outboundTrafficPolicy: {mode: REGISTRY_ONLY}", true, vec![]),
             (
+                "outboundTrafficPolicy: {mode: ALLOW_ANY_DYNAMIC_DNS}",
+                true,
+                vec![format!("warning data.mesh.outboundTrafficPolicy.mode: {UNKNOWN_NAMES}")],
+            ),
+            (
                 "enableAutoMtls: false",
                 true,
                 vec!["warning data.mesh.enableAutoMtls: members of the mesh use mutual TLS with each other in any case: it has no effect".into()],
@@ -331,7 +343,12 @@ mod tests {
             let (config, problems) = read_text(text);
             assert_eq!((config.is_some(), &problems), (is_good, &said), "{text}");
         }
-        for (text, expected) in [("{mode: REGISTRY_ONLY}", true), ("{mode: ALLOW_ANY}", false), ("{}", false)] {
+        for (text, expected) in [
+            ("{mode: REGISTRY_ONLY}", true),
+            ("{mode: ALLOW_ANY}", false),
+            ("{mode: ALLOW_ANY_DYNAMIC_DNS}", false),
+            ("{}", false),
+        ] {
             let (config, _) = read_text(&format!("outboundTrafficPolicy: {text}"));
             assert_eq!(config.unwrap().registry_only, expected, "{text}");
         }

@@ -7,6 +7,7 @@ use super::service_entry::{Endpoint, Selector, port_protocol};
 use super::values::{host, host_pattern};
 use super::virtual_service::Port;
 use super::{Check, Spec, there};
+use crate::resource::mesh_config::UNKNOWN_NAMES;
 use crate::resource::{Labels, meta};
 use crate::yaml::node::Node as Tree;
 
@@ -250,6 +251,7 @@ pub struct OutboundTrafficPolicy {
 pub enum OutboundMode {
     RegistryOnly,
     AllowAny,
+    AllowAnyDynamicDns,
 }
 
 /// A service that everything goes to.
@@ -306,6 +308,10 @@ impl Spec for Sidecar {
                     check.warning(format!("spec.{field}"), why, "");
                 }
             }
+        }
+        let mode = self.outbound_traffic_policy.as_ref().and_then(|policy| policy.mode);
+        if mode == Some(OutboundMode::AllowAnyDynamicDns) {
+            check.warning("spec.outboundTrafficPolicy.mode", UNKNOWN_NAMES, "write ALLOW_ANY");
         }
         if let Some(proxy) = self.outbound_traffic_policy.as_ref().and_then(|policy| policy.egress_proxy.as_ref()) {
             check.must("spec.outboundTrafficPolicy.egressProxy.host", host(&proxy.host));

@@ -58,21 +58,31 @@ fn workloads() {
 fn sidecars() {
     good(
         Kind::Sidecar,
-        &[(
-            "{workloadSelector: {labels: {app: a}}, egress: [{hosts: ['./*', istio-system/*, '~/*', '~other/a.com']}], outboundTrafficPolicy: {mode: REGISTRY_ONLY},
+        &[
+            (
+                "{workloadSelector: {labels: {app: a}}, egress: [{hosts: ['./*', istio-system/*, '~/*', '~other/a.com']}], outboundTrafficPolicy: {mode: REGISTRY_ONLY},
               ingress: [{port: {number: 80, protocol: HTTP, name: http}, defaultEndpoint: '127.0.0.1:8080', connectionPool: {x: 1}}]}",
-            &[
-                "w egress: known, not in force: of a Sidecar outboundTrafficPolicy counts",
-                "w ingress: known, not in force: of a Sidecar outboundTrafficPolicy counts",
-            ],
-        )],
+                &[
+                    "w egress: known, not in force: of a Sidecar outboundTrafficPolicy counts",
+                    "w ingress: known, not in force: of a Sidecar outboundTrafficPolicy counts",
+                ],
+            ),
+            (
+                "{outboundTrafficPolicy: {mode: ALLOW_ANY_DYNAMIC_DNS}}",
+                &[
+                    "w outboundTrafficPolicy.mode: no name of a request or of TLS is looked up where nobody knows its host: it is ALLOW_ANY, and connections go to the address that they are made to (write ALLOW_ANY)",
+                ],
+            ),
+        ],
     );
     bad(
         Kind::Sidecar,
         &[
             (
                 "{egress: [{hosts: [a.com]}, {hosts: []}], ingress: [{port: {number: 80, protocol: HTTP}, defaultEndpoint: '10.0.0.1:80'}], outboundTrafficPolicy: {mode: ALLOW}}",
-                &["outboundTrafficPolicy.mode: unknown value \"ALLOW\" (write one of REGISTRY_ONLY, ALLOW_ANY)"],
+                &[
+                    "outboundTrafficPolicy.mode: unknown value \"ALLOW\" (write one of REGISTRY_ONLY, ALLOW_ANY, ALLOW_ANY_DYNAMIC_DNS)",
+                ],
             ),
             (
                 "{egress: [{hosts: [a.com]}, {hosts: []}], ingress: [{port: {number: 80, protocol: HTTP}, defaultEndpoint: '10.0.0.1:80'}]}",

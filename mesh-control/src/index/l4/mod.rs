@@ -344,7 +344,7 @@ impl Reading<'_> {
             self.notes.warn(
                 format!("{field}.sourceLabels"),
                 LABELS,
-                "tell clients by sourceNamespace, or by a waypoint",
+                "tell clients by sourceNamespace, or requests by `http` rules, of which waypoints heed sourceLabels",
             );
             return None;
         }

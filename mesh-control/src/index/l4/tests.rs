@@ -206,7 +206,10 @@ fn what_cannot_be_done_is_told_and_refused() {
     let labels = super::tests::made(&[virtual_service(
         "{hosts: [echo], tcp: [{match: [{sourceLabels: {app: a}}], route: [{destination: {host: v1}}]}]}",
     )]);
-    assert_eq!(labels.problems.len(), 1);
+    let [(_, told)] = &labels.problems[..] else { panic!("{:?}", labels.problems) };
+    assert_eq!(told.field, "spec.tcp[0].match[0].sourceLabels");
+    let help = "tell clients by sourceNamespace, or requests by `http` rules, of which waypoints heed sourceLabels";
+    assert_eq!(told.help.as_deref(), Some(help), "no waypoint tells bytes by them either");
 }
 
 #[test]

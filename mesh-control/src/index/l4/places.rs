@@ -11,13 +11,19 @@ use crate::diagnosis::Problem;
 use crate::index::l7::labels::Wanted;
 use crate::index::l7::{Around, Problems, clusters};
 use crate::resource::mesh_defaults::MeshDefaults;
-use crate::resource::routing::destination_rule::{ConnectionPool, HttpPool, LoadBalancer, Locality, Tls, TlsMode};
+use crate::resource::routing::destination_rule::{
+    ConnectionPool, HttpPool, LoadBalancer, Locality, Tls, TlsMode, TrafficPolicy,
+};
 use crate::resource::routing::{DestinationRule, Routed};
 use crate::resource::service::Port;
 use crate::resource::{Key, Kind, Objects};
 
 /// What is said where nobody but a waypoint does it.
 const OF_WAYPOINTS: &str = "agents do not act on it: only a waypoint of the service does";
+/// What is said where somebody else than an agent connects.
+const OF_AGENTS: &str = "waypoints and gateways do not act on it: only agents do, for a service without a waypoint";
+/// What is said where nobody does it.
+const OF_NOBODY: &str = "nobody acts on it: what passes bytes on closes no connection because none come";
 
 /// What is said of the places of each service of which anything is: of all its ports, and of what routes of connections name. `entries` are hosts of
 /// ServiceEntries: of those agents heed no rules.
@@ -87,56 +93,94 @@ pub fn in_force(places: &BTreeMap<NamespacedName, Arc<Clusters>>, around: &Aroun
     rules.collect()
 }
 
-/// What of these rules agents do not act on; `at_waypoints` are those that a waypoint acts on.
+/// What of these rules those do not act on who they are in force at; `at_waypoints` are those that a waypoint or gateway acts on.
 pub fn left_out(in_force: &BTreeSet<Key>, at_waypoints: &BTreeSet<Key>, around: &Around<'_>) -> Problems {
-    let rules = around.routes.destination_rules.values();
-    let rules = rules.filter(|rule| in_force.contains(&key(rule)) && !at_waypoints.contains(&key(rule)));
-    let fields = |rule: &Arc<Routed<DestinationRule>>| {
-        let tell = |field| (key(rule), Problem::warning(field, OF_WAYPOINTS).help("make a waypoint for the service"));
-        fields(&rule.spec).into_iter().map(tell).collect::<Vec<_>>()
+    let rules = around.routes.destination_rules.values().map(|rule| (key(rule), rule));
+    let tell = |(key, rule): (Key, &Arc<Routed<DestinationRule>>)| {
+        let spec = &rule.spec;
+        let (is_at_agents, is_at_waypoints) = (in_force.contains(&key), at_waypoints.contains(&key));
+        let told = match (is_at_waypoints, is_at_agents) {
+            (true, _) => fields(spec, of_agents).into_iter().map(|field| Problem::warning(field, OF_AGENTS)).collect(),
+            (false, true) => {
+                let of_spec = [spec.workload_selector.is_some().then(|| "spec.workloadSelector".to_owned())];
+                let all = of_spec.into_iter().flatten().chain(of_policies(spec)).chain(fields(spec, of_waypoints));
+                let help = "make a waypoint for the service";
+                all.map(|field| Problem::warning(field, OF_WAYPOINTS).help(help)).collect()
+            }
+            (false, false) => Vec::new(),
+        };
+        let is_anywhere = is_at_agents || is_at_waypoints;
+        let nobody = fields(spec, of_nobody).into_iter().filter(|_| is_anywhere);
+        let nobody = nobody.map(|field| Problem::warning(field, OF_NOBODY).help("delete it"));
+        told.into_iter().chain(nobody).map(|problem| (key.clone(), problem)).collect::<Vec<_>>()
     };
-    rules.flat_map(fields).collect()
+    rules.flat_map(tell).collect()
 }
 
 fn key(rule: &Routed<DestinationRule>) -> Key {
     Key { kind: Kind::DestinationRule, namespace: rule.namespace.clone(), name: rule.name.clone() }
 }
 
-fn fields(spec: &DestinationRule) -> Vec<String> {
-    let mut fields: Vec<String> = spec.workload_selector.iter().map(|_| "spec.workloadSelector".to_owned()).collect();
-    let own = spec.traffic_policy.iter().map(|policy| ("spec.trafficPolicy".to_owned(), policy));
+/// The policies of a rule, by their fields.
+fn policies(spec: &DestinationRule) -> impl Iterator<Item = (String, &TrafficPolicy)> {
+    let own = spec.traffic_policy.iter().map(|policy| ("spec.trafficPolicy".to_owned(), &**policy));
     let of_subsets = spec.subsets.iter().enumerate().filter_map(|(index, subset)| {
-        Some((format!("spec.subsets[{index}].trafficPolicy"), subset.traffic_policy.as_ref()?))
+        Some((format!("spec.subsets[{index}].trafficPolicy"), subset.traffic_policy.as_deref()?))
     });
-    for (field, policy) in own.chain(of_subsets) {
-        let parts = (&policy.load_balancer, &policy.connection_pool, &policy.tls);
-        fields.extend(of_parts(&field, parts));
-        for (index, port) in policy.port_level_settings.iter().enumerate() {
-            let parts = (&port.load_balancer, &port.connection_pool, &port.tls);
-            fields.extend(of_parts(&format!("{field}.portLevelSettings[{index}]"), parts));
-        }
+    own.chain(of_subsets)
+}
+
+/// What only a waypoint does of what policies say once for all ports.
+fn of_policies(spec: &DestinationRule) -> Vec<String> {
+    let of = |(field, policy): (String, &TrafficPolicy)| {
         let there = [
             (policy.tunnel.is_some(), "tunnel"),
             (policy.proxy_protocol.is_some(), "proxyProtocol"),
             (policy.retry_budget.is_some(), "retryBudget"),
         ];
-        fields.extend(there.iter().filter(|(is, _)| *is).map(|(_, name)| format!("{field}.{name}")));
-    }
-    fields
+        let there = there.into_iter().filter(|(is, _)| *is);
+        there.map(|(_, name)| format!("{field}.{name}")).collect::<Vec<_>>()
+    };
+    policies(spec).flat_map(of).collect()
 }
 
 type Parts<'a> = (&'a Option<LoadBalancer>, &'a Option<ConnectionPool>, &'a Option<Tls>);
 
-fn of_parts(field: &str, (balancer, pool, tls): Parts<'_>) -> Vec<String> {
+/// The fields of those parts of policies, for all ports and for one, of which this says that they are there.
+fn fields(spec: &DestinationRule, there: impl Fn(Parts<'_>) -> Vec<(bool, &'static str)>) -> Vec<String> {
+    let mut fields = Vec::new();
+    let mut add = |field: &str, parts: Parts<'_>| {
+        let named = there(parts).into_iter().filter(|(is, _)| *is);
+        fields.extend(named.map(|(_, name)| format!("{field}.{name}")));
+    };
+    for (field, policy) in policies(spec) {
+        add(&field, (&policy.load_balancer, &policy.connection_pool, &policy.tls));
+        for (index, port) in policy.port_level_settings.iter().enumerate() {
+            let parts = (&port.load_balancer, &port.connection_pool, &port.tls);
+            add(&format!("{field}.portLevelSettings[{index}]"), parts);
+        }
+    }
+    fields
+}
+
+fn of_waypoints((balancer, pool, tls): Parts<'_>) -> Vec<(bool, &'static str)> {
     let hash = balancer.as_ref().and_then(|balancer| balancer.consistent_hash.as_ref());
-    let tcp = pool.as_ref().map(|pool| &pool.tcp);
     let is_tls = |tls: &Tls| matches!(tls.mode, Some(TlsMode::Simple | TlsMode::Mutual));
-    let there = [
+    let limits_time = |pool: &ConnectionPool| pool.tcp.max_connection_duration.is_some();
+    vec![
         (hash.is_some_and(|hash| hash.use_source_ip != Some(true)), "loadBalancer.consistentHash"),
         (pool.as_ref().is_some_and(|pool| pool.http != HttpPool::default()), "connectionPool.http"),
-        (tcp.is_some_and(|tcp| tcp.idle_timeout.is_some()), "connectionPool.tcp.idleTimeout"),
-        (tcp.is_some_and(|tcp| tcp.max_connection_duration.is_some()), "connectionPool.tcp.maxConnectionDuration"),
+        (pool.as_ref().is_some_and(limits_time), "connectionPool.tcp.maxConnectionDuration"),
         (tls.as_ref().is_some_and(is_tls), "tls"),
-    ];
-    there.iter().filter(|(is, _)| *is).map(|(_, name)| format!("{field}.{name}")).collect()
+    ]
+}
+
+fn of_agents((_, pool, _): Parts<'_>) -> Vec<(bool, &'static str)> {
+    let keeps_alive = |pool: &ConnectionPool| pool.tcp.tcp_keepalive.is_some();
+    vec![(pool.as_ref().is_some_and(keeps_alive), "connectionPool.tcp.tcpKeepalive")]
+}
+
+fn of_nobody((_, pool, _): Parts<'_>) -> Vec<(bool, &'static str)> {
+    let is_idle = |pool: &ConnectionPool| pool.tcp.idle_timeout.is_some();
+    vec![(pool.as_ref().is_some_and(is_idle), "connectionPool.tcp.idleTimeout")]
 }

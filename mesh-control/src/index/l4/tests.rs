@@ -30,15 +30,19 @@ fn made(more: &[Json]) -> Made {
 }
 
 fn made_with(settings: Settings, more: &[Json]) -> Made {
+    let objects = objects(more);
+    let indexed = routing::index(&objects, &settings);
+    super::index(&objects, &settings, &Around::new(&objects, &settings, &indexed))
+}
+
+fn objects(more: &[Json]) -> Objects {
     let mut all = vec![service("shop", "echo"), service("shop", "v1"), service("shop", "v2"), service("far", "away")];
     all.extend(more.iter().cloned());
     let text: Vec<String> = all.iter().map(|object| format!("---\n{object}\n")).collect();
     let read = file::read("a.yaml", text.concat().as_bytes());
     assert!(read.diagnoses.iter().all(|d| d.severity < crate::diagnosis::Severity::Error), "{:?}", read.diagnoses);
     let scan = Scan { found: read.found.into_iter().map(|(found, _)| found).collect(), ..Scan::default() };
-    let objects = Catalog::default().apply(&scan).0;
-    let indexed = routing::index(&objects, &settings);
-    super::index(&objects, &settings, &Around::new(&objects, &settings, &indexed))
+    Catalog::default().apply(&scan).0
 }
 
 /// Where a connection to `echo` goes, in words: the port, then `~blog` for the client's namespace, `@a.example` for the name that it asks for, `@` for none.
@@ -238,6 +242,53 @@ fn agents_are_told_how_the_places_of_services_are_reached() {
     assert_eq!(made.places.len(), 1);
     let acting: BTreeSet<&str> = made.in_force.iter().map(|key| key.kind.name()).collect();
     assert_eq!(acting, ["DestinationRule", "VirtualService"].into());
+}
+
+#[test]
+fn features_DR_9_what_of_a_rule_has_no_effect_is_told_by_who_acts_on_it() {
+    let rule = |spec: &str| object(Kind::DestinationRule, "shop", "o", &format!("{{host: echo, {spec}}}"));
+    let nobody = "nobody acts on it: what passes bytes on closes no connection because none come";
+    let of_agents = "waypoints and gateways do not act on it: only agents do, for a service without a waypoint";
+    let of_waypoints = "agents do not act on it: only a waypoint of the service does";
+    let tcp = |at: &str| format!("{at}.connectionPool.tcp");
+    let own = tcp("trafficPolicy");
+    let idle = "trafficPolicy: {connectionPool: {tcp: {idleTimeout: 1m, connectTimeout: 1s}}}";
+    let alive = "trafficPolicy: {connectionPool: {tcp: {tcpKeepalive: {time: 1m}}}}";
+    let deep = "subsets: [{name: v1, labels: {a: b}, trafficPolicy: {portLevelSettings: [{port: {number: 80}, connectionPool: {tcp: {idleTimeout: 1m}}}]}}]";
+    let only = "trafficPolicy: {retryBudget: {percent: 20}, connectionPool: {tcp: {maxConnectionDuration: 1m}, http: {maxRetries: 1}}}";
+    for (spec, at_agents, at_waypoints) in [
+        (idle, vec![format!("{own}.idleTimeout: {nobody}")], vec![format!("{own}.idleTimeout: {nobody}")]),
+        (alive, vec![], vec![format!("{own}.tcpKeepalive: {of_agents}")]),
+        (
+            deep,
+            vec![format!("{}.idleTimeout: {nobody}", tcp("subsets[0].trafficPolicy.portLevelSettings[0]"))],
+            vec![format!("{}.idleTimeout: {nobody}", tcp("subsets[0].trafficPolicy.portLevelSettings[0]"))],
+        ),
+        (
+            only,
+            vec![
+                format!("trafficPolicy.retryBudget: {of_waypoints}"),
+                format!("trafficPolicy.connectionPool.http: {of_waypoints}"),
+                format!("{own}.maxConnectionDuration: {of_waypoints}"),
+            ],
+            vec![],
+        ),
+    ] {
+        let objects = objects(&[rule(spec)]);
+        let settings = Settings::default();
+        let indexed = routing::index(&objects, &settings);
+        let around = Around::new(&objects, &settings, &indexed);
+        let made = super::index(&objects, &settings, &around);
+        let told = |at_waypoints: &BTreeSet<Key>| {
+            let all = places::left_out(&made.in_force, at_waypoints, &around);
+            let one = |(_, told): &(Key, crate::diagnosis::Problem)| {
+                format!("{}: {}", told.field.trim_start_matches("spec."), told.message)
+            };
+            all.iter().map(one).collect::<Vec<_>>()
+        };
+        assert_eq!(told(&BTreeSet::new()), at_agents, "{spec}");
+        assert_eq!(told(&made.in_force), at_waypoints, "{spec}");
+    }
 }
 
 /// The ways of connections to `edition.example.com`, of a ServiceEntry of the namespace `shop`.

@@ -205,7 +205,7 @@ impl Join {
         let endpoints = service_entry::endpoints(
             (&objects, &settings),
             &services,
-            |entry| waypoints.guards_entry(entry, &objects, &settings),
+            &waypoints,
             is_owner,
             of_pods,
             &mut workloads,

@@ -12,7 +12,7 @@ use mesh_core::workload::{PortMapping, WorkloadType};
 use mesh_core::{ArcStr, GatewayAddress, Locality, NamespacedName, Service, Workload};
 
 use super::service::Services;
-use super::waypoint::{Account, Guard};
+use super::waypoint::{Guard, Waypoints};
 use super::{Settings, workload};
 use crate::diagnosis::Problem;
 use crate::resource::routing::Routed;
@@ -252,11 +252,12 @@ pub struct Endpoints {
 }
 
 /// Adds the endpoints: pods join the service, other addresses become workloads of their own, one for each address of a namespace. `workloads` are first those of
-/// pods, in the order of their namespaces and names; `pods` is how many. `held` says around whose waypoints nothing may go, and who alone may reach pods then.
+/// pods, in the order of their namespaces and names; `pods` is how many. `waypoints` say around whose nothing may go, who alone may reach pods then, and what
+/// WorkloadEntries are bound to.
 pub fn endpoints<'a>(
     (objects, settings): (&Objects, &Settings),
     services: &Services,
-    held: impl Fn(&Entry) -> Option<Option<Account>>,
+    waypoints: &Waypoints,
     owner: impl Fn(&IpAddr) -> Option<&'a Arc<Pod>>,
     pods: usize,
     workloads: &mut Vec<Arc<Workload>>,
@@ -264,12 +265,13 @@ pub fn endpoints<'a>(
 ) -> Endpoints {
     let (mut in_force, mut guards) = (BTreeSet::new(), BTreeSet::new());
     let mut made: BTreeMap<(ArcStr, IpAddr), usize> = BTreeMap::new();
+    let mut guarded = BTreeSet::new();
     let mut unusable = BTreeSet::new();
     for entry in entries(objects, settings) {
         let keys: Vec<NamespacedName> = hosts(entry, settings).map(|(_, host)| key(entry, host)).collect();
         let is_own = |key: &&NamespacedName| services.by_key.get(*key).is_some_and(|own| own.name == entry.name);
         let keys: Vec<&NamespacedName> = keys.iter().filter(is_own).collect();
-        let account = held(entry).filter(|_| !keys.is_empty());
+        let account = waypoints.guards_entry(entry, objects, settings).filter(|_| !keys.is_empty());
         let mut join = |at: usize, keys: &[&NamespacedName], ports: &[PortMapping], workloads: &mut [Arc<Workload>]| {
             let workload = Arc::make_mut(&mut workloads[at]);
             let memberships = Arc::make_mut(&mut workload.services);
@@ -322,8 +324,17 @@ pub fn endpoints<'a>(
                         workloads.len() - 1
                     });
                     // Whoever named the address first: what must not be gone around is not.
-                    if let (Some(guard), None) = (&guard, &workloads[at].waypoint) {
+                    if let Some(guard) = guard.as_ref().filter(|_| guarded.insert(at)) {
                         Arc::make_mut(&mut workloads[at]).waypoint = Some(guard.clone());
+                    }
+                    if let Some(of) = target.of {
+                        let bound = waypoints.workload_entry(of, objects, settings);
+                        // However many entries select it, it is told once.
+                        let is_new = !in_force.contains(&of_workload(of));
+                        problems.extend(bound.problem.filter(|_| is_new).map(|problem| (of_workload(of), problem)));
+                        if let (Some(address), None) = (bound.address, &workloads[at].waypoint) {
+                            Arc::make_mut(&mut workloads[at]).waypoint = Some(address);
+                        }
                     }
                     Some(at)
                 }

@@ -121,6 +121,50 @@ fn features_3_1_the_most_specific_label_says_which_waypoint_there_is() {
 }
 
 #[test]
+fn features_3_1_a_workload_entry_is_bound_as_a_pod_is() {
+    let entry = |labels: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: vms, namespace: shop, labels: {{{labels}}}}}\n\
+             spec: {{hosts: [vms.example.com], resolution: STATIC, ports: [{{number: 80, name: http}}], workloadSelector: {{labels: {{app: vm}}}}}}\n"
+        )
+    };
+    let workload = |labels: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: vm, namespace: shop, labels: {{{labels}}}}}\n\
+             spec: {{address: 192.0.2.1, labels: {{app: vm}}}}\n"
+        )
+    };
+    let refuse = |name: &str| format!("{}, undermesh.io/waypoint-bypass: refuse", label(name));
+    let (wp, other, near) = (in_full("shop", "wp"), in_full("shop", "other"), in_full("shop", "services"));
+    for (of_namespace, of_entry, of_workload, expected, is_told) in [
+        ("", String::new(), String::new(), "-", false),
+        ("", String::new(), label("wp"), &*wp, false),
+        (&*label("wp"), String::new(), String::new(), &wp, false),
+        (&label("wp"), String::new(), label("other"), &other, false),
+        (&label("wp"), String::new(), label("none"), "-", false),
+        // Of services: a workload is none.
+        ("", label("wp"), String::new(), "-", false),
+        (&label("services"), String::new(), String::new(), "-", false),
+        ("", String::new(), label("services"), "-", true),
+        ("", String::new(), label("missing"), "closed", true),
+        // What must not be gone around goes first.
+        ("", refuse("services"), label("wp"), &near, false),
+    ] {
+        let waypoints =
+            [waypoint("shop", "wp", "all"), waypoint("shop", "other", "workload"), waypoint("shop", "services", "")];
+        let text = [namespace("shop", of_namespace), entry(&of_entry), workload(&of_workload)];
+        // Selected twice, told once.
+        let again = entry("").replace("vms", "more");
+        let view = view(&format!("{}{}{again}", waypoints.concat(), text.concat()));
+        let found = &view.workloads["Kubernetes/networking.istio.io/WorkloadEntry/shop/vm"];
+        assert_eq!(told(found.waypoint.as_ref()), expected, "{of_namespace} {of_entry} {of_workload}");
+        let kinds: Vec<Kind> = problems(&view).into_iter().map(|(kind, ..)| kind).collect();
+        let expected = if is_told { vec![Kind::WorkloadEntry] } else { vec![] };
+        assert_eq!(kinds, expected, "{of_namespace} {of_entry} {of_workload}");
+    }
+}
+
+#[test]
 fn features_3_1_a_waypoint_is_for_services_or_workloads_or_both_or_nothing() {
     let class = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {name: undermesh-waypoint, labels: {istio.io/waypoint-for: all}}\nspec: {controllerName: undermesh.io/gateway-controller}\n";
     for (purpose, class, services, workloads) in [

@@ -23,7 +23,7 @@ use super::view::WaypointPod;
 use crate::diagnosis::Problem;
 use crate::resource::gateway_topology::GatewayTopology;
 use crate::resource::pod::State;
-use crate::resource::routing::{Routed, ServiceEntry};
+use crate::resource::routing::{Routed, ServiceEntry, WorkloadEntry};
 use crate::resource::waypoint::{Asked, GATEWAY_NAME, field};
 use crate::resource::{Key, Kind, Labels, Objects, Pod, Secured, Service, meta};
 use crate::verdict::Binding;
@@ -335,6 +335,12 @@ impl Waypoints {
         }
         let own = Asked::of(Some(&pod.labels), &pod.namespace);
         self.bind(Traffic::Workload, &own, &pod.namespace, objects, settings)
+    }
+
+    /// What a WorkloadEntry is bound to, addressed as a workload: clients are led there. No agent stands at it that could lead strangers, or refuse who goes around.
+    pub fn workload_entry(&self, entry: &Routed<WorkloadEntry>, objects: &Objects, settings: &Settings) -> Bound {
+        let own = Asked::of(Some(&entry.marks), &entry.namespace);
+        self.bind(Traffic::Workload, &own, &entry.namespace, objects, settings)
     }
 
     /// What comes of what an object in `namespace` says, which goes before what the namespace says.

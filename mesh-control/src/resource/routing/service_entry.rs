@@ -149,6 +149,7 @@ impl Spec for ServiceEntry {
         for (index, endpoint) in self.endpoints.iter().enumerate() {
             let field = format!("spec.endpoints[{index}]");
             endpoint.check_at(&field, check);
+            endpoint.told(&field, check);
             for name in endpoint.ports.keys().filter(|name| !self.ports.iter().any(|port| port.name == **name)) {
                 let known: Vec<&str> = self.ports.iter().map(|port| port.name.as_str()).collect();
                 let help = format!("the ports are {}", known.join(", "));
@@ -317,6 +318,16 @@ impl Endpoint {
         }
         if self.locality.split('/').count() > 3 {
             check.error(format!("{field}.locality"), "more than region, zone and sub-zone", "");
+        }
+    }
+
+    /// What nobody heeds of one that is there, not of what a group has in common.
+    pub(super) fn told(&self, field: &str, check: &mut Check<'_>) {
+        // Without an address it is told that it has none.
+        if !self.network.is_empty() && !self.address.is_empty() {
+            let why =
+                "a mesh is one network here: it is reached as all others are, through no gateway of another network";
+            check.warning(format!("{field}.network"), why, "delete it, or the endpoint if nobody can reach it so");
         }
     }
 }

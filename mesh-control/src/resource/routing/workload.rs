@@ -17,6 +17,7 @@ pub type WorkloadEntry = Endpoint;
 impl Spec for Endpoint {
     fn check(&self, check: &mut Check<'_>) {
         self.check_at("spec", check);
+        self.told("spec", check);
     }
 }
 

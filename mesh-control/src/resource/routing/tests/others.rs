@@ -12,6 +12,12 @@ fn workloads() {
                 &[],
             ),
             ("{network: other}", &[]),
+            (
+                "{address: 192.0.2.1, network: other}",
+                &[
+                    "w network: a mesh is one network here: it is reached as all others are, through no gateway of another network (delete it, or the endpoint if nobody can reach it so)",
+                ],
+            ),
         ],
     );
     bad(

@@ -224,7 +224,9 @@ fn good_entries() {
                 "{hosts: [mongo.internal], addresses: [192.192.192.192/24, '2001:db8::1'], ports: [{number: 27018, name: mongodb, protocol: MONGO, targetPort: 27017}],
                   location: MESH_INTERNAL, resolution: STATIC, endpoints: [{address: 2.2.2.2, ports: {mongodb: 5555}, labels: {app: m}, locality: eu/z/s, weight: 2,
                   serviceAccount: mongo, network: other}, {address: 'unix:///var/run/m.sock'}], exportTo: ['*'], subjectAltNames: ['spiffe://cluster.local/ns/a/sa/b']}",
-                &[],
+                &[
+                    "w endpoints[0].network: a mesh is one network here: it is reached as all others are, through no gateway of another network (delete it, or the endpoint if nobody can reach it so)",
+                ],
             ),
             ("{hosts: [a.com], ports: [{number: 80, name: http}], resolution: STATIC, workloadSelector: {labels: {app: a}}}", &[]),
         ],

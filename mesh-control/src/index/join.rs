@@ -219,14 +219,14 @@ impl Join {
         // No Gateway is called so.
         let agents = NamespacedName::new("", "");
         let wanted: BTreeMap<_, _> = l7.wanted.iter().chain([(&agents, &l4.wanted)]).collect();
-        let mut labels = l7::labels::told(
-            &wanted,
-            pods.zip(&workloads).map(|((pod, _), workload)| l7::labels::Seen {
-                labels: &pod.labels,
-                workload,
-                serves: waypoints.served_by(pod).map(|(gateway, _)| gateway),
-            }),
-        );
+        let of_pods = pods.zip(&workloads).map(|((pod, _), workload)| l7::labels::Seen {
+            labels: &pod.labels,
+            workload,
+            serves: waypoints.served_by(pod).map(|(gateway, _)| gateway),
+        });
+        let entered = endpoints.labels.iter();
+        let entered = entered.map(|(at, labels)| l7::labels::Seen { labels, workload: &workloads[*at], serves: None });
+        let mut labels = l7::labels::told(&wanted, of_pods.chain(entered));
         let place_labels = labels.remove(&agents).unwrap_or_default();
         let pods = parts.values().flat_map(|part| &part.pods);
         let outbound = outbound::index(

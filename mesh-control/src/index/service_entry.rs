@@ -18,7 +18,7 @@ use crate::diagnosis::Problem;
 use crate::resource::routing::Routed;
 use crate::resource::routing::WorkloadEntry;
 use crate::resource::routing::service_entry::{Endpoint, EntryPort, Resolution, Selector, ServiceEntry};
-use crate::resource::{Key, Kind, Objects, Pod, meta};
+use crate::resource::{Key, Kind, Labels, Objects, Pod, meta};
 use mesh_core::outside::is_public;
 
 /// On an object: whether a host without addresses gets one.
@@ -163,10 +163,6 @@ fn told(entry: &Entry, settings: &Settings, is_bound: bool, problems: &mut Probl
             let message = format!("{:?} {why}: it is not used", endpoint.address);
             problems.push((object(entry), Problem::warning(format!("{field}.address"), message)));
         }
-        if !endpoint.labels.is_empty() {
-            let message = "subsets mean labels of pods only: it is in none";
-            problems.push((object(entry), Problem::note(format!("{field}.labels"), message)));
-        }
     }
 }
 
@@ -244,26 +240,28 @@ impl Given {
 }
 
 /// What came of endpoints besides workloads.
-pub struct Endpoints {
+pub struct Endpoints<'a> {
     /// WorkloadEntries that are some.
     pub in_force: BTreeSet<Key>,
     /// Who alone may reach pods that are some, by namespace.
     pub guards: BTreeSet<(ArcStr, Guard)>,
+    /// Labels of workloads that are no pods, by their places among all. Of what is named twice the last ones count.
+    pub labels: Vec<(usize, &'a Labels)>,
 }
 
 /// Adds the endpoints: pods join the service, other addresses become workloads of their own, one for each address of a namespace. `workloads` are first those of
 /// pods, in the order of their namespaces and names; `pods` is how many. `waypoints` say around whose nothing may go, who alone may reach pods then, and what
 /// WorkloadEntries are bound to.
 pub fn endpoints<'a>(
-    (objects, settings): (&Objects, &Settings),
+    (objects, settings): (&'a Objects, &Settings),
     services: &Services,
     waypoints: &Waypoints,
     owner: impl Fn(&IpAddr) -> Option<&'a Arc<Pod>>,
     pods: usize,
     workloads: &mut Vec<Arc<Workload>>,
     problems: &mut Problems,
-) -> Endpoints {
-    let (mut in_force, mut guards) = (BTreeSet::new(), BTreeSet::new());
+) -> Endpoints<'a> {
+    let (mut in_force, mut guards, mut labels) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
     let mut made: BTreeMap<(ArcStr, IpAddr), usize> = BTreeMap::new();
     let mut guarded = BTreeSet::new();
     let mut unusable = BTreeSet::new();
@@ -327,6 +325,7 @@ pub fn endpoints<'a>(
                     if let Some(guard) = guard.as_ref().filter(|_| guarded.insert(at)) {
                         Arc::make_mut(&mut workloads[at]).waypoint = Some(guard.clone());
                     }
+                    labels.extend(endpoint.filter(|own| !own.labels.is_empty()).map(|own| (at, &own.labels)));
                     if let Some(of) = target.of {
                         let bound = waypoints.workload_entry(of, objects, settings);
                         // However many entries select it, it is told once.
@@ -345,7 +344,7 @@ pub fn endpoints<'a>(
             }
         }
     }
-    Endpoints { in_force, guards }
+    Endpoints { in_force, guards, labels }
 }
 
 fn of_workload(entry: &Arc<Routed<WorkloadEntry>>) -> Key {
@@ -372,27 +371,27 @@ fn guard(
 }
 
 /// An address that some hosts have.
-struct Target<'a> {
+struct Target<'a, 'k> {
     address: IpAddr,
     /// As it is written; a host that is looked up itself has none.
     endpoint: Option<&'a Endpoint>,
-    keys: Vec<&'a NamespacedName>,
+    keys: Vec<&'k NamespacedName>,
     field: String,
     /// The object that the endpoint is, if it is one of its own.
     of: Option<&'a Arc<Routed<WorkloadEntry>>>,
 }
 
 /// What endpoints there are of the services of an entry. A name that nobody answers for is told; `unusable` are WorkloadEntries that were told that they are.
-fn targets<'a>(
+fn targets<'a, 'k>(
     entry: &'a Entry,
-    keys: &[&'a NamespacedName],
+    keys: &[&'k NamespacedName],
     (objects, settings): (&'a Objects, &Settings),
     unusable: &mut BTreeSet<Key>,
     problems: &mut Problems,
-) -> Vec<Target<'a>> {
+) -> Vec<Target<'a, 'k>> {
     let spec = &entry.spec;
     let mut targets = Vec::new();
-    let mut of_name = |name: &str, field: String, endpoint: Option<&'a Endpoint>, keys: Vec<&'a NamespacedName>| {
+    let mut of_name = |name: &str, field: String, endpoint: Option<&'a Endpoint>, keys: Vec<&'k NamespacedName>| {
         let found = objects.looked_up.get(name).map(Vec::as_slice).unwrap_or_default();
         if found.is_empty() {
             let message = format!("{name} has not been looked up: it has no endpoint until it is");
@@ -470,7 +469,7 @@ fn selected<'a>(
     all.into_iter()
 }
 
-fn workload(entry: &Entry, target: &Target<'_>, settings: &Settings) -> Workload {
+fn workload(entry: &Entry, target: &Target<'_, '_>, settings: &Settings) -> Workload {
     let (namespace, address, endpoint) = (&entry.namespace, target.address, target.endpoint);
     let (name, what) = match target.of {
         Some(of) => (&of.name, format!("WorkloadEntry/{namespace}/{}", of.name)),

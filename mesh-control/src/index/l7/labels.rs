@@ -99,7 +99,7 @@ impl<'a> Askers<'a> {
     }
 }
 
-/// One pod.
+/// One pod, or an endpoint that is none.
 pub struct Seen<'a> {
     /// Its labels.
     pub labels: &'a Written,

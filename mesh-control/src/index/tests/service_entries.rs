@@ -260,6 +260,44 @@ fn features_SE_6_WE_1_workload_entries_are_endpoints_of_those_that_select_them()
 }
 
 #[test]
+fn features_WE_1_DR_2_subsets_have_endpoints_that_are_no_pods() {
+    let spec = |endpoints: &str| format!("{{hosts: [vms.example.com], resolution: STATIC, {PORTS}, {endpoints}}}");
+    let workload = |name: &str, address: &str, version: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{address: {address}, labels: {{app: vm, version: {version}}}}}\n"
+        )
+    };
+    let rule = "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: vms, namespace: shop}\nspec: {host: vms.example.com, subsets: [{name: v1, labels: {version: v1}}]}\n";
+    let route = "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: vms, namespace: shop}\nspec: {hosts: [vms.example.com], http: [{route: [{destination: {host: vms.example.com, subset: v1}}]}]}\n";
+    let gateway = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: exit, namespace: shop}\nspec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n";
+    let one = "Kubernetes/networking.istio.io/WorkloadEntry/shop/vm-1 version=v1";
+    let inline = "Kubernetes/networking.istio.io/ServiceEntry/shop/vms/192.0.2.1 version=v1";
+    for (endpoints, more, expected) in [
+        (
+            "workloadSelector: {labels: {app: vm}}",
+            [workload("vm-1", "192.0.2.1", "v1"), workload("vm-2", "192.0.2.2", "v2")].concat(),
+            &[one][..],
+        ),
+        (
+            "endpoints: [{address: 192.0.2.1, labels: {version: v1}}, {address: 192.0.2.2, labels: {version: v2}}, {address: 192.0.2.3}]",
+            String::new(),
+            &[inline],
+        ),
+        ("endpoints: [{address: 192.0.2.3}]", String::new(), &[]),
+    ] {
+        let view = view(&format!(
+            "{gateway}{}{more}{rule}{route}",
+            entry("vms", "istio.io/use-waypoint: exit", &spec(endpoints))
+        ));
+        let told = &view.labels[&mesh_core::NamespacedName::new("shop", "exit")];
+        let told =
+            told.iter().flat_map(|(uid, labels)| labels.iter().map(move |(key, value)| format!("{uid} {key}={value}")));
+        assert_eq!(told.collect::<Vec<_>>(), expected, "{endpoints}");
+        assert_eq!(said(&view), [""; 0], "{endpoints}");
+    }
+}
+
+#[test]
 fn features_SE_1_SE_5_a_pattern_is_a_service_without_endpoints_that_its_waypoint_serves() {
     let gateway = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: exit, namespace: shop}\nspec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n";
     let text = entry(

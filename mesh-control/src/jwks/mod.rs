@@ -7,7 +7,7 @@
 
 mod fetch;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::index::View;
-use crate::resource::token_keys::{Keys, Place};
+use crate::resource::token_keys::{self, Keys, Place};
 use fetch::Client;
 pub use fetch::FetchError;
 use mesh_core::outside::is_public;
@@ -27,8 +27,6 @@ use mesh_core::outside::is_public;
 const LOOK: Duration = Duration::from_secs(20 * 60);
 /// Keys that are older are good for nothing.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
-/// How long one place may take.
-const ANSWER: Duration = Duration::from_secs(5);
 /// Places that are looked at; of more the first ones by name.
 const MOST: usize = 1000;
 /// At once.
@@ -36,9 +34,19 @@ const AT_ONCE: usize = 8;
 
 /// What is known of a place.
 struct Known {
+    /// How long it may take.
+    patience: Duration,
     due: Instant,
     fetched: Option<Instant>,
     backoff: Backoff,
+}
+
+impl Known {
+    /// Nothing yet.
+    fn new(patience: Duration) -> Self {
+        let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+        Self { patience, due: Instant::now(), fetched: None, backoff }
+    }
 }
 
 /// Fetches keys for ever, of the places that the view names.
@@ -53,13 +61,9 @@ pub async fn follow(mut view: watch::Receiver<Arc<View>>, keys: watch::Sender<Ar
     let mut known: BTreeMap<Place, Known> = BTreeMap::new();
     loop {
         let wanted = wanted(&view.borrow_and_update());
-        known.retain(|place, _| wanted.contains(place));
-        for place in wanted {
-            known.entry(place).or_insert_with(|| Known {
-                due: Instant::now(),
-                fetched: None,
-                backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(60)),
-            });
+        known.retain(|place, _| wanted.contains_key(place));
+        for (place, patience) in wanted {
+            known.entry(place).or_insert_with(|| Known::new(patience)).patience = patience;
         }
         let now = Instant::now();
         let due: Vec<Place> = known.iter().filter(|(_, one)| one.due <= now).map(|(place, _)| place.clone()).collect();
@@ -91,14 +95,12 @@ pub async fn follow(mut view: watch::Receiver<Arc<View>>, keys: watch::Sender<Ar
 }
 
 async fn look(client: &Client, places: &[Place], known: &mut BTreeMap<Place, Known>, keys: &watch::Sender<Arc<Keys>>) {
-    let fetch = |place: &Place| {
-        let place = place.clone();
-        async move {
-            let fetched = tokio::time::timeout(ANSWER, client.keys(&place)).await;
-            (place, fetched.unwrap_or(Err(FetchError::Late)))
-        }
+    let fetch = |(place, patience): (Place, Duration)| async move {
+        let fetched = tokio::time::timeout(patience, client.keys(&place)).await;
+        (place, fetched.unwrap_or(Err(FetchError::Late)))
     };
-    let mut answers: FuturesUnordered<_> = places.iter().map(fetch).collect();
+    let asked = places.iter().filter_map(|place| Some((place.clone(), known.get(place)?.patience)));
+    let mut answers: FuturesUnordered<_> = asked.map(fetch).collect();
     while let Some((place, answer)) = answers.next().await {
         let Some(one) = known.get_mut(&place) else { continue };
         match answer {
@@ -122,7 +124,29 @@ async fn look(client: &Client, places: &[Place], known: &mut BTreeMap<Place, Kno
     }
 }
 
-fn wanted(view: &View) -> BTreeSet<Place> {
+fn wanted(view: &View) -> BTreeMap<Place, Duration> {
     let objects = view.routes.request_authentications.values();
-    objects.flat_map(|object| object.spec.jwt_rules.iter().filter_map(Place::of)).take(MOST).collect()
+    token_keys::places(
+        objects.flat_map(|object| &object.spec.jwt_rules).filter(|rule| Place::of(rule).is_some()).take(MOST),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn features_RA_1_a_place_has_as_long_as_its_rules_say() {
+        // Nobody accepts: the connection comes about, and no answer.
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let place = Place::Keys(format!("http://{}/keys", listener.local_addr().unwrap()));
+        let mut known: BTreeMap<_, _> = [(place.clone(), Known::new(Duration::from_millis(50)))].into();
+        let (keys, _) = watch::channel(Arc::default());
+        let (client, places) = (Client::new(|_| true).unwrap(), [place]);
+        let asked = look(&client, &places, &mut known, &keys);
+        tokio::time::timeout(Duration::from_secs(3), asked).await.expect("it has 50 ms");
+        assert!(
+            keys.borrow().is_empty() && known.values().all(|one| one.fetched.is_none() && one.due > Instant::now())
+        );
+    }
 }

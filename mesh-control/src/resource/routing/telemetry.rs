@@ -9,6 +9,7 @@ use super::destination_rule::WorkloadSelector;
 use super::reference::name;
 use super::values::{Span, header};
 use super::{Check, Spec};
+use crate::resource::token_keys;
 
 /// What an object can be bound to at once.
 const MOST_TARGETS: usize = 16;
@@ -112,7 +113,7 @@ pub struct JwtRule {
     /// Single claims are sent on so.
     #[serde(default)]
     pub output_claim_to_headers: Vec<ClaimHeader>,
-    /// For the keys; 5s if it is not said.
+    /// For the keys; 5s if it is not said, and [`token_keys::LONGEST`] at most.
     pub timeout: Option<Span>,
     /// Claims that are lists with blanks between.
     #[serde(default)]
@@ -184,6 +185,11 @@ impl Spec for RequestAuthentication {
                 }
             }
             check.time(format!("{field}.timeout"), rule.timeout);
+            if rule.timeout.is_some_and(|span| span.0 > token_keys::LONGEST) {
+                let message =
+                    format!("a place of keys has {} s at most: that is in force", token_keys::LONGEST.as_secs());
+                check.warning(format!("{field}.timeout"), message, "write no more");
+            }
         }
     }
 }

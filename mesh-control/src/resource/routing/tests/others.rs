@@ -114,6 +114,10 @@ fn tokens_and_telemetry() {
                 &[],
             ),
             ("{targetRefs: [{kind: Gateway, group: gateway.networking.k8s.io, name: waypoint}]}", &[]),
+            (
+                "{jwtRules: [{issuer: a, timeout: 15s}, {issuer: b, timeout: 16s}]}",
+                &["w jwtRules[1].timeout: a place of keys has 15 s at most: that is in force (write no more)"],
+            ),
         ],
     );
     bad(

@@ -121,6 +121,20 @@ mod tests {
     }
 
     #[test]
+    fn features_TM_9_which_headers_say_a_trace_is_not_chosen() {
+        let message = "requests are sent on with headers of B3, and with those of W3C where they came with them: it has no effect";
+        let warned = vec![format!("warning p[0].zipkin.traceContextOption: {message}")];
+        for (option, expected) in [
+            ("", vec![]),
+            (", traceContextOption: USE_B3", vec![]),
+            (", traceContextOption: USE_B3_WITH_W3C_PROPAGATION", warned),
+        ] {
+            let (_, said) = read_text(&format!("[{{name: z, zipkin: {{service: z, port: 9411{option}}}}}]"));
+            assert_eq!(said, expected, "{option}");
+        }
+    }
+
+    #[test]
     fn features_AP_6_all_fields_of_a_provider_are_read() {
         let text = "
 - name: a

@@ -77,8 +77,7 @@ pub struct Zipkin {
     #[serde(rename = "enable64bitTraceId", deserialize_with = "there")]
     enable_64bit_trace_id: bool,
     path: Option<String>,
-    #[serde(deserialize_with = "there")]
-    trace_context_option: bool,
+    trace_context_option: Option<String>,
 }
 
 /// A collector of OpenTelemetry's, as it is written.
@@ -218,6 +217,10 @@ impl Zipkin {
     /// Who takes the spans. What is wrong refuses the settings.
     pub fn provider(&self, field: &str, problems: &mut Vec<Problem>) -> Provider {
         let host = place(&self.service, self.port, field, problems);
+        if self.trace_context_option.as_deref().is_some_and(|option| option != "USE_B3") {
+            let message = "requests are sent on with headers of B3, and with those of W3C where they came with them: it has no effect";
+            problems.push(Problem::warning(format!("{field}.traceContextOption"), message).help("write USE_B3"));
+        }
         let path = self.path.clone().unwrap_or_default().into();
         let collector = Collector { kind: CollectorKind::Zipkin, host, port: self.port, path, headers: Vec::new() };
         Provider::Spans(collector, self.max_tag_length)

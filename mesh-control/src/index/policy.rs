@@ -67,10 +67,16 @@ enum Effect {
 /// Translates all policies.
 pub fn index(objects: &Objects, settings: &Settings, problems: &mut Vec<(Key, Problem)>) -> Policies {
     let mut policies = Policies::default();
+    let domains = Domains::of(settings);
     for (name, secured) in &objects.authorization_policies {
         if !settings.heeds(objects, &name.namespace) {
             problems.push((key(Kind::AuthorizationPolicy, &name.namespace, &name.name), undiscovered()));
             continue;
+        }
+        if let Secured::Readable(policy) = secured {
+            let too_long = policy.bound.as_ref().and_then(|bound| domains.too_long(&bound.rules));
+            let own = || key(Kind::AuthorizationPolicy, &name.namespace, &name.name);
+            problems.extend(too_long.map(|too_long| (own(), too_long.problem())));
         }
         authorization(&mut policies, name, secured, settings);
     }

@@ -12,6 +12,10 @@ use mesh_core::policy::{Rule, StringMatch};
 use mesh_core::{ArcStr, TrustDomain};
 
 use super::Settings;
+use crate::diagnosis::Problem;
+
+/// Values of one list of a policy that waypoints read.
+const MOST: usize = 10_000;
 
 /// The mesh's own domain, then its aliases.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +59,20 @@ impl Domains {
                 }
             }
         }
+    }
+
+    /// The first list of a policy's rules that waypoints do not read, so that they take the policy for one that refuses everything.
+    pub fn too_long(&self, rules: &[l7::Rule]) -> Option<TooLong> {
+        // Most are far from it, and nothing is made to find that out.
+        if lists(rules).all(|list| list.count.saturating_mul(self.0.len()) <= MOST) {
+            return None;
+        }
+        let mut filled = rules.to_vec();
+        self.fill_l7(&mut filled);
+        let list = lists(&filled).find(|list| list.count > MOST)?;
+        let Found { rule, part, name, count } = list;
+        let field = format!("spec.rules[{rule}].{}[{}].{name}", part.0, part.1);
+        Some(TooLong { field, count, domains: self.0.len() })
     }
 
     /// There is one domain, and policies call it what it is called: nothing changes.
@@ -134,6 +152,62 @@ impl Domains {
     fn is_own(&self, domain: &str) -> bool {
         domain == TrustDomain::default().as_str() || self.0.iter().any(|own| own.as_str() == domain)
     }
+}
+
+/// A list of a policy that is longer than waypoints read any.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TooLong {
+    /// Where it is written.
+    pub field: String,
+    count: usize,
+    domains: usize,
+}
+
+impl TooLong {
+    /// What is said of it.
+    pub fn problem(&self) -> Problem {
+        let Self { field, count, domains } = self;
+        let of = match domains {
+            1 => String::new(),
+            _ => format!(" with what they mean in each of {domains} trust domains of the mesh settings"),
+        };
+        let message =
+            format!("{count} values{of}, and waypoints read {MOST}: they refuse all requests that it is bound to");
+        Problem::error(field.clone(), message).help("write patterns, or several policies")
+    }
+}
+
+/// One list of those that have values of trust domains.
+struct Found {
+    rule: usize,
+    part: (&'static str, usize),
+    name: &'static str,
+    count: usize,
+}
+
+fn lists(rules: &[l7::Rule]) -> impl Iterator<Item = Found> {
+    rules.iter().enumerate().flat_map(|(rule, one)| {
+        let of_sources = one.from.iter().enumerate().flat_map(|(at, source)| {
+            let (principals, domains) = (&source.principals, &source.trust_domains);
+            [
+                ("source.principals", principals.is.len()),
+                ("source.notPrincipals", principals.not.len()),
+                ("source.trustDomains", domains.is.len()),
+                ("source.notTrustDomains", domains.not.len()),
+            ]
+            .map(|(name, count)| (("from", at), name, count))
+        });
+        let of_conditions = one.when.iter().enumerate().flat_map(|(at, condition)| {
+            let list = match condition {
+                When::Text(Attribute::Principal | Attribute::TrustDomain, list) => Some(list),
+                _ => None,
+            };
+            let lengths = list.map(|list| [("values", list.is.len()), ("notValues", list.not.len())]);
+            lengths.into_iter().flatten().map(move |(name, count)| (("when", at), name, count))
+        });
+        let all = of_sources.chain(of_conditions);
+        all.map(move |(part, name, count)| Found { rule, part, name, count })
+    })
 }
 
 /// Each value once: of two that name two of the domains the same comes.
@@ -250,6 +324,51 @@ mod tests {
             domains.fill_l7(&mut rules);
             assert_eq!(rules[0].from[0].trust_domains, list(expected), "{written}");
             assert_eq!(rules[0].when, [When::Text(Attribute::TrustDomain, list(expected))], "{written}");
+        }
+    }
+
+    #[test]
+    fn features_AP_10_who_has_more_values_than_waypoints_read_is_told() {
+        let aliases: Vec<String> = (0..16).map(|n| format!("a{n}.example")).collect();
+        let aliases: Vec<&str> = aliases.iter().map(String::as_str).collect();
+        let (usual, many) = (domains("cluster.local", &[]), domains("new.example", &aliases));
+        let written = |count: usize| -> List<StringMatch> {
+            let one = |n: usize| pattern(&format!("cluster.local/ns/a/sa/b{n}"));
+            List { is: (0..count).map(one).collect(), not: Vec::new() }
+        };
+        let not = |count: usize| List { is: Vec::new(), not: written(count).is };
+        let source = |principals| l7::Rule {
+            from: vec![l7::Source::default(), l7::Source { principals, ..l7::Source::default() }],
+            ..l7::Rule::default()
+        };
+        let when = |list| l7::Rule { when: vec![When::Text(Attribute::Principal, list)], ..l7::Rule::default() };
+        for (domains, rule, expected) in [
+            (&usual, source(written(MOST)), None),
+            (&usual, source(written(MOST + 1)), Some(("from[1].source.principals", MOST + 1))),
+            (&many, source(written(588)), None),
+            (&many, source(written(600)), Some(("from[1].source.principals", 10_200))),
+            (&many, source(not(600)), Some(("from[1].source.notPrincipals", 10_200))),
+            (&many, when(not(600)), Some(("when[0].notValues", 10_200))),
+        ] {
+            // What is said is true: such a policy is one that refuses everything where it is read.
+            let name = mesh_core::NamespacedName::new("shop", "p");
+            let mut rules = vec![l7::Rule { from: vec![], ..when(written(1)) }, rule];
+            let found = domains.too_long(&rules);
+            let expected = expected.map(|(field, count)| (format!("spec.rules[1].{field}"), count));
+            assert_eq!(found.map(|found| (found.field, found.count)), expected);
+            domains.fill_l7(&mut rules);
+            rules[1].from.retain(|source| *source != l7::Source::default());
+            let policy = l7::Policy {
+                name,
+                target: mesh_core::l7::security::Target::All,
+                action: l7::Action::Allow,
+                rules,
+                dry_run: false,
+            };
+            let security = mesh_core::l7::Security { policies: vec![policy.clone().into()], ..Default::default() };
+            let read = mesh_proto::convert::security(&mesh_proto::convert::encode_security(&security)).unwrap();
+            let is_read = *read.security.policies[0] == policy;
+            assert_eq!(is_read, expected.is_none());
         }
     }
 }

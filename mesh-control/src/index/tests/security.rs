@@ -200,6 +200,33 @@ fn features_AP_10_policies_and_limits_of_waypoints_mean_all_trust_domains_of_the
 }
 
 #[test]
+fn features_AP_10_a_policy_that_aliases_make_too_long_is_told() {
+    let aliases: Vec<String> = (0..16).map(|n| format!("a{n}.example")).collect();
+    let settings = format!(
+        "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: undermesh, namespace: undermesh-system}}\ndata: {{mesh: \"trustDomainAliases: [{}]\"}}\n",
+        aliases.join(", ")
+    );
+    let principals = |count: usize| {
+        let all: Vec<String> = (0..count).map(|n| format!("cluster.local/ns/a/sa/b{n}")).collect();
+        format!("rules: [{{from: [{{source: {{principals: [{}]}}}}]}}]", all.join(", "))
+    };
+    let long = "p spec.rules[0].from[0].source.principals: 10200 values with what they mean in each of 17 trust domains of the mesh settings, and waypoints read 10000: they refuse all requests that it is bound to";
+    for (targets, count, with, expected) in [
+        (refs("Service", "web"), 600, &*settings, &[long][..]),
+        (refs("Service", "web"), 588, &settings, &[]),
+        (refs("Service", "web"), 600, "", &[]),
+        // Agents read as many as there are.
+        ("selector: {matchLabels: {app: web}}".to_owned(), 600, &settings, &[]),
+    ] {
+        let text = policy("shop", &format!("{{{targets}, {}}}", principals(count)));
+        let view = mesh(&format!("{with}{text}"));
+        let about = view.problems.iter().filter(|(key, _)| key.kind == Kind::AuthorizationPolicy);
+        let told: Vec<_> = about.map(|(key, p)| format!("{} {}: {}", key.name, p.field, p.message)).collect();
+        assert_eq!(told, expected, "{targets} {count}");
+    }
+}
+
+#[test]
 fn features_RA_1_whose_tokens_are_believed_goes_to_the_waypoint() {
     let authentication = |spec: &str| {
         format!(

@@ -4,7 +4,7 @@
 
 /// The longest name that is looked for: `transfer-encoding`.
 const NAME: usize = 17;
-/// The longest value of a length or a coding, blanks included.
+/// The longest value of a length or a coding, without the blanks around it.
 const VALUE: usize = 40;
 /// Digits of the size of a chunk: no more fit.
 const SIZE: u8 = 16;
@@ -114,6 +114,8 @@ pub struct Guard {
     named: usize,
     value: [u8; VALUE],
     valued: usize,
+    /// Blanks after what there is of the value: they are part of it only if more comes.
+    blanks: usize,
 }
 
 impl Default for Guard {
@@ -130,6 +132,7 @@ impl Default for Guard {
             named: 0,
             value: [0; VALUE],
             valued: 0,
+            blanks: 0,
         }
     }
 }
@@ -194,7 +197,7 @@ impl Guard {
                 b' ' | b'\t' => return Err((0, Bad::Folded)),
                 b':' => return Err((0, Bad::Name)),
                 _ => {
-                    (self.named, self.valued, self.at) = (0, 0, At::Name);
+                    (self.named, self.valued, self.blanks, self.at) = (0, 0, 0, At::Name);
                     return self.name(bytes);
                 }
             },
@@ -288,10 +291,7 @@ impl Guard {
         let value = &bytes[..end.unwrap_or(bytes.len())];
         if self.field != Field::Other {
             for byte in value {
-                if self.valued < VALUE {
-                    self.value[self.valued] = byte.to_ascii_lowercase();
-                }
-                self.valued = (self.valued + 1).min(VALUE + 1);
+                self.keep(*byte);
             }
         }
         let Some(end) = end else { return Ok(bytes.len()) };
@@ -305,9 +305,23 @@ impl Guard {
         Ok(end + 1)
     }
 
+    /// One more byte of a value. Blanks around it are not of it, however many: whoever reads it after us does not see them, and must not see another value.
+    fn keep(&mut self, byte: u8) {
+        if matches!(byte, b' ' | b'\t') {
+            self.blanks = (self.blanks + usize::from(self.valued > 0)).min(VALUE);
+            return;
+        }
+        for byte in std::iter::repeat_n(b' ', std::mem::take(&mut self.blanks)).chain([byte.to_ascii_lowercase()]) {
+            if self.valued < VALUE {
+                self.value[self.valued] = byte;
+            }
+            self.valued = (self.valued + 1).min(VALUE + 1);
+        }
+    }
+
     /// What a field of the head says of the body.
     fn said(&mut self) -> Result<(), Bad> {
-        let value = self.value.get(..self.valued).map(|value| value.trim_ascii());
+        let value = self.value.get(..self.valued);
         match self.field {
             Field::Other | Field::Host => {}
             Field::Upgrade => self.upgrade |= value.is_none_or(|value| !is_h2c(value)),

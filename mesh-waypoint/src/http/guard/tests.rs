@@ -24,6 +24,8 @@ const CHUNKED: &str = "Transfer-Encoding: chunked\r\n";
 
 fn rows() -> Vec<(String, Option<Bad>)> {
     let chunked = |body: &str| post(CHUNKED, body);
+    // More than are kept of any value.
+    let blanks = " \t".repeat(30);
     vec![
         (post("", ""), None),
         (post("", "\r\n\r\nGET / HTTP/1.1\r\n\r\n"), None),
@@ -33,6 +35,15 @@ fn rows() -> Vec<(String, Option<Bad>)> {
         (chunked("A;x=\"y\"\r\n0123456789\r\n0\r\nx-sum: 1\r\n\r\n"), None),
         (post("Upgrade: websocket\r\n", "\0\n\r anything"), None),
         (post("Upgrade: h2c\r\nHTTP2-Settings: AA\r\n", "GET / HTTP/1.1\r\n\r\n"), None),
+        (post(&format!("Upgrade:{blanks}h2c{blanks}\r\n"), "GET / HTTP/1.1\r\n\r\n"), None),
+        (post(&format!("Upgrade:{blanks}h2c\r\n"), &chunked("1\na")), Some(Bad::Chunk)),
+        (post(&format!("Upgrade: h2c{blanks}\r\n"), &chunked("1\na")), Some(Bad::Chunk)),
+        (post(&format!("Upgrade: h2c{blanks},x\r\n"), "\0\n\r anything"), None),
+        (post(&format!("Content-Length:{blanks}3{blanks}\r\n"), "abc"), None),
+        (post(&format!("Content-Length: 3{blanks}3\r\n"), "abc"), Some(Bad::Length)),
+        (post(&format!("Content-Length:{blanks}\r\n"), ""), Some(Bad::Length)),
+        (post(&format!("Transfer-Encoding:{blanks}chunked{blanks}\r\n"), "0\r\n\r\n"), None),
+        (post(&format!("Transfer-Encoding: chunked{blanks}x\r\n"), ""), Some(Bad::Coding)),
         // hardening B153
         (post("Transfer-Encoding: chunked\r\nContent-Length: 4\r\n", ""), Some(Bad::Length)),
         (post("Content-Length: 4\r\nTransfer-Encoding: chunked\r\n", ""), Some(Bad::Length)),

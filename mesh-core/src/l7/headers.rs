@@ -2,13 +2,16 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+/// How many waypoints a request has passed: what has passed too many goes in a circle.
+pub const HOPS: HeaderName = HeaderName::from_static("x-mesh-hops");
+
 /// Whether a header may be changed by a rule. Not those that say where a message ends or what is true of one connection: a changed one would let a
-/// message be read as two. The host is changed by a rewrite.
+/// message be read as two. Nor the count of waypoints, without which nothing ends a circle of rules. The host is changed by a rewrite.
 #[must_use]
 pub fn is_changeable(name: &HeaderName) -> bool {
     use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
     let fixed = [CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
-    !fixed.contains(name) && !["keep-alive", "proxy-connection"].contains(&name.as_str())
+    !fixed.contains(name) && *name != HOPS && !["keep-alive", "proxy-connection"].contains(&name.as_str())
 }
 
 /// Whether a request can be told by a header. Those of one connection are another's, or gone, before anybody compares them, and the host has a condition
@@ -55,6 +58,22 @@ impl HeaderChanges {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_messages_and_the_mesh_go_by_is_not_changed() {
+        for (name, expected) in [
+            ("x-own", true),
+            ("x-mesh", true),
+            ("expect", true),
+            ("x-mesh-hops", false),
+            ("host", false),
+            ("content-length", false),
+            ("transfer-encoding", false),
+            ("keep-alive", false),
+        ] {
+            assert_eq!(is_changeable(&HeaderName::from_static(name)), expected, "{name}");
+        }
+    }
 
     #[test]
     fn removed_then_set_then_added() {

@@ -1,11 +1,12 @@
 //! A request made unambiguous before anything looks at it: one host, one spelling of the path, no fields of the client's connection, none that are ours.
 
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderValue};
 use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Uri, Version};
 use hyper::ext::Protocol;
 use mesh_core::l7::Authority;
+use mesh_core::l7::headers::HOPS;
 use mesh_core::l7::path::{Spelling, normalise};
 use rand::Rng;
 
@@ -16,8 +17,6 @@ use crate::http::grpc;
 use crate::http::hop::{self, Said};
 use crate::settings::Settings;
 
-/// Waypoints that the request has passed.
-const HOPS: HeaderName = HeaderName::from_static("x-mesh-hops");
 /// The longest id of a request that is believed, in bytes.
 const ID: usize = 128;
 

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
 use mesh_core::l7::cluster::{Balancer, HashKey, HashTable, Outliers, Policy, Pool};
 use mesh_core::l7::{
     Action, Cluster, ClusterKey, Clusters, Condition, Forward, Handling, Labels, Retries, Rule, Table,
@@ -196,7 +197,7 @@ async fn gate() -> (std::net::SocketAddr, Arc<Semaphore>, Arc<AtomicUsize>) {
     (address, open, inside)
 }
 
-async fn until(what: &str, done: impl Fn() -> bool) {
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
     soon(what, async {
         while !done() {
             tokio::task::yield_now().await;
@@ -320,6 +321,72 @@ async fn features_DR_10_requests_at_once_are_limited_in_http2_too() {
         assert_eq!(soon("an answer", one).await.unwrap().status(), StatusCode::OK);
     }
     assert_eq!(waypoint.ask(ASK, get("/")).await.status(), StatusCode::OK);
+}
+
+/// None of them is answered before all have arrived, so there are as many connections as their streams take.
+#[tokio::test]
+async fn a_burst_on_an_endpoint_with_few_streams_waits_for_its_connections() {
+    const BURST: usize = 200;
+    let (address, open, inside) = gate().await;
+    let waypoint = Waypoint::start(&[Backend::new("a", A, &[address])], to_subset("")).await;
+    let pool = Pool { streams: 5, speaks: mesh_core::l7::cluster::Speaks::Http2, ..Pool::default() };
+    waypoint.state.set_clusters(Arc::new(Clusters::new([place("", "", Policy { pool, ..Policy::default() })])));
+    let client = waypoint.client();
+    let mut senders = Vec::new();
+    for _ in 0..BURST {
+        let stream = soon("stream", client.stream(ASK)).await.unwrap();
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        senders.push(sender);
+    }
+    let mut asked = tokio::task::JoinSet::new();
+    for mut sender in senders {
+        asked.spawn(async move { sender.send_request(get("/")).await.unwrap().status() });
+    }
+    until("an end of the burst", || inside.load(SeqCst) == BURST || asked.try_join_next().is_some()).await;
+    assert_eq!(inside.load(SeqCst), BURST, "nobody is refused");
+    assert_eq!(waypoint.engine.here().pool.open(), BURST / 5);
+    open.add_permits(BURST);
+    while let Some(status) = soon("an answer", asked.join_next()).await {
+        assert_eq!(status.unwrap(), StatusCode::OK);
+    }
+}
+
+/// Of those that wait for a connection that fails, one tries again for all.
+#[tokio::test]
+async fn an_endpoint_that_is_gone_is_not_dialled_by_each_request_that_waits() {
+    let listener = listener().await;
+    let address = listener.local_addr().unwrap();
+    let waypoint = Waypoint::start(&[Backend::new("a", A, &[address])], to_subset("")).await;
+    let pool = Pool {
+        connect_timeout: Duration::from_millis(300),
+        speaks: mesh_core::l7::cluster::Speaks::Http2,
+        ..Pool::default()
+    };
+    let policy = Policy { pool, tls: mesh_core::l7::cluster::Tls::Simple(Default::default()), ..Policy::default() };
+    waypoint.state.set_clusters(Arc::new(Clusters::new([place("", "", policy)])));
+    let dialled = Arc::new(AtomicUsize::new(0));
+    let count = dialled.clone();
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        // Nobody answers what begins TLS.
+        while let Ok((tcp, _)) = listener.accept().await {
+            count.fetch_add(1, SeqCst);
+            held.push(tcp);
+        }
+    });
+    let mut asked = tokio::task::JoinSet::new();
+    let client = Arc::new(waypoint.client());
+    for _ in 0..20 {
+        let stream = soon("stream", client.stream(ASK)).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        asked.spawn(async move { sender.send_request(get("/")).await.unwrap().status() });
+    }
+    while let Some(status) = soon("an answer", asked.join_next()).await {
+        assert_eq!(status.unwrap(), StatusCode::SERVICE_UNAVAILABLE);
+    }
+    assert!((1..=4).contains(&dialled.load(SeqCst)), "{}", dialled.load(SeqCst));
 }
 
 #[tokio::test]

@@ -26,8 +26,9 @@ use crate::places::{Found, Permit, Slot};
 use crate::settings::Settings;
 use crate::shared::Shared;
 
-/// Connections of HTTP/2 that one endpoint and client may have; with all their streams in use more requests are refused.
-const MULTI: usize = 16;
+/// Connections of HTTP/2 that one endpoint and client may have; with all their streams in use more requests are refused. A limit for what has gone wrong: how many
+/// requests a place may have at once is the DestinationRule's to say, and those of a lane have a limit together.
+const MULTI: usize = 1024;
 /// Heads of the largest size that may come for one request, those of `1xx` among them; more and the connection is closed.
 const HEADS: usize = 4;
 /// An endpoint that does not answer a ping of HTTP/2 for this long is gone.
@@ -115,8 +116,8 @@ impl Life {
 #[derive(Default)]
 struct Multi {
     connections: Vec<Shareable>,
-    /// Somebody connects; closed when that has ended.
-    dialing: Option<watch::Receiver<()>>,
+    /// Somebody connects; closed without an end if he gives up.
+    dialing: Option<watch::Receiver<Dialing>>,
 }
 
 struct Shareable {
@@ -138,10 +139,20 @@ impl Drop for Open {
     }
 }
 
+/// What those know who wait for a connection that somebody makes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Dialing {
+    UnderWay,
+    Made,
+    Failed,
+    /// There may be no more of them.
+    Full,
+}
+
 enum Choice {
     Use(Connection),
-    Wait(watch::Receiver<()>),
-    Dial(watch::Sender<()>),
+    Wait(watch::Receiver<Dialing>),
+    Dial(watch::Sender<Dialing>),
 }
 
 /// What is said of an endpoint's place, if it is one of a place.
@@ -336,19 +347,31 @@ impl Pool {
         at: &At<'_>,
         fresh: bool,
     ) -> Result<Connection, ConnectError> {
-        let mut waited = false;
+        let (mut rounds, mut failed) = (0, None);
         let streams = said(endpoint).map_or(u32::MAX, |(_, said)| said.streams).min(shared.settings.streams) as usize;
         let mut waits = None;
         loop {
-            match self.choose(at, streams, fresh && !waited)? {
+            match self.choose(at, streams, fresh && rounds == 0)? {
                 Choice::Use(connection) => return Ok(connection),
                 Choice::Wait(mut dialing) => {
-                    if waited {
-                        return Err(ConnectError::Shared);
+                    // Of those who have waited in vain one tries again, for all of them: an endpoint that is gone is not dialled by each in turn.
+                    if let Some(error) = failed {
+                        return Err(error);
                     }
-                    waited = true;
-                    waits = pending(endpoint)?;
-                    let _ = dialing.changed().await;
+                    // More requests may wait than the next connection has streams, so one wait is not enough. Each brings a connection, or an end.
+                    if rounds == MULTI {
+                        return Err(ConnectError::Overflow);
+                    }
+                    rounds += 1;
+                    if waits.is_none() {
+                        waits = pending(endpoint)?;
+                    }
+                    let ended = dialing.wait_for(|now| *now != Dialing::UnderWay).await.map(|ended| *ended);
+                    failed = match ended {
+                        Ok(Dialing::Failed) => Some(ConnectError::Shared),
+                        Ok(Dialing::Full) => Some(ConnectError::Overflow),
+                        Ok(Dialing::Made | Dialing::UnderWay) | Err(_) => None,
+                    };
                 }
                 Choice::Dial(done) => {
                     if waits.is_none() {
@@ -358,7 +381,12 @@ impl Pool {
                     let mut inner = self.inner.lock();
                     let multi = inner.http2.entry(at.key()).or_default();
                     multi.dialing = None;
-                    drop((done, waits));
+                    done.send_replace(match &made {
+                        Ok(_) => Dialing::Made,
+                        Err(ConnectError::Overflow) => Dialing::Full,
+                        Err(_) => Dialing::Failed,
+                    });
+                    drop(waits);
                     let sender = made?;
                     let active = Arc::default();
                     let life = Life::begin(endpoint, &shared.settings);
@@ -393,7 +421,7 @@ impl Pool {
         if multi.connections.len() >= MULTI {
             return Err(ConnectError::Overflow);
         }
-        let (done, dialing) = watch::channel(());
+        let (done, dialing) = watch::channel(Dialing::UnderWay);
         multi.dialing = Some(dialing);
         Ok(Choice::Dial(done))
     }

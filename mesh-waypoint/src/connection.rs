@@ -225,7 +225,10 @@ async fn connect(
                 let mut rng = lane.rng.lock();
                 let chosen = found.and_then(|found| match named {
                     Some(named) => choose::named(&found, named, &wish),
-                    None => choose::endpoint(&found, &wish, &mut *rng),
+                    None => {
+                        let hash = choose::by_source(&found, downstream.from().ip(), &mut *rng);
+                        choose::endpoint(&found, &Wish { hash, ..wish }, &mut *rng)
+                    }
                 });
                 chosen.ok()
             }

@@ -132,6 +132,23 @@ async fn subsets_of_services_are_places_of_connections_too() {
 }
 
 #[tokio::test]
+async fn features_DR_5_connections_of_one_address_go_to_one_endpoint() {
+    let all = [greeter("one").await, greeter("two").await, greeter("three").await];
+    let waypoint =
+        Waypoint::start(&[Backend::new("a", "10.96.0.11", &all).speaking(AppProtocol::Tcp)], Table::default()).await;
+    let count = async || {
+        let mut heard = std::collections::BTreeSet::new();
+        for _ in 0..20 {
+            heard.insert(say_to(&waypoint, b"x").await);
+        }
+        heard.len()
+    };
+    assert!(count().await > 1);
+    waypoint.state.set_clusters(by_source("a"));
+    assert_eq!(count().await, 1);
+}
+
+#[tokio::test]
 async fn a_route_for_connections_takes_requests_too_if_no_other_route_is_for_them() {
     let mut waypoint = start(AppProtocol::Unknown).await;
     let request = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";

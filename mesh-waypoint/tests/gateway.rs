@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use support::{Backend, Waypoint, cluster, echo, rule, soon, text, to, whole};
+use support::{Backend, Waypoint, by_source, cluster, echo, rule, soon, text, to, whole};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
@@ -415,6 +415,24 @@ async fn features_B7_connections_are_shared_by_weight_each_as_a_whole() {
     assert!(one + two == 100 && (5..=40).contains(&two), "{counts:?}");
     listen(&gateway, vec![tcp(&[("one", 0), ("two", 1)])]);
     assert_eq!(talk(connect(port).await).await, "two hello");
+}
+
+#[tokio::test]
+async fn features_DR_5_connections_of_one_client_go_to_one_endpoint() {
+    let all = [greeter("one").await, greeter("two").await, greeter("three").await];
+    let gateway = gateway(&[Backend::new("a", "10.96.0.1", &all)]).await;
+    let port = free().await;
+    listen(&gateway, vec![listener("tcp", port, &["*"], Encryption::None, passage(&["*"], &[("a", 1)]))]);
+    let count = async || {
+        let mut heard = BTreeSet::new();
+        for _ in 0..20 {
+            heard.insert(talk(connect(port).await).await);
+        }
+        heard.len()
+    };
+    assert!(count().await > 1);
+    gateway.state.set_clusters(by_source("a"));
+    assert_eq!(count().await, 1);
 }
 
 #[tokio::test]

@@ -113,7 +113,10 @@ async fn connect(
             let wish = Wish { view, own, tried: &tried, hash: None, encrypted, now_ms: lane.shared.now_ms() };
             let found = choose::place(&lane.shared.places, &wish, &cluster, &bound.seen(&downstream.peer));
             let mut rng = lane.rng.lock();
-            found.and_then(|found| choose::endpoint(&found, &wish, &mut *rng))
+            found.and_then(|found| {
+                let hash = choose::by_source(&found, downstream.from().ip(), &mut *rng);
+                choose::endpoint(&found, &Wish { hash, ..wish }, &mut *rng)
+            })
         };
         let flag = if tried.is_empty() { "UH" } else { "UF" };
         let endpoint = endpoint.map_err(|why| (flag, why.to_string()))?;

@@ -193,15 +193,14 @@ pub fn datagrams(
         found.place.usage().refused();
         return Err(NoEndpoint::Overflow);
     };
-    let headers = HeaderMap::new();
-    let hash = match &found.now.policy().balancer {
-        Balancer::Hash(wanted @ HashKey::Source, _) => {
-            balance::key(wanted, &Said { headers: &headers, query: None, source: client.1 }, rng).0
-        }
-        _ => None,
-    };
-    let chosen = pick(&found, wish, hash, rng)?;
+    let chosen = pick(&found, wish, by_source(&found, client.1, rng), rng)?;
     Ok((Endpoint::chosen(&found, chosen, &wish.view.snapshot), permit))
+}
+
+/// What decides about what says nothing but its client's address, which are bytes and datagrams.
+pub fn by_source(found: &Found, source: IpAddr, rng: &mut impl Rng) -> Option<u64> {
+    let Balancer::Hash(wanted @ HashKey::Source, _) = &found.now.policy().balancer else { return None };
+    balance::key(wanted, &Said { headers: &HeaderMap::new(), query: None, source }, rng).0
 }
 
 /// Whether datagrams may still go to an endpoint that was chosen for them.

@@ -12,7 +12,8 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use mesh_core::l7::{Action, ClusterKey, Forward, Handling, Rule, Table, VirtualHost};
+use mesh_core::l7::cluster::{Balancer, HashKey, HashTable, Policy};
+use mesh_core::l7::{Action, Cluster, ClusterKey, Clusters, Forward, Handling, Rule, Table, VirtualHost};
 use mesh_core::service::{AppProtocol, ServiceAddress, ServicePort};
 use mesh_core::workload::{GatewayAddress, GatewayDestination, PortMapping, TunnelProtocol};
 use mesh_core::{Change, Identity, NamespacedName, Service, Store, TrustDomain, Workload};
@@ -144,6 +145,12 @@ pub fn to(service: &str) -> Handling {
 
 pub fn cluster(service: &str) -> ClusterKey {
     ClusterKey { service: name(service), port: 80, subset: Default::default() }
+}
+
+/// Said of a service: what comes from one address goes to one endpoint.
+pub fn by_source(service: &str) -> Arc<Clusters> {
+    let policy = Policy { balancer: Balancer::Hash(HashKey::Source, HashTable::Ring(1024)), ..Policy::default() };
+    Arc::new(Clusters::new([Cluster { policy: Ok(policy), ..Cluster::closed(cluster(service), "") }]))
 }
 
 /// A table with these rules for a service.

@@ -16,7 +16,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::l7::{
-    Abort, AbortStatus, Action, Condition, Delay, Fault, Handling, PathKind, Retries, Rule, Share, Table,
+    Abort, AbortStatus, Action, Condition, Delay, Fault, Handling, PathKind, Retries, RetryOn, Rule, Share, Table,
 };
 use mesh_core::service::AppProtocol;
 use support::*;
@@ -120,7 +120,9 @@ async fn features_TM_5_each_failure_has_its_flag() {
         Backend::new("none", "10.96.0.11", &[]),
         Backend::new("gone", "10.96.0.12", &[nobody().await]),
         Backend::new("never", "10.96.0.13", &[never]),
+        Backend::new("bad", "10.96.0.14", &[noting(StatusCode::BAD_GATEWAY).await.0]),
     ];
+    let again = |on: &str| Retries { on: RetryOn::parse(on).unwrap(), ..Retries::default() };
     let delay = Some(Delay { time: Duration::from_millis(1), share: Share::ALWAYS });
     let abort = Some(Abort { status: AbortStatus::Http(StatusCode::IM_A_TEAPOT), share: Share::ALWAYS });
     let slow = Handling { timeout: Some(Duration::from_millis(50)), ..to("never") };
@@ -131,6 +133,8 @@ async fn features_TM_5_each_failure_has_its_flag() {
         at("/uh", to("none")),
         at("/uf", to("gone")),
         at("/urx", Handling { retries: Retries::default(), ..to("gone") }),
+        at("/urx-answered", Handling { retries: again("502"), ..to("bad") }),
+        at("/answered", Handling { retries: again("503"), ..to("bad") }),
         at("/ut", slow),
         at("/dc", to("never")),
         at("/nc", Handling::new(Action::Closed("broken".into()))),
@@ -143,6 +147,8 @@ async fn features_TM_5_each_failure_has_its_flag() {
         ("/uh", 503, "UH"),
         ("/uf", 503, "UF"),
         ("/urx", 503, "UF,URX"),
+        ("/urx-answered", 502, "URX"),
+        ("/answered", 502, "-"),
         ("/ut", 504, "UT"),
         ("/nc", 500, "NC"),
         ("/other", 404, "NR"),

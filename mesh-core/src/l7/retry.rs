@@ -59,6 +59,12 @@ impl Retries {
         attempt <= self.attempts && self.on.contains(end)
     }
 
+    /// Whether an attempt with this end would be repeated if there had not been so many.
+    #[must_use]
+    pub fn is_exhausted(&self, attempt: u32, end: &AttemptEnd) -> bool {
+        attempt > self.attempts && self.on.contains(end)
+    }
+
     /// How long is waited after attempt `attempt`: a random part of a span that doubles.
     pub fn pause(&self, attempt: u32, rng: &mut impl Rng) -> Duration {
         let factor = 1_u32.checked_shl(attempt).map_or(Self::LARGEST, |two| (two - 1).min(Self::LARGEST));

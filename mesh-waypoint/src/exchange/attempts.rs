@@ -165,14 +165,13 @@ impl Attempts<'_, '_> {
                 }
             }
             if !again {
+                // Also an answer may be one that there would have been another attempt for.
+                if attempt > 1 && self.retries.is_exhausted(attempt, &end) {
+                    report.flag("URX");
+                }
                 return match ended {
                     Ok(answer) => Ok((answer, endpoint)),
-                    Err(lost) => {
-                        if attempt > 1 && attempt > self.retries.attempts {
-                            report.flag("URX");
-                        }
-                        Err(failure.unwrap_or(lost.failure))
-                    }
+                    Err(lost) => Err(failure.unwrap_or(lost.failure)),
                 };
             }
             drop(ended);

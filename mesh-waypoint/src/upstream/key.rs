@@ -16,6 +16,8 @@ pub(super) struct Key {
     generation: u64,
     client: IpAddr,
     identity: Identity,
+    /// It has proved nothing: what is announced for nobody is no connection of who has the address and the identity that stand for it.
+    stranger: bool,
     /// With which TLS; 0 is none of the world's.
     origin: u64,
     /// Under which limits; 0 is none.
@@ -41,6 +43,7 @@ pub(super) struct At<'a> {
     pub(super) generation: u64,
     pub(super) client: IpAddr,
     pub(super) identity: &'a Identity,
+    pub(super) stranger: bool,
     pub(super) origin: u64,
     pub(super) terms: u64,
 }
@@ -55,6 +58,7 @@ impl Equivalent<Arc<Key>> for At<'_> {
     fn equivalent(&self, key: &Arc<Key>) -> bool {
         self.address == key.address
             && self.client == key.client
+            && self.stranger == key.stranger
             && self.generation == key.generation
             && self.origin == key.origin
             && self.terms == key.terms
@@ -72,8 +76,45 @@ impl At<'_> {
             generation: self.generation,
             client: self.client,
             identity: self.identity.clone(),
+            stranger: self.stranger,
             origin: self.origin,
             terms: self.terms,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each differs from the first in one thing.
+    #[test]
+    fn connections_are_shared_if_nothing_differs() {
+        let identity: Identity = "spiffe://cluster.local/ns/shop/sa/a".parse().unwrap();
+        let other: Identity = "spiffe://cluster.local/ns/shop/sa/b".parse().unwrap();
+        let at = || At {
+            uid: "c//Pod/shop/a-0",
+            address: ([10, 0, 0, 1], 80).into(),
+            generation: 1,
+            client: [10, 0, 0, 2].into(),
+            identity: &identity,
+            stranger: false,
+            origin: 0,
+            terms: 0,
+        };
+        let key = at().key();
+        assert!(at().equivalent(&key));
+        for different in [
+            At { uid: "c//Pod/shop/a-1", ..at() },
+            At { address: ([10, 0, 0, 1], 81).into(), ..at() },
+            At { generation: 2, ..at() },
+            At { client: [10, 0, 0, 3].into(), ..at() },
+            At { identity: &other, ..at() },
+            At { stranger: true, ..at() },
+            At { origin: 1, ..at() },
+            At { terms: 1, ..at() },
+        ] {
+            assert!(!different.equivalent(&key) && different.key() != key, "{:?}", different.key());
+        }
     }
 }

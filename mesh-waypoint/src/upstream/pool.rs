@@ -182,6 +182,7 @@ impl Pool {
             generation: endpoint.generation,
             client: peer.address.ip(),
             identity: &peer.identity,
+            stranger: peer.stranger,
             origin: endpoint.origin().map_or(0, |origin| origin.id()),
             terms: endpoint.found.as_ref().map_or(0, |found| found.now.terms()),
         };

@@ -10,10 +10,11 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use mesh_core::l7::cluster::{Balancer, HashKey, HashTable, Policy};
 use mesh_core::l7::{
-    Abort, AbortStatus, Action, Backend as Place, Condition, Cors, Delay, DirectResponse, Fault, Forward, Handling,
-    Mirror, PathChange, PathKind, Redirect, RedirectPort, Retries, RetryOn, Rewrite, Rule, Share, Table, Target, Text,
-    VirtualHost,
+    Abort, AbortStatus, Action, Backend as Place, Cluster, Clusters, Condition, Cors, Delay, DirectResponse, Fault,
+    Forward, Handling, Mirror, PathChange, PathKind, Redirect, RedirectPort, Retries, RetryOn, Rewrite, Rule, Share,
+    Table, Target, Text, VirtualHost,
 };
 use support::*;
 
@@ -176,6 +177,35 @@ async fn an_answer_that_may_be_tried_again_is_with_its_body() {
         assert!(text(&answer).ends_with("again"), "{}", text(&answer));
     }
     assert_eq!(soon("first", first.recv()).await.unwrap().body(), "again");
+}
+
+#[tokio::test]
+async fn features_VS_15_what_a_request_is_hashed_by_leads_its_retries_too() {
+    let (one, mut at_one) = noting(StatusCode::BAD_GATEWAY).await;
+    let (two, mut at_two) = noting(StatusCode::BAD_GATEWAY).await;
+    let on = RetryOn::parse("502").unwrap();
+    let retries = Retries { on, backoff: Duration::from_millis(1), ..Retries::default() };
+    let handling = Handling { retries, ..to("a") };
+    let waypoint = Waypoint::start(&[Backend::new("a", A, &[one, two])], table("a", vec![rule(handling)])).await;
+    let balancer = Balancer::Hash(HashKey::Header("x-user".into()), HashTable::Ring(1024));
+    let policy = Policy { balancer, ..Policy::default() };
+    let place = Cluster { policy: Ok(policy), ..Cluster::closed(cluster("a"), "") };
+    waypoint.state.set_clusters(Arc::new(Clusters::new([place])));
+    let count =
+        |told: &mut tokio::sync::mpsc::UnboundedReceiver<_>| std::iter::from_fn(|| told.try_recv().ok()).count();
+    let mut attempts = async |request: Request<Full<Bytes>>| {
+        assert_eq!(waypoint.ask(ASK, request).await.status(), StatusCode::BAD_GATEWAY);
+        (count(&mut at_one), count(&mut at_two))
+    };
+    for user in 0..10 {
+        let mut request = get("/");
+        request.headers_mut().insert("x-user", user.into());
+        let attempts = attempts(request).await;
+        assert!([(3, 0), (0, 3)].contains(&attempts), "{attempts:?}");
+    }
+    // What says nothing goes elsewhere.
+    let (one, two) = attempts(get("/")).await;
+    assert!(one > 0 && two > 0 && one + two == 3, "{one} {two}");
 }
 
 #[tokio::test]

@@ -175,7 +175,9 @@ impl Attempts<'_, '_> {
                 };
             }
             drop(ended);
-            if self.retries.elsewhere {
+            // What the request says chooses its endpoint, and only that: the next attempt says the same. Names that were looked up and waypoints are not chosen by it.
+            let stays = self.hash.is_some() && self.named.is_none() && endpoint.waypoint.is_none();
+            if self.retries.elsewhere && !stays {
                 self.tried.push(endpoint.workload.uid.clone());
             }
             // Its place is free while nobody is asked.

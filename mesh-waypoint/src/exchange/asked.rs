@@ -17,6 +17,8 @@ use crate::http::grpc;
 use crate::http::hop::{self, Said};
 use crate::settings::Settings;
 
+/// The longest method, in bytes. The longest that is registered has 17; what is longer is no method but something to fill logs and policies with.
+const METHOD: usize = 64;
 /// The longest id of a request that is believed, in bytes.
 const ID: usize = 128;
 
@@ -43,6 +45,9 @@ pub fn read(parts: &mut Parts, settings: &Settings, spelling: Spelling) -> Resul
     // TRACE gives back what was sent, and with it what proxies have added.
     if parts.method == Method::TRACE || (parts.method == Method::CONNECT && !socket) {
         return Err(Failure::METHOD);
+    }
+    if parts.method.as_str().len() > METHOD {
+        return Err(Failure::BAD_REQUEST);
     }
     let authority = authority(parts)?;
     let target = parts.uri.path_and_query().ok_or(Failure::BAD_REQUEST)?;

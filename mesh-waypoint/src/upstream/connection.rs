@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 
 use super::key::Key;
-use super::pool::Life;
+use super::life::Life;
 use crate::http::RequestBody;
 use crate::http::io::Watch;
 

@@ -5,6 +5,7 @@ pub mod choose;
 pub mod connection;
 pub mod dial;
 mod key;
+mod life;
 mod pool;
 
 pub use crate::origination::{Inside, Origin};

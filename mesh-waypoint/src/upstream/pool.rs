@@ -10,7 +10,7 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_core::l7::balance::{Limit, Taken};
 use mesh_core::l7::cluster::Pool as Said;
-use mesh_runtime::{task, ticks};
+use mesh_runtime::task;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -18,12 +18,12 @@ use super::choose::Endpoint;
 use super::connection::{Active, Connection, Sender, Single};
 use super::dial::{ConnectError, Wire, dial};
 use super::key::{At, Key};
+use super::life::{Life, Since};
 use crate::http::RequestBody;
 use crate::http::io::{Io, Watch};
 use crate::origination::Inside;
 use crate::peer::Peer;
 use crate::places::{Found, Permit, Slot};
-use crate::settings::Settings;
 use crate::shared::Shared;
 
 /// Connections of HTTP/2 that one endpoint and client may have; with all their streams in use more requests are refused. A limit for what has gone wrong: how many
@@ -59,58 +59,6 @@ enum Waits {
     Here(http1::SendRequest<RequestBody>),
     /// Of a place with few connections: another lane may close it.
     ForAnybody(Arc<Slot>),
-}
-
-/// A moment, in [`ticks`].
-#[derive(Clone, Copy)]
-struct Since(u64);
-
-impl Since {
-    fn now() -> Self {
-        Self(ticks::now_ms())
-    }
-
-    fn elapsed(self) -> Duration {
-        Duration::from_millis(ticks::now_ms().saturating_sub(self.0))
-    }
-}
-
-/// What a connection has behind it, and what it may have.
-#[derive(Clone, Copy)]
-pub(super) struct Life {
-    /// When it was made.
-    since: Since,
-    /// Requests that it has served, with the one that it serves.
-    served: u32,
-    /// How many it may serve.
-    most: u32,
-    /// How old it may become.
-    lifetime: Option<Duration>,
-    /// How long it may wait.
-    idle: Duration,
-}
-
-impl Life {
-    fn begin(endpoint: &Endpoint, settings: &Settings) -> Self {
-        let said = endpoint.found.as_ref().filter(|found| found.now.is_said()).map(|found| &found.now.policy().pool);
-        let idle = said.and_then(|said| said.idle_timeout).unwrap_or(settings.upstream_idle);
-        Self {
-            since: Since::now(),
-            served: 1,
-            most: said.map_or(u32::MAX, |said| said.requests_per_connection),
-            lifetime: said.and_then(|said| said.lifetime),
-            idle: idle.min(settings.upstream_idle),
-        }
-    }
-
-    /// Whether it takes another request.
-    fn goes_on(&self) -> bool {
-        self.served < self.most && self.lifetime.is_none_or(|limit| self.since.elapsed() < limit)
-    }
-
-    fn next(self) -> Self {
-        Self { served: self.served.saturating_add(1), ..self }
-    }
 }
 
 #[derive(Default)]
@@ -269,9 +217,7 @@ impl Pool {
 
     /// Closes what has waited for too long.
     pub fn expire(&self) {
-        let young = |since: Since, life: &Life| {
-            since.elapsed() < life.idle && life.lifetime.is_none_or(|limit| life.since.elapsed() < limit)
-        };
+        let young = |since: Since, life: &Life| !life.has_waited(since) && life.is_young();
         let mut inner = self.inner.lock();
         inner.http1.retain(|_, idle| {
             idle.retain(|idle| young(idle.since, &idle.life) && !idle.sender.is_closed());
@@ -295,7 +241,7 @@ impl Pool {
         let (key, idle) = inner.http1.get_key_value_mut(at)?;
         for index in (0..idle.len()).rev() {
             let one = &idle[index];
-            if one.sender.is_closed() || one.since.elapsed() >= one.life.idle || !one.life.goes_on() {
+            if one.sender.is_closed() || one.life.has_waited(one.since) || !one.life.goes_on() {
                 idle.remove(index);
             } else if one.sender.is_ready() {
                 let Idle { sender, watch, heads, life, .. } = idle.remove(index);

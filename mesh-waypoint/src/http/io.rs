@@ -16,6 +16,8 @@ use super::guard::{Bad, Guard};
 
 /// How long the other end may take to end its direction after we have ended ours.
 const LINGER: Duration = Duration::from_secs(2);
+/// Of a body that is waited for so many bytes buy the whole time again: less and somebody keeps a connection, and an endpoint's, with a byte now and then.
+const LEAST: u64 = 4 * 1024;
 /// What hyper reads in place of a head that is refused: no head has a NUL, so it answers 400 and closes. The empty line makes it look.
 const NO_HEAD: &[u8] = b"\0\r\n\r\n";
 
@@ -29,8 +31,8 @@ pub struct Watch {
     heard: AtomicBool,
     /// When the connection began to wait, in milliseconds since it began.
     since: AtomicU64,
-    /// When the client began to leave us waiting for a body, in the same measure and one more; 0: it does not.
-    stalled: AtomicU64,
+    /// How the client's body comes, in the same measure.
+    pace: Pace,
     /// Bytes that may be read before an answer's head ends; see [`Watch::await_head`].
     head: AtomicUsize,
 }
@@ -42,9 +44,60 @@ impl Default for Watch {
             requests: AtomicU32::new(0),
             heard: AtomicBool::new(false),
             since: AtomicU64::new(0),
-            stalled: AtomicU64::new(0),
+            pace: Pace::default(),
             head: AtomicUsize::new(usize::MAX),
         }
+    }
+}
+
+/// How long a client has let us wait for a body. What the endpoint takes its time for does not count: then nobody reads.
+#[derive(Debug, Default)]
+struct Pace {
+    /// Since when it does, and one more; 0: it does not.
+    since: AtomicU64,
+    /// How long it has before, for the bytes below.
+    waited: AtomicU64,
+    /// What came meanwhile.
+    bytes: AtomicU64,
+}
+
+impl Pace {
+    /// A body begins, or none.
+    fn begin(&self) {
+        for of in [&self.since, &self.waited, &self.bytes] {
+            of.store(0, Relaxed);
+        }
+    }
+
+    /// Nothing is there.
+    fn stall(&self, now: u64) {
+        if self.since.load(Relaxed) == 0 {
+            self.since.store(now + 1, Relaxed);
+        }
+    }
+
+    /// Something has come. The time is asked for only if it was waited for.
+    fn hear(&self, bytes: u64, now: impl FnOnce() -> u64) {
+        let since = self.since.load(Relaxed);
+        if since == 0 && self.waited.load(Relaxed) == 0 {
+            return;
+        }
+        let bytes = self.bytes.load(Relaxed).saturating_add(bytes);
+        if bytes >= LEAST {
+            return self.begin();
+        }
+        if since > 0 {
+            self.waited.store(self.waited(now()), Relaxed);
+            self.since.store(0, Relaxed);
+        }
+        self.bytes.store(bytes, Relaxed);
+    }
+
+    /// How long we have waited for the last few bytes, in milliseconds.
+    fn waited(&self, now: u64) -> u64 {
+        let since = self.since.load(Relaxed);
+        let still = since.checked_sub(1).map_or(0, |since| now.saturating_sub(since));
+        self.waited.load(Relaxed).saturating_add(still)
     }
 }
 
@@ -70,15 +123,8 @@ impl Watch {
         }
     }
 
-    /// Nothing came of a body that is waited for.
-    fn stall(&self) {
-        if self.stalled.load(Relaxed) == 0 {
-            self.stalled.store(self.now() + 1, Relaxed);
-        }
-    }
-
-    fn hear(&self) {
-        self.stalled.store(0, Relaxed);
+    fn hear(&self, bytes: usize) {
+        self.pace.hear(bytes as u64, || self.now());
         if !self.heard.load(Relaxed) && self.requests.load(Relaxed) == 0 {
             self.since.store(self.now(), Relaxed);
         }
@@ -87,6 +133,7 @@ impl Watch {
 
     /// A request has come.
     pub fn begin(&self) {
+        self.pace.begin();
         self.requests.fetch_add(1, Relaxed);
         self.heard.store(false, Relaxed);
     }
@@ -110,7 +157,7 @@ impl Watch {
         let look = header.unwrap_or(idle).min(idle).min(body);
         let waited = |since: u64| Duration::from_millis(self.now().saturating_sub(since));
         if !self.is_idle() {
-            let stalled = self.stalled.load(Relaxed).checked_sub(1).map_or(Duration::ZERO, waited);
+            let stalled = Duration::from_millis(self.pace.waited(self.now()));
             return if stalled < body { Ok(look.min(body - stalled)) } else { Err(TooSlow::Body) };
         }
         let waited = waited(self.since.load(Relaxed));
@@ -128,7 +175,7 @@ impl Watch {
 pub enum TooSlow {
     /// The header of a request does not end.
     Header,
-    /// The body of a request does not go on.
+    /// The body of a request does not go on, or hardly.
     Body,
     /// Nothing is asked.
     Idle,
@@ -159,7 +206,7 @@ impl<S: AsyncRead + Unpin + Send + 'static> Io<S> {
     /// `prefix` was read already.
     pub fn new(inner: S, prefix: Bytes, watch: Arc<Watch>) -> Self {
         if !prefix.is_empty() {
-            watch.hear();
+            watch.hear(0);
         }
         Self { prefix, inner: Some(inner), watch, guard: None, refused: None, shut: false, over: false }
     }
@@ -223,7 +270,7 @@ impl<S: AsyncRead + Unpin + Send + 'static> AsyncRead for Io<S> {
             }
             let Poll::Ready(result) = Pin::new(inner).poll_read(cx, buffer) else {
                 if this.guard.as_ref().is_some_and(Guard::in_body) {
-                    this.watch.stall();
+                    this.watch.pace.stall(this.watch.now());
                 }
                 return Poll::Pending;
             };
@@ -232,7 +279,7 @@ impl<S: AsyncRead + Unpin + Send + 'static> AsyncRead for Io<S> {
                 this.over = true;
                 return Poll::Ready(result);
             }
-            this.watch.hear();
+            this.watch.hear(read);
             this.watch.spend(read);
         }
         match this.look(buffer, before) {
@@ -277,6 +324,38 @@ mod tests {
     use super::*;
 
     #[test]
+    fn hardening_B164_a_body_has_to_come_at_some_rate() {
+        // (so many bytes every so many milliseconds, for so many of them, waited at the end)
+        for (bytes, every, length, expected) in [
+            (0, 1000, 300_000, 300_000),
+            (1, 1000, 300_000, 300_000),
+            (1, 299_000, 300_000, 300_000),
+            (LEAST / 2, 100_000, 300_000, 100_000),
+            (LEAST, 100_000, 300_000, 0),
+        ] {
+            let pace = Pace::default();
+            let mut now = 0;
+            pace.stall(now);
+            while now + every <= length {
+                now += every;
+                pace.hear(bytes, || now);
+                pace.stall(now);
+                pace.stall(now);
+            }
+            assert_eq!(pace.waited(length), expected, "{bytes} {every}");
+            pace.begin();
+            assert_eq!(pace.waited(length), 0, "the next request has a body of its own");
+        }
+        // An endpoint that reads slowly is no fault of the client's: nobody waits for the client meanwhile.
+        let pace = Pace::default();
+        for now in [0, 100_000, 200_000, 300_000] {
+            pace.stall(now);
+            pace.hear(1, || now + 1000);
+        }
+        assert_eq!(pace.waited(400_000), 4000);
+    }
+
+    #[test]
     fn a_connection_may_wait_long_for_a_request_and_not_long_for_its_end() {
         let (header, body, idle) = (Duration::from_secs(10), Duration::from_secs(300), Duration::from_secs(3600));
         let watch = |waited: u64, heard: bool, requests: u32| Watch {
@@ -304,10 +383,10 @@ mod tests {
         assert_eq!(watch(3600, true, 0).left(None, body, idle), Err(TooSlow::Idle));
         let stalled = watch(300, false, 1);
         assert!(stalled.left(Some(header), body, idle).is_ok(), "an endpoint may take its time");
-        stalled.stalled.store(1, Relaxed);
+        stalled.pace.stall(0);
         assert_eq!(stalled.left(Some(header), body, idle), Err(TooSlow::Body));
         let watch = watch(100, false, 0);
-        watch.hear();
+        watch.hear(1);
         assert!(watch.left(Some(header), body, idle).is_ok(), "the header begins when its first byte is heard");
     }
 }

@@ -101,7 +101,7 @@ pub enum End {
     /// A header began and did not end in time.
     #[error("the header of a request did not end in time")]
     SlowHeader,
-    /// A body began and did not go on.
+    /// A body began and did not go on, or hardly.
     #[error("the body of a request did not go on in time")]
     SlowBody,
     /// The process has no more time.
@@ -113,7 +113,7 @@ pub enum End {
 struct Patience {
     /// For the end of a header that has begun.
     header: Option<Duration>,
-    /// For the next bytes of a body.
+    /// For the next bytes of a body, of which there have to be some thousand.
     body: Duration,
     /// For a request.
     idle: Duration,

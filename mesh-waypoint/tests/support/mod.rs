@@ -153,6 +153,15 @@ pub fn by_source(service: &str) -> Arc<Clusters> {
     Arc::new(Clusters::new([Cluster { policy: Ok(policy), ..Cluster::closed(cluster(service), "") }]))
 }
 
+/// How many different answers there are, of twenty.
+pub async fn different(asked: impl AsyncFn() -> String) -> usize {
+    let mut heard = std::collections::BTreeSet::new();
+    for _ in 0..20 {
+        heard.insert(asked().await);
+    }
+    heard.len()
+}
+
 /// A table with these rules for a service.
 pub fn table(service: &str, rules: Vec<Rule>) -> Table {
     let host = VirtualHost { name: service.into(), service: Some(name(service)), rules, ..VirtualHost::default() };

@@ -137,7 +137,7 @@ fn changed_header(name: &str, field: &str, notes: &mut Notes<'_>) -> Option<Head
             None
         }
         Ok(_) => {
-            let message = format!("{name:?} says where messages end, or is about one connection");
+            let message = format!("{name:?} says where messages end, is about one connection, or counts waypoints");
             notes.close(field, message, "leave it to the proxies");
             None
         }

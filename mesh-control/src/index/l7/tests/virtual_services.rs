@@ -268,7 +268,7 @@ fn what_cannot_be_done_closes_its_rule_and_is_told() {
         (
             to_v3("headers: {request: {set: {content-length: '1'}}}"),
             "http[0].headers.request.set[\"content-length\"]",
-            "\"content-length\" says where messages end, or is about one connection",
+            "\"content-length\" says where messages end, is about one connection, or counts waypoints",
         ),
         (
             to_v3("headers: {request: {set: {':path': /a}}}"),

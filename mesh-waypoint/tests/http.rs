@@ -87,6 +87,19 @@ async fn connections_are_used_again_on_both_sides() {
 }
 
 #[tokio::test]
+async fn an_answer_with_trailers_ends_in_order_and_its_connection_is_used_again() {
+    let answer =
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n2\r\nok\r\n0\r\nx-sum: 7\r\n\r\n";
+    let (app, connections, _told) = scripted(vec![(answer.to_vec(), false); 3]).await;
+    let waypoint = Waypoint::start(&[Backend::new("app", VIP, &[app])], Table::default()).await;
+    for _ in 0..3 {
+        assert_eq!(text(&waypoint.ask("10.96.0.10:80", get("/")).await), "ok");
+    }
+    assert_eq!(connections.load(std::sync::atomic::Ordering::SeqCst), 1);
+    assert!(!waypoint.scrape().contains("response_flags=\"DC\""));
+}
+
+#[tokio::test]
 async fn http_2_and_the_trailers_of_grpc_go_through() {
     let app = server(|request: Request<Incoming>| async move {
         assert_eq!((request.version(), request.headers()["te"].as_bytes()), (Version::HTTP_2, &b"trailers"[..]));

@@ -375,12 +375,16 @@ async fn an_endpoint_that_is_gone_is_not_dialled_by_each_request_that_waits() {
             held.push(tcp);
         }
     });
-    let mut asked = tokio::task::JoinSet::new();
-    let client = Arc::new(waypoint.client());
+    let (mut asked, client) = (tokio::task::JoinSet::new(), Arc::new(waypoint.client()));
+    let mut senders = Vec::new();
     for _ in 0..20 {
         let stream = soon("stream", client.stream(ASK)).await.unwrap();
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
+        senders.push(sender);
+    }
+    // At once: who comes when the others have failed dials anew.
+    for mut sender in senders {
         asked.spawn(async move { sender.send_request(get("/")).await.unwrap().status() });
     }
     while let Some(status) = soon("an answer", asked.join_next()).await {
@@ -418,6 +422,32 @@ async fn features_B11_who_answers_with_errors_gets_nothing_for_a_while() {
     failing.store(false, SeqCst);
     soon("its return", async { while !answers(&waypoint, 3, || get("/")).await.contains_key("bad") {} }).await;
     assert!(waypoint.scrape().contains("undermesh_outlier_ejected{"));
+}
+
+/// Its own deadline is none of the endpoint's, or any client could have endpoints left out for all others.
+#[tokio::test]
+async fn features_B11_an_endpoint_is_not_left_out_for_a_client_that_has_no_patience() {
+    let (silent, asked) = (listener().await, Arc::new(AtomicUsize::new(0)));
+    let (address, count) = (silent.local_addr().unwrap(), asked.clone());
+    server_at(silent, move |_: Request<Incoming>| {
+        count.fetch_add(1, SeqCst);
+        std::future::pending::<Response<Full<Bytes>>>()
+    });
+    let waypoint = Waypoint::start(&[Backend::new("a", A, &[address])], to_subset("")).await;
+    let outliers = Outliers { most_percent: 100, ..Outliers::default() };
+    let policy = Policy { outliers: Some(outliers), ..Policy::default() };
+    waypoint.state.set_clusters(Arc::new(Clusters::new([place("", "", policy)])));
+    let hurried = || {
+        let mut request = get("/");
+        request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+        request.headers_mut().insert("grpc-timeout", "50m".parse().unwrap());
+        request
+    };
+    for _ in 0..8 {
+        let answer = waypoint.ask(ASK, hurried()).await;
+        assert_eq!((answer.status(), answer.headers()["grpc-status"].as_bytes()), (StatusCode::OK, &b"14"[..]));
+    }
+    assert_eq!(asked.load(SeqCst), 8, "{}", waypoint.scrape());
 }
 
 #[tokio::test]

@@ -251,7 +251,7 @@ fn app_protocol(declared: Option<&str>, name: &str) -> AppProtocol {
     match word.to_ascii_lowercase().as_str() {
         "http" | "http1" | "kubernetes.io/ws" => AppProtocol::Http11,
         "http2" | "h2c" | "kubernetes.io/h2c" => AppProtocol::Http2,
-        "grpc" => AppProtocol::Grpc,
+        "grpc" | "grpc-web" => AppProtocol::Grpc,
         "tls" | "https" | "kubernetes.io/wss" => AppProtocol::Tls,
         "tcp" => AppProtocol::Tcp,
         _ => AppProtocol::Unknown,

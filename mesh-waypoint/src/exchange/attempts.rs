@@ -9,6 +9,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request};
 use hyper::body::Body;
 use mesh_core::l7::Retries;
+use mesh_core::l7::balance::Ended;
 use mesh_core::l7::retry::AttemptEnd;
 use tokio::time::{Instant, timeout_at};
 
@@ -101,6 +102,8 @@ pub(super) struct Attempts<'a, 'f> {
     pub(super) of: &'a Forward<'f>,
     pub(super) retries: &'a Retries,
     pub(super) deadline: Option<Instant>,
+    /// The deadline is the client's own: that an endpoint does not keep it says nothing of the endpoint.
+    pub(super) hurried: bool,
     pub(super) http2: bool,
     /// A request that was sent may be sent again.
     pub(super) again: bool,
@@ -139,7 +142,7 @@ impl Attempts<'_, '_> {
                 Err(lost) => report.attempted(None, lost.failure.flag),
             }
             report.unreached(self.why.take());
-            if let Some(ended) = counted(&ended) {
+            if let Some(ended) = counted(&ended).filter(|ended| !(self.hurried && *ended == Ended::Late)) {
                 endpoint.ended(ended, self.of.down.lane.shared.now_ms());
             }
             if self.deadline.is_some_and(|deadline| ended.is_err() && Instant::now() >= deadline) {
@@ -150,7 +153,8 @@ impl Attempts<'_, '_> {
                 Err(lost) => (lost.end, Some(lost.failure), lost.elsewhere),
             };
             // A call whose client still speaks is a stream: an endpoint may have acted on what it has heard, and another one would hear the first words late.
-            let has_heard = !matches!(end, AttemptEnd::RefusedStream | AttemptEnd::ResetBeforeRequest);
+            let has_heard =
+                !matches!(end, AttemptEnd::ConnectFailure | AttemptEnd::RefusedStream | AttemptEnd::ResetBeforeRequest);
             let streams = has_heard && self.of.asked.grpc && self.source.is_underway();
             let possible = self.head.is_some() && !matches!(self.source, Source::Gone) && elsewhere && !streams;
             let mut again = possible && self.retries.again(attempt, &end);

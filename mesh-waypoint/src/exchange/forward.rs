@@ -47,7 +47,8 @@ impl Forward<'_> {
         let own = parts.headers.remove(TIMEOUT).and_then(|value| value.to_str().ok()?.parse().ok());
         let timeout = own.map(Duration::from_millis).or(self.plan.handling.as_ref().and_then(|rule| rule.timeout));
         let call = if self.asked.grpc { grpc::timeout(&parts.headers).ok().flatten() } else { None };
-        let timeout = timeout.filter(|timeout| !timeout.is_zero()).into_iter().chain(call).min();
+        let own = timeout.filter(|timeout| !timeout.is_zero());
+        let timeout = own.into_iter().chain(call).min();
         // Nobody waits for years, and not every moment can be told.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let found = self.found()?;
@@ -58,6 +59,7 @@ impl Forward<'_> {
             }
         };
         let (mut attempts, cookie) = self.attempts(parts, body, report, (retries, deadline), (found, named))?;
+        attempts.hurried = call.is_some() && timeout != own;
         let (Answer { mut response, connection, has }, endpoint) = attempts.run(report).await?;
         if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
             let asked = self.asked.said.upgrade.is_some();
@@ -69,15 +71,19 @@ impl Forward<'_> {
             return Err(Failure::PROTOCOL);
         }
         hop::strip(response.headers_mut(), has);
+        report.forwarded(endpoint, connection);
+        // Who calls in HTTP/1.1 is a bridge or a probe, and reads what there is.
+        let is_call = self.asked.grpc && is_http2;
+        if is_call && grpc::is_foreign(response.status(), response.headers()) {
+            let text = format!("no gRPC: an answer of HTTP with the status {}", response.status().as_u16());
+            let mut answer = reply::text(response.status(), text.into(), true);
+            answer.headers_mut().extend(cookie.map(|cookie| (SET_COOKIE, cookie)));
+            return Ok(answer);
+        }
         if let Some(cookie) = cookie {
             response.headers_mut().append(SET_COOKIE, cookie);
         }
-        report.forwarded(endpoint, connection);
-        if self.asked.grpc && grpc::is_foreign(response.headers()) {
-            let text = format!("no gRPC: an answer of HTTP with the status {}", response.status().as_u16());
-            return Ok(reply::text(response.status(), text.into(), true));
-        }
-        let has_status = !self.asked.grpc || !is_http2 || response.headers().contains_key(grpc::STATUS);
+        let has_status = !is_call || response.headers().contains_key(grpc::STATUS);
         Ok(response.map(|body| ResponseBody::stream(body, deadline).with_status(has_status)))
     }
 
@@ -124,6 +130,7 @@ impl Forward<'_> {
             of: self,
             retries,
             deadline,
+            hurried: false,
             http2,
             again,
             source,

@@ -194,7 +194,8 @@ impl Body for ResponseBody {
                         held.trailers(trailers);
                     }
                 }
-                if is_over {
+                // Nothing comes after trailers, and nobody asks.
+                if is_over || frame.is_trailers() {
                     this.end(true);
                 }
             }

@@ -33,9 +33,11 @@ fn is_type(value: &[u8]) -> bool {
     own.eq_ignore_ascii_case(TYPE) && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
 }
 
-/// Whether an endpoint's answer to a call is an answer of something else, such as a page of a proxy. One that does not say its type is taken for gRPC.
-pub fn is_foreign(headers: &HeaderMap) -> bool {
-    headers.contains_key(CONTENT_TYPE) && !is(headers) && !headers.contains_key(STATUS)
+/// Whether an endpoint's answer to a call is an answer of something else, such as a page of a proxy, or a failure of HTTP. One that is 200 and does not say its type is
+/// taken for gRPC.
+pub fn is_foreign(status: StatusCode, headers: &HeaderMap) -> bool {
+    let is_none = status != StatusCode::OK || (headers.contains_key(CONTENT_TYPE) && !is(headers));
+    is_none && !headers.contains_key(STATUS)
 }
 
 /// How long the client waits; nothing, if it does not say so, or says 0, which each end reads in its own way.

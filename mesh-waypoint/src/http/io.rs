@@ -93,6 +93,11 @@ impl Pace {
         self.bytes.store(bytes, Relaxed);
     }
 
+    /// Whether we wait for the client now.
+    fn is_waited_for(&self) -> bool {
+        self.since.load(Relaxed) > 0
+    }
+
     /// How long we have waited for the last few bytes, in milliseconds.
     fn waited(&self, now: u64) -> u64 {
         let since = self.since.load(Relaxed);
@@ -157,7 +162,11 @@ impl Watch {
         let look = header.unwrap_or(idle).min(idle).min(body);
         let waited = |since: u64| Duration::from_millis(self.now().saturating_sub(since));
         if !self.is_idle() {
-            let stalled = Duration::from_millis(self.pace.waited(self.now()));
+            // What has come may be all of it, and then nobody waits for the client.
+            let stalled = match self.pace.is_waited_for() {
+                true => Duration::from_millis(self.pace.waited(self.now())),
+                false => Duration::ZERO,
+            };
             return if stalled < body { Ok(look.min(body - stalled)) } else { Err(TooSlow::Body) };
         }
         let waited = waited(self.since.load(Relaxed));
@@ -353,6 +362,7 @@ mod tests {
             pace.hear(1, || now + 1000);
         }
         assert_eq!(pace.waited(400_000), 4000);
+        assert!(!pace.is_waited_for());
     }
 
     #[test]

@@ -33,8 +33,8 @@ pub(super) struct Life {
     most: u32,
     /// How old it may become.
     lifetime: Option<Duration>,
-    /// How long it may wait; `None` is for ever.
-    idle: Option<Duration>,
+    /// How long it may wait.
+    idle: Duration,
 }
 
 impl Life {
@@ -61,7 +61,7 @@ impl Life {
 
     /// Whether it has waited for as long as it may, since then.
     pub(super) fn has_waited(&self, since: Since) -> bool {
-        self.idle.is_some_and(|limit| since.elapsed() >= limit)
+        since.elapsed() >= self.idle
     }
 
     /// With one request more.
@@ -70,12 +70,15 @@ impl Life {
     }
 }
 
+/// A connection waits no longer, whatever is said: those of clients that are gone are never used again, and have places that others need.
+const LONGEST: Duration = Duration::from_secs(3600);
+
 /// How long a connection may wait. What is said counts, but not Istio's hour, which comes also where nobody has said it: for that long the connections of each
 /// client to each endpoint would take memory.
-fn idle(said: Option<&Said>, usual: Duration) -> Option<Duration> {
+fn idle(said: Option<&Said>, usual: Duration) -> Duration {
     match said.map(|said| said.idle_timeout) {
-        Some(idle) if idle != Said::default().idle_timeout => idle,
-        _ => Some(usual),
+        Some(idle) if idle != Said::default().idle_timeout => idle.unwrap_or(LONGEST).min(LONGEST),
+        _ => usual,
     }
 }
 
@@ -89,12 +92,12 @@ mod tests {
         let said = |idle_timeout| Said { idle_timeout, ..Said::default() };
         let seconds = |seconds| Some(Duration::from_secs(seconds));
         for (said, expected) in [
-            (None, Some(usual)),
-            (Some(Said::default()), Some(usual)),
-            (Some(said(seconds(5))), seconds(5)),
-            (Some(said(seconds(600))), seconds(600)),
-            (Some(said(seconds(7200))), seconds(7200)),
-            (Some(said(None)), None),
+            (None, usual),
+            (Some(Said::default()), usual),
+            (Some(said(seconds(5))), Duration::from_secs(5)),
+            (Some(said(seconds(600))), Duration::from_secs(600)),
+            (Some(said(seconds(7200))), LONGEST),
+            (Some(said(None)), LONGEST),
         ] {
             assert_eq!(idle(said.as_ref(), usual), expected, "{said:?}");
         }

@@ -382,15 +382,18 @@ impl Pool {
         let open = self.count(shared, permit(endpoint)?)?;
         let wire = dial(shared, endpoint, peer, Inside::Http2).await?;
         let io = TokioIo::new(Io::new(wire, bytes::Bytes::new(), Arc::default()));
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        // It writes something, which an endpoint may not take.
+        let limit = shared.settings.connect_timeout;
+        let begun = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(256 * 1024)
             .initial_connection_window_size(1024 * 1024)
             .max_header_list_size(u32::try_from(shared.settings.header_bytes).unwrap_or(u32::MAX))
             .keep_alive_interval(PING)
             .keep_alive_timeout(PING)
-            .handshake::<_, RequestBody>(io)
-            .await?;
+            .handshake::<_, RequestBody>(io);
+        let begun = tokio::time::timeout(limit, begun).await;
+        let (sender, connection) = begun.map_err(|_| ConnectError::Timeout)??;
         task::spawn("connection to an endpoint", async move {
             let _open = open;
             if let Err(error) = connection.await {

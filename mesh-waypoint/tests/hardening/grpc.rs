@@ -137,7 +137,7 @@ async fn hardening_B178_a_call_that_no_rule_means_is_unimplemented() {
 #[tokio::test]
 async fn hardening_B179_a_call_ends_with_a_status_whatever_the_endpoint_does() {
     type Row = (&'static str, fn() -> Response<Body>, &'static str, &'static [u8]);
-    let rows: [Row; 7] = [
+    let rows: [Row; 9] = [
         ("in order", || answer("application/grpc", body(&[b"x"], GOOD)), "0", b"x"),
         ("without a status", || answer("application/grpc", body(&[b"x"], &[])), "2", b"x"),
         ("with other trailers", || answer("application/grpc", body(&[b"x"], &[("x-a", "b")])), "2", b"x"),
@@ -161,6 +161,26 @@ async fn hardening_B179_a_call_ends_with_a_status_whatever_the_endpoint_does() {
                 answer
             },
             "14",
+            b"",
+        ),
+        (
+            "a failure of HTTP without a type",
+            || {
+                let mut answer = answer("", body(&[], &[]));
+                *answer.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+                answer
+            },
+            "14",
+            b"",
+        ),
+        (
+            "a failure of HTTP in the type",
+            || {
+                let mut answer = answer("application/grpc", body(&[], &[]));
+                *answer.status_mut() = http::StatusCode::NOT_FOUND;
+                answer
+            },
+            "12",
             b"",
         ),
     ];

@@ -137,7 +137,16 @@ impl Finder<'_> {
         match secured {
             Secured::Readable(policy) => match (&policy.bound, &policy.at_gateways) {
                 (Some(bound), _) => (self.targets(own, &bound.targets, problems), Some(bound)),
-                (None, Ok(whole)) => (self.selected(&own.namespace, Some(&policy.selector)), Some(whole)),
+                (None, Ok(whole)) => {
+                    let targets = self.selected(&own.namespace, Some(&policy.selector));
+                    let too_long = self.domains.too_long(&whole.rules).filter(|_| !targets.is_empty());
+                    problems.extend(too_long.map(|too_long| (own.clone(), too_long.problem())));
+                    (targets, Some(whole))
+                }
+                // What never refused anybody does not now.
+                (None, Err(_)) if policy.enforced.as_ref().is_none_or(|enforced| enforced.dry_run) => {
+                    (Targets::new(), None)
+                }
                 (None, Err(why)) => {
                     let targets = self.selected(&own.namespace, Some(&policy.selector));
                     problems.extend(targets.keys().next().map(|gateway| {

@@ -43,14 +43,8 @@ impl Forward<'_> {
         upgrade: &mut Option<OnUpgrade>,
         report: &mut Report,
     ) -> Result<Response<ResponseBody>, Failure> {
-        let (retries, is_http2) = (self.retries(), parts.version == Version::HTTP_2);
-        let own = parts.headers.remove(TIMEOUT).and_then(|value| value.to_str().ok()?.parse().ok());
-        let timeout = own.map(Duration::from_millis).or(self.plan.handling.as_ref().and_then(|rule| rule.timeout));
-        let call = if self.asked.grpc { grpc::timeout(&parts.headers).ok().flatten() } else { None };
-        let own = timeout.filter(|timeout| !timeout.is_zero());
-        let timeout = own.into_iter().chain(call).min();
-        // Nobody waits for years, and not every moment can be told.
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let retries = self.retries();
+        let (deadline, hurried) = self.deadline(parts);
         let found = self.found()?;
         let named = match found.as_ref().filter(|found| names::is_pattern(&found.now.service)) {
             None => None,
@@ -59,7 +53,7 @@ impl Forward<'_> {
             }
         };
         let (mut attempts, cookie) = self.attempts(parts, body, report, (retries, deadline), (found, named))?;
-        attempts.hurried = call.is_some() && timeout != own;
+        attempts.hurried = hurried;
         let (Answer { mut response, connection, has }, endpoint) = attempts.run(report).await?;
         if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
             let asked = self.asked.said.upgrade.is_some();
@@ -73,7 +67,7 @@ impl Forward<'_> {
         hop::strip(response.headers_mut(), has);
         report.forwarded(endpoint, connection);
         // Who calls in HTTP/1.1 is a bridge or a probe, and reads what there is.
-        let is_call = self.asked.grpc && is_http2;
+        let is_call = self.asked.grpc && parts.version == Version::HTTP_2;
         if is_call && grpc::is_foreign(response.status(), response.headers()) {
             let text = format!("no gRPC: an answer of HTTP with the status {}", response.status().as_u16());
             let mut answer = reply::text(response.status(), text.into(), true);
@@ -85,6 +79,17 @@ impl Forward<'_> {
         }
         let has_status = !is_call || response.headers().contains_key(grpc::STATUS);
         Ok(response.map(|body| ResponseBody::stream(body, deadline).with_status(has_status)))
+    }
+
+    /// When the request is over, as its rule or its client says; and whether that is a call's own deadline, and sooner than the rule's.
+    fn deadline(&self, parts: &mut Parts) -> (Option<Instant>, bool) {
+        let own = parts.headers.remove(TIMEOUT).and_then(|value| value.to_str().ok()?.parse().ok());
+        let said = own.map(Duration::from_millis).or(self.plan.handling.as_ref().and_then(|rule| rule.timeout));
+        let said = said.filter(|timeout| !timeout.is_zero());
+        let call = if self.asked.grpc { grpc::timeout(&parts.headers).ok().flatten() } else { None };
+        let timeout = said.into_iter().chain(call).min();
+        // Nobody waits for years, and not every moment can be told.
+        (timeout.and_then(|timeout| Instant::now().checked_add(timeout)), timeout != said)
     }
 
     /// What the rule says of it, else the table of whoever serves the service.

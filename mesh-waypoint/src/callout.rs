@@ -6,16 +6,16 @@ use std::net::SocketAddr;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TE, USER_AGENT};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, Method, Request, StatusCode};
+use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use mesh_core::l7::ClusterKey;
 use mesh_core::l7::cluster::Speaks;
 use mesh_core::service::AppProtocol;
 
 use crate::engine::Lane;
-use crate::http::RequestBody;
 use crate::http::outgoing::address;
 use crate::http::tape::BoxError;
+use crate::http::{RequestBody, grpc};
 use crate::peer::Peer;
 use crate::places::{Found, NoEndpoint};
 use crate::state::View;
@@ -26,7 +26,6 @@ use crate::upstream::{ConnectError, Endpoint, SendError};
 const LONGEST: usize = 64 * 1024;
 /// Connections that were closed under our hands, before a new one is made.
 const STALE: u32 = 3;
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// What is asked.
 #[derive(Clone, Debug)]
@@ -110,7 +109,7 @@ pub async fn grpc(
 /// The one message of an answer.
 fn message_of(answered: Answered) -> Result<Bytes, CallError> {
     let trailers = answered.trailers.as_ref();
-    let status = trailers.and_then(|all| all.get(GRPC_STATUS)).or_else(|| answered.headers.get(GRPC_STATUS));
+    let status = trailers.and_then(|all| all.get(grpc::STATUS)).or_else(|| answered.headers.get(grpc::STATUS));
     let is_ok = answered.status == StatusCode::OK && status.is_some_and(|status| status == "0");
     let mut body = answered.body;
     let is_message = is_ok && body.len() >= 5 && body[0] == 0;
@@ -190,7 +189,7 @@ mod tests {
             status: StatusCode::from_u16(status).unwrap(),
             headers: HeaderMap::new(),
             body: Bytes::from_static(body),
-            trailers: grpc.map(|code| [(GRPC_STATUS, HeaderValue::from_static(code))].into_iter().collect()),
+            trailers: grpc.map(|code| [(grpc::STATUS, HeaderValue::from_static(code))].into_iter().collect()),
         };
         let good = b"\0\0\0\0\x02ab";
         assert_eq!(&*message_of(answered(200, Some("0"), good)).unwrap(), b"ab");

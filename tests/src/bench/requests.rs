@@ -4,7 +4,7 @@ use super::generators::{Load, Result as Measured, h2load, wrk};
 use super::rivals::{self, Proxy};
 use super::table::{Column, print_against};
 use crate::harness::agent::{cpu_seconds, resident_kib};
-use crate::harness::waypoint::Waypoint;
+use crate::harness::waypoint::{GATEWAY_NAME, Waypoint};
 use crate::harness::{Lab, LabConfig, Pod, PodSpec, Process, ServiceSpec};
 use anyhow::{Context, Result, ensure};
 use std::path::PathBuf;
@@ -19,6 +19,8 @@ pub struct RequestOptions {
     pub envoy: Option<PathBuf>,
     /// A real HAProxy.
     pub haproxy: Option<PathBuf>,
+    /// Client, proxies and back end in one pod, over its loopback device, instead of a pod for each.
+    pub one_pod: bool,
     /// One measurement of ours alone that lasts so many seconds, instead of all that.
     pub soak: Option<u32>,
 }
@@ -56,13 +58,21 @@ impl Stage {
     fn start(options: &RequestOptions) -> Result<Stage> {
         let lab = Lab::start(LabConfig::default())?;
         lab.control.start()?;
-        let client = lab.add_pod(PodSpec::new("client"))?;
-        let back = lab.add_pod(PodSpec::new("back").label("app", "back").port("http", 8080))?;
-        let serving = back.serve(["canned", "--port", "8080", "--bytes", BYTES])?;
-        lab.add_service(ServiceSpec::new("back").selector(&[("app", "back")]).port("http", 80, 8080))?;
+        // The gateway's own pods have this label.
+        let answers = if options.one_pod { (GATEWAY_NAME, "edge") } else { ("app", "back") };
+        lab.add_service(ServiceSpec::new("back").selector(&[answers]).port("http", 80, 8080))?;
         lab.apply("edge.yaml", &manifests(""))?;
         let gateway = lab.start_gateway_with("default", "edge", 1, &["--workers", "1"])?;
         let edge = gateway.pod.clone();
+        let (client, back) = if options.one_pod {
+            (edge.clone(), edge.clone())
+        } else {
+            (
+                lab.add_pod(PodSpec::new("client"))?,
+                lab.add_pod(PodSpec::new("back").label("app", "back").port("http", 8080))?,
+            )
+        };
+        let serving = back.serve(["canned", "--port", "8080", "--bytes", BYTES])?;
         let ours =
             Proxy { name: "Undermesh", port: PORT, http2_port: PORT, pid: gateway.process().pid(), _process: None };
         let to = format!("{}:8080", back.address.v4);

@@ -34,6 +34,9 @@ struct Args {
     /// The same, and through this HAProxy.
     #[arg(long)]
     haproxy: Option<PathBuf>,
+    /// With --envoy or --haproxy: client, proxies and back end in one pod, over its loopback device.
+    #[arg(long)]
+    one_pod: bool,
     /// Instead of all that: full load of requests on our gateway for so many seconds.
     #[arg(long)]
     soak: Option<u32>,
@@ -60,7 +63,13 @@ fn main() -> anyhow::Result<()> {
     let ztunnel = args.ztunnel.zip(args.redirect).map(|(b, r)| Peer { binary: absolute(b), redirect: absolute(r) });
     if args.envoy.is_some() || args.haproxy.is_some() || args.soak.is_some() {
         let (envoy, haproxy) = (args.envoy.map(absolute), args.haproxy.map(absolute));
-        return bench::run_requests(&RequestOptions { seconds: args.seconds, envoy, haproxy, soak: args.soak });
+        return bench::run_requests(&RequestOptions {
+            seconds: args.seconds,
+            envoy,
+            haproxy,
+            one_pod: args.one_pod,
+            soak: args.soak,
+        });
     }
     let Args { seconds, idle, only, skip_direct, interop, .. } = args;
     bench::run(&Options { seconds, ztunnel, idle, only, skip_direct, interop })

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// On a pod: the Gateway that it serves.
-const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 /// On a Service, Pod or Namespace: its waypoint.
 pub const USE_WAYPOINT: &str = "istio.io/use-waypoint";
 /// How long a waypoint may take to be ready, and to be known.

@@ -13,7 +13,11 @@ use std::time::{Duration, Instant};
 
 use kernel::*;
 use mesh_agent::bpf::InboundMode;
+use mesh_agent::proxy::mode_of;
 use mesh_common::Reason;
+use mesh_core::policy::{GUARD, Policy, Scope};
+use mesh_core::workload::{GatewayAddress, GatewayDestination, NetworkAddress, TunnelProtocol};
+use mesh_core::{Change, NamespacedName, Store, Workload};
 use socket2::SockAddr;
 
 /// B60: SYNs without an end meet cookies, not a full queue: who means it still gets in, and the app behind never sees the others.
@@ -144,6 +148,35 @@ fn features_udp_deny_holds_while_the_policies_are_not_known() {
         .set_inbound(pod.cookie, &InboundMode { default_strict: false, ports: many, undecided: false })
         .unwrap();
     datagrams_are_refused_and_tcp_is_not(&node, &pod, [9000, 10_000]);
+}
+
+/// Who comes without an identity is led through the pod's waypoint, by the agent, which no datagram comes to: none goes around the waypoint.
+#[test]
+fn design_10_9_udp_deny_holds_where_strangers_are_led_through_a_waypoint() {
+    if !privileged("design_10_9_udp_deny_holds_where_strangers_are_led_through_a_waypoint") {
+        return;
+    }
+    let node = Node::with(|config| config.deny_udp = true);
+    let pod = Pod::new(&node);
+    let at_waypoint = NetworkAddress { network: "".into(), address: ip("198.18.0.9") };
+    let mut workload = Workload::new("uid", "shop", "pod");
+    workload.protocol = TunnelProtocol::Hbone;
+    workload.waypoint =
+        Some(GatewayAddress { destination: GatewayDestination::Address(at_waypoint), hbone_port: 15008 });
+    // Led, and whoever goes around it is denied; neither; led alone.
+    let through = Policy::through("shop".into());
+    let guard = Policy::deny_plaintext(NamespacedName::new("shop", format!("{GUARD}x")), Scope::WorkloadSelector);
+    for (policies, is_refused) in [(vec![&through, &guard], true), (vec![], false), (vec![&through], true)] {
+        workload.authorization_policies = policies.iter().map(|policy| policy.name.clone()).collect();
+        let mut store = Store::new();
+        store.apply(policies.into_iter().cloned().map(Change::Policy).chain([Change::Synced]).collect());
+        let mode = mode_of(&store.snapshot(), Some(&workload));
+        pod.enrol(&node, &mode);
+        match is_refused {
+            true => datagrams_are_refused_and_tcp_is_not(&node, &pod, [9000, 9001]),
+            false => pass_datagrams(&node, &pod, 9000),
+        }
+    }
 }
 
 fn datagrams_are_refused_and_tcp_is_not(node: &Node, pod: &Pod, ports: [u16; 2]) {

@@ -181,7 +181,7 @@ pub struct InboundMode {
     pub default_strict: bool,
     /// Port and whether it is STRICT.
     pub ports: Vec<(u16, bool)>,
-    /// More ports may be STRICT than this says.
+    /// More ports may be STRICT than this says, or what is not refused is led through a waypoint, as datagrams cannot be.
     pub undecided: bool,
 }
 

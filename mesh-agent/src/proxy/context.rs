@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
-use mesh_core::authorize::Applicable;
 use mesh_core::l7::cluster::Pool;
 use mesh_core::{ArcStr, Client, Snapshot, Workload};
 use mesh_transport::hbone::{Baggage, WorkloadKind};
@@ -23,7 +22,7 @@ use super::connections::{Connections, CutReason};
 use super::local;
 use super::reasons::Reason;
 use super::shared::ProxyShared;
-use super::strict::inbound_mode;
+use super::strict;
 use super::turns::Turns;
 use crate::bpf::InboundMode;
 use crate::pod::Pod;
@@ -220,22 +219,7 @@ impl PodContext {
 
     /// What the kernel should refuse by itself.
     pub fn inbound_mode(&self, snapshot: &Snapshot) -> InboundMode {
-        let Some(workload) = self.workload(snapshot) else {
-            return InboundMode { undecided: true, ..InboundMode::default() };
-        };
-        // Before the first full state a policy may yet come.
-        let mut undecided = !snapshot.is_synced();
-        let mut readable = Vec::new();
-        // Who is led through the waypoint does not go around it.
-        let is_led = workload.leads_strangers_through();
-        for applicable in snapshot.policies_for(workload) {
-            match applicable {
-                Applicable::Policy(policy) if is_led && policy.is_guard() => {}
-                Applicable::Policy(policy) => readable.push(policy),
-                Applicable::Unknown(_) | Applicable::Unreadable(_) => undecided = true,
-            }
-        }
-        InboundMode { undecided, ..inbound_mode(readable.into_iter()) }
+        strict::mode_of(snapshot, self.workload(snapshot).map(Arc::as_ref))
     }
 
     /// Ends everything of the pod at once.

@@ -42,3 +42,4 @@ pub use pod_proxy::{PodProxy, ProxyListeners};
 pub use reasons::{Reason, RefusalCounters};
 pub use seams::{Certificates, FetchedCertificate, Interception};
 pub use shared::{PodConnections, ProxyShared};
+pub use strict::mode_of;

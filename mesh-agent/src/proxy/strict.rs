@@ -6,12 +6,37 @@
 
 use std::collections::BTreeSet;
 
+use mesh_core::authorize::Applicable;
 use mesh_core::policy::{Action, Clause, Match, Policy, Rule, StringMatch};
+use mesh_core::{Snapshot, Workload};
 
 use crate::bpf::InboundMode;
 
+/// What the kernel should refuse by itself of what comes for a pod; `None` while its workload is not known.
+///
+/// Who comes without an identity for a pod that leads strangers through its waypoint does not go around that, so what guards against going around is no
+/// reason to refuse his connections. His datagrams nobody leads anywhere, and no policy that the kernel knows is about them: they are refused on every port
+/// where datagrams are refused at all.
+pub fn mode_of(snapshot: &Snapshot, workload: Option<&Workload>) -> InboundMode {
+    let Some(workload) = workload else {
+        return InboundMode { undecided: true, ..InboundMode::default() };
+    };
+    let is_led = workload.leads_strangers_through();
+    // Before the first full state a policy may yet come.
+    let mut undecided = is_led || !snapshot.is_synced();
+    let mut readable = Vec::new();
+    for applicable in snapshot.policies_for(workload) {
+        match applicable {
+            Applicable::Policy(policy) if is_led && policy.is_guard() => {}
+            Applicable::Policy(policy) => readable.push(policy),
+            Applicable::Unknown(_) | Applicable::Unreadable(_) => undecided = true,
+        }
+    }
+    InboundMode { undecided, ..inbound_mode(readable.into_iter()) }
+}
+
 /// The inbound mode that `policies`, those that apply to the pod, amount to.
-pub fn inbound_mode<'a>(policies: impl Iterator<Item = &'a Policy> + Clone) -> InboundMode {
+fn inbound_mode<'a>(policies: impl Iterator<Item = &'a Policy> + Clone) -> InboundMode {
     let denies = policies.filter(|policy| policy.action == Action::Deny && !policy.dry_run);
     let ports: BTreeSet<u16> = denies.clone().flat_map(matches_of).flat_map(ports_of).collect();
     let strict =

@@ -255,9 +255,9 @@ async fn design_10_9_who_has_no_identity_is_led_through_the_waypoint_of_the_pod(
         Change::Workload(endpoint("waypoint", 66)),
         Change::Workload(server.clone()),
     ]);
-    // The guard refuses whoever goes around: that nobody does is no reason to refuse him in the kernel.
+    // The guard refuses whoever goes around: that nobody does is no reason to refuse him in the kernel. His datagrams nobody leads.
     let open = InboundMode { default_strict: false, ports: vec![], undecided: false };
-    eventually("the kernel is in step", || pair.server.mode() == open).await;
+    eventually("the kernel is in step", || pair.server.mode() == InboundMode { undecided: true, ..open.clone() }).await;
     let mut app = plain(&pair, APP).await;
     exchange(&mut app, "through the waypoint").await;
     // As no waypoint is asked that would take him for the pod.

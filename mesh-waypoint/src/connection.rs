@@ -8,7 +8,6 @@ use bytes::Bytes;
 use mesh_core::l7::ClusterKey;
 use mesh_core::l7::balance::Ended;
 use mesh_core::service::AppProtocol;
-use mesh_core::telemetry::expression::{Attribute, Datum};
 use mesh_transport::copy::{self, Outcome, Peer as CopyPeer};
 use mesh_transport::hbone::HboneStream;
 use mesh_transport::socket::Armed;
@@ -23,11 +22,11 @@ use crate::http::serve::{Serve, serve as serve_http};
 use crate::http::sniff::{Spoken, sniff};
 use crate::names::{self, Named, NoName};
 use crate::peer::Peer;
-use crate::places::Permit;
+use crate::places::{NoEndpoint, Permit};
+use crate::record::{self, Counts, Nowhere, Record};
 use crate::security::authorize;
 use crate::steer;
 use crate::target::Target;
-use crate::telemetry::{Copied, Custom, Flags, Who};
 use crate::upstream::choose::{self, Wish};
 use crate::upstream::{ConnectError, Endpoint, Wire};
 
@@ -73,25 +72,26 @@ pub async fn serve(downstream: Arc<Downstream>, mut stream: HboneStream) {
 /// Copies to one endpoint. Dropping a stream before both of its directions ended is a reset for the client. `first`: what was read to see what is spoken, if
 /// somebody has looked.
 async fn tunnel(downstream: &Downstream, mut stream: HboneStream, first: Option<Bytes>) {
+    let mut record = Record::begin(downstream);
     let (client, asked) = (downstream.client(), &downstream.asked);
     let (looked, mut prefix) = (first.is_some(), first.unwrap_or_default());
-    let (endpoint, wire, permit) = match reach(downstream, &mut stream, &mut prefix, looked).await {
+    let (endpoint, wire, permit) = match reach(downstream, &mut stream, &mut prefix, looked, &mut record).await {
         Ok(connected) => connected,
-        Err((flag, error)) => {
-            drop(count(downstream, None, Flags::of(flag)));
-            return tracing::debug!(%client, %asked, error, "a connection was refused");
+        Err(nowhere) => {
+            record.refused(&nowhere);
+            return tracing::debug!(%client, %asked, error = nowhere.1, "a connection was refused");
         }
     };
-    let copied = count(downstream, Some(&endpoint), Flags::default());
-    let counters = copied.counters();
+    let counters = record.open(&endpoint, Counts::AsSeen);
     counters.received.fetch_add(prefix.len() as u64, Relaxed);
     let cut = downstream.drain.forced_token();
     match wire {
         Wire::Tcp(mut tcp) => {
             if tcp.write_all(&prefix).await.is_err() {
-                return;
+                return record.end("UC");
             }
             let outcome = copy::bidirectional(Armed::new(tcp), CopyPeer::Hbone(stream), counters, cut).await;
+            record.copied(&outcome);
             if let Outcome::Failed(side, error) = outcome {
                 tracing::debug!(%client, ?side, %error, "a connection failed");
             }
@@ -103,44 +103,12 @@ async fn tunnel(downstream: &Downstream, mut stream: HboneStream, first: Option<
                 tokio::io::copy_bidirectional(&mut near, &mut far).await
             };
             tokio::select! {
-                () = cut.cancelled() => {}
-                _ = copying => {}
+                () = cut.cancelled() => record.end("LR"),
+                copied = copying => record.end(near.ended(&copied)),
             }
         }
     }
-    drop((copied, endpoint, permit));
-}
-
-/// Counts the connection for as long as what is given back lives.
-pub(crate) fn count(downstream: &Downstream, endpoint: Option<&Endpoint>, flags: Flags) -> Copied {
-    let bound = downstream.bound().ok();
-    let who = Who {
-        peer: &downstream.peer,
-        from: downstream.from(),
-        outside: downstream.proved().is_none(),
-        client: bound.as_ref().and_then(|bound| bound.client.as_ref()),
-        endpoint: endpoint.map(|endpoint| &endpoint.workload),
-        service: endpoint.and_then(|endpoint| endpoint.service.as_ref()),
-        asked: bound.as_ref().and_then(|bound| bound.target.service()),
-    };
-    let lane = &downstream.lane;
-    let shared = Arc::clone(&lane.shared);
-    let shape = bound.as_ref().and_then(|bound| bound.plan().shape.clone());
-    let custom = shape.map(|shape| Custom::of(&shape, |attribute| datum(downstream, attribute)));
-    lane.meters.open(&who, flags, &custom.unwrap_or_default(), move || shared.now_ms())
-}
-
-/// What an expression knows of a connection that is copied: there are no requests in it.
-fn datum(downstream: &Downstream, attribute: Attribute) -> Option<Datum> {
-    match attribute {
-        Attribute::SourceAddress => Some(Datum::Text(downstream.from().to_string())),
-        Attribute::SourcePort => Some(Datum::Number(downstream.from().port().into())),
-        Attribute::DestinationAddress => Some(Datum::Text(downstream.asked.to_string())),
-        Attribute::DestinationPort => Some(Datum::Number(downstream.asked.port().into())),
-        Attribute::ConnectionMtls => Some(Datum::Is(downstream.proved().is_some())),
-        Attribute::ConnectionPeer => Some(Datum::Text(downstream.proved()?.to_string())),
-        _ => None,
-    }
+    drop((record, endpoint, permit));
 }
 
 /// Connects to where the connection leads. What has to be read for that is added to `first`.
@@ -149,8 +117,9 @@ async fn reach(
     stream: &mut HboneStream,
     first: &mut Bytes,
     looked: bool,
-) -> Result<(Endpoint, Wire, Option<Permit>), steer::Nowhere> {
-    let place = steer::place(downstream, stream, first).await?;
+    record: &mut Record<'_>,
+) -> Result<(Endpoint, Wire, Option<Permit>), Nowhere> {
+    let place = steer::place(downstream, stream, first, record).await?;
     let named = named(downstream, place.as_ref(), stream, first).await?;
     if !looked && first.is_empty() {
         let bound = downstream.bound().map_err(|why| ("NC", why.to_string()))?;
@@ -163,7 +132,18 @@ async fn reach(
             *first = read;
         }
     }
-    connect(downstream, place.as_ref(), is_tls(first), named.as_ref()).await
+    read_name(downstream, stream, first, record).await;
+    connect(downstream, place.as_ref(), is_tls(first), named.as_ref(), record).await
+}
+
+/// The log has the name that TLS asks for, which nobody has looked at where the port is said to speak TLS: there the client begins.
+async fn read_name(downstream: &Downstream, stream: &mut HboneStream, first: &mut Bytes, record: &mut Record<'_>) {
+    let is_tls = || downstream.bound().is_ok_and(|bound| bound.target.protocol() == AppProtocol::Tls);
+    if first.is_empty() && record.is_logged() && is_tls() {
+        // What was read is in `first`; the record reads it from there, as it does where somebody has looked.
+        steer::server_name(stream, first, downstream.lane.shared.settings.sniff_timeout).await;
+    }
+    record.read(first);
 }
 
 /// The service that is asked for, as a place.
@@ -184,7 +164,7 @@ async fn named(
     place: Option<&ClusterKey>,
     stream: &mut HboneStream,
     first: &mut Bytes,
-) -> Result<Option<Named>, steer::Nowhere> {
+) -> Result<Option<Named>, Nowhere> {
     let view = downstream.bound().map_err(|why| ("NC", why.to_string()))?.view.clone();
     let service = place.and_then(|place| view.snapshot.service(&place.service)).filter(|one| names::is_pattern(one));
     let Some(service) = service else { return Ok(None) };
@@ -204,18 +184,19 @@ async fn connect(
     place: Option<&ClusterKey>,
     encrypted: bool,
     named: Option<&Named>,
-) -> Result<(Endpoint, Wire, Option<Permit>), (&'static str, String)> {
+    record: &mut Record<'_>,
+) -> Result<(Endpoint, Wire, Option<Permit>), Nowhere> {
     let lane = &downstream.lane;
     let mut tried = Vec::new();
     loop {
         let bound = downstream.bound().map_err(|why| ("NC", why.to_string()))?;
-        authorize::connection(downstream, &bound).map_err(|why| ("-", why))?;
+        authorize::connection(downstream, &bound)?;
         let endpoint = match &bound.target {
-            Target::Workload { workload, address } => {
-                choose::workload(workload, *address, &bound.view.snapshot).filter(|_| tried.is_empty())
-            }
+            Target::Workload { workload, address } => choose::workload(workload, *address, &bound.view.snapshot)
+                .filter(|_| tried.is_empty())
+                .ok_or(NoEndpoint::NoneLeft),
             // Bytes from outside of the mesh are `edge::bytes`'.
-            Target::Edge { .. } => None,
+            Target::Edge { .. } => Err(NoEndpoint::Unknown),
             Target::Service { key, port, .. } => {
                 let own = ClusterKey { service: key.clone(), port: *port, subset: Default::default() };
                 let cluster = place.unwrap_or(&own);
@@ -223,26 +204,40 @@ async fn connect(
                 let wish = Wish { view, own, tried: &tried, hash: None, encrypted, now_ms: lane.shared.now_ms() };
                 let found = choose::place(&lane.shared.places, &wish, cluster, &bound.seen(&downstream.peer));
                 let mut rng = lane.rng.lock();
-                let chosen = found.and_then(|found| match named {
+                found.and_then(|found| match named {
                     Some(named) => choose::named(&found, named, &wish),
                     None => {
                         let hash = choose::by_source(&found, downstream.from().ip(), &mut *rng);
                         choose::endpoint(&found, &Wish { hash, ..wish }, &mut *rng)
                     }
-                });
-                chosen.ok()
+                })
             }
         };
-        let flag = if tried.is_empty() { "UH" } else { "UF" };
-        let endpoint = endpoint.ok_or_else(|| (flag, "no endpoint is left".to_owned()))?;
+        let endpoint = endpoint.map_err(|why| none(why, &tried))?;
         if !bound.admits(&downstream.peer, &endpoint.workload, endpoint.address) {
-            return Err(("-", format!("denied by a policy of {}", endpoint.workload.uid)));
+            return Err(record::denied(format!("denied by a policy of {}", endpoint.workload.uid)));
         }
         match lane.pool.dial(&lane.shared, &endpoint, &downstream.peer).await {
-            Ok((wire, permit)) => return Ok((endpoint, wire, permit)),
-            Err(error) => missed(lane, &endpoint, &error, &mut tried),
+            Ok((wire, permit)) => {
+                record.tried(&endpoint, None);
+                return Ok((endpoint, wire, permit));
+            }
+            Err(error) => {
+                record.tried(&endpoint, Some(&error));
+                missed(lane, &endpoint, &error, &mut tried);
+            }
         }
     }
+}
+
+/// No endpoint takes the connection, after those that were tried.
+pub(crate) fn none(why: NoEndpoint, tried: &[ArcStr]) -> Nowhere {
+    let flag = match why {
+        NoEndpoint::Overflow => "UO",
+        _ if tried.is_empty() => "UH",
+        _ => "UF",
+    };
+    (flag, why.to_string())
 }
 
 /// An endpoint could not be reached: another one is asked next.

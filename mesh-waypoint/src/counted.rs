@@ -13,12 +13,23 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub struct Counted<S> {
     stream: S,
     counters: Arc<ByteCounters>,
+    /// The client is gone.
+    failed: bool,
 }
 
 impl<S> Counted<S> {
     /// With its bytes counted in these.
     pub fn new(stream: S, counters: Arc<ByteCounters>) -> Self {
-        Self { stream, counters }
+        Self { stream, counters, failed: false }
+    }
+
+    /// How a copy between the stream and an endpoint has ended, in Envoy's word: whose end failed first.
+    pub fn ended<T, E>(&self, copied: &Result<T, E>) -> &'static str {
+        match copied {
+            Ok(_) => "-",
+            Err(_) if self.failed => "DC",
+            Err(_) => "UC",
+        }
     }
 
     fn sent(&self, bytes: usize) -> usize {
@@ -32,14 +43,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
         let before = buffer.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
         self.counters.received.fetch_add((buffer.filled().len() - before) as u64, Relaxed);
+        self.failed |= matches!(polled, Poll::Ready(Err(_)));
         polled
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
-        Poll::Ready(Ok(self.sent(written)))
+        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes));
+        self.failed |= written.is_err();
+        Poll::Ready(written.map(|written| self.sent(written)))
     }
 
     fn poll_write_vectored(
@@ -47,8 +60,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, parts))?;
-        Poll::Ready(Ok(self.sent(written)))
+        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, parts));
+        self.failed |= written.is_err();
+        Poll::Ready(written.map(|written| self.sent(written)))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -33,6 +33,7 @@ pub mod names;
 pub mod origination;
 pub mod peer;
 pub mod places;
+pub mod record;
 pub mod security;
 pub mod settings;
 pub mod shared;

@@ -12,10 +12,8 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::Instant;
 
 use crate::downstream::{Bound, Downstream};
+use crate::record::{Nowhere, Record};
 use crate::target::Target;
-
-/// Why a connection leads nowhere: Envoy's flag for it and what happened.
-pub type Nowhere = (&'static str, String);
 
 /// Whether all that comes through the connection, HTTP included, goes where routes of the Gateway API for connections lead it: those that there are for the
 /// client, unless others say what is to be done with its requests.
@@ -38,23 +36,33 @@ pub async fn place<S: AsyncRead + Unpin>(
     downstream: &Downstream,
     stream: &mut S,
     first: &mut Bytes,
+    record: &mut Record<'_>,
 ) -> Result<Option<ClusterKey>, Nowhere> {
-    if let Some(decided) = decide(downstream, ServerName::Unread)? {
+    if let Some(decided) = decide(downstream, ServerName::Unread, record)? {
         return Ok(decided);
     }
     let limit = downstream.lane.shared.settings.handshake_timeout;
     let name = server_name(stream, first, limit).await;
     let name = name.as_deref().map_or(ServerName::Absent, ServerName::Is);
-    decide(downstream, name)?.ok_or_else(|| ("NR", "the routes ask for more than a name".to_owned()))
+    decide(downstream, name, record)?.ok_or_else(|| ("NR", "the routes ask for more than a name".to_owned()))
 }
 
 /// `None`: the name has to be known.
-fn decide(downstream: &Downstream, name: ServerName<'_>) -> Result<Option<Option<ClusterKey>>, Nowhere> {
+fn decide(
+    downstream: &Downstream,
+    name: ServerName<'_>,
+    record: &mut Record<'_>,
+) -> Result<Option<Option<ClusterKey>>, Nowhere> {
     let bound = downstream.bound().map_err(|why| ("NC", why.to_string()))?;
     let Target::Service { key, port, .. } = &bound.target else { return Ok(Some(None)) };
     let own = || ClusterKey { service: key.clone(), port: *port, subset: Default::default() };
     let Some(routes) = routes(&bound) else { return Ok(Some(Some(own()))) };
-    match routes.choose(&ask(downstream, &bound, name), &mut *downstream.lane.rng.lock()) {
+    let ask = ask(downstream, &bound, name);
+    let chosen = routes.choose(&ask, &mut *downstream.lane.rng.lock());
+    if record.is_logged() {
+        routes.rule(&ask).into_iter().for_each(|rule| record.rule(&rule.origin));
+    }
+    match chosen {
         Choice::Own => Ok(Some(Some(own()))),
         Choice::Look => Ok(None),
         Choice::To(place) => Ok(Some(Some(place.clone()))),

@@ -76,16 +76,6 @@ async fn say_to(waypoint: &Waypoint, bytes: &[u8]) -> String {
     }
 }
 
-fn hello(name: &str) -> Vec<u8> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let config = builder.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
-    let mut client = rustls::ClientConnection::new(Arc::new(config), name.to_owned().try_into().unwrap()).unwrap();
-    let mut bytes = Vec::new();
-    client.write_tls(&mut bytes).unwrap();
-    bytes
-}
-
 #[tokio::test]
 async fn features_B7_connections_are_shared_by_weight_also_behind_a_waypoint() {
     let mut waypoint = start(AppProtocol::Tcp).await;

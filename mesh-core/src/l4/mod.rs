@@ -168,6 +168,13 @@ impl ConnectionRoutes {
         self.groups.iter().find(|group| group.is_for(ask))
     }
 
+    /// The rule that means a connection, if one does and that does not depend on a name that nobody has looked for.
+    #[must_use]
+    pub fn rule(&self, ask: &Ask<'_>) -> Option<&Rule> {
+        let rules = &self.group(ask)?.rules;
+        rules.iter().find(|rule| rule.means(ask) != Some(false)).filter(|rule| rule.means(ask).is_some())
+    }
+
     /// Decides about one connection.
     pub fn choose(&self, ask: &Ask<'_>, rng: &mut impl Rng) -> Choice<'_> {
         let Some(group) = self.group(ask) else { return Choice::Own };

@@ -78,6 +78,8 @@ attributes! {
     ConnectionMtls = "connection" "mtls";
     ConnectionPeer = "connection" "uri_san_peer_certificate";
     ConnectionLocal = "connection" "uri_san_local_certificate";
+    ConnectionServerName = "connection" "requested_server_name";
+    ConnectionTermination = "connection" "termination_details";
     UpstreamAddress = "upstream" "address";
     UpstreamPort = "upstream" "port";
     UpstreamFailure = "upstream" "transport_failure_reason";

@@ -131,6 +131,8 @@ plain! {
     LocalAddress = "DOWNSTREAM_LOCAL_ADDRESS", "What the client has asked the waypoint for.";
     ClientPeer = "DOWNSTREAM_PEER_URI_SAN", "Identity of the client.";
     LocalPeer = "DOWNSTREAM_LOCAL_URI_SAN", "Identity of the waypoint.";
+    ServerName = "REQUESTED_SERVER_NAME", "The name that the client's TLS has asked for.";
+    Termination = "CONNECTION_TERMINATION_DETAILS", "Why a connection that is no HTTP was ended here.";
     Hostname = "HOSTNAME", "The waypoint's pod.";
     TraceId = "TRACE_ID", "The trace that the request belongs to.";
     SourceWorkload = "SOURCE_WORKLOAD", "The client's workload.";
@@ -141,9 +143,7 @@ plain! {
 }
 
 /// Operators of Envoy that mean nothing at a waypoint.
-const NOTHING: [&str; 21] = [
-    "CONNECTION_TERMINATION_DETAILS",
-    "REQUESTED_SERVER_NAME",
+const NOTHING: [&str; 19] = [
     "UPSTREAM_LOCAL_ADDRESS",
     "UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT",
     "DOWNSTREAM_TRANSPORT_FAILURE_REASON",

@@ -12,14 +12,14 @@ use mesh_transport::socket::Armed;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::connection::{count, missed};
+use crate::connection::{missed, none};
 use crate::counted::Counted;
 use crate::downstream::Downstream;
 use crate::engine::Lane;
 use crate::entry::Entry;
 use crate::places::Permit;
+use crate::record::{self, Counts, Nowhere, Record};
 use crate::security::authorize;
-use crate::telemetry::Flags;
 use crate::upstream::choose::Wish;
 use crate::upstream::{Endpoint, Wire, choose};
 
@@ -35,12 +35,21 @@ pub async fn plain(
     // Dropped before it is served it is reset, so that nobody takes it for an empty answer.
     let tcp = Armed::new(tcp);
     let downstream = Downstream::at_edge(Arc::clone(lane), entry, drain);
+    let mut record = Record::begin(&downstream);
     let encrypted = listener.encryption == Encryption::Passes;
-    let (endpoint, mut wire, permit) = counted(&downstream, listener, encrypted).await?;
-    let copied = count(&downstream, Some(&endpoint), Flags::default());
-    wire.write_all(&first).await.map_err(|error| error.to_string())?;
-    let (counters, cut) = (copied.counters(), downstream.drain.forced_token());
-    counters.received.fetch_add(first.len() as u64, Relaxed);
+    let (endpoint, mut wire, permit) = reach(&downstream, listener, encrypted, &mut record).await?;
+    // What copies TLS counts as it is seen; `copy` calls the client's socket the local one.
+    let counts = match wire {
+        Wire::Tcp(_) | Wire::Hbone(_) => Counts::Turned,
+        Wire::Tls(_) | Wire::TlsInside(_) => Counts::AsSeen,
+    };
+    let (counters, cut) = (record.open(&endpoint, counts), downstream.drain.forced_token());
+    let said = if counts == Counts::Turned { &counters.sent } else { &counters.received };
+    said.fetch_add(first.len() as u64, Relaxed);
+    if let Err(error) = wire.write_all(&first).await {
+        record.end("UC");
+        return Err(error.to_string());
+    }
     let outcome = match wire {
         Wire::Tcp(far) => copy::bidirectional(tcp, CopyPeer::Tcp(Armed::new(far)), counters, cut).await,
         Wire::Hbone(far) => copy::bidirectional(tcp, CopyPeer::Hbone(far), counters, cut).await,
@@ -50,11 +59,13 @@ pub async fn plain(
                 () = cut.cancelled() => return Ok(()),
                 moved = tokio::io::copy_bidirectional(&mut near, &mut far) => moved,
             };
-            drop((copied, endpoint, permit));
+            record.end(near.ended(&moved));
+            drop((record, endpoint, permit));
             return moved.map(|_| ()).map_err(|error| error.to_string());
         }
     };
-    drop((copied, endpoint, permit));
+    record.copied(&outcome);
+    drop((record, endpoint, permit));
     match outcome {
         Outcome::Failed(side, error) => Err(format!("{side:?}: {error}")),
         _ => Ok(()),
@@ -70,27 +81,36 @@ pub async fn decrypted<S: AsyncRead + AsyncWrite + Unpin>(
     drain: DrainToken,
 ) -> Result<(), String> {
     let downstream = Downstream::at_edge(Arc::clone(lane), entry, drain);
-    let (endpoint, mut wire, permit) = counted(&downstream, listener, false).await?;
-    let open = count(&downstream, Some(&endpoint), Flags::default());
-    let mut stream = Counted::new(stream, open.counters());
+    let mut record = Record::begin(&downstream);
+    let (endpoint, mut wire, permit) = reach(&downstream, listener, false, &mut record).await?;
+    let mut stream = Counted::new(stream, record.open(&endpoint, Counts::AsSeen));
     let cut = downstream.drain.forced_token();
     let copied = tokio::select! {
-        () = cut.cancelled() => Ok((0, 0)),
+        () = cut.cancelled() => return Ok(()),
         copied = tokio::io::copy_bidirectional(&mut stream, &mut wire) => copied,
     };
-    drop((open, endpoint, permit));
+    record.end(stream.ended(&copied));
+    drop((record, endpoint, permit));
     copied.map(|_| ()).map_err(|error| error.to_string())
 }
 
+/// A connection that nobody serves: it has its line, too.
+pub fn refused(lane: &Arc<Lane>, entry: Entry, drain: DrainToken) {
+    let downstream = Downstream::at_edge(Arc::clone(lane), entry, drain);
+    Record::begin(&downstream).end("NR");
+}
+
 /// The same as `connect`; a connection that leads nowhere is counted, too.
-async fn counted(
+async fn reach(
     downstream: &Downstream,
     listener: &Listener,
     encrypted: bool,
+    record: &mut Record<'_>,
 ) -> Result<(Endpoint, Wire, Option<Permit>), String> {
-    connect(downstream, listener, encrypted).await.map_err(|(flag, error)| {
-        drop(count(downstream, None, Flags::of(flag)));
-        error
+    let connected = connect(downstream, listener, encrypted, record).await;
+    connected.map_err(|nowhere| {
+        record.refused(&nowhere);
+        nowhere.1
     })
 }
 
@@ -100,14 +120,15 @@ async fn connect(
     downstream: &Downstream,
     listener: &Listener,
     encrypted: bool,
-) -> Result<(Endpoint, Wire, Option<Permit>), (&'static str, String)> {
+    record: &mut Record<'_>,
+) -> Result<(Endpoint, Wire, Option<Permit>), Nowhere> {
     let lane = &downstream.lane;
     let name = downstream.entry.as_ref().and_then(Entry::name);
-    let cluster = place(lane, listener, name).map_err(|why| ("NR", why))?;
+    let cluster = place(lane, listener, name, record).map_err(|why| ("NR", why))?;
     let mut tried = Vec::new();
     loop {
         let bound = downstream.bound().map_err(|why| ("NC", why.to_string()))?;
-        authorize::connection(downstream, &bound).map_err(|why| ("-", why))?;
+        authorize::connection(downstream, &bound)?;
         let endpoint = {
             let (view, own) = (&bound.view, &lane.shared.own);
             let wish = Wish { view, own, tried: &tried, hash: None, encrypted, now_ms: lane.shared.now_ms() };
@@ -118,23 +139,29 @@ async fn connect(
                 choose::endpoint(&found, &Wish { hash, ..wish }, &mut *rng)
             })
         };
-        let flag = if tried.is_empty() { "UH" } else { "UF" };
-        let endpoint = endpoint.map_err(|why| (flag, why.to_string()))?;
+        let endpoint = endpoint.map_err(|why| none(why, &tried))?;
         if endpoint.waypoint.is_none() && !bound.admits(&downstream.peer, &endpoint.workload, endpoint.address) {
-            return Err(("-", format!("denied by a policy of {}", endpoint.workload.uid)));
+            return Err(record::denied(format!("denied by a policy of {}", endpoint.workload.uid)));
         }
         match lane.pool.dial(&lane.shared, &endpoint, &downstream.peer).await {
-            Ok((wire, permit)) => return Ok((endpoint, wire, permit)),
-            Err(error) => missed(lane, &endpoint, &error, &mut tried),
+            Ok((wire, permit)) => {
+                record.tried(&endpoint, None);
+                return Ok((endpoint, wire, permit));
+            }
+            Err(error) => {
+                record.tried(&endpoint, Some(&error));
+                missed(lane, &endpoint, &error, &mut tried);
+            }
         }
     }
 }
 
-fn place(lane: &Lane, listener: &Listener, name: Option<&str>) -> Result<ClusterKey, String> {
+fn place(lane: &Lane, listener: &Listener, name: Option<&str>, record: &mut Record<'_>) -> Result<ClusterKey, String> {
     if let Serves::Closed(why) = &listener.serves {
         return Err(why.to_string());
     }
     let passage = listener.passage(name).ok_or("no route has the name")?;
+    record.rule(&passage.origin);
     let drawn = passage.forward.choose(&mut *lane.rng.lock()).ok_or("the route has no place with a weight")?;
     match &drawn.target {
         Target::Cluster(key) => Ok(key.clone()),

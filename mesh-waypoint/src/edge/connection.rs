@@ -47,6 +47,8 @@ enum Way {
     Requests,
     /// Bytes to a place of this listener; this much was read already.
     Bytes(Arc<Listener>, Bytes),
+    /// Nobody serves the name that it asks for.
+    Nowhere(&'static str),
     /// TLS ends here first.
     Ends(Arc<Listener>, Arc<Terms>, Option<String>, Bytes),
 }
@@ -59,6 +61,10 @@ async fn accepted(lane: Arc<Lane>, mut tcp: TcpStream, mut entry: Entry, drain: 
     match found.map_err(|_| "handshake_timeout")?? {
         Way::Requests => Box::pin(requests(lane, entry, tcp, None, drain)).await,
         Way::Bytes(listener, first) => Box::pin(bytes::plain(&lane, entry, &listener, tcp, first, drain)).await,
+        Way::Nowhere(why) => {
+            bytes::refused(&lane, entry, drain);
+            Err(why.to_owned())
+        }
         Way::Ends(listener, terms, name, first) => {
             let accept = TlsAcceptor::from(Arc::clone(&terms.config)).accept(Io::new(tcp, first, Arc::default()));
             let stream = timeout_at(deadline, Box::pin(accept)).await.map_err(|_| "handshake_timeout")?;
@@ -88,7 +94,10 @@ async fn way(lane: &Lane, tcp: &mut TcpStream, entry: &mut Entry) -> Result<Way,
         Port::Tcp(listener) => Ok(Way::Bytes(Arc::clone(listener), Bytes::new())),
         Port::Tls(_) => {
             let hello = hello::peek(tcp, limit).await.map_err(|error| error.to_string())?;
-            let listener = Arc::clone(port.named(hello.name.as_deref()).ok_or("no listener has the name")?);
+            let Some(listener) = port.named(hello.name.as_deref()).map(Arc::clone) else {
+                entry.tls = Some(EntryTls { name: hello.name, ..EntryTls::default() });
+                return Ok(Way::Nowhere("no listener has the name"));
+            };
             if listener.encryption == Encryption::Passes {
                 entry.tls = Some(EntryTls { name: hello.name, ..EntryTls::default() });
                 return Ok(Way::Bytes(listener, hello.bytes));
@@ -126,7 +135,10 @@ where
         Serves::Http(_) => requests(lane, entry, stream, alpn, drain).await,
         Serves::Bytes(_) => bytes::decrypted(&lane, entry, &listener, stream, drain).await,
         Serves::Datagrams(_) => Err("datagrams do not come in connections".to_owned()),
-        Serves::Closed(why) => Err(why.to_string()),
+        Serves::Closed(why) => {
+            bytes::refused(&lane, entry, drain);
+            Err(why.to_string())
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use mesh_core::{Service, Workload};
 use mesh_runtime::lanes;
 
 use crate::downstream::{Bound, Downstream};
+use crate::entry::Entry;
 use crate::http::body::Held;
 use crate::http::count::{Count, Messages};
 use crate::http::{ResponseBody, grpc};
@@ -234,6 +235,8 @@ impl Report {
             answered: self.endpoint.is_some(),
             unreached: self.unreached.as_deref(),
             attempts: self.attempts,
+            server_name: self.down.entry.as_ref().and_then(Entry::name),
+            ended: None,
             asked: (asked, self.down.asked.port()),
             own: &own.identity,
             pod: own.uid.rsplit('/').next().unwrap_or_default(),

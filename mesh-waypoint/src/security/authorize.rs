@@ -11,6 +11,7 @@ use mesh_transport::hbone;
 use super::custom::Asker;
 use crate::downstream::{Bound, Downstream};
 use crate::entry::Entry;
+use crate::record::{self, Nowhere};
 use crate::target::Target;
 use crate::telemetry::Ruled;
 
@@ -100,16 +101,16 @@ pub fn looked_at<T>(
 }
 
 /// Decides about a connection of which nothing but its ends is known.
-pub fn connection(down: &Downstream, bound: &Bound) -> Result<(), String> {
+pub fn connection(down: &Downstream, bound: &Bound) -> Result<(), Nowhere> {
     if bound.applied.policies.is_empty() {
         return Ok(());
     }
     let subject = connected(down, bound);
     // Authorizers are asked about requests.
     if let Some((_, provider)) = bound.applied.policies.asked(&subject).next() {
-        return Err(format!("nobody can ask {provider} about what is no HTTP"));
+        return Err(("UAEX", format!("nobody can ask {provider} about what is no HTTP")));
     }
-    decide(down, bound, &subject)
+    decide(down, bound, &subject).map_err(record::denied)
 }
 
 fn decide(down: &Downstream, bound: &Bound, subject: &Subject<'_>) -> Result<(), String> {

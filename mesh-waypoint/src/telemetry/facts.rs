@@ -185,6 +185,10 @@ pub struct Facts<'a> {
     pub unreached: Option<&'a str>,
     /// How often it was sent.
     pub attempts: u32,
+    /// The name that the client's TLS has asked for.
+    pub server_name: Option<&'a str>,
+    /// Why what was copied was ended here.
+    pub ended: Option<&'a str>,
     /// What the client asked the waypoint for, and its port.
     pub asked: (&'a str, u16),
     /// Who the waypoint is.
@@ -281,6 +285,8 @@ impl Facts<'_> {
             Attribute::ConnectionMtls => Some(Datum::Is(self.who.proved().is_some())),
             Attribute::ConnectionPeer => text(&self.who.proved()?.to_string()),
             Attribute::ConnectionLocal => text(&self.own.to_string()),
+            Attribute::ConnectionServerName => text(self.server_name?),
+            Attribute::ConnectionTermination => text(self.ended?),
             Attribute::UpstreamAddress => text(&self.endpoint?.2.to_string()),
             Attribute::UpstreamPort => number(self.endpoint?.2.port().into()),
             Attribute::UpstreamFailure => text(self.unreached?),
@@ -350,6 +356,8 @@ impl Values for Facts<'_> {
             Plain::LocalAddress => put(out, self.asked.0),
             Plain::ClientPeer => self.who.proved().is_some_and(|identity| put(out, identity)),
             Plain::LocalPeer => put(out, self.own),
+            Plain::ServerName => some(out, self.server_name),
+            Plain::Termination => some(out, self.ended),
             Plain::Hostname => some(out, Some(self.pod)),
             Plain::TraceId => self.trace.is_some_and(|trace| write!(out, "{trace:032x}").is_ok()),
             Plain::SourceWorkload => some(out, self.who.client.map(|client| &*client.workload_name)),

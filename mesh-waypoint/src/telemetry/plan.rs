@@ -81,6 +81,12 @@ impl Plan {
         !self.logs.is_empty() || self.shape.as_ref().is_some_and(|shape| shape.asks())
     }
 
+    /// Whether lines are written.
+    #[must_use]
+    pub fn logs(&self) -> bool {
+        !self.logs.is_empty()
+    }
+
     /// Writes the lines of a request that is over, into the buffer of that lane. `scratch` is anything.
     pub fn log(&self, facts: &Facts<'_>, lane: usize, scratch: &mut [String; 2]) {
         let [value, line] = scratch;

@@ -24,7 +24,8 @@ pub(super) struct Connections {
 struct Moved {
     sent: u64,
     received: u64,
-    open: Vec<Arc<ByteCounters>>,
+    /// And whether they are the other way round.
+    open: Vec<(Arc<ByteCounters>, bool)>,
 }
 
 impl Connections {
@@ -41,14 +42,18 @@ impl Connections {
     pub(super) fn begin(&self, counters: Arc<ByteCounters>, now: u64) {
         self.used.store(now, Relaxed);
         self.opened.fetch_add(1, Relaxed);
-        self.bytes.lock().open.push(counters);
+        self.bytes.lock().open.push((counters, false));
+    }
+
+    fn turn(&self, counters: &Arc<ByteCounters>) {
+        let mut bytes = self.bytes.lock();
+        bytes.open.iter_mut().filter(|(one, _)| Arc::ptr_eq(one, counters)).for_each(|(_, turned)| *turned = true);
     }
 
     fn end(&self, counters: &Arc<ByteCounters>, now: u64) {
         let mut bytes = self.bytes.lock();
-        if let Some(at) = bytes.open.iter().position(|one| Arc::ptr_eq(one, counters)) {
-            bytes.open.swap_remove(at);
-            let (sent, received) = read(counters);
+        if let Some(at) = bytes.open.iter().position(|(one, _)| Arc::ptr_eq(one, counters)) {
+            let (sent, received) = read(&bytes.open.swap_remove(at));
             bytes.sent += sent;
             bytes.received += received;
         }
@@ -58,9 +63,10 @@ impl Connections {
     }
 }
 
-/// As Istio counts them: what the client gets is sent, what it says is received. The copy's local socket is the endpoint's.
-fn read(counters: &ByteCounters) -> (u64, u64) {
-    (counters.sent.load(Relaxed), counters.received.load(Relaxed))
+/// As Istio counts them: what the client gets is sent, what it says is received. A copy means its local socket, which is the endpoint's unless they are turned.
+fn read((counters, turned): &(Arc<ByteCounters>, bool)) -> (u64, u64) {
+    let (sent, received) = (counters.sent.load(Relaxed), counters.received.load(Relaxed));
+    if *turned { (received, sent) } else { (sent, received) }
 }
 
 /// One connection that is copied, from when its endpoint is known to its end.
@@ -79,7 +85,12 @@ impl Copied {
         Self { series, counters, clock, flags }
     }
 
-    /// To be counted in: `sent` is what goes to the client, `received` is what it says.
+    /// The copy's local socket is the client's: what is counted as sent is what the client says, and the other way round.
+    pub fn turn(&mut self) {
+        self.series.turn(&self.counters);
+    }
+
+    /// To be counted in: `sent` is what goes to the client, `received` is what it says, unless they are turned.
     #[must_use]
     pub fn counters(&self) -> Arc<ByteCounters> {
         Arc::clone(&self.counters)
@@ -107,7 +118,7 @@ impl Sums {
         self.closed += series.closed.load(Relaxed);
         self.opened += series.opened.load(Relaxed);
         let bytes = series.bytes.lock();
-        let open = bytes.open.iter().map(|counters| read(counters));
+        let open = bytes.open.iter().map(read);
         let (sent, received) = open.fold((bytes.sent, bytes.received), |sum, one| (sum.0 + one.0, sum.1 + one.1));
         self.sent += sent;
         self.received += received;

@@ -287,6 +287,17 @@ pub fn get(path: &str) -> Request<Full<Bytes>> {
     Request::builder().uri(path).header("host", "shop").body(Full::default()).unwrap()
 }
 
+/// The first message of a TLS client that asks for a name.
+pub fn hello(name: &str) -> Vec<u8> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = builder.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
+    let mut client = rustls::ClientConnection::new(Arc::new(config), name.to_owned().try_into().unwrap()).unwrap();
+    let mut bytes = Vec::new();
+    client.write_tls(&mut bytes).unwrap();
+    bytes
+}
+
 /// Each server has an address of its own, so that a workload is known by it.
 static NEXT: AtomicU16 = AtomicU16::new(2);
 

@@ -65,7 +65,7 @@ fn lines_of_text() {
         ("%START_TIME(%Y/%m)%", "%Y/%m"),
         ("%BYTES_SENT% %BYTES_RECEIVED%", "12 -"),
         ("%RESPONSE_CODE%%RESPONSE_FLAGS%%ROUTE_NAME%", "200-r1"),
-        ("%REQUESTED_SERVER_NAME%", "-"),
+        ("%REQUESTED_SERVER_NAME% %CONNECTION_TERMINATION_DETAILS%", "- -"),
         ("%GRPC_STATUS(NUMBER)%", "-"),
     ] {
         assert_eq!(line(&Format::text(format).unwrap()), expected, "{format}");

@@ -260,7 +260,7 @@ impl Port {
 
     /// Whether the policies of the gateway let the client in.
     pub(super) fn allowed(&self, downstream: &Downstream, bound: &Bound) -> Result<(), Dropped> {
-        authorize::connection(downstream, bound).map_err(|why| {
+        authorize::connection(downstream, bound).map_err(|(_, why)| {
             tracing::debug!(from = %downstream.from(), port = self.number, why, "a datagram is denied");
             Dropped::Denied
         })

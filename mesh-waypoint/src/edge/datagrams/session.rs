@@ -233,6 +233,8 @@ impl Session {
             answered: talk.said.answered > 0,
             unreached: None,
             attempts: 1,
+            server_name: None,
+            ended: None,
             asked: (&asked, self.place.0.port),
             own: &own.identity,
             pod: own.uid.rsplit('/').next().unwrap_or_default(),

@@ -1,0 +1,309 @@
+//! Lines of the access log for connections that are no HTTP, at waypoints and gateways: one when each is over, also if it was refused.
+#![allow(clippy::unwrap_used, clippy::panic, non_snake_case, reason = "tests carry the ids of the rows they prove")]
+
+mod support;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_core::l4::{ConnectionRoutes, Group, Place, Rule as Route, Split};
+use mesh_core::l7::cluster::{Policy as Said, Pool};
+use mesh_core::l7::policy::{Action, Policy, Rule};
+use mesh_core::l7::security::Target as Of;
+use mesh_core::l7::{Backend as To, Cluster, Clusters, Forward, HostPattern, Security, Table, Target};
+use mesh_core::listener::{Encryption, Listener, Listeners, Passage, Serves, Transport};
+use mesh_core::service::AppProtocol;
+use mesh_core::telemetry::{AccessLog, LogFormat, Scopes, Telemetry};
+use mesh_core::{Change, NamespacedName};
+use mesh_waypoint::Settings;
+use mesh_waypoint::edge::ports;
+use serde_json::Value;
+use support::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+struct Log(tempfile::TempDir);
+
+impl Log {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn of(&self, name: &str, format: LogFormat, filter: Option<&str>) -> AccessLog {
+        AccessLog { path: self.path(name).to_str().unwrap().into(), format, filter: filter.map(Into::into) }
+    }
+
+    /// Waits for that many lines.
+    async fn lines(&self, name: &str, count: usize) -> Vec<String> {
+        soon("lines", async {
+            loop {
+                let text = std::fs::read_to_string(self.path(name)).unwrap_or_default();
+                if text.lines().count() >= count && text.ends_with('\n') {
+                    return text.lines().map(str::to_owned).collect();
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+    }
+
+    async fn json(&self, count: usize) -> Vec<Value> {
+        let lines = self.lines("json", count).await;
+        lines.iter().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}"))).collect()
+    }
+}
+
+fn with(logs: Vec<AccessLog>) -> Settings {
+    let waypoint = Arc::new(Telemetry { logs, ..Telemetry::default() });
+    Settings { telemetry: Scopes { waypoint, ..Scopes::default() }, ..Settings::default() }
+}
+
+/// A server that hears until its client ends, and says six bytes then.
+async fn app() -> SocketAddr {
+    let listener = listener().await;
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let _ = tcp.read_to_end(&mut Vec::new()).await;
+                let _ = tcp.write_all(b"answer").await;
+            });
+        }
+    });
+    address
+}
+
+/// What comes back over a connection in which this is said; nothing if it is cut.
+async fn talk<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(mut stream: S, bytes: &[u8]) -> String {
+    let mut heard = String::new();
+    let _ = stream.write_all(bytes).await;
+    let _ = stream.shutdown().await;
+    let _ = soon("end", stream.read_to_string(&mut heard)).await;
+    heard
+}
+
+fn policies(action: Action) -> Option<Arc<Security>> {
+    let name = NamespacedName::new("shop", "p");
+    let policy = Policy { name, target: Of::All, action, rules: vec![Rule::default()], dry_run: false };
+    Some(Arc::new(Security { policies: vec![Arc::new(policy)], ..Security::default() }))
+}
+
+#[tokio::test]
+async fn features_TM_7_each_connection_at_a_waypoint_has_a_line_with_its_flags() {
+    let app = app().await;
+    let gone = nobody().await;
+    let backends = [
+        Backend::new("app", "10.96.0.11", &[app]).speaking(AppProtocol::Tcp),
+        Backend::new("tls", "10.96.0.12", &[app]).speaking(AppProtocol::Tls),
+        Backend::new("none", "10.96.0.13", &[]).speaking(AppProtocol::Tcp),
+        Backend::new("gone", "10.96.0.14", &[gone]).speaking(AppProtocol::Tcp),
+        Backend::new("routed", "10.96.0.15", &[]).speaking(AppProtocol::Tcp),
+        Backend::new("closed", "10.96.0.16", &[app]).speaking(AppProtocol::Tcp),
+        Backend::new("full", "10.96.0.17", &[app]).speaking(AppProtocol::Tcp),
+    ];
+    let log = Log::new();
+    let text = "%UPSTREAM_CLUSTER% %RESPONSE_FLAGS% %REQ(:METHOD)% %PROTOCOL% %RESPONSE_CODE_DETAILS%\n";
+    let logs = vec![
+        log.of("json", LogFormat::Json(Vec::new()), None),
+        log.of("flags", LogFormat::Text(text.into()), Some("response.flags != 0")),
+        log.of(
+            "named",
+            LogFormat::Text("%BYTES_SENT%\n".into()),
+            Some("connection.requested_server_name == 'x.example'"),
+        ),
+        // There are no requests here.
+        log.of("none", LogFormat::Text("%DURATION%\n".into()), Some("response.code >= 400")),
+    ];
+    let mut waypoint = Waypoint::with(&backends, Table::default(), with(logs)).await;
+    let to = |service: &str, split| {
+        let rules = vec![Route { origin: "TCPRoute shop/a".into(), conditions: vec![], split }];
+        let groups = vec![Group { rules, ..Group::default() }];
+        Change::Connections(ConnectionRoutes { service: name(service), groups })
+    };
+    let place = Place { target: Target::Cluster(cluster("app")), weight: 1 };
+    let routes =
+        vec![to("routed", Split::new(vec![place]).unwrap()), to("closed", Split::closed("there is no such service"))];
+    waypoint.state.set_snapshot(waypoint.store.apply(routes).snapshot);
+    let pool = Pool { requests: 0, ..Pool::default() };
+    let full = Cluster { policy: Ok(Said { pool, ..Said::default() }), ..Cluster::closed(cluster("full"), "") };
+    waypoint.state.set_clusters(Arc::new(Clusters::new([full])));
+    let ask = async |address: &str, bytes: &[u8]| {
+        let stream = soon("stream", waypoint.stream(address)).await.unwrap();
+        talk(stream, bytes).await
+    };
+    assert_eq!(ask("10.96.0.11:80", b"said").await, "answer");
+    assert_eq!(ask("10.96.0.12:80", &hello("x.example")).await, "answer");
+    for number in 13..=17 {
+        ask(&format!("10.96.0.{number}:80"), b"said").await;
+    }
+    waypoint.state.set_security(policies(Action::Deny));
+    assert_eq!(ask("10.96.0.11:80", b"said").await, "");
+    waypoint.state.set_security(policies(Action::Custom("nobody".into())));
+    assert_eq!(ask("10.96.0.11:80", b"said").await, "");
+    let lines = log.json(9).await;
+    assert_eq!(lines.len(), 9, "{lines:?}");
+    let asked = |number: usize| format!("10.96.0.{number}:80");
+    let hello = hello("x.example").len() as u64;
+    let found = |line: &Value, key: &str| line[key].as_str().map_or_else(|| line[key].to_string(), str::to_owned);
+    for (index, number, flags, ended, received, sent, attempts, route) in [
+        (0, 11, "-", "null", 4, 6, 1, "null"),
+        (1, 12, "-", "null", hello, 6, 1, "null"),
+        (2, 13, "UH", "null", 0, 0, 0, "null"),
+        (3, 14, "UF", "null", 0, 0, 1, "null"),
+        (4, 15, "-", "null", 4, 6, 1, "TCPRoute shop/a"),
+        (5, 16, "NR", "null", 0, 0, 0, "TCPRoute shop/a"),
+        (6, 17, "UO", "null", 0, 0, 0, "null"),
+        (7, 11, "-", "rbac_access_denied", 0, 0, 0, "null"),
+        (8, 11, "UAEX", "null", 0, 0, 0, "null"),
+    ] {
+        let line = &lines[index];
+        let keys = ["downstream_local_address", "response_flags", "connection_termination_details", "route_name"];
+        assert_eq!(keys.map(|key| found(line, key)), [asked(number).as_str(), flags, ended, route], "{line}");
+        let keys = ["bytes_received", "bytes_sent", "attempts"];
+        assert_eq!(keys.map(|key| line[key].as_u64().unwrap()), [received, sent, attempts], "{line}");
+        assert!(line["duration"].is_u64() && line["method"].is_null() && line["protocol"].is_null(), "{line}");
+        assert_eq!(line["src.identity"], CLIENT, "{line}");
+    }
+    let (plain, tls, gone_line) = (&lines[0], &lines[1], &lines[3]);
+    assert_eq!(plain["upstream_host"], app.to_string());
+    assert_eq!(plain["upstream_cluster"], "inbound-vip|80|tcp|app.shop.svc.cluster.local");
+    assert_eq!(plain["dst.service"], "app.shop.svc.cluster.local");
+    assert_eq!((&plain["requested_server_name"], &tls["requested_server_name"]), (&Value::Null, &"x.example".into()));
+    assert_eq!(gone_line["upstream_host"], gone.to_string());
+    assert!(found(gone_line, "upstream_transport_failure_reason").starts_with("delayed_connect_error"), "{gone_line}");
+    let flags = log.lines("flags", 5).await;
+    assert_eq!(flags[1], "inbound-vip|80|tcp|gone.shop.svc.cluster.local UF - - -");
+    assert_eq!(flags.len(), 5, "{flags:?}");
+    assert_eq!(log.lines("named", 1).await, ["6"]);
+    assert!(!log.path("none").exists() || std::fs::read_to_string(log.path("none")).unwrap().is_empty());
+}
+
+/// A client or a server that resets the connection is said to have done so, and a line comes when it is over and not before.
+#[tokio::test]
+async fn features_TM_7_a_line_says_who_has_cut_a_connection() {
+    let (held, mut connections) = tokio::sync::mpsc::unbounded_channel();
+    let server = listener().await;
+    let app = server.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = server.accept().await {
+            let _ = held.send(tcp);
+        }
+    });
+    let log = Log::new();
+    let logs = vec![log.of("flags", LogFormat::Text("%RESPONSE_FLAGS% %BYTES_RECEIVED%\n".into()), None)];
+    let backend = Backend::new("app", "10.96.0.11", &[app]).speaking(AppProtocol::Tcp);
+    let waypoint = Waypoint::with(&[backend], Table::default(), with(logs)).await;
+    let mut begin = async || {
+        let mut stream = soon("stream", waypoint.stream("10.96.0.11:80")).await.unwrap();
+        stream.write_all(b"said").await.unwrap();
+        let mut tcp: TcpStream = soon("connection", connections.recv()).await.unwrap();
+        soon("said", tcp.read_exact(&mut [0; 4])).await.unwrap();
+        (stream, tcp)
+    };
+    let (stream, tcp) = begin().await;
+    assert!(!log.path("flags").exists() || std::fs::read(log.path("flags")).unwrap().is_empty());
+    drop(stream);
+    assert_eq!(log.lines("flags", 1).await, ["DC 4"]);
+    drop(tcp);
+    let (_stream, tcp) = begin().await;
+    socket2::SockRef::from(&tcp).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(tcp);
+    assert_eq!(log.lines("flags", 2).await, ["DC 4", "UC 4"]);
+    let (_stream, _tcp) = begin().await;
+    waypoint.drain.cut();
+    assert_eq!(log.lines("flags", 3).await, ["DC 4", "UC 4", "LR 4"]);
+}
+
+#[tokio::test]
+async fn features_TM_7_each_connection_at_a_gateway_has_a_line_with_its_flags() {
+    let app = app().await;
+    let backends = [Backend::new("app", "10.96.0.11", &[app]), Backend::new("none", "10.96.0.12", &[])];
+    let log = Log::new();
+    let logs = vec![log.of("json", LogFormat::Json(Vec::new()), None)];
+    let gateway = Waypoint::with(&backends, Table::default(), with(logs)).await;
+    tokio::spawn(ports::keep(gateway.engine.clone(), HERE, vec![gateway.address.port()], gateway.drain.token()));
+    let mut ports = Vec::new();
+    for _ in 0..3 {
+        ports.push(TcpListener::bind((HERE, 0)).await.unwrap().local_addr().unwrap().port());
+    }
+    let passage = |host: &str, service: &str| {
+        let forward = Forward::new(vec![To::new(Target::Cluster(cluster(service)), 1)]).unwrap();
+        let hosts = vec![HostPattern::parse(host).unwrap()];
+        Serves::Bytes(vec![Passage { origin: format!("Route shop/{service}").as_str().into(), hosts, forward }])
+    };
+    let listener = |bind: u16, encryption, host: &str, serves| {
+        let (name, gateway) = (format!("l{bind}").as_str().into(), "shop/edge".into());
+        let hosts = vec![HostPattern::parse(host).unwrap()];
+        let transport = Transport::Tcp;
+        Arc::new(Listener { name, gateway, port: bind, bind, transport, hosts, encryption, serves })
+    };
+    let all = vec![
+        listener(ports[0], Encryption::None, "*", passage("*", "app")),
+        listener(ports[1], Encryption::Passes, "*.example", passage("a.example", "app")),
+        listener(ports[2], Encryption::None, "*", passage("*", "none")),
+    ];
+    gateway.state.set_listeners(Arc::new(Listeners::new("shop/edge", all)));
+    let ask = async |port: u16, bytes: &[u8]| {
+        let connected = soon("the port is open", async {
+            loop {
+                match TcpStream::connect((HERE, port)).await {
+                    Ok(tcp) => return tcp,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+                }
+            }
+        });
+        let tcp = connected.await;
+        let from = tcp.local_addr().unwrap().to_string();
+        (from, talk(tcp, bytes).await)
+    };
+    let good = hello("a.example");
+    let mut clients = Vec::new();
+    for (port, bytes, expected) in [
+        (ports[0], &b"said"[..], "answer"),
+        (ports[1], &good, "answer"),
+        // The route has not the name; no listener has the other one.
+        (ports[1], &hello("b.example"), ""),
+        (ports[1], &hello("elsewhere.test"), ""),
+        (ports[2], b"said", ""),
+    ] {
+        let (from, heard) = ask(port, bytes).await;
+        assert!(heard.starts_with(expected) && (expected.is_empty() || heard == expected), "{port}: {heard:?}");
+        clients.push(from);
+        log.json(clients.len()).await;
+    }
+    let lines = log.json(5).await;
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    for (index, flags, name, route, received, sent) in [
+        (0, "-", "-", "Route shop/app", 4, 6),
+        (1, "-", "a.example", "Route shop/app", good.len() as u64, 6),
+        (2, "NR", "b.example", "-", 0, 0),
+        (3, "NR", "elsewhere.test", "-", 0, 0),
+        (4, "UH", "-", "Route shop/none", 0, 0),
+    ] {
+        let line = &lines[index];
+        let keys = ["response_flags", "requested_server_name", "route_name"];
+        assert_eq!(keys.map(|key| text(&line[key])), [flags, name, route], "{line}");
+        assert_eq!(["bytes_received", "bytes_sent"].map(|key| line[key].as_u64().unwrap()), [received, sent], "{line}");
+        assert_eq!(text(&line["downstream_remote_address"]), clients[index]);
+    }
+    // The numbers mean the same as the lines.
+    let said = |metric: &str| {
+        let shown = gateway.scrape();
+        let of_app = |line: &&str| line.starts_with(metric) && line.contains("destination_service_name=\"app\"");
+        let values = shown.lines().filter(of_app).filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+        values.sum::<u64>()
+    };
+    assert_eq!(
+        (said("istio_tcp_received_bytes_total"), said("istio_tcp_sent_bytes_total")),
+        (4 + good.len() as u64, 12)
+    );
+}

@@ -18,6 +18,7 @@ pub mod readiness;
 pub mod signal;
 pub mod task;
 pub mod ticks;
+mod usage;
 pub mod watchdog;
 
 pub use backoff::Backoff;

@@ -15,9 +15,10 @@ pub fn encode(registry: &Registry) -> String {
     text
 }
 
-/// Registers what is true of any process: panics, open file descriptors and their limit.
+/// Registers what is true of any process: panics, open file descriptors and their limit, CPU time, memory and threads.
 pub fn register_process(registry: &mut Registry) {
     crate::task::register(registry);
+    registry.register_collector(Box::new(crate::usage::Process));
     registry.register("process_open_fds", "Open file descriptors", Gauge::<i64, OpenFds>::default());
     registry.register("process_max_fds", "Limit of open file descriptors", Gauge::<i64, MaxFds>::default());
 }
@@ -68,6 +69,10 @@ mod tests {
             line.and_then(|line| line.rsplit(' ').next().and_then(|value| value.parse().ok())).unwrap()
         };
         assert!(open(&registry) > 2);
-        assert!(encode(&registry).ends_with("# EOF\n"));
+        let text = encode(&registry);
+        for name in ["process_cpu_seconds_total ", "process_resident_memory_bytes ", "process_threads "] {
+            assert!(text.lines().any(|line| line.starts_with(name)), "{name}");
+        }
+        assert!(text.ends_with("# EOF\n"));
     }
 }

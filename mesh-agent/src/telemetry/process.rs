@@ -1,5 +1,5 @@
-//! What the process is and uses: `istio_build`, `process_*`, `tokio_*`. Read from `/proc/self` and the runtimes at scrape.
-//! File descriptors and panics are mesh-runtime's, as every process of the mesh has them.
+//! What the process is and what its runtimes do: `istio_build` and `tokio_*`. Read at scrape.
+//! What is true of any process of the mesh, `process_*` and panics, is mesh-runtime's.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use tokio::runtime::{Handle, RuntimeMetrics};
 use super::family;
 use super::labels::Pairs;
 
-/// Resources of the process.
+/// Build and runtimes of the process.
 #[derive(Debug, Default)]
 pub struct Process {
     runtimes: RwLock<Vec<(String, Handle)>>,
@@ -24,57 +24,11 @@ impl Process {
     }
 }
 
-/// Numbers of `/proc/self`; what cannot be read is left out.
-#[derive(Debug, Default, PartialEq)]
-struct Usage {
-    cpu_seconds: Option<f64>,
-    resident_bytes: Option<u64>,
-    virtual_bytes: Option<u64>,
-    threads: Option<u64>,
-}
-
-impl Usage {
-    fn read() -> Self {
-        let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-        let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096);
-        let tick = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
-        Self::parse(&stat, page.unsigned_abs(), tick.unsigned_abs())
-    }
-
-    /// The name in parentheses may hold spaces and parentheses, so fields are counted after the last one.
-    fn parse(stat: &str, page: u64, tick: u64) -> Self {
-        let Some((_, rest)) = stat.rsplit_once(')') else { return Self::default() };
-        let fields: Vec<&str> = rest.split_whitespace().collect();
-        // proc(5) counts from 1 and field 3 is the first after the name.
-        let field = |number: usize| fields.get(number - 3).and_then(|field| field.parse::<u64>().ok());
-        Self {
-            cpu_seconds: field(14).zip(field(15)).map(|(user, system)| (user + system) as f64 / tick as f64),
-            threads: field(20),
-            virtual_bytes: field(23),
-            resident_bytes: field(24).map(|pages| pages * page),
-        }
-    }
-}
-
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let e = &mut encoder;
         let build = Pairs([("component", "ztunnel"), ("tag", env!("CARGO_PKG_VERSION"))]);
         family::gauges(e, "istio_build", "Build of the node proxy", [(build, 1)])?;
-        let usage = Usage::read();
-        let known = [
-            ("process_resident_memory_bytes", "Resident memory", usage.resident_bytes.map(family::signed)),
-            ("process_virtual_memory_bytes", "Virtual memory", usage.virtual_bytes.map(family::signed)),
-            ("process_threads", "Threads", usage.threads.map(family::signed)),
-        ];
-        for (name, help, value) in known {
-            if let Some(value) = value {
-                family::gauge(e, name, help, value)?;
-            }
-        }
-        if let Some(seconds) = usage.cpu_seconds {
-            family::seconds(e, "process_cpu_seconds", "User and system time", seconds)?;
-        }
         self.encode_runtimes(e)
     }
 }
@@ -120,30 +74,4 @@ fn encode_workers(e: &mut DescriptorEncoder, runtimes: &[(String, Handle)]) -> f
     )?;
     let name = "tokio_worker_park_unpark_count";
     family::counters(e, name, "Times a worker stopped or went on", counts(|m, n| m.worker_park_unpark_count(n)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stat_is_read_after_the_last_parenthesis() {
-        let stat = "42 (a ) b) S 1 42 42 0 -1 4194560 1 0 0 0 250 50 0 0 20 0 7 0 100 8192000 300 18446744073709551615";
-        let usage = Usage::parse(stat, 4096, 100);
-        let expected = Usage {
-            cpu_seconds: Some(3.0),
-            threads: Some(7),
-            virtual_bytes: Some(8_192_000),
-            resident_bytes: Some(300 * 4096),
-        };
-        assert_eq!(usage, expected);
-        assert_eq!(Usage::parse("", 4096, 100), Usage::default());
-        assert_eq!(Usage::parse("1 (x) S", 4096, 100), Usage::default());
-    }
-
-    #[test]
-    fn this_process_has_memory() {
-        let usage = Usage::read();
-        assert!(usage.resident_bytes.is_some_and(|bytes| bytes > 1 << 16), "{usage:?}");
-    }
 }

@@ -3,6 +3,7 @@ mod bench;
 mod chart;
 mod cluster;
 mod conformance;
+mod dashboards;
 mod demo;
 mod ebpf;
 mod h2spec;
@@ -41,7 +42,7 @@ enum Verb {
     Bench(bench::Args),
     /// Make the images of the product, or of Bookinfo, with no daemon.
     Image(image::Args),
-    /// Lint the chart, and render it into the manifests that are kept.
+    /// Lint the chart, and render it and the dashboards into the files that are kept.
     Chart(chart::Args),
     /// Run a real Kubernetes cluster on this machine. Needs root.
     Cluster(cluster::Args),

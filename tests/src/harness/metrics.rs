@@ -1,5 +1,5 @@
 //! Reads Prometheus text: enough to sum a family over some labels.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One line of the exposition.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,12 +17,16 @@ pub struct Sample {
 pub struct Metrics {
     /// Every sample, in order.
     pub samples: Vec<Sample>,
+    /// Families that the scrape declares, as their samples are called: some have none yet.
+    pub families: BTreeSet<String>,
 }
 
 impl Metrics {
     /// Parses the text; lines that make no sense are left out.
     pub fn parse(text: &str) -> Metrics {
-        Metrics { samples: text.lines().filter(|l| !l.starts_with('#')).filter_map(sample).collect() }
+        let samples = text.lines().filter(|l| !l.starts_with('#')).filter_map(sample).collect();
+        let declared = text.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split_once(' '));
+        Metrics { samples, families: declared.flat_map(|(name, kind)| sample_names(name, kind)).collect() }
     }
 
     /// All samples of one name that carry all the given labels.
@@ -36,6 +40,16 @@ impl Metrics {
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.select(name, labels).map(|s| s.value).sum()
     }
+}
+
+/// What OpenMetrics calls the samples of a family.
+fn sample_names(family: &str, kind: &str) -> Vec<String> {
+    let ends: &[&str] = match kind.trim() {
+        "counter" => &["_total"],
+        "histogram" => &["_bucket", "_sum", "_count"],
+        _ => &[""],
+    };
+    ends.iter().map(|end| format!("{family}{end}")).collect()
 }
 
 fn sample(line: &str) -> Option<Sample> {
@@ -83,6 +97,7 @@ mod tests {
             "# TYPE a counter\na_total{x=\"1\",y=\"q\\\"r\"} 2\na_total{x=\"2\",y=\"z\"} 3 17\nup 1\nbroken{x=\"1\n";
         let metrics = Metrics::parse(text);
         assert_eq!(metrics.samples.len(), 3);
+        assert_eq!(metrics.families, ["a_total".to_owned()].into());
         assert_eq!(metrics.sum("a_total", &[]), 5.0);
         assert_eq!(metrics.sum("a_total", &[("x", "1"), ("y", "q\"r")]), 2.0);
         assert_eq!(metrics.sum("up", &[]), 1.0);

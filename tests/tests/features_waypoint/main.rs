@@ -4,6 +4,7 @@
 
 mod access;
 mod breaking;
+mod dashboards;
 mod decisions;
 mod defaults;
 mod egress;

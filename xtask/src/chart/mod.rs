@@ -4,7 +4,7 @@ mod engine;
 
 pub use engine::Engine;
 
-use crate::run;
+use crate::{dashboards, run};
 use anyhow::{Context, Result, bail, ensure};
 use engine::Moment;
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ const HEAD: &str = "# Made by `cargo xtask chart` from deploy/charts/undermesh: 
 /// Options.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Fail if the rendered manifests are stale instead of replacing them.
+    /// Fail if the rendered manifests or the dashboards are stale instead of replacing them.
     #[arg(long)]
     check: bool,
     /// Print what the chart makes of the values in a file (YAML) instead.
@@ -48,14 +48,17 @@ pub fn run(args: &Args) -> Result<()> {
         ensure!(complaints.is_empty(), "Kubernetes {version}: {}", complaints.join("; "));
         println!("{} objects are valid in Kubernetes {version}", objects.len());
     }
-    for (path, text) in &manifests {
-        if fs::read_to_string(path).is_ok_and(|old| old == *text) {
+    let folder = run::root()?.join("deploy/dashboards");
+    fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+    let dashboards = dashboards::files().into_iter().map(|(name, text)| (folder.join(name), text));
+    for (path, text) in manifests.into_iter().chain(dashboards) {
+        if fs::read_to_string(&path).is_ok_and(|old| old == text) {
             continue;
         }
         if args.check {
             bail!("{} is stale: run `cargo xtask chart`", path.display());
         }
-        fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
         println!("{}", path.display());
     }
     Ok(())

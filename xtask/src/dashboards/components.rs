@@ -36,15 +36,22 @@ pub fn proxies() -> Dashboard {
             "{{response_flags}}",
         ),
         Panel::lines("What policies have said", "reqps")
-            .with(rate("undermesh_request_policies_total", pods, "policy, result"), "{{policy}} {{result}}")
-            .about("Of policies that were asked, also of those in dry run."),
+            .with(rate("undermesh_request_policies_total", pods, "policy, outcome"), "{{policy}} {{outcome}}")
+            .about(
+                "Denied, would have been denied in a dry run, could not be asked about; and what rate limits refused.",
+            ),
         Panel::lines("Endpoints left out", "short")
-            .with(sum("undermesh_outlier_ejected", pods, "cluster"), "{{cluster}}")
+            .with(
+                sum("undermesh_outlier_ejected", pods, "destination_service, subset"),
+                "{{destination_service}} {{subset}}",
+            )
             .about("By outlier detection, now."),
     ];
     let lost = vec![
-        Panel::lines("Refused for limits of pools", "reqps")
-            .with(rate("undermesh_upstream_overflow_total", pods, "cluster"), "{{cluster}}"),
+        Panel::lines("Refused for limits of pools", "reqps").with(
+            rate("undermesh_upstream_overflow_total", pods, "destination_service, subset"),
+            "{{destination_service}} {{subset}}",
+        ),
         Panel::lines("Telemetry that is lost", "short")
             .with(rate("undermesh_access_log_dropped_total", pods, "pod"), "lines/s {{pod}}")
             .with(rate("undermesh_spans_dropped_total", pods, "pod"), "spans/s {{pod}}"),

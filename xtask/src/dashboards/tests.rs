@@ -3,6 +3,17 @@ use super::*;
 use serde_json::Value;
 
 #[test]
+fn the_kept_files_are_what_is_made() {
+    let folder = crate::run::root().unwrap().join("deploy/dashboards");
+    let kept = std::fs::read_dir(&folder).unwrap().count();
+    assert_eq!(kept, files().len(), "what else is in {}?", folder.display());
+    for (name, text) in files() {
+        let kept = std::fs::read_to_string(folder.join(&name)).unwrap();
+        assert!(kept == text, "{name} is stale: run `cargo xtask chart`");
+    }
+}
+
+#[test]
 fn panels_do_not_lie_on_each_other() {
     for (name, text) in files() {
         let dashboard: Value = serde_json::from_str(&text).unwrap();

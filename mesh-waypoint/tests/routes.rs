@@ -13,8 +13,8 @@ use hyper::body::Incoming;
 use mesh_core::l7::cluster::{Balancer, HashKey, HashTable, Policy};
 use mesh_core::l7::{
     Abort, AbortStatus, Action, Backend as Place, Cluster, Clusters, Condition, Cors, Delay, DirectResponse, Fault,
-    Forward, Handling, Mirror, PathChange, PathKind, Redirect, RedirectPort, Retries, RetryOn, Rewrite, Rule, Share,
-    Table, Target, Text, VirtualHost,
+    Forward, Handling, HeaderChanges, Mirror, PathChange, PathKind, Redirect, RedirectPort, Retries, RetryOn, Rewrite,
+    Rule, Share, Table, Target, Text, VirtualHost,
 };
 use support::*;
 
@@ -221,6 +221,62 @@ async fn copies_go_to_the_mirror_with_their_body() {
     assert_eq!((copy.body().as_ref(), &copy.headers()["host"]), (&b"twice"[..], &"shop-shadow".parse().unwrap()));
     assert_eq!(waypoint.ask(ASK, get("/")).await.status(), StatusCode::OK);
     assert_eq!(soon("copy", told.recv()).await.unwrap().method(), "GET");
+}
+
+/// What a rule says of headers comes first, then what is said of the place, of requests and answers alike.
+#[tokio::test]
+async fn features_VS_9_headers_are_changed_by_the_rule_and_then_by_the_place() {
+    let a = server(|request: Request<Incoming>| async move {
+        let mut response = Response::new(Full::<Bytes>::default());
+        response.headers_mut().insert("x-a", "old".parse().unwrap());
+        for value in request.headers().get_all("x-a") {
+            response.headers_mut().append("x-heard", value.clone());
+        }
+        response
+    })
+    .await;
+    let waypoint = Waypoint::start(&[Backend::new("a", A, &[a])], Table::default()).await;
+    let changes = |text: &str| {
+        let mut changes = HeaderChanges::default();
+        let pair = |value: &str| vec![("x-a".parse().unwrap(), value.parse().unwrap())];
+        match text.split_once(' ') {
+            Some(("set", value)) => changes.set = pair(value),
+            Some(("add", value)) => changes.add = pair(value),
+            Some(_) => changes.remove = vec!["x-a".parse().unwrap()],
+            None => {}
+        }
+        changes
+    };
+    for (by_rule, by_place, expected) in [
+        ("", "", &["old"][..]),
+        ("set rule", "", &["rule"]),
+        ("", "set place", &["place"]),
+        ("set rule", "set place", &["place"]),
+        ("set rule", "add place", &["rule", "place"]),
+        ("set rule", "remove it", &[]),
+        ("add rule", "", &["old", "rule"]),
+        ("add rule", "add place", &["old", "rule", "place"]),
+        ("add rule", "set place", &["place"]),
+        ("add rule", "remove it", &[]),
+        ("remove it", "add place", &["place"]),
+        ("remove it", "set place", &["place"]),
+        ("remove it", "remove it", &[]),
+    ] {
+        let mut place = Place::new(Target::Cluster(cluster("a")), 1);
+        (place.request, place.response) = (changes(by_place), changes(by_place));
+        let mut handling = Handling::new(Action::Forward(Forward::new(vec![place]).unwrap()));
+        (handling.request, handling.response) = (changes(by_rule), changes(by_rule));
+        waypoint.state.set_table(Arc::new(table("a", vec![rule(handling)])));
+        let mut request = get("/");
+        request.headers_mut().insert("x-a", "old".parse().unwrap());
+        let answer = waypoint.ask(ASK, request).await;
+        let all = |name: &str| answer.headers().get_all(name).iter().cloned().collect::<Vec<_>>();
+        assert_eq!((all("x-heard"), all("x-a")), (all_of(expected), all_of(expected)), "{by_rule}, {by_place}");
+    }
+}
+
+fn all_of(values: &[&'static str]) -> Vec<http::HeaderValue> {
+    values.iter().map(|value| http::HeaderValue::from_static(value)).collect()
 }
 
 #[tokio::test]

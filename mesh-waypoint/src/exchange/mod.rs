@@ -235,14 +235,14 @@ impl From<Refusal> for Failure {
     }
 }
 
-/// What the rule and the place change of an answer.
+/// What the rule and the place change of an answer: in this order, as of a request, so what is said of the place has the last word.
 fn change(response: &mut Response<ResponseBody>, plan: Plan) {
     let headers = response.headers_mut();
-    if let Some(backend) = plan.backend() {
-        backend.response.apply(headers);
-    }
     if let Some(handling) = &plan.handling {
         handling.response.apply(headers);
+    }
+    if let Some(backend) = plan.backend() {
+        backend.response.apply(headers);
     }
     if let CorsVerdict::Change(cors) = plan.cors {
         cors.apply(headers);

@@ -169,7 +169,7 @@ async fn send(lane: &Lane, endpoint: &Endpoint, peer: &Peer, call: Call, http2: 
 fn request(call: &Call, http2: bool) -> Option<Request<RequestBody>> {
     let body = match call.body.is_empty() {
         true => RequestBody::Empty,
-        false => RequestBody::Kept(Box::new((vec![call.body.clone()].into_iter(), None))),
+        false => RequestBody::Kept(Some(call.body.clone())),
     };
     let mut request = Request::new(body);
     *request.method_mut() = call.method.clone();

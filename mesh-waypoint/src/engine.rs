@@ -33,6 +33,8 @@ pub struct Lane {
     pub meters: Arc<Meters>,
     /// Copies on their way.
     pub mirrors: AtomicUsize,
+    /// Bytes of their bodies that wait to be sent.
+    pub mirrored: Arc<AtomicUsize>,
     /// In which lines of the log are made.
     pub scratch: Mutex<[String; 2]>,
     /// In which answers of HTTP/2 wait for the end of a round.
@@ -80,6 +82,7 @@ impl Engine {
                 rng: Mutex::new(rng),
                 meters: Arc::default(),
                 mirrors: AtomicUsize::new(0),
+                mirrored: Arc::default(),
                 scratch: Mutex::default(),
                 spare: Arc::default(),
                 edge: Arc::default(),

@@ -47,11 +47,15 @@ pub struct Settings {
     pub idle_connections: usize,
     /// How long an unused connection to an endpoint is kept.
     pub upstream_idle: Duration,
-    /// Bytes of a request's body that are kept for another attempt or a copy. Of a longer one there is neither.
+    /// Bytes of a request's body that are kept for another attempt. Of a longer one there is none.
     pub replay_bytes: usize,
     /// Copies on their way at once, of one lane; more are not made.
     pub mirrors: usize,
-    /// How long a copy may take.
+    /// Bytes of a copy's body that may wait to be sent; a copy that is slower is given up.
+    pub mirror_bytes: usize,
+    /// The same of all copies of a lane together.
+    pub mirrors_bytes: usize,
+    /// How long a copy may take once its body has come.
     pub mirror_timeout: Duration,
     /// How paths are made one.
     pub spelling: Spelling,
@@ -91,6 +95,8 @@ impl Default for Settings {
             upstream_idle: Duration::from_secs(60),
             replay_bytes: 64 * 1024,
             mirrors: 1024,
+            mirror_bytes: 1024 * 1024,
+            mirrors_bytes: 64 * 1024 * 1024,
             mirror_timeout: Duration::from_secs(15),
             spelling: Spelling::Base,
             hbone_port: ports::HBONE,

@@ -7,10 +7,12 @@ use arcstr::ArcStr;
 use http::header::{CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request};
+use http_body_util::BodyExt;
 use hyper::body::Body;
 use mesh_core::l7::Retries;
 use mesh_core::l7::balance::Ended;
 use mesh_core::l7::retry::AttemptEnd;
+use mesh_runtime::task;
 use tokio::time::{Instant, timeout_at};
 
 use super::asked::Asked;
@@ -107,6 +109,8 @@ pub(super) struct Attempts<'a, 'f> {
     pub(super) http2: bool,
     /// A request that was sent may be sent again.
     pub(super) again: bool,
+    /// Copies of it are on their way.
+    pub(super) is_copied: bool,
     pub(super) source: Source,
     pub(super) head: Option<Head>,
     pub(super) tried: Vec<ArcStr>,
@@ -189,6 +193,17 @@ impl Attempts<'_, '_> {
             let pause = self.retries.pause(attempt, &mut *self.of.down.lane.rng.lock());
             tokio::time::sleep(pause).await;
             attempt += 1;
+        }
+    }
+
+    /// No endpoint has had it. What is left of its body is for its copies.
+    pub(super) fn give_up(&mut self) {
+        if let (true, Some(mut body)) = (self.is_copied, self.source.take()) {
+            let limit = self.of.down.lane.shared.settings.mirror_timeout;
+            task::spawn("body of a copy", async move {
+                let all = async { while let Some(Ok(_)) = body.frame().await {} };
+                let _ = tokio::time::timeout(limit, all).await;
+            });
         }
     }
 
@@ -318,7 +333,7 @@ impl Attempts<'_, '_> {
         match body {
             RequestBody::Stream(body, count) => self.source = Source::Once(body, count),
             // Of a tape there is another reader, and nothing of nothing.
-            RequestBody::Tape(_) | RequestBody::Kept(..) | RequestBody::Empty => {}
+            RequestBody::Tape(_) | RequestBody::Fed(_) | RequestBody::Kept(_) | RequestBody::Empty => {}
         }
         if self.head.is_some() {
             return;

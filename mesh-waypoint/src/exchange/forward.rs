@@ -1,7 +1,6 @@
 //! Where a request goes and what goes there: the place, what its attempts have in common, and what becomes of the answer.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 use std::time::Duration;
 
 use arcstr::ArcStr;
@@ -9,6 +8,7 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use http::header::{HeaderValue, SET_COOKIE};
 use http::request::Parts;
 use http::{HeaderName, Response, Version};
+use hyper::body::Body;
 use hyper::upgrade::OnUpgrade;
 use mesh_core::l7::balance::{Said, key};
 use mesh_core::l7::cluster::{Balancer, Speaks};
@@ -17,7 +17,7 @@ use mesh_core::service::AppProtocol;
 use rand::Rng;
 use tokio::time::Instant;
 
-use super::attempts::{Attempts, Forward, Head, Source, source, within};
+use super::attempts::{Attempts, Forward, Head, source, within};
 use super::mirror;
 use super::outcome::{Answer, none};
 use super::plan::To;
@@ -54,7 +54,13 @@ impl Forward<'_> {
         };
         let (mut attempts, cookie) = self.attempts(parts, body, report, (retries, deadline), (found, named))?;
         attempts.hurried = hurried;
-        let (Answer { mut response, connection, has }, endpoint) = attempts.run(report).await?;
+        let (Answer { mut response, connection, has }, endpoint) = match attempts.run(report).await {
+            Ok(answered) => answered,
+            Err(failure) => {
+                attempts.give_up();
+                return Err(failure);
+            }
+        };
         if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
             let asked = self.asked.said.upgrade.is_some();
             let Some(client) = upgrade.take().filter(|_| asked) else { return Err(Failure::PROTOCOL) };
@@ -116,20 +122,20 @@ impl Forward<'_> {
             _ => &[],
         };
         let again = retries.attempts > 0 && repeats(&retries.on, http2, self.asked.grpc);
-        let source = source(body, again || !mirrors.is_empty(), self.down.lane.shared.settings.replay_bytes, report);
+        let mut body = body;
+        let lane = &self.down.lane;
+        let copies: Vec<_> = mirrors
+            .iter()
+            .map(|_| {
+                mirror::begin(lane, Some(&mut body).filter(|body| !body.is_end_stream()).map(|body| |to| body.feed(to)))
+            })
+            .collect();
+        let source = source(body, again, lane.shared.settings.replay_bytes, report);
         let head = self.head(parts)?;
-        for cluster in mirrors {
-            let tape = match &source {
-                Source::Tape(tape) => Some(Arc::clone(tape)),
-                _ => None,
-            };
-            let copy = mirror::Copy {
-                method: head.method.clone(),
-                target: head.target.clone(),
-                headers: head.headers.clone(),
-                tape,
-            };
-            mirror::send(self.down, copy, cluster.clone(), &head.host, http2);
+        for (cluster, begun) in mirrors.iter().zip(copies) {
+            if let Some(begun) = begun {
+                mirror::send(self.down, begun, self.copy(&head, parts.version), cluster.clone());
+            }
         }
         let attempts = Attempts {
             of: self,
@@ -138,6 +144,7 @@ impl Forward<'_> {
             hurried: false,
             http2,
             again,
+            is_copied: !mirrors.is_empty(),
             source,
             head: Some(head),
             tried: Vec::new(),
@@ -190,17 +197,21 @@ impl Forward<'_> {
         })
     }
 
-    /// As is said of the place; else as its port says; else as the client speaks. What a browser at the edge speaks tells nothing of an application that says
-    /// nothing: there only gRPC, which is nothing else, is HTTP/2 on.
     fn http2(&self, version: Version, found: Option<&Found>) -> bool {
-        let is_http2 = version == Version::HTTP_2;
-        let Some(found) = found else { return is_http2 };
-        let declared = self.cluster().and_then(|key| found.now.service.port(key.port)).map(|port| port.app_protocol);
-        match (found.now.policy().pool.speaks, declared) {
-            (Speaks::Http2, _) | (Speaks::AsDeclared, Some(AppProtocol::Http2 | AppProtocol::Grpc)) => true,
-            (Speaks::AsDeclared, Some(AppProtocol::Http11)) => false,
-            (Speaks::AsDeclared, _) if self.down.entry.is_some() => is_http2 && self.asked.grpc,
-            _ => is_http2,
+        speaks_http2(found, version, self.down.entry.is_some(), self.asked.grpc)
+    }
+
+    /// What a copy of the request says.
+    fn copy(&self, head: &Head, version: Version) -> mirror::Copy {
+        mirror::Copy {
+            method: head.method.clone(),
+            target: head.target.clone(),
+            headers: head.headers.clone(),
+            version,
+            grpc: self.asked.grpc,
+            trailers: self.asked.said.trailers,
+            name: self.asked.authority.host().to_owned(),
+            host: head.host.clone(),
         }
     }
 
@@ -239,6 +250,20 @@ impl Forward<'_> {
             host: HeaderValue::from_str(host).map_err(|_| Failure::CLOSED)?,
             headers,
         })
+    }
+}
+
+/// As is said of the place; else as its port says; else as the client speaks. What a browser at the edge speaks tells nothing of an application that says
+/// nothing: there only gRPC, which is nothing else, is HTTP/2 on.
+pub(super) fn speaks_http2(found: Option<&Found>, version: Version, at_edge: bool, grpc: bool) -> bool {
+    let is_http2 = version == Version::HTTP_2;
+    let Some(found) = found else { return is_http2 };
+    let declared = found.now.service.port(found.place.key().port).map(|port| port.app_protocol);
+    match (found.now.policy().pool.speaks, declared) {
+        (Speaks::Http2, _) | (Speaks::AsDeclared, Some(AppProtocol::Http2 | AppProtocol::Grpc)) => true,
+        (Speaks::AsDeclared, Some(AppProtocol::Http11)) => false,
+        (Speaks::AsDeclared, _) if at_edge => is_http2 && grpc,
+        _ => is_http2,
     }
 }
 

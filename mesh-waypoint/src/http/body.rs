@@ -11,6 +11,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::client_body::ClientBody;
 use super::count::Count;
+use super::feed::FedBody;
 use super::tape::{BoxError, Reader};
 use super::{grpc, hop};
 
@@ -31,8 +32,10 @@ pub enum RequestBody {
     Stream(ClientBody, Arc<Count>),
     /// The client's, kept as far as it has come.
     Tape(Reader),
-    /// All of one, once more.
-    Kept(Box<(std::vec::IntoIter<Bytes>, Option<HeaderMap>)>),
+    /// What goes by of another request's.
+    Fed(FedBody),
+    /// One that is all here.
+    Kept(Option<Bytes>),
 }
 
 impl Body for RequestBody {
@@ -52,11 +55,8 @@ impl Body for RequestBody {
                 Poll::Ready(frame.map(|frame| frame.map(passed).map_err(Into::into)))
             }
             Self::Tape(reader) => reader.poll(cx).map_ok(passed),
-            Self::Kept(kept) => {
-                let (frames, trailers) = &mut **kept;
-                let trailers = || trailers.take().map(Frame::trailers).map(passed);
-                Poll::Ready(frames.next().map(Frame::data).or_else(trailers).map(Ok))
-            }
+            Self::Fed(body) => Pin::new(body).poll_frame(cx).map_ok(passed),
+            Self::Kept(kept) => Poll::Ready(kept.take().map(Frame::data).map(Ok)),
         }
     }
 
@@ -64,7 +64,8 @@ impl Body for RequestBody {
         match self {
             Self::Empty => true,
             Self::Stream(body, _) => body.is_end_stream(),
-            Self::Tape(_) | Self::Kept(..) => false,
+            Self::Tape(_) | Self::Fed(_) => false,
+            Self::Kept(kept) => kept.is_none(),
         }
     }
 
@@ -72,7 +73,8 @@ impl Body for RequestBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Stream(body, _) => body.size_hint(),
-            Self::Tape(_) | Self::Kept(..) => SizeHint::default(),
+            Self::Tape(_) | Self::Fed(_) => SizeHint::default(),
+            Self::Kept(kept) => SizeHint::with_exact(kept.as_ref().map_or(0, |bytes| bytes.len() as u64)),
         }
     }
 }

@@ -1,12 +1,15 @@
-//! A client's body of which something may have been looked at before it goes on: what was read comes first, then what still comes.
+//! A client's body of which something may have been looked at before it goes on: what was read comes first, then what still comes. Copies of the request get
+//! what goes by.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+
+use super::feed::Feed;
 
 /// A body of a request.
 #[derive(Debug)]
@@ -15,11 +18,12 @@ pub struct ClientBody {
     rest: Incoming,
 }
 
-/// What was read already. Few bodies are looked at, and each is moved often.
+/// What was read already, and who else gets it. Few bodies are looked at or copied, and each is moved often.
 #[derive(Debug, Default)]
 struct Ahead {
     first: VecDeque<Bytes>,
     trailers: Option<HeaderMap>,
+    feeds: Vec<Feed>,
 }
 
 /// What was looked at.
@@ -38,6 +42,11 @@ impl From<Incoming> for ClientBody {
 }
 
 impl ClientBody {
+    /// What goes by from now on is given to that copy, too.
+    pub fn feed(&mut self, feed: Feed) {
+        self.ahead.get_or_insert_default().feeds.push(feed);
+    }
+
     /// Waits for the body until it has ended, or more than `most` bytes of it are here.
     pub async fn look(&mut self, most: usize) -> Result<Seen, hyper::Error> {
         let mut bytes = BytesMut::new();
@@ -60,25 +69,51 @@ impl ClientBody {
     }
 }
 
+impl Ahead {
+    /// Whether something was read that has not gone on.
+    fn holds(&self) -> bool {
+        !self.first.is_empty() || self.trailers.is_some()
+    }
+
+    fn next(&mut self) -> Option<Frame<Bytes>> {
+        self.first.pop_front().map(Frame::data).or_else(|| self.trailers.take().map(Frame::trailers))
+    }
+
+    /// Gives copies what goes by. Whoever reads a body whose length he knows does not look for its end.
+    fn tell(&mut self, frame: Option<&Result<Frame<Bytes>, hyper::Error>>, is_over: bool) {
+        match frame {
+            // Dropped before its end, the body of a copy is broken, as this one is.
+            Some(Err(_)) => self.feeds.clear(),
+            Some(Ok(frame)) => self.feeds.retain(|feed| feed.put(frame)),
+            None => {}
+        }
+        if is_over || frame.is_none() {
+            self.feeds.drain(..).for_each(|feed| feed.end());
+        }
+    }
+}
+
 impl Body for ClientBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
-        if let Some(ahead) = &mut this.ahead {
-            let trailers = || ahead.trailers.take().map(Frame::trailers);
-            if let Some(frame) = ahead.first.pop_front().map(Frame::data).or_else(trailers) {
-                return Poll::Ready(Some(Ok(frame)));
-            }
+        let Some(ahead) = &mut this.ahead else { return Pin::new(&mut this.rest).poll_frame(cx) };
+        let frame = match ahead.next() {
+            Some(frame) => Some(Ok(frame)),
+            None => ready!(Pin::new(&mut this.rest).poll_frame(cx)),
+        };
+        let is_over = !ahead.holds() && this.rest.is_end_stream();
+        ahead.tell(frame.as_ref(), is_over);
+        if !ahead.holds() && ahead.feeds.is_empty() {
             this.ahead = None;
         }
-        Pin::new(&mut this.rest).poll_frame(cx)
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        let nothing = |ahead: &Ahead| ahead.first.is_empty() && ahead.trailers.is_none();
-        self.ahead.as_deref().is_none_or(nothing) && self.rest.is_end_stream()
+        self.ahead.as_deref().is_none_or(|ahead| !ahead.holds()) && self.rest.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

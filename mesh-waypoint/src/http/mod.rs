@@ -5,6 +5,7 @@ pub mod body;
 pub mod client_body;
 pub mod cork;
 pub mod count;
+pub mod feed;
 pub mod fields;
 pub mod grpc;
 pub mod guard;

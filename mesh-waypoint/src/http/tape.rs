@@ -1,4 +1,4 @@
-//! A request's body that is kept as far as it has come, so that another attempt or a copy can have it; up to a bound, after which it only goes by.
+//! A request's body that is kept as far as it has come, so that another attempt can have it; up to a bound, after which it only goes by.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -7,7 +7,6 @@ use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body, Frame};
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 
 use super::client_body::ClientBody;
 use super::count::Count;
@@ -21,8 +20,6 @@ type Polled = Poll<Option<Result<Frame<Bytes>, BoxError>>>;
 #[derive(Debug)]
 pub struct Tape {
     inner: Mutex<Inner>,
-    /// All of it is here, or it is too long, or nobody reads it any more.
-    settled: Notify,
     limit: usize,
     count: Arc<Count>,
 }
@@ -36,8 +33,6 @@ struct Inner {
     state: Kept,
     /// Whose turn it is: a reader of an attempt that was given up reads no more.
     turn: u32,
-    /// That reader is there.
-    read: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,9 +62,8 @@ struct Superseded;
 impl Tape {
     /// Keeps at most `limit` bytes; `count` counts what the client sent.
     pub fn new(source: ClientBody, limit: usize, count: Arc<Count>) -> Arc<Self> {
-        let inner =
-            Inner { source, frames: Vec::new(), bytes: 0, trailers: None, state: Kept::SoFar, turn: 0, read: false };
-        Arc::new(Self { inner: Mutex::new(inner), settled: Notify::new(), limit, count })
+        let inner = Inner { source, frames: Vec::new(), bytes: 0, trailers: None, state: Kept::SoFar, turn: 0 };
+        Arc::new(Self { inner: Mutex::new(inner), limit, count })
     }
 
     /// The body from its beginning, for the next attempt; `None` if that is not here any more.
@@ -79,7 +73,6 @@ impl Tape {
             return None;
         }
         inner.turn += 1;
-        inner.read = true;
         Some(Reader { tape: Arc::clone(self), turn: inner.turn, next: 0, trailers_read: false })
     }
 
@@ -88,34 +81,14 @@ impl Tape {
         let inner = self.inner.lock();
         inner.bytes > 0 && inner.state == Kept::SoFar && !inner.source.is_end_stream()
     }
+}
 
-    /// Waits until some attempt has read all of it, and gives it again; `None` if it is too long to be kept. What attempts leave, for they do not look for
-    /// the end of a body whose length they know, is read here.
-    pub async fn whole(self: &Arc<Self>) -> Option<(Vec<Bytes>, Option<HeaderMap>)> {
-        loop {
-            let settled = self.settled.notified();
-            let left = {
-                let inner = self.inner.lock();
-                match inner.state {
-                    Kept::Whole => return Some((inner.frames.clone(), inner.trailers.clone())),
-                    Kept::Nothing => return None,
-                    Kept::SoFar => inner.turn > 0 && !inner.read,
-                }
-            };
-            match left.then(|| self.read()).flatten() {
-                None => settled.await,
-                // An attempt that begins takes it away from here.
-                Some(mut reader) => while let Some(Ok(_)) = std::future::poll_fn(|cx| reader.poll(cx)).await {},
-            }
-        }
-    }
-
-    fn settle(&self, inner: &mut Inner, state: Kept) {
-        inner.state = state;
+impl Inner {
+    fn settle(&mut self, state: Kept) {
+        self.state = state;
         if state == Kept::Nothing {
-            inner.frames = Vec::new();
+            self.frames = Vec::new();
         }
-        self.settled.notify_waiters();
     }
 }
 
@@ -140,12 +113,12 @@ impl Reader {
             Poll::Pending => Poll::Pending,
             Poll::Ready(None) => {
                 if inner.state == Kept::SoFar {
-                    tape.settle(inner, Kept::Whole);
+                    inner.settle(Kept::Whole);
                 }
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(error))) => {
-                tape.settle(inner, Kept::Nothing);
+                inner.settle(Kept::Nothing);
                 Poll::Ready(Some(Err(error.into())))
             }
             Poll::Ready(Some(Ok(frame))) => {
@@ -156,7 +129,7 @@ impl Reader {
                         inner.frames.push(data.clone());
                         self.next += 1;
                     } else if inner.state == Kept::SoFar {
-                        tape.settle(inner, Kept::Nothing);
+                        inner.settle(Kept::Nothing);
                     }
                 } else if let Some(trailers) = frame.trailers_ref() {
                     inner.trailers = Some(trailers.clone());
@@ -164,16 +137,6 @@ impl Reader {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-        }
-    }
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        let mut inner = self.tape.inner.lock();
-        if inner.turn == self.turn {
-            inner.read = false;
-            self.tape.settled.notify_waiters();
         }
     }
 }

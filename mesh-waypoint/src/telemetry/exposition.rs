@@ -15,9 +15,9 @@ use prometheus_client::metrics::counter::ConstCounter;
 use super::Tools;
 use super::labels::{Labels, Shown};
 use super::meters::Meters;
-use super::ruled;
 use super::series::{BYTES, MILLISECONDS, Series, Totals};
 use super::tcp::{Connections, Sums};
+use super::{mirrors, ruled};
 
 /// What a scrape shows.
 pub struct Exposition(pub Vec<Arc<Meters>>);
@@ -72,6 +72,7 @@ impl Collector for Exposition {
         let sessions: Vec<_> = self.0.iter().flat_map(|meters| meters.sessions()).collect();
         connections(&mut encoder, &sessions, SESSIONS)?;
         ruled::encode(&self.0, &mut encoder)?;
+        mirrors::encode(&self.0, &mut encoder)?;
         let overflowed: u64 = self.0.iter().map(|meters| meters.overflowed()).sum();
         let help = "Requests and connections that are counted under the workload overflow because there are too many label sets";
         let (name, kind) = ("undermesh_requests_overflowed", MetricType::Counter);

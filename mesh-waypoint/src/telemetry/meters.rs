@@ -9,6 +9,7 @@ use mesh_core::NamespacedName;
 use parking_lot::Mutex;
 
 use super::labels::Labels;
+use super::mirrors::{GivenUp, Mirrors};
 use super::ruled::{Ruled, Rulings};
 use super::series::Series;
 use super::shape::Custom;
@@ -85,6 +86,7 @@ pub struct Meters {
     /// Requests and connections that found no room for their labels.
     overflowed: AtomicU64,
     rulings: Rulings,
+    mirrors: Mirrors,
 }
 
 #[derive(Default)]
@@ -167,6 +169,15 @@ impl Meters {
     /// Counts what a policy did to a request.
     pub fn ruled(&self, policy: &NamespacedName, ruled: Ruled) {
         self.rulings.count(policy, ruled);
+    }
+
+    /// Counts a copy of a request that is given up.
+    pub fn given_up(&self, why: GivenUp) {
+        self.mirrors.count(why);
+    }
+
+    pub(super) fn mirrors(&self) -> &Mirrors {
+        &self.mirrors
     }
 
     pub(super) fn rulings(&self) -> &Rulings {

@@ -333,6 +333,8 @@ impl Work<'_> {
         };
         let (classes, meshes) = ("/apis/gateway.networking.k8s.io/v1", "/apis/gateway.networking.x-k8s.io/v1alpha1");
         let places = [
+            made("HorizontalPodAutoscaler", "/apis/autoscaling/v2", "horizontalpodautoscalers"),
+            made("PodDisruptionBudget", "/apis/policy/v1", "poddisruptionbudgets"),
             made("Deployment", "/apis/apps/v1", "deployments"),
             made("Service", "/api/v1", "services"),
             made("ServiceAccount", "/api/v1", "serviceaccounts"),
@@ -413,7 +415,9 @@ impl Work<'_> {
 fn is_made(kind: &str, object: &Value) -> bool {
     let owners = || object["metadata"]["ownerReferences"].as_array().into_iter().flatten();
     match kind {
-        "Deployment" | "Service" | "ServiceAccount" => owners().any(|owner| owner["kind"] == "Gateway"),
+        "Deployment" | "Service" | "ServiceAccount" | "HorizontalPodAutoscaler" | "PodDisruptionBudget" => {
+            owners().any(|owner| owner["kind"] == "Gateway")
+        }
         "GatewayClass" | "XMesh" => object["spec"]["controllerName"] == "undermesh.io/gateway-controller",
         _ => true,
     }

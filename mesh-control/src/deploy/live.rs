@@ -41,12 +41,17 @@ fn without_marks(part: &Json) -> Json {
 }
 
 /// Takes out of a Deployment what somebody else has written since: how many replicas, and what its container may use. An autoscaler or a user has it, and
-/// keeps it; what an overlay says counts all the same (`is_said`).
-pub fn yield_to_others(desired: &mut Json, live: &Json, is_said: impl Fn(&str) -> bool) {
+/// keeps it; what an overlay says counts all the same (`is_said`). With an autoscaler of ours (`is_scaled`) the overlay's number is only what it begins with:
+/// what stands stays, and is said until somebody else has written it, for whoever takes a number back has it reset to one.
+pub fn yield_to_others(desired: &mut Json, live: &Json, is_scaled: bool, is_said: impl Fn(&str) -> bool) {
+    let stands = live.pointer("/spec/replicas").filter(|_| is_scaled && owns_replicas(live));
+    if let (Some(stands), Some(spec)) = (stands, desired["spec"].as_object_mut()) {
+        spec.insert("replicas".to_owned(), stands.clone());
+    }
     let managers = live.pointer("/metadata/managedFields").and_then(Json::as_array);
     for entry in managers.into_iter().flatten().filter(|entry| entry["manager"] != FIELD_MANAGER) {
         let Some(spec) = entry.pointer("/fieldsV1/f:spec") else { continue };
-        if spec.get("f:replicas").is_some() && !is_said("replicas") {
+        if spec.get("f:replicas").is_some() && (is_scaled || !is_said("replicas")) {
             desired["spec"].as_object_mut().map(|spec| spec.remove("replicas"));
         }
         let container = format!("k:{{\"name\":\"{CONTAINER}\"}}");
@@ -59,6 +64,13 @@ pub fn yield_to_others(desired: &mut Json, live: &Json, is_said: impl Fn(&str) -
             without(ours, theirs);
         }
     }
+}
+
+/// Whether the number of replicas is of our writing.
+fn owns_replicas(live: &Json) -> bool {
+    let managers = live.pointer("/metadata/managedFields").and_then(Json::as_array);
+    let ours = managers.into_iter().flatten().filter(|entry| entry["manager"] == FIELD_MANAGER);
+    ours.into_iter().any(|entry| entry.pointer("/fieldsV1/f:spec/f:replicas").is_some())
 }
 
 /// Takes fields away that somebody else has, as `managedFields` names them.

@@ -4,7 +4,7 @@
 //! ```text
 //! run (follows Gateways, classes, and what carries our label; applies, deletes, tells)
 //!   -> round (what there is to do, pure)
-//!        -> plan (whether a Gateway is served, and by what) -> objects (service account, Deployment, Service) <- overlay (what users lay over them)
+//!        -> plan (whether a Gateway is served, and by what) -> objects (service account, Deployment, Service; scaling: autoscaler, budget) <- overlay (what users lay over them)
 //!        -> standing (conditions and addresses of a Gateway) , listener_sets (conditions of what adds listeners to it) , classes (GatewayClasses)
 //!        -> live (what of an object is as it was applied, and what of it somebody else keeps)
 //! ```
@@ -20,6 +20,7 @@ pub mod overlay;
 pub mod plan;
 pub mod round;
 pub mod run;
+pub mod scaling;
 pub mod standing;
 
 #[cfg(test)]

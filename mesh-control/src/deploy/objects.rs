@@ -1,4 +1,4 @@
-//! The objects that serve a Gateway: service account, Deployment, Service. Pure: they depend on nothing but what the Gateway asks for, the command line and
+//! The objects that serve a Gateway: service account, Deployment, Service, and where they are asked for (`scaling`) an autoscaler and a budget. Pure: they depend on nothing but what the Gateway asks for, the command line and
 //! the mesh settings.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,7 +8,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::overlay::{CONTAINER, Overlay, lay};
 use super::plan::{Asked, Service};
-use super::{Defaults, MANAGED, MANAGER_LABEL};
+use super::{Defaults, MANAGED, MANAGER_LABEL, scaling};
 use crate::ca::authority::ROOTS_FILE;
 use crate::index::Settings;
 use crate::resource::waypoint::GATEWAY_NAME;
@@ -30,7 +30,7 @@ const ROOT_MAP: &str = "undermesh-root-cert";
 /// Whom the token of the pods is meant for, as Istio's proxies'.
 const AUDIENCE: &str = "istio-ca";
 
-/// All of them, in the order in which they are made; `more` are ports that Gateways of Istio ask for.
+/// All of them, in the order of [`super::round::What::MADE`], each if it is wanted; `more` are ports that Gateways of Istio ask for.
 pub fn objects(
     asked: &Asked,
     service: &Service,
@@ -38,16 +38,30 @@ pub fn objects(
     over: &Overlay,
     defaults: &Defaults,
     settings: &Settings,
-) -> [Json; 3] {
+) -> [Option<Json>; 5] {
+    [
+        Some(account(asked, over)),
+        Some(deployment(asked, over, defaults, settings)),
+        Some(exposed(asked, service, more, over)),
+        scaling::autoscaler(asked, over),
+        scaling::budget(asked, over),
+    ]
+}
+
+fn account(asked: &Asked, over: &Overlay) -> Json {
     let mut account = head("v1", "ServiceAccount", &asked.account, asked);
     if let Some(account) = account.as_object_mut() {
         account.insert("automountServiceAccountToken".into(), false.into());
     }
-    [account, deployment(asked, over, defaults, settings), exposed(asked, service, more, over)]
+    if let Some(over) = &over.account {
+        lay(&mut account, over);
+        keep(&mut account, asked);
+    }
+    account
 }
 
 /// Everything but what the object is there for.
-fn head(api_version: &str, kind: &str, name: &str, asked: &Asked) -> Json {
+pub(super) fn head(api_version: &str, kind: &str, name: &str, asked: &Asked) -> Json {
     json!({
         "apiVersion": api_version,
         "kind": kind,
@@ -81,7 +95,7 @@ fn annotations(asked: &Asked) -> BTreeMap<String, String> {
 }
 
 /// What the pods are known by: their label alone, for it never changes.
-fn selector(asked: &Asked) -> Json {
+pub(super) fn selector(asked: &Asked) -> Json {
     json!({ GATEWAY_NAME: asked.label.as_str() })
 }
 
@@ -293,7 +307,7 @@ fn labels_of_ours(asked: &Asked) -> BTreeMap<String, String> {
 }
 
 /// What we know an object by stays what it is, whatever was laid over it.
-fn keep(object: &mut Json, asked: &Asked) {
+pub(super) fn keep(object: &mut Json, asked: &Asked) {
     restore(&mut object["metadata"]["labels"], &labels_of_ours(asked));
 }
 

@@ -1,5 +1,5 @@
-//! What users lay over the objects of a Gateway: the ConfigMap of `spec.infrastructure.parametersRef`, as Istio's, with the keys `deployment` and `service`, each
-//! a part of such an object in YAML. Pure.
+//! What users lay over the objects of a Gateway: the ConfigMap of `spec.infrastructure.parametersRef`, as Istio's, with the keys `deployment`, `service`,
+//! `serviceAccount`, `horizontalPodAutoscaler` and `podDisruptionBudget`, each a part of such an object in YAML. The latter two are made only if their key is there. Pure.
 //!
 //! Who may write Gateways and ConfigMaps of a namespace may not, by that, make pods there: it is this control plane that makes them. So only what says where
 //! and how well the pods run can be laid over (the tables below), and never what they run, as whom, and with which rights.
@@ -13,8 +13,8 @@ use crate::yaml::stack::with_room;
 pub const CONTAINER: &str = "istio-proxy";
 /// Bytes of one text.
 const LONGEST: usize = 64 << 10;
-/// Words of Istio's that are refused by name.
-const NOT_BUILT: [&str; 3] = ["horizontalPodAutoscaler", "podDisruptionBudget", "serviceAccount"];
+/// Keys of the ConfigMap.
+const PARTS: [&str; 5] = ["deployment", "service", "serviceAccount", "horizontalPodAutoscaler", "podDisruptionBudget"];
 
 /// What may be laid over a Deployment. `[]` is the container of ours; what is below of a path may be anything.
 const DEPLOYMENT: [&str; 24] = [
@@ -66,6 +66,28 @@ const SERVICE: [&str; 18] = [
     "spec.ports[].appProtocol",
 ];
 
+/// What may be laid over a service account: whom the pods speak as outside of the mesh is said by its annotations, and those a Gateway says in any case.
+const ACCOUNT: [&str; 3] = ["metadata.labels", "metadata.annotations", "imagePullSecrets"];
+
+/// What may be laid over a HorizontalPodAutoscaler: everything but what it scales.
+const AUTOSCALER: [&str; 6] = [
+    "metadata.labels",
+    "metadata.annotations",
+    "spec.minReplicas",
+    "spec.maxReplicas",
+    "spec.metrics",
+    "spec.behavior",
+];
+
+/// What may be laid over a PodDisruptionBudget: everything but whose pods it is about.
+const BUDGET: [&str; 5] = [
+    "metadata.labels",
+    "metadata.annotations",
+    "spec.minAvailable",
+    "spec.maxUnavailable",
+    "spec.unhealthyPodEvictionPolicy",
+];
+
 /// What is laid over.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overlay {
@@ -73,6 +95,12 @@ pub struct Overlay {
     pub deployment: Option<Json>,
     /// Over the Service.
     pub service: Option<Json>,
+    /// Over the service account.
+    pub account: Option<Json>,
+    /// Over the HorizontalPodAutoscaler, which there is only with this.
+    pub autoscaler: Option<Json>,
+    /// Over the PodDisruptionBudget, which there is only with this.
+    pub budget: Option<Json>,
 }
 
 impl Overlay {
@@ -86,14 +114,22 @@ impl Overlay {
             match key.as_str() {
                 "deployment" => overlay.deployment = part(key, text, &DEPLOYMENT)?,
                 "service" => overlay.service = part(key, text, &SERVICE)?,
-                other if NOT_BUILT.contains(&other) => {
-                    return Err(format!("data.{other}: known, but not built; make that object yourself"));
+                "serviceAccount" => overlay.account = part(key, text, &ACCOUNT)?,
+                "horizontalPodAutoscaler" => overlay.autoscaler = made(part(key, text, &AUTOSCALER)?),
+                "podDisruptionBudget" => overlay.budget = made(part(key, text, &BUDGET)?),
+                other => {
+                    return Err(format!("data.{other}: there is no such part; write one of {}", PARTS.join(", ")));
                 }
-                other => return Err(format!("data.{other}: there is no such part; write `deployment` or `service`")),
             }
         }
         Ok(overlay)
     }
+}
+
+/// A key that is there asks for the object, also if it says nothing of it.
+#[allow(clippy::unnecessary_wraps, reason = "as the overlay has it")]
+fn made(part: Option<Json>) -> Option<Json> {
+    Some(part.unwrap_or_else(|| Json::Object(Map::new())))
 }
 
 fn part(key: &str, text: &str, allowed: &[&str]) -> Result<Option<Json>, String> {
@@ -107,10 +143,11 @@ fn part(key: &str, text: &str, allowed: &[&str]) -> Result<Option<Json>, String>
         }
         Err(why) => return Err(format!("data.{key}: {why}")),
     };
-    let json = json(tree);
-    match json {
+    let mut json = json(tree);
+    match &mut json {
         Json::Null => return Ok(None),
-        Json::Object(_) => {}
+        // What it is a part of is known.
+        Json::Object(fields) => fields.retain(|key, _| !["apiVersion", "kind"].contains(&key.as_str())),
         _ => return Err(format!("data.{key}: expected a part of an object, as `spec: {{…}}`")),
     }
     check(&json, "", allowed).map_err(|(path, why)| format!("data.{key}: {path}: {why}"))?;
@@ -147,10 +184,7 @@ fn check(value: &Json, path: &str, allowed: &[&str]) -> Result<(), (String, Stri
         _ => return refuse(path),
     }
     match value {
-        Json::Object(fields) => fields.iter().try_for_each(|(key, value)| {
-            let head = path.is_empty() && ["apiVersion", "kind"].contains(&key.as_str());
-            if head { Ok(()) } else { check(value, &join(path, key), allowed) }
-        }),
+        Json::Object(fields) => fields.iter().try_for_each(|(key, value)| check(value, &join(path, key), allowed)),
         Json::Array(items) => items.iter().try_for_each(|item| {
             let is_named = item.get("name").and_then(Json::as_str) == Some(CONTAINER) || item.get("port").is_some();
             match is_named && item.is_object() {

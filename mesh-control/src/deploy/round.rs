@@ -37,14 +37,27 @@ pub enum What {
     Deployment,
     /// Service
     Service,
+    /// HorizontalPodAutoscaler, which few Gateways have
+    Autoscaler,
+    /// PodDisruptionBudget, which few have, too
+    Budget,
 }
 
 impl What {
     /// All of them.
-    pub const ALL: [What; 7] =
-        [What::Class, What::Mesh, What::Gateway, What::ListenerSet, What::Account, What::Deployment, What::Service];
+    pub const ALL: [What; 9] = [
+        What::Class,
+        What::Mesh,
+        What::Gateway,
+        What::ListenerSet,
+        What::Account,
+        What::Deployment,
+        What::Service,
+        What::Autoscaler,
+        What::Budget,
+    ];
     /// What is made for a Gateway, in the order of [`objects`].
-    pub const MADE: [What; 3] = [What::Account, What::Deployment, What::Service];
+    pub const MADE: [What; 5] = [What::Account, What::Deployment, What::Service, What::Autoscaler, What::Budget];
 
     /// Group and version, and its name in paths.
     pub fn resource(self) -> (&'static str, &'static str) {
@@ -56,6 +69,8 @@ impl What {
             What::Account => ("v1", "serviceaccounts"),
             What::Deployment => ("apps/v1", "deployments"),
             What::Service => ("v1", "services"),
+            What::Autoscaler => ("autoscaling/v2", "horizontalpodautoscalers"),
+            What::Budget => ("policy/v1", "poddisruptionbudgets"),
         }
     }
 
@@ -69,6 +84,8 @@ impl What {
             What::Account => "ServiceAccount",
             What::Deployment => "Deployment",
             What::Service => "Service",
+            What::Autoscaler => "HorizontalPodAutoscaler",
+            What::Budget => "PodDisruptionBudget",
         }
     }
 
@@ -187,23 +204,25 @@ pub fn round(
         let (plan, overlay) = with_overlay(known, plan::plan(object), &mut steps);
         let seen = match (&plan, overlay) {
             (Plan::Deploy(asked, service), Some(overlay)) => {
-                let keys = keys(asked);
                 let joined = listened(name, &asked.spec);
                 let is_unjoined = joined.is_none();
                 let more = joined.map(|listened| listened.ports).unwrap_or_default();
                 let wanted = objects(asked, service, &more, &overlay, defaults, settings);
-                for (key, desired) in keys.iter().zip(wanted) {
+                let mut keys = Vec::new();
+                for (what, desired) in What::MADE.into_iter().zip(wanted) {
+                    let Some(desired) = desired else { continue };
+                    let key = key(what, asked);
+                    keys.push(key.clone());
                     // Its ports are not all known yet: what is there stays.
                     if is_unjoined && key.0 == What::Service && known.get(key.0, &key.1).is_some() {
                         continue;
                     }
-                    steps.extend(apply(known, key, desired, &overlay));
+                    steps.extend(apply(known, &key, desired, &overlay));
                 }
                 let failure = keys.iter().find_map(|key| known.failures.get(key)).map(String::as_str);
-                let [_, deployment, exposed] = &keys;
-                let ours = |key: &Key| known.get(key.0, &key.1).filter(|live| is_ours(live));
-                let seen = Seen { deployment: ours(deployment), service: ours(exposed), failure };
-                kept.insert(uid, Some(keys.to_vec()));
+                let ours = |what| known.get(what, &key(what, asked).1).filter(|live| is_ours(live));
+                let seen = Seen { deployment: ours(What::Deployment), service: ours(What::Service), failure };
+                kept.insert(uid, Some(keys));
                 seen
             }
             (Plan::Manual(..), _) => {
@@ -252,11 +271,9 @@ fn sets(known: &Known, heeds: impl Fn(&str) -> bool) -> BTreeMap<NamespacedName,
     sets
 }
 
-fn keys(asked: &Asked) -> [Key; 3] {
-    let name = |name: &str| NamespacedName::new(asked.name.namespace.clone(), name);
-    let names = [&asked.account, &asked.deployed, &asked.deployed];
-    let mut names = names.into_iter().map(|own| name(own));
-    What::MADE.map(|what| (what, names.next().unwrap_or_else(|| asked.name.clone())))
+fn key(what: What, asked: &Asked) -> Key {
+    let name = if what == What::Account { &asked.account } else { &asked.deployed };
+    (what, NamespacedName::new(asked.name.namespace.clone(), name.clone()))
 }
 
 /// What the Gateway's ConfigMap makes of the plan; no overlay while nobody has looked at that.
@@ -290,7 +307,7 @@ fn apply(known: &Known, key: &Key, mut desired: Json, overlay: &Overlay) -> Opti
             "replicas" => laid.is_some_and(|over| over.pointer("/spec/replicas").is_some()),
             _ => laid.is_some_and(|over| over.pointer("/spec/template/spec/containers/0/resources").is_some()),
         };
-        yield_to_others(&mut desired, live, is_said);
+        yield_to_others(&mut desired, live, overlay.autoscaler.is_some(), is_said);
     }
     let mut hasher = DefaultHasher::new();
     desired.to_string().hash(&mut hasher);

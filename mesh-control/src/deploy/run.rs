@@ -89,6 +89,8 @@ fn follow(client: &Client, tuning: Tuning) -> mpsc::Receiver<(What, Event<Json>)
                 What::Mesh => &["gateway.networking.x-k8s.io/v1alpha1"],
                 What::Deployment => &["apps/v1"],
                 What::Account | What::Service => &["v1"],
+                What::Autoscaler => &["autoscaling/v2"],
+                What::Budget => &["policy/v1"],
             },
             plural,
             namespace: None,
@@ -219,7 +221,8 @@ impl Deployer {
         let now = Instant::now();
         let is_known = What::ALL.iter().all(|what| match what {
             What::Mesh => true,
-            What::ListenerSet if self.absent.contains(what) => true,
+            // Of these none is needed to serve a Gateway, and the rights of an earlier chart do not reach for them.
+            What::ListenerSet | What::Autoscaler | What::Budget if self.absent.contains(what) => true,
             _ => self.known.objects.contains_key(what),
         });
         if !is_known || self.resting.is_some_and(|until| now < until) {

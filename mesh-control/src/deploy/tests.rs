@@ -3,6 +3,7 @@
 mod listener_sets;
 mod objects;
 mod ours;
+mod scaling;
 mod standing;
 
 use jiff::Timestamp;

@@ -69,6 +69,43 @@ async fn the_leader_makes_what_serves_a_gateway_and_touches_nothing_else() {
 }
 
 #[tokio::test]
+async fn features_GA_2_an_autoscaler_and_a_budget_come_and_go_with_the_keys_of_a_config_map() {
+    const ASKED: [&str; 2] = ["HorizontalPodAutoscaler", "PodDisruptionBudget"];
+    let api = istio().await;
+    for plural in ["gateways", "gatewayclasses"] {
+        api.put(kind(plural));
+    }
+    api.put(json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "shop" } }));
+    let parameters = |name: &str, data: &Json| json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name, "namespace": "shop" }, "data": data });
+    let both = json!({ "horizontalPodAutoscaler": "spec: {maxReplicas: 4}", "podDisruptionBudget": "spec: {minAvailable: 1}" });
+    api.put(parameters("both", &both));
+    api.put(parameters("none", &json!({})));
+    let with = |config_map: &str| {
+        let mut gateway = waypoint("wp");
+        let reference = json!({ "group": "", "kind": "ConfigMap", "name": config_map });
+        gateway["spec"]["infrastructure"] = json!({ "parametersRef": reference });
+        gateway
+    };
+    let theirs = json!({ "apiVersion": "policy/v1", "kind": "PodDisruptionBudget",
+        "metadata": { "name": "other", "namespace": "shop" }, "spec": { "minAvailable": 2 } });
+    api.put(theirs);
+    api.put(with("both"));
+    // An older chart has no rights for one of them: the Gateway is served all the same, and told.
+    api.refuse("PATCH horizontalpodautoscalers", 403, 1);
+    let app = start(&api, &["--gateway-image", "registry.example/mesh-waypoint:1"]).await;
+    eventually("both", || ASKED.iter().all(|kind| api.get(kind, "shop", "wp").is_some())).await;
+    let scaler = api.get("HorizontalPodAutoscaler", "shop", "wp").unwrap();
+    assert_eq!((&scaler["spec"]["maxReplicas"], &scaler["spec"]["scaleTargetRef"]["name"]), (&json!(4), &json!("wp")));
+    api.delete("PodDisruptionBudget", "shop", "wp");
+    eventually("another one", || api.get("PodDisruptionBudget", "shop", "wp").is_some()).await;
+
+    api.put(with("none"));
+    eventually("neither", || ASKED.iter().all(|kind| api.get(kind, "shop", "wp").is_none())).await;
+    assert!(api.get("Deployment", "shop", "wp").is_some() && api.get("PodDisruptionBudget", "shop", "other").is_some());
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn without_an_image_nothing_is_made() {
     let api = istio().await;
     for plural in ["gateways", "gatewayclasses"] {

@@ -342,7 +342,13 @@ fn the_control_plane_may_make_pods_for_gateways_only_where_it_is_to() {
             arguments(object(&all, "Deployment", "mesh-control")).iter().any(|a| a.starts_with("--gateway-image="));
         (written, image)
     };
-    assert_eq!(writes(json!({})), (vec![json!(["deployments"]), json!(["services", "serviceaccounts"])], true));
+    let written = [
+        json!(["deployments"]),
+        json!(["services", "serviceaccounts"]),
+        json!(["horizontalpodautoscalers"]),
+        json!(["poddisruptionbudgets"]),
+    ];
+    assert_eq!(writes(json!({})), (written.to_vec(), true));
     assert_eq!(writes(json!({ "gateways": { "enabled": false } })), (Vec::new(), false));
 }
 

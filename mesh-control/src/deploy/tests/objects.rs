@@ -179,7 +179,21 @@ fn what_users_lay_over_is_bounded_to_where_and_how_well_pods_run() {
         ("not YAML", found(json!({ "service": "{" })), "not valid YAML"),
         ("no object", found(json!({ "service": "[1]" })), "a part of an object"),
         ("too long", found(json!({ "service": "a".repeat(70_000) })), "longer than"),
-        ("what is not built", found(json!({ "horizontalPodAutoscaler": "spec: {}" })), "not built"),
+        (
+            "another one's pods to scale",
+            found(json!({ "horizontalPodAutoscaler": "spec: {scaleTargetRef: {name: other}}" })),
+            "spec.scaleTargetRef: cannot be set here",
+        ),
+        (
+            "another one's pods to keep",
+            found(json!({ "podDisruptionBudget": "spec: {selector: {}}" })),
+            "spec.selector: cannot be set here",
+        ),
+        (
+            "a token for everybody",
+            found(json!({ "serviceAccount": "automountServiceAccountToken: true" })),
+            "automount",
+        ),
         ("an unknown part", found(json!({ "deploy": "spec: {}" })), "there is no such part"),
     ] {
         known.parameters.insert(own.clone(), parameters);

@@ -58,7 +58,8 @@ impl Outlets {
         let (at_waypoints, bindings) = (&view.at_waypoints, &view.bindings);
         let unknown = &resolved.unknown.union(&view.undecided).cloned().collect();
         let objects = join.objects();
-        let verdicts = verdict::judge(update.marks, objects, problems, unknown, at_waypoints, belonging, bindings);
+        let mut verdicts = verdict::judge(update.marks, objects, problems, unknown, at_waypoints, belonging, bindings);
+        verdict::give(&mut verdicts, &view.given);
         let mut diagnoses = update.diagnoses;
         for (key, problem) in &view.problems {
             let place = update.places.get(key).and_then(|(file, line)| {

@@ -2,13 +2,14 @@
 //! The joining makes verdicts; a replica that is the leader writes them as conditions (`cluster::conditions`).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use serde_json::Value as Json;
 
 use crate::diagnosis::{Diagnosis, Problem, Severity};
 use crate::resource::routing::reference::ParentReference;
 use crate::resource::{Key, Kind, Objects, Secured};
-use mesh_core::NamespacedName;
+use mesh_core::{ArcStr, NamespacedName};
 
 /// The condition that tells a service of its waypoint. It has Istio's name, so that what waits for that sees it.
 pub const WAYPOINT_BOUND: &str = "istio.io/WaypointBound";
@@ -24,6 +25,8 @@ pub struct Mark {
     pub generation: i64,
     /// The conditions of its status; of a route of the Gateway API, what it says of each parent.
     pub conditions: Vec<Json>,
+    /// The addresses of its status, which only ServiceEntries have.
+    pub addresses: Vec<Json>,
     /// It could be read.
     pub is_read: bool,
     /// What is wrong with it.
@@ -60,6 +63,8 @@ pub struct Verdict {
     pub at_waypoint: bool,
     /// What there is to say of the waypoint of a service.
     pub binding: Option<Binding>,
+    /// The addresses that were given to the hosts of a ServiceEntry, if it counts.
+    pub given: Option<Vec<(ArcStr, IpAddr)>>,
     /// The object that was judged.
     pub mark: Mark,
 }
@@ -121,6 +126,15 @@ pub fn judge(
     judged.collect()
 }
 
+/// Adds what was given to the hosts of ServiceEntries.
+pub fn give(verdicts: &mut Verdicts, given: &BTreeMap<Key, Vec<(ArcStr, IpAddr)>>) {
+    for (key, addresses) in given {
+        if let Some(verdict) = verdicts.get_mut(key) {
+            verdict.given = Some(addresses.clone());
+        }
+    }
+}
+
 /// That of a service; none if there is nothing to say, and it does not say anything either.
 fn of_service(mark: Mark, binding: Option<Binding>) -> Option<Verdict> {
     let says = mark.conditions.iter().any(|condition| condition["type"] == WAYPOINT_BOUND);
@@ -129,7 +143,8 @@ fn of_service(mark: Mark, binding: Option<Binding>) -> Option<Verdict> {
         Some(binding) => *binding != Binding::Untold,
     };
     let reasons = Vec::new();
-    let verdict = Verdict { standing: Standing::InForce, reasons, route: None, at_waypoint: false, binding, mark };
+    let verdict =
+        Verdict { standing: Standing::InForce, reasons, route: None, at_waypoint: false, binding, given: None, mark };
     is_told.then_some(verdict)
 }
 
@@ -216,6 +231,7 @@ fn verdict(key: &Key, mark: Mark, objects: &Objects, joined: &[&Problem], at_way
         route: None,
         at_waypoint,
         binding: None,
+        given: None,
         mark,
     }
 }

@@ -15,7 +15,10 @@
 //! the same of its own; one that names none any more has no such condition. Routes and policies of the Gateway API are told of each object above them instead
 //! (`cluster::parents`).
 
+use std::net::IpAddr;
+
 use jiff::Timestamp;
+use mesh_core::ArcStr;
 use serde_json::{Value as Json, json};
 
 use super::parents::{self, ParentSaid};
@@ -48,6 +51,8 @@ pub struct Said {
 pub enum Saying {
     /// One condition.
     Condition(Said),
+    /// One condition, and the addresses that hosts of a ServiceEntry have.
+    Addressed(Said, Vec<Json>),
     /// That condition is to be gone.
     Absent(Said),
     /// Some for each parent of a route, and what is said of it elsewhere.
@@ -61,6 +66,11 @@ impl Saying {
             return of_service(verdict.binding.as_ref());
         }
         let said = said(kind, verdict, with_istio);
+        if let Some(given) = &verdict.given {
+            let item =
+                |(host, address): &(ArcStr, IpAddr)| json!({ "value": address.to_string(), "host": host.as_str() });
+            return Saying::Addressed(said, given.iter().map(item).collect());
+        }
         if !kind.is_told_by_parent() {
             return Saying::Condition(said);
         }
@@ -72,7 +82,9 @@ impl Saying {
     /// In one sentence.
     pub fn said(&self) -> &Said {
         match self {
-            Saying::Condition(said) | Saying::Absent(said) | Saying::Parents(_, said) => said,
+            Saying::Condition(said) | Saying::Addressed(said, _) | Saying::Absent(said) | Saying::Parents(_, said) => {
+                said
+            }
         }
     }
 
@@ -83,7 +95,7 @@ impl Saying {
             Saying::Absent(_) => return None,
             Saying::Parents(parents, _) if parents.is_empty() => return None,
             Saying::Parents(_, said) => (said, parents::were_refused(before)),
-            Saying::Condition(said) => {
+            Saying::Condition(said) | Saying::Addressed(said, _) => {
                 let is_refusal = |one: &Json| one["type"] == said.r#type && one["status"] == "False";
                 (said, before.iter().any(is_refusal))
             }
@@ -91,10 +103,17 @@ impl Saying {
         (!said.holds || was_refused).then_some(said)
     }
 
+    /// The addresses that the status is to show; `None` if it does, in whatever order.
+    pub fn addresses(&self, before: &[Json]) -> Option<&[Json]> {
+        let Saying::Addressed(_, given) = self else { return None };
+        let is_same = given.len() == before.len() && given.iter().all(|one| before.contains(one));
+        (!is_same).then_some(given)
+    }
+
     /// The part of the status that is ours to write, after it was told; `None` if there is nothing new in it.
     pub fn told(&self, before: &[Json], generation: i64, now: Timestamp) -> Option<Vec<Json>> {
         match self {
-            Saying::Condition(said) => told(before, said, generation, now),
+            Saying::Condition(said) | Saying::Addressed(said, _) => told(before, said, generation, now),
             Saying::Absent(said) => {
                 let others: Vec<Json> = before.iter().filter(|one| one["type"] != said.r#type).cloned().collect();
                 (others != before).then_some(others)
@@ -203,7 +222,15 @@ mod tests {
 
     fn verdict(standing: Standing, reasons: &[&str]) -> Verdict {
         let reasons = reasons.iter().map(|reason| (*reason).to_owned()).collect();
-        Verdict { standing, reasons, route: None, at_waypoint: false, binding: None, mark: Mark::default() }
+        Verdict {
+            standing,
+            reasons,
+            route: None,
+            at_waypoint: false,
+            binding: None,
+            given: None,
+            mark: Mark::default(),
+        }
     }
 
     #[test]

@@ -34,14 +34,15 @@ struct Note {
     api_version: String,
     generation: i64,
     conditions: Vec<Json>,
+    addresses: Vec<Json>,
 }
 
 impl Item {
     /// What is told to it goes there.
     pub fn mark(&self) -> Option<Mark> {
-        let Note { api_version, generation, conditions } = self.note.clone()?;
+        let Note { api_version, generation, conditions, addresses } = self.note.clone()?;
         let (uid, diagnoses, is_read) = (self.uid.clone(), self.diagnoses.clone(), self.outcome.is_ok());
-        Some(Mark { api_version, uid, generation, conditions, is_read, diagnoses })
+        Some(Mark { api_version, uid, generation, conditions, addresses, is_read, diagnoses })
     }
 
     /// Whether nothing that matters differs. What was told to the object does not.
@@ -68,6 +69,7 @@ pub fn decode(kind: Kind, api_version: &str, object: Json) -> Option<Item> {
         api_version: api_version.to_owned(),
         generation: object.get("metadata").and_then(|m| m.get("generation")).and_then(Json::as_i64).unwrap_or_default(),
         conditions: conditions(kind, &object),
+        addresses: addresses(kind, &object),
     });
     let tree = tree(Json::Object(object));
     // Items of lists do not say what they are, and metadata says that it is metadata.
@@ -103,6 +105,13 @@ pub fn told_in(kind: Kind) -> &'static str {
 pub fn conditions(kind: Kind, object: &Map<String, Json>) -> Vec<Json> {
     let conditions = object.get("status").and_then(|status| status.get(told_in(kind))).and_then(Json::as_array);
     conditions.cloned().unwrap_or_default()
+}
+
+/// The addresses that a ServiceEntry's status says were given to its hosts.
+pub fn addresses(kind: Kind, object: &Map<String, Json>) -> Vec<Json> {
+    let status = object.get("status").filter(|_| kind == Kind::ServiceEntry);
+    let addresses = status.and_then(|status| status.get("addresses")).and_then(Json::as_array);
+    addresses.cloned().unwrap_or_default()
 }
 
 /// Takes away what nobody reads, before anything is made of it.

@@ -155,6 +155,7 @@ mod tests {
             route,
             at_waypoint: false,
             binding: None,
+            given: None,
             mark,
         }
     }

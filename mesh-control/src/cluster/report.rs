@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::conditions::{Said, Saying};
-use super::decode::{conditions, told_in};
+use super::decode::{addresses, conditions, told_in};
 use super::source::resource;
 use super::telling::{Outcome, Telling};
 use crate::api_server::{Failure, get, send};
@@ -201,13 +201,22 @@ async fn tell(
         return Ok(Outcome::Gone);
     }
     let before = conditions(key.kind, &object);
-    let Some(after) = saying.told(&before, generation, Timestamp::now()) else { return Ok(Outcome::There) };
-    let status = Map::from_iter([(told_in(key.kind).to_owned(), Json::Array(after))]);
+    let mut status = Map::new();
+    if let Some(after) = saying.told(&before, generation, Timestamp::now()) {
+        status.insert(told_in(key.kind).to_owned(), Json::Array(after));
+    }
+    let is_news = !status.is_empty();
+    if let Some(given) = saying.addresses(&addresses(key.kind, &object)) {
+        status.insert("addresses".to_owned(), Json::Array(given.to_vec()));
+    }
+    if status.is_empty() {
+        return Ok(Outcome::There);
+    }
     let body = json!({ "metadata": { "resourceVersion": metadata("resourceVersion") }, "status": status });
     send::<Json>(client, Method::PATCH, &format!("{path}/status"), MERGE, &body, ANSWER).await?;
     let said = saying.said();
     tracing::debug!(object = %key, condition = said.r#type, holds = said.holds, reason = said.reason, "condition written");
-    if let Some(news) = saying.news(&before).filter(|_| !is_repeated) {
+    if let Some(news) = saying.news(&before).filter(|_| is_news && !is_repeated) {
         // The condition says it, too: an event that is lost is not missed.
         let _ = event(client, key, mark, news).await;
     }

@@ -170,7 +170,8 @@ impl Telling {
 }
 
 fn shows(mark: &Mark, said: &Saying) -> bool {
-    said.told(&mark.conditions, mark.generation, Timestamp::UNIX_EPOCH).is_none()
+    let is_told = said.told(&mark.conditions, mark.generation, Timestamp::UNIX_EPOCH).is_none();
+    is_told && said.addresses(&mark.addresses).is_none()
 }
 
 #[cfg(test)]
@@ -187,7 +188,7 @@ mod tests {
 
     fn verdict(standing: Standing, conditions: &[Json]) -> Verdict {
         let mark = Mark { uid: "u".into(), generation: 3, conditions: conditions.to_vec(), ..Mark::default() };
-        Verdict { standing, reasons: Vec::new(), route: None, at_waypoint: false, binding: None, mark }
+        Verdict { standing, reasons: Vec::new(), route: None, at_waypoint: false, binding: None, given: None, mark }
     }
 
     /// The conditions of an object that shows a standing.
@@ -240,6 +241,33 @@ mod tests {
                 say(&mut telling, kind, &verdict, outcome, start);
             }
             assert_eq!(look(&mut telling, kind, &now, start + Duration::from_secs(seconds)), new, "{what}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_written_until_the_status_shows_them() {
+        use serde_json::json;
+        let (kind, now) = (Kind::ServiceEntry, Instant::now());
+        let of = |given: &[&str], shown: &[&str]| {
+            let mut verdict = verdict(Standing::InForce, &[]);
+            verdict.given = Some(given.iter().map(|ip| ("a.example.com".into(), ip.parse().unwrap())).collect());
+            let said = Saying::of(kind, &verdict, false);
+            verdict.mark.conditions = said.told(&[], 3, Timestamp::UNIX_EPOCH).unwrap();
+            verdict.mark.addresses = shown.iter().map(|ip| json!({ "host": "a.example.com", "value": ip })).collect();
+            verdict
+        };
+        let (v4, v6) = ("240.240.0.1", "2001:2::1");
+        for (given, shown, is_new) in [
+            (&[v4, v6][..], &[][..], true),
+            (&[v4, v6], &[v4, v6], false),
+            (&[v4, v6], &[v6, v4], false),
+            (&[v4, v6], &[v4], true),
+            (&[v4], &[v4, v6], true),
+            (&[], &[v4], true),
+            (&[], &[], false),
+        ] {
+            let found = look(&mut Telling::new(MINUTE), kind, &of(given, shown), now);
+            assert_eq!(found, is_new, "{given:?} {shown:?}");
         }
     }
 

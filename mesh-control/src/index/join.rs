@@ -269,7 +269,7 @@ impl Join {
                 &l7.in_force,
                 &l4.in_force,
                 &telemetry.in_force,
-                &entries,
+                &entries.in_force,
                 &outbound.in_force,
                 &endpoints.in_force,
             ]
@@ -286,6 +286,7 @@ impl Join {
             nodes: objects.nodes.values().map(|n| (n.name.clone(), n.uid.clone())).collect(),
             namespaces: objects.namespaces.keys().filter(|name| settings.discovers(&objects, name)).cloned().collect(),
             services: services.by_key,
+            given: entries.given,
             settings: settings.clone(),
             problems,
         };

@@ -30,6 +30,12 @@ pub fn key(namespace: &str, name: &str, settings: &Settings) -> NamespacedName {
     NamespacedName::new(namespace, format!("{name}.{namespace}.svc.{}", settings.cluster_domain))
 }
 
+/// Name and namespace of a service, of its full name.
+pub fn split<'a>(full: &'a str, settings: &Settings) -> Option<(&'a str, &'a str)> {
+    let name = full.strip_suffix(&*settings.cluster_domain)?.strip_suffix(".svc.")?;
+    name.split_once('.').filter(|(_, namespace)| !namespace.contains('.'))
+}
+
 /// Translates all services. `waypoint` says which one each has.
 pub fn index(
     objects: &Objects,

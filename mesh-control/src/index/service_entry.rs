@@ -1,16 +1,21 @@
-//! Hosts of ServiceEntries as services of the mesh, and their endpoints. A host without addresses gets one of each family that nobody else has, so that what
-//! clients connect to says which host they mean; it follows from the names alone, and a restart changes nothing. What cannot be done is told to the object.
+//! Hosts of ServiceEntries as services of the mesh, and their endpoints. A host without addresses gets one of each family that nobody else has ([`given`]), so that
+//! what clients connect to says which host they mean. The host of a service of Kubernetes stays that: who may be its endpoints is all that an entry adds
+//! ([`decoration`]). What cannot be done is told to the object.
+
+mod decoration;
+mod given;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use aws_lc_rs::digest::{SHA256, digest};
 use ipnet::IpNet;
 use mesh_core::service::{AppProtocol, LoadBalancing, Mode, ServiceAddress, ServicePort, Visibility};
 use mesh_core::workload::{PortMapping, WorkloadType};
 use mesh_core::{ArcStr, GatewayAddress, Locality, NamespacedName, Service, Workload};
 
+pub use self::decoration::may_decorate;
+use self::given::Given;
 use super::service::Services;
 use super::waypoint::{Guard, Waypoints};
 use super::{Settings, workload};
@@ -20,11 +25,6 @@ use crate::resource::routing::WorkloadEntry;
 use crate::resource::routing::service_entry::{Endpoint, EntryPort, Resolution, Selector, ServiceEntry};
 use crate::resource::{Key, Kind, Labels, Objects, Pod, meta};
 use mesh_core::outside::is_public;
-
-/// On an object: whether a host without addresses gets one.
-const AUTO: &str = "networking.istio.io/enable-autoallocate-ip";
-/// Given addresses: 240.240.0.0/16 and 2001:2::/48, as Istio's.
-const GIVEN: u32 = 65_534;
 
 type Entry = Arc<Routed<ServiceEntry>>;
 type Problems = Vec<(Key, Problem)>;
@@ -41,12 +41,16 @@ pub fn entries<'a>(objects: &'a Objects, settings: &Settings) -> Vec<&'a Entry> 
 }
 
 /// Hosts that become services; of a pattern no address can be found, unless each request says the name that is to be looked up. One that means names of the cluster
-/// is none: it would be everybody's, for resolvers of pods try them before all others.
-pub fn hosts<'a>(entry: &'a Entry, settings: &'a Settings) -> impl Iterator<Item = (usize, &'a str)> {
+/// is none: it would be everybody's, for resolvers of pods try them before all others. Nor is one of a service of Kubernetes.
+pub fn hosts<'a>(
+    entry: &'a Entry,
+    objects: &'a Objects,
+    settings: &'a Settings,
+) -> impl Iterator<Item = (usize, &'a str)> {
     let is_dynamic = entry.spec.resolution == Resolution::DynamicDns;
     let hosts = entry.spec.hosts.iter().enumerate().map(|(index, host)| (index, host.as_str()));
     hosts.filter(move |(_, host)| {
-        !host.starts_with('*')
+        !host.starts_with('*') && decoration::of_kubernetes(host, objects, settings).is_none()
             || (is_dynamic && host.starts_with("*.") && !is_of_cluster(host, &settings.cluster_domain))
     })
 }
@@ -68,23 +72,33 @@ fn object(entry: &Entry) -> Key {
     Key { kind: Kind::ServiceEntry, namespace: entry.namespace.clone(), name: entry.name.clone() }
 }
 
-/// Adds the hosts to the services of Kubernetes, which go before them. `waypoint` says which one each has. What comes back are the objects that are in force.
+/// What came of hosts.
+#[derive(Debug, Default)]
+pub struct Entered {
+    /// The objects that are in force.
+    pub in_force: BTreeSet<Key>,
+    /// The addresses that were given to the hosts of each that counts: none to those that have their own.
+    pub given: BTreeMap<Key, Vec<(ArcStr, IpAddr)>>,
+}
+
+/// Adds the hosts to the services of Kubernetes, which go before them. `waypoint` says which one each has.
 pub fn services(
     objects: &Objects,
     settings: &Settings,
     waypoint: impl Fn(&Entry) -> Option<GatewayAddress>,
     services: &mut Services,
     problems: &mut Problems,
-) -> BTreeSet<Key> {
-    let mut given = Given::default();
-    let mut in_force = BTreeSet::new();
+) -> Entered {
+    let mut given = Given::new(objects, settings, services);
+    let mut entered =
+        Entered { in_force: decoration::names(objects, settings, services, problems), ..Entered::default() };
     for entry in entries(objects, settings) {
         let bound = waypoint(entry);
         told(entry, settings, bound.is_some(), problems);
-        for (index, host) in hosts(entry, settings) {
+        let own = entered.given.entry(object(entry)).or_default();
+        for (index, host) in hosts(entry, objects, settings) {
             let key = key(entry, host);
             let field = format!("spec.hosts[{index}]");
-            // A host of Kubernetes is known by its own service.
             if let Some(other) = services.by_key.get(&key) {
                 let message = format!("{host} is the host of {}/{}, which counts", other.namespace, other.name);
                 problems.push((object(entry), Problem::warning(field, message)));
@@ -92,8 +106,11 @@ pub fn services(
             }
             let mut service = Service::new(entry.namespace.clone(), entry.name.clone(), key.name.clone());
             service.addresses = addresses(entry, services, problems);
-            if service.addresses.is_empty() && entry.spec.addresses.is_empty() {
-                service.addresses = given.to(entry, &key, services);
+            if given::wants(entry) {
+                let to = given.to(entry, &key, services);
+                own.extend(to.iter().map(|address| (key.name.clone(), *address)));
+                let address = |ip: IpAddr| ServiceAddress { network: ArcStr::new(), cidr: IpNet::from(ip) };
+                service.addresses = to.into_iter().map(address).collect();
             }
             service.ports = entry.spec.ports.iter().map(port).collect();
             if entry.spec.resolution == Resolution::None {
@@ -106,10 +123,10 @@ pub fn services(
                 service.visibility = Visibility::Namespace;
             }
             services.by_key.insert(key, Arc::new(service));
-            in_force.insert(object(entry));
+            entered.in_force.insert(object(entry));
         }
     }
-    in_force
+    entered
 }
 
 /// Whether only its own namespace sees it.
@@ -203,42 +220,6 @@ pub fn protocol(port: &EntryPort) -> AppProtocol {
     }
 }
 
-/// Addresses that were given to hosts without any.
-#[derive(Default)]
-struct Given(BTreeSet<u32>);
-
-impl Given {
-    /// The number that the host's name means, or the next that is free.
-    fn to(&mut self, entry: &Entry, key: &NamespacedName, services: &mut Services) -> Vec<ServiceAddress> {
-        let is_off = entry.marks.get(AUTO).is_some_and(|value| value == "false");
-        if is_off || entry.spec.resolution == Resolution::None || self.0.len() >= GIVEN as usize {
-            return Vec::new();
-        }
-        let hash = digest(&SHA256, key.to_string().as_bytes());
-        let bytes = hash.as_ref().iter().take(4).fold(0u32, |number, byte| (number << 8) | u32::from(*byte));
-        let mut number = bytes % GIVEN + 1;
-        let (v4, v6) = loop {
-            if self.0.len() >= GIVEN as usize {
-                return Vec::new();
-            }
-            let [.., high, low] = number.to_be_bytes();
-            let v4 = IpAddr::from(Ipv4Addr::new(240, 240, high, low));
-            let v6 = IpAddr::from(Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, u16::from_be_bytes([high, low])));
-            // One that somebody has written stays theirs.
-            let is_free = !services.addresses.contains_key(&v4) && !services.addresses.contains_key(&v6);
-            if self.0.insert(number) && is_free {
-                break (v4, v6);
-            }
-            number = number % GIVEN + 1;
-        };
-        // From now on it is nobody else's, neither as an address nor as an endpoint.
-        services.addresses.insert(v4, object(entry));
-        services.addresses.insert(v6, object(entry));
-        let address = |ip: IpAddr| ServiceAddress { network: ArcStr::new(), cidr: IpNet::from(ip) };
-        vec![address(v4), address(v6)]
-    }
-}
-
 /// What came of endpoints besides workloads.
 pub struct Endpoints<'a> {
     /// WorkloadEntries that are some.
@@ -265,8 +246,10 @@ pub fn endpoints<'a>(
     let mut made: BTreeMap<(ArcStr, IpAddr), usize> = BTreeMap::new();
     let mut guarded = BTreeSet::new();
     let mut unusable = BTreeSet::new();
-    for entry in entries(objects, settings) {
-        let keys: Vec<NamespacedName> = hosts(entry, settings).map(|(_, host)| key(entry, host)).collect();
+    let is_kubernetes = |host: &String| decoration::of_kubernetes(host, objects, settings).is_some();
+    // Endpoints of services are what those select.
+    for entry in entries(objects, settings).into_iter().filter(|entry| !entry.spec.hosts.iter().all(is_kubernetes)) {
+        let keys: Vec<NamespacedName> = hosts(entry, objects, settings).map(|(_, host)| key(entry, host)).collect();
         let is_own = |key: &&NamespacedName| services.by_key.get(*key).is_some_and(|own| own.name == entry.name);
         let keys: Vec<&NamespacedName> = keys.iter().filter(is_own).collect();
         let account = waypoints.guards_entry(entry, objects, settings).filter(|_| !keys.is_empty());
@@ -410,7 +393,7 @@ fn targets<'a, 'k>(
     };
     let names: BTreeSet<&str> = spec.names().collect();
     if spec.endpoints.is_empty() {
-        for (index, host) in hosts(entry, settings).filter(|(_, host)| names.contains(host)) {
+        for (index, host) in hosts(entry, objects, settings).filter(|(_, host)| names.contains(host)) {
             let own = key(entry, host);
             let own = keys.iter().copied().filter(|key| **key == own).collect();
             of_name(host, format!("spec.hosts[{index}]"), None, own);

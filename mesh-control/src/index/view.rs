@@ -1,6 +1,7 @@
 //! The view: everything that is served, from one set of objects.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_core::l4::ConnectionRoutes;
@@ -147,6 +148,8 @@ pub struct View {
     pub nodes: BTreeMap<ArcStr, Option<String>>,
     /// Pods of agents that have not ended, by uid.
     pub agents: BTreeMap<ArcStr, AgentPod>,
+    /// Addresses that were given to hosts of ServiceEntries, by those.
+    pub given: BTreeMap<Key, Vec<(ArcStr, IpAddr)>>,
     /// What does not fit together.
     pub problems: Vec<(Key, Problem)>,
 }

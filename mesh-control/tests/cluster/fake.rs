@@ -481,7 +481,7 @@ fn key(object: &Json) -> (String, String) {
 fn plural(kind: &str) -> String {
     match kind.to_lowercase() {
         kind if kind.ends_with('s') => format!("{kind}es"),
-        kind if kind.ends_with("policy") => format!("{}ies", kind.trim_end_matches('y')),
+        kind if kind.ends_with("policy") || kind.ends_with("entry") => format!("{}ies", kind.trim_end_matches('y')),
         kind => format!("{kind}s"),
     }
 }

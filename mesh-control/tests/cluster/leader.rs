@@ -71,6 +71,57 @@ async fn features_CL_10_a_service_is_told_of_its_waypoint_while_it_names_one() {
 }
 
 #[tokio::test]
+async fn features_SE_2_given_addresses_are_written_and_outlive_the_process_that_gave_them() {
+    let api = istio().await;
+    api.put(super::routes::kind("serviceentries", "networking.istio.io", &["v1"]));
+    let entry = |name: &str, made: u32, addresses: &[&str]| {
+        let host = format!("{name}.example.com");
+        let shown: Vec<Json> = addresses.iter().map(|value| json!({ "value": value, "host": host })).collect();
+        let metadata = json!({ "name": name, "namespace": "shop", "generation": 1,
+            "creationTimestamp": format!("2026-01-01T00:00:{made:02}Z") });
+        let spec = json!({ "hosts": [host], "resolution": "STATIC", "endpoints": [{ "address": "192.0.2.1" }] });
+        json!({ "apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry", "metadata": metadata, "spec": spec,
+            "status": { "addresses": shown, "validationMessages": ["theirs"] } })
+    };
+    let shown = |name: &str| {
+        let entry = api.get("ServiceEntry", "shop", name).unwrap();
+        assert_eq!(entry["status"]["validationMessages"], json!(["theirs"]), "what others say stays");
+        let all = entry["status"]["addresses"].as_array().cloned().unwrap_or_default();
+        let of = |one: &Json| format!("{} {}", one["host"].as_str().unwrap(), one["value"].as_str().unwrap());
+        all.iter().map(of).collect::<Vec<_>>()
+    };
+    let is_told = |name: &str| !api.get("ServiceEntry", "shop", name).unwrap()["status"]["conditions"].is_null();
+    // Of an earlier control plane: one that is good, and one that an older object has.
+    api.put(entry("kept", 1, &["240.240.9.9", "2001:2::9"]));
+    api.put(entry("late", 2, &["240.240.9.9"]));
+    api.put(entry("new", 3, &[]));
+    let one = start(&api, &[]).await;
+    eventually("all are told", || {
+        ["kept", "late", "new"].into_iter().all(|name| is_told(name) && shown(name).len() == 2)
+    })
+    .await;
+    assert_eq!(shown("kept"), ["kept.example.com 240.240.9.9", "kept.example.com 2001:2::9"]);
+    assert!(
+        shown("late")[0] != "late.example.com 240.240.9.9" && shown("new")[0].starts_with("new.example.com 240.240.")
+    );
+    let before: Vec<_> = ["kept", "late", "new"].map(shown).into();
+    soon("stop", one.stop()).await;
+    // An older object of that address comes while nobody looks: it has none, the others keep theirs.
+    let taken = shown("new")[0].split_once(' ').unwrap().1.to_owned();
+    api.put(entry("older", 0, &[]));
+    let two = start(&api, &[]).await;
+    eventually("it is told, too", || is_told("older") && shown("older").len() == 2).await;
+    assert_eq!(["kept", "late", "new"].map(shown).to_vec(), before);
+    assert!(!shown("older")[0].ends_with(&taken));
+    // Who writes one of their own has none given.
+    let mut own = api.get("ServiceEntry", "shop", "new").unwrap();
+    own["spec"]["addresses"] = json!(["192.0.2.9"]);
+    api.put(versioned(own, 2));
+    eventually("none is given", || shown("new").is_empty()).await;
+    two.stop().await;
+}
+
+#[tokio::test]
 async fn the_leader_tells_objects_what_is_in_force_of_them() {
     let api = istio().await;
     let (good, bad) = (json!({ "action": "DENY", "rules": [{}] }), json!({ "rulez": [] }));

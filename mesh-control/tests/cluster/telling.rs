@@ -53,6 +53,7 @@ impl Telling {
                 route: None,
                 at_waypoint: false,
                 binding: None,
+                given: None,
                 mark,
             };
             (key, verdict)

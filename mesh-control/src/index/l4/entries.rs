@@ -20,7 +20,7 @@ pub(super) fn hosts(objects: &Objects, settings: &Settings, around: &Around<'_>)
     let mut all: Vec<(NamespacedName, Vec<Port>)> = Vec::new();
     let mut seen = BTreeSet::new();
     for entry in service_entry::entries(objects, settings) {
-        for (_, host) in service_entry::hosts(entry, settings) {
+        for (_, host) in service_entry::hosts(entry, objects, settings) {
             let key = service_entry::key(entry, host);
             let is_known = matches!(around.hosts.find(&key.name, &key.namespace), Some(Host::Service(_)))
                 || !seen.insert(key.clone());

@@ -11,6 +11,7 @@ use mesh_core::NamespacedName;
 
 use super::parents::{self, Owner};
 use crate::diagnosis::closest;
+use crate::index::service_entry::may_decorate;
 use crate::index::{Settings, service};
 use crate::resource::routing::gateway::Gateway;
 use crate::resource::routing::{Routed, Routes, ServiceEntry};
@@ -173,10 +174,15 @@ impl<'a> Hosts<'a> {
         self.settings.is_root(namespace)
     }
 
-    /// Name and namespace of a service, of its full name.
+    /// Names of certificates that ServiceEntries add to a service of Kubernetes.
+    pub fn added_names(&self, full: &str, of: &Service) -> Vec<&'a String> {
+        let may = |entry: &&&Arc<Routed<ServiceEntry>>| may_decorate(&entry.namespace, &of.namespace, self.settings);
+        let all = self.entries.get(full).into_iter().flatten().filter(may);
+        all.flat_map(|entry| &entry.spec.subject_alt_names).collect()
+    }
+
     fn split<'b>(&self, full: &'b str) -> Option<(&'b str, &'b str)> {
-        let name = full.strip_suffix(&*self.settings.cluster_domain)?.strip_suffix(".svc.")?;
-        name.split_once('.').filter(|(_, namespace)| !namespace.contains('.'))
+        service::split(full, self.settings)
     }
 }
 

@@ -2,6 +2,8 @@
 
 mod at_gateways;
 mod bypass;
+mod decoration;
+mod given;
 mod joins;
 mod outbound;
 mod policies;

@@ -87,7 +87,7 @@ fn what_belongs_to_others_is_not_taken_and_what_is_not_built_is_told() {
     for (spec, expected) in [
         (
             "{hosts: [web.shop.svc.cluster.local], resolution: STATIC, END}",
-            "spec.hosts[0]: web.shop.svc.cluster.local is the host of shop/web, which counts",
+            "spec.hosts[0]: web.shop.svc.cluster.local is the host of Service shop/web, which counts: only subjectAltNames are used, not endpoints",
         ),
         (
             "{hosts: [a.example.com], addresses: [198.19.0.1], resolution: STATIC, END}",

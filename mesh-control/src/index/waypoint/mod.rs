@@ -307,7 +307,7 @@ impl Waypoints {
         }
         for entry in service_entry::entries(objects, settings) {
             let Some(gateway) = self.entry(entry, objects, settings).gateway else { continue };
-            let hosts = service_entry::hosts(entry, settings).map(|(_, host)| service_entry::key(entry, host));
+            let hosts = service_entry::hosts(entry, objects, settings).map(|(_, host)| service_entry::key(entry, host));
             served.entry(gateway).or_default().extend(hosts);
         }
         served

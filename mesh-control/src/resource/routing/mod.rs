@@ -47,6 +47,9 @@ use crate::yaml::node::{Node as Tree, Value, join};
 pub trait Spec: for<'de> Deserialize<'de> {
     /// What must hold between fields.
     fn check(&self, check: &mut Check<'_>);
+
+    /// Takes from the status what is read of it: of most kinds nothing.
+    fn take_status(&mut self, _status: &Tree) {}
 }
 
 /// An object of one of these kinds.
@@ -231,8 +234,9 @@ fn spec<S: Spec>(key: &Key, tree: &Tree, wrap: impl FnOnce(Routed<S>) -> Routing
         (true, false) => Unknown::Either,
         (true, true) => Unknown::Later,
     };
-    let read: Option<S> = strict::read(written, "spec", unknown, &mut problems);
-    if let Some(spec) = &read {
+    let mut read: Option<S> = strict::read(written, "spec", unknown, &mut problems);
+    if let Some(spec) = &mut read {
+        top.as_ref().and_then(|top| top.get("status")).into_iter().for_each(|status| spec.take_status(status));
         spec.check(&mut Check::new(&key.namespace, &mut problems));
     }
     let outcome = match read {

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::values::{PROTOCOLS, block, host, host_pattern, protocol, visibility};
 use super::{Check, Spec};
 use crate::resource::{Labels, meta};
+use crate::yaml::node::{Node as Tree, Value};
 
 const MOST: usize = 256;
 const MOST_ENDPOINTS: usize = 4096;
@@ -46,6 +47,18 @@ pub struct ServiceEntry {
     /// Who the endpoints may be: identities of the mesh, and names of certificates, where TLS is begun by a DestinationRule that has none itself.
     #[serde(default)]
     pub subject_alt_names: Vec<String>,
+    /// What its status says was given to hosts without addresses, by whichever control plane.
+    #[serde(skip)]
+    pub given: Vec<Given>,
+}
+
+/// An address that was given to a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// Which host.
+    pub host: String,
+    /// The address.
+    pub address: IpAddr,
 }
 
 /// A port of a service.
@@ -119,6 +132,21 @@ pub struct Selector {
 }
 
 impl Spec for ServiceEntry {
+    fn take_status(&mut self, status: &Tree) {
+        let Some(Value::List(items)) = status.get("addresses").map(|list| &list.value) else { return };
+        // Whoever writes more than two of a host has not read this definition.
+        let items = items.iter().take(2 * MOST);
+        let text = |item: &Tree, field: &str| item.get(field).and_then(Tree::as_str).map(str::to_owned);
+        self.given = items
+            .filter_map(|item| {
+                let host = text(item, "host").filter(|host| !host.is_empty());
+                // Of an entry with one host it need not be said.
+                let host = host.or_else(|| self.hosts.first().filter(|_| self.hosts.len() == 1).cloned())?;
+                Some(Given { host, address: text(item, "value")?.parse().ok()? })
+            })
+            .collect();
+    }
+
     fn check(&self, check: &mut Check<'_>) {
         if self.hosts.is_empty() {
             check.error("spec.hosts", "no host", "name at least one");

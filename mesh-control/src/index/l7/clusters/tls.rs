@@ -56,9 +56,12 @@ pub(super) fn of_rule(
     if let Some(why) = notes.closed() {
         return Err(why.into());
     }
-    let names = match reader.around.hosts.find(&place.service.name, &place.service.namespace) {
-        Some(Host::Entry(entry)) if written.subject_alt_names.is_empty() => &entry.spec.subject_alt_names,
-        _ => &written.subject_alt_names,
+    let hosts = &reader.around.hosts;
+    let names: Vec<&String> = match hosts.find(&place.service.name, &place.service.namespace) {
+        _ if !written.subject_alt_names.is_empty() => written.subject_alt_names.iter().collect(),
+        Some(Host::Entry(entry)) => entry.spec.subject_alt_names.iter().collect(),
+        Some(Host::Service(service)) => hosts.added_names(&place.service.name, service),
+        None => Vec::new(),
     };
     let mut server = ServerName {
         sni: written.sni.as_deref().map(Into::into),

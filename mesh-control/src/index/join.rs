@@ -137,7 +137,7 @@ impl Join {
         };
         let round = Round { objects: &objects, settings: &settings, waypoints: &waypoints, served: &served, is_same };
         let (routing, l7, l4) = self.routing(&round, pods);
-        let (security, telemetry) = (self.security(&round, &pod_labels), self.telemetry(&round));
+        let (security, telemetry) = (self.security(&round, &pod_labels), self.telemetry(&round, &pod_labels));
         // What is said of all routes is not true of those that a waypoint or gateway acts on.
         let is_idle = |(key, problem): &&(Key, Problem)| {
             let is_said = inaction(key.kind).is_some_and(|why| problem.message == why);
@@ -370,11 +370,16 @@ impl Join {
     }
 
     /// What waypoints measure, log and trace.
-    fn telemetry(&self, &Round { objects, settings, waypoints, served, is_same }: &Round<'_>) -> Arc<telemetry::Made> {
+    fn telemetry(
+        &self,
+        &Round { objects, settings, waypoints, served, is_same }: &Round<'_>,
+        labels: &PodLabels,
+    ) -> Arc<telemetry::Made> {
+        let is_same = is_same && self.last.pod_labels == *labels;
         if is_same && self.last.objects.mesh_configs == objects.mesh_configs {
             return self.last.telemetry.clone();
         }
-        let mut made = telemetry::index(objects, settings, waypoints, served);
+        let mut made = telemetry::index(objects, settings, waypoints, served, labels);
         made.keep(&self.last.telemetry);
         Arc::new(made)
     }

@@ -1,5 +1,5 @@
-//! What Telemetry objects and mesh settings say together of one waypoint: root namespace, then the waypoint's, then what names the Gateway, then what names
-//! a service. Pure; whatever cannot be done is told to the object that asks for it.
+//! What Telemetry objects and mesh settings say together of one waypoint: root namespace, then the waypoint's, then what names the Gateway or, of a gateway at the
+//! edge, selects its pods, then what names a service. Pure; whatever cannot be done is told to the object that asks for it.
 
 mod made;
 mod metrics;
@@ -24,7 +24,7 @@ use crate::resource::routing::Routed;
 use crate::resource::routing::telemetry::{
     AccessLogging, CustomTag, Metrics, Provider as Named, Side, Telemetry, Tracing,
 };
-use crate::resource::{Key, Kind};
+use crate::resource::{Key, Kind, Labels};
 
 /// Requests that are traced where nobody says how many: one of a hundred.
 const SHARE: u32 = 10_000;
@@ -54,35 +54,39 @@ pub struct Around<'a> {
 }
 
 /// What one object is bound to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Scope {
+#[derive(Clone, Copy)]
+enum Scope<'a> {
     Namespace,
-    Gateway,
-    Class,
-    Service,
+    /// By its name, or by labels of its pods.
+    Gateway(&'a str, &'a dyn Fn(&Labels) -> bool),
+    Class(&'a str),
+    Service(&'a str),
 }
 
 impl Around<'_> {
-    /// What holds for a waypoint of that class and the services that are bound to it (`namespace/hostname`).
+    /// What holds for a waypoint of that class and the services that are bound to it (`namespace/hostname`). `selects` says whether labels select its pods.
     pub fn scopes(
         &self,
         gateway: &NamespacedName,
         class: &str,
         services: &BTreeSet<NamespacedName>,
+        selects: impl Fn(&Labels) -> bool,
         told: &mut Told,
     ) -> Scopes {
         let mut levels = Vec::new();
-        levels.extend(self.settings.root_namespaces.iter().find_map(|root| self.one(root, Scope::Namespace, "", told)));
-        levels.extend(self.settings.root_namespaces.iter().find_map(|root| self.one(root, Scope::Class, class, told)));
+        let mut of_roots =
+            |scope: Scope<'_>| self.settings.root_namespaces.iter().find_map(|root| self.one(root, scope, told));
+        levels.extend(of_roots(Scope::Namespace));
+        levels.extend(of_roots(Scope::Class(class)));
         if !self.settings.is_root(&gateway.namespace) {
-            levels.extend(self.one(&gateway.namespace, Scope::Namespace, "", told));
+            levels.extend(self.one(&gateway.namespace, Scope::Namespace, told));
         }
-        levels.extend(self.one(&gateway.namespace, Scope::Gateway, &gateway.name, told));
+        levels.extend(self.one(&gateway.namespace, Scope::Gateway(&gateway.name, &selects), told));
         let waypoint = Arc::new(self.merge(&levels, &mut told.problems));
         let mut scopes = Scopes { waypoint, services: BTreeMap::new() };
         for service in services {
             let short = service.name.split('.').next().unwrap_or_default();
-            if let Some(own) = self.one(&service.namespace, Scope::Service, short, told) {
+            if let Some(own) = self.one(&service.namespace, Scope::Service(short), told) {
                 let levels: Vec<_> = levels.iter().copied().chain([own]).collect();
                 scopes.services.insert(service.clone(), Arc::new(self.merge(&levels, &mut told.problems)));
             }
@@ -91,10 +95,10 @@ impl Around<'_> {
     }
 
     /// Of several objects for one thing the oldest counts.
-    fn one(&self, namespace: &str, scope: Scope, name: &str, told: &mut Told) -> Option<&Object> {
+    fn one(&self, namespace: &str, scope: Scope<'_>, told: &mut Told) -> Option<&Object> {
         let from = NamespacedName::new(namespace, "");
         let here = self.objects.range(from..).map(|(_, object)| object).take_while(|one| one.namespace == *namespace);
-        let mut all: Vec<&Object> = here.filter(|object| means(object, scope, name)).collect();
+        let mut all: Vec<&Object> = here.filter(|object| means(object, scope)).collect();
         all.sort_by_key(|object| (object.created.unwrap_or(i64::MAX), object.name.clone()));
         for late in all.iter().skip(1) {
             let message = format!("Telemetry {} is older and for the same: this one does not count there", all[0].name);
@@ -279,22 +283,23 @@ impl Around<'_> {
     }
 }
 
-/// Whether an object is for that. Selectors mean pods that have a proxy of their own.
-fn means(object: &Object, scope: Scope, name: &str) -> bool {
+/// Whether an object is for that. A selector that says nothing is none, as in Istio.
+fn means(object: &Object, scope: Scope<'_>) -> bool {
     let spec = &object.spec;
+    let selector = selector(object);
     let mut targets = spec.target_refs.iter().chain(&spec.target_ref);
-    if scope == Scope::Namespace {
-        return spec.selector.is_none() && targets.next().is_none();
+    let mut names = |kind: &str, name: &str| targets.any(|target| target.kind == kind && target.name == name);
+    match scope {
+        Scope::Namespace => selector.is_none() && targets.next().is_none(),
+        Scope::Gateway(name, selects) => names("Gateway", name) || selector.is_some_and(selects),
+        Scope::Class(name) => names("GatewayClass", name),
+        Scope::Service(name) => names("Service", name),
     }
-    targets.any(|target| {
-        let kind = match target.kind.as_str() {
-            "Gateway" => Scope::Gateway,
-            "GatewayClass" => Scope::Class,
-            "Service" => Scope::Service,
-            _ => return false,
-        };
-        kind == scope && target.name == name
-    })
+}
+
+/// The labels that an object asks of pods, if it asks for any.
+fn selector(object: &Object) -> Option<&Labels> {
+    object.spec.selector.as_ref().map(|selector| &selector.match_labels).filter(|labels| !labels.is_empty())
 }
 
 /// Whether something is about this side: a waypoint is in front of servers.

@@ -25,15 +25,14 @@ use super::Settings;
 use super::service::key;
 use super::service_entry;
 use super::trust::Domains;
-use super::waypoint::{Deployed, PodLabels, Served, Waypoints};
+use super::waypoint::{Deployed, PodLabels, Served, Waypoints, has_labels};
 use crate::diagnosis::Problem;
 use crate::resource::authorization_policy::AuthorizationPolicy;
 use crate::resource::authorization_policy::bound::Bound;
 use crate::resource::routing::telemetry::{self, RequestAuthentication, TargetReference};
 use crate::resource::routing::{Routed, inaction};
 use crate::resource::token_keys::{Keys, Place};
-use crate::resource::waypoint::GATEWAY_NAME;
-use crate::resource::{Key, Kind, Labels, Objects, Secured, meta};
+use crate::resource::{Key, Kind, Labels, Objects, Secured};
 
 type Problems = Vec<(Key, Problem)>;
 
@@ -171,22 +170,12 @@ impl Finder<'_> {
         let everywhere = self.settings.is_root(namespace);
         let is_meant = |name: &NamespacedName, own: &Deployed| {
             (everywhere || name.namespace == *namespace)
-                && selector.is_none_or(|selector| selector.is_empty() || self.has(name, own, selector))
+                && selector.is_none_or(|selector| {
+                    selector.is_empty() || has_labels(self.objects, self.labels, name, own, selector)
+                })
         };
         let edges = self.waypoints.edges().filter(|(name, own)| is_meant(name, own));
         edges.map(|(name, _)| (name.clone(), Target::All)).collect()
-    }
-
-    /// Whether pods of a gateway have these labels, or will have them as it is written.
-    fn has(&self, name: &NamespacedName, own: &Deployed, selector: &Labels) -> bool {
-        if self.labels.get(name).into_iter().flatten().any(|labels| meta::selects(selector, labels)) {
-            return true;
-        }
-        let gateway = self.objects.routes.gateways.get(name);
-        let written = gateway.and_then(|gateway| gateway.spec.infrastructure.as_ref());
-        let mut labels = written.map_or_else(Labels::default, |written| written.labels.clone());
-        labels.insert(GATEWAY_NAME.to_owned(), own.label.to_string());
-        meta::selects(selector, &labels)
     }
 
     /// The waypoints of what is named, and what is to be said of what has none.

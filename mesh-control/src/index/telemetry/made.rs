@@ -7,12 +7,12 @@ use mesh_core::NamespacedName;
 use mesh_core::telemetry::Scopes;
 
 use super::super::service::key as service_key;
-use super::super::waypoint::{Served, Waypoints};
-use super::{Around, Problems, Settings, Told, key};
+use super::super::waypoint::{PodLabels, Served, Waypoints, has_labels};
+use super::{Around, Problems, Settings, Told, key, selector};
 use crate::diagnosis::Problem;
 use crate::resource::mesh_telemetry::MeshTelemetry;
 use crate::resource::routing::telemetry::TargetReference;
-use crate::resource::{Key, Objects, Secured};
+use crate::resource::{Key, Labels, Objects, Secured};
 
 /// What waypoints are given, and what is to be said of the objects that it is made of.
 #[derive(Clone, Debug, Default)]
@@ -38,8 +38,14 @@ impl Made {
     }
 }
 
-/// Finds what each waypoint is to be told. Where an Istio runs, these objects and settings are its own.
-pub fn index(objects: &Objects, settings: &Settings, waypoints: &Waypoints, served: &Served) -> Made {
+/// Finds what each waypoint is to be told; `labels` are those of pods that serve gateways. Where an Istio runs, these objects and settings are its own.
+pub fn index(
+    objects: &Objects,
+    settings: &Settings,
+    waypoints: &Waypoints,
+    served: &Served,
+    labels: &PodLabels,
+) -> Made {
     let none = MeshTelemetry::default();
     let mesh = match objects.mesh_configs.get(&settings.config_name()) {
         Some(Secured::Readable(config)) => &config.telemetry,
@@ -51,11 +57,14 @@ pub fn index(objects: &Objects, settings: &Settings, waypoints: &Waypoints, serv
     // Whoever may take something is nobody who does.
     let is_said = !mesh.default_logs.is_empty() || mesh.file.is_some() || mesh.enable_tracing;
     let (mut made, mut problems) = (Made::default(), Problems::new());
-    for (gateway, _) in waypoints.deployed() {
+    for (gateway, own) in waypoints.deployed() {
+        // Waypoints are found by targetRefs alone, as in Istio.
+        let selects =
+            |selector: &Labels| waypoints.is_edge(gateway) && has_labels(objects, labels, gateway, own, selector);
         let class = objects.routes.gateways.get(gateway).map_or("", |object| &object.spec.gateway_class_name);
         let nothing = BTreeSet::new();
         let mut told = Told::default();
-        let scopes = around.scopes(gateway, class, served.get(gateway).unwrap_or(&nothing), &mut told);
+        let scopes = around.scopes(gateway, class, served.get(gateway).unwrap_or(&nothing), selects, &mut told);
         if is_said || !told.in_force.is_empty() {
             made.scopes.insert(gateway.clone(), Arc::new(scopes));
         }
@@ -64,9 +73,9 @@ pub fn index(objects: &Objects, settings: &Settings, waypoints: &Waypoints, serv
         problems.append(&mut told.problems);
     }
     for object in all.values() {
-        if object.spec.selector.is_some() {
-            let message =
-                "agents make all of their metrics and logs, and waypoints are found by targetRefs: it has no effect";
+        let is_idle = !made.in_force.contains(&key(object)) && !made.explained.contains(&key(object));
+        if selector(object).is_some() && is_idle {
+            let message = "agents make all of their metrics and logs, waypoints are found by targetRefs, and no gateway of its namespace has pods with these labels: it has no effect";
             problems.push((key(object), Problem::warning("spec.selector", message)));
             made.explained.insert(key(object));
         }

@@ -3,7 +3,7 @@
 use mesh_core::telemetry::Metric as CoreMetric;
 
 use super::*;
-use crate::resource::{mesh_providers, mesh_telemetry};
+use crate::resource::{mesh_providers, mesh_telemetry, meta};
 
 const GATEWAY: &str = "gateway.networking.k8s.io";
 
@@ -41,7 +41,9 @@ fn scopes(mesh: &MeshTelemetry, all: &[(&str, &str)]) -> (Scopes, Vec<String>) {
     let around = Around { objects: &objects, mesh, settings: &settings };
     let services = ["shop/web.shop.svc.cluster.local".parse().unwrap()].into();
     let mut told = Told::default();
-    let scopes = around.scopes(&"shop/waypoint".parse().unwrap(), "undermesh-waypoint", &services, &mut told);
+    let has = [("app".to_owned(), "edge".to_owned()), ("tier".to_owned(), "front".to_owned())].into();
+    let selects = |labels: &Labels| meta::selects(labels, &has);
+    let scopes = around.scopes(&"shop/waypoint".parse().unwrap(), "undermesh-waypoint", &services, selects, &mut told);
     let said = |(key, problem): &(Key, Problem)| format!("{} {}: {}", key.name, problem.field, problem.message);
     (scopes, told.problems.iter().map(said).collect())
 }
@@ -91,6 +93,34 @@ fn features_TM_7_logs_by_the_most_specific_object() {
             &with_default,
             vec![("shop/pods", "{selector: {matchLabels: {app: a}}, accessLogging: [{disabled: true}]}".to_owned())],
             &["/a"],
+        ),
+        // Its own pods: before what is of the namespace, and after nothing but what names a service.
+        (
+            &with_default,
+            vec![
+                own("{disabled: true}"),
+                ("shop/pods", "{selector: {matchLabels: {app: edge}}, accessLogging: [{disabled: false}]}".to_owned()),
+            ],
+            &["/a"],
+        ),
+        (
+            &with_default,
+            vec![("far/pods", "{selector: {matchLabels: {app: edge}}, accessLogging: [{disabled: true}]}".to_owned())],
+            &["/a"],
+        ),
+        // Labels of the root namespace mean pods there, as in Istio.
+        (
+            &with_default,
+            vec![(
+                "undermesh-system/pods",
+                "{selector: {matchLabels: {app: edge}}, accessLogging: [{disabled: true}]}".to_owned(),
+            )],
+            &["/a"],
+        ),
+        (
+            &with_default,
+            vec![("shop/all", "{selector: {matchLabels: {}}, accessLogging: [{disabled: true}]}".to_owned())],
+            &[],
         ),
         (&MeshTelemetry::default(), vec![own("{providers: [{name: envoy}]}")], &[""]),
     ] {
@@ -154,6 +184,15 @@ fn of_several_objects_for_one_thing_the_oldest_counts() {
     let (scopes, said) = scopes(&mesh, &[("shop/first", log), ("shop/second", "{accessLogging: [{disabled: true}]}")]);
     assert_eq!(logs(&scopes), [""]);
     assert_eq!(said, ["second spec: Telemetry first is older and for the same: this one does not count there"]);
+    // By name and by labels is the same.
+    let (named, selecting) = (
+        format!(
+            "{{targetRefs: [{{group: {GATEWAY}, kind: Gateway, name: waypoint}}], accessLogging: [{{disabled: true}}]}}"
+        ),
+        "{selector: {matchLabels: {app: edge}}, accessLogging: [{providers: [{name: envoy}]}]}",
+    );
+    let (scopes, said) = self::scopes(&mesh, &[("shop/first", selecting), ("shop/second", &named)]);
+    assert_eq!((logs(&scopes), said.len()), (vec![String::new()], 1));
 }
 
 #[test]

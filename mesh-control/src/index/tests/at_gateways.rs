@@ -98,3 +98,31 @@ fn what_a_gateway_has_of_policies_is_that_of_a_fresh_join_whatever_becomes_of_it
         assert_eq!(view.security[&NamespacedName::new("shop", "edge")].policies.len(), expected, "{labels}");
     }
 }
+
+#[test]
+fn features_TM_7_telemetry_that_selects_pods_of_a_gateway_is_in_force_there() {
+    let telemetry = |namespace: &str, selector: &str| {
+        format!(
+            "---\napiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {{name: t, namespace: {namespace}}}\nspec: {{selector: {{matchLabels: {{{selector}}}}}, accessLogging: [{{providers: [{{name: envoy}}]}}]}}\n"
+        )
+    };
+    for (what, namespace, selector, expected) in [
+        ("by the name of the gateway", "shop", "gateway.networking.k8s.io/gateway-name: edge", &["shop/edge"][..]),
+        ("by what the Gateway writes", "shop", "tier: front", &["shop/edge"]),
+        ("by what its pods have", "shop", "istio: ingressgateway", &["shop/edge"]),
+        ("by what others have", "shop", "app: web", &[]),
+        ("by a label of the waypoint's pods", "shop", "gateway.networking.k8s.io/gateway-name: waypoint", &[]),
+        ("of another namespace", "third", "tier: front", &[]),
+        ("labels of the root namespace mean pods there, as in Istio", "undermesh-system", "tier: front", &[]),
+    ] {
+        let view = edges(&telemetry(namespace, selector));
+        let logging = view.telemetry.iter().filter(|(_, scopes)| !scopes.waypoint.logs.is_empty());
+        assert_eq!(logging.map(|(gateway, _)| gateway.to_string()).collect::<Vec<_>>(), expected, "{what}");
+        let told = view.problems.iter().filter(|(key, _)| key.kind == Kind::Telemetry);
+        let told: Vec<&str> = told.map(|(_, problem)| problem.message.as_str()).collect();
+        assert_eq!(told.len(), usize::from(expected.is_empty()), "{what}: {told:?}");
+        assert!(told.iter().all(|one| one.ends_with("it has no effect")), "{what}: {told:?}");
+        let is_in_force = view.at_waypoints.iter().any(|key| key.kind == Kind::Telemetry);
+        assert_eq!(is_in_force, !expected.is_empty(), "{what}");
+    }
+}

@@ -3,15 +3,15 @@
 use mesh_core::workload::GatewayDestination;
 use mesh_core::{ArcStr, NamespacedName};
 
-use super::Traffic;
+use super::{PodLabels, Traffic};
 use crate::diagnosis::Problem;
 use crate::index::routing::parents::{self, Owner};
 use crate::index::{Settings, WaypointGateway};
 use crate::resource::namespace::NAME_LABEL;
 use crate::resource::routing::Routed;
 use crate::resource::routing::gateway::{Gateway, Listener};
-use crate::resource::waypoint::{SERVICE_ACCOUNT, WAYPOINT_FOR, deployed_name, gateway_label};
-use crate::resource::{Key, Kind, Labels, Objects};
+use crate::resource::waypoint::{GATEWAY_NAME, SERVICE_ACCOUNT, WAYPOINT_FOR, deployed_name, gateway_label};
+use crate::resource::{Key, Kind, Labels, Objects, meta};
 
 /// What a Gateway is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +26,24 @@ pub enum Standing {
     Edge(Deployed),
     /// Classes have never been heard of.
     Unknown,
+}
+
+/// Whether pods of a gateway have all labels of a selector, as `known` shows them, or will have them as the Gateway is written.
+pub fn has_labels(
+    objects: &Objects,
+    known: &PodLabels,
+    name: &NamespacedName,
+    own: &Deployed,
+    selector: &Labels,
+) -> bool {
+    if known.get(name).into_iter().flatten().any(|labels| meta::selects(selector, labels)) {
+        return true;
+    }
+    let gateway = objects.routes.gateways.get(name);
+    let written = gateway.and_then(|gateway| gateway.spec.infrastructure.as_ref());
+    let mut labels = written.map_or_else(Labels::default, |written| written.labels.clone());
+    labels.insert(GATEWAY_NAME.to_owned(), own.label.to_string());
+    meta::selects(selector, &labels)
 }
 
 /// What there is of a Gateway of ours.

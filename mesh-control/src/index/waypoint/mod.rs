@@ -28,7 +28,7 @@ use crate::resource::waypoint::{Asked, GATEWAY_NAME, field};
 use crate::resource::{Key, Kind, Labels, Objects, Pod, Secured, Service, meta};
 use crate::verdict::Binding;
 pub use bypass::{Account, Guard, Guarded};
-pub use gateways::{Deployed, Standing, Waypoint};
+pub use gateways::{Deployed, Standing, Waypoint, has_labels};
 use held::Held;
 
 /// End of the name of a waypoint that there is not: nobody can have a service of that name.
@@ -132,7 +132,12 @@ impl Waypoints {
 
     /// Those of ours that are no waypoints.
     pub fn edges(&self) -> impl Iterator<Item = (&NamespacedName, &Deployed)> {
-        self.deployed().filter(|(name, _)| self.waypoint(name).is_none())
+        self.deployed().filter(|(name, _)| self.is_edge(name))
+    }
+
+    /// Whether a Gateway of ours is no waypoint.
+    pub fn is_edge(&self, name: &NamespacedName) -> bool {
+        self.waypoint(name).is_none()
     }
 
     /// What there is of each that is ours, waypoint or not.
@@ -268,7 +273,10 @@ impl Waypoints {
         });
         let tokens = objects.routes.request_authentications.values();
         let tokens = tokens.filter_map(|object| Some(&object.spec.selector.as_ref()?.match_labels));
-        let keys: BTreeSet<&String> = selectors.chain(policies).chain(tokens).flat_map(Labels::keys).collect();
+        let telemetries = objects.routes.telemetries.values();
+        let telemetries = telemetries.filter_map(|object| Some(&object.spec.selector.as_ref()?.match_labels));
+        let selectors = selectors.chain(policies).chain(tokens).chain(telemetries);
+        let keys: BTreeSet<&String> = selectors.flat_map(Labels::keys).collect();
         let mut all = PodLabels::new();
         if keys.is_empty() {
             return all;

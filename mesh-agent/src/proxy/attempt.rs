@@ -18,6 +18,9 @@ use super::outbound::Flow;
 use super::reasons::Reason;
 use crate::telemetry::{ConnectionLabels, Peer, Reporter, ResponseFlags, Security};
 
+/// Failures in a row by which a waypoint is left out, where there is another one: all that is led through it fails with it, whatever it is for.
+const WAYPOINT_FAILURES: u32 = 3;
+
 /// The far end, open.
 pub struct Connected {
     /// To copy to.
@@ -51,6 +54,8 @@ pub enum Next {
     GiveUp,
     /// Another endpoint than this one.
     Other(ArcStr),
+    /// Another one than this, which gives no sign; if there is no other, this one again, with patience.
+    Instead(ArcStr),
     /// The same in a moment: a waypoint does not know of what it was asked for, because it or this agent is behind.
     Again,
 }
@@ -79,10 +84,10 @@ impl Failure {
     }
 }
 
-/// Connects along `route`. The outcome is reported to the endpoint's lease.
-pub async fn run(context: &Arc<PodContext>, flow: &Flow, route: Route) -> Result<Connected, Failure> {
+/// Connects along `route`. The outcome is reported to the endpoint's lease. `hurry`: an endpoint that gives no sign is not waited for.
+pub async fn run(context: &Arc<PodContext>, flow: &Flow, route: Route, hurry: bool) -> Result<Connected, Failure> {
     match route {
-        Route::Hbone(upstream) if upstream.waypoint => tunnel(context, flow, upstream).await,
+        Route::Hbone(upstream) if upstream.waypoint => tunnel(context, flow, upstream, hurry).await,
         // It had a waypoint a moment ago.
         _ if flow.stranger => Err(Failure {
             reason: Reason::NoWaypoint,
@@ -110,7 +115,7 @@ pub async fn run(context: &Arc<PodContext>, flow: &Flow, route: Route) -> Result
             hairpin(context, flow, upstream).await
         }
         Route::Plain(upstream) => plain(context, flow, upstream).await,
-        Route::Hbone(upstream) => tunnel(context, flow, upstream).await,
+        Route::Hbone(upstream) => tunnel(context, flow, upstream, hurry).await,
     }
 }
 
@@ -136,7 +141,7 @@ async fn plain(context: &PodContext, flow: &Flow, upstream: Upstream) -> Result<
     }
 }
 
-async fn tunnel(context: &PodContext, flow: &Flow, upstream: Upstream) -> Result<Connected, Failure> {
+async fn tunnel(context: &PodContext, flow: &Flow, upstream: Upstream, hurry: bool) -> Result<Connected, Failure> {
     let labels = upstream_labels(context, flow, &upstream, Security::MutualTls);
     let certificate = match context.certificate().await {
         Ok(certificate) => certificate,
@@ -173,7 +178,14 @@ async fn tunnel(context: &PodContext, flow: &Flow, upstream: Upstream) -> Result
     };
     let (pod, destination) = (context.pod.clone(), upstream.tunnel);
     let dial = move || async move { context::dial(&pod, destination).await };
-    let connecting = context.shared.pool.connect(&key, certificate, dial, request(context, flow, &upstream));
+    let (pool, request) = (&context.shared.pool, request(context, flow, &upstream));
+    let connecting = async {
+        // Where nobody was chosen nobody else can be.
+        match hurry && upstream.lease.is_some() {
+            true => pool.connect_unless_silent(&key, certificate, dial, request).await,
+            false => pool.connect(&key, certificate, dial, request).await,
+        }
+    };
     // Tunnels are shared and have signs of life of their own; what is said of connections is said of each one in them.
     let connected = match &upstream.pool {
         Some(pool) => {
@@ -225,6 +237,7 @@ fn tunnel_failure(context: &PodContext, upstream: &Upstream, labels: ConnectionL
     };
     let next = match error {
         HboneError::Refused(http::StatusCode::BAD_REQUEST) if upstream.waypoint => Next::Again,
+        HboneError::Silent => Next::Instead(upstream.workload.uid.clone()),
         _ => next_endpoint(upstream, theirs && error.before_first_byte()),
     };
     Failure { reason, flags: flags_of(error), error: error.to_string(), labels, next }
@@ -314,7 +327,10 @@ fn report(context: &PodContext, upstream: &Upstream, success: bool) {
     let Some(lease) = &upstream.lease else { return };
     if success {
         lease.report_success(context.shared.now_ms());
-    } else if lease.report_failure(context.shared.now_ms()) {
+        return;
+    }
+    let enough = if upstream.waypoint { WAYPOINT_FAILURES } else { u32::MAX };
+    if lease.report_failure_of(enough, context.shared.now_ms()) {
         tracing::info!(endpoint = %upstream.workload.uid, target = %upstream.target, "endpoint ejected after repeated failures");
     }
 }
@@ -388,6 +404,7 @@ mod tests {
             ),
             (HboneError::PrefaceTimeout, true, failure, failure),
             (HboneError::Closed("gone".into()), true, failure, failure),
+            (HboneError::Silent, true, failure, failure),
             (HboneError::PeerBusy, true, nothing, nothing),
             (HboneError::Overloaded, false, success, success),
             (refused(StatusCode::UNAUTHORIZED), false, success, success),

@@ -119,16 +119,27 @@ pub async fn connect(context: &Arc<PodContext>, flow: &Flow, app: &Armed) -> Res
     if !shared.state.synced_within(shared.config.hold_unsynced).await {
         return Err(Failure::refused(context, flow, &Refusal::NotSynced));
     }
-    let mut attempts = Attempts { context, flow, app, tried: Vec::new(), hello: None, place: None };
+    let mut attempts = Attempts {
+        context,
+        flow,
+        app,
+        tried: Vec::new(),
+        silent: Vec::new(),
+        patient: false,
+        hello: None,
+        place: None,
+    };
     let mut last: Option<Failure> = None;
     let mut pauses = BEHIND_MS.iter();
     loop {
         let route = match attempts.route().await {
             Ok(route) => route,
+            Err(_) if attempts.turn_patient() => continue,
             // What went wrong with the endpoints says more than that none is left.
             Err(refusal) => return Err(last.unwrap_or_else(|| Failure::refused(context, flow, &refusal))),
         };
-        match attempt::run(context, flow, route).await {
+        let has_more = attempts.tried.len() + 1 < shared.config.tries;
+        match attempt::run(context, flow, route, has_more && !attempts.patient).await {
             Ok(connected) => return Ok(connected),
             Err(failure) => match &failure.next {
                 // The waypoint and this agent hear of a change at different moments, in either order: soon both know.
@@ -138,8 +149,11 @@ pub async fn connect(context: &Arc<PodContext>, flow: &Flow, app: &Armed) -> Res
                     };
                     tokio::time::sleep(Duration::from_millis(*pause)).await;
                 }
-                Next::Other(uid) if attempts.tried.len() + 1 < shared.config.tries => {
+                Next::Other(uid) | Next::Instead(uid) if has_more => {
                     attempts.tried.push(uid.clone());
+                    if matches!(failure.next, Next::Instead(_)) {
+                        attempts.silent.push(uid.clone());
+                    }
                     last = Some(failure);
                 }
                 _ => return Err(failure),
@@ -154,6 +168,10 @@ struct Attempts<'a> {
     flow: &'a Flow,
     app: &'a Armed,
     tried: Vec<ArcStr>,
+    /// Of these, who gave no sign. They may only have been slow.
+    silent: Vec<ArcStr>,
+    /// Nobody else is left: who gives no sign is waited for.
+    patient: bool,
     /// What the client's first message asks for, once somebody has looked.
     hello: Option<Option<String>>,
     /// Where a route leads the connection: with every attempt the same.
@@ -161,6 +179,17 @@ struct Attempts<'a> {
 }
 
 impl Attempts<'_> {
+    /// Nobody is left who was not tried: those who gave no sign are asked again, as if there had never been others. False: there are none, or they were.
+    fn turn_patient(&mut self) -> bool {
+        if self.patient || self.silent.is_empty() {
+            return false;
+        }
+        self.patient = true;
+        let silent = std::mem::take(&mut self.silent);
+        self.tried.retain(|uid| !silent.contains(uid));
+        true
+    }
+
     /// The next route. An address that should be known is asked for and waited for: the configuration may be a moment behind the pod.
     async fn route(&mut self) -> Result<Route, Refusal> {
         let first = self.decided().await;

@@ -124,8 +124,13 @@ impl EndpointLease {
 
     /// The connection failed before its first byte. Returns whether the endpoint is ejected by this.
     pub fn report_failure(&self, now_ms: u64) -> bool {
+        self.report_failure_of(u32::MAX, now_ms)
+    }
+
+    /// The same, where so many in a row are enough, however many it takes elsewhere. Who was chosen in a way of somebody's own is judged in that way.
+    pub fn report_failure_of(&self, enough: u32, now_ms: u64) -> bool {
         match &self.0 {
-            Held::Own(counted) => counted.failure(now_ms),
+            Held::Own(counted) => counted.outliers.failure(&counted.state, enough, now_ms),
             Held::Other(outcome) => outcome.failure(now_ms),
         }
     }
@@ -149,7 +154,7 @@ impl Outcome for Counted {
     }
 
     fn failure(&self, now_ms: u64) -> bool {
-        self.outliers.failure(&self.state, now_ms)
+        self.outliers.failure(&self.state, u32::MAX, now_ms)
     }
 }
 

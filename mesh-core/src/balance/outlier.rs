@@ -96,9 +96,10 @@ impl Outliers {
         }
     }
 
-    pub(super) fn failure(&self, state: &Arc<EndpointState>, now_ms: u64) -> bool {
+    /// `enough`: how many in a row eject, if that is less than the policy says.
+    pub(super) fn failure(&self, state: &Arc<EndpointState>, enough: u32, now_ms: u64) -> bool {
         let failures = state.failures.fetch_add(1, Relaxed) + 1;
-        if failures < self.policy.consecutive_failures || state.is_ejected(now_ms) {
+        if failures < self.policy.consecutive_failures.min(enough) || state.is_ejected(now_ms) {
             return false;
         }
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);

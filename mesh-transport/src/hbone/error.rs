@@ -59,6 +59,9 @@ pub enum HboneError {
     /// The peer did not answer the request in time.
     #[error("request timed out")]
     RequestTimeout,
+    /// The request was not answered, nor was a PING, nor has the peer said anything else: it has stopped, or the way to it.
+    #[error("peer is silent")]
+    Silent,
     /// The peer refused the request.
     #[error("peer refused with status {0}")]
     Refused(StatusCode),
@@ -74,7 +77,7 @@ impl HboneError {
             Self::Dial(_) | Self::DialTimeout | Self::Overloaded => Stage::Dial,
             Self::Tls(_) | Self::TlsTimeout | Self::PeerBusy | Self::PeerIdentityMismatch { .. } => Stage::Tls,
             Self::PrefaceTimeout => Stage::Handshake,
-            Self::Closed(_) | Self::Reset(_) | Self::RequestTimeout => Stage::Request,
+            Self::Closed(_) | Self::Reset(_) | Self::RequestTimeout | Self::Silent => Stage::Request,
             Self::Refused(_) => Stage::Refused,
         }
     }
@@ -110,6 +113,7 @@ impl HboneError {
             Self::Closed(_) => "tunnel_closed",
             Self::Reset(_) => "request_reset",
             Self::RequestTimeout => "request_timeout",
+            Self::Silent => "peer_silent",
             Self::Refused(_) => "refused",
             Self::Overloaded => "overloaded",
         }

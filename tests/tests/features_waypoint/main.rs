@@ -11,6 +11,7 @@ mod egress;
 mod failures;
 mod identity;
 mod lifecycle;
+mod replicas;
 mod routing;
 mod stage;
 mod telemetry;

@@ -62,6 +62,8 @@ const TURN: u32 = 8;
 const CONNECTION_REFILL: i64 = CONNECTION_WINDOW / 4;
 /// What our PINGs carry: to hear from the peer, and to learn that it has seen our first GOAWAY.
 const PING_ALIVE: [u8; 8] = *b"undermsh";
+/// Sent beside them for a request that is not answered; any answer is one, so nobody looks for this one.
+pub(in crate::hbone) const PING_ANYBODY: [u8; 8] = *b"anybody?";
 const PING_GOODBYE: [u8; 8] = *b"goodbye!";
 /// How often the round trip is measured while data flows.
 const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
@@ -346,6 +348,7 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
                 }
                 Ok(count) => {
                     self.heard = true;
+                    self.tunnel.heard();
                     let end = self.end + count;
                     self.turn(Some(end));
                 }

@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio::time::error::Elapsed;
 
 use self::dial::{InPool, UnderWay, Waiting, dial_tunnel};
 use super::driver::{Driver, Timers};
@@ -31,6 +32,8 @@ use crate::tls::{IdentityCertificate, Revocations};
 
 /// A tunnel counts as saturated this long after its socket could not take a batch.
 const CONGESTED: Duration = Duration::from_millis(100);
+/// How long who may ask somebody else waits for a sign of the peer: for the answer to its request, and as long again for that to a PING.
+const SIGN: Duration = Duration::from_millis(500);
 /// Attempts to open a stream when tunnels end under our hands.
 const ATTEMPTS: u32 = 4;
 
@@ -176,12 +179,43 @@ impl Pool {
     /// A request that the peer has not looked at goes to another tunnel. One whose tunnel is lost before the answer goes, once, to a tunnel made after the
     /// loss: whether the peer has acted on it is not known, but no byte of the application is sent before the answer, so all that can have happened is
     /// a connection without bytes. If this call had dialled the tunnel itself, it has no other dial, and goes only where others have dialled meanwhile.
-    pub async fn connect<D, F>(
+    pub fn connect<D, F>(
         &self,
         key: &TunnelKey,
         cert: Arc<IdentityCertificate>,
         dial: D,
         request: ConnectRequest,
+    ) -> impl Future<Output = Result<(HboneStream, ConnectResponse), HboneError>>
+    where
+        D: FnOnce() -> F + Send + 'static,
+        F: Future<Output = io::Result<TcpStream>> + Send + 'static,
+    {
+        self.ask(key, cert, dial, request, false)
+    }
+
+    /// The same, of a peer that others can stand in for: one that has stopped is told from one that is slow with this request, and waited for no longer
+    /// than [`SIGN`] twice ([`HboneError::Silent`]).
+    pub fn connect_unless_silent<D, F>(
+        &self,
+        key: &TunnelKey,
+        cert: Arc<IdentityCertificate>,
+        dial: D,
+        request: ConnectRequest,
+    ) -> impl Future<Output = Result<(HboneStream, ConnectResponse), HboneError>>
+    where
+        D: FnOnce() -> F + Send + 'static,
+        F: Future<Output = io::Result<TcpStream>> + Send + 'static,
+    {
+        self.ask(key, cert, dial, request, true)
+    }
+
+    async fn ask<D, F>(
+        &self,
+        key: &TunnelKey,
+        cert: Arc<IdentityCertificate>,
+        dial: D,
+        request: ConnectRequest,
+        hurry: bool,
     ) -> Result<(HboneStream, ConnectResponse), HboneError>
     where
         D: FnOnce() -> F + Send + 'static,
@@ -200,12 +234,24 @@ impl Pool {
                     continue;
                 }
             };
+            if hurry && tunnel.is_silent() {
+                return Err(HboneError::Silent);
+            }
             let Some(stream) = tunnel.open(&request) else { continue };
             let stream = HboneStream::new(tunnel.clone(), stream);
             // All requests share the time of the first.
             let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.shared.config.request_timeout);
-            match tokio::time::timeout_at(deadline, stream.answer()).await {
+            let first = if hurry { deadline.min(Instant::now() + SIGN) } else { deadline };
+            let mut answer = tokio::time::timeout_at(first, stream.answer()).await;
+            if hurry && answer.is_err() {
+                answer = Box::pin(answer_or_sign(&tunnel, &stream, deadline)).await;
+            }
+            match answer {
                 Ok(Ok(response)) => return Ok((stream, response)),
+                Ok(Err(HboneError::Silent)) => {
+                    stream.cancel();
+                    return Err(HboneError::Silent);
+                }
                 // The peer has not looked at the request: another tunnel may take it.
                 Ok(Err(HboneError::Reset(code::REFUSED_STREAM))) => {
                     tunnel.retire();
@@ -404,4 +450,21 @@ impl Pool {
         }
         table.total = table.total.saturating_add_signed(difference);
     }
+}
+
+/// The answer to a request that has taken long already, or that the peer gives no sign at all.
+async fn answer_or_sign(
+    tunnel: &Tunnel,
+    stream: &HboneStream,
+    deadline: Instant,
+) -> Result<Result<ConnectResponse, HboneError>, Elapsed> {
+    let mark = tunnel.ask_for_a_sign();
+    let sign_by = deadline.min(Instant::now() + SIGN);
+    if let Ok(answer) = tokio::time::timeout_at(sign_by, stream.answer()).await {
+        return Ok(answer);
+    }
+    if tunnel.is_silent_since(mark) {
+        return Ok(Err(HboneError::Silent));
+    }
+    tokio::time::timeout_at(deadline, stream.answer()).await
 }

@@ -1,5 +1,7 @@
 //! Requests whose tunnel fails them before the answer: which of them are asked again, and where.
 
+use std::time::Instant;
+
 use http::StatusCode;
 
 use super::*;
@@ -11,6 +13,8 @@ enum Deed {
     Answer,
     /// Nothing.
     Ignore,
+    /// Only answers the PING that is sent for the request.
+    Sign,
     Refuse,
     /// GOAWAY that does not count the request among those it has seen.
     Leave,
@@ -75,6 +79,10 @@ async fn serve(mut hand: Hand, deeds: &[Deed]) {
         match deed {
             Deed::Answer => frame::headers(&mut out, stream, false, &[0x88]),
             Deed::Ignore => {}
+            Deed::Sign => {
+                hand.wait(kind::PING).await;
+                frame::ping(&mut out, true, *b"anybody?");
+            }
             Deed::Refuse => frame::rst_stream(&mut out, stream, frame::code::REFUSED_STREAM),
             Deed::Leave => frame::goaway(&mut out, stream - 2, frame::code::NO_ERROR, ""),
             Deed::Die => return,
@@ -183,4 +191,34 @@ async fn asking_again_takes_no_more_time_than_asking() {
     let error = scene.ask().await.unwrap_err();
     assert!(matches!(error, HboneError::RequestTimeout), "{error}");
     assert_eq!(scene.dials(), 2);
+}
+
+/// Who may ask somebody else does not wait for a peer that has stopped, and whoever comes next not at all, until there is a sign of it. One that is only
+/// slow with the request is waited for.
+#[tokio::test]
+async fn hardening_F47_a_peer_that_gives_no_sign_is_not_waited_for_where_there_are_others() {
+    use Deed::{Answer, Ignore, Sign};
+    let config = || PoolConfig { request_timeout: Duration::from_secs(2), ..PoolConfig::default() };
+    let hurried = async |scene: &Scene| {
+        let (began, request) = (Instant::now(), ConnectRequest::to("10.0.0.9:80".parse().unwrap()));
+        let (lab, port) = (&scene.lab, scene.key.destination);
+        let dial = move || TcpStream::connect(port);
+        let asked = lab.pool.connect_unless_silent(&scene.key, lab.client.clone(), dial, request);
+        (soon("answer", asked).await.map(drop), began.elapsed())
+    };
+    let silent = Scene::new(config(), &[&[Answer, Ignore, Ignore]]).await;
+    let _first = silent.ask().await.unwrap();
+    for range in [900..1900, 0..400] {
+        let (answer, took) = hurried(&silent).await;
+        assert!(matches!(answer, Err(HboneError::Silent)), "{answer:?}");
+        assert!(range.contains(&took.as_millis()), "{took:?}");
+    }
+    // Who has nobody else to ask waits for as long as ever.
+    assert!(matches!(silent.ask().await, Err(HboneError::RequestTimeout)));
+
+    let slow = Scene::new(config(), &[&[Answer, Sign, Answer]]).await;
+    let _first = slow.ask().await.unwrap();
+    let (answer, _) = hurried(&slow).await;
+    assert!(matches!(answer, Err(HboneError::RequestTimeout)), "{answer:?}");
+    hurried(&slow).await.0.unwrap();
 }

@@ -28,6 +28,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::net::TcpStream;
 
 use crate::buffer::{BUFFER, Buffer};
+use crate::hbone::driver::PING_ANYBODY;
 use crate::hbone::frame::{self, Head, code, flag, kind};
 use crate::hbone::stream::Stream;
 use crate::hbone::{Authority, Baggage, ConnectRequest, HboneError, TraceParent, hpack};
@@ -162,6 +163,11 @@ pub(crate) struct Tunnel {
     pub(in crate::hbone) round_trip: AtomicU64,
     /// Nanoseconds since [`EPOCH`] when the socket last could not take a batch: a sign of a saturated tunnel.
     congested_at: AtomicU64,
+    /// How often something was read. Written by the driver alone.
+    reads: AtomicU64,
+    /// One more than what `reads` was when the peer was last asked whether it is there, and when it was found silent.
+    asked_at: AtomicU64,
+    silent_at: AtomicU64,
     max_streams: u32,
     keys: Mutex<Box<dyn KeySchedule>>,
     state: Mutex<State>,
@@ -234,6 +240,9 @@ impl Tunnel {
             driver: AtomicWaker::new(),
             round_trip: AtomicU64::new(0),
             congested_at: AtomicU64::new(0),
+            reads: AtomicU64::new(0),
+            asked_at: AtomicU64::new(0),
+            silent_at: AtomicU64::new(0),
             max_streams,
             keys: Mutex::new(keys),
             state: Mutex::new(state),
@@ -333,6 +342,34 @@ impl Tunnel {
         let idle = state.idle_since.is_some_and(|since| since.elapsed() >= limit);
         state.draining |= idle;
         idle
+    }
+
+    /// Something was read.
+    pub(in crate::hbone) fn heard(&self) {
+        self.reads.store(self.reads.load(Relaxed) + 1, Relaxed);
+    }
+
+    /// Asks the peer whether it is there, once until it says anything. What is returned is for [`Tunnel::is_silent_since`].
+    pub(in crate::hbone) fn ask_for_a_sign(&self) -> u64 {
+        let mark = self.reads.load(Relaxed) + 1;
+        if self.asked_at.swap(mark, Relaxed) != mark {
+            self.control(|out| frame::ping(out, false, PING_ANYBODY));
+        }
+        mark
+    }
+
+    /// Whether nothing was read since the peer was asked for a sign; then others are told so at once until something is.
+    pub(in crate::hbone) fn is_silent_since(&self, mark: u64) -> bool {
+        let silent = self.reads.load(Relaxed) + 1 == mark;
+        if silent {
+            self.silent_at.store(mark, Relaxed);
+        }
+        silent
+    }
+
+    /// Whether the peer was found silent, and is.
+    pub(in crate::hbone) fn is_silent(&self) -> bool {
+        self.silent_at.load(Relaxed) == self.reads.load(Relaxed) + 1
     }
 
     /// Whether the socket could not take a batch within the last `window`.

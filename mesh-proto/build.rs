@@ -30,6 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Maps in a fixed order, so that equal values have equal bytes.
         .btree_map(".istio.workload.Workload.services")
         .btree_map(".envoy.service.auth.v3.HttpRequest.headers")
+        .btree_map(".undermesh.l4.v1.Condition.source_labels")
         .btree_map(".undermesh.l7.v1.Condition.source_labels")
         .btree_map(".undermesh.l7.v1.Place.client_labels")
         .btree_map(".undermesh.l7.v1.Reach.labels")

@@ -112,7 +112,8 @@ pub fn routed(table: &Table, line: &str) {
 pub fn connected(routes: &ConnectionRoutes) {
     let mut rng = StdRng::seed_from_u64(1);
     for (port, namespace) in [(80, "a"), (443, "b")] {
-        let ask = |server_name| Ask { address: Ipv4Addr::new(198, 19, 0, 1).into(), port, namespace, server_name };
+        let address = Ipv4Addr::new(198, 19, 0, 1).into();
+        let ask = |server_name| Ask { address, port, namespace, labels: None, server_name };
         for known in [ServerName::Absent, ServerName::Is("a.com")] {
             assert_ne!(routes.choose(&ask(known), &mut rng), Choice::Look, "there is nothing more to know");
         }

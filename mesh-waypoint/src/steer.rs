@@ -74,14 +74,15 @@ fn routes(bound: &Bound) -> Option<&ConnectionRoutes> {
     Some(bound.view.snapshot.connections(bound.target.service()?)?)
 }
 
-fn ask<'a>(downstream: &'a Downstream, bound: &Bound, server_name: ServerName<'a>) -> Ask<'a> {
+fn ask<'a>(downstream: &'a Downstream, bound: &'a Bound, server_name: ServerName<'a>) -> Ask<'a> {
     let address = match &downstream.asked {
         Authority::Address(address) => address.ip(),
         // Who asks by name has chosen no address.
         Authority::Host(..) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
     };
-    let namespace = downstream.peer.proved().map_or("", |identity| &*identity.namespace);
-    Ask { address, port: bound.target.port(), namespace, server_name }
+    let client = bound.seen(&downstream.peer);
+    let (namespace, labels) = (client.namespace.unwrap_or_default(), client.labels);
+    Ask { address, port: bound.target.port(), namespace, labels, server_name }
 }
 
 /// The name in the first message of TLS, if there is one within `limit`. What is wrong with the connection shows when it is copied.

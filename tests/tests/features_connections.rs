@@ -5,6 +5,7 @@
 
 use anyhow::{Result, ensure};
 use mesh_tests::harness::routing::{connection_route, connections_of};
+use mesh_tests::harness::waypoint::USE_WAYPOINT;
 use mesh_tests::harness::{Lab, LabConfig, Need, Pod, PodSpec, Process, ServiceSpec, eventually, in_lab, until};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -47,7 +48,11 @@ fn stage() -> Result<Stage> {
 impl Stage {
     /// Who answers a connection to `echo`, or curl's code.
     fn ask(&self) -> Result<String> {
-        let answer = self.client.lab(["send", "echo", "9000", "x"])?;
+        self.ask_from(&self.client)
+    }
+
+    fn ask_from(&self, client: &Pod) -> Result<String> {
+        let answer = client.lab(["send", "echo", "9000", "x"])?;
         Ok(if answer.code == 0 { answer.stdout.trim_end_matches(" x\n").to_owned() } else { answer.code.to_string() })
     }
 
@@ -158,6 +163,53 @@ fn features_B7_tcp_is_shifted_by_a_tcp_route() -> Result<()> {
         stage.becomes(&RESET.to_string())?;
         stage.lab.delete("route")?;
         stage.shares(50)
+    })
+}
+
+/// By the labels of the client, in its agent and, where the service has one, in its waypoint; labels that a pod gets and loses count as they come.
+#[test]
+fn features_VS_21_tcp_goes_by_the_labels_of_the_client() -> Result<()> {
+    in_lab(Need::Mesh, || {
+        let stage = stage()?;
+        let web = stage.lab.add_pod(PodSpec::new("web").label("app", "web").label("tier", "front").node(2))?;
+        stage.lab.enrol(&web)?;
+        stage.lab.wait_hbone(&[&web])?;
+        let to = |condition: &str, host: &str| {
+            format!("{{match: [{{port: 9000{condition}}}], route: [{{destination: {{host: {host}}}}}]}}")
+        };
+        let labels = ", sourceLabels: {app: web, tier: front}, sourceNamespace: default";
+        let rules = [to(labels, "echo-v2"), to("", "echo-v1")];
+        let rules: Vec<&str> = rules.iter().map(String::as_str).collect();
+        let goes_by_labels = |way: &str| {
+            eventually(&format!("connections go by labels {way}"), SOON, || {
+                for _ in 0..6 {
+                    let answers = [stage.ask_from(&web)?, stage.ask()?];
+                    ensure!(answers == ["two", "one"], "{answers:?}");
+                }
+                Ok(())
+            })
+        };
+        stage.lab.apply("route", &connections_of(&["echo"], "tcp", &rules))?;
+        goes_by_labels("at agents")?;
+        // Nobody has the other label: the rule means nobody.
+        let nobody = [to(", sourceLabels: {app: web, tier: back}", "nothing"), to("", "echo-v1")];
+        let nobody: Vec<&str> = nobody.iter().map(String::as_str).collect();
+        stage.lab.apply("route", &connections_of(&["echo"], "tcp", &nobody))?;
+        eventually("the rule means nobody", SOON, || {
+            let answer = stage.ask_from(&web)?;
+            ensure!(answer == "one", "{answer}");
+            Ok(())
+        })?;
+        stage.lab.apply("route", &connections_of(&["echo"], "tcp", &rules))?;
+        stage.lab.add_gateway("default", "waypoint", "undermesh-waypoint", &Default::default())?;
+        let waypoint = stage.lab.start_waypoint("default", "waypoint", 2)?;
+        stage.lab.label_service("default", "echo", USE_WAYPOINT, Some("waypoint"))?;
+        eventually("the waypoint carries connections", SOON, || {
+            stage.ask()?;
+            ensure!(waypoint.metrics()?.sum("istio_tcp_connections_opened_total", &[]) > 0.0, "none yet");
+            Ok(())
+        })?;
+        goes_by_labels("at a waypoint")
     })
 }
 

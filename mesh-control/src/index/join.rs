@@ -218,7 +218,13 @@ impl Join {
         let pods = parts.values().flat_map(|part| &part.pods).filter(|(_, workload)| workload.is_some());
         // No Gateway is called so.
         let agents = NamespacedName::new("", "");
-        let wanted: BTreeMap<_, _> = l7.wanted.iter().chain([(&agents, &l4.wanted)]).collect();
+        // Of what is no HTTP waypoints ask the same routes as agents.
+        let mut at_waypoints = l7.wanted.clone();
+        if l4.wanted.asks_of_clients() {
+            let served = at_waypoints.iter_mut().filter(|(gateway, _)| l7.tables.contains_key(*gateway));
+            served.for_each(|(_, wanted)| Arc::make_mut(wanted).add_clients_of(&l4.wanted));
+        }
+        let wanted: BTreeMap<_, _> = at_waypoints.iter().chain([(&agents, &l4.wanted)]).collect();
         let of_pods = pods.zip(&workloads).map(|((pod, _), workload)| l7::labels::Seen {
             labels: &pod.labels,
             workload,

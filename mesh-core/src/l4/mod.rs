@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use rand::Rng;
 
 use crate::NamespacedName;
-use crate::l7::{ClusterKey, HostPattern, Target};
+use crate::l7::{ClusterKey, HostPattern, Labels, Target, has_all};
 
 /// What is said of connections to one service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +59,8 @@ pub struct Condition {
     pub destinations: Vec<IpNet>,
     /// The client's namespace.
     pub source_namespace: Option<ArcStr>,
+    /// Labels that the client has, all of them.
+    pub source_labels: Labels,
 }
 
 /// Places by weight.
@@ -124,6 +126,8 @@ pub struct Ask<'a> {
     pub port: u16,
     /// The client's namespace.
     pub namespace: &'a str,
+    /// Its labels, as far as anybody asks for them; `None` if nobody knows any.
+    pub labels: Option<&'a Labels>,
     /// What it says first.
     pub server_name: ServerName<'a>,
 }
@@ -160,6 +164,11 @@ impl ConnectionRoutes {
             Target::Cluster(key) => Some(key),
             Target::Broken(_) => None,
         })
+    }
+
+    /// Every condition of a rule.
+    pub fn conditions(&self) -> impl Iterator<Item = &Condition> {
+        self.groups.iter().flat_map(|group| &group.rules).flat_map(|rule| &rule.conditions)
     }
 
     /// The rules that count for a connection, if there are any.
@@ -227,7 +236,8 @@ impl Condition {
         let address = ask.address.to_canonical();
         let rest = self.port.is_none_or(|port| port == ask.port)
             && (self.destinations.is_empty() || self.destinations.iter().any(|net| net.contains(&address)))
-            && self.source_namespace.as_ref().is_none_or(|own| own == ask.namespace);
+            && self.source_namespace.as_ref().is_none_or(|own| own == ask.namespace)
+            && (self.source_labels.is_empty() || ask.labels.is_some_and(|own| has_all(own, &self.source_labels)));
         match ask.server_name {
             _ if !rest => Some(false),
             _ if self.server_names.is_empty() => Some(true),

@@ -19,7 +19,7 @@ fn routes(groups: Vec<Group>) -> ConnectionRoutes {
 }
 
 fn ask(namespace: &'static str, port: u16, server_name: ServerName<'static>) -> Ask<'static> {
-    Ask { address: "198.19.0.1".parse().unwrap(), port, namespace, server_name }
+    Ask { address: "198.19.0.1".parse().unwrap(), port, namespace, labels: None, server_name }
 }
 
 fn say(routes: &ConnectionRoutes, ask: &Ask<'_>) -> String {
@@ -127,4 +127,27 @@ fn weights_decide_how_often() {
     assert!((1_800..2_200).contains(&two), "{two}");
     let huge = vec![to("one", u32::MAX), to("two", 1)];
     assert_eq!(Split::new(huge), Err(WeightOverflow(4_294_967_296)));
+}
+
+/// Labels that nobody knows are none: what is for some clients only is for no others.
+#[test]
+fn features_VS_21_a_rule_for_clients_by_their_labels_is_for_no_others() {
+    let labels = |text: &str| -> Labels {
+        text.split_terminator(',').filter_map(|pair| pair.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect()
+    };
+    let mut web = Condition { source_labels: labels("app=web,tier=front"), ..Condition::default() };
+    web.source_namespace = Some("shop".into());
+    let rules = vec![rule("a", vec![web], vec![to("for-web", 1)]), rule("b", vec![], vec![to("for-all", 1)])];
+    let routes = routes(vec![Group { falls_through: true, rules, ..Group::default() }]);
+    for (namespace, own, expected) in [
+        ("shop", Some("app=web,tier=front,v=1"), "for-web"),
+        ("shop", Some("app=web"), "for-all"),
+        ("shop", Some("app=web,tier=back"), "for-all"),
+        ("blog", Some("app=web,tier=front"), "for-all"),
+        ("shop", None, "for-all"),
+    ] {
+        let own = own.map(labels);
+        let ask = Ask { labels: own.as_ref(), ..ask(namespace, 9000, ServerName::Absent) };
+        assert_eq!(say(&routes, &ask), expected, "{namespace} {own:?}");
+    }
 }

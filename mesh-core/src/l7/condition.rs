@@ -220,7 +220,8 @@ impl Condition {
     }
 }
 
-fn has_all(labels: &Labels, wanted: &Labels) -> bool {
+/// Whether these labels have all of those.
+pub(crate) fn has_all(labels: &Labels, wanted: &Labels) -> bool {
     wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 

@@ -42,6 +42,7 @@ pub use action::{
 };
 pub use authorizer::Authorizer;
 pub use cluster::{Cluster, Clusters};
+pub(crate) use condition::has_all;
 pub use condition::{Client, Condition, HeaderMatch, Labels, PathKind, PathMatch, QueryMatch, Request, Text};
 pub use cors::Cors;
 pub use headers::HeaderChanges;

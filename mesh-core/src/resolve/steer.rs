@@ -41,7 +41,9 @@ pub fn steer(
         return Ok(Steer::Asked);
     }
     let Some(routes) = snapshot.connections(&service.key()) else { return Ok(Steer::Asked) };
-    let ask = Ask { address: ip, port: destination.port(), namespace: &request.source.namespace, server_name };
+    let labels = snapshot.labels().get(&request.source.uid).map(|labels| &**labels);
+    let namespace = &*request.source.namespace;
+    let ask = Ask { address: ip, port: destination.port(), namespace, labels, server_name };
     match routes.choose(&ask, rng) {
         Choice::Own => Ok(Steer::Asked),
         Choice::Look => Ok(Steer::Look),

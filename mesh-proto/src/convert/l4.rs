@@ -114,6 +114,11 @@ fn condition(message: wire::Condition, note: &mut impl FnMut(ConvertError)) -> C
     or_note(field::text("conditions.source_namespace", message.source_namespace).map(|name| {
         read.source_namespace = (!name.is_empty()).then_some(name);
     }));
+    let labels = few("conditions.source_labels", message.source_labels.len(), MOST);
+    let text = |text| field::text("conditions.source_labels", text);
+    let label = |(key, value)| Ok((text(key)?, text(value)?));
+    let labels = labels.and_then(|()| message.source_labels.into_iter().map(label).collect::<Result<_, _>>());
+    or_note(labels.map(|labels| read.source_labels = labels));
     let names = few("conditions.server_names", message.server_names.len(), MOST);
     let name = |text: String| {
         let problem = || ConvertError::invalid("conditions.server_names", format!("{text:?} is no name of a host"));
@@ -185,6 +190,7 @@ fn write_rule(rule: &Rule) -> wire::Rule {
             .map(|net| wire::Range { address: field::octets(net.addr()), length: u32::from(net.prefix_len()) })
             .collect(),
         source_namespace: one.source_namespace.as_deref().unwrap_or_default().to_owned(),
+        source_labels: one.source_labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
     };
     let place = |place: &Place| wire::Place {
         weight: place.weight,
@@ -225,6 +231,7 @@ mod tests {
             server_names: vec![HostPattern::parse("a.example").unwrap(), HostPattern::parse("*.b.example").unwrap()],
             destinations: vec!["198.19.0.0/16".parse().unwrap(), "fd00:198::/64".parse().unwrap()],
             source_namespace: Some("test".into()),
+            source_labels: [("app".into(), "web".into()), ("v".into(), "".into())].into(),
         };
         let rule = |conditions, split| Rule { origin: "TCPRoute shop/echo".into(), conditions, split };
         let rules = vec![rule(vec![condition], Split::new(split).unwrap()), rule(vec![], Split::default())];
@@ -270,6 +277,7 @@ mod tests {
             (condition(|c| c.server_names = vec!["a b".into()]), "server_names"),
             (condition(|c| c.destinations = vec![wire::Range { address: vec![1], length: 3 }]), "destinations"),
             (condition(|c| c.source_namespace = "\u{7}".into()), "source_namespace"),
+            (condition(|c| _ = c.source_labels.insert("a".into(), "\u{7}".into())), "source_labels"),
             (place(wire::Place { weight: 1, target: None }), "target"),
             (place(cluster("nothing", 1)), "service"),
             (place(cluster("a/b", 0)), "port"),

@@ -60,7 +60,8 @@ pub(super) fn of_requests(reading: &mut Reading<'_>) -> Option<Vec<Rule>> {
         let targets: Vec<kind::Target> = targets.collect();
         let matches = rule.matches.iter().enumerate().map(|(at, one)| (at, Match::from(one)));
         rules.extend(reading.rule(matches.collect(), &targets, &format!("spec.http[{index}]")));
-        let is_for_all = |one: &HttpMatch| one.source_namespace.as_deref().is_none_or(str::is_empty);
+        let is_for_all =
+            |one: &HttpMatch| one.source_labels.is_empty() && one.source_namespace.as_deref().is_none_or(str::is_empty);
         if rule.matches.is_empty() || here().any(is_for_all) {
             return Some(rules);
         }
@@ -100,7 +101,7 @@ impl<'a> From<&'a HttpMatch> for Match<'a> {
             names: &[],
             subnets: &[],
             port: one.port,
-            has_labels: !one.source_labels.is_empty(),
+            labels: &one.source_labels,
             gateways: &one.gateways,
             namespace: one.source_namespace.as_deref(),
         }

@@ -32,10 +32,7 @@ use crate::resource::routing::Routed;
 use crate::resource::routing::routes::ConnectionRule;
 use crate::resource::routing::virtual_service::{self as kind, MESH, VirtualService};
 use crate::resource::service::Port;
-use crate::resource::{Key, Kind, Objects};
-
-/// What is said where there is nothing better to say.
-const LABELS: &str = "no connection is told by the labels of its client: this alternative means none";
+use crate::resource::{Key, Kind, Labels, Objects};
 
 /// What agents and waypoints are given, and what is to be said of the objects that it is made of.
 #[derive(Clone, Debug, Default)]
@@ -96,7 +93,8 @@ pub fn index(objects: &Objects, settings: &Settings, around: &Around<'_>) -> Mad
     if !settings.istio_runs {
         let named = made.routes.values().flat_map(|routes| routes.places()).cloned().collect();
         made.places = places::index(objects, around, &named, &entries, &mut made.problems);
-        made.wanted = Arc::new(places::wanted(&made.places));
+        let of_clients = made.routes.values().flat_map(|routes| routes.conditions());
+        made.wanted = Arc::new(places::wanted(&made.places).with_clients(of_clients.map(|one| &one.source_labels)));
         made.in_force.extend(places::in_force(&made.places, around));
     }
     // Who is asked on several ports is read as often.
@@ -273,7 +271,7 @@ struct Match<'a> {
     names: &'a [String],
     subnets: &'a [String],
     port: Option<u16>,
-    has_labels: bool,
+    labels: &'a Labels,
     gateways: &'a [String],
     namespace: Option<&'a str>,
 }
@@ -284,7 +282,7 @@ impl<'a> From<&'a kind::TlsMatch> for Match<'a> {
             names: &one.sni_hosts,
             subnets: &one.destination_subnets,
             port: one.port,
-            has_labels: !one.source_labels.is_empty(),
+            labels: &one.source_labels,
             gateways: &one.gateways,
             namespace: one.source_namespace.as_deref(),
         }
@@ -297,7 +295,7 @@ impl<'a> From<&'a kind::TcpMatch> for Match<'a> {
             names: &[],
             subnets: &one.destination_subnets,
             port: one.port,
-            has_labels: !one.source_labels.is_empty(),
+            labels: &one.source_labels,
             gateways: &one.gateways,
             namespace: one.source_namespace.as_deref(),
         }
@@ -340,14 +338,6 @@ impl Reading<'_> {
         if !is_of_mesh || one.port.is_some_and(|port| port != self.port.port) {
             return None;
         }
-        if one.has_labels {
-            self.notes.warn(
-                format!("{field}.sourceLabels"),
-                LABELS,
-                "tell clients by sourceNamespace, or requests by `http` rules, of which waypoints heed sourceLabels",
-            );
-            return None;
-        }
         let mut destinations = Vec::new();
         for (index, text) in one.subnets.iter().enumerate() {
             let range = text.parse::<IpNet>().ok().or_else(|| Some(text.parse::<std::net::IpAddr>().ok()?.into()));
@@ -364,6 +354,7 @@ impl Reading<'_> {
             server_names: names(one.names, &format!("{field}.sniHosts"), &mut self.notes),
             destinations,
             source_namespace: one.namespace.filter(|name| !name.is_empty()).map(Into::into),
+            source_labels: one.labels.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect(),
         })
     }
 

@@ -45,14 +45,15 @@ fn objects(more: &[Json]) -> Objects {
     Catalog::default().apply(&scan).0
 }
 
-/// Where a connection to `echo` goes, in words: the port, then `~blog` for the client's namespace, `@a.example` for the name that it asks for, `@` for none.
+/// Where a connection to `echo` goes, in words: the port, then `~blog` for the client's namespace, `+app=a` for its label, `@a.example` for the name that it asks for, `@` for none.
 fn ask(made: &Made, line: &str) -> String {
     let mut words = line.split(' ');
     let port = words.next().unwrap().parse().unwrap();
-    let (mut namespace, mut server_name) = ("shop", ServerName::Unread);
+    let (mut namespace, mut server_name, mut labels) = ("shop", ServerName::Unread, None);
     for word in words {
         match word.split_at(1) {
             ("~", name) => namespace = name,
+            ("+", label) => labels = label.split_once('=').map(|(key, value)| [(key.into(), value.into())].into()),
             ("@", "") => server_name = ServerName::Absent,
             ("@", name) => server_name = ServerName::Is(name),
             _ => panic!("{word}"),
@@ -61,7 +62,7 @@ fn ask(made: &Made, line: &str) -> String {
     let Some(routes) = made.routes.get(&NamespacedName::new("shop", "echo.shop.svc.cluster.local")) else {
         return "-".into();
     };
-    let ask = Ask { address: "198.19.0.1".parse().unwrap(), port, namespace, server_name };
+    let ask = Ask { address: "198.19.0.1".parse().unwrap(), port, namespace, labels: labels.as_ref(), server_name };
     match routes.choose(&ask, &mut StdRng::seed_from_u64(1)) {
         Choice::Own => "-".to_owned(),
         Choice::Look => "look".to_owned(),
@@ -108,6 +109,10 @@ fn virtual_services_lead_connections() {
         "{hosts: [echo], gateways: [mesh, in], tcp: [{match: [{gateways: [in]}], route: [{destination: {host: v1}}]}, \
          {match: [{sourceLabels: {app: a}}], route: [{destination: {host: v1}}]}]}",
     );
+    let by_labels = virtual_service(
+        "{hosts: [echo, a.example], tls: [{match: [{sniHosts: [a.example], sourceLabels: {app: b}}], route: [{destination: {host: v2}}]}], \
+         tcp: [{match: [{sourceLabels: {app: a}, sourceNamespace: shop}], route: [{destination: {host: v1}}]}, {route: [{destination: {host: v2}}]}]}",
+    );
     let nowhere =
         virtual_service("{hosts: [echo], tcp: [{match: [{port: 9000}], route: [{destination: {host: nothing}}]}]}");
     let http = virtual_service("{hosts: [echo], http: [{route: [{destination: {host: v1}}]}]}");
@@ -129,7 +134,17 @@ fn virtual_services_lead_connections() {
             ],
         ),
         (&[subnets], &[("9000", "v2:9000")]),
-        (&[at_gateway], &[("9000", "-")]),
+        (&[at_gateway], &[("9000", "-"), ("9000 +app=a", "v1:9000"), ("9000 +app=b", "-")]),
+        (
+            &[by_labels],
+            &[
+                ("9000 +app=a", "v1:9000"),
+                ("9000 +app=a ~blog", "v2:9000"),
+                ("9000", "v2:9000"),
+                ("443 +app=b @a.example", "v2:443"),
+                ("443 +app=a @a.example", "v1:443"),
+            ],
+        ),
         (
             &[nowhere],
             &[
@@ -207,13 +222,6 @@ fn what_cannot_be_done_is_told_and_refused() {
     );
     let told: Vec<&str> = made.problems.iter().map(|(_, problem)| &*problem.field).collect();
     assert_eq!(told, ["spec.tcp[0].route"]);
-    let labels = super::tests::made(&[virtual_service(
-        "{hosts: [echo], tcp: [{match: [{sourceLabels: {app: a}}], route: [{destination: {host: v1}}]}]}",
-    )]);
-    let [(_, told)] = &labels.problems[..] else { panic!("{:?}", labels.problems) };
-    assert_eq!(told.field, "spec.tcp[0].match[0].sourceLabels");
-    let help = "tell clients by sourceNamespace, or requests by `http` rules, of which waypoints heed sourceLabels";
-    assert_eq!(told.help.as_deref(), Some(help), "no waypoint tells bytes by them either");
 }
 
 #[test]
@@ -294,7 +302,7 @@ fn features_DR_9_what_of_a_rule_has_no_effect_is_told_by_who_acts_on_it() {
 /// The ways of connections to `edition.example.com`, of a ServiceEntry of the namespace `shop`.
 fn outside(made: &Made, port: u16, namespace: &str, server_name: ServerName<'_>) -> String {
     let Some(routes) = made.routes.get(&NamespacedName::new("shop", "edition.example.com")) else { return "-".into() };
-    let ask = Ask { address: "240.240.0.1".parse().unwrap(), port, namespace, server_name };
+    let ask = Ask { address: "240.240.0.1".parse().unwrap(), port, namespace, labels: None, server_name };
     match routes.choose(&ask, &mut StdRng::seed_from_u64(1)) {
         Choice::Own => "-".to_owned(),
         Choice::Look => "look".to_owned(),
@@ -341,6 +349,11 @@ fn features_B18_B20_hosts_of_service_entries_are_led_through_an_egress_gateway()
     let made = made_of(&[through("", some)]);
     assert_eq!(outside(&made, 80, "far", ServerName::Unread), "v2:9000");
     assert_eq!(outside(&made, 80, "shop", ServerName::Unread), "v1:9001");
+    // So do labels, and they are asked for.
+    let some = "{match: [{gateways: [mesh], sourceLabels: {app: a}}], route: [{destination: {host: v2, port: {number: 9000}}}]}, ";
+    let labelled = made_of(&[through("", some)]);
+    assert_eq!(outside(&labelled, 80, "shop", ServerName::Unread), "v1:9001");
+    assert!(labelled.wanted.asks_of_clients() && !made.wanted.asks_of_clients());
     assert_eq!(outside(&made_of(&[]), 80, "shop", ServerName::Unread), "-");
 }
 

@@ -65,6 +65,24 @@ impl Wanted {
         wanted
     }
 
+    /// And these, of everybody who may be a client.
+    #[must_use]
+    pub fn with_clients<'a>(mut self, labels: impl Iterator<Item = &'a Labels>) -> Self {
+        labels.for_each(|labels| self.clients.add(labels));
+        self
+    }
+
+    /// And those of clients that somebody else asks for.
+    pub fn add_clients_of(&mut self, other: &Self) {
+        self.clients.pairs.extend(other.clients.pairs.iter().cloned());
+    }
+
+    /// Whether it asks for labels of clients.
+    #[must_use]
+    pub fn asks_of_clients(&self) -> bool {
+        !self.clients.is_empty()
+    }
+
     fn is_empty(&self) -> bool {
         self.endpoints.is_empty() && self.clients.is_empty()
     }

@@ -13,6 +13,7 @@ use mesh_transport::hbone::HboneStream;
 use mesh_transport::socket::Armed;
 use mesh_transport::tls::is_tls;
 use tokio::io::AsyncWriteExt;
+use tokio::sync::watch;
 
 use crate::counted::Counted;
 use crate::downstream::{Bound, Downstream};
@@ -73,6 +74,7 @@ pub async fn serve(downstream: Arc<Downstream>, mut stream: HboneStream) {
 /// somebody has looked.
 async fn tunnel(downstream: &Downstream, mut stream: HboneStream, first: Option<Bytes>) {
     let mut record = Record::begin(downstream);
+    let policies = downstream.lane.shared.state.policies();
     let (client, asked) = (downstream.client(), &downstream.asked);
     let (looked, mut prefix) = (first.is_some(), first.unwrap_or_default());
     let (endpoint, wire, permit) = match reach(downstream, &mut stream, &mut prefix, looked, &mut record).await {
@@ -90,7 +92,8 @@ async fn tunnel(downstream: &Downstream, mut stream: HboneStream, first: Option<
             if tcp.write_all(&prefix).await.is_err() {
                 return record.end("UC");
             }
-            let outcome = copy::bidirectional(Armed::new(tcp), CopyPeer::Hbone(stream), counters, cut).await;
+            let copying = copy::bidirectional(Armed::new(tcp), CopyPeer::Hbone(stream), counters, cut);
+            let Some(outcome) = while_allowed(downstream, policies, &mut record, copying).await else { return };
             record.copied(&outcome);
             if let Outcome::Failed(side, error) = outcome {
                 tracing::debug!(%client, ?side, %error, "a connection failed");
@@ -102,13 +105,31 @@ async fn tunnel(downstream: &Downstream, mut stream: HboneStream, first: Option<
                 far.write_all(&prefix).await?;
                 tokio::io::copy_bidirectional(&mut near, &mut far).await
             };
-            tokio::select! {
-                () = cut.cancelled() => record.end("LR"),
-                copied = copying => record.end(near.ended(&copied)),
-            }
+            let copying = async {
+                tokio::select! { () = cut.cancelled() => None, copied = copying => Some(copied) }
+            };
+            let Some(copied) = while_allowed(downstream, policies, &mut record, copying).await else { return };
+            record.end(copied.map_or("LR", |copied| near.ended(&copied)));
         }
     }
     drop((record, endpoint, permit));
+}
+
+/// Copies as long as policies let it; nothing comes of it once they do not.
+pub(crate) async fn while_allowed<T>(
+    downstream: &Downstream,
+    policies: watch::Receiver<()>,
+    record: &mut Record<'_>,
+    copying: impl Future<Output = T>,
+) -> Option<T> {
+    tokio::select! {
+        copied = copying => Some(copied),
+        why = authorize::withdrawn(downstream, policies) => {
+            tracing::debug!(client = %downstream.client(), asked = %downstream.asked, why, "a connection was ended");
+            record.withdrawn();
+            None
+        }
+    }
 }
 
 /// Connects to where the connection leads. What has to be read for that is added to `first`.

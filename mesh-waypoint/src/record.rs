@@ -142,6 +142,12 @@ impl<'a> Record<'a> {
         });
     }
 
+    /// Policies have let it through and do not any more.
+    pub fn withdrawn(&mut self) {
+        self.ended = Some(DENIED);
+        self.end("-");
+    }
+
     /// It is over, with that to be said of it in Envoy's word.
     pub fn end(&mut self, flag: &'static str) {
         self.flags.add(Flags::of(flag));

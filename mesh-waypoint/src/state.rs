@@ -49,6 +49,7 @@ impl View {
 pub struct State {
     view: ArcSwap<View>,
     ports: watch::Sender<Vec<Open>>,
+    policies: watch::Sender<()>,
 }
 
 impl State {
@@ -98,6 +99,11 @@ impl State {
         self.ports.subscribe()
     }
 
+    /// Told of whenever there are other policies.
+    pub fn policies(&self) -> watch::Receiver<()> {
+        self.policies.subscribe()
+    }
+
     /// Other places.
     pub fn set_clusters(&self, clusters: Arc<Clusters>) {
         self.change(|view| view.former = std::mem::replace(&mut view.clusters, Arc::clone(&clusters)));
@@ -109,6 +115,7 @@ impl State {
         let read = |security| guard::Guard::new(security, &before.limiters);
         let guard = Arc::new(security.map_or_else(guard::Guard::closed, read));
         self.change(|view| view.guard = Arc::clone(&guard));
+        self.policies.send_replace(());
     }
 
     /// Other ways to measure, log and trace.

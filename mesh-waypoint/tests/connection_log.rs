@@ -223,6 +223,56 @@ async fn features_TM_7_a_line_says_who_has_cut_a_connection() {
     assert_eq!(log.lines("flags", 3).await, ["DC 4", "UC 4", "LR 4"]);
 }
 
+/// One answer of `echo`.
+async fn asks<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(stream: &mut S) -> std::io::Result<()> {
+    stream.write_all(b"said").await?;
+    soon("echo", stream.read_exact(&mut [0; 4])).await.map(drop)
+}
+
+/// A server that says what it hears.
+async fn parrot() -> SocketAddr {
+    let listener = listener().await;
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut read, mut write) = tcp.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            });
+        }
+    });
+    address
+}
+
+/// Features 3.6: what is open is judged again when policies change, and ended if they deny it now.
+#[tokio::test]
+async fn features_3_6_open_connections_end_when_policies_deny_them() {
+    let app = parrot().await;
+    let log = Log::new();
+    let text = "%RESPONSE_FLAGS% %CONNECTION_TERMINATION_DETAILS% %BYTES_RECEIVED%\n";
+    let logs = vec![log.of("ended", LogFormat::Text(text.into()), None)];
+    let backend = Backend::new("app", "10.96.0.11", &[app]).speaking(AppProtocol::Tcp);
+    let waypoint = Waypoint::with(&[backend], Table::default(), with(logs)).await;
+    let mut dry = Security::clone(&policies(Action::Deny).unwrap());
+    dry.policies = vec![Arc::new(Policy { dry_run: true, ..Policy::clone(&dry.policies[0]) })];
+    let dry = Arc::new(dry);
+    for (round, action) in [Action::Deny, Action::Custom("nobody".into())].into_iter().enumerate() {
+        waypoint.state.set_security(Some(Arc::default()));
+        let mut stream = soon("stream", waypoint.stream("10.96.0.11:80")).await.unwrap();
+        asks(&mut stream).await.unwrap();
+        // What lets it through, and what would only have denied it, changes nothing.
+        for security in [policies(Action::Allow), Some(Arc::clone(&dry))] {
+            waypoint.state.set_security(security);
+            asks(&mut stream).await.unwrap();
+        }
+        waypoint.state.set_security(policies(action));
+        let ended = soon("end", stream.read(&mut [0; 1])).await;
+        assert!(ended.is_err(), "{ended:?}");
+        let lines = log.lines("ended", round + 1).await;
+        assert!(lines.len() == round + 1 && lines.iter().all(|line| line == "- rbac_access_denied 12"), "{lines:?}");
+    }
+}
+
 #[tokio::test]
 async fn features_TM_7_each_connection_at_a_gateway_has_a_line_with_its_flags() {
     let app = app().await;
@@ -306,4 +356,18 @@ async fn features_TM_7_each_connection_at_a_gateway_has_a_line_with_its_flags() 
         (said("istio_tcp_received_bytes_total"), said("istio_tcp_sent_bytes_total")),
         (4 + good.len() as u64, 12)
     );
+    // What is open is judged again when policies change.
+    let mut open = TcpStream::connect((HERE, ports[0])).await.unwrap();
+    open.write_all(b"said").await.unwrap();
+    soon("it is counted", async {
+        while said("istio_tcp_received_bytes_total") < 8 + good.len() as u64 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    gateway.state.set_security(policies(Action::Deny));
+    let ended = soon("end", open.read(&mut [0; 1])).await;
+    assert!(ended.is_err(), "{ended:?}");
+    let line = log.json(6).await.pop().unwrap();
+    assert_eq!(text(&line["connection_termination_details"]), "rbac_access_denied", "{line}");
 }

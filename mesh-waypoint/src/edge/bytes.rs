@@ -11,8 +11,9 @@ use mesh_transport::copy::{self, Outcome, Peer as CopyPeer};
 use mesh_transport::socket::Armed;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
-use crate::connection::{missed, none};
+use crate::connection::{missed, none, while_allowed};
 use crate::counted::Counted;
 use crate::downstream::Downstream;
 use crate::engine::Lane;
@@ -36,6 +37,7 @@ pub async fn plain(
     let tcp = Armed::new(tcp);
     let downstream = Downstream::at_edge(Arc::clone(lane), entry, drain);
     let mut record = Record::begin(&downstream);
+    let policies = lane.shared.state.policies();
     let encrypted = listener.encryption == Encryption::Passes;
     let (endpoint, mut wire, permit) = reach(&downstream, listener, encrypted, &mut record).await?;
     // What copies TLS counts as it is seen; `copy` calls the client's socket the local one.
@@ -51,19 +53,20 @@ pub async fn plain(
         return Err(error.to_string());
     }
     let outcome = match wire {
-        Wire::Tcp(far) => copy::bidirectional(tcp, CopyPeer::Tcp(Armed::new(far)), counters, cut).await,
-        Wire::Hbone(far) => copy::bidirectional(tcp, CopyPeer::Hbone(far), counters, cut).await,
-        mut far @ (Wire::Tls(_) | Wire::TlsInside(_)) => {
-            let mut near = Counted::new(tcp.disarmed(), counters);
-            let moved = tokio::select! {
-                () = cut.cancelled() => return Ok(()),
-                moved = tokio::io::copy_bidirectional(&mut near, &mut far) => moved,
-            };
-            record.end(near.ended(&moved));
-            drop((record, endpoint, permit));
-            return moved.map(|_| ()).map_err(|error| error.to_string());
+        Wire::Tcp(far) => {
+            let copying = copy::bidirectional(tcp, CopyPeer::Tcp(Armed::new(far)), counters, cut);
+            while_allowed(&downstream, policies, &mut record, copying).await
+        }
+        Wire::Hbone(far) => {
+            let copying = copy::bidirectional(tcp, CopyPeer::Hbone(far), counters, cut);
+            while_allowed(&downstream, policies, &mut record, copying).await
+        }
+        far @ (Wire::Tls(_) | Wire::TlsInside(_)) => {
+            let near = Counted::new(tcp.disarmed(), counters);
+            return relay(&downstream, policies, &mut record, near, far).await;
         }
     };
+    let Some(outcome) = outcome else { return Ok(()) };
     record.copied(&outcome);
     drop((record, endpoint, permit));
     match outcome {
@@ -82,16 +85,31 @@ pub async fn decrypted<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> Result<(), String> {
     let downstream = Downstream::at_edge(Arc::clone(lane), entry, drain);
     let mut record = Record::begin(&downstream);
-    let (endpoint, mut wire, permit) = reach(&downstream, listener, false, &mut record).await?;
-    let mut stream = Counted::new(stream, record.open(&endpoint, Counts::AsSeen));
+    let policies = lane.shared.state.policies();
+    // The permit is held until the copy is over.
+    let (endpoint, wire, _permit) = reach(&downstream, listener, false, &mut record).await?;
+    let near = Counted::new(stream, record.open(&endpoint, Counts::AsSeen));
+    relay(&downstream, policies, &mut record, near, wire).await
+}
+
+/// Copies where one of the ends is TLS, of which `copy` knows nothing.
+async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
+    downstream: &Downstream,
+    policies: watch::Receiver<()>,
+    record: &mut Record<'_>,
+    mut near: Counted<S>,
+    mut far: Wire,
+) -> Result<(), String> {
     let cut = downstream.drain.forced_token();
-    let copied = tokio::select! {
-        () = cut.cancelled() => return Ok(()),
-        copied = tokio::io::copy_bidirectional(&mut stream, &mut wire) => copied,
+    let copying = async {
+        tokio::select! {
+            () = cut.cancelled() => None,
+            copied = tokio::io::copy_bidirectional(&mut near, &mut far) => Some(copied),
+        }
     };
-    record.end(stream.ended(&copied));
-    drop((record, endpoint, permit));
-    copied.map(|_| ()).map_err(|error| error.to_string())
+    let Some(copied) = while_allowed(downstream, policies, record, copying).await else { return Ok(()) };
+    record.end(copied.as_ref().map_or("LR", |copied| near.ended(copied)));
+    copied.map_or(Ok(()), |copied| copied.map(|_| ()).map_err(|error| error.to_string()))
 }
 
 /// A connection that nobody serves: it has its line, too.

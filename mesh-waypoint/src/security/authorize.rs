@@ -7,6 +7,7 @@ use mesh_core::l7::policy::{Decision, DryRun, Subject, Verdict};
 use mesh_core::l7::{Authority, Request, Token, path};
 use mesh_core::{ArcStr, NamespacedName};
 use mesh_transport::hbone;
+use tokio::sync::watch;
 
 use super::custom::Asker;
 use crate::downstream::{Bound, Downstream};
@@ -111,6 +112,29 @@ pub fn connection(down: &Downstream, bound: &Bound) -> Result<(), Nowhere> {
         return Err(("UAEX", format!("nobody can ask {provider} about what is no HTTP")));
     }
     decide(down, bound, &subject).map_err(record::denied)
+}
+
+/// Waits until policies do not let through any more what they have let through, and says why. `policies`: of the state, from before they were asked first.
+/// Dry runs and audits are of what begins, and are not told again. What this proxy is no more for is not its to end.
+pub async fn withdrawn(down: &Downstream, mut policies: watch::Receiver<()>) -> String {
+    loop {
+        if policies.changed().await.is_err() {
+            // Nobody is left who could change any.
+            return std::future::pending().await;
+        }
+        let Ok(bound) = down.bound() else { continue };
+        let subject = connected(down, &bound);
+        if let Some((policy, provider)) = bound.applied.policies.asked(&subject).next() {
+            return format!("{policy}: nobody can ask {provider} about what is no HTTP");
+        }
+        let decision = bound.applied.policies.decide(&subject).decision;
+        if !decision.is_allowed() {
+            if let Decision::Denied(policy) = decision {
+                down.lane.meters.ruled(policy, Ruled::Denied);
+            }
+            return decision.to_string();
+        }
+    }
 }
 
 fn decide(down: &Downstream, bound: &Bound, subject: &Subject<'_>) -> Result<(), String> {

@@ -73,6 +73,13 @@ fn at(path: &str, handling: Handling) -> Rule {
     Rule { conditions: vec![condition], handling: handling.into() }
 }
 
+/// The alternative has a name of its own.
+fn named(path: &str, name: &str, handling: Handling) -> Rule {
+    let path = Some(PathKind::Exact(path.into()).into());
+    let condition = Condition { name: name.into(), path, ..Condition::default() };
+    Rule { conditions: vec![condition], handling: handling.into() }
+}
+
 /// One line for each request, with what has become of it.
 #[tokio::test]
 async fn features_B30_each_request_has_a_line_with_its_flags() {
@@ -101,11 +108,12 @@ async fn features_B30_each_request_has_a_line_with_its_flags() {
         at("/ut", Handling { timeout: Some(Duration::from_millis(50)), ..to("never") }),
         at("/dc", to("never")),
         at("/tea", Handling::new(Action::Respond(tea))),
+        named("/named", "fine.well", Handling { name: "fine".into(), ..to("app") }),
     ];
     let log = Log::new();
     let waypoint =
         Waypoint::with(&backends, table("app", rules), with(vec![log.form(LogFormat::Json(Vec::new()), None)])).await;
-    let paths = ["/ok?a=b", "/fi", "/di", "/uh", "/uf", "/ut", "/other", "/tea"];
+    let paths = ["/ok?a=b", "/fi", "/di", "/uh", "/uf", "/ut", "/other", "/tea", "/named"];
     for path in paths {
         waypoint.ask(ASK, get(path)).await;
     }
@@ -114,7 +122,7 @@ async fn features_B30_each_request_has_a_line_with_its_flags() {
     while soon("request", told.recv()).await.unwrap() != "/dc" {}
     drop(stream);
     let lines: Vec<Value> = log
-        .lines(9)
+        .lines(10)
         .await
         .iter()
         .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}")))
@@ -153,7 +161,8 @@ async fn features_B30_each_request_has_a_line_with_its_flags() {
     }
     assert!(fine["duration"].is_u64() && fine["upstream_service_time"].is_string(), "{fine}");
     assert_eq!((&of("/uf")["attempts"], &of("/uh")["upstream_host"]), (&Value::from(3), &Value::Null));
-    assert_eq!(log.lines(9).await.len(), 9);
+    assert_eq!(log.lines(10).await.len(), 10);
+    assert_eq!((&of("/named")["route_name"], &of("/tea")["route_name"]), (&Value::from("fine.well"), &Value::Null));
 }
 
 #[tokio::test]

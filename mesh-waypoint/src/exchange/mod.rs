@@ -140,12 +140,12 @@ async fn answer(
         }
         Err(refusal) => return Err(refusal.into()),
     };
-    let planned = |parts: &Parts| {
+    let planned = |parts: &Parts, report: &mut Report| {
         let mut rng = down.lane.rng.lock();
-        plan::plan(&bound, down, parts, &asked.authority, spelling, &mut *rng)
+        plan::plan(&bound, down, parts, &asked.authority, spelling, &mut *rng, |rule, one| report.rule(rule, one))
     };
     // Unless an authorizer is to have a say in it, the route is that of the request as it came.
-    let plan = (!askers.is_empty() && !allowed.routes_again).then(|| planned(parts));
+    let plan = (!askers.is_empty() && !allowed.routes_again).then(|| planned(parts, report));
     allowed.changes.iter().for_each(|changes| changes.request.apply(&mut parts.headers));
     authorize::request(down, &bound, parts, &asked.authority, said).map_err(Failure::from)?;
     let counted = match counted(down, &bound, parts, &asked, said).await {
@@ -156,13 +156,10 @@ async fn answer(
         }
         Err(limit::Refusal::NoAnswer) => return Err(Failure::UNCOUNTED),
     };
-    let plan = plan.unwrap_or_else(|| planned(parts));
+    let plan = plan.unwrap_or_else(|| planned(parts, report));
     counted.request.iter().for_each(|edits| edits.apply(&mut parts.headers));
     if !parts.headers.contains_key(FORWARDED_PROTO) {
         parts.headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
-    }
-    if let Some(handling) = &plan.handling {
-        report.rule(handling);
     }
     if let CorsVerdict::Answer(headers) = plan.cors {
         return Ok(reply::empty(headers));

@@ -12,7 +12,7 @@ use mesh_core::NamespacedName;
 use mesh_core::l7::cors::CorsVerdict;
 use mesh_core::l7::path::{Spelling, normalise};
 use mesh_core::l7::{
-    self, AbortStatus, Action, Authority, Backend, ClusterKey, Handling, Miss, Outcome, Table, Target,
+    self, AbortStatus, Action, Authority, Backend, ClusterKey, Condition, Handling, Miss, Outcome, Table, Target,
 };
 use mesh_core::listener::{Astray, Serves};
 use rand::Rng;
@@ -120,7 +120,7 @@ impl<'a> At<'a> {
     }
 }
 
-/// Asks the table.
+/// Asks the table. `found` is told of the rule, and which of its alternatives it was.
 pub fn plan(
     bound: &Bound,
     down: &Downstream,
@@ -128,6 +128,7 @@ pub fn plan(
     authority: &Authority,
     spelling: Spelling,
     rng: &mut impl Rng,
+    found: impl FnOnce(&Handling, Option<&Condition>),
 ) -> Plan {
     let at = match At::of(bound, down, authority) {
         Ok(At::Asked) => return Plan::of(To::Asked),
@@ -154,6 +155,7 @@ pub fn plan(
         Err(Miss::Host) if request.service.is_some() => return Plan::of(To::Asked),
         Err(_) => return Plan::of(To::Fail(Failure::NO_ROUTE)),
     };
+    found(decision.handling, decision.condition);
     let to = match decision.outcome {
         Outcome::Forward(backend) => {
             let target = decision.rewritten_path(&request).map(|path| {

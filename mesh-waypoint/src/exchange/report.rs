@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, Request, Response, Version};
 use hyper::body::Incoming;
-use mesh_core::l7::Handling;
+use mesh_core::l7::{Condition, Handling};
 use mesh_core::{Service, Workload};
 use mesh_runtime::lanes;
 
@@ -103,11 +103,13 @@ impl Report {
         }
     }
 
-    /// A rule means it.
-    pub fn rule(&mut self, handling: &Handling) {
+    /// A rule means it, by an alternative that may have a name: that says which rule it is of.
+    pub fn rule(&mut self, handling: &Handling, condition: Option<&Condition>) {
         if self.remembered.is_some() {
-            let name = if handling.name.is_empty() { &handling.origin } else { &handling.name };
-            self.rule = name.clone();
+            let mut names =
+                condition.map(|condition| &condition.name).into_iter().chain([&handling.name, &handling.origin]);
+            let name = names.find(|name| !name.is_empty());
+            self.rule = name.cloned().unwrap_or_default();
         }
     }
 

@@ -89,7 +89,13 @@ impl Parts {
             handling = Handling { fault: Some(fault), timeout: None, retries: Retries::none(), ..handling };
         }
         (handling.name, handling.origin) = (self.name.into(), self.origin);
-        Candidate { origin, conditions: self.conditions, handling: Arc::new(handling) }
+        let mut conditions = self.conditions;
+        let rule = if handling.name.is_empty() { &handling.origin } else { &handling.name };
+        // As in Istio, in logs an alternative that has a name is told after that of its rule.
+        for one in conditions.iter_mut().filter(|one| !one.name.is_empty()) {
+            one.name = meta::shown(&format!("{rule}.{}", one.name));
+        }
+        Candidate { origin, conditions, handling: Arc::new(handling) }
     }
 }
 

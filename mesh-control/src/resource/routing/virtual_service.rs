@@ -187,6 +187,8 @@ pub struct HeaderChanges {
 pub struct Redirect {
     /// The whole path.
     pub uri: Option<String>,
+    /// Or what stands for the prefix that the rule means, as in a rewrite.
+    pub prefix_rewrite: Option<String>,
     /// The host.
     pub authority: Option<String>,
     /// The port.

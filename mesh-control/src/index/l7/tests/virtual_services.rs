@@ -129,7 +129,7 @@ fn features_VS_6_and_VS_7_ports_and_clients() {
     let named = rules("{name: r, match: [{name: m}], route: [{destination: {host: v3}}]}");
     mesh(&named).decide("GET http://web/", 1, |_, decision| {
         let decision = decision.unwrap();
-        assert_eq!((&*decision.handling.name, &*decision.condition.unwrap().name), ("r", "m"));
+        assert_eq!((&*decision.handling.name, &*decision.condition.unwrap().name), ("r", "r.m"));
         assert_eq!(decision.handling.origin, "VirtualService shop/o");
     });
 }
@@ -222,6 +222,38 @@ fn features_VS_10_redirects() {
         (&to("derivePort: FROM_REQUEST_PORT"), &[("GET http://web/a :8080", "301 http://web:8080/a")]),
         (&to("scheme: https"), &[("GET http://web/a", "301 https://web/a")]),
     ]);
+    let of = |condition: &str, redirect: &str| {
+        rules(&format!("{{match: [{{uri: {{{condition}}}}}], redirect: {{{redirect}}}}}"))
+    };
+    check(&[
+        (&of("prefix: /a", "prefixRewrite: /b"), &[("GET http://web/a/c?x=1", "301 http://web/b/c?x=1")]),
+        (&of("prefix: /a/", "prefixRewrite: /, scheme: https"), &[("GET http://web/a/c", "301 https://web/c")]),
+        (&of("exact: /a", "prefixRewrite: /b"), &[("GET http://web/a", "301 http://web/b")]),
+        (&of("prefix: /a", "uri: /b"), &[("GET http://web/a/c", "301 http://web/b")]),
+    ]);
+}
+
+#[test]
+fn features_VS_6_what_a_request_is_called_in_logs() {
+    let named = |rule: &str, conditions: &str| {
+        rules(&format!("{{{rule} match: [{conditions}], route: [{{destination: {{host: v3}}}}]}}"))
+    };
+    for (written, asked, expected) in [
+        (named("name: r,", "{name: m, uri: {prefix: /a}}"), "/a", "r.m"),
+        (named("name: r,", "{name: m, uri: {prefix: /a}}, {name: k, uri: {prefix: /b}}"), "/b", "r.k"),
+        (named("name: r,", "{uri: {prefix: /a}}, {name: k, uri: {prefix: /b}}"), "/a", ""),
+        (named("", "{name: m, uri: {prefix: /a}}"), "/a", "VirtualService shop/o.m"),
+    ] {
+        let mesh = mesh(&written);
+        let found = mesh.decide(&format!("GET http://web{asked}"), 7, |_, decision| {
+            decision.unwrap().condition.map(|condition| condition.name.to_string()).unwrap_or_default()
+        });
+        assert_eq!(found, expected, "{written:?}");
+        assert_eq!(mesh.told(), [""; 0]);
+    }
+    let mesh = mesh(&named("", "{statPrefix: s, uri: {prefix: /a}}"));
+    let why = "waypoints make Istio's metrics, none for each route: it has no effect";
+    assert_eq!(mesh.told(), [format!("w http[0].match[0].statPrefix: {why}")]);
 }
 
 #[test]

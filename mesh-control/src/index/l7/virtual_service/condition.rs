@@ -19,6 +19,11 @@ const NO_HEADERS: [&str; 4] = ["uri", "scheme", "method", "authority"];
 
 /// One alternative of a rule of an object that lives in `namespace`.
 pub fn condition(one: &HttpMatch, namespace: &str, field: &str, notes: &mut Notes<'_>) -> Condition {
+    if one.stat_prefix.as_ref().is_some_and(|prefix| !prefix.is_empty()) {
+        let message = "waypoints make Istio's metrics, none for each route: it has no effect";
+        let help = "give the match a `name`: logs and spans have it in %ROUTE_NAME%";
+        notes.warn(format!("{field}.statPrefix"), message, help);
+    }
     let mut text = |name: &str, written: &Option<StringMatch>| {
         written.as_ref().and_then(|written| compared(written, &format!("{field}.{name}"), notes))
     };

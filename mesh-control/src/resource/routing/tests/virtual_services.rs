@@ -152,6 +152,10 @@ fn bad_ones() {
                 ],
             ),
             (
+                "{hosts: [a], http: [{redirect: {uri: /a, prefixRewrite: /b}}]}",
+                &["http[0].redirect: uri and prefixRewrite exclude each other (keep one of them)"],
+            ),
+            (
                 "{hosts: [a], http: [{redirect: {redirectCode: 200}}]}",
                 &["http[0].redirect.redirectCode: 200 is not a redirect (write 301, 302, 303, 307 or 308)"],
             ),

@@ -260,8 +260,13 @@ impl Headers {
 impl Redirect {
     fn check(&self, field: &str, check: &mut Check<'_>) {
         if *self == Redirect::default() {
-            check.error(field, "it leads nowhere else", "add `uri`, `authority`, `port`, `derivePort` or `scheme`");
+            check.error(
+                field,
+                "it leads nowhere else",
+                "add `uri`, `prefixRewrite`, `authority`, `port`, `derivePort` or `scheme`",
+            );
         }
+        check.one_of(field, &[("uri", self.uri.is_some()), ("prefixRewrite", self.prefix_rewrite.is_some())]);
         check.one_of(field, &[("port", self.port.is_some()), ("derivePort", self.derive_port.is_some())]);
         if let Some(port) = self.port {
             check.port(format!("{field}.port"), port);

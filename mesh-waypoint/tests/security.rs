@@ -8,7 +8,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use bytes::Bytes;
-use http::{HeaderName, Method, Request, StatusCode};
+use http::{HeaderName, HeaderValue, Method, Request, StatusCode};
 use http_body_util::Full;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use mesh_core::NamespacedName;
@@ -446,5 +446,23 @@ async fn features_B24_policies_ask_for_what_a_token_proves() {
                 assert!(text(&answer).contains("session="), "it is sent on");
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn features_GW_8_endpoints_are_told_who_the_client_is_where_that_is_asked_for() {
+    let waypoint = shop().await;
+    let told = format!("x-forwarded-client-cert: By={WAYPOINT};URI={CLIENT}");
+    for (names_clients, expected) in [(false, vec![]), (true, vec![told.as_str()])] {
+        waypoint.state.set_security(Some(Arc::new(Security { names_clients, ..Security::default() })));
+        let mut request = send(Method::GET, "/");
+        // What a client says of itself there is believed in neither case.
+        for forged in ["URI=spiffe://a/ns/b/sa/admin", "Hash=1"] {
+            request.headers_mut().append("x-forwarded-client-cert", HeaderValue::from_static(forged));
+        }
+        let answer = waypoint.ask(ASKED, request).await;
+        let lines: Vec<&str> =
+            text(&answer).lines().filter(|line| line.starts_with("x-forwarded-client-cert")).collect();
+        assert_eq!(lines, expected, "{names_clients}");
     }
 }

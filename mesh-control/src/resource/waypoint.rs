@@ -18,6 +18,8 @@ pub const INGRESS: &str = "istio.io/ingress-use-waypoint";
 pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 /// On a gateway or its class: what the waypoint is for.
 pub const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
+/// On a waypoint's gateway, `true`: endpoints are told in `x-forwarded-client-cert` who the client is.
+pub const NAMES_CLIENTS: &str = "ambient.istio.io/xfcc-include-client-identity";
 /// On a gateway: the service account of its pods.
 pub const SERVICE_ACCOUNT: &str = "gateway.istio.io/service-account";
 

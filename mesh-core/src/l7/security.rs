@@ -58,6 +58,8 @@ pub struct Security {
     pub authorizers: Vec<Arc<Authorizer>>,
     /// How many requests there may be.
     pub limits: Vec<Arc<RateLimit>>,
+    /// Endpoints are told in `x-forwarded-client-cert` who the client has proved to be.
+    pub names_clients: bool,
 }
 
 /// What is about the requests of one connection.

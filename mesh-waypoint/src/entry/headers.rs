@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use mesh_core::Identity;
 use mesh_core::listener::{ClientCert, Topology};
 
 use super::Entry;
@@ -46,6 +47,14 @@ pub fn sanitise(headers: &mut HeaderMap, has: Fields, entry: &Entry, topology: &
 /// The same for a request of the mesh. Its client is known by its tunnel: that it has another certificate it must not say.
 pub fn of_mesh(headers: &mut HeaderMap, has: Fields) {
     without_client_cert(headers, has);
+}
+
+/// Tells the endpoint who the client has proved to be, and to whom: an element of Envoy's without a hash, for the certificate stays with the tunnel.
+pub fn name_client(headers: &mut HeaderMap, own: &Identity, client: Option<&Identity>) {
+    let element = client.map(|client| format!("By={own};URI={client}"));
+    if let Some(element) = element.and_then(|text| HeaderValue::try_from(text).ok()) {
+        headers.insert(CLIENT_CERT, element);
+    }
 }
 
 fn without_client_cert(headers: &mut HeaderMap, has: Fields) {

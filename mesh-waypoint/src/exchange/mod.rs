@@ -103,6 +103,9 @@ async fn answer(
     let remote = match &down.entry {
         None => {
             headers::of_mesh(&mut parts.headers, asked.has);
+            if bound.view.guard.security.names_clients {
+                headers::name_client(&mut parts.headers, &down.lane.shared.own.identity, down.proved());
+            }
             down.peer.address.ip()
         }
         Some(entry) => {

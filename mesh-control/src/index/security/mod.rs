@@ -32,6 +32,7 @@ use crate::resource::authorization_policy::bound::Bound;
 use crate::resource::routing::telemetry::{self, RequestAuthentication, TargetReference};
 use crate::resource::routing::{Routed, inaction};
 use crate::resource::token_keys::{Keys, Place};
+use crate::resource::waypoint::NAMES_CLIENTS;
 use crate::resource::{Key, Kind, Labels, Objects, Secured};
 
 type Problems = Vec<(Key, Problem)>;
@@ -87,7 +88,8 @@ pub fn index(
     for (gateway, _) in waypoints.deployed() {
         let name = gateway.to_string().into();
         let spelling = settings.defaults.spelling;
-        all.insert(gateway.clone(), Security { name, spelling, ..Security::default() });
+        let names_clients = finder.names_clients(gateway, &mut made.problems);
+        all.insert(gateway.clone(), Security { name, spelling, names_clients, ..Security::default() });
     }
     for (name, secured) in &objects.authorization_policies {
         if !settings.heeds(objects, &name.namespace) {
@@ -126,6 +128,23 @@ pub fn index(
 }
 
 impl Finder<'_> {
+    /// Whether a waypoint tells endpoints who the client is. A gateway at the edge goes by `gatewayTopology`.
+    fn names_clients(&self, gateway: &NamespacedName, problems: &mut Problems) -> bool {
+        let object = self.objects.routes.gateways.get(gateway);
+        let Some(said) = object.and_then(|object| object.marks.get(NAMES_CLIENTS)) else { return false };
+        let why = match said.as_str() {
+            _ if self.waypoints.is_edge(gateway) => "it is for waypoints: it has no effect",
+            "true" => return true,
+            "false" | "" => return false,
+            _ => "neither true nor false: it has no effect",
+        };
+        let own = Key { kind: Kind::Gateway, namespace: gateway.namespace.clone(), name: gateway.name.clone() };
+        let field = format!("metadata.annotations[\"{NAMES_CLIENTS}\"]");
+        let help = "what gateways write there `gatewayTopology.forwardClientCertDetails` says";
+        problems.push((own, Problem::warning(field, why).help(help)));
+        false
+    }
+
     /// What a policy is in force at, and as what: `None` denies everything there.
     fn bound<'a>(
         &self,

@@ -427,3 +427,28 @@ fn a_policy_that_is_bound_to_nobody_knows_what_closes_gateways_at_the_edge_too()
     let closed = |name: &str| (name.to_owned(), vec!["all".to_owned()]);
     assert_eq!(given(&view), [closed("shop/edge"), closed("shop/wp")].into());
 }
+
+#[test]
+fn features_GW_8_a_waypoint_names_clients_where_its_gateway_asks_for_it() {
+    let gateway = |name: &str, said: &str, spec: &str| {
+        format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: shop, annotations: {{ambient.istio.io/xfcc-include-client-identity: {said}}}}}\nspec: {spec}\n"
+        )
+    };
+    let waypoint = "{gatewayClassName: undermesh-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}";
+    let edge = "{gatewayClassName: undermesh, listeners: [{name: http, port: 80, protocol: HTTP}]}";
+    for (said, spec, expected, told) in [
+        ("'true'", waypoint, true, ""),
+        ("'false'", waypoint, false, ""),
+        ("'yes'", waypoint, false, "neither true nor false"),
+        ("'true'", edge, false, "it is for waypoints"),
+    ] {
+        let view = view(&gateway("own", said, spec));
+        let own = &view.security[&mesh_core::NamespacedName::new("shop", "own")];
+        assert_eq!(own.names_clients, expected, "{said} {spec}");
+        let of_it = view.problems.iter().filter(|(_, problem)| problem.field.contains("xfcc"));
+        let messages: Vec<&str> = of_it.map(|(_, problem)| problem.message.as_str()).collect();
+        assert_eq!(messages.len(), usize::from(!told.is_empty()), "{messages:?}");
+        assert!(messages.iter().all(|one| one.contains(told)), "{messages:?}");
+    }
+}

@@ -68,7 +68,8 @@ pub fn security(bytes: &[u8]) -> Result<ReadSecurity, ConvertError> {
         wire::PathSpelling::MergeSlashes => Some(Spelling::MergeSlashes),
         wire::PathSpelling::DecodeAndMergeSlashes => Some(Spelling::DecodeAndMergeSlashes),
     };
-    let mut security = Security { name: field::text("name", message.name)?, spelling, ..Security::default() };
+    let (name, names_clients) = (field::text("name", message.name)?, message.names_clients);
+    let mut security = Security { name, spelling, names_clients, ..Security::default() };
     let mut closed = Vec::new();
     let mut close = |name: &NamespacedName, target: &Target, problem| {
         closed.push(ClosedEntry { name: name.clone(), problem });
@@ -142,6 +143,7 @@ pub fn encode_security(security: &Security) -> Vec<u8> {
             .iter()
             .map(|one| wire::NamedAuthorizer { name: one.name.to_string(), body: authorizer::write(one) })
             .collect(),
+        names_clients: security.names_clients,
     }
     .encode_to_vec()
 }

@@ -85,6 +85,7 @@ fn everything() -> Security {
         })],
         authorizers: authorizers(),
         limits: limits(&rule),
+        names_clients: true,
     }
 }
 

@@ -57,7 +57,7 @@ impl Source for WithCompanions {
             Ok(()) = self.keys.changed(), if self.last.is_some() => {}
             Ok(()) = secrets, if self.last.is_some() => {}
         }
-        let mut update = self.last.clone()?;
+        let mut update = self.last.as_mut()?.taken();
         update.objects.token_keys = self.keys.borrow_and_update().clone();
         if let Some(secrets) = &mut self.secrets {
             update.objects.secrets = Secrets::clone(&secrets.borrow_and_update());

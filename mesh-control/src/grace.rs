@@ -125,6 +125,7 @@ fn copy(update: &Update) -> Update {
         places: update.places.clone(),
         unread: update.unread.clone(),
         marks: update.marks.clone(),
+        since: None,
     }
 }
 

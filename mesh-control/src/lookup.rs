@@ -201,7 +201,7 @@ impl<S: Source> Source for WithAddresses<S> {
             // Who looks them up ends with the process.
             Ok(()) = self.addresses.changed(), if self.last.is_some() => {}
         }
-        let mut update = self.last.clone()?;
+        let mut update = self.last.as_mut()?.taken();
         update.objects.looked_up = self.addresses.borrow_and_update().clone();
         Some(update)
     }

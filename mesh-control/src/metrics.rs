@@ -1,11 +1,14 @@
-//! Counters of the control plane, with the names that dashboards for istiod know.
+//! Counters of the control plane, with the names that dashboards for istiod know: those counters have no `_total` at the end ([`Named`]).
 
-use std::time::SystemTime;
+use std::fmt;
+use std::time::{Duration, SystemTime};
 
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 
 use crate::world::Kind;
@@ -29,16 +32,55 @@ struct BuildLabel {
     tag: &'static str,
 }
 
+/// A counter that is called just as it is registered. OpenMetrics would have what it knows as a counter end with `_total`, so it says nothing of its type.
+#[derive(Clone, Debug, Default)]
+pub struct Named(Counter);
+
+impl Named {
+    /// One more.
+    pub fn inc(&self) {
+        self.0.inc();
+    }
+}
+
+impl EncodeMetric for Named {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
+        encoder.encode_gauge(&i64::try_from(self.0.get()).unwrap_or(i64::MAX))
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Unknown
+    }
+}
+
+impl TypedMetric for Named {
+    const TYPE: MetricType = MetricType::Unknown;
+}
+
+/// Seconds, as Istio has them.
+const CONVERGENCE: [f64; 8] = [0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0];
+
+/// From a change to its being sent to a client.
+#[derive(Clone, Debug)]
+pub struct Convergence(Histogram);
+
+impl Default for Convergence {
+    fn default() -> Self {
+        Self(Histogram::new(CONVERGENCE))
+    }
+}
+
 /// Everything that is counted.
 #[derive(Debug, Default)]
 pub struct Metrics {
     /// Open xDS streams.
     pub streams: Gauge,
-    pushes: Family<TypeLabel, Counter>,
+    pushes: Family<TypeLabel, Named>,
+    convergence: Convergence,
     resources: Family<TypeLabel, Counter>,
-    rejects: Family<TypeLabel, Counter>,
+    rejects: Family<TypeLabel, Named>,
     /// Calls without a valid token, and clients that claim to be another node.
-    pub authentication_failures: Counter,
+    pub authentication_failures: Named,
     /// Keys by which tokens can be checked while the API server is away.
     pub token_keys: Gauge,
     /// Tokens that were accepted by those keys.
@@ -50,15 +92,15 @@ pub struct Metrics {
     /// Policies known.
     pub policies: Gauge,
     /// States of the source taken over.
-    pub updates: Counter,
+    pub updates: Named,
     /// Diagnoses in force.
     pub diagnoses: Family<SeverityLabel, Gauge>,
     /// Certificate requests.
-    pub csrs: Counter,
+    pub csrs: Named,
     /// Certificates made.
-    pub issued: Counter,
+    pub issued: Named,
     /// Certificate requests refused for what they ask.
-    pub refused: Counter,
+    pub refused: Named,
     /// Certificate requests refused for how many there are.
     pub limited: Counter,
     /// When the root ends.
@@ -72,9 +114,9 @@ pub struct Metrics {
     /// Things wrong with what signs, or is to sign.
     pub authority_problems: Gauge,
     /// Objects that the webhook has let in.
-    pub validated: Counter,
+    pub validated: Named,
     /// Objects that it has refused.
-    pub invalidated: Counter,
+    pub invalidated: Named,
 }
 
 impl Metrics {
@@ -85,6 +127,11 @@ impl Metrics {
         registry.register("istio_build", "Version of this component", build);
         registry.register("pilot_xds", "Open xDS streams", self.streams.clone());
         registry.register("pilot_xds_pushes", "xDS responses sent", self.pushes.clone());
+        registry.register(
+            "pilot_proxy_convergence_time",
+            "Seconds from a change to its being sent to a client",
+            self.convergence.0.clone(),
+        );
         registry.register("mesh_control_xds_resources", "Resources sent or removed", self.resources.clone());
         registry.register("pilot_total_xds_rejects", "xDS responses refused by clients", self.rejects.clone());
         registry.register("pilot_services", "Services known", self.services.clone());
@@ -145,6 +192,11 @@ impl Metrics {
         let label = TypeLabel { r#type: Kind::of_url(url).map_or("other", Kind::short) };
         self.pushes.get_or_create(&label).inc();
         self.resources.get_or_create(&label).inc_by((resources + removed) as u64);
+    }
+
+    /// A client has been sent what has changed.
+    pub fn converged(&self, took: Duration) {
+        self.convergence.0.observe(took.as_secs_f64());
     }
 
     /// A client refused something.

@@ -51,6 +51,7 @@ impl Outlets {
 
     /// Joins an update and publishes it. Returns what is wrong. `settings` are those of the command line.
     pub fn publish(&self, update: Update, join: &mut Join, settings: &Settings) -> Arc<Vec<Diagnosis>> {
+        let since = update.since;
         let view = Arc::new(join.build(update.objects, settings));
         let (resolved, problems) = (&view.resolved, &view.problems);
         let of_policy = |key: &_| view.policies_told.get(key).map(backend_tls::PolicyTold::belonging);
@@ -71,7 +72,8 @@ impl Outlets {
         }
         self.count(&view, &diagnoses);
         let current = self.world.borrow().clone();
-        let next = current.next(&view);
+        let mut next = current.next(&view);
+        next.since = since;
         self.view.send_replace(view);
         if !next.is_same(&current) || current.generation == 0 {
             self.world.send_replace(Arc::new(next));

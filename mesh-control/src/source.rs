@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::time::Instant;
 
 use crate::diagnosis::Diagnosis;
 use crate::resource::{Key, Objects};
@@ -21,6 +22,17 @@ pub struct Update {
     pub unread: Vec<String>,
     /// Objects to whose writers it is told what is in force of them, for sources where that can be told.
     pub marks: BTreeMap<Key, Mark>,
+    /// When the first of what is new in it was heard of, if its source says so.
+    pub since: Option<Instant>,
+}
+
+impl Update {
+    /// A copy of it, which may be delivered again later: what is new then is something else.
+    pub fn taken(&mut self) -> Update {
+        let now = self.clone();
+        self.since = None;
+        now
+    }
 }
 
 /// Delivers updates, the first one as soon as everything has been read once.

@@ -102,7 +102,7 @@ impl Inventory {
         let is_heard = |kind: &Kind| self.tables.get(kind).is_some_and(|table| table.is_known);
         objects.unheard = Kind::ALL.into_iter().filter(|kind| kind.is_followed() && !is_heard(kind)).collect();
         kept.tell(&mut self.told);
-        Update { objects, diagnoses, places: BTreeMap::new(), unread: Vec::new(), marks }
+        Update { objects, diagnoses, places: BTreeMap::new(), unread: Vec::new(), marks, since: None }
     }
 }
 

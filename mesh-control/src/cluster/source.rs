@@ -101,25 +101,26 @@ impl ClusterSource {
         }
     }
 
-    /// Waits until something has changed, and takes what comes in the same moment.
-    async fn changed(&mut self) -> Option<()> {
+    /// Waits until something has changed, and takes what comes in the same moment. Says when the first of it was heard.
+    async fn changed(&mut self) -> Option<Instant> {
         loop {
             let (kind, event) = self.events.recv().await?;
             if self.inventory.take(kind, event) {
                 break;
             }
         }
-        let deadline = Instant::now() + PATIENCE;
+        let since = Instant::now();
+        let deadline = since + PATIENCE;
         loop {
             let quiet = (Instant::now() + QUIET).min(deadline);
             match timeout_at(quiet, self.events.recv()).await {
                 Ok(Some((kind, event))) if Instant::now() < deadline => drop(self.inventory.take(kind, event)),
                 Ok(Some((kind, event))) => {
                     self.inventory.take(kind, event);
-                    return Some(());
+                    return Some(since);
                 }
                 Ok(None) => return None,
-                Err(_) => return Some(()),
+                Err(_) => return Some(since),
             }
         }
     }
@@ -127,11 +128,14 @@ impl ClusterSource {
 
 impl Source for ClusterSource {
     async fn next(&mut self) -> Option<Update> {
-        match self.is_started {
-            true => self.changed().await?,
-            false => self.begin().await?,
-        }
+        let since = match self.is_started {
+            true => Some(self.changed().await?.into_std()),
+            false => {
+                self.begin().await?;
+                None
+            }
+        };
         self.is_started = true;
-        Some(self.inventory.update())
+        Some(Update { since, ..self.inventory.update() })
     }
 }

@@ -88,8 +88,8 @@ impl FolderSource {
         Some(result)
     }
 
-    /// Waits until something has changed and the folder is quiet again.
-    async fn changed(&mut self) -> Option<()> {
+    /// Waits until something has changed and the folder is quiet again. Says when the first of it was noticed.
+    async fn changed(&mut self) -> Option<std::time::Instant> {
         loop {
             match timeout(LOOK, self.events.recv()).await {
                 Ok(Some(())) => break,
@@ -106,7 +106,8 @@ impl FolderSource {
                 }
             }
         }
-        let deadline = Instant::now() + PATIENCE;
+        let since = Instant::now();
+        let deadline = since + PATIENCE;
         while Instant::now() < deadline {
             let quiet = (Instant::now() + QUIET).min(deadline);
             match timeout_at(quiet, self.events.recv()).await {
@@ -115,20 +116,18 @@ impl FolderSource {
                 Err(_) => break,
             }
         }
-        Some(())
+        Some(since.into_std())
     }
 }
 
 impl Source for FolderSource {
     async fn next(&mut self) -> Option<Update> {
-        if self.started {
-            self.changed().await?;
-        }
+        let since = if self.started { Some(self.changed().await?) } else { None };
         self.started = true;
         let (fingerprint, seen) = self.with_folder(|f| (f.fingerprint(), f.scan())).await?;
         self.fingerprint = fingerprint;
         let Seen { objects, diagnoses, places, unread, again } = seen;
         self.again = again;
-        Some(Update { objects, diagnoses, places, unread, marks: BTreeMap::new() })
+        Some(Update { objects, diagnoses, places, unread, marks: BTreeMap::new(), since })
     }
 }

@@ -1,5 +1,6 @@
 //! Serves the view to agents: the world is what there is to send, a session is what one client has and still needs, the server moves bytes.
 
+pub mod convergence;
 pub mod request;
 pub mod response;
 pub mod server;

@@ -22,6 +22,7 @@ use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service};
 use tonic::server::NamedService;
 
+use super::convergence::Convergence;
 use super::request::Requests;
 use super::response::{Response, Responses};
 use super::session::{Action, Progress, Session};
@@ -185,7 +186,14 @@ impl Discovery {
         let entered = self.streams.enter(status, &caller.who).ok_or_else(|| Status::unavailable("too many streams"))?;
         // One response is in the socket, one waits: what changes meanwhile is merged in the session.
         let (sender, receiver) = mpsc::channel(2);
-        let stream = StreamTask { discovery: self.clone(), caller, requests, sender, place: None };
+        let stream = StreamTask {
+            discovery: self.clone(),
+            caller,
+            requests,
+            sender,
+            place: None,
+            convergence: Convergence::default(),
+        };
         task::spawn("xds-stream", stream.run(entered));
         let mut response = http::Response::new(Body::new(Responses::new(receiver)));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
@@ -200,6 +208,7 @@ struct StreamTask {
     sender: mpsc::Sender<Result<Response, Status>>,
     /// Of the large responses under way.
     place: Option<Place>,
+    convergence: Convergence,
 }
 
 /// Removes the stream from the list, however it ends.
@@ -268,7 +277,7 @@ impl StreamTask {
                 }
                 changed = worlds.changed() => {
                     changed.map_err(|_| Status::unavailable("shutting down"))?;
-                    session.world(worlds.borrow_and_update().clone());
+                    self.renew(&mut session, &mut worlds);
                     Vec::new()
                 }
                 () = overdue, if oldest.0.is_some() => {
@@ -312,7 +321,7 @@ impl StreamTask {
                 () = self.sender.closed() => return Err(Status::cancelled("the client is gone")),
             }
             // It may have changed meanwhile.
-            session.world(worlds.borrow_and_update().clone());
+            self.renew(session, worlds);
         }
         let actions = session.send();
         let size = |action: &Action| match action {
@@ -325,7 +334,21 @@ impl StreamTask {
         for action in actions {
             self.act(discovery, action).await?;
         }
+        if session.has_sent_all()
+            && let Some(took) = self.convergence.done(Instant::now())
+        {
+            discovery.metrics.converged(took);
+        }
         Ok(())
+    }
+
+    /// The session goes on with the newest world.
+    fn renew(&mut self, session: &mut Session, worlds: &mut watch::Receiver<Arc<World>>) {
+        let world = worlds.borrow_and_update().clone();
+        if world.generation != session.generation() {
+            self.convergence.changed(world.since);
+        }
+        session.world(world);
     }
 
     async fn act(&mut self, discovery: &Discovery, action: Action) -> Result<(), Status> {
@@ -335,7 +358,10 @@ impl StreamTask {
                 discovery.metrics.pushed(&response.head.type_url, response.count, removed);
                 let sent = tokio::time::timeout(SEND_DEADLINE, self.sender.send(Ok(*response))).await;
                 match sent {
-                    Ok(Ok(())) => Ok(()),
+                    Ok(Ok(())) => {
+                        self.convergence.sent();
+                        Ok(())
+                    }
                     Ok(Err(_)) => Err(Status::cancelled("the client is gone")),
                     Err(_) => Err(Status::deadline_exceeded("the client does not read")),
                 }

@@ -155,6 +155,11 @@ impl Session {
         actions
     }
 
+    /// Of the world that it is at.
+    pub fn generation(&self) -> u64 {
+        self.world.generation
+    }
+
     /// There is a new world.
     pub fn world(&mut self, world: Arc<World>) {
         self.world = world;
@@ -241,6 +246,11 @@ impl Session {
             }
         }
         actions
+    }
+
+    /// Whether the client has been sent all that it wants of the world. Removals held back do not count.
+    pub fn has_sent_all(&self) -> bool {
+        self.kinds.values().all(|s| s.generation == self.world.generation)
     }
 
     /// What the client may see of a kind.

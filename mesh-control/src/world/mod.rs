@@ -11,6 +11,7 @@ mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
+use std::time::Instant;
 
 use mesh_core::l7::Labels;
 use mesh_core::{ArcStr, NamespacedName, Service, Workload};
@@ -157,6 +158,8 @@ struct Known {
 pub struct World {
     /// Counts worlds, from 1.
     pub generation: u64,
+    /// When the first of what is new in it was heard of.
+    pub since: Option<Instant>,
     authorizations: Table,
     addresses: Table,
     connections: Table,
@@ -242,6 +245,7 @@ impl World {
         replace(&mut own, Kind::Listeners, listeners, |_, all| encode_listeners(all));
         World {
             generation: self.generation + 1,
+            since: None,
             own,
             authorizations: self.authorizations.replaced(policies),
             addresses: self.addresses.replaced(addresses),

@@ -79,7 +79,7 @@ async fn the_webhook_is_known_by_the_root_and_refuses_what_cannot_be_read() {
         let is_right = answer.starts_with(&format!("HTTP/1.1 {status}")) || answer.is_empty() && status == "413";
         assert!(is_right, "{what}: {answer}");
     }
-    let page = ("galley_validation_failed_total 1", "galley_validation_passed_total 1");
+    let page = ("galley_validation_failed 1", "galley_validation_passed 1");
     let metrics = crate::support::page(app.metrics, "/metrics").await.1;
     assert!(metrics.contains(page.0) && metrics.contains(page.1), "{metrics}");
     soon("stop", app.stop()).await;

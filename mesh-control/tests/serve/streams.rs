@@ -194,16 +194,36 @@ async fn hardening_F12_refusals_are_counted() {
     agent.send(nack(&first.nonce, &first.type_url)).await;
     let response = agent.next().await.unwrap();
     assert_eq!(response.resources[0].name, "default/extra.default.svc.cluster.local");
-    assert!(!plane.page("/metrics").await.1.contains("pilot_total_xds_rejects_total{"), "a stale refusal is none");
+    assert!(!plane.page("/metrics").await.1.contains("pilot_total_xds_rejects{"), "a stale refusal is none");
     plane.write("extra.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: extra}\nspec: {clusterIP: 198.18.200.98, ports: [{port: 1}]}\n");
     let plain = soon("raw response", agent.raw()).await;
     agent.send(nack(&plain.nonce, &plain.type_url)).await;
     soon("count", async {
-        while !plane.page("/metrics").await.1.contains("pilot_total_xds_rejects_total{type=\"address\"} 1") {
+        while !plane.page("/metrics").await.1.contains("pilot_total_xds_rejects{type=\"address\"} 1") {
             tokio::task::yield_now().await;
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn features_TM_12_what_a_change_takes_to_its_clients_is_measured() {
+    let plane = bookinfo().await;
+    let (mut one, mut two) = (plane.agent("node1").await, plane.agent("node2").await);
+    for agent in [&mut one, &mut two] {
+        agent.until("everything", |held| held.len() == 12).await;
+    }
+    let count = async || {
+        let (_, metrics) = plane.page("/metrics").await;
+        let line = metrics.lines().find_map(|line| line.strip_prefix("pilot_proxy_convergence_time_count "));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    let before = count().await;
+    plane.write("extra.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: extra}\nspec: {clusterIP: 198.18.200.99, ports: [{port: 1}]}\n");
+    for agent in [&mut one, &mut two] {
+        agent.until("the change", |held| held.len() == 13).await;
+    }
+    soon("one for each client", async { while count().await != before + 2 {} }).await;
 }
 
 #[tokio::test]
@@ -240,7 +260,7 @@ async fn hardening_B103_a_large_response_is_not_built_before_its_turn() {
     let mut other = plane.agent("node2").await;
     other.until("everything", |held| held.contains_key("shop/large")).await;
     let (_, metrics) = plane.page("/metrics").await;
-    assert!(metrics.contains("pilot_xds_pushes_total{type=\"authorization\"} 2\n"), "{metrics}");
+    assert!(metrics.contains("pilot_xds_pushes{type=\"authorization\"} 2\n"), "{metrics}");
     for response in sent {
         let (type_url, response_nonce) = (response.type_url, response.nonce);
         first.send(wire::DeltaDiscoveryRequest { type_url, response_nonce, ..Default::default() }).await;

@@ -63,6 +63,17 @@ impl Domains {
 
     /// The first list of a policy's rules that waypoints do not read, so that they take the policy for one that refuses everything.
     pub fn too_long(&self, rules: &[l7::Rule]) -> Option<TooLong> {
+        let field =
+            |Found { rule, part, name, .. }: &Found| format!("spec.rules[{rule}].{}[{}].{name}", part.0, part.1);
+        self.too_long_at(rules, field)
+    }
+
+    /// The same of the matches of a RateLimit that stand at `at`, which name principals and no domains.
+    pub fn too_long_match(&self, rules: &[l7::Rule], at: &str) -> Option<TooLong> {
+        self.too_long_at(rules, |found| format!("{at}.match[{}].principals", found.rule))
+    }
+
+    fn too_long_at(&self, rules: &[l7::Rule], field: impl Fn(&Found) -> String) -> Option<TooLong> {
         // Most are far from it, and nothing is made to find that out.
         if lists(rules).all(|list| list.count.saturating_mul(self.0.len()) <= MOST) {
             return None;
@@ -70,9 +81,7 @@ impl Domains {
         let mut filled = rules.to_vec();
         self.fill_l7(&mut filled);
         let list = lists(&filled).find(|list| list.count > MOST)?;
-        let Found { rule, part, name, count } = list;
-        let field = format!("spec.rules[{rule}].{}[{}].{name}", part.0, part.1);
-        Some(TooLong { field, count, domains: self.0.len() })
+        Some(TooLong { field: field(&list), count: list.count, domains: self.0.len() })
     }
 
     /// There is one domain, and policies call it what it is called: nothing changes.

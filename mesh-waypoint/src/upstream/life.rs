@@ -73,8 +73,8 @@ impl Life {
 /// A connection waits no longer, whatever is said: those of clients that are gone are never used again, and have places that others need.
 const LONGEST: Duration = Duration::from_secs(3600);
 
-/// How long a connection may wait. What is said counts, but not Istio's hour, which comes also where nobody has said it: for that long the connections of each
-/// client to each endpoint would take memory.
+/// How long a connection may wait. What is said counts, but not just Istio's hour, which comes where nobody has said anything: for that long the connections of each
+/// client to each endpoint would take memory. An hour that is said comes as a little more.
 fn idle(said: Option<&Said>, usual: Duration) -> Duration {
     match said.map(|said| said.idle_timeout) {
         Some(idle) if idle != Said::default().idle_timeout => idle.unwrap_or(LONGEST).min(LONGEST),
@@ -97,6 +97,7 @@ mod tests {
             (Some(said(seconds(5))), Duration::from_secs(5)),
             (Some(said(seconds(600))), Duration::from_secs(600)),
             (Some(said(seconds(7200))), LONGEST),
+            (Some(said(Some(Duration::from_nanos(3_600_000_000_001)))), LONGEST),
             (Some(said(None)), LONGEST),
         ] {
             assert_eq!(idle(said.as_ref(), usual), expected, "{said:?}");

@@ -10,6 +10,7 @@ use mesh_core::{ArcStr, NamespacedName};
 use super::authorizers::place;
 use super::{Finder, Made};
 use crate::diagnosis::Problem;
+use crate::index::trust::TooLong;
 use crate::resource::routing::{Routed, inaction, rate_limit};
 use crate::resource::{Key, Kind};
 
@@ -31,6 +32,8 @@ pub(super) fn add(
     }
     let mut local: Vec<Local> = object.spec.local.iter().map(rate_limit::Local::limit).collect();
     let mut global = object.spec.global.as_ref().map(|global| counted(finder, &own, global, made));
+    let too_long = too_long(finder, &local, global.as_ref());
+    made.problems.extend(too_long.map(|too_long| (own.clone(), too_long.problem())));
     local.iter_mut().for_each(|one| finder.domains.fill_l7(&mut one.rules));
     let descriptors = global.iter_mut().flat_map(|global| &mut global.descriptors);
     descriptors.for_each(|one| finder.domains.fill_l7(&mut one.rules));
@@ -39,6 +42,14 @@ pub(super) fn add(
         let limit = RateLimit { name: name.clone(), target, local: local.clone(), global: global.clone() };
         all.entry(gateway).or_default().limits.push(Arc::new(limit));
     }
+}
+
+/// The first list that waypoints do not read: they refuse then whatever the object is bound to.
+fn too_long(finder: &Finder<'_>, local: &[Local], global: Option<&Global>) -> Option<TooLong> {
+    let of_local = local.iter().enumerate().map(|(at, one)| (format!("spec.local[{at}]"), &one.rules));
+    let descriptors = global.iter().flat_map(|global| &global.descriptors).enumerate();
+    let of_global = descriptors.map(|(at, one)| (format!("spec.global.descriptors[{at}]"), &one.rules));
+    of_local.chain(of_global).find_map(|(at, rules)| finder.domains.too_long_match(rules, &at))
 }
 
 fn counted(finder: &Finder<'_>, own: &Key, global: &rate_limit::Global, made: &mut Made) -> Global {

@@ -227,6 +227,41 @@ fn features_AP_10_a_policy_that_aliases_make_too_long_is_told() {
 }
 
 #[test]
+fn features_AP_10_a_rate_limit_that_aliases_make_too_long_is_told() {
+    let aliases: Vec<String> = (0..16).map(|n| format!("a{n}.example")).collect();
+    let settings = format!(
+        "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: undermesh, namespace: undermesh-system}}\ndata: {{mesh: \"trustDomainAliases: [{}]\"}}\n",
+        aliases.join(", ")
+    );
+    let matched = |count: usize| {
+        let all: Vec<String> = (0..count).map(|n| format!("cluster.local/ns/a/sa/b{n}")).collect();
+        format!("match: [{{methods: [GET]}}, {{principals: [{}]}}]", all.join(", "))
+    };
+    let local = |count| format!("local: [{{requests: 1, per: 1s}}, {{{}, requests: 1, per: 1s}}]", matched(count));
+    let global = |count| {
+        let descriptor = format!("{{{}, entries: [{{key: k, value: v}}]}}", matched(count));
+        format!("global: {{domain: d, service: web.shop.svc.cluster.local, port: 80, descriptors: [{descriptor}]}}")
+    };
+    let long = ": 10200 values with what they mean in each of 17 trust domains of the mesh settings, and waypoints read 10000: they refuse all requests that it is bound to";
+    for (limits, with, field) in [
+        (local(600), &*settings, "spec.local[1].match[1].principals"),
+        (global(600), &settings, "spec.global.descriptors[0].match[1].principals"),
+        (local(588), &settings, ""),
+        (local(600), "", ""),
+    ] {
+        let limit = format!(
+            "---\napiVersion: undermesh.io/v1alpha1\nkind: RateLimit\nmetadata: {{name: l, namespace: shop}}\nspec: {{{}, {limits}}}\n",
+            refs("Service", "web")
+        );
+        let view = mesh(&format!("{with}{limit}"));
+        let about = view.problems.iter().filter(|(key, _)| key.kind == Kind::RateLimit);
+        let told: Vec<_> = about.map(|(_, p)| format!("{}: {}", p.field, p.message)).collect();
+        let expected = if field.is_empty() { Vec::new() } else { vec![format!("{field}{long}")] };
+        assert_eq!(told, expected, "{limits:.60}");
+    }
+}
+
+#[test]
 fn features_RA_1_whose_tokens_are_believed_goes_to_the_waypoint() {
     let authentication = |spec: &str| {
         format!(

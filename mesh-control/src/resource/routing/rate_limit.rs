@@ -18,6 +18,8 @@ use super::{Check, Spec};
 
 /// Limits, descriptors, entries, matches, and what something is counted by.
 const MOST: usize = 100;
+/// Values of one list, as many as waypoints read.
+const MOST_VALUES: usize = 10_000;
 
 /// What a RateLimit asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -265,8 +267,10 @@ fn matches(all: &[Match], at: &str, check: &mut Check<'_>) {
             ("hosts", &one.hosts),
             ("methods", &one.methods),
         ] {
+            check.few(format!("{at}.{field}"), values.len(), MOST_VALUES);
             check.each(&format!("{at}.{field}"), values, |text| pattern(text).map(drop));
         }
+        check.few(format!("{at}.paths"), one.paths.len(), MOST_VALUES);
         check.each(&format!("{at}.paths"), &one.paths, |text| {
             PathPattern::new(text).map(drop).map_err(|error| error.to_string())
         });

@@ -224,6 +224,8 @@ fn pool(written: Option<&kind::ConnectionPool>, connect_timeout: Option<Duration
         idle_timeout: match http.idle_timeout {
             None => usual.idle_timeout,
             Some(Span(Duration::ZERO)) => None,
+            // What is not said is sent as Istio's hour, and waypoints keep nothing for longer: so the hour that is said is told from it.
+            Some(Span(time)) if Some(time) == usual.idle_timeout => Some(time + Duration::from_nanos(1)),
             Some(Span(time)) => Some(time),
         },
         lifetime: tcp.max_connection_duration.map(|span| span.0).filter(|time| !time.is_zero()),

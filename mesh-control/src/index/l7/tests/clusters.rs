@@ -166,6 +166,12 @@ fn features_DR_9_to_DR_11_limits_and_outliers() {
             "{http: {http1MaxPendingRequests: 1, http2MaxRequests: 2, maxRequestsPerConnection: 0, maxRetries: 4, idleTimeout: 0s, h2UpgradePolicy: UPGRADE}}",
             Pool { pending: 1, requests: 2, retries: 4, idle_timeout: None, speaks: Speaks::Http2, ..usual.clone() },
         ),
+        ("{http: {idleTimeout: 59m}}", Pool { idle_timeout: Some(seconds(59 * 60)), ..usual.clone() }),
+        // Told from the hour that nobody says.
+        (
+            "{http: {idleTimeout: 1h}}",
+            Pool { idle_timeout: Some(seconds(3600) + Duration::from_nanos(1)), ..usual.clone() },
+        ),
     ] {
         assert_eq!(policy(&format!("connectionPool: {written}")).pool, expected, "{written}");
     }

@@ -14,8 +14,7 @@ use mesh_core::service::AppProtocol;
 
 use crate::engine::Lane;
 use crate::http::outgoing::address;
-use crate::http::tape::BoxError;
-use crate::http::{RequestBody, grpc};
+use crate::http::{BoxError, RequestBody, grpc};
 use crate::peer::Peer;
 use crate::places::{Found, NoEndpoint};
 use crate::state::View;

@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -294,4 +296,47 @@ async fn a_header_that_does_not_end_ends_its_connection() {
     stream.write_all(b"GET / HTTP/1.1\r\nhost: sh").await.unwrap();
     let mut answer = Vec::new();
     assert!(soon("end", stream.read_to_end(&mut answer)).await.is_err(), "reset, for nothing was answered");
+}
+
+/// Bodies of HTTP/2 have to come at some rate, each for itself; calls of gRPC may be silent for as long as they like.
+#[tokio::test]
+async fn a_body_of_http_2_that_hardly_goes_on_ends_and_no_other_does() {
+    let app = server(|request: Request<Incoming>| async move {
+        let length = request.into_body().collect().await.map(|body| body.to_bytes().len());
+        Response::new(Full::new(Bytes::from(format!("{length:?}"))))
+    })
+    .await;
+    let settings = Settings { body_timeout: Duration::from_millis(300), ..Settings::default() };
+    let waypoint = Waypoint::with(&[Backend::new("app", VIP, &[app])], Table::default(), settings).await;
+    let sender = http2(&waypoint).await;
+    // Each stream sends pieces of that size, at such intervals, until its sender is dropped.
+    let ask = |kind: &'static str, piece: usize| {
+        let (send, mut receive) = tokio::sync::mpsc::unbounded_channel::<Bytes>();
+        let pieces =
+            futures_util::stream::poll_fn(move |cx| receive.poll_recv(cx).map(|it| Some(Ok(Frame::data(it?)))));
+        let request = Request::post("http://shop/").header("content-type", kind);
+        let answer = sender.clone().send_request(request.body(StreamBody::new(pieces).boxed_unsync()).unwrap());
+        let sends = tokio::spawn(async move {
+            for _ in 0..15 {
+                if piece > 0 && send.send(vec![b'x'; piece].into()).is_err() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        async move {
+            let answer = soon("answer", answer).await.unwrap();
+            let status = answer.status();
+            sends.abort();
+            (status, text(&whole(answer).await).to_owned())
+        }
+    };
+    let (slow, silent, quick, call) =
+        tokio::join!(ask("text/plain", 1), ask("text/plain", 0), ask("text/plain", 4096), ask("application/grpc", 1));
+    for slow in [slow, silent] {
+        assert_eq!(slow, (StatusCode::REQUEST_TIMEOUT, "the body of the request did not go on in time".to_owned()));
+    }
+    assert_eq!(quick, (StatusCode::OK, format!("Ok({})", 15 * 4096)));
+    assert_eq!(call.0, StatusCode::OK);
+    assert!(waypoint.scrape().contains("response_code=\"408\",response_flags=\"SI\""));
 }

@@ -8,6 +8,7 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,6 +20,8 @@ use mesh_core::l7::{
     Abort, AbortStatus, Action, Condition, Delay, Fault, Handling, PathKind, Retries, RetryOn, Rule, Share, Table,
 };
 use mesh_core::service::AppProtocol;
+use mesh_core::telemetry::{AccessLog, LogFormat, Scopes, Telemetry};
+use mesh_waypoint::Settings;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -189,4 +192,54 @@ async fn features_TM_2_durations_and_sizes_are_in_envoys_buckets() {
     ] {
         assert_eq!(value(&waypoint, &[name, label]).await, expected, "{name} {label}");
     }
+}
+
+/// A body that does not come to its end says who has ended it: our own deadline, the endpoint, or the client.
+#[tokio::test]
+async fn features_TM_5_a_body_without_its_end_says_who_ended_it() {
+    let begun = b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nbody";
+    let (breaks, ..) = scripted(vec![(begun.to_vec(), true)]).await;
+    let (waits, ..) = scripted(vec![(begun.to_vec(), false)]).await;
+    let backends = [Backend::new("waits", VIP, &[waits]), Backend::new("breaks", "10.96.0.11", &[breaks])];
+    let late = Handling { timeout: Some(Duration::from_millis(100)), ..to("waits") };
+    let rules = vec![at("/ut", late), at("/uc", to("breaks")), at("/dc", to("waits"))];
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let format = LogFormat::Text("%REQ(:PATH)% %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS%\n".into());
+    let log = AccessLog { path: path.to_str().unwrap().into(), format, filter: None };
+    let telemetry =
+        Scopes { waypoint: Arc::new(Telemetry { logs: vec![log], ..Telemetry::default() }), ..Scopes::default() };
+    let waypoint =
+        Waypoint::with(&backends, table("waits", rules), Settings { telemetry, ..Settings::default() }).await;
+    for (path, flags) in [("/ut", "UT"), ("/uc", "UC"), ("/dc", "DC")] {
+        let mut stream = soon("stream", waypoint.stream(ASK)).await.unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: shop\r\n\r\n").as_bytes()).await.unwrap();
+        let mut heard = Vec::new();
+        while !heard.ends_with(b"body") {
+            if soon("body", stream.read_buf(&mut heard)).await.is_err() {
+                break;
+            }
+        }
+        if path != "/dc" {
+            let _ = soon("end", stream.read_to_end(&mut heard)).await;
+        }
+        drop(stream);
+        let labels = format!("response_code=\"200\",response_flags=\"{flags}\"");
+        assert_eq!(value(&waypoint, &["istio_requests_total{", &labels]).await, "1", "{path}");
+    }
+    let lines = soon("lines", async {
+        loop {
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            if text.lines().count() == 3 {
+                return text;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    let expected = concat!(
+        "/ut 200 UT response_timeout\n",
+        "/uc 200 UC upstream_reset_after_response_started{connection_termination}\n",
+        "/dc 200 DC downstream_remote_disconnect\n"
+    );
+    assert_eq!(lines.await, expected);
 }

@@ -21,6 +21,7 @@ use super::plan::Plan;
 use super::reply::Failure;
 use super::report::Report;
 use crate::downstream::{Bound, Downstream};
+use crate::http::count::Broken;
 use crate::http::outgoing::address;
 use crate::http::tape::Tape;
 use crate::http::{ClientBody, Count, RequestBody, hop};
@@ -141,6 +142,12 @@ impl Attempts<'_, '_> {
             };
             let ended =
                 ended.unwrap_or(Err(Lost { end: AttemptEnd::PerTryTimeout, failure: Failure::LATE, elsewhere: true }));
+            // An endpoint of HTTP/2 only hears that the stream is over.
+            let ended = ended.map_err(|lost| match report.broken() {
+                Some(Broken::Slow) => Lost { failure: Failure::SLOW_BODY, elsewhere: false, ..lost },
+                Some(Broken::Unended) => Lost { failure: Failure::BODY, elsewhere: false, ..lost },
+                None => lost,
+            });
             match &ended {
                 Ok(answer) => report.attempted(Some(answer.response.status().as_u16()), "-"),
                 Err(lost) => report.attempted(None, lost.failure.flag),

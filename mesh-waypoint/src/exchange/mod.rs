@@ -117,7 +117,7 @@ async fn answer(
     if !parts.headers.get(REQUEST_ID).is_some_and(asked::is_good_id) {
         parts.headers.insert(REQUEST_ID, asked::request_id(&mut *down.lane.rng.lock()));
     }
-    report.asked(parts, asked.authority.as_str(), asked.grpc);
+    report.asked(parts, asked.authority.as_str(), asked.grpc, asked.socket);
     let token = match proved {
         Ok(token) => token,
         Err(problem) => {

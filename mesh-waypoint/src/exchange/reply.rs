@@ -35,6 +35,8 @@ failures! {
     LOOP: LOOP_DETECTED, "-", "the request has passed too many waypoints: routes lead back to where it came from";
     /// The client's body cannot be read to its end.
     BODY: BAD_REQUEST, "DPE", "bad request";
+    /// The client's body does not go on, or hardly.
+    SLOW_BODY: REQUEST_TIMEOUT, "SI", "the body of the request did not go on in time";
     /// CONNECT, which only tunnels may use, or TRACE.
     METHOD: METHOD_NOT_ALLOWED, "-", "method not allowed";
     /// No rule means it.

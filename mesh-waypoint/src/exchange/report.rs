@@ -16,8 +16,8 @@ use mesh_runtime::lanes;
 
 use crate::downstream::{Bound, Downstream};
 use crate::entry::Entry;
-use crate::http::body::Held;
-use crate::http::count::{Count, Messages};
+use crate::http::body::{Held, Over};
+use crate::http::count::{Broken, Count, Messages};
 use crate::http::{ResponseBody, grpc};
 use crate::telemetry::facts::{Facts, Remembered};
 use crate::telemetry::spans::{Outgoing, Trace};
@@ -31,6 +31,8 @@ pub struct Report {
     began: Instant,
     http2: bool,
     grpc: bool,
+    /// Its body has to come at some rate.
+    paced: bool,
     status: u16,
     grpc_status: Option<u16>,
     flags: Flags,
@@ -63,6 +65,7 @@ impl Report {
             began: Instant::now(),
             http2: request.version() == Version::HTTP_2,
             grpc: false,
+            paced: false,
             status: 0,
             grpc_status: None,
             flags: Flags::default(),
@@ -91,8 +94,10 @@ impl Report {
     }
 
     /// It was read. From now on its headers say which trace it belongs to.
-    pub fn asked(&mut self, parts: &mut Parts, authority: &str, grpc: bool) {
+    pub fn asked(&mut self, parts: &mut Parts, authority: &str, grpc: bool, socket: bool) {
         self.grpc = grpc;
+        // Calls of gRPC and sockets may have nothing to say for hours. Of HTTP/1.1 the connection itself is watched.
+        self.paced = self.http2 && !grpc && !socket;
         let Some(plan) = &self.plan else { return };
         if let Some(tracer) = &plan.tracer {
             let mut rng = self.down.lane.rng.lock();
@@ -146,7 +151,14 @@ impl Report {
 
     /// Counts what comes of its body.
     pub fn received(&mut self) -> Arc<Count> {
-        Arc::clone(self.received.get_or_insert_with(|| Arc::new(Count::new(self.grpc))))
+        let connection = || self.paced.then(|| Arc::clone(&self.down.watch));
+        let fresh = || Arc::new(Count::new(self.grpc, connection()));
+        Arc::clone(self.received.get_or_insert_with(fresh))
+    }
+
+    /// Why its body has no end, if that is known.
+    pub fn broken(&self) -> Option<Broken> {
+        self.received.as_ref()?.broken()
     }
 
     /// An endpoint has answered.
@@ -277,14 +289,18 @@ impl Held for Report {
         }
     }
 
-    fn end(mut self: Box<Self>, in_order: bool) {
-        if in_order {
+    fn end(mut self: Box<Self>, how: Over) {
+        match how {
+            Over::Left => self.flag("DC"),
+            Over::Lost => self.flag("UC"),
+            Over::Late => self.flag("UT"),
+            Over::Whole => {}
+        }
+        if how == Over::Whole {
             if let Some(connection) = self.connection.take() {
                 let found = self.endpoint.as_ref().and_then(|endpoint| endpoint.found.as_ref());
                 self.down.lane.pool.give_back(&self.down.lane.shared, connection, found);
             }
-        } else {
-            self.flag("DC");
         }
         self.record();
     }

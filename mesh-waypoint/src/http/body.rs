@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
@@ -11,8 +11,9 @@ use tokio::time::{Instant, Sleep};
 
 use super::client_body::ClientBody;
 use super::count::Count;
+use super::error::BoxError;
 use super::feed::FedBody;
-use super::tape::{BoxError, Reader};
+use super::tape::Reader;
 use super::{grpc, hop};
 
 /// What goes on of a frame.
@@ -46,13 +47,8 @@ impl Body for RequestBody {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Stream(body, count) => {
-                let frame = ready!(Pin::new(body).poll_frame(cx));
-                if let Some(Ok(frame)) = &frame
-                    && let Some(data) = frame.data_ref()
-                {
-                    count.add(data);
-                }
-                Poll::Ready(frame.map(|frame| frame.map(passed).map_err(Into::into)))
+                let polled = Pin::new(body).poll_frame(cx);
+                count.look(polled, cx).map_ok(passed)
             }
             Self::Tape(reader) => reader.poll(cx).map_ok(passed),
             Self::Fed(body) => Pin::new(body).poll_frame(cx).map_ok(passed),
@@ -85,8 +81,21 @@ pub trait Held: Send {
     fn data(&mut self, bytes: &Bytes);
     /// Its trailers went by.
     fn trailers(&mut self, trailers: &HeaderMap);
-    /// It is over, in order or not. Called once.
-    fn end(self: Box<Self>, in_order: bool);
+    /// It is over. Called once.
+    fn end(self: Box<Self>, how: Over);
+}
+
+/// How a response ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// In order.
+    Whole,
+    /// The client did not wait for its end.
+    Left,
+    /// Its endpoint ended it before its end.
+    Lost,
+    /// It was cut, for its time was over.
+    Late,
 }
 
 enum Source {
@@ -156,9 +165,9 @@ impl ResponseBody {
         self
     }
 
-    fn end(&mut self, in_order: bool) {
+    fn end(&mut self, how: Over) {
         if let Some(held) = self.held.take() {
-            held.end(in_order);
+            held.end(how);
         }
     }
 }
@@ -186,8 +195,8 @@ impl Body for ResponseBody {
         let mut frame = frame;
         this.status(&mut frame);
         match &frame {
-            None => this.end(true),
-            Some(Err(_)) => this.end(false),
+            None => this.end(Over::Whole),
+            Some(Err(error)) => this.end(if error.is::<Late>() { Over::Late } else { Over::Lost }),
             Some(Ok(frame)) => {
                 if let Some(held) = &mut this.held {
                     if let Some(data) = frame.data_ref() {
@@ -198,7 +207,7 @@ impl Body for ResponseBody {
                 }
                 // Nothing comes after trailers, and nobody asks.
                 if is_over || frame.is_trailers() {
-                    this.end(true);
+                    this.end(Over::Whole);
                 }
             }
         }
@@ -226,7 +235,7 @@ impl Body for ResponseBody {
 impl Drop for ResponseBody {
     fn drop(&mut self) {
         // A body that says that it is over is not asked again.
-        let over = self.is_end_stream();
-        self.end(over);
+        let is_whole = self.is_end_stream();
+        self.end(if is_whole { Over::Whole } else { Over::Left });
     }
 }

@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
+use super::error::{BoxError, Polled};
 use super::feed::Feed;
 
 /// A body of a request.
@@ -80,7 +81,7 @@ impl Ahead {
     }
 
     /// Gives copies what goes by. Whoever reads a body whose length he knows does not look for its end.
-    fn tell(&mut self, frame: Option<&Result<Frame<Bytes>, hyper::Error>>, is_over: bool) {
+    fn tell(&mut self, frame: Option<&Result<Frame<Bytes>, BoxError>>, is_over: bool) {
         match frame {
             // Dropped before its end, the body of a copy is broken, as this one is.
             Some(Err(_)) => self.feeds.clear(),
@@ -95,15 +96,15 @@ impl Ahead {
 
 impl Body for ClientBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BoxError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
         let this = self.get_mut();
-        let Some(ahead) = &mut this.ahead else { return Pin::new(&mut this.rest).poll_frame(cx) };
-        let frame = match ahead.next() {
+        let frame = match this.ahead.as_mut().and_then(|ahead| ahead.next()) {
             Some(frame) => Some(Ok(frame)),
-            None => ready!(Pin::new(&mut this.rest).poll_frame(cx)),
+            None => ready!(Pin::new(&mut this.rest).poll_frame(cx)).map(|frame| frame.map_err(BoxError::from)),
         };
+        let Some(ahead) = &mut this.ahead else { return Poll::Ready(frame) };
         let is_over = !ahead.holds() && this.rest.is_end_stream();
         ahead.tell(frame.as_ref(), is_over);
         if !ahead.holds() && ahead.feeds.is_empty() {

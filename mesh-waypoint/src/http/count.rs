@@ -1,8 +1,14 @@
 //! What went by in a body: bytes, and of gRPC its messages, of which only the heads are looked at.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
+
+use super::error::{BoxError, Polled, TooSlow};
+use super::io::Watch;
 
 /// A message of gRPC begins with a byte of flags and its length.
 const HEAD: usize = 5;
@@ -45,17 +51,69 @@ pub struct Count {
     bytes: AtomicU64,
     /// Of gRPC only.
     messages: Option<Mutex<Messages>>,
+    /// Why there will be no more of it.
+    broken: OnceLock<Broken>,
+    /// The connection, if it is to come at some rate.
+    connection: Option<Arc<Watch>>,
+    /// Where it is noted there since it was waited for.
+    noted: Mutex<Option<usize>>,
+}
+
+/// Why a body has no end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// It did not come at the rate that it has to come at.
+    Slow,
+    /// The client has not ended it, or not as it should.
+    Unended,
 }
 
 impl Count {
-    /// Nothing has come.
+    /// Nothing has come. If there is a connection, the body has to come at some rate, which whoever serves that looks at.
     #[must_use]
-    pub fn new(grpc: bool) -> Self {
-        Self { bytes: AtomicU64::new(0), messages: grpc.then(Mutex::default) }
+    pub fn new(grpc: bool, connection: Option<Arc<Watch>>) -> Self {
+        let (bytes, broken, noted) = Default::default();
+        Self { bytes, messages: grpc.then(Mutex::default), broken, connection, noted }
     }
 
-    /// These came.
-    pub fn add(&self, data: &[u8]) {
+    /// What has come of it, or the end of one that is too slow.
+    pub fn look(&self, polled: Polled, cx: &Context<'_>) -> Polled {
+        let polled = match &self.connection {
+            Some(connection) => self.paced(connection, polled, cx),
+            None => polled,
+        };
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => frame.data_ref().into_iter().for_each(|data| self.add(data)),
+            Poll::Ready(Some(Err(error))) => self.failed(error),
+            Poll::Ready(None) | Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn paced(&self, connection: &Watch, polled: Polled, cx: &Context<'_>) -> Polled {
+        let mut noted = self.noted.lock();
+        let bytes = match &polled {
+            Poll::Pending if connection.stall(&mut noted, cx.waker()) => return polled,
+            Poll::Pending => return Poll::Ready(Some(Err(TooSlow.into()))),
+            Poll::Ready(Some(Ok(frame))) => frame.data_ref().map_or(0, Bytes::len),
+            Poll::Ready(_) => 0,
+        };
+        noted.iter().for_each(|at| connection.hear_of(*at, bytes));
+        polled
+    }
+
+    /// There will be no more of it.
+    fn failed(&self, error: &BoxError) {
+        let _ = self.broken.set(if error.is::<TooSlow>() { Broken::Slow } else { Broken::Unended });
+    }
+
+    /// Why there is no more of it.
+    #[must_use]
+    pub fn broken(&self) -> Option<Broken> {
+        self.broken.get().copied()
+    }
+
+    fn add(&self, data: &[u8]) {
         self.bytes.fetch_add(data.len() as u64, Relaxed);
         if let Some(messages) = &self.messages {
             messages.lock().feed(data);
@@ -73,6 +131,14 @@ impl Count {
     }
 }
 
+impl Drop for Count {
+    fn drop(&mut self) {
+        if let (Some(connection), Some(at)) = (&self.connection, *self.noted.get_mut()) {
+            connection.leave(at);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,11 +149,11 @@ mod tests {
         let mut body = vec![0, 0, 0, 0, 3, 1, 2, 3, 1, 0, 0, 0, 0, 0, 0, 0, 1, 4];
         body.extend([7; 260]);
         for cut in 1..body.len() {
-            let count = Count::new(true);
+            let count = Count::new(true, None);
             body.chunks(cut).for_each(|part| count.add(part));
             assert_eq!((count.messages(), count.bytes()), (3, body.len() as u64), "cut at {cut}");
         }
-        let count = Count::new(false);
+        let count = Count::new(false, None);
         count.add(&body);
         assert_eq!((count.messages(), count.bytes()), (0, body.len() as u64));
     }

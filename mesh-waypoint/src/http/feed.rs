@@ -12,7 +12,7 @@ use http::HeaderMap;
 use hyper::body::{Body, Frame};
 use parking_lot::Mutex;
 
-use super::tape::BoxError;
+use super::error::BoxError;
 
 /// What one piece takes beside its bytes.
 const PIECE: usize = 64;

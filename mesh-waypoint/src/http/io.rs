@@ -5,19 +5,21 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use mesh_runtime::ticks;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::guard::{Bad, Guard};
+use super::paced::Bodies;
 
 /// How long the other end may take to end its direction after we have ended ours.
 const LINGER: Duration = Duration::from_secs(2);
 /// Of a body that is waited for so many bytes buy the whole time again: less and somebody keeps a connection, and an endpoint's, with a byte now and then.
-const LEAST: u64 = 4 * 1024;
+pub(super) const LEAST: u64 = 4 * 1024;
 /// What hyper reads in place of a head that is refused: no head has a NUL, so it answers 400 and closes. The empty line makes it look.
 const NO_HEAD: &[u8] = b"\0\r\n\r\n";
 
@@ -33,6 +35,8 @@ pub struct Watch {
     since: AtomicU64,
     /// How the client's body comes, in the same measure.
     pace: Pace,
+    /// The same of HTTP/2, for each stream.
+    bodies: Mutex<Bodies>,
     /// Bytes that may be read before an answer's head ends; see [`Watch::await_head`].
     head: AtomicUsize,
 }
@@ -45,6 +49,7 @@ impl Default for Watch {
             heard: AtomicBool::new(false),
             since: AtomicU64::new(0),
             pace: Pace::default(),
+            bodies: Mutex::default(),
             head: AtomicUsize::new(usize::MAX),
         }
     }
@@ -119,6 +124,28 @@ impl Watch {
     /// The head is here.
     pub fn has_head(&self) {
         self.head.store(usize::MAX, Relaxed);
+    }
+
+    /// Nothing of a stream's body is there; `at` is where it is noted. False: the stream is too slow.
+    pub fn stall(&self, at: &mut Option<usize>, waker: &Waker) -> bool {
+        let noted = self.bodies.lock().stall(*at, waker, self.now());
+        *at = noted.or(*at);
+        noted.is_some()
+    }
+
+    /// So much of a stream's body has come that was waited for.
+    pub fn hear_of(&self, at: usize, bytes: usize) {
+        self.bodies.lock().hear(at, bytes as u64, self.now());
+    }
+
+    /// A stream's body is over.
+    pub fn leave(&self, at: usize) {
+        self.bodies.lock().leave(at);
+    }
+
+    /// Ends streams whose bodies do not go on, or hardly, and says when to look again.
+    pub fn look(&self, limit: Duration) -> Duration {
+        self.bodies.lock().look(limit, self.now())
     }
 
     fn spend(&self, bytes: usize) {

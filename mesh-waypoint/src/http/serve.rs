@@ -72,8 +72,9 @@ where
                 .serve_connection(TokioIo::new(corked), service);
             let shutdown = http2::Connection::graceful_shutdown;
             let idle = settings.idle_timeout;
-            // A stream may be silent for as long as it likes.
-            let patience = Patience { header: None, body: Duration::MAX, idle, drain: Duration::ZERO };
+            // Streams are too slow each for itself.
+            let streams = Some(settings.body_timeout);
+            let patience = Patience { header: None, body: Duration::MAX, streams, idle, drain: Duration::ZERO };
             drive(std::pin::pin!(connection), shutdown, |cx| cork.send(cx), patience, &watch, drain).await
         }
         Spoken::Http1 | Spoken::Other => {
@@ -86,7 +87,7 @@ where
             let shutdown = http1::UpgradeableConnection::graceful_shutdown;
             let header = Some(settings.header_timeout);
             let (body, idle, drain_idle) = (settings.body_timeout, settings.idle_timeout, settings.drain_idle);
-            let patience = Patience { header, body, idle, drain: drain_idle };
+            let patience = Patience { header, body, streams: None, idle, drain: drain_idle };
             drive(std::pin::pin!(connection), shutdown, |_| (), patience, &watch, drain).await
         }
     }
@@ -115,6 +116,8 @@ struct Patience {
     header: Option<Duration>,
     /// For the next bytes of a body, of which there have to be some thousand.
     body: Duration,
+    /// The same of each stream of HTTP/2.
+    streams: Option<Duration>,
     /// For a request.
     idle: Duration,
     /// For a request, once the process is to stop.
@@ -133,7 +136,8 @@ async fn drive<C>(
 where
     C: Future<Output = hyper::Result<()>>,
 {
-    let mut timer = Rarely::new(tokio::time::sleep(patience.header.unwrap_or(patience.idle)));
+    let streams = patience.streams.unwrap_or(Duration::MAX);
+    let mut timer = Rarely::new(tokio::time::sleep(patience.header.unwrap_or(patience.idle).min(streams)));
     let mut started = Rarely::new(drain.started());
     let mut forced = Rarely::new(drain.forced());
     let wait = |timer: &mut Rarely<Sleep>, time: Duration| timer.change(|timer| timer.reset(Instant::now() + time));
@@ -158,7 +162,9 @@ where
             match watch.left(patience.header, patience.body, patience.idle) {
                 Err(TooSlow::Header) => return Poll::Ready(Err(End::SlowHeader)),
                 Err(TooSlow::Body) => return Poll::Ready(Err(End::SlowBody)),
-                Ok(left) if !draining => wait(&mut timer, left),
+                Ok(left) if !draining => {
+                    wait(&mut timer, patience.streams.map_or(left, |limit| left.min(watch.look(limit))))
+                }
                 Ok(_) | Err(TooSlow::Idle) => {
                     closing = true;
                     shutdown(connection.as_mut());

@@ -10,11 +10,7 @@ use parking_lot::Mutex;
 
 use super::client_body::ClientBody;
 use super::count::Count;
-
-/// Any error of a body.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-type Polled = Poll<Option<Result<Frame<Bytes>, BoxError>>>;
+use super::error::Polled;
 
 /// One body, kept.
 #[derive(Debug)]
@@ -109,7 +105,8 @@ impl Reader {
             let trailers = inner.trailers.clone().filter(|_| !std::mem::replace(&mut self.trailers_read, true));
             return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
         }
-        match std::pin::Pin::new(&mut inner.source).poll_frame(cx) {
+        let polled = std::pin::Pin::new(&mut inner.source).poll_frame(cx);
+        match tape.count.look(polled, cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(None) => {
                 if inner.state == Kept::SoFar {
@@ -119,11 +116,10 @@ impl Reader {
             }
             Poll::Ready(Some(Err(error))) => {
                 inner.settle(Kept::Nothing);
-                Poll::Ready(Some(Err(error.into())))
+                Poll::Ready(Some(Err(error)))
             }
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(data) = frame.data_ref() {
-                    tape.count.add(data);
                     if inner.state == Kept::SoFar && inner.bytes + data.len() <= tape.limit {
                         inner.bytes += data.len();
                         inner.frames.push(data.clone());

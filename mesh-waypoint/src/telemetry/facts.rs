@@ -230,10 +230,15 @@ impl Facts<'_> {
             ("NC", "cluster_not_found"),
             ("OM", "overload"),
         ];
-        if self.answered && !self.measured.flags.has(super::Flags::of("DC")) {
-            return "via_upstream";
+        let has = |word: &str| self.measured.flags.has(super::Flags::of(word));
+        if self.answered && !has("DC") && !has("UT") {
+            return if has("UC") {
+                "upstream_reset_after_response_started{connection_termination}"
+            } else {
+                "via_upstream"
+            };
         }
-        let found = WORDS.iter().find(|(word, _)| self.measured.flags.has(super::Flags::of(word)));
+        let found = WORDS.iter().find(|(word, _)| has(word));
         match found {
             Some((_, details)) => details,
             None if self.measured.status == 403 => "rbac_access_denied",

@@ -15,6 +15,7 @@ use mesh_transport::tls::is_tls;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 
+use crate::circles;
 use crate::counted::Counted;
 use crate::downstream::{Bound, Downstream};
 use crate::engine::Lane;
@@ -235,6 +236,7 @@ async fn connect(
             }
         };
         let endpoint = endpoint.map_err(|why| none(why, &tried))?;
+        circles::break_at(lane, &bound.view, &downstream.peer, &endpoint)?;
         if !bound.admits(&downstream.peer, &endpoint.workload, endpoint.address) {
             return Err(record::denied(format!("denied by a policy of {}", endpoint.workload.uid)));
         }

@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::StatusCode;
-use mesh_core::ports;
+use mesh_core::{hops, ports};
 use mesh_runtime::{DrainToken, task};
 use mesh_transport::hbone::{Authority, Claimed, InboundRequest, ServeEnd, refuse_busy};
 use mesh_transport::socket::{AcceptLoop, Armed};
 
+use crate::circles;
 use crate::connection;
 use crate::downstream::Downstream;
 use crate::engine::{Engine, Lane};
@@ -62,7 +63,7 @@ async fn tunnel(lane: Arc<Lane>, tcp: Armed, drain: DrainToken) {
 /// Answers one CONNECT and serves what comes through it.
 async fn connection(lane: Arc<Lane>, request: InboundRequest, drain: DrainToken) {
     let (asked, peer) = match request.authority().stranger_s() {
-        None => (request.authority().clone(), peer(&request)),
+        None => (request.authority().clone(), peer(&lane, &request)),
         Some(asked) => match stranger(&lane, &request, asked) {
             Some(stranger) => (Authority::Address(asked), stranger),
             None => {
@@ -109,10 +110,15 @@ fn stranger(lane: &Lane, request: &InboundRequest, asked: SocketAddr) -> Option<
 }
 
 /// The client is who the certificate says. Its address is the tunnel's; its agent adds the port, if it speaks of the same address.
-fn peer(request: &InboundRequest) -> Peer {
+fn peer(lane: &Lane, request: &InboundRequest) -> Peer {
     let tunnel = request.peer_address();
     let claimed = request.forwarded().and_then(|forwarded| forwarded.client);
     let address = claimed.filter(|claimed| claimed.ip() == tunnel.ip().to_canonical()).unwrap_or(tunnel);
     let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-    Peer { address, identity: request.peer().clone(), baggage: request.baggage().clone(), stranger: false }
+    // Of an agent it would be its application's word.
+    let said = request.hops();
+    let is_believed =
+        said > 0 && circles::is_proxy(&lane.shared.state.view(), &lane.shared.own, tunnel.ip(), Some(request.peer()));
+    let hops = if is_believed { hops::passed(hops::From::Tunnel(said)) } else { 0 };
+    Peer { address, identity: request.peer().clone(), baggage: request.baggage().clone(), stranger: false, hops }
 }

@@ -15,6 +15,7 @@
 
 pub mod app;
 pub mod callout;
+pub(crate) mod circles;
 pub mod collector;
 pub mod config;
 pub mod connection;

@@ -16,6 +16,8 @@ pub struct Peer {
     pub baggage: Baggage,
     /// It has proved nothing: an agent leads it through the waypoint of the pod that it wants, and `identity` is this waypoint's own.
     pub stranger: bool,
+    /// How many proxies of the mesh it has come through, as far as anybody counts: of bytes it ends circles.
+    pub hops: u8,
 }
 
 impl Peer {

@@ -60,7 +60,7 @@ impl Own {
     /// It as who asks for somebody.
     #[must_use]
     pub fn on_behalf_of(&self, address: SocketAddr) -> Peer {
-        Peer { address, identity: self.identity.clone(), baggage: self.baggage.clone(), stranger: false }
+        Peer { address, identity: self.identity.clone(), baggage: self.baggage.clone(), stranger: false, hops: 0 }
     }
 
     /// A client that has proved nothing.

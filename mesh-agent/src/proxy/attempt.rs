@@ -220,6 +220,7 @@ fn request(context: &PodContext, flow: &Flow, upstream: &Upstream) -> ConnectReq
             identity: flow.stranger.then_some(Claimed::Nobody),
         }),
         traceparent: None,
+        hops: 0,
     }
 }
 

@@ -229,9 +229,15 @@ impl Join {
             labels: &pod.labels,
             workload,
             serves: waypoints.served_by(pod).map(|(gateway, _)| gateway),
+            gateway: waypoints.edge_of(pod),
         });
         let entered = endpoints.labels.iter();
-        let entered = entered.map(|(at, labels)| l7::labels::Seen { labels, workload: &workloads[*at], serves: None });
+        let entered = entered.map(|(at, labels)| l7::labels::Seen {
+            labels,
+            workload: &workloads[*at],
+            serves: None,
+            gateway: None,
+        });
         let mut labels = l7::labels::told(&wanted, of_pods.chain(entered));
         let place_labels = labels.remove(&agents).unwrap_or_default();
         let pods = parts.values().flat_map(|part| &part.pods);

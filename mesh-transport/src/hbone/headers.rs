@@ -7,6 +7,9 @@ use http::StatusCode;
 use super::hpack::Field;
 use super::{Authority, AuthorityProblem, Baggage, Forwarded, TraceParent};
 
+/// How many proxies a connection has passed.
+pub(super) const HOPS: &[u8] = b"x-mesh-hops";
+
 /// A well-formed CONNECT.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Request {
@@ -14,6 +17,7 @@ pub(super) struct Request {
     pub(super) baggage: Baggage,
     pub(super) forwarded: Option<Forwarded>,
     pub(super) traceparent: Option<TraceParent>,
+    pub(super) hops: u8,
 }
 
 /// Why a request is answered 400.
@@ -33,7 +37,7 @@ pub(super) enum RequestProblem {
 pub(super) fn parse_request(fields: &[Field], local: Option<IpAddr>) -> Result<Request, RequestProblem> {
     let (mut method, mut authority) = (None, None);
     let (mut baggage, mut forwarded, mut forwarded_count, mut traceparent) = (Baggage::default(), None, 0, None);
-    let mut regular = false;
+    let (mut regular, mut hops) = (false, 0_u8);
     for Field { name, value } in fields {
         if name.is_empty()
             || name.iter().any(u8::is_ascii_uppercase)
@@ -61,6 +65,8 @@ pub(super) fn parse_request(fields: &[Field], local: Option<IpAddr>) -> Result<R
                 forwarded = Forwarded::parse(value);
             }
             b"traceparent" => traceparent = TraceParent::parse(value),
+            // Said twice it is the most that was said, and what is no number is more than any: it ends circles.
+            HOPS => hops = hops.max(read_hops(value)),
             b"connection" | b"proxy-connection" | b"keep-alive" | b"transfer-encoding" | b"upgrade" => {
                 return Err(RequestProblem::Malformed);
             }
@@ -77,7 +83,13 @@ pub(super) fn parse_request(fields: &[Field], local: Option<IpAddr>) -> Result<R
     authority.check_address(local).map_err(RequestProblem::Address)?;
     // Two claims about who the client is are no claim.
     let forwarded = forwarded.filter(|_| forwarded_count == 1);
-    Ok(Request { authority, baggage, forwarded, traceparent })
+    Ok(Request { authority, baggage, forwarded, traceparent, hops })
+}
+
+fn read_hops(value: &[u8]) -> u8 {
+    let is_number = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+    let read = || std::str::from_utf8(value).ok()?.parse().ok();
+    is_number.then(read).flatten().unwrap_or(u8::MAX)
 }
 
 /// Reads an answer: its status and the serving workload's labels. `None` if there is no status.
@@ -220,6 +232,11 @@ mod tests {
         ] {
             assert_eq!(with(&[extra]), clean, "{}", extra.0);
         }
+        // But how often it was led on.
+        for (said, read) in [("0", 0), ("3", 3), ("255", 255), ("256", 255), ("-1", 255), ("", 255), ("+1", 255)] {
+            assert_eq!(with(&[("x-mesh-hops", said)]).hops, read, "{said}");
+        }
+        assert_eq!((with(&[("x-mesh-hops", "4"), ("x-mesh-hops", "1")]).hops, clean.hops), (4, 0));
         // Two claims are no claim.
         let twice = [("forwarded", "for=\"10.0.0.7:1\""), ("forwarded", "for=\"10.0.0.8:1\"")];
         assert_eq!(with(&twice), clean);

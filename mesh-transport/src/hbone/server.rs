@@ -320,6 +320,11 @@ impl InboundRequest {
         self.request.forwarded.as_ref()
     }
 
+    /// How many proxies the connection has passed, as the peer says.
+    pub fn hops(&self) -> u8 {
+        self.request.hops
+    }
+
     /// The trace to continue.
     pub fn traceparent(&self) -> Option<TraceParent> {
         self.request.traceparent

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
+use mesh_core::hops;
 use mesh_core::l7::{ClusterKey, Target};
 use mesh_core::listener::{Encryption, Listener, Serves};
 use mesh_runtime::DrainToken;
@@ -13,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+use crate::circles;
 use crate::connection::{missed, none, while_allowed};
 use crate::counted::Counted;
 use crate::downstream::Downstream;
@@ -35,7 +37,7 @@ pub async fn plain(
 ) -> Result<(), String> {
     // Dropped before it is served it is reset, so that nobody takes it for an empty answer.
     let tcp = Armed::new(tcp);
-    let downstream = Downstream::at_edge(Arc::clone(lane), entry, drain);
+    let downstream = arrived(lane, entry, drain);
     let mut record = Record::begin(&downstream);
     let policies = lane.shared.state.policies();
     let encrypted = listener.encryption == Encryption::Passes;
@@ -83,7 +85,7 @@ pub async fn decrypted<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     drain: DrainToken,
 ) -> Result<(), String> {
-    let downstream = Downstream::at_edge(Arc::clone(lane), entry, drain);
+    let downstream = arrived(lane, entry, drain);
     let mut record = Record::begin(&downstream);
     let policies = lane.shared.state.policies();
     // The permit is held until the copy is over.
@@ -116,6 +118,14 @@ async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
 pub fn refused(lane: &Arc<Lane>, entry: Entry, drain: DrainToken) {
     let downstream = Downstream::at_edge(Arc::clone(lane), entry, drain);
     Record::begin(&downstream).end("NR");
+}
+
+/// The connection, with the proxies that it has passed, as far as its address tells.
+fn arrived(lane: &Arc<Lane>, entry: Entry, drain: DrainToken) -> Downstream {
+    let is_proxy = circles::is_proxy(&lane.shared.state.view(), &lane.shared.own, entry.from.ip(), None);
+    let mut downstream = Downstream::at_edge(Arc::clone(lane), entry, drain);
+    downstream.peer.hops = hops::passed(if is_proxy { hops::From::Plain } else { hops::From::Client });
+    downstream
 }
 
 /// The same as `connect`; a connection that leads nowhere is counted, too.
@@ -158,6 +168,7 @@ async fn connect(
             })
         };
         let endpoint = endpoint.map_err(|why| none(why, &tried))?;
+        circles::break_at(lane, &bound.view, &downstream.peer, &endpoint)?;
         if endpoint.waypoint.is_none() && !bound.admits(&downstream.peer, &endpoint.workload, endpoint.address) {
             return Err(record::denied(format!("denied by a policy of {}", endpoint.workload.uid)));
         }

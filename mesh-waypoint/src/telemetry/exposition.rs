@@ -73,6 +73,9 @@ impl Collector for Exposition {
         connections(&mut encoder, &sessions, SESSIONS)?;
         ruled::encode(&self.0, &mut encoder)?;
         mirrors::encode(&self.0, &mut encoder)?;
+        let help = "Connections of bytes that were refused because they go in a circle of proxies";
+        let family = encoder.encode_descriptor("undermesh_circles_refused", help, None, MetricType::Counter)?;
+        ConstCounter::new(self.0.iter().map(|meters| meters.circles()).sum::<u64>()).encode(family)?;
         let overflowed: u64 = self.0.iter().map(|meters| meters.overflowed()).sum();
         let help = "Requests and connections that are counted under the workload overflow because there are too many label sets";
         let (name, kind) = ("undermesh_requests_overflowed", MetricType::Counter);

@@ -85,6 +85,8 @@ pub struct Meters {
     inner: Mutex<Inner>,
     /// Requests and connections that found no room for their labels.
     overflowed: AtomicU64,
+    /// Connections that went in a circle.
+    circles: AtomicU64,
     rulings: Rulings,
     mirrors: Mirrors,
 }
@@ -184,6 +186,15 @@ impl Meters {
         &self.rulings
     }
 
+    /// A connection is refused because it goes in a circle of proxies. How many were before.
+    pub fn circle(&self) -> u64 {
+        self.circles.fetch_add(1, Relaxed)
+    }
+
+    pub(super) fn circles(&self) -> u64 {
+        self.circles.load(Relaxed)
+    }
+
     pub(super) fn overflowed(&self) -> u64 {
         self.overflowed.load(Relaxed)
     }
@@ -227,6 +238,7 @@ mod tests {
             identity: "spiffe://cluster.local/ns/shop/sa/client".parse().unwrap(),
             baggage: Default::default(),
             stranger: false,
+            hops: 0,
         }
     }
 

@@ -125,6 +125,8 @@ async fn hbone(shared: &Shared, endpoint: &Endpoint, peer: &Peer) -> Result<Hbon
             host: endpoint.service.as_ref().map(|service| service.hostname.clone()),
             identity: Some(claimed).filter(|_| !is_own),
         }),
+        // No endpoint counts them.
+        hops: if endpoint.waypoint.is_some() { peer.hops.saturating_add(1) } else { 0 },
         ..ConnectRequest::to(endpoint.address)
     };
     let dial = move || async move {

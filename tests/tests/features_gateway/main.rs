@@ -3,6 +3,7 @@
 #![expect(non_snake_case, reason = "tests carry the ids of their rows")]
 
 mod backends;
+mod circles;
 mod datagrams;
 mod egress;
 mod plain;

@@ -1,11 +1,12 @@
 //! Three waypoints of one Gateway, of which one stops, one is killed, and then all are gone, under load: row F47 of the fault catalogue.
 use crate::stage::SOON;
 use anyhow::{Context, Result, ensure};
+use mesh_tests::apps::client::now_ms;
 use mesh_tests::harness::waypoint::USE_WAYPOINT;
 use mesh_tests::harness::{Lab, LabConfig, Need, Pod, PodSpec, Process, ServiceSpec, Waypoint, eventually, in_lab};
 use nix::sys::signal::Signal;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// From when on the load may fail no more than this part of it.
 const SETTLED_MS: u64 = 2000;
@@ -64,13 +65,9 @@ impl Scene {
     }
 }
 
-fn now_ms() -> Result<u64> {
-    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as u64)
-}
-
 /// Lets the load go on after `fault`, and holds what began when that had settled against the limit.
 fn bears(load: &Process, fault: impl FnOnce() -> Result<()>) -> Result<()> {
-    let began = now_ms()?;
+    let began = now_ms() as u64;
     fault()?;
     // The load is the clock here.
     std::thread::sleep(LOOKED_AT);

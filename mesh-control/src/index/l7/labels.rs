@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use mesh_core::hops::GATEWAY;
 use mesh_core::l7::{Clusters, Labels, Table};
 use mesh_core::{ArcStr, NamespacedName, Workload};
 
@@ -22,6 +23,8 @@ pub struct Wanted {
     clients: Asked,
     /// Keys, of its own pods.
     own: BTreeSet<ArcStr>,
+    /// Which Gateway pods serve that listen outside of the mesh.
+    gateways: bool,
 }
 
 /// Some labels.
@@ -83,8 +86,14 @@ impl Wanted {
         !self.clients.is_empty()
     }
 
+    /// And who serves a gateway: by that proxies notice that they lead to each other.
+    #[must_use]
+    pub fn with_gateways(self) -> Self {
+        Self { gateways: true, ..self }
+    }
+
     fn is_empty(&self) -> bool {
-        self.endpoints.is_empty() && self.clients.is_empty()
+        !self.gateways && self.endpoints.is_empty() && self.clients.is_empty()
     }
 }
 
@@ -125,6 +134,8 @@ pub struct Seen<'a> {
     pub workload: &'a Workload,
     /// Whose waypoint it serves.
     pub serves: Option<NamespacedName>,
+    /// The gateway that it serves and that is no waypoint.
+    pub gateway: Option<NamespacedName>,
 }
 
 /// What each waypoint is told of these pods.
@@ -142,7 +153,12 @@ pub fn told<'a>(
                 by_service.entry(service).or_default().add(asked, who);
             }
         }
-        for Seen { labels, workload, serves } in pods {
+        for Seen { labels, workload, serves, gateway } in pods {
+            for who in (0..asking.len()).filter(|who| gateway.is_some() && asking[*who].1.gateways) {
+                let labels = told[who].entry(workload.uid.clone()).or_default();
+                let name = gateway.as_ref().map(|gateway| gateway.name.clone()).unwrap_or_default();
+                Arc::make_mut(labels).insert(GATEWAY.into(), name);
+            }
             let of_services: Vec<_> = workload.services.keys().filter_map(|key| by_service.get(key)).collect();
             let own = serves.and_then(|gateway| asking.iter().position(|(name, _)| ***name == gateway));
             for (key, value) in labels {
@@ -194,7 +210,7 @@ mod tests {
 
     fn seen((labels, workload): &(Written, Workload)) -> Seen<'_> {
         let serves = (&*workload.name == "wp").then(|| NamespacedName::new("shop", "wp"));
-        Seen { labels, workload, serves }
+        Seen { labels, workload, serves, gateway: None }
     }
 
     #[test]

@@ -198,7 +198,7 @@ pub fn index(settings: &Settings, around: &Around<'_>, served: &Served) -> Made 
             let through = places.filter(|service| listeners::goes_through(service, around)).cloned().collect();
             *listeners = Arc::new(Listeners::clone(listeners).through_waypoints(through));
         }
-        made.wanted.insert(gateway.clone(), Arc::new(labels::Wanted::of(&table, &clusters)));
+        made.wanted.insert(gateway.clone(), Arc::new(labels::Wanted::of(&table, &clusters).with_gateways()));
         made.clusters.insert(gateway.clone(), Arc::new(clusters));
         if served.contains_key(gateway) {
             made.tables.insert(gateway.clone(), Arc::new(table));

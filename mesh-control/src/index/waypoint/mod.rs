@@ -183,6 +183,11 @@ impl Waypoints {
         (own.account == pod.service_account).then_some(name)
     }
 
+    /// The same, if it is no waypoint.
+    pub fn edge_of(&self, pod: &Pod) -> Option<NamespacedName> {
+        self.gateway_of(pod).filter(|name| self.waypoint(name).is_none())
+    }
+
     /// The Gateway that a pod says it serves. A name that is longer than a label's value may be stands there cut.
     fn named_by(&self, pod: &Pod) -> Option<(NamespacedName, &Deployed)> {
         let label = pod.labels.get(GATEWAY_NAME)?.as_str();

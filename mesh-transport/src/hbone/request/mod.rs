@@ -27,6 +27,8 @@ pub struct ConnectRequest {
     pub forwarded: Option<Forwarded>,
     /// The trace to continue; `None` starts one.
     pub traceparent: Option<TraceParent>,
+    /// How many proxies the connection has passed, for one that leads it on; 0 is not said.
+    pub hops: u8,
 }
 
 impl ConnectRequest {
@@ -37,6 +39,7 @@ impl ConnectRequest {
             baggage: Baggage::default(),
             forwarded: None,
             traceparent: None,
+            hops: 0,
         }
     }
 }

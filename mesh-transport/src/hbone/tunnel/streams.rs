@@ -192,6 +192,9 @@ fn request_block(request: &ConnectRequest) -> Vec<u8> {
     }
     let traceparent = request.traceparent.unwrap_or_else(|| TraceParent::random(&mut rand::rng()));
     hpack::literal(&mut block, "traceparent", &traceparent.to_string());
+    if request.hops > 0 {
+        hpack::literal(&mut block, "x-mesh-hops", &request.hops.to_string());
+    }
     if let Authority::Host(..) = authority {
         debug_assert!(block.len() < 16_000, "a request block is far below the frame limit");
     }

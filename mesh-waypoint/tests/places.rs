@@ -352,6 +352,45 @@ async fn a_burst_on_an_endpoint_with_few_streams_waits_for_its_connections() {
     }
 }
 
+/// Each row: connections that the place may have, and how many are made side by side for fifteen requests of which one takes five.
+#[tokio::test]
+async fn connections_are_made_side_by_side_for_those_who_wait() {
+    for (connections, expected) in [(u32::MAX, 3), (2, 2), (1, 1)] {
+        let listener = listener().await;
+        let address = listener.local_addr().unwrap();
+        let waypoint = Waypoint::start(&[Backend::new("a", A, &[address])], to_subset("")).await;
+        let speaks = mesh_core::l7::cluster::Speaks::Http2;
+        let pool = Pool { connections, streams: 5, speaks, ..Pool::default() };
+        let policy = Policy { pool, tls: mesh_core::l7::cluster::Tls::Simple(Default::default()), ..Policy::default() };
+        waypoint.state.set_clusters(Arc::new(Clusters::new([place("", "", policy)])));
+        let client = Arc::new(waypoint.client());
+        let mut asked = tokio::task::JoinSet::new();
+        for _ in 0..15 {
+            let client = Arc::clone(&client);
+            asked.spawn(async move {
+                let stream = soon("stream", client.stream(ASK)).await.unwrap();
+                let (mut sender, connection) =
+                    hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+                tokio::spawn(connection);
+                sender.send_request(get("/")).await.unwrap().status()
+            });
+        }
+        let mut held = Vec::new();
+        // Nobody answers what begins TLS, so none of them is over before the next begins.
+        while held.len() < expected {
+            held.push(soon("another connection", listener.accept()).await.unwrap().0);
+        }
+        until("all wait", || waypoint.engine.here().pool.open() == expected).await;
+        assert_eq!(asked.len(), 15, "nobody is refused");
+        drop(held);
+        drop(listener);
+        while let Some(status) = soon("an end", asked.join_next()).await {
+            assert_eq!(status.unwrap(), StatusCode::SERVICE_UNAVAILABLE);
+        }
+        assert_eq!(waypoint.engine.here().pool.open(), 0);
+    }
+}
+
 /// Of those that wait for a connection that fails, one tries again for all.
 #[tokio::test]
 async fn an_endpoint_that_is_gone_is_not_dialled_by_each_request_that_waits() {

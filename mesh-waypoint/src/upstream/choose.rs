@@ -44,6 +44,7 @@ pub struct Endpoint {
 }
 
 /// How a waypoint is reached.
+#[derive(Clone)]
 pub struct Tunnel {
     /// Where it listens.
     pub at: SocketAddr,
@@ -78,6 +79,17 @@ impl Endpoint {
         let generation = generation(snapshot, &chosen.workload, chosen.address.ip());
         let lease = Some(found.now.set.lease(chosen));
         Self { lease, ..Self::of(found, Arc::clone(&chosen.workload), chosen.address, generation) }
+    }
+
+    /// The same for a connection that is nobody's yet: nothing is counted by it.
+    pub(super) fn uncounted(&self) -> Self {
+        Self {
+            service: self.service.clone(),
+            found: self.found.clone(),
+            origin: self.origin.clone(),
+            waypoint: self.waypoint.clone(),
+            ..Self::new(Arc::clone(&self.workload), self.address, self.generation)
+        }
     }
 
     /// Who may answer there.

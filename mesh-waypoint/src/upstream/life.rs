@@ -49,6 +49,16 @@ impl Life {
         }
     }
 
+    /// The same before its first request.
+    pub(super) fn unused(self) -> Self {
+        Self { served: 0, ..self }
+    }
+
+    /// Whether the request that it serves is its first.
+    pub(super) fn is_first(&self) -> bool {
+        self.served <= 1
+    }
+
     /// Whether it takes another request.
     pub(super) fn goes_on(&self) -> bool {
         self.served < self.most && self.is_young()
@@ -79,6 +89,13 @@ fn idle(said: Option<&Said>, usual: Duration) -> Duration {
     match said.map(|said| said.idle_timeout) {
         Some(idle) if idle != Said::default().idle_timeout => idle.unwrap_or(LONGEST).min(LONGEST),
         _ => usual,
+    }
+}
+
+#[cfg(test)]
+impl Life {
+    pub(super) fn forever() -> Self {
+        Self { since: Since::now(), served: 1, most: u32::MAX, lifetime: None, idle: LONGEST }
     }
 }
 

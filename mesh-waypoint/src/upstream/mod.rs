@@ -4,6 +4,7 @@
 pub mod choose;
 pub mod connection;
 pub mod dial;
+mod dialing;
 mod key;
 mod life;
 mod pool;

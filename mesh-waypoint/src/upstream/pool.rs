@@ -12,11 +12,11 @@ use mesh_core::l7::balance::{Limit, Taken};
 use mesh_core::l7::cluster::Pool as Said;
 use mesh_runtime::task;
 use parking_lot::Mutex;
-use tokio::sync::watch;
 
 use super::choose::Endpoint;
 use super::connection::{Active, Connection, Sender, Single};
 use super::dial::{ConnectError, Wire, dial};
+use super::dialing::{Dial, Ride};
 use super::key::{At, Key};
 use super::life::{Life, Since};
 use crate::http::RequestBody;
@@ -29,6 +29,8 @@ use crate::shared::Shared;
 /// Connections of HTTP/2 that one endpoint and client may have; with all their streams in use more requests are refused. A limit for what has gone wrong: how many
 /// requests a place may have at once is the DestinationRule's to say, and those of a lane have a limit together.
 const MULTI: usize = 1024;
+/// Connections of HTTP/2 that are made for one endpoint and client side by side.
+const DIALS: usize = 16;
 /// Heads of the largest size that may come for one request, those of `1xx` among them; more and the connection is closed.
 const HEADS: usize = 4;
 /// An endpoint that does not answer a ping of HTTP/2 for this long is gone.
@@ -64,8 +66,8 @@ enum Waits {
 #[derive(Default)]
 struct Multi {
     connections: Vec<Shareable>,
-    /// Somebody connects; closed without an end if he gives up.
-    dialing: Option<watch::Receiver<Dialing>>,
+    /// Those that are being made.
+    dials: Vec<Dial>,
 }
 
 struct Shareable {
@@ -87,20 +89,10 @@ impl Drop for Open {
     }
 }
 
-/// What those know who wait for a connection that somebody makes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Dialing {
-    UnderWay,
-    Made,
-    Failed,
-    /// There may be no more of them.
-    Full,
-}
-
 enum Choice {
     Use(Connection),
-    Wait(watch::Receiver<Dialing>),
-    Dial(watch::Sender<Dialing>),
+    Wait(Ride),
+    Dial,
 }
 
 /// What is said of an endpoint's place, if it is one of a place.
@@ -118,7 +110,7 @@ impl Pool {
     /// A connection for one request: one that waits, or a new one. `fresh` asks for a new one.
     pub async fn connect(
         &self,
-        shared: &Shared,
+        shared: &Arc<Shared>,
         endpoint: &Endpoint,
         peer: &Peer,
         http2: bool,
@@ -219,6 +211,7 @@ impl Pool {
     pub fn expire(&self) {
         let young = |since: Since, life: &Life| !life.has_waited(since) && life.is_young();
         let mut inner = self.inner.lock();
+        inner.http2.values_mut().for_each(Multi::harvest);
         inner.http1.retain(|_, idle| {
             idle.retain(|idle| young(idle.since, &idle.life) && !idle.sender.is_closed());
             !idle.is_empty()
@@ -227,7 +220,7 @@ impl Pool {
             multi
                 .connections
                 .retain(|one| !one.sender.is_closed() && (young(one.since, &one.life) || one.active.load(Relaxed) > 0));
-            !multi.connections.is_empty() || multi.dialing.is_some()
+            !multi.connections.is_empty() || !multi.dials.is_empty()
         });
     }
 
@@ -288,120 +281,137 @@ impl Pool {
 
     async fn multiplexed(
         &self,
-        shared: &Shared,
+        shared: &Arc<Shared>,
         endpoint: &Endpoint,
         peer: &Peer,
         at: &At<'_>,
         fresh: bool,
     ) -> Result<Connection, ConnectError> {
         let (mut rounds, mut failed) = (0, None);
-        let streams = said(endpoint).map_or(u32::MAX, |(_, said)| said.streams).min(shared.settings.streams) as usize;
+        let streams = said(endpoint).map_or(u32::MAX, |(_, said)| said.streams).min(shared.settings.streams);
+        // So many requests one connection takes that is made now.
+        let seats = said(endpoint).map_or(streams, |(_, said)| said.requests_per_connection.min(streams));
+        let (streams, seats) = (streams as usize, seats as usize);
         let mut waits = None;
         loop {
-            match self.choose(at, streams, fresh && rounds == 0)? {
+            let choice = match self.choose(at, streams, seats, fresh && rounds == 0)? {
                 Choice::Use(connection) => return Ok(connection),
-                Choice::Wait(mut dialing) => {
-                    // Of those who have waited in vain one tries again, for all of them: an endpoint that is gone is not dialled by each in turn.
-                    if let Some(error) = failed {
-                        return Err(error);
-                    }
-                    // More requests may wait than the next connection has streams, so one wait is not enough. Each brings a connection, or an end.
-                    if rounds == MULTI {
-                        return Err(ConnectError::Overflow);
-                    }
-                    rounds += 1;
-                    if waits.is_none() {
-                        waits = pending(endpoint)?;
-                    }
-                    let ended = dialing.wait_for(|now| *now != Dialing::UnderWay).await.map(|ended| *ended);
-                    failed = match ended {
-                        Ok(Dialing::Failed) => Some(ConnectError::Shared),
-                        Ok(Dialing::Full) => Some(ConnectError::Overflow),
-                        Ok(Dialing::Made | Dialing::UnderWay) | Err(_) => None,
-                    };
-                }
-                Choice::Dial(done) => {
-                    if waits.is_none() {
-                        waits = pending(endpoint)?;
-                    }
-                    let made = Box::pin(self.dial_http2(shared, endpoint, peer)).await;
-                    let mut inner = self.inner.lock();
-                    let multi = inner.http2.entry(at.key()).or_default();
-                    multi.dialing = None;
-                    done.send_replace(match &made {
-                        Ok(_) => Dialing::Made,
-                        Err(ConnectError::Overflow) => Dialing::Full,
-                        Err(_) => Dialing::Failed,
-                    });
-                    drop(waits);
-                    let sender = made?;
-                    let active = Arc::default();
-                    let life = Life::begin(endpoint, &shared.settings);
-                    let connection =
-                        Connection { sender: Sender::Http2(sender.clone(), Active::of(&active)), reused: false, life };
-                    if life.goes_on() {
-                        multi.connections.push(Shareable { sender, active, since: Since::now(), life });
-                    }
-                    return Ok(connection);
-                }
+                choice => choice,
+            };
+            // More requests may wait than the next connection has streams, so one wait is not enough. Each brings a connection, or an end.
+            if rounds == MULTI {
+                return Err(ConnectError::Overflow);
             }
+            rounds += 1;
+            if waits.is_none() {
+                waits = pending(endpoint)?;
+            }
+            let ride = match (choice, failed) {
+                // Of those who have waited in vain one tries again, for all of them: an endpoint that is gone is not dialled by each in turn.
+                (Choice::Wait(_), Some(error)) => return Err(error),
+                (Choice::Wait(ride), None) => ride,
+                _ => self.begin(shared, endpoint, peer, at)?,
+            };
+            failed = match ride.ended().await {
+                Ok(()) => None,
+                Err(error @ ConnectError::Shared) => Some(error),
+                Err(error) => return Err(error),
+            };
         }
     }
 
-    fn choose(&self, at: &At<'_>, streams: usize, fresh: bool) -> Result<Choice, ConnectError> {
+    /// A connection that has a stream free, one that is being made and has, or neither.
+    fn choose(&self, at: &At<'_>, streams: usize, seats: usize, fresh: bool) -> Result<Choice, ConnectError> {
         let mut inner = self.inner.lock();
         if !inner.http2.contains_key(at) {
             inner.http2.insert(at.key(), Multi::default());
         }
         let Some(multi) = inner.http2.get_mut(at) else { return Err(ConnectError::Overflow) };
+        multi.harvest();
         multi.connections.retain(|one| !one.sender.is_closed() && one.life.goes_on());
         let free = multi.connections.iter_mut().find(|one| one.active.load(Relaxed) < streams);
         if let Some(one) = free.filter(|_| !fresh) {
             (one.since, one.life) = (Since::now(), one.life.next());
             let sender = Sender::Http2(one.sender.clone(), Active::of(&one.active));
-            return Ok(Choice::Use(Connection { sender, reused: true, life: one.life }));
+            return Ok(Choice::Use(Connection { sender, reused: !one.life.is_first(), life: one.life }));
         }
-        // Whoever began may have given up.
-        if let Some(dialing) = multi.dialing.as_ref().filter(|dialing| dialing.has_changed().is_ok()) {
-            return Ok(Choice::Wait(dialing.clone()));
+        if let Some(dial) = multi.dials.iter().find(|dial| dial.riders() < seats) {
+            return Ok(Choice::Wait(dial.ride()));
         }
-        if multi.connections.len() >= MULTI {
-            return Err(ConnectError::Overflow);
+        let is_full = multi.dials.len() >= DIALS || multi.connections.len() + multi.dials.len() >= MULTI;
+        match multi.least() {
+            _ if !is_full => Ok(Choice::Dial),
+            Some(dial) => Ok(Choice::Wait(dial.ride())),
+            None => Err(ConnectError::Overflow),
         }
-        let (done, dialing) = watch::channel(Dialing::UnderWay);
-        multi.dialing = Some(dialing);
-        Ok(Choice::Dial(done))
     }
 
-    async fn dial_http2(
-        &self,
-        shared: &Shared,
-        endpoint: &Endpoint,
-        peer: &Peer,
-    ) -> Result<http2::SendRequest<RequestBody>, ConnectError> {
-        let open = self.count(shared, permit(endpoint)?)?;
-        let wire = dial(shared, endpoint, peer, Inside::Http2).await?;
-        let io = TokioIo::new(Io::new(wire, bytes::Bytes::new(), Arc::default()));
-        // It writes something, which an endpoint may not take.
-        let limit = shared.settings.connect_timeout;
-        let begun = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(256 * 1024)
-            .initial_connection_window_size(1024 * 1024)
-            .max_header_list_size(u32::try_from(shared.settings.header_bytes).unwrap_or(u32::MAX))
-            .keep_alive_interval(PING)
-            .keep_alive_timeout(PING)
-            .handshake::<_, RequestBody>(io);
-        let begun = tokio::time::timeout(limit, begun).await;
-        let (sender, connection) = begun.map_err(|_| ConnectError::Timeout)??;
-        task::spawn("connection to an endpoint", async move {
-            let _open = open;
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection to an endpoint was lost");
-            }
-        });
-        Ok(sender)
+    /// Begins to make one more, in a task of its own: the request that asks for it may have no time left while others have. If there may be no more it waits for
+    /// one that is being made.
+    fn begin(&self, shared: &Arc<Shared>, endpoint: &Endpoint, peer: &Peer, at: &At<'_>) -> Result<Ride, ConnectError> {
+        let open = permit(endpoint).and_then(|permit| self.count(shared, permit));
+        let mut inner = self.inner.lock();
+        let multi = inner.http2.entry(at.key()).or_default();
+        let open = match open {
+            Ok(open) => open,
+            Err(error) => return multi.least().map(Dial::ride).ok_or(error),
+        };
+        let (shared, endpoint, peer) = (Arc::clone(shared), endpoint.uncounted(), peer.clone());
+        let life = Life::begin(&endpoint, &shared.settings).unused();
+        let dial = Dial::begin(life, async move { dial_http2(&shared, &endpoint, &peer, open).await });
+        let ride = dial.ride();
+        multi.dials.push(dial);
+        Ok(ride)
     }
+}
+
+impl Multi {
+    /// Takes over connections that have been made.
+    fn harvest(&mut self) {
+        if self.dials.is_empty() {
+            return;
+        }
+        for dial in self.dials.extract_if(.., |dial| dial.is_over()) {
+            if let Some((sender, life)) = dial.take() {
+                self.connections.push(Shareable { sender, active: Arc::default(), since: Since::now(), life });
+            }
+        }
+    }
+
+    /// Of those that are being made the one that the fewest wait for.
+    fn least(&self) -> Option<&Dial> {
+        self.dials.iter().min_by_key(|dial| dial.riders())
+    }
+}
+
+/// Makes a connection of HTTP/2.
+async fn dial_http2(
+    shared: &Shared,
+    endpoint: &Endpoint,
+    peer: &Peer,
+    open: Open,
+) -> Result<http2::SendRequest<RequestBody>, ConnectError> {
+    let wire = dial(shared, endpoint, peer, Inside::Http2).await?;
+    let io = TokioIo::new(Io::new(wire, bytes::Bytes::new(), Arc::default()));
+    // It writes something, which an endpoint may not take.
+    let limit = shared.settings.connect_timeout;
+    let begun = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(256 * 1024)
+        .initial_connection_window_size(1024 * 1024)
+        .max_header_list_size(u32::try_from(shared.settings.header_bytes).unwrap_or(u32::MAX))
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING)
+        .handshake::<_, RequestBody>(io);
+    let begun = tokio::time::timeout(limit, begun).await;
+    let (sender, connection) = begun.map_err(|_| ConnectError::Timeout)??;
+    task::spawn("connection to an endpoint", async move {
+        let _open = open;
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a connection to an endpoint was lost");
+        }
+    });
+    Ok(sender)
 }
 
 /// A connection more of the endpoint's place, for what does not wait for one.

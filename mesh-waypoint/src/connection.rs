@@ -27,6 +27,7 @@ use crate::peer::Peer;
 use crate::places::{NoEndpoint, Permit};
 use crate::record::{self, Counts, Nowhere, Record};
 use crate::security::authorize;
+use crate::silence;
 use crate::steer;
 use crate::target::Target;
 use crate::upstream::choose::{self, Wish};
@@ -88,13 +89,15 @@ async fn tunnel(downstream: &Downstream, mut stream: HboneStream, first: Option<
     let counters = record.open(&endpoint, Counts::AsSeen);
     counters.received.fetch_add(prefix.len() as u64, Relaxed);
     let cut = downstream.drain.forced_token();
+    let (passed, limit) = (Arc::clone(&counters), silence::limit(&endpoint));
+    let silent = silence::wait(&passed, limit);
     match wire {
         Wire::Tcp(mut tcp) => {
             if tcp.write_all(&prefix).await.is_err() {
                 return record.end("UC");
             }
             let copying = copy::bidirectional(Armed::new(tcp), CopyPeer::Hbone(stream), counters, cut);
-            let Some(outcome) = while_allowed(downstream, policies, &mut record, copying).await else { return };
+            let Some(outcome) = watched(downstream, policies, silent, &mut record, copying).await else { return };
             record.copied(&outcome);
             if let Outcome::Failed(side, error) = outcome {
                 tracing::debug!(%client, ?side, %error, "a connection failed");
@@ -109,28 +112,30 @@ async fn tunnel(downstream: &Downstream, mut stream: HboneStream, first: Option<
             let copying = async {
                 tokio::select! { () = cut.cancelled() => None, copied = copying => Some(copied) }
             };
-            let Some(copied) = while_allowed(downstream, policies, &mut record, copying).await else { return };
+            let Some(copied) = watched(downstream, policies, silent, &mut record, copying).await else { return };
             record.end(copied.map_or("LR", |copied| near.ended(&copied)));
         }
     }
     drop((record, endpoint, permit));
 }
 
-/// Copies as long as policies let it; nothing comes of it once they do not.
-pub(crate) async fn while_allowed<T>(
+/// Copies until the copy ends by itself; nothing comes of it if policies or its silence end it before.
+pub(crate) async fn watched<T>(
     downstream: &Downstream,
     policies: watch::Receiver<()>,
+    silent: impl Future<Output = ()>,
     record: &mut Record<'_>,
     copying: impl Future<Output = T>,
 ) -> Option<T> {
     tokio::select! {
-        copied = copying => Some(copied),
+        copied = copying => return Some(copied),
         why = authorize::withdrawn(downstream, policies) => {
             tracing::debug!(client = %downstream.client(), asked = %downstream.asked, why, "a connection was ended");
             record.withdrawn();
-            None
         }
+        () = silent => record.silent(),
     }
+    None
 }
 
 /// Connects to where the connection leads. What has to be read for that is added to `first`.

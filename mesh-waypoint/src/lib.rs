@@ -39,6 +39,7 @@ pub mod security;
 pub mod settings;
 pub mod shared;
 pub mod shown;
+pub mod silence;
 pub mod spoken;
 pub mod state;
 pub mod steer;

@@ -25,6 +25,9 @@ pub type Nowhere = (&'static str, String);
 /// What Envoy calls it when policies end a connection.
 const DENIED: &str = "rbac_access_denied";
 
+/// The same of one that is silent.
+const SILENT: &str = "tcp_session_idle_timeout";
+
 /// Which of a copy's counters is which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counts {
@@ -146,6 +149,12 @@ impl<'a> Record<'a> {
     pub fn withdrawn(&mut self) {
         self.ended = Some(DENIED);
         self.end("-");
+    }
+
+    /// Nobody has said anything for as long as is said of the place.
+    pub fn silent(&mut self) {
+        self.ended = Some(SILENT);
+        self.end("SI");
     }
 
     /// It is over, with that to be said of it in Envoy's word.

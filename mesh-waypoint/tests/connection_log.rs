@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::l4::{ConnectionRoutes, Group, Place, Rule as Route, Split};
-use mesh_core::l7::cluster::{Policy as Said, Pool};
+use mesh_core::l7::cluster::{Keepalive, Policy as Said, Pool};
 use mesh_core::l7::policy::{Action, Policy, Rule};
 use mesh_core::l7::security::Target as Of;
 use mesh_core::l7::{Backend as To, Cluster, Clusters, Forward, HostPattern, Security, Table, Target};
@@ -221,6 +221,80 @@ async fn features_TM_7_a_line_says_who_has_cut_a_connection() {
     let (_stream, _tcp) = begin().await;
     waypoint.drain.cut();
     assert_eq!(log.lines("flags", 3).await, ["DC 4", "UC 4", "LR 4"]);
+}
+
+/// What is said of a place: how long its connections may be silent, and signs of life.
+fn silent(silence: Option<Duration>, keepalive: Option<Keepalive>) -> Arc<Clusters> {
+    let pool = Pool { silence, keepalive, ..Pool::default() };
+    let said = Cluster { policy: Ok(Said { pool, ..Said::default() }), ..Cluster::closed(cluster("app"), "") };
+    Arc::new(Clusters::new([said]))
+}
+
+#[tokio::test]
+async fn features_DR_9_a_connection_that_is_silent_for_too_long_is_closed() {
+    let log = Log::new();
+    let format = "%RESPONSE_FLAGS% %CONNECTION_TERMINATION_DETAILS% %BYTES_RECEIVED%\n";
+    let logs = vec![log.of("flags", LogFormat::Text(format.into()), None)];
+    let echoes = listener().await;
+    let app = echoes.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = echoes.accept().await {
+            tokio::spawn(async move {
+                let (mut read, mut write) = tcp.into_split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            });
+        }
+    });
+    let backend = Backend::new("app", "10.96.0.11", &[app]).speaking(AppProtocol::Tcp);
+    let waypoint = Waypoint::with(&[backend], Table::default(), with(logs)).await;
+    waypoint.state.set_clusters(silent(Some(Duration::from_millis(300)), None));
+    let mut stream = soon("stream", waypoint.stream("10.96.0.11:80")).await.unwrap();
+    let began = std::time::Instant::now();
+    // What says something now and then stays, for twice as long.
+    for _ in 0..12 {
+        stream.write_all(b"x").await.unwrap();
+        soon("echo", stream.read_exact(&mut [0; 1])).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(began.elapsed() >= Duration::from_millis(600));
+    assert!(soon("end", stream.read(&mut [0; 1])).await.is_err(), "it is reset");
+    assert_eq!(log.lines("flags", 1).await, ["SI tcp_session_idle_timeout 12"]);
+}
+
+#[tokio::test]
+async fn features_DR_9_connections_to_endpoints_show_signs_of_life_where_that_is_said() {
+    let app = app().await;
+    let backend = Backend::new("app", "10.96.0.11", &[app]).speaking(AppProtocol::Tcp);
+    let waypoint = Waypoint::with(&[backend], Table::default(), with(Vec::new())).await;
+    // Of the socket that is connected to the server (state 1): which timer runs, 2 is that of signs of life.
+    let SocketAddr::V4(v4) = app else { panic!("{app}") };
+    let remote = format!("{:08X}:{:04X}", u32::from_ne_bytes(v4.ip().octets()), v4.port());
+    let timer = || {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let socket = table
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+            .find(|line| line[2] == remote && line[3] == "01");
+        socket.map(|line| line[5][..2].to_owned())
+    };
+    let after = Some(Duration::from_secs(60));
+    for (keepalive, expected) in [(None, "00"), (Some(Keepalive { after, ..Keepalive::default() }), "02")] {
+        waypoint.state.set_clusters(silent(None, keepalive));
+        let stream = soon("stream", waypoint.stream("10.96.0.11:80")).await.unwrap();
+        soon(expected, async {
+            while timer().as_deref() != Some(expected) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        talk(stream, b"").await;
+        soon("end", async {
+            while timer().is_some() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
 }
 
 /// One answer of `echo`.

@@ -143,6 +143,8 @@ pub struct Pool {
     pub streams: u32,
     /// How long a connection without requests is kept; `None` is for ever.
     pub idle_timeout: Option<Duration>,
+    /// How long a connection that is no HTTP may be without a byte; `None` is for ever.
+    pub silence: Option<Duration>,
     /// How long any connection is kept.
     pub lifetime: Option<Duration>,
     /// Signs of life of connections.
@@ -163,6 +165,7 @@ impl Default for Pool {
             retries: u32::MAX,
             streams: u32::MAX,
             idle_timeout: Some(Duration::from_secs(3600)),
+            silence: None,
             lifetime: None,
             keepalive: None,
             speaks: Speaks::AsDeclared,

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::circles;
-use crate::connection::{missed, none, while_allowed};
+use crate::connection::{missed, none, watched};
 use crate::counted::Counted;
 use crate::downstream::Downstream;
 use crate::engine::Lane;
@@ -23,6 +23,7 @@ use crate::entry::Entry;
 use crate::places::Permit;
 use crate::record::{self, Counts, Nowhere, Record};
 use crate::security::authorize;
+use crate::silence;
 use crate::upstream::choose::Wish;
 use crate::upstream::{Endpoint, Wire, choose};
 
@@ -54,21 +55,18 @@ pub async fn plain(
         record.end("UC");
         return Err(error.to_string());
     }
-    let outcome = match wire {
-        Wire::Tcp(far) => {
-            let copying = copy::bidirectional(tcp, CopyPeer::Tcp(Armed::new(far)), counters, cut);
-            while_allowed(&downstream, policies, &mut record, copying).await
-        }
-        Wire::Hbone(far) => {
-            let copying = copy::bidirectional(tcp, CopyPeer::Hbone(far), counters, cut);
-            while_allowed(&downstream, policies, &mut record, copying).await
-        }
+    let (passed, limit) = (Arc::clone(&counters), silence::limit(&endpoint));
+    let silent = silence::wait(&passed, limit);
+    let copying = match wire {
+        Wire::Tcp(far) => copy::bidirectional(tcp, CopyPeer::Tcp(Armed::new(far)), counters, cut),
+        Wire::Hbone(far) => copy::bidirectional(tcp, CopyPeer::Hbone(far), counters, cut),
         far @ (Wire::Tls(_) | Wire::TlsInside(_)) => {
             let near = Counted::new(tcp.disarmed(), counters);
-            return relay(&downstream, policies, &mut record, near, far).await;
+            return relay(&downstream, policies, silent, &mut record, near, far).await;
         }
     };
-    let Some(outcome) = outcome else { return Ok(()) };
+    let watched = watched(&downstream, policies, silent, &mut record, copying).await;
+    let Some(outcome) = watched else { return Ok(()) };
     record.copied(&outcome);
     drop((record, endpoint, permit));
     match outcome {
@@ -90,14 +88,17 @@ pub async fn decrypted<S: AsyncRead + AsyncWrite + Unpin>(
     let policies = lane.shared.state.policies();
     // The permit is held until the copy is over.
     let (endpoint, wire, _permit) = reach(&downstream, listener, false, &mut record).await?;
-    let near = Counted::new(stream, record.open(&endpoint, Counts::AsSeen));
-    relay(&downstream, policies, &mut record, near, wire).await
+    let counters = record.open(&endpoint, Counts::AsSeen);
+    let near = Counted::new(stream, Arc::clone(&counters));
+    let silent = silence::wait(&counters, silence::limit(&endpoint));
+    relay(&downstream, policies, silent, &mut record, near, wire).await
 }
 
 /// Copies where one of the ends is TLS, of which `copy` knows nothing.
 async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
     downstream: &Downstream,
     policies: watch::Receiver<()>,
+    silent: impl Future<Output = ()>,
     record: &mut Record<'_>,
     mut near: Counted<S>,
     mut far: Wire,
@@ -109,7 +110,7 @@ async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
             copied = tokio::io::copy_bidirectional(&mut near, &mut far) => Some(copied),
         }
     };
-    let Some(copied) = while_allowed(downstream, policies, record, copying).await else { return Ok(()) };
+    let Some(copied) = watched(downstream, policies, silent, record, copying).await else { return Ok(()) };
     record.end(copied.as_ref().map_or("LR", |copied| near.ended(copied)));
     copied.map_or(Ok(()), |copied| copied.map(|_| ()).map_err(|error| error.to_string()))
 }

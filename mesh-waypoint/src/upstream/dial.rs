@@ -5,9 +5,11 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use mesh_core::l7::cluster::Keepalive;
 use mesh_core::workload::TunnelProtocol;
 use mesh_runtime::lanes;
 use mesh_transport::hbone::{Claimed, ConnectRequest, Forwarded, HboneError, HboneStream, TunnelKey};
+use mesh_transport::socket;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::client::TlsStream;
@@ -79,6 +81,7 @@ pub async fn dial(shared: &Shared, endpoint: &Endpoint, peer: &Peer, inside: Ins
         match endpoint.workload.protocol {
             TunnelProtocol::None if endpoint.waypoint.is_none() => {
                 let tcp = tcp(endpoint.address).await?;
+                keep_alive(&tcp, signs(endpoint))?;
                 let Some(origin) = endpoint.origin() else { return Ok(Wire::Tcp(tcp)) };
                 let begun = origin.begin(tcp, inside).await.map_err(ConnectError::Tls)?;
                 Ok(Wire::Tls(Box::new(begun)))
@@ -92,6 +95,16 @@ pub async fn dial(shared: &Shared, endpoint: &Endpoint, peer: &Peer, inside: Ins
         }
     };
     tokio::time::timeout(limit, connected).await.map_err(|_| ConnectError::Timeout)?
+}
+
+/// The signs of life that are said of the endpoint's place.
+fn signs(endpoint: &Endpoint) -> Option<Keepalive> {
+    endpoint.found.as_ref()?.now.policy().pool.keepalive
+}
+
+/// Without a word there are none.
+fn keep_alive(tcp: &TcpStream, signs: Option<Keepalive>) -> io::Result<()> {
+    signs.map_or(Ok(()), |signs| socket::keep_alive_as(tcp, signs.after, signs.interval, signs.probes))
 }
 
 async fn tcp(address: SocketAddr) -> Result<TcpStream, ConnectError> {
@@ -129,12 +142,15 @@ async fn hbone(shared: &Shared, endpoint: &Endpoint, peer: &Peer) -> Result<Hbon
         hops: if endpoint.waypoint.is_some() { peer.hops.saturating_add(1) } else { 0 },
         ..ConnectRequest::to(endpoint.address)
     };
+    let signs = signs(endpoint);
     let dial = move || async move {
         let socket = if destination.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         if let Some(source) = source {
             socket.bind(SocketAddr::new(source, 0))?;
         }
-        socket.connect(destination).await
+        let tcp = socket.connect(destination).await?;
+        keep_alive(&tcp, signs)?;
+        Ok(tcp)
     };
     Ok(shared.tunnels.connect(&key, certificate, dial, request).await?.0)
 }

@@ -20,10 +20,6 @@ use crate::resource::{Key, Kind, Objects};
 
 /// What is said where nobody but a waypoint does it.
 const OF_WAYPOINTS: &str = "agents do not act on it: only a waypoint of the service does";
-/// What is said where somebody else than an agent connects.
-const OF_AGENTS: &str = "waypoints and gateways do not act on it: only agents do, for a service without a waypoint";
-/// What is said where nobody does it.
-const OF_NOBODY: &str = "nobody acts on it: what passes bytes on closes no connection because none come";
 
 /// What is said of the places of each service of which anything is: of all its ports, and of what routes of connections name. `entries` are hosts of
 /// ServiceEntries: of those agents heed no rules.
@@ -99,20 +95,16 @@ pub fn left_out(in_force: &BTreeSet<Key>, at_waypoints: &BTreeSet<Key>, around: 
     let tell = |(key, rule): (Key, &Arc<Routed<DestinationRule>>)| {
         let spec = &rule.spec;
         let (is_at_agents, is_at_waypoints) = (in_force.contains(&key), at_waypoints.contains(&key));
-        let told = match (is_at_waypoints, is_at_agents) {
-            (true, _) => fields(spec, of_agents).into_iter().map(|field| Problem::warning(field, OF_AGENTS)).collect(),
-            (false, true) => {
+        let told = match is_at_agents && !is_at_waypoints {
+            true => {
                 let of_spec = [spec.workload_selector.is_some().then(|| "spec.workloadSelector".to_owned())];
                 let all = of_spec.into_iter().flatten().chain(of_policies(spec)).chain(fields(spec, of_waypoints));
                 let help = "make a waypoint for the service";
                 all.map(|field| Problem::warning(field, OF_WAYPOINTS).help(help)).collect()
             }
-            (false, false) => Vec::new(),
+            false => Vec::new(),
         };
-        let is_anywhere = is_at_agents || is_at_waypoints;
-        let nobody = fields(spec, of_nobody).into_iter().filter(|_| is_anywhere);
-        let nobody = nobody.map(|field| Problem::warning(field, OF_NOBODY).help("delete it"));
-        told.into_iter().chain(nobody).map(|problem| (key.clone(), problem)).collect::<Vec<_>>()
+        told.into_iter().map(|problem| (key.clone(), problem)).collect::<Vec<_>>()
     };
     rules.flat_map(tell).collect()
 }
@@ -166,21 +158,13 @@ fn fields(spec: &DestinationRule, there: impl Fn(Parts<'_>) -> Vec<(bool, &'stat
 fn of_waypoints((balancer, pool, tls): Parts<'_>) -> Vec<(bool, &'static str)> {
     let hash = balancer.as_ref().and_then(|balancer| balancer.consistent_hash.as_ref());
     let is_tls = |tls: &Tls| matches!(tls.mode, Some(TlsMode::Simple | TlsMode::Mutual));
+    let is_idle = |pool: &ConnectionPool| pool.tcp.idle_timeout.is_some_and(|span| !span.0.is_zero());
     let limits_time = |pool: &ConnectionPool| pool.tcp.max_connection_duration.is_some();
     vec![
         (hash.is_some_and(|hash| hash.use_source_ip != Some(true)), "loadBalancer.consistentHash"),
         (pool.as_ref().is_some_and(|pool| pool.http != HttpPool::default()), "connectionPool.http"),
         (pool.as_ref().is_some_and(limits_time), "connectionPool.tcp.maxConnectionDuration"),
+        (pool.as_ref().is_some_and(is_idle), "connectionPool.tcp.idleTimeout"),
         (tls.as_ref().is_some_and(is_tls), "tls"),
     ]
-}
-
-fn of_agents((_, pool, _): Parts<'_>) -> Vec<(bool, &'static str)> {
-    let keeps_alive = |pool: &ConnectionPool| pool.tcp.tcp_keepalive.is_some();
-    vec![(pool.as_ref().is_some_and(keeps_alive), "connectionPool.tcp.tcpKeepalive")]
-}
-
-fn of_nobody((_, pool, _): Parts<'_>) -> Vec<(bool, &'static str)> {
-    let is_idle = |pool: &ConnectionPool| pool.tcp.idle_timeout.is_some();
-    vec![(pool.as_ref().is_some_and(is_idle), "connectionPool.tcp.idleTimeout")]
 }

@@ -292,6 +292,7 @@ fn pool(message: wire::Pool) -> Result<Pool, ConvertError> {
         retries: count(message.retries),
         streams: count(message.streams),
         idle_timeout: maybe("pool.idle_timeout", message.idle_timeout)?,
+        silence: maybe("pool.silence", message.silence)?,
         lifetime: maybe("pool.lifetime", message.lifetime)?,
         keepalive: message.keepalive.map(keepalive).transpose()?,
         speaks: match field::known("pool.speaks", message.speaks)? {
@@ -313,6 +314,7 @@ fn write_pool(pool: &Pool) -> wire::Pool {
         retries: count(pool.retries),
         streams: count(pool.streams),
         idle_timeout: pool.idle_timeout.map(write_time),
+        silence: pool.silence.map(write_time),
         lifetime: pool.lifetime.map(write_time),
         keepalive: pool.keepalive.map(|signs| wire::Keepalive {
             probes: signs.probes,

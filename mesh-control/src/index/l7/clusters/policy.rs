@@ -228,6 +228,7 @@ fn pool(written: Option<&kind::ConnectionPool>, connect_timeout: Option<Duration
             Some(Span(time)) if Some(time) == usual.idle_timeout => Some(time + Duration::from_nanos(1)),
             Some(Span(time)) => Some(time),
         },
+        silence: tcp.idle_timeout.map(|span| span.0).filter(|time| !time.is_zero()),
         lifetime: tcp.max_connection_duration.map(|span| span.0).filter(|time| !time.is_zero()),
         keepalive,
         speaks: match (http.use_client_protocol, http.h2_upgrade_policy) {

@@ -162,6 +162,8 @@ fn features_DR_9_to_DR_11_limits_and_outliers() {
             "{tcp: {maxConnections: 1, connectTimeout: 3s}}",
             Pool { connections: 1, connect_timeout: seconds(3), ..usual.clone() },
         ),
+        ("{tcp: {idleTimeout: 1m}}", Pool { silence: Some(seconds(60)), ..usual.clone() }),
+        ("{tcp: {idleTimeout: 0s}}", usual.clone()),
         (
             "{http: {http1MaxPendingRequests: 1, http2MaxRequests: 2, maxRequestsPerConnection: 0, maxRetries: 4, idleTimeout: 0s, h2UpgradePolicy: UPGRADE}}",
             Pool { pending: 1, requests: 2, retries: 4, idle_timeout: None, speaks: Speaks::Http2, ..usual.clone() },

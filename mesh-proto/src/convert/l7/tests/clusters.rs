@@ -71,8 +71,15 @@ fn pool() -> impl Strategy<Value = Pool> {
         .prop_map(|(probes, after, interval)| Keepalive { probes, after, interval });
     let speaks = prop::sample::select(vec![Speaks::AsDeclared, Speaks::Http2, Speaks::AsClient]);
     let counts = (count(), count(), count(), count(), count(), count());
-    (counts, time(), option::of(time()), option::of(time()), option::of(keepalive), speaks).prop_map(
-        |((connections, pending, requests, each, retries, streams), connect, idle, lifetime, keepalive, speaks)| Pool {
+    let ends = (option::of(time()), option::of(time()), option::of(time()));
+    (counts, time(), ends, option::of(keepalive), speaks).prop_map(
+        |(
+            (connections, pending, requests, each, retries, streams),
+            connect,
+            (idle, silence, lifetime),
+            keepalive,
+            speaks,
+        )| Pool {
             connections,
             connect_timeout: connect,
             pending,
@@ -81,6 +88,7 @@ fn pool() -> impl Strategy<Value = Pool> {
             retries,
             streams,
             idle_timeout: idle,
+            silence,
             lifetime,
             keepalive,
             speaks,

@@ -93,25 +93,25 @@ fn floods() -> Vec<Flood> {
             round: |_| frame(CONTINUATION, 0, 1, &[]).repeat(100),
             ends: true,
         },
-        posted("RUSTSEC-2026-0258 empty DATA", |_| frame(DATA, 0, 1, &[]).repeat(100), false),
-        posted("DATA that is all padding", |_| frame(DATA, 8, 1, &[200; 201]).repeat(10), false),
-        plain("CVE-2019-9515 SETTINGS", |_| frame(SETTINGS, 0, 0, &[0, 4, 0, 1, 0, 0]).repeat(100), false),
+        posted("RUSTSEC-2026-0258 empty DATA", |_| frame(DATA, 0, 1, &[]).repeat(100), true),
+        posted("DATA that is all padding", |_| frame(DATA, 8, 1, &[200; 201]).repeat(10), true),
+        plain("CVE-2019-9515 SETTINGS", |_| frame(SETTINGS, 0, 0, &[0, 4, 0, 1, 0, 0]).repeat(100), true),
         plain(
             "CVE-2023-33953 sizes of the table",
             |n| frame(SETTINGS, 0, 0, &[0, 1, 0, 0, 16, n as u8]).repeat(100),
-            false,
+            true,
         ),
-        plain("CVE-2019-9512 PING", |n| frame(PING, 0, 0, &u64::from(n).to_be_bytes()).repeat(100), false),
-        plain("B172 PRIORITY", |n| frame(PRIORITY, 0, 2 * n + 1, &[0x80, 0, 0, 1, 255]).repeat(100), false),
+        plain("CVE-2019-9512 PING", |n| frame(PING, 0, 0, &u64::from(n).to_be_bytes()).repeat(100), true),
+        plain("B172 PRIORITY", |n| frame(PRIORITY, 0, 2 * n + 1, &[0x80, 0, 0, 1, 255]).repeat(100), true),
         plain(
             "B172 PRIORITY on itself",
             |n| frame(PRIORITY, 0, 2 * n + 1, &[(2 * n + 1).to_be_bytes().to_vec(), vec![0]].concat()),
-            false,
+            true,
         ),
         plain("RST_STREAM for what never was", |n| frame(RST_STREAM, 0, 2 * n + 1, &[0, 0, 0, 8]), true),
-        plain("unknown frames", |_| frame(0xbe, 0xff, 0, &[0; 1000]).repeat(10), false),
-        posted("WINDOW_UPDATE", |_| frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 1]).repeat(100), false),
-        plain("streams that are never ended", |n| head(2 * n + 1, 0, "POST"), false),
+        plain("unknown frames", |_| frame(0xbe, 0xff, 0, &[0; 1000]).repeat(10), true),
+        posted("WINDOW_UPDATE", |_| frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 1]).repeat(100), true),
+        plain("streams that are never ended", |n| head(2 * n + 1, 0, "POST"), true),
     ]
 }
 
@@ -128,7 +128,7 @@ async fn attack(waypoint: &Waypoint, flood: &Flood) -> End {
             round += 1;
         }
         sent += bytes.len();
-        match tokio::time::timeout(Duration::from_secs(2), raw.send(&bytes)).await {
+        match tokio::time::timeout(Duration::from_secs(2), raw.send_and_hear(&bytes)).await {
             Ok(true) => {}
             Ok(false) | Err(_) => break,
         }
@@ -168,7 +168,7 @@ async fn hardening_B171_floods_end_and_cost_nothing() {
         assert!(grown < GROWTH, "{}: {grown} bytes more", flood.name);
         assert!(slowest < Duration::from_secs(5), "{}: others waited {slowest:?}", flood.name);
         if flood.ends {
-            assert!(matches!(end, End::GoAway(_) | End::Closed), "{}: {end:?}", flood.name);
+            assert!(matches!(end, End::GoAway(1..)), "{}: {end:?}", flood.name);
         }
     }
     // None of the requests that were given up had a connection to the endpoint made for it that is still there.

@@ -488,11 +488,37 @@ async fn hardening_B190_a_proxy_in_front_says_who_the_client_is_or_nothing_is_se
     tcp.write_all(b"PROXY TCP4 198.51.100.22 203.0.113.7 35646 80\r\n").await.unwrap();
     let answer = ask(&mut http1(tcp).await, "a").await;
     assert!(text(&answer).contains("x-forwarded-for: 198.51.100.22\n"), "{}", text(&answer));
+    // A second one is the client's own, and no request.
+    let header = "PROXY TCP4 198.51.100.22 203.0.113.7 35646 80\r\n";
+    let mut tcp = connect(port).await;
+    tcp.write_all(format!("{header}{header}GET / HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()).await.unwrap();
+    let mut heard = String::new();
+    let _ = soon("end", tcp.read_to_string(&mut heard)).await;
+    assert!(heard.starts_with("HTTP/1.1 400") && !heard.contains("198.51.100.22"), "{heard}");
+    // One that does not end in time: nothing is answered.
+    for late in ["", &header[..20]] {
+        let mut tcp = connect(port).await;
+        tcp.write_all(late.as_bytes()).await.unwrap();
+        let began = std::time::Instant::now();
+        assert!(!matches!(soon("end", tcp.read(&mut [0; 1])).await, Ok(1..)), "{late:?}");
+        assert!(began.elapsed() >= std::time::Duration::from_millis(4500), "{late:?}");
+    }
     for first in ["GET / HTTP/1.1\r\nhost: a\r\n\r\n", "PROXY UNKNOWN\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n"] {
         let mut tcp = connect(port).await;
         tcp.write_all(first.as_bytes()).await.unwrap();
         let mut heard = Vec::new();
         let _ = soon("end", tcp.read_to_end(&mut heard)).await;
         assert!(heard.is_empty(), "{first:?}");
+    }
+    // Where nobody is said to stand in front, nobody is believed who says so.
+    gateway.state.set_listeners(Arc::new(Listeners::new("shop/edge", vec![http("http", port, &["*"], "app")])));
+    for header in [header.as_bytes(), b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc6\x33\x64\x16\xcb\0\x71\x07\x8b\x3e\0\x50"]
+    {
+        let mut tcp = connect(port).await;
+        tcp.write_all(header).await.unwrap();
+        tcp.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let mut heard = Vec::new();
+        let _ = soon("end", tcp.read_to_end(&mut heard)).await;
+        assert!(heard.is_empty() || heard.starts_with(b"HTTP/1.1 400"), "{}", String::from_utf8_lossy(&heard));
     }
 }

@@ -13,6 +13,7 @@ use mesh_runtime::ticks;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
+use super::calm::{Calm, TOO_MANY};
 use super::guard::{Bad, Guard};
 use super::paced::Bodies;
 
@@ -224,6 +225,8 @@ pub struct Io<S: AsyncRead + Unpin + Send + 'static> {
     inner: Option<S>,
     watch: Arc<Watch>,
     guard: Option<Guard>,
+    /// The same of HTTP/2.
+    calm: Option<Box<Calm>>,
     refused: Option<Refused>,
     shut: bool,
     over: bool,
@@ -236,6 +239,8 @@ enum Refused {
     Head(usize),
     /// The end of the body, and an error.
     Body(Bad),
+    /// What is no frame, of which so many bytes were read.
+    Frames(usize),
 }
 
 impl<S: AsyncRead + Unpin + Send + 'static> Io<S> {
@@ -244,7 +249,7 @@ impl<S: AsyncRead + Unpin + Send + 'static> Io<S> {
         if !prefix.is_empty() {
             watch.hear(0);
         }
-        Self { prefix, inner: Some(inner), watch, guard: None, refused: None, shut: false, over: false }
+        Self { prefix, inner: Some(inner), watch, guard: None, calm: None, refused: None, shut: false, over: false }
     }
 
     /// Of a client that speaks HTTP/1.1: what could be read in two ways is not read.
@@ -252,6 +257,23 @@ impl<S: AsyncRead + Unpin + Send + 'static> Io<S> {
     pub fn guarded(mut self) -> Self {
         self.guard = Some(Guard::default());
         self
+    }
+
+    /// Of a client that speaks HTTP/2: what asks for nothing is counted.
+    #[must_use]
+    pub fn calmed(mut self) -> Self {
+        self.calm = Some(Box::new(Calm::new(self.watch.now())));
+        self
+    }
+
+    /// Counts what was read since `before`, and takes away what is too much.
+    fn count(&mut self, buffer: &mut ReadBuf<'_>, before: usize) -> Poll<io::Result<()>> {
+        let Some(calm) = &mut self.calm else { return Poll::Ready(Ok(())) };
+        let Err(good) = calm.look(&buffer.filled()[before..], || self.watch.now()) else { return Poll::Ready(Ok(())) };
+        tracing::debug!("a client sends more frames that ask for nothing than anybody needs");
+        buffer.set_filled(before + good);
+        let refused = self.refused.insert(Refused::Frames(0));
+        Poll::Ready(if good > 0 { Ok(()) } else { refused.read(buffer) })
     }
 
     /// Looks at what was read since `before`, and takes away what is refused.
@@ -269,16 +291,20 @@ impl<S: AsyncRead + Unpin + Send + 'static> Io<S> {
 impl Refused {
     fn read(&mut self, buffer: &mut ReadBuf<'_>) -> io::Result<()> {
         match self {
-            Self::Head(read) => {
-                let rest = &NO_HEAD[*read..];
-                let rest = &rest[..rest.len().min(buffer.remaining())];
-                buffer.put_slice(rest);
-                *read += rest.len();
-                Ok(())
-            }
+            Self::Head(read) => give(NO_HEAD, read, buffer),
+            Self::Frames(read) => give(&TOO_MANY, read, buffer),
             Self::Body(bad) => Err(io::Error::new(io::ErrorKind::InvalidData, *bad)),
         }
     }
+}
+
+/// What is left of it.
+fn give(bytes: &[u8], read: &mut usize, buffer: &mut ReadBuf<'_>) -> io::Result<()> {
+    let rest = &bytes[*read..];
+    let rest = &rest[..rest.len().min(buffer.remaining())];
+    buffer.put_slice(rest);
+    *read += rest.len();
+    Ok(())
 }
 
 fn gone() -> io::Error {
@@ -318,6 +344,9 @@ impl<S: AsyncRead + Unpin + Send + 'static> AsyncRead for Io<S> {
             this.watch.hear(read);
             this.watch.spend(read);
         }
+        if this.calm.is_some() {
+            return this.count(buffer, before);
+        }
         match this.look(buffer, before) {
             Some(result) => Poll::Ready(result),
             None => Poll::Ready(this.refused.as_mut().map_or(Ok(()), |refused| refused.read(buffer))),
@@ -327,7 +356,11 @@ impl<S: AsyncRead + Unpin + Send + 'static> AsyncRead for Io<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Io<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(self.inner.as_mut().ok_or_else(gone)?).poll_write(cx, bytes)
+        let written = ready!(Pin::new(self.inner.as_mut().ok_or_else(gone)?).poll_write(cx, bytes));
+        if let (Some(calm), Ok(written)) = (&mut self.calm, &written) {
+            calm.sent(*written);
+        }
+        Poll::Ready(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -2,6 +2,7 @@
 //! how it is served.
 
 pub mod body;
+pub mod calm;
 pub mod client_body;
 pub mod cork;
 pub mod count;

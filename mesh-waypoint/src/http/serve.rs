@@ -56,7 +56,7 @@ where
     let service = service_fn(move |request| Box::pin(handle(request)));
     match spoken {
         Spoken::Http2 => {
-            let (cork, corked) = cork(io, Arc::clone(spare));
+            let (cork, corked) = cork(io.calmed(), Arc::clone(spare));
             let connection = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(settings.streams)

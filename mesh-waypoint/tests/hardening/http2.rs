@@ -156,6 +156,14 @@ async fn counting() -> (std::net::SocketAddr, Arc<[AtomicUsize; 2]>) {
     (app, counts)
 }
 
+/// A body, and more trailers than anybody takes, in as many frames as they need.
+fn large_trailers() -> Vec<Vec<u8>> {
+    let mut frames = vec![frame(DATA, 0, 1, b"abc"), frame(HEADERS, END_STREAM, 1, &block(&[(b"a", b"b")]))];
+    frames.extend((0..128).map(|_| frame(CONTINUATION, 0, 1, &block(&[(b"a", &[b'x'; 8192])]))));
+    frames.push(frame(CONTINUATION, END_HEADERS, 1, &[]));
+    frames
+}
+
 #[tokio::test]
 async fn hardening_B169_B174_a_body_that_breaks_the_rules_is_never_whole() {
     for protocol in [AppProtocol::Http11, AppProtocol::Http2] {
@@ -171,6 +179,12 @@ async fn hardening_B169_B174_a_body_that_breaks_the_rules_is_never_whole() {
             ("too long, in two frames", post(b"5"), vec![data(0, b"abcde"), data(END_STREAM, b"f")]),
             ("too short, with trailers", post(b"5"), vec![data(0, b"abc"), trailers(&[(b"a", b"b")])]),
             ("trailers in upper case", plain.clone(), vec![data(0, b"abc"), trailers(&[(b"A", b"b")])]),
+            (
+                "trailers with a field before a method",
+                plain.clone(),
+                vec![data(0, b"abc"), trailers(&[(b"a", b"b"), (b":method", b"GET")])],
+            ),
+            ("1 MiB of trailers", plain.clone(), large_trailers()),
             (
                 "trailers that do not end it",
                 plain.clone(),
@@ -192,6 +206,24 @@ async fn hardening_B169_B174_a_body_that_breaks_the_rules_is_never_whole() {
         raw.send(&data(END_STREAM, b"abcde")).await;
         assert_eq!(raw.end(1, SOON).await, End::Status(200));
         assert_eq!(counts[0].load(Relaxed), 1);
+    }
+}
+
+/// h2 leaves fields that begin with a colon out of trailers and takes the rest: nothing of them goes on.
+#[tokio::test]
+async fn hardening_B174_trailers_change_nothing_of_their_request() {
+    let (app, mut told) = noting(StatusCode::OK).await;
+    let waypoint = waypoint(app).await;
+    for (name, value) in [(&b":path"[..], &b"/admin"[..]), (b":method", b"DELETE"), (b":authority", b"other")] {
+        let mut raw = open(&waypoint).await;
+        raw.send(&frame(HEADERS, END_HEADERS, 1, &block(&request("POST", &[])))).await;
+        raw.send(&frame(DATA, 0, 1, b"abc")).await;
+        raw.send(&frame(HEADERS, END_STREAM | END_HEADERS, 1, &block(&[(name, value)]))).await;
+        if raw.end(1, SOON).await == End::Status(200) {
+            let seen = soon("request", told.recv()).await.unwrap();
+            let host = seen.headers()["host"].to_str().unwrap();
+            assert_eq!((seen.method().as_str(), seen.uri().path(), host), ("POST", "/", "shop"));
+        }
     }
 }
 

@@ -8,6 +8,7 @@ mod framing;
 mod grpc;
 mod http2;
 mod paths;
+mod smuggling;
 #[path = "../support/mod.rs"]
 mod support;
 

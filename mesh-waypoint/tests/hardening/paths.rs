@@ -21,11 +21,14 @@ use super::{ASK, VIP};
 
 /// Refuses `/admin` and what is below it, and forwards the rest.
 async fn guarded(app: SocketAddr, spelling: Spelling) -> Waypoint {
+    guarded_with(app, Settings { spelling, ..Settings::default() }).await
+}
+
+pub async fn guarded_with(app: SocketAddr, settings: Settings) -> Waypoint {
     let refused = DirectResponse { status: StatusCode::FORBIDDEN, body: Bytes::from_static(b"refused by a rule") };
     let condition = Condition { path: Some(PathKind::Segments("/admin".into()).into()), ..Condition::default() };
     let deny = Rule { conditions: vec![condition], handling: Handling::new(Action::Respond(refused)).into() };
     let backend = Backend::new("app", VIP, &[app]).speaking(AppProtocol::Http11);
-    let settings = Settings { spelling, ..Settings::default() };
     Waypoint::with(&[backend], table("app", vec![deny, rule(to("app"))]), settings).await
 }
 
@@ -224,7 +227,7 @@ async fn hardening_B159_no_bytes_go_around_a_rule() {
 }
 
 /// A server of files on a port of its own, with a secret below `admin` and something that is open.
-struct Server(Child, SocketAddr);
+pub struct Server(Child, pub SocketAddr);
 
 impl Drop for Server {
     fn drop(&mut self) {
@@ -272,7 +275,7 @@ fn command(name: &str, root: &std::path::Path, at: SocketAddr) -> Option<Command
     Some(command)
 }
 
-async fn server_of_files(name: &str, root: &std::path::Path) -> Option<Server> {
+pub async fn server_of_files(name: &str, root: &std::path::Path) -> Option<Server> {
     let at = nobody().await;
     let child =
         command(name, root, at)?.stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null()).spawn().ok()?;

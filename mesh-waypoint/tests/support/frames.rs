@@ -96,16 +96,35 @@ impl Raw {
         self.stream.write_all(bytes).await.is_ok() && self.stream.flush().await.is_ok()
     }
 
+    /// Sends, and hears meanwhile what is answered, which is forgotten up to what ends the connection. False: it has ended.
+    pub async fn send_and_hear(&mut self, bytes: &[u8]) -> bool {
+        let (mut read, mut write) = tokio::io::split(&mut self.stream);
+        let mut sent = std::pin::pin!(async { write.write_all(bytes).await.is_ok() && write.flush().await.is_ok() });
+        let is_good = loop {
+            tokio::select! {
+                sent = &mut sent => break sent,
+                heard = read.read_buf(&mut self.buffer) => if !matches!(heard, Ok(1..)) { break false },
+            }
+        };
+        while self.buffer.get(3).is_some_and(|kind| *kind != GOAWAY) && self.take().is_some() {}
+        is_good && self.buffer.get(3) != Some(&GOAWAY)
+    }
+
+    /// A frame that is here.
+    fn take(&mut self) -> Option<(u8, u8, u32, Vec<u8>)> {
+        let [a, b, c, kind, flags, w, x, y, z, rest @ ..] = &self.buffer[..] else { return None };
+        let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
+        let payload = rest.get(..length)?.to_vec();
+        let frame = (*kind, *flags, u32::from_be_bytes([*w, *x, *y, *z]), payload);
+        self.buffer.advance(9 + length);
+        Some(frame)
+    }
+
     /// The next frame: kind, flags, stream and payload.
     pub async fn next(&mut self) -> Option<(u8, u8, u32, Vec<u8>)> {
         loop {
-            if let [a, b, c, kind, flags, w, x, y, z, rest @ ..] = &self.buffer[..] {
-                let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
-                if rest.len() >= length {
-                    let frame = (*kind, *flags, u32::from_be_bytes([*w, *x, *y, *z]), rest[..length].to_vec());
-                    self.buffer.advance(9 + length);
-                    return Some(frame);
-                }
+            if let Some(frame) = self.take() {
+                return Some(frame);
             }
             if !matches!(self.stream.read_buf(&mut self.buffer).await, Ok(1..)) {
                 return None;

@@ -294,12 +294,11 @@ impl Held for Report {
             Over::Left => self.flag("DC"),
             Over::Lost => self.flag("UC"),
             Over::Late => self.flag("UT"),
-            Over::Whole => {}
-        }
-        if how == Over::Whole {
-            if let Some(connection) = self.connection.take() {
-                let found = self.endpoint.as_ref().and_then(|endpoint| endpoint.found.as_ref());
-                self.down.lane.pool.give_back(&self.down.lane.shared, connection, found);
+            Over::Whole => {
+                if let Some(connection) = self.connection.take() {
+                    let found = self.endpoint.as_ref().and_then(|endpoint| endpoint.found.as_ref());
+                    self.down.lane.pool.give_back(&self.down.lane.shared, connection, found);
+                }
             }
         }
         self.record();

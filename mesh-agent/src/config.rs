@@ -156,6 +156,8 @@ flags! {
     mesh_ranges, "mesh-ranges", "UNDERMESH_MESH_RANGES";
     /// Datagrams to one address (not broadcast or multicast) from the network to STRICT ports: pass, or deny all but answers and DNS [default: pass]
     udp, "udp", "UNDERMESH_UDP";
+    /// Clients whose pods have Istio's sidecars and come with their mutual TLS: off, or on; then plaintext to STRICT ports is refused by the agent and not by the kernel [default: off]
+    sidecars, "sidecars", "UNDERMESH_SIDECARS";
     /// Enrol the pods that the Kubernetes API wants in the mesh: off, cluster (with the service account of the agent's pod), or the path of a kubeconfig file [default: off]
     kube, "kube", "UNDERMESH_KUBE";
     /// Enrol the pods that Istio's node agent (istio-cni) names on this socket, as ztunnel does; it also redirects them by iptables: off, or a path [default: off]
@@ -225,6 +227,8 @@ pub struct Config {
     pub mesh_ranges: Vec<IpNet>,
     /// Refuse datagrams from the network to one address where plaintext TCP is refused.
     pub deny_udp: bool,
+    /// Take the mutual TLS of Istio's sidecars.
+    pub sidecars: bool,
     /// Where the Kubernetes API is, if pods are enrolled from it.
     pub kube: Option<String>,
     /// Where istio-cni says which pods are enrolled, if it does.
@@ -378,6 +382,7 @@ impl Flags {
             cluster_domain: raw.parse("cluster-domain", Some("cluster.local"), text, "a DNS domain"),
             mesh_ranges: raw.ranges("mesh-ranges"),
             deny_udp: raw.parse("udp", Some("pass"), denied, "pass or deny"),
+            sidecars: raw.parse("sidecars", Some("off"), on, "on or off"),
             kube,
             zds,
             proc,
@@ -518,6 +523,7 @@ impl Config {
             ("mesh_ranges", ranges::text(&self.mesh_ranges)),
             ("crl", self.crl.as_deref().map_or_else(|| "none".to_owned(), path)),
             ("udp", if self.deny_udp { "deny" } else { "pass" }.to_owned()),
+            ("sidecars", if self.sidecars { "on" } else { "off" }.to_owned()),
             ("kube", self.kube.clone().unwrap_or_else(|| "off".to_owned())),
             ("zds", self.zds.as_deref().map_or_else(|| "off".to_owned(), path)),
             ("proc", path(&self.proc)),

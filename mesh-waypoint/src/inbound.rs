@@ -95,18 +95,25 @@ fn status(why: NotOurs) -> StatusCode {
     }
 }
 
-/// A client without an identity whom the agent of a pod leads here, because this is the waypoint of that pod. Nobody else may: it would get around what
-/// is refused to its own identity.
+/// A client without a tunnel whom the agent of a pod leads here, because this is the waypoint of that pod, and who he is, if he has proved that to the agent. Nobody
+/// else may: it would get around what is refused to its own identity.
 fn stranger(lane: &Lane, request: &InboundRequest, asked: SocketAddr) -> Option<Peer> {
     let (view, own) = (lane.shared.state.view(), &lane.shared.own);
     let pod = view.snapshot.workload_by_address(&own.place.network, &asked.ip())?;
     let is_it =
         pod.identity() == *request.peer() && pod.addresses.contains(&request.peer_address().ip().to_canonical());
-    let client = request.forwarded().filter(|said| said.identity == Some(Claimed::Nobody))?.client?;
+    let said = request.forwarded()?;
+    let (client, claimed) = (said.client?, said.identity.as_ref()?);
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     // Nobody is this waypoint itself.
     let is_own = own.place.ips.contains(&client.ip());
-    (is_it && !is_own && client.port() != 0).then(|| own.as_stranger(client))
+    (is_it && !is_own && client.port() != 0).then(|| match claimed {
+        Claimed::Nobody => own.as_stranger(client),
+        // He has shown the agent of the pod who he is, in a way of his own.
+        Claimed::Identity(identity) => {
+            Peer { identity: identity.clone(), baggage: Default::default(), ..own.on_behalf_of(client) }
+        }
+    })
 }
 
 /// The client is who the certificate says. Its address is the tunnel's; its agent adds the port, if it speaks of the same address.

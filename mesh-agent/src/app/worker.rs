@@ -126,6 +126,7 @@ async fn serve(
             node: config.node.as_str().into(),
             network: config.control.network.as_str().into(),
             redirected: config.zds.is_some(),
+            sidecars: config.sidecars,
             revocations: crl.as_ref().map(|crl| crl.revocations().clone()),
             ..ProxyConfig::default()
         };

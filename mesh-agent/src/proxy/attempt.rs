@@ -8,7 +8,7 @@ use std::sync::Arc;
 use mesh_core::{ArcStr, EndpointLease, Refusal, Route, Upstream};
 use mesh_runtime::lanes;
 use mesh_transport::copy::Peer as CopyPeer;
-use mesh_transport::hbone::{Authority, Claimed, ConnectRequest, Forwarded, HboneError, TunnelKey};
+use mesh_transport::hbone::{Authority, ConnectRequest, Forwarded, HboneError, TunnelKey};
 
 use super::connections::{Direction, Endpoints, Registration};
 use super::context::{self, PodContext};
@@ -89,7 +89,7 @@ pub async fn run(context: &Arc<PodContext>, flow: &Flow, route: Route, hurry: bo
     match route {
         Route::Hbone(upstream) if upstream.waypoint => tunnel(context, flow, upstream, hurry).await,
         // It had a waypoint a moment ago.
-        _ if flow.stranger => Err(Failure {
+        _ if flow.stranger.is_some() => Err(Failure {
             reason: Reason::NoWaypoint,
             flags: ResponseFlags::Connect,
             error: "the pod has no waypoint any more".into(),
@@ -205,10 +205,10 @@ async fn tunnel(context: &PodContext, flow: &Flow, upstream: Upstream, hurry: bo
 }
 
 fn request(context: &PodContext, flow: &Flow, upstream: &Upstream) -> ConnectRequest {
-    // What is said of a stranger is that he is one.
-    let baggage = if flow.stranger { Default::default() } else { context.view().baggage.clone() };
+    // What is said of a stranger is who he is, if he is anybody.
+    let baggage = if flow.stranger.is_some() { Default::default() } else { context.view().baggage.clone() };
     ConnectRequest {
-        authority: if flow.stranger {
+        authority: if flow.stranger.is_some() {
             Authority::of_stranger(upstream.target)
         } else {
             Authority::Address(upstream.target)
@@ -217,7 +217,7 @@ fn request(context: &PodContext, flow: &Flow, upstream: &Upstream) -> ConnectReq
         forwarded: Some(Forwarded {
             client: Some(flow.client),
             host: upstream.service.as_ref().map(|service| service.hostname.clone()),
-            identity: flow.stranger.then_some(Claimed::Nobody),
+            identity: flow.stranger.clone(),
         }),
         traceparent: None,
         hops: 0,
@@ -353,7 +353,7 @@ fn is_peers_fault(error: &io::Error) -> bool {
 }
 
 fn labels(context: &PodContext, flow: &Flow, destination: SocketAddr) -> ConnectionLabels {
-    let source = match flow.stranger {
+    let source = match flow.stranger.is_some() {
         // Known by his address only: a label, never an identity.
         true => {
             let snapshot = context.shared.state.snapshot();
@@ -370,7 +370,10 @@ fn upstream_labels(context: &PodContext, flow: &Flow, upstream: &Upstream, secur
     // Who may answer is who answers only if there is one.
     let certain = identified && (!tunnelled || upstream.expected.len() == 1);
     ConnectionLabels {
-        source_identity: (identified && !flow.stranger).then(|| context.pod.identity.clone()),
+        source_identity: match &flow.stranger {
+            None => identified.then(|| context.pod.identity.clone()),
+            Some(claimed) => claimed.identity().cloned(),
+        },
         destination: Peer::Workload(upstream.workload.clone()),
         destination_identity: certain.then(|| upstream.workload.identity()),
         service: upstream.service.clone(),

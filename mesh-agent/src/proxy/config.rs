@@ -48,6 +48,8 @@ pub struct ProxyConfig {
     pub keepalive: Option<Duration>,
     /// Connections may have been sent here by packet filters in the pod, instead of by our hooks.
     pub redirected: bool,
+    /// Pods without a tunnel may come with the mutual TLS of Istio's sidecars.
+    pub sidecars: bool,
     /// Handshakes that one address may begin with the pods of this node each second.
     pub handshakes_per_second: u32,
     /// Lists of revoked certificates.
@@ -74,6 +76,7 @@ impl Default for ProxyConfig {
             tunnels_per_pod: 4_096,
             keepalive: Some(Duration::from_secs(180)),
             redirected: false,
+            sidecars: false,
             handshakes_per_second: AcceptorConfig::default().handshakes_per_second,
             revocations: None,
         }

@@ -219,7 +219,9 @@ impl PodContext {
 
     /// What the kernel should refuse by itself.
     pub fn inbound_mode(&self, snapshot: &Snapshot) -> InboundMode {
-        strict::mode_of(snapshot, self.workload(snapshot).map(Arc::as_ref))
+        let mode = strict::mode_of(snapshot, self.workload(snapshot).map(Arc::as_ref));
+        // Who has a sidecar proves who he is behind what the kernel would refuse.
+        if self.shared.config.sidecars { strict::left_to_the_agent(&mode) } else { mode }
     }
 
     /// Ends everything of the pod at once.

@@ -31,6 +31,7 @@ mod registry;
 mod relay;
 mod seams;
 mod shared;
+mod sidecar;
 mod strict;
 #[cfg(test)]
 mod tests;

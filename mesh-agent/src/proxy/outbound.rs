@@ -17,6 +17,7 @@ use mesh_core::l4::ServerName;
 use mesh_core::l7::ClusterKey;
 use mesh_core::{ArcStr, Refusal, Request, Route, Steer, resolve, steer};
 use mesh_runtime::failpoint;
+use mesh_transport::hbone::Claimed;
 use mesh_transport::socket::{self, Armed};
 use mesh_transport::tls::peek_server_name;
 use tokio::time::Instant;
@@ -38,8 +39,8 @@ pub struct Flow {
     pub client: SocketAddr,
     /// What it asked for.
     pub destination: SocketAddr,
-    /// The client is none of the pod's apps but somebody without an identity, who came for the pod: only the pod's waypoint may have the connection, and is told so.
-    pub stranger: bool,
+    /// The client is none of the pod's apps but somebody who came for the pod, without a tunnel: only the pod's waypoint may have the connection, and is told who he is.
+    pub stranger: Option<Claimed>,
 }
 
 /// Serves one connection to its end.
@@ -110,7 +111,7 @@ fn flow(context: &PodContext, app: &Armed, client: SocketAddr) -> Option<Flow> {
     if destination.is_none() {
         context.refuse(Reason::NotCaptured, format_args!("connection from {client} to {slot} without a slot"));
     }
-    destination.map(|destination| Flow { client, destination: local::canonical(destination), stranger: false })
+    destination.map(|destination| Flow { client, destination: local::canonical(destination), stranger: None })
 }
 
 /// Tries endpoints until one is connected, the failure is final, or enough have been tried.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use mesh_core::{Workload, is_waypoint_of, ports};
 use mesh_transport::copy::Peer as CopyPeer;
+use mesh_transport::hbone::Claimed;
 use mesh_transport::socket::{self, Armed};
 
 use super::attempt::{Connected, Failure};
@@ -17,10 +18,14 @@ use super::local;
 use super::outbound::{self, Flow};
 use super::reasons::Reason;
 use super::relay::Carried;
+use super::sidecar;
 use crate::telemetry::{ConnectionLabels, Outcome, Peer, Reporter, ResponseFlags, Security, SocketGuard};
 
 /// Serves one connection to its end.
 pub async fn serve(context: Arc<PodContext>, client: Armed, peer: SocketAddr) {
+    if sidecar::comes(&context, &client, peer).await {
+        return Box::pin(sidecar::serve(context, client, peer)).await;
+    }
     // Boxed, as for outbound connections: what is set up needs less memory than setting up.
     if let Some(carried) = Box::pin(set_up(context, client, peer)).await {
         carried.run().await;
@@ -44,7 +49,13 @@ async fn set_up(context: Arc<PodContext>, client: Armed, peer: SocketAddr) -> Op
         Ok(Opened::Here(app, workload)) => Ok((app, workload)),
         Ok(Opened::Led) => {
             drop(registration);
-            return Box::pin(lead(context, client, Flow { client: peer, destination, stranger: true }, counted)).await;
+            return Box::pin(lead(
+                context,
+                client,
+                Flow { client: peer, destination, stranger: Some(Claimed::Nobody) },
+                counted,
+            ))
+            .await;
         }
         Err(refused) => Err(refused),
     };
@@ -99,7 +110,7 @@ fn register(
 }
 
 /// Where the client was going. A connection straight to the agent's own port was not steered here and has no destination.
-fn destination(context: &PodContext, client: &Armed) -> Option<SocketAddr> {
+pub(super) fn destination(context: &PodContext, client: &Armed) -> Option<SocketAddr> {
     let local = local::canonical(client.local_addr().ok()?);
     let before = if context.shared.config.redirected { socket::before_redirection(client) } else { None };
     let destination = match before {

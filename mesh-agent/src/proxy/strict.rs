@@ -35,6 +35,12 @@ pub fn mode_of(snapshot: &Snapshot, workload: Option<&Workload>) -> InboundMode 
     InboundMode { undecided, ..inbound_mode(readable.into_iter()) }
 }
 
+/// The mode in which nothing is refused that the agent can judge.
+pub fn left_to_the_agent(mode: &InboundMode) -> InboundMode {
+    let refuses = mode.default_strict || mode.ports.iter().any(|(_, strict)| *strict);
+    InboundMode { undecided: mode.undecided || refuses, ..InboundMode::default() }
+}
+
 /// The inbound mode that `policies`, those that apply to the pod, amount to.
 fn inbound_mode<'a>(policies: impl Iterator<Item = &'a Policy> + Clone) -> InboundMode {
     let denies = policies.filter(|policy| policy.action == Action::Deny && !policy.dry_run);

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use mesh_core::identity::{Identity, TrustDomain};
@@ -146,6 +146,8 @@ pub struct IdentityCertificate {
     roots: Arc<Roots>,
     key: Arc<CertifiedKey>,
     server: Arc<ServerConfig>,
+    /// Made when the first sidecar comes: most pods meet none.
+    sidecar: OnceLock<Arc<ServerConfig>>,
     /// One configuration per expected set. The lock is held to look up or insert, never while shaking hands.
     clients: Mutex<HashMap<Box<[Identity]>, Arc<ClientConfig>>>,
 }
@@ -197,6 +199,7 @@ impl IdentityCertificate {
             roots,
             key: certified,
             server: Arc::new(server),
+            sidecar: OnceLock::new(),
             clients: Mutex::new(HashMap::new()),
         })
     }
@@ -219,6 +222,11 @@ impl IdentityCertificate {
     /// The configuration for accepting tunnels as this identity.
     pub fn server_config(&self) -> Arc<ServerConfig> {
         self.server.clone()
+    }
+
+    /// The configuration for accepting clients with sidecars as this identity.
+    pub(super) fn sidecar_config(&self) -> Arc<ServerConfig> {
+        self.sidecar.get_or_init(|| Arc::new(super::sidecar::server_config(&self.roots, &self.key))).clone()
     }
 
     /// The configuration for dialling a peer that must be one of `expected`. Made once per set.

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, recv};
-use rustls::server::Acceptor;
+use rustls::server::{Acceptor, ClientHello};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -36,25 +36,38 @@ pub enum Hello {
 /// Judges the first bytes of a connection.
 #[must_use]
 pub fn judge(bytes: &[u8]) -> Hello {
+    let name = read(bytes, |hello| {
+        let name = hello.server_name().map(|name| name.trim_end_matches('.').to_ascii_lowercase());
+        name.filter(|name| !name.is_empty())
+    });
+    name.map_or(Hello::More, |name| name.flatten().map_or(Hello::Nameless, Hello::Name))
+}
+
+/// Whether the first message offers a protocol whose name begins so; `None`: more bytes are needed.
+pub(super) fn offers(bytes: &[u8], begin: &[u8]) -> Option<bool> {
+    let offered = read(bytes, |hello| hello.alpn().is_some_and(|mut names| names.any(|name| name.starts_with(begin))));
+    offered.map(|offered| offered.unwrap_or(false))
+}
+
+/// What the first message says; inside, `None` if it is none. `None`: more bytes are needed.
+fn read<T>(bytes: &[u8], say: impl FnOnce(&ClientHello<'_>) -> T) -> Option<Option<T>> {
     let mut acceptor = Acceptor::default();
     let mut rest = Cursor::new(bytes);
     // One read takes a record at most.
     while rest.position() < bytes.len() as u64 {
         match acceptor.read_tls(&mut rest) {
             Ok(1..) => {}
-            _ => return Hello::Nameless,
+            _ => return Some(None),
         }
         match acceptor.accept() {
             Ok(Some(accepted)) => {
-                let name =
-                    accepted.client_hello().server_name().map(|name| name.trim_end_matches('.').to_ascii_lowercase());
-                return name.filter(|name| !name.is_empty()).map_or(Hello::Nameless, Hello::Name);
+                return Some(Some(say(&accepted.client_hello())));
             }
             Ok(None) => {}
-            Err(_) => return Hello::Nameless,
+            Err(_) => return Some(None),
         }
     }
-    if bytes.len() >= LIMIT { Hello::Nameless } else { Hello::More }
+    (bytes.len() >= LIMIT).then_some(None)
 }
 
 /// Waits for the name in the first message of `stream`, at most for `limit`; `None` if there is none by then. What was looked at is still there to be read.
@@ -62,6 +75,20 @@ pub fn judge(bytes: &[u8]) -> Hello {
 /// # Errors
 /// Those of the connection.
 pub async fn peek_server_name(stream: &TcpStream, limit: Duration) -> io::Result<Option<String>> {
+    let judge = |bytes: &[u8]| match judge(bytes) {
+        Hello::More => None,
+        Hello::Nameless => Some(None),
+        Hello::Name(name) => Some(Some(name)),
+    };
+    Ok(peek(stream, limit, judge).await?.flatten())
+}
+
+/// What is made of the first bytes of `stream`, without taking them; `None` if they do not come within `limit`.
+pub(super) async fn peek<T>(
+    stream: &TcpStream,
+    limit: Duration,
+    judge: impl Fn(&[u8]) -> Option<T>,
+) -> io::Result<Option<T>> {
     let deadline = Instant::now() + limit;
     let mut buffer = vec![0; LIMIT];
     let mut seen = 0;
@@ -77,11 +104,11 @@ pub async fn peek_server_name(stream: &TcpStream, limit: Duration) -> io::Result
             if seen > before { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
         });
         match looked {
-            Ok(()) => match judge(&buffer[..seen]) {
-                Hello::More => {}
-                Hello::Nameless => return Ok(None),
-                Hello::Name(name) => return Ok(Some(name)),
-            },
+            Ok(()) => {
+                if let Some(judged) = judge(&buffer[..seen]) {
+                    return Ok(Some(judged));
+                }
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if ready.is_read_closed() {
                     return Ok(None);

@@ -6,6 +6,7 @@ mod hello;
 pub mod pem;
 mod record;
 mod revocation;
+mod sidecar;
 mod verify;
 
 pub use certificate::{CertificateError, IdentityCertificate, Roots};
@@ -17,6 +18,7 @@ pub(crate) use record::{
 };
 pub(crate) use revocation::{Admission, Proof};
 pub use revocation::{CRL_LIMIT, CrlError, Revocations};
+pub use sidecar::{SidecarStream, accept_sidecar, is_sidecar};
 pub(crate) use verify::Usage;
 pub use verify::{VerifyError, WallClock, peer_identity};
 

@@ -85,6 +85,7 @@ pub struct Revocations {
 }
 
 /// A peer that is not revoked; while this lives, its tunnel is cut if it becomes so.
+#[derive(Debug)]
 pub(crate) struct Admission {
     revocations: Arc<Revocations>,
     id: u64,

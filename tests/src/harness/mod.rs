@@ -39,6 +39,7 @@ pub mod process;
 pub mod require;
 pub mod routing;
 pub mod service;
+pub mod sidecar;
 pub mod spawner;
 pub mod wait;
 pub mod waypoint;

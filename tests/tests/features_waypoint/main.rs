@@ -13,5 +13,6 @@ mod identity;
 mod lifecycle;
 mod replicas;
 mod routing;
+mod sidecars;
 mod stage;
 mod telemetry;

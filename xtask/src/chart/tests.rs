@@ -44,7 +44,7 @@ fn everything_else() -> Value {
         },
         "agent": {
             "cgroups": { "pods": "/sys/fs/cgroup/a", "own": "/sys/fs/cgroup/b" }, "cniBinDir": "/c", "cniConfDir": "/d", "netnsDir": "/e",
-            "udp": "deny", "workers": 2, "extraArgs": ["--crl=/f"], "extraCapabilities": ["SYS_RESOURCE"], "seLinuxOptions": { "type": "spc_t" },
+            "udp": "deny", "sidecars": true, "workers": 2, "extraArgs": ["--crl=/f"], "extraCapabilities": ["SYS_RESOURCE"], "seLinuxOptions": { "type": "spc_t" },
             "affinity": { "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": [{ "matchFields":
                 [{ "key": "metadata.name", "operator": "In", "values": ["n1"] }] }] } } },
             "podLabels": { "a": "b" }, "podAnnotations": { "c": "d" },
@@ -126,6 +126,7 @@ fn values_arrive_where_they_belong() {
                 "--network=west",
                 "--workers=2",
                 "--udp=deny",
+                "--sidecars=on",
                 "--pods-cgroup=/sys/fs/cgroup/a",
                 "--agent-cgroup=/sys/fs/cgroup/b",
                 "--crl=/f",

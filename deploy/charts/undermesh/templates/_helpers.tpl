@@ -101,6 +101,9 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
     - --cluster-domain={{ .root.Values.clusterDomain }}
     - --cluster-id={{ .root.Values.clusterId }}
     - --udp={{ .root.Values.agent.udp }}
+    {{- if .root.Values.agent.sidecars }}
+    - --sidecars=on
+    {{- end }}
     - --handover={{ .root.Values.agent.drain }}
     - --drain={{ .root.Values.agent.drainAlone }}
     - --log-level={{ .root.Values.log.level }}

@@ -14,6 +14,7 @@ mod outbound;
 mod plaintext;
 mod policy;
 mod reuse;
+mod sidecar;
 mod size;
 mod streams;
 mod waypoint;

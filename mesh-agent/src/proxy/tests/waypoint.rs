@@ -24,17 +24,17 @@ const TUNNEL: u16 = 15108;
 const HBONE: u16 = 15008;
 
 /// The service of the waypoints.
-fn waypoints() -> Service {
+pub(super) fn waypoints() -> Service {
     let ports = vec![ServicePort { service_port: HBONE, target_port: TUNNEL, app_protocol: AppProtocol::Tcp }];
     Service { ports, ..Service::new(NAMESPACE, "waypoint", "waypoint.bookinfo.svc.cluster.local") }
 }
 
-fn through() -> Option<GatewayAddress> {
+pub(super) fn through() -> Option<GatewayAddress> {
     Some(GatewayAddress { destination: GatewayDestination::Service(waypoints().key()), hbone_port: HBONE })
 }
 
 /// An endpoint of the waypoints' service.
-fn endpoint(name: &str, last: u8) -> Workload {
+pub(super) fn endpoint(name: &str, last: u8) -> Workload {
     let mut workload = workload(name, vec![v4(last)]);
     workload.protocol = TunnelProtocol::Hbone;
     let mapping = vec![PortMapping { service_port: HBONE, target_port: TUNNEL }];
@@ -42,21 +42,21 @@ fn endpoint(name: &str, last: u8) -> Workload {
     workload
 }
 
-type Texts = Arc<Mutex<Vec<String>>>;
+pub(super) type Texts = Arc<Mutex<Vec<String>>>;
 
 /// A waypoint that the test itself serves: it echoes, or refuses with `status`.
-struct Waypoint {
+pub(super) struct Waypoint {
     _netns: Netns,
     /// What it was asked for.
     asked: Texts,
     /// What was said of whose sake.
-    said: Texts,
+    pub(super) said: Texts,
     /// Who has its only permit holds its answers back.
     answers: Arc<Semaphore>,
 }
 
 impl Waypoint {
-    fn start(pair: &Pair, name: &str, last: u8, status: StatusCode) -> Waypoint {
+    pub(super) fn start(pair: &Pair, name: &str, last: u8, status: StatusCode) -> Waypoint {
         let netns = pair.hub.attach(&[v4(last)]);
         let listener = netns.listen(SocketAddr::new(v4(last), TUNNEL));
         listener.set_nonblocking(true).unwrap();

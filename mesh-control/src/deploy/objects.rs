@@ -53,11 +53,7 @@ fn account(asked: &Asked, over: &Overlay) -> Json {
     if let Some(account) = account.as_object_mut() {
         account.insert("automountServiceAccountToken".into(), false.into());
     }
-    if let Some(over) = &over.account {
-        lay(&mut account, over);
-        keep(&mut account, asked);
-    }
-    account
+    laid(account, &over.account, asked)
 }
 
 /// Everything but what the object is there for.
@@ -125,9 +121,8 @@ fn deployment(asked: &Asked, over: &Overlay, defaults: &Defaults, settings: &Set
             "spec": pod(asked, defaults, settings),
         },
     });
-    if let Some(over) = &over.deployment {
-        lay(&mut object, over);
-        keep(&mut object, asked);
+    if !over.deployment.is_empty() {
+        object = laid(object, &over.deployment, asked);
         let template = &mut object["spec"]["template"]["metadata"]["labels"];
         restore(template, &labels_of_ours(asked));
         restore(template, &BTreeMap::from([("istio.io/dataplane-mode".to_owned(), "none".to_owned())]));
@@ -255,11 +250,7 @@ fn exposed(asked: &Asked, service: &Service, more: &BTreeSet<Open>, over: &Overl
         let field = if kind == "LoadBalancer" { "loadBalancerIP" } else { "clusterIP" };
         object["spec"][field] = address.as_str().into();
     }
-    if let Some(over) = &over.service {
-        lay(&mut object, over);
-        keep(&mut object, asked);
-    }
-    object
+    laid(object, &over.service, asked)
 }
 
 /// One port for each number that is listened on, and that of readiness, by which load balancers ask whether anybody is there.
@@ -306,8 +297,15 @@ fn labels_of_ours(asked: &Asked) -> BTreeMap<String, String> {
     labels(asked).into_iter().filter(|(key, _)| [GATEWAY_NAME, CLASS_NAME, MANAGED].contains(&key.as_str())).collect()
 }
 
+/// An object with what is laid over it.
+pub(super) fn laid(mut object: Json, over: &[Json], asked: &Asked) -> Json {
+    over.iter().for_each(|over| lay(&mut object, over));
+    keep(&mut object, asked);
+    object
+}
+
 /// What we know an object by stays what it is, whatever was laid over it.
-pub(super) fn keep(object: &mut Json, asked: &Asked) {
+fn keep(object: &mut Json, asked: &Asked) {
     restore(&mut object["metadata"]["labels"], &labels_of_ours(asked));
 }
 

@@ -1,4 +1,4 @@
-//! What users lay over the objects of a Gateway: the ConfigMap of `spec.infrastructure.parametersRef`, as Istio's, with the keys `deployment`, `service`,
+//! What users lay over the objects of a Gateway: the ConfigMap of `spec.infrastructure.parametersRef`, and before it that of its class, as Istio's, with the keys `deployment`, `service`,
 //! `serviceAccount`, `horizontalPodAutoscaler` and `podDisruptionBudget`, each a part of such an object in YAML. The latter two are made only if their key is there. Pure.
 //!
 //! Who may write Gateways and ConfigMaps of a namespace may not, by that, make pods there: it is this control plane that makes them. So only what says where
@@ -13,6 +13,9 @@ use crate::yaml::stack::with_room;
 pub const CONTAINER: &str = "istio-proxy";
 /// Bytes of one text.
 const LONGEST: usize = 64 << 10;
+/// On a ConfigMap of the control plane's own namespace: the class whose Gateways it is for.
+pub const OF_CLASS: &str = "gateway.istio.io/defaults-for-class";
+
 /// Keys of the ConfigMap.
 const PARTS: [&str; 5] = ["deployment", "service", "serviceAccount", "horizontalPodAutoscaler", "podDisruptionBudget"];
 
@@ -88,22 +91,33 @@ const BUDGET: [&str; 5] = [
     "spec.unhealthyPodEvictionPolicy",
 ];
 
-/// What is laid over.
+/// What is laid over, one after the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overlay {
     /// Over the Deployment.
-    pub deployment: Option<Json>,
+    pub deployment: Vec<Json>,
     /// Over the Service.
-    pub service: Option<Json>,
+    pub service: Vec<Json>,
     /// Over the service account.
-    pub account: Option<Json>,
+    pub account: Vec<Json>,
     /// Over the HorizontalPodAutoscaler, which there is only with this.
-    pub autoscaler: Option<Json>,
+    pub autoscaler: Vec<Json>,
     /// Over the PodDisruptionBudget, which there is only with this.
-    pub budget: Option<Json>,
+    pub budget: Vec<Json>,
 }
 
 impl Overlay {
+    /// This, and over it what is more specific.
+    #[must_use]
+    pub fn then(mut self, more: Self) -> Self {
+        self.deployment.extend(more.deployment);
+        self.service.extend(more.service);
+        self.account.extend(more.account);
+        self.autoscaler.extend(more.autoscaler);
+        self.budget.extend(more.budget);
+        self
+    }
+
     /// Reads a ConfigMap. The error says what, where, and what could be there instead.
     pub fn read(config_map: &Json) -> Result<Self, String> {
         let mut overlay = Self::default();
@@ -112,11 +126,11 @@ impl Overlay {
         for (key, text) in data {
             let text = text.as_str().unwrap_or_default();
             match key.as_str() {
-                "deployment" => overlay.deployment = part(key, text, &DEPLOYMENT)?,
-                "service" => overlay.service = part(key, text, &SERVICE)?,
-                "serviceAccount" => overlay.account = part(key, text, &ACCOUNT)?,
-                "horizontalPodAutoscaler" => overlay.autoscaler = made(part(key, text, &AUTOSCALER)?),
-                "podDisruptionBudget" => overlay.budget = made(part(key, text, &BUDGET)?),
+                "deployment" => overlay.deployment.extend(part(key, text, &DEPLOYMENT)?),
+                "service" => overlay.service.extend(part(key, text, &SERVICE)?),
+                "serviceAccount" => overlay.account.extend(part(key, text, &ACCOUNT)?),
+                "horizontalPodAutoscaler" => overlay.autoscaler.push(made(part(key, text, &AUTOSCALER)?)),
+                "podDisruptionBudget" => overlay.budget.push(made(part(key, text, &BUDGET)?)),
                 other => {
                     return Err(format!("data.{other}: there is no such part; write one of {}", PARTS.join(", ")));
                 }
@@ -127,9 +141,8 @@ impl Overlay {
 }
 
 /// A key that is there asks for the object, also if it says nothing of it.
-#[allow(clippy::unnecessary_wraps, reason = "as the overlay has it")]
-fn made(part: Option<Json>) -> Option<Json> {
-    Some(part.unwrap_or_else(|| Json::Object(Map::new())))
+fn made(part: Option<Json>) -> Json {
+    part.unwrap_or_else(|| Json::Object(Map::new()))
 }
 
 fn part(key: &str, text: &str, allowed: &[&str]) -> Result<Option<Json>, String> {

@@ -3,7 +3,7 @@
 use mesh_core::{ArcStr, NamespacedName};
 use serde_json::Value as Json;
 
-use super::overlay::Overlay;
+use super::overlay::{OF_CLASS, Overlay};
 use crate::cluster::decode::{Item, decode};
 use crate::diagnosis::{Diagnosis, Severity};
 use crate::index::Settings;
@@ -202,6 +202,25 @@ pub enum Parameters {
     Missing,
     /// The control plane may not read it.
     Forbidden,
+}
+
+/// What is laid over the objects of all Gateways of a class: of the ConfigMaps that are for classes, that one.
+pub fn of_class(class: &str, all: &[Json]) -> Result<Overlay, Refusal> {
+    let is_of = |one: &&Json| {
+        one.pointer("/metadata/labels").and_then(|labels| labels.get(OF_CLASS)).and_then(Json::as_str) == Some(class)
+    };
+    let name = |one: &Json| one.pointer("/metadata/name").and_then(Json::as_str).unwrap_or_default().to_owned();
+    let invalid = |message| Err(Refusal { reason: "InvalidParameters", message });
+    let mut of_it = all.iter().filter(is_of);
+    match (of_it.next(), of_it.next()) {
+        (None, _) => Ok(Overlay::default()),
+        (Some(one), None) => {
+            Overlay::read(one).or_else(|why| invalid(format!("ConfigMap {} of the class {class}: {why}", name(one))))
+        }
+        (Some(one), Some(other)) => {
+            invalid(format!("ConfigMaps {} and {} are for the class {class}: delete one", name(one), name(other)))
+        }
+    }
 }
 
 /// What is laid over the objects of a Gateway.

@@ -136,6 +136,8 @@ pub struct Known {
     pub failures: BTreeMap<Key, String>,
     /// ConfigMaps that Gateways name, as far as they were looked at.
     pub parameters: BTreeMap<NamespacedName, Parameters>,
+    /// ConfigMaps that are for classes, once they were looked at.
+    pub of_classes: Option<Vec<Json>>,
 }
 
 /// Something to do.
@@ -149,6 +151,8 @@ pub enum Step {
     Tell(Key, Json),
     /// Look at a ConfigMap that nobody has looked at yet.
     Read(NamespacedName),
+    /// Look at those that are for classes.
+    ReadOfClasses,
 }
 
 impl Step {
@@ -156,7 +160,7 @@ impl Step {
     pub fn key(&self) -> Option<&Key> {
         match self {
             Step::Apply(key, ..) | Step::Delete(key, _) | Step::Tell(key, _) => Some(key),
-            Step::Read(_) => None,
+            Step::Read(_) | Step::ReadOfClasses => None,
         }
     }
 }
@@ -276,9 +280,15 @@ fn key(what: What, asked: &Asked) -> Key {
     (what, NamespacedName::new(asked.name.namespace.clone(), name.clone()))
 }
 
-/// What the Gateway's ConfigMap makes of the plan; no overlay while nobody has looked at that.
+/// What the ConfigMaps of the Gateway and of its class make of the plan; no overlay while nobody has looked at those.
 fn with_overlay(known: &Known, plan: Plan, steps: &mut Vec<Step>) -> (Plan, Option<Overlay>) {
     let Plan::Deploy(asked, _) = &plan else { return (plan, None) };
+    let Some(of_classes) = &known.of_classes else {
+        if !steps.contains(&Step::ReadOfClasses) {
+            steps.push(Step::ReadOfClasses);
+        }
+        return (plan, None);
+    };
     let overlay = match plan::parameters(asked) {
         Ok(None) => Ok(Overlay::default()),
         Err(refusal) => Err(refusal),
@@ -293,7 +303,8 @@ fn with_overlay(known: &Known, plan: Plan, steps: &mut Vec<Step>) -> (Plan, Opti
             }
         }
     };
-    match overlay {
+    let of_class = plan::of_class(&asked.spec.gateway_class_name, of_classes);
+    match of_class.and_then(|of_class| Ok(of_class.then(overlay?))) {
         Ok(overlay) => (plan, Some(overlay)),
         Err(refusal) => (Plan::Refuse(refusal), None),
     }
@@ -302,12 +313,14 @@ fn with_overlay(known: &Known, plan: Plan, steps: &mut Vec<Step>) -> (Plan, Opti
 fn apply(known: &Known, key: &Key, mut desired: Json, overlay: &Overlay) -> Option<Step> {
     let live = known.get(key.0, &key.1);
     if let (What::Deployment, Some(live)) = (key.0, live) {
-        let laid = overlay.deployment.as_ref();
-        let is_said = |field: &str| match field {
-            "replicas" => laid.is_some_and(|over| over.pointer("/spec/replicas").is_some()),
-            _ => laid.is_some_and(|over| over.pointer("/spec/template/spec/containers/0/resources").is_some()),
+        let is_said = |field: &str| {
+            let path = match field {
+                "replicas" => "/spec/replicas",
+                _ => "/spec/template/spec/containers/0/resources",
+            };
+            overlay.deployment.iter().any(|over| over.pointer(path).is_some())
         };
-        yield_to_others(&mut desired, live, overlay.autoscaler.is_some(), is_said);
+        yield_to_others(&mut desired, live, !overlay.autoscaler.is_empty(), is_said);
     }
     let mut hasher = DefaultHasher::new();
     desired.to_string().hash(&mut hasher);

@@ -17,12 +17,13 @@ use tokio::time::Instant;
 
 use super::listener_sets::Joined;
 use super::live::{essence, is_ours};
+use super::overlay::OF_CLASS;
 use super::plan::Parameters;
 use super::round::{Applied, Key, Known, Listened, Step, What, round};
 use super::{Defaults, FIELD_MANAGER};
 use crate::api_server::{Failure, get, send};
 use crate::cluster::watch::{Event, Follower, Resource, Tuning};
-use crate::index::View;
+use crate::index::{Settings, View};
 use crate::resource::routing::Gateway;
 
 /// For the API server to answer.
@@ -153,6 +154,8 @@ struct Deployer {
     attempts: BTreeMap<Key, Attempt>,
     /// When ConfigMaps were looked at.
     read: BTreeMap<NamespacedName, Instant>,
+    /// When those that are for classes were.
+    of_classes_read: Option<Instant>,
     /// The API server is away until then, as far as it is known.
     resting: Option<Instant>,
 }
@@ -160,7 +163,8 @@ struct Deployer {
 impl Deployer {
     fn new(client: Client, defaults: Defaults) -> Self {
         let (known, attempts, read) = (Known::default(), BTreeMap::new(), BTreeMap::new());
-        Self { client, defaults, known, absent: BTreeSet::new(), attempts, read, resting: None }
+        let (absent, resting, of_classes_read) = (BTreeSet::new(), None, None);
+        Self { client, defaults, known, absent, attempts, read, of_classes_read, resting }
     }
 
     /// Another one may change everything meanwhile.
@@ -170,13 +174,15 @@ impl Deployer {
         self.known.failures.clear();
         self.attempts.clear();
         self.read.clear();
+        self.known.of_classes = None;
+        self.of_classes_read = None;
         self.resting = None;
     }
 
     /// When there is something to do, if nothing is heard until then.
     fn wake(&self) -> Option<Instant> {
         let attempts = self.attempts.values().map(|attempt| attempt.next);
-        let stale = self.read.values().map(|at| *at + STALE);
+        let stale = self.read.values().chain(&self.of_classes_read).map(|at| *at + STALE);
         let due = attempts.chain(stale).min();
         match self.resting {
             Some(resting) => Some(due.map_or(resting, |due| due.max(resting))),
@@ -232,11 +238,19 @@ impl Deployer {
         for (name, _) in self.read.extract_if(.., |_, at| *at + STALE <= now) {
             self.known.parameters.remove(&name);
         }
+        if self.of_classes_read.is_some_and(|at| at + STALE <= now) {
+            self.of_classes_read = None;
+            self.known.of_classes = None;
+        }
         let heeds = |namespace: &str| view.namespaces.contains(&ArcStr::from(namespace));
         let listened = |name: &NamespacedName, spec: &Gateway| listened(view, name, spec);
         let mut steps = round(&self.known, &self.defaults, &view.settings, heeds, listened, Timestamp::now());
-        if steps.iter().any(|step| matches!(step, Step::Read(_))) {
-            self.read_all(&steps).await;
+        // What a Gateway names is known when what its class has is.
+        for _ in 0..2 {
+            if !steps.iter().any(|step| matches!(step, Step::Read(_) | Step::ReadOfClasses)) {
+                break;
+            }
+            self.read_all(&steps, &view.settings).await;
             steps = round(&self.known, &self.defaults, &view.settings, heeds, listened, Timestamp::now());
         }
         let wanted: BTreeSet<Key> = steps.iter().filter_map(Step::key).cloned().collect();
@@ -267,7 +281,10 @@ impl Deployer {
         }
     }
 
-    async fn read_all(&mut self, steps: &[Step]) {
+    async fn read_all(&mut self, steps: &[Step], settings: &Settings) {
+        if steps.contains(&Step::ReadOfClasses) {
+            self.read_of_classes(settings).await;
+        }
         for step in steps {
             let Step::Read(name) = step else { continue };
             let path = format!("/api/v1/namespaces/{}/configmaps/{}", name.namespace, name.name);
@@ -283,6 +300,19 @@ impl Deployer {
             };
             self.read.insert(name.clone(), Instant::now());
             self.known.parameters.insert(name.clone(), found);
+        }
+    }
+
+    /// Looks at the ConfigMaps that are for classes. While that fails for a moment nothing is made or taken away.
+    async fn read_of_classes(&mut self, settings: &Settings) {
+        let own = settings.config_name().namespace;
+        let path = format!("/api/v1/namespaces/{own}/configmaps?labelSelector={}", OF_CLASS.replace('/', "%2F"));
+        self.of_classes_read = Some(Instant::now());
+        match get::<Json>(&self.client, &path, "application/json", ANSWER).await {
+            Ok(list) => self.known.of_classes = Some(list["items"].as_array().cloned().unwrap_or_default()),
+            // The rights of an earlier chart do not reach for them.
+            Err(failure) if failure.code == 403 => self.known.of_classes = Some(Vec::new()),
+            Err(failure) => tracing::warn!(namespace = %own, %failure, "cannot read what is for classes of gateways"),
         }
     }
 
@@ -333,7 +363,7 @@ impl Deployer {
                 }
                 Ok(())
             }
-            Step::Read(_) => Ok(()),
+            Step::Read(_) | Step::ReadOfClasses => Ok(()),
         }
     }
 

@@ -74,7 +74,7 @@ fn name_of(object: &Json) -> NamespacedName {
 
 /// A cluster in which our classes are made and told.
 fn known(gateways: &[Json]) -> Known {
-    let mut known = Known::default();
+    let mut known = Known { of_classes: Some(Vec::new()), ..Known::default() };
     for what in What::ALL {
         known.objects.insert(what, Default::default());
     }
@@ -158,7 +158,7 @@ fn perform(known: &mut Known, steps: &[Step]) {
                 let object = known.objects.get_mut(&key.0).unwrap().get_mut(&key.1).unwrap();
                 object["status"] = body["status"].clone();
             }
-            Step::Read(_) => {}
+            Step::Read(_) | Step::ReadOfClasses => {}
         }
     }
 }

@@ -99,6 +99,19 @@ async fn features_GA_2_an_autoscaler_and_a_budget_come_and_go_with_the_keys_of_a
     api.delete("PodDisruptionBudget", "shop", "wp");
     eventually("another one", || api.get("PodDisruptionBudget", "shop", "wp").is_some()).await;
 
+    // Of the class, too: a Gateway that names nothing has what is for all of them.
+    let mut plain = waypoint("plain");
+    plain["spec"]["gatewayClassName"] = json!("undermesh-waypoint");
+    let labels = json!({ "gateway.istio.io/defaults-for-class": "undermesh-waypoint" });
+    api.put(json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "defaults", "namespace": "undermesh-system", "labels": labels },
+        "data": { "podDisruptionBudget": "spec: {maxUnavailable: 1}" } }));
+    app.stop().await;
+    api.put(plain);
+    let app = start(&api, &["--gateway-image", "registry.example/mesh-waypoint:1"]).await;
+    eventually("that of its class", || api.get("PodDisruptionBudget", "shop", "plain").is_some()).await;
+    assert!(api.get("HorizontalPodAutoscaler", "shop", "plain").is_none());
+    api.delete("ConfigMap", "undermesh-system", "defaults");
+
     api.put(with("none"));
     eventually("neither", || ASKED.iter().all(|kind| api.get(kind, "shop", "wp").is_none())).await;
     assert!(api.get("Deployment", "shop", "wp").is_some() && api.get("PodDisruptionBudget", "shop", "other").is_some());

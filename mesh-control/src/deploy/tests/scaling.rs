@@ -117,3 +117,45 @@ fn features_GA_2_an_autoscaler_s_number_of_pods_stays() {
         assert_eq!(applied(&found)[0]["spec"]["replicas"], expected, "{what}");
     }
 }
+
+#[test]
+fn features_GA_2_what_is_for_a_class_comes_before_what_a_gateway_names() {
+    let of_class = |class: &str, name: &str, data: Json| {
+        let labels = json!({ "gateway.istio.io/defaults-for-class": class });
+        json!({ "metadata": { "name": name, "labels": labels }, "data": data })
+    };
+    let both = json!({ "horizontalPodAutoscaler": "spec: {minReplicas: 2, maxReplicas: 5}", "deployment": "spec: {minReadySeconds: 3}" });
+    let mut known = with(&json!({ "horizontalPodAutoscaler": "spec: {maxReplicas: 9}" }));
+    known.of_classes = None;
+    assert_eq!(steps(&known), [Step::ReadOfClasses], "nothing is made before they have been looked at");
+    known.of_classes = Some(vec![
+        of_class("undermesh-waypoint", "w", both.clone()),
+        of_class("undermesh", "e", json!({ "podDisruptionBudget": "" })),
+    ]);
+    let found = steps(&known);
+    let [_, deployment, _, scaler] = applied(&found)[..] else { panic!("{found:?}") };
+    assert_eq!(deployment["spec"]["minReadySeconds"], 3);
+    assert_eq!((&scaler["spec"]["minReplicas"], &scaler["spec"]["maxReplicas"]), (&json!(2), &json!(9)));
+    // Of a Gateway that names none, too; and what is for another class is not for it.
+    put(&mut known, What::Gateway, waypoint("other", &json!({})));
+    let found = steps(&known);
+    let of_other: Vec<&Json> =
+        applied(&found).into_iter().filter(|object| object["metadata"]["name"] == "other").collect();
+    assert_eq!((of_other.len(), &of_other[3]["spec"]["maxReplicas"]), (4, &json!(5)));
+    for (all, part) in [
+        (
+            vec![of_class("undermesh-waypoint", "w", json!({ "deploy": "" }))],
+            "ConfigMap w of the class undermesh-waypoint: data.deploy: there is no such part",
+        ),
+        (
+            vec![of_class("undermesh-waypoint", "w", both.clone()), of_class("undermesh-waypoint", "x", both)],
+            "ConfigMaps w and x are for the class undermesh-waypoint: delete one",
+        ),
+    ] {
+        known.of_classes = Some(all);
+        let found = steps(&known);
+        assert!(applied(&found).is_empty(), "what was made stays as it is");
+        let accepted = condition(told(&found)[0], "Accepted");
+        assert!(accepted.1 == "InvalidParameters" && accepted.2.contains(part), "{accepted:?}");
+    }
+}

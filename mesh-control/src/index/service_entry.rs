@@ -309,6 +309,19 @@ pub fn endpoints<'a>(
                         Arc::make_mut(&mut workloads[at]).waypoint = Some(guard.clone());
                     }
                     labels.extend(endpoint.filter(|own| !own.labels.is_empty()).map(|own| (at, &own.labels)));
+                    if let (None, Some(endpoint)) = (target.of, endpoint) {
+                        let bound = waypoints.inline(&endpoint.labels, &entry.namespace, objects, settings);
+                        if let Some(problem) = bound.problem {
+                            let at = target.field.trim_end_matches(".address");
+                            let field = format!("{at}.{}", problem.field.trim_start_matches("metadata."));
+                            let told = (object(entry), Problem { field, ..problem });
+                            // However many addresses its name has.
+                            problems.extend(Some(told).filter(|told| !problems.contains(told)));
+                        }
+                        if let (Some(address), None) = (bound.address, &workloads[at].waypoint) {
+                            Arc::make_mut(&mut workloads[at]).waypoint = Some(address);
+                        }
+                    }
                     if let Some(of) = target.of {
                         let bound = waypoints.workload_entry(of, objects, settings);
                         // However many entries select it, it is told once.

@@ -349,3 +349,51 @@ fn features_B19_who_addresses_an_endpoint_itself_comes_to_the_waypoint_where_not
     assert!(private.workloads.values().all(|workload| workload.waypoint.is_none()));
     assert!(said(&private).iter().any(|said| said.contains("goes around the waypoint")), "{:?}", said(&private));
 }
+
+#[test]
+fn features_WE_1_an_endpoint_that_is_written_into_an_entry_names_its_waypoint() {
+    let gateway = |purpose: &str| {
+        format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: exit, namespace: shop, labels: {{istio.io/waypoint-for: {purpose}}}}}\nspec: {{gatewayClassName: istio-waypoint, listeners: [{{name: mesh, port: 15008, protocol: HBONE}}]}}\n"
+        )
+    };
+    let namespace =
+        "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {istio.io/use-waypoint: exit}}\n";
+    for (what, purpose, labels, around, bound, told) in [
+        ("of workloads", "workload", "istio.io/use-waypoint: exit", "", true, ""),
+        ("of both", "all", "istio.io/use-waypoint: exit", "", true, ""),
+        (
+            "of services alone",
+            "service",
+            "istio.io/use-waypoint: exit",
+            "",
+            false,
+            "Gateway shop/exit is not for workloads",
+        ),
+        ("none", "all", "istio.io/use-waypoint: none", namespace, false, ""),
+        ("nothing is said: a namespace means objects", "all", "app: a", namespace, false, ""),
+        (
+            "one that there is not: nothing goes around it",
+            "all",
+            "istio.io/use-waypoint: gone",
+            "",
+            true,
+            "there is no Gateway shop/gone",
+        ),
+    ] {
+        let spec = format!(
+            "{{hosts: [api.example.com], resolution: STATIC, {PORTS}, endpoints: [{{address: 192.0.2.1, labels: {{{labels}}}}}]}}"
+        );
+        let own = service("exit", "{clusterIP: 198.19.0.9, ports: [{port: 15008}]}");
+        let view = view(&format!("{}{own}{around}{}", gateway(purpose), entry("api", "", &spec)));
+        let workload = view.workloads.values().next().unwrap();
+        assert_eq!(workload.waypoint.is_some(), bound, "{what}");
+        let said = said(&view);
+        match told {
+            "" => assert_eq!(said, [""; 0], "{what}"),
+            _ => assert_eq!(said.len(), 1, "{what}: {said:?}"),
+        }
+        let field = "api spec.endpoints[0].labels[\"istio.io/use-waypoint\"]: ";
+        assert!(said.iter().all(|one| one.starts_with(&format!("{field}{told}"))), "{what}: {said:?}");
+    }
+}

@@ -356,6 +356,14 @@ impl Waypoints {
         self.bind(Traffic::Workload, &own, &entry.namespace, objects, settings)
     }
 
+    /// What an endpoint that is written into a ServiceEntry is bound to by its own labels, likewise; without any it is bound to nothing.
+    pub fn inline(&self, labels: &Labels, namespace: &ArcStr, objects: &Objects, settings: &Settings) -> Bound {
+        match Asked::of(Some(labels), namespace) {
+            Asked::Unsaid => Bound::default(),
+            own => self.bind(Traffic::Workload, &own, namespace, objects, settings),
+        }
+    }
+
     /// What comes of what an object in `namespace` says, which goes before what the namespace says.
     fn bind(&self, traffic: Traffic, own: &Asked, namespace: &ArcStr, objects: &Objects, settings: &Settings) -> Bound {
         let Some((name, is_own)) = asked(own, namespace, objects) else { return Bound::default() };

@@ -17,6 +17,12 @@ const MOST: usize = 1000;
 
 /// The service of Kubernetes that a host is of. One that is only another name of a host is none.
 pub fn of_kubernetes(host: &str, objects: &Objects, settings: &Settings) -> Option<NamespacedName> {
+    let domain = settings.cluster_domain.as_bytes();
+    let end = host.len().checked_sub(domain.len())?;
+    // Most hosts are outside of the cluster: nothing is made to find that out.
+    if !host.as_bytes().get(end..)?.eq_ignore_ascii_case(domain) {
+        return None;
+    }
     let host = host.to_ascii_lowercase();
     let (name, namespace) = service::split(&host, settings)?;
     let name = NamespacedName::new(namespace, name);

@@ -111,7 +111,7 @@ fn features_TM_7_telemetry_that_selects_pods_of_a_gateway_is_in_force_there() {
         ("by what the Gateway writes", "shop", "tier: front", &["shop/edge"]),
         ("by what its pods have", "shop", "istio: ingressgateway", &["shop/edge"]),
         ("by what others have", "shop", "app: web", &[]),
-        ("by a label of the waypoint's pods", "shop", "gateway.networking.k8s.io/gateway-name: waypoint", &[]),
+        ("by a label of the waypoint's pods", "shop", "gateway.networking.k8s.io/gateway-name: wp", &[]),
         ("of another namespace", "third", "tier: front", &[]),
         ("labels of the root namespace mean pods there, as in Istio", "undermesh-system", "tier: front", &[]),
     ] {

@@ -246,6 +246,25 @@ fn features_DR_12_tls() {
 }
 
 #[test]
+fn features_SE_1_names_that_an_entry_adds_to_a_service_are_verified_where_a_rule_has_none() {
+    let entry = |namespace: &str| {
+        let spec = "{hosts: [v3.shop.svc.cluster.local], subjectAltNames: [legacy.example]}";
+        object(Kind::ServiceEntry, namespace, "more", spec)
+    };
+    let tls = |more: &str| rule("shop", "o", &format!("trafficPolicy: {{tls: {{mode: SIMPLE{more}}}}}"));
+    for (what, objects, expected) in [
+        ("its own namespace", [tls(""), entry("shop")], &["legacy.example"][..]),
+        ("the root namespace", [tls(""), entry("undermesh-system")], &["legacy.example"]),
+        ("another namespace", [tls(""), entry("far")], &[]),
+        ("the rule's own", [tls(", subjectAltNames: [a.example]"), entry("shop")], &["a.example"]),
+    ] {
+        let policy = seen(&mesh(&objects), "", "shop").unwrap().policy.unwrap();
+        let Tls::Simple(server) = policy.tls else { panic!("{what}: {:?}", policy.tls) };
+        assert_eq!(server.names, expected, "{what}");
+    }
+}
+
+#[test]
 fn features_DR_16_what_is_said_of_a_port_is_all_that_counts_there() {
     let spec = "loadBalancer: {simple: RANDOM}, connectionPool: {http: {maxRetries: 3}}, portLevelSettings: [{port: {number: 80}, connectionPool: {http: {http2MaxRequests: 9}}}]";
     let found = policy(spec);

@@ -72,7 +72,7 @@ pub fn clusters(
     }
     for service in services {
         keys.extend(around.connections.get(service).into_iter().flat_map(|routes| routes.places()).cloned());
-        if let Some(host) = around.hosts.find(&service.name, &service.namespace) {
+        if let Some(host) = around.hosts.keyed(service) {
             let key = |port: u16| ClusterKey { service: service.clone(), port, subset: ArcStr::new() };
             keys.extend(host.numbers().into_iter().map(key));
         }

@@ -46,7 +46,7 @@ pub fn table(
 }
 
 fn of_service(service: &NamespacedName, around: &Around<'_>, read: &Read, problems: &mut Problems) -> Vec<VirtualHost> {
-    let Some(host) = around.hosts.find(&service.name, &service.namespace) else { return Vec::new() };
+    let Some(host) = around.hosts.keyed(service) else { return Vec::new() };
     let ports = host.numbers();
     let mut hosts: Vec<VirtualHost> = Vec::new();
     for port in &ports {

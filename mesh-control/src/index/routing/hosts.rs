@@ -11,7 +11,7 @@ use mesh_core::NamespacedName;
 
 use super::parents::{self, Owner};
 use crate::diagnosis::closest;
-use crate::index::service_entry::may_decorate;
+use crate::index::service_entry::{self, may_decorate};
 use crate::index::{Settings, service};
 use crate::resource::routing::gateway::Gateway;
 use crate::resource::routing::{Routed, Routes, ServiceEntry};
@@ -28,7 +28,7 @@ pub struct Hosts<'a> {
     ignored: Entries<'a>,
 }
 
-/// By host.
+/// By host; of several the oldest first, as they become services.
 type Entries<'a> = BTreeMap<&'a str, Vec<&'a Arc<Routed<ServiceEntry>>>>;
 
 /// Why something that is there is none here.
@@ -53,6 +53,9 @@ impl<'a> Hosts<'a> {
             entry.spec.hosts.iter().for_each(|host| of_it.entry(host).or_default().push(entry));
         };
         objects.routes.service_entries.iter().for_each(|(name, entry)| add(name, entry));
+        // Stable: those of one age stay in the order of their names.
+        let by_age = |all: &mut Vec<&'a Arc<Routed<ServiceEntry>>>| all.sort_by_key(|e| e.created.unwrap_or(i64::MIN));
+        entries.values_mut().chain(ignored.values_mut()).for_each(by_age);
         Self { objects, settings, entries, ignored }
     }
 
@@ -65,12 +68,36 @@ impl<'a> Hosts<'a> {
         }
     }
 
-    /// What a full name is to somebody in `namespace`.
+    /// What a full name is to somebody in `namespace`: of several entries that of this namespace, else the oldest, so nobody takes a host from others by
+    /// writing it once more.
     pub fn find(&self, full: &str, namespace: &str) -> Option<Host<'a>> {
         if let Some(service) = self.split(full).and_then(|(name, namespace)| self.service(namespace, name)) {
             return Some(Host::Service(service));
         }
         entry(&self.entries, full, namespace).map(Host::Entry)
+    }
+
+    /// What has this key in tables of services ([`Hosts::name`]), whoever sees it.
+    pub fn keyed(&self, key: &NamespacedName) -> Option<Host<'a>> {
+        let own = self.split(&key.name).filter(|(_, namespace)| *namespace == &*key.namespace);
+        if let Some(service) = own.and_then(|(name, namespace)| self.service(namespace, name)) {
+            return Some(Host::Service(service));
+        }
+        nearest(&self.entries, &key.name, |all| all.iter().find(|entry| entry.namespace == key.namespace).copied())
+            .map(Host::Entry)
+    }
+
+    /// The services that a ServiceEntry is, as they are called: its hosts, as far as no Service and no older entry of its namespace has them.
+    pub fn services_of(&self, entry: &Arc<Routed<ServiceEntry>>) -> Vec<NamespacedName> {
+        if self.settings.istio_runs {
+            return Vec::new();
+        }
+        let keys = service_entry::hosts(entry, self.settings).map(|(_, host)| service_entry::key(entry, host));
+        let is_own = |key: &NamespacedName| match self.keyed(key) {
+            Some(Host::Entry(found)) => found.name == entry.name,
+            _ => false,
+        };
+        keys.filter(is_own).collect()
     }
 
     /// Everything that says where requests go, also what does not count.
@@ -241,9 +268,20 @@ impl Host<'_> {
 
 /// The entry of a full name, as somebody in `namespace` sees it.
 fn entry<'a>(entries: &Entries<'a>, full: &str, namespace: &str) -> Option<&'a Arc<Routed<ServiceEntry>>> {
-    let seen = |entry: &&&'a Arc<Routed<ServiceEntry>>| sees(&entry.spec.export_to, &entry.namespace, namespace);
-    let of = |host: &str| entries.get(host).and_then(|all| all.iter().find(seen)).copied();
-    // The longest wildcard is the nearest.
+    nearest(entries, full, |all| {
+        let mut seen = all.iter().filter(|entry| sees(&entry.spec.export_to, &entry.namespace, namespace));
+        let oldest = seen.clone().next();
+        seen.find(|entry| *entry.namespace == *namespace).or(oldest).copied()
+    })
+}
+
+/// What is chosen of those with this very name, else of those with a wildcard that covers it. The longest wildcard is the nearest.
+fn nearest<'a>(
+    entries: &Entries<'a>,
+    full: &str,
+    choose: impl Fn(&[&'a Arc<Routed<ServiceEntry>>]) -> Option<&'a Arc<Routed<ServiceEntry>>>,
+) -> Option<&'a Arc<Routed<ServiceEntry>>> {
+    let of = |host: &str| entries.get(host).and_then(|all| choose(all));
     let mut above = full.match_indices('.').filter_map(|(at, _)| of(&format!("*{}", &full[at..])));
     of(full).or_else(|| above.next())
 }
@@ -269,5 +307,61 @@ pub fn see_both(one: (&[String], &str), two: (&[String], &str)) -> bool {
         (None, None) => true,
         (Some(some), None) | (None, Some(some)) => !some.is_empty(),
         (Some(some), Some(others)) => some.iter().any(|name| others.contains(name)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::file;
+    use crate::resource::catalog::{Catalog, Scan};
+
+    #[test]
+    fn of_entries_of_one_host_nobody_takes_it_from_others() {
+        let entry = |namespace: &str, name: &str, day: u8, spec: &str| {
+            format!(
+                "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{namespace: {namespace}, name: {name}, \
+                 creationTimestamp: '2024-01-0{day}T00:00:00Z'}}\nspec: {{{spec}, ports: [{{number: 80, name: http, protocol: HTTP}}], \
+                 resolution: NONE}}\n"
+            )
+        };
+        let text = [
+            entry("aaa", "late", 5, "hosts: [api.bank.com]"),
+            entry("shop", "z", 3, "hosts: [api.bank.com]"),
+            entry("shop", "a", 4, "hosts: [api.bank.com]"),
+            entry("zzz", "first", 2, "hosts: [api.bank.com]"),
+            entry("hidden", "own", 1, "hosts: [api.bank.com], exportTo: [.]"),
+            entry("away", "elsewhere", 1, "hosts: [out.bank.com], exportTo: [shop]"),
+            entry("aaa", "wide", 1, "hosts: ['*.bank.com']"),
+            "---\napiVersion: v1\nkind: Service\nmetadata: {namespace: shop, name: cart}\nspec: {ports: [{port: 80}]}\n".to_owned(),
+            entry("aaa", "cart", 1, "hosts: [cart.shop.svc.cluster.local]"),
+        ];
+        let read = file::read("a.yaml", text.concat().as_bytes());
+        assert!(read.diagnoses.is_empty(), "{:?}", read.diagnoses);
+        let scan = Scan { found: read.found.into_iter().map(|(found, _)| found).collect(), ..Scan::default() };
+        let (objects, settings) = (Catalog::default().apply(&scan).0, Settings::default());
+        let hosts = Hosts::new(&objects.routes, &objects, &settings);
+        let name = |host: Option<Host<'_>>| match host {
+            Some(Host::Service(service)) => format!("service {}/{}", service.namespace, service.name),
+            Some(Host::Entry(entry)) => format!("{}/{}", entry.namespace, entry.name),
+            None => "-".to_owned(),
+        };
+        let cart = "cart.shop.svc.cluster.local";
+        for (host, namespace, found, keyed) in [
+            ("api.bank.com", "shop", "shop/z", "shop/z"),
+            ("api.bank.com", "aaa", "aaa/late", "aaa/late"),
+            ("api.bank.com", "hidden", "hidden/own", "hidden/own"),
+            // Whose namespace has none: the oldest that they see.
+            ("api.bank.com", "other", "zzz/first", "-"),
+            ("out.bank.com", "away", "aaa/wide", "away/elsewhere"),
+            ("out.bank.com", "shop", "away/elsewhere", "-"),
+            ("a.bank.com", "shop", "aaa/wide", "-"),
+            ("a.bank.com", "aaa", "aaa/wide", "aaa/wide"),
+            (cart, "aaa", "service shop/cart", "aaa/cart"),
+            (cart, "shop", "service shop/cart", "service shop/cart"),
+        ] {
+            assert_eq!(name(hosts.find(host, namespace)), found, "{host} in {namespace}");
+            assert_eq!(name(hosts.keyed(&NamespacedName::new(namespace, host))), keyed, "{host} of {namespace}");
+        }
     }
 }

@@ -95,7 +95,7 @@ impl<'a> Levels<'a> {
         let own = self.balancer.as_ref().and_then(|(written, ..)| written.locality_lb_setting.as_ref());
         // What a Service asks for stands between the rule and the mesh: one whose pods are asked on their own nodes only would be asked everywhere.
         let of_mesh = defaults.locality.as_ref().filter(|_| {
-            let host = hosts.find(&place.service.name, &place.service.namespace);
+            let host = hosts.keyed(&place.service);
             !host.is_some_and(|host| matches!(host, Host::Service(service) if hosts.has_order(service)))
         });
         policy.locality = own.or(of_mesh).map(locality).unwrap_or_default();

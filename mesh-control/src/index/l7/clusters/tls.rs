@@ -57,7 +57,7 @@ pub(super) fn of_rule(
         return Err(why.into());
     }
     let hosts = &reader.around.hosts;
-    let names: Vec<&String> = match hosts.find(&place.service.name, &place.service.namespace) {
+    let names: Vec<&String> = match hosts.keyed(&place.service) {
         _ if !written.subject_alt_names.is_empty() => written.subject_alt_names.iter().collect(),
         Some(Host::Entry(entry)) => entry.spec.subject_alt_names.iter().collect(),
         Some(Host::Service(service)) => hosts.added_names(&place.service.name, service),

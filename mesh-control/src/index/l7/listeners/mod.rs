@@ -94,7 +94,7 @@ pub fn goes_through(service: &NamespacedName, around: &Around<'_>) -> bool {
         return true;
     }
     let of_namespace = |namespace: &str| waypoint::ingress(Some(&around.hosts.labels(namespace)));
-    match around.hosts.find(&service.name, &service.namespace) {
+    match around.hosts.keyed(service) {
         Some(Host::Service(object)) => object.ingress.or_else(|| of_namespace(&object.namespace)) == Some(true),
         // Its own label alone: what its waypoint leads to an egress gateway would come back.
         Some(Host::Entry(entry)) => waypoint::ingress(Some(&entry.marks)) == Some(true),

@@ -171,6 +171,10 @@ fn held(key: &Key, objects: &Objects) -> Held {
             Some(Secured::Unreadable(known)) => Held::Unreadable { elsewhere: known.bound_elsewhere },
             _ => Held::Form,
         },
+        Kind::RequestAuthentication => match objects.unread_authentications.get(&name) {
+            Some(_) => Held::Unreadable { elsewhere: true },
+            None => Held::Form,
+        },
         Kind::Sidecar if objects.unread_sidecars.contains_key(&name) => Held::Unreadable { elsewhere: false },
         _ => match objects.mesh_configs.get(&name) {
             Some(Secured::Unreadable(_)) => Held::Unreadable { elsewhere: true },

@@ -372,6 +372,7 @@ impl Join {
         let is_same = is_same
             && self.last.pod_labels == *labels
             && self.last.objects.authorization_policies == objects.authorization_policies
+            && self.last.objects.unread_authentications == objects.unread_authentications
             && self.last.objects.token_keys == objects.token_keys;
         if is_same {
             return self.last.security.clone();

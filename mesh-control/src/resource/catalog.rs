@@ -60,7 +60,15 @@ impl Kept {
 /// Whether it matters that there is an object that cannot be read and never could: it may restrict traffic, be a namespace of the mesh, forbid plaintext, keep pods
 /// from what nobody knows, or be a route whose parents it is told to.
 fn matters_unread(kind: Kind) -> bool {
-    kind.counts_unread() || matches!(kind, Kind::Namespace | Kind::Sidecar) || kind.is_told_by_parent()
+    kind.counts_unread()
+        || is_closed(kind)
+        || matches!(kind, Kind::Namespace | Kind::Sidecar)
+        || kind.is_told_by_parent()
+}
+
+/// Whether such an object closes what it is about.
+fn is_closed(kind: Kind) -> bool {
+    kind.is_security() || kind == Kind::RequestAuthentication
 }
 
 /// The last good form of every object.
@@ -111,7 +119,7 @@ impl Catalog {
         closed.retain(|(key, unreadable)| {
             !(unreadable.nameless && origins.get(key).is_some_and(|origin| missing.contains(*origin)))
         });
-        kept.closed = closed.iter().filter(|(key, _)| key.kind.is_security()).count();
+        kept.closed = closed.iter().filter(|(key, _)| is_closed(key.kind)).count();
         self.good = good;
         (self.objects(closed), kept)
     }
@@ -165,7 +173,7 @@ impl Live {
 
     /// What is in force now.
     pub fn objects(&self) -> (Objects, Kept) {
-        let closed = self.closed.iter().filter(|key| key.kind.is_security()).count();
+        let closed = self.closed.iter().filter(|key| is_closed(key.kind)).count();
         (self.objects.clone(), Kept { last_good: self.stale.len(), closed })
     }
 }

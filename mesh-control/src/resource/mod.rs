@@ -167,6 +167,8 @@ pub struct Objects {
     pub unread_routes: BTreeMap<Key, Vec<ParentReference>>,
     /// BackendTLSPolicies that are there and cannot be read, and never could, with what they are about as far as that can be read.
     pub unread_policies: BTreeMap<Key, Vec<PolicyTarget>>,
+    /// RequestAuthentications that are there and cannot be read, and never could: what they are about is closed.
+    pub unread_authentications: BTreeMap<NamespacedName, Unreadable>,
     /// Sidecars that are there and cannot be read, and never could, with the labels of their pods as far as those can be read: their pods reach only what is known.
     pub unread_sidecars: BTreeMap<NamespacedName, Labels>,
     /// Certificates of gateways and of what they reach.
@@ -207,6 +209,9 @@ impl Objects {
                 if key.kind == Kind::Sidecar {
                     self.unread_sidecars.remove(&name());
                 }
+                if key.kind == Kind::RequestAuthentication {
+                    self.unread_authentications.remove(&name());
+                }
                 self.routes.insert(name(), o);
             }
         }
@@ -227,6 +232,7 @@ impl Objects {
             }
             Kind::Namespace => drop(self.unread_namespaces.insert(name.name)),
             Kind::BackendTlsPolicy => drop(self.unread_policies.insert(key.clone(), unreadable.policy_targets)),
+            Kind::RequestAuthentication => drop(self.unread_authentications.insert(name, unreadable)),
             Kind::Sidecar => drop(self.unread_sidecars.insert(name, unreadable.selector.unwrap_or_default())),
             kind if kind.is_route() => drop(self.unread_routes.insert(key.clone(), unreadable.parents)),
             _ => {}
@@ -255,6 +261,9 @@ impl Objects {
                 self.unread_policies.remove(key);
                 if kind == Kind::Sidecar {
                     self.unread_sidecars.remove(&name);
+                }
+                if kind == Kind::RequestAuthentication {
+                    self.unread_authentications.remove(&name);
                 }
                 self.routes.remove(kind, &name);
             }

@@ -32,8 +32,8 @@ use crate::resource::authorization_policy::bound::Bound;
 use crate::resource::routing::telemetry::{self, RequestAuthentication, TargetReference};
 use crate::resource::routing::{Routed, inaction};
 use crate::resource::token_keys::{Keys, Place};
-use crate::resource::waypoint::NAMES_CLIENTS;
-use crate::resource::{Key, Kind, Labels, Objects, Secured};
+use crate::resource::waypoint::{GATEWAY_NAME, NAMES_CLIENTS};
+use crate::resource::{Key, Kind, Labels, Objects, Secured, Unreadable, meta};
 
 type Problems = Vec<(Key, Problem)>;
 
@@ -123,6 +123,18 @@ pub fn index(
             finder.tokens(name, object, &mut all, &mut made);
         }
     }
+    for (name, known) in &objects.unread_authentications {
+        if settings.heeds(objects, &name.namespace) && !settings.istio_runs {
+            let kind = Kind::RequestAuthentication;
+            let own = Key { kind, namespace: name.namespace.clone(), name: name.name.clone() };
+            for (gateway, target) in finder.unread(&own, known, &mut made.problems) {
+                made.in_force.insert(own.clone());
+                // Whose tokens would be believed nobody knows, nor which headers it would keep clients from sending.
+                let closed = Policy::closed(name.clone(), target);
+                all.entry(gateway).or_default().policies.push(Arc::new(closed));
+            }
+        }
+    }
     made.security = all.into_iter().map(|(gateway, own)| (gateway, Arc::new(own))).collect();
     made
 }
@@ -176,11 +188,16 @@ impl Finder<'_> {
                     (targets, None)
                 }
             },
-            Secured::Unreadable(known) if known.bound_elsewhere => match &known.targets {
-                Some(targets) => (self.targets(own, targets, problems), None),
-                None => (self.all_of(&own.namespace), None),
-            },
-            Secured::Unreadable(known) => (self.selected(&own.namespace, known.selector.as_ref()), None),
+            Secured::Unreadable(known) => (self.unread(own, known, problems), None),
+        }
+    }
+
+    /// What something is closed at that cannot be read and never could.
+    fn unread(&self, own: &Key, known: &Unreadable, problems: &mut Problems) -> Targets {
+        match &known.targets {
+            _ if !known.bound_elsewhere => self.selected(&own.namespace, known.selector.as_ref()),
+            Some(targets) => self.targets(own, targets, problems),
+            None => self.all_of(&own.namespace),
         }
     }
 

@@ -64,6 +64,18 @@ fn features_AP_2_SEC_6_a_gateway_has_the_policies_of_its_namespace_and_those_tha
                 .replace("AuthorizationPolicy", "RequestAuthentication"),
             &["shop/edge"],
         ),
+        (
+            "tokens of its namespace that are unreadable",
+            policy("shop", "{jwtRules: [{issuer: a, fromHeader: []}]}")
+                .replace("AuthorizationPolicy", "RequestAuthentication"),
+            &["shop/edge"],
+        ),
+        (
+            "unreadable tokens of others",
+            policy("shop", "{selector: {matchLabels: {app: web}}, jwtRules: [{issuer: a, fromHeader: []}]}")
+                .replace("AuthorizationPolicy", "RequestAuthentication"),
+            &[],
+        ),
     ] {
         let view = edges(&policy);
         let expected: BTreeMap<String, Vec<String>> =

@@ -14,6 +14,11 @@ fn bound_to(kind: &str, of: &str, target: &str, more: &str) -> String {
     )
 }
 
+/// Whose tokens are believed, and nobody can read it.
+fn unread_tokens(target: &str) -> String {
+    bound_to("RequestAuthentication", "shop", target, "").replace("issuer", "issuers")
+}
+
 const GATEWAY: &str = "{group: gateway.networking.k8s.io, kind: Gateway, name: wp}";
 const CLASS: &str = "{group: gateway.networking.k8s.io, kind: GatewayClass, name: undermesh-waypoint}";
 const SERVICE: &str = "{group: '', kind: Service, name: web}";
@@ -27,7 +32,7 @@ fn design_10_9_what_goes_around_a_waypoint_is_refused_where_a_policy_is_bound_to
     let wp = label("wp");
     let here = || waypoint("shop", "wp", "");
     let unreadable = |of: &str, target: &str| bound_to("AuthorizationPolicy", of, target, ", action: X");
-    let rows: [(&str, String, String, String, &str, &str); 18] = [
+    let rows: [(&str, String, String, String, &str, &str); 20] = [
         ("to the Gateway", here(), policy(GATEWAY, ""), wp.clone(), "waypoint", ALL),
         ("to the service", here(), policy(SERVICE, ""), wp.clone(), "waypoint", ALL),
         ("to another service", here(), policy(&SERVICE.replace("web", "x"), ""), wp.clone(), ALL, ALL),
@@ -40,6 +45,8 @@ fn design_10_9_what_goes_around_a_waypoint_is_refused_where_a_policy_is_bound_to
         ("to what has no waypoint", here(), policy(SERVICE, ""), String::new(), ALL, ALL),
         ("that nobody can read", here(), unreadable("shop", GATEWAY), wp.clone(), "waypoint", ALL),
         ("to nobody knows what", here(), unreadable("shop", "{kind: Gateway}"), wp.clone(), "waypoint", ALL),
+        ("tokens that nobody can read", here(), unread_tokens(GATEWAY), wp.clone(), "waypoint", ALL),
+        ("of nobody knows what", here(), unread_tokens("{kind: Pod}"), wp.clone(), "waypoint", ALL),
         ("the same elsewhere", here(), unreadable("infra", "{kind: Gateway}"), wp.clone(), ALL, ALL),
         ("the same for all", here(), unreadable(ROOT, "{kind: Gateway}"), wp.clone(), "waypoint", ALL),
         ("whatever the namespace allows", here(), policy(SERVICE, ""), format!("{wp}, {ALLOW}"), ALL, ALL),

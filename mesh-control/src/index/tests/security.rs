@@ -57,6 +57,14 @@ pub(super) fn said(view: &View) -> Vec<String> {
     own.map(|(_, problem)| format!("{}: {}", problem.field, problem.message)).collect()
 }
 
+/// A field that there is not.
+const TYPO: &str = ", jwtRules: [{issuer: a, fromHeader: []}]";
+
+/// A RequestAuthentication that cannot be read.
+fn tokens(namespace: &str, of: &str) -> String {
+    policy(namespace, &format!("{{{of}{TYPO}}}")).replace("AuthorizationPolicy", "RequestAuthentication")
+}
+
 #[test]
 fn features_AP_2_a_policy_goes_to_the_waypoints_of_its_targets() {
     let web = "shop/web.shop.svc.cluster.local";
@@ -106,6 +114,19 @@ fn features_AP_2_a_policy_goes_to_the_waypoints_of_its_targets() {
         // What cannot be read is closed where it is bound.
         ("unreadable", policy("shop", &format!("{{{}, rulez: []}}", refs("Service", "web"))), &[("shop/wp", web)], ""),
         ("unreadable targets", policy("shop", "{targetRefs: [{kind: Pod, name: web}]}"), &[("shop/wp", "all")], ""),
+        // Tokens of which nobody knows whose they would be: nothing gets in without.
+        ("unreadable tokens", tokens("shop", &refs("Service", "web")), &[("shop/wp", web)], ""),
+        ("unreadable tokens of a gateway", tokens("shop", &refs("Gateway", "wp")), &[("shop/wp", "all")], ""),
+        (
+            "unreadable tokens of something",
+            tokens("shop", "targetRefs: [{kind: Pod, name: web}]"),
+            &[("shop/wp", "all")],
+            "",
+        ),
+        ("unreadable tokens of a name", tokens("shop", "targetRef: web"), &[("shop/wp", "all")], ""),
+        ("unreadable tokens, misspelt", tokens("shop", "targetRfs: []"), &[("shop/wp", "all")], ""),
+        ("unreadable tokens of pods", tokens("shop", "selector: {matchLabels: {app: web}}"), &[], ""),
+        ("unreadable tokens of all pods", tokens("shop", "jwtRules: [{issuer: ''}]").replace(TYPO, ""), &[], ""),
     ] {
         let view = mesh(&policy);
         let expected: BTreeMap<String, Vec<String>> =
@@ -113,11 +134,12 @@ fn features_AP_2_a_policy_goes_to_the_waypoints_of_its_targets() {
         assert_eq!(given(&view), expected, "{what}");
         let said = said(&view);
         assert_eq!(said.first().map(String::as_str).unwrap_or_default(), saying, "{what}: {said:?}");
-        let key = Key { kind: Kind::AuthorizationPolicy, namespace: "shop".into(), name: "p".into() };
+        let kind = if what.contains("tokens") { Kind::RequestAuthentication } else { Kind::AuthorizationPolicy };
+        let key = Key { kind, namespace: "shop".into(), name: "p".into() };
         assert_eq!(view.at_waypoints.contains(&key), expected.contains_key("shop/wp") && what != "a class", "{what}");
         // No waypoint has less than that: an empty one lets everything through, and none nothing.
         assert_eq!(view.security.len(), 2, "{what}");
-        if what.starts_with("unreadable") {
+        if what.starts_with("unreadable") && !expected.is_empty() {
             let own = &view.security[&NamespacedName::new("shop", "wp")].policies[0];
             assert_eq!((&own.action, own.rules.len()), (&Action::Deny, 1), "{what}");
         }

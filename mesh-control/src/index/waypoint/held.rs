@@ -11,7 +11,7 @@ use mesh_core::{ArcStr, NamespacedName};
 use crate::index::Settings;
 use crate::resource::authorization_policy::AuthorizationPolicy;
 use crate::resource::routing::telemetry::TargetReference;
-use crate::resource::{Objects, Secured};
+use crate::resource::{Objects, Secured, Unreadable};
 
 /// What is held, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,12 +54,16 @@ impl Held {
             }
             match secured {
                 Secured::Readable(policy) => add(&mut held, &name.namespace, enforced(policy)),
-                Secured::Unreadable(known) if known.bound_elsewhere => match &known.targets {
-                    Some(targets) => add(&mut held, &name.namespace, targets),
-                    None if settings.is_root(&name.namespace) => held.all = true,
-                    None => drop(held.namespaces.insert(name.namespace.clone())),
-                },
-                Secured::Unreadable(_) => {}
+                Secured::Unreadable(known) => {
+                    let targets = held.unread(&name.namespace, known, settings);
+                    add(&mut held, &name.namespace, targets);
+                }
+            }
+        }
+        for (name, known) in &objects.unread_authentications {
+            if settings.heeds(objects, &name.namespace) && !settings.istio_runs {
+                let targets = held.unread(&name.namespace, known, settings);
+                add(&mut held, &name.namespace, targets);
             }
         }
         for (name, object) in &objects.routes.request_authentications {
@@ -73,6 +77,17 @@ impl Held {
         let of_classes = gateways.filter(|(_, gateway)| classes.contains(&gateway.spec.gateway_class_name));
         held.gateways.extend(of_classes.map(|(name, _)| name.clone()));
         held
+    }
+
+    /// What is held by something that cannot be read, as far as it can be told; else it is whatever that may be bound to.
+    fn unread<'a>(&mut self, namespace: &ArcStr, known: &'a Unreadable, settings: &Settings) -> &'a [TargetReference] {
+        match &known.targets {
+            _ if !known.bound_elsewhere => return &[],
+            Some(targets) => return targets,
+            None if settings.is_root(namespace) => self.all = true,
+            None => drop(self.namespaces.insert(namespace.clone())),
+        }
+        &[]
     }
 
     /// Whether nothing is held at all, as in most meshes.

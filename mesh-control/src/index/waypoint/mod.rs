@@ -280,7 +280,8 @@ impl Waypoints {
         let tokens = tokens.filter_map(|object| Some(&object.spec.selector.as_ref()?.match_labels));
         let telemetries = objects.routes.telemetries.values();
         let telemetries = telemetries.filter_map(|object| Some(&object.spec.selector.as_ref()?.match_labels));
-        let selectors = selectors.chain(policies).chain(tokens).chain(telemetries);
+        let unread = objects.unread_authentications.values().filter_map(|known| known.selector.as_ref());
+        let selectors = selectors.chain(policies).chain(tokens).chain(telemetries).chain(unread);
         let keys: BTreeSet<&String> = selectors.flat_map(Labels::keys).collect();
         let mut all = PodLabels::new();
         if keys.is_empty() {

@@ -254,6 +254,7 @@ fn spec<S: Spec>(key: &Key, tree: &Tree, wrap: impl FnOnce(Routed<S>) -> Routing
         _ if key.kind.is_route() => {
             Err(Unreadable { parents: reference::readable_parents(written), ..Unreadable::default() })
         }
+        _ if key.kind == Kind::RequestAuthentication => Err(telemetry::known(written, &key.namespace)),
         _ if key.kind == Kind::Sidecar => {
             Err(Unreadable { selector: workload::readable_selector(written), ..Unreadable::default() })
         }

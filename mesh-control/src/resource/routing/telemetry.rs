@@ -9,7 +9,8 @@ use super::destination_rule::WorkloadSelector;
 use super::reference::name;
 use super::values::{Span, header};
 use super::{Check, Spec};
-use crate::resource::token_keys;
+use crate::resource::{Labels, Unreadable, token_keys};
+use crate::yaml::node::{Node as Tree, Value};
 
 /// What an object can be bound to at once.
 const MOST_TARGETS: usize = 16;
@@ -64,6 +65,37 @@ pub(super) fn bound(
         if one.namespace.as_deref().is_some_and(|namespace| namespace != check.namespace) {
             check.error(format!("{field}.namespace"), "another namespace than the object's", "delete the field");
         }
+    }
+}
+
+/// What a RequestAuthentication that cannot be read is about, as far as that can be: there it is closed. Of one that names things, or may, of which it cannot be
+/// told what they are, there are no targets.
+pub(super) fn known(spec: &Tree, namespace: &str) -> Unreadable {
+    const SELECTOR: &str = "selector";
+    const NAMES: [&str; 2] = ["targetRef", "targetRefs"];
+    let fields: Vec<&str> = match &spec.value {
+        Value::Map(entries) => entries.iter().map(|entry| entry.key.as_str()).collect(),
+        _ => vec![""],
+    };
+    let is_bound = fields.iter().any(|field| NAMES.contains(field));
+    let is_selecting = fields.contains(&SELECTOR);
+    // A field that nobody knows may be one of these with another spelling.
+    let is_open = !is_bound && !is_selecting && fields.iter().any(|field| *field != "jwtRules");
+    let selector = spec.get(SELECTOR).and_then(|written| WorkloadSelector::deserialize(written).ok());
+    let items = NAMES.iter().filter_map(|name| spec.get(name)).flat_map(|node| match &node.value {
+        Value::List(items) => items.as_slice(),
+        _ => std::slice::from_ref(node),
+    });
+    let can_be = |target: &TargetReference| {
+        TARGETS.contains(&(target.group.as_str(), target.kind.as_str()))
+            && target.namespace.as_deref().is_none_or(|named| named == namespace)
+    };
+    let targets: Option<Vec<_>> = items.map(|item| TargetReference::deserialize(item).ok().filter(can_be)).collect();
+    Unreadable {
+        selector: if is_selecting { selector.map(|known| known.match_labels) } else { Some(Labels::default()) },
+        bound_elsewhere: is_bound || is_open,
+        targets: targets.filter(|targets| !targets.is_empty() && !is_selecting),
+        ..Unreadable::default()
     }
 }
 

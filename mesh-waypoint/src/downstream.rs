@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use mesh_core::authorize::{Connection, authorize};
-use mesh_core::l7::{self, Applied, ClusterKey};
+use mesh_core::l7::{self, Applied, ClusterKey, Comes};
 use mesh_core::{Identity, NamespacedName, Snapshot, Workload};
 use mesh_runtime::DrainToken;
 use mesh_transport::hbone::Authority;
@@ -146,8 +146,8 @@ impl Downstream {
         let client = view.snapshot.workload_by_address(&own.place.network, &self.peer.address.ip());
         let client = client.filter(|workload| Some(&workload.identity()) == self.peer.proved()).cloned();
         let fresh = Arc::new(Bound {
-            applied: about(&target, |services| view.guard.security.applied(services.iter().copied())),
-            limiters: about(&target, |services| view.guard.limiters_of(services)),
+            applied: about(&target, |comes| view.guard.security.applied(comes)),
+            limiters: about(&target, |comes| view.guard.limiters_of(comes)),
             view: Arc::clone(&view),
             target,
             client,
@@ -160,12 +160,16 @@ impl Downstream {
     }
 }
 
+type Services<'s> = std::iter::Copied<std::slice::Iter<'s, &'s NamespacedName>>;
+
 /// Who asks for a workload itself is held against what is about any of its services: by its address nobody comes around them.
-fn about<T>(target: &Target, of: impl FnOnce(&[&NamespacedName]) -> T) -> T {
+fn about<T>(target: &Target, of: impl FnOnce(Comes<Services<'_>>) -> T) -> T {
     match target {
-        Target::Service { key, .. } => of(&[key]),
-        Target::Workload { workload, .. } => of(&workload.services.keys().collect::<Vec<_>>()),
-        Target::Edge { .. } => of(&[]),
+        Target::Service { key, .. } => of(Comes::For([key].iter().copied())),
+        Target::Workload { workload, .. } => {
+            of(Comes::For(workload.services.keys().collect::<Vec<_>>().iter().copied()))
+        }
+        Target::Edge { .. } => of(Comes::AtEdge),
     }
 }
 

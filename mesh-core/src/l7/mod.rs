@@ -54,6 +54,6 @@ pub use pick::{Decision, Mirrors, Miss, Outcome, pick};
 pub use redirect::{Redirect, RedirectPort};
 pub use retry::{Retries, RetryOn};
 pub use rewrite::{PathChange, Rewrite};
-pub use security::{Applied, Security, Target as SecurityTarget};
+pub use security::{Applied, Comes, Security, Target as SecurityTarget};
 pub use table::{Handling, Rule, Table, VirtualHost};
 pub use token::Token;

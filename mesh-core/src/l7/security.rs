@@ -18,18 +18,31 @@ use crate::NamespacedName;
 pub enum Target {
     /// All that the waypoint gets.
     All,
+    /// Those of its listeners at the edge, and not what it does as a waypoint.
+    Edge,
     /// Those to these services, or to a workload of one of them.
     Services(Vec<NamespacedName>),
 }
 
 impl Target {
-    /// Whether requests to any of these services are meant.
-    pub fn is_about<'a>(&self, mut services: impl Iterator<Item = &'a NamespacedName>) -> bool {
+    /// Whether requests that come in there are meant.
+    pub fn is_about<'a>(&self, comes: Comes<impl Iterator<Item = &'a NamespacedName>>) -> bool {
+        let Comes::For(mut services) = comes else { return matches!(self, Self::All | Self::Edge) };
         match self {
             Self::All => true,
+            Self::Edge => false,
             Self::Services(own) => services.any(|service| own.contains(service)),
         }
     }
+}
+
+/// How requests come in.
+#[derive(Clone, Copy, Debug)]
+pub enum Comes<S> {
+    /// Through the mesh: for a service, or for a workload of these.
+    For(S),
+    /// At a listener of a gateway: what they are for follows from them.
+    AtEdge,
 }
 
 /// Whose tokens are believed, of one RequestAuthentication.
@@ -80,14 +93,14 @@ impl Security {
         self.authorizers.iter().find(|one| one.name == name)
     }
 
-    /// What is about requests to a service, or to a workload of these services.
+    /// What is about requests that come in so.
     #[must_use]
-    pub fn applied<'a>(&self, services: impl Iterator<Item = &'a NamespacedName> + Clone) -> Applied {
+    pub fn applied<'a>(&self, comes: Comes<impl Iterator<Item = &'a NamespacedName> + Clone>) -> Applied {
         let mut applied = Applied::default();
-        for policy in self.policies.iter().filter(|policy| policy.target.is_about(services.clone())) {
+        for policy in self.policies.iter().filter(|policy| policy.target.is_about(comes.clone())) {
             applied.policies.add(policy);
         }
-        let about = self.authentications.iter().filter(|one| one.target.is_about(services.clone()));
+        let about = self.authentications.iter().filter(|one| one.target.is_about(comes.clone()));
         applied.rules = about.flat_map(|one| one.rules.iter().cloned()).collect();
         for name in applied.rules.iter().flat_map(|rule| rule.outputs()) {
             if !applied.outputs.contains(name) {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use mesh_core::l7::limit::RateLimit;
 use mesh_core::l7::policy::Policy;
-use mesh_core::l7::{Security, SecurityTarget};
+use mesh_core::l7::{Comes, Security, SecurityTarget};
 use mesh_core::{ArcStr, NamespacedName};
 
 pub use buckets::Limiter;
@@ -58,10 +58,10 @@ impl Guard {
         Self::new(Arc::new(Security { policies, ..Security::default() }), &[])
     }
 
-    /// The rate limits of requests to any of these services.
+    /// The rate limits of requests that come in so.
     #[must_use]
-    pub fn limiters_of(&self, services: &[&NamespacedName]) -> Vec<Arc<Limiter>> {
-        let is_about = |one: &&Arc<Limiter>| one.limit.target.is_about(services.iter().copied());
+    pub fn limiters_of<'a>(&self, comes: Comes<impl Iterator<Item = &'a NamespacedName> + Clone>) -> Vec<Arc<Limiter>> {
+        let is_about = |one: &&Arc<Limiter>| one.limit.target.is_about(comes.clone());
         self.limiters.iter().filter(is_about).cloned().collect()
     }
 

@@ -201,7 +201,8 @@ impl Finder<'_> {
         }
     }
 
-    /// Gateways at the edge whose pods are selected by something in a namespace: all, if the selector is empty or nobody can tell it.
+    /// Gateways at the edge whose pods are selected by something in a namespace: all, if the selector is empty or nobody can tell it. Of one that is a waypoint as well
+    /// only what comes in at its edge is meant: of what goes through it agents judge.
     fn selected(&self, namespace: &ArcStr, selector: Option<&Labels>) -> Targets {
         let everywhere = self.settings.is_root(namespace);
         let is_meant = |name: &NamespacedName, own: &Deployed| {
@@ -210,8 +211,8 @@ impl Finder<'_> {
                     selector.is_empty() || has_labels(self.objects, self.labels, name, own, selector)
                 })
         };
-        let edges = self.waypoints.edges().filter(|(name, own)| is_meant(name, own));
-        edges.map(|(name, _)| (name.clone(), Target::All)).collect()
+        let edges = self.waypoints.edges().filter(|(name, own, _)| is_meant(name, own));
+        edges.map(|(name, _, whole)| (name.clone(), if whole { Target::All } else { Target::Edge })).collect()
     }
 
     /// The waypoints of what is named, and what is to be said of what has none.
@@ -334,13 +335,14 @@ impl Finder<'_> {
 fn merge(found: &mut Targets, gateway: NamespacedName, target: Target) {
     match (found.get_mut(&gateway), target) {
         (None, target) => drop(found.insert(gateway, target)),
-        (Some(Target::All), _) => {}
-        (Some(known), Target::All) => *known = Target::All,
+        (Some(Target::All), _) | (Some(Target::Edge), Target::Edge) => {}
         (Some(Target::Services(known)), Target::Services(more)) => {
             known.extend(more);
             known.sort();
             known.dedup();
         }
+        // What is about both is about all: it never is about less.
+        (Some(known), _) => *known = Target::All,
     }
 }
 

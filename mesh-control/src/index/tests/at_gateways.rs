@@ -96,6 +96,36 @@ fn features_AP_2_SEC_6_a_gateway_has_the_policies_of_its_namespace_and_those_tha
 }
 
 #[test]
+fn a_gateway_that_is_a_waypoint_as_well_has_them_at_its_edge_and_nowhere_else() {
+    let gateway = |listeners: &str| {
+        format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: both, namespace: third}}\nspec: {{gatewayClassName: undermesh, allowedListeners: {{namespaces: {{from: Same}}}}, listeners: [{{name: mesh, port: 15008, protocol: HBONE}}{listeners}]}}\n"
+        )
+    };
+    let set = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: ListenerSet\nmetadata: {name: more, namespace: third}\nspec: {parentRef: {name: both}, listeners: [{name: a, port: 80, protocol: HTTP}]}\n";
+    let http = gateway(", {name: http, port: 80, protocol: HTTP}");
+    let tokens = policy("third", "{jwtRules: [{issuer: a}]}").replace("AuthorizationPolicy", "RequestAuthentication");
+    let target = "{targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: both}]}";
+    for (what, objects, expected) in [
+        ("of its namespace", format!("{http}{}", policy("third", "{}")), Some("edge")),
+        ("of the mesh", format!("{http}{}", policy("undermesh-system", "{}")), Some("edge")),
+        ("tokens", format!("{http}{tokens}"), Some("edge")),
+        ("of a ListenerSet", format!("{}{set}{}", gateway(""), policy("third", "{}")), Some("edge")),
+        ("of a waypoint alone", format!("{}{}", gateway(""), policy("third", "{}")), None),
+        ("bound to it", format!("{http}{}", policy("third", target)), Some("all")),
+        (
+            "that nobody can read",
+            format!("{http}{}", policy("third", "{targetRefs: [{kind: Pod, name: a}]}")),
+            Some("all"),
+        ),
+    ] {
+        let given = given(&mesh(&objects));
+        let expected = expected.map(|target| vec![target.to_owned()]);
+        assert_eq!(given.get("third/both"), expected.as_ref(), "{what}");
+    }
+}
+
+#[test]
 fn what_a_gateway_has_of_policies_is_that_of_a_fresh_join_whatever_becomes_of_its_pods() {
     let policy = policy("undermesh-system", "{selector: {matchLabels: {istio: ingressgateway}}}");
     let gateway = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: edge, namespace: shop, annotations: {gateway.istio.io/service-account: front}}\nspec: {gatewayClassName: undermesh, listeners: [{name: http, port: 80, protocol: HTTP}]}\n";

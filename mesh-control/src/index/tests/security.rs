@@ -41,6 +41,7 @@ fn refs(kind: &str, name: &str) -> String {
 pub(super) fn given(view: &View) -> BTreeMap<String, Vec<String>> {
     let target = |target: &Target| match target {
         Target::All => "all".to_owned(),
+        Target::Edge => "edge".to_owned(),
         Target::Services(services) => services.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
     };
     let of = |own: &Security| {

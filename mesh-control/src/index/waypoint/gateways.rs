@@ -8,8 +8,8 @@ use crate::diagnosis::Problem;
 use crate::index::routing::parents::{self, Owner};
 use crate::index::{Settings, WaypointGateway};
 use crate::resource::namespace::NAME_LABEL;
-use crate::resource::routing::Routed;
 use crate::resource::routing::gateway::{Gateway, Listener};
+use crate::resource::routing::{ListenerSet, Routed};
 use crate::resource::waypoint::{GATEWAY_NAME, SERVICE_ACCOUNT, WAYPOINT_FOR, deployed_name, gateway_label};
 use crate::resource::{Key, Kind, Labels, Objects, meta};
 
@@ -84,6 +84,8 @@ pub struct Waypoint {
     services: bool,
     /// It takes connections to workloads.
     workloads: bool,
+    /// It has listeners of the edge beside: its own, or those of a ListenerSet.
+    edge: bool,
     /// Those that say of which namespaces.
     listeners: Vec<Listener>,
 }
@@ -95,6 +97,11 @@ impl Waypoint {
             Traffic::Service => self.services,
             Traffic::Workload => self.workloads,
         }
+    }
+
+    /// Whether it listens at the edge beside.
+    pub fn is_edge(&self) -> bool {
+        self.edge
     }
 
     /// Whether a listener of this Gateway, which is called `own`, takes what is of `namespace`.
@@ -153,7 +160,14 @@ impl Standing {
             }
         };
         let deployed = Deployed::of(gateway, true);
-        Standing::Ours(Waypoint { deployed, destination: None, services, workloads, listeners })
+        // Whether the Gateway takes those listeners is not asked: until it does, what is about them is about nothing.
+        let adds = |set: &Routed<ListenerSet>| {
+            let to = &set.spec.parent_ref;
+            let namespace = to.namespace.as_deref().unwrap_or(&set.namespace);
+            to.is_gateway() && *to.name == *gateway.name && *namespace == *gateway.namespace
+        };
+        let edge = gateway.spec.edges().next().is_some() || objects.routes.listener_sets.values().any(|set| adds(set));
+        Standing::Ours(Waypoint { deployed, destination: None, services, workloads, edge, listeners })
     }
 }
 

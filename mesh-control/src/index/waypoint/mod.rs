@@ -130,9 +130,12 @@ impl Waypoints {
         }
     }
 
-    /// Those of ours that are no waypoints.
-    pub fn edges(&self) -> impl Iterator<Item = (&NamespacedName, &Deployed)> {
-        self.deployed().filter(|(name, _)| self.is_edge(name))
+    /// Those of ours that listen at the edge, and whether they do nothing else.
+    pub fn edges(&self) -> impl Iterator<Item = (&NamespacedName, &Deployed, bool)> {
+        self.deployed().filter_map(|(name, own)| match self.waypoint(name) {
+            None => Some((name, own, true)),
+            Some(waypoint) => waypoint.is_edge().then_some((name, own, false)),
+        })
     }
 
     /// Whether a Gateway of ours is no waypoint.

@@ -10,7 +10,7 @@ use super::*;
 use crate::Identity;
 use crate::l7::path::{self, Spelling};
 use crate::l7::token::{JwtRule, Token};
-use crate::l7::{Authority, Request};
+use crate::l7::{Authority, Comes, Request};
 
 /// A request as a line: method, host and path, then headers; whose it is; what its token says.
 struct Sent {
@@ -459,13 +459,24 @@ fn a_policy_is_about_its_target() {
     let other = NamespacedName::new("shop", "other.shop.svc.cluster.local");
     let of = |name: &str, target| Arc::new(Policy { target, ..policy(name, Action::Allow, vec![]) });
     let security = crate::l7::Security {
-        policies: vec![of("all", Target::All), of("cart", Target::Services(vec![cart.clone()]))],
+        policies: vec![
+            of("all", Target::All),
+            of("cart", Target::Services(vec![cart.clone()])),
+            of("edge", Target::Edge),
+        ],
         ..Default::default()
     };
-    for (services, expected) in [(vec![&cart], 2), (vec![&other], 1), (vec![&other, &cart], 2), (vec![], 1)] {
-        let applied = security.applied(services.iter().copied());
+    for (services, expected) in [
+        (Some(vec![&cart]), &[0, 1][..]),
+        (Some(vec![&other]), &[0]),
+        (Some(vec![&other, &cart]), &[0, 1]),
+        (Some(vec![]), &[0]),
+        (None, &[0, 2]),
+    ] {
+        let comes = services.as_ref().map_or(Comes::AtEdge, |services| Comes::For(services.iter().copied()));
+        let applied = security.applied(comes);
         let mut wanted = Policies::default();
-        security.policies.iter().take(expected).for_each(|policy| wanted.add(policy));
+        expected.iter().for_each(|at| wanted.add(&security.policies[*at]));
         assert_eq!(applied.policies, wanted, "{services:?}");
     }
 }

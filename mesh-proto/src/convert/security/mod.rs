@@ -117,9 +117,10 @@ pub fn encode_security(security: &Security) -> Vec<u8> {
     };
     let entry = |name: &NamespacedName, target: &Target, body| wire::SecurityEntry {
         name: name.to_string(),
-        all: *target == Target::All,
+        all: matches!(target, Target::All | Target::Edge),
+        edge_only: *target == Target::Edge,
         services: match target {
-            Target::All => Vec::new(),
+            Target::All | Target::Edge => Vec::new(),
             Target::Services(services) => services.iter().map(ToString::to_string).collect(),
         },
         body,
@@ -152,6 +153,7 @@ fn head(entry: &wire::SecurityEntry) -> Result<(NamespacedName, Target), Convert
     let name = field::key("name", &entry.name)?;
     few("services", entry.services.len(), MOST_SERVICES)?;
     let target = match (entry.all, entry.services.is_empty()) {
+        (true, true) if entry.edge_only => Target::Edge,
         (true, true) => Target::All,
         (false, _) => {
             let services = entry.services.iter().map(|service| field::key("services", service));

@@ -75,7 +75,7 @@ fn everything() -> Security {
         policies: vec![
             policy("a", Action::Allow, Target::All),
             policy("b", Action::Deny, services.clone()),
-            policy("c", Action::Audit, Target::All),
+            policy("c", Action::Audit, Target::Edge),
             policy("d", Action::Custom("ask".into()), Target::All),
         ],
         authentications: vec![Arc::new(Authentication {

@@ -475,7 +475,12 @@ impl Around<'_> {
         if let Some(guard) = waypoints.guard(pod, &workload.services, guarded, objects, settings) {
             workload::list(&mut workload, guard.name(&pod.namespace));
         }
-        if waypoints.leads_strangers(pod, objects, settings) {
+        let led = waypoints.led(pod, &workload.services, guarded).filter(|_| workload.waypoint.is_none());
+        if let Some((address, _)) = led {
+            workload.waypoint = Some(address.clone());
+        }
+        let with_strangers = pod.enrolled && led.is_some_and(|(_, with_strangers)| *with_strangers);
+        if with_strangers || waypoints.leads_strangers(pod, objects, settings) {
             workload::list(&mut workload, Policy::through(pod.namespace.clone()).name);
         }
         interner.workload(&mut workload);

@@ -143,6 +143,7 @@ pub fn slices<'a>(
         };
         let ports: Vec<PortMapping> = object.ports.iter().filter_map(port).collect();
         let account = waypoints.guards(object, objects, settings);
+        let led = waypoints.leads_to(object, objects, settings);
         let guard = account.map(|account| Guard::of(account, ports.iter().map(|port| port.target_port)));
         for endpoint in &slice.endpoints {
             for address in &endpoint.addresses {
@@ -204,6 +205,9 @@ pub fn slices<'a>(
                     // Beside that of the pod's other services: where both are of a port, both must let somebody pass.
                     if let Some(guard) = guard.as_ref().filter(|_| at < pods) {
                         list(workload, guard.name(&workload.namespace));
+                        if workload.waypoint.is_none() {
+                            workload.waypoint.clone_from(&led);
+                        }
                         guards.insert((workload.namespace.clone(), guard.clone()));
                     }
                 }

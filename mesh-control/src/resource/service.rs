@@ -55,6 +55,8 @@ pub struct Service {
     pub name: ArcStr,
     /// Its virtual addresses; none if it is headless.
     pub addresses: Vec<IpAddr>,
+    /// It never has one: who asks for it asks for its pods.
+    pub is_headless: bool,
     /// It is only a DNS alias; the mesh has no part in it.
     pub is_alias: bool,
     /// TCP ports.
@@ -144,6 +146,7 @@ pub fn read(key: &Key, object: k8s::Service) -> (Service, Vec<Problem>) {
         namespace: key.namespace.clone(),
         name: key.name.clone(),
         addresses: addresses(&spec, &mut problems),
+        is_headless: spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip).any(|text| text == "None"),
         is_alias,
         ports: ports(&spec, "TCP", &mut problems),
         datagram_ports: ports(&spec, "UDP", &mut problems),

@@ -260,12 +260,15 @@ pub fn named(found: &Found, named: &Named, wish: &Wish<'_>) -> Result<Endpoint, 
     Ok(Endpoint { origin: origin.cloned(), _taken: Some(taken), ..endpoint })
 }
 
-/// The waypoint of a service, as an agent would take it: it is asked for the service's address, and what is said of the service's endpoints is its to heed.
+/// The waypoint of a service, as an agent would take it: it is asked for the service's address, and what is said of the service's endpoints is its to heed. Of a service
+/// without one it is asked for an endpoint, if it is the endpoint's as well.
 fn through_waypoint(found: &Found, wish: &Wish<'_>, taken: Taken, rng: &mut impl Rng) -> Result<Endpoint, NoEndpoint> {
     let (service, source) = (&found.now.service, &wish.own.place);
     let mut addresses = service.addresses.iter().filter(|at| at.network == source.network).filter_map(|at| at.single());
-    let address = addresses.next().ok_or(NoEndpoint::NoneLeft)?;
-    let destination = SocketAddr::new(address, found.place.key().port);
+    let destination = match addresses.next() {
+        Some(address) => SocketAddr::new(address, found.place.key().port),
+        None => pick(found, wish, wish.hash, rng)?.address,
+    };
     let request = resolve::Request { source, destination, place: None, now_ms: wish.now_ms, tried: wish.tried };
     match resolve::resolve(&wish.view.snapshot, &request, rng) {
         Ok(Route::Hbone(upstream)) if upstream.waypoint => {

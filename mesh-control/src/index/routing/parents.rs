@@ -101,6 +101,11 @@ pub fn resolve(parent: &ParentReference, key: &Key, own: &[String], routes: &Rou
         }
         ("", "Service") => Found::Ours(match hosts.service(namespace, &parent.name) {
             None => refused(Reason::NoMatchingParent, format!("there is no Service {name}")),
+            Some(service) if service.is_headless || service.is_alias => {
+                let what = if service.is_alias { "is another name of a host" } else { "is headless" };
+                let why = format!("Service {name} {what}: nobody asks for it by an address, so no request is for it");
+                refused(Reason::NoMatchingParent, why)
+            }
             Some(service) => port(parent, Host::Service(service), |section| {
                 service.ports.iter().find(|port| port.name == section).map(|port| port.port)
             })

@@ -401,6 +401,18 @@ fn what_routes_belong_to() {
             Some("NoMatchingParent"),
         ),
         (
+            "{group: '', kind: Service, name: pods}",
+            vec![object(Kind::Service, "shop", "pods", "{clusterIP: None, ports: [{port: 80}], selector: {app: a}}")],
+            "Service shop/pods is headless: nobody asks for it by an address, so no request is for it",
+            Some("NoMatchingParent"),
+        ),
+        (
+            "{group: '', kind: Service, name: alias}",
+            vec![object(Kind::Service, "shop", "alias", "{type: ExternalName, externalName: a.example.com}")],
+            "Service shop/alias is another name of a host: nobody asks for it by an address, so no request is for it",
+            Some("NoMatchingParent"),
+        ),
+        (
             "{group: networking.istio.io, kind: ServiceEntry, name: x}",
             vec![],
             "there is no ServiceEntry shop/x",

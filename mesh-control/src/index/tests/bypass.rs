@@ -2,6 +2,7 @@
 
 use super::waypoints::{far, label, namespace, problems, shop, waypoint};
 use super::*;
+use crate::verdict::Binding;
 
 /// A policy, or something else of security, that is bound to `target`.
 fn bound_to(kind: &str, of: &str, target: &str, more: &str) -> String {
@@ -149,6 +150,70 @@ fn design_10_9_who_has_no_identity_is_led_through_a_waypoint_for_workloads() {
         assert_eq!(leads(&view(&text)), expected, "{what}");
         // Before an agent has it, and after, others know of no tunnel to it.
         assert!(!leads(&view(&text.replace("redirection: enabled", "redirection: disabled"))), "{what}");
+    }
+}
+
+#[test]
+fn design_10_9_who_asks_for_a_headless_service_is_led_or_it_says_that_nobody_gets_there() {
+    let policy = || bound_to("AuthorizationPolicy", "shop", GATEWAY, "");
+    let (wp, refuse) = (label("wp"), "undermesh.io/waypoint-bypass: refuse");
+    let cut = "the service has no address, waypoint shop/wp takes no connections to addresses of pods, and its pods let nothing go around it: nobody reaches them at the ports of the service";
+    let around = "the service has no address, waypoint shop/wp takes no connections to addresses of pods, and connections go around it";
+    let all = || waypoint("shop", "wp", "all");
+    let services = || waypoint("shop", "wp", "");
+    let explicit = format!("{wp}, {refuse}");
+    // Who may connect, whether clients and who has no identity are led through the waypoint, and what the service is told.
+    for (what, gateway, policy, of_service, of_namespace, may, led, told) in [
+        ("for pods, held", all(), policy(), &*wp, "", "waypoint", [true, true], ""),
+        ("for pods, by its namespace", all(), policy(), "", &*wp, "waypoint", [true, true], ""),
+        ("for pods, refused", all(), String::new(), &explicit, "", "waypoint", [true, false], ""),
+        ("for pods, not held", all(), String::new(), &wp, "", "waypoint other client plain", [false, false], ""),
+        ("for services, held", services(), policy(), &wp, "", "waypoint", [false, false], cut),
+        ("for services, by its namespace", services(), policy(), "", &wp, "waypoint", [false, false], cut),
+        (
+            "for services, not held",
+            services(),
+            String::new(),
+            &wp,
+            "",
+            "waypoint other client plain",
+            [false, false],
+            around,
+        ),
+        (
+            "that its namespace asks for",
+            services(),
+            String::new(),
+            "",
+            &wp,
+            "waypoint other client plain",
+            [false, false],
+            "",
+        ),
+        (
+            "let in",
+            services(),
+            policy(),
+            &format!("{wp}, {ALLOW}"),
+            "",
+            "waypoint other client plain",
+            [false, false],
+            around,
+        ),
+    ] {
+        let shop = shop(of_service, "").replace("clusterIP: 198.19.0.1", "clusterIP: None");
+        let view = view(&format!("{NODE}{gateway}{policy}{}{shop}", namespace("shop", of_namespace)));
+        assert_eq!(let_in(&view, 80), may, "{what}");
+        let workload = view.workloads.values().next().unwrap();
+        assert_eq!([workload.waypoint.is_some(), workload.leads_strangers_through()], led, "{what}");
+        let binding = &view.bindings.get(&mesh_core::NamespacedName::new("shop", "web"));
+        let said = match binding {
+            Some(Binding::Refused("UnsupportedTrafficType", why)) => why.split(" (").next().unwrap().to_owned(),
+            _ => String::new(),
+        };
+        assert_eq!(said, told, "{what}: {binding:?}");
+        let problems = problems(&view);
+        assert_eq!(problems.iter().any(|(kind, ..)| *kind == Kind::Service), !told.is_empty(), "{what}: {problems:?}");
     }
 }
 

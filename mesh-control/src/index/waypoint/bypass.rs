@@ -10,14 +10,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_core::policy::{Action, Clause, GUARD, Match, Policy, Rule, Scope, StringMatch};
 use mesh_core::workload::Memberships;
-use mesh_core::{ArcStr, Identity, NamespacedName, TrustDomain};
+use mesh_core::{ArcStr, GatewayAddress, Identity, NamespacedName, TrustDomain};
 
-use super::{Waypoints, asked};
+use super::{Traffic, Waypoints, asked};
 use crate::diagnosis::Problem;
 use crate::index::Settings;
 use crate::index::service::key;
 use crate::resource::routing::{Routed, ServiceEntry};
-use crate::resource::waypoint::{Asked, BYPASS, Bypass};
+use crate::resource::waypoint::{Asked, BYPASS, Bypass, WAYPOINT_FOR, field};
 use crate::resource::{Objects, Pod, Service};
 
 /// Namespace and service account of a waypoint's pods.
@@ -27,6 +27,9 @@ pub type Account = (ArcStr, ArcStr);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Guarded {
     services: BTreeMap<NamespacedName, Option<Account>>,
+    /// Of these the headless ones whose waypoint takes connections to workloads: who asks for one of their pods is led there, and who has no identity as well, unless
+    /// he is to be refused.
+    led: BTreeMap<NamespacedName, (GatewayAddress, bool)>,
     /// Waypoints of the others: where they share a port with one of these, they may reach it as well.
     others: BTreeMap<NamespacedName, Account>,
     /// What the namespace says of pods that are addressed as workloads.
@@ -51,12 +54,57 @@ impl Waypoints {
         let services = objects.services.range(first..).map(|(_, service)| service);
         for service in services.take_while(|service| service.namespace == *namespace) {
             if let Some(account) = self.guards(service, objects, settings) {
-                guarded.services.insert(key(namespace, &service.name, settings), account);
+                let name = key(namespace, &service.name, settings);
+                if let Some(address) = self.leads_to(service, objects, settings) {
+                    let with_strangers = service.bypass.or(of_namespace) == Bypass::Unsaid;
+                    guarded.led.insert(name.clone(), (address, with_strangers));
+                }
+                guarded.services.insert(name, account);
             } else if let Some(account) = self.service(service, objects, settings).account {
                 guarded.others.insert(key(namespace, &service.name, settings), account);
             }
         }
         guarded
+    }
+
+    /// Where who asks for a pod of a headless service is led, if nothing may go around its waypoint and that takes him: without that nobody could ask for the service.
+    pub fn leads_to(&self, service: &Service, objects: &Objects, settings: &Settings) -> Option<GatewayAddress> {
+        if !service.is_headless || !self.refuses(service, objects) {
+            return None;
+        }
+        let bound = self.bind(Traffic::Workload, &service.waypoint, &service.namespace, objects, settings);
+        bound.address.filter(|_| bound.gateway.is_some())
+    }
+
+    /// The same for a pod that has these services and says nothing of waypoints itself, and whether who has no identity is led there as well.
+    pub fn led<'a>(
+        &self,
+        pod: &Pod,
+        services: &Memberships,
+        guarded: &'a Guarded,
+    ) -> Option<&'a (GatewayAddress, bool)> {
+        let says = || Asked::of(Some(&pod.labels), &pod.namespace) != Asked::Unsaid;
+        if guarded.led.is_empty() || says() || self.gateway_of(pod).is_some() {
+            return None;
+        }
+        services.keys().find_map(|service| guarded.led.get(service))
+    }
+
+    /// What a headless service is to be told whose waypoint no client comes to: it is asked for by the addresses of its pods, and the waypoint is not for these.
+    pub(super) fn unreachable(&self, service: &Service, name: &NamespacedName, objects: &Objects) -> Option<Problem> {
+        let waypoint = self.waypoint(name)?;
+        if !service.is_headless || !waypoint.is_for(Traffic::Service) || waypoint.is_for(Traffic::Workload) {
+            return None;
+        }
+        let what = match self.refuses(service, objects) {
+            true => "its pods let nothing go around it: nobody reaches them at the ports of the service",
+            false => "connections go around it",
+        };
+        let message = format!(
+            "the service has no address, waypoint {name} takes no connections to addresses of pods, and {what}"
+        );
+        let help = format!("label the Gateway `{WAYPOINT_FOR}: all`, or the service `{BYPASS}: allow`");
+        Some(Problem::warning(field(), message).help(help))
     }
 
     /// Who alone may reach the pods of a service; `None` if anybody may.
@@ -69,7 +117,7 @@ impl Waypoints {
     }
 
     /// Whether nothing may go around the waypoint of a service, if it has one.
-    fn refuses(&self, service: &Service, objects: &Objects) -> bool {
+    pub(super) fn refuses(&self, service: &Service, objects: &Objects) -> bool {
         let is_held = || {
             let name = NamespacedName::new(service.namespace.clone(), service.name.clone());
             self.held.services.contains(&name) || self.is_held(&service.waypoint, &service.namespace, objects)

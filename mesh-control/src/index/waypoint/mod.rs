@@ -34,6 +34,9 @@ use held::Held;
 /// End of the name of a waypoint that there is not: nobody can have a service of that name.
 const NOWHERE: &str = "waypoint.invalid";
 
+/// Why a service is not bound whose waypoint is not for what its clients ask for, in Istio's word.
+const UNSUPPORTED: &str = "UnsupportedTrafficType";
+
 /// Services by the gateway of the waypoint that they are bound to; a waypoint without any has an entry, too.
 pub type Served = BTreeMap<NamespacedName, BTreeSet<NamespacedName>>;
 
@@ -107,7 +110,15 @@ impl Waypoints {
             }
         }
         for service in objects.services.values() {
-            if let Some(problem) = waypoints.idle(service, objects, settings) {
+            let unreachable = match waypoints.binding(service, objects, settings) {
+                Some(Binding::Refused(reason, _)) if reason == UNSUPPORTED => {
+                    asked(&service.waypoint, &service.namespace, objects)
+                        .and_then(|(name, _)| waypoints.unreachable(service, name, objects))
+                }
+                _ => None,
+            };
+            let idle = waypoints.idle(service, objects, settings);
+            for problem in idle.into_iter().chain(unreachable) {
                 let (namespace, name) = (service.namespace.clone(), service.name.clone());
                 problems.push((Key { kind: Kind::Service, namespace, name }, problem));
             }
@@ -422,13 +433,21 @@ impl Waypoints {
             None | Some(Standing::Nobody(_) | Standing::Edge(_)) => told("WaypointIsNotReady"),
             Some(Standing::Ours(waypoint)) if !waypoint.is_for(Traffic::Service) => is_own.then(|| {
                 let message = format!("waypoint {name} does not take connections to services");
-                Binding::Refused("UnsupportedTrafficType", message)
+                Binding::Refused(UNSUPPORTED, message)
             }),
             Some(Standing::Ours(waypoint)) if !waypoint.takes(name, &service.namespace, objects) => {
                 told("AttachmentDenied")
             }
             Some(Standing::Ours(waypoint)) if waypoint.destination.is_none() => told("WaypointIsNotReady"),
-            Some(Standing::Ours(_)) => Some(Binding::Accepted(name.clone())),
+            Some(Standing::Ours(_)) => match self.unreachable(service, name, objects) {
+                // What only its namespace asks for, and harms nobody, it is not told.
+                Some(_) if !is_own && !self.refuses(service, objects) => None,
+                Some(Problem { message, help, .. }) => {
+                    let help = help.map(|help| format!(" ({help})")).unwrap_or_default();
+                    Some(Binding::Refused(UNSUPPORTED, format!("{message}{help}")))
+                }
+                None => Some(Binding::Accepted(name.clone())),
+            },
         }
     }
 

@@ -266,7 +266,8 @@ impl One<'_> {
             let Some(pattern) = HostPattern::parse(host) else { continue };
             for name in names {
                 let Some(object) = self.around.routes.virtual_services.get(name) else { continue };
-                if !sees(&object.spec.export_to, &object.namespace, &self.object.namespace) {
+                // As in Istio it counts where the pods are, and not where the Gateway is written.
+                if !sees(&object.spec.export_to, &object.namespace, &self.gateway.namespace) {
                     continue;
                 }
                 let shared = self.shared(&object.namespace, &pattern);

@@ -19,6 +19,7 @@ use super::server_tls::{self, Refused};
 use crate::diagnosis::Problem;
 use crate::index::certificates::Reference;
 use crate::index::routing::hosts::sees;
+use crate::index::routing::order::age;
 use crate::resource::routing::istio_gateway::{IstioGateway, Server, ServerMode};
 use crate::resource::routing::values::protocol;
 use crate::resource::routing::{Routed, VirtualService};
@@ -281,6 +282,7 @@ impl One<'_> {
                 }
             }
         }
+        all.sort_by_key(|(_, object, _)| age(object));
         all
     }
 

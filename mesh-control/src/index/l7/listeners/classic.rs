@@ -45,7 +45,10 @@ pub(super) struct Classic {
 struct Plain {
     hosts: Vec<HostPattern>,
     candidates: Vec<(Vec<HostPattern>, Candidate)>,
+    /// Of servers that have everything asked for by HTTPS.
     redirected: Vec<HostPattern>,
+    /// Of the others.
+    open: Vec<HostPattern>,
     first: Option<(Key, String)>,
     /// What comes here wants to leave the mesh, and may only go to what the registry knows.
     bars_others: bool,
@@ -96,6 +99,19 @@ pub(super) fn of(
 }
 
 impl Plain {
+    /// Whether hosts of a VirtualService are to be asked for by HTTPS: of the servers that they are for the one with the narrowest host says so.
+    fn is_redirected(&self, host: &HostPattern) -> bool {
+        let covers = |own: &&HostPattern| narrower(own, host).as_ref() == Some(host);
+        let length = |own: &HostPattern| match own {
+            HostPattern::Exact(name) => (2, name.len()),
+            HostPattern::Below(parent) => (1, parent.len()),
+            HostPattern::Any => (0, 0),
+        };
+        let narrowest = |all: &[HostPattern]| all.iter().filter(covers).map(length).max();
+        let redirected = narrowest(&self.redirected);
+        redirected.is_some() && redirected >= narrowest(&self.open)
+    }
+
     fn listener(self, gateway: &NamespacedName, port: u16, key: &Key) -> Listener {
         let redirect = Handling {
             origin: key.to_string().into(),
@@ -110,7 +126,8 @@ impl Plain {
         let redirect = Arc::new(redirect);
         let mut hosts = assemble(&self.candidates);
         // What is to be asked for by HTTPS is never served without.
-        hosts.retain(|host| !host.hosts.iter().any(|own| self.redirected.contains(own)));
+        hosts.iter_mut().for_each(|host| host.hosts.retain(|own| !self.is_redirected(own)));
+        hosts.retain(|host| !host.hosts.is_empty());
         let mut served = self.hosts;
         if self.bars_others {
             let answer = DirectResponse { status: http::StatusCode::BAD_GATEWAY, body: Default::default() };
@@ -329,6 +346,8 @@ impl One<'_> {
             plain.redirected.extend(new);
             return;
         }
+        let new = fresh(&plain.open);
+        plain.open.extend(new);
         let candidates = self.candidates(made, problems);
         plain.candidates.extend(candidates);
     }

@@ -155,6 +155,70 @@ fn features_GW_httpsRedirect_comes_before_routes_and_is_for_its_hosts() {
     assert_eq!(ask(listened(&made), 80, None, "b.com/x"), "v1:80");
 }
 
+#[test]
+fn what_is_asked_for_by_https_is_not_served_without_by_a_name_of_it() {
+    let redirect = |host: &str| {
+        format!("{{port: {{number: 80, name: a, protocol: HTTP}}, hosts: [{host}], tls: {{httpsRedirect: true}}}}")
+    };
+    let plain = |host: &str| format!("{{port: {{number: 80, name: b, protocol: HTTP}}, hosts: [{host}]}}");
+    for (servers, expected) in [
+        ([redirect("'*.example.com'"), plain("'*'")], ["https://a.example.com/", "https://b.example.com/", "v1:80"]),
+        ([plain("'*'"), redirect("'*.example.com'")], ["https://a.example.com/", "https://b.example.com/", "v1:80"]),
+        // The server with the narrower host says what is done.
+        (
+            [redirect("'*.example.com'"), plain("a.example.com")],
+            ["v1:80", "https://b.example.com/", "no listener has the host"],
+        ),
+        ([redirect("'*'"), plain("'*.example.com'")], ["v1:80", "v1:80", "https://a.org/"]),
+        ([redirect("a.example.com"), plain("'*'")], ["https://a.example.com/", "v1:80", "v1:80"]),
+    ] {
+        let hosts = "a.example.com, '*.example.com', '*'";
+        let servers = format!("[{}]", servers.join(", "));
+        let made = made(&[gateway("shop", "one", &servers), routes("shop", "a", "one", hosts, &to("v1"))]);
+        let asked = ["a.example.com/", "b.example.com/", "a.org/"].map(|url| ask(listened(&made), 80, None, url));
+        assert_eq!(asked, expected, "{servers}");
+    }
+}
+
+#[test]
+fn a_virtual_service_counts_at_gateways_whose_pods_see_it_and_the_oldest_first() {
+    let hidden = |name: &str, export: &str| {
+        object(
+            Kind::VirtualService,
+            "far",
+            name,
+            &format!("{{gateways: [far/one], hosts: [a.com], exportTo: [{export}], http: [{}]}}", to("stock")),
+        )
+    };
+    for (export, expected) in [("'*'", "stock:80"), ("shop", "stock:80"), (".", "404"), ("far", "404")] {
+        // The pods are of shop.
+        let made = made(&[gateway("far", "one", PLAIN), hidden("a", export)]);
+        assert_eq!(ask(listened(&made), 80, None, "a.com/"), expected, "{export}");
+    }
+    // By the order of their hosts the younger one would come first.
+    let server = "[{port: {number: 9000, name: tcp, protocol: TCP}, hosts: ['*']}]";
+    let tcp = |name: &str, host: &str, service: &str| {
+        let spec = "{gateways: [one], hosts: [HOST], tcp: [{route: [{destination: {host: TO, port: {number: 80}}}]}]}";
+        object(Kind::VirtualService, "shop", name, &spec.replace("HOST", host).replace("TO", service))
+    };
+    let dated = super::made;
+    let made = made(&[
+        gateway("shop", "one", server),
+        dated(tcp("young", "a.com", "v1"), "2024-02-02"),
+        dated(tcp("old", "b.com", "v2"), "2024-01-01"),
+    ]);
+    assert_eq!(goes(&made, 9000, None).as_deref(), Some("v2"));
+}
+
+/// Where bytes go.
+fn goes(made: &Made, bind: u16, name: Option<&str>) -> Option<String> {
+    let passage = listened(made).port(bind)?.named(name)?.passage(name)?;
+    match &passage.forward.backends()[0].target {
+        Target::Cluster(key) => Some(key.service.name.split('.').next().unwrap().to_owned()),
+        Target::Broken(why) => Some(why.to_string()),
+    }
+}
+
 /// What a server with this TLS comes to, and what was said.
 fn secured(tls: &str) -> (Made, String) {
     let server = format!("[{{port: {{number: 443, name: https, protocol: HTTPS}}, hosts: [a.com], tls: {{{tls}}}}}]");

@@ -155,7 +155,7 @@ fn key_of(virtual_service: &NamespacedName) -> Key {
     Key { kind: Kind::VirtualService, namespace, name }
 }
 
-/// Rules of routes of the Gateway API. Of TCPRoutes the first counts, because it means every connection; of TLSRoutes those with the longer names do.
+/// Rules of routes of the Gateway API. Of TCPRoutes the first counts, because it means every connection; of TLSRoutes that with the longer name, each name for itself.
 fn of_routes(keys: &[Key], around: &Around<'_>, problems: &mut Problems) -> Vec<Rule> {
     let mut rules: Vec<(usize, Rule)> = Vec::new();
     for key in keys {
@@ -174,13 +174,17 @@ fn of_routes(keys: &[Key], around: &Around<'_>, problems: &mut Problems) -> Vec<
             _ => continue,
         };
         let names = names(hostnames, "spec.hostnames", &mut notes);
-        let condition = Condition { server_names: names.clone(), ..Condition::default() };
-        let conditions = if names.is_empty() { Vec::new() } else { vec![condition] };
-        let specific = names.iter().map(specificity).max().unwrap_or_default();
         for (index, one) in written.iter().enumerate() {
             let (split, closed) = notes.apart(|notes| reference_split(index, one, key, route, around, notes));
             let split = closed.map_or(split, Split::closed);
-            rules.push((specific, Rule { origin: notes.origin(), conditions: conditions.clone(), split }));
+            let rule = |conditions| Rule { origin: notes.origin(), conditions, split: split.clone() };
+            if names.is_empty() {
+                rules.push((0, rule(Vec::new())));
+            }
+            rules.extend(names.iter().map(|name| {
+                let condition = Condition { server_names: vec![name.clone()], ..Condition::default() };
+                (specificity(name), rule(vec![condition]))
+            }));
         }
     }
     // A stable sort: of the same length the older one stays first.

@@ -206,6 +206,11 @@ fn routes_of_the_gateway_api_lead_connections() {
                 ("443 @", "closed: no rule of the routes of this service means it"),
             ],
         ),
+        // A name that another route has is that route's, however long the other names are.
+        (
+            &[tls("a", "[long.name.example, '*.b.example']", "v1"), tls("b", "[x.b.example]", "v2")],
+            &[("443 @long.name.example", "v1:443"), ("443 @x.b.example", "v2:443"), ("443 @y.b.example", "v1:443")],
+        ),
         (&[missing], &[("9000", "closed: there is no Service shop/nothing")]),
     ]);
 }

@@ -42,9 +42,20 @@ pub(super) fn passages(one: &One<'_>, encryption: &Encryption, problems: &mut Pr
             used.push(key);
         }
     }
+    (by_name(all), used)
+}
+
+/// Each name apart, the narrowest first: what else a rule names gives it nothing that another one names more narrowly.
+fn by_name(passages: Vec<Passage>) -> Vec<Passage> {
+    let apart = |passage: Passage| {
+        let Passage { origin, hosts, forward } = passage;
+        let one = move |host| Passage { origin: origin.clone(), hosts: vec![host], forward: forward.clone() };
+        hosts.into_iter().map(one)
+    };
+    let mut all: Vec<Passage> = passages.into_iter().flat_map(apart).collect();
     // A stable sort: of one name the oldest object stays first.
-    all.sort_by_key(|passage| passage.hosts.iter().map(breadth).min().unwrap_or((2, 0)));
-    (all, used)
+    all.sort_by_key(|passage| passage.hosts.first().map_or((2, 0), breadth));
+    all
 }
 
 fn breadth(pattern: &HostPattern) -> (u8, usize) {

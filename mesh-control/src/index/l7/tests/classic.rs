@@ -321,20 +321,17 @@ fn features_B16_what_is_passed_on_goes_by_name_and_plain_connections_by_port() {
         )
     };
     let spec = format!(
-        "{{gateways: [one], hosts: ['*'], tls: [{}, {}, {}], tcp: [{{match: [{{port: 9000}}], route: [{{destination: {{host: v3}}}}]}}, \
+        "{{gateways: [one], hosts: ['*'], tls: [{}, {}, {}, {}], tcp: [{{match: [{{port: 9000}}], route: [{{destination: {{host: v3}}}}]}}, \
          {{match: [{{port: 1}}], route: [{{destination: {{host: v1}}}}]}}]}}",
-        rule("'*.db.com'", "v1"),
+        // Its other name is narrow, this one is not.
+        rule("c.db.com, '*.db.com'", "v1"),
+        rule("d.db.com", "v3"),
         rule("a.db.com", "v2"),
         rule("other.com", "v3")
     );
     let made = made(&[gateway("shop", "one", servers), object(Kind::VirtualService, "shop", "a", &spec)]);
-    let at = |bind: u16, name: Option<&str>| {
-        let passage = listened(&made).port(bind)?.named(name)?.passage(name)?;
-        match &passage.forward.backends()[0].target {
-            Target::Cluster(key) => Some(key.service.name.split('.').next().unwrap().to_owned()),
-            Target::Broken(why) => Some(why.to_string()),
-        }
-    };
+    let at = |bind: u16, name: Option<&str>| goes(&made, bind, name);
+    assert_eq!(at(443, Some("d.db.com")).as_deref(), Some("v3"));
     assert_eq!(at(443, Some("b.db.com")).as_deref(), Some("v1"));
     assert_eq!(at(443, Some("a.db.com")).as_deref(), Some("v2"));
     assert_eq!((at(443, Some("nginx.example.com")), at(443, Some("other.com"))), (None, None));

@@ -143,6 +143,15 @@ fn matches(routes: &Routes, key: &Key) -> Vec<(String, String)> {
                 }
             }
         }
+        // Each name is of one route. What names none is for all.
+        Kind::TlsRoute => {
+            let names = routes.tls_routes.get(&name).map(|route| route.spec.hostnames.as_slice()).unwrap_or_default();
+            let each = names.iter().enumerate();
+            all.extend(each.map(|(index, name)| (format!("spec.hostnames[{index}]"), name.to_ascii_lowercase())));
+            if names.is_empty() {
+                all.push(("spec.rules[0]".to_owned(), String::new()));
+            }
+        }
         // Nothing tells connections apart.
         Kind::TcpRoute | Kind::UdpRoute => all.push(("spec.rules[0]".to_owned(), String::new())),
         _ => {}

@@ -514,6 +514,26 @@ fn what_routes_belong_to() {
 }
 
 #[test]
+fn a_name_of_tls_that_an_older_route_has_is_told() {
+    let route = |name: &str, when: &str, names: &str| {
+        let spec = format!(
+            "{{parentRefs: [{{name: front}}], hostnames: [{names}], rules: [{{backendRefs: [{{name: reviews, port: 80}}]}}]}}"
+        );
+        made(object(Kind::TlsRoute, "shop", name, &spec), when)
+    };
+    let spec =
+        "{gatewayClassName: undermesh, listeners: [{name: tls, port: 443, protocol: TLS, tls: {mode: Passthrough}}]}";
+    let front = object(Kind::Gateway, "shop", "front", spec);
+    for (names, expected) in [
+        ("a.com", vec![]),
+        ("c.com, B.com", vec!["w hostnames[1]: TLSRoute shop/old has the same match and comes first"]),
+    ] {
+        let all = [front.clone(), route("old", "2026-01-01", "x.com, b.com"), route("o", "2026-02-01", names)];
+        assert_eq!(said(&with(&all)), expected, "{names}");
+    }
+}
+
+#[test]
 fn gateways_and_destination_rules_beside_what_they_name() {
     let tls = |reference: &str| {
         format!(

@@ -150,6 +150,11 @@ fn one<'a>(entry: &Entry<'_>, mut before: impl Iterator<Item = &'a Entry<'a>>) -
                 Reason::UnsupportedProtocol,
                 "only a Gateway itself is a waypoint, and takes tunnels".to_owned(),
             ),
+            _ if listener.port != ports::HBONE => {
+                let why =
+                    format!("tunnels of the mesh come to port {}: nobody listens on {}", ports::HBONE, listener.port);
+                refused(Reason::PortUnavailable, why)
+            }
             _ => Standing::Tunnels,
         };
     }

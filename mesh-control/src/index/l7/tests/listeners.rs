@@ -110,7 +110,7 @@ fn features_GA_3_what_leads_nowhere_is_answered_with_500_and_other_hosts_with_40
 fn features_GA_listeners_that_contradict_each_other_do_not_count() {
     let listeners = "[{name: http, port: 80, protocol: HTTP}, {name: tls, port: 80, protocol: HTTPS, hostname: a.com, tls: {certificateRefs: [{name: c}]}}, \
         {name: udp, port: 53, protocol: UDP}, {name: own, port: 15008, protocol: HTTP}, {name: else, port: 81, protocol: example.com/x}, \
-        {name: tcp, port: 82, protocol: TCP}, {name: dns, port: 53, protocol: TCP}]";
+        {name: tcp, port: 82, protocol: TCP}, {name: dns, port: 53, protocol: TCP}, {name: mesh, port: 15009, protocol: HBONE}]";
     let (listeners, problems) = gateway(listeners, &[]);
     assert_eq!(listeners.ports().collect::<Vec<_>>(), [53, 80, 82]);
     assert_eq!(listeners.datagrams(53).map(|one| one.name.as_str()), Some("Gateway shop/edge udp"));
@@ -118,6 +118,8 @@ fn features_GA_listeners_that_contradict_each_other_do_not_count() {
     for reason in ["ProtocolConflict", "UnsupportedProtocol", "PortUnavailable"] {
         assert!(said.iter().any(|said| said.contains(reason)), "{reason}: {said:?}");
     }
+    let tunnels = "tunnels of the mesh come to port 15008: nobody listens on 15009";
+    assert!(said.iter().any(|said| said.contains(tunnels)), "{said:?}");
 }
 
 #[test]

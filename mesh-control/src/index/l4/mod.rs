@@ -68,15 +68,14 @@ impl Made {
 /// Makes the routes of all services that have any, and what is said of places.
 pub fn index(objects: &Objects, settings: &Settings, around: &Around<'_>) -> Made {
     let mut made = Made::default();
-    let is_read = !around.routes.virtual_services.is_empty() || places::says_something(around.defaults);
+    let has_routes = !around.routes.tcp_routes.is_empty() || !around.routes.tls_routes.is_empty();
+    let is_read = has_routes || !around.routes.virtual_services.is_empty() || places::says_something(around.defaults);
     let entries: Vec<_> = match is_read && !settings.istio_runs {
         true => entries::hosts(objects, settings, around),
         false => Vec::new(),
     };
     // Most meshes say nothing of connections.
-    let has_any = !around.routes.tcp_routes.is_empty()
-        || !around.routes.tls_routes.is_empty()
-        || around.routes.virtual_services.values().any(|object| says_something(&object.spec));
+    let has_any = has_routes || around.routes.virtual_services.values().any(|object| says_something(&object.spec));
     if has_any {
         for service in objects.services.values() {
             let of = Of { service: around.hosts.key(service), ports: &service.ports, is_entry: false };

@@ -349,6 +349,15 @@ fn features_B18_B20_hosts_of_service_entries_are_led_through_an_egress_gateway()
     {
         assert_eq!(outside(&made_of(&[through(more, first)]), 80, "shop", ServerName::Unread), "-", "{more}{first}");
     }
+    // Routes of the Gateway API are for all hosts of the entry.
+    let route = object(
+        Kind::TcpRoute,
+        "shop",
+        "o",
+        "{parentRefs: [{group: networking.istio.io, kind: ServiceEntry, name: edition, port: 443}], rules: [{backendRefs: [{name: v1, port: 9000}]}]}",
+    );
+    let made = made_of(&[route]);
+    assert_eq!([80, 443].map(|port| outside(&made, port, "shop", ServerName::Unread)), ["-", "v1:9000"]);
     // Namespaces of clients tell connections, and who is meant by no rule goes where it wanted to.
     let some = "{match: [{gateways: [mesh], sourceNamespace: far}], route: [{destination: {host: v2, port: {number: 9000}}}]}, ";
     let made = made_of(&[through("", some)]);

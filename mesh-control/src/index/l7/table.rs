@@ -104,10 +104,10 @@ fn routes(service: &NamespacedName, port: u16, kinds: &[Kind], around: &Around<'
     let is_for = |key: &&Key| {
         let parents = around.resolved.routes.get(key).map(|route| route.parents.as_slice()).unwrap_or_default();
         let attached = parents.iter().filter_map(|(_, outcome)| outcome.as_ref().ok());
-        attached.into_iter().any(|to| match to {
-            Attached::Service(of, on) => of == service && on.is_none_or(|on| on == port),
-            _ => false,
-        })
+        attached
+            .into_iter()
+            .map(Attached::services)
+            .any(|(of, on)| of.contains(service) && on.is_none_or(|on| on == port))
     };
     let mut groups: BTreeMap<ArcStr, Vec<Key>> = BTreeMap::new();
     let of_kind = |key: &&Key| kinds.contains(&key.kind);

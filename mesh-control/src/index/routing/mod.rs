@@ -96,9 +96,11 @@ impl Resolved {
             Some((spot.to_string(), broken.reason.name(), broken.why.clone()))
         });
         let acts = |outcome: &Result<Attached, Refusal>| match (outcome, key.kind) {
-            (Ok(Attached::Service(service, _)), Kind::HttpRoute | Kind::GrpcRoute) => served.contains(service),
+            (Ok(to @ (Attached::Service(..) | Attached::Entry(..))), Kind::HttpRoute | Kind::GrpcRoute) => {
+                to.services().0.iter().all(|service| served.contains(service))
+            }
             // Where a service has no waypoint agents act on them.
-            (Ok(Attached::Service(..)), Kind::TcpRoute | Kind::TlsRoute) => true,
+            (Ok(Attached::Service(..) | Attached::Entry(..)), Kind::TcpRoute | Kind::TlsRoute) => true,
             (Ok(Attached::Listeners(object, names)), _) => {
                 names.iter().any(|name| listening.contains(&(object.clone(), name.as_str().into())))
             }

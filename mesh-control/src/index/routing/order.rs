@@ -34,7 +34,7 @@ pub fn by_service(routes: &Routes, resolved: &BTreeMap<Key, Route>) -> BTreeMap<
     let mut by_service: BTreeMap<NamespacedName, Vec<Key>> = BTreeMap::new();
     for (key, route) in resolved {
         for (_, outcome) in &route.parents {
-            if let Ok(Attached::Service(service, _)) = outcome {
+            for service in outcome.iter().flat_map(|attached| attached.services().0) {
                 let of_it = by_service.entry(service.clone()).or_default();
                 if !of_it.contains(key) {
                     of_it.push(key.clone());
@@ -58,18 +58,18 @@ pub fn conflicts(resolved: &mut BTreeMap<Key, Route>, problems: &mut Problems) {
     let mut attached: Vec<(NamespacedName, Option<u16>, Key)> = Vec::new();
     for (key, route) in resolved.iter() {
         for (_, outcome) in &route.parents {
-            if let Ok(Attached::Service(service, port)) = outcome {
-                attached.push((service.clone(), *port, key.clone()));
+            for (services, port) in outcome.iter().map(Attached::services) {
+                attached.extend(services.iter().map(|service| (service.clone(), port, key.clone())));
             }
         }
     }
     for (key, route) in resolved.iter_mut() {
         for (index, (_, outcome)) in route.parents.iter_mut().enumerate() {
-            let Ok(Attached::Service(service, port)) = outcome else { continue };
+            let Ok((services, port)) = outcome.as_ref().map(Attached::services) else { continue };
             let before = attached.iter().find(|(of, on, other)| {
-                of == service
+                services.contains(of)
                     && other.namespace == key.namespace
-                    && (on.is_none() || on == port)
+                    && (on.is_none() || *on == port)
                     && specificity(other.kind).is_some_and(|one| specificity(key.kind).is_some_and(|two| one < two))
             });
             let Some((_, _, other)) = before else { continue };

@@ -17,10 +17,21 @@ use crate::resource::{Key, Kind, Labels, Objects};
 pub enum Attached {
     /// Requests to a service, on one port of it or on all.
     Service(NamespacedName, Option<u16>),
-    /// Requests to a host of a ServiceEntry.
-    Entry(NamespacedName, Option<u16>),
+    /// Requests to the hosts of a ServiceEntry that are services, of which there is one.
+    Entry(Vec<NamespacedName>, Option<u16>),
     /// Requests to some listeners of a Gateway or a ListenerSet.
     Listeners(Key, Vec<String>),
+}
+
+impl Attached {
+    /// The services, and on which port; none of a gateway.
+    pub fn services(&self) -> (&[NamespacedName], Option<u16>) {
+        match self {
+            Attached::Service(service, port) => (std::slice::from_ref(service), *port),
+            Attached::Entry(services, port) => (services, *port),
+            Attached::Listeners(..) => (&[], None),
+        }
+    }
 }
 
 /// Why a route was not attached.
@@ -120,7 +131,15 @@ pub fn resolve(parent: &ParentReference, key: &Key, own: &[String], routes: &Rou
             Some(entry) => port(parent, Host::Entry(entry), |section| {
                 entry.spec.ports.iter().find(|port| port.name == section).map(|port| port.number)
             })
-            .map(|port| Attached::Entry(name, port)),
+            .and_then(|port| match hosts.services_of(entry) {
+                services if services.is_empty() => {
+                    let why = format!(
+                        "no host of ServiceEntry {name} is known by it: each is a pattern, or another object has it"
+                    );
+                    refused(Reason::NoMatchingParent, why)
+                }
+                services => Ok(Attached::Entry(services, port)),
+            }),
         }),
         ("gateway.networking.k8s.io", "Gateway") => match routes.gateways.get(&name) {
             None if hosts.is_unheard(Kind::Gateway) => Found::Unknown,

@@ -276,3 +276,40 @@ fn a_join_tells_what_cannot_be_done_once() {
     assert_eq!((told("web"), told("v1"), told("d")), (1, 1, 1));
     assert!(view.tables.is_empty() && view.clusters.is_empty());
 }
+
+#[test]
+fn features_GA_10_routes_with_a_service_entry_as_parent_are_for_its_hosts() {
+    let ports = "ports: [{number: 80, name: http, protocol: HTTP}]";
+    let entry = |name: &str, hosts: &str| {
+        object(Kind::ServiceEntry, "shop", name, &format!("{{hosts: [{hosts}], resolution: DNS, {ports}}}"))
+    };
+    let route = |parent: &str| {
+        http_route(&format!(
+            "{{parentRefs: [{{group: networking.istio.io, kind: ServiceEntry, name: {parent}}}], rules: [{{backendRefs: [{{name: v1, port: 80}}]}}]}}"
+        ))
+    };
+    let both = ["a.example.com", "b.example.com"];
+    for (what, parent, served, expected, acts) in [
+        ("both", "two", &both[..], &both[..], true),
+        ("one has no waypoint", "two", &both[..1], &both[..1], false),
+        ("none has", "two", &[], &[], false),
+        // The older one has the host.
+        ("of another", "late", &both[..], &[], false),
+    ] {
+        let objects = objects(&[
+            super::made(entry("late", "b.example.com"), "2024-02-02"),
+            super::made(entry("two", "a.example.com, b.example.com"), "2020-01-01"),
+            route(parent),
+        ]);
+        let settings = Settings::default();
+        let indexed = super::super::super::routing::index(&objects, &settings);
+        let gateway = NamespacedName::new("shop", "waypoint");
+        let services = served.iter().map(|host| NamespacedName::new("shop", *host)).collect();
+        let served: Served = [(gateway.clone(), services)].into();
+        let made = super::super::index(&settings, &Around::new(&objects, &settings, &indexed), &served);
+        let hosts: Vec<&str> = made.tables[&gateway].hosts().iter().map(|host| host.name.as_str()).collect();
+        assert_eq!(hosts, expected, "{what}");
+        let key = Key { kind: Kind::HttpRoute, namespace: "shop".into(), name: "o".into() };
+        assert_eq!(indexed.resolved.acts(&key, &made.served, &made.listening), acts, "{what}");
+    }
+}

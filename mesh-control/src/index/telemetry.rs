@@ -17,14 +17,14 @@ use mesh_core::{ArcStr, NamespacedName};
 
 pub use made::{Made, index};
 
-use super::Settings;
+use super::{Settings, service, service_entry};
 use crate::diagnosis::Problem;
 use crate::resource::mesh_telemetry::{MeshTelemetry, Provider, STDOUT, millionths};
 use crate::resource::routing::Routed;
 use crate::resource::routing::telemetry::{
     AccessLogging, CustomTag, Metrics, Provider as Named, Side, Telemetry, Tracing,
 };
-use crate::resource::{Key, Kind, Labels};
+use crate::resource::{Key, Kind, Labels, Objects};
 
 /// Requests that are traced where nobody says how many: one of a hundred.
 const SHARE: u32 = 10_000;
@@ -51,6 +51,25 @@ pub struct Around<'a> {
     pub mesh: &'a MeshTelemetry,
     /// Which namespaces count for all.
     pub settings: &'a Settings,
+    /// Of which ServiceEntry a service is that none of Kubernetes is.
+    pub entries: BTreeMap<NamespacedName, ArcStr>,
+}
+
+/// The ServiceEntries whose hosts are services, by these.
+pub fn entries(objects: &Objects, settings: &Settings) -> BTreeMap<NamespacedName, ArcStr> {
+    let mut entries = BTreeMap::new();
+    for entry in service_entry::entries(objects, settings) {
+        for (_, host) in service_entry::hosts(entry, settings) {
+            entries.entry(service_entry::key(entry, host)).or_insert_with(|| entry.name.clone());
+        }
+    }
+    // They go before them.
+    entries.retain(|key, _| {
+        let short = key.name.split('.').next().unwrap_or_default();
+        service::key(&key.namespace, short, settings) != *key
+            || !objects.services.contains_key(&NamespacedName::new(key.namespace.clone(), short))
+    });
+    entries
 }
 
 /// What one object is bound to.
@@ -61,6 +80,7 @@ enum Scope<'a> {
     Gateway(&'a str, &'a dyn Fn(&Labels) -> bool),
     Class(&'a str),
     Service(&'a str),
+    Entry(&'a str),
 }
 
 impl Around<'_> {
@@ -85,8 +105,11 @@ impl Around<'_> {
         let waypoint = Arc::new(self.merge(&levels, &mut told.problems));
         let mut scopes = Scopes { waypoint, services: BTreeMap::new() };
         for service in services {
-            let short = service.name.split('.').next().unwrap_or_default();
-            if let Some(own) = self.one(&service.namespace, Scope::Service(short), told) {
+            let scope = match self.entries.get(service) {
+                Some(entry) => Scope::Entry(entry),
+                None => Scope::Service(service.name.split('.').next().unwrap_or_default()),
+            };
+            if let Some(own) = self.one(&service.namespace, scope, told) {
                 let levels: Vec<_> = levels.iter().copied().chain([own]).collect();
                 scopes.services.insert(service.clone(), Arc::new(self.merge(&levels, &mut told.problems)));
             }
@@ -294,6 +317,7 @@ fn means(object: &Object, scope: Scope<'_>) -> bool {
         Scope::Gateway(name, selects) => names("Gateway", name) || selector.is_some_and(selects),
         Scope::Class(name) => names("GatewayClass", name),
         Scope::Service(name) => names("Service", name),
+        Scope::Entry(name) => names("ServiceEntry", name),
     }
 }
 

@@ -53,7 +53,8 @@ pub fn index(
     };
     let mut all = objects.routes.telemetries.clone();
     all.retain(|name, _| !settings.istio_runs && settings.heeds(objects, &name.namespace));
-    let around = Around { objects: &all, mesh, settings };
+    let entries = super::entries(objects, settings);
+    let around = Around { objects: &all, mesh, settings, entries };
     // Whoever may take something is nobody who does.
     let is_said = !mesh.default_logs.is_empty() || mesh.file.is_some() || mesh.enable_tracing;
     let (mut made, mut problems) = (Made::default(), Problems::new());
@@ -80,7 +81,7 @@ pub fn index(
             made.explained.insert(key(object));
         }
         for (index, target) in object.spec.target_refs.iter().chain(&object.spec.target_ref).enumerate() {
-            if !is_found(&object.namespace, target, objects, settings, waypoints, served) {
+            if !is_found(&object.namespace, target, (objects, &around), waypoints, served) {
                 let message = format!("{} {} has no waypoint and is no gateway of ours", target.kind, target.name);
                 let field = format!("spec.targetRefs[{index}]");
                 problems.push((key(object), Problem::warning(field, format!("{message}: it is not in force there"))));
@@ -99,11 +100,11 @@ pub fn index(
 fn is_found(
     namespace: &mesh_core::ArcStr,
     target: &TargetReference,
-    objects: &Objects,
-    settings: &Settings,
+    (objects, around): (&Objects, &Around<'_>),
     waypoints: &Waypoints,
     served: &Served,
 ) -> bool {
+    let settings = around.settings;
     let mut deployed = waypoints.deployed().map(|(gateway, _)| gateway);
     match target.kind.as_str() {
         "Gateway" => deployed.any(|gateway| gateway.namespace == *namespace && *gateway.name == *target.name),
@@ -114,8 +115,11 @@ fn is_found(
         }),
         "Service" => {
             let name = service_key(namespace, &target.name, settings);
-            served.values().any(|services| services.contains(&name))
+            !around.entries.contains_key(&name) && served.values().any(|services| services.contains(&name))
         }
+        "ServiceEntry" => served.values().flatten().any(|service| {
+            service.namespace == *namespace && around.entries.get(service).is_some_and(|own| **own == *target.name)
+        }),
         _ => false,
     }
 }

@@ -38,14 +38,34 @@ fn read_mesh(text: &str) -> (MeshTelemetry, Vec<Problem>) {
 /// What is done by the waypoint `shop/waypoint`, to which `shop/web` is bound, and what is said of the objects.
 fn scopes(mesh: &MeshTelemetry, all: &[(&str, &str)]) -> (Scopes, Vec<String>) {
     let (objects, settings) = (objects(all), Settings::default());
-    let around = Around { objects: &objects, mesh, settings: &settings };
-    let services = ["shop/web.shop.svc.cluster.local".parse().unwrap()].into();
+    let entries = [("shop/web.example.com".parse().unwrap(), "out".into())].into();
+    let around = Around { objects: &objects, mesh, settings: &settings, entries };
+    let services = ["shop/web.shop.svc.cluster.local", "shop/web.example.com"].map(|name| name.parse().unwrap()).into();
     let mut told = Told::default();
     let has = [("app".to_owned(), "edge".to_owned()), ("tier".to_owned(), "front".to_owned())].into();
     let selects = |labels: &Labels| meta::selects(labels, &has);
     let scopes = around.scopes(&"shop/waypoint".parse().unwrap(), "undermesh-waypoint", &services, selects, &mut told);
     let said = |(key, problem): &(Key, Problem)| format!("{} {}: {}", key.name, problem.field, problem.message);
     (scopes, told.problems.iter().map(said).collect())
+}
+
+#[test]
+fn what_names_a_service_holds_for_it_and_for_no_host_that_begins_alike() {
+    let mesh = mesh("accessLogFile: /dev/stdout");
+    let of = |group: &str, kind: &str, name: &str| {
+        format!(
+            "{{targetRefs: [{{group: '{group}', kind: {kind}, name: {name}}}], accessLogging: [{{disabled: true}}]}}"
+        )
+    };
+    for (what, spec, expected) in [
+        ("the service", of("", "Service", "web"), vec!["shop/web.shop.svc.cluster.local"]),
+        ("the entry", of("networking.istio.io", "ServiceEntry", "out"), vec!["shop/web.example.com"]),
+        ("no entry", of("networking.istio.io", "ServiceEntry", "web"), vec![]),
+    ] {
+        let (scopes, _) = scopes(&mesh, &[("shop/t", &spec)]);
+        let own: Vec<String> = scopes.services.keys().map(ToString::to_string).collect();
+        assert_eq!(own, expected, "{what}");
+    }
 }
 
 /// The logs of the waypoint: `path filter`.

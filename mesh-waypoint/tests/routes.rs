@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use mesh_core::l7::cluster::{Balancer, HashKey, HashTable, Policy};
@@ -326,6 +326,37 @@ async fn browsers_are_told_what_they_may_do() {
     let answer = waypoint.ask(ASK, ask("GET")).await;
     assert_eq!(answer.headers()["access-control-allow-origin"], "https://shop.example");
     assert!(text(&answer).starts_with("a GET / "));
+}
+
+#[tokio::test]
+async fn answers_of_our_own_have_the_headers_of_the_rule() {
+    let a = silent().await;
+    let cors = Cors { origins: vec![Text::Exact("https://shop.example".into())], ..Cors::default() };
+    let abort = Abort { status: AbortStatus::Http(StatusCode::IM_A_TEAPOT), share: Share::ALWAYS };
+    let response = HeaderChanges {
+        set: vec![(HeaderName::from_static("x-rule"), HeaderValue::from_static("a"))],
+        ..HeaderChanges::default()
+    };
+    let with = |path: &str, handling: Handling| {
+        let condition = Condition { path: Some(PathKind::Exact(path.into()).into()), ..Condition::default() };
+        let handling = Handling { cors: Some(cors.clone()), response: response.clone(), ..handling };
+        Rule { conditions: vec![condition], handling: handling.into() }
+    };
+    let rules = vec![
+        with("/late", Handling { timeout: Some(Duration::from_millis(50)), ..to("a") }),
+        with("/nobody", to("gone")),
+        with("/aborted", Handling { fault: Some(Fault { delay: None, abort: Some(abort) }), ..to("a") }),
+    ];
+    let waypoint = Waypoint::start(&[Backend::new("a", A, &[a])], table("a", rules)).await;
+    for (path, expected, of_rule) in [("/late", 504, Some("a")), ("/nobody", 503, Some("a")), ("/aborted", 418, None)] {
+        let mut request = get(path);
+        request.headers_mut().insert("origin", "https://shop.example".parse().unwrap());
+        let answer = waypoint.ask(ASK, request).await;
+        let header = |name: &str| answer.headers().get(name).map(|value| value.to_str().unwrap());
+        assert_eq!(answer.status().as_u16(), expected, "{path}");
+        assert_eq!(header("access-control-allow-origin"), Some("https://shop.example"), "{path}");
+        assert_eq!(header("x-rule"), of_rule, "{path}");
+    }
 }
 
 #[tokio::test]

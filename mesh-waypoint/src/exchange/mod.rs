@@ -68,10 +68,14 @@ async fn handled(
     upgrade.into_iter().for_each(upgrade::decline);
     let mut response = match answer {
         Ok(response) => response,
-        Err(failure) => {
+        Err(Failed { failure, plan }) => {
             report.flag(failure.flag);
             closes |= failure.closes();
-            reply::failure(failure, report.is_grpc())
+            let mut response = reply::failure(failure, report.is_grpc());
+            if let Some(plan) = plan {
+                change(&mut response, *plan);
+            }
+            response
         }
     };
     // HTTP/2 has been told otherwise.
@@ -88,13 +92,25 @@ fn is_last(headers: &HeaderMap) -> bool {
     headers.get_all(UPGRADE).iter().any(|asked| !guard::is_h2c(asked.as_bytes()))
 }
 
+/// Why a request fails, and by which rule: an answer of ours has what that asks for in every answer. A browser shows a script what failed only if it may see it.
+struct Failed {
+    failure: Failure,
+    plan: Option<Box<Plan>>,
+}
+
+impl From<Failure> for Failed {
+    fn from(failure: Failure) -> Self {
+        Self { failure, plan: None }
+    }
+}
+
 async fn answer(
     down: &Arc<Downstream>,
     parts: &mut Parts,
     body: Incoming,
     upgrade: &mut Option<OnUpgrade>,
     report: &mut Report,
-) -> Result<Response<ResponseBody>, Failure> {
+) -> Result<Response<ResponseBody>, Failed> {
     let bound = down.bound().map_err(|_| Failure::GONE)?;
     report.bound(&bound);
     let settings = &down.lane.shared.settings;
@@ -141,7 +157,7 @@ async fn answer(
             report.flag("UAEX");
             return Ok(reply::denied(denial, asked.grpc));
         }
-        Err(refusal) => return Err(refusal.into()),
+        Err(refusal) => return Err(Failure::from(refusal).into()),
     };
     let planned = |parts: &Parts, report: &mut Report| {
         let mut rng = down.lane.rng.lock();
@@ -157,7 +173,7 @@ async fn answer(
             report.flag("RL");
             return Ok(reply::denied(denial, asked.grpc));
         }
-        Err(limit::Refusal::NoAnswer) => return Err(Failure::UNCOUNTED),
+        Err(limit::Refusal::NoAnswer) => return Err(Failure::UNCOUNTED.into()),
     };
     let plan = plan.unwrap_or_else(|| planned(parts, report));
     counted.request.iter().for_each(|edits| edits.apply(&mut parts.headers));
@@ -173,23 +189,32 @@ async fn answer(
     }
     if let Some(abort) = plan.abort {
         report.flag("FI");
-        return Ok(match abort {
+        let mut response = match abort {
             AbortStatus::Http(status) => {
                 reply::text(status, bytes::Bytes::from_static(b"fault filter abort"), asked.grpc)
             }
             AbortStatus::Grpc(code) => {
                 reply::of_grpc(code.into(), Some(HeaderValue::from_static("fault filter abort")))
             }
-        });
+        };
+        // As with Envoy what the rule changes besides is for what was to be forwarded.
+        if let CorsVerdict::Change(cors) = plan.cors {
+            cors.apply(response.headers_mut());
+        }
+        return Ok(response);
     }
-    let mut response = match &plan.to {
-        To::Fail(failure) => return Err(*failure),
-        To::Redirect(status, location) => reply::redirect(*status, location),
-        To::Respond(status, body) => reply::text(*status, body.clone(), false),
+    let answered = match &plan.to {
+        To::Fail(failure) => Err(*failure),
+        To::Redirect(status, location) => Ok(reply::redirect(*status, location)),
+        To::Respond(status, body) => Ok(reply::text(*status, body.clone(), false)),
         To::Asked | To::Place(_) => {
             let forward = attempts::Forward { down, bound: &bound, plan: &plan, asked: &asked };
-            forward.run(parts, body, upgrade, report).await?
+            forward.run(parts, body, upgrade, report).await
         }
+    };
+    let mut response = match answered {
+        Ok(response) => response,
+        Err(failure) => return Err(Failed { failure, plan: Some(Box::new(plan)) }),
     };
     change(&mut response, plan);
     allowed.changes.iter().for_each(|changes| changes.response.apply(response.headers_mut()));

@@ -59,7 +59,7 @@ pub struct Around<'a> {
 pub fn entries(objects: &Objects, settings: &Settings) -> BTreeMap<NamespacedName, ArcStr> {
     let mut entries = BTreeMap::new();
     for entry in service_entry::entries(objects, settings) {
-        for (_, host) in service_entry::hosts(entry, settings) {
+        for (_, host) in service_entry::hosts(entry, objects, settings) {
             entries.entry(service_entry::key(entry, host)).or_insert_with(|| entry.name.clone());
         }
     }

@@ -183,24 +183,47 @@ pub fn resolve(
         ("networking.istio.io", "Hostname") if key.kind == Kind::UdpRoute => {
             broken(Reason::InvalidKind, "datagrams cannot go to a Hostname".to_owned(), "name a Service")
         }
-        ("networking.istio.io", "Hostname") => match hosts.find(&reference.name, &key.namespace) {
-            Some(host) => match reference.port {
-                Some(port) if !host.has_port(port) => no_port(host, port),
-                port => Ok(Place::Host(reference.name.clone(), port)),
-            },
-            None if hosts.is_unheard(Kind::ServiceEntry) => return None,
-            None => broken(
-                Reason::BackendNotFound,
-                hosts
-                    .ignored(&reference.name, &key.namespace)
-                    .unwrap_or_else(|| format!("there is no host {}", reference.name)),
-                "make a ServiceEntry with this host",
-            ),
-        },
+        // As in Istio what ServiceEntries have is for whoever sees them (`exportTo`). A Service of another namespace is one by its host as by its name: a gateway does not
+        // expose it unless its namespace says so.
+        ("networking.istio.io", "Hostname")
+            if is_exposing && !matches!(hosts.find(&reference.name, &key.namespace), Some(Host::Entry(_))) =>
+        {
+            let full = hosts.full(&reference.name, &key.namespace);
+            let ungranted = hosts.split(&full).filter(|(name, namespace)| {
+                *namespace != &*key.namespace && !is_granted(routes, key, ("", "Service", namespace, name))
+            });
+            match ungranted {
+                Some(_) if hosts.is_unheard(Kind::ReferenceGrant) => return None,
+                Some((name, namespace)) => {
+                    let (why, help) = not_granted(key, ("", "Service", namespace, name), hosts);
+                    broken(Reason::RefNotPermitted, why, help)
+                }
+                None => return of_host(reference, key, hosts),
+            }
+        }
+        ("networking.istio.io", "Hostname") => return of_host(reference, key, hosts),
         _ => {
             let named = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
             let help = "name a Service, or a Hostname of networking.istio.io";
             broken(Reason::InvalidKind, format!("requests cannot go to a {named}"), help)
+        }
+    })
+}
+
+/// Where a host leads that the route `key` names.
+fn of_host(reference: &BackendReference, key: &Key, hosts: &Hosts<'_>) -> Option<Result<Place, Broken>> {
+    let (name, broken) = (&reference.name, |why, help| Err(Broken { reason: Reason::BackendNotFound, why, help }));
+    Some(match hosts.find(name, &key.namespace) {
+        Some(host) => match reference.port {
+            Some(port) if !host.has_port(port) => {
+                broken(format!("{name} has no port {port}"), format!("it has {}", host.ports().join(", ")))
+            }
+            port => Ok(Place::Host(name.clone(), port)),
+        },
+        None if hosts.is_unheard(Kind::ServiceEntry) => return None,
+        None => {
+            let why = hosts.ignored(name, &key.namespace).unwrap_or_else(|| format!("there is no host {name}"));
+            broken(why, "make a ServiceEntry with this host".to_owned())
         }
     })
 }

@@ -92,7 +92,8 @@ impl<'a> Hosts<'a> {
         if self.settings.istio_runs {
             return Vec::new();
         }
-        let keys = service_entry::hosts(entry, self.settings).map(|(_, host)| service_entry::key(entry, host));
+        let keys =
+            service_entry::hosts(entry, self.objects, self.settings).map(|(_, host)| service_entry::key(entry, host));
         let is_own = |key: &NamespacedName| match self.keyed(key) {
             Some(Host::Entry(found)) => found.name == entry.name,
             _ => false,
@@ -208,7 +209,8 @@ impl<'a> Hosts<'a> {
         all.flat_map(|entry| &entry.spec.subject_alt_names).collect()
     }
 
-    fn split<'b>(&self, full: &'b str) -> Option<(&'b str, &'b str)> {
+    /// Name and namespace of a service, of its full name.
+    pub fn split<'b>(&self, full: &'b str) -> Option<(&'b str, &'b str)> {
         service::split(full, self.settings)
     }
 }

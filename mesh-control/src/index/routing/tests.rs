@@ -307,6 +307,11 @@ fn hardening_B144_a_reference_that_leads_nowhere_breaks_its_own_share() {
         )
     };
     let refused = "e rules[0].backendRefs[0]: no ReferenceGrant of far lets a HTTPRoute of shop name Service stock (make one in that namespace)";
+    let hostname = |name: &str| format!("group: networking.istio.io, kind: Hostname, name: {name}, port: 80");
+    let entry = |to: &str| {
+        let spec = "hosts: [b.com], ports: [{number: 80, name: http, protocol: HTTP}], resolution: DNS";
+        object(Kind::ServiceEntry, "far", "e", &format!("{{{spec}, exportTo: [{to}]}}"))
+    };
     for (backend, more, expected, reason) in [
         ("name: ratings, port: 9080", vec![], "", None),
         // The service itself: its endpoints, and no circle.
@@ -343,6 +348,19 @@ fn hardening_B144_a_reference_that_leads_nowhere_breaks_its_own_share() {
             "group: networking.istio.io, kind: Hostname, name: a.com, port: 443",
             vec![],
             "e rules[0].backendRefs[0]: there is no host a.com (make a ServiceEntry with this host)",
+            Some("BackendNotFound"),
+        ),
+        // A Service of another namespace by its host is none other than by its name, whether it is there or not.
+        (&hostname("stock.far.svc.cluster.local"), vec![], refused, Some("RefNotPermitted")),
+        (&hostname("none.far.svc.cluster.local"), vec![], &refused.replace("stock", "none"), Some("RefNotPermitted")),
+        (&hostname("stock.far.svc.cluster.local"), vec![grant("shop", ", name: stock")], "", None),
+        (&hostname("reviews.shop.svc.cluster.local"), vec![], "", None),
+        // What a ServiceEntry has is for whoever sees it.
+        (&hostname("b.com"), vec![entry("'*'")], "", None),
+        (
+            &hostname("b.com"),
+            vec![entry(".")],
+            "e rules[0].backendRefs[0]: there is no host b.com (make a ServiceEntry with this host)",
             Some("BackendNotFound"),
         ),
     ] {

@@ -32,8 +32,8 @@ use crate::resource::authorization_policy::bound::Bound;
 use crate::resource::routing::telemetry::{self, RequestAuthentication, TargetReference};
 use crate::resource::routing::{Routed, inaction};
 use crate::resource::token_keys::{Keys, Place};
-use crate::resource::waypoint::{GATEWAY_NAME, NAMES_CLIENTS};
-use crate::resource::{Key, Kind, Labels, Objects, Secured, Unreadable, meta};
+use crate::resource::waypoint::NAMES_CLIENTS;
+use crate::resource::{Key, Kind, Labels, Objects, Secured, Unreadable};
 
 type Problems = Vec<(Key, Problem)>;
 

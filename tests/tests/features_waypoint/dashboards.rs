@@ -12,7 +12,7 @@ const ADDED: [&str; 3] = ["pod", "le", "instance"];
 
 /// Shown once something has happened that does not here; that these names are ours is seen in our sources.
 const RARE: [&str; 5] = [
-    "pilot_total_xds_rejects_total",
+    "pilot_total_xds_rejects",
     "istio_tcp_connections_failed_total",
     "istio_dns_upstream_failures_total",
     "undermesh_xds_rejected_total",

@@ -106,12 +106,22 @@ pub fn agents() -> Dashboard {
     }
 }
 
+/// A quantile of the time that a change takes to its clients.
+fn convergence(quantile: &str) -> String {
+    format!(
+        "histogram_quantile({quantile}, sum by (le) (rate(pilot_proxy_convergence_time_bucket{{}}[$__rate_interval])))"
+    )
+}
+
 /// The control plane.
 pub fn control() -> Dashboard {
     let xds = vec![
         Panel::lines("Streams", "short").with(sum("pilot_xds", "", "pod"), "{{pod}}"),
-        Panel::lines("Pushes", "ops").with(rate("pilot_xds_pushes_total", "", "type"), "{{type}}"),
-        Panel::lines("Refused by proxies", "ops").with(rate("pilot_total_xds_rejects_total", "", "type"), "{{type}}"),
+        Panel::lines("Pushes", "ops").with(rate("pilot_xds_pushes", "", "type"), "{{type}}"),
+        Panel::lines("Refused by proxies", "ops").with(rate("pilot_total_xds_rejects", "", "type"), "{{type}}"),
+        Panel::lines("From a change to the last proxy that is told", "s")
+            .with(convergence("0.5"), "p50")
+            .with(convergence("0.99"), "p99"),
         Panel::lines("Known", "short")
             .with("max(pilot_services{})", "services")
             .with("max(mesh_control_workloads{})", "workloads")
@@ -122,15 +132,15 @@ pub fn control() -> Dashboard {
             .with("max(mesh_control_diagnoses{})", "diagnoses")
             .about("`meshctl status` and /debug/diagnoses of the control plane name them."),
         Panel::lines("Objects at the webhook", "ops")
-            .with("sum(rate(galley_validation_passed_total{}[$__rate_interval]))", "let in")
-            .with("sum(rate(galley_validation_failed_total{}[$__rate_interval]))", "refused"),
+            .with("sum(rate(galley_validation_passed{}[$__rate_interval]))", "let in")
+            .with("sum(rate(galley_validation_failed{}[$__rate_interval]))", "refused"),
     ];
     let authority = vec![
         Panel::lines("Certificates", "ops")
-            .with("sum(rate(citadel_server_success_cert_issuance_count_total{}[$__rate_interval]))", "made")
-            .with("sum(rate(citadel_server_csr_sign_err_count_total{}[$__rate_interval]))", "refused")
+            .with("sum(rate(citadel_server_success_cert_issuance_count{}[$__rate_interval]))", "made")
+            .with("sum(rate(citadel_server_csr_sign_err_count{}[$__rate_interval]))", "refused")
             .with(
-                "sum(rate(citadel_server_authentication_failure_count_total{}[$__rate_interval]))",
+                "sum(rate(citadel_server_authentication_failure_count{}[$__rate_interval]))",
                 "asked by nobody known",
             ),
         Panel::lines("Validity of the authority", "s")

@@ -70,6 +70,13 @@ fn expiry(mesh: &Mesh, node: u8, namespace: &str) -> Result<f64> {
         .with_context(|| format!("node {node} tells of no certificate of {namespace}"))
 }
 
+/// When each node has renewed its lease.
+fn renewals(mesh: &Mesh) -> Result<Vec<String>> {
+    let leases = mesh.object("leases -n kube-node-lease")?;
+    let leases = leases["items"].as_array().context("no leases")?;
+    Ok(leases.iter().map(|lease| lease["spec"]["renewTime"].to_string()).collect())
+}
+
 #[test]
 fn hardening_F10_without_an_api_server_nothing_fails_and_certificates_are_renewed() -> Result<()> {
     in_mesh(|mesh| {
@@ -106,10 +113,14 @@ fn hardening_F10_without_an_api_server_nothing_fails_and_certificates_are_renewe
             ensure!(after > before, "n{node}: no certificate was renewed: {before} {after}");
         }
         // What it hears then changes nothing.
+        let first_heard = renewals(mesh)?;
         mesh.eventually("nodes that are heard of", || {
             let nodes = mesh.object("nodes")?;
             let ready = |node: &Value| super::mesh::condition(node, "Ready").is_some_and(|c| c["status"] == "True");
             ensure!(nodes["items"].as_array().is_some_and(|nodes| nodes.iter().all(ready)));
+            // Until they have renewed their leases they look ready as they were, with clocks that have stood still.
+            let heard = renewals(mesh)?;
+            ensure!(heard.iter().zip(&first_heard).all(|(now, first)| now != first), "{heard:?}");
             Ok(())
         })?;
         let names: Vec<&str> = members.iter().map(String::as_str).collect();

@@ -13,9 +13,7 @@ use hyper::body::{Body, Frame};
 use parking_lot::Mutex;
 
 use super::error::BoxError;
-
-/// What one piece takes beside its bytes.
-const PIECE: usize = 64;
+use super::kept::{PIECE, kept};
 
 /// How far a copy's body has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +26,8 @@ pub enum Fed {
     Cut,
     /// There was no room for more of it.
     Full,
+    /// Nobody reads it any more.
+    Left,
 }
 
 /// Room for the bodies of copies: of each, and of all that share it.
@@ -127,11 +127,14 @@ impl Feed {
     /// What goes by. False: nothing more has to.
     pub fn put(&self, frame: &Frame<Bytes>) -> bool {
         let mut buffer = self.0.lock();
-        if buffer.state != Fed::Open || buffer.is_left {
+        if buffer.is_left {
+            buffer.settle(Fed::Left);
+        }
+        if buffer.state != Fed::Open {
             return false;
         }
         if let Some(data) = frame.data_ref().filter(|data| !data.is_empty()) {
-            let more = data.len() + PIECE;
+            let (piece, more) = kept(data);
             let room = &buffer.room;
             let before = room.used.fetch_add(more, Relaxed);
             if buffer.bytes + more > room.one || before + more > room.all {
@@ -141,7 +144,7 @@ impl Feed {
             }
             buffer.bytes += more;
             buffer.passed += data.len() as u64;
-            buffer.pieces.push_back(data.clone());
+            buffer.pieces.push_back(piece);
         } else if let Some(trailers) = frame.trailers_ref() {
             buffer.trailers = Some(trailers.clone());
         }
@@ -174,7 +177,7 @@ impl Gauge {
             let mut buffer = self.0.lock();
             match buffer.state {
                 Fed::Cut | Fed::Full => Poll::Ready(()),
-                Fed::Open | Fed::Whole => {
+                Fed::Open | Fed::Whole | Fed::Left => {
                     buffer.watcher = Some(cx.waker().clone());
                     Poll::Pending
                 }
@@ -205,7 +208,7 @@ impl Body for FedBody {
                 Poll::Pending
             }
             Fed::Whole => Poll::Ready(buffer.trailers.take().map(|trailers| Ok(Frame::trailers(trailers)))),
-            Fed::Cut | Fed::Full => Poll::Ready(Some(Err(Unfinished.into()))),
+            Fed::Cut | Fed::Full | Fed::Left => Poll::Ready(Some(Err(Unfinished.into()))),
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod grpc;
 pub mod guard;
 pub mod hop;
 pub mod io;
+mod kept;
 pub mod outgoing;
 pub mod paced;
 pub mod serve;

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use super::client_body::ClientBody;
 use super::count::Count;
 use super::error::Polled;
+use super::kept::kept;
 
 /// One body, kept.
 #[derive(Debug)]
@@ -56,7 +57,7 @@ pub struct Reader {
 struct Superseded;
 
 impl Tape {
-    /// Keeps at most `limit` bytes; `count` counts what the client sent.
+    /// Keeps at most `limit` bytes, what each piece takes included; `count` counts what the client sent.
     pub fn new(source: ClientBody, limit: usize, count: Arc<Count>) -> Arc<Self> {
         let inner = Inner { source, frames: Vec::new(), bytes: 0, trailers: None, state: Kept::SoFar, turn: 0 };
         Arc::new(Self { inner: Mutex::new(inner), limit, count })
@@ -120,12 +121,15 @@ impl Reader {
             }
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(data) = frame.data_ref() {
-                    if inner.state == Kept::SoFar && inner.bytes + data.len() <= tape.limit {
-                        inner.bytes += data.len();
-                        inner.frames.push(data.clone());
-                        self.next += 1;
-                    } else if inner.state == Kept::SoFar {
-                        inner.settle(Kept::Nothing);
+                    if inner.state == Kept::SoFar {
+                        let (piece, more) = kept(data);
+                        if inner.bytes + more <= tape.limit {
+                            inner.bytes += more;
+                            inner.frames.push(piece);
+                            self.next += 1;
+                        } else {
+                            inner.settle(Kept::Nothing);
+                        }
                     }
                 } else if let Some(trailers) = frame.trailers_ref() {
                     inner.trailers = Some(trailers.clone());

@@ -17,7 +17,6 @@ const PREFACE: u32 = 24;
 const HEAD: usize = 9;
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const PADDED: u8 = 8;
@@ -97,8 +96,8 @@ impl Calm {
             }
             DATA if length > 0 || flags & END_STREAM != 0 => self.earn(),
             HEADERS => self.earn(),
-            // hyper and h2 count these themselves.
-            RST_STREAM | CONTINUATION => 0,
+            // One follows a request that has paid for it; of streams that are over h2 counts none. CONTINUATION h2 counts itself.
+            CONTINUATION => 0,
             _ => cost(length),
         }
     }
@@ -157,6 +156,7 @@ mod tests {
             ("window", frame(8, 0, &[0; 4]), Some(MOST)),
             ("empty data", frame(DATA, 0, &[]), Some(MOST)),
             ("padding", frame(DATA, PADDED, &padding(b"")), Some(MOST)),
+            ("reset", frame(3, 0, &[0; 4]), Some(MOST)),
             ("unknown", frame(0xbe, 0, &[0; 1024]), Some(MOST / 5)),
             ("padded data", frame(DATA, PADDED, &padding(b"x")), None),
             ("data", frame(DATA, 0, b"x"), None),

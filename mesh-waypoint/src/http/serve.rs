@@ -156,8 +156,13 @@ where
             if draining && Pin::new(&mut forced).poll(cx).is_ready() {
                 return Poll::Ready(Err(End::Cut));
             }
-            if closing || Pin::new(&mut timer).poll(cx).is_pending() {
+            if (closing && patience.streams.is_none()) || Pin::new(&mut timer).poll(cx).is_pending() {
                 return Poll::Pending;
+            }
+            // What is under way when a connection is to end is looked at to its own end.
+            if let Some(limit) = patience.streams.filter(|_| closing) {
+                wait(&mut timer, watch.look(limit));
+                continue;
             }
             match watch.left(patience.header, patience.body, patience.idle) {
                 Err(TooSlow::Header) => return Poll::Ready(Err(End::SlowHeader)),
@@ -168,6 +173,9 @@ where
                 Ok(_) | Err(TooSlow::Idle) => {
                     closing = true;
                     shutdown(connection.as_mut());
+                    if let Some(limit) = patience.streams {
+                        wait(&mut timer, watch.look(limit));
+                    }
                 }
             }
         }

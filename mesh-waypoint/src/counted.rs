@@ -23,6 +23,11 @@ impl<S> Counted<S> {
         Self { stream, counters, failed: false }
     }
 
+    /// What is counted.
+    pub fn stream(&self) -> &S {
+        &self.stream
+    }
+
     /// How a copy between the stream and an endpoint has ended, in Envoy's word: whose end failed first.
     pub fn ended<T, E>(&self, copied: &Result<T, E>) -> &'static str {
         match copied {

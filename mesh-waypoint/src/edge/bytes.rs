@@ -61,8 +61,11 @@ pub async fn plain(
         Wire::Tcp(far) => copy::bidirectional(tcp, CopyPeer::Tcp(Armed::new(far)), counters, cut),
         Wire::Hbone(far) => copy::bidirectional(tcp, CopyPeer::Hbone(far), counters, cut),
         far @ (Wire::Tls(_) | Wire::TlsInside(_)) => {
-            let near = Counted::new(tcp.disarmed(), counters);
-            return relay(&downstream, policies, silent, &mut record, near, far).await;
+            let mut near = Counted::new(tcp, counters);
+            if relay(&downstream, policies, silent, &mut record, &mut near, far).await? {
+                near.stream().disarm();
+            }
+            return Ok(());
         }
     };
     let watched = watched(&downstream, policies, silent, &mut record, copying).await;
@@ -89,36 +92,36 @@ pub async fn decrypted<S: AsyncRead + AsyncWrite + Unpin>(
     // The permit is held until the copy is over.
     let (endpoint, wire, _permit) = reach(&downstream, listener, false, &mut record).await?;
     let counters = record.open(&endpoint, Counts::AsSeen);
-    let near = Counted::new(stream, Arc::clone(&counters));
+    let mut near = Counted::new(stream, Arc::clone(&counters));
     let silent = silence::wait(&counters, silence::limit(&endpoint));
-    relay(&downstream, policies, silent, &mut record, near, wire).await
+    relay(&downstream, policies, silent, &mut record, &mut near, wire).await.map(drop)
 }
 
-/// Copies where one of the ends is TLS, of which `copy` knows nothing.
+/// Copies where one of the ends is TLS, of which `copy` knows nothing. Whether both directions have ended in order.
 async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
     downstream: &Downstream,
     policies: watch::Receiver<()>,
     silent: impl Future<Output = ()>,
     record: &mut Record<'_>,
-    mut near: Counted<S>,
+    near: &mut Counted<S>,
     mut far: Wire,
-) -> Result<(), String> {
+) -> Result<bool, String> {
     let cut = downstream.drain.forced_token();
     let copying = async {
         tokio::select! {
             () = cut.cancelled() => None,
-            copied = tokio::io::copy_bidirectional(&mut near, &mut far) => Some(copied),
+            copied = tokio::io::copy_bidirectional(near, &mut far) => Some(copied),
         }
     };
-    let Some(copied) = watched(downstream, policies, silent, record, copying).await else { return Ok(()) };
+    let Some(copied) = watched(downstream, policies, silent, record, copying).await else { return Ok(false) };
     record.end(copied.as_ref().map_or("LR", |copied| near.ended(copied)));
-    copied.map_or(Ok(()), |copied| copied.map(|_| ()).map_err(|error| error.to_string()))
+    copied.map_or(Ok(false), |copied| copied.map(|_| true).map_err(|error| error.to_string()))
 }
 
-/// A connection that nobody serves: it has its line, too.
+/// A connection that nobody serves: it is counted and has its line, too.
 pub fn refused(lane: &Arc<Lane>, entry: Entry, drain: DrainToken) {
     let downstream = Downstream::at_edge(Arc::clone(lane), entry, drain);
-    Record::begin(&downstream).end("NR");
+    Record::begin(&downstream).refused(&("NR", String::new()));
 }
 
 /// The connection, with the proxies that it has passed, as far as its address tells.

@@ -47,7 +47,10 @@ impl Connections {
 
     fn turn(&self, counters: &Arc<ByteCounters>) {
         let mut bytes = self.bytes.lock();
-        bytes.open.iter_mut().filter(|(one, _)| Arc::ptr_eq(one, counters)).for_each(|(_, turned)| *turned = true);
+        // It has just begun: it is among the last.
+        if let Some((_, turned)) = bytes.open.iter_mut().rev().find(|(one, _)| Arc::ptr_eq(one, counters)) {
+            *turned = true;
+        }
     }
 
     fn end(&self, counters: &Arc<ByteCounters>, now: u64) {

@@ -130,6 +130,7 @@ impl Forward<'_> {
                 mirror::begin(lane, Some(&mut body).filter(|body| !body.is_end_stream()).map(|body| |to| body.feed(to)))
             })
             .collect();
+        let is_copied = copies.iter().any(Option::is_some);
         let source = source(body, again, lane.shared.settings.replay_bytes, report);
         let head = self.head(parts)?;
         for (cluster, begun) in mirrors.iter().zip(copies) {
@@ -144,7 +145,7 @@ impl Forward<'_> {
             hurried: false,
             http2,
             again,
-            is_copied: !mirrors.is_empty(),
+            is_copied,
             source,
             head: Some(head),
             tried: Vec::new(),

@@ -292,7 +292,12 @@ impl Held for Report {
     fn end(mut self: Box<Self>, how: Over) {
         match how {
             Over::Left => self.flag("DC"),
-            Over::Lost => self.flag("UC"),
+            // Whoever has broken the request has broken what answers it.
+            Over::Lost => self.flag(match self.broken() {
+                Some(Broken::Slow) => "SI",
+                Some(Broken::Unended) => "DC",
+                None => "UC",
+            }),
             Over::Late => self.flag("UT"),
             Over::Whole => {
                 if let Some(connection) = self.connection.take() {

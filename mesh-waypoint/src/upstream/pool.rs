@@ -294,7 +294,7 @@ impl Pool {
         let (streams, seats) = (streams as usize, seats as usize);
         let mut waits = None;
         loop {
-            let choice = match self.choose(at, streams, seats, fresh && rounds == 0)? {
+            let choice = match self.choose(at, streams, seats, (fresh, rounds > 0))? {
                 Choice::Use(connection) => return Ok(connection),
                 choice => choice,
             };
@@ -321,7 +321,14 @@ impl Pool {
     }
 
     /// A connection that has a stream free, one that is being made and has, or neither.
-    fn choose(&self, at: &At<'_>, streams: usize, seats: usize, fresh: bool) -> Result<Choice, ConnectError> {
+    /// Who wants a fresh one gets none until one was made for it, and the latest then.
+    fn choose(
+        &self,
+        at: &At<'_>,
+        streams: usize,
+        seats: usize,
+        (fresh, made): (bool, bool),
+    ) -> Result<Choice, ConnectError> {
         let mut inner = self.inner.lock();
         if !inner.http2.contains_key(at) {
             inner.http2.insert(at.key(), Multi::default());
@@ -329,8 +336,9 @@ impl Pool {
         let Some(multi) = inner.http2.get_mut(at) else { return Err(ConnectError::Overflow) };
         multi.harvest();
         multi.connections.retain(|one| !one.sender.is_closed() && one.life.goes_on());
-        let free = multi.connections.iter_mut().find(|one| one.active.load(Relaxed) < streams);
-        if let Some(one) = free.filter(|_| !fresh) {
+        let mut free = multi.connections.iter_mut().filter(|one| one.active.load(Relaxed) < streams);
+        let free = if fresh { free.next_back() } else { free.next() };
+        if let Some(one) = free.filter(|_| !fresh || made) {
             (one.since, one.life) = (Since::now(), one.life.next());
             let sender = Sender::Http2(one.sender.clone(), Active::of(&one.active));
             return Ok(Choice::Use(Connection { sender, reused: !one.life.is_first(), life: one.life }));

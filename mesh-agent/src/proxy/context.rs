@@ -2,7 +2,7 @@
 //! `recheck.rs` whenever the configuration changes.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::connections::{Connections, CutReason};
 use super::local;
+use super::looks::{Look, Looks};
 use super::reasons::Reason;
 use super::shared::ProxyShared;
 use super::strict;
@@ -44,6 +45,8 @@ pub struct PodContext {
     view: ArcSwap<View>,
     tunnels: AtomicU32,
     waiting: AtomicU32,
+    /// Clients that are looked at before anything is known of them.
+    looks: Arc<Looks>,
     /// Turns of connects to the pod's apps.
     pub app_connects: Turns,
     /// The mode that the kernel last accepted. A short lock of the recheck task and of start-up, never taken per connection.
@@ -89,6 +92,7 @@ impl PodContext {
             view: ArcSwap::from_pointee(view),
             tunnels: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
+            looks: Arc::default(),
             app_connects: Turns::new(shared.app_connects.clone(), shared.config.app_connects_per_port),
             inbound: Mutex::new(None),
             registry_only: Mutex::new(None),
@@ -149,6 +153,11 @@ impl PodContext {
     /// A place for one more connection that waits for the configuration to know its destination.
     pub fn waiting_place(&self) -> Option<Place<'_>> {
         Place::take(&self.waiting, self.shared.config.waiting_per_pod)
+    }
+
+    /// A place for one more client whose first message is looked at; `None` when there are too many, of its address or in all.
+    pub fn look(&self, from: IpAddr) -> Option<Look> {
+        self.looks.begin(from)
     }
 
     /// Takes over what `snapshot` says. Returns whether live connections have to be authorized again: the pod's workload is another one, or `concerns`

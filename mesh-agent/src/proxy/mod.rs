@@ -21,6 +21,7 @@ mod context;
 mod deliver;
 mod inbound;
 mod local;
+mod looks;
 mod outbound;
 mod places;
 mod plaintext;

@@ -18,13 +18,15 @@ use super::local;
 use super::outbound::{self, Flow};
 use super::reasons::Reason;
 use super::relay::Carried;
-use super::sidecar;
+use super::sidecar::{self, Comes};
 use crate::telemetry::{ConnectionLabels, Outcome, Peer, Reporter, ResponseFlags, Security, SocketGuard};
 
 /// Serves one connection to its end.
 pub async fn serve(context: Arc<PodContext>, client: Armed, peer: SocketAddr) {
-    if sidecar::comes(&context, &client, peer).await {
-        return Box::pin(sidecar::serve(context, client, peer)).await;
+    match sidecar::comes(&context, &client, peer).await {
+        Comes::Plain => {}
+        Comes::Sidecar(look) => return Box::pin(sidecar::serve(context, client, peer, look)).await,
+        Comes::Refused => return,
     }
     // Boxed, as for outbound connections: what is set up needs less memory than setting up.
     if let Some(carried) = Box::pin(set_up(context, client, peer)).await {

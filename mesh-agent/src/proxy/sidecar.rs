@@ -23,31 +23,55 @@ use super::attempt::{Connected, Failure};
 use super::connections::{Direction, Endpoints, Live};
 use super::context::PodContext;
 use super::deliver::{self, Refused};
+use super::looks::Look;
 use super::outbound::{self, Flow};
 use super::reasons::Reason;
 use super::{local, plaintext};
 use crate::telemetry::{ConnectionGuard, ConnectionLabels, Outcome, Peer, Reporter, ResponseFlags, Security};
 
-/// Whether a client comes with a sidecar's TLS. What is no TLS is known by its first byte.
-pub async fn comes(context: &PodContext, client: &Armed, peer: SocketAddr) -> bool {
+/// How a client comes.
+pub enum Comes {
+    /// Not with a sidecar's TLS.
+    Plain,
+    /// With it; what is held of the limit is held until the handshake is over.
+    Sidecar(Look),
+    /// Nobody could look at it.
+    Refused,
+}
+
+/// How a client comes. What is no TLS is known by its first byte.
+pub async fn comes(context: &PodContext, client: &Armed, peer: SocketAddr) -> Comes {
     let shared = &context.shared;
     if !shared.config.sidecars {
-        return false;
+        return Comes::Plain;
     }
+    let from = local::canonical(peer).ip();
     let is_candidate = {
         let snapshot = shared.state.snapshot();
-        let from = snapshot.workload_by_address(&shared.config.network, &local::canonical(peer).ip());
+        let from = snapshot.workload_by_address(&shared.config.network, &from);
         from.is_some_and(|workload| workload.is_pod() && workload.protocol == TunnelProtocol::None)
     };
-    is_candidate && is_sidecar(client, shared.config.hold_hello).await.unwrap_or(false)
+    if !is_candidate {
+        return Comes::Plain;
+    }
+    let Some(look) = context.look(from) else {
+        context.refuse(Reason::HalfOpenLimit, format_args!("{peer}: too many connections of which nothing is known"));
+        return Comes::Refused;
+    };
+    match is_sidecar(client, shared.config.hold_hello).await {
+        Ok(true) => Comes::Sidecar(look),
+        _ => Comes::Plain,
+    }
 }
 
 /// Serves one connection to its end.
-pub async fn serve(context: Arc<PodContext>, client: Armed, peer: SocketAddr) {
+pub async fn serve(context: Arc<PodContext>, client: Armed, peer: SocketAddr, look: Look) {
     let _open = context.shared.telemetry.socket(Reporter::Destination);
     let peer = local::canonical(peer);
     let Some(destination) = plaintext::destination(&context, &client) else { return };
-    let stream = match shaken(&context, client).await {
+    let shaken = shaken(&context, client).await;
+    drop(look);
+    let stream = match shaken {
         Ok(stream) => stream,
         Err(refused) => return context.refuse(refused.reason, format_args!("sidecar at {peer}: {}", refused.why)),
     };
@@ -75,9 +99,6 @@ pub async fn serve(context: Arc<PodContext>, client: Armed, peer: SocketAddr) {
 }
 
 async fn shaken(context: &PodContext, client: Armed) -> Result<SidecarStream, Refused> {
-    let Some(_place) = context.waiting_place() else {
-        return Err(Refused { reason: Reason::HalfOpenLimit, why: "too many handshakes".into() });
-    };
     let certificate = context.certificate().await;
     let certificate = certificate.map_err(|error| Refused { reason: Reason::NoCertificate, why: error.to_string() })?;
     let (revocations, limit) = (context.shared.config.revocations.as_ref(), AcceptorConfig::default().tls_timeout);

@@ -18,16 +18,18 @@ use super::local;
 use super::outbound::{self, Flow};
 use super::reasons::Reason;
 use super::relay::Carried;
-use super::sidecar::{self, Comes};
+use super::sidecar;
 use crate::telemetry::{ConnectionLabels, Outcome, Peer, Reporter, ResponseFlags, Security, SocketGuard};
 
 /// Serves one connection to its end.
 pub async fn serve(context: Arc<PodContext>, client: Armed, peer: SocketAddr) {
-    match sidecar::comes(&context, &client, peer).await {
-        Comes::Plain => {}
-        Comes::Sidecar(look) => return Box::pin(sidecar::serve(context, client, peer, look)).await,
-        Comes::Refused => return,
-    }
+    let client = match context.shared.config.sidecars {
+        false => client,
+        true => match Box::pin(sidecar::take(context.clone(), client, peer)).await {
+            Some(client) => client,
+            None => return,
+        },
+    };
     // Boxed, as for outbound connections: what is set up needs less memory than setting up.
     if let Some(carried) = Box::pin(set_up(context, client, peer)).await {
         carried.run().await;

@@ -29,22 +29,9 @@ use super::reasons::Reason;
 use super::{local, plaintext};
 use crate::telemetry::{ConnectionGuard, ConnectionLabels, Outcome, Peer, Reporter, ResponseFlags, Security};
 
-/// How a client comes.
-pub enum Comes {
-    /// Not with a sidecar's TLS.
-    Plain,
-    /// With it; what is held of the limit is held until the handshake is over.
-    Sidecar(Look),
-    /// Nobody could look at it.
-    Refused,
-}
-
-/// How a client comes. What is no TLS is known by its first byte.
-pub async fn comes(context: &PodContext, client: &Armed, peer: SocketAddr) -> Comes {
+/// Serves a client to its end that comes with a sidecar's TLS, or refuses it; another one is given back. What is no TLS is known by its first byte.
+pub async fn take(context: Arc<PodContext>, client: Armed, peer: SocketAddr) -> Option<Armed> {
     let shared = &context.shared;
-    if !shared.config.sidecars {
-        return Comes::Plain;
-    }
     let from = local::canonical(peer).ip();
     let is_candidate = {
         let snapshot = shared.state.snapshot();
@@ -52,20 +39,23 @@ pub async fn comes(context: &PodContext, client: &Armed, peer: SocketAddr) -> Co
         from.is_some_and(|workload| workload.is_pod() && workload.protocol == TunnelProtocol::None)
     };
     if !is_candidate {
-        return Comes::Plain;
+        return Some(client);
     }
     let Some(look) = context.look(from) else {
         context.refuse(Reason::HalfOpenLimit, format_args!("{peer}: too many connections of which nothing is known"));
-        return Comes::Refused;
+        return None;
     };
-    match is_sidecar(client, shared.config.hold_hello).await {
-        Ok(true) => Comes::Sidecar(look),
-        _ => Comes::Plain,
+    match is_sidecar(&client, shared.config.hold_hello).await {
+        Ok(true) => {
+            serve(context, client, peer, look).await;
+            None
+        }
+        _ => Some(client),
     }
 }
 
-/// Serves one connection to its end.
-pub async fn serve(context: Arc<PodContext>, client: Armed, peer: SocketAddr, look: Look) {
+/// Serves one to its end; `look` is held until the handshake is over.
+async fn serve(context: Arc<PodContext>, client: Armed, peer: SocketAddr, look: Look) {
     let _open = context.shared.telemetry.socket(Reporter::Destination);
     let peer = local::canonical(peer);
     let Some(destination) = plaintext::destination(&context, &client) else { return };

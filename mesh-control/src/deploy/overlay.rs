@@ -130,7 +130,7 @@ impl Overlay {
                 "service" => overlay.service.extend(part(key, text, &SERVICE)?),
                 "serviceAccount" => overlay.account.extend(part(key, text, &ACCOUNT)?),
                 "horizontalPodAutoscaler" => overlay.autoscaler.push(made(part(key, text, &AUTOSCALER)?)),
-                "podDisruptionBudget" => overlay.budget.push(made(part(key, text, &BUDGET)?)),
+                "podDisruptionBudget" => overlay.budget.push(one_number(made(part(key, text, &BUDGET)?))),
                 other => {
                     return Err(format!("data.{other}: there is no such part; write one of {}", PARTS.join(", ")));
                 }
@@ -143,6 +143,18 @@ impl Overlay {
 /// A key that is there asks for the object, also if it says nothing of it.
 fn made(part: Option<Json>) -> Json {
     part.unwrap_or_else(|| Json::Object(Map::new()))
+}
+
+/// A budget has one of two numbers: what says one takes away the other, which was said before it. Who says both himself keeps both, and the API server tells him.
+fn one_number(mut budget: Json) -> Json {
+    if let Some(spec) = budget.get_mut("spec").and_then(Json::as_object_mut) {
+        for (own, other) in [("minAvailable", "maxUnavailable"), ("maxUnavailable", "minAvailable")] {
+            if spec.get(own).is_some_and(|number| !number.is_null()) {
+                spec.entry(other).or_insert(Json::Null);
+            }
+        }
+    }
+    budget
 }
 
 fn part(key: &str, text: &str, allowed: &[&str]) -> Result<Option<Json>, String> {

@@ -204,6 +204,14 @@ pub enum Parameters {
     Forbidden,
 }
 
+/// Why no Gateway is made anew or changed while nobody may read what is for its class: without that it might lose what was made of it.
+pub fn of_classes_forbidden(namespace: &str) -> Refusal {
+    let message = format!(
+        "the control plane may not read ConfigMaps of {namespace}, which may say something for all Gateways of a class; let mesh-control list them there"
+    );
+    Refusal { reason: "InvalidParameters", message }
+}
+
 /// What is laid over the objects of all Gateways of a class: of the ConfigMaps that are for classes, that one.
 pub fn of_class(class: &str, all: &[Json]) -> Result<Overlay, Refusal> {
     let is_of = |one: &&Json| {

@@ -12,7 +12,7 @@ use super::listener_sets::{self, Joined};
 use super::live::{essence, is_ours, owner, yield_to_others};
 use super::objects::objects;
 use super::overlay::Overlay;
-use super::plan::{self, Asked, Parameters, Plan};
+use super::plan::{self, Asked, Parameters, Plan, Refusal};
 use super::standing::{Seen, told};
 use super::{Defaults, classes, standing};
 use crate::index::Settings;
@@ -136,8 +136,8 @@ pub struct Known {
     pub failures: BTreeMap<Key, String>,
     /// ConfigMaps that Gateways name, as far as they were looked at.
     pub parameters: BTreeMap<NamespacedName, Parameters>,
-    /// ConfigMaps that are for classes, once they were looked at.
-    pub of_classes: Option<Vec<Json>>,
+    /// ConfigMaps that are for classes, once they were looked at; or why nobody can.
+    pub of_classes: Option<Result<Vec<Json>, Refusal>>,
 }
 
 /// Something to do.
@@ -223,9 +223,14 @@ pub fn round(
                     }
                     steps.extend(apply(known, &key, desired, &overlay));
                 }
-                let failure = keys.iter().find_map(|key| known.failures.get(key)).map(String::as_str);
+                // It serves without what only says how many pods there are.
+                let (scaling, needed): (Vec<&Key>, Vec<&Key>) =
+                    keys.iter().partition(|key| matches!(key.0, What::Autoscaler | What::Budget));
+                let failed =
+                    |keys: Vec<&Key>| keys.into_iter().find_map(|key| known.failures.get(key)).map(String::as_str);
+                let (failure, unscaled) = (failed(needed), failed(scaling));
                 let ours = |what| known.get(what, &key(what, asked).1).filter(|live| is_ours(live));
-                let seen = Seen { deployment: ours(What::Deployment), service: ours(What::Service), failure };
+                let seen = Seen { deployment: ours(What::Deployment), service: ours(What::Service), failure, unscaled };
                 kept.insert(uid, Some(keys));
                 seen
             }
@@ -303,7 +308,8 @@ fn with_overlay(known: &Known, plan: Plan, steps: &mut Vec<Step>) -> (Plan, Opti
             }
         }
     };
-    let of_class = plan::of_class(&asked.spec.gateway_class_name, of_classes);
+    let of_classes = of_classes.as_ref().map_err(Refusal::clone);
+    let of_class = of_classes.and_then(|all| plan::of_class(&asked.spec.gateway_class_name, all));
     match of_class.and_then(|of_class| Ok(of_class.then(overlay?))) {
         Ok(overlay) => (plan, Some(overlay)),
         Err(refusal) => (Plan::Refuse(refusal), None),

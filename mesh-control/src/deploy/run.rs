@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::listener_sets::Joined;
 use super::live::{essence, is_ours};
 use super::overlay::OF_CLASS;
-use super::plan::Parameters;
+use super::plan::{self, Parameters};
 use super::round::{Applied, Key, Known, Listened, Step, What, round};
 use super::{Defaults, FIELD_MANAGER};
 use crate::api_server::{Failure, get, send};
@@ -156,6 +156,8 @@ struct Deployer {
     read: BTreeMap<NamespacedName, Instant>,
     /// When those that are for classes were.
     of_classes_read: Option<Instant>,
+    /// Those that were read last, however long ago: what is refused for a moment takes nothing away.
+    of_classes_last: Option<Vec<Json>>,
     /// The API server is away until then, as far as it is known.
     resting: Option<Instant>,
 }
@@ -163,8 +165,9 @@ struct Deployer {
 impl Deployer {
     fn new(client: Client, defaults: Defaults) -> Self {
         let (known, attempts, read) = (Known::default(), BTreeMap::new(), BTreeMap::new());
-        let (absent, resting, of_classes_read) = (BTreeSet::new(), None, None);
-        Self { client, defaults, known, absent, attempts, read, of_classes_read, resting }
+        let (absent, resting) = (BTreeSet::new(), None);
+        let (of_classes_read, of_classes_last) = (None, None);
+        Self { client, defaults, known, absent, attempts, read, of_classes_read, of_classes_last, resting }
     }
 
     /// Another one may change everything meanwhile.
@@ -303,16 +306,25 @@ impl Deployer {
         }
     }
 
-    /// Looks at the ConfigMaps that are for classes. While that fails for a moment nothing is made or taken away.
+    /// Looks at the ConfigMaps that are for classes. While that fails for a moment nothing is made or taken away; while it is forbidden those count that were read
+    /// last, and where none ever were, Gateways are refused and stay as they are.
     async fn read_of_classes(&mut self, settings: &Settings) {
         let own = settings.config_name().namespace;
         let path = format!("/api/v1/namespaces/{own}/configmaps?labelSelector={}", OF_CLASS.replace('/', "%2F"));
         self.of_classes_read = Some(Instant::now());
         match get::<Json>(&self.client, &path, "application/json", ANSWER).await {
-            Ok(list) => self.known.of_classes = Some(list["items"].as_array().cloned().unwrap_or_default()),
-            // The rights of an earlier chart do not reach for them.
-            Err(failure) if failure.code == 403 => self.known.of_classes = Some(Vec::new()),
-            Err(failure) => tracing::warn!(namespace = %own, %failure, "cannot read what is for classes of gateways"),
+            Ok(list) => {
+                let all = list["items"].as_array().cloned().unwrap_or_default();
+                self.of_classes_last = Some(all.clone());
+                self.known.of_classes = Some(Ok(all));
+            }
+            Err(failure) => {
+                tracing::warn!(namespace = %own, %failure, "cannot read what is for classes of gateways");
+                if failure.code == 403 {
+                    let last = self.of_classes_last.clone();
+                    self.known.of_classes = Some(last.ok_or_else(|| plan::of_classes_forbidden(&own)));
+                }
+            }
         }
     }
 

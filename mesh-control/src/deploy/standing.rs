@@ -24,8 +24,10 @@ pub struct Seen<'a> {
     pub deployment: Option<&'a Json>,
     /// Its Service, as it is.
     pub service: Option<&'a Json>,
-    /// Why one of them could not be made.
+    /// Why one of them could not be made that it needs to serve.
     pub failure: Option<&'a str>,
+    /// Why its autoscaler or budget could not be.
+    pub unscaled: Option<&'a str>,
 }
 
 /// One condition, before it is known since when.
@@ -118,7 +120,8 @@ fn programmed(
         let why = trouble(deployment).map(|why| format!(": {why}")).unwrap_or_default();
         return not("Pending", format!("no pod of {all} of the Deployment {deployed} is ready{why}"));
     }
-    condition("Programmed", true, "Programmed", format!("{ready} of {all} pods are ready"))
+    let unscaled = seen.unscaled.map(|why| format!("; {why}")).unwrap_or_default();
+    condition("Programmed", true, "Programmed", format!("{ready} of {all} pods are ready{unscaled}"))
 }
 
 /// What the Deployment itself says is wrong.

@@ -74,7 +74,7 @@ fn name_of(object: &Json) -> NamespacedName {
 
 /// A cluster in which our classes are made and told.
 fn known(gateways: &[Json]) -> Known {
-    let mut known = Known { of_classes: Some(Vec::new()), ..Known::default() };
+    let mut known = Known { of_classes: Some(Ok(Vec::new())), ..Known::default() };
     for what in What::ALL {
         known.objects.insert(what, Default::default());
     }

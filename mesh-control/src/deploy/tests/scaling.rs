@@ -84,6 +84,28 @@ fn features_GA_2_whose_pods_an_autoscaler_and_a_budget_are_about_is_ours_to_say(
 }
 
 #[test]
+fn features_GA_2_a_budget_has_one_number_the_more_specific_one() {
+    let (least, most) = (json!({ "minAvailable": 1 }), json!({ "maxUnavailable": "50%" }));
+    for (of_class, own, expected) in [
+        ("{minAvailable: 1}", "{maxUnavailable: 50%}", &most),
+        ("{maxUnavailable: 50%}", "{minAvailable: 1}", &least),
+        ("{minAvailable: 2}", "{minAvailable: 1}", &least),
+        ("{minAvailable: 1}", "{}", &least),
+        ("{maxUnavailable: 50%}", "{minAvailable: null}", &most),
+        ("{}", "{maxUnavailable: 50%}", &most),
+    ] {
+        let mut known = with(&json!({ "podDisruptionBudget": format!("spec: {own}") }));
+        let labels = json!({ "gateway.istio.io/defaults-for-class": "undermesh-waypoint" });
+        let data = json!({ "podDisruptionBudget": format!("spec: {of_class}") });
+        known.of_classes = Some(Ok(vec![json!({ "metadata": { "name": "w", "labels": labels }, "data": data })]));
+        let found = steps(&known);
+        let mut spec = applied(&found)[3]["spec"].clone();
+        spec.as_object_mut().unwrap().remove("selector");
+        assert_eq!(spec, *expected, "{of_class} {own}");
+    }
+}
+
+#[test]
 fn features_GA_2_an_autoscaler_s_number_of_pods_stays() {
     let fields = |manager: &str| json!({ "manager": manager, "fieldsV1": { "f:spec": { "f:replicas": {} } } });
     let (ours, theirs) = (fields("mesh-control-gateways"), fields("kube-controller-manager"));
@@ -128,10 +150,10 @@ fn features_GA_2_what_is_for_a_class_comes_before_what_a_gateway_names() {
     let mut known = with(&json!({ "horizontalPodAutoscaler": "spec: {maxReplicas: 9}" }));
     known.of_classes = None;
     assert_eq!(steps(&known), [Step::ReadOfClasses], "nothing is made before they have been looked at");
-    known.of_classes = Some(vec![
+    known.of_classes = Some(Ok(vec![
         of_class("undermesh-waypoint", "w", both.clone()),
         of_class("undermesh", "e", json!({ "podDisruptionBudget": "" })),
-    ]);
+    ]));
     let found = steps(&known);
     let [_, deployment, _, scaler] = applied(&found)[..] else { panic!("{found:?}") };
     assert_eq!(deployment["spec"]["minReadySeconds"], 3);
@@ -142,19 +164,26 @@ fn features_GA_2_what_is_for_a_class_comes_before_what_a_gateway_names() {
     let of_other: Vec<&Json> =
         applied(&found).into_iter().filter(|object| object["metadata"]["name"] == "other").collect();
     assert_eq!((of_other.len(), &of_other[3]["spec"]["maxReplicas"]), (4, &json!(5)));
+    perform(&mut known, &found);
     for (all, part) in [
         (
-            vec![of_class("undermesh-waypoint", "w", json!({ "deploy": "" }))],
+            // What it says may not be taken away while nobody may look.
+            Err(super::super::plan::of_classes_forbidden("undermesh-system")),
+            "the control plane may not read ConfigMaps of undermesh-system",
+        ),
+        (
+            Ok(vec![of_class("undermesh-waypoint", "w", json!({ "deploy": "" }))]),
             "ConfigMap w of the class undermesh-waypoint: data.deploy: there is no such part",
         ),
         (
-            vec![of_class("undermesh-waypoint", "w", both.clone()), of_class("undermesh-waypoint", "x", both)],
+            Ok(vec![of_class("undermesh-waypoint", "w", both.clone()), of_class("undermesh-waypoint", "x", both)]),
             "ConfigMaps w and x are for the class undermesh-waypoint: delete one",
         ),
     ] {
         known.of_classes = Some(all);
         let found = steps(&known);
-        assert!(applied(&found).is_empty(), "what was made stays as it is");
+        let is_deleted = found.iter().any(|step| matches!(step, Step::Delete(..)));
+        assert!(applied(&found).is_empty() && !is_deleted, "what was made stays as it is");
         let accepted = condition(told(&found)[0], "Accepted");
         assert!(accepted.1 == "InvalidParameters" && accepted.2.contains(part), "{accepted:?}");
     }

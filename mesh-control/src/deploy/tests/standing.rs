@@ -110,7 +110,12 @@ fn features_GA_a_gateway_is_programmed_with_the_addresses_that_it_asks_for_or_to
         let ingress: Vec<Json> = given.iter().map(|ip| json!({ "ip": ip })).collect();
         let service =
             json!({ "spec": { "type": "LoadBalancer" }, "status": { "loadBalancer": { "ingress": ingress } } });
-        let seen = standing::Seen { deployment: Some(&deployment), service: Some(&service), failure: None };
+        let seen = standing::Seen {
+            deployment: Some(&deployment),
+            service: Some(&service),
+            failure: None,
+            unscaled: Some("PodDisruptionBudget edge: no"),
+        };
         let told = standing::told(&plan, seen, "shop", &Settings::default());
         assert_eq!((told.conditions[0].holds, told.conditions[0].reason), (true, "Accepted"), "{asked:?} {given:?}");
         let programmed = &told.conditions[1];

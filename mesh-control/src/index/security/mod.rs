@@ -252,8 +252,9 @@ impl Finder<'_> {
                 let Some(entry) = self.objects.routes.service_entries.get(&name) else {
                     return Err(format!("there is no ServiceEntry {name}"));
                 };
-                let hosts = service_entry::hosts(entry, self.objects, self.settings);
-                self.served_by(hosts.map(|(_, host)| service_entry::key(entry, host)).collect())
+                // Also those of services of Kubernetes: what is bound to the entry holds for them where they are of its namespace.
+                let hosts = entry.spec.hosts.iter();
+                self.served_by(hosts.map(|host| service_entry::key(entry, host)).collect())
             }
             _ if !self.objects.services.contains_key(&name) => return Err(format!("there is no Service {name}")),
             _ => self.served_by(vec![key(namespace, &target.name, self.settings)]),

@@ -510,3 +510,27 @@ fn features_GW_8_a_waypoint_names_clients_where_its_gateway_asks_for_it() {
         assert!(messages.iter().all(|one| one.contains(told)), "{messages:?}");
     }
 }
+
+#[test]
+fn a_policy_of_a_service_entry_holds_for_all_of_its_hosts_in_its_namespace() {
+    let (web, free) = ("web.shop.svc.cluster.local", "free.shop.svc.cluster.local");
+    for (what, namespace, hosts, expected) in [
+        ("of a service of Kubernetes", "shop", web.to_owned(), Some(format!("shop/{web}"))),
+        ("that has no waypoint", "shop", free.to_owned(), None),
+        (
+            "beside one of its own",
+            "shop",
+            format!("out.example.com, {web}"),
+            Some(format!("shop/out.example.com shop/{web}")),
+        ),
+        ("of another namespace", "other", web.to_owned(), None),
+    ] {
+        let entry = format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: e, namespace: {namespace}, labels: {{istio.io/use-waypoint: wp}}}}\nspec: {{hosts: [{hosts}], ports: [{{number: 80, name: http, protocol: HTTP}}], resolution: DNS}}\n"
+        );
+        let spec = format!("{{{}, action: DENY, rules: [{{}}]}}", refs("ServiceEntry", "e"));
+        let view = mesh(&format!("{entry}{}", policy(namespace, &spec)));
+        let expected: BTreeMap<_, _> = expected.into_iter().map(|all| ("shop/wp".to_owned(), vec![all])).collect();
+        assert_eq!(given(&view), expected, "{what}");
+    }
+}

@@ -200,7 +200,7 @@ impl Join {
         }
         let is_owner = |address: &IpAddr| owners.pods.get(address).copied();
         let of_pods = workloads.len();
-        let entered =
+        let (entered, through) =
             workload::slices(&objects, &settings, &services, &waypoints, is_owner, &mut workloads, &mut problems);
         let endpoints = service_entry::endpoints(
             (&objects, &settings),
@@ -211,6 +211,7 @@ impl Join {
             &mut workloads,
             &mut problems,
         );
+        guards.extend(through.into_iter().map(Policy::through));
         let entered = entered.iter().chain(&endpoints.guards);
         guards.extend(entered.map(|(namespace, guard)| guard.policy(namespace, &settings.trust_domain)));
         let guards = guards.into_iter().map(|policy| (policy.name.clone(), policy));

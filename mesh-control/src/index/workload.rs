@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use mesh_core::policy::Policy;
 use mesh_core::workload::{Health, NetworkMode, PortMapping, TunnelProtocol, WorkloadType};
 use mesh_core::{ArcStr, Locality, NamespacedName, Workload};
 
@@ -118,7 +119,8 @@ pub fn list(workload: &mut Workload, policy: NamespacedName) {
 }
 
 /// Endpoints of services that have no selector: pods join the service, other addresses become workloads of their own. `workloads` are those of pods, in the
-/// order of their namespaces and names. What comes back is who alone may reach pods that have joined, and in which namespaces these are.
+/// order of their namespaces and names. What comes back is who alone may reach pods that have joined, and in which namespaces these are; and in which namespaces pods
+/// are to be found to which who has no identity is led through a waypoint.
 pub fn slices<'a>(
     objects: &Objects,
     settings: &Settings,
@@ -127,9 +129,9 @@ pub fn slices<'a>(
     owner: impl Fn(&IpAddr) -> Option<&'a Arc<Pod>>,
     workloads: &mut Vec<Arc<Workload>>,
     problems: &mut Vec<(Key, Problem)>,
-) -> BTreeSet<(ArcStr, Guard)> {
+) -> (BTreeSet<(ArcStr, Guard)>, BTreeSet<ArcStr>) {
     let pods = workloads.len();
-    let mut guards = BTreeSet::new();
+    let (mut guards, mut through) = (BTreeSet::new(), BTreeSet::new());
     let mut made: BTreeMap<(NamespacedName, IpAddr), usize> = BTreeMap::new();
     for slice in objects.endpoint_slices.values().filter(|s| !s.service.is_empty()) {
         let name = NamespacedName::new(slice.namespace.clone(), slice.service.clone());
@@ -143,7 +145,7 @@ pub fn slices<'a>(
         };
         let ports: Vec<PortMapping> = object.ports.iter().filter_map(port).collect();
         let account = waypoints.guards(object, objects, settings);
-        let led = waypoints.leads_to(object, objects, settings);
+        let led = account.as_ref().and_then(|_| waypoints.leads_to(object, objects, settings));
         let guard = account.map(|account| Guard::of(account, ports.iter().map(|port| port.target_port)));
         for endpoint in &slice.endpoints {
             for address in &endpoint.addresses {
@@ -205,16 +207,25 @@ pub fn slices<'a>(
                     // Beside that of the pod's other services: where both are of a port, both must let somebody pass.
                     if let Some(guard) = guard.as_ref().filter(|_| at < pods) {
                         list(workload, guard.name(&workload.namespace));
-                        if workload.waypoint.is_none() {
-                            workload.waypoint.clone_from(&led);
-                        }
                         guards.insert((workload.namespace.clone(), guard.clone()));
+                    }
+                    // As pods that a headless service selects; what is no pod has nothing to say against it, and no agent that could lead strangers.
+                    if let Some((address, with_strangers)) = led.as_ref().filter(|_| workload.waypoint.is_none()) {
+                        let own = NamespacedName::new(workload.namespace.clone(), workload.name.clone());
+                        let pod = objects.pods.get(&own).filter(|_| at < pods);
+                        if pod.is_none_or(|pod| waypoints.may_be_led(pod)) {
+                            workload.waypoint = Some(address.clone());
+                            if *with_strangers && pod.is_some_and(|pod| pod.enrolled) {
+                                list(workload, Policy::through(workload.namespace.clone()).name);
+                                through.insert(workload.namespace.clone());
+                            }
+                        }
                     }
                 }
             }
         }
     }
-    guards
+    (guards, through)
 }
 
 /// Pods of the service accounts that agents have, wherever they are.

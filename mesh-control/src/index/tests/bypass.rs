@@ -373,3 +373,34 @@ fn pods_that_an_endpoint_slice_names_are_guarded_as_those_that_a_service_selects
     let view = view(&format!("{NODE}{}{listed}{slice}", waypoint("shop", "wp", "")));
     assert_eq!([80, 81].map(|port| let_in(&view, port)), ["waypoint", "waypoint other client plain"]);
 }
+
+#[test]
+fn design_10_9_endpoints_of_a_headless_service_without_a_selector_are_led_as_pods_that_it_selects() {
+    let policy = || bound_to("AuthorizationPolicy", "shop", GATEWAY, "");
+    let slice = "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s, namespace: shop, labels: {kubernetes.io/service-name: web}}\naddressType: IPv4\nports: [{port: 80}]\nendpoints: [{addresses: [198.18.0.1]}, {addresses: [198.18.9.9]}]\n";
+    let wp = label("wp");
+    let refuse = format!("{wp}, undermesh.io/waypoint-bypass: refuse");
+    let (all, services) = (|| waypoint("shop", "wp", "all"), || waypoint("shop", "wp", ""));
+    let none = format!(", {}", label("none"));
+    // Whether clients of the pod and who has no identity are led through the waypoint, and clients of what is no pod.
+    for (what, gateway, policy, of_service, of_pod, led) in [
+        ("held", all(), policy(), &wp, "", [true, true, true]),
+        ("refused", all(), String::new(), &refuse, "", [true, false, true]),
+        ("a pod that wants none", all(), policy(), &wp, &*none, [false, false, true]),
+        ("not held", all(), String::new(), &wp, "", [false, false, false]),
+        ("for services", services(), policy(), &wp, "", [false, false, false]),
+    ] {
+        let shop = shop(of_service, of_pod).replace("selector: {app: web}, clusterIP: 198.19.0.1", "clusterIP: None");
+        let view = view(&format!("{NODE}{gateway}{policy}{shop}{slice}"));
+        let at = |address: &str| {
+            let address: IpAddr = address.parse().unwrap();
+            view.workloads.values().find(|workload| workload.addresses.contains(&address)).unwrap()
+        };
+        let (pod, other) = (at("198.18.0.1"), at("198.18.9.9"));
+        let found = [pod.waypoint.is_some(), pod.leads_strangers_through(), other.waypoint.is_some()];
+        assert_eq!(found, led, "{what}");
+        let through = mesh_core::policy::Policy::through("shop".into()).name;
+        assert_eq!(view.policies.contains_key(&through), led[1], "{what}");
+        assert!(!other.leads_strangers_through() && other.authorization_policies.is_empty(), "{what}");
+    }
+}

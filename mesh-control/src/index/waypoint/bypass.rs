@@ -55,9 +55,8 @@ impl Waypoints {
         for service in services.take_while(|service| service.namespace == *namespace) {
             if let Some(account) = self.guards(service, objects, settings) {
                 let name = key(namespace, &service.name, settings);
-                if let Some(address) = self.leads_to(service, objects, settings) {
-                    let with_strangers = service.bypass.or(of_namespace) == Bypass::Unsaid;
-                    guarded.led.insert(name.clone(), (address, with_strangers));
+                if let Some(led) = self.leads_to(service, objects, settings) {
+                    guarded.led.insert(name.clone(), led);
                 }
                 guarded.services.insert(name, account);
             } else if let Some(account) = self.service(service, objects, settings).account {
@@ -68,23 +67,34 @@ impl Waypoints {
     }
 
     /// Where who asks for a pod of a headless service is led, if nothing may go around its waypoint and that takes him: without that nobody could ask for the service.
-    pub fn leads_to(&self, service: &Service, objects: &Objects, settings: &Settings) -> Option<GatewayAddress> {
+    /// And whether who has no identity is led there as well.
+    pub fn leads_to(
+        &self,
+        service: &Service,
+        objects: &Objects,
+        settings: &Settings,
+    ) -> Option<(GatewayAddress, bool)> {
         if !service.is_headless || !self.refuses(service, objects) {
             return None;
         }
         let bound = self.bind(Traffic::Workload, &service.waypoint, &service.namespace, objects, settings);
-        bound.address.filter(|_| bound.gateway.is_some())
+        let with_strangers = service.bypass.or(said(&service.namespace, objects)) == Bypass::Unsaid;
+        bound.address.filter(|_| bound.gateway.is_some()).map(|address| (address, with_strangers))
     }
 
-    /// The same for a pod that has these services and says nothing of waypoints itself, and whether who has no identity is led there as well.
+    /// Whether a pod may be led for one of its services: it says nothing of waypoints itself, and serves no gateway.
+    pub fn may_be_led(&self, pod: &Pod) -> bool {
+        Asked::of(Some(&pod.labels), &pod.namespace) == Asked::Unsaid && self.gateway_of(pod).is_none()
+    }
+
+    /// The same for a pod that has these services.
     pub fn led<'a>(
         &self,
         pod: &Pod,
         services: &Memberships,
         guarded: &'a Guarded,
     ) -> Option<&'a (GatewayAddress, bool)> {
-        let says = || Asked::of(Some(&pod.labels), &pod.namespace) != Asked::Unsaid;
-        if guarded.led.is_empty() || says() || self.gateway_of(pod).is_some() {
+        if guarded.led.is_empty() || !self.may_be_led(pod) {
             return None;
         }
         services.keys().find_map(|service| guarded.led.get(service))

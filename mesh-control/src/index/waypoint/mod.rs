@@ -110,7 +110,9 @@ impl Waypoints {
             }
         }
         for service in objects.services.values() {
-            let unreachable = match waypoints.binding(service, objects, settings) {
+            // Few are headless, and nothing else is told.
+            let binding = service.is_headless.then(|| waypoints.binding(service, objects, settings)).flatten();
+            let unreachable = match binding {
                 Some(Binding::Refused(reason, _)) if reason == UNSUPPORTED => {
                     asked(&service.waypoint, &service.namespace, objects)
                         .and_then(|(name, _)| waypoints.unreachable(service, name, objects))

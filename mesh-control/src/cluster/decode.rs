@@ -45,15 +45,17 @@ impl Item {
         Some(Mark { api_version, uid, generation, conditions, addresses, is_read, diagnoses })
     }
 
-    /// Whether nothing that matters differs. What was told to the object does not.
+    /// Whether nothing that matters differs. What was told to the object does not, but for the addresses that were given to its hosts: replicas learn of each other's.
     pub fn is_like(&self, other: &Item) -> bool {
-        let generation = |item: &Item| item.note.as_ref().map(|note| note.generation);
+        fn noted(item: &Item) -> Option<(i64, &[Json])> {
+            item.note.as_ref().map(|note| (note.generation, note.addresses.as_slice()))
+        }
         let like = match (&self.outcome, &other.outcome) {
             (Ok(one), Ok(two)) => one == two,
             (Err(one), Err(two)) => one == two,
             _ => false,
         };
-        like && self.uid == other.uid && generation(self) == generation(other) && self.diagnoses == other.diagnoses
+        like && self.uid == other.uid && noted(self) == noted(other) && self.diagnoses == other.diagnoses
     }
 }
 

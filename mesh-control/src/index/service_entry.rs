@@ -281,6 +281,7 @@ pub fn endpoints<'a>(
             }
         }
         let guard = account.as_ref().and_then(|_| guard(entry, &keys, services, problems));
+        let mut told_of = BTreeSet::new();
         for target in targets(entry, &keys, (objects, settings), &mut unusable, problems) {
             let (address, endpoint) = (target.address, target.endpoint);
             let mut refuse = |why: String| {
@@ -311,12 +312,11 @@ pub fn endpoints<'a>(
                     labels.extend(endpoint.filter(|own| !own.labels.is_empty()).map(|own| (at, &own.labels)));
                     if let (None, Some(endpoint)) = (target.of, endpoint) {
                         let bound = waypoints.inline(&endpoint.labels, &entry.namespace, objects, settings);
-                        if let Some(problem) = bound.problem {
+                        // Once, however many addresses its name has.
+                        if let Some(problem) = bound.problem.filter(|_| told_of.insert(target.field.clone())) {
                             let at = target.field.trim_end_matches(".address");
                             let field = format!("{at}.{}", problem.field.trim_start_matches("metadata."));
-                            let told = (object(entry), Problem { field, ..problem });
-                            // However many addresses its name has.
-                            problems.extend(Some(told).filter(|told| !problems.contains(told)));
+                            problems.push((object(entry), Problem { field, ..problem }));
                         }
                         if let (Some(address), None) = (bound.address, &workloads[at].waypoint) {
                             Arc::make_mut(&mut workloads[at]).waypoint = Some(address);

@@ -53,7 +53,7 @@ impl Given {
                     continue;
                 }
                 let mut own = [None, None];
-                let said = entry.spec.given.iter().filter(|said| said.host.eq_ignore_ascii_case(host));
+                let said = entry.spec.given.0.iter().filter(|said| said.host.eq_ignore_ascii_case(host));
                 for address in said.map(|said| said.address).filter(is_ours).filter(&is_free) {
                     let slot = &mut own[usize::from(address.is_ipv6())];
                     if slot.is_none() && taken.insert(address) {

@@ -103,3 +103,15 @@ fn features_SE_2_a_full_status_is_the_same_mesh_and_who_has_addresses_is_given_n
         assert_eq!(view.given.len(), 1, "{spec}: what its status says is taken away");
     }
 }
+
+#[test]
+fn features_SE_2_a_status_makes_no_other_object_and_is_heeded_by_the_next_joining() {
+    let a = "a.example.com";
+    let of = |status: &[(&str, &str)]| read(&entry("a", 1, status, "hosts: [a.example.com]"));
+    let (bare, full) = (of(&[]), of(&[(a, "240.240.9.9")]));
+    assert_eq!(bare.routes, full.routes);
+    let mut join = crate::index::Join::default();
+    let mut first = |objects: &Objects| addresses(&join.build(objects.clone(), &Settings::default()))[a][0].clone();
+    assert_ne!(first(&bare), "240.240.9.9");
+    assert_eq!(first(&full), "240.240.9.9");
+}

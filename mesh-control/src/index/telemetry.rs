@@ -17,7 +17,7 @@ use mesh_core::{ArcStr, NamespacedName};
 
 pub use made::{Made, index};
 
-use super::{Settings, service, service_entry};
+use super::{Settings, service_entry};
 use crate::diagnosis::Problem;
 use crate::resource::mesh_telemetry::{MeshTelemetry, Provider, STDOUT, millionths};
 use crate::resource::routing::Routed;
@@ -63,12 +63,6 @@ pub fn entries(objects: &Objects, settings: &Settings) -> BTreeMap<NamespacedNam
             entries.entry(service_entry::key(entry, host)).or_insert_with(|| entry.name.clone());
         }
     }
-    // They go before them.
-    entries.retain(|key, _| {
-        let short = key.name.split('.').next().unwrap_or_default();
-        service::key(&key.namespace, short, settings) != *key
-            || !objects.services.contains_key(&NamespacedName::new(key.namespace.clone(), short))
-    });
     entries
 }
 

@@ -76,7 +76,7 @@ pub fn index(
     for object in all.values() {
         let is_idle = !made.in_force.contains(&key(object)) && !made.explained.contains(&key(object));
         if selector(object).is_some() && is_idle {
-            let message = "agents make all of their metrics and logs, waypoints are found by targetRefs, and no gateway of its namespace has pods with these labels: it has no effect";
+            let message = "agents make all of their metrics and logs, waypoints are found by targetRefs, also a Gateway that is a waypoint besides, and no other gateway of its namespace has pods with these labels: it has no effect";
             problems.push((key(object), Problem::warning("spec.selector", message)));
             made.explained.insert(key(object));
         }

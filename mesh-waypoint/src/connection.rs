@@ -18,7 +18,6 @@ use tokio::sync::watch;
 use crate::circles;
 use crate::counted::Counted;
 use crate::downstream::{Bound, Downstream};
-use crate::engine::Lane;
 use crate::exchange;
 use crate::http::serve::{Serve, serve as serve_http};
 use crate::http::sniff::{Spoken, sniff};
@@ -245,15 +244,8 @@ async fn connect(
         if !bound.admits(&downstream.peer, &endpoint.workload, endpoint.address) {
             return Err(record::denied(format!("denied by a policy of {}", endpoint.workload.uid)));
         }
-        match lane.pool.dial(&lane.shared, &endpoint, &downstream.peer).await {
-            Ok((wire, permit)) => {
-                record.tried(&endpoint, None);
-                return Ok((endpoint, wire, permit));
-            }
-            Err(error) => {
-                record.tried(&endpoint, Some(&error));
-                missed(lane, &endpoint, &error, &mut tried);
-            }
+        if let Some((wire, permit)) = dial(downstream, &endpoint, record, &mut tried).await {
+            return Ok((endpoint, wire, permit));
         }
     }
 }
@@ -268,11 +260,23 @@ pub(crate) fn none(why: NoEndpoint, tried: &[ArcStr]) -> Nowhere {
     (flag, why.to_string())
 }
 
-/// An endpoint could not be reached: another one is asked next.
-pub(crate) fn missed(lane: &Lane, endpoint: &Endpoint, error: &ConnectError, tried: &mut Vec<ArcStr>) {
-    tracing::debug!(endpoint = %endpoint.workload.uid, %error, "an endpoint cannot be reached");
-    if !matches!(error, ConnectError::Overflow | ConnectError::NoCertificate) {
-        endpoint.ended(Ended::Failed, lane.shared.now_ms());
-    }
-    tried.push(endpoint.workload.uid.clone());
+/// A connection to an endpoint; without one, another endpoint is asked next.
+pub(crate) async fn dial(
+    downstream: &Downstream,
+    endpoint: &Endpoint,
+    record: &mut Record<'_>,
+    tried: &mut Vec<ArcStr>,
+) -> Option<(Wire, Option<Permit>)> {
+    let lane = &downstream.lane;
+    let dialled = lane.pool.dial(&lane.shared, endpoint, &downstream.peer).await;
+    record.tried(endpoint, dialled.as_ref().err());
+    dialled
+        .inspect_err(|error| {
+            tracing::debug!(endpoint = %endpoint.workload.uid, %error, "an endpoint cannot be reached");
+            if !matches!(error, ConnectError::Overflow | ConnectError::NoCertificate) {
+                endpoint.ended(Ended::Failed, lane.shared.now_ms());
+            }
+            tried.push(endpoint.workload.uid.clone());
+        })
+        .ok()
 }

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::circles;
-use crate::connection::{missed, none, watched};
+use crate::connection::{dial, none, watched};
 use crate::counted::Counted;
 use crate::downstream::Downstream;
 use crate::engine::Lane;
@@ -176,15 +176,8 @@ async fn connect(
         if endpoint.waypoint.is_none() && !bound.admits(&downstream.peer, &endpoint.workload, endpoint.address) {
             return Err(record::denied(format!("denied by a policy of {}", endpoint.workload.uid)));
         }
-        match lane.pool.dial(&lane.shared, &endpoint, &downstream.peer).await {
-            Ok((wire, permit)) => {
-                record.tried(&endpoint, None);
-                return Ok((endpoint, wire, permit));
-            }
-            Err(error) => {
-                record.tried(&endpoint, Some(&error));
-                missed(lane, &endpoint, &error, &mut tried);
-            }
+        if let Some((wire, permit)) = dial(downstream, &endpoint, record, &mut tried).await {
+            return Ok((endpoint, wire, permit));
         }
     }
 }

@@ -83,8 +83,8 @@ pub struct Belonging {
 /// What a service is told of the waypoint that it or its namespace names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Binding {
-    /// Its clients go through it.
-    Accepted(NamespacedName),
+    /// Its clients go through it; and why its canary is left out, in Istio's word and for people.
+    Accepted(NamespacedName, Option<(&'static str, String)>),
     /// They do not, or are refused: why, in Istio's word and for people.
     Refused(&'static str, String),
     /// It is not known yet, or another controller's to tell.
@@ -421,7 +421,7 @@ mod tests {
             let (unknown, at_waypoints) = (&view.resolved.unknown, &view.at_waypoints);
             let verdicts = judge(marks, &objects, &view.problems, unknown, at_waypoints, |_| None, &view.bindings);
             let told = verdicts.iter().find(|(key, _)| key.name == "p").map(|(_, verdict)| match &verdict.binding {
-                Some(Binding::Accepted(name)) => {
+                Some(Binding::Accepted(name, _)) => {
                     assert_eq!(name.to_string(), "infra/wp");
                     "accepted"
                 }

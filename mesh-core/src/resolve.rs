@@ -273,8 +273,8 @@ pub fn to_service(
     rng: &mut impl Rng,
 ) -> Result<Route, Refusal> {
     let (key, destination) = (service.key(), request.destination);
-    if let Some(gateway) = waypoint::needed(snapshot, service.waypoint.as_ref(), request.source) {
-        return waypoint::to(snapshot, gateway, Asked::Service(service), request, rng);
+    if let Some(gateway) = waypoint::of_service(snapshot, service, request.source) {
+        return waypoint::to_either(snapshot, gateway, service, request, rng);
     }
     if service.load_balancing.mode == Mode::Passthrough {
         return Ok(Route::Passthrough(canonical(destination)));

@@ -130,6 +130,15 @@ pub enum Visibility {
     Namespace,
 }
 
+/// A second waypoint that has a share of what comes for a service, as Istio's labels `istio.io/use-waypoint-canary` ask for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Canary {
+    /// Which one.
+    pub waypoint: GatewayAddress,
+    /// Its share of connections, and of requests at gateways: at most 100, of 100.
+    pub weight: u32,
+}
+
 /// One service as the control plane describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Service {
@@ -151,6 +160,8 @@ pub struct Service {
     pub ip_families: IpFamilies,
     /// The waypoint that clients must go through.
     pub waypoint: Option<GatewayAddress>,
+    /// One that clients may go through instead; nothing without [`Service::waypoint`].
+    pub canary: Option<Canary>,
     /// It comes from Kubernetes rather than from an entry for the same host.
     pub canonical: bool,
     /// Who may see it.
@@ -171,6 +182,7 @@ impl Service {
             load_balancing: LoadBalancing::default(),
             ip_families: IpFamilies::Automatic,
             waypoint: None,
+            canary: None,
             canonical: false,
             visibility: Visibility::Public,
         }
@@ -180,6 +192,12 @@ impl Service {
     #[must_use]
     pub fn key(&self) -> NamespacedName {
         NamespacedName { namespace: self.namespace.clone(), name: self.hostname.clone() }
+    }
+
+    /// Waypoints that serve it: its own, and the canary beside that.
+    pub fn waypoints(&self) -> impl Iterator<Item = &GatewayAddress> {
+        let canary = self.canary.as_ref().filter(|_| self.waypoint.is_some());
+        self.waypoint.iter().chain(canary.map(|canary| &canary.waypoint))
     }
 
     /// No address of its own: DNS answers with the endpoints'.

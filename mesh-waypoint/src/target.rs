@@ -103,7 +103,7 @@ pub fn find(snapshot: &Snapshot, own: &Own, authority: &Authority) -> Result<Tar
         }
         Authority::Host(host, port) => {
             let services = snapshot.service_by_host(host);
-            let bound = services.iter().find(|service| is_bound(service.waypoint.as_ref(), snapshot, own));
+            let bound = services.iter().find(|service| serves(service, snapshot, own));
             let service = bound.ok_or(if services.is_empty() { NotOurs::Unknown } else { NotOurs::NotBound })?;
             of_service(snapshot, own, service, *port)
         }
@@ -111,13 +111,18 @@ pub fn find(snapshot: &Snapshot, own: &Own, authority: &Authority) -> Result<Tar
 }
 
 fn of_service(snapshot: &Snapshot, own: &Own, service: &Arc<Service>, port: u16) -> Result<Target, NotOurs> {
-    if !is_bound(service.waypoint.as_ref(), snapshot, own) {
+    if !serves(service, snapshot, own) {
         return Err(NotOurs::NotBound);
     }
     if service.port(port).is_none() {
         return Err(NotOurs::UnknownPort);
     }
     Ok(Target::Service { service: Arc::clone(service), key: service.key(), port })
+}
+
+/// Whether this is the waypoint of a service, or its canary.
+fn serves(service: &Service, snapshot: &Snapshot, own: &Own) -> bool {
+    service.waypoints().any(|gateway| is_bound(Some(gateway), snapshot, own))
 }
 
 /// Whether the waypoint that is meant is this one: named by its service, or by an address of its service or of a workload of it.
@@ -136,7 +141,7 @@ fn is_bound(waypoint: Option<&GatewayAddress>, snapshot: &Snapshot, own: &Own) -
 
 #[cfg(test)]
 mod tests {
-    use mesh_core::service::{ServiceAddress, ServicePort};
+    use mesh_core::service::{Canary, ServiceAddress, ServicePort};
     use mesh_core::workload::NetworkAddress;
     use mesh_core::{Change, Store};
 
@@ -167,6 +172,12 @@ mod tests {
         pod.waypoint = Some(GatewayAddress { destination: named(&own().service.to_string()), hbone_port: 15008 });
         let mut other = Workload::new("c//Pod/shop/q", "shop", "q");
         other.addresses = vec!["10.0.0.8".parse().unwrap()];
+        let canaried = |ip: &str, waypoint: &str, canary: &str| {
+            let Change::Service(mut made) = service(&ip.replace('.', "-"), ip, Some(named(waypoint))) else { panic!() };
+            let waypoint = GatewayAddress { destination: named(canary), hbone_port: 15008 };
+            made.canary = Some(Canary { waypoint, weight: 1 });
+            Change::Service(made)
+        };
         let mut store = Store::new();
         let changes = vec![
             service("waypoint", "10.96.0.1", None),
@@ -174,6 +185,9 @@ mod tests {
             service("b", "10.96.0.3", Some(at("10.96.0.1"))),
             service("c", "10.96.0.4", Some(named("shop/other.shop.svc.cluster.local"))),
             service("d", "10.96.0.5", Some(at("10.0.0.8"))),
+            canaried("198.19.0.6", "shop/other.shop.svc.cluster.local", &own().service.to_string()),
+            canaried("198.19.0.7", &own().service.to_string(), "shop/other.shop.svc.cluster.local"),
+            canaried("198.19.0.8", "shop/other.shop.svc.cluster.local", "shop/third.shop.svc.cluster.local"),
             Change::Workload(pod),
             Change::Workload(other),
         ];
@@ -193,6 +207,9 @@ mod tests {
             ("10.96.0.4:80", Err(NotOurs::NotBound)),
             ("10.96.0.5:80", Err(NotOurs::NotBound)),
             ("10.96.0.1:80", Err(NotOurs::NotBound)),
+            ("198.19.0.6:80", Ok(80)),
+            ("198.19.0.7:80", Ok(80)),
+            ("198.19.0.8:80", Err(NotOurs::NotBound)),
             ("10.0.0.7:9999", Ok(9999)),
             ("10.0.0.8:80", Err(NotOurs::NotBound)),
             ("192.0.2.1:80", Err(NotOurs::Unknown)),

@@ -127,9 +127,13 @@ impl Saying {
 fn of_service(binding: Option<&Binding>) -> Saying {
     let said = |holds, reason, message: String| Said { r#type: WAYPOINT_BOUND, holds, reason, message: cut(message) };
     match binding {
-        Some(Binding::Accepted(name)) => {
+        Some(Binding::Accepted(name, None)) => {
             let message = format!("Successfully attached to waypoint {name}");
             Saying::Condition(said(true, "WaypointAccepted", message))
+        }
+        // It is bound all the same, to the one waypoint.
+        Some(Binding::Accepted(name, Some((reason, why)))) => {
+            Saying::Condition(said(true, reason, format!("Successfully attached to waypoint {name}; {why}")))
         }
         Some(Binding::Refused(reason, why)) => Saying::Condition(said(false, reason, why.clone())),
         None | Some(Binding::Untold) => Saying::Absent(said(true, "NoWaypoint", String::new())),
@@ -321,7 +325,7 @@ mod tests {
         let of = |binding: Option<Binding>| {
             Saying::of(Kind::Service, &Verdict { binding, ..verdict(Standing::InForce, &[]) }, false)
         };
-        let accepted = of(Some(Binding::Accepted(mesh_core::NamespacedName::new("shop", "wp"))));
+        let accepted = of(Some(Binding::Accepted(mesh_core::NamespacedName::new("shop", "wp"), None)));
         let theirs = json!({ "type": "example.com/Balanced", "status": "True", "observedGeneration": 1 });
         let bound = json!({ "type": "istio.io/WaypointBound", "status": "True", "reason": "WaypointAccepted",
             "message": "Successfully attached to waypoint shop/wp", "lastTransitionTime": "2026-11-21T10:00:00Z" });

@@ -164,11 +164,11 @@ impl Join {
         problems.extend(certified.problems);
         let certificates = certified.certificates;
         let mut services =
-            service::index(&objects, &settings, |s| waypoints.service(s, &objects, &settings).address, &mut problems);
+            service::index(&objects, &settings, |s| waypoints.service(s, &objects, &settings).told(), &mut problems);
         let entries = service_entry::services(
             &objects,
             &settings,
-            |entry| waypoints.entry(entry, &objects, &settings).address,
+            |entry| waypoints.entry(entry, &objects, &settings).told(),
             &mut services,
             &mut problems,
         );

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use mesh_core::service::{HealthPolicy, LoadBalancing, Mode, Scope, ServiceAddress, ServicePort};
+use mesh_core::service::{Canary, HealthPolicy, LoadBalancing, Mode, Scope, ServiceAddress, ServicePort};
 use mesh_core::workload::PortMapping;
 use mesh_core::{ArcStr, GatewayAddress, NamespacedName, Service};
 
@@ -40,7 +40,7 @@ pub fn split<'a>(full: &'a str, settings: &Settings) -> Option<(&'a str, &'a str
 pub fn index(
     objects: &Objects,
     settings: &Settings,
-    waypoint: impl Fn(&resource::Service) -> Option<GatewayAddress>,
+    waypoint: impl Fn(&resource::Service) -> (Option<GatewayAddress>, Option<Canary>),
     problems: &mut Vec<(Key, Problem)>,
 ) -> Services {
     let mut services = Services { addresses: owners(objects), ..Services::default() };
@@ -54,7 +54,7 @@ pub fn index(
         service.load_balancing = load_balancing(object, distribution(object, objects));
         service.ip_families = object.families;
         service.canonical = true;
-        service.waypoint = waypoint(object);
+        (service.waypoint, service.canary) = waypoint(object);
         services.by_key.insert(key.clone(), Arc::new(service));
         if object.selector.is_some() {
             services.selecting.entry(object.namespace.clone()).or_default().push((key, object.clone()));

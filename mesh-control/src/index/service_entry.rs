@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use mesh_core::service::{AppProtocol, LoadBalancing, Mode, ServiceAddress, ServicePort, Visibility};
+use mesh_core::service::{AppProtocol, Canary, LoadBalancing, Mode, ServiceAddress, ServicePort, Visibility};
 use mesh_core::workload::{PortMapping, WorkloadType};
 use mesh_core::{ArcStr, GatewayAddress, Locality, NamespacedName, Service, Workload};
 
@@ -85,7 +85,7 @@ pub struct Entered {
 pub fn services(
     objects: &Objects,
     settings: &Settings,
-    waypoint: impl Fn(&Entry) -> Option<GatewayAddress>,
+    waypoint: impl Fn(&Entry) -> (Option<GatewayAddress>, Option<Canary>),
     services: &mut Services,
     problems: &mut Problems,
 ) -> Entered {
@@ -93,7 +93,7 @@ pub fn services(
     let mut entered =
         Entered { in_force: decoration::names(objects, settings, services, problems), ..Entered::default() };
     for entry in entries(objects, settings) {
-        let bound = waypoint(entry);
+        let (bound, canary) = waypoint(entry);
         told(entry, settings, bound.is_some(), problems);
         let own = entered.given.entry(object(entry)).or_default();
         for (index, host) in hosts(entry, objects, settings) {
@@ -118,7 +118,7 @@ pub fn services(
             }
             let names = entry.spec.subject_alt_names.iter().filter_map(|name| name.parse().ok());
             service.subject_alt_names = names.collect();
-            service.waypoint = bound.clone();
+            (service.waypoint, service.canary) = (bound.clone(), canary.clone());
             if is_private(entry) || (host.starts_with('*') && !settings.is_root(&entry.namespace)) {
                 service.visibility = Visibility::Namespace;
             }
@@ -252,7 +252,7 @@ pub fn endpoints<'a>(
         let keys: Vec<NamespacedName> = hosts(entry, objects, settings).map(|(_, host)| key(entry, host)).collect();
         let is_own = |key: &&NamespacedName| services.by_key.get(*key).is_some_and(|own| own.name == entry.name);
         let keys: Vec<&NamespacedName> = keys.iter().filter(is_own).collect();
-        let account = waypoints.guards_entry(entry, objects, settings).filter(|_| !keys.is_empty());
+        let accounts = waypoints.guards_entry(entry, objects, settings).filter(|_| !keys.is_empty());
         let mut join = |at: usize, keys: &[&NamespacedName], ports: &[PortMapping], workloads: &mut [Arc<Workload>]| {
             let workload = Arc::make_mut(&mut workloads[at]);
             let memberships = Arc::make_mut(&mut workload.services);
@@ -260,8 +260,8 @@ pub fn endpoints<'a>(
                 memberships.insert((*key).clone(), ports.to_vec());
             }
             // Beside that of the pod's services, as with endpoints of an EndpointSlice.
-            if let Some(account) = account.as_ref().filter(|_| at < pods) {
-                let guard = Guard::of(account.clone(), ports.iter().map(|port| port.target_port));
+            if let Some(accounts) = accounts.as_ref().filter(|_| at < pods) {
+                let guard = Guard::of(accounts, ports.iter().map(|port| port.target_port));
                 workload::list(workload, guard.name(&workload.namespace));
                 guards.insert((workload.namespace.clone(), guard));
             }
@@ -280,7 +280,7 @@ pub fn endpoints<'a>(
                 }
             }
         }
-        let guard = account.as_ref().and_then(|_| guard(entry, &keys, services, problems));
+        let guard = accounts.as_ref().and_then(|_| guard(entry, &keys, services, problems));
         let mut told_of = BTreeSet::new();
         for target in targets(entry, &keys, (objects, settings), &mut unusable, problems) {
             let (address, endpoint) = (target.address, target.endpoint);

@@ -144,9 +144,9 @@ pub fn slices<'a>(
             Some(PortMapping { service_port: p.port, target_port: target })
         };
         let ports: Vec<PortMapping> = object.ports.iter().filter_map(port).collect();
-        let account = waypoints.guards(object, objects, settings);
-        let led = account.as_ref().and_then(|_| waypoints.leads_to(object, objects, settings));
-        let guard = account.map(|account| Guard::of(account, ports.iter().map(|port| port.target_port)));
+        let accounts = waypoints.guards(object, objects, settings);
+        let led = accounts.as_ref().and_then(|_| waypoints.leads_to(object, objects, settings));
+        let guard = accounts.map(|accounts| Guard::of(&accounts, ports.iter().map(|port| port.target_port)));
         for endpoint in &slice.endpoints {
             for address in &endpoint.addresses {
                 let slice_key =

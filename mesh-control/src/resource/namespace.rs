@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1 as k8s;
 use mesh_core::ArcStr;
 
 use super::service::Distribution;
-use super::waypoint::{Asked, Bypass};
+use super::waypoint::{Asked, AskedCanary, Bypass};
 use super::{Key, Labels, meta};
 use crate::diagnosis::Problem;
 
@@ -22,6 +22,8 @@ pub struct Namespace {
     pub distribution: Option<Distribution>,
     /// The waypoint of what says nothing of one itself.
     pub waypoint: Asked,
+    /// What has a share of it.
+    pub canary: Option<AskedCanary>,
     /// What is done with what goes around it, unless a service says otherwise.
     pub bypass: Bypass,
 }
@@ -43,8 +45,9 @@ pub fn read(key: &Key, object: k8s::Namespace) -> (Namespace, Vec<Problem>) {
     // An API server sets it. A file need not.
     labels.insert(NAME_LABEL.to_owned(), key.name.to_string());
     let waypoint = Asked::of(Some(&labels), &key.name);
+    let canary = AskedCanary::of(Some(&labels), object.metadata.annotations.as_ref(), &key.name);
     let bypass = Bypass::of(&object.metadata, &mut problems);
-    (Namespace { name: key.name.clone(), labels, distribution, waypoint, bypass }, problems)
+    (Namespace { name: key.name.clone(), labels, distribution, waypoint, canary, bypass }, problems)
 }
 
 /// Reduces a service account.

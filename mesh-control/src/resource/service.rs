@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use mesh_core::ArcStr;
 use mesh_core::service::{AppProtocol, IpFamilies};
 
-use super::waypoint::{self, Asked, Bypass};
+use super::waypoint::{self, Asked, AskedCanary, Bypass};
 use super::{Key, Labels, meta, pod};
 use crate::diagnosis::Problem;
 
@@ -75,6 +75,8 @@ pub struct Service {
     pub families: IpFamilies,
     /// Its waypoint, as far as it says that itself.
     pub waypoint: Asked,
+    /// What has a share of what its waypoint has, as far as it says that itself.
+    pub canary: Option<AskedCanary>,
     /// What is done with what goes around it, as far as it says that itself.
     pub bypass: Bypass,
     /// Whether gateways go through it, as far as it says that itself.
@@ -156,6 +158,7 @@ pub fn read(key: &Key, object: k8s::Service) -> (Service, Vec<Problem>) {
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
         families,
         waypoint: Asked::of(object.metadata.labels.as_ref(), &key.namespace),
+        canary: AskedCanary::of(object.metadata.labels.as_ref(), object.metadata.annotations.as_ref(), &key.namespace),
         bypass: Bypass::of(&object.metadata, &mut problems),
         ingress: waypoint::ingress(object.metadata.labels.as_ref()),
         created: meta::created(&object.metadata),

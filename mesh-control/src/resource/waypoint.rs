@@ -12,6 +12,12 @@ use crate::diagnosis::Problem;
 pub const USE: &str = "istio.io/use-waypoint";
 /// Its namespace, if it is another than the object's.
 pub const USE_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
+/// On a service or a namespace, beside [`USE`]: the name of a waypoint that has a share of what comes.
+pub const CANARY: &str = "istio.io/use-waypoint-canary";
+/// Its namespace, if it is another than the object's.
+pub const CANARY_NAMESPACE: &str = "istio.io/use-waypoint-canary-namespace";
+/// An annotation: the share, a whole number up to 100; without it none.
+pub const CANARY_WEIGHT: &str = "istio.io/use-waypoint-canary-weight";
 /// On a service or a namespace: whether gateways go through its waypoint, too.
 pub const INGRESS: &str = "istio.io/ingress-use-waypoint";
 /// On a pod: the gateway that it serves.
@@ -154,6 +160,29 @@ impl Asked {
     }
 }
 
+/// The second waypoint that an object names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AskedCanary {
+    /// Which one.
+    pub waypoint: NamespacedName,
+    /// Its share of 100, or what is written instead of one.
+    pub weight: Result<u32, String>,
+}
+
+impl AskedCanary {
+    /// What the labels and annotations of an object in `namespace` say.
+    pub fn of(labels: Option<&Labels>, annotations: Option<&Labels>, namespace: &str) -> Option<Self> {
+        let label = |key: &str| labels.and_then(|labels| labels.get(key)).map(String::as_str).filter(|v| !v.is_empty());
+        let name = label(CANARY)?;
+        let namespace = label(CANARY_NAMESPACE).unwrap_or(namespace);
+        let weight = match annotations.and_then(|annotations| annotations.get(CANARY_WEIGHT)) {
+            None => Ok(0),
+            Some(text) => text.trim().parse().ok().filter(|weight| *weight <= 100).ok_or_else(|| text.clone()),
+        };
+        Some(Self { waypoint: NamespacedName::new(ArcStr::from(namespace), ArcStr::from(name)), weight })
+    }
+}
+
 /// Where the label stands.
 pub fn field() -> String {
     format!("metadata.labels[\"{USE}\"]")
@@ -180,6 +209,31 @@ mod tests {
             assert_eq!(Asked::of(Some(&labels), "shop"), expected, "{labels:?}");
         }
         assert_eq!(Asked::of(None, "shop"), Asked::Unsaid);
+    }
+
+    #[test]
+    fn labels_and_an_annotation_say_which_share_a_canary_has() {
+        let canary = |namespace: &str, weight: Result<u32, &str>| {
+            let waypoint = NamespacedName::new(namespace, "new");
+            Some(AskedCanary { waypoint, weight: weight.map_err(str::to_owned) })
+        };
+        let marks = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        for (labels, weight, expected) in [
+            (&[][..], Some("5"), None),
+            (&[(CANARY, "")], Some("5"), None),
+            (&[(CANARY, "new")], Some("5"), canary("shop", Ok(5))),
+            (&[(CANARY, "new"), (CANARY_NAMESPACE, "infra")], Some(" 100 "), canary("infra", Ok(100))),
+            (&[(CANARY, "new")], None, canary("shop", Ok(0))),
+            (&[(CANARY, "new")], Some("101"), canary("shop", Err("101"))),
+            (&[(CANARY, "new")], Some("-1"), canary("shop", Err("-1"))),
+            (&[(CANARY, "new")], Some("5%"), canary("shop", Err("5%"))),
+            (&[(CANARY, "new")], Some(""), canary("shop", Err(""))),
+        ] {
+            let annotations: Option<Labels> = weight.map(|weight| marks(&[(CANARY_WEIGHT, weight)]));
+            let labels: Labels = marks(labels);
+            let found = AskedCanary::of(Some(&labels), annotations.as_ref(), "shop");
+            assert_eq!(found, expected, "{labels:?} {weight:?}");
+        }
     }
 
     #[test]

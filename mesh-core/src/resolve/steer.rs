@@ -37,7 +37,7 @@ pub fn steer(
         return Ok(Steer::Asked);
     }
     let Some(service) = known_service(snapshot, request.source, &ip) else { return Ok(Steer::Asked) };
-    if waypoint::needed(snapshot, service.waypoint.as_ref(), request.source).is_some() {
+    if waypoint::of_service(snapshot, service, request.source).is_some() {
         return Ok(Steer::Asked);
     }
     let Some(routes) = snapshot.connections(&service.key()) else { return Ok(Steer::Asked) };
@@ -72,7 +72,7 @@ pub fn place_of(snapshot: &Snapshot, request: &Request<'_>) -> Option<ClusterKey
     };
     let is_ours = service.load_balancing.mode != Mode::Passthrough
         && service.port(key.port).is_some()
-        && waypoint::needed(snapshot, service.waypoint.as_ref(), request.source).is_none();
+        && waypoint::of_service(snapshot, service, request.source).is_none();
     is_ours.then_some(key)
 }
 
@@ -93,7 +93,7 @@ pub(super) fn to_place(
     }
     let own = address(service, request);
     let is_plain = service.load_balancing.mode != Mode::Passthrough
-        && waypoint::needed(snapshot, service.waypoint.as_ref(), request.source).is_none();
+        && waypoint::of_service(snapshot, service, request.source).is_none();
     if own.is_none() && !is_plain {
         return Err(refuse(format!("service {} has no address of its own to ask for", place.service)));
     }

@@ -7,7 +7,7 @@ use rand::{SeedableRng, rngs::StdRng};
 use super::*;
 use crate::{
     Change, GatewayAddress, Store,
-    service::{LoadBalancing, ServiceAddress, ServicePort},
+    service::{Canary, LoadBalancing, ServiceAddress, ServicePort},
     workload::{GatewayDestination, NetworkAddress, NetworkMode, PortMapping, TunnelProtocol},
 };
 
@@ -328,6 +328,52 @@ fn design_10_10_a_waypoint_speaks_for_clients_of_what_is_bound_to_it() {
         ("198.18.1.1", "waypoint", "waypoint-1", false),
     ] {
         assert_eq!(speaks(address, account, workload), expected, "{address} {account} {workload}");
+    }
+}
+
+/// What comes for a service with a canary, and what its canary and its waypoint themselves ask for.
+#[test]
+fn features_CL_3_a_canary_has_its_share_and_the_waypoint_the_rest() {
+    let to = |name: &str, weight| waypoint_of(name).map(|waypoint| Canary { waypoint, weight });
+    let l7 = |canary| Service { waypoint: waypoint_of("waypoint"), canary, ..service("l7", &["198.19.0.4"]) };
+    let shares = |canary: Option<Canary>, tried: &[ArcStr]| {
+        let snapshot = with_waypoints().apply(vec![Change::Service(l7(canary))]).snapshot;
+        let destination = "198.19.0.4:80".parse().unwrap();
+        let request = Request { source: &Client::default(), destination, place: None, now_ms: 0, tried };
+        let mut rng = StdRng::seed_from_u64(7);
+        let mut found = [0; 3];
+        for _ in 0..1000 {
+            let at = match resolve(&snapshot, &request, &mut rng) {
+                Ok(Route::Hbone(up)) if up.waypoint && up.workload.name == "waypoint-1" => 0,
+                Ok(Route::Hbone(up)) if up.waypoint && up.workload.name == "plainwp-1" => 1,
+                _ => 2,
+            };
+            found[at] += 1;
+        }
+        found
+    };
+    assert_eq!(shares(None, &[]), [1000, 0, 0]);
+    assert_eq!(shares(to("plain-wp", 0), &[]), [1000, 0, 0]);
+    assert_eq!(shares(to("plain-wp", 100), &[]), [0, 1000, 0]);
+    let [own, canary, others] = shares(to("plain-wp", 20), &[]);
+    assert!((150..250).contains(&canary) && own + canary == 1000 && others == 0, "{own} {canary} {others}");
+    // Nobody is at the canary, or nobody is left there: all is the waypoint's.
+    assert_eq!(shares(to("deserted", 100), &[]), [1000, 0, 0]);
+    assert_eq!(shares(to("nothing", 100), &[]), [1000, 0, 0]);
+    assert_eq!(shares(to("plain-wp", 100), &["c//Pod/shop/plainwp-1".into()]), [1000, 0, 0]);
+    // And never the other way around.
+    let [own, canary, closed] = shares(to("plain-wp", 20), &["c//Pod/shop/waypoint-1".into()]);
+    assert!(own == 0 && (150..250).contains(&canary) && closed == 1000 - canary, "{own} {canary} {closed}");
+    let snapshot = with_waypoints().apply(vec![Change::Service(l7(to("plain-wp", 0)))]).snapshot;
+    for (address, account) in [("198.18.1.1", "waypoint"), ("198.18.1.3", "plainwp")] {
+        let identity = format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().ok();
+        let source = Client { ips: vec![ip(address)], identity, ..Client::default() };
+        let destination = "198.19.0.4:80".parse().unwrap();
+        let request = Request { source: &source, destination, place: None, now_ms: 0, tried: &[] };
+        let route = resolve(&snapshot, &request, &mut StdRng::seed_from_u64(1)).unwrap();
+        assert_eq!(route.to_string(), "HBONE to 198.18.0.3:8080 (c//Pod/shop/l7-1)", "{account}");
+        let endpoint = snapshot.workload_by_uid("c//Pod/shop/l7-1").unwrap();
+        assert!(speaks_for(&snapshot, endpoint, &source), "{account}");
     }
 }
 

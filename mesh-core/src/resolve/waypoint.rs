@@ -26,6 +26,30 @@ pub(super) fn needed<'a>(
     waypoint.filter(|gateway| !is_of(snapshot, gateway, source))
 }
 
+/// The same for who asks for a service: none for its waypoint and its canary, either of which reaches endpoints itself.
+pub(super) fn of_service<'a>(snapshot: &Snapshot, service: &'a Service, source: &Client) -> Option<&'a GatewayAddress> {
+    let comes_from_there = || service.waypoints().any(|gateway| is_of(snapshot, gateway, source));
+    service.waypoint.as_ref().filter(|_| !comes_from_there())
+}
+
+/// Through the waypoint of a service, or its canary by its share. While nobody is found at the canary all go through the waypoint, and never the other way around:
+/// policies of the waypoint's Gateway are not the canary's, and of those only a share of what comes is to be spared.
+pub(super) fn to_either(
+    snapshot: &Snapshot,
+    gateway: &GatewayAddress,
+    service: &Arc<Service>,
+    request: &Request<'_>,
+    rng: &mut impl Rng,
+) -> Result<Route, Refusal> {
+    let canary = service.canary.as_ref().filter(|canary| rng.random_range(0..100) < canary.weight);
+    if let Some(canary) = canary
+        && let Ok(route) = to(snapshot, &canary.waypoint, Asked::Service(service), request, rng)
+    {
+        return Ok(route);
+    }
+    to(snapshot, gateway, Asked::Service(service), request, rng)
+}
+
 /// Whether the client is an endpoint of the waypoint. Its addresses lead to a workload, and who it has proved to be must be that one.
 fn is_of(snapshot: &Snapshot, gateway: &GatewayAddress, source: &Client) -> bool {
     let mut owners = source.ips.iter().filter_map(|ip| snapshot.owner(&source.network, ip));
@@ -43,8 +67,11 @@ fn is_of(snapshot: &Snapshot, gateway: &GatewayAddress, source: &Client) -> bool
 
 /// Whether a peer is a waypoint of what a workload serves: of a service that it is an endpoint of, or its own. Such a peer speaks for its clients.
 pub fn speaks_for(snapshot: &Snapshot, workload: &Workload, peer: &Client) -> bool {
-    let services = workload.services.keys().filter_map(|key| snapshot.service(key)?.waypoint.as_ref());
-    services.chain(workload.waypoint.as_ref()).any(|gateway| is_of(snapshot, gateway, peer))
+    let services = workload.services.keys().filter_map(|key| snapshot.service(key));
+    services
+        .flat_map(|service| service.waypoints())
+        .chain(workload.waypoint.as_ref())
+        .any(|gateway| is_of(snapshot, gateway, peer))
 }
 
 /// Whether an address is one of the waypoint that stands before a workload. It proves nothing: who comes from there is not sent there again.

@@ -3,9 +3,10 @@
 use std::collections::HashSet;
 
 use mesh_core::{
-    ArcStr, Service,
+    ArcStr, GatewayAddress, Service,
     service::{
-        AppProtocol, HealthPolicy, IpFamilies, LoadBalancing, Mode, Scope, ServiceAddress, ServicePort, Visibility,
+        AppProtocol, Canary, HealthPolicy, IpFamilies, LoadBalancing, Mode, Scope, ServiceAddress, ServicePort,
+        Visibility,
     },
 };
 
@@ -13,9 +14,13 @@ use super::{ConvertError, field};
 use crate::wire::workload as wds;
 
 pub(super) fn read(message: wds::Service) -> Result<Service, ConvertError> {
-    // Weighted waypoints are waypoints: a client that cannot weigh must still not go around them.
-    let weighted = message.weighted_waypoints.into_iter().find_map(|w| w.destination);
-    let waypoint = message.waypoint.or(weighted);
+    let weighted = weighted(message.weighted_waypoints)?;
+    // Weighted waypoints are waypoints: who is said to have nothing else must still not go around them.
+    let waypoint = match message.waypoint {
+        Some(waypoint) => Some(field::gateway("waypoint", waypoint)?),
+        None => weighted.first().map(|(waypoint, _)| waypoint.clone()),
+    };
+    let canary = waypoint.as_ref().and_then(|own| canary(own, &weighted));
     Ok(Service {
         namespace: field::name("namespace", message.namespace)?,
         name: field::text("name", message.name)?,
@@ -31,13 +36,38 @@ pub(super) fn read(message: wds::Service) -> Result<Service, ConvertError> {
             wds::IpFamilies::Ipv6Only => IpFamilies::Ipv6Only,
             wds::IpFamilies::Dual => IpFamilies::Dual,
         },
-        waypoint: waypoint.map(|g| field::gateway("waypoint", g)).transpose()?,
+        waypoint,
+        canary,
         canonical: message.canonical,
         visibility: match field::known("visibility", message.visibility)? {
             wds::service::Visibility::Public => Visibility::Public,
             wds::service::Visibility::Namespace => Visibility::Namespace,
         },
     })
+}
+
+/// Those that say where they are.
+fn weighted(list: Vec<wds::WeightedWaypoint>) -> Result<Vec<(GatewayAddress, u32)>, ConvertError> {
+    let one = |one: wds::WeightedWaypoint| {
+        let destination = one.destination?;
+        Some(field::gateway("weighted_waypoints.destination", destination).map(|at| (at, one.weight)))
+    };
+    list.into_iter().filter_map(one).collect()
+}
+
+/// The first that is not the service's own waypoint, with its share of all of 100. Without any share nothing goes to it.
+fn canary(own: &GatewayAddress, weighted: &[(GatewayAddress, u32)]) -> Option<Canary> {
+    let (waypoint, weight) = weighted.iter().find(|(waypoint, _)| waypoint != own)?;
+    let all: u64 = weighted.iter().map(|(_, weight)| u64::from(*weight)).sum();
+    let share = u64::from(*weight).saturating_mul(100).checked_div(all).unwrap_or(0);
+    Some(Canary { waypoint: waypoint.clone(), weight: u32::try_from(share).unwrap_or(0) })
+}
+
+/// The waypoint and its canary, as Istio says it to its ztunnels: a ztunnel or an agent that cannot weigh takes the waypoint for all.
+fn write_weighted(service: &Service) -> Vec<wds::WeightedWaypoint> {
+    let (Some(own), Some(canary)) = (&service.waypoint, &service.canary) else { return Vec::new() };
+    let one = |gateway, weight| wds::WeightedWaypoint { destination: Some(field::write_gateway(gateway)), weight };
+    vec![one(own, 100_u32.saturating_sub(canary.weight)), one(&canary.waypoint, canary.weight)]
 }
 
 fn addresses(list: Vec<wds::NetworkAddress>) -> Result<Vec<ServiceAddress>, ConvertError> {
@@ -128,7 +158,7 @@ pub(super) fn write(service: &Service) -> wds::Service {
         extensions: Vec::new(),
         canonical: service.canonical,
         ingress_use_waypoint: false,
-        weighted_waypoints: Vec::new(),
+        weighted_waypoints: write_weighted(service),
         visibility: match service.visibility {
             Visibility::Public => wds::service::Visibility::Public,
             Visibility::Namespace => wds::service::Visibility::Namespace,

@@ -274,10 +274,18 @@ impl Lab {
 
     /// Sets a label of a service, or takes it away.
     pub fn label_service(&self, namespace: &str, name: &str, key: &str, value: Option<&str>) -> Result<()> {
-        let change = |spec: &mut ServiceSpec| match value {
+        self.change_service(namespace, name, |spec| match value {
             Some(value) => drop(spec.labels.insert(key.into(), value.into())),
             None => drop(spec.labels.remove(key)),
-        };
+        })
+    }
+
+    /// Sets an annotation of a service.
+    pub fn annotate_service(&self, namespace: &str, name: &str, key: &str, value: &str) -> Result<()> {
+        self.change_service(namespace, name, |spec| drop(spec.annotations.insert(key.into(), value.into())))
+    }
+
+    fn change_service(&self, namespace: &str, name: &str, change: impl FnOnce(&mut ServiceSpec)) -> Result<()> {
         let (spec, address) = lock(&self.state).cluster.change_service(namespace, name, change)?;
         self.manifests.put(&format!("service-{namespace}-{name}"), &manifest::service(&spec.manifest(address)))
     }

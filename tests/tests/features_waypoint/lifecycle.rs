@@ -41,6 +41,7 @@ fn features_waypoint_is_never_gone_around_and_ends_without_a_failed_request() ->
         let stage = bookinfo("undermesh-waypoint")?;
         what_is_sent_is_counted(&stage)?;
         a_service_is_let_go_and_bound_again(&stage)?;
+        a_canary_has_its_share(&stage)?;
         replicas_end_and_die(stage)
     })
 }
@@ -92,6 +93,37 @@ fn a_service_is_let_go_and_bound_again(stage: &Stage) -> Result<()> {
     let loads = loads.end();
     ensure!(failed(&loads).is_none(), "of {} loads: {:?}", loads.len(), failed(&loads));
     Ok(())
+}
+
+/// CL-3: a second waypoint with half of what comes for a service, then with all, and then dead: the first has it back. No load notices but what is cut.
+fn a_canary_has_its_share(stage: &Stage) -> Result<()> {
+    const CANARY: &str = "istio.io/use-waypoint-canary";
+    let weigh = |weight: &str| stage.lab.annotate_service("default", "details", &format!("{CANARY}-weight"), weight);
+    stage.lab.add_gateway("default", "canary", "undermesh-waypoint", &Default::default())?;
+    let canary = stage.lab.start_waypoint("default", "canary", 1)?;
+    let details = |waypoint: &Waypoint| counted(&[waypoint], &[("destination_service_name", "details")]);
+    let loads = Loads::start(stage)?;
+    weigh("50")?;
+    stage.lab.label_service("default", "details", CANARY, Some("canary"))?;
+    until("requests through the canary", CHANGE, || details(&canary).is_ok_and(|requests| requests > 0.0))?;
+    let before = [details(&stage.waypoint)?, details(&canary)?];
+    loads.more(60)?;
+    let shares = [details(&stage.waypoint)? - before[0], details(&canary)? - before[1]];
+    // Half of 60 has a standard deviation of four.
+    ensure!(shares.iter().all(|share| *share > 9.0), "{shares:?}");
+    weigh("100")?;
+    until("all of it through the canary", CHANGE, || {
+        details(&stage.waypoint)
+            .is_ok_and(|before| loads.more(5).is_ok() && details(&stage.waypoint).is_ok_and(|after| after == before))
+    })?;
+    let killed = stage.lab.kill_waypoint(canary);
+    loads.more(20)?;
+    let loads = loads.end();
+    let bad = loads.iter().filter(|load| load.status != 200 || load.stars == Stars::Broken).count();
+    ensure!(bad <= 2, "{bad} of {} loads: {:?}", loads.len(), failed(&loads));
+    stage.lab.label_service("default", "details", CANARY, None)?;
+    stage.lab.delete_gateway("default", "canary")?;
+    stage.lab.remove_pod(&killed)
 }
 
 /// Of two one ends, then of two one is killed, then there is none, then one again.

@@ -84,6 +84,25 @@ fn a_service_with_another_waypoint_is_not_cut_off_by_a_policy_of_its_neighbour()
     }
 }
 
+#[test]
+fn design_10_9_a_canary_reaches_the_pods_that_nothing_may_go_around() {
+    const ALL: &str = "waypoint other client plain";
+    let waypoints = format!("{}{}", waypoint("shop", "wp", ""), waypoint("shop", "other", ""));
+    let policy = |of: &str| bound_to("AuthorizationPolicy", "shop", &GATEWAY.replace("wp", of), "");
+    let canary = format!("{}, istio.io/use-waypoint-canary: other", label("wp"));
+    let refuse = "undermesh.io/waypoint-bypass: refuse";
+    for (what, labels, policy, expected) in [
+        ("asked for", format!("{canary}, {refuse}"), String::new(), "waypoint other"),
+        ("by a policy at the waypoint", canary.clone(), policy("wp"), "waypoint other"),
+        ("by a policy at the canary", canary.clone(), policy("other"), "waypoint other"),
+        ("by neither", canary, policy("third"), ALL),
+        ("no canary", format!("{}, {refuse}", label("wp")), String::new(), "waypoint"),
+    ] {
+        let view = view(&format!("{NODE}{waypoints}{policy}{}", shop(&labels, "")));
+        assert_eq!(let_in(&view, 80), expected, "{what}");
+    }
+}
+
 /// A ServiceEntry of port 80 whose endpoints are the shop's pod.
 fn entry(labels: &str, endpoints: &str) -> String {
     format!(

@@ -12,6 +12,7 @@ use mesh_core::policy::{Action, Clause, GUARD, Match, Policy, Rule, Scope, Strin
 use mesh_core::workload::Memberships;
 use mesh_core::{ArcStr, GatewayAddress, Identity, NamespacedName, TrustDomain};
 
+use super::canary::{Wishes, of_entry};
 use super::{Traffic, Waypoints, asked};
 use crate::diagnosis::Problem;
 use crate::index::Settings;
@@ -26,12 +27,12 @@ pub type Account = (ArcStr, ArcStr);
 /// Services of a namespace around whose waypoints nothing may go, with who may reach their pods: nobody, if the waypoint is not there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Guarded {
-    services: BTreeMap<NamespacedName, Option<Account>>,
+    services: BTreeMap<NamespacedName, BTreeSet<Account>>,
     /// Of these the headless ones whose waypoint takes connections to workloads: who asks for one of their pods is led there, and who has no identity as well, unless
     /// he is to be refused.
     led: BTreeMap<NamespacedName, (GatewayAddress, bool)>,
     /// Waypoints of the others: where they share a port with one of these, they may reach it as well.
-    others: BTreeMap<NamespacedName, Account>,
+    others: BTreeMap<NamespacedName, BTreeSet<Account>>,
     /// What the namespace says of pods that are addressed as workloads.
     workloads: Bypass,
 }
@@ -53,14 +54,17 @@ impl Waypoints {
         let first = NamespacedName::new(namespace.clone(), "");
         let services = objects.services.range(first..).map(|(_, service)| service);
         for service in services.take_while(|service| service.namespace == *namespace) {
-            if let Some(account) = self.guards(service, objects, settings) {
+            if let Some(accounts) = self.guards(service, objects, settings) {
                 let name = key(namespace, &service.name, settings);
                 if let Some(led) = self.leads_to(service, objects, settings) {
                     guarded.led.insert(name.clone(), led);
                 }
-                guarded.services.insert(name, account);
-            } else if let Some(account) = self.service(service, objects, settings).account {
-                guarded.others.insert(key(namespace, &service.name, settings), account);
+                guarded.services.insert(name, accounts);
+                continue;
+            }
+            let accounts = self.service(service, objects, settings).accounts();
+            if !accounts.is_empty() {
+                guarded.others.insert(key(namespace, &service.name, settings), accounts);
             }
         }
         guarded
@@ -118,19 +122,20 @@ impl Waypoints {
     }
 
     /// Who alone may reach the pods of a service; `None` if anybody may.
-    pub fn guards(&self, service: &Service, objects: &Objects, settings: &Settings) -> Option<Option<Account>> {
+    pub fn guards(&self, service: &Service, objects: &Objects, settings: &Settings) -> Option<BTreeSet<Account>> {
         if service.is_alias || !self.refuses(service, objects) {
             return None;
         }
         let bound = self.service(service, objects, settings);
-        bound.address.is_some().then_some(bound.account)
+        bound.address.is_some().then(|| bound.accounts())
     }
 
     /// Whether nothing may go around the waypoint of a service, if it has one.
     pub(super) fn refuses(&self, service: &Service, objects: &Objects) -> bool {
         let is_held = || {
             let name = NamespacedName::new(service.namespace.clone(), service.name.clone());
-            self.held.services.contains(&name) || self.is_held(&service.waypoint, &service.namespace, objects)
+            self.held.services.contains(&name)
+                || self.is_held(&service.namespace, Wishes::of_service(service).gateways(objects))
         };
         decided(service.bypass, &service.namespace, objects, is_held)
     }
@@ -141,32 +146,33 @@ impl Waypoints {
         entry: &Routed<ServiceEntry>,
         objects: &Objects,
         settings: &Settings,
-    ) -> Option<Option<Account>> {
+    ) -> Option<BTreeSet<Account>> {
         if !self.refuses_entry(entry, objects) {
             return None;
         }
         let bound = self.entry(entry, objects, settings);
-        bound.address.is_some().then_some(bound.account)
+        bound.address.is_some().then(|| bound.accounts())
     }
 
     /// Whether nothing may go around the waypoint of the hosts of a ServiceEntry, if they have one.
     fn refuses_entry(&self, entry: &Routed<ServiceEntry>, objects: &Objects) -> bool {
         let is_held = || {
             let name = NamespacedName::new(entry.namespace.clone(), entry.name.clone());
-            let asked = Asked::of(Some(&entry.marks), &entry.namespace);
-            self.held.entries.contains(&name) || self.is_held(&asked, &entry.namespace, objects)
+            let (own, canary) = (Asked::of(Some(&entry.marks), &entry.namespace), of_entry(entry));
+            let wishes = Wishes { waypoint: &own, canary: canary.as_ref(), namespace: &entry.namespace };
+            self.held.entries.contains(&name) || self.is_held(&entry.namespace, wishes.gateways(objects))
         };
         decided(Bypass::of_labels(&entry.marks), &entry.namespace, objects, is_held)
     }
 
-    /// Whether a policy is bound to the waypoint that counts for what says this in a namespace, or may be.
-    fn is_held(&self, own: &Asked, namespace: &ArcStr, objects: &Objects) -> bool {
+    /// Whether a policy is bound to one of the waypoints of an object in `namespace`, or may be.
+    fn is_held<'a>(&self, namespace: &ArcStr, mut waypoints: impl Iterator<Item = &'a NamespacedName>) -> bool {
         let held = &self.held;
         let is_bound = |gateway: &NamespacedName| {
             let is_absent = || held.absent && !self.gateways.contains_key(gateway);
             held.gateways.contains(gateway) || held.holds_namespace(&gateway.namespace) || is_absent()
         };
-        asked(own, namespace, objects).is_some_and(|(gateway, _)| held.holds_namespace(namespace) || is_bound(gateway))
+        waypoints.any(|gateway| held.holds_namespace(namespace) || is_bound(gateway))
     }
 
     /// Services around whose waypoints nothing may go: gateways go through those, too. Whether they have one is not asked. Not hosts of ServiceEntries: what comes to
@@ -188,7 +194,11 @@ impl Waypoints {
         let of_workload = match guarded.workloads {
             // In most meshes nothing is, and this is asked for each pod.
             Bypass::Unsaid if self.held.is_empty() => false,
-            Bypass::Unsaid => self.is_held(&Asked::of(Some(&pod.labels), &pod.namespace), &pod.namespace, objects),
+            Bypass::Unsaid => {
+                let own = Asked::of(Some(&pod.labels), &pod.namespace);
+                let waypoint = asked(&own, &pod.namespace, objects).map(|(name, _)| name);
+                self.is_held(&pod.namespace, waypoint.into_iter())
+            }
             said => said == Bypass::Refuse,
         };
         let is_free = guarded.services.is_empty() && !of_workload;
@@ -201,17 +211,17 @@ impl Waypoints {
             guard.others = bound.address.is_some().then(|| bound.account.into_iter().collect());
         }
         for (service, ports) in services.iter() {
-            let Some(account) = guarded.services.get(service) else { continue };
+            let Some(accounts) = guarded.services.get(service) else { continue };
             for port in ports {
                 let of_port = guard.ports.entry(port.target_port).or_default();
-                of_port.extend(account.iter().chain(guard.others.iter().flatten()).cloned());
+                of_port.extend(accounts.iter().chain(guard.others.iter().flatten()).cloned());
             }
         }
         for (service, ports) in services.iter() {
-            let Some(account) = guarded.others.get(service) else { continue };
+            let Some(more) = guarded.others.get(service) else { continue };
             let own: BTreeSet<u16> = ports.iter().map(|port| port.target_port).collect();
             let shared = guard.ports.iter_mut().filter(|(port, _)| own.contains(port));
-            shared.for_each(|(_, accounts)| accounts.extend([account.clone()]));
+            shared.for_each(|(_, accounts)| accounts.extend(more.iter().cloned()));
         }
         (!guard.ports.is_empty() || guard.others.is_some()).then_some(guard)
     }
@@ -250,8 +260,7 @@ fn decided(own: Bypass, namespace: &ArcStr, objects: &Objects, unsaid: impl FnOn
 
 impl Guard {
     /// That of a service alone, at these ports of a pod.
-    pub fn of(account: Option<Account>, ports: impl Iterator<Item = u16>) -> Self {
-        let accounts: BTreeSet<Account> = account.into_iter().collect();
+    pub fn of(accounts: &BTreeSet<Account>, ports: impl Iterator<Item = u16>) -> Self {
         Self { ports: ports.map(|port| (port, accounts.clone())).collect(), others: None }
     }
 

@@ -8,6 +8,7 @@
 //! serve: that is not of this mesh, and neither are its policies.
 
 mod bypass;
+mod canary;
 mod gateways;
 mod held;
 
@@ -24,10 +25,12 @@ use crate::diagnosis::Problem;
 use crate::resource::gateway_topology::GatewayTopology;
 use crate::resource::pod::State;
 use crate::resource::routing::{Routed, ServiceEntry, WorkloadEntry};
-use crate::resource::waypoint::{Asked, GATEWAY_NAME, field};
+use crate::resource::waypoint::{Asked, AskedCanary, GATEWAY_NAME, field};
 use crate::resource::{Key, Kind, Labels, Objects, Pod, Secured, Service, meta};
 use crate::verdict::Binding;
 pub use bypass::{Account, Guard, Guarded};
+pub use canary::Beside;
+use canary::Wishes;
 pub use gateways::{Deployed, Standing, Waypoint, has_labels};
 use held::Held;
 
@@ -76,6 +79,21 @@ pub struct Bound {
     pub account: Option<Account>,
     /// What the object is to be told, if it is its own label.
     pub problem: Option<Problem>,
+    /// What has a share of it.
+    pub canary: Option<Beside>,
+}
+
+impl Bound {
+    /// Whoever is found at its waypoint or its canary.
+    pub fn accounts(&self) -> BTreeSet<Account> {
+        self.account.iter().chain(self.canary.iter().map(|canary| &canary.account)).cloned().collect()
+    }
+
+    /// What clients are told: its waypoint and its canary.
+    pub fn told(self) -> (Option<GatewayAddress>, Option<mesh_core::service::Canary>) {
+        let canary = self.canary.as_ref().and_then(Beside::told);
+        (self.address, canary)
+    }
 }
 
 impl Waypoints {
@@ -98,12 +116,17 @@ impl Waypoints {
         }
         for namespace in objects.namespaces.values() {
             let Asked::Of(name) = &namespace.waypoint else { continue };
-            if let Some(problem) = waypoints.flaw(name, &namespace.name, objects, settings) {
+            let own =
+                Wishes { waypoint: &namespace.waypoint, canary: namespace.canary.as_ref(), namespace: &namespace.name };
+            let canary = waypoints.beside(name, own, objects, settings).1.map(|(unusable, _)| unusable.problem());
+            for problem in waypoints.flaw(name, &namespace.name, objects, settings).into_iter().chain(canary) {
                 let key = Key { kind: Kind::Namespace, namespace: ArcStr::new(), name: namespace.name.clone() };
                 problems.push((key, problem));
             }
         }
-        for service in objects.services.values().filter(|service| matches!(service.waypoint, Asked::Of(_))) {
+        let says =
+            |service: &&std::sync::Arc<Service>| matches!(service.waypoint, Asked::Of(_)) || service.canary.is_some();
+        for service in objects.services.values().filter(says) {
             if let Some(problem) = waypoints.service(service, objects, settings).problem {
                 let (namespace, name) = (service.namespace.clone(), service.name.clone());
                 problems.push((Key { kind: Kind::Service, namespace, name }, problem));
@@ -331,14 +354,17 @@ impl Waypoints {
     pub fn served(&self, objects: &Objects, settings: &Settings) -> Served {
         let mut served: Served = self.ours().map(|(name, _)| (name.clone(), BTreeSet::new())).collect();
         for service in objects.services.values().filter(|service| !service.is_alias) {
-            if let Some(gateway) = self.service(service, objects, settings).gateway {
+            let Bound { gateway, canary, .. } = self.service(service, objects, settings);
+            for gateway in gateway.into_iter().chain(canary.map(|canary| canary.gateway)) {
                 served.entry(gateway).or_default().insert(key(&service.namespace, &service.name, settings));
             }
         }
         for entry in service_entry::entries(objects, settings) {
-            let Some(gateway) = self.entry(entry, objects, settings).gateway else { continue };
-            let hosts = service_entry::hosts(entry, objects, settings).map(|(_, host)| service_entry::key(entry, host));
-            served.entry(gateway).or_default().extend(hosts);
+            let Bound { gateway, canary, .. } = self.entry(entry, objects, settings);
+            for gateway in gateway.into_iter().chain(canary.map(|canary| canary.gateway)) {
+                let hosts = service_entry::hosts(entry, objects, settings);
+                served.entry(gateway).or_default().extend(hosts.map(|(_, host)| service_entry::key(entry, host)));
+            }
         }
         served
     }
@@ -349,13 +375,25 @@ impl Waypoints {
         if self.finds(service, &own) {
             return Bound::default();
         }
-        self.bind(Traffic::Service, &service.waypoint, &service.namespace, objects, settings)
+        self.both(Wishes::of_service(service), objects, settings)
     }
 
     /// What the hosts of a ServiceEntry are bound to.
     pub fn entry(&self, entry: &Routed<ServiceEntry>, objects: &Objects, settings: &Settings) -> Bound {
-        let own = Asked::of(Some(&entry.marks), &entry.namespace);
-        self.bind(Traffic::Service, &own, &entry.namespace, objects, settings)
+        let (own, canary) = (Asked::of(Some(&entry.marks), &entry.namespace), canary::of_entry(entry));
+        let wishes = Wishes { waypoint: &own, canary: canary.as_ref(), namespace: &entry.namespace };
+        self.both(wishes, objects, settings)
+    }
+
+    /// What comes of what a service says: its waypoint, and the canary beside that if that is a waypoint.
+    fn both(&self, wishes: Wishes<'_>, objects: &Objects, settings: &Settings) -> Bound {
+        let mut bound = self.bind(Traffic::Service, wishes.waypoint, wishes.namespace, objects, settings);
+        let Some(primary) = &bound.gateway else { return bound };
+        let (canary, unusable) = self.beside(primary, wishes, objects, settings);
+        let told = unusable.filter(|(_, is_own)| *is_own).map(|(unusable, _)| unusable.problem());
+        bound.canary = canary;
+        bound.problem = bound.problem.or(told);
+        bound
     }
 
     /// What a pod is bound to, addressed as a workload. A pod of a waypoint is never: what it is asked for would come back to it.
@@ -402,7 +440,8 @@ impl Waypoints {
             (Some(Standing::Ours(waypoint)), flaw) if waypoint.takes(name, namespace, objects) => {
                 let address = waypoint.destination.clone().map_or_else(|| nowhere(name, namespace), at);
                 let account = Some((name.namespace.clone(), waypoint.deployed.account.clone()));
-                Bound { address: Some(address), gateway: Some(name.clone()), account, problem: told(flaw) }
+                let (gateway, problem) = (Some(name.clone()), told(flaw));
+                Bound { address: Some(address), gateway, account, problem, ..Bound::default() }
             }
             // It may be a waypoint: its service is asked for, and if it is none, nobody is found.
             (None | Some(Standing::Unknown), None) => {
@@ -448,7 +487,10 @@ impl Waypoints {
                     let help = help.map(|help| format!(" ({help})")).unwrap_or_default();
                     Some(Binding::Refused(UNSUPPORTED, format!("{message}{help}")))
                 }
-                None => Some(Binding::Accepted(name.clone())),
+                None => {
+                    let canary = self.beside(name, Wishes::of_service(service), objects, settings).1;
+                    Some(Binding::Accepted(name.clone(), canary.map(|(unusable, _)| (unusable.reason, unusable.why))))
+                }
             },
         }
     }
@@ -519,9 +561,13 @@ impl Waypoints {
         }
         let is_meant = |asked: &Asked| matches!(asked, Asked::Of(name) if changed.contains(name));
         let serving = changed.iter().map(|name| name.namespace.clone());
-        let namespaces = objects.namespaces.values().filter(|n| is_meant(&n.waypoint)).map(|n| n.name.clone());
+        let is_canary =
+            |asked: &Option<AskedCanary>| asked.as_ref().is_some_and(|asked| changed.contains(&asked.waypoint));
+        let namespaces = objects.namespaces.values().filter(|n| is_meant(&n.waypoint) || is_canary(&n.canary));
+        let namespaces = namespaces.map(|n| n.name.clone());
         let pods = objects.pods.values().filter(|pod| is_meant(&Asked::of(Some(&pod.labels), &pod.namespace)));
-        let services = objects.services.values().filter(|service| is_meant(&service.waypoint));
+        let services = objects.services.values();
+        let services = services.filter(|service| is_meant(&service.waypoint) || is_canary(&service.canary));
         let own = pods.map(|pod| pod.namespace.clone()).chain(services.map(|service| service.namespace.clone()));
         Some(serving.chain(namespaces).chain(own).chain(held).collect())
     }

@@ -165,8 +165,43 @@ fn hardening_B98_fields_of_services() {
     }) else {
         panic!("refused")
     };
-    assert_eq!(s.waypoint.unwrap().hbone_port, 15008);
+    assert_eq!((s.waypoint.unwrap().hbone_port, s.canary), (15008, None));
     assert_eq!(s.subject_alt_names.len(), 1);
+}
+
+/// Istio says the waypoint itself among those that are weighed, and its share is what is left.
+#[test]
+fn features_CL_3_a_weighted_set_is_a_waypoint_and_its_canary() {
+    let at = |name: &str| {
+        let name = wds::NamespacedHostname { namespace: "shop".into(), hostname: format!("{name}.shop") };
+        let destination = Some(wds::gateway_address::Destination::Hostname(name));
+        wds::GatewayAddress { destination, hbone_mtls_port: 0 }
+    };
+    for (weighted, expected) in [
+        (vec![("own", 95), ("new", 5)], Some(("new", 5))),
+        (vec![("new", 5), ("own", 95)], Some(("new", 5))),
+        (vec![("own", 1), ("new", 1)], Some(("new", 50))),
+        (vec![("own", 0), ("new", 7)], Some(("new", 100))),
+        (vec![("own", 0), ("new", 0)], Some(("new", 0))),
+        (vec![("own", u32::MAX), ("new", u32::MAX)], Some(("new", 50))),
+        (vec![("own", 100)], None),
+        (vec![], None),
+    ] {
+        let read = read_service(|s| {
+            s.waypoint = Some(at("own"));
+            let one =
+                |(name, weight): &(&str, u32)| wds::WeightedWaypoint { destination: Some(at(name)), weight: *weight };
+            s.weighted_waypoints = weighted.iter().map(one).collect();
+        });
+        let Ok(AddressResource::Service(service)) = read else { panic!("refused") };
+        let canary = service.canary.map(|canary| (canary.waypoint.destination, canary.weight));
+        let named = |name: &str| GatewayDestination::Service(format!("shop/{name}.shop").parse().unwrap());
+        assert_eq!(canary, expected.map(|(name, weight)| (named(name), weight)), "{weighted:?}");
+    }
+    // A canary that cannot be read is no reason to go around the waypoint, or to it alone: nobody knows what was meant.
+    let nowhere = wds::GatewayAddress { destination: None, hbone_mtls_port: 0 };
+    let broken = wds::WeightedWaypoint { destination: Some(nowhere), weight: 5 };
+    assert!(read_service(|s| (s.waypoint, s.weighted_waypoints) = (Some(at("own")), vec![broken.clone()])).is_err());
 }
 
 /// Comparing each entry with all before it would take hours here.

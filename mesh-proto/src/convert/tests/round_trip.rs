@@ -1,5 +1,7 @@
 //! Everything that may be said survives the wire unchanged, and damage never widens access.
 
+use mesh_core::service::Canary;
+
 use super::*;
 
 fn name() -> impl Strategy<Value = mesh_core::ArcStr> {
@@ -98,7 +100,8 @@ fn any_service() -> impl Strategy<Value = Service> {
     let sans = vec((name(), name()), 0..3);
     let balancing =
         (vec(prop::sample::select(scopes.to_vec()), 0..4), prop::sample::select(modes.to_vec()), any::<bool>());
-    let rest = (prop::sample::select(families.to_vec()), option::of(gateway()), any::<bool>(), any::<bool>());
+    let ways = option::of((gateway(), option::of((gateway(), 0..=100_u32))));
+    let rest = (prop::sample::select(families.to_vec()), ways, any::<bool>(), any::<bool>());
     (name(), name(), name(), addresses, ports, sans, balancing, rest).prop_map(
         |(namespace, short, hostname, addresses, ports, sans, (preferences, mode, all), rest)| Service {
             addresses: addresses.into_iter().map(|(network, cidr)| ServiceAddress { network, cidr }).collect(),
@@ -120,7 +123,11 @@ fn any_service() -> impl Strategy<Value = Service> {
                 health: if all { HealthPolicy::AllowAll } else { HealthPolicy::OnlyHealthy },
             },
             ip_families: rest.0,
-            waypoint: rest.1,
+            canary: rest.1.as_ref().and_then(|(own, canary)| {
+                let (waypoint, weight) = canary.clone().filter(|(canary, _)| canary != own)?;
+                Some(Canary { waypoint, weight })
+            }),
+            waypoint: rest.1.map(|(own, _)| own),
             canonical: rest.2,
             visibility: if rest.3 { Visibility::Namespace } else { Visibility::Public },
             ..Service::new(namespace, short, hostname)

@@ -218,7 +218,7 @@ async fn connect(
         let bound = downstream.bound().map_err(|why| ("NC", why.to_string()))?;
         authorize::connection(downstream, &bound)?;
         let endpoint = match &bound.target {
-            Target::Workload { workload, address } => choose::workload(workload, *address, &bound.view.snapshot)
+            Target::Workload { workload, address, .. } => choose::workload(workload, *address, &bound.view.snapshot)
                 .filter(|_| tried.is_empty())
                 .ok_or(NoEndpoint::NoneLeft),
             // Bytes from outside of the mesh are `edge::bytes`'.

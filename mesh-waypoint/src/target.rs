@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mesh_core::service::AppProtocol;
-use mesh_core::workload::{GatewayAddress, GatewayDestination};
+use mesh_core::workload::{GatewayAddress, GatewayDestination, PortMapping};
 use mesh_core::{NamespacedName, Service, Snapshot, Workload};
 use mesh_transport::hbone::Authority;
 
@@ -28,6 +28,8 @@ pub enum Target {
         workload: Arc<Workload>,
         /// Its address and port.
         address: SocketAddr,
+        /// Ports of its services that lead to this port.
+        also: Arc<[u16]>,
     },
     /// A port of a gateway: what a request leads to follows from its host.
     Edge {
@@ -64,6 +66,15 @@ impl Target {
         }
     }
 
+    /// Ports of services by which a workload's own is asked for as well.
+    #[must_use]
+    pub fn also(&self) -> &[u16] {
+        match self {
+            Self::Workload { also, .. } => also,
+            Self::Service { .. } | Self::Edge { .. } => &[],
+        }
+    }
+
     /// What is spoken there, as far as somebody has said it.
     #[must_use]
     pub fn protocol(&self) -> AppProtocol {
@@ -94,7 +105,11 @@ pub fn find(snapshot: &Snapshot, own: &Own, authority: &Authority) -> Result<Tar
             let network = &*own.place.network;
             if let Some(workload) = snapshot.workload_by_address(network, &address.ip()) {
                 return match is_bound(workload.waypoint.as_ref(), snapshot, own) {
-                    true => Ok(Target::Workload { workload: Arc::clone(workload), address: *address }),
+                    true => Ok(Target::Workload {
+                        workload: Arc::clone(workload),
+                        address: *address,
+                        also: also(snapshot, workload, address.port()),
+                    }),
                     false => Err(NotOurs::NotBound),
                 };
             }
@@ -108,6 +123,19 @@ pub fn find(snapshot: &Snapshot, own: &Own, authority: &Authority) -> Result<Tar
             of_service(snapshot, own, service, *port)
         }
     }
+}
+
+/// Ports of a workload's services by which its own port is asked for.
+fn also(snapshot: &Snapshot, workload: &Workload, own: u16) -> Arc<[u16]> {
+    let leads = |key: &NamespacedName, mapping: &PortMapping| {
+        let told = || snapshot.service(key)?.port(mapping.service_port).map(|port| port.target_port);
+        let target = Some(mapping.target_port).filter(|port| *port != 0).or_else(told).filter(|port| *port != 0);
+        target.unwrap_or(mapping.service_port) == own
+    };
+    let of = |(key, ports): (&NamespacedName, &Vec<PortMapping>)| {
+        ports.iter().filter(|mapping| leads(key, mapping)).map(|mapping| mapping.service_port).collect::<Vec<_>>()
+    };
+    workload.services.iter().flat_map(of).filter(|port| *port != own).collect()
 }
 
 fn of_service(snapshot: &Snapshot, own: &Own, service: &Arc<Service>, port: u16) -> Result<Target, NotOurs> {
@@ -160,6 +188,38 @@ mod tests {
         service.ports = vec![ServicePort { service_port: 80, target_port: 8080, app_protocol: AppProtocol::Http11 }];
         service.waypoint = waypoint.map(|destination| GatewayAddress { destination, hbone_port: 15008 });
         Change::Service(service)
+    }
+
+    #[test]
+    fn of_a_workloads_port_it_is_known_which_ports_of_services_lead_there() {
+        let named = |name: &str| GatewayDestination::Service(name.parse().unwrap());
+        let mut pod = Workload::new("c//Pod/shop/p", "shop", "p");
+        pod.addresses = vec!["10.0.0.7".parse().unwrap()];
+        pod.waypoint = Some(GatewayAddress { destination: named(&own().service.to_string()), hbone_port: 15008 });
+        let to = |service_port, target_port| PortMapping { service_port, target_port };
+        let key = |name: &str| NamespacedName::new("shop", format!("{name}.shop.svc.cluster.local"));
+        // The service's own word where the endpoint has none, and where nobody has one its own port.
+        let services = [
+            (key("a"), vec![to(80, 8080), to(81, 8081), to(8080, 8080)]),
+            (key("b"), vec![to(80, 0), to(9000, 0)]),
+            (key("gone"), vec![to(8088, 0)]),
+        ];
+        pod.services = Arc::new(services.into());
+        let mut store = Store::new();
+        let changes = vec![
+            service("a", "10.96.0.2", None),
+            service("b", "10.96.0.3", None),
+            Change::Workload(pod),
+            Change::Synced,
+        ];
+        let snapshot = store.apply(changes).snapshot;
+        let also = |port: u16| {
+            let authority = Authority::parse(&format!("10.0.0.7:{port}")).unwrap();
+            find(&snapshot, &own(), &authority).unwrap().also().to_vec()
+        };
+        assert_eq!(also(8080), [80, 80]);
+        assert_eq!(also(8081), [81]);
+        assert!(also(80).is_empty() && also(9000).is_empty());
     }
 
     #[test]

@@ -218,7 +218,7 @@ impl Attempts<'_, '_> {
     fn endpoint(&self) -> Result<Endpoint, Failure> {
         let (of, lane) = (self.of, &self.of.down.lane);
         let endpoint = match (&self.found, &of.bound.target) {
-            (None, Target::Workload { workload, address }) => {
+            (None, Target::Workload { workload, address, .. }) => {
                 choose::workload(workload, *address, &of.bound.view.snapshot).ok_or(NoEndpoint::NoneLeft)
             }
             (None, Target::Service { .. } | Target::Edge { .. }) => Err(NoEndpoint::Unknown),

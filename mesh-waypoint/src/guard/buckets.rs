@@ -132,6 +132,7 @@ mod tests {
             destination: None,
             sni: None,
             port: 80,
+            also: &[],
             request: None,
             plainest: None,
             token: None,

@@ -174,6 +174,7 @@ fn connected<'a>(down: &'a Downstream, bound: &'a Bound) -> Subject<'a> {
         destination: destination(down, bound),
         sni: down.entry.as_ref().and_then(Entry::name),
         port: bound.target.port(),
+        also: bound.target.also(),
         request: None,
         plainest: None,
         token: None,

@@ -206,6 +206,7 @@ mod tests {
             destination: None,
             sni: None,
             port: 80,
+            also: &[],
             request: Some(Request {
                 method: &Method::GET,
                 scheme: "http",

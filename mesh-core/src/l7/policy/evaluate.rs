@@ -27,12 +27,20 @@ pub struct Subject<'a> {
     pub sni: Option<&'a str>,
     /// The port that the client connected to.
     pub port: u16,
+    /// Ports of services that lead to that one of a workload: what refuses these refuses it, too, or its address would go around.
+    pub also: &'a [u16],
     /// The request, in the one spelling that is forwarded. Of a connection that is no HTTP there is none: what would be known of one is not known then.
     pub request: Option<Request<'a>>,
     /// Its path as [`plainest`](crate::l7::path::plainest) has it, if that is another.
     pub plainest: Option<&'a str>,
     /// What was proved by a token.
     pub token: Option<&'a Token>,
+}
+
+impl Subject<'_> {
+    fn has_port(&self, port: u16, reading: Reading) -> bool {
+        port == self.port || reading == Reading::Wide && self.also.contains(&port)
+    }
 }
 
 /// How what can be understood in several ways is.
@@ -99,7 +107,7 @@ impl Source {
 
 impl Operation {
     fn matches(&self, subject: &Subject<'_>, reading: Reading) -> bool {
-        self.ports.holds(reading, |port, _| *port == subject.port)
+        self.ports.holds(reading, |port, reading| subject.has_port(*port, reading))
             && Attribute::Method.holds(&self.methods, subject, reading)
             && Attribute::Host.holds(&self.hosts, subject, reading)
             && self.path(subject, reading)
@@ -138,7 +146,7 @@ impl When {
                 };
                 addresses(values, address, reading)
             }
-            Self::Port(values) => values.holds(reading, |port, _| *port == subject.port),
+            Self::Port(values) => values.holds(reading, |port, reading| subject.has_port(*port, reading)),
             Self::Unknown(_) => reading == Reading::Wide,
         }
     }

@@ -72,6 +72,7 @@ impl Sent {
             destination: Some("198.18.9.9".parse().unwrap()),
             sni: None,
             port: 80,
+            also: &[],
             request: Some(Request {
                 method: &self.method,
                 scheme: "http",
@@ -345,6 +346,27 @@ fn of_what_is_no_http_a_denial_means_all_that_cannot_be_told() {
         let matches = |action| {
             let policy = policy("p", action, vec![rule.clone()]);
             request.ask(|subject| policy.matches(&Subject { request: None, token: None, plainest: None, ..*subject }))
+        };
+        assert_eq!((matches(Action::Deny), matches(Action::Allow)), (denied, allowed), "{rule:?}");
+    }
+}
+
+#[test]
+fn who_asks_for_a_pods_own_port_does_not_get_around_what_is_said_of_its_services() {
+    let request = sent("GET shop/", "shop/a");
+    let ports = |list| to(Operation { ports: list, ..Operation::default() });
+    for (rule, denied, allowed) in [
+        (ports(is(vec![80])), true, true),
+        (ports(is(vec![8000])), true, false),
+        (ports(is(vec![81])), false, false),
+        (ports(not(vec![80])), false, false),
+        // Of all but 8000 it is one by its own number.
+        (ports(not(vec![8000])), true, false),
+        (when(When::Port(is(vec![8001]))), true, false),
+    ] {
+        let matches = |action| {
+            let policy = policy("p", action, vec![rule.clone()]);
+            request.ask(|subject| policy.matches(&Subject { also: &[8000, 8001], ..*subject }))
         };
         assert_eq!((matches(Action::Deny), matches(Action::Allow)), (denied, allowed), "{rule:?}");
     }

@@ -89,7 +89,7 @@ async fn handled(
 
 /// Whether what follows a request is not known to be another: it asks for another protocol.
 fn is_last(headers: &HeaderMap) -> bool {
-    headers.get_all(UPGRADE).iter().any(|asked| !guard::is_h2c(asked.as_bytes()))
+    headers.get_all(UPGRADE).iter().any(|asked| guard::is_websocket(asked.as_bytes()))
 }
 
 /// Why a request fails, and by which rule: an answer of ours has what that asks for in every answer. A browser shows a script what failed only if it may see it.

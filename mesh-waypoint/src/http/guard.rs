@@ -324,7 +324,7 @@ impl Guard {
         let value = self.value.get(..self.valued);
         match self.field {
             Field::Other | Field::Host => {}
-            Field::Upgrade => self.upgrade |= value.is_none_or(|value| !is_h2c(value)),
+            Field::Upgrade => self.upgrade |= value.is_none_or(is_websocket),
             Field::Coding => {
                 if self.chunked || value != Some(b"chunked") {
                     return Err(Bad::Coding);
@@ -377,10 +377,11 @@ impl Guard {
     }
 }
 
-/// Whether HTTP/2 without TLS is asked for, which is never agreed to: the request is one of HTTP/1.1, and so is the next.
+/// Whether what `Upgrade` says is a WebSocket, as Envoy in Istio has it. Nothing else goes on to an endpoint that might agree to it: behind `h2c`, `TLS/1.0` or a protocol of the
+/// application's own come requests again, which nobody would hold against policies. Whoever asks for one is answered in HTTP/1.1, and so is his next request.
 #[must_use]
-pub fn is_h2c(value: &[u8]) -> bool {
-    value.trim_ascii().eq_ignore_ascii_case(b"h2c")
+pub fn is_websocket(value: &[u8]) -> bool {
+    value.trim_ascii().eq_ignore_ascii_case(b"websocket")
 }
 
 #[cfg(test)]

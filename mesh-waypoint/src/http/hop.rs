@@ -4,7 +4,7 @@ use http::header::{CONNECTION, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 
 use super::fields::{ENVOY, Fields, MESH};
-use super::guard::is_h2c;
+use super::guard::is_websocket;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -76,8 +76,7 @@ pub fn strip(headers: &mut HeaderMap, has: Fields) -> Said {
         headers.remove(CONNECTION);
         for token in named.iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b',')) {
             if is(token, "upgrade") {
-                // HTTP/2 without TLS is not agreed to: the request is one of HTTP/1.1.
-                said.upgrade = upgrade.clone().filter(|upgrade| !upgrade.as_bytes().split(|b| *b == b',').any(is_h2c));
+                said.upgrade = upgrade.clone().filter(|upgrade| is_websocket(upgrade.as_bytes()));
             } else if !is(token, "close")
                 && !is(token, "keep-alive")
                 && let Ok(name) = HeaderName::from_bytes(token.trim_ascii())
@@ -189,7 +188,7 @@ mod tests {
 
     #[test]
     fn hardening_B161_http_2_is_not_agreed_to() {
-        for value in ["h2c", "H2C", "websocket, h2c"] {
+        for value in ["h2c", "H2C", "websocket, h2c", "TLS/1.2", "SPDY/3.1", "tcp", "websockets", ""] {
             let mut map = headers(&[("connection", "Upgrade, HTTP2-Settings"), ("http2-settings", "AAMAAABkAAQAAP__")]);
             map.insert("upgrade", HeaderValue::from_static(value));
             assert_eq!(strip_all(&mut map), Said::default(), "{value}");

@@ -203,19 +203,36 @@ async fn hardening_B161_bytes_behind_an_upgrade_wait_for_the_agreement() {
 async fn hardening_B161_bytes_behind_an_upgrade_that_is_declined_are_no_request() {
     let (app, mut told) = noting(StatusCode::FORBIDDEN).await;
     let waypoint = waypoint(app).await;
-    for upgrade in ["websocket", "something/2", "h2c, websocket"] {
-        let request =
-            format!("GET /chat HTTP/1.1\r\nhost: shop\r\nconnection: upgrade\r\nupgrade: {upgrade}\r\n\r\n{EVIL}");
-        let answer = waypoint.raw(ASK, request.as_bytes()).await;
-        assert_eq!(statuses(&answer), ["403"], "{answer}");
-        assert!(answer.contains("connection: close\r\n"), "{answer}");
-        assert_eq!(soon("request", told.recv()).await.unwrap().uri().path(), "/chat");
-        assert!(told.try_recv().is_err());
-    }
+    let request =
+        format!("GET /chat HTTP/1.1\r\nhost: shop\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n{EVIL}");
+    let answer = waypoint.raw(ASK, request.as_bytes()).await;
+    assert_eq!(statuses(&answer), ["403"], "{answer}");
+    assert!(answer.contains("connection: close\r\n"), "{answer}");
+    assert_eq!(soon("request", told.recv()).await.unwrap().uri().path(), "/chat");
+    assert!(told.try_recv().is_err());
     let body =
         "GET /chat HTTP/1.1\r\nhost: shop\r\nconnection: upgrade\r\nupgrade: websocket\r\ncontent-length: 3\r\n\r\nabc";
     assert_eq!(statuses(&waypoint.raw(ASK, body.as_bytes()).await), ["400"]);
     assert!(told.try_recv().is_err());
+}
+
+/// Behind whatever else an application agreed to might come requests that nobody would hold against policies: it is not asked, and what comes next is a request.
+#[tokio::test]
+async fn hardening_B161_nothing_but_a_websocket_is_asked_of_an_endpoint() {
+    let (app, mut told) = noting(StatusCode::OK).await;
+    let waypoint = waypoint(app).await;
+    for upgrade in ["TLS/1.0", "SPDY/3.1", "something/2", "h2c, websocket"] {
+        let more = "GET /b HTTP/1.1\r\nhost: shop\r\nconnection: close\r\n\r\n";
+        let request =
+            format!("GET /a HTTP/1.1\r\nhost: shop\r\nconnection: upgrade\r\nupgrade: {upgrade}\r\n\r\n{more}");
+        let answer = waypoint.raw(ASK, request.as_bytes()).await;
+        assert_eq!(statuses(&answer), ["200", "200"], "{upgrade}: {answer}");
+        for path in ["/a", "/b"] {
+            let request = soon("request", told.recv()).await.unwrap();
+            assert_eq!(request.uri().path(), path, "{upgrade}");
+            assert!(!request.headers().contains_key("upgrade"), "{upgrade}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -34,6 +34,8 @@ fn rows() -> Vec<(String, Option<Bad>)> {
         (chunked("3\r\nabc\r\n0\r\n\r\nGET / HTTP/1.1\r\n\r\n"), None),
         (chunked("A;x=\"y\"\r\n0123456789\r\n0\r\nx-sum: 1\r\n\r\n"), None),
         (post("Upgrade: websocket\r\n", "\0\n\r anything"), None),
+        (post("Upgrade: WebSocket\r\n", "\0\n\r anything"), None),
+        (post("Upgrade: TLS/1.0\r\n", &chunked("1\na")), Some(Bad::Chunk)),
         (post("Upgrade: h2c\r\nHTTP2-Settings: AA\r\n", "GET / HTTP/1.1\r\n\r\n"), None),
         (post(&format!("Upgrade:{blanks}h2c{blanks}\r\n"), "GET / HTTP/1.1\r\n\r\n"), None),
         (post(&format!("Upgrade:{blanks}h2c\r\n"), &chunked("1\na")), Some(Bad::Chunk)),

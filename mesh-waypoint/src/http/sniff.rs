@@ -9,6 +9,8 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The longest method that is waited for; those that are in use are shorter.
 const METHOD: usize = 24;
+/// How much of empty lines is looked behind.
+const EMPTY: usize = 64;
 
 /// What is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,6 +26,15 @@ pub enum Spoken {
 /// Judges the bytes that are there; `None`: more are needed.
 #[must_use]
 pub fn judge(bytes: &[u8]) -> Option<Spoken> {
+    // Servers of HTTP/1.1 skip empty lines before a request (RFC 9112 2.2): copied as something else it would be served, and held against nothing.
+    let begins = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')).unwrap_or(bytes.len());
+    if begins > 0 {
+        return match judge(&bytes[begins..]) {
+            Some(Spoken::Other) if begins <= EMPTY => Some(Spoken::Other),
+            None if begins <= EMPTY => None,
+            _ => Some(Spoken::Http1),
+        };
+    }
     if bytes.starts_with(PREFACE) {
         return Some(Spoken::Http2);
     }
@@ -87,6 +98,15 @@ mod tests {
             ("QUIT\r\n", Some(Spoken::Other)),
             ("\u{16}\u{3}\u{1}", Some(Spoken::Other)),
             ("SSH-2.0-x", Some(Spoken::Other)),
+            ("\r\n", None),
+            ("\r\nG", None),
+            ("\r\nGET /", Some(Spoken::Http1)),
+            ("\n\r\n\nPOST /", Some(Spoken::Http1)),
+            ("\r\nEHLO a", Some(Spoken::Other)),
+            ("\r\n\u{16}\u{3}\u{1}", Some(Spoken::Other)),
+            (&format!("\r\n{h2}"), Some(Spoken::Http1)),
+            (&"\r\n".repeat(32), None),
+            (&"\r\n".repeat(33), Some(Spoken::Http1)),
             ("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", Some(Spoken::Other)),
         ] {
             assert_eq!(judge(bytes.as_bytes()), expected, "{bytes:?}");

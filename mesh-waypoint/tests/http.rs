@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Versio
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use mesh_core::l7::Table;
+use mesh_core::l7::{Handling, Retries, Table};
 use mesh_core::service::AppProtocol;
 use mesh_waypoint::Settings;
 use support::*;
@@ -99,6 +100,56 @@ async fn an_answer_with_trailers_ends_in_order_and_its_connection_is_used_again(
     }
     assert_eq!(connections.load(std::sync::atomic::Ordering::SeqCst), 1);
     assert!(!waypoint.scrape().contains("response_flags=\"DC\""));
+}
+
+/// RFC 9113 8.2.3: what HTTP/2 may send on several lines is one in HTTP/1.1.
+#[tokio::test]
+async fn cookies_that_come_on_several_lines_go_on_as_one() {
+    let app = server(|request: Request<Incoming>| async move {
+        let lines: Vec<_> = request.headers().get_all("cookie").iter().map(|line| line.to_str().unwrap()).collect();
+        assert_eq!(request.version(), Version::HTTP_11);
+        Response::new(Full::new(Bytes::from(lines.join("|"))))
+    })
+    .await;
+    let backend = Backend::new("app", VIP, &[app]).speaking(AppProtocol::Http11);
+    let waypoint = Waypoint::start(&[backend], Table::default()).await;
+    let mut sender = http2(&waypoint).await;
+    let request = Request::builder().uri("http://shop/").header("cookie", "a=1").header("cookie", "session=x");
+    let body = Full::<Bytes>::default().map_err(|never| match never {}).boxed_unsync();
+    let answer = soon("answer", sender.send_request(request.body(body).unwrap())).await.unwrap();
+    assert_eq!(soon("body", answer.into_body().collect()).await.unwrap().to_bytes(), "a=1; session=x");
+}
+
+/// A first endpoint reads all of it and cannot serve it: the second one has all of it, too.
+#[tokio::test]
+async fn a_request_that_is_tried_again_has_its_trailers() {
+    let tried = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = tried.clone();
+    let app = server(move |request: Request<Incoming>| {
+        let first = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0;
+        async move {
+            let body = request.into_body().collect().await.unwrap();
+            let sum = body.trailers().and_then(|sent| sent.get("x-sum")).cloned();
+            let mut response = Response::new(Full::new(body.to_bytes()));
+            *response.status_mut() = if first { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+            response.headers_mut().extend(sum.map(|sum| (http::HeaderName::from_static("x-sum"), sum)));
+            response
+        }
+    })
+    .await;
+    let mut retries = Retries { backoff: Duration::from_millis(1), ..Retries::default() };
+    retries.on.statuses.push(503);
+    let handling = Handling { retries, ..to("app") };
+    let backend = Backend::new("app", VIP, &[app]).speaking(AppProtocol::Http2);
+    let waypoint = Waypoint::start(&[backend], table("app", vec![rule(handling)])).await;
+    let mut sender = http2(&waypoint).await;
+    let trailers = HeaderMap::from_iter([("x-sum".parse().unwrap(), HeaderValue::from_static("7"))]);
+    let frames = [Ok(Frame::data(Bytes::from_static(b"hello"))), Ok(Frame::trailers(trailers))];
+    let body = StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync();
+    let request = Request::builder().method(Method::POST).uri("http://shop/").header("te", "trailers");
+    let answer = soon("answer", sender.send_request(request.body(body).unwrap())).await.unwrap();
+    assert_eq!((answer.status(), tried.load(std::sync::atomic::Ordering::SeqCst)), (StatusCode::OK, 2));
+    assert_eq!(answer.headers().get("x-sum").map(|sum| sum.as_bytes()), Some(&b"7"[..]));
 }
 
 #[tokio::test]

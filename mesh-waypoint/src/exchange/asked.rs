@@ -1,6 +1,6 @@
 //! A request made unambiguous before anything looks at it: one host, one spelling of the path, no fields of the client's connection, none that are ours.
 
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderValue};
+use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderValue};
 use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Uri, Version};
@@ -63,6 +63,9 @@ pub fn read(parts: &mut Parts, settings: &Settings, spelling: Spelling) -> Resul
     parts.uri = Uri::from(changed);
     parts.headers.remove(HOST);
     let has = Fields::of(&parts.headers);
+    if has.any(Fields::COOKIE) {
+        join_cookies(&mut parts.headers);
+    }
     // We ask for the body ourselves when we begin to read it.
     let is_unknown = |expected: HeaderValue| !expected.as_bytes().eq_ignore_ascii_case(b"100-continue");
     if has.any(Fields::EXPECT) && parts.headers.remove(EXPECT).is_some_and(is_unknown) {
@@ -98,6 +101,18 @@ fn fields(headers: &mut HeaderMap, has: Fields, settings: &Settings) -> Result<(
     }
     headers.insert(HOPS, HeaderValue::from(u16::from(hops) + 1));
     Ok(())
+}
+
+/// HTTP/2 lets clients send each cookie on a line of its own, and HTTP/1.1 has one line (RFC 9113 8.2.3): rules, policies and endpoints see the same whatever the client speaks.
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut lines = headers.get_all(COOKIE).iter();
+    let (Some(_), Some(_)) = (lines.next(), lines.next()) else { return };
+    let lines: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    // What stood in values may stand between two of them.
+    if let Ok(mut joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..])) {
+        joined.set_sensitive(true);
+        headers.insert(COOKIE, joined);
+    }
 }
 
 /// Whether an id can be believed: it is kept for long and shown to people.

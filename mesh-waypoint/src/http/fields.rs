@@ -36,6 +36,9 @@ impl Fields {
     /// One whose name has an underscore.
     pub const UNDERSCORE: Self = Self(1 << 10);
 
+    /// `cookie`.
+    pub const COOKIE: Self = Self(1 << 11);
+
     /// Those of a message.
     #[must_use]
     pub fn of(headers: &HeaderMap) -> Self {
@@ -58,6 +61,7 @@ impl Fields {
         match name {
             "te" => Self::TE,
             "upgrade" => Self::UPGRADE,
+            "cookie" => Self::COOKIE,
             "connection" => Self::CONNECTION,
             "transfer-encoding" => Self::OF_HOP.with(Self::LENGTH),
             "keep-alive" | "proxy-connection" | "http2-settings" => Self::OF_HOP,
@@ -91,6 +95,7 @@ mod tests {
         for (name, expected) in [
             ("te", Fields::TE),
             ("upgrade", Fields::UPGRADE),
+            ("cookie", Fields::COOKIE),
             ("connection", Fields::CONNECTION),
             ("transfer-encoding", Fields::OF_HOP.with(Fields::LENGTH)),
             ("keep-alive", Fields::OF_HOP),

@@ -134,6 +134,10 @@ impl Reader {
                 } else if let Some(trailers) = frame.trailers_ref() {
                     inner.trailers = Some(trailers.clone());
                     self.trailers_read = true;
+                    // Nothing comes behind them, and nobody asks whether something does.
+                    if inner.state == Kept::SoFar {
+                        inner.settle(Kept::Whole);
+                    }
                 }
                 Poll::Ready(Some(Ok(frame)))
             }

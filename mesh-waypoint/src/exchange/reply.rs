@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, LOCATION, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use mesh_core::l7::authorizer::Denial;
+use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 
 use crate::http::{ResponseBody, grpc};
 
@@ -90,11 +91,14 @@ pub fn failure(failure: Failure, grpc: bool) -> Response<ResponseBody> {
     response
 }
 
+/// What gRPC does not have in a message as it is: all but what is printed of ASCII, and the sign of an escape.
+const NO_MESSAGE: &AsciiSet = &CONTROLS.add(b'%');
+
 /// A status and a text.
 pub fn text(status: StatusCode, body: Bytes, grpc: bool) -> Response<ResponseBody> {
     if grpc {
-        let message = HeaderValue::from_bytes(&body).ok().filter(|message| !message.is_empty());
-        return of_grpc(grpc::code(status), message);
+        let message = percent_encode(&body, NO_MESSAGE).to_string();
+        return of_grpc(grpc::code(status), HeaderValue::try_from(message).ok().filter(|message| !message.is_empty()));
     }
     let typed = !body.is_empty();
     let mut response = Response::new(ResponseBody::whole(body));
@@ -150,4 +154,24 @@ pub fn empty(headers: HeaderMap) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::whole(Bytes::new()));
     *response.headers_mut() = headers;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_grpc_is_told_is_written_as_it_reads_it() {
+        for (body, expected) in [
+            ("RBAC: access denied", Some("RBAC: access denied")),
+            ("quota 100% used", Some("quota 100%25 used")),
+            ("acc\u{e8}s refus\u{e9}", Some("acc%C3%A8s refus%C3%A9")),
+            ("two\nlines", Some("two%0Alines")),
+            ("", None),
+        ] {
+            let answer = text(StatusCode::FORBIDDEN, Bytes::from_static(body.as_bytes()), true);
+            let told = answer.headers().get(grpc::MESSAGE).map(|message| message.to_str().unwrap());
+            assert_eq!(told, expected);
+        }
+    }
 }

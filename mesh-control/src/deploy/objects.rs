@@ -256,15 +256,20 @@ fn exposed(asked: &Asked, service: &Service, more: &BTreeSet<Open>, over: &Overl
 /// One port for each number that is listened on, and that of readiness, by which load balancers ask whether anybody is there.
 fn ports(asked: &Asked, more: &BTreeSet<Open>) -> Vec<Json> {
     let port = |name: &str, number: u16, transport: &str| {
+        let target = if transport == "TCP" { asked.ports.target(number) } else { number };
         let mut port = Map::new();
         port.insert("name".into(), name.into());
         port.insert("port".into(), number.into());
-        port.insert("targetPort".into(), number.into());
+        port.insert("targetPort".into(), target.into());
         port.insert("protocol".into(), transport.into());
         port
     };
     let mut ports = vec![port("status-port", READINESS, "TCP")];
     let mut seen = vec![(READINESS, "TCP")];
+    for (number, one) in asked.ports.iter() {
+        seen.push((number, "TCP"));
+        ports.push(port(&one.name, number, "TCP"));
+    }
     for listener in &asked.spec.listeners {
         let transport = if listener.protocol == "UDP" { "UDP" } else { "TCP" };
         if seen.contains(&(listener.port, transport)) {
@@ -288,7 +293,9 @@ fn ports(asked: &Asked, more: &BTreeSet<Open>) -> Vec<Json> {
         Transport::Tcp => (open.port, "TCP", "tcp"),
         Transport::Udp => (open.port, "UDP", "udp"),
     });
-    let others = others.filter(|(number, transport, _)| !seen.contains(&(*number, *transport)));
+    let is_led_to = |number, transport| transport == "TCP" && asked.ports.is_target(number);
+    let others = others
+        .filter(|(number, transport, _)| !seen.contains(&(*number, *transport)) && !is_led_to(*number, *transport));
     ports.extend(others.map(|(number, transport, name)| port(&format!("{name}-{number}"), number, transport)));
     ports.into_iter().map(Json::Object).collect()
 }

@@ -7,6 +7,7 @@ use super::overlay::{OF_CLASS, Overlay};
 use crate::cluster::decode::{Item, decode};
 use crate::diagnosis::{Diagnosis, Severity};
 use crate::index::Settings;
+use crate::resource::gateway_ports::GatewayPorts;
 use crate::resource::mesh_config::IstioNames;
 use crate::resource::routing::gateway::{Address, Gateway};
 use crate::resource::routing::reference::{CONTROLLER, is_our_class};
@@ -39,6 +40,8 @@ pub struct Asked {
     pub account: ArcStr,
     /// By which pods name the Gateway.
     pub label: ArcStr,
+    /// Ports of the Service that lead to other ones of the pods. What is wrong with them the joining tells.
+    pub ports: GatewayPorts,
 }
 
 /// Why a Gateway is not served, in the words of the Gateway API.
@@ -130,6 +133,7 @@ fn asked(routed: &Routed<Gateway>, uid: &str, object: &Json) -> Asked {
         is_waypoint,
         account: account.map_or_else(|| deployed.clone(), |name| name.as_str().into()),
         label: gateway_label(&routed.name),
+        ports: GatewayPorts::of(&marks, &mut Vec::new()),
         deployed,
         marks,
         spec,

@@ -5,6 +5,7 @@ pub mod authorization_policy;
 pub mod catalog;
 pub mod endpoint_slice;
 pub mod fields;
+pub mod gateway_ports;
 pub mod gateway_topology;
 pub mod kind;
 pub mod label_selector;

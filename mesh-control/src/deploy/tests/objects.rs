@@ -86,6 +86,24 @@ fn what_a_gateway_says_of_its_objects_is_heeded() {
     assert_eq!(pod["securityContext"]["sysctls"][0]["name"], "net.ipv4.ip_unprivileged_port_start");
     assert!(pod["containers"][0]["args"].to_string().contains("--service=edge-undermesh"));
 
+    // As the gateway of the profile demo: what its Service's ports lead to needs no port of its own number.
+    let ports = json!({ "undermesh.io/service-ports": "http2=80:8080,https=443:8443" });
+    let led = service(&of(edge(&json!({ "metadata": { "annotations": ports } }))));
+    let ports: Vec<String> = led["spec"]["ports"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| format!("{} {}:{} {}", p["name"], p["port"], p["targetPort"], p["protocol"]).replace('"', ""))
+        .collect();
+    let expected = [
+        "status-port 15021:15021 TCP",
+        "http2 80:8080 TCP",
+        "https 443:8443 TCP",
+        "tcp-9000 9000:9000 TCP",
+        "udp-9000 9000:9000 UDP",
+    ];
+    assert_eq!(ports, expected);
+
     for (annotations, kind, own) in [
         (json!({ "networking.istio.io/service-type": "NodePort" }), "NodePort", "edge-undermesh"),
         (json!({ "gateway.istio.io/name-override": "front" }), "LoadBalancer", "front"),

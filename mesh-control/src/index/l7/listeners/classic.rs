@@ -20,6 +20,7 @@ use crate::diagnosis::Problem;
 use crate::index::certificates::Reference;
 use crate::index::routing::hosts::sees;
 use crate::index::routing::order::age;
+use crate::resource::gateway_ports::GatewayPorts;
 use crate::resource::routing::istio_gateway::{IstioGateway, Server, ServerMode};
 use crate::resource::routing::values::protocol;
 use crate::resource::routing::{Routed, VirtualService};
@@ -40,7 +41,7 @@ pub(super) struct Classic {
     pub in_force: BTreeSet<Key>,
 }
 
-/// What all servers of one port without TLS come to.
+/// What all servers of one port of the pods without TLS come to.
 #[derive(Default)]
 struct Plain {
     hosts: Vec<HostPattern>,
@@ -49,7 +50,8 @@ struct Plain {
     redirected: Vec<HostPattern>,
     /// Of the others.
     open: Vec<HostPattern>,
-    first: Option<(Key, String)>,
+    /// The first server, with the port that its clients think of.
+    first: Option<(Key, String, u16)>,
     /// What comes here wants to leave the mesh, and may only go to what the registry knows.
     bars_others: bool,
 }
@@ -62,6 +64,8 @@ pub(super) struct One<'a> {
     pub server: &'a Server,
     pub field: String,
     pub around: &'a Around<'a>,
+    /// Where its port leads.
+    ports: &'a GatewayPorts,
     read: &'a Read,
 }
 
@@ -69,11 +73,13 @@ pub(super) struct One<'a> {
 pub(super) fn of(
     gateway: &NamespacedName,
     labels: &BTreeSet<Labels>,
+    ports: &GatewayPorts,
     around: &Around<'_>,
     read: &Read,
     problems: &mut Problems,
 ) -> Classic {
     let mut made = Classic::default();
+    // By the port of the pods: ports of the Service that lead to one are one listener, as in Istio.
     let mut plain: BTreeMap<u16, Plain> = BTreeMap::new();
     // Of two that want the same the older one has it.
     let mut objects: Vec<_> = around.routes.istio_gateways.values().collect();
@@ -87,13 +93,13 @@ pub(super) fn of(
             continue;
         }
         for (index, server) in object.spec.servers.iter().enumerate() {
-            let one = One { gateway, object, server, field: format!("spec.servers[{index}]"), around, read };
+            let one = One { gateway, object, server, field: format!("spec.servers[{index}]"), around, ports, read };
             one.add(&mut made, &mut plain, problems);
         }
     }
-    for (port, plain) in plain {
-        let Some((key, field)) = plain.first.clone() else { continue };
-        made.listeners.push((Arc::new(plain.listener(gateway, port, &key)), key, field));
+    for (bind, plain) in plain {
+        let Some((key, field, port)) = plain.first.clone() else { continue };
+        made.listeners.push((Arc::new(plain.listener(gateway, port, bind, &key)), key, field));
     }
     made
 }
@@ -112,7 +118,7 @@ impl Plain {
         redirected.is_some() && redirected >= narrowest(&self.open)
     }
 
-    fn listener(self, gateway: &NamespacedName, port: u16, key: &Key) -> Listener {
+    fn listener(self, gateway: &NamespacedName, port: u16, bind: u16, key: &Key) -> Listener {
         let redirect = Handling {
             origin: key.to_string().into(),
             ..Handling::new(Action::Redirect(Redirect {
@@ -156,7 +162,7 @@ impl Plain {
             name: name.clone(),
             gateway: gateway.to_string().into(),
             port,
-            bind: port,
+            bind,
             transport: Transport::Tcp,
             hosts: served,
             encryption: Encryption::None,
@@ -181,6 +187,11 @@ impl One<'_> {
         self.server.port.number
     }
 
+    /// The port of the pods.
+    fn bind(&self) -> u16 {
+        self.ports.target(self.port())
+    }
+
     fn add(&self, made: &mut Classic, plain: &mut BTreeMap<u16, Plain>, problems: &mut Problems) {
         let mut told = |problem: Problem| problems.push((self.key(), problem));
         if ports::is_mesh_port(self.port()) {
@@ -201,7 +212,7 @@ impl One<'_> {
         }
         if is_http {
             made.in_force.insert(self.key());
-            return self.add_plain(made, plain.entry(self.port()).or_default(), problems);
+            return self.add_plain(made, plain.entry(self.bind()).or_default(), problems);
         }
         let secure = matches!(spoken, Some("HTTPS" | "TLS")) || self.server.tls.is_some();
         let passes = secure && matches!(mode, None | Some(ServerMode::Passthrough));
@@ -242,7 +253,7 @@ impl One<'_> {
             name: format!("{} {}", self.key(), self.server.port.name).into(),
             gateway: self.name().into(),
             port: self.port(),
-            bind: self.port(),
+            bind: self.bind(),
             transport: Transport::Tcp,
             hosts,
             encryption,
@@ -332,7 +343,7 @@ impl One<'_> {
     }
 
     fn add_plain(&self, made: &mut Classic, plain: &mut Plain, problems: &mut Problems) {
-        plain.first.get_or_insert_with(|| (self.key(), self.field.clone()));
+        plain.first.get_or_insert_with(|| (self.key(), self.field.clone(), self.port()));
         // As in Istio, an egress gateway is known by nothing but its label.
         let is_exit = self.object.spec.selector.get("istio").is_some_and(|value| value == EGRESS);
         plain.bars_others |= is_exit && self.around.hosts.is_registry_only();

@@ -31,6 +31,7 @@ use crate::index::certificates::{Part, Reference};
 use crate::index::routing::hosts::Host;
 use crate::index::routing::order::created;
 use crate::index::routing::parents::{Attached, Owner, hostnames};
+use crate::resource::gateway_ports::GatewayPorts;
 use crate::resource::gateway_topology::GatewayTopology;
 use crate::resource::routing::gateway::{Gateway, Listener};
 use crate::resource::routing::reference::ObjectReference;
@@ -62,9 +63,12 @@ pub fn index(around: &Around<'_>, read: &Read, settings: &Settings, problems: &m
         gateway.spec.edges().next().is_some() || around.resolved.sets.contains_key(name)
     };
     for (name, gateway) in ours.filter(|(name, gateway)| listens(name, gateway)) {
-        let mut all = listeners(name, gateway, around, read, &mut made.references, problems);
+        let mut wrong = Vec::new();
+        let ports = GatewayPorts::of(&gateway.marks, &mut wrong);
+        problems.extend(wrong.into_iter().map(|problem| (gateway_key(name), problem)));
+        let mut all = listeners(name, gateway, &ports, around, read, &mut made.references, problems);
         let classic = match with_istio_s {
-            true => classic::of(name, &labels(name, gateway, around), around, read, problems),
+            true => classic::of(name, &labels(name, gateway, around), &ports, around, read, problems),
             false => Default::default(),
         };
         let own: Vec<Arc<listener::Listener>> = classic.listeners.iter().map(|(one, ..)| Arc::clone(one)).collect();
@@ -126,6 +130,7 @@ fn topology(
 fn listeners(
     name: &NamespacedName,
     gateway: &Routed<Gateway>,
+    ports: &GatewayPorts,
     around: &Around<'_>,
     read: &Read,
     references: &mut Vec<Reference>,
@@ -145,7 +150,7 @@ fn listeners(
                     problems.push((entry.object.clone(), problem.help(help)));
                 }
                 let clients = frontend.as_ref().map(frontend::Frontend::clients);
-                let one = One { name, object: &entry.object, written, clients, around, read };
+                let one = One { name, object: &entry.object, written, clients, ports, around, read };
                 references.extend(one.references(entry.index));
                 all.push(Arc::new(one.listener()));
                 for (field, (reason, why)) in frontend.iter().flat_map(|frontend| &frontend.broken) {
@@ -179,6 +184,8 @@ struct One<'a> {
     written: &'a Listener,
     /// What is asked of its clients.
     clients: Option<Clients>,
+    /// Where its port leads.
+    ports: &'a GatewayPorts,
     around: &'a Around<'a>,
     read: &'a Read,
 }
@@ -196,12 +203,16 @@ impl One<'_> {
             "UDP" => Serves::Datagrams(self.attached().find_map(|(key, _)| datagrams::route(key, self.around))),
             _ => Serves::Bytes(self.passages()),
         };
+        let (transport, bind) = match written.protocol.as_str() {
+            "UDP" => (Transport::Udp, written.port),
+            _ => (Transport::Tcp, self.ports.target(written.port)),
+        };
         listener::Listener {
             name: self.title(),
             gateway: self.name.to_string().into(),
             port: written.port,
-            bind: written.port,
-            transport: if written.protocol == "UDP" { Transport::Udp } else { Transport::Tcp },
+            bind,
+            transport,
             hosts: names::shared(written.hostname.as_deref(), &[]),
             encryption,
             serves,

@@ -14,7 +14,11 @@ fn edge() -> Json {
 }
 
 fn made(more: &[Json]) -> Made {
-    let (objects, settings) = (objects(&[vec![edge()], more.to_vec()].concat()), Settings::default());
+    made_of(&[vec![edge()], more.to_vec()].concat())
+}
+
+fn made_of(all: &[Json]) -> Made {
+    let (objects, settings) = (objects(all), Settings::default());
     let indexed = super::super::super::routing::index(&objects, &settings);
     super::super::index(&settings, &Around::new(&objects, &settings, &indexed), &Served::new())
 }
@@ -135,6 +139,32 @@ fn features_B15_servers_and_virtual_services_meet_by_gateway_and_host() {
         assert!(acted.iter().any(|one| one == key), "{key}: {acted:?}");
     }
     assert!(!acted.iter().any(|one| one == "VirtualService far/e"), "{acted:?}");
+}
+
+#[test]
+fn ports_of_a_service_that_lead_to_one_of_the_pods_are_one_listener() {
+    let mut edge = edge();
+    edge["metadata"]["annotations"] = json!({ "undermesh.io/service-ports": "http2=80:8080" });
+    let server = |number: u16, host: &str| {
+        format!("[{{port: {{number: {number}, name: http, protocol: HTTP}}, hosts: ['{host}']}}]")
+    };
+    let more = [
+        gateway("shop", "one", &server(80, "a.com")),
+        gateway("shop", "two", &server(8080, "*")),
+        routes("shop", "a", "one", "a.com", &to("v1")),
+        routes("shop", "b", "two", "'*'", &to("v2")),
+    ];
+    let made = made_of(&[vec![edge], more.to_vec()].concat());
+    let all = listened(&made);
+    let expected = [(8080, "a.com/", "v1:80"), (8080, "b.com/", "v2:80"), (80, "a.com/", "closed")];
+    for (bind, url, expected) in expected {
+        assert_eq!(ask(all, bind, None, url), expected, "{bind} {url}");
+    }
+    // Its own listener comes from its own port as well, and the first server says what its clients think of.
+    assert_eq!(ask(all, 8080, None, "own.example/"), "404");
+    let ports: Vec<_> = all.all().iter().map(|one| (one.port, one.bind)).collect();
+    assert_eq!(ports, [(80, 8080), (80, 8080)]);
+    assert!(made.problems.is_empty(), "{:?}", made.problems);
 }
 
 #[test]

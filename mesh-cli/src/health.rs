@@ -2,6 +2,7 @@
 //! which explain.
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::view::{Pod, Workload, condition};
 
@@ -59,6 +60,19 @@ pub fn daemon_set(workload: &Workload, pods: &[Pod]) -> Progress {
     }
     let ready = if is_seen { status.number_available.min(status.updated_number_scheduled) } else { 0 };
     progress("DaemonSet", workload, ready, wanted, done && wanted > 0, why)
+}
+
+/// A Gateway whose Deployment the control plane makes; `said` is the Gateway while there is none.
+pub fn gateway(name: &str, deployment_of_it: Option<&Workload>, pods: &[Pod], said: &Value) -> Progress {
+    let component = format!("Gateway {name}");
+    if let Some(workload) = deployment_of_it {
+        return Progress { component, ..deployment(workload, pods) };
+    }
+    let conditions = said["status"]["conditions"].as_array().into_iter().flatten();
+    let mut refused = conditions.filter(|one| one["type"] == "Accepted" && one["status"] == "False");
+    let why = refused.find_map(|one| one["message"].as_str());
+    let why = why.unwrap_or("mesh-control has not made its pods yet").to_owned();
+    Progress { component, ready: 0, wanted: 1, done: false, why: vec![why] }
 }
 
 fn progress(kind: &str, workload: &Workload, ready: i64, wanted: i64, done: bool, why: Vec<String>) -> Progress {
@@ -164,7 +178,7 @@ fn first_line(text: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     fn pod(spec: Value, status: Value) -> Pod {
         let metadata = json!({"name": "p", "namespace": "u", "labels": {"app": "x"}});
@@ -254,6 +268,25 @@ mod tests {
         for (status, ready, done) in table {
             let progress = daemon_set(&workload(json!({}), status.clone()), &[]);
             assert_eq!((progress.ready, progress.done), (ready, done), "{status}");
+        }
+    }
+
+    #[test]
+    fn a_gateway_is_there_when_its_pods_are() {
+        let of = |deployment: Option<Value>, said: Value| {
+            let deployment = deployment.map(|status| workload(json!({"replicas": 1}), status));
+            let found = gateway("edge", deployment.as_ref(), &[], &said);
+            (found.done, found.line())
+        };
+        let conditions = |message: &str| json!({"status": {"conditions": [{"type": "Accepted", "status": "False", "message": message}]}});
+        let ready = |count: i64| json!({"observedGeneration": 2, "replicas": 1, "updatedReplicas": 1, "availableReplicas": count});
+        for (deployment, said, done, line) in [
+            (None, Value::Null, false, "Gateway edge: 0/1 ready · mesh-control has not made its pods yet"),
+            (None, conditions("no"), false, "Gateway edge: 0/1 ready · no"),
+            (Some(ready(0)), Value::Null, false, "Gateway edge: 0/1 ready"),
+            (Some(ready(1)), Value::Null, true, "Gateway edge: 1/1 ready"),
+        ] {
+            assert_eq!(of(deployment, said), (done, line.to_owned()));
         }
     }
 

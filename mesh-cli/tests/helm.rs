@@ -22,6 +22,8 @@ const VALUES: &[&str] = &[
     "platform=microk8s",
     "control.webhook.enabled=false,agent.cni.enabled=false",
     "agent.cni.ownFile=false",
+    "profile=demo",
+    "gateways.ingress.enabled=true,gateways.ingress.serviceType=NodePort,gateways.ingress.annotations.a=b,commonLabels.team=c",
     "agent.udp=deny,log.level=debug,log.format=json",
     "platform=minikube,agent.cgroups.pods=/sys/fs/cgroup/pods,agent.cgroups.own=/sys/fs/cgroup/x",
     "agent.cniBinDir=/a,agent.cniConfDir=/b,agent.netnsDir=/c",

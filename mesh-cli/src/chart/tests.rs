@@ -163,6 +163,36 @@ fn the_chart_that_is_built_in_renders_with_every_platform() {
 }
 
 #[test]
+fn the_profile_demo_has_the_gateway_that_samples_of_istio_select() {
+    let rendered = |given: Value| render(&embed::files(), &release(), given);
+    let gateway =
+        |given: Value| rendered(given).unwrap().objects.into_iter().find(|object| object["kind"] == "Gateway");
+    assert_eq!(gateway(json!({})), None);
+    let demo = gateway(json!({"profile": "demo", "commonLabels": {"team": "a"}})).unwrap();
+    let (name, labels) = (&demo["metadata"]["name"], &demo["spec"]["infrastructure"]["labels"]);
+    assert_eq!((name, &demo["metadata"]["namespace"]), (&json!("istio-ingressgateway"), &json!("mesh")));
+    assert_eq!(labels, &json!({"app": "istio-ingressgateway", "istio": "ingressgateway", "team": "a"}));
+    // What `uninstall` knows it by.
+    assert_eq!(demo["metadata"]["labels"]["app.kubernetes.io/part-of"], "undermesh");
+    let said = &demo["metadata"]["annotations"];
+    assert_eq!(said["gateway.istio.io/name-override"], "istio-ingressgateway");
+    assert_eq!(said["networking.istio.io/service-type"], "LoadBalancer");
+    // It may take nothing from the Gateways of Istio that come after it.
+    let listeners = demo["spec"]["listeners"].as_array().unwrap();
+    assert!(listeners.iter().all(|one| one["hostname"] == "nobody.invalid"), "{listeners:?}");
+
+    let ingress = json!({"enabled": true, "serviceType": "NodePort", "annotations": {"a": "b"}});
+    let alone = gateway(json!({"gateways": {"ingress": ingress}})).unwrap();
+    assert_eq!(alone["metadata"]["annotations"]["networking.istio.io/service-type"], "NodePort");
+    assert_eq!(alone["spec"]["infrastructure"]["annotations"], json!({"a": "b"}));
+
+    let nobody_makes_it = rendered(json!({"profile": "demo", "gateways": {"enabled": false}})).unwrap_err();
+    assert!(nobody_makes_it.contains("gateways.enabled"), "{nobody_makes_it}");
+    let unknown = rendered(json!({"profile": "minimal"})).unwrap_err();
+    assert!(unknown.contains("profile"), "{unknown}");
+}
+
+#[test]
 fn the_built_in_chart_refuses_values_that_it_does_not_know() {
     let error = render(&embed::files(), &release(), json!({"agent": {"imge": "x"}})).unwrap_err();
     assert!(error.starts_with("agent.imge: there is no such value"), "{error}");

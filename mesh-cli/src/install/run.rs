@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::inventory::{self, Deletion, Inventory};
 use super::{plan, rollout};
-use crate::api::Api;
+use crate::api::{Api, Failure};
 use crate::chart::embed;
 use crate::chart::object::Reference;
 use crate::chart::render::{Release, Rendered, render};
@@ -24,6 +24,9 @@ use crate::wait::{Look, until};
 /// Options of the verb.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Install {
+    /// What is installed besides the mesh itself: default or demo; files and --set count more
+    #[arg(long, value_name = "NAME")]
+    profile: Option<String>,
     /// File of values; may be repeated, later ones count more
     #[arg(short = 'f', long = "values", value_name = "FILE")]
     files: Vec<PathBuf>,
@@ -54,11 +57,14 @@ pub struct Install {
 }
 
 impl Install {
-    /// The values that were given, later ones over earlier ones: what was there, files, --set, --set-string.
+    /// The values that were given, later ones over earlier ones: what was there, --profile, files, --set, --set-string.
     fn given(&self, before: Value) -> Result<Value, Stop> {
         // The rendered namespace has the labels that the agents need.
         let mut given = json!({ "namespace": { "create": true } });
         merge(&mut given, before);
+        if let Some(profile) = &self.profile {
+            given["profile"] = json!(profile);
+        }
         lay_files(&mut given, &self.files)?;
         for (expressions, typing, flag) in
             [(&self.set, Typing::Guess, "--set"), (&self.set_string, Typing::Text, "--set-string")]
@@ -143,7 +149,14 @@ async fn install(
     let mut steps = Steps { api, is_forced: options.force_conflicts, context, applied: Vec::new() };
     // A kind that is not there is better known before anything is made.
     for reference in rendered.objects.iter().filter_map(|object| Reference::of(object).ok()) {
-        let missing = |failure| Stop::from(failure).during(format!("{reference}"));
+        let missing = |failure: Failure| {
+            match (failure.code, reference.group()) {
+            (404, rollout::GATEWAY_API) => Stop::from(failure).during(format!(
+                "{reference}: install the definitions (CRDs) of the Gateway API first, or leave the ingress gateway out (--profile default)"
+            )),
+            _ => Stop::from(failure).during(format!("{reference}")),
+        }
+        };
         api.path_of(&reference).await.map_err(missing)?;
     }
     let had_namespace = api.find(&format!("/api/v1/namespaces/{namespace}")).await?.is_some();
@@ -286,6 +299,28 @@ impl Steps<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_profile_counts_more_than_what_was_and_less_than_what_is_set() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            install: Install,
+        }
+        let given = |line: &str, before: Value| {
+            let line = <Line as clap::Parser>::parse_from(["meshctl"].into_iter().chain(line.split_whitespace()));
+            line.install.given(before).unwrap()["profile"].clone()
+        };
+        for (line, before, expected) in [
+            ("", json!({}), Value::Null),
+            ("--profile demo", json!({}), json!("demo")),
+            ("--profile default", json!({"profile": "demo"}), json!("default")),
+            ("", json!({"profile": "demo"}), json!("demo")),
+            ("--profile demo --set profile=default", json!({}), json!("default")),
+        ] {
+            assert_eq!(given(line, before), expected, "{line}");
+        }
+    }
 
     #[test]
     fn files_of_values_lie_over_each_other_as_with_helm() {

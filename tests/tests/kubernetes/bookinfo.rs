@@ -1,10 +1,13 @@
-//! Bookinfo, as the README deploys it: into the mesh while it runs (B1), and out of it again (B35).
-use super::mesh::{Mesh, NODES, Namespace, in_mesh, name};
+//! Bookinfo, as the README deploys it: into the mesh while it runs (B1), and out of it again (B35); and behind the gateway of the profile demo.
+use super::mesh::{Mesh, NODES, Namespace, SYSTEM, in_mesh, name};
 use super::objects;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use mesh_tests::harness::Stars;
 use mesh_tests::harness::bookinfo::{Load, parse};
+use mesh_tests::harness::http;
 use mesh_tests::harness::metrics::Metrics;
+use serde_json::{Value, json};
+use std::net::{IpAddr, SocketAddr};
 
 const PAGE: &str = "http://productpage:9080/productpage";
 const TITLE: &str = "<title>Simple Bookstore App</title>";
@@ -153,6 +156,77 @@ fn features_B35_a_namespace_leaves_while_its_pages_are_loaded() -> Result<()> {
         })?;
         ensure!(namespace.life()? == life, "before {life:#?}, now {:#?}", namespace.life()?);
         Ok(())
+    })
+}
+
+/// What a user of Istio has for a page at the ingress gateway, with the port that its pods listen on, or the one that clients come to.
+fn ingress(namespace: &str, port: u16) -> [Value; 2] {
+    let head = |kind: &str, name: &str| {
+        json!({
+            "apiVersion": "networking.istio.io/v1", "kind": kind,
+            "metadata": { "name": name, "namespace": namespace },
+        })
+    };
+    let (mut gateway, mut routes) = (head("Gateway", "shop-gateway"), head("VirtualService", "shop"));
+    gateway["spec"] = json!({
+        "selector": { "istio": "ingressgateway" },
+        "servers": [{ "port": { "number": port, "name": "http", "protocol": "HTTP" }, "hosts": ["*"] }],
+    });
+    routes["spec"] = json!({
+        "hosts": ["*"],
+        "gateways": ["shop-gateway"],
+        "http": [{
+            "match": [{ "uri": { "exact": "/productpage" } }],
+            "route": [{ "destination": { "host": "productpage", "port": { "number": 9080 } } }],
+        }],
+    });
+    [gateway, routes]
+}
+
+#[test]
+fn features_GW_the_profile_demo_serves_what_selects_istios_ingress_gateway() -> Result<()> {
+    in_mesh(|mesh| {
+        mesh.apply(include_str!("gateway-api.yaml"))?;
+        let namespace = deploy(mesh, "behind")?;
+        join(mesh, &namespace)?;
+        let installed = mesh.meshctl_json(&format!("install -f {} --profile demo", mesh.values), 0)?;
+        ensure!(installed["ready"] == true, "{installed:#}");
+        let components = installed["components"].as_array().context("no components")?;
+        ensure!(components.iter().any(|one| one["component"] == "Gateway istio-ingressgateway"), "{installed:#}");
+
+        let service = format!("service -n {SYSTEM} istio-ingressgateway");
+        let ingress_address = mesh.eventually("an address of the gateway", || {
+            let service = mesh.object(&service)?;
+            let ip = service["status"]["loadBalancer"]["ingress"][0]["ip"].as_str().context("none yet")?;
+            let ports = service["spec"]["ports"].as_array().context("no ports")?;
+            let http2 = ports.iter().find(|port| port["name"] == "http2").context("no port http2")?;
+            ensure!(http2["port"] == 80 && http2["targetPort"] == 8080, "{http2}");
+            Ok(SocketAddr::new(ip.parse::<IpAddr>()?, 80))
+        })?;
+        let ask = |path: &str| http::get(&mesh.netns("n2")?, ingress_address, path);
+        for port in [8080, 80] {
+            mesh.apply_all(&ingress(namespace.name, port))?;
+            mesh.eventually(&format!("the page, by a Gateway for port {port}"), || {
+                let page = ask("/productpage")?;
+                ensure!(page.status == 200 && page.body.contains(TITLE), "{} {:.300}", page.status, page.body);
+                Ok(())
+            })?;
+            ensure!(ask("/other")?.status == 404, "what no route means is served");
+        }
+        mesh.kubectl(&format!("delete gateways.networking.istio.io -n {} shop-gateway", namespace.name))?;
+        mesh.eventually("no page without the Gateway", || {
+            ensure!(ask("/productpage")?.status == 404);
+            Ok(())
+        })?;
+
+        mesh.meshctl_json(&format!("install -f {}", mesh.values), 0)?;
+        mesh.eventually("nothing of the gateway", || {
+            let left = mesh.kubectl(&format!(
+                "get deployments,services,serviceaccounts,pods -n {SYSTEM} -l istio=ingressgateway -o name"
+            ))?;
+            ensure!(left.is_empty(), "{left}");
+            Ok(())
+        })
     })
 }
 

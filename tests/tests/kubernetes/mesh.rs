@@ -116,6 +116,7 @@ impl Mesh {
             &format!("-n {SYSTEM} scale deployment mesh-control --replicas=2"),
             &format!("-n {SYSTEM} delete {kinds} --all --timeout=30s"),
             "label namespace default istio.io/dataplane-mode-",
+            &format!("-n {SYSTEM} delete gateways.gateway.networking.k8s.io --all --ignore-not-found --timeout=30s"),
         ] {
             let _ = self.kubectl(line);
         }

@@ -72,6 +72,7 @@ fn every_platform_and_every_value_gives_objects_that_kubernetes_takes() {
     let mut sets: Vec<Value> = platforms.map(|platform| json!({ "platform": platform })).into();
     sets.push(everything_else());
     sets.push(in_an_istio());
+    sets.push(json!({ "profile": "demo" }));
     let chart = folder().expect("a folder");
     let mut all = Vec::new();
     for values in sets {
@@ -82,8 +83,10 @@ fn every_platform_and_every_value_gives_objects_that_kubernetes_takes() {
             let namespaced = !cluster_wide.contains(&kind) && !kind.starts_with("Validating");
             assert_eq!(object["metadata"]["namespace"] == NAMESPACE, namespaced, "{}", object["metadata"]);
             assert_eq!(object["metadata"]["labels"]["app.kubernetes.io/part-of"], "undermesh");
-            // The schemas of these are the Prometheus operator's.
-            if object["apiVersion"] != "monitoring.coreos.com/v1" && !all.contains(&object) {
+            // The schemas of these are the Prometheus operator's, and the Gateway API's.
+            let is_of_others = ["monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1"]
+                .contains(&object["apiVersion"].as_str().unwrap_or(""));
+            if !is_of_others && !all.contains(&object) {
                 all.push(object);
             }
         }
@@ -234,6 +237,9 @@ fn what_is_no_value_is_refused_by_name() {
         (json!({ "agents": {} }), "agents"),
         (json!({ "agent": { "cniBinDirectory": "/a" } }), "cniBinDirectory"),
         (json!({ "platform": "windows" }), "platform"),
+        (json!({ "profile": "empty" }), "profile"),
+        (json!({ "profile": "demo", "gateways": { "enabled": false } }), "gateways.enabled"),
+        (json!({ "gateways": { "ingress": { "serviceType": "ExternalName" } } }), "serviceType"),
         (json!({ "control": { "replicas": 0 } }), "replicas"),
         (json!({ "control": { "enabled": false } }), "agent.controlPlane.address"),
         (json!({ "agent": { "controlPlane": { "address": "istiod" } } }), "address"),

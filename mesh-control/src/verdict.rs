@@ -83,12 +83,33 @@ pub struct Belonging {
 /// What a service is told of the waypoint that it or its namespace names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Binding {
-    /// Its clients go through it; and why its canary is left out, in Istio's word and for people.
-    Accepted(NamespacedName, Option<(&'static str, String)>),
+    /// Its clients go through it.
+    Accepted(NamespacedName, Attached),
     /// They do not, or are refused: why, in Istio's word and for people.
     Refused(&'static str, String),
     /// It is not known yet, or another controller's to tell.
     Untold,
+}
+
+/// Whether clients of a service may go without its waypoint while nobody answers there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Optional {
+    /// Nobody has said so, or there is no waypoint of ours.
+    #[default]
+    Unsaid,
+    /// They may.
+    InForce,
+    /// They may not although somebody has said so, and why.
+    Closed(&'static str),
+}
+
+/// What a service is told beside the waypoint that it has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attached {
+    /// Whether its clients may go without the waypoint while nobody answers there.
+    pub optional: Optional,
+    /// Why its canary is left out, in Istio's word and for people.
+    pub no_canary: Option<(&'static str, String)>,
 }
 
 /// By object.

@@ -48,8 +48,8 @@ pub use identity::{Identity, IdentityError, TrustDomain};
 pub use name::NamespacedName;
 pub use policy::Policy;
 pub use resolve::{
-    Client, Refusal, Request, Route, Steer, Upstream, WaypointProblem, is_waypoint_of, may_reach, place_of, resolve,
-    speaks_for, steer,
+    Client, Refusal, Request, Route, Steer, Upstream, WaypointProblem, around, is_waypoint_of, may_reach, place_of,
+    resolve, speaks_for, steer,
 };
 pub use service::Service;
 pub use snapshot::Snapshot;

@@ -265,6 +265,28 @@ fn may_leave(snapshot: &Snapshot, source: &Client, address: IpAddr) -> Result<()
     }
 }
 
+/// The way of a connection whose waypoint cannot be reached, as [`resolve`] has said, to a service that says that it may be gone without; `None` where nobody
+/// says so. Whoever asks has tried all endpoints of the waypoint, and none of them has answered. No route of the service counts: its routes are the waypoint's.
+pub fn around(snapshot: &Snapshot, request: &Request<'_>, rng: &mut impl Rng) -> Option<Result<Route, Refusal>> {
+    let ip = request.destination.ip().to_canonical();
+    if !snapshot.is_synced() || snapshot.owner(&request.source.network, &ip).is_some() {
+        return None;
+    }
+    let asked = known_service(snapshot, request.source, &ip)?;
+    let (service, port) = match request.place {
+        None => (asked, request.destination.port()),
+        Some(place) if place.subset.is_empty() => (snapshot.service(&place.service)?, place.port),
+        Some(_) => return None,
+    };
+    let is_led = waypoint::of_service(snapshot, service, request.source).is_some();
+    // Where nobody chooses an endpoint there is nothing but the address, which leads to the waypoint.
+    if !service.waypoint_optional || !is_led || service.load_balancing.mode == Mode::Passthrough {
+        return None;
+    }
+    let destination = SocketAddr::new(request.destination.ip(), port);
+    Some(to_own_endpoint(snapshot, service, &Request { destination, ..*request }, rng))
+}
+
 /// Chooses an endpoint of a service that is already known, by name rather than by address.
 pub fn to_service(
     snapshot: &Snapshot,
@@ -272,13 +294,22 @@ pub fn to_service(
     request: &Request<'_>,
     rng: &mut impl Rng,
 ) -> Result<Route, Refusal> {
-    let (key, destination) = (service.key(), request.destination);
     if let Some(gateway) = waypoint::of_service(snapshot, service, request.source) {
         return waypoint::to_either(snapshot, gateway, service, request, rng);
     }
     if service.load_balancing.mode == Mode::Passthrough {
-        return Ok(Route::Passthrough(canonical(destination)));
+        return Ok(Route::Passthrough(canonical(request.destination)));
     }
+    to_own_endpoint(snapshot, service, request, rng)
+}
+
+fn to_own_endpoint(
+    snapshot: &Snapshot,
+    service: &Arc<Service>,
+    request: &Request<'_>,
+    rng: &mut impl Rng,
+) -> Result<Route, Refusal> {
+    let (key, destination) = (service.key(), request.destination);
     let port = destination.port();
     if service.port(port).is_none() {
         return Err(Refusal::UnknownPort { service: key, port });

@@ -162,6 +162,8 @@ pub struct Service {
     pub waypoint: Option<GatewayAddress>,
     /// One that clients may go through instead; nothing without [`Service::waypoint`].
     pub canary: Option<Canary>,
+    /// Where no endpoint of the waypoint answers, clients may go without it: somebody has said so, and nothing is bound to it that refuses anybody.
+    pub waypoint_optional: bool,
     /// It comes from Kubernetes rather than from an entry for the same host.
     pub canonical: bool,
     /// Who may see it.
@@ -183,6 +185,7 @@ impl Service {
             ip_families: IpFamilies::Automatic,
             waypoint: None,
             canary: None,
+            waypoint_optional: false,
             canonical: false,
             visibility: Visibility::Public,
         }

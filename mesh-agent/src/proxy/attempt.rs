@@ -45,6 +45,8 @@ pub struct Failure {
     pub labels: ConnectionLabels,
     /// What may help.
     pub next: Next,
+    /// The far end has not answered at all: nothing is known that it would have said.
+    pub is_down: bool,
 }
 
 /// What may be done about a failure.
@@ -69,6 +71,7 @@ impl Failure {
             error: refusal.to_string(),
             labels: labels(context, flow, flow.destination),
             next: Next::GiveUp,
+            is_down: false,
         }
     }
 
@@ -80,6 +83,7 @@ impl Failure {
             error: "cut while connecting".into(),
             labels: labels(context, flow, flow.destination),
             next: Next::GiveUp,
+            is_down: false,
         }
     }
 }
@@ -95,6 +99,7 @@ pub async fn run(context: &Arc<PodContext>, flow: &Flow, route: Route, hurry: bo
             error: "the pod has no waypoint any more".into(),
             labels: labels(context, flow, flow.destination),
             next: Next::GiveUp,
+            is_down: false,
         }),
         Route::Passthrough(destination) => {
             let labels = labels(context, flow, destination);
@@ -106,6 +111,7 @@ pub async fn run(context: &Arc<PodContext>, flow: &Flow, route: Route, hurry: bo
                     error: error.to_string(),
                     labels,
                     next: Next::GiveUp,
+                    is_down: false,
                 }),
             }
         }
@@ -136,6 +142,7 @@ async fn plain(context: &PodContext, flow: &Flow, upstream: Upstream) -> Result<
                 error: error.to_string(),
                 labels,
                 next,
+                is_down: false,
             })
         }
     }
@@ -153,6 +160,7 @@ async fn tunnel(context: &PodContext, flow: &Flow, upstream: Upstream, hurry: bo
                 error: error.to_string(),
                 labels,
                 next: Next::GiveUp,
+                is_down: false,
             });
         }
     };
@@ -164,6 +172,7 @@ async fn tunnel(context: &PodContext, flow: &Flow, upstream: Upstream, hurry: bo
             error,
             labels,
             next: Next::GiveUp,
+            is_down: false,
         });
     };
     let key = TunnelKey {
@@ -241,7 +250,24 @@ fn tunnel_failure(context: &PodContext, upstream: &Upstream, labels: ConnectionL
         HboneError::Silent => Next::Instead(upstream.workload.uid.clone()),
         _ => next_endpoint(upstream, theirs && error.before_first_byte()),
     };
-    Failure { reason, flags: flags_of(error), error: error.to_string(), labels, next }
+    Failure { reason, flags: flags_of(error), error: error.to_string(), labels, next, is_down: is_down(error) }
+}
+
+/// Whether nobody is there who could have answered. Whoever proves to be another, refuses or takes his time over a request is there; so may be who ends a tunnel,
+/// which is how a certificate is refused: one that has died is dialled once more, and does not take that.
+fn is_down(error: &HboneError) -> bool {
+    match error {
+        HboneError::Dial(error) => is_peers_fault(error),
+        HboneError::DialTimeout | HboneError::TlsTimeout | HboneError::PrefaceTimeout | HboneError::Silent => true,
+        HboneError::Tls(_)
+        | HboneError::Closed(_)
+        | HboneError::PeerBusy
+        | HboneError::PeerIdentityMismatch { .. }
+        | HboneError::Reset(_)
+        | HboneError::RequestTimeout
+        | HboneError::Refused(_)
+        | HboneError::Overloaded => false,
+    }
 }
 
 /// Whose fault it is that there is no tunnel.
@@ -299,6 +325,7 @@ async fn hairpin(context: &Arc<PodContext>, flow: &Flow, upstream: Upstream) -> 
             error,
             labels: labels.clone(),
             next: next_endpoint(&upstream, reason == Reason::AppUnreachable),
+            is_down: false,
         }
     };
     let endpoints = Endpoints {
@@ -425,6 +452,32 @@ mod tests {
                 let fault = fault(&error, waypoint);
                 assert_eq!((fault.theirs, fault.report), (theirs, report), "{error}, waypoint: {waypoint}");
             }
+        }
+    }
+
+    #[test]
+    fn hardening_3_2_who_has_answered_in_any_way_is_not_down() {
+        let dial = |kind: io::ErrorKind| HboneError::Dial(Arc::new(kind.into()));
+        let found = "spiffe://a/ns/b/sa/c".parse().unwrap();
+        for (error, expected) in [
+            (dial(io::ErrorKind::ConnectionRefused), true),
+            (dial(io::ErrorKind::TimedOut), true),
+            // This node's own limits say nothing of others.
+            (dial(io::ErrorKind::AddrInUse), false),
+            (HboneError::Overloaded, false),
+            (HboneError::DialTimeout, true),
+            (HboneError::TlsTimeout, true),
+            (HboneError::PrefaceTimeout, true),
+            (HboneError::Silent, true),
+            (HboneError::Closed("gone".into()), false),
+            (HboneError::PeerIdentityMismatch { found }, false),
+            (HboneError::PeerBusy, false),
+            (HboneError::Reset(8), false),
+            (HboneError::RequestTimeout, false),
+            (HboneError::Refused(StatusCode::FORBIDDEN), false),
+            (HboneError::Refused(StatusCode::SERVICE_UNAVAILABLE), false),
+        ] {
+            assert_eq!(is_down(&error), expected, "{error}");
         }
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! accept -> is the peer the pod, what did it ask for -> register -> hold until synced
 //!   -> steer: has the service routes -> places: is it said how, else resolve -> tunnel | plain | as asked -> copy
-//!         ^------- failed before the first byte: the next endpoint, a bounded number of times
+//!         ^------- failed before the first byte: the next endpoint, a bounded number of times; after the last one of a waypoint that is optional: around it
 //! ```
 //!
 //! The app's connect has already succeeded when the agent accepts, so every failure reaches it as a reset, never as an orderly end.
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use mesh_core::l4::ServerName;
 use mesh_core::l7::ClusterKey;
-use mesh_core::{ArcStr, Refusal, Request, Route, Steer, resolve, steer};
+use mesh_core::{ArcStr, Refusal, Request, Route, Steer, WaypointProblem, around, resolve, steer};
 use mesh_runtime::failpoint;
 use mesh_transport::hbone::Claimed;
 use mesh_transport::socket::{self, Armed};
@@ -32,6 +32,9 @@ use crate::telemetry::{ConnectionGuard, ConnectionLabels, Outcome, Reporter, Sec
 
 /// How long a connection waits before it is decided again when a waypoint does not know of what it was asked for. Together less than clients wait.
 const BEHIND_MS: [u64; 6] = [10, 20, 40, 80, 160, 320];
+
+/// Endpoints of an optional waypoint that one connection asks: it goes around when none of all has answered, and not when it has been unlucky with some.
+const OPTIONAL_TRIES: usize = 16;
 
 /// One connection of the app.
 pub struct Flow {
@@ -129,28 +132,48 @@ pub async fn connect(context: &Arc<PodContext>, flow: &Flow, app: &Armed) -> Res
         patient: false,
         hello: None,
         place: None,
+        around: false,
+        answered: false,
     };
     let mut last: Option<Failure> = None;
     let mut pauses = BEHIND_MS.iter();
     loop {
         let route = match attempts.route().await {
             Ok(route) => route,
+            Err(refusal) if attempts.turn_around(&refusal) => {
+                last = None;
+                continue;
+            }
             Err(_) if attempts.turn_patient() => continue,
             // What went wrong with the endpoints says more than that none is left.
             Err(refusal) => return Err(last.unwrap_or_else(|| Failure::refused(context, flow, &refusal))),
         };
+        let optional = attempts.optional(&route);
         let has_more = attempts.tried.len() + 1 < shared.config.tries;
-        match attempt::run(context, flow, route, has_more && !attempts.patient).await {
-            Ok(connected) => return Ok(connected),
+        let hurry = (has_more || optional.is_some()) && !attempts.patient;
+        match attempt::run(context, flow, route, hurry).await {
+            Ok(connected) => {
+                if attempts.around {
+                    shared.telemetry.health().went_around();
+                    tracing::debug!(destination = %flow.destination, "the waypoint is optional and does not answer: gone around");
+                }
+                return Ok(connected);
+            }
+            Err(failure) if failure.is_down && optional.is_some() => {
+                attempts.tried.extend(optional);
+                last = Some(failure);
+            }
             Err(failure) => match &failure.next {
                 // The waypoint and this agent hear of a change at different moments, in either order: soon both know.
                 Next::Again => {
+                    attempts.answered |= optional.is_some();
                     let (Some(pause), Some(_place)) = (pauses.next(), context.waiting_place()) else {
                         return Err(failure);
                     };
                     tokio::time::sleep(Duration::from_millis(*pause)).await;
                 }
                 Next::Other(uid) | Next::Instead(uid) if has_more => {
+                    attempts.answered |= optional.is_some();
                     attempts.tried.push(uid.clone());
                     if matches!(failure.next, Next::Instead(_)) {
                         attempts.silent.push(uid.clone());
@@ -177,9 +200,46 @@ struct Attempts<'a> {
     hello: Option<Option<String>>,
     /// Where a route leads the connection: with every attempt the same.
     place: Option<ClusterKey>,
+    /// The waypoint has not answered, and is gone around.
+    around: bool,
+    /// An endpoint of an optional waypoint has answered, though not well: it is there, and decides.
+    answered: bool,
 }
 
 impl Attempts<'_> {
+    /// The endpoint of a waypoint that may be gone around if it does not answer.
+    fn optional(&self, route: &Route) -> Option<ArcStr> {
+        let Route::Hbone(upstream) = route else { return None };
+        let says_so = upstream.service.as_ref().is_some_and(|service| service.waypoint_optional);
+        // Who comes for the pod and is none of its apps is for the waypoint of the pod alone.
+        let may = upstream.waypoint && says_so && self.flow.stranger.is_none() && self.tried.len() < OPTIONAL_TRIES;
+        may.then(|| upstream.workload.uid.clone())
+    }
+
+    /// Nobody is left of the waypoint, none of it has answered, and it may be gone without. False: it may not, or it is gone around already.
+    fn turn_around(&mut self, refusal: &Refusal) -> bool {
+        let is_away = matches!(
+            refusal,
+            Refusal::NoWaypoint { problem: WaypointProblem::Unknown | WaypointProblem::NoEndpoints, .. }
+        );
+        if !is_away || self.around || self.answered || self.flow.stranger.is_some() {
+            return false;
+        }
+        let (view, shared) = (self.context.view(), &self.context.shared);
+        let request = Request {
+            source: &view.client,
+            destination: self.flow.destination,
+            place: self.place.as_ref(),
+            now_ms: shared.now_ms(),
+            tried: &[],
+        };
+        self.around = around(&shared.state.snapshot(), &request, &mut rand::rng()).is_some();
+        if self.around {
+            self.tried.clear();
+        }
+        self.around
+    }
+
     /// Nobody is left who was not tried: those who gave no sign are asked again, as if there had never been others. False: there are none, or they were.
     fn turn_patient(&mut self) -> bool {
         if self.patient || self.silent.is_empty() {
@@ -243,6 +303,11 @@ impl Attempts<'_> {
             }
         }
         let request = Request { place: self.place.as_ref(), ..request };
+        if self.around
+            && let Some(route) = around(&snapshot, &request, &mut rng)
+        {
+            return Now::Decided(route);
+        }
         let said = shared.places.route(&snapshot, &request, self.flow.client.ip(), &mut rng);
         Now::Decided(said.unwrap_or_else(|| resolve(&snapshot, &request, &mut rng)))
     }

@@ -52,6 +52,7 @@ pub struct Health {
     revocations: Poll<RevocationHealth>,
     events: AtomicU64,
     repairs: AtomicU64,
+    around: AtomicU64,
 }
 
 impl fmt::Debug for Health {
@@ -95,6 +96,11 @@ impl Health {
     pub fn repaired(&self, repairs: usize) {
         self.repairs.fetch_add(repairs as u64, Relaxed);
     }
+
+    /// A connection has gone around a waypoint that is optional and did not answer.
+    pub fn went_around(&self) {
+        self.around.fetch_add(1, Relaxed);
+    }
 }
 
 fn poll<T>(source: &Poll<T>) -> Option<T> {
@@ -130,6 +136,8 @@ impl Collector for Health {
             encode_revocations(e, &revocations)?;
         }
         family::counter(e, "mesh_bpf_ringbuf_events", "Events read from the kernel", self.events.load(Relaxed))?;
+        let help = "Connections that have gone around a waypoint which is optional and did not answer";
+        family::counter(e, "mesh_waypoint_bypassed", help, self.around.load(Relaxed))?;
         family::counter(e, "mesh_bpf_repairs", "Kernel state put right", self.repairs.load(Relaxed))
     }
 }

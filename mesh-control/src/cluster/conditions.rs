@@ -23,7 +23,7 @@ use serde_json::{Value as Json, json};
 
 use super::parents::{self, ParentSaid};
 use crate::resource::Kind;
-use crate::verdict::{Binding, Standing, Verdict, WAYPOINT_BOUND};
+use crate::verdict::{Binding, Optional, Standing, Verdict, WAYPOINT_BOUND};
 
 const ZTUNNEL: &str = "ZtunnelAccepted";
 const WAYPOINT: &str = "WaypointAccepted";
@@ -127,13 +127,19 @@ impl Saying {
 fn of_service(binding: Option<&Binding>) -> Saying {
     let said = |holds, reason, message: String| Said { r#type: WAYPOINT_BOUND, holds, reason, message: cut(message) };
     match binding {
-        Some(Binding::Accepted(name, None)) => {
-            let message = format!("Successfully attached to waypoint {name}");
-            Saying::Condition(said(true, "WaypointAccepted", message))
-        }
-        // It is bound all the same, to the one waypoint.
-        Some(Binding::Accepted(name, Some((reason, why)))) => {
-            Saying::Condition(said(true, reason, format!("Successfully attached to waypoint {name}; {why}")))
+        Some(Binding::Accepted(name, beside)) => {
+            let attached = format!("Successfully attached to waypoint {name}");
+            let (reason, message) = match (&beside.optional, &beside.no_canary) {
+                // It is bound all the same, to the one waypoint.
+                (_, Some((reason, why))) => (*reason, format!("{attached}; {why}")),
+                (Optional::Unsaid, None) => ("WaypointAccepted", attached),
+                (Optional::InForce, None) => (
+                    "WaypointOptional",
+                    format!("{attached}; while nobody answers there, clients reach the service without it"),
+                ),
+                (Optional::Closed(why), None) => ("WaypointAccepted", format!("{attached}; it is not optional: {why}")),
+            };
+            Saying::Condition(said(true, reason, message))
         }
         Some(Binding::Refused(reason, why)) => Saying::Condition(said(false, reason, why.clone())),
         None | Some(Binding::Untold) => Saying::Absent(said(true, "NoWaypoint", String::new())),
@@ -222,7 +228,7 @@ pub fn told(before: &[Json], said: &Said, generation: i64, now: Timestamp) -> Op
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::Mark;
+    use crate::verdict::{Attached, Mark};
 
     fn verdict(standing: Standing, reasons: &[&str]) -> Verdict {
         let reasons = reasons.iter().map(|reason| (*reason).to_owned()).collect();
@@ -325,7 +331,7 @@ mod tests {
         let of = |binding: Option<Binding>| {
             Saying::of(Kind::Service, &Verdict { binding, ..verdict(Standing::InForce, &[]) }, false)
         };
-        let accepted = of(Some(Binding::Accepted(mesh_core::NamespacedName::new("shop", "wp"), None)));
+        let accepted = of(Some(Binding::Accepted(mesh_core::NamespacedName::new("shop", "wp"), Attached::default())));
         let theirs = json!({ "type": "example.com/Balanced", "status": "True", "observedGeneration": 1 });
         let bound = json!({ "type": "istio.io/WaypointBound", "status": "True", "reason": "WaypointAccepted",
             "message": "Successfully attached to waypoint shop/wp", "lastTransitionTime": "2026-11-21T10:00:00Z" });
@@ -336,6 +342,22 @@ mod tests {
         let after = refused.told(&both, 0, now).unwrap();
         assert_eq!((&after[1]["status"], &after[1]["reason"]), (&json!("False"), &json!("AttachmentDenied")));
         assert!(refused.news(&both).is_some() && accepted.news(&after).is_some());
+        for (optional, reason, more) in [
+            (
+                Optional::InForce,
+                "WaypointOptional",
+                "; while nobody answers there, clients reach the service without it",
+            ),
+            (Optional::Closed("why"), "WaypointAccepted", "; it is not optional: why"),
+        ] {
+            let said = of(Some(Binding::Accepted(
+                mesh_core::NamespacedName::new("shop", "wp"),
+                Attached { optional, no_canary: None },
+            )));
+            let Saying::Condition(said) = said else { panic!("{said:?}") };
+            let message = format!("Successfully attached to waypoint shop/wp{more}");
+            assert_eq!((said.holds, said.reason, said.message), (true, reason, message));
+        }
         // Of a service that names none any more it goes, and nothing else does.
         let none = of(None);
         assert_eq!(none.told(&both, 0, now), Some(vec![theirs.clone()]));

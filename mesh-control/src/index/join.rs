@@ -164,7 +164,7 @@ impl Join {
         problems.extend(certified.problems);
         let certificates = certified.certificates;
         let mut services =
-            service::index(&objects, &settings, |s| waypoints.service(s, &objects, &settings).told(), &mut problems);
+            service::index(&objects, &settings, |s| waypoints.of_service(s, &objects, &settings), &mut problems);
         let entries = service_entry::services(
             &objects,
             &settings,

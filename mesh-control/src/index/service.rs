@@ -36,11 +36,11 @@ pub fn split<'a>(full: &'a str, settings: &Settings) -> Option<(&'a str, &'a str
     name.split_once('.').filter(|(_, namespace)| !namespace.contains('.'))
 }
 
-/// Translates all services. `waypoint` says which one each has.
+/// Translates all services. `waypoint` says which one each has, and whether it is optional.
 pub fn index(
     objects: &Objects,
     settings: &Settings,
-    waypoint: impl Fn(&resource::Service) -> (Option<GatewayAddress>, Option<Canary>),
+    waypoint: impl Fn(&resource::Service) -> (Option<GatewayAddress>, Option<Canary>, bool),
     problems: &mut Vec<(Key, Problem)>,
 ) -> Services {
     let mut services = Services { addresses: owners(objects), ..Services::default() };
@@ -54,7 +54,7 @@ pub fn index(
         service.load_balancing = load_balancing(object, distribution(object, objects));
         service.ip_families = object.families;
         service.canonical = true;
-        (service.waypoint, service.canary) = waypoint(object);
+        (service.waypoint, service.canary, service.waypoint_optional) = waypoint(object);
         services.by_key.insert(key.clone(), Arc::new(service));
         if object.selector.is_some() {
             services.selecting.entry(object.namespace.clone()).or_default().push((key, object.clone()));

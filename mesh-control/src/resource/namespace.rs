@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1 as k8s;
 use mesh_core::ArcStr;
 
 use super::service::Distribution;
-use super::waypoint::{Asked, AskedCanary, Bypass};
+use super::waypoint::{self, Asked, AskedCanary, Bypass};
 use super::{Key, Labels, meta};
 use crate::diagnosis::Problem;
 
@@ -26,6 +26,8 @@ pub struct Namespace {
     pub canary: Option<AskedCanary>,
     /// What is done with what goes around it, unless a service says otherwise.
     pub bypass: Bypass,
+    /// Whether clients of its services may go without a waypoint that does not answer, unless a service says otherwise.
+    pub optional: Option<bool>,
 }
 
 /// A service account.
@@ -47,7 +49,8 @@ pub fn read(key: &Key, object: k8s::Namespace) -> (Namespace, Vec<Problem>) {
     let waypoint = Asked::of(Some(&labels), &key.name);
     let canary = AskedCanary::of(Some(&labels), object.metadata.annotations.as_ref(), &key.name);
     let bypass = Bypass::of(&object.metadata, &mut problems);
-    (Namespace { name: key.name.clone(), labels, distribution, waypoint, canary, bypass }, problems)
+    let optional = waypoint::optional(&object.metadata, &mut problems);
+    (Namespace { name: key.name.clone(), labels, distribution, waypoint, canary, bypass, optional }, problems)
 }
 
 /// Reduces a service account.

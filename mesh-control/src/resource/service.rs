@@ -79,6 +79,8 @@ pub struct Service {
     pub canary: Option<AskedCanary>,
     /// What is done with what goes around it, as far as it says that itself.
     pub bypass: Bypass,
+    /// Whether clients may go without it while it does not answer, as far as it says that itself.
+    pub optional: Option<bool>,
     /// Whether gateways go through it, as far as it says that itself.
     pub ingress: Option<bool>,
     /// When it was made, seconds; of two with the same address, the older one gets it.
@@ -160,6 +162,7 @@ pub fn read(key: &Key, object: k8s::Service) -> (Service, Vec<Problem>) {
         waypoint: Asked::of(object.metadata.labels.as_ref(), &key.namespace),
         canary: AskedCanary::of(object.metadata.labels.as_ref(), object.metadata.annotations.as_ref(), &key.namespace),
         bypass: Bypass::of(&object.metadata, &mut problems),
+        optional: waypoint::optional(&object.metadata, &mut problems),
         ingress: waypoint::ingress(object.metadata.labels.as_ref()),
         created: meta::created(&object.metadata),
     };

@@ -32,6 +32,29 @@ pub const SERVICE_ACCOUNT: &str = "gateway.istio.io/service-account";
 /// On a service or a namespace, as a label or an annotation: whether what does not come from the waypoint is refused.
 pub const BYPASS: &str = "undermesh.io/waypoint-bypass";
 
+/// On a service or a namespace, as a label or an annotation: whether clients may go without the waypoint while nobody answers there.
+pub const OPTIONAL: &str = "undermesh.io/waypoint-optional";
+
+/// Whether clients may go without a waypoint that does not answer, as far as an object says it; its label goes before its annotation. What cannot be read is no.
+pub fn optional(meta: &ObjectMeta, problems: &mut Vec<Problem>) -> Option<bool> {
+    let label = meta.labels.as_ref().and_then(|labels| labels.get(OPTIONAL)).map(String::as_str);
+    let (field, text) = match (label, meta::annotation(meta, OPTIONAL)) {
+        (Some(text), _) => ("labels", text),
+        (None, text) => ("annotations", text?),
+    };
+    match text {
+        "" => None,
+        "true" => Some(true),
+        "false" => Some(false),
+        _ => {
+            let message = format!("{text:?} says nothing, nobody goes without the waypoint");
+            let problem = Problem::error(format!("metadata.{field}[\"{OPTIONAL}\"]"), message);
+            problems.push(problem.help("write `true` or `false`"));
+            Some(false)
+        }
+    }
+}
+
 /// Whether gateways go through the waypoint, as far as labels say it.
 pub fn ingress(labels: Option<&Labels>) -> Option<bool> {
     match labels?.get(INGRESS)?.as_str() {
@@ -233,6 +256,29 @@ mod tests {
             let labels: Labels = marks(labels);
             let found = AskedCanary::of(Some(&labels), annotations.as_ref(), "shop");
             assert_eq!(found, expected, "{labels:?} {weight:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_answer_makes_no_waypoint_optional() {
+        let of = |labels: &[(&str, &str)], annotations: &[(&str, &str)]| {
+            let map = |all: &[(&str, &str)]| {
+                Some(all.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
+            };
+            let meta = ObjectMeta { labels: map(labels), annotations: map(annotations), ..ObjectMeta::default() };
+            let mut problems = Vec::new();
+            (optional(&meta, &mut problems), problems.len())
+        };
+        for (labels, annotations, expected) in [
+            (&[][..], &[][..], (None, 0)),
+            (&[(OPTIONAL, "")], &[], (None, 0)),
+            (&[(OPTIONAL, "true")], &[], (Some(true), 0)),
+            (&[(OPTIONAL, "false")], &[(OPTIONAL, "true")], (Some(false), 0)),
+            (&[], &[(OPTIONAL, "true")], (Some(true), 0)),
+            (&[(OPTIONAL, "yes")], &[], (Some(false), 1)),
+            (&[(OPTIONAL, "True")], &[(OPTIONAL, "true")], (Some(false), 1)),
+        ] {
+            assert_eq!(of(labels, annotations), expected, "{labels:?} {annotations:?}");
         }
     }
 

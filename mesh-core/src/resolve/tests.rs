@@ -274,6 +274,66 @@ fn the_next_endpoint_of_a_waypoint_until_none_is_left() {
 }
 
 #[test]
+fn hardening_3_2_only_what_says_so_is_reached_without_its_waypoint() {
+    let mut store = with_waypoints();
+    let optional = |name: &str, vip: &str, waypoint: Option<GatewayAddress>| Service {
+        waypoint,
+        waypoint_optional: true,
+        ..service(name, &[vip])
+    };
+    let passes = LoadBalancing { mode: Mode::Passthrough, ..Default::default() };
+    let more = vec![
+        Change::Service(optional("maybe", "198.19.3.1", waypoint_of("waypoint"))),
+        Change::Workload(workload("maybe-1", "198.18.0.31", TunnelProtocol::Hbone, Some("maybe"))),
+        Change::Service(optional("nobody", "198.19.3.2", waypoint_of("waypoint"))),
+        Change::Service(optional("unbound", "198.19.3.3", None)),
+        Change::Service(Service {
+            load_balancing: passes,
+            ..optional("outside", "198.19.3.4", waypoint_of("waypoint"))
+        }),
+    ];
+    let snapshot = store.apply(more).snapshot;
+    let source = Client { ips: vec![ip("198.18.0.99")], ..Client::default() };
+    let place = |name: &str, subset: &str| ClusterKey { service: key(name), port: 80, subset: subset.into() };
+    let around = |destination: &str, place: Option<&ClusterKey>, tried: &[ArcStr], source: &Client| {
+        let request = Request { source, destination: destination.parse().unwrap(), place, now_ms: 0, tried };
+        let said = crate::around(&snapshot, &request, &mut StdRng::seed_from_u64(1));
+        said.map(|said| said.map_or_else(|refusal| refusal.reason().to_owned(), |route| route.to_string()))
+    };
+    let direct = Some("HBONE to 198.18.0.31:8080 (c//Pod/shop/maybe-1)");
+    for (destination, expected) in [
+        ("198.19.3.1:80", direct),
+        ("198.19.3.1:81", Some("unknown_port")),
+        ("198.19.3.2:80", Some("no_endpoints")),
+        // It does not say so; it has none; it is a pod; nobody chooses an endpoint; it is nobody.
+        ("198.19.0.4:80", None),
+        ("198.19.3.3:80", None),
+        ("198.18.0.31:80", None),
+        ("198.18.0.4:80", None),
+        ("198.19.3.4:80", None),
+        ("198.51.100.7:443", None),
+    ] {
+        assert_eq!(around(destination, None, &[], &source).as_deref(), expected, "{destination}");
+    }
+    // As ever, unless nothing is left.
+    let through = ask(&snapshot, "198.19.3.1:80", &[]).unwrap().to_string();
+    assert!(through.contains("by the waypoint"), "{through}");
+    let tried = ["c//Pod/shop/maybe-1".into()];
+    assert_eq!(around("198.19.3.1:80", None, &tried, &source).as_deref(), Some("no_endpoints"));
+    // Where a route leads there, too, and not to a part of it.
+    let [all, part] = ["", "v1"].map(|subset| place("maybe", subset));
+    assert_eq!(around("198.19.0.1:80", Some(&all), &[], &source).as_deref(), direct);
+    assert_eq!(around("198.19.0.1:80", Some(&part), &[], &source), None);
+    // The waypoint itself is not led anywhere, and before the first configuration nobody is.
+    let account = "spiffe://cluster.local/ns/shop/sa/waypoint".parse().ok();
+    let own = Client { ips: vec![ip("198.18.1.1")], identity: account, ..Client::default() };
+    assert_eq!(around("198.19.3.1:80", None, &[], &own), None);
+    let request =
+        Request { source: &source, destination: "198.19.3.1:80".parse().unwrap(), place: None, now_ms: 0, tried: &[] };
+    assert!(crate::around(&Store::new().snapshot(), &request, &mut StdRng::seed_from_u64(1)).is_none());
+}
+
+#[test]
 fn a_waypoint_does_not_go_through_itself() {
     let snapshot = with_waypoints().snapshot();
     let go = |address: &str, account: Option<&str>, destination: &str| {

@@ -13,6 +13,9 @@ use mesh_core::{
 use super::{ConvertError, field};
 use crate::wire::workload as wds;
 
+/// An extension without a configuration: clients may go without the waypoint where it does not answer. Whoever does not know it does not.
+const OPTIONAL: &str = "undermesh.io/waypoint-optional";
+
 pub(super) fn read(message: wds::Service) -> Result<Service, ConvertError> {
     let weighted = weighted(message.weighted_waypoints)?;
     // Weighted waypoints are waypoints: who is said to have nothing else must still not go around them.
@@ -21,6 +24,7 @@ pub(super) fn read(message: wds::Service) -> Result<Service, ConvertError> {
         None => weighted.first().map(|(waypoint, _)| waypoint.clone()),
     };
     let canary = waypoint.as_ref().and_then(|own| canary(own, &weighted));
+    let waypoint_optional = waypoint.is_some() && message.extensions.iter().any(|one| one.name == OPTIONAL);
     Ok(Service {
         namespace: field::name("namespace", message.namespace)?,
         name: field::text("name", message.name)?,
@@ -38,6 +42,7 @@ pub(super) fn read(message: wds::Service) -> Result<Service, ConvertError> {
         },
         waypoint,
         canary,
+        waypoint_optional,
         canonical: message.canonical,
         visibility: match field::known("visibility", message.visibility)? {
             wds::service::Visibility::Public => Visibility::Public,
@@ -155,7 +160,10 @@ pub(super) fn write(service: &Service) -> wds::Service {
             IpFamilies::Ipv6Only => wds::IpFamilies::Ipv6Only,
             IpFamilies::Dual => wds::IpFamilies::Dual,
         } as i32,
-        extensions: Vec::new(),
+        extensions: match service.waypoint_optional && service.waypoint.is_some() {
+            true => vec![wds::Extension { name: OPTIONAL.to_owned(), config: None }],
+            false => Vec::new(),
+        },
         canonical: service.canonical,
         ingress_use_waypoint: false,
         weighted_waypoints: write_weighted(service),

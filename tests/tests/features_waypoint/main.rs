@@ -11,6 +11,7 @@ mod egress;
 mod failures;
 mod identity;
 mod lifecycle;
+mod optional;
 mod replicas;
 mod routing;
 mod sidecars;

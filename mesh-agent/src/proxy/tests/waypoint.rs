@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use mesh_core::service::{AppProtocol, ServicePort};
-use mesh_core::workload::{GatewayAddress, GatewayDestination, PortMapping, TunnelProtocol};
+use mesh_core::workload::{GatewayAddress, GatewayDestination, NetworkAddress, PortMapping, TunnelProtocol};
 use mesh_core::{Change, Service, Workload};
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
@@ -230,6 +230,93 @@ async fn what_has_a_waypoint_that_is_gone_is_refused_and_nothing_is_dialled() {
     refused(4).await;
     assert_eq!((pair.near.shared.pool.stats().tunnels, around.load(SeqCst)), (0, 0));
     assert!(waypoint.asked.lock().is_empty() && !pair.far.log().contains("connection"));
+}
+
+/// A service says that it may be gone without its waypoint: its clients go around it when none of its endpoints answers, and at no other time.
+#[tokio::test(flavor = "multi_thread")]
+async fn hardening_3_2_an_optional_waypoint_is_gone_around_when_nobody_answers_there() {
+    let pair = Pair::start().await;
+    let direct = pair.server.echo(APP, "direct ");
+    let optional = |waypoint_optional| Service { waypoint: through(), waypoint_optional, ..service() };
+    // Pods that end leave their addresses, where nobody listens.
+    let _dead: Vec<Netns> = (67..=70).map(|last| pair.hub.attach(&[v4(last)])).collect();
+    let dead = || (67..=70).map(|last| Change::Workload(endpoint(&format!("dead-{last}"), last)));
+    pair.apply(vec![Change::Workload(serving(pair.server.workload())), Change::Service(optional(true))]);
+    let mut gone = 0;
+    let mut goes_around = async |what: &str| {
+        let mut app = pair.client.connect(pair.service_address()).await;
+        expect(&mut app, "direct ").await;
+        exchange(&mut app, what).await;
+        gone += 1;
+        assert_eq!(direct.load(SeqCst), gone, "{what}");
+        assert!(pair.near.metrics().contains(&format!("mesh_waypoint_bypassed_total {gone}\n")), "{what}");
+    };
+    goes_around("its service is not known").await;
+    pair.apply(vec![Change::Service(waypoints())]);
+    goes_around("it has no endpoint").await;
+    // More of them than a connection tries elsewhere.
+    pair.apply(dead().collect());
+    goes_around("none of its endpoints answers").await;
+
+    // By an address alone: nobody chooses.
+    let address = NetworkAddress { network: Default::default(), address: v4(67) };
+    let single = GatewayAddress { destination: GatewayDestination::Address(address), hbone_port: TUNNEL };
+    let by_address = Service { waypoint: Some(single), ..optional(true) };
+    pair.apply(vec![Change::Service(by_address)]);
+    goes_around("the only one does not answer").await;
+
+    // One of five answers, and is found.
+    pair.apply(vec![Change::Service(optional(true)), Change::Workload(endpoint("good", 66))]);
+    let good = Waypoint::start(&pair, "good", 66, StatusCode::OK);
+    for n in 0..8 {
+        let mut app = pair.client.connect(pair.service_address()).await;
+        exchange(&mut app, &format!("request {n}")).await;
+    }
+    assert_eq!((good.asked.lock().len(), direct.load(SeqCst)), (8, 4));
+
+    // Who says nothing of it is refused as ever.
+    pair.apply(vec![Change::RemoveAddress(endpoint("good", 66).uid), Change::Service(optional(false))]);
+    pair.client.expect_refused(pair.service_address()).await;
+    assert_eq!(direct.load(SeqCst), 4);
+}
+
+/// Whatever a waypoint answers, and whoever answers in its place: it is there, or somebody else is.
+#[tokio::test(flavor = "multi_thread")]
+async fn hardening_3_2_an_optional_waypoint_that_refuses_is_not_gone_around() {
+    let pair = Pair::start().await;
+    let direct = pair.server.echo(APP, "direct ");
+    let service = Service { waypoint: through(), waypoint_optional: true, ..service() };
+    pair.apply(vec![
+        Change::Workload(serving(pair.server.workload())),
+        Change::Service(waypoints()),
+        Change::Service(service),
+    ]);
+    let answers = [
+        ("denying", StatusCode::FORBIDDEN),
+        ("failing", StatusCode::SERVICE_UNAVAILABLE),
+        ("ignorant", StatusCode::BAD_REQUEST),
+    ];
+    let _dead = pair.hub.attach(&[v4(90)]);
+    for (last, (name, status)) in (80..).zip(answers) {
+        let there = endpoint(name, last);
+        let uid = there.uid.clone();
+        let waypoint = Waypoint::start(&pair, name, last, status);
+        pair.apply(vec![Change::Workload(there)]);
+        pair.client.expect_refused(pair.service_address()).await;
+        assert!(!waypoint.asked.lock().is_empty(), "{name}");
+        pair.apply(vec![Change::RemoveAddress(uid)]);
+    }
+    // With another's certificate.
+    let _other = Waypoint::start(&pair, "other", 89, StatusCode::OK);
+    pair.apply(vec![Change::Workload(endpoint("expected", 89))]);
+    pair.client.expect_refused(pair.service_address()).await;
+    // Beside one that is down, too.
+    pair.apply(vec![Change::Workload(endpoint("down", 90))]);
+    for _ in 0..4 {
+        pair.client.expect_refused(pair.service_address()).await;
+    }
+    assert_eq!(direct.load(SeqCst), 0);
+    assert!(pair.near.metrics().contains("mesh_waypoint_bypassed_total 0\n"));
 }
 
 /// Who comes without an identity does not go around the waypoint of the pod, and is no other one for having come through its agent.

@@ -5,7 +5,7 @@ use super::*;
 use crate::verdict::Binding;
 
 /// A policy, or something else of security, that is bound to `target`.
-fn bound_to(kind: &str, of: &str, target: &str, more: &str) -> String {
+pub(super) fn bound_to(kind: &str, of: &str, target: &str, more: &str) -> String {
     let spec = match kind {
         "AuthorizationPolicy" => "rules: [{to: [{operation: {methods: [GET]}}]}]",
         _ => "jwtRules: [{issuer: a, jwks: '{\"keys\":[]}'}]",
@@ -20,10 +20,10 @@ fn unread_tokens(target: &str) -> String {
     bound_to("RequestAuthentication", "shop", target, "").replace("issuer", "issuers")
 }
 
-const GATEWAY: &str = "{group: gateway.networking.k8s.io, kind: Gateway, name: wp}";
-const CLASS: &str = "{group: gateway.networking.k8s.io, kind: GatewayClass, name: undermesh-waypoint}";
-const SERVICE: &str = "{group: '', kind: Service, name: web}";
-const ROOT: &str = "undermesh-system";
+pub(super) const GATEWAY: &str = "{group: gateway.networking.k8s.io, kind: Gateway, name: wp}";
+pub(super) const CLASS: &str = "{group: gateway.networking.k8s.io, kind: GatewayClass, name: undermesh-waypoint}";
+pub(super) const SERVICE: &str = "{group: '', kind: Service, name: web}";
+pub(super) const ROOT: &str = "undermesh-system";
 
 #[test]
 fn design_10_9_what_goes_around_a_waypoint_is_refused_where_a_policy_is_bound_to_it() {
@@ -298,7 +298,7 @@ fn what_a_policy_holds_is_that_of_a_fresh_join_whatever_changes() {
 }
 
 /// Who may connect to the shop's pod at a port: the waypoint, another one, a client with a certificate, one without.
-fn let_in(view: &View, port: u16) -> String {
+pub(super) fn let_in(view: &View, port: u16) -> String {
     let all = ["wp", "other", "web"].map(|account| format!("spiffe://cluster.local/ns/shop/sa/{account}"));
     let may = |from: Option<&str>| super::policies::allowed(view, from, port);
     let all = all.iter().map(|from| may(Some(from))).chain([may(None)]);

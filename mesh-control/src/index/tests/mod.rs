@@ -5,6 +5,7 @@ mod bypass;
 mod decoration;
 mod given;
 mod joins;
+mod optional;
 mod outbound;
 mod policies;
 mod security;

@@ -131,7 +131,7 @@ fn beside(view: &View) -> (String, Option<u32>, Vec<Kind>, Option<&'static str>)
     let told = told(service.canary.as_ref().map(|canary| &canary.waypoint));
     let said = view.problems.iter().filter(|(_, problem)| problem.field.contains("canary")).map(|(key, _)| key.kind);
     let reason = match &view.bindings[&NamespacedName::new("shop", "web")] {
-        Binding::Accepted(_, canary) => canary.as_ref().map(|(reason, _)| *reason),
+        Binding::Accepted(_, beside) => beside.no_canary.as_ref().map(|(reason, _)| *reason),
         other => panic!("{other:?}"),
     };
     (told, service.canary.as_ref().map(|canary| canary.weight), said.collect(), reason)

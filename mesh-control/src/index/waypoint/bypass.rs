@@ -166,7 +166,11 @@ impl Waypoints {
     }
 
     /// Whether a policy is bound to one of the waypoints of an object in `namespace`, or may be.
-    fn is_held<'a>(&self, namespace: &ArcStr, mut waypoints: impl Iterator<Item = &'a NamespacedName>) -> bool {
+    pub(super) fn is_held<'a>(
+        &self,
+        namespace: &ArcStr,
+        mut waypoints: impl Iterator<Item = &'a NamespacedName>,
+    ) -> bool {
         let held = &self.held;
         let is_bound = |gateway: &NamespacedName| {
             let is_absent = || held.absent && !self.gateways.contains_key(gateway);
@@ -246,7 +250,7 @@ impl Waypoints {
 }
 
 /// What a namespace says for its objects.
-fn said(namespace: &ArcStr, objects: &Objects) -> Bypass {
+pub(super) fn said(namespace: &ArcStr, objects: &Objects) -> Bypass {
     objects.namespaces.get(namespace).map(|known| known.bypass).unwrap_or_default()
 }
 

@@ -58,7 +58,7 @@ impl<'a> Wishes<'a> {
     }
 
     /// The Gateways that are named.
-    pub fn gateways(&self, objects: &'a Objects) -> impl Iterator<Item = &'a NamespacedName> {
+    pub fn gateways(self, objects: &'a Objects) -> impl Iterator<Item = &'a NamespacedName> + use<'a> {
         let own = asked(self.waypoint, self.namespace, objects).map(|(name, _)| name);
         own.into_iter().chain(self.canary(objects).map(|(canary, _)| &canary.waypoint))
     }

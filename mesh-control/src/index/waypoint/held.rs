@@ -11,7 +11,7 @@ use mesh_core::{ArcStr, NamespacedName};
 use crate::index::Settings;
 use crate::resource::authorization_policy::AuthorizationPolicy;
 use crate::resource::routing::telemetry::TargetReference;
-use crate::resource::{Objects, Secured, Unreadable};
+use crate::resource::{Kind, Objects, Secured, Unreadable};
 
 /// What is held, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +28,18 @@ pub struct Held {
     pub(super) namespaces: BTreeSet<ArcStr>,
     /// Everything, by such a policy in a root namespace.
     pub(super) all: bool,
+    /// What RateLimits are bound to.
+    pub(super) limits: Limits,
+    /// Kinds of what may be bound have never been heard of.
+    pub(super) unheard: bool,
+}
+
+/// What RateLimits are bound to. Who asks for a pod by its address is not counted, but nobody is to make requests go uncounted by bringing a waypoint down.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    gateways: BTreeSet<NamespacedName>,
+    services: BTreeSet<NamespacedName>,
+    classes: BTreeSet<String>,
 }
 
 impl Held {
@@ -72,6 +84,14 @@ impl Held {
                 add(&mut held, &name.namespace, object.spec.target_ref.as_slice());
             }
         }
+        for (name, object) in &objects.routes.rate_limits {
+            if settings.heeds(objects, &name.namespace) {
+                object.spec.target_refs.iter().for_each(|target| held.limits.add(&name.namespace, target));
+            }
+        }
+        // Until they have been heard of, nobody can tell that nothing is bound. Policies themselves every start waits for.
+        let kinds = [Kind::RequestAuthentication, Kind::RateLimit];
+        held.unheard = kinds.iter().any(|kind| objects.unheard.contains(kind));
         held.absent = !classes.is_empty();
         let gateways = objects.routes.gateways.iter();
         let of_classes = gateways.filter(|(_, gateway)| classes.contains(&gateway.spec.gateway_class_name));
@@ -98,6 +118,25 @@ impl Held {
     /// Whether something of a namespace is held for what it is.
     pub(super) fn holds_namespace(&self, namespace: &ArcStr) -> bool {
         self.all || self.namespaces.contains(namespace)
+    }
+}
+
+impl Limits {
+    fn add(&mut self, namespace: &ArcStr, target: &TargetReference) {
+        let name = || NamespacedName::new(namespace.clone(), target.name.as_str());
+        match target.kind.as_str() {
+            "Gateway" => drop(self.gateways.insert(name())),
+            "Service" => drop(self.services.insert(name())),
+            "GatewayClass" => drop(self.classes.insert(target.name.clone())),
+            _ => {}
+        }
+    }
+
+    /// Whether requests to a service are counted by its waypoint, which is of this class.
+    pub(super) fn count(&self, service: &NamespacedName, gateway: &NamespacedName, class: Option<&str>) -> bool {
+        self.services.contains(service)
+            || self.gateways.contains(gateway)
+            || class.is_some_and(|class| self.classes.contains(class))
     }
 }
 

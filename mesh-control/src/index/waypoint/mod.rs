@@ -11,6 +11,7 @@ mod bypass;
 mod canary;
 mod gateways;
 mod held;
+mod optional;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,13 +22,13 @@ use super::Settings;
 use super::service::key;
 use super::service_entry;
 use super::view::WaypointPod;
-use crate::diagnosis::Problem;
+use crate::diagnosis::{Problem, Severity};
 use crate::resource::gateway_topology::GatewayTopology;
 use crate::resource::pod::State;
 use crate::resource::routing::{Routed, ServiceEntry, WorkloadEntry};
 use crate::resource::waypoint::{Asked, AskedCanary, GATEWAY_NAME, field};
 use crate::resource::{Key, Kind, Labels, Objects, Pod, Secured, Service, meta};
-use crate::verdict::Binding;
+use crate::verdict::{self, Binding, Optional};
 pub use bypass::{Account, Guard, Guarded};
 pub use canary::Beside;
 use canary::Wishes;
@@ -127,7 +128,12 @@ impl Waypoints {
         let says =
             |service: &&std::sync::Arc<Service>| matches!(service.waypoint, Asked::Of(_)) || service.canary.is_some();
         for service in objects.services.values().filter(says) {
-            if let Some(problem) = waypoints.service(service, objects, settings).problem {
+            if let Some(mut problem) = waypoints.service(service, objects, settings).problem {
+                let is_closed = problem.severity == Severity::Error;
+                if is_closed && waypoints.optional(service, objects, settings) == Optional::InForce {
+                    problem.help =
+                        Some("start it; it is optional: until then clients reach the service without it".into());
+                }
                 let (namespace, name) = (service.namespace.clone(), service.name.clone());
                 problems.push((Key { kind: Kind::Service, namespace, name }, problem));
             }
@@ -143,7 +149,8 @@ impl Waypoints {
                 _ => None,
             };
             let idle = waypoints.idle(service, objects, settings);
-            for problem in idle.into_iter().chain(unreachable) {
+            let not_optional = waypoints.not_optional(service, objects, settings);
+            for problem in idle.into_iter().chain(unreachable).chain(not_optional) {
                 let (namespace, name) = (service.namespace.clone(), service.name.clone());
                 problems.push((Key { kind: Kind::Service, namespace, name }, problem));
             }
@@ -378,6 +385,18 @@ impl Waypoints {
         self.both(Wishes::of_service(service), objects, settings)
     }
 
+    /// What clients of a service are told of its waypoint: where it is, which canary it has, and whether it is optional.
+    pub fn of_service(
+        &self,
+        service: &Service,
+        objects: &Objects,
+        settings: &Settings,
+    ) -> (Option<GatewayAddress>, Option<mesh_core::service::Canary>, bool) {
+        let is_optional = self.optional(service, objects, settings) == Optional::InForce;
+        let (waypoint, canary) = self.service(service, objects, settings).told();
+        (waypoint, canary, is_optional)
+    }
+
     /// What the hosts of a ServiceEntry are bound to.
     pub fn entry(&self, entry: &Routed<ServiceEntry>, objects: &Objects, settings: &Settings) -> Bound {
         let (own, canary) = (Asked::of(Some(&entry.marks), &entry.namespace), canary::of_entry(entry));
@@ -463,8 +482,14 @@ impl Waypoints {
         if service.is_alias || is_it || !settings.discovers(objects, &service.namespace) {
             return None;
         }
+        let optional = self.optional(service, objects, settings);
         let told = |reason| {
             let flaw = self.flaw(name, &service.namespace, objects, settings)?;
+            if optional == Optional::InForce {
+                let message =
+                    format!("{}; it is optional: until then clients reach the service without it", flaw.message);
+                return Some(Binding::Refused(reason, message));
+            }
             let help = flaw.help.map(|help| format!(" ({help})")).unwrap_or_default();
             Some(Binding::Refused(reason, format!("{}{help}", flaw.message)))
         };
@@ -489,7 +514,8 @@ impl Waypoints {
                 }
                 None => {
                     let canary = self.beside(name, Wishes::of_service(service), objects, settings).1;
-                    Some(Binding::Accepted(name.clone(), canary.map(|(unusable, _)| (unusable.reason, unusable.why))))
+                    let no_canary = canary.map(|(unusable, _)| (unusable.reason, unusable.why));
+                    Some(Binding::Accepted(name.clone(), verdict::Attached { optional, no_canary }))
                 }
             },
         }

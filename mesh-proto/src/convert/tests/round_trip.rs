@@ -123,6 +123,7 @@ fn any_service() -> impl Strategy<Value = Service> {
                 health: if all { HealthPolicy::AllowAll } else { HealthPolicy::OnlyHealthy },
             },
             ip_families: rest.0,
+            waypoint_optional: rest.1.is_some() && rest.2,
             canary: rest.1.as_ref().and_then(|(own, canary)| {
                 let (waypoint, weight) = canary.clone().filter(|(canary, _)| canary != own)?;
                 Some(Canary { waypoint, weight })

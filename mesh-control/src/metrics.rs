@@ -129,7 +129,7 @@ impl Metrics {
         registry.register("pilot_xds_pushes", "xDS responses sent", self.pushes.clone());
         registry.register(
             "pilot_proxy_convergence_time",
-            "Seconds from a change to its being sent to a client",
+            "Seconds from a change until a client has acknowledged it",
             self.convergence.0.clone(),
         );
         registry.register("mesh_control_xds_resources", "Resources sent or removed", self.resources.clone());
@@ -194,7 +194,7 @@ impl Metrics {
         self.resources.get_or_create(&label).inc_by((resources + removed) as u64);
     }
 
-    /// A client has been sent what has changed.
+    /// A client has acknowledged what has changed.
     pub fn converged(&self, took: Duration) {
         self.convergence.0.observe(took.as_secs_f64());
     }

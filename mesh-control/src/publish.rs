@@ -73,7 +73,7 @@ impl Outlets {
         self.count(&view, &diagnoses);
         let current = self.world.borrow().clone();
         let mut next = current.next(&view);
-        next.since = since;
+        next.changes = current.changes.with(next.generation, since);
         self.view.send_replace(view);
         if !next.is_same(&current) || current.generation == 0 {
             self.world.send_replace(Arc::new(next));

@@ -285,6 +285,9 @@ impl StreamTask {
                 }
                 () = discovery.drain.started() => return Err(Status::unavailable("shutting down")),
             };
+            for took in self.convergence.answered(session.oldest_pending(), Instant::now()) {
+                discovery.metrics.converged(took);
+            }
             if !session.is_waiting() {
                 // It has answered everything: what was sent has been read.
                 self.place = None;
@@ -334,10 +337,8 @@ impl StreamTask {
         for action in actions {
             self.act(discovery, action).await?;
         }
-        if session.has_sent_all()
-            && let Some(took) = self.convergence.done(Instant::now())
-        {
-            discovery.metrics.converged(took);
+        if session.has_sent_all() {
+            self.convergence.sent_all(session.last_response());
         }
         Ok(())
     }
@@ -346,7 +347,8 @@ impl StreamTask {
     fn renew(&mut self, session: &mut Session, worlds: &mut watch::Receiver<Arc<World>>) {
         let world = worlds.borrow_and_update().clone();
         if world.generation != session.generation() {
-            self.convergence.changed(world.since);
+            // Those between, which it was too busy to see, had changes as well.
+            self.convergence.changed(world.changes.after(session.generation()));
         }
         session.world(world);
     }

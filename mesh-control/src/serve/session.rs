@@ -187,6 +187,11 @@ impl Session {
         self.kinds.values().filter_map(|s| s.pending.as_ref()?.parse().ok()).min()
     }
 
+    /// The number of the last response; 0 before the first.
+    pub fn last_response(&self) -> u64 {
+        self.nonces
+    }
+
     /// About how many bytes [`Session::send`] would make now.
     pub fn unsent(&self) -> usize {
         let is_free = |kind: &Kind| self.kinds.get(kind).is_some_and(|s| s.pending.is_none());

@@ -6,12 +6,12 @@
 //!                                            \ step: what brings a client from one table to another; sessions with the same table share it
 //! ```
 
+mod changes;
 mod lookup;
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
-use std::time::Instant;
 
 use mesh_core::l7::Labels;
 use mesh_core::{ArcStr, NamespacedName, Service, Workload};
@@ -27,6 +27,7 @@ use parking_lot::Mutex;
 
 use crate::index::View;
 use crate::index::l7::labels::Told;
+pub use changes::Changes;
 use lookup::Lookup;
 pub use table::{Entry, Resource, Step, Table, version_text};
 
@@ -158,8 +159,8 @@ struct Known {
 pub struct World {
     /// Counts worlds, from 1.
     pub generation: u64,
-    /// When the first of what is new in it was heard of.
-    pub since: Option<Instant>,
+    /// When what is new in it, and in those before it, was heard of.
+    pub changes: Changes,
     authorizations: Table,
     addresses: Table,
     connections: Table,
@@ -245,7 +246,7 @@ impl World {
         replace(&mut own, Kind::Listeners, listeners, |_, all| encode_listeners(all));
         World {
             generation: self.generation + 1,
-            since: None,
+            changes: self.changes.clone(),
             own,
             authorizations: self.authorizations.replaced(policies),
             addresses: self.addresses.replaced(addresses),

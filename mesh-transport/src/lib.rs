@@ -18,6 +18,7 @@ pub mod datagram;
 pub mod fuzz;
 pub mod hbone;
 pub mod netns;
+pub mod path;
 pub mod socket;
 pub mod tls;
 

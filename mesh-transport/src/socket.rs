@@ -1,4 +1,6 @@
-//! Options and errors of TCP sockets, and non-blocking reads and writes that tell the reactor as much as they learn.
+//! Options and errors of TCP sockets, what the kernel knows of them (`info`), and non-blocking reads and writes that tell the reactor as much as they learn.
+
+mod info;
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
@@ -14,6 +16,8 @@ use nix::sys::socket::{getsockopt, sockopt};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+pub use self::info::{Progress, TcpInfo};
 
 /// First pause after an accept that failed for lack of something; it doubles up to [`ACCEPT_PAUSE_MAX`].
 const ACCEPT_PAUSE: Duration = Duration::from_millis(5);
@@ -169,6 +173,12 @@ impl AsyncWrite for Armed {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().0).poll_shutdown(cx)
+    }
+}
+
+impl AsRef<Armed> for Armed {
+    fn as_ref(&self) -> &Armed {
+        self
     }
 }
 

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use crate::counters::ByteCounters;
 use crate::hbone::HboneStream;
+use crate::path::Measured;
 use crate::socket::Armed;
 
 /// The other end of a copy.
@@ -20,6 +21,8 @@ use crate::socket::Armed;
 pub enum Peer {
     /// A plain connection.
     Tcp(Armed),
+    /// The same over the network, whose health is counted.
+    Measured(Measured),
     /// A stream of a tunnel.
     Hbone(HboneStream),
 }
@@ -56,7 +59,8 @@ pub fn bidirectional(
     cancel: CancellationToken,
 ) -> impl Future<Output = Outcome> {
     match peer {
-        Peer::Tcp(peer) => Either::Left(tcp::copy(local, peer, counters, cancel)),
+        Peer::Tcp(peer) => Either::Left(Either::Left(tcp::copy(local, peer, counters, cancel))),
+        Peer::Measured(peer) => Either::Left(Either::Right(tcp::copy(local, peer, counters, cancel))),
         Peer::Hbone(stream) => Either::Right(hbone::copy(local, stream, counters, cancel)),
     }
 }

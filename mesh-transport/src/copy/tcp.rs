@@ -20,17 +20,17 @@ use crate::socket::{self, Armed};
 const TURN: u32 = 4;
 
 /// Resets both ends unless the copy came to an orderly end.
-struct Pair {
+struct Pair<P: AsRef<Armed>> {
     local: Armed,
-    peer: Armed,
+    peer: P,
     orderly: bool,
 }
 
-impl Drop for Pair {
+impl<P: AsRef<Armed>> Drop for Pair<P> {
     fn drop(&mut self) {
         if self.orderly {
             self.local.disarm();
-            self.peer.disarm();
+            self.peer.as_ref().disarm();
         }
     }
 }
@@ -43,12 +43,17 @@ struct Direction {
     done: bool,
 }
 
-pub(super) async fn copy(local: Armed, peer: Armed, counters: Arc<ByteCounters>, cancel: CancellationToken) -> Outcome {
+pub(super) async fn copy<P: AsRef<Armed>>(
+    local: Armed,
+    peer: P,
+    counters: Arc<ByteCounters>,
+    cancel: CancellationToken,
+) -> Outcome {
     let mut pair = Pair { local, peer, orderly: false };
     let mut cancelled = pin!(cancel.cancelled());
     let (mut out, mut back) = (Direction::default(), Direction::default());
     let outcome = {
-        let (local, peer): (&TcpStream, &TcpStream) = (&pair.local, &pair.peer);
+        let (local, peer): (&TcpStream, &TcpStream) = (&pair.local, pair.peer.as_ref());
         // Most connections never need this.
         let mut broken: Option<Pin<Box<dyn Future<Output = Side> + Send + '_>>> = None;
         std::future::poll_fn(|cx| {

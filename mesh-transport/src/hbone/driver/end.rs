@@ -49,6 +49,7 @@ impl<H: FnMut(InboundRequest)> Driver<H> {
         let mut due = false;
         while self.tick.as_mut().poll(cx).is_ready() {
             due = true;
+            self.tunnel.look();
             if !self.tunnel.settled() {
                 self.tunnel.close(Closed::Preface);
                 return true;
@@ -156,6 +157,7 @@ pub(super) struct CloseOnDrop(pub(super) Arc<Tunnel>);
 impl Drop for CloseOnDrop {
     fn drop(&mut self) {
         self.0.close(Closed::Lost("tunnel was cut".into()));
+        self.0.look();
         socket::close(&self.0.socket);
     }
 }

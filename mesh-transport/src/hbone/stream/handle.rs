@@ -53,6 +53,12 @@ impl HboneStream {
         &self.tunnel.peer
     }
 
+    /// Counts the health of the tunnel's connection, with all that it was before. Asked for the first stream of a tunnel only: a tunnel is between two ends,
+    /// whatever its streams are for.
+    pub fn measure(&self, counters: impl FnOnce() -> Arc<PathCounters>) {
+        self.tunnel.measure(counters);
+    }
+
     /// Waits for the answer to our request.
     pub(in crate::hbone) async fn answer(&self) -> Result<ConnectResponse, HboneError> {
         match std::future::poll_fn(|cx| self.stream.poll_answer(cx)).await {

@@ -27,6 +27,7 @@ use crate::hbone::frame::{self, code};
 use crate::hbone::queue::Queue;
 use crate::hbone::tunnel::{Credit, PAYLOAD, PAYLOAD_AT, Role, STRIDE, Tunnel};
 use crate::hbone::{Baggage, ConnectResponse, HboneError};
+use crate::path::PathCounters;
 use crate::socket::{self, Armed};
 
 /// Slices of one write to the application.

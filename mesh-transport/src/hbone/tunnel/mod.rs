@@ -17,7 +17,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,7 @@ use crate::hbone::driver::PING_ANYBODY;
 use crate::hbone::frame::{self, Head, code, flag, kind};
 use crate::hbone::stream::Stream;
 use crate::hbone::{Authority, Baggage, ConnectRequest, HboneError, TraceParent, hpack};
+use crate::path::{Leg, PathCounters};
 use crate::socket;
 use crate::tls::{CONTENT_DATA, CONTENT_HANDSHAKE, KeySchedule, RECORD_CONTENT, RECORD_HEADER, Sealer, TRAILER};
 
@@ -174,6 +175,8 @@ pub(crate) struct Tunnel {
     /// Locked to look up, insert and remove; never together with anything slow.
     streams: Mutex<HashMap<u32, Arc<Stream>>>,
     pub(in crate::hbone) drain_requested: AtomicBool,
+    /// Where its health is counted, if it is.
+    leg: OnceLock<Leg>,
 }
 
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -248,6 +251,7 @@ impl Tunnel {
             state: Mutex::new(state),
             streams: Mutex::new(HashMap::new()),
             drain_requested: AtomicBool::new(false),
+            leg: OnceLock::new(),
         })
     }
 
@@ -370,6 +374,18 @@ impl Tunnel {
     /// Whether the peer was found silent, and is.
     pub(in crate::hbone) fn is_silent(&self) -> bool {
         self.silent_at.load(Relaxed) == self.reads.load(Relaxed) + 1
+    }
+
+    /// From now on the health of the connection is counted, with all that it was before; who says so first decides where.
+    pub(in crate::hbone) fn measure(&self, counters: impl FnOnce() -> Arc<PathCounters>) {
+        self.leg.get_or_init(|| Leg::new(counters()));
+    }
+
+    /// Counts what the kernel knows of the connection since the last look.
+    pub(in crate::hbone) fn look(&self) {
+        if let Some(leg) = self.leg.get() {
+            leg.look(&self.socket);
+        }
     }
 
     /// Whether the socket could not take a batch within the last `window`.

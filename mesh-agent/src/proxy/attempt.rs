@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use mesh_core::{ArcStr, EndpointLease, Refusal, Route, Upstream};
+use mesh_core::{ArcStr, EndpointLease, Identity, Refusal, Route, Upstream};
 use mesh_runtime::lanes;
 use mesh_transport::copy::Peer as CopyPeer;
 use mesh_transport::hbone::{Authority, ConnectRequest, Forwarded, HboneError, TunnelKey};
@@ -16,7 +16,7 @@ use super::deliver;
 use super::local;
 use super::outbound::Flow;
 use super::reasons::Reason;
-use crate::telemetry::{ConnectionLabels, Peer, Reporter, ResponseFlags, Security};
+use crate::telemetry::{ConnectionLabels, End, Ends, Peer, Reporter, ResponseFlags, Security};
 
 /// Failures in a row by which a waypoint is left out, where there is another one: all that is led through it fails with it, whatever it is for.
 const WAYPOINT_FAILURES: u32 = 3;
@@ -205,11 +205,24 @@ async fn tunnel(context: &PodContext, flow: &Flow, upstream: Upstream, hurry: bo
     match connected {
         Ok((stream, _)) => {
             report(context, &upstream, true);
+            stream.measure(|| context.shared.telemetry.path(&tunnel_ends(context, &upstream, stream.peer())));
             // Of the identities that may answer, the one that did.
             let labels = ConnectionLabels { destination_identity: Some(stream.peer().clone()), ..labels };
             Ok(Connected { peer: CopyPeer::Hbone(stream), labels, lease: upstream.lease, hairpin: None })
         }
         Err(error) => Err(tunnel_failure(context, &upstream, labels, &error)),
+    }
+}
+
+/// Who is at the ends of a tunnel, whoever its streams are of: strangers are led through the pod's own.
+fn tunnel_ends(context: &PodContext, upstream: &Upstream, peer: &Identity) -> Ends {
+    let pod = Peer::Workload(context.view().workload.clone());
+    Ends {
+        reporter: Reporter::Source,
+        security: Security::MutualTls,
+        source: End { peer: pod, identity: Some(context.pod.identity.clone()) },
+        destination: End { peer: Peer::Workload(upstream.workload.clone()), identity: Some(peer.clone()) },
+        service: None,
     }
 }
 

@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use mesh_core::Identity;
 use mesh_transport::copy::ByteCounters;
+use mesh_transport::path::Watch;
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::Notify;
@@ -97,6 +98,7 @@ pub struct Live {
     cut: AtomicU8,
     token: CancellationToken,
     counters: OnceLock<Arc<ByteCounters>>,
+    watch: OnceLock<Watch>,
 }
 
 impl Live {
@@ -120,6 +122,16 @@ impl Live {
     /// Shows the counters of a connection that carries bytes by now.
     pub fn count_with(&self, counters: Arc<ByteCounters>) {
         let _ = self.counters.set(counters);
+    }
+
+    /// Lets its socket be looked at, if it has one over the network for itself.
+    pub fn watch_with(&self, watch: Watch) {
+        let _ = self.watch.set(watch);
+    }
+
+    /// To look at that.
+    pub fn watch(&self) -> Option<&Watch> {
+        self.watch.get()
     }
 }
 
@@ -211,6 +223,7 @@ impl Connections {
             cut: AtomicU8::new(0),
             token: CancellationToken::new(),
             counters: OnceLock::new(),
+            watch: OnceLock::new(),
         });
         let mut shard = self.shard(id).lock();
         let slot = match shard.free.pop() {

@@ -25,7 +25,7 @@ use super::deliver::{self, Refused};
 use super::local;
 use super::reasons::Reason;
 use super::relay::Carried;
-use crate::telemetry::{ConnectionLabels, Outcome, Peer, Reporter, ResponseFlags, Security};
+use crate::telemetry::{ConnectionLabels, End, Ends, Outcome, Peer, Reporter, ResponseFlags, Security};
 
 /// Serves one tunnel to its end.
 pub async fn serve(context: Arc<PodContext>, tcp: Armed, peer: SocketAddr) {
@@ -118,11 +118,13 @@ async fn set_up(context: Arc<PodContext>, request: InboundRequest) -> Option<Box
     match opened {
         Ok(app) => {
             let view = context.view();
+            let from = request.peer_address();
             let accepted = request.accept(&view.baggage);
             drop(view);
             let guard = context.shared.telemetry.open(labels);
             match accepted {
                 Ok(stream) => {
+                    stream.measure(|| context.shared.telemetry.path(&tunnel_ends(&context, from, stream.peer())));
                     let peer = CopyPeer::Hbone(stream);
                     let counted = (None, None);
                     Some(Box::new(Carried { app, peer, registration, hairpin: None, counted, guard }))
@@ -233,6 +235,24 @@ fn client_address(request: &InboundRequest) -> SocketAddr {
     let tunnel = local::canonical(request.peer_address());
     let claimed = request.forwarded().and_then(|forwarded| forwarded.client).map(local::canonical);
     claimed.filter(|claimed| claimed.ip() == tunnel.ip() && claimed.port() != 0).unwrap_or(tunnel)
+}
+
+/// Who is at the ends of a tunnel, whoever its streams are of: a waypoint's are its clients'.
+fn tunnel_ends(context: &PodContext, from: SocketAddr, peer: &Identity) -> Ends {
+    let snapshot = context.shared.state.snapshot();
+    let source = snapshot.workload_by_address(&context.shared.config.network, &local::canonical(from).ip());
+    // The address only helps to find a name for who has proved to be the peer.
+    let source = source.filter(|workload| workload.identity() == *peer);
+    Ends {
+        reporter: Reporter::Destination,
+        security: Security::MutualTls,
+        source: End { peer: Peer::from(source.cloned()), identity: Some(peer.clone()) },
+        destination: End {
+            peer: Peer::Workload(context.view().workload.clone()),
+            identity: Some(context.pod.identity.clone()),
+        },
+        service: None,
+    }
 }
 
 fn labels(context: &PodContext, live: &Live, request: &InboundRequest) -> ConnectionLabels {

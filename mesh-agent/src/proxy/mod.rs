@@ -20,6 +20,7 @@ mod connections;
 mod context;
 mod deliver;
 mod inbound;
+mod legs;
 mod local;
 mod looks;
 mod outbound;

@@ -2,6 +2,7 @@
 
 use mesh_core::EndpointLease;
 use mesh_transport::copy::{self, Outcome as CopyOutcome, Peer, Side};
+use mesh_transport::path::Measured;
 use mesh_transport::socket::Armed;
 
 use super::connections::{CutReason, Registration};
@@ -31,7 +32,16 @@ impl Carried {
         let live = self.hairpin.as_ref().unwrap_or(&self.registration).live();
         let counters = self.guard.counters();
         live.count_with(counters.clone());
-        let ended = copy::bidirectional(self.app, self.peer, counters, live.cut().clone()).await;
+        let peer = match self.peer {
+            // A tunnel is measured as a whole, and what stays in the pod sees no network.
+            Peer::Tcp(socket) if self.hairpin.is_none() => {
+                let measured = Measured::new(socket, self.guard.path());
+                self.registration.live().watch_with(measured.watch());
+                Peer::Measured(measured)
+            }
+            peer => peer,
+        };
+        let ended = copy::bidirectional(self.app, peer, counters, live.cut().clone()).await;
         self.guard.close(outcome(ended, live.cut_reason()));
         drop(self.counted);
     }

@@ -15,6 +15,7 @@ use serde::Serialize;
 use super::config::ProxyConfig;
 use super::connections::ConnectionView;
 use super::context::PodContext;
+use super::legs;
 use super::places::Places;
 use super::reasons::RefusalCounters;
 use super::recheck;
@@ -104,6 +105,7 @@ impl ProxyShared {
             lanes,
         });
         mesh_runtime::task::spawn_vital("recheck", recheck::run(Arc::downgrade(&shared), updates));
+        mesh_runtime::task::spawn("health of the network", legs::run(Arc::downgrade(&shared)));
         shared
     }
 

@@ -145,7 +145,9 @@ async fn lead(context: &Arc<PodContext>, stream: SidecarStream, live: &Live) {
             match peer {
                 CopyPeer::Hbone(far) => carry(near, far, live, guard, counters, |_| ()).await,
                 // Only a waypoint may have it, and that is reached by a tunnel.
-                CopyPeer::Tcp(_) => guard.close(Outcome::failed(ResponseFlags::Connect, "no tunnel".to_owned())),
+                CopyPeer::Tcp(_) | CopyPeer::Measured(_) => {
+                    guard.close(Outcome::failed(ResponseFlags::Connect, "no tunnel".to_owned()))
+                }
             }
             drop(lease);
         }

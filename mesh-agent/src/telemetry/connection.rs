@@ -12,6 +12,7 @@ use std::time::Instant;
 use mesh_core::identity::Identity;
 use mesh_core::service::Service;
 use mesh_transport::copy::ByteCounters;
+use mesh_transport::path::PathCounters;
 
 use super::Telemetry;
 use super::access_log::Level;
@@ -57,6 +58,16 @@ impl ConnectionLabels {
             source_address,
             destination_address,
             hbone_target: None,
+        }
+    }
+
+    fn ends(&self) -> Ends {
+        Ends {
+            reporter: self.reporter,
+            security: self.security,
+            source: End { peer: self.source.clone(), identity: self.source_identity.clone() },
+            destination: End { peer: self.destination.clone(), identity: self.destination_identity.clone() },
+            service: self.service.clone(),
         }
     }
 }
@@ -132,14 +143,7 @@ impl ConnectionGuard {
     pub(super) fn open(telemetry: &Telemetry, labels: ConnectionLabels) -> Self {
         let opened = Instant::now();
         let counters = Arc::new(ByteCounters::default());
-        let ends = Ends {
-            reporter: labels.reporter,
-            security: labels.security,
-            source: End { peer: labels.source.clone(), identity: labels.source_identity.clone() },
-            destination: End { peer: labels.destination.clone(), identity: labels.destination_identity.clone() },
-            service: labels.service.clone(),
-        };
-        let (series, slot) = telemetry.series().open(&ends, counters.clone(), telemetry.millis(opened));
+        let (series, slot) = telemetry.series().open(&labels.ends(), counters.clone(), telemetry.millis(opened));
         if telemetry.access_log().enabled(Level::Debug) {
             telemetry.access_log().opened(&labels);
         }
@@ -157,6 +161,11 @@ impl ConnectionGuard {
     /// The counters that the copy advances: `sent` by the application of this node, `received` by it.
     pub fn counters(&self) -> Arc<ByteCounters> {
         self.counters.clone()
+    }
+
+    /// Where the health of its own way over the network is counted, if it does not share one.
+    pub fn path(&self) -> Arc<PathCounters> {
+        self.telemetry.path(&self.labels.ends())
     }
 
     /// What the connection was opened with.

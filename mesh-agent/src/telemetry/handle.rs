@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use mesh_common::{Event, Reason};
 use mesh_core::snapshot::Snapshot;
 use mesh_runtime::logging::LogFormat;
+use mesh_transport::path::PathCounters;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Registry;
@@ -19,14 +20,16 @@ use super::dns::DnsMetrics;
 use super::family;
 use super::health::Health;
 use super::labels::{Pairs, Reporter};
+use super::path::PathTable;
 use super::process::Process;
-use super::series::SeriesTable;
+use super::series::{Ends, Known, SeriesTable};
 use super::workload_manager::WorkloadManagerMetrics;
 
 /// Bounds of the telemetry.
 #[derive(Clone, Debug)]
 pub struct TelemetryConfig {
-    /// Label sets of TCP metrics; more share one overflow set. A scrape prints at most five lines of about 1 KiB for each.
+    /// Label sets of TCP metrics, and pairs of workloads whose network is measured; more share one overflow set. A scrape prints at most five lines of about
+    /// 1 KiB for each of the former, and fifteen of less than half of that for each of the latter.
     pub series: usize,
     /// How long the series of workloads that are gone are still shown. Longer than a few scrapes, so that the last values are seen.
     pub grace: Duration,
@@ -51,6 +54,7 @@ struct Inner {
     grace: Duration,
     access_log: AccessLog,
     series: Arc<SeriesTable>,
+    paths: Arc<PathTable>,
     dns: Arc<DnsMetrics>,
     workload_manager: Arc<WorkloadManagerMetrics>,
     health: Arc<Health>,
@@ -81,6 +85,7 @@ impl Telemetry {
             grace: config.grace,
             access_log,
             series: Arc::new(SeriesTable::new(config.series)),
+            paths: Arc::new(PathTable::new(config.series)),
             dns: Arc::default(),
             workload_manager: Arc::default(),
             health: Arc::default(),
@@ -88,6 +93,7 @@ impl Telemetry {
             sockets: Default::default(),
         });
         registry.register_collector(Box::new(inner.series.clone()));
+        registry.register_collector(Box::new(inner.paths.clone()));
         registry.register_collector(Box::new(inner.dns.clone()));
         registry.register_collector(Box::new(inner.workload_manager.clone()));
         registry.register_collector(Box::new(inner.health.clone()));
@@ -104,6 +110,11 @@ impl Telemetry {
     /// The same for a connection that begins and ends in pods of this agent without a tunnel: nobody else reports its destination's end.
     pub fn open_both_ends(&self, labels: ConnectionLabels) -> ConnectionGuard {
         ConnectionGuard::open_both_ends(self, labels)
+    }
+
+    /// Where the health of connections over the network between these ends is counted.
+    pub(crate) fn path(&self, ends: &Ends) -> Arc<PathCounters> {
+        self.inner.paths.counters(ends, self.millis(Instant::now()))
     }
 
     /// A connection was refused before its ends were known: a rate-limited warning, no series.
@@ -140,6 +151,7 @@ impl Telemetry {
     pub fn expire(&self, snapshot: &Snapshot, now: Instant) -> usize {
         let now = self.millis(now);
         self.inner.dns.expire(now, self.inner.grace);
+        self.inner.paths.expire(|| Known::of(snapshot), now, self.inner.grace);
         self.inner.series.expire(snapshot, now, self.inner.grace)
     }
 

@@ -18,6 +18,9 @@ pub const MAX_VALUE: usize = 512;
 /// What stands for a value that is not known.
 pub const UNKNOWN: ArcStr = arcstr::literal!("unknown");
 
+/// What stands for the workloads whose label sets found no room.
+pub(crate) const OVERFLOW: ArcStr = arcstr::literal!("overflow");
+
 /// Which end of the connection reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reporter {
@@ -222,7 +225,6 @@ pub(crate) struct TrafficLabels {
 impl TrafficLabels {
     /// The one label set that takes what does not fit under the cap on series.
     pub(crate) fn overflow(reporter: Reporter, security: Security) -> Self {
-        const OVERFLOW: ArcStr = arcstr::literal!("overflow");
         let peer = PeerLabels { workload: OVERFLOW, ..PeerLabels::unknown() };
         Self { reporter, source: peer.clone(), service: ServiceLabels::unknown(), destination: peer, security }
     }

@@ -1,7 +1,8 @@
-//! What the agent tells the outside of itself: Istio's TCP and DNS metrics, the access log, and its own health.
+//! What the agent tells the outside of itself: Istio's TCP and DNS metrics, how the network carries connections, the access log, and its own health.
 //!
 //! ```text
 //!  proxy   -> Telemetry::open -> ConnectionGuard -> series (metrics), access_log (lines)
+//!             Telemetry::path -> counters of a pair of workloads (round trips, segments sent again)
 //!  dns     -> Telemetry::dns          enrol -> Telemetry::workload_manager
 //!  kernel, certificates, pool -> Telemetry::health (polled at scrape)
 //! ```
@@ -15,6 +16,7 @@ mod handle;
 mod health;
 mod labels;
 mod limit;
+mod path;
 mod process;
 mod series;
 #[cfg(test)]
@@ -30,5 +32,6 @@ pub use health::{CertificateExpiry, Health, MapUsage, RevocationHealth};
 pub use labels::{PeerLabels, Reporter, ResponseFlags, Security, ServiceLabels};
 pub use limit::{Bucket, Rate};
 pub use series::Peer;
+pub(crate) use series::{End, Ends};
 pub use upkeep::{follow_kernel, sweep};
 pub use workload_manager::WorkloadManagerMetrics;

@@ -94,7 +94,7 @@ impl From<Option<Arc<Workload>>> for Peer {
 }
 
 impl End {
-    fn labels(&self) -> PeerLabels {
+    pub(super) fn labels(&self) -> PeerLabels {
         let labels = match &self.peer {
             Peer::Unknown => PeerLabels::unknown(),
             Peer::Workload(workload) => PeerLabels::of(workload),
@@ -332,26 +332,33 @@ impl SeriesTable {
 }
 
 /// The names that the configuration still holds, as far as series speak of them.
-struct Known<'a> {
-    workloads: HashSet<(&'a str, &'a str, &'a str)>,
+pub(super) struct Known<'a> {
+    /// By namespace and name, with their revisions.
+    workloads: HashMap<(&'a str, &'a str), HashSet<&'a str>>,
     services: HashSet<(&'a str, &'a str)>,
 }
 
 impl<'a> Known<'a> {
-    fn of(snapshot: &'a Snapshot) -> Self {
-        Self {
-            workloads: snapshot
-                .workloads()
-                .map(|w| (w.namespace.as_str(), w.workload_name.as_str(), w.canonical_revision.as_str()))
-                .collect(),
-            services: snapshot.services().map(|s| (s.namespace.as_str(), s.hostname.as_str())).collect(),
+    pub(super) fn of(snapshot: &'a Snapshot) -> Self {
+        let mut workloads: HashMap<_, HashSet<_>> = HashMap::new();
+        for one in snapshot.workloads() {
+            let name = (one.namespace.as_str(), one.workload_name.as_str());
+            workloads.entry(name).or_default().insert(one.canonical_revision.as_str());
         }
+        let services = snapshot.services().map(|s| (s.namespace.as_str(), s.hostname.as_str())).collect();
+        Self { workloads, services }
+    }
+
+    /// Whether there is a workload of that name, of whatever revision.
+    pub(super) fn has_workload(&self, namespace: &str, name: &str) -> bool {
+        self.workloads.contains_key(&(namespace, name))
     }
 
     fn has(&self, labels: &TrafficLabels) -> bool {
         let peer = |peer: &PeerLabels| {
             peer.workload == UNKNOWN
-                || self.workloads.contains(&(&peer.namespace, &peer.workload, &peer.canonical_revision))
+                || (self.workloads.get(&(&*peer.namespace, &*peer.workload)))
+                    .is_some_and(|revisions| revisions.contains(&*peer.canonical_revision))
         };
         let service = &labels.service;
         peer(&labels.source)

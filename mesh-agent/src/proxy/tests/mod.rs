@@ -7,6 +7,7 @@ mod fakes;
 mod hostile;
 mod inbound;
 mod lanes;
+mod legs;
 mod loops;
 mod mesh;
 mod net;

@@ -1,9 +1,10 @@
 //! Where connections go without a waypoint: TCPRoute, TLSRoute and the `tcp` and `tls` rules of VirtualServices, acted on by the client's agent, on real
-//! processes and with real edits of manifests.
+//! processes and with real edits of manifests; and what agents tell of how the network carries them.
 
 #![expect(non_snake_case, reason = "tests carry the ids of their rows")]
 
 use anyhow::{Result, ensure};
+use mesh_tests::harness::metrics::Metrics;
 use mesh_tests::harness::routing::{connection_route, connections_of};
 use mesh_tests::harness::waypoint::USE_WAYPOINT;
 use mesh_tests::harness::{Lab, LabConfig, Need, Pod, PodSpec, Process, ServiceSpec, eventually, in_lab, until};
@@ -335,4 +336,95 @@ fn features_EX_5_agents_heed_the_mesh_for_services_without_a_rule() -> Result<()
         settings("connectTimeout: 3s")?;
         stage.shares(50)
     })
+}
+
+/// One pod hangs on a line that is slow and drops what does not fit; its neighbour and a stranger do not.
+#[test]
+fn features_TM_13_what_the_network_loses_is_told_of_the_pair_that_it_is_lost_to() -> Result<()> {
+    in_lab(Need::Congestion, || {
+        let lab = Lab::with_mesh(LabConfig::default())?;
+        let pod = |name: &str, node| lab.add_pod(PodSpec::new(name).service_account(name).node(node));
+        let (slow, quick, server) = (pod("slow", 1)?, pod("quick", 1)?, pod("server", 2)?);
+        let _app = server.serve(["canned", "--port", "8080", "--bytes", "300000"])?;
+        lab.enrol_namespace("default")?;
+        lab.wait_hbone(&[&slow, &quick, &server])?;
+        lab.namespace("strange", &[])?;
+        let stranger = lab.add_pod(PodSpec::new("stranger").namespace("strange").node(1))?;
+        slow.congest(500_000, 30_000)?;
+        let url = format!("http://{}:8080/", server.address.v4);
+        // Tunnels are looked at while they are open: after five seconds, and then at each PING.
+        eventually("the agents tell of losses", Duration::from_secs(60), || {
+            for pod in [&slow, &quick, &stranger] {
+                let loaded = pod.get(&url)?;
+                ensure!(loaded.code == 0, "{}: {loaded:?}", pod.name);
+            }
+            let of = |node: u8, labels: &[(&str, &str)]| Health::of(&lab.node(node).agent()?.metrics()?, labels);
+            let (slow_id, quick_id, server_id) = (slow.identity(), quick.identity(), server.identity());
+            let tunnel = |reporter, source, principal| {
+                [
+                    ("reporter", reporter),
+                    ("source_workload", source),
+                    ("source_workload_namespace", "default"),
+                    ("source_principal", principal),
+                    ("destination_workload", "server"),
+                    ("destination_workload_namespace", "default"),
+                    ("destination_principal", &server_id),
+                    ("connection_security_policy", "mutual_tls"),
+                ]
+            };
+            // The answers are what is long, and the server's agent sends them.
+            let lossy = of(2, &tunnel("destination", "slow", &slow_id))?;
+            ensure!(lossy.lost >= 20.0 && lossy.segments > 2.0 * lossy.lost, "{lossy:?}");
+            ensure!((0.01..1.0).contains(&lossy.round_trip), "a queue of 60 ms: {lossy:?}");
+            let strange = [
+                ("reporter", "destination"),
+                ("source_workload", "stranger"),
+                ("source_workload_namespace", "strange"),
+                ("source_principal", "unknown"),
+                ("destination_workload", "server"),
+                ("connection_security_policy", "unknown"),
+            ];
+            for (what, node, labels) in [
+                ("its neighbour", 2, &tunnel("destination", "quick", &quick_id)[..]),
+                ("a stranger, in plaintext", 2, &strange[..]),
+                ("what it sends itself, the other way", 1, &tunnel("source", "slow", &slow_id)[..]),
+            ] {
+                let sound = of(node, labels)?;
+                ensure!(sound.segments > 0.0 && sound.lost * 10.0 <= lossy.lost, "{what}: {sound:?}, {lossy:?}");
+                // Acknowledgements of what it sends wait in the queue, too.
+                let is_near = what.contains("other way") || sound.round_trip * 2.0 < lossy.round_trip;
+                ensure!(sound.round_trip > 0.0 && is_near, "{what}: {sound:?}, {lossy:?}");
+            }
+            let all = of(2, &[])?;
+            ensure!((all.lost - lossy.lost) * 10.0 <= lossy.lost, "others lose, too: {all:?}, {lossy:?}");
+            ensure!(of(2, &[("source_principal", &server_id)])? == Health::default(), "it calls nobody");
+            Ok(())
+        })
+    })
+}
+
+/// What an agent tells of the network between some ends.
+#[derive(Debug, Default, PartialEq)]
+struct Health {
+    segments: f64,
+    /// Sent again, and not because somebody had thought so.
+    lost: f64,
+    /// The mean, in seconds.
+    round_trip: f64,
+}
+
+impl Health {
+    fn of(metrics: &Metrics, labels: &[(&str, &str)]) -> Result<Health> {
+        let sum = |name: &str| metrics.sum(&format!("undermesh_tcp_{name}"), labels);
+        let (sent_again, duplicates) = (sum("retransmitted_segments_total"), sum("duplicate_segments_total"));
+        let (measured, buckets) =
+            (sum("rtt_seconds_count"), metrics.select("undermesh_tcp_rtt_seconds_bucket", labels));
+        let in_buckets: f64 = buckets.filter(|one| one.labels["le"] == "+Inf").map(|one| one.value).sum();
+        ensure!(measured == in_buckets, "{measured} in all, {in_buckets} in buckets");
+        Ok(Health {
+            segments: sum("segments_total"),
+            lost: (sent_again - duplicates).max(0.0),
+            round_trip: sum("rtt_seconds_sum") / measured.max(1.0),
+        })
+    }
 }

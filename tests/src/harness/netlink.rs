@@ -281,6 +281,28 @@ pub fn add_route(ip: IpAddr, prefix: u8, via: Via<'_>) -> Result<()> {
         .with_context(|| format!("add route {ip}/{prefix} {via:?}"))
 }
 
+/// Lets a device send so many bytes a second and drop what finds more than `queue` bytes waiting: what is sent through it comes late, and is lost.
+pub fn congest(name: &str, rate: u32, queue: u32) -> Result<()> {
+    const ROOT: u32 = 0xffff_ffff;
+    const TBF_PARAMETERS: u16 = 1;
+    const TBF_BURST: u16 = 6;
+    const ETHERNET: u8 = 1;
+    /// More than one frame: larger ones are cut into segments.
+    const BURST: u32 = 4096;
+    let mut header = [0; 20];
+    header[4..8].copy_from_slice(&index(name)?.to_ne_bytes());
+    header[12..16].copy_from_slice(&ROOT.to_ne_bytes());
+    // struct tc_tbf_qopt: a rate, a peak rate that there is not, the limit, and two that TBF_BURST stands for.
+    let mut parameters = [0; 36];
+    parameters[1] = ETHERNET;
+    parameters[8..12].copy_from_slice(&rate.to_ne_bytes());
+    parameters[24..28].copy_from_slice(&queue.to_ne_bytes());
+    let message = Message::new(libc::RTM_NEWQDISC, ACK | CREATE, &header)
+        .text(libc::TCA_KIND, "tbf")
+        .nest(libc::TCA_OPTIONS, |m| m.attr(TBF_PARAMETERS, &parameters).attr(TBF_BURST, &BURST.to_ne_bytes()));
+    request(message).with_context(|| format!("limit what {name} sends (the kernel needs sch_tbf)"))
+}
+
 /// Writes a network sysctl (`net.` is implied) of the calling thread's namespace.
 pub fn sysctl(name: &str, value: &str) -> Result<()> {
     let path = format!("/proc/sys/net/{}", name.replace('.', "/"));

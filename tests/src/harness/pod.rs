@@ -180,6 +180,11 @@ impl Pod {
         if self.ipv4_only { vec![self.address.v4.into()] } else { self.address.both().to_vec() }
     }
 
+    /// Lets its node send it so many bytes a second, and drop what finds more than `queue` bytes waiting.
+    pub fn congest(&self, rate: u32, queue: u32) -> Result<()> {
+        self.node.netns.run(|| netlink::congest(&self.device, rate, queue))
+    }
+
     /// Its SPIFFE identity in the default trust domain.
     pub fn identity(&self) -> String {
         format!("spiffe://cluster.local/ns/{}/sa/{}", self.namespace, self.service_account)

@@ -13,6 +13,8 @@ pub enum Need {
     Lab,
     /// The product's binaries and eBPF as well.
     Mesh,
+    /// And a kernel that can make a network slow and lossy.
+    Congestion,
 }
 
 thread_local! {
@@ -55,12 +57,16 @@ fn missing(need: Need) -> Option<String> {
     if let Err(e) = super::cgroup::root() {
         return Some(format!("{e:#}"));
     }
-    if let Err(e) = super::netns::Netns::create("probe") {
+    let probe = || {
+        let netns = super::netns::Netns::create("probe")?;
+        if need == Need::Congestion { netns.run(|| super::netlink::congest("lo", 1 << 20, 1 << 15)) } else { Ok(()) }
+    };
+    if let Err(e) = probe() {
         return Some(format!("{e:#}"));
     }
     let binaries: &[&str] = match need {
         Need::Lab => &["lab", "bookinfo"],
-        Need::Mesh => &["lab", "bookinfo", "mesh-agent", "mesh-control", "mesh-waypoint"],
+        Need::Mesh | Need::Congestion => &["lab", "bookinfo", "mesh-agent", "mesh-control", "mesh-waypoint"],
     };
     binaries.iter().find_map(|name| binary_path(name).err().map(|e| format!("{e:#}")))
 }

@@ -80,6 +80,14 @@ pub fn agents() -> Dashboard {
             .with(rate("istio_dns_requests_total", pods, "pod"), "asked {{pod}}")
             .with(rate("istio_dns_upstream_failures_total", pods, "pod"), "upstream failed {{pod}}"),
     ];
+    let network = vec![
+        Panel::lines("Segments sent to other nodes and to pods", "pps")
+            .with(rate("undermesh_tcp_segments_total", pods, "pod"), "{{pod}}"),
+        Panel::lines("Of these, sent again", "pps")
+            .with(rate("undermesh_tcp_retransmitted_segments_total", pods, "pod"), "{{pod}}")
+            .with(rate("undermesh_tcp_duplicate_segments_total", pods, "pod"), "in vain {{pod}}")
+            .about("In vain: the other end has told to have had them already."),
+    ];
     let kernel = vec![
         Panel::lines("Decisions of the kernel programs", "ops")
             .with(rate("mesh_kernel_decisions_total", pods, "reason"), "{{reason}}"),
@@ -102,7 +110,13 @@ pub fn agents() -> Dashboard {
         title: "Undermesh / Node agents",
         description: "What the agents and the kernel programs of nodes do, and what they use.",
         choices: vec![("pod", "Agent", "label_values(mesh_tunnels_open, pod)")],
-        rows: vec![("Traffic", traffic), ("Kernel", kernel), ("Identity", identity), ("Process", resources(pods))],
+        rows: vec![
+            ("Traffic", traffic),
+            ("Network", network),
+            ("Kernel", kernel),
+            ("Identity", identity),
+            ("Process", resources(pods)),
+        ],
     }
 }
 

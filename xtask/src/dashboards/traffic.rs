@@ -1,5 +1,5 @@
 //! Dashboards of traffic, by the metrics that Istio has taught: the mesh, one service, one workload. Requests are counted by waypoints (`reporter="waypoint"`)
-//! and gateways (`source`), connections by the agents of both ends (`source` and `destination`).
+//! and gateways (`source`), connections by the agents of both ends (`source` and `destination`), and so is what the network does to them.
 use super::model::{Dashboard, Panel};
 
 /// Requests, each once where it is counted for the one that is asked.
@@ -68,7 +68,18 @@ pub fn mesh() -> Dashboard {
         title: "Undermesh / Mesh",
         description: "All requests and connections of the mesh.",
         choices: vec![],
-        rows: vec![("Now", numbers), ("Services", vec![services, connections])],
+        rows: vec![
+            ("Now", numbers),
+            ("Services", vec![services, connections]),
+            (
+                "Network",
+                of_network(
+                    "",
+                    "source_workload, destination_workload",
+                    "{{source_workload}} to {{destination_workload}}",
+                ),
+            ),
+        ],
     }
 }
 
@@ -120,6 +131,18 @@ pub fn workload() -> Dashboard {
                     "{{destination_service}}",
                 ),
             ),
+            (
+                "Network of connections to it",
+                of_network(&to, "source_workload, reporter", "{{source_workload}}, sent by the {{reporter}}"),
+            ),
+            (
+                "Network of connections from it",
+                of_network(
+                    &from,
+                    "destination_workload, reporter",
+                    "{{destination_workload}}, sent by the {{reporter}}",
+                ),
+            ),
         ],
     }
 }
@@ -158,6 +181,31 @@ fn of_connections(labels: &str, by: &str, legend: &'static str) -> Vec<Panel> {
         ),
         Panel::lines("To the client", "Bps").with(rate("istio_tcp_sent_bytes_total", by), legend),
         Panel::lines("From the client", "Bps").with(rate("istio_tcp_received_bytes_total", by), legend),
+    ]
+}
+
+/// Panels of how the network carries connections with these labels, as the kernels of both ends tell; `by` tells pairs apart, the ten worst of which are shown.
+fn of_network(labels: &str, by: &str, legend: &'static str) -> Vec<Panel> {
+    let rate = |metric: &str| format!("sum by ({by}) (rate(undermesh_tcp_{metric}{{{labels}}}[$__rate_interval]))");
+    let worst = |value: String| format!("topk(10, {value})");
+    let round_trip = |quantile: &str, by: &str| {
+        format!(
+            "histogram_quantile({quantile}, sum by ({by}) (rate(undermesh_tcp_rtt_seconds_bucket{{{labels}}}[$__rate_interval])))"
+        )
+    };
+    let (segments, again, twice) =
+        (rate("segments_total"), rate("retransmitted_segments_total"), rate("duplicate_segments_total"));
+    vec![
+        Panel::lines("Round trip", "s")
+            .with(round_trip("0.5", "le"), "p50")
+            .with(round_trip("0.9", "le"), "p90")
+            .with(round_trip("0.99", "le"), "p99")
+            .about("TCP's smoothed round trips, of tunnels and of plain connections, each looked at every ten seconds and at its end."),
+        Panel::lines("Slowest, 90th percentile", "s").with(worst(round_trip("0.9", &format!("{by}, le"))), legend),
+        Panel::lines("Lost, of the segments sent", "percentunit")
+            .with(worst(format!("clamp_min(({again} - {twice}) / {segments}, 0)")), legend)
+            .about("Sent again, less those that the other end has told to have had already. Each end counts what it sends."),
+        Panel::lines("Sent again", "pps").with(worst(again.clone()), legend),
     ]
 }
 

@@ -36,6 +36,7 @@ pub mod service;
 pub mod snapshot;
 pub mod spoken;
 pub mod store;
+pub mod tap;
 pub mod telemetry;
 pub mod workload;
 

@@ -2,33 +2,45 @@
 //!
 //! Everything is limited: connections, those of one address, header bytes, body bytes, time to read a head, time to take the answer. A slow
 //! or hostile client costs one connection slot for at most [`Limits::connection`], and never all of them. Handlers get the whole body and
-//! give a whole response.
+//! give a whole response, or one that goes on ([`lasting`]) for a time that they say.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::ffi::OsStr;
 use std::future::Future;
 use std::io;
 use std::net::IpAddr;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
 use http::{Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 
 use crate::drain::DrainToken;
 use crate::task;
 
-/// A response with a body in memory.
-pub type Reply = Response<Full<Bytes>>;
+/// A response with a body in memory, or one that goes on.
+pub type Reply = Response<UnsyncBoxBody<Bytes, Infallible>>;
+
+/// Said of a reply: its connection may live so much longer.
+#[derive(Clone, Copy)]
+struct Lasting(Duration);
 
 /// What one server allows.
 #[derive(Clone, Copy, Debug)]
@@ -128,6 +140,39 @@ where
     serve(limits, drain, handler, accept).await;
 }
 
+/// The user that this process runs as: whose sockets of the operator's are for him alone.
+pub fn own_user() -> u32 {
+    nix::unistd::getuid().as_raw()
+}
+
+/// Whether a request over a Unix socket may be a browser's, or of somebody whom a name has led here: no `Origin`, and no foreign `Host`, is served.
+pub fn is_foreign<B>(request: &Request<B>) -> bool {
+    let host = request.headers().get(header::HOST).map(|host| host.as_bytes());
+    request.headers().contains_key(header::ORIGIN) || !matches!(host, None | Some(b"" | b"localhost" | b"admin"))
+}
+
+/// Where a Unix socket is that is called so: `@NAME` is in no folder, but in the network namespace; whoever is in it may connect.
+pub fn unix_address(path: &Path) -> Cow<'_, Path> {
+    match path.as_os_str().as_bytes().strip_prefix(b"@") {
+        Some(name) => Cow::Owned(OsStr::from_bytes(&[b"\0", name].concat()).into()),
+        None => Cow::Borrowed(path),
+    }
+}
+
+/// A Unix socket, for this process's user alone, whom [`serve_unix`] knows. One of an earlier process makes room.
+pub fn listen_unix(path: &Path) -> io::Result<UnixListener> {
+    if let Cow::Owned(address) = unix_address(path) {
+        return UnixListener::bind(address);
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
 /// A plain text answer.
 pub fn text(status: StatusCode, body: impl Into<String>) -> Reply {
     reply(status, "text/plain; charset=utf-8", body.into().into_bytes())
@@ -140,9 +185,21 @@ pub fn json(body: &serde_json::Value) -> Reply {
 
 /// An answer of any type.
 pub fn reply(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Reply {
-    let mut reply = Response::new(Full::new(Bytes::from(body)));
+    let mut reply = Response::new(Full::new(Bytes::from(body)).boxed_unsync());
     *reply.status_mut() = status;
     reply.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    reply
+}
+
+/// An answer that goes on for as long as `pieces` does, at most for `time`: then its connection is cut, whoever has not read it.
+pub fn lasting(
+    content_type: &'static str,
+    time: Duration,
+    pieces: impl Stream<Item = Bytes> + Send + 'static,
+) -> Reply {
+    let mut reply = Response::new(StreamBody::new(pieces.map(|piece| Ok(Frame::data(piece)))).boxed_unsync());
+    reply.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    reply.extensions_mut().insert(Lasting(time));
     reply
 }
 
@@ -172,7 +229,7 @@ where
                     let _held = (slot, admitted);
                     tokio::select! {
                         () = drain.forced() => {}
-                        _ = tokio::time::timeout(limits.connection, connection(stream, limits, handler)) => {}
+                        () = connection(stream, limits, handler) => {}
                     }
                 });
             }
@@ -185,36 +242,57 @@ where
     }
 }
 
+/// Serves it until its time is over, which an answer may have made longer.
 async fn connection<S, H, F>(stream: S, limits: Limits, handler: H)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Fn(Request<Bytes>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Reply> + Send + 'static,
 {
-    let service = service_fn(move |request| answer(request, limits.body, handler.clone()));
+    let (longer, mut until) = watch::channel(Instant::now() + limits.connection);
+    let service = service_fn(move |request| answer(request, limits.body, handler.clone(), longer.clone()));
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head_time)
         .max_buf_size(limits.head)
         .keep_alive(true)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = served {
-        tracing::debug!(%error, "an operator's connection ended");
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(served);
+    loop {
+        let end = *until.borrow_and_update();
+        let ended = tokio::select! {
+            ended = served.as_mut() => ended,
+            () = tokio::time::sleep_until(end) => return,
+            // The sender lives in what is served.
+            _ = until.changed() => continue,
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "an operator's connection ended");
+        }
+        return;
     }
 }
 
-async fn answer<H, F>(request: Request<Incoming>, body_limit: usize, handler: H) -> Result<Reply, Infallible>
+async fn answer<H, F>(
+    request: Request<Incoming>,
+    body_limit: usize,
+    handler: H,
+    longer: watch::Sender<Instant>,
+) -> Result<Reply, Infallible>
 where
     H: Fn(Request<Bytes>) -> F,
     F: Future<Output = Reply>,
 {
     crate::failpoint::pass("http");
     let (parts, body) = request.into_parts();
-    Ok(match Limited::new(body, body_limit).collect().await {
+    let reply = match Limited::new(body, body_limit).collect().await {
         Ok(body) => handler(Request::from_parts(parts, body.to_bytes())).await,
         Err(_) => text(StatusCode::PAYLOAD_TOO_LARGE, "request body too large or cut\n"),
-    })
+    };
+    if let Some(Lasting(time)) = reply.extensions().get() {
+        longer.send_modify(|until| *until += *time);
+    }
+    Ok(reply)
 }
 
 #[cfg(test)]
@@ -271,6 +349,27 @@ mod tests {
         // The only slot is taken; it comes back when the slow client's time is up.
         let answer = exchange(address, b"GET /next HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
         assert!(answer.ends_with("/next"), "{answer}");
+    }
+
+    /// What goes on has a longer life than a connection, and an end, also if nobody reads it.
+    #[tokio::test]
+    async fn hardening_b126_what_goes_on_has_an_end() {
+        let limits = Limits { connection: Duration::from_millis(50), ..Limits::default() };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, drain) = (listener.local_addr().unwrap(), Drain::new());
+        let handler = |_| async {
+            let pieces = futures_util::stream::unfold((), |()| async {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                Some((Bytes::from_static(&[b'x'; 1024]), ()))
+            });
+            lasting("text/plain", Duration::from_millis(400), pieces)
+        };
+        tokio::spawn(serve_tcp(listener, limits, drain.token(), handler));
+        let began = std::time::Instant::now();
+        let answer = exchange(address, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        assert!(answer.len() > 2048, "{}", answer.len());
+        let took = began.elapsed();
+        assert!(took >= Duration::from_millis(400), "{took:?}");
     }
 
     #[tokio::test]

@@ -16,6 +16,7 @@ pub mod operator;
 pub mod rarely;
 pub mod readiness;
 pub mod signal;
+pub mod tap;
 pub mod task;
 pub mod ticks;
 mod usage;

@@ -7,6 +7,7 @@
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,12 +18,13 @@ use mesh_runtime::lanes::Lanes;
 use mesh_runtime::metrics::{self, Registry};
 use mesh_runtime::signal::Shutdown;
 use mesh_runtime::watchdog::{self, Beat};
-use mesh_runtime::{Drain, Readiness, logging, operator, task};
+use mesh_runtime::{Drain, DrainToken, Readiness, http, logging, operator, task};
 use mesh_transport::socket::AcceptLoop;
 use mesh_transport::tls::IdentityCertificate;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
+use crate::admin;
 use crate::collector;
 use crate::config::{Config, EXIT_CONFIG, EXIT_SYSTEM, EXIT_UNAVAILABLE};
 use crate::downstream;
@@ -133,6 +135,10 @@ async fn serve(config: &Config, lanes: Lanes) -> Result<i32, Refusal> {
     let metrics_port = bind(config.metrics).await?;
     task::spawn_vital("metrics server", operator::serve_metrics(metrics_port, registry, servers.token()));
 
+    if let Some(path) = &config.admin {
+        listen_for_admin(path, &shared, servers.token());
+    }
+
     let start = async {
         certificates.certificate(&identity).await;
         certified.met();
@@ -178,6 +184,14 @@ async fn serve(config: &Config, lanes: Lanes) -> Result<i32, Refusal> {
     shared.telemetry.writer.finish();
     servers.drain(SERVERS).await;
     Ok(0)
+}
+
+/// A place that takes no socket costs what would be asked over it, and no request.
+fn listen_for_admin(path: &Path, shared: &Arc<Shared>, drain: DrainToken) {
+    match http::listen_unix(path) {
+        Ok(socket) => drop(task::spawn("admin server", admin::serve(socket, Arc::clone(shared), drain))),
+        Err(error) => tracing::warn!(path = %path.display(), %error, "no admin socket: nobody can tap this proxy"),
+    }
 }
 
 /// Puts in force what arrives.

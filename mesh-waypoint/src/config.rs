@@ -26,12 +26,20 @@ pub const EXIT_UNAVAILABLE: i32 = 69;
 /// Exit status when a system call failed (EX_OSERR).
 pub const EXIT_SYSTEM: i32 = 71;
 
+/// Where the admin socket is: said to the process and to who asks it.
+const ADMIN: &str = "UNDERMESH_ADMIN";
+
 /// Most threads that make sense.
 const MAX_WORKERS: usize = 512;
 
 /// The L7 proxy of the Undermesh service mesh.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "mesh-waypoint", version, about)]
+#[command(
+    name = "mesh-waypoint",
+    version,
+    about,
+    after_help = "`mesh-waypoint tap [SELECTOR]` asks the process of the same --admin for a live tap."
+)]
 pub struct Config {
     /// Name of the Gateway that this waypoint is of
     #[arg(long, value_name = "NAME", env = "UNDERMESH_GATEWAY", value_parser = name)]
@@ -90,6 +98,9 @@ pub struct Config {
     /// Address of the readiness server
     #[arg(long, value_name = "IP:PORT", env = "UNDERMESH_READINESS", default_value = "0.0.0.0:15021")]
     pub readiness: SocketAddr,
+    /// Unix socket for live taps, for this process's user alone; @NAME is in no folder [default: none]
+    #[arg(long, value_name = "PATH", env = ADMIN)]
+    pub admin: Option<PathBuf>,
     /// How long requests may go on after SIGTERM, as 5s, 500ms or 2m
     #[arg(long, value_name = "TIME", env = "UNDERMESH_DRAIN", default_value = "20s", value_parser = duration)]
     pub drain: Duration,
@@ -105,6 +116,18 @@ pub struct Config {
     /// LEVEL or TARGET=LEVEL, separated by commas
     #[arg(long, value_name = "FILTER", env = "UNDERMESH_LOG_LEVEL", default_value = "info")]
     pub log_level: Filter,
+}
+
+/// What `mesh-waypoint tap` is told: it asks the process that serves, and copies what that says.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "mesh-waypoint tap", version)]
+pub struct TapConfig {
+    /// Unix socket of the process that is asked
+    #[arg(long, value_name = "PATH", env = ADMIN)]
+    pub admin: PathBuf,
+    /// What is wanted, as to=service:shop/reviews&code=5xx; everything without one
+    #[arg(default_value = "", allow_hyphen_values = true)]
+    pub selector: String,
 }
 
 /// On or off.

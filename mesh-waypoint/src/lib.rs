@@ -13,6 +13,7 @@
 
 #![cfg_attr(test, allow(non_snake_case, reason = "tests carry the ids of the rows they prove"))]
 
+pub mod admin;
 pub mod app;
 pub mod callout;
 pub(crate) mod circles;

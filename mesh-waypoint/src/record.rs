@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::downstream::Downstream;
 use crate::entry::Entry;
 use crate::telemetry::facts::Facts;
-use crate::telemetry::{Copied, Custom, Flags, Measured, Plan, Protocol, Who};
+use crate::telemetry::{Copied, Custom, Flags, Measured, Plan, Protocol, Who, tap};
 use crate::upstream::{ConnectError, Endpoint};
 
 /// Why a connection leads nowhere: Envoy's flag for it and what happened.
@@ -42,6 +42,8 @@ pub struct Record<'a> {
     down: &'a Downstream,
     began: Instant,
     plan: Option<Arc<Plan>>,
+    /// Somebody listened when it came.
+    tapped: bool,
     flags: Flags,
     attempts: u32,
     /// Whoever was asked last.
@@ -67,6 +69,7 @@ impl<'a> Record<'a> {
             down,
             began: Instant::now(),
             plan,
+            tapped: down.lane.shared.taps.is_on(),
             flags: Flags::default(),
             attempts: 0,
             last: None,
@@ -80,10 +83,10 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// Whether a line will be written.
+    /// Whether a line will be written, or heard by who listens.
     #[must_use]
     pub fn is_logged(&self) -> bool {
-        self.plan.is_some()
+        self.plan.is_some() || self.tapped
     }
 
     /// What its first bytes say.
@@ -163,7 +166,7 @@ impl<'a> Record<'a> {
         self.is_over = true;
     }
 
-    fn tell(&self, plan: &Plan) {
+    fn tell(&self, plan: Option<&Plan>) {
         let (down, lane) = (self.down, &self.down.lane);
         let counters = self.copied.as_ref().map(|(copied, counts)| (copied.counters(), *counts));
         let (received, sent) = counters.map_or((0, 0), |(counters, counts)| {
@@ -217,7 +220,12 @@ impl<'a> Record<'a> {
             cluster_id: &own.place.cluster_id,
             trace: None,
         };
-        plan.log(&facts, lanes::current(), &mut lane.scratch.lock());
+        if let Some(plan) = plan {
+            plan.log(&facts, lanes::current(), &mut lane.scratch.lock());
+        }
+        if self.tapped {
+            tap::offer(&lane.shared.taps, self.began.into_std(), &facts, plan);
+        }
     }
 }
 
@@ -227,8 +235,8 @@ impl Drop for Record<'_> {
             // Given up by whoever served it: the process ends, or the client had not even said what it wants.
             self.end(if self.copied.is_some() { "LR" } else { "DC" });
         }
-        if let Some(plan) = self.plan.take() {
-            self.tell(&plan);
+        if self.is_logged() {
+            self.tell(self.plan.as_deref());
         }
     }
 }

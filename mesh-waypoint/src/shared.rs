@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arcstr::ArcStr;
+use mesh_core::tap::Selector;
 use mesh_core::telemetry::Scopes;
 use mesh_core::{Client, Identity, NamespacedName};
+use mesh_runtime::tap::Taps;
 use mesh_runtime::ticks;
 use mesh_transport::hbone::{Acceptor, AcceptorConfig, Baggage, Pool as Tunnels, PoolConfig};
 use mesh_transport::tls::IdentityCertificate;
@@ -94,6 +96,8 @@ pub struct Shared {
     pub certificates: Arc<dyn Certificates>,
     /// Where lines and spans go to.
     pub telemetry: Arc<Tools>,
+    /// Who listens to what passes.
+    pub taps: Arc<Taps<Selector>>,
     /// What requests go to.
     pub places: Places,
     /// What datagrams go to.
@@ -125,6 +129,7 @@ impl Shared {
             settings,
             certificates,
             telemetry: Arc::default(),
+            taps: Arc::default(),
             places: Places::default(),
             datagram_places: Places::default(),
             datagram_rooms: Arc::new(Semaphore::new(rooms)),

@@ -187,6 +187,8 @@ fn container(asked: &Asked, defaults: &Defaults, settings: &Settings) -> Json {
             field("UNDERMESH_POD", "metadata.name"),
             field("UNDERMESH_IPS", "status.podIPs"),
             field("UNDERMESH_NODE", "spec.nodeName"),
+            // In no folder: a volume for it would keep pods from being drained. A command in the container finds it by this, too.
+            { "name": "UNDERMESH_ADMIN", "value": "@undermesh/$(UNDERMESH_POD)" },
         ],
         "ports": ports,
         "readinessProbe": {

@@ -21,7 +21,7 @@ use crate::http::count::{Broken, Count, Messages};
 use crate::http::{ResponseBody, grpc};
 use crate::telemetry::facts::{Facts, Remembered};
 use crate::telemetry::spans::{Outgoing, Trace};
-use crate::telemetry::{Custom, Flags, Measured, Plan, Protocol, Who};
+use crate::telemetry::{Custom, Flags, Measured, Plan, Protocol, Who, tap};
 use crate::upstream::{Connection, Endpoint};
 
 /// One request.
@@ -103,7 +103,8 @@ impl Report {
             let mut rng = self.down.lane.rng.lock();
             self.trace = Some(Box::new(Trace::begin(tracer, &mut parts.headers, &mut *rng)));
         }
-        if plan.remembers() || self.trace.as_ref().is_some_and(|trace| trace.is_recorded()) {
+        let taps = &self.down.lane.shared.taps;
+        if plan.remembers() || taps.is_on() || self.trace.as_ref().is_some_and(|trace| trace.is_recorded()) {
             self.remembered = Some(Box::new(Remembered::of(parts, authority, &plan.wanted)));
         }
     }
@@ -221,7 +222,8 @@ impl Report {
         };
         let shape = self.plan.as_ref().and_then(|plan| plan.shape.as_ref());
         let now = shared.now_ms();
-        if shape.is_none() && self.remembered.is_none() {
+        let tapped = shared.taps.is_on();
+        if shape.is_none() && self.remembered.is_none() && !tapped {
             return self.down.lane.meters.record(&who, &measured, &Custom::default(), now);
         }
         let asked = self.down.asked.to_string();
@@ -230,6 +232,9 @@ impl Report {
         self.down.lane.meters.record(&who, &measured, &custom.unwrap_or_default(), now);
         if self.remembered.is_some() {
             self.tell(&facts);
+        }
+        if tapped {
+            tap::offer(&shared.taps, self.began, &facts, self.plan.as_deref());
         }
     }
 

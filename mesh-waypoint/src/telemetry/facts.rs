@@ -135,6 +135,18 @@ impl Remembered {
         self.request.get(name)?.to_str().ok()
     }
 
+    /// The path that was asked for.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        self.uri.path()
+    }
+
+    /// The query that was asked for.
+    #[must_use]
+    pub fn query(&self) -> Option<&str> {
+        self.uri.query()
+    }
+
     /// The path and query that was asked for.
     #[must_use]
     pub fn target(&self) -> &str {
@@ -205,7 +217,7 @@ pub struct Facts<'a> {
 
 impl Facts<'_> {
     /// Who has answered, in Envoy's words.
-    fn details(&self) -> Option<&'static str> {
+    pub(super) fn details(&self) -> Option<&'static str> {
         if self.copied.is_some() {
             return None;
         }
@@ -254,7 +266,7 @@ impl Facts<'_> {
         true
     }
 
-    fn protocol(&self) -> Option<&'static str> {
+    pub(super) fn protocol(&self) -> Option<&'static str> {
         self.copied.is_none().then_some(if self.http2 { "HTTP/2" } else { "HTTP/1.1" })
     }
 

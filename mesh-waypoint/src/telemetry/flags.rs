@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// Envoy's words, in the order in which Envoy writes them.
-const WORDS: [&str; 28] = [
+pub(super) const WORDS: [&str; 28] = [
     "LH", "UH", "UT", "LR", "UR", "UF", "UC", "UO", "NR", "DI", "FI", "RL", "UAEX", "RLSE", "DC", "URX", "SI", "IH",
     "DPE", "UMSDR", "RFCF", "NFCF", "DT", "UPE", "NC", "OM", "DF", "DO",
 ];

@@ -4,7 +4,8 @@
 //! exchange::report, connection ─┬─ Meters (one for each lane) ──┬─ Exposition: a scrape adds up the lanes
 //!                               │                              └─ expire: label sets that nobody uses are forgotten
 //!                               ├─ Plan (compiled): logs, by what Facts say ── Sink ── one thread that writes
-//!                               └─ spans: Trace ── Exporter ── crate::collector
+//!                               ├─ spans: Trace ── Exporter ── crate::collector
+//!                               └─ tap: whoever listens ── crate::admin
 //! ```
 //! What is different with metrics a `Plan` compiles into a `Shape`; labels are changed by it when somebody looks. Each lane counts for itself: nothing that a request touches is written by two threads.
 
@@ -21,6 +22,7 @@ mod series;
 mod shape;
 mod sink;
 pub mod spans;
+pub mod tap;
 mod tcp;
 
 use std::net::SocketAddr;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mesh_core::NamespacedName;
 use mesh_core::telemetry::expression::Expression;
-use mesh_core::telemetry::format::Format;
+use mesh_core::telemetry::format::{Field, Format, Message};
 use mesh_core::telemetry::{AccessLog, Scopes, Telemetry};
 
 use super::facts::{Facts, Wanted};
@@ -43,6 +43,8 @@ pub struct Plan {
 
 struct Log {
     format: Format,
+    /// Its lines have the path with its query.
+    shows_path: bool,
     filter: Option<Expression>,
     sink: Arc<Sink>,
 }
@@ -87,11 +89,17 @@ impl Plan {
         !self.logs.is_empty()
     }
 
+    /// Whether a line of that request is written that has its query: it may hold what is secret, so that nothing else shows it.
+    #[must_use]
+    pub fn shows_query(&self, facts: &Facts<'_>) -> bool {
+        self.logs.iter().any(|log| log.shows_path && log.is_kept(facts))
+    }
+
     /// Writes the lines of a request that is over, into the buffer of that lane. `scratch` is anything.
     pub fn log(&self, facts: &Facts<'_>, lane: usize, scratch: &mut [String; 2]) {
         let [value, line] = scratch;
         for log in &self.logs {
-            if log.filter.as_ref().is_some_and(|filter| !filter.is_true(|attribute| facts.datum(attribute))) {
+            if !log.is_kept(facts) {
                 continue;
             }
             line.clear();
@@ -119,6 +127,11 @@ impl Log {
         }
         wanted.format(&format);
         filter.iter().for_each(|filter| wanted.expression(filter));
-        Some(Self { format, filter, sink: sink? })
+        let shows_path = format.fields().any(|part| part == (Message::Request, &Field::Path));
+        Some(Self { format, shows_path, filter, sink: sink? })
+    }
+
+    fn is_kept(&self, facts: &Facts<'_>) -> bool {
+        self.filter.as_ref().is_none_or(|filter| filter.is_true(|attribute| facts.datum(attribute)))
     }
 }

@@ -51,6 +51,8 @@ fn a_waypoint_gets_what_serves_it_with_no_right_that_it_does_not_need() {
         assert!(arguments.contains(argument), "{argument}: {arguments}");
     }
     assert!(!arguments.contains("--service="), "{arguments}");
+    let admin = container["env"].as_array().unwrap().iter().find(|env| env["name"] == "UNDERMESH_ADMIN").unwrap();
+    assert_eq!(admin["value"], "@undermesh/$(UNDERMESH_POD)");
     // It ends only after everybody knows, and after its requests.
     let leaving = container["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64().unwrap();
     assert!(pod["terminationGracePeriodSeconds"].as_u64().unwrap() > leaving + 20);

@@ -25,7 +25,7 @@ use super::table::{Client, Said};
 use crate::downstream::{Bound, Downstream};
 use crate::places::Permit;
 use crate::telemetry::facts::Facts;
-use crate::telemetry::{Copied, Custom, Dropped, Flags, Measured, Protocol, Who};
+use crate::telemetry::{Copied, Custom, Dropped, Flags, Measured, Protocol, Who, tap};
 use crate::upstream::{Endpoint, choose};
 
 /// Answers that are read before others have their turn.
@@ -243,6 +243,10 @@ impl Session {
             trace: None,
         };
         bound.plan().log(&facts, lanes::current(), &mut lane.scratch.lock());
+        if lane.shared.taps.is_on() {
+            // All that is told of it was remembered, whenever it began.
+            tap::offer(&lane.shared.taps, std::time::Instant::now(), &facts, Some(bound.plan()));
+        }
     }
 
     /// When it is over if nobody says anything until then.

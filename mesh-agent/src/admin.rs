@@ -1,24 +1,24 @@
 //! What an operator on the node can ask and order over the Unix socket `admin.sock`: the configuration in force, certificates without keys,
-//! pods and connections, the log level, a drain. Only root reaches it, by the socket's mode, its folder, and the peer's credentials.
+//! pods and connections, a live tap, the log level, a drain. Only root reaches it, by the socket's mode, its folder, and the peer's credentials.
 //!
 //! ```text
-//! GET  /config_dump  /connections  /healthz          POST /logging?level=FILTER  /drain  /quit  /cni-uninstall
+//! GET  /config_dump  /connections  /healthz  /tap?SELECTOR          POST /logging?level=FILTER  /drain  /quit  /cni-uninstall
 //! ```
 //! Orders need the header `undermesh-admin`, which no browser sends by itself, and no request with an `Origin` or a foreign `Host` is served.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, header};
+use http::{Method, Request, StatusCode};
 use mesh_client::CertificateManager;
 use mesh_core::snapshot::PolicyEntry;
-use mesh_runtime::http::{Limits, Reply, json, serve_unix, text};
+use mesh_core::tap::{Selector, SelectorError};
+use mesh_runtime::http::{Limits, Reply, is_foreign, json, listen_unix, serve_unix, text};
 use mesh_runtime::logging::{Filter, LogControl};
-use mesh_runtime::{DrainToken, Readiness};
+use mesh_runtime::{DrainToken, Readiness, tap};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
@@ -33,6 +33,7 @@ use crate::enrol::server::PodFds;
 use crate::enrol::zds;
 use crate::proxy::ProxyShared;
 use crate::state::StateHandle;
+use crate::telemetry::Telemetry;
 
 /// File name of the socket in the run folder.
 pub const SOCKET: &str = "admin.sock";
@@ -52,6 +53,10 @@ pub enum Order {
 pub struct Admin {
     /// The effective configuration.
     pub config: Value,
+    /// The node.
+    pub node: String,
+    /// Who listens to what passes.
+    pub telemetry: Telemetry,
     /// The mesh as the agent knows it.
     pub state: Arc<StateHandle>,
     /// Certificates held.
@@ -78,14 +83,7 @@ pub struct Admin {
 
 /// Listens in the run folder, for root alone.
 pub fn listen(run_dir: &Path) -> io::Result<UnixListener> {
-    let path = run_dir.join(SOCKET);
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&path)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    listen_unix(&run_dir.join(SOCKET))
 }
 
 /// Serves until the drain is over.
@@ -103,6 +101,7 @@ enum Asked {
     ConfigDump,
     Connections,
     Healthz,
+    Tap(Selector),
     Logging(Filter),
     CniUninstall,
     Order(Order),
@@ -114,6 +113,11 @@ impl Admin {
             Err((status, why)) => text(status, format!("{why}\n")),
             Ok(Asked::ConfigDump) => self.config_dump().await,
             Ok(Asked::Connections) => json(&serde_json::to_value(self.proxy.connections()).unwrap_or_default()),
+            Ok(Asked::Tap(selector)) => {
+                let limits = tap::Limits { rate: selector.rate, time: selector.time };
+                let asked = Ok::<_, SelectorError>((selector, limits));
+                tap::answer(self.telemetry.taps(), asked, self.node.as_str().into())
+            }
             Ok(Asked::Healthz) => {
                 let pending = self.readiness.pending();
                 text(
@@ -191,20 +195,19 @@ impl Admin {
 fn read(request: &Request<Bytes>) -> Result<Asked, (StatusCode, String)> {
     let refuse = |status, why: &str| Err((status, why.to_owned()));
     let headers = request.headers();
-    let host = headers.get(header::HOST).map(|host| host.as_bytes());
-    if headers.contains_key(header::ORIGIN) || !matches!(host, None | Some(b"" | b"localhost" | b"admin")) {
+    if is_foreign(request) {
         return refuse(
             StatusCode::FORBIDDEN,
             "requests of browsers are not served: no Origin, and Host must be localhost",
         );
     }
     let order = match request.uri().path() {
-        "/config_dump" | "/connections" | "/healthz" => false,
+        "/config_dump" | "/connections" | "/healthz" | "/tap" => false,
         "/logging" | "/drain" | "/quit" | "/cni-uninstall" => true,
         _ => {
             return refuse(
                 StatusCode::NOT_FOUND,
-                "there are /config_dump /connections /healthz, and to POST: /logging?level= /drain /quit /cni-uninstall",
+                "there are /config_dump /connections /healthz /tap, and to POST: /logging?level= /drain /quit /cni-uninstall",
             );
         }
     };
@@ -218,6 +221,9 @@ fn read(request: &Request<Bytes>) -> Result<Asked, (StatusCode, String)> {
         "/config_dump" => Ok(Asked::ConfigDump),
         "/connections" => Ok(Asked::Connections),
         "/healthz" => Ok(Asked::Healthz),
+        "/tap" => Selector::parse(request.uri().query().unwrap_or_default())
+            .map(Asked::Tap)
+            .map_err(|error| (StatusCode::BAD_REQUEST, error.to_string())),
         "/drain" => Ok(Asked::Order(Order::Drain)),
         "/quit" => Ok(Asked::Order(Order::Quit)),
         "/cni-uninstall" => Ok(Asked::CniUninstall),

@@ -18,7 +18,9 @@ mod worker;
 use std::io::Write;
 
 use mesh_runtime::logging;
+use mesh_runtime::tap::client;
 
+use crate::admin;
 use crate::bpf::KernelError;
 use crate::config::{ChargeFlags, Cli, CniFlags, Config, EXIT_CONFIG, Role};
 use crate::enrol::node::chain;
@@ -77,6 +79,7 @@ pub fn main(cli: &Cli) -> i32 {
         Some(Role::CniUninstall(flags)) => return uninstall(flags),
         Some(Role::Cleanup(flags)) => return cleanup::main(flags),
         Some(Role::InCharge(flags)) => return in_charge(flags),
+        Some(Role::Tap(flags)) => return client::main(&flags.run_dir.join(admin::SOCKET), &flags.selector),
         None | Some(Role::Worker(_)) => {}
     }
     let config = match cli.config() {
@@ -89,7 +92,7 @@ pub fn main(cli: &Cli) -> i32 {
         }
     };
     let role = match cli.role {
-        None | Some(Role::CniUninstall(_) | Role::Cleanup(_) | Role::InCharge(_)) => keeper,
+        None | Some(Role::CniUninstall(_) | Role::Cleanup(_) | Role::InCharge(_) | Role::Tap(_)) => keeper,
         Some(Role::Worker(_)) => worker::run,
     };
     let lacking = privilege::missing().map(|line| Refusal { status: privilege::EXIT_PERMISSION, line });

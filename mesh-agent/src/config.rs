@@ -49,6 +49,8 @@ pub enum Role {
     CniUninstall(CniFlags),
     /// Say by the exit status whether the agent that leads on this node is one of this pod's; for a probe.
     InCharge(ChargeFlags),
+    /// Copy what passes the agent of this node to standard output, live
+    Tap(TapFlags),
     /// Take from the node what an agent with these flags leaves there, once it has ended: pods go on without the mesh. May be run again.
     Cleanup(Box<Flags>),
 }
@@ -62,6 +64,17 @@ pub struct ChargeFlags {
     /// The pod that asks
     #[arg(long, value_name = "VALUE", env = "UNDERMESH_STANDBY")]
     pub standby: String,
+}
+
+/// Who wants to know what passes.
+#[derive(Clone, Debug, Eq, PartialEq, Args)]
+pub struct TapFlags {
+    /// Folder of the agent's sockets
+    #[arg(long, value_name = "VALUE", env = "UNDERMESH_RUN_DIR")]
+    pub run_dir: PathBuf,
+    /// What is wanted, as to=workload:shop/reviews&flag=DENY; everything without one
+    #[arg(default_value = "", allow_hyphen_values = true)]
+    pub selector: String,
 }
 
 /// Where the CNI plugin is.
@@ -285,7 +298,7 @@ impl Cli {
     /// The configuration, checked against the environment and the file system.
     pub fn config(&self) -> Result<Config, Problems> {
         let flags = match &self.role {
-            None | Some(Role::CniUninstall(_) | Role::InCharge(_)) => &self.flags,
+            None | Some(Role::CniUninstall(_) | Role::InCharge(_) | Role::Tap(_)) => &self.flags,
             Some(Role::Worker(flags) | Role::Cleanup(flags)) => flags,
         };
         flags.resolve(&|name| std::env::var_os(name))

@@ -175,6 +175,8 @@ async fn serve(
             .into_iter()
             .map(|(name, value)| (name.to_owned(), serde_json::Value::from(value)))
             .collect(),
+        node: config.node.clone(),
+        telemetry: telemetry.clone(),
         state: state.clone(),
         certificates: certificates.clone(),
         proxy,

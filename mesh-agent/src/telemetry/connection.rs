@@ -18,6 +18,7 @@ use super::Telemetry;
 use super::access_log::Level;
 use super::labels::{Reporter, ResponseFlags, Security};
 use super::series::{End, Ends, Peer, Series};
+use super::tap;
 
 /// What the proxy knows of a connection when it opens.
 #[derive(Clone, Debug)]
@@ -191,6 +192,10 @@ impl ConnectionGuard {
         self.series.leave(self.slot, outcome.flags(), self.telemetry.millis(now));
         let bytes = (self.counters.sent.load(Relaxed), self.counters.received.load(Relaxed));
         self.telemetry.access_log().closed(&self.labels, bytes, now - self.opened, outcome, now);
+        if self.telemetry.taps().is_on() {
+            let bytes = request_response(self.labels.reporter, &self.counters);
+            tap::closed(self.telemetry.taps(), &self.labels, bytes, now - self.opened, outcome, now);
+        }
     }
 }
 

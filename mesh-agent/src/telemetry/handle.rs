@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use mesh_common::{Event, Reason};
 use mesh_core::snapshot::Snapshot;
+use mesh_core::tap::Selector;
 use mesh_runtime::logging::LogFormat;
+use mesh_runtime::tap::Taps;
 use mesh_transport::path::PathCounters;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -23,6 +25,7 @@ use super::labels::{Pairs, Reporter};
 use super::path::PathTable;
 use super::process::Process;
 use super::series::{Ends, Known, SeriesTable};
+use super::tap;
 use super::workload_manager::WorkloadManagerMetrics;
 
 /// Bounds of the telemetry.
@@ -60,6 +63,7 @@ struct Inner {
     health: Arc<Health>,
     process: Arc<Process>,
     sockets: [AtomicI64; 2],
+    taps: Arc<Taps<Selector>>,
 }
 
 impl fmt::Debug for Telemetry {
@@ -91,6 +95,7 @@ impl Telemetry {
             health: Arc::default(),
             process: Arc::default(),
             sockets: Default::default(),
+            taps: Arc::default(),
         });
         registry.register_collector(Box::new(inner.series.clone()));
         registry.register_collector(Box::new(inner.paths.clone()));
@@ -119,7 +124,11 @@ impl Telemetry {
 
     /// A connection was refused before its ends were known: a rate-limited warning, no series.
     pub fn refused(&self, reporter: Reporter, from: SocketAddr, to: SocketAddr, error: &str) {
-        self.inner.access_log.refused(reporter, from, to, error, Instant::now());
+        let now = Instant::now();
+        self.inner.access_log.refused(reporter, from, to, error, now);
+        if self.inner.taps.is_on() {
+            tap::refused(self.taps(), reporter, from, to, error, now);
+        }
     }
 
     /// The kernel refused or dropped something: counted, and told by a rate-limited warning.
@@ -178,6 +187,11 @@ impl Telemetry {
     /// Resources of the process; runtimes are added here.
     pub fn process(&self) -> &Arc<Process> {
         &self.inner.process
+    }
+
+    /// Who listens to connections.
+    pub fn taps(&self) -> &Arc<Taps<Selector>> {
+        &self.inner.taps
     }
 
     /// The access log, for its end.

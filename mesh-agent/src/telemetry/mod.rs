@@ -1,7 +1,7 @@
 //! What the agent tells the outside of itself: Istio's TCP and DNS metrics, how the network carries connections, the access log, and its own health.
 //!
 //! ```text
-//!  proxy   -> Telemetry::open -> ConnectionGuard -> series (metrics), access_log (lines)
+//!  proxy   -> Telemetry::open -> ConnectionGuard -> series (metrics), access_log (lines), tap (who listens)
 //!             Telemetry::path -> counters of a pair of workloads (round trips, segments sent again)
 //!  dns     -> Telemetry::dns          enrol -> Telemetry::workload_manager
 //!  kernel, certificates, pool -> Telemetry::health (polled at scrape)
@@ -19,6 +19,7 @@ mod limit;
 mod path;
 mod process;
 mod series;
+mod tap;
 #[cfg(test)]
 mod tests;
 mod upkeep;

@@ -7,9 +7,14 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use http::header::{ACCEPT, CONTENT_TYPE, DATE, HeaderName, RETRY_AFTER, USER_AGENT};
+use http::header::{
+    ACCEPT, CONNECTION, CONTENT_TYPE, DATE, HeaderName, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE, USER_AGENT,
+};
 use http::{HeaderValue, Method, Request};
 use http_body_util::{BodyExt, Limited};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
@@ -313,6 +318,48 @@ impl Api {
             (true, namespace) => format!("{base}/namespaces/{namespace}/{plural}/{}", reference.name),
             (false, _) => format!("{base}/{plural}/{}", reference.name),
         })
+    }
+
+    /// A connection of another protocol over that path: a WebSocket whose messages are of `protocol`. `accept` is what answers `key`.
+    pub async fn upgraded(
+        &self,
+        path: &str,
+        key: &str,
+        accept: &str,
+        protocol: &str,
+    ) -> Result<TokioIo<Upgraded>, Failure> {
+        let failed = |why: String| Failure { code: 0, why: format!("the API server: {why}") };
+        let request = Request::get(path)
+            .header(CONNECTION, "Upgrade")
+            .header(UPGRADE, "websocket")
+            .header(SEC_WEBSOCKET_VERSION, "13")
+            .header(SEC_WEBSOCKET_KEY, key)
+            .header(SEC_WEBSOCKET_PROTOCOL, protocol)
+            .body(Body::empty())
+            .map_err(|error| failed(error.to_string()))?;
+        let whole = async {
+            let response = self.client.send(request).await.map_err(|error| failed(chain(&error)))?;
+            let code = response.status().as_u16();
+            if code != 101 {
+                let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+                let body = body.map_err(|error| failed(error.to_string()))?.to_bytes();
+                let value: Value = serde_json::from_slice(&body).unwrap_or_default();
+                let message = value["message"].as_str().unwrap_or("no reason is given");
+                return Err(Failure { code, why: format!("the API server answers {code}: {message}") });
+            }
+            let is = |name: HeaderName, expected: &str| {
+                response.headers().get(name).is_some_and(|value| value.as_bytes() == expected.as_bytes())
+            };
+            if !is(SEC_WEBSOCKET_ACCEPT, accept) || !is(SEC_WEBSOCKET_PROTOCOL, protocol) {
+                return Err(failed(format!(
+                    "it does not speak {protocol} over a WebSocket, as Kubernetes does; a proxy before it may not let that through"
+                )));
+            }
+            let upgraded = hyper::upgrade::on(response).await.map_err(|error| failed(chain(&error)))?;
+            Ok(TokioIo::new(upgraded))
+        };
+        let late = || failed(format!("no answer within {} s (--request-timeout)", self.timeout.as_secs()));
+        tokio::time::timeout(self.timeout, whole).await.map_err(|_| late())?
     }
 
     /// A page of a pod, through the API server.

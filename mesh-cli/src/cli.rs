@@ -13,6 +13,7 @@ use crate::install::Install;
 use crate::output::{Colour, Format};
 use crate::status::Status;
 use crate::stop::{OK, USAGE};
+use crate::tap::Tap;
 use crate::uninstall::Uninstall;
 use crate::version::Version;
 use crate::wait::duration;
@@ -32,7 +33,7 @@ pub struct Cli {
     /// User to act as
     #[arg(long = "as", global = true, value_name = "USER", help_heading = "Cluster")]
     impersonate: Option<String>,
-    /// Namespace of the mesh [default: undermesh-system]; with `waypoint`, that of waypoints [default: default]
+    /// Namespace of the mesh [default: undermesh-system]; with `waypoint` and `tap`, that of waypoints and of what is tapped [default: default]
     #[arg(short, long, global = true, value_name = "NAME", value_parser = label, help_heading = "Cluster")]
     namespace: Option<String>,
     /// How long to wait for one answer of the API server
@@ -60,6 +61,8 @@ pub enum Verb {
     Check(Check),
     /// Show what is installed and how it fares
     Status(Status),
+    /// Show requests and connections as they pass
+    Tap(Box<Tap>),
     /// Make, show and delete waypoints, which act on requests
     Waypoint(Waypoint),
     /// Let edits of policies pass unchecked while nobody can answer for them
@@ -140,6 +143,11 @@ mod tests {
             "meshctl waypoint apply --waypoint-timeout 90",
             "meshctl waypoint delete",
             "meshctl waypoint delete wp --all",
+            "meshctl tap thing/web",
+            "meshctl tap web -A",
+            "meshctl tap --only everything",
+            "meshctl tap --duration 5",
+            "meshctl tap --max-rps many",
         ] {
             assert_eq!(read(line).err(), Some(USAGE), "{line}");
         }
@@ -161,6 +169,8 @@ mod tests {
         assert_eq!(read("meshctl -n x check").unwrap().context().namespace, "x");
         let context = read("meshctl waypoint list").unwrap().context();
         assert_eq!((context.namespace.as_str(), context.chosen), ("undermesh-system", None));
+        let tap = read("meshctl tap deploy/web -n shop --to svc/a.b --code 5xx --flag - --path /a -o json").unwrap();
+        assert_eq!((tap.context().chosen.as_deref(), tap.context().format), (Some("shop"), Format::Json));
         let apply = read("meshctl waypoint apply -n shop --for all --enroll-namespace --wait --waypoint-timeout 10s");
         assert_eq!(apply.unwrap().context().chosen.as_deref(), Some("shop"));
     }

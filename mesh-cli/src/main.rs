@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use mesh_cli::cli::{self, Verb};
 use mesh_cli::output::printable;
 use mesh_cli::stop::{FAILED, Stop};
-use mesh_cli::{check, install, status, uninstall, version, wait, waypoint, webhook};
+use mesh_cli::{check, install, status, tap, uninstall, version, wait, waypoint, webhook};
 
 fn main() -> ExitCode {
     let cli = match cli::parse(std::env::args_os()) {
@@ -27,6 +27,7 @@ fn main() -> ExitCode {
             Verb::Uninstall(options) => uninstall::run(options, &context).await,
             Verb::Check(options) => check::run(options, &context).await,
             Verb::Status(options) => status::run(options, &context).await,
+            Verb::Tap(options) => tap::run(options, &context).await,
             Verb::Waypoint(options) => waypoint::run(options, &context).await,
             Verb::Webhook(options) => webhook::run(options, &context).await,
             Verb::Version(options) => version::run(*options, &context).await,

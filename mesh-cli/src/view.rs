@@ -73,6 +73,10 @@ views! {
     NodeInfo { kernel_version: String, os_image: String, operating_system: String, architecture: String, kubelet_version: String, }
     /// Namespace.
     Namespace { metadata: Meta, }
+    /// Service.
+    Service { metadata: Meta, spec: ServiceSpec, }
+    /// Which pods it has.
+    ServiceSpec { selector: Map, }
     /// Deployment or DaemonSet.
     Workload { metadata: Meta, spec: WorkloadSpec, status: WorkloadStatus, }
     /// What a workload is to be.

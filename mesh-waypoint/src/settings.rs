@@ -19,6 +19,8 @@ pub struct Settings {
     pub hops: u8,
     /// How long a client of HTTP/1.1 may leave us waiting for more of a request's body.
     pub body_timeout: Duration,
+    /// How long a client may take nothing of an answer of which it has something to take.
+    pub stream_idle: Duration,
     /// How long a client's connection may be without a request.
     pub idle_timeout: Duration,
     /// How long a connection is watched for what it speaks, where the port does not say it.
@@ -79,6 +81,7 @@ impl Default for Settings {
             underscores: false,
             hops: 8,
             body_timeout: Duration::from_secs(300),
+            stream_idle: Duration::from_secs(300),
             idle_timeout: Duration::from_secs(3600),
             sniff_timeout: Duration::from_secs(3),
             handshake_timeout: Duration::from_secs(5),

@@ -304,6 +304,7 @@ impl Held for Report {
                 None => "UC",
             }),
             Over::Late => self.flag("UT"),
+            Over::Unread => self.flag("SI"),
             Over::Whole => {
                 if let Some(connection) = self.connection.take() {
                     let found = self.endpoint.as_ref().and_then(|endpoint| endpoint.found.as_ref());

@@ -14,7 +14,7 @@ use super::count::Count;
 use super::error::BoxError;
 use super::feed::FedBody;
 use super::tape::Reader;
-use super::{grpc, hop};
+use super::{grpc, hop, unread};
 
 /// What goes on of a frame.
 fn passed(mut frame: Frame<Bytes>) -> Frame<Bytes> {
@@ -96,6 +96,8 @@ pub enum Over {
     Lost,
     /// It was cut, for its time was over.
     Late,
+    /// It was cut, for the client has not taken any of it for too long.
+    Unread,
 }
 
 enum Source {
@@ -185,6 +187,7 @@ impl Body for ResponseBody {
                 Poll::Pending => {
                     let deadline = this.deadline.as_mut().map(|deadline| deadline.as_mut().poll(cx));
                     if !matches!(deadline, Some(Poll::Ready(()))) {
+                        unread::asked();
                         return Poll::Pending;
                     }
                     Some(Err(Late.into()))
@@ -194,6 +197,12 @@ impl Body for ResponseBody {
         let is_over = frame.is_none();
         let mut frame = frame;
         this.status(&mut frame);
+        match &frame {
+            Some(Ok(frame)) if frame.is_data() => {
+                unread::given(this.deadline.as_ref().map(|deadline| deadline.deadline()));
+            }
+            _ => unread::asked(),
+        }
         match &frame {
             None => this.end(Over::Whole),
             Some(Err(error)) => this.end(if error.is::<Late>() { Over::Late } else { Over::Lost }),
@@ -234,8 +243,9 @@ impl Body for ResponseBody {
 
 impl Drop for ResponseBody {
     fn drop(&mut self) {
+        unread::asked();
         // A body that says that it is over is not asked again.
         let is_whole = self.is_end_stream();
-        self.end(if is_whole { Over::Whole } else { Over::Left });
+        self.end(unread::cut().unwrap_or(if is_whole { Over::Whole } else { Over::Left }));
     }
 }

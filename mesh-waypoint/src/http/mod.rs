@@ -19,6 +19,7 @@ pub mod paced;
 pub mod serve;
 pub mod sniff;
 pub mod tape;
+mod unread;
 
 pub use body::{RequestBody, ResponseBody};
 pub use client_body::ClientBody;

@@ -11,7 +11,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_runtime::{DrainToken, Rarely};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
@@ -20,6 +20,7 @@ use super::body::ResponseBody;
 use super::cork::{Spare, cork};
 use super::io::{Io, TooSlow, Watch};
 use super::sniff::Spoken;
+use super::unread::{Cutting, Streams, Unread};
 use crate::settings::Settings;
 
 /// Least size of the buffer of an HTTP/1.1 connection: a header of the largest size and something more.
@@ -57,7 +58,7 @@ where
     match spoken {
         Spoken::Http2 => {
             let (cork, corked) = cork(io.calmed(), Arc::clone(spare));
-            let connection = http2::Builder::new(TokioExecutor::new())
+            let connection = http2::Builder::new(Streams::new(settings.stream_idle))
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(settings.streams)
                 .max_header_list_size(u32::try_from(settings.header_bytes).unwrap_or(u32::MAX))
@@ -74,8 +75,10 @@ where
             let idle = settings.idle_timeout;
             // Streams are too slow each for itself.
             let streams = Some(settings.body_timeout);
-            let patience = Patience { header: None, body: Duration::MAX, streams, idle, drain: Duration::ZERO };
-            drive(std::pin::pin!(connection), shutdown, |cx| cork.send(cx), patience, &watch, drain).await
+            // Each of them sees for itself whether it is read.
+            let (body, unread, drain_idle) = (Duration::MAX, Duration::MAX, Duration::ZERO);
+            let patience = Patience { header: None, body, unread, streams, idle, drain: drain_idle };
+            drive(std::pin::pin!(Some(connection)), shutdown, |cx| cork.send(cx), patience, &watch, drain).await
         }
         Spoken::Http1 | Spoken::Other => {
             let connection = http1::Builder::new()
@@ -87,8 +90,9 @@ where
             let shutdown = http1::UpgradeableConnection::graceful_shutdown;
             let header = Some(settings.header_timeout);
             let (body, idle, drain_idle) = (settings.body_timeout, settings.idle_timeout, settings.drain_idle);
-            let patience = Patience { header, body, streams: None, idle, drain: drain_idle };
-            drive(std::pin::pin!(connection), shutdown, |_| (), patience, &watch, drain).await
+            let unread = settings.stream_idle;
+            let patience = Patience { header, body, unread, streams: None, idle, drain: drain_idle };
+            drive(std::pin::pin!(Some(connection)), shutdown, |_| (), patience, &watch, drain).await
         }
     }
 }
@@ -105,6 +109,9 @@ pub enum End {
     /// A body began and did not go on, or hardly.
     #[error("the body of a request did not go on in time")]
     SlowBody,
+    /// The client does not read what it has asked for.
+    #[error("an answer was not read in time")]
+    Unread,
     /// The process has no more time.
     #[error("cut")]
     Cut,
@@ -116,7 +123,9 @@ struct Patience {
     header: Option<Duration>,
     /// For the next bytes of a body, of which there have to be some thousand.
     body: Duration,
-    /// The same of each stream of HTTP/2.
+    /// For the client to take some of an answer.
+    unread: Duration,
+    /// For bodies of each stream of HTTP/2.
     streams: Option<Duration>,
     /// For a request.
     idle: Duration,
@@ -126,7 +135,7 @@ struct Patience {
 
 /// Runs a connection, with one timer for whatever it waits for: a timer for each request would cost more than the request's routing.
 async fn drive<C>(
-    mut connection: Pin<&mut C>,
+    mut connection: Pin<&mut Option<C>>,
     shutdown: impl Fn(Pin<&mut C>),
     end_of_round: impl Fn(&mut Context<'_>),
     patience: Patience,
@@ -142,12 +151,20 @@ where
     let mut forced = Rarely::new(drain.forced());
     let wait = |timer: &mut Rarely<Sleep>, time: Duration| timer.change(|timer| timer.reset(Instant::now() + time));
     let (mut draining, mut closing) = (false, false);
+    let mut unread = Unread::new(patience.unread);
     std::future::poll_fn(|cx| {
         loop {
-            let ended = connection.as_mut().poll(cx);
+            let Some(running) = connection.as_mut().as_pin_mut() else { return Poll::Ready(Err(End::Unread)) };
+            let ended = unread.poll(cx, |cx| running.poll(cx));
             end_of_round(cx);
-            if let Poll::Ready(result) = ended {
-                return Poll::Ready(result.map_err(End::from));
+            match ended {
+                Poll::Ready(Ok(result)) => return Poll::Ready(result.map_err(End::from)),
+                Poll::Ready(Err(how)) => {
+                    let _cutting = Cutting::begin(how);
+                    connection.set(None);
+                    continue;
+                }
+                Poll::Pending => {}
             }
             if !draining && Pin::new(&mut started).poll(cx).is_ready() {
                 draining = true;
@@ -172,7 +189,7 @@ where
                 }
                 Ok(_) | Err(TooSlow::Idle) => {
                     closing = true;
-                    shutdown(connection.as_mut());
+                    connection.as_mut().as_pin_mut().into_iter().for_each(&shutdown);
                     if let Some(limit) = patience.streams {
                         wait(&mut timer, watch.look(limit));
                     }

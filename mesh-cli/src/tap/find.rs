@@ -317,23 +317,23 @@ mod tests {
 
     #[test]
     fn features_tm_16_proxies_are_those_that_see_it() {
-        let gone = "node n2 has no agent: `meshctl status` says why";
-        let pending = "shop/wp-2 is not asked: its pod is Pending, not Running";
-        let no_pod = "waypoint infra/far has no pod: `meshctl waypoint status -n infra far` says why";
+        const GONE: &str = "node n2 has no agent: `meshctl status` says why";
+        const PENDING: &str = "shop/wp-2 is not asked: its pod is Pending, not Running";
+        const NO_POD: &str = "waypoint infra/far has no pod: `meshctl waypoint status -n infra far` says why";
         let rows: [Row; 12] = [
-            ("web", true, true, &["node/n1", "shop/wp-1"], &[pending]),
-            ("web", true, false, &["shop/wp-1"], &[pending]),
+            ("web", true, true, &["node/n1", "shop/wp-1"], &[PENDING]),
+            ("web", true, false, &["shop/wp-1"], &[PENDING]),
             ("web", false, true, &["node/n1"], &[]),
-            ("deploy/web", true, true, &["node/n1", "shop/wp-1"], &[pending]),
-            ("pod/web-5d-x", true, false, &["shop/wp-1"], &[pending]),
+            ("deploy/web", true, true, &["node/n1", "shop/wp-1"], &[PENDING]),
+            ("pod/web-5d-x", true, false, &["shop/wp-1"], &[PENDING]),
             // The service has none; its pod has that of the namespace, and no agent.
-            ("db", true, true, &[], &[gone]),
-            ("pod/db-0", true, true, &["shop/wp-1"], &[pending, gone]),
-            ("far", true, true, &[], &[no_pod]),
-            ("ns/shop", true, false, &["shop/edge-1", "shop/wp-1"], &[pending, no_pod]),
+            ("db", true, true, &[], &[GONE]),
+            ("pod/db-0", true, true, &["shop/wp-1"], &[PENDING, GONE]),
+            ("far", true, true, &[], &[NO_POD]),
+            ("ns/shop", true, false, &["shop/edge-1", "shop/wp-1"], &[PENDING, NO_POD]),
             ("waypoint/edge", true, true, &["shop/edge-1"], &[]),
             ("waypoint/other.infra", true, true, &["infra/other-1"], &[]),
-            ("", true, true, &["infra/other-1", "node/n1", "node/n4", "shop/edge-1", "shop/wp-1"], &[pending]),
+            ("", true, true, &["infra/other-1", "node/n1", "node/n4", "shop/edge-1", "shop/wp-1"], &[PENDING]),
         ];
         for (text, requests, connections, names, missing) in rows {
             let (found, left) = found(text, requests, connections);

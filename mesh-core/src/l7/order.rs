@@ -109,13 +109,19 @@ fn as_written(candidates: Vec<Candidate>) -> Vec<Rule> {
         if ended.as_ref() == Some(&object) {
             continue;
         }
-        let takes_all = conditions.is_empty() || conditions.iter().any(Condition::is_always);
-        let rule = Rule { conditions, handling };
-        if takes_all {
+        // Each alternative for itself, as in Istio: those before the one that takes all are asked in their turn.
+        let always = conditions.iter().position(Condition::is_always);
+        let mut conditions = conditions;
+        let rest = always.map(|at| conditions.split_off(at));
+        if conditions.is_empty() || rest.is_some() {
             ended = Some(object);
-            last.push(rule);
-        } else {
-            rules.push(rule);
+            last.push(Rule {
+                conditions: rest.into_iter().flatten().take(1).collect(),
+                handling: Arc::clone(&handling),
+            });
+        }
+        if !conditions.is_empty() {
+            rules.push(Rule { conditions, handling });
         }
     }
     rules.extend(last);

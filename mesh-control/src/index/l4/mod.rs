@@ -124,7 +124,10 @@ fn of_service(
     let Of { service, ports, is_entry } = of;
     let mut groups: Vec<Group> = Vec::new();
     for port in ports {
-        for (clients, source) in sources(&service, port.port, &[Kind::TlsRoute, Kind::TcpRoute], around) {
+        let says = |object: &VirtualService| {
+            object.routes_connections(port.port) || is_entry && object.routes_requests(port.port)
+        };
+        for (clients, source) in sources(&service, port.port, &[Kind::TlsRoute, Kind::TcpRoute], says, around) {
             let group = match &source {
                 Source::Routes(keys) => Some((false, of_routes(keys, around, problems))),
                 Source::VirtualService(name) => with_istio_s

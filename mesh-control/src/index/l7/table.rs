@@ -4,20 +4,20 @@
 //! 2. all other clients, if there are such routes in the service's namespace: producers;
 //! 3. else, clients of each namespace with the VirtualService that they see first.
 //!
-//! A service without rules for a client has no virtual host for it: `pick` finds no host then, and the request goes to the service's endpoints. A host without
-//! a rule that fits is something else: 404.
+//! A service without rules for a client has no virtual host for it: `pick` finds no host then, and the request goes to the service's endpoints; so it is with a port for
+//! which a VirtualService has no rule, as in Istio. A host without a rule that fits is something else: 404.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use mesh_core::l7::order::{Candidate, arrange};
-use mesh_core::l7::{Rule, Table, VirtualHost};
+use mesh_core::l7::{Condition, Rule, Table, VirtualHost};
 use mesh_core::{ArcStr, NamespacedName};
 
 use super::{Around, Problems, Read, virtual_service};
 use crate::index::routing::hosts::sees;
 use crate::index::routing::parents::Attached;
-use crate::resource::routing::virtual_service::MESH;
+use crate::resource::routing::virtual_service::{MESH, VirtualService};
 use crate::resource::{Key, Kind};
 
 /// Whose rules some clients see.
@@ -50,7 +50,8 @@ fn of_service(service: &NamespacedName, around: &Around<'_>, read: &Read, proble
     let ports = host.numbers();
     let mut hosts: Vec<VirtualHost> = Vec::new();
     for port in &ports {
-        for (clients, source) in sources(service, *port, &[Kind::GrpcRoute, Kind::HttpRoute], around) {
+        let says = |object: &VirtualService| object.routes_requests(*port);
+        for (clients, source) in sources(service, *port, &[Kind::GrpcRoute, Kind::HttpRoute], says, around) {
             let Some(rules) = rules(&source, *port, around, read, problems) else { continue };
             let same = hosts.iter_mut().find(|host| host.clients == clients && host.rules == rules);
             match same {
@@ -73,8 +74,14 @@ fn of_service(service: &NamespacedName, around: &Around<'_>, read: &Read, proble
 }
 
 /// Who sees what, of a port of a service: routes of these kinds, of which of several for one port the first counts, and VirtualServices. No namespace is
-/// there twice.
-pub fn sources(service: &NamespacedName, port: u16, kinds: &[Kind], around: &Around<'_>) -> Vec<(Clients, Source)> {
+/// there twice. A VirtualService that `says` nothing of what is asked for stands before no other.
+pub fn sources(
+    service: &NamespacedName,
+    port: u16,
+    kinds: &[Kind],
+    says: impl Fn(&VirtualService) -> bool,
+    around: &Around<'_>,
+) -> Vec<(Clients, Source)> {
     let mut groups = routes(service, port, kinds, around);
     let producers = groups.remove(&service.namespace);
     let mut named: BTreeSet<ArcStr> = groups.keys().cloned().collect();
@@ -85,7 +92,9 @@ pub fn sources(service: &NamespacedName, port: u16, kinds: &[Kind], around: &Aro
         return sources;
     }
     for name in virtual_services(service, around) {
-        let Some(object) = around.routes.virtual_services.get(name) else { continue };
+        let Some(object) = around.routes.virtual_services.get(name).filter(|object| says(&object.spec)) else {
+            continue;
+        };
         let source = Source::VirtualService(name.clone());
         let Some(mut exports) = exported(&object.spec.export_to, &object.namespace) else {
             sources.push((None, source));
@@ -148,21 +157,40 @@ fn exported(export_to: &[String], own: &ArcStr) -> Option<Vec<ArcStr>> {
     Some(seeing.into_iter().collect())
 }
 
-/// The rules in the order in which they are tried; `None` of an object that says nothing of HTTP.
+/// The rules in the order in which they are tried; `None` of an object that says nothing of HTTP at this port.
 fn rules(source: &Source, port: u16, around: &Around<'_>, read: &Read, problems: &mut Problems) -> Option<Vec<Rule>> {
     let candidates: Vec<Candidate> = match source {
         Source::Routes(keys) => keys.iter().filter_map(|key| read.routes.get(key)).flatten().cloned().collect(),
         Source::VirtualService(name) => {
             let known = read.virtual_services.get(name)?;
             let object = around.routes.virtual_services.get(name)?;
-            if object.spec.http.is_empty() {
-                return None;
-            }
-            match known.by_port {
+            let all = match known.by_port {
                 true => virtual_service::rules(object, Some(port), around, problems).candidates,
                 false => known.candidates.clone(),
+            };
+            let here: Vec<Candidate> = all.into_iter().filter_map(|candidate| at(port, candidate)).collect();
+            if here.is_empty() {
+                return None;
             }
+            here
         }
     };
     Some(arrange(candidates))
+}
+
+/// A rule as far as it is for what comes through the mesh to a port.
+fn at(port: u16, mut candidate: Candidate) -> Option<Candidate> {
+    if candidate.conditions.is_empty() {
+        return Some(candidate);
+    }
+    let is_here = |one: &Condition| {
+        one.port.is_none_or(|own| own == port)
+            && (one.gateways.is_empty() || one.gateways.iter().any(|name| name == MESH))
+    };
+    candidate.conditions.retain(is_here);
+    for one in &mut candidate.conditions {
+        one.port = None;
+        one.gateways.clear();
+    }
+    (!candidate.conditions.is_empty()).then_some(candidate)
 }

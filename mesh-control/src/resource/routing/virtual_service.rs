@@ -50,6 +50,29 @@ pub struct VirtualService {
     pub export_to: Vec<String>,
 }
 
+impl VirtualService {
+    /// Whether it says anything of requests that come through the mesh to a port of its hosts.
+    pub fn routes_requests(&self, port: u16) -> bool {
+        self.http
+            .iter()
+            .any(|rule| rule.matches.is_empty() || rule.matches.iter().any(|one| is_for(one.port, &one.gateways, port)))
+    }
+
+    /// The same of connections.
+    pub fn routes_connections(&self, port: u16) -> bool {
+        let of_tcp = |rule: &TcpRule| {
+            rule.matches.is_empty() || rule.matches.iter().any(|one| is_for(one.port, &one.gateways, port))
+        };
+        self.tcp.iter().any(of_tcp)
+            || self.tls.iter().any(|rule| rule.matches.iter().any(|one| is_for(one.port, &one.gateways, port)))
+    }
+}
+
+/// Whether an alternative may fit what comes through the mesh to a port.
+fn is_for(own: Option<u16>, gateways: &[String], port: u16) -> bool {
+    own.is_none_or(|own| own == port) && (gateways.is_empty() || gateways.iter().any(|name| name == MESH))
+}
+
 /// What happens to an HTTP request that any of `matches` fits; all fit if there are none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

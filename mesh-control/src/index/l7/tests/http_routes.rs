@@ -74,6 +74,14 @@ fn features_GA_3_what_is_compared() {
             &[("GET http://web/?a=xy", "v1:80")],
         ),
         (
+            &when("{path: {value: '/caf%c3%a9'}}"),
+            &[
+                ("GET http://web/caf%C3%A9/x", "v1:80"),
+                ("GET http://web/caf%c3%a9", "v1:80"),
+                ("GET http://web/caf", "v2:80"),
+            ],
+        ),
+        (
             &when("{path: {value: /a}, method: GET}, {headers: [{name: b, value: '1'}]}"),
             &[("GET http://web/a", "v1:80"), ("POST http://web/a", "v2:80"), ("POST http://web/a b=1", "v1:80")],
         ),

@@ -134,6 +134,53 @@ fn features_VS_6_and_VS_7_ports_and_clients() {
     });
 }
 
+/// As in Istio, where rules for other ports and gateways are none: nothing is 404 that nobody has spoken of.
+#[test]
+fn features_VS_6_a_port_of_which_no_rule_speaks_is_the_services_own() {
+    let only = |condition: &str| {
+        rules(&format!("{{match: [{condition}], route: [{{destination: {{host: v1, port: {{number: 80}}}}}}]}}"))
+    };
+    let older = |spec: &str| made(object(Kind::VirtualService, "shop", "older", spec), "2026-01-01");
+    let younger = made(only("{port: 8080}")[0].clone(), "2026-02-01");
+    let of_tcp = older("{hosts: [web], tcp: [{route: [{destination: {host: v2, port: {number: 80}}}]}]}");
+    let of_80 =
+        older("{hosts: [web], http: [{match: [{port: 80}], route: [{destination: {host: v2, port: {number: 80}}}]}]}");
+    check(&[
+        (&only("{port: 8080}"), &[("GET http://web/ :8080", "v1:80"), ("GET http://web/ :80", "-")]),
+        (&only("{port: 8080, uri: {prefix: /a}}"), &[("GET http://web/ :8080", "404"), ("GET http://web/a :80", "-")]),
+        (
+            &only("{port: 8080, uri: {prefix: /a}}, {port: 80, uri: {prefix: /b}}"),
+            &[
+                ("GET http://web/a :8080", "v1:80"),
+                ("GET http://web/b :8080", "404"),
+                ("GET http://web/b :80", "v1:80"),
+            ],
+        ),
+        (&only("{gateways: [edge]}"), &[("GET http://web/", "-")]),
+        (&only("{gateways: [edge]}, {gateways: [mesh]}"), &[("GET http://web/", "v1:80")]),
+        // One that says nothing of it stands before no other.
+        (&[of_tcp, younger.clone()], &[("GET http://web/ :8080", "v1:80"), ("GET http://web/ :80", "-")]),
+        (&[of_80, younger], &[("GET http://web/ :8080", "v1:80"), ("GET http://web/ :80", "v2:80")]),
+    ]);
+}
+
+/// A rule is held against paths in the one spelling that they are forwarded in.
+#[test]
+fn features_VS_4_escapes_of_a_rule_are_those_of_a_path() {
+    check(&[
+        (
+            &when("{uri: {prefix: '/caf%c3%a9'}}"),
+            &[
+                ("GET http://web/caf%c3%a9/x", "v1:80"),
+                ("GET http://web/caf%C3%A9", "v1:80"),
+                ("GET http://web/caf", "v2:80"),
+            ],
+        ),
+        (&when("{uri: {exact: '/%61%3b'}}"), &[("GET http://web/a%3B", "v1:80"), ("GET http://web/%61%3b", "v1:80")]),
+        (&when("{uri: {prefix: '/100%'}}"), &[("GET http://web/100", "v2:80")]),
+    ]);
+}
+
 #[test]
 fn features_VS_8_places_ports_and_subsets() {
     let subsets = |namespace: &str| {

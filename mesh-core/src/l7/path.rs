@@ -99,7 +99,8 @@ pub(super) fn unescaped(text: &str) -> String {
 }
 
 /// A text that paths are compared with, in the spelling that they have; as it is if it can be in none.
-pub(super) fn respelled(text: &str) -> String {
+#[must_use]
+pub fn respelled(text: &str) -> String {
     decoded(text.as_bytes(), Spelling::Base).unwrap_or_else(|_| text.to_owned())
 }
 

@@ -221,8 +221,7 @@ impl Forward<'_> {
         let Some(Balancer::Hash(wanted, _)) = found.map(|found| &found.now.policy().balancer) else {
             return (None, None);
         };
-        let source = self.down.from().ip();
-        let said = Said { headers: &parts.headers, query: parts.uri.query(), source };
+        let said = Said { headers: &parts.headers, query: parts.uri.query(), source: self.remote };
         key(wanted, &said, &mut *self.down.lane.rng.lock())
     }
 

@@ -208,7 +208,7 @@ async fn answer(
         To::Redirect(status, location) => Ok(reply::redirect(*status, location)),
         To::Respond(status, body) => Ok(reply::text(*status, body.clone(), false)),
         To::Asked | To::Place(_) => {
-            let forward = attempts::Forward { down, bound: &bound, plan: &plan, asked: &asked };
+            let forward = attempts::Forward { down, bound: &bound, plan: &plan, asked: &asked, remote };
             forward.run(parts, body, upgrade, report).await
         }
     };

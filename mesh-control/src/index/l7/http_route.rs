@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use mesh_core::l7::order::{Api, Candidate, Origin};
+use mesh_core::l7::path::respelled;
 use mesh_core::l7::{Condition, HeaderMatch, PathKind, QueryMatch, Retries, RetryOn, Text};
 
 use super::filter::{Reading, value};
@@ -81,8 +82,8 @@ fn condition(one: &Match, field: &str, notes: &mut Notes<'_>) -> Condition {
     let path = one.path.clone().unwrap_or_default();
     let text = path.value.as_deref().unwrap_or("/");
     let kind = match path.kind {
-        None | Some(kind::PathKind::PathPrefix) => Some(PathKind::Segments(text.into())),
-        Some(kind::PathKind::Exact) => Some(PathKind::Exact(text.into())),
+        None | Some(kind::PathKind::PathPrefix) => Some(PathKind::Segments(respelled(text).into())),
+        Some(kind::PathKind::Exact) => Some(PathKind::Exact(respelled(text).into())),
         Some(kind::PathKind::RegularExpression) => {
             pattern(text, &format!("{field}.path.value"), notes).map(PathKind::Regex)
         }

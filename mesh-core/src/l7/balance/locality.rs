@@ -149,7 +149,8 @@ fn is_alike(key: &str, workload: &Workload, client: &Client, own: Option<&Labels
         Some(value) => Some(value.to_owned()),
         None => place(&client.locality, &client.network, &client.cluster_id).or_else(|| of(own)),
     };
-    here.is_some() && here == there
+    // Who has no such label has it as whoever has none either, as in Istio: then the next key decides.
+    here.unwrap_or_default() == there.unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -208,6 +209,11 @@ mod tests {
                 levels([0, 0, 1, 2, 2]),
             ),
             ("labels of pods", said(Said { priority: priority(&["app"]), ..Said::default() }), levels([0, 1, 1, 1, 1])),
+            (
+                "labels that nobody has decide nothing",
+                said(Said { priority: priority(&["none", "topology.kubernetes.io/zone"]), ..Said::default() }),
+                levels([0, 0, 1, 1, 1]),
+            ),
             ("as written", said(Said { priority: priority(&["v=1"]), ..Said::default() }), levels([1, 1, 1, 0, 1])),
             (
                 "shares",

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use mesh_core::l7::path::respelled;
 use mesh_core::l7::{Condition, HeaderMatch, PathKind, PathMatch, QueryMatch, Text};
 
 use super::super::notes::Notes;
@@ -29,8 +30,8 @@ pub fn condition(one: &HttpMatch, namespace: &str, field: &str, notes: &mut Note
     };
     let path = text("uri", &one.uri).and_then(|text| {
         let kind = match text {
-            Text::Exact(text) => PathKind::Exact(text),
-            Text::Prefix(text) => PathKind::Prefix(text),
+            Text::Exact(text) => PathKind::Exact(respelled(&text).into()),
+            Text::Prefix(text) => PathKind::Prefix(respelled(&text).into()),
             Text::Regex(pattern) => PathKind::Regex(pattern),
             Text::Present => return None,
         };

@@ -13,6 +13,7 @@ pub mod lanes;
 pub mod logging;
 pub mod metrics;
 pub mod operator;
+pub mod paths;
 pub mod rarely;
 pub mod readiness;
 pub mod signal;

@@ -1,4 +1,4 @@
-//! How the network carries connections, by what the kernel tells of their sockets: counted for all connections of one pair of ends, read by telemetry.
+//! Looks at sockets over the network: what the kernel knows of them is counted where their owner says (`mesh_runtime::paths`).
 //!
 //! ```text
 //!  tunnel: its driver, at each PING and at its end ─┐
@@ -7,73 +7,13 @@
 //! ```
 //! A socket's counters say what this end has sent; what the other end has sent it counts itself. Nothing here is on the way of a byte.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
+use mesh_runtime::paths::PathCounters;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
-use crate::socket::{Armed, Progress, TcpInfo};
-
-/// Upper bounds of the buckets of round trips, in microseconds: from inside a node to around the earth, three in two decades.
-pub const ROUND_TRIPS: [u32; 9] = [100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000];
-
-/// What was counted for one pair of ends.
-#[derive(Debug, Default)]
-pub struct PathCounters {
-    sent: AtomicU64,
-    retransmitted: AtomicU64,
-    duplicates: AtomicU64,
-    /// By bucket; the last one is of those beyond all bounds.
-    round_trips: [AtomicU64; ROUND_TRIPS.len() + 1],
-    round_trip_sum: AtomicU64,
-    is_known: AtomicBool,
-}
-
-/// The same, read.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct PathTotals {
-    /// Segments with data that were sent, those that were sent again among them.
-    pub sent: u64,
-    /// Segments that were sent again.
-    pub retransmitted: u64,
-    /// Segments that the receiver has told to have had twice.
-    pub duplicates: u64,
-    /// Smoothed round trips that were seen, in each bucket of [`ROUND_TRIPS`] alone, and beyond.
-    pub round_trips: [u64; ROUND_TRIPS.len() + 1],
-    /// Their sum in microseconds.
-    pub round_trip_sum: u64,
-}
-
-impl PathCounters {
-    fn add(&self, progress: &Progress) {
-        self.is_known.store(true, Relaxed);
-        for (counter, more) in [
-            (&self.sent, progress.sent),
-            (&self.retransmitted, progress.retransmitted),
-            (&self.duplicates, progress.duplicates),
-        ] {
-            counter.fetch_add(more.into(), Relaxed);
-        }
-        if let Some(round_trip) = progress.round_trip {
-            let micros = round_trip.as_micros();
-            let bucket = ROUND_TRIPS.partition_point(|bound| u128::from(*bound) < micros);
-            self.round_trips[bucket].fetch_add(1, Relaxed);
-            self.round_trip_sum.fetch_add(u64::try_from(micros).unwrap_or(u64::MAX), Relaxed);
-        }
-    }
-
-    /// What was counted so far; none if the kernel has told of no connection yet.
-    pub fn totals(&self) -> Option<PathTotals> {
-        self.is_known.load(Relaxed).then(|| PathTotals {
-            sent: self.sent.load(Relaxed),
-            retransmitted: self.retransmitted.load(Relaxed),
-            duplicates: self.duplicates.load(Relaxed),
-            round_trips: self.round_trips.each_ref().map(|bucket| bucket.load(Relaxed)),
-            round_trip_sum: self.round_trip_sum.load(Relaxed),
-        })
-    }
-}
+use crate::socket::{Armed, TcpInfo};
 
 /// Where one connection is counted, and what of it was.
 #[derive(Debug)]
@@ -148,24 +88,10 @@ impl Drop for Inner {
 #[cfg(test)]
 #[expect(non_snake_case, reason = "tests carry the ids of their rows")]
 mod tests {
-    use std::time::Duration;
-
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     use super::*;
-
-    #[test]
-    fn round_trips_are_in_the_bucket_of_the_next_bound() {
-        for (micros, bucket) in [(1, 0), (100, 0), (101, 1), (3_000, 3), (999_999, 8), (1_000_000, 8), (1_000_001, 9)] {
-            let counters = PathCounters::default();
-            assert_eq!(counters.totals(), None, "nobody has looked");
-            counters.add(&Progress { round_trip: Some(Duration::from_micros(micros)), ..Progress::default() });
-            let mut expected = PathTotals { round_trip_sum: micros, ..PathTotals::default() };
-            expected.round_trips[bucket] = 1;
-            assert_eq!(counters.totals(), Some(expected), "{micros}");
-        }
-    }
 
     #[tokio::test]
     async fn features_TM_13_what_was_counted_while_a_socket_lived_is_not_counted_again_at_its_end() {

@@ -132,6 +132,7 @@ async fn serve(config: &Config, lanes: Lanes) -> Result<i32, Refusal> {
     registry.register_collector(Box::new(Losses(Arc::clone(&shared.telemetry))));
     registry.register_collector(Box::new(PlacesShown(Arc::clone(&shared))));
     registry.register_collector(Box::new(DatagramsShown(Arc::clone(&shared.datagrams))));
+    registry.register_collector(Box::new(Arc::clone(&shared.paths)));
     let metrics_port = bind(config.metrics).await?;
     task::spawn_vital("metrics server", operator::serve_metrics(metrics_port, registry, servers.token()));
 

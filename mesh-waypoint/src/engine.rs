@@ -124,7 +124,9 @@ impl Engine {
                 () = drain.started() => return,
                 () = tokio::time::sleep(EXPIRE) => {}
             }
-            telemetry::expire(&meters, self.shared().now_ms(), UNUSED);
+            let (shared, now) = (self.shared(), self.shared().now_ms());
+            telemetry::expire(&meters, now, UNUSED);
+            shared.paths.expire(|| |_| false, now, UNUSED);
         }
     }
 

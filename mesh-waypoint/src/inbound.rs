@@ -15,6 +15,7 @@ use crate::connection;
 use crate::downstream::Downstream;
 use crate::engine::{Engine, Lane};
 use crate::peer::Peer;
+use crate::shared::Way;
 use crate::target::NotOurs;
 
 /// Accepts tunnels until the process drains. Each lives on one lane.
@@ -83,7 +84,9 @@ async fn connection(lane: Arc<Lane>, request: InboundRequest, drain: DrainToken)
         tracing::debug!(%asked, %client, %why, "a connection was refused");
         return request.refuse(status(why));
     }
+    let from = request.peer_address().ip();
     let Ok(stream) = request.accept(&downstream.lane.shared.own.baggage) else { return };
+    stream.measure(|| downstream.lane.shared.path(Way::In, from, stream.peer()));
     connection::serve(downstream, stream).await;
 }
 

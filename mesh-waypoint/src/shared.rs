@@ -8,6 +8,7 @@ use arcstr::ArcStr;
 use mesh_core::tap::Selector;
 use mesh_core::telemetry::Scopes;
 use mesh_core::{Client, Identity, NamespacedName};
+use mesh_runtime::paths::PathCounters;
 use mesh_runtime::tap::Taps;
 use mesh_runtime::ticks;
 use mesh_transport::hbone::{Acceptor, AcceptorConfig, Baggage, Pool as Tunnels, PoolConfig};
@@ -20,7 +21,7 @@ use crate::peer::Peer;
 use crate::places::Places;
 use crate::settings::Settings;
 use crate::state::State;
-use crate::telemetry::{Datagrams, Plans, Tools};
+use crate::telemetry::{self, Datagrams, PathEnd, Paths, Plans, Tools};
 
 /// Who this waypoint is.
 #[derive(Clone, Debug)]
@@ -84,6 +85,15 @@ impl Certificates for Arc<IdentityCertificate> {
     }
 }
 
+/// Who has dialled a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The other end.
+    In,
+    /// We.
+    Out,
+}
+
 /// What all lanes read.
 pub struct Shared {
     /// What the control plane has said.
@@ -104,6 +114,8 @@ pub struct Shared {
     pub datagram_places: Places,
     /// Places for sessions of datagrams.
     pub datagram_rooms: Arc<Semaphore>,
+    /// How the network carries tunnels. Its lock is taken for new ones.
+    pub paths: Paths,
     /// Numbers of UDP ports.
     pub datagrams: Arc<Datagrams>,
     /// Names of requests that were looked up.
@@ -133,6 +145,7 @@ impl Shared {
             places: Places::default(),
             datagram_places: Places::default(),
             datagram_rooms: Arc::new(Semaphore::new(rooms)),
+            paths: telemetry::paths(),
             datagrams: Arc::default(),
             names: Names::default(),
             leads: Leads::default(),
@@ -148,6 +161,24 @@ impl Shared {
     /// Puts in force what is to be measured, logged and traced.
     pub fn set_telemetry(&self, scopes: &Scopes) {
         self.state.set_plans(Plans::compile(scopes, &self.telemetry).into());
+    }
+
+    /// Where it is counted how the network carries a tunnel, from `address` to here or from here to it; `peer` has proved to be there.
+    pub fn path(&self, way: Way, address: IpAddr, peer: &Identity) -> Arc<PathCounters> {
+        let (view, own) = (self.state.view(), &self.own);
+        let end = |address: Option<IpAddr>, identity: &Identity| {
+            let at = address.and_then(|ip| view.snapshot.workload_by_address(&own.place.network, &ip.to_canonical()));
+            // The address only helps to find a name for the identity.
+            PathEnd::of(at.filter(|workload| workload.identity() == *identity).map(|found| &**found), identity)
+        };
+        let here = end(own.place.ips.first().copied(), &own.identity)
+            .or_called(own.baggage.workload.as_ref(), own.baggage.cluster.as_ref());
+        let there = end(Some(address), peer);
+        let (source, destination) = match way {
+            Way::In => (there, here),
+            Way::Out => (here, there),
+        };
+        telemetry::path(&self.paths, source, destination, self.now_ms())
     }
 
     /// Takes tunnels; its limits are those of the process.

@@ -345,12 +345,12 @@ fn features_TM_13_what_the_network_loses_is_told_of_the_pair_that_it_is_lost_to(
         let lab = Lab::with_mesh(LabConfig::default())?;
         let pod = |name: &str, node| lab.add_pod(PodSpec::new(name).service_account(name).node(node));
         let (slow, quick, server) = (pod("slow", 1)?, pod("quick", 1)?, pod("server", 2)?);
-        let _app = server.serve(["canned", "--port", "8080", "--bytes", "300000"])?;
+        let _app = server.serve(["canned", "--port", "8080", "--bytes", "100000"])?;
         lab.enrol_namespace("default")?;
         lab.wait_hbone(&[&slow, &quick, &server])?;
         lab.namespace("strange", &[])?;
         let stranger = lab.add_pod(PodSpec::new("stranger").namespace("strange").node(1))?;
-        slow.congest(500_000, 30_000)?;
+        slow.congest(200_000, 30_000)?;
         let url = format!("http://{}:8080/", server.address.v4);
         // Tunnels are looked at while they are open: after five seconds, and then at each PING.
         eventually("the agents tell of losses", Duration::from_secs(60), || {
@@ -375,7 +375,7 @@ fn features_TM_13_what_the_network_loses_is_told_of_the_pair_that_it_is_lost_to(
             // The answers are what is long, and the server's agent sends them.
             let lossy = of(2, &tunnel("destination", "slow", &slow_id))?;
             ensure!(lossy.lost >= 20.0 && lossy.segments > 2.0 * lossy.lost, "{lossy:?}");
-            ensure!((0.01..1.0).contains(&lossy.round_trip), "a queue of 60 ms: {lossy:?}");
+            ensure!((0.03..1.0).contains(&lossy.round_trip), "a queue of 150 ms: {lossy:?}");
             let strange = [
                 ("reporter", "destination"),
                 ("source_workload", "stranger"),

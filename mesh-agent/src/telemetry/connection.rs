@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use mesh_core::identity::Identity;
 use mesh_core::service::Service;
+use mesh_runtime::paths::PathCounters;
 use mesh_transport::copy::ByteCounters;
-use mesh_transport::path::PathCounters;
 
 use super::Telemetry;
 use super::access_log::Level;

@@ -10,8 +10,8 @@ use mesh_common::{Event, Reason};
 use mesh_core::snapshot::Snapshot;
 use mesh_core::tap::Selector;
 use mesh_runtime::logging::LogFormat;
+use mesh_runtime::paths::{PathCounters, PathTable};
 use mesh_runtime::tap::Taps;
-use mesh_transport::path::PathCounters;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Registry;
@@ -22,7 +22,7 @@ use super::dns::DnsMetrics;
 use super::family;
 use super::health::Health;
 use super::labels::{Pairs, Reporter};
-use super::path::PathTable;
+use super::path::PathLabels;
 use super::process::Process;
 use super::series::{Ends, Known, SeriesTable};
 use super::tap;
@@ -57,7 +57,7 @@ struct Inner {
     grace: Duration,
     access_log: AccessLog,
     series: Arc<SeriesTable>,
-    paths: Arc<PathTable>,
+    paths: Arc<PathTable<PathLabels>>,
     dns: Arc<DnsMetrics>,
     workload_manager: Arc<WorkloadManagerMetrics>,
     health: Arc<Health>,
@@ -119,7 +119,8 @@ impl Telemetry {
 
     /// Where the health of connections over the network between these ends is counted.
     pub(crate) fn path(&self, ends: &Ends) -> Arc<PathCounters> {
-        self.inner.paths.counters(ends, self.millis(Instant::now()))
+        let overflow = || PathLabels::overflow(ends.reporter, ends.security);
+        self.inner.paths.counters(PathLabels::of(ends), overflow, self.millis(Instant::now()))
     }
 
     /// A connection was refused before its ends were known: a rate-limited warning, no series.
@@ -160,7 +161,11 @@ impl Telemetry {
     pub fn expire(&self, snapshot: &Snapshot, now: Instant) -> usize {
         let now = self.millis(now);
         self.inner.dns.expire(now, self.inner.grace);
-        self.inner.paths.expire(|| Known::of(snapshot), now, self.inner.grace);
+        let known = || {
+            let known = Known::of(snapshot);
+            move |labels: &PathLabels| labels.are_known(&known)
+        };
+        self.inner.paths.expire(known, now, self.inner.grace);
         self.inner.series.expire(snapshot, now, self.inner.grace)
     }
 

@@ -10,6 +10,7 @@ use mesh_core::change::Change;
 use mesh_core::{ArcStr, Identity, Locality, Service, Store, TrustDomain, Workload};
 use mesh_runtime::logging::LogFormat;
 use mesh_runtime::metrics::Registry;
+use mesh_runtime::paths::Progress;
 use parking_lot::Mutex;
 
 use super::{
@@ -322,6 +323,47 @@ fn replicas_and_new_configuration_share_the_series_of_their_labels() {
         bench.telemetry.open(labels).close(Outcome::Complete);
     }
     assert_eq!(bench.values("istio_tcp_connections_opened_total"), [3]);
+}
+
+#[test]
+fn features_tm_13_the_network_of_a_pair_is_told_under_its_labels_and_goes_with_its_workloads() {
+    let bench = Bench::text();
+    let mut store = Store::new();
+    let (reviews, ratings) =
+        (workload("bookinfo", "reviews", "reviews-abc"), workload("bookinfo", "ratings", "ratings-def"));
+    let uid = ratings.uid.clone();
+    let full = store.apply(vec![Change::Workload(reviews), Change::Workload(ratings)]).snapshot;
+    let gone = store.apply(vec![Change::RemoveAddress(uid)]).snapshot;
+    let guard = bench.telemetry.open(labels(Reporter::Destination));
+    assert!(!bench.scrape().contains("undermesh_tcp"), "nobody has looked");
+    guard.path().add(&Progress {
+        sent: 7,
+        retransmitted: 2,
+        duplicates: 1,
+        round_trip: Some(Duration::from_millis(2)),
+    });
+    guard.close(Outcome::Complete);
+    let labels = "reporter=\"destination\",source_workload=\"reviews\",source_workload_namespace=\"bookinfo\",\
+        source_principal=\"spiffe://cluster.local/ns/bookinfo/sa/reviews-sa\",source_cluster=\"Kubernetes\",\
+        destination_workload=\"ratings\",destination_workload_namespace=\"bookinfo\",\
+        destination_principal=\"spiffe://cluster.local/ns/bookinfo/sa/ratings-sa\",destination_cluster=\"Kubernetes\",\
+        connection_security_policy=\"mutual_tls\"";
+    let scrape = bench.scrape();
+    for (family, value) in [
+        ("undermesh_tcp_segments_total", "7"),
+        ("undermesh_tcp_retransmitted_segments_total", "2"),
+        ("undermesh_tcp_duplicate_segments_total", "1"),
+        ("undermesh_tcp_rtt_seconds_count", "1"),
+        ("undermesh_tcp_rtt_seconds_sum", "0.002"),
+    ] {
+        let line = format!("{family}{{{labels}}} {value}");
+        assert!(scrape.lines().any(|l| l == line), "{line}\nin\n{scrape}");
+    }
+    let later = Instant::now() + TelemetryConfig::default().grace * 2;
+    bench.telemetry.expire(&full, later);
+    assert!(bench.scrape().contains("undermesh_tcp"), "quiet, but still there");
+    bench.telemetry.expire(&gone, later);
+    assert!(!bench.scrape().contains("undermesh_tcp"), "{}", bench.scrape());
 }
 
 #[test]

@@ -7,6 +7,8 @@ use std::mem::size_of_val;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
+use mesh_runtime::paths::Progress;
+
 /// Where the fields are in `struct tcp_info` (linux/tcp.h), which only ever grows at its end.
 const ROUND_TRIP: usize = 68;
 const TOTAL_RETRANS: usize = 100;
@@ -26,19 +28,6 @@ pub struct TcpInfo {
     /// Segments that were sent again.
     pub retransmitted: u32,
     /// Segments that the receiver has told to have had twice.
-    pub duplicates: u32,
-}
-
-/// What has happened on a connection from one look to the next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Progress {
-    /// The smoothed round trip, if it was measured meanwhile.
-    pub round_trip: Option<Duration>,
-    /// Segments with data that were sent.
-    pub sent: u32,
-    /// Of these, those that were sent again.
-    pub retransmitted: u32,
-    /// Of what was sent again, what the receiver had already.
     pub duplicates: u32,
 }
 

@@ -13,8 +13,8 @@ use super::{Flags, Measured, Protocol, Who};
 
 /// Longest value in bytes.
 const LONGEST: usize = 512;
-const UNKNOWN: ArcStr = arcstr::literal!("unknown");
-const OVERFLOW: ArcStr = arcstr::literal!("overflow");
+pub(super) const UNKNOWN: ArcStr = arcstr::literal!("unknown");
+pub(super) const OVERFLOW: ArcStr = arcstr::literal!("overflow");
 
 /// Labels that a copied connection has too.
 const SHARED: [&str; 21] = [
@@ -158,16 +158,16 @@ fn ends(who: &Who<'_>, protocol: ArcStr) -> Pairs {
 }
 
 /// One end of a request.
-struct Side {
-    workload: ArcStr,
+pub(super) struct Side {
+    pub(super) workload: ArcStr,
     namespace: ArcStr,
     service: ArcStr,
     revision: ArcStr,
-    cluster: ArcStr,
+    pub(super) cluster: ArcStr,
 }
 
 impl Side {
-    fn of(workload: Option<&Workload>) -> Self {
+    pub(super) fn of(workload: Option<&Workload>) -> Self {
         let Some(workload) = workload else {
             return Self {
                 workload: UNKNOWN,
@@ -192,7 +192,7 @@ pub(super) fn known(value: &ArcStr) -> ArcStr {
     if value.is_empty() { UNKNOWN } else { cut(value.clone()) }
 }
 
-fn cut(value: ArcStr) -> ArcStr {
+pub(super) fn cut(value: ArcStr) -> ArcStr {
     if value.len() <= LONGEST && !value.chars().any(char::is_control) {
         return value;
     }

@@ -6,8 +6,10 @@
 //!                               ├─ Plan (compiled): logs, by what Facts say ── Sink ── one thread that writes
 //!                               ├─ spans: Trace ── Exporter ── crate::collector
 //!                               └─ tap: whoever listens ── crate::admin
+//! inbound, upstream::dial ── Paths (of the process): how the network carries tunnels
 //! ```
-//! What is different with metrics a `Plan` compiles into a `Shape`; labels are changed by it when somebody looks. Each lane counts for itself: nothing that a request touches is written by two threads.
+//! What is different with metrics a `Plan` compiles into a `Shape`; labels are changed by it when somebody looks. Each lane counts for itself: nothing that a request touches is
+//! written by two threads.
 
 mod datagrams;
 mod exposition;
@@ -16,6 +18,7 @@ pub mod flags;
 mod labels;
 mod meters;
 mod mirrors;
+mod paths;
 mod plan;
 mod ruled;
 mod series;
@@ -36,6 +39,7 @@ pub use exposition::{Exposition, Losses, expire};
 pub use flags::Flags;
 pub use meters::Meters;
 pub use mirrors::GivenUp;
+pub use paths::{PathEnd, Paths, counters as path, paths};
 pub use plan::{Plan, Plans, Tools};
 pub use ruled::Ruled;
 pub use shape::{Custom, Shape};

@@ -17,7 +17,7 @@ use tokio_rustls::client::TlsStream;
 use super::choose::Endpoint;
 use crate::origination::Inside;
 use crate::peer::Peer;
-use crate::shared::Shared;
+use crate::shared::{Shared, Way};
 
 /// Bytes to and from an endpoint.
 #[derive(Debug)]
@@ -152,7 +152,9 @@ async fn hbone(shared: &Shared, endpoint: &Endpoint, peer: &Peer) -> Result<Hbon
         keep_alive(&tcp, signs)?;
         Ok(tcp)
     };
-    Ok(shared.tunnels.connect(&key, certificate, dial, request).await?.0)
+    let stream = shared.tunnels.connect(&key, certificate, dial, request).await?.0;
+    stream.measure(|| shared.path(Way::Out, destination.ip(), stream.peer()));
+    Ok(stream)
 }
 
 fn unspecified(like: SocketAddr) -> std::net::IpAddr {

@@ -1,4 +1,5 @@
-//! What Telemetry objects switch on and off while requests run: rows B30 and B31, and labels of one's own in the metrics of row B29.
+//! What Telemetry objects switch on and off while requests run: rows B30 and B31, and labels of one's own in the metrics of row B29; and, without any, what is told
+//! of the network (TM-13).
 use crate::stage::{CHANGE, SOON, Stage, bookinfo, httpbin};
 use anyhow::{Context, Result, ensure};
 use mesh_tests::harness::{Need, PodSpec, Process, ServiceSpec, eventually, in_lab};
@@ -37,6 +38,7 @@ fn features_B29_B30_B31_telemetry_objects_say_what_waypoints_tell() -> Result<()
         let collector = pod.serve(["collector", "--port", "4318"])?;
         stage.lab.apply("settings", SETTINGS)?;
         lines(&stage)?;
+        network(&stage)?;
         labels(&stage)?;
         spans(&stage, &collector)
     })
@@ -45,6 +47,47 @@ fn features_B29_B30_B31_telemetry_objects_say_what_waypoints_tell() -> Result<()
 /// Asks for something of the first httpbin.
 fn ask(stage: &Stage, path: &str) -> Result<()> {
     stage.bookinfo.client.get(&format!("http://httpbin-v1:9080{path}")).map(drop)
+}
+
+/// TM-13: each tunnel is told of by both of its ends, under the same names; that a waypoint asks for a client makes no tunnel of the client's.
+fn network(stage: &Stage) -> Result<()> {
+    // Bound to the waypoint before anybody asked for it.
+    let bins = stage.lab.pods("default");
+    let bin = bins.iter().find(|pod| pod.name == "httpbin-v1").context("no httpbin-v1")?;
+    let (client, waypoint) = (&stage.bookinfo.client, &stage.waypoint.pod);
+    let (client_id, bin_id, waypoint_id) = (client.identity(), bin.identity(), waypoint.identity());
+    eventually("the network of both ways", 2 * SOON, || {
+        ask(stage, "/x")?;
+        let (near, far) = (client.node.agent()?.metrics()?, bin.node.agent()?.metrics()?);
+        let middle = stage.waypoint.metrics()?;
+        let to_waypoint = [
+            ("source_workload", client.name.as_str()),
+            ("source_principal", &client_id),
+            ("destination_workload", &waypoint.name),
+            ("destination_principal", &waypoint_id),
+        ];
+        let to_bin = [
+            ("source_workload", waypoint.name.as_str()),
+            ("source_principal", &waypoint_id),
+            ("destination_workload", "httpbin-v1"),
+            ("destination_principal", &bin_id),
+        ];
+        for (who, metrics, reporter, ends) in [
+            ("the client's agent", &near, "source", &to_waypoint),
+            ("the waypoint, to clients", &middle, "waypoint", &to_waypoint),
+            ("the waypoint, to endpoints", &middle, "waypoint", &to_bin),
+            ("the endpoint's agent", &far, "destination", &to_bin),
+        ] {
+            let labels = [&[("reporter", reporter), ("connection_security_policy", "mutual_tls")], &ends[..]].concat();
+            for name in ["undermesh_tcp_segments_total", "undermesh_tcp_rtt_seconds_count"] {
+                ensure!(metrics.sum(name, &labels) > 0.0, "{who}: no {name} of {ends:?}");
+            }
+        }
+        let asked_for = [("source_principal", client_id.as_str()), ("destination_workload", "httpbin-v1")];
+        ensure!(far.sum("istio_tcp_connections_opened_total", &asked_for) > 0.0, "who asks is known");
+        ensure!(far.select("undermesh_tcp_segments_total", &asked_for).next().is_none(), "it has no tunnel there");
+        Ok(())
+    })
 }
 
 /// B30: only what the filter means is written, in the format of the provider.

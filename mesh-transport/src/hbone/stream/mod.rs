@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use mesh_core::identity::Identity;
+use mesh_runtime::paths::PathCounters;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -27,7 +28,6 @@ use crate::hbone::frame::{self, code};
 use crate::hbone::queue::Queue;
 use crate::hbone::tunnel::{Credit, PAYLOAD, PAYLOAD_AT, Role, STRIDE, Tunnel};
 use crate::hbone::{Baggage, ConnectResponse, HboneError};
-use crate::path::PathCounters;
 use crate::socket::{self, Armed};
 
 /// Slices of one write to the application.

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use futures_util::task::AtomicWaker;
 use http::StatusCode;
 use mesh_core::identity::Identity;
+use mesh_runtime::paths::PathCounters;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::net::TcpStream;
 
@@ -32,7 +33,7 @@ use crate::hbone::driver::PING_ANYBODY;
 use crate::hbone::frame::{self, Head, code, flag, kind};
 use crate::hbone::stream::Stream;
 use crate::hbone::{Authority, Baggage, ConnectRequest, HboneError, TraceParent, hpack};
-use crate::path::{Leg, PathCounters};
+use crate::path::Leg;
 use crate::socket;
 use crate::tls::{CONTENT_DATA, CONTENT_HANDSHAKE, KeySchedule, RECORD_CONTENT, RECORD_HEADER, Sealer, TRAILER};
 

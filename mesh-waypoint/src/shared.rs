@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use arcstr::ArcStr;
@@ -118,6 +119,8 @@ pub struct Shared {
     pub paths: Paths,
     /// Numbers of UDP ports.
     pub datagrams: Arc<Datagrams>,
+    /// Connections that were closed because no PROXY header is believed of who connects.
+    pub untrusted_proxies: AtomicU64,
     /// Names of requests that were looked up.
     pub names: Names,
     /// What connections of clients lead to. Its lock is taken for new connections, not for requests.
@@ -147,6 +150,7 @@ impl Shared {
             datagram_rooms: Arc::new(Semaphore::new(rooms)),
             paths: telemetry::paths(),
             datagrams: Arc::default(),
+            untrusted_proxies: AtomicU64::new(0),
             names: Names::default(),
             leads: Leads::default(),
             tunnels: Tunnels::new(PoolConfig::default()),

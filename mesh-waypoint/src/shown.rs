@@ -1,8 +1,10 @@
-//! What is shown of the places that requests go to: endpoints that are left out, requests that found a limit reached. Registered by the process.
+//! What is shown of the places that requests go to: endpoints that are left out, requests that found a limit reached; and of who comes to a gateway and is not let
+//! in. Registered by the process.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -25,6 +27,9 @@ impl fmt::Debug for PlacesShown {
 
 impl Collector for PlacesShown {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Connections that were closed because who connects may send no PROXY header";
+        let refused = encoder.encode_descriptor("undermesh_proxy_protocol_refused", help, None, MetricType::Counter)?;
+        ConstCounter::new(self.0.untrusted_proxies.load(Relaxed)).encode(refused)?;
         // Of one place for several groups of clients, and for requests and datagrams, the sum.
         let mut sums: BTreeMap<Labels, (u64, u32, u64)> = BTreeMap::new();
         let now = self.0.now_ms();

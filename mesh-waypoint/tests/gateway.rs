@@ -510,6 +510,28 @@ async fn hardening_B190_a_proxy_in_front_says_who_the_client_is_or_nothing_is_se
         let _ = soon("end", tcp.read_to_end(&mut heard)).await;
         assert!(heard.is_empty(), "{first:?}");
     }
+    // Nor who may not send one: whatever he says, it is not read.
+    let peers = |text: &str| Topology {
+        proxy_protocol: true,
+        proxy_peers: Some(vec![text.parse().unwrap()]),
+        ..Topology::default()
+    };
+    let behind =
+        |topology| Arc::new(Listeners::new("shop/edge", vec![http("http", port, &["*"], "app")]).behind(topology));
+    gateway.state.set_listeners(behind(peers("192.0.2.0/24")));
+    let before = gateway.engine.shared().untrusted_proxies.load(std::sync::atomic::Ordering::Relaxed);
+    for first in [header, "GET / HTTP/1.1\r\nhost: a\r\n\r\n", ""] {
+        let mut tcp = connect(port).await;
+        let _ = tcp.write_all(first.as_bytes()).await;
+        assert!(!matches!(soon("end", tcp.read(&mut [0; 1])).await, Ok(1..)), "{first:?}");
+    }
+    let refused = gateway.engine.shared().untrusted_proxies.load(std::sync::atomic::Ordering::Relaxed) - before;
+    assert_eq!(refused, 3);
+    gateway.state.set_listeners(behind(peers("127.0.0.0/8")));
+    let mut tcp = connect(port).await;
+    tcp.write_all(header.as_bytes()).await.unwrap();
+    let answer = ask(&mut http1(tcp).await, "a").await;
+    assert!(text(&answer).contains("x-forwarded-for: 198.51.100.22\n"), "{}", text(&answer));
     // Where nobody is said to stand in front, nobody is believed who says so.
     gateway.state.set_listeners(Arc::new(Listeners::new("shop/edge", vec![http("http", port, &["*"], "app")])));
     for header in [header.as_bytes(), b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc6\x33\x64\x16\xcb\0\x71\x07\x8b\x3e\0\x50"]

@@ -17,9 +17,11 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use arcstr::ArcStr;
+use ipnet::IpNet;
 
 use crate::NamespacedName;
 use crate::l7::{Forward, HostPattern, Table};
@@ -158,6 +160,8 @@ pub struct Topology {
     pub trusted_proxies: u32,
     /// Connections begin with a PROXY header, of version 1 or 2. Those that do not are closed.
     pub proxy_protocol: bool,
+    /// Who may send one, by the address that connects; others are closed before a byte of theirs is read. `None`: whoever connects.
+    pub proxy_peers: Option<Vec<IpNet>>,
     /// What becomes of `x-forwarded-client-cert`.
     pub client_cert: ClientCert,
 }
@@ -176,6 +180,15 @@ pub enum ClientCert {
     ForwardOnly,
     /// It stays as it came.
     AlwaysForwardOnly,
+}
+
+impl Topology {
+    /// Whether a PROXY header is believed of who connects from there.
+    #[must_use]
+    pub fn believes(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.proxy_peers.as_ref().is_none_or(|trusted| trusted.iter().any(|range| range.contains(&peer)))
+    }
 }
 
 impl Listeners {

@@ -160,3 +160,27 @@ fn a_key_has_no_text() {
     let shown = format!("{all:?} {all:#?}");
     assert!(shown.contains("(secret)") && !shown.contains("PRIVATE") && !shown.contains("45, 45"), "{shown}");
 }
+
+#[test]
+fn a_proxy_in_front_is_believed_by_its_address() {
+    let believes = |peers: Option<&[&str]>, peer: &str| {
+        let proxy_peers = peers.map(|all| all.iter().map(|one| one.parse().unwrap()).collect());
+        Topology { proxy_protocol: true, proxy_peers, ..Topology::default() }.believes(peer.parse().unwrap())
+    };
+    let some = Some(&["10.0.0.0/8", "192.0.2.7/32", "fd00::/16"][..]);
+    for (peers, peer, expected) in [
+        (None, "198.51.100.1", true),
+        (Some(&[][..]), "198.51.100.1", false),
+        (some, "10.1.2.3", true),
+        (some, "::ffff:10.1.2.3", true),
+        (some, "11.0.0.1", false),
+        (some, "192.0.2.7", true),
+        (some, "192.0.2.8", false),
+        (some, "fd00:1::1", true),
+        (some, "2001:db8::1", false),
+        (Some(&["0.0.0.0/0"]), "198.51.100.1", true),
+        (Some(&["0.0.0.0/0"]), "2001:db8::1", false),
+    ] {
+        assert_eq!(believes(peers, peer), expected, "{peers:?} {peer}");
+    }
+}

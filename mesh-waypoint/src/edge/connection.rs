@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use ::bytes::Bytes;
 use http::HeaderValue;
@@ -85,7 +86,12 @@ async fn way(lane: &Lane, tcp: &mut TcpStream, entry: &mut Entry) -> Result<Way,
     let edge = Arc::clone(&lane.shared.state.view().edge);
     let limit = lane.shared.settings.handshake_timeout;
     let port = edge.listeners.port(entry.bind).ok_or("nothing is listened for any more")?;
-    if edge.listeners.topology().proxy_protocol {
+    let topology = edge.listeners.topology();
+    if topology.proxy_protocol {
+        if !topology.believes(entry.from.ip()) {
+            lane.shared.untrusted_proxies.fetch_add(1, Relaxed);
+            return Err("no PROXY header is believed of who connects from there".to_owned());
+        }
         let said = proxy::read(tcp, limit).await.map_err(|error| error.to_string())?;
         entry.from = said.unwrap_or(entry.from);
     }

@@ -65,6 +65,20 @@ fn features_GW_8_who_stands_before_a_gateway_is_believed_and_nobody_else() -> Re
             ensure!(answer.contains("\"x-envoy-external-address\":\"198.51.100.22\""), "{first:?}: {answer}");
         }
         refused(&stage)?;
+        // Not everybody may send one.
+        let trusting = |peers: &str| {
+            let own = format!("gatewayTopology: {{numTrustedProxies: 0, proxyProtocol: {{trustedPeers: [{peers}]}}}}");
+            stage.lab.apply("edge", &behind(LISTENERS, &own))
+        };
+        trusting("192.0.2.0/24")?;
+        eventually("a header of a stranger is refused", CHANGE, || {
+            ensure!(told(&stage, first).is_err());
+            Ok(())
+        })?;
+        let counted = stage.gateway.metrics()?.sum("undermesh_proxy_protocol_refused_total", &[]);
+        ensure!(counted >= 1.0, "{counted} are counted");
+        trusting("'::/0', 0.0.0.0/0")?;
+        eventually("a header is believed again", CHANGE, || told(&stage, first).map(drop))?;
         // What cannot be read changes nothing, and it is said.
         stage.lab.apply("edge", &behind(LISTENERS, "gatewayTopology: {proxyProtocols: {}}"))?;
         eventually("it is told", CHANGE, || {

@@ -1,6 +1,7 @@
 //! Listeners of gateways, both ways. One that cannot be read in all of its parts is there all the same and closes connections: left out, a less specific one
 //! would take them. One of which not even the place can be read refuses them all.
 
+use ipnet::IpNet;
 use mesh_core::ArcStr;
 use mesh_core::l7::{HostPattern, Target};
 use mesh_core::listener::{
@@ -71,6 +72,7 @@ pub fn encode_listeners(listeners: &Listeners) -> Vec<u8> {
             ClientCert::AlwaysForwardOnly => wire::ForwardedClientCert::AlwaysForwardOnly,
         }
         .into(),
+        proxy_peers: topology.proxy_peers.as_ref().map(|all| wire::ProxyPeers { all: all.iter().map(block).collect() }),
     };
     wire::Listeners {
         name: listeners.name().to_string(),
@@ -93,7 +95,20 @@ fn topology(message: wire::Topology) -> Result<Topology, ConvertError> {
         wire::ForwardedClientCert::ForwardOnly => ClientCert::ForwardOnly,
         wire::ForwardedClientCert::AlwaysForwardOnly => ClientCert::AlwaysForwardOnly,
     };
-    Ok(Topology { trusted_proxies: message.trusted_proxies, proxy_protocol: message.proxy_protocol, client_cert })
+    let peers = message.proxy_peers.map(|peers| {
+        few("topology.proxy_peers", peers.all.len(), MOST)?;
+        peers.all.iter().map(|one| field::net("topology.proxy_peers", &one.address, one.length)).collect()
+    });
+    Ok(Topology {
+        trusted_proxies: message.trusted_proxies,
+        proxy_protocol: message.proxy_protocol,
+        proxy_peers: peers.transpose()?,
+        client_cert,
+    })
+}
+
+fn block(range: &IpNet) -> wire::Block {
+    wire::Block { address: field::octets(range.addr()), length: range.prefix_len().into() }
 }
 
 /// A listener, closed if there is a problem. An error: its place is not known.

@@ -64,7 +64,12 @@ fn all() -> Listeners {
             ..listener("shut", &["*"], Encryption::None, Serves::Closed("b".into()))
         },
     ];
-    let topology = Topology { trusted_proxies: 2, proxy_protocol: true, client_cert: ClientCert::ForwardOnly };
+    let topology = Topology {
+        trusted_proxies: 2,
+        proxy_protocol: true,
+        proxy_peers: Some(vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()]),
+        client_cert: ClientCert::ForwardOnly,
+    };
     Listeners::new("shop/edge", all.into_iter().map(Arc::new).collect())
         .behind(topology)
         .through_waypoints(["shop/cart".parse().unwrap()].into())
@@ -78,6 +83,18 @@ fn listeners_survive_the_wire() {
         let one = Listeners::new("a", vec![]).behind(Topology { client_cert, ..Topology::default() });
         assert_eq!(listeners(&encode_listeners(&one)).unwrap().listeners, one);
     }
+    // Nobody is not anybody.
+    for proxy_peers in [None, Some(vec![])] {
+        let one = Listeners::new("a", vec![]).behind(Topology { proxy_peers, ..Topology::default() });
+        assert_eq!(listeners(&encode_listeners(&one)).unwrap().listeners, one);
+    }
+    let bad = |length| {
+        let mut message = wire::Listeners::decode(&*encode_listeners(&all())).unwrap();
+        let peers = message.topology.as_mut().and_then(|topology| topology.proxy_peers.as_mut()).unwrap();
+        peers.all[0].length = length;
+        listeners(&message.encode_to_vec()).unwrap_err().to_string()
+    };
+    assert_eq!(bad(33), "topology.proxy_peers: 10.0.0.0/33 is not a range");
 }
 
 /// What becomes of one listener after `change`, beside another.

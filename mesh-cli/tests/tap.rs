@@ -175,7 +175,7 @@ fn bare(path: &str) -> Option<Value> {
 }
 
 fn begun(proxy: &str) -> String {
-    format!("{{\"kind\":\"tap\",\"proxy\":\"{proxy}\"}}\n")
+    format!("{{\"kind\":\"tap\",\"name\":\"{proxy}\"}}\n")
 }
 
 const ENDED: &str = "{\"kind\":\"end\",\"matched\":5,\"shown\":1,\"limited\":4,\"lost\":0}\n";

@@ -44,7 +44,7 @@ pub fn line(text: &str) -> Result<Line, String> {
     let number = |key: &str| value[key].as_u64().unwrap_or(0);
     let counts = || Counts { matched: number("matched"), limited: number("limited"), lost: number("lost") };
     match value["kind"].as_str() {
-        Some("tap") => Ok(Line::Begun(value["proxy"].as_str().unwrap_or_default().to_owned())),
+        Some("tap") => Ok(Line::Begun(value["name"].as_str().unwrap_or_default().to_owned())),
         Some("counts") => Ok(Line::Counts(counts())),
         Some("end") => Ok(Line::End(counts())),
         Some("request" | "connection") => Ok(Line::Seen(value)),
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn features_tm_16_lines_of_proxies_are_told_apart() {
-        assert_eq!(line(r#"{"kind":"tap","proxy":"shop/wp-1"}"#), Ok(Line::Begun("shop/wp-1".into())));
+        assert_eq!(line(r#"{"kind":"tap","name":"shop/wp-1"}"#), Ok(Line::Begun("shop/wp-1".into())));
         let counts = Counts { matched: 9, limited: 3, lost: 1 };
         assert_eq!(line(r#"{"kind":"counts","matched":9,"shown":5,"limited":3,"lost":1}"#), Ok(Line::Counts(counts)));
         assert_eq!(line(r#"{"kind":"end","matched":9,"limited":3,"lost":1}"#), Ok(Line::End(counts)));

@@ -53,7 +53,7 @@ impl<S> State<S> {
                 self.phase = Phase::Lines;
                 let limits = self.open.limits;
                 let first = json!({
-                    "kind": "tap", "version": env!("CARGO_PKG_VERSION"), "proxy": self.about,
+                    "kind": "tap", "version": env!("CARGO_PKG_VERSION"), "name": self.about,
                     "maxRps": limits.rate, "seconds": limits.time.as_secs(),
                 });
                 Some(line(&first))

@@ -71,7 +71,7 @@ async fn features_tm_16_a_stream_says_what_it_is_what_it_left_out_and_why_it_end
     let mut stream = pin!(stream(open, json!("waypoint")));
     let first = values(&stream.next().await.unwrap());
     let version = env!("CARGO_PKG_VERSION");
-    assert_eq!(first, [json!({"kind": "tap", "version": version, "proxy": "waypoint", "maxRps": 3, "seconds": 8})]);
+    assert_eq!(first, [json!({"kind": "tap", "version": version, "name": "waypoint", "maxRps": 3, "seconds": 8})]);
     (0..5).for_each(|_| offer(&taps, "a"));
     let counts = |kind: &str| json!({"kind": kind, "matched": 5, "shown": 3, "limited": 2, "lost": 0});
     let mut heard = Vec::new();

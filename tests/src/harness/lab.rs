@@ -13,6 +13,7 @@ use super::service::ServiceSpec;
 use super::spawner::Spawner;
 use super::{cgroup, netlink, outside, require};
 use anyhow::{Context, Result};
+use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -315,6 +316,16 @@ impl Lab {
     /// The file with certificates of authorities outside of the cluster that waypoints believe. It is read when the first of them begins TLS there.
     pub fn outside_roots(&self) -> PathBuf {
         self.dir.join("outside-roots.pem")
+    }
+
+    /// The admin socket of a waypoint's or gateway's pod.
+    pub fn waypoint_socket(&self, pod: &str) -> PathBuf {
+        self.dir.join(format!("{pod}.sock"))
+    }
+
+    /// `meshctl` on this machine, which reaches the sockets of all nodes and pods.
+    pub fn meshctl<T: Into<OsString>>(&self, args: impl IntoIterator<Item = T>) -> Result<Process> {
+        self.spawn(Program::ours("meshctl", "meshctl")?.args(args))
     }
 
     /// Pods of a namespace.

@@ -129,6 +129,8 @@ impl Lab {
             .arg(self.control.root_certificate())
             .arg("--token")
             .arg(self.control.token(&format!("waypoint-{}_{gateway}", pod.namespace))?)
+            .arg("--admin")
+            .arg(self.waypoint_socket(&pod.name))
             .env("SSL_CERT_FILE", self.outside_roots().to_string_lossy())
             .clock(&pod.node.clock))
     }

@@ -16,4 +16,5 @@ mod replicas;
 mod routing;
 mod sidecars;
 mod stage;
+mod tap;
 mod telemetry;

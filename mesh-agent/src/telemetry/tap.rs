@@ -77,6 +77,7 @@ fn nothing(reporter: Reporter, time: &dyn fmt::Display) -> Seen<'_> {
         source: End::default(),
         destination: End::default(),
         service: None,
+        routed: None,
         asked: None,
         protocol: "tcp",
         status: None,

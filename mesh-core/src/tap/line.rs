@@ -63,6 +63,7 @@ impl Seen<'_> {
         end(&self.source, None, line.out);
         line.key("destination");
         end(&self.destination, self.service, line.out);
+        line.text("routedTo", self.routed.map_or("", |(_, host)| host));
         line.text("protocol", self.protocol);
         line.text("security", self.security);
         if let Some(asked) = &self.asked {

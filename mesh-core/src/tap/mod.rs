@@ -116,8 +116,10 @@ pub struct Seen<'a> {
     pub source: End<'a>,
     /// Who was asked last, also if it has not answered.
     pub destination: End<'a>,
-    /// Namespace and host of the service.
+    /// Namespace and host of the service that was asked for.
     pub service: Option<(&'a str, &'a str)>,
+    /// The same of the one that a rule has sent it to, if that is another.
+    pub routed: Option<(&'a str, &'a str)>,
     /// What was asked; none of a connection, and of a request that could not be read.
     pub asked: Option<Asked<'a>>,
     /// `HTTP/2`, `tcp` or the like.

@@ -182,7 +182,7 @@ impl Selector {
             && any(&self.paths, |path| seen.asked.is_some_and(|asked| asked.path.starts_with(path.as_str())))
             && any(&self.hosts, |host| seen.asked.is_some_and(|asked| host.is(asked.authority)))
             && any(&self.from, |who| who.is(&seen.source, None))
-            && any(&self.to, |who| who.is(&seen.destination, seen.service))
+            && any(&self.to, |who| who.is(&seen.destination, seen.service) || who.is(&seen.destination, seen.routed))
     }
 }
 

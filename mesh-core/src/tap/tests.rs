@@ -14,6 +14,7 @@ const REQUEST: Seen<'static> = Seen {
     },
     destination: End { address: None, namespace: "books", workload: "reviews-v1", pod: "reviews-v1-x", identity: None },
     service: Some(("books", "reviews.books.svc.cluster.local")),
+    routed: None,
     asked: Some(Asked { method: "GET", authority: "reviews:9080", path: "/api/1", query: None }),
     protocol: "HTTP/2",
     status: Some(503),
@@ -100,6 +101,13 @@ fn features_TM_16_a_selector_means_what_it_says() {
         ["a.Example.com:443", "example.com", "badexample.com", "a.example.com", "é.com"].map(suffix),
         [true, false, false, true, false]
     );
+    // A rule may lead elsewhere: both are meant.
+    let routed = Seen { routed: Some(("new", "reviews-v2.new.svc.cluster.local")), ..REQUEST };
+    for (query, expected) in
+        [("to=service:books/reviews", true), ("to=service:new/reviews-v2", true), ("to=namespace:old", false)]
+    {
+        assert_eq!(Selector::parse(query).unwrap().selects(&routed), expected, "{query}");
+    }
     // A request that could not be read has neither, and is seen where they are not asked for.
     let unread = Seen { asked: None, status: Some(400), ..REQUEST };
     assert!(
@@ -144,7 +152,7 @@ fn features_TM_16_what_is_no_selector_is_told_with_its_place_and_what_would_do()
 
 #[test]
 fn features_TM_16_a_line_can_be_shown_and_read_whatever_was_asked() {
-    let line = Seen { rule: "shop/r", ..REQUEST }.line();
+    let line = Seen { rule: "shop/r", routed: Some(("new", "v2.new.svc.x")), ..REQUEST }.line();
     let value: serde_json::Value = serde_json::from_str(&line).unwrap();
     let expected = serde_json::json!({
         "kind": "request", "time": "2026-01-02T03:04:05Z",
@@ -153,6 +161,7 @@ fn features_TM_16_a_line_can_be_shown_and_read_whatever_was_asked() {
             "service": "reviews.books.svc.cluster.local", "serviceNamespace": "books",
             "namespace": "books", "workload": "reviews-v1", "pod": "reviews-v1-x",
         },
+        "routedTo": "v2.new.svc.x",
         "protocol": "HTTP/2", "method": "GET", "authority": "reviews:9080", "path": "/api/1", "status": 503, "grpcStatus": 14,
         "flags": "UF,URX", "rule": "shop/r", "attempts": 3, "durationMs": 12, "bytesReceived": 1, "bytesSent": 2,
     });

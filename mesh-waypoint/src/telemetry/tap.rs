@@ -33,7 +33,9 @@ pub fn offer(taps: &Taps<Selector>, began: Instant, facts: &Facts<'_>, plan: Opt
         path: remembered.path(),
         query: remembered.query().filter(|_| plan.is_some_and(|plan| plan.shows_query(facts))),
     });
-    let service = facts.endpoint.and_then(|(_, service, _)| service).or(who.service);
+    let chosen = facts.endpoint.and_then(|(_, service, _)| service).or(who.service);
+    let chosen = chosen.map(|service| (&*service.namespace, &*service.hostname));
+    let wanted = who.asked.map(|asked| (&*asked.namespace, &*asked.name));
     let source = who.client.map(|client| end(client)).unwrap_or_default();
     let destination = match facts.endpoint {
         Some((workload, _, address)) => End { address: Some(address), ..end(workload) },
@@ -54,9 +56,8 @@ pub fn offer(taps: &Taps<Selector>, began: Instant, facts: &Facts<'_>, plan: Opt
             ..source
         },
         destination,
-        service: service
-            .map(|service| (&*service.namespace, &*service.hostname))
-            .or_else(|| who.asked.map(|asked| (&*asked.namespace, &*asked.name))),
+        service: wanted.or(chosen),
+        routed: chosen.filter(|chosen| wanted.is_some_and(|wanted| wanted != *chosen)),
         asked,
         protocol: facts.copied.or_else(|| facts.protocol()).unwrap_or_default(),
         status: facts.copied.is_none().then_some(measured.status),

@@ -30,8 +30,38 @@ fn made(mesh: &Mesh, namespace: &Namespace) -> Result<Vec<String>> {
     Ok(items.iter().map(|one| format!("{} {}", one["kind"].as_str().unwrap_or_default(), name(one))).collect())
 }
 
+/// What passes is seen while it passes, in the pod of the waypoint and at the agent of the server's node, by a command in both.
+fn tapped(mesh: &Mesh, namespace: &Namespace) -> Result<()> {
+    let tap = |line: &str| mesh.meshctl(&format!("tap {line} -n {} --duration 8s -o json", namespace.name));
+    let output = std::thread::scope(|scope| {
+        let tap = scope.spawn(|| tap("web --from ns/routed"));
+        while !tap.is_finished() {
+            answered(namespace, "x-to: web")?;
+        }
+        tap.join().map_err(|_| anyhow::anyhow!("meshctl tap panicked"))?
+    })?;
+    let (out, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "{}: {told}", output.status);
+    let lines: Vec<Value> = out.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let of = |kind: &str| lines.iter().filter(|line| line["kind"] == kind).cloned().collect::<Vec<_>>();
+    let (begun, requests, ends) = (of("tap"), of("request"), of("end"));
+    ensure!(begun.len() == 2 && ends.len() == 2 && told.matches(" is tapped").count() == 2, "{out}{told}");
+    ensure!(!requests.is_empty(), "{out}{told}");
+    for request in requests {
+        let is_it = request["status"] == 200
+            && request["destination"]["service"] == "web.routed.svc.cluster.local"
+            && request["source"]["pod"] == "client"
+            && request["proxy"].as_str().is_some_and(|proxy| proxy.starts_with("routed/wp-"));
+        ensure!(is_it, "{request:#}");
+    }
+    let wrong = tap("nobody")?;
+    let told = String::from_utf8_lossy(&wrong.stderr);
+    ensure!(wrong.status.code() == Some(1) && told.contains("there is no service routed/nobody"), "{told}");
+    Ok(())
+}
+
 #[test]
-fn features_GA2_CL7_a_waypoint_is_made_by_meshctl_acts_and_leaves_nothing() -> Result<()> {
+fn features_GA2_CL7_TM16_a_waypoint_is_made_by_meshctl_acts_and_leaves_nothing() -> Result<()> {
     in_mesh(|mesh| {
         mesh.apply(include_str!("gateway-api.yaml"))?;
         let namespace = mesh.namespace("routed", ambient())?;
@@ -76,6 +106,8 @@ fn features_GA2_CL7_a_waypoint_is_made_by_meshctl_acts_and_leaves_nothing() -> R
             ensure!(who == ["other", "web"], "{who:?}");
             Ok(())
         })?;
+
+        tapped(mesh, &namespace)?;
 
         // What is undone is done again.
         mesh.kubectl("delete service -n routed wp")?;

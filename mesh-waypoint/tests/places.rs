@@ -463,30 +463,70 @@ async fn features_B11_who_answers_with_errors_gets_nothing_for_a_while() {
     assert!(waypoint.scrape().contains("undermesh_outlier_ejected{"));
 }
 
-/// Its own deadline is none of the endpoint's, or any client could have endpoints left out for all others.
-#[tokio::test]
-async fn features_B11_an_endpoint_is_not_left_out_for_a_client_that_has_no_patience() {
+/// Asks an endpoint that never answers, until it is left out; how often it was asked.
+async fn asked_in_vain(timeout: Option<Duration>, pool: Pool, ask: impl AsyncFn(&Waypoint)) -> usize {
     let (silent, asked) = (listener().await, Arc::new(AtomicUsize::new(0)));
     let (address, count) = (silent.local_addr().unwrap(), asked.clone());
     server_at(silent, move |_: Request<Incoming>| {
         count.fetch_add(1, SeqCst);
         std::future::pending::<Response<Full<Bytes>>>()
     });
-    let waypoint = Waypoint::start(&[Backend::new("a", A, &[address])], to_subset("")).await;
+    let forward = Action::Forward(Forward::to(key("")));
+    let handling = Handling { retries: Retries::none(), timeout, ..Handling::new(forward) };
+    let waypoint = Waypoint::start(&[Backend::new("a", A, &[address])], table("a", vec![rule(handling)])).await;
     let outliers = Outliers { most_percent: 100, ..Outliers::default() };
-    let policy = Policy { outliers: Some(outliers), ..Policy::default() };
+    let policy = Policy { outliers: Some(outliers), pool, ..Policy::default() };
     waypoint.state.set_clusters(Arc::new(Clusters::new([place("", "", policy)])));
-    let hurried = || {
-        let mut request = get("/");
-        request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
-        request.headers_mut().insert("grpc-timeout", "50m".parse().unwrap());
-        request
-    };
     for _ in 0..8 {
-        let answer = waypoint.ask(ASK, hurried()).await;
-        assert_eq!((answer.status(), answer.headers()["grpc-status"].as_bytes()), (StatusCode::OK, &b"14"[..]));
+        ask(&waypoint).await;
     }
-    assert_eq!(asked.load(SeqCst), 8, "{}", waypoint.scrape());
+    asked.load(SeqCst)
+}
+
+/// A client's own deadline and its slow body are none of the endpoint's, or any client could have endpoints left out for all others.
+#[tokio::test]
+async fn features_B11_an_endpoint_is_not_left_out_for_a_client_that_has_no_patience_or_is_slow() {
+    const SHORT: Duration = Duration::from_millis(50);
+    let with = async |timeout, headers: &[(&'static str, &'static str)]| {
+        let ask = async |waypoint: &Waypoint| {
+            let mut request = get("/");
+            for (name, value) in headers {
+                request.headers_mut().insert(*name, value.parse().unwrap());
+            }
+            waypoint.ask(ASK, request).await;
+        };
+        asked_in_vain(timeout, Pool::default(), ask).await
+    };
+    let (long, own) = (Some(Duration::from_secs(20)), "x-envoy-upstream-rq-timeout-ms");
+    assert_eq!(with(Some(SHORT), &[]).await, 5, "the rule's time is the endpoint's");
+    assert_eq!(with(Some(SHORT), &[(own, "100")]).await, 5, "and it has had more than that");
+    assert_eq!(with(None, &[("content-type", "application/grpc"), ("grpc-timeout", "50m")]).await, 8);
+    assert_eq!(with(long, &[("content-type", "application/grpc"), ("grpc-timeout", "50m")]).await, 8);
+    assert_eq!(with(None, &[(own, "50")]).await, 8);
+    assert_eq!(with(long, &[(own, "50")]).await, 8);
+    // A body that does not end in the rule's time.
+    let slow = async |waypoint: &Waypoint| {
+        let body = b"POST / HTTP/1.1\r\nhost: shop\r\nconnection: close\r\ncontent-length: 10\r\n\r\nslow";
+        let heard = waypoint.raw(ASK, body).await;
+        assert!(heard.starts_with("HTTP/1.1 504 "), "{heard}");
+    };
+    assert_eq!(asked_in_vain(Some(SHORT), Pool::default(), slow).await, 8);
+}
+
+/// Nor for requests that wait for others: there is one connection, of which nobody gives an answer.
+#[tokio::test]
+async fn features_B11_an_endpoint_is_not_left_out_for_requests_that_had_no_turn() {
+    let rounds = AtomicUsize::new(0);
+    let ask = async |waypoint: &Waypoint| {
+        if rounds.fetch_add(1, SeqCst) < 2 {
+            let all = (0..6).map(|_| waypoint.ask(ASK, get("/")));
+            for answer in futures_util::future::join_all(all).await {
+                assert_eq!(answer.status(), StatusCode::GATEWAY_TIMEOUT);
+            }
+        }
+    };
+    let pool = Pool { connections: 1, ..Pool::default() };
+    assert!(asked_in_vain(Some(Duration::from_millis(300)), pool, ask).await >= 2);
 }
 
 #[tokio::test]

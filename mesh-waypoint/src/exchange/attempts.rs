@@ -136,9 +136,8 @@ impl Attempts<'_, '_> {
         loop {
             let mut endpoint = self.endpoint()?;
             endpoint.retry = second.take();
-            let limit = self.retries.per_try_timeout.map(|time| Instant::now() + time);
-            let limit = limit.into_iter().chain(self.deadline).min();
-            self.trace = report.attempt(&endpoint);
+            let (limit, hurried) = self.limit();
+            self.trace = report.attempt(&endpoint, hurried);
             let ended = {
                 let once = std::pin::pin!(self.once(&endpoint));
                 within(limit, once).await
@@ -156,7 +155,8 @@ impl Attempts<'_, '_> {
                 Err(lost) => report.attempted(None, lost.failure.flag),
             }
             report.unreached(self.why.take());
-            if let Some(ended) = counted(&ended).filter(|ended| !(self.hurried && *ended == Ended::Late)) {
+            let is_fault = |ended: &Ended| *ended != Ended::Late || report.is_late(&endpoint.turn);
+            if let Some(ended) = counted(&ended).filter(is_fault) {
                 endpoint.ended(ended, self.of.down.lane.shared.now_ms());
             }
             if self.deadline.is_some_and(|deadline| ended.is_err() && Instant::now() >= deadline) {
@@ -204,6 +204,13 @@ impl Attempts<'_, '_> {
             tokio::time::sleep(pause).await;
             attempt += 1;
         }
+    }
+
+    /// When the next attempt is over, and whether that is the client's own limit.
+    fn limit(&self) -> (Option<Instant>, bool) {
+        let limit = self.retries.per_try_timeout.map(|time| Instant::now() + time);
+        let limit = limit.into_iter().chain(self.deadline).min();
+        (limit, self.hurried && limit == self.deadline)
     }
 
     /// No endpoint has had it. What is left of its body is for its copies.

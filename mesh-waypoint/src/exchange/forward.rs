@@ -84,18 +84,20 @@ impl Forward<'_> {
             response.headers_mut().append(SET_COOKIE, cookie);
         }
         let has_status = !is_call || response.headers().contains_key(grpc::STATUS);
-        Ok(response.map(|body| ResponseBody::stream(body, deadline).with_status(has_status)))
+        Ok(response.map(|body| ResponseBody::stream(body, attempts.deadline).with_status(has_status)))
     }
 
-    /// When the request is over, as its rule or its client says; and whether that is a call's own deadline, and sooner than the rule's.
+    /// When the request is over, as its rule or its client says; and whether the client has said so, and less than the rule.
     fn deadline(&self, parts: &mut Parts) -> (Option<Instant>, bool) {
         let own = parts.headers.remove(TIMEOUT).and_then(|value| value.to_str().ok()?.parse().ok());
-        let said = own.map(Duration::from_millis).or(self.plan.handling.as_ref().and_then(|rule| rule.timeout));
-        let said = said.filter(|timeout| !timeout.is_zero());
+        let rule = self.plan.handling.as_ref().and_then(|rule| rule.timeout).filter(|timeout| !timeout.is_zero());
+        // Zero is none.
+        let said = own.map_or(rule, |own| Some(Duration::from_millis(own)).filter(|own| !own.is_zero()));
         let call = if self.asked.grpc { grpc::timeout(&parts.headers).ok().flatten() } else { None };
         let timeout = said.into_iter().chain(call).min();
         // Nobody waits for years, and not every moment can be told.
-        (timeout.and_then(|timeout| Instant::now().checked_add(timeout)), timeout != said)
+        let hurried = timeout.is_some_and(|timeout| rule.is_none_or(|rule| timeout < rule));
+        (timeout.and_then(|timeout| Instant::now().checked_add(timeout)), hurried)
     }
 
     /// What the rule says of it, else the table of whoever serves the service.

@@ -12,12 +12,13 @@ use http::{HeaderMap, Request, Response, Version};
 use hyper::body::Incoming;
 use mesh_core::l7::{Condition, Handling};
 use mesh_core::{Service, Workload};
-use mesh_runtime::lanes;
+use mesh_runtime::{lanes, ticks};
 
 use crate::downstream::{Bound, Downstream};
 use crate::entry::Entry;
 use crate::http::body::{Held, Over};
 use crate::http::count::{Broken, Count, Messages};
+use crate::http::wait::{self, Wait};
 use crate::http::{ResponseBody, grpc};
 use crate::telemetry::facts::{Facts, Remembered};
 use crate::telemetry::spans::{Outgoing, Trace};
@@ -51,6 +52,8 @@ pub struct Report {
     /// Whoever was asked last, and when.
     last: Option<(Arc<Workload>, Option<Arc<Service>>, SocketAddr)>,
     sent_at: Option<Instant>,
+    /// When the last attempt began, in `ticks`; 0: its client left it too little time.
+    fair_since: u64,
     head: Option<Instant>,
     recorded: bool,
 }
@@ -82,6 +85,7 @@ impl Report {
             unreached: None,
             last: None,
             sent_at: None,
+            fair_since: 0,
             head: None,
             recorded: false,
         }
@@ -124,9 +128,10 @@ impl Report {
         self.flags.add(Flags::of(flag));
     }
 
-    /// It is sent to an endpoint. What is given back says which trace that belongs to.
-    pub fn attempt(&mut self, endpoint: &Endpoint) -> Option<Outgoing> {
+    /// It is sent to an endpoint; `hurried`: it has so little time because its client says so. What is given back says which trace that belongs to.
+    pub fn attempt(&mut self, endpoint: &Endpoint, hurried: bool) -> Option<Outgoing> {
         self.attempts += 1;
+        self.fair_since = if hurried { 0 } else { ticks::now_ms() };
         if self.remembered.is_some() {
             self.last = Some((Arc::clone(&endpoint.workload), endpoint.service.clone(), endpoint.address));
             self.sent_at = Some(Instant::now());
@@ -160,6 +165,14 @@ impl Report {
     /// Why its body has no end, if that is known.
     pub fn broken(&self) -> Option<Broken> {
         self.received.as_ref()?.broken()
+    }
+
+    /// Whether the last attempt, which has taken too long, says something of its endpoint; `turn`: what that had to wait for itself.
+    pub fn is_late(&self, turn: &Wait) -> bool {
+        let now_ms = ticks::now_ms();
+        let body = self.received.as_ref().map(|received| received.wait.over_for(now_ms));
+        let took_ms = now_ms.saturating_sub(self.fair_since);
+        self.fair_since > 0 && wait::is_late(took_ms, body.into_iter().chain([turn.over_for(now_ms)]))
     }
 
     /// An endpoint has answered.

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use super::error::{BoxError, Polled, TooSlow};
 use super::io::Watch;
+use super::wait::Wait;
 
 /// A message of gRPC begins with a byte of flags and its length.
 const HEAD: usize = 5;
@@ -57,6 +58,8 @@ pub struct Count {
     connection: Option<Arc<Watch>>,
     /// Where it is noted there since it was waited for.
     noted: Mutex<Option<usize>>,
+    /// Whether whoever wants it waits for the client.
+    pub wait: Wait,
 }
 
 /// Why a body has no end.
@@ -72,8 +75,8 @@ impl Count {
     /// Nothing has come. If there is a connection, the body has to come at some rate, which whoever serves that looks at.
     #[must_use]
     pub fn new(grpc: bool, connection: Option<Arc<Watch>>) -> Self {
-        let (bytes, broken, noted) = Default::default();
-        Self { bytes, messages: grpc.then(Mutex::default), broken, connection, noted }
+        let (bytes, broken, noted, wait) = Default::default();
+        Self { bytes, messages: grpc.then(Mutex::default), broken, connection, noted, wait }
     }
 
     /// What has come of it, or the end of one that is too slow.
@@ -82,6 +85,10 @@ impl Count {
             Some(connection) => self.paced(connection, polled, cx),
             None => polled,
         };
+        match &polled {
+            Poll::Pending => self.wait.begin(),
+            Poll::Ready(_) => self.wait.end(),
+        }
         match &polled {
             Poll::Ready(Some(Ok(frame))) => frame.data_ref().into_iter().for_each(|data| self.add(data)),
             Poll::Ready(Some(Err(error))) => self.failed(error),

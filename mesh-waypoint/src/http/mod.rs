@@ -20,6 +20,7 @@ pub mod serve;
 pub mod sniff;
 pub mod tape;
 mod unread;
+pub mod wait;
 
 pub use body::{RequestBody, ResponseBody};
 pub use client_body::ClientBody;

@@ -14,6 +14,7 @@ use mesh_core::workload::TunnelProtocol;
 use mesh_core::{Identity, Service, Snapshot, Workload, ports};
 use rand::Rng;
 
+use crate::http::wait::Wait;
 use crate::names::Named;
 use crate::origination::Origin;
 use crate::places::{Found, Here, NoEndpoint, Permit, Places};
@@ -41,6 +42,8 @@ pub struct Endpoint {
     _taken: Option<Taken>,
     /// Counts it as a second attempt.
     pub retry: Option<Taken>,
+    /// Whether the request waits for others before it is the endpoint's turn.
+    pub turn: Wait,
 }
 
 /// How a waypoint is reached.
@@ -48,7 +51,7 @@ pub struct Endpoint {
 pub struct Tunnel {
     /// Where it listens.
     pub at: SocketAddr,
-    expected: Vec<Identity>,
+    expected: Box<[Identity]>,
 }
 
 impl Endpoint {
@@ -65,6 +68,7 @@ impl Endpoint {
             lease: None,
             _taken: None,
             retry: None,
+            turn: Wait::default(),
         }
     }
 
@@ -96,7 +100,7 @@ impl Endpoint {
     #[must_use]
     pub fn expected(&self) -> Vec<Identity> {
         if let Some(waypoint) = &self.waypoint {
-            return waypoint.expected.clone();
+            return waypoint.expected.to_vec();
         }
         let mut expected = self.service.as_ref().map(|service| service.subject_alt_names.clone()).unwrap_or_default();
         let own = self.workload.identity();
@@ -272,7 +276,7 @@ fn through_waypoint(found: &Found, wish: &Wish<'_>, taken: Taken, rng: &mut impl
     let request = resolve::Request { source, destination, place: None, now_ms: wish.now_ms, tried: wish.tried };
     match resolve::resolve(&wish.view.snapshot, &request, rng) {
         Ok(Route::Hbone(upstream)) if upstream.waypoint => {
-            let waypoint = Some(Tunnel { at: upstream.tunnel, expected: upstream.expected });
+            let waypoint = Some(Tunnel { at: upstream.tunnel, expected: upstream.expected.into() });
             let endpoint = Endpoint::of(found, upstream.workload, upstream.target, upstream.generation);
             Ok(Endpoint { waypoint, _taken: Some(taken), ..endpoint })
         }

@@ -154,11 +154,14 @@ impl Pool {
                 let mut freed = std::pin::pin!(found.now.terms.freed.notified());
                 freed.as_mut().enable();
                 if let Some(permit) = Permit::take(found) {
+                    endpoint.turn.end();
                     break Some(permit);
                 }
                 if !fresh && let Some(connection) = self.waiting(at) {
+                    endpoint.turn.end();
                     return Ok(connection);
                 }
+                endpoint.turn.begin();
                 // What waits for others has no room for us; whoever closes it tells us.
                 found.now.terms.waiting.close_one();
                 freed.await;

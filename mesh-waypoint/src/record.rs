@@ -23,7 +23,7 @@ use crate::upstream::{ConnectError, Endpoint};
 pub type Nowhere = (&'static str, String);
 
 /// What Envoy calls it when policies end a connection.
-const DENIED: &str = "rbac_access_denied";
+pub(crate) const DENIED: &str = "rbac_access_denied";
 
 /// The same of one that is silent.
 const SILENT: &str = "tcp_session_idle_timeout";

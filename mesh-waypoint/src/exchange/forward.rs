@@ -64,7 +64,9 @@ impl Forward<'_> {
         if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
             let asked = self.asked.said.upgrade.is_some();
             let Some(client) = upgrade.take().filter(|_| asked) else { return Err(Failure::PROTOCOL) };
-            return Ok(upgrade::switch(&self.down.drain, client, (response, has), endpoint, self.asked.socket));
+            let (response, switched) = upgrade::switch(client, (response, has), self.asked.socket);
+            report.switches(endpoint, switched);
+            return Ok(response);
         }
         // In HTTP/2 any 2xx would open the socket, and the endpoint has not.
         if self.asked.socket && response.status().is_success() {

@@ -84,6 +84,10 @@ async fn handled(
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     report.answered(&response);
+    if let Some((switched, judged)) = report.switched() {
+        upgrade::run(down, switched, judged, report);
+        return Ok(response);
+    }
     Ok(response.map(|body| body.holding(report)))
 }
 
@@ -166,6 +170,9 @@ async fn answer(
     // Unless an authorizer is to have a say in it, the route is that of the request as it came.
     let plan = (!askers.is_empty() && !allowed.routes_again).then(|| planned(parts, report));
     allowed.changes.iter().for_each(|changes| changes.request.apply(&mut parts.headers));
+    if asked.said.upgrade.is_some() {
+        report.judged(upgrade::Judged::of(down, parts, &asked.authority, said));
+    }
     authorize::request(down, &bound, parts, &asked.authority, said).map_err(Failure::from)?;
     let counted = match counted(down, &bound, parts, &asked, said).await {
         Ok(counted) => counted,

@@ -14,6 +14,7 @@ use mesh_core::l7::{Condition, Handling};
 use mesh_core::{Service, Workload};
 use mesh_runtime::{lanes, ticks};
 
+use super::upgrade::{Judged, Switched};
 use crate::downstream::{Bound, Downstream};
 use crate::entry::Entry;
 use crate::http::body::{Held, Over};
@@ -56,6 +57,11 @@ pub struct Report {
     fair_since: u64,
     head: Option<Instant>,
     recorded: bool,
+    /// Of a request for another protocol: what policies looked at, and both ends once they have agreed.
+    judged: Option<Box<Judged>>,
+    switched: Option<Box<Switched>>,
+    /// Why that was ended from here, in Envoy's word.
+    ended: Option<&'static str>,
 }
 
 impl Report {
@@ -88,6 +94,9 @@ impl Report {
             fair_since: 0,
             head: None,
             recorded: false,
+            judged: None,
+            switched: None,
+            ended: None,
         }
     }
 
@@ -180,6 +189,33 @@ impl Report {
         (self.endpoint, self.connection) = (Some(endpoint), Some(connection));
     }
 
+    /// Policies look at this, and are to look at it again as long as it lasts.
+    pub fn judged(&mut self, judged: Box<Judged>) {
+        self.judged = Some(judged);
+    }
+
+    /// An endpoint has agreed to another protocol.
+    pub fn switches(&mut self, endpoint: Endpoint, switched: Switched) {
+        (self.endpoint, self.switched) = (Some(endpoint), Some(Box::new(switched)));
+    }
+
+    /// What follows, if both have agreed to another protocol.
+    pub fn switched(&mut self) -> Option<(Switched, Option<Box<Judged>>)> {
+        let switched = self.switched.take()?;
+        Some((*switched, self.judged.take()))
+    }
+
+    /// So many bytes have followed an agreement, until that ended so.
+    pub fn copied(mut self: Box<Self>, (flag, ended): (&'static str, Option<&'static str>), received: u64, sent: u64) {
+        self.ended = ended;
+        if flag != "-" {
+            self.flag(flag);
+        }
+        self.received().passed(received);
+        self.sent = sent;
+        self.record();
+    }
+
     /// The head of the answer is known.
     pub fn answered(&mut self, response: &Response<ResponseBody>) {
         self.status = response.status().as_u16();
@@ -268,7 +304,7 @@ impl Report {
             unreached: self.unreached.as_deref(),
             attempts: self.attempts,
             server_name: self.down.entry.as_ref().and_then(Entry::name),
-            ended: None,
+            ended: self.ended,
             asked: (asked, self.down.asked.port()),
             own: &own.identity,
             pod: own.uid.rsplit('/').next().unwrap_or_default(),

@@ -127,6 +127,11 @@ impl Count {
         }
     }
 
+    /// So many went by elsewhere.
+    pub fn passed(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Relaxed);
+    }
+
     /// Bytes so far.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Relaxed)

@@ -1,6 +1,7 @@
 //! The byte stream below HTTP: gives back what was read to find out what is spoken, notes when something was heard, shows hyper no byte that `guard` refuses,
 //! and ends in order.
 
+use std::any::Any;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -230,6 +231,7 @@ pub struct Io<S: AsyncRead + Unpin + Send + 'static> {
     refused: Option<Refused>,
     shut: bool,
     over: bool,
+    held: Option<Box<dyn Any + Send + Sync>>,
 }
 
 /// What follows the last byte that was good.
@@ -249,7 +251,24 @@ impl<S: AsyncRead + Unpin + Send + 'static> Io<S> {
         if !prefix.is_empty() {
             watch.hear(0);
         }
-        Self { prefix, inner: Some(inner), watch, guard: None, calm: None, refused: None, shut: false, over: false }
+        Self {
+            prefix,
+            inner: Some(inner),
+            watch,
+            guard: None,
+            calm: None,
+            refused: None,
+            shut: false,
+            over: false,
+            held: None,
+        }
+    }
+
+    /// Until it is dropped it holds this.
+    #[must_use]
+    pub fn holding(mut self, held: impl Any + Send + Sync) -> Self {
+        self.held = Some(Box::new(held));
+        self
     }
 
     /// Of a client that speaks HTTP/1.1: what could be read in two ways is not read.

@@ -268,11 +268,11 @@ impl Pool {
         let open = self.count(shared, permit)?;
         let watch = Arc::default();
         let wire = dial(shared, endpoint, peer, Inside::Http1).await?;
-        let io = TokioIo::new(Io::new(wire, bytes::Bytes::new(), Arc::clone(&watch)));
+        // With the stream: what becomes another protocol goes on after the connection of HTTP, and counts as long.
+        let io = TokioIo::new(Io::new(wire, bytes::Bytes::new(), Arc::clone(&watch)).holding(open));
         let (sender, connection) =
             http1::Builder::new().max_header_size(shared.settings.header_bytes).handshake::<_, RequestBody>(io).await?;
         task::spawn("connection to an endpoint", async move {
-            let _open = open;
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "a connection to an endpoint was lost");
             }

@@ -63,7 +63,8 @@ pub async fn serve(downstream: Arc<Downstream>, mut stream: HboneStream) {
         return tunnel(&downstream, stream, first).await;
     }
     let Downstream { watch, drain, lane, .. } = &*downstream;
-    let serving = Serve { settings, watch: Arc::clone(watch), drain, spare: &lane.spare };
+    let serving =
+        Serve { settings, watch: Arc::clone(watch), drain, spare: &lane.spare, of_proxy: downstream.peer.hops > 0 };
     let requests = Arc::clone(&downstream);
     let handle = move |request| exchange::handle(Arc::clone(&requests), request);
     if let Err(error) = serve_http(serving, spoken, stream, first.unwrap_or_default(), handle).await {

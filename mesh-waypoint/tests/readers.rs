@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use mesh_core::l7::cluster::{Policy, Pool};
+use mesh_core::l7::cluster::{Policy, Pool, Speaks};
 use mesh_core::l7::{Cluster, Clusters, Handling, Table};
 use mesh_waypoint::Settings;
 use support::frames::{
@@ -29,14 +29,21 @@ const SHORT: Duration = Duration::from_millis(200);
 
 /// An endpoint of large answers, with so many places.
 async fn large(places: u32, timeout: Option<Duration>, settings: Settings) -> Waypoint {
+    large_of(Pool { requests: places, connections: places, ..Pool::default() }, timeout, settings).await
+}
+
+async fn large_of(pool: Pool, timeout: Option<Duration>, settings: Settings) -> Waypoint {
     let large = Bytes::from(vec![b'x'; LARGE]);
     let app = server(move |asked: Request<Incoming>| {
-        let large = if asked.uri().path() == "/small" { Bytes::from_static(b"small") } else { large.clone() };
+        let large = match asked.uri().path() {
+            "/small" => Bytes::from_static(b"small"),
+            "/some" => large.slice(..LARGE / 8),
+            _ => large.clone(),
+        };
         async move { Response::new(Full::new(large)) }
     });
     let table = table("app", vec![rule(Handling { timeout, ..to("app") })]);
     let waypoint = Waypoint::with(&[Backend::new("app", VIP, &[app.await])], table, settings).await;
-    let pool = Pool { requests: places, connections: places, ..Pool::default() };
     let policy = Policy { pool, ..Policy::default() };
     waypoint
         .state
@@ -66,11 +73,11 @@ fn asked_for(path: &str) -> Vec<(&[u8], &[u8])> {
     fields.map(|(name, value)| (name, if name == b":path" { path.as_bytes() } else { value })).collect()
 }
 
-/// A connection of HTTP/2 that takes nothing of any answer, and asks for two.
-async fn takes_nothing(waypoint: &Waypoint, path: &str) -> Raw {
+/// A connection of HTTP/2 that takes nothing of any answer, and asks in these streams.
+async fn takes_nothing(waypoint: &Waypoint, path: &str, streams: &[u32]) -> Raw {
     let mut raw = Raw::open(soon("stream", waypoint.stream(ASK)).await.unwrap()).await;
     raw.send(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])).await;
-    for stream in [1, 3] {
+    for stream in streams.iter().copied() {
         raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(&asked_for(path)))).await;
     }
     raw
@@ -88,7 +95,7 @@ async fn features_VS_14_the_time_of_a_request_is_over_also_for_a_client_that_doe
     for (timeout, settings, flag) in [(Some(SHORT), Settings::default(), "UT"), (None, idle, "SI")] {
         for path in ["/large", "/small"] {
             let waypoint = large(2, timeout, settings.clone()).await;
-            let mut raw = takes_nothing(&waypoint, path).await;
+            let mut raw = takes_nothing(&waypoint, path, &[1, 3]).await;
             let mut open = BTreeSet::from([1, 3]);
             while !open.is_empty() {
                 let (kind, _, of, _) = soon("a reset", raw.next()).await.unwrap();
@@ -114,6 +121,27 @@ async fn features_VS_14_the_time_of_a_request_is_over_also_for_a_client_that_doe
             assert!(read.len() < LARGE);
         }
     }
+}
+
+/// All of them are asked over one connection, which visitors share.
+#[tokio::test]
+async fn hardening_F34_who_does_not_read_holds_up_nobody_else_at_an_endpoint_of_http_2() {
+    let pool = Pool { speaks: Speaks::Http2, ..Pool::default() };
+    let waypoint = large_of(pool, None, Settings::default()).await;
+    let streams: Vec<_> = (0..20).map(|number| 2 * number + 1).collect();
+    let mut raw = takes_nothing(&waypoint, "/large", &streams).await;
+    let mut open = BTreeSet::from_iter(streams);
+    while !open.is_empty() {
+        let (kind, _, of, _) = soon("a head", raw.next()).await.unwrap();
+        if kind == HEADERS {
+            open.remove(&of);
+        }
+    }
+    for _ in 0..2 {
+        let answer = soon("an answer", waypoint.ask(ASK, get("/some"))).await;
+        assert_eq!((answer.status(), answer.body().len()), (StatusCode::OK, LARGE / 8));
+    }
+    assert_eq!(waypoint.engine.lanes()[0].pool.open(), 1, "they share it");
 }
 
 /// Each has less patience with clients than the whole takes.

@@ -166,7 +166,7 @@ where
         None => sniff(&mut stream, settings.header_timeout).await.map_err(|error| error.to_string())?,
     };
     let Downstream { watch, drain, lane, .. } = &*downstream;
-    let serving = Serve { settings, watch: Arc::clone(watch), drain, spare: &lane.spare };
+    let serving = Serve { settings, watch: Arc::clone(watch), drain, spare: &lane.spare, of_proxy: false };
     let requests = Arc::clone(&downstream);
     let handle = move |request| exchange::handle(Arc::clone(&requests), request);
     // What is no HTTP is answered as a request that cannot be read.

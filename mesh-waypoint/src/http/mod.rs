@@ -21,6 +21,7 @@ pub mod sniff;
 pub mod tape;
 mod unread;
 pub mod wait;
+pub mod window;
 
 pub use body::{RequestBody, ResponseBody};
 pub use client_body::ClientBody;

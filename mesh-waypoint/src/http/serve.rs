@@ -21,6 +21,7 @@ use super::cork::{Spare, cork};
 use super::io::{Io, TooSlow, Watch};
 use super::sniff::Spoken;
 use super::unread::{Cutting, Streams, Unread};
+use super::window::{CLIENT_WINDOW, STREAM_WINDOW, connection_window};
 use crate::settings::Settings;
 
 /// Least size of the buffer of an HTTP/1.1 connection: a header of the largest size and something more.
@@ -42,6 +43,8 @@ pub struct Serve<'a> {
     pub drain: &'a DrainToken,
     /// Of the lane.
     pub spare: &'a Arc<Spare>,
+    /// Its client is a proxy of the mesh, which asks for many.
+    pub of_proxy: bool,
 }
 
 /// Serves until the connection ends. An error is the client's, or of the way to it.
@@ -51,12 +54,13 @@ where
     H: Fn(Request<Incoming>) -> F,
     F: Future<Output = Result<Response<ResponseBody>, Infallible>> + Send + 'static,
 {
-    let Serve { settings, watch, drain, spare } = serve;
+    let Serve { settings, watch, drain, spare, of_proxy } = serve;
     let io = Io::new(stream, prefix, Arc::clone(&watch));
     // In a box of its own: it is moved several times before it runs, and is large.
     let service = service_fn(move |request| Box::pin(handle(request)));
     match spoken {
         Spoken::Http2 => {
+            let window = if of_proxy { connection_window(settings.streams) } else { CLIENT_WINDOW };
             let (cork, corked) = cork(io.calmed(), Arc::clone(spare));
             let connection = http2::Builder::new(Streams::new(settings.stream_idle))
                 .timer(TokioTimer::new())
@@ -65,8 +69,8 @@ where
                 .max_pending_accept_reset_streams(RESET_STREAMS)
                 .max_local_error_reset_streams(Some(ERROR_STREAMS))
                 .enable_connect_protocol()
-                .initial_stream_window_size(256 * 1024)
-                .initial_connection_window_size(1024 * 1024)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(window)
                 .max_send_buf_size(256 * 1024)
                 .keep_alive_interval(PING)
                 .keep_alive_timeout(PING)

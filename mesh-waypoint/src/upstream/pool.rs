@@ -21,6 +21,7 @@ use super::key::{At, Key};
 use super::life::{Life, Since};
 use crate::http::RequestBody;
 use crate::http::io::{Io, Watch};
+use crate::http::window::{STREAM_WINDOW, connection_window};
 use crate::origination::Inside;
 use crate::peer::Peer;
 use crate::places::{Found, Permit, Slot};
@@ -98,6 +99,11 @@ enum Choice {
 /// What is said of an endpoint's place, if it is one of a place.
 fn said(endpoint: &Endpoint) -> Option<(&Found, &Said)> {
     endpoint.found.as_ref().map(|found| (found, &found.now.policy().pool))
+}
+
+/// So many requests a connection of HTTP/2 may have at once.
+fn streams(shared: &Shared, endpoint: &Endpoint) -> u32 {
+    said(endpoint).map_or(u32::MAX, |(_, said)| said.streams).min(shared.settings.streams)
 }
 
 /// The place of a request among those that wait, if there is room.
@@ -291,7 +297,7 @@ impl Pool {
         fresh: bool,
     ) -> Result<Connection, ConnectError> {
         let (mut rounds, mut failed) = (0, None);
-        let streams = said(endpoint).map_or(u32::MAX, |(_, said)| said.streams).min(shared.settings.streams);
+        let streams = streams(shared, endpoint);
         // So many requests one connection takes that is made now.
         let seats = said(endpoint).map_or(streams, |(_, said)| said.requests_per_connection.min(streams));
         let (streams, seats) = (streams as usize, seats as usize);
@@ -408,8 +414,8 @@ async fn dial_http2(
     let limit = shared.settings.connect_timeout;
     let begun = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
-        .initial_stream_window_size(256 * 1024)
-        .initial_connection_window_size(1024 * 1024)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(connection_window(streams(shared, endpoint)))
         .max_header_list_size(u32::try_from(shared.settings.header_bytes).unwrap_or(u32::MAX))
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING)

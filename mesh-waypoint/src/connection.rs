@@ -1,18 +1,21 @@
 //! What comes through a connection: HTTP, which is served request by request, or something else, which is copied to one endpoint.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use arcstr::ArcStr;
 use bytes::Bytes;
 use mesh_core::l7::ClusterKey;
 use mesh_core::l7::balance::Ended;
 use mesh_core::service::AppProtocol;
+use mesh_runtime::DrainToken;
 use mesh_transport::copy::{self, Outcome, Peer as CopyPeer};
 use mesh_transport::hbone::HboneStream;
 use mesh_transport::socket::Armed;
 use mesh_transport::tls::is_tls;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
 use crate::circles;
@@ -45,7 +48,9 @@ pub async fn serve(downstream: Arc<Downstream>, mut stream: HboneStream) {
         AppProtocol::Tcp | AppProtocol::Tls => Ok((Spoken::Other, None)),
         // Whatever the port is said to speak, the client may speak both; only what is no HTTP is an error then, and hyper says so.
         AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => {
-            sniff(&mut stream, settings.idle_timeout).await.map(|(spoken, first)| match spoken {
+            let heard = heard(&mut stream, settings.idle_timeout, settings.drain_idle, &downstream.drain).await;
+            let Some(heard) = heard else { return };
+            heard.map(|(spoken, first)| match spoken {
                 Spoken::Other => (Spoken::Http1, Some(first)),
                 spoken => (spoken, Some(first)),
             })
@@ -70,6 +75,31 @@ pub async fn serve(downstream: Arc<Downstream>, mut stream: HboneStream) {
     if let Err(error) = serve_http(serving, spoken, stream, first.unwrap_or_default(), handle).await {
         tracing::debug!(client = %downstream.client(), %error, "a connection ended out of order");
     }
+}
+
+/// What a client of HTTP speaks, who may take its time to begin. Once the process is to stop it has no more of it than one that has asked before: nothing comes of
+/// it then.
+pub(crate) async fn heard<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    limit: Duration,
+    drain_idle: Duration,
+    drain: &DrainToken,
+) -> Option<io::Result<(Spoken, Bytes)>> {
+    let heard = tokio::select! {
+        heard = sniff(stream, limit) => Some(heard),
+        () = async { drain.started().await; tokio::time::sleep(drain_idle).await } => None,
+    };
+    if heard.is_none() {
+        // In order: dropped at once it would be reset. Who does not end it either is cut.
+        let farewell = async {
+            let mut rest = [0; 64];
+            stream.shutdown().await?;
+            while stream.read(&mut rest).await? > 0 {}
+            io::Result::Ok(())
+        };
+        let _ = tokio::time::timeout(drain_idle, farewell).await;
+    }
+    heard
 }
 
 /// Copies to one endpoint. Dropping a stream before both of its directions ended is a reset for the client. `first`: what was read to see what is spoken, if

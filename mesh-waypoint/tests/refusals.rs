@@ -12,6 +12,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::policy::{Action, Policy};
+use mesh_core::service::AppProtocol;
 use mesh_core::{Change, Service};
 use mesh_transport::hbone::HboneError;
 use mesh_waypoint::Settings;
@@ -165,4 +166,16 @@ async fn a_waypoint_that_knows_nothing_yet_refuses() {
         Err(HboneError::Refused(status)) => assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE),
         other => panic!("{other:?}"),
     }
+}
+
+/// As browsers open them beforehand: they have asked nothing, and nobody waits for that when the process is to stop.
+#[tokio::test]
+async fn a_connection_that_has_said_nothing_hears_that_it_is_to_end() {
+    let settings = Settings { drain_idle: Duration::from_millis(500), ..Settings::default() };
+    let backend = Backend::new("app", VIP, &[echo("app").await]).speaking(AppProtocol::Http11);
+    let waypoint = Waypoint::with(&[backend], mesh_core::l7::Table::default(), settings).await;
+    let mut stream = soon("stream", waypoint.stream(ASK)).await.unwrap();
+    waypoint.drain.start();
+    let mut heard = Vec::new();
+    assert_eq!(soon("its end", stream.read_to_end(&mut heard)).await.unwrap(), 0, "in order");
 }

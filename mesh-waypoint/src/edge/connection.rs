@@ -17,6 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::{bytes, hello, proxy};
+use crate::connection;
 use crate::downstream::Downstream;
 use crate::engine::Lane;
 use crate::entry::terms::{self, Terms};
@@ -24,7 +25,7 @@ use crate::entry::{Entry, EntryTls};
 use crate::exchange;
 use crate::http::io::Io;
 use crate::http::serve::{Serve, serve as serve_http};
-use crate::http::sniff::{Spoken, sniff};
+use crate::http::sniff::Spoken;
 
 /// Serves a connection to its end.
 pub async fn serve(lane: Arc<Lane>, tcp: Armed, bind: u16, from: SocketAddr, drain: DrainToken) {
@@ -163,7 +164,15 @@ where
     let settings = &downstream.lane.shared.settings;
     let (spoken, prefix) = match agreed {
         Some(spoken) => (spoken, Default::default()),
-        None => sniff(&mut stream, settings.header_timeout).await.map_err(|error| error.to_string())?,
+        None => {
+            // In a box, or all that have agreed would have room for it.
+            let (limit, idle) = (settings.header_timeout, settings.drain_idle);
+            let heard = Box::pin(connection::heard(&mut stream, limit, idle, &downstream.drain)).await;
+            match heard {
+                None => return Ok(()),
+                Some(heard) => heard.map_err(|error| error.to_string())?,
+            }
+        }
     };
     let Downstream { watch, drain, lane, .. } = &*downstream;
     let serving = Serve { settings, watch: Arc::clone(watch), drain, spare: &lane.spare, of_proxy: false };

@@ -19,6 +19,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 const GOOD_MS: u64 = 30_000;
 /// What nobody answers for is not asked for again before.
 const BAD_MS: u64 = 1_000;
+/// If a name cannot be looked up, its last answer is used for so long.
+const LAST_MS: u64 = 300_000;
 /// Names that are remembered; clients choose them.
 const MOST: usize = 4_096;
 /// Addresses of one name that are used.
@@ -59,6 +61,8 @@ pub struct Names {
 struct Known {
     addresses: Arc<[IpAddr]>,
     until_ms: u64,
+    /// When that was the answer.
+    answered_ms: u64,
 }
 
 impl Default for Names {
@@ -137,6 +141,9 @@ impl Names {
             Ok(found) => found,
             Err(error) => {
                 tracing::debug!(%name, %error, "the host of a request cannot be looked up");
+                if let Some(last) = self.last(name, now_ms) {
+                    return last;
+                }
                 Vec::new()
             }
         };
@@ -144,13 +151,25 @@ impl Names {
         let addresses: Arc<[IpAddr]> = usable.collect();
         let good = if addresses.is_empty() { BAD_MS } else { GOOD_MS };
         let mut known = self.known.lock();
-        if known.len() >= MOST {
+        if known.len() >= MOST && !known.contains_key(name) {
             known.retain(|_, one| now_ms < one.until_ms);
+            // Whoever asks for many names keeps no other one from being remembered.
+            let first = known.iter().min_by_key(|(_, one)| one.until_ms).map(|(name, _)| name.clone());
+            first.filter(|_| known.len() >= MOST).and_then(|first| known.remove(&first));
         }
-        if known.len() < MOST {
-            known.insert(name.clone(), Known { addresses: addresses.clone(), until_ms: now_ms + good });
-        }
+        known
+            .insert(name.clone(), Known { addresses: addresses.clone(), until_ms: now_ms + good, answered_ms: now_ms });
         addresses
+    }
+
+    /// The last answer, if it is not too old; used until it is worth asking again.
+    fn last(&self, name: &ArcStr, now_ms: u64) -> Option<Arc<[IpAddr]>> {
+        let mut known = self.known.lock();
+        let last = known
+            .get_mut(name)
+            .filter(|last| !last.addresses.is_empty() && now_ms.saturating_sub(last.answered_ms) < LAST_MS)?;
+        last.until_ms = now_ms + BAD_MS;
+        Some(Arc::clone(&last.addresses))
     }
 }
 
@@ -216,8 +235,33 @@ mod tests {
             assert!(find(format!("n{number}.example.com"), 0).await.is_some());
         }
         assert_eq!(names.known.lock().len(), MOST);
+        // The latest are remembered, whoever has asked for the others.
+        let latest = format!("n{}.example.com", MOST + 9);
+        assert!(names.known.lock().contains_key(&*latest));
         find("later.example.com".into(), GOOD_MS).await;
         assert_eq!(names.known.lock().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn the_last_answer_is_used_for_a_while_if_there_is_no_other() {
+        let (names, wild) = (Names::default(), Service::new("shop", "wild", "*.example.com"));
+        let snapshot = Store::new().snapshot();
+        let asked = AtomicU32::new(0);
+        let find = async |good: bool, now_ms: u64| {
+            let resolve = async |_: ArcStr, _: OwnedSemaphorePermit| {
+                asked.fetch_add(1, SeqCst);
+                if good { Ok(vec![[192, 0, 2, 1].into()]) } else { Err(io::Error::other("no answer")) }
+            };
+            let found = names.find(&wild, Some("a.example.com"), (&snapshot, ""), now_ms, resolve).await;
+            (found.is_ok(), asked.load(SeqCst))
+        };
+        assert_eq!(find(true, 0).await, (true, 1));
+        // Nobody is asked in each request, and then it is too old.
+        assert_eq!(find(false, GOOD_MS).await, (true, 2));
+        assert_eq!(find(false, GOOD_MS + BAD_MS - 1).await, (true, 2));
+        assert_eq!(find(false, GOOD_MS + BAD_MS).await, (true, 3));
+        assert_eq!(find(false, LAST_MS).await, (false, 4));
+        assert_eq!(find(true, LAST_MS + BAD_MS).await, (true, 5));
     }
 
     #[test]

@@ -65,7 +65,7 @@ pub(super) fn head(api_version: &str, kind: &str, name: &str, asked: &Asked) -> 
             "name": name,
             "namespace": asked.name.namespace.as_str(),
             "labels": labels(asked),
-            "annotations": annotations(asked),
+            "annotations": asked.spec.annotations(),
             "ownerReferences": [{
                 "apiVersion": "gateway.networking.k8s.io/v1",
                 "kind": "Gateway",
@@ -78,16 +78,12 @@ pub(super) fn head(api_version: &str, kind: &str, name: &str, asked: &Asked) -> 
 
 /// What users give the objects, and over it what we know them by.
 fn labels(asked: &Asked) -> BTreeMap<String, String> {
-    let mut labels = asked.spec.infrastructure.as_ref().map(|i| i.labels.clone()).unwrap_or_default();
+    let mut labels = asked.spec.labels().clone();
     let class: &str = &asked.spec.gateway_class_name;
     for (key, value) in [(GATEWAY_NAME, &*asked.label), (CLASS_NAME, class), (MANAGED, MANAGER_LABEL)] {
         labels.insert(key.to_owned(), value.to_owned());
     }
     labels
-}
-
-fn annotations(asked: &Asked) -> BTreeMap<String, String> {
-    asked.spec.infrastructure.as_ref().map(|i| i.annotations.clone()).unwrap_or_default()
 }
 
 /// What the pods are known by: their label alone, for it never changes.
@@ -106,7 +102,7 @@ fn deployment(asked: &Asked, over: &Overlay, defaults: &Defaults, settings: &Set
     ] {
         labels.insert(key.to_owned(), value.to_owned());
     }
-    let mut annotations = annotations(asked);
+    let mut annotations = asked.spec.annotations().clone();
     let (metrics, path) = (METRICS.to_string(), "/stats/prometheus".to_owned());
     for (key, value) in [("scrape", "true".to_owned()), ("port", metrics), ("path", path)] {
         annotations.entry(format!("prometheus.io/{key}")).or_insert(value);

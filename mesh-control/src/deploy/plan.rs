@@ -148,9 +148,7 @@ enum Exposed {
 /// What the Gateway asks of its Service, by its annotation and its addresses.
 fn service(asked: &Asked) -> Result<Exposed, Refusal> {
     let refused = |reason, message| Err(Refusal { reason, message });
-    let infrastructure = asked.spec.infrastructure.as_ref();
-    let written =
-        infrastructure.and_then(|i| i.annotations.get(SERVICE_TYPE)).or_else(|| asked.marks.get(SERVICE_TYPE));
+    let written = asked.spec.annotations().get(SERVICE_TYPE).or_else(|| asked.marks.get(SERVICE_TYPE));
     let kind = match written.filter(|text| !text.is_empty()) {
         None => None,
         Some(text) => match TYPES.into_iter().find(|kind| kind == text) {

@@ -224,3 +224,59 @@ fn what_users_lay_over_is_bounded_to_where_and_how_well_pods_run() {
         assert!(accepted.2.contains(part), "{what}: {}", accepted.2);
     }
 }
+
+#[test]
+fn what_a_gateway_is_labelled_and_annotated_with_stands_on_what_serves_it_unless_it_says_other_things() {
+    const INTERNAL: &str = "service.beta.kubernetes.io/azure-load-balancer-internal";
+    let marks = json!({
+        "labels": {
+            "istio": "ingressgateway", "gateway.networking.k8s.io/gateway-name": "other", "gateway.istio.io/managed": "me",
+            "istio.io/use-waypoint": "wp", "istio.io/use-waypoint-canary-namespace": "x", "istio.io/dataplane-mode": "ambient",
+            "undermesh.io/waypoint-bypass": "refuse", "sidecar.istio.io/inject": "true", "app.kubernetes.io/managed-by": "Helm",
+        },
+        "annotations": {
+            INTERNAL: "true", "kubectl.kubernetes.io/last-applied-configuration": "{}", "meta.helm.sh/release-name": "r",
+            "ambient.istio.io/redirection": "enabled", "gateway.istio.io/service-account": "gate",
+        },
+    });
+    let own = json!({
+        "gateway.networking.k8s.io/gateway-name": "edge",
+        "gateway.networking.k8s.io/gateway-class-name": "undermesh",
+        "gateway.istio.io/managed": "undermesh.io-gateway-controller",
+    });
+    let with = |more: Json| {
+        let mut labels = own.clone();
+        super::super::overlay::lay(&mut labels, &more);
+        labels
+    };
+    let theirs = with(json!({ "istio": "ingressgateway" }));
+    let internal = json!({ INTERNAL: "true" });
+    for (what, infrastructure, labels, annotations) in [
+        ("it says nothing else", json!(null), theirs.clone(), internal.clone()),
+        ("of parameters alone", json!({ "parametersRef": null }), theirs.clone(), internal.clone()),
+        ("of labels", json!({ "labels": { "a": "b" } }), with(json!({ "a": "b" })), internal),
+        ("of annotations", json!({ "annotations": { "a": "b" } }), theirs, json!({ "a": "b" })),
+        ("nothing, of both", json!({ "labels": {}, "annotations": {} }), own.clone(), json!({})),
+    ] {
+        let spec = json!({ "infrastructure": infrastructure });
+        let found = steps(&known(&[edge(&json!({ "metadata": marks, "spec": spec }))]));
+        let objects = applied(&found);
+        assert_eq!(objects.len(), 3, "{what}");
+        for object in &objects {
+            let metadata = &object["metadata"];
+            assert_eq!((&metadata["labels"], &metadata["annotations"]), (&labels, &annotations), "{what}");
+        }
+        let pods = &objects[1]["spec"]["template"]["metadata"];
+        for (key, value) in labels.as_object().unwrap() {
+            assert_eq!(pods["labels"][key], *value, "{what}");
+        }
+        let (mode, sidecar) = (&pods["labels"]["istio.io/dataplane-mode"], &pods["labels"]["sidecar.istio.io/inject"]);
+        assert_eq!((mode, sidecar), (&json!("none"), &json!("false")), "{what}");
+        assert_eq!(pods["labels"]["istio.io/use-waypoint"], Json::Null, "{what}");
+        assert_eq!(
+            objects[2]["spec"]["selector"],
+            json!({ "gateway.networking.k8s.io/gateway-name": "edge" }),
+            "{what}"
+        );
+    }
+}

@@ -168,3 +168,34 @@ fn features_TM_7_telemetry_that_selects_pods_of_a_gateway_is_in_force_there() {
         assert_eq!(is_in_force, !expected.is_empty(), "{what}");
     }
 }
+
+#[test]
+fn a_gateway_s_own_labels_are_those_of_its_pods_as_well_unless_it_says_others() {
+    for (what, spec, policy_s, expected) in [
+        ("its own", "", "tier: front", true),
+        ("others", "infrastructure: {labels: {a: b}}, ", "tier: front", false),
+        ("those others", "infrastructure: {labels: {a: b}}, ", "a: b", true),
+        ("annotations alone", "infrastructure: {annotations: {a: b}}, ", "tier: front", true),
+        ("what somebody else has made", "addresses: [{type: Hostname, value: front}], ", "tier: front", false),
+        ("what is ours to say", "", "gateway.networking.k8s.io/gateway-name: other", false),
+    ] {
+        let gateway = format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: edge, namespace: shop, labels: {{tier: front, gateway.networking.k8s.io/gateway-name: other}}}}\nspec: {{gatewayClassName: undermesh, {spec}listeners: [{{name: http, port: 80, protocol: HTTP}}]}}\n"
+        );
+        let policy =
+            policy("shop", &format!("{{action: DENY, selector: {{matchLabels: {{{policy_s}}}}}, rules: [{{}}]}}"));
+        let view = mesh(&format!("{gateway}{policy}"));
+        assert_eq!(!given(&view).is_empty(), expected, "{what}");
+    }
+    let proxies = |key: &str, field: &str| {
+        let config = "proxy.istio.io/config: 'gatewayTopology: {numTrustedProxies: 2}'";
+        let spec =
+            if field.is_empty() { String::new() } else { format!("infrastructure: {{annotations: {{{config}}}}}, ") };
+        let own = if field.is_empty() { config } else { key };
+        let view = mesh(&format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: edge, namespace: shop, annotations: {{{own}}}}}\nspec: {{gatewayClassName: undermesh, {spec}listeners: [{{name: http, port: 80, protocol: HTTP}}]}}\n"
+        ));
+        view.listeners[&NamespacedName::new("shop", "edge")].topology().trusted_proxies
+    };
+    assert_eq!((proxies("", ""), proxies("a: b", "of what serves it")), (2, 2));
+}

@@ -40,8 +40,7 @@ pub fn has_labels(
         return true;
     }
     let gateway = objects.routes.gateways.get(name);
-    let written = gateway.and_then(|gateway| gateway.spec.infrastructure.as_ref());
-    let mut labels = written.map_or_else(Labels::default, |written| written.labels.clone());
+    let mut labels = gateway.map_or_else(Labels::default, |gateway| gateway.spec.labels().clone());
     labels.insert(GATEWAY_NAME.to_owned(), own.label.to_string());
     meta::selects(selector, &labels)
 }

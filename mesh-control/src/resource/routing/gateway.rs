@@ -1,15 +1,19 @@
 //! Gateway of the Gateway API: what is listened for, who may attach routes, and with which certificates.
 
+mod infrastructure;
+
 use std::collections::BTreeMap;
 
 use mesh_core::ports;
 use serde::Deserialize;
 
-use super::reference::{LocalReference, ObjectReference, hostname, name, namespace};
+pub use infrastructure::{Copied, Infrastructure};
+
+use super::reference::{ObjectReference, hostname, name, namespace};
 use super::{Check, Spec};
-use crate::diagnosis::{Problem, closest};
-use crate::resource::gateway_topology::GatewayTopology;
+use crate::diagnosis::closest;
 use crate::resource::{Labels, meta};
+use crate::yaml::node::Node as Tree;
 
 const MOST_LISTENERS: usize = 64;
 
@@ -33,6 +37,9 @@ pub struct Gateway {
     pub tls: Option<GatewayTls>,
     /// Routes that name no gateway belong to it.
     pub default_scope: Option<String>,
+    /// Of its own labels and annotations those that what serves it has, too.
+    #[serde(skip)]
+    pub copied: Copied,
 }
 
 /// What is listened for.
@@ -200,25 +207,6 @@ pub struct Address {
     pub value: Option<String>,
 }
 
-/// What the pods that serve it should have.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Infrastructure {
-    /// Labels.
-    pub labels: Labels,
-    /// Annotations.
-    pub annotations: Labels,
-    /// Settings of the implementation.
-    pub parameters_ref: Option<LocalReference>,
-}
-
-impl Infrastructure {
-    /// What stands before the gateway, as it says itself.
-    pub fn topology(&self, problems: &mut Vec<Problem>) -> GatewayTopology {
-        GatewayTopology::annotated(&self.annotations, "spec.infrastructure.annotations", problems)
-    }
-}
-
 /// Who else may add listeners.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
@@ -276,6 +264,10 @@ pub struct FrontendPort {
 const PROTOCOLS: [&str; 6] = ["HTTP", "HTTPS", "TLS", "TCP", "UDP", "HBONE"];
 
 impl Spec for Gateway {
+    fn take_metadata(&mut self, metadata: &Tree) {
+        self.copied = Copied::of(self, metadata);
+    }
+
     fn check(&self, check: &mut Check<'_>) {
         if self.gateway_class_name.is_empty() {
             check.error("spec.gatewayClassName", "the class is empty", "write as `undermesh`");
@@ -290,9 +282,7 @@ impl Spec for Gateway {
         check_listeners(&self.listeners, "make several gateways of it", check);
         let allowed = self.allowed_listeners.as_ref().and_then(|allowed| allowed.namespaces.as_ref());
         allowed.into_iter().for_each(|namespaces| namespaces.check("spec.allowedListeners", check));
-        if let Some(own) = &self.infrastructure {
-            own.topology(check.problems);
-        }
+        self.topology(check.problems);
         for (index, address) in self.addresses.iter().enumerate() {
             let is_ip = address.kind.as_deref().is_none_or(|kind| kind == "IPAddress");
             let bad = address.value.as_deref().filter(|value| is_ip && value.parse::<std::net::IpAddr>().is_err());

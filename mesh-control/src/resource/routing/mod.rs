@@ -50,6 +50,9 @@ pub trait Spec: for<'de> Deserialize<'de> {
 
     /// Takes from the status what is read of it: of most kinds nothing.
     fn take_status(&mut self, _status: &Tree) {}
+
+    /// Takes from labels and annotations what is more than [`Routed::marks`]: of most kinds nothing.
+    fn take_metadata(&mut self, _metadata: &Tree) {}
 }
 
 /// An object of one of these kinds.
@@ -237,6 +240,7 @@ fn spec<S: Spec>(key: &Key, tree: &Tree, wrap: impl FnOnce(Routed<S>) -> Routing
     let mut read: Option<S> = strict::read(written, "spec", unknown, &mut problems);
     if let Some(spec) = &mut read {
         top.as_ref().and_then(|top| top.get("status")).into_iter().for_each(|status| spec.take_status(status));
+        tree.get("metadata").into_iter().for_each(|metadata| spec.take_metadata(metadata));
         spec.check(&mut Check::new(&key.namespace, &mut problems));
     }
     let outcome = match read {

@@ -108,7 +108,7 @@ pub fn goes_through(service: &NamespacedName, around: &Around<'_>) -> bool {
 
 /// The labels of a gateway's pods: those that it asks for, and those of pods that there are.
 fn labels(name: &NamespacedName, gateway: &Routed<Gateway>, around: &Around<'_>) -> BTreeSet<Labels> {
-    let mut own = gateway.spec.infrastructure.as_ref().map(|all| all.labels.clone()).unwrap_or_default();
+    let mut own = gateway.spec.labels().clone();
     own.insert(GATEWAY_NAME.to_owned(), gateway_label(&gateway.name).to_string());
     let mut all = around.pods.get(name).cloned().unwrap_or_default();
     all.insert(own);
@@ -122,7 +122,7 @@ fn topology(
     around: &Around<'_>,
     settings: &Settings,
 ) -> GatewayTopology {
-    let own = gateway.spec.infrastructure.as_ref().map(|all| all.topology(&mut Vec::new())).unwrap_or_default();
+    let own = gateway.spec.topology(&mut Vec::new());
     let of_pods = around.topologies.get(name).cloned().unwrap_or_default();
     own.or(&of_pods).or(&settings.topology)
 }

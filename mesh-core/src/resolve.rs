@@ -48,6 +48,20 @@ pub struct Client {
     pub identity: Option<Identity>,
 }
 
+impl Client {
+    /// Whether it has an address of the family of `address`, so that it can connect there. Nothing is ruled out for one of whom no address is known.
+    #[must_use]
+    pub fn can_reach(&self, address: &IpAddr) -> bool {
+        self.only_ipv4().is_none_or(|only| only == address.is_ipv4())
+    }
+
+    /// Whether all of its addresses are of IPv4, or all of IPv6; `None` if it has both, or none that is known.
+    pub(crate) fn only_ipv4(&self) -> Option<bool> {
+        let first = self.ips.first()?.is_ipv4();
+        self.ips.iter().all(|ip| ip.is_ipv4() == first).then_some(first)
+    }
+}
+
 /// One attempt of one connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {

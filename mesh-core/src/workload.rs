@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use arcstr::ArcStr;
 use serde::{Serialize, Serializer};
 
-use crate::{Identity, NamespacedName, TrustDomain, policy::THROUGH};
+use crate::{Client, Identity, NamespacedName, TrustDomain, policy::THROUGH};
 
 /// How the workload wants to be reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
@@ -226,11 +226,12 @@ impl Workload {
         ports.iter().find(|p| p.service_port == service_port).map(|p| p.target_port)
     }
 
-    /// An address of the family of `like`, or else any.
+    /// An address that `client` can reach: one of the family of `like`, or else any.
     #[must_use]
-    pub fn address_like(&self, like: IpAddr) -> Option<IpAddr> {
-        let same = self.addresses.iter().find(|a| a.is_ipv4() == like.is_ipv4());
-        same.or(self.addresses.first()).copied()
+    pub fn address_for(&self, client: &Client, like: IpAddr) -> Option<IpAddr> {
+        let mut usable = self.addresses.iter().filter(|a| client.can_reach(a));
+        let same = usable.clone().find(|a| a.is_ipv4() == like.is_ipv4());
+        same.or_else(|| usable.next()).copied()
     }
 
     /// Whether the uid is a pod's, rather than an entry that a user wrote.

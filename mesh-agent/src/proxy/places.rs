@@ -26,8 +26,11 @@ pub struct Places {
     known: Mutex<HashMap<Whose, Known>>,
 }
 
-/// A place as some clients see it, and whether by IPv4: then its endpoints are other addresses.
-type Whose = (ClusterKey, Option<Vec<ArcStr>>, bool);
+/// A place as some clients see it, and the families of their addresses, that which they ask by first: by these its endpoints are others, or other addresses.
+type Whose = (ClusterKey, Option<Vec<ArcStr>>, Families);
+
+/// Each whether it is IPv4.
+type Families = (bool, Option<bool>);
 
 #[derive(Default)]
 struct Known {
@@ -117,7 +120,8 @@ impl Places {
             });
         }
         let ip = request.destination.ip().to_canonical();
-        let known = all.entry((key.clone(), cluster.clients.clone(), ip.is_ipv4())).or_default();
+        let (ips, families) = addresses(request.source, ip);
+        let known = all.entry((key.clone(), cluster.clients.clone(), families)).or_default();
         known.used_ms = request.now_ms;
         let labels = snapshot.labels();
         let is_now = |now: &&Version| {
@@ -129,7 +133,7 @@ impl Places {
             return (Arc::clone(&now.set), Arc::clone(&known.state));
         }
         let none = Labels::new();
-        let client = mesh_core::Client { ips: vec![ip], ..request.source.clone() };
+        let client = mesh_core::Client { ips, ..request.source.clone() };
         let sources = Sources {
             members,
             port: key.port,
@@ -146,6 +150,17 @@ impl Places {
         known.now = Some(Version { members, cluster, labels: labels.version(), set: Arc::clone(&set) });
         (set, Arc::clone(&known.state))
     }
+}
+
+/// An address of each family that the client has, that which it asks by first: an endpoint of another one cannot be reached.
+fn addresses(client: &mesh_core::Client, asked: IpAddr) -> (Vec<IpAddr>, Families) {
+    let of = |is_ipv4: bool| client.ips.iter().find(|ip| ip.is_ipv4() == is_ipv4).copied();
+    let mut ips: Vec<IpAddr> = [of(asked.is_ipv4()), of(!asked.is_ipv4())].into_iter().flatten().collect();
+    if ips.is_empty() {
+        ips.push(asked);
+    }
+    let families = (ips[0].is_ipv4(), ips.get(1).map(IpAddr::is_ipv4));
+    (ips, families)
 }
 
 /// One connection to an endpoint of a place.

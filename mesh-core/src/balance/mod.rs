@@ -63,7 +63,7 @@ pub struct Ask<'a> {
     pub client: &'a Client,
     /// The service's port.
     pub port: u16,
-    /// An address of this family is preferred.
+    /// An address of this family is preferred; of one that the client has no address of none is taken.
     pub like: IpAddr,
     /// Monotonic milliseconds.
     pub now_ms: u64,
@@ -244,7 +244,7 @@ impl EndpointSet {
         let chosen = table.choose(&self.members, fit, rng).or_else(|| table.choose(&self.members, untried, rng))?;
         let endpoint = &self.members[chosen.member as usize];
         Some(Pick {
-            address: endpoint.workload.address_like(ask.like)?,
+            address: endpoint.workload.address_for(ask.client, ask.like)?,
             workload: Arc::clone(&endpoint.workload),
             target_port: chosen.target_port,
             lease: EndpointLease::new(endpoint, &self.outliers),

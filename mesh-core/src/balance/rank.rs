@@ -1,6 +1,8 @@
 //! The static part of a choice, computed once for each version of a set, port and place: which members can serve, in which rank, with which
 //! weight. Drawing from it is O(1).
 
+use std::net::IpAddr;
+
 use rand::Rng;
 
 use super::Endpoint;
@@ -13,23 +15,30 @@ use crate::{
 /// Draws that are tried before the members are searched one by one.
 const DRAWS: usize = 4;
 
-/// The properties of a client that a service's preferences look at; the rest stays empty so that equal choices share a table.
+/// The properties of a client that a choice looks at: its preferences may ask for more of them, and the rest stays empty so that equal choices share a table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Place {
     network: ArcStr,
     cluster: ArcStr,
     node: ArcStr,
     locality: Locality,
+    /// As [`Client::only_ipv4`] says it.
+    only_ipv4: Option<bool>,
 }
 
 impl Place {
     pub(crate) fn of(client: &Client, balancing: &LoadBalancing) -> Self {
-        let network = client.network.clone();
+        let (network, only_ipv4) = (client.network.clone(), client.only_ipv4());
         if !uses_locality(balancing) {
-            return Self { network, ..Self::default() };
+            return Self { network, only_ipv4, ..Self::default() };
         }
         let (cluster, node) = (client.cluster_id.clone(), client.node.clone());
-        Self { network, cluster, node, locality: client.locality.clone() }
+        Self { network, cluster, node, locality: client.locality.clone(), only_ipv4 }
+    }
+
+    fn can_reach(&self, workload: &Workload) -> bool {
+        let is_usable = |address: &IpAddr| self.only_ipv4.is_none_or(|only| only == address.is_ipv4());
+        workload.network == self.network && workload.addresses.iter().any(is_usable)
     }
 
     /// Whether the service asks for one place before another.
@@ -92,8 +101,7 @@ impl Table {
         let mut ranks: Vec<Vec<Candidate>> = vec![Vec::new(); balancing.preferences.len() + 1];
         for (member, endpoint) in (0_u32..).zip(members) {
             let workload = &*endpoint.workload;
-            let reachable = workload.network == place.network && !workload.addresses.is_empty();
-            if !reachable || workload.capacity == 0 || !may_serve(Some(service), workload) {
+            if !place.can_reach(workload) || workload.capacity == 0 || !may_serve(Some(service), workload) {
                 continue;
             }
             let own_port = workload.target_port(&key, port).filter(|p| *p != 0);

@@ -309,3 +309,31 @@ fn a_pick_does_not_cost_more_in_a_larger_set() {
     // A linear pick would be a thousand times slower; cache misses are not.
     assert!(large < small * 20, "{small:?} for 20 members, {large:?} for 20000");
 }
+
+#[test]
+fn an_endpoint_of_a_family_that_the_client_has_no_address_of_is_not_chosen() {
+    let (four, six) = (IpAddr::from([198, 18, 1, 1]), "fd00:198::1".parse::<IpAddr>().unwrap());
+    let of = |n: u8, addresses: &[IpAddr]| Workload { addresses: addresses.to_vec(), ..member(n) };
+    let set = set_of(LoadBalancing::default(), vec![of(1, &[four]), of(2, &[six]), of(3, &[six, four])]);
+    let only_six = set_of(LoadBalancing::default(), vec![of(2, &[six])]);
+    for (what, ips, like, expected) in [
+        ("of IPv4", &[four][..], four, vec![(1, four), (3, four)]),
+        // Whatever address of the service it asked for.
+        ("of IPv4, by IPv6", &[four], six, vec![(1, four), (3, four)]),
+        ("of IPv6", &[six], six, vec![(2, six), (3, six)]),
+        ("of both", &[six, four], four, vec![(1, four), (2, six), (3, four)]),
+        ("nobody knows", &[], six, vec![(1, four), (2, six), (3, six)]),
+    ] {
+        let client = Client { ips: ips.to_vec(), ..client() };
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut found = std::collections::BTreeSet::new();
+        for _ in 0..200 {
+            let pick = set.pick(&Ask { like, ..ask(&client, 0, &[]) }, &mut rng).expect("an endpoint");
+            let number: u8 = pick.workload.name.trim_start_matches("cart-").parse().unwrap();
+            found.insert((number, pick.address));
+        }
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), expected, "{what}");
+        let none = only_six.pick(&Ask { like, ..ask(&client, 0, &[]) }, &mut rng).is_none();
+        assert_eq!(none, ips == [four], "{what}: there is nobody else");
+    }
+}

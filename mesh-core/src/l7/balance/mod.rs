@@ -68,7 +68,7 @@ pub struct Sources<'a> {
     pub policy: &'a Policy,
     /// Labels of workloads.
     pub labels: &'a LabelIndex,
-    /// Where the one is that chooses.
+    /// Where the one is that chooses. Of an endpoint with addresses of both families that one is taken that is like its first.
     pub client: &'a Client,
     /// Its labels.
     pub own: Option<&'a Labels>,
@@ -126,7 +126,7 @@ impl Set {
             }
             let own = || workload.target_port(&key, from.port).filter(|port| *port != 0).or(default_port);
             let port = from.target.or_else(own);
-            let (Some(port), Some(ip)) = (port, workload.address_like(like)) else { continue };
+            let (Some(port), Some(ip)) = (port, workload.address_for(from.client, like)) else { continue };
             let Some(stand) = order.stand(workload, from.client, from.own, service, from.labels) else { continue };
             found.push((Arc::clone(workload), SocketAddr::new(ip, port), stand));
         }

@@ -274,3 +274,40 @@ fn where_nothing_is_said_only_lost_connections_leave_an_endpoint_out() {
     assert!((0..5).any(|_| lease.judge().report(Ended::Failed, 0).is_some()));
     assert!(set.endpoints()[0].state().is_ejected(1));
 }
+
+#[test]
+fn an_endpoint_of_a_family_that_who_chooses_has_no_address_of_is_none() {
+    let mut place = Place::plain(&["a", "b"]);
+    let six: IpAddr = "fd00::1".parse().unwrap();
+    for (name, addresses) in [("b", vec![six]), ("c", vec![six, [10, 0, 0, 3].into()])] {
+        let mut workload = Workload::new(name, "shop", name);
+        workload.addresses = addresses;
+        let port = PortMapping { service_port: 80, target_port: 8080 };
+        workload.services = Arc::new([(place.key.clone(), vec![port])].into());
+        place.store.apply(vec![Change::Workload(workload)]);
+    }
+    for (what, ips, expected) in [
+        ("of IPv4", vec![IpAddr::from([10, 0, 0, 9])], vec!["10.0.0.1:8080", "10.0.0.3:8080"]),
+        ("of IPv6", vec![six], vec!["[fd00::1]:8080", "[fd00::1]:8080"]),
+        ("of both", vec![IpAddr::from([10, 0, 0, 9]), six], vec!["10.0.0.1:8080", "10.0.0.3:8080", "[fd00::1]:8080"]),
+        ("nobody knows", vec![], vec!["10.0.0.1:8080", "10.0.0.3:8080", "[fd00::1]:8080"]),
+    ] {
+        let snapshot = place.store.snapshot();
+        let client = Client { ips, ..Client::default() };
+        let sources = Sources {
+            members: snapshot.endpoints(&place.key).unwrap(),
+            port: 80,
+            target: None,
+            subset: &Labels::new(),
+            policy: &Policy::default(),
+            labels: &place.labels,
+            client: &client,
+            own: None,
+            now_ms: 0,
+        };
+        let set = Set::new(&sources, &place.state);
+        let mut found: Vec<String> = set.endpoints().iter().map(|endpoint| endpoint.address.to_string()).collect();
+        found.sort();
+        assert_eq!(found, expected, "{what}");
+    }
+}

@@ -168,7 +168,7 @@ impl Join {
         let entries = service_entry::services(
             &objects,
             &settings,
-            |entry| waypoints.entry(entry, &objects, &settings).told(),
+            |entry| waypoints.entry(entry, &objects, &settings),
             &mut services,
             &mut problems,
         );

@@ -10,14 +10,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use mesh_core::service::{AppProtocol, Canary, LoadBalancing, Mode, ServiceAddress, ServicePort, Visibility};
+use mesh_core::service::{AppProtocol, LoadBalancing, Mode, ServiceAddress, ServicePort, Visibility};
 use mesh_core::workload::{PortMapping, WorkloadType};
 use mesh_core::{ArcStr, GatewayAddress, Locality, NamespacedName, Service, Workload};
 
 pub use self::decoration::may_decorate;
 use self::given::Given;
 use super::service::Services;
-use super::waypoint::{Guard, Waypoints};
+use super::waypoint::{Bound, Guard, Waypoints};
 use super::{Settings, workload};
 use crate::diagnosis::Problem;
 use crate::resource::routing::Routed;
@@ -81,11 +81,11 @@ pub struct Entered {
     pub given: BTreeMap<Key, Vec<(ArcStr, IpAddr)>>,
 }
 
-/// Adds the hosts to the services of Kubernetes, which go before them. `waypoint` says which one each has.
+/// Adds the hosts to the services of Kubernetes, which go before them. `waypoint` says what each is bound to.
 pub fn services(
     objects: &Objects,
     settings: &Settings,
-    waypoint: impl Fn(&Entry) -> (Option<GatewayAddress>, Option<Canary>),
+    waypoint: impl Fn(&Entry) -> Bound,
     services: &mut Services,
     problems: &mut Problems,
 ) -> Entered {
@@ -93,8 +93,11 @@ pub fn services(
     let mut entered =
         Entered { in_force: decoration::names(objects, settings, services, problems), ..Entered::default() };
     for entry in entries(objects, settings) {
-        let (bound, canary) = waypoint(entry);
-        told(entry, settings, bound.is_some(), problems);
+        let bound = waypoint(entry);
+        // Where it is not known yet whether there is such a waypoint, nothing is said of it.
+        let has_waypoint = bound.gateway.is_some() || (bound.address.is_some() && bound.problem.is_none());
+        told(entry, settings, has_waypoint, problems);
+        problems.extend(bound.problem.clone().map(|problem| (object(entry), problem)));
         let own = entered.given.entry(object(entry)).or_default();
         for (index, host) in hosts(entry, objects, settings) {
             let key = key(entry, host);
@@ -118,7 +121,7 @@ pub fn services(
             }
             let names = entry.spec.subject_alt_names.iter().filter_map(|name| name.parse().ok());
             service.subject_alt_names = names.collect();
-            (service.waypoint, service.canary) = (bound.clone(), canary.clone());
+            (service.waypoint, service.canary) = bound.clone().told();
             if is_private(entry) || (host.starts_with('*') && !settings.is_root(&entry.namespace)) {
                 service.visibility = Visibility::Namespace;
             }

@@ -3,6 +3,7 @@
 use mesh_core::workload::GatewayDestination;
 
 use super::*;
+use crate::diagnosis::Severity;
 
 fn entry(name: &str, labels: &str, spec: &str) -> String {
     format!(
@@ -269,7 +270,7 @@ fn features_WE_1_DR_2_subsets_have_endpoints_that_are_no_pods() {
     };
     let rule = "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: vms, namespace: shop}\nspec: {host: vms.example.com, subsets: [{name: v1, labels: {version: v1}}]}\n";
     let route = "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: vms, namespace: shop}\nspec: {hosts: [vms.example.com], http: [{route: [{destination: {host: vms.example.com, subset: v1}}]}]}\n";
-    let gateway = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: exit, namespace: shop}\nspec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n";
+    let gateway = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: exit, namespace: shop}\nspec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: exit, namespace: shop}\nspec: {selector: {a: b}, ports: [{port: 15008}]}\n";
     let one = "Kubernetes/networking.istio.io/WorkloadEntry/shop/vm-1 version=v1";
     let inline = "Kubernetes/networking.istio.io/ServiceEntry/shop/vms/192.0.2.1 version=v1";
     for (endpoints, more, expected) in [
@@ -395,5 +396,37 @@ fn features_WE_1_an_endpoint_that_is_written_into_an_entry_names_its_waypoint() 
         }
         let field = "api spec.endpoints[0].labels[\"istio.io/use-waypoint\"]: ";
         assert!(said.iter().all(|one| one.starts_with(&format!("{field}{told}"))), "{what}: {said:?}");
+    }
+}
+
+#[test]
+fn an_entry_whose_waypoint_does_not_take_it_is_told_so_whoever_names_that() {
+    let namespace = |labels: &str| {
+        format!("---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, labels: {{{labels}}}}}\n")
+    };
+    let spec = |host: &str, resolution: &str| {
+        format!("{{hosts: ['{host}'], exportTo: ['.'], resolution: {resolution}, {PORTS}}}")
+    };
+    let (plain, pattern) =
+        (spec("a.example.com", "STATIC, endpoints: [{address: 192.0.2.1}]"), spec("*.example.com", "DYNAMIC_DNS"));
+    let gone = "istio.io/use-waypoint: gone";
+    const OWN: &str = "o metadata.labels[\"istio.io/use-waypoint\"]: there is no Gateway shop/gone";
+    const OF_NAMESPACE: &str = "o spec.hosts: there is no Gateway shop/gone, which the namespace names";
+    const NOBODY: &str = "o spec.hosts[0]: a waypoint looks up what requests to *.example.com ask for, and there is none: they are refused";
+    for (what, labels, of_namespace, spec, expected) in [
+        ("it names it", gone, "", &plain, &[OWN][..]),
+        ("its namespace does", "", gone, &plain, &[OF_NAMESPACE]),
+        ("nobody does", "", "", &plain, &[]),
+        ("it wants none", "istio.io/use-waypoint: none", gone, &plain, &[]),
+        ("a pattern", gone, "", &pattern, &[OWN, NOBODY]),
+    ] {
+        let view = view(&format!("{}{}", namespace(of_namespace), entry("o", labels, spec)));
+        let mut found = said(&view);
+        found.sort_by_key(|said| said.starts_with("o spec.hosts[0]"));
+        assert_eq!(found, expected, "{what}");
+        let is_closed = view.services.values().all(|service| service.waypoint.is_some());
+        let of_entry = view.problems.iter().filter(|(key, _)| key.kind == Kind::ServiceEntry);
+        let is_error = of_entry.into_iter().any(|(_, problem)| problem.severity == Severity::Error);
+        assert_eq!((is_closed, is_error), (!expected.is_empty(), !expected.is_empty()), "{what}");
     }
 }

@@ -397,11 +397,18 @@ impl Waypoints {
         (waypoint, canary, is_optional)
     }
 
-    /// What the hosts of a ServiceEntry are bound to.
+    /// What the hosts of a ServiceEntry are bound to. Those that are closed by what their namespace says have nothing else that tells of it.
     pub fn entry(&self, entry: &Routed<ServiceEntry>, objects: &Objects, settings: &Settings) -> Bound {
         let (own, canary) = (Asked::of(Some(&entry.marks), &entry.namespace), canary::of_entry(entry));
         let wishes = Wishes { waypoint: &own, canary: canary.as_ref(), namespace: &entry.namespace };
-        self.both(wishes, objects, settings)
+        let mut bound = self.both(wishes, objects, settings);
+        if let (Some(_), Some((name, false))) = (&bound.address, asked(&own, &entry.namespace, objects))
+            && let Some(flaw) = self.flaw(name, &entry.namespace, objects, settings)
+        {
+            let message = format!("{}, which the namespace names", flaw.message);
+            bound.problem = Some(Problem { field: "spec.hosts".into(), message, ..flaw });
+        }
+        bound
     }
 
     /// What comes of what a service says: its waypoint, and the canary beside that if that is a waypoint.

@@ -202,7 +202,12 @@ pub fn round(
             kept.insert(uid, None);
             continue;
         }
-        if !plan::is_ours(class, known.controller(class), settings) {
+        let controller = known.controller(class);
+        if !plan::is_ours(class, controller, settings) {
+            if controller.is_none() {
+                // Nobody has the class, for a moment or for ever: what was made is in use.
+                kept.insert(uid, None);
+            }
             continue;
         }
         let (plan, overlay) = with_overlay(known, plan::plan(object), &mut steps);

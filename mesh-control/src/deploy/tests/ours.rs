@@ -163,6 +163,8 @@ fn nothing_but_what_is_ours_is_ever_deleted() {
         waypoint("wp", &json!({ "metadata": { "annotations": { "gateway.istio.io/name-override": "new" } } })),
     );
     assert_eq!(deleted(&known).len(), 3);
+    let class = json!({ "metadata": { "name": "nginx" }, "spec": { "controllerName": "a.b/c" } });
+    put(&mut known, What::Class, class);
     put(&mut known, What::Gateway, waypoint("wp", &json!({ "spec": { "gatewayClassName": "nginx" } })));
     assert_eq!(deleted(&known).len(), 3);
     // What ends takes it along by itself.
@@ -172,4 +174,23 @@ fn nothing_but_what_is_ours_is_ever_deleted() {
         waypoint("wp", &json!({ "metadata": { "deletionTimestamp": "2026-11-22T10:00:00Z" } })),
     );
     assert_eq!(steps(&known), []);
+}
+
+#[test]
+fn what_was_made_stays_while_nobody_has_the_class() {
+    let own = waypoint("wp", &json!({ "spec": { "gatewayClassName": "mine" } }));
+    let class = |controller: &str| json!({ "apiVersion": "gateway.networking.k8s.io/v1", "kind": "GatewayClass", "metadata": { "name": "mine" }, "spec": { "controllerName": controller } });
+    let mut known = known(&[own]);
+    put(&mut known, What::Class, class(CONTROLLER));
+    for _ in 0..2 {
+        let found = steps(&known);
+        perform(&mut known, &found);
+    }
+    assert_eq!(steps(&known), []);
+    // As `kubectl replace --force` does it.
+    known.objects.get_mut(&What::Class).unwrap().remove(&name("", "mine"));
+    assert_eq!(steps(&known), []);
+    put(&mut known, What::Class, class("a.b/c"));
+    let deleted = steps(&known).into_iter().filter(|step| matches!(step, Step::Delete(..)));
+    assert_eq!(deleted.count(), 3, "somebody else has it");
 }

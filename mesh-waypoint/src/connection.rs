@@ -222,17 +222,23 @@ async fn named(
     stream: &mut HboneStream,
     first: &mut Bytes,
 ) -> Result<Option<Named>, Nowhere> {
-    let view = downstream.bound().map_err(|why| ("NC", why.to_string()))?.view.clone();
-    let service = place.and_then(|place| view.snapshot.service(&place.service)).filter(|one| names::is_pattern(one));
+    let bound = downstream.bound().map_err(|why| ("NC", why.to_string()))?;
+    let (view, wanted) = (bound.view.clone(), bound.target.address());
+    drop(bound);
+    let service = place.and_then(|place| view.snapshot.service(&place.service)).filter(|one| names::is_open(one));
     let Some(service) = service else { return Ok(None) };
     let shared = &downstream.lane.shared;
-    let name = steer::server_name(stream, first, shared.settings.handshake_timeout).await;
-    let known = (&*view.snapshot, &*shared.own.place.network);
-    let found = shared.names.find(service, name.as_deref(), known, shared.now_ms(), names::by_the_system).await;
-    found.map_err(|why| match why {
+    let nowhere = |why: NoName| match why {
         NoName::Unknown => ("NR", why.to_string()),
         NoName::NoAddress => ("DF", why.to_string()),
-    })
+    };
+    let known = (&*view.snapshot, &*shared.own.place.network);
+    if let Some(passed) = names::passed(service, wanted, known) {
+        return passed.map(Some).map_err(nowhere);
+    }
+    let name = steer::server_name(stream, first, shared.settings.handshake_timeout).await;
+    let found = shared.names.find(service, name.as_deref(), known, shared.now_ms(), names::by_the_system).await;
+    found.map_err(nowhere)
 }
 
 /// To an endpoint of the place, or the workload that was asked for. An error is Envoy's flag for it and what happened.

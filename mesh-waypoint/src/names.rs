@@ -1,4 +1,4 @@
-//! Hosts of which only a pattern is known: ServiceEntries with wildcards and `resolution: DYNAMIC_DNS`. The name that a request or the first message of TLS asks
+//! Hosts whose endpoints are each request's own: those of which the addresses are left to clients (`resolution: NONE`), and those of which only a pattern is known: ServiceEntries with wildcards and `resolution: DYNAMIC_DNS`. The name that a request or the first message of TLS asks
 //! for is looked up when it comes, if the pattern means it. Answers are kept for a while; what a name leads to is never the machine itself, what clouds
 //! tell machines, nor a pod or service of the mesh: whoever owns a name must not reach what its clients could not ask for.
 
@@ -11,6 +11,7 @@ use std::time::Duration;
 use arcstr::ArcStr;
 use mesh_core::l7::HostPattern;
 use mesh_core::outside::is_public;
+use mesh_core::service::Mode;
 use mesh_core::{Service, Snapshot};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -75,6 +76,37 @@ impl Default for Names {
 #[must_use]
 pub fn is_pattern(service: &Service) -> bool {
     service.hostname.starts_with("*.")
+}
+
+/// Whether endpoints of a service are each request's own: looked up by its name, or where its client wanted to go.
+#[must_use]
+pub fn is_open(service: &Service) -> bool {
+    is_pattern(service) || is_passed(service)
+}
+
+/// Whether it leaves to clients which of its addresses they mean: `resolution: NONE` of a ServiceEntry.
+fn is_passed(service: &Service) -> bool {
+    service.load_balancing.mode == Mode::Passthrough
+}
+
+/// Where the client wanted to go itself, if the service leaves that to it: to an address that is the service's, and neither the machine's own nor a pod's.
+/// `None` if the service has endpoints of its own. Who has come by the service's name has named no address.
+#[must_use]
+pub fn passed(
+    service: &Service,
+    wanted: Option<IpAddr>,
+    (snapshot, network): (&Snapshot, &str),
+) -> Option<Result<Named, NoName>> {
+    if !is_passed(service) {
+        return None;
+    }
+    let is_its = |ip: &IpAddr| {
+        let is_pod = snapshot.workload_by_address(network, ip).is_some_and(|workload| workload.is_pod());
+        let owner = snapshot.service_by_address(network, ip);
+        is_public(*ip) && !is_pod && owner.is_some_and(|owner| owner.key() == service.key())
+    };
+    let wanted = wanted.map(|ip| ip.to_canonical()).filter(is_its);
+    Some(wanted.ok_or(NoName::NoAddress).map(|ip| Named { name: service.hostname.clone(), addresses: Arc::new([ip]) }))
 }
 
 /// As the system does it, which cannot be stopped: the turn is over when it has answered, not when nobody waits for that any more.
@@ -288,5 +320,39 @@ mod tests {
         assert_eq!((turns.len(), names.asking.available_permits()), (AT_ONCE, 0));
         drop(turns.recv().await);
         assert_eq!(names.asking.available_permits(), 1);
+    }
+
+    #[test]
+    fn an_address_that_is_left_to_the_client_is_one_of_the_service_and_nobody_else_s() {
+        let at = |cidr: &str| ServiceAddress { network: "".into(), cidr: cidr.parse().unwrap() };
+        let mut db = Service::new("shop", "db", "db.example.com");
+        db.addresses = vec![at("203.0.113.0/24"), at("127.0.0.0/8"), at("169.254.0.0/16"), at("2001:db8::/64")];
+        db.load_balancing.mode = Mode::Passthrough;
+        let mut other = Service::new("shop", "other", "other.example.com");
+        other.addresses = vec![at("203.0.113.9/32")];
+        let mut pod = Workload::new("c//Pod/shop/cart", "shop", "cart");
+        pod.addresses = vec![[203, 0, 113, 8].into()];
+        let mut store = Store::new();
+        let changes = vec![Change::Workload(pod), Change::Service(db.clone()), Change::Service(other.clone())];
+        let snapshot = store.apply(changes).snapshot;
+        for (wanted, expected) in [
+            (Some("203.0.113.7"), Some("203.0.113.7")),
+            (Some("::ffff:203.0.113.7"), Some("203.0.113.7")),
+            (Some("2001:db8::7"), Some("2001:db8::7")),
+            // A pod's, another service's, not of the service, the machine's own, what clouds tell machines, none.
+            (Some("203.0.113.8"), None),
+            (Some("203.0.113.9"), None),
+            (Some("198.51.100.1"), None),
+            (Some("127.0.0.1"), None),
+            (Some("169.254.169.254"), None),
+            (None, None),
+        ] {
+            let ip = wanted.map(|text| text.parse::<IpAddr>().unwrap());
+            let found = passed(&db, ip, (&snapshot, "")).unwrap();
+            let found =
+                found.map(|named| named.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
+            assert_eq!(found, expected.map(str::to_owned).ok_or(NoName::NoAddress), "{wanted:?}");
+        }
+        assert_eq!(passed(&other, Some([203, 0, 113, 9].into()), (&snapshot, "")), None);
     }
 }

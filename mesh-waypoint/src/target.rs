@@ -1,6 +1,6 @@
 //! Whose address a client asked for, and whether this waypoint is the one that stands before it. Pure; asked once for each connection and view.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use mesh_core::service::AppProtocol;
@@ -21,6 +21,8 @@ pub enum Target {
         key: NamespacedName,
         /// The service's port.
         port: u16,
+        /// The address that was asked for, where the service was not asked for by its name.
+        address: Option<IpAddr>,
     },
     /// A workload itself.
     Workload {
@@ -85,6 +87,15 @@ impl Target {
         .unwrap_or_default()
     }
 
+    /// The address of the service that was asked for.
+    #[must_use]
+    pub fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::Service { address, .. } => *address,
+            Self::Workload { .. } | Self::Edge { .. } => None,
+        }
+    }
+
     /// The service, if it is one.
     #[must_use]
     pub fn service(&self) -> Option<&NamespacedName> {
@@ -114,13 +125,13 @@ pub fn find(snapshot: &Snapshot, own: &Own, authority: &Authority) -> Result<Tar
                 };
             }
             let service = snapshot.service_by_address(network, &address.ip()).ok_or(NotOurs::Unknown)?;
-            of_service(snapshot, own, service, address.port())
+            of_service(snapshot, own, service, (Some(address.ip()), address.port()))
         }
         Authority::Host(host, port) => {
             let services = snapshot.service_by_host(host);
             let bound = services.iter().find(|service| serves(service, snapshot, own));
             let service = bound.ok_or(if services.is_empty() { NotOurs::Unknown } else { NotOurs::NotBound })?;
-            of_service(snapshot, own, service, *port)
+            of_service(snapshot, own, service, (None, *port))
         }
     }
 }
@@ -138,14 +149,19 @@ fn also(snapshot: &Snapshot, workload: &Workload, own: u16) -> Arc<[u16]> {
     workload.services.iter().flat_map(of).filter(|port| *port != own).collect()
 }
 
-fn of_service(snapshot: &Snapshot, own: &Own, service: &Arc<Service>, port: u16) -> Result<Target, NotOurs> {
+fn of_service(
+    snapshot: &Snapshot,
+    own: &Own,
+    service: &Arc<Service>,
+    (address, port): (Option<IpAddr>, u16),
+) -> Result<Target, NotOurs> {
     if !serves(service, snapshot, own) {
         return Err(NotOurs::NotBound);
     }
     if service.port(port).is_none() {
         return Err(NotOurs::UnknownPort);
     }
-    Ok(Target::Service { service: Arc::clone(service), key: service.key(), port })
+    Ok(Target::Service { service: Arc::clone(service), key: service.key(), port, address })
 }
 
 /// Whether this is the waypoint of a service, or its canary.

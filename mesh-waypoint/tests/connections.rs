@@ -144,3 +144,46 @@ async fn a_route_for_connections_takes_requests_too_if_no_other_route_is_for_the
     assert!(!say_to(&waypoint, request).await.starts_with("one"));
     assert_eq!(say_to(&waypoint, b"EHLO a\r\n").await, "one 8");
 }
+
+/// `resolution: NONE`: whoever asks for an address of the service's range comes to that address.
+#[tokio::test]
+async fn features_SE_5_where_the_address_is_left_to_the_client_it_is_passed_on() {
+    let Some(own) = outer() else { return skipped("passed on", "this machine has no address but loopback") };
+    let tcp = tokio::net::TcpListener::bind((own, 0)).await.unwrap();
+    let port = tcp.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        loop {
+            let (mut tcp, _) = tcp.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut heard = [0; 4];
+                let _ = tcp.read_exact(&mut heard).await;
+                let answer = if heard == *b"GET " {
+                    &b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nhi"[..]
+                } else {
+                    b"bytes"
+                };
+                let _ = tcp.write_all(answer).await;
+            });
+        }
+    });
+    for (protocol, expected) in [(AppProtocol::Http11, "200 OK"), (AppProtocol::Tcp, "bytes")] {
+        let mut waypoint = Waypoint::start(&[], Table::default()).await;
+        let mut changes = Backend::new("a", "10.96.0.11", &[]).speaking(protocol).changes();
+        for change in &mut changes {
+            if let Change::Service(service) = change {
+                service.hostname = "db.example.com".into();
+                service.load_balancing.mode = mesh_core::service::Mode::Passthrough;
+                service.addresses[0].cidr = ipnet::IpNet::from(own);
+                service.ports[0].service_port = port;
+                service.ports[0].target_port = port;
+            }
+        }
+        waypoint.state.set_snapshot(waypoint.store.apply(changes).snapshot);
+        let first: &[u8] = match protocol {
+            AppProtocol::Tcp => b"data",
+            _ => b"GET / HTTP/1.1\r\nhost: db.example.com\r\nconnection: close\r\n\r\n",
+        };
+        let answer = waypoint.raw(&format!("{own}:{port}"), first).await;
+        assert!(answer.contains(expected), "{protocol:?}: {answer:?}");
+    }
+}

@@ -46,7 +46,7 @@ impl Forward<'_> {
         let retries = self.retries();
         let (deadline, hurried) = self.deadline(parts);
         let found = self.found()?;
-        let named = match found.as_ref().filter(|found| names::is_pattern(&found.now.service)) {
+        let named = match found.as_ref().filter(|found| names::is_open(&found.now.service)) {
             None => None,
             Some(found) => {
                 within(deadline, Box::pin(self.named(found)).as_mut()).await.unwrap_or(Err(Failure::LATE))?
@@ -194,8 +194,11 @@ impl Forward<'_> {
     async fn named(&self, found: &Found) -> Result<Option<Named>, Failure> {
         let shared = &self.down.lane.shared;
         let known = (&*self.bound.view.snapshot, &*shared.own.place.network);
-        let host = Some(self.asked.authority.host());
-        let named = shared.names.find(&found.now.service, host, known, shared.now_ms(), names::by_the_system).await;
+        let (service, host) = (&found.now.service, Some(self.asked.authority.host()));
+        let named = match names::passed(service, self.bound.target.address(), known) {
+            Some(passed) => passed.map(Some),
+            None => shared.names.find(service, host, known, shared.now_ms(), names::by_the_system).await,
+        };
         named.map_err(|why| match why {
             NoName::Unknown => Failure::UNKNOWN_HOST,
             NoName::NoAddress => Failure::NO_ADDRESS,

@@ -198,12 +198,15 @@ fn wish<'a>(down: &'a Downstream, bound: &'a Bound) -> Wish<'a> {
 /// Who takes it. Where only a pattern is known, the name that the client asked for is looked up, as for the request itself.
 async fn endpoint(down: &Downstream, bound: &Bound, found: &Found, copy: &Copy) -> Result<Endpoint, GivenUp> {
     let (lane, shared) = (&down.lane, &down.lane.shared);
-    let chosen = match names::is_pattern(&found.now.service) {
+    let chosen = match names::is_open(&found.now.service) {
         false => choose::endpoint(found, &wish(down, bound), &mut *lane.rng.lock()),
         true => {
             let known = (&*bound.view.snapshot, &*shared.own.place.network);
             let (service, name) = (&found.now.service, Some(&*copy.name));
-            let named = shared.names.find(service, name, known, shared.now_ms(), names::by_the_system).await;
+            let named = match names::passed(service, bound.target.address(), known) {
+                Some(passed) => passed.map(Some),
+                None => shared.names.find(service, name, known, shared.now_ms(), names::by_the_system).await,
+            };
             let named = named.ok().flatten().ok_or(GivenUp::NoEndpoint)?;
             choose::named(found, &named, &wish(down, bound))
         }

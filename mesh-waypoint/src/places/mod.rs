@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 pub(crate) use self::waiting::{Slot, Waiting};
-use crate::names::is_pattern;
+use crate::names::is_open;
 use crate::origination::Origin;
 use crate::state::View;
 
@@ -215,18 +215,18 @@ impl Places {
             tracing::debug!(service = %key.service, subset = %key.subset, %why, "a place is closed");
             return Err(NoEndpoint::Closed);
         }
-        // Of a pattern each request has endpoints of its own.
+        // Of these each request has endpoints of its own.
         static NONE: LazyLock<Arc<EndpointSet>> = LazyLock::new(Arc::default);
         let members = match view.snapshot.endpoints(&key.service) {
             Some(members) => members,
-            None if is_pattern(service) => &NONE,
+            None if is_open(service) => &NONE,
             None => return Err(NoEndpoint::NoneLeft),
         };
         let place = self.place(key, cluster, now_ms);
         let is_now = |now: &Version| {
             Arc::ptr_eq(&now.members, members)
                 && now.port == port
-                && (!is_pattern(service) || Arc::ptr_eq(&now.service, service))
+                && (!is_open(service) || Arc::ptr_eq(&now.service, service))
                 && now.cluster.as_ref().map(Arc::as_ptr) == cluster.map(Arc::as_ptr)
                 && (now.labels == view.labels.version() || !now.set.reads_labels())
                 && (now.origin.is_none() || Arc::ptr_eq(&now.certificates, &view.edge.certificates))

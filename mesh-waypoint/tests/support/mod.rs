@@ -52,6 +52,13 @@ pub fn skipped(name: &str, reason: &str) {
     let _ = nix::unistd::write(std::io::stderr(), format!("SKIPPED: {name}: {reason}\n").as_bytes());
 }
 
+/// An address of this machine that is not its own alone.
+pub fn outer() -> Option<std::net::IpAddr> {
+    let out = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    let own = out.connect("192.0.2.1:9").and_then(|()| out.local_addr()).ok()?.ip();
+    Some(own).filter(|ip| mesh_core::outside::is_public(*ip))
+}
+
 /// Everything in these tests has to happen soon.
 pub async fn soon<F: Future>(what: &str, future: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(20), future).await.unwrap_or_else(|_| panic!("{what}: not within 20 s"))

@@ -1,5 +1,5 @@
 //! Addresses of names that ServiceEntries leave to DNS: looked up here, once for all agents and waypoints, and joined with the objects. A name that nobody answers for any
-//! more keeps its addresses for a while; nobody's name leads to the control plane's own machine, or to what clouds tell machines about themselves.
+//! more keeps its addresses for a while, and as long as nothing at all is answered; nobody's name leads to the control plane's own machine, or to what clouds tell machines about themselves.
 //!
 //! ```text
 //! view (names of entries) -> follow: resolve ── addresses ──> WithAddresses: the objects again, with the addresses ──> join
@@ -26,7 +26,7 @@ use mesh_core::outside::is_public;
 
 /// Between looks at a name, where the mesh settings say nothing: how long an answer is good for, resolvers of systems do not say.
 const LOOK: Duration = Duration::from_secs(30);
-/// Addresses of a name that cannot be looked up any more are used so long; two looks at least.
+/// Addresses of a name that cannot be looked up any more are used so long while anything is answered; two looks at least.
 const LONGEST: Duration = Duration::from_secs(600);
 /// How long one name may take.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -75,6 +75,8 @@ where
     R: Future<Output = io::Result<Vec<IpAddr>>>,
 {
     let mut known: BTreeMap<ArcStr, Known> = BTreeMap::new();
+    // When anything was answered last.
+    let mut heard = Instant::now();
     loop {
         let (wanted, pace) = {
             let view = view.borrow_and_update();
@@ -96,17 +98,23 @@ where
         let now = Instant::now();
         let due: Vec<ArcStr> = known.iter().filter(|(_, one)| one.due <= now).map(|(name, _)| name.clone()).collect();
         for names in due.chunks(AT_ONCE) {
-            look(&resolve, names, pace, &mut known, &addresses).await;
+            look(&resolve, names, pace, &mut known, &mut heard, &addresses).await;
         }
-        // What is named no more, or has not been answered for too long, has no addresses any more.
-        let is_good =
-            |name: &ArcStr| known.get(name).and_then(|one| one.answered).is_some_and(|at| at.elapsed() < pace.longest);
+        // What is named no more, or has not been answered for too long while others were, has no addresses any more. Where nothing is answered it is whoever
+        // answers that is away, and not all those hosts.
+        let is_late = |one: &Known| one.answered.is_some_and(|at| heard.saturating_duration_since(at) >= pace.longest);
+        let is_old = |name: &ArcStr, found: &[IpAddr]| match known.get(name) {
+            Some(one) => !found.is_empty() && is_late(one),
+            None => true,
+        };
         addresses.send_if_modified(|addresses| {
-            let is_old = !addresses.keys().all(is_good);
-            if is_old {
-                Arc::make_mut(addresses).retain(|name, _| is_good(name));
+            let any_old = addresses.iter().any(|(name, found)| is_old(name, found));
+            if any_old {
+                let addresses = Arc::make_mut(addresses);
+                addresses.retain(|name, _| known.contains_key(name));
+                addresses.iter_mut().filter(|(name, found)| is_old(name, found)).for_each(|(_, found)| found.clear());
             }
-            is_old
+            any_old
         });
         // Each round may be a new configuration for everybody: not more often than that.
         let next = known.values().map(|one| one.due).min().map(|at| at.max(Instant::now() + pace.round));
@@ -130,6 +138,7 @@ async fn look<F, R>(
     names: &[ArcStr],
     pace: Pace,
     known: &mut BTreeMap<ArcStr, Known>,
+    heard: &mut Instant,
     addresses: &watch::Sender<Arc<Addresses>>,
 ) where
     F: Fn(ArcStr) -> R,
@@ -144,6 +153,9 @@ async fn look<F, R>(
         let Some(one) = known.get_mut(&name) else { continue };
         let found: Result<BTreeSet<IpAddr>, _> =
             answer.map(|all| all.into_iter().map(|ip| ip.to_canonical()).filter(|ip| is_public(*ip)).collect());
+        if found.is_ok() {
+            *heard = Instant::now();
+        }
         match found {
             Ok(found) if !found.is_empty() => {
                 one.backoff.reset();
@@ -163,10 +175,23 @@ async fn look<F, R>(
                     other.err().map_or_else(|| "no address that may be used".to_owned(), |error| error.to_string());
                 tracing::warn!(%name, why, "a host of a ServiceEntry cannot be looked up");
                 one.failed = true;
+                // It was asked for: whoever waits for that need not any longer.
+                addresses.send_if_modified(|addresses| {
+                    let is_new = !addresses.contains_key(&name);
+                    if is_new {
+                        Arc::make_mut(addresses).insert(name.clone(), Vec::new());
+                    }
+                    is_new
+                });
                 one.due = Instant::now() + one.backoff.next(&mut rand::rng());
             }
         }
     }
+}
+
+/// Whether a name of the view has not been asked for yet.
+pub fn is_pending(view: &View, known: &Addresses) -> bool {
+    wanted(view).iter().any(|name| !known.contains_key(name))
 }
 
 fn wanted(view: &View) -> BTreeSet<ArcStr> {
@@ -249,7 +274,7 @@ mod tests {
             let round = asked.load(SeqCst);
             async move {
                 match (&*name, round) {
-                    ("a.example.com", 0) => Err(io::Error::other("away")),
+                    (_, 9) | ("a.example.com", 0) => Err(io::Error::other("away")),
                     ("a.example.com", round) => Ok(vec![[192, 0, 2, round].into(), [127, 0, 0, 1].into()]),
                     // Its owner would have agents connect to the machine that they run on.
                     _ => Ok(vec![[127, 0, 0, 1].into()]),
@@ -257,16 +282,32 @@ mod tests {
             }
         };
         tokio::spawn(follow(views, send, resolve));
-        let is = |ip: [u8; 4]| Arc::new(Addresses::from([("a.example.com".into(), vec![IpAddr::from(ip)])]));
-        until(&mut addresses, |found| *found == is([192, 0, 2, 1])).await;
+        let is = |ip: [u8; 4]| {
+            move |found: &Arc<Addresses>| {
+                found.values().flatten().eq([&IpAddr::from(ip)]) && found.contains_key("a.example.com")
+            }
+        };
+        let none = |found: &Arc<Addresses>| found.values().all(Vec::is_empty);
+        until(&mut addresses, is([192, 0, 2, 1])).await;
+        // Of what was asked for in vain that is known.
+        until(&mut addresses, |found| found.get("c.example.com").is_some_and(Vec::is_empty)).await;
         round.store(2, SeqCst);
-        until(&mut addresses, |found| *found == is([192, 0, 2, 2])).await;
+        until(&mut addresses, is([192, 0, 2, 2])).await;
+        // Nobody answers anything.
+        round.store(9, SeqCst);
+        let lost = tokio::time::timeout(6 * LONGEST, addresses.wait_for(none)).await.is_ok();
+        assert!(!lost, "what is known stays in use");
+        // Others are answered, and this one is not.
+        round.store(0, SeqCst);
+        until(&mut addresses, none).await;
+        round.store(3, SeqCst);
+        until(&mut addresses, is([192, 0, 2, 3])).await;
         round.store(0, SeqCst);
         let gone = Instant::now();
-        until(&mut addresses, |found| found.is_empty()).await;
+        until(&mut addresses, none).await;
         assert!(gone.elapsed() > LONGEST - 2 * LOOK, "{:?}", gone.elapsed());
         round.store(3, SeqCst);
-        until(&mut addresses, |found| *found == is([192, 0, 2, 3])).await;
+        until(&mut addresses, is([192, 0, 2, 3])).await;
         tell.send_replace(view(&[]));
         until(&mut addresses, |found| found.is_empty()).await;
     }

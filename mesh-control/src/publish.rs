@@ -13,14 +13,15 @@ use tokio::time::{Instant, timeout_at};
 use crate::diagnosis::{Diagnosis, Severity};
 use crate::index::l7::backend_tls;
 use crate::index::{Join, Settings, View};
+use crate::lookup::is_pending;
 use crate::manifest::file::{diagnosis, of_file};
 use crate::metrics::Metrics;
 use crate::source::{Source, Update};
 use crate::verdict::{self, Verdicts};
 use crate::world::World;
 
-/// How long a start waits for the Secrets that gateways name.
-const SECRETS: Duration = Duration::from_secs(10);
+/// How long a start waits for the Secrets that gateways name, and for the addresses of hosts.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where the results go.
 #[derive(Clone, Debug)]
@@ -109,7 +110,9 @@ pub async fn run(mut source: impl Source, settings: Settings, outlets: Outlets, 
             Some(until) => match timeout_at(until, source.next()).await {
                 Ok(next) => next,
                 Err(_) => {
-                    tracing::warn!("some Secrets that gateways name could not be asked for yet");
+                    tracing::warn!(
+                        "some Secrets that gateways name, or hosts of ServiceEntries, could not be asked for yet"
+                    );
                     if let Some(first) = first.take() {
                         first();
                     }
@@ -155,8 +158,9 @@ pub async fn run(mut source: impl Source, settings: Settings, outlets: Outlets, 
             "configuration taken over"
         );
         // Gateways that are up would lose certificates which are only not heard of yet.
-        let is_waiting =
-            view.unheard_secrets && Instant::now() < *patience.get_or_insert_with(|| Instant::now() + SECRETS);
+        // So would clients of hosts whose addresses were known until now.
+        let lacks = first.is_some() && (view.unheard_secrets || is_pending(&view, &join.objects().looked_up));
+        let is_waiting = lacks && Instant::now() < *patience.get_or_insert_with(|| Instant::now() + PATIENCE);
         if !is_waiting && let Some(first) = first.take() {
             first();
         }
@@ -231,6 +235,52 @@ mod tests {
             let begun = (is_begun.load(Ordering::Relaxed), begun_early.load(Ordering::Relaxed));
             assert_eq!(begun, (true, early), "{texts:?}");
             assert_eq!(view.borrow().settings.trust_domain.as_str(), domain, "{texts:?}");
+        }
+    }
+
+    /// Delivers one object, with these addresses of names one after the other.
+    struct Named(Vec<&'static [&'static str]>, Arc<AtomicBool>, Arc<AtomicBool>);
+
+    impl Source for Named {
+        async fn next(&mut self) -> Option<Update> {
+            let Some(names) = self.0.pop() else {
+                // Nothing more is said for as long as anybody waits.
+                tokio::time::sleep(2 * PATIENCE).await;
+                return None;
+            };
+            self.2.fetch_or(self.1.load(Ordering::Relaxed), Ordering::Relaxed);
+            const ENTRY: &str = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: o, namespace: shop}\nspec: {hosts: [a.example.com, b.example.com], resolution: DNS, ports: [{number: 80, name: http, protocol: HTTP}]}\n";
+            let read = file::read("mesh.yaml", ENTRY.as_bytes());
+            let scan = Scan { found: read.found.into_iter().map(|(f, _)| f).collect(), ..Scan::default() };
+            let mut objects = Catalog::default().apply(&scan).0;
+            let address = |name: &&str| ((*name).into(), vec![std::net::IpAddr::from([192, 0, 2, 1])]);
+            objects.looked_up = Arc::new(names.iter().map(address).collect());
+            Some(Update { objects, ..Update::default() })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_start_waits_for_the_addresses_of_hosts_for_a_while() {
+        let (a, both): (&[&str], &[&str]) = (&["a.example.com"], &["a.example.com", "b.example.com"]);
+        for (updates, early) in [
+            (vec![both, a, &[]], false),
+            // Another one than the last finds that it was begun.
+            (vec![a, both], true),
+            // Nobody answers for one of them.
+            (vec![a], false),
+        ] {
+            let (is_begun, begun_early) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+            let source = Named(updates.clone(), is_begun.clone(), begun_early.clone());
+            let (started, first, own) = (Instant::now(), is_begun.clone(), Arc::new(std::sync::Mutex::new(None)));
+            let at = own.clone();
+            let begin = move || {
+                first.store(true, Ordering::Relaxed);
+                *at.lock().unwrap() = Some(started.elapsed());
+            };
+            run(source, Settings::default(), Outlets::new(Arc::default()), begin).await;
+            assert_eq!((is_begun.load(Ordering::Relaxed), begun_early.load(Ordering::Relaxed)), (true, early));
+            let waited = own.lock().unwrap().unwrap() >= PATIENCE;
+            assert_eq!(waited, updates == [a], "{updates:?}");
         }
     }
 }

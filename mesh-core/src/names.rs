@@ -151,7 +151,13 @@ fn member(snapshot: &Snapshot, name: &str, namespace: &str) -> Option<Vec<IpAddr
 }
 
 fn service_answer(snapshot: &Snapshot, service: &Service, question: &Question<'_>) -> NameAnswer {
+    // A host that the mesh only knows by name or by ranges, such as an external one that is passed through, is resolved where it lives.
+    let elsewhere =
+        !is_below(&service.hostname, question.cluster_domain) || service.load_balancing.mode == Mode::Passthrough;
     if !service.is_headless() {
+        if elsewhere && service.addresses.iter().all(|address| address.single().is_none()) {
+            return NameAnswer::NotMesh;
+        }
         let here = service.addresses.iter().filter(|a| a.network == question.network);
         let addresses: Vec<_> = here.filter_map(|a| a.single()).collect();
         return filtered(allowed(addresses, service.ip_families), question);
@@ -159,9 +165,6 @@ fn service_answer(snapshot: &Snapshot, service: &Service, question: &Question<'_
     let set = snapshot.endpoints(&service.key());
     let serving = set.iter().flat_map(|set| set.serving()).filter(|e| e.workload.network == question.network);
     let addresses: Vec<_> = serving.flat_map(|e| e.workload.addresses.iter().copied()).collect();
-    // A host that the mesh only knows by name, such as an external one that is passed through, is resolved where it lives.
-    let elsewhere =
-        !is_below(&service.hostname, question.cluster_domain) || service.load_balancing.mode == Mode::Passthrough;
     if addresses.is_empty() && elsewhere {
         return NameAnswer::NotMesh;
     }

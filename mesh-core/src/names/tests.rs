@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::{
     Change, Store, Workload,
-    service::{ServiceAddress, Visibility},
+    service::{LoadBalancing, Mode, ServiceAddress, Visibility},
     workload::Health,
 };
 
@@ -27,6 +27,14 @@ fn mesh() -> Arc<Snapshot> {
     let headless = "db.shop.svc.cluster.local";
     let mut ranged = service("shop", "ranged.shop.svc.cluster.local", &[]);
     ranged.addresses = vec![ServiceAddress { network: "".into(), cidr: "198.19.9.0/24".parse().unwrap() }];
+    let outer_range = |host: &str| {
+        let mut service = service("shop", host, &[]);
+        service.addresses = vec![ServiceAddress { network: "".into(), cidr: "203.0.113.0/24".parse().unwrap() }];
+        service
+    };
+    let passthrough = LoadBalancing { mode: Mode::Passthrough, ..LoadBalancing::default() };
+    let mut far = service("shop", "far.example.com", &["198.19.0.8"]);
+    far.addresses[0].network = "n2".into();
     let hidden =
         Service { visibility: Visibility::Namespace, ..service("other", "hidden.example.com", &["198.19.0.9"]) };
     let both = service("shop", "both.shop.svc.cluster.local", &["198.19.0.2", "fd00:199::2"]);
@@ -40,6 +48,9 @@ fn mesh() -> Arc<Snapshot> {
         Change::Service(both),
         Change::Service(only_v6),
         Change::Service(ranged),
+        Change::Service(outer_range("ranged.example.com")),
+        Change::Service(Service { load_balancing: passthrough, ..outer_range("passed.shop.svc.cluster.local") }),
+        Change::Service(far),
         Change::Service(hidden),
         Change::Service(service("shop", headless, &[])),
         Change::Service(service("shop", "idle.shop.svc.cluster.local", &[])),
@@ -103,6 +114,10 @@ fn features_B29_names_of_the_mesh() {
         ("db-9.db.shop.svc.cluster.local", "NotMesh"),
         ("idle.shop.svc.cluster.local", "NoData"),
         ("ranged.shop.svc.cluster.local", "NoData"),
+        // Of a host of which only ranges are known somebody else has the addresses.
+        ("ranged.example.com", "NotMesh"),
+        ("passed.shop.svc.cluster.local", "NotMesh"),
+        ("far.example.com", "NoData"),
         ("pass.example.com", "NotMesh"),
         // Not of this cluster, although its name ends alike.
         ("db.othercluster.local", "NotMesh"),

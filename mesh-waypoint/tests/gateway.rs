@@ -13,7 +13,10 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use mesh_core::l7::{Backend as Place, Forward, HostPattern, Table, Target, VirtualHost};
+use mesh_core::l7::redirect::{Redirect, RedirectPort};
+use mesh_core::l7::{
+    Action, Backend as Place, Condition, Forward, Handling, HostPattern, Rule, Table, Target, Text, VirtualHost,
+};
 use mesh_core::listener::{
     Certificates, ClientCert, Clients, Credential, Encryption, Listener, Listeners, Passage, Secret, Serves, Tls,
     Topology, Transport,
@@ -542,5 +545,44 @@ async fn hardening_B190_a_proxy_in_front_says_who_the_client_is_or_nothing_is_se
         let mut heard = Vec::new();
         let _ = soon("end", tcp.read_to_end(&mut heard)).await;
         assert!(heard.is_empty() || heard.starts_with(b"HTTP/1.1 400"), "{}", String::from_utf8_lossy(&heard));
+    }
+}
+
+#[tokio::test]
+async fn features_GW_8_routes_ask_how_a_client_came_to_the_proxy_in_front() {
+    let app = echo("app").await;
+    let gateway = gateway(&[Backend::new("app", "10.96.0.1", &[app])]).await;
+    let port = free().await;
+    let plain = Condition { scheme: Some(Text::Exact("http".into())), ..Condition::default() };
+    let redirect = Handling::new(Action::Redirect(Redirect {
+        scheme: Some(http::uri::Scheme::HTTPS),
+        host: None,
+        port: RedirectPort::OfScheme,
+        path: None,
+        status: StatusCode::MOVED_PERMANENTLY,
+    }));
+    let rules = vec![Rule { conditions: vec![plain], ..rule(redirect) }, rule(to("app"))];
+    let host = VirtualHost { hosts: hosts(&["*"]), rules, ..VirtualHost::default() };
+    let table = Serves::Http(Arc::new(Table::new("all", vec![Arc::new(host)])));
+    let all = vec![listener("all", port, &["*"], Encryption::None, table)];
+    for (trusted_proxies, said, expected) in [
+        (1, &["https"][..], StatusCode::OK),
+        (1, &["HTTPS"], StatusCode::OK),
+        (1, &["http"], StatusCode::MOVED_PERMANENTLY),
+        (1, &[], StatusCode::MOVED_PERMANENTLY),
+        (1, &["ftp"], StatusCode::MOVED_PERMANENTLY),
+        (1, &["https", "http"], StatusCode::MOVED_PERMANENTLY),
+        // Nobody in front is believed: a client says it of itself.
+        (0, &["https"], StatusCode::MOVED_PERMANENTLY),
+    ] {
+        let topology = Topology { trusted_proxies, ..Topology::default() };
+        gateway.state.set_listeners(Arc::new(Listeners::new("shop/edge", all.clone()).behind(topology)));
+        let mut request = Request::builder().uri("/a").header("host", "a.example");
+        for line in said {
+            request = request.header("x-forwarded-proto", *line);
+        }
+        let mut sender = http1(connect(port).await).await;
+        let answer = soon("answer", sender.send_request(request.body(Full::default()).unwrap())).await.unwrap();
+        assert_eq!(answer.status(), expected, "{trusted_proxies} {said:?}");
     }
 }

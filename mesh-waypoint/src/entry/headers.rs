@@ -44,6 +44,17 @@ pub fn sanitise(headers: &mut HeaderMap, has: Fields, entry: &Entry, topology: &
     address
 }
 
+/// How the client came, by headers that [`sanitise`] has been at: as a proxy of one's own says it, else as the connection did.
+#[must_use]
+pub fn scheme(headers: &HeaderMap, entry: &Entry) -> &'static str {
+    let mut lines = headers.get_all(FORWARDED_PROTO).iter();
+    match (lines.next().map(HeaderValue::as_bytes), lines.next()) {
+        (Some(said), None) if said.eq_ignore_ascii_case(b"https") => "https",
+        (Some(said), None) if said.eq_ignore_ascii_case(b"http") => "http",
+        _ => entry.scheme(),
+    }
+}
+
 /// The same for a request of the mesh. Its client is known by its tunnel: that it has another certificate it must not say.
 pub fn of_mesh(headers: &mut HeaderMap, has: Fields) {
     without_client_cert(headers, has);

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use arcstr::ArcStr;
 use bytes::Bytes;
-use http::StatusCode;
 use http::request::Parts;
 use http::uri::PathAndQuery;
+use http::{HeaderMap, StatusCode};
 use mesh_core::NamespacedName;
 use mesh_core::l7::cors::CorsVerdict;
 use mesh_core::l7::path::{Spelling, normalise};
@@ -19,6 +19,7 @@ use rand::Rng;
 
 use super::reply::Failure;
 use crate::downstream::{Bound, Downstream};
+use crate::entry::headers::scheme;
 
 /// The plan for one request.
 pub struct Plan {
@@ -92,7 +93,7 @@ struct Came<'a> {
 }
 
 impl<'a> At<'a> {
-    fn of(bound: &'a Bound, down: &'a Downstream, authority: &Authority) -> Result<Self, Failure> {
+    fn of(bound: &'a Bound, down: &'a Downstream, headers: &HeaderMap, authority: &Authority) -> Result<Self, Failure> {
         let Some(entry) = &down.entry else {
             return Ok(bound.target.service().map_or(Self::Asked, |service| {
                 let (table, port, service) = (&*bound.view.table, bound.target.port(), Some(service));
@@ -111,8 +112,8 @@ impl<'a> At<'a> {
         }
         match &listener.serves {
             Serves::Http(table) => {
-                let (port, gateway) = (listener.port, listener.gateway.as_str());
-                Ok(Self::Table { table, request: Came { scheme: entry.scheme(), port, gateway, service: None } })
+                let (scheme, port, gateway) = (scheme(headers, entry), listener.port, listener.gateway.as_str());
+                Ok(Self::Table { table, request: Came { scheme, port, gateway, service: None } })
             }
             Serves::Closed(_) => Err(Failure::CLOSED),
             Serves::Bytes(_) | Serves::Datagrams(_) => Err(Failure::NO_ROUTE),
@@ -130,7 +131,7 @@ pub fn plan(
     rng: &mut impl Rng,
     found: impl FnOnce(&Handling, Option<&Condition>),
 ) -> Plan {
-    let at = match At::of(bound, down, authority) {
+    let at = match At::of(bound, down, &parts.headers, authority) {
         Ok(At::Asked) => return Plan::of(To::Asked),
         Ok(At::Table { table, request }) => (table, request),
         Err(failure) => return Plan::of(To::Fail(failure)),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use mesh_core::l7::DirectResponse;
 use mesh_core::l7::order::{Candidate, assemble};
 use mesh_core::l7::redirect::{Redirect, RedirectPort};
-use mesh_core::l7::{Action, Handling, HostPattern, Rule, Table, VirtualHost};
+use mesh_core::l7::{Action, Condition, Handling, HostPattern, Rule, Table, Text, VirtualHost};
 use mesh_core::listener::{Encryption, Listener, Serves, Transport};
 use mesh_core::{ArcStr, NamespacedName, ports};
 
@@ -118,6 +118,15 @@ impl Plain {
         redirected.is_some() && redirected >= narrowest(&self.open)
     }
 
+    /// The hosts of `host` that are to be asked for by HTTPS, taken out of it. Its rules are for who has done so at a proxy in front.
+    fn split(&self, host: &mut VirtualHost, redirect: &Rule) -> Option<VirtualHost> {
+        let (redirected, open): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut host.hosts).into_iter().partition(|own| self.is_redirected(own));
+        host.hosts = open;
+        let rules = std::iter::once(redirect).chain(&host.rules).cloned().collect();
+        (!redirected.is_empty()).then(|| VirtualHost { hosts: redirected, rules, ..host.clone() })
+    }
+
     fn listener(self, gateway: &NamespacedName, port: u16, bind: u16, key: &Key) -> Listener {
         let redirect = Handling {
             origin: key.to_string().into(),
@@ -129,11 +138,16 @@ impl Plain {
                 status: http::StatusCode::MOVED_PERMANENTLY,
             }))
         };
-        let redirect = Arc::new(redirect);
+        // A proxy of one's own in front may have ended TLS: who came to it by HTTPS is not sent there again.
+        let plain = Condition { scheme: Some(Text::Exact("http".into())), ..Condition::default() };
+        let redirect = Rule { conditions: vec![plain], handling: Arc::new(redirect) };
         let mut hosts = assemble(&self.candidates);
         // What is to be asked for by HTTPS is never served without.
-        hosts.iter_mut().for_each(|host| host.hosts.retain(|own| !self.is_redirected(own)));
+        let redirected: Vec<VirtualHost> = hosts.iter_mut().filter_map(|host| self.split(host, &redirect)).collect();
+        hosts.extend(redirected);
         hosts.retain(|host| !host.hosts.is_empty());
+        let has_routes = |pattern: &HostPattern| hosts.iter().any(|host| host.hosts.contains(pattern));
+        let bare: Vec<HostPattern> = self.redirected.iter().filter(|pattern| !has_routes(pattern)).cloned().collect();
         let mut served = self.hosts;
         if self.bars_others {
             let answer = DirectResponse { status: http::StatusCode::BAD_GATEWAY, body: Default::default() };
@@ -151,10 +165,10 @@ impl Plain {
                 served.push(HostPattern::Any);
             }
         }
-        hosts.extend(self.redirected.iter().map(|pattern| VirtualHost {
+        hosts.extend(bare.into_iter().map(|pattern| VirtualHost {
             name: pattern.to_string().into(),
-            hosts: vec![pattern.clone()],
-            rules: vec![Rule { conditions: Vec::new(), handling: Arc::clone(&redirect) }],
+            hosts: vec![pattern],
+            rules: vec![redirect.clone()],
             ..VirtualHost::default()
         }));
         let name: ArcStr = format!("{gateway} port {port}").into();
@@ -355,10 +369,10 @@ impl One<'_> {
         if self.server.tls.as_ref().is_some_and(|tls| tls.https_redirect == Some(true)) {
             let new = fresh(&plain.redirected);
             plain.redirected.extend(new);
-            return;
+        } else {
+            let new = fresh(&plain.open);
+            plain.open.extend(new);
         }
-        let new = fresh(&plain.open);
-        plain.open.extend(new);
         let candidates = self.candidates(made, problems);
         plain.candidates.extend(candidates);
     }

@@ -46,6 +46,11 @@ fn to(service: &str) -> String {
 
 /// Where a GET of this URL goes.
 fn ask(listeners: &Listeners, bind: u16, sni: Option<&str>, url: &str) -> String {
+    ask_by("http", listeners, bind, sni, url)
+}
+
+/// The same of a client that came so to whoever is trusted.
+fn ask_by(scheme: &str, listeners: &Listeners, bind: u16, sni: Option<&str>, url: &str) -> String {
     let sent = sent(&format!("GET http://{url}"));
     let Some(port) = listeners.port(bind) else { return "closed".to_owned() };
     let listener = match port.request(sni, sent.authority.host()) {
@@ -60,7 +65,7 @@ fn ask(listeners: &Listeners, bind: u16, sni: Option<&str>, url: &str) -> String
     };
     let request = Request {
         method: &sent.method,
-        scheme: "http",
+        scheme,
         authority: &sent.authority,
         path: &sent.path,
         query: sent.query.as_deref(),
@@ -183,6 +188,13 @@ fn features_GW_httpsRedirect_comes_before_routes_and_is_for_its_hosts() {
     let made = made(&[gateway("shop", "one", servers), routes("shop", "a", "one", "a.com, b.com", &to("v1"))]);
     assert_eq!(ask(listened(&made), 80, None, "a.com/x?y=1"), "https://a.com/x?y=1");
     assert_eq!(ask(listened(&made), 80, None, "b.com/x"), "v1:80");
+    // Who came by HTTPS to a proxy in front is not sent there again.
+    let by_https = ["a.com/x", "b.com/x"].map(|url| ask_by("https", listened(&made), 80, None, url));
+    assert_eq!(by_https, ["v1:80", "v1:80"]);
+    assert!(made.in_force.iter().any(|key| key.kind == Kind::VirtualService));
+    let none = self::made(&[gateway("shop", "one", servers)]);
+    let bare = ["http", "https"].map(|scheme| ask_by(scheme, listened(&none), 80, None, "a.com/x"));
+    assert_eq!(bare, ["https://a.com/x", "404"]);
 }
 
 #[test]

@@ -346,11 +346,19 @@ fn waypoints(method: &str, path: &str) -> (u16, Value) {
         ("GET", "/apis/gateway.networking.k8s.io/v1/namespaces/shop/gateways") => {
             (200, json!({"items": [gateway("wp", "HBONE", 15008), gateway("edge", "HTTP", 80)]}))
         }
+        ("GET", "/apis/gateway.networking.k8s.io/v1/namespaces/shop/gateways/other") => {
+            (200, gateway("other", "HBONE", 15008))
+        }
+        ("GET", "/apis/gateway.networking.k8s.io/v1/namespaces/shop/gateways/slow") => {
+            let mut slow = gateway("slow", "HBONE", 15008);
+            slow["status"]["conditions"][0]["status"] = json!("False");
+            (200, slow)
+        }
         ("GET", "/api/v1/namespaces/shop/services") => {
             (200, json!({"items": [{"metadata": {"name": "web", "namespace": "shop"}}]}))
         }
         ("GET", "/api/v1/namespaces/shop/pods") => (200, json!({"items": []})),
-        ("PATCH", path) if path.ends_with("/gateways/other") => (201, json!({})),
+        ("PATCH", path) if path.ends_with("/gateways/other") || path.ends_with("/gateways/slow") => (201, json!({})),
         ("PATCH" | "DELETE", _) => (200, json!({})),
         _ => empty(method, path),
     }
@@ -360,6 +368,7 @@ fn waypoints(method: &str, path: &str) -> (u16, Value) {
 fn a_namespace_is_never_left_with_a_waypoint_that_there_is_not() {
     const WP: &str = "/apis/gateway.networking.k8s.io/v1/namespaces/shop/gateways/wp";
     const OTHER: &str = "/apis/gateway.networking.k8s.io/v1/namespaces/shop/gateways/other";
+    const SLOW: &str = "/apis/gateway.networking.k8s.io/v1/namespaces/shop/gateways/slow";
     const SHOP: &str = "PATCH /api/v1/namespaces/shop";
     for (line, code, part, expected) in [
         ("-n shop waypoint list", 0, "wp     service   True         10.96.0.9", vec![]),
@@ -387,6 +396,19 @@ fn a_namespace_is_never_left_with_a_waypoint_that_there_is_not() {
             0,
             "dataplane-mode=ambient",
             vec![format!("PATCH {OTHER}"), SHOP.to_owned()],
+        ),
+        // What cannot be reached yet would close the namespace.
+        (
+            "-n shop waypoint apply --name slow --enroll-namespace --overwrite --waypoint-timeout 1s",
+            1,
+            "waypoint shop/slow",
+            vec![format!("PATCH {SLOW}")],
+        ),
+        (
+            "-n shop waypoint apply --name slow --enroll-namespace --overwrite --wait=false",
+            0,
+            "namespace shop uses the waypoint slow",
+            vec![format!("PATCH {SLOW}"), SHOP.to_owned()],
         ),
     ] {
         let server = Server::new(|method, path| Some(waypoints(method, path)));

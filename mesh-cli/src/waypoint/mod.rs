@@ -90,12 +90,19 @@ struct Apply {
     /// Take the place of another waypoint that the namespace has, and of another class
     #[arg(long)]
     overwrite: bool,
-    /// Wait until it is programmed
-    #[arg(short, long)]
-    wait: bool,
+    /// Wait until it is programmed; with --enroll-namespace that is so unless it is false, and the namespace is enrolled only then
+    #[arg(short, long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    wait: Option<bool>,
     /// How long to wait
     #[arg(long, value_name = "TIME", default_value = "90s", value_parser = duration)]
     waypoint_timeout: Duration,
+}
+
+impl Apply {
+    /// A namespace whose waypoint cannot be reached yet is closed: it is waited for, unless somebody wants that.
+    fn waits(&self) -> bool {
+        self.wait.unwrap_or(self.enroll_namespace)
+    }
 }
 
 impl Shape {
@@ -167,7 +174,7 @@ async fn apply(options: &Apply, namespace: &str, context: &Context) -> Result<u8
     let is_new = code == 201;
     say(context, &format!("waypoint {namespace}/{name} {}", if is_new { "made" } else { "is as asked for" }))?;
     // The Gateway first: what names one that there is not is closed.
-    if options.wait {
+    if options.waits() {
         wait_for(&api, &[(namespace.to_owned(), name.clone())], options.waypoint_timeout, context).await?;
         say(context, &format!("waypoint {namespace}/{name} is ready"))?;
     }
@@ -184,7 +191,7 @@ async fn apply(options: &Apply, namespace: &str, context: &Context) -> Result<u8
     }
     if context.is_for_a_program() {
         let answer = json!({
-            "namespace": namespace, "name": name, "created": is_new, "enrolled": options.enroll_namespace, "ready": options.wait,
+            "namespace": namespace, "name": name, "created": is_new, "enrolled": options.enroll_namespace, "ready": options.waits(),
         });
         context.print(&answer)?;
     }

@@ -326,6 +326,21 @@ fn ctrl_c_ends_it_between_two_waits() {
     assert_eq!(status.code(), Some(130));
 }
 
+/// What has these labels, of a namespace, or one itself.
+fn user(name: &str, namespace: &str, labels: &[(&str, &str)]) -> Value {
+    let labels: serde_json::Map<String, Value> =
+        labels.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
+    let mut object = json!({"metadata": {"name": name, "labels": labels}});
+    if !namespace.is_empty() {
+        object["metadata"]["namespace"] = json!(namespace);
+    }
+    object
+}
+
+fn list(items: &[Value]) -> (u16, Value) {
+    (200, json!({"items": items}))
+}
+
 /// A namespace that uses its waypoint, beside a gateway at the edge.
 fn waypoints(method: &str, path: &str) -> (u16, Value) {
     let gateway = |name: &str, protocol: &str, port: u16| {
@@ -354,10 +369,32 @@ fn waypoints(method: &str, path: &str) -> (u16, Value) {
             slow["status"]["conditions"][0]["status"] = json!("False");
             (200, slow)
         }
-        ("GET", "/api/v1/namespaces/shop/services") => {
-            (200, json!({"items": [{"metadata": {"name": "web", "namespace": "shop"}}]}))
+        ("GET", "/api/v1/namespaces") => list(&[
+            user("shop", "", &[("istio.io/use-waypoint", "wp")]),
+            user("front", "", &[("istio.io/use-waypoint", "wp"), ("istio.io/use-waypoint-namespace", "shop")]),
+            user("other", "", &[("istio.io/use-waypoint", "wp")]),
+        ]),
+        ("GET", "/api/v1/services") => list(&[
+            user("web", "shop", &[("istio.io/use-waypoint", "wp")]),
+            user("far", "back", &[("istio.io/use-waypoint", "wp"), ("istio.io/use-waypoint-namespace", "shop")]),
+            user("own", "back", &[("istio.io/use-waypoint", "wp")]),
+            user("trial", "shop", &[("istio.io/use-waypoint", "x"), ("istio.io/use-waypoint-canary", "wp")]),
+            user(
+                "tried",
+                "back",
+                &[("istio.io/use-waypoint-canary", "wp"), ("istio.io/use-waypoint-canary-namespace", "shop")],
+            ),
+        ]),
+        ("GET", "/api/v1/pods") => list(&[user("p", "shop", &[("istio.io/use-waypoint", "wp")])]),
+        ("GET", "/apis/networking.istio.io/v1/serviceentries") => {
+            let mut inline = user("inline", "shop", &[]);
+            inline["spec"] =
+                json!({"endpoints": [{"address": "192.0.2.1", "labels": {"istio.io/use-waypoint": "wp"}}]});
+            list(&[user("api", "shop", &[("istio.io/use-waypoint", "wp")]), inline, user("none", "shop", &[])])
         }
-        ("GET", "/api/v1/namespaces/shop/pods") => (200, json!({"items": []})),
+        ("GET", "/apis/networking.istio.io/v1/workloadentries") => {
+            list(&[user("vm", "back", &[("istio.io/use-waypoint", "wp"), ("istio.io/use-waypoint-namespace", "shop")])])
+        }
         ("PATCH", path) if path.ends_with("/gateways/other") || path.ends_with("/gateways/slow") => (201, json!({})),
         ("PATCH" | "DELETE", _) => (200, json!({})),
         _ => empty(method, path),
@@ -422,4 +459,36 @@ fn a_namespace_is_never_left_with_a_waypoint_that_there_is_not() {
     let server = Server::new(|method, path| Some(empty(method, path)));
     let (code, said) = server.run("-n shop waypoint apply");
     assert!(code == Some(1) && said.contains("the cluster has no Gateway API"), "{said}");
+}
+
+#[test]
+fn who_uses_a_waypoint_is_named_wherever_it_is_before_that_is_deleted() {
+    let server = Server::new(|method, path| Some(waypoints(method, path)));
+    let (code, said) = server.run("-n shop waypoint delete wp");
+    assert_eq!(code, Some(0), "{said}");
+    let named: Vec<&str> = said.lines().filter_map(|line| Some(line.split_once(" is labelled ")?.0)).collect();
+    let expected = [
+        "namespace front",
+        "service shop/web",
+        "service back/far",
+        "service shop/trial",
+        "service back/tried",
+        "pod shop/p",
+        "ServiceEntry shop/api",
+        "an endpoint of ServiceEntry shop/inline",
+        "WorkloadEntry back/vm",
+    ];
+    assert_eq!(named, expected, "{said}");
+    // Who may not look into all namespaces is told so, and of his own.
+    let server = Server::new(|method, path| match path.split_once('?').map_or(path, |(path, _)| path) {
+        "/api/v1/namespaces" | "/api/v1/services" | "/api/v1/pods" => Some((403, json!({"message": "no"}))),
+        path if path.ends_with("entries") => Some((404, json!({}))),
+        "/api/v1/namespaces/shop/services" => Some(list(&[user("web", "shop", &[("istio.io/use-waypoint", "wp")])])),
+        "/api/v1/namespaces/shop/pods" => Some(list(&[])),
+        _ => Some(waypoints(method, path)),
+    });
+    let (code, said) = server.run("-n shop waypoint delete wp");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("service shop/web is labelled"), "{said}");
+    assert!(said.contains("may not list services of all namespaces"), "{said}");
 }

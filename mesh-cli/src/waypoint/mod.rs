@@ -2,13 +2,14 @@
 //! than that, and the label that a namespace is enrolled with; the control plane makes what serves it. What is written and shown is made by [`object`].
 
 pub mod object;
+mod users;
 
 use std::time::Duration;
 
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use crate::api::{Api, Failure};
+use crate::api::Api;
 use crate::context::Context;
 use crate::output::{Format, data, note, table};
 use crate::progress::Progress;
@@ -302,7 +303,7 @@ async fn delete(names: &[String], all: bool, namespace: &str, context: &Context)
     }
     let mut deleted = Vec::new();
     for name in chosen {
-        leave(&api, namespace, name).await?;
+        users::leave(&api, namespace, name).await?;
         if api.delete(&path(namespace, name)).await? {
             say(context, &format!("waypoint {namespace}/{name} deleted"))?;
             deleted.push(name.clone());
@@ -312,28 +313,4 @@ async fn delete(names: &[String], all: bool, namespace: &str, context: &Context)
         context.print(&json!({ "namespace": namespace, "deleted": deleted }))?;
     }
     Ok(OK)
-}
-
-/// Takes the namespace out first: what names a waypoint that there is not is closed. Who else names it is told.
-async fn leave(api: &Api, namespace: &str, name: &str) -> Result<(), Failure> {
-    let home = format!("/api/v1/namespaces/{namespace}");
-    if let Some(owner) = api.find(&home).await?
-        && object::uses(&owner) == Some(name)
-    {
-        api.merge(&home, &object::leaving()).await?;
-        note(&format!("namespace {namespace} uses the waypoint {name} no more"));
-    }
-    for (kind, plural) in [("service", "services"), ("pod", "pods")] {
-        let label = form_urlencoded::Serializer::new(String::new())
-            .append_pair("labelSelector", &format!("{}={name}", object::USE))
-            .finish();
-        for other in api.list(&format!("{home}/{plural}?{label}")).await? {
-            let (_, other) = object::key(&other);
-            note(&format!(
-                "{kind} {namespace}/{other} is labelled {}={name}: its clients are refused until the label is gone or there is such a waypoint",
-                object::USE
-            ));
-        }
-    }
-    Ok(())
 }

@@ -6,6 +6,9 @@ use serde_json::{Value, json};
 /// Which waypoint something uses.
 pub const USE: &str = "istio.io/use-waypoint";
 const USE_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
+/// Another one that takes a share of what is asked for, and its namespace.
+const CANARY: &str = "istio.io/use-waypoint-canary";
+const CANARY_NAMESPACE: &str = "istio.io/use-waypoint-canary-namespace";
 const FOR: &str = "istio.io/waypoint-for";
 const MODE: &str = "istio.io/dataplane-mode";
 const PORT: u16 = 15008;
@@ -93,6 +96,31 @@ pub fn uses(namespace: &Value) -> Option<&str> {
     let own = namespace["metadata"]["name"].as_str();
     let is_own = label(namespace, USE_NAMESPACE).is_none_or(|other| Some(other) == own);
     label(namespace, USE).filter(|_| is_own)
+}
+
+/// The labels by which an object names a waypoint of a namespace.
+pub fn names(object: &Value, namespace: &str, waypoint: &str) -> Vec<&'static str> {
+    let (of, own) = key(object);
+    // A namespace means one of its own.
+    let home = if of.is_empty() { own } else { of };
+    named(&object["metadata"]["labels"], &home, namespace, waypoint)
+}
+
+/// The labels by which endpoints that are written into a ServiceEntry name it.
+pub fn endpoints_name(entry: &Value, namespace: &str, waypoint: &str) -> Vec<&'static str> {
+    let (home, _) = key(entry);
+    let endpoints = entry["spec"]["endpoints"].as_array().into_iter().flatten();
+    let mut all: Vec<_> = endpoints.flat_map(|one| named(&one["labels"], &home, namespace, waypoint)).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+fn named(labels: &Value, home: &str, namespace: &str, waypoint: &str) -> Vec<&'static str> {
+    let said = |key: &str| labels[key].as_str().filter(|value| !value.is_empty());
+    let pairs = [(USE, USE_NAMESPACE), (CANARY, CANARY_NAMESPACE)];
+    let is_it = |(name, at): &(&str, &str)| said(name) == Some(waypoint) && said(at).unwrap_or(home) == namespace;
+    pairs.into_iter().filter(is_it).map(|(name, _)| name).collect()
 }
 
 /// What takes it out.

@@ -379,10 +379,10 @@ impl RouteNamespaces {
         match (self.from, &self.selector) {
             (Some(Origin::Selector), None) => check.error(&field, "the field `selector` is missing", ""),
             (Some(Origin::All | Origin::Same | Origin::None) | None, Some(_)) => {
-                check.error(
+                check.warning(
                     format!("{field}.selector"),
-                    "it counts with `from: Selector` only",
-                    "write `from: Selector`",
+                    "it counts with `from: Selector` only: it is ignored",
+                    "write `from: Selector`, or delete it",
                 );
             }
             _ => {}

@@ -92,6 +92,14 @@ fn good_ones() {
                 &[],
             ),
             ("{gatewayClassName: undermesh-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}", &[]),
+            // As the Gateway API has it: a selector without `from: Selector` is ignored.
+            (
+                "{gatewayClassName: undermesh, listeners: [{name: http, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: Same, selector: {matchLabels: {a: b}}}}}], allowedListeners: {namespaces: {selector: {}}}}",
+                &[
+                    "w listeners[0].allowedRoutes.namespaces.selector: it counts with `from: Selector` only: it is ignored (write `from: Selector`, or delete it)",
+                    "w allowedListeners.namespaces.selector: it counts with `from: Selector` only: it is ignored (write `from: Selector`, or delete it)",
+                ],
+            ),
             // One listener is refused, and the others count.
             (
                 "{gatewayClassName: undermesh, listeners: [{name: http, port: 80, protocol: HTTP}, {name: odd, port: 1111, protocol: INVALID}]}",
@@ -162,13 +170,6 @@ fn bad_sets_of_listeners() {
                 ],
             ),
         ],
-    );
-    bad(
-        Kind::Gateway,
-        &[(
-            "{gatewayClassName: u, listeners: [{name: a, port: 80, protocol: HTTP}], allowedListeners: {namespaces: {from: Same, selector: {}}}}",
-            &["allowedListeners.namespaces.selector: it counts with `from: Selector` only (write `from: Selector`)"],
-        )],
     );
 }
 

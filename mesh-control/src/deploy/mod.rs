@@ -4,7 +4,7 @@
 //! ```text
 //! run (follows Gateways, classes, and what carries our label; applies, deletes, tells)
 //!   -> round (what there is to do, pure)
-//!        -> plan (whether a Gateway is served, and by what) -> objects (service account, Deployment, Service; scaling: autoscaler, budget) <- overlay (what users lay over them)
+//!        -> plan (whether a Gateway is served, and by what), claims (which of several that want one name) -> objects (service account, Deployment, Service; scaling: autoscaler, budget) <- overlay (what users lay over them)
 //!        -> standing (conditions and addresses of a Gateway) , listener_sets (conditions of what adds listeners to it) , classes (GatewayClasses)
 //!        -> live (what of an object is as it was applied, and what of it somebody else keeps)
 //! ```
@@ -12,6 +12,7 @@
 //! What is made carries the label [`MANAGED`] with our name, and an owner reference to its Gateway, so that it goes with it. Nothing else is ever changed or
 //! deleted: who has an object of a name that a Gateway wants keeps it, and the Gateway says so.
 
+mod claims;
 pub mod classes;
 pub mod listener_sets;
 pub mod live;

@@ -8,6 +8,7 @@ use mesh_core::NamespacedName;
 use mesh_core::listener::Open;
 use serde_json::{Value as Json, json};
 
+use super::claims::Claims;
 use super::listener_sets::{self, Joined};
 use super::live::{essence, is_ours, owner, yield_to_others};
 use super::objects::objects;
@@ -171,7 +172,7 @@ impl Known {
         self.objects.get(&what).into_iter().flatten()
     }
 
-    fn get(&self, what: What, name: &NamespacedName) -> Option<&Json> {
+    pub(super) fn get(&self, what: What, name: &NamespacedName) -> Option<&Json> {
         self.objects.get(&what)?.get(name)
     }
 
@@ -193,6 +194,8 @@ pub fn round(
     // The name of each that is to stay; `None`: all that a Gateway has.
     let mut kept: BTreeMap<String, Option<Vec<Key>>> = BTreeMap::new();
     let sets = sets(known, &heeds);
+    let mut plans = plans(known, settings, &heeds);
+    let claims = Claims::of(known, &plans);
     for (name, object) in known.all(What::Gateway) {
         let uid = object.pointer("/metadata/uid").and_then(Json::as_str).unwrap_or_default().to_owned();
         let class = object["spec"]["gatewayClassName"].as_str().unwrap_or_default();
@@ -202,15 +205,14 @@ pub fn round(
             kept.insert(uid, None);
             continue;
         }
-        let controller = known.controller(class);
-        if !plan::is_ours(class, controller, settings) {
-            if controller.is_none() {
+        let Some(plan) = plans.remove(name) else {
+            if known.controller(class).is_none() {
                 // Nobody has the class, for a moment or for ever: what was made is in use.
                 kept.insert(uid, None);
             }
             continue;
-        }
-        let (plan, overlay) = with_overlay(known, plan::plan(object), &mut steps);
+        };
+        let (plan, overlay) = with_overlay(known, claims.judged(plan), &mut steps);
         let seen = match (&plan, overlay) {
             (Plan::Deploy(asked, service), Some(overlay)) => {
                 let joined = listened(name, &asked.spec);
@@ -222,6 +224,10 @@ pub fn round(
                     let Some(desired) = desired else { continue };
                     let key = key(what, asked);
                     keys.push(key.clone());
+                    // A service account that several Gateways name is the one's that has made it, for as long as that is there.
+                    if what == What::Account && claims.shares(known, &key.1, &uid) {
+                        continue;
+                    }
                     // Its ports are not all known yet: what is there stays.
                     if is_unjoined && key.0 == What::Service && known.get(key.0, &key.1).is_some() {
                         continue;
@@ -273,6 +279,17 @@ pub fn round(
     }
     steps.extend(leavings(known, &kept));
     steps
+}
+
+/// What is planned for each Gateway of ours that does not end, of namespaces of the mesh.
+fn plans(known: &Known, settings: &Settings, heeds: impl Fn(&str) -> bool) -> BTreeMap<NamespacedName, Plan> {
+    let is_meant = |(name, object): &(&NamespacedName, &Json)| {
+        let class = object["spec"]["gatewayClassName"].as_str().unwrap_or_default();
+        let is_ending = object.pointer("/metadata/deletionTimestamp").is_some();
+        !is_ending && heeds(&name.namespace) && plan::is_ours(class, known.controller(class), settings)
+    };
+    let meant = known.all(What::Gateway).filter(is_meant);
+    meant.map(|(name, object)| (name.clone(), plan::plan(object))).collect()
 }
 
 /// The ListenerSets that name each Gateway, of namespaces of the mesh.
@@ -344,13 +361,17 @@ fn apply(known: &Known, key: &Key, mut desired: Json, overlay: &Overlay) -> Opti
 /// What is ours and no Gateway wants any more.
 fn leavings(known: &Known, kept: &BTreeMap<String, Option<Vec<Key>>>) -> Vec<Step> {
     let mut steps = Vec::new();
+    let wanted: BTreeSet<&Key> = kept.values().flatten().flatten().collect();
     for what in What::MADE {
         for (name, object) in known.all(what).filter(|(_, object)| is_ours(object)) {
             let key = (what, name.clone());
+            // Another Gateway has come to want what one leaves.
+            if wanted.contains(&key) {
+                continue;
+            }
             let is_kept = owner(object).is_some_and(|(_, uid)| match kept.get(uid) {
                 Some(None) => true,
-                Some(Some(keys)) => keys.contains(&key),
-                None => false,
+                Some(Some(_)) | None => false,
             });
             let is_ending = object.pointer("/metadata/deletionTimestamp").is_some();
             let uid = object.pointer("/metadata/uid").and_then(Json::as_str).unwrap_or_default();

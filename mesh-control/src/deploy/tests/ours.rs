@@ -194,3 +194,65 @@ fn what_was_made_stays_while_nobody_has_the_class() {
     let deleted = steps(&known).into_iter().filter(|step| matches!(step, Step::Delete(..)));
     assert_eq!(deleted.count(), 3, "somebody else has it");
 }
+
+#[test]
+fn of_two_gateways_with_one_name_for_what_serves_them_one_is_served() {
+    let named = |own: &str, made: &str, uid: &str| {
+        let annotations = json!({ "gateway.istio.io/name-override": "front" });
+        let metadata = json!({ "annotations": annotations, "creationTimestamp": made, "uid": uid });
+        waypoint(own, &json!({ "metadata": metadata }))
+    };
+    let (first, second) = ("2026-11-20T10:00:00Z", "2026-11-21T10:00:00Z");
+    let owner = |known: &Known, what: What| {
+        let object = &known.objects[&what][&name("shop", "front")];
+        object["metadata"]["ownerReferences"][0]["name"].as_str().unwrap().to_owned()
+    };
+    let accepted = |known: &Known, own: &str| {
+        let status = &known.objects[&What::Gateway][&name("shop", own)]["status"];
+        let (holds, reason, message) = condition(status, "Accepted");
+        (holds.to_owned(), reason.to_owned(), message.to_owned())
+    };
+    // The older one, whatever it is called.
+    let mut known = known(&[named("a", second, "1"), named("z", first, "2")]);
+    for _ in 0..3 {
+        let found = steps(&known);
+        perform(&mut known, &found);
+    }
+    assert_eq!(steps(&known), [], "they do not fight");
+    assert_eq!((owner(&known, What::Deployment), owner(&known, What::Service)), ("z".into(), "z".into()));
+    assert_eq!(accepted(&known, "z").0, "True");
+    let (holds, reason, message) = accepted(&known, "a");
+    assert_eq!((&*holds, &*reason), ("False", "Invalid"));
+    assert!(message.contains("front are what serves Gateway shop/z") && message.contains("name-override"), "{message}");
+    // Who has it keeps it: an older one that comes to be called so does not take it.
+    put(&mut known, What::Gateway, named("b", "2026-11-01T10:00:00Z", "3"));
+    for _ in 0..3 {
+        let found = steps(&known);
+        perform(&mut known, &found);
+    }
+    assert_eq!((owner(&known, What::Deployment), accepted(&known, "b").0), ("z".into(), "False".into()));
+    // When it goes, and takes along what it had, the next one is served.
+    known.objects.get_mut(&What::Gateway).unwrap().remove(&name("shop", "z"));
+    What::MADE.iter().for_each(|what| known.objects.get_mut(what).unwrap().clear());
+    for _ in 0..3 {
+        let found = steps(&known);
+        perform(&mut known, &found);
+    }
+    assert_eq!(
+        (owner(&known, What::Deployment), accepted(&known, "b").0, accepted(&known, "a").0),
+        ("b".into(), "True".into(), "False".into())
+    );
+}
+
+#[test]
+fn two_gateways_with_one_service_account_share_it() {
+    let with = |own: &str| {
+        waypoint(own, &json!({ "metadata": { "annotations": { "gateway.istio.io/service-account": "gate" } } }))
+    };
+    let mut known = known(&[with("a"), with("b")]);
+    for _ in 0..3 {
+        let found = steps(&known);
+        perform(&mut known, &found);
+    }
+    assert_eq!(steps(&known), []);
+}

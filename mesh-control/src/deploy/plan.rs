@@ -179,6 +179,14 @@ fn service(asked: &Asked) -> Result<Exposed, Refusal> {
     }
 }
 
+/// The whole name of a host that a Gateway of a namespace says it is found at.
+pub fn whole(host: &str, namespace: &str, settings: &Settings) -> String {
+    match host.contains('.') {
+        true => host.to_owned(),
+        false => format!("{host}.{namespace}.svc.{}", settings.cluster_domain),
+    }
+}
+
 /// The ConfigMap that a Gateway's parameters are in.
 pub fn parameters(asked: &Asked) -> Result<Option<&str>, Refusal> {
     let Some(reference) = asked.spec.infrastructure.as_ref().and_then(|i| i.parameters_ref.as_ref()) else {

@@ -124,6 +124,8 @@ pub struct Listened {
     pub ports: BTreeSet<Open>,
     /// The ListenerSets that name it.
     pub sets: BTreeMap<NamespacedName, Joined>,
+    /// Of the hosts that it says it is found at those that there are.
+    pub hosts: BTreeSet<String>,
 }
 
 /// All that is known.
@@ -241,13 +243,22 @@ pub fn round(
                     |keys: Vec<&Key>| keys.into_iter().find_map(|key| known.failures.get(key)).map(String::as_str);
                 let (failure, unscaled) = (failed(needed), failed(scaling));
                 let ours = |what| known.get(what, &key(what, asked).1).filter(|live| is_ours(live));
-                let seen = Seen { deployment: ours(What::Deployment), service: ours(What::Service), failure, unscaled };
+                let (deployment, service) = (ours(What::Deployment), ours(What::Service));
+                let seen = Seen { deployment, service, failure, unscaled, host: None };
                 kept.insert(uid, Some(keys));
                 seen
             }
-            (Plan::Manual(..), _) => {
-                kept.insert(uid, Some(Vec::new()));
-                Seen::default()
+            (Plan::Manual(asked, hosts), _) => {
+                let joined = listened(name, &asked.spec);
+                let hosts = hosts.iter().map(|host| plan::whole(host, &name.namespace, settings));
+                let seen = Seen {
+                    host: joined.as_ref().and_then(|joined| unusable(known, &uid, hosts, joined, settings)),
+                    ..Seen::default()
+                };
+                // What was made serves until there is another place to be served at.
+                let is_served = joined.is_some() && seen.host.is_none();
+                kept.insert(uid, is_served.then(Vec::new));
+                seen
             }
             // Refused, or not to be judged before its ConfigMap has been looked at.
             (Plan::Refuse(_), _) | (Plan::Deploy(..), None) => {
@@ -290,6 +301,29 @@ fn plans(known: &Known, settings: &Settings, heeds: impl Fn(&str) -> bool) -> BT
     };
     let meant = known.all(What::Gateway).filter(is_meant);
     meant.map(|(name, object)| (name.clone(), plan::plan(object))).collect()
+}
+
+/// Why a Gateway is not found at a host where it says that it is.
+fn unusable(
+    known: &Known,
+    uid: &str,
+    mut hosts: impl Iterator<Item = String>,
+    joined: &Listened,
+    settings: &Settings,
+) -> Option<String> {
+    let own =
+        known.all(What::Service).filter(|(_, live)| is_ours(live) && owner(live).is_some_and(|(_, of)| of == uid));
+    let own: Vec<(&str, String)> =
+        own.map(|(made, _)| (&*made.name, plan::whole(&made.name, &made.namespace, settings))).collect();
+    hosts.find_map(|host| match own.iter().find(|(_, made)| *made == host) {
+        Some((name, _)) => {
+            Some(format!("the Service {name} is made for this Gateway: delete the address, and it is found there"))
+        }
+        None if joined.hosts.contains(&host) => None,
+        None => {
+            Some(format!("there is no Service {host}: make it, or write the name of the one that leads to its pods"))
+        }
+    })
 }
 
 /// The ListenerSets that name each Gateway, of namespaces of the mesh.

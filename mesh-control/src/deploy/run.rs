@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::listener_sets::Joined;
 use super::live::{essence, is_ours};
 use super::overlay::OF_CLASS;
-use super::plan::{self, Parameters};
+use super::plan::{self, Parameters, whole};
 use super::round::{Applied, Key, Known, Listened, Step, What, round};
 use super::{Defaults, FIELD_MANAGER};
 use crate::api_server::{Failure, get, send};
@@ -436,7 +436,16 @@ fn listened(view: &View, name: &NamespacedName, spec: &Gateway) -> Option<Listen
         Some((set.clone(), Joined { spec, told: told.clone() }))
     });
     let gateway = view.gateways_told.get(name).cloned().unwrap_or_default();
-    Some(Listened { told, gateway, sets: sets.collect(), ports: ports.collect() })
+    let hosts = spec.addresses.iter().filter(|address| address.kind.as_deref() == Some("Hostname"));
+    let hosts = hosts.filter_map(|address| Some(whole(address.value.as_deref()?, &name.namespace, &view.settings)));
+    let is_there = |host: &String| view.services.values().any(|service| *service.hostname == **host);
+    Some(Listened {
+        told,
+        gateway,
+        sets: sets.collect(),
+        ports: ports.collect(),
+        hosts: hosts.filter(is_there).collect(),
+    })
 }
 
 fn name(object: &Json) -> Option<NamespacedName> {

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use mesh_core::NamespacedName;
 use serde_json::{Value as Json, json};
 
-use super::plan::{Plan, Refusal};
+use super::plan::{Plan, Refusal, whole};
 use crate::index::Settings;
 use crate::index::l7::listeners::frontend::GatewayTold;
 use crate::index::l7::listeners::told::{ListenerTold, Why};
@@ -18,8 +18,10 @@ const OTHERS: [&str; 2] = ["ResolvedRefs", "InsecureFrontendValidationMode"];
 const MOST_TOLD: usize = 5;
 
 /// What is known of a Gateway's objects.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Seen<'a> {
+    /// Why it is not found at a host where it says that it is.
+    pub host: Option<String>,
     /// Its Deployment, as it is.
     pub deployment: Option<&'a Json>,
     /// Its Service, as it is.
@@ -72,13 +74,15 @@ pub fn told(plan: &Plan, seen: Seen<'_>, namespace: &str, settings: &Settings) -
             addresses: Vec::new(),
         },
         Plan::Manual(_, hosts) => {
-            let message = "its pods are somebody else's, as `spec.addresses` says";
-            let whole = |host: &String| match host.contains('.') {
-                true => host.clone(),
-                false => format!("{host}.{namespace}.svc.{}", settings.cluster_domain),
+            let addresses = hosts.iter().map(|host| ("Hostname", whole(host, namespace, settings))).collect();
+            let programmed = match seen.host {
+                None => {
+                    let message = "its pods are somebody else's, as `spec.addresses` says";
+                    condition("Programmed", true, "Programmed", message)
+                }
+                Some(why) => condition("Programmed", false, "AddressNotUsable", format!("spec.addresses: {why}")),
             };
-            let addresses = hosts.iter().map(|host| ("Hostname", whole(host))).collect();
-            let conditions = [accepted, condition("Programmed", true, "Programmed", message)];
+            let conditions = [accepted, programmed];
             Told { conditions, others: Vec::new(), addresses }
         }
         Plan::Deploy(asked, service) => {

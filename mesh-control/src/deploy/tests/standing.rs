@@ -111,6 +111,7 @@ fn features_GA_a_gateway_is_programmed_with_the_addresses_that_it_asks_for_or_to
         let service =
             json!({ "spec": { "type": "LoadBalancer" }, "status": { "loadBalancer": { "ingress": ingress } } });
         let seen = standing::Seen {
+            host: None,
             deployment: Some(&deployment),
             service: Some(&service),
             failure: None,
@@ -216,4 +217,35 @@ fn a_gateway_that_is_not_joined_yet_is_told_nothing() {
     let known = known(&[edge(&json!({}))]);
     let steps = round(&known, &defaults(), &Settings::default(), |_| true, |_, _| None, now());
     assert!(!applied(&steps).is_empty() && told(&steps).is_empty());
+}
+
+#[test]
+fn a_gateway_that_somebody_else_serves_is_programmed_when_there_is_such_a_host_and_keeps_what_it_had_until_then() {
+    let served = edge(&json!({ "spec": { "addresses": [] } }));
+    let manual = |host: &str| edge(&json!({ "spec": { "addresses": [{ "type": "Hostname", "value": host }] } }));
+    let round_of = |known: &Known, hosts: &[&str]| {
+        let listened = |name: &_, spec: &Gateway| {
+            let hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
+            listened(name, spec).map(|all| Listened { hosts, ..all })
+        };
+        round(known, &defaults(), &Settings::default(), |_| true, listened, now())
+    };
+    let deleted = |found: &[Step]| found.iter().filter(|step| matches!(step, Step::Delete(..))).count();
+    let mut known = known(&[served]);
+    let first = steps(&known);
+    perform(&mut known, &first);
+    let own = "edge-undermesh.shop.svc.cluster.local";
+    for (what, host, hosts, holds, part, gone) in [
+        ("nobody is called so", "mine", &[own][..], "False", "no Service mine.shop.svc.cluster.local", 0),
+        ("what is made for it", "edge-undermesh", &[own], "False", "edge-undermesh is made for this Gateway", 0),
+        ("it is there", "mine", &["mine.shop.svc.cluster.local", own], "True", "somebody else's", 3),
+        ("elsewhere", "mine.infra.svc.cluster.local", &["mine.infra.svc.cluster.local"], "True", "somebody else's", 3),
+    ] {
+        put(&mut known, What::Gateway, manual(host));
+        let found = round_of(&known, hosts);
+        let (programmed, reason, message) = condition(told(&found)[0], "Programmed");
+        assert_eq!((programmed, deleted(&found)), (holds, gone), "{what}: {message}");
+        assert_eq!(reason, if holds == "True" { "Programmed" } else { "AddressNotUsable" }, "{what}");
+        assert!(message.contains(part), "{what}: {message}");
+    }
 }

@@ -40,10 +40,11 @@ pub enum Inside {
 /// How TLS begins towards one place.
 pub struct Origin {
     id: u64,
-    name: ServerName<'static>,
+    /// What is asked for; that of a pattern follows from who is asked ([`Origin::for_name`]).
+    name: Option<ServerName<'static>>,
     /// By [`Inside`].
     configs: [Arc<ClientConfig>; 3],
-    made_of: MadeOf,
+    made_of: Arc<MadeOf>,
 }
 
 #[derive(PartialEq)]
@@ -74,7 +75,7 @@ impl Origin {
             roots: asked.roots.iter().filter_map(known).collect(),
             shown: asked.shown.as_ref().and_then(|name| certificates.all.get(name).cloned()),
         };
-        if let Some(same) = before.filter(|before| before.made_of == made_of) {
+        if let Some(same) = before.filter(|before| *before.made_of == made_of) {
             return Some(Ok(Arc::clone(same)));
         }
         Some(Self::compile(asked, matches!(tls, Tls::Mutual(_)), made_of).map(Arc::new))
@@ -83,8 +84,10 @@ impl Origin {
     fn compile(asked: &Asked, mutual: bool, made_of: MadeOf) -> Result<Self, String> {
         static IDS: AtomicU64 = AtomicU64::new(1);
         let sni = asked.sni.as_ref().unwrap_or(&made_of.host);
-        let name = ServerName::try_from(sni.to_string())
-            .map_err(|_| format!("{sni:?} is not a name to ask for: write `sni`"))?;
+        let name = match asked.sni.is_none() && sni.starts_with("*.") {
+            true => None,
+            false => Some(name_of(sni)?),
+        };
         let provider = provider(&asked.spoken)?;
         let verifier: Arc<dyn ServerCertVerifier> = match asked.unverified {
             true => Arc::new(Unverified(Arc::clone(&provider))),
@@ -113,7 +116,16 @@ impl Origin {
             Arc::new(config)
         };
         let configs = [with(&[b"http/1.1"]), with(&[b"h2"]), with(&[])];
-        Ok(Self { id: IDS.fetch_add(1, Relaxed), name, configs, made_of })
+        Ok(Self { id: IDS.fetch_add(1, Relaxed), name, configs, made_of: Arc::new(made_of) })
+    }
+
+    /// The same towards a host of the pattern, which is asked for by its own name, and has to prove that one: Istio's way. Who has said `sni` has said another.
+    pub fn for_name(self: &Arc<Self>, host: &str) -> Result<Arc<Self>, String> {
+        if self.name.is_some() {
+            return Ok(Arc::clone(self));
+        }
+        let (configs, made_of) = (self.configs.clone(), Arc::clone(&self.made_of));
+        Ok(Arc::new(Self { id: self.id, name: Some(name_of(host)?), configs, made_of }))
     }
 
     /// Tells apart what connections may not be shared by.
@@ -135,8 +147,14 @@ impl Origin {
         inside: Inside,
     ) -> io::Result<TlsStream<S>> {
         let config = &self.configs[inside as usize];
-        TlsConnector::from(Arc::clone(config)).connect(self.name.clone(), stream).await
+        let name =
+            self.name.clone().ok_or_else(|| io::Error::other("nobody has said by which name the host is asked"))?;
+        TlsConnector::from(Arc::clone(config)).connect(name, stream).await
     }
+}
+
+fn name_of(host: &str) -> Result<ServerName<'static>, String> {
+    ServerName::try_from(host.to_owned()).map_err(|_| format!("{host:?} is not a name to ask for: write `sni`"))
 }
 
 impl fmt::Debug for Origin {

@@ -28,6 +28,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use support::*;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 const A: &str = "10.96.0.11";
@@ -115,7 +116,15 @@ where
 
 /// A server of HTTP in TLS, and how many handshakes it has seen.
 async fn tls_server(own: (String, String), clients: Option<&Authority>) -> (SocketAddr, Arc<AtomicUsize>) {
-    let (acceptor, listener) = (ends(own, clients), listener().await);
+    tls_server_on(listener().await, own, clients)
+}
+
+fn tls_server_on(
+    listener: TcpListener,
+    own: (String, String),
+    clients: Option<&Authority>,
+) -> (SocketAddr, Arc<AtomicUsize>) {
+    let acceptor = ends(own, clients);
     let (address, count) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
     let counted = Arc::clone(&count);
     tokio::spawn(async move {
@@ -335,4 +344,49 @@ async fn the_log_says_why_a_certificate_was_refused() {
     let line = soon("a line", line).await;
     assert!(line.starts_with("503 UF,URX TLS_error:") || line.starts_with("503 UF TLS_error:"), "{line}");
     assert!(line.contains("other.example") || line.contains("NotValidForName") || line.contains("not valid"), "{line}");
+}
+
+/// Where only a pattern is known, the name that the client asks for is the one that is asked for, and has to be proved.
+#[tokio::test]
+async fn features_DR_12_SE_5_a_host_of_a_pattern_is_asked_for_by_its_own_name() {
+    let Some(own) = outer() else { return skipped("TLS to names", "this machine has no address but loopback") };
+    let world = Authority::new();
+    let sni = |sni: &str| ServerName { sni: Some(sni.into()), ..named(&[]) };
+    let shown = |sni: &str| Ok(format!("sni={sni} alpn=http/1.1 shown=0 HTTP/1.1"));
+    for (what, names, tls, expected) in [
+        ("its own", "x.b.example", named(&[]), shown("x.b.example")),
+        ("another one of the pattern", "y.b.example", named(&[]), Err(StatusCode::SERVICE_UNAVAILABLE)),
+        ("by a pattern", "*.b.example", named(&[]), shown("x.b.example")),
+        ("the name that is said", "z.example", sni("z.example"), shown("z.example")),
+    ] {
+        let tcp = TcpListener::bind((own, 0)).await.unwrap();
+        let (server, _) = tls_server_on(tcp, world.issue(&[names]), None);
+        let mut waypoint = Waypoint::start(&[], Table::default()).await;
+        let mut changes = Backend::new("b", "10.96.0.11", &[]).changes();
+        for change in &mut changes {
+            if let Change::Service(service) = change {
+                service.hostname = "*.b.example".into();
+                service.ports[0].target_port = server.port();
+            }
+        }
+        waypoint.state.set_snapshot(waypoint.store.apply(changes).snapshot);
+        waypoint.state.set_certificates(known(&[("shop/world", credential(&world, None))]));
+        let pattern = mesh_core::NamespacedName::new("shop", "*.b.example");
+        let key = mesh_core::l7::ClusterKey { service: pattern.clone(), ..cluster("b") };
+        let place = Cluster { policy: Ok(with(Tls::Simple(tls))), ..Cluster::closed(key, "") };
+        waypoint.state.set_clusters(Arc::new(Clusters::new([place])));
+        let shared = waypoint.engine.shared();
+        let snapshot = shared.state.view().snapshot.clone();
+        let service = snapshot.service(&pattern).unwrap();
+        let answer = async |_, _| Ok::<Vec<std::net::IpAddr>, std::io::Error>(vec![own]);
+        let found = shared.names.find(service, Some("x.b.example"), (&*snapshot, ""), shared.now_ms(), answer).await;
+        assert_eq!(found.unwrap().unwrap().addresses[..], [own]);
+        let request = Request::builder().uri("/").header("host", "x.b.example").body(Full::default()).unwrap();
+        let answer = waypoint.ask("10.96.0.11:80", request).await;
+        let got = match answer.status() {
+            StatusCode::OK => Ok(text(&answer).to_owned()),
+            status => Err(status),
+        };
+        assert_eq!(got, expected, "{what}");
+    }
 }

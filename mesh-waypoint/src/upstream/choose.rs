@@ -251,17 +251,19 @@ pub fn named(found: &Found, named: &Named, wish: &Wish<'_>) -> Result<Endpoint, 
     if found.now.policy().proxy_protocol.is_some() {
         return Err(NoEndpoint::Closed);
     }
-    let origin = found.now.origin().map_err(|why| {
+    let closed = |why: &str| {
         tracing::debug!(%uid, why, "TLS cannot begin");
         NoEndpoint::Closed
-    })?;
+    };
+    let origin = found.now.origin().map_err(closed)?;
+    let origin = origin.map(|origin| origin.for_name(&named.name)).transpose().map_err(|why| closed(&why))?;
     let mut workload = Workload::new(uid, service.namespace.clone(), service.name.clone());
     workload.addresses = vec![ip];
     workload.network = wish.own.place.network.clone();
     workload.workload_name = service.name.clone();
     workload.canonical_name = service.name.clone();
     let endpoint = Endpoint::of(found, Arc::new(workload), SocketAddr::new(ip, port), 0);
-    Ok(Endpoint { origin: origin.cloned(), _taken: Some(taken), ..endpoint })
+    Ok(Endpoint { origin, _taken: Some(taken), ..endpoint })
 }
 
 /// The waypoint of a service, as an agent would take it: it is asked for the service's address, and what is said of the service's endpoints is its to heed. Of a service

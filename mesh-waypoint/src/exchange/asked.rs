@@ -1,5 +1,7 @@
 //! A request made unambiguous before anything looks at it: one host, one spelling of the path, no fields of the client's connection, none that are ours.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use http::header::{CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderValue};
 use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
@@ -34,6 +36,8 @@ pub struct Asked {
     pub socket: bool,
     /// What it had when it came.
     pub has: Fields,
+    /// The address that it came from, as far as those before a gateway are believed; nobody's until they have been asked.
+    pub remote: IpAddr,
 }
 
 /// Reads a request and leaves of it what goes on: the target is a path and a query, the host is not among the headers.
@@ -80,7 +84,7 @@ pub fn read(parts: &mut Parts, settings: &Settings, spelling: Spelling) -> Resul
     if grpc && grpc::timeout(&parts.headers).is_err() {
         return Err(Failure::BAD_REQUEST);
     }
-    Ok(Asked { authority, said, grpc, socket, has })
+    Ok(Asked { authority, said, grpc, socket, has, remote: IpAddr::V4(Ipv4Addr::UNSPECIFIED) })
 }
 
 /// Looks at all fields: those that could be read in two ways are refused, and those that only the mesh may set are taken away.

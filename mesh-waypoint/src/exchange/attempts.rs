@@ -1,6 +1,5 @@
 //! Attempts: each at one endpoint, until one has an answer that is not tried again. Nothing is sent to the client before that.
 
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -46,8 +45,6 @@ pub struct Forward<'a> {
     pub plan: &'a Plan,
     /// What was read of it.
     pub asked: &'a Asked,
-    /// The address that it came from, as far as those before a gateway are believed.
-    pub remote: IpAddr,
 }
 
 impl Forward<'_> {

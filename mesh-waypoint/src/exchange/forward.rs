@@ -228,7 +228,7 @@ impl Forward<'_> {
         let Some(Balancer::Hash(wanted, _)) = found.map(|found| &found.now.policy().balancer) else {
             return (None, None);
         };
-        let said = Said { headers: &parts.headers, query: parts.uri.query(), source: self.remote };
+        let said = Said { headers: &parts.headers, query: parts.uri.query(), source: self.asked.remote };
         key(wanted, &said, &mut *self.down.lane.rng.lock())
     }
 

@@ -119,8 +119,8 @@ async fn answer(
     report.bound(&bound);
     let settings = &down.lane.shared.settings;
     let spelling = bound.view.guard.security.spelling.unwrap_or(settings.spelling);
-    let asked = asked::read(parts, settings, spelling)?;
-    let remote = match &down.entry {
+    let mut asked = asked::read(parts, settings, spelling)?;
+    asked.remote = match &down.entry {
         None => {
             headers::of_mesh(&mut parts.headers, asked.has);
             if bound.view.guard.security.names_clients {
@@ -145,7 +145,7 @@ async fn answer(
             return Ok(reply::unauthorized(&problem.to_string(), asked.grpc));
         }
     };
-    let said = authorize::Said { token: token.as_ref(), remote };
+    let said = authorize::Said { token: token.as_ref(), remote: &asked.remote };
     let mut body = ClientBody::from(body);
     let askers = authorize::askers(down, &bound, parts, &asked.authority, said).map_err(Failure::from)?;
     let question =
@@ -215,7 +215,7 @@ async fn answer(
         To::Redirect(status, location) => Ok(reply::redirect(*status, location)),
         To::Respond(status, body) => Ok(reply::text(*status, body.clone(), false)),
         To::Asked | To::Place(_) => {
-            let forward = attempts::Forward { down, bound: &bound, plan: &plan, asked: &asked, remote };
+            let forward = attempts::Forward { down, bound: &bound, plan: &plan, asked: &asked };
             forward.run(parts, body, upgrade, report).await
         }
     };

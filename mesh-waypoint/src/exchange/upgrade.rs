@@ -47,7 +47,7 @@ impl Judged {
         let (mut parts, ()) = Request::new(()).into_parts();
         (parts.method, parts.uri, parts.headers) = (of.method.clone(), of.uri.clone(), of.headers.clone());
         let (authority, token) = (authority.clone(), said.token.cloned());
-        Box::new(Self { parts, authority, token, remote: said.remote, policies: down.lane.shared.state.policies() })
+        Box::new(Self { parts, authority, token, remote: *said.remote, policies: down.lane.shared.state.policies() })
     }
 
     /// Waits until they do not let it through any more.
@@ -58,7 +58,7 @@ impl Judged {
                 return std::future::pending().await;
             }
             let Ok(bound) = down.bound() else { continue };
-            let said = Said { token: self.token.as_ref(), remote: self.remote };
+            let said = Said { token: self.token.as_ref(), remote: &self.remote };
             let allowed = authorize::looked_at(down, &bound, &self.parts, &self.authority, said, |subject| {
                 bound.applied.policies.decide(subject).decision.is_allowed()
             });

@@ -31,7 +31,7 @@ pub struct Said<'a> {
     /// A token that was believed.
     pub token: Option<&'a Token>,
     /// Where its client is.
-    pub remote: IpAddr,
+    pub remote: &'a IpAddr,
 }
 
 /// Who is to be asked about a request, before anything is decided.
@@ -96,8 +96,13 @@ pub fn looked_at<T>(
         service: bound.target.service(),
     };
     let Said { token, remote } = said;
-    let subject =
-        Subject { request: Some(request), plainest: plainest.as_deref(), token, remote, ..connected(down, bound) };
+    let subject = Subject {
+        request: Some(request),
+        plainest: plainest.as_deref(),
+        token,
+        remote: *remote,
+        ..connected(down, bound)
+    };
     Ok(look(&subject))
 }
 

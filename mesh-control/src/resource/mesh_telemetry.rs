@@ -191,8 +191,7 @@ fn file(mesh: &Tree, at: &str, problems: &mut Vec<Problem>) -> Option<AccessLog>
     };
     let field = format!("{at}.accessLogFormat");
     let format = match (json, format.filter(|format| !format.is_empty())) {
-        (false, None) => LogFormat::default(),
-        (false, Some(text)) => LogFormat::Text(text.into()),
+        (false, text) => lines(&text.unwrap_or_default()),
         (true, None) => LogFormat::Json(Vec::new()),
         (true, Some(text)) => match serde_json::from_str::<BTreeMap<String, String>>(&text) {
             Ok(keys) => LogFormat::Json(keys.into_iter().map(|(key, value)| (key.into(), value.into())).collect()),
@@ -205,6 +204,15 @@ fn file(mesh: &Tree, at: &str, problems: &mut Vec<Problem>) -> Option<AccessLog>
     compile(&format, &field, problems);
     let path = path.filter(|path| !path.is_empty())?;
     Some(AccessLog { path: path.into(), format, filter: None })
+}
+
+/// A text of lines: whoever does not end them means that they end all the same, as in Istio.
+fn lines(text: &str) -> LogFormat {
+    match text {
+        "" => LogFormat::default(),
+        text if text.ends_with('\n') => LogFormat::Text(text.into()),
+        text => LogFormat::Text(format!("{text}\n").into()),
+    }
 }
 
 fn compile(format: &LogFormat, field: &str, problems: &mut Vec<Problem>) {
@@ -240,8 +248,7 @@ impl FileLog {
                 let keys = labels.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into()));
                 LogFormat::Json(keys.collect())
             }
-            Some(Format { text: Some(text), .. }) => LogFormat::Text(text.as_str().into()),
-            _ => LogFormat::default(),
+            format => lines(format.as_ref().and_then(|format| format.text.as_deref()).unwrap_or_default()),
         };
         compile(&format, &format!("{field}.logFormat"), problems);
         if self.omit_empty_values {

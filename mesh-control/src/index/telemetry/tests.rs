@@ -1,6 +1,6 @@
 //! Objects in, what a waypoint does out.
 
-use mesh_core::telemetry::Metric as CoreMetric;
+use mesh_core::telemetry::{LogFormat, Metric as CoreMetric};
 
 use super::*;
 use crate::resource::{mesh_providers, mesh_telemetry, meta};
@@ -321,5 +321,26 @@ fn settings_of_logs_and_spans_are_read_or_refused() {
     }
     let json =
         mesh("{accessLogFile: /dev/stderr, accessLogEncoding: JSON, accessLogFormat: '{\"a\": \"%ROUTE_NAME%\"}'}");
-    assert!(matches!(json.file.unwrap().format, mesh_core::telemetry::LogFormat::Json(keys) if keys.len() == 1));
+    assert!(matches!(json.file.unwrap().format, LogFormat::Json(keys) if keys.len() == 1));
+}
+
+#[test]
+fn features_TM_8_texts_of_lines_end_them() {
+    for (format, expected) in [
+        ("a %ROUTE_NAME%", "a %ROUTE_NAME%\n"),
+        (r"a\n", "a\n"),
+        (r"a\nb", "a\nb\n"),
+        (r"\n", "\n"),
+        // Istio's own, which ends them.
+        ("", ""),
+    ] {
+        let text = format!(
+            "{{accessLogFile: /a, accessLogFormat: \"{format}\", extensionProviders: [{{name: a, envoyFileAccessLog: {{path: /a, logFormat: {{text: \"{format}\"}}}}}}]}}"
+        );
+        let mesh = mesh(&text);
+        let expected = LogFormat::Text(expected.into());
+        assert_eq!(mesh.file.unwrap().format, expected, "{format:?}");
+        let Some(Provider::Log(log)) = mesh.providers.get("a") else { panic!("{:?}", mesh.providers) };
+        assert_eq!(log.format, expected, "{format:?}");
+    }
 }

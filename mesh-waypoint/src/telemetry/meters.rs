@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use arcstr::ArcStr;
 use hashbrown::{Equivalent, HashMap};
-use mesh_core::NamespacedName;
+use mesh_core::{Identity, NamespacedName};
 use parking_lot::Mutex;
 
 use super::labels::Labels;
@@ -26,8 +26,11 @@ const RECENT: usize = 8192;
 struct Key {
     outside: bool,
     client: ArcStr,
+    /// Who a client is that is no workload: service accounts of one name are in every namespace.
+    identity: Option<Identity>,
     endpoint: ArcStr,
-    service: ArcStr,
+    /// The namespace of the service, and its host.
+    service: (ArcStr, ArcStr),
     status: u16,
     grpc_status: Option<u16>,
     flags: Flags,
@@ -40,8 +43,9 @@ struct Key {
 struct At<'a> {
     outside: bool,
     client: &'a str,
+    identity: Option<&'a Identity>,
     endpoint: &'a str,
-    service: &'a str,
+    service: (&'a str, &'a str),
     status: u16,
     grpc_status: Option<u16>,
     flags: Flags,
@@ -57,8 +61,10 @@ impl Equivalent<Key> for At<'_> {
             && self.flags == key.flags
             && self.protocol == key.protocol
             && self.client == key.client
+            && self.identity == key.identity.as_ref()
             && self.endpoint == key.endpoint
-            && self.service == key.service
+            && self.service.1 == key.service.1
+            && self.service.0 == key.service.0
             && *self.custom == key.custom
     }
 }
@@ -68,8 +74,9 @@ impl At<'_> {
         Key {
             outside: self.outside,
             client: self.client.into(),
+            identity: self.identity.cloned(),
             endpoint: self.endpoint.into(),
-            service: self.service.into(),
+            service: (self.service.0.into(), self.service.1.into()),
             status: self.status,
             grpc_status: self.grpc_status,
             flags: self.flags,
@@ -105,9 +112,15 @@ impl Meters {
     pub fn record(&self, who: &Who<'_>, measured: &Measured, custom: &Custom, now: u64) {
         let at = At {
             outside: who.outside,
-            client: who.client.map_or(&*who.peer.identity.service_account, |client| &*client.uid),
+            client: who.client.map_or("", |client| &*client.uid),
+            // A workload has one.
+            identity: if who.client.is_some() { None } else { who.peer.proved() },
             endpoint: who.endpoint.map_or("", |endpoint| &*endpoint.uid),
-            service: who.service.map_or_else(|| who.asked.map_or("", |name| &*name.name), |service| &*service.hostname),
+            service: match (who.service, who.asked) {
+                (Some(service), _) => (&*service.namespace, &*service.hostname),
+                (None, Some(asked)) => (&*asked.namespace, &*asked.name),
+                (None, None) => ("", ""),
+            },
             status: measured.status,
             grpc_status: measured.grpc_status,
             flags: measured.flags,
@@ -322,6 +335,37 @@ mod tests {
         let open = meters.open(&who(true), Flags::default(), &Custom::default(), || 1);
         assert!(!scrape(&meters).lines().any(|line| line.starts_with("istio_tcp") && line.contains("mutual_tls")));
         drop(open);
+    }
+
+    #[test]
+    fn features_TM_1_clients_and_services_of_one_name_are_counted_apart() {
+        let peer = |identity: &str, stranger| Peer { identity: identity.parse().unwrap(), stranger, ..peer() };
+        let here = peer("spiffe://cluster.local/ns/shop/sa/default", false);
+        let there = peer("spiffe://cluster.local/ns/dev/sa/default", false);
+        let far = peer("spiffe://far.example/ns/shop/sa/default", false);
+        let nobody = peer("spiffe://cluster.local/ns/shop/sa/default", true);
+        let service = |name: &str| -> NamespacedName { name.parse().unwrap() };
+        let (a, b) = (service("shop/web.example.com"), service("dev/web.example.com"));
+        let meters = Arc::new(Meters::default());
+        // Twice, so that each has a chance to be taken for what was before.
+        for _ in 0..2 {
+            for (peer, outside, asked) in [
+                (&here, false, &a),
+                (&there, false, &a),
+                (&far, false, &a),
+                (&here, false, &b),
+                (&here, true, &a),
+                (&nobody, true, &a),
+            ] {
+                let (from, asked) = (peer.address, Some(asked));
+                let who = Who { peer, from, outside, client: None, endpoint: None, service: None, asked };
+                meters.record(&who, &measured(200), &Custom::default(), 1);
+            }
+        }
+        let shown = scrape(&meters);
+        let counted: Vec<_> = shown.lines().filter(|line| line.starts_with("istio_requests_total{")).collect();
+        assert_eq!(counted.len(), 6, "{shown}");
+        assert!(counted.iter().all(|line| line.ends_with("} 2")), "{counted:#?}");
     }
 
     #[test]

@@ -1,13 +1,11 @@
 //! What is said of one connection that is no HTTP: it is counted from when it is known where it goes, and has a line of the access log when it is over, also if it
 //! was refused. Used by `connection` and by `edge`, which copy.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use arcstr::ArcStr;
 use mesh_core::telemetry::expression::{Attribute, Datum};
-use mesh_core::{Service, Workload};
 use mesh_runtime::lanes;
 use mesh_transport::copy::{ByteCounters, Outcome, Side};
 use mesh_transport::tls::{Hello, judge_hello};
@@ -15,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::downstream::Downstream;
 use crate::entry::Entry;
-use crate::telemetry::facts::Facts;
+use crate::telemetry::facts::{Facts, Reached};
 use crate::telemetry::{Copied, Custom, Flags, Measured, Plan, Protocol, Who, tap};
 use crate::upstream::{ConnectError, Endpoint};
 
@@ -47,9 +45,7 @@ pub struct Record<'a> {
     flags: Flags,
     attempts: u32,
     /// Whoever was asked last.
-    last: Option<(Arc<Workload>, Option<Arc<Service>>, SocketAddr)>,
-    /// The port of the place that it goes to.
-    port: Option<u16>,
+    last: Option<Reached>,
     unreached: Option<String>,
     /// The name that its TLS asks for, where that is not the gateway's.
     name: Option<String>,
@@ -73,7 +69,6 @@ impl<'a> Record<'a> {
             flags: Flags::default(),
             attempts: 0,
             last: None,
-            port: None,
             unreached: None,
             name: None,
             rule: ArcStr::new(),
@@ -110,8 +105,7 @@ impl<'a> Record<'a> {
     pub fn tried(&mut self, endpoint: &Endpoint, error: Option<&ConnectError>) {
         self.attempts += 1;
         if self.is_logged() {
-            self.last = Some((Arc::clone(&endpoint.workload), endpoint.service.clone(), endpoint.address));
-            self.port = endpoint.found.as_ref().map(|found| found.place.key().port);
+            self.last = Some(Reached::of(endpoint));
             self.unreached = error.and_then(ConnectError::reason);
         }
     }
@@ -186,15 +180,15 @@ impl<'a> Record<'a> {
             messages_sent: 0,
         };
         let bound = down.bound().ok();
-        let endpoint = self.last.as_ref().map(|(workload, service, at)| (workload, service.as_ref(), *at));
+        let endpoint = self.last.as_ref();
         let (own, asked) = (&lane.shared.own, down.asked.to_string());
         let who = Who {
             peer: &down.peer,
             from: down.from(),
             outside: down.proved().is_none(),
             client: bound.as_ref().and_then(|bound| bound.client.as_ref()),
-            endpoint: endpoint.map(|(workload, ..)| workload),
-            service: endpoint.and_then(|(_, service, _)| service),
+            endpoint: endpoint.map(|reached| &reached.workload),
+            service: endpoint.and_then(|reached| reached.service.as_ref()),
             asked: bound.as_ref().and_then(|bound| bound.target.service()),
         };
         let facts = Facts {
@@ -205,6 +199,7 @@ impl<'a> Record<'a> {
             head_ms: None,
             http2: false,
             copied: Some("tcp"),
+            edge: down.entry.is_some(),
             scheme: down.scheme(),
             rule: &self.rule,
             endpoint,
@@ -213,7 +208,7 @@ impl<'a> Record<'a> {
             attempts: self.attempts,
             server_name: down.entry.as_ref().and_then(Entry::name).or(self.name.as_deref()),
             ended: self.ended,
-            asked: (&asked, self.port.unwrap_or_else(|| down.asked.port())),
+            asked: (&asked, down.asked.port()),
             own: &own.identity,
             pod: own.uid.rsplit('/').next().unwrap_or_default(),
             gateway: own.baggage.workload.as_deref().unwrap_or_default(),

@@ -16,8 +16,10 @@ use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use mesh_core::l7::cluster::Policy;
 use mesh_core::l7::{
-    Abort, AbortStatus, Action, Condition, Delay, DirectResponse, Fault, Handling, PathKind, Retries, Rule, Share,
+    Abort, AbortStatus, Action, Cluster, ClusterKey, Clusters, Condition, Delay, DirectResponse, Fault, Forward,
+    Handling, PathKind, Retries, Rule, Share,
 };
 use mesh_core::telemetry::{AccessLog, LogFormat, Scopes, Telemetry};
 use mesh_waypoint::Settings;
@@ -163,6 +165,32 @@ async fn features_B30_each_request_has_a_line_with_its_flags() {
     assert_eq!((&of("/uf")["attempts"], &of("/uh")["upstream_host"]), (&Value::from(3), &Value::Null));
     assert_eq!(log.lines(10).await.len(), 10);
     assert_eq!((&of("/named")["route_name"], &of("/tea")["route_name"]), (&Value::from("fine.well"), &Value::Null));
+}
+
+#[tokio::test]
+async fn features_B30_a_line_names_the_place_that_the_request_went_to() {
+    let app = echo("app").await;
+    let subset = ClusterKey { subset: "v2".into(), ..cluster("other") };
+    let rules = vec![
+        at("/other", to("other")),
+        at("/v2", Handling::new(Action::Forward(Forward::to(subset.clone())))),
+        rule(to("app")),
+    ];
+    let log = Log::new();
+    let logs = vec![log.form(LogFormat::Text("%REQ(:PATH)% %UPSTREAM_CLUSTER%\n".into()), None)];
+    let backends = [Backend::new("app", VIP, &[app]), Backend::new("other", "10.96.0.11", &[app])];
+    let waypoint = Waypoint::with(&backends, table("app", rules), with(logs)).await;
+    let said = Cluster { policy: Ok(Policy::default()), ..Cluster::closed(subset, "") };
+    waypoint.state.set_clusters(Arc::new(Clusters::new([said])));
+    for path in ["/", "/other", "/v2"] {
+        assert_eq!(waypoint.ask(ASK, get(path)).await.status(), StatusCode::OK, "{path}");
+    }
+    let expected = [
+        "/ inbound-vip|80|http|app.shop.svc.cluster.local",
+        "/other inbound-vip|80|http|other.shop.svc.cluster.local",
+        "/v2 inbound-vip|80|http/v2|other.shop.svc.cluster.local",
+    ];
+    assert_eq!(log.lines(3).await, expected);
 }
 
 #[tokio::test]

@@ -1,7 +1,6 @@
 //! What is known of a request when it is over: numbers, lines of the log, spans. It also holds what the request holds: its place at the endpoint, the connection
 //! that goes back to the pool, and the client's connection, which is not idle before.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,7 +10,6 @@ use http::request::Parts;
 use http::{HeaderMap, Request, Response, Version};
 use hyper::body::Incoming;
 use mesh_core::l7::{Condition, Handling};
-use mesh_core::{Service, Workload};
 use mesh_runtime::{lanes, ticks};
 
 use super::upgrade::{Judged, Switched};
@@ -21,7 +19,7 @@ use crate::http::body::{Held, Over};
 use crate::http::count::{Broken, Count, Messages};
 use crate::http::wait::{self, Wait};
 use crate::http::{ResponseBody, grpc};
-use crate::telemetry::facts::{Facts, Remembered};
+use crate::telemetry::facts::{Facts, Reached, Remembered};
 use crate::telemetry::spans::{Outgoing, Trace};
 use crate::telemetry::{Custom, Flags, Measured, Plan, Protocol, Who, tap};
 use crate::upstream::{Connection, Endpoint};
@@ -51,7 +49,7 @@ pub struct Report {
     /// Why there was no connection to whoever was asked last.
     unreached: Option<String>,
     /// Whoever was asked last, and when.
-    last: Option<(Arc<Workload>, Option<Arc<Service>>, SocketAddr)>,
+    last: Option<Reached>,
     sent_at: Option<Instant>,
     /// When the last attempt began, in `ticks`; 0: its client left it too little time.
     fair_since: u64,
@@ -142,12 +140,12 @@ impl Report {
         self.attempts += 1;
         self.fair_since = if hurried { 0 } else { ticks::now_ms() };
         if self.remembered.is_some() {
-            self.last = Some((Arc::clone(&endpoint.workload), endpoint.service.clone(), endpoint.address));
+            self.last = Some(Reached::of(endpoint));
             self.sent_at = Some(Instant::now());
         }
         let trace = self.trace.as_mut()?;
         let mut rng = self.down.lane.rng.lock();
-        trace.attempt(&endpoint.workload, endpoint.service.as_ref(), endpoint.address, &mut *rng)
+        trace.attempt(endpoint, &mut *rng)
     }
 
     /// The endpoint has answered with that status, or there is no answer for that reason.
@@ -297,9 +295,10 @@ impl Report {
             head_ms: self.head.and_then(|at| at.saturating_duration_since(self.began).as_millis().try_into().ok()),
             http2: self.http2,
             copied: None,
+            edge: self.down.entry.is_some(),
             scheme: self.down.scheme(),
             rule: &self.rule,
-            endpoint: self.last.as_ref().map(|(workload, service, at)| (workload, service.as_ref(), *at)),
+            endpoint: self.last.as_ref(),
             answered: self.endpoint.is_some(),
             unreached: self.unreached.as_deref(),
             attempts: self.attempts,

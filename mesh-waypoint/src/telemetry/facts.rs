@@ -10,12 +10,15 @@ use arcstr::ArcStr;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use jiff::Timestamp;
+use mesh_core::l7::ClusterKey;
 use mesh_core::telemetry::expression::{Attribute, Datum, Expression};
 use mesh_core::telemetry::format::{Field, Format, Message, Plain, Template, Values};
 use mesh_core::telemetry::write;
 use mesh_core::{Identity, Service, Workload};
 
 use super::{Measured, Protocol, Who};
+use crate::places::Place;
+use crate::upstream::Endpoint;
 
 /// Longest value of a header that an expression sees.
 const LONGEST: usize = 4096;
@@ -166,8 +169,31 @@ impl Remembered {
     }
 }
 
-/// An endpoint, the service that it was chosen for, and its address.
-pub type Reached<'a> = (&'a Arc<Workload>, Option<&'a Arc<Service>>, SocketAddr);
+/// Whoever was asked.
+#[derive(Clone)]
+pub struct Reached {
+    /// The endpoint.
+    pub workload: Arc<Workload>,
+    /// The service that it was chosen for.
+    pub service: Option<Arc<Service>>,
+    /// Its address.
+    pub address: SocketAddr,
+    /// The place that it was chosen from, which the log names.
+    pub place: Option<Arc<Place>>,
+}
+
+impl Reached {
+    /// That endpoint.
+    #[must_use]
+    pub fn of(endpoint: &Endpoint) -> Self {
+        Self {
+            workload: Arc::clone(&endpoint.workload),
+            service: endpoint.service.clone(),
+            address: endpoint.address,
+            place: endpoint.found.as_ref().map(|found| Arc::clone(&found.place)),
+        }
+    }
+}
 
 /// All that is known of one request.
 pub struct Facts<'a> {
@@ -185,12 +211,14 @@ pub struct Facts<'a> {
     pub http2: bool,
     /// It is no request but what was copied as it is: `tcp` or `udp`.
     pub copied: Option<&'static str>,
+    /// It came to a gateway from outside of the mesh.
+    pub edge: bool,
     /// `https` if its TLS ends here, and is not the mesh's.
     pub scheme: &'static str,
     /// The rule.
     pub rule: &'a str,
     /// Whoever was asked last, whether or not it has answered.
-    pub endpoint: Option<Reached<'a>>,
+    pub endpoint: Option<&'a Reached>,
     /// An endpoint has answered.
     pub answered: bool,
     /// Why there was no connection to it.
@@ -260,10 +288,13 @@ impl Facts<'_> {
 
     /// The place that it was sent to, as Istio writes it.
     pub fn cluster(&self, out: &mut String) -> bool {
-        let Some((_, Some(service), _)) = self.endpoint else { return false };
-        let kind = self.copied.unwrap_or("http");
-        let _ = write!(out, "inbound-vip|{}|{kind}|{}", self.asked.1, service.hostname);
-        true
+        self.endpoint.is_some_and(|reached| self.cluster_of(reached, out))
+    }
+
+    /// The place of one of those that it was sent to.
+    pub(super) fn cluster_of(&self, reached: &Reached, out: &mut String) -> bool {
+        let place = reached.place.as_ref().map(|place| place.key());
+        place.is_some_and(|key| write_cluster(self.edge, self.copied.unwrap_or("http"), key, out).is_ok())
     }
 
     pub(super) fn protocol(&self) -> Option<&'static str> {
@@ -304,8 +335,8 @@ impl Facts<'_> {
             Attribute::ConnectionLocal => text(&self.own.to_string()),
             Attribute::ConnectionServerName => text(self.server_name?),
             Attribute::ConnectionTermination => text(self.ended?),
-            Attribute::UpstreamAddress => text(&self.endpoint?.2.to_string()),
-            Attribute::UpstreamPort => number(self.endpoint?.2.port().into()),
+            Attribute::UpstreamAddress => text(&self.endpoint?.address.to_string()),
+            Attribute::UpstreamPort => number(self.endpoint?.address.port().into()),
             Attribute::UpstreamFailure => text(self.unreached?),
             Attribute::RouteName => text(self.rule).filter(|_| !self.rule.is_empty()),
             Attribute::ClusterName => {
@@ -313,6 +344,17 @@ impl Facts<'_> {
                 self.cluster(&mut name).then_some(Datum::Text(name))
             }
         }
+    }
+}
+
+/// A place in Istio's words: a gateway sends outbound; a waypoint is in front of servers, and its subsets are of a kind.
+fn write_cluster(edge: bool, kind: &str, key: &ClusterKey, out: &mut String) -> std::fmt::Result {
+    let ClusterKey { service, port, subset } = key;
+    let host = &service.name;
+    match (edge, subset.is_empty()) {
+        (true, _) => write!(out, "outbound|{port}|{subset}|{host}"),
+        (false, true) => write!(out, "inbound-vip|{port}|{kind}|{host}"),
+        (false, false) => write!(out, "inbound-vip|{port}|{kind}/{subset}|{host}"),
     }
 }
 
@@ -363,10 +405,10 @@ impl Values for Facts<'_> {
                 measured.protocol == Protocol::Grpc && measured.grpc_status.is_some_and(|status| put(out, status))
             }
             Plain::RouteName => some(out, Some(self.rule)),
-            Plain::UpstreamHost => self.endpoint.is_some_and(|(.., address)| put(out, address)),
+            Plain::UpstreamHost => self.endpoint.is_some_and(|reached| put(out, reached.address)),
             Plain::UpstreamCluster => self.cluster(out),
             Plain::UpstreamFailure => some(out, self.unreached),
-            Plain::UpstreamPeer => self.endpoint.is_some_and(|(workload, ..)| put(out, workload.identity())),
+            Plain::UpstreamPeer => self.endpoint.is_some_and(|reached| put(out, reached.workload.identity())),
             Plain::Attempts => put(out, self.attempts),
             Plain::ClientAddress => put(out, self.who.from),
             Plain::ClientIp => put(out, self.who.from.ip()),
@@ -383,8 +425,8 @@ impl Values for Facts<'_> {
                 let service = self.who.service.map(|service| &*service.hostname);
                 some(out, service.or_else(|| self.who.asked.map(|asked| &*asked.name)))
             }
-            Plain::DestinationWorkload => some(out, self.endpoint.map(|(workload, ..)| &*workload.workload_name)),
-            Plain::DestinationNamespace => some(out, self.endpoint.map(|(workload, ..)| &*workload.namespace)),
+            Plain::DestinationWorkload => some(out, self.endpoint.map(|reached| &*reached.workload.workload_name)),
+            Plain::DestinationNamespace => some(out, self.endpoint.map(|reached| &*reached.workload.namespace)),
         }
     }
 
@@ -401,5 +443,27 @@ impl Values for Facts<'_> {
             },
         };
         debug_assert!(written.is_ok(), "a String takes everything");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_named_as_istio_names_them() {
+        for (edge, kind, subset, expected) in [
+            (false, "http", "", "inbound-vip|9080|http|reviews.shop.svc.cluster.local"),
+            (false, "http", "v2", "inbound-vip|9080|http/v2|reviews.shop.svc.cluster.local"),
+            (false, "tcp", "v2", "inbound-vip|9080|tcp/v2|reviews.shop.svc.cluster.local"),
+            (true, "http", "", "outbound|9080||reviews.shop.svc.cluster.local"),
+            (true, "tcp", "v2", "outbound|9080|v2|reviews.shop.svc.cluster.local"),
+        ] {
+            let service = "shop/reviews.shop.svc.cluster.local".parse().unwrap();
+            let key = ClusterKey { service, port: 9080, subset: subset.into() };
+            let mut name = String::new();
+            write_cluster(edge, kind, &key, &mut name).unwrap();
+            assert_eq!(name, expected);
+        }
     }
 }

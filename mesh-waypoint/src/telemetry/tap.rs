@@ -33,12 +33,12 @@ pub fn offer(taps: &Taps<Selector>, began: Instant, facts: &Facts<'_>, plan: Opt
         path: remembered.path(),
         query: remembered.query().filter(|_| plan.is_some_and(|plan| plan.shows_query(facts))),
     });
-    let chosen = facts.endpoint.and_then(|(_, service, _)| service).or(who.service);
+    let chosen = facts.endpoint.and_then(|reached| reached.service.as_ref()).or(who.service);
     let chosen = chosen.map(|service| (&*service.namespace, &*service.hostname));
     let wanted = who.asked.map(|asked| (&*asked.namespace, &*asked.name));
     let source = who.client.map(|client| end(client)).unwrap_or_default();
     let destination = match facts.endpoint {
-        Some((workload, _, address)) => End { address: Some(address), ..end(workload) },
+        Some(reached) => End { address: Some(reached.address), ..end(&reached.workload) },
         None => who.endpoint.map(|workload| end(workload)).unwrap_or_default(),
     };
     let seen = Seen {

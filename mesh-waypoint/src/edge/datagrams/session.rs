@@ -24,7 +24,7 @@ use super::port::{self, Port};
 use super::table::{Client, Said};
 use crate::downstream::{Bound, Downstream};
 use crate::places::Permit;
-use crate::telemetry::facts::Facts;
+use crate::telemetry::facts::{Facts, Reached};
 use crate::telemetry::{Copied, Custom, Dropped, Flags, Measured, Protocol, Who, tap};
 use crate::upstream::{Endpoint, choose};
 
@@ -219,6 +219,7 @@ impl Session {
             messages_sent: talk.said.answered,
         };
         let (who, asked) = (who(&self.downstream, &self.endpoint), self.downstream.asked.to_string());
+        let reached = Reached::of(&self.endpoint);
         let facts = Facts {
             remembered: None,
             who: &who,
@@ -227,9 +228,10 @@ impl Session {
             head_ms: None,
             http2: false,
             copied: Some("udp"),
+            edge: true,
             scheme: "http",
             rule: "",
-            endpoint: Some((&self.endpoint.workload, self.endpoint.service.as_ref(), self.endpoint.address)),
+            endpoint: Some(&reached),
             answered: talk.said.answered > 0,
             unreached: None,
             attempts: 1,

@@ -9,11 +9,11 @@ use mesh_core::telemetry::format::Template;
 use mesh_core::telemetry::trace::{Incoming, Sampling, SpanId, Styles, child, decide, mark, read, strip, write};
 use mesh_core::telemetry::write::cut;
 use mesh_core::telemetry::{CollectorKind, SpanTag, Tracing};
-use mesh_core::{Service, Workload};
 use rand::Rng;
 
 use super::{Exporter, Kind, Span, Value};
-use crate::telemetry::facts::{Facts, Wanted};
+use crate::telemetry::facts::{Facts, Reached, Wanted};
+use crate::upstream::Endpoint;
 
 /// Attempts of one request that have a span.
 const MOST_ATTEMPTS: usize = 32;
@@ -85,7 +85,6 @@ fn compile(tag: &SpanTag, wanted: &mut Wanted) -> Result<Option<Tag>, String> {
 }
 
 /// The trace of one request.
-#[derive(Debug)]
 pub struct Trace {
     tracer: Arc<Tracer>,
     incoming: Incoming,
@@ -95,14 +94,11 @@ pub struct Trace {
 }
 
 /// One attempt.
-#[derive(Debug)]
 struct Attempt {
     id: SpanId,
     began: Instant,
     ended: Option<Instant>,
-    workload: Arc<Workload>,
-    service: Option<Arc<Service>>,
-    address: std::net::SocketAddr,
+    reached: Reached,
     status: Option<u16>,
     flag: &'static str,
 }
@@ -163,22 +159,14 @@ impl Trace {
     }
 
     /// An attempt begins.
-    pub fn attempt(
-        &mut self,
-        workload: &Arc<Workload>,
-        service: Option<&Arc<Service>>,
-        address: std::net::SocketAddr,
-        rng: &mut impl Rng,
-    ) -> Option<Outgoing> {
+    pub fn attempt(&mut self, endpoint: &Endpoint, rng: &mut impl Rng) -> Option<Outgoing> {
         let id = child(Some(self.id), rng);
         if self.is_recorded() && self.attempts.len() < MOST_ATTEMPTS {
             self.attempts.push(Attempt {
                 id,
                 began: Instant::now(),
                 ended: None,
-                workload: Arc::clone(workload),
-                service: service.cloned(),
-                address,
+                reached: Reached::of(endpoint),
                 status: None,
                 flag: "-",
             });
@@ -220,10 +208,10 @@ impl Trace {
     fn client(&self, attempt: &Attempt, facts: &Facts<'_>, name: &ArcStr, start: SystemTime, end: SystemTime) -> Span {
         let mut tags = Tags { all: Vec::with_capacity(16), length: self.tracer.length };
         common(&mut tags, facts);
-        tags.text("upstream_address", attempt.address.to_string());
-        tags.text("peer.address", attempt.address.to_string());
-        if let Some(service) = &attempt.service {
-            let cluster = format!("inbound-vip|{}|http|{}", facts.asked.1, service.hostname);
+        tags.text("upstream_address", attempt.reached.address.to_string());
+        tags.text("peer.address", attempt.reached.address.to_string());
+        let mut cluster = String::new();
+        if facts.cluster_of(&attempt.reached, &mut cluster) {
             tags.text("upstream_cluster", cluster.clone());
             tags.text("upstream_cluster.name", cluster);
         }
@@ -232,7 +220,7 @@ impl Trace {
             tags.number("http.status_code", status.into());
         }
         if self.tracer.istio_tags {
-            tags.text("istio.destination_workload", attempt.workload.workload_name.to_string());
+            tags.text("istio.destination_workload", attempt.reached.workload.workload_name.to_string());
         }
         Span {
             id: attempt.id,

@@ -193,6 +193,33 @@ async fn features_B30_a_line_names_the_place_that_the_request_went_to() {
     assert_eq!(log.lines(3).await, expected);
 }
 
+/// Whoever looks for an attack looks here.
+#[tokio::test]
+async fn features_B30_what_is_refused_while_it_is_read_has_a_line_too() {
+    let app = echo("app").await;
+    let log = Log::new();
+    let format = "%RESPONSE_CODE% %RESPONSE_FLAGS% %REQ(:METHOD)% %REQ(:AUTHORITY)% %REQ(:PATH)% %REQ(USER-AGENT)% %REQ(X-FORWARDED-FOR)%\n";
+    let logs = vec![log.form(LogFormat::Text(format.into()), None)];
+    let waypoint = Waypoint::with(&[Backend::new("app", VIP, &[app])], Default::default(), with(logs)).await;
+    for (count, (request, expected)) in [
+        (
+            "GET /a/..%2fadmin?x HTTP/1.1\r\nhost: shop\r\nx-forwarded-for: 8.8.8.8",
+            "400 - GET shop /a/..%2fadmin?x - -",
+        ),
+        ("GET /b HTTP/1.1\r\nhost: shop\r\nhost: other\r\nuser-agent: probe", "400 - GET shop /b probe -"),
+        ("TRACE /c HTTP/1.1\r\nhost: shop", "405 - TRACE shop /c - -"),
+        ("GET http://other/d HTTP/1.1\r\nhost: shop\r\nexpect: tea", "417 - GET other /d - -"),
+        ("GET /e HTTP/1.1\r\nhost: shop\r\nx-mesh-hops: 255", "508 - GET shop /e - -"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let answer = waypoint.raw(ASK, format!("{request}\r\nconnection: close\r\n\r\n").as_bytes()).await;
+        assert!(answer.contains(&expected[..3]), "{request}: {answer}");
+        assert_eq!(log.lines(count + 1).await[count], expected, "{request}");
+    }
+}
+
 #[tokio::test]
 async fn features_B30_a_filter_keeps_requests_back() {
     let app = echo("app").await;

@@ -192,9 +192,10 @@ async fn features_TM_16_a_tap_sees_what_its_selector_means_and_what_was_refused(
     assert_eq!((asked, routed), (&"app.shop.svc.cluster.local".into(), &"gone.shop.svc.cluster.local".into()));
     assert_eq!((&rest[2]["rule"], &rest[2]["destination"]["pod"]), (&"shop/gone".into(), &"gone-0".into()));
     assert!(rest[2]["failure"].as_str().is_some_and(|why| !why.is_empty()), "{:#}", rest[2]);
-    // Refused before anything of it was understood: nothing is told that was not.
+    // Refused while it was read: what it asked for is told all the same, as it was written.
     let malformed = all.seen().await;
-    assert_eq!((&malformed["status"], &malformed["path"]), (&400.into(), &Value::Null), "{malformed:#}");
+    let found = (&malformed["status"], &malformed["authority"], &malformed["path"]);
+    assert_eq!(found, (&400.into(), &"a".into(), &"/".into()), "{malformed:#}");
 
     assert_eq!(brief(&failed.seen().await), row(503, "UH", "/uh"));
     assert_eq!(brief(&failed.seen().await), row(503, "UF,URX", "/uf"));

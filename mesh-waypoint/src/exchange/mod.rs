@@ -25,13 +25,14 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use mesh_core::l7::AbortStatus;
 use mesh_core::l7::cors::CorsVerdict;
+use mesh_core::l7::path::Spelling;
 use mesh_core::l7::policy::Subject;
 use mesh_runtime::clock;
 
 use self::asked::Asked;
 use self::plan::{Plan, To};
 use self::reply::Failure;
-use self::report::Report;
+use self::report::{Host, Report};
 use crate::downstream::{Bound, Downstream};
 use crate::entry::headers;
 use crate::http::{ClientBody, ResponseBody, guard};
@@ -39,6 +40,7 @@ use crate::security::authenticate;
 use crate::security::authorize::{self, Refused};
 use crate::security::custom::{self, Question, Refusal};
 use crate::security::limit;
+use crate::settings::Settings;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -119,7 +121,7 @@ async fn answer(
     report.bound(&bound);
     let settings = &down.lane.shared.settings;
     let spelling = bound.view.guard.security.spelling.unwrap_or(settings.spelling);
-    let mut asked = asked::read(parts, settings, spelling)?;
+    let mut asked = read(parts, settings, spelling, report)?;
     asked.remote = match &down.entry {
         None => {
             headers::of_mesh(&mut parts.headers, asked.has);
@@ -229,6 +231,16 @@ async fn answer(
     Ok(response)
 }
 
+/// Reads a request. One that is refused is told of, too: what it has asked for is kept before it is looked at, if anybody is told.
+fn read(parts: &mut Parts, settings: &Settings, spelling: Spelling, report: &mut Report) -> Result<Asked, Failure> {
+    let host = report.tells().then(|| Host::of(parts));
+    let asked = asked::read(parts, settings, spelling);
+    if let (Err(_), Some(host)) = (&asked, host) {
+        report.unread(parts, &host);
+    }
+    asked
+}
+
 /// Counts a request, if it is to be counted by anybody.
 async fn counted(
     down: &Downstream,
@@ -282,7 +294,7 @@ fn change(response: &mut Response<ResponseBody>, plan: Plan) {
 }
 
 /// For the fuzzer: reads a request, and says whether its connection ends with it.
-pub(crate) fn fuzz_read(parts: &mut http::request::Parts, settings: &crate::settings::Settings) -> Result<bool, ()> {
+pub(crate) fn fuzz_read(parts: &mut http::request::Parts, settings: &Settings) -> Result<bool, ()> {
     let is_last = is_last(&parts.headers);
     asked::read(parts, settings, settings.spelling).map(|_| is_last).map_err(|_| ())
 }

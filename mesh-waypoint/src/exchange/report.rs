@@ -6,8 +6,10 @@ use std::time::Instant;
 
 use arcstr::ArcStr;
 use bytes::Bytes;
+use http::header::HOST;
 use http::request::Parts;
-use http::{HeaderMap, Request, Response, Version};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 use mesh_core::l7::{Condition, Handling};
 use mesh_runtime::{lanes, ticks};
@@ -19,10 +21,27 @@ use crate::http::body::{Held, Over};
 use crate::http::count::{Broken, Count, Messages};
 use crate::http::wait::{self, Wait};
 use crate::http::{ResponseBody, grpc};
-use crate::telemetry::facts::{Facts, Reached, Remembered};
+use crate::telemetry::facts::{Facts, Reached, Remembered, Wanted};
 use crate::telemetry::spans::{Outgoing, Trace};
 use crate::telemetry::{Custom, Flags, Measured, Plan, Protocol, Who, tap};
 use crate::upstream::{Connection, Endpoint};
+
+/// The host that is asked for, as it is written: nobody has looked at it.
+pub struct Host(Option<Authority>, Option<HeaderValue>);
+
+impl Host {
+    /// Of a request that has just come.
+    #[must_use]
+    pub fn of(parts: &Parts) -> Self {
+        Self(parts.uri.authority().cloned(), parts.headers.get(HOST).cloned())
+    }
+
+    fn as_str(&self) -> &str {
+        let Self(written, host) = self;
+        let host = || host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default();
+        written.as_ref().map_or_else(host, Authority::as_str)
+    }
+}
 
 /// One request.
 pub struct Report {
@@ -109,6 +128,22 @@ impl Report {
         self.grpc = grpc;
         // Calls of gRPC and sockets may have nothing to say for hours. Of HTTP/1.1 the connection itself is watched.
         self.paced = self.http2 && !grpc && !socket;
+        self.remember(parts, |parts, wanted| Remembered::of(parts, authority, wanted));
+    }
+
+    /// Whether anybody may be told of it.
+    pub fn tells(&self) -> bool {
+        let is_told = |plan: &Arc<Plan>| plan.remembers() || plan.tracer.is_some();
+        self.plan.as_ref().is_some_and(is_told) || self.down.lane.shared.taps.is_on()
+    }
+
+    /// It was refused while it was read.
+    #[cold]
+    pub fn unread(&mut self, parts: &mut Parts, host: &Host) {
+        self.remember(parts, |parts, _| Remembered::unread(parts, host.as_str()));
+    }
+
+    fn remember(&mut self, parts: &mut Parts, of: impl FnOnce(&Parts, &Wanted) -> Remembered) {
         let Some(plan) = &self.plan else { return };
         if let Some(tracer) = &plan.tracer {
             let mut rng = self.down.lane.rng.lock();
@@ -116,7 +151,7 @@ impl Report {
         }
         let taps = &self.down.lane.shared.taps;
         if plan.remembers() || taps.is_on() || self.trace.as_ref().is_some_and(|trace| trace.is_recorded()) {
-            self.remembered = Some(Box::new(Remembered::of(parts, authority, &plan.wanted)));
+            self.remembered = Some(Box::new(of(parts, &plan.wanted)));
         }
     }
 

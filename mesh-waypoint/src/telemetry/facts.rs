@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use arcstr::ArcStr;
+use http::header::USER_AGENT;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use jiff::Timestamp;
@@ -117,6 +118,13 @@ impl Remembered {
         }
     }
 
+    /// Of one that was refused while it was read. Of its headers nothing is shown but who it says it is: the rest may claim what only the mesh may say.
+    #[must_use]
+    pub fn unread(parts: &Parts, authority: &str) -> Self {
+        let wanted = Wanted { request: vec![USER_AGENT], ..Wanted::default() };
+        Self::of(parts, authority, &wanted)
+    }
+
     /// Of its answer; `took` is how long its endpoint had.
     pub fn answer(&mut self, headers: &HeaderMap, took_ms: u128, wanted: &Wanted) {
         self.response = pick(headers, &wanted.response, wanted.all_response);
@@ -197,7 +205,7 @@ impl Reached {
 
 /// All that is known of one request.
 pub struct Facts<'a> {
-    /// Of its messages; none if it was refused before they were read.
+    /// Of its messages; none if nobody is told of them.
     pub remembered: Option<&'a Remembered>,
     /// Between whom it went.
     pub who: &'a Who<'a>,

@@ -10,6 +10,7 @@ pub mod failpoint;
 pub mod fds;
 pub mod http;
 pub mod lanes;
+pub mod limit;
 pub mod logging;
 pub mod metrics;
 pub mod operator;

@@ -1,6 +1,7 @@
 //! Limits how often one kind of line is logged: a token bucket per message id, with the number left out said by the next line.
 //!
-//! Metrics stay exact; only lines are left out. Time is an argument. Used by `access_log`.
+//! Metrics stay exact; only lines are left out. Time is an argument. Used by whoever says something of single requests or connections, whose
+//! number others decide about.
 
 use std::time::Instant;
 
@@ -25,6 +26,7 @@ pub struct Bucket {
 
 impl Bucket {
     /// A full bucket.
+    #[must_use]
     pub fn new(rate: Rate) -> Self {
         Self { rate, tokens: rate.burst, filled: None }
     }
@@ -47,26 +49,32 @@ impl Bucket {
 
 /// Whether a line may be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub enum Verdict {
     /// Write it, and say that so many like it were left out before.
-    Write { suppressed: u64 },
+    Write {
+        /// So many.
+        suppressed: u64,
+    },
     /// Leave it out.
     Suppress,
 }
 
 /// One bucket for each of `N` message ids, an id being an index.
 #[derive(Debug)]
-pub(crate) struct Limiter<const N: usize> {
+pub struct Limiter<const N: usize> {
     /// Held for a few arithmetic operations.
     buckets: [Mutex<(Bucket, u64)>; N],
 }
 
 impl<const N: usize> Limiter<N> {
-    pub(crate) fn new(rate: Rate) -> Self {
+    /// Full buckets.
+    #[must_use]
+    pub fn new(rate: Rate) -> Self {
         Self { buckets: std::array::from_fn(|_| Mutex::new((Bucket::new(rate), 0))) }
     }
 
-    pub(crate) fn check(&self, id: usize, now: Instant) -> Verdict {
+    /// Whether a line of that kind may be written.
+    pub fn check(&self, id: usize, now: Instant) -> Verdict {
         let mut state = self.buckets[id % N].lock();
         if state.0.take(now) {
             return Verdict::Write { suppressed: std::mem::take(&mut state.1) };

@@ -23,7 +23,7 @@ use crate::places::{Found, NoEndpoint, Place, Version};
 use crate::shared::Shared;
 use crate::state::View;
 use crate::target::{self, NotOurs, Target};
-use crate::telemetry::Plan;
+use crate::telemetry::{Plan, Remark};
 
 /// A service may be let go while requests are on their way here: what is connected has been told to end (`leads`), and is served as before for so long after
 /// all that is idle is closed.
@@ -106,6 +106,12 @@ impl Downstream {
     #[must_use]
     pub fn proved(&self) -> Option<&Identity> {
         self.peer.proved().filter(|_| self.entry.is_none())
+    }
+
+    /// Whether that is said now of a single request, in the process's own log; then, how often it was not since it was said last.
+    #[must_use]
+    pub fn remark(&self, remark: Remark) -> Option<u64> {
+        self.lane.shared.telemetry.remarks.may(remark, Instant::now())
     }
 
     /// The client, for logs: what it has proved, or where it is.

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
+use mesh_runtime::limit::{Limiter, Rate, Verdict};
 use mesh_runtime::logging::LogFormat;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -21,7 +22,6 @@ use prometheus_client::metrics::counter::ConstCounter;
 
 use super::connection::{ConnectionLabels, Outcome};
 use super::labels::{MAX_VALUE, Pairs, Reporter, ResponseFlags};
-use super::limit::{Limiter, Rate, Verdict};
 use super::series::Peer;
 
 /// Lines that may wait for the writer: about 2 MiB of usual lines.

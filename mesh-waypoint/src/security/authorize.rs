@@ -14,7 +14,7 @@ use crate::downstream::{Bound, Downstream};
 use crate::entry::Entry;
 use crate::record::{self, Nowhere};
 use crate::target::Target;
-use crate::telemetry::Ruled;
+use crate::telemetry::{Remark, Ruled};
 
 /// Why a request is not answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,11 +160,15 @@ fn tell(down: &Downstream, verdict: &Verdict<'_>) {
         meters.ruled(policy, Ruled::Denied);
     }
     if let DryRun::Denied(policy) = verdict.dry_run {
-        tracing::info!(client = client(), %policy, "a dry run would have denied");
+        if let Some(suppressed) = down.remark(Remark::WouldDeny) {
+            tracing::info!(client = client(), %policy, suppressed, "a dry run would have denied");
+        }
         meters.ruled(policy, Ruled::WouldDeny);
     }
     if let Some(policy) = verdict.audited {
-        tracing::info!(client = client(), %policy, "audited");
+        if let Some(suppressed) = down.remark(Remark::Audited) {
+            tracing::info!(client = client(), %policy, suppressed, "audited");
+        }
         meters.ruled(policy, Ruled::Audited);
     }
 }

@@ -20,7 +20,7 @@ use mesh_transport::hbone;
 use crate::callout::{self, Call, CallError};
 use crate::downstream::{Bound, Downstream};
 use crate::http::ClientBody;
-use crate::telemetry::Ruled;
+use crate::telemetry::{Remark, Ruled};
 
 /// Says to an authorizer whether it sees the beginning of a body only.
 const PARTIAL: HeaderName = HeaderName::from_static("x-envoy-auth-partial-body");
@@ -129,7 +129,10 @@ pub async fn ask(question: &Question<'_>, askers: &[Asker], body: &mut ClientBod
                 // Whoever has answered was not away: what cannot be read may be a refusal.
                 let is_away = !matches!(error, AskError::Answer(_) | AskError::Call(CallError::Body(_)));
                 let (policy, open) = (&asker.policy, authorizer.fail_open && is_away);
-                tracing::warn!(%policy, authorizer = %authorizer.name, %error, open, "an authorizer has not answered");
+                if let Some(suppressed) = question.down.remark(Remark::NoAuthorizer) {
+                    let name = &authorizer.name;
+                    tracing::warn!(%policy, authorizer = %name, %error, open, suppressed, "an authorizer has not answered");
+                }
                 meters.ruled(policy, if open { Ruled::FailedOpen } else { Ruled::Failed });
                 if !open {
                     return Err(Refusal::NoAnswer(authorizer.status_on_error));

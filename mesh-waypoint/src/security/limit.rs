@@ -15,7 +15,7 @@ use mesh_proto::convert::{ConvertError, Counted, Nearest, encode_rate_limit, rat
 use crate::callout::{self, CallError};
 use crate::downstream::{Bound, Downstream};
 use crate::guard::Limiter;
-use crate::telemetry::Ruled;
+use crate::telemetry::{Remark, Ruled};
 
 const RATE_LIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
 const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
@@ -97,7 +97,9 @@ pub async fn ask(down: &Downstream, bound: &Bound, asked: &[Ask<'_>]) -> Result<
                 allowed.response.push(counted.response);
             }
             Err(error) => {
-                tracing::warn!(limit = %name, %error, open, "a rate limit is not known");
+                if let Some(suppressed) = down.remark(Remark::NoCount) {
+                    tracing::warn!(limit = %name, %error, open, suppressed, "a rate limit is not known");
+                }
                 meters.ruled(name, if open { Ruled::FailedOpen } else { Ruled::Failed });
                 if !open {
                     return Err(Refusal::NoAnswer);

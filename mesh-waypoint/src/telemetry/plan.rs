@@ -9,6 +9,7 @@ use mesh_core::telemetry::format::{Field, Format, Message};
 use mesh_core::telemetry::{AccessLog, Scopes, Telemetry};
 
 use super::facts::{Facts, Wanted};
+use super::remarks::Remarks;
 use super::shape::Shape;
 use super::sink::{Sink, Writer};
 use super::spans::{Exporters, Tracer};
@@ -20,6 +21,8 @@ pub struct Tools {
     pub writer: Writer,
     /// Spans.
     pub exporters: Exporters,
+    /// Lines of the process's own log.
+    pub remarks: Remarks,
 }
 
 /// What is done with all requests.

@@ -204,6 +204,7 @@ impl<'a> Record<'a> {
             rule: &self.rule,
             endpoint,
             answered: sent > 0,
+            said: None,
             unreached: self.unreached.as_deref(),
             attempts: self.attempts,
             server_name: down.entry.as_ref().and_then(Entry::name).or(self.name.as_deref()),

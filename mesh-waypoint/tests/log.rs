@@ -100,7 +100,7 @@ async fn features_B30_each_request_has_a_line_with_its_flags() {
     ];
     let delay = Some(Delay { time: Duration::from_millis(1), share: Share::ALWAYS });
     let abort = Some(Abort { status: AbortStatus::Http(StatusCode::IM_A_TEAPOT), share: Share::ALWAYS });
-    let tea = DirectResponse { status: StatusCode::ACCEPTED, body: Bytes::from_static(b"tea") };
+    let tea = DirectResponse { status: StatusCode::FORBIDDEN, body: Bytes::from_static(b"tea") };
     let rules = vec![
         at("/ok", Handling { name: "fine".into(), ..to("app") }),
         at("/fi", Handling { fault: Some(Fault { delay: None, abort }), ..to("app") }),
@@ -138,7 +138,8 @@ async fn features_B30_each_request_has_a_line_with_its_flags() {
         ("/uf", 503, "UF,URX", "upstream_reset_before_response_started{connection_failure}"),
         ("/ut", 504, "UT", "response_timeout"),
         ("/other", 404, "NR", "route_not_found"),
-        ("/tea", 202, "-", "direct_response"),
+        // No policy has refused it.
+        ("/tea", 403, "-", "direct_response"),
         ("/dc", 0, "DC", "downstream_remote_disconnect"),
     ] {
         let line = of(path);
@@ -198,18 +199,24 @@ async fn features_B30_a_line_names_the_place_that_the_request_went_to() {
 async fn features_B30_what_is_refused_while_it_is_read_has_a_line_too() {
     let app = echo("app").await;
     let log = Log::new();
-    let format = "%RESPONSE_CODE% %RESPONSE_FLAGS% %REQ(:METHOD)% %REQ(:AUTHORITY)% %REQ(:PATH)% %REQ(USER-AGENT)% %REQ(X-FORWARDED-FOR)%\n";
+    let format = "%RESPONSE_CODE% %RESPONSE_FLAGS% %REQ(:METHOD)% %REQ(:AUTHORITY)% %REQ(:PATH)% %REQ(USER-AGENT)% %REQ(X-FORWARDED-FOR)% %RESPONSE_CODE_DETAILS%\n";
     let logs = vec![log.form(LogFormat::Text(format.into()), None)];
     let waypoint = Waypoint::with(&[Backend::new("app", VIP, &[app])], Default::default(), with(logs)).await;
     for (count, (request, expected)) in [
         (
             "GET /a/..%2fadmin?x HTTP/1.1\r\nhost: shop\r\nx-forwarded-for: 8.8.8.8",
-            "400 - GET shop /a/..%2fadmin?x - -",
+            "400 - GET shop /a/..%2fadmin?x - - request_headers_failed_strict_check",
         ),
-        ("GET /b HTTP/1.1\r\nhost: shop\r\nhost: other\r\nuser-agent: probe", "400 - GET shop /b probe -"),
-        ("TRACE /c HTTP/1.1\r\nhost: shop", "405 - TRACE shop /c - -"),
-        ("GET http://other/d HTTP/1.1\r\nhost: shop\r\nexpect: tea", "417 - GET other /d - -"),
-        ("GET /e HTTP/1.1\r\nhost: shop\r\nx-mesh-hops: 255", "508 - GET shop /e - -"),
+        (
+            "GET /b HTTP/1.1\r\nhost: shop\r\nhost: other\r\nuser-agent: probe",
+            "400 - GET shop /b probe - request_headers_failed_strict_check",
+        ),
+        ("TRACE /c HTTP/1.1\r\nhost: shop", "405 - TRACE shop /c - - method_not_allowed"),
+        (
+            "GET http://other/d HTTP/1.1\r\nhost: shop\r\nexpect: tea",
+            "417 - GET other /d - - request_headers_failed_strict_check",
+        ),
+        ("GET /e HTTP/1.1\r\nhost: shop\r\nx-mesh-hops: 255", "508 - GET shop /e - - loop_detected"),
     ]
     .into_iter()
     .enumerate()

@@ -187,7 +187,8 @@ async fn features_TM_16_a_tap_sees_what_its_selector_means_and_what_was_refused(
     let found: Vec<_> = rest.iter().map(brief).collect();
     let row = |status, flags: &str, path: &str| (Some(status), format!("\"{flags}\""), format!("\"{path}\""));
     assert_eq!(found, [row(403, "-", "/admin"), row(503, "UH", "/uh"), row(503, "UF,URX", "/uf")]);
-    assert_eq!((&rest[0]["details"], &rest[0]["attempts"]), (&"rbac_access_denied".into(), &0.into()));
+    let details = "rbac_access_denied_matched_policy[ns[shop]-policy[no-posts]]";
+    assert_eq!((&rest[0]["details"], &rest[0]["attempts"]), (&details.into(), &0.into()));
     let (asked, routed) = (&rest[2]["destination"]["service"], &rest[2]["routedTo"]);
     assert_eq!((asked, routed), (&"app.shop.svc.cluster.local".into(), &"gone.shop.svc.cluster.local".into()));
     assert_eq!((&rest[2]["rule"], &rest[2]["destination"]["pod"]), (&"shop/gone".into(), &"gone-0".into()));

@@ -37,10 +37,11 @@ use crate::downstream::{Bound, Downstream};
 use crate::entry::headers;
 use crate::http::{ClientBody, ResponseBody, guard};
 use crate::security::authenticate;
-use crate::security::authorize::{self, Refused};
+use crate::security::authorize;
 use crate::security::custom::{self, Question, Refusal};
 use crate::security::limit;
 use crate::settings::Settings;
+use crate::telemetry::facts::Details;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -71,7 +72,7 @@ async fn handled(
     let mut response = match answer {
         Ok(response) => response,
         Err(Failed { failure, plan }) => {
-            report.flag(failure.flag);
+            report.failed(&failure);
             closes |= failure.closes();
             let mut response = reply::failure(failure, report.is_grpc());
             if let Some(plan) = plan {
@@ -144,12 +145,13 @@ async fn answer(
         Ok(token) => token,
         Err(problem) => {
             tracing::debug!(client = %down.client(), %problem, "a token is refused");
+            report.details(|| Details::Token(problem.to_string()));
             return Ok(reply::unauthorized(&problem.to_string(), asked.grpc));
         }
     };
     let said = authorize::Said { token: token.as_ref(), remote: &asked.remote };
     let mut body = ClientBody::from(body);
-    let askers = authorize::askers(down, &bound, parts, &asked.authority, said).map_err(Failure::from)?;
+    let askers = authorize::askers(down, &bound, parts, &asked.authority, said).map_err(|why| report.refused(why))?;
     let question =
         Question { down, bound: &bound, parts, authority: &asked.authority, is_endless: asked.said.upgrade.is_some() };
     // In a box, as everything that few requests need and that is large while it is waited for.
@@ -163,7 +165,12 @@ async fn answer(
             report.flag("UAEX");
             return Ok(reply::denied(denial, asked.grpc));
         }
-        Err(refusal) => return Err(Failure::from(refusal).into()),
+        Err(refusal) => {
+            if let Refusal::NoAnswer(_) = refusal {
+                report.details(|| Details::Word("ext_authz_error"));
+            }
+            return Err(Failure::from(refusal).into());
+        }
     };
     let planned = |parts: &Parts, report: &mut Report| {
         let mut rng = down.lane.rng.lock();
@@ -175,7 +182,7 @@ async fn answer(
     if asked.said.upgrade.is_some() {
         report.judged(upgrade::Judged::of(down, parts, &asked.authority, said));
     }
-    authorize::request(down, &bound, parts, &asked.authority, said).map_err(Failure::from)?;
+    authorize::request(down, &bound, parts, &asked.authority, said).map_err(|why| report.refused(why))?;
     let counted = match counted(down, &bound, parts, &asked, said).await {
         Ok(counted) => counted,
         Err(limit::Refusal::Over(denial)) => {
@@ -190,6 +197,7 @@ async fn answer(
         parts.headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
     }
     if let CorsVerdict::Answer(headers) = plan.cors {
+        report.details(|| Details::Word("cors_response"));
         return Ok(reply::empty(headers));
     }
     if let Some(delay) = plan.delay {
@@ -256,15 +264,6 @@ async fn counted(
     // A path that could not be looked at has been refused by then.
     let services = authorize::looked_at(down, bound, parts, &asked.authority, said, look);
     Box::pin(limit::ask(down, bound, &services.unwrap_or_else(|_| Err(limit::Refusal::NoAnswer))?)).await
-}
-
-impl From<Refused> for Failure {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Malformed => Self::BAD_REQUEST,
-            Refused::Denied => Self::DENIED,
-        }
-    }
 }
 
 impl From<Refusal> for Failure {

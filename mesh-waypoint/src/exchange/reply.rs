@@ -75,6 +75,21 @@ failures! {
 }
 
 impl Failure {
+    /// What Envoy calls it, where its flag does not say it.
+    #[must_use]
+    pub fn details(&self) -> Option<&'static str> {
+        const WORDS: [(Failure, &str); 7] = [
+            (Failure::BAD_REQUEST, "request_headers_failed_strict_check"),
+            (Failure::EXPECTATION, "request_headers_failed_strict_check"),
+            (Failure::METHOD, "method_not_allowed"),
+            (Failure::LOOP, "loop_detected"),
+            (Failure::MISDIRECTED, "misdirected_request"),
+            (Failure::DENIED, "rbac_access_denied"),
+            (Failure::TOO_LARGE, "request_payload_too_large"),
+        ];
+        WORDS.iter().find(|(failure, _)| failure == self).map(|(_, word)| *word)
+    }
+
     /// Whether what comes next from the same client of HTTP/1.1 may not be the request that it seems to be.
     #[must_use]
     pub fn closes(&self) -> bool {

@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use mesh_core::l7::{Condition, Handling};
 use mesh_runtime::{lanes, ticks};
 
+use super::reply::Failure;
 use super::upgrade::{Judged, Switched};
 use crate::downstream::{Bound, Downstream};
 use crate::entry::Entry;
@@ -21,7 +22,8 @@ use crate::http::body::{Held, Over};
 use crate::http::count::{Broken, Count, Messages};
 use crate::http::wait::{self, Wait};
 use crate::http::{ResponseBody, grpc};
-use crate::telemetry::facts::{Facts, Reached, Remembered, Wanted};
+use crate::security::authorize::Refused;
+use crate::telemetry::facts::{Details, Facts, Reached, Remembered, Wanted};
 use crate::telemetry::spans::{Outgoing, Trace};
 use crate::telemetry::{Custom, Flags, Measured, Plan, Protocol, Who, tap};
 use crate::upstream::{Connection, Endpoint};
@@ -65,6 +67,8 @@ pub struct Report {
     remembered: Option<Box<Remembered>>,
     trace: Option<Box<Trace>>,
     rule: ArcStr,
+    /// Why we have answered.
+    details: Option<Details>,
     /// Why there was no connection to whoever was asked last.
     unreached: Option<String>,
     /// Whoever was asked last, and when.
@@ -105,6 +109,7 @@ impl Report {
             remembered: None,
             trace: None,
             rule: ArcStr::new(),
+            details: None,
             unreached: None,
             last: None,
             sent_at: None,
@@ -168,6 +173,35 @@ impl Report {
     /// Something is to be said of it, in Envoy's word.
     pub fn flag(&mut self, flag: &'static str) {
         self.flags.add(Flags::of(flag));
+    }
+
+    /// We answer it, for that reason; `why` is made only for who is told.
+    pub fn details(&mut self, why: impl FnOnce() -> Details) {
+        if self.remembered.is_some() {
+            self.details = Some(why());
+        }
+    }
+
+    /// Policies do not let it through.
+    pub fn refused(&mut self, refused: Refused) -> Failure {
+        match refused {
+            Refused::Malformed => {
+                self.details(|| Details::Word("path_normalization_failed"));
+                Failure::BAD_REQUEST
+            }
+            Refused::Denied(policy) => {
+                self.details(|| Details::Policy(policy));
+                Failure::DENIED
+            }
+        }
+    }
+
+    /// It fails.
+    pub fn failed(&mut self, failure: &Failure) {
+        self.flag(failure.flag);
+        if let (None, Some(word)) = (&self.details, failure.details()) {
+            self.details(|| Details::Word(word));
+        }
     }
 
     /// It is sent to an endpoint; `hurried`: it has so little time because its client says so. What is given back says which trace that belongs to.
@@ -335,6 +369,7 @@ impl Report {
             rule: &self.rule,
             endpoint: self.last.as_ref(),
             answered: self.endpoint.is_some(),
+            said: self.details.as_ref(),
             unreached: self.unreached.as_deref(),
             attempts: self.attempts,
             server_name: self.down.entry.as_ref().and_then(Entry::name),

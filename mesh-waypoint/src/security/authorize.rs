@@ -17,12 +17,12 @@ use crate::target::Target;
 use crate::telemetry::{Remark, Ruled};
 
 /// Why a request is not answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// Its path can be read in ways that nobody may be asked about.
     Malformed,
-    /// Policies do not let it through.
-    Denied,
+    /// Policies do not let it through: this one matches, or none allows it.
+    Denied(Option<NamespacedName>),
 }
 
 /// What a request says of who sends it.
@@ -69,8 +69,8 @@ pub fn request(
     }
     let decided = looked_at(down, bound, parts, authority, said, |subject| decide(down, bound, subject))?;
     decided.map_err(|why| {
-        tracing::debug!(client = ?down.proved(), from = %down.from(), method = %parts.method, path = parts.uri.path(), why, "denied");
-        Refused::Denied
+        tracing::debug!(client = ?down.proved(), from = %down.from(), method = %parts.method, path = parts.uri.path(), %why, "denied");
+        Refused::Denied(if let Decision::Denied(policy) = why { Some(policy.clone()) } else { None })
     })
 }
 
@@ -116,7 +116,7 @@ pub fn connection(down: &Downstream, bound: &Bound) -> Result<(), Nowhere> {
     if let Some((_, provider)) = bound.applied.policies.asked(&subject).next() {
         return Err(("UAEX", format!("nobody can ask {provider} about what is no HTTP")));
     }
-    decide(down, bound, &subject).map_err(record::denied)
+    decide(down, bound, &subject).map_err(|why| record::denied(why.to_string()))
 }
 
 /// Waits until policies do not let through any more what they have let through, and says why. `policies`: of the state, from before they were asked first.
@@ -142,13 +142,13 @@ pub async fn withdrawn(down: &Downstream, mut policies: watch::Receiver<()>) -> 
     }
 }
 
-fn decide(down: &Downstream, bound: &Bound, subject: &Subject<'_>) -> Result<(), String> {
+fn decide<'a>(down: &Downstream, bound: &'a Bound, subject: &Subject<'_>) -> Result<(), Decision<'a>> {
     let policies = &bound.applied.policies;
     let verdict = policies.decide(subject);
     tell(down, &verdict);
     match verdict.decision.is_allowed() {
         true => Ok(()),
-        false => Err(verdict.decision.to_string()),
+        false => Err(verdict.decision),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is known of one request when it is over, as lines of the log, expressions and spans ask for it. What must be remembered from its messages is named
 //! beforehand, and nothing else is kept.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use mesh_core::l7::ClusterKey;
 use mesh_core::telemetry::expression::{Attribute, Datum, Expression};
 use mesh_core::telemetry::format::{Field, Format, Message, Plain, Template, Values};
 use mesh_core::telemetry::write;
-use mesh_core::{Identity, Service, Workload};
+use mesh_core::{Identity, NamespacedName, Service, Workload};
 
 use super::{Measured, Protocol, Who};
 use crate::places::Place;
@@ -203,6 +204,31 @@ impl Reached {
     }
 }
 
+/// Who has answered, where its flags do not say it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Details {
+    /// In Envoy's word.
+    Word(&'static str),
+    /// A policy that matches has denied it, or none has allowed it.
+    Policy(Option<NamespacedName>),
+    /// Its token is not believed, for that reason.
+    Token(String),
+}
+
+impl Details {
+    /// In Envoy's form, which has no spaces.
+    fn text(&self) -> Cow<'_, str> {
+        match self {
+            Self::Word(word) => (*word).into(),
+            Self::Policy(None) => "rbac_access_denied_matched_policy[none]".into(),
+            Self::Policy(Some(NamespacedName { namespace, name })) => {
+                format!("rbac_access_denied_matched_policy[ns[{namespace}]-policy[{name}]]").into()
+            }
+            Self::Token(why) => format!("jwt_authn_access_denied{{{}}}", why.replace(' ', "_")).into(),
+        }
+    }
+}
+
 /// All that is known of one request.
 pub struct Facts<'a> {
     /// Of its messages; none if nobody is told of them.
@@ -229,6 +255,8 @@ pub struct Facts<'a> {
     pub endpoint: Option<&'a Reached>,
     /// An endpoint has answered.
     pub answered: bool,
+    /// Why this proxy has, if that was said where it was decided.
+    pub said: Option<&'a Details>,
     /// Why there was no connection to it.
     pub unreached: Option<&'a str>,
     /// How often it was sent.
@@ -253,15 +281,15 @@ pub struct Facts<'a> {
 
 impl Facts<'_> {
     /// Who has answered, in Envoy's words.
-    pub(super) fn details(&self) -> Option<&'static str> {
+    pub(super) fn details(&self) -> Option<Cow<'_, str>> {
         if self.copied.is_some() {
             return None;
         }
         Some(self.request_details())
     }
 
-    fn request_details(&self) -> &'static str {
-        const WORDS: [(&str, &str); 15] = [
+    fn request_details(&self) -> Cow<'_, str> {
+        const WORDS: [(&str, &str); 18] = [
             ("DC", "downstream_remote_disconnect"),
             ("FI", "fault_filter_abort"),
             ("NR", "route_not_found"),
@@ -277,21 +305,23 @@ impl Facts<'_> {
             ("UPE", "upstream_reset_before_response_started{protocol_error}"),
             ("NC", "cluster_not_found"),
             ("OM", "overload"),
+            ("SI", "stream_idle_timeout"),
+            ("DPE", "codec_error"),
+            ("DF", "dns_resolution_failure"),
         ];
         let has = |word: &str| self.measured.flags.has(super::Flags::of(word));
         if self.answered && !has("DC") && !has("UT") {
-            return if has("UC") {
+            return Cow::from(if has("UC") {
                 "upstream_reset_after_response_started{connection_termination}"
             } else {
                 "via_upstream"
-            };
+            });
+        }
+        if let Some(said) = self.said.filter(|_| !has("DC")) {
+            return said.text();
         }
         let found = WORDS.iter().find(|(word, _)| has(word));
-        match found {
-            Some((_, details)) => details,
-            None if self.measured.status == 403 => "rbac_access_denied",
-            None => "direct_response",
-        }
+        found.map_or("direct_response", |(_, details)| *details).into()
     }
 
     /// The place that it was sent to, as Istio writes it.
@@ -329,7 +359,7 @@ impl Facts<'_> {
             Attribute::RequestHeaders => Some(headers(&self.remembered?.request)),
             Attribute::RequestSize => number(self.measured.received),
             Attribute::ResponseCode => number(self.measured.status.into()).filter(|_| self.measured.status != 0),
-            Attribute::ResponseCodeDetails => text(self.details()?),
+            Attribute::ResponseCodeDetails => text(&self.details()?),
             Attribute::ResponseFlags => number(self.measured.flags.bits().into()),
             Attribute::ResponseGrpcStatus => number(self.measured.grpc_status?.into()),
             Attribute::ResponseHeaders => Some(headers(&self.remembered?.response)),
@@ -408,7 +438,7 @@ impl Values for Facts<'_> {
             Plain::Protocol => some(out, self.protocol()),
             Plain::ResponseCode => put(out, measured.status),
             Plain::ResponseFlags => put(out, measured.flags),
-            Plain::ResponseCodeDetails => some(out, self.details()),
+            Plain::ResponseCodeDetails => some(out, self.details().as_deref()),
             Plain::GrpcStatus => {
                 measured.protocol == Protocol::Grpc && measured.grpc_status.is_some_and(|status| put(out, status))
             }
@@ -457,6 +487,21 @@ impl Values for Facts<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_has_refused_is_said_in_envoys_words() {
+        for (details, expected) in [
+            (Details::Word("cors_response"), "cors_response"),
+            (Details::Policy(None), "rbac_access_denied_matched_policy[none]"),
+            (
+                Details::Policy(Some("shop/nobody".parse().unwrap())),
+                "rbac_access_denied_matched_policy[ns[shop]-policy[nobody]]",
+            ),
+            (Details::Token("Jwt is expired".to_owned()), "jwt_authn_access_denied{Jwt_is_expired}"),
+        ] {
+            assert_eq!(details.text(), expected);
+        }
+    }
 
     #[test]
     fn places_are_named_as_istio_names_them() {

@@ -25,7 +25,7 @@ impl fmt::Display for Start {
 #[cold]
 pub fn offer(taps: &Taps<Selector>, began: Instant, facts: &Facts<'_>, plan: Option<&Plan>) {
     let (who, measured) = (facts.who, facts.measured);
-    let flags = measured.flags.to_string();
+    let (flags, details) = (measured.flags.to_string(), facts.details());
     let (start, identity) = (Start(facts.start), who.proved());
     let asked = facts.remembered.map(|remembered| Asked {
         method: remembered.method().as_str(),
@@ -63,7 +63,7 @@ pub fn offer(taps: &Taps<Selector>, began: Instant, facts: &Facts<'_>, plan: Opt
         status: facts.copied.is_none().then_some(measured.status),
         grpc_status: measured.grpc_status,
         flags: &flags,
-        details: facts.details().or(facts.ended).unwrap_or_default(),
+        details: details.as_deref().or(facts.ended).unwrap_or_default(),
         failure: facts.unreached.unwrap_or_default(),
         duration_ms: u64::try_from(measured.duration.as_millis()).unwrap_or(u64::MAX),
         received: measured.received,

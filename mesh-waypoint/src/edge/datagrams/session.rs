@@ -233,6 +233,7 @@ impl Session {
             rule: "",
             endpoint: Some(&reached),
             answered: talk.said.answered > 0,
+            said: None,
             unreached: None,
             attempts: 1,
             server_name: None,

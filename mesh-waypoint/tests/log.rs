@@ -235,7 +235,7 @@ async fn features_B30_a_filter_keeps_requests_back() {
     let text = |format: &str| LogFormat::Text(format.into());
     let (bad, all, user) = (Log::new(), Log::new(), Log::new());
     let logs = vec![
-        bad.form(text("%REQ(:PATH)% %RESPONSE_CODE%\n"), Some("response.code >= 400")),
+        bad.form(text("%REQ(:PATH)% %RESPONSE_CODE% %RESP(:STATUS)%\n"), Some("response.code >= 400")),
         // It is none, so it keeps nothing back.
         all.form(text("%REQ(:PATH)%\n"), Some("response.cod >= 400")),
         user.form(text("%REQ(:PATH)% %REQ(X-USER):3%\n"), Some("request.headers['x-user'].startsWith('jas')")),
@@ -247,7 +247,7 @@ async fn features_B30_a_filter_keeps_requests_back() {
     named.headers_mut().insert("x-user", HeaderValue::from_static("jason"));
     waypoint.ask(ASK, named).await;
     assert_eq!(all.lines(3).await, ["/a", "/tea", "/b"]);
-    assert_eq!(bad.lines(1).await, ["/tea 418"]);
+    assert_eq!(bad.lines(1).await, ["/tea 418 418"]);
     assert_eq!(user.lines(1).await, ["/b jas"]);
 }
 

@@ -119,7 +119,9 @@ plain! {
     ResponseCode = "RESPONSE_CODE", "The status; 0 if there was none.";
     ResponseFlags = "RESPONSE_FLAGS", "What was unusual.";
     ResponseCodeDetails = "RESPONSE_CODE_DETAILS", "Who has answered.";
-    GrpcStatus = "GRPC_STATUS_NUMBER" | "GRPC_STATUS", "The status of gRPC.";
+    GrpcNumber = "GRPC_STATUS_NUMBER", "The status of gRPC as a number.";
+    GrpcCamel = "GRPC_STATUS" | "GRPC_STATUS(CAMEL_STRING)" | "GRPC_STATUS()", "Its name: `Unavailable`.";
+    GrpcSnake = "GRPC_STATUS(SNAKE_STRING)", "Its name: `UNAVAILABLE`.";
     RouteName = "ROUTE_NAME", "The rule.";
     UpstreamHost = "UPSTREAM_HOST" | "UPSTREAM_REMOTE_ADDRESS", "Address and port of the endpoint.";
     UpstreamCluster = "UPSTREAM_CLUSTER" | "UPSTREAM_CLUSTER_RAW", "The place, as Istio writes it.";
@@ -388,9 +390,12 @@ fn value(operator: &Operator, values: &impl Values, out: &mut String) -> bool {
 }
 
 fn is_number(operator: &Operator) -> bool {
-    use Plain::{Attempts, BytesReceived, BytesSent, Duration, RequestDuration, ResponseCode, ResponseDuration};
-    let numbers = [Attempts, BytesReceived, BytesSent, Duration, RequestDuration, ResponseCode, ResponseDuration];
-    matches!(operator, Operator::Plain(plain) if numbers.contains(plain))
+    use Plain::{
+        Attempts, BytesReceived, BytesSent, Duration, GrpcNumber, RequestDuration, ResponseCode, ResponseDuration,
+    };
+    let sizes = [Attempts, BytesReceived, BytesSent, GrpcNumber, ResponseCode];
+    let numbers = sizes.into_iter().chain([Duration, RequestDuration, ResponseDuration]);
+    matches!(operator, Operator::Plain(plain) if { numbers }.any(|number| number == *plain))
 }
 
 /// Splits behind the percent sign that ends an operator; one between brackets does not.
@@ -440,8 +445,11 @@ fn operator(written: &str) -> Result<(Operator, usize), String> {
         (None, parameters) if name == "START_TIME" => {
             Operator::StartTime(parameters.filter(|format| !format.is_empty()).map(Into::into))
         }
-        (None, Some("NUMBER")) if name == "GRPC_STATUS" => Operator::Plain(Plain::GrpcStatus),
-        (None, Some(_)) => return Err(format!("%{written}%: a waypoint has no operator {name} with parameters")),
+        (None, Some("NUMBER")) if name == "GRPC_STATUS" => Operator::Plain(Plain::GrpcNumber),
+        (None, Some(parameters)) => match PLAIN.iter().find(|(known, _)| is_called(known, name, parameters)) {
+            Some((_, plain)) => Operator::Plain(*plain),
+            None => return Err(format!("%{written}%: a waypoint has no operator {name} with parameters")),
+        },
         (None, None) => match PLAIN.iter().find(|(known, _)| *known == name) {
             Some((_, plain)) => Operator::Plain(*plain),
             None if NOTHING.contains(&name) => Operator::Nothing,
@@ -449,6 +457,12 @@ fn operator(written: &str) -> Result<(Operator, usize), String> {
         },
     };
     Ok((operator, length.min(LONGEST_VALUE)))
+}
+
+/// Whether an operator is called so together with its parameters.
+fn is_called(known: &str, name: &str, parameters: &str) -> bool {
+    let with = known.strip_prefix(name).and_then(|rest| rest.strip_prefix('(')).and_then(|rest| rest.strip_suffix(')'));
+    with == Some(parameters)
 }
 
 fn field(name: &str) -> Result<Field, String> {

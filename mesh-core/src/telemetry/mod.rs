@@ -4,6 +4,7 @@
 #[cfg(feature = "expressions")]
 pub mod expression;
 pub mod format;
+pub mod grpc;
 pub mod trace;
 pub mod write;
 
@@ -151,7 +152,7 @@ pub struct Tracing {
     pub istio_tags: bool,
     /// What else they say.
     pub tags: BTreeMap<ArcStr, SpanTag>,
-    /// Longest value of a tag in bytes.
+    /// Longest path in the tag `http.url`, in bytes.
     pub tag_length: u32,
 }
 

@@ -293,7 +293,7 @@ impl Report {
             let now = Instant::now();
             let took = self.sent_at.map_or(0, |sent| now.saturating_duration_since(sent).as_millis());
             self.head = Some(now);
-            remembered.answer(response.headers(), took, &plan.wanted);
+            remembered.answer((response.status(), response.headers()), took, &plan.wanted);
         }
     }
 

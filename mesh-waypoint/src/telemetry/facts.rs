@@ -10,12 +10,12 @@ use std::time::SystemTime;
 use arcstr::ArcStr;
 use http::header::USER_AGENT;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use jiff::Timestamp;
 use mesh_core::l7::ClusterKey;
 use mesh_core::telemetry::expression::{Attribute, Datum, Expression};
 use mesh_core::telemetry::format::{Field, Format, Message, Plain, Template, Values};
-use mesh_core::telemetry::write;
+use mesh_core::telemetry::{grpc, write};
 use mesh_core::{Identity, NamespacedName, Service, Workload};
 
 use super::{Measured, Protocol, Who};
@@ -88,6 +88,7 @@ pub struct Remembered {
     uri: Uri,
     authority: ArcStr,
     request: HeaderMap,
+    status: Option<StatusCode>,
     response: HeaderMap,
     trailers: HeaderMap,
 }
@@ -114,6 +115,7 @@ impl Remembered {
             uri: parts.uri.clone(),
             authority: authority.into(),
             request: pick(&parts.headers, &wanted.request, wanted.all_request),
+            status: None,
             response: HeaderMap::new(),
             trailers: HeaderMap::new(),
         }
@@ -127,7 +129,8 @@ impl Remembered {
     }
 
     /// Of its answer; `took` is how long its endpoint had.
-    pub fn answer(&mut self, headers: &HeaderMap, took_ms: u128, wanted: &Wanted) {
+    pub fn answer(&mut self, (status, headers): (StatusCode, &HeaderMap), took_ms: u128, wanted: &Wanted) {
+        self.status = Some(status);
         self.response = pick(headers, &wanted.response, wanted.all_response);
         // Envoy adds it to the answer, and its log shows it.
         if wanted.response.iter().any(|name| name == SERVICE_TIME) && !self.response.contains_key(SERVICE_TIME) {
@@ -335,6 +338,11 @@ impl Facts<'_> {
         place.is_some_and(|key| write_cluster(self.edge, self.copied.unwrap_or("http"), key, out).is_ok())
     }
 
+    /// The status of gRPC.
+    fn grpc(&self) -> Option<u16> {
+        self.measured.grpc_status.filter(|_| self.measured.protocol == Protocol::Grpc)
+    }
+
     pub(super) fn protocol(&self) -> Option<&'static str> {
         self.copied.is_none().then_some(if self.http2 { "HTTP/2" } else { "HTTP/1.1" })
     }
@@ -414,6 +422,7 @@ impl Values for Facts<'_> {
             (Message::Request, Field::Authority) => Some(remembered.authority.as_bytes()),
             (Message::Request, Field::Scheme) => Some(self.scheme.as_bytes()),
             (Message::Request, Field::Header(name)) => Some(remembered.request.get(name)?.as_bytes()),
+            (Message::Response, Field::Status) => Some(remembered.status.as_ref()?.as_str().as_bytes()),
             (Message::Response, Field::Header(name)) => Some(remembered.response.get(name)?.as_bytes()),
             (Message::Trailer, Field::Header(name)) => Some(remembered.trailers.get(name)?.as_bytes()),
             _ => None,
@@ -439,9 +448,16 @@ impl Values for Facts<'_> {
             Plain::ResponseCode => put(out, measured.status),
             Plain::ResponseFlags => put(out, measured.flags),
             Plain::ResponseCodeDetails => some(out, self.details().as_deref()),
-            Plain::GrpcStatus => {
-                measured.protocol == Protocol::Grpc && measured.grpc_status.is_some_and(|status| put(out, status))
-            }
+            Plain::GrpcNumber => self.grpc().is_some_and(|status| put(out, status)),
+            // Whatever is no status of gRPC's is a number all the same.
+            Plain::GrpcCamel => self.grpc().is_some_and(|status| match grpc::camel(status) {
+                Some(name) => put(out, name),
+                None => put(out, status),
+            }),
+            Plain::GrpcSnake => self.grpc().is_some_and(|status| match grpc::snake(status) {
+                Some(name) => put(out, name),
+                None => put(out, status),
+            }),
             Plain::RouteName => some(out, Some(self.rule)),
             Plain::UpstreamHost => self.endpoint.is_some_and(|reached| put(out, reached.address)),
             Plain::UpstreamCluster => self.cluster(out),

@@ -24,6 +24,9 @@ impl Values for Known {
             Plain::ResponseCode => "200",
             Plain::ResponseFlags => "-",
             Plain::RouteName => "r1",
+            Plain::GrpcNumber => "14",
+            Plain::GrpcCamel => "Unavailable",
+            Plain::GrpcSnake => "UNAVAILABLE",
             _ => return false,
         };
         out.push_str(text);
@@ -66,7 +69,9 @@ fn lines_of_text() {
         ("%BYTES_SENT% %BYTES_RECEIVED%", "12 -"),
         ("%RESPONSE_CODE%%RESPONSE_FLAGS%%ROUTE_NAME%", "200-r1"),
         ("%REQUESTED_SERVER_NAME% %CONNECTION_TERMINATION_DETAILS%", "- -"),
-        ("%GRPC_STATUS(NUMBER)%", "-"),
+        ("%GRPC_STATUS(NUMBER)% %GRPC_STATUS_NUMBER%", "14 14"),
+        ("%GRPC_STATUS% %GRPC_STATUS()% %GRPC_STATUS(CAMEL_STRING):5%", "Unavailable Unavailable Unava"),
+        ("%GRPC_STATUS(SNAKE_STRING)%", "UNAVAILABLE"),
     ] {
         assert_eq!(line(&Format::text(format).unwrap()), expected, "{format}");
     }
@@ -86,6 +91,7 @@ fn what_is_no_format_names_the_operator_and_where_it_is() {
         ("%REQ(a):x%", "%REQ(a):x%: \"x\" is no length at character 1"),
         ("%REQ(a):-1%", "%REQ(a):-1%: \"-1\" is no length at character 1"),
         ("%REQ(a)5%", "%REQ(a)5%: \"5\" after the ) at character 1"),
+        ("%GRPC_STATUS(KEBAB)%", "a waypoint has no operator GRPC_STATUS with parameters at character 1"),
         ("%DYNAMIC_METADATA(a:b)%", "a waypoint has no operator DYNAMIC_METADATA with parameters at character 1"),
     ] {
         let error = Format::text(format).unwrap_err().to_string();

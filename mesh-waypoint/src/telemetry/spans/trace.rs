@@ -15,6 +15,8 @@ use super::{Exporter, Kind, Span, Value};
 use crate::telemetry::facts::{Facts, Reached, Wanted};
 use crate::upstream::Endpoint;
 
+/// Longest value of a tag in bytes.
+const LONGEST: usize = 4096;
 /// Attempts of one request that have a span.
 const MOST_ATTEMPTS: usize = 32;
 
@@ -25,7 +27,8 @@ pub struct Tracer {
     styles: Styles,
     propagate: bool,
     istio_tags: bool,
-    length: usize,
+    /// Longest path in `http.url`.
+    path_length: usize,
     tags: Vec<(ArcStr, Tag)>,
     exporter: Option<Arc<Exporter>>,
 }
@@ -57,7 +60,7 @@ impl Tracer {
             styles: Styles { w3c: !zipkin, b3: false, b3_multi: zipkin },
             propagate: form.propagate,
             istio_tags: form.istio_tags,
-            length: usize::try_from(form.tag_length).unwrap_or(usize::MAX),
+            path_length: usize::try_from(form.tag_length).unwrap_or(usize::MAX),
             tags,
             exporter,
         }
@@ -206,8 +209,8 @@ impl Trace {
     }
 
     fn client(&self, attempt: &Attempt, facts: &Facts<'_>, name: &ArcStr, start: SystemTime, end: SystemTime) -> Span {
-        let mut tags = Tags { all: Vec::with_capacity(16), length: self.tracer.length };
-        common(&mut tags, facts);
+        let mut tags = Tags(Vec::with_capacity(16));
+        common(&mut tags, facts, self.tracer.path_length);
         tags.text("upstream_address", attempt.reached.address.to_string());
         tags.text("peer.address", attempt.reached.address.to_string());
         let mut cluster = String::new();
@@ -229,7 +232,7 @@ impl Trace {
             name: name.clone(),
             start,
             end: end.max(start + Duration::from_nanos(1)),
-            tags: tags.all,
+            tags: tags.0,
             failed: attempt.status.is_none_or(|status| status >= 500),
             state: self.incoming.state.clone(),
         }
@@ -237,8 +240,8 @@ impl Trace {
 
     fn server(&self, facts: &Facts<'_>, name: ArcStr, start: SystemTime, end: SystemTime) -> Span {
         let measured = facts.measured;
-        let mut tags = Tags { all: Vec::with_capacity(24), length: self.tracer.length };
-        common(&mut tags, facts);
+        let mut tags = Tags(Vec::with_capacity(24));
+        common(&mut tags, facts, self.tracer.path_length);
         tags.number("http.status_code", measured.status.into());
         tags.number("request_size", i64::try_from(measured.received).unwrap_or(i64::MAX));
         tags.number("response_size", i64::try_from(measured.sent).unwrap_or(i64::MAX));
@@ -287,7 +290,7 @@ impl Trace {
             name,
             start,
             end: end.max(start + Duration::from_nanos(1)),
-            tags: tags.all,
+            tags: tags.0,
             failed: measured.status >= 500 || measured.status == 0,
             state: self.incoming.state.clone(),
         }
@@ -295,13 +298,13 @@ impl Trace {
 }
 
 /// What both sides say.
-fn common(tags: &mut Tags, facts: &Facts<'_>) {
+fn common(tags: &mut Tags, facts: &Facts<'_>, path_length: usize) {
     tags.text("component", "proxy".to_owned());
     tags.text("node_id", facts.pod.to_owned());
     tags.text("http.protocol", if facts.http2 { "HTTP/2" } else { "HTTP/1.1" }.to_owned());
     let Some(remembered) = facts.remembered else { return };
     tags.text("http.method", remembered.method().to_string());
-    tags.text("http.url", format!("http://{}{}", remembered.authority(), remembered.target()));
+    tags.text("http.url", url(facts.scheme, remembered.authority(), remembered.target(), path_length));
     for (tag, header) in [("guid:x-request-id", "x-request-id"), ("user_agent", "user-agent")] {
         if let Some(value) = remembered.header(header) {
             tags.text(tag, value.to_owned());
@@ -309,10 +312,12 @@ fn common(tags: &mut Tags, facts: &Facts<'_>) {
     }
 }
 
-struct Tags {
-    all: Vec<(ArcStr, Value)>,
-    length: usize,
+/// What was asked for. Of the path, with its query, there is so much as is said; hosts are short.
+fn url(scheme: &str, authority: &str, target: &str, length: usize) -> String {
+    format!("{scheme}://{authority}{}", cut(target, length))
 }
+
+struct Tags(Vec<(ArcStr, Value)>);
 
 impl Tags {
     fn text(&mut self, name: &str, value: String) {
@@ -320,12 +325,38 @@ impl Tags {
     }
 
     fn named(&mut self, name: ArcStr, mut value: String) {
-        let length = cut(&value, self.length).len();
+        let length = cut(&value, LONGEST).len();
         value.truncate(length);
-        self.all.push((name, Value::Text(value)));
+        self.0.push((name, Value::Text(value)));
     }
 
     fn number(&mut self, name: &str, value: i64) {
-        self.all.push((name.into(), Value::Number(value)));
+        self.0.push((name.into(), Value::Number(value)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_the_path_there_is_so_much_as_is_said() {
+        for (scheme, target, length, expected) in [
+            ("http", "/a?b", 256, "http://shop.example/a?b"),
+            ("https", "/a?b", 256, "https://shop.example/a?b"),
+            ("https", "/a?b", 2, "https://shop.example/a"),
+            // The host is none of it.
+            ("http", "/a?b", 0, "http://shop.example"),
+        ] {
+            assert_eq!(url(scheme, "shop.example", target, length), expected);
+        }
+    }
+
+    #[test]
+    fn other_tags_are_not_cut_where_the_path_is() {
+        let mut tags = Tags(Vec::new());
+        tags.text("short", "x".repeat(LONGEST));
+        tags.text("long", "x".repeat(LONGEST + 1));
+        assert!(tags.0.iter().all(|(_, value)| matches!(value, Value::Text(text) if text.len() == LONGEST)));
     }
 }

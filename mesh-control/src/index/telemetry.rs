@@ -66,6 +66,25 @@ pub fn entries(objects: &Objects, settings: &Settings) -> BTreeMap<NamespacedNam
     entries
 }
 
+/// Where something stands, by which `mode` means it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stands {
+    /// In front of servers, as a waypoint does, also one that is a gateway besides.
+    BeforeServers,
+    /// At the edge: to servers it is a client, as in Istio.
+    AtEdge,
+}
+
+impl Stands {
+    fn is_meant(self, mode: Option<Side>) -> bool {
+        let other = match self {
+            Self::BeforeServers => Side::Client,
+            Self::AtEdge => Side::Server,
+        };
+        mode != Some(other)
+    }
+}
+
 /// What one object is bound to.
 #[derive(Clone, Copy)]
 enum Scope<'a> {
@@ -78,11 +97,12 @@ enum Scope<'a> {
 }
 
 impl Around<'_> {
-    /// What holds for a waypoint of that class and the services that are bound to it (`namespace/hostname`). `selects` says whether labels select its pods.
+    /// What holds for a waypoint, or a gateway at the edge, of that class and the services that are bound to it (`namespace/hostname`). `selects` says whether labels select
+    /// its pods.
     pub fn scopes(
         &self,
         gateway: &NamespacedName,
-        class: &str,
+        (class, stands): (&str, Stands),
         services: &BTreeSet<NamespacedName>,
         selects: impl Fn(&Labels) -> bool,
         told: &mut Told,
@@ -96,7 +116,7 @@ impl Around<'_> {
             levels.extend(self.one(&gateway.namespace, Scope::Namespace, told));
         }
         levels.extend(self.one(&gateway.namespace, Scope::Gateway(&gateway.name, &selects), told));
-        let waypoint = Arc::new(self.merge(&levels, &mut told.problems));
+        let waypoint = Arc::new(self.merge(&levels, stands, &mut told.problems));
         let mut scopes = Scopes { waypoint, services: BTreeMap::new() };
         for service in services {
             let scope = match self.entries.get(service) {
@@ -105,7 +125,7 @@ impl Around<'_> {
             };
             if let Some(own) = self.one(&service.namespace, scope, told) {
                 let levels: Vec<_> = levels.iter().copied().chain([own]).collect();
-                scopes.services.insert(service.clone(), Arc::new(self.merge(&levels, &mut told.problems)));
+                scopes.services.insert(service.clone(), Arc::new(self.merge(&levels, stands, &mut told.problems)));
             }
         }
         scopes
@@ -126,14 +146,14 @@ impl Around<'_> {
         all.first().copied()
     }
 
-    fn merge(&self, levels: &[&Object], problems: &mut Problems) -> Core {
-        let mut core = Core { logs: self.logs(levels, problems), ..Core::default() };
-        core.tracing = self.tracing(levels, problems);
+    fn merge(&self, levels: &[&Object], stands: Stands, problems: &mut Problems) -> Core {
+        let mut core = Core { logs: self.logs(levels, stands, problems), ..Core::default() };
+        core.tracing = self.tracing(levels, stands, problems);
         for object in levels {
             for (index, asked) in object.spec.metrics.iter().enumerate() {
                 let field = format!("spec.metrics[{index}]");
                 if self.is_scraped(object, asked, &field, problems) {
-                    metrics::overrides(&mut core, object, asked, &field, problems);
+                    metrics::overrides(&mut core, object, (asked, stands), &field, problems);
                 }
             }
         }
@@ -157,14 +177,14 @@ impl Around<'_> {
         metrics.providers.is_empty() || metrics.providers.iter().any(is_prometheus)
     }
 
-    fn logs(&self, levels: &[&Object], problems: &mut Problems) -> Vec<AccessLog> {
+    fn logs(&self, levels: &[&Object], stands: Stands, problems: &mut Problems) -> Vec<AccessLog> {
         let entries: Vec<(&Object, String, &AccessLogging)> = levels
             .iter()
             .flat_map(|object| {
                 let all = object.spec.access_logging.iter().enumerate();
                 all.map(move |(index, entry)| (*object, format!("spec.accessLogging[{index}]"), entry))
             })
-            .filter(|(.., entry)| concerns(entry.matches.as_ref().and_then(|side| side.mode)))
+            .filter(|(.., entry)| stands.is_meant(entry.matches.as_ref().and_then(|side| side.mode)))
             .collect();
         if entries.is_empty() && self.mesh.default_logs.is_empty() {
             return self.mesh.file.iter().cloned().collect();
@@ -244,11 +264,11 @@ impl Around<'_> {
         }
     }
 
-    fn tracing(&self, levels: &[&Object], problems: &mut Problems) -> Option<CoreTracing> {
+    fn tracing(&self, levels: &[&Object], stands: Stands, problems: &mut Problems) -> Option<CoreTracing> {
         let mut entries: Vec<(&Object, String, &Tracing)> = Vec::new();
         for object in levels {
             for (index, entry) in object.spec.tracing.iter().enumerate() {
-                if concerns(entry.matches.as_ref().and_then(|side| side.mode)) {
+                if stands.is_meant(entry.matches.as_ref().and_then(|side| side.mode)) {
                     entries.push((*object, format!("spec.tracing[{index}]"), entry));
                 }
             }
@@ -318,11 +338,6 @@ fn means(object: &Object, scope: Scope<'_>) -> bool {
 /// The labels that an object asks of pods, if it asks for any.
 fn selector(object: &Object) -> Option<&Labels> {
     object.spec.selector.as_ref().map(|selector| &selector.match_labels).filter(|labels| !labels.is_empty())
-}
-
-/// Whether something is about this side: a waypoint is in front of servers.
-fn concerns(mode: Option<Side>) -> bool {
-    mode != Some(Side::Client)
 }
 
 fn key(object: &Object) -> Key {

@@ -41,7 +41,7 @@ pub struct MeshTelemetry {
 pub enum Provider {
     /// Lines.
     Log(AccessLog),
-    /// Spans; with the longest value of a tag.
+    /// Spans; with the longest path in the tag `http.url`.
     Spans(Collector, Option<u32>),
     /// Whoever scrapes.
     Metrics,
@@ -128,7 +128,7 @@ pub struct ProxyTracing {
     pub share: Option<u32>,
     /// A collector of Zipkin's, in an older form.
     pub zipkin: Option<Collector>,
-    /// Longest value of a tag.
+    /// Longest path in the tag `http.url`.
     pub tag_length: Option<u32>,
 }
 

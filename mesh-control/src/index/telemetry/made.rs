@@ -8,7 +8,7 @@ use mesh_core::telemetry::Scopes;
 
 use super::super::service::key as service_key;
 use super::super::waypoint::{PodLabels, Served, Waypoints, has_labels};
-use super::{Around, Problems, Settings, Told, key, selector};
+use super::{Around, Problems, Settings, Stands, Told, key, selector};
 use crate::diagnosis::Problem;
 use crate::resource::mesh_telemetry::MeshTelemetry;
 use crate::resource::routing::telemetry::TargetReference;
@@ -63,9 +63,11 @@ pub fn index(
         let selects =
             |selector: &Labels| waypoints.is_edge(gateway) && has_labels(objects, labels, gateway, own, selector);
         let class = objects.routes.gateways.get(gateway).map_or("", |object| &object.spec.gateway_class_name);
+        let stands = if waypoints.is_edge(gateway) { Stands::AtEdge } else { Stands::BeforeServers };
         let nothing = BTreeSet::new();
         let mut told = Told::default();
-        let scopes = around.scopes(gateway, class, served.get(gateway).unwrap_or(&nothing), selects, &mut told);
+        let scopes =
+            around.scopes(gateway, (class, stands), served.get(gateway).unwrap_or(&nothing), selects, &mut told);
         if is_said || !told.in_force.is_empty() {
             made.scopes.insert(gateway.clone(), Arc::new(scopes));
         }

@@ -4,15 +4,21 @@ use mesh_core::ArcStr;
 use mesh_core::telemetry::expression::Expression;
 use mesh_core::telemetry::{MOST_TAGS, Metric as CoreMetric, Telemetry as Core};
 
-use super::{Object, Problems, concerns, key};
+use super::{Object, Problems, Stands, key};
 use crate::diagnosis::Problem;
 use crate::resource::routing::telemetry::{Metric, Metrics, Override, TagOperation};
 
 /// Puts in force what is different with metrics.
-pub(super) fn overrides(core: &mut Core, object: &Object, metrics: &Metrics, field: &str, problems: &mut Problems) {
+pub(super) fn overrides(
+    core: &mut Core,
+    object: &Object,
+    (metrics, stands): (&Metrics, Stands),
+    field: &str,
+    problems: &mut Problems,
+) {
     for (index, one) in metrics.overrides.iter().enumerate() {
         let field = format!("{field}.overrides[{index}]");
-        if !concerns(one.matches.as_ref().and_then(|which| which.mode)) {
+        if !stands.is_meant(one.matches.as_ref().and_then(|which| which.mode)) {
             continue;
         }
         if one.matches.as_ref().is_some_and(|which| which.custom_metric.is_some()) {

@@ -37,6 +37,10 @@ fn read_mesh(text: &str) -> (MeshTelemetry, Vec<Problem>) {
 
 /// What is done by the waypoint `shop/waypoint`, to which `shop/web` is bound, and what is said of the objects.
 fn scopes(mesh: &MeshTelemetry, all: &[(&str, &str)]) -> (Scopes, Vec<String>) {
+    scopes_at(Stands::BeforeServers, mesh, all)
+}
+
+fn scopes_at(stands: Stands, mesh: &MeshTelemetry, all: &[(&str, &str)]) -> (Scopes, Vec<String>) {
     let (objects, settings) = (objects(all), Settings::default());
     let entries = [("shop/web.example.com".parse().unwrap(), "out".into())].into();
     let around = Around { objects: &objects, mesh, settings: &settings, entries };
@@ -44,7 +48,8 @@ fn scopes(mesh: &MeshTelemetry, all: &[(&str, &str)]) -> (Scopes, Vec<String>) {
     let mut told = Told::default();
     let has = [("app".to_owned(), "edge".to_owned()), ("tier".to_owned(), "front".to_owned())].into();
     let selects = |labels: &Labels| meta::selects(labels, &has);
-    let scopes = around.scopes(&"shop/waypoint".parse().unwrap(), "undermesh-waypoint", &services, selects, &mut told);
+    let scopes =
+        around.scopes(&"shop/waypoint".parse().unwrap(), ("undermesh-waypoint", stands), &services, selects, &mut told);
     let said = |(key, problem): &(Key, Problem)| format!("{} {}: {}", key.name, problem.field, problem.message);
     (scopes, told.problems.iter().map(said).collect())
 }
@@ -322,6 +327,25 @@ fn settings_of_logs_and_spans_are_read_or_refused() {
     let json =
         mesh("{accessLogFile: /dev/stderr, accessLogEncoding: JSON, accessLogFormat: '{\"a\": \"%ROUTE_NAME%\"}'}");
     assert!(matches!(json.file.unwrap().format, LogFormat::Json(keys) if keys.len() == 1));
+}
+
+#[test]
+fn features_TM_6_a_gateway_at_the_edge_is_a_client_and_a_waypoint_stands_before_servers() {
+    let mesh = mesh("{extensionProviders: [{name: a, envoyFileAccessLog: {path: /a}}], enableTracing: true}");
+    for (mode, waypoint, edge) in
+        [("CLIENT", false, true), ("SERVER", true, false), ("CLIENT_AND_SERVER", true, true), ("", true, true)]
+    {
+        let side = if mode.is_empty() { String::new() } else { format!("mode: {mode}") };
+        let spec = format!(
+            "{{accessLogging: [{{match: {{{side}}}, providers: [{{name: a}}]}}], tracing: [{{match: {{{side}}}, enableIstioTags: false}}], metrics: [{{overrides: [{{match: {{{side}}}, disabled: true}}]}}]}}"
+        );
+        for (stands, expected) in [(Stands::BeforeServers, waypoint), (Stands::AtEdge, edge)] {
+            let (scopes, said) = scopes_at(stands, &mesh, &[("shop/own", &spec)]);
+            let Core { logs, tracing, metrics, .. } = &*scopes.waypoint;
+            let found = [!logs.is_empty(), !tracing.as_ref().unwrap().istio_tags, !metrics.is_empty()];
+            assert_eq!((found, said), ([expected; 3], vec![]), "{mode} {stands:?}");
+        }
+    }
 }
 
 #[test]

@@ -105,7 +105,7 @@ impl<'a> Record<'a> {
     pub fn tried(&mut self, endpoint: &Endpoint, error: Option<&ConnectError>) {
         self.attempts += 1;
         if self.is_logged() {
-            self.last = Some(Reached::of(endpoint));
+            self.last = Some(reached(endpoint));
             self.unreached = error.and_then(ConnectError::reason);
         }
     }
@@ -234,6 +234,17 @@ impl Drop for Record<'_> {
         if self.is_logged() {
             self.tell(self.plan.as_deref());
         }
+    }
+}
+
+/// That endpoint, as it is told of: kept by whoever is asked for lines or spans only.
+#[must_use]
+pub fn reached(endpoint: &Endpoint) -> Reached {
+    Reached {
+        workload: Arc::clone(&endpoint.workload),
+        service: endpoint.service.clone(),
+        address: endpoint.address,
+        place: endpoint.found.as_ref().map(|found| found.place.key().clone()),
     }
 }
 

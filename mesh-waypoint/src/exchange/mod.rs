@@ -41,7 +41,7 @@ use crate::security::authorize;
 use crate::security::custom::{self, Question, Refusal};
 use crate::security::limit;
 use crate::settings::Settings;
-use crate::telemetry::facts::Details;
+use crate::telemetry::Details;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");

@@ -22,10 +22,11 @@ use crate::http::body::{Held, Over};
 use crate::http::count::{Broken, Count, Messages};
 use crate::http::wait::{self, Wait};
 use crate::http::{ResponseBody, grpc};
+use crate::record;
 use crate::security::authorize::Refused;
-use crate::telemetry::facts::{Details, Facts, Reached, Remembered, Wanted};
+use crate::telemetry::facts::{Facts, Reached, Remembered, Wanted};
 use crate::telemetry::spans::{Outgoing, Trace};
-use crate::telemetry::{Custom, Flags, Measured, Plan, Protocol, Who, tap};
+use crate::telemetry::{Custom, Details, Flags, Measured, Plan, Protocol, Who, tap};
 use crate::upstream::{Connection, Endpoint};
 
 /// The host that is asked for, as it is written: nobody has looked at it.
@@ -209,12 +210,12 @@ impl Report {
         self.attempts += 1;
         self.fair_since = if hurried { 0 } else { ticks::now_ms() };
         if self.remembered.is_some() {
-            self.last = Some(Reached::of(endpoint));
+            self.last = Some(record::reached(endpoint));
             self.sent_at = Some(Instant::now());
         }
         let trace = self.trace.as_mut()?;
         let mut rng = self.down.lane.rng.lock();
-        trace.attempt(endpoint, &mut *rng)
+        trace.attempt(|| record::reached(endpoint), &mut *rng)
     }
 
     /// The endpoint has answered with that status, or there is no answer for that reason.

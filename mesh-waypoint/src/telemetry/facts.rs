@@ -16,11 +16,10 @@ use mesh_core::l7::ClusterKey;
 use mesh_core::telemetry::expression::{Attribute, Datum, Expression};
 use mesh_core::telemetry::format::{Field, Format, Message, Plain, Template, Values};
 use mesh_core::telemetry::{grpc, write};
-use mesh_core::{Identity, NamespacedName, Service, Workload};
+use mesh_core::{Identity, Service, Workload};
 
+use super::details::{self, Details};
 use super::{Measured, Protocol, Who};
-use crate::places::Place;
-use crate::upstream::Endpoint;
 
 /// Longest value of a header that an expression sees.
 const LONGEST: usize = 4096;
@@ -191,45 +190,7 @@ pub struct Reached {
     /// Its address.
     pub address: SocketAddr,
     /// The place that it was chosen from, which the log names.
-    pub place: Option<Arc<Place>>,
-}
-
-impl Reached {
-    /// That endpoint.
-    #[must_use]
-    pub fn of(endpoint: &Endpoint) -> Self {
-        Self {
-            workload: Arc::clone(&endpoint.workload),
-            service: endpoint.service.clone(),
-            address: endpoint.address,
-            place: endpoint.found.as_ref().map(|found| Arc::clone(&found.place)),
-        }
-    }
-}
-
-/// Who has answered, where its flags do not say it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Details {
-    /// In Envoy's word.
-    Word(&'static str),
-    /// A policy that matches has denied it, or none has allowed it.
-    Policy(Option<NamespacedName>),
-    /// Its token is not believed, for that reason.
-    Token(String),
-}
-
-impl Details {
-    /// In Envoy's form, which has no spaces.
-    fn text(&self) -> Cow<'_, str> {
-        match self {
-            Self::Word(word) => (*word).into(),
-            Self::Policy(None) => "rbac_access_denied_matched_policy[none]".into(),
-            Self::Policy(Some(NamespacedName { namespace, name })) => {
-                format!("rbac_access_denied_matched_policy[ns[{namespace}]-policy[{name}]]").into()
-            }
-            Self::Token(why) => format!("jwt_authn_access_denied{{{}}}", why.replace(' ', "_")).into(),
-        }
-    }
+    pub place: Option<ClusterKey>,
 }
 
 /// All that is known of one request.
@@ -288,43 +249,7 @@ impl Facts<'_> {
         if self.copied.is_some() {
             return None;
         }
-        Some(self.request_details())
-    }
-
-    fn request_details(&self) -> Cow<'_, str> {
-        const WORDS: [(&str, &str); 18] = [
-            ("DC", "downstream_remote_disconnect"),
-            ("FI", "fault_filter_abort"),
-            ("NR", "route_not_found"),
-            ("UH", "no_healthy_upstream"),
-            ("UT", "response_timeout"),
-            ("UF", "upstream_reset_before_response_started{connection_failure}"),
-            ("UC", "upstream_reset_before_response_started{connection_termination}"),
-            ("UO", "upstream_reset_before_response_started{overflow}"),
-            ("UR", "upstream_reset_before_response_started{remote_reset}"),
-            ("UAEX", "ext_authz_denied"),
-            ("RLSE", "rate_limiter_error"),
-            ("RL", "request_rate_limited"),
-            ("UPE", "upstream_reset_before_response_started{protocol_error}"),
-            ("NC", "cluster_not_found"),
-            ("OM", "overload"),
-            ("SI", "stream_idle_timeout"),
-            ("DPE", "codec_error"),
-            ("DF", "dns_resolution_failure"),
-        ];
-        let has = |word: &str| self.measured.flags.has(super::Flags::of(word));
-        if self.answered && !has("DC") && !has("UT") {
-            return Cow::from(if has("UC") {
-                "upstream_reset_after_response_started{connection_termination}"
-            } else {
-                "via_upstream"
-            });
-        }
-        if let Some(said) = self.said.filter(|_| !has("DC")) {
-            return said.text();
-        }
-        let found = WORDS.iter().find(|(word, _)| has(word));
-        found.map_or("direct_response", |(_, details)| *details).into()
+        Some(details::of(self.said, self.answered, self.measured.flags))
     }
 
     /// The place that it was sent to, as Istio writes it.
@@ -334,8 +259,10 @@ impl Facts<'_> {
 
     /// The place of one of those that it was sent to.
     pub(super) fn cluster_of(&self, reached: &Reached, out: &mut String) -> bool {
-        let place = reached.place.as_ref().map(|place| place.key());
-        place.is_some_and(|key| write_cluster(self.edge, self.copied.unwrap_or("http"), key, out).is_ok())
+        reached
+            .place
+            .as_ref()
+            .is_some_and(|key| write_cluster(self.edge, self.copied.unwrap_or("http"), key, out).is_ok())
     }
 
     /// The status of gRPC.
@@ -503,21 +430,6 @@ impl Values for Facts<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn who_has_refused_is_said_in_envoys_words() {
-        for (details, expected) in [
-            (Details::Word("cors_response"), "cors_response"),
-            (Details::Policy(None), "rbac_access_denied_matched_policy[none]"),
-            (
-                Details::Policy(Some("shop/nobody".parse().unwrap())),
-                "rbac_access_denied_matched_policy[ns[shop]-policy[nobody]]",
-            ),
-            (Details::Token("Jwt is expired".to_owned()), "jwt_authn_access_denied{Jwt_is_expired}"),
-        ] {
-            assert_eq!(details.text(), expected);
-        }
-    }
 
     #[test]
     fn places_are_named_as_istio_names_them() {

@@ -12,6 +12,7 @@
 //! written by two threads.
 
 mod datagrams;
+mod details;
 mod exposition;
 pub mod facts;
 pub mod flags;
@@ -36,6 +37,7 @@ use std::time::Duration;
 use mesh_core::{Identity, NamespacedName, Service, Workload};
 
 pub use datagrams::{Datagrams, DatagramsShown, Dropped, PortCounts};
+pub use details::Details;
 pub use exposition::{Exposition, Losses, expire};
 pub use flags::Flags;
 pub use meters::Meters;

@@ -24,7 +24,8 @@ use super::port::{self, Port};
 use super::table::{Client, Said};
 use crate::downstream::{Bound, Downstream};
 use crate::places::Permit;
-use crate::telemetry::facts::{Facts, Reached};
+use crate::record;
+use crate::telemetry::facts::Facts;
 use crate::telemetry::{Copied, Custom, Dropped, Flags, Measured, Protocol, Who, tap};
 use crate::upstream::{Endpoint, choose};
 
@@ -219,7 +220,7 @@ impl Session {
             messages_sent: talk.said.answered,
         };
         let (who, asked) = (who(&self.downstream, &self.endpoint), self.downstream.asked.to_string());
-        let reached = Reached::of(&self.endpoint);
+        let reached = record::reached(&self.endpoint);
         let facts = Facts {
             remembered: None,
             who: &who,

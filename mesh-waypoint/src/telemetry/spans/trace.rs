@@ -13,7 +13,6 @@ use rand::Rng;
 
 use super::{Exporter, Kind, Span, Value};
 use crate::telemetry::facts::{Facts, Reached, Wanted};
-use crate::upstream::Endpoint;
 
 /// Longest value of a tag in bytes.
 const LONGEST: usize = 4096;
@@ -161,15 +160,15 @@ impl Trace {
         self.sampled && self.tracer.exporter.is_some()
     }
 
-    /// An attempt begins.
-    pub fn attempt(&mut self, endpoint: &Endpoint, rng: &mut impl Rng) -> Option<Outgoing> {
+    /// An attempt begins, at whoever is `reached`.
+    pub fn attempt(&mut self, reached: impl FnOnce() -> Reached, rng: &mut impl Rng) -> Option<Outgoing> {
         let id = child(Some(self.id), rng);
         if self.is_recorded() && self.attempts.len() < MOST_ATTEMPTS {
             self.attempts.push(Attempt {
                 id,
                 began: Instant::now(),
                 ended: None,
-                reached: Reached::of(endpoint),
+                reached: reached(),
                 status: None,
                 flag: "-",
             });

@@ -324,7 +324,8 @@ impl Facts<'_> {
 fn write_cluster(edge: bool, kind: &str, key: &ClusterKey, out: &mut String) -> std::fmt::Result {
     let ClusterKey { service, port, subset } = key;
     let host = &service.name;
-    match (edge, subset.is_empty()) {
+    // Istio has no word for datagrams, which only gateways take: their kind tells them apart.
+    match (edge && kind != "udp", subset.is_empty()) {
         (true, _) => write!(out, "outbound|{port}|{subset}|{host}"),
         (false, true) => write!(out, "inbound-vip|{port}|{kind}|{host}"),
         (false, false) => write!(out, "inbound-vip|{port}|{kind}/{subset}|{host}"),
@@ -438,6 +439,7 @@ mod tests {
             (false, "http", "v2", "inbound-vip|9080|http/v2|reviews.shop.svc.cluster.local"),
             (false, "tcp", "v2", "inbound-vip|9080|tcp/v2|reviews.shop.svc.cluster.local"),
             (true, "http", "", "outbound|9080||reviews.shop.svc.cluster.local"),
+            (true, "udp", "", "inbound-vip|9080|udp|reviews.shop.svc.cluster.local"),
             (true, "tcp", "v2", "outbound|9080|v2|reviews.shop.svc.cluster.local"),
         ] {
             let service = "shop/reviews.shop.svc.cluster.local".parse().unwrap();

@@ -17,6 +17,7 @@ use mesh_core::l7::cluster::{Balancer, HashKey, HashTable, Outliers, Policy, Poo
 use mesh_core::l7::{
     Action, Cluster, ClusterKey, Clusters, Condition, Forward, Handling, Labels, Retries, Rule, Table,
 };
+use mesh_core::service::AppProtocol;
 use support::*;
 use tokio::sync::Semaphore;
 
@@ -205,6 +206,71 @@ async fn until(what: &str, mut done: impl FnMut() -> bool) {
         }
     })
     .await;
+}
+
+/// An endpoint of HTTP/2 that takes three streams on a connection, and holds each until it is let; how many it has, and on how many connections.
+async fn three_on_each() -> (std::net::SocketAddr, Arc<Semaphore>, Arc<AtomicUsize>, Arc<AtomicUsize>) {
+    let (open, inside, connections) = (Arc::new(Semaphore::new(0)), Arc::<AtomicUsize>::default(), Arc::default());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (gate, count, accepted) = (open.clone(), inside.clone(), Arc::clone(&connections));
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            AtomicUsize::fetch_add(&accepted, 1, SeqCst);
+            let (gate, count) = (gate.clone(), count.clone());
+            let service = hyper::service::service_fn(move |_: Request<Incoming>| {
+                let (gate, count) = (gate.clone(), count.clone());
+                async move {
+                    count.fetch_add(1, SeqCst);
+                    gate.acquire().await.unwrap().forget();
+                    Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from_static(b"ok"))))
+                }
+            });
+            let executor = hyper_util::rt::TokioExecutor::new();
+            let serving = hyper::server::conn::http2::Builder::new(executor)
+                .max_concurrent_streams(3)
+                .serve_connection(hyper_util::rt::TokioIo::new(tcp), service);
+            tokio::spawn(serving);
+        }
+    });
+    (address, open, inside, connections)
+}
+
+/// What an endpoint does not take on one connection would wait there for one that ends, and a stream of gRPC may never end.
+#[tokio::test]
+async fn what_an_endpoint_does_not_take_on_one_connection_comes_on_another() {
+    let (address, open, inside, connections) = three_on_each().await;
+    let backend = Backend::new("a", A, &[address]).speaking(AppProtocol::Http2);
+    let waypoint = Arc::new(Waypoint::start(&[backend], Table::default()).await);
+    let ask = |_| {
+        let waypoint = waypoint.clone();
+        tokio::spawn(async move { waypoint.ask(ASK, get("/")).await.status() })
+    };
+    let asked: Vec<_> = (0..10).map(ask).collect();
+    until("all ten", || inside.load(SeqCst) == 10).await;
+    assert!(connections.load(SeqCst) >= 4, "{}", connections.load(SeqCst));
+    open.add_permits(10);
+    for one in asked {
+        assert_eq!(soon("answer", one).await.unwrap(), StatusCode::OK);
+    }
+    // Where there may be no second one they wait for the first.
+    let pool = Pool { connections: 1, ..Pool::default() };
+    let (address, open, inside, connections) = three_on_each().await;
+    let backend = Backend::new("a", A, &[address]).speaking(AppProtocol::Http2);
+    let waypoint = Arc::new(Waypoint::start(&[backend], Table::default()).await);
+    waypoint.state.set_clusters(Arc::new(Clusters::new([place("", "", Policy { pool, ..Policy::default() })])));
+    let ask = |_| {
+        let waypoint = waypoint.clone();
+        tokio::spawn(async move { waypoint.ask(ASK, get("/")).await.status() })
+    };
+    let first: Vec<_> = (0..3).map(ask).collect();
+    until("three", || inside.load(SeqCst) == 3).await;
+    let more: Vec<_> = (0..4).map(ask).collect();
+    open.add_permits(7);
+    for one in first.into_iter().chain(more) {
+        assert_eq!(soon("answer", one).await.unwrap(), StatusCode::OK);
+    }
+    assert_eq!((inside.load(SeqCst), connections.load(SeqCst)), (7, 1));
 }
 
 #[tokio::test]

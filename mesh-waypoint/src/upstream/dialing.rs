@@ -11,9 +11,10 @@ use tokio::sync::watch;
 
 use super::dial::ConnectError;
 use super::life::Life;
+use super::room::Room;
 use crate::http::RequestBody;
 
-type Made = Result<SendRequest<RequestBody>, ConnectError>;
+type Made = Result<(SendRequest<RequestBody>, Room), ConnectError>;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -75,9 +76,9 @@ impl Dial {
     }
 
     /// The connection, once it is made. Why there is none is left to the requests that have waited.
-    pub(super) fn take(self) -> Option<(SendRequest<RequestBody>, Life)> {
+    pub(super) fn take(self) -> Option<(SendRequest<RequestBody>, Room, Life)> {
         let made = self.made.lock().take_if(|made| made.is_ok())?;
-        made.ok().map(|sender| (sender, self.life))
+        made.ok().map(|(sender, room)| (sender, room, self.life))
     }
 }
 
@@ -101,6 +102,7 @@ mod tests {
     use hyper_util::rt::{TokioExecutor, TokioIo};
     use tokio::sync::oneshot;
 
+    use super::super::room::drive;
     use super::*;
 
     fn life() -> Life {
@@ -110,7 +112,7 @@ mod tests {
     async fn connected() -> Made {
         let (near, _far) = tokio::io::duplex(4096);
         let begun = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(near)).await;
-        begun.map(|(sender, _)| sender).map_err(ConnectError::Http)
+        begun.map(|(sender, connection)| (sender, drive(connection).1)).map_err(ConnectError::Http)
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@ mod dialing;
 mod key;
 mod life;
 mod pool;
+mod room;
 
 pub use crate::origination::{Inside, Origin};
 pub use choose::Endpoint;

@@ -19,6 +19,7 @@ use super::dial::{ConnectError, Wire, dial};
 use super::dialing::{Dial, Ride};
 use super::key::{At, Key};
 use super::life::{Life, Since};
+use super::room::{Room, UNSAID, drive};
 use crate::http::RequestBody;
 use crate::http::io::{Io, Watch};
 use crate::http::window::{STREAM_WINDOW, connection_window};
@@ -69,10 +70,13 @@ struct Multi {
     connections: Vec<Shareable>,
     /// Those that are being made.
     dials: Vec<Dial>,
+    /// How many streams the endpoint let the latest have, if it has said so: another one will not have more.
+    told: Option<usize>,
 }
 
 struct Shareable {
     sender: http2::SendRequest<RequestBody>,
+    room: Room,
     active: Arc<AtomicUsize>,
     since: Since,
     life: Life,
@@ -319,7 +323,10 @@ impl Pool {
                 // Of those who have waited in vain one tries again, for all of them: an endpoint that is gone is not dialled by each in turn.
                 (Choice::Wait(_), Some(error)) => return Err(error),
                 (Choice::Wait(ride), None) => ride,
-                _ => self.begin(shared, endpoint, peer, at)?,
+                _ => match self.begin(shared, endpoint, peer, at) {
+                    Ok(ride) => ride,
+                    Err(error) => return self.crowded(at, streams).ok_or(error),
+                },
             };
             failed = match ride.ended().await {
                 Ok(()) => None,
@@ -345,13 +352,15 @@ impl Pool {
         let Some(multi) = inner.http2.get_mut(at) else { return Err(ConnectError::Overflow) };
         multi.harvest();
         multi.connections.retain(|one| !one.sender.is_closed() && one.life.goes_on());
-        let mut free = multi.connections.iter_mut().filter(|one| one.active.load(Relaxed) < streams);
+        let has_room = |one: &&mut Shareable| one.active.load(Relaxed) < streams.min(one.room.streams());
+        let mut free = multi.connections.iter_mut().filter(has_room);
         let free = if fresh { free.next_back() } else { free.next() };
         if let Some(one) = free.filter(|_| !fresh || made) {
             (one.since, one.life) = (Since::now(), one.life.next());
             let sender = Sender::Http2(one.sender.clone(), Active::of(&one.active));
             return Ok(Choice::Use(Connection { sender, reused: !one.life.is_first(), life: one.life }));
         }
+        let seats = multi.told.map_or(seats, |told| seats.min(told));
         if let Some(dial) = multi.dials.iter().find(|dial| dial.riders() < seats) {
             return Ok(Choice::Wait(dial.ride()));
         }
@@ -361,6 +370,17 @@ impl Pool {
             Some(dial) => Ok(Choice::Wait(dial.ride())),
             None => Err(ConnectError::Overflow),
         }
+    }
+
+    /// Where there may be no more connections: the one with the fewest streams, of which the endpoint takes one more when another has ended.
+    fn crowded(&self, at: &At<'_>, streams: usize) -> Option<Connection> {
+        let mut inner = self.inner.lock();
+        let all = inner.http2.get_mut(at)?.connections.iter_mut();
+        let open = all.filter(|one| !one.sender.is_closed() && one.active.load(Relaxed) < streams);
+        let one = open.min_by_key(|one| one.active.load(Relaxed))?;
+        (one.since, one.life) = (Since::now(), one.life.next());
+        let sender = Sender::Http2(one.sender.clone(), Active::of(&one.active));
+        Some(Connection { sender, reused: !one.life.is_first(), life: one.life })
     }
 
     /// Begins to make one more, in a task of its own: the request that asks for it may have no time left while others have. If there may be no more it waits for
@@ -389,8 +409,9 @@ impl Multi {
             return;
         }
         for dial in self.dials.extract_if(.., |dial| dial.is_over()) {
-            if let Some((sender, life)) = dial.take() {
-                self.connections.push(Shareable { sender, active: Arc::default(), since: Since::now(), life });
+            if let Some((sender, room, life)) = dial.take() {
+                self.told = Some(room.streams()).filter(|streams| *streams != usize::MAX);
+                self.connections.push(Shareable { sender, room, active: Arc::default(), since: Since::now(), life });
             }
         }
     }
@@ -407,7 +428,7 @@ async fn dial_http2(
     endpoint: &Endpoint,
     peer: &Peer,
     open: Open,
-) -> Result<http2::SendRequest<RequestBody>, ConnectError> {
+) -> Result<(http2::SendRequest<RequestBody>, Room), ConnectError> {
     let wire = dial(shared, endpoint, peer, Inside::Http2).await?;
     let io = TokioIo::new(Io::new(wire, bytes::Bytes::new(), Arc::default()));
     // It writes something, which an endpoint may not take.
@@ -416,19 +437,23 @@ async fn dial_http2(
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(connection_window(streams(shared, endpoint)))
+        .initial_max_send_streams(UNSAID)
         .max_header_list_size(u32::try_from(shared.settings.header_bytes).unwrap_or(u32::MAX))
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING)
         .handshake::<_, RequestBody>(io);
     let begun = tokio::time::timeout(limit, begun).await;
     let (sender, connection) = begun.map_err(|_| ConnectError::Timeout)??;
+    let (connection, room, first) = drive(connection);
     task::spawn("connection to an endpoint", async move {
         let _open = open;
         if let Err(error) = connection.await {
             tracing::debug!(%error, "a connection to an endpoint was lost");
         }
     });
-    Ok(sender)
+    // Whoever waits for it would have as many streams as wait, and what the endpoint does not take would hang.
+    first.said().await;
+    Ok((sender, room))
 }
 
 /// A connection more of the endpoint's place, for what does not wait for one.

@@ -11,6 +11,9 @@ use crate::view::{Map, Meta, Namespace, Pod, Service};
 /// On an object or its namespace: its waypoint; `none` is none.
 const USE: &str = "istio.io/use-waypoint";
 const USE_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
+/// On a service or its namespace: a second one, which has a share.
+const CANARY: &str = "istio.io/use-waypoint-canary";
+const CANARY_NAMESPACE: &str = "istio.io/use-waypoint-canary-namespace";
 /// On a pod: the Gateway that it serves.
 const GATEWAY: &str = "gateway.networking.k8s.io/gateway-name";
 /// Pods of a service that a selector names: agents know of its connections by them.
@@ -239,10 +242,25 @@ fn used(world: &World, to: Option<&Named>) -> BTreeSet<(String, String)> {
         Kind::Service => service.metadata.name == to.name,
         _ => pods.iter().any(|pod| selects(service, pod)),
     };
-    let services = world.services.iter().filter(is_service).map(|service| &service.metadata);
+    let services: Vec<_> = world.services.iter().filter(is_service).map(|service| &service.metadata).collect();
+    let canaries = services.iter().filter_map(|service| canary_of(service, &world.namespace.metadata));
     // What is asked of a service goes by the service's; what is asked of a pod itself by the pod's.
     let of_pods = pods.iter().filter(|_| to.kind != Kind::Service).map(|pod| &pod.metadata);
-    services.chain(of_pods).filter_map(|object| waypoint_of(object, &world.namespace.metadata)).collect()
+    let all = services.iter().copied().chain(of_pods);
+    all.filter_map(|object| waypoint_of(object, &world.namespace.metadata)).chain(canaries).collect()
+}
+
+/// The canary of a service: its own, or its namespace's, if it has that one's waypoint, too.
+fn canary_of(service: &Meta, namespace: &Meta) -> Option<(String, String)> {
+    waypoint_of(service, namespace)?;
+    let says = |labels: &Map, key: &str| labels.get(key).is_some_and(|value| !value.is_empty());
+    let labels = match says(&service.labels, CANARY) || says(&service.labels, USE) {
+        true => &service.labels,
+        false => &namespace.labels,
+    };
+    let name = labels.get(CANARY).filter(|name| !name.is_empty())?;
+    let home = labels.get(CANARY_NAMESPACE).filter(|home| !home.is_empty()).unwrap_or(&namespace.name);
+    Some((home.clone(), name.clone()))
 }
 
 /// The waypoint of an object: its own label counts before that of its namespace.
@@ -291,6 +309,7 @@ mod tests {
                 of(service("web", json!({}))),
                 of(service("db", json!({USE: "none"}))),
                 of(service("far", json!({USE: "far", USE_NAMESPACE: "infra"}))),
+                of(service("moved", json!({CANARY: "other", CANARY_NAMESPACE: "infra"}))),
             ],
             gateways: vec![
                 of(gateway("shop", "wp-1", "wp", "Running")),
@@ -320,7 +339,7 @@ mod tests {
         const GONE: &str = "node n2 has no agent: `meshctl status` says why";
         const PENDING: &str = "shop/wp-2 is not asked: its pod is Pending, not Running";
         const NO_POD: &str = "waypoint infra/far has no pod: `meshctl waypoint status -n infra far` says why";
-        let rows: [Row; 12] = [
+        let rows: [Row; 13] = [
             ("web", true, true, &["node/n1", "shop/wp-1"], &[PENDING]),
             ("web", true, false, &["shop/wp-1"], &[PENDING]),
             ("web", false, true, &["node/n1"], &[]),
@@ -330,7 +349,8 @@ mod tests {
             ("db", true, true, &[], &[GONE]),
             ("pod/db-0", true, true, &["shop/wp-1"], &[PENDING, GONE]),
             ("far", true, true, &[], &[NO_POD]),
-            ("ns/shop", true, false, &["shop/edge-1", "shop/wp-1"], &[PENDING, NO_POD]),
+            ("moved", true, false, &["infra/other-1", "shop/wp-1"], &[PENDING]),
+            ("ns/shop", true, false, &["infra/other-1", "shop/edge-1", "shop/wp-1"], &[PENDING, NO_POD]),
             ("waypoint/edge", true, true, &["shop/edge-1"], &[]),
             ("waypoint/other.infra", true, true, &["infra/other-1"], &[]),
             ("", true, true, &["infra/other-1", "node/n1", "node/n4", "shop/edge-1", "shop/wp-1"], &[PENDING]),

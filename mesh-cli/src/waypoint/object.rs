@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 pub const USE: &str = "istio.io/use-waypoint";
 const USE_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
 /// Another one that takes a share of what is asked for, and its namespace.
-const CANARY: &str = "istio.io/use-waypoint-canary";
+/// A second one beside it.
+pub const CANARY: &str = "istio.io/use-waypoint-canary";
 const CANARY_NAMESPACE: &str = "istio.io/use-waypoint-canary-namespace";
 const FOR: &str = "istio.io/waypoint-for";
 const MODE: &str = "istio.io/dataplane-mode";

@@ -1,4 +1,4 @@
-//! Who names a waypoint that is to be deleted: looked for in all namespaces, and told, because the clients of whoever is left with its name are refused. What counts
+//! Who names a waypoint that is to be deleted: looked for in all namespaces, and told, because the clients of whoever is left with its name are refused; who has it as a canary has his other waypoint alone. What counts
 //! as naming it is [`super::object::names`].
 
 use serde_json::Value;
@@ -36,10 +36,14 @@ pub async fn leave(api: &Api, namespace: &str, name: &str) -> Result<(), Failure
             let inline = object::endpoints_name(&user, namespace, name).into_iter();
             let inline = inline.map(|label| ("an endpoint of ".to_owned(), label));
             // It says it still in what was read before, at another label perhaps truly.
+            let has_canary = |part: &str| part.is_empty() && !["pod", "WorkloadEntry"].contains(&kind);
             for (part, label) in labels.chain(inline).filter(|(_, label)| !is_out || *label != object::USE) {
-                note(&format!(
-                    "{part}{kind} {who} is labelled {label}={name}: its clients are refused until the label is gone or there is such a waypoint"
-                ));
+                let then = match label {
+                    object::CANARY if !has_canary(&part) => continue,
+                    object::CANARY => "all goes through its other waypoint then",
+                    _ => "its clients are refused until the label is gone or there is such a waypoint",
+                };
+                note(&format!("{part}{kind} {who} is labelled {label}={name}: {then}"));
             }
         }
     }

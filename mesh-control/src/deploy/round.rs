@@ -20,6 +20,7 @@ use crate::index::Settings;
 use crate::index::l7::listeners::frontend::GatewayTold;
 use crate::index::l7::listeners::told::ListenerTold;
 use crate::resource::routing::Gateway;
+use crate::resource::waypoint::{GATEWAY_NAME, gateway_label};
 
 /// What is followed, and made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -395,12 +396,14 @@ fn apply(known: &Known, key: &Key, mut desired: Json, overlay: &Overlay) -> Opti
 /// What is ours and no Gateway wants any more.
 fn leavings(known: &Known, kept: &BTreeMap<String, Option<Vec<Key>>>) -> Vec<Step> {
     let mut steps = Vec::new();
-    let wanted: BTreeSet<&Key> = kept.values().flatten().flatten().collect();
+    let wanted: BTreeMap<&Key, &String> =
+        kept.iter().flat_map(|(uid, keys)| keys.iter().flatten().map(move |key| (key, uid))).collect();
     for what in What::MADE {
         for (name, object) in known.all(what).filter(|(_, object)| is_ours(object)) {
             let key = (what, name.clone());
-            // Another Gateway has come to want what one leaves.
-            if wanted.contains(&key) {
+            // Another Gateway has come to want what one leaves. A Deployment's selector cannot be changed: of that one is made anew.
+            let is_of = |uid: &&String| what != What::Deployment || selects_pods_of(known, object, uid);
+            if wanted.get(&key).is_some_and(is_of) {
                 continue;
             }
             let is_kept = owner(object).is_some_and(|(_, uid)| match kept.get(uid) {
@@ -415,6 +418,15 @@ fn leavings(known: &Known, kept: &BTreeMap<String, Option<Vec<Key>>>) -> Vec<Ste
         }
     }
     steps
+}
+
+/// Whether a Deployment's pods are those of the Gateway with this uid.
+fn selects_pods_of(known: &Known, deployment: &Json, uid: &str) -> bool {
+    let labels = deployment.pointer("/spec/selector/matchLabels");
+    let Some(label) = labels.and_then(|labels| labels.get(GATEWAY_NAME)).and_then(Json::as_str) else { return true };
+    let is_it = |gateway: &Json| gateway.pointer("/metadata/uid").and_then(Json::as_str) == Some(uid);
+    let mut named = known.all(What::Gateway).filter(|(_, gateway)| is_it(gateway));
+    named.any(|(name, _)| gateway_label(&name.name) == label)
 }
 
 fn classes_round(known: &Known, settings: &Settings, now: Timestamp) -> Vec<Step> {

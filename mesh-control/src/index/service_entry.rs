@@ -97,7 +97,9 @@ pub fn services(
         // Where it is not known yet whether there is such a waypoint, nothing is said of it.
         let has_waypoint = bound.gateway.is_some() || (bound.address.is_some() && bound.problem.is_none());
         told(entry, settings, has_waypoint, problems);
-        problems.extend(bound.problem.clone().map(|problem| (object(entry), problem)));
+        // One that only tells more of services of Kubernetes has no hosts of its own that would be closed.
+        let has_hosts = hosts(entry, objects, settings).next().is_some();
+        problems.extend(bound.problem.clone().filter(|_| has_hosts).map(|problem| (object(entry), problem)));
         let own = entered.given.entry(object(entry)).or_default();
         for (index, host) in hosts(entry, objects, settings) {
             let key = key(entry, host);

@@ -231,7 +231,25 @@ fn of_two_gateways_with_one_name_for_what_serves_them_one_is_served() {
         perform(&mut known, &found);
     }
     assert_eq!((owner(&known, What::Deployment), accepted(&known, "b").0), ("z".into(), "False".into()));
-    // When it goes, and takes along what it had, the next one is served.
+    // When it is called otherwise its Deployment goes, whose pods nobody else can take over, and the next one's is made.
+    let elsewhere = json!({ "gateway.istio.io/name-override": "back" });
+    let metadata = json!({ "annotations": elsewhere, "creationTimestamp": first, "uid": "2" });
+    put(&mut known, What::Gateway, waypoint("z", &json!({ "metadata": metadata })));
+    let found = steps(&known);
+    let goes = |step: &Step| matches!(step, Step::Delete((What::Deployment, key), _) if key.name == "front");
+    assert!(found.iter().any(goes), "{found:?}");
+    for _ in 0..4 {
+        let found = steps(&known);
+        perform(&mut known, &found);
+    }
+    assert_eq!(owner(&known, What::Deployment), "b");
+    let of_service = &known.objects[&What::Service][&name("shop", "front")]["spec"]["selector"];
+    let of_pods = &known.objects[&What::Deployment][&name("shop", "front")]["spec"]["selector"]["matchLabels"];
+    let label = "gateway.networking.k8s.io/gateway-name";
+    assert_eq!((&of_service[label], &of_pods[label]), (&json!("b"), &json!("b")));
+    // When one goes, and takes along what it had, the next one is served.
+    known.objects.get_mut(&What::Gateway).unwrap().remove(&name("shop", "b"));
+    put(&mut known, What::Gateway, named("b", "2026-11-01T10:00:00Z", "4"));
     known.objects.get_mut(&What::Gateway).unwrap().remove(&name("shop", "z"));
     What::MADE.iter().for_each(|what| known.objects.get_mut(what).unwrap().clear());
     for _ in 0..3 {

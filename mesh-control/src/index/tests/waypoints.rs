@@ -261,6 +261,20 @@ fn features_CL_3_a_canary_has_the_table_of_what_it_has_a_share_of() {
     }
 }
 
+/// The Service that two Gateways are to have is one's, and the other one has no pods behind it: what names that one is closed.
+#[test]
+fn the_service_of_another_gateway_of_its_name_is_no_waypoint() {
+    let both = |own: &str| {
+        let marks = "annotations: {gateway.istio.io/name-override: front}";
+        bare("shop", own, marks, &spec("undermesh-waypoint", ""))
+    };
+    let front = own_service("shop", "front").replace("gateway-name: front", "gateway-name: z");
+    for (named, expected) in [("z", in_full("shop", "front")), ("a", "closed".to_owned())] {
+        let view = view(&format!("{}{}{front}{}", both("a"), both("z"), shop(&label(named), "")));
+        assert_eq!(bound(&view).0, expected, "{named}");
+    }
+}
+
 #[test]
 fn features_3_1_a_workload_entry_is_bound_as_a_pod_is() {
     let entry = |labels: &str| {

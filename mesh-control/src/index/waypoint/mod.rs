@@ -194,10 +194,16 @@ impl Waypoints {
     /// By the service that has its name, or else by the address of a pod of it.
     fn destination(&self, name: &NamespacedName, objects: &Objects, settings: &Settings) -> Option<GatewayDestination> {
         let has_port = |service: &Service| service.ports.iter().any(|port| port.port == ports::HBONE);
-        let own = self.waypoint(name).map_or_else(|| name.name.clone(), |waypoint| waypoint.deployed.service.clone());
+        let deployed = self.waypoint(name).map(|waypoint| &waypoint.deployed);
+        let own = deployed.map_or_else(|| name.name.clone(), |deployed| deployed.service.clone());
         let own = NamespacedName::new(name.namespace.clone(), own);
+        // Behind one of another Gateway that is called so, too, are proxies that know nothing of what this one serves and enforces.
+        let is_others = |service: &Service| {
+            let label = service.selector.as_ref().and_then(|labels| labels.get(GATEWAY_NAME));
+            label.is_some_and(|label| deployed.is_some_and(|deployed| deployed.label != *label))
+        };
         match objects.services.get(&own) {
-            Some(service) if !service.is_alias && has_port(service) => {
+            Some(service) if !service.is_alias && has_port(service) && !is_others(service) => {
                 Some(GatewayDestination::Service(key(&own.namespace, &own.name, settings)))
             }
             _ => {

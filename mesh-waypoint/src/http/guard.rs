@@ -324,7 +324,7 @@ impl Guard {
         let value = self.value.get(..self.valued);
         match self.field {
             Field::Other | Field::Host => {}
-            Field::Upgrade => self.upgrade |= value.is_none_or(is_websocket),
+            Field::Upgrade => self.upgrade |= value.is_some_and(is_websocket),
             Field::Coding => {
                 if self.chunked || value != Some(b"chunked") {
                     return Err(Bad::Coding);

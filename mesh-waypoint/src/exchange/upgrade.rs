@@ -53,17 +53,19 @@ impl Judged {
     /// Waits until they do not let it through any more.
     async fn withdrawn(&mut self, down: &Downstream) {
         loop {
+            // At once as well: they may have changed while an authorizer or the endpoint was asked, and it was let through by what was there before.
+            if let Ok(bound) = down.bound() {
+                let said = Said { token: self.token.as_ref(), remote: &self.remote };
+                let allowed = authorize::looked_at(down, &bound, &self.parts, &self.authority, said, |subject| {
+                    bound.applied.policies.decide(subject).decision.is_allowed()
+                });
+                if !allowed.unwrap_or(false) {
+                    return;
+                }
+            }
             if self.policies.changed().await.is_err() {
                 // Nobody is left who could change any.
                 return std::future::pending().await;
-            }
-            let Ok(bound) = down.bound() else { continue };
-            let said = Said { token: self.token.as_ref(), remote: &self.remote };
-            let allowed = authorize::looked_at(down, &bound, &self.parts, &self.authority, said, |subject| {
-                bound.applied.policies.decide(subject).decision.is_allowed()
-            });
-            if !allowed.unwrap_or(false) {
-                return;
             }
         }
     }

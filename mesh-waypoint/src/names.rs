@@ -165,15 +165,20 @@ impl Names {
         now_ms: u64,
         resolve: impl FnOnce(ArcStr, OwnedSemaphorePermit) -> F,
     ) -> Arc<[IpAddr]> {
+        // While it is asked anew others take the last answer: each of them would wait for a resolver that is away.
+        self.last(name, now_ms, ANSWER.as_millis() as u64);
+        let began = tokio::time::Instant::now();
         let asked = async {
             let turn = Arc::clone(&self.asking).acquire_owned().await.map_err(io::Error::other)?;
             resolve(name.clone(), turn).await
         };
-        let found = match tokio::time::timeout(ANSWER, asked).await.unwrap_or_else(|late| Err(late.into())) {
+        let asked = tokio::time::timeout(ANSWER, asked).await.unwrap_or_else(|late| Err(late.into()));
+        let now_ms = now_ms + began.elapsed().as_millis() as u64;
+        let found = match asked {
             Ok(found) => found,
             Err(error) => {
                 tracing::debug!(%name, %error, "the host of a request cannot be looked up");
-                if let Some(last) = self.last(name, now_ms) {
+                if let Some(last) = self.last(name, now_ms, BAD_MS) {
                     return last;
                 }
                 Vec::new()
@@ -194,13 +199,13 @@ impl Names {
         addresses
     }
 
-    /// The last answer, if it is not too old; used until it is worth asking again.
-    fn last(&self, name: &ArcStr, now_ms: u64) -> Option<Arc<[IpAddr]>> {
+    /// The last answer, if it is not too old; used for so many milliseconds from now, until it is worth asking again.
+    fn last(&self, name: &ArcStr, now_ms: u64, more_ms: u64) -> Option<Arc<[IpAddr]>> {
         let mut known = self.known.lock();
         let last = known
             .get_mut(name)
             .filter(|last| !last.addresses.is_empty() && now_ms.saturating_sub(last.answered_ms) < LAST_MS)?;
-        last.until_ms = now_ms + BAD_MS;
+        last.until_ms = now_ms + more_ms;
         Some(Arc::clone(&last.addresses))
     }
 }
@@ -270,7 +275,7 @@ mod tests {
         // The latest are remembered, whoever has asked for the others.
         let latest = format!("n{}.example.com", MOST + 9);
         assert!(names.known.lock().contains_key(&*latest));
-        find("later.example.com".into(), GOOD_MS).await;
+        find("later.example.com".into(), 2 * GOOD_MS).await;
         assert_eq!(names.known.lock().len(), 1);
     }
 

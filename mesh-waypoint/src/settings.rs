@@ -19,7 +19,7 @@ pub struct Settings {
     pub hops: u8,
     /// How long a client of HTTP/1.1 may leave us waiting for more of a request's body.
     pub body_timeout: Duration,
-    /// How long a client may take nothing of an answer of which it has something to take.
+    /// How long a client may take to have room for the next piece of an answer, which has some hundred KiB at most.
     pub stream_idle: Duration,
     /// How long a client's connection may be without a request.
     pub idle_timeout: Duration,

@@ -120,7 +120,7 @@ pub struct Seen<'a> {
     pub service: Option<(&'a str, &'a str)>,
     /// The same of the one that a rule has sent it to, if that is another.
     pub routed: Option<(&'a str, &'a str)>,
-    /// What was asked; none of a connection, and of a request that could not be read.
+    /// What was asked; none of a connection. Of a request that could not be read it is as it was written.
     pub asked: Option<Asked<'a>>,
     /// `HTTP/2`, `tcp` or the like.
     pub protocol: &'a str,

@@ -17,7 +17,7 @@ use mesh_runtime::{lanes, ticks};
 use super::reply::Failure;
 use super::upgrade::{Judged, Switched};
 use crate::downstream::{Bound, Downstream};
-use crate::entry::Entry;
+use crate::entry::{Entry, headers};
 use crate::http::body::{Held, Over};
 use crate::http::count::{Broken, Count, Messages};
 use crate::http::wait::{self, Wait};
@@ -42,7 +42,9 @@ impl Host {
     fn as_str(&self) -> &str {
         let Self(written, host) = self;
         let host = || host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default();
-        written.as_ref().map_or_else(host, Authority::as_str)
+        let text = written.as_ref().map_or_else(host, Authority::as_str);
+        // Whoever writes a password before it is refused, and the password is nobody's to see.
+        text.rsplit_once('@').map_or(text, |(_, host)| host)
     }
 }
 
@@ -52,6 +54,8 @@ pub struct Report {
     bound: Option<Arc<Bound>>,
     began: Instant,
     http2: bool,
+    /// It came by HTTPS, here or at a proxy in front that is believed.
+    https: bool,
     grpc: bool,
     /// Its body has to come at some rate.
     paced: bool,
@@ -90,11 +94,13 @@ impl Report {
     /// A request has come.
     pub fn begin(down: Arc<Downstream>, request: &Request<Incoming>) -> Self {
         down.watch.begin();
+        let https = down.scheme() == "https";
         Self {
             down,
             bound: None,
             began: Instant::now(),
             http2: request.version() == Version::HTTP_2,
+            https,
             grpc: false,
             paced: false,
             status: 0,
@@ -132,6 +138,7 @@ impl Report {
     /// It was read. From now on its headers say which trace it belongs to.
     pub fn asked(&mut self, parts: &mut Parts, authority: &str, grpc: bool, socket: bool) {
         self.grpc = grpc;
+        self.https = self.down.entry.as_ref().is_some_and(|entry| headers::scheme(&parts.headers, entry) == "https");
         // Calls of gRPC and sockets may have nothing to say for hours. Of HTTP/1.1 the connection itself is watched.
         self.paced = self.http2 && !grpc && !socket;
         self.remember(parts, |parts, wanted| Remembered::of(parts, authority, wanted));
@@ -366,7 +373,7 @@ impl Report {
             http2: self.http2,
             copied: None,
             edge: self.down.entry.is_some(),
-            scheme: self.down.scheme(),
+            scheme: if self.https { "https" } else { "http" },
             rule: &self.rule,
             endpoint: self.last.as_ref(),
             answered: self.endpoint.is_some(),

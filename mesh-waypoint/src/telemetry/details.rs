@@ -56,7 +56,7 @@ impl Details {
 /// Of a request that an endpoint has answered, or this proxy, for what was said.
 pub(super) fn of(said: Option<&Details>, answered: bool, flags: Flags) -> Cow<'_, str> {
     let has = |word: &str| flags.has(Flags::of(word));
-    if answered && !has("DC") && !has("UT") {
+    if answered && !has("DC") && !has("UT") && !has("SI") {
         return Cow::from(if has("UC") {
             "upstream_reset_after_response_started{connection_termination}"
         } else {
@@ -81,6 +81,7 @@ mod tests {
             (None, false, &[][..], "direct_response"),
             (None, true, &[], "via_upstream"),
             (None, true, &["DI"], "via_upstream"),
+            (None, true, &["SI"], "stream_idle_timeout"),
             (None, true, &["UC"], "upstream_reset_after_response_started{connection_termination}"),
             (None, true, &["DC"], "downstream_remote_disconnect"),
             (None, false, &["UF", "URX"], "upstream_reset_before_response_started{connection_failure}"),

@@ -11,6 +11,9 @@ use std::net::{IpAddr, SocketAddr};
 
 const PAGE: &str = "http://productpage:9080/productpage";
 const TITLE: &str = "<title>Simple Bookstore App</title>";
+/// Those of the Gateway API that a test brings, as an administrator does.
+const GATEWAY_KINDS: &str =
+    "gatewayclasses.gateway.networking.k8s.io gateways.gateway.networking.k8s.io httproutes.gateway.networking.k8s.io";
 const OPENED: &str = "istio_tcp_connections_opened_total";
 /// Who calls whom. The client is `default`.
 const HOPS: [(&str, &str); 4] = [
@@ -226,7 +229,9 @@ fn features_GW_the_profile_demo_serves_what_selects_istios_ingress_gateway() -> 
             ))?;
             ensure!(left.is_empty(), "{left}");
             Ok(())
-        })
+        })?;
+        // They are nobody's of the mesh, and would stay for the tests after this one.
+        mesh.kubectl(&format!("delete crd --timeout=60s {GATEWAY_KINDS}")).map(drop)
     })
 }
 

@@ -325,7 +325,8 @@ impl Pool {
                 (Choice::Wait(ride), None) => ride,
                 _ => match self.begin(shared, endpoint, peer, at) {
                     Ok(ride) => ride,
-                    Err(error) => return self.crowded(at, streams).ok_or(error),
+                    // Who wants a fresh one is not helped by one that there is.
+                    Err(error) => return (!fresh).then(|| self.crowded(at, streams)).flatten().ok_or(error),
                 },
             };
             failed = match ride.ended().await {
@@ -356,9 +357,7 @@ impl Pool {
         let mut free = multi.connections.iter_mut().filter(has_room);
         let free = if fresh { free.next_back() } else { free.next() };
         if let Some(one) = free.filter(|_| !fresh || made) {
-            (one.since, one.life) = (Since::now(), one.life.next());
-            let sender = Sender::Http2(one.sender.clone(), Active::of(&one.active));
-            return Ok(Choice::Use(Connection { sender, reused: !one.life.is_first(), life: one.life }));
+            return Ok(Choice::Use(one.used()));
         }
         let seats = multi.told.map_or(seats, |told| seats.min(told));
         if let Some(dial) = multi.dials.iter().find(|dial| dial.riders() < seats) {
@@ -376,11 +375,9 @@ impl Pool {
     fn crowded(&self, at: &At<'_>, streams: usize) -> Option<Connection> {
         let mut inner = self.inner.lock();
         let all = inner.http2.get_mut(at)?.connections.iter_mut();
-        let open = all.filter(|one| !one.sender.is_closed() && one.active.load(Relaxed) < streams);
-        let one = open.min_by_key(|one| one.active.load(Relaxed))?;
-        (one.since, one.life) = (Since::now(), one.life.next());
-        let sender = Sender::Http2(one.sender.clone(), Active::of(&one.active));
-        Some(Connection { sender, reused: !one.life.is_first(), life: one.life })
+        let is_open = |one: &&mut Shareable| !one.sender.is_closed() && one.life.goes_on();
+        let open = all.filter(|one| is_open(one) && one.active.load(Relaxed) < streams);
+        Some(open.min_by_key(|one| one.active.load(Relaxed))?.used())
     }
 
     /// Begins to make one more, in a task of its own: the request that asks for it may have no time left while others have. If there may be no more it waits for
@@ -399,6 +396,15 @@ impl Pool {
         let ride = dial.ride();
         multi.dials.push(dial);
         Ok(ride)
+    }
+}
+
+impl Shareable {
+    /// For one request more.
+    fn used(&mut self) -> Connection {
+        (self.since, self.life) = (Since::now(), self.life.next());
+        let sender = Sender::Http2(self.sender.clone(), Active::of(&self.active));
+        Connection { sender, reused: !self.life.is_first(), life: self.life }
     }
 }
 

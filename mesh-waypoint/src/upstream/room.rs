@@ -90,8 +90,10 @@ where
                 }
             }
             this.polls = this.polls.wrapping_add(1);
-            if let Some((said, ticks)) = &mut this.said {
-                while !said.is_closed() && ticks.poll_tick(cx).is_ready() {}
+            // Once nobody waits any more, it is looked as seldom as at others.
+            this.said.take_if(|(said, _)| said.is_closed());
+            if let Some((_, ticks)) = &mut this.said {
+                while ticks.poll_tick(cx).is_ready() {}
             }
         }
         polled

@@ -301,6 +301,20 @@ mod tests {
         assert_eq!(find(true, LAST_MS + BAD_MS).await, (true, 5));
     }
 
+    #[tokio::test]
+    async fn while_one_asks_anew_others_take_the_last_answer() {
+        let (names, wild) = (Names::default(), Service::new("shop", "wild", "*.example.com"));
+        let snapshot = Store::new().snapshot();
+        let now = async |_: ArcStr, _: OwnedSemaphorePermit| Ok(vec![[192, 0, 2, 1].into()]);
+        let never = async |_: ArcStr, _: OwnedSemaphorePermit| std::future::pending::<io::Result<Vec<IpAddr>>>().await;
+        let name = Some("a.example.com");
+        let first = names.find(&wild, name, (&snapshot, ""), 0, now).await.unwrap();
+        let mut asks = Box::pin(names.find(&wild, name, (&snapshot, ""), GOOD_MS, never));
+        assert_eq!((&mut asks).now_or_never(), None);
+        let other = names.find(&wild, name, (&snapshot, ""), GOOD_MS, never).now_or_never();
+        assert_eq!(other, Some(Ok(first)));
+    }
+
     #[test]
     fn what_a_pattern_means_is_looked_for_nowhere_else() {
         for (name, expected) in [("a.example.com", "a.example.com."), ("b.example.", "b.example."), ("c", "c")] {

@@ -104,14 +104,13 @@ fn rank(condition: &Condition) -> Rank {
 fn as_written(candidates: Vec<Candidate>) -> Vec<Rule> {
     let (mut rules, mut last) = (Vec::new(), Vec::new());
     let mut ended: Option<(ArcStr, ArcStr)> = None;
-    for Candidate { origin, conditions, handling } in candidates {
+    for Candidate { origin, mut conditions, handling } in candidates {
         let object = (origin.namespace, origin.name);
         if ended.as_ref() == Some(&object) {
             continue;
         }
         // Each alternative for itself, as in Istio: those before the one that takes all are asked in their turn.
         let always = conditions.iter().position(Condition::is_always);
-        let mut conditions = conditions;
         let rest = always.map(|at| conditions.split_off(at));
         if conditions.is_empty() || rest.is_some() {
             ended = Some(object);

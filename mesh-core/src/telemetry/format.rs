@@ -393,9 +393,19 @@ fn is_number(operator: &Operator) -> bool {
     use Plain::{
         Attempts, BytesReceived, BytesSent, Duration, GrpcNumber, RequestDuration, ResponseCode, ResponseDuration,
     };
-    let sizes = [Attempts, BytesReceived, BytesSent, GrpcNumber, ResponseCode];
-    let numbers = sizes.into_iter().chain([Duration, RequestDuration, ResponseDuration]);
-    matches!(operator, Operator::Plain(plain) if { numbers }.any(|number| number == *plain))
+    matches!(
+        operator,
+        Operator::Plain(
+            Attempts
+                | BytesReceived
+                | BytesSent
+                | Duration
+                | GrpcNumber
+                | RequestDuration
+                | ResponseCode
+                | ResponseDuration
+        )
+    )
 }
 
 /// Splits behind the percent sign that ends an operator; one between brackets does not.

@@ -119,6 +119,18 @@ fn a_virtual_service_is_tried_as_it_is_written() {
 }
 
 #[test]
+fn what_a_rule_says_beside_everything_is_asked_before_other_virtual_services() {
+    let exact = |text: &str| path(PathKind::Exact(text.into()));
+    let prefix = |text: &str| path(PathKind::Prefix(text.into()));
+    let istio = |created, name, conditions| candidate(origin(Api::Istio, Some(created), name, 0), conditions);
+    let older = istio(1, "older", vec![exact("/a"), prefix("/"), exact("/never")]);
+    let rules = arrange(vec![older, istio(2, "younger", vec![prefix("/a")])]);
+    assert_eq!(names(&rules), ["older/0", "younger/0", "older/0"]);
+    let conditions: Vec<_> = rules.into_iter().map(|rule| rule.conditions).collect();
+    assert_eq!(conditions, [vec![exact("/a")], vec![prefix("/a")], vec![prefix("/")]]);
+}
+
+#[test]
 fn of_two_apis_the_gateway_apis_counts() {
     let istio = candidate(origin(Api::Istio, Some(1), "old", 0), vec![]);
     let route = candidate(origin(Api::Gateway, Some(9), "young", 0), vec![gateway("=/x")]);

@@ -2,8 +2,10 @@
 
 mod at_gateways;
 mod bypass;
+mod canary;
 mod decoration;
 mod given;
+mod in_force;
 mod joins;
 mod optional;
 mod outbound;
@@ -12,6 +14,7 @@ mod security;
 mod service_entries;
 mod services;
 mod settings;
+mod unheard;
 mod waypoints;
 mod workloads;
 

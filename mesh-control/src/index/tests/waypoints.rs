@@ -1,16 +1,14 @@
 //! What is bound to which waypoint, who serves one, and what is told to those who name one that does not take them.
 
+use mesh_core::GatewayAddress;
 use mesh_core::workload::GatewayDestination;
-use mesh_core::{GatewayAddress, NamespacedName};
 
 use super::*;
 use crate::diagnosis::Problem;
 use crate::index::Join;
-use crate::resource::mesh_config::IstioNames;
-use crate::resource::{Key, Objects};
-use crate::verdict::Binding;
+use crate::resource::Objects;
 
-const USE: &str = "istio.io/use-waypoint";
+pub(super) const USE: &str = "istio.io/use-waypoint";
 
 /// A Gateway with a Service of its name.
 pub(super) fn gateway(namespace: &str, name: &str, marks: &str, spec: &str) -> String {
@@ -69,7 +67,7 @@ pub(super) fn serving(namespace: &str, gateway: &str, account: &str) -> String {
 }
 
 /// Where clients are sent: `-` is nowhere but there, `closed` is to nobody.
-fn told(address: Option<&GatewayAddress>) -> String {
+pub(super) fn told(address: Option<&GatewayAddress>) -> String {
     let Some(address) = address else { return "-".into() };
     assert_eq!(address.hbone_port, 15008);
     match &address.destination {
@@ -80,13 +78,13 @@ fn told(address: Option<&GatewayAddress>) -> String {
 }
 
 /// The waypoints of the shop's service and pod.
-fn bound(view: &View) -> (String, String) {
+pub(super) fn bound(view: &View) -> (String, String) {
     let service = view.services.values().find(|s| s.name == "web").unwrap();
     let workload = &view.workloads["Kubernetes//Pod/shop/web-1"];
     (told(service.waypoint.as_ref()), told(workload.waypoint.as_ref()))
 }
 
-fn in_full(namespace: &str, name: &str) -> String {
+pub(super) fn in_full(namespace: &str, name: &str) -> String {
     format!("{namespace}/{name}.{namespace}.svc.cluster.local")
 }
 
@@ -118,146 +116,6 @@ fn features_3_1_the_most_specific_label_says_which_waypoint_there_is() {
         let view = view(&format!("{both}{}{}", namespace("shop", of_namespace), shop(&service, &pod)));
         assert_eq!(bound(&view), (by_service.to_owned(), by_workload.to_owned()), "{of_namespace} {service} {pod}");
         assert_eq!(problems(&view), []);
-    }
-}
-
-fn canary(name: &str, weight: &str) -> String {
-    format!("{USE}-canary: {name}}}, annotations: {{{USE}-canary-weight: '{weight}'")
-}
-
-/// What clients are told of the shop's service, what is said of the canary, and the condition's reason.
-fn beside(view: &View) -> (String, Option<u32>, Vec<Kind>, Option<&'static str>) {
-    let service = view.services.values().find(|s| s.name == "web").unwrap();
-    let told = told(service.canary.as_ref().map(|canary| &canary.waypoint));
-    let said = view.problems.iter().filter(|(_, problem)| problem.field.contains("canary")).map(|(key, _)| key.kind);
-    let reason = match &view.bindings[&NamespacedName::new("shop", "web")] {
-        Binding::Accepted(_, beside) => beside.no_canary.as_ref().map(|(reason, _)| *reason),
-        other => panic!("{other:?}"),
-    };
-    (told, service.canary.as_ref().map(|canary| canary.weight), said.collect(), reason)
-}
-
-#[test]
-fn features_CL_3_a_second_waypoint_has_a_share_of_what_comes_for_a_service() {
-    let here = format!("{}{}", waypoint("shop", "wp", ""), waypoint("shop", "new", ""));
-    let new = in_full("shop", "new");
-    let own = |more: &str| format!("{}, {more}", label("wp"));
-    let (none, web, shops) = (vec![], vec![Kind::Service], vec![Kind::Namespace]);
-    let workloads = format!("{}{}", waypoint("shop", "wp", ""), waypoint("shop", "new", "workload"));
-    let bare = format!("{}{}", waypoint("shop", "wp", ""), bare("shop", "new", "", &spec("undermesh-waypoint", "")));
-    let denied = gateway("infra", "new", "", &spec("undermesh-waypoint", "{from: Same}"));
-    let denied = format!("{}{denied}", waypoint("shop", "wp", ""));
-    let far = format!("{USE}-canary-namespace: infra, {}", canary("new", "5"));
-    let one = waypoint("shop", "wp", "");
-    let ready = "WaypointCanaryNotReady";
-    type Row<'a> = (&'a str, &'a str, String, String, &'a str, Option<u32>, Vec<Kind>, Option<&'a str>);
-    let rows: [Row<'_>; 15] = [
-        ("of the service", &here, String::new(), own(&canary("new", "5")), &new, Some(5), none.clone(), None),
-        (
-            "without a weight",
-            &here,
-            String::new(),
-            own(&format!("{USE}-canary: new")),
-            &new,
-            Some(0),
-            none.clone(),
-            None,
-        ),
-        ("of the namespace", &here, own(&canary("new", "7")), String::new(), &new, Some(7), none.clone(), None),
-        ("beside the namespace's", &here, label("wp"), canary("new", "9"), &new, Some(9), none.clone(), None),
-        ("not for one with its own", &here, own(&canary("new", "7")), label("wp"), "-", None, none.clone(), None),
-        (
-            "before the namespace's",
-            &here,
-            own(&canary("new", "7")),
-            canary("new", "1"),
-            &new,
-            Some(1),
-            none.clone(),
-            None,
-        ),
-        (
-            "no number",
-            &here,
-            String::new(),
-            own(&canary("new", "5%")),
-            "-",
-            None,
-            web.clone(),
-            Some("CanaryInvalidWeight"),
-        ),
-        (
-            "the same",
-            &here,
-            String::new(),
-            own(&canary("wp", "5")),
-            "-",
-            None,
-            web.clone(),
-            Some("CanarySameAsPrimary"),
-        ),
-        (
-            "the same, of all",
-            &here,
-            own(&canary("wp", "5")),
-            String::new(),
-            "-",
-            None,
-            shops,
-            Some("CanarySameAsPrimary"),
-        ),
-        ("there is none", &one, String::new(), own(&canary("new", "5")), "-", None, web.clone(), Some(ready)),
-        ("nobody is there", &bare, String::new(), own(&canary("new", "5")), "-", None, web.clone(), Some(ready)),
-        (
-            "for workloads",
-            &workloads,
-            String::new(),
-            own(&canary("new", "5")),
-            "-",
-            None,
-            web.clone(),
-            Some("CanaryUnsupportedTrafficType"),
-        ),
-        ("it takes nothing", &denied, String::new(), own(&far), "-", None, web, Some("CanaryAttachmentDenied")),
-        ("an empty name", &here, String::new(), own(&canary("''", "5")), "-", None, none.clone(), None),
-        (
-            "only a weight",
-            &here,
-            own(""),
-            format!("a: b}}, annotations: {{{USE}-canary-weight: '5'"),
-            "-",
-            None,
-            none,
-            None,
-        ),
-    ];
-    for (what, gateways, of_namespace, service, address, weight, said, reason) in rows {
-        let view = view(&format!("{gateways}{}{}", namespace("shop", &of_namespace), shop(&service, "")));
-        assert_eq!(bound(&view).0, in_full("shop", "wp"), "{what}");
-        assert_eq!(beside(&view), (address.to_owned(), weight, said, reason), "{what}");
-    }
-}
-
-/// A canary serves what the waypoint serves before it has a share of it, and however it is found.
-#[test]
-fn features_CL_3_a_canary_has_the_table_of_what_it_has_a_share_of() {
-    for gateway in [waypoint("shop", "new", ""), bare("shop", "new", "", &spec("undermesh-waypoint", ""))] {
-        let labels = format!("{}, {USE}-canary: new", label("wp"));
-        let entry = format!(
-            "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: api, namespace: shop, labels: {{{labels}}}, annotations: {{{USE}-canary-weight: '30'}}}}\nspec: {{hosts: [api.example.com], resolution: STATIC, ports: [{{number: 80, name: http, protocol: HTTP}}], endpoints: [{{address: 198.18.3.3}}]}}\n"
-        );
-        let routes = "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: web, namespace: shop}\nspec: {hosts: [web, api.example.com], http: [{route: [{destination: {host: web}}]}]}\n";
-        let view = view(&format!("{gateway}{}{entry}{routes}{}", waypoint("shop", "wp", ""), shop(&labels, "")));
-        let hosts = |name: &str| {
-            let table = &view.tables[&NamespacedName::new("shop", name)];
-            table.hosts().iter().map(|host| host.name.to_string()).collect::<Vec<_>>()
-        };
-        assert_eq!(hosts("wp"), hosts("new"));
-        assert!(hosts("new").len() == 2, "{:?}", hosts("new"));
-        let weight =
-            |name: &str| view.services.values().find(|s| s.name == name).unwrap().canary.as_ref().map(|c| c.weight);
-        let is_there = gateway.contains("kind: Service");
-        assert_eq!([weight("web"), weight("api")], [is_there.then_some(0), is_there.then_some(30)]);
     }
 }
 
@@ -490,83 +348,6 @@ fn a_pod_on_the_network_of_its_node_is_told_that_it_serves_nobody() {
 }
 
 #[test]
-fn what_was_bound_stays_bound_while_gateways_cannot_be_listed() {
-    let all = waypoint("shop", "wp", "all");
-    let of_all =
-        format!("{NODE}{}{all}{}{}", namespace("shop", &label("wp")), shop("", ""), serving("shop", "wp", "wp"));
-    let without = format!("{NODE}{}{}{}", namespace("shop", &label("wp")), shop("", ""), serving("shop", "wp", "wp"));
-    let heard = view(&of_all);
-    let lost = |text: &str, kind: Kind| {
-        let mut objects = read(text);
-        objects.routes = crate::resource::Routes::default();
-        objects.unheard.insert(kind);
-        build(&objects, &Settings::default())
-    };
-    let unheard = lost(&of_all, Kind::Gateway);
-    assert_eq!(bound(&unheard), bound(&heard));
-    // A waypoint that was known by an address of a pod is not found meanwhile.
-    let nowhere = lost(&without, Kind::Gateway);
-    assert_eq!(bound(&nowhere), (in_full("shop", "wp"), in_full("shop", "wp")));
-    assert!(!nowhere.services.keys().any(|key| key.to_string() == in_full("shop", "wp")));
-    // And its identity is not its node's meanwhile, unless an agent has captured the pod: then it serves nobody.
-    let is_node_s = |view: &View| view.placements.contains(&"n1".into(), "shop", &"wp".into());
-    assert!(!is_node_s(&heard) && !is_node_s(&unheard));
-    let captured = of_all.replace("redirection: disabled", "redirection: enabled");
-    assert!(is_node_s(&lost(&captured, Kind::Gateway)));
-}
-
-#[test]
-fn a_kind_that_was_never_heard_of_binds_by_name_and_is_not_told_of() {
-    let mut objects = read(&format!("{}{}", shop(&label("wp"), ""), own_service("shop", "wp")));
-    objects.unheard.insert(Kind::Gateway);
-    let view = build(&objects, &Settings::default());
-    assert_eq!(bound(&view).0, in_full("shop", "wp"));
-    assert_eq!(problems(&view), []);
-}
-
-#[test]
-fn classes_that_were_never_heard_of_bind_everything_that_they_may() {
-    let all = || format!("{}{}", namespace("shop", &label("wp")), shop("", ""));
-    let marked = |purpose: &str| format!("labels: {{istio.io/waypoint-for: {purpose}}}");
-    for (class, marks, expected, served) in [
-        // The class may say that it is for workloads, too.
-        ("undermesh-waypoint", String::new(), (true, true), true),
-        ("undermesh-waypoint", marked("service"), (true, false), true),
-        ("undermesh-waypoint", marked("none"), (false, false), true),
-        // Somebody may claim these: bound by name, and not ours to serve.
-        ("istio-waypoint", String::new(), (true, true), false),
-        ("theirs", marked("service"), (true, true), false),
-    ] {
-        let mut objects = read(&format!("{}{}", all(), gateway("shop", "wp", &marks, &spec(class, ""))));
-        objects.unheard.insert(Kind::GatewayClass);
-        let view = build(&objects, &Settings::default());
-        let is = |is: bool| if is { in_full("shop", "wp") } else { "-".to_owned() };
-        assert_eq!(bound(&view), (is(expected.0), is(expected.1)), "{class} {marks}");
-        assert_eq!(view.tables.len(), usize::from(served), "{class} {marks}");
-        assert!(problems(&view).is_empty(), "{class} {marks}");
-    }
-}
-
-#[test]
-fn a_route_and_a_binding_are_told_the_same_of_a_class() {
-    let route = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: shop}\nspec: {parentRefs: [{name: wp}], rules: [{}]}\n";
-    let istiod = service("istiod", "{selector: {app: istiod}, ports: [{port: 1}]}").replace("shop", "istio-system");
-    for (class, around, names, ours) in [
-        ("undermesh-waypoint", "", IstioNames::Auto, true),
-        ("istio-waypoint", "", IstioNames::Auto, true),
-        ("istio-waypoint", &*istiod, IstioNames::Auto, false),
-        ("istio-waypoint", &*istiod, IstioNames::Own, true),
-        ("istio-waypoint", "", IstioNames::Off, false),
-        ("istio", "", IstioNames::Auto, true),
-        ("theirs", "", IstioNames::Auto, false),
-    ] {
-        let objects = read(&format!("{around}{}{route}", gateway("shop", "wp", "", &spec(class, ""))));
-        let view = build(&objects, &Settings { istio_names: names, ..Settings::default() });
-        assert_eq!((view.tables.len(), view.resolved.routes.len()), (usize::from(ours), usize::from(ours)), "{class}");
-    }
-}
-
-#[test]
 fn each_waypoint_has_a_table_of_what_is_bound_to_it() {
     let waypoints = format!("{}{}", waypoint("shop", "wp", ""), waypoint("shop", "idle", ""));
     let routes = "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: web, namespace: shop}\nspec: {hosts: [web], http: [{route: [{destination: {host: web}}]}]}\n";
@@ -643,86 +424,4 @@ fn whatever_changes_bindings_are_those_of_a_fresh_join() {
         }
     }
     assert_eq!(seen.len(), 5, "{seen:?}");
-}
-
-#[test]
-fn a_route_is_in_force_where_a_waypoint_serves_its_service() {
-    let route = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: shop}\nspec: {parentRefs: [{group: \"\", kind: Service, name: web}]}\n";
-    let key = Key { kind: Kind::HttpRoute, namespace: "shop".into(), name: "r".into() };
-    for (what, text, acts) in [
-        ("bound", format!("{}{}{route}", waypoint("shop", "wp", ""), shop(&label("wp"), "")), true),
-        ("not bound", format!("{}{}{route}", waypoint("shop", "wp", ""), shop("", "")), false),
-        (
-            "bound for workloads",
-            format!("{}{}{route}", waypoint("shop", "wp", "workload"), shop(&label("wp"), "")),
-            false,
-        ),
-        ("no waypoint", format!("{}{route}", shop(&label("wp"), "")), false),
-    ] {
-        let view = view(&text);
-        let route = view.resolved.belonging(&key, &view.served, &view.listening).unwrap();
-        assert_eq!((route.parents.len(), route.served.len()), (1, usize::from(acts)), "{what}");
-        let idle = view.problems.iter().any(|(of, problem)| *of == key && problem.message.contains("not in force"));
-        assert_eq!(idle, !acts, "{what}: {:?}", view.problems);
-    }
-}
-
-#[test]
-fn a_waypoint_whose_objects_are_called_otherwise_is_found_by_their_names() {
-    let long = "w".repeat(200);
-    let named = |gateway: &str, marks: &str, own: &str, label: &str| {
-        let service =
-            own_service("shop", own).replace(&format!("gateway-name: {own}"), &format!("gateway-name: {label}"));
-        let pod = pod_in("shop", "gw-1", "198.18.0.7", &format!("gateway.networking.k8s.io/gateway-name: {label}"), "")
-            .replace("annotations: {ambient.istio.io/redirection: enabled}", "annotations: {}")
-            .replace("serviceAccountName: web", &format!("serviceAccountName: {own}"));
-        format!("{}{service}{pod}", bare("shop", gateway, marks, &spec("undermesh-waypoint", "")))
-    };
-    let hashed = crate::resource::waypoint::gateway_label(&long);
-    let own = crate::resource::waypoint::deployed_name(&long, "undermesh-waypoint", true, &Default::default());
-    for (gateway, marks, own, label) in [
-        ("wp", "annotations: {gateway.istio.io/name-override: front}", "front", "wp"),
-        (&long, "annotations: {}", &*own, &*hashed),
-    ] {
-        let objects = named(gateway, marks, own, label);
-        let view = view(&format!("{NODE}{objects}{}", shop(&self::label(gateway), "")));
-        let service = view.services.values().find(|service| service.name == "web").unwrap();
-        let expected =
-            GatewayDestination::Service(NamespacedName::new("shop", format!("{own}.shop.svc.cluster.local")));
-        assert_eq!(service.waypoint.as_ref().map(|at| &at.destination), Some(&expected), "{gateway}");
-        let served: Vec<String> = view.waypoint_pods.values().map(|pod| pod.gateway.name.to_string()).collect();
-        assert_eq!(served, [gateway], "{:?}", view.problems);
-    }
-}
-
-#[test]
-fn istios_objects_are_in_force_where_a_waypoint_serves_their_host() {
-    let of = |kind: &str, name: &str, spec: &str| {
-        format!(
-            "---\napiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: shop}}\nspec: {spec}\n"
-        )
-    };
-    let objects = [
-        of("VirtualService", "vs", "{hosts: [web], http: [{delegate: {name: inner}}]}"),
-        of("VirtualService", "inner", "{http: [{route: [{destination: {host: web}}]}]}"),
-        of("DestinationRule", "dr", "{host: web.shop.svc.cluster.local}"),
-        of("DestinationRule", "other", "{host: other}"),
-    ]
-    .concat();
-    for (served, expected) in [
-        (&["DestinationRule dr", "VirtualService inner", "VirtualService vs"][..], label("wp")),
-        (&["DestinationRule dr"][..], String::new()),
-    ]
-    .map(|(expected, label)| (label, expected))
-    {
-        let view = view(&format!("{}{}{objects}", waypoint("shop", "wp", ""), shop(&served, "")));
-        let mut acting: Vec<String> =
-            view.at_waypoints.iter().map(|key| format!("{} {}", key.kind.name(), key.name)).collect();
-        acting.sort();
-        assert_eq!(acting, expected, "{:?}", view.problems);
-        for (key, problem) in &view.problems {
-            let idle = problem.message == crate::resource::routing::NO_WAYPOINT;
-            assert!(!idle || !view.at_waypoints.contains(key), "{key}: {problem:?}");
-        }
-    }
 }

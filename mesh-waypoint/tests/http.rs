@@ -391,3 +391,51 @@ async fn a_body_of_http_2_that_hardly_goes_on_ends_and_no_other_does() {
     assert_eq!(call.0, StatusCode::OK);
     assert!(waypoint.scrape().contains("response_code=\"408\",response_flags=\"SI\""));
 }
+
+/// Whoever sends for long is not cut for it, and a call whose client still speaks is not over; what the client says itself of a call counts from its beginning.
+#[tokio::test]
+async fn features_VS_14_the_time_of_a_rule_runs_from_the_end_of_the_request() {
+    const TIME: Duration = Duration::from_millis(100);
+    let app = server(|request: Request<Incoming>| async move {
+        let never = request.uri().path() == "/never";
+        let length = request.into_body().collect().await.map(|body| body.to_bytes().len());
+        if never {
+            std::future::pending::<()>().await;
+        }
+        Response::new(Full::new(Bytes::from(format!("{length:?}"))))
+    })
+    .await;
+    for (retries, per_try) in [(Retries::none(), None), (Retries::default(), None), (Retries::none(), Some(TIME))] {
+        let timeout = if per_try.is_none() { Some(TIME) } else { None };
+        let handling =
+            Handling { timeout, retries: Retries { per_try_timeout: per_try, ..retries.clone() }, ..to("app") };
+        let waypoint = Waypoint::start(&[Backend::new("app", VIP, &[app])], table("app", vec![rule(handling)])).await;
+        let sender = http2(&waypoint).await;
+        let ask = async |path: &str, headers: &[(&str, &str)]| {
+            let (send, mut receive) = tokio::sync::mpsc::unbounded_channel::<Bytes>();
+            let pieces =
+                futures_util::stream::poll_fn(move |cx| receive.poll_recv(cx).map(|it| Some(Ok(Frame::data(it?)))));
+            let mut request = Request::post(format!("http://shop{path}"));
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            let began = std::time::Instant::now();
+            let answer = sender.clone().send_request(request.body(StreamBody::new(pieces).boxed_unsync()).unwrap());
+            let answer = async { (whole(soon("answer", answer).await.unwrap()).await, began.elapsed()) };
+            let sends = async {
+                send.send(Bytes::from_static(b"slow")).unwrap();
+                tokio::time::sleep(3 * TIME).await;
+                drop(send);
+            };
+            tokio::join!(answer, sends).0
+        };
+        let (answer, _) = ask("/", &[]).await;
+        assert_eq!((answer.status(), text(&answer)), (StatusCode::OK, "Ok(4)"), "{retries:?} {per_try:?}");
+        let (late, took) = ask("/never", &[]).await;
+        assert_eq!(late.status(), StatusCode::GATEWAY_TIMEOUT);
+        assert!(took >= 4 * TIME, "{took:?}");
+        let call = [("content-type", "application/grpc"), ("grpc-timeout", "100m")];
+        let (call, took) = ask("/", &call).await;
+        assert_eq!((call.headers()["grpc-status"].as_bytes(), took < 3 * TIME), (&b"14"[..], true), "{took:?}");
+    }
+}

@@ -24,7 +24,7 @@ use crate::downstream::{Bound, Downstream};
 use crate::http::count::Broken;
 use crate::http::outgoing::address;
 use crate::http::tape::Tape;
-use crate::http::{ClientBody, Count, RequestBody, hop};
+use crate::http::{ClientBody, Count, RequestBody, Until, hop};
 use crate::names::Named;
 use crate::places::{Found, NoEndpoint};
 use crate::target::Target;
@@ -104,8 +104,7 @@ impl Source {
 pub(super) struct Attempts<'a, 'f> {
     pub(super) of: &'a Forward<'f>,
     pub(super) retries: &'a Retries,
-    pub(super) deadline: Option<Instant>,
-    /// The deadline is the client's own: that an endpoint does not keep it says nothing of the endpoint.
+    /// When it is over is the client's own: that an endpoint does not keep it says nothing of the endpoint.
     pub(super) hurried: bool,
     pub(super) http2: bool,
     /// A request that was sent may be sent again.
@@ -127,17 +126,21 @@ pub(super) struct Attempts<'a, 'f> {
 
 impl Attempts<'_, '_> {
     /// Makes them.
-    pub(super) async fn run(&mut self, report: &mut Report) -> Result<(Answer, Endpoint), Failure> {
+    pub(super) async fn run(
+        &mut self,
+        mut until: Option<&mut Until>,
+        report: &mut Report,
+    ) -> Result<(Answer, Endpoint), Failure> {
         let mut attempt = 1;
         let mut second = None;
         loop {
             let mut endpoint = self.endpoint()?;
             endpoint.retry = second.take();
-            let (limit, hurried) = self.limit();
+            let hurried = self.hurries(until.as_deref_mut());
             self.trace = report.attempt(&endpoint, hurried);
             let ended = {
                 let once = std::pin::pin!(self.once(&endpoint));
-                within(limit, once).await
+                within(until.as_deref(), once).await
             };
             let ended =
                 ended.unwrap_or(Err(Lost { end: AttemptEnd::PerTryTimeout, failure: Failure::LATE, elsewhere: true }));
@@ -156,7 +159,7 @@ impl Attempts<'_, '_> {
             if let Some(ended) = counted(&ended).filter(is_fault) {
                 endpoint.ended(ended, self.of.down.lane.shared.now_ms());
             }
-            if self.deadline.is_some_and(|deadline| ended.is_err() && Instant::now() >= deadline) {
+            if ended.is_err() && until.as_deref().is_some_and(|until| until.is_over(Instant::now())) {
                 return Err(Failure::LATE);
             }
             let (end, failure, elsewhere) = match &ended {
@@ -203,11 +206,12 @@ impl Attempts<'_, '_> {
         }
     }
 
-    /// When the next attempt is over, and whether that is the client's own limit.
-    fn limit(&self) -> (Option<Instant>, bool) {
-        let limit = self.retries.per_try_timeout.map(|time| Instant::now() + time);
-        let limit = limit.into_iter().chain(self.deadline).min();
-        (limit, self.hurried && limit == self.deadline)
+    /// The next attempt begins. Whether its end is the client's own limit.
+    fn hurries(&self, until: Option<&mut Until>) -> bool {
+        let Some(until) = until else { return false };
+        let now = Instant::now();
+        until.begin(self.retries.per_try_timeout, now);
+        self.hurried && until.at(now) == until.whole(now)
     }
 
     /// No endpoint has had it. What is left of its body is for its copies.
@@ -363,10 +367,16 @@ impl Attempts<'_, '_> {
     }
 }
 
-/// What becomes of something that has a deadline or none; nothing when that is over.
-pub(super) async fn within<F: Future>(deadline: Option<Instant>, work: Pin<&mut F>) -> Option<F::Output> {
-    match deadline {
-        None => Some(work.await),
-        Some(deadline) => timeout_at(deadline, work).await.ok(),
+/// What becomes of something that is over then; nothing when that is so.
+pub(super) async fn within<F: Future>(until: Option<&Until>, mut work: Pin<&mut F>) -> Option<F::Output> {
+    // By then it may be known to be later.
+    while let Some(end) = until.and_then(Until::left) {
+        if let Ok(done) = timeout_at(end, work.as_mut()).await {
+            return Some(done);
+        }
+    }
+    match until.is_some_and(|until| until.at(Instant::now()).is_some()) {
+        true => None,
+        false => Some(work.await),
     }
 }

@@ -17,14 +17,14 @@ use mesh_core::service::AppProtocol;
 use rand::Rng;
 use tokio::time::Instant;
 
-use super::attempts::{Attempts, Forward, Head, source, within};
+use super::attempts::{Attempts, Forward, Head, Source, source, within};
 use super::mirror;
 use super::outcome::{Answer, none};
 use super::plan::To;
 use super::reply::{self, Failure};
 use super::report::Report;
 use super::upgrade;
-use crate::http::{ClientBody, ResponseBody, grpc, hop};
+use crate::http::{ClientBody, ResponseBody, Until, grpc, hop};
 use crate::names::{self, Named, NoName};
 use crate::places::Found;
 use crate::target::Target;
@@ -44,23 +44,25 @@ impl Forward<'_> {
         report: &mut Report,
     ) -> Result<Response<ResponseBody>, Failure> {
         let retries = self.retries();
-        let (deadline, hurried) = self.deadline(parts);
+        let (mut until, hurried) = self.until(parts, retries);
         let found = self.found()?;
         let named = match found.as_ref().filter(|found| names::is_open(&found.now.service)) {
             None => None,
             Some(found) => {
-                within(deadline, Box::pin(self.named(found)).as_mut()).await.unwrap_or(Err(Failure::LATE))?
+                within(until.as_deref(), Box::pin(self.named(found)).as_mut()).await.unwrap_or(Err(Failure::LATE))?
             }
         };
-        let (mut attempts, cookie) = self.attempts(parts, body, report, (retries, deadline), (found, named))?;
+        let (mut attempts, cookie) =
+            self.attempts(parts, body, report, (retries, until.as_deref_mut()), (found, named))?;
         attempts.hurried = hurried;
-        let (Answer { mut response, connection, has }, endpoint) = match attempts.run(report).await {
-            Ok(answered) => answered,
-            Err(failure) => {
-                attempts.give_up();
-                return Err(failure);
-            }
-        };
+        let (Answer { mut response, connection, has }, endpoint) =
+            match attempts.run(until.as_deref_mut(), report).await {
+                Ok(answered) => answered,
+                Err(failure) => {
+                    attempts.give_up();
+                    return Err(failure);
+                }
+            };
         if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
             let asked = self.asked.said.upgrade.is_some();
             let Some(client) = upgrade.take().filter(|_| asked) else { return Err(Failure::PROTOCOL) };
@@ -86,20 +88,26 @@ impl Forward<'_> {
             response.headers_mut().append(SET_COOKIE, cookie);
         }
         let has_status = !is_call || response.headers().contains_key(grpc::STATUS);
-        Ok(response.map(|body| ResponseBody::stream(body, attempts.deadline).with_status(has_status)))
+        Ok(response.map(|body| ResponseBody::stream(body, until).with_status(has_status)))
     }
 
-    /// When the request is over, as its rule or its client says; and whether the client has said so, and less than the rule.
-    fn deadline(&self, parts: &mut Parts) -> (Option<Instant>, bool) {
+    /// When the request is over, as its rule or its client says; and whether the client has said so, and less than the rule. Of gRPC a client says how long a call may
+    /// take, and counts from its beginning; how much time the rule gives, which it may say in its stead, is for what comes after the end of the request.
+    fn until(&self, parts: &mut Parts, retries: &Retries) -> (Option<Box<Until>>, bool) {
         let own = parts.headers.remove(TIMEOUT).and_then(|value| value.to_str().ok()?.parse().ok());
         let rule = self.plan.handling.as_ref().and_then(|rule| rule.timeout).filter(|timeout| !timeout.is_zero());
         // Zero is none.
         let said = own.map_or(rule, |own| Some(Duration::from_millis(own)).filter(|own| !own.is_zero()));
         let call = if self.asked.grpc { grpc::timeout(&parts.headers).ok().flatten() } else { None };
         let timeout = said.into_iter().chain(call).min();
-        // Nobody waits for years, and not every moment can be told.
         let hurried = timeout.is_some_and(|timeout| rule.is_none_or(|rule| timeout < rule));
-        (timeout.and_then(|timeout| Instant::now().checked_add(timeout)), hurried)
+        // In a box: most requests have none.
+        let is_needed = timeout.is_some() || retries.per_try_timeout.is_some();
+        let until = is_needed.then(|| {
+            let now = Instant::now();
+            Box::new(Until::new(call.and_then(|call| now.checked_add(call)), said, now))
+        });
+        (until, hurried)
     }
 
     /// What the rule says of it, else the table of whoever serves the service.
@@ -116,7 +124,7 @@ impl Forward<'_> {
         parts: &mut Parts,
         body: ClientBody,
         report: &mut Report,
-        (retries, deadline): (&'r Retries, Option<Instant>),
+        (retries, until): (&'r Retries, Option<&mut Until>),
         (found, named): (Option<Found>, Option<Named>),
     ) -> Result<(Attempts<'r, 'r>, Option<HeaderValue>), Failure> {
         let http2 = self.asked.said.upgrade.is_none() && self.http2(parts.version, found.as_ref());
@@ -136,6 +144,10 @@ impl Forward<'_> {
             .collect();
         let is_copied = copies.iter().any(Option::is_some);
         let source = source(body, again, lane.shared.settings.replay_bytes, report);
+        // What goes on as bytes has no end that could be waited for.
+        if let Some(until) = until.filter(|_| !self.asked.socket && !matches!(source, Source::Empty)) {
+            until.after(report.received());
+        }
         let head = self.head(parts)?;
         for (cluster, begun) in mirrors.iter().zip(copies) {
             if let Some(begun) = begun {
@@ -145,7 +157,6 @@ impl Forward<'_> {
         let attempts = Attempts {
             of: self,
             retries,
-            deadline,
             hurried: false,
             http2,
             again,

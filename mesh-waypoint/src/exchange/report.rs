@@ -255,7 +255,10 @@ impl Report {
     pub fn is_late(&self, turn: &Wait) -> bool {
         let now_ms = ticks::now_ms();
         let body = self.received.as_ref().map(|received| received.wait.over_for(now_ms));
-        let took_ms = now_ms.saturating_sub(self.fair_since);
+        // Its time runs from the end of the request.
+        let ended = self.received.as_ref().and_then(|received| received.ended_at());
+        let since_end = ended.map_or(u64::MAX, |at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX));
+        let took_ms = now_ms.saturating_sub(self.fair_since).min(since_end);
         self.fair_since > 0 && wait::is_late(took_ms, body.into_iter().chain([turn.over_for(now_ms)]))
     }
 

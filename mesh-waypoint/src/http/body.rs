@@ -14,6 +14,7 @@ use super::count::Count;
 use super::error::BoxError;
 use super::feed::FedBody;
 use super::tape::Reader;
+use super::until::Until;
 use super::{grpc, hop, unread};
 
 /// What goes on of a frame.
@@ -47,8 +48,8 @@ impl Body for RequestBody {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Stream(body, count) => {
-                let polled = Pin::new(body).poll_frame(cx);
-                count.look(polled, cx).map_ok(passed)
+                let polled = Pin::new(&mut *body).poll_frame(cx);
+                count.look(polled, body, cx).map_ok(passed)
             }
             Self::Tape(reader) => reader.poll(cx).map_ok(passed),
             Self::Fed(body) => Pin::new(body).poll_frame(cx).map_ok(passed),
@@ -114,7 +115,20 @@ pub struct ResponseBody {
     /// A call of gRPC, whose status is still to come in trailers.
     lacks_status: bool,
     /// When it is cut.
-    deadline: Option<Pin<Box<Sleep>>>,
+    deadline: Option<(Pin<Box<Sleep>>, Box<Until>)>,
+}
+
+/// Whether it is over, and not at a later moment than was known when its timer was set.
+fn is_over((timer, until): &mut (Pin<Box<Sleep>>, Box<Until>), cx: &mut Context<'_>) -> bool {
+    while timer.as_mut().poll(cx).is_ready() {
+        let now = Instant::now();
+        let Some(at) = until.whole(now) else { return false };
+        if at <= now {
+            return true;
+        }
+        timer.as_mut().reset(at);
+    }
+    false
 }
 
 /// A response took longer than its rule allows.
@@ -133,9 +147,11 @@ impl ResponseBody {
         }
     }
 
-    /// The endpoint's, cut at the deadline.
-    pub fn stream(body: Incoming, deadline: Option<Instant>) -> Self {
-        let deadline = deadline.filter(|_| !body.is_end_stream()).map(|at| Box::pin(tokio::time::sleep_until(at)));
+    /// The endpoint's, cut when the request is over.
+    pub fn stream(body: Incoming, until: Option<Box<Until>>) -> Self {
+        let deadline = until.filter(|_| !body.is_end_stream());
+        let deadline =
+            deadline.and_then(|until| Some((Box::pin(tokio::time::sleep_until(until.whole(Instant::now())?)), until)));
         Self { source: Source::Stream(body), held: None, lacks_status: false, deadline }
     }
 
@@ -185,8 +201,7 @@ impl Body for ResponseBody {
             Source::Stream(body) => match Pin::new(body).poll_frame(cx) {
                 Poll::Ready(frame) => frame.map(|frame| frame.map(passed).map_err(BoxError::from)),
                 Poll::Pending => {
-                    let deadline = this.deadline.as_mut().map(|deadline| deadline.as_mut().poll(cx));
-                    if !matches!(deadline, Some(Poll::Ready(()))) {
+                    if !this.deadline.as_mut().is_some_and(|deadline| is_over(deadline, cx)) {
                         unread::asked();
                         return Poll::Pending;
                     }
@@ -194,12 +209,13 @@ impl Body for ResponseBody {
                 }
             },
         };
-        let is_over = frame.is_none();
+        let has_ended = frame.is_none();
         let mut frame = frame;
         this.status(&mut frame);
         match &frame {
             Some(Ok(frame)) if frame.is_data() => {
-                unread::given(this.deadline.as_ref().map(|deadline| deadline.deadline()));
+                let settled = this.deadline.as_ref().filter(|deadline| deadline.1.is_settled());
+                unread::given(settled.map(|deadline| deadline.0.deadline()));
             }
             _ => unread::asked(),
         }
@@ -215,7 +231,7 @@ impl Body for ResponseBody {
                     }
                 }
                 // Nothing comes after trailers, and nobody asks.
-                if is_over || frame.is_trailers() {
+                if has_ended || frame.is_trailers() {
                     this.end(Over::Whole);
                 }
             }

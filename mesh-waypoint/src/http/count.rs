@@ -5,8 +5,11 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use hyper::body::Body;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
+use super::client_body::ClientBody;
 use super::error::{BoxError, Polled, TooSlow};
 use super::io::Watch;
 use super::wait::Wait;
@@ -58,6 +61,8 @@ pub struct Count {
     connection: Option<Arc<Watch>>,
     /// Where it is noted there since it was waited for.
     noted: Mutex<Option<usize>>,
+    /// When its end was here.
+    ended: OnceLock<Instant>,
     /// Whether whoever wants it waits for the client.
     pub wait: Wait,
 }
@@ -75,12 +80,12 @@ impl Count {
     /// Nothing has come. If there is a connection, the body has to come at some rate, which whoever serves that looks at.
     #[must_use]
     pub fn new(grpc: bool, connection: Option<Arc<Watch>>) -> Self {
-        let (bytes, broken, noted, wait) = Default::default();
-        Self { bytes, messages: grpc.then(Mutex::default), broken, connection, noted, wait }
+        let (bytes, broken, noted, ended, wait) = Default::default();
+        Self { bytes, messages: grpc.then(Mutex::default), broken, connection, noted, ended, wait }
     }
 
-    /// What has come of it, or the end of one that is too slow.
-    pub fn look(&self, polled: Polled, cx: &Context<'_>) -> Polled {
+    /// What has come of `body`, or the end of one that is too slow.
+    pub fn look(&self, polled: Polled, body: &ClientBody, cx: &Context<'_>) -> Polled {
         let polled = match &self.connection {
             Some(connection) => self.paced(connection, polled, cx),
             None => polled,
@@ -94,7 +99,22 @@ impl Count {
             Poll::Ready(Some(Err(error))) => self.failed(error),
             Poll::Ready(None) | Poll::Pending => {}
         }
+        // Whoever reads one whose length he knows does not look for its end.
+        if polled.is_ready() && (matches!(polled, Poll::Ready(None)) || body.is_end_stream()) {
+            self.ended(Instant::now());
+        }
         polled
+    }
+
+    /// All of it is here, since that moment.
+    pub fn ended(&self, now: Instant) {
+        let _ = self.ended.set(now);
+    }
+
+    /// Since when all of it is here.
+    #[must_use]
+    pub fn ended_at(&self) -> Option<Instant> {
+        self.ended.get().copied()
     }
 
     fn paced(&self, connection: &Watch, polled: Polled, cx: &Context<'_>) -> Polled {

@@ -20,6 +20,7 @@ pub mod serve;
 pub mod sniff;
 pub mod tape;
 mod unread;
+pub mod until;
 pub mod wait;
 pub mod window;
 
@@ -28,3 +29,4 @@ pub use client_body::ClientBody;
 pub use count::Count;
 pub use error::BoxError;
 pub use fields::Fields;
+pub use until::Until;

@@ -107,7 +107,7 @@ impl Reader {
             return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
         }
         let polled = std::pin::Pin::new(&mut inner.source).poll_frame(cx);
-        match tape.count.look(polled, cx) {
+        match tape.count.look(polled, &inner.source, cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(None) => {
                 if inner.state == Kept::SoFar {

@@ -7,14 +7,9 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use http::header::{
-    ACCEPT, CONNECTION, CONTENT_TYPE, DATE, HeaderName, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
-    SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE, USER_AGENT,
-};
+use http::header::{ACCEPT, CONTENT_TYPE, DATE, HeaderName, RETRY_AFTER, USER_AGENT};
 use http::{HeaderValue, Method, Request};
 use http_body_util::{BodyExt, Limited};
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
@@ -29,7 +24,7 @@ pub const MANAGER: &str = "meshctl";
 /// Objects in one answer to a list.
 const PAGE: usize = 500;
 /// The largest answer that is read.
-const MAX_ANSWER: usize = 256 << 20;
+pub(crate) const MAX_ANSWER: usize = 256 << 20;
 
 /// How often a server is asked that has too much to do.
 const TRIES: u32 = 6;
@@ -76,7 +71,7 @@ impl From<Failure> for Stop {
 
 /// A client of one cluster.
 pub struct Api {
-    client: Client,
+    pub(crate) client: Client,
     timeout: Duration,
     /// Kinds whose paths are known: plural, and whether they have a namespace. Held for a look only.
     kinds: Mutex<HashMap<(String, String), (String, bool)>>,
@@ -148,7 +143,6 @@ impl Api {
     }
 
     async fn send_once(&self, method: Method, path: &str, kind: &str, body: Vec<u8>) -> Result<Answer, Failure> {
-        let failed = |why: String| Failure { code: 0, why: format!("the API server: {why}") };
         let request = Request::builder().method(method).uri(path).header(ACCEPT, "application/json, */*");
         let request = if kind.is_empty() { request } else { request.header(CONTENT_TYPE, kind) };
         let request = request.body(Body::from(body)).map_err(|error| failed(error.to_string()))?;
@@ -161,6 +155,11 @@ impl Api {
             let retry_after = header(RETRY_AFTER).and_then(|seconds| seconds.parse().ok());
             Ok(Answer { code: head.status.as_u16(), date: header(DATE), retry_after, body: body.to_bytes().to_vec() })
         };
+        self.in_time(whole).await
+    }
+
+    /// What is no answer within the time of one is none.
+    pub(crate) async fn in_time<T>(&self, whole: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         let late = || failed(format!("no answer within {} s (--request-timeout)", self.timeout.as_secs()));
         tokio::time::timeout(self.timeout, whole).await.map_err(|_| late())?
     }
@@ -173,8 +172,7 @@ impl Api {
             let unreadable = || Failure { code: 0, why: format!("{method} {path}: the answer is not JSON") };
             return value.map(|value| (answer.code, value)).ok_or_else(unreadable);
         }
-        let message = value.as_ref().and_then(|v| v["message"].as_str()).unwrap_or("no reason is given");
-        Err(Failure { code: answer.code, why: format!("the API server answers {}: {message}", answer.code) })
+        Err(refused(answer.code, reason(&value.unwrap_or_default())))
     }
 
     /// One object.
@@ -320,48 +318,6 @@ impl Api {
         })
     }
 
-    /// A connection of another protocol over that path: a WebSocket whose messages are of `protocol`. `accept` is what answers `key`.
-    pub async fn upgraded(
-        &self,
-        path: &str,
-        key: &str,
-        accept: &str,
-        protocol: &str,
-    ) -> Result<TokioIo<Upgraded>, Failure> {
-        let failed = |why: String| Failure { code: 0, why: format!("the API server: {why}") };
-        let request = Request::get(path)
-            .header(CONNECTION, "Upgrade")
-            .header(UPGRADE, "websocket")
-            .header(SEC_WEBSOCKET_VERSION, "13")
-            .header(SEC_WEBSOCKET_KEY, key)
-            .header(SEC_WEBSOCKET_PROTOCOL, protocol)
-            .body(Body::empty())
-            .map_err(|error| failed(error.to_string()))?;
-        let whole = async {
-            let response = self.client.send(request).await.map_err(|error| failed(chain(&error)))?;
-            let code = response.status().as_u16();
-            if code != 101 {
-                let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-                let body = body.map_err(|error| failed(error.to_string()))?.to_bytes();
-                let value: Value = serde_json::from_slice(&body).unwrap_or_default();
-                let message = value["message"].as_str().unwrap_or("no reason is given");
-                return Err(Failure { code, why: format!("the API server answers {code}: {message}") });
-            }
-            let is = |name: HeaderName, expected: &str| {
-                response.headers().get(name).is_some_and(|value| value.as_bytes() == expected.as_bytes())
-            };
-            if !is(SEC_WEBSOCKET_ACCEPT, accept) || !is(SEC_WEBSOCKET_PROTOCOL, protocol) {
-                return Err(failed(format!(
-                    "it does not speak {protocol} over a WebSocket, as Kubernetes does; a proxy before it may not let that through"
-                )));
-            }
-            let upgraded = hyper::upgrade::on(response).await.map_err(|error| failed(chain(&error)))?;
-            Ok(TokioIo::new(upgraded))
-        };
-        let late = || failed(format!("no answer within {} s (--request-timeout)", self.timeout.as_secs()));
-        tokio::time::timeout(self.timeout, whole).await.map_err(|_| late())?
-    }
-
     /// A page of a pod, through the API server.
     pub async fn page_of_pod(&self, namespace: &str, pod: &str, port: u16, page: &str) -> Result<Answer, Failure> {
         let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}:{port}/proxy{page}");
@@ -369,8 +325,23 @@ impl Api {
     }
 }
 
+/// There is no answer.
+pub(crate) fn failed(why: String) -> Failure {
+    Failure { code: 0, why: format!("the API server: {why}") }
+}
+
+/// The answer is no.
+pub(crate) fn refused(code: u16, message: &str) -> Failure {
+    Failure { code, why: format!("the API server answers {code}: {message}") }
+}
+
+/// What an answer that is no object says of why.
+pub(crate) fn reason(answer: &Value) -> &str {
+    answer["message"].as_str().unwrap_or("no reason is given")
+}
+
 /// What went wrong, and why, down to the last reason.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut why = error.to_string();
     let mut source = error.source();
     while let Some(inner) = source {

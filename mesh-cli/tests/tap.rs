@@ -7,9 +7,16 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
+use tungstenite::Message;
+use tungstenite::handshake::derive_accept_key;
+use tungstenite::protocol::{Role, WebSocket};
 
 /// What a command in a pod says: streams with bytes; without a last word its connection is cut.
 type Script = Vec<(u8, String)>;
+/// Instead of a stream: the connection is closed as it should be.
+const CLOSE: u8 = 255;
+/// Instead of a status: nobody answers.
+const SILENCE: u16 = 0;
 
 struct Server {
     folder: tempfile::TempDir,
@@ -76,8 +83,8 @@ fn serve(stream: TcpStream, lists: Lists, scripts: Scripts, log: &Mutex<Vec<Stri
         }
         let path = first.split_whitespace().nth(1).unwrap_or_default();
         let (bare, query) = path.split_once('?').unwrap_or((path, ""));
-        let query: Vec<(String, String)> = pairs(query);
-        let asked: Vec<String> = query.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let query = form_urlencoded::parse(query.as_bytes());
+        let asked: Vec<String> = query.map(|(key, value)| format!("{key}={value}")).collect();
         log.lock().unwrap().push(format!("{bare} {}", asked.join(" ")));
         let stream = reader.get_mut();
         let answer = |code: u16, value: &Value| {
@@ -96,42 +103,26 @@ fn serve(stream: TcpStream, lists: Lists, scripts: Scripts, log: &Mutex<Vec<Stri
             continue;
         };
         match scripts(pod) {
+            // Until the client has gone.
+            Err(SILENCE) => drop(reader.read_to_end(&mut Vec::new())),
             Err(code) => drop(stream.write_all(answer(code, &json!({"message": "it is not for you"})).as_bytes())),
             Ok(script) => {
-                let accept = mesh_cli::exec::accept(&key);
+                let accept = derive_accept_key(key.as_bytes());
                 let head = format!(
                     "HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\nSec-WebSocket-Protocol: v4.channel.k8s.io\r\n\r\n"
                 );
                 let _ = stream.write_all(head.as_bytes());
+                let mut socket = WebSocket::from_raw_socket(stream, Role::Server, None);
                 for (channel, text) in script {
-                    let length = u16::try_from(text.len() + 1).unwrap().to_be_bytes();
-                    let frame = [&[0x82, 126, length[0], length[1], channel][..], text.as_bytes()].concat();
-                    let _ = stream.write_all(&frame);
+                    let _ = match channel {
+                        CLOSE => socket.close(None),
+                        channel => socket.send(Message::binary([&[channel][..], text.as_bytes()].concat())),
+                    };
                 }
-                return;
             }
         }
+        return;
     }
-}
-
-/// A query without its escapes.
-fn pairs(query: &str) -> Vec<(String, String)> {
-    let plain = |text: &str| {
-        let (mut bytes, mut rest) = (Vec::new(), text.bytes());
-        while let Some(byte) = rest.next() {
-            bytes.push(match byte {
-                b'+' => b' ',
-                b'%' => {
-                    let digits = [rest.next().unwrap(), rest.next().unwrap()];
-                    u8::from_str_radix(std::str::from_utf8(&digits).unwrap(), 16).unwrap()
-                }
-                byte => byte,
-            });
-        }
-        String::from_utf8(bytes).unwrap()
-    };
-    let parts = query.split('&').filter_map(|pair| pair.split_once('='));
-    parts.map(|(key, value)| (plain(key), plain(value))).collect()
 }
 
 fn pod(namespace: &str, name: &str, node: &str, labels: &Value) -> Value {
@@ -222,10 +213,10 @@ fn features_tm_16_streams_of_all_proxies_are_merged_and_one_that_fails_ends_alon
     }
     let asked = server.asked();
     let of = |pod: &str| asked.iter().find(|line| line.contains(&format!("/{pod}/exec "))).unwrap().clone();
-    let waypoint = "/api/v1/namespaces/shop/pods/wp-1/exec command=/mesh-waypoint command=tap command=max-rps=7&seconds=60&from=workload%3Afront%2Fapi&to=service%3Ashop%2Fweb container=istio-proxy stdout=true stderr=true";
+    let waypoint = "/api/v1/namespaces/shop/pods/wp-1/exec stdout=true stderr=true container=istio-proxy command=/mesh-waypoint command=tap command=max-rps=7&seconds=60&from=workload%3Afront%2Fapi&to=service%3Ashop%2Fweb";
     assert_eq!(of("wp-1"), waypoint);
     // An agent knows a service by its pods.
-    assert!(of("agent-1").contains("command=--run-dir=/run/undermesh command=max-rps=7&seconds=60&from=workload%3Afront%2Fapi&to=service%3Ashop%2Fweb&to=pod%3Ashop%2Fweb-1 container=mesh-agent"), "{asked:?}");
+    assert!(of("agent-1").contains("container=mesh-agent command=/mesh-agent command=tap command=--run-dir=/run/undermesh command=max-rps=7&seconds=60&from=workload%3Afront%2Fapi&to=service%3Ashop%2Fweb&to=pod%3Ashop%2Fweb-1"), "{asked:?}");
     // Only what has requests is asked for what only requests have.
     let server = Server::new(shop, mixed);
     let (code, out, told) = server.run("tap web -n shop --code 5xx -o json");
@@ -239,7 +230,14 @@ fn features_tm_16_streams_of_all_proxies_are_merged_and_one_that_fails_ends_alon
 
 #[test]
 fn features_tm_16_what_cannot_be_tapped_is_told_with_its_reason() {
-    let rows: [(Lists, Scripts, &str, i32, &str); 11] = [
+    let rows: [(Lists, Scripts, &str, i32, &str); 17] = [
+        (
+            shop,
+            |_| Err(403),
+            "tap web -n shop",
+            69,
+            "shop/wp-1: the API server answers 403: it is not for you; who taps",
+        ),
         (shop, |_| Err(403), "tap web -n shop", 69, "needs the rights to get and create pods/exec in namespace shop"),
         (shop, |_| Err(403), "tap web -n shop", 69, "none of the proxies could be tapped"),
         (
@@ -255,6 +253,35 @@ fn features_tm_16_what_cannot_be_tapped_is_told_with_its_reason() {
             "tap web -n shop",
             69,
             "shop/wp-2: container is gone",
+        ),
+        (shop, |_| Err(400), "tap web -n shop", 69, "shop/wp-1: the API server answers 400: it is not for you"),
+        (
+            shop,
+            |_| Err(101),
+            "tap web -n shop",
+            69,
+            "it does not speak over a WebSocket as Kubernetes does: upgrade header was not set to websocket; a proxy before it",
+        ),
+        (
+            shop,
+            |_| Err(SILENCE),
+            "tap web -n shop --request-timeout 1s",
+            69,
+            "shop/wp-1: the API server: no answer within 1 s (--request-timeout)",
+        ),
+        (
+            shop,
+            |_| Ok(vec![(3, "nonsense".to_owned())]),
+            "tap web -n shop",
+            69,
+            "shop/wp-1: it broke off before its time: failed to deserialize status object",
+        ),
+        (
+            shop,
+            |_| Ok(vec![(CLOSE, String::new())]),
+            "tap web -n shop",
+            69,
+            "shop/wp-1: it broke off before its time: the proxy has ended, or the way to it",
         ),
         (shop, mixed, "tap web -n gone", 1, "there is no namespace gone; -n says which is meant"),
         (shop, mixed, "tap gone -n shop", 1, "there is no service shop/gone"),
@@ -278,6 +305,23 @@ fn features_tm_16_what_cannot_be_tapped_is_told_with_its_reason() {
         // A wrong command line is told before anybody is asked.
         assert!(expected != 64 || server.asked().is_empty(), "{line}: {:?}", server.asked());
     }
+}
+
+/// Much on both streams at once, and the connection is cut when all is told.
+#[test]
+fn features_tm_16_all_that_is_said_is_shown() {
+    let server = Server::new(shop, |_| {
+        let mut script = vec![(1, String::new()), (2, String::new()), (1, begun("shop/wp-1"))];
+        for _ in 0..100 {
+            script.extend([(1, request("/a")), (2, "x".repeat(5000))]);
+        }
+        script.push((1, request("/b").repeat(1000)));
+        script.push((1, ENDED.to_owned()));
+        Ok(script)
+    });
+    let (code, out, told) = server.run("tap waypoint/wp -n shop");
+    assert_eq!((code, out.lines().count()), (Some(0), 2 * 1100), "{told}");
+    assert!(!told.contains("broke off"), "{told}");
 }
 
 /// Over a socket of this machine no cluster is asked, and who reads no more is not written to for ever.

@@ -265,7 +265,8 @@ async fn merge(api: Option<Api>, ways: Vec<(Way, String)>, context: &Context) ->
                 Ok(_) => {}
                 Err(why) => note(&format!("{}: {why}", proxy.name)),
             },
-            Event::End(Ok(())) if proxy.has_ended => {}
+            // However it goes: it has told all.
+            Event::End(_) if proxy.has_ended => {}
             Event::End(Ok(())) => {
                 failed += usize::from(!proxy.has_begun);
                 note(&format!("{}: it broke off before its time: the proxy has ended, or the way to it", proxy.name));

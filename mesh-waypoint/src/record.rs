@@ -197,6 +197,7 @@ impl<'a> Record<'a> {
             measured: &measured,
             start: mesh_runtime::clock::now() - duration,
             head_ms: None,
+            body_ms: None,
             http2: false,
             copied: Some("tcp"),
             edge: down.entry.is_some(),

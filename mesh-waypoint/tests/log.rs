@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use mesh_core::l7::cluster::Policy;
 use mesh_core::l7::{
@@ -285,4 +285,34 @@ async fn a_change_counts_for_the_next_request_and_single_services_may_have_their
     waypoint.ask("10.96.0.11:80", get("/")).await;
     assert_eq!(log.lines(1).await, ["app.shop.svc.cluster.local"]);
     assert_eq!(own.lines(1).await, ["other.shop.svc.cluster.local"]);
+}
+
+#[tokio::test]
+async fn features_TM_the_log_says_when_all_of_a_request_was_here() {
+    const PAUSE: Duration = Duration::from_millis(60);
+    let log = Log::new();
+    let form = LogFormat::Text("%REQ(:METHOD)% %REQUEST_DURATION%\n".into());
+    let settings = with(vec![log.form(form, None)]);
+    let app = server(|request: Request<Incoming>| async move {
+        let _ = request.into_body().collect().await;
+        Response::new(Full::<Bytes>::default())
+    })
+    .await;
+    let deny = DirectResponse { status: StatusCode::FORBIDDEN, body: Bytes::new() };
+    let rules = vec![at("/deny", Handling::new(Action::Respond(deny))), at("/", to("app"))];
+    let waypoint = Waypoint::with(&[Backend::new("app", VIP, &[app])], table("app", rules), settings).await;
+    waypoint.ask(ASK, get("/")).await;
+    assert_eq!(log.lines(1).await, ["GET 0"]);
+    // One whose body nobody has waited for.
+    let body = b"PUT /deny HTTP/1.1\r\nhost: shop\r\ncontent-length: 4\r\nconnection: close\r\n\r\n";
+    waypoint.raw(ASK, body).await;
+    assert_eq!(log.lines(2).await[1], "PUT -");
+    let mut stream = waypoint.stream(ASK).await.unwrap();
+    stream.write_all(b"POST / HTTP/1.1\r\nhost: shop\r\ncontent-length: 4\r\n\r\nsl").await.unwrap();
+    tokio::time::sleep(PAUSE).await;
+    stream.write_all(b"ow").await.unwrap();
+    let lines = log.lines(3).await;
+    let took: u128 =
+        lines[2].strip_prefix("POST ").and_then(|took| took.parse().ok()).unwrap_or_else(|| panic!("{lines:?}"));
+    assert!(took >= PAUSE.as_millis() - 1, "{lines:?}");
 }

@@ -10,7 +10,7 @@ use http::header::HOST;
 use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Request, Response, Version};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use mesh_core::l7::{Condition, Handling};
 use mesh_runtime::{lanes, ticks};
 
@@ -56,6 +56,8 @@ pub struct Report {
     http2: bool,
     /// It came by HTTPS, here or at a proxy in front that is believed.
     https: bool,
+    /// It has no body.
+    bare: bool,
     grpc: bool,
     /// Its body has to come at some rate.
     paced: bool,
@@ -101,6 +103,7 @@ impl Report {
             began: Instant::now(),
             http2: request.version() == Version::HTTP_2,
             https,
+            bare: request.body().is_end_stream(),
             grpc: false,
             paced: false,
             status: 0,
@@ -365,6 +368,19 @@ impl Report {
         }
     }
 
+    /// When all of it was here.
+    fn ended_at(&self) -> Option<Instant> {
+        match &self.received {
+            Some(received) => received.ended_at().map(tokio::time::Instant::into_std),
+            None => self.bare.then_some(self.began),
+        }
+    }
+
+    /// Milliseconds since it began.
+    fn ms(&self, at: Instant) -> Option<u64> {
+        at.saturating_duration_since(self.began).as_millis().try_into().ok()
+    }
+
     fn facts<'a>(&'a self, who: &'a Who<'a>, measured: &'a Measured, asked: &'a str) -> Facts<'a> {
         let own = &self.down.lane.shared.own;
         Facts {
@@ -372,7 +388,8 @@ impl Report {
             who,
             measured,
             start: mesh_runtime::clock::now() - measured.duration,
-            head_ms: self.head.and_then(|at| at.saturating_duration_since(self.began).as_millis().try_into().ok()),
+            head_ms: self.head.and_then(|at| self.ms(at)),
+            body_ms: self.ended_at().and_then(|at| self.ms(at)),
             http2: self.http2,
             copied: None,
             edge: self.down.entry.is_some(),

@@ -203,6 +203,8 @@ pub struct Facts<'a> {
     pub measured: &'a Measured,
     /// When it came.
     pub start: SystemTime,
+    /// When all of the request was here, in milliseconds since its head was.
+    pub body_ms: Option<u64>,
     /// Milliseconds to the head of the answer.
     pub head_ms: Option<u64>,
     /// What is spoken with the client.
@@ -370,7 +372,7 @@ impl Values for Facts<'_> {
             Plain::BytesReceived => put(out, measured.received),
             Plain::BytesSent => put(out, measured.sent),
             Plain::Duration => put(out, measured.duration.as_millis()),
-            Plain::RequestDuration => false,
+            Plain::RequestDuration => self.body_ms.is_some_and(|ms| put(out, ms)),
             Plain::ResponseDuration => self.head_ms.is_some_and(|ms| put(out, ms)),
             Plain::Protocol => some(out, self.protocol()),
             Plain::ResponseCode => put(out, measured.status),

@@ -227,6 +227,7 @@ impl Session {
             measured: &measured,
             start: mesh_runtime::clock::now() - duration,
             head_ms: None,
+            body_ms: None,
             http2: false,
             copied: Some("udp"),
             edge: true,

@@ -130,8 +130,10 @@ fn ends(who: &Who<'_>, protocol: ArcStr) -> Pairs {
         }
         (None, None) => (UNKNOWN, UNKNOWN, UNKNOWN),
     };
+    // A gateway asks for its clients, and reports so, as Istio's.
+    let reporter = if who.outside && !who.peer.stranger { arcstr::literal!("source") } else { arcstr::literal!("waypoint") };
     let values = [
-        arcstr::literal!("waypoint"),
+        reporter,
         source.workload,
         source.service.clone(),
         source.revision.clone(),

@@ -366,6 +366,9 @@ mod tests {
         let counted: Vec<_> = shown.lines().filter(|line| line.starts_with("istio_requests_total{")).collect();
         assert_eq!(counted.len(), 6, "{shown}");
         assert!(counted.iter().all(|line| line.ends_with("} 2")), "{counted:#?}");
+        // Of these one alone came to an edge.
+        let reported = counted.iter().filter(|line| line.contains("reporter=\"source\"")).count();
+        assert_eq!(reported, 1, "{counted:#?}");
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub struct Verdict {
     pub route: Option<Belonging>,
     /// It is in force, or would be, at waypoints, and not at agents.
     pub at_waypoint: bool,
-    /// What there is to say of the waypoint of a service.
+    /// What there is to say of the waypoint of a service or a ServiceEntry.
     pub binding: Option<Binding>,
     /// The addresses that were given to the hosts of a ServiceEntry, if it counts.
     pub given: Option<Vec<(ArcStr, IpAddr)>>,
@@ -80,7 +80,7 @@ pub struct Belonging {
     pub broken: Option<Vec<(String, &'static str, String)>>,
 }
 
-/// What a service is told of the waypoint that it or its namespace names.
+/// What a service or a ServiceEntry is told of the waypoint that it or its namespace names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Binding {
     /// Its clients go through it.
@@ -124,7 +124,7 @@ pub fn judge(
     unknown: &BTreeSet<Key>,
     at_waypoints: &BTreeSet<Key>,
     route: impl Fn(&Key) -> Option<Belonging>,
-    bindings: &BTreeMap<NamespacedName, Binding>,
+    bindings: &BTreeMap<Key, Binding>,
 ) -> Verdicts {
     let mut joined: BTreeMap<&Key, Vec<&Problem>> = BTreeMap::new();
     for (key, problem) in problems {
@@ -135,12 +135,12 @@ pub fn judge(
         .into_iter()
         .filter(|(key, mark)| !unknown.contains(key) || !mark.is_read && !key.kind.is_told_by_parent());
     let judged = known.filter_map(|(key, mark)| {
+        let binding = bindings.get(&key).cloned();
         let verdict = if key.kind == Kind::Service {
-            let name = NamespacedName::new(key.namespace.clone(), key.name.clone());
-            of_service(mark, bindings.get(&name).cloned())
+            of_service(mark, binding)
         } else {
             let known = verdict(&key, mark, objects, joined.get(&key).map_or(&[], Vec::as_slice), at_waypoints);
-            Some(Verdict { route: route(&key), ..known })
+            Some(Verdict { route: route(&key), binding, ..known })
         };
         verdict.map(|verdict| (key, verdict))
     });

@@ -11,7 +11,7 @@
 //! | a waypoint's, and there is none | `WaypointAccepted` | False | AncestorNotBound |
 //!
 //! Where an Istio runs, those two types are its own: then there is one of ours, `undermesh.io/Accepted`. So there is for what says where requests go; but where
-//! an Istio runs it acts on those objects, and nothing is said. A service is told of its waypoint (`istio.io/WaypointBound`), unless an Istio runs, which tells it
+//! an Istio runs it acts on those objects, and nothing is said. Services and ServiceEntries are told of their waypoint (`istio.io/WaypointBound`), unless an Istio runs, which tells it
 //! the same of its own; one that names none any more has no such condition. Routes and policies of the Gateway API are told of each object above them instead
 //! (`cluster::parents`).
 
@@ -51,8 +51,8 @@ pub struct Said {
 pub enum Saying {
     /// One condition.
     Condition(Said),
-    /// One condition, and the addresses that hosts of a ServiceEntry have.
-    Addressed(Said, Vec<Json>),
+    /// What a ServiceEntry is told: one condition, the other one of its waypoint, and the addresses that its hosts have.
+    Entry(Said, Box<Saying>, Option<Vec<Json>>),
     /// That condition is to be gone.
     Absent(Said),
     /// Some for each parent of a route, and what is said of it elsewhere.
@@ -66,10 +66,11 @@ impl Saying {
             return of_service(verdict.binding.as_ref());
         }
         let said = said(kind, verdict, with_istio);
-        if let Some(given) = &verdict.given {
+        if kind == Kind::ServiceEntry {
             let item =
                 |(host, address): &(ArcStr, IpAddr)| json!({ "value": address.to_string(), "host": host.as_str() });
-            return Saying::Addressed(said, given.iter().map(item).collect());
+            let given = verdict.given.as_ref().map(|given| given.iter().map(item).collect());
+            return Saying::Entry(said, Box::new(of_service(verdict.binding.as_ref())), given);
         }
         if !kind.is_told_by_parent() {
             return Saying::Condition(said);
@@ -82,9 +83,7 @@ impl Saying {
     /// In one sentence.
     pub fn said(&self) -> &Said {
         match self {
-            Saying::Condition(said) | Saying::Addressed(said, _) | Saying::Absent(said) | Saying::Parents(_, said) => {
-                said
-            }
+            Saying::Condition(said) | Saying::Entry(said, ..) | Saying::Absent(said) | Saying::Parents(_, said) => said,
         }
     }
 
@@ -95,17 +94,22 @@ impl Saying {
             Saying::Absent(_) => return None,
             Saying::Parents(parents, _) if parents.is_empty() => return None,
             Saying::Parents(_, said) => (said, parents::were_refused(before)),
-            Saying::Condition(said) | Saying::Addressed(said, _) => {
+            Saying::Condition(said) | Saying::Entry(said, ..) => {
                 let is_refusal = |one: &Json| one["type"] == said.r#type && one["status"] == "False";
                 (said, before.iter().any(is_refusal))
             }
         };
-        (!said.holds || was_refused).then_some(said)
+        let own = (!said.holds || was_refused).then_some(said);
+        // Of its waypoint a ServiceEntry hears if all else is well.
+        match self {
+            Saying::Entry(_, bound, _) => own.or_else(|| bound.news(before)),
+            _ => own,
+        }
     }
 
     /// The addresses that the status is to show; `None` if it does, in whatever order.
     pub fn addresses(&self, before: &[Json]) -> Option<&[Json]> {
-        let Saying::Addressed(_, given) = self else { return None };
+        let Saying::Entry(_, _, Some(given)) = self else { return None };
         let is_same = given.len() == before.len() && given.iter().all(|one| before.contains(one));
         (!is_same).then_some(given)
     }
@@ -113,7 +117,11 @@ impl Saying {
     /// The part of the status that is ours to write, after it was told; `None` if there is nothing new in it.
     pub fn told(&self, before: &[Json], generation: i64, now: Timestamp) -> Option<Vec<Json>> {
         match self {
-            Saying::Condition(said) | Saying::Addressed(said, _) => told(before, said, generation, now),
+            Saying::Condition(said) => told(before, said, generation, now),
+            Saying::Entry(said, bound, _) => {
+                let own = told(before, said, generation, now);
+                bound.told(own.as_deref().unwrap_or(before), generation, now).or(own)
+            }
             Saying::Absent(said) => {
                 let others: Vec<Json> = before.iter().filter(|one| one["type"] != said.r#type).cloned().collect();
                 (others != before).then_some(others)
@@ -123,7 +131,7 @@ impl Saying {
     }
 }
 
-/// What there is to say to a service of its waypoint.
+/// What there is to say to a service, or a ServiceEntry, of its waypoint.
 fn of_service(binding: Option<&Binding>) -> Saying {
     let said = |holds, reason, message: String| Said { r#type: WAYPOINT_BOUND, holds, reason, message: cut(message) };
     match binding {
@@ -209,13 +217,14 @@ pub fn told(before: &[Json], said: &Said, generation: i64, now: Timestamp) -> Op
         // As protobuf writes numbers of 64 bits.
         "observedGeneration": generation.to_string(),
     });
-    if said.r#type == WAYPOINT_BOUND {
+    if said.r#type == WAYPOINT_BOUND && generation == 0 {
         // A service has no generation, and its conditions have a number there.
         new.as_object_mut().map(|new| new.remove("observedGeneration"));
     }
     // What was ours and is about something else now.
     let stale = |condition: &Json| {
-        said.r#type != OWN && [ZTUNNEL, WAYPOINT, OWN].iter().any(|t| is(condition, t) && *t != said.r#type)
+        ![OWN, WAYPOINT_BOUND].contains(&said.r#type)
+            && [ZTUNNEL, WAYPOINT, OWN].iter().any(|t| is(condition, t) && *t != said.r#type)
     };
     let mut after: Vec<Json> = before.iter().filter(|condition| !stale(condition)).cloned().collect();
     match after.iter_mut().find(|condition| is(condition, said.r#type)) {
@@ -323,6 +332,41 @@ mod tests {
         ] {
             assert_eq!(saying.news(&before).is_some(), is_news, "{what}");
         }
+    }
+
+    #[test]
+    fn features_CL_10_a_service_entry_is_told_of_itself_and_of_its_waypoint() {
+        let now: Timestamp = "2026-11-21T10:00:00Z".parse().unwrap();
+        let of = |standing, binding: Option<Binding>| {
+            Saying::of(Kind::ServiceEntry, &Verdict { binding, ..verdict(standing, &[]) }, false)
+        };
+        let name = mesh_core::NamespacedName::new("shop", "wp");
+        let (good, bad) = (
+            Some(Binding::Accepted(name, Attached::default())),
+            Some(Binding::Refused("WaypointIsNotReady", "it is not".into())),
+        );
+        let shown = |conditions: &[Json]| {
+            let one = |c: &Json| format!("{} {} {} {}", c["type"], c["status"], c["reason"], c["observedGeneration"]);
+            conditions.iter().map(one).collect::<Vec<_>>().join("; ").replace('"', "")
+        };
+        let own = "undermesh.io/Accepted True Accepted 3";
+        for (binding, expected, news) in [
+            (None, own.to_owned(), None),
+            (Some(Binding::Untold), own.to_owned(), None),
+            (good, format!("{own}; istio.io/WaypointBound True WaypointAccepted 3"), None),
+            (bad.clone(), format!("{own}; istio.io/WaypointBound False WaypointIsNotReady 3"), Some("it is not")),
+        ] {
+            let saying = of(Standing::InForce, binding);
+            let after = saying.told(&[], 3, now).unwrap();
+            assert_eq!(shown(&after), expected);
+            assert_eq!(saying.told(&after, 3, now), None, "it is said once");
+            assert_eq!(saying.news(&[]).map(|said| said.message.as_str()), news);
+            // Who names a waypoint no more has no such condition.
+            let gone = of(Standing::InForce, None).told(&after, 3, now);
+            assert_eq!(shown(&gone.unwrap_or(after)), own);
+        }
+        let worse = of(Standing::NoEffect, bad);
+        assert!(worse.news(&[]).is_some_and(|said| said.r#type == OWN), "what is wrong with itself comes first");
     }
 
     #[test]

@@ -140,8 +140,8 @@ pub struct View {
     pub waypoints: BTreeMap<NamespacedName, WaypointGateway>,
     /// Pods that serve waypoints and have not ended, by namespace and name.
     pub waypoint_pods: BTreeMap<NamespacedName, WaypointPod>,
-    /// What services are told that have to do with a waypoint, by namespace and name.
-    pub bindings: BTreeMap<NamespacedName, Binding>,
+    /// What services and ServiceEntries are told that have to do with a waypoint.
+    pub bindings: BTreeMap<Key, Binding>,
     /// Which node runs which identity. Those of waypoints are not among them: they have their own tokens.
     pub placements: Placements,
     /// Nodes, with their uid if they have one.

@@ -131,7 +131,8 @@ fn ends(who: &Who<'_>, protocol: ArcStr) -> Pairs {
         (None, None) => (UNKNOWN, UNKNOWN, UNKNOWN),
     };
     // A gateway asks for its clients, and reports so, as Istio's.
-    let reporter = if who.outside && !who.peer.stranger { arcstr::literal!("source") } else { arcstr::literal!("waypoint") };
+    let reporter =
+        if who.outside && !who.peer.stranger { arcstr::literal!("source") } else { arcstr::literal!("waypoint") };
     let values = [
         reporter,
         source.workload,

@@ -225,7 +225,7 @@ fn design_10_9_who_asks_for_a_headless_service_is_led_or_it_says_that_nobody_get
         assert_eq!(let_in(&view, 80), may, "{what}");
         let workload = view.workloads.values().next().unwrap();
         assert_eq!([workload.waypoint.is_some(), workload.leads_strangers_through()], led, "{what}");
-        let binding = &view.bindings.get(&mesh_core::NamespacedName::new("shop", "web"));
+        let binding = &binding(&view);
         let said = match binding {
             Some(Binding::Refused("UnsupportedTrafficType", why)) => why.split(" (").next().unwrap().to_owned(),
             _ => String::new(),

@@ -4,7 +4,6 @@ use mesh_core::NamespacedName;
 
 use super::waypoints::*;
 use super::*;
-use crate::verdict::Binding;
 
 fn canary(name: &str, weight: &str) -> String {
     format!("{USE}-canary: {name}}}, annotations: {{{USE}-canary-weight: '{weight}'")
@@ -15,7 +14,7 @@ fn beside(view: &View) -> (String, Option<u32>, Vec<Kind>, Option<&'static str>)
     let service = view.services.values().find(|s| s.name == "web").unwrap();
     let told = told(service.canary.as_ref().map(|canary| &canary.waypoint));
     let said = view.problems.iter().filter(|(_, problem)| problem.field.contains("canary")).map(|(key, _)| key.kind);
-    let reason = match &view.bindings[&NamespacedName::new("shop", "web")] {
+    let reason = match binding(view).unwrap() {
         Binding::Accepted(_, beside) => beside.no_canary.as_ref().map(|(reason, _)| *reason),
         other => panic!("{other:?}"),
     };

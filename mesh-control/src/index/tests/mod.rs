@@ -30,13 +30,19 @@ use mesh_core::{Change, Connection, Decision, Identity, Store, authorize};
 use super::{Settings, View, build};
 use crate::manifest::file;
 use crate::resource::catalog::{Catalog, Scan};
-use crate::resource::{Kind, Objects};
+use crate::resource::{Key, Kind, Objects};
+use crate::verdict::Binding;
 
 /// What is in some manifests.
 fn read(text: &str) -> Objects {
     let read = file::read("a.yaml", text.as_bytes());
     let scan = Scan { found: read.found.into_iter().map(|(f, _)| f).collect(), ..Scan::default() };
     Catalog::default().apply(&scan).0
+}
+
+/// What the shop's service is told of its waypoint.
+fn binding(view: &View) -> Option<&Binding> {
+    view.bindings.get(&Key { kind: Kind::Service, namespace: "shop".into(), name: "web".into() })
 }
 
 /// The view of some manifests.

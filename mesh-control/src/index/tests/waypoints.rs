@@ -425,3 +425,35 @@ fn whatever_changes_bindings_are_those_of_a_fresh_join() {
     }
     assert_eq!(seen.len(), 5, "{seen:?}");
 }
+
+#[test]
+fn features_CL_10_a_service_entry_is_told_of_the_waypoint_that_its_hosts_are_bound_to() {
+    let wp = waypoint("shop", "wp", "");
+    let key = Key { kind: Kind::ServiceEntry, namespace: "shop".into(), name: "api".into() };
+    let own = label("wp");
+    for (what, gateways, of_namespace, labels, expected) in [
+        ("bound", wp.clone(), "", &*own, "accepted"),
+        ("by its namespace", wp.clone(), &*own, "", "accepted"),
+        ("nothing is asked for", wp.clone(), "", "", "-"),
+        ("by itself by none", wp.clone(), &*own, "istio.io/use-waypoint: none", "-"),
+        ("there is none", String::new(), "", &*own, "WaypointIsNotReady"),
+        ("not started", bare("shop", "wp", "", &spec("undermesh-waypoint", "")), "", &*own, "WaypointIsNotReady"),
+        ("for workloads", waypoint("shop", "wp", "workload"), "", &*own, "UnsupportedTrafficType"),
+        ("for workloads, by its namespace", waypoint("shop", "wp", "workload"), &*own, "", "-"),
+        ("of nobody", gateway("shop", "wp", "", &spec("theirs", "")), "", &*own, "WaypointIsNotReady"),
+    ] {
+        let entry = format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: api, namespace: shop, labels: {{{labels}}}}}\nspec: {{hosts: [api.example.com], resolution: STATIC, ports: [{{number: 80, name: http, protocol: HTTP}}], endpoints: [{{address: 198.18.3.3}}]}}\n"
+        );
+        let view = view(&format!("{gateways}{}{entry}", namespace("shop", of_namespace)));
+        let said = match view.bindings.get(&key) {
+            Some(Binding::Accepted(name, _)) => {
+                assert_eq!(name.to_string(), "shop/wp");
+                "accepted"
+            }
+            Some(Binding::Refused(reason, _)) => reason,
+            None | Some(Binding::Untold) => "-",
+        };
+        assert_eq!(said, expected, "{what}");
+    }
+}

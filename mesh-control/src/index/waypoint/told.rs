@@ -7,9 +7,10 @@ use std::sync::Arc;
 use mesh_core::workload::GatewayDestination;
 use mesh_core::{ArcStr, NamespacedName};
 
-use super::canary::Wishes;
+use super::canary::{self, Wishes};
 use super::{Settings, Standing, Traffic, Waypoints, asked, key};
 use crate::diagnosis::{Problem, Severity};
+use crate::resource::routing::{Routed, ServiceEntry};
 use crate::resource::waypoint::{Asked, field};
 use crate::resource::{Key, Kind, Objects, Service};
 use crate::verdict::{self, Binding, Optional};
@@ -75,48 +76,92 @@ impl Waypoints {
             return None;
         }
         let optional = self.optional(service, objects, settings);
-        let told = |reason| {
-            let flaw = self.flaw(name, &service.namespace, objects, settings)?;
-            if optional == Optional::InForce {
-                let message =
-                    format!("{}; it is optional: until then clients reach the service without it", flaw.message);
-                return Some(Binding::Refused(reason, message));
+        let wishes = Wishes::of_service(service);
+        if let Err(told) = self.bound(wishes, optional == Optional::InForce, objects, settings)? {
+            return Some(told);
+        }
+        match self.unreachable(service, name, objects) {
+            // What only its namespace asks for, and harms nobody, it is not told.
+            Some(_) if !is_own && !self.refuses(service, objects) => None,
+            Some(Problem { message, help, .. }) => {
+                let help = help.map(|help| format!(" ({help})")).unwrap_or_default();
+                Some(Binding::Refused(UNSUPPORTED, format!("{message}{help}")))
             }
-            let help = flaw.help.map(|help| format!(" ({help})")).unwrap_or_default();
-            Some(Binding::Refused(reason, format!("{}{help}", flaw.message)))
-        };
-        match self.gateways.get(name) {
-            None if self.unheard => Some(Binding::Untold),
-            Some(Standing::Unknown | Standing::Foreign) => Some(Binding::Untold),
-            None | Some(Standing::Nobody(_) | Standing::Edge(_)) => told("WaypointIsNotReady"),
-            Some(Standing::Ours(waypoint)) if !waypoint.is_for(Traffic::Service) => is_own.then(|| {
-                let message = format!("waypoint {name} does not take connections to services");
-                Binding::Refused(UNSUPPORTED, message)
-            }),
-            Some(Standing::Ours(waypoint)) if !waypoint.takes(name, &service.namespace, objects) => {
-                told("AttachmentDenied")
-            }
-            Some(Standing::Ours(waypoint)) if waypoint.destination.is_none() => told("WaypointIsNotReady"),
-            Some(Standing::Ours(_)) => match self.unreachable(service, name, objects) {
-                // What only its namespace asks for, and harms nobody, it is not told.
-                Some(_) if !is_own && !self.refuses(service, objects) => None,
-                Some(Problem { message, help, .. }) => {
-                    let help = help.map(|help| format!(" ({help})")).unwrap_or_default();
-                    Some(Binding::Refused(UNSUPPORTED, format!("{message}{help}")))
-                }
-                None => {
-                    let canary = self.beside(name, Wishes::of_service(service), objects, settings).1;
-                    let no_canary = canary.map(|(unusable, _)| (unusable.reason, unusable.why));
-                    Some(Binding::Accepted(name.clone(), verdict::Attached { optional, no_canary }))
-                }
-            },
+            None => Some(self.accepted(name, wishes, optional, objects, settings)),
         }
     }
 
-    /// What all services are told that have to do with a waypoint.
-    pub fn bindings(&self, objects: &Objects, settings: &Settings) -> BTreeMap<NamespacedName, Binding> {
-        let told = objects.services.iter();
-        told.filter_map(|(name, service)| Some((name.clone(), self.binding(service, objects, settings)?))).collect()
+    /// What a ServiceEntry is told, whose hosts are bound as services are.
+    fn entry_binding(&self, entry: &Routed<ServiceEntry>, objects: &Objects, settings: &Settings) -> Option<Binding> {
+        let (own, canary) = (Asked::of(Some(&entry.marks), &entry.namespace), canary::of_entry(entry));
+        let wishes = Wishes { waypoint: &own, canary: canary.as_ref(), namespace: &entry.namespace };
+        let (name, _) = asked(wishes.waypoint, wishes.namespace, objects)?;
+        if !settings.discovers(objects, &entry.namespace) {
+            return None;
+        }
+        match self.bound(wishes, false, objects, settings)? {
+            Ok(()) => Some(self.accepted(name, wishes, Optional::Unsaid, objects, settings)),
+            Err(told) => Some(told),
+        }
+    }
+
+    fn accepted(
+        &self,
+        name: &NamespacedName,
+        wishes: Wishes<'_>,
+        optional: Optional,
+        objects: &Objects,
+        settings: &Settings,
+    ) -> Binding {
+        let canary = self.beside(name, wishes, objects, settings).1;
+        let no_canary = canary.map(|(unusable, _)| (unusable.reason, unusable.why));
+        Binding::Accepted(name.clone(), verdict::Attached { optional, no_canary })
+    }
+
+    /// Whether the waypoint that counts for who says this has it, or else what to tell; nothing, if that is nothing. `optional`: clients need not wait for it.
+    fn bound(
+        &self,
+        wishes: Wishes<'_>,
+        optional: bool,
+        objects: &Objects,
+        settings: &Settings,
+    ) -> Option<Result<(), Binding>> {
+        let (name, is_own) = asked(wishes.waypoint, wishes.namespace, objects)?;
+        let told = |reason| {
+            let flaw = self.flaw(name, wishes.namespace, objects, settings)?;
+            let help = match optional {
+                true => "; it is optional: until then clients reach the service without it".to_owned(),
+                false => flaw.help.map(|help| format!(" ({help})")).unwrap_or_default(),
+            };
+            Some(Err(Binding::Refused(reason, format!("{}{help}", flaw.message))))
+        };
+        match self.gateways.get(name) {
+            None if self.unheard => Some(Err(Binding::Untold)),
+            Some(Standing::Unknown | Standing::Foreign) => Some(Err(Binding::Untold)),
+            None | Some(Standing::Nobody(_) | Standing::Edge(_)) => told("WaypointIsNotReady"),
+            Some(Standing::Ours(waypoint)) if !waypoint.is_for(Traffic::Service) => is_own.then(|| {
+                let message = format!("waypoint {name} does not take connections to services");
+                Err(Binding::Refused(UNSUPPORTED, message))
+            }),
+            Some(Standing::Ours(waypoint)) if !waypoint.takes(name, wishes.namespace, objects) => {
+                told("AttachmentDenied")
+            }
+            Some(Standing::Ours(waypoint)) if waypoint.destination.is_none() => told("WaypointIsNotReady"),
+            Some(Standing::Ours(_)) => Some(Ok(())),
+        }
+    }
+
+    /// What all services and ServiceEntries are told that have to do with a waypoint.
+    pub fn bindings(&self, objects: &Objects, settings: &Settings) -> BTreeMap<Key, Binding> {
+        let services = objects.services.values();
+        let services =
+            services.filter_map(|service| Some((of_service(service), self.binding(service, objects, settings)?)));
+        let entries = objects.routes.service_entries.iter().filter_map(|(name, entry)| {
+            let (namespace, own) = (name.namespace.clone(), name.name.clone());
+            let key = Key { kind: Kind::ServiceEntry, namespace, name: own };
+            Some((key, self.entry_binding(entry, objects, settings)?))
+        });
+        services.chain(entries).collect()
     }
 
     /// Why what names a waypoint in `namespace` is not bound to it, whatever it is.

@@ -50,7 +50,7 @@ pub use name::NamespacedName;
 pub use policy::Policy;
 pub use resolve::{
     Client, Refusal, Request, Route, Steer, Upstream, WaypointProblem, around, is_waypoint_of, may_reach, place_of,
-    resolve, speaks_for, steer,
+    resolve, speaks_for, steer, waypoint_endpoints,
 };
 pub use service::Service;
 pub use snapshot::Snapshot;

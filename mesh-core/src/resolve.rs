@@ -4,7 +4,7 @@
 mod steer;
 mod waypoint;
 
-pub use waypoint::{is_waypoint_of, speaks_for};
+pub use waypoint::{is_waypoint_of, speaks_for, waypoint_endpoints};
 
 use std::{
     fmt,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use mesh_core::{ArcStr, EndpointLease, Identity, Refusal, Route, Upstream};
 use mesh_runtime::lanes;
 use mesh_transport::copy::Peer as CopyPeer;
-use mesh_transport::hbone::{Authority, ConnectRequest, Forwarded, HboneError, TunnelKey};
+use mesh_transport::hbone::{Authority, ConnectRequest, Forwarded, HboneError, Patience, TunnelKey};
 
 use super::connections::{Direction, Endpoints, Registration};
 use super::context::{self, PodContext};
@@ -88,10 +88,15 @@ impl Failure {
     }
 }
 
-/// Connects along `route`. The outcome is reported to the endpoint's lease. `hurry`: an endpoint that gives no sign is not waited for.
-pub async fn run(context: &Arc<PodContext>, flow: &Flow, route: Route, hurry: bool) -> Result<Connected, Failure> {
+/// Connects along `route`. The outcome is reported to the endpoint's lease. `patience`: how long an endpoint that gives no sign is waited for.
+pub async fn run(
+    context: &Arc<PodContext>,
+    flow: &Flow,
+    route: Route,
+    patience: Patience,
+) -> Result<Connected, Failure> {
     match route {
-        Route::Hbone(upstream) if upstream.waypoint => tunnel(context, flow, upstream, hurry).await,
+        Route::Hbone(upstream) if upstream.waypoint => tunnel(context, flow, upstream, patience).await,
         // It had a waypoint a moment ago.
         _ if flow.stranger.is_some() => Err(Failure {
             reason: Reason::NoWaypoint,
@@ -121,7 +126,7 @@ pub async fn run(context: &Arc<PodContext>, flow: &Flow, route: Route, hurry: bo
             hairpin(context, flow, upstream).await
         }
         Route::Plain(upstream) => plain(context, flow, upstream).await,
-        Route::Hbone(upstream) => tunnel(context, flow, upstream, hurry).await,
+        Route::Hbone(upstream) => tunnel(context, flow, upstream, patience).await,
     }
 }
 
@@ -148,7 +153,12 @@ async fn plain(context: &PodContext, flow: &Flow, upstream: Upstream) -> Result<
     }
 }
 
-async fn tunnel(context: &PodContext, flow: &Flow, upstream: Upstream, hurry: bool) -> Result<Connected, Failure> {
+async fn tunnel(
+    context: &PodContext,
+    flow: &Flow,
+    upstream: Upstream,
+    patience: Patience,
+) -> Result<Connected, Failure> {
     let labels = upstream_labels(context, flow, &upstream, Security::MutualTls);
     let certificate = match context.certificate().await {
         Ok(certificate) => certificate,
@@ -188,13 +198,9 @@ async fn tunnel(context: &PodContext, flow: &Flow, upstream: Upstream, hurry: bo
     let (pod, destination) = (context.pod.clone(), upstream.tunnel);
     let dial = move || async move { context::dial(&pod, destination).await };
     let (pool, request) = (&context.shared.pool, request(context, flow, &upstream));
-    let connecting = async {
-        // Where nobody was chosen nobody else can be.
-        match hurry && upstream.lease.is_some() {
-            true => pool.connect_unless_silent(&key, certificate, dial, request).await,
-            false => pool.connect(&key, certificate, dial, request).await,
-        }
-    };
+    // Where nobody was chosen nobody else can be.
+    let patience = if patience == Patience::Sign && upstream.lease.is_none() { Patience::Usual } else { patience };
+    let connecting = pool.connect_with(&key, certificate, dial, request, patience);
     // Tunnels are shared and have signs of life of their own; what is said of connections is said of each one in them.
     let connected = match &upstream.pool {
         Some(pool) => {

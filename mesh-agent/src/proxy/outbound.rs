@@ -15,9 +15,9 @@ use std::time::Duration;
 
 use mesh_core::l4::ServerName;
 use mesh_core::l7::ClusterKey;
-use mesh_core::{ArcStr, Refusal, Request, Route, Steer, WaypointProblem, around, resolve, steer};
+use mesh_core::{ArcStr, Refusal, Request, Route, Steer, WaypointProblem, around, resolve, steer, waypoint_endpoints};
 use mesh_runtime::failpoint;
-use mesh_transport::hbone::Claimed;
+use mesh_transport::hbone::{Claimed, Patience};
 use mesh_transport::socket::{self, Armed};
 use mesh_transport::tls::peek_server_name;
 use tokio::time::Instant;
@@ -132,6 +132,7 @@ pub async fn connect(context: &Arc<PodContext>, flow: &Flow, app: &Armed) -> Res
         patient: false,
         hello: None,
         place: None,
+        end: None,
         around: false,
         answered: false,
     };
@@ -140,7 +141,7 @@ pub async fn connect(context: &Arc<PodContext>, flow: &Flow, app: &Armed) -> Res
     loop {
         let route = match attempts.route().await {
             Ok(route) => route,
-            Err(refusal) if attempts.turn_around(&refusal) => {
+            Err(refusal) if is_away(&refusal) && attempts.turn_around() => {
                 last = None;
                 continue;
             }
@@ -148,10 +149,21 @@ pub async fn connect(context: &Arc<PodContext>, flow: &Flow, app: &Armed) -> Res
             // What went wrong with the endpoints says more than that none is left.
             Err(refusal) => return Err(last.unwrap_or_else(|| Failure::refused(context, flow, &refusal))),
         };
+        if attempts.is_late() {
+            if attempts.turn_around() {
+                last = None;
+                continue;
+            }
+            attempts.ask_with_patience();
+        }
         let optional = attempts.optional(&route);
         let has_more = attempts.tried.len() + 1 < shared.config.tries;
-        let hurry = (has_more || optional.is_some()) && !attempts.patient;
-        match attempt::run(context, flow, route, hurry).await {
+        let patience = match &optional {
+            Some((_, until)) => Patience::Until(*until),
+            None if has_more && !attempts.patient => Patience::Sign,
+            None => Patience::Usual,
+        };
+        match attempt::run(context, flow, route, patience).await {
             Ok(connected) => {
                 if attempts.around {
                     shared.telemetry.health().went_around();
@@ -159,11 +171,15 @@ pub async fn connect(context: &Arc<PodContext>, flow: &Flow, app: &Armed) -> Res
                 }
                 return Ok(connected);
             }
-            Err(failure) if failure.is_down && optional.is_some() => {
-                attempts.tried.extend(optional);
-                last = Some(failure);
-            }
             Err(failure) => match &failure.next {
+                next if failure.is_down && optional.is_some() => {
+                    let uid = optional.map(|(uid, _)| uid);
+                    if matches!(next, Next::Instead(_)) {
+                        attempts.silent.extend(uid.clone());
+                    }
+                    attempts.tried.extend(uid);
+                    last = Some(failure);
+                }
                 // The waypoint and this agent hear of a change at different moments, in either order: soon both know.
                 Next::Again => {
                     attempts.answered |= optional.is_some();
@@ -172,11 +188,15 @@ pub async fn connect(context: &Arc<PodContext>, flow: &Flow, app: &Armed) -> Res
                     };
                     tokio::time::sleep(Duration::from_millis(*pause)).await;
                 }
-                Next::Other(uid) | Next::Instead(uid) if has_more => {
+                Next::Other(uid) | Next::Instead(uid) if has_more || optional.is_some() => {
                     attempts.answered |= optional.is_some();
                     attempts.tried.push(uid.clone());
                     if matches!(failure.next, Next::Instead(_)) {
                         attempts.silent.push(uid.clone());
+                    }
+                    // Had it not been optional, some that gave no sign would have been waited for.
+                    if !has_more && !attempts.turn_patient() {
+                        return Err(failure);
                     }
                     last = Some(failure);
                 }
@@ -200,6 +220,8 @@ struct Attempts<'a> {
     hello: Option<Option<String>>,
     /// Where a route leads the connection: with every attempt the same.
     place: Option<ClusterKey>,
+    /// When an optional waypoint has been asked for long enough, whatever of it was asked.
+    end: Option<Instant>,
     /// The waypoint has not answered, and is gone around.
     around: bool,
     /// An endpoint of an optional waypoint has answered, though not well: it is there, and decides.
@@ -207,22 +229,30 @@ struct Attempts<'a> {
 }
 
 impl Attempts<'_> {
-    /// The endpoint of a waypoint that may be gone around if it does not answer.
-    fn optional(&self, route: &Route) -> Option<ArcStr> {
+    /// The endpoint of a waypoint that may be gone around if it does not answer, and until when a tunnel to it is waited for: all of them together have the
+    /// time of one connection.
+    fn optional(&mut self, route: &Route) -> Option<(ArcStr, Instant)> {
         let Route::Hbone(upstream) = route else { return None };
-        let says_so = upstream.service.as_ref().is_some_and(|service| service.waypoint_optional);
+        let service = upstream.service.as_ref().filter(|service| upstream.waypoint && service.waypoint_optional)?;
         // Who comes for the pod and is none of its apps is for the waypoint of the pod alone.
-        let may = upstream.waypoint && says_so && self.flow.stranger.is_none() && self.tried.len() < OPTIONAL_TRIES;
-        may.then(|| upstream.workload.uid.clone())
+        if self.patient || self.flow.stranger.is_some() || self.tried.len() >= OPTIONAL_TRIES {
+            return None;
+        }
+        let (shared, now) = (&self.context.shared, Instant::now());
+        let all = waypoint_endpoints(&shared.state.snapshot(), service).min(OPTIONAL_TRIES);
+        let end = *self.end.get_or_insert_with(|| now + shared.config.connect_timeout);
+        let until = now + share(end.saturating_duration_since(now), all, self.tried.len());
+        Some((upstream.workload.uid.clone(), until))
     }
 
-    /// Nobody is left of the waypoint, none of it has answered, and it may be gone without. False: it may not, or it is gone around already.
-    fn turn_around(&mut self, refusal: &Refusal) -> bool {
-        let is_away = matches!(
-            refusal,
-            Refusal::NoWaypoint { problem: WaypointProblem::Unknown | WaypointProblem::NoEndpoints, .. }
-        );
-        if !is_away || self.around || self.answered || self.flow.stranger.is_some() {
+    /// The time for an optional waypoint is over, and nothing has come of it yet.
+    fn is_late(&self) -> bool {
+        !self.around && !self.patient && self.end.is_some_and(|end| Instant::now() >= end)
+    }
+
+    /// Nobody of the waypoint has answered, and it may be gone without. False: it may not, or it is gone around already.
+    fn turn_around(&mut self) -> bool {
+        if self.around || self.answered || self.patient || self.flow.stranger.is_some() {
             return false;
         }
         let (view, shared) = (self.context.view(), &self.context.shared);
@@ -236,6 +266,7 @@ impl Attempts<'_> {
         self.around = around(&shared.state.snapshot(), &request, &mut rand::rng()).is_some();
         if self.around {
             self.tried.clear();
+            self.silent.clear();
         }
         self.around
     }
@@ -245,10 +276,14 @@ impl Attempts<'_> {
         if self.patient || self.silent.is_empty() {
             return false;
         }
+        self.ask_with_patience();
+        true
+    }
+
+    fn ask_with_patience(&mut self) {
         self.patient = true;
         let silent = std::mem::take(&mut self.silent);
         self.tried.retain(|uid| !silent.contains(uid));
-        true
     }
 
     /// The next route. An address that should be known is asked for and waited for: the configuration may be a moment behind the pod.
@@ -313,9 +348,42 @@ impl Attempts<'_> {
     }
 }
 
+/// Nobody is left of the waypoint, or never was there.
+fn is_away(refusal: &Refusal) -> bool {
+    matches!(refusal, Refusal::NoWaypoint { problem: WaypointProblem::Unknown | WaypointProblem::NoEndpoints, .. })
+}
+
+/// The share of one of `all` in the time that is left, where so many have had theirs: the last one has all of it.
+fn share(left: Duration, all: usize, tried: usize) -> Duration {
+    left / u32::try_from(all.saturating_sub(tried)).unwrap_or(u32::MAX).max(1)
+}
+
 /// Whether the configuration decides about a connection as it is known.
 enum Now {
     Decided(Result<Route, Refusal>),
     /// The name that the client asks for is needed.
     Look,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hardening_3_2_each_endpoint_of_an_optional_waypoint_has_its_share_of_the_time() {
+        for (left, all, tried, share_ms) in [
+            (5_000, 1, 0, 5_000),
+            (5_000, 4, 0, 1_250),
+            // Some have told at once that they are not there: the others have more of it.
+            (4_900, 4, 2, 2_450),
+            (1_250, 4, 3, 1_250),
+            // There are fewer by now than were tried.
+            (600, 2, 5, 600),
+            (600, 0, 0, 600),
+            (0, 4, 1, 0),
+        ] {
+            let expected = Duration::from_millis(share_ms);
+            assert_eq!(share(Duration::from_millis(left), all, tried), expected, "{left} of {all} after {tried}");
+        }
+    }
 }

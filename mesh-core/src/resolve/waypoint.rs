@@ -84,6 +84,16 @@ pub fn is_waypoint_of(snapshot: &Snapshot, workload: &Workload, network: &str, a
     })
 }
 
+/// How many endpoints the waypoint of a service has, and its canary, in all.
+pub fn waypoint_endpoints(snapshot: &Snapshot, service: &Service) -> usize {
+    let of = |gateway| match find(snapshot, gateway) {
+        Some(Found::Service(service)) => snapshot.endpoints(&service.key()).map_or(0, |set| set.members().len()),
+        Some(Found::Workload(..)) => 1,
+        None => 0,
+    };
+    service.waypoints().map(of).sum()
+}
+
 /// What a waypoint's name or address is.
 enum Found<'a> {
     Service(&'a Arc<Service>),

@@ -59,7 +59,8 @@ pub enum HboneError {
     /// The peer did not answer the request in time.
     #[error("request timed out")]
     RequestTimeout,
-    /// The request was not answered, nor was a PING, nor has the peer said anything else: it has stopped, or the way to it.
+    /// The request was not answered, nor was a PING, nor has the peer said anything else: it has stopped, or the way to it. Or no tunnel came about in the
+    /// time that was given.
     #[error("peer is silent")]
     Silent,
     /// The peer refused the request.

@@ -19,7 +19,7 @@ mod tunnel;
 
 pub use error::{HboneError, Stage};
 pub(crate) use headers::fuzz_request;
-pub use pool::{Pool, PoolConfig, PoolStats, TunnelKey};
+pub use pool::{Patience, Pool, PoolConfig, PoolStats, TunnelKey};
 pub(crate) use request::fuzz_values;
 pub use request::{
     Authority, AuthorityProblem, Baggage, Claimed, ConnectRequest, ConnectResponse, Forwarded, TraceParent,

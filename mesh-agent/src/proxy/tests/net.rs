@@ -135,6 +135,13 @@ impl Hub {
     }
 }
 
+impl Hub {
+    /// What is sent to this address from now on is lost, as on the way to a machine that has died.
+    pub fn lose(&self, address: IpAddr) {
+        self.netns.enter(|| ip(&format!("route replace blackhole {address}/{}", width(&address))));
+    }
+}
+
 fn width(address: &IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }

@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -10,6 +12,7 @@ use mesh_core::service::{AppProtocol, ServicePort};
 use mesh_core::workload::{GatewayAddress, GatewayDestination, NetworkAddress, PortMapping, TunnelProtocol};
 use mesh_core::{Change, Service, Workload};
 use parking_lot::Mutex;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -278,6 +281,77 @@ async fn hardening_3_2_an_optional_waypoint_is_gone_around_when_nobody_answers_t
     pair.apply(vec![Change::RemoveAddress(endpoint("good", 66).uid), Change::Service(optional(false))]);
     pair.client.expect_refused(pair.service_address()).await;
     assert_eq!(direct.load(SeqCst), 4);
+}
+
+/// Their machines have died, and nothing tells: all of them together are waited for no longer than one would be, and one that lives is found among them.
+#[tokio::test(flavor = "multi_thread")]
+async fn hardening_3_2_an_optional_waypoint_is_asked_no_longer_than_a_connection_may_take() {
+    let limit = Duration::from_secs(4);
+    let pair = Pair::with(|config| config.connect_timeout = limit).await;
+    let direct = pair.server.echo(APP, "direct ");
+    let service = Service { waypoint: through(), waypoint_optional: true, ..service() };
+    let dead = |last: u8| endpoint(&format!("dead-{last}"), last);
+    (70..=77).for_each(|last| pair.hub.lose(v4(last)));
+    pair.apply(vec![
+        Change::Workload(serving(pair.server.workload())),
+        Change::Service(waypoints()),
+        Change::Service(service),
+    ]);
+    pair.apply((70..=77).map(|last| Change::Workload(dead(last))).collect());
+    let began = Instant::now();
+    let mut app = pair.client.connect(pair.service_address()).await;
+    expect(&mut app, "direct ").await;
+    // Two of them would have it already, if each had the time for itself.
+    assert!(began.elapsed() < 2 * limit, "{:?}", began.elapsed());
+
+    let good = Waypoint::start(&pair, "good", 66, StatusCode::OK);
+    pair.apply((72..=77).map(|last| Change::RemoveAddress(dead(last).uid)).collect());
+    pair.apply(vec![Change::Workload(endpoint("good", 66))]);
+    for n in 0..3 {
+        let mut app = pair.client.connect(pair.service_address()).await;
+        exchange(&mut app, &format!("request {n}")).await;
+    }
+    assert_eq!((good.asked.lock().len(), direct.load(SeqCst)), (3, 1));
+}
+
+/// Whoever gives no sign for a moment may only have been slow: where the waypoint may not be gone around he is waited for, as he would be if it were not optional.
+#[tokio::test(flavor = "multi_thread")]
+async fn hardening_3_2_a_silent_endpoint_of_an_optional_waypoint_is_asked_again_unless_it_is_gone_around() {
+    let pair = Pair::start().await;
+    let direct = pair.server.echo(APP, "direct ");
+    let slow = Waypoint::start(&pair, "slow", 66, StatusCode::OK);
+    let service = Service { waypoint: through(), waypoint_optional: true, ..service() };
+    pair.apply(vec![
+        Change::Workload(serving(pair.server.workload())),
+        Change::Service(waypoints()),
+        Change::Service(service),
+        Change::Workload(endpoint("slow", 66)),
+    ]);
+    // Another one is found only when the first has been asked, and has no room.
+    let busy = pair.hub.attach(&[v4(67)]);
+    let (listener, dials) = (busy.listen(SocketAddr::new(v4(67), TUNNEL)), Arc::new(AtomicUsize::new(0)));
+    listener.set_nonblocking(true).unwrap();
+    let (listener, count) = (TcpListener::from_std(listener).unwrap(), dials.clone());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.write_all(&[21, 3, 3, 0, 2, 2, 90]).await;
+            count.fetch_add(1, SeqCst);
+        }
+    });
+    let held = slow.answers.acquire().await.unwrap();
+    let mut app = pair.client.connect(pair.service_address()).await;
+    eventually("the slow one is asked", || slow.asked.lock().len() == 1).await;
+    pair.apply(vec![Change::Workload(endpoint("busy", 67))]);
+    eventually("the other one is asked instead", || dials.load(SeqCst) > 0).await;
+    drop(held);
+    exchange(&mut app, "after all").await;
+    assert_eq!((slow.asked.lock().len(), direct.load(SeqCst)), (2, 0));
+
+    // Nobody has answered: nobody is waited for.
+    pair.apply(vec![Change::RemoveAddress(endpoint("busy", 67).uid)]);
+    let _held = slow.answers.acquire().await.unwrap();
+    let mut app = pair.client.connect(pair.service_address()).await;
+    expect(&mut app, "direct ").await;
 }
 
 /// Whatever a waypoint answers, and whoever answers in its place: it is there, or somebody else is.

@@ -158,6 +158,17 @@ impl std::fmt::Debug for Pool {
     }
 }
 
+/// How long is waited for a peer that gives no sign. One that is only slow with the request is waited for in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// As long as the pool's deadlines say: nobody else can be asked.
+    Usual,
+    /// No longer than [`SIGN`] twice, once there is a tunnel.
+    Sign,
+    /// The same, and for the tunnel no longer than until then. Its dial goes on, for those who come next.
+    Until(Instant),
+}
+
 /// The TCP connection that a dial is to make.
 type BoxedDial = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>> + Send>;
 
@@ -190,37 +201,24 @@ impl Pool {
         D: FnOnce() -> F + Send + 'static,
         F: Future<Output = io::Result<TcpStream>> + Send + 'static,
     {
-        self.ask(key, cert, dial, request, false)
+        self.connect_with(key, cert, dial, request, Patience::Usual)
     }
 
-    /// The same, of a peer that others can stand in for: one that has stopped is told from one that is slow with this request, and waited for no longer
-    /// than [`SIGN`] twice ([`HboneError::Silent`]).
-    pub fn connect_unless_silent<D, F>(
+    /// The same, of a peer that others may stand in for: one that has stopped is told from one that is slow with this request, and waited for as
+    /// `patience` says ([`HboneError::Silent`]).
+    pub async fn connect_with<D, F>(
         &self,
         key: &TunnelKey,
         cert: Arc<IdentityCertificate>,
         dial: D,
         request: ConnectRequest,
-    ) -> impl Future<Output = Result<(HboneStream, ConnectResponse), HboneError>>
-    where
-        D: FnOnce() -> F + Send + 'static,
-        F: Future<Output = io::Result<TcpStream>> + Send + 'static,
-    {
-        self.ask(key, cert, dial, request, true)
-    }
-
-    async fn ask<D, F>(
-        &self,
-        key: &TunnelKey,
-        cert: Arc<IdentityCertificate>,
-        dial: D,
-        request: ConnectRequest,
-        hurry: bool,
+        patience: Patience,
     ) -> Result<(HboneStream, ConnectResponse), HboneError>
     where
         D: FnOnce() -> F + Send + 'static,
         F: Future<Output = io::Result<TcpStream>> + Send + 'static,
     {
+        let hurry = patience != Patience::Usual;
         let mut dial = Some(dial);
         let mut last = HboneError::Overloaded;
         let (mut deadline, mut lost_at) = (None, None);
@@ -230,7 +228,12 @@ impl Pool {
                 Choice::Use(tunnel) => tunnel,
                 Choice::Full => return Err(last),
                 Choice::Wait(result, id) => {
-                    self.dialled(key, result, id, deadline).await?;
+                    let limit = match (deadline, patience) {
+                        (Some(deadline), _) => Some((deadline, HboneError::RequestTimeout)),
+                        (None, Patience::Until(until)) => Some((until, HboneError::Silent)),
+                        (None, _) => None,
+                    };
+                    self.dialled(key, result, id, limit).await?;
                     continue;
                 }
             };
@@ -271,13 +274,13 @@ impl Pool {
         Err(last)
     }
 
-    /// Waits for the end of a dial.
+    /// Waits for the end of a dial, or until it is too late for it.
     async fn dialled(
         &self,
         key: &TunnelKey,
         mut result: watch::Receiver<DialResult>,
         id: u64,
-        deadline: Option<Instant>,
+        limit: Option<(Instant, HboneError)>,
     ) -> Result<(), HboneError> {
         let _waiting = Waiting { pool: self, key, id };
         let end = async {
@@ -287,8 +290,8 @@ impl Pool {
                 Err(_) => Err(HboneError::Closed("dial was dropped".into())),
             }
         };
-        match deadline {
-            Some(deadline) => tokio::time::timeout_at(deadline, end).await.unwrap_or(Err(HboneError::RequestTimeout)),
+        match limit {
+            Some((deadline, late)) => tokio::time::timeout_at(deadline, end).await.unwrap_or(Err(late)),
             None => end.await,
         }
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use http::StatusCode;
 
 use super::*;
-use crate::hbone::{AcceptorConfig, PoolConfig, hpack};
+use crate::hbone::{AcceptorConfig, Patience, PoolConfig, hpack};
 
 /// What a peer does with a request.
 #[derive(Clone, Copy)]
@@ -203,7 +203,7 @@ async fn hardening_F47_a_peer_that_gives_no_sign_is_not_waited_for_where_there_a
         let (began, request) = (Instant::now(), ConnectRequest::to("10.0.0.9:80".parse().unwrap()));
         let (lab, port) = (&scene.lab, scene.key.destination);
         let dial = move || TcpStream::connect(port);
-        let asked = lab.pool.connect_unless_silent(&scene.key, lab.client.clone(), dial, request);
+        let asked = lab.pool.connect_with(&scene.key, lab.client.clone(), dial, request, Patience::Sign);
         (soon("answer", asked).await.map(drop), began.elapsed())
     };
     let silent = Scene::new(config(), &[&[Answer, Ignore, Ignore]]).await;

@@ -4,7 +4,7 @@
 //! ```text
 //!  who opens a connection -> PathTable::counters(labels) -> PathCounters <- Progress: whoever looks at the socket
 //!                            full: one label set for the rest
-//!  scrape: what was counted so far       expire: nobody holds it, unused for the grace time, and its ends are gone
+//!  scrape: what was counted so far       expire: nobody holds it, nobody has asked for it in the grace time, and its ends are gone
 //! ```
 //! A socket's numbers say what its own end has sent; what the other end has sent is for the other end to tell.
 
@@ -99,15 +99,23 @@ impl PathCounters {
 #[derive(Debug)]
 pub struct PathTable<L> {
     cap: usize,
-    /// Locked for a look-up per plain connection and per tunnel; for writing when a pair is new, and by `expire`.
+    /// Locked for a look-up per plain connection and per tunnel, of the rest for two; for writing when a pair is new, and by `expire`.
     table: RwLock<HashMap<L, Entry>>,
 }
 
 #[derive(Debug)]
 struct Entry {
     counters: Arc<PathCounters>,
-    /// When somebody was last seen to count here.
-    used: u64,
+    /// When somebody last asked for them, or was seen to hold them.
+    used: AtomicU64,
+}
+
+impl Entry {
+    /// Somebody counts here.
+    fn used(&self, now: u64) -> Arc<PathCounters> {
+        self.used.fetch_max(now, Relaxed);
+        Arc::clone(&self.counters)
+    }
 }
 
 impl<L: Eq + Hash + Clone> PathTable<L> {
@@ -117,15 +125,20 @@ impl<L: Eq + Hash + Clone> PathTable<L> {
     }
 
     /// Where connections of these labels are counted; if there is no room for them, where all such are. `now` is milliseconds since whenever.
-    pub fn counters(&self, labels: L, overflow: impl FnOnce() -> L, now: u64) -> Arc<PathCounters> {
-        if let Some(entry) = self.table.read().get(&labels) {
-            return entry.counters.clone();
+    pub fn counters(&self, labels: L, overflow: impl Fn() -> L, now: u64) -> Arc<PathCounters> {
+        let find = |table: &HashMap<L, Entry>| {
+            let rest = || if table.len() < self.cap { None } else { table.get(&overflow()) };
+            table.get(&labels).or_else(rest).map(|entry| entry.used(now))
+        };
+        if let Some(counters) = find(&self.table.read()) {
+            return counters;
         }
         let mut table = self.table.write();
-        let is_full = table.len() >= self.cap && !table.contains_key(&labels);
-        let labels = if is_full { overflow() } else { labels };
-        let fresh = || Entry { counters: Arc::default(), used: now };
-        table.entry(labels).or_insert_with(fresh).counters.clone()
+        if let Some(counters) = find(&table) {
+            return counters;
+        }
+        let labels = if table.len() >= self.cap { overflow() } else { labels };
+        table.entry(labels).or_insert_with(|| Entry { counters: Arc::default(), used: now.into() }).used(now)
     }
 
     /// Forgets the pairs that nobody counts for, nor has for `grace`, and whose ends are gone. `is_known` is made only if it is needed.
@@ -134,9 +147,9 @@ impl<L: Eq + Hash + Clone> PathTable<L> {
         let mut table = self.table.write();
         // Who has the counters got them under this lock: nobody gets them while they are judged.
         for entry in table.values_mut().filter(|entry| Arc::strong_count(&entry.counters) > 1) {
-            entry.used = now;
+            *entry.used.get_mut() = now;
         }
-        let is_idle = |entry: &Entry| now.saturating_sub(entry.used) > grace;
+        let is_idle = |entry: &Entry| now.saturating_sub(entry.used.load(Relaxed)) > grace;
         if table.values().any(is_idle) {
             let is_known = is_known();
             table.retain(|labels, entry| !is_idle(entry) || is_known(labels));
@@ -307,5 +320,30 @@ mod tests {
         drop(open);
         assert_eq!(expire(later(2)), ["gone", "there"], "until a moment ago");
         assert_eq!(expire(later(2) + 1), ["there"]);
+    }
+
+    /// A short connection between two sweeps is seen by none of them.
+    #[test]
+    fn pairs_that_are_asked_for_are_kept_though_no_sweep_sees_it() {
+        let table = table(1);
+        let count = |name: &'static str, now: u64| {
+            table.counters(pair(name), || pair("overflow"), now).add(&Progress { sent: 1, ..Progress::default() });
+        };
+        let grace = u64::try_from(GRACE.as_millis()).unwrap();
+        let mut now = 0;
+        for _ in 0..3 {
+            // The one of the table, one of those that have no room there, and a clock that another thread has read later.
+            for (name, asked) in [("a", now), ("b", now), ("b", 0)] {
+                count(name, asked);
+            }
+            now += grace;
+            table.expire(|| |_: &Labels| false, now, GRACE);
+        }
+        let sent: Vec<_> = samples(&table).into_iter().filter(|line| line.contains("tcp_segments_total")).collect();
+        let expected =
+            [r#"undermesh_tcp_segments_total{pair="a"} 3"#, r#"undermesh_tcp_segments_total{pair="overflow"} 6"#];
+        assert_eq!(sent, expected);
+        table.expire(|| |_: &Labels| false, now + 1, GRACE);
+        assert_eq!(samples(&table), [""; 0]);
     }
 }

@@ -112,9 +112,10 @@ fn a_canary_has_its_share(stage: &Stage) -> Result<()> {
     // Half of 60 has a standard deviation of four.
     ensure!(shares.iter().all(|share| *share > 9.0), "{shares:?}");
     weigh("100")?;
-    until("all of it through the canary", CHANGE, || {
+    // So many that not one goes to the first waypoint by chance while it still has half.
+    until("all of it through the canary", 6 * CHANGE, || {
         details(&stage.waypoint)
-            .is_ok_and(|before| loads.more(5).is_ok() && details(&stage.waypoint).is_ok_and(|after| after == before))
+            .is_ok_and(|before| loads.more(40).is_ok() && details(&stage.waypoint).is_ok_and(|after| after == before))
     })?;
     let killed = stage.lab.kill_waypoint(canary);
     loads.more(20)?;

@@ -10,7 +10,10 @@ use crate::proxy::legs;
 
 /// The label sets of a metric, each shortened to `reporter source(principal) destination(principal) policy`, and their values.
 fn shown(node: &Node, metric: &str) -> Vec<(String, u64)> {
-    let metrics = node.metrics();
+    shown_in(&node.metrics(), metric)
+}
+
+fn shown_in(metrics: &str, metric: &str) -> Vec<(String, u64)> {
     let samples = metrics.lines().filter_map(|line| line.strip_prefix(metric)?.strip_prefix('{')?.split_once("} "));
     let mut shown: Vec<_> = samples
         .map(|(labels, value)| {
@@ -27,6 +30,18 @@ fn shown(node: &Node, metric: &str) -> Vec<(String, u64)> {
         .collect();
     shown.sort_unstable();
     shown
+}
+
+/// Segments that were sent for the first time: a machine that stalls sends some again.
+fn segments(node: &Node) -> Vec<(String, u64)> {
+    let metrics = node.metrics();
+    let all = |name: &str| shown_in(&metrics, &format!("undermesh_tcp_{name}_total"));
+    let once = all("segments").into_iter().zip(all("retransmitted_segments"));
+    once.map(|((pair, sent), (same, again))| {
+        assert_eq!(pair, same, "{metrics}");
+        (pair, sent - again)
+    })
+    .collect()
 }
 
 fn pairs(node: &Node) -> Vec<String> {
@@ -51,8 +66,9 @@ async fn features_TM_13_a_tunnel_is_counted_for_the_pair_of_its_identities_by_bo
         .await;
     for node in [&pair.near, &pair.far] {
         assert!(shown(node, "undermesh_tcp_segments_total")[0].1 >= 3, "{}", node.metrics());
+        // At its end, and before if it has taken long.
         let measured = shown(node, "undermesh_tcp_rtt_seconds_count");
-        assert_eq!(measured[0].1, 1, "one tunnel, one look: {}", node.metrics());
+        assert!(measured[0].1 >= 1, "{}", node.metrics());
     }
 }
 
@@ -67,7 +83,6 @@ async fn features_TM_13_a_plain_connection_is_counted_while_it_lives_and_once() 
     pair.apply(vec![Change::Workload(workload("plain", vec![v4(9)]))]);
     let mut out = pair.client.connect(SocketAddr::new(v4(9), APP)).await;
     let mut inward = plain(&pair, APP).await;
-    let segments = |node| shown(node, "undermesh_tcp_segments_total");
     for round in 1..=3 {
         exchange(&mut out, "ping").await;
         exchange(&mut inward, "ping").await;

@@ -1,36 +1,63 @@
-//! The names of gRPC's statuses, as lines of the access log have them. Used by whoever writes `%GRPC_STATUS%`.
+//! The names of gRPC's statuses, in the ways in which they are written. Used by whoever shows a status, or reads one that somebody has written.
 
-/// In Envoy's two ways to write them, by number.
-const NAMES: [(&str, &str); 17] = [
-    ("OK", "OK"),
-    ("Canceled", "CANCELLED"),
-    ("Unknown", "UNKNOWN"),
-    ("InvalidArgument", "INVALID_ARGUMENT"),
-    ("DeadlineExceeded", "DEADLINE_EXCEEDED"),
-    ("NotFound", "NOT_FOUND"),
-    ("AlreadyExists", "ALREADY_EXISTS"),
-    ("PermissionDenied", "PERMISSION_DENIED"),
-    ("ResourceExhausted", "RESOURCE_EXHAUSTED"),
-    ("FailedPrecondition", "FAILED_PRECONDITION"),
-    ("Aborted", "ABORTED"),
-    ("OutOfRange", "OUT_OF_RANGE"),
-    ("Unimplemented", "UNIMPLEMENTED"),
-    ("Internal", "INTERNAL"),
-    ("Unavailable", "UNAVAILABLE"),
-    ("DataLoss", "DATA_LOSS"),
-    ("Unauthenticated", "UNAUTHENTICATED"),
+/// By number, as gRPC and configurations write them.
+pub const NAMES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
+/// By number, as Envoy's access log has them.
+const CAMEL: [&str; 17] = [
+    "OK",
+    "Canceled",
+    "Unknown",
+    "InvalidArgument",
+    "DeadlineExceeded",
+    "NotFound",
+    "AlreadyExists",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "FailedPrecondition",
+    "Aborted",
+    "OutOfRange",
+    "Unimplemented",
+    "Internal",
+    "Unavailable",
+    "DataLoss",
+    "Unauthenticated",
 ];
 
 /// `Unavailable`; none for a number that is no status.
 #[must_use]
 pub fn camel(status: u16) -> Option<&'static str> {
-    NAMES.get(usize::from(status)).map(|(camel, _)| *camel)
+    CAMEL.get(usize::from(status)).copied()
 }
 
 /// `UNAVAILABLE`; none for a number that is no status.
 #[must_use]
 pub fn snake(status: u16) -> Option<&'static str> {
-    NAMES.get(usize::from(status)).map(|(_, snake)| *snake)
+    NAMES.get(usize::from(status)).copied()
+}
+
+/// The number of `UNAVAILABLE`, in whatever case and with dashes for underscores.
+#[must_use]
+pub fn by_name(text: &str) -> Option<u16> {
+    let plain = |byte: u8| if byte == b'-' { b'_' } else { byte.to_ascii_uppercase() };
+    (0..).zip(NAMES).find_map(|(status, name)| text.bytes().map(plain).eq(name.bytes()).then_some(status))
 }
 
 #[cfg(test)]
@@ -48,6 +75,24 @@ mod tests {
             (17, None, None),
         ] {
             assert_eq!((camel(status), snake(status)), (camels, snakes), "{status}");
+        }
+    }
+
+    #[test]
+    fn statuses_are_found_by_their_names() {
+        for (text, status) in [
+            ("OK", Some(0)),
+            ("DEADLINE_EXCEEDED", Some(4)),
+            ("deadline_exceeded", Some(4)),
+            ("deadline-exceeded", Some(4)),
+            ("Unavailable", Some(14)),
+            ("DEADLINE", None),
+            ("DEADLINE_EXCEEDED_", None),
+            ("DEADLINE EXCEEDED", None),
+            ("14", None),
+            ("", None),
+        ] {
+            assert_eq!(by_name(text), status, "{text:?}");
         }
     }
 }

@@ -19,6 +19,7 @@ pub mod capture;
 pub mod change;
 mod cow;
 pub mod fuzz;
+pub mod grpc;
 pub mod hops;
 pub mod identity;
 pub mod intern;

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use rand::Rng;
 
+use crate::grpc;
+
 /// Retries of one rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retries {
@@ -114,26 +116,11 @@ pub struct RetryOn {
 #[error("nothing is tried again for {0:?}")]
 pub struct UnknownEvent(pub String);
 
-/// Codes of gRPC by their numbers, as conditions of retries write them.
-const GRPC: [&str; 17] = [
-    "ok",
-    "cancelled",
-    "unknown",
-    "invalid-argument",
-    "deadline-exceeded",
-    "not-found",
-    "already-exists",
-    "permission-denied",
-    "resource-exhausted",
-    "failed-precondition",
-    "aborted",
-    "out-of-range",
-    "unimplemented",
-    "internal",
-    "unavailable",
-    "data-loss",
-    "unauthenticated",
-];
+/// The code of gRPC that a condition names: with dashes, and in no other way.
+fn grpc_code(word: &str) -> Option<u16> {
+    let is_written_so = word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+    grpc::by_name(word).filter(|_| is_written_so)
+}
 
 const fn grpc_bit(code: u8) -> u32 {
     1 << code
@@ -178,7 +165,7 @@ impl RetryOn {
                 "retriable-status-codes" | "retriable-headers" | "http3-post-connect-failure" => 0,
                 _ => {
                     let status = word.parse::<u16>().ok().filter(|status| (100..=599).contains(status));
-                    match (status, GRPC.iter().position(|code| *code == word)) {
+                    match (status, grpc_code(word)) {
                         (Some(status), _) => on.statuses.push(status),
                         (None, Some(code)) => on.grpc |= 1 << code,
                         (None, None) => return Err(UnknownEvent(word.chars().take(100).collect())),
@@ -270,7 +257,7 @@ mod tests {
         let written =
             RetryOn::parse("connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes").unwrap();
         assert_eq!(Retries::default().on, written);
-        for bad in ["5x", "99", "600", "ok,nothing"] {
+        for bad in ["5x", "99", "600", "ok,nothing", "UNAVAILABLE", "data_loss"] {
             assert!(RetryOn::parse(bad).is_err(), "{bad}");
         }
     }

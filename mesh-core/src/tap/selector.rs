@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::{FLAGS, Kind, Seen};
+use crate::grpc;
 
 /// Longest query in bytes, and most values of one key: the pods of a service may all be named.
 const LONGEST: usize = 64 * 1024;
@@ -15,26 +16,6 @@ pub(super) const MOST_RATE: u32 = 1000;
 /// How long it goes on, unless said otherwise, and at most.
 pub(super) const USUAL_TIME: u32 = 600;
 pub(super) const MOST_TIME: u32 = 3600;
-/// Statuses of gRPC by number.
-const GRPC: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];
 
 /// What is wrong with one: what, where, and what it should be.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -154,7 +135,7 @@ impl Selector {
             "path" => push(&mut self.paths, path(value).map_err(wrong)?),
             "authority" => push(&mut self.hosts, host(value).map_err(wrong)?),
             "code" => push(&mut self.codes, code(value).map_err(wrong)?),
-            "grpc" => push(&mut self.grpc, grpc(value).map_err(wrong)?),
+            "grpc" => push(&mut self.grpc, grpc_status(value).map_err(wrong)?),
             "flag" => push(&mut self.flags, flag(value).map_err(wrong)?),
             _ => return Err(SelectorError::Key(crate::telemetry::write::cut(key, 100).to_owned())),
         };
@@ -315,10 +296,9 @@ fn code(value: &str) -> Result<RangeInclusive<u16>, String> {
     found.ok_or_else(|| "a code is 100 to 599, a class as 5xx, a range as 500-504, or 0 for no answer".to_owned())
 }
 
-fn grpc(value: &str) -> Result<u16, String> {
-    let named = GRPC.iter().position(|name| name.eq_ignore_ascii_case(value));
-    let number = value.parse().ok().filter(|number: &u16| usize::from(*number) < GRPC.len());
-    let found = number.or_else(|| named.and_then(|index| u16::try_from(index).ok()));
+fn grpc_status(value: &str) -> Result<u16, String> {
+    let number = value.parse().ok().filter(|number| grpc::snake(*number).is_some());
+    let found = number.or_else(|| grpc::by_name(value));
     found.ok_or_else(|| "a status of gRPC is 0 to 16, or its name, as UNAVAILABLE".to_owned())
 }
 

@@ -4,7 +4,6 @@
 #[cfg(feature = "expressions")]
 pub mod expression;
 pub mod format;
-pub mod grpc;
 pub mod trace;
 pub mod write;
 

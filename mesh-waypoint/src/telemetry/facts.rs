@@ -15,8 +15,8 @@ use jiff::Timestamp;
 use mesh_core::l7::ClusterKey;
 use mesh_core::telemetry::expression::{Attribute, Datum, Expression};
 use mesh_core::telemetry::format::{Field, Format, Message, Plain, Template, Values};
-use mesh_core::telemetry::{grpc, write};
-use mesh_core::{Identity, Service, Workload};
+use mesh_core::telemetry::write;
+use mesh_core::{Identity, Service, Workload, grpc};
 
 use super::details::{self, Details};
 use super::{Measured, Protocol, Who};

@@ -11,26 +11,6 @@ use crate::resource::Labels;
 
 /// The mesh itself, among names of gateways.
 pub const MESH: &str = "mesh";
-/// The codes of gRPC, by their numbers.
-pub const GRPC_STATUSES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];
 
 /// What a VirtualService asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]

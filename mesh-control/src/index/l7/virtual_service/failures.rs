@@ -1,5 +1,6 @@
 //! What is tried again, what goes wrong on purpose, what is copied, and who may call from a page of another origin.
 
+use mesh_core::grpc;
 use mesh_core::l7::retry::UnknownEvent;
 use mesh_core::l7::{Abort, AbortStatus, Cors, Delay, Fault, Mirror, Retries, RetryOn, Share, Text};
 
@@ -7,7 +8,7 @@ use super::super::notes::Notes;
 use super::super::text::{compared, status};
 use super::Reading;
 use crate::resource::routing::values::Limit;
-use crate::resource::routing::virtual_service::{self as kind, GRPC_STATUSES, HttpRule, Percent, Preflights};
+use crate::resource::routing::virtual_service::{self as kind, HttpRule, Percent, Preflights};
 
 /// What is tried again; `None` is the mesh's default.
 pub fn retries(rule: &HttpRule, field: &str, notes: &mut Notes<'_>) -> Option<Retries> {
@@ -77,7 +78,7 @@ pub fn fault(rule: &HttpRule, field: &str, notes: &mut Notes<'_>) -> Option<Faul
         let field = format!("{field}.abort");
         let status = match (abort.http_status, abort.grpc_status.as_deref()) {
             (Some(code), _) => AbortStatus::Http(status(code, &format!("{field}.httpStatus"), notes)?),
-            (None, Some(name)) => match (0..).zip(GRPC_STATUSES).find(|(_, known)| *known == name) {
+            (None, Some(name)) => match (0..).zip(grpc::NAMES).find(|(_, known)| *known == name) {
                 Some((code, _)) => AbortStatus::Grpc(code),
                 None => {
                     notes.close(format!("{field}.grpcStatus"), format!("{name:?} is not a code of gRPC"), "");

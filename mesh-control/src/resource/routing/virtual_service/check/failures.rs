@@ -1,9 +1,11 @@
 //! What must hold between the fields of a VirtualService about requests that fail: what is tried again, and what fails on purpose.
 
+use mesh_core::grpc;
+
 use crate::diagnosis::closest;
 use crate::resource::routing::Check;
 use crate::resource::routing::values::{Span, attempts};
-use crate::resource::routing::virtual_service::{Fault, GRPC_STATUSES, Percent, Retries};
+use crate::resource::routing::virtual_service::{Fault, Percent, Retries};
 
 /// Conditions of one rule: far fewer than readers take, more than anybody needs.
 const MOST_RETRY_ON: usize = 100;
@@ -113,8 +115,8 @@ impl Fault {
                     "write a number from 200 to 599",
                 );
             }
-            if let Some(status) = abort.grpc_status.as_deref().filter(|status| !GRPC_STATUSES.contains(status)) {
-                let help = closest(status, &GRPC_STATUSES).map(|meant| format!("did you mean `{meant}`?"));
+            if let Some(status) = abort.grpc_status.as_deref().filter(|status| !grpc::NAMES.contains(status)) {
+                let help = closest(status, &grpc::NAMES).map(|meant| format!("did you mean `{meant}`?"));
                 check.error(
                     format!("{field}.grpcStatus"),
                     format!("{status:?} is not a code of gRPC"),

@@ -8,6 +8,8 @@
 //! ```
 //! A socket's numbers say what its own end has sent; what the other end has sent is for the other end to tell.
 
+mod labels;
+
 use std::collections::HashMap;
 use std::fmt::{self, Debug};
 use std::hash::Hash;
@@ -20,6 +22,8 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
+
+pub use labels::{PathEnd, PathLabels};
 
 /// Upper bounds of the buckets of round trips, in microseconds: from inside a node to around the earth, two in each decade.
 const ROUND_TRIPS: [u32; 9] = [100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000];

@@ -22,7 +22,7 @@ use crate::peer::Peer;
 use crate::places::Places;
 use crate::settings::Settings;
 use crate::state::State;
-use crate::telemetry::{self, Datagrams, PathEnd, Paths, Plans, Tools};
+use crate::telemetry::{self, Datagrams, Paths, Plans, Tools};
 
 /// Who this waypoint is.
 #[derive(Clone, Debug)]
@@ -173,10 +173,10 @@ impl Shared {
         let end = |address: Option<IpAddr>, identity: &Identity| {
             let at = address.and_then(|ip| view.snapshot.workload_by_address(&own.place.network, &ip.to_canonical()));
             // The address only helps to find a name for the identity.
-            PathEnd::of(at.filter(|workload| workload.identity() == *identity).map(|found| &**found), identity)
+            telemetry::path_end(at.filter(|workload| workload.identity() == *identity).map(|found| &**found), identity)
         };
-        let here = end(own.place.ips.first().copied(), &own.identity)
-            .or_called(own.baggage.workload.as_ref(), own.baggage.cluster.as_ref());
+        let (here, baggage) = (end(own.place.ips.first().copied(), &own.identity), &own.baggage);
+        let here = telemetry::path_end_called(here, baggage.workload.as_ref(), baggage.cluster.as_ref());
         let there = end(Some(address), peer);
         let (source, destination) = match way {
             Way::In => (there, here),

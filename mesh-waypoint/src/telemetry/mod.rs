@@ -42,7 +42,7 @@ pub use exposition::{Exposition, Losses, expire};
 pub use flags::Flags;
 pub use meters::Meters;
 pub use mirrors::GivenUp;
-pub use paths::{PathEnd, Paths, counters as path, paths};
+pub use paths::{Paths, called as path_end_called, counters as path, end as path_end, paths};
 pub use plan::{Plan, Plans, Tools};
 pub use remarks::{Remark, Remarks};
 pub use ruled::Ruled;

@@ -88,15 +88,10 @@ impl Failure {
     }
 }
 
-/// Connects along `route`. The outcome is reported to the endpoint's lease. `patience`: how long an endpoint that gives no sign is waited for.
-pub async fn run(
-    context: &Arc<PodContext>,
-    flow: &Flow,
-    route: Route,
-    patience: Patience,
-) -> Result<Connected, Failure> {
+/// Connects along `route`. The outcome is reported to the endpoint's lease. `wait`: how long an endpoint that gives no sign is waited for.
+pub async fn run(context: &Arc<PodContext>, flow: &Flow, route: Route, wait: Patience) -> Result<Connected, Failure> {
     match route {
-        Route::Hbone(upstream) if upstream.waypoint => tunnel(context, flow, upstream, patience).await,
+        Route::Hbone(upstream) if upstream.waypoint => tunnel(context, flow, upstream, wait).await,
         // It had a waypoint a moment ago.
         _ if flow.stranger.is_some() => Err(Failure {
             reason: Reason::NoWaypoint,
@@ -126,7 +121,7 @@ pub async fn run(
             hairpin(context, flow, upstream).await
         }
         Route::Plain(upstream) => plain(context, flow, upstream).await,
-        Route::Hbone(upstream) => tunnel(context, flow, upstream, patience).await,
+        Route::Hbone(upstream) => tunnel(context, flow, upstream, wait).await,
     }
 }
 
@@ -153,12 +148,7 @@ async fn plain(context: &PodContext, flow: &Flow, upstream: Upstream) -> Result<
     }
 }
 
-async fn tunnel(
-    context: &PodContext,
-    flow: &Flow,
-    upstream: Upstream,
-    patience: Patience,
-) -> Result<Connected, Failure> {
+async fn tunnel(context: &PodContext, flow: &Flow, upstream: Upstream, wait: Patience) -> Result<Connected, Failure> {
     let labels = upstream_labels(context, flow, &upstream, Security::MutualTls);
     let certificate = match context.certificate().await {
         Ok(certificate) => certificate,
@@ -199,8 +189,8 @@ async fn tunnel(
     let dial = move || async move { context::dial(&pod, destination).await };
     let (pool, request) = (&context.shared.pool, request(context, flow, &upstream));
     // Where nobody was chosen nobody else can be.
-    let patience = if patience == Patience::Sign && upstream.lease.is_none() { Patience::Usual } else { patience };
-    let connecting = pool.connect_with(&key, certificate, dial, request, patience);
+    let wait = if wait == Patience::Sign && upstream.lease.is_none() { Patience::Usual } else { wait };
+    let connecting = pool.connect_with(&key, certificate, dial, request, wait);
     // Tunnels are shared and have signs of life of their own; what is said of connections is said of each one in them.
     let connected = match &upstream.pool {
         Some(pool) => {

@@ -11,6 +11,7 @@ mod legs;
 mod loops;
 mod mesh;
 mod net;
+mod optional;
 mod outbound;
 mod plaintext;
 mod policy;

@@ -225,3 +225,21 @@ async fn hardening_F47_a_peer_that_gives_no_sign_is_not_waited_for_where_there_a
     assert!(matches!(answer, Err(HboneError::RequestTimeout)), "{answer:?}");
     hurried(&slow).await.0.unwrap();
 }
+
+/// Who may wait until then only waits for a tunnel until then, and no longer; its dial goes on for who has more time.
+#[tokio::test]
+async fn hardening_3_2_a_tunnel_is_waited_for_until_it_is_too_late() {
+    let config = PoolConfig { tls_timeout: Duration::from_secs(3), ..PoolConfig::default() };
+    let scene = Scene::new(config, &[]).await;
+    let (began, request) = (Instant::now(), ConnectRequest::to("10.0.0.9:80".parse().unwrap()));
+    let (lab, port) = (&scene.lab, scene.key.destination);
+    let patience = Patience::Until(tokio::time::Instant::from_std(began + Duration::from_millis(200)));
+    let dial = move || TcpStream::connect(port);
+    let asked = lab.pool.connect_with(&scene.key, lab.client.clone(), dial, request, patience);
+    let answer = soon("answer", asked).await.map(drop);
+    assert!(matches!(answer, Err(HboneError::Silent)), "{answer:?}");
+    assert!(began.elapsed() >= Duration::from_millis(200));
+    let error = scene.ask().await.unwrap_err();
+    assert!(matches!(error, HboneError::TlsTimeout), "{error}");
+    assert_eq!(scene.dials(), 0, "the dial of the first was shared");
+}

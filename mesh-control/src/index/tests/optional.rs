@@ -19,7 +19,7 @@ fn limit(of: &str, target: &str) -> String {
 fn told(view: &View) -> (bool, String) {
     let key = mesh_core::NamespacedName::new("shop", "web.shop.svc.cluster.local");
     let is_told = view.services[&key].waypoint_optional;
-    let said = match binding(&view) {
+    let said = match binding(view) {
         Some(Binding::Accepted(_, Attached { optional: Optional::Unsaid, .. })) => "bound".to_owned(),
         Some(Binding::Accepted(_, Attached { optional: Optional::InForce, .. })) => "optional".to_owned(),
         Some(Binding::Accepted(_, Attached { optional: Optional::Closed(why), .. })) => {

@@ -30,6 +30,7 @@ pub mod name;
 pub mod names;
 pub mod outbound;
 pub mod outside;
+pub mod owner;
 pub mod policy;
 pub mod ports;
 pub mod resolve;

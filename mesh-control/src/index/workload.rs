@@ -30,7 +30,8 @@ pub fn workload(
 ) -> Workload {
     let uid = format!("{}//Pod/{}/{}", settings.cluster_id, pod.namespace, pod.name);
     let mut workload = Workload::new(uid, pod.namespace.clone(), pod.name.clone());
-    let (name, kind) = owner(pod);
+    let controller = pod.owner.as_ref().map(|(kind, name)| (kind.as_str(), name.as_str()));
+    let (name, kind) = mesh_core::owner::workload(&pod.name, &pod.labels, controller);
     let label = |keys: &[&str]| keys.iter().find_map(|k| pod.labels.get(*k)).filter(|v| !v.is_empty()).cloned();
     let canonical = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
     let revision = label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
@@ -47,9 +48,9 @@ pub fn workload(
     workload.trust_domain = settings.trust_domain.clone();
     workload.service_account = pod.service_account.clone();
     workload.node = pod.node.clone();
-    workload.canonical_name = shown(canonical.as_ref().unwrap_or(&name));
+    workload.canonical_name = shown(canonical.as_deref().unwrap_or(name));
     workload.canonical_revision = shown(revision.as_deref().unwrap_or("latest"));
-    workload.workload_name = shown(&name);
+    workload.workload_name = shown(name);
     workload.workload_type = kind;
     workload.cluster_id = settings.cluster_id.clone();
     workload.authorization_policies = policies.of(&pod.namespace, &pod.labels).into();
@@ -58,43 +59,6 @@ pub fn workload(
     workload.locality = locality(pod, objects);
     workload.network_mode = if pod.host_network { NetworkMode::HostNetwork } else { NetworkMode::Standard };
     workload
-}
-
-/// Name and kind of what made the pod, as telemetry shows it.
-fn owner(pod: &Pod) -> (String, WorkloadType) {
-    let hash = pod.labels.get("pod-template-hash");
-    let (name, kind) = match &pod.owner {
-        Some((kind, name)) if kind == "ReplicaSet" => {
-            let deployment = hash.and_then(|h| name.strip_suffix(h.as_str())).and_then(|n| n.strip_suffix('-'));
-            match deployment {
-                Some(deployment) => (deployment.to_owned(), WorkloadType::Deployment),
-                None => (pod.name.to_string(), WorkloadType::Pod),
-            }
-        }
-        Some((kind, name)) if kind == "Job" => match scheduled(name) {
-            Some(cron) => (cron.to_owned(), WorkloadType::CronJob),
-            None => (name.clone(), WorkloadType::Job),
-        },
-        Some((kind, name)) if kind == "CronJob" => (name.clone(), WorkloadType::CronJob),
-        Some((kind, name)) if kind == "Deployment" => (name.clone(), WorkloadType::Deployment),
-        Some(_) => (pod.name.to_string(), WorkloadType::Pod),
-        // Hand-written pods keep the names that a Deployment gave them.
-        None => match hash.and_then(|h| pod.name.split_once(&format!("-{h}-"))).filter(|(name, _)| !name.is_empty()) {
-            Some((deployment, _)) => (deployment.to_owned(), WorkloadType::Deployment),
-            None => (pod.name.to_string(), WorkloadType::Pod),
-        },
-    };
-    match pod.labels.get("service.istio.io/workload-name").filter(|n| !n.is_empty()) {
-        Some(name) => (name.clone(), kind),
-        None => (name, kind),
-    }
-}
-
-/// The CronJob that a Job called `name-<8 to 10 digits>` belongs to.
-fn scheduled(job: &str) -> Option<&str> {
-    let (cron, time) = job.rsplit_once('-')?;
-    let is_time = (8..=10).contains(&time.len()) && time.bytes().all(|b| b.is_ascii_digit());
-    (is_time && !cron.is_empty()).then_some(cron)
 }
 
 fn locality(pod: &Pod, objects: &Objects) -> Locality {

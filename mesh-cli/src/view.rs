@@ -26,7 +26,7 @@ views! {
         creation_timestamp: Option<String>, deletion_timestamp: Option<String>, owner_references: Vec<Owner>,
     }
     /// What an object belongs to.
-    Owner { kind: String, name: String, }
+    Owner { kind: String, name: String, controller: bool, }
     /// One fact of a status.
     Condition {
         #[serde(rename = "type")] kind: String,

@@ -149,6 +149,14 @@ fn shop(path: &str) -> Option<Value> {
         "/api/v1/namespaces/shop/services" => {
             items(vec![json!({"metadata": {"namespace": "shop", "name": "web"}, "spec": {"selector": {"app": "web"}}})])
         }
+        "/api/v1/namespaces/front/pods" => {
+            let owned = |name: &str, kind: &str, owner: &str| {
+                let mut pod = pod("front", name, "n1", &json!({"pod-template-hash": "5d"}));
+                pod["metadata"]["ownerReferences"] = json!([{"kind": kind, "name": owner, "controller": true}]);
+                pod
+            };
+            items(vec![owned("api-5d-x", "ReplicaSet", "api-5d"), owned("db-0", "StatefulSet", "db")])
+        }
         "/api/v1/namespaces/undermesh-system/pods" => {
             items(vec![pod("undermesh-system", "agent-1", "n1", &json!({"app": "mesh-agent"}))])
         }
@@ -217,6 +225,14 @@ fn features_tm_16_streams_of_all_proxies_are_merged_and_one_that_fails_ends_alon
     assert_eq!(of("wp-1"), waypoint);
     // An agent knows a service by its pods.
     assert!(of("agent-1").contains("container=mesh-agent command=/mesh-agent command=tap command=--run-dir=/run/undermesh command=max-rps=7&seconds=60&from=workload%3Afront%2Fapi&to=service%3Ashop%2Fweb&to=pod%3Ashop%2Fweb-1"), "{asked:?}");
+    // Pods of a StatefulSet are known by their own names.
+    let server = Server::new(shop, mixed);
+    let (_, _, told) = server.run("tap web -n shop --from sts/db.front");
+    let asked = server.asked();
+    assert!(
+        asked.iter().any(|line| line.ends_with("&from=pod%3Afront%2Fdb-0&to=service%3Ashop%2Fweb")),
+        "{asked:?}{told}"
+    );
     // Only what has requests is asked for what only requests have.
     let server = Server::new(shop, mixed);
     let (code, out, told) = server.run("tap web -n shop --code 5xx -o json");
@@ -230,7 +246,7 @@ fn features_tm_16_streams_of_all_proxies_are_merged_and_one_that_fails_ends_alon
 
 #[test]
 fn features_tm_16_what_cannot_be_tapped_is_told_with_its_reason() {
-    let rows: [(Lists, Scripts, &str, i32, &str); 17] = [
+    let rows: [(Lists, Scripts, &str, i32, &str); 21] = [
         (
             shop,
             |_| Err(403),
@@ -285,6 +301,16 @@ fn features_tm_16_what_cannot_be_tapped_is_told_with_its_reason() {
         ),
         (shop, mixed, "tap web -n gone", 1, "there is no namespace gone; -n says which is meant"),
         (shop, mixed, "tap gone -n shop", 1, "there is no service shop/gone"),
+        (shop, mixed, "tap sts/web -n shop", 1, "there is no pod of statefulset shop/web"),
+        (shop, mixed, "tap web -n shop --from ds/db.front", 1, "there is no pod of daemonset front/db"),
+        (
+            shop,
+            mixed,
+            "tap web -n shop --from deploy/later.front",
+            0,
+            "there is no pod of workload front/later; who is of",
+        ),
+        (shop, mixed, "tap sts/web -n shop --socket /nowhere", 64, "by their own names: with --socket write pod/NAME"),
         (
             shop,
             mixed,

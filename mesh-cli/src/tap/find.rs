@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::target::{Kind, Named};
+use super::terms;
 use crate::api::{Api, Failure};
+use crate::output::note;
 use crate::stop::Stop;
 use crate::view::{Map, Meta, Namespace, Pod, Service};
 
@@ -16,8 +18,6 @@ const CANARY: &str = "istio.io/use-waypoint-canary";
 const CANARY_NAMESPACE: &str = "istio.io/use-waypoint-canary-namespace";
 /// On a pod: the Gateway that it serves.
 const GATEWAY: &str = "gateway.networking.k8s.io/gateway-name";
-/// Pods of a service that a selector names: agents know of its connections by them.
-pub const MOST_PODS: usize = 400;
 /// Where the chart has agents put their sockets.
 const RUN_DIR: &str = "/run/undermesh";
 
@@ -60,7 +60,7 @@ pub struct Found {
     pub proxies: Vec<Proxy>,
     /// What cannot be, with the reason.
     pub missing: Vec<String>,
-    /// Pods that are asked for, if it is a service: `namespace/name`.
+    /// Pods that are asked for, if it is a service: `namespace/name`; agents know of its connections by them.
     pub pods: Vec<String>,
 }
 
@@ -99,6 +99,31 @@ pub async fn read(api: &Api, to: Option<&Named>, mesh: &str) -> Result<World, St
     let agents = format!("/api/v1/namespaces/{mesh}/pods?{}", labelled("app", Some("mesh-agent")));
     world.agents = api.view(&agents).await.map_err(failed("pods of agents"))?;
     Ok(world)
+}
+
+/// As proxies are asked for an end: `known` are the pods of its namespace, if they have been read. Of a workload that has no pod, or none that may be looked at, the name
+/// alone is left, which says something of a Deployment and a Job.
+pub async fn terms_of(api: &Api, end: &Named, known: Option<&[Pod]>) -> Result<Vec<String>, Stop> {
+    if !end.kind.owns_pods() {
+        return terms::terms(end, &[]).map_err(Stop::failed);
+    }
+    let read = match known {
+        Some(_) => Ok(Vec::new()),
+        None => api.view(&format!("/api/v1/namespaces/{}/pods", end.namespace)).await,
+    };
+    let found = match &read {
+        Ok(read) => terms::terms(end, known.unwrap_or(read)),
+        Err(failure) if failure.code == 403 => Err(format!("pods of {end} cannot be looked for: {failure}")),
+        Err(failure) => return Err(Stop::from(failure.clone()).during("pods cannot be read")),
+    };
+    match (found, end.term()) {
+        (Ok(terms), _) => Ok(terms),
+        (Err(why), Some(term)) if known.is_none() => {
+            note(&format!("{why}; who is of a workload of that name is shown"));
+            Ok(vec![term])
+        }
+        (Err(why), _) => Err(Stop::failed(why)),
+    }
 }
 
 /// Who sees what is asked of `to`. `of` asks for less: requests, or connections, alone.
@@ -206,8 +231,9 @@ fn meant<'a>(world: &'a World, to: Option<&Named>) -> Result<Vec<&'a Pod>, Strin
             };
             return Ok(alive.filter(|pod| selects(service, pod)).collect());
         }
-        Kind::Workload => alive.filter(|pod| owner(pod) == to.name).collect(),
-        Kind::Pod => alive.filter(|pod| pod.metadata.name == to.name).collect(),
+        Kind::Workload | Kind::StatefulSet | Kind::DaemonSet | Kind::Pod => {
+            alive.filter(|pod| terms::owns(to, pod)).collect()
+        }
     };
     match found.is_empty() {
         true => Err(format!("there is no pod of {to}")),
@@ -218,16 +244,6 @@ fn meant<'a>(world: &'a World, to: Option<&Named>) -> Result<Vec<&'a Pod>, Strin
 fn selects(service: &Service, pod: &Pod) -> bool {
     let selector = &service.spec.selector;
     !selector.is_empty() && selector.iter().all(|(key, value)| pod.metadata.labels.get(key) == Some(value))
-}
-
-/// Who owns a pod, as the mesh calls it: of a ReplicaSet its Deployment.
-fn owner(pod: &Pod) -> &str {
-    let Some(owner) = pod.metadata.owner_references.first() else { return &pod.metadata.name };
-    let hash = pod.metadata.label("pod-template-hash");
-    let deployment = (owner.kind == "ReplicaSet" && !hash.is_empty())
-        .then(|| owner.name.strip_suffix(hash).and_then(|name| name.strip_suffix('-')))
-        .flatten();
-    deployment.unwrap_or(&owner.name)
 }
 
 /// Waypoints, as namespace and name, that requests for it pass.
@@ -293,7 +309,7 @@ mod tests {
 
     fn world() -> World {
         let mut owned = pod("shop", "web-5d-x", "n1", json!({"app": "web", "pod-template-hash": "5d"}), "Running");
-        owned["metadata"]["ownerReferences"] = json!([{"kind": "ReplicaSet", "name": "web-5d"}]);
+        owned["metadata"]["ownerReferences"] = json!([{"kind": "ReplicaSet", "name": "web-5d", "controller": true}]);
         let service = |name: &str, labels: Value| json!({"metadata": {"namespace": "shop", "name": name, "labels": labels}, "spec": {"selector": {"app": name}}});
         let gateway = |namespace: &str, name: &str, of: &str, phase: &str| {
             pod(namespace, name, "n9", json!({GATEWAY: of}), phase)

@@ -1,5 +1,5 @@
-//! `meshctl tap`: what passes waypoints, gateways and agents, live. [`target`] reads what is named, [`find`] says which proxies see it, [`stream`] reads them side by
-//! side, [`show`] makes lines of what they say. Proxies select: what is not asked for never leaves them.
+//! `meshctl tap`: what passes waypoints, gateways and agents, live. [`target`] reads what is named, [`find`] says which proxies see it, [`terms`] as what they know it,
+//! [`stream`] reads them side by side, [`show`] makes lines of what they say. Proxies select: what is not asked for never leaves them.
 //!
 //! ```text
 //! TARGET, --from, --to ── find ── a query for each proxy ── exec of `PROGRAM tap QUERY` in its pod ── lines, merged
@@ -10,6 +10,7 @@ mod find;
 mod show;
 mod stream;
 mod target;
+mod terms;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -23,7 +24,7 @@ use crate::api::Api;
 use crate::context::Context;
 use crate::output::{Format, note};
 use crate::stop::{FAILED, INTERRUPTED, OK, Stop, UNAVAILABLE, USAGE};
-use find::Found;
+use find::{Found, World};
 use show::{Counts, Line};
 use stream::{Event, Way};
 use target::{Kind, Named, Target};
@@ -96,9 +97,36 @@ enum Only {
 /// What is asked of each proxy, less whose.
 struct Asked {
     pairs: Vec<(&'static str, String)>,
-    from: Option<Named>,
-    to: Option<Named>,
+    from: End,
+    to: End,
     selector: Selector,
+}
+
+/// One end.
+#[derive(Default)]
+struct End {
+    named: Option<Named>,
+    /// As proxies are asked for it: until pods are found by its name alone.
+    terms: Vec<String>,
+}
+
+impl End {
+    fn new(named: Option<Named>) -> Self {
+        let terms = named.as_ref().and_then(Named::term).into_iter().collect();
+        Self { named, terms }
+    }
+
+    /// Has it asked for by what proxies know its pods by; `world` are those of `seen_by`'s namespace.
+    async fn find(&mut self, api: &Api, seen_by: Option<&Named>, world: &World) -> Result<(), Stop> {
+        let Some(named) = &self.named else { return Ok(()) };
+        let known = (seen_by == Some(named)).then_some(world.pods.as_slice());
+        self.terms = find::terms_of(api, named, known).await?;
+        if self.terms.len() > terms::MOST {
+            note(&format!("{} of the {} pods of {named} are seen", terms::MOST, self.terms.len()));
+            self.terms.truncate(terms::MOST);
+        }
+        Ok(())
+    }
 }
 
 impl Tap {
@@ -111,7 +139,7 @@ impl Tap {
         };
         let subject = named(&self.target);
         let gateway = subject.clone().filter(|subject| subject.kind == Kind::Gateway);
-        let (from, to) = target::ends(subject, named(&self.from), named(&self.to), scope)?;
+        let (from, asked_of) = target::ends(subject, named(&self.from), named(&self.to), scope)?;
         let mut pairs = vec![("max-rps", self.max_rps.to_string()), ("seconds", self.duration.as_secs().to_string())];
         if let Some(only) = self.only {
             pairs.push(("kind", if only == Only::Requests { "request" } else { "connection" }.to_owned()));
@@ -126,7 +154,8 @@ impl Tap {
         ] {
             pairs.extend(values.iter().map(|value| (key, value.clone())));
         }
-        let mut asked = Asked { pairs, from, to: to.clone(), selector: Selector::default() };
+        let (from, to) = (End::new(from), End::new(asked_of.clone()));
+        let mut asked = Asked { pairs, from, to, selector: Selector::default() };
         asked.selector = Selector::parse(&asked.query(&[])).map_err(|error| error.to_string())?;
         if self.only == Some(Only::Connections)
             && Selector::parse(&without_kind(&asked)).is_ok_and(|s| s.means_requests())
@@ -135,13 +164,13 @@ impl Tap {
                 "connections have no method, path, authority or status: leave --only connections out, or those".into(),
             );
         }
-        Ok((asked, gateway.or(to)))
+        Ok((asked, gateway.or(asked_of)))
     }
 }
 
 fn without_kind(asked: &Asked) -> String {
     let pairs = asked.pairs.iter().filter(|(key, _)| *key != "kind").cloned().collect();
-    Asked { pairs, from: None, to: None, selector: Selector::default() }.query(&[])
+    Asked { pairs, from: End::default(), to: End::default(), selector: Selector::default() }.query(&[])
 }
 
 impl Asked {
@@ -152,8 +181,8 @@ impl Asked {
             query.append_pair(key, value);
         }
         for (key, end) in [("from", &self.from), ("to", &self.to)] {
-            if let Some(term) = end.as_ref().and_then(Named::term) {
-                query.append_pair(key, &term);
+            for term in &end.terms {
+                query.append_pair(key, term);
             }
         }
         for pod in pods {
@@ -169,8 +198,13 @@ pub async fn run(options: &Tap, context: &Context) -> Result<u8, Stop> {
         return Err(Stop::new(USAGE, "a tap is text or JSON, a line for each request: -o text or -o json"));
     }
     let namespace = context.chosen.as_deref().unwrap_or("default");
-    let (asked, seen_by) = options.asked(namespace).map_err(|why| Stop::new(USAGE, why))?;
+    let (mut asked, seen_by) = options.asked(namespace).map_err(|why| Stop::new(USAGE, why))?;
     if !options.socket.is_empty() {
+        let unknown = [&asked.from, &asked.to].into_iter().filter_map(|end| end.named.as_ref());
+        if let Some(end) = unknown.into_iter().find(|end| end.kind.owns_pods() && end.term().is_none()) {
+            let why = format!("a proxy knows the pods of {end} by their own names: with --socket write pod/NAME");
+            return Err(Stop::new(USAGE, why));
+        }
         let ways = options.socket.iter().map(|path| (Way::Socket(path.clone()), asked.query(&[]))).collect();
         return merge(None, ways, context).await;
     }
@@ -180,6 +214,8 @@ pub async fn run(options: &Tap, context: &Context) -> Result<u8, Stop> {
     let with_connections = !asked.selector.means_requests();
     let found = find::proxies(&world, seen_by.as_ref(), with_requests || with_connections, with_connections);
     let found = found.map_err(Stop::failed)?;
+    asked.from.find(&api, seen_by.as_ref(), &world).await?;
+    asked.to.find(&api, seen_by.as_ref(), &world).await?;
     found.missing.iter().for_each(|why| note(why));
     if found.proxies.is_empty() {
         return Err(Stop::failed(nobody(seen_by.as_ref(), with_connections)));
@@ -200,7 +236,7 @@ pub async fn run(options: &Tap, context: &Context) -> Result<u8, Stop> {
 
 /// Who is asked for what.
 fn ways(asked: &Asked, found: Found) -> Vec<(Way, String)> {
-    let pods = &found.pods[..found.pods.len().min(find::MOST_PODS)];
+    let pods = &found.pods[..found.pods.len().min(terms::MOST)];
     if pods.len() < found.pods.len() {
         note(&format!("connections are seen of {} of its {} pods", pods.len(), found.pods.len()));
     }

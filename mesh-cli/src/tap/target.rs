@@ -9,8 +9,12 @@ use crate::waypoint::object;
 pub enum Kind {
     /// Service.
     Service,
-    /// What owns pods: a Deployment, a StatefulSet and so on.
+    /// What owns pods, as the mesh calls it: a Deployment, a Job, a CronJob; or whatever owns them in Kubernetes.
     Workload,
+    /// StatefulSet, of which each pod is a workload of its own.
+    StatefulSet,
+    /// DaemonSet, the same.
+    DaemonSet,
     /// Pod.
     Pod,
     /// Namespace.
@@ -20,12 +24,11 @@ pub enum Kind {
 }
 
 /// The words for them; the first one is that of messages.
-const WORDS: [(Kind, &[&str]); 5] = [
+const WORDS: [(Kind, &[&str]); 7] = [
     (Kind::Service, &["service", "svc", "services"]),
-    (
-        Kind::Workload,
-        &["workload", "deployment", "deploy", "statefulset", "sts", "daemonset", "ds", "job", "deployments"],
-    ),
+    (Kind::Workload, &["workload", "deployment", "deploy", "job", "cronjob", "cj", "deployments"]),
+    (Kind::StatefulSet, &["statefulset", "sts", "statefulsets"]),
+    (Kind::DaemonSet, &["daemonset", "ds", "daemonsets"]),
     (Kind::Pod, &["pod", "po", "pods"]),
     (Kind::Namespace, &["namespace", "ns", "namespaces"]),
     (Kind::Gateway, &["waypoint", "gateway", "gtw"]),
@@ -34,6 +37,11 @@ const WORDS: [(Kind, &[&str]); 5] = [
 impl Kind {
     fn word(self) -> &'static str {
         WORDS.iter().find(|(kind, _)| *kind == self).map_or("", |(_, words)| words[0])
+    }
+
+    /// Its pods have to be found: by its name proxies do not know them all.
+    pub fn owns_pods(self) -> bool {
+        matches!(self, Kind::Workload | Kind::StatefulSet | Kind::DaemonSet)
     }
 }
 
@@ -99,11 +107,11 @@ impl Target {
 }
 
 impl Named {
-    /// As a proxy is asked for it; nothing of a Gateway, of which all is meant.
+    /// As a proxy is asked for it by its name alone; nothing of a Gateway, of which all is meant, nor of what no proxy knows by name.
     pub fn term(&self) -> Option<String> {
         let Self { namespace, name, .. } = self;
         match self.kind {
-            Kind::Gateway => None,
+            Kind::Gateway | Kind::StatefulSet | Kind::DaemonSet => None,
             Kind::Namespace => Some(format!("namespace:{namespace}")),
             kind => Some(format!("{}:{namespace}/{name}", kind.word())),
         }
@@ -157,7 +165,7 @@ mod tests {
             ("reviews", "service:shop/reviews", "service shop/reviews"),
             ("svc/reviews.books", "service:books/reviews", "service books/reviews"),
             ("deploy/web", "workload:shop/web", "workload shop/web"),
-            ("statefulset/web.books", "workload:books/web", "workload books/web"),
+            ("cronjob/web.books", "workload:books/web", "workload books/web"),
             ("po/web-1", "pod:shop/web-1", "pod shop/web-1"),
             ("ns/books", "namespace:books", "namespace books"),
         ] {
@@ -167,7 +175,10 @@ mod tests {
                 "{text}"
             );
         }
-        assert_eq!(named("waypoint/wp.books").term(), None);
+        for text in ["waypoint/wp.books", "sts/db", "daemonset/log"] {
+            assert_eq!(named(text).term(), None, "{text}");
+        }
+        assert_eq!(named("sts/db.books").to_string(), "statefulset books/db");
         assert_eq!(named("gateway/wp.books").to_string(), "waypoint books/wp");
         for text in ["", "svc/", "thing/a", "a/b/c", "../x", "svc/A", "a..b", "ns/a/b"] {
             assert!(target(text).is_err(), "{text}");

@@ -491,4 +491,20 @@ fn who_uses_a_waypoint_is_named_wherever_it_is_before_that_is_deleted() {
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("service shop/web is labelled"), "{said}");
     assert!(said.contains("may not list services of all namespaces"), "{said}");
+    // And who may look at none of a kind, of which there may be users: the waypoint goes all the same.
+    let server = Server::new(|method, path| match path.split_once('?').map_or(path, |(path, _)| path) {
+        path if path.ends_with("entries") => Some((403, json!({"message": "no"}))),
+        _ => Some(waypoints(method, path)),
+    });
+    let (code, said) = server.run("-n shop waypoint delete wp");
+    assert!(code == Some(0) && said.contains("waypoint shop/wp deleted"), "{said}");
+    assert!(said.contains("may not list serviceentries of namespace shop either"), "{said}");
+    assert!(said.contains("service back/far is labelled"), "{said}");
+    // What cannot be read for another reason leaves all as it was.
+    let server = Server::new(|method, path| match path.split_once('?').map_or(path, |(path, _)| path) {
+        path if path.ends_with("workloadentries") => Some((500, json!({"message": "no"}))),
+        _ => Some(waypoints(method, path)),
+    });
+    let (code, said) = server.run("-n shop waypoint delete wp");
+    assert_eq!((code, server.changes()), (Some(69), Vec::new()), "{said}");
 }

@@ -297,13 +297,15 @@ async fn delete(names: &[String], all: bool, namespace: &str, context: &Context)
     if let Some(missing) = names.iter().find(|name| !there.contains(name)) {
         return Err(Stop::failed(format!("there is no waypoint {namespace}/{missing}; nothing was deleted")));
     }
-    let chosen = if all { &there } else { names };
+    let chosen: &[String] = if all { &there } else { names };
     if chosen.is_empty() {
         note(&none(false, namespace));
     }
+    // Before anything is changed: what cannot be read leaves all as it is.
+    let users = users::of(&api, namespace, chosen).await?;
     let mut deleted = Vec::new();
     for name in chosen {
-        users::leave(&api, namespace, name).await?;
+        users::leave(&api, &users, namespace, name).await?;
         if api.delete(&path(namespace, name)).await? {
             say(context, &format!("waypoint {namespace}/{name} deleted"))?;
             deleted.push(name.clone());

@@ -13,6 +13,7 @@
 
 #![cfg_attr(test, allow(non_snake_case, reason = "tests carry the ids of the rows they prove"))]
 
+pub mod asked;
 pub mod authorize;
 pub mod balance;
 pub mod capture;

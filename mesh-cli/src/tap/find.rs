@@ -1,21 +1,17 @@
 //! Which proxies see what somebody wants to know of: the pods of the waypoints that serve it, and the agents on the nodes of its pods. [`proxies`] is pure; what it
 //! looks at is read by [`read`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+
+use mesh_core::NamespacedName;
+use mesh_core::asked::{self, Asked};
 
 use super::target::{Kind, Named};
 use super::terms;
 use crate::api::{Api, Failure};
-use crate::output::note;
 use crate::stop::Stop;
 use crate::view::{Map, Meta, Namespace, Pod, Service};
 
-/// On an object or its namespace: its waypoint; `none` is none.
-const USE: &str = "istio.io/use-waypoint";
-const USE_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
-/// On a service or its namespace: a second one, which has a share.
-const CANARY: &str = "istio.io/use-waypoint-canary";
-const CANARY_NAMESPACE: &str = "istio.io/use-waypoint-canary-namespace";
 /// On a pod: the Gateway that it serves.
 const GATEWAY: &str = "gateway.networking.k8s.io/gateway-name";
 /// Where the chart has agents put their sockets.
@@ -99,31 +95,6 @@ pub async fn read(api: &Api, to: Option<&Named>, mesh: &str) -> Result<World, St
     let agents = format!("/api/v1/namespaces/{mesh}/pods?{}", labelled("app", Some("mesh-agent")));
     world.agents = api.view(&agents).await.map_err(failed("pods of agents"))?;
     Ok(world)
-}
-
-/// As proxies are asked for an end: `known` are the pods of its namespace, if they have been read. Of a workload that has no pod, or none that may be looked at, the name
-/// alone is left, which says something of a Deployment and a Job.
-pub async fn terms_of(api: &Api, end: &Named, known: Option<&[Pod]>) -> Result<Vec<String>, Stop> {
-    if !end.kind.owns_pods() {
-        return terms::terms(end, &[]).map_err(Stop::failed);
-    }
-    let read = match known {
-        Some(_) => Ok(Vec::new()),
-        None => api.view(&format!("/api/v1/namespaces/{}/pods", end.namespace)).await,
-    };
-    let found = match &read {
-        Ok(read) => terms::terms(end, known.unwrap_or(read)),
-        Err(failure) if failure.code == 403 => Err(format!("pods of {end} cannot be looked for: {failure}")),
-        Err(failure) => return Err(Stop::from(failure.clone()).during("pods cannot be read")),
-    };
-    match (found, end.term()) {
-        (Ok(terms), _) => Ok(terms),
-        (Err(why), Some(term)) if known.is_none() => {
-            note(&format!("{why}; who is of a workload of that name is shown"));
-            Ok(vec![term])
-        }
-        (Err(why), _) => Err(Stop::failed(why)),
-    }
 }
 
 /// Who sees what is asked of `to`. `of` asks for less: requests, or connections, alone.
@@ -269,27 +240,28 @@ fn used(world: &World, to: Option<&Named>) -> BTreeSet<(String, String)> {
 /// The canary of a service: its own, or its namespace's, if it has that one's waypoint, too.
 fn canary_of(service: &Meta, namespace: &Meta) -> Option<(String, String)> {
     waypoint_of(service, namespace)?;
-    let says = |labels: &Map, key: &str| labels.get(key).is_some_and(|value| !value.is_empty());
-    let labels = match says(&service.labels, CANARY) || says(&service.labels, USE) {
-        true => &service.labels,
-        false => &namespace.labels,
-    };
-    let name = labels.get(CANARY).filter(|name| !name.is_empty())?;
-    let home = labels.get(CANARY_NAMESPACE).filter(|home| !home.is_empty()).unwrap_or(&namespace.name);
-    Some((home.clone(), name.clone()))
+    let own = asked::canary(Some(&service.labels), &namespace.name);
+    let is_own = Asked::of(Some(&service.labels), &namespace.name) != Asked::Unsaid;
+    let of_namespace = || asked::canary(Some(&namespace.labels), &namespace.name).filter(|_| !is_own);
+    own.or_else(of_namespace).map(key)
 }
 
 /// The waypoint of an object: its own label counts before that of its namespace.
 fn waypoint_of(object: &Meta, namespace: &Meta) -> Option<(String, String)> {
-    let says = |labels: &BTreeMap<String, String>| labels.contains_key(USE);
-    let labels: &Map = if says(&object.labels) { &object.labels } else { &namespace.labels };
-    let name = labels.get(USE).filter(|name| !name.is_empty() && *name != "none")?;
-    let home = labels.get(USE_NAMESPACE).filter(|home| !home.is_empty()).unwrap_or(&namespace.name);
-    Some((home.clone(), name.clone()))
+    let of = |labels: &Map| Asked::of(Some(labels), &namespace.name);
+    match (of(&object.labels), of(&namespace.labels)) {
+        (Asked::Of(name), _) | (Asked::Unsaid, Asked::Of(name)) => Some(key(name)),
+        _ => None,
+    }
+}
+
+fn key(name: NamespacedName) -> (String, String) {
+    (name.namespace.to_string(), name.name.to_string())
 }
 
 #[cfg(test)]
 mod tests {
+    use mesh_core::asked::{CANARY, CANARY_NAMESPACE, USE, USE_NAMESPACE};
     use serde_json::{Value, json};
 
     use super::super::target::target;
@@ -324,6 +296,8 @@ mod tests {
             services: vec![
                 of(service("web", json!({}))),
                 of(service("db", json!({USE: "none"}))),
+                // An empty label says nothing.
+                of(service("blank", json!({USE: ""}))),
                 of(service("far", json!({USE: "far", USE_NAMESPACE: "infra"}))),
                 of(service("moved", json!({CANARY: "other", CANARY_NAMESPACE: "infra"}))),
             ],
@@ -355,7 +329,7 @@ mod tests {
         const GONE: &str = "node n2 has no agent: `meshctl status` says why";
         const PENDING: &str = "shop/wp-2 is not asked: its pod is Pending, not Running";
         const NO_POD: &str = "waypoint infra/far has no pod: `meshctl waypoint status -n infra far` says why";
-        let rows: [Row; 13] = [
+        let rows: [Row; 14] = [
             ("web", true, true, &["node/n1", "shop/wp-1"], &[PENDING]),
             ("web", true, false, &["shop/wp-1"], &[PENDING]),
             ("web", false, true, &["node/n1"], &[]),
@@ -365,6 +339,7 @@ mod tests {
             ("db", true, true, &[], &[GONE]),
             ("pod/db-0", true, true, &["shop/wp-1"], &[PENDING, GONE]),
             ("far", true, true, &[], &[NO_POD]),
+            ("blank", true, false, &["shop/wp-1"], &[PENDING]),
             ("moved", true, false, &["infra/other-1", "shop/wp-1"], &[PENDING]),
             ("ns/shop", true, false, &["infra/other-1", "shop/edge-1", "shop/wp-1"], &[PENDING, NO_POD]),
             ("waypoint/edge", true, true, &["shop/edge-1"], &[]),

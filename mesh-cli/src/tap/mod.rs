@@ -120,7 +120,7 @@ impl End {
     async fn find(&mut self, api: &Api, seen_by: Option<&Named>, world: &World) -> Result<(), Stop> {
         let Some(named) = &self.named else { return Ok(()) };
         let known = (seen_by == Some(named)).then_some(world.pods.as_slice());
-        self.terms = find::terms_of(api, named, known).await?;
+        self.terms = terms::find(api, named, known).await?;
         if self.terms.len() > terms::MOST {
             note(&format!("{} of the {} pods of {named} are seen", terms::MOST, self.terms.len()));
             self.terms.truncate(terms::MOST);

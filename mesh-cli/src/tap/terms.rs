@@ -1,14 +1,43 @@
 //! What proxies are asked for at one end: the terms of their selector. They know a pod by its own name and by that of its workload, which is the owner's of some owners
-//! alone ([`mesh_core::owner`]); so pods are found here, and named as the mesh names them. Called by [`super::find`] and [`super`]. Pure.
+//! alone ([`mesh_core::owner`]); so pods are found here, and named as the mesh names them. [`terms`] is pure; [`find`] reads its pods. Called by
+//! [`super`], and [`super::find`], which asks whose a pod is.
 
 use std::collections::BTreeSet;
 
 use super::target::{Kind, Named};
+use crate::api::Api;
+use crate::output::note;
+use crate::stop::Stop;
 use crate::view::Pod;
 use crate::waypoint::object;
 
 /// Values of one end of a selector, of which a proxy takes 512.
 pub const MOST: usize = 400;
+
+/// As proxies are asked for an end: `known` are the pods of its namespace, if they have been read. Of a workload that has no pod, or none that may be looked at, the name
+/// alone is left, which says something of a Deployment and a Job.
+pub async fn find(api: &Api, end: &Named, known: Option<&[Pod]>) -> Result<Vec<String>, Stop> {
+    if !end.kind.owns_pods() {
+        return terms(end, &[]).map_err(Stop::failed);
+    }
+    let read = match known {
+        Some(_) => Ok(Vec::new()),
+        None => api.view(&format!("/api/v1/namespaces/{}/pods", end.namespace)).await,
+    };
+    let found = match &read {
+        Ok(read) => terms(end, known.unwrap_or(read)),
+        Err(failure) if failure.code == 403 => Err(format!("pods of {end} cannot be looked for: {failure}")),
+        Err(failure) => return Err(Stop::from(failure.clone()).during("pods cannot be read")),
+    };
+    match (found, end.term()) {
+        (Ok(found), _) => Ok(found),
+        (Err(why), Some(term)) if known.is_none() => {
+            note(&format!("{why}; who is of a workload of that name is shown"));
+            Ok(vec![term])
+        }
+        (Err(why), _) => Err(Stop::failed(why)),
+    }
+}
 
 /// The terms for an end. `pods` are those of its namespace, of which only what owns pods needs any. None is meant of a Gateway, of which all is meant; an error says that
 /// there is no pod.

@@ -1,15 +1,10 @@
 //! A waypoint as an object: what is written, and what is read of it. Pure; called by [`super`].
 
+pub use mesh_core::asked::{CANARY, USE};
+use mesh_core::asked::{CANARY_NAMESPACE, USE_NAMESPACE};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-/// Which waypoint something uses.
-pub const USE: &str = "istio.io/use-waypoint";
-const USE_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
-/// Another one that takes a share of what is asked for, and its namespace.
-/// A second one beside it.
-pub const CANARY: &str = "istio.io/use-waypoint-canary";
-const CANARY_NAMESPACE: &str = "istio.io/use-waypoint-canary-namespace";
 const FOR: &str = "istio.io/waypoint-for";
 const MODE: &str = "istio.io/dataplane-mode";
 const PORT: u16 = 15008;

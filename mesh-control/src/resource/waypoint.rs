@@ -3,19 +3,13 @@
 
 use aws_lc_rs::digest::{SHA256, digest};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use mesh_core::asked;
+pub use mesh_core::asked::{Asked, CANARY, USE};
 use mesh_core::{ArcStr, NamespacedName};
 
 use super::{Labels, meta};
 use crate::diagnosis::Problem;
 
-/// The waypoint's name; `none` is none, whatever the namespace says.
-pub const USE: &str = "istio.io/use-waypoint";
-/// Its namespace, if it is another than the object's.
-pub const USE_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
-/// On a service or a namespace, beside [`USE`]: the name of a waypoint that has a share of what comes.
-pub const CANARY: &str = "istio.io/use-waypoint-canary";
-/// Its namespace, if it is another than the object's.
-pub const CANARY_NAMESPACE: &str = "istio.io/use-waypoint-canary-namespace";
 /// An annotation: the share, a whole number up to 100; without it none.
 pub const CANARY_WEIGHT: &str = "istio.io/use-waypoint-canary-weight";
 /// On a service or a namespace: whether gateways go through its waypoint, too.
@@ -156,33 +150,6 @@ fn hashed(text: &str, whole: &str) -> ArcStr {
     format!("{}-{hash}", text[..room].trim_end_matches(['-', '.'])).into()
 }
 
-/// What an object says of its waypoint.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Asked {
-    /// Nothing: what is less specific counts.
-    #[default]
-    Unsaid,
-    /// That it has none.
-    Without,
-    /// Which one.
-    Of(NamespacedName),
-}
-
-impl Asked {
-    /// What the labels of an object in `namespace` say.
-    pub fn of(labels: Option<&Labels>, namespace: &str) -> Self {
-        let label = |key: &str| labels.and_then(|labels| labels.get(key)).map(String::as_str).filter(|v| !v.is_empty());
-        match label(USE) {
-            None => Asked::Unsaid,
-            Some("none") => Asked::Without,
-            Some(name) => {
-                let namespace = label(USE_NAMESPACE).unwrap_or(namespace);
-                Asked::Of(NamespacedName::new(ArcStr::from(namespace), ArcStr::from(name)))
-            }
-        }
-    }
-}
-
 /// The second waypoint that an object names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AskedCanary {
@@ -195,14 +162,12 @@ pub struct AskedCanary {
 impl AskedCanary {
     /// What the labels and annotations of an object in `namespace` say.
     pub fn of(labels: Option<&Labels>, annotations: Option<&Labels>, namespace: &str) -> Option<Self> {
-        let label = |key: &str| labels.and_then(|labels| labels.get(key)).map(String::as_str).filter(|v| !v.is_empty());
-        let name = label(CANARY)?;
-        let namespace = label(CANARY_NAMESPACE).unwrap_or(namespace);
+        let waypoint = asked::canary(labels, namespace)?;
         let weight = match annotations.and_then(|annotations| annotations.get(CANARY_WEIGHT)) {
             None => Ok(0),
             Some(text) => text.trim().parse().ok().filter(|weight| *weight <= 100).ok_or_else(|| text.clone()),
         };
-        Some(Self { waypoint: NamespacedName::new(ArcStr::from(namespace), ArcStr::from(name)), weight })
+        Some(Self { waypoint, weight })
     }
 }
 
@@ -213,26 +178,9 @@ pub fn field() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use mesh_core::asked::CANARY_NAMESPACE;
 
-    #[test]
-    fn labels_say_which_waypoint_is_meant() {
-        let of = |namespace: &str, name: &str| Asked::Of(NamespacedName::new(namespace, name));
-        for (labels, expected) in [
-            (&[][..], Asked::Unsaid),
-            (&[(USE, "")], Asked::Unsaid),
-            (&[(USE, "none")], Asked::Without),
-            (&[(USE, "none"), (USE_NAMESPACE, "infra")], Asked::Without),
-            (&[(USE, "wp")], of("shop", "wp")),
-            (&[(USE, "wp"), (USE_NAMESPACE, "infra")], of("infra", "wp")),
-            (&[(USE, "wp"), (USE_NAMESPACE, "")], of("shop", "wp")),
-            (&[(USE_NAMESPACE, "infra")], Asked::Unsaid),
-        ] {
-            let labels: Labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-            assert_eq!(Asked::of(Some(&labels), "shop"), expected, "{labels:?}");
-        }
-        assert_eq!(Asked::of(None, "shop"), Asked::Unsaid);
-    }
+    use super::*;
 
     #[test]
     fn labels_and_an_annotation_say_which_share_a_canary_has() {

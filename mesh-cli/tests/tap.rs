@@ -352,6 +352,24 @@ fn features_tm_16_all_that_is_said_is_shown() {
 
 /// Over a socket of this machine no cluster is asked, and who reads no more is not written to for ever.
 #[test]
+fn features_tm_16_lines_that_cannot_be_written_are_an_error_unless_nobody_reads() {
+    let server = Server::new(shop, mixed);
+    let run = |out: Stdio| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_meshctl"));
+        command.arg("--kubeconfig").arg(server.folder.path().join("kubeconfig")).args(["tap", "web", "-n", "shop"]);
+        let output = command.stdin(Stdio::null()).stdout(out).stderr(Stdio::piped()).spawn().unwrap();
+        let output = output.wait_with_output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, told) = run(std::fs::File::options().write(true).open("/dev/full").unwrap().into());
+    assert!(code == Some(1) && told.contains("standard output: No space left"), "{code:?} {told}");
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let (code, told) = run(writer.into());
+    assert!(code == Some(0) && !told.contains("standard output"), "{code:?} {told}");
+}
+
+#[test]
 fn features_tm_16_a_socket_is_asked_without_a_cluster() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("admin.sock");

@@ -296,9 +296,12 @@ async fn merge(api: Option<Api>, ways: Vec<(Way, String)>, context: &Context) ->
         let Some(proxy) = heard.get_mut(number) else { continue };
         match event {
             Event::Line(text) => match proxy.take(&text, context.format) {
-                // Nobody reads any more: `head` has seen enough.
-                Ok(Some(shown)) if write(&shown).is_err() => return Ok(OK),
-                Ok(_) => {}
+                Ok(Some(shown)) => match write(&shown) {
+                    // Nobody reads any more: `head` has seen enough.
+                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(OK),
+                    written => written.map_err(|error| Stop::failed(format!("standard output: {error}")))?,
+                },
+                Ok(None) => {}
                 Err(why) => note(&format!("{}: {why}", proxy.name)),
             },
             // However it goes: it has told all.

@@ -2,7 +2,7 @@
 //! output, which is how it leaves a pod; `meshctl` reads it where it is on the same machine.
 
 use std::borrow::Cow;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 use bytes::Bytes;
@@ -18,6 +18,8 @@ use crate::http::{own_user, unix_address};
 pub const EXIT_SELECTOR: i32 = 65;
 /// Exit status if nobody answers.
 pub const EXIT_UNAVAILABLE: i32 = 69;
+/// Exit status if the lines cannot be written.
+pub const EXIT_OUTPUT: i32 = 74;
 /// Exit status if there are too many taps: later it may do.
 pub const EXIT_BUSY: i32 = 75;
 /// A text of an error that is longer than this is none of ours.
@@ -92,9 +94,7 @@ pub fn main(socket: &Path, query: &str) -> i32 {
         runtime.block_on(async {
             let mut lines = ask(socket, query).await?;
             while let Some(piece) = lines.next().await {
-                let mut out = std::io::stdout().lock();
-                // Nobody reads any more.
-                if out.write_all(&piece).and_then(|()| out.flush()).is_err() {
+                if !write(&piece, &mut std::io::stdout())? {
                     break;
                 }
             }
@@ -108,4 +108,13 @@ pub fn main(socket: &Path, query: &str) -> i32 {
     };
     let _ = writeln!(std::io::stderr(), "{}", refused.why);
     refused.status
+}
+
+/// Writes what has come. Says whether anybody reads it.
+pub(super) fn write(piece: &[u8], out: &mut impl Write) -> Result<bool, Refused> {
+    match out.write_all(piece).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Refused { status: EXIT_OUTPUT, why: format!("standard output: {error}") }),
+    }
 }

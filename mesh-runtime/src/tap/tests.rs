@@ -134,3 +134,21 @@ async fn features_tm_16_who_goes_away_ends_the_tap() {
     drop(stream);
     assert!(!taps.is_on());
 }
+
+#[test]
+fn features_tm_16_a_tap_that_cannot_be_written_has_failed_unless_nobody_reads() {
+    struct Out(std::io::ErrorKind);
+    impl std::io::Write for Out {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(self.0.into())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    assert_eq!(client::write(b"a", &mut Vec::new()), Ok(true));
+    assert_eq!(client::write(b"a", &mut Out(std::io::ErrorKind::BrokenPipe)), Ok(false));
+    let full = client::write(b"a", &mut Out(std::io::ErrorKind::StorageFull)).unwrap_err();
+    assert_eq!(full.status, client::EXIT_OUTPUT);
+    assert!(full.why.starts_with("standard output: "), "{full}");
+}

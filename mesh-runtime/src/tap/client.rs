@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
@@ -24,6 +25,8 @@ pub const EXIT_OUTPUT: i32 = 74;
 pub const EXIT_BUSY: i32 = 75;
 /// A text of an error that is longer than this is none of ours.
 const LONGEST_ERROR: usize = 64 * 1024;
+/// How long a process may take until its answer begins, which needs no work.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// Why there are no lines.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -54,9 +57,19 @@ impl Lines {
     }
 }
 
-/// Asks the process behind a socket for a tap.
+/// Asks the process behind a socket for a tap. A process that is stopped takes connections and says nothing.
 pub async fn ask(socket: &Path, query: &str) -> Result<Lines, Refused> {
-    let unavailable = |what: String| Refused { status: EXIT_UNAVAILABLE, why: format!("{}: {what}", socket.display()) };
+    let late =
+        || unavailable(socket, format!("no answer within {} s: the proxy hangs, or is stopped", ANSWER.as_secs()));
+    tokio::time::timeout(ANSWER, begin(socket, query)).await.unwrap_or_else(|_| Err(late()))
+}
+
+fn unavailable(socket: &Path, what: String) -> Refused {
+    Refused { status: EXIT_UNAVAILABLE, why: format!("{}: {what}", socket.display()) }
+}
+
+async fn begin(socket: &Path, query: &str) -> Result<Lines, Refused> {
+    let unavailable = |what: String| unavailable(socket, what);
     let stream = UnixStream::connect(unix_address(socket)).await.map_err(|error| {
         unavailable(format!("no proxy answers there: {error}; it has to run, and to be asked by its own user"))
     })?;

@@ -152,3 +152,14 @@ fn features_tm_16_a_tap_that_cannot_be_written_has_failed_unless_nobody_reads() 
     assert_eq!(full.status, client::EXIT_OUTPUT);
     assert!(full.why.starts_with("standard output: "), "{full}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn features_tm_16_a_process_that_says_nothing_is_given_up() {
+    let name = format!("@mesh-runtime-tap-mute-{}", std::process::id());
+    let path = std::path::Path::new(&name);
+    let _listener = crate::http::listen_unix(path).unwrap();
+    let began = tokio::time::Instant::now();
+    let refused = client::ask(path, "a").await.err().unwrap();
+    assert_eq!((refused.status, began.elapsed().as_secs()), (client::EXIT_UNAVAILABLE, 10));
+    assert!(refused.why.contains("no answer within 10 s"), "{refused}");
+}

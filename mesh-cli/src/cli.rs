@@ -83,6 +83,16 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, (clap
     })
 }
 
+impl Verb {
+    /// It may change something: who stops it has to know that what was done stays.
+    pub fn changes(&self) -> bool {
+        match self {
+            Verb::Install(_) | Verb::Uninstall(_) | Verb::Waypoint(_) | Verb::Webhook(_) => true,
+            Verb::Check(_) | Verb::Status(_) | Verb::Tap(_) | Verb::Version(_) => false,
+        }
+    }
+}
+
 impl Cli {
     /// What every command knows.
     pub fn context(&self) -> Context {

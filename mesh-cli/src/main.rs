@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         Err(error) => return end(Err(Stop::new(FAILED, format!("start: {error}")))),
     };
     let context = cli.context();
-    let result = runtime.block_on(wait::or_interrupted(async {
+    let result = runtime.block_on(wait::or_interrupted(cli.verb.changes(), async {
         match &cli.verb {
             Verb::Install(options) => install::run(options, &context).await,
             Verb::Uninstall(options) => uninstall::run(options, &context).await,

@@ -57,14 +57,18 @@ fn given_up(code: u8, why: &str, left: &[String]) -> Stop {
     Stop::new(code, format!("{why}; left were\n  {}", left.join("\n  ")))
 }
 
-/// Does it, unless Ctrl-C ends it first. Whoever listens for that signal once takes its effect away for good, so that it has to be listened for all the
+/// Does it, unless Ctrl-C ends it first: `changes` says whether something may have been done by then. Whoever listens for that signal once takes its effect away for good, so that it has to be listened for all the
 /// time; what waits by [`until`] hears it, too, and has more to say.
-pub async fn or_interrupted<T>(work: impl Future<Output = Result<T, Stop>>) -> Result<T, Stop> {
+pub async fn or_interrupted<T>(changes: bool, work: impl Future<Output = Result<T, Stop>>) -> Result<T, Stop> {
+    let stopped = match changes {
+        true => "stopped half way: what was done stays; the same command again goes on from there",
+        false => "stopped; nothing was changed",
+    };
     tokio::select! {
         biased;
         result = work => result,
         _ = tokio::signal::ctrl_c() => {
-            Err(Stop::new(INTERRUPTED, "stopped half way: what was done stays; the same command again goes on from there"))
+            Err(Stop::new(INTERRUPTED, stopped))
         }
     }
 }

@@ -297,17 +297,15 @@ fn an_api_server_that_is_busy_is_asked_again() {
     assert_eq!(server.changes(), [""; 0]);
 }
 
-/// It has waited once, by which it listens for the signal, and now hangs in the middle.
-#[test]
-fn ctrl_c_ends_it_between_two_waits() {
-    let server = Server::new(|method, path| match path {
-        "/apis/rbac.authorization.k8s.io/v1/clusterroles/undermesh-control" => None,
-        path => Some(plain(method, path)),
+/// What is said of Ctrl-C while this waits for an answer to that path, which never comes.
+fn interrupted(line: &str, path: &'static str) -> String {
+    let server = Server::new(move |method, asked| {
+        let bare = asked.split_once('?').map_or(asked, |(bare, _)| bare);
+        if bare == path { None } else { Some(plain(method, asked)) }
     });
-    let mut child =
-        server.meshctl("-n u uninstall --yes --skip-nodes --request-timeout 5m").spawn().expect("meshctl starts");
+    let mut child = server.meshctl(line).spawn().expect("meshctl starts");
     let deadline = Instant::now() + Duration::from_secs(60);
-    while !server.log().iter().any(|line| line.ends_with("clusterroles/undermesh-control")) {
+    while !server.log().iter().any(|asked| asked.contains(path)) {
         assert!(Instant::now() < deadline, "{:?}", server.log());
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -323,7 +321,21 @@ fn ctrl_c_ends_it_between_two_waits() {
         }
         std::thread::sleep(Duration::from_millis(20));
     };
-    assert_eq!(status.code(), Some(130));
+    assert_eq!(status.code(), Some(130), "{line}");
+    let mut said = String::new();
+    child.stderr.take().expect("its words").read_to_string(&mut said).expect("text");
+    said
+}
+
+/// It has waited once, by which it listens for the signal, and now hangs in the middle.
+#[test]
+fn ctrl_c_ends_it_between_two_waits() {
+    const ROLE: &str = "/apis/rbac.authorization.k8s.io/v1/clusterroles/undermesh-control";
+    let said = interrupted("-n u uninstall --yes --skip-nodes --request-timeout 5m", ROLE);
+    assert!(said.contains("what was done stays"), "{said}");
+    // What only looks has done nothing.
+    let said = interrupted("-n u tap web --request-timeout 5m", "/api/v1/namespaces/u");
+    assert!(said.contains("stopped; nothing was changed"), "{said}");
 }
 
 /// What has these labels, of a namespace, or one itself.

@@ -2,22 +2,26 @@
 
 use std::fmt::{Display, Write as _};
 
-use super::{End, Seen};
+use super::{End, LONGEST_LINE, Seen};
 use crate::telemetry::write;
 
-/// Longest value in bytes.
+/// Longest value in bytes, as it is written.
 const LONGEST: usize = 1024;
+/// All values together; the rest of a line is names of its keys, and numbers.
+const ROOM: usize = LONGEST_LINE - 1024;
 
 /// An object that is written; what is empty is left out.
 struct Object<'a> {
     out: &'a mut String,
+    /// Bytes that values may still take.
+    room: &'a mut usize,
     is_first: bool,
 }
 
 impl<'a> Object<'a> {
-    fn begin(out: &'a mut String) -> Self {
+    fn begin(out: &'a mut String, room: &'a mut usize) -> Self {
         out.push('{');
-        Self { out, is_first: true }
+        Self { out, room, is_first: true }
     }
 
     fn key(&mut self, key: &str) {
@@ -30,7 +34,9 @@ impl<'a> Object<'a> {
     fn text(&mut self, key: &str, value: &str) {
         if !value.is_empty() {
             self.key(key);
-            write::json(write::cut(value, LONGEST), self.out);
+            let before = self.out.len();
+            write::json_cut(value, LONGEST.min(*self.room), self.out);
+            *self.room = self.room.saturating_sub(self.out.len() - before - 2);
         }
     }
 
@@ -54,15 +60,15 @@ impl Seen<'_> {
     /// The line, with its end.
     #[must_use]
     pub fn line(&self) -> String {
-        let mut out = String::with_capacity(512);
-        let mut line = Object::begin(&mut out);
+        let (mut out, mut room) = (String::with_capacity(512), ROOM);
+        let mut line = Object::begin(&mut out, &mut room);
         line.text("kind", self.kind.as_str());
         line.shown("time", Some(self.time));
         line.text("direction", self.direction);
         line.key("source");
-        end(&self.source, None, line.out);
+        end(&self.source, None, line.out, line.room);
         line.key("destination");
-        end(&self.destination, self.service, line.out);
+        end(&self.destination, self.service, line.out, line.room);
         line.text("routedTo", self.routed.map_or("", |(_, host)| host));
         line.text("protocol", self.protocol);
         line.text("security", self.security);
@@ -94,8 +100,8 @@ impl Seen<'_> {
     }
 }
 
-fn end(end: &End<'_>, service: Option<(&str, &str)>, out: &mut String) {
-    let mut object = Object::begin(out);
+fn end(end: &End<'_>, service: Option<(&str, &str)>, out: &mut String, room: &mut usize) {
+    let mut object = Object::begin(out, room);
     if let Some((namespace, host)) = service {
         object.text("service", host);
         object.text("serviceNamespace", namespace);

@@ -17,6 +17,9 @@ use std::net::SocketAddr;
 
 pub use selector::{Selector, SelectorError};
 
+/// Longest line in bytes, whatever a client has written into it.
+pub const LONGEST_LINE: usize = 8 * 1024;
+
 /// The words that a selector may ask for as flags: Envoy's, which waypoints use, then those of the node proxy's connections. `-` is none.
 pub const FLAGS: [&str; 36] = [
     "-",

@@ -174,3 +174,28 @@ fn features_TM_16_a_line_can_be_shown_and_read_whatever_was_asked() {
     let value: serde_json::Value = serde_json::from_str(&line).unwrap();
     assert!(value["path"].as_str().unwrap().starts_with("/\u{9b}\u{202e}\"\n") && value["query"] == "a=b");
 }
+
+#[test]
+fn features_TM_16_a_line_is_short_whatever_was_asked() {
+    let long = ["\"".repeat(3000), "\u{80}".repeat(3000), "ä".repeat(3000), "\u{2028}".repeat(3000)];
+    for text in &long {
+        let asked = Some(Asked { method: text, authority: text, path: text, query: Some(text) });
+        let one = End { address: None, namespace: text, workload: text, pod: text, identity: Some(text) };
+        // What a client can make long, beside names as long as they can be.
+        let line = Seen { asked, details: text, failure: text, ..REQUEST }.line();
+        let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert!(line.len() <= LONGEST_LINE, "{}", line.len());
+        let is_told = |key: &str| value[key].as_str().is_some_and(|told| told.len() > 300 && text.starts_with(told));
+        assert!(["method", "authority", "path", "query", "details", "failure"].into_iter().all(is_told), "{line}");
+        // And nothing makes it longer.
+        let (service, routed) = (Some((&**text, &**text)), Some((&**text, &**text)));
+        let all =
+            Seen { source: one, destination: one, service, routed, rule: text, flags: text, protocol: text, ..REQUEST };
+        let line = Seen { asked, details: text, failure: text, ..all }.line();
+        assert!(
+            line.len() <= LONGEST_LINE && serde_json::from_str::<serde_json::Value>(&line).is_ok(),
+            "{}",
+            line.len()
+        );
+    }
+}

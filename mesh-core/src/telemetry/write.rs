@@ -38,8 +38,15 @@ pub fn escaped(text: &str, out: &mut String) {
 
 /// As a text of JSON, with its quotes.
 pub fn json(text: &str, out: &mut String) {
+    json_cut(text, usize::MAX, out);
+}
+
+/// The same, cut so that what is written between the quotes has at most so many bytes.
+pub fn json_cut(text: &str, most: usize, out: &mut String) {
     out.push('"');
+    let begin = out.len();
     for c in text.chars() {
+        let before = out.len();
         match c {
             '"' => out.push_str("\\\""),
             '\\' => out.push_str("\\\\"),
@@ -48,6 +55,10 @@ pub fn json(text: &str, out: &mut String) {
             '\t' => out.push_str("\\t"),
             c if is_control(c) => drop(write!(out, "\\u{:04x}", u32::from(c))),
             c => out.push(c),
+        }
+        if out.len() - begin > most {
+            out.truncate(before);
+            break;
         }
     }
     out.push('"');

@@ -28,7 +28,7 @@ pub use stream::stream;
 
 /// Taps at once in one process.
 pub const MOST_TAPS: usize = 4;
-/// Lines that wait for one client. They are of 2 KiB at most, so that all taps together take 4 MiB.
+/// Lines that wait for one client. They are of 8 KiB at most (`mesh_core::tap::LONGEST_LINE`), so that all taps together take 16 MiB.
 pub const BUFFER: usize = 512;
 
 /// What a client has after its last line to read the rest.

@@ -301,7 +301,8 @@ async fn features_TM_16_a_slow_reader_loses_lines_and_stops_nobody() {
     let line = format!("{{\"kind\":\"filler\",\"of\":\"{}\"}}\n", "x".repeat(2000));
     let filled = Instant::now();
     for _ in 0..950 {
-        taps.offer(Instant::now(), |_| true, || line.clone());
+        let now = Instant::now();
+        taps.offer(now, now, |_| true, || line.clone());
     }
     assert!(filled.elapsed() < Duration::from_secs(5), "{:?}", filled.elapsed());
     let began = Instant::now();

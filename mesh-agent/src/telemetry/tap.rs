@@ -47,7 +47,7 @@ pub(super) fn closed(
         ..nothing(labels.reporter, &start)
     };
     // All that is told of it was known when it began, whoever listened then.
-    taps.offer(now, |selector| selector.selects(&seen), || seen.line());
+    taps.offer(now, now, |selector| selector.selects(&seen), || seen.line());
 }
 
 /// It was refused before its ends were known.
@@ -67,7 +67,7 @@ pub(super) fn refused(
         details: error,
         ..nothing(reporter, &start)
     };
-    taps.offer(now, |selector| selector.selects(&seen), || seen.line());
+    taps.offer(now, now, |selector| selector.selects(&seen), || seen.line());
 }
 
 fn nothing(reporter: Reporter, time: &dyn fmt::Display) -> Seen<'_> {

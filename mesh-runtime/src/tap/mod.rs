@@ -156,13 +156,14 @@ impl<S> Taps<S> {
         Some(Open { taps: Arc::clone(self), tap, lines, limits })
     }
 
-    /// Something is over that began then. `selects` says whether a tap means it; `line` is asked once, if anybody hears it. Of what began before a tap not all
-    /// that is shown was remembered: it is not for that tap.
-    pub fn offer(&self, began: Instant, selects: impl Fn(&S) -> bool, line: impl Fn() -> String) {
+    /// Something is over `now` that began then. `selects` says whether a tap means it; `line` is asked once, if anybody hears it. Of what began before a tap not
+    /// all that is shown was remembered: it is not for that tap.
+    pub fn offer(&self, began: Instant, now: Instant, selects: impl Fn(&S) -> bool, line: impl Fn() -> String) {
         let mut written: Option<Bytes> = None;
         for tap in self.list.read().iter().filter(|tap| tap.since <= began && selects(&tap.selector)) {
             tap.counts.matched.fetch_add(1, Relaxed);
-            if !tap.window.lock().admit(tap.since.elapsed().as_secs(), tap.rate) {
+            let second = now.saturating_duration_since(tap.since).as_secs();
+            if !tap.window.lock().admit(second, tap.rate) {
                 tap.counts.limited.fetch_add(1, Relaxed);
                 continue;
             }

@@ -1,4 +1,5 @@
-//! Limits of taps: how many, how fast, what a slow client costs, and when they end. Time stands still and is moved.
+//! Limits of taps: how many, how fast, what a slow client costs, and when they end. The time of what is offered is said, that of streams stands still and is
+//! moved.
 
 use std::pin::pin;
 
@@ -13,9 +14,9 @@ fn taps() -> Arc<Taps<&'static str>> {
     Arc::default()
 }
 
-/// Something that is over now, of this sort.
-fn offer(taps: &Taps<&'static str>, sort: &str) {
-    taps.offer(Instant::now(), |selector| *selector == sort, || format!("{{\"kind\":\"{sort}\"}}\n"));
+/// Something of this sort, that has begun and is over at that time.
+fn offer(taps: &Taps<&'static str>, sort: &str, at: Instant) {
+    taps.offer(at, at, |selector| *selector == sort, || format!("{{\"kind\":\"{sort}\"}}\n"));
 }
 
 fn values(piece: &Bytes) -> Vec<Value> {
@@ -51,16 +52,20 @@ fn features_tm_16_what_is_meant_is_offered_and_the_rest_counted() {
     let before = Instant::now();
     let (mut a, b) = (taps.open("a", LIMITS).unwrap(), taps.open("b", Limits { rate: 2, ..LIMITS }).unwrap());
     // What began before a tap was not remembered for it.
-    taps.offer(before - Duration::from_secs(1), |_| true, || unreachable!("nobody hears it"));
-    offer(&taps, "a");
-    offer(&taps, "c");
-    (0..5).for_each(|_| offer(&taps, "b"));
+    let now = Instant::now();
+    taps.offer(before - Duration::from_secs(1), now, |_| true, || unreachable!("nobody hears it"));
+    offer(&taps, "a", now);
+    offer(&taps, "c", now);
+    (0..5).for_each(|_| offer(&taps, "b", now));
     assert_eq!(a.lines.try_recv().unwrap(), "{\"kind\":\"a\"}\n");
     assert!(a.lines.try_recv().is_err());
     assert_eq!(a.counted(), Counted { matched: 1, limited: 0, lost: 0 });
     assert_eq!((b.lines.len(), b.counted()), (2, Counted { matched: 5, limited: 3, lost: 0 }));
+    // In another second there is room again.
+    offer(&taps, "b", now + Duration::from_secs(1));
+    assert_eq!((b.lines.len(), b.counted()), (3, Counted { matched: 6, limited: 3, lost: 0 }));
     // Nobody reads: what has no room is lost, and nobody has waited.
-    (0..BUFFER + 7).for_each(|_| offer(&taps, "a"));
+    (0..BUFFER + 7).for_each(|_| offer(&taps, "a", now));
     assert_eq!(a.counted(), Counted { matched: 1 + BUFFER as u64 + 7, limited: 0, lost: 7 });
 }
 
@@ -72,7 +77,8 @@ async fn features_tm_16_a_stream_says_what_it_is_what_it_left_out_and_why_it_end
     let first = values(&stream.next().await.unwrap());
     let version = env!("CARGO_PKG_VERSION");
     assert_eq!(first, [json!({"kind": "tap", "version": version, "name": "waypoint", "maxRps": 3, "seconds": 8})]);
-    (0..5).for_each(|_| offer(&taps, "a"));
+    let now = Instant::now();
+    (0..5).for_each(|_| offer(&taps, "a", now));
     let counts = |kind: &str| json!({"kind": kind, "matched": 5, "shown": 3, "limited": 2, "lost": 0});
     let mut heard = Vec::new();
     while heard.len() < 4 {
@@ -112,7 +118,7 @@ async fn features_tm_16_a_tap_is_asked_for_over_a_socket() {
         assert_eq!((refused.status, refused.why.as_str()), (client::EXIT_SELECTOR, "Some(\"b\") is none"));
         let mut lines = client::ask(path, "a").await.unwrap();
         assert_eq!(values(&lines.next().await.unwrap())[0]["kind"], "tap");
-        offer(&taps, "a");
+        offer(&taps, "a", Instant::now());
         assert_eq!(lines.next().await.unwrap(), "{\"kind\":\"a\"}\n");
         drop(lines);
         let gone = async {

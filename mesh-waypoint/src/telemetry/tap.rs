@@ -73,7 +73,7 @@ pub fn offer(taps: &Taps<Selector>, began: Instant, facts: &Facts<'_>, plan: Opt
         direction: "",
         security: "",
     };
-    taps.offer(began, |selector| selector.selects(&seen), || seen.line());
+    taps.offer(began, Instant::now(), |selector| selector.selects(&seen), || seen.line());
 }
 
 fn end(workload: &Workload) -> End<'_> {

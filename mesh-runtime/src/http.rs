@@ -55,7 +55,7 @@ pub struct Limits {
     pub body: usize,
     /// Time to send a whole request head.
     pub head_time: Duration,
-    /// Life of a connection, answer included.
+    /// Life of a connection, answer included; of one with an answer that goes on at least until that one's time is over, and no longer with each further one.
     pub connection: Duration,
 }
 
@@ -290,7 +290,7 @@ where
         Err(_) => text(StatusCode::PAYLOAD_TOO_LARGE, "request body too large or cut\n"),
     };
     if let Some(Lasting(time)) = reply.extensions().get() {
-        longer.send_modify(|until| *until += *time);
+        longer.send_modify(|until| *until = (*until).max(Instant::now() + *time));
     }
     Ok(reply)
 }
@@ -370,6 +370,27 @@ mod tests {
         assert!(answer.len() > 2048, "{}", answer.len());
         let took = began.elapsed();
         assert!(took >= Duration::from_millis(400), "{took:?}");
+    }
+
+    /// A connection that is kept has the time of its last answer, not that of all of them.
+    #[tokio::test(start_paused = true)]
+    async fn hardening_b126_what_goes_on_again_adds_nothing() {
+        const TIME: Duration = Duration::from_secs(60);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, drain) = (listener.local_addr().unwrap(), Drain::new());
+        let head_time = Duration::from_secs(3600);
+        let limits = Limits { head_time, ..Limits::default() };
+        let handler = |_| async { lasting("text/plain", TIME, futures_util::stream::empty()) };
+        tokio::spawn(serve_tcp(listener, limits, drain.token(), handler));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        for _ in 0..3 {
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        }
+        let began = Instant::now();
+        let mut answers = String::new();
+        stream.read_to_string(&mut answers).await.unwrap();
+        assert_eq!(answers.matches("200 OK").count(), 3, "{answers}");
+        assert!((TIME..2 * TIME).contains(&began.elapsed()), "{:?}", began.elapsed());
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, UNIX_EPOCH};
 
 use mesh_client::CertificateManager;
+use mesh_core::ArcStr;
 use mesh_runtime::lanes::Lanes;
 use mesh_runtime::{DrainToken, task};
 use tokio::time::{MissedTickBehavior, interval};
@@ -55,7 +56,14 @@ pub fn watch_crl(telemetry: &Telemetry, crl: &CrlFile) {
 
 /// Starts the periodic work. Ticks that were missed while the process was stopped are not made up for. At the start of the drain the kernel is another
 /// agent's, which reads its events.
-pub fn keep(lanes: &Lanes, kernel: &Arc<Kernel>, telemetry: &Telemetry, state: &Arc<StateHandle>, drain: DrainToken) {
+pub fn keep(
+    lanes: &Lanes,
+    kernel: &Arc<Kernel>,
+    telemetry: &Telemetry,
+    state: &Arc<StateHandle>,
+    network: ArcStr,
+    drain: DrainToken,
+) {
     // The kernel must know whether the data plane is alive, and there is one heartbeat for all of it: a single lane that hangs has pods whose queries
     // nobody answers, while the original resolver answers those of all.
     let (lanes, beating) = (lanes.clone(), kernel.clone());
@@ -80,7 +88,10 @@ pub fn keep(lanes: &Lanes, kernel: &Arc<Kernel>, telemetry: &Telemetry, state: &
     });
     task::spawn_vital("telemetry sweep", sweep(telemetry.clone(), state.clone()));
     match kernel.events() {
-        Ok(events) => drop(task::spawn_vital("kernel events", follow_kernel(telemetry.clone(), events, drain))),
+        Ok(events) => {
+            let follow = follow_kernel(telemetry.clone(), events, state.clone(), network, drain);
+            drop(task::spawn_vital("kernel events", follow));
+        }
         Err(error) => tracing::error!(error = %chain(&error), "kernel events cannot be read"),
     }
 }

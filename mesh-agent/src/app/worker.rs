@@ -147,7 +147,8 @@ async fn serve(
         task::spawn_vital("revoked certificates", crl.follow());
     }
     let leading = Drain::new();
-    house::keep(&lanes, &kernel, &telemetry, &state, leading.token());
+    let network = config.control.network.as_str().into();
+    house::keep(&lanes, &kernel, &telemetry, &state, network, leading.token());
 
     let node = Node {
         kernel: kernel.clone(),

@@ -21,11 +21,11 @@ use super::connection::{ConnectionGuard, ConnectionLabels};
 use super::dns::DnsMetrics;
 use super::family;
 use super::health::Health;
-use super::labels::{Pairs, Reporter};
+use super::labels::{Pairs, Reporter, ResponseFlags};
 use super::path::PathLabels;
 use super::process::Process;
 use super::series::{Ends, Known, SeriesTable};
-use super::tap;
+use super::tap::{self, Parties, Refusal};
 use super::workload_manager::WorkloadManagerMetrics;
 
 /// Bounds of the telemetry.
@@ -123,17 +123,17 @@ impl Telemetry {
         self.inner.paths.counters(PathLabels::of(ends), overflow, self.millis(Instant::now()))
     }
 
-    /// A connection was refused before its ends were known: a rate-limited warning, no series.
-    pub fn refused(&self, reporter: Reporter, from: SocketAddr, to: SocketAddr, error: &str) {
+    /// A connection was refused before its ends were known: a rate-limited warning, no series. `parties` are asked for only while somebody taps.
+    pub fn refused(&self, refusal: &Refusal<'_>, parties: impl FnOnce() -> Parties) {
         let now = Instant::now();
-        self.inner.access_log.refused(reporter, from, to, error, now);
+        self.inner.access_log.refused(refusal.reporter, refusal.from, refusal.to, refusal.error, now);
         if self.inner.taps.is_on() {
-            tap::refused(self.taps(), reporter, from, to, error, now);
+            tap::refused(self.taps(), refusal, &parties(), now);
         }
     }
 
-    /// The kernel refused or dropped something: counted, and told by a rate-limited warning.
-    pub fn kernel_event(&self, event: &Event) {
+    /// The kernel refused or dropped something: counted, and told by a rate-limited warning, and to taps, for which `parties` says whose addresses those are.
+    pub fn kernel_event(&self, event: &Event, parties: impl FnOnce(IpAddr, IpAddr) -> Parties) {
         self.inner.health.kernel_event();
         let address = |address: mesh_common::Address, port| SocketAddr::new(IpAddr::from(address).to_canonical(), port);
         let from = address(event.source, event.source_port);
@@ -147,7 +147,18 @@ impl Telemetry {
             | Reason::PodMissing => Reporter::Destination,
             _ => Reporter::Source,
         };
-        self.refused(reporter, from, to, event.reason.name());
+        let flags = match event.reason {
+            Reason::StrictPlaintext
+            | Reason::UdpRefused
+            | Reason::ForeignToSlot
+            | Reason::MeshPort
+            | Reason::DirectToAgent
+            | Reason::NotInRegistry => ResponseFlags::Deny,
+            _ => ResponseFlags::Connect,
+        };
+        let protocol = if i32::from(event.protocol) == libc::IPPROTO_UDP { "udp" } else { "tcp" };
+        let refusal = Refusal { reporter, from, to, error: event.reason.name(), flags, protocol };
+        self.refused(&refusal, || parties(from.ip(), to.ip()));
     }
 
     /// A socket was accepted; it counts as open until the guard is dropped.

@@ -33,5 +33,6 @@ pub use labels::{PeerLabels, Reporter, ResponseFlags, Security, ServiceLabels};
 pub use mesh_runtime::limit::{Bucket, Rate};
 pub use series::Peer;
 pub(crate) use series::{End, Ends};
+pub use tap::{Parties, Refusal};
 pub use upkeep::{follow_kernel, sweep};
 pub use workload_manager::WorkloadManagerMetrics;

@@ -1,12 +1,14 @@
 //! What live taps hear of a connection that is over, or was refused: what its line of the log says. Called by `connection` and `handle`, while anybody listens.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use mesh_core::Identity;
+use mesh_core::snapshot::Snapshot;
 use mesh_core::tap::{End, Kind, Seen, Selector};
+use mesh_core::{Identity, Service};
 use mesh_runtime::tap::Taps;
 
 use super::connection::{ConnectionLabels, Outcome};
@@ -50,22 +52,51 @@ pub(super) fn closed(
     taps.offer(now, now, |selector| selector.selects(&seen), || seen.line());
 }
 
-/// It was refused before its ends were known.
+/// A connection that was refused before anything of its ends was known but their addresses.
+#[derive(Clone, Copy, Debug)]
+pub struct Refusal<'a> {
+    /// Which end we are.
+    pub reporter: Reporter,
+    /// Who asked; unspecified if that is not known.
+    pub from: SocketAddr,
+    /// Whom it wanted to reach.
+    pub to: SocketAddr,
+    /// Why.
+    pub error: &'a str,
+    /// Why, as a flag.
+    pub flags: ResponseFlags,
+    /// `tcp` or `udp`.
+    pub protocol: &'static str,
+}
+
+/// Whose addresses those are, for who asks for a name. Nobody has proved anything.
+#[derive(Debug, Default)]
+pub struct Parties {
+    source: Peer,
+    destination: Peer,
+    service: Option<Arc<Service>>,
+}
+
+impl Parties {
+    /// Looks them up.
+    pub fn of(snapshot: &Snapshot, network: &str, from: IpAddr, to: IpAddr) -> Self {
+        let peer = |address: IpAddr| Peer::from(snapshot.workload_by_address(network, &address).cloned());
+        Self { source: peer(from), destination: peer(to), service: snapshot.service_by_address(network, &to).cloned() }
+    }
+}
+
+/// It was refused.
 #[cold]
-pub(super) fn refused(
-    taps: &Taps<Selector>,
-    reporter: Reporter,
-    from: SocketAddr,
-    to: SocketAddr,
-    error: &str,
-    now: Instant,
-) {
+pub(super) fn refused(taps: &Taps<Selector>, refusal: &Refusal<'_>, parties: &Parties, now: Instant) {
     let start = Start(Duration::ZERO);
     let seen = Seen {
-        source: End { address: Some(from), ..End::default() },
-        destination: End { address: Some(to), ..End::default() },
-        details: error,
-        ..nothing(reporter, &start)
+        source: end(&parties.source, None, refusal.from),
+        destination: end(&parties.destination, None, refusal.to),
+        service: parties.service.as_ref().map(|service| (&*service.namespace, &*service.hostname)),
+        flags: refusal.flags.as_str(),
+        details: refusal.error,
+        protocol: refusal.protocol,
+        ..nothing(refusal.reporter, &start)
     };
     taps.offer(now, now, |selector| selector.selects(&seen), || seen.line());
 }

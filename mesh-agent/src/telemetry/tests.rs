@@ -14,7 +14,7 @@ use mesh_runtime::paths::Progress;
 use parking_lot::Mutex;
 
 use super::{
-    AccessLog, ConnectionLabels, Outcome, Peer, Reporter, ResponseFlags, Security, Telemetry, TelemetryConfig,
+    AccessLog, ConnectionLabels, Outcome, Peer, Refusal, Reporter, ResponseFlags, Security, Telemetry, TelemetryConfig,
 };
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -384,7 +384,9 @@ fn hardening_f50_a_flood_of_denials_is_a_few_lines_and_exact_counts() {
             .open(labels(Reporter::Destination))
             .close(Outcome::failed(ResponseFlags::Deny, "denied by ns/p"));
         let (from, to) = ("198.18.0.1:1".parse().unwrap(), "198.18.0.2:2".parse().unwrap());
-        bench.telemetry.refused(Reporter::Destination, from, to, "strict");
+        let (reporter, flags) = (Reporter::Destination, ResponseFlags::Deny);
+        let refusal = Refusal { reporter, from, to, error: "strict", flags, protocol: "tcp" };
+        bench.telemetry.refused(&refusal, || unreachable!("nobody taps"));
     }
     let lines = bench.lines();
     assert!(lines.iter().filter(|line| line.contains("\twarn\taccess\tconnection failed\tsrc.addr=")).count() >= 10);
@@ -392,6 +394,53 @@ fn hardening_f50_a_flood_of_denials_is_a_few_lines_and_exact_counts() {
     // Twenty saved up and ten a second for each of the two kinds, on a machine that may be slow.
     assert!((40..1000).contains(&failures), "{failures} lines");
     assert_eq!(bench.values("istio_tcp_connections_failed_total"), [10_000]);
+}
+
+#[test]
+fn features_tm_16_what_the_kernel_refuses_is_told_to_who_taps_one_of_its_ends() {
+    use mesh_common::{Event, Reason};
+    let (bench, mut store) = (Bench::text(), Store::new());
+    let at = |address: &str, mut workload: Workload| {
+        workload.addresses = vec![address.parse().unwrap()];
+        Change::Workload(workload)
+    };
+    let snapshot = store
+        .apply(vec![
+            at("198.18.0.1", workload("front", "web", "web-1")),
+            at("198.18.0.2", workload("bookinfo", "ratings", "ratings-def")),
+        ])
+        .snapshot;
+    let event = |reason, protocol| Event {
+        time: 0,
+        cookie: 0,
+        reason,
+        protocol,
+        source: "198.18.0.1".parse::<std::net::IpAddr>().unwrap().into(),
+        destination: "198.18.0.2".parse::<std::net::IpAddr>().unwrap().into(),
+        source_port: 1,
+        destination_port: 9080,
+    };
+    let parties = |from, to| super::Parties::of(&snapshot, "", from, to);
+    // Nobody taps: nothing is looked up.
+    bench.telemetry.kernel_event(&event(Reason::StrictPlaintext, 6), |_, _| unreachable!("nobody taps"));
+    for (query, reason, protocol, is_told) in [
+        ("to=pod:bookinfo/ratings-def", Reason::StrictPlaintext, 6, true),
+        ("to=workload:bookinfo/ratings&from=namespace:front", Reason::StrictPlaintext, 6, true),
+        ("to=namespace:bookinfo&flag=DENY", Reason::StrictPlaintext, 6, true),
+        ("to=namespace:bookinfo&flag=DENY", Reason::UdpRefused, 17, true),
+        ("to=namespace:bookinfo&flag=CONNECT", Reason::PodClosed, 6, true),
+        ("to=namespace:bookinfo&flag=DENY", Reason::PodClosed, 6, false),
+        ("flag=-", Reason::StrictPlaintext, 6, false),
+        ("flag=-", Reason::PodClosed, 6, false),
+        ("to=namespace:front", Reason::StrictPlaintext, 6, false),
+    ] {
+        let selector = mesh_core::tap::Selector::parse(query).unwrap();
+        let limits = mesh_runtime::tap::Limits { rate: 10, time: LIMIT };
+        let open = bench.telemetry.taps().open(selector, limits).unwrap();
+        bench.telemetry.kernel_event(&event(reason, protocol), parties);
+        let told = open.counted().matched == 1;
+        assert_eq!(told, is_told, "{query} {reason:?}");
+    }
 }
 
 /// A sink that blocks until told to go on.

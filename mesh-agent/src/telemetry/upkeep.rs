@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mesh_core::ArcStr;
 use mesh_runtime::DrainToken;
 
-use super::Telemetry;
+use super::{Parties, Telemetry};
 use crate::bpf::{Events, Kernel};
 use crate::state::StateHandle;
 
@@ -26,15 +27,22 @@ pub async fn sweep(telemetry: Telemetry, state: Arc<StateHandle>) {
     }
 }
 
-/// Tells what the kernel programs refused, until the drain starts: the ring has one reader.
-pub async fn follow_kernel(telemetry: Telemetry, mut events: Events, end: DrainToken) {
+/// Tells what the kernel programs refused, until the drain starts: the ring has one reader. Addresses are those of `network`.
+pub async fn follow_kernel(
+    telemetry: Telemetry,
+    mut events: Events,
+    state: Arc<StateHandle>,
+    network: ArcStr,
+    end: DrainToken,
+) {
+    let parties = |from, to| Parties::of(&state.snapshot(), &network, from, to);
     loop {
         let event = tokio::select! {
             () = end.started() => return,
             event = events.next() => event,
         };
         match event {
-            Ok(event) => telemetry.kernel_event(&event),
+            Ok(event) => telemetry.kernel_event(&event, parties),
             Err(error) => {
                 tracing::warn!(%error, "kernel events cannot be read");
                 tokio::time::sleep(PAUSE).await;

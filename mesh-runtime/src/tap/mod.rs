@@ -176,7 +176,8 @@ impl<S> Taps<S> {
 }
 
 impl<S> Open<S> {
-    fn counted(&self) -> Counted {
+    /// What has become of it until now.
+    pub fn counted(&self) -> Counted {
         let counts = &self.tap.counts;
         Counted {
             matched: counts.matched.load(Relaxed),

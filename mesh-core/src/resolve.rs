@@ -1,9 +1,12 @@
 //! Where a captured connection goes. The proxy asks once for each attempt, naming the endpoints that already failed, and does what the route
 //! says. Nothing here guesses: what the mesh should know but does not is refused.
 
+mod outside;
 mod steer;
 mod waypoint;
 
+use outside::known_service;
+pub use outside::may_reach;
 pub use waypoint::{is_waypoint_of, speaks_for, waypoint_endpoints};
 
 use std::{
@@ -13,7 +16,6 @@ use std::{
 };
 
 use arcstr::ArcStr;
-use ipnet::IpNet;
 use rand::Rng;
 pub use steer::{Steer, place_of, steer};
 
@@ -24,7 +26,7 @@ use crate::{
     ports,
     service::Mode,
     snapshot::AddressOwner,
-    workload::{NetworkAddress, TunnelProtocol},
+    workload::TunnelProtocol,
 };
 
 /// The local pod that connects.
@@ -136,11 +138,11 @@ pub enum Refusal {
     /// Inside the ranges of the mesh, and nobody's.
     #[error("{0} is inside the mesh but belongs to no known workload or service")]
     UnknownMeshAddress(IpAddr),
-    /// Outside of the mesh, nobody's, and the client may reach only what somebody is known to have.
+    /// Outside of the mesh, on that port nobody's whom the client can see, and it may reach only what somebody is known to have.
     #[error("{address} is nobody's that the mesh knows, and only what it knows may be reached{}", of(.origin))]
     NotInRegistry {
         /// What was asked for.
-        address: IpAddr,
+        address: SocketAddr,
         /// The object that says so.
         origin: ArcStr,
     },
@@ -218,10 +220,17 @@ pub fn resolve(snapshot: &Snapshot, request: &Request<'_>, rng: &mut impl Rng) -
     }
     let (ip, port) = (request.destination.ip().to_canonical(), request.destination.port());
     let network = &*request.source.network;
+    let asked = SocketAddr::new(ip, port);
     if let Some(owner) = snapshot.owner(network, &ip) {
+        if owner.workload.is_entry() {
+            may_reach(snapshot, request.source, asked)?;
+        }
         return to_workload(snapshot, owner, request, rng);
     }
     if let Some(service) = known_service(snapshot, request.source, &ip) {
+        if service.load_balancing.mode == Mode::Passthrough {
+            may_reach(snapshot, request.source, asked)?;
+        }
         return match request.place {
             None => to_service(snapshot, service, request, rng),
             Some(place) => steer::to_place(snapshot, service, place, request, rng),
@@ -233,50 +242,8 @@ pub fn resolve(snapshot: &Snapshot, request: &Request<'_>, rng: &mut impl Rng) -
     if snapshot.in_mesh_ranges(ip) {
         return Err(Refusal::UnknownMeshAddress(ip));
     }
-    may_leave(snapshot, request.source, ip)?;
-    Ok(Route::Passthrough(SocketAddr::new(ip, port)))
-}
-
-/// The service that has an address, as far as the client can see it: outside of the mesh one that is for other namespaces only is nobody's for him. Inside, an
-/// address has one owner for all.
-fn known_service<'a>(snapshot: &'a Snapshot, source: &Client, address: &IpAddr) -> Option<&'a Arc<Service>> {
-    let is_visible = |service: &&Arc<Service>| service.visible_from(&source.namespace);
-    let first = snapshot.service_by_address(&source.network, address)?;
-    if is_visible(&first) || snapshot.in_mesh_ranges(*address) {
-        return Some(first);
-    }
-    let visible = |keys: &[NamespacedName]| keys.iter().filter_map(|key| snapshot.services.get(key)).find(is_visible);
-    let at = NetworkAddress { network: source.network.clone(), address: *address };
-    if let Some(service) = snapshot.vips.get(&at).and_then(|keys| visible(keys)) {
-        return Some(service);
-    }
-    let ranges = snapshot.cidrs.get(&source.network)?;
-    let mut within = Some(IpNet::from(*address));
-    while let Some((range, keys)) = within.and_then(|within| ranges.get_lpm(&within)) {
-        if let Some(service) = visible(keys) {
-            return Some(service);
-        }
-        within = range.supernet();
-    }
-    None
-}
-
-/// Whether a client may reach an address, by what is said of the outside. Of an address inside of the mesh it is for [`resolve`] to know.
-pub fn may_reach(snapshot: &Snapshot, source: &Client, address: IpAddr) -> Result<(), Refusal> {
-    let ip = address.to_canonical();
-    let is_known = || snapshot.owner(&source.network, &ip).is_some() || known_service(snapshot, source, &ip).is_some();
-    match may_leave(snapshot, source, ip) {
-        Err(_) if snapshot.in_mesh_ranges(ip) || is_known() => Ok(()),
-        judged => judged,
-    }
-}
-
-/// The same of an address that nobody has.
-fn may_leave(snapshot: &Snapshot, source: &Client, address: IpAddr) -> Result<(), Refusal> {
-    match snapshot.outbound(&source.namespace, &source.uid) {
-        Some(said) if said.registry_only => Err(Refusal::NotInRegistry { address, origin: said.origin.clone() }),
-        _ => Ok(()),
-    }
+    may_reach(snapshot, request.source, asked)?;
+    Ok(Route::Passthrough(asked))
 }
 
 /// The way of a connection whose waypoint cannot be reached, as [`resolve`] has said, to a service that says that it may be gone without; `None` where nobody

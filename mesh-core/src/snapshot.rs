@@ -23,8 +23,17 @@ use crate::{
 pub struct AddressOwner {
     /// The workload.
     pub workload: Arc<Workload>,
+    /// Others that have the address too, and get it when that one is gone.
+    pub(crate) others: Arc<[Arc<Workload>]>,
     /// Changes whenever the address changes owner. Caches of anything about the address carry it.
     pub generation: u64,
+}
+
+impl AddressOwner {
+    /// All workloads that have the address, the one that counts first.
+    pub(crate) fn claimants(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        std::iter::once(&self.workload).chain(&*self.others)
+    }
 }
 
 /// A policy by name: its last good form, if there ever was one.

@@ -239,6 +239,18 @@ impl Workload {
     pub fn is_pod(&self) -> bool {
         self.uid.contains("//Pod/")
     }
+
+    /// Whether nobody but a ServiceEntry, or a WorkloadEntry that one selects, says that it is there.
+    #[must_use]
+    pub fn is_entry(&self) -> bool {
+        is_entry(&self.uid)
+    }
+}
+
+/// [`Workload::is_entry`], by the uid.
+#[must_use]
+pub fn is_entry(uid: &str) -> bool {
+    uid.contains("/networking.istio.io/")
 }
 
 /// Serialises what is behind an `Arc`.

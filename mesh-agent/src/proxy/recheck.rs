@@ -7,7 +7,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use mesh_core::{Connection, Snapshot, Workload, authorize, may_reach};
+use mesh_core::{Connection, Snapshot, Workload, authorize, may_reach, workload::is_entry};
 use mesh_transport::hbone::TunnelKey;
 
 use super::connections::{CutReason, Direction, Live};
@@ -56,11 +56,12 @@ async fn apply(shared: &Arc<ProxyShared>, update: Option<&Update>) -> bool {
     if was_needed {
         in_step &= follow(update);
     }
+    let is_judged_anew = was_needed && update.is_some_and(changes_the_registry);
     for (context, again) in pods.into_iter().zip(again) {
         if again {
             cut_denied(&context, &snapshot);
         }
-        if was_needed && (again || update.is_some_and(changes_the_registry)) {
+        if is_judged_anew || (was_needed && again) {
             cut_barred(&context, &snapshot);
         }
         in_step &= context.sync_inbound() & context.sync_outbound(&snapshot);
@@ -119,7 +120,9 @@ fn cut_denied(context: &Arc<PodContext>, snapshot: &Snapshot) {
 fn changes_the_registry(update: &Update) -> bool {
     match update {
         Update::Changed(diff) => {
-            diff.outbound || diff.synced || !diff.services.is_empty() || !diff.addresses.is_empty()
+            // On what ports an entry has an endpoint is said with this.
+            let of_entries = || diff.workloads.iter().any(|uid| is_entry(uid));
+            diff.outbound || diff.synced || !diff.services.is_empty() || !diff.addresses.is_empty() || of_entries()
         }
         Update::Resync => true,
     }
@@ -129,7 +132,7 @@ fn changes_the_registry(update: &Update) -> bool {
 fn cut_barred(context: &Arc<PodContext>, snapshot: &Snapshot) {
     let view = context.view();
     context.connections.for_each(|live| {
-        let to = live.endpoints.destination.ip();
+        let to = live.endpoints.destination;
         if matches!(live.endpoints.direction, Direction::Inbound | Direction::ToWaypoint)
             || may_reach(snapshot, &view.client, to).is_ok()
         {

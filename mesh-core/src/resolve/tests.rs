@@ -545,12 +545,14 @@ fn features_SB_3_B66_what_nobody_has_is_refused_where_only_the_registry_counts()
     let free = Change::Outbound(Scope::Workload("free".into()), said(false));
     let snapshot = store.apply(vec![change, free]).snapshot;
     for (destination, expected) in [
-        ("198.51.100.7:443", refused("198.51.100.7")),
-        ("[::ffff:198.51.100.7]:443", refused("198.51.100.7")),
-        ("[2001:db8::7]:443", refused("2001:db8::7")),
+        ("198.51.100.7:443", refused("198.51.100.7:443")),
+        ("[::ffff:198.51.100.7]:443", refused("198.51.100.7:443")),
+        ("[2001:db8::7]:443", refused("[2001:db8::7]:443")),
         // Somebody's, as before.
         ("198.18.0.2:9000", "plain TCP to 198.18.0.2:9000 (c//Pod/shop/plain-1)".into()),
-        ("198.19.0.5:443", "passthrough to 198.19.0.5:443".into()),
+        ("198.19.0.5:80", "passthrough to 198.19.0.5:80".into()),
+        // A port that the service there does not have.
+        ("198.19.0.5:444", refused("198.19.0.5:444")),
         (
             "198.19.8.77:80",
             "no_endpoints service shop/ranged.shop.svc.cluster.local has no endpoint left for port 80".into(),
@@ -576,6 +578,7 @@ fn outside_of_the_mesh_a_service_is_somebody_s_only_where_it_is_seen() {
     };
     let entry = |namespace: &str, range: &str, visibility| Service {
         load_balancing: LoadBalancing { mode: Mode::Passthrough, ..Default::default() },
+        ports: vec![ServicePort { service_port: 443, target_port: 0, app_protocol: Default::default() }],
         namespace: namespace.into(),
         visibility,
         ..service(&range.replace(['.', '/'], "-"), &[range])
@@ -605,8 +608,90 @@ fn outside_of_the_mesh_a_service_is_somebody_s_only_where_it_is_seen() {
         let request = Request { source: &source, destination, place: None, now_ms: 0, tried: &[] };
         let route = resolve(&snapshot, &request, &mut StdRng::seed_from_u64(1));
         assert_eq!(route.is_ok(), is_reached, "{namespace} {destination}: {route:?}");
-        assert_eq!(may_reach(&snapshot, &source, destination.ip()).is_ok(), is_reached, "{namespace} {destination}");
+        assert_eq!(may_reach(&snapshot, &source, destination).is_ok(), is_reached, "{namespace} {destination}");
     }
+}
+
+#[test]
+fn features_SE_7_SB_3_an_endpoint_of_an_entry_is_somebody_s_on_its_ports_where_the_entry_is_seen() {
+    use crate::{
+        outbound::{Outbound, Scope},
+        service::Visibility,
+    };
+    let entry = |namespace: &str, host: &str, visibility, [port, at]: [u16; 2], address: &str| {
+        let ports = vec![ServicePort { service_port: port, target_port: at, app_protocol: Default::default() }];
+        let service = Service { ports, visibility, ..Service::new(namespace, host, host) };
+        let uid = format!("c/networking.istio.io/ServiceEntry/{namespace}/{host}/{address}");
+        let mut endpoint = Workload::new(uid, namespace, host);
+        endpoint.addresses = vec![ip(address)];
+        endpoint.services =
+            Arc::new([(service.key(), vec![PortMapping { service_port: port, target_port: at }])].into());
+        [Change::Service(service), Change::Workload(endpoint)]
+    };
+    let (hidden, shown) = (Visibility::Namespace, Visibility::Public);
+    let ranged = Service {
+        load_balancing: LoadBalancing { mode: Mode::Passthrough, ..Default::default() },
+        ..service("ranged-2", &["192.0.2.0/28"])
+    };
+    let pod = Workload {
+        addresses: vec![ip("203.0.113.20")],
+        ..workload("far-1", "203.0.113.20", TunnelProtocol::Hbone, None)
+    };
+    let mut store = mesh();
+    let changes = [
+        entry("pay", "private.example.com", hidden, [443, 443], "203.0.113.9"),
+        entry("pay", "public.example.com", shown, [443, 8443], "203.0.113.10"),
+        // Two entries with one endpoint: whoever of them has the address, each shows it to its own, on its own port.
+        entry("a", "twice.example.com", hidden, [5432, 5432], "203.0.113.11"),
+        entry("b", "twice.example.com", hidden, [6432, 6432], "203.0.113.11"),
+        // Besides, all see a range on port 80.
+        entry("pay", "within.example.com", hidden, [443, 443], "192.0.2.1"),
+        entry("pay", "inside.example.com", hidden, [443, 443], "198.18.200.1"),
+    ];
+    store.apply(changes.into_iter().flatten().collect());
+    store.apply(vec![Change::Service(ranged), Change::Workload(pod)]);
+    let check = |snapshot: &Snapshot, namespace: &str, destination: &str| {
+        let source = Client { namespace: namespace.into(), ..Client::default() };
+        let destination: SocketAddr = destination.parse().unwrap();
+        let request = Request { source: &source, destination, place: None, now_ms: 0, tried: &[] };
+        let route = resolve(snapshot, &request, &mut StdRng::seed_from_u64(1));
+        assert_eq!(route.is_ok(), may_reach(snapshot, &source, destination).is_ok(), "{namespace} {destination}");
+        route.map_or_else(|why| why.reason(), |_| "reached")
+    };
+    let rows = [
+        ("pay", "203.0.113.9:443", "reached"),
+        ("pay", "203.0.113.9:22", "not_in_registry"),
+        ("web", "203.0.113.9:443", "not_in_registry"),
+        ("web", "203.0.113.9:22", "not_in_registry"),
+        ("web", "[::ffff:203.0.113.9]:443", "not_in_registry"),
+        ("web", "203.0.113.10:443", "reached"),
+        ("web", "203.0.113.10:8443", "reached"),
+        ("web", "203.0.113.10:80", "not_in_registry"),
+        ("a", "203.0.113.11:5432", "reached"),
+        ("a", "203.0.113.11:6432", "not_in_registry"),
+        ("b", "203.0.113.11:6432", "reached"),
+        ("b", "203.0.113.11:5432", "not_in_registry"),
+        ("pay", "192.0.2.1:443", "reached"),
+        ("web", "192.0.2.1:80", "reached"),
+        ("web", "192.0.2.1:443", "not_in_registry"),
+        ("web", "198.18.200.1:443", "not_in_registry"),
+        // Pods are there for everybody, wherever they are and on all ports.
+        ("web", "203.0.113.20:22", "reached"),
+        ("web", "198.18.0.1:9000", "reached"),
+    ];
+    let free = store.snapshot();
+    assert!(rows.iter().all(|(namespace, to, _)| check(&free, namespace, to) == "reached"));
+    let said = Outbound { registry_only: true, origin: "the mesh settings".into() };
+    let bound = store.apply(vec![Change::Outbound(Scope::Mesh, said)]).snapshot;
+    for (namespace, destination, expected) in rows {
+        assert_eq!(check(&bound, namespace, destination), expected, "{namespace} {destination}");
+    }
+    // The first of the two is gone, and has taken nothing of the other one.
+    let gone =
+        vec![Change::RemoveAddress("c/networking.istio.io/ServiceEntry/a/twice.example.com/203.0.113.11".into())];
+    let left = store.apply(gone).snapshot;
+    assert_eq!(check(&left, "a", "203.0.113.11:5432"), "not_in_registry");
+    assert_eq!(check(&left, "b", "203.0.113.11:6432"), "reached");
 }
 
 #[test]

@@ -41,7 +41,7 @@ impl Store {
         if self.contested.contains_key(&key) {
             self.elect(key, diff);
         } else {
-            self.give(key, Arc::clone(workload), diff);
+            self.give(key, Arc::clone(workload), Arc::default(), diff);
         }
     }
 
@@ -61,14 +61,15 @@ impl Store {
     /// A pod before an entry that a user wrote, then one with a tunnel, then the lowest uid: the same winner in whatever order they came.
     fn elect(&mut self, key: NetworkAddress, diff: &mut Diff) {
         let claimants = self.contested.get(&key).into_iter().flatten();
-        let known = claimants.filter_map(|uid| self.current.workloads.get(uid));
-        let best = known.max_by_key(|w| (w.is_pod(), w.protocol == TunnelProtocol::Hbone, Reverse(w.uid.clone())));
-        if let Some(best) = best.cloned() {
-            self.give(key, best, diff);
+        let known: Vec<_> = claimants.filter_map(|uid| self.current.workloads.get(uid)).collect();
+        let rank = |w: &Workload| (w.is_pod(), w.protocol == TunnelProtocol::Hbone, Reverse(w.uid.clone()));
+        if let Some(best) = known.iter().max_by_key(|w| rank(w)).map(|best| Arc::clone(best)) {
+            let others = known.into_iter().filter(|other| other.uid != best.uid).cloned().collect();
+            self.give(key, best, others, diff);
         }
     }
 
-    fn give(&mut self, key: NetworkAddress, workload: Arc<Workload>, diff: &mut Diff) {
+    fn give(&mut self, key: NetworkAddress, workload: Arc<Workload>, others: Arc<[Arc<Workload>]>, diff: &mut Diff) {
         let owner = self.current.addresses.get(&key);
         let generation = match owner.filter(|owner| owner.workload.uid == workload.uid) {
             Some(owner) => owner.generation,
@@ -78,7 +79,7 @@ impl Store {
                 self.last_generation
             }
         };
-        self.current.addresses.insert(key, AddressOwner { workload, generation });
+        self.current.addresses.insert(key, AddressOwner { workload, others, generation });
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use mesh_core::ArcStr;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::values::{PROTOCOLS, block, host, host_pattern, protocol, visibility};
 use super::{Check, Spec};
@@ -21,7 +21,8 @@ const MOST_NAMES: usize = 1000;
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceEntry {
-    /// What clients ask for.
+    /// What clients ask for, in lower case: names of hosts have no case, and by these rules find what they are about.
+    #[serde(deserialize_with = "lower")]
     pub hosts: Vec<String>,
     /// Virtual addresses; without any, some are given, unless `resolution` is none.
     #[serde(default)]
@@ -145,12 +146,18 @@ pub struct Selector {
     pub labels: Labels,
 }
 
+fn lower<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    let mut hosts = Vec::<String>::deserialize(from)?;
+    hosts.iter_mut().for_each(|host| host.make_ascii_lowercase());
+    Ok(hosts)
+}
+
 impl Spec for ServiceEntry {
     fn take_status(&mut self, status: &Tree) {
         let Some(Value::List(items)) = status.get("addresses").map(|list| &list.value) else { return };
         // Whoever writes more than two of a host has not read this definition.
         let items = items.iter().take(2 * MOST);
-        let text = |item: &Tree, field: &str| item.get(field).and_then(Tree::as_str).map(str::to_owned);
+        let text = |item: &Tree, field: &str| item.get(field).and_then(Tree::as_str).map(str::to_ascii_lowercase);
         let given = items
             .filter_map(|item| {
                 let host = text(item, "host").filter(|host| !host.is_empty());

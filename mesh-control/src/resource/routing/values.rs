@@ -185,7 +185,11 @@ pub fn host_pattern(text: &str) -> Result<(), String> {
 /// Whether every host that `inner` means is one that `outer` means. Both may have wildcards.
 pub fn covers(outer: &str, inner: &str) -> bool {
     match outer.strip_prefix('*') {
-        Some(suffix) => inner.strip_prefix('*').unwrap_or(inner).ends_with(suffix),
+        Some(suffix) => {
+            let inner = inner.strip_prefix('*').unwrap_or(inner);
+            let end = inner.len().checked_sub(suffix.len()).and_then(|at| inner.get(at..));
+            end.is_some_and(|end| end.eq_ignore_ascii_case(suffix))
+        }
         None => outer.eq_ignore_ascii_case(inner),
     }
 }
@@ -340,6 +344,8 @@ mod tests {
             ("*", "a.com", true),
             ("*.com", "a.com", true),
             ("*.com", "*.a.com", true),
+            ("*.Example.com", "a.EXAMPLE.com", true),
+            ("*.Example.com", "example.com", false),
             ("*.a.com", "*.com", false),
             ("a.com", "a.com", true),
             ("a.com", "b.com", false),

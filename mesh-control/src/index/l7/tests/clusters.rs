@@ -246,6 +246,44 @@ fn features_DR_12_tls() {
 }
 
 #[test]
+fn features_SE_1_DR_1_hosts_of_entries_have_no_case() {
+    for (own, of_rule) in [
+        ("API.example.com", "api.example.com"),
+        ("API.Example.com", "API.example.COM"),
+        ("api.example.com", "Api.example.com"),
+        ("API.example.com", "*.example.com"),
+    ] {
+        let entry = object(
+            Kind::ServiceEntry,
+            "shop",
+            "api",
+            &format!(
+                "{{hosts: [{own}], resolution: STATIC, ports: [{{number: 80, name: http, protocol: HTTP}}], endpoints: [{{address: 192.0.2.1}}]}}"
+            ),
+        );
+        let tls = "trafficPolicy: {tls: {mode: SIMPLE, sni: a.com}}";
+        let rule = object(Kind::DestinationRule, "shop", "o", &format!("{{host: '{of_rule}', {tls}}}"));
+        let to = |kind: Kind, spec: String| object(kind, "shop", "r", &spec);
+        for route in [
+            to(Kind::VirtualService, "{hosts: [web], http: [{route: [{destination: {host: api.EXAMPLE.com}}]}]}".into()),
+            to(
+                Kind::HttpRoute,
+                "{parentRefs: [{group: '', kind: Service, name: web}], rules: [{backendRefs: [{group: networking.istio.io, kind: Hostname, name: api.example.com, port: 80}]}]}".into(),
+            ),
+        ] {
+            let mesh = mesh(&[entry.clone(), rule.clone(), route]);
+            assert_eq!(mesh.told(), [""; 0], "{own} {of_rule}");
+            assert_eq!(mesh.ask("GET http://web/"), "api:80", "{own} {of_rule}");
+            let service = NamespacedName::new("shop", "api.example.com");
+            let key = ClusterKey { service, port: 80, subset: Default::default() };
+            let client = Client { identity: None, namespace: Some("shop"), labels: None };
+            let policy = mesh.clusters.find(&key, &client).unwrap().policy.clone().unwrap();
+            assert!(matches!(&policy.tls, Tls::Simple(_)), "{own} {of_rule}: {policy:?}");
+        }
+    }
+}
+
+#[test]
 fn features_SE_1_names_that_an_entry_adds_to_a_service_are_verified_where_a_rule_has_none() {
     let entry = |namespace: &str| {
         let spec = "{hosts: [v3.shop.svc.cluster.local], subjectAltNames: [legacy.example]}";

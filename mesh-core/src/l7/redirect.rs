@@ -99,6 +99,11 @@ mod tests {
             (None, None, Number(8443), Some(PathChange::Prefix("/r".into())), "http://a.com:8443/r/q?x=1"),
             (None, None, OfScheme, Some(PathChange::Full("/r".into())), "http://a.com/r?x=1"),
             (None, None, OfScheme, Some(PathChange::Full("/r?y=2".into())), "http://a.com/r?y=2"),
+            // What stands behind `#` is no query, and the query is not in it.
+            (None, None, OfScheme, Some(PathChange::Full("/#/login".into())), "http://a.com/?x=1#/login"),
+            (None, None, OfScheme, Some(PathChange::Full("/r?y=2#/login".into())), "http://a.com/r?y=2#/login"),
+            (None, None, OfScheme, Some(PathChange::Full("/#/a?b".into())), "http://a.com/?x=1#/a?b"),
+            (None, None, OfScheme, Some(PathChange::Prefix("/#".into())), "http://a.com/?x=1#/q"),
         ] {
             let redirect = Redirect { scheme, host: host.map(Into::into), port, path, status: StatusCode::FOUND };
             let request = Request {

@@ -59,11 +59,12 @@ fn raw(path: &str, prefix: &str, text: &str) -> String {
     format!("{text}{rest}")
 }
 
-/// The path with the query of the request, unless it has one of its own.
+/// The path with the query of the request, unless it has one of its own. A fragment, which only a place that a client is sent to has, stays at the end.
 pub(super) fn with_query(mut path: String, query: Option<&str>) -> String {
-    if let Some(query) = query.filter(|_| !path.contains('?')) {
-        path.push('?');
-        path.push_str(query);
+    let end = path.find('#').unwrap_or(path.len());
+    if let Some(query) = query.filter(|_| !path[..end].contains('?')) {
+        path.insert_str(end, query);
+        path.insert(end, '?');
     }
     path
 }

@@ -180,7 +180,13 @@ fn share(written: Option<&kind::Mirror>, field: &str, notes: &mut Notes<'_>) -> 
     share
 }
 
-fn changed(written: &kind::PathChange, field: &str, notes: &mut Notes<'_>) -> Option<PathChange> {
+/// `read`: what of a text is a path there.
+fn changed(
+    written: &kind::PathChange,
+    read: fn(&str, &str, &mut Notes<'_>) -> Option<mesh_core::ArcStr>,
+    field: &str,
+    notes: &mut Notes<'_>,
+) -> Option<PathChange> {
     let (text, make): (_, fn(_) -> _) = match written.kind {
         PathChangeKind::ReplaceFullPath => (&written.replace_full_path, PathChange::Full),
         PathChangeKind::ReplacePrefixMatch => (&written.replace_prefix_match, PathChange::Prefix),
@@ -189,7 +195,7 @@ fn changed(written: &kind::PathChange, field: &str, notes: &mut Notes<'_>) -> Op
         notes.close(field, "it does not say by what the path is replaced", "");
         return None;
     };
-    text::path(text, field, notes).map(make)
+    read(text, field, notes).map(make)
 }
 
 fn redirect(written: Option<&kind::Redirect>, field: &str, notes: &mut Notes<'_>) -> Option<Redirect> {
@@ -211,14 +217,14 @@ fn redirect(written: Option<&kind::Redirect>, field: &str, notes: &mut Notes<'_>
         scheme,
         host: written.hostname.as_ref().and_then(|name| host(name, &format!("{field}.hostname"), notes)),
         port,
-        path: written.path.as_ref().and_then(|path| changed(path, &format!("{field}.path"), notes)),
+        path: written.path.as_ref().and_then(|path| changed(path, text::place, &format!("{field}.path"), notes)),
         status: status(code, &format!("{field}.statusCode"), notes)?,
     })
 }
 
 fn rewrite(written: Option<&kind::Rewrite>, field: &str, notes: &mut Notes<'_>) -> Option<Rewrite> {
     let written = written?;
-    let path = written.path.as_ref().and_then(|path| changed(path, &format!("{field}.path"), notes));
+    let path = written.path.as_ref().and_then(|path| changed(path, text::path, &format!("{field}.path"), notes));
     let authority = written.hostname.as_ref().and_then(|name| host(name, &format!("{field}.hostname"), notes));
     Some(Rewrite { path, authority })
 }

@@ -50,8 +50,17 @@ pub fn host(text: &str, field: &str, notes: &mut Notes<'_>) -> Option<ArcStr> {
 
 /// A path as it is written into requests and answers.
 pub fn path(text: &str, field: &str, notes: &mut Notes<'_>) -> Option<ArcStr> {
-    let is_bad = |byte: u8| !byte.is_ascii_graphic() || byte == b'#';
-    if text.bytes().any(is_bad) {
+    let written = place(text, field, notes)?;
+    if text.contains('#') {
+        notes.close(field, format!("{text:?} has a character that cannot stand in a path"), "write it with %");
+        return None;
+    }
+    Some(written)
+}
+
+/// A path that a client is sent to: it may have a fragment, which no request has.
+pub fn place(text: &str, field: &str, notes: &mut Notes<'_>) -> Option<ArcStr> {
+    if !text.bytes().all(|byte| byte.is_ascii_graphic()) || text.matches('#').nth(1).is_some() {
         notes.close(field, format!("{text:?} has a character that cannot stand in a path"), "write it with %");
         return None;
     }

@@ -125,7 +125,7 @@ fn changes(field: &'static str, message: Option<wire::HeaderChanges>) -> Result<
 
 fn rewrite(message: Option<wire::Rewrite>, budget: &mut Budget) -> Result<Rewrite, ConvertError> {
     let Some(message) = message else { return Ok(Rewrite::default()) };
-    let path = message.path.map(|path| path_change("rewrite.path", path, budget)).transpose()?;
+    let path = message.path.map(|path| path_change("rewrite.path", path, Fragment::No, budget)).transpose()?;
     let authority = Some(message.authority).filter(|text| !text.is_empty());
     Ok(Rewrite { path, authority: authority.map(|text| host("rewrite.authority", text)).transpose()? })
 }
@@ -137,14 +137,22 @@ fn host(field: &'static str, text: String) -> Result<mesh_core::ArcStr, ConvertE
     Ok(authority.as_str().into())
 }
 
+/// Whether there may be a fragment: where a client is sent to, and not in what is asked for.
+#[derive(Clone, Copy, PartialEq)]
+enum Fragment {
+    No,
+    May,
+}
+
 fn path_change(
     field: &'static str,
     message: wire::PathChange,
+    fragment: Fragment,
     budget: &mut Budget,
 ) -> Result<PathChange, ConvertError> {
     use wire::path_change::Kind;
     let text = |text: String| {
-        let is_bad = |c: char| c.is_control() || c == ' ' || c == '#' || !c.is_ascii();
+        let is_bad = |c: char| c.is_control() || c == ' ' || (c == '#' && fragment == Fragment::No) || !c.is_ascii();
         match text.len() > LONGEST || text.contains(is_bad) {
             true => Err(ConvertError::invalid(field, "a path that cannot be asked for")),
             false => Ok(text.into()),
@@ -185,7 +193,7 @@ fn redirect(message: wire::Redirect, budget: &mut Budget) -> Result<Redirect, Co
             wire::RedirectPort::OfScheme => RedirectPort::OfScheme,
             wire::RedirectPort::Number => RedirectPort::Number(field::port("redirect.port", message.port)?),
         },
-        path: message.path.map(|path| path_change("redirect.path", path, budget)).transpose()?,
+        path: message.path.map(|path| path_change("redirect.path", path, Fragment::May, budget)).transpose()?,
         status: status("redirect.status", message.status, 300..400)?,
     })
 }

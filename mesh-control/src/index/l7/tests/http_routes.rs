@@ -197,6 +197,10 @@ fn features_GA_3_redirects() {
             &[("GET http://web/a/b", "303 http://web/x")],
         ),
         (
+            &to("path: {type: ReplaceFullPath, replaceFullPath: '/#/login'}"),
+            &[("GET http://web/a/b?x=1", "302 http://web/?x=1#/login")],
+        ),
+        (
             &to("path: {type: ReplacePrefixMatch, replacePrefixMatch: /x}"),
             &[("GET http://web/a/b", "302 http://web/x/b")],
         ),

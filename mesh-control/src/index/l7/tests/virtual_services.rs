@@ -277,6 +277,9 @@ fn features_VS_10_redirects() {
         (&of("prefix: /a/", "prefixRewrite: /, scheme: https"), &[("GET http://web/a/c", "301 https://web/c")]),
         (&of("exact: /a", "prefixRewrite: /b"), &[("GET http://web/a", "301 http://web/b")]),
         (&of("prefix: /a", "uri: /b"), &[("GET http://web/a/c", "301 http://web/b")]),
+        // A fragment is the client's: what is asked for has none.
+        (&of("prefix: /a", "uri: '/#/login'"), &[("GET http://web/a/c?x=1", "301 http://web/?x=1#/login")]),
+        (&of("prefix: /a", "prefixRewrite: '/#/b'"), &[("GET http://web/a/c", "301 http://web/#/b/c")]),
     ]);
 }
 
@@ -373,6 +376,16 @@ fn what_cannot_be_done_closes_its_rule_and_is_told() {
             to_v3("rewrite: {uri: '/a b'}"),
             "http[0].rewrite.uri",
             "\"/a b\" has a character that cannot stand in a path",
+        ),
+        (
+            to_v3("rewrite: {uri: '/#/a'}"),
+            "http[0].rewrite.uri",
+            "\"/#/a\" has a character that cannot stand in a path",
+        ),
+        (
+            rules("{redirect: {uri: '/#/a#b'}}"),
+            "http[0].redirect.uri",
+            "\"/#/a#b\" has a character that cannot stand in a path",
         ),
         (to_v3("rewrite: {authority: 'a b'}"), "http[0].rewrite.authority", "\"a b\": not the name of a host"),
         (

@@ -141,8 +141,10 @@ fn redirect(written: &kind::Redirect, field: &str, notes: &mut Notes<'_>) -> Opt
         }
     }
     let path = match (&written.uri, &written.prefix_rewrite) {
-        (Some(uri), _) => Some(PathChange::Full(text::path(uri, &format!("{field}.uri"), notes)?)),
-        (None, Some(prefix)) => Some(PathChange::Prefix(text::path(prefix, &format!("{field}.prefixRewrite"), notes)?)),
+        (Some(uri), _) => Some(PathChange::Full(text::place(uri, &format!("{field}.uri"), notes)?)),
+        (None, Some(prefix)) => {
+            Some(PathChange::Prefix(text::place(prefix, &format!("{field}.prefixRewrite"), notes)?))
+        }
         (None, None) => None,
     };
     let scheme = match written.scheme.as_deref().map(Scheme::try_from) {

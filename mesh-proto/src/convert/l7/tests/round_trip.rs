@@ -109,15 +109,11 @@ fn redirect() -> impl Strategy<Value = Redirect> {
         (1..=u16::MAX).prop_map(RedirectPort::Number)
     ];
     let scheme = option::of(prop::sample::select(vec![Scheme::HTTP, Scheme::HTTPS]));
-    (scheme, option::of(word()), port, option::of(path_change()), 300..400_u16).prop_map(
-        |(scheme, host, port, path, status)| Redirect {
-            scheme,
-            host,
-            port,
-            path,
-            status: StatusCode::from_u16(status).unwrap(),
-        },
-    )
+    let fragment = word().prop_map(|text| PathChange::Full(format!("/#{text}").into()));
+    let path = prop_oneof![path_change(), fragment];
+    (scheme, option::of(word()), port, option::of(path), 300..400_u16).prop_map(|(scheme, host, port, path, status)| {
+        Redirect { scheme, host, port, path, status: StatusCode::from_u16(status).unwrap() }
+    })
 }
 
 fn backend() -> impl Strategy<Value = Backend> {

@@ -12,15 +12,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use mesh_core::ArcStr;
+use mesh_core::{ArcStr, NamespacedName};
 use mesh_runtime::backoff::Backoff;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::cluster::secrets::fairly;
 use crate::index::View;
-use crate::resource::routing::Routed;
-use crate::resource::routing::service_entry::{Addresses, ServiceEntry};
+use crate::resource::meta;
+use crate::resource::routing::service_entry::{Addresses, ServiceEntry, is_name};
+use crate::resource::routing::{Routed, Routes};
 use crate::source::{Source, Update};
 use mesh_core::outside::is_public;
 
@@ -200,9 +201,23 @@ fn wanted(view: &View) -> BTreeSet<ArcStr> {
         let own = entry.spec.names().map(|name| (entry.namespace.clone(), ArcStr::from(name)));
         own.collect::<Vec<_>>()
     };
-    let all: BTreeSet<(ArcStr, ArcStr)> = entries.flat_map(named).collect();
+    let of_selected = view.routes.service_entries.values().flat_map(|entry| selected(entry, &view.routes));
+    let all: BTreeSet<(ArcStr, ArcStr)> = entries.flat_map(named).chain(of_selected).collect();
     let fair = fairly(&all, |(namespace, _)| namespace.as_str());
     fair.into_iter().take(MOST).map(|(_, name)| name.clone()).collect()
+}
+
+/// Names of WorkloadEntries that an entry selects.
+fn selected(entry: &Routed<ServiceEntry>, routes: &Routes) -> Vec<(ArcStr, ArcStr)> {
+    let Some(selector) = entry.spec.workload_selector.as_ref().filter(|_| entry.spec.looks_up_selected()) else {
+        return Vec::new();
+    };
+    let from = NamespacedName::new(entry.namespace.clone(), "");
+    let here = routes.workload_entries.range(from..).map(|(_, workload)| workload);
+    let here = here.take_while(|workload| workload.namespace == entry.namespace);
+    let named = here
+        .filter(|workload| is_name(&workload.spec.address) && meta::selects(&selector.labels, &workload.spec.labels));
+    named.map(|workload| (entry.namespace.clone(), ArcStr::from(workload.spec.address.as_str()))).collect()
 }
 
 /// Another source, with addresses.
@@ -237,8 +252,7 @@ mod tests {
     use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 
     use super::*;
-    use crate::resource::routing::{Routed, Routes, ServiceEntry};
-    use mesh_core::NamespacedName;
+    use crate::resource::routing::WorkloadEntry;
 
     fn view(specs: &[&str]) -> Arc<View> {
         let mut routes = Routes::default();
@@ -311,6 +325,35 @@ mod tests {
         tell.send_replace(view(&[]));
         until(&mut addresses, |found| found.is_empty()).await;
     }
+
+    #[test]
+    fn features_WE_1_names_of_workload_entries_that_are_selected_are_looked_up() {
+        let of = |resolution: &str| {
+            let spec =
+                format!("{{hosts: [db.corp], resolution: {resolution}, workloadSelector: {{labels: {{app: db}}}}}}");
+            let mut view = Arc::unwrap_or_clone(view(&[&spec]));
+            let routes = Arc::make_mut(&mut view.routes);
+            for (namespace, name, spec) in [
+                ("shop", "a", "{address: vm1.corp, labels: {app: db}}"),
+                ("shop", "b", "{address: 192.0.2.1, labels: {app: db}}"),
+                ("shop", "c", "{address: 'unix:///run/db', labels: {app: db}}"),
+                ("shop", "d", "{address: other.corp, labels: {app: other}}"),
+                ("far", "e", "{address: far.corp, labels: {app: db}}"),
+            ] {
+                let spec: WorkloadEntry = serde_saphyr::from_str(spec).unwrap();
+                let name = NamespacedName::new(namespace, name);
+                let (namespace, short) = (name.namespace.clone(), name.name.clone());
+                let entry =
+                    Routed { namespace, name: short, created: None, marks: Default::default(), uid: None, spec };
+                routes.workload_entries.insert(name, Arc::new(entry));
+            }
+            wanted(&view).iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(of("DNS"), ["vm1.corp"]);
+        assert_eq!(of("DNS_ROUND_ROBIN"), ["vm1.corp"]);
+        assert_eq!(of("STATIC"), [""; 0]);
+    }
+
     #[test]
     fn features_EX_5_how_often_names_are_looked_up() {
         let seconds = Duration::from_secs;

@@ -22,7 +22,7 @@ use super::{Settings, workload};
 use crate::diagnosis::Problem;
 use crate::resource::routing::Routed;
 use crate::resource::routing::WorkloadEntry;
-use crate::resource::routing::service_entry::{Endpoint, EntryPort, Resolution, Selector, ServiceEntry};
+use crate::resource::routing::service_entry::{Endpoint, EntryPort, Resolution, Selector, ServiceEntry, is_name};
 use crate::resource::{Key, Kind, Labels, Objects, Pod, meta};
 use mesh_core::outside::is_public;
 
@@ -395,9 +395,7 @@ fn targets<'a, 'k>(
     let mut of_name = |name: &str, field: String, endpoint: Option<&'a Endpoint>, keys: Vec<&'k NamespacedName>| {
         let found = objects.looked_up.get(name).map(Vec::as_slice).unwrap_or_default();
         if found.is_empty() {
-            let message = format!("{name} has not been looked up: it has no endpoint until it is");
-            let help = "the log of the control plane says why";
-            problems.push((object(entry), Problem::warning(field.clone(), message).help(help)));
+            problems.push((object(entry), not_looked_up(name, field.clone())));
         }
         let count = if spec.resolution == Resolution::DnsRoundRobin { 1 } else { found.len() };
         let target = |address: &IpAddr| Target {
@@ -444,7 +442,13 @@ fn targets<'a, 'k>(
     targets
 }
 
-/// WorkloadEntries that the entry selects, with their addresses. Of names and sockets nobody finds one: each is told so once, however many entries select it.
+fn not_looked_up(name: &str, field: String) -> Problem {
+    let message = format!("{name} has not been looked up: it has no endpoint until it is");
+    Problem::warning(field, message).help("the log of the control plane says why")
+}
+
+/// WorkloadEntries that the entry selects, with their addresses: those of a name where the entry has names looked up. What has none is told so once, however many
+/// entries select it.
 fn selected<'a>(
     entry: &Entry,
     selector: &Selector,
@@ -457,7 +461,17 @@ fn selected<'a>(
     let here = here.take_while(|workload| workload.namespace == entry.namespace);
     let mut all = Vec::new();
     for workload in here.filter(|workload| meta::selects(&selector.labels, &workload.spec.labels)) {
-        match workload.spec.address.parse::<IpAddr>().map(|address| address.to_canonical()) {
+        let written = workload.spec.address.as_str();
+        if entry.spec.looks_up_selected() && is_name(written) {
+            let found = objects.looked_up.get(written).map(Vec::as_slice).unwrap_or_default();
+            let count = if entry.spec.resolution == Resolution::DnsRoundRobin { 1 } else { found.len() };
+            all.extend(found.iter().take(count).map(|address| (workload, *address)));
+            if found.is_empty() && told.insert(of_workload(workload)) {
+                problems.push((of_workload(workload), not_looked_up(written, "spec.address".to_owned())));
+            }
+            continue;
+        }
+        match written.parse::<IpAddr>().map(|address| address.to_canonical()) {
             Ok(address) if is_public(address) => all.push((workload, address)),
             unusable if told.insert(of_workload(workload)) => {
                 let why = if unusable.is_ok() { "is a machine's own, or what clouds tell it" } else { "is no address" };
@@ -473,6 +487,8 @@ fn selected<'a>(
 fn workload(entry: &Entry, target: &Target<'_, '_>, settings: &Settings) -> Workload {
     let (namespace, address, endpoint) = (&entry.namespace, target.address, target.endpoint);
     let (name, what) = match target.of {
+        // A name may have several addresses.
+        Some(of) if is_name(&of.spec.address) => (&of.name, format!("WorkloadEntry/{namespace}/{}/{address}", of.name)),
         Some(of) => (&of.name, format!("WorkloadEntry/{namespace}/{}", of.name)),
         None => (&entry.name, format!("ServiceEntry/{namespace}/{}/{address}", entry.name)),
     };

@@ -207,6 +207,45 @@ fn features_SE_5_endpoints_are_what_names_stand_for() {
 }
 
 #[test]
+fn features_WE_1_a_workload_entry_with_a_name_has_what_is_found_where_names_are_looked_up() {
+    let vm = |name: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {}, namespace: shop}}\nspec: {{address: {name}, labels: {{app: db}}, serviceAccount: db}}\n",
+            name.split('.').next().unwrap()
+        )
+    };
+    for (resolution, expected, problems) in [
+        (
+            "DNS",
+            &["vm1/192.0.2.1", "vm1/192.0.2.2"][..],
+            "vm2 vm2.corp has not been looked up: it has no endpoint until it is",
+        ),
+        ("DNS_ROUND_ROBIN", &["vm1/192.0.2.1"], "vm2 vm2.corp has not been looked up: it has no endpoint until it is"),
+        ("STATIC", &[], "vm1 \"vm1.corp\" is no address: it is not used"),
+    ] {
+        let spec = format!(
+            "{{hosts: [db.corp], resolution: {resolution}, {PORTS}, workloadSelector: {{labels: {{app: db}}}}}}"
+        );
+        let mut objects = read(&format!("{}{}{}", entry("db", "", &spec), vm("vm1.corp"), vm("vm2.corp")));
+        let ip = |last: u8| IpAddr::from([192, 0, 2, last]);
+        objects.looked_up = Arc::new([("vm1.corp".into(), vec![ip(1), ip(2)])].into());
+        let view = build(&objects, &Settings::default());
+        let own = "Kubernetes/networking.istio.io/WorkloadEntry/shop/";
+        let found: Vec<&str> = view.workloads.values().filter_map(|w| w.uid.strip_prefix(own)).collect();
+        assert_eq!(found, expected, "{resolution}");
+        for workload in view.workloads.values() {
+            let addresses: Vec<String> = workload.addresses.iter().map(ToString::to_string).collect();
+            assert!(workload.uid.ends_with(&addresses.concat()) && *workload.service_account == *"db", "{workload:?}");
+            assert!(workload.services.contains_key(&"shop/db.corp".parse().unwrap()));
+        }
+        let of_workloads = view.problems.iter().filter(|(key, _)| key.kind == Kind::WorkloadEntry);
+        let told: Vec<String> =
+            of_workloads.map(|(key, problem)| format!("{} {}", key.name, problem.message)).collect();
+        assert!(told.iter().any(|told| told == problems), "{told:?}");
+    }
+}
+
+#[test]
 fn features_SE_6_WE_1_workload_entries_are_endpoints_of_those_that_select_them() {
     let workload = |namespace: &str, name: &str, spec: &str| {
         format!(

@@ -223,8 +223,13 @@ impl ServiceEntry {
         let is_dns = matches!(self.resolution, Resolution::Dns | Resolution::DnsRoundRobin | Resolution::DynamicDns);
         let hosts = self.hosts.iter().filter(|_| self.endpoints.is_empty()).filter(|host| !host.starts_with('*'));
         let names = self.endpoints.iter().map(|endpoint| &endpoint.address).chain(hosts);
-        let is_name = |name: &&str| !name.is_empty() && name.parse::<IpAddr>().is_err() && !name.contains('/');
-        names.filter(move |_| is_dns && self.workload_selector.is_none()).map(String::as_str).filter(is_name)
+        let is_own = is_dns && self.workload_selector.is_none();
+        names.filter(move |_| is_own).map(String::as_str).filter(|name| is_name(name))
+    }
+
+    /// Whether names of WorkloadEntries that it selects are looked up.
+    pub fn looks_up_selected(&self) -> bool {
+        matches!(self.resolution, Resolution::Dns | Resolution::DnsRoundRobin) && self.workload_selector.is_some()
     }
 
     fn check_ports(&self, check: &mut Check<'_>) {
@@ -321,6 +326,11 @@ impl ServiceEntry {
             Resolution::None | Resolution::DynamicDns => {}
         }
     }
+}
+
+/// Whether an endpoint is written as a name, rather than as an address or a socket.
+pub fn is_name(address: &str) -> bool {
+    !address.is_empty() && address.parse::<IpAddr>().is_err() && !address.contains('/')
 }
 
 /// What is spoken on a port.

@@ -190,6 +190,10 @@ fn what_cannot_be_done_is_told_to_whoever_asks_for_it() {
             "{metrics: [{providers: [{name: x}]}]}",
             "spec.metrics[0].providers[0]: numbers are not sent to x: they are scraped",
         ),
+        (
+            "{metrics: [{reportingInterval: 5s}]}",
+            "spec.metrics[0].reportingInterval: numbers are as new as the scrape: it has no effect",
+        ),
     ] {
         let (_, said) = scopes(&mesh, &[("shop/own", spec)]);
         assert!(said.len() == 1 && said[0].contains(expected), "{spec}: {said:?}");

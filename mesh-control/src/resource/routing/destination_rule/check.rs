@@ -224,6 +224,14 @@ impl Locality {
         ];
         // Failover and its priority go together.
         check.one_of(field, &[ways[0], ("failover", ways[1].1 || ways[2].1)]);
+        if ways[1].1 && ways[2].1 {
+            let help = "leave one of the two out; labels of regions may stand among the others in `failoverPriority`";
+            check.warning(
+                format!("{field}.failover"),
+                "known, not in force: `failoverPriority` says which come first",
+                help,
+            );
+        }
         for (name, count) in [
             ("distribute", self.distribute.len()),
             ("failover", self.failover.len()),

@@ -28,6 +28,16 @@ fn good_rules() {
                     "w trafficPolicy.tls: without `mode` none of it counts (write `mode: SIMPLE` or MUTUAL)",
                 ],
             ),
+            (
+                "{host: a, trafficPolicy: {connectionPool: {http: {http2KeepAlive: {interval: 5s}}}}}",
+                &["w trafficPolicy.connectionPool.http.http2KeepAlive: not supported, it has no effect (use tcpKeepalive)"],
+            ),
+            (
+                "{host: a, trafficPolicy: {outlierDetection: {}, loadBalancer: {localityLbSetting: {failover: [{from: eu, to: us}], failoverPriority: [topology.kubernetes.io/zone]}}}}",
+                &[
+                    "w trafficPolicy.loadBalancer.localityLbSetting.failover: known, not in force: `failoverPriority` says which come first (leave one of the two out; labels of regions may stand among the others in `failoverPriority`)",
+                ],
+            ),
             ("{host: a, trafficPolicy: {loadBalancer: {zoneAwareLbSetting: {x: [1]}}}}", &["w trafficPolicy.loadBalancer.zoneAwareLbSetting: not supported, it has no effect (use localityLbSetting)"]),
         ],
     );

@@ -3,6 +3,7 @@
 //! names. With TLS each server is one, because a client's name says which is meant.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_core::l7::DirectResponse;
@@ -212,7 +213,9 @@ impl One<'_> {
             let message = format!("port {} is one of the mesh's own", self.port());
             return told(Problem::error(format!("{}.port.number", self.field), message).help("write another one"));
         }
-        if self.server.bind.is_some() {
+        // Any address is what it has anyway.
+        let is_any = |bind: &String| bind.parse::<IpAddr>().is_ok_and(|address| address.is_unspecified());
+        if self.server.bind.as_ref().is_some_and(|bind| !is_any(bind)) {
             let message = "a gateway listens on all of its pod's addresses";
             let help = "delete the field; until then nobody listens";
             return told(Problem::error(format!("{}.bind", self.field), message).help(help));

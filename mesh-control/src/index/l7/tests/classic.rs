@@ -302,6 +302,16 @@ fn features_B16_TLS_of_servers() {
     ];
     assert_eq!(named, expected);
 
+    // Who need not show a certificate is let in without one; one that is shown is looked at as closely.
+    for (mode, required) in [("MUTUAL", true), ("OPTIONAL_MUTUAL", false)] {
+        let (made, said) = secured(&format!("mode: {mode}, credentialName: c, subjectAltNames: [x]"));
+        let listener = listened(&made).port(443).unwrap().named(Some("a.com")).unwrap();
+        let Encryption::Ends(tls) = &listener.encryption else { panic!("{listener:?}") };
+        let clients = tls.clients.as_ref().unwrap();
+        assert_eq!((clients.required, clients.unverified, said.as_str()), (required, false, ""), "{mode}");
+        assert!(clients.names == ["x"] && clients.roots == ["shop/c-cacert"], "{mode}: {clients:?}");
+    }
+
     for (tls, oldest, suites, warned) in [
         (
             "cipherSuites: [ECDHE-RSA-AES256-GCM-SHA384]",
@@ -348,9 +358,12 @@ fn what_cannot_be_served_is_closed_and_told() {
         let listener = listened(&made).port(443).unwrap().named(Some("a.com")).unwrap();
         assert!(matches!(&listener.serves, Serves::Closed(why) if *why == last), "{tls}: {listener:?}");
     }
-    let bound = "[{port: {number: 81, name: a, protocol: HTTP}, hosts: ['*'], bind: 127.0.0.1}]";
-    let made = made(&[gateway("shop", "one", bound)]);
-    assert!(listened(&made).port(81).is_none() && made.problems.len() == 1, "{:?}", made.problems);
+    for (bind, listens) in [("127.0.0.1", false), ("192.0.2.1", false), ("0.0.0.0", true), ("'::'", true)] {
+        let bound = format!("[{{port: {{number: 81, name: a, protocol: HTTP}}, hosts: ['*'], bind: {bind}}}]");
+        let made = made(&[gateway("shop", "one", &bound)]);
+        let told = made.problems.iter().filter(|(_, problem)| problem.field.ends_with(".bind")).count();
+        assert_eq!((listened(&made).port(81).is_some(), told == 0), (listens, listens), "{bind}: {:?}", made.problems);
+    }
 }
 
 #[test]

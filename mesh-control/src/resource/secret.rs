@@ -279,6 +279,49 @@ mod tests {
     }
 
     #[test]
+    fn features_GW_5_who_is_revoked_and_what_is_stapled_is_read_of_both_kinds() {
+        use rcgen::{CertificateParams, CertificateRevocationListParams, Issuer, KeyPair, SerialNumber};
+        let key = KeyPair::generate().unwrap();
+        let mut ca = CertificateParams::new(Vec::new()).unwrap();
+        ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let root = ca.self_signed(&key).unwrap().pem();
+        let day = |year| rcgen::date_time_ymd(year, 1, 1);
+        let list = CertificateRevocationListParams {
+            this_update: day(2026),
+            next_update: day(2036),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&Issuer::from_params(&ca, &key)).unwrap().pem().unwrap();
+        let bundle = |entry: &str, text: &str| {
+            let text = format!("data: {{ca.crt: {root:?}, {entry}: {text:?}}}");
+            match read_bundle(&parse(&text).unwrap()).outcome {
+                Ok(Object::Secret(secret)) => (*secret).clone(),
+                other => panic!("{other:?}"),
+            }
+        };
+        for read in [
+            secret(&[("ca.crt", &root), ("ca.crl", &list)]),
+            secret(&[("cacert", &root), ("crl", &list)]),
+            bundle("ca.crl", &list),
+        ] {
+            assert_eq!((&*read.credential.revoked, &read.believed), (list.as_bytes(), &Ok(())), "{read:?}");
+        }
+        // A list that is none: nobody is believed, rather than everybody of the CA.
+        for read in [
+            secret(&[("ca.crt", &root), ("ca.crl", "Hello")]),
+            secret(&[("cacert", &root), ("crl", &root)]),
+            bundle("ca.crl", "Hello"),
+        ] {
+            assert_eq!(read.believed.unwrap_err(), "there is no list in its ca.crl");
+        }
+        let stapled = secret(&[("tls.ocsp-staple", "stapled")]);
+        assert_eq!(&*stapled.credential.staple, b"stapled");
+    }
+
+    #[test]
     fn what_cannot_be_read_says_where_and_not_what() {
         for (text, expected) in [
             ("data: {tls.crt: 'hunter2!'}", "tls.crt is no base64"),

@@ -191,6 +191,38 @@ fn hardening_B141_ports_in_range() {
 }
 
 #[test]
+fn hardening_B141_shares_are_percentages() {
+    let fault = |value: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v, namespace: ns}}\nspec: {{hosts: [a], http: [{{route: [{{destination: {{host: a}}}}], fault: {{abort: {{httpStatus: 500, percentage: {{value: {value}}}}}}}}}]}}\n"
+        )
+    };
+    let budget = |value: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: d, namespace: ns}}\nspec: {{host: a, trafficPolicy: {{retryBudget: {{percent: {value}}}}}}}\n"
+        )
+    };
+    let sampled = |value: &str| {
+        format!(
+            "apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {{name: t, namespace: ns}}\nspec: {{tracing: [{{randomSamplingPercentage: {value}}}]}}\n"
+        )
+    };
+    for good in ["0", "0.0001", "99.99", "100"] {
+        for text in [fault(good), budget(good), sampled(good)] {
+            check(&text, &[]);
+        }
+    }
+    for bad in
+        [".nan", "NaN", ".inf", "-.inf", "-1", "-0.001", "100.001", "101", "1e300", "'50'", "'50%'", "[50]", "{}"]
+    {
+        for text in [fault(bad), budget(bad), sampled(bad)] {
+            let found = found(&text);
+            assert!(found.len() == 1 && found[0].starts_with("error 4 "), "{text}: {found:?}");
+        }
+    }
+}
+
+#[test]
 fn hardening_B140_unknown_fields() {
     // Core kinds come from many versions of Kubernetes: ignored. Istio's kinds restrict: named.
     check("apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {futureField: 1}\n", &[]);

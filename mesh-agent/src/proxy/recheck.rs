@@ -168,3 +168,27 @@ pub fn as_connection(live: &Live) -> Connection<'_> {
         destination_port: live.endpoints.destination.port(),
     }
 }
+
+#[cfg(test)]
+#[expect(non_snake_case, reason = "tests carry the ids of their rows")]
+mod tests {
+    use mesh_core::Diff;
+
+    use super::*;
+
+    #[test]
+    fn features_SB_3_what_may_be_reached_is_asked_again_when_an_entry_has_other_ports() {
+        let of = |uid: &str| Diff { workloads: [uid.into()].into(), ..Diff::default() };
+        for (diff, expected) in [
+            (Diff::default(), false),
+            (of("c//Pod/shop/cart-1"), false),
+            (of("c/discovery.k8s.io/EndpointSlice/shop/db/192.0.2.1"), false),
+            (of("c/networking.istio.io/ServiceEntry/shop/db/192.0.2.1"), true),
+            (of("c/networking.istio.io/WorkloadEntry/shop/vm"), true),
+            (Diff { outbound: true, ..Diff::default() }, true),
+        ] {
+            assert_eq!(changes_the_registry(&Update::Changed(Arc::new(diff.clone()))), expected, "{diff:?}");
+        }
+        assert!(changes_the_registry(&Update::Resync));
+    }
+}

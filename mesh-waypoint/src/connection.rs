@@ -72,9 +72,8 @@ pub async fn serve(downstream: Arc<Downstream>, mut stream: HboneStream) {
         Serve { settings, watch: Arc::clone(watch), drain, spare: &lane.spare, of_proxy: downstream.peer.hops > 0 };
     let requests = Arc::clone(&downstream);
     let handle = move |request| exchange::handle(Arc::clone(&requests), request);
-    if let Err(error) = serve_http(serving, spoken, stream, first.unwrap_or_default(), handle).await {
-        tracing::debug!(client = %downstream.client(), %error, "a connection ended out of order");
-    }
+    let ended = serve_http(serving, spoken, stream, first.unwrap_or_default(), handle).await;
+    lane.shared.refusals.ended(watch, &ended, downstream.from());
 }
 
 /// What a client of HTTP speaks, who may take its time to begin. Once the process is to stop it has no more of it than one that has asked before: nothing comes of

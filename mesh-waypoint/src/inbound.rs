@@ -15,13 +15,14 @@ use crate::connection;
 use crate::downstream::Downstream;
 use crate::engine::{Engine, Lane};
 use crate::peer::Peer;
+use crate::refused::Reason;
 use crate::shared::Way;
 use crate::target::NotOurs;
 
 /// Accepts tunnels until the process drains. Each lives on one lane.
 pub async fn accept(engine: Engine, mut listener: AcceptLoop, drain: DrainToken) -> std::io::Result<()> {
     loop {
-        let (tcp, _) = tokio::select! {
+        let (tcp, from) = tokio::select! {
             () = drain.started() => return Ok(()),
             accepted = listener.accept() => accepted?,
         };
@@ -30,23 +31,24 @@ pub async fn accept(engine: Engine, mut listener: AcceptLoop, drain: DrainToken)
         task::spawn_on(&thread, "tunnel", async move {
             // Its events come to this thread from now on.
             match tcp.moved() {
-                Ok(tcp) => tunnel(Arc::clone(engine.here()), tcp, drain).await,
+                Ok(tcp) => tunnel(Arc::clone(engine.here()), tcp, from, drain).await,
                 Err(error) => tracing::debug!(%error, "a connection was lost"),
             }
         });
     }
 }
 
-async fn tunnel(lane: Arc<Lane>, tcp: Armed, drain: DrainToken) {
+async fn tunnel(lane: Arc<Lane>, tcp: Armed, from: SocketAddr, drain: DrainToken) {
+    let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+    let shared = Arc::clone(&lane.shared);
     let Some(certificate) = lane.shared.certificates.current() else {
-        tracing::warn!("no certificate: a tunnel is refused");
+        shared.refusals.tell(Reason::NoCertificate, from, "there is no certificate for tunnels");
         return refuse_busy(tcp.disarmed());
     };
     let tunnel = match lane.shared.acceptor().accept(tcp.disarmed(), &certificate).await {
         Ok(tunnel) => tunnel,
-        Err(error) => return tracing::debug!(reason = error.reason(), %error, "a tunnel was refused"),
+        Err(error) => return shared.refusals.tell(Reason::from(&error), from, error),
     };
-    let from = tunnel.peer_address();
     let stop = drain.started_token();
     let forced = drain.clone();
     let serve = tunnel.serve(stop, move |request| {
@@ -56,7 +58,7 @@ async fn tunnel(lane: Arc<Lane>, tcp: Armed, drain: DrainToken) {
     tokio::select! {
         () = forced.forced() => {}
         end = serve => if let ServeEnd::Protocol(rule) = end {
-            tracing::debug!(%from, rule, "a tunnel broke the protocol");
+            shared.refusals.tell(Reason::Tunnel, from, rule);
         }
     }
 }
@@ -68,8 +70,8 @@ async fn connection(lane: Arc<Lane>, request: InboundRequest, drain: DrainToken)
         Some(asked) => match stranger(&lane, &request, asked) {
             Some(stranger) => (Authority::Address(asked), stranger),
             None => {
-                let peer = request.peer();
-                tracing::debug!(%asked, %peer, "who has no identity is led here by who is not what he asks for");
+                let error = format!("{} leads somebody here who asks for another: {asked}", request.peer());
+                lane.shared.refusals.tell(Reason::NotBound, request.peer_address(), error);
                 return request.refuse(status(NotOurs::NotBound));
             }
         },
@@ -80,8 +82,8 @@ async fn connection(lane: Arc<Lane>, request: InboundRequest, drain: DrainToken)
         false => downstream.bound().map(|_| ()),
     };
     if let Err(why) = refused {
-        let (asked, client) = (&downstream.asked, downstream.client());
-        tracing::debug!(%asked, %client, %why, "a connection was refused");
+        let error = format!("{} asks for {}: {why}", downstream.client(), downstream.asked);
+        downstream.lane.shared.refusals.tell(why.into(), downstream.from(), error);
         return request.refuse(status(why));
     }
     let from = request.peer_address().ip();

@@ -36,6 +36,7 @@ pub mod origination;
 pub mod peer;
 pub mod places;
 pub mod record;
+pub mod refused;
 pub mod security;
 pub mod settings;
 pub mod shared;

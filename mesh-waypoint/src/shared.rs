@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use arcstr::ArcStr;
@@ -20,6 +19,7 @@ use crate::leads::Leads;
 use crate::names::Names;
 use crate::peer::Peer;
 use crate::places::Places;
+use crate::refused::Refusals;
 use crate::settings::Settings;
 use crate::state::State;
 use crate::telemetry::{self, Datagrams, Paths, Plans, Tools};
@@ -119,8 +119,8 @@ pub struct Shared {
     pub paths: Paths,
     /// Numbers of UDP ports.
     pub datagrams: Arc<Datagrams>,
-    /// Connections that were closed because no PROXY header is believed of who connects.
-    pub untrusted_proxies: AtomicU64,
+    /// What was refused before there was a request.
+    pub refusals: Refusals,
     /// Names of requests that were looked up.
     pub names: Names,
     /// What connections of clients lead to. Its lock is taken for new connections, not for requests.
@@ -150,7 +150,7 @@ impl Shared {
             datagram_rooms: Arc::new(Semaphore::new(rooms)),
             paths: telemetry::paths(),
             datagrams: Arc::default(),
-            untrusted_proxies: AtomicU64::new(0),
+            refusals: Refusals::default(),
             names: Names::default(),
             leads: Leads::default(),
             tunnels: Tunnels::new(PoolConfig::default()),

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -12,6 +11,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
+use crate::refused::Reason;
 use crate::shared::Shared;
 
 /// The places of all lanes.
@@ -29,7 +29,13 @@ impl Collector for PlacesShown {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let help = "Connections that were closed because who connects may send no PROXY header";
         let refused = encoder.encode_descriptor("undermesh_proxy_protocol_refused", help, None, MetricType::Counter)?;
-        ConstCounter::new(self.0.untrusted_proxies.load(Relaxed)).encode(refused)?;
+        ConstCounter::new(self.0.refusals.of(Reason::ProxyUntrusted)).encode(refused)?;
+        let help = "Connections that were refused or ended before they had a request, by reason";
+        let mut family = encoder.encode_descriptor("undermesh_waypoint_refused", help, None, MetricType::Counter)?;
+        for reason in Reason::ALL {
+            let labels = [("reason", reason.as_str())];
+            ConstCounter::new(self.0.refusals.of(reason)).encode(family.encode_family(&labels)?)?;
+        }
         // Of one place for several groups of clients, and for requests and datagrams, the sum.
         let mut sums: BTreeMap<Labels, (u64, u32, u64)> = BTreeMap::new();
         let now = self.0.now_ms();

@@ -8,6 +8,7 @@ use mesh_core::workload::{GatewayAddress, GatewayDestination, PortMapping};
 use mesh_core::{NamespacedName, Service, Snapshot, Workload};
 use mesh_transport::hbone::Authority;
 
+use crate::refused::Reason;
 use crate::shared::Own;
 
 /// What a connection leads to.
@@ -55,6 +56,17 @@ pub enum NotOurs {
     /// The service has no such port.
     #[error("the service has no such port")]
     UnknownPort,
+}
+
+impl From<NotOurs> for Reason {
+    fn from(why: NotOurs) -> Self {
+        match why {
+            NotOurs::NotSynced => Self::NotSynced,
+            NotOurs::Unknown => Self::UnknownAddress,
+            NotOurs::NotBound => Self::NotBound,
+            NotOurs::UnknownPort => Self::UnknownPort,
+        }
+    }
 }
 
 impl Target {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 use mesh_core::l7::Table;
 use mesh_core::service::AppProtocol;
+use mesh_waypoint::refused::Reason;
 use support::frames::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, End, HEADERS, PING, PRIORITY, RST_STREAM, Raw, SETTINGS,
     WINDOW_UPDATE, block, frame, request,
@@ -145,6 +146,7 @@ async fn hardening_B171_floods_end_and_cost_nothing() {
     for _ in 0..3 {
         assert_eq!(waypoint.ask(ASK, get("/")).await.status(), StatusCode::OK);
     }
+    let mut ended = 0;
     for flood in floods() {
         let before = resident();
         let began = Instant::now();
@@ -169,6 +171,8 @@ async fn hardening_B171_floods_end_and_cost_nothing() {
         assert!(slowest < Duration::from_secs(5), "{}: others waited {slowest:?}", flood.name);
         if flood.ends {
             assert!(matches!(end, End::GoAway(1..)), "{}: {end:?}", flood.name);
+            ended += 1;
+            waypoint.refuses(ended, &[Reason::Http2, Reason::Http2Flood]).await;
         }
     }
     // None of the requests that were given up had a connection to the endpoint made for it that is still there.

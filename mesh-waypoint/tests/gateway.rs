@@ -24,6 +24,7 @@ use mesh_core::listener::{
 use mesh_core::telemetry::{AccessLog, LogFormat, Scopes, Telemetry};
 use mesh_waypoint::Settings;
 use mesh_waypoint::edge::ports;
+use mesh_waypoint::refused::Reason;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -293,9 +294,12 @@ async fn features_B16_clients_without_a_certificate_are_refused_where_one_is_ask
     assert!(certificate.contains("Hash=") && certificate.contains("DNS=client.example"), "{certificate}");
     assert!(!certificate.contains("Hash=said"), "{certificate}");
     assert_eq!(come(None).await, None);
+    gateway.refuses(1, &[Reason::ClientCertificate]).await;
     assert_eq!(come(Some(others.issue("client.example"))).await, None);
+    gateway.refuses(2, &[Reason::ClientCertificate]).await;
     mutual(Clients { required: true, names: vec!["one.example".into()], ..Clients::default() });
     assert_eq!(come(Some(ca.issue("client.example"))).await, None);
+    gateway.refuses(3, &[Reason::ClientCertificate]).await;
     assert!(come(Some(ca.issue("one.example"))).await.is_some());
     mutual(Clients::default());
     assert_eq!(come(None).await, Some(String::new()));
@@ -477,6 +481,19 @@ async fn features_B16_tls_that_is_passed_on_goes_by_its_name_untouched() {
     let mut heard = Vec::new();
     let _ = soon("end", tcp.read_to_end(&mut heard)).await;
     assert!(heard.is_empty());
+    gateway.refuses(1, &[Reason::NotTls]).await;
+    // Nor is what begins like it and is none, nor what does not believe the certificate that it is shown.
+    let mut tcp = connect(port).await;
+    tcp.write_all(&[22, 3, 1, 0xff, 0xff, 1]).await.unwrap();
+    let _ = soon("end", tcp.read_to_end(&mut heard)).await;
+    gateway.refuses(1, &[Reason::Handshake]).await;
+    assert!(tls(&Ca::new().client(None, &[]), port, "b.example").await.is_err());
+    gateway.refuses(1, &[Reason::RefusedByPeer]).await;
+    gateway.state.set_certificates(certificates(&[]));
+    assert!(tls(&client, port, "b.example").await.is_err());
+    gateway.refuses(1, &[Reason::NoCertificate]).await;
+    drop(connect(port).await);
+    gateway.refuses(1, &[Reason::HandshakeClosed]).await;
 }
 
 #[tokio::test]
@@ -506,6 +523,9 @@ async fn hardening_B190_a_proxy_in_front_says_who_the_client_is_or_nothing_is_se
         assert!(!matches!(soon("end", tcp.read(&mut [0; 1])).await, Ok(1..)), "{late:?}");
         assert!(began.elapsed() >= std::time::Duration::from_millis(4500), "{late:?}");
     }
+    // The deadline of all that comes first may be over before the header's own.
+    let late = [Reason::ProxyHeader, Reason::HandshakeTimeout];
+    gateway.refuses(2, &late).await;
     for first in ["GET / HTTP/1.1\r\nhost: a\r\n\r\n", "PROXY UNKNOWN\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n"] {
         let mut tcp = connect(port).await;
         tcp.write_all(first.as_bytes()).await.unwrap();
@@ -513,6 +533,7 @@ async fn hardening_B190_a_proxy_in_front_says_who_the_client_is_or_nothing_is_se
         let _ = soon("end", tcp.read_to_end(&mut heard)).await;
         assert!(heard.is_empty(), "{first:?}");
     }
+    gateway.refuses(4, &late).await;
     // Nor who may not send one: whatever he says, it is not read.
     let peers = |text: &str| Topology {
         proxy_protocol: true,
@@ -522,13 +543,13 @@ async fn hardening_B190_a_proxy_in_front_says_who_the_client_is_or_nothing_is_se
     let behind =
         |topology| Arc::new(Listeners::new("shop/edge", vec![http("http", port, &["*"], "app")]).behind(topology));
     gateway.state.set_listeners(behind(peers("192.0.2.0/24")));
-    let before = gateway.engine.shared().untrusted_proxies.load(std::sync::atomic::Ordering::Relaxed);
+    let before = gateway.engine.shared().refusals.of(Reason::ProxyUntrusted);
     for first in [header, "GET / HTTP/1.1\r\nhost: a\r\n\r\n", ""] {
         let mut tcp = connect(port).await;
         let _ = tcp.write_all(first.as_bytes()).await;
         assert!(!matches!(soon("end", tcp.read(&mut [0; 1])).await, Ok(1..)), "{first:?}");
     }
-    let refused = gateway.engine.shared().untrusted_proxies.load(std::sync::atomic::Ordering::Relaxed) - before;
+    let refused = gateway.engine.shared().refusals.of(Reason::ProxyUntrusted) - before;
     assert_eq!(refused, 3);
     gateway.state.set_listeners(behind(peers("127.0.0.0/8")));
     let mut tcp = connect(port).await;

@@ -17,6 +17,7 @@ use mesh_core::{Change, Service};
 use mesh_transport::hbone::HboneError;
 use mesh_waypoint::Settings;
 use mesh_waypoint::downstream::follow;
+use mesh_waypoint::refused::Reason;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -102,10 +103,16 @@ async fn whoever_proves_nothing_is_not_heard() {
     let mut answer = Vec::new();
     let _ = soon("end", plain.read_to_end(&mut answer)).await;
     assert!(!answer.starts_with(b"HTTP"));
+    waypoint.refuses(1, &[Reason::NotTls]).await;
     // Another authority's certificate is none.
     let mut client = waypoint.client();
     client.certificate = Ca::new().issue(&identity(CLIENT));
     assert!(soon("refusal", client.stream(ASK)).await.is_err());
+    // Each side sees another's: whoever is first says it.
+    waypoint.refuses(1, &[Reason::ClientCertificate, Reason::RefusedByPeer]).await;
+    // Who looks whether the port is open.
+    drop(TcpStream::connect(waypoint.address).await.unwrap());
+    waypoint.refuses(1, &[Reason::HandshakeClosed]).await;
 }
 
 #[tokio::test]
@@ -166,6 +173,7 @@ async fn a_waypoint_that_knows_nothing_yet_refuses() {
         Err(HboneError::Refused(status)) => assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE),
         other => panic!("{other:?}"),
     }
+    waypoint.refuses(1, &[Reason::NotSynced]).await;
 }
 
 /// As browsers open them beforehand: they have asked nothing, and nobody waits for that when the process is to stop.

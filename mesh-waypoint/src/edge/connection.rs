@@ -3,7 +3,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use ::bytes::Bytes;
 use http::HeaderValue;
@@ -26,21 +25,44 @@ use crate::exchange;
 use crate::http::io::Io;
 use crate::http::serve::{Serve, serve as serve_http};
 use crate::http::sniff::Spoken;
+use crate::refused::Reason;
 
 /// Serves a connection to its end.
 pub async fn serve(lane: Arc<Lane>, tcp: Armed, bind: u16, from: SocketAddr, drain: DrainToken) {
-    let Some(_place) = lane.edge_place() else {
-        return tracing::debug!(%from, bind, "too many connections");
-    };
     let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+    let shared = Arc::clone(&lane.shared);
+    let Some(_place) = lane.edge_place() else {
+        return shared.refusals.tell(Reason::ConnectionLimit, from, "too many connections");
+    };
     let cut = drain.forced_token();
     let cut = Rarely::new(cut.cancelled());
     tokio::select! {
         () = cut => {}
-        served = accepted(lane, tcp.disarmed(), Entry::new(bind, from), drain) => if let Err(why) = served {
-            tracing::debug!(%from, bind, why, "a connection was refused");
+        served = accepted(lane, tcp.disarmed(), Entry::new(bind, from), drain) => match served {
+            Ok(()) => {}
+            Err(Ended::Refused(reason, why)) => shared.refusals.tell(reason, from, format!("port {bind}: {why}")),
+            Err(Ended::Told(why)) => tracing::debug!(%from, bind, why, "a connection was refused"),
         }
     }
+}
+
+/// Why a connection has ended out of order.
+enum Ended {
+    /// Nobody has told of it.
+    Refused(Reason, String),
+    /// It has its record, or its requests have.
+    Told(String),
+}
+
+impl From<String> for Ended {
+    fn from(why: String) -> Self {
+        Self::Told(why)
+    }
+}
+
+/// It was refused.
+fn refused(reason: Reason, why: impl ToString) -> Ended {
+    Ended::Refused(reason, why.to_string())
 }
 
 /// Who serves a connection. Nothing of the configuration is held by it but what it needs: it may live long.
@@ -55,52 +77,59 @@ enum Way {
     Ends(Arc<Listener>, Arc<Terms>, Option<String>, Bytes),
 }
 
-async fn accepted(lane: Arc<Lane>, mut tcp: TcpStream, mut entry: Entry, drain: DrainToken) -> Result<(), String> {
+async fn accepted(lane: Arc<Lane>, mut tcp: TcpStream, mut entry: Entry, drain: DrainToken) -> Result<(), Ended> {
     let deadline = Instant::now() + lane.shared.settings.handshake_timeout;
     tcp.set_nodelay(true).map_err(|error| error.to_string())?;
     let found = timeout_at(deadline, Box::pin(way(&lane, &mut tcp, &mut entry))).await;
     // In a box each: they are of very different sizes, and the task of a connection is as large as the largest that is not.
-    match found.map_err(|_| "handshake_timeout")?? {
-        Way::Requests => Box::pin(requests(lane, entry, tcp, None, drain)).await,
-        Way::Bytes(listener, first) => Box::pin(bytes::plain(&lane, entry, &listener, tcp, first, drain)).await,
+    match found.map_err(|_| late())?? {
+        Way::Requests => Ok(Box::pin(requests(lane, entry, tcp, None, drain)).await?),
+        Way::Bytes(listener, first) => Ok(Box::pin(bytes::plain(&lane, entry, &listener, tcp, first, drain)).await?),
         Way::Nowhere(why) => {
             bytes::refused(&lane, entry, drain);
-            Err(why.to_owned())
+            Err(why.to_owned().into())
         }
         Way::Ends(listener, terms, name, first) => {
             let accept = TlsAcceptor::from(Arc::clone(&terms.config)).accept(Io::new(tcp, first, Arc::default()));
-            let stream = timeout_at(deadline, Box::pin(accept)).await.map_err(|_| "handshake_timeout")?;
-            let stream = Box::new(stream.map_err(|error| error.to_string())?);
-            let (agreed, client) = told(&stream, &terms)?;
+            let stream = timeout_at(deadline, Box::pin(accept)).await.map_err(|_| late())?;
+            let stream = stream.map_err(|error| refused(Reason::of_handshake(&error), error))?;
+            let stream = Box::new(stream);
+            let (agreed, client) = told(&stream, &terms).map_err(|why| refused(Reason::ClientCertificate, why))?;
             let clients = match &listener.encryption {
                 Encryption::Ends(tls) => tls.clients.clone(),
                 _ => None,
             };
             entry.tls = Some(EntryTls { name, client, clients });
-            Box::pin(decrypted(lane, entry, listener, stream, agreed, drain)).await
+            Ok(Box::pin(decrypted(lane, entry, listener, stream, agreed, drain)).await?)
         }
     }
 }
 
+fn late() -> Ended {
+    refused(Reason::HandshakeTimeout, "what comes before the first request did not end in time")
+}
+
 /// Finds out who serves a connection, and where it comes from.
-async fn way(lane: &Lane, tcp: &mut TcpStream, entry: &mut Entry) -> Result<Way, String> {
+async fn way(lane: &Lane, tcp: &mut TcpStream, entry: &mut Entry) -> Result<Way, Ended> {
     let edge = Arc::clone(&lane.shared.state.view().edge);
     let limit = lane.shared.settings.handshake_timeout;
-    let port = edge.listeners.port(entry.bind).ok_or("nothing is listened for any more")?;
+    let port = edge
+        .listeners
+        .port(entry.bind)
+        .ok_or_else(|| refused(Reason::NoListener, "nothing is listened for any more"))?;
     let topology = edge.listeners.topology();
     if topology.proxy_protocol {
         if !topology.believes(entry.from.ip()) {
-            lane.shared.untrusted_proxies.fetch_add(1, Relaxed);
-            return Err("no PROXY header is believed of who connects from there".to_owned());
+            return Err(refused(Reason::ProxyUntrusted, "no PROXY header is believed of who connects from there"));
         }
-        let said = proxy::read(tcp, limit).await.map_err(|error| error.to_string())?;
+        let said = proxy::read(tcp, limit).await.map_err(|error| refused(error.reason(), error))?;
         entry.from = said.unwrap_or(entry.from);
     }
     match port {
         Port::Http(_) => Ok(Way::Requests),
         Port::Tcp(listener) => Ok(Way::Bytes(Arc::clone(listener), Bytes::new())),
         Port::Tls(_) => {
-            let hello = hello::peek(tcp, limit).await.map_err(|error| error.to_string())?;
+            let hello = hello::peek(tcp, limit).await.map_err(|error| refused(error.reason(), error))?;
             let Some(listener) = port.named(hello.name.as_deref()).map(Arc::clone) else {
                 entry.tls = Some(EntryTls { name: hello.name, ..EntryTls::default() });
                 return Ok(Way::Nowhere("no listener has the name"));
@@ -109,7 +138,7 @@ async fn way(lane: &Lane, tcp: &mut TcpStream, entry: &mut Entry) -> Result<Way,
                 entry.tls = Some(EntryTls { name: hello.name, ..EntryTls::default() });
                 return Ok(Way::Bytes(listener, hello.bytes));
             }
-            let terms = Arc::clone(edge.terms(&listener)?);
+            let terms = Arc::clone(edge.terms(&listener).map_err(|why| refused(Reason::NoCertificate, why))?);
             Ok(Way::Ends(listener, terms, hello.name, hello.bytes))
         }
     }
@@ -179,7 +208,9 @@ where
     let requests = Arc::clone(&downstream);
     let handle = move |request| exchange::handle(Arc::clone(&requests), request);
     // What is no HTTP is answered as a request that cannot be read.
-    serve_http(serving, spoken, stream, prefix, handle).await.map_err(|error| error.to_string())
+    let ended = serve_http(serving, spoken, stream, prefix, handle).await;
+    lane.shared.refusals.ended(watch, &ended, downstream.from());
+    Ok(())
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ use mesh_transport::tls::is_tls;
 use rustls::server::Acceptor;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use crate::refused::Reason;
+
 /// Most bytes of a first message. The largest honest one, with keys against quantum computers, is a few thousand.
 const MOST: usize = 64 * 1024;
 
@@ -38,6 +40,20 @@ pub enum NoHello {
     /// It does not end in time.
     #[error("handshake_timeout")]
     Late,
+}
+
+impl NoHello {
+    /// Its word.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Io(_) => Reason::HandshakeClosed,
+            Self::NotTls => Reason::NotTls,
+            Self::Tls(error) => Reason::of_tls(error),
+            Self::TooLarge => Reason::Handshake,
+            Self::Late => Reason::HandshakeTimeout,
+        }
+    }
 }
 
 /// Reads it; all of it has to be there within `limit`. Who sends something else is told so, if TLS has a word for it.

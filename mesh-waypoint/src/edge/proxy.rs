@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use crate::refused::Reason;
+
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 /// A line of version 1 with its end.
 const LONGEST_LINE: usize = 107;
@@ -27,6 +29,17 @@ pub enum NoProxy {
     /// It does not end in time.
     #[error("a PROXY header is expected: it did not end in time")]
     Late,
+}
+
+impl NoProxy {
+    /// Its word.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Io(_) => Reason::HandshakeClosed,
+            Self::Malformed(_) | Self::Late => Reason::ProxyHeader,
+        }
+    }
 }
 
 /// Reads the header, and not a byte more. `None`: whoever connects speaks for itself.

@@ -4,8 +4,8 @@
 use std::any::Any;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -41,6 +41,17 @@ pub struct Watch {
     bodies: Mutex<Bodies>,
     /// Bytes that may be read before an answer's head ends; see [`Watch::await_head`].
     head: AtomicUsize,
+    /// For what no more is read.
+    broken: OnceLock<Broken>,
+}
+
+/// What a client sent for which no more is read of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// What `guard` refuses.
+    Bytes(Bad),
+    /// What `calm` does.
+    Frames,
 }
 
 impl Default for Watch {
@@ -53,6 +64,7 @@ impl Default for Watch {
             pace: Pace::default(),
             bodies: Mutex::default(),
             head: AtomicUsize::new(usize::MAX),
+            broken: OnceLock::new(),
         }
     }
 }
@@ -116,6 +128,11 @@ impl Pace {
 impl Watch {
     fn now(&self) -> u64 {
         ticks::now_ms().wrapping_sub(self.began_ms)
+    }
+
+    /// What no more is read for, if the client has sent such a thing.
+    pub fn broken(&self) -> Option<Broken> {
+        self.broken.get().copied()
     }
 
     /// Of an endpoint: from now on so many bytes may come before the head of its answer ends. `1xx` heads count: there may be any number of them.
@@ -289,7 +306,7 @@ impl<S: AsyncRead + Unpin + Send + 'static> Io<S> {
     fn count(&mut self, buffer: &mut ReadBuf<'_>, before: usize) -> Poll<io::Result<()>> {
         let Some(calm) = &mut self.calm else { return Poll::Ready(Ok(())) };
         let Err(good) = calm.look(&buffer.filled()[before..], || self.watch.now()) else { return Poll::Ready(Ok(())) };
-        tracing::debug!("a client sends more frames that ask for nothing than anybody needs");
+        let _ = self.watch.broken.set(Broken::Frames);
         buffer.set_filled(before + good);
         let refused = self.refused.insert(Refused::Frames(0));
         Poll::Ready(if good > 0 { Ok(()) } else { refused.read(buffer) })
@@ -299,7 +316,7 @@ impl<S: AsyncRead + Unpin + Send + 'static> Io<S> {
     fn look(&mut self, buffer: &mut ReadBuf<'_>, before: usize) -> Option<io::Result<()>> {
         let Some(guard) = &mut self.guard else { return Some(Ok(())) };
         let Err(verdict) = guard.look(&buffer.filled()[before..]) else { return Some(Ok(())) };
-        tracing::debug!(reason = %verdict.bad, "a client's bytes are refused");
+        let _ = self.watch.broken.set(Broken::Bytes(verdict.bad));
         buffer.set_filled(before + verdict.good);
         self.refused = Some(if verdict.head { Refused::Head(0) } else { Refused::Body(verdict.bad) });
         // Nothing read means the end, which it is not yet.

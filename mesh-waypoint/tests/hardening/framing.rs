@@ -6,6 +6,7 @@ use http::StatusCode;
 use mesh_core::l7::Table;
 use mesh_core::service::AppProtocol;
 use mesh_waypoint::Settings;
+use mesh_waypoint::refused::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::support::*;
@@ -29,6 +30,7 @@ async fn hardening_B153_to_B158_one_request_or_400_and_the_end() {
     let post = |fields: &str, body: &str| format!("POST /a HTTP/1.1\r\nhost: shop\r\n{fields}\r\n{body}{EVIL}");
     let line = |line: &str| format!("{line}\r\nhost: shop\r\n\r\n{EVIL}");
     let long = "a".repeat(64 * 1024);
+    let mut rows = 0;
     for (request, expected) in [
         // B153, B154
         (post("content-length: 4\r\ntransfer-encoding: chunked\r\n", "0\r\n\r\n"), "400"),
@@ -93,7 +95,17 @@ async fn hardening_B153_to_B158_one_request_or_400_and_the_end() {
             "{request:.200?}: {answer}"
         );
         assert!(told.try_recv().is_err(), "{request:.200?}");
+        rows += 1;
+        // Each is counted once: as what it is, or as a request.
+        let asked = waypoint.scrape();
+        let asked = asked.lines().filter(|line| line.starts_with("istio_requests_total{"));
+        let asked: u64 = asked.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum();
+        waypoint.refuses(rows - asked, &[Reason::Smuggling, Reason::Http1, Reason::HeadTooLarge]).await;
     }
+    for (least, reason) in [(20, Reason::Smuggling), (5, Reason::Http1), (3, Reason::HeadTooLarge)] {
+        assert!(waypoint.refused(&[reason]) >= least, "{reason:?}: {}", waypoint.refused(&[reason]));
+    }
+    assert!(waypoint.scrape().contains("undermesh_waypoint_refused_total{reason=\"http_ambiguous\"} "));
 }
 
 #[tokio::test]
@@ -117,6 +129,7 @@ async fn hardening_B155_what_follows_a_broken_chunk_is_no_request() {
         let answer = waypoint.raw(ASK, format!("{head}{body}{EVIL}").as_bytes()).await;
         assert!(matches!(statuses(&answer)[..], [] | ["400"]), "{body:.80?}: {answer}");
     }
+    waypoint.refuses(11, &[Reason::Smuggling]).await;
     while let Ok(request) = told.try_recv() {
         assert_ne!(request.uri().path(), "/evil");
     }

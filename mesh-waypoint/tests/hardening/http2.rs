@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::l7::Table;
 use mesh_core::service::AppProtocol;
+use mesh_waypoint::refused::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::support::frames::{CONTINUATION, DATA, END_HEADERS, END_STREAM, End, HEADERS, Raw, block, frame, request};
@@ -93,6 +94,7 @@ async fn hardening_B167_B168_B173_malformed_heads_reach_nobody() {
 
 #[tokio::test]
 async fn hardening_B170_broken_compression_ends_the_connection() {
+    let mut counted = 0;
     // PROTOCOL_ERROR or COMPRESSION_ERROR: h2 does not tell one from the other everywhere.
     let (app, mut told) = noting(StatusCode::OK).await;
     let waypoint = waypoint(app).await;
@@ -107,6 +109,8 @@ async fn hardening_B170_broken_compression_ends_the_connection() {
         let end = ask(&waypoint, &block).await;
         assert!(matches!(end, End::GoAway(1 | 9)), "{what}: {end:?}");
         assert!(told.try_recv().is_err());
+        counted += 1;
+        waypoint.refuses(counted, &[Reason::Http2]).await;
     }
 }
 

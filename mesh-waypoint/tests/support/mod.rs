@@ -24,6 +24,7 @@ use mesh_transport::hbone::{
 };
 use mesh_transport::socket::AcceptLoop;
 use mesh_transport::tls::{IdentityCertificate, Roots};
+use mesh_waypoint::refused::Reason;
 use mesh_waypoint::shown::PlacesShown;
 use mesh_waypoint::{Engine, Own, Settings, Shared, State, inbound, telemetry};
 use rcgen::{
@@ -257,6 +258,22 @@ impl Waypoint {
         let mut answer = Vec::new();
         let _ = soon("answer", stream.read_to_end(&mut answer)).await;
         String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// What was refused before there was a request: how often, for which of these reasons.
+    pub fn refused(&self, reasons: &[Reason]) -> u64 {
+        reasons.iter().map(|reason| self.engine.shared().refusals.of(*reason)).sum()
+    }
+
+    /// Awaits that so many were refused, and sees that no more are.
+    pub async fn refuses(&self, count: u64, reasons: &[Reason]) {
+        let until = async {
+            while self.refused(reasons) < count {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let late = tokio::time::timeout(Duration::from_secs(20), until).await.is_err();
+        assert!(!late && self.refused(reasons) == count, "{} instead of {count}: {reasons:?}", self.refused(reasons));
     }
 
     /// What a scrape shows.

@@ -52,6 +52,9 @@ pub fn proxies() -> Dashboard {
             rate("undermesh_upstream_overflow_total", pods, "destination_service, subset"),
             "{{destination_service}} {{subset}}",
         ),
+        Panel::lines("Refused before a request, by reason", "cps")
+            .with(rate("undermesh_waypoint_refused_total", pods, "reason"), "{{reason}}")
+            .about("Connections, handshakes, and what is no HTTP beyond doubt. The log has a line of some, with the client."),
         Panel::lines("Telemetry that is lost", "short")
             .with(rate("undermesh_access_log_dropped_total", pods, "pod"), "lines/s {{pod}}")
             .with(rate("undermesh_spans_dropped_total", pods, "pod"), "spans/s {{pod}}"),

@@ -68,8 +68,10 @@ pub async fn serve(downstream: Arc<Downstream>, mut stream: HboneStream) {
         return tunnel(&downstream, stream, first).await;
     }
     let Downstream { watch, drain, lane, .. } = &*downstream;
-    let serving =
-        Serve { settings, watch: Arc::clone(watch), drain, spare: &lane.spare, of_proxy: downstream.peer.hops > 0 };
+    let (watch_of, of_proxy) = (Arc::clone(watch), downstream.peer.hops > 0);
+    // Applications keep connections for later.
+    let silent = settings.idle_timeout;
+    let serving = Serve { settings, watch: watch_of, drain, spare: &lane.spare, of_proxy, silent };
     let requests = Arc::clone(&downstream);
     let handle = move |request| exchange::handle(Arc::clone(&requests), request);
     let ended = serve_http(serving, spoken, stream, first.unwrap_or_default(), handle).await;
@@ -89,16 +91,20 @@ pub(crate) async fn heard<S: AsyncRead + AsyncWrite + Unpin>(
         () = async { drain.started().await; tokio::time::sleep(drain_idle).await } => None,
     };
     if heard.is_none() {
-        // In order: dropped at once it would be reset. Who does not end it either is cut.
-        let farewell = async {
-            let mut rest = [0; 64];
-            stream.shutdown().await?;
-            while stream.read(&mut rest).await? > 0 {}
-            io::Result::Ok(())
-        };
-        let _ = tokio::time::timeout(drain_idle, farewell).await;
+        farewell(stream, drain_idle).await;
     }
     heard
+}
+
+/// Ends a connection in order: dropped at once it would be reset. Who does not end it either within `limit` is cut.
+pub(crate) async fn farewell<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, limit: Duration) {
+    let farewell = async {
+        let mut rest = [0; 64];
+        stream.shutdown().await?;
+        while stream.read(&mut rest).await? > 0 {}
+        io::Result::Ok(())
+    };
+    let _ = tokio::time::timeout(limit, farewell).await;
 }
 
 /// Copies to one endpoint. Dropping a stream before both of its directions ended is a reset for the client. `first`: what was read to see what is spoken, if

@@ -1,7 +1,7 @@
 //! The proxy as one thing: what each lane has for itself, and all of them. Made by the process and by tests.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use mesh_runtime::lanes::{self, Lanes};
@@ -12,6 +12,7 @@ use rand::rngs::SmallRng;
 
 use crate::http::cork::Spare;
 use crate::shared::Shared;
+use crate::sources::{EdgePlace, Full, Places};
 use crate::telemetry::{self, Meters};
 use crate::upstream::Pool;
 
@@ -40,24 +41,13 @@ pub struct Lane {
     /// In which answers of HTTP/2 wait for the end of a round.
     pub spare: Arc<Spare>,
     /// Connections from outside of the mesh.
-    edge: Arc<AtomicUsize>,
-}
-
-/// The place of one connection from outside of the mesh.
-pub struct EdgePlace(Arc<AtomicUsize>);
-
-impl Drop for EdgePlace {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
+    edge: Arc<Places>,
 }
 
 impl Lane {
     /// A place for one more connection from outside of the mesh, if there is one.
-    pub fn edge_place(&self) -> Option<EdgePlace> {
-        let before = self.edge.fetch_add(1, Relaxed);
-        let place = EdgePlace(Arc::clone(&self.edge));
-        (before < self.shared.settings.edge_connections).then_some(place)
+    pub fn edge_place(&self) -> Result<EdgePlace, Full> {
+        self.edge.enter(self.shared.settings.edge_connections)
     }
 }
 

@@ -81,7 +81,14 @@ fn requests(data: &[u8]) -> Vec<(Method, Uri)> {
     let stream = tokio::io::join(Cursor::new(data.to_vec()), tokio::io::sink());
     let (settings, drain) = (Settings::default(), Drain::new());
     let (watch, spare) = Default::default();
-    let serving = Serve { settings: &settings, watch, drain: &drain.token(), spare: &spare, of_proxy: false };
+    let serving = Serve {
+        settings: &settings,
+        watch,
+        drain: &drain.token(),
+        spare: &spare,
+        of_proxy: false,
+        silent: settings.idle_timeout,
+    };
     let _ = runtime.block_on(serve(serving, Spoken::Http1, stream, bytes::Bytes::new(), handle));
     std::mem::take(&mut *seen.lock().unwrap_or_else(PoisonError::into_inner))
 }

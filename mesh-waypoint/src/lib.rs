@@ -42,6 +42,7 @@ pub mod settings;
 pub mod shared;
 pub mod shown;
 pub mod silence;
+pub mod sources;
 pub mod spoken;
 pub mod state;
 pub mod steer;

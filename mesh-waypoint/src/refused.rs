@@ -41,6 +41,8 @@ macro_rules! reasons {
 reasons! {
     /// There are as many connections from outside of the mesh as may be.
     ConnectionLimit = "connection_limit",
+    /// One source has as many of them as it may.
+    SourceLimit = "source_limit",
     /// The port is one that no listener asks for any more.
     NoListener = "no_listener",
     /// TLS cannot end: a certificate is not here, or is none.
@@ -81,6 +83,8 @@ reasons! {
     Http1 = "http1_malformed",
     /// The head of a request is too large.
     HeadTooLarge = "http_head_too_large",
+    /// A client of HTTP has said nothing at all for as long as it has for a head. Browsers connect beforehand and may then have nothing to ask.
+    Silent = "silent",
     /// The head of a request does not end in time.
     HeadTimeout = "http_head_timeout",
     /// A connection of HTTP/2 that is broken.
@@ -94,8 +98,18 @@ impl Reason {
     fn is_ours(self) -> bool {
         matches!(
             self,
-            Self::ConnectionLimit | Self::NoCertificate | Self::HalfOpenLimit | Self::TunnelLimit | Self::NotSynced
+            Self::ConnectionLimit
+                | Self::SourceLimit
+                | Self::NoCertificate
+                | Self::HalfOpenLimit
+                | Self::TunnelLimit
+                | Self::NotSynced
         )
+    }
+
+    /// Whether it happens all the time where nothing is wrong: somebody looks whether a port is open, a browser connects beforehand.
+    fn is_usual(self) -> bool {
+        matches!(self, Self::HandshakeClosed | Self::Silent)
     }
 
     /// Why a handshake with a client from outside of the mesh failed.
@@ -121,7 +135,12 @@ impl Reason {
 
     /// Why a connection of HTTP ended, if it was for what the client sent. Of slow bodies and answers that are not read the request itself tells.
     fn of_end(end: &End) -> Option<Self> {
-        let End::Http(error) = end else { return matches!(end, End::SlowHeader).then_some(Self::HeadTimeout) };
+        let error = match end {
+            End::Http(error) => error,
+            End::SlowHeader => return Some(Self::HeadTimeout),
+            End::Silent => return Some(Self::Silent),
+            End::SlowBody | End::Unread | End::Cut => return None,
+        };
         if error.is_parse() {
             return Some(if error.is_parse_too_large() { Self::HeadTooLarge } else { Self::Http1 });
         }
@@ -185,8 +204,7 @@ impl Refusals {
 
     /// Whether that is said now; then, how often it was not since it was said last.
     fn may(&self, reason: Reason, now: Instant) -> Option<u64> {
-        // That a port is open is looked at all the time.
-        if reason == Reason::HandshakeClosed {
+        if reason.is_usual() {
             return None;
         }
         match self.lines.check(reason as usize, now) {
@@ -247,7 +265,7 @@ mod tests {
                     said = (said.0 + 1, said.1 + left_out);
                 }
             }
-            let closed = reason == Reason::HandshakeClosed;
+            let closed = reason.is_usual();
             assert!(if closed { said.0 == 0 } else { (60..=70).contains(&said.0) }, "{reason:?}: {said:?}");
             let left = refusals.may(reason, start + Duration::from_secs(120)).unwrap_or_default();
             assert_eq!(said.0 + said.1 + left, if closed { 0 } else { 100_000 }, "{reason:?}: all are accounted for");

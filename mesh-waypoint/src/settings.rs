@@ -29,6 +29,8 @@ pub struct Settings {
     pub handshake_timeout: Duration,
     /// Connections from outside of the mesh, of one lane; more are closed.
     pub edge_connections: usize,
+    /// The same of one source, which is an address, or 64 bits of one of IPv6. Who comes through proxies that are told of is not limited by their addresses.
+    pub source_connections: usize,
     /// Sessions of datagrams, of one port and lane. If there are as many, one that does not talk makes room.
     pub datagram_sessions: usize,
     /// The same of the process: all ports, all lanes. If there are as many, one of the same port that does not talk makes room, and without one none is begun.
@@ -86,6 +88,7 @@ impl Default for Settings {
             sniff_timeout: Duration::from_secs(3),
             handshake_timeout: Duration::from_secs(5),
             edge_connections: 32_768,
+            source_connections: 8192,
             datagram_sessions: 8192,
             datagram_sessions_together: 65_536,
             client_datagram_sessions: 1024,

@@ -23,22 +23,23 @@ use crate::entry::terms::{self, Terms};
 use crate::entry::{Entry, EntryTls};
 use crate::exchange;
 use crate::http::io::Io;
-use crate::http::serve::{Serve, serve as serve_http};
+use crate::http::serve::{End, Serve, serve as serve_http};
 use crate::http::sniff::Spoken;
 use crate::refused::Reason;
+use crate::sources::EdgePlace;
 
 /// Serves a connection to its end.
 pub async fn serve(lane: Arc<Lane>, tcp: Armed, bind: u16, from: SocketAddr, drain: DrainToken) {
     let from = SocketAddr::new(from.ip().to_canonical(), from.port());
     let shared = Arc::clone(&lane.shared);
-    let Some(_place) = lane.edge_place() else {
+    let Ok(mut place) = lane.edge_place() else {
         return shared.refusals.tell(Reason::ConnectionLimit, from, "too many connections");
     };
     let cut = drain.forced_token();
     let cut = Rarely::new(cut.cancelled());
     tokio::select! {
         () = cut => {}
-        served = accepted(lane, tcp.disarmed(), Entry::new(bind, from), drain) => match served {
+        served = accepted(lane, tcp.disarmed(), Entry::new(bind, from), &mut place, drain) => match served {
             Ok(()) => {}
             Err(Ended::Refused(reason, why)) => shared.refusals.tell(reason, from, format!("port {bind}: {why}")),
             Err(Ended::Told(why)) => tracing::debug!(%from, bind, why, "a connection was refused"),
@@ -77,10 +78,16 @@ enum Way {
     Ends(Arc<Listener>, Arc<Terms>, Option<String>, Bytes),
 }
 
-async fn accepted(lane: Arc<Lane>, mut tcp: TcpStream, mut entry: Entry, drain: DrainToken) -> Result<(), Ended> {
+async fn accepted(
+    lane: Arc<Lane>,
+    mut tcp: TcpStream,
+    mut entry: Entry,
+    place: &mut EdgePlace,
+    drain: DrainToken,
+) -> Result<(), Ended> {
     let deadline = Instant::now() + lane.shared.settings.handshake_timeout;
     tcp.set_nodelay(true).map_err(|error| error.to_string())?;
-    let found = timeout_at(deadline, Box::pin(way(&lane, &mut tcp, &mut entry))).await;
+    let found = timeout_at(deadline, Box::pin(way(&lane, &mut tcp, &mut entry, place))).await;
     // In a box each: they are of very different sizes, and the task of a connection is as large as the largest that is not.
     match found.map_err(|_| late())?? {
         Way::Requests => Ok(Box::pin(requests(lane, entry, tcp, None, drain)).await?),
@@ -110,7 +117,7 @@ fn late() -> Ended {
 }
 
 /// Finds out who serves a connection, and where it comes from.
-async fn way(lane: &Lane, tcp: &mut TcpStream, entry: &mut Entry) -> Result<Way, Ended> {
+async fn way(lane: &Lane, tcp: &mut TcpStream, entry: &mut Entry, place: &mut EdgePlace) -> Result<Way, Ended> {
     let edge = Arc::clone(&lane.shared.state.view().edge);
     let limit = lane.shared.settings.handshake_timeout;
     let port = edge
@@ -118,12 +125,19 @@ async fn way(lane: &Lane, tcp: &mut TcpStream, entry: &mut Entry) -> Result<Way,
         .port(entry.bind)
         .ok_or_else(|| refused(Reason::NoListener, "nothing is listened for any more"))?;
     let topology = edge.listeners.topology();
+    // Proxies of requests come from a few addresses, whoever asks through them.
+    let mut from = Some(entry.from.ip()).filter(|_| topology.trusted_proxies == 0);
     if topology.proxy_protocol {
         if !topology.believes(entry.from.ip()) {
             return Err(refused(Reason::ProxyUntrusted, "no PROXY header is believed of who connects from there"));
         }
         let said = proxy::read(tcp, limit).await.map_err(|error| refused(error.reason(), error))?;
         entry.from = said.unwrap_or(entry.from);
+        // Whoever stands in front speaks for many, and sometimes for itself.
+        from = said.map(|said| said.ip());
+    }
+    if let Some(Err(_)) = from.map(|from| place.of(from, lane.shared.settings.source_connections)) {
+        return Err(refused(Reason::SourceLimit, "too many connections of one source"));
     }
     match port {
         Port::Http(_) => Ok(Way::Requests),
@@ -190,21 +204,29 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let downstream = Arc::new(Downstream::at_edge(lane, entry, drain));
-    let settings = &downstream.lane.shared.settings;
+    let Downstream { watch, drain, lane, .. } = &*downstream;
+    let settings = &lane.shared.settings;
     let (spoken, prefix) = match agreed {
         Some(spoken) => (spoken, Default::default()),
         None => {
             // In a box, or all that have agreed would have room for it.
-            let (limit, idle) = (settings.header_timeout, settings.drain_idle);
+            let (limit, idle, began) = (settings.header_timeout, settings.drain_idle, Instant::now());
             let heard = Box::pin(connection::heard(&mut stream, limit, idle, &downstream.drain)).await;
             match heard {
                 None => return Ok(()),
+                Some(Ok((_, first))) if first.is_empty() => {
+                    if began.elapsed() >= limit {
+                        lane.shared.refusals.ended(watch, &Err(End::Silent), downstream.from());
+                    }
+                    connection::farewell(&mut stream, idle).await;
+                    return Ok(());
+                }
                 Some(heard) => heard.map_err(|error| error.to_string())?,
             }
         }
     };
-    let Downstream { watch, drain, lane, .. } = &*downstream;
-    let serving = Serve { settings, watch: Arc::clone(watch), drain, spare: &lane.spare, of_proxy: false };
+    let silent = settings.header_timeout;
+    let serving = Serve { settings, watch: Arc::clone(watch), drain, spare: &lane.spare, of_proxy: false, silent };
     let requests = Arc::clone(&downstream);
     let handle = move |request| exchange::handle(Arc::clone(&requests), request);
     // What is no HTTP is answered as a request that cannot be read.

@@ -25,6 +25,9 @@ pub(super) const LEAST: u64 = 4 * 1024;
 /// What hyper reads in place of a head that is refused: no head has a NUL, so it answers 400 and closes. The empty line makes it look.
 const NO_HEAD: &[u8] = b"\0\r\n\r\n";
 
+/// In place of a time: there is none.
+const NEVER: u64 = u64::MAX;
+
 /// What a connection does, for its deadlines. Written by one thread.
 #[derive(Debug)]
 pub struct Watch {
@@ -33,7 +36,7 @@ pub struct Watch {
     requests: AtomicU32,
     /// Something was heard since the last request.
     heard: AtomicBool,
-    /// When the connection began to wait, in milliseconds since it began.
+    /// When the connection began to wait, in milliseconds since it began; [`NEVER`] before anything was heard.
     since: AtomicU64,
     /// How the client's body comes, in the same measure.
     pace: Pace,
@@ -60,7 +63,7 @@ impl Default for Watch {
             began_ms: ticks::now_ms(),
             requests: AtomicU32::new(0),
             heard: AtomicBool::new(false),
-            since: AtomicU64::new(0),
+            since: AtomicU64::new(NEVER),
             pace: Pace::default(),
             bodies: Mutex::default(),
             head: AtomicUsize::new(usize::MAX),
@@ -197,14 +200,25 @@ impl Watch {
         }
     }
 
+    /// Whether the client has never said anything.
+    pub fn is_silent(&self) -> bool {
+        self.since.load(Relaxed) == NEVER && self.is_idle() && !self.heard.load(Relaxed)
+    }
+
     /// Whether no request is under way.
     pub fn is_idle(&self) -> bool {
         self.requests.load(Relaxed) == 0
     }
 
     /// What is left of the time that the connection may wait. With a limit for headers, what is heard between requests is the header of one; without it
-    /// that may be anything.
-    pub fn left(&self, header: Option<Duration>, body: Duration, idle: Duration) -> Result<Duration, TooSlow> {
+    /// that may be anything. For its first byte it may wait for `silent`.
+    pub fn left(
+        &self,
+        silent: Duration,
+        header: Option<Duration>,
+        body: Duration,
+        idle: Duration,
+    ) -> Result<Duration, TooSlow> {
         let look = header.unwrap_or(idle).min(idle).min(body);
         let waited = |since: u64| Duration::from_millis(self.now().saturating_sub(since));
         if !self.is_idle() {
@@ -215,11 +229,13 @@ impl Watch {
             };
             return if stalled < body { Ok(look.min(body - stalled)) } else { Err(TooSlow::Body) };
         }
-        let waited = waited(self.since.load(Relaxed));
+        let since = self.since.load(Relaxed);
         let (limit, slow) = match header.filter(|_| self.heard.load(Relaxed)) {
+            _ if self.is_silent() && silent < idle => (silent, TooSlow::Silent),
             Some(header) => (header, TooSlow::Header),
             None => (idle, TooSlow::Idle),
         };
+        let waited = waited(if since == NEVER { 0 } else { since });
         // A header may begin at any time, and nobody tells.
         limit.checked_sub(waited).filter(|left| !left.is_zero()).map(|left| left.min(look)).ok_or(slow)
     }
@@ -234,6 +250,8 @@ pub enum TooSlow {
     Body,
     /// Nothing is asked.
     Idle,
+    /// Nothing was ever said.
+    Silent,
 }
 
 /// See the module. Dropped before it was shut down, it aborts as the stream below does.
@@ -464,6 +482,7 @@ mod tests {
     #[test]
     fn a_connection_may_wait_long_for_a_request_and_not_long_for_its_end() {
         let (header, body, idle) = (Duration::from_secs(10), Duration::from_secs(300), Duration::from_secs(3600));
+        let silent = Duration::from_secs(20);
         let watch = |waited: u64, heard: bool, requests: u32| Watch {
             // The machine may have started after that.
             began_ms: ticks::now_ms().wrapping_sub(waited * 1000),
@@ -481,18 +500,32 @@ mod tests {
             (10, true, 0, Some(TooSlow::Header)),
             (4000, true, 1, None),
         ] {
-            let left = watch(waited, heard, requests).left(Some(header), body, idle);
+            let left = watch(waited, heard, requests).left(silent, Some(header), body, idle);
             assert_eq!(left.err(), expected, "{waited} {heard} {requests}");
         }
         // In HTTP/2 a ping is heard as well.
-        assert!(watch(100, true, 0).left(None, body, idle).is_ok());
-        assert_eq!(watch(3600, true, 0).left(None, body, idle), Err(TooSlow::Idle));
+        assert!(watch(100, true, 0).left(silent, None, body, idle).is_ok());
+        assert_eq!(watch(3600, true, 0).left(silent, None, body, idle), Err(TooSlow::Idle));
         let stalled = watch(300, false, 1);
-        assert!(stalled.left(Some(header), body, idle).is_ok(), "an endpoint may take its time");
+        assert!(stalled.left(silent, Some(header), body, idle).is_ok(), "an endpoint may take its time");
         stalled.pace.stall(0);
-        assert_eq!(stalled.left(Some(header), body, idle), Err(TooSlow::Body));
+        assert_eq!(stalled.left(silent, Some(header), body, idle), Err(TooSlow::Body));
+        // Who has never said anything need not be waited for as long as who has asked before.
+        for header in [Some(header), None] {
+            for (waited, silent, expected) in [
+                (19, silent, None),
+                (20, silent, Some(TooSlow::Silent)),
+                (20, idle, None),
+                (3600, idle, Some(TooSlow::Idle)),
+            ] {
+                let watch = watch(waited, false, 0);
+                watch.since.store(NEVER, Relaxed);
+                assert_eq!(watch.left(silent, header, body, idle).err(), expected, "{waited} {silent:?}");
+            }
+        }
         let watch = watch(100, false, 0);
+        watch.since.store(NEVER, Relaxed);
         watch.hear(1);
-        assert!(watch.left(Some(header), body, idle).is_ok(), "the header begins when its first byte is heard");
+        assert!(watch.left(silent, Some(header), body, idle).is_ok(), "the header begins when its first byte is heard");
     }
 }

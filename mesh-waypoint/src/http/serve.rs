@@ -45,6 +45,8 @@ pub struct Serve<'a> {
     pub spare: &'a Arc<Spare>,
     /// Its client is a proxy of the mesh, which asks for many.
     pub of_proxy: bool,
+    /// How long the client may take for its first byte.
+    pub silent: Duration,
 }
 
 /// Serves until the connection ends. An error is the client's, or of the way to it.
@@ -54,7 +56,7 @@ where
     H: Fn(Request<Incoming>) -> F,
     F: Future<Output = Result<Response<ResponseBody>, Infallible>> + Send + 'static,
 {
-    let Serve { settings, watch, drain, spare, of_proxy } = serve;
+    let Serve { settings, watch, drain, spare, of_proxy, silent } = serve;
     let io = Io::new(stream, prefix, Arc::clone(&watch));
     // In a box of its own: it is moved several times before it runs, and is large.
     let service = service_fn(move |request| Box::pin(handle(request)));
@@ -81,7 +83,7 @@ where
             let streams = Some(settings.body_timeout);
             // Each of them sees for itself whether it is read.
             let (body, unread, drain_idle) = (Duration::MAX, Duration::MAX, Duration::ZERO);
-            let patience = Patience { header: None, body, unread, streams, idle, drain: drain_idle };
+            let patience = Patience { silent, header: None, body, unread, streams, idle, drain: drain_idle };
             drive(std::pin::pin!(Some(connection)), shutdown, |cx| cork.send(cx), patience, &watch, drain).await
         }
         Spoken::Http1 | Spoken::Other => {
@@ -95,7 +97,7 @@ where
             let header = Some(settings.header_timeout);
             let (body, idle, drain_idle) = (settings.body_timeout, settings.idle_timeout, settings.drain_idle);
             let unread = settings.stream_idle;
-            let patience = Patience { header, body, unread, streams: None, idle, drain: drain_idle };
+            let patience = Patience { silent, header, body, unread, streams: None, idle, drain: drain_idle };
             drive(std::pin::pin!(Some(connection)), shutdown, |_| (), patience, &watch, drain).await
         }
     }
@@ -107,6 +109,9 @@ pub enum End {
     /// The client, or the way to it.
     #[error(transparent)]
     Http(#[from] hyper::Error),
+    /// The client has never said anything.
+    #[error("nothing was said in time")]
+    Silent,
     /// A header began and did not end in time.
     #[error("the header of a request did not end in time")]
     SlowHeader,
@@ -123,6 +128,8 @@ pub enum End {
 
 /// How long a connection may wait.
 struct Patience {
+    /// For the first byte.
+    silent: Duration,
     /// For the end of a header that has begun.
     header: Option<Duration>,
     /// For the next bytes of a body, of which there have to be some thousand.
@@ -150,11 +157,12 @@ where
     C: Future<Output = hyper::Result<()>>,
 {
     let streams = patience.streams.unwrap_or(Duration::MAX);
-    let mut timer = Rarely::new(tokio::time::sleep(patience.header.unwrap_or(patience.idle).min(streams)));
+    let first = patience.header.unwrap_or(patience.idle).min(streams).min(patience.silent);
+    let mut timer = Rarely::new(tokio::time::sleep(first));
     let mut started = Rarely::new(drain.started());
     let mut forced = Rarely::new(drain.forced());
     let wait = |timer: &mut Rarely<Sleep>, time: Duration| timer.change(|timer| timer.reset(Instant::now() + time));
-    let (mut draining, mut closing) = (false, false);
+    let (mut draining, mut closing, mut silent) = (false, false, false);
     let mut unread = Unread::new(patience.unread);
     std::future::poll_fn(|cx| {
         loop {
@@ -162,6 +170,7 @@ where
             let ended = unread.poll(cx, |cx| running.poll(cx));
             end_of_round(cx);
             match ended {
+                Poll::Ready(Ok(_)) if silent => return Poll::Ready(Err(End::Silent)),
                 Poll::Ready(Ok(result)) => return Poll::Ready(result.map_err(End::from)),
                 Poll::Ready(Err(how)) => {
                     let _cutting = Cutting::begin(how);
@@ -185,13 +194,18 @@ where
                 wait(&mut timer, watch.look(limit));
                 continue;
             }
-            match watch.left(patience.header, patience.body, patience.idle) {
+            match watch.left(patience.silent, patience.header, patience.body, patience.idle) {
                 Err(TooSlow::Header) => return Poll::Ready(Err(End::SlowHeader)),
                 Err(TooSlow::Body) => return Poll::Ready(Err(End::SlowBody)),
                 Ok(left) if !draining => {
                     wait(&mut timer, patience.streams.map_or(left, |limit| left.min(watch.look(limit))))
                 }
-                Ok(_) | Err(TooSlow::Idle) => {
+                // HTTP/2 has not begun: there is nothing that could be ended in order, and hyper waits for it to begin.
+                _ if patience.streams.is_some() && watch.is_silent() => {
+                    return Poll::Ready(if draining { Ok(()) } else { Err(End::Silent) });
+                }
+                end => {
+                    silent = end == Err(TooSlow::Silent);
                     closing = true;
                     connection.as_mut().as_pin_mut().into_iter().for_each(&shutdown);
                     if let Some(limit) = patience.streams {

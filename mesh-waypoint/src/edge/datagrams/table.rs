@@ -6,10 +6,12 @@
 //! talking stays.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use hashbrown::HashMap;
+
+use crate::sources::group;
 
 /// Whose a session is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -217,14 +219,6 @@ impl<T> Table<T> {
         self.young.clear();
         self.talking.clear();
         self.sessions.drain().map(|(_, entry)| entry.session).collect()
-    }
-}
-
-/// Who counts as one client: a host has all addresses of its network of IPv6.
-fn group(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V6(ip) => Ipv6Addr::from(u128::from(ip) & !u128::from(u64::MAX)).into(),
-        ip => ip,
     }
 }
 

@@ -10,11 +10,11 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use mesh_core::l7::cluster::{Balancer, HashKey, HashTable, Policy};
+use mesh_core::l7::cluster::{Balancer, HashKey, HashTable, Locality, Outliers, Policy};
 use mesh_core::l7::{
     Abort, AbortStatus, Action, Backend as Place, Cluster, Clusters, Condition, Cors, Delay, DirectResponse, Fault,
-    Forward, Handling, HeaderChanges, Mirror, PathChange, PathKind, Redirect, RedirectPort, Retries, RetryOn, Rewrite,
-    Rule, Share, Table, Target, Text, VirtualHost,
+    Forward, Handling, HeaderChanges, Labels, Mirror, PathChange, PathKind, Redirect, RedirectPort, Retries, RetryOn,
+    Rewrite, Rule, Share, Table, Target, Text, VirtualHost,
 };
 use support::*;
 
@@ -206,6 +206,66 @@ async fn features_VS_15_what_a_request_is_hashed_by_leads_its_retries_too() {
     // What says nothing goes elsewhere.
     let (one, two) = attempts(get("/")).await;
     assert!(one > 0 && two > 0 && one + two == 3, "{one} {two}");
+}
+
+/// A place whose first endpoints are near, and its last one far.
+fn near(service: &str) -> Arc<Clusters> {
+    let locality = Locality { priority: vec!["tier=near".into()], ..Locality::default() };
+    let policy = Policy { locality, outliers: Some(Outliers::default()), ..Policy::default() };
+    Arc::new(Clusters::new([Cluster { policy: Ok(policy), ..Cluster::closed(cluster(service), "") }]))
+}
+
+#[tokio::test]
+async fn features_VS_15_a_second_attempt_goes_to_another_locality_where_that_is_said() {
+    let (bad, mut told) = noting(StatusCode::BAD_GATEWAY).await;
+    let (worse, mut told_too) = noting(StatusCode::BAD_GATEWAY).await;
+    let (worst, mut told_last) = noting(StatusCode::BAD_GATEWAY).await;
+    let far = echo("far").await;
+    let on = RetryOn::parse("502").unwrap();
+    for (remote_localities, elsewhere, status, asked) in
+        [(false, true, StatusCode::BAD_GATEWAY, 3), (true, true, StatusCode::OK, 1), (true, false, StatusCode::OK, 1)]
+    {
+        let retries = Retries {
+            on: on.clone(),
+            backoff: Duration::from_millis(1),
+            elsewhere,
+            remote_localities,
+            ..Retries::default()
+        };
+        let handling = Handling { retries, ..to("a") };
+        let endpoints = [bad, worse, worst, far];
+        let waypoint = Waypoint::start(&[Backend::new("a", A, &endpoints)], table("a", vec![rule(handling)])).await;
+        let labels: Labels = [("tier".into(), "near".into())].into();
+        let labelled = |index| (format!("c//Pod/shop/a-{index}").into(), Some(Arc::new(labels.clone())));
+        waypoint.state.set_labels((0..3).map(labelled).collect());
+        waypoint.state.set_clusters(near("a"));
+        assert_eq!(waypoint.ask(ASK, get("/")).await.status(), status, "{remote_localities} {elsewhere}");
+        let count =
+            [&mut told, &mut told_too, &mut told_last].map(|told| std::iter::from_fn(|| told.try_recv().ok()).count());
+        assert_eq!(count.iter().sum::<usize>(), asked, "{remote_localities} {elsewhere}: {count:?}");
+    }
+}
+
+#[tokio::test]
+async fn features_VS_15_the_same_endpoint_is_asked_again_where_that_is_said() {
+    let (one, mut at_one) = noting(StatusCode::BAD_GATEWAY).await;
+    let (two, mut at_two) = noting(StatusCode::BAD_GATEWAY).await;
+    let on = RetryOn::parse("502").unwrap();
+    for elsewhere in [true, false] {
+        let retries =
+            Retries { attempts: 1, on: on.clone(), backoff: Duration::from_millis(1), elsewhere, ..Retries::default() };
+        let handling = Handling { retries, ..to("a") };
+        let waypoint = Waypoint::start(&[Backend::new("a", A, &[one, two])], table("a", vec![rule(handling)])).await;
+        let mut twice = 0;
+        for _ in 0..40 {
+            assert_eq!(waypoint.ask(ASK, get("/")).await.status(), StatusCode::BAD_GATEWAY);
+            let count = [&mut at_one, &mut at_two].map(|told| std::iter::from_fn(|| told.try_recv().ok()).count());
+            assert_eq!(count.iter().sum::<usize>(), 2);
+            twice += usize::from(count.contains(&2));
+        }
+        // Avoided it never is; otherwise it is drawn as any other.
+        assert!(if elsewhere { twice == 0 } else { (1..40).contains(&twice) }, "{elsewhere}: {twice} of 40");
+    }
 }
 
 #[tokio::test]

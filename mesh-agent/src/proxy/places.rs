@@ -84,7 +84,8 @@ impl Places {
             IpAddr::V6(ip) => hash(&ip.octets()),
         };
         let by_client = matches!(&policy.balancer, Balancer::Hash(HashKey::Source, _));
-        let ask = Ask { hash: by_client.then(of_client), tried: request.tried, now_ms: request.now_ms };
+        let ask =
+            Ask { hash: by_client.then(of_client), tried: request.tried, elsewhere: false, now_ms: request.now_ms };
         let chosen = set.pick(&ask, rng).ok_or_else(none)?;
         // Endpoints of the mesh are reached in its own way, whatever is said; what is said of others must not be left undone.
         let is_asked = matches!(policy.tls, Tls::Simple(_) | Tls::Mutual(_)) || policy.proxy_protocol.is_some();

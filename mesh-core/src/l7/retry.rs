@@ -21,7 +21,7 @@ pub struct Retries {
     pub least_pause: Duration,
     /// Endpoints that failed are avoided.
     pub elsewhere: bool,
-    /// Also endpoints of other places are taken.
+    /// Where one has failed, endpoints of other localities are asked before those of its own.
     pub remote_localities: bool,
 }
 

@@ -51,7 +51,8 @@ impl Forward<'_> {
     /// What it wants of an endpoint.
     pub(super) fn wish<'a>(&'a self, tried: &'a [ArcStr], hash: Option<u64>) -> Wish<'a> {
         let shared = &self.down.lane.shared;
-        Wish { view: &self.bound.view, own: &shared.own, tried, hash, encrypted: false, now_ms: shared.now_ms() }
+        let (view, own) = (&self.bound.view, &shared.own);
+        Wish { view, own, tried, elsewhere: false, hash, encrypted: false, now_ms: shared.now_ms() }
     }
 }
 
@@ -195,7 +196,7 @@ impl Attempts<'_, '_> {
             drop(ended);
             // What the request says chooses its endpoint, and only that: the next attempt says the same. Names that were looked up and waypoints are not chosen by it.
             let stays = self.hash.is_some() && self.named.is_none() && endpoint.waypoint.is_none();
-            if self.retries.elsewhere && !stays {
+            if (self.retries.elsewhere || self.retries.remote_localities) && !stays {
                 self.tried.push(endpoint.workload.uid.clone());
             }
             // Its place is free while nobody is asked.
@@ -247,7 +248,8 @@ impl Attempts<'_, '_> {
             }
             (Some(found), _) => {
                 let mut rng = lane.rng.lock();
-                let fresh = choose::endpoint(found, &of.wish(&self.tried, self.hash), &mut *rng);
+                let wish = Wish { elsewhere: self.retries.remote_localities, ..of.wish(&self.tried, self.hash) };
+                let fresh = choose::endpoint(found, &wish, &mut *rng);
                 fresh.or_else(|why| match self.tried.is_empty() || why != NoEndpoint::NoneLeft {
                     true => Err(why),
                     false => choose::endpoint(found, &of.wish(&[], self.hash), &mut *rng),

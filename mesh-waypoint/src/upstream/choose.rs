@@ -143,6 +143,8 @@ pub struct Wish<'a> {
     pub own: &'a Own,
     /// Uids that were tried already.
     pub tried: &'a [ArcStr],
+    /// Whether other localities than theirs come first.
+    pub elsewhere: bool,
     /// What the request says, if that decides.
     pub hash: Option<u64>,
     /// What will be sent is TLS of the client's own, that goes to the application as it is.
@@ -306,7 +308,7 @@ fn pick<'a>(
     hash: Option<u64>,
     rng: &mut impl Rng,
 ) -> Result<&'a balance::Endpoint, NoEndpoint> {
-    let ask = Ask { hash, tried: wish.tried, now_ms: wish.now_ms };
+    let ask = Ask { hash, tried: wish.tried, elsewhere: wish.elsewhere, now_ms: wish.now_ms };
     let chosen = found.now.set.pick(&ask, rng);
     chosen.filter(|one| may_be_asked(&one.workload, one.address)).ok_or(NoEndpoint::NoneLeft)
 }

@@ -97,6 +97,14 @@ struct Level {
     draws: Vec<(u32, Draw)>,
 }
 
+impl Level {
+    /// Whether one of these is here.
+    fn has_any(&self, of: &Set, uids: &[ArcStr]) -> bool {
+        let mut members = self.draws.iter().flat_map(|(_, draw)| &draw.members);
+        members.any(|index| uids.contains(&of.endpoints[*index as usize].workload.uid))
+    }
+}
+
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask<'a> {
@@ -104,6 +112,8 @@ pub struct Ask<'a> {
     pub hash: Option<u64>,
     /// Uids that were tried already.
     pub tried: &'a [ArcStr],
+    /// Whether who was tried stands for its locality: others are asked first then.
+    pub elsewhere: bool,
     /// Monotonic milliseconds.
     pub now_ms: u64,
 }
@@ -194,10 +204,15 @@ impl Set {
         };
         // Who was tried everywhere in a level is looked for in the others.
         let order = (first..self.levels.len()).chain(0..first);
-        order.into_iter().find_map(|index| {
+        let mut draw = |index: usize| {
             let all = out == 0 || panics.get(index).copied().unwrap_or_default();
             self.draw(&self.levels[index], all, ask, rng)
-        })
+        };
+        if ask.elsewhere && !ask.tried.is_empty() {
+            let (new, known): (Vec<_>, Vec<_>) = order.partition(|index| !self.levels[*index].has_any(self, ask.tried));
+            return new.into_iter().chain(known).find_map(draw);
+        }
+        order.into_iter().find_map(&mut draw)
     }
 
     fn draw(&self, level: &Level, all: bool, ask: &Ask<'_>, rng: &mut impl Rng) -> Option<&Endpoint> {

@@ -76,7 +76,7 @@ impl Place {
         let tried: Vec<ArcStr> = tried.iter().map(|name| (*name).into()).collect();
         let mut shares = BTreeMap::new();
         for _ in 0..1000 {
-            let ask = Ask { hash, tried: &tried, now_ms };
+            let ask = Ask { hash, tried: &tried, elsewhere: false, now_ms };
             let name = set.pick(&ask, &mut self.rng).map_or("none".to_owned(), |one| one.workload.uid.to_string());
             *shares.entry(name).or_default() += 1;
         }
@@ -249,6 +249,31 @@ fn features_DR_7_the_next_level_takes_what_the_first_cannot() {
     assert_eq!(keys(&place.shares(&set, 1, None, &[])), ["d"]);
     let off = Policy { locality: Said { enabled: Some(false), ..Said::default() }, ..ejecting(0) };
     assert_eq!(place.set("", &off, 0).levels.len(), 1);
+}
+
+#[test]
+fn features_VS_15_another_locality_comes_before_one_in_which_somebody_was_tried() {
+    let endpoints = [("a", "", "here", 1), ("b", "", "here", 1), ("c", "", "there", 1), ("d", "", "there", 1)];
+    let mut place = Place::new(&endpoints);
+    let set = place.set("", &ejecting(0), 0);
+    for (tried, expected) in [
+        (&[][..], &["a", "b"][..]),
+        (&["a"], &["c", "d"]),
+        (&["a", "c"], &["b"]),
+        (&["a", "b", "c"], &["d"]),
+        (&["a", "b", "c", "d"], &["none"]),
+        // Whom nobody knows any more is of no locality.
+        (&["gone"], &["a", "b"]),
+    ] {
+        let tried: Vec<ArcStr> = tried.iter().map(|name| (*name).into()).collect();
+        let found: std::collections::BTreeSet<_> = (0..100)
+            .map(|_| {
+                let ask = Ask { hash: None, tried: &tried, elsewhere: true, now_ms: 0 };
+                set.pick(&ask, &mut place.rng).map_or("none", |one| &*one.workload.uid)
+            })
+            .collect();
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), expected, "{tried:?}");
+    }
 }
 
 #[test]

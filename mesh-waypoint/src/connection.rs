@@ -124,15 +124,15 @@ async fn tunnel(downstream: &Downstream, mut stream: HboneStream, first: Option<
     let counters = record.open(&endpoint, Counts::AsSeen);
     counters.received.fetch_add(prefix.len() as u64, Relaxed);
     let cut = downstream.drain.forced_token();
-    let (passed, limit) = (Arc::clone(&counters), silence::limit(&endpoint));
-    let silent = silence::wait(&passed, limit);
+    let (passed, limit) = (Arc::clone(&counters), silence::limits(&endpoint));
+    let over = silence::wait(&passed, limit);
     match wire {
         Wire::Tcp(mut tcp) => {
             if tcp.write_all(&prefix).await.is_err() {
                 return record.end("UC");
             }
             let copying = copy::bidirectional(Armed::new(tcp), CopyPeer::Hbone(stream), counters, cut);
-            let Some(outcome) = watched(downstream, policies, silent, &mut record, copying).await else { return };
+            let Some(outcome) = watched(downstream, policies, over, &mut record, copying).await else { return };
             record.copied(&outcome);
             if let Outcome::Failed(side, error) = outcome {
                 tracing::debug!(%client, ?side, %error, "a connection failed");
@@ -147,18 +147,18 @@ async fn tunnel(downstream: &Downstream, mut stream: HboneStream, first: Option<
             let copying = async {
                 tokio::select! { () = cut.cancelled() => None, copied = copying => Some(copied) }
             };
-            let Some(copied) = watched(downstream, policies, silent, &mut record, copying).await else { return };
+            let Some(copied) = watched(downstream, policies, over, &mut record, copying).await else { return };
             record.end(copied.map_or("LR", |copied| near.ended(&copied)));
         }
     }
     drop((record, endpoint, permit));
 }
 
-/// Copies until the copy ends by itself; nothing comes of it if policies or its silence end it before.
+/// Copies until the copy ends by itself; nothing comes of it if policies, its silence or its age end it before.
 pub(crate) async fn watched<T>(
     downstream: &Downstream,
     policies: watch::Receiver<()>,
-    silent: impl Future<Output = ()>,
+    over: impl Future<Output = silence::Over>,
     record: &mut Record<'_>,
     copying: impl Future<Output = T>,
 ) -> Option<T> {
@@ -168,7 +168,7 @@ pub(crate) async fn watched<T>(
             tracing::debug!(client = %downstream.client(), asked = %downstream.asked, why, "a connection was ended");
             record.withdrawn();
         }
-        () = silent => record.silent(),
+        over = over => record.over(over),
     }
     None
 }

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::downstream::Downstream;
 use crate::entry::Entry;
+use crate::silence::Over;
 use crate::telemetry::facts::{Facts, Reached};
 use crate::telemetry::{Copied, Custom, Flags, Measured, Plan, Protocol, Who, tap};
 use crate::upstream::{ConnectError, Endpoint};
@@ -25,6 +26,9 @@ pub(crate) const DENIED: &str = "rbac_access_denied";
 
 /// The same of one that is silent.
 const SILENT: &str = "tcp_session_idle_timeout";
+
+/// The same of one that has lasted too long.
+const OLD: &str = "duration_timeout";
 
 /// Which of a copy's counters is which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,10 +152,14 @@ impl<'a> Record<'a> {
         self.end("-");
     }
 
-    /// Nobody has said anything for as long as is said of the place.
-    pub fn silent(&mut self) {
-        self.ended = Some(SILENT);
-        self.end("SI");
+    /// What is said of the place lets it go on no longer.
+    pub fn over(&mut self, over: Over) {
+        let (ended, flag) = match over {
+            Over::Silent => (SILENT, "SI"),
+            Over::Old => (OLD, "DT"),
+        };
+        self.ended = Some(ended);
+        self.end(flag);
     }
 
     /// It is over, with that to be said of it in Envoy's word.

@@ -603,3 +603,33 @@ async fn what_is_not_spoken_yet_is_refused() {
     waypoint.state.set_clusters(Arc::new(Clusters::new([place("", "", policy)])));
     assert_eq!(waypoint.ask(ASK, get("/")).await.status(), StatusCode::INTERNAL_SERVER_ERROR);
 }
+
+#[tokio::test]
+async fn features_DR_9_a_connection_to_an_endpoint_is_used_for_as_long_as_is_said() {
+    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_vec();
+    for lifetime in [None, Some(Duration::from_millis(300))] {
+        let (app, connections, _told) = scripted(vec![(answer.clone(), false)]).await;
+        let waypoint = Waypoint::start(&[Backend::new("a", A, &[app])], table("a", vec![rule(to("a"))])).await;
+        let pool = Pool { lifetime, ..Pool::default() };
+        waypoint.state.set_clusters(Arc::new(Clusters::new([place("", "", Policy { pool, ..Policy::default() })])));
+        let stream = soon("stream", waypoint.stream(ASK)).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let began = std::time::Instant::now();
+        let is_over = || match lifetime {
+            None => began.elapsed() >= Duration::from_millis(600),
+            Some(_) => connections.load(SeqCst) > 1,
+        };
+        soon("requests", async {
+            while !is_over() {
+                sender.ready().await.unwrap();
+                assert_eq!(whole(sender.send_request(get("/")).await.unwrap()).await.status(), StatusCode::OK);
+            }
+        })
+        .await;
+        match lifetime {
+            None => assert_eq!(connections.load(SeqCst), 1),
+            Some(limit) => assert!(began.elapsed() >= limit, "{:?}", began.elapsed()),
+        }
+    }
+}

@@ -55,20 +55,20 @@ pub async fn plain(
         record.end("UC");
         return Err(error.to_string());
     }
-    let (passed, limit) = (Arc::clone(&counters), silence::limit(&endpoint));
-    let silent = silence::wait(&passed, limit);
+    let (passed, limit) = (Arc::clone(&counters), silence::limits(&endpoint));
+    let over = silence::wait(&passed, limit);
     let copying = match wire {
         Wire::Tcp(far) => copy::bidirectional(tcp, CopyPeer::Tcp(Armed::new(far)), counters, cut),
         Wire::Hbone(far) => copy::bidirectional(tcp, CopyPeer::Hbone(far), counters, cut),
         far @ (Wire::Tls(_) | Wire::TlsInside(_)) => {
             let mut near = Counted::new(tcp, counters);
-            if relay(&downstream, policies, silent, &mut record, &mut near, far).await? {
+            if relay(&downstream, policies, over, &mut record, &mut near, far).await? {
                 near.stream().disarm();
             }
             return Ok(());
         }
     };
-    let watched = watched(&downstream, policies, silent, &mut record, copying).await;
+    let watched = watched(&downstream, policies, over, &mut record, copying).await;
     let Some(outcome) = watched else { return Ok(()) };
     record.copied(&outcome);
     drop((record, endpoint, permit));
@@ -93,15 +93,15 @@ pub async fn decrypted<S: AsyncRead + AsyncWrite + Unpin>(
     let (endpoint, wire, _permit) = reach(&downstream, listener, false, &mut record).await?;
     let counters = record.open(&endpoint, Counts::AsSeen);
     let mut near = Counted::new(stream, Arc::clone(&counters));
-    let silent = silence::wait(&counters, silence::limit(&endpoint));
-    relay(&downstream, policies, silent, &mut record, &mut near, wire).await.map(drop)
+    let over = silence::wait(&counters, silence::limits(&endpoint));
+    relay(&downstream, policies, over, &mut record, &mut near, wire).await.map(drop)
 }
 
 /// Copies where one of the ends is TLS, of which `copy` knows nothing. Whether both directions have ended in order.
 async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
     downstream: &Downstream,
     policies: watch::Receiver<()>,
-    silent: impl Future<Output = ()>,
+    over: impl Future<Output = silence::Over>,
     record: &mut Record<'_>,
     near: &mut Counted<S>,
     mut far: Wire,
@@ -113,7 +113,7 @@ async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
             copied = tokio::io::copy_bidirectional(near, &mut far) => Some(copied),
         }
     };
-    let Some(copied) = watched(downstream, policies, silent, record, copying).await else { return Ok(false) };
+    let Some(copied) = watched(downstream, policies, over, record, copying).await else { return Ok(false) };
     record.end(copied.as_ref().map_or("LR", |copied| near.ended(copied)));
     copied.map_or(Ok(false), |copied| copied.map(|_| true).map_err(|error| error.to_string()))
 }

@@ -25,7 +25,7 @@ use mesh_core::telemetry::{AccessLog, LogFormat, Scopes, Telemetry};
 use mesh_waypoint::Settings;
 use mesh_waypoint::edge::ports;
 use mesh_waypoint::refused::Reason;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, PublicKeyData};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -341,6 +341,49 @@ async fn features_B16_clients_without_a_certificate_are_refused_where_one_is_ask
         let found = ["Hash=said", "DNS=client.example"].map(|part| line.contains(part));
         assert_eq!(found, expected.map(|part| !part.is_empty()), "{client_cert:?} {shows}: {line}");
         assert!(line.contains(expected[0]) && line.contains(expected[1]), "{client_cert:?} {shows}: {line}");
+    }
+}
+
+#[tokio::test]
+async fn features_GW_5_only_who_has_a_key_or_certificate_that_is_named_is_let_in() {
+    let app = echo("app").await;
+    let gateway = gateway(&[Backend::new("app", "10.96.0.1", &[app])]).await;
+    let (port, ca) = (free().await, Ca::new());
+    gateway.state.set_certificates(certificates(&[("shop/a", ca.credential("a.example")), ("shop/ca", ca.roots())]));
+    let (one, two) = (ca.issue("one.example"), ca.issue("two.example"));
+    let sha = |bytes: &[u8]| -> [u8; 32] {
+        aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref().try_into().unwrap()
+    };
+    let der = |own: &(String, String)| CertificateDer::from_pem_slice(own.0.as_bytes()).unwrap();
+    let hash = |own: &(String, String)| sha(&der(own));
+    let key = |own: &(String, String)| sha(&KeyPair::from_pem(&own.1).unwrap().subject_public_key_info());
+    let come = async |own: &(String, String)| {
+        let Ok(stream) = tls(&ca.client(Some(own.clone()), &["http/1.1"]), port, "a.example").await else {
+            return false;
+        };
+        let Ok((mut sender, connection)) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await else {
+            return false;
+        };
+        tokio::spawn(connection);
+        let request = Request::builder().uri("/a").header("host", "a.example").body(Full::<Bytes>::default());
+        soon("answer", sender.send_request(request.unwrap())).await.is_ok()
+    };
+    let mut refused = 0;
+    for (keys, hashes, expected) in [
+        (vec![], vec![], [true, true]),
+        (vec![key(&one)], vec![], [true, false]),
+        (vec![], vec![hash(&two)], [false, true]),
+        // Either is enough.
+        (vec![key(&one)], vec![hash(&two)], [true, true]),
+        (vec![hash(&one)], vec![key(&two)], [false, false]),
+    ] {
+        let roots = vec!["shop/ca".into()];
+        let clients = Some(Clients { required: true, roots, keys, hashes, ..Clients::default() });
+        let encryption = Encryption::Ends(Tls { clients: clients.clone(), ..Tls::with(vec!["shop/a".into()]) });
+        listen(&gateway, vec![listener("a", port, &["a.example"], encryption, to_service(&["*"], "app"))]);
+        assert_eq!([come(&one).await, come(&two).await], expected, "{clients:?}");
+        refused += expected.iter().filter(|is| !**is).count() as u64;
+        gateway.refuses(refused, &[Reason::ClientCertificate]).await;
     }
 }
 

@@ -25,10 +25,12 @@ use mesh_core::telemetry::{AccessLog, LogFormat, Scopes, Telemetry};
 use mesh_waypoint::Settings;
 use mesh_waypoint::edge::ports;
 use mesh_waypoint::refused::Reason;
+use parking_lot::Mutex;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, PublicKeyData};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use support::{Backend, Waypoint, by_source, cluster, different, echo, rule, soon, text, to, whole};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -384,6 +386,82 @@ async fn features_GW_5_only_who_has_a_key_or_certificate_that_is_named_is_let_in
         assert_eq!([come(&one).await, come(&two).await], expected, "{clients:?}");
         refused += expected.iter().filter(|is| !**is).count() as u64;
         gateway.refuses(refused, &[Reason::ClientCertificate]).await;
+    }
+}
+
+/// A client that verifies these signatures alone, believes everything, and notes what it is shown: the certificate and what its authority says of it.
+#[derive(Debug)]
+struct Noting(Vec<SignatureScheme>, Mutex<Vec<(Vec<u8>, Vec<u8>)>>);
+
+impl ServerCertVerifier for Noting {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        staple: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.1.lock().push((leaf.to_vec(), staple.to_vec()));
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.clone()
+    }
+}
+
+#[tokio::test]
+async fn features_GW_5_of_two_certificates_each_client_is_shown_the_one_that_it_can_verify_with_its_staple() {
+    let gateway = gateway(&[Backend::new("app", "10.96.0.1", &[echo("app").await])]).await;
+    let (port, ca) = (free().await, Ca::new());
+    let of = |algorithm, staple: &'static [u8]| {
+        let key = KeyPair::generate_for(algorithm).unwrap();
+        let chain = CertificateParams::new(vec!["a.example".to_owned()]).unwrap().signed_by(&key, &ca.0).unwrap();
+        let (leaf, key) = (chain.der().to_vec(), Secret::new(key.serialize_pem().into()));
+        (Arc::new(Credential { chain: chain.pem().into(), key, staple: staple.into(), ..Credential::default() }), leaf)
+    };
+    let (rsa, rsa_leaf) = of(&rcgen::PKCS_RSA_SHA256, b"good says the one");
+    let (ecdsa, ecdsa_leaf) = of(&rcgen::PKCS_ECDSA_P256_SHA256, b"");
+    gateway.state.set_certificates(certificates(&[("shop/rsa", rsa), ("shop/ecdsa", ecdsa)]));
+    use SignatureScheme::{ECDSA_NISTP256_SHA256, RSA_PSS_SHA256};
+    let (rsa, ecdsa) = ((&rsa_leaf, &b"good says the one"[..]), (&ecdsa_leaf, &b""[..]));
+    for (names, schemes, (leaf, staple)) in [
+        (["shop/rsa", "shop/ecdsa"], vec![RSA_PSS_SHA256], rsa),
+        (["shop/rsa", "shop/ecdsa"], vec![ECDSA_NISTP256_SHA256], ecdsa),
+        (["shop/ecdsa", "shop/rsa"], vec![RSA_PSS_SHA256], rsa),
+        // Of two that it can verify the first one.
+        (["shop/ecdsa", "shop/rsa"], vec![RSA_PSS_SHA256, ECDSA_NISTP256_SHA256], ecdsa),
+        (["shop/rsa", "shop/ecdsa"], vec![ECDSA_NISTP256_SHA256, RSA_PSS_SHA256], rsa),
+    ] {
+        let encryption = Encryption::Ends(Tls::with(names.map(Into::into).to_vec()));
+        listen(&gateway, vec![listener("a", port, &["a.example"], encryption, to_service(&["*"], "app"))]);
+        let noting = Arc::new(Noting(schemes, Mutex::default()));
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let builder = builder.dangerous().with_custom_certificate_verifier(noting.clone());
+        let client = TlsConnector::from(Arc::new(builder.with_no_client_auth()));
+        tls(&client, port, "a.example").await.unwrap();
+        let shown = noting.1.lock().pop().unwrap();
+        assert!(shown.0 == *leaf && shown.1 == staple, "{names:?} {:?}: {:?}", noting.0, shown.1);
     }
 }
 

@@ -88,7 +88,7 @@ impl Default for Settings {
             sniff_timeout: Duration::from_secs(3),
             handshake_timeout: Duration::from_secs(5),
             edge_connections: 32_768,
-            source_connections: 8192,
+            source_connections: 16_384,
             datagram_sessions: 8192,
             datagram_sessions_together: 65_536,
             client_datagram_sessions: 1024,

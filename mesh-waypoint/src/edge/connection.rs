@@ -125,8 +125,7 @@ async fn way(lane: &Lane, tcp: &mut TcpStream, entry: &mut Entry, place: &mut Ed
         .port(entry.bind)
         .ok_or_else(|| refused(Reason::NoListener, "nothing is listened for any more"))?;
     let topology = edge.listeners.topology();
-    // Proxies of requests come from a few addresses, whoever asks through them.
-    let mut from = Some(entry.from.ip()).filter(|_| topology.trusted_proxies == 0);
+    let mut from = Some(entry.from.ip());
     if topology.proxy_protocol {
         if !topology.believes(entry.from.ip()) {
             return Err(refused(Reason::ProxyUntrusted, "no PROXY header is believed of who connects from there"));
@@ -136,6 +135,8 @@ async fn way(lane: &Lane, tcp: &mut TcpStream, entry: &mut Entry, place: &mut Ed
         // Whoever stands in front speaks for many, and sometimes for itself.
         from = said.map(|said| said.ip());
     }
+    // Proxies of requests come from a few addresses, whoever asks through them.
+    let from = from.filter(|_| topology.trusted_proxies == 0);
     if let Some(Err(_)) = from.map(|from| place.of(from, lane.shared.settings.source_connections)) {
         return Err(refused(Reason::SourceLimit, "too many connections of one source"));
     }

@@ -21,10 +21,10 @@ use super::plan::Plan;
 use super::reply::Failure;
 use super::report::Report;
 use crate::downstream::{Bound, Downstream};
-use crate::http::count::Broken;
+use crate::http::count::{Broken, Reading};
 use crate::http::outgoing::address;
 use crate::http::tape::Tape;
-use crate::http::{ClientBody, Count, RequestBody, Until, hop};
+use crate::http::{ClientBody, RequestBody, Until, hop};
 use crate::names::Named;
 use crate::places::{Found, NoEndpoint};
 use crate::target::Target;
@@ -68,7 +68,7 @@ pub(super) struct Head {
 /// Where a request's body comes from, for each attempt.
 pub(super) enum Source {
     Empty,
-    Once(ClientBody, Arc<Count>),
+    Once(ClientBody, Reading),
     Gone,
     Tape(Arc<Tape>),
 }
@@ -79,7 +79,7 @@ pub(super) fn source(body: ClientBody, keep: bool, limit: usize, report: &mut Re
         return Source::Empty;
     }
     let count = report.received();
-    if keep { Source::Tape(Tape::new(body, limit, count)) } else { Source::Once(body, count) }
+    if keep { Source::Tape(Tape::new(body, limit, count)) } else { Source::Once(body, count.into()) }
 }
 
 impl Source {
@@ -137,8 +137,10 @@ impl Attempts<'_, '_> {
         loop {
             let mut endpoint = self.endpoint()?;
             endpoint.retry = second.take();
-            let hurried = self.hurries(until.as_deref_mut());
-            self.trace = report.attempt(&endpoint, hurried);
+            if let Some(until) = until.as_deref_mut() {
+                until.begin(self.retries.per_try_timeout, Instant::now());
+            }
+            self.trace = report.attempt(&endpoint);
             let ended = {
                 let once = std::pin::pin!(self.once(&endpoint));
                 within(until.as_deref(), once).await
@@ -156,7 +158,10 @@ impl Attempts<'_, '_> {
                 Err(lost) => report.attempted(None, lost.failure.flag),
             }
             report.unreached(self.why.take());
-            let is_fault = |ended: &Ended| *ended != Ended::Late || report.is_late(&endpoint.turn);
+            let is_own =
+                |until: &Until| until.is_named(Instant::now()) || self.hurried && until.is_over(Instant::now());
+            let is_own = || until.as_deref().is_some_and(is_own);
+            let is_fault = |ended: &Ended| *ended != Ended::Late || !is_own() && report.is_late(&endpoint.turn);
             if let Some(ended) = counted(&ended).filter(is_fault) {
                 endpoint.ended(ended, self.of.down.lane.shared.now_ms());
             }
@@ -205,14 +210,6 @@ impl Attempts<'_, '_> {
             tokio::time::sleep(pause).await;
             attempt += 1;
         }
-    }
-
-    /// The next attempt begins. Whether its end is the client's own limit.
-    fn hurries(&self, until: Option<&mut Until>) -> bool {
-        let Some(until) = until else { return false };
-        let now = Instant::now();
-        until.begin(self.retries.per_try_timeout, now);
-        self.hurried && until.at(now) == until.whole(now)
     }
 
     /// No endpoint has had it. What is left of its body is for its copies.

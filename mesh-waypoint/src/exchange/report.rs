@@ -81,8 +81,8 @@ pub struct Report {
     /// Whoever was asked last, and when.
     last: Option<Reached>,
     sent_at: Option<Instant>,
-    /// When the last attempt began, in `ticks`; 0: its client left it too little time.
-    fair_since: u64,
+    /// When the last attempt began, in `ticks`.
+    sent_ms: u64,
     head: Option<Instant>,
     recorded: bool,
     /// Of a request for another protocol: what policies looked at, and both ends once they have agreed.
@@ -123,7 +123,7 @@ impl Report {
             unreached: None,
             last: None,
             sent_at: None,
-            fair_since: 0,
+            sent_ms: 0,
             head: None,
             recorded: false,
             judged: None,
@@ -215,10 +215,10 @@ impl Report {
         }
     }
 
-    /// It is sent to an endpoint; `hurried`: it has so little time because its client says so. What is given back says which trace that belongs to.
-    pub fn attempt(&mut self, endpoint: &Endpoint, hurried: bool) -> Option<Outgoing> {
+    /// It is sent to an endpoint. What is given back says which trace that belongs to.
+    pub fn attempt(&mut self, endpoint: &Endpoint) -> Option<Outgoing> {
         self.attempts += 1;
-        self.fair_since = if hurried { 0 } else { ticks::now_ms() };
+        self.sent_ms = ticks::now_ms();
         if self.remembered.is_some() {
             self.last = Some(record::reached(endpoint));
             self.sent_at = Some(Instant::now());
@@ -261,8 +261,8 @@ impl Report {
         // Its time runs from the end of the request.
         let ended = self.received.as_ref().and_then(|received| received.ended_at());
         let since_end = ended.map_or(u64::MAX, |at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX));
-        let took_ms = now_ms.saturating_sub(self.fair_since).min(since_end);
-        self.fair_since > 0 && wait::is_late(took_ms, body.into_iter().chain([turn.over_for(now_ms)]))
+        let took_ms = now_ms.saturating_sub(self.sent_ms).min(since_end);
+        wait::is_late(took_ms, body.into_iter().chain([turn.over_for(now_ms)]))
     }
 
     /// An endpoint has answered.

@@ -1,7 +1,6 @@
 //! Bodies on their way: a request's to an endpoint, a response's to the client. Streams stay streams; whoever reads slowly holds up whoever sends.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -10,7 +9,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use super::client_body::ClientBody;
-use super::count::Count;
+use super::count::Reading;
 use super::error::BoxError;
 use super::feed::FedBody;
 use super::tape::Reader;
@@ -31,7 +30,7 @@ pub enum RequestBody {
     /// None.
     Empty,
     /// The client's, as it comes; it is counted.
-    Stream(ClientBody, Arc<Count>),
+    Stream(ClientBody, Reading),
     /// The client's, kept as far as it has come.
     Tape(Reader),
     /// What goes by of another request's.
@@ -215,7 +214,7 @@ impl Body for ResponseBody {
         match &frame {
             Some(Ok(frame)) if frame.is_data() => {
                 let settled = this.deadline.as_ref().filter(|deadline| deadline.1.is_settled());
-                unread::given(settled.map(|deadline| deadline.0.deadline()));
+                unread::given(settled.and_then(|deadline| deadline.1.whole(Instant::now())));
             }
             _ => unread::asked(),
         }

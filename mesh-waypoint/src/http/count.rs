@@ -1,11 +1,14 @@
 //! What went by in a body: bytes, and of gRPC its messages, of which only the heads are looked at.
 
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::Body;
+use mesh_runtime::ticks;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -63,6 +66,8 @@ pub struct Count {
     noted: Mutex<Option<usize>>,
     /// When its end was here.
     ended: OnceLock<Instant>,
+    /// When something of it has come last, or whoever read it has left; 0 is never.
+    moved_ms: AtomicU64,
     /// Whether whoever wants it waits for the client.
     pub wait: Wait,
 }
@@ -80,8 +85,8 @@ impl Count {
     /// Nothing has come. If there is a connection, the body has to come at some rate, which whoever serves that looks at.
     #[must_use]
     pub fn new(grpc: bool, connection: Option<Arc<Watch>>) -> Self {
-        let (bytes, broken, noted, ended, wait) = Default::default();
-        Self { bytes, messages: grpc.then(Mutex::default), broken, connection, noted, ended, wait }
+        let (bytes, broken, noted, ended, moved_ms, wait) = Default::default();
+        Self { bytes, messages: grpc.then(Mutex::default), broken, connection, noted, ended, moved_ms, wait }
     }
 
     /// What has come of `body`, or the end of one that is too slow.
@@ -99,11 +104,34 @@ impl Count {
             Poll::Ready(Some(Err(error))) => self.failed(error),
             Poll::Ready(None) | Poll::Pending => {}
         }
-        // Whoever reads one whose length he knows does not look for its end.
-        if polled.is_ready() && (matches!(polled, Poll::Ready(None)) || body.is_end_stream()) {
-            self.ended(Instant::now());
+        if polled.is_ready() {
+            self.moved_ms.store(ticks::now_ms(), Relaxed);
+            // Whoever reads one whose length he knows does not look for its end, and in HTTP/2 that may come in a frame of its own.
+            let is_over = || body.size_hint().exact() == Some(0) || body.is_end_stream();
+            if self.ended.get().is_none() && (matches!(polled, Poll::Ready(None)) || is_over()) {
+                self.ended(Instant::now());
+            }
         }
         polled
+    }
+
+    /// Whoever read it reads no more.
+    pub fn left(&self) {
+        if self.wait.is_on() {
+            self.wait.end();
+            self.moved_ms.store(ticks::now_ms(), Relaxed);
+        }
+    }
+
+    /// Since when nobody waits for the client: all of it is here, or no more of it is taken. `None`: none of it was ever asked for.
+    #[must_use]
+    pub fn rests_since(&self, now: Instant) -> Option<Instant> {
+        match (self.ended_at(), self.moved_ms.load(Relaxed)) {
+            (Some(ended), _) => Some(ended),
+            _ if self.wait.is_on() => Some(now),
+            (None, 0) => None,
+            (None, moved) => now.checked_sub(Duration::from_millis(ticks::now_ms().saturating_sub(moved))),
+        }
     }
 
     /// All of it is here, since that moment.
@@ -160,6 +188,30 @@ impl Count {
     /// Messages so far.
     pub fn messages(&self) -> u64 {
         self.messages.as_ref().map_or(0, |messages| messages.lock().count)
+    }
+}
+
+/// Somebody reads a body.
+#[derive(Debug)]
+pub struct Reading(Arc<Count>);
+
+impl From<Arc<Count>> for Reading {
+    fn from(count: Arc<Count>) -> Self {
+        Self(count)
+    }
+}
+
+impl Deref for Reading {
+    type Target = Count;
+
+    fn deref(&self) -> &Count {
+        &self.0
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.left();
     }
 }
 

@@ -80,6 +80,15 @@ impl Tape {
     }
 }
 
+impl Drop for Reader {
+    fn drop(&mut self) {
+        // Who has it now may still wait.
+        if self.tape.inner.lock().turn == self.turn {
+            self.tape.count.left();
+        }
+    }
+}
+
 impl Inner {
     fn settle(&mut self, state: Kept) {
         self.state = state;

@@ -1,5 +1,6 @@
 //! When a request is over whose rule gives it a time. As in Envoy that runs from the moment at which all of the request is here: who sends for long is not cut for it,
-//! and a call whose client still speaks is not over. Moments that a client names itself stand. Asked by attempts and by the body of their answer.
+//! and a call whose client still speaks is not over. It stands still only while somebody waits for the client: a request that nobody takes, or no more of, has its time as any
+//! other. Moments that a client names itself stand. Asked by attempts and by the body of their answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,6 +65,12 @@ impl Until {
         self.fixed.into_iter().chain(self.end(self.whole.as_ref(), now)).min()
     }
 
+    /// Whether the moment is over that the client has named.
+    #[must_use]
+    pub fn is_named(&self, now: Instant) -> bool {
+        self.fixed.is_some_and(|fixed| fixed <= now)
+    }
+
     /// Whether the request is.
     #[must_use]
     pub fn is_over(&self, now: Instant) -> bool {
@@ -72,9 +79,9 @@ impl Until {
 
     fn end(&self, own: Option<&Own>, now: Instant) -> Option<Instant> {
         let own = own?;
-        let ended = self.body.as_ref().map_or(own.since, |body| body.ended_at().unwrap_or(now));
+        let rests = self.body.as_ref().and_then(|body| body.rests_since(now)).unwrap_or(own.since);
         // Nobody waits for years, and not every moment can be told.
-        ended.max(own.since).checked_add(own.time)
+        rests.max(own.since).checked_add(own.time)
     }
 
     /// Whether what is known now is known for good.
@@ -92,11 +99,14 @@ mod tests {
     fn features_VS_14_a_time_runs_from_the_end_of_the_request() {
         let zero = Instant::now();
         let at = |seconds: u64| zero + Duration::from_secs(seconds);
-        let ended = |seconds: Option<u64>| {
-            let count = Count::new(false, None);
-            seconds.into_iter().for_each(|seconds| count.ended(at(seconds)));
-            Some(Arc::new(count))
-        };
+        let (count, ended) = (|| Count::new(false, None), Count::new(false, None));
+        ended.ended(at(4));
+        let (waits, left) = (count(), count());
+        waits.wait.begin();
+        left.wait.begin();
+        left.left();
+        // Of the last one nobody has asked for anything, as while a request waits for a connection.
+        let [ended, waits, left, idle] = [ended, waits, left, count()].map(|count| Some(Arc::new(count)));
         let second = Some(Duration::from_secs(1));
         let rule = Some(Duration::from_secs(3));
         for (fixed, time, body, now, expected) in [
@@ -104,10 +114,11 @@ mod tests {
             (None, rule, None, 9, Some(3)),
             (Some(2), rule, None, 0, Some(2)),
             (Some(5), rule, None, 0, Some(3)),
-            (None, rule, ended(None), 7, Some(10)),
-            (Some(8), rule, ended(None), 7, Some(8)),
-            (None, rule, ended(Some(4)), 9, Some(7)),
-            (Some(2), None, ended(None), 0, Some(2)),
+            (None, rule, waits.clone(), 7, Some(10)),
+            (Some(8), rule, waits.clone(), 7, Some(8)),
+            (None, rule, ended, 9, Some(7)),
+            (None, rule, idle, 9, Some(3)),
+            (Some(2), None, waits, 0, Some(2)),
         ] {
             let mut until = Until::new(fixed.map(at), time, zero);
             body.into_iter().for_each(|body| until.after(body));
@@ -116,9 +127,15 @@ mod tests {
             until.begin(second, at(6));
             let try_at = until.at(at(now));
             assert_eq!(until.whole(at(now)), expected.map(at), "{until:?} {now}");
-            let own = until.body.as_ref().map_or(6, |body| body.ended_at().map_or(now.max(6), |_| 6)) + 1;
+            let waits = until.body.as_ref().is_some_and(|body| body.wait.is_on());
+            let own = if waits { now.max(6) } else { 6 } + 1;
             assert_eq!(try_at, Some(at(expected.map_or(own, |whole| whole.min(own)))), "{until:?} {now}");
         }
+        // Since somebody left it, which was just now.
+        let mut until = Until::new(None, rule, zero - Duration::from_secs(60));
+        until.after(left.unwrap());
+        let end = until.at(Instant::now()).unwrap();
+        assert!(end > zero && end <= Instant::now() + Duration::from_secs(3), "{:?}", end - zero);
     }
 
     #[test]

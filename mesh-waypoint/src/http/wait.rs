@@ -25,6 +25,12 @@ impl Wait {
         }
     }
 
+    /// Whether it is waited for.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.0.load(Relaxed) == NOW
+    }
+
     /// How long it has been here at that moment.
     #[must_use]
     pub fn over_for(&self, now_ms: u64) -> u64 {

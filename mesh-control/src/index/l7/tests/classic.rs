@@ -367,6 +367,16 @@ fn what_cannot_be_served_is_closed_and_told() {
 }
 
 #[test]
+fn features_GW_2_who_writes_that_browsers_speak_grpc_hears_that_nothing_translates_it() {
+    for (protocol, told) in [("GRPC-WEB", true), ("GRPC", false), ("HTTP", false)] {
+        let server = format!("[{{port: {{number: 81, name: a, protocol: {protocol}}}, hosts: ['*']}}]");
+        let made = made(&[gateway("shop", "one", &server)]);
+        let said = made.problems.iter().any(|(_, problem)| problem.field.ends_with(".port.protocol"));
+        assert_eq!((listened(&made).port(81).is_some(), said), (true, told), "{protocol}: {:?}", made.problems);
+    }
+}
+
+#[test]
 fn features_B16_what_is_passed_on_goes_by_name_and_plain_connections_by_port() {
     let servers = "[{port: {number: 443, name: tls, protocol: TLS}, hosts: [nginx.example.com, '*.db.com'], tls: {mode: PASSTHROUGH}}, \
         {port: {number: 9000, name: tcp, protocol: TCP}, hosts: ['*']}]";

@@ -87,7 +87,8 @@ impl Verb {
     /// It may change something: who stops it has to know that what was done stays.
     pub fn changes(&self) -> bool {
         match self {
-            Verb::Install(_) | Verb::Uninstall(_) | Verb::Waypoint(_) | Verb::Webhook(_) => true,
+            Verb::Install(_) | Verb::Uninstall(_) | Verb::Webhook(_) => true,
+            Verb::Waypoint(waypoint) => waypoint.changes(),
             Verb::Check(_) | Verb::Status(_) | Verb::Tap(_) | Verb::Version(_) => false,
         }
     }

@@ -29,6 +29,13 @@ pub struct Waypoint {
     order: Order,
 }
 
+impl Waypoint {
+    /// It may change something.
+    pub fn changes(&self) -> bool {
+        matches!(self.order, Order::Apply(_) | Order::Delete { .. })
+    }
+}
+
 /// What to do.
 #[derive(Clone, Debug, Subcommand)]
 enum Order {

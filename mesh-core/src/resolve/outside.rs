@@ -41,8 +41,8 @@ fn seen<'a>(snapshot: &'a Snapshot, source: &'a Client, address: IpAddr) -> impl
     services.filter(|service| service.visible_from(&source.namespace))
 }
 
-/// Whether a client may reach an address, by what is said of the outside. Inside of the mesh it may reach everybody, and whether there is somebody is for
-/// [`resolve`](super::resolve) to know.
+/// Whether a client may reach an address, by what is said of the outside. Inside of the mesh it may reach everybody but endpoints that only entries know, and
+/// whether there is somebody is for [`resolve`](super::resolve) to know.
 pub fn may_reach(snapshot: &Snapshot, source: &Client, to: SocketAddr) -> Result<(), Refusal> {
     let Some(said) = snapshot.outbound(&source.namespace, &source.uid).filter(|said| said.registry_only) else {
         return Ok(());
@@ -66,7 +66,9 @@ fn is_shown(snapshot: &Snapshot, source: &Client, owner: &AddressOwner, port: u1
                 && snapshot.service(key).is_some_and(|service| service.visible_from(&source.namespace))
         })
     };
-    owner.claimants().any(|workload| !workload.is_entry() || has(workload))
+    // One that no host leads to, as of an entry with patterns alone, is its own namespace's.
+    let is_own = |workload: &Workload| workload.services.is_empty() && workload.namespace == source.namespace;
+    owner.claimants().any(|workload| !workload.is_entry() || has(workload) || is_own(workload))
 }
 
 /// Whether some service has the port at that address.

@@ -649,7 +649,10 @@ fn features_SE_7_SB_3_an_endpoint_of_an_entry_is_somebody_s_on_its_ports_where_t
         entry("pay", "inside.example.com", hidden, [443, 443], "198.18.200.1"),
     ];
     store.apply(changes.into_iter().flatten().collect());
-    store.apply(vec![Change::Service(ranged), Change::Workload(pod)]);
+    // Of an entry of which no host leads anywhere.
+    let mut alone = Workload::new("c/networking.istio.io/ServiceEntry/pay/alone/203.0.113.30", "pay", "alone");
+    alone.addresses = vec![ip("203.0.113.30")];
+    store.apply(vec![Change::Service(ranged), Change::Workload(pod), Change::Workload(alone)]);
     let check = |snapshot: &Snapshot, namespace: &str, destination: &str| {
         let source = Client { namespace: namespace.into(), ..Client::default() };
         let destination: SocketAddr = destination.parse().unwrap();
@@ -675,6 +678,8 @@ fn features_SE_7_SB_3_an_endpoint_of_an_entry_is_somebody_s_on_its_ports_where_t
         ("web", "192.0.2.1:80", "reached"),
         ("web", "192.0.2.1:443", "not_in_registry"),
         ("web", "198.18.200.1:443", "not_in_registry"),
+        ("pay", "203.0.113.30:5432", "reached"),
+        ("web", "203.0.113.30:5432", "not_in_registry"),
         // Pods are there for everybody, wherever they are and on all ports.
         ("web", "203.0.113.20:22", "reached"),
         ("web", "198.18.0.1:9000", "reached"),

@@ -51,8 +51,8 @@ pub struct Said {
 pub enum Saying {
     /// One condition.
     Condition(Said),
-    /// What a ServiceEntry is told: one condition, the other one of its waypoint, and the addresses that its hosts have.
-    Entry(Said, Box<Saying>, Option<Vec<Json>>),
+    /// What a ServiceEntry is told: one condition, the other one of its waypoint if that is ours to tell, and the addresses that its hosts have.
+    Entry(Said, Option<Box<Saying>>, Option<Vec<Json>>),
     /// That condition is to be gone.
     Absent(Said),
     /// Some for each parent of a route, and what is said of it elsewhere.
@@ -70,7 +70,9 @@ impl Saying {
             let item =
                 |(host, address): &(ArcStr, IpAddr)| json!({ "value": address.to_string(), "host": host.as_str() });
             let given = verdict.given.as_ref().map(|given| given.iter().map(item).collect());
-            return Saying::Entry(said, Box::new(of_service(verdict.binding.as_ref())), given);
+            let bound = verdict.binding.as_ref();
+            let bound = (bound != Some(&Binding::Untold)).then(|| Box::new(of_service(bound)));
+            return Saying::Entry(said, bound, given);
         }
         if !kind.is_told_by_parent() {
             return Saying::Condition(said);
@@ -102,7 +104,7 @@ impl Saying {
         let own = (!said.holds || was_refused).then_some(said);
         // Of its waypoint a ServiceEntry hears if all else is well.
         match self {
-            Saying::Entry(_, bound, _) => own.or_else(|| bound.news(before)),
+            Saying::Entry(_, Some(bound), _) => own.filter(|own| !is_said(before, own)).or_else(|| bound.news(before)),
             _ => own,
         }
     }
@@ -117,10 +119,17 @@ impl Saying {
     /// The part of the status that is ours to write, after it was told; `None` if there is nothing new in it.
     pub fn told(&self, before: &[Json], generation: i64, now: Timestamp) -> Option<Vec<Json>> {
         match self {
-            Saying::Condition(said) => told(before, said, generation, now),
+            // A service has no generation, and its conditions have a number there.
+            Saying::Condition(said) if said.r#type == WAYPOINT_BOUND => told(before, said, None, now),
+            Saying::Condition(said) => told(before, said, Some(generation), now),
             Saying::Entry(said, bound, _) => {
-                let own = told(before, said, generation, now);
-                bound.told(own.as_deref().unwrap_or(before), generation, now).or(own)
+                let own = told(before, said, Some(generation), now);
+                let after = own.as_deref().unwrap_or(before);
+                let bound = bound.as_deref().and_then(|bound| match bound {
+                    Saying::Condition(said) => told(after, said, Some(generation), now),
+                    bound => bound.told(after, generation, now),
+                });
+                bound.or(own)
             }
             Saying::Absent(said) => {
                 let others: Vec<Json> = before.iter().filter(|one| one["type"] != said.r#type).cloned().collect();
@@ -152,6 +161,13 @@ fn of_service(binding: Option<&Binding>) -> Saying {
         Some(Binding::Refused(reason, why)) => Saying::Condition(said(false, reason, why.clone())),
         None | Some(Binding::Untold) => Saying::Absent(said(true, "NoWaypoint", String::new())),
     }
+}
+
+/// Whether a status says that already.
+fn is_said(before: &[Json], said: &Said) -> bool {
+    let status = if said.holds { "True" } else { "False" };
+    let is_it = |one: &Json| one["type"] == said.r#type && one["status"] == status && one["message"] == *said.message;
+    before.iter().any(is_it)
 }
 
 fn cut(mut message: String) -> String {
@@ -201,7 +217,7 @@ pub fn said(kind: Kind, verdict: &Verdict, with_istio: bool) -> Said {
 
 /// The conditions of an object after it was told; `None` if there is nothing new in it. Those of others stay, and so does the time since when something
 /// holds or does not.
-pub fn told(before: &[Json], said: &Said, generation: i64, now: Timestamp) -> Option<Vec<Json>> {
+pub fn told(before: &[Json], said: &Said, generation: Option<i64>, now: Timestamp) -> Option<Vec<Json>> {
     let text =
         |condition: &Json, field: &str| condition.get(field).and_then(Json::as_str).unwrap_or_default().to_owned();
     let is = |condition: &Json, r#type: &str| text(condition, "type") == r#type;
@@ -214,12 +230,10 @@ pub fn told(before: &[Json], said: &Said, generation: i64, now: Timestamp) -> Op
         "reason": said.reason,
         "message": said.message,
         "lastTransitionTime": since.filter(|since| !since.is_empty()).unwrap_or_else(|| format!("{now:.0}")),
-        // As protobuf writes numbers of 64 bits.
-        "observedGeneration": generation.to_string(),
     });
-    if said.r#type == WAYPOINT_BOUND && generation == 0 {
-        // A service has no generation, and its conditions have a number there.
-        new.as_object_mut().map(|new| new.remove("observedGeneration"));
+    if let (Some(new), Some(generation)) = (new.as_object_mut(), generation) {
+        // As protobuf writes numbers of 64 bits.
+        new.insert("observedGeneration".to_owned(), generation.to_string().into());
     }
     // What was ours and is about something else now.
     let stale = |condition: &Json| {
@@ -352,7 +366,6 @@ mod tests {
         let own = "undermesh.io/Accepted True Accepted 3";
         for (binding, expected, news) in [
             (None, own.to_owned(), None),
-            (Some(Binding::Untold), own.to_owned(), None),
             (good, format!("{own}; istio.io/WaypointBound True WaypointAccepted 3"), None),
             (bad.clone(), format!("{own}; istio.io/WaypointBound False WaypointIsNotReady 3"), Some("it is not")),
         ] {
@@ -365,6 +378,10 @@ mod tests {
             let gone = of(Standing::InForce, None).told(&after, 3, now);
             assert_eq!(shown(&gone.unwrap_or(after)), own);
         }
+        let untold = of(Standing::InForce, Some(Binding::Untold));
+        let theirs = json!({ "type": WAYPOINT_BOUND, "status": "True", "reason": "WaypointAccepted", "observedGeneration": "2" });
+        let after = untold.told(std::slice::from_ref(&theirs), 3, now).unwrap();
+        assert_eq!(shown(&after), format!("istio.io/WaypointBound True WaypointAccepted 2; {own}"), "it stays");
         let worse = of(Standing::NoEffect, bad);
         assert!(worse.news(&[]).is_some_and(|said| said.r#type == OWN), "what is wrong with itself comes first");
     }
@@ -451,11 +468,11 @@ mod tests {
                 Some(vec![theirs.clone(), condition(ZTUNNEL, "True", "m", today, "1")]),
             ),
         ] {
-            assert_eq!(told(&before, &said, generation, now), after, "{what}");
+            assert_eq!(told(&before, &said, Some(generation), now), after, "{what}");
         }
         // Istio's are not touched where there is one.
         let own = Said { r#type: OWN, ..say(true, "m") };
-        let after = told(std::slice::from_ref(&ours), &own, 1, now).unwrap();
+        let after = told(std::slice::from_ref(&ours), &own, Some(1), now).unwrap();
         assert_eq!(after, [ours, condition(OWN, "True", "m", today, "1")]);
     }
 }

@@ -137,7 +137,8 @@ pub fn services(
 /// Whether only its own namespace sees it.
 fn is_private(entry: &Entry) -> bool {
     let to = &entry.spec.export_to;
-    !to.is_empty() && to.iter().all(|to| to == "." || *to == *entry.namespace)
+    // `~` is nobody's; there is no less than this.
+    !to.is_empty() && to.iter().all(|to| matches!(to.as_str(), "." | "~") || *to == *entry.namespace)
 }
 
 /// What of an object nobody does.

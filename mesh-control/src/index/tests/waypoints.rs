@@ -431,19 +431,43 @@ fn features_CL_10_a_service_entry_is_told_of_the_waypoint_that_its_hosts_are_bou
     let wp = waypoint("shop", "wp", "");
     let key = Key { kind: Kind::ServiceEntry, namespace: "shop".into(), name: "api".into() };
     let own = label("wp");
-    for (what, gateways, of_namespace, labels, expected) in [
-        ("bound", wp.clone(), "", &*own, "accepted"),
-        ("by its namespace", wp.clone(), &*own, "", "accepted"),
-        ("nothing is asked for", wp.clone(), "", "", "-"),
-        ("by itself by none", wp.clone(), &*own, "istio.io/use-waypoint: none", "-"),
-        ("there is none", String::new(), "", &*own, "WaypointIsNotReady"),
-        ("not started", bare("shop", "wp", "", &spec("undermesh-waypoint", "")), "", &*own, "WaypointIsNotReady"),
-        ("for workloads", waypoint("shop", "wp", "workload"), "", &*own, "UnsupportedTrafficType"),
-        ("for workloads, by its namespace", waypoint("shop", "wp", "workload"), &*own, "", "-"),
-        ("of nobody", gateway("shop", "wp", "", &spec("theirs", "")), "", &*own, "WaypointIsNotReady"),
+    let fixed = "hosts: [api.example.com], resolution: STATIC, endpoints: [{address: 198.18.3.3}]";
+    for (what, gateways, of_namespace, labels, spec, expected) in [
+        ("bound", wp.clone(), "", &*own, fixed, "accepted"),
+        ("by its namespace", wp.clone(), &*own, "", fixed, "accepted"),
+        ("nothing is asked for", wp.clone(), "", "", fixed, "-"),
+        ("by itself by none", wp.clone(), &*own, "istio.io/use-waypoint: none", fixed, "-"),
+        ("there is none", String::new(), "", &*own, fixed, "WaypointIsNotReady"),
+        (
+            "not started",
+            bare("shop", "wp", "", &super::waypoints::spec("undermesh-waypoint", "")),
+            "",
+            &*own,
+            fixed,
+            "WaypointIsNotReady",
+        ),
+        ("for workloads", waypoint("shop", "wp", "workload"), "", &*own, fixed, "UnsupportedTrafficType"),
+        ("for workloads, by its namespace", waypoint("shop", "wp", "workload"), &*own, "", fixed, "-"),
+        (
+            "of nobody",
+            gateway("shop", "wp", "", &super::waypoints::spec("theirs", "")),
+            "",
+            &*own,
+            fixed,
+            "WaypointIsNotReady",
+        ),
+        (
+            "of nobody's address",
+            wp.clone(),
+            "",
+            &*own,
+            "hosts: [api.example.com], resolution: NONE",
+            "UnsupportedTrafficType",
+        ),
+        ("of patterns alone", String::new(), "", &*own, "hosts: ['*.example.com'], resolution: NONE", "-"),
     ] {
         let entry = format!(
-            "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: api, namespace: shop, labels: {{{labels}}}}}\nspec: {{hosts: [api.example.com], resolution: STATIC, ports: [{{number: 80, name: http, protocol: HTTP}}], endpoints: [{{address: 198.18.3.3}}]}}\n"
+            "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: api, namespace: shop, labels: {{{labels}}}}}\nspec: {{ports: [{{number: 80, name: http, protocol: HTTP}}], {spec}}}\n"
         );
         let view = view(&format!("{gateways}{}{entry}", namespace("shop", of_namespace)));
         let said = match view.bindings.get(&key) {

@@ -8,8 +8,9 @@ use mesh_core::workload::GatewayDestination;
 use mesh_core::{ArcStr, NamespacedName};
 
 use super::canary::{self, Wishes};
-use super::{Settings, Standing, Traffic, Waypoints, asked, key};
+use super::{Settings, Standing, Traffic, Waypoints, asked, key, service_entry};
 use crate::diagnosis::{Problem, Severity};
+use crate::resource::routing::service_entry::Resolution;
 use crate::resource::routing::{Routed, ServiceEntry};
 use crate::resource::waypoint::{Asked, field};
 use crate::resource::{Key, Kind, Objects, Service};
@@ -92,14 +93,25 @@ impl Waypoints {
     }
 
     /// What a ServiceEntry is told, whose hosts are bound as services are.
-    fn entry_binding(&self, entry: &Routed<ServiceEntry>, objects: &Objects, settings: &Settings) -> Option<Binding> {
+    fn entry_binding(
+        &self,
+        entry: &Arc<Routed<ServiceEntry>>,
+        objects: &Objects,
+        settings: &Settings,
+    ) -> Option<Binding> {
         let (own, canary) = (Asked::of(Some(&entry.marks), &entry.namespace), canary::of_entry(entry));
         let wishes = Wishes { waypoint: &own, canary: canary.as_ref(), namespace: &entry.namespace };
         let (name, _) = asked(wishes.waypoint, wishes.namespace, objects)?;
-        if !settings.discovers(objects, &entry.namespace) {
+        // Of one that only tells more of others, or whose hosts nobody can find, nothing is bound.
+        let has_hosts = service_entry::hosts(entry, objects, settings).next().is_some();
+        if !settings.discovers(objects, &entry.namespace) || !has_hosts {
             return None;
         }
         match self.bound(wishes, false, objects, settings)? {
+            Ok(()) if entry.spec.resolution == Resolution::None && entry.spec.addresses.is_empty() => {
+                let why = "its hosts have no address here: clients connect to their own ones (write `addresses`)";
+                Some(Binding::Refused(UNSUPPORTED, why.to_owned()))
+            }
             Ok(()) => Some(self.accepted(name, wishes, Optional::Unsaid, objects, settings)),
             Err(told) => Some(told),
         }

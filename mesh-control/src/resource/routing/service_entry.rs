@@ -147,8 +147,16 @@ pub struct Selector {
 }
 
 fn lower<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
-    let mut hosts = Vec::<String>::deserialize(from)?;
-    hosts.iter_mut().for_each(|host| host.make_ascii_lowercase());
+    let written = Vec::<String>::deserialize(from)?;
+    let mut spelled = BTreeMap::<String, String>::new();
+    let mut hosts = Vec::with_capacity(written.len());
+    for host in written {
+        let name = host.to_ascii_lowercase();
+        // One that is written in two ways is one; written twice in the same way it is a mistake.
+        if *spelled.entry(name.clone()).or_insert_with(|| host.clone()) == host {
+            hosts.push(name);
+        }
+    }
     Ok(hosts)
 }
 

@@ -5,7 +5,8 @@
 
 use std::fmt;
 
-use mesh_runtime::paths::{self, PathEnd};
+use mesh_core::ArcStr;
+use mesh_runtime::paths;
 use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
 
 use super::labels::{PeerLabels, Reporter, Security, UNKNOWN};
@@ -13,11 +14,13 @@ use super::series::{Ends, Known};
 
 /// What tells two pairs apart, and is shown.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct PathLabels(paths::PathLabels);
+pub(super) struct PathLabels(paths::PathLabels<ArcStr>);
+
+type PathEnd = paths::PathEnd<ArcStr>;
 
 fn end(labels: PeerLabels) -> PathEnd {
     let PeerLabels { workload, namespace, principal, cluster, .. } = labels;
-    PathEnd { workload, namespace, principal, cluster }
+    paths::PathEnd { workload, namespace, principal, cluster }
 }
 
 impl PathLabels {

@@ -1,48 +1,47 @@
 //! What tells two pairs of ends apart, and is printed of them. Agents and waypoints say how an end is made of what they know.
 
-use std::fmt;
+use std::fmt::{self, Debug};
+use std::ops::Deref;
 
-use arcstr::ArcStr;
 use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 
-const UNKNOWN: ArcStr = arcstr::literal!("unknown");
-const OVERFLOW: ArcStr = arcstr::literal!("overflow");
-
-/// From which end to which, who tells it, and how the connections are secured.
+/// From which end to which, who tells it, and how the connections are secured. `T` is what whoever counts has for texts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct PathLabels {
+pub struct PathLabels<T> {
     /// `source`, `destination` or `waypoint`.
     pub reporter: &'static str,
     /// As `mutual_tls`.
     pub security: &'static str,
     /// Who has opened the connections.
-    pub source: PathEnd,
+    pub source: PathEnd<T>,
     /// Who has taken them.
-    pub destination: PathEnd,
+    pub destination: PathEnd<T>,
 }
 
 /// One end; what is not known is `unknown`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct PathEnd {
+pub struct PathEnd<T> {
     /// As metrics of Istio name it.
-    pub workload: ArcStr,
+    pub workload: T,
     /// Of the workload.
-    pub namespace: ArcStr,
+    pub namespace: T,
     /// Who it has proved to be.
-    pub principal: ArcStr,
+    pub principal: T,
     /// Of the workload.
-    pub cluster: ArcStr,
+    pub cluster: T,
 }
 
-impl PathLabels {
+impl<T: Clone + From<&'static str>> PathLabels<T> {
     /// The one label set that takes what does not fit under the cap.
     pub fn overflow(reporter: &'static str, security: &'static str) -> Self {
-        let end = PathEnd { workload: OVERFLOW, namespace: UNKNOWN, principal: UNKNOWN, cluster: UNKNOWN };
+        let unknown = T::from("unknown");
+        let (namespace, principal, cluster) = (unknown.clone(), unknown.clone(), unknown);
+        let end = PathEnd { workload: T::from("overflow"), namespace, principal, cluster };
         Self { reporter, security, source: end.clone(), destination: end }
     }
 }
 
-impl EncodeLabelSet for PathLabels {
+impl<T: Deref<Target = str> + Debug> EncodeLabelSet for PathLabels<T> {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
         let (source, destination) = (&self.source, &self.destination);
         let rows: [(&str, &str); 10] = [
@@ -72,8 +71,8 @@ mod tests {
     #[test]
     fn pairs_are_printed_with_all_that_is_known_and_the_rest_as_one() {
         let table = Arc::new(PathTable::new(1));
-        let end = |[workload, namespace, principal, cluster]: [&str; 4]| PathEnd {
-            workload: workload.into(),
+        let end = |[workload, namespace, principal, cluster]: [&'static str; 4]| PathEnd {
+            workload: Arc::<str>::from(workload),
             namespace: namespace.into(),
             principal: principal.into(),
             cluster: cluster.into(),

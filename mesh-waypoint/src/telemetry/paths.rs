@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arcstr::ArcStr;
 use mesh_core::{Identity, Workload};
-use mesh_runtime::paths::{PathCounters, PathEnd, PathLabels, PathTable};
+use mesh_runtime::paths::{PathCounters, PathLabels, PathTable};
 
 use super::labels::{Side, UNKNOWN, cut, known};
 
@@ -16,7 +16,9 @@ const REPORTER: &str = "waypoint";
 const SECURITY: &str = "mutual_tls";
 
 /// The numbers of all tunnels.
-pub type Paths = Arc<PathTable<PathLabels>>;
+pub type Paths = Arc<PathTable<PathLabels<ArcStr>>>;
+/// One end of them.
+pub type PathEnd = mesh_runtime::paths::PathEnd<ArcStr>;
 
 /// The end of who has proved to be `identity`, and is known as `workload`.
 pub fn end(workload: Option<&Workload>, identity: &Identity) -> PathEnd {

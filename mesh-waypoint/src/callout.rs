@@ -123,8 +123,7 @@ fn message_of(answered: Answered) -> Result<Bytes, CallError> {
 
 fn endpoint(lane: &Lane, view: &View, place: &ClusterKey) -> Result<(Endpoint, Peer), CallError> {
     let own = &lane.shared.own;
-    let wish =
-        Wish { view, own, tried: &[], elsewhere: false, hash: None, encrypted: false, now_ms: lane.shared.now_ms() };
+    let wish = Wish::new(view, own, lane.shared.now_ms());
     let labels = view.labels.get(&own.uid).map(|labels| &**labels);
     let client =
         mesh_core::l7::Client { identity: Some(&own.identity), namespace: Some(&own.identity.namespace), labels };

@@ -269,15 +269,7 @@ async fn connect(
                 let own = ClusterKey { service: key.clone(), port: *port, subset: Default::default() };
                 let cluster = place.unwrap_or(&own);
                 let (view, own) = (&bound.view, &lane.shared.own);
-                let wish = Wish {
-                    view,
-                    own,
-                    tried: &tried,
-                    elsewhere: false,
-                    hash: None,
-                    encrypted,
-                    now_ms: lane.shared.now_ms(),
-                };
+                let wish = Wish { tried: &tried, encrypted, ..Wish::new(view, own, lane.shared.now_ms()) };
                 let found = choose::place(&lane.shared.places, &wish, cluster, &bound.seen(&downstream.peer));
                 let mut rng = lane.rng.lock();
                 found.and_then(|found| match named {

@@ -147,15 +147,7 @@ async fn connect(shared: &Shared, to: &Collector) -> Result<Wire, PostError> {
                 let cluster = ClusterKey { service: service.key(), port: to.port, subset: Default::default() };
                 let mut rng = SmallRng::from_rng(&mut rand::rng());
                 let own = &shared.own;
-                let wish = Wish {
-                    view: &view,
-                    own,
-                    tried: &[],
-                    elsewhere: false,
-                    hash: None,
-                    encrypted: false,
-                    now_ms: shared.now_ms(),
-                };
+                let wish = Wish::new(&view, own, shared.now_ms());
                 let (identity, namespace) = (Some(&own.identity), Some(&*own.identity.namespace));
                 let client = Client { identity, namespace, labels: None };
                 let found = choose::place(&shared.places, &wish, &cluster, &client);

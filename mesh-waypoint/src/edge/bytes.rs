@@ -163,15 +163,7 @@ async fn connect(
         authorize::connection(downstream, &bound)?;
         let endpoint = {
             let (view, own) = (&bound.view, &lane.shared.own);
-            let wish = Wish {
-                view,
-                own,
-                tried: &tried,
-                elsewhere: false,
-                hash: None,
-                encrypted,
-                now_ms: lane.shared.now_ms(),
-            };
+            let wish = Wish { tried: &tried, encrypted, ..Wish::new(view, own, lane.shared.now_ms()) };
             let found = choose::place(&lane.shared.places, &wish, &cluster, &bound.seen(&downstream.peer));
             let mut rng = lane.rng.lock();
             found.and_then(|found| {

@@ -52,7 +52,7 @@ impl Forward<'_> {
     pub(super) fn wish<'a>(&'a self, tried: &'a [ArcStr], hash: Option<u64>) -> Wish<'a> {
         let shared = &self.down.lane.shared;
         let (view, own) = (&self.bound.view, &shared.own);
-        Wish { view, own, tried, elsewhere: false, hash, encrypted: false, now_ms: shared.now_ms() }
+        Wish { tried, hash, ..Wish::new(view, own, shared.now_ms()) }
     }
 }
 

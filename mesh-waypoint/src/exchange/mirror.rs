@@ -192,15 +192,7 @@ async fn deliver(
 
 fn wish<'a>(down: &'a Downstream, bound: &'a Bound) -> Wish<'a> {
     let shared = &down.lane.shared;
-    Wish {
-        view: &bound.view,
-        own: &shared.own,
-        tried: &[],
-        elsewhere: false,
-        hash: None,
-        encrypted: false,
-        now_ms: shared.now_ms(),
-    }
+    Wish::new(&bound.view, &shared.own, shared.now_ms())
 }
 
 /// Who takes it. Where only a pattern is known, the name that the client asked for is looked up, as for the request itself.

@@ -153,6 +153,13 @@ pub struct Wish<'a> {
     pub now_ms: u64,
 }
 
+impl<'a> Wish<'a> {
+    /// Whatever endpoint there is.
+    pub fn new(view: &'a View, own: &'a Own, now_ms: u64) -> Self {
+        Self { view, own, tried: &[], elsewhere: false, hash: None, encrypted: false, now_ms }
+    }
+}
+
 /// The place that a request goes to.
 pub fn place(
     places: &Places,

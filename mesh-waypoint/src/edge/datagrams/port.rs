@@ -302,13 +302,5 @@ impl Port {
 /// What decides about an endpoint.
 pub(super) fn wish<'a>(lane: &'a Lane, bound: &'a Bound) -> Wish<'a> {
     let now_ms = lane.shared.now_ms();
-    Wish {
-        view: &bound.view,
-        own: &lane.shared.own,
-        tried: &[],
-        elsewhere: false,
-        hash: None,
-        encrypted: false,
-        now_ms,
-    }
+    Wish::new(&bound.view, &lane.shared.own, now_ms)
 }

@@ -105,7 +105,13 @@ fn serve(stream: TcpStream, lists: Lists, scripts: Scripts, log: &Mutex<Vec<Stri
         match scripts(pod) {
             // Until the client has gone.
             Err(SILENCE) => drop(reader.read_to_end(&mut Vec::new())),
-            Err(code) => drop(stream.write_all(answer(code, &json!({"message": "it is not for you"})).as_bytes())),
+            Err(code) => {
+                let refusal = answer(code, &json!({"message": "it is not for you"}));
+                // What is kept alive is asked again on the same connection, as by the clients of real servers.
+                if stream.write_all(refusal.as_bytes()).is_ok() && code != 101 {
+                    continue;
+                }
+            }
             Ok(script) => {
                 let accept = derive_accept_key(key.as_bytes());
                 let head = format!(

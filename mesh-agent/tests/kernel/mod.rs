@@ -343,6 +343,13 @@ impl Pod {
             ip_command(end.as_fd(), &format!("addr add {v6}/64 dev eth0 nodad"));
             ip_command(end.as_fd(), "link set eth0 up");
         }
+        // Packets before that are lost, those that look for neighbours too.
+        for end in [&netns, &outside_netns] {
+            let started = Instant::now();
+            while !ip_output(end, "-o link show eth0").contains("state UP") {
+                assert!(started.elapsed() < Duration::from_secs(60), "eth0 does not come up");
+            }
+        }
         ip_command(netns.as_fd(), &format!("route add default via {OUTSIDE_V4}"));
         ip_command(netns.as_fd(), &format!("-6 route add default via {OUTSIDE_V6}"));
         let cookie = netns_cookie(netns.as_fd()).unwrap();

@@ -130,7 +130,9 @@ impl Hub {
                 // Replaced when the address moves from one pod to the next.
                 ip(&format!("route replace {address}/{} dev {link}", width(address)));
             }
+            until_up(&link);
         });
+        pod.enter(|| until_up("eth0"));
         pod
     }
 }
@@ -138,7 +140,7 @@ impl Hub {
 impl Hub {
     /// What is sent to this address from now on is lost, as on the way to a machine that has died.
     pub fn lose(&self, address: IpAddr) {
-        self.netns.enter(|| ip(&format!("route replace blackhole {address}/{}", width(&address))));
+        self.netns.enter(|| drop(ip(&format!("route replace blackhole {address}/{}", width(&address)))));
     }
 }
 
@@ -150,7 +152,16 @@ fn tcp(address: SocketAddr) -> Socket {
     Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).unwrap()
 }
 
-fn ip(arguments: &str) {
+/// Packets before that are lost, those that look for neighbours too: who asks thrice in vain hears that there is no route.
+fn until_up(link: &str) {
+    let started = Instant::now();
+    while !ip(&format!("-o link show {link}")).contains("state UP") {
+        assert!(started.elapsed() < Duration::from_secs(60), "{link} does not come up");
+    }
+}
+
+fn ip(arguments: &str) -> String {
     let output = Command::new("ip").args(arguments.split_whitespace()).output().expect("iproute2 is installed");
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }

@@ -35,6 +35,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
+pub mod edge;
 pub mod frames;
 
 pub const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/client";
@@ -193,10 +194,15 @@ impl Waypoint {
     }
 
     pub async fn with(backends: &[Backend], table: Table, settings: Settings) -> Self {
-        Self::of(Ca::new(), backends, table, settings).await
+        Self::of(Ca::new(), backends, table, settings, Vec::new()).await
     }
 
-    async fn of(ca: Ca, backends: &[Backend], table: Table, settings: Settings) -> Self {
+    /// One that has an address of its own.
+    pub async fn at(own: IpAddr, backends: &[Backend]) -> Self {
+        Self::of(Ca::new(), backends, Table::default(), Settings::default(), vec![own]).await
+    }
+
+    async fn of(ca: Ca, backends: &[Backend], table: Table, settings: Settings, ips: Vec<IpAddr>) -> Self {
         let certificate = ca.issue(&identity(WAYPOINT));
         let mut store = Store::new();
         let mut changes: Vec<_> = backends.iter().flat_map(Backend::changes).collect();
@@ -205,7 +211,8 @@ impl Waypoint {
         state.set_snapshot(store.apply(changes).snapshot);
         state.set_table(Arc::new(table));
         state.set_security(Some(Arc::default()));
-        let own = Own::new(name("waypoint"), identity(WAYPOINT));
+        let mut own = Own::new(name("waypoint"), identity(WAYPOINT));
+        own.place.ips = ips;
         let settings = Settings { seed: Some(1), ..settings };
         let shared = Shared::new(state.clone(), own, settings, Arc::new(certificate.clone()));
         let engine = Engine::new(shared, Lanes::here());
@@ -219,7 +226,7 @@ impl Waypoint {
 
     /// Another one of the same authority: for endpoints whose certificates had to be made first.
     pub async fn again(former: Self, backends: &[Backend], settings: Settings) -> Self {
-        Self::of(former.ca, backends, Table::default(), settings).await
+        Self::of(former.ca, backends, Table::default(), settings, Vec::new()).await
     }
 
     /// A stream to `authority` through a tunnel of a client of its own.
